@@ -1,0 +1,101 @@
+//! The echo server: every frame comes back. The tutorial of this crate; its options are in `support/options.rs`.
+//!
+//!     cargo run --release --example echo -- --help
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use portcullis::{Config, Context, Handle, Handler, Listen, Outcome, Server, Stats};
+
+#[path = "support/options.rs"]
+mod options;
+#[path = "support/terminal.rs"]
+mod terminal;
+
+/// One connection. It has no state; a real protocol would keep its own here.
+struct Echo;
+
+impl Handler for Echo {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    let options = options::parse();
+    terminal::log_to_stderr();
+    match serve(&options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::complain(&format!("echo: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
+    let mut listen = Listen::tcp(options.listen.as_str())
+        .framing(options.framing.framing())
+        .idle_timeout(options::or_never(options.idle_timeout))
+        .handshake_timeout(options::or_never(options.handshake_timeout));
+    if let Some(bytes) = options.max_packet {
+        listen = listen.max_frame(bytes);
+    }
+    listen = options.add_tls(listen)?;
+
+    let mut server = Server::new(Config::new().max_connections(options.max_connections))?;
+    let id = server.listen(listen, |_app: &mut (), _peer| Echo)?;
+    let addr = server.listener(id)?.addr;
+    terminal::say(&format!("listening on {addr} ({})", options.framing.name()));
+    terminal::say(&format!("try:  {}", options.try_it(addr)));
+
+    drain_on_signal(server.handle(), options.grace)?;
+    server.run(&mut ())?;
+
+    terminal::say(&summary(&server.stats()));
+    if let Some(report) = server.drain_report() {
+        terminal::say(&format!(
+            "drained in {:.1?}: {} connections ended by themselves, {} were forced",
+            report.took, report.ended, report.forced
+        ));
+    }
+    Ok(())
+}
+
+/// The first SIGTERM or SIGINT drains, the second aborts.
+fn drain_on_signal(handle: Handle, grace: Duration) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
+    std::thread::spawn(move || {
+        let mut signals = signals.forever();
+        signals.next();
+        // It fails only if the server is gone already.
+        let _ = handle.drain(grace);
+        signals.next();
+        std::process::exit(1);
+    });
+    Ok(())
+}
+
+fn summary(stats: &Stats) -> String {
+    let reasons: Vec<String> = stats
+        .closed_by_reason()
+        .map(|(reason, count)| format!("{count} {reason}"))
+        .collect();
+    format!(
+        "{} accepted (at most {} at once), {} frames in, {} frames out, {} bytes in, {} bytes out; closed: {}",
+        stats.accepted,
+        stats.peak,
+        stats.frames_in,
+        stats.frames_out,
+        stats.bytes_in,
+        stats.bytes_out,
+        if reasons.is_empty() {
+            "none".to_owned()
+        } else {
+            reasons.join(", ")
+        }
+    )
+}

@@ -1,0 +1,123 @@
+//! The options of the echo server.
+
+use std::error::Error;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use portcullis::Listen;
+
+#[path = "framing.rs"]
+pub mod framing;
+use framing::FramingName;
+
+/// An echo server in Erlang-style framing, over TCP or TLS.
+///
+/// SIGTERM and SIGINT drain it; a second signal aborts at once.
+#[derive(Debug, Parser)]
+#[command(version, name = "echo")]
+pub struct Options {
+    /// Where to listen; port 0 lets the system choose
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:2222")]
+    pub listen: String,
+
+    /// How the stream is cut into messages
+    #[arg(long, value_enum, default_value_t = FramingName::Packet2)]
+    pub framing: FramingName,
+
+    /// The most connections at one time; more wait in the backlog
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub max_connections: usize,
+
+    /// The longest message accepted [default: the framing's: 8 MiB for packet-4, 64 KiB for line]
+    #[arg(long, value_name = "BYTES")]
+    pub max_packet: Option<usize>,
+
+    /// Speak TLS with this certificate chain
+    #[arg(long, value_name = "PEM", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// The private key of --tls-cert
+    #[arg(long, value_name = "PEM", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Speak TLS with a certificate for localhost, made up at every start
+    #[arg(long, conflicts_with = "tls_cert")]
+    pub tls_self_signed: bool,
+
+    /// Close a client that is silent for so long; 0 is never
+    #[arg(long, value_name = "SECS", default_value = "120", value_parser = seconds)]
+    pub idle_timeout: Duration,
+
+    /// A client must be through its TLS handshake by then; 0 is never
+    #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
+    pub handshake_timeout: Duration,
+
+    /// How long a drain waits for clients to finish
+    #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
+    pub grace: Duration,
+}
+
+/// The options of this process; ends it with status 2 and a message if they are no good.
+pub fn parse() -> Options {
+    Options::parse()
+}
+
+/// 0 on the command line is never.
+pub fn or_never(timeout: Duration) -> Duration {
+    if timeout.is_zero() {
+        Duration::MAX
+    } else {
+        timeout
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+}
+
+impl Options {
+    /// Makes the listener speak TLS if the options say so.
+    pub fn add_tls(&self, listen: Listen) -> Result<Listen, Box<dyn Error>> {
+        #[cfg(feature = "tls")]
+        {
+            if let (Some(chain), Some(key)) = (&self.tls_cert, &self.tls_key) {
+                return Ok(listen.tls(portcullis::tls::server_config(chain, key)?));
+            }
+            if self.tls_self_signed {
+                return Ok(listen.tls(self_signed()?));
+            }
+        }
+        #[cfg(not(feature = "tls"))]
+        if self.tls_cert.is_some() || self.tls_key.is_some() || self.tls_self_signed {
+            return Err("built without the feature `tls`".into());
+        }
+        Ok(listen)
+    }
+
+    /// A command line for a client of this server.
+    pub fn try_it(&self, addr: SocketAddr) -> String {
+        let tls = if self.tls_self_signed || self.tls_cert.is_some() {
+            " --tls --insecure"
+        } else {
+            ""
+        };
+        let framing = self.framing.name();
+        format!("cargo run --release --example echo_client -- --connect {addr} --framing {framing}{tls} hello world")
+    }
+}
+
+#[cfg(feature = "tls")]
+fn self_signed() -> Result<std::sync::Arc<portcullis::tls::ServerConfig>, Box<dyn Error>> {
+    use portcullis::tls::rustls::{self, pki_types::PrivatePkcs8KeyDer};
+    let names = ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names)?;
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let config = rustls::ServerConfig::builder_with_provider(framing::provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())?;
+    Ok(std::sync::Arc::new(config))
+}

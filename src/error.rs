@@ -1,0 +1,135 @@
+//! What can go wrong outside any connection.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+
+use crate::id::ListenerRef;
+
+/// The result of what a program asks of its [`Server`](crate::Server).
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, with which listener, and what can be done about it. Whatever it was, the rest
+/// of the server is as it was before the call.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address given to [`Listen::tcp`](crate::Listen::tcp) cannot be resolved.
+    Address {
+        /// What was given.
+        given: String,
+        /// Why it is no address.
+        source: io::Error,
+    },
+    /// The address is taken by another socket (EADDRINUSE).
+    AddressInUse {
+        /// The address.
+        addr: SocketAddr,
+    },
+    /// The socket could not be made, bound or put to listening.
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// Another listener of this server has this name.
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// An option has a value that cannot work.
+    Option {
+        /// The option, by the name of its setter.
+        option: &'static str,
+        /// What is wrong, and what would be right.
+        problem: String,
+    },
+    /// No listener of this server has this id, port or name (any more).
+    NoListener {
+        /// What was asked for.
+        listener: ListenerRef,
+    },
+    /// The server drains: it takes no new listeners.
+    Draining,
+    /// The kernel refused something that the server cannot do without.
+    Os {
+        /// What was being done.
+        doing: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(crate) fn option(option: &'static str, problem: impl Into<String>) -> Self {
+        Self::Option {
+            option,
+            problem: problem.into(),
+        }
+    }
+
+    pub(crate) fn listen(addr: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::AddressInUse { addr },
+            _ => Self::Listen { addr, source },
+        }
+    }
+
+    pub(crate) fn os(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Os { doing, source }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address { given, source } => {
+                write!(f, "{given} is no address to listen on (give HOST:PORT): {source}")
+            }
+            Self::AddressInUse { addr } => write!(
+                f,
+                "cannot listen on {addr}: the address is in use; stop its owner, or choose another port (0 lets the system choose)"
+            ),
+            Self::Listen { addr, source } => {
+                let hint = match source.kind() {
+                    io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
+                    io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+                    _ => "",
+                };
+                write!(f, "cannot listen on {addr}: {source}{hint}")
+            }
+            Self::NameTaken { name } => {
+                write!(f, "a listener named {name:?} exists already; give this one another name")
+            }
+            Self::Option { option, problem } => write!(f, "option {option}: {problem}"),
+            Self::NoListener { listener } => write!(f, "there is no listener {listener}"),
+            Self::Draining => f.write_str("the server drains and takes no new listeners"),
+            Self::Os { doing, source } => write!(f, "{doing}: {source}"),
+        }
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Address { source, .. } | Self::Listen { source, .. } | Self::Os { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::AddressInUse { .. } => io::ErrorKind::AddrInUse,
+            Error::Address { source, .. } | Error::Listen { source, .. } | Error::Os { source, .. } => source.kind(),
+            Error::NoListener { .. } => io::ErrorKind::NotFound,
+            Error::NameTaken { .. } => io::ErrorKind::AlreadyExists,
+            Error::Option { .. } => io::ErrorKind::InvalidInput,
+            Error::Draining => io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}

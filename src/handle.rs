@@ -1,0 +1,447 @@
+//! The one thing that crosses threads.
+
+use std::collections::VecDeque;
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, ThreadId};
+use std::time::Duration;
+
+use crate::control::{Control, ListenerInfo};
+use crate::error::Error;
+use crate::handler::Message;
+use crate::id::{ConnId, ListenerRef};
+use crate::stats::Stats;
+
+/// Wakes the loop out of its poll, from any thread.
+pub(crate) trait Wake: Send + Sync {
+    fn wake(&self) -> io::Result<()>;
+}
+
+type Job<A> = Box<dyn FnOnce(&mut A, &mut Control<'_, A>) + Send>;
+
+pub(crate) enum Command<A> {
+    Send(ConnId, Vec<u8>),
+    Notify(ConnId, Message),
+    Kill(ConnId),
+    Post(Job<A>),
+    Drain(Duration),
+    Stop,
+}
+
+impl<A> Command<A> {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Send(_, frame) => frame.len(),
+            _ => 0,
+        }
+    }
+}
+
+/// What the loop and all its handles share.
+pub(crate) struct Shared<A> {
+    queue: Mutex<Queue<A>>,
+    /// A wake-up is on its way, so that a flood of commands costs one.
+    pending: AtomicBool,
+    wake: Box<dyn Wake>,
+    limit: usize,
+    limit_bytes: usize,
+    stats: Mutex<Stats>,
+    live: Liveness,
+    looping: Mutex<Option<ThreadId>>,
+}
+
+struct Queue<A> {
+    commands: VecDeque<Command<A>>,
+    bytes: usize,
+    closed: bool,
+}
+
+/// A panic while a lock is held leaves nothing half done here: each critical section is one push, pop or copy.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<A> Shared<A> {
+    pub(crate) fn new(wake: Box<dyn Wake>, limit: usize, limit_bytes: usize) -> Self {
+        Self {
+            queue: Mutex::new(Queue {
+                commands: VecDeque::new(),
+                bytes: 0,
+                closed: false,
+            }),
+            pending: AtomicBool::new(false),
+            wake,
+            limit,
+            limit_bytes,
+            stats: Mutex::new(Stats::default()),
+            live: Liveness::default(),
+            looping: Mutex::new(None),
+        }
+    }
+
+    /// Whether commands came since the last time this was asked. A push from now on wakes the loop again,
+    /// so the queue must be looked at *after* this.
+    pub(crate) fn take_pending(&self) -> bool {
+        self.pending.load(Ordering::Relaxed) && self.pending.swap(false, Ordering::SeqCst)
+    }
+
+    pub(crate) fn take(&self) -> Option<Command<A>> {
+        let mut queue = lock(&self.queue);
+        let command = queue.commands.pop_front()?;
+        queue.bytes -= command.bytes();
+        Some(command)
+    }
+
+    pub(crate) fn publish(&self, stats: &Stats) {
+        lock(&self.stats).clone_from(stats);
+    }
+
+    pub(crate) fn set_live(&self, id: ConnId, live: bool) {
+        self.live.set(id, live);
+    }
+
+    pub(crate) fn set_looping(&self, thread: ThreadId) {
+        *lock(&self.looping) = Some(thread);
+    }
+
+    /// Nothing is taken any more; what waits is dropped.
+    pub(crate) fn close(&self) {
+        let commands = {
+            let mut queue = lock(&self.queue);
+            queue.closed = true;
+            queue.bytes = 0;
+            std::mem::take(&mut queue.commands)
+        };
+        // Outside the lock: a dropped job may own a handle.
+        drop(commands);
+    }
+
+    fn push(&self, command: Command<A>) -> Result<(), HandleError> {
+        {
+            let mut queue = lock(&self.queue);
+            if queue.closed {
+                return Err(HandleError::ServerGone);
+            }
+            let bytes = command.bytes();
+            if queue.commands.len() >= self.limit || (queue.bytes > 0 && queue.bytes + bytes > self.limit_bytes) {
+                return Err(HandleError::QueueFull);
+            }
+            queue.bytes += bytes;
+            queue.commands.push_back(command);
+        }
+        if !self.pending.swap(true, Ordering::SeqCst) {
+            if let Err(error) = self.wake.wake() {
+                // The command stays queued and marked for the next turn, whatever brings it about.
+                log::warn!("cannot wake the loop: {error}");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which ids are alive, for every thread to read: the generation of each slot, zero when it is free.
+///
+/// Chunk `n` holds `FIRST << n` slots, so that it grows without moving what others read.
+struct Liveness {
+    chunks: [OnceLock<Box<[AtomicU32]>>; CHUNKS],
+}
+
+const FIRST: usize = 64;
+const CHUNKS: usize = 20;
+
+impl Default for Liveness {
+    fn default() -> Self {
+        Self {
+            chunks: [const { OnceLock::new() }; CHUNKS],
+        }
+    }
+}
+
+impl Liveness {
+    /// The chunk of a slot, the chunk's size, and the place in it.
+    fn place(index: u32) -> (usize, usize, usize) {
+        let shifted = index as usize + FIRST;
+        let chunk = (shifted / FIRST).ilog2() as usize;
+        let size = FIRST << chunk;
+        (chunk, size, shifted - size)
+    }
+
+    fn set(&self, id: ConnId, live: bool) {
+        let (chunk, size, at) = Self::place(id.index);
+        let Some(chunk) = self.chunks.get(chunk) else {
+            return;
+        };
+        let slots = chunk.get_or_init(|| (0..size).map(|_| AtomicU32::new(0)).collect());
+        if let Some(slot) = slots.get(at) {
+            slot.store(if live { id.generation } else { 0 }, Ordering::Release);
+        }
+    }
+
+    fn is_live(&self, id: ConnId) -> bool {
+        let (chunk, _, at) = Self::place(id.index);
+        self.chunks
+            .get(chunk)
+            .and_then(OnceLock::get)
+            .and_then(|slots| slots.get(at))
+            .is_some_and(|slot| slot.load(Ordering::Acquire) == id.generation)
+    }
+}
+
+/// Reaches a server from other threads: send, notify, kill, post work, ask, drain.
+///
+/// `Clone`, `Send` and `Sync` whatever the application's state is. Nothing here waits for the loop but
+/// [`Handle::call`] and [`Handle::listener`], which take a timeout. Commands are carried out in the order in which one
+/// thread gives them, at most [`Config::job_budget`](crate::Config::job_budget) per turn.
+///
+/// ```no_run
+/// # use portcullis::{Config, Server};
+/// # fn main() -> portcullis::Result<()> {
+/// let mut server: Server = Server::new(Config::new())?;
+/// let handle = server.handle();
+/// std::thread::spawn(move || {
+///     // ... on SIGTERM:
+///     let _ = handle.drain(std::time::Duration::from_secs(10));
+/// });
+/// server.run(&mut ())
+/// # }
+/// ```
+pub struct Handle<A = ()> {
+    shared: Arc<Shared<A>>,
+}
+
+impl<A> Clone for Handle<A> {
+    fn clone(&self) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+}
+
+impl<A> Handle<A> {
+    pub(crate) fn new(shared: Arc<Shared<A>>) -> Self {
+        Self { shared }
+    }
+
+    /// Queues one frame for a connection. It is framed on the loop; what the loop finds wrong with it then
+    /// (too long, peer too slow) is logged at debug level and counted as undeliverable.
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::NoConnection`] if it has gone already, [`HandleError::QueueFull`], [`HandleError::ServerGone`].
+    pub fn send(&self, id: ConnId, frame: impl Into<Vec<u8>>) -> Result<(), HandleError> {
+        self.check_live(id)?;
+        self.shared.push(Command::Send(id, frame.into()))
+    }
+
+    /// Gives a connection's handler a message: [`Handler::on_message`](crate::Handler::on_message).
+    ///
+    /// # Errors
+    ///
+    /// As for [`Handle::send`].
+    pub fn notify(&self, id: ConnId, message: impl std::any::Any + Send) -> Result<(), HandleError> {
+        self.check_live(id)?;
+        self.shared.push(Command::Notify(id, Box::new(message)))
+    }
+
+    /// Ends a connection at once with RST. [`CloseReason::Killed`](crate::CloseReason::Killed).
+    ///
+    /// # Errors
+    ///
+    /// As for [`Handle::send`].
+    pub fn kill(&self, id: ConnId) -> Result<(), HandleError> {
+        self.check_live(id)?;
+        self.shared.push(Command::Kill(id))
+    }
+
+    /// Runs a job on the loop, with the application's state and the server's controls. A panic in it is caught,
+    /// logged and counted.
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::QueueFull`], [`HandleError::ServerGone`].
+    pub fn post(&self, job: impl FnOnce(&mut A, &mut Control<'_, A>) + Send + 'static) -> Result<(), HandleError> {
+        self.shared.push(Command::Post(Box::new(job)))
+    }
+
+    /// Runs a job on the loop and waits for what it returns, at most `timeout`. An answer that comes too late
+    /// is dropped: it is never taken for the answer to another question.
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::Timeout`]: no answer in time, the job may still run. [`HandleError::OwnThread`]: asked on the
+    /// loop's own thread, which would wait for itself; nothing was queued. [`HandleError::ServerGone`], also when the
+    /// server goes while we wait. [`HandleError::Panicked`]: the job did. [`HandleError::QueueFull`].
+    pub fn call<R: Send + 'static>(
+        &self,
+        timeout: Duration,
+        job: impl FnOnce(&mut A, &mut Control<'_, A>) -> R + Send + 'static,
+    ) -> Result<R, HandleError> {
+        if *lock(&self.shared.looping) == Some(thread::current().id()) {
+            return Err(HandleError::OwnThread);
+        }
+        // Of this question alone: the answer cannot reach another.
+        let (answer, answered) = mpsc::sync_channel(1);
+        self.post(move |app, control| {
+            // Nobody listens any more if this fails: the asker timed out.
+            let _ = answer.send(job(app, control));
+        })?;
+        answered.recv_timeout(timeout).map_err(|error| match error {
+            mpsc::RecvTimeoutError::Timeout => HandleError::Timeout,
+            mpsc::RecvTimeoutError::Disconnected if lock(&self.shared.queue).closed => HandleError::ServerGone,
+            mpsc::RecvTimeoutError::Disconnected => HandleError::Panicked,
+        })
+    }
+
+    /// Asks about one listener, by id, port or name: its state, its connections, its limit.
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::NoListener`] if there is none, as distinct from [`HandleError::Timeout`]; else as for [`Handle::call`].
+    pub fn listener(&self, which: impl Into<ListenerRef>, timeout: Duration) -> Result<ListenerInfo, HandleError> {
+        let which = which.into();
+        self.call(timeout, move |_, control| control.listener(which))?
+            .map_err(|error| match error {
+                Error::NoListener { listener } => HandleError::NoListener(listener),
+                _ => HandleError::ServerGone,
+            })
+    }
+
+    /// Whether a connection is alive at this moment.
+    pub fn is_live(&self, id: ConnId) -> bool {
+        self.shared.live.is_live(id)
+    }
+
+    /// The counters at the end of the last turn, without asking the loop.
+    pub fn stats(&self) -> Stats {
+        lock(&self.shared.stats).clone()
+    }
+
+    /// Makes the loop's poll return, for whatever the loop's owner has to do.
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::ServerGone`].
+    pub fn wake(&self) -> Result<(), HandleError> {
+        if lock(&self.shared.queue).closed {
+            return Err(HandleError::ServerGone);
+        }
+        self.shared.wake.wake().map_err(|_| HandleError::ServerGone)
+    }
+
+    /// Starts a drain: see [`Control::drain`].
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::QueueFull`], [`HandleError::ServerGone`].
+    pub fn drain(&self, grace: Duration) -> Result<(), HandleError> {
+        self.shared.push(Command::Drain(grace))
+    }
+
+    /// Ends [`Server::run`](crate::Server::run): see [`Control::stop`].
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::QueueFull`], [`HandleError::ServerGone`].
+    pub fn stop(&self) -> Result<(), HandleError> {
+        self.shared.push(Command::Stop)
+    }
+
+    fn check_live(&self, id: ConnId) -> Result<(), HandleError> {
+        if lock(&self.shared.queue).closed {
+            Err(HandleError::ServerGone)
+        } else if self.is_live(id) {
+            Ok(())
+        } else {
+            Err(HandleError::NoConnection(id))
+        }
+    }
+}
+
+impl<A> fmt::Debug for Handle<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").finish_non_exhaustive()
+    }
+}
+
+/// Why a [`Handle`] could not do what was asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HandleError {
+    /// The connection has gone.
+    NoConnection(ConnId),
+    /// There is no such listener (any more).
+    NoListener(ListenerRef),
+    /// Too many commands wait; try again later.
+    QueueFull,
+    /// The server is gone for good.
+    ServerGone,
+    /// No answer within the timeout.
+    Timeout,
+    /// The job panicked on the loop, which goes on.
+    Panicked,
+    /// A blocking question on the loop's own thread would wait for itself. Use [`Server::control`](crate::Server::control), or post a job.
+    OwnThread,
+}
+
+impl fmt::Display for HandleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoConnection(id) => write!(f, "connection {id} has gone"),
+            Self::NoListener(which) => write!(f, "there is no listener {which}"),
+            Self::QueueFull => f.write_str("the server's command queue is full; try again later"),
+            Self::ServerGone => f.write_str("the server is gone"),
+            Self::Timeout => f.write_str("no answer from the server within the timeout"),
+            Self::Panicked => f.write_str("the job panicked"),
+            Self::OwnThread => f.write_str("a blocking question on the server's own thread would wait for itself"),
+        }
+    }
+}
+
+impl StdError for HandleError {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_slot_has_its_own_place() {
+        let mut seen = std::collections::HashSet::new();
+        for index in 0..10_000 {
+            let (chunk, size, at) = Liveness::place(index);
+            assert!(chunk < CHUNKS && at < size && size == FIRST << chunk);
+            assert!(seen.insert((chunk, at)), "slot {index} shares a place");
+        }
+        let (chunk, size, at) = Liveness::place((1 << 24) - 1);
+        assert!(chunk < CHUNKS && at < size, "the last id has a place");
+    }
+
+    #[test]
+    fn an_id_is_live_until_its_slot_has_another_tenant() {
+        let live = Liveness::default();
+        let first = ConnId {
+            index: 77,
+            generation: 1,
+        };
+        let second = ConnId {
+            index: 77,
+            generation: 2,
+        };
+        assert!(!live.is_live(first));
+        live.set(first, true);
+        assert!(live.is_live(first) && !live.is_live(second));
+        live.set(first, false);
+        assert!(!live.is_live(first));
+        live.set(second, true);
+        assert!(!live.is_live(first) && live.is_live(second));
+    }
+
+    #[test]
+    fn a_handle_is_send_and_sync_for_every_state() {
+        fn check<T: Send + Sync + Clone>() {}
+        check::<Handle<std::rc::Rc<std::cell::RefCell<u8>>>>();
+    }
+}

@@ -1,0 +1,457 @@
+//! What the user writes: [`Handler`], [`Service`]; and what they are given: [`Context`], [`Conn`], [`Peer`].
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::id::{ConnId, ListenerId};
+use crate::proto::{Framing, Machine, Pool, SendError, State, Time, Traffic};
+use crate::reason::{Closed, Outcome};
+
+/// What a [`Handle`](crate::Handle) sends to a connection: see [`Handler::on_message`].
+pub type Message = Box<dyn Any + Send>;
+
+/// One connection's protocol: what to do with its frames.
+///
+/// `A` is the application's state, owned by the caller of [`Server::run`](crate::Server::run) and lent to every callback.
+/// All callbacks run on the loop's thread, one at a time; none is ever called from inside another.
+/// One that blocks makes every connection wait.
+///
+/// A panic in a callback is a crash of its connection alone: it is caught, reported, and the connection closes as
+/// [`Panicked`](crate::CloseReason::Panicked). (Built with `panic = "abort"` there is nothing to catch.)
+///
+/// ```
+/// use portcullis::{Context, Handler, Outcome};
+///
+/// /// Counts the frames of all connections, and answers each with the count.
+/// struct Counter;
+/// impl Handler<u64> for Counter {
+///     fn on_frame(&mut self, cx: &mut Context<'_, u64>, _frame: &[u8]) -> Outcome {
+///         *cx.app += 1;
+///         cx.conn.send(cx.app.to_string().as_bytes())?;
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait Handler<A = ()> {
+    /// The connection is open; over TLS the handshake is done. Called once, before everything else.
+    #[allow(unused_variables)]
+    fn on_open(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        Ok(())
+    }
+
+    /// A whole frame came: the payload, without header. Raw connections get bytes in pieces of any size.
+    fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome;
+
+    /// The peer finished sending (FIN, or close_notify over TLS) at the end of a frame. It may still read.
+    /// The default closes once everything sent so far is flushed. Not called for a peer that finishes inside a frame.
+    ///
+    /// A handler that does not close may go on sending, until the idle timeout at the latest; over TLS 1.2 the
+    /// connection closes after this call in any case (RFC 5246 section 7.2.1).
+    fn on_finish(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        cx.conn.close();
+        Ok(())
+    }
+
+    /// What waits for the peer has fallen to the low watermark, after it had reached the high one.
+    #[allow(unused_variables)]
+    fn on_writable(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        Ok(())
+    }
+
+    /// A timer set with [`Conn::set_timer`] is due.
+    #[allow(unused_variables)]
+    fn on_timer(&mut self, cx: &mut Context<'_, A>, key: u8) -> Outcome {
+        Ok(())
+    }
+
+    /// Something was sent with [`Handle::notify`](crate::Handle::notify). The default ignores it.
+    #[allow(unused_variables)]
+    fn on_message(&mut self, cx: &mut Context<'_, A>, message: Message) -> Outcome {
+        Ok(())
+    }
+
+    /// The server drains: the moment to say goodbye. The default answers what has arrived already and closes in order
+    /// ([`Conn::close_after_input`]). A handler that does not close is served until the drain's deadline, then reset.
+    fn on_drain(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        cx.conn.close_after_input();
+        Ok(())
+    }
+
+    /// The connection is gone. Called exactly once for each `on_open`, after everything else.
+    #[allow(unused_variables)]
+    fn on_close(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {}
+}
+
+impl<A, H: Handler<A> + ?Sized> Handler<A> for Box<H> {
+    fn on_open(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        (**self).on_open(cx)
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome {
+        (**self).on_frame(cx, frame)
+    }
+
+    fn on_finish(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        (**self).on_finish(cx)
+    }
+
+    fn on_writable(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        (**self).on_writable(cx)
+    }
+
+    fn on_timer(&mut self, cx: &mut Context<'_, A>, key: u8) -> Outcome {
+        (**self).on_timer(cx, key)
+    }
+
+    fn on_message(&mut self, cx: &mut Context<'_, A>, message: Message) -> Outcome {
+        (**self).on_message(cx, message)
+    }
+
+    fn on_drain(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        (**self).on_drain(cx)
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {
+        (**self).on_close(cx, closed);
+    }
+}
+
+/// Makes a [`Handler`] for each peer of one listener, or refuses the peer.
+///
+/// A closure `FnMut(&mut A, Peer) -> impl Handler<A>` is a service that refuses nobody;
+/// [`try_accept`] makes one of a closure that may.
+pub trait Service<A = ()> {
+    /// A peer has connected. Called before TLS, so that a refusal costs nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`Refuse`] closes the connection, which is counted as [`Refused`](crate::CloseReason::Refused).
+    fn accept(&mut self, app: &mut A, peer: Peer) -> Result<Box<dyn Handler<A>>, Refuse>;
+
+    /// A connection ended before it was open: refused, a failed or late handshake, a reset. Its handler, if it had one,
+    /// was dropped without a call.
+    #[allow(unused_variables)]
+    fn on_unopened(&mut self, app: &mut A, peer: &Peer, closed: &Closed) {}
+
+    /// The listener is gone although nobody asked for it: its socket was shut down elsewhere. Its connections live on.
+    #[allow(unused_variables)]
+    fn on_listener_lost(&mut self, app: &mut A, listener: ListenerId, error: &io::Error) {}
+}
+
+impl<A, H, F> Service<A> for F
+where
+    F: FnMut(&mut A, Peer) -> H,
+    H: Handler<A> + 'static,
+{
+    fn accept(&mut self, app: &mut A, peer: Peer) -> Result<Box<dyn Handler<A>>, Refuse> {
+        Ok(Box::new(self(app, peer)))
+    }
+}
+
+/// A [`Service`] of a closure that may refuse.
+///
+/// ```
+/// use portcullis::{try_accept, Context, Handler, Outcome, Peer, Refuse};
+/// # struct Echo;
+/// # impl Handler for Echo {
+/// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+/// # }
+/// let loopback_only = try_accept(|_app: &mut (), peer: Peer| {
+///     if peer.addr.ip().is_loopback() { Ok(Echo) } else { Err(Refuse::silently()) }
+/// });
+/// # let _ = loopback_only;
+/// ```
+pub fn try_accept<A, H, F>(accept: F) -> impl Service<A>
+where
+    F: FnMut(&mut A, Peer) -> Result<H, Refuse>,
+    H: Handler<A> + 'static,
+{
+    TryAccept(accept)
+}
+
+struct TryAccept<F>(F);
+
+impl<A, H, F> Service<A> for TryAccept<F>
+where
+    F: FnMut(&mut A, Peer) -> Result<H, Refuse>,
+    H: Handler<A> + 'static,
+{
+    fn accept(&mut self, app: &mut A, peer: Peer) -> Result<Box<dyn Handler<A>>, Refuse> {
+        Ok(Box::new((self.0)(app, peer)?))
+    }
+}
+
+/// A service's refusal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Refuse {
+    pub(crate) farewell: Vec<u8>,
+}
+
+impl Refuse {
+    /// Closes without a word.
+    pub fn silently() -> Self {
+        Self::default()
+    }
+
+    /// Sends these bytes, as they are and in the clear, then closes. What the socket does not take at once is lost.
+    pub fn with_farewell(farewell: impl Into<Vec<u8>>) -> Self {
+        Self {
+            farewell: farewell.into(),
+        }
+    }
+}
+
+/// Who has connected, and where.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Peer {
+    /// The connection's id; `None` for one that was refused because the cap was reached.
+    pub id: Option<ConnId>,
+    /// The peer's address.
+    pub addr: SocketAddr,
+    /// The listener it came through.
+    pub listener: ListenerId,
+    /// That listener's name.
+    pub listener_name: Rc<str>,
+}
+
+/// What each callback is lent: the application's state and the connection, two fields so that both can be used at once.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Context<'a, A = ()> {
+    /// The application's state, owned by the caller of [`Server::run`](crate::Server::run).
+    pub app: &'a mut A,
+    /// The connection that this is about.
+    pub conn: Conn<'a, A>,
+}
+
+impl<'a, A> Context<'a, A> {
+    pub(crate) fn new(app: &'a mut A, link: &'a mut (dyn Link<A> + 'a), id: ConnId) -> Self {
+        Self {
+            app,
+            conn: Conn { link, id },
+        }
+    }
+}
+
+/// What a [`Conn`] can ask of its server. Effects on sockets wait for the end of the connection's turn,
+/// so that no callback is entered from inside another.
+pub(crate) trait Link<A> {
+    fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)>;
+    fn machine_ref(&self, id: ConnId) -> Option<&Machine>;
+    /// Something was asked of this connection: give it a turn.
+    fn touch(&mut self, id: ConnId);
+    fn info(&self, id: ConnId) -> Option<ConnInfo>;
+    fn local_addr(&self, id: ConnId) -> io::Result<SocketAddr>;
+    fn listener_name(&self, listener: ListenerId) -> Rc<str>;
+    fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
+    fn now(&self) -> Time;
+}
+
+/// One connection as its handler, or another's, sees it.
+///
+/// Nothing here blocks or touches the socket: [`Conn::send`] queues, and what was queued goes out in one write
+/// at the end of the turn.
+pub struct Conn<'a, A = ()> {
+    link: &'a mut (dyn Link<A> + 'a),
+    id: ConnId,
+}
+
+impl<'a, A> Conn<'a, A> {
+    pub(crate) fn find(link: &'a mut (dyn Link<A> + 'a), id: ConnId) -> Option<Self> {
+        link.machine_ref(id)?;
+        Some(Self { link, id })
+    }
+
+    /// Queues one frame.
+    ///
+    /// When the high watermark is reached, reading from this connection stops by itself until the peer has taken
+    /// enough: a handler that only answers needs nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]: the connection is closing, its peer is too slow (the output limit), or the frame is too long
+    /// for the framing. Nothing of the frame was queued.
+    pub fn send(&mut self, frame: &[u8]) -> Result<(), SendError> {
+        let Some((machine, pool)) = self.link.machine(self.id) else {
+            return Err(SendError::Closed);
+        };
+        let sent = machine.send(frame, pool);
+        self.link.touch(self.id);
+        sent
+    }
+
+    /// Closes in order: what was sent is flushed, then close_notify over TLS, then FIN; input is discarded.
+    /// No frame is delivered any more. [`CloseReason::Closed`](crate::CloseReason::Closed).
+    pub fn close(&mut self) {
+        self.change(|machine, now, pool| machine.close_by_handler(now, pool));
+    }
+
+    /// As [`Conn::close`], but what has arrived already, in the kernel's buffer too, is delivered and answered first.
+    pub fn close_after_input(&mut self) {
+        self.change(|machine, _, _| machine.close_after_input());
+    }
+
+    /// Closes at once with RST. What was not sent yet is lost. [`CloseReason::Aborted`](crate::CloseReason::Aborted).
+    pub fn abort(&mut self) {
+        self.change(|machine, _, pool| machine.reset(Closed::new(crate::CloseReason::Aborted), pool));
+    }
+
+    /// Stops delivering frames, from the very next one on, and stops reading. The peer's idle and frame clocks stand.
+    ///
+    /// A paused connection does not notice that its peer has gone until it is resumed or written to.
+    pub fn pause(&mut self) {
+        self.change(|machine, _, _| machine.pause());
+    }
+
+    /// Goes on where [`Conn::pause`] stopped. What waits already is delivered without another read.
+    pub fn resume(&mut self) {
+        self.change(|machine, now, _| machine.resume(now));
+    }
+
+    /// Calls [`Handler::on_timer`] with `key` once, `after` this turn's time. Setting a key again moves it.
+    pub fn set_timer(&mut self, key: u8, after: Duration) {
+        self.change(|machine, now, _| machine.set_timer(key, now.after(after)));
+    }
+
+    /// Forgets a timer.
+    pub fn cancel_timer(&mut self, key: u8) {
+        self.change(|machine, _, _| machine.set_timer(key, Time::NEVER));
+    }
+
+    /// Changes the framing, both ways, from the next frame on. Bytes that have arrived and are not delivered yet
+    /// are cut in the new framing. The maximum is the listener's if it sets one, else the framing's default.
+    pub fn set_framing(&mut self, framing: &Framing) {
+        self.change(|machine, _, _| machine.set_framing(framing));
+    }
+
+    /// Replaces the handler once the running callback has returned. The old one is dropped without `on_close`,
+    /// the new one gets no `on_open`: hand over what it needs.
+    pub fn replace_handler(&mut self, handler: impl Handler<A> + 'static) {
+        self.link.replace_handler(self.id, Box::new(handler));
+    }
+
+    /// Another connection of the same server; `None` if it has gone.
+    pub fn peer(&mut self, id: ConnId) -> Option<Conn<'_, A>> {
+        Conn::find(&mut *self.link, id)
+    }
+
+    /// This connection's id, never reused.
+    pub fn id(&self) -> ConnId {
+        self.id
+    }
+
+    /// State, addresses, age and traffic. `None` if the connection has gone, which a handler's own never has.
+    pub fn info(&self) -> Option<ConnInfo> {
+        self.link.info(self.id)
+    }
+
+    /// Our end's address.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, if the connection has been reset already.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.link.local_addr(self.id)
+    }
+
+    /// The name of the listener it came through.
+    pub fn listener_name(&self) -> Rc<str> {
+        match self.link.info(self.id) {
+            Some(info) => self.link.listener_name(info.listener),
+            None => Rc::from(""),
+        }
+    }
+
+    /// Where the connection is in its life.
+    pub fn state(&self) -> State {
+        self.link.machine_ref(self.id).map_or(State::Closing, Machine::state)
+    }
+
+    /// Bytes that wait for the peer.
+    pub fn queued(&self) -> usize {
+        self.link.machine_ref(self.id).map_or(0, Machine::queued)
+    }
+
+    /// The longest payload accepted from the peer, in bytes.
+    pub fn max_frame(&self) -> usize {
+        self.link.machine_ref(self.id).map_or(0, Machine::max_frame)
+    }
+
+    /// The server drains.
+    pub fn is_draining(&self) -> bool {
+        self.link.machine_ref(self.id).is_some_and(Machine::is_draining)
+    }
+
+    /// What the TLS handshake agreed on: SNI, ALPN, client certificates. `None` on a plain connection.
+    #[cfg(feature = "tls")]
+    pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
+        self.link.machine_ref(self.id)?.tls()
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Machine, Time, &mut Pool)) {
+        let now = self.link.now();
+        if let Some((machine, pool)) = self.link.machine(self.id) {
+            change(machine, now, pool);
+            self.link.touch(self.id);
+        }
+    }
+}
+
+impl<A> fmt::Debug for Conn<'_, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("id", &self.id)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One connection at one moment.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConnInfo {
+    /// Its id.
+    pub id: ConnId,
+    /// The listener it came through.
+    pub listener: ListenerId,
+    /// The peer's address.
+    pub peer: SocketAddr,
+    /// Where it is in its life.
+    pub state: State,
+    /// Since accept.
+    pub age: Duration,
+    /// Since the last byte from the peer, or since accept.
+    pub idle: Duration,
+    /// Bytes and frames it carried.
+    pub traffic: Traffic,
+    /// Bytes that wait for the peer.
+    pub queued: usize,
+    /// Bytes held for it in either direction, [`ConnInfo::queued`] included.
+    pub buffered: usize,
+}
+
+impl fmt::Display for ConnInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "connection {} of {} from {}: {}, age {:.1?}, idle {:.1?}, {} bytes and {} frames in, {} bytes and {} frames out, {} queued",
+            self.id,
+            self.listener,
+            self.peer,
+            self.state,
+            self.age,
+            self.idle,
+            self.traffic.bytes_in,
+            self.traffic.frames_in,
+            self.traffic.bytes_out,
+            self.traffic.frames_out,
+            self.queued
+        )
+    }
+}

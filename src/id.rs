@@ -1,0 +1,83 @@
+//! Names for connections and listeners that a later tenant never inherits.
+
+use std::fmt;
+
+/// Names one connection of one server, for ever.
+///
+/// Slots are reused, ids are not: a late kill, message or timer for a connection that has
+/// gone finds nobody, never the slot's next tenant. (The generation wraps after 2³² tenants
+/// of one slot.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId {
+    pub(crate) index: u32,
+    pub(crate) generation: u32,
+}
+
+impl fmt::Display for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index, self.generation)
+    }
+}
+
+/// Names one listener of one server. Never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ListenerId(pub(crate) u32);
+
+impl fmt::Display for ListenerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "L{}", self.0)
+    }
+}
+
+/// How a query or command names a listener: by id, by port, or by name.
+///
+/// ```
+/// use portcullis::ListenerRef;
+/// let by_port: ListenerRef = 2222.into();
+/// let by_name: ListenerRef = "portcullis_2222".into();
+/// assert_ne!(by_port, by_name);
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ListenerRef {
+    /// The id that `listen` returned.
+    Id(ListenerId),
+    /// The real local port. With several listeners on one port (IPv4 and IPv6), the first.
+    Port(u16),
+    /// The listener's name.
+    Name(String),
+}
+
+impl fmt::Display for ListenerRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Port(port) => write!(f, "port {port}"),
+            Self::Name(name) => write!(f, "{name:?}"),
+        }
+    }
+}
+
+impl From<ListenerId> for ListenerRef {
+    fn from(id: ListenerId) -> Self {
+        Self::Id(id)
+    }
+}
+
+impl From<u16> for ListenerRef {
+    fn from(port: u16) -> Self {
+        Self::Port(port)
+    }
+}
+
+impl From<&str> for ListenerRef {
+    fn from(name: &str) -> Self {
+        Self::Name(name.to_owned())
+    }
+}
+
+impl From<String> for ListenerRef {
+    fn from(name: String) -> Self {
+        Self::Name(name)
+    }
+}

@@ -1,0 +1,105 @@
+//! An embeddable, single-threaded TCP/TLS server for code that is not async.
+//!
+//! You give it listeners and handlers; it gives you framed messages, a hard connection cap, and a promise: whatever the
+//! peers, the kernel or the handlers do, the loop goes on, memory stays bounded, and every connection ends with exactly
+//! one named reason.
+//!
+//! ```no_run
+//! use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
+//!
+//! struct Echo;
+//! impl Handler for Echo {
+//!     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+//!         cx.conn.send(frame)?;
+//!         Ok(())
+//!     }
+//! }
+//!
+//! fn main() -> portcullis::Result<()> {
+//!     let mut server = Server::new(Config::new().max_connections(1024))?;
+//!     server.listen(Listen::tcp("127.0.0.1:2222").framing(Framing::Packet2), |_app: &mut (), _peer| Echo)?;
+//!     server.run(&mut ())
+//! }
+//! ```
+//!
+//! # Where to look
+//!
+//! - [`Server`]: listen, run, or [`Server::poll_once`] in a loop of your own.
+//! - [`Handler`] and [`Service`]: what you write. [`Context`] and [`Conn`]: what you are lent.
+//! - [`Config`] and [`Listen`]: every option, with unit and default.
+//! - [`Handle`]: the one thing that crosses threads. [`Control`]: the running server between two turns.
+//! - [`CloseReason`]: every way a connection can end.
+//!
+//! # The house
+//!
+//! Imports run one way, from the top of this list to its end.
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | `server` | what the user owns |
+//! | `reactor/` | many connections and the operating system; never looks at a payload byte |
+//! | `handle`, `control`, `handler` | what the user holds, asks and writes |
+//! | `proto/` | one connection, sans-IO: bytes and time are arguments; no fd, no clock |
+//! | `config`, `stats`, `error`, `id`, `reason` | the vocabulary |
+//!
+//! # What is promised
+//!
+//! - The number of connections never passes the cap, in any state, for any number of listeners.
+//! - `accepted == open + closed`, one [`CloseReason`] each; `on_close` once for each `on_open`.
+//! - Frames are what a naive decoder makes of the same bytes, however they are cut.
+//! - What `send` took is delivered in order, or the reason tells why not.
+//! - Output held for a connection is at most the output limit and one frame; input at most one frame and one read.
+//! - A turn's work is bounded by its budgets, and an idle server does not wake up.
+//! - No stale event, timer, job or id reaches a slot's next tenant.
+//!
+//! # Features
+//!
+//! `tls` (default): TLS through rustls. `ring` (default) or `aws-lc-rs`: its cryptography, for [`tls::server_config`]; with
+//! neither, bring your own provider.
+
+#![forbid(unsafe_code)]
+#![warn(
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    unused_qualifications,
+    elided_lifetimes_in_paths,
+    clippy::use_self,
+    clippy::manual_let_else,
+    clippy::redundant_closure_for_method_calls
+)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+#[cfg(not(unix))]
+compile_error!("portcullis needs epoll or kqueue: it builds on Unix only");
+
+mod config;
+mod control;
+mod error;
+mod handle;
+mod handler;
+mod id;
+mod proto;
+mod reactor;
+mod reason;
+mod server;
+mod stats;
+
+pub use config::{AtCapacity, Config, Keepalive, Listen};
+pub use control::{Control, ListenerInfo, ListenerState};
+pub use error::{Error, Result};
+pub use handle::{Handle, HandleError};
+pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service};
+pub use id::{ConnId, ListenerId, ListenerRef};
+pub use proto::{Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing, SendError, State, Traffic};
+pub use reason::{Close, CloseReason, Closed, Outcome};
+pub use server::Server;
+pub use stats::{DrainReport, Stats};
+
+/// TLS: configurations, what a handshake agreed on, and rustls itself in the version used here.
+#[cfg(feature = "tls")]
+pub mod tls {
+    pub use crate::proto::tls::{server_config, PemError, TlsInfo};
+    pub use rustls;
+    pub use rustls::ServerConfig;
+}

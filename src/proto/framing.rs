@@ -1,0 +1,397 @@
+//! Where one frame ends and the next begins: raw, packet-1, packet-2, packet-4, line, and your own.
+//!
+//! The built-in framings mean exactly what Erlang's `{packet, N}` and `{packet, line}` mean
+//! (`erlang:decode_packet/3`), except that every one has a maximum and that a frame too long to send
+//! is an error instead of a wrapped length.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// The largest payload a packet-4 header may announce, as in Erlang/OTP: header and payload fit in 31 bits.
+const PACKET4_LIMIT: usize = 0x7FFF_FFFB;
+
+/// How a byte stream is cut into frames.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum Framing {
+    /// No frames: the handler gets the bytes as they come, in pieces of any size, never empty.
+    Raw,
+    /// One length byte. Payloads of 0 to 255 bytes.
+    Packet1,
+    /// Two length bytes, big-endian. Payloads of 0 to 65 535 bytes.
+    #[default]
+    Packet2,
+    /// Four length bytes, big-endian. Payloads up to the maximum, 8 MiB by default.
+    Packet4,
+    /// Lines up to and including `\n`. The delimiter stays in the frame and is *not* added by `send`.
+    Line,
+    /// As [`Framing::Line`], with another delimiter.
+    Delimited(u8),
+    /// Your own: see [`Framing::custom`].
+    Custom(FramerFactory),
+}
+
+/// Makes a [`Framer`] for each connection; built by [`Framing::custom`].
+#[derive(Clone)]
+pub struct FramerFactory(Rc<dyn Fn() -> Box<dyn Framer>>);
+
+impl Framing {
+    /// Your own framing: `make` is called once per connection.
+    ///
+    /// ```
+    /// use portcullis::{Decoded, FrameError, FrameBuf, Framer, Framing};
+    ///
+    /// /// Netstrings: `5:hello,`.
+    /// struct Netstring;
+    /// impl Framer for Netstring {
+    ///     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+    ///         let Some(colon) = input.iter().position(|&b| b == b':') else {
+    ///             return if input.len() > 9 { Err(FrameError::new("no length")) } else { Ok(Decoded::More) };
+    ///         };
+    ///         let length: usize = std::str::from_utf8(&input[..colon])
+    ///             .ok().and_then(|digits| digits.parse().ok())
+    ///             .ok_or_else(|| FrameError::new("bad length"))?;
+    ///         let payload = colon + 1..colon + 1 + length;
+    ///         match input.get(payload.end) {
+    ///             None => Ok(Decoded::Need(payload.end + 1)),
+    ///             Some(b',') => Ok(Decoded::Frame { consumed: payload.end + 1, payload }),
+    ///             Some(_) => Err(FrameError::new("no comma")),
+    ///         }
+    ///     }
+    ///     fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+    ///         out.put(format!("{}:", payload.len()).as_bytes());
+    ///         out.put(payload);
+    ///         out.put(b",");
+    ///         Ok(())
+    ///     }
+    /// }
+    /// let framing = Framing::custom(|| Netstring);
+    /// # let _ = framing;
+    /// ```
+    pub fn custom<F, M>(make: M) -> Self
+    where
+        F: Framer + 'static,
+        M: Fn() -> F + 'static,
+    {
+        Self::Custom(FramerFactory(Rc::new(move || Box::new(make()))))
+    }
+
+    /// The maximum payload where the listener sets none: 8 MiB for packet-4, what the header can
+    /// say for packet-1 and packet-2, 64 KiB for the others (lines count their delimiter).
+    pub(crate) fn default_max(&self) -> usize {
+        match self {
+            Self::Packet1 => 0xFF,
+            Self::Packet2 => 0xFFFF,
+            Self::Packet4 => 8 * 1024 * 1024,
+            Self::Raw | Self::Line | Self::Delimited(_) | Self::Custom(_) => 64 * 1024,
+        }
+    }
+}
+
+impl fmt::Debug for Framing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Raw => f.write_str("raw"),
+            Self::Packet1 => f.write_str("packet-1"),
+            Self::Packet2 => f.write_str("packet-2"),
+            Self::Packet4 => f.write_str("packet-4"),
+            Self::Line => f.write_str("line"),
+            Self::Delimited(byte) => write!(f, "delimited by {byte:#04x}"),
+            Self::Custom(_) => f.write_str("custom"),
+        }
+    }
+}
+
+impl fmt::Debug for FramerFactory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FramerFactory")
+    }
+}
+
+/// What [`Framer::decode`] found at the front of the input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// A whole frame. `payload` is its range in the input, `consumed` what header, payload and trailer take together.
+    ///
+    /// A frame that consumes nothing, or that lies outside the input, closes the connection as
+    /// [`BadFrame`](crate::CloseReason::BadFrame).
+    Frame {
+        /// The bytes the handler gets, as a range of the input.
+        payload: Range<usize>,
+        /// How many bytes of the input the frame takes, at least 1.
+        consumed: usize,
+    },
+    /// Not a whole frame yet; ask again when more bytes are there.
+    More,
+    /// Not a whole frame yet; ask again when the input is at least this long.
+    Need(usize),
+}
+
+/// A framing of your own: the three answers of UBF's codecs, *done and rest*, *more*, or an error.
+///
+/// One value per connection, so it may keep state. The input always begins at a frame's first byte
+/// and never grows beyond the listener's maximum frame (its own header included, with 16 bytes to spare):
+/// what is longer closes the connection as [`FrameTooLarge`](crate::CloseReason::FrameTooLarge).
+pub trait Framer {
+    /// Looks for one frame at the front of `input`.
+    ///
+    /// # Errors
+    ///
+    /// The connection closes as [`BadFrame`](crate::CloseReason::BadFrame) with this error; frames before it were delivered.
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError>;
+
+    /// Appends one frame with this payload to `out`. Nothing of it is sent if this returns an error.
+    ///
+    /// # Errors
+    ///
+    /// Reaches the caller of `send`.
+    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError>;
+}
+
+/// Where [`Framer::encode`] puts its bytes: append only.
+#[derive(Debug)]
+pub struct FrameBuf<'a>(&'a mut Vec<u8>);
+
+impl FrameBuf<'_> {
+    /// Appends `bytes`.
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+}
+
+/// Why a [`Framer`] refuses bytes.
+#[derive(Debug)]
+pub struct FrameError(Box<dyn StdError + Send + Sync>);
+
+impl FrameError {
+    /// An error with these words, or with this error as its cause.
+    pub fn new(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self(cause.into())
+    }
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for FrameError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source()
+    }
+}
+
+/// What the decoder makes of the front of its input.
+#[derive(Debug)]
+pub(super) enum Step {
+    Frame { payload: Range<usize>, consumed: usize },
+    More,
+    TooLarge,
+    Bad(FrameError),
+}
+
+/// Why a frame cannot be encoded.
+#[derive(Debug)]
+pub(super) enum EncodeError {
+    TooLarge { max: usize },
+    Refused(FrameError),
+}
+
+/// The framing of one connection, with what it remembers between two looks at an incomplete frame.
+pub(super) struct Codec {
+    kind: Kind,
+    max: usize,
+    /// Input shorter than this holds no whole frame; for lines, how far the delimiter was looked for.
+    seen: usize,
+}
+
+enum Kind {
+    Raw,
+    Packet(Width),
+    Delimited(u8),
+    Custom(Box<dyn Framer>),
+}
+
+#[derive(Clone, Copy)]
+enum Width {
+    One,
+    Two,
+    Four,
+}
+
+impl Width {
+    const fn bytes(self) -> usize {
+        match self {
+            Self::One => 1,
+            Self::Two => 2,
+            Self::Four => 4,
+        }
+    }
+
+    /// The largest payload that the header can announce.
+    const fn limit(self) -> usize {
+        match self {
+            Self::One => 0xFF,
+            Self::Two => 0xFFFF,
+            Self::Four => PACKET4_LIMIT,
+        }
+    }
+
+    fn length(self, input: &[u8]) -> Option<usize> {
+        Some(match (self, input) {
+            (Self::One, [a, ..]) => usize::from(*a),
+            (Self::Two, [a, b, ..]) => usize::from(u16::from_be_bytes([*a, *b])),
+            // Four bytes fit in a usize wherever mio runs; elsewhere the frame is too large anyway.
+            (Self::Four, [a, b, c, d, ..]) => {
+                usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])).unwrap_or(usize::MAX)
+            }
+            _ => return None,
+        })
+    }
+}
+
+impl Codec {
+    pub(super) fn new(framing: &Framing, max: usize) -> Self {
+        let kind = match framing {
+            Framing::Raw => Kind::Raw,
+            Framing::Packet1 => Kind::Packet(Width::One),
+            Framing::Packet2 => Kind::Packet(Width::Two),
+            Framing::Packet4 => Kind::Packet(Width::Four),
+            Framing::Line => Kind::Delimited(b'\n'),
+            Framing::Delimited(byte) => Kind::Delimited(*byte),
+            Framing::Custom(factory) => Kind::Custom((factory.0)()),
+        };
+        Self { kind, max, seen: 0 }
+    }
+
+    /// Looks for one frame at the front of `input`, which is what the last call saw and possibly more,
+    /// unless that call found a frame.
+    pub(super) fn decode(&mut self, input: &[u8]) -> Step {
+        let step = match &mut self.kind {
+            Kind::Raw if input.is_empty() => Step::More,
+            Kind::Raw => Step::Frame {
+                payload: 0..input.len(),
+                consumed: input.len(),
+            },
+            Kind::Packet(width) => match width.length(input) {
+                Some(length) if length > self.max.min(width.limit()) => Step::TooLarge,
+                Some(length) if input.len() - width.bytes() >= length => Step::Frame {
+                    payload: width.bytes()..width.bytes() + length,
+                    consumed: width.bytes() + length,
+                },
+                _ => Step::More,
+            },
+            Kind::Delimited(byte) => {
+                let window = &input[self.seen.min(input.len())..input.len().min(self.max)];
+                match window.iter().position(|b| b == byte) {
+                    Some(at) => {
+                        let end = self.seen + at + 1;
+                        Step::Frame {
+                            payload: 0..end,
+                            consumed: end,
+                        }
+                    }
+                    None if input.len() > self.max => Step::TooLarge,
+                    None => {
+                        self.seen = input.len();
+                        Step::More
+                    }
+                }
+            }
+            Kind::Custom(_) if input.is_empty() || input.len() < self.seen => Step::More,
+            Kind::Custom(framer) => Self::decode_custom(framer.as_mut(), input, self.max, &mut self.seen),
+        };
+        if matches!(step, Step::Frame { .. }) {
+            self.seen = 0;
+        }
+        step
+    }
+
+    fn decode_custom(framer: &mut dyn Framer, input: &[u8], max: usize, seen: &mut usize) -> Step {
+        /// Room for the header and trailer of a frame whose payload is at its maximum.
+        const ENVELOPE: usize = 16;
+        let most = max.saturating_add(ENVELOPE);
+        match framer.decode(input) {
+            Ok(Decoded::Frame { payload, consumed }) => {
+                let inside = payload.start <= payload.end && payload.end <= consumed && consumed <= input.len();
+                if consumed == 0 || !inside {
+                    Step::Bad(FrameError::new(
+                        "the framer reported a frame that is empty or outside its input",
+                    ))
+                } else if payload.len() > max {
+                    Step::TooLarge
+                } else {
+                    Step::Frame { payload, consumed }
+                }
+            }
+            Ok(Decoded::Need(total)) if total > most => Step::TooLarge,
+            Ok(Decoded::More | Decoded::Need(_)) if input.len() > most => Step::TooLarge,
+            Ok(Decoded::Need(total)) => {
+                *seen = total;
+                Step::More
+            }
+            Ok(Decoded::More) => Step::More,
+            Err(error) => Step::Bad(error),
+        }
+    }
+
+    /// Appends one frame to `out`, or leaves it as it was.
+    pub(super) fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        match &mut self.kind {
+            Kind::Raw | Kind::Delimited(_) => {}
+            Kind::Packet(width) => {
+                let max = width.limit();
+                if payload.len() > max {
+                    return Err(EncodeError::TooLarge { max });
+                }
+                // The length fits in the header's bytes: the others of the eight are zero.
+                let header = (payload.len() as u64).to_be_bytes();
+                out.extend_from_slice(&header[header.len() - width.bytes()..]);
+            }
+            Kind::Custom(framer) => return Self::encode_custom(framer.as_mut(), payload, out),
+        }
+        out.extend_from_slice(payload);
+        Ok(())
+    }
+
+    fn encode_custom(framer: &mut dyn Framer, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        /// Takes back what a framer put before it failed or panicked.
+        struct Undo<'a> {
+            out: &'a mut Vec<u8>,
+            keep: usize,
+        }
+        impl Drop for Undo<'_> {
+            fn drop(&mut self) {
+                self.out.truncate(self.keep);
+            }
+        }
+        let keep = out.len();
+        let mut undo = Undo { out, keep };
+        framer
+            .encode(payload, &mut FrameBuf(undo.out))
+            .map_err(EncodeError::Refused)?;
+        undo.keep = undo.out.len();
+        Ok(())
+    }
+
+    /// Whether bytes can wait here for the rest of their frame.
+    pub(super) fn has_frames(&self) -> bool {
+        !matches!(self.kind, Kind::Raw)
+    }
+
+    pub(super) fn max(&self) -> usize {
+        self.max
+    }
+}
+
+impl fmt::Debug for Codec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Codec")
+            .field("max", &self.max)
+            .field("seen", &self.seen)
+            .finish_non_exhaustive()
+    }
+}

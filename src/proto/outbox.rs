@@ -1,0 +1,76 @@
+//! What waits to be sent: bytes in order, taken from the front as the kernel takes them.
+
+use super::pool::Pool;
+
+/// Bytes waiting for the kernel. Owns memory only while it is not empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Outbox {
+    buffer: Vec<u8>,
+    /// How much of `buffer` is gone already. Invariant: `sent < buffer.len()`, or both are zero.
+    sent: usize,
+}
+
+impl Outbox {
+    /// Where the next bytes are appended.
+    pub(super) fn tail(&mut self, pool: &mut Pool) -> &mut Vec<u8> {
+        if self.buffer.capacity() == 0 {
+            self.buffer = pool.take();
+        }
+        &mut self.buffer
+    }
+
+    pub(super) fn waiting(&self) -> &[u8] {
+        self.buffer.get(self.sent..).unwrap_or_default()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.buffer.len() - self.sent
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.buffer.is_empty()
+    }
+
+    /// The first `count` waiting bytes have gone.
+    ///
+    /// What is left moves to the front only when it is the smaller half, so that a slow reader
+    /// costs each byte at most one more copy.
+    pub(super) fn advance(&mut self, count: usize, pool: &mut Pool) {
+        self.sent += count.min(self.len());
+        if self.sent == self.buffer.len() {
+            self.clear(pool);
+        } else if self.sent > self.buffer.len() / 2 {
+            self.buffer.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+
+    pub(super) fn clear(&mut self, pool: &mut Pool) {
+        pool.give(std::mem::take(&mut self.buffer));
+        self.sent = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_leave_in_order_whatever_the_pieces() {
+        let mut pool = Pool::default();
+        let mut outbox = Outbox::default();
+        let bytes: Vec<u8> = (0..=255).cycle().take(10_000).collect();
+        let mut seen = Vec::new();
+        for (turn, chunk) in bytes.chunks(37).enumerate() {
+            outbox.tail(&mut pool).extend_from_slice(chunk);
+            let take = (turn * 31 % 50).min(outbox.len());
+            seen.extend_from_slice(&outbox.waiting()[..take]);
+            outbox.advance(take, &mut pool);
+        }
+        seen.extend_from_slice(outbox.waiting());
+        outbox.advance(usize::MAX, &mut pool);
+        assert_eq!(seen, bytes);
+        assert!(outbox.is_empty());
+        assert_eq!(outbox.buffer.capacity(), 0, "an empty outbox owns no memory");
+    }
+}

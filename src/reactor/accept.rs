@@ -1,0 +1,331 @@
+//! Taking clients in: the budget, the cap, the service's answer, and what happens when descriptors run out.
+
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::rc::Rc;
+
+use super::listener::AcceptError;
+use super::os::{Os, Token};
+use super::roster::Slot;
+use super::{report_panic, Reactor};
+use crate::config::AtCapacity;
+use crate::handler::{Handler, Peer, Refuse};
+use crate::id::ConnId;
+use crate::proto::{Machine, Time};
+use crate::reason::{CloseReason, Closed};
+
+/// Out of descriptors or socket memory.
+#[derive(Debug, Default)]
+pub(super) struct Starvation {
+    /// All listeners are out of the poll until then.
+    until: Option<Time>,
+    /// From the first failure until the queue was seen empty: one warning, one count.
+    episode: bool,
+    /// Accepts that failed in this episode.
+    failures: u64,
+}
+
+impl Starvation {
+    pub(super) fn is_on(&self) -> bool {
+        self.until.is_some()
+    }
+
+    pub(super) fn until(&self) -> Time {
+        self.until.unwrap_or(Time::NEVER)
+    }
+
+    /// A descriptor was freed, or the interval is over.
+    pub(super) fn end_pause(&mut self) {
+        self.until = None;
+    }
+}
+
+impl<A, O: Os> Reactor<A, O> {
+    /// One accept round over all listeners that may have clients, beginning with another one each time.
+    pub(super) fn accept_round(&mut self, app: &mut A) {
+        let count = self.listeners.len();
+        if count == 0 || !self.listeners.iter().any(|listener| listener.pending) {
+            return;
+        }
+        self.first_listener = (self.first_listener + 1) % count;
+        for offset in 0..count {
+            self.accept_from(app, (self.first_listener + offset) % count);
+        }
+    }
+
+    /// Accepts from one listener until its queue is empty, its budget is spent, or nobody may come in.
+    pub(super) fn accept_from(&mut self, app: &mut A, at: usize) {
+        for _ in 0..self.config.accept_budget {
+            let has_room = self.roster.has_room();
+            let Some(listener) = self.listeners.get_mut(at) else {
+                return;
+            };
+            if !listener.pending || listener.suspended || self.starvation.is_on() || listener.retry_at.is_armed() {
+                return;
+            }
+            let full = listener.is_full(has_room);
+            if full && listener.at_capacity == AtCapacity::Wait {
+                return;
+            }
+            let Some(socket) = &mut listener.socket else {
+                listener.pending = false;
+                return;
+            };
+            match self.os.accept(socket) {
+                Ok((stream, addr)) => {
+                    listener.troubled = false;
+                    listener.broken = false;
+                    listener.accepted += 1;
+                    self.stats.accepted += 1;
+                    if full {
+                        self.turn_away(app, at, stream, addr);
+                    } else {
+                        self.admit(app, at, stream, addr);
+                    }
+                }
+                Err(error) => match AcceptError::of(&error) {
+                    AcceptError::Retry => self.stats.accept_errors += 1,
+                    AcceptError::Drained => {
+                        listener.pending = false;
+                        listener.broken = false;
+                        self.end_episode();
+                        return;
+                    }
+                    AcceptError::Starve => return self.starve(&error),
+                    AcceptError::Broken => return self.handle_broken(app, at, error),
+                    AcceptError::Yield => return self.trouble(at, "cannot accept from", &error),
+                },
+            }
+        }
+        if let Some(listener) = self.listeners.get(at) {
+            log::trace!("listener {}: accept budget spent, more next turn", listener.name);
+        }
+    }
+
+    /// Takes all listeners out of the poll for an interval.
+    pub(super) fn starve(&mut self, error: &io::Error) {
+        self.starvation.until = Some(self.now.after(self.config.starve_interval));
+        self.starvation.failures += 1;
+        if !self.starvation.episode {
+            self.starvation.episode = true;
+            self.starvation.failures = 1;
+            self.stats.starved += 1;
+            log::warn!(
+                "no new connections for now: {error}; {} are served, new clients wait in the backlog; raise the limit of \
+                 open files (ulimit -n; fs.file-max for the system) or lower max_connections ({})",
+                self.roster.len(),
+                self.roster.cap()
+            );
+        }
+        for listener in &mut self.listeners {
+            listener.pending = true;
+        }
+    }
+
+    fn end_episode(&mut self) {
+        if self.starvation.episode {
+            self.starvation.episode = false;
+            log::info!(
+                "accepting again; {} attempts failed for lack of descriptors or memory",
+                self.starvation.failures
+            );
+        }
+    }
+
+    /// The socket says that it is no listener: give it one more chance, then let it go and tell its owner.
+    fn handle_broken(&mut self, app: &mut A, at: usize, error: io::Error) {
+        let Some(listener) = self.listeners.get_mut(at) else {
+            return;
+        };
+        if !std::mem::replace(&mut listener.broken, true) {
+            return self.trouble(at, "cannot accept from", &error);
+        }
+        log::error!(
+            "listener {} on {} is lost and closed: {error}",
+            listener.name,
+            listener.addr
+        );
+        let id = listener.id;
+        let told = catch_unwind(AssertUnwindSafe(|| listener.service.on_listener_lost(app, id, &error)));
+        if let Err(panic) = told {
+            self.stats.panics += 1;
+            report_panic("a service's on_listener_lost", panic);
+        }
+        self.close_port(at);
+    }
+
+    /// Leaves a listener alone for an interval, with one line in the log until it works again.
+    pub(super) fn trouble(&mut self, at: usize, what: &str, error: &io::Error) {
+        let retry_at = self.now.after(self.config.starve_interval);
+        if let Some(listener) = self.listeners.get_mut(at) {
+            listener.retry_at = retry_at;
+            if !std::mem::replace(&mut listener.troubled, true) {
+                log::warn!(
+                    "{what} listener {} on {}: {error}; trying again",
+                    listener.name,
+                    listener.addr
+                );
+            }
+        }
+    }
+
+    /// The cap is reached and the listener's policy is to say so.
+    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, addr: SocketAddr) {
+        let farewell = match self.listeners.get(at).map(|listener| &listener.at_capacity) {
+            Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
+            _ => Vec::new(),
+        };
+        self.dismiss(stream, &farewell);
+        self.report_unopened(app, at, None, addr, Closed::new(CloseReason::AtCapacity));
+    }
+
+    /// Asks the service, and gives the peer a slot.
+    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: SocketAddr) {
+        let id = self.roster.next_id();
+        let Some(listener) = self.listeners.get_mut(at) else {
+            return;
+        };
+        let peer = Peer {
+            id: Some(id),
+            addr,
+            listener: listener.id,
+            listener_name: Rc::clone(&listener.name),
+        };
+        let answer = catch_unwind(AssertUnwindSafe(|| listener.service.accept(app, peer)));
+        let handler = match answer {
+            Ok(Ok(handler)) => handler,
+            Ok(Err(Refuse { farewell })) => {
+                self.dismiss(stream, &farewell);
+                return self.report_unopened(app, at, Some(id), addr, Closed::new(CloseReason::Refused));
+            }
+            Err(panic) => {
+                self.stats.panics += 1;
+                report_panic("a service's accept", panic);
+                self.os.close(stream, false);
+                return self.report_unopened(app, at, Some(id), addr, Closed::new(CloseReason::Panicked));
+            }
+        };
+        if let Err(error) = self.os.register_stream(&mut stream, Token::of_conn(id)) {
+            self.os.close(stream, false);
+            self.drop_handler(handler);
+            self.report_unopened(app, at, Some(id), addr, Closed::with(CloseReason::Unregistered, error));
+            return self.starve(&io::Error::from_raw_os_error(libc::ENOMEM));
+        }
+        listener.connections += 1;
+        let limits = Rc::clone(&listener.limits);
+        let mut machine = Machine::new(&listener.framing, limits, listener.tls.as_ref(), self.now);
+        machine.handle_admitted(self.now);
+        if let Some(until) = self.drain.handshake_until() {
+            machine.drain(until);
+        }
+        self.move_in(id, machine, at, addr, stream, handler);
+        self.turn(app, id);
+    }
+
+    fn move_in(
+        &mut self,
+        id: ConnId,
+        machine: Machine,
+        at: usize,
+        peer: SocketAddr,
+        stream: O::Stream,
+        handler: Box<dyn Handler<A>>,
+    ) {
+        let Some(listener) = self.listeners.get(at).map(|listener| listener.id) else {
+            return;
+        };
+        self.roster.insert(Slot {
+            id,
+            machine,
+            listener,
+            peer,
+            accepted_at: self.now,
+            readable: false,
+            writable: true,
+            hang_up: false,
+            queued: false,
+            retry: false,
+        });
+        let index = id.index as usize;
+        if self.streams.len() <= index {
+            self.streams.resize_with(index + 1, || None);
+            self.handlers.resize_with(index + 1, || None);
+        }
+        if let Some(place) = self.streams.get_mut(index) {
+            *place = Some(stream);
+        }
+        if let Some(place) = self.handlers.get_mut(index) {
+            *place = Some(handler);
+        }
+        self.shared.set_live(id, true);
+        self.stats.peak = self.stats.peak.max(self.roster.len());
+    }
+
+    /// Last words for somebody who gets no slot. Best effort: nothing here can wait.
+    fn dismiss(&mut self, mut stream: O::Stream, farewell: &[u8]) {
+        if !farewell.is_empty() {
+            let _ = self.os.write(&mut stream, farewell);
+        }
+        let _ = self.os.shutdown(&mut stream);
+        // What has arrived already would turn the close into a reset and destroy the farewell.
+        let _ = self.os.read(&mut stream, &mut self.scratch.wire);
+        self.os.close(stream, false);
+    }
+
+    /// Counts a connection that never got a slot, and tells its service.
+    fn report_unopened(&mut self, app: &mut A, at: usize, id: Option<ConnId>, addr: SocketAddr, closed: Closed) {
+        self.stats.count_closed(closed.reason);
+        let Some(listener) = self.listeners.get_mut(at) else {
+            return;
+        };
+        log::debug!("{addr} on {}: {closed}", listener.name);
+        let peer = Peer {
+            id,
+            addr,
+            listener: listener.id,
+            listener_name: Rc::clone(&listener.name),
+        };
+        let told = catch_unwind(AssertUnwindSafe(|| {
+            listener.service.on_unopened(app, &peer, &closed);
+        }));
+        if let Err(panic) = told {
+            self.stats.panics += 1;
+            report_panic("a service's on_unopened", panic);
+        }
+    }
+
+    /// Makes each listener's registration follow its state.
+    pub(super) fn reconcile(&mut self) {
+        for at in 0..self.listeners.len() {
+            let has_room = self.roster.has_room();
+            let Some(listener) = self.listeners.get_mut(at) else {
+                return;
+            };
+            let state = listener.state(has_room, self.starvation.is_on());
+            let wanted = state == crate::control::ListenerState::Listening;
+            if wanted == listener.registered || listener.retry_at.is_armed() {
+                continue;
+            }
+            let Some(socket) = &mut listener.socket else {
+                continue;
+            };
+            let outcome = if wanted {
+                self.os.register_listener(socket, Token::of_listener(listener.id))
+            } else {
+                self.os.deregister_listener(socket)
+            };
+            match outcome {
+                Ok(()) => {
+                    listener.registered = wanted;
+                    // Somebody may have come between the last accept and now: do not trust the edge.
+                    listener.pending |= wanted;
+                }
+                Err(error) => {
+                    let what = if wanted { "cannot register" } else { "cannot deregister" };
+                    self.trouble(at, what, &error);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! What callbacks and the server's owner can ask of the reactor.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::os::{Os, Socket};
+use super::Reactor;
+use crate::config::check_max_connections;
+use crate::control::{Desk, ListenerInfo};
+use crate::error::{Error, Result};
+use crate::handler::{ConnInfo, Handler, Link};
+use crate::id::{ConnId, ListenerId, ListenerRef};
+use crate::proto::{Machine, Pool, Time};
+use crate::reason::{CloseReason, Closed};
+use crate::stats::{DrainReport, Stats};
+
+impl<A, O: Os> Link<A> for Reactor<A, O> {
+    fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)> {
+        let slot = self.roster.get_mut(id)?;
+        Some((&mut slot.machine, &mut self.pool))
+    }
+
+    fn machine_ref(&self, id: ConnId) -> Option<&Machine> {
+        Some(&self.roster.get(id)?.machine)
+    }
+
+    fn touch(&mut self, id: ConnId) {
+        // Whoever has the turn is looked after at its end.
+        if self.current == Some(id) {
+            return;
+        }
+        if let Some(slot) = self.roster.get_mut(id) {
+            self.ready.push(id, &mut slot.queued);
+        }
+    }
+
+    fn info(&self, id: ConnId) -> Option<ConnInfo> {
+        Some(self.roster.get(id)?.info(self.now))
+    }
+
+    fn local_addr(&self, id: ConnId) -> io::Result<SocketAddr> {
+        let stream = self
+            .roster
+            .get(id)
+            .and_then(|_| self.streams.get(id.index as usize)?.as_ref());
+        stream.ok_or(io::ErrorKind::NotConnected)?.local_addr()
+    }
+
+    fn listener_name(&self, id: ListenerId) -> Rc<str> {
+        let listener = self.listeners.iter().find(|listener| listener.id == id);
+        listener.map_or_else(|| Rc::from(""), |listener| Rc::clone(&listener.name))
+    }
+
+    fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) {
+        let stays = self.roster.get(id).is_some();
+        let place = self.handlers.get_mut(id.index as usize).filter(|_| stays);
+        let former = match place {
+            // The running handler is out of its place, and will find it taken.
+            Some(place) => place.replace(handler),
+            None => Some(handler),
+        };
+        if let Some(former) = former {
+            self.drop_handler(former);
+        }
+    }
+
+    fn now(&self) -> Time {
+        self.now
+    }
+}
+
+impl<A, O: Os> Desk<A> for Reactor<A, O> {
+    fn listeners(&self) -> Vec<ListenerInfo> {
+        let (room, cap, starved) = (self.roster.has_room(), self.roster.cap(), self.starvation.is_on());
+        self.listeners
+            .iter()
+            .filter(|listener| listener.socket.is_some())
+            .map(|listener| listener.info(room, cap, starved))
+            .collect()
+    }
+
+    fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo> {
+        let at = self.position(which)?;
+        let listener = self.listeners.get(at).ok_or_else(|| no_listener(which))?;
+        Ok(listener.info(self.roster.has_room(), self.roster.cap(), self.starvation.is_on()))
+    }
+
+    fn connections(&self) -> Vec<ConnInfo> {
+        self.roster.iter().map(|slot| slot.info(self.now)).collect()
+    }
+
+    fn kill(&mut self, id: ConnId) -> bool {
+        let Some(slot) = self.roster.get_mut(id) else {
+            return false;
+        };
+        log::warn!("killed: {}", slot.info(self.now));
+        slot.machine.reset(Closed::new(CloseReason::Killed), &mut self.pool);
+        self.touch(id);
+        true
+    }
+
+    fn set_max_connections(&mut self, connections: usize) -> Result<()> {
+        check_max_connections(connections)?;
+        self.roster.set_cap(connections);
+        self.look_for_clients();
+        Ok(())
+    }
+
+    fn set_suspended(&mut self, which: &ListenerRef, suspended: bool) -> Result<()> {
+        let at = self.position(which)?;
+        if let Some(listener) = self.listeners.get_mut(at) {
+            listener.suspended = suspended;
+            listener.pending |= !suspended;
+        }
+        // At once, so that it holds when this returns.
+        self.reconcile();
+        Ok(())
+    }
+
+    fn close_listener(&mut self, which: &ListenerRef) -> Result<()> {
+        let at = self.position(which)?;
+        self.close_port(at);
+        Ok(())
+    }
+
+    fn stats(&self) -> Stats {
+        let mut stats = self.stats.clone();
+        self.complete(&mut stats);
+        stats
+    }
+
+    fn drain(&mut self, grace: Duration) {
+        self.begin_drain(grace);
+    }
+
+    fn drain_report(&self) -> Option<DrainReport> {
+        self.drain.report()
+    }
+
+    fn stop(&mut self) {
+        self.stopped = true;
+    }
+}
+
+impl<A, O: Os> Reactor<A, O> {
+    /// Where an open listener is.
+    fn position(&self, which: &ListenerRef) -> Result<usize> {
+        self.listeners
+            .iter()
+            .position(|listener| listener.socket.is_some() && listener.is_called(which))
+            .ok_or_else(|| no_listener(which))
+    }
+}
+
+fn no_listener(which: &ListenerRef) -> Error {
+    Error::NoListener {
+        listener: which.clone(),
+    }
+}

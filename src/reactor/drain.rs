@@ -1,0 +1,171 @@
+//! Ending in order: who waits already comes in, the ports close, everybody is told, and one deadline holds for all.
+
+use std::time::Duration;
+
+use super::os::Os;
+use super::Reactor;
+use crate::proto::Time;
+use crate::reason::{CloseReason, Closed};
+use crate::stats::DrainReport;
+
+/// How long a handshake may still take once the server drains.
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+pub(super) enum Drain {
+    #[default]
+    No,
+    /// Accepting who waits in the backlogs, then closing the ports.
+    Ports(Plan),
+    /// Waiting for the connections to end.
+    Connections(Plan),
+    Done(DrainReport),
+}
+
+#[derive(Debug)]
+pub(super) struct Plan {
+    started: Time,
+    deadline: Time,
+    /// Connections to see off: those there at the start and those accepted since.
+    present: usize,
+    accepted_before: u64,
+    forced: usize,
+    /// Accept calls left: the backlogs' sizes, so that a flood of connects cannot keep the ports open.
+    accepts_left: usize,
+}
+
+impl Drain {
+    pub(super) fn deadline(&self) -> Time {
+        match self {
+            Self::Ports(plan) | Self::Connections(plan) => plan.deadline,
+            Self::No | Self::Done(_) => Time::NEVER,
+        }
+    }
+
+    /// While the server drains: when handshakes must be over.
+    pub(super) fn handshake_until(&self) -> Option<Time> {
+        match self {
+            Self::Ports(plan) | Self::Connections(plan) => Some(plan.deadline.min(plan.started.after(HANDSHAKE_GRACE))),
+            Self::No | Self::Done(_) => None,
+        }
+    }
+
+    pub(super) fn is_on(&self) -> bool {
+        !matches!(self, Self::No)
+    }
+
+    /// How it went, once it is over.
+    pub(super) fn report(&self) -> Option<DrainReport> {
+        match self {
+            Self::Done(report) => Some(*report),
+            _ => None,
+        }
+    }
+}
+
+impl<A, O: Os> Reactor<A, O> {
+    pub(super) fn begin_drain(&mut self, grace: Duration) {
+        let deadline = self.now.after(grace);
+        match &mut self.drain {
+            Drain::No => {
+                log::info!("draining {} connections, at most {grace:?}", self.roster.len());
+                for listener in &mut self.listeners {
+                    listener.pending = true;
+                    listener.retry_at = Time::NEVER;
+                }
+                self.drain = Drain::Ports(Plan {
+                    started: self.now,
+                    deadline,
+                    present: self.roster.len(),
+                    accepted_before: self.stats.accepted,
+                    forced: 0,
+                    accepts_left: self.listeners.iter().map(|listener| listener.backlog).sum(),
+                });
+            }
+            Drain::Ports(plan) | Drain::Connections(plan) => plan.deadline = plan.deadline.min(deadline),
+            Drain::Done(_) => {}
+        }
+    }
+
+    /// Moves the drain on. `due` is the time up to which deadlines may be judged, if this turn judges any.
+    pub(super) fn drain_step(&mut self, app: &mut A, due: Option<Time>) {
+        if matches!(self.drain, Drain::Ports(_)) {
+            self.close_drained_ports(due);
+            if self.listeners.iter().all(|listener| listener.socket.is_none()) {
+                self.tell_drain();
+            }
+        }
+        let late = due.is_some_and(|due| self.drain.deadline() <= due);
+        if late && matches!(self.drain, Drain::Connections(_)) {
+            let count = self.force_all(app);
+            if let Drain::Connections(plan) = &mut self.drain {
+                plan.forced += count;
+            }
+        }
+        if let (Drain::Connections(plan), true) = (&self.drain, self.roster.is_empty()) {
+            let accepted = usize::try_from(self.stats.accepted - plan.accepted_before).unwrap_or(usize::MAX);
+            let report = DrainReport {
+                ended: (plan.present + accepted).saturating_sub(plan.forced),
+                forced: plan.forced,
+                took: self.now.since(plan.started),
+            };
+            log::info!(
+                "drained: {} ended by themselves, {} were forced",
+                report.ended,
+                report.forced
+            );
+            self.drain = Drain::Done(report);
+        }
+    }
+
+    /// Closes each port whose queue is empty, or cannot be emptied.
+    fn close_drained_ports(&mut self, due: Option<Time>) {
+        let Drain::Ports(plan) = &mut self.drain else {
+            return;
+        };
+        let late = due.is_some_and(|due| plan.deadline <= due);
+        let accepted = usize::try_from(self.stats.accepted - plan.accepted_before).unwrap_or(usize::MAX);
+        let spent = late || accepted > plan.accepts_left;
+        for at in 0..self.listeners.len() {
+            let has_room = self.roster.has_room();
+            let starved = self.starvation.is_on();
+            let Some(listener) = self.listeners.get(at) else {
+                continue;
+            };
+            let emptied = !listener.pending || listener.suspended || listener.retry_at.is_armed();
+            if emptied || spent || starved || listener.is_full(has_room) {
+                self.close_port(at);
+            }
+        }
+    }
+
+    /// Tells every connection. What "nothing left to read" meant before is not believed.
+    fn tell_drain(&mut self) {
+        let Drain::Ports(plan) = std::mem::take(&mut self.drain) else {
+            return;
+        };
+        self.drain = Drain::Connections(plan);
+        let until = self.drain.handshake_until().unwrap_or(self.now);
+        for slot in self.roster.iter_mut() {
+            if !slot.machine.is_draining() {
+                slot.machine.drain(until);
+            }
+            slot.readable = true;
+            self.timers.arm(slot.id.index, slot.machine.deadline());
+            self.ready.push(slot.id, &mut slot.queued);
+        }
+    }
+
+    /// The grace period is over: resets everybody, and says how many that were.
+    fn force_all(&mut self, app: &mut A) -> usize {
+        let ids: Vec<_> = self.roster.iter().map(|slot| slot.id).collect();
+        for &id in &ids {
+            if let Some(slot) = self.roster.get_mut(id) {
+                slot.machine
+                    .reset(Closed::new(CloseReason::DrainForced), &mut self.pool);
+            }
+            self.turn(app, id);
+        }
+        ids.len()
+    }
+}

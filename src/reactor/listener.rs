@@ -1,0 +1,166 @@
+//! One listener: when it is registered, and what each accept error means.
+//!
+//! ```text
+//! Listening --cap reached--> Full --slot freed--> Listening
+//! Listening --EMFILE ENFILE ENOBUFS ENOMEM--> Starved --interval over, or one of our fds closed--> Listening
+//! Listening <--suspend/resume--> Suspended          any --close/drain--> Closed
+//! ```
+//!
+//! In Full, Starved and Suspended it is deregistered. [`Listener::registered`] is what the kernel was told
+//! successfully, never what we wish; the reactor makes one follow the other, and tries again by timer.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use crate::config::AtCapacity;
+use crate::control::{ListenerInfo, ListenerState};
+use crate::handler::Service;
+use crate::id::{ListenerId, ListenerRef};
+use crate::proto::{Framing, Limits, Time, TlsConfig};
+
+/// A listener of one server.
+pub(super) struct Listener<A, L> {
+    pub(super) id: ListenerId,
+    pub(super) name: Rc<str>,
+    pub(super) addr: SocketAddr,
+    /// `None` once the port is closed.
+    pub(super) socket: Option<L>,
+    pub(super) service: Box<dyn Service<A>>,
+    pub(super) framing: Framing,
+    pub(super) tls: Option<TlsConfig>,
+    pub(super) limits: Rc<Limits>,
+    pub(super) max_connections: usize,
+    pub(super) at_capacity: AtCapacity,
+    pub(super) backlog: usize,
+    pub(super) connections: usize,
+    pub(super) accepted: u64,
+    pub(super) suspended: bool,
+    /// The kernel reports events of this socket.
+    pub(super) registered: bool,
+    /// Accept may find somebody: an event came, the budget ended, or the listener was out of the poll.
+    pub(super) pending: bool,
+    /// Something failed; no accept and no registration before.
+    pub(super) retry_at: Time,
+    /// The failure was logged: not again before it is over.
+    pub(super) troubled: bool,
+    /// The last accept said that this is no listening socket.
+    pub(super) broken: bool,
+}
+
+impl<A, L> Listener<A, L> {
+    /// No more may be accepted: the cap of the server or of this listener is reached.
+    pub(super) fn is_full(&self, server_has_room: bool) -> bool {
+        !server_has_room || self.connections >= self.max_connections
+    }
+
+    pub(super) fn state(&self, server_has_room: bool, starved: bool) -> ListenerState {
+        if self.socket.is_none() {
+            ListenerState::Closed
+        } else if self.suspended {
+            ListenerState::Suspended
+        } else if starved {
+            ListenerState::Starved
+        } else if self.at_capacity == AtCapacity::Wait && self.is_full(server_has_room) {
+            ListenerState::Full
+        } else {
+            ListenerState::Listening
+        }
+    }
+
+    pub(super) fn info(&self, server_has_room: bool, server_cap: usize, starved: bool) -> ListenerInfo {
+        ListenerInfo {
+            id: self.id,
+            name: self.name.to_string(),
+            addr: self.addr,
+            state: self.state(server_has_room, starved),
+            connections: self.connections,
+            max_connections: self.max_connections.min(server_cap),
+            accepted: self.accepted,
+        }
+    }
+
+    pub(super) fn is_called(&self, which: &ListenerRef) -> bool {
+        match which {
+            ListenerRef::Id(id) => self.id == *id,
+            ListenerRef::Port(port) => self.addr.port() == *port,
+            ListenerRef::Name(name) => *self.name == **name,
+        }
+    }
+}
+
+/// What an accept error means. Total: an errno that nobody thought of is [`AcceptError::Yield`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AcceptError {
+    /// Nobody waits.
+    Drained,
+    /// This one client is lost; go on with the next (`accept(2)`: "treat them like EAGAIN by retrying").
+    Retry,
+    /// Out of descriptors or socket memory: every listener of the process is concerned.
+    Starve,
+    /// The listening socket is none (any more): it was shut down elsewhere.
+    Broken,
+    /// Anything else: end this turn's accepting, keep the listener.
+    Yield,
+}
+
+impl AcceptError {
+    pub(super) fn of(error: &io::Error) -> Self {
+        match error.raw_os_error() {
+            // Not the kernel's: an address family we cannot read.
+            None if error.kind() == io::ErrorKind::WouldBlock => Self::Drained,
+            None => Self::Retry,
+            Some(libc::EAGAIN) => Self::Drained,
+            Some(
+                libc::ECONNABORTED
+                | libc::EINTR
+                | libc::ECONNRESET
+                | libc::EPROTO
+                | libc::ETIMEDOUT
+                | libc::ENETDOWN
+                | libc::ENOPROTOOPT
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::EOPNOTSUPP
+                | libc::ENETUNREACH,
+            ) => Self::Retry,
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            Some(libc::ENONET) => Self::Retry,
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Starve,
+            Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK) => Self::Broken,
+            Some(_) => Self::Yield,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_errno_has_a_class() {
+        let class = |errno| AcceptError::of(&io::Error::from_raw_os_error(errno));
+        for errno in 0..4096 {
+            let _ = class(errno);
+        }
+        assert_eq!(class(libc::EAGAIN), AcceptError::Drained);
+        for errno in [
+            libc::ECONNABORTED,
+            libc::EINTR,
+            libc::EPROTO,
+            libc::ENETDOWN,
+            libc::EHOSTUNREACH,
+        ] {
+            assert_eq!(class(errno), AcceptError::Retry);
+        }
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
+            assert_eq!(class(errno), AcceptError::Starve);
+        }
+        for errno in [libc::EINVAL, libc::EBADF, libc::ENOTSOCK] {
+            assert_eq!(class(errno), AcceptError::Broken);
+        }
+        for errno in [libc::EPERM, libc::EIO, 4000] {
+            assert_eq!(class(errno), AcceptError::Yield);
+        }
+    }
+}

@@ -1,0 +1,508 @@
+//! Many connections and the operating system. Never looks at a payload byte.
+//!
+//! One [`Reactor::turn_once`] is: read the clock, poll, read the clock again, give each connection with an event its
+//! turn, carry out commands, work through the ready list, accept, judge what was due at the *first* reading (and only
+//! if the poll's batch was not full: more input may wait than we have seen), move a drain on, and let each listener's
+//! registration follow its state.
+
+mod accept;
+mod desk;
+mod drain;
+mod listener;
+pub(crate) mod os;
+pub(crate) mod os_mio;
+mod ready;
+mod roster;
+mod timers;
+mod turn;
+
+use std::any::Any;
+use std::io;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use accept::Starvation;
+use drain::Drain;
+use listener::Listener;
+use os::{Event, Named, Os, Token};
+use ready::Ready;
+use roster::Roster;
+use timers::Timers;
+
+use crate::config::{AtCapacity, Config, Listen};
+use crate::control::{Control, Desk};
+use crate::error::{Error, Result};
+use crate::handle::{Command, Shared};
+use crate::handler::{Conn, Handler, Service};
+use crate::id::{ConnId, ListenerId};
+use crate::proto::{Pool, State, Time};
+use crate::stats::Stats;
+
+/// One read. A connection's input is at most its maximum frame and one of these.
+const READ_SIZE: usize = 64 * 1024;
+/// Turns given from the ready list in one turn of the loop.
+const READY_BUDGET: usize = 1024;
+
+/// Where reads go: one for all connections.
+#[derive(Default)]
+struct Scratch {
+    wire: Vec<u8>,
+    /// What TLS decrypts from `wire`.
+    plain: Vec<u8>,
+}
+
+/// All listeners and connections of one server.
+pub(crate) struct Reactor<A, O: Os> {
+    os: O,
+    config: Config,
+    /// The turn's time.
+    now: Time,
+    events: Vec<Event>,
+    roster: Roster,
+    /// Each slot's socket and handler, apart from the slot so that all three can be had at once.
+    streams: Vec<Option<O::Stream>>,
+    handlers: Vec<Option<Box<dyn Handler<A>>>>,
+    /// Whose turn it is.
+    current: Option<ConnId>,
+    ready: Ready,
+    timers: Timers,
+    pool: Pool,
+    scratch: Scratch,
+    handshakes_left: usize,
+    listeners: Vec<Listener<A, O::Listener>>,
+    next_listener: u32,
+    /// Where the accept round begins.
+    first_listener: usize,
+    starvation: Starvation,
+    drain: Drain,
+    stopped: bool,
+    /// Commands are left over from the last turn.
+    commands_left: bool,
+    stats: Stats,
+    shared: Arc<Shared<A>>,
+}
+
+impl<A, O: Os> Reactor<A, O> {
+    pub(crate) fn new(os: O, config: Config) -> Result<Self> {
+        config.check()?;
+        let shared = Shared::new(os.waker(), config.queue_limit, config.queue_bytes);
+        let mut reactor = Self {
+            now: os.now(),
+            os,
+            events: Vec::new(),
+            roster: Roster::new(config.max_connections),
+            streams: Vec::new(),
+            handlers: Vec::new(),
+            current: None,
+            ready: Ready::default(),
+            timers: Timers::default(),
+            pool: Pool::default(),
+            scratch: Scratch {
+                wire: vec![0; READ_SIZE],
+                plain: Vec::new(),
+            },
+            handshakes_left: 0,
+            listeners: Vec::new(),
+            next_listener: 0,
+            first_listener: 0,
+            starvation: Starvation::default(),
+            drain: Drain::default(),
+            stopped: false,
+            commands_left: false,
+            stats: Stats::default(),
+            shared: Arc::new(shared),
+            config,
+        };
+        reactor.publish();
+        Ok(reactor)
+    }
+
+    pub(crate) fn os(&self) -> &O {
+        &self.os
+    }
+
+    pub(crate) fn shared(&self) -> &Arc<Shared<A>> {
+        &self.shared
+    }
+
+    /// Binds and listens; the first address that works.
+    pub(crate) fn listen(&mut self, listen: Listen, service: Box<dyn Service<A>>) -> Result<ListenerId> {
+        self.check_listen(&listen)?;
+        let mut failure = None;
+        for &addr in listen.resolved()? {
+            match self.os.listen(addr, &listen.socket) {
+                Ok(socket) => return self.enlist(listen, socket, service),
+                Err(error) => failure = failure.or(Some(Error::listen(addr, error))),
+            }
+        }
+        // `resolved` has at least one address.
+        Err(failure.unwrap_or(Error::Draining))
+    }
+
+    /// Takes over a socket that is listening already.
+    pub(crate) fn adopt(
+        &mut self,
+        socket: std::net::TcpListener,
+        listen: Listen,
+        service: Box<dyn Service<A>>,
+    ) -> Result<ListenerId> {
+        self.check_listen(&listen)?;
+        let socket = self
+            .os
+            .adopt(socket)
+            .map_err(Error::os("adopting a listening socket"))?;
+        self.enlist(listen, socket, service)
+    }
+
+    fn check_listen(&self, listen: &Listen) -> Result<()> {
+        if self.drain.is_on() {
+            return Err(Error::Draining);
+        }
+        listen.check()?;
+        match &listen.name {
+            Some(name) => self.check_name(name),
+            None => Ok(()),
+        }
+    }
+
+    fn check_name(&self, name: &str) -> Result<()> {
+        if self
+            .listeners
+            .iter()
+            .any(|listener| listener.socket.is_some() && *listener.name == *name)
+        {
+            return Err(Error::NameTaken { name: name.to_owned() });
+        }
+        Ok(())
+    }
+
+    fn enlist(&mut self, listen: Listen, mut socket: O::Listener, service: Box<dyn Service<A>>) -> Result<ListenerId> {
+        let addr = self
+            .os
+            .listener_addr(&socket)
+            .map_err(Error::os("reading the address of a listening socket"))?;
+        let name = listen.name.unwrap_or_else(|| format!("portcullis_{}", addr.port()));
+        self.check_name(&name)?;
+        let id = ListenerId(self.next_listener);
+        let has_room = self.roster.has_room();
+        let mut listener = Listener {
+            id,
+            name: Rc::from(name),
+            addr,
+            socket: None,
+            service,
+            framing: listen.framing,
+            tls: listen.tls,
+            limits: Rc::new(listen.limits),
+            max_connections: listen.max_connections.unwrap_or(usize::MAX),
+            at_capacity: listen.at_capacity,
+            backlog: listen.socket.backlog as usize,
+            connections: 0,
+            accepted: 0,
+            suspended: false,
+            registered: false,
+            pending: true,
+            retry_at: Time::NEVER,
+            troubled: false,
+            broken: false,
+        };
+        if !listener.is_full(has_room) || listener.at_capacity != AtCapacity::Wait {
+            self.os
+                .register_listener(&mut socket, Token::of_listener(id))
+                .map_err(Error::os("registering a listening socket"))?;
+            listener.registered = true;
+        }
+        listener.socket = Some(socket);
+        log::info!("listener {} on {addr}", listener.name);
+        self.next_listener = self.next_listener.wrapping_add(1);
+        self.listeners.push(listener);
+        Ok(id)
+    }
+
+    /// How long a poll may sleep: nothing is due before, and no event is needed to go on earlier.
+    pub(crate) fn next_timeout(&self) -> Option<Duration> {
+        self.sleep_from(self.os.now())
+    }
+
+    fn sleep_from(&self, now: Time) -> Option<Duration> {
+        if self.stopped || self.commands_left || !self.ready.is_empty() || self.can_accept_more() {
+            return Some(Duration::ZERO);
+        }
+        let wake = self
+            .listeners
+            .iter()
+            .map(|listener| listener.retry_at)
+            .chain([self.timers.next(), self.starvation.until(), self.drain.deadline()])
+            .fold(Time::NEVER, Time::min);
+        wake.is_armed().then(|| wake.since(now))
+    }
+
+    /// Some listener has clients, as far as we know, and may let them in.
+    fn can_accept_more(&self) -> bool {
+        let has_room = self.roster.has_room();
+        !self.starvation.is_on()
+            && self.listeners.iter().any(|listener| {
+                listener.pending
+                    && listener.socket.is_some()
+                    && !listener.suspended
+                    && !listener.retry_at.is_armed()
+                    && (listener.at_capacity != AtCapacity::Wait || !listener.is_full(has_room))
+            })
+    }
+
+    /// One turn: bounded work, whatever the peers do.
+    pub(crate) fn turn_once(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<()> {
+        let due = self.os.now();
+        let sleep = match (timeout, self.sleep_from(due)) {
+            (Some(asked), Some(ours)) => Some(asked.min(ours)),
+            (asked, ours) => asked.or(ours),
+        };
+        let mut events = std::mem::take(&mut self.events);
+        events.clear();
+        let full = match self.os.poll(&mut events, sleep) {
+            Ok(full) => full,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => false,
+            Err(error) => {
+                self.events = events;
+                return Err(Error::Os {
+                    doing: "waiting for events",
+                    source: error,
+                });
+            }
+        };
+        self.now = self.os.now();
+        self.handshakes_left = self.config.handshake_budget;
+        for event in &events {
+            self.handle_event(app, *event);
+        }
+        self.events = events;
+        self.run_commands(app);
+        self.run_ready(app);
+        self.accept_round(app);
+        let due = (!full).then_some(due);
+        if let Some(due) = due {
+            self.expire(app, due);
+        }
+        if self.drain.is_on() {
+            self.drain_step(app, due);
+        }
+        self.forget_closed_listeners();
+        self.reconcile();
+        self.stats.turns += 1;
+        self.publish();
+        Ok(())
+    }
+
+    /// Whether somebody asked `run` to end, once.
+    pub(crate) fn take_stopped(&mut self) -> bool {
+        std::mem::take(&mut self.stopped)
+    }
+
+    /// Between two turns nobody else reads the clock: a question asked now is answered as of now.
+    pub(crate) fn catch_up(&mut self) {
+        self.now = self.os.now();
+    }
+
+    fn handle_event(&mut self, app: &mut A, event: Event) {
+        match event.token.named() {
+            Named::Waker => {}
+            Named::Listener => {
+                let listener = self
+                    .listeners
+                    .iter_mut()
+                    .find(|listener| Token::of_listener(listener.id) == event.token);
+                if let Some(listener) = listener {
+                    listener.pending = true;
+                }
+            }
+            Named::Slot(index) => {
+                // An event for a slot's former tenant finds nobody.
+                if let Some(slot) = self.roster.addressee(index, event.token) {
+                    slot.readable |= event.readable;
+                    slot.writable |= event.writable;
+                    slot.hang_up |= event.closed;
+                    let id = slot.id;
+                    self.turn(app, id);
+                }
+            }
+        }
+    }
+
+    fn run_ready(&mut self, app: &mut A) {
+        // Only those who are on the list now: who comes on meanwhile waits for the next turn.
+        for _ in 0..self.ready.len().min(READY_BUDGET) {
+            let Some(id) = self.ready.pop() else {
+                return;
+            };
+            if let Some(slot) = self.roster.get_mut(id) {
+                slot.queued = false;
+                self.turn(app, id);
+            }
+        }
+    }
+
+    /// Judges what was due before the poll; what the poll brought has been read since.
+    fn expire(&mut self, app: &mut A, due: Time) {
+        if self.starvation.until() <= due {
+            self.starvation.end_pause();
+        }
+        for listener in &mut self.listeners {
+            if listener.retry_at <= due {
+                listener.retry_at = Time::NEVER;
+                listener.pending = true;
+            }
+        }
+        while let Some(index) = self.timers.pop(due) {
+            let Some(id) = self.roster.tenant(index).map(|slot| slot.id) else {
+                continue;
+            };
+            if let Some(slot) = self.roster.get_mut(id) {
+                if std::mem::take(&mut slot.retry) {
+                    slot.readable = true;
+                    slot.writable = true;
+                }
+                if slot.machine.deadline() <= due {
+                    slot.machine.handle_timeout(due, self.now, &mut self.pool);
+                }
+                self.turn(app, id);
+            }
+        }
+    }
+
+    fn run_commands(&mut self, app: &mut A) {
+        if !self.shared.take_pending() && !self.commands_left {
+            return;
+        }
+        self.commands_left = false;
+        for _ in 0..self.config.job_budget {
+            match self.shared.take() {
+                Some(command) => self.carry_out(app, command),
+                None => return,
+            }
+        }
+        self.commands_left = true;
+    }
+
+    fn carry_out(&mut self, app: &mut A, command: Command<A>) {
+        match command {
+            Command::Send(id, frame) => {
+                let sent = Conn::find(self, id).map(|mut conn| conn.send(&frame));
+                match sent {
+                    Some(Ok(())) => {}
+                    Some(Err(error)) => {
+                        self.stats.undeliverable += 1;
+                        log::debug!("a frame for connection {id} was not sent: {error}");
+                    }
+                    None => self.stats.undeliverable += 1,
+                }
+            }
+            Command::Notify(id, message) => {
+                let open = self
+                    .roster
+                    .get(id)
+                    .is_some_and(|slot| slot.machine.state() == State::Open && slot.machine.was_open());
+                if open {
+                    self.current = Some(id);
+                    self.call(app, id, |handler, cx| handler.on_message(cx, message));
+                    self.current = None;
+                    self.turn(app, id);
+                } else {
+                    self.stats.undeliverable += 1;
+                }
+            }
+            Command::Kill(id) => {
+                if !self.kill(id) {
+                    self.stats.undeliverable += 1;
+                }
+            }
+            Command::Post(job) => {
+                let done = catch_unwind(AssertUnwindSafe(|| job(app, &mut Control::new(self))));
+                if let Err(panic) = done {
+                    self.stats.panics += 1;
+                    report_panic("a posted job", panic);
+                }
+            }
+            Command::Drain(grace) => self.begin_drain(grace),
+            Command::Stop => self.stopped = true,
+        }
+    }
+
+    /// Closes a port. Its connections live on; the listener is forgotten with the last of them.
+    fn close_port(&mut self, at: usize) {
+        let Some(listener) = self.listeners.get_mut(at) else {
+            return;
+        };
+        let Some(mut socket) = listener.socket.take() else {
+            return;
+        };
+        if std::mem::take(&mut listener.registered) {
+            // Closing takes it out of the poll too, unless another process holds it.
+            if let Err(error) = self.os.deregister_listener(&mut socket) {
+                log::debug!("cannot deregister listener {}: {error}", listener.name);
+            }
+        }
+        self.os.close_listener(socket);
+        listener.pending = false;
+        listener.retry_at = Time::NEVER;
+        log::info!("listener {} on {} is closed", listener.name, listener.addr);
+    }
+
+    /// There may be room now: tries every listener that is out of the poll, without waiting for an event.
+    fn look_for_clients(&mut self) {
+        for listener in &mut self.listeners {
+            listener.pending |= !listener.registered && listener.socket.is_some();
+        }
+    }
+
+    /// Forgets closed listeners that have no connections left, unless their service is still to hear of some.
+    fn forget_closed_listeners(&mut self) {
+        self.listeners
+            .retain(|listener| listener.socket.is_some() || listener.connections > 0);
+    }
+
+    /// Fills in the counters that others keep.
+    fn complete(&self, stats: &mut Stats) {
+        stats.open = self.roster.len();
+        stats.max_connections = self.roster.cap();
+        stats.bytes_in = self.pool.traffic.bytes_in;
+        stats.bytes_out = self.pool.traffic.bytes_out;
+        stats.frames_in = self.pool.traffic.frames_in;
+        stats.frames_out = self.pool.traffic.frames_out;
+    }
+
+    fn publish(&mut self) {
+        let mut stats = std::mem::take(&mut self.stats);
+        self.complete(&mut stats);
+        debug_assert_eq!(
+            stats.accepted,
+            stats.open as u64 + stats.closed_total(),
+            "accepted = open + closed"
+        );
+        self.shared.publish(&stats);
+        self.stats = stats;
+    }
+}
+
+impl<A, O: Os> Drop for Reactor<A, O> {
+    fn drop(&mut self) {
+        self.shared.close();
+        for id in self.roster.iter().map(|slot| slot.id) {
+            self.shared.set_live(id, false);
+        }
+    }
+}
+
+/// Logs what a panic said, and makes sure that dropping it is not the next one.
+fn report_panic(whose: &str, panic: Box<dyn Any + Send>) {
+    let words = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("(not text)");
+    log::error!("{whose} panicked: {words}");
+    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+        std::mem::forget(again);
+    }
+}

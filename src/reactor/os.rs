@@ -1,0 +1,131 @@
+//! Everything the reactor asks of the operating system. The real one is `os_mio`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::config::SocketOptions;
+use crate::handle::Wake;
+use crate::id::{ConnId, ListenerId};
+use crate::proto::Time;
+
+/// What an event belongs to, small enough for `epoll_data` on 32 bits too: 24 bits of slot, the rest generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token(pub(crate) usize);
+
+const INDEX_BITS: u32 = 24;
+const INDEX_MASK: usize = (1 << INDEX_BITS) - 1;
+/// Slots from here on are listeners; `MOST_CONNECTIONS` stays below.
+const FIRST_LISTENER: usize = INDEX_MASK + 1 - LISTENERS;
+const LISTENERS: usize = 1 << 16;
+
+/// Whom a token names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Named {
+    /// The connection in this slot, if its own token is the same.
+    Slot(u32),
+    /// The listener with this token.
+    Listener,
+    /// The waker.
+    Waker,
+}
+
+impl Token {
+    pub(crate) const WAKER: Self = Self(usize::MAX);
+
+    pub(crate) fn of_conn(id: ConnId) -> Self {
+        Self((id.generation as usize) << INDEX_BITS | id.index as usize)
+    }
+
+    pub(crate) fn of_listener(id: ListenerId) -> Self {
+        // The last one is the waker's.
+        Self(FIRST_LISTENER + id.0 as usize % (LISTENERS - 1))
+    }
+
+    pub(crate) fn named(self) -> Named {
+        if self == Self::WAKER {
+            return Named::Waker;
+        }
+        match self.0 & INDEX_MASK {
+            index if index < FIRST_LISTENER => Named::Slot(index as u32),
+            _ => Named::Listener,
+        }
+    }
+}
+
+/// A hint that a socket may be ready. May be spurious, stale, or for a slot's former tenant.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Event {
+    pub(crate) token: Token,
+    pub(crate) readable: bool,
+    pub(crate) writable: bool,
+    /// The peer's end, or an error, is to be read out: a short read is not the last.
+    pub(crate) closed: bool,
+}
+
+/// A connected socket as handlers may ask about it.
+pub(crate) trait Socket {
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+/// The system calls of a server. Non-blocking all of them, but [`Os::poll`].
+pub(crate) trait Os {
+    type Listener;
+    type Stream: Socket;
+
+    /// Time since this `Os` was made, monotonic.
+    fn now(&self) -> Time;
+
+    /// Waits for events, at most `timeout`, and appends them. True if there may be more than fitted.
+    fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<bool>;
+
+    fn waker(&self) -> Box<dyn Wake>;
+
+    fn listen(&mut self, addr: SocketAddr, options: &SocketOptions) -> io::Result<Self::Listener>;
+
+    /// Makes an existing listening socket ours.
+    fn adopt(&mut self, listener: std::net::TcpListener) -> io::Result<Self::Listener>;
+
+    fn listener_addr(&self, listener: &Self::Listener) -> io::Result<SocketAddr>;
+
+    fn register_listener(&mut self, listener: &mut Self::Listener, token: Token) -> io::Result<()>;
+
+    fn deregister_listener(&mut self, listener: &mut Self::Listener) -> io::Result<()>;
+
+    fn close_listener(&mut self, listener: Self::Listener);
+
+    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Self::Stream, SocketAddr)>;
+
+    /// For reading and writing, edge-triggered, once.
+    fn register_stream(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
+
+    fn read(&mut self, stream: &mut Self::Stream, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Never raises SIGPIPE.
+    fn write(&mut self, stream: &mut Self::Stream, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Shuts the writing half down.
+    fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
+
+    /// Closes, with RST if `reset`.
+    fn close(&mut self, stream: Self::Stream, reset: bool);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::MOST_CONNECTIONS;
+
+    #[test]
+    fn tokens_name_one_kind_each() {
+        let conn = |index, generation| ConnId { index, generation };
+        let last = MOST_CONNECTIONS as u32 - 1;
+        assert_eq!(Token::of_conn(conn(last, u32::MAX)).named(), Named::Slot(last));
+        assert_eq!(Token::of_conn(conn(0, 1)).named(), Named::Slot(0));
+        assert_ne!(Token::of_conn(conn(7, 1)), Token::of_conn(conn(7, 2)));
+        for id in [0, 1, 65_534, 65_535, u32::MAX] {
+            assert_eq!(Token::of_listener(ListenerId(id)).named(), Named::Listener);
+        }
+        assert_eq!(Token::WAKER.named(), Named::Waker);
+    }
+}

@@ -1,0 +1,140 @@
+//! The slab: who is connected, under which id, and how many may be.
+
+use std::net::SocketAddr;
+
+use slab::Slab;
+
+use super::os::Token;
+use crate::handler::ConnInfo;
+use crate::id::{ConnId, ListenerId};
+use crate::proto::{Machine, Time};
+
+/// One connection's place.
+pub(super) struct Slot {
+    pub(super) id: ConnId,
+    pub(super) machine: Machine,
+    pub(super) listener: ListenerId,
+    pub(super) peer: SocketAddr,
+    pub(super) accepted_at: Time,
+    /// The kernel may have input, as far as we know.
+    pub(super) readable: bool,
+    /// The kernel may take output, as far as we know.
+    pub(super) writable: bool,
+    /// End of stream or an error is to come: short reads are not the last. Sticky.
+    pub(super) hang_up: bool,
+    /// On the ready list.
+    pub(super) queued: bool,
+    /// The kernel was out of memory for this socket: try again when its timer fires.
+    pub(super) retry: bool,
+}
+
+/// All connections. Its length never passes the cap: [`Roster::has_room`] is asked before accept.
+pub(super) struct Roster {
+    slab: Slab<Slot>,
+    /// The generation of each slot's latest tenant; never zero for a tenant.
+    generations: Vec<u32>,
+    cap: usize,
+}
+
+impl Roster {
+    pub(super) fn new(cap: usize) -> Self {
+        Self {
+            slab: Slab::new(),
+            generations: Vec::new(),
+            cap,
+        }
+    }
+
+    pub(super) fn cap(&self) -> usize {
+        self.cap
+    }
+
+    pub(super) fn set_cap(&mut self, cap: usize) {
+        self.cap = cap;
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slab.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slab.is_empty()
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.slab.len() < self.cap
+    }
+
+    /// The id that the next tenant will have.
+    pub(super) fn next_id(&mut self) -> ConnId {
+        let index = self.slab.vacant_key();
+        if self.generations.len() <= index {
+            self.generations.resize(index + 1, 0);
+        }
+        let latest = self.generations.get(index).copied().unwrap_or(0);
+        ConnId {
+            index: index as u32,
+            generation: latest.wrapping_add(1).max(1),
+        }
+    }
+
+    /// Moves a tenant in, under the id that [`Roster::next_id`] has just said.
+    pub(super) fn insert(&mut self, slot: Slot) {
+        let id = slot.id;
+        debug_assert!(self.has_room(), "the cap is checked before accept");
+        let index = self.slab.insert(slot);
+        debug_assert_eq!(index, id.index as usize);
+        if let Some(latest) = self.generations.get_mut(index) {
+            *latest = id.generation;
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: ConnId) -> Option<Slot> {
+        self.get(id)?;
+        self.slab.try_remove(id.index as usize)
+    }
+
+    pub(super) fn get(&self, id: ConnId) -> Option<&Slot> {
+        self.slab.get(id.index as usize).filter(|slot| slot.id == id)
+    }
+
+    pub(super) fn get_mut(&mut self, id: ConnId) -> Option<&mut Slot> {
+        self.slab.get_mut(id.index as usize).filter(|slot| slot.id == id)
+    }
+
+    /// The tenant of a slot, whoever it is now.
+    pub(super) fn tenant(&self, index: u32) -> Option<&Slot> {
+        self.slab.get(index as usize)
+    }
+
+    /// The tenant that an event is for, unless it has gone.
+    pub(super) fn addressee(&mut self, index: u32, token: Token) -> Option<&mut Slot> {
+        self.slab
+            .get_mut(index as usize)
+            .filter(|slot| Token::of_conn(slot.id) == token)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slab.iter().map(|(_, slot)| slot)
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slab.iter_mut().map(|(_, slot)| slot)
+    }
+}
+
+impl Slot {
+    pub(super) fn info(&self, now: Time) -> ConnInfo {
+        ConnInfo {
+            id: self.id,
+            listener: self.listener,
+            peer: self.peer,
+            state: self.machine.state(),
+            age: now.since(self.accepted_at),
+            idle: now.since(self.machine.last_input()),
+            traffic: self.machine.traffic(),
+            queued: self.machine.queued(),
+            buffered: self.machine.buffered(),
+        }
+    }
+}

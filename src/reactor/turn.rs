@@ -1,0 +1,337 @@
+//! One connection's turn: read, decode, call the handler, write once, see what the socket needs, come back when.
+
+use std::io;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use super::os::Os;
+use super::{report_panic, Reactor, Scratch};
+use crate::handler::{Context, Handler, Peer};
+use crate::id::ConnId;
+use crate::proto::{Event, NextStep, Staged, State};
+use crate::reason::{CloseReason, Closed, Outcome};
+
+/// What a frame counts against the read budget besides its bytes.
+const FRAME_COST: usize = 64;
+/// When to try again after the kernel had no memory for a socket's read or write.
+const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// What a read brought.
+enum Read<'a> {
+    Staged(Staged<'a>),
+    /// Not now: no readiness, no wish, or no budget.
+    Nothing,
+}
+
+impl<A, O: Os> Reactor<A, O> {
+    /// Gives a connection its turn. Never called from inside a callback.
+    pub(super) fn turn(&mut self, app: &mut A, id: ConnId) {
+        debug_assert!(self.current.is_none(), "turns do not nest");
+        self.current = Some(id);
+        // Lent to this turn: frames point into it while the handler has the server.
+        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut budget = self.config.read_budget;
+        let gone = loop {
+            let progress = match self.read(id, &mut scratch, &mut budget) {
+                Read::Staged(staged) => {
+                    self.deliver(app, id, staged, &mut budget);
+                    budget = budget.saturating_sub(FRAME_COST);
+                    true
+                }
+                Read::Nothing => false,
+            };
+            self.flush(id);
+            if let Some(reset) = self.next_step(id) {
+                self.reap(app, id, reset);
+                break true;
+            }
+            if !progress {
+                break false;
+            }
+        };
+        self.scratch = scratch;
+        self.current = None;
+        if !gone {
+            self.come_back(id);
+        }
+    }
+
+    /// Arms the timer for the connection's next deadline.
+    fn come_back(&mut self, id: ConnId) {
+        if let Some(slot) = self.roster.get(id) {
+            let mut when = slot.machine.deadline();
+            if slot.retry {
+                when = when.min(self.now.after(RETRY_AFTER));
+            }
+            self.timers.arm(id.index, when);
+        }
+    }
+
+    /// Takes what waits in the machine, else reads from the socket.
+    fn read<'s>(&mut self, id: ConnId, scratch: &'s mut Scratch, budget: &mut usize) -> Read<'s> {
+        let Some(slot) = self.roster.get_mut(id) else {
+            return Read::Nothing;
+        };
+        let machine = &mut slot.machine;
+        if machine.has_events() {
+            if *budget == 0 {
+                self.ready.push(id, &mut slot.queued);
+                return Read::Nothing;
+            }
+            return Read::Staged(machine.stage_held());
+        }
+        if !slot.readable || !machine.wants_read() {
+            return Read::Nothing;
+        }
+        if machine.state() == State::Handshaking {
+            if self.handshakes_left == 0 {
+                self.ready.push(id, &mut slot.queued);
+                return Read::Nothing;
+            }
+            self.handshakes_left -= 1;
+        }
+        if *budget == 0 {
+            self.ready.push(id, &mut slot.queued);
+            return Read::Nothing;
+        }
+        let Some(Some(stream)) = self.streams.get_mut(id.index as usize) else {
+            return Read::Nothing;
+        };
+        match self.os.read(stream, &mut scratch.wire) {
+            Ok(0) => {
+                slot.readable = false;
+                machine.handle_eof(self.now, &mut self.pool);
+            }
+            Ok(count) => {
+                *budget = budget.saturating_sub(count);
+                // Edge-triggered epoll and kqueue: a short read means empty, unless the end is behind it.
+                if count < scratch.wire.len() && !slot.hang_up && !machine.wants_fresh_blocked() {
+                    slot.readable = false;
+                }
+                let wire = scratch.wire.get_mut(..count).unwrap_or_default();
+                return Read::Staged(machine.handle_input(self.now, wire, &mut scratch.plain, &mut self.pool));
+            }
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => {
+                    slot.readable = false;
+                    machine.handle_blocked(&mut self.pool);
+                }
+                io::ErrorKind::Interrupted => {
+                    self.ready.push(id, &mut slot.queued);
+                    return Read::Nothing;
+                }
+                _ if is_short_of_memory(&error) => {
+                    slot.readable = false;
+                    slot.retry = true;
+                    return Read::Nothing;
+                }
+                _ => {
+                    slot.readable = false;
+                    machine.handle_read_error(error, &mut self.pool);
+                }
+            },
+        }
+        Read::Staged(Staged::nothing())
+    }
+
+    /// Tells the handler everything there is to tell.
+    fn deliver(&mut self, app: &mut A, id: ConnId, mut staged: Staged<'_>, budget: &mut usize) {
+        loop {
+            let Some(slot) = self.roster.get_mut(id) else {
+                return;
+            };
+            let Some(event) = slot.machine.next_event(&mut staged, self.now, &mut self.pool) else {
+                break;
+            };
+            *budget = budget.saturating_sub(FRAME_COST);
+            match event {
+                Event::Frame(frame) => self.call(app, id, |handler, cx| handler.on_frame(cx, frame)),
+                Event::Opened => {
+                    self.stats.opened += 1;
+                    self.call(app, id, |handler, cx| handler.on_open(cx));
+                }
+                Event::Finished => self.call(app, id, |handler, cx| handler.on_finish(cx)),
+                Event::Writable => self.call(app, id, |handler, cx| handler.on_writable(cx)),
+                Event::Timer(key) => self.call(app, id, |handler, cx| handler.on_timer(cx, key)),
+                Event::Drain => self.call(app, id, |handler, cx| handler.on_drain(cx)),
+            }
+        }
+        if let Some(slot) = self.roster.get_mut(id) {
+            slot.machine.settle(staged, self.now, &mut self.pool);
+        }
+    }
+
+    /// Calls the handler of `id`, and closes the connection if it says so or panics.
+    pub(super) fn call(
+        &mut self,
+        app: &mut A,
+        id: ConnId,
+        callback: impl FnOnce(&mut dyn Handler<A>, &mut Context<'_, A>) -> Outcome,
+    ) {
+        let index = id.index as usize;
+        // Out of its place while it runs, so that the callback can have the server; a successor may take the place.
+        let Some(mut handler) = self.handlers.get_mut(index).and_then(Option::take) else {
+            return;
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            callback(handler.as_mut(), &mut Context::new(app, self, id))
+        }));
+        match self.handlers.get_mut(index) {
+            Some(place @ None) => *place = Some(handler),
+            _ => self.drop_handler(handler),
+        }
+        let Some(slot) = self.roster.get_mut(id) else {
+            return;
+        };
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(close)) => slot.machine.close_as(close, self.now, &mut self.pool),
+            Err(panic) => {
+                log::error!("a handler panicked; {}", slot.info(self.now));
+                slot.machine
+                    .close(Closed::new(CloseReason::Panicked), self.now, &mut self.pool);
+                report_panic("a handler", panic);
+            }
+        }
+    }
+
+    /// Writes what waits, until the kernel takes no more.
+    fn flush(&mut self, id: ConnId) {
+        let Some(slot) = self.roster.get_mut(id) else {
+            return;
+        };
+        let Some(Some(stream)) = self.streams.get_mut(id.index as usize) else {
+            return;
+        };
+        loop {
+            let bytes = slot.machine.transmit(&mut self.pool);
+            if bytes.is_empty() {
+                return;
+            }
+            if !slot.writable {
+                break;
+            }
+            let length = bytes.len();
+            match self.os.write(stream, bytes) {
+                Ok(count) => {
+                    slot.machine.handle_sent(count, self.now, &mut self.pool);
+                    // A short write means full: the next edge says when there is room.
+                    slot.writable = count == length;
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => slot.writable = false,
+                    io::ErrorKind::Interrupted => {
+                        self.ready.push(id, &mut slot.queued);
+                        break;
+                    }
+                    _ if is_short_of_memory(&error) => {
+                        slot.writable = false;
+                        slot.retry = true;
+                    }
+                    _ => {
+                        slot.machine.handle_write_error(error, &mut self.pool);
+                        // Its last words may be in the kernel already.
+                        slot.readable = true;
+                        self.ready.push(id, &mut slot.queued);
+                        return;
+                    }
+                },
+            }
+        }
+        slot.machine.handle_unsent(self.now);
+    }
+
+    /// Shuts down or tells to close: `Some(reset)` when the connection is over.
+    fn next_step(&mut self, id: ConnId) -> Option<bool> {
+        let slot = self.roster.get_mut(id)?;
+        if slot.machine.next_step() == NextStep::Shutdown {
+            let stream = self.streams.get_mut(id.index as usize)?.as_mut()?;
+            let sent = self.os.shutdown(stream).is_ok();
+            slot.machine.handle_shutdown(self.now, sent);
+        }
+        match slot.machine.next_step() {
+            NextStep::Gone { reset } => Some(reset),
+            NextStep::Wait | NextStep::Shutdown => None,
+        }
+    }
+
+    /// Ends a connection: the socket first, then the last callback, then the slot.
+    fn reap(&mut self, app: &mut A, id: ConnId, reset: bool) {
+        let index = id.index as usize;
+        if let Some(stream) = self.streams.get_mut(index).and_then(Option::take) {
+            self.os.close(stream, reset);
+        }
+        self.shared.set_live(id, false);
+        let Some(slot) = self.roster.get_mut(id) else {
+            return;
+        };
+        let closed = slot.machine.take_closed();
+        let (was_open, listener) = (slot.machine.was_open(), slot.listener);
+        log::debug!("{}: {closed}", slot.info(self.now));
+        let peer = slot.peer;
+        if was_open {
+            self.call(app, id, |handler, cx| {
+                handler.on_close(cx, &closed);
+                Ok(())
+            });
+        }
+        if let Some(handler) = self.handlers.get_mut(index).and_then(Option::take) {
+            self.drop_handler(handler);
+        }
+        self.stats.count_closed(closed.reason);
+        self.timers.disarm(id.index);
+        self.roster.remove(id);
+        self.make_room(listener);
+        if !was_open {
+            self.tell_unopened(app, listener, id, peer, &closed);
+        }
+    }
+
+    /// Tells the service about a connection that had a slot and never opened.
+    fn tell_unopened(
+        &mut self,
+        app: &mut A,
+        listener: crate::id::ListenerId,
+        id: ConnId,
+        addr: std::net::SocketAddr,
+        closed: &Closed,
+    ) {
+        let Some(listener) = self.listeners.iter_mut().find(|found| found.id == listener) else {
+            return;
+        };
+        let peer = Peer {
+            id: Some(id),
+            addr,
+            listener: listener.id,
+            listener_name: std::rc::Rc::clone(&listener.name),
+        };
+        let told = catch_unwind(AssertUnwindSafe(|| {
+            listener.service.on_unopened(app, &peer, closed);
+        }));
+        if let Err(panic) = told {
+            self.stats.panics += 1;
+            report_panic("a service's on_unopened", panic);
+        }
+    }
+
+    /// A slot and a descriptor are free: whoever waited for either may come.
+    fn make_room(&mut self, freed: crate::id::ListenerId) {
+        self.starvation.end_pause();
+        if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.id == freed) {
+            listener.connections = listener.connections.saturating_sub(1);
+        }
+        self.look_for_clients();
+    }
+
+    /// Drops a handler, whose destructor is the user's code too.
+    pub(super) fn drop_handler(&mut self, handler: Box<dyn Handler<A>>) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(handler))) {
+            self.stats.panics += 1;
+            report_panic("a handler's destructor", panic);
+        }
+    }
+}
+
+/// The kernel lacks memory for this call, for the moment.
+fn is_short_of_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
+}

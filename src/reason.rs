@@ -1,0 +1,214 @@
+//! How and why a connection ends.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
+        /// Why a connection ended: exactly one of these for each accepted socket.
+        ///
+        /// Counters per reason are a fixed array, see [`Stats::closed`](crate::Stats::closed).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[non_exhaustive]
+        pub enum CloseReason {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl CloseReason {
+            /// Every reason, in the order of their counters.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The words used in logs.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$name => $text,)*
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The peer finished sending (FIN, and close_notify over TLS), got every answer, and the connection closed in order.
+    Finished => "peer finished",
+    /// The handler closed it: [`Conn::close`](crate::Conn::close) or [`Close::new`].
+    Closed => "closed by handler",
+    /// The handler returned an error through `?`; [`Closed::error`] is that error.
+    Failed => "handler failed",
+    /// The handler aborted it (RST): [`Conn::abort`](crate::Conn::abort) or [`Close::abort`].
+    Aborted => "aborted by handler",
+    /// A handler callback, or a [`Framer`](crate::Framer), panicked. Only this connection ends.
+    Panicked => "handler panicked",
+    /// Killed by id from outside the handler.
+    Killed => "killed",
+    /// The server drained and this connection ended by itself within the grace period.
+    Drained => "drained",
+    /// The server drained and this connection was still there when the grace period was over.
+    DrainForced => "forced by drain deadline",
+    /// The peer reset the connection (ECONNRESET, EPIPE, ECONNABORTED).
+    Reset => "reset by peer",
+    /// The kernel gave the peer up (ETIMEDOUT: retransmissions or keepalive).
+    TimedOut => "connection timed out",
+    /// No route to the peer any more (EHOSTUNREACH, ENETUNREACH, ENETDOWN).
+    Unreachable => "peer unreachable",
+    /// Another socket error; [`Closed::error`] is that error.
+    Io => "socket error",
+    /// The peer finished inside a frame.
+    Truncated => "truncated frame",
+    /// A frame longer than the listener's maximum, judged by its header alone.
+    FrameTooLarge => "frame too large",
+    /// A [`Framer`](crate::Framer) refused the bytes.
+    BadFrame => "bad frame",
+    /// The connection was not open within the handshake timeout, counted from accept.
+    HandshakeTimeout => "handshake timeout",
+    /// A frame was begun and not finished within the frame timeout, counted from its first byte.
+    FrameTimeout => "frame timeout",
+    /// No byte from the peer within the idle timeout.
+    IdleTimeout => "idle timeout",
+    /// The peer took no byte of what waits for it within the write timeout.
+    WriteTimeout => "write timeout",
+    /// The TLS handshake failed; [`Closed::error`] tells how.
+    TlsHandshake => "TLS handshake failed",
+    /// A TLS error on an open connection.
+    Tls => "TLS error",
+    /// The peer's FIN came without close_notify: what it sent may have been cut by someone else.
+    TlsTruncated => "TLS truncated",
+    /// Something that is not TLS came to a TLS listener.
+    NotTls => "plaintext on a TLS port",
+    /// A TLS ClientHello came to a plain listener.
+    UnexpectedTls => "TLS on a plain port",
+    /// The server or the listener was at its connection cap ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)).
+    AtCapacity => "at capacity",
+    /// The [`Service`](crate::Service) refused the peer.
+    Refused => "refused by service",
+    /// The kernel could not register the new socket for events (ENOMEM, ENOSPC).
+    Unregistered => "could not be registered",
+}
+
+impl CloseReason {
+    pub(crate) const COUNT: usize = Self::ALL.len();
+
+    pub(crate) const fn index(self) -> usize {
+        self as usize
+    }
+}
+
+impl fmt::Display for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What [`Handler::on_close`](crate::Handler::on_close) is told: the one reason, and the error behind it if there is one.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Closed {
+    /// Why the connection ended.
+    pub reason: CloseReason,
+    /// The error behind [`CloseReason::Failed`], [`CloseReason::Io`], [`CloseReason::BadFrame`] and the TLS reasons.
+    pub error: Option<Box<dyn StdError>>,
+}
+
+impl Closed {
+    pub(crate) fn new(reason: CloseReason) -> Self {
+        Self { reason, error: None }
+    }
+
+    pub(crate) fn with(reason: CloseReason, error: impl Into<Box<dyn StdError>>) -> Self {
+        Self {
+            reason,
+            error: Some(error.into()),
+        }
+    }
+}
+
+impl fmt::Display for Closed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.error {
+            Some(error) => write!(f, "{}: {error}", self.reason),
+            None => self.reason.fmt(f),
+        }
+    }
+}
+
+/// How a callback ends its connection: the error half of [`Outcome`].
+///
+/// Any error converts into it, so `?` inside a callback closes the connection in order with that
+/// error as the cause ([`CloseReason::Failed`]).
+///
+/// ```
+/// use portcullis::{Close, Context, Handler, Outcome};
+///
+/// struct Login;
+/// impl Handler for Login {
+///     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+///         let user = std::str::from_utf8(frame)?;
+///         if user == "guest" {
+///             return Err(Close::because("guests are not served"));
+///         }
+///         cx.conn.send(b"welcome")?;
+///         Err(Close::new())
+///     }
+/// }
+/// ```
+#[derive(Debug)]
+#[must_use]
+pub struct Close {
+    pub(crate) closed: Closed,
+    pub(crate) abort: bool,
+}
+
+/// What a callback returns. `Ok(())` goes on, [`Close`] ends this connection.
+pub type Outcome = Result<(), Close>;
+
+impl Close {
+    /// Closes in order: what was sent is flushed, then close_notify and FIN. [`CloseReason::Closed`].
+    #[allow(clippy::new_without_default)] // `Close::default()` would not say what it does
+    pub fn new() -> Self {
+        Self {
+            closed: Closed::new(CloseReason::Closed),
+            abort: false,
+        }
+    }
+
+    /// Closes at once with RST; what was not sent yet is dropped. [`CloseReason::Aborted`].
+    pub fn abort() -> Self {
+        Self {
+            closed: Closed::new(CloseReason::Aborted),
+            abort: true,
+        }
+    }
+
+    /// Closes in order, with a cause for [`Handler::on_close`](crate::Handler::on_close) and the log. [`CloseReason::Failed`].
+    pub fn because(cause: impl Into<Box<dyn StdError>>) -> Self {
+        Self {
+            closed: Closed::with(CloseReason::Failed, cause),
+            abort: false,
+        }
+    }
+}
+
+impl<E: StdError + 'static> From<E> for Close {
+    fn from(error: E) -> Self {
+        Self::because(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_found_at_its_own_counter() {
+        for (position, reason) in CloseReason::ALL.iter().enumerate() {
+            assert_eq!(reason.index(), position, "{reason}");
+        }
+    }
+
+    #[test]
+    fn any_error_closes_with_itself_as_the_cause() {
+        let close = Close::from(std::io::Error::other("disk full"));
+        assert_eq!(close.closed.to_string(), "handler failed: disk full");
+        assert!(!close.abort);
+    }
+}

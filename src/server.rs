@@ -1,0 +1,227 @@
+//! What the user owns.
+
+use std::fmt;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use crate::config::{Config, Listen};
+use crate::control::{Control, Desk, ListenerInfo};
+use crate::error::{Error, Result};
+use crate::handle::Handle;
+use crate::handler::{ConnInfo, Service};
+use crate::id::{ConnId, ListenerId, ListenerRef};
+use crate::reactor::os_mio::{descriptor_limit, MioOs};
+use crate::reactor::Reactor;
+use crate::stats::{DrainReport, Stats};
+
+/// Descriptors that the rest of a small program needs: standard streams, the poll, the waker, listeners, logs.
+const RESERVED_DESCRIPTORS: usize = 32;
+
+/// A TCP/TLS server on one thread: yours, or one that you give it.
+///
+/// `A` is your application's state. You own it and lend it for each turn; nothing is demanded of it.
+///
+/// ```no_run
+/// use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
+///
+/// struct Echo;
+/// impl Handler for Echo {
+///     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+///         cx.conn.send(frame)?;
+///         Ok(())
+///     }
+/// }
+///
+/// fn main() -> portcullis::Result<()> {
+///     let mut server = Server::new(Config::new().max_connections(1024))?;
+///     server.listen(Listen::tcp("127.0.0.1:2222").framing(Framing::Packet2), |_app: &mut (), _peer| Echo)?;
+///     server.run(&mut ())
+/// }
+/// ```
+///
+/// Or inside your own loop:
+///
+/// ```
+/// # use portcullis::{Config, Server};
+/// # use std::time::Duration;
+/// # fn main() -> portcullis::Result<()> {
+/// # let mut app = ();
+/// let mut server: Server = Server::new(Config::new())?;
+/// for _frame in 0..3 {
+///     server.poll_once(&mut app, Some(Duration::ZERO))?; // bounded work
+///     // ... the rest of your frame
+/// }
+/// # Ok(()) }
+/// ```
+///
+/// Dropping a server closes its ports and connections without calling any handler; [`Server::drain`] is the orderly way.
+pub struct Server<A = ()> {
+    reactor: Reactor<A, MioOs>,
+}
+
+impl<A> Server<A> {
+    /// A server without listeners. Warns in the log if the cap is more than the process's descriptors allow (on Linux).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`] for a value that cannot work, [`Error::Os`] if the kernel gives no poll.
+    pub fn new(config: Config) -> Result<Self> {
+        let cap = config.max_connections;
+        let os = MioOs::new().map_err(Error::os("making a poll"))?;
+        let reactor = Reactor::new(os, config)?;
+        if let Some(limit) = descriptor_limit().filter(|limit| cap.saturating_add(RESERVED_DESCRIPTORS) > *limit) {
+            log::warn!(
+                "max_connections is {cap}, but this process may open only {limit} descriptors: raise the limit (ulimit -n, \
+                 LimitNOFILE=) to {} or lower max_connections",
+                cap.saturating_add(RESERVED_DESCRIPTORS)
+            );
+        }
+        Ok(Self { reactor })
+    }
+
+    /// Opens a listener. When this returns, clients can connect; they are served once the server runs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AddressInUse`], [`Error::Listen`], [`Error::Address`], [`Error::NameTaken`], [`Error::Option`],
+    /// [`Error::Draining`]. The rest of the server is as it was.
+    pub fn listen(&mut self, listen: Listen, service: impl Service<A> + 'static) -> Result<ListenerId> {
+        self.reactor.listen(listen, Box::new(service))
+    }
+
+    /// As [`Server::listen`], with a socket that is listening already: inherited, or handed over by systemd.
+    /// It is made non-blocking and close-on-exec.
+    ///
+    /// ```
+    /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let mut server = Server::new(Config::new())?;
+    /// server.adopt(socket, Listen::adopted().name("inherited"), |_app: &mut (), _peer| Echo)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NameTaken`], [`Error::Option`], [`Error::Draining`], or [`Error::Os`] if it is no usable socket.
+    pub fn adopt(
+        &mut self,
+        socket: std::net::TcpListener,
+        listen: Listen,
+        service: impl Service<A> + 'static,
+    ) -> Result<ListenerId> {
+        self.reactor.adopt(socket, listen, Box::new(service))
+    }
+
+    /// Serves until a drain is over or [`Control::stop`] is called.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] if the poll fails, which no peer can bring about.
+    pub fn run(&mut self, app: &mut A) -> Result<()> {
+        while self.reactor.drain_report().is_none() && !self.reactor.take_stopped() {
+            self.poll_once(app, None)?;
+        }
+        Ok(())
+    }
+
+    /// One turn: waits for events at most `timeout` (`None`: until there is something to do), then does a bounded amount
+    /// of work. What is left over is done in the next turn, and [`Server::next_timeout`] is zero until then.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] if the poll fails, which no peer can bring about.
+    pub fn poll_once(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<()> {
+        self.reactor.shared().set_looping(thread::current().id());
+        self.reactor.turn_once(app, timeout)
+    }
+
+    /// How long the server can be left alone while its descriptor ([`AsFd`]) is not readable. `None`: for ever.
+    ///
+    /// Ask after each turn: a program that nests the server in its own poll waits on the descriptor for at most this
+    /// long, then calls [`Server::poll_once`] with a timeout of zero.
+    pub fn next_timeout(&self) -> Option<Duration> {
+        self.reactor.next_timeout()
+    }
+
+    /// For other threads.
+    pub fn handle(&self) -> Handle<A> {
+        Handle::new(Arc::clone(self.reactor.shared()))
+    }
+
+    /// Everything that can be asked between two turns; the methods below are shorthands for some of it.
+    pub fn control(&mut self) -> Control<'_, A> {
+        self.reactor.catch_up();
+        Control::new(&mut self.reactor)
+    }
+
+    /// All listeners, oldest first.
+    pub fn listeners(&self) -> Vec<ListenerInfo> {
+        self.reactor.listeners()
+    }
+
+    /// One listener, by id, port or name: `server.listener("games")?.addr`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoListener`].
+    pub fn listener(&self, which: impl Into<ListenerRef>) -> Result<ListenerInfo> {
+        self.reactor.listener(&which.into())
+    }
+
+    /// All connections as of now.
+    pub fn connections(&mut self) -> Vec<ConnInfo> {
+        self.control().connections()
+    }
+
+    /// Ends one connection at once: see [`Control::kill`].
+    pub fn kill(&mut self, id: ConnId) -> bool {
+        self.control().kill(id)
+    }
+
+    /// Changes the cap: see [`Control::set_max_connections`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`]; the cap is as it was.
+    pub fn set_max_connections(&mut self, connections: usize) -> Result<()> {
+        self.control().set_max_connections(connections)
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> Stats {
+        self.reactor.stats()
+    }
+
+    /// Starts to end in order: see [`Control::drain`]. [`Server::run`] returns when it is over.
+    pub fn drain(&mut self, grace: Duration) {
+        self.control().drain(grace);
+    }
+
+    /// How the drain went, once it is over.
+    pub fn drain_report(&self) -> Option<DrainReport> {
+        self.reactor.drain_report()
+    }
+}
+
+/// The poll's descriptor: readable when there are events. For nesting in another loop, with [`Server::next_timeout`].
+impl<A> AsFd for Server<A> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.reactor.os().as_fd()
+    }
+}
+
+impl<A> fmt::Debug for Server<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("listeners", &self.listeners())
+            .field("stats", &self.stats())
+            .finish()
+    }
+}

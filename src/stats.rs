@@ -1,0 +1,101 @@
+//! Counters, and the snapshot of them.
+
+use crate::reason::CloseReason;
+
+/// What a server has done since it started, at one moment: every field is from the end of the same turn.
+///
+/// `accepted == open + closed_total()`, always.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Sockets accepted, those that were refused at once included.
+    pub accepted: u64,
+    /// Connections in a slot now, in any state.
+    pub open: usize,
+    /// The most connections that were in a slot at one time.
+    pub peak: usize,
+    /// The cap on all connections together.
+    pub max_connections: usize,
+    /// Connections that reached [`State::Open`](crate::State::Open): their handlers got `on_open`.
+    pub opened: u64,
+    /// Bytes read, as they were on the wire.
+    pub bytes_in: u64,
+    /// Bytes written, as they were on the wire.
+    pub bytes_out: u64,
+    /// Frames given to handlers.
+    pub frames_in: u64,
+    /// Frames that handlers sent.
+    pub frames_out: u64,
+    /// Times the process or the system ran out of descriptors or socket memory (EMFILE, ENFILE, ENOBUFS, ENOMEM):
+    /// one per episode, however long it lasted.
+    pub starved: u64,
+    /// Connections that were gone before they could be accepted, and other passing accept errors.
+    pub accept_errors: u64,
+    /// Commands through a [`Handle`](crate::Handle) whose connection had gone by the time they arrived.
+    pub undeliverable: u64,
+    /// Jobs and service callbacks that panicked.
+    pub panics: u64,
+    /// Turns of the loop.
+    pub turns: u64,
+    closed: [u64; CloseReason::COUNT],
+}
+
+impl Default for Stats {
+    fn default() -> Self {
+        Self {
+            accepted: 0,
+            open: 0,
+            peak: 0,
+            max_connections: 0,
+            opened: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            frames_in: 0,
+            frames_out: 0,
+            starved: 0,
+            accept_errors: 0,
+            undeliverable: 0,
+            panics: 0,
+            turns: 0,
+            closed: [0; CloseReason::COUNT],
+        }
+    }
+}
+
+impl Stats {
+    /// How many connections ended for this reason.
+    pub fn closed(&self, reason: CloseReason) -> u64 {
+        self.closed.get(reason.index()).copied().unwrap_or(0)
+    }
+
+    /// How many connections have ended.
+    pub fn closed_total(&self) -> u64 {
+        self.closed.iter().sum()
+    }
+
+    /// The reasons that have occurred, with their counts.
+    pub fn closed_by_reason(&self) -> impl Iterator<Item = (CloseReason, u64)> + '_ {
+        CloseReason::ALL
+            .iter()
+            .map(|&reason| (reason, self.closed(reason)))
+            .filter(|&(_, count)| count > 0)
+    }
+
+    pub(crate) fn count_closed(&mut self, reason: CloseReason) {
+        if let Some(count) = self.closed.get_mut(reason.index()) {
+            *count += 1;
+        }
+    }
+}
+
+/// How a drain went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DrainReport {
+    /// Connections that ended by themselves: answered, flushed and closed in order, or lost by their peers.
+    pub ended: usize,
+    /// Connections that were still there at the deadline and were reset.
+    pub forced: usize,
+    /// How long it took.
+    pub took: std::time::Duration,
+}
