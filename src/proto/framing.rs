@@ -7,7 +7,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::ops::Range;
-use std::rc::Rc;
+use std::sync::Arc;
 
 /// The largest payload a packet-4 header may announce, as in Erlang/OTP: header and payload fit in 31 bits.
 const PACKET4_LIMIT: usize = 0x7FFF_FFFB;
@@ -35,7 +35,7 @@ pub enum Framing {
 
 /// Makes a [`Framer`] for each connection; built by [`Framing::custom`].
 #[derive(Clone)]
-pub struct FramerFactory(Rc<dyn Fn() -> Box<dyn Framer>>);
+pub struct FramerFactory(Arc<dyn Fn() -> Box<dyn Framer> + Send + Sync>);
 
 impl Framing {
     /// Your own framing: `make` is called once per connection.
@@ -73,9 +73,9 @@ impl Framing {
     pub fn custom<F, M>(make: M) -> Self
     where
         F: Framer + 'static,
-        M: Fn() -> F + 'static,
+        M: Fn() -> F + Send + Sync + 'static,
     {
-        Self::Custom(FramerFactory(Rc::new(move || Box::new(make()))))
+        Self::Custom(FramerFactory(Arc::new(move || Box::new(make()))))
     }
 
     /// The maximum payload where the listener sets none: 8 MiB for packet-4, what the header can

@@ -770,9 +770,12 @@ impl Machine {
     }
 
     /// Sets timer `key` to `at`, or cancels it with [`Time::NEVER`].
+    ///
+    /// Never due in the turn that sets it, so that a timer which sets itself again to "now" cannot spin.
     pub(crate) fn set_timer(&mut self, key: u8, at: Time) {
         self.timers.retain(|timer| timer.key != key);
         if at.is_armed() && self.state == State::Open {
+            let at = at.max(self.judged.after(Duration::from_nanos(1)));
             self.timers.push(Timer { key, at });
         }
     }

@@ -56,6 +56,7 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Accepts from one listener until its queue is empty, its budget is spent, or nobody may come in.
     pub(super) fn accept_from(&mut self, app: &mut A, at: usize) {
+        let (mut served, mut lost) = (false, None);
         for _ in 0..self.config.accept_budget {
             let has_room = self.roster.has_room();
             let Some(listener) = self.listeners.get_mut(at) else {
@@ -74,6 +75,7 @@ impl<A, O: Os> Reactor<A, O> {
             };
             match self.os.accept(socket) {
                 Ok((stream, addr)) => {
+                    served = true;
                     listener.troubled = false;
                     listener.broken = false;
                     listener.accepted += 1;
@@ -85,7 +87,10 @@ impl<A, O: Os> Reactor<A, O> {
                     }
                 }
                 Err(error) => match AcceptError::of(&error) {
-                    AcceptError::Retry => self.stats.accept_errors += 1,
+                    AcceptError::Retry => {
+                        self.stats.accept_errors += 1;
+                        lost = Some(error);
+                    }
                     AcceptError::Drained => {
                         listener.pending = false;
                         listener.broken = false;
@@ -98,8 +103,9 @@ impl<A, O: Os> Reactor<A, O> {
                 },
             }
         }
-        if let Some(listener) = self.listeners.get(at) {
-            log::trace!("listener {}: accept budget spent, more next turn", listener.name);
+        // The budget is spent, more next turn; unless the kernel does nothing but lose clients.
+        if let (Some(error), false) = (lost, served) {
+            self.trouble(at, "clients are lost in a row on", &error);
         }
     }
 

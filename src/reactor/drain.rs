@@ -54,6 +54,15 @@ impl Drain {
         !matches!(self, Self::No)
     }
 
+    /// The next step needs no event.
+    pub(super) fn can_go_on(&self, nobody_left: bool) -> bool {
+        match self {
+            Self::Ports(_) => true,
+            Self::Connections(_) => nobody_left,
+            Self::No | Self::Done(_) => false,
+        }
+    }
+
     /// How it went, once it is over.
     pub(super) fn report(&self) -> Option<DrainReport> {
         match self {

@@ -227,7 +227,12 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     fn sleep_from(&self, now: Time) -> Option<Duration> {
-        if self.stopped || self.commands_left || !self.ready.is_empty() || self.can_accept_more() {
+        if self.stopped
+            || self.commands_left
+            || !self.ready.is_empty()
+            || self.can_accept_more()
+            || self.drain.can_go_on(self.roster.is_empty())
+        {
             return Some(Duration::ZERO);
         }
         let wake = self
