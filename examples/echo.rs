@@ -48,10 +48,11 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     let mut server = Server::new(Config::new().max_connections(options.max_connections))?;
     let id = server.listen(listen, |_app: &mut (), _peer| Echo)?;
     let addr = server.listener(id)?.addr;
+    // Before the address is said: who reads it may send a signal at once.
+    drain_on_signal(server.handle(), options.grace)?;
     terminal::say(&format!("listening on {addr} ({})", options.framing.name()));
     terminal::say(&format!("try:  {}", options.try_it(addr)));
 
-    drain_on_signal(server.handle(), options.grace)?;
     server.run(&mut ())?;
 
     terminal::say(&summary(&server.stats()));

@@ -169,11 +169,11 @@ impl AtCapacity {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Keepalive {
-    /// Idle time before the first probe (TCP_KEEPIDLE). Whole seconds.
+    /// Idle time before the first probe (TCP_KEEPIDLE). Whole seconds, 1 to 32767.
     pub time: Duration,
-    /// Time between probes (TCP_KEEPINTVL). Whole seconds.
+    /// Time between probes (TCP_KEEPINTVL). Whole seconds, 1 to 32767.
     pub interval: Duration,
-    /// Unanswered probes before the connection is given up (TCP_KEEPCNT).
+    /// Unanswered probes before the connection is given up (TCP_KEEPCNT), 1 to 127.
     pub retries: u32,
 }
 
@@ -226,6 +226,32 @@ pub(crate) struct SocketOptions {
     pub(crate) keepalive: Option<Keepalive>,
     pub(crate) recv_buffer: Option<usize>,
     pub(crate) send_buffer: Option<usize>,
+}
+
+impl SocketOptions {
+    /// What the kernel would refuse without saying which option it means, or cut without a word.
+    fn check(&self) -> Result<()> {
+        if let Some(keepalive) = &self.keepalive {
+            // The limits of Linux (`tcp(7)`, MAX_TCP_KEEPIDLE and its like).
+            let seconds = 1..=32_767;
+            let in_range = |time: Duration| seconds.contains(&time.as_secs());
+            if !in_range(keepalive.time) || !in_range(keepalive.interval) || !(1..=127).contains(&keepalive.retries) {
+                return Err(Error::option(
+                    "keepalive",
+                    format!(
+                        "time ({:?}) and interval ({:?}) go from 1 s to 32767 s, retries ({}) from 1 to 127",
+                        keepalive.time, keepalive.interval, keepalive.retries
+                    ),
+                ));
+            }
+        }
+        for (option, bytes) in [("recv_buffer", self.recv_buffer), ("send_buffer", self.send_buffer)] {
+            if bytes.is_some_and(|bytes| i32::try_from(bytes).is_err()) {
+                return Err(Error::option(option, "a socket's buffer is smaller than 2 GiB"));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Listen {
@@ -300,9 +326,12 @@ impl Listen {
     }
 
     /// Speaks TLS 1.2 and 1.3 with this configuration. Defaults to plain TCP.
+    ///
+    /// Early data (0-RTT) is never taken, whatever `max_early_data_size` says, because it can be replayed: clients
+    /// send it again after the handshake.
     #[cfg(feature = "tls")]
     pub fn tls(mut self, config: std::sync::Arc<crate::tls::ServerConfig>) -> Self {
-        self.tls = Some(config);
+        self.tls = Some(crate::proto::tls::without_early_data(config));
         self
     }
 
@@ -461,7 +490,7 @@ impl Listen {
         if self.name.as_deref() == Some("") {
             return Err(Error::option("name", "a name has at least one character"));
         }
-        Ok(())
+        self.socket.check()
     }
 
     /// The addresses to try, in order.

@@ -51,7 +51,8 @@ pub(crate) struct Shared<A> {
     limit_bytes: usize,
     stats: Mutex<Stats>,
     live: Liveness,
-    looping: Mutex<Option<ThreadId>>,
+    /// The loop's thread for good: a server cannot be sent to another.
+    looping: ThreadId,
 }
 
 struct Queue<A> {
@@ -79,7 +80,7 @@ impl<A> Shared<A> {
             limit_bytes,
             stats: Mutex::new(Stats::default()),
             live: Liveness::default(),
-            looping: Mutex::new(None),
+            looping: thread::current().id(),
         }
     }
 
@@ -104,10 +105,6 @@ impl<A> Shared<A> {
         self.live.set(id, live);
     }
 
-    pub(crate) fn set_looping(&self, thread: ThreadId) {
-        *lock(&self.looping) = Some(thread);
-    }
-
     /// Nothing is taken any more; what waits is dropped.
     pub(crate) fn close(&self) {
         let commands = {
@@ -118,6 +115,10 @@ impl<A> Shared<A> {
         };
         // Outside the lock: a dropped job may own a handle.
         drop(commands);
+    }
+
+    fn is_closed(&self) -> bool {
+        lock(&self.queue).closed
     }
 
     fn push(&self, command: Command<A>) -> Result<(), HandleError> {
@@ -280,7 +281,7 @@ impl<A> Handle<A> {
         timeout: Duration,
         job: impl FnOnce(&mut A, &mut Control<'_, A>) -> R + Send + 'static,
     ) -> Result<R, HandleError> {
-        if *lock(&self.shared.looping) == Some(thread::current().id()) {
+        if self.shared.looping == thread::current().id() && !self.shared.is_closed() {
             return Err(HandleError::OwnThread);
         }
         // Of this question alone: the answer cannot reach another.
@@ -291,7 +292,7 @@ impl<A> Handle<A> {
         })?;
         answered.recv_timeout(timeout).map_err(|error| match error {
             mpsc::RecvTimeoutError::Timeout => HandleError::Timeout,
-            mpsc::RecvTimeoutError::Disconnected if lock(&self.shared.queue).closed => HandleError::ServerGone,
+            mpsc::RecvTimeoutError::Disconnected if self.shared.is_closed() => HandleError::ServerGone,
             mpsc::RecvTimeoutError::Disconnected => HandleError::Panicked,
         })
     }
@@ -326,7 +327,7 @@ impl<A> Handle<A> {
     ///
     /// [`HandleError::ServerGone`].
     pub fn wake(&self) -> Result<(), HandleError> {
-        if lock(&self.shared.queue).closed {
+        if self.shared.is_closed() {
             return Err(HandleError::ServerGone);
         }
         self.shared.wake.wake().map_err(|_| HandleError::ServerGone)
@@ -351,7 +352,7 @@ impl<A> Handle<A> {
     }
 
     fn check_live(&self, id: ConnId) -> Result<(), HandleError> {
-        if lock(&self.shared.queue).closed {
+        if self.shared.is_closed() {
             Err(HandleError::ServerGone)
         } else if self.is_live(id) {
             Ok(())

@@ -278,10 +278,11 @@ impl<'a, A> Conn<'a, A> {
     /// [`SendError`]: the connection is closing, its peer is too slow (the output limit), or the frame is too long
     /// for the framing. Nothing of the frame was queued.
     pub fn send(&mut self, frame: &[u8]) -> Result<(), SendError> {
+        let now = self.link.now();
         let Some((machine, pool)) = self.link.machine(self.id) else {
             return Err(SendError::Closed);
         };
-        let sent = machine.send(frame, pool);
+        let sent = machine.send(frame, now, pool);
         self.link.touch(self.id);
         sent
     }
@@ -289,7 +290,7 @@ impl<'a, A> Conn<'a, A> {
     /// Closes in order: what was sent is flushed, then close_notify over TLS, then FIN; input is discarded.
     /// No frame is delivered any more. [`CloseReason::Closed`](crate::CloseReason::Closed).
     pub fn close(&mut self) {
-        self.change(|machine, now, pool| machine.close_by_handler(now, pool));
+        self.change(Machine::close_by_handler);
     }
 
     /// As [`Conn::close`], but what has arrived already, in the kernel's buffer too, is delivered and answered first.
@@ -306,7 +307,7 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// A paused connection does not notice that its peer has gone until it is resumed or written to.
     pub fn pause(&mut self) {
-        self.change(|machine, _, _| machine.pause());
+        self.change(|machine, now, _| machine.pause(now));
     }
 
     /// Goes on where [`Conn::pause`] stopped. What waits already is delivered without another read.

@@ -54,7 +54,7 @@
 //!
 //! # Features
 //!
-//! `tls` (default): TLS through rustls. `ring` (default) or `aws-lc-rs`: its cryptography, for [`tls::server_config`]; with
+//! `tls` (default): TLS through rustls. `ring` (default) or `aws-lc-rs`: its cryptography, for `tls::server_config`; with
 //! neither, bring your own provider.
 
 #![forbid(unsafe_code)]
@@ -83,6 +83,8 @@ mod proto;
 mod reactor;
 mod reason;
 mod server;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod stats;
 
 pub use config::{AtCapacity, Config, Keepalive, Listen};

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::thread;
 use std::time::Duration;
 
 use crate::config::{Config, Listen};
@@ -138,7 +137,6 @@ impl<A> Server<A> {
     ///
     /// [`Error::Os`] if the poll fails, which no peer can bring about.
     pub fn poll_once(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<()> {
-        self.reactor.shared().set_looping(thread::current().id());
         self.reactor.turn_once(app, timeout)
     }
 

@@ -31,9 +31,11 @@ pub struct Stats {
     pub starved: u64,
     /// Connections that were gone before they could be accepted, and other passing accept errors.
     pub accept_errors: u64,
-    /// Commands through a [`Handle`](crate::Handle) whose connection had gone by the time they arrived.
+    /// Commands through a [`Handle`](crate::Handle) that came to nothing: their connection had gone by the time they
+    /// arrived, or did not take the frame.
     pub undeliverable: u64,
-    /// Jobs and service callbacks that panicked.
+    /// Jobs, service callbacks and destructors that panicked. Handlers' callbacks are counted as
+    /// [`Panicked`](CloseReason::Panicked).
     pub panics: u64,
     /// Turns of the loop.
     pub turns: u64,

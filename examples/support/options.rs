@@ -27,11 +27,11 @@ pub struct Options {
     pub framing: FramingName,
 
     /// The most connections at one time; more wait in the backlog
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", default_value_t = 1024, allow_negative_numbers = true)]
     pub max_connections: usize,
 
     /// The longest message accepted [default: the framing's: 8 MiB for packet-4, 64 KiB for line]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = at_least_one, allow_negative_numbers = true)]
     pub max_packet: Option<usize>,
 
     /// Speak TLS with this certificate chain
@@ -47,15 +47,15 @@ pub struct Options {
     pub tls_self_signed: bool,
 
     /// Close a client that is silent for so long; 0 is never
-    #[arg(long, value_name = "SECS", default_value = "120", value_parser = seconds)]
+    #[arg(long, value_name = "SECS", default_value = "120", value_parser = seconds, allow_negative_numbers = true)]
     pub idle_timeout: Duration,
 
     /// A client must be through its TLS handshake by then; 0 is never
-    #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
+    #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds, allow_negative_numbers = true)]
     pub handshake_timeout: Duration,
 
     /// How long a drain waits for clients to finish
-    #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds)]
+    #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds, allow_negative_numbers = true)]
     pub grace: Duration,
 }
 
@@ -70,6 +70,14 @@ pub fn or_never(timeout: Duration) -> Duration {
         Duration::MAX
     } else {
         timeout
+    }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("no message fits into 0 bytes".to_owned()),
+        Ok(bytes) => Ok(bytes),
+        Err(error) => Err(format!("not a number of bytes: {error}")),
     }
 }
 

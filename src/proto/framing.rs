@@ -321,7 +321,8 @@ impl Codec {
                     Step::Bad(FrameError::new(
                         "the framer reported a frame that is empty or outside its input",
                     ))
-                } else if payload.len() > max {
+                } else if payload.len() > max || consumed > most {
+                    // In pieces it would have been too long before it was whole.
                     Step::TooLarge
                 } else {
                     Step::Frame { payload, consumed }
@@ -395,3 +396,6 @@ impl fmt::Debug for Codec {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

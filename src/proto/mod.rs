@@ -293,6 +293,14 @@ struct Timer {
     at: Time,
 }
 
+/// The peer's clocks, stopped: since when, and where they stood.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Stopped {
+    at: Time,
+    frame: Time,
+    idle: Time,
+}
+
 /// The state machine of one connection.
 pub(crate) struct Machine {
     state: State,
@@ -308,6 +316,8 @@ pub(crate) struct Machine {
     /// What the handler sent; over TLS still to be encrypted.
     outbox: Outbox,
     deadlines: Deadlines,
+    /// While reading is paused.
+    stopped: Option<Stopped>,
     timers: Vec<Timer>,
     /// Deadlines and timers up to here have been judged.
     judged: Time,
@@ -332,6 +342,7 @@ impl Machine {
             held_at: 0,
             outbox: Outbox::default(),
             deadlines,
+            stopped: None,
             timers: Vec::new(),
             judged: Time::ZERO,
             last_input: now,
@@ -380,15 +391,13 @@ impl Machine {
                 plain.clear();
                 session.receive(wire, plain, pool);
                 let (open, failed) = (!session.is_handshaking(), session.has_failed());
-                match (self.state, open, failed) {
-                    (State::Handshaking, _, true) => self.fail_handshake(now, pool),
-                    (State::Handshaking, true, false) => self.open(now),
-                    // What was decrypted before the fault is delivered first; no answer to it can be encrypted.
-                    (State::Open, _, true) => {
-                        self.outbox.clear(pool);
-                        self.flags.clear(Flags::CONGESTED);
-                    }
+                match (self.state, open) {
+                    (State::Handshaking, true) => self.open(now),
+                    (State::Handshaking, false) if failed => self.fail_handshake(now, pool),
                     _ => {}
+                }
+                if self.state == State::Open && failed {
+                    self.fail_tls(pool);
                 }
                 plain
             }
@@ -453,6 +462,9 @@ impl Machine {
 
     /// A write failed for good. Reading goes on to the end first: the peer's last words may be there already.
     pub(crate) fn handle_write_error(&mut self, error: io::Error, pool: &mut Pool) {
+        if self.state != State::Open || self.flags.has(Flags::PAUSED) || self.flags.has(Flags::EOF) {
+            return self.end(closed_by(error), pool);
+        }
         self.outbox.clear(pool);
         if let Some(session) = &mut self.tls {
             session.clear(pool);
@@ -460,9 +472,7 @@ impl Machine {
         self.deadlines.write = Time::NEVER;
         self.flags.set(Flags::WRITE_DEAD);
         self.flags.clear(Flags::CONGESTED);
-        if self.state != State::Open || self.flags.has(Flags::PAUSED) || self.flags.has(Flags::EOF) {
-            self.end(closed_by(error), pool);
-        } else if self.closed.is_none() {
+        if self.closed.is_none() {
             self.closed = Some(closed_by(error));
         }
     }
@@ -475,11 +485,11 @@ impl Machine {
             Some(session) => session.advance(count, pool),
             None => self.outbox.advance(count, pool),
         }
-        self.deadlines.write = if self.queued() == 0 {
-            Time::NEVER
-        } else {
-            now.after(self.limits.write_timeout)
-        };
+        if self.queued() == 0 {
+            self.deadlines.write = Time::NEVER;
+        } else if count > 0 {
+            self.deadlines.write = now.after(self.limits.write_timeout);
+        }
         if self.flags.has(Flags::CONGESTED) && self.queued() <= self.limits.low_watermark {
             self.flags.clear(Flags::CONGESTED);
             if self.state == State::Open {
@@ -598,6 +608,10 @@ impl Machine {
                 return None;
             }
         }
+        if self.flags.has(Flags::HELD_FRAMES) {
+            // A callback of this turn resumed: what is held is staged first, before its end is judged.
+            return None;
+        }
         self.finish_input(staged.rest(), now, pool);
         if self.state == State::Open && self.is_input_over() && !self.flags.has(Flags::FINISH_TOLD) {
             self.flags.set(Flags::FINISH_TOLD);
@@ -615,8 +629,8 @@ impl Machine {
         };
         let between_frames = begun.is_empty();
         let truncated = self.judge_stream(begun, CloseReason::Truncated);
-        if let Some(error) = self.tls.as_mut().and_then(|session| session.take_failure()) {
-            self.close(Closed::with(CloseReason::Tls, error), now, pool);
+        if self.has_failed() {
+            self.close(Closed::new(CloseReason::Tls), now, pool);
         } else if self.flags.has(Flags::WRITE_DEAD) && self.flags.has(Flags::EOF) {
             self.end(Closed::new(CloseReason::Reset), pool);
         } else if self.flags.has(Flags::FINISH_TOLD) {
@@ -642,7 +656,7 @@ impl Machine {
         if timer.at > self.judged {
             return None;
         }
-        Some(self.timers.swap_remove(index).key)
+        Some(self.timers.remove(index).key)
     }
 
     /// Keeps what the decoder left.
@@ -655,13 +669,7 @@ impl Machine {
         } = staged;
         if joined.is_empty() {
             let rest = fresh.get(at..).unwrap_or_default();
-            if rest.is_empty() {
-                if !fresh.is_empty() {
-                    self.deadlines.frame = Time::NEVER;
-                }
-                return;
-            }
-            if self.state == State::Open {
+            if self.state == State::Open && !rest.is_empty() {
                 self.held = pool.take();
                 self.held.extend_from_slice(rest);
             }
@@ -673,10 +681,25 @@ impl Machine {
         if self.is_paused() && !self.held.is_empty() {
             self.flags.set(Flags::HELD_FRAMES);
         }
-        if self.held.is_empty() || self.is_paused() || !self.codec.has_frames() {
-            self.deadlines.frame = Time::NEVER;
+        // A record that is not whole yet is the beginning of whatever comes in it.
+        let begun = (self.codec.has_frames() && !self.held.is_empty())
+            || self.tls.as_ref().is_some_and(|session| session.has_begun());
+        if self.state != State::Open || !begun {
+            self.set_frame_clock(Time::NEVER);
+        } else if self.is_paused() {
+            if advanced {
+                self.set_frame_clock(Time::NEVER);
+            }
         } else if advanced || !self.deadlines.frame.is_armed() {
-            self.deadlines.frame = now.after(self.limits.frame_timeout);
+            self.set_frame_clock(now.after(self.limits.frame_timeout));
+        }
+    }
+
+    /// The clock of the frame that has begun, running or stopped.
+    fn set_frame_clock(&mut self, frame: Time) {
+        match &mut self.stopped {
+            Some(stopped) => stopped.frame = frame,
+            None => self.deadlines.frame = frame,
         }
     }
 
@@ -700,13 +723,13 @@ impl Machine {
     // --- what the handler asks for ---
 
     /// Queues one frame.
-    pub(crate) fn send(&mut self, payload: &[u8], pool: &mut Pool) -> Result<(), SendError> {
+    pub(crate) fn send(&mut self, payload: &[u8], now: Time, pool: &mut Pool) -> Result<(), SendError> {
         if self.state != State::Open || self.is_deaf() {
             return Err(SendError::Closed);
         }
         let queued = self.queued();
         if queued >= self.limits.output_limit {
-            self.congest();
+            self.congest(now);
             return Err(SendError::Full {
                 queued,
                 limit: self.limits.output_limit,
@@ -724,23 +747,21 @@ impl Machine {
         self.traffic.frames_out += 1;
         pool.traffic.frames_out += 1;
         if self.queued() >= self.limits.high_watermark {
-            self.congest();
+            self.congest(now);
         }
         Ok(())
     }
 
     /// Stops reading until the peer has taken enough. Its own clocks stand meanwhile, all but the write timeout.
-    fn congest(&mut self) {
+    fn congest(&mut self, now: Time) {
         self.flags.set(Flags::CONGESTED);
-        self.deadlines.frame = Time::NEVER;
-        self.deadlines.idle = Time::NEVER;
+        self.stop_input_clocks(now);
     }
 
-    pub(crate) fn pause(&mut self) {
+    pub(crate) fn pause(&mut self, now: Time) {
         if self.state == State::Open && !self.is_deaf() {
             self.flags.set(Flags::PAUSED);
-            self.deadlines.frame = Time::NEVER;
-            self.deadlines.idle = Time::NEVER;
+            self.stop_input_clocks(now);
         }
     }
 
@@ -750,10 +771,25 @@ impl Machine {
         }
     }
 
-    /// The peer was kept waiting by us: its clocks start anew.
+    /// The peer is kept waiting by us: that time is not held against it.
+    fn stop_input_clocks(&mut self, now: Time) {
+        if self.stopped.is_none() {
+            self.stopped = Some(Stopped {
+                at: now,
+                frame: std::mem::replace(&mut self.deadlines.frame, Time::NEVER),
+                idle: std::mem::replace(&mut self.deadlines.idle, Time::NEVER),
+            });
+        }
+    }
+
+    /// Reading goes on, and so do the peer's clocks where they stood: our own sending moves them no further.
     fn restart_input_clocks(&mut self, now: Time) {
         if self.state == State::Open && !self.is_paused() {
-            self.deadlines.idle = now.after(self.limits.idle_timeout);
+            if let Some(stopped) = self.stopped.take() {
+                let stood = now.since(stopped.at);
+                self.deadlines.frame = stopped.frame.after(stood);
+                self.deadlines.idle = stopped.idle.after(stood);
+            }
             if !self.held.is_empty() {
                 self.flags.set(Flags::HELD_FRAMES);
             }
@@ -836,11 +872,12 @@ impl Machine {
         if self.flags.has(Flags::WRITE_DEAD) {
             return self.end(closed, pool);
         }
-        self.enter_closing(closed, pool);
         self.farewell = Farewell::Flush;
+        self.enter_closing(pool);
         if self.queued() > 0 && !self.deadlines.write.is_armed() {
             self.deadlines.write = now.after(self.limits.write_timeout);
         }
+        self.note_closed(closed);
     }
 
     /// Ends at once; what waits is lost. `closed` tells why, unless a reason is known already.
@@ -853,28 +890,46 @@ impl Machine {
         self.leave(closed, true, pool);
     }
 
+    /// The drain's deadline is over. Who has had everything and our FIN has ended in order; else false, and it is reset.
+    pub(crate) fn cut_short(&mut self, pool: &mut Pool) -> bool {
+        let ended = self.farewell == Farewell::Linger;
+        if ended {
+            self.farewell = Farewell::Gone { reset: false };
+        } else {
+            self.reset(Closed::new(CloseReason::DrainForced), pool);
+        }
+        ended
+    }
+
     fn leave(&mut self, closed: Closed, reset: bool, pool: &mut Pool) {
         if matches!(self.farewell, Farewell::Gone { .. }) {
             return;
         }
-        if self.state == State::Closing && self.queued() > 0 {
-            // What was promised to the peer is lost now: that is the reason to report.
-            self.closed = Some(closed);
-        } else {
-            self.enter_closing(closed, pool);
-        }
+        // What was promised to the peer is lost now: that is the reason to report. An alert for a failed handshake is
+        // no promise.
+        let lost = self.state == State::Closing && self.was_open() && self.queued() > 0;
         self.farewell = Farewell::Gone { reset };
+        self.enter_closing(pool);
         self.deadlines = Deadlines::none();
         self.outbox.clear(pool);
         if let Some(session) = &mut self.tls {
             session.clear(pool);
         }
+        if lost {
+            self.closed = Some(closed);
+        } else {
+            self.note_closed(closed);
+        }
     }
 
-    fn enter_closing(&mut self, closed: Closed, pool: &mut Pool) {
+    /// The first reason stays. Last in whatever it is called from: the other is dropped, and may hold a user's error.
+    fn note_closed(&mut self, closed: Closed) {
         if self.closed.is_none() {
             self.closed = Some(closed);
         }
+    }
+
+    fn enter_closing(&mut self, pool: &mut Pool) {
         if self.state != State::Closing {
             self.enter(State::Closing);
         }
@@ -942,6 +997,11 @@ impl Machine {
                     && self.discarded <= self.limits.linger_bytes
             }
         }
+    }
+
+    /// The peer has finished and the handler goes on: what another event may announce is that the peer is gone for good.
+    pub(crate) fn wants_error(&self) -> bool {
+        self.state == State::Open && self.flags.has(Flags::EOF) && !self.is_paused()
     }
 
     /// A short read does not count as empty: only a fresh WouldBlock does.
@@ -1017,6 +1077,44 @@ impl Machine {
         self.tls.as_ref().map(|session| session.info())
     }
 
+    /// The first of this connection's invariants that does not hold between two turns. `queued` says that it is to have
+    /// another turn at once.
+    #[cfg(feature = "sim")]
+    pub(crate) fn broken_invariant(&self, read_size: usize, queued: bool) -> Option<String> {
+        const ENVELOPE: usize = 16;
+        let held = self.held.len() - self.held_at;
+        let most = self.codec.max().saturating_add(ENVELOPE + read_size);
+        if held > most {
+            return Some(format!("{held} bytes of input are held, the most is {most}"));
+        }
+        if self.held.is_empty() && self.held.capacity() > 0 {
+            return Some("it holds memory for no input".to_owned());
+        }
+        if queued {
+            return None;
+        }
+        if self.has_events() {
+            return Some("events wait that nobody will ask for".to_owned());
+        }
+        let never = |span: Duration| span == Duration::MAX;
+        let unarmed = |deadline: Time| !deadline.is_armed();
+        let missing = match (self.state, self.farewell) {
+            (_, Farewell::Gone { .. }) => return Some("it is gone and still here".to_owned()),
+            (State::Accepting | State::Handshaking, _) => {
+                unarmed(self.deadlines.stage) && !never(self.limits.handshake_timeout)
+            }
+            (State::Closing, Farewell::Linger) => unarmed(self.deadlines.stage) && !never(self.limits.linger_timeout),
+            (State::Closing, _) => unarmed(self.deadlines.write) && !never(self.limits.write_timeout),
+            (State::Open, _) if self.queued() > 0 && unarmed(self.deadlines.write) => !never(self.limits.write_timeout),
+            (State::Open, _) if self.is_paused() => false,
+            (State::Open, _) if held > 0 && self.codec.has_frames() && unarmed(self.deadlines.frame) => {
+                !never(self.limits.frame_timeout)
+            }
+            (State::Open, _) => unarmed(self.deadlines.idle) && !never(self.limits.idle_timeout),
+        };
+        missing.then(|| format!("no deadline is armed: {:?}", self.deadlines))
+    }
+
     /// Why it ended, for the one report.
     pub(crate) fn take_closed(&mut self) -> Closed {
         self.closed.take().unwrap_or_else(|| Closed::new(CloseReason::Closed))
@@ -1061,6 +1159,17 @@ impl Machine {
         self.deadlines.stage = Time::NEVER;
         self.deadlines.idle = now.after(self.limits.idle_timeout);
         self.flags.set(Flags::TELL_OPENED);
+    }
+
+    /// What was decrypted before the fault is delivered first; no answer to it can be encrypted. The fault is the
+    /// reason already, whatever a handler makes of a `send` that fails.
+    fn fail_tls(&mut self, pool: &mut Pool) {
+        self.outbox.clear(pool);
+        self.flags.clear(Flags::CONGESTED);
+        let error = self.tls.as_mut().and_then(|session| session.take_failure());
+        if let (Some(error), None) = (error, &self.closed) {
+            self.closed = Some(Closed::with(CloseReason::Tls, error));
+        }
     }
 
     fn fail_handshake(&mut self, now: Time, pool: &mut Pool) {

@@ -20,6 +20,10 @@ impl Session {
         match *self {}
     }
 
+    pub(super) fn has_begun(&self) -> bool {
+        match *self {}
+    }
+
     pub(super) fn peer_closed(&self) -> bool {
         match *self {}
     }

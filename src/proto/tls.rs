@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,6 +30,16 @@ const RECORD_PAYLOAD: usize = 16 * 1024;
 /// What makes a listener speak TLS.
 pub(crate) type TlsConfig = Arc<ServerConfig>;
 
+/// The configuration without early data: it comes before the handshake proves who sends it, and can be replayed.
+pub(crate) fn without_early_data(config: TlsConfig) -> TlsConfig {
+    if config.max_early_data_size == 0 {
+        return config;
+    }
+    let mut config = ServerConfig::clone(&config);
+    config.max_early_data_size = 0;
+    Arc::new(config)
+}
+
 /// One connection's TLS.
 pub(super) struct Session {
     stage: Stage,
@@ -52,6 +63,7 @@ enum Failure {
     Told,
 }
 
+#[allow(clippy::large_enum_variant)] // a session is boxed already, and spends its life in the large one
 enum Stage {
     /// The ClientHello is read from a copy: only `Acceptor` shows it.
     Hello(Box<Acceptor>, TlsConfig),
@@ -119,6 +131,11 @@ impl Session {
         self.info().version() == Some(ProtocolVersion::TLSv1_2)
     }
 
+    /// A record has begun to arrive, or a handshake message, and is not whole yet.
+    pub(super) fn has_begun(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Takes ciphertext from the peer and appends what it decrypts to `plain`. After a failure the
     /// alert for the peer is [`Session::waiting`].
     pub(super) fn receive(&mut self, wire: &mut [u8], plain: &mut Vec<u8>, pool: &mut Pool) {
@@ -126,6 +143,7 @@ impl Session {
             return;
         }
         if let Err(error) = self.decrypt(wire, plain, pool) {
+            pool.give(std::mem::take(&mut self.held));
             self.failure = Failure::New(error);
         }
     }
@@ -134,7 +152,7 @@ impl Session {
         self.first = self.first.or_else(|| wire.first().copied());
         if let Stage::Hello(acceptor, config) = &mut self.stage {
             let hello = read_hello(acceptor, wire, self.outbound.tail(pool));
-            if self.outbound.len() == 0 {
+            if self.outbound.is_empty() {
                 self.outbound.clear(pool);
             }
             if let Some(name) = hello? {
@@ -268,16 +286,17 @@ impl Session {
                     Wish::Nothing => more = false,
                     wish => grant(traffic, wish, outbound.tail(pool))?,
                 },
-                // After an error rustls first hands over the alert that it has for the peer, then the error again.
                 Err(error) if failure.is_none() => failure = Some(error),
                 Ok(_) | Err(_) => more = false,
             }
             consumed += discard;
-            if !more {
+            // After an error rustls hands over the alert that it has for the peer. Asked for more than that, it would
+            // judge the same bytes again.
+            if !more || (failure.is_some() && !connection.wants_write()) {
                 break;
             }
         }
-        if outbound.len() == 0 {
+        if outbound.is_empty() {
             outbound.clear(pool);
         }
         match (failure, wish) {
@@ -447,17 +466,30 @@ impl PemError {
         self
     }
 
+    /// Says nothing of what is in the file: a key without line breaks is all in one line.
     fn parsing(file: &Path, what: &str, error: pem::Error) -> Self {
-        let fault = match &error {
-            pem::Error::Io(_) => "cannot be read".to_owned(),
+        let fault = match error {
+            pem::Error::Io(error) => return Self::new(file, "cannot be read").because(error),
             pem::Error::NoItemsFound => format!("holds no {what} in PEM form"),
+            pem::Error::MissingSectionEnd { .. } => {
+                "is cut off, or has lost its line breaks: a PEM section has no END line".to_owned()
+            }
+            pem::Error::Base64Decode(_) => "is damaged: a PEM section is not valid base64".to_owned(),
             _ => format!("is not a valid PEM file with a {what}"),
         };
-        match error {
-            pem::Error::NoItemsFound => Self::new(file, fault),
-            pem::Error::Io(error) => Self::new(file, fault).because(error),
-            error => Self::new(file, fault).because(error.to_string()),
+        Self::new(file, fault)
+    }
+
+    /// An encrypted key is none to the parser, or a damaged one.
+    fn parsing_key(file: &Path, error: pem::Error) -> Self {
+        const MARK: &[u8] = b"ENCRYPTED";
+        if fs::read(file).is_ok_and(|bytes| bytes.windows(MARK.len()).any(|window| window == MARK)) {
+            return Self::new(
+                file,
+                "holds an encrypted private key: decrypt it first (openssl pkey -in FILE -out DECRYPTED)",
+            );
         }
+        Self::parsing(file, "private key", error)
     }
 
     /// The file that is at fault.
@@ -507,8 +539,7 @@ pub fn server_config(chain: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<A
     if chain.is_empty() {
         return Err(PemError::parsing(chain_file, "certificate", pem::Error::NoItemsFound));
     }
-    let key = PrivateKeyDer::from_pem_file(key_file)
-        .map_err(|error| PemError::parsing(key_file, "private key (unencrypted)", error))?;
+    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| PemError::parsing_key(key_file, error))?;
     let provider = provider().ok_or_else(|| {
         PemError::new(
             key_file,
@@ -526,9 +557,10 @@ pub fn server_config(chain: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<A
                 key_file,
                 format!("does not belong to the first certificate in {}", chain_file.display()),
             ),
-            rustls::Error::InvalidCertificate(_) => {
-                PemError::new(chain_file, "begins with a certificate that is not valid").because(error)
+            rustls::Error::InvalidCertificate(error) => {
+                PemError::new(chain_file, "begins with a certificate that is not valid").because(error.to_string())
             }
+            rustls::Error::General(words) => PemError::new(key_file, "holds no key that can be used").because(words),
             error => PemError::new(key_file, "holds no key that can be used").because(error),
         })
 }

@@ -20,8 +20,11 @@ use crate::reason::{CloseReason, Closed};
 pub(super) struct Starvation {
     /// All listeners are out of the poll until then.
     until: Option<Time>,
-    /// From the first failure until the queue was seen empty: one warning, one count.
+    /// From the first failure until the queue was seen empty and no accept failed for an interval: one warning, one count.
     episode: bool,
+    /// The queue was seen empty: the episode is over then. At the very limit every client that comes after another
+    /// has left makes accept fail again, and so does one listener's queue while another's is empty.
+    over_at: Option<Time>,
     /// Accepts that failed in this episode.
     failures: u64,
 }
@@ -39,6 +42,11 @@ impl Starvation {
     pub(super) fn end_pause(&mut self) {
         self.until = None;
     }
+
+    /// When the episode will have been over for long enough to say so.
+    pub(super) fn over_at(&self) -> Time {
+        self.over_at.unwrap_or(Time::NEVER)
+    }
 }
 
 impl<A, O: Os> Reactor<A, O> {
@@ -49,6 +57,7 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         }
         self.first_listener = (self.first_listener + 1) % count;
+        self.catch_up();
         for offset in 0..count {
             self.accept_from(app, (self.first_listener + offset) % count);
         }
@@ -94,7 +103,9 @@ impl<A, O: Os> Reactor<A, O> {
                     AcceptError::Drained => {
                         listener.pending = false;
                         listener.broken = false;
-                        self.end_episode();
+                        if self.starvation.episode && self.starvation.over_at.is_none() {
+                            self.starvation.over_at = Some(self.now.after(self.config.starve_interval));
+                        }
                         return;
                     }
                     AcceptError::Starve => return self.starve(&error),
@@ -112,6 +123,7 @@ impl<A, O: Os> Reactor<A, O> {
     /// Takes all listeners out of the poll for an interval.
     pub(super) fn starve(&mut self, error: &io::Error) {
         self.starvation.until = Some(self.now.after(self.config.starve_interval));
+        self.starvation.over_at = None;
         self.starvation.failures += 1;
         if !self.starvation.episode {
             self.starvation.episode = true;
@@ -129,14 +141,13 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    fn end_episode(&mut self) {
-        if self.starvation.episode {
-            self.starvation.episode = false;
-            log::info!(
-                "accepting again; {} attempts failed for lack of descriptors or memory",
-                self.starvation.failures
-            );
-        }
+    pub(super) fn end_episode(&mut self) {
+        self.starvation.episode = false;
+        self.starvation.over_at = None;
+        log::info!(
+            "accepting again; {} attempts failed for lack of descriptors or memory",
+            self.starvation.failures
+        );
     }
 
     /// The socket says that it is no listener: give it one more chance, then let it go and tell its owner.
@@ -198,9 +209,15 @@ impl<A, O: Os> Reactor<A, O> {
             listener: listener.id,
             listener_name: Rc::clone(&listener.name),
         };
-        let answer = catch_unwind(AssertUnwindSafe(|| listener.service.accept(app, peer)));
-        let handler = match answer {
-            Ok(Ok(handler)) => handler,
+        let limits = Rc::clone(&listener.limits);
+        // The service, and the framing's maker behind it, are the user's code.
+        let answer = catch_unwind(AssertUnwindSafe(|| {
+            let handler = listener.service.accept(app, peer)?;
+            let machine = Machine::new(&listener.framing, limits, listener.tls.as_ref(), self.now);
+            Ok((handler, machine))
+        }));
+        let (handler, mut machine) = match answer {
+            Ok(Ok(admitted)) => admitted,
             Ok(Err(Refuse { farewell })) => {
                 self.dismiss(stream, &farewell);
                 return self.report_unopened(app, at, Some(id), addr, Closed::new(CloseReason::Refused));
@@ -219,8 +236,6 @@ impl<A, O: Os> Reactor<A, O> {
             return self.starve(&io::Error::from_raw_os_error(libc::ENOMEM));
         }
         listener.connections += 1;
-        let limits = Rc::clone(&listener.limits);
-        let mut machine = Machine::new(&listener.framing, limits, listener.tls.as_ref(), self.now);
         machine.handle_admitted(self.now);
         if let Some(until) = self.drain.handshake_until() {
             machine.drain(until);
@@ -252,6 +267,8 @@ impl<A, O: Os> Reactor<A, O> {
             hang_up: false,
             queued: false,
             retry: false,
+            budget: self.config.read_budget,
+            budget_turn: self.stats.turns,
         });
         let index = id.index as usize;
         if self.streams.len() <= index {
@@ -271,11 +288,13 @@ impl<A, O: Os> Reactor<A, O> {
     /// Last words for somebody who gets no slot. Best effort: nothing here can wait.
     fn dismiss(&mut self, mut stream: O::Stream, farewell: &[u8]) {
         if !farewell.is_empty() {
-            let _ = self.os.write(&mut stream, farewell);
+            let written = self.os.write(&mut stream, farewell);
+            self.pool.traffic.bytes_out += written.unwrap_or(0) as u64;
         }
         let _ = self.os.shutdown(&mut stream);
         // What has arrived already would turn the close into a reset and destroy the farewell.
-        let _ = self.os.read(&mut stream, &mut self.scratch.wire);
+        let read = self.os.read(&mut stream, &mut self.scratch.wire);
+        self.pool.traffic.bytes_in += read.unwrap_or(0) as u64;
         self.os.close(stream, false);
     }
 

@@ -92,11 +92,13 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
     }
 
     fn kill(&mut self, id: ConnId) -> bool {
-        let Some(slot) = self.roster.get_mut(id) else {
+        if self.roster.get(id).is_none() {
             return false;
-        };
-        log::warn!("killed: {}", slot.info(self.now));
-        slot.machine.reset(Closed::new(CloseReason::Killed), &mut self.pool);
+        }
+        log::warn!("killed; {}", self.particulars(id));
+        if let Some(slot) = self.roster.get_mut(id) {
+            slot.machine.reset(Closed::new(CloseReason::Killed), &mut self.pool);
+        }
         self.touch(id);
         true
     }
@@ -104,6 +106,10 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
     fn set_max_connections(&mut self, connections: usize) -> Result<()> {
         check_max_connections(connections)?;
         self.roster.set_cap(connections);
+        #[cfg(feature = "sim")]
+        {
+            self.shrunk_from = self.roster.len();
+        }
         self.look_for_clients();
         Ok(())
     }
@@ -145,6 +151,14 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
 }
 
 impl<A, O: Os> Reactor<A, O> {
+    /// What a report says of a connection: its listener, itself, its peer, its state, its age, what it carried.
+    pub(super) fn particulars(&self, id: ConnId) -> String {
+        match self.info(id) {
+            Some(info) => format!("listener {}, {info}", self.listener_name(info.listener)),
+            None => format!("connection {id}"),
+        }
+    }
+
     /// Where an open listener is.
     fn position(&self, which: &ListenerRef) -> Result<usize> {
         self.listeners

@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::os::Os;
 use super::Reactor;
 use crate::proto::Time;
-use crate::reason::{CloseReason, Closed};
 use crate::stats::DrainReport;
 
 /// How long a handshake may still take once the server drains.
@@ -165,16 +164,16 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    /// The grace period is over: resets everybody, and says how many that were.
+    /// The grace period is over: resets everybody who is still owed something, and says how many that were.
     fn force_all(&mut self, app: &mut A) -> usize {
         let ids: Vec<_> = self.roster.iter().map(|slot| slot.id).collect();
-        for &id in &ids {
+        let mut forced = 0;
+        for id in ids {
             if let Some(slot) = self.roster.get_mut(id) {
-                slot.machine
-                    .reset(Closed::new(CloseReason::DrainForced), &mut self.pool);
+                forced += usize::from(!slot.machine.cut_short(&mut self.pool));
             }
             self.turn(app, id);
         }
-        ids.len()
+        forced
     }
 }

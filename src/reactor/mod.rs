@@ -1,13 +1,15 @@
 //! Many connections and the operating system. Never looks at a payload byte.
 //!
-//! One [`Reactor::turn_once`] is: read the clock, poll, read the clock again, give each connection with an event its
-//! turn, carry out commands, work through the ready list, accept, judge what was due at the *first* reading (and only
-//! if the poll's batch was not full: more input may wait than we have seen), move a drain on, and let each listener's
-//! registration follow its state.
+//! One [`Reactor::turn_once`] is: read the clock, poll, give each connection with an event its turn, carry out commands,
+//! work through the ready list, accept, judge what was due at the reading *before* the poll (and only if the poll's batch
+//! was not full: more input may wait than we have seen), move a drain on, and let each listener's registration follow its
+//! state. Deadlines are armed from a clock read at the beginning of each connection's turn.
 
 mod accept;
 mod desk;
 mod drain;
+#[cfg(feature = "sim")]
+mod invariants;
 mod listener;
 pub(crate) mod os;
 pub(crate) mod os_mio;
@@ -68,6 +70,8 @@ pub(crate) struct Reactor<A, O: Os> {
     current: Option<ConnId>,
     ready: Ready,
     timers: Timers,
+    /// Slots whose timers have fired in this turn.
+    fired: Vec<u32>,
     pool: Pool,
     scratch: Scratch,
     handshakes_left: usize,
@@ -78,10 +82,15 @@ pub(crate) struct Reactor<A, O: Os> {
     starvation: Starvation,
     drain: Drain,
     stopped: bool,
+    /// The last poll's batch was full: sockets may be ready that an outer, edge-triggered poll does not announce again.
+    events_left: bool,
     /// Commands are left over from the last turn.
     commands_left: bool,
     stats: Stats,
     shared: Arc<Shared<A>>,
+    /// How many connections were open when the cap was last lowered: they may stay.
+    #[cfg(feature = "sim")]
+    shrunk_from: usize,
 }
 
 impl<A, O: Os> Reactor<A, O> {
@@ -98,6 +107,7 @@ impl<A, O: Os> Reactor<A, O> {
             current: None,
             ready: Ready::default(),
             timers: Timers::default(),
+            fired: Vec::new(),
             pool: Pool::default(),
             scratch: Scratch {
                 wire: vec![0; READ_SIZE],
@@ -110,9 +120,12 @@ impl<A, O: Os> Reactor<A, O> {
             starvation: Starvation::default(),
             drain: Drain::default(),
             stopped: false,
+            events_left: false,
             commands_left: false,
             stats: Stats::default(),
             shared: Arc::new(shared),
+            #[cfg(feature = "sim")]
+            shrunk_from: 0,
             config,
         };
         reactor.publish();
@@ -227,7 +240,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     fn sleep_from(&self, now: Time) -> Option<Duration> {
-        if self.stopped
+        if self.events_left
             || self.commands_left
             || !self.ready.is_empty()
             || self.can_accept_more()
@@ -239,7 +252,8 @@ impl<A, O: Os> Reactor<A, O> {
             .listeners
             .iter()
             .map(|listener| listener.retry_at)
-            .chain([self.timers.next(), self.starvation.until(), self.drain.deadline()])
+            .chain([self.starvation.until(), self.starvation.over_at()])
+            .chain([self.timers.next(), self.drain.deadline()])
             .fold(Time::NEVER, Time::min);
         wake.is_armed().then(|| wake.since(now))
     }
@@ -277,6 +291,7 @@ impl<A, O: Os> Reactor<A, O> {
                 });
             }
         };
+        self.events_left = full;
         self.now = self.os.now();
         self.handshakes_left = self.config.handshake_budget;
         for event in &events {
@@ -305,7 +320,8 @@ impl<A, O: Os> Reactor<A, O> {
         std::mem::take(&mut self.stopped)
     }
 
-    /// Between two turns nobody else reads the clock: a question asked now is answered as of now.
+    /// What is done next counts from now, however long what was done before has taken: a handler, a service or a job
+    /// that blocks must not cost others their time.
     pub(crate) fn catch_up(&mut self) {
         self.now = self.os.now();
     }
@@ -353,13 +369,21 @@ impl<A, O: Os> Reactor<A, O> {
         if self.starvation.until() <= due {
             self.starvation.end_pause();
         }
+        if self.starvation.over_at() <= due {
+            self.end_episode();
+        }
         for listener in &mut self.listeners {
             if listener.retry_at <= due {
                 listener.retry_at = Time::NEVER;
                 listener.pending = true;
             }
         }
+        // Each once: who has spent its budget and is due again is so in the next turn.
+        let mut fired = std::mem::take(&mut self.fired);
         while let Some(index) = self.timers.pop(due) {
+            fired.push(index);
+        }
+        for index in fired.drain(..) {
             let Some(id) = self.roster.tenant(index).map(|slot| slot.id) else {
                 continue;
             };
@@ -374,6 +398,7 @@ impl<A, O: Os> Reactor<A, O> {
                 self.turn(app, id);
             }
         }
+        self.fired = fired;
     }
 
     fn run_commands(&mut self, app: &mut A) {
@@ -383,7 +408,10 @@ impl<A, O: Os> Reactor<A, O> {
         self.commands_left = false;
         for _ in 0..self.config.job_budget {
             match self.shared.take() {
-                Some(command) => self.carry_out(app, command),
+                Some(command) => {
+                    self.catch_up();
+                    self.carry_out(app, command);
+                }
                 None => return,
             }
         }
@@ -393,14 +421,22 @@ impl<A, O: Os> Reactor<A, O> {
     fn carry_out(&mut self, app: &mut A, command: Command<A>) {
         match command {
             Command::Send(id, frame) => {
-                let sent = Conn::find(self, id).map(|mut conn| conn.send(&frame));
+                // A connection's framer is the user's code too.
+                let sent = catch_unwind(AssertUnwindSafe(|| {
+                    Conn::find(self, id).map(|mut conn| conn.send(&frame))
+                }));
                 match sent {
-                    Some(Ok(())) => {}
-                    Some(Err(error)) => {
+                    Ok(Some(Ok(()))) => {}
+                    Ok(Some(Err(error))) => {
                         self.stats.undeliverable += 1;
                         log::debug!("a frame for connection {id} was not sent: {error}");
                     }
-                    None => self.stats.undeliverable += 1,
+                    Ok(None) => self.stats.undeliverable += 1,
+                    Err(panic) => {
+                        self.stats.undeliverable += 1;
+                        self.end_in_panic(id, "a framer", panic);
+                        self.turn(app, id);
+                    }
                 }
             }
             Command::Notify(id, message) => {
@@ -415,6 +451,7 @@ impl<A, O: Os> Reactor<A, O> {
                     self.turn(app, id);
                 } else {
                     self.stats.undeliverable += 1;
+                    self.discard("a message's destructor", message);
                 }
             }
             Command::Kill(id) => {
@@ -463,8 +500,14 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Forgets closed listeners that have no connections left, unless their service is still to hear of some.
     fn forget_closed_listeners(&mut self) {
-        self.listeners
-            .retain(|listener| listener.socket.is_some() || listener.connections > 0);
+        while let Some(at) = self
+            .listeners
+            .iter()
+            .position(|listener| listener.socket.is_none() && listener.connections == 0)
+        {
+            let listener = self.listeners.remove(at);
+            self.discard("a service's destructor", listener);
+        }
     }
 
     /// Fills in the counters that others keep.
@@ -499,15 +542,21 @@ impl<A, O: Os> Drop for Reactor<A, O> {
     }
 }
 
-/// Logs what a panic said, and makes sure that dropping it is not the next one.
+/// Logs a panic outside any connection.
 fn report_panic(whose: &str, panic: Box<dyn Any + Send>) {
+    log::error!("{whose} panicked: {}", last_words(panic));
+}
+
+/// What a panic said. Dropping it is made sure not to be the next one.
+fn last_words(panic: Box<dyn Any + Send>) -> String {
     let words = panic
         .downcast_ref::<&str>()
         .copied()
         .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(not text)");
-    log::error!("{whose} panicked: {words}");
+        .unwrap_or("(not text)")
+        .to_owned();
     if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
         std::mem::forget(again);
     }
+    words
 }

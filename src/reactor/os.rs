@@ -59,7 +59,7 @@ pub(crate) struct Event {
     pub(crate) token: Token,
     pub(crate) readable: bool,
     pub(crate) writable: bool,
-    /// The peer's end, or an error, is to be read out: a short read is not the last.
+    /// The peer's end, an error, or what stands behind an urgent byte is to be read out: a short read is not the last.
     pub(crate) closed: bool,
 }
 

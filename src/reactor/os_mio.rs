@@ -78,7 +78,8 @@ impl Os for MioOs {
         let timeout = Some(timeout.unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP));
         self.poll.poll(&mut self.events, timeout)?;
         events.extend(self.events.iter().map(|event| {
-            let closed = event.is_read_closed() || event.is_error();
+            // A read ends in front of an urgent byte, so that more may stand behind a short one.
+            let closed = event.is_read_closed() || event.is_error() || event.is_priority();
             Event {
                 token: Token(event.token().0),
                 readable: event.is_readable() || closed,
@@ -124,6 +125,14 @@ impl Os for MioOs {
     }
 
     fn adopt(&mut self, listener: std::net::TcpListener) -> io::Result<TcpListener> {
+        // Where the system cannot be asked, the first accept finds out.
+        #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+        if !SockRef::from(&listener).is_listener()? {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the socket is not listening",
+            ));
+        }
         listener.set_nonblocking(true)?;
         SockRef::from(&listener).set_cloexec(true)?;
         Ok(TcpListener::from_std(listener))
@@ -155,9 +164,11 @@ impl Os for MioOs {
     }
 
     fn register_stream(&mut self, stream: &mut TcpStream, token: Token) -> io::Result<()> {
-        self.poll
-            .registry()
-            .register(stream, mio::Token(token.0), Interest::READABLE | Interest::WRITABLE)
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        // Told of urgent bytes where the system can; an edge, so it cannot spin.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let interest = interest | Interest::PRIORITY;
+        self.poll.registry().register(stream, mio::Token(token.0), interest)
     }
 
     fn read(&mut self, stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {

@@ -20,18 +20,21 @@ pub(super) struct Slot {
     pub(super) readable: bool,
     /// The kernel may take output, as far as we know.
     pub(super) writable: bool,
-    /// End of stream or an error is to come: short reads are not the last. Sticky.
+    /// End of stream or an error is to come, or urgent bytes do: short reads are not the last. Sticky.
     pub(super) hang_up: bool,
     /// On the ready list.
     pub(super) queued: bool,
     /// The kernel was out of memory for this socket: try again when its timer fires.
     pub(super) retry: bool,
+    /// What is left of the read budget in the loop's turn `budget_turn`: a connection may have several turns in one of the loop's.
+    pub(super) budget: usize,
+    pub(super) budget_turn: u64,
 }
 
 /// All connections. Its length never passes the cap: [`Roster::has_room`] is asked before accept.
 pub(super) struct Roster {
     slab: Slab<Slot>,
-    /// The generation of each slot's latest tenant; never zero for a tenant.
+    /// The latest generation said for each slot; never zero for a tenant.
     generations: Vec<u32>,
     cap: usize,
 }
@@ -65,28 +68,29 @@ impl Roster {
         self.slab.len() < self.cap
     }
 
-    /// The id that the next tenant will have.
+    /// The id for the next tenant. Never said twice: a peer that is refused under it keeps it.
     pub(super) fn next_id(&mut self) -> ConnId {
         let index = self.slab.vacant_key();
         if self.generations.len() <= index {
             self.generations.resize(index + 1, 0);
         }
-        let latest = self.generations.get(index).copied().unwrap_or(0);
+        let mut generation = 1;
+        if let Some(latest) = self.generations.get_mut(index) {
+            generation = latest.wrapping_add(1).max(1);
+            *latest = generation;
+        }
         ConnId {
             index: index as u32,
-            generation: latest.wrapping_add(1).max(1),
+            generation,
         }
     }
 
     /// Moves a tenant in, under the id that [`Roster::next_id`] has just said.
     pub(super) fn insert(&mut self, slot: Slot) {
-        let id = slot.id;
+        let index = slot.id.index as usize;
         debug_assert!(self.has_room(), "the cap is checked before accept");
-        let index = self.slab.insert(slot);
-        debug_assert_eq!(index, id.index as usize);
-        if let Some(latest) = self.generations.get_mut(index) {
-            *latest = id.generation;
-        }
+        let place = self.slab.insert(slot);
+        debug_assert_eq!(place, index);
     }
 
     pub(super) fn remove(&mut self, id: ConnId) -> Option<Slot> {
@@ -124,6 +128,12 @@ impl Roster {
 }
 
 impl Slot {
+    /// A read is welcome and may bring something. Who waits for a fresh "would block" asks the kernel in any case: an
+    /// edge that was used up before announces nothing more.
+    pub(super) fn can_read(&self) -> bool {
+        (self.readable || (self.machine.wants_fresh_blocked() && !self.retry)) && self.machine.wants_read()
+    }
+
     pub(super) fn info(&self, now: Time) -> ConnInfo {
         ConnInfo {
             id: self.id,

@@ -65,7 +65,13 @@ impl Timers {
         Some(slot)
     }
 
-    #[cfg(test)]
+    /// When this slot will be looked at.
+    #[cfg(feature = "sim")]
+    pub(super) fn of(&self, slot: u32) -> Time {
+        self.place(slot).map_or(Time::NEVER, |place| self.time(place))
+    }
+
+    #[cfg(any(test, feature = "sim"))]
     pub(super) fn len(&self) -> usize {
         self.heap.len()
     }

@@ -1,10 +1,11 @@
 //! One connection's turn: read, decode, call the handler, write once, see what the socket needs, come back when.
 
+use std::any::Any;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use super::os::Os;
-use super::{report_panic, Reactor, Scratch};
+use super::{last_words, report_panic, Reactor, Scratch};
 use crate::handler::{Context, Handler, Peer};
 use crate::id::ConnId;
 use crate::proto::{Event, NextStep, Staged, State};
@@ -27,9 +28,10 @@ impl<A, O: Os> Reactor<A, O> {
     pub(super) fn turn(&mut self, app: &mut A, id: ConnId) {
         debug_assert!(self.current.is_none(), "turns do not nest");
         self.current = Some(id);
+        self.catch_up();
         // Lent to this turn: frames point into it while the handler has the server.
         let mut scratch = std::mem::take(&mut self.scratch);
-        let mut budget = self.config.read_budget;
+        let mut budget = self.budget(id);
         let gone = loop {
             let progress = match self.read(id, &mut scratch, &mut budget) {
                 Read::Staged(staged) => {
@@ -51,18 +53,38 @@ impl<A, O: Os> Reactor<A, O> {
         self.scratch = scratch;
         self.current = None;
         if !gone {
+            if let Some(slot) = self.roster.get_mut(id) {
+                slot.budget = budget;
+            }
             self.come_back(id);
         }
     }
 
-    /// Arms the timer for the connection's next deadline.
+    /// What the connection may still read in this turn of the loop.
+    fn budget(&mut self, id: ConnId) -> usize {
+        let Some(slot) = self.roster.get_mut(id) else {
+            return 0;
+        };
+        if slot.budget_turn != self.stats.turns {
+            slot.budget_turn = self.stats.turns;
+            slot.budget = self.config.read_budget;
+        }
+        slot.budget
+    }
+
+    /// Sees to it that the connection gets another turn: at once if it left work over that no event will announce, else
+    /// at its next deadline.
     fn come_back(&mut self, id: ConnId) {
-        if let Some(slot) = self.roster.get(id) {
-            let mut when = slot.machine.deadline();
-            if slot.retry {
-                when = when.min(self.now.after(RETRY_AFTER));
-            }
-            self.timers.arm(id.index, when);
+        let Some(slot) = self.roster.get_mut(id) else {
+            return;
+        };
+        let mut when = slot.machine.deadline();
+        if slot.retry {
+            when = when.min(self.now.after(RETRY_AFTER));
+        }
+        self.timers.arm(id.index, when);
+        if slot.machine.has_events() || slot.can_read() || (slot.writable && slot.machine.queued() > 0) {
+            self.ready.push(id, &mut slot.queued);
         }
     }
 
@@ -71,27 +93,33 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(slot) = self.roster.get_mut(id) else {
             return Read::Nothing;
         };
-        let machine = &mut slot.machine;
-        if machine.has_events() {
-            if *budget == 0 {
-                self.ready.push(id, &mut slot.queued);
-                return Read::Nothing;
+        if slot.readable && slot.machine.wants_error() {
+            slot.readable = false;
+            // Reads say "end" for ever, and a write of nothing says whether there was a reset.
+            let asked = self.streams.get_mut(id.index as usize).and_then(Option::as_mut);
+            if let Some(Err(error)) = asked.map(|stream| self.os.write(stream, &[])) {
+                let passing = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+                if !passing && !is_short_of_memory(&error) {
+                    slot.machine.handle_write_error(error, &mut self.pool);
+                    return Read::Nothing;
+                }
             }
-            return Read::Staged(machine.stage_held());
         }
-        if !slot.readable || !machine.wants_read() {
+        if *budget == 0 {
             return Read::Nothing;
         }
+        if slot.machine.has_events() {
+            return Read::Staged(slot.machine.stage_held());
+        }
+        if !slot.can_read() {
+            return Read::Nothing;
+        }
+        let machine = &mut slot.machine;
         if machine.state() == State::Handshaking {
             if self.handshakes_left == 0 {
-                self.ready.push(id, &mut slot.queued);
                 return Read::Nothing;
             }
             self.handshakes_left -= 1;
-        }
-        if *budget == 0 {
-            self.ready.push(id, &mut slot.queued);
-            return Read::Nothing;
         }
         let Some(Some(stream)) = self.streams.get_mut(id.index as usize) else {
             return Read::Nothing;
@@ -115,10 +143,7 @@ impl<A, O: Os> Reactor<A, O> {
                     slot.readable = false;
                     machine.handle_blocked(&mut self.pool);
                 }
-                io::ErrorKind::Interrupted => {
-                    self.ready.push(id, &mut slot.queued);
-                    return Read::Nothing;
-                }
+                io::ErrorKind::Interrupted => return Read::Nothing,
                 _ if is_short_of_memory(&error) => {
                     slot.readable = false;
                     slot.retry = true;
@@ -139,8 +164,19 @@ impl<A, O: Os> Reactor<A, O> {
             let Some(slot) = self.roster.get_mut(id) else {
                 return;
             };
-            let Some(event) = slot.machine.next_event(&mut staged, self.now, &mut self.pool) else {
-                break;
+            let (machine, rest) = (&mut slot.machine, &mut staged);
+            // A connection's framer is the user's code too.
+            let next = catch_unwind(AssertUnwindSafe(|| {
+                let rest = rest;
+                machine.next_event(rest, self.now, &mut self.pool)
+            }));
+            let event = match next {
+                Ok(Some(event)) => event,
+                Ok(None) => break,
+                Err(panic) => {
+                    self.end_in_panic(id, "a framer", panic);
+                    break;
+                }
             };
             *budget = budget.saturating_sub(FRAME_COST);
             match event {
@@ -184,13 +220,26 @@ impl<A, O: Os> Reactor<A, O> {
         };
         match outcome {
             Ok(Ok(())) => {}
-            Ok(Err(close)) => slot.machine.close_as(close, self.now, &mut self.pool),
-            Err(panic) => {
-                log::error!("a handler panicked; {}", slot.info(self.now));
-                slot.machine
-                    .close(Closed::new(CloseReason::Panicked), self.now, &mut self.pool);
-                report_panic("a handler", panic);
+            Ok(Err(close)) => {
+                // One that comes too late is dropped, and an error's destructor is the user's code.
+                let closed = catch_unwind(AssertUnwindSafe(|| {
+                    slot.machine.close_as(close, self.now, &mut self.pool);
+                }));
+                if let Err(panic) = closed {
+                    self.end_in_panic(id, "an error's destructor", panic);
+                }
             }
+            Err(panic) => self.end_in_panic(id, "a handler", panic),
+        }
+    }
+
+    /// Closes a connection whose own code panicked.
+    pub(super) fn end_in_panic(&mut self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
+        let words = last_words(panic);
+        log::error!("{whose} panicked: {words}; {}", self.particulars(id));
+        if let Some(slot) = self.roster.get_mut(id) {
+            slot.machine
+                .close(Closed::new(CloseReason::Panicked), self.now, &mut self.pool);
         }
     }
 
@@ -219,10 +268,7 @@ impl<A, O: Os> Reactor<A, O> {
                 }
                 Err(error) => match error.kind() {
                     io::ErrorKind::WouldBlock => slot.writable = false,
-                    io::ErrorKind::Interrupted => {
-                        self.ready.push(id, &mut slot.queued);
-                        break;
-                    }
+                    io::ErrorKind::Interrupted => break,
                     _ if is_short_of_memory(&error) => {
                         slot.writable = false;
                         slot.retry = true;
@@ -231,7 +277,6 @@ impl<A, O: Os> Reactor<A, O> {
                         slot.machine.handle_write_error(error, &mut self.pool);
                         // Its last words may be in the kernel already.
                         slot.readable = true;
-                        self.ready.push(id, &mut slot.queued);
                         return;
                     }
                 },
@@ -266,7 +311,12 @@ impl<A, O: Os> Reactor<A, O> {
         };
         let closed = slot.machine.take_closed();
         let (was_open, listener) = (slot.machine.was_open(), slot.listener);
-        log::debug!("{}: {closed}", slot.info(self.now));
+        if log::log_enabled!(log::Level::Debug) {
+            // The words of a user's error are the user's code.
+            let words = catch_unwind(AssertUnwindSafe(|| closed.to_string()));
+            let words = words.unwrap_or_else(last_words);
+            log::debug!("{}: {words}", slot.info(self.now));
+        }
         let peer = slot.peer;
         if was_open {
             self.call(app, id, |handler, cx| {
@@ -279,11 +329,13 @@ impl<A, O: Os> Reactor<A, O> {
         }
         self.stats.count_closed(closed.reason);
         self.timers.disarm(id.index);
-        self.roster.remove(id);
+        let slot = self.roster.remove(id);
+        self.discard("a framer's destructor", slot);
         self.make_room(listener);
         if !was_open {
             self.tell_unopened(app, listener, id, peer, &closed);
         }
+        self.discard("an error's destructor", closed);
     }
 
     /// Tells the service about a connection that had a slot and never opened.
@@ -322,11 +374,16 @@ impl<A, O: Os> Reactor<A, O> {
         self.look_for_clients();
     }
 
-    /// Drops a handler, whose destructor is the user's code too.
+    /// Drops a handler.
     pub(super) fn drop_handler(&mut self, handler: Box<dyn Handler<A>>) {
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(handler))) {
+        self.discard("a handler's destructor", handler);
+    }
+
+    /// Drops something whose destructor is the user's code.
+    pub(super) fn discard<T>(&mut self, whose: &str, thing: T) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(thing))) {
             self.stats.panics += 1;
-            report_panic("a handler's destructor", panic);
+            report_panic(whose, panic);
         }
     }
 }

@@ -2,10 +2,14 @@
 //! child processes.
 #![allow(dead_code)] // each test file uses its part
 
+pub mod script;
+#[cfg(feature = "tls")]
+pub mod tls;
+
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -79,7 +83,8 @@ impl<A: Send + 'static> Running<A> {
     /// Drains, and returns what is left when the server is done.
     #[track_caller]
     pub fn finish(mut self) -> (Stats, A) {
-        self.handle.drain(Duration::from_secs(10)).expect("drain");
+        // Gone already, if the test's own drain is over.
+        let _ = self.handle.drain(Duration::from_secs(10));
         let thread = self.thread.take().expect("running");
         eventually("the server ends", || thread.is_finished());
         thread.join().expect("the server did not panic")
@@ -116,6 +121,20 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         thread::park_timeout(Duration::from_millis(1));
     }
+}
+
+/// Keeps the loop busy inside a job, and returns once it is there. Dropping what this returns lets the loop go on.
+#[track_caller]
+pub fn hold<A>(handle: &Handle<A>) -> mpsc::Sender<()> {
+    let (entered, inside) = mpsc::channel();
+    let (release, released) = mpsc::channel();
+    let job = move |_: &mut A, _: &mut portcullis::Control<'_, A>| {
+        entered.send(()).expect("the test waits");
+        let _ = released.recv_timeout(PATIENCE);
+    };
+    handle.post(job).expect("post");
+    inside.recv_timeout(PATIENCE).expect("the loop takes the job");
+    release
 }
 
 /// A connection whose reads and writes end after [`PATIENCE`].
@@ -237,6 +256,21 @@ impl ChildProcess {
         Self { child, stdout, stderr }
     }
 
+    /// As [`ChildProcess::start`], with a standard input to write to. Dropping that is its end.
+    #[track_caller]
+    pub fn interactive(command: &mut Command) -> (Self, ChildStdin) {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start the child");
+        let stdin = child.stdin.take().expect("piped");
+        let stdout = lines_of(child.stdout.take().expect("piped"));
+        let stderr = lines_of(child.stderr.take().expect("piped"));
+        (Self { child, stdout, stderr }, stdin)
+    }
+
     /// The echo example with these options on a port of its own, and its address.
     #[track_caller]
     pub fn echo(options: &[&str]) -> (Self, SocketAddr) {
@@ -262,6 +296,12 @@ impl ChildProcess {
     #[track_caller]
     pub fn line(&self) -> String {
         self.stdout.recv_timeout(PATIENCE).expect("a line from the child")
+    }
+
+    /// The next line of its standard error.
+    #[track_caller]
+    pub fn error_line(&self) -> String {
+        self.stderr.recv_timeout(PATIENCE).expect("a line from the child's log")
     }
 
     /// Sends it a signal by name: "TERM".
@@ -292,6 +332,14 @@ impl ChildProcess {
             text
         };
         (status.expect("ended"), collect(&self.stdout), collect(&self.stderr))
+    }
+
+    /// How many descriptors it has open.
+    #[track_caller]
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id()))
+            .expect("proc")
+            .count()
     }
 
     /// User and system CPU time so far, in seconds.

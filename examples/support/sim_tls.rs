@@ -1,0 +1,105 @@
+//! A TLS client for the simulator, and the server's configuration. Ed25519 and X25519, so that lengths do not vary from
+//! run to run; the bytes do.
+
+use std::sync::{Arc, OnceLock};
+
+use portcullis::tls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
+use portcullis::tls::rustls::{self, ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+
+#[path = "framing.rs"]
+mod framing;
+
+struct Configs {
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+}
+
+fn configs() -> &'static Configs {
+    static CONFIGS: OnceLock<Configs> = OnceLock::new();
+    CONFIGS.get_or_init(|| make().expect("a certificate for the simulator"))
+}
+
+fn make() -> Result<Configs, Box<dyn std::error::Error>> {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
+    let certificate: CertificateDer<'static> = rcgen::CertificateParams::new(["localhost".to_owned()])?
+        .self_signed(&key)?
+        .der()
+        .clone();
+    let mut roots = RootCertStore::empty();
+    roots.add(certificate.clone())?;
+    let key = PrivatePkcs8KeyDer::from(key.serialize_der());
+    let server = ServerConfig::builder_with_provider(framing::provider())
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key.into())?;
+    let mut client = ClientConfig::builder_with_provider(framing::provider())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // A resumed handshake has other lengths than a full one, and who resumes depends on what ran before.
+    client.resumption = rustls::client::Resumption::disabled();
+    Ok(Configs {
+        server: Arc::new(server),
+        client: Arc::new(client),
+    })
+}
+
+pub fn server_config() -> Arc<ServerConfig> {
+    Arc::clone(&configs().server)
+}
+
+/// A client's half of a TLS connection.
+pub struct Client(ClientConnection);
+
+impl Client {
+    pub fn new() -> Self {
+        let name = ServerName::try_from("localhost").expect("a name");
+        let mut connection = ClientConnection::new(Arc::clone(&configs().client), name).expect("a client");
+        connection.set_buffer_limit(None);
+        Self(connection)
+    }
+
+    /// What goes out for this plaintext; before the handshake is done, the ClientHello and nothing else.
+    pub fn encrypt(&mut self, plain: &[u8]) -> Vec<u8> {
+        use std::io::Write;
+        self.0.writer().write_all(plain).expect("no limit");
+        self.flush()
+    }
+
+    pub fn close_notify(&mut self) -> Vec<u8> {
+        self.0.send_close_notify();
+        self.flush()
+    }
+
+    /// Takes ciphertext, appends plaintext, returns what must be said in turn.
+    pub fn decrypt(&mut self, mut wire: &[u8], plain: &mut Vec<u8>) -> Result<Vec<u8>, String> {
+        use std::io::Read;
+        while !wire.is_empty() {
+            let taken = self.0.read_tls(&mut wire).map_err(|error| error.to_string())?;
+            let outcome = self.0.process_new_packets();
+            if let Err(error) = outcome {
+                // An alert from the server is an end like others; anything else is a broken stream.
+                return match error {
+                    rustls::Error::AlertReceived(_) => Ok(Vec::new()),
+                    error => Err(format!("the client's TLS fails: {error}")),
+                };
+            }
+            let mut buffer = [0; 4096];
+            while let Ok(count @ 1..) = self.0.reader().read(&mut buffer) {
+                plain.extend_from_slice(&buffer[..count]);
+            }
+            if taken == 0 {
+                break;
+            }
+        }
+        Ok(self.flush())
+    }
+
+    fn flush(&mut self) -> Vec<u8> {
+        let mut wire = Vec::new();
+        while self.0.wants_write() {
+            self.0.write_tls(&mut wire).expect("a Vec takes all");
+        }
+        wire
+    }
+}

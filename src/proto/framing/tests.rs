@@ -1,0 +1,329 @@
+//! The decoder held against a naive one and against Erlang's own, and the encoder against both.
+
+mod erlang;
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// How decoding a whole stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// This many bytes are left, and no whole frame.
+    Rest(usize),
+    TooLarge,
+}
+
+/// The simplest decoder that can be right: everything is there, and nothing is remembered.
+fn naive(framing: &Framing, max: usize, mut bytes: &[u8]) -> (Vec<Vec<u8>>, End) {
+    let mut frames = Vec::new();
+    loop {
+        let width = match framing {
+            Framing::Packet1 => 1,
+            Framing::Packet2 => 2,
+            Framing::Packet4 => 4,
+            _ => 0,
+        };
+        let (start, end) = match framing {
+            Framing::Raw => (0, bytes.len()),
+            Framing::Line | Framing::Delimited(_) => {
+                let delimiter = if let Framing::Delimited(byte) = framing {
+                    *byte
+                } else {
+                    b'\n'
+                };
+                match bytes.iter().position(|byte| *byte == delimiter) {
+                    Some(at) if at < max => (0, at + 1),
+                    _ if bytes.len() > max => return (frames, End::TooLarge),
+                    _ => return (frames, End::Rest(bytes.len())),
+                }
+            }
+            _ if bytes.len() < width => return (frames, End::Rest(bytes.len())),
+            _ => {
+                let length = bytes[..width]
+                    .iter()
+                    .fold(0, |sum, byte| sum * 256 + usize::from(*byte));
+                if length > max || length >= 0x7FFF_FFFC {
+                    return (frames, End::TooLarge);
+                }
+                if bytes.len() < width + length {
+                    return (frames, End::Rest(bytes.len()));
+                }
+                (width, width + length)
+            }
+        };
+        if end == 0 {
+            return (frames, End::Rest(0));
+        }
+        frames.push(bytes[start..end].to_vec());
+        bytes = &bytes[end..];
+    }
+}
+
+/// The decoder under test, with pieces as they come. As the machine does, it decodes what is left with each piece.
+fn decode<'a>(framing: &Framing, max: usize, pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Vec<u8>>, End) {
+    let mut codec = Codec::new(framing, max);
+    let mut held = Vec::new();
+    let mut frames = Vec::new();
+    for piece in pieces {
+        held.extend_from_slice(piece);
+        loop {
+            match codec.decode(&held) {
+                Step::Frame { payload, consumed } => {
+                    assert!(consumed > 0, "progress");
+                    frames.push(held[payload].to_vec());
+                    held.drain(..consumed);
+                }
+                Step::More => break,
+                Step::TooLarge => return (frames, End::TooLarge),
+                Step::Bad(error) => panic!("{error}"),
+            }
+        }
+    }
+    (frames, End::Rest(held.len()))
+}
+
+const ALL: [Framing; 5] = [
+    Framing::Packet1,
+    Framing::Packet2,
+    Framing::Packet4,
+    Framing::Line,
+    Framing::Delimited(2),
+];
+
+/// Every string up to five bytes over the bytes that matter, in every possible cut.
+#[test]
+fn every_short_stream_in_every_cut() {
+    const BYTES: [u8; 5] = [0, 1, 2, b'\n', 255];
+    for framing in ALL {
+        for length in 0..=5_u32 {
+            for number in 0..BYTES.len().pow(length) {
+                let stream: Vec<u8> = (0..length)
+                    .map(|place| BYTES[number / BYTES.len().pow(place) % BYTES.len()])
+                    .collect();
+                let expected = naive(&framing, 2, &stream);
+                for cuts in 0..1_usize << length.saturating_sub(1) {
+                    let mut pieces = Vec::new();
+                    let mut from = 0;
+                    for to in 1..=stream.len() {
+                        if to == stream.len() || cuts & 1 << (to - 1) != 0 {
+                            pieces.push(&stream[from..to]);
+                            from = to;
+                        }
+                    }
+                    let got = decode(&framing, 2, pieces.iter().copied());
+                    assert_eq!(got, expected, "{framing:?} {pieces:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn zero_length_frames_are_frames() {
+    assert_eq!(decode(&Framing::Packet1, 10, [&[0, 0, 0][..]]).0, vec![vec![]; 3]);
+    assert_eq!(
+        decode(&Framing::Packet2, 10, [&[0, 0, 0][..]]),
+        (vec![vec![]], End::Rest(1))
+    );
+    assert_eq!(decode(&Framing::Packet4, 10, [&[0; 8][..]]).0, vec![vec![]; 2]);
+    assert_eq!(decode(&Framing::Line, 10, [&b"\n\n"[..]]).0, vec![b"\n"; 2]);
+}
+
+#[test]
+fn a_packet_at_the_maximum_is_good_and_one_above_is_not() {
+    for (framing, header) in [
+        (Framing::Packet1, &[5_u8][..]),
+        (Framing::Packet2, &[0, 5]),
+        (Framing::Packet4, &[0, 0, 0, 5]),
+    ] {
+        let wire = [header, b"12345"].concat();
+        assert_eq!(
+            decode(&framing, 5, [&wire[..]]),
+            (vec![b"12345".to_vec()], End::Rest(0))
+        );
+        // The header alone is enough to refuse it.
+        assert_eq!(decode(&framing, 4, [header]), (vec![], End::TooLarge), "{framing:?}");
+    }
+}
+
+#[test]
+fn a_line_counts_its_delimiter() {
+    assert_eq!(decode(&Framing::Line, 5, [&b"abcd\n"[..]]).0, [b"abcd\n"]);
+    assert_eq!(decode(&Framing::Line, 4, [&b"abcd\n"[..]]), (vec![], End::TooLarge));
+    assert_eq!(decode(&Framing::Line, 4, [&b"abcd"[..]]), (vec![], End::Rest(4)));
+    assert_eq!(decode(&Framing::Line, 4, [&b"abcde"[..]]), (vec![], End::TooLarge));
+    assert_eq!(
+        decode(&Framing::Line, 9, [&b"a\rb\r\n"[..]]).0,
+        [b"a\rb\r\n"],
+        "lone CR is no end"
+    );
+    assert_eq!(
+        decode(&Framing::Delimited(0), 9, [&b"a\n\0b"[..]]),
+        (vec![b"a\n\0".to_vec()], End::Rest(1))
+    );
+}
+
+/// As Erlang: header and payload fit in 31 bits, whatever the maximum.
+#[test]
+fn packet_4_has_a_limit_of_its_own() {
+    let judge = |length: u32| decode(&Framing::Packet4, usize::MAX, [&length.to_be_bytes()[..]]).1;
+    assert_eq!(judge(0x7FFF_FFFB), End::Rest(4));
+    for length in [0x7FFF_FFFC, 0x8000_0000, 0xFFFF_FFFF] {
+        assert_eq!(judge(length), End::TooLarge, "{length:#x}");
+    }
+}
+
+#[test]
+fn the_defaults_are_safe() {
+    let defaults = [
+        (Framing::Raw, 65_536),
+        (Framing::Packet1, 255),
+        (Framing::Packet2, 65_535),
+        (Framing::Packet4, 8 * 1024 * 1024),
+        (Framing::Line, 65_536),
+        (Framing::Delimited(0), 65_536),
+    ];
+    for (framing, max) in defaults {
+        assert_eq!(framing.default_max(), max, "{framing:?}");
+    }
+}
+
+/// Finding the end of a long line that comes in many pieces does not look at its beginning again for each of them.
+#[test]
+fn a_line_is_searched_once() {
+    let mut codec = Codec::new(&Framing::Line, usize::MAX);
+    let mut line = vec![b'x'; 1000];
+    assert!(matches!(codec.decode(&line), Step::More));
+    assert_eq!(codec.seen, 1000);
+    line.extend_from_slice(b"y\nz");
+    match codec.decode(&line) {
+        Step::Frame { payload, consumed } => assert_eq!((payload, consumed), (0..1002, 1002)),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(codec.seen, 0, "the next line begins anew");
+}
+
+/// A framer that said how much it needs is not asked before that is there.
+#[test]
+fn a_need_is_waited_for() {
+    use std::cell::Cell;
+    use std::rc::Rc;
+
+    struct Counting(Rc<Cell<usize>>);
+    impl Framer for Counting {
+        fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+            self.0.set(self.0.get() + 1);
+            Ok(match input.len() {
+                ..100 => Decoded::Need(100),
+                _ => Decoded::Frame {
+                    payload: 0..100,
+                    consumed: 100,
+                },
+            })
+        }
+
+        fn encode(&mut self, _: &[u8], _: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+            Ok(())
+        }
+    }
+    let asked = Rc::new(Cell::new(0));
+    let mut codec = Codec {
+        kind: Kind::Custom(Box::new(Counting(Rc::clone(&asked)))),
+        max: 1000,
+        seen: 0,
+    };
+    for length in 0..100 {
+        assert!(matches!(codec.decode(&vec![0; length]), Step::More));
+    }
+    assert_eq!(asked.get(), 1);
+    assert!(matches!(codec.decode(&[0; 100]), Step::Frame { .. }));
+    assert!(matches!(codec.decode(&[0; 1]), Step::More));
+    assert_eq!(asked.get(), 3, "the next frame is asked for anew");
+}
+
+#[test]
+fn too_long_to_encode_appends_nothing() {
+    for (framing, limit) in [(Framing::Packet1, 255), (Framing::Packet2, 65_535)] {
+        let mut codec = Codec::new(&framing, 10);
+        let mut out = b"before".to_vec();
+        match codec.encode(&vec![0; limit + 1], &mut out) {
+            Err(EncodeError::TooLarge { max }) => assert_eq!(max, limit),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(out, b"before");
+        codec
+            .encode(&vec![0; limit], &mut out)
+            .expect("the maximum is for input");
+        assert_eq!(out.len(), 6 + framing_width(&framing) + limit);
+    }
+}
+
+fn framing_width(framing: &Framing) -> usize {
+    match framing {
+        Framing::Packet1 => 1,
+        Framing::Packet2 => 2,
+        Framing::Packet4 => 4,
+        _ => 0,
+    }
+}
+
+#[test]
+fn encoded_as_erlang_does() {
+    let encoded = |framing: &Framing, payload: &[u8]| {
+        let mut out = Vec::new();
+        Codec::new(framing, 1000).encode(payload, &mut out).expect("fits");
+        out
+    };
+    assert_eq!(encoded(&Framing::Packet1, b"ab"), b"\x02ab");
+    assert_eq!(encoded(&Framing::Packet2, b"ab"), b"\0\x02ab");
+    assert_eq!(encoded(&Framing::Packet4, b"ab"), b"\0\0\0\x02ab");
+    assert_eq!(encoded(&Framing::Packet2, b""), b"\0\0");
+    assert_eq!(encoded(&Framing::Line, b"ab"), b"ab", "no newline is added");
+    assert_eq!(encoded(&Framing::Raw, b"ab"), b"ab");
+    assert_eq!(encoded(&Framing::Packet2, &[7; 258])[..2], [1, 2], "big-endian");
+}
+
+fn any_framing() -> impl Strategy<Value = Framing> {
+    prop::sample::select(ALL.to_vec())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_stream_in_any_pieces(
+        framing in any_framing(),
+        max in 0_usize..300,
+        stream in prop::collection::vec(prop_oneof![3 => 0_u8..5, 1 => Just(b'\n'), 1 => any::<u8>()], 0..600),
+        sizes in prop::collection::vec(1_usize..100, 1..20),
+    ) {
+        let expected = naive(&framing, max, &stream);
+        let mut pieces = Vec::new();
+        let mut rest = stream.as_slice();
+        for size in sizes.iter().cycle() {
+            if rest.is_empty() {
+                break;
+            }
+            let (piece, after) = rest.split_at((*size).min(rest.len()));
+            pieces.push(piece);
+            rest = after;
+        }
+        prop_assert_eq!(&decode(&framing, max, pieces), &expected);
+        prop_assert_eq!(&decode(&framing, max, stream.chunks(1)), &expected);
+    }
+
+    #[test]
+    fn what_is_encoded_is_decoded(
+        framing in prop::sample::select(vec![Framing::Packet1, Framing::Packet2, Framing::Packet4]),
+        payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..256), 0..20),
+        size in 1_usize..2000,
+    ) {
+        let mut codec = Codec::new(&framing, 255);
+        let mut wire = Vec::new();
+        for payload in &payloads {
+            codec.encode(payload, &mut wire).expect("fits");
+        }
+        prop_assert_eq!(decode(&framing, 255, wire.chunks(size)), (payloads, End::Rest(0)));
+    }
+}

@@ -1,0 +1,371 @@
+//! The end: in order or at once, its one reason, what is flushed, discarded or lost, errors, and the drain.
+
+use super::*;
+
+fn send_then_close(turn: &mut Turn<'_>) {
+    turn.send(b"bye").expect("open");
+    turn.close();
+}
+
+#[test]
+fn close_flushes_then_fin_then_waits_for_the_peers() {
+    let mut rig = Rig::open(echo);
+    rig.room = 1;
+    rig.act(send_then_close);
+    assert!(!rig.fin, "FIN is behind the output");
+    rig.drain_to_peer(100);
+    assert_eq!(rig.answers(), packet2("bye"));
+    assert!(rig.fin && rig.gone.is_none());
+    rig.receive_fin();
+    assert_eq!(rig.ended(), CloseReason::Closed);
+}
+
+#[test]
+fn nothing_is_told_after_close() {
+    let mut rig = Rig::open(|turn, told| {
+        if let Told::Frame(_) = told {
+            turn.close();
+            turn.set_timer(1, secs(0));
+            turn.pause();
+            turn.resume();
+            turn.machine.close_after_input();
+            turn.machine.drain(turn.now);
+            assert!(matches!(turn.send(b"late"), Err(SendError::Closed)));
+        }
+        Ok(())
+    });
+    rig.receive([packet2("one"), packet2("two")].concat());
+    rig.receive(packet2("three"));
+    rig.pass(secs(1));
+    assert_eq!(rig.news(), [frame("one")]);
+    assert_eq!(rig.answers(), []);
+    assert_eq!(rig.finish(), CloseReason::Closed);
+}
+
+#[test]
+fn the_first_reason_stays() {
+    let mut rig = Rig::open(echo);
+    rig.close();
+    let now = rig.now;
+    rig.machine.close(Closed::new(CloseReason::Killed), now, &mut rig.pool);
+    rig.inbox.push_back(Input::Error(libc::ECONNRESET));
+    rig.turn();
+    assert_eq!(rig.ended(), CloseReason::Closed, "nothing was lost");
+}
+
+#[test]
+fn an_error_from_a_callback_is_the_reason_and_is_kept() {
+    let mut rig = Rig::open(|_, told| match told {
+        Told::Frame(_) => Err(io::Error::other("disk full").into()),
+        _ => Ok(()),
+    });
+    rig.receive(packet2("x"));
+    rig.receive_fin();
+    let closed = rig.machine.take_closed();
+    assert_eq!(closed.to_string(), "handler failed: disk full");
+}
+
+#[test]
+fn abort_resets_and_drops_what_waits() {
+    let mut rig = Rig::open(|turn, told| {
+        if let Told::Frame(payload) = told {
+            turn.send(payload)?;
+            return Err(Close::abort());
+        }
+        Ok(())
+    });
+    rig.receive(packet2("x"));
+    assert_eq!(rig.answers(), []);
+    assert_eq!(rig.was_reset(), CloseReason::Aborted);
+}
+
+/// Input after close is read and dropped, so that the peer that writes before it reads gets its answers.
+#[test]
+fn close_discards_up_to_the_linger_bytes() {
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    rig.act(send_then_close);
+    rig.receive([0; 600]);
+    assert!(rig.machine.wants_read());
+    rig.drain_to_peer(100);
+    rig.receive([0; 400]);
+    assert!(rig.gone.is_none(), "1000 are allowed");
+    rig.receive([0]);
+    assert_eq!(rig.ended(), CloseReason::Closed);
+    assert_eq!(rig.machine.traffic().bytes_in, 1001);
+}
+
+/// A flood while output waits stops the reading, not the flushing.
+#[test]
+fn a_flood_does_not_cut_the_flush_short() {
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    rig.act(send_then_close);
+    rig.receive([0; 1001]);
+    assert!(!rig.machine.wants_read());
+    rig.drain_to_peer(100);
+    assert_eq!(rig.answers(), packet2("bye"));
+    assert!(rig.fin);
+    rig.pass(secs(2));
+    assert_eq!(rig.ended(), CloseReason::Closed);
+}
+
+#[test]
+fn shutdown_that_fails_is_the_end() {
+    let mut rig = Rig::open(echo);
+    let now = rig.now;
+    rig.machine.close_by_handler(now, &mut rig.pool);
+    rig.flush();
+    assert_eq!(rig.machine.next_step(), NextStep::Shutdown);
+    rig.machine.handle_shutdown(now, false);
+    rig.turn();
+    assert_eq!(rig.ended(), CloseReason::Closed);
+}
+
+/// Faults C7.
+#[test]
+fn socket_errors_have_their_reasons() {
+    let table = [
+        (libc::ECONNRESET, CloseReason::Reset),
+        (libc::EPIPE, CloseReason::Reset),
+        (libc::ECONNABORTED, CloseReason::Reset),
+        (libc::ENOTCONN, CloseReason::Reset),
+        (libc::ETIMEDOUT, CloseReason::TimedOut),
+        (libc::EHOSTUNREACH, CloseReason::Unreachable),
+        (libc::ENETUNREACH, CloseReason::Unreachable),
+        (libc::ENETDOWN, CloseReason::Unreachable),
+        (libc::EIO, CloseReason::Io),
+    ];
+    for (errno, reason) in table {
+        let mut rig = Rig::open(echo);
+        rig.inbox.push_back(Input::Error(errno));
+        rig.turn();
+        assert_eq!(rig.ended(), reason, "read {errno}");
+
+        let mut rig = Rig::open(echo);
+        rig.write_error = Some(errno);
+        rig.receive(packet2("x"));
+        assert_eq!(rig.ended(), reason, "write {errno}");
+    }
+}
+
+#[test]
+fn an_unknown_socket_error_is_kept() {
+    let mut rig = Rig::open(echo);
+    rig.inbox.push_back(Input::Error(libc::EIO));
+    rig.turn();
+    let error = rig.machine.take_closed().error.expect("the error");
+    let error = error.downcast_ref::<io::Error>().expect("of the system");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+}
+
+/// Faults C1: reset at every state.
+#[test]
+fn reset_in_every_state() {
+    let reset = |rig: &mut Rig| {
+        rig.inbox.push_back(Input::Error(libc::ECONNRESET));
+        rig.turn();
+    };
+    let mut rig = Rig::open(echo);
+    rig.receive([0]);
+    reset(&mut rig);
+    assert_eq!(rig.ended(), CloseReason::Reset, "in a header");
+
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    rig.receive(packet2("x"));
+    reset(&mut rig);
+    assert_eq!(rig.ended(), CloseReason::Reset, "with output");
+
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    rig.act(send_then_close);
+    reset(&mut rig);
+    assert_eq!(
+        rig.ended(),
+        CloseReason::Reset,
+        "closing, and what it was promised is lost"
+    );
+
+    let mut rig = Rig::open(echo);
+    rig.close();
+    reset(&mut rig);
+    assert_eq!(rig.ended(), CloseReason::Closed, "closing, with nothing lost");
+}
+
+/// "Finished" promises that the peer got every answer: it is not the reason when one was lost.
+#[test]
+fn lost_output_is_the_reason() {
+    let half_closed = || {
+        let mut rig = Rig::open(echo);
+        rig.room = 0;
+        rig.receive(packet2("question"));
+        rig.receive_fin();
+        assert_eq!(rig.machine.state(), State::Closing);
+        rig
+    };
+    let mut rig = half_closed();
+    rig.write_error = Some(libc::EPIPE);
+    rig.turn();
+    assert_eq!(rig.ended(), CloseReason::Reset, "a write that fails");
+
+    let mut rig = half_closed();
+    rig.pass(secs(20));
+    assert_eq!(rig.was_reset(), CloseReason::WriteTimeout, "a peer that does not read");
+
+    let mut rig = half_closed();
+    rig.machine.end(Closed::new(CloseReason::Killed), &mut rig.pool);
+    rig.turn();
+    assert_eq!(rig.ended(), CloseReason::Killed, "a kill");
+
+    let mut rig = half_closed();
+    rig.machine.reset(Closed::new(CloseReason::DrainForced), &mut rig.pool);
+    rig.turn();
+    assert_eq!(rig.was_reset(), CloseReason::DrainForced, "the drain's deadline");
+}
+
+/// Faults C9: after a write that fails everything that came is read and told, then it ends.
+#[test]
+fn after_a_write_error_the_rest_is_read() {
+    for end in [Some(Input::Fin), Some(Input::Error(libc::ECONNRESET)), None] {
+        let mut rig = Rig::open(|turn, told| {
+            if let Told::Frame(payload) = told {
+                // The second finds the connection deaf already.
+                let _ = turn.send(payload);
+            }
+            Ok(())
+        });
+        rig.write_error = Some(libc::EPIPE);
+        rig.inbox.push_back(Input::Bytes(packet2("one")));
+        rig.inbox.push_back(Input::Bytes(packet2("two")));
+        rig.inbox.push_back(Input::Bytes([packet2("three"), vec![0]].concat()));
+        rig.inbox.extend(end);
+        rig.turn();
+        assert_eq!(rig.news(), ["one", "two", "three"].map(frame));
+        assert_eq!(rig.ended(), CloseReason::Reset);
+    }
+}
+
+/// As above with an echo: its `send` fails, and the first reason stays.
+#[test]
+fn an_error_that_follows_from_a_write_error_is_not_the_reason() {
+    let mut rig = Rig::open(echo);
+    rig.write_error = Some(libc::ETIMEDOUT);
+    rig.receive(packet2("one"));
+    rig.receive(packet2("two"));
+    assert_eq!(rig.ended(), CloseReason::TimedOut);
+}
+
+/// Congested, then the write fails: what was held back is told now.
+#[test]
+fn a_write_error_ends_congestion() {
+    let mut rig = Rig::open(|turn, told| {
+        if let Told::Frame(_) = told {
+            let _ = turn.send(&[0; 150]);
+        }
+        Ok(())
+    });
+    rig.room = 0;
+    rig.receive([packet2("one"), packet2("two")].concat());
+    assert_eq!(rig.news(), [frame("one")]);
+    rig.write_error = Some(libc::EPIPE);
+    rig.turn();
+    assert_eq!(rig.news(), [frame("two")]);
+    assert_eq!(rig.ended(), CloseReason::Reset);
+}
+
+/// Faults, trap 2: only an empty kernel buffer seen after the stop counts.
+#[test]
+fn drain_answers_what_has_arrived() {
+    let mut rig = Rig::open(echo);
+    rig.receive(packet2("before"));
+    rig.machine.drain(rig.now);
+    assert!(rig.machine.has_events());
+    rig.inbox.push_back(Input::Bytes(packet2("in the kernel")));
+    rig.turn();
+    assert_eq!(rig.news(), [frame("before"), Told::Drain, frame("in the kernel")]);
+    assert_eq!(rig.answers(), [packet2("before"), packet2("in the kernel")].concat());
+    assert_eq!(rig.finish(), CloseReason::Drained);
+}
+
+#[test]
+fn drain_waits_for_the_rest_of_a_frame() {
+    let mut rig = Rig::open(echo);
+    rig.receive(&packet2("frame")[..4]);
+    rig.machine.drain(rig.now);
+    rig.turn();
+    assert!(rig.is_open());
+    rig.receive(&packet2("frame")[4..]);
+    assert_eq!(rig.answers(), packet2("frame"));
+    assert_eq!(rig.finish(), CloseReason::Drained);
+}
+
+/// Congested when the drain comes: all that the peer is owed, then FIN.
+#[test]
+fn drain_with_a_slow_reader() {
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    let big = packet2([b'x'; 120]);
+    rig.receive([big.clone(), big.clone()].concat());
+    rig.inbox.push_back(Input::Bytes(big.clone()));
+    rig.machine.drain(rig.now);
+    rig.turn();
+    for _ in 0..500 {
+        rig.drain_to_peer(1);
+    }
+    assert_eq!(rig.answers(), big.repeat(3));
+    assert_eq!(rig.finish(), CloseReason::Drained);
+}
+
+#[test]
+fn drain_of_a_peer_that_has_finished() {
+    let mut rig = Rig::open(|turn, told| match told {
+        Told::Finished => Ok(()),
+        told => echo(turn, told),
+    });
+    rig.receive_fin();
+    assert!(rig.is_open());
+    rig.machine.drain(rig.now);
+    rig.turn();
+    assert_eq!(rig.news(), [Told::Finished, Told::Drain]);
+    assert_eq!(rig.ended(), CloseReason::Finished);
+}
+
+/// Drained while it is accepted: it opens, hears of the drain, and is served what it has sent.
+#[test]
+fn drain_before_it_is_open() {
+    let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
+    rig.machine.drain(rig.now.after(secs(1)));
+    rig.machine.handle_admitted(rig.now);
+    rig.receive(packet2("x"));
+    assert_eq!(rig.news(), [Told::Opened, Told::Drain, frame("x")]);
+    assert_eq!(rig.answers(), packet2("x"));
+    assert_eq!(rig.finish(), CloseReason::Drained);
+}
+
+#[test]
+fn a_handler_may_close_after_input_without_a_drain() {
+    let mut rig = Rig::open(|turn, told| {
+        if let Told::Frame(_) = told {
+            turn.machine.close_after_input();
+        }
+        echo(turn, told)
+    });
+    rig.receive([packet2("one"), packet2("two")].concat());
+    assert_eq!(rig.answers(), [packet2("one"), packet2("two")].concat());
+    assert_eq!(rig.finish(), CloseReason::Closed);
+}
+
+/// Paused when asked to close after the input: the input waits, and so does the end.
+#[test]
+fn close_after_input_waits_for_resume() {
+    let mut rig = Rig::open(one_at_a_time);
+    rig.receive([packet2("one"), packet2("two")].concat());
+    rig.act(|turn| turn.machine.close_after_input());
+    assert!(rig.is_open());
+    rig.resume();
+    assert!(rig.is_open());
+    rig.resume();
+    assert_eq!(rig.news(), [frame("one"), frame("two")]);
+    assert_eq!(rig.finish(), CloseReason::Closed);
+}

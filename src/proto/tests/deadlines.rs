@@ -1,0 +1,435 @@
+//! Every deadline of every state, in virtual time: what arms it, what moves it, and what does not.
+
+use super::*;
+
+const NANO: Duration = Duration::from_nanos(1);
+
+/// Lets `span` less a nanosecond pass, sees that nothing happened, then the nanosecond.
+#[track_caller]
+fn just(rig: &mut Rig, span: Duration) {
+    let state = rig.machine.state();
+    rig.pass(span - NANO);
+    assert!(rig.gone.is_none(), "too early");
+    assert_eq!(rig.machine.state(), state, "too early");
+    rig.pass(NANO);
+}
+
+#[test]
+fn handshake_from_accept() {
+    let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
+    just(&mut rig, secs(10));
+    assert_eq!(rig.ended(), CloseReason::HandshakeTimeout);
+}
+
+#[test]
+fn an_open_connection_has_no_handshake_deadline() {
+    let mut rig = Rig::open(echo);
+    rig.pass(secs(11));
+    assert!(rig.is_open());
+}
+
+/// Faults B9: a peer that sends a byte now and then does not buy time with it.
+#[test]
+fn frame_from_its_first_byte() {
+    let mut rig = Rig::open(echo);
+    rig.pass(secs(50));
+    rig.receive([0]);
+    for byte in [200, 1, 2, 3] {
+        rig.pass(secs(7));
+        rig.receive([byte]);
+    }
+    just(&mut rig, secs(2));
+    assert_eq!(rig.finish(), CloseReason::FrameTimeout);
+}
+
+#[test]
+fn a_frame_deadline_for_each_frame() {
+    let mut rig = Rig::open(echo);
+    rig.receive([0]);
+    rig.pass(secs(20));
+    // The rest of the first and the beginning of the second, which began now.
+    rig.receive([1, b'a', 0]);
+    assert_eq!(rig.news(), [frame("a")]);
+    just(&mut rig, secs(30));
+    assert_eq!(rig.finish(), CloseReason::FrameTimeout);
+}
+
+#[test]
+fn no_frame_deadline_between_frames() {
+    let mut rig = Rig::open(echo);
+    rig.receive([0]);
+    rig.receive([1, b'a']);
+    rig.pass(secs(119));
+    assert!(rig.is_open());
+    let mut rig = Rig::open(echo);
+    rig.receive([0]);
+    rig.receive([1]);
+    rig.receive([b'a', 0, 1, b'b']);
+    rig.pass(secs(119));
+    assert!(rig.is_open());
+}
+
+#[test]
+fn raw_has_no_frames_to_be_late_with() {
+    let mut rig = Rig::open_with(&Framing::Raw, limits(), echo);
+    rig.receive("a");
+    rig.pass(secs(119));
+    assert!(rig.is_open());
+}
+
+/// Faults C13.
+#[test]
+fn idle_is_moved_by_bytes_from_the_peer() {
+    let mut rig = Rig::open(echo);
+    for _ in 0..5 {
+        rig.pass(secs(119));
+        rig.receive(packet2("x"));
+    }
+    just(&mut rig, secs(120));
+    assert_eq!(rig.finish(), CloseReason::IdleTimeout);
+}
+
+#[test]
+fn idle_is_not_moved_by_what_we_do() {
+    let mut rig = Rig::open(quiet);
+    for _ in 0..11 {
+        rig.pass(secs(10));
+        rig.act(|turn| {
+            turn.send(b"news").expect("open");
+            turn.set_timer(1, secs(5));
+        });
+    }
+    just(&mut rig, secs(10));
+    assert_eq!(rig.finish(), CloseReason::IdleTimeout);
+}
+
+/// What we send moves no clock of the peer's, however much it is.
+#[test]
+fn idle_is_not_moved_by_sending_above_the_watermark() {
+    let mut rig = Rig::open(quiet);
+    for _ in 0..11 {
+        rig.pass(secs(10));
+        rig.act(|turn| turn.send(&[7; 150]).expect("open"));
+    }
+    just(&mut rig, secs(10));
+    assert_eq!(rig.finish(), CloseReason::IdleTimeout);
+}
+
+/// A frame's clock neither: a slow sender does not get more time because we have much to say.
+#[test]
+fn the_frame_clock_is_not_moved_by_sending_above_the_watermark() {
+    let mut rig = Rig::open(quiet);
+    rig.receive([0]);
+    for _ in 0..29 {
+        rig.pass(secs(1));
+        rig.act(|turn| turn.send(&[7; 150]).expect("open"));
+    }
+    just(&mut rig, secs(1));
+    assert_eq!(rig.finish(), CloseReason::FrameTimeout);
+}
+
+/// While we do not read, it is not the peer who is silent: its clocks go on where they stood.
+#[test]
+fn paused_clocks_stand() {
+    let mut rig = Rig::open(quiet);
+    rig.receive([0]);
+    rig.pass(secs(20));
+    rig.pause();
+    rig.pass(secs(1000));
+    assert!(rig.is_open());
+    rig.resume();
+    rig.receive([1]);
+    just(&mut rig, secs(10));
+    assert_eq!(rig.finish(), CloseReason::FrameTimeout);
+
+    let mut rig = Rig::open(quiet);
+    rig.pass(secs(100));
+    rig.pause();
+    rig.pass(secs(1000));
+    assert!(rig.is_open());
+    rig.resume();
+    just(&mut rig, secs(20));
+    assert_eq!(rig.finish(), CloseReason::IdleTimeout);
+}
+
+/// As above for a peer that does not read: its time is the write timeout's.
+#[test]
+fn congested_clocks_stand() {
+    let mut rig = Rig::open(quiet);
+    rig.pass(secs(100));
+    rig.room = 0;
+    rig.act(|turn| turn.send(&[7; 150]).expect("open"));
+    for _ in 0..20 {
+        rig.pass(secs(19));
+        rig.drain_to_peer(1);
+    }
+    rig.drain_to_peer(1000);
+    assert_eq!(rig.news(), [Told::Writable]);
+    just(&mut rig, secs(20));
+    assert_eq!(rig.finish(), CloseReason::IdleTimeout);
+}
+
+/// The clock that stands still is the one of the frame that waits, not of the one before it.
+#[test]
+fn a_frame_that_begins_in_a_pause_has_all_its_time() {
+    let mut rig = Rig::open(one_at_a_time);
+    rig.receive([0]);
+    rig.pass(secs(25));
+    rig.receive([1, b'a', 0]);
+    assert_eq!(rig.news(), [frame("a")]);
+    rig.resume();
+    just(&mut rig, secs(30));
+    assert_eq!(rig.finish(), CloseReason::FrameTimeout);
+}
+
+/// A connection that only gets answers is idle too, once its peer has finished: nothing lives for ever.
+#[test]
+fn idle_ends_a_half_closed_connection() {
+    let mut rig = Rig::open(quiet);
+    rig.receive_fin();
+    just(&mut rig, secs(120));
+    assert_eq!(rig.ended(), CloseReason::IdleTimeout);
+}
+
+/// Faults C5: the peer that takes nothing.
+#[test]
+fn write_stall_from_the_first_refusal() {
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    rig.pass(secs(5));
+    rig.receive(packet2("x"));
+    just(&mut rig, secs(20));
+    assert_eq!(rig.was_reset(), CloseReason::WriteTimeout);
+}
+
+#[test]
+fn write_stall_is_moved_only_by_progress() {
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    rig.receive(packet2("12345678"));
+    rig.pass(secs(19));
+    rig.drain_to_peer(1);
+    rig.pass(secs(10));
+    // More to send, more from the peer, a look without success: no progress.
+    rig.receive(packet2("x"));
+    rig.turn();
+    rig.act(|turn| turn.send(b"more").expect("room"));
+    just(&mut rig, secs(10));
+    assert_eq!(rig.was_reset(), CloseReason::WriteTimeout);
+}
+
+/// A kernel that takes nothing and calls it success made no progress.
+#[test]
+fn zero_bytes_are_no_progress() {
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    rig.receive(packet2("x"));
+    rig.pass(secs(19));
+    rig.machine.handle_sent(0, rig.now, &mut rig.pool);
+    rig.pass(secs(1));
+    assert_eq!(rig.was_reset(), CloseReason::WriteTimeout);
+}
+
+#[test]
+fn no_write_deadline_when_all_is_sent() {
+    let mut rig = Rig::open(echo);
+    rig.room = 2;
+    rig.receive(packet2("x"));
+    rig.drain_to_peer(100);
+    rig.pass(secs(119));
+    assert!(rig.is_open());
+}
+
+/// The write clock goes on where it stood when the connection began to close.
+#[test]
+fn write_stall_while_closing() {
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    rig.receive(packet2("x"));
+    rig.pass(secs(15));
+    rig.close();
+    just(&mut rig, secs(5));
+    assert_eq!(rig.was_reset(), CloseReason::WriteTimeout);
+}
+
+#[test]
+fn linger_from_fin() {
+    let mut rig = Rig::open(echo);
+    rig.close();
+    rig.pass(secs(1));
+    rig.receive("input moves nothing");
+    just(&mut rig, secs(1));
+    assert_eq!(rig.ended(), CloseReason::Closed);
+}
+
+#[test]
+fn flushing_has_no_linger_deadline() {
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    rig.receive(packet2("0123456789"));
+    rig.close();
+    for _ in 0..11 {
+        rig.pass(secs(19));
+        rig.drain_to_peer(1);
+    }
+    assert!(rig.gone.is_none());
+    rig.drain_to_peer(1);
+    assert!(rig.fin);
+    just(&mut rig, secs(2));
+    assert_eq!(rig.ended(), CloseReason::Closed);
+}
+
+/// Faults T4.
+#[test]
+fn never_is_never() {
+    let mut rig = Rig::accepted(&Framing::Packet2, no_limits(), None, Box::new(quiet));
+    assert_eq!(rig.machine.deadline(), Time::NEVER);
+    rig.machine.handle_admitted(rig.now);
+    rig.turn();
+    rig.receive([0]);
+    rig.room = 0;
+    rig.act(|turn| {
+        turn.send(b"x").expect("open");
+        turn.set_timer(1, Duration::MAX);
+    });
+    assert_eq!(rig.machine.deadline(), Time::NEVER);
+    rig.pass(secs(u64::MAX / 2_000_000_000));
+    assert!(rig.is_open());
+    rig.drain_to_peer(usize::MAX);
+    rig.close();
+    assert!(rig.fin);
+    assert_eq!(rig.machine.deadline(), Time::NEVER);
+    rig.pass(secs(1_000_000));
+    assert!(rig.gone.is_none());
+    assert_eq!(rig.finish(), CloseReason::Closed);
+}
+
+/// Faults T4: limits of zero are due at once, without a spin.
+#[test]
+fn zero_is_at_once() {
+    let zero = Limits {
+        handshake_timeout: Duration::ZERO,
+        frame_timeout: Duration::ZERO,
+        idle_timeout: Duration::ZERO,
+        write_timeout: Duration::ZERO,
+        linger_timeout: Duration::ZERO,
+        ..limits()
+    };
+    let mut rig = Rig::accepted(&Framing::Packet2, zero.clone(), None, Box::new(echo));
+    rig.judge();
+    assert_eq!(rig.ended(), CloseReason::HandshakeTimeout);
+    let mut rig = Rig::open_with(&Framing::Packet2, zero, echo);
+    rig.room = 0;
+    rig.receive([packet2("x"), vec![0]].concat());
+    rig.judge();
+    assert_eq!(rig.was_reset(), CloseReason::WriteTimeout);
+}
+
+/// Faults T4: a clock that leapt far past every deadline ends the connection once, and nothing overflows.
+#[test]
+fn deadlines_long_past() {
+    let mut rig = Rig::open(echo);
+    rig.receive([0]);
+    rig.act(|turn| turn.set_timer(3, secs(1)));
+    rig.now = Time::from_start(secs(u64::MAX / 1_000_000_000));
+    rig.judge();
+    assert_eq!(rig.news(), [], "a closing connection has no timers");
+    assert_eq!(rig.finish(), CloseReason::FrameTimeout);
+}
+
+/// Faults T2: only what was due at `due` is judged, though `now` is later.
+#[test]
+fn what_fell_due_meanwhile_waits_for_the_next_look() {
+    let mut rig = Rig::open(echo);
+    rig.act(|turn| turn.set_timer(1, secs(5)));
+    let due = rig.now.after(secs(4));
+    rig.now = rig.now.after(secs(1000));
+    rig.machine.handle_timeout(due, rig.now, &mut rig.pool);
+    rig.turn();
+    assert!(rig.is_open());
+    assert_eq!(rig.news(), []);
+    rig.receive(packet2("read first"));
+    rig.machine.handle_timeout(rig.now, rig.now, &mut rig.pool);
+    rig.turn();
+    assert_eq!(rig.news(), [frame("read first"), Told::Timer(1)]);
+    assert!(rig.is_open());
+}
+
+#[test]
+fn timers_fire_in_the_order_of_their_times() {
+    let mut rig = Rig::open(quiet);
+    rig.act(|turn| {
+        for (key, after) in [(1, 30), (2, 10), (3, 20), (4, 10)] {
+            turn.set_timer(key, secs(after));
+        }
+        turn.machine.set_timer(4, Time::NEVER);
+        turn.set_timer(1, secs(15));
+        turn.machine.set_timer(99, Time::NEVER);
+    });
+    // All are overdue when somebody looks.
+    rig.now = rig.now.after(secs(40));
+    rig.judge();
+    assert_eq!(rig.news(), [Told::Timer(2), Told::Timer(1), Told::Timer(3)]);
+    rig.pass(secs(40));
+    assert_eq!(rig.news(), [], "once each");
+}
+
+#[test]
+fn a_timer_can_be_moved_later_and_cancelled() {
+    let mut rig = Rig::open(quiet);
+    rig.act(|turn| turn.set_timer(1, secs(10)));
+    rig.pass(secs(9));
+    rig.act(|turn| turn.set_timer(1, secs(10)));
+    rig.pass(secs(9));
+    assert_eq!(rig.news(), []);
+    rig.pass(secs(1));
+    assert_eq!(rig.news(), [Told::Timer(1)]);
+    rig.act(|turn| turn.set_timer(1, secs(1)));
+    rig.act(|turn| turn.machine.set_timer(1, Time::NEVER));
+    rig.pass(secs(10));
+    assert_eq!(rig.news(), []);
+}
+
+/// A timer that is set again from its own callback: once for each look, also with no time between.
+#[test]
+fn a_timer_of_zero_does_not_spin() {
+    let mut rig = Rig::open(|turn, told| {
+        if let Told::Timer(key) = told {
+            turn.set_timer(*key, Duration::ZERO);
+        }
+        Ok(())
+    });
+    rig.now = rig.now.after(secs(1));
+    rig.act(|turn| turn.set_timer(1, Duration::ZERO));
+    rig.judge();
+    assert!(rig.news().len() <= 1, "one look, one call");
+    for _ in 0..3 {
+        rig.now = rig.now.after(secs(1));
+        rig.judge();
+        assert_eq!(rig.news(), [Told::Timer(1)]);
+    }
+}
+
+/// Pausing is for frames; timers go on.
+#[test]
+fn timers_fire_while_paused() {
+    let mut rig = Rig::open(quiet);
+    rig.act(|turn| {
+        turn.pause();
+        turn.set_timer(1, secs(3));
+    });
+    rig.receive(packet2("waits"));
+    rig.pass(secs(3));
+    assert_eq!(rig.news(), [Told::Timer(1)]);
+}
+
+/// A drain cuts the handshake's time, and never adds to it.
+#[test]
+fn a_drain_shortens_the_handshake() {
+    for (until, at) in [(3, 3), (60, 10)] {
+        let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
+        rig.machine.drain(rig.now.after(secs(until)));
+        just(&mut rig, secs(at));
+        assert_eq!(rig.ended(), CloseReason::HandshakeTimeout);
+    }
+}

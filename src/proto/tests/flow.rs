@@ -1,0 +1,310 @@
+//! Watermarks, the hard limit, pause and resume, and a framing that changes on the way.
+
+use super::*;
+
+fn frames(words: &[&str]) -> Vec<u8> {
+    words.iter().flat_map(packet2).collect()
+}
+
+/// Faults C5: reading stops before the next frame, and goes on at the low mark.
+#[test]
+fn above_the_high_mark_no_frame_is_taken() {
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    let forty = [b'x'; 40];
+    rig.receive([packet2(forty), packet2(forty), packet2(forty), packet2("after")].concat());
+    assert_eq!(rig.news().len(), 3, "three answers reach the mark");
+    assert_eq!(rig.machine.queued(), 3 * 42);
+    assert!(!rig.machine.wants_read());
+    // Down to one byte above the low mark: not yet.
+    rig.drain_to_peer(3 * 42 - 11);
+    assert_eq!(rig.news(), []);
+    assert!(!rig.machine.wants_read());
+    rig.drain_to_peer(1);
+    assert_eq!(rig.news(), [Told::Writable, frame("after")], "without another read");
+    assert!(rig.machine.wants_read());
+    rig.drain_to_peer(usize::MAX / 2);
+    assert_eq!(rig.news(), [], "writable is told once");
+    assert_eq!(rig.answers().len(), 3 * 42 + 7);
+}
+
+#[test]
+fn below_the_high_mark_nothing_is_told() {
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    rig.receive(packet2([b'x'; 97]));
+    assert!(rig.machine.wants_read(), "99 bytes wait");
+    rig.drain_to_peer(1000);
+    assert_eq!(rig.news(), [frame([b'x'; 97])]);
+    rig.room = 0;
+    rig.receive(packet2([b'x'; 98]));
+    assert!(!rig.machine.wants_read(), "100 bytes are the mark");
+}
+
+#[test]
+fn writable_comes_again_for_each_congestion() {
+    let mut rig = Rig::open(quiet);
+    for _ in 0..3 {
+        rig.room = 0;
+        rig.act(|turn| turn.send(&[1; 150]).expect("room"));
+        rig.drain_to_peer(1000);
+        assert_eq!(rig.news(), [Told::Writable]);
+    }
+}
+
+/// At the hard limit `send` says so and queues nothing; what waits is at most the limit and one frame.
+#[test]
+fn the_hard_limit() {
+    let mut rig = Rig::open(quiet);
+    rig.room = 0;
+    rig.act(|turn| {
+        turn.send(&[1; 197]).expect("below the limit");
+        turn.send(&[2; 1000]).expect("199 of 200: one frame more");
+        let queued = turn.machine.queued();
+        assert_eq!(queued, 199 + 1002);
+        match turn.send(b"") {
+            Err(SendError::Full { queued: waits, limit }) => assert_eq!((waits, limit), (queued, 200)),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(turn.machine.queued(), queued, "nothing was queued");
+    });
+    assert_eq!(rig.machine.traffic().frames_out, 2);
+    rig.drain_to_peer(5000);
+    assert_eq!(rig.answers(), [packet2([1; 197]), packet2([2; 1000])].concat());
+    rig.act(|turn| turn.send(b"again").expect("room again"));
+}
+
+/// A limit below the high mark still ends in `on_writable`.
+#[test]
+fn full_below_the_high_mark_is_told_writable() {
+    let small = Limits {
+        output_limit: 5,
+        ..limits()
+    };
+    let mut rig = Rig::open_with(&Framing::Packet2, small, quiet);
+    rig.room = 0;
+    rig.act(|turn| {
+        turn.send(b"hello").expect("empty");
+        assert!(matches!(turn.send(b""), Err(SendError::Full { .. })));
+    });
+    rig.drain_to_peer(100);
+    assert_eq!(rig.news(), [Told::Writable]);
+}
+
+#[test]
+fn a_frame_too_long_to_send_queues_nothing() {
+    let mut rig = Rig::open_with(&Framing::Packet1, limits(), quiet);
+    rig.act(|turn| {
+        match turn.send(&[0; 256]) {
+            Err(SendError::FrameTooLarge { length, max }) => assert_eq!((length, max), (256, 255)),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(turn.machine.queued(), 0);
+    });
+    assert!(rig.is_open());
+    assert_eq!(rig.answers(), []);
+    assert_eq!(rig.machine.traffic().frames_out, 0);
+}
+
+/// Lineage 5.9: the next of the frames that wait comes with each resume, and without a read.
+#[test]
+fn one_frame_for_each_resume() {
+    let mut rig = Rig::open(one_at_a_time);
+    rig.receive(frames(&["one", "two", "", "four"]));
+    assert_eq!(rig.news(), [frame("one")]);
+    for word in ["two", "", "four"] {
+        assert!(!rig.machine.wants_read());
+        rig.resume();
+        assert_eq!(rig.news(), [frame(word)]);
+    }
+    rig.receive(frames(&["five"]));
+    assert_eq!(rig.news(), [], "paused: it stays in the kernel");
+    rig.resume();
+    assert_eq!(rig.news(), [frame("five")]);
+}
+
+#[test]
+fn a_frame_cut_in_two_while_one_at_a_time() {
+    let mut rig = Rig::open(one_at_a_time);
+    rig.receive([frames(&["one"]), packet2("two")[..3].to_vec()].concat());
+    assert_eq!(rig.news(), [frame("one")]);
+    rig.resume();
+    assert_eq!(rig.news(), []);
+    rig.receive(&packet2("two")[3..]);
+    assert_eq!(rig.news(), [frame("two")]);
+}
+
+/// A resume from inside a callback that is not `on_frame`: what is held is not forgotten, nor taken twice.
+#[test]
+fn resumed_by_a_timer() {
+    let mut rig = Rig::open(|turn, told| {
+        match told {
+            Told::Frame(_) => {
+                turn.pause();
+                turn.set_timer(1, secs(1));
+            }
+            Told::Timer(_) => turn.resume(),
+            _ => {}
+        }
+        Ok(())
+    });
+    rig.receive(frames(&["one", "two", "three"]));
+    rig.receive_fin();
+    assert_eq!(rig.news(), [frame("one")]);
+    rig.pass(secs(1));
+    assert_eq!(rig.news(), [Told::Timer(1), frame("two")]);
+    rig.pass(secs(1));
+    assert_eq!(rig.news(), [Told::Timer(1), frame("three")]);
+    rig.pass(secs(1));
+    assert_eq!(rig.news(), [Told::Timer(1), Told::Finished]);
+}
+
+#[test]
+fn paused_in_on_open() {
+    let mut rig = Rig::accepted(
+        &Framing::Packet2,
+        limits(),
+        None,
+        Box::new(|turn: &mut Turn<'_>, told: &Told| {
+            if *told == Told::Opened {
+                turn.pause();
+            }
+            Ok(())
+        }),
+    );
+    rig.machine.handle_admitted(rig.now);
+    rig.receive(frames(&["waits"]));
+    assert_eq!(rig.news(), [Told::Opened]);
+    rig.resume();
+    assert_eq!(rig.news(), [frame("waits")]);
+}
+
+#[test]
+fn both_the_handler_and_the_watermark_must_agree() {
+    let mut rig = Rig::open(quiet);
+    rig.room = 0;
+    rig.act(|turn| {
+        turn.pause();
+        turn.send(&[0; 150]).expect("room");
+    });
+    rig.receive(packet2("x"));
+    rig.resume();
+    assert_eq!(rig.news(), [], "still congested");
+    rig.pause();
+    rig.drain_to_peer(1000);
+    assert_eq!(rig.news(), [Told::Writable], "still paused");
+    rig.resume();
+    assert_eq!(rig.news(), [frame("x")]);
+}
+
+/// From `on_frame`: what is behind the frame is cut anew.
+#[test]
+fn set_framing_recuts_what_follows() {
+    let mut rig = Rig::open_with(&Framing::Line, limits(), |turn, told| {
+        match told {
+            Told::Frame(line) if line == b"packet\n" => turn.machine.set_framing(&Framing::Packet2),
+            Told::Frame(line) if line == b"line" => turn.machine.set_framing(&Framing::Line),
+            _ => {}
+        }
+        Ok(())
+    });
+    rig.receive(
+        [
+            b"hello\npacket\n".to_vec(),
+            packet2("a\nb"),
+            packet2("line"),
+            b"end\n".to_vec(),
+        ]
+        .concat(),
+    );
+    let expected = ["hello\n", "packet\n", "a\nb", "line", "end\n"].map(frame);
+    assert_eq!(rig.news(), expected);
+    assert_eq!(rig.machine.max_frame(), 64 * 1024, "the new framing's default");
+}
+
+/// From outside, with a part held: it is looked at again at once.
+#[test]
+fn set_framing_recuts_what_is_held() {
+    let mut rig = Rig::open_with(&Framing::Line, limits(), quiet);
+    rig.receive(packet2("held"));
+    assert_eq!(rig.news(), []);
+    rig.act(|turn| turn.machine.set_framing(&Framing::Packet2));
+    assert_eq!(rig.news(), [frame("held")]);
+    // And from a timer, which is told before the frames.
+    let mut rig = Rig::open_with(&Framing::Line, limits(), |turn, told| {
+        if let Told::Timer(_) = told {
+            turn.machine.set_framing(&Framing::Packet2);
+        }
+        Ok(())
+    });
+    rig.act(|turn| turn.set_timer(1, secs(1)));
+    rig.receive(packet2("held"));
+    rig.pass(secs(1));
+    assert_eq!(rig.news(), [Told::Timer(1), frame("held")]);
+}
+
+#[test]
+fn set_framing_while_paused() {
+    let mut rig = Rig::open_with(&Framing::Line, limits(), one_at_a_time);
+    rig.receive([b"first\n".to_vec(), packet2("sec\nond"), b"tail".to_vec()].concat());
+    assert_eq!(rig.news(), [frame("first\n")]);
+    rig.act(|turn| turn.machine.set_framing(&Framing::Packet2));
+    assert_eq!(rig.news(), [], "paused is paused");
+    rig.resume();
+    assert_eq!(rig.news(), [frame("sec\nond")]);
+    rig.act(|turn| turn.machine.set_framing(&Framing::Raw));
+    rig.resume();
+    assert_eq!(rig.news(), [frame("tail")]);
+}
+
+/// The answers before the change were made in the old framing, those after in the new.
+#[test]
+fn set_framing_is_for_both_ways() {
+    let mut rig = Rig::open_with(&Framing::Packet1, limits(), |turn, told| {
+        if let Told::Frame(_) = told {
+            turn.send(b"old")?;
+            turn.machine.set_framing(&Framing::Packet4);
+            turn.send(b"new")?;
+        }
+        Ok(())
+    });
+    rig.receive([1, b'x']);
+    assert_eq!(rig.answers(), b"\x03old\0\0\0\x03new");
+}
+
+/// What is held may be too long for the new framing.
+#[test]
+fn set_framing_judges_what_is_held() {
+    let small = Limits {
+        max_frame: Some(4),
+        ..limits()
+    };
+    let mut rig = Rig::open_with(&Framing::Packet2, small, quiet);
+    rig.receive([0]);
+    rig.act(|turn| turn.machine.set_framing(&Framing::Line));
+    assert!(rig.is_open());
+    rig.receive("abcd");
+    assert_eq!(rig.finish(), CloseReason::FrameTooLarge, "the listener's maximum stays");
+}
+
+/// Faults B7: good frames, then a bad one. The answers arrive, then the end.
+#[test]
+fn the_answers_to_good_frames_arrive_before_the_end() {
+    let small = Limits {
+        max_frame: Some(4),
+        ..limits()
+    };
+    let mut rig = Rig::open_with(&Framing::Packet2, small, echo);
+    rig.receive([frames(&["good", ""]), vec![0, 5]].concat());
+    assert_eq!(rig.answers(), frames(&["good", ""]));
+    assert_eq!(rig.finish(), CloseReason::FrameTooLarge);
+}
+
+/// Faults B2 and B3.
+#[test]
+fn many_frames_in_one_read() {
+    let mut rig = Rig::open_with(&Framing::Packet1, no_limits(), echo);
+    rig.receive(vec![0; 20_000]);
+    assert_eq!(rig.news(), vec![frame(""); 20_000]);
+    assert_eq!(rig.answers(), vec![0; 20_000]);
+}

@@ -1,0 +1,218 @@
+//! Each state, each way from one to the next, and the end of the stream in each.
+
+use super::*;
+
+#[test]
+fn the_legal_transitions_are_these_and_no_others() {
+    use State::{Accepting, Closing, Handshaking, Open};
+    let legal = [
+        (Accepting, Handshaking),
+        (Accepting, Open),
+        (Accepting, Closing),
+        (Handshaking, Open),
+        (Handshaking, Closing),
+        (Open, Closing),
+    ];
+    let all = [Accepting, Handshaking, Open, Closing];
+    for from in all {
+        for to in all {
+            assert_eq!(from.may_become(to), legal.contains(&(from, to)), "{from} -> {to}");
+        }
+    }
+}
+
+#[test]
+fn accepted_then_open_then_closing_then_gone() {
+    let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
+    assert_eq!(rig.machine.state(), State::Accepting);
+    assert!(!rig.machine.wants_read(), "the service has not answered yet");
+    assert!(!rig.machine.was_open());
+    rig.machine.handle_admitted(rig.now);
+    assert_eq!(rig.machine.state(), State::Open);
+    rig.turn();
+    assert!(rig.machine.was_open());
+    rig.receive(packet2("hello"));
+    assert_eq!(rig.news(), [Told::Opened, frame("hello")]);
+    assert_eq!(rig.answers(), packet2("hello"));
+    rig.close();
+    assert_eq!(rig.machine.state(), State::Closing);
+    assert_eq!(rig.finish(), CloseReason::Closed);
+}
+
+#[test]
+fn refused_before_it_is_open() {
+    let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
+    rig.machine
+        .close(Closed::new(CloseReason::Refused), rig.now, &mut rig.pool);
+    assert_eq!(rig.machine.state(), State::Closing);
+    rig.turn();
+    assert_eq!(rig.finish(), CloseReason::Refused);
+    assert_eq!(rig.news(), []);
+    assert!(!rig.machine.was_open(), "on_close is not due");
+}
+
+/// The reactor learns of a dead socket before the service answers.
+#[test]
+fn lost_before_it_is_open() {
+    let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
+    rig.machine.handle_eof(rig.now, &mut rig.pool);
+    rig.turn();
+    assert_eq!(rig.ended(), CloseReason::Reset);
+    assert_eq!(rig.news(), []);
+}
+
+/// Killed between admission and `on_open`: it never opened for the handler.
+#[test]
+fn ended_before_it_is_told() {
+    let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
+    rig.machine.handle_admitted(rig.now);
+    rig.machine.end(Closed::new(CloseReason::Killed), &mut rig.pool);
+    rig.turn();
+    assert_eq!(rig.ended(), CloseReason::Killed);
+    assert_eq!(rig.news(), []);
+    assert!(!rig.machine.was_open());
+}
+
+#[test]
+fn the_end_between_frames_is_finished() {
+    let mut rig = Rig::open(echo);
+    rig.receive(packet2("last"));
+    rig.receive_fin();
+    assert_eq!(rig.news(), [frame("last"), Told::Finished]);
+    assert_eq!(rig.answers(), packet2("last"));
+    assert_eq!(rig.ended(), CloseReason::Finished);
+}
+
+#[test]
+fn the_end_at_once_is_finished() {
+    let mut rig = Rig::open(echo);
+    rig.receive_fin();
+    assert_eq!(rig.news(), [Told::Finished]);
+    assert_eq!(rig.ended(), CloseReason::Finished);
+}
+
+/// Faults C4: the frames before are answered, the part is dropped, the reason tells.
+#[test]
+fn the_end_inside_a_frame_is_truncated() {
+    for cut in [1, 2, 4] {
+        let mut rig = Rig::open(echo);
+        rig.receive([packet2("whole"), packet2("part")[..cut].to_vec()].concat());
+        rig.receive_fin();
+        assert_eq!(rig.news(), [frame("whole")], "on_finish is not called");
+        assert_eq!(rig.answers(), packet2("whole"));
+        assert_eq!(rig.ended(), CloseReason::Truncated);
+    }
+}
+
+/// As Erlang's, a last line without its end is not a line; unlike Erlang's, the reason says so.
+#[test]
+fn an_unterminated_last_line_is_truncated() {
+    let mut rig = Rig::open_with(&Framing::Line, limits(), echo);
+    rig.receive("one\ntwo");
+    rig.receive_fin();
+    assert_eq!(rig.news(), [frame("one\n")]);
+    assert_eq!(rig.ended(), CloseReason::Truncated);
+}
+
+#[test]
+fn raw_bytes_are_never_truncated() {
+    let mut rig = Rig::open_with(&Framing::Raw, limits(), echo);
+    rig.receive("any");
+    rig.receive_fin();
+    assert_eq!(rig.news(), [frame("any"), Told::Finished]);
+    assert_eq!(rig.ended(), CloseReason::Finished);
+}
+
+/// Faults C2: the peer finished sending, and may be answered for as long as the handler likes.
+#[test]
+fn half_closed_peers_are_answered() {
+    let mut rig = Rig::open(quiet);
+    rig.receive(packet2("question"));
+    rig.receive_fin();
+    assert_eq!(rig.news(), [frame("question"), Told::Finished]);
+    assert!(rig.is_open());
+    assert!(!rig.machine.wants_read(), "there is nothing more to read");
+    for word in ["one", "two"] {
+        rig.act(|turn| turn.send(word.as_bytes()).expect("open"));
+        assert_eq!(rig.answers(), packet2(word));
+    }
+    rig.close();
+    assert_eq!(rig.ended(), CloseReason::Finished);
+}
+
+/// Faults C3: the answers fit in no buffer when FIN comes.
+#[test]
+fn half_close_waits_for_a_slow_reader() {
+    let mut rig = Rig::open(echo);
+    rig.room = 0;
+    rig.receive([packet2("one"), packet2("two")].concat());
+    rig.receive_fin();
+    assert!(rig.gone.is_none() && !rig.fin);
+    for _ in 0..packet2("one").len() * 2 {
+        rig.drain_to_peer(1);
+    }
+    assert_eq!(rig.answers(), [packet2("one"), packet2("two")].concat());
+    assert_eq!(rig.ended(), CloseReason::Finished);
+}
+
+#[test]
+fn finished_is_told_once() {
+    let mut rig = Rig::open(quiet);
+    rig.receive_fin();
+    for _ in 0..3 {
+        rig.turn();
+        rig.pause();
+        rig.resume();
+    }
+    assert_eq!(rig.news(), [Told::Finished]);
+}
+
+/// RFC 8446 section 5.1: content type 22, version 3.x, then a handshake of type 1.
+const CLIENT_HELLO: [u8; 11] = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3];
+
+#[test]
+fn a_client_hello_on_a_plain_port_is_named() {
+    // Announces a frame of 5635 bytes: judged by the end, by the deadline, or at once by the maximum.
+    let mut rig = Rig::open(echo);
+    rig.receive(CLIENT_HELLO);
+    rig.receive_fin();
+    assert_eq!(rig.ended(), CloseReason::UnexpectedTls);
+
+    let mut rig = Rig::open(echo);
+    rig.receive(CLIENT_HELLO);
+    rig.pass(secs(30));
+    assert_eq!(rig.finish(), CloseReason::UnexpectedTls);
+
+    for framing in [Framing::Packet2, Framing::Packet4, Framing::Line] {
+        let small = Limits {
+            max_frame: Some(8),
+            ..limits()
+        };
+        let mut rig = Rig::open_with(&framing, small, echo);
+        rig.receive(CLIENT_HELLO);
+        assert_eq!(rig.finish(), CloseReason::UnexpectedTls, "{framing:?}");
+    }
+}
+
+#[test]
+fn after_a_frame_it_is_no_client_hello() {
+    let mut rig = Rig::open(echo);
+    rig.receive(packet2("frames are spoken here"));
+    rig.receive(CLIENT_HELLO);
+    rig.receive_fin();
+    assert_eq!(rig.ended(), CloseReason::Truncated);
+}
+
+#[test]
+fn traffic_is_counted_on_the_wire() {
+    let mut rig = Rig::open(echo);
+    rig.receive([packet2("ab"), packet2(""), packet2("c")[..2].to_vec()].concat());
+    let expected = Traffic {
+        bytes_in: 8,
+        bytes_out: 6,
+        frames_in: 2,
+        frames_out: 2,
+    };
+    assert_eq!(rig.machine.traffic(), expected);
+    assert_eq!(rig.pool.traffic, expected, "and for all connections together");
+}

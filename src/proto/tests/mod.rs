@@ -1,0 +1,429 @@
+//! One connection in virtual time: a peer and a kernel made of vectors around a [`Machine`].
+
+mod closing;
+mod custom;
+mod cuts;
+mod deadlines;
+mod flow;
+mod life;
+mod memory;
+#[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
+mod tls;
+
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::*;
+use crate::reason::Outcome;
+
+/// More events or steps than any test has: where one would spin for ever, it fails.
+const SPIN: usize = 300_000;
+
+/// What the handler was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Told {
+    Opened,
+    Frame(Vec<u8>),
+    Finished,
+    Writable,
+    Timer(u8),
+    Drain,
+}
+
+impl From<Event<'_>> for Told {
+    fn from(event: Event<'_>) -> Self {
+        match event {
+            Event::Opened => Self::Opened,
+            Event::Frame(frame) => Self::Frame(frame.to_vec()),
+            Event::Finished => Self::Finished,
+            Event::Writable => Self::Writable,
+            Event::Timer(key) => Self::Timer(key),
+            Event::Drain => Self::Drain,
+        }
+    }
+}
+
+fn frame(payload: impl AsRef<[u8]>) -> Told {
+    Told::Frame(payload.as_ref().to_vec())
+}
+
+/// What waits in the kernel to be read.
+#[derive(Debug)]
+enum Input {
+    Bytes(Vec<u8>),
+    Fin,
+    Error(i32),
+}
+
+/// What a script may use of the connection it runs on.
+struct Turn<'a> {
+    machine: &'a mut Machine,
+    pool: &'a mut Pool,
+    now: Time,
+}
+
+impl Turn<'_> {
+    fn send(&mut self, payload: &[u8]) -> Result<(), SendError> {
+        self.machine.send(payload, self.now, self.pool)
+    }
+
+    fn close(&mut self) {
+        self.machine.close_by_handler(self.now, self.pool);
+    }
+
+    fn pause(&mut self) {
+        self.machine.pause(self.now);
+    }
+
+    fn resume(&mut self) {
+        self.machine.resume(self.now);
+    }
+
+    fn set_timer(&mut self, key: u8, after: Duration) {
+        self.machine.set_timer(key, self.now.after(after));
+    }
+}
+
+type Script = Box<dyn FnMut(&mut Turn<'_>, &Told) -> Outcome>;
+
+/// Sends frames back and closes when the peer finishes, as the default handler does.
+fn echo(turn: &mut Turn<'_>, told: &Told) -> Outcome {
+    match told {
+        Told::Frame(payload) => turn.send(payload)?,
+        Told::Finished => turn.close(),
+        Told::Drain => turn.machine.close_after_input(),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// Only listens.
+fn quiet(_: &mut Turn<'_>, _: &Told) -> Outcome {
+    Ok(())
+}
+
+/// Takes one frame, then waits to be resumed: `{active, once}`.
+fn one_at_a_time(turn: &mut Turn<'_>, told: &Told) -> Outcome {
+    if matches!(told, Told::Frame(_)) {
+        turn.pause();
+    }
+    Ok(())
+}
+
+/// One connection with everything around it, driven as the reactor drives it.
+struct Rig {
+    machine: Machine,
+    pool: Pool,
+    now: Time,
+    script: Script,
+    /// What the handler was told, in order.
+    told: Vec<Told>,
+    inbox: VecDeque<Input>,
+    /// Bytes that the kernel still takes, and how many at a time.
+    room: usize,
+    piece: usize,
+    /// The errno of the next write.
+    write_error: Option<i32>,
+    /// What the kernel took for the peer.
+    sent: Vec<u8>,
+    /// FIN was sent.
+    fin: bool,
+    /// The socket is closed, with RST or without.
+    gone: Option<bool>,
+}
+
+fn secs(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn limits() -> Limits {
+    Limits {
+        handshake_timeout: secs(10),
+        frame_timeout: secs(30),
+        idle_timeout: secs(120),
+        write_timeout: secs(20),
+        linger_timeout: secs(2),
+        linger_bytes: 1000,
+        high_watermark: 100,
+        low_watermark: 10,
+        output_limit: 200,
+        max_frame: None,
+    }
+}
+
+/// All clocks off.
+fn no_limits() -> Limits {
+    Limits {
+        handshake_timeout: Duration::MAX,
+        frame_timeout: Duration::MAX,
+        idle_timeout: Duration::MAX,
+        write_timeout: Duration::MAX,
+        linger_timeout: Duration::MAX,
+        linger_bytes: usize::MAX,
+        high_watermark: usize::MAX,
+        low_watermark: usize::MAX,
+        output_limit: usize::MAX,
+        max_frame: None,
+    }
+}
+
+impl Rig {
+    /// Accepted, and nothing more.
+    fn accepted(framing: &Framing, limits: Limits, tls: Option<&TlsConfig>, script: Script) -> Self {
+        Self {
+            machine: Machine::new(framing, Rc::new(limits), tls, Time::ZERO),
+            pool: Pool::default(),
+            now: Time::ZERO,
+            script,
+            told: Vec::new(),
+            inbox: VecDeque::new(),
+            room: usize::MAX,
+            piece: usize::MAX,
+            write_error: None,
+            sent: Vec::new(),
+            fin: false,
+            gone: None,
+        }
+    }
+
+    /// Open, and the handler knows it.
+    fn open_with(
+        framing: &Framing,
+        limits: Limits,
+        script: impl FnMut(&mut Turn<'_>, &Told) -> Outcome + 'static,
+    ) -> Self {
+        let mut rig = Self::accepted(framing, limits, None, Box::new(script));
+        rig.machine.handle_admitted(rig.now);
+        rig.turn();
+        assert_eq!(rig.news(), [Told::Opened]);
+        rig
+    }
+
+    /// Open, packet-2, the usual limits.
+    fn open(script: impl FnMut(&mut Turn<'_>, &Told) -> Outcome + 'static) -> Self {
+        Self::open_with(&Framing::Packet2, limits(), script)
+    }
+
+    /// Bytes come, in one piece.
+    fn receive(&mut self, bytes: impl AsRef<[u8]>) {
+        self.inbox.push_back(Input::Bytes(bytes.as_ref().to_vec()));
+        self.turn();
+    }
+
+    fn receive_fin(&mut self) {
+        self.inbox.push_back(Input::Fin);
+        self.turn();
+    }
+
+    /// Does what the reactor does, until there is nothing left to do.
+    fn turn(&mut self) {
+        for _ in 0..SPIN {
+            if self.gone.is_some() {
+                return;
+            }
+            let progress = self.read();
+            self.flush();
+            self.step();
+            if !progress && !self.machine.has_events() {
+                return;
+            }
+        }
+        panic!("the turn does not end");
+    }
+
+    /// Whether it is worth coming back at once.
+    fn read(&mut self) -> bool {
+        if self.machine.has_events() {
+            let staged = self.machine.stage_held();
+            self.deliver(staged);
+            return true;
+        }
+        if !self.machine.wants_read() {
+            return false;
+        }
+        let mut wire;
+        let mut plain = Vec::new();
+        let (staged, progress) = match self.inbox.pop_front() {
+            Some(Input::Bytes(bytes)) => {
+                wire = bytes;
+                let staged = self
+                    .machine
+                    .handle_input(self.now, &mut wire, &mut plain, &mut self.pool);
+                (staged, true)
+            }
+            Some(Input::Fin) => {
+                self.machine.handle_eof(self.now, &mut self.pool);
+                (Staged::nothing(), true)
+            }
+            Some(Input::Error(errno)) => {
+                let error = io::Error::from_raw_os_error(errno);
+                self.machine.handle_read_error(error, &mut self.pool);
+                (Staged::nothing(), true)
+            }
+            None => {
+                let fresh = self.machine.wants_fresh_blocked();
+                self.machine.handle_blocked(&mut self.pool);
+                (Staged::nothing(), fresh)
+            }
+        };
+        self.deliver(staged);
+        progress
+    }
+
+    fn deliver(&mut self, mut staged: Staged<'_>) {
+        for _ in 0..SPIN {
+            let Some(event) = self.machine.next_event(&mut staged, self.now, &mut self.pool) else {
+                return self.machine.settle(staged, self.now, &mut self.pool);
+            };
+            let told = Told::from(event);
+            self.run(|script, turn| script(turn, &told));
+            self.told.push(told);
+        }
+        panic!("events without end");
+    }
+
+    /// The handler's own doing, outside a read: a message, or another connection's callback.
+    fn act(&mut self, act: impl FnOnce(&mut Turn<'_>)) {
+        self.run(|_, turn| {
+            act(turn);
+            Ok(())
+        });
+        self.turn();
+    }
+
+    fn close(&mut self) {
+        self.machine.close_by_handler(self.now, &mut self.pool);
+        self.turn();
+    }
+
+    fn pause(&mut self) {
+        self.machine.pause(self.now);
+        self.turn();
+    }
+
+    fn resume(&mut self) {
+        self.machine.resume(self.now);
+        self.turn();
+    }
+
+    fn run(&mut self, callback: impl FnOnce(&mut Script, &mut Turn<'_>) -> Outcome) {
+        let mut turn = Turn {
+            machine: &mut self.machine,
+            pool: &mut self.pool,
+            now: self.now,
+        };
+        if let Err(close) = callback(&mut self.script, &mut turn) {
+            self.machine.close_as(close, self.now, &mut self.pool);
+        }
+    }
+
+    fn flush(&mut self) {
+        loop {
+            let bytes = self.machine.transmit(&mut self.pool);
+            if bytes.is_empty() {
+                return;
+            }
+            if let Some(errno) = self.write_error {
+                let error = io::Error::from_raw_os_error(errno);
+                return self.machine.handle_write_error(error, &mut self.pool);
+            }
+            let count = bytes.len().min(self.room).min(self.piece);
+            if count == 0 {
+                return self.machine.handle_unsent(self.now);
+            }
+            self.sent.extend_from_slice(&bytes[..count]);
+            self.room -= count;
+            self.machine.handle_sent(count, self.now, &mut self.pool);
+        }
+    }
+
+    fn step(&mut self) {
+        if self.machine.next_step() == NextStep::Shutdown {
+            assert!(!self.fin, "one FIN is enough");
+            self.fin = true;
+            self.machine.handle_shutdown(self.now, true);
+        }
+        match self.machine.next_step() {
+            NextStep::Gone { reset } => self.gone = Some(reset),
+            NextStep::Wait => {}
+            NextStep::Shutdown => panic!("FIN is sent already"),
+        }
+    }
+
+    /// The kernel takes `count` bytes more.
+    fn drain_to_peer(&mut self, count: usize) {
+        self.room += count;
+        self.turn();
+    }
+
+    /// The clock goes on, and whatever falls due on the way is judged at its time.
+    fn pass(&mut self, span: Duration) {
+        let end = self.now.after(span);
+        for _ in 0..SPIN {
+            let deadline = self.machine.deadline();
+            if self.gone.is_some() || deadline > end {
+                self.now = end;
+                return;
+            }
+            self.now = self.now.max(deadline);
+            self.judge();
+        }
+        panic!("a deadline that stays due");
+    }
+
+    /// Judges what is due now.
+    fn judge(&mut self) {
+        self.machine.handle_timeout(self.now, self.now, &mut self.pool);
+        self.turn();
+    }
+
+    /// What the handler was told since the last call.
+    fn news(&mut self) -> Vec<Told> {
+        std::mem::take(&mut self.told)
+    }
+
+    /// What the peer got since the last call.
+    fn answers(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.sent)
+    }
+
+    #[track_caller]
+    fn is_open(&self) -> bool {
+        self.gone.is_none() && self.machine.state() == State::Open
+    }
+
+    /// The socket is closed, without RST, for this reason.
+    #[track_caller]
+    fn ended(&mut self) -> CloseReason {
+        assert_eq!(self.gone, Some(false), "closed in order");
+        self.machine.take_closed().reason
+    }
+
+    /// The socket was reset, for this reason.
+    #[track_caller]
+    fn was_reset(&mut self) -> CloseReason {
+        assert_eq!(self.gone, Some(true), "reset");
+        self.machine.take_closed().reason
+    }
+
+    /// The peer finishes too: the rest of an orderly end.
+    #[track_caller]
+    fn finish(&mut self) -> CloseReason {
+        assert!(self.fin, "FIN is sent");
+        assert_eq!(self.machine.state(), State::Closing);
+        if self.gone.is_none() {
+            self.receive_fin();
+        }
+        self.ended()
+    }
+}
+
+/// A packet-2 frame on the wire.
+fn packet2(payload: impl AsRef<[u8]>) -> Vec<u8> {
+    let payload = payload.as_ref();
+    let mut wire = u16::try_from(payload.len()).expect("fits").to_be_bytes().to_vec();
+    wire.extend_from_slice(payload);
+    wire
+}

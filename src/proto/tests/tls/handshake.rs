@@ -1,0 +1,269 @@
+//! The TLS handshake: whatever the pieces, what it agrees on, who fails it, and what it may cost.
+
+use rustls::server::WebPkiClientVerifier;
+use rustls::AlertDescription;
+
+use super::*;
+
+/// Faults S1, S2, B1: whatever the pieces, also one byte each.
+#[test]
+fn both_versions_in_pieces_of_any_size() {
+    for version in VERSIONS {
+        for cut in [1, 7, 1000, usize::MAX] {
+            let mut talk = Talk::new(version, Box::new(echo));
+            talk.cut = cut;
+            talk.settle();
+            talk.say(&[packet2("one"), packet2(""), packet2("three")].concat());
+            talk.settle();
+            assert_eq!(talk.heard(), [packet2("one"), packet2(""), packet2("three")].concat());
+            assert_eq!(
+                talk.rig.news(),
+                [Told::Opened, frame("one"), frame(""), frame("three")],
+                "{version:?}, {cut}"
+            );
+            assert!(!talk.client.is_handshaking());
+            assert_eq!(talk.rig.machine.buffered(), 0, "an idle session holds nothing");
+        }
+    }
+}
+
+/// The last handshake message, a frame and close_notify in one read.
+#[test]
+fn everything_at_once() {
+    let mut talk = Talk::new(&TLS13, Box::new(echo));
+    let hello = talk.client_bytes();
+    talk.rig.receive(hello);
+    let answer = talk.rig.answers();
+    talk.hear(&answer);
+    talk.say(&packet2("with the handshake's end"));
+    talk.client.send_close_notify();
+    let wire = talk.client_bytes();
+    talk.rig.receive(wire);
+    let mut told = talk.rig.news();
+    // The session tickets that wait in front of the answer reach these tests' small watermark.
+    told.retain(|told| *told != Told::Writable);
+    assert_eq!(told, [Told::Opened, frame("with the handshake's end"), Told::Finished]);
+    let answer = talk.rig.answers();
+    talk.hear(&answer);
+    assert_eq!(talk.heard(), packet2("with the handshake's end"));
+    assert!(talk.goodbye);
+    assert_eq!(talk.rig.finish(), CloseReason::Finished);
+}
+
+#[test]
+fn what_was_agreed_on() {
+    for version in VERSIONS {
+        let identity = Identity::new();
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&identity.roots), provider())
+            .build()
+            .expect("a verifier");
+        let mut server = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(identity.chain.clone(), identity.key.clone_key())
+            .expect("server");
+        server.alpn_protocols = vec![b"mqtt".to_vec(), b"echo".to_vec()];
+        let mut client = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[version])
+            .expect("versions")
+            .with_root_certificates(Arc::clone(&identity.roots))
+            .with_client_auth_cert(identity.chain.clone(), identity.key.clone_key())
+            .expect("client");
+        client.alpn_protocols = vec![b"echo".to_vec()];
+        let mut talk = Talk::with(server, client, limits(), Box::new(echo));
+        talk.settle();
+        let info = talk.rig.machine.tls().expect("TLS");
+        assert_eq!(info.server_name(), Some("localhost"));
+        assert_eq!(info.alpn(), Some(b"echo".as_slice()));
+        assert_eq!(info.client_certificates(), identity.chain);
+        assert_eq!(info.version(), Some(version.version));
+        assert_eq!(
+            info.cipher_suite(),
+            talk.client.negotiated_cipher_suite().map(|suite| suite.suite())
+        );
+        assert!(format!("{info:?}").contains("localhost"));
+        talk.say(&packet2("x"));
+        talk.settle();
+        assert_eq!(talk.heard(), packet2("x"));
+    }
+}
+
+/// Faults S3.
+#[test]
+fn what_is_not_tls() {
+    let not_tls: [&[u8]; 4] = [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        &[0; 64],
+        b"\x00\x05hello",
+        b"SSH-2.0-OpenSSH_9.9\r\n",
+    ];
+    for bytes in not_tls {
+        for cut in [1, bytes.len()] {
+            let mut talk = Talk::new(&TLS13, Box::new(echo));
+            for piece in bytes.chunks(cut) {
+                talk.rig.receive(piece);
+            }
+            if talk.rig.gone.is_none() && !talk.rig.fin {
+                talk.rig.receive_fin();
+            }
+            assert_eq!(talk.rig.news(), []);
+            assert!(!talk.rig.machine.was_open());
+            if talk.rig.gone.is_none() {
+                talk.rig.receive_fin();
+            }
+            assert_eq!(talk.rig.ended(), CloseReason::NotTls, "{bytes:?}");
+        }
+    }
+}
+
+/// A byte of something else, and then silence.
+#[test]
+fn what_is_not_tls_and_never_ends() {
+    let mut talk = Talk::new(&TLS13, Box::new(echo));
+    talk.rig.receive("G");
+    talk.rig.pass(secs(10));
+    assert_eq!(talk.rig.ended(), CloseReason::NotTls);
+}
+
+/// The alert of a failed handshake is no promised output: losing it is not the reason.
+#[test]
+fn a_lost_alert_is_not_the_reason() {
+    for write_fails in [true, false] {
+        let mut talk = Talk::new(&TLS13, Box::new(echo));
+        talk.rig.room = 0;
+        if write_fails {
+            talk.rig.write_error = Some(libc::EPIPE);
+        }
+        talk.rig.receive("GET / HTTP/1.1\r\n\r\n");
+        talk.rig.pass(secs(20));
+        assert!(talk.rig.gone.is_some());
+        assert_eq!(talk.rig.machine.take_closed().reason, CloseReason::NotTls);
+    }
+}
+
+#[test]
+fn an_alert_or_application_data_first() {
+    for record in [
+        &[21, 3, 3, 0, 2, 2, 40][..],
+        &[23, 3, 3, 0, 2, 1, 2],
+        &[24, 3, 3, 0, 2, 1, 2],
+    ] {
+        let mut talk = Talk::new(&TLS13, Box::new(echo));
+        talk.rig.receive(record);
+        assert_eq!(talk.rig.news(), []);
+        assert_eq!(talk.rig.finish(), CloseReason::TlsHandshake);
+    }
+}
+
+/// Faults S1: nothing, half a ClientHello, half a handshake.
+#[test]
+fn the_handshake_deadline_is_from_accept() {
+    for part in 0..3 {
+        let mut talk = Talk::new(&TLS13, Box::new(echo));
+        let hello = talk.client_bytes();
+        talk.rig.pass(secs(9));
+        match part {
+            0 => {}
+            1 => talk.rig.receive(&hello[..hello.len() / 2]),
+            _ => talk.rig.receive(&hello),
+        }
+        assert_eq!(talk.rig.machine.state(), State::Handshaking);
+        talk.rig.pass(secs(1));
+        assert_eq!(talk.rig.ended(), CloseReason::HandshakeTimeout);
+        assert_eq!(talk.rig.machine.buffered(), 0);
+    }
+}
+
+#[test]
+fn the_peer_leaves_during_the_handshake() {
+    for part in 0..3 {
+        let mut talk = Talk::new(&TLS13, Box::new(echo));
+        let hello = talk.client_bytes();
+        match part {
+            0 => {}
+            1 => talk.rig.receive(&hello[..hello.len() / 2]),
+            _ => talk.rig.receive(&hello),
+        }
+        talk.rig.receive_fin();
+        assert_eq!(talk.rig.news(), []);
+        assert_eq!(talk.rig.ended(), CloseReason::TlsHandshake);
+    }
+    let mut talk = Talk::new(&TLS13, Box::new(echo));
+    let hello = talk.client_bytes();
+    talk.rig.receive(&hello);
+    talk.rig.inbox.push_back(Input::Error(libc::ECONNRESET));
+    talk.rig.turn();
+    assert_eq!(talk.rig.ended(), CloseReason::Reset);
+}
+
+/// We close while the handshake is on: nothing to say goodbye to, and no panic.
+#[test]
+fn closed_by_us_during_the_handshake() {
+    for flight in [false, true] {
+        let mut talk = Talk::new(&TLS13, Box::new(echo));
+        if flight {
+            let hello = talk.client_bytes();
+            talk.rig.receive(&hello);
+        }
+        let now = talk.rig.now;
+        talk.rig
+            .machine
+            .close(Closed::new(CloseReason::Killed), now, &mut talk.rig.pool);
+        talk.rig.turn();
+        assert_eq!(talk.rig.finish(), CloseReason::Killed);
+        assert!(!talk.rig.machine.was_open());
+    }
+}
+
+/// Faults S4: 64 KiB and a record, however much is claimed.
+#[test]
+fn handshake_messages_are_bounded() {
+    for claimed in [0xFF_FFFF_u32, 0xFFFF] {
+        let mut talk = Talk::new(&TLS13, Box::new(echo));
+        let mut message = vec![1];
+        message.extend_from_slice(&claimed.to_be_bytes()[1..]);
+        message.resize(256 * 1024, 0);
+        let mut fed = 0;
+        for fragment in message.chunks(16 * 1024) {
+            let mut record = vec![22, 3, 1];
+            record.extend_from_slice(&u16::try_from(fragment.len()).expect("fits").to_be_bytes());
+            record.extend_from_slice(fragment);
+            for piece in record.chunks(1000) {
+                talk.rig.receive(piece);
+                if talk.rig.machine.state() == State::Closing {
+                    break;
+                }
+                fed += piece.len();
+                assert!(talk.rig.machine.buffered() <= 0x1_0000 + 0x4800, "{fed}");
+            }
+        }
+        assert!(fed <= 0x1_0000 + 2 * 0x4800, "{fed}");
+        talk.rig.turn();
+        talk.rig.pass(secs(2));
+        assert_eq!(talk.rig.ended(), CloseReason::TlsHandshake);
+        assert_eq!(talk.rig.machine.buffered(), 0);
+    }
+}
+
+/// Faults S5: what no version of ours speaks is refused with an alert, which arrives.
+#[test]
+fn nothing_in_common_is_refused_with_an_alert() {
+    let identity = Identity::new();
+    let server = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
+        .expect("server");
+    let mut talk = Talk::with(server, identity.client(&TLS12), limits(), Box::new(echo));
+    let hello = talk.client_bytes();
+    talk.rig.receive(hello);
+    let alert = talk.rig.answers();
+    talk.client.read_tls(&mut alert.as_slice()).expect("memory");
+    match talk.client.process_new_packets() {
+        Err(rustls::Error::AlertReceived(AlertDescription::ProtocolVersion)) => {}
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(talk.rig.finish(), CloseReason::TlsHandshake);
+}

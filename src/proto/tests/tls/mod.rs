@@ -1,0 +1,156 @@
+//! TLS on one connection, against rustls' own client in memory.
+
+mod handshake;
+mod stream;
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::version::{TLS12, TLS13};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion};
+
+use super::*;
+
+const VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS12, &TLS13];
+
+fn provider() -> Arc<CryptoProvider> {
+    #[cfg(feature = "ring")]
+    return Arc::new(rustls::crypto::ring::default_provider());
+    #[cfg(not(feature = "ring"))]
+    return Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+}
+
+/// A certificate for `localhost` that vouches for itself, and its key.
+struct Identity {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    roots: Arc<RootCertStore>,
+}
+
+impl Identity {
+    fn new() -> Self {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let mut roots = RootCertStore::empty();
+        roots.add(made.cert.der().clone()).expect("a root");
+        Self {
+            chain: vec![made.cert.der().clone()],
+            key: PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key"),
+            roots: Arc::new(roots),
+        }
+    }
+
+    fn server(&self) -> ServerConfig {
+        ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(self.chain.clone(), self.key.clone_key())
+            .expect("server")
+    }
+
+    fn client(&self, version: &'static SupportedProtocolVersion) -> ClientConfig {
+        ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[version])
+            .expect("versions")
+            .with_root_certificates(Arc::clone(&self.roots))
+            .with_no_client_auth()
+    }
+}
+
+/// A client and the machine it talks to.
+struct Talk {
+    client: ClientConnection,
+    rig: Rig,
+    /// The client's bytes arrive in pieces of this size.
+    cut: usize,
+    /// What the client decrypted.
+    heard: Vec<u8>,
+    /// The client was told close_notify.
+    goodbye: bool,
+}
+
+impl Talk {
+    fn with(server: ServerConfig, client: ClientConfig, limits: Limits, script: Script) -> Self {
+        let name = ServerName::try_from("localhost").expect("a name");
+        let mut rig = Rig::accepted(&Framing::Packet2, limits, Some(&Arc::new(server)), script);
+        rig.machine.handle_admitted(rig.now);
+        assert_eq!(rig.machine.state(), State::Handshaking);
+        Self {
+            client: ClientConnection::new(Arc::new(client), name).expect("client"),
+            rig,
+            cut: usize::MAX,
+            heard: Vec::new(),
+            goodbye: false,
+        }
+    }
+
+    fn new(version: &'static SupportedProtocolVersion, script: Script) -> Self {
+        let identity = Identity::new();
+        Self::with(identity.server(), identity.client(version), limits(), script)
+    }
+
+    /// After the handshake.
+    fn open(version: &'static SupportedProtocolVersion, script: Script) -> Self {
+        let mut talk = Self::new(version, script);
+        talk.settle();
+        assert_eq!(talk.rig.news(), [Told::Opened]);
+        talk
+    }
+
+    /// What the client has to say, encrypted.
+    fn client_bytes(&mut self) -> Vec<u8> {
+        let mut wire = Vec::new();
+        while self.client.wants_write() {
+            self.client.write_tls(&mut wire).expect("into memory");
+        }
+        wire
+    }
+
+    fn say(&mut self, plain: &[u8]) {
+        self.client.writer().write_all(plain).expect("buffered");
+    }
+
+    /// Lets both talk until neither has anything left to say.
+    fn settle(&mut self) {
+        for _ in 0..SPIN {
+            let wire = self.client_bytes();
+            for piece in wire.chunks(self.cut) {
+                self.rig.receive(piece);
+            }
+            self.rig.turn();
+            let answer = self.rig.answers();
+            if wire.is_empty() && answer.is_empty() {
+                return;
+            }
+            self.hear(&answer);
+        }
+        panic!("they talk for ever");
+    }
+
+    fn hear(&mut self, mut wire: &[u8]) {
+        while !wire.is_empty() {
+            if self.client.read_tls(&mut wire).expect("from memory") == 0 {
+                break;
+            }
+            let state = self.client.process_new_packets().expect("the server speaks TLS");
+            self.goodbye |= state.peer_has_closed();
+            let mut plain = vec![0; state.plaintext_bytes_to_read()];
+            self.client.reader().read_exact(&mut plain).expect("so many");
+            self.heard.extend_from_slice(&plain);
+        }
+    }
+
+    fn heard(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.heard)
+    }
+}
+
+/// Does not close by itself.
+fn reticent(turn: &mut Turn<'_>, told: &Told) -> Outcome {
+    match told {
+        Told::Finished => Ok(()),
+        told => echo(turn, told),
+    }
+}

@@ -1,0 +1,317 @@
+//! TLS on an open connection: both ends of it, faults in the middle, new keys, slow peers.
+
+use rustls::AlertDescription;
+
+use super::*;
+
+/// Faults S8: the peer's goodbye first, all its answers, then ours.
+#[test]
+fn close_notify_from_the_peer() {
+    for version in VERSIONS {
+        let mut talk = Talk::open(version, Box::new(echo));
+        talk.say(&packet2("last"));
+        talk.client.send_close_notify();
+        talk.settle();
+        assert_eq!(talk.rig.news(), [frame("last"), Told::Finished]);
+        assert_eq!(talk.heard(), packet2("last"));
+        assert!(talk.goodbye);
+        assert_eq!(talk.rig.finish(), CloseReason::Finished);
+    }
+}
+
+#[test]
+fn close_notify_from_us() {
+    for version in VERSIONS {
+        let mut talk = Talk::open(version, Box::new(echo));
+        talk.rig.act(|turn| {
+            turn.send(b"bye").expect("open");
+            turn.close();
+        });
+        talk.settle();
+        assert_eq!(talk.heard(), packet2("bye"));
+        assert!(talk.goodbye);
+        assert!(talk.rig.fin);
+        assert_eq!(talk.rig.finish(), CloseReason::Closed);
+    }
+}
+
+/// RFC 8446 section 6.1 lets us go on writing; RFC 5246 section 7.2.1 does not.
+#[test]
+fn half_close_depends_on_the_version() {
+    let mut talk = Talk::open(&TLS13, Box::new(reticent));
+    talk.client.send_close_notify();
+    talk.settle();
+    assert!(talk.rig.is_open() && !talk.goodbye);
+    talk.rig.act(|turn| turn.send(b"still here").expect("open"));
+    talk.settle();
+    assert_eq!(talk.heard(), packet2("still here"));
+    talk.rig.close();
+    talk.settle();
+    assert!(talk.goodbye);
+    assert_eq!(talk.rig.finish(), CloseReason::Finished);
+
+    let mut talk = Talk::open(&TLS12, Box::new(reticent));
+    talk.client.send_close_notify();
+    talk.settle();
+    assert!(talk.goodbye);
+    assert_eq!(talk.rig.news(), [Told::Finished]);
+    assert_eq!(talk.rig.finish(), CloseReason::Finished);
+}
+
+/// Faults S9: FIN without close_notify may be an attacker's.
+#[test]
+fn truncation_is_named() {
+    for version in VERSIONS {
+        let mut talk = Talk::open(version, Box::new(echo));
+        talk.say(&packet2("whole"));
+        talk.settle();
+        talk.rig.receive_fin();
+        let answer = talk.rig.answers();
+        talk.hear(&answer);
+        assert_eq!(talk.heard(), packet2("whole"));
+        assert!(talk.goodbye, "it gets our goodbye");
+        assert_eq!(talk.rig.news(), [frame("whole"), Told::Finished]);
+        assert_eq!(talk.rig.ended(), CloseReason::TlsTruncated);
+
+        // Inside a frame.
+        let mut talk = Talk::open(version, Box::new(echo));
+        talk.say(&packet2("part")[..3]);
+        talk.settle();
+        talk.rig.receive_fin();
+        assert_eq!(talk.rig.news(), []);
+        assert_eq!(talk.rig.ended(), CloseReason::TlsTruncated);
+
+        // Inside a record.
+        let mut talk = Talk::open(version, Box::new(echo));
+        talk.say(&packet2("cut"));
+        let wire = talk.client_bytes();
+        talk.rig.receive(&wire[..wire.len() - 1]);
+        talk.rig.receive_fin();
+        assert!(!talk.rig.news().contains(&frame("cut")));
+        assert_eq!(talk.rig.ended(), CloseReason::TlsTruncated);
+    }
+}
+
+/// The peer says goodbye inside a frame: nobody cut it, the peer did.
+#[test]
+fn close_notify_inside_a_frame_is_truncated() {
+    let mut talk = Talk::open(&TLS13, Box::new(echo));
+    talk.say(&packet2("part")[..3]);
+    talk.client.send_close_notify();
+    talk.settle();
+    assert_eq!(talk.rig.news(), []);
+    assert_eq!(talk.rig.finish(), CloseReason::Truncated);
+}
+
+/// What follows close_notify is ignored.
+#[test]
+fn bytes_after_close_notify_are_ignored() {
+    let mut talk = Talk::open(&TLS13, Box::new(reticent));
+    talk.client.send_close_notify();
+    let mut wire = talk.client_bytes();
+    wire.extend_from_slice(b"garbage");
+    talk.rig.receive(wire);
+    assert_eq!(talk.rig.news(), [Told::Finished]);
+    talk.rig.close();
+    assert_eq!(talk.rig.finish(), CloseReason::Finished);
+}
+
+/// Good records, then garbage: the frames are delivered, TLS is the reason even for a handler that fails to answer
+/// them, and the peer gets the alert.
+#[test]
+fn garbage_after_good_records() {
+    let scripts: [fn() -> Script; 2] = [|| Box::new(echo), || Box::new(quiet)];
+    for version in VERSIONS {
+        for script in scripts {
+            let mut talk = Talk::open(version, script());
+            talk.say(&packet2("good"));
+            let mut wire = talk.client_bytes();
+            wire.extend_from_slice(&[23, 3, 3, 0, 40]);
+            wire.extend_from_slice(&[0xAA; 40]);
+            talk.rig.receive(wire);
+            assert_eq!(talk.rig.news(), [frame("good")]);
+            let alert = talk.rig.answers();
+            talk.client.read_tls(&mut alert.as_slice()).expect("memory");
+            match talk.client.process_new_packets() {
+                Err(rustls::Error::AlertReceived(AlertDescription::BadRecordMac)) => {}
+                other => panic!("{other:?}"),
+            }
+            assert!(talk.rig.fin);
+            talk.rig.receive_fin();
+            let closed = talk.rig.machine.take_closed();
+            assert_eq!(closed.reason, CloseReason::Tls, "{closed}");
+            assert!(closed.error.expect("an error").is::<rustls::Error>());
+        }
+    }
+}
+
+/// As above, all in the read that ends the handshake: it did open, and it was TLS that failed on an open connection.
+#[test]
+fn garbage_right_behind_the_handshake() {
+    for together in [true, false] {
+        let mut talk = Talk::new(&TLS13, Box::new(quiet));
+        let hello = talk.client_bytes();
+        talk.rig.receive(hello);
+        let answer = talk.rig.answers();
+        talk.hear(&answer);
+        talk.say(&packet2("good"));
+        let good = talk.client_bytes();
+        let garbage = [&[23, 3, 3, 0, 40][..], &[0xAA; 40]].concat();
+        if together {
+            talk.rig.receive([good, garbage].concat());
+        } else {
+            talk.rig.receive(good);
+            talk.rig.receive(garbage);
+        }
+        assert_eq!(talk.rig.news(), [Told::Opened, frame("good")]);
+        assert_eq!(talk.rig.finish(), CloseReason::Tls);
+    }
+}
+
+/// Faults S7.
+#[test]
+fn a_key_update_is_answered() {
+    let mut talk = Talk::open(&TLS13, Box::new(echo));
+    for round in 0..3_u8 {
+        talk.client.refresh_traffic_keys().expect("open");
+        talk.say(&packet2([round]));
+        talk.settle();
+        assert_eq!(talk.heard(), packet2([round]));
+        // Ours goes out with the answer; what follows is read and written with new keys both ways.
+        talk.say(&packet2("after"));
+        talk.settle();
+        assert_eq!(talk.heard(), packet2("after"));
+    }
+}
+
+/// Cut inside the record of the update, and inside the one after it.
+#[test]
+fn a_key_update_one_byte_at_a_time() {
+    let mut talk = Talk::open(&TLS13, Box::new(echo));
+    talk.cut = 1;
+    talk.client.refresh_traffic_keys().expect("open");
+    talk.say(&packet2("new keys"));
+    talk.settle();
+    assert_eq!(talk.heard(), packet2("new keys"));
+}
+
+/// Faults C10 and S11: large both ways, through a kernel that takes little at a time.
+#[test]
+fn large_payloads_in_tiny_writes() {
+    for version in VERSIONS {
+        let identity = Identity::new();
+        let limits = Limits {
+            output_limit: 1 << 20,
+            ..limits()
+        };
+        let mut talk = Talk::with(identity.server(), identity.client(version), limits, Box::new(echo));
+        talk.client.set_buffer_limit(None);
+        talk.settle();
+        talk.rig.piece = 61;
+        talk.cut = 5000;
+        let frames: Vec<Vec<u8>> = (0..6_u8).map(|n| packet2(vec![n; 65_000 - usize::from(n)])).collect();
+        for frame in &frames {
+            talk.say(frame);
+        }
+        talk.settle();
+        assert!(talk.heard() == frames.concat(), "every byte, once, in order");
+        assert_eq!(talk.rig.machine.buffered(), 0);
+    }
+}
+
+/// A client that reads nothing: what waits stays bounded, and all of it comes when it reads.
+#[test]
+fn a_slow_reader_over_tls() {
+    let mut talk = Talk::open(&TLS13, Box::new(echo));
+    talk.rig.room = 0;
+    let wire: Vec<u8> = (0..50_u8).flat_map(|n| packet2([n; 60])).collect();
+    talk.say(&wire);
+    let bytes = talk.client_bytes();
+    for piece in bytes.chunks(1000) {
+        talk.rig.receive(piece);
+        assert!(talk.rig.machine.queued() <= 200 + 62 + 64);
+    }
+    assert!(!talk.rig.machine.wants_read());
+    for _ in 0..10_000 {
+        talk.rig.drain_to_peer(10);
+    }
+    talk.settle();
+    assert_eq!(talk.heard(), wire);
+}
+
+/// Frames and close_notify in one read, taken one at a time: none is lost to the end behind them (faults S12).
+#[test]
+fn one_at_a_time_with_the_end_in_the_same_read() {
+    let script = |turn: &mut Turn<'_>, told: &Told| {
+        match told {
+            Told::Frame(_) => {
+                turn.pause();
+                turn.set_timer(1, secs(1));
+            }
+            Told::Timer(_) => turn.resume(),
+            Told::Finished => turn.close(),
+            _ => {}
+        }
+        Ok(())
+    };
+    for version in VERSIONS {
+        let mut talk = Talk::open(version, Box::new(script));
+        talk.say(&[packet2("one"), packet2("two"), packet2("three")].concat());
+        talk.client.send_close_notify();
+        talk.settle();
+        for _ in 0..3 {
+            talk.rig.pass(secs(1));
+        }
+        let mut told = talk.rig.news();
+        told.retain(|told| *told != Told::Timer(1));
+        assert_eq!(told, [frame("one"), frame("two"), frame("three"), Told::Finished]);
+        assert_eq!(talk.rig.finish(), CloseReason::Finished);
+    }
+}
+
+/// Faults B9: a record that is never finished is a frame that is never finished.
+#[test]
+fn an_unfinished_record_is_late_as_a_frame_is() {
+    let mut talk = Talk::open(&TLS13, Box::new(echo));
+    talk.say(&packet2([7; 100]));
+    let wire = talk.client_bytes();
+    let mut bytes = wire.iter();
+    for _ in 0..31 {
+        talk.rig.receive([*bytes.next().expect("more")]);
+        talk.rig.pass(secs(1));
+    }
+    assert_eq!(talk.rig.machine.state(), State::Closing);
+    let answer = talk.rig.answers();
+    talk.hear(&answer);
+    assert!(talk.goodbye);
+    talk.rig.pass(secs(2));
+    assert_eq!(talk.rig.ended(), CloseReason::FrameTimeout);
+}
+
+/// A record finished in time does not leave the clock running.
+#[test]
+fn a_record_finished_in_time() {
+    let mut talk = Talk::open(&TLS13, Box::new(echo));
+    talk.say(&packet2("in time"));
+    let wire = talk.client_bytes();
+    talk.rig.receive(&wire[..10]);
+    talk.rig.pass(secs(29));
+    talk.rig.receive(&wire[10..]);
+    assert_eq!(talk.rig.news(), [frame("in time")]);
+    talk.rig.pass(secs(119));
+    assert!(talk.rig.is_open());
+}
+
+#[test]
+fn drain_over_tls() {
+    let mut talk = Talk::open(&TLS13, Box::new(echo));
+    talk.say(&packet2("in the kernel"));
+    let wire = talk.client_bytes();
+    talk.rig.machine.drain(talk.rig.now);
+    talk.rig.receive(wire);
+    let answer = talk.rig.answers();
+    talk.hear(&answer);
+    assert_eq!(talk.heard(), packet2("in the kernel"));
+    assert!(talk.goodbye);
+    assert_eq!(talk.rig.finish(), CloseReason::Drained);
+}

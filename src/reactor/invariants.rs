@@ -1,0 +1,76 @@
+//! What must hold after every turn, whatever happened in it. Checked by the simulator.
+
+use super::os::Os;
+use super::Reactor;
+use crate::id::ConnId;
+
+impl<A, O: Os> Reactor<A, O> {
+    /// The first invariant that does not hold, in words.
+    pub(crate) fn broken_invariant(&self) -> Option<String> {
+        let open = self.roster.len();
+        if open > self.roster.cap().max(self.shrunk_from) {
+            return Some(format!("{open} connections are open, the cap is {}", self.roster.cap()));
+        }
+        let streams = self.streams.iter().flatten().count();
+        let handlers = self.handlers.iter().flatten().count();
+        if streams != open || handlers != open {
+            return Some(format!("{open} slots hold {streams} sockets and {handlers} handlers"));
+        }
+        let counted: usize = self.listeners.iter().map(|listener| listener.connections).sum();
+        if counted != open {
+            return Some(format!("listeners count {counted} connections, {open} are open"));
+        }
+        let closed = self.stats.closed_total();
+        if self.stats.accepted != open as u64 + closed {
+            return Some(format!(
+                "{} accepted, {open} open, {closed} closed",
+                self.stats.accepted
+            ));
+        }
+        if self.timers.len() > open {
+            return Some(format!("{} timers for {open} connections", self.timers.len()));
+        }
+        if self.current.is_some() {
+            return Some("somebody has the turn between two turns".to_owned());
+        }
+        for slot in self.roster.iter() {
+            let fault = slot
+                .machine
+                .broken_invariant(super::READ_SIZE, slot.queued)
+                .or_else(|| {
+                    let deadline = slot.machine.deadline();
+                    let unseen = !slot.queued && self.timers.of(slot.id.index) > deadline;
+                    unseen.then(|| format!("no timer for its deadline at {deadline:?}"))
+                });
+            if let Some(fault) = fault {
+                return Some(format!("{}: {fault}", slot.info(self.now)));
+            }
+        }
+        None
+    }
+
+    /// Sockets that the process holds.
+    pub(crate) fn descriptors(&self) -> usize {
+        let listening = self.listeners.iter().filter(|listener| listener.socket.is_some());
+        self.streams.iter().flatten().count() + listening.count()
+    }
+
+    /// For each connection that waits for an event: its socket, whether it waits for input, whether for room.
+    pub(crate) fn waiting(&self) -> impl Iterator<Item = (ConnId, &O::Stream, bool, bool)> {
+        self.roster
+            .iter()
+            .filter(|slot| !slot.queued && !slot.retry)
+            .filter_map(|slot| {
+                let stream = self.streams.get(slot.id.index as usize)?.as_ref()?;
+                Some((slot.id, stream, slot.machine.wants_read(), slot.machine.queued() > 0))
+            })
+    }
+
+    /// The listeners that could accept now and wait for an event to do so.
+    pub(crate) fn listening(&self) -> impl Iterator<Item = &O::Listener> {
+        self.listeners
+            .iter()
+            .filter(|listener| listener.registered && !listener.retry_at.is_armed())
+            .filter_map(|listener| listener.socket.as_ref())
+    }
+}

@@ -1,0 +1,191 @@
+//! What may go wrong in the simulated kernel, and how often.
+
+use std::collections::VecDeque;
+use std::fmt;
+
+use super::random::Random;
+
+/// The system calls that can be made to fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Call {
+    /// Waiting for events.
+    Poll,
+    /// Accepting a connection.
+    Accept,
+    /// Registering an accepted socket.
+    Register,
+    /// Registering a listener.
+    RegisterListener,
+    /// Deregistering a listener.
+    DeregisterListener,
+    /// Reading from a connection.
+    Read,
+    /// Writing to a connection.
+    Write,
+    /// Shutting the writing half down.
+    Shutdown,
+}
+
+impl Call {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::Poll,
+        Self::Accept,
+        Self::Register,
+        Self::RegisterListener,
+        Self::DeregisterListener,
+        Self::Read,
+        Self::Write,
+        Self::Shutdown,
+    ];
+
+    /// The errors that this call may give (`accept(2)`, `recv(2)`, `send(2)`, `epoll_ctl(2)`, `shutdown(2)`).
+    pub const fn errors(self) -> &'static [i32] {
+        use libc::*;
+        match self {
+            Self::Poll => &[EINTR],
+            Self::Accept => &[
+                ECONNABORTED,
+                EINTR,
+                EPROTO,
+                ENETDOWN,
+                EHOSTUNREACH,
+                ENOPROTOOPT,
+                EOPNOTSUPP,
+                ETIMEDOUT,
+                EPERM,
+                EMFILE,
+                ENFILE,
+                ENOBUFS,
+                ENOMEM,
+                EAGAIN,
+            ],
+            Self::Register | Self::RegisterListener => &[ENOMEM, ENOSPC],
+            Self::DeregisterListener => &[ENOMEM],
+            Self::Read => &[EINTR, EAGAIN, ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ENOMEM, EIO],
+            Self::Write => &[EINTR, EAGAIN, ECONNRESET, EPIPE, ETIMEDOUT, ENOBUFS, ENOMEM, EIO],
+            Self::Shutdown => &[ENOTCONN],
+        }
+    }
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// How often what goes wrong, in times per thousand calls. All zero by default: a kernel as from the book.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Faults {
+    /// Any error that the call may give, for calls without a rate of their own below.
+    pub errors: u16,
+    /// Reads that bring less than is there.
+    pub short_reads: u16,
+    /// Writes that take less than fits.
+    pub short_writes: u16,
+    /// Events for nobody, for sockets that are not ready, or for a slot's former tenant.
+    pub spurious_events: u16,
+    /// Events that come one poll later than they could.
+    pub late_events: u16,
+    /// Polls whose events come in another order.
+    pub reordered: u16,
+    /// Events that come twice.
+    pub duplicated: u16,
+    /// Polls after which the clock leaps by up to a minute.
+    pub clock_leaps: u16,
+    /// Polls that say there are more events than they show.
+    pub full_batches: u16,
+    /// Polls from which on descriptors have run out, for a while.
+    pub famines: u16,
+    /// Failures by script: this call, counted from now on, gives this error.
+    pub script: VecDeque<Scripted>,
+}
+
+/// One failure by script.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scripted {
+    /// Which call.
+    pub call: Call,
+    /// After how many more of them; 0 is the next.
+    pub after: usize,
+    /// The errno.
+    pub errno: i32,
+}
+
+impl Faults {
+    /// Nothing goes wrong.
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// Everything may go wrong, `per_mille` times in a thousand.
+    pub fn everything(per_mille: u16) -> Self {
+        Self {
+            errors: per_mille,
+            short_reads: per_mille,
+            short_writes: per_mille,
+            spurious_events: per_mille,
+            late_events: per_mille,
+            reordered: per_mille,
+            duplicated: per_mille,
+            clock_leaps: per_mille / 10,
+            full_batches: per_mille,
+            famines: per_mille / 10,
+            script: VecDeque::new(),
+        }
+    }
+
+    /// Makes a call fail: the `after`th from now, 0 being the next.
+    #[must_use]
+    pub fn with(mut self, call: Call, after: usize, errno: i32) -> Self {
+        self.script.push_back(Scripted { call, after, errno });
+        self
+    }
+
+    /// A swarm member (Groce et al. 2012): each kind of fault is on or off for this seed, at a rate of its own.
+    pub fn swarm(random: &mut Random) -> Self {
+        let rate = |random: &mut Random| {
+            if random.chance(500) {
+                [1, 5, 20, 100, 300][random.below(5)]
+            } else {
+                0
+            }
+        };
+        Self {
+            errors: rate(random) / 4,
+            short_reads: rate(random),
+            short_writes: rate(random),
+            spurious_events: rate(random),
+            late_events: rate(random),
+            reordered: rate(random),
+            duplicated: rate(random),
+            clock_leaps: rate(random) / 20,
+            full_batches: rate(random),
+            famines: rate(random) / 20,
+            script: VecDeque::new(),
+        }
+    }
+
+    /// The error that this call is to give, if any.
+    pub(super) fn strike(&mut self, call: Call, random: &mut Random) -> Option<i32> {
+        let mut struck = None;
+        self.script.retain_mut(|scripted| {
+            if scripted.call != call {
+                return true;
+            }
+            if scripted.after == 0 && struck.is_none() {
+                struck = Some(scripted.errno);
+                return false;
+            }
+            scripted.after = scripted.after.saturating_sub(1);
+            true
+        });
+        if struck.is_none() && random.chance(self.errors) {
+            struck = random.pick(call.errors()).copied();
+        }
+        struck
+    }
+}

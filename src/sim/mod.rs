@@ -1,0 +1,406 @@
+//! The real server on a simulated kernel: one seed decides everything. Feature `sim`.
+//!
+//! [`Sim`] runs the same reactor and the same connection machine as [`Server`](crate::Server), on a kernel in memory with
+//! a clock that you move. Use it to test your own [`Handler`](crate::Handler): connect clients, send bytes, read what
+//! comes back, let time pass, inject [`Faults`]. After every turn the server's own invariants are checked.
+//!
+//! A login protocol with a timeout, tested for a peer that stalls, in virtual time:
+//!
+//! ```
+//! use std::time::Duration;
+//! use portcullis::sim::{ClientState, Sim};
+//! use portcullis::{Close, Config, Context, Framing, Handler, Listen, Outcome};
+//!
+//! #[derive(Default)]
+//! struct Login { user: Option<String> }
+//!
+//! impl Handler for Login {
+//!     fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
+//!         cx.conn.set_timer(0, Duration::from_secs(5));
+//!         cx.conn.send(b"login: ")?;
+//!         Ok(())
+//!     }
+//!     fn on_frame(&mut self, cx: &mut Context<'_>, line: &[u8]) -> Outcome {
+//!         cx.conn.cancel_timer(0);
+//!         let user = std::str::from_utf8(line)?.trim().to_owned();
+//!         cx.conn.send(format!("hello {user}\n").as_bytes())?;
+//!         self.user = Some(user);
+//!         Ok(())
+//!     }
+//!     fn on_timer(&mut self, cx: &mut Context<'_>, _: u8) -> Outcome {
+//!         cx.conn.send(b"too slow\n")?;
+//!         Err(Close::new())
+//!     }
+//! }
+//!
+//! let mut sim = Sim::new(1, Config::new(), ());
+//! let addr = sim.listen(Listen::tcp("127.0.0.1:0").framing(Framing::Line), |_: &mut (), _| Login::default()).unwrap();
+//!
+//! let quick = sim.connect(addr).unwrap();
+//! let stalls = sim.connect(addr).unwrap();
+//! sim.send(quick, b"ada\n");
+//! sim.send(stalls, b"bo"); // and no more
+//! sim.advance(Duration::from_secs(4));
+//! assert_eq!(sim.received(quick), b"login: hello ada\n");
+//! assert_eq!(sim.received(stalls), b"login: ");
+//!
+//! sim.advance(Duration::from_secs(2));
+//! assert_eq!(sim.received(stalls), b"too slow\n");
+//! assert_eq!(sim.state(stalls), ClientState::Finished);
+//! assert_eq!(sim.state(quick), ClientState::Connected);
+//! ```
+
+mod faults;
+mod kernel;
+mod os;
+mod random;
+mod script;
+
+use std::cell::RefCell;
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+pub use faults::{Call, Faults, Scripted};
+use kernel::Kernel;
+pub use kernel::{ClientId, ClientState};
+use os::SimOs;
+pub use random::Random;
+pub use script::{Op, Script};
+
+use crate::config::{Config, Listen};
+use crate::control::{Control, Desk};
+use crate::error::Result;
+use crate::handle::Handle;
+use crate::handler::Service;
+use crate::proto::Time;
+use crate::reactor::Reactor;
+use crate::stats::{DrainReport, Stats};
+
+/// Turns in which nothing happens and no time passes, after which the loop is said to spin.
+const SPIN: usize = 10_000;
+
+/// An invariant of the server that did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation(String);
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Violation {}
+
+/// A server in a world of its own.
+///
+/// Every call that runs the server panics, with the seed in the message, if an invariant is broken; [`Sim::try_step`]
+/// returns it instead.
+pub struct Sim<A = ()> {
+    seed: u64,
+    kernel: Rc<RefCell<Kernel>>,
+    reactor: Reactor<A, SimOs>,
+    app: A,
+}
+
+impl<A> Sim<A> {
+    /// A server without listeners, in a world without faults.
+    ///
+    /// # Panics
+    ///
+    /// If the configuration is one that [`Server::new`](crate::Server::new) would refuse.
+    #[track_caller]
+    pub fn new(seed: u64, config: Config, app: A) -> Self {
+        match Self::try_new(seed, config, app) {
+            Ok(sim) => sim,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// As [`Sim::new`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::new`](crate::Server::new).
+    pub fn try_new(seed: u64, config: Config, app: A) -> Result<Self> {
+        let kernel = Rc::new(RefCell::new(Kernel::new(seed)));
+        let reactor = Reactor::new(SimOs(Rc::clone(&kernel)), config)?;
+        Ok(Self {
+            seed,
+            kernel,
+            reactor,
+            app,
+        })
+    }
+
+    /// Opens a listener; the address to connect to.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::listen`](crate::Server::listen).
+    pub fn listen(&mut self, listen: Listen, service: impl Service<A> + 'static) -> Result<SocketAddr> {
+        let id = self.reactor.listen(listen, Box::new(service))?;
+        Ok(self.reactor.listener(&id.into())?.addr)
+    }
+
+    // --- clients ---
+
+    /// A client connects. `None` if nobody listens there, or the backlog is full.
+    pub fn connect(&mut self, addr: SocketAddr) -> Option<ClientId> {
+        self.kernel.borrow_mut().connect(addr)
+    }
+
+    /// A client sends bytes. They arrive as the receive buffer has room.
+    pub fn send(&mut self, client: ClientId, bytes: &[u8]) {
+        self.kernel.borrow_mut().client_send(client, bytes);
+    }
+
+    /// A client finishes sending (FIN, behind what it has sent).
+    pub fn finish(&mut self, client: ClientId) {
+        self.kernel.borrow_mut().client_finish(client);
+    }
+
+    /// A client resets its connection.
+    pub fn reset(&mut self, client: ClientId) {
+        self.kernel.borrow_mut().client_reset(client);
+    }
+
+    /// Whether a client reads what the server sends. It does at first; if not, the server's send buffer fills up.
+    pub fn set_reading(&mut self, client: ClientId, reads: bool) {
+        if let Some(socket) = self.kernel.borrow_mut().sockets.get_mut(client.0) {
+            socket.reads = reads;
+        }
+    }
+
+    /// The size of the server's send buffer for a client, in bytes. 64 KiB at first.
+    pub fn set_send_buffer(&mut self, client: ClientId, bytes: usize) {
+        if let Some(socket) = self.kernel.borrow_mut().sockets.get_mut(client.0) {
+            socket.send_buffer = bytes.max(1);
+        }
+    }
+
+    /// What a client has read since the last time this was asked.
+    pub fn received(&mut self, client: ClientId) -> Vec<u8> {
+        let mut kernel = self.kernel.borrow_mut();
+        let socket = kernel.sockets.get_mut(client.0);
+        socket
+            .map(|socket| std::mem::take(&mut socket.inbox))
+            .unwrap_or_default()
+    }
+
+    /// A client's address, which is its connection's peer address.
+    pub fn client_addr(&self, client: ClientId) -> Option<SocketAddr> {
+        Some(self.kernel.borrow().sockets.get(client.0)?.peer)
+    }
+
+    /// How a connection stands, as its client sees it.
+    pub fn state(&self, client: ClientId) -> ClientState {
+        self.kernel.borrow().client_state(client)
+    }
+
+    // --- the world ---
+
+    /// What may go wrong from now on.
+    pub fn set_faults(&mut self, faults: Faults) {
+        self.kernel.borrow_mut().faults = faults;
+    }
+
+    /// Adds one failure by script to what may go wrong.
+    pub fn add_fault(&mut self, scripted: Scripted) {
+        self.kernel.borrow_mut().faults.script.push_back(scripted);
+    }
+
+    /// Descriptors that the server has open.
+    pub fn descriptors(&self) -> usize {
+        self.kernel.borrow().fds
+    }
+
+    /// Descriptors that the process may have open, listeners included. No limit at first.
+    pub fn set_descriptor_limit(&mut self, descriptors: usize) {
+        self.kernel.borrow_mut().fd_limit = descriptors;
+    }
+
+    /// Time since the world began.
+    pub fn now(&self) -> Duration {
+        self.kernel.borrow().now.since(Time::ZERO)
+    }
+
+    /// The clock leaps ahead and nobody runs meanwhile, as when the process is stopped (SIGSTOP, a debugger).
+    pub fn leap(&mut self, span: Duration) {
+        let mut kernel = self.kernel.borrow_mut();
+        kernel.now = kernel.now.after(span);
+    }
+
+    /// One turn of the loop. It sleeps through at most what is left of [`Sim::advance`]; alone, it does not sleep.
+    #[track_caller]
+    pub fn step(&mut self) {
+        if let Err(violation) = self.try_step() {
+            panic!("{violation} (seed {})", self.seed);
+        }
+    }
+
+    /// As [`Sim::step`].
+    ///
+    /// # Errors
+    ///
+    /// The first invariant that is broken after the turn.
+    pub fn try_step(&mut self) -> std::result::Result<(), Violation> {
+        self.reactor
+            .turn_once(&mut self.app, None)
+            .map_err(|error| Violation(error.to_string()))?;
+        if let Some(fault) = self.reactor.broken_invariant() {
+            return Err(Violation(fault));
+        }
+        let (held, open) = (self.reactor.descriptors(), self.kernel.borrow().fds);
+        if held != open {
+            return Err(Violation(format!("{held} descriptors are held, {open} are open")));
+        }
+        Ok(())
+    }
+
+    /// Turns until nothing is left to do without time passing.
+    #[track_caller]
+    pub fn settle(&mut self) {
+        self.advance(Duration::ZERO);
+    }
+
+    /// Lets time pass: turns until nothing is left to do before `span` is over. A day takes milliseconds.
+    #[track_caller]
+    pub fn advance(&mut self, span: Duration) {
+        if let Err(violation) = self.try_advance(span) {
+            panic!("{violation} (seed {})", self.seed);
+        }
+    }
+
+    /// As [`Sim::advance`].
+    ///
+    /// # Errors
+    ///
+    /// The first invariant that is broken after a turn, or that the loop spins, or that at the end somebody who waits
+    /// for an event has missed it.
+    pub fn try_advance(&mut self, span: Duration) -> std::result::Result<(), Violation> {
+        let until = self.kernel.borrow().now.after(span);
+        self.kernel.borrow_mut().horizon = until;
+        let mut idle = 0;
+        loop {
+            let before = self.kernel.borrow().now;
+            self.try_step()?;
+            let (now, was_idle) = {
+                let kernel = self.kernel.borrow();
+                (kernel.now, kernel.was_idle)
+            };
+            let rests = was_idle && self.reactor.next_timeout() != Some(Duration::ZERO);
+            if rests && now >= until {
+                break;
+            }
+            idle = if was_idle && now == before { idle + 1 } else { 0 };
+            if idle > SPIN {
+                return Err(Violation(format!("the loop spins at {now:?}")));
+            }
+        }
+        self.missed_event().map_or(Ok(()), |missed| Err(Violation(missed)))
+    }
+
+    /// At rest: somebody waits for an event that the kernel has told already.
+    fn missed_event(&self) -> Option<String> {
+        let kernel = self.kernel.borrow();
+        for (id, stream, for_input, for_room) in self.reactor.waiting() {
+            let Some(socket) = kernel.sockets.get(stream.index) else {
+                continue;
+            };
+            if socket.has_edge() {
+                continue;
+            }
+            if for_input && socket.has_input() {
+                return Some(format!("connection {id} waits for input that is there"));
+            }
+            if for_room && socket.room() > 0 && socket.room() >= socket.send_buffer / 2 {
+                return Some(format!("connection {id} waits for room that is there"));
+            }
+        }
+        for listener in self.reactor.listening() {
+            if kernel.has_missed_clients(listener.0) {
+                return Some("a listener waits for clients that are there".to_owned());
+            }
+        }
+        None
+    }
+
+    // --- the server ---
+
+    /// Everything that can be asked of a server between two turns.
+    pub fn control(&mut self) -> Control<'_, A> {
+        self.reactor.catch_up();
+        Control::new(&mut self.reactor)
+    }
+
+    /// As for other threads. [`Handle::call`] answers nobody here: nothing runs while it waits.
+    pub fn handle(&self) -> Handle<A> {
+        Handle::new(std::sync::Arc::clone(self.reactor.shared()))
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> Stats {
+        self.reactor.stats()
+    }
+
+    /// How a drain went, once it is over.
+    pub fn drain_report(&self) -> Option<DrainReport> {
+        self.reactor.drain_report()
+    }
+
+    /// The application's state.
+    pub fn app(&self) -> &A {
+        &self.app
+    }
+
+    /// The application's state.
+    pub fn app_mut(&mut self) -> &mut A {
+        &mut self.app
+    }
+
+    /// The seed of this world.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    // --- what happened ---
+
+    /// Events that the kernel has reported so far.
+    pub fn events(&self) -> u64 {
+        self.kernel.borrow().delivered
+    }
+
+    /// A hash over everything that happened: the same for the same seed and the same calls.
+    pub fn trace_hash(&self) -> u64 {
+        self.kernel.borrow().trace.hash()
+    }
+
+    /// Keeps a readable trace from now on.
+    pub fn keep_trace(&mut self) {
+        self.kernel.borrow_mut().trace.text = Some(Vec::new());
+    }
+
+    /// The trace so far, a line per call that mattered.
+    pub fn take_trace(&mut self) -> Vec<String> {
+        let mut kernel = self.kernel.borrow_mut();
+        kernel.trace.text.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Errors that calls were made to give since this was asked last, each with the client whose connection it hit.
+    pub fn take_struck(&mut self) -> Vec<(Call, i32, Option<ClientId>)> {
+        std::mem::take(&mut self.kernel.borrow_mut().struck)
+    }
+}
+
+impl<A: fmt::Debug> fmt::Debug for Sim<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sim")
+            .field("seed", &self.seed)
+            .field("now", &self.now())
+            .field("stats", &self.stats())
+            .field("app", &self.app)
+            .finish()
+    }
+}

@@ -1,0 +1,111 @@
+//! [`Os`] on the simulated kernel.
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::kernel::Kernel;
+use crate::config::SocketOptions;
+use crate::handle::Wake;
+use crate::proto::Time;
+use crate::reactor::os::{Event, Os, Socket, Token};
+
+/// The simulated kernel as the reactor sees it; the [`Sim`](super::Sim) holds the other end.
+pub(super) struct SimOs(pub(super) Rc<RefCell<Kernel>>);
+
+/// A listening socket's number.
+pub(super) struct ListenerFd(pub(super) usize);
+
+/// A connected socket's number, and where it ends.
+pub(super) struct StreamFd {
+    pub(super) index: usize,
+    local: SocketAddr,
+}
+
+impl Socket for StreamFd {
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.local)
+    }
+}
+
+/// Commands are looked for in every turn here: nothing sleeps for real.
+struct NoWake;
+
+impl Wake for NoWake {
+    fn wake(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Os for SimOs {
+    type Listener = ListenerFd;
+    type Stream = StreamFd;
+
+    fn now(&self) -> Time {
+        self.0.borrow().now
+    }
+
+    fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<bool> {
+        self.0.borrow_mut().poll(events, timeout)
+    }
+
+    fn waker(&self) -> Box<dyn Wake> {
+        Box::new(NoWake)
+    }
+
+    fn listen(&mut self, addr: SocketAddr, options: &SocketOptions) -> io::Result<ListenerFd> {
+        let listener = self.0.borrow_mut().listen(addr, options.backlog as usize)?;
+        Ok(ListenerFd(listener))
+    }
+
+    fn adopt(&mut self, _listener: std::net::TcpListener) -> io::Result<ListenerFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn listener_addr(&self, listener: &ListenerFd) -> io::Result<SocketAddr> {
+        let kernel = self.0.borrow();
+        let found = kernel.listeners.get(listener.0);
+        Ok(found.ok_or(io::ErrorKind::NotFound)?.addr)
+    }
+
+    fn register_listener(&mut self, listener: &mut ListenerFd, token: Token) -> io::Result<()> {
+        self.0.borrow_mut().register_listener(listener.0, token)
+    }
+
+    fn deregister_listener(&mut self, listener: &mut ListenerFd) -> io::Result<()> {
+        self.0.borrow_mut().deregister_listener(listener.0)
+    }
+
+    fn close_listener(&mut self, listener: ListenerFd) {
+        self.0.borrow_mut().close_listener(listener.0);
+    }
+
+    fn accept(&mut self, listener: &mut ListenerFd) -> io::Result<(StreamFd, SocketAddr)> {
+        let mut kernel = self.0.borrow_mut();
+        let (index, peer) = kernel.accept(listener.0)?;
+        let local = kernel.sockets.get(index).map_or(peer, |socket| socket.local);
+        Ok((StreamFd { index, local }, peer))
+    }
+
+    fn register_stream(&mut self, stream: &mut StreamFd, token: Token) -> io::Result<()> {
+        self.0.borrow_mut().register(stream.index, token)
+    }
+
+    fn read(&mut self, stream: &mut StreamFd, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.borrow_mut().read(stream.index, buffer)
+    }
+
+    fn write(&mut self, stream: &mut StreamFd, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().write(stream.index, bytes)
+    }
+
+    fn shutdown(&mut self, stream: &mut StreamFd) -> io::Result<()> {
+        self.0.borrow_mut().shutdown(stream.index)
+    }
+
+    fn close(&mut self, stream: StreamFd, reset: bool) {
+        self.0.borrow_mut().close(stream.index, reset);
+    }
+}

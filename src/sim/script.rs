@@ -1,0 +1,301 @@
+//! What clients and the world do, as a list: drawn from a seed, made by a fuzzer, or shrunk to what matters.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::faults::{Call, Scripted};
+use super::{ClientId, Sim, Violation};
+use crate::id::ConnId;
+
+/// One thing that happens. Clients and connections are named by number, modulo how many there are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
+#[non_exhaustive]
+pub enum Op {
+    /// A client connects.
+    Connect,
+    /// A client sends bytes.
+    Send {
+        /// Which client.
+        client: u8,
+        /// What it sends.
+        bytes: Vec<u8>,
+    },
+    /// A client finishes sending.
+    Finish {
+        /// Which client.
+        client: u8,
+    },
+    /// A client resets its connection.
+    Reset {
+        /// Which client.
+        client: u8,
+    },
+    /// A client begins or stops to read.
+    Read {
+        /// Which client.
+        client: u8,
+        /// Whether it reads.
+        on: bool,
+    },
+    /// The server's send buffer for a client changes its size.
+    SendBuffer {
+        /// Which client.
+        client: u8,
+        /// Its new size in bytes.
+        bytes: u16,
+    },
+    /// One turn of the loop.
+    Step,
+    /// Time passes.
+    Advance {
+        /// How much.
+        millis: u16,
+    },
+    /// The next such call but `after` fails.
+    Fail {
+        /// Which call, by number.
+        call: u8,
+        /// After how many more.
+        after: u8,
+        /// Which of its errors, by number.
+        error: u8,
+    },
+    /// Descriptors that the process may have open, beyond those it has open now; 255 is no limit.
+    Descriptors {
+        /// How many more.
+        more: u8,
+    },
+    /// Somebody outside kills a connection.
+    Kill {
+        /// Which of those open.
+        connection: u8,
+    },
+    /// Another thread sends a frame to a connection.
+    Push {
+        /// Which of those open.
+        connection: u8,
+        /// The frame.
+        frame: Vec<u8>,
+    },
+    /// Another thread notifies a connection (with the message `()`).
+    Notify {
+        /// Which of those open.
+        connection: u8,
+    },
+    /// The cap changes.
+    Cap {
+        /// The new one.
+        connections: u8,
+    },
+    /// All listeners are suspended or resumed.
+    Suspend {
+        /// Whether they are suspended.
+        on: bool,
+    },
+    /// The server drains.
+    Drain {
+        /// The grace period.
+        millis: u16,
+    },
+}
+
+/// A list of [`Op`]s.
+///
+/// With the feature `arbitrary` a fuzzer makes them, and a fuzz target for a handler of your own is five lines:
+///
+/// ```ignore
+/// fuzz_target!(|script: portcullis::sim::Script| {
+///     let mut sim = Sim::new(0, Config::new(), ());
+///     let addr = sim.listen(Listen::tcp("127.0.0.1:0"), |_: &mut (), _| MyHandler::default()).unwrap();
+///     sim.play(addr, &script);
+/// });
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
+pub struct Script {
+    /// What happens, in order.
+    pub ops: Vec<Op>,
+}
+
+impl Script {
+    /// The smallest script that can be found, by leaving ops out, for which `fails` is still true.
+    ///
+    /// Leaves out runs of half the length, then a quarter, down to single ops, again and again until nothing helps
+    /// (delta debugging, Zeller 1999). `fails(self)` should be true.
+    #[must_use]
+    pub fn shrink(&self, mut fails: impl FnMut(&Self) -> bool) -> Self {
+        let mut smallest = self.clone();
+        let mut run = smallest.ops.len().div_ceil(2);
+        while run > 0 {
+            let mut at = 0;
+            let mut helped = false;
+            while at < smallest.ops.len() {
+                let mut shorter = smallest.clone();
+                shorter.ops.drain(at..(at + run).min(smallest.ops.len()));
+                if fails(&shorter) {
+                    smallest = shorter;
+                    helped = true;
+                } else {
+                    at += run;
+                }
+            }
+            if !helped || run > 1 {
+                run /= 2;
+            }
+        }
+        smallest
+    }
+}
+
+impl<A> Sim<A> {
+    /// Plays a script against one listener and then lets an hour pass, so that every deadline that is going to fire
+    /// does. Returns the clients, in the order in which they connected.
+    ///
+    /// # Panics
+    ///
+    /// If an invariant is broken, with the seed.
+    #[track_caller]
+    pub fn play(&mut self, addr: SocketAddr, script: &Script) -> Vec<ClientId> {
+        let played = self
+            .try_play(addr, script, |_, _| Ok(()))
+            .and_then(|clients| self.try_advance(Duration::from_secs(3600)).map(|()| clients));
+        match played {
+            Ok(clients) => clients,
+            Err(violation) => panic!("{violation} (seed {})", self.seed()),
+        }
+    }
+
+    /// Plays a script, and calls `after` with the clients after each op.
+    ///
+    /// # Errors
+    ///
+    /// The first invariant that is broken, or the first error of `after`.
+    pub fn try_play(
+        &mut self,
+        addr: SocketAddr,
+        script: &Script,
+        mut after: impl FnMut(&mut Self, &[ClientId]) -> Result<(), Violation>,
+    ) -> Result<Vec<ClientId>, Violation> {
+        let mut clients = Vec::new();
+        for op in &script.ops {
+            match op {
+                Op::Connect => clients.extend(self.connect(addr)),
+                op => self.try_perform(addr, &clients, op)?,
+            }
+            after(self, &clients)?;
+        }
+        Ok(clients)
+    }
+
+    /// Makes one thing happen. [`Op::Connect`] connects a client that nobody holds.
+    ///
+    /// # Errors
+    ///
+    /// The first invariant that is broken.
+    pub fn try_perform(&mut self, addr: SocketAddr, clients: &[ClientId], op: &Op) -> Result<(), Violation> {
+        match op {
+            Op::Connect => {
+                self.connect(addr);
+            }
+            Op::Send { client, bytes } => {
+                if let Some(client) = one_of(clients, *client) {
+                    self.send(client, bytes);
+                }
+            }
+            Op::Finish { client } => {
+                if let Some(client) = one_of(clients, *client) {
+                    self.finish(client);
+                }
+            }
+            Op::Reset { client } => {
+                if let Some(client) = one_of(clients, *client) {
+                    self.reset(client);
+                }
+            }
+            Op::Read { client, on } => {
+                if let Some(client) = one_of(clients, *client) {
+                    self.set_reading(client, *on);
+                }
+            }
+            Op::SendBuffer { client, bytes } => {
+                if let Some(client) = one_of(clients, *client) {
+                    self.set_send_buffer(client, usize::from(*bytes));
+                }
+            }
+            Op::Step => self.try_step()?,
+            Op::Advance { millis } => self.try_advance(Duration::from_millis(u64::from(*millis)))?,
+            Op::Fail { call, after, error } => {
+                if let Some(call) = one_of(Call::ALL, *call) {
+                    if let Some(errno) = one_of(call.errors(), *error) {
+                        let after = usize::from(*after);
+                        self.add_fault(Scripted { call, after, errno });
+                    }
+                }
+            }
+            Op::Descriptors { more: u8::MAX } => self.set_descriptor_limit(usize::MAX),
+            Op::Descriptors { more } => self.set_descriptor_limit(self.descriptors() + usize::from(*more)),
+            Op::Kill { connection } => {
+                if let Some(id) = self.connection(*connection) {
+                    self.control().kill(id);
+                }
+            }
+            Op::Push { connection, frame } => {
+                if let Some(id) = self.connection(*connection) {
+                    // Refused when the queue is full, which is a result too.
+                    let _ = self.handle().send(id, frame.clone());
+                }
+            }
+            Op::Notify { connection } => {
+                if let Some(id) = self.connection(*connection) {
+                    let _ = self.handle().notify(id, ());
+                }
+            }
+            Op::Cap { connections } => {
+                // A u8 is never too many.
+                let _ = self.control().set_max_connections(usize::from(*connections));
+            }
+            Op::Suspend { on } => {
+                for listener in self.control().listeners() {
+                    let mut control = self.control();
+                    // It is there: nothing has run since it was listed.
+                    let _ = if *on {
+                        control.suspend(listener.id)
+                    } else {
+                        control.resume(listener.id)
+                    };
+                }
+            }
+            Op::Drain { millis } => self.control().drain(Duration::from_millis(u64::from(*millis))),
+        }
+        Ok(())
+    }
+
+    fn connection(&mut self, number: u8) -> Option<ConnId> {
+        let ids: Vec<ConnId> = self.control().connections().iter().map(|info| info.id).collect();
+        one_of(&ids, number)
+    }
+}
+
+fn one_of<T: Copy>(choices: &[T], number: u8) -> Option<T> {
+    choices.get(usize::from(number) % choices.len().max(1)).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shrinking_keeps_what_fails_and_nothing_else() {
+        let mut ops = vec![Op::Step; 100];
+        ops[17] = Op::Connect;
+        ops[71] = Op::Finish { client: 3 };
+        let fails = |script: &Script| {
+            let connect = script.ops.iter().position(|op| *op == Op::Connect);
+            let finish = script.ops.iter().position(|op| matches!(op, Op::Finish { .. }));
+            matches!((connect, finish), (Some(first), Some(second)) if first < second)
+        };
+        let smallest = Script { ops }.shrink(fails);
+        assert_eq!(smallest.ops, [Op::Connect, Op::Finish { client: 3 }]);
+    }
+}

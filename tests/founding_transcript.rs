@@ -1,0 +1,125 @@
+//! The founding transcript, with real Erlang: echo, see the connection, kill it, read the report, go on serving.
+
+mod common;
+
+use std::process::Command;
+use std::sync::Mutex;
+
+use common::{connect, eventually, have, local, ping, spawn_echo, ChildProcess};
+use portcullis::{CloseReason, Config};
+
+/// Keeps the server's warnings: what an operator sees.
+struct Reports(Mutex<Vec<String>>);
+
+static REPORTS: Reports = Reports(Mutex::new(Vec::new()));
+
+impl log::Log for Reports {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            self.0.lock().expect("lock").push(record.args().to_string());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// What the README of the original has one type into the shell, until the connection ends.
+const TRANSCRIPT: &str = r#"
+    [Port] = init:get_plain_arguments(),
+    {ok, S} = gen_tcp:connect({127,0,0,1}, list_to_integer(Port), [{packet,2}]),
+    {ok, {_, Ours}} = inet:sockname(S),
+    ok = gen_tcp:send(S, <<"hello">>),
+    receive {tcp, S, "hello"} -> io:format("echoed to ~b~n", [Ours])
+    after 30000 -> io:format("no echo~n"), halt(1) end,
+    receive {tcp_closed, S} -> io:format("closed~n"), halt(0);
+            Other -> io:format("unexpected ~p~n", [Other]), halt(1)
+    after 60000 -> io:format("still open~n"), halt(1) end.
+"#;
+
+/// S1.7 to S1.12.
+#[test]
+fn echo_kill_report_and_the_others_live() {
+    // Any argument but this one starts a shell that does not end.
+    if !have("erl", "-version") {
+        return;
+    }
+    log::set_logger(&REPORTS).expect("the only logger");
+    log::set_max_level(log::LevelFilter::Warn);
+
+    let server = spawn_echo(Config::new(), local());
+    let mut bystander = connect(server.addr());
+    ping(&mut bystander, b"before");
+    let port = server.addr().port().to_string();
+    let mut command = Command::new("erl");
+    command.args(["-noshell", "-noinput", "-eval", TRANSCRIPT, "-extra", &port]);
+    let erlang = ChildProcess::start(&mut command);
+    let line = erlang.line();
+    let from = line.strip_prefix("echoed to ").unwrap_or_else(|| panic!("{line}"));
+    let from: u16 = from.parse().expect("a port");
+
+    // The connections can be seen at run time, and told apart.
+    let seen = server.ask(|(), control| control.connections());
+    assert_eq!(seen.len(), 2);
+    let theirs = seen.iter().find(|info| info.peer.port() == from).expect("in the list");
+    assert_eq!((theirs.traffic.frames_in, theirs.traffic.bytes_in), (1, 7));
+    let id = theirs.id;
+    assert!(REPORTS.0.lock().expect("lock").is_empty());
+    server.handle.kill(id).expect("it lives");
+
+    assert_eq!(erlang.line(), "closed");
+    let (status, output, log) = erlang.finish();
+    assert!(status.success(), "{output} {log}");
+    let stats = server.until("it is counted", |stats| stats.closed(CloseReason::Killed) == 1);
+    assert_eq!(stats.open, 1);
+    assert!(!server.handle.is_live(id));
+    eventually("there is a report", || !REPORTS.0.lock().expect("lock").is_empty());
+    let reports = REPORTS.0.lock().expect("lock").clone();
+    // S1.11: what a supervisor's report tells: context, offender, where it came from, state, age.
+    let [report] = reports.as_slice() else {
+        panic!("{reports:?}")
+    };
+    let peer = format!("from 127.0.0.1:{from}");
+    for part in [
+        "killed",
+        &id.to_string(),
+        "L0",
+        &peer,
+        "Open",
+        "age ",
+        "7 bytes and 1 frames in",
+    ] {
+        assert!(report.contains(part), "{part}: {report}");
+    }
+
+    // S1.12: nobody else noticed, and newcomers are served.
+    ping(&mut bystander, b"after");
+    ping(&mut connect(server.addr()), b"newcomer");
+}
+
+/// The same words to the example, as a newcomer would try it.
+#[test]
+fn the_example_answers_erlang() {
+    if !have("erl", "-version") {
+        return;
+    }
+    let (server, addr) = ChildProcess::echo(&["--idle-timeout", "1"]);
+    let port = addr.port().to_string();
+    let mut command = Command::new("erl");
+    command.args(["-noshell", "-noinput", "-eval", TRANSCRIPT, "-extra", &port]);
+    let erlang = ChildProcess::start(&mut command);
+    assert!(erlang.line().starts_with("echoed to "));
+    // The idle timeout ends it in order, and Erlang hears of it.
+    assert_eq!(erlang.line(), "closed");
+    assert!(erlang.finish().0.success());
+    server.signal("TERM");
+    let (status, output, log) = server.finish();
+    assert!(status.success(), "{log}");
+    assert!(
+        output.contains("1 accepted ") && output.contains("closed: 1 idle timeout"),
+        "{output}"
+    );
+}

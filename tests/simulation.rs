@@ -1,0 +1,191 @@
+//! A fixed set of worlds holds every invariant, and the same seed is the same world.
+#![cfg(feature = "sim")]
+
+#[path = "../examples/support/campaign.rs"]
+mod campaign;
+
+use std::time::Duration;
+
+use campaign::Plan;
+use portcullis::sim::{Call, ClientState, Faults, Op, Script, Sim};
+use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Outcome};
+
+/// Handlers panic as planned; the rest of the panics are worth reading.
+fn quiet() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        let loud = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            if panic.payload().downcast_ref::<&str>() != Some(&"as planned") {
+                loud(panic);
+            }
+        }));
+    });
+}
+
+fn play(seeds: std::ops::Range<u64>, tls: bool) {
+    quiet();
+    for seed in seeds {
+        if let Err(failure) = Plan::draw(seed, tls).run(false) {
+            panic!(
+                "seed {seed} breaks: {}; replay: cargo run --release --features sim --example simulate -- --replay {seed} --shrink{}",
+                failure.what,
+                if tls { "" } else { " --plain" }
+            );
+        }
+    }
+}
+
+#[test]
+fn plain_worlds_hold() {
+    play(0..2000, false);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn worlds_with_tls_hold() {
+    play(0..400, true);
+}
+
+#[test]
+fn the_same_seed_is_the_same_world() {
+    quiet();
+    for seed in 0..200 {
+        let plan = Plan::draw(seed, true);
+        let run = || {
+            let report = plan.run(true).expect("holds");
+            (report.hash, report.events, report.trace)
+        };
+        assert_eq!(run(), run(), "seed {seed}");
+    }
+}
+
+struct Echo;
+
+impl Handler for Echo {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+}
+
+fn echo(listen: Listen) -> (Sim, std::net::SocketAddr) {
+    let mut sim = Sim::new(7, Config::new(), ());
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    (sim, addr)
+}
+
+fn listen() -> Listen {
+    Listen::tcp("127.0.0.1:0").framing(Framing::Line)
+}
+
+#[test]
+fn a_day_passes_in_virtual_time() {
+    let (mut sim, addr) = echo(listen().idle_timeout(Duration::from_secs(24 * 3600)));
+    let client = sim.connect(addr).expect("connected");
+    sim.send(client, b"hello\n");
+    sim.advance(Duration::from_secs(24 * 3600 - 1));
+    assert_eq!(
+        (sim.received(client), sim.state(client)),
+        (b"hello\n".to_vec(), ClientState::Connected)
+    );
+    let turns = sim.stats().turns;
+    sim.advance(Duration::from_secs(2));
+    assert_eq!(
+        sim.stats().closed(CloseReason::IdleTimeout),
+        0,
+        "our FIN waits for the client's"
+    );
+    sim.finish(client);
+    sim.settle();
+    assert_eq!(sim.stats().closed(CloseReason::IdleTimeout), 1);
+    assert!(sim.stats().turns - turns < 10, "an idle server does not wake up");
+}
+
+#[test]
+fn time_that_leaps_past_a_deadline_does_not_kill_who_has_spoken() {
+    let (mut sim, addr) = echo(listen().idle_timeout(Duration::from_secs(2)));
+    let client = sim.connect(addr).expect("connected");
+    sim.settle();
+    // Like a process that was stopped: the data is there when it looks at its clock again.
+    sim.send(client, b"still here\n");
+    sim.leap(Duration::from_secs(3600));
+    sim.advance(Duration::from_millis(1900));
+    assert_eq!(sim.received(client), b"still here\n");
+    assert_eq!(sim.state(client), ClientState::Connected);
+    sim.advance(Duration::from_millis(200));
+    assert_eq!(sim.state(client), ClientState::Finished, "silent since then");
+}
+
+/// Each errno of each call, once, in the middle of a conversation: nobody else notices, and the books balance.
+#[test]
+fn every_call_fails_once_with_every_error_it_has() {
+    for &call in Call::ALL {
+        for &errno in call.errors() {
+            for after in 0..6 {
+                let (mut sim, addr) = echo(listen());
+                let bystander = sim.connect(addr).expect("connected");
+                sim.send(bystander, b"before\n");
+                sim.settle();
+                sim.set_faults(Faults::none().with(call, after, errno));
+                let client = sim.connect(addr).expect("connected");
+                sim.send(client, b"one\n");
+                sim.settle();
+                sim.send(client, b"two\n");
+                sim.finish(client);
+                sim.advance(Duration::from_secs(5));
+                let case = format!("{call} {after} errno {errno}");
+                sim.set_faults(Faults::none());
+                let heard = sim.received(client);
+                assert!(b"one\ntwo\n".starts_with(&heard), "{case}: {heard:?}");
+                let third = sim.connect(addr).expect("connected");
+                sim.send(third, b"after\n");
+                sim.advance(Duration::from_secs(5));
+                assert_eq!(sim.received(third), b"after\n", "{case}");
+                assert_eq!(sim.received(bystander), b"before\n", "{case}");
+                sim.control().drain(Duration::from_secs(1));
+                sim.advance(Duration::from_secs(20));
+                assert!(sim.drain_report().is_some(), "{case}");
+                let stats = sim.stats();
+                assert_eq!((stats.open, sim.descriptors()), (0, 0), "{case}");
+                assert_eq!(stats.accepted, stats.closed_total(), "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn starvation_ends_when_a_descriptor_is_free() {
+    let (mut sim, addr) = echo(listen());
+    sim.set_descriptor_limit(1 + 3);
+    let clients: Vec<_> = (0..10).map(|_| sim.connect(addr).expect("connected")).collect();
+    for &client in &clients {
+        sim.send(client, b"hi\n");
+    }
+    sim.advance(Duration::from_secs(10));
+    assert_eq!((sim.stats().open, sim.stats().starved), (3, 1));
+    for &client in &clients {
+        sim.settle();
+        assert_eq!(sim.received(client), b"hi\n");
+        sim.finish(client);
+    }
+    sim.settle();
+    assert_eq!((sim.stats().open, sim.stats().starved), (0, 1));
+}
+
+#[test]
+fn a_script_made_by_a_fuzzer_is_played() {
+    let (mut sim, addr) = echo(listen());
+    let ops = vec![
+        Op::Connect,
+        Op::Send {
+            client: 0,
+            bytes: b"a\nb\n".to_vec(),
+        },
+        Op::Step,
+        Op::Finish { client: 0 },
+    ];
+    let clients = sim.play(addr, &Script { ops });
+    assert_eq!(sim.received(clients[0]), b"a\nb\n");
+    assert_eq!(sim.state(clients[0]), ClientState::Finished);
+}
