@@ -59,6 +59,10 @@ struct Queue<A> {
     commands: VecDeque<Command<A>>,
     bytes: usize,
     closed: bool,
+    /// A drain that was asked for, the shortest if more than one. Apart from the others: a flood must not keep it out.
+    drain: Option<Duration>,
+    /// Likewise.
+    stop: bool,
 }
 
 /// A panic while a lock is held leaves nothing half done here: each critical section is one push, pop or copy.
@@ -73,6 +77,8 @@ impl<A> Shared<A> {
                 commands: VecDeque::new(),
                 bytes: 0,
                 closed: false,
+                drain: None,
+                stop: false,
             }),
             pending: AtomicBool::new(false),
             wake,
@@ -92,6 +98,12 @@ impl<A> Shared<A> {
 
     pub(crate) fn take(&self) -> Option<Command<A>> {
         let mut queue = lock(&self.queue);
+        if std::mem::take(&mut queue.stop) {
+            return Some(Command::Stop);
+        }
+        if let Some(grace) = queue.drain.take() {
+            return Some(Command::Drain(grace));
+        }
         let command = queue.commands.pop_front()?;
         queue.bytes -= command.bytes();
         Some(command)
@@ -127,12 +139,11 @@ impl<A> Shared<A> {
             if queue.closed {
                 return Err(HandleError::ServerGone);
             }
-            let bytes = command.bytes();
-            if queue.commands.len() >= self.limit || (queue.bytes > 0 && queue.bytes + bytes > self.limit_bytes) {
-                return Err(HandleError::QueueFull);
+            match command {
+                Command::Stop => queue.stop = true,
+                Command::Drain(grace) => queue.drain = Some(queue.drain.map_or(grace, |other| other.min(grace))),
+                command => queue.append(command, self.limit, self.limit_bytes)?,
             }
-            queue.bytes += bytes;
-            queue.commands.push_back(command);
         }
         if !self.pending.swap(true, Ordering::SeqCst) {
             if let Err(error) = self.wake.wake() {
@@ -140,6 +151,18 @@ impl<A> Shared<A> {
                 log::warn!("cannot wake the loop: {error}");
             }
         }
+        Ok(())
+    }
+}
+
+impl<A> Queue<A> {
+    fn append(&mut self, command: Command<A>, limit: usize, limit_bytes: usize) -> Result<(), HandleError> {
+        let bytes = command.bytes();
+        if self.commands.len() >= limit || (self.bytes > 0 && self.bytes + bytes > limit_bytes) {
+            return Err(HandleError::QueueFull);
+        }
+        self.bytes += bytes;
+        self.commands.push_back(command);
         Ok(())
     }
 }
@@ -333,20 +356,21 @@ impl<A> Handle<A> {
         self.shared.wake.wake().map_err(|_| HandleError::ServerGone)
     }
 
-    /// Starts a drain: see [`Control::drain`].
+    /// Starts a drain: see [`Control::drain`]. Overtakes the commands that wait, and is never refused for their number.
     ///
     /// # Errors
     ///
-    /// [`HandleError::QueueFull`], [`HandleError::ServerGone`].
+    /// [`HandleError::ServerGone`].
     pub fn drain(&self, grace: Duration) -> Result<(), HandleError> {
         self.shared.push(Command::Drain(grace))
     }
 
-    /// Ends [`Server::run`](crate::Server::run): see [`Control::stop`].
+    /// Ends [`Server::run`](crate::Server::run): see [`Control::stop`]. Overtakes the commands that wait, and is never
+    /// refused for their number.
     ///
     /// # Errors
     ///
-    /// [`HandleError::QueueFull`], [`HandleError::ServerGone`].
+    /// [`HandleError::ServerGone`].
     pub fn stop(&self) -> Result<(), HandleError> {
         self.shared.push(Command::Stop)
     }

@@ -55,8 +55,9 @@ where
 }
 
 impl Draining {
+    #[cfg(feature = "tls")]
     fn is_over(&self) -> bool {
-        self.running.as_ref().is_none_or(thread::JoinHandle::is_finished)
+        self.running.as_ref().is_none_or(|running| running.is_finished())
     }
 
     /// Waits until `run` returns. Everybody has had one whole life then, and on_drain at most once.

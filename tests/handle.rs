@@ -326,6 +326,21 @@ fn a_full_queue_refuses_and_says_so() {
     assert_eq!(server.ask(|heard, _| heard.numbers.clone()), [1, 1, 1, 3]);
 }
 
+/// A SIGTERM in the middle of a flood must not be lost.
+#[test]
+fn a_full_queue_keeps_no_drain_out() {
+    let server = members(Config::new().queue_limit(1));
+    let (mut client, id) = join(&server);
+    let held = hold(&server.handle);
+    server.handle.notify(id, 1_u32).expect("there is room");
+    assert_eq!(server.handle.notify(id, 2_u32), Err(HandleError::QueueFull));
+    server.handle.drain(PATIENCE).expect("never refused for the queue's length");
+    drop(held);
+    assert_eq!(common::read_to_end(&mut client), b"");
+    drop(client);
+    assert_eq!(server.finish().0.open, 0);
+}
+
 #[test]
 fn waiting_bytes_are_bounded_too() {
     let server = members(Config::new().queue_bytes(10));
