@@ -61,10 +61,13 @@ fn talk(options: &Options) -> Result<(), Box<dyn Error>> {
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;
     if options.tls {
-        exchange(options, tls::connect(options, socket)?)
+        let mut stream = tls::connect(options, socket)?;
+        exchange(options, &mut stream)?;
+        tls::say_goodbye(&mut stream)?;
     } else {
-        exchange(options, socket)
+        exchange(options, &socket)?;
     }
+    Ok(())
 }
 
 /// Sends a word, waits for its answer, sends the next.
@@ -137,6 +140,10 @@ mod tls {
     pub fn connect(_: &super::Options, _: std::net::TcpStream) -> Result<std::net::TcpStream, String> {
         Err("built without the feature `tls`".into())
     }
+
+    pub fn say_goodbye(_: &mut std::net::TcpStream) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(feature = "tls")]
@@ -180,6 +187,13 @@ mod tls {
             .map_or(options.connect.as_str(), |(host, _)| host);
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
         Ok(StreamOwned::new(ClientConnection::new(Arc::new(config), name)?, socket))
+    }
+
+    /// close_notify, so that the server knows that nothing was cut off.
+    pub fn say_goodbye(stream: &mut StreamOwned<ClientConnection, TcpStream>) -> std::io::Result<()> {
+        use std::io::Write;
+        stream.conn.send_close_notify();
+        stream.flush()
     }
 
     /// For trying things out on one's own machine.

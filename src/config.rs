@@ -319,13 +319,16 @@ impl Listen {
 
     /// The longest payload accepted, in bytes; a line counts its delimiter. A longer one closes the connection on its
     /// header alone. Defaults to what the header can say for packet-1 and packet-2, 8 MiB for packet-4, 64 KiB for
-    /// lines and custom framings. Raw has none.
+    /// lines and custom framings. Raw has none, and a packet's header cannot say more than it can.
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.limits.max_frame = Some(bytes);
         self
     }
 
     /// Speaks TLS 1.2 and 1.3 with this configuration. Defaults to plain TCP.
+    ///
+    /// A handshake that fails is the peer's business: it is logged at debug level, counted
+    /// ([`Stats::closed`](crate::Stats::closed)) and told to [`Service::on_unopened`](crate::Service::on_unopened).
     ///
     /// Early data (0-RTT) is never taken, whatever `max_early_data_size` says, because it can be replayed: clients
     /// send it again after the handshake.

@@ -8,11 +8,12 @@ use std::net::SocketAddr;
 use crate::id::ListenerRef;
 
 /// The result of what a program asks of its [`Server`](crate::Server).
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What went wrong, with which listener, and what can be done about it. Whatever it was, the rest
 /// of the server is as it was before the call.
-#[derive(Debug)]
+///
+/// `Debug` says the same words as `Display`, so that a `main` which returns this tells its user something.
 #[non_exhaustive]
 pub enum Error {
     /// The address given to [`Listen::tcp`](crate::Listen::tcp) cannot be resolved.
@@ -108,6 +109,12 @@ impl fmt::Display for Error {
             Self::Draining => f.write_str("the server drains and takes no new listeners"),
             Self::Os { doing, source } => write!(f, "{doing}: {source}"),
         }
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

@@ -49,7 +49,8 @@ pub trait Handler<A = ()> {
     /// The peer finished sending (FIN, or close_notify over TLS) at the end of a frame. It may still read.
     /// The default closes once everything sent so far is flushed. Not called for a peer that finishes inside a frame.
     ///
-    /// A handler that does not close may go on sending, until the idle timeout at the latest; over TLS 1.2 the
+    /// **If you answer later** (from another thread, on a timer), override this: the default closes before your answer
+    /// comes. A handler that does not close may go on sending, until the idle timeout at the latest; over TLS 1.2 the
     /// connection closes after this call in any case (RFC 5246 section 7.2.1).
     fn on_finish(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         cx.conn.close();
@@ -69,19 +70,38 @@ pub trait Handler<A = ()> {
     }
 
     /// Something was sent with [`Handle::notify`](crate::Handle::notify). The default ignores it.
+    ///
+    /// ```
+    /// # use portcullis::{Context, Handler, Message, Outcome};
+    /// # struct Worker;
+    /// # impl Handler for Worker {
+    /// #     fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome { Ok(()) }
+    /// fn on_message(&mut self, cx: &mut Context<'_>, message: Message) -> Outcome {
+    ///     // The other thread said: handle.notify(id, String::from("done"))
+    ///     if let Ok(answer) = message.downcast::<String>() {
+    ///         cx.conn.send(*answer)?;
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # }
+    /// ```
     #[allow(unused_variables)]
     fn on_message(&mut self, cx: &mut Context<'_, A>, message: Message) -> Outcome {
         Ok(())
     }
 
     /// The server drains: the moment to say goodbye. The default answers what has arrived already and closes in order
-    /// ([`Conn::close_after_input`]). A handler that does not close is served until the drain's deadline, then reset.
+    /// ([`Conn::close_after_input`]). A handler that does not close is served until the drain's deadline, then reset:
+    /// override this too if you answer later, and close when the last answer is sent.
     fn on_drain(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         cx.conn.close_after_input();
         Ok(())
     }
 
     /// The connection is gone. Called exactly once for each `on_open`, after everything else.
+    ///
+    /// An orderly close takes as long as the peer takes: up to the write timeout and the linger timeout after
+    /// [`Conn::close`]. Whoever must know at once who takes part no longer notes it where it closes.
     #[allow(unused_variables)]
     fn on_close(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {}
 }
@@ -124,6 +144,11 @@ impl<A, H: Handler<A> + ?Sized> Handler<A> for Box<H> {
 ///
 /// A closure `FnMut(&mut A, Peer) -> impl Handler<A>` is a service that refuses nobody;
 /// [`try_accept`] makes one of a closure that may.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` does not make handlers for an application of type `{A}`",
+    label = "not a service",
+    note = "pass a closure that makes a handler, with the type of its first parameter written: `|_app: &mut {A}, _peer| MyHandler`"
+)]
 pub trait Service<A = ()> {
     /// A peer has connected. Called before TLS, so that a refusal costs nothing.
     ///
@@ -161,7 +186,8 @@ where
 /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
 /// # }
 /// let loopback_only = try_accept(|_app: &mut (), peer: Peer| {
-///     if peer.addr.ip().is_loopback() { Ok(Echo) } else { Err(Refuse::silently()) }
+///     // Canonical: on a dual-stack listener IPv4 peers show as ::ffff:a.b.c.d.
+///     if peer.addr.ip().to_canonical().is_loopback() { Ok(Echo) } else { Err(Refuse::silently()) }
 /// });
 /// # let _ = loopback_only;
 /// ```
@@ -270,6 +296,8 @@ impl<'a, A> Conn<'a, A> {
 
     /// Queues one frame.
     ///
+    /// Anything that is bytes will do: `&[u8]`, `"text"`, a `Vec<u8>`. Line framing adds no delimiter: send it with the line.
+    ///
     /// When the high watermark is reached, reading from this connection stops by itself until the peer has taken
     /// enough: a handler that only answers needs nothing else.
     ///
@@ -277,12 +305,12 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// [`SendError`]: the connection is closing, its peer is too slow (the output limit), or the frame is too long
     /// for the framing. Nothing of the frame was queued.
-    pub fn send(&mut self, frame: &[u8]) -> Result<(), SendError> {
+    pub fn send(&mut self, frame: impl AsRef<[u8]>) -> Result<(), SendError> {
         let now = self.link.now();
         let Some((machine, pool)) = self.link.machine(self.id) else {
             return Err(SendError::Closed);
         };
-        let sent = machine.send(frame, now, pool);
+        let sent = machine.send(frame.as_ref(), now, pool);
         self.link.touch(self.id);
         sent
     }
@@ -331,13 +359,39 @@ impl<'a, A> Conn<'a, A> {
         self.change(|machine, _, _| machine.set_framing(framing));
     }
 
+    /// Changes the longest payload accepted from the peer, in bytes, from the next frame on; at least 1. Until the next
+    /// [`Conn::set_framing`], which sets it anew.
+    pub fn set_max_frame(&mut self, bytes: usize) {
+        self.change(|machine, _, _| machine.set_max_frame(bytes.max(1)));
+    }
+
     /// Replaces the handler once the running callback has returned. The old one is dropped without `on_close`,
-    /// the new one gets no `on_open`: hand over what it needs.
+    /// the new one gets no `on_open`: hand over what it needs. Timers and a pause stay as they are.
+    ///
+    /// ```
+    /// # use portcullis::{Context, Framing, Handler, Outcome};
+    /// # struct Session { user: String }
+    /// # impl Handler for Session {
+    /// #     fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome { Ok(()) }
+    /// # }
+    /// struct Login;
+    /// impl Handler for Login {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, line: &[u8]) -> Outcome {
+    ///         let user = std::str::from_utf8(line)?.trim().to_owned();
+    ///         cx.conn.cancel_timer(0); // the login's
+    ///         cx.conn.set_framing(&Framing::Packet4);
+    ///         cx.conn.replace_handler(Session { user });
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
     pub fn replace_handler(&mut self, handler: impl Handler<A> + 'static) {
         self.link.replace_handler(self.id, Box::new(handler));
     }
 
-    /// Another connection of the same server; `None` if it has gone.
+    /// Another connection of the same server (or this one); `None` if it has gone.
+    ///
+    /// Mind the `?`: another's slowness ([`SendError::Full`]) is seldom a reason to close this one.
     pub fn peer(&mut self, id: ConnId) -> Option<Conn<'_, A>> {
         Conn::find(&mut *self.link, id)
     }
@@ -345,6 +399,12 @@ impl<'a, A> Conn<'a, A> {
     /// This connection's id, never reused.
     pub fn id(&self) -> ConnId {
         self.id
+    }
+
+    /// The address of the peer at the other end.
+    pub fn peer_addr(&self) -> SocketAddr {
+        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
+        self.link.info(self.id).map_or(unknown, |info| info.peer)
     }
 
     /// State, addresses, age and traffic. `None` if the connection has gone, which a handler's own never has.

@@ -54,8 +54,8 @@
 //!
 //! # Features
 //!
-//! `tls` (default): TLS through rustls. `ring` (default) or `aws-lc-rs`: its cryptography, for `tls::server_config`; with
-//! neither, bring your own provider.
+//! `tls` (default): TLS through rustls. `aws-lc-rs` (default) or `ring`: its cryptography, for `tls::server_config`; with
+//! neither, bring your own provider. `sim`: the simulator. `arbitrary`: scripts for the simulator from a fuzzer.
 
 #![forbid(unsafe_code)]
 #![warn(
@@ -95,7 +95,7 @@ pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, R
 pub use id::{ConnId, ListenerId, ListenerRef};
 pub use proto::{Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing, SendError, State, Traffic};
 pub use reason::{Close, CloseReason, Closed, Outcome};
-pub use server::Server;
+pub use server::{Server, Turn};
 pub use stats::{DrainReport, Stats};
 
 /// TLS: configurations, what a handshake agreed on, and rustls itself in the version used here.

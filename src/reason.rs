@@ -75,7 +75,8 @@ reasons! {
     TlsTruncated => "TLS truncated",
     /// Something that is not TLS came to a TLS listener.
     NotTls => "plaintext on a TLS port",
-    /// A TLS ClientHello came to a plain listener.
+    /// A TLS ClientHello came to a plain listener. Found out when the first frame fails: on its header, at the peer's
+    /// end, or at the frame timeout.
     UnexpectedTls => "TLS on a plain port",
     /// The server or the listener was at its connection cap ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)).
     AtCapacity => "at capacity",
@@ -133,8 +134,9 @@ impl fmt::Display for Closed {
 
 /// How a callback ends its connection: the error half of [`Outcome`].
 ///
-/// Any error converts into it, so `?` inside a callback closes the connection in order with that
-/// error as the cause ([`CloseReason::Failed`]).
+/// Any type that implements [`std::error::Error`] converts into it, so `?` inside a callback closes the connection in order with that
+/// error as the cause ([`CloseReason::Failed`]). For what does not, a `Box<dyn Error>` or a `String`:
+/// `work().map_err(Close::because)?`.
 ///
 /// ```
 /// use portcullis::{Close, Context, Handler, Outcome};

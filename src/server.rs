@@ -18,7 +18,27 @@ use crate::stats::{DrainReport, Stats};
 /// Descriptors that the rest of a small program needs: standard streams, the poll, the waker, listeners, logs.
 const RESERVED_DESCRIPTORS: usize = 32;
 
-/// A TCP/TLS server on one thread: yours, or one that you give it.
+/// A TCP/TLS server on one thread, the one that makes it: it is not `Send`. For a thread of its own make it there, and
+/// send its [`Handle`] and its addresses back:
+///
+/// ```
+/// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
+/// # struct Echo;
+/// # impl Handler for Echo {
+/// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+/// # }
+/// let (tell, told) = std::sync::mpsc::channel();
+/// let thread = std::thread::spawn(move || -> portcullis::Result<()> {
+///     let mut server = Server::new(Config::new())?;
+///     server.listen(Listen::tcp("127.0.0.1:0"), |_app: &mut (), _peer| Echo)?;
+///     let _ = tell.send((server.handle(), server.listeners()));
+///     server.run(&mut ())
+/// });
+/// let (handle, listeners) = told.recv().expect("the server listens");
+/// println!("listening on {}", listeners[0].addr);
+/// handle.drain(std::time::Duration::from_secs(5)).expect("it runs");
+/// thread.join().expect("no panic").expect("no error");
+/// ```
 ///
 /// `A` is your application's state. You own it and lend it for each turn; nothing is demanded of it.
 ///
@@ -40,16 +60,16 @@ const RESERVED_DESCRIPTORS: usize = 32;
 /// }
 /// ```
 ///
-/// Or inside your own loop:
+/// Or inside your own loop, until somebody stops or drains it:
 ///
 /// ```
-/// # use portcullis::{Config, Server};
+/// # use portcullis::{Config, Server, Turn};
 /// # use std::time::Duration;
 /// # fn main() -> portcullis::Result<()> {
 /// # let mut app = ();
 /// let mut server: Server = Server::new(Config::new())?;
-/// for _frame in 0..3 {
-///     server.poll_once(&mut app, Some(Duration::ZERO))?; // bounded work
+/// # server.control().stop();
+/// while server.poll_once(&mut app, Some(Duration::ZERO))? == Turn::Continue { // bounded work
 ///     // ... the rest of your frame
 /// }
 /// # Ok(()) }
@@ -81,6 +101,9 @@ impl<A> Server<A> {
     }
 
     /// Opens a listener. When this returns, clients can connect; they are served once the server runs.
+    ///
+    /// The service is most often a closure that makes a handler. The type of its first parameter must be written:
+    /// `|_app: &mut MyApp, _peer| MyHandler::new()`.
     ///
     /// # Errors
     ///
@@ -124,20 +147,33 @@ impl<A> Server<A> {
     ///
     /// [`Error::Os`] if the poll fails, which no peer can bring about.
     pub fn run(&mut self, app: &mut A) -> Result<()> {
-        while self.reactor.drain_report().is_none() && !self.reactor.take_stopped() {
-            self.poll_once(app, None)?;
+        if self.reactor.take_stopped() || self.reactor.drain_report().is_some() {
+            return Ok(());
         }
+        while self.poll_once(app, None)? == Turn::Continue {}
         Ok(())
     }
 
     /// One turn: waits for events at most `timeout` (`None`: until there is something to do), then does a bounded amount
     /// of work. What is left over is done in the next turn, and [`Server::next_timeout`] is zero until then.
     ///
+    /// What is sent from outside a callback, through [`Server::control`], goes out in the next turn: send before you poll.
+    ///
     /// # Errors
     ///
     /// [`Error::Os`] if the poll fails, which no peer can bring about.
-    pub fn poll_once(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<()> {
-        self.reactor.turn_once(app, timeout)
+    pub fn poll_once(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<Turn> {
+        let over = self.reactor.drain_report().is_some();
+        // Nothing will ever come to wait for once a drain is over.
+        self.reactor
+            .turn_once(app, if over { Some(Duration::ZERO) } else { timeout })?;
+        Ok(if self.reactor.take_stopped() {
+            Turn::Stopped
+        } else if self.reactor.drain_report().is_some() {
+            Turn::Drained
+        } else {
+            Turn::Continue
+        })
     }
 
     /// How long the server can be left alone while its descriptor ([`AsFd`]) is not readable. `None`: for ever.
@@ -206,6 +242,18 @@ impl<A> Server<A> {
     pub fn drain_report(&self) -> Option<DrainReport> {
         self.reactor.drain_report()
     }
+}
+
+/// What [`Server::poll_once`] says of the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Turn {
+    /// It goes on.
+    Continue,
+    /// Somebody called [`Control::stop`] or [`Handle::stop`]; said once. Everything is as it was, and it can go on.
+    Stopped,
+    /// A drain is over: nobody is connected, and nobody can come.
+    Drained,
 }
 
 /// The poll's descriptor: readable when there are events. For nesting in another loop, with [`Server::next_timeout`].

@@ -491,7 +491,7 @@ struct Game {
 }
 
 impl Game {
-    fn tick(&mut self) -> portcullis::Result<()> {
+    fn tick(&mut self) -> portcullis::Result<portcullis::Turn> {
         self.server.poll_once(&mut self.players, Some(Duration::ZERO))
     }
 }

@@ -334,7 +334,10 @@ fn a_full_queue_keeps_no_drain_out() {
     let held = hold(&server.handle);
     server.handle.notify(id, 1_u32).expect("there is room");
     assert_eq!(server.handle.notify(id, 2_u32), Err(HandleError::QueueFull));
-    server.handle.drain(PATIENCE).expect("never refused for the queue's length");
+    server
+        .handle
+        .drain(PATIENCE)
+        .expect("never refused for the queue's length");
     drop(held);
     assert_eq!(common::read_to_end(&mut client), b"");
     drop(client);

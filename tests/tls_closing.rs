@@ -123,7 +123,7 @@ fn what_was_sent_before_the_close_arrives_at_a_slow_reader() {
     }
     let site = Site::new();
     for version in VERSIONS {
-        let server = serve(listen(&site).framing(Framing::Raw).send_buffer(32 * 1024), || Gift);
+        let server = serve(listen(&site).framing(Framing::Raw).send_buffer(256 * 1024), || Gift);
         let mut client = secure(server.addr(), &site.client(version));
         eventually("the rest waits for the reader", || {
             server.ask(|(), control| {

@@ -386,6 +386,11 @@ impl Codec {
     pub(super) fn max(&self) -> usize {
         self.max
     }
+
+    pub(super) fn set_max(&mut self, max: usize) {
+        self.max = max;
+        self.seen = 0;
+    }
 }
 
 impl fmt::Debug for Codec {

@@ -805,6 +805,13 @@ impl Machine {
         }
     }
 
+    pub(crate) fn set_max_frame(&mut self, max: usize) {
+        self.codec.set_max(max);
+        if !self.held.is_empty() {
+            self.flags.set(Flags::HELD_FRAMES);
+        }
+    }
+
     /// Sets timer `key` to `at`, or cancels it with [`Time::NEVER`].
     ///
     /// Never due in the turn that sets it, so that a timer which sets itself again to "now" cannot spin.
@@ -1078,7 +1085,7 @@ impl Machine {
     }
 
     /// The first of this connection's invariants that does not hold between two turns. `queued` says that it is to have
-    /// another turn at once.
+    /// another turn soon, whatever its deadlines.
     #[cfg(feature = "sim")]
     pub(crate) fn broken_invariant(&self, read_size: usize, queued: bool) -> Option<String> {
         const ENVELOPE: usize = 16;

@@ -518,7 +518,8 @@ impl StdError for PemError {
 /// and its private key, both PEM files.
 ///
 /// Uses the provider of the feature `ring` or `aws-lc-rs`, or the process's installed default.
-/// For client certificates, several names, or tickets build a [`rustls::ServerConfig`] yourself.
+/// For ALPN change it: `Arc::make_mut(&mut config).alpn_protocols = vec![b"mqtt".to_vec()]`. For client certificates,
+/// several names, or tickets build a [`rustls::ServerConfig`] yourself.
 ///
 /// # Errors
 ///

@@ -36,7 +36,7 @@ impl<A, O: Os> Reactor<A, O> {
         for slot in self.roster.iter() {
             let fault = slot
                 .machine
-                .broken_invariant(super::READ_SIZE, slot.queued)
+                .broken_invariant(super::READ_SIZE, slot.queued || slot.retry)
                 .or_else(|| {
                     let deadline = slot.machine.deadline();
                     let unseen = !slot.queued && self.timers.of(slot.id.index) > deadline;

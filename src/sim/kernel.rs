@@ -604,6 +604,12 @@ impl SimSocket {
         self.send_buffer.saturating_sub(self.sent.len())
     }
 
+    /// An edge that announced room which is gone by this is due again.
+    pub(super) fn resize(&mut self, send_buffer: usize) {
+        self.send_buffer = send_buffer.max(1);
+        self.wants_room |= self.room() == 0;
+    }
+
     fn arrive(&mut self) {
         let room = self.receive_buffer.saturating_sub(self.received.len());
         let count = room.min(self.underway.len());
@@ -622,7 +628,7 @@ impl SimSocket {
             self.inbox.extend(self.sent.drain(..));
         }
         // Linux raises the edge when a third of the buffer is free again; half is as good.
-        if self.wants_room && self.room() >= self.send_buffer / 2 {
+        if self.wants_room && self.room() >= (self.send_buffer / 2).max(1) {
             self.wants_room = false;
             self.edge = true;
         }

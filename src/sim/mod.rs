@@ -176,7 +176,7 @@ impl<A> Sim<A> {
     /// The size of the server's send buffer for a client, in bytes. 64 KiB at first.
     pub fn set_send_buffer(&mut self, client: ClientId, bytes: usize) {
         if let Some(socket) = self.kernel.borrow_mut().sockets.get_mut(client.0) {
-            socket.send_buffer = bytes.max(1);
+            socket.resize(bytes);
         }
     }
 

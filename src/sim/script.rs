@@ -104,7 +104,7 @@ pub enum Op {
 ///
 /// With the feature `arbitrary` a fuzzer makes them, and a fuzz target for a handler of your own is five lines:
 ///
-/// ```ignore
+/// ```text
 /// fuzz_target!(|script: portcullis::sim::Script| {
 ///     let mut sim = Sim::new(0, Config::new(), ());
 ///     let addr = sim.listen(Listen::tcp("127.0.0.1:0"), |_: &mut (), _| MyHandler::default()).unwrap();
