@@ -21,7 +21,7 @@ fn a_reset_in_every_state() {
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(b"flood") => {
             for _ in 0..16 {
-                cx.conn.send(&ANSWER)?;
+                cx.conn.send(ANSWER)?;
             }
             Ok(())
         }
@@ -31,7 +31,7 @@ fn a_reset_in_every_state() {
         }
         Call::Frame(b"close under output") => {
             for _ in 0..16 {
-                cx.conn.send(&ANSWER)?;
+                cx.conn.send(ANSWER)?;
             }
             cx.conn.close();
             Ok(())
@@ -43,7 +43,7 @@ fn a_reset_in_every_state() {
         }
         Call::Timer(_) => {
             for _ in 0..16 {
-                cx.conn.send(&ANSWER)?;
+                cx.conn.send(ANSWER)?;
             }
             Ok(())
         }
@@ -171,7 +171,7 @@ fn answers_that_fit_in_no_buffer_come_behind_a_fin() {
     const FRAMES: usize = 300;
     let (server, journal) = spawn_script(Config::new(), local(), |cx, call| match call {
         Call::Frame(_) => {
-            cx.conn.send(&ANSWER)?;
+            cx.conn.send(ANSWER)?;
             Ok(())
         }
         call => usual(cx, call),
@@ -202,7 +202,7 @@ fn a_handler_may_go_on_after_the_peer_finished() {
             Ok(())
         }
         Call::Timer(key) if key < 4 => {
-            cx.conn.send(&[key])?;
+            cx.conn.send([key])?;
             cx.conn.set_timer(key + 1, Duration::from_millis(5));
             Ok(())
         }
@@ -248,7 +248,7 @@ fn an_orderly_close_reaches_a_slow_reader_that_keeps_sending() {
         |cx, call| match call {
             Call::Frame(b"all of it") => {
                 for _ in 0..FRAMES {
-                    cx.conn.send(&ANSWER)?;
+                    cx.conn.send(ANSWER)?;
                 }
                 cx.conn.close();
                 Ok(())
@@ -372,7 +372,7 @@ fn a_kill_while_closing() {
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..16 {
-                cx.conn.send(&ANSWER)?;
+                cx.conn.send(ANSWER)?;
             }
             Err(Close::new())
         }

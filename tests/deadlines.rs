@@ -134,7 +134,7 @@ fn what_is_owed_must_be_taken() {
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(how) => {
             for _ in 0..10 {
-                cx.conn.send(&[1; 60_000])?;
+                cx.conn.send([1; 60_000])?;
             }
             if how == b"close" {
                 cx.conn.close();

@@ -169,7 +169,7 @@ fn what_arrived_while_reading_was_paused_is_answered() {
     let listen = local().watermarks(1024, 16 * 1024).send_buffer(16 * 1024);
     let mut server = start(Config::new(), listen, |cx, call| match call {
         Call::Frame(frame) => {
-            cx.conn.send(&frame.repeat(5000))?;
+            cx.conn.send(frame.repeat(5000))?;
             Ok(())
         }
         call => usual(cx, call),
@@ -203,7 +203,7 @@ fn a_slow_reader_gets_all_it_was_owed() {
     let mut server = start(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..FRAMES {
-                cx.conn.send(&[9; 60_000])?;
+                cx.conn.send([9; 60_000])?;
             }
             Ok(())
         }
@@ -230,7 +230,7 @@ fn the_stuck_are_forced() {
     let mut server = start(Config::new().max_connections(4), listen, |cx, call| match call {
         Call::Frame(b"flood") => {
             for _ in 0..10 {
-                cx.conn.send(&[1; 60_000])?;
+                cx.conn.send([1; 60_000])?;
             }
             Ok(())
         }

@@ -258,11 +258,11 @@ fn a_frame_too_long_for_its_header_is_an_error() {
     let (server, journal) = spawn_script(Config::new(), local().framing(Framing::Packet1), |cx, call| {
         if let Call::Frame(_) = call {
             cx.conn.send(b"before")?;
-            match cx.conn.send(&[0; 256]) {
+            match cx.conn.send([0; 256]) {
                 Err(SendError::FrameTooLarge { length: 256, max: 255 }) => {}
                 other => panic!("{other:?}"),
             }
-            cx.conn.send(&[7; 255])?;
+            cx.conn.send([7; 255])?;
             return Ok(());
         }
         usual(cx, call)

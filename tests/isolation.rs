@@ -131,7 +131,7 @@ fn provoked(cx: &mut Context<'_>, call: Call<'_>) -> Outcome {
         Call::Frame(b"timer") => cx.conn.set_timer(1, Duration::from_millis(1)),
         Call::Frame(b"flood") => {
             for _ in 0..10 {
-                cx.conn.send(&[5; 50_000])?;
+                cx.conn.send([5; 50_000])?;
             }
         }
         Call::Frame(b"close") => cx.conn.close(),
@@ -672,7 +672,7 @@ fn an_error_is_the_cause() {
         Call::Frame(frame) => {
             cx.conn.send(b"before")?;
             let number: u32 = std::str::from_utf8(frame)?.parse()?;
-            cx.conn.send(&number.to_be_bytes())?;
+            cx.conn.send(number.to_be_bytes())?;
             Ok(())
         }
         Call::Finish => Err(Close::because("no goodbye")),

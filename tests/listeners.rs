@@ -31,7 +31,7 @@ struct Shout;
 
 impl<A> Handler<A> for Shout {
     fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome {
-        cx.conn.send(&frame.to_ascii_uppercase())?;
+        cx.conn.send(frame.to_ascii_uppercase())?;
         Ok(())
     }
 }

@@ -126,7 +126,7 @@ fn a_slow_reader_keeps_its_connection() {
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..4 {
-                cx.conn.send(&[7; FRAME - 2])?;
+                cx.conn.send([7; FRAME - 2])?;
             }
             Ok(())
         }
@@ -154,7 +154,7 @@ fn a_pushing_handler_is_told_full_and_then_writable() {
                 loop {
                     let mut frame = [0; 5000];
                     frame[..4].copy_from_slice(&next.to_be_bytes());
-                    match cx.conn.send(&frame) {
+                    match cx.conn.send(frame) {
                         Ok(()) => next += 1,
                         Err(SendError::Full { queued, limit }) => {
                             assert!(limit == LIMIT && (LIMIT..LIMIT + 5002).contains(&queued), "{queued}");

@@ -133,7 +133,7 @@ impl Handler for Obedient {
             b"abort" => cx.conn.abort(),
             b"new" => return Err(Close::new()),
             b"fail" => return Err(Close::because("asked to")),
-            b"error" => cx.conn.send(&vec![0; 70_000])?,
+            b"error" => cx.conn.send(vec![0; 70_000])?,
             b"panic" => panic!("asked to"),
             _ => {}
         }

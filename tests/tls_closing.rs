@@ -113,7 +113,7 @@ fn what_was_sent_before_the_close_arrives_at_a_slow_reader() {
     struct Gift;
     impl Handler for Gift {
         fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
-            cx.conn.send(&vec![7; SIZE])?;
+            cx.conn.send(vec![7; SIZE])?;
             cx.conn.close();
             Ok(())
         }
