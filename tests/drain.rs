@@ -5,7 +5,7 @@ mod common;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::script::{connect_narrow, fill, hold, spawn_script, usual, Call, Entry, Journal, Script};
 use common::{await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, PATIENCE};
@@ -319,7 +319,7 @@ fn an_unfinished_handshake_does_not_hold_it_up() {
     let mut server = start(Config::new(), local().tls(config), usual);
     let mut client = connect(server.addr);
     eventually("it is in", || server.handle.stats().accepted == 1);
-    let start = Instant::now();
+    let start = std::time::Instant::now();
     server.handle.drain(AMPLE).expect("drain");
     await_end(&mut client);
     eventually("run returns", || server.is_over());
