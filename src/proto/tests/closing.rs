@@ -1,6 +1,7 @@
 //! The end: in order or at once, its one reason, what is flushed, discarded or lost, errors, and the drain.
 
 use super::*;
+use crate::reason::Close;
 
 fn send_then_close(turn: &mut Turn<'_>) {
     turn.send(b"bye").expect("open");

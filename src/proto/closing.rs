@@ -1,0 +1,205 @@
+//! How a connection ends: in order, at once, or with RST; and the one reason.
+
+use std::io;
+
+use super::deadline::Deadlines;
+use super::state::{Farewell, Flags, NextStep, State};
+use super::{Machine, Pool, Time};
+use crate::reason::{Close, CloseReason, Closed};
+
+impl Machine {
+    /// FIN is sent, or could not be because the connection is gone already.
+    pub(crate) fn handle_shutdown(&mut self, now: Time, sent: bool) {
+        if self.farewell == Farewell::Shutdown {
+            if sent && !self.flags.has(Flags::EOF) {
+                self.farewell = Farewell::Linger;
+                self.deadlines.stage = now.after(self.limits.linger_timeout);
+            } else {
+                self.farewell = Farewell::Gone { reset: false };
+            }
+        }
+    }
+
+    /// Closes in order once everything that has arrived is answered.
+    pub(crate) fn close_after_input(&mut self) {
+        if self.state == State::Open && !self.flags.has(Flags::CLOSE_AFTER_INPUT) {
+            self.flags.set(Flags::CLOSE_AFTER_INPUT);
+            self.flags.clear(Flags::DRY);
+        }
+    }
+
+    /// The server drains: tells the handler if there is one to tell, and cuts a handshake short.
+    pub(crate) fn drain(&mut self, handshake_until: Time) {
+        self.flags.set(Flags::DRAINING);
+        match self.state {
+            State::Accepting | State::Handshaking => {
+                self.deadlines.stage = self.deadlines.stage.min(handshake_until);
+                self.flags.set(Flags::TELL_DRAIN);
+            }
+            State::Open => self.flags.set(Flags::TELL_DRAIN),
+            State::Closing => {}
+        }
+    }
+
+    /// Closes in order: the handler has said all it wants.
+    pub(crate) fn close_by_handler(&mut self, now: Time, pool: &mut Pool) {
+        let reason = if self.flags.has(Flags::FINISH_TOLD) {
+            if self.is_cut_off() {
+                CloseReason::TlsTruncated
+            } else {
+                CloseReason::Finished
+            }
+        } else if self.flags.has(Flags::DRAINING) {
+            CloseReason::Drained
+        } else {
+            CloseReason::Closed
+        };
+        self.close(Closed::new(reason), now, pool);
+    }
+
+    /// Ends as a callback's [`Close`] says.
+    pub(crate) fn close_as(&mut self, close: Close, now: Time, pool: &mut Pool) {
+        if close.abort {
+            self.reset(close.closed, pool);
+        } else if close.closed.reason == CloseReason::Closed {
+            self.close_by_handler(now, pool);
+        } else {
+            self.close(close.closed, now, pool);
+        }
+    }
+
+    /// Closes in order: flush, close_notify, FIN, linger. The first reason stays.
+    pub(crate) fn close(&mut self, closed: Closed, now: Time, pool: &mut Pool) {
+        if self.state == State::Closing {
+            return;
+        }
+        if self.flags.has(Flags::WRITE_DEAD) {
+            return self.end(closed, pool);
+        }
+        self.farewell = Farewell::Flush;
+        self.enter_closing(pool);
+        if self.queued() > 0 && !self.deadlines.write.is_armed() {
+            self.deadlines.write = now.after(self.limits.write_timeout);
+        }
+        self.note_closed(closed);
+    }
+
+    /// Ends at once; what waits is lost. `closed` tells why, unless a reason is known already.
+    pub(crate) fn end(&mut self, closed: Closed, pool: &mut Pool) {
+        self.leave(closed, false, pool);
+    }
+
+    /// Ends at once with RST.
+    pub(crate) fn reset(&mut self, closed: Closed, pool: &mut Pool) {
+        self.leave(closed, true, pool);
+    }
+
+    /// The drain's deadline is over. Who has had everything and our FIN has ended in order; else false, and it is reset.
+    pub(crate) fn cut_short(&mut self, pool: &mut Pool) -> bool {
+        let ended = self.farewell == Farewell::Linger;
+        if ended {
+            self.farewell = Farewell::Gone { reset: false };
+        } else {
+            self.reset(Closed::new(CloseReason::DrainForced), pool);
+        }
+        ended
+    }
+
+    pub(super) fn leave(&mut self, closed: Closed, reset: bool, pool: &mut Pool) {
+        if matches!(self.farewell, Farewell::Gone { .. }) {
+            return;
+        }
+        // What was promised to the peer is lost now: that is the reason to report. An alert for a failed handshake is
+        // no promise.
+        let lost = self.state == State::Closing && self.was_open() && self.queued() > 0;
+        self.farewell = Farewell::Gone { reset };
+        self.enter_closing(pool);
+        self.deadlines = Deadlines::none();
+        self.outbox.clear(pool);
+        if let Some(session) = &mut self.tls {
+            session.clear(pool);
+        }
+        if lost {
+            self.closed = Some(closed);
+        } else {
+            self.note_closed(closed);
+        }
+    }
+
+    /// The first reason stays. Last in whatever it is called from: the other is dropped, and may hold a user's error.
+    pub(super) fn note_closed(&mut self, closed: Closed) {
+        if self.closed.is_none() {
+            self.closed = Some(closed);
+        }
+    }
+
+    pub(super) fn enter_closing(&mut self, pool: &mut Pool) {
+        if self.state != State::Closing {
+            self.enter(State::Closing);
+        }
+        let write = self.deadlines.write;
+        self.deadlines = Deadlines::none();
+        self.deadlines.write = write;
+        self.timers = Vec::new();
+        self.held_at = 0;
+        pool.give(std::mem::take(&mut self.held));
+    }
+
+    pub(crate) fn next_step(&self) -> NextStep {
+        match self.farewell {
+            Farewell::None | Farewell::Flush | Farewell::Linger => NextStep::Wait,
+            Farewell::Shutdown => NextStep::Shutdown,
+            Farewell::Gone { reset } => NextStep::Gone { reset },
+        }
+    }
+
+    /// Why it ended, for the one report.
+    pub(crate) fn take_closed(&mut self) -> Closed {
+        self.closed.take().unwrap_or_else(|| Closed::new(CloseReason::Closed))
+    }
+
+    /// FIN came without close_notify.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| !session.peer_closed())
+    }
+
+    /// What was decrypted before the fault is delivered first; no answer to it can be encrypted. The fault is the
+    /// reason already, whatever a handler makes of a `send` that fails.
+    pub(super) fn fail_tls(&mut self, pool: &mut Pool) {
+        self.outbox.clear(pool);
+        self.flags.clear(Flags::CONGESTED);
+        let error = self.tls.as_mut().and_then(|session| session.take_failure());
+        if let (Some(error), None) = (error, &self.closed) {
+            self.closed = Some(Closed::with(CloseReason::Tls, error));
+        }
+    }
+
+    pub(super) fn fail_handshake(&mut self, now: Time, pool: &mut Pool) {
+        let Some(session) = &mut self.tls else {
+            return self.close(Closed::new(CloseReason::Reset), now, pool);
+        };
+        let reason = if session.is_not_tls() {
+            CloseReason::NotTls
+        } else {
+            CloseReason::TlsHandshake
+        };
+        let error = session
+            .take_failure()
+            .unwrap_or_else(|| "the peer closed the connection during the handshake".into());
+        self.close(Closed::with(reason, error), now, pool);
+    }
+}
+
+/// The reason behind a socket error.
+pub(super) fn closed_by(error: io::Error) -> Closed {
+    let reason = match error.raw_os_error() {
+        Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED | libc::ENOTCONN) => CloseReason::Reset,
+        Some(libc::ETIMEDOUT) => CloseReason::TimedOut,
+        Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN | libc::EHOSTDOWN) => CloseReason::Unreachable,
+        _ => CloseReason::Io,
+    };
+    match reason {
+        CloseReason::Io => Closed::with(reason, error),
+        _ => Closed::new(reason),
+    }
+}

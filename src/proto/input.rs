@@ -1,0 +1,428 @@
+//! From the socket to the handler: what a read brought, what of it is told, what is held.
+
+use std::io;
+
+use super::closing::closed_by;
+use super::framing::{Codec, Framing, Step};
+use super::state::{Event, Farewell, Flags, State};
+use super::{Machine, Pool, Stopped, Time};
+use crate::reason::{CloseReason, Closed};
+
+/// Bytes on their way through the decoder: this turn's read, or what was held, or both joined.
+pub(crate) struct Staged<'a> {
+    fresh: &'a [u8],
+    /// Used instead of `fresh` if it is not empty.
+    joined: Vec<u8>,
+    at: usize,
+    /// A frame was completed, so what is left began later than what was held.
+    advanced: bool,
+}
+
+impl<'a> Staged<'a> {
+    pub(crate) fn nothing() -> Self {
+        Self::fresh(&[])
+    }
+
+    fn fresh(fresh: &'a [u8]) -> Self {
+        Self {
+            fresh,
+            joined: Vec::new(),
+            at: 0,
+            advanced: false,
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        if self.joined.is_empty() {
+            self.fresh
+        } else {
+            &self.joined
+        }
+    }
+
+    fn rest(&self) -> &[u8] {
+        self.bytes().get(self.at..).unwrap_or_default()
+    }
+}
+
+impl Machine {
+    /// Bytes were read. `plain` is scratch space for what TLS decrypts.
+    pub(crate) fn handle_input<'a>(
+        &mut self,
+        now: Time,
+        wire: &'a mut [u8],
+        plain: &'a mut Vec<u8>,
+        pool: &mut Pool,
+    ) -> Staged<'a> {
+        self.traffic.bytes_in += wire.len() as u64;
+        pool.traffic.bytes_in += wire.len() as u64;
+        self.last_input = now;
+        if self.state == State::Closing {
+            self.discarded = self.discarded.saturating_add(wire.len());
+            if self.farewell == Farewell::Linger && self.discarded > self.limits.linger_bytes {
+                self.farewell = Farewell::Gone { reset: false };
+            }
+            return Staged::nothing();
+        }
+        if self.deadlines.idle.is_armed() {
+            self.deadlines.idle = now.after(self.limits.idle_timeout);
+        }
+        let fresh: &'a [u8] = match &mut self.tls {
+            None => wire,
+            Some(session) => {
+                plain.clear();
+                session.receive(wire, plain, pool);
+                let (open, failed) = (!session.is_handshaking(), session.has_failed());
+                match (self.state, open) {
+                    (State::Handshaking, true) => self.open(now),
+                    (State::Handshaking, false) if failed => self.fail_handshake(now, pool),
+                    _ => {}
+                }
+                if self.state == State::Open && failed {
+                    self.fail_tls(pool);
+                }
+                plain
+            }
+        };
+        self.stage(fresh)
+    }
+
+    /// Puts what is held in front of `fresh`.
+    pub(super) fn stage<'a>(&mut self, fresh: &'a [u8]) -> Staged<'a> {
+        if self.held.is_empty() {
+            return Staged::fresh(fresh);
+        }
+        self.flags.clear(Flags::HELD_FRAMES);
+        let mut joined = std::mem::take(&mut self.held);
+        joined.extend_from_slice(fresh);
+        Staged {
+            fresh: &[],
+            joined,
+            at: std::mem::take(&mut self.held_at),
+            advanced: false,
+        }
+    }
+
+    /// What waits to be decoded without a read, or only events that wait.
+    pub(crate) fn stage_held(&mut self) -> Staged<'static> {
+        if self.flags.has(Flags::HELD_FRAMES) && !self.is_paused() {
+            self.stage(&[])
+        } else {
+            Staged::nothing()
+        }
+    }
+
+    /// The peer's FIN was read.
+    pub(crate) fn handle_eof(&mut self, now: Time, pool: &mut Pool) {
+        self.flags.set(Flags::EOF);
+        match self.state {
+            State::Accepting | State::Handshaking => {
+                self.fail_handshake(now, pool);
+            }
+            State::Open => self.flags.set(Flags::DRY),
+            State::Closing if self.farewell == Farewell::Linger => {
+                self.farewell = Farewell::Gone { reset: false };
+            }
+            State::Closing => {}
+        }
+    }
+
+    /// A read found the kernel's buffer empty.
+    pub(crate) fn handle_blocked(&mut self, pool: &mut Pool) {
+        if self.flags.has(Flags::WRITE_DEAD) {
+            self.end(Closed::new(CloseReason::Reset), pool);
+        } else if self.flags.has(Flags::CLOSE_AFTER_INPUT) {
+            self.flags.set(Flags::DRY);
+        }
+    }
+
+    /// A read failed for good.
+    pub(crate) fn handle_read_error(&mut self, error: io::Error, pool: &mut Pool) {
+        self.flags.set(Flags::EOF);
+        self.end(closed_by(error), pool);
+    }
+
+    /// The next thing to tell the handler, taking frames from `staged`.
+    pub(crate) fn next_event<'s>(
+        &mut self,
+        staged: &'s mut Staged<'_>,
+        now: Time,
+        pool: &mut Pool,
+    ) -> Option<Event<'s>> {
+        if self.state != State::Open {
+            return None;
+        }
+        if self.flags.take(Flags::TELL_OPENED) {
+            self.flags.set(Flags::WAS_OPEN);
+            return Some(Event::Opened);
+        }
+        if let Some(key) = self.take_due_timer() {
+            return Some(Event::Timer(key));
+        }
+        if self.flags.take(Flags::TELL_DRAIN) {
+            return Some(Event::Drain);
+        }
+        if self.flags.take(Flags::TELL_WRITABLE) {
+            return Some(Event::Writable);
+        }
+        if self.is_paused() {
+            return None;
+        }
+        let step = match staged.rest() {
+            [] => Step::More,
+            rest => self.codec.decode(rest),
+        };
+        match step {
+            Step::Frame { payload, consumed } => {
+                let start = staged.at;
+                staged.at += consumed;
+                staged.advanced = true;
+                self.traffic.frames_in += 1;
+                pool.traffic.frames_in += 1;
+                let frame = staged.bytes().get(start + payload.start..start + payload.end);
+                return Some(Event::Frame(frame.unwrap_or_default()));
+            }
+            Step::More => {}
+            Step::TooLarge => {
+                let reason = self.judge_stream(staged.rest(), CloseReason::FrameTooLarge);
+                self.close(Closed::new(reason), now, pool);
+                return None;
+            }
+            Step::Bad(error) => {
+                let reason = self.judge_stream(staged.rest(), CloseReason::BadFrame);
+                self.close(Closed::with(reason, error), now, pool);
+                return None;
+            }
+        }
+        if self.flags.has(Flags::HELD_FRAMES) {
+            // A callback of this turn resumed: what is held is staged first, before its end is judged.
+            return None;
+        }
+        self.finish_input(staged.rest(), now, pool);
+        if self.state == State::Open && self.is_input_over() && !self.flags.has(Flags::FINISH_TOLD) {
+            self.flags.set(Flags::FINISH_TOLD);
+            return Some(Event::Finished);
+        }
+        None
+    }
+
+    /// No whole frame is left, only `rest`: closes if nothing more can come.
+    pub(super) fn finish_input(&mut self, rest: &[u8], now: Time, pool: &mut Pool) {
+        let begun = if rest.is_empty() {
+            self.held.get(self.held_at..).unwrap_or_default()
+        } else {
+            rest
+        };
+        let between_frames = begun.is_empty();
+        let truncated = self.judge_stream(begun, CloseReason::Truncated);
+        if self.has_failed() {
+            self.close(Closed::new(CloseReason::Tls), now, pool);
+        } else if self.flags.has(Flags::WRITE_DEAD) && self.flags.has(Flags::EOF) {
+            self.end(Closed::new(CloseReason::Reset), pool);
+        } else if self.flags.has(Flags::FINISH_TOLD) {
+            if self.flags.has(Flags::CLOSE_AFTER_INPUT)
+                || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
+            {
+                self.close_by_handler(now, pool);
+            }
+        } else if self.is_input_over() && !between_frames {
+            let reason = if self.is_cut_off() {
+                CloseReason::TlsTruncated
+            } else {
+                truncated
+            };
+            self.close(Closed::new(reason), now, pool);
+        } else if self.flags.has(Flags::CLOSE_AFTER_INPUT) && self.flags.has(Flags::DRY) && between_frames {
+            self.close_by_handler(now, pool);
+        }
+    }
+
+    pub(super) fn take_due_timer(&mut self) -> Option<u8> {
+        let (index, timer) = self.timers.iter().enumerate().min_by_key(|(_, timer)| timer.at)?;
+        if timer.at > self.judged {
+            return None;
+        }
+        Some(self.timers.remove(index).key)
+    }
+
+    /// Keeps what the decoder left.
+    pub(crate) fn settle(&mut self, staged: Staged<'_>, now: Time, pool: &mut Pool) {
+        let Staged {
+            fresh,
+            joined,
+            at,
+            advanced,
+        } = staged;
+        if joined.is_empty() {
+            let rest = fresh.get(at..).unwrap_or_default();
+            if self.state == State::Open && !rest.is_empty() {
+                self.held = pool.take();
+                self.held.extend_from_slice(rest);
+            }
+        } else if self.state == State::Open && at < joined.len() {
+            self.hold(joined, at, pool);
+        } else {
+            pool.give(joined);
+        }
+        if self.is_paused() && !self.held.is_empty() {
+            self.flags.set(Flags::HELD_FRAMES);
+        }
+        // A record that is not whole yet is the beginning of whatever comes in it.
+        let begun = (self.codec.has_frames() && !self.held.is_empty())
+            || self.tls.as_ref().is_some_and(|session| session.has_begun());
+        if self.state != State::Open || !begun {
+            self.set_frame_clock(Time::NEVER);
+        } else if self.is_paused() {
+            if advanced {
+                self.set_frame_clock(Time::NEVER);
+            }
+        } else if advanced || !self.deadlines.frame.is_armed() {
+            self.set_frame_clock(now.after(self.limits.frame_timeout));
+        }
+    }
+
+    /// The clock of the frame that has begun, running or stopped.
+    pub(super) fn set_frame_clock(&mut self, frame: Time) {
+        match &mut self.stopped {
+            Some(stopped) => stopped.frame = frame,
+            None => self.deadlines.frame = frame,
+        }
+    }
+
+    /// Keeps the tail of a joined buffer, without copying it for each frame taken from its front and
+    /// without keeping a large buffer for a small tail.
+    pub(super) fn hold(&mut self, mut joined: Vec<u8>, at: usize, pool: &mut Pool) {
+        let rest = joined.len() - at;
+        if at < rest {
+            self.held_at = at;
+            self.held = joined;
+        } else if joined.capacity() > 64 * 1024 && rest < joined.capacity() / 4 {
+            self.held = pool.take();
+            self.held.extend_from_slice(joined.get(at..).unwrap_or_default());
+            pool.give(joined);
+        } else {
+            joined.drain(..at);
+            self.held = joined;
+        }
+    }
+
+    pub(crate) fn pause(&mut self, now: Time) {
+        if self.state == State::Open && !self.is_deaf() {
+            self.flags.set(Flags::PAUSED);
+            self.stop_input_clocks(now);
+        }
+    }
+
+    pub(crate) fn resume(&mut self, now: Time) {
+        if self.flags.take(Flags::PAUSED) {
+            self.restart_input_clocks(now);
+        }
+    }
+
+    /// The peer is kept waiting by us: that time is not held against it.
+    pub(super) fn stop_input_clocks(&mut self, now: Time) {
+        if self.stopped.is_none() {
+            self.stopped = Some(Stopped {
+                at: now,
+                frame: std::mem::replace(&mut self.deadlines.frame, Time::NEVER),
+                idle: std::mem::replace(&mut self.deadlines.idle, Time::NEVER),
+            });
+        }
+    }
+
+    /// Reading goes on, and so do the peer's clocks where they stood: our own sending moves them no further.
+    pub(super) fn restart_input_clocks(&mut self, now: Time) {
+        if self.state == State::Open && !self.is_paused() {
+            if let Some(stopped) = self.stopped.take() {
+                let stood = now.since(stopped.at);
+                self.deadlines.frame = stopped.frame.after(stood);
+                self.deadlines.idle = stopped.idle.after(stood);
+            }
+            if !self.held.is_empty() {
+                self.flags.set(Flags::HELD_FRAMES);
+            }
+        }
+    }
+
+    /// Cuts what is undecoded, and all that follows, by another rule.
+    pub(crate) fn set_framing(&mut self, framing: &Framing) {
+        let max = self.limits.max_frame.unwrap_or(framing.default_max());
+        self.codec = Codec::new(framing, max);
+        if !self.held.is_empty() {
+            self.flags.set(Flags::HELD_FRAMES);
+        }
+    }
+
+    pub(crate) fn set_max_frame(&mut self, max: usize) {
+        self.codec.set_max(max);
+        if !self.held.is_empty() {
+            self.flags.set(Flags::HELD_FRAMES);
+        }
+    }
+
+    /// Whether a read is welcome now.
+    pub(crate) fn wants_read(&self) -> bool {
+        match self.state {
+            _ if self.flags.has(Flags::EOF) => false,
+            State::Accepting => false,
+            State::Handshaking => true,
+            State::Open => {
+                !self.is_paused() && !self.flags.has(Flags::HELD_FRAMES) && !self.is_input_over() && !self.has_failed()
+            }
+            // What still arrives is discarded, so that a peer that writes before it reads gets its answers,
+            // and so that closing does not reset what it has not read.
+            State::Closing => {
+                matches!(self.farewell, Farewell::Flush | Farewell::Linger)
+                    && self.discarded <= self.limits.linger_bytes
+            }
+        }
+    }
+
+    /// The peer has finished and the handler goes on: what another event may announce is that the peer is gone for good.
+    pub(crate) fn wants_error(&self) -> bool {
+        self.state == State::Open && self.flags.has(Flags::EOF) && !self.is_paused()
+    }
+
+    /// A short read does not count as empty: only a fresh WouldBlock does.
+    pub(crate) fn wants_fresh_blocked(&self) -> bool {
+        self.flags.has(Flags::WRITE_DEAD) || (self.flags.has(Flags::CLOSE_AFTER_INPUT) && !self.flags.has(Flags::DRY))
+    }
+
+    /// Something can be told to the handler, or decided, without a read.
+    pub(crate) fn has_events(&self) -> bool {
+        const TELL: u16 = Flags::TELL_OPENED.0 | Flags::TELL_WRITABLE.0 | Flags::TELL_DRAIN.0;
+        if self.state != State::Open {
+            return false;
+        }
+        if self.flags.0 & TELL != 0 || self.timers.iter().any(|timer| timer.at <= self.judged) {
+            return true;
+        }
+        if self.is_paused() {
+            return false;
+        }
+        self.flags.has(Flags::HELD_FRAMES)
+            || self.has_failed()
+            || (self.is_input_over() && !self.flags.has(Flags::FINISH_TOLD))
+            || (self.flags.has(Flags::CLOSE_AFTER_INPUT)
+                && (self.flags.has(Flags::FINISH_TOLD) || (self.flags.has(Flags::DRY) && self.held.is_empty())))
+    }
+
+    /// Not taking frames: the handler's wish, or output waits above the watermark.
+    pub(super) fn is_paused(&self) -> bool {
+        self.flags.has(Flags::PAUSED) || self.flags.has(Flags::CONGESTED)
+    }
+
+    pub(super) fn is_input_over(&self) -> bool {
+        self.flags.has(Flags::EOF) || self.tls.as_ref().is_some_and(|session| session.peer_closed())
+    }
+
+    /// `reason`, unless the stream never made a frame because it is a TLS ClientHello (RFC 8446 section 5.1).
+    pub(super) fn judge_stream(&self, begun: &[u8], reason: CloseReason) -> CloseReason {
+        match begun {
+            [0x16, 0x03, 0x00..=0x04, _, _, 0x01, ..] if self.tls.is_none() && self.traffic.frames_in == 0 => {
+                CloseReason::UnexpectedTls
+            }
+            _ => reason,
+        }
+    }
+}

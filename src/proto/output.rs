@@ -1,0 +1,133 @@
+//! From the handler to the socket: what is queued, when it is encrypted, what the kernel took of it.
+
+use std::io;
+
+use super::closing::closed_by;
+use super::framing::EncodeError;
+use super::state::{Farewell, Flags, SendError, State};
+use super::{Machine, Pool, Time};
+use crate::reason::{CloseReason, Closed};
+
+impl Machine {
+    /// A write failed for good. Reading goes on to the end first: the peer's last words may be there already.
+    pub(crate) fn handle_write_error(&mut self, error: io::Error, pool: &mut Pool) {
+        if self.state != State::Open || self.flags.has(Flags::PAUSED) || self.flags.has(Flags::EOF) {
+            return self.end(closed_by(error), pool);
+        }
+        self.outbox.clear(pool);
+        if let Some(session) = &mut self.tls {
+            session.clear(pool);
+        }
+        self.deadlines.write = Time::NEVER;
+        self.flags.set(Flags::WRITE_DEAD);
+        self.flags.clear(Flags::CONGESTED);
+        if self.closed.is_none() {
+            self.closed = Some(closed_by(error));
+        }
+    }
+
+    /// The kernel took `count` bytes of what [`Machine::transmit`] showed.
+    pub(crate) fn handle_sent(&mut self, count: usize, now: Time, pool: &mut Pool) {
+        self.traffic.bytes_out += count as u64;
+        pool.traffic.bytes_out += count as u64;
+        match &mut self.tls {
+            Some(session) => session.advance(count, pool),
+            None => self.outbox.advance(count, pool),
+        }
+        if self.queued() == 0 {
+            self.deadlines.write = Time::NEVER;
+        } else if count > 0 {
+            self.deadlines.write = now.after(self.limits.write_timeout);
+        }
+        if self.flags.has(Flags::CONGESTED) && self.queued() <= self.limits.low_watermark {
+            self.flags.clear(Flags::CONGESTED);
+            if self.state == State::Open {
+                self.flags.set(Flags::TELL_WRITABLE);
+                self.restart_input_clocks(now);
+            }
+        }
+    }
+
+    /// The kernel takes no more for now: the clock of the peer that does not read starts.
+    pub(crate) fn handle_unsent(&mut self, now: Time) {
+        if self.queued() > 0 && !self.deadlines.write.is_armed() {
+            self.deadlines.write = now.after(self.limits.write_timeout);
+        }
+    }
+
+    /// Queues one frame.
+    pub(crate) fn send(&mut self, payload: &[u8], now: Time, pool: &mut Pool) -> Result<(), SendError> {
+        if self.state != State::Open || self.is_deaf() {
+            return Err(SendError::Closed);
+        }
+        let queued = self.queued();
+        if queued >= self.limits.output_limit {
+            self.congest(now);
+            return Err(SendError::Full {
+                queued,
+                limit: self.limits.output_limit,
+            });
+        }
+        self.codec
+            .encode(payload, self.outbox.tail(pool))
+            .map_err(|error| match error {
+                EncodeError::TooLarge { max } => SendError::FrameTooLarge {
+                    length: payload.len(),
+                    max,
+                },
+                EncodeError::Refused(error) => SendError::Refused(error),
+            })?;
+        self.traffic.frames_out += 1;
+        pool.traffic.frames_out += 1;
+        if self.queued() >= self.limits.high_watermark {
+            self.congest(now);
+        }
+        Ok(())
+    }
+
+    /// Stops reading until the peer has taken enough. Its own clocks stand meanwhile, all but the write timeout.
+    pub(super) fn congest(&mut self, now: Time) {
+        self.flags.set(Flags::CONGESTED);
+        self.stop_input_clocks(now);
+    }
+
+    /// Bytes to write now, encrypting as late as this.
+    pub(crate) fn transmit(&mut self, pool: &mut Pool) -> &[u8] {
+        let finished = matches!(self.farewell, Farewell::Gone { .. }) || self.is_deaf();
+        if let (Some(session), false) = (&mut self.tls, finished) {
+            let outcome = session.encrypt(self.outbox.waiting(), pool);
+            match outcome {
+                Ok(taken) => self.outbox.advance(taken, pool),
+                Err(error) => self.end(Closed::with(CloseReason::Tls, error), pool),
+            }
+        }
+        if let (Farewell::Flush, true) = (self.farewell, self.outbox.is_empty()) {
+            if let Some(session) = &mut self.tls {
+                // Nothing can be done about a goodbye that cannot be said: FIN follows.
+                let _ = session.close_notify(pool);
+            }
+            if self.queued() == 0 {
+                self.deadlines.write = Time::NEVER;
+                self.farewell = if self.flags.has(Flags::EOF) {
+                    Farewell::Gone { reset: false }
+                } else {
+                    Farewell::Shutdown
+                };
+            }
+        }
+        match &self.tls {
+            Some(session) => session.waiting(),
+            None => self.outbox.waiting(),
+        }
+    }
+
+    /// Bytes that wait for the peer.
+    pub(crate) fn queued(&self) -> usize {
+        self.outbox.len() + self.tls.as_ref().map_or(0, |session| session.waiting().len())
+    }
+
+    /// The peer can be told nothing more.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.flags.has(Flags::WRITE_DEAD) || self.has_failed()
+    }
+}

@@ -1,0 +1,225 @@
+//! The vocabulary of one connection: states, limits, facts, events.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::time::Duration;
+
+use super::framing::FrameError;
+
+/// Where a connection is in its life.
+///
+/// ```text
+/// Accepting ----> Handshaking ----> Open ----> Closing ----> (gone: one CloseReason)
+///     |                |                          ^
+///     +----------------+--------------------------+
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Accepted; the service has not answered yet.
+    Accepting,
+    /// In the TLS handshake.
+    Handshaking,
+    /// Frames flow.
+    Open,
+    /// Flushing, saying goodbye, waiting for the peer's end.
+    Closing,
+}
+
+impl State {
+    /// The legal transitions, all of them.
+    pub(super) const fn may_become(self, next: Self) -> bool {
+        matches!(
+            (self, next),
+            (Self::Accepting, Self::Handshaking | Self::Open | Self::Closing)
+                | (Self::Handshaking, Self::Open | Self::Closing)
+                | (Self::Open, Self::Closing)
+        )
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// The limits of one listener's connections. `Duration::MAX` is never.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    pub(crate) handshake_timeout: Duration,
+    pub(crate) frame_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) write_timeout: Duration,
+    pub(crate) linger_timeout: Duration,
+    pub(crate) linger_bytes: usize,
+    pub(crate) high_watermark: usize,
+    pub(crate) low_watermark: usize,
+    pub(crate) output_limit: usize,
+    /// `None`: the framing's own default.
+    pub(crate) max_frame: Option<usize>,
+}
+
+/// Bytes and frames that one connection carried. Bytes are those on the wire, ciphertext over TLS.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Traffic {
+    /// Bytes read from the peer.
+    pub bytes_in: u64,
+    /// Bytes that the kernel took for the peer.
+    pub bytes_out: u64,
+    /// Frames given to the handler.
+    pub frames_in: u64,
+    /// Frames accepted by `send`.
+    pub frames_out: u64,
+}
+
+/// Why [`Conn::send`](crate::Conn::send) did not take a frame. Nothing of it was queued.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The connection is closing or gone; it takes no more.
+    Closed,
+    /// The peer is too slow: what waits for it has reached the output limit. Wait for
+    /// [`Handler::on_writable`](crate::Handler::on_writable), or close.
+    Full {
+        /// Bytes that wait.
+        queued: usize,
+        /// The listener's output limit.
+        limit: usize,
+    },
+    /// The payload is longer than the framing's header can say.
+    FrameTooLarge {
+        /// The payload's length.
+        length: usize,
+        /// The longest payload that can be sent.
+        max: usize,
+    },
+    /// The connection's [`Framer`] refused the payload.
+    Refused(FrameError),
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => f.write_str("the connection is closing"),
+            Self::Full { queued, limit } => {
+                write!(f, "{queued} bytes wait already, the output limit is {limit}")
+            }
+            Self::FrameTooLarge { length, max } => {
+                write!(
+                    f,
+                    "a frame of {length} bytes cannot be sent, the framing's maximum is {max}"
+                )
+            }
+            Self::Refused(error) => write!(f, "the framing refused the frame: {error}"),
+        }
+    }
+}
+
+impl StdError for SendError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        match self {
+            Self::Refused(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// What the handler is to be told next.
+#[derive(Debug)]
+pub(crate) enum Event<'a> {
+    Opened,
+    Frame(&'a [u8]),
+    /// The peer finished sending, at the end of a frame.
+    Finished,
+    /// Output fell from above the high watermark to the low one.
+    Writable,
+    Timer(u8),
+    Drain,
+}
+
+/// What the socket needs besides reading and writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NextStep {
+    /// Nothing.
+    Wait,
+    /// Everything is flushed: shut the writing half down, then [`Machine::handle_shutdown`].
+    Shutdown,
+    /// It is over: close the socket, with RST if `reset`.
+    Gone { reset: bool },
+}
+
+/// How far a closing connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Farewell {
+    /// Not closing.
+    None,
+    /// Output still waits.
+    Flush,
+    /// FIN is due.
+    Shutdown,
+    /// FIN is sent; input is discarded until the peer's.
+    Linger,
+    Gone {
+        reset: bool,
+    },
+}
+
+macro_rules! flags {
+    ($($(#[$doc:meta])* $name:ident = $bit:literal;)*) => {
+        /// One bit per fact about a connection.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+        pub(super) struct Flags(pub(super) u16);
+
+        impl Flags {
+            $($(#[$doc])* pub(super) const $name: Self = Self(1 << $bit);)*
+
+            pub(super) fn has(self, flag: Self) -> bool {
+                self.0 & flag.0 != 0
+            }
+
+            pub(super) fn set(&mut self, flag: Self) {
+                self.0 |= flag.0;
+            }
+
+            pub(super) fn clear(&mut self, flag: Self) {
+                self.0 &= !flag.0;
+            }
+
+            pub(super) fn take(&mut self, flag: Self) -> bool {
+                let had = self.has(flag);
+                self.clear(flag);
+                had
+            }
+        }
+    };
+}
+
+flags! {
+    /// TCP's end of stream was read.
+    EOF = 0;
+    /// The handler was told that the peer finished.
+    FINISH_TOLD = 1;
+    /// The handler paused reading.
+    PAUSED = 2;
+    /// Output is above the high watermark, or has not come down to the low one yet.
+    CONGESTED = 3;
+    /// What is held may contain a whole frame: decoding stopped for another reason than "more".
+    HELD_FRAMES = 4;
+    /// `on_open` is due.
+    TELL_OPENED = 5;
+    /// `on_writable` is due.
+    TELL_WRITABLE = 6;
+    /// `on_drain` is due.
+    TELL_DRAIN = 7;
+    /// The server drains.
+    DRAINING = 8;
+    /// Close once everything that has arrived is answered.
+    CLOSE_AFTER_INPUT = 9;
+    /// A read since CLOSE_AFTER_INPUT found the kernel's buffer empty.
+    DRY = 10;
+    /// The kernel refused a write for good: nothing more can be sent, but what arrived can be read.
+    WRITE_DEAD = 11;
+    /// The handler was told `on_open`.
+    WAS_OPEN = 12;
+}
