@@ -94,7 +94,7 @@ pub enum SendError {
         /// The longest payload that can be sent.
         max: usize,
     },
-    /// The connection's [`Framer`] refused the payload.
+    /// The connection's [`Framer`](crate::Framer) refused the payload.
     Refused(FrameError),
 }
 
