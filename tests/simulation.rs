@@ -173,6 +173,69 @@ fn starvation_ends_when_a_descriptor_is_free() {
     assert_eq!((sim.stats().open, sim.stats().starved), (0, 1));
 }
 
+/// The kernel announces room only when a good part of its buffer is free: who reads slowly makes progress all the same.
+#[test]
+fn a_slow_reader_is_no_stalled_one() {
+    let (mut sim, addr) = echo(listen().write_timeout(Duration::from_secs(1)));
+    let client = sim.connect(addr).expect("connected");
+    sim.set_reading(client, false);
+    sim.set_send_buffer(client, 10_000);
+    let line = [vec![b'x'; 29_999], vec![b'\n']].concat();
+    sim.send(client, &line);
+    sim.settle();
+    let mut heard = Vec::new();
+    for _ in 0..8 {
+        sim.advance(Duration::from_millis(600));
+        sim.read(client, 500);
+        heard.extend(sim.received(client));
+    }
+    assert_eq!((sim.state(client), heard.len()), (ClientState::Connected, 4000));
+    // And who reads nothing is stalled.
+    sim.advance(Duration::from_secs(3));
+    assert_eq!(sim.stats().closed(CloseReason::WriteTimeout), 1);
+}
+
+/// A flood that fills every batch of events must not stop the clocks.
+#[test]
+fn full_batches_do_not_stop_the_clocks() {
+    let (mut sim, addr) = echo(listen().idle_timeout(Duration::from_secs(1)));
+    let client = sim.connect(addr).expect("connected");
+    sim.settle();
+    let mut faults = Faults::none();
+    faults.full_batches = 1000;
+    sim.set_faults(faults);
+    sim.leap(Duration::from_secs(5));
+    for _ in 0..10 {
+        sim.step();
+    }
+    assert_eq!(sim.state(client), ClientState::Finished);
+}
+
+/// Whoever comes later, and however many: handshakes are worked on in the order in which they have input.
+#[cfg(feature = "tls")]
+#[test]
+fn a_flood_of_handshakes_does_not_starve_one() {
+    use campaign::sim_tls;
+    let mut sim = Sim::new(3, Config::new().handshake_budget(1), ());
+    let listen = listen().tls(sim_tls::server_config());
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let flood: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("connected")).collect();
+    for &dripping in &flood {
+        // The head of a long record that never ends.
+        sim.send(dripping, &[0x16, 3, 1, 0x3F, 0xFF]);
+    }
+    let client = sim.connect(addr).expect("connected");
+    sim.settle();
+    sim.send(client, &sim_tls::Client::new().encrypt(b""));
+    for _ in 0..50 {
+        for &dripping in &flood {
+            sim.send(dripping, b"\x01");
+        }
+        sim.step();
+    }
+    assert!(!sim.received(client).is_empty(), "the server's hello");
+}
+
 #[test]
 fn a_script_made_by_a_fuzzer_is_played() {
     let (mut sim, addr) = echo(listen());

@@ -16,7 +16,7 @@ use portcullis::{
 
 #[cfg(feature = "tls")]
 #[path = "sim_tls.rs"]
-mod sim_tls;
+pub mod sim_tls;
 
 /// A world before it begins.
 #[derive(Clone, Debug)]
@@ -55,15 +55,18 @@ enum Temper {
     Panicking,
     /// Changes its framing in the middle.
     Shifting,
+    /// Pauses, changes framing while paused, resumes by timer.
+    Starttls,
 }
 
-const TEMPERS: [Temper; 6] = [
+const TEMPERS: [Temper; 7] = [
     Temper::Echo,
     Temper::Pausing,
     Temper::Brief,
     Temper::Meddling,
     Temper::Panicking,
     Temper::Shifting,
+    Temper::Starttls,
 ];
 
 /// What a world was like.
@@ -162,6 +165,10 @@ impl Handler<App> for Subject {
                 cx.conn
                     .set_timer(1, Duration::from_millis(self.random.below(20) as u64));
             }
+            Temper::Starttls if self.frames == 1 => {
+                cx.conn.pause();
+                cx.conn.set_timer(1, Duration::from_millis(3));
+            }
             Temper::Brief if self.frames >= 3 => cx.conn.close(),
             Temper::Shifting if self.frames == 2 => cx.conn.set_framing(&Framing::Raw),
             _ => {}
@@ -182,6 +189,19 @@ impl Handler<App> for Subject {
 
     fn on_timer(&mut self, cx: &mut Context<'_, App>, _key: u8) -> Outcome {
         self.enter(cx);
+        if self.temper == Temper::Starttls {
+            let framings = [
+                Framing::Raw,
+                Framing::Packet1,
+                Framing::Line,
+                Framing::Packet4,
+                Framing::custom(|| Five),
+            ];
+            cx.conn.set_framing(&framings[self.random.below(5)]);
+            if self.random.chance(500) {
+                let _ = cx.conn.send(b"x");
+            }
+        }
         cx.conn.resume();
         Ok(())
     }
@@ -249,22 +269,32 @@ impl Plan {
             Framing::Packet2,
             Framing::Packet4,
             Framing::Line,
-        ][random.below(5)]
+            Framing::custom(|| Five),
+            Framing::Delimited(b'e'),
+        ][random.below(7)]
         .clone();
-        let high = random.between(2, 4000);
+        let high = [1, 2, 3, 17, random.between(2, 4000)][random.below(5)];
         let setup = Setup {
             framing,
-            tls: tls && random.chance(150),
-            temper: if random.chance(500) {
+            tls: tls && random.chance(400),
+            temper: if random.chance(250) {
                 Temper::Echo
             } else {
                 TEMPERS[random.below(TEMPERS.len())]
             },
             cap: random.between(0, 8),
             refuse: random.chance(300),
-            watermarks: (random.below(high), high, high + random.below(4000)),
-            budgets: (random.between(1, 8), random.between(1, 8), random.between(1, 4000)),
-            timeouts: [(); 5].map(|()| random.between(1, 5_000) as u64),
+            watermarks: (
+                random.below(high),
+                high,
+                high + [0, 1, random.below(4000)][random.below(3)],
+            ),
+            budgets: (
+                random.between(1, 3),
+                random.between(1, 2),
+                [1, 64, random.between(1, 4000)][random.below(3)],
+            ),
+            timeouts: [(); 5].map(|()| [1, 2, 10, random.between(1, 5_000) as u64, u64::MAX][random.below(5)]),
             max_frame: random.between(8, 255),
         };
         let faults = if random.chance(200) {
@@ -402,7 +432,14 @@ struct World {
 impl World {
     fn new(plan: &Plan) -> Self {
         let setup = &plan.setup;
-        let [handshake, frame, idle, write, linger] = setup.timeouts.map(Duration::from_millis);
+        let [handshake, frame, idle, write, linger] = setup.timeouts.map(|ms| {
+            if ms == u64::MAX {
+                Duration::MAX
+            } else {
+                Duration::from_millis(ms)
+            }
+        });
+        let linger = linger.min(Duration::from_secs(20));
         let (low, high, limit) = setup.watermarks;
         let (accept, handshakes, read) = setup.budgets;
         let config = Config::new()
@@ -628,11 +665,16 @@ impl Speaker {
                 _ => {}
             }
             plain.extend_from_slice(&payload);
+            // What these frame is not what they were sent.
+            if matches!(setup.framing, Framing::Custom(_) | Framing::Delimited(_)) {
+                self.honest = false;
+                plain.push(b'e');
+            }
             if matches!(setup.framing, Framing::Line) {
                 plain.push(b'\n');
             }
             // After two frames a shifting handler takes the headers for content, and frames what it sends no more.
-            if setup.temper == Temper::Shifting {
+            if matches!(setup.temper, Temper::Shifting | Temper::Starttls) {
                 self.honest = false;
             }
             if self.honest {
@@ -666,5 +708,27 @@ impl Speaker {
         }
         self.received.extend_from_slice(bytes);
         Ok(Vec::new())
+    }
+}
+
+/// Five bytes a frame, asked for in every way.
+struct Five;
+impl portcullis::Framer for Five {
+    fn decode(&mut self, input: &[u8]) -> Result<portcullis::Decoded, portcullis::FrameError> {
+        Ok(match input.len() {
+            0..=2 => portcullis::Decoded::More,
+            3..=4 => portcullis::Decoded::Need(5),
+            _ => portcullis::Decoded::Frame {
+                payload: 1..3,
+                consumed: 5,
+            },
+        })
+    }
+    fn encode(&mut self, payload: &[u8], out: &mut portcullis::FrameBuf<'_>) -> Result<(), portcullis::FrameError> {
+        if payload.is_empty() {
+            return Err(portcullis::FrameError::new("empty"));
+        }
+        out.put(payload);
+        Ok(())
     }
 }

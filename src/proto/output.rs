@@ -48,6 +48,11 @@ impl Machine {
         }
     }
 
+    /// The write timeout is over, as far as the kernel has told.
+    pub(crate) fn is_unsent_since(&self, due: Time) -> bool {
+        self.deadlines.write <= due
+    }
+
     /// The kernel takes no more for now: the clock of the peer that does not read starts.
     pub(crate) fn handle_unsent(&mut self, now: Time) {
         if self.queued() > 0 && !self.deadlines.write.is_armed() {

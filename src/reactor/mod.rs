@@ -69,6 +69,8 @@ pub(crate) struct Reactor<A, O: Os> {
     /// Whose turn it is.
     current: Option<ConnId>,
     ready: Ready,
+    /// Those whose handshakes have input: served in the order in which they came, whoever comes meanwhile.
+    shaking: Ready,
     timers: Timers,
     /// Slots whose timers have fired in this turn.
     fired: Vec<u32>,
@@ -84,6 +86,9 @@ pub(crate) struct Reactor<A, O: Os> {
     stopped: bool,
     /// The last poll's batch was full: sockets may be ready that an outer, edge-triggered poll does not announce again.
     events_left: bool,
+    /// In a run of full batches: what was due before the first of them, and how many more may come until every socket
+    /// that was ready then has been told (the kernel tells them in turn).
+    unjudged: Option<(Time, usize)>,
     /// Commands are left over from the last turn.
     commands_left: bool,
     stats: Stats,
@@ -106,6 +111,7 @@ impl<A, O: Os> Reactor<A, O> {
             handlers: Vec::new(),
             current: None,
             ready: Ready::default(),
+            shaking: Ready::default(),
             timers: Timers::default(),
             fired: Vec::new(),
             pool: Pool::default(),
@@ -121,6 +127,7 @@ impl<A, O: Os> Reactor<A, O> {
             drain: Drain::default(),
             stopped: false,
             events_left: false,
+            unjudged: None,
             commands_left: false,
             stats: Stats::default(),
             shared: Arc::new(shared),
@@ -243,6 +250,7 @@ impl<A, O: Os> Reactor<A, O> {
         if self.events_left
             || self.commands_left
             || !self.ready.is_empty()
+            || !self.shaking.is_empty()
             || self.can_accept_more()
             || self.drain.can_go_on(self.roster.is_empty())
         {
@@ -301,7 +309,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.run_commands(app);
         self.run_ready(app);
         self.accept_round(app);
-        let due = (!full).then_some(due);
+        let due = self.judgeable(due, full, self.events.len());
         if let Some(due) = due {
             self.expire(app, due);
         }
@@ -345,13 +353,29 @@ impl<A, O: Os> Reactor<A, O> {
                     slot.writable |= event.writable;
                     slot.hang_up |= event.closed;
                     let id = slot.id;
-                    self.turn(app, id);
+                    if slot.machine.state() == State::Handshaking {
+                        self.shaking.push(id, &mut slot.queued);
+                    } else {
+                        self.turn(app, id);
+                    }
                 }
             }
         }
     }
 
     fn run_ready(&mut self, app: &mut A) {
+        for _ in 0..self.shaking.len() {
+            if self.handshakes_left == 0 {
+                break;
+            }
+            let Some(id) = self.shaking.pop() else {
+                break;
+            };
+            if let Some(slot) = self.roster.get_mut(id) {
+                slot.queued = false;
+                self.turn(app, id);
+            }
+        }
         // Only those who are on the list now: who comes on meanwhile waits for the next turn.
         for _ in 0..self.ready.len().min(READY_BUDGET) {
             let Some(id) = self.ready.pop() else {
@@ -362,6 +386,23 @@ impl<A, O: Os> Reactor<A, O> {
                 self.turn(app, id);
             }
         }
+    }
+
+    /// Up to when deadlines may be judged after this poll. A flood that fills every batch must not stop the clocks.
+    fn judgeable(&mut self, due: Time, full: bool, batch: usize) -> Option<Time> {
+        if !full {
+            self.unjudged = None;
+            return Some(due);
+        }
+        let all = self.roster.len() / batch.max(1) + 1;
+        let (since, left) = self.unjudged.get_or_insert((due, all));
+        if *left > 0 {
+            *left -= 1;
+            return None;
+        }
+        let since = *since;
+        self.unjudged = None;
+        Some(since)
     }
 
     /// Judges what was due before the poll; what the poll brought has been read since.
@@ -387,6 +428,15 @@ impl<A, O: Os> Reactor<A, O> {
             let Some(id) = self.roster.tenant(index).map(|slot| slot.id) else {
                 continue;
             };
+            if let Some(slot) = self.roster.get_mut(id) {
+                if slot.machine.is_unsent_since(due) && !slot.writable {
+                    // The kernel announces room only when a good part of its buffer is free: a slow reader may have taken
+                    // bytes all the time. A write says whether it has.
+                    slot.writable = true;
+                    self.catch_up();
+                    self.flush(id);
+                }
+            }
             if let Some(slot) = self.roster.get_mut(id) {
                 if std::mem::take(&mut slot.retry) {
                     slot.readable = true;

@@ -84,7 +84,11 @@ impl<A, O: Os> Reactor<A, O> {
         }
         self.timers.arm(id.index, when);
         if slot.machine.has_events() || slot.can_read() || (slot.writable && slot.machine.queued() > 0) {
-            self.ready.push(id, &mut slot.queued);
+            if slot.machine.state() == State::Handshaking {
+                self.shaking.push(id, &mut slot.queued);
+            } else {
+                self.ready.push(id, &mut slot.queued);
+            }
         }
     }
 
@@ -244,7 +248,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Writes what waits, until the kernel takes no more.
-    fn flush(&mut self, id: ConnId) {
+    pub(super) fn flush(&mut self, id: ConnId) {
         let Some(slot) = self.roster.get_mut(id) else {
             return;
         };

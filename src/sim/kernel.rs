@@ -624,14 +624,20 @@ impl SimSocket {
     }
 
     fn reach(&mut self) {
-        if self.reads && !self.sent.is_empty() {
-            self.inbox.extend(self.sent.drain(..));
+        if self.reads {
+            self.take(usize::MAX);
         }
         // Linux raises the edge when a third of the buffer is free again; half is as good.
         if self.wants_room && self.room() >= (self.send_buffer / 2).max(1) {
             self.wants_room = false;
             self.edge = true;
         }
+    }
+
+    /// The client reads what has been sent, at most so much.
+    pub(super) fn take(&mut self, bytes: usize) {
+        let count = bytes.min(self.sent.len());
+        self.inbox.extend(self.sent.drain(..count));
     }
 
     fn die(&mut self, errno: i32) {

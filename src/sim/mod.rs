@@ -173,6 +173,13 @@ impl<A> Sim<A> {
         }
     }
 
+    /// A client that does not read by itself ([`Sim::set_reading`]) reads at most so many bytes.
+    pub fn read(&mut self, client: ClientId, bytes: usize) {
+        if let Some(socket) = self.kernel.borrow_mut().sockets.get_mut(client.0) {
+            socket.take(bytes);
+        }
+    }
+
     /// The size of the server's send buffer for a client, in bytes. 64 KiB at first.
     pub fn set_send_buffer(&mut self, client: ClientId, bytes: usize) {
         if let Some(socket) = self.kernel.borrow_mut().sockets.get_mut(client.0) {
