@@ -60,7 +60,7 @@ impl Config {
     }
 
     /// How long all listeners stay out of the poll when descriptors or socket memory run out (EMFILE, ENFILE,
-    /// ENOBUFS, ENOMEM; `accept(2)`), unless one of our own descriptors closes before. Defaults to 500 ms, at least 1 ms.
+    /// ENOBUFS, ENOMEM; `accept(2)`), unless one of our own descriptors closes before. Defaults to 500 ms, at least 1 ms, at most a day.
     pub fn starve_interval(mut self, interval: Duration) -> Self {
         self.starve_interval = interval;
         self
@@ -126,9 +126,17 @@ impl Config {
                 "less than a millisecond would spin; use at least 1 ms",
             ));
         }
+        if self.starve_interval > MOST_STARVE_INTERVAL {
+            return Err(Error::option(
+                "starve_interval",
+                "more than a day would leave the ports deaf; use at most 24 h",
+            ));
+        }
         Ok(())
     }
 }
+
+const MOST_STARVE_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The most slots a poll token can name beside the listeners' (`reactor::os`).
 pub(crate) const MOST_CONNECTIONS: usize = 16_000_000;

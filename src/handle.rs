@@ -59,9 +59,10 @@ struct Queue<A> {
     commands: VecDeque<Command<A>>,
     bytes: usize,
     closed: bool,
-    /// A drain that was asked for, the shortest if more than one. Apart from the others: a flood must not keep it out.
+    /// A drain waits among the commands, with this grace: the shortest asked for. One at most, so that it needs no room
+    /// and a flood cannot keep it out.
     drain: Option<Duration>,
-    /// Likewise.
+    /// A stop waits among the commands. Likewise.
     stop: bool,
 }
 
@@ -98,15 +99,16 @@ impl<A> Shared<A> {
 
     pub(crate) fn take(&self) -> Option<Command<A>> {
         let mut queue = lock(&self.queue);
-        if std::mem::take(&mut queue.stop) {
-            return Some(Command::Stop);
-        }
-        if let Some(grace) = queue.drain.take() {
-            return Some(Command::Drain(grace));
-        }
         let command = queue.commands.pop_front()?;
         queue.bytes -= command.bytes();
-        Some(command)
+        Some(match command {
+            Command::Drain(first) => Command::Drain(queue.drain.take().unwrap_or(first)),
+            Command::Stop => {
+                queue.stop = false;
+                Command::Stop
+            }
+            other => other,
+        })
     }
 
     pub(crate) fn publish(&self, stats: &Stats) {
@@ -139,11 +141,7 @@ impl<A> Shared<A> {
             if queue.closed {
                 return Err(HandleError::ServerGone);
             }
-            match command {
-                Command::Stop => queue.stop = true,
-                Command::Drain(grace) => queue.drain = Some(queue.drain.map_or(grace, |other| other.min(grace))),
-                command => queue.append(command, self.limit, self.limit_bytes)?,
-            }
+            queue.append(command, self.limit, self.limit_bytes)?;
         }
         if !self.pending.swap(true, Ordering::SeqCst) {
             if let Err(error) = self.wake.wake() {
@@ -158,8 +156,19 @@ impl<A> Shared<A> {
 impl<A> Queue<A> {
     fn append(&mut self, command: Command<A>, limit: usize, limit_bytes: usize) -> Result<(), HandleError> {
         let bytes = command.bytes();
-        if self.commands.len() >= limit || (self.bytes > 0 && self.bytes + bytes > limit_bytes) {
-            return Err(HandleError::QueueFull);
+        let waits_already = match &command {
+            Command::Drain(grace) => {
+                let shortest = self.drain.map_or(*grace, |other| other.min(*grace));
+                self.drain.replace(shortest).is_some()
+            }
+            Command::Stop => std::mem::replace(&mut self.stop, true),
+            _ if self.commands.len() >= limit || (self.bytes > 0 && self.bytes + bytes > limit_bytes) => {
+                return Err(HandleError::QueueFull);
+            }
+            _ => false,
+        };
+        if waits_already {
+            return Ok(());
         }
         self.bytes += bytes;
         self.commands.push_back(command);
@@ -356,7 +365,8 @@ impl<A> Handle<A> {
         self.shared.wake.wake().map_err(|_| HandleError::ServerGone)
     }
 
-    /// Starts a drain: see [`Control::drain`]. Overtakes the commands that wait, and is never refused for their number.
+    /// Starts a drain, after the commands that wait already: see [`Control::drain`]. Never refused for their number, so
+    /// that a flood does not keep it out. One that waits has the shortest grace that was asked for.
     ///
     /// # Errors
     ///
@@ -365,8 +375,8 @@ impl<A> Handle<A> {
         self.shared.push(Command::Drain(grace))
     }
 
-    /// Ends [`Server::run`](crate::Server::run): see [`Control::stop`]. Overtakes the commands that wait, and is never
-    /// refused for their number.
+    /// Ends [`Server::run`](crate::Server::run), after the commands that wait already: see [`Control::stop`]. Never refused
+    /// for their number.
     ///
     /// # Errors
     ///

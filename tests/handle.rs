@@ -344,6 +344,26 @@ fn a_full_queue_keeps_no_drain_out() {
     assert_eq!(server.finish().0.open, 0);
 }
 
+/// What was taken before the drain was asked for is delivered before it.
+#[test]
+fn a_drain_overtakes_nothing() {
+    const FRAMES: usize = 5000;
+    let server = members(Config::new());
+    let (mut client, id) = join(&server);
+    let held = hold(&server.handle);
+    for _ in 0..FRAMES {
+        server.handle.send(id, *b"x").expect("there is room");
+    }
+    server.handle.drain(Duration::from_secs(3600)).expect("drain");
+    // Another, and a shorter one: the first has not begun yet.
+    server.handle.drain(PATIENCE).expect("drain");
+    drop(held);
+    let bytes = common::read_to_end(&mut client);
+    drop(client);
+    assert_eq!(bytes.len(), FRAMES * common::packet2(b"x").len());
+    assert_eq!(server.finish().0.undeliverable, 0);
+}
+
 #[test]
 fn waiting_bytes_are_bounded_too() {
     let server = members(Config::new().queue_bytes(10));

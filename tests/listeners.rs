@@ -275,6 +275,7 @@ fn a_bad_option_is_named() {
         ("queue_limit", Config::new().queue_limit(0)),
         ("max_connections", Config::new().max_connections(usize::MAX)),
         ("starve_interval", Config::new().starve_interval(Duration::ZERO)),
+        ("starve_interval", Config::new().starve_interval(Duration::MAX)),
     ];
     for (name, config) in bad {
         let error = Server::<()>::new(config).expect_err(name);

@@ -236,6 +236,88 @@ fn a_flood_of_handshakes_does_not_starve_one() {
     assert!(!sim.received(client).is_empty(), "the server's hello");
 }
 
+/// The loop was held up past the deadline and then spent its budget on others: what came in time is read first.
+#[cfg(feature = "tls")]
+#[test]
+fn a_handshake_is_not_timed_out_unread() {
+    use campaign::sim_tls;
+    for full_batches in [0, 1000] {
+        let mut sim = Sim::new(3, Config::new().handshake_budget(3), ());
+        let listen = listen()
+            .tls(sim_tls::server_config())
+            .handshake_timeout(Duration::from_secs(1));
+        let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+        let mut faults = Faults::none();
+        faults.full_batches = full_batches;
+        sim.set_faults(faults);
+        let mut clients: Vec<_> = (0..40)
+            .map(|_| (sim.connect(addr).expect("connected"), sim_tls::Client::new()))
+            .collect();
+        for (client, tls) in &mut clients {
+            sim.send(*client, &tls.encrypt(b""));
+        }
+        for _ in 0..40 {
+            sim.step();
+        }
+        for (client, tls) in &mut clients {
+            let flight = tls.decrypt(&sim.received(*client), &mut Vec::new()).expect("a hello");
+            sim.send(*client, &flight);
+        }
+        sim.leap(Duration::from_millis(1500));
+        for _ in 0..40 {
+            sim.step();
+        }
+        assert_eq!((sim.stats().opened, sim.stats().closed_total()), (40, 0));
+    }
+}
+
+/// That it always has something to say keeps nobody in the handshake.
+#[cfg(feature = "tls")]
+#[test]
+fn a_handshake_that_drips_is_timed_out() {
+    use campaign::sim_tls;
+    let mut sim = Sim::new(3, Config::new().handshake_budget(1), ());
+    let listen = listen()
+        .tls(sim_tls::server_config())
+        .handshake_timeout(Duration::from_secs(1));
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let flood: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("connected")).collect();
+    for &dripping in &flood {
+        sim.send(dripping, &[0x16, 3, 1, 0x3F, 0xFF]);
+    }
+    sim.settle();
+    sim.leap(Duration::from_millis(1500));
+    for _ in 0..25 {
+        for &dripping in &flood {
+            sim.send(dripping, b"\x01");
+        }
+        sim.step();
+    }
+    assert_eq!(sim.stats().closed(CloseReason::HandshakeTimeout), 20);
+}
+
+/// A listener's token comes again after many others; its events are not taken for another's.
+#[test]
+fn listeners_are_told_apart_after_a_long_life() {
+    let (mut sim, first) = echo(listen());
+    for round in 0..65_534 {
+        if round % 64 == 0 {
+            // Closed ones are forgotten at the end of a turn.
+            sim.step();
+        }
+        let addr = sim.listen(listen(), |_: &mut (), _| Echo).expect("listen");
+        sim.control().close_listener(addr.port()).expect("it is there");
+    }
+    let second = sim.listen(listen(), |_: &mut (), _| Echo).expect("listen");
+    sim.settle();
+    for addr in [first, second] {
+        let client = sim.connect(addr).expect("connected");
+        sim.send(client, b"hello\n");
+        sim.settle();
+        assert_eq!(sim.received(client), b"hello\n");
+    }
+}
+
 #[test]
 fn a_script_made_by_a_fuzzer_is_played() {
     let (mut sim, addr) = echo(listen());

@@ -307,7 +307,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
         self.events = events;
         self.run_commands(app);
-        self.run_ready(app);
+        self.run_ready(app, due);
         self.accept_round(app);
         let due = self.judgeable(due, full, self.events.len());
         if let Some(due) = due {
@@ -338,12 +338,9 @@ impl<A, O: Os> Reactor<A, O> {
         match event.token.named() {
             Named::Waker => {}
             Named::Listener => {
-                let listener = self
-                    .listeners
-                    .iter_mut()
-                    .find(|listener| Token::of_listener(listener.id) == event.token);
-                if let Some(listener) = listener {
-                    listener.pending = true;
+                // Tokens repeat after many listens: an accept that finds nobody costs little.
+                for listener in &mut self.listeners {
+                    listener.pending |= Token::of_listener(listener.id) == event.token;
                 }
             }
             Named::Slot(index) => {
@@ -363,7 +360,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    fn run_ready(&mut self, app: &mut A) {
+    fn run_ready(&mut self, app: &mut A, due: Time) {
         for _ in 0..self.shaking.len() {
             if self.handshakes_left == 0 {
                 break;
@@ -371,8 +368,19 @@ impl<A, O: Os> Reactor<A, O> {
             let Some(id) = self.shaking.pop() else {
                 break;
             };
-            if let Some(slot) = self.roster.get_mut(id) {
-                slot.queued = false;
+            let Some(slot) = self.roster.get_mut(id) else {
+                continue;
+            };
+            slot.queued = false;
+            let had_input = slot.can_read();
+            self.turn(app, id);
+            // Its deadline waited for this turn, and waits for no other.
+            let late = self
+                .roster
+                .get_mut(id)
+                .filter(|slot| had_input && slot.is_shaking_since(due));
+            if let Some(slot) = late {
+                slot.machine.handle_timeout(due, self.now, &mut self.pool);
                 self.turn(app, id);
             }
         }
@@ -429,6 +437,10 @@ impl<A, O: Os> Reactor<A, O> {
                 continue;
             };
             if let Some(slot) = self.roster.get_mut(id) {
+                if slot.queued && slot.can_read() && slot.is_shaking_since(due) {
+                    // What it sent in time is here, and only the budget has kept us from reading it.
+                    continue;
+                }
                 if slot.machine.is_unsent_since(due) && !slot.writable {
                     // The kernel announces room only when a good part of its buffer is free: a slow reader may have taken
                     // bytes all the time. A write says whether it has.

@@ -7,7 +7,7 @@ use slab::Slab;
 use super::os::Token;
 use crate::handler::ConnInfo;
 use crate::id::{ConnId, ListenerId};
-use crate::proto::{Machine, Time};
+use crate::proto::{Machine, State, Time};
 
 /// One connection's place.
 pub(super) struct Slot {
@@ -132,6 +132,11 @@ impl Slot {
     /// edge that was used up before announces nothing more.
     pub(super) fn can_read(&self) -> bool {
         (self.readable || (self.machine.wants_fresh_blocked() && !self.retry)) && self.machine.wants_read()
+    }
+
+    /// Its handshake should have been over at `due`.
+    pub(super) fn is_shaking_since(&self, due: Time) -> bool {
+        self.machine.state() == State::Handshaking && self.machine.deadline() <= due
     }
 
     pub(super) fn info(&self, now: Time) -> ConnInfo {

@@ -425,8 +425,10 @@ impl Kernel {
         if self.fds >= self.fd_limit {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
+        let place = self.listeners.iter().position(|listener| !listener.open);
+        let place = place.unwrap_or(self.listeners.len());
         let port = match addr.port() {
-            0 => 40_000 + self.listeners.len() as u16,
+            0 => u16::try_from(40_000 + place).map_err(|_| io::ErrorKind::AddrInUse)?,
             port => port,
         };
         let addr = SocketAddr::new(addr.ip(), port);
@@ -438,15 +440,19 @@ impl Kernel {
             return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
         }
         self.fds += 1;
-        self.listeners.push(SimListener {
+        let listener = SimListener {
             addr,
             backlog,
             queue: VecDeque::new(),
             token: None,
             open: true,
             edge: false,
-        });
-        Ok(self.listeners.len() - 1)
+        };
+        match self.listeners.get_mut(place) {
+            Some(closed) => *closed = listener,
+            None => self.listeners.push(listener),
+        }
+        Ok(place)
     }
 
     pub(super) fn register_listener(&mut self, index: usize, token: Token) -> io::Result<()> {
