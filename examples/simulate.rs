@@ -1,21 +1,29 @@
 //! Long campaigns in the simulator: seed after seed, each a world of its own.
 //!
-//!     cargo run --release --features sim --example simulate -- --seeds 10000
+//!     cargo run --release --features sim --example simulate -- --seeds 20000
 //!
-//! A seed that breaks is shrunk and printed with the command that replays it.
+//! A seed that breaks is printed with the command that shrinks and replays it. At the end a table tells which faults met
+//! connections at which stage, and what was never reached. With `--pairs` fixed scenarios are played instead, with each
+//! two of their calls failing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use portcullis::sim::Call;
+use portcullis::sim::Coverage;
+use portcullis::CloseReason;
 
 #[path = "support/campaign.rs"]
 mod campaign;
+#[path = "support/failing.rs"]
+mod failing;
+#[path = "support/table.rs"]
+mod table;
 #[path = "support/terminal.rs"]
 mod terminal;
 use campaign::Plan;
+use failing::Scenario;
 use terminal::say;
 
 /// Plays worlds from seeds and reports the first that breaks.
@@ -41,6 +49,10 @@ struct Options {
     /// Leave TLS out: several times as many worlds per second
     #[arg(long)]
     plain: bool,
+
+    /// Instead of seeds: play fixed scenarios with each call failing with each error, and with each two of them
+    #[arg(long, conflicts_with_all = ["seeds", "from", "replay"])]
+    pairs: bool,
 }
 
 fn main() -> ExitCode {
@@ -53,8 +65,29 @@ fn main() -> ExitCode {
     }));
     match options.replay {
         Some(seed) => replay(&options, seed),
+        None if options.pairs => fail_in_pairs(&options),
         None => long_run(&options),
     }
+}
+
+fn fail_in_pairs(options: &Options) -> ExitCode {
+    for &scenario in Scenario::ALL
+        .iter()
+        .filter(|scenario| !(options.plain && scenario.is_tls()))
+    {
+        let start = Instant::now();
+        match scenario.play_all() {
+            Ok((singles, pairs)) => say(&format!(
+                "{scenario:?}: {singles} single failures, {pairs} pairs, {:.1} s, no violation",
+                start.elapsed().as_secs_f64()
+            )),
+            Err(what) => {
+                say(&format!("breaks: {what}"));
+                return ExitCode::FAILURE;
+            }
+        }
+    }
+    ExitCode::SUCCESS
 }
 
 fn replay(options: &Options, seed: u64) -> ExitCode {
@@ -102,7 +135,7 @@ fn long_run(options: &Options) -> ExitCode {
         }
     }
     say(&totals.progress(start.elapsed()));
-    say(&totals.table());
+    say(&table::render(&totals.coverage, &totals.reasons, !options.plain));
     ExitCode::SUCCESS
 }
 
@@ -112,8 +145,10 @@ struct Totals {
     events: u64,
     turns: u64,
     connections: u64,
-    reasons: BTreeMap<&'static str, u64>,
-    cells: BTreeSet<(String, Call, i32)>,
+    orders: u64,
+    refused: u64,
+    reasons: BTreeMap<CloseReason, u64>,
+    coverage: Coverage,
 }
 
 impl Totals {
@@ -122,55 +157,26 @@ impl Totals {
         self.events += report.events;
         self.turns += report.turns;
         self.connections += report.connections;
+        self.orders += report.orders;
+        self.refused += report.orders_refused;
         for (reason, count) in report.reasons {
-            *self.reasons.entry(reason.as_str()).or_default() += count;
+            *self.reasons.entry(reason).or_default() += count;
         }
-        self.cells.extend(report.cells);
+        self.coverage.add(&report.coverage);
     }
 
     fn progress(&self, took: Duration) -> String {
         let seconds = took.as_secs_f64().max(0.001);
         format!(
-            "{} seeds ({:.0}/s), {} events ({:.0}/s), {} turns, {} connections, no violation",
+            "{} seeds ({:.0}/s), {} events ({:.0}/s), {} turns, {} connections, {} orders and {} refused, no violation",
             self.seeds,
             self.seeds as f64 / seconds,
             self.events,
             self.events as f64 / seconds,
             self.turns,
-            self.connections
+            self.connections,
+            self.orders,
+            self.refused
         )
-    }
-
-    /// States × faults: which error hit which call in which state, and what was never reached.
-    fn table(&self) -> String {
-        let mut text = String::from("how connections ended:\n");
-        for (reason, count) in &self.reasons {
-            text.push_str(&format!("  {count:>10}  {reason}\n"));
-        }
-        text.push_str("which errors hit which call, by the state of its connection before the turn:\n");
-        for &call in Call::ALL {
-            let states: &[&str] = match call {
-                Call::Read | Call::Write | Call::Shutdown => &["Handshaking", "Open", "Closing"],
-                Call::Register => &["new"],
-                _ => &["-"],
-            };
-            for &state in states {
-                let (hit, missed): (Vec<i32>, Vec<i32>) = call
-                    .errors()
-                    .iter()
-                    .partition(|&&errno| self.cells.contains(&(state.to_owned(), call, errno)));
-                let gap = if missed.is_empty() {
-                    String::new()
-                } else {
-                    format!(", never errno {missed:?}")
-                };
-                text.push_str(&format!(
-                    "  {call:<20?} {state:<12} {} of {}{gap}\n",
-                    hit.len(),
-                    call.errors().len()
-                ));
-            }
-        }
-        text
     }
 }

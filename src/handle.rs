@@ -119,6 +119,12 @@ impl<A> Shared<A> {
         self.live.set(id, live);
     }
 
+    /// The generation that handles take for alive in this slot; 0 for none.
+    #[cfg(feature = "sim")]
+    pub(crate) fn live_generation(&self, index: u32) -> u32 {
+        self.live.of(index).unwrap_or(0)
+    }
+
     /// Nothing is taken any more; what waits is dropped.
     pub(crate) fn close(&self) {
         let commands = {
@@ -136,12 +142,18 @@ impl<A> Shared<A> {
     }
 
     fn push(&self, command: Command<A>) -> Result<(), HandleError> {
-        {
+        let refused = {
             let mut queue = lock(&self.queue);
             if queue.closed {
-                return Err(HandleError::ServerGone);
+                Some((HandleError::ServerGone, command))
+            } else {
+                let refused = queue.append(command, self.limit, self.limit_bytes).err();
+                refused.map(|command| (HandleError::QueueFull, command))
             }
-            queue.append(command, self.limit, self.limit_bytes)?;
+        };
+        // Dropped outside the lock: a job or message may own a handle, and use it in its destructor.
+        if let Some((error, _command)) = refused {
+            return Err(error);
         }
         if !self.pending.swap(true, Ordering::SeqCst) {
             if let Err(error) = self.wake.wake() {
@@ -154,7 +166,8 @@ impl<A> Shared<A> {
 }
 
 impl<A> Queue<A> {
-    fn append(&mut self, command: Command<A>, limit: usize, limit_bytes: usize) -> Result<(), HandleError> {
+    /// Gives the command back if there is no room for it.
+    fn append(&mut self, command: Command<A>, limit: usize, limit_bytes: usize) -> Result<(), Command<A>> {
         let bytes = command.bytes();
         let waits_already = match &command {
             Command::Drain(grace) => {
@@ -163,7 +176,7 @@ impl<A> Queue<A> {
             }
             Command::Stop => std::mem::replace(&mut self.stop, true),
             _ if self.commands.len() >= limit || (self.bytes > 0 && self.bytes + bytes > limit_bytes) => {
-                return Err(HandleError::QueueFull);
+                return Err(command);
             }
             _ => false,
         };
@@ -215,12 +228,14 @@ impl Liveness {
     }
 
     fn is_live(&self, id: ConnId) -> bool {
-        let (chunk, _, at) = Self::place(id.index);
-        self.chunks
-            .get(chunk)
-            .and_then(OnceLock::get)
-            .and_then(|slots| slots.get(at))
-            .is_some_and(|slot| slot.load(Ordering::Acquire) == id.generation)
+        self.of(id.index).is_some_and(|generation| generation == id.generation)
+    }
+
+    /// The generation that is alive in a slot; 0 for none. `None` if the slot was never used.
+    fn of(&self, index: u32) -> Option<u32> {
+        let (chunk, _, at) = Self::place(index);
+        let slot = self.chunks.get(chunk)?.get()?.get(at)?;
+        Some(slot.load(Ordering::Acquire))
     }
 }
 

@@ -48,7 +48,7 @@
 //! - `accepted == open + closed`, one [`CloseReason`] each; `on_close` once for each `on_open`.
 //! - Frames are what a naive decoder makes of the same bytes, however they are cut.
 //! - What `send` took is delivered in order, or the reason tells why not.
-//! - Output held for a connection is at most the output limit and one frame; input at most one frame and one read.
+//! - Output held for a connection is at most the output limit and one frame; input at most one frame, one TLS record and one read.
 //! - A turn's work is bounded by its budgets, and an idle server does not wake up.
 //! - No stale event, timer, job or id reaches a slot's next tenant.
 //!

@@ -7,7 +7,7 @@ mod campaign;
 use std::time::Duration;
 
 use campaign::Plan;
-use portcullis::sim::{Call, ClientState, Faults, Op, Script, Sim};
+use portcullis::sim::{Call, ClientState, Fault, Faults, Op, Script, Scripted, Sim, Stage};
 use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Outcome};
 
 /// Handlers panic as planned; the rest of the panics are worth reading.
@@ -54,7 +54,7 @@ fn the_same_seed_is_the_same_world() {
         let plan = Plan::draw(seed, true);
         let run = || {
             let report = plan.run(true).expect("holds");
-            (report.hash, report.events, report.trace)
+            (report.hash, report.events, report.coverage, report.trace)
         };
         assert_eq!(run(), run(), "seed {seed}");
     }
@@ -117,43 +117,6 @@ fn time_that_leaps_past_a_deadline_does_not_kill_who_has_spoken() {
     assert_eq!(sim.state(client), ClientState::Finished, "silent since then");
 }
 
-/// Each errno of each call, once, in the middle of a conversation: nobody else notices, and the books balance.
-#[test]
-fn every_call_fails_once_with_every_error_it_has() {
-    for &call in Call::ALL {
-        for &errno in call.errors() {
-            for after in 0..6 {
-                let (mut sim, addr) = echo(listen());
-                let bystander = sim.connect(addr).expect("connected");
-                sim.send(bystander, b"before\n");
-                sim.settle();
-                sim.set_faults(Faults::none().with(call, after, errno));
-                let client = sim.connect(addr).expect("connected");
-                sim.send(client, b"one\n");
-                sim.settle();
-                sim.send(client, b"two\n");
-                sim.finish(client);
-                sim.advance(Duration::from_secs(5));
-                let case = format!("{call} {after} errno {errno}");
-                sim.set_faults(Faults::none());
-                let heard = sim.received(client);
-                assert!(b"one\ntwo\n".starts_with(&heard), "{case}: {heard:?}");
-                let third = sim.connect(addr).expect("connected");
-                sim.send(third, b"after\n");
-                sim.advance(Duration::from_secs(5));
-                assert_eq!(sim.received(third), b"after\n", "{case}");
-                assert_eq!(sim.received(bystander), b"before\n", "{case}");
-                sim.control().drain(Duration::from_secs(1));
-                sim.advance(Duration::from_secs(20));
-                assert!(sim.drain_report().is_some(), "{case}");
-                let stats = sim.stats();
-                assert_eq!((stats.open, sim.descriptors()), (0, 0), "{case}");
-                assert_eq!(stats.accepted, stats.closed_total(), "{case}");
-            }
-        }
-    }
-}
-
 #[test]
 fn starvation_ends_when_a_descriptor_is_free() {
     let (mut sim, addr) = echo(listen());
@@ -195,6 +158,58 @@ fn a_slow_reader_is_no_stalled_one() {
     assert_eq!(sim.stats().closed(CloseReason::WriteTimeout), 1);
 }
 
+/// The process is stopped between its poll and the rest of its turn: what came meanwhile is read before anybody is judged.
+#[test]
+fn time_that_leaps_behind_a_poll_does_not_kill_who_has_spoken() {
+    let (mut sim, addr) = echo(listen().idle_timeout(Duration::from_secs(2)));
+    let client = sim.connect(addr).expect("connected");
+    sim.advance(Duration::from_secs(1));
+    sim.send(client, b"in time\n");
+    let mut faults = Faults::none();
+    faults.late_events = 1000;
+    sim.set_faults(faults);
+    sim.leap_after_poll(Duration::from_secs(5));
+    sim.step();
+    sim.set_faults(Faults::none());
+    sim.settle();
+    assert_eq!(sim.received(client), b"in time\n");
+    assert_eq!(sim.state(client), ClientState::Connected);
+}
+
+/// A second drain can bring the deadline forward, and never put it off.
+#[test]
+fn the_shortest_drain_holds() {
+    for spans in [[5, 60], [60, 5]] {
+        let (mut sim, addr) = echo(listen());
+        let client = sim.connect(addr).expect("connected");
+        sim.set_send_buffer(client, 1);
+        sim.set_reading(client, false);
+        sim.send(client, b"never read\n");
+        sim.settle();
+        for seconds in spans {
+            sim.control().drain(Duration::from_secs(seconds));
+        }
+        sim.advance(Duration::from_secs(4));
+        assert!(sim.drain_report().is_none(), "somebody is still owed something");
+        sim.advance(Duration::from_secs(2));
+        assert_eq!(sim.drain_report().map(|report| report.forced), Some(1));
+    }
+}
+
+/// Clients that come and come keep no port open: the drain takes who waits already, and as many as the backlog holds.
+#[test]
+fn a_flood_of_connects_does_not_hold_up_a_drain() {
+    let (mut sim, addr) = echo(listen().backlog(4));
+    sim.control().drain(Duration::from_secs(60));
+    let mut taken = 0;
+    while sim.connect(addr).is_some() {
+        taken += 1;
+        sim.step();
+        assert!(taken < 20, "the port is still open");
+    }
+    assert!((1..=6).contains(&taken), "{taken}");
+}
+
 /// A flood that fills every batch of events must not stop the clocks.
 #[test]
 fn full_batches_do_not_stop_the_clocks() {
@@ -219,21 +234,27 @@ fn a_flood_of_handshakes_does_not_starve_one() {
     let mut sim = Sim::new(3, Config::new().handshake_budget(1), ());
     let listen = listen().tls(sim_tls::server_config());
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    // Events come in the order in which clients have connected: one speaks before the flood does, one behind it.
+    let first = sim.connect(addr).expect("connected");
     let flood: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("connected")).collect();
     for &dripping in &flood {
         // The head of a long record that never ends.
         sim.send(dripping, &[0x16, 3, 1, 0x3F, 0xFF]);
     }
-    let client = sim.connect(addr).expect("connected");
+    let last = sim.connect(addr).expect("connected");
     sim.settle();
-    sim.send(client, &sim_tls::Client::new().encrypt(b""));
+    for client in [first, last] {
+        sim.send(client, &sim_tls::Client::new().encrypt(b""));
+    }
     for _ in 0..50 {
         for &dripping in &flood {
             sim.send(dripping, b"\x01");
         }
         sim.step();
     }
-    assert!(!sim.received(client).is_empty(), "the server's hello");
+    for client in [first, last] {
+        assert!(!sim.received(client).is_empty(), "the server's hello");
+    }
 }
 
 /// The loop was held up past the deadline and then spent its budget on others: what came in time is read first.
@@ -296,6 +317,43 @@ fn a_handshake_that_drips_is_timed_out() {
     assert_eq!(sim.stats().closed(CloseReason::HandshakeTimeout), 20);
 }
 
+/// Its peer has said close_notify and is reset: a write tells so, and there is nothing more to read.
+#[cfg(feature = "tls")]
+#[test]
+fn a_peer_that_resets_after_its_close_notify_is_noticed_by_a_write() {
+    use campaign::sim_tls;
+    /// Has something to say long after its peer has finished.
+    struct Late;
+    impl Handler for Late {
+        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+        fn on_finish(&mut self, cx: &mut Context<'_>) -> Outcome {
+            cx.conn.set_timer(0, Duration::from_secs(1));
+            Ok(())
+        }
+        fn on_timer(&mut self, cx: &mut Context<'_>, _: u8) -> Outcome {
+            cx.conn.send(b"late\n")?;
+            Ok(())
+        }
+    }
+    let mut sim = Sim::new(3, Config::new(), ());
+    // One line is enough to stop its clocks.
+    let listen = listen().tls(sim_tls::server_config()).watermarks(1, 2);
+    let addr = sim.listen(listen, |_: &mut (), _| Late).expect("listen");
+    let (client, mut tls) = (sim.connect(addr).expect("connected"), sim_tls::Client::new());
+    sim.send(client, &tls.encrypt(b""));
+    sim.settle();
+    let flight = tls.decrypt(&sim.received(client), &mut Vec::new()).expect("a hello");
+    sim.send(client, &flight);
+    sim.settle();
+    sim.send(client, &tls.close_notify());
+    sim.settle();
+    sim.reset(client);
+    sim.advance(Duration::from_secs(2));
+    assert_eq!((sim.stats().closed(CloseReason::Reset), sim.stats().open), (1, 0));
+}
+
 /// A listener's token comes again after many others; its events are not taken for another's.
 #[test]
 fn listeners_are_told_apart_after_a_long_life() {
@@ -318,6 +376,60 @@ fn listeners_are_told_apart_after_a_long_life() {
     }
 }
 
+/// It would be a descriptor lost for each try.
+#[test]
+fn a_listener_that_cannot_be_registered_leaves_nothing() {
+    let (mut sim, addr) = echo(listen());
+    sim.add_fault(Scripted {
+        call: Call::RegisterListener,
+        after: 0,
+        errno: libc::ENOMEM,
+    });
+    let again = || Listen::tcp(("127.0.0.1", addr.port() + 1)).framing(Framing::Line);
+    assert!(sim.listen(again(), |_: &mut (), _| Echo).is_err());
+    sim.settle();
+    assert_eq!(sim.descriptors(), 1);
+    assert!(sim.listen(again(), |_: &mut (), _| Echo).is_ok(), "the port is free");
+}
+
+#[test]
+fn a_command_wakes_the_loop() {
+    let (mut sim, addr) = echo(listen());
+    sim.connect(addr).expect("connected");
+    sim.settle();
+    sim.handle().drain(Duration::from_secs(1)).expect("asked");
+    sim.advance(Duration::from_secs(60));
+    let report = sim.drain_report().expect("over");
+    assert!(report.took < Duration::from_secs(10), "{report:?}");
+}
+
+/// What happened to whom is counted: that is what the table of a campaign is made of.
+#[test]
+fn a_world_tells_what_it_has_shown() {
+    let (mut sim, addr) = echo(listen());
+    sim.keep_coverage();
+    let client = sim.connect(addr).expect("connected");
+    sim.settle();
+    sim.set_faults(Faults::none().with(Call::Read, 0, libc::EINTR));
+    sim.send(client, b"hello\n");
+    sim.settle();
+    sim.finish(client);
+    sim.settle();
+    assert_eq!(
+        (
+            sim.calls(Call::Accept),
+            sim.calls(Call::Register),
+            sim.calls(Call::Shutdown)
+        ),
+        (2, 1, 0)
+    );
+    let coverage = sim.take_coverage();
+    let faults: Vec<_> = coverage.faults.into_iter().collect();
+    assert_eq!(faults, [((Fault::Error(Call::Read, libc::EINTR), Stage::Open), 1)]);
+    let moves: Vec<_> = coverage.moves.into_iter().collect();
+    assert_eq!(moves, [((Stage::New, Stage::Open), 1), ((Stage::Open, Stage::Gone), 1)]);
+}
+
 #[test]
 fn a_script_made_by_a_fuzzer_is_played() {
     let (mut sim, addr) = echo(listen());
@@ -333,4 +445,44 @@ fn a_script_made_by_a_fuzzer_is_played() {
     let clients = sim.play(addr, &Script { ops });
     assert_eq!(sim.received(clients[0]), b"a\nb\n");
     assert_eq!(sim.state(clients[0]), ClientState::Finished);
+}
+
+/// Frames that wait in the server's memory are announced by no event: a turn for each is no spinning.
+#[test]
+fn turns_without_events_are_no_spinning_while_frames_come() {
+    let mut sim = Sim::new(7, Config::new().read_budget(1), ());
+    let listen = listen().watermarks(0, 1);
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let client = sim.connect(addr).expect("connected");
+    let lines = vec![b'\n'; 30_000];
+    sim.send(client, &lines);
+    sim.settle();
+    assert_eq!(sim.received(client), lines);
+}
+
+/// As Linux has it: whoever takes a short read for the last one waits for the end for ever.
+#[test]
+fn bytes_and_the_end_behind_them_are_one_event() {
+    struct Stays;
+    impl Handler for Stays {
+        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+        fn on_finish(&mut self, cx: &mut Context<'_>) -> Outcome {
+            cx.conn.send(b"the end\n")?;
+            Ok(())
+        }
+    }
+    let mut sim = Sim::new(7, Config::new(), ());
+    let addr = sim.listen(listen(), |_: &mut (), _| Stays).expect("listen");
+    let client = sim.connect(addr).expect("connected");
+    sim.settle();
+    let before = sim.events();
+    sim.send(client, b"hello\n");
+    sim.finish(client);
+    sim.settle();
+    assert_eq!(
+        (sim.events() - before, sim.received(client)),
+        (1, b"the end\n".to_vec())
+    );
 }

@@ -119,10 +119,15 @@ impl Machine {
         if let Some(session) = &mut self.tls {
             session.clear(pool);
         }
-        if lost {
-            self.closed = Some(closed);
-        } else {
-            self.note_closed(closed);
+        match &mut self.closed {
+            // The error stays, if the handler had one: it is the user's, and not to be dropped in the middle of this.
+            Some(known) if lost => {
+                known.reason = closed.reason;
+                if known.error.is_none() {
+                    known.error = closed.error;
+                }
+            }
+            _ => self.note_closed(closed),
         }
     }
 

@@ -391,6 +391,24 @@ impl Codec {
         self.max = max;
         self.seen = 0;
     }
+
+    /// A copy, unless the framer is the user's.
+    #[cfg(feature = "sim")]
+    pub(super) fn fork(&self) -> Option<Self> {
+        let kind = match &self.kind {
+            Kind::Raw => Kind::Raw,
+            Kind::Packet(width) => Kind::Packet(*width),
+            Kind::Delimited(byte) => Kind::Delimited(*byte),
+            Kind::Custom(_) => return None,
+        };
+        Some(Self { kind, ..*self })
+    }
+
+    /// What it remembers besides its kind: the maximum, and how far it has seen.
+    #[cfg(feature = "sim")]
+    pub(super) fn memory(&self) -> (usize, usize) {
+        (self.max, self.seen)
+    }
 }
 
 impl fmt::Debug for Codec {

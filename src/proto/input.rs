@@ -217,12 +217,10 @@ impl Machine {
         let truncated = self.judge_stream(begun, CloseReason::Truncated);
         if self.has_failed() {
             self.close(Closed::new(CloseReason::Tls), now, pool);
-        } else if self.flags.has(Flags::WRITE_DEAD) && self.flags.has(Flags::EOF) {
+        } else if self.flags.has(Flags::WRITE_DEAD) && self.is_input_over() {
             self.end(Closed::new(CloseReason::Reset), pool);
         } else if self.flags.has(Flags::FINISH_TOLD) {
-            if self.flags.has(Flags::CLOSE_AFTER_INPUT)
-                || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
-            {
+            if self.closes_when_finished() {
                 self.close_by_handler(now, pool);
             }
         } else if self.is_input_over() && !between_frames {
@@ -403,13 +401,18 @@ impl Machine {
         self.flags.has(Flags::HELD_FRAMES)
             || self.has_failed()
             || (self.is_input_over() && !self.flags.has(Flags::FINISH_TOLD))
-            || (self.flags.has(Flags::CLOSE_AFTER_INPUT)
-                && (self.flags.has(Flags::FINISH_TOLD) || (self.flags.has(Flags::DRY) && self.held.is_empty())))
+            || (self.flags.has(Flags::FINISH_TOLD) && self.closes_when_finished())
+            || (self.flags.has(Flags::CLOSE_AFTER_INPUT) && self.flags.has(Flags::DRY) && self.held.is_empty())
     }
 
     /// Not taking frames: the handler's wish, or output waits above the watermark.
     pub(super) fn is_paused(&self) -> bool {
         self.flags.has(Flags::PAUSED) || self.flags.has(Flags::CONGESTED)
+    }
+
+    /// Once the peer has finished and the handler knows it, the connection closes whatever the handler does.
+    fn closes_when_finished(&self) -> bool {
+        self.flags.has(Flags::CLOSE_AFTER_INPUT) || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
     }
 
     pub(super) fn is_input_over(&self) -> bool {

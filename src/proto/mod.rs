@@ -16,6 +16,8 @@ mod input;
 mod outbox;
 mod output;
 mod pool;
+#[cfg(feature = "sim")]
+mod snapshot;
 mod state;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 pub(crate) mod tls;
@@ -31,6 +33,8 @@ pub use framing::{Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing}
 pub(crate) use input::Staged;
 use outbox::Outbox;
 pub(crate) use pool::Pool;
+#[cfg(feature = "sim")]
+pub(crate) use snapshot::Print;
 pub(crate) use state::{Event, Limits, NextStep};
 use state::{Farewell, Flags};
 pub use state::{SendError, State, Traffic};
@@ -206,13 +210,22 @@ impl Machine {
     #[cfg(feature = "sim")]
     pub(crate) fn broken_invariant(&self, read_size: usize, queued: bool) -> Option<String> {
         const ENVELOPE: usize = 16;
+        /// RFC 8446 section 5.2: 2^14 + 256 and the header.
+        const RECORD: usize = 0x4000 + 256 + 5;
         let held = self.held.len() - self.held_at;
-        let most = self.codec.max().saturating_add(ENVELOPE + read_size);
+        let most = self
+            .codec
+            .max()
+            .saturating_add(ENVELOPE + read_size + if self.tls.is_some() { RECORD } else { 0 });
         if held > most {
             return Some(format!("{held} bytes of input are held, the most is {most}"));
         }
         if self.held.is_empty() && self.held.capacity() > 0 {
             return Some("it holds memory for no input".to_owned());
+        }
+        let compact = self.outbox.is_compact() && self.held_at <= held;
+        if !compact || self.tls.as_ref().is_some_and(|session| !session.is_compact()) {
+            return Some("more memory is held for what has gone than for what waits".to_owned());
         }
         if queued {
             return None;
@@ -220,7 +233,8 @@ impl Machine {
         if self.has_events() {
             return Some("events wait that nobody will ask for".to_owned());
         }
-        let never = |span: Duration| span == Duration::MAX;
+        // The clock ends after 584 years: what is due after half of that may never be.
+        let never = |span: Duration| !Time::from_start(span.saturating_mul(2)).is_armed();
         let unarmed = |deadline: Time| !deadline.is_armed();
         let missing = match (self.state, self.farewell) {
             (_, Farewell::Gone { .. }) => return Some("it is gone and still here".to_owned()),

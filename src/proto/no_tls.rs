@@ -60,6 +60,15 @@ impl Session {
         match *self {}
     }
 
+    #[cfg(feature = "sim")]
+    pub(super) fn is_compact(&self) -> bool {
+        match *self {}
+    }
+
+    pub(super) fn own(&self) -> usize {
+        match *self {}
+    }
+
     pub(super) fn advance(&mut self, _count: usize, _pool: &mut Pool) {
         match *self {}
     }

@@ -27,6 +27,12 @@ impl Outbox {
         self.buffer.len() - self.sent
     }
 
+    /// What has gone takes no more memory than what waits.
+    #[cfg(feature = "sim")]
+    pub(super) fn is_compact(&self) -> bool {
+        self.sent <= self.len()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }

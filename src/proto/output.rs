@@ -11,7 +11,8 @@ use crate::reason::{CloseReason, Closed};
 impl Machine {
     /// A write failed for good. Reading goes on to the end first: the peer's last words may be there already.
     pub(crate) fn handle_write_error(&mut self, error: io::Error, pool: &mut Pool) {
-        if self.state != State::Open || self.flags.has(Flags::PAUSED) || self.flags.has(Flags::EOF) {
+        let all_read = self.flags.has(Flags::EOF) || self.flags.has(Flags::FINISH_TOLD);
+        if self.state != State::Open || self.flags.has(Flags::PAUSED) || all_read {
             return self.end(closed_by(error), pool);
         }
         self.outbox.clear(pool);
@@ -39,7 +40,7 @@ impl Machine {
         } else if count > 0 {
             self.deadlines.write = now.after(self.limits.write_timeout);
         }
-        if self.flags.has(Flags::CONGESTED) && self.queued() <= self.limits.low_watermark {
+        if self.flags.has(Flags::CONGESTED) && self.owed() <= self.limits.low_watermark {
             self.flags.clear(Flags::CONGESTED);
             if self.state == State::Open {
                 self.flags.set(Flags::TELL_WRITABLE);
@@ -65,7 +66,7 @@ impl Machine {
         if self.state != State::Open || self.is_deaf() {
             return Err(SendError::Closed);
         }
-        let queued = self.queued();
+        let queued = self.owed();
         if queued >= self.limits.output_limit {
             self.congest(now);
             return Err(SendError::Full {
@@ -84,7 +85,7 @@ impl Machine {
             })?;
         self.traffic.frames_out += 1;
         pool.traffic.frames_out += 1;
-        if self.queued() >= self.limits.high_watermark {
+        if self.owed() >= self.limits.high_watermark {
             self.congest(now);
         }
         Ok(())
@@ -129,6 +130,11 @@ impl Machine {
     /// Bytes that wait for the peer.
     pub(crate) fn queued(&self) -> usize {
         self.outbox.len() + self.tls.as_ref().map_or(0, |session| session.waiting().len())
+    }
+
+    /// Of those, what the handler has sent: what TLS says by itself is not held against it.
+    pub(crate) fn owed(&self) -> usize {
+        self.queued() - self.tls.as_ref().map_or(0, |session| session.own())
     }
 
     /// The peer can be told nothing more.

@@ -13,7 +13,7 @@ use super::framing::FrameError;
 ///     |                |                          ^
 ///     +----------------+--------------------------+
 /// ```
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
     /// Accepted; the service has not answered yet.
     Accepting,
@@ -26,8 +26,11 @@ pub enum State {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[Self::Accepting, Self::Handshaking, Self::Open, Self::Closing];
+
     /// The legal transitions, all of them.
-    pub(super) const fn may_become(self, next: Self) -> bool {
+    pub const fn may_become(self, next: Self) -> bool {
         matches!(
             (self, next),
             (Self::Accepting, Self::Handshaking | Self::Open | Self::Closing)

@@ -47,6 +47,8 @@ pub(super) struct Session {
     held: Vec<u8>,
     /// Ciphertext waiting for the kernel.
     outbound: Outbox,
+    /// How much of `outbound` TLS says by itself: handshake, tickets, key updates.
+    own: usize,
     /// The very first byte from the peer, which tells TLS from something else.
     first: Option<u8>,
     /// The name in the ClientHello, which rustls' unbuffered connection keeps to itself.
@@ -84,6 +86,7 @@ impl Session {
             stage: Stage::Hello(Box::default(), Arc::clone(config)),
             held: Vec::new(),
             outbound: Outbox::default(),
+            own: 0,
             first: None,
             server_name: None,
             peer_closed: false,
@@ -210,8 +213,14 @@ impl Session {
         self.outbound.waiting()
     }
 
+    /// Of what waits: bytes that no handler has sent. They come first, all but the answer to a key update.
+    pub(super) fn own(&self) -> usize {
+        self.own
+    }
+
     pub(super) fn advance(&mut self, count: usize, pool: &mut Pool) {
         self.outbound.advance(count, pool);
+        self.own = self.own.saturating_sub(count);
     }
 
     /// Bytes of ciphertext held in either direction.
@@ -219,10 +228,16 @@ impl Session {
         self.held.len() + self.outbound.len()
     }
 
+    #[cfg(feature = "sim")]
+    pub(super) fn is_compact(&self) -> bool {
+        self.outbound.is_compact()
+    }
+
     /// Gives back what is held, for a connection that is over.
     pub(super) fn clear(&mut self, pool: &mut Pool) {
         pool.give(std::mem::take(&mut self.held));
         self.outbound.clear(pool);
+        self.own = 0;
     }
 
     fn wish(&mut self, wish: Wish<'_>, pool: &mut Pool) -> Result<(), Box<dyn StdError>> {
@@ -253,6 +268,7 @@ impl Session {
         let Self {
             stage,
             outbound,
+            own,
             peer_closed,
             ..
         } = self;
@@ -274,11 +290,13 @@ impl Session {
                     }
                 }
                 Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                    let before = outbound.len();
                     append(outbound.tail(pool), RECORD_PAYLOAD, |space| match data.encode(space) {
                         Ok(written) => Ok(written),
                         Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
                         Err(EncodeError::AlreadyEncoded) => Err(None),
                     });
+                    *own += outbound.len() - before;
                 }
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => *peer_closed = true,

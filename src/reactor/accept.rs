@@ -232,6 +232,7 @@ impl<A, O: Os> Reactor<A, O> {
         if let Err(error) = self.os.register_stream(&mut stream, Token::of_conn(id)) {
             self.os.close(stream, false);
             self.drop_handler(handler);
+            self.discard("a framer's destructor", machine);
             self.report_unopened(app, at, Some(id), addr, Closed::with(CloseReason::Unregistered, error));
             return self.starve(&io::Error::from_raw_os_error(libc::ENOMEM));
         }

@@ -33,6 +33,13 @@ impl<A, O: Os> Reactor<A, O> {
         if self.current.is_some() {
             return Some("somebody has the turn between two turns".to_owned());
         }
+        for index in 0..self.roster.slots() {
+            let alive = self.roster.tenant(index).map_or(0, |slot| slot.id.generation);
+            let said = self.shared.live_generation(index);
+            if said != alive {
+                return Some(format!("handles take {index}.{said} for alive, it is {index}.{alive}"));
+            }
+        }
         for slot in self.roster.iter() {
             let fault = slot
                 .machine

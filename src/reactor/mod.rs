@@ -483,17 +483,17 @@ impl<A, O: Os> Reactor<A, O> {
     fn carry_out(&mut self, app: &mut A, command: Command<A>) {
         match command {
             Command::Send(id, frame) => {
-                // A connection's framer is the user's code too.
+                // A connection's framer is the user's code too, and so is its error.
                 let sent = catch_unwind(AssertUnwindSafe(|| {
-                    Conn::find(self, id).map(|mut conn| conn.send(&frame))
-                }));
-                match sent {
-                    Ok(Some(Ok(()))) => {}
-                    Ok(Some(Err(error))) => {
-                        self.stats.undeliverable += 1;
+                    let outcome = Conn::find(self, id).map(|mut conn| conn.send(&frame));
+                    if let Some(Err(error)) = &outcome {
                         log::debug!("a frame for connection {id} was not sent: {error}");
                     }
-                    Ok(None) => self.stats.undeliverable += 1,
+                    matches!(outcome, Some(Ok(())))
+                }));
+                match sent {
+                    Ok(true) => {}
+                    Ok(false) => self.stats.undeliverable += 1,
                     Err(panic) => {
                         self.stats.undeliverable += 1;
                         self.end_in_panic(id, "a framer", panic);

@@ -118,6 +118,12 @@ impl Roster {
             .filter(|slot| Token::of_conn(slot.id) == token)
     }
 
+    /// Slots that have ever had a tenant.
+    #[cfg(feature = "sim")]
+    pub(super) fn slots(&self) -> u32 {
+        self.generations.len() as u32
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Slot> {
         self.slab.iter().map(|(_, slot)| slot)
     }
@@ -151,5 +157,57 @@ impl Slot {
             queued: self.machine.queued(),
             buffered: self.machine.buffered(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::config::Listen;
+
+    fn slot(id: ConnId) -> Slot {
+        let listen = Listen::tcp("127.0.0.1:0");
+        let machine = Machine::new(&listen.framing, Rc::new(listen.limits.clone()), None, Time::ZERO);
+        Slot {
+            id,
+            machine,
+            listener: ListenerId(0),
+            peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+            accepted_at: Time::ZERO,
+            readable: false,
+            writable: false,
+            hang_up: false,
+            queued: false,
+            retry: false,
+            budget: 0,
+            budget_turn: 0,
+        }
+    }
+
+    /// DESIGN.md, invariant 7: what is for a slot's former tenant finds nobody.
+    #[test]
+    fn a_slot_has_one_tenant_at_a_time() {
+        let mut roster = Roster::new(1);
+        let first = roster.next_id();
+        roster.insert(slot(first));
+        assert!(!roster.has_room());
+        assert!(roster.addressee(first.index, Token::of_conn(first)).is_some());
+        roster.remove(first).expect("it is there");
+        let second = roster.next_id();
+        roster.insert(slot(second));
+        assert_eq!((second.index, roster.len()), (first.index, 1), "the slot is used again");
+        assert_ne!(second, first);
+        assert!(roster.addressee(first.index, Token::of_conn(first)).is_none());
+        assert!(roster.get(first).is_none() && roster.get_mut(first).is_none() && roster.remove(first).is_none());
+        assert!(roster.addressee(second.index, Token::of_conn(second)).is_some());
+    }
+
+    #[test]
+    fn generations_come_round_without_zero() {
+        let mut roster = Roster::new(1);
+        roster.generations = vec![u32::MAX];
+        assert_eq!(roster.next_id().generation, 1);
     }
 }

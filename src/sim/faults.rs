@@ -60,6 +60,8 @@ impl Call {
                 ENOBUFS,
                 ENOMEM,
                 EAGAIN,
+                // Shut down elsewhere, by whoever shares the socket.
+                EINVAL,
             ],
             Self::Register | Self::RegisterListener => &[ENOMEM, ENOSPC],
             Self::DeregisterListener => &[ENOMEM],
@@ -76,12 +78,60 @@ impl fmt::Display for Call {
     }
 }
 
+/// One thing that went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Fault {
+    /// A call gave this error.
+    Error(Call, i32),
+    /// A read brought less than was there.
+    ShortRead,
+    /// A write took less than fitted.
+    ShortWrite,
+    /// An event came that nobody should rely on.
+    SpuriousEvent,
+    /// An event came a poll later than it could.
+    LateEvent,
+    /// An event came among others in another order.
+    Reordered,
+    /// An event came twice.
+    Duplicated,
+    /// The clock leapt.
+    ClockLeap,
+    /// A poll said that there were more events than it showed.
+    FullBatch,
+    /// Descriptors ran out for a while.
+    Famine,
+}
+
+impl Fault {
+    /// Every kind of fault, each error of each call included.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let errors = Call::ALL
+            .iter()
+            .flat_map(|&call| call.errors().iter().map(move |&errno| Self::Error(call, errno)));
+        errors.chain([
+            Self::ShortRead,
+            Self::ShortWrite,
+            Self::SpuriousEvent,
+            Self::LateEvent,
+            Self::Reordered,
+            Self::Duplicated,
+            Self::ClockLeap,
+            Self::FullBatch,
+            Self::Famine,
+        ])
+    }
+}
+
 /// How often what goes wrong, in times per thousand calls. All zero by default: a kernel as from the book.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Faults {
-    /// Any error that the call may give, for calls without a rate of their own below.
+    /// Calls that fail, with any error that they may give.
     pub errors: u16,
+    /// If set, only this call fails, with this error alone.
+    pub only: Option<(Call, i32)>,
     /// Reads that bring less than is there.
     pub short_reads: u16,
     /// Writes that take less than fits.
@@ -125,6 +175,7 @@ impl Faults {
     pub fn everything(per_mille: u16) -> Self {
         Self {
             errors: per_mille,
+            only: None,
             short_reads: per_mille,
             short_writes: per_mille,
             spurious_events: per_mille,
@@ -145,7 +196,8 @@ impl Faults {
         self
     }
 
-    /// A swarm member (Groce et al. 2012): each kind of fault is on or off for this seed, at a rate of its own.
+    /// A swarm member (Groce et al. 2012): each kind of fault is on or off for this seed, at a rate of its own. Half of
+    /// those with errors have one alone, and more of it.
     pub fn swarm(random: &mut Random) -> Self {
         let rate = |random: &mut Random| {
             if random.chance(500) {
@@ -154,8 +206,16 @@ impl Faults {
                 0
             }
         };
+        let only = if random.chance(500) {
+            random
+                .pick(Call::ALL)
+                .and_then(|&call| Some((call, *random.pick(call.errors())?)))
+        } else {
+            None
+        };
         Self {
-            errors: rate(random) / 4,
+            errors: if only.is_some() { rate(random) } else { rate(random) / 4 },
+            only,
             short_reads: rate(random),
             short_writes: rate(random),
             spurious_events: rate(random),
@@ -183,8 +243,11 @@ impl Faults {
             scripted.after = scripted.after.saturating_sub(1);
             true
         });
-        if struck.is_none() && random.chance(self.errors) {
-            struck = random.pick(call.errors()).copied();
+        if struck.is_none() && self.only.is_none_or(|(only, _)| only == call) && random.chance(self.errors) {
+            struck = match self.only {
+                Some((_, errno)) => Some(errno),
+                None => random.pick(call.errors()).copied(),
+            };
         }
         struck
     }

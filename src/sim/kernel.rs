@@ -4,12 +4,21 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::faults::{Call, Faults};
+use super::coverage::Notes;
+use super::faults::{Call, Fault, Faults};
 use super::random::Random;
+use super::socket::SimSocket;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Token};
+
+/// Clients have addresses from 10.0.0.0:10000 on, and ports below 60000.
+const FIRST_HOST: u32 = u32::from_be_bytes([10, 0, 0, 0]);
+const FIRST_PORT: usize = 10_000;
+const PORTS: usize = 50_000;
 
 /// The client's end of a simulated connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,7 +30,9 @@ pub struct ClientId(pub(super) usize);
 pub enum ClientState {
     /// Connected, perhaps still in the backlog.
     Connected,
-    /// The server has finished sending, and everything it sent has been received.
+    /// The server has finished sending, and everything it sent has been received. The client does not finish by itself:
+    /// without [`Sim::finish`](super::Sim::finish) the server lingers ([`Listen::linger`](crate::Listen::linger)) before
+    /// its handler hears `on_close`.
     Finished,
     /// The connection was reset.
     Reset,
@@ -33,6 +44,8 @@ pub(super) struct Kernel {
     pub(super) horizon: Time,
     pub(super) random: Random,
     pub(super) faults: Faults,
+    /// By how much the clock leaps when the next poll returns.
+    pub(super) leap_after_poll: Duration,
     /// Descriptors that the process may have open.
     pub(super) fd_limit: usize,
     pub(super) fds: usize,
@@ -40,13 +53,17 @@ pub(super) struct Kernel {
     famine_until: Time,
     pub(super) listeners: Vec<SimListener>,
     pub(super) sockets: Vec<SimSocket>,
+    /// The waker was written to.
+    pub(super) woken: Arc<AtomicBool>,
     pub(super) trace: Trace,
     /// Events handed out.
     pub(super) delivered: u64,
     /// Whether the last poll had nothing to report.
     pub(super) was_idle: bool,
-    /// Which errors were given, for the coverage table.
-    pub(super) struck: Vec<(Call, i32, Option<ClientId>)>,
+    /// How often each call was made, by its number.
+    calls: [u64; Call::ALL.len()],
+    /// What happened to whom since the last turn, if somebody wants to know.
+    pub(super) notes: Option<Notes>,
 }
 
 pub(super) struct SimListener {
@@ -56,40 +73,6 @@ pub(super) struct SimListener {
     pub(super) token: Option<Token>,
     pub(super) open: bool,
     edge: bool,
-}
-
-/// Both directions of one connection.
-pub(super) struct SimSocket {
-    pub(super) peer: SocketAddr,
-    pub(super) local: SocketAddr,
-    /// The server holds a descriptor for it.
-    pub(super) held: bool,
-    token: Option<Token>,
-    /// An edge that no poll has reported yet.
-    edge: bool,
-    /// Sent by the client, not in the server's kernel yet.
-    underway: VecDeque<u8>,
-    /// In the server's receive buffer.
-    pub(super) received: VecDeque<u8>,
-    receive_buffer: usize,
-    /// The client has sent FIN; it arrives behind what is under way.
-    client_finished: bool,
-    /// FIN is in the receive buffer.
-    fin: bool,
-    /// The connection is dead, and reads give this error once the receive buffer is empty.
-    error: Option<i32>,
-    /// Taken from the server, not read by the client yet.
-    sent: VecDeque<u8>,
-    pub(super) send_buffer: usize,
-    /// A write was refused or cut: an edge is due when there is room.
-    wants_room: bool,
-    server_finished: bool,
-    server_reset: bool,
-    client_gone: bool,
-    /// What the client has read.
-    pub(super) inbox: Vec<u8>,
-    /// The client reads what comes.
-    pub(super) reads: bool,
 }
 
 /// What happened, as a hash always and as text if asked for.
@@ -130,15 +113,18 @@ impl Kernel {
             horizon: Time::ZERO,
             random: Random::new(seed),
             faults: Faults::none(),
+            leap_after_poll: Duration::ZERO,
             fd_limit: usize::MAX,
             fds: 0,
             famine_until: Time::ZERO,
             listeners: Vec::new(),
             sockets: Vec::new(),
+            woken: Arc::default(),
             trace: Trace::new(),
             delivered: 0,
             was_idle: false,
-            struck: Vec::new(),
+            calls: [0; Call::ALL.len()],
+            notes: None,
         }
     }
 
@@ -152,9 +138,11 @@ impl Kernel {
             self.trace.line([1, leap.as_millis() as u64, 0, 0], || {
                 format!("the clock leaps by {leap:?}")
             });
+            self.note_all(Fault::ClockLeap);
         }
         if self.random.chance(self.faults.famines) {
             self.famine_until = self.now.after(Duration::from_millis(self.random.below(3_000) as u64));
+            self.note_all(Fault::Famine);
         }
         if let Some(errno) = self.strike(Call::Poll, None) {
             return Err(io::Error::from_raw_os_error(errno));
@@ -170,6 +158,10 @@ impl Kernel {
         self.was_idle = events.is_empty();
         self.delivered += events.len() as u64;
         let full = self.random.chance(self.faults.full_batches);
+        if full {
+            self.note_all(Fault::FullBatch);
+        }
+        self.now = self.now.after(std::mem::take(&mut self.leap_after_poll));
         let (count, now) = (events.len(), self.now);
         self.trace.line([2, count as u64, u64::from(full), 0], || {
             format!("{now:?} poll: {count} events")
@@ -190,25 +182,52 @@ impl Kernel {
         }
     }
 
+    /// After what is under way has arrived: the next poll has something to report.
+    pub(super) fn has_news(&mut self) -> bool {
+        self.move_bytes();
+        let listening = self
+            .listeners
+            .iter()
+            .any(|listener| listener.edge && listener.token.is_some());
+        let connected = self.sockets.iter().any(|socket| socket.edge && socket.token.is_some());
+        listening || connected || self.woken.load(Ordering::SeqCst)
+    }
+
     fn collect(&mut self, events: &mut Vec<Event>) {
-        for listener in &mut self.listeners {
-            let Some(token) = listener.token else { continue };
-            if listener.edge && !(self.random.chance(self.faults.late_events)) {
-                listener.edge = false;
-                events.push(Event {
-                    token,
-                    readable: true,
-                    writable: false,
-                    closed: false,
-                });
-            }
+        if self.woken.swap(false, Ordering::SeqCst) {
+            events.push(Event {
+                token: Token::WAKER,
+                readable: true,
+                writable: false,
+                closed: false,
+            });
         }
-        for socket in &mut self.sockets {
-            let Some(token) = socket.token else { continue };
-            if socket.edge && !(self.random.chance(self.faults.late_events)) {
-                socket.edge = false;
-                events.push(socket.event(token));
+        for listener in &mut self.listeners {
+            let (Some(token), true) = (listener.token, listener.edge) else {
+                continue;
+            };
+            if self.random.chance(self.faults.late_events) {
+                note(&mut self.notes, Fault::LateEvent, None);
+                continue;
             }
+            listener.edge = false;
+            events.push(Event {
+                token,
+                readable: true,
+                writable: false,
+                closed: false,
+            });
+        }
+        for (index, socket) in self.sockets.iter_mut().enumerate() {
+            let (Some(token), true) = (socket.token, socket.edge) else {
+                continue;
+            };
+            if self.random.chance(self.faults.late_events) {
+                note(&mut self.notes, Fault::LateEvent, Some(index));
+                continue;
+            }
+            socket.edge = false;
+            events.push(socket.event(token));
         }
     }
 
@@ -216,10 +235,9 @@ impl Kernel {
     fn spoil(&mut self, events: &mut Vec<Event>) {
         if self.random.chance(self.faults.spurious_events) {
             let socket = self.random.below(self.sockets.len());
-            let token = match self.sockets.get(socket).and_then(|socket| socket.token) {
-                Some(token) => token,
-                None => Token(self.random.below(1 << 26)),
-            };
+            let known = self.sockets.get(socket).and_then(|socket| socket.token);
+            note(&mut self.notes, Fault::SpuriousEvent, known.map(|_| socket));
+            let token = known.unwrap_or_else(|| Token(self.random.below(1 << 26)));
             let bits = self.random.bits();
             events.push(Event {
                 token,
@@ -229,10 +247,12 @@ impl Kernel {
             });
         }
         if self.random.chance(self.faults.duplicated) {
+            self.note_events(Fault::Duplicated, events);
             let again = events.clone();
             events.extend(again);
         }
-        if self.random.chance(self.faults.reordered) {
+        if self.random.chance(self.faults.reordered) && events.len() > 1 {
+            self.note_events(Fault::Reordered, events);
             for at in (1..events.len()).rev() {
                 let other = self.random.below(at + 1);
                 events.swap(at, other);
@@ -240,19 +260,42 @@ impl Kernel {
         }
     }
 
+    /// Every socket that the server holds has lived through this.
+    fn note_all(&mut self, fault: Fault) {
+        let Some(notes) = &mut self.notes else { return };
+        let before = notes.struck.len();
+        let held = self.sockets.iter().enumerate().filter(|(_, socket)| socket.held);
+        notes.struck.extend(held.map(|(index, _)| (fault, Some(index))));
+        if notes.struck.len() == before {
+            notes.struck.push((fault, None));
+        }
+    }
+
+    fn note_events(&mut self, fault: Fault, events: &[Event]) {
+        let Some(notes) = &mut self.notes else { return };
+        for event in events {
+            let socket = self.sockets.iter().position(|socket| socket.token == Some(event.token));
+            notes.struck.push((fault, socket));
+        }
+    }
+
+    /// How often a call was made.
+    pub(super) fn calls(&self, call: Call) -> u64 {
+        self.calls.get(call as usize).copied().unwrap_or(0)
+    }
+
     fn strike(&mut self, call: Call, socket: Option<usize>) -> Option<i32> {
+        if let Some(count) = self.calls.get_mut(call as usize) {
+            *count += 1;
+        }
         let errno = self.faults.strike(call, &mut self.random)?;
-        self.struck.push((call, errno, socket.map(ClientId)));
+        note(&mut self.notes, Fault::Error(call, errno), socket);
         self.trace
             .line([3, call as u64, errno as u64, 0], || format!("  {call}: errno {errno}"));
         Some(errno)
     }
 
     pub(super) fn accept(&mut self, listener: usize) -> io::Result<(usize, SocketAddr)> {
-        let strike = self.strike(Call::Accept, None);
-        let Some(listening) = self.listeners.get_mut(listener).filter(|listening| listening.open) else {
-            return Err(io::Error::from_raw_os_error(libc::EBADF));
-        };
         // Linux takes a descriptor before it looks at the queue.
         if self.fds >= self.fd_limit {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
@@ -260,6 +303,10 @@ impl Kernel {
         if self.now < self.famine_until {
             return Err(io::Error::from_raw_os_error(libc::ENFILE));
         }
+        let strike = self.strike(Call::Accept, None);
+        let Some(listening) = self.listeners.get_mut(listener).filter(|listening| listening.open) else {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        };
         match strike {
             Some(errno @ libc::ECONNABORTED) => {
                 if let Some(lost) = listening.queue.pop_front() {
@@ -284,6 +331,9 @@ impl Kernel {
         socket.held = true;
         self.fds += 1;
         let peer = socket.peer;
+        if let Some(notes) = &mut self.notes {
+            notes.accepted.push(index);
+        }
         self.trace
             .line([4, index as u64, 0, 0], || format!("  accept: client {index}"));
         Ok((index, peer))
@@ -299,7 +349,7 @@ impl Kernel {
         match strike {
             Some(errno @ (libc::EINTR | libc::ENOMEM)) => return Err(io::Error::from_raw_os_error(errno)),
             Some(errno @ libc::EAGAIN) => {
-                socket.edge = socket.has_input();
+                socket.edge |= socket.has_input();
                 return Err(io::Error::from_raw_os_error(errno));
             }
             Some(errno) => socket.die(errno),
@@ -307,12 +357,16 @@ impl Kernel {
         }
         let count = socket.received.len().min(buffer.len()).min(cut);
         if count > 0 {
+            let is_cut = count < socket.received.len().min(buffer.len());
+            if is_cut {
+                note(&mut self.notes, Fault::ShortRead, Some(index));
+            }
             for (to, from) in buffer.iter_mut().zip(socket.received.drain(..count)) {
                 *to = from;
             }
             socket.arrive();
-            // What is left after a short read has arrived behind it: that is a new edge.
-            socket.edge |= socket.has_input() && count < buffer.len();
+            // What a cut has left has arrived behind it: that is a new edge. An end that was there already is none.
+            socket.edge |= is_cut;
             self.trace.line([5, index as u64, count as u64, 0], || {
                 format!("  read: client {index}, {count} bytes")
             });
@@ -359,6 +413,9 @@ impl Kernel {
         }
         if count == 0 {
             return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if count < socket.room().min(bytes.len()) {
+            note(&mut self.notes, Fault::ShortWrite, Some(index));
         }
         socket.sent.extend(bytes.iter().take(count));
         if short && count < bytes.len() {
@@ -513,30 +570,17 @@ impl Kernel {
         }
         listener.queue.push_back(index);
         listener.edge = true;
-        let host = u32::from(Ipv4Addr::new(10, 0, 0, 0)) + (index as u32 / 50_000);
-        let peer = SocketAddr::new(IpAddr::from(Ipv4Addr::from(host)), 10_000 + (index % 50_000) as u16);
-        self.sockets.push(SimSocket {
-            peer,
-            local: listener.addr,
-            held: false,
-            token: None,
-            edge: false,
-            underway: VecDeque::new(),
-            received: VecDeque::new(),
-            receive_buffer: 64 * 1024,
-            client_finished: false,
-            fin: false,
-            error: None,
-            sent: VecDeque::new(),
-            send_buffer: 64 * 1024,
-            wants_room: false,
-            server_finished: false,
-            server_reset: false,
-            client_gone: false,
-            inbox: Vec::new(),
-            reads: true,
-        });
+        let host = FIRST_HOST + (index / PORTS) as u32;
+        let peer = SocketAddr::new(Ipv4Addr::from(host).into(), (FIRST_PORT + index % PORTS) as u16);
+        self.sockets.push(SimSocket::new(peer, listener.addr));
         Some(ClientId(index))
+    }
+
+    /// The client with this address.
+    pub(super) fn client_at(&self, addr: SocketAddr) -> Option<usize> {
+        let IpAddr::V4(host) = addr.ip() else { return None };
+        let block = u32::from(host).checked_sub(FIRST_HOST)? as usize;
+        Some(block * PORTS + usize::from(addr.port()).checked_sub(FIRST_PORT)?)
     }
 
     pub(super) fn client_send(&mut self, client: ClientId, bytes: &[u8]) {
@@ -585,70 +629,9 @@ impl Kernel {
     }
 }
 
-impl SimSocket {
-    fn event(&self, token: Token) -> Event {
-        let closed = self.fin || self.error.is_some();
-        Event {
-            token,
-            readable: !self.received.is_empty() || closed,
-            writable: self.room() > 0 || self.error.is_some(),
-            closed,
-        }
-    }
-
-    /// An edge is under way.
-    pub(super) fn has_edge(&self) -> bool {
-        self.edge
-    }
-
-    /// A read would bring something: bytes, the end, or an error.
-    pub(super) fn has_input(&self) -> bool {
-        !self.received.is_empty() || self.fin || self.error.is_some()
-    }
-
-    pub(super) fn room(&self) -> usize {
-        self.send_buffer.saturating_sub(self.sent.len())
-    }
-
-    /// An edge that announced room which is gone by this is due again.
-    pub(super) fn resize(&mut self, send_buffer: usize) {
-        self.send_buffer = send_buffer.max(1);
-        self.wants_room |= self.room() == 0;
-    }
-
-    fn arrive(&mut self) {
-        let room = self.receive_buffer.saturating_sub(self.received.len());
-        let count = room.min(self.underway.len());
-        if count > 0 {
-            self.received.extend(self.underway.drain(..count));
-            self.edge = true;
-        }
-        if self.client_finished && self.underway.is_empty() && !self.fin {
-            self.fin = true;
-            self.edge = true;
-        }
-    }
-
-    fn reach(&mut self) {
-        if self.reads {
-            self.take(usize::MAX);
-        }
-        // Linux raises the edge when a third of the buffer is free again; half is as good.
-        if self.wants_room && self.room() >= (self.send_buffer / 2).max(1) {
-            self.wants_room = false;
-            self.edge = true;
-        }
-    }
-
-    /// The client reads what has been sent, at most so much.
-    pub(super) fn take(&mut self, bytes: usize) {
-        let count = bytes.min(self.sent.len());
-        self.inbox.extend(self.sent.drain(..count));
-    }
-
-    fn die(&mut self, errno: i32) {
-        self.error = Some(errno);
-        self.sent.clear();
-        self.edge = true;
+/// Not a method: whoever notes something holds a part of the kernel.
+fn note(notes: &mut Option<Notes>, fault: Fault, socket: Option<usize>) {
+    if let Some(notes) = notes {
+        notes.struck.push((fault, socket));
     }
 }

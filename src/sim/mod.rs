@@ -50,24 +50,33 @@
 //! assert_eq!(sim.state(quick), ClientState::Connected);
 //! ```
 
+mod coverage;
 mod faults;
 mod kernel;
 mod os;
 mod random;
 mod script;
+mod single;
+mod socket;
+mod stimulus;
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-pub use faults::{Call, Faults, Scripted};
+pub use coverage::{Coverage, Stage};
+use coverage::{Notes, Recorder};
+pub use faults::{Call, Fault, Faults, Scripted};
 use kernel::Kernel;
 pub use kernel::{ClientId, ClientState};
 use os::SimOs;
 pub use random::Random;
-pub use script::{Op, Script};
+pub use script::{shrink, Op, Script};
+pub use single::{Single, Snapshot};
+pub use stimulus::{Deed, End, Stimulus, Told};
 
 use crate::config::{Config, Listen};
 use crate::control::{Control, Desk};
@@ -85,6 +94,13 @@ const SPIN: usize = 10_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation(String);
 
+impl Violation {
+    /// One of your own, for [`Sim::try_play`].
+    pub fn new(words: impl Into<String>) -> Self {
+        Self(words.into())
+    }
+}
+
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -95,6 +111,13 @@ impl std::error::Error for Violation {}
 
 /// A server in a world of its own.
 ///
+/// Nothing runs until [`Sim::settle`] (no time passes), [`Sim::advance`] (time passes) or [`Sim::step`] (one turn). What
+/// clients send and receive are bytes on the wire, with headers: nothing is framed for you.
+///
+/// A panic in a handler is caught here as it is in a server: its connection ends as
+/// [`Panicked`](crate::CloseReason::Panicked) and the test goes on. A test that wants no panics asserts that
+/// `sim.stats().panics` is 0.
+///
 /// Every call that runs the server panics, with the seed in the message, if an invariant is broken; [`Sim::try_step`]
 /// returns it instead.
 pub struct Sim<A = ()> {
@@ -102,6 +125,7 @@ pub struct Sim<A = ()> {
     kernel: Rc<RefCell<Kernel>>,
     reactor: Reactor<A, SimOs>,
     app: A,
+    recorder: Option<Recorder>,
 }
 
 impl<A> Sim<A> {
@@ -131,6 +155,7 @@ impl<A> Sim<A> {
             kernel,
             reactor,
             app,
+            recorder: None,
         })
     }
 
@@ -151,7 +176,7 @@ impl<A> Sim<A> {
         self.kernel.borrow_mut().connect(addr)
     }
 
-    /// A client sends bytes. They arrive as the receive buffer has room.
+    /// A client sends bytes; none after [`Sim::finish`] or [`Sim::reset`]. They arrive as the receive buffer has room.
     pub fn send(&mut self, client: ClientId, bytes: &[u8]) {
         self.kernel.borrow_mut().client_send(client, bytes);
     }
@@ -223,7 +248,8 @@ impl<A> Sim<A> {
         self.kernel.borrow().fds
     }
 
-    /// Descriptors that the process may have open, listeners included. No limit at first.
+    /// Descriptors that the process may have open, listeners included, as RLIMIT_NOFILE; `usize::MAX`, as at first, is no
+    /// limit. Who finds none waits for [`Config::starve_interval`](crate::Config::starve_interval), or until one is free.
     pub fn set_descriptor_limit(&mut self, descriptors: usize) {
         self.kernel.borrow_mut().fd_limit = descriptors;
     }
@@ -233,10 +259,15 @@ impl<A> Sim<A> {
         self.kernel.borrow().now.since(Time::ZERO)
     }
 
-    /// The clock leaps ahead and nobody runs meanwhile, as when the process is stopped (SIGSTOP, a debugger).
+    /// The clock leaps ahead and nobody runs meanwhile; all that has fallen due is judged at once. As when the process is stopped (SIGSTOP, a debugger).
     pub fn leap(&mut self, span: Duration) {
         let mut kernel = self.kernel.borrow_mut();
         kernel.now = kernel.now.after(span);
+    }
+
+    /// As [`Sim::leap`], at the moment when the next poll returns: what comes meanwhile it does not report.
+    pub fn leap_after_poll(&mut self, span: Duration) {
+        self.kernel.borrow_mut().leap_after_poll = span;
     }
 
     /// One turn of the loop. It sleeps through at most what is left of [`Sim::advance`]; alone, it does not sleep.
@@ -263,7 +294,18 @@ impl<A> Sim<A> {
         if held != open {
             return Err(Violation(format!("{held} descriptors are held, {open} are open")));
         }
-        Ok(())
+        self.record().map_or(Ok(()), |illegal| Err(Violation(illegal)))
+    }
+
+    /// Follows the connections through this turn, if somebody wants to know; a change that none of them may make.
+    fn record(&mut self) -> Option<String> {
+        let recorder = self.recorder.as_mut()?;
+        let mut kernel = self.kernel.borrow_mut();
+        let stages = self.reactor.connections().into_iter();
+        let stages = stages.filter_map(|info| Some((kernel.client_at(info.peer)?, Stage::of(info.state))));
+        let stages: BTreeMap<usize, Stage> = stages.collect();
+        let notes = kernel.notes.replace(Notes::default()).unwrap_or_default();
+        recorder.record(notes, stages)
     }
 
     /// Turns until nothing is left to do without time passing.
@@ -289,7 +331,7 @@ impl<A> Sim<A> {
     pub fn try_advance(&mut self, span: Duration) -> std::result::Result<(), Violation> {
         let until = self.kernel.borrow().now.after(span);
         self.kernel.borrow_mut().horizon = until;
-        let mut idle = 0;
+        let (mut idle, mut done) = (0, None);
         loop {
             let before = self.kernel.borrow().now;
             self.try_step()?;
@@ -298,12 +340,18 @@ impl<A> Sim<A> {
                 (kernel.now, kernel.was_idle)
             };
             let rests = was_idle && self.reactor.next_timeout() != Some(Duration::ZERO);
-            if rests && now >= until {
+            // The turn itself may have brought something about: an accept, a write.
+            if rests && now >= until && !self.kernel.borrow_mut().has_news() {
                 break;
             }
             idle = if was_idle && now == before { idle + 1 } else { 0 };
             if idle > SPIN {
-                return Err(Violation(format!("the loop spins at {now:?}")));
+                // Frames that wait in memory are announced by no event, and are something to do.
+                let stats = self.reactor.stats();
+                if done.replace(stats.frames_in) == Some(stats.frames_in) {
+                    return Err(Violation(format!("the loop spins at {now:?}")));
+                }
+                idle = 0;
             }
         }
         self.missed_event().map_or(Ok(()), |missed| Err(Violation(missed)))
@@ -327,7 +375,7 @@ impl<A> Sim<A> {
             }
         }
         for listener in self.reactor.listening() {
-            if kernel.has_missed_clients(listener.0) {
+            if kernel.has_missed_clients(listener.index) {
                 return Some("a listener waits for clients that are there".to_owned());
             }
         }
@@ -395,9 +443,24 @@ impl<A> Sim<A> {
         kernel.trace.text.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
-    /// Errors that calls were made to give since this was asked last, each with the client whose connection it hit.
-    pub fn take_struck(&mut self) -> Vec<(Call, i32, Option<ClientId>)> {
-        std::mem::take(&mut self.kernel.borrow_mut().struck)
+    /// How often the server has made a call.
+    pub fn calls(&self, call: Call) -> u64 {
+        self.kernel.borrow().calls(call)
+    }
+
+    /// Records from now on which faults meet connections at which stage, and checks that each goes from stage to stage
+    /// as it may.
+    pub fn keep_coverage(&mut self) {
+        self.recorder = Some(Recorder::default());
+        self.kernel.borrow_mut().notes = Some(Notes::default());
+    }
+
+    /// What was recorded since this was asked last. Nothing without [`Sim::keep_coverage`].
+    pub fn take_coverage(&mut self) -> Coverage {
+        let recorder = self.recorder.as_mut();
+        recorder
+            .map(|recorder| std::mem::take(&mut recorder.coverage))
+            .unwrap_or_default()
     }
 }
 

@@ -4,6 +4,8 @@ use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::kernel::Kernel;
@@ -15,8 +17,17 @@ use crate::reactor::os::{Event, Os, Socket, Token};
 /// The simulated kernel as the reactor sees it; the [`Sim`](super::Sim) holds the other end.
 pub(super) struct SimOs(pub(super) Rc<RefCell<Kernel>>);
 
-/// A listening socket's number.
-pub(super) struct ListenerFd(pub(super) usize);
+/// A listening socket's number. It closes when it is dropped, as the real one does.
+pub(super) struct ListenerFd {
+    pub(super) index: usize,
+    kernel: Rc<RefCell<Kernel>>,
+}
+
+impl Drop for ListenerFd {
+    fn drop(&mut self) {
+        self.kernel.borrow_mut().close_listener(self.index);
+    }
+}
 
 /// A connected socket's number, and where it ends.
 pub(super) struct StreamFd {
@@ -30,11 +41,12 @@ impl Socket for StreamFd {
     }
 }
 
-/// Commands are looked for in every turn here: nothing sleeps for real.
-struct NoWake;
+/// Ends the sleep of the next poll, from any thread.
+struct SimWake(Arc<AtomicBool>);
 
-impl Wake for NoWake {
+impl Wake for SimWake {
     fn wake(&self) -> io::Result<()> {
+        self.0.store(true, Ordering::SeqCst);
         Ok(())
     }
 }
@@ -52,12 +64,13 @@ impl Os for SimOs {
     }
 
     fn waker(&self) -> Box<dyn Wake> {
-        Box::new(NoWake)
+        Box::new(SimWake(Arc::clone(&self.0.borrow().woken)))
     }
 
     fn listen(&mut self, addr: SocketAddr, options: &SocketOptions) -> io::Result<ListenerFd> {
-        let listener = self.0.borrow_mut().listen(addr, options.backlog as usize)?;
-        Ok(ListenerFd(listener))
+        let index = self.0.borrow_mut().listen(addr, options.backlog as usize)?;
+        let kernel = Rc::clone(&self.0);
+        Ok(ListenerFd { index, kernel })
     }
 
     fn adopt(&mut self, _listener: std::net::TcpListener) -> io::Result<ListenerFd> {
@@ -66,25 +79,25 @@ impl Os for SimOs {
 
     fn listener_addr(&self, listener: &ListenerFd) -> io::Result<SocketAddr> {
         let kernel = self.0.borrow();
-        let found = kernel.listeners.get(listener.0);
+        let found = kernel.listeners.get(listener.index);
         Ok(found.ok_or(io::ErrorKind::NotFound)?.addr)
     }
 
     fn register_listener(&mut self, listener: &mut ListenerFd, token: Token) -> io::Result<()> {
-        self.0.borrow_mut().register_listener(listener.0, token)
+        self.0.borrow_mut().register_listener(listener.index, token)
     }
 
     fn deregister_listener(&mut self, listener: &mut ListenerFd) -> io::Result<()> {
-        self.0.borrow_mut().deregister_listener(listener.0)
+        self.0.borrow_mut().deregister_listener(listener.index)
     }
 
     fn close_listener(&mut self, listener: ListenerFd) {
-        self.0.borrow_mut().close_listener(listener.0);
+        drop(listener);
     }
 
     fn accept(&mut self, listener: &mut ListenerFd) -> io::Result<(StreamFd, SocketAddr)> {
         let mut kernel = self.0.borrow_mut();
-        let (index, peer) = kernel.accept(listener.0)?;
+        let (index, peer) = kernel.accept(listener.index)?;
         let local = kernel.sockets.get(index).map_or(peer, |socket| socket.local);
         Ok((StreamFd { index, local }, peer))
     }

@@ -107,7 +107,8 @@ pub enum Op {
 /// ```text
 /// fuzz_target!(|script: portcullis::sim::Script| {
 ///     let mut sim = Sim::new(0, Config::new(), ());
-///     let addr = sim.listen(Listen::tcp("127.0.0.1:0"), |_: &mut (), _| MyHandler::default()).unwrap();
+///     let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line); // as in your program
+///     let addr = sim.listen(listen, |_: &mut (), _| MyHandler::default()).unwrap();
 ///     sim.play(addr, &script);
 /// });
 /// ```
@@ -118,34 +119,95 @@ pub struct Script {
     pub ops: Vec<Op>,
 }
 
+impl Op {
+    fn bytes_mut(&mut self) -> Option<&mut Vec<u8>> {
+        match self {
+            Self::Send { bytes, .. } => Some(bytes),
+            Self::Push { frame, .. } => Some(frame),
+            _ => None,
+        }
+    }
+}
+
 impl Script {
-    /// The smallest script that can be found, by leaving ops out, for which `fails` is still true.
+    /// The smallest script that can be found, by leaving out ops and then bytes, for which `fails` is still true: see
+    /// [`shrink`]. Each try wants a world of its own.
     ///
-    /// Leaves out runs of half the length, then a quarter, down to single ops, again and again until nothing helps
-    /// (delta debugging, Zeller 1999). `fails(self)` should be true.
+    /// ```
+    /// use portcullis::sim::{Op, Script, Sim, Violation};
+    /// use portcullis::{Config, Context, Framing, Handler, Listen, Outcome};
+    ///
+    /// struct Fragile;
+    /// impl Handler for Fragile {
+    ///     fn on_frame(&mut self, _: &mut Context<'_>, frame: &[u8]) -> Outcome {
+    ///         if frame.contains(&b'!') { Err("fragile") .map_err(portcullis::Close::because)? }
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// let fails = |script: &Script| {
+    ///     let mut sim = Sim::new(0, Config::new(), ());
+    ///     let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
+    ///     let addr = sim.listen(listen, |_: &mut (), _| Fragile).unwrap();
+    ///     let unbroken = |sim: &mut Sim, _: &[_]| match sim.stats().closed(portcullis::CloseReason::Failed) {
+    ///         0 => Ok(()),
+    ///         _ => Err(Violation::new("it broke")),
+    ///     };
+    ///     sim.try_play(addr, script, unbroken).is_err()
+    /// };
+    /// let send = |bytes: &[u8]| Op::Send { client: 0, bytes: bytes.to_vec() };
+    /// let long = Script { ops: vec![Op::Connect, send(b"hello\n"), Op::Step, send(b"hey! you\n"), Op::Step, Op::Finish { client: 0 }, Op::Advance { millis: 9000 }] };
+    /// assert!(fails(&long));
+    /// let short = long.shrink(fails);
+    /// assert_eq!(short.ops[..2], [Op::Connect, send(b"!\n")]);
+    /// ```
     #[must_use]
     pub fn shrink(&self, mut fails: impl FnMut(&Self) -> bool) -> Self {
-        let mut smallest = self.clone();
-        let mut run = smallest.ops.len().div_ceil(2);
-        while run > 0 {
-            let mut at = 0;
-            let mut helped = false;
-            while at < smallest.ops.len() {
-                let mut shorter = smallest.clone();
-                shorter.ops.drain(at..(at + run).min(smallest.ops.len()));
-                if fails(&shorter) {
-                    smallest = shorter;
-                    helped = true;
-                } else {
-                    at += run;
+        let ops = shrink(&self.ops, |ops| fails(&Self { ops: ops.to_vec() }));
+        let mut smallest = Self { ops };
+        for at in 0..smallest.ops.len() {
+            let Some(bytes) = smallest.ops.get_mut(at).and_then(Op::bytes_mut).cloned() else {
+                continue;
+            };
+            let with = |shorter: &[u8]| {
+                let mut script = smallest.clone();
+                if let Some(bytes) = script.ops.get_mut(at).and_then(Op::bytes_mut) {
+                    *bytes = shorter.to_vec();
                 }
-            }
-            if !helped || run > 1 {
-                run /= 2;
-            }
+                script
+            };
+            let shortest = shrink(&bytes, |shorter| fails(&with(shorter)));
+            smallest = with(&shortest);
         }
         smallest
     }
+}
+
+/// The shortest list that can be found, by leaving items out, for which `fails` is still true.
+///
+/// Leaves out runs of half the length, then a quarter, down to single items, again and again until nothing helps
+/// (delta debugging, Zeller 1999). `fails(items)` should be true.
+pub fn shrink<T: Clone>(items: &[T], mut fails: impl FnMut(&[T]) -> bool) -> Vec<T> {
+    let mut smallest = items.to_vec();
+    let mut run = smallest.len().div_ceil(2);
+    while run > 0 {
+        let mut at = 0;
+        let mut helped = false;
+        while at < smallest.len() {
+            let mut shorter = smallest.clone();
+            shorter.drain(at..(at + run).min(smallest.len()));
+            if fails(&shorter) {
+                smallest = shorter;
+                helped = true;
+            } else {
+                at += run;
+            }
+        }
+        if !helped || run > 1 {
+            run /= 2;
+        }
+    }
+    smallest
 }
 
 impl<A> Sim<A> {
@@ -166,7 +228,8 @@ impl<A> Sim<A> {
         }
     }
 
-    /// Plays a script, and calls `after` with the clients after each op.
+    /// Plays a script, and calls `after` with the clients after each op. Unlike [`Sim::play`] it lets no time pass at the
+    /// end: [`Sim::try_advance`] does.
     ///
     /// # Errors
     ///

@@ -219,6 +219,29 @@ fn large_payloads_in_tiny_writes() {
     }
 }
 
+/// Session tickets wait when the connection opens: they are not held against a handler that has sent nothing yet.
+#[test]
+fn tickets_do_not_fill_the_output() {
+    for version in VERSIONS {
+        let identity = Identity::new();
+        let limits = Limits {
+            low_watermark: 10,
+            high_watermark: 60,
+            output_limit: 60,
+            ..limits()
+        };
+        let script = |turn: &mut Turn<'_>, told: &Told| match told {
+            Told::Opened => Ok(turn.send(b"welcome")?),
+            told => echo(turn, told),
+        };
+        let mut talk = Talk::with(identity.server(), identity.client(version), limits, Box::new(script));
+        talk.say(&packet2("first"));
+        talk.settle();
+        assert_eq!(talk.rig.news(), [Told::Opened, frame("first")], "nobody was slow");
+        assert_eq!(talk.heard(), [packet2("welcome"), packet2("first")].concat());
+    }
+}
+
 /// A client that reads nothing: what waits stays bounded, and all of it comes when it reads.
 #[test]
 fn a_slow_reader_over_tls() {

@@ -1,0 +1,131 @@
+//! The clients of the campaign: what they say, and what they make of what they hear.
+
+use std::net::SocketAddr;
+
+use portcullis::sim::{ClientId, Random};
+
+use super::app::Talk;
+#[cfg(feature = "tls")]
+use super::sim_tls;
+
+/// A client.
+pub struct Speaker {
+    pub id: ClientId,
+    pub addr: SocketAddr,
+    pub finished: bool,
+    /// It speaks another protocol than its door: nothing of what it says counts.
+    pub odd: bool,
+    /// What it has heard, TLS taken off.
+    pub received: usize,
+    /// Its TLS heard something else than TLS.
+    pub deaf: bool,
+    #[cfg(feature = "tls")]
+    pub tls: Option<sim_tls::Client>,
+}
+
+impl Speaker {
+    pub fn new(id: ClientId, addr: SocketAddr, tls: bool, odd: bool) -> Self {
+        #[cfg(not(feature = "tls"))]
+        let _ = tls;
+        Self {
+            id,
+            addr,
+            finished: false,
+            odd,
+            received: 0,
+            deaf: false,
+            #[cfg(feature = "tls")]
+            tls: (tls && !odd).then(sim_tls::Client::new),
+        }
+    }
+
+    /// The beginning of a ClientHello, and nothing behind it.
+    pub fn hello() -> Vec<u8> {
+        vec![0x16, 3, 1, 0x3F, 0xFF, 1, 0, 0x3F, 0xFB, 3, 3]
+    }
+
+    /// Some frames for the wire.
+    pub fn say(&mut self, talk: &mut Talk, random: &mut Random, frames: usize) -> Vec<u8> {
+        let mut plain = Vec::new();
+        for _ in 0..frames {
+            // Up to the maximum: a line counts its delimiter.
+            let length = if random.chance(100) { 0 } else { random.below(talk.max) };
+            let payload: Vec<u8> = (0..length).map(|_| b'a' + random.below(26) as u8).collect();
+            plain.extend(talk.wire.utter(&payload));
+        }
+        self.utter(talk, &plain)
+    }
+
+    /// Something that no protocol has foreseen.
+    pub fn rave(&mut self, talk: &mut Talk, random: &mut Random, record: bool) -> Vec<u8> {
+        #[cfg(feature = "tls")]
+        if record && self.tls.is_some() {
+            // A record that decrypts to nothing.
+            return vec![23, 3, 3, 0, 5, 1, 2, 3, 4, 5];
+        }
+        let _ = record;
+        let mut rubbish: Vec<u8> = (0..random.between(1, 40)).map(|_| random.below(256) as u8).collect();
+        if random.chance(100) {
+            // What `Wire::Five` refuses.
+            rubbish.fill(b'!');
+        }
+        self.utter(talk, &rubbish)
+    }
+
+    /// Plain bytes on their way to the wire.
+    pub fn utter(&mut self, talk: &mut Talk, plain: &[u8]) -> Vec<u8> {
+        if self.deaf {
+            return Vec::new();
+        }
+        talk.said.extend(plain);
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            return tls.encrypt(plain);
+        }
+        plain.to_vec()
+    }
+
+    pub fn goodbye(&mut self) -> Vec<u8> {
+        #[cfg(feature = "tls")]
+        if let (Some(tls), false) = (&mut self.tls, self.deaf) {
+            return tls.close_notify();
+        }
+        Vec::new()
+    }
+
+    /// Takes what came, and compares it with what was promised; returns what must be said to that (TLS handshakes).
+    pub fn hear(&mut self, bytes: &[u8], talk: &Talk) -> Result<Vec<u8>, String> {
+        if self.deaf || bytes.is_empty() {
+            return Ok(Vec::new());
+        }
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &mut self.tls {
+            // A farewell comes in the clear.
+            self.deaf = talk.unopened.is_some() && talk.promised.starts_with(bytes);
+            if self.deaf {
+                return Ok(Vec::new());
+            }
+            let mut plain = Vec::new();
+            let reply = tls.decrypt(bytes, &mut plain)?;
+            self.compare(&plain, talk)?;
+            return Ok(reply);
+        }
+        // An odd one hears alerts.
+        if !self.odd {
+            self.compare(bytes, talk)?;
+        }
+        Ok(Vec::new())
+    }
+
+    fn compare(&mut self, plain: &[u8], talk: &Talk) -> Result<(), String> {
+        let promised = talk.promised.get(self.received..).unwrap_or_default();
+        self.received += plain.len();
+        if talk.murky || promised.starts_with(plain) {
+            return Ok(());
+        }
+        Err(format!(
+            "client {:?} got what nobody sent: {plain:?} where {promised:?} was to come",
+            self.id
+        ))
+    }
+}

@@ -1,0 +1,451 @@
+//! The handlers of the campaign: each of another temper, all of them keeping the books of [`App`].
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use portcullis::sim::Random;
+use portcullis::{
+    AtCapacity, Close, CloseReason, Closed, ConnId, Context, Handler, ListenerId, Message, Outcome, Peer, Refuse,
+    SendError, Service,
+};
+
+use super::app::{App, Order, Talk};
+use super::plan::Door;
+use super::wire::Wire;
+
+/// What kind of handler there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Temper {
+    /// Sends every frame back, as all of them do.
+    Echo,
+    /// Pauses after each frame, and goes on by timer.
+    Pausing,
+    /// Pauses for ever.
+    Sleeping,
+    /// Closes after a few frames.
+    Brief,
+    /// Sends to its neighbours, pauses, closes, kills and replaces them, from every callback.
+    Meddling,
+    /// Panics now and then, in every callback, in its service and in its destructor.
+    Panicking,
+    /// Changes its framing inside `on_frame`.
+    Shifting,
+    /// Pauses, changes framing while paused, resumes by timer.
+    Starttls,
+    /// Gives orders through the server's handle, one or a flood, from every callback.
+    Posting,
+    /// Ends itself in every way there is.
+    Suicidal,
+    /// Says farewell to everybody from `on_close`.
+    Clinging,
+    /// Closes neither when its peer finishes nor when the server drains.
+    Stubborn,
+    /// Sends until it is refused, again and again.
+    Flooding,
+    /// Sets a timer to zero, again and again.
+    Ticking,
+}
+
+impl Temper {
+    pub const ALL: [Self; 14] = [
+        Self::Echo,
+        Self::Pausing,
+        Self::Sleeping,
+        Self::Brief,
+        Self::Meddling,
+        Self::Panicking,
+        Self::Shifting,
+        Self::Starttls,
+        Self::Posting,
+        Self::Suicidal,
+        Self::Clinging,
+        Self::Stubborn,
+        Self::Flooding,
+        Self::Ticking,
+    ];
+}
+
+/// One connection's handler.
+pub struct Subject {
+    door: Rc<Door>,
+    random: Random,
+    frames: usize,
+    /// What it may still do of what would never end.
+    energy: usize,
+    closed: bool,
+    _fuse: Option<Fuse>,
+}
+
+/// Panics when it is dropped.
+struct Fuse(Rc<Cell<bool>>, Rc<Cell<u64>>);
+
+impl Drop for Fuse {
+    fn drop(&mut self) {
+        if self.0.get() && !std::thread::panicking() {
+            self.1.set(self.1.get() + 1);
+            std::panic::panic_any("as planned");
+        }
+    }
+}
+
+impl Subject {
+    fn new(door: &Rc<Door>, app: &App, mut random: Random) -> Self {
+        let fuse = (door.temper == Temper::Panicking && random.chance(100))
+            .then(|| Fuse(Rc::clone(&app.armed), Rc::clone(&app.blown)));
+        Self {
+            door: Rc::clone(door),
+            random,
+            frames: 0,
+            energy: 100,
+            closed: false,
+            _fuse: fuse,
+        }
+    }
+
+    /// A callback: none is entered from inside another, none comes after the end, and mischief comes first.
+    fn within(
+        &mut self,
+        cx: &mut Context<'_, App>,
+        callback: impl FnOnce(&mut Self, &mut Context<'_, App>) -> Outcome,
+    ) -> Outcome {
+        if std::mem::replace(&mut cx.app.busy, true) {
+            cx.app.blame("a callback was entered from inside another");
+        }
+        if self.closed {
+            cx.app.blame("a callback came after on_close");
+        }
+        let outcome = self.misbehave(cx).and_then(|()| callback(self, cx));
+        cx.app.busy = false;
+        outcome
+    }
+
+    fn misbehave(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        match self.door.temper {
+            Temper::Meddling if self.random.chance(100) => self.meddle(cx),
+            Temper::Posting if self.random.chance(200) => self.give_orders(cx),
+            Temper::Panicking if self.random.chance(30) => blow(cx.app),
+            Temper::Suicidal if self.random.chance(150) => return self.end_itself(cx),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn meddle(&mut self, cx: &mut Context<'_, App>) {
+        let Some(&(other, _)) = self.random.pick(&cx.app.members) else {
+            return;
+        };
+        let action = self.random.below(10);
+        let successor = Self::new(&self.door, cx.app, Random::new(self.random.bits()));
+        let Some(mut neighbour) = cx.conn.peer(other) else {
+            return cx.app.blame("a member has gone without on_close");
+        };
+        match action {
+            0 => neighbour.close(),
+            1 => neighbour.abort(),
+            2 => cx.app.pause(&mut neighbour, true),
+            3 => cx.app.pause(&mut neighbour, false),
+            4 => neighbour.set_timer(9, Duration::from_millis(5)),
+            5 => neighbour.close_after_input(),
+            6 => drop(cx.app.order(Order::Kill(other))),
+            7 => neighbour.replace_handler(successor),
+            // It may be closing, or full: both are results.
+            _ => drop(cx.app.send(&mut neighbour, b"meddling")),
+        }
+    }
+
+    fn give_orders(&mut self, cx: &mut Context<'_, App>) {
+        let count = if self.random.chance(100) { 50 } else { 1 };
+        for _ in 0..count {
+            if self.energy == 0 {
+                return;
+            }
+            self.energy -= 1;
+            // To itself, or to somebody.
+            let own = (cx.conn.id(), cx.conn.peer_addr());
+            let &(id, peer) = self.random.pick(&cx.app.members).unwrap_or(&own);
+            let id = if self.random.chance(500) { own } else { (id, peer) };
+            let order = draw_order(&mut self.random, id);
+            cx.app.order(order);
+        }
+    }
+
+    fn end_itself(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        let id = cx.conn.id();
+        match self.random.below(10) {
+            0 => cx.conn.close(),
+            1 => cx.conn.abort(),
+            2 => return Err(Close::new()),
+            3 => return Err(Close::abort()),
+            4 => return Err(Close::because("had enough")),
+            5 => drop(cx.app.order(Order::Kill(id))),
+            6 => cx.conn.close_after_input(),
+            7 => blow(cx.app),
+            8 => {
+                cx.conn.close();
+                cx.conn.close();
+                cx.conn.abort();
+            }
+            _ => {
+                cx.conn.close();
+                if !matches!(cx.conn.send(b"late"), Err(SendError::Closed)) {
+                    cx.app.blame("a send was taken after close");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn shift(&mut self, cx: &mut Context<'_, App>) {
+        let wire = Wire::ALL[self.random.below(Wire::ALL.len())];
+        cx.app.set_framing(&mut cx.conn, wire, self.door.max_frame);
+    }
+
+    /// Sends until it is refused.
+    fn flood(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        let plain = !self.door.tls;
+        while self.energy > 0 {
+            self.energy -= 1;
+            let before = cx.conn.queued();
+            match cx.app.send(&mut cx.conn, b"a flood of words") {
+                Ok(()) if plain && before >= self.door.watermarks.2 => cx.app.blame("taken above the limit"),
+                Ok(()) => {}
+                Err(SendError::Full { queued, limit }) if queued >= limit => return Ok(()),
+                Err(SendError::Closed) => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What comes to somebody's mind who has a handle.
+pub fn draw_order(random: &mut Random, (id, peer): (ConnId, SocketAddr)) -> Order {
+    match random.below(100) {
+        0..=9 => Order::Send(id, peer),
+        10..=34 => Order::Notify(id),
+        35..=36 => Order::Kill(id),
+        37..=66 => Order::Talk(id),
+        67..=68 => Order::Cap(random.below(10)),
+        69..=80 => Order::Chain(random.below(4) as u8),
+        81..=84 => Order::Panic,
+        _ => Order::Idle,
+    }
+}
+
+/// What a crash leaves behind must not look like a callback that still runs.
+fn blow(app: &mut App) -> ! {
+    app.busy = false;
+    std::panic::panic_any("as planned");
+}
+
+impl Handler<App> for Subject {
+    fn on_open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        let (id, peer) = (cx.conn.id(), cx.conn.peer_addr());
+        cx.app.members.push((id, peer));
+        let talk = cx.app.talk(peer);
+        if std::mem::replace(&mut talk.opened, true) || talk.unopened.is_some() {
+            cx.app.blame("opened twice, or after its end");
+        }
+        self.within(cx, |own, cx| {
+            match own.door.temper {
+                Temper::Flooding => own.flood(cx)?,
+                Temper::Ticking => cx.conn.set_timer(1, Duration::ZERO),
+                Temper::Sleeping if own.random.chance(100) => cx.app.pause(&mut cx.conn, true),
+                Temper::Shifting => {
+                    let after = Duration::from_millis(own.random.below(200) as u64);
+                    cx.conn.set_timer(1, after);
+                }
+                _ => {}
+            }
+            Ok(())
+        })
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_, App>, frame: &[u8]) -> Outcome {
+        if let Err(fault) = cx.app.talk(cx.conn.peer_addr()).hear(frame) {
+            cx.app.blame(fault);
+        }
+        self.frames += 1;
+        self.within(cx, |own, cx| {
+            cx.app.send(&mut cx.conn, frame)?;
+            match own.door.temper {
+                Temper::Pausing => {
+                    cx.app.pause(&mut cx.conn, true);
+                    let after = Duration::from_millis(own.random.below(20) as u64);
+                    cx.conn.set_timer(1, after);
+                }
+                Temper::Starttls if own.frames == 1 => {
+                    cx.app.pause(&mut cx.conn, true);
+                    cx.conn.set_timer(1, Duration::from_millis(3));
+                }
+                Temper::Sleeping if own.random.chance(300) => cx.app.pause(&mut cx.conn, true),
+                Temper::Brief if own.frames >= 3 => cx.conn.close(),
+                Temper::Shifting if own.frames % 2 == 0 => {
+                    own.shift(cx);
+                    if own.random.chance(300) {
+                        let max = own.random.between(8, 255);
+                        cx.conn.set_max_frame(max);
+                        cx.app.talk(cx.conn.peer_addr()).max = max;
+                    }
+                }
+                Temper::Flooding => own.flood(cx)?,
+                _ => {}
+            }
+            Ok(())
+        })
+    }
+
+    fn on_finish(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        self.within(cx, |own, cx| {
+            if own.door.temper != Temper::Stubborn {
+                cx.conn.close();
+            }
+            Ok(())
+        })
+    }
+
+    fn on_writable(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        self.within(cx, |own, cx| match own.door.temper {
+            Temper::Flooding => own.flood(cx),
+            _ => Ok(()),
+        })
+    }
+
+    fn on_timer(&mut self, cx: &mut Context<'_, App>, _key: u8) -> Outcome {
+        self.within(cx, |own, cx| {
+            match own.door.temper {
+                Temper::Shifting => own.shift(cx),
+                Temper::Starttls => {
+                    own.shift(cx);
+                    if own.random.chance(500) {
+                        // It may be full, which is a result.
+                        let _ = cx.app.send(&mut cx.conn, b"x");
+                    }
+                }
+                Temper::Ticking if own.energy > 0 => {
+                    own.energy -= 1;
+                    cx.conn.set_timer(1, Duration::ZERO);
+                }
+                // Others may have set it.
+                Temper::Sleeping => return Ok(()),
+                _ => {}
+            }
+            cx.app.pause(&mut cx.conn, false);
+            Ok(())
+        })
+    }
+
+    fn on_message(&mut self, cx: &mut Context<'_, App>, _message: Message) -> Outcome {
+        cx.app.commands.messages += 1;
+        self.within(cx, |_, _| Ok(()))
+    }
+
+    fn on_drain(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        self.within(cx, |own, cx| {
+            if own.door.temper != Temper::Stubborn {
+                cx.conn.close_after_input();
+            }
+            Ok(())
+        })
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, App>, closed: &Closed) {
+        let id = cx.conn.id();
+        cx.app.members.retain(|&(member, _)| member != id);
+        let talk = cx.app.talk(cx.conn.peer_addr());
+        if !talk.opened || talk.closed.replace(closed.reason).is_some() {
+            cx.app.blame("closed twice, or never opened");
+        }
+        if let Some(info) = cx.conn.info() {
+            let judged = cx.app.talk(info.peer).judge_end(closed.reason, info.traffic.bytes_out);
+            judged.unwrap_or_else(|fault| cx.app.blame(fault));
+        }
+        let outcome = self.within(cx, |own, cx| {
+            if own.door.temper == Temper::Clinging {
+                own.say_farewell(cx);
+            }
+            Ok(())
+        });
+        // There is nothing left to close.
+        drop(outcome);
+        self.closed = true;
+    }
+}
+
+impl Subject {
+    fn say_farewell(&mut self, cx: &mut Context<'_, App>) {
+        if !matches!(cx.conn.send(b"to myself"), Err(SendError::Closed)) {
+            cx.app.blame("a send was taken in on_close");
+        }
+        cx.app.pause(&mut cx.conn, false);
+        cx.conn.set_timer(1, Duration::ZERO);
+        for (other, _) in cx.app.members.clone() {
+            if let Some(mut neighbour) = cx.conn.peer(other) {
+                let _ = cx.app.send(&mut neighbour, b"farewell");
+                if self.random.chance(50) {
+                    neighbour.abort();
+                }
+            }
+        }
+    }
+}
+
+/// The service of one listener.
+pub struct Doorkeeper {
+    door: Rc<Door>,
+    random: Random,
+}
+
+impl Doorkeeper {
+    pub fn new(door: &Rc<Door>, random: Random) -> Self {
+        Self {
+            door: Rc::clone(door),
+            random,
+        }
+    }
+
+    fn panics(&mut self) -> bool {
+        self.door.temper == Temper::Panicking && self.random.chance(50)
+    }
+}
+
+impl Service<App> for Doorkeeper {
+    fn accept(&mut self, app: &mut App, peer: Peer) -> Result<Box<dyn Handler<App>>, Refuse> {
+        if self.panics() {
+            app.panics += 1;
+            blow(app);
+        }
+        if self.random.chance(self.door.refusals) {
+            if self.random.chance(500) {
+                return Err(Refuse::silently());
+            }
+            app.talk(peer.addr).promised = b"go away\n".to_vec();
+            return Err(Refuse::with_farewell("go away\n"));
+        }
+        let random = Random::new(self.random.bits());
+        Ok(Box::new(Subject::new(&self.door, app, random)))
+    }
+
+    fn on_unopened(&mut self, app: &mut App, peer: &Peer, closed: &Closed) {
+        app.unopened += 1;
+        let farewell = match &self.door.at_capacity {
+            AtCapacity::Refuse { farewell } if closed.reason == CloseReason::AtCapacity => farewell.clone(),
+            _ => Vec::new(),
+        };
+        let talk: &mut Talk = app.talk(peer.addr);
+        talk.promised.extend(farewell);
+        if talk.unopened.replace(closed.reason).is_some() || talk.opened {
+            app.blame("ended twice, or opened before");
+        }
+        if self.panics() {
+            app.panics += 1;
+            blow(app);
+        }
+    }
+
+    fn on_listener_lost(&mut self, app: &mut App, _: ListenerId, _: &std::io::Error) {
+        app.lost_listeners += 1;
+    }
+}

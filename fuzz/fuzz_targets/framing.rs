@@ -1,0 +1,105 @@
+//! The decoder against a naive one: the same bytes, in any cuts, must be the same frames and the same end.
+#![no_main]
+
+use std::time::Duration;
+
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::fuzz_target;
+use portcullis::sim::{Deed, End, Single, Stimulus, Told};
+use portcullis::{CloseReason, Decoded, FrameBuf, FrameError, Framer, Framing, Listen};
+
+#[path = "../../examples/support/naive.rs"]
+mod naive;
+
+#[derive(Arbitrary, Debug)]
+struct Case<'a> {
+    framing: u8,
+    max: u8,
+    cuts: [u8; 12],
+    bytes: &'a [u8],
+}
+
+/// Packet-1 as a user would write it, asking for more in every way.
+struct Counted {
+    asks: bool,
+}
+
+impl Framer for Counted {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+        let Some(&length) = input.first() else {
+            return Ok(Decoded::More);
+        };
+        let end = 1 + usize::from(length);
+        self.asks = !self.asks;
+        Ok(match input.len() {
+            got if got >= end => Decoded::Frame {
+                payload: 1..end,
+                consumed: end,
+            },
+            _ if self.asks => Decoded::Need(end),
+            _ => Decoded::More,
+        })
+    }
+
+    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        out.put(&[u8::try_from(payload.len()).map_err(FrameError::new)?]);
+        out.put(payload);
+        Ok(())
+    }
+}
+
+fuzz_target!(|case: Case| {
+    let number = case.framing % 7;
+    let (kind, framing, max) = match number {
+        // Its frames may take 16 bytes more than the maximum before they are too large: here none can be.
+        6 => (1, Framing::custom(|| Counted { asks: false }), 255),
+        number => (number, Deed::framing(number), usize::from(case.max)),
+    };
+    let (expected, end) = naive::whole(kind, max, case.bytes);
+    let is_tls = expected.is_empty() && end != CloseReason::Finished;
+    let is_tls = is_tls && matches!(case.bytes, [0x16, 3, 0..=4, _, _, 1, ..]);
+    let (frames, last) = decode(framing, max, &case);
+    if kind == 0 {
+        assert_eq!(frames.concat(), expected.concat());
+        assert!(frames.iter().all(|frame| !frame.is_empty()));
+    } else {
+        assert_eq!(frames, expected);
+    }
+    // How much of a hello has come when the frame fails depends on the cuts.
+    assert!(
+        last.reason == end || (is_tls && last.reason == CloseReason::UnexpectedTls),
+        "{last:?}, not {end:?}"
+    );
+    assert!(!last.reset);
+});
+
+fn decode(framing: Framing, max: usize, case: &Case<'_>) -> (Vec<Vec<u8>>, End) {
+    let listen = Listen::tcp("127.0.0.1:0").framing(framing).max_frame(max.max(1));
+    let listen = listen.idle_timeout(Duration::MAX).frame_timeout(Duration::MAX);
+    let mut single = Single::new(&listen).expect("settings that work");
+    let apply = |single: &mut Single, stimulus| single.apply(&stimulus).expect("it holds");
+    apply(&mut single, Stimulus::OnFrame(Vec::new()));
+    if max == 0 {
+        apply(&mut single, Stimulus::Act(Deed::MaxFrame(0)));
+    }
+    let mut rest = case.bytes;
+    let mut cuts = case.cuts.iter().cycle();
+    while !rest.is_empty() {
+        let (piece, behind) = rest.split_at(rest.len().min(1 + usize::from(*cuts.next().expect("a cycle"))));
+        apply(&mut single, Stimulus::Input(piece.to_vec()));
+        apply(&mut single, Stimulus::Turn);
+        rest = behind;
+    }
+    apply(&mut single, Stimulus::Finish);
+    apply(&mut single, Stimulus::Turn);
+    let end = single.end().or_else(|| {
+        // It lingers for the peer's FIN, or has read it and still has to say goodbye.
+        apply(&mut single, Stimulus::Expire);
+        single.end()
+    });
+    let frames = single.take_told().into_iter().filter_map(|told| match told {
+        Told::Frame(frame) => Some(frame),
+        _ => None,
+    });
+    (frames.collect(), end.expect("a connection that has ended"))
+}

@@ -1,0 +1,257 @@
+//! The configuration of a world, a byte or so for each option.
+
+use std::time::Duration;
+
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use portcullis::sim::{Faults, Random};
+use portcullis::{
+    AtCapacity, CloseReason, Config, Decoded, FrameBuf, FrameError, Framer, Framing, Listen, Peer, Refuse, Service,
+};
+
+use crate::subject::{panic_as_planned, App, Subject};
+
+const FULL: &[u8] = b"full\n";
+const UNWANTED: &[u8] = b"not you\n";
+
+/// All zero is a server as most are.
+#[derive(Arbitrary, Debug)]
+pub struct Setup {
+    pub seed: u8,
+    /// Faults at random, besides those of the script: from 192 on.
+    faults: u8,
+    framings: [u8; 2],
+    /// What is sent is put in a frame of the listener's framing first, if even.
+    whole_frames: u8,
+    max_frame: u8,
+    cap: u8,
+    /// Of the second listener.
+    own_cap: u8,
+    /// Each listener refuses at its cap, if odd.
+    refuse: [u8; 2],
+    watermarks: [u8; 3],
+    timeouts: [u8; 5],
+    budgets: [u8; 3],
+    queue: [u8; 2],
+    starve_interval: u8,
+    linger_bytes: u8,
+    backlog: u8,
+    /// What a service says to its clients, one after the other: see [`Doorkeeper::door`].
+    doors: [u8; 3],
+    /// The server is dropped in the middle of everything, from 240 on.
+    abrupt: u8,
+}
+
+impl Setup {
+    pub fn faults(&self) -> Faults {
+        match self.faults {
+            0..=191 => Faults::none(),
+            seed => Faults::swarm(&mut Random::new(u64::from(seed))),
+        }
+    }
+
+    pub fn is_abrupt(&self) -> bool {
+        self.abrupt >= 240
+    }
+
+    pub fn config(&self) -> Config {
+        let [accept, read, jobs] = self.budgets.map(|byte| amount(!byte).max(1));
+        Config::new()
+            .max_connections(usize::from(16 - self.cap % 17))
+            .accept_budget(accept)
+            .read_budget(read)
+            .job_budget(jobs)
+            .queue_limit(amount(!self.queue[0]).max(1))
+            .queue_bytes(amount(!self.queue[1]))
+            .starve_interval(Duration::from_millis(500 + 10 * u64::from(self.starve_interval)))
+    }
+
+    pub fn listen(&self, which: usize) -> Listen {
+        let [low, more, most] = self.watermarks;
+        let (low, high) = (amount(low), amount(low) + 1 + amount(!more));
+        let [handshake, frame, idle, write, linger] = self.timeouts.map(time);
+        let mut listen = Listen::tcp("127.0.0.1:0")
+            .framing(self.framing(which))
+            .watermarks(low, high)
+            .output_limit(high + amount(!most))
+            .handshake_timeout(handshake)
+            .frame_timeout(frame)
+            .idle_timeout(idle)
+            .write_timeout(write)
+            .linger(linger.min(Duration::from_secs(20)), amount(!self.linger_bytes))
+            .backlog(u32::from(!self.backlog));
+        if let bytes @ 1.. = amount(self.max_frame) {
+            listen = listen.max_frame(bytes);
+        }
+        if self.refuse[which] % 2 == 1 {
+            listen = listen.at_capacity(AtCapacity::Refuse {
+                farewell: FULL.to_vec(),
+            });
+        }
+        if which == 1 {
+            listen = listen.name("second").max_connections(usize::from(!self.own_cap));
+        }
+        listen
+    }
+
+    fn framing(&self, which: usize) -> Framing {
+        framing(self.framings[which])
+    }
+
+    pub fn doorkeeper(&self) -> Doorkeeper {
+        Doorkeeper {
+            doors: self.doors,
+            visitors: 0,
+        }
+    }
+
+    /// These bytes as a client of that listener puts them on the wire.
+    pub fn wire(&self, which: usize, bytes: &[u8]) -> Vec<u8> {
+        if self.whole_frames % 2 == 1 {
+            return bytes.to_vec();
+        }
+        let framing = self.framing(which);
+        let most = match framing {
+            Framing::Packet1 => 0xFF,
+            _ => 0xFFFF,
+        };
+        let bytes = &bytes[..bytes.len().min(most)];
+        let header = (bytes.len() as u32).to_be_bytes();
+        match framing {
+            Framing::Packet1 => [&header[3..], bytes].concat(),
+            Framing::Packet2 => [&header[2..], bytes].concat(),
+            Framing::Packet4 => [&header, bytes].concat(),
+            Framing::Line => [bytes, b"\n"].concat(),
+            Framing::Delimited(delimiter) => [bytes, &[delimiter]].concat(),
+            _ => bytes.to_vec(),
+        }
+    }
+
+    /// Nothing that [`Setup::wire`] makes is the beginning of a frame only.
+    pub fn sends_whole_frames(&self, which: usize) -> bool {
+        self.whole_frames % 2 == 0 || matches!(self.framing(which), Framing::Raw)
+    }
+
+    /// The framing of an echo puts back exactly what it took away.
+    pub fn is_wire_its_own_echo(&self, which: usize) -> bool {
+        !matches!(self.framing(which), Framing::Custom(_))
+    }
+}
+
+pub fn framing(number: u8) -> Framing {
+    match number % 7 {
+        0 => Framing::Raw,
+        1 => Framing::Packet1,
+        2 => Framing::Packet2,
+        3 => Framing::Packet4,
+        4 => Framing::Line,
+        5 => Framing::Delimited(0),
+        _ => Framing::custom(|| Brittle),
+    }
+}
+
+/// What a client that was never open may have been told.
+pub fn farewell(reason: CloseReason) -> &'static [u8] {
+    match reason {
+        CloseReason::AtCapacity => FULL,
+        CloseReason::Refused => UNWANTED,
+        _ => b"",
+    }
+}
+
+/// 0 to a million, close together at first and ever further apart.
+pub fn amount(byte: u8) -> usize {
+    let (steps, size) = (usize::from(byte % 16), byte / 16);
+    ((16 + steps) << size) - 16
+}
+
+fn time(byte: u8) -> Duration {
+    match byte {
+        0 => Duration::MAX,
+        byte => Duration::from_millis(amount(byte) as u64),
+    }
+}
+
+pub struct Doorkeeper {
+    doors: [u8; 3],
+    visitors: usize,
+}
+
+enum Door {
+    Open,
+    Shut,
+    ShutWithWords,
+    Panic,
+    /// Refuses, and panics when it is told of it.
+    PanicLater,
+}
+
+impl Doorkeeper {
+    fn door(&self) -> Door {
+        match self.doors[self.visitors % self.doors.len()] {
+            0..=191 => Door::Open,
+            192..=207 => Door::Shut,
+            208..=223 => Door::ShutWithWords,
+            224..=239 => Door::Panic,
+            240.. => Door::PanicLater,
+        }
+    }
+}
+
+impl Service<App> for Doorkeeper {
+    fn accept(&mut self, _: &mut App, peer: Peer) -> Result<Box<dyn portcullis::Handler<App>>, Refuse> {
+        self.visitors += 1;
+        match self.door() {
+            Door::Open => Ok(Box::new(Subject::of(peer.addr))),
+            Door::Shut | Door::PanicLater => Err(Refuse::silently()),
+            Door::ShutWithWords => Err(Refuse::with_farewell(UNWANTED)),
+            Door::Panic => panic_as_planned(),
+        }
+    }
+
+    fn on_unopened(&mut self, app: &mut App, peer: &Peer, closed: &portcullis::Closed) {
+        let told = app.unopened.insert(peer.addr, closed.reason);
+        assert!(told.is_none(), "{} was reported twice", peer.addr);
+        if matches!(self.door(), Door::PanicLater) {
+            panic_as_planned();
+        }
+    }
+}
+
+/// Frames of three bytes, the first of which may be its undoing. Nothing is sent as it is.
+struct Brittle;
+
+impl Framer for Brittle {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+        match input {
+            [] | [_] => Ok(Decoded::More),
+            [0xFF, ..] => panic_as_planned(),
+            [0xFE, ..] => Err(FrameError::new("as planned")),
+            // Outside the input, and nothing consumed: both are its own fault.
+            [0xFD, ..] => Ok(Decoded::Frame {
+                payload: 0..input.len() + 1,
+                consumed: 3,
+            }),
+            [0xFC, ..] => Ok(Decoded::Frame {
+                payload: 0..1,
+                consumed: 0,
+            }),
+            [_, _] => Ok(Decoded::Need(3)),
+            _ => Ok(Decoded::Frame {
+                payload: 1..3,
+                consumed: 3,
+            }),
+        }
+    }
+
+    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        out.put(b"<");
+        match payload {
+            [0xFF, ..] => panic_as_planned(),
+            [0xFE, ..] => Err(FrameError::new("as planned")),
+            payload => {
+                out.put(payload);
+                Ok(())
+            }
+        }
+    }
+}

@@ -1,0 +1,448 @@
+//! An echo that does other things besides, as its world's list of deeds says, and checks how it is called.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::fmt::{self, Write};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
+use portcullis::{
+    Close, CloseReason, Closed, Conn, ConnId, Context, Control, Handle, HandleError, Handler, Message, Outcome, State,
+};
+
+use crate::setup::framing;
+
+/// Unwinds without the hook that makes the fuzzer stop at every other panic.
+pub fn panic_as_planned() -> ! {
+    std::panic::resume_unwind(Box::new("as planned"))
+}
+
+/// What a handler does of itself in a callback. One callback does all up to the next `Rest`.
+#[derive(Clone, Copy, Debug)]
+pub enum Deed {
+    Rest,
+    /// To itself or a neighbour: see [`App::one_of`].
+    Act(u8, Act),
+    /// Through the server's handle, as another thread would.
+    Order(u8, Order),
+    /// In a job posted to its own loop.
+    Post(Job),
+    End(End),
+    /// Its destructor panics.
+    PanicLater,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Act {
+    Send(u8),
+    Close,
+    CloseAfterInput,
+    Abort,
+    Pause,
+    Resume,
+    SetTimer(u8, u8),
+    CancelTimer(u8),
+    SetFraming(u8),
+    SetMaxFrame(u8),
+    Replace,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Order {
+    Send(u8),
+    Notify,
+    Kill,
+    Drain(u8),
+    Stop,
+    Call,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Job {
+    Act(u8, Act),
+    Kill(u8),
+    SetCap(u8),
+    Suspend(bool),
+    CloseListener,
+    Drain(u8),
+    Panic,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum End {
+    Close,
+    Abort,
+    Fail,
+    Panic,
+}
+
+impl<'a> Arbitrary<'a> for Deed {
+    /// Three bytes each: one byte changed changes one thing.
+    fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
+        let [what, whom, how] = input.arbitrary()?;
+        let (kind, which) = (what % 16, what / 16);
+        Ok(match kind {
+            0..=4 => Self::Rest,
+            5..=9 => Self::Act(whom, Act::new(which, how)),
+            10..=11 => Self::Order(whom, Order::new(which, how)),
+            12..=13 => Self::Post(Job::new(which, whom, how)),
+            14 => Self::End(END[usize::from(which % 4)]),
+            _ if which == 0 => Self::PanicLater,
+            _ => Self::Act(0, Act::new(which, how)),
+        })
+    }
+}
+
+const END: [End; 4] = [End::Close, End::Abort, End::Fail, End::Panic];
+
+impl Act {
+    fn new(which: u8, how: u8) -> Self {
+        match which {
+            0 => Self::Close,
+            1 => Self::CloseAfterInput,
+            2 => Self::Abort,
+            3..=4 => Self::Pause,
+            5..=6 => Self::Resume,
+            7..=8 => Self::SetTimer(how % 4, how / 4),
+            9 => Self::CancelTimer(how % 4),
+            10 => Self::SetFraming(how),
+            11 => Self::SetMaxFrame(how),
+            12 => Self::Replace,
+            _ => Self::Send(how),
+        }
+    }
+}
+
+impl Order {
+    fn new(which: u8, how: u8) -> Self {
+        match which {
+            0..=4 => Self::Send(how),
+            5..=9 => Self::Notify,
+            10..=11 => Self::Kill,
+            12 => Self::Drain(how),
+            13 => Self::Stop,
+            _ => Self::Call,
+        }
+    }
+}
+
+impl Job {
+    fn new(which: u8, whom: u8, how: u8) -> Self {
+        match which {
+            0..=7 => Self::Act(whom, Act::new(how % 16, how)),
+            8..=9 => Self::Kill(whom),
+            10 => Self::SetCap(how),
+            11..=12 => Self::Suspend(how % 2 == 0),
+            13 => Self::CloseListener,
+            14 => Self::Drain(how),
+            _ => Self::Panic,
+        }
+    }
+}
+
+impl Deed {
+    /// Clients hear something besides their echoes, or hear them in another framing.
+    pub fn talks(&self) -> bool {
+        matches!(
+            self,
+            Self::Order(_, Order::Send(_))
+                | Self::Act(_, Act::Send(_) | Act::SetFraming(_))
+                | Self::Post(Job::Act(_, Act::Send(_) | Act::SetFraming(_)))
+        )
+    }
+}
+
+/// What all handlers of one world share.
+pub struct App {
+    pub handle: Option<Handle<App>>,
+    deeds: Vec<Deed>,
+    next: usize,
+    left: usize,
+    pub opened: u64,
+    pub live: Vec<ConnId>,
+    /// The one that closed last.
+    former: Option<ConnId>,
+    pub reasons: HashMap<SocketAddr, CloseReason>,
+    pub unopened: HashMap<SocketAddr, CloseReason>,
+    busy: Rc<Cell<bool>>,
+}
+
+impl App {
+    pub fn new(deeds: Vec<Deed>, most: usize) -> Self {
+        Self {
+            handle: None,
+            deeds,
+            next: 0,
+            left: most,
+            opened: 0,
+            live: Vec::new(),
+            former: None,
+            reasons: HashMap::new(),
+            unopened: HashMap::new(),
+            busy: Rc::default(),
+        }
+    }
+
+    /// The next of the deeds, which begin again at their end.
+    fn next_deed(&mut self) -> Option<Deed> {
+        self.left = self.left.checked_sub(1)?;
+        let deed = *self.deeds.get(self.next)?;
+        self.next = (self.next + 1) % self.deeds.len();
+        Some(deed)
+    }
+
+    /// A connection by number: 0 is `me`, 255 one that has gone, all others are those that are open.
+    fn one_of(&self, me: Option<ConnId>, number: u8) -> Option<ConnId> {
+        match number {
+            0 => me,
+            u8::MAX => self.former,
+            number => usize::from(number).checked_rem(self.live.len()).map(|at| self.live[at]),
+        }
+    }
+}
+
+/// While a callback runs.
+struct Busy(Rc<Cell<bool>>);
+
+impl Busy {
+    fn begin(app: &App) -> Self {
+        assert!(!app.busy.replace(true), "a callback was entered from inside another");
+        Self(Rc::clone(&app.busy))
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.set(false);
+    }
+}
+
+pub struct Subject {
+    peer: SocketAddr,
+    panics_later: bool,
+}
+
+impl Subject {
+    pub fn of(peer: SocketAddr) -> Self {
+        Self {
+            peer,
+            panics_later: false,
+        }
+    }
+
+    /// Every callback of an open connection: its work, then deeds.
+    fn callback(&mut self, cx: &mut Context<'_, App>, work: impl FnOnce(&mut Context<'_, App>) -> Outcome) -> Outcome {
+        let _busy = Busy::begin(cx.app);
+        assert!(cx.app.live.contains(&cx.conn.id()), "not open: {:?}", cx.conn);
+        let info = cx.conn.info().expect("a callback's own connection");
+        assert_eq!(
+            (info.peer, info.state),
+            (self.peer, cx.conn.state()),
+            "another's callback"
+        );
+        assert!(cx.conn.state() == State::Open || cx.conn.send(b"too late").is_err());
+        if let Some(former) = cx.app.former {
+            let is_live = cx.app.handle.as_ref().is_some_and(|handle| handle.is_live(former));
+            assert!(!is_live && cx.conn.peer(former).is_none(), "{former} has gone");
+        }
+        work(cx)?;
+        self.do_deeds(cx)
+    }
+
+    fn do_deeds(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        let me = cx.conn.id();
+        while let Some(deed) = cx.app.next_deed() {
+            match deed {
+                Deed::Rest => break,
+                Deed::Act(number, act) => {
+                    let whom = cx.app.one_of(Some(me), number);
+                    if let Some(mut conn) = whom.and_then(|id| cx.conn.peer(id)) {
+                        perform(&mut conn, act);
+                    }
+                }
+                Deed::Order(number, order) => {
+                    let whom = cx.app.one_of(Some(me), number);
+                    if let (Some(handle), Some(whom)) = (&cx.app.handle, whom) {
+                        give(handle, whom, order);
+                    }
+                }
+                Deed::Post(job) => {
+                    if let Some(handle) = &cx.app.handle {
+                        // Refused when too many wait, which is a result too.
+                        let _ = handle.post(move |app, control| carry_out(app, control, job));
+                    }
+                }
+                Deed::End(End::Close) => return Err(Close::new()),
+                Deed::End(End::Abort) => return Err(Close::abort()),
+                Deed::End(End::Fail) => return Err(Close::because("as planned")),
+                Deed::End(End::Panic) => panic_as_planned(),
+                Deed::PanicLater => self.panics_later = true,
+            }
+        }
+        Ok(())
+    }
+}
+
+fn perform(conn: &mut Conn<'_, App>, act: Act) {
+    match act {
+        // It may be closing, or full: both are results.
+        Act::Send(length) => drop(conn.send(vec![length; usize::from(length)])),
+        Act::Close => conn.close(),
+        Act::CloseAfterInput => conn.close_after_input(),
+        Act::Abort => conn.abort(),
+        Act::Pause => conn.pause(),
+        Act::Resume => conn.resume(),
+        Act::SetTimer(key, ticks) => conn.set_timer(key, Duration::from_millis(u64::from(ticks).pow(2))),
+        Act::CancelTimer(key) => conn.cancel_timer(key),
+        Act::SetFraming(number) => conn.set_framing(&framing(number)),
+        Act::SetMaxFrame(bytes) => conn.set_max_frame(usize::from(bytes)),
+        Act::Replace => conn.replace_handler(Subject::of(conn.peer_addr())),
+    }
+}
+
+fn give(handle: &Handle<App>, whom: ConnId, order: Order) {
+    // Refused if the connection has gone or too much waits, which are results too.
+    let _ = match order {
+        Order::Send(length) => handle.send(whom, vec![length; usize::from(length)]),
+        Order::Notify => handle.notify(whom, ()),
+        Order::Kill => handle.kill(whom),
+        Order::Drain(ticks) => handle.drain(Duration::from_millis(u64::from(ticks).pow(2))),
+        Order::Stop => handle.stop(),
+        Order::Call => {
+            let answer = handle.call(Duration::MAX, |_, _| ());
+            assert_eq!(answer, Err(HandleError::OwnThread));
+            Ok(())
+        }
+    };
+}
+
+fn carry_out(app: &mut App, control: &mut Control<'_, App>, job: Job) {
+    let _busy = Busy::begin(app);
+    match job {
+        Job::Act(number, act) => {
+            if let Some(mut conn) = app.one_of(None, number).and_then(|id| control.conn(id)) {
+                perform(&mut conn, act);
+            }
+        }
+        Job::Kill(number) => {
+            if let Some(id) = app.one_of(None, number) {
+                assert_eq!(control.kill(id), app.live.contains(&id), "{id}");
+            }
+        }
+        Job::SetCap(connections) => control.set_max_connections(connections.into()).expect("not too many"),
+        Job::Suspend(on) => {
+            for listener in control.listeners() {
+                let done = if on {
+                    control.suspend(listener.id)
+                } else {
+                    control.resume(listener.id)
+                };
+                done.expect("it is there");
+            }
+        }
+        // It may have been closed before.
+        Job::CloseListener => drop(control.close_listener("second")),
+        Job::Drain(ticks) => control.drain(Duration::from_millis(u64::from(ticks).pow(2))),
+        Job::Panic => panic_as_planned(),
+    }
+}
+
+impl Handler<App> for Subject {
+    fn on_open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        let id = cx.conn.id();
+        assert!(!cx.app.live.contains(&id), "{id} opens twice");
+        cx.app.live.push(id);
+        cx.app.opened += 1;
+        self.callback(cx, |_| Ok(()))
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_, App>, frame: &[u8]) -> Outcome {
+        assert_eq!(cx.conn.state(), State::Open, "a frame after the end");
+        self.callback(cx, |cx| {
+            cx.conn.send(frame)?;
+            Ok(())
+        })
+    }
+
+    fn on_finish(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        self.callback(cx, |cx| {
+            cx.conn.close();
+            Ok(())
+        })
+    }
+
+    fn on_writable(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        self.callback(cx, |_| Ok(()))
+    }
+
+    fn on_timer(&mut self, cx: &mut Context<'_, App>, _key: u8) -> Outcome {
+        self.callback(cx, |cx| {
+            cx.conn.resume();
+            Ok(())
+        })
+    }
+
+    fn on_message(&mut self, cx: &mut Context<'_, App>, message: Message) -> Outcome {
+        assert_eq!(cx.conn.state(), State::Open, "a message after the end");
+        self.callback(cx, |_| {
+            assert!(message.is::<()>(), "another's message");
+            Ok(())
+        })
+    }
+
+    fn on_drain(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        self.callback(cx, |cx| {
+            cx.conn.close_after_input();
+            Ok(())
+        })
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, App>, closed: &Closed) {
+        let (id, peer) = (cx.conn.id(), self.peer);
+        // There is nothing left that an outcome could end.
+        let _ = self.callback(cx, |cx| {
+            assert_eq!(cx.conn.state(), State::Closing);
+            cx.app.live.retain(|&live| live != id);
+            cx.app.former = Some(id);
+            let told = cx.app.reasons.insert(peer, closed.reason);
+            assert!(told.is_none(), "{id} closes twice");
+            Ok(())
+        });
+    }
+}
+
+impl Drop for Subject {
+    fn drop(&mut self) {
+        if self.panics_later && !std::thread::panicking() {
+            panic_as_planned();
+        }
+    }
+}
+
+/// Reads the log and forgets it: making its lines must not panic.
+struct Nobody;
+
+impl Write for Nobody {
+    fn write_str(&mut self, _: &str) -> fmt::Result {
+        Ok(())
+    }
+}
+
+impl log::Log for Nobody {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        write!(Self, "{}", record.args()).expect("it takes all");
+    }
+
+    fn flush(&self) {}
+}
+
+pub fn log_to_nobody() {
+    log::set_logger(&Nobody).expect("the only logger");
+    log::set_max_level(log::LevelFilter::Trace);
+}

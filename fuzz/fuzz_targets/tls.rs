@@ -1,0 +1,230 @@
+//! One connection behind TLS: a real client in memory, whose records are cut, changed, lost and repeated on their way; or
+//! nothing but noise.
+//!
+//! Whatever arrives, the handler is told no frame that the client did not send, in order; and as long as nobody has
+//! meddled, the client gets what an honest echo says.
+#![no_main]
+
+use std::time::Duration;
+
+use libfuzzer_sys::arbitrary::{self, Arbitrary};
+use libfuzzer_sys::fuzz_target;
+use portcullis::sim::{Deed, Single, Stimulus, Told};
+use portcullis::{Framing, Listen};
+
+#[path = "../../examples/support/sim_tls.rs"]
+mod sim_tls;
+
+#[derive(Arbitrary, Debug)]
+enum Op {
+    /// The client sends a frame; over packet-1.
+    Say(Vec<u8>),
+    /// The client says goodbye.
+    Goodbye,
+    /// So many bytes of what is under way arrive.
+    Arrive(u8),
+    /// All of it does.
+    ArriveAll,
+    /// A byte under way is changed.
+    Change { at: u16, by: u8 },
+    /// Bytes under way are lost.
+    Lose { at: u16, count: u8 },
+    /// Bytes under way come twice.
+    Repeat { at: u16, count: u8 },
+    /// Bytes come from somebody else.
+    Noise { at: u16, bytes: Vec<u8> },
+    /// The client reads what the server has sent, and answers.
+    Listen,
+    /// Something else happens to the connection.
+    Happen(Stimulus),
+}
+
+#[derive(Arbitrary, Debug)]
+struct Case {
+    /// No client at all.
+    noise_only: bool,
+    watermarks: [u8; 3],
+    timeouts: [u8; 4],
+    ops: Vec<Op>,
+}
+
+struct World {
+    single: Single,
+    client: Option<sim_tls::Client>,
+    underway: Vec<u8>,
+    /// What the client has sent as frames, and how many the handler was told.
+    said: Vec<Vec<u8>>,
+    told: usize,
+    heard: Vec<u8>,
+    /// What reaches the server is no longer what the client sent, or what the handler does is no longer an echo.
+    meddled: bool,
+    goodbye: bool,
+    /// The handler cuts frames by another rule.
+    shifted: bool,
+}
+
+fuzz_target!(|case: Case| {
+    let [low, more, most] = case.watermarks.map(usize::from);
+    let [handshake, idle, write, linger] = case.timeouts.map(|ms| Duration::from_millis(u64::from(ms) + 1));
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(Framing::Packet1)
+        .tls(sim_tls::server_config())
+        .watermarks(low, low + more + 1)
+        .output_limit(low + more + 1 + most)
+        .handshake_timeout(handshake)
+        .idle_timeout(idle)
+        .frame_timeout(idle)
+        .write_timeout(write)
+        .linger(linger, 1000);
+    let mut world = World {
+        single: Single::new(&listen).expect("settings that work"),
+        client: (!case.noise_only).then(sim_tls::Client::new),
+        underway: Vec::new(),
+        said: Vec::new(),
+        told: 0,
+        heard: Vec::new(),
+        meddled: case.noise_only,
+        goodbye: false,
+        shifted: false,
+    };
+    if let Some(client) = &mut world.client {
+        world.underway = client.encrypt(b"");
+    }
+    for op in &case.ops {
+        world.play(op);
+        world.compare();
+    }
+    world.come_to_rest();
+});
+
+impl World {
+    fn play(&mut self, op: &Op) {
+        let length = self.underway.len();
+        let place = |at: &u16| usize::from(*at) % length.max(1);
+        match op {
+            Op::Say(payload) => {
+                if let Some(client) = &mut self.client {
+                    let payload = &payload[..payload.len().min(255)];
+                    let frame = [&[payload.len() as u8], payload].concat();
+                    self.said.push(payload.to_vec());
+                    self.underway.extend(client.encrypt(&frame));
+                }
+            }
+            Op::Goodbye => {
+                if let Some(client) = &mut self.client {
+                    self.underway.extend(client.close_notify());
+                    self.goodbye = true;
+                }
+            }
+            Op::Arrive(count) => self.arrive(usize::from(*count)),
+            Op::ArriveAll => self.arrive(length),
+            Op::Change { at, by } => {
+                if let (Some(byte), 1..) = (self.underway.get_mut(place(at)), *by) {
+                    *byte ^= by;
+                    self.meddled = true;
+                }
+            }
+            Op::Lose { at, count } => {
+                let at = place(at);
+                self.underway.drain(at..length.min(at + usize::from(*count)));
+                self.meddled = true;
+            }
+            Op::Repeat { at, count } => {
+                let at = place(at);
+                let again = self.underway[at.min(length)..length.min(at + usize::from(*count))].to_vec();
+                self.underway.splice(at.min(length)..at.min(length), again);
+                self.meddled = true;
+            }
+            Op::Noise { at, bytes } => {
+                let at = place(at).min(length);
+                self.underway.splice(at..at, bytes.iter().copied());
+                self.meddled = true;
+            }
+            Op::Listen => self.listen(),
+            Op::Happen(stimulus) => {
+                self.shifted |= shifts(stimulus);
+                self.meddled |= !matches!(
+                    stimulus,
+                    Stimulus::Turn | Stimulus::Step | Stimulus::Spurious | Stimulus::Room(_)
+                );
+                self.apply(stimulus);
+            }
+        }
+    }
+
+    fn apply(&mut self, stimulus: &Stimulus) {
+        self.single.apply(stimulus).expect("it holds");
+    }
+
+    fn arrive(&mut self, count: usize) {
+        let bytes = self.underway.drain(..count.min(self.underway.len())).collect();
+        self.apply(&Stimulus::Input(bytes));
+        self.apply(&Stimulus::Turn);
+    }
+
+    fn listen(&mut self) {
+        let sent = self.single.take_sent();
+        if self.meddled && self.goodbye {
+            // A rustls client that has said goodbye asserts, in debug builds, that it finds no fault afterwards.
+            self.client = None;
+        }
+        if let Some(client) = &mut self.client {
+            match client.decrypt(&sent, &mut self.heard) {
+                Ok(answer) => self.underway.extend(answer),
+                Err(_) if self.meddled => self.client = None,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// The handler was told what the client said, and the client heard what the handler said.
+    fn compare(&mut self) {
+        for told in self.single.take_told() {
+            if let (Told::Frame(frame), false) = (told, self.shifted) {
+                assert_eq!(Some(&frame), self.said.get(self.told), "a frame that nobody sent");
+                self.told += 1;
+            }
+        }
+        if !self.meddled {
+            let echo: Vec<u8> = self
+                .said
+                .iter()
+                .flat_map(|payload| [&[payload.len() as u8], &payload[..]].concat())
+                .collect();
+            assert!(
+                echo.starts_with(&self.heard),
+                "the client hears {:?} where it said {echo:?}",
+                self.heard
+            );
+        }
+    }
+
+    fn come_to_rest(&mut self) {
+        self.apply(&Stimulus::Room(u16::MAX));
+        self.apply(&Stimulus::Turn);
+        for _ in 0..2000 {
+            if self.single.end().is_some() {
+                return;
+            }
+            if self.single.has_deadline() {
+                self.apply(&Stimulus::Expire);
+            } else {
+                assert!(self.single.is_at_rest(), "no deadline is armed: {:?}", self.single);
+                self.apply(&Stimulus::Act(Deed::Resume));
+            }
+            self.apply(&Stimulus::Turn);
+            self.compare();
+        }
+        panic!("no end in sight: {:?}", self.single);
+    }
+}
+
+/// The handler cuts frames by another rule from now on.
+fn shifts(stimulus: &Stimulus) -> bool {
+    let shifts = |deed: &Deed| matches!(deed, Deed::Framing(_) | Deed::MaxFrame(_));
+    match stimulus {
+        Stimulus::Act(deed) => shifts(deed),
+        Stimulus::OnFrame(deeds) | Stimulus::OnEnd(deeds) => deeds.iter().any(shifts),
+        _ => false,
+    }
+}

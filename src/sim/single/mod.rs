@@ -1,0 +1,280 @@
+//! One connection alone, between a kernel of a few fields and a handler of a few words.
+//!
+//! It is driven as `reactor/turn.rs` drives it, but for what needs a second connection. Plain ones can be copied and
+//! compared, so that a search can visit every state there is.
+
+mod socket;
+mod turn;
+mod witness;
+
+use std::fmt;
+use std::rc::Rc;
+use std::time::Duration;
+
+use socket::Socket;
+use turn::SPIN;
+use witness::Witness;
+
+use super::stimulus::{Deed, End, Stimulus, Told};
+use super::Violation;
+use crate::config::Listen;
+use crate::error::Result;
+use crate::proto::{Framing, Limits, Machine, Pool, Print, State, Time};
+
+/// How long a handshake may take once the server drains.
+const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
+
+type Checked = std::result::Result<(), Violation>;
+
+/// One connection, its peer, its kernel and its handler, moved by [`Stimulus`] after [`Stimulus`].
+///
+/// This is for the connection machine: the handler is a built-in one that does [`Deed`]s. To test your own, use
+/// [`Sim`](super::Sim).
+///
+/// After each one its invariants are checked, and that the handler was told nothing out of order and the peer got what
+/// was sent, in order.
+///
+/// ```
+/// use portcullis::sim::{Deed, Single, Stimulus, Told};
+/// use portcullis::{CloseReason, Framing, Listen};
+///
+/// let mut one = Single::new(&Listen::tcp("127.0.0.1:0").framing(Framing::Packet1)).unwrap();
+/// for stimulus in [
+///     Stimulus::OnFrame(vec![Deed::Echo, Deed::Pause]),
+///     Stimulus::Input(b"\x02ab\x02cd".to_vec()),
+///     Stimulus::Finish,
+///     Stimulus::Turn,
+/// ] {
+///     one.apply(&stimulus).unwrap();
+/// }
+/// assert_eq!(one.take_told(), [Told::Opened, Told::Frame(b"ab".to_vec())]);
+/// assert_eq!(one.take_sent(), b"\x02ab");
+/// ```
+pub struct Single {
+    machine: Machine,
+    pool: Pool,
+    plain: Vec<u8>,
+    now: Time,
+    limits: Rc<Limits>,
+    socket: Socket,
+    script: Script,
+    witness: Witness,
+    told: Vec<Told>,
+    sent: Vec<u8>,
+    last_state: State,
+    transitions: Vec<(State, State)>,
+}
+
+/// What the handler does.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Script {
+    on_frame: Vec<Deed>,
+    on_end: Vec<Deed>,
+}
+
+/// All that the future of a plain [`Single`] depends on: two with equal snapshots cannot be told apart any more.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Snapshot {
+    machine: Print,
+    socket: Socket,
+    script: Script,
+    witness: Witness,
+}
+
+impl Single {
+    /// A connection that a listener with these settings has accepted and its service has admitted. It echoes, and closes
+    /// in order when the peer has finished or the server drains.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::listen`](crate::Server::listen) for settings that cannot work.
+    ///
+    /// # Panics
+    ///
+    /// If such a connection breaks a promise at once.
+    #[track_caller]
+    pub fn new(listen: &Listen) -> Result<Self> {
+        let mut single = Self::accepted(listen)?;
+        for stimulus in [Stimulus::Admit, Stimulus::Turn] {
+            if let Err(violation) = single.apply(&stimulus) {
+                panic!("{violation}");
+            }
+        }
+        Ok(single)
+    }
+
+    /// As [`Single::new`], before the service has answered: [`Stimulus::Admit`] comes next.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::listen`](crate::Server::listen).
+    pub fn accepted(listen: &Listen) -> Result<Self> {
+        listen.check()?;
+        let limits = Rc::new(listen.limits.clone());
+        let machine = Machine::new(&listen.framing, Rc::clone(&limits), listen.tls.as_ref(), Time::ZERO);
+        let framing = match &listen.framing {
+            _ if listen.tls.is_some() => None,
+            Framing::Custom(_) => None,
+            framing => (0..6).find(|&number| same(framing, &Deed::framing(number))),
+        };
+        Ok(Self {
+            machine,
+            pool: Pool::default(),
+            plain: Vec::new(),
+            now: Time::ZERO,
+            limits,
+            socket: Socket::new(),
+            script: Script {
+                on_frame: vec![Deed::Echo],
+                on_end: vec![Deed::CloseAfterInput],
+            },
+            witness: Witness::of(framing),
+            told: Vec::new(),
+            sent: Vec::new(),
+            last_state: State::Accepting,
+            transitions: Vec::new(),
+        })
+    }
+
+    /// Makes one thing happen. After the end nothing does.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is not as promised.
+    pub fn apply(&mut self, stimulus: &Stimulus) -> Checked {
+        if self.witness.end.is_some() {
+            return Ok(());
+        }
+        match stimulus {
+            Stimulus::Admit => {
+                if self.machine.state() == State::Accepting {
+                    self.machine.handle_admitted(self.now);
+                }
+            }
+            Stimulus::Input(bytes) => self.socket.arrive(bytes),
+            Stimulus::Finish => self.socket.finish(),
+            Stimulus::Reset => self.socket.reset(),
+            Stimulus::BreakPipe => self.socket.break_pipe(),
+            Stimulus::Room(bytes) => self.socket.make_room(*bytes),
+            Stimulus::Spurious => self.socket.spurious(),
+            Stimulus::Turn => self.run_turn(SPIN)?,
+            Stimulus::Step => self.run_turn(1)?,
+            Stimulus::Pass { millis } => self.now = self.now.after(Duration::from_millis(u64::from(*millis))),
+            Stimulus::Judge => self.judge()?,
+            Stimulus::Expire => {
+                let deadline = self.machine.deadline();
+                if deadline.is_armed() {
+                    self.now = self.now.max(deadline);
+                    self.judge()?;
+                }
+            }
+            Stimulus::OnFrame(deeds) => self.script.on_frame.clone_from(deeds),
+            Stimulus::OnEnd(deeds) => self.script.on_end.clone_from(deeds),
+            Stimulus::Act(deed) => {
+                self.perform(*deed, &[])?;
+            }
+            Stimulus::Drain => {
+                if !self.machine.is_draining() {
+                    self.machine.drain(self.now.after(HANDSHAKE_GRACE));
+                    self.socket.readable = true;
+                }
+            }
+            Stimulus::CutShort => {
+                if self.machine.is_draining() {
+                    self.witness.forced |= !self.machine.cut_short(&mut self.pool);
+                    self.run_turn(SPIN)?;
+                }
+            }
+        }
+        self.note_state()
+    }
+
+    /// A copy, with the same past and nothing told or sent yet. `None` over TLS and with a framer of the user's.
+    #[must_use]
+    pub fn fork(&self) -> Option<Self> {
+        Some(Self {
+            machine: self.machine.fork()?,
+            pool: Pool::default(),
+            plain: Vec::new(),
+            now: self.now,
+            limits: Rc::clone(&self.limits),
+            socket: self.socket.clone(),
+            script: self.script.clone(),
+            witness: self.witness.clone(),
+            told: Vec::new(),
+            sent: Vec::new(),
+            last_state: self.last_state,
+            transitions: Vec::new(),
+        })
+    }
+
+    /// What its future depends on, of a plain connection with a built-in framing.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot {
+            machine: self.machine.print(self.now),
+            socket: self.socket.clone(),
+            script: self.script.clone(),
+            witness: self.witness.clone(),
+        }
+    }
+
+    /// How it ended, if it has. Not yet while it lingers for the peer's FIN.
+    pub fn end(&self) -> Option<End> {
+        self.witness.end
+    }
+
+    /// Where it is in its life; where it was last, once it has ended.
+    pub fn state(&self) -> State {
+        self.machine.state()
+    }
+
+    /// What the handler was told since the last time this was asked.
+    pub fn take_told(&mut self) -> Vec<Told> {
+        std::mem::take(&mut self.told)
+    }
+
+    /// What the peer got since the last time this was asked.
+    pub fn take_sent(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.sent)
+    }
+
+    /// Changes of state since the last time this was asked.
+    pub fn take_transitions(&mut self) -> Vec<(State, State)> {
+        std::mem::take(&mut self.transitions)
+    }
+
+    /// Bytes that have arrived and were not read.
+    pub fn unread(&self) -> usize {
+        self.socket.inbox.len()
+    }
+
+    /// The handler has paused it, and nothing waits for the peer: it may stay so for ever.
+    pub fn is_at_rest(&self) -> bool {
+        self.witness.paused && self.machine.queued() == 0
+    }
+
+    /// A deadline is armed.
+    pub fn has_deadline(&self) -> bool {
+        self.machine.deadline().is_armed()
+    }
+}
+
+impl fmt::Debug for Single {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Single")
+            .field("now", &self.now)
+            .field("state", &self.machine.state())
+            .field("socket", &self.socket)
+            .field("script", &self.script)
+            .field("witness", &self.witness)
+            .finish_non_exhaustive()
+    }
+}
+
+fn violation(words: &str) -> Violation {
+    Violation(words.to_owned())
+}
+
+fn same(one: &Framing, other: &Framing) -> bool {
+    std::mem::discriminant(one) == std::mem::discriminant(other)
+}

@@ -1,0 +1,131 @@
+//! What must be true of one connection, whatever happens to it, as far as it can be seen from outside.
+
+use std::collections::VecDeque;
+
+use super::{violation, Checked};
+use crate::proto::Limits;
+use crate::reason::CloseReason;
+use crate::sim::stimulus::{End, Told};
+use crate::sim::Violation;
+
+/// What has been seen, as far as it says what may come.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct Witness {
+    /// The number of the framing; over TLS and with a framer of the user's nobody knows what goes over the wire.
+    pub(super) framing: Option<u8>,
+    opened: bool,
+    finished: bool,
+    drained: bool,
+    pub(super) paused: bool,
+    /// Too much waits for the peer.
+    congested: bool,
+    writable_due: bool,
+    /// Somebody wanted RST.
+    pub(super) forced: bool,
+    /// What `send` took and the kernel has not.
+    owed: VecDeque<u8>,
+    pub(super) end: Option<End>,
+}
+
+impl Witness {
+    pub(super) fn of(framing: Option<u8>) -> Self {
+        Self {
+            framing,
+            ..Self::default()
+        }
+    }
+
+    /// The handler is told something.
+    pub(super) fn sees_event(&mut self, told: &Told) -> Checked {
+        let wrong = match told {
+            Told::Opened => std::mem::replace(&mut self.opened, true).then_some("opened twice"),
+            _ if !self.opened => Some("told something before it was opened"),
+            Told::Frame(_) if self.paused => Some("a frame while it was paused"),
+            Told::Frame(_) if self.finished => Some("a frame after the end"),
+            Told::Frame(_) if self.congested => Some("a frame while too much waits for the peer"),
+            Told::Finished => std::mem::replace(&mut self.finished, true).then_some("finished twice"),
+            Told::Drain => std::mem::replace(&mut self.drained, true).then_some("drained twice"),
+            Told::Writable if !std::mem::take(&mut self.writable_due) => Some("writable without having been full"),
+            _ => None,
+        };
+        wrong.map_or(Ok(()), |words| Err(violation(words)))
+    }
+
+    /// A frame was taken, or refused because too much waits; so much waited before, and waits now.
+    pub(super) fn sees_send(
+        &mut self,
+        limits: &Limits,
+        payload: &[u8],
+        taken: bool,
+        before: usize,
+        now: usize,
+    ) -> Checked {
+        match (taken, before >= limits.output_limit) {
+            (true, true) => return Err(violation("a frame was taken over the output limit")),
+            (false, false) => return Err(violation("full below the output limit")),
+            (true, false) => {
+                if let Some(framing) = self.framing {
+                    self.owed.extend(on_the_wire(framing, payload));
+                }
+                self.congested |= now >= limits.high_watermark;
+            }
+            (false, true) => self.congested = true,
+        }
+        Ok(())
+    }
+
+    /// The kernel took these bytes.
+    pub(super) fn sees_sent(&mut self, bytes: &[u8]) -> Checked {
+        if self.framing.is_none() {
+            return Ok(());
+        }
+        for &byte in bytes {
+            if self.owed.pop_front() != Some(byte) {
+                return Err(violation("the peer gets what nobody sent"));
+            }
+        }
+        Ok(())
+    }
+
+    /// So many bytes still wait for the peer of a connection that is open or not.
+    pub(super) fn sees_room(&mut self, limits: &Limits, queued: usize, open: bool) {
+        if self.congested && queued <= limits.low_watermark {
+            self.congested = false;
+            self.writable_due = open;
+        }
+    }
+
+    /// The kernel takes nothing more, ever.
+    pub(super) fn sees_dead(&mut self) {
+        self.owed.clear();
+        self.congested = false;
+    }
+
+    pub(super) fn sees_end(&mut self, end: End) -> Checked {
+        self.end = Some(end);
+        let by_peer = matches!(end.reason, CloseReason::Reset | CloseReason::TimedOut | CloseReason::Io);
+        if end.reset && !self.forced {
+            return Err(violation("RST without a reason for it"));
+        }
+        if !end.reset && !by_peer && !self.owed.is_empty() {
+            return Err(Violation(format!(
+                "it ended as {} and owes {} bytes",
+                end.reason,
+                self.owed.len()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A frame as the peer must see it.
+fn on_the_wire(framing: u8, payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u64).to_be_bytes();
+    let width = match framing {
+        1 => 1,
+        2 => 2,
+        3 => 4,
+        _ => 0,
+    };
+    [length.get(8 - width..).unwrap_or_default(), payload].concat()
+}

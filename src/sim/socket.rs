@@ -1,0 +1,133 @@
+//! One simulated connection: its buffers in both directions, and the edges that are due.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+
+use crate::reactor::os::{Event, Token};
+
+/// Both directions of one connection.
+pub(super) struct SimSocket {
+    pub(super) peer: SocketAddr,
+    pub(super) local: SocketAddr,
+    /// The server holds a descriptor for it.
+    pub(super) held: bool,
+    pub(super) token: Option<Token>,
+    /// An edge that no poll has reported yet.
+    pub(super) edge: bool,
+    /// Sent by the client, not in the server's kernel yet.
+    pub(super) underway: VecDeque<u8>,
+    /// In the server's receive buffer.
+    pub(super) received: VecDeque<u8>,
+    pub(super) receive_buffer: usize,
+    /// The client has sent FIN; it arrives behind what is under way.
+    pub(super) client_finished: bool,
+    /// FIN is in the receive buffer.
+    pub(super) fin: bool,
+    /// The connection is dead, and reads give this error once the receive buffer is empty.
+    pub(super) error: Option<i32>,
+    /// Taken from the server, not read by the client yet.
+    pub(super) sent: VecDeque<u8>,
+    pub(super) send_buffer: usize,
+    /// A write was refused or cut: an edge is due when there is room.
+    pub(super) wants_room: bool,
+    pub(super) server_finished: bool,
+    pub(super) server_reset: bool,
+    pub(super) client_gone: bool,
+    /// What the client has read.
+    pub(super) inbox: Vec<u8>,
+    /// The client reads what comes.
+    pub(super) reads: bool,
+}
+
+impl SimSocket {
+    /// Connected, with empty buffers.
+    pub(super) fn new(peer: SocketAddr, local: SocketAddr) -> Self {
+        Self {
+            peer,
+            local,
+            held: false,
+            token: None,
+            edge: false,
+            underway: VecDeque::new(),
+            received: VecDeque::new(),
+            receive_buffer: 64 * 1024,
+            client_finished: false,
+            fin: false,
+            error: None,
+            sent: VecDeque::new(),
+            send_buffer: 64 * 1024,
+            wants_room: false,
+            server_finished: false,
+            server_reset: false,
+            client_gone: false,
+            inbox: Vec::new(),
+            reads: true,
+        }
+    }
+
+    pub(super) fn event(&self, token: Token) -> Event {
+        let closed = self.fin || self.error.is_some();
+        Event {
+            token,
+            readable: !self.received.is_empty() || closed,
+            writable: self.room() > 0 || self.error.is_some(),
+            closed,
+        }
+    }
+
+    /// An edge is under way.
+    pub(super) fn has_edge(&self) -> bool {
+        self.edge
+    }
+
+    /// A read would bring something: bytes, the end, or an error.
+    pub(super) fn has_input(&self) -> bool {
+        !self.received.is_empty() || self.fin || self.error.is_some()
+    }
+
+    pub(super) fn room(&self) -> usize {
+        self.send_buffer.saturating_sub(self.sent.len())
+    }
+
+    /// An edge that announced room which is gone by this is due again.
+    pub(super) fn resize(&mut self, send_buffer: usize) {
+        self.send_buffer = send_buffer.max(1);
+        self.wants_room |= self.room() == 0;
+    }
+
+    pub(super) fn arrive(&mut self) {
+        let room = self.receive_buffer.saturating_sub(self.received.len());
+        let count = room.min(self.underway.len());
+        if count > 0 {
+            self.received.extend(self.underway.drain(..count));
+            self.edge = true;
+        }
+        if self.client_finished && self.underway.is_empty() && !self.fin {
+            self.fin = true;
+            self.edge = true;
+        }
+    }
+
+    pub(super) fn reach(&mut self) {
+        if self.reads {
+            self.take(usize::MAX);
+        }
+        // Linux raises the edge when a third of the buffer is free again; half is as good.
+        if self.wants_room && self.room() >= (self.send_buffer / 2).max(1) {
+            self.wants_room = false;
+            self.edge = true;
+        }
+    }
+
+    /// The client reads what has been sent, at most so much.
+    pub(super) fn take(&mut self, bytes: usize) {
+        let count = bytes.min(self.sent.len());
+        self.inbox.extend(self.sent.drain(..count));
+    }
+
+    pub(super) fn die(&mut self, errno: i32) {
+        self.error = Some(errno);
+        self.sent.clear();
+        self.edge = true;
+    }
+}

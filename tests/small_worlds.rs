@@ -1,0 +1,106 @@
+//! In small worlds every state of a connection is visited, and none breaks a promise or is a dead end.
+//!
+//! The worlds here are those that take seconds; `cargo run --release --features sim --example exhaust` visits them all.
+#![cfg(feature = "sim")]
+
+#[path = "../examples/support/closure.rs"]
+mod closure;
+#[cfg(feature = "tls")]
+#[path = "../examples/support/schedules.rs"]
+mod schedules;
+#[cfg(feature = "tls")]
+#[path = "../examples/support/sim_tls.rs"]
+mod sim_tls;
+#[path = "../examples/support/strings.rs"]
+mod strings;
+
+use std::collections::BTreeSet;
+
+use portcullis::sim::Deed;
+use portcullis::{CloseReason, State};
+
+fn close(framing: u8, on_frame: &[Deed], on_end: &[Deed]) -> closure::Findings {
+    let setting = closure::Setting {
+        framing,
+        on_frame: on_frame.to_vec(),
+        on_end: on_end.to_vec(),
+        lazy: false,
+    };
+    match closure::close(&setting) {
+        Ok(found) => found,
+        Err(what) => panic!("{what}"),
+    }
+}
+
+/// faults.md, Methods 1.
+#[test]
+fn every_state_keeps_its_promises_and_leads_to_the_end() {
+    let packets = close(1, &[], &[Deed::CloseAfterInput]);
+    let lines = close(4, &[Deed::Echo, Deed::Fail], &[Deed::Echo, Deed::Close]);
+    let raw = close(0, &[Deed::Echo, Deed::Close], &[]);
+    let mut all = closure::Findings::default();
+    for found in [packets, lines, raw] {
+        assert!(found.states > 5_000 && found.moves > 25 * found.states, "{found:?}");
+        all.add(found);
+    }
+    use CloseReason::*;
+    let reasons = BTreeSet::from([
+        Finished,
+        Closed,
+        Failed,
+        Aborted,
+        Drained,
+        DrainForced,
+        Reset,
+        Truncated,
+        FrameTooLarge,
+        HandshakeTimeout,
+        FrameTimeout,
+        IdleTimeout,
+        WriteTimeout,
+    ]);
+    assert_eq!(all.reasons, reasons, "each of them is reached, and no other");
+    // Without TLS there is no handshake.
+    assert_eq!(
+        all.changes,
+        BTreeSet::from([
+            (State::Accepting, State::Open),
+            (State::Accepting, State::Closing),
+            (State::Open, State::Closing)
+        ])
+    );
+}
+
+/// faults.md, Methods 2. All cuts of strings up to eight bytes are in the long run.
+#[test]
+fn every_short_string_is_the_same_frames_in_every_cut() {
+    for framing in 0..6 {
+        match strings::play(framing, 5) {
+            Ok(played) => assert_eq!(played, (0..=5).map(|length| 8_u64.pow(length)).sum::<u64>()),
+            Err(what) => panic!("{what}"),
+        }
+    }
+}
+
+/// Every schedule of three moves behind TLS, and with the plain worlds every legal transition is seen and no other.
+#[cfg(feature = "tls")]
+#[test]
+fn every_short_schedule_behind_tls_keeps_its_promises() {
+    let mut changes = close(0, &[Deed::Echo, Deed::Close], &[]).changes;
+    for start in [schedules::Start::Connected, schedules::Start::Open] {
+        for length in 1..=3 {
+            match schedules::play(start, length, || false) {
+                Ok(found) => {
+                    assert!(found.all && found.schedules == 16_u64.pow(length as u32));
+                    changes.extend(found.changes);
+                }
+                Err(what) => panic!("{what}"),
+            }
+        }
+    }
+    let legal = State::ALL
+        .iter()
+        .flat_map(|&from| State::ALL.iter().map(move |&to| (from, to)));
+    let legal: BTreeSet<_> = legal.filter(|(from, to)| from.may_become(*to)).collect();
+    assert_eq!(changes, legal);
+}
