@@ -27,6 +27,7 @@ mod wire;
 #[path = "campaign/world.rs"]
 mod world;
 
+use plan::Act;
 pub use plan::Plan;
 use world::World;
 
@@ -83,7 +84,8 @@ impl Plan {
         }
     }
 
-    /// The smallest world that can be found that still breaks: fewer deeds, then fewer kinds of faults and fewer listeners.
+    /// The smallest world that can be found that still breaks: fewer kinds of faults, fewer things that happen,
+    /// fewer frames at a time, and fewer listeners.
     pub fn shrink(&self) -> Self {
         let mut smallest = self.clone();
         let fails = |plan: &Self| plan.run(false).is_err();
@@ -112,6 +114,19 @@ impl Plan {
                 ..smallest.clone()
             })
         });
+        for at in 0..smallest.script.len() {
+            let mut fewer = smallest.clone();
+            while let Some(Act::Say {
+                frames: frames @ 2.., ..
+            }) = fewer.script.get_mut(at).map(|deed| &mut deed.act)
+            {
+                *frames -= 1;
+                if !fails(&fewer) {
+                    break;
+                }
+                smallest.script.clone_from(&fewer.script);
+            }
+        }
         while smallest.setup.doors.len() > 1 {
             let mut fewer = smallest.clone();
             fewer.setup.doors.pop();
