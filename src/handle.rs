@@ -125,16 +125,13 @@ impl<A> Shared<A> {
         self.live.of(index).unwrap_or(0)
     }
 
-    /// Nothing is taken any more; what waits is dropped.
-    pub(crate) fn close(&self) {
-        let commands = {
-            let mut queue = lock(&self.queue);
-            queue.closed = true;
-            queue.bytes = 0;
-            std::mem::take(&mut queue.commands)
-        };
-        // Outside the lock: a dropped job may own a handle.
-        drop(commands);
+    /// Nothing is taken any more. What waits is given back, to be dropped outside the lock: a job may own a handle.
+    #[must_use]
+    pub(crate) fn close(&self) -> VecDeque<Command<A>> {
+        let mut queue = lock(&self.queue);
+        queue.closed = true;
+        queue.bytes = 0;
+        std::mem::take(&mut queue.commands)
     }
 
     fn is_closed(&self) -> bool {

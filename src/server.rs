@@ -76,6 +76,7 @@ const RESERVED_DESCRIPTORS: usize = 32;
 /// ```
 ///
 /// Dropping a server closes its ports and connections without calling any handler; [`Server::drain`] is the orderly way.
+/// Panics in the destructors of what it holds are caught and logged.
 pub struct Server<A = ()> {
     reactor: Reactor<A, MioOs>,
 }

@@ -13,5 +13,7 @@ mod framing;
 mod neighbours;
 #[path = "misbehaving/panics.rs"]
 mod panics;
+#[path = "common/planned.rs"]
+mod planned;
 #[path = "misbehaving/theatre.rs"]
 mod theatre;

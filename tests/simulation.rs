@@ -3,25 +3,15 @@
 
 #[path = "../examples/support/campaign.rs"]
 mod campaign;
+#[path = "common/planned.rs"]
+mod planned;
 
 use std::time::Duration;
 
 use campaign::Plan;
+use planned::quiet;
 use portcullis::sim::{Call, ClientState, Fault, Faults, Op, Script, Scripted, Sim, Stage};
 use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Outcome};
-
-/// Handlers panic as planned; the rest of the panics are worth reading.
-fn quiet() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        let loud = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if panic.payload().downcast_ref::<&str>() != Some(&"as planned") {
-                loud(panic);
-            }
-        }));
-    });
-}
 
 fn play(seeds: std::ops::Range<u64>, tls: bool) {
     quiet();

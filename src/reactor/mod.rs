@@ -597,9 +597,23 @@ impl<A, O: Os> Reactor<A, O> {
 
 impl<A, O: Os> Drop for Reactor<A, O> {
     fn drop(&mut self) {
-        self.shared.close();
-        for id in self.roster.iter().map(|slot| slot.id) {
+        let ids: Vec<ConnId> = self.roster.iter().map(|slot| slot.id).collect();
+        for &id in &ids {
             self.shared.set_live(id, false);
+        }
+        // All of these are the user's code: a panic in one must not keep the others, or meet another and abort.
+        for command in self.shared.close() {
+            self.discard("a command's destructor", command);
+        }
+        for handler in std::mem::take(&mut self.handlers).into_iter().flatten() {
+            self.drop_handler(handler);
+        }
+        for id in ids {
+            let slot = self.roster.remove(id);
+            self.discard("a framer's destructor", slot);
+        }
+        for listener in std::mem::take(&mut self.listeners) {
+            self.discard("a service's destructor", listener);
         }
     }
 }

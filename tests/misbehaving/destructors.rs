@@ -10,7 +10,8 @@ use portcullis::{
     Outcome, Server,
 };
 
-use super::theatre::{blow, quiet};
+use super::planned::quiet;
+use super::theatre::blow;
 
 /// Panics when it goes, and says nothing bad before.
 #[derive(Debug)]
@@ -156,6 +157,34 @@ fn a_frame_that_the_framer_refuses_from_outside() {
     sim.settle();
     assert_eq!((sim.stats().undeliverable, sim.stats().closed(Panicked)), (1, 1));
     assert!(sim.connect(addr).is_some());
+}
+
+/// Everything of the user's goes with the server, and its panics stay inside: the owner of the server may be unwinding.
+#[test]
+fn a_server_that_is_dropped_takes_all_with_it() {
+    struct Holds(Vec<Bomb>);
+    impl Handler for Holds {
+        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+            self.0.clear();
+            Ok(())
+        }
+    }
+    let (mut sim, _, _) = world(loaded(true, false));
+    let bomb = Bomb;
+    let listen = Listen::tcp("127.0.0.1:0");
+    let service = move |_: &mut (), _| {
+        let _ = &bomb;
+        Holds(vec![Bomb])
+    };
+    let addr = sim.listen(listen, service).expect("listen");
+    sim.connect(addr).expect("connected");
+    sim.settle();
+    assert_eq!(sim.stats().open, 2);
+    let handle = sim.handle();
+    let bomb = Bomb;
+    handle.post(move |(), _| drop(bomb)).expect("there is room");
+    drop(sim);
+    assert_eq!(handle.post(|(), _| {}), Err(HandleError::ServerGone));
 }
 
 /// Calls a handle when it goes.

@@ -11,18 +11,7 @@ use portcullis::{
     Service, Stats,
 };
 
-/// Handlers panic as planned; the rest of the panics are worth reading.
-pub fn quiet() {
-    static ONCE: std::sync::Once = std::sync::Once::new();
-    ONCE.call_once(|| {
-        let loud = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| {
-            if panic.payload().downcast_ref::<&str>() != Some(&"as planned") {
-                loud(panic);
-            }
-        }));
-    });
-}
+use super::planned::quiet;
 
 pub fn blow() -> ! {
     panic_any("as planned")
