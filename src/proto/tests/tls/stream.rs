@@ -219,6 +219,26 @@ fn large_payloads_in_tiny_writes() {
     }
 }
 
+/// RFC 5246 section 7.2.1: TLS 1.2 closes once the handler has heard of the end, also when it pauses there and somebody else
+/// makes it go on.
+#[test]
+fn a_pause_in_on_finish_does_not_keep_tls_1_2_open() {
+    let script = |turn: &mut Turn<'_>, told: &Told| {
+        if *told == Told::Finished {
+            turn.pause();
+        }
+        Ok(())
+    };
+    let mut talk = Talk::open(&TLS12, Box::new(script));
+    talk.client.send_close_notify();
+    talk.settle();
+    assert_eq!(talk.rig.news(), [Told::Finished]);
+    talk.rig.resume();
+    talk.settle();
+    assert!(talk.goodbye);
+    assert_eq!(talk.rig.finish(), CloseReason::Finished);
+}
+
 /// Session tickets wait when the connection opens: they are not held against a handler that has sent nothing yet.
 #[test]
 fn tickets_do_not_fill_the_output() {
