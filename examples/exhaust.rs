@@ -36,7 +36,7 @@ struct Options {
     #[arg(long, value_name = "BYTES", default_value_t = 8)]
     length: usize,
 
-    /// How long to try schedules behind TLS, from each beginning
+    /// How long to try schedules behind TLS, from each beginning and with each version
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     seconds: u64,
 }
@@ -124,12 +124,14 @@ fn all_strings(length: usize) -> Result<(), String> {
 
 #[cfg(feature = "tls")]
 fn tls(time: Duration) -> Result<(), String> {
-    for begin in [schedules::Start::Connected, schedules::Start::Open] {
+    use schedules::{Start, Version};
+    let beginnings = [Version::Tls12, Version::Tls13].into_iter();
+    for (version, begin) in beginnings.flat_map(|version| [(version, Start::Connected), (version, Start::Open)]) {
         let start = Instant::now();
         for length in 1.. {
-            let found = schedules::play(begin, length, || start.elapsed() > time)?;
+            let found = schedules::play(version, begin, length, || start.elapsed() > time)?;
             say(&format!(
-                "TLS, {begin:?}: {} {} schedules of {length} moves, {:.0} s; changes of state {:?}; reasons {:?}",
+                "{version:?}, {begin:?}: {} {} schedules of {length} moves, {:.0} s; changes of state {:?}; reasons {:?}",
                 if found.all { "all" } else { "the first" },
                 found.schedules,
                 start.elapsed().as_secs_f64(),

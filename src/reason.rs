@@ -106,7 +106,8 @@ impl fmt::Display for CloseReason {
 pub struct Closed {
     /// Why the connection ended.
     pub reason: CloseReason,
-    /// The error behind [`CloseReason::Failed`], [`CloseReason::Io`], [`CloseReason::BadFrame`] and the TLS reasons.
+    /// The error behind [`CloseReason::Failed`], [`CloseReason::Io`], [`CloseReason::BadFrame`] and the TLS reasons. It stays
+    /// when what was sent before it is lost, and the loss becomes the reason ([`CloseReason::WriteTimeout`] and its like).
     pub error: Option<Box<dyn StdError>>,
 }
 

@@ -12,6 +12,7 @@ mod framing;
 struct Configs {
     server: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
+    client12: Arc<ClientConfig>,
 }
 
 fn configs() -> &'static Configs {
@@ -32,15 +33,19 @@ fn make() -> Result<Configs, Box<dyn std::error::Error>> {
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key.into())?;
-    let mut client = ClientConfig::builder_with_provider(framing::provider())
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    // A resumed handshake has other lengths than a full one, and who resumes depends on what ran before.
-    client.resumption = rustls::client::Resumption::disabled();
+    let client = |versions| -> Result<Arc<ClientConfig>, rustls::Error> {
+        let mut client = ClientConfig::builder_with_provider(framing::provider())
+            .with_protocol_versions(versions)?
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
+        // A resumed handshake has other lengths than a full one, and who resumes depends on what ran before.
+        client.resumption = rustls::client::Resumption::disabled();
+        Ok(Arc::new(client))
+    };
     Ok(Configs {
         server: Arc::new(server),
-        client: Arc::new(client),
+        client: client(&[&rustls::version::TLS13])?,
+        client12: client(&[&rustls::version::TLS12])?,
     })
 }
 
@@ -49,26 +54,44 @@ pub fn server_config() -> Arc<ServerConfig> {
 }
 
 /// A client's half of a TLS connection.
-pub struct Client(ClientConnection);
+pub struct Client {
+    connection: ClientConnection,
+    /// It has said close_notify.
+    goodbye: bool,
+}
 
+#[allow(dead_code)] // whoever includes it uses its part
 impl Client {
+    /// TLS 1.3.
     pub fn new() -> Self {
+        Self::with(&configs().client)
+    }
+
+    pub fn tls12() -> Self {
+        Self::with(&configs().client12)
+    }
+
+    fn with(config: &Arc<ClientConfig>) -> Self {
         let name = ServerName::try_from("localhost").expect("a name");
-        let mut connection = ClientConnection::new(Arc::clone(&configs().client), name).expect("a client");
+        let mut connection = ClientConnection::new(Arc::clone(config), name).expect("a client");
         connection.set_buffer_limit(None);
-        Self(connection)
+        Self {
+            connection,
+            goodbye: false,
+        }
     }
 
     /// What goes out for this plaintext; before the handshake is done, the ClientHello and nothing else. After a failure
     /// nothing does.
     pub fn encrypt(&mut self, plain: &[u8]) -> Vec<u8> {
         use std::io::Write;
-        let _ = self.0.writer().write_all(plain);
+        let _ = self.connection.writer().write_all(plain);
         self.flush()
     }
 
     pub fn close_notify(&mut self) -> Vec<u8> {
-        self.0.send_close_notify();
+        self.goodbye = true;
+        self.connection.send_close_notify();
         self.flush()
     }
 
@@ -76,8 +99,8 @@ impl Client {
     pub fn decrypt(&mut self, mut wire: &[u8], plain: &mut Vec<u8>) -> Result<Vec<u8>, String> {
         use std::io::Read;
         while !wire.is_empty() {
-            let taken = self.0.read_tls(&mut wire).map_err(|error| error.to_string())?;
-            let outcome = self.0.process_new_packets();
+            let taken = self.connection.read_tls(&mut wire).map_err(|error| error.to_string())?;
+            let outcome = self.connection.process_new_packets();
             if let Err(error) = outcome {
                 // An alert from the server is an end like others; anything else is a broken stream.
                 return match error {
@@ -86,7 +109,7 @@ impl Client {
                 };
             }
             let mut buffer = [0; 4096];
-            while let Ok(count @ 1..) = self.0.reader().read(&mut buffer) {
+            while let Ok(count @ 1..) = self.connection.reader().read(&mut buffer) {
                 plain.extend_from_slice(&buffer[..count]);
             }
             if taken == 0 {
@@ -96,10 +119,22 @@ impl Client {
         Ok(self.flush())
     }
 
+    /// As [`Client::decrypt`], of a stream that somebody may have meddled with: `None` once the client gives up.
+    pub fn hear(&mut self, wire: &[u8], plain: &mut Vec<u8>, meddled: bool) -> Result<Option<Vec<u8>>, String> {
+        // A rustls client that has said goodbye asserts, in debug builds, that it finds no fault afterwards.
+        if meddled && self.goodbye {
+            return Ok(None);
+        }
+        match self.decrypt(wire, plain) {
+            Err(_) if meddled => Ok(None),
+            outcome => outcome.map(Some),
+        }
+    }
+
     fn flush(&mut self) -> Vec<u8> {
         let mut wire = Vec::new();
-        while self.0.wants_write() {
-            self.0.write_tls(&mut wire).expect("a Vec takes all");
+        while self.connection.wants_write() {
+            self.connection.write_tls(&mut wire).expect("a Vec takes all");
         }
         wire
     }
