@@ -38,6 +38,7 @@ fn main() -> ExitCode {
 fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     let mut listen = Listen::tcp(options.listen.as_str())
         .framing(options.framing.framing())
+        .access_rules(options.access.clone())
         .idle_timeout(options::or_never(options.idle_timeout))
         .handshake_timeout(options::or_never(options.handshake_timeout));
     if let Some(bytes) = options.max_packet {

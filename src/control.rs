@@ -4,9 +4,12 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::access::AccessRules;
+use crate::config::Config;
 use crate::error::Result;
 use crate::handler::{Conn, ConnInfo, Link};
 use crate::id::{ConnId, ListenerId, ListenerRef};
+use crate::listen::Listen;
 use crate::stats::{DrainReport, Stats};
 
 /// Why a listener takes clients, or takes none, now.
@@ -51,7 +54,10 @@ pub(crate) trait Desk<A>: Link<A> {
     fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo>;
     fn connections(&self) -> Vec<ConnInfo>;
     fn kill(&mut self, id: ConnId) -> bool;
-    fn set_max_connections(&mut self, connections: usize) -> Result<()>;
+    fn config(&self) -> &Config;
+    fn set_config(&mut self, config: Config) -> Result<()>;
+    fn options(&self, which: &ListenerRef) -> Result<&Listen>;
+    fn set_options(&mut self, which: &ListenerRef, options: Listen) -> Result<()>;
     fn set_suspended(&mut self, which: &ListenerRef, suspended: bool) -> Result<()>;
     fn close_listener(&mut self, which: &ListenerRef) -> Result<()>;
     fn stats(&self) -> Stats;
@@ -112,7 +118,59 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::Option`](crate::Error::Option) for more than 16 million; the cap is as it was.
     pub fn set_max_connections(&mut self, connections: usize) -> Result<()> {
-        self.desk.set_max_connections(connections)
+        self.reconfigure(|config| config.max_connections(connections))
+    }
+
+    /// Changes options of the server: all of those that `change` changes, or none. Each option of [`Config`] says when a
+    /// change takes effect.
+    ///
+    /// ```
+    /// # use portcullis::{Config, Server};
+    /// # fn main() -> portcullis::Result<()> {
+    /// let mut server: Server = Server::new(Config::new())?;
+    /// server.control().reconfigure(|config| config.max_connections(20_000).accept_budget(128))?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`](crate::Error::Option) for a value that cannot work; everything is as it was.
+    pub fn reconfigure(&mut self, change: impl FnOnce(Config) -> Config) -> Result<()> {
+        let config = change(self.desk.config().clone());
+        self.desk.set_config(config)
+    }
+
+    /// Changes options of a listener: all of those that `change` changes, or none. What it does not name stays, TLS too.
+    /// Each option of [`Listen`] says when a change takes effect; connections that are there keep what they were made with.
+    ///
+    /// ```
+    /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
+    /// # use std::time::Duration;
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+    /// # }
+    /// # fn main() -> portcullis::Result<()> {
+    /// # let mut server = Server::new(Config::new())?;
+    /// server.listen(Listen::tcp("127.0.0.1:0").name("games"), |_app: &mut (), _peer| Echo)?;
+    /// server.control().reconfigure_listener("games", |listen| {
+    ///     listen.max_connections(500).idle_timeout(Duration::from_secs(30))
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoListener`](crate::Error::NoListener); [`Error::Option`](crate::Error::Option) for a value that cannot work
+    /// and for an option that an open port cannot change (its address, its name, its socket's options). Everything is as it was.
+    pub fn reconfigure_listener(
+        &mut self,
+        which: impl Into<ListenerRef>,
+        change: impl FnOnce(Listen) -> Listen,
+    ) -> Result<()> {
+        let which = which.into();
+        let options = change(self.desk.options(&which)?.clone());
+        self.desk.set_options(&which, options)
     }
 
     /// Takes a listener out of the poll. Its connections live on, new clients wait in its backlog. Again is no error.
@@ -140,6 +198,25 @@ impl<'a, A> Control<'a, A> {
     /// [`Error::NoListener`](crate::Error::NoListener).
     pub fn close_listener(&mut self, which: impl Into<ListenerRef>) -> Result<()> {
         self.desk.close_listener(&which.into())
+    }
+
+    /// A listener's access rules, each with the number of peers it has decided about.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoListener`](crate::Error::NoListener).
+    pub fn access_rules(&self, which: impl Into<ListenerRef>) -> Result<AccessRules> {
+        Ok(self.desk.options(&which.into())?.access.clone())
+    }
+
+    /// Replaces a listener's access rules: for whoever is accepted from now on, not for those inside. Counts begin again, unless
+    /// the rules say the same as before.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoListener`](crate::Error::NoListener).
+    pub fn set_access_rules(&mut self, which: impl Into<ListenerRef>, rules: AccessRules) -> Result<()> {
+        self.reconfigure_listener(which, |listen| listen.access_rules(rules))
     }
 
     /// The counters.

@@ -10,10 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
+use crate::config::Config;
 use crate::control::{Control, ListenerInfo};
 use crate::error::Error;
 use crate::handler::Message;
 use crate::id::{ConnId, ListenerRef};
+use crate::listen::Listen;
 use crate::stats::Stats;
 
 /// Wakes the loop out of its poll, from any thread.
@@ -47,8 +49,6 @@ pub(crate) struct Shared<A> {
     /// A wake-up is on its way, so that a flood of commands costs one.
     pending: AtomicBool,
     wake: Box<dyn Wake>,
-    limit: usize,
-    limit_bytes: usize,
     stats: Mutex<Stats>,
     live: Liveness,
     /// The loop's thread for good: a server cannot be sent to another.
@@ -58,6 +58,8 @@ pub(crate) struct Shared<A> {
 struct Queue<A> {
     commands: VecDeque<Command<A>>,
     bytes: usize,
+    /// The most commands, and the most bytes in them.
+    limits: (usize, usize),
     closed: bool,
     /// A drain waits among the commands, with this grace: the shortest asked for. One at most, so that it needs no room
     /// and a flood cannot keep it out.
@@ -77,14 +79,13 @@ impl<A> Shared<A> {
             queue: Mutex::new(Queue {
                 commands: VecDeque::new(),
                 bytes: 0,
+                limits: (limit, limit_bytes),
                 closed: false,
                 drain: None,
                 stop: false,
             }),
             pending: AtomicBool::new(false),
             wake,
-            limit,
-            limit_bytes,
             stats: Mutex::new(Stats::default()),
             live: Liveness::default(),
             looping: thread::current().id(),
@@ -109,6 +110,11 @@ impl<A> Shared<A> {
             }
             other => other,
         })
+    }
+
+    /// For commands that come from now on.
+    pub(crate) fn set_limits(&self, commands: usize, bytes: usize) {
+        lock(&self.queue).limits = (commands, bytes);
     }
 
     pub(crate) fn publish(&self, stats: &Stats) {
@@ -144,7 +150,7 @@ impl<A> Shared<A> {
             if queue.closed {
                 Some((HandleError::ServerGone, command))
             } else {
-                let refused = queue.append(command, self.limit, self.limit_bytes).err();
+                let refused = queue.append(command).err();
                 refused.map(|command| (HandleError::QueueFull, command))
             }
         };
@@ -164,8 +170,9 @@ impl<A> Shared<A> {
 
 impl<A> Queue<A> {
     /// Gives the command back if there is no room for it.
-    fn append(&mut self, command: Command<A>, limit: usize, limit_bytes: usize) -> Result<(), Command<A>> {
+    fn append(&mut self, command: Command<A>) -> Result<(), Command<A>> {
         let bytes = command.bytes();
+        let (limit, limit_bytes) = self.limits;
         let waits_already = match &command {
             Command::Drain(grace) => {
                 let shortest = self.drain.map_or(*grace, |other| other.min(*grace));
@@ -349,10 +356,38 @@ impl<A> Handle<A> {
     pub fn listener(&self, which: impl Into<ListenerRef>, timeout: Duration) -> Result<ListenerInfo, HandleError> {
         let which = which.into();
         self.call(timeout, move |_, control| control.listener(which))?
-            .map_err(|error| match error {
-                Error::NoListener { listener } => HandleError::NoListener(listener),
-                _ => HandleError::ServerGone,
-            })
+            .map_err(HandleError::from)
+    }
+
+    /// Changes options of the server and waits until that is done: see [`Control::reconfigure`].
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::Refused`] for a value that cannot work, with everything as it was; else as for [`Handle::call`].
+    pub fn reconfigure(
+        &self,
+        timeout: Duration,
+        change: impl FnOnce(Config) -> Config + Send + 'static,
+    ) -> Result<(), HandleError> {
+        self.call(timeout, move |_, control| control.reconfigure(change))?
+            .map_err(HandleError::from)
+    }
+
+    /// Changes options of a listener and waits until that is done: see [`Control::reconfigure_listener`].
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::NoListener`]; [`HandleError::Refused`] for a value that cannot work or that an open port cannot change, with
+    /// everything as it was; else as for [`Handle::call`].
+    pub fn reconfigure_listener(
+        &self,
+        which: impl Into<ListenerRef>,
+        timeout: Duration,
+        change: impl FnOnce(Listen) -> Listen + Send + 'static,
+    ) -> Result<(), HandleError> {
+        let which = which.into();
+        self.call(timeout, move |_, control| control.reconfigure_listener(which, change))?
+            .map_err(HandleError::from)
     }
 
     /// Whether a connection is alive at this moment.
@@ -430,6 +465,8 @@ pub enum HandleError {
     Timeout,
     /// The job panicked on the loop, which goes on.
     Panicked,
+    /// The server refused it: what [`Error`] said.
+    Refused(String),
     /// A blocking question on the loop's own thread would wait for itself. Use [`Server::control`](crate::Server::control), or post a job.
     OwnThread,
 }
@@ -443,12 +480,22 @@ impl fmt::Display for HandleError {
             Self::ServerGone => f.write_str("the server is gone"),
             Self::Timeout => f.write_str("no answer from the server within the timeout"),
             Self::Panicked => f.write_str("the job panicked"),
+            Self::Refused(words) => f.write_str(words),
             Self::OwnThread => f.write_str("a blocking question on the server's own thread would wait for itself"),
         }
     }
 }
 
 impl StdError for HandleError {}
+
+impl From<Error> for HandleError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NoListener { listener } => Self::NoListener(listener),
+            error => Self::Refused(error.to_string()),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {

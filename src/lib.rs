@@ -40,7 +40,7 @@
 //! | `reactor/` | many connections and the operating system; never looks at a payload byte |
 //! | `handle`, `control`, `handler` | what the user holds, asks and writes |
 //! | `proto/` | one connection, sans-IO: bytes and time are arguments; no fd, no clock |
-//! | `config`, `stats`, `error`, `id`, `reason` | the vocabulary |
+//! | `access`, `config`, `stats`, `error`, `id`, `reason` | the vocabulary |
 //!
 //! # What is promised
 //!
@@ -73,12 +73,14 @@
 #[cfg(not(unix))]
 compile_error!("portcullis needs epoll or kqueue: it builds on Unix only");
 
+mod access;
 mod config;
 mod control;
 mod error;
 mod handle;
 mod handler;
 mod id;
+mod listen;
 mod proto;
 mod reactor;
 mod reason;
@@ -87,12 +89,14 @@ mod server;
 pub mod sim;
 mod stats;
 
-pub use config::{AtCapacity, Config, Keepalive, Listen};
+pub use access::{Access, AccessRule, AccessRules};
+pub use config::{AtCapacity, Config};
 pub use control::{Control, ListenerInfo, ListenerState};
 pub use error::{Error, Result};
 pub use handle::{Handle, HandleError};
 pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service};
 pub use id::{ConnId, ListenerId, ListenerRef};
+pub use listen::{Keepalive, Listen};
 pub use proto::{Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing, SendError, State, Traffic};
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use server::{Server, Turn};

@@ -80,6 +80,8 @@ reasons! {
     UnexpectedTls => "TLS on a plain port",
     /// The server or the listener was at its connection cap ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)).
     AtCapacity => "at capacity",
+    /// The listener's [`AccessRules`](crate::AccessRules) deny the peer's address.
+    Denied => "denied by access rules",
     /// The [`Service`](crate::Service) refused the peer.
     Refused => "refused by service",
     /// The kernel could not register the new socket for events (ENOMEM, ENOSPC).

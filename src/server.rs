@@ -5,12 +5,13 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Config, Listen};
+use crate::config::Config;
 use crate::control::{Control, Desk, ListenerInfo};
 use crate::error::{Error, Result};
 use crate::handle::Handle;
 use crate::handler::{ConnInfo, Service};
 use crate::id::{ConnId, ListenerId, ListenerRef};
+use crate::listen::Listen;
 use crate::reactor::os_mio::{descriptor_limit, MioOs};
 use crate::reactor::Reactor;
 use crate::stats::{DrainReport, Stats};
@@ -227,6 +228,28 @@ impl<A> Server<A> {
     /// [`Error::Option`]; the cap is as it was.
     pub fn set_max_connections(&mut self, connections: usize) -> Result<()> {
         self.control().set_max_connections(connections)
+    }
+
+    /// Changes options of the server: see [`Control::reconfigure`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`]; everything is as it was.
+    pub fn reconfigure(&mut self, change: impl FnOnce(Config) -> Config) -> Result<()> {
+        self.control().reconfigure(change)
+    }
+
+    /// Changes options of a listener: see [`Control::reconfigure_listener`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoListener`], [`Error::Option`]; everything is as it was.
+    pub fn reconfigure_listener(
+        &mut self,
+        which: impl Into<ListenerRef>,
+        change: impl FnOnce(Listen) -> Listen,
+    ) -> Result<()> {
+        self.control().reconfigure_listener(which, change)
     }
 
     /// The counters.

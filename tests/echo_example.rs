@@ -71,6 +71,8 @@ fn help_shows_every_option_and_default() {
         "120",
         "--handshake-timeout",
         "--grace",
+        "--allow",
+        "--deny",
         "10",
     ] {
         assert!(output.contains(word), "{word}: {output}");
@@ -136,6 +138,30 @@ fn the_cap_of_the_command_line_holds() {
     drop(second);
     let last = terminate(server, "TERM");
     assert!(last.contains("2 accepted (at most 1 at once)"), "{last}");
+}
+
+/// The first that matches decides, in the order of the command line; with --allow alone nobody else is served.
+#[test]
+fn allow_and_deny_are_taken_in_order() {
+    for (arguments, served) in [
+        (&["--deny", "127.0.0.0/8", "--allow", "127.0.0.1"][..], false),
+        (&["--allow", "127.0.0.1", "--deny", "127.0.0.0/8"], true),
+        (&["--allow", "::1"], false),
+        (&["--allow=10.0.0.0/8", "--allow=127.0.0.1", "--allow=::1"], true),
+        (&["--deny", "10.0.0.0/8"], true),
+        (&["--deny", "all"], false),
+    ] {
+        let (server, addr) = ChildProcess::echo(arguments);
+        let mut client = connect(addr);
+        if served {
+            ping(&mut client, b"served");
+        } else {
+            assert_eq!(read_to_end(&mut client), b"", "{arguments:?}");
+        }
+        drop(client);
+        let words = terminate(server, "TERM");
+        assert_eq!(words.contains("1 denied by access rules"), !served, "{words}");
+    }
 }
 
 #[test]
@@ -233,7 +259,7 @@ fn a_second_signal_aborts_at_once() {
 /// faults H14.
 #[test]
 fn bad_options_are_status_2_and_named() {
-    let bad: [&[&str]; 14] = [
+    let bad: [&[&str]; 16] = [
         &["--framing", "packet-3"],
         &["--max-connections", "many"],
         &["--max-connections=-1"],
@@ -246,6 +272,8 @@ fn bad_options_are_status_2_and_named() {
         &["--grace", "1e40"],
         &["--tls-cert", "chain.pem"],
         &["--tls-key", "key.pem"],
+        &["--deny", "10.0.0.0/33"],
+        &["--allow", "localhost"],
         &["--nonsense"],
         &["--listen"],
     ];
@@ -255,7 +283,8 @@ fn bad_options_are_status_2_and_named() {
         let option = arguments[0].split('=').next().expect("an option");
         let first = log.lines().next().unwrap_or_default();
         let missing = first.contains("required arguments were not provided");
-        assert!(first.contains(option) || missing, "{arguments:?}: {log}");
+        let name = option.trim_start_matches('-');
+        assert!(first.contains(name) || missing, "{arguments:?}: {log}");
     }
 }
 

@@ -1,12 +1,13 @@
 //! The options of the echo server.
 
 use std::error::Error;
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Parser;
-use portcullis::Listen;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
+use portcullis::{AccessRules, Listen};
 
 #[path = "framing.rs"]
 pub mod framing;
@@ -54,6 +55,18 @@ pub struct Options {
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds, allow_negative_numbers = true)]
     pub handshake_timeout: Duration,
 
+    /// Serve clients of this address or network; may be given often, with --deny in between: the first that matches decides
+    #[arg(long, value_name = "CIDR")]
+    pub allow: Vec<String>,
+
+    /// Turn clients of this address or network away. Whom nothing matches is served, unless there are only --allow
+    #[arg(long, value_name = "CIDR")]
+    pub deny: Vec<String>,
+
+    /// --allow and --deny, in the order in which they were given.
+    #[arg(skip)]
+    pub access: AccessRules,
+
     /// How long a drain waits for clients to finish
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds, allow_negative_numbers = true)]
     pub grace: Duration,
@@ -61,7 +74,47 @@ pub struct Options {
 
 /// The options of this process; ends it with status 2 and a message if they are no good.
 pub fn parse() -> Options {
-    Options::parse()
+    parse_from(std::env::args_os()).unwrap_or_else(|error| error.exit())
+}
+
+/// The options in these words, the first of which is the program's name.
+pub fn parse_from<W>(words: impl IntoIterator<Item = W>) -> Result<Options, clap::Error>
+where
+    W: Into<OsString> + Clone,
+{
+    let matches = Options::command().try_get_matches_from(words)?;
+    let mut options = Options::from_arg_matches(&matches)?;
+    options.access =
+        access(&matches).map_err(|error| Options::command().error(clap::error::ErrorKind::ValueValidation, error))?;
+    Ok(options)
+}
+
+/// The access rules in the order of the command line.
+fn access(matches: &ArgMatches) -> portcullis::Result<AccessRules> {
+    let given = |option: &str| -> Vec<(usize, String)> {
+        let places = matches.indices_of(option).into_iter().flatten();
+        let words = matches.get_many::<String>(option).into_iter().flatten();
+        places.zip(words.cloned()).collect()
+    };
+    let (allow, deny) = (given("allow"), given("deny"));
+    let mut rules = if deny.is_empty() && !allow.is_empty() {
+        AccessRules::deny_all()
+    } else {
+        AccessRules::allow_all()
+    };
+    let allow = allow.into_iter().map(|(place, word)| (place, true, word));
+    let mut all: Vec<_> = allow
+        .chain(deny.into_iter().map(|(place, word)| (place, false, word)))
+        .collect();
+    all.sort();
+    for (_, allowed, word) in all {
+        rules = if allowed {
+            rules.allow(&word)?
+        } else {
+            rules.deny(&word)?
+        };
+    }
+    Ok(rules)
 }
 
 /// 0 on the command line is never.

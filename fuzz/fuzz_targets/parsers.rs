@@ -178,7 +178,7 @@ fn parse_command_line(lines: &[u8]) {
     let arguments = lines
         .split(|&byte| byte == b'\n')
         .map(|line| OsString::from_vec(line.to_vec()));
-    match Options::try_parse_from([OsString::from("echo")].into_iter().chain(arguments)) {
+    match options::parse_from([OsString::from("echo")].into_iter().chain(arguments)) {
         Ok(options) => serve(&options),
         Err(error) => {
             let words = error.to_string();

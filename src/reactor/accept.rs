@@ -9,6 +9,7 @@ use super::listener::AcceptError;
 use super::os::{Os, Token};
 use super::roster::Slot;
 use super::{report_panic, Reactor};
+use crate::access::Access;
 use crate::config::AtCapacity;
 use crate::handler::{Handler, Peer, Refuse};
 use crate::id::ConnId;
@@ -75,7 +76,7 @@ impl<A, O: Os> Reactor<A, O> {
                 return;
             }
             let full = listener.is_full(has_room);
-            if full && listener.at_capacity == AtCapacity::Wait {
+            if full && listener.lets_wait() {
                 return;
             }
             let Some(socket) = &mut listener.socket else {
@@ -89,7 +90,10 @@ impl<A, O: Os> Reactor<A, O> {
                     listener.broken = false;
                     listener.accepted += 1;
                     self.stats.accepted += 1;
-                    if full {
+                    if listener.options.access.judge(addr.ip()) == Access::Deny {
+                        self.os.close(stream, false);
+                        self.report_unopened(app, at, None, addr, Closed::new(CloseReason::Denied));
+                    } else if full {
                         self.turn_away(app, at, stream, addr);
                     } else {
                         self.admit(app, at, stream, addr);
@@ -189,7 +193,7 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// The cap is reached and the listener's policy is to say so.
     fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, addr: SocketAddr) {
-        let farewell = match self.listeners.get(at).map(|listener| &listener.at_capacity) {
+        let farewell = match self.listeners.get(at).map(|listener| &listener.options.at_capacity) {
             Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
             _ => Vec::new(),
         };
@@ -213,7 +217,12 @@ impl<A, O: Os> Reactor<A, O> {
         // The service, and the framing's maker behind it, are the user's code.
         let answer = catch_unwind(AssertUnwindSafe(|| {
             let handler = listener.service.accept(app, peer)?;
-            let machine = Machine::new(&listener.framing, limits, listener.tls.as_ref(), self.now);
+            let machine = Machine::new(
+                &listener.options.framing,
+                limits,
+                listener.options.tls.as_ref(),
+                self.now,
+            );
             Ok((handler, machine))
         }));
         let (handler, mut machine) = match answer {

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use super::os::{Os, Socket};
 use super::Reactor;
-use crate::config::check_max_connections;
+use crate::config::Config;
 use crate::control::{Desk, ListenerInfo};
 use crate::error::{Error, Result};
 use crate::handler::{ConnInfo, Handler, Link};
 use crate::id::{ConnId, ListenerId, ListenerRef};
+use crate::listen::Listen;
 use crate::proto::{Machine, Pool, Time};
 use crate::reason::{CloseReason, Closed};
 use crate::stats::{DrainReport, Stats};
@@ -103,13 +104,39 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         true
     }
 
-    fn set_max_connections(&mut self, connections: usize) -> Result<()> {
-        check_max_connections(connections)?;
-        self.roster.set_cap(connections);
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn set_config(&mut self, config: Config) -> Result<()> {
+        config.check()?;
+        self.shared.set_limits(config.queue_limit, config.queue_bytes);
+        self.roster.set_cap(config.max_connections);
+        self.config = config;
         #[cfg(feature = "sim")]
         {
             self.shrunk_from = self.roster.len();
         }
+        self.look_for_clients();
+        Ok(())
+    }
+
+    fn options(&self, which: &ListenerRef) -> Result<&Listen> {
+        let listener = self.listeners.get(self.position(which)?);
+        Ok(&listener.ok_or_else(|| no_listener(which))?.options)
+    }
+
+    fn set_options(&mut self, which: &ListenerRef, mut options: Listen) -> Result<()> {
+        options.check()?;
+        let at = self.position(which)?;
+        let listener = self.listeners.get_mut(at).ok_or_else(|| no_listener(which))?;
+        listener.options.check_change(&options)?;
+        if !options.access.says_the_same(&listener.options.access) {
+            options.access = options.access.counted_anew();
+        }
+        listener.limits = Rc::new(options.limits.clone());
+        log::info!("listener {}: {options:?}", listener.name);
+        listener.options = options;
         self.look_for_clients();
         Ok(())
     }

@@ -87,7 +87,11 @@ impl<A, O: Os> Reactor<A, O> {
                     present: self.roster.len(),
                     accepted_before: self.stats.accepted,
                     forced: 0,
-                    accepts_left: self.listeners.iter().map(|listener| listener.backlog).sum(),
+                    accepts_left: self
+                        .listeners
+                        .iter()
+                        .map(|listener| listener.options.socket.backlog as usize)
+                        .sum(),
                 });
             }
             Drain::Ports(plan) | Drain::Connections(plan) => plan.deadline = plan.deadline.min(deadline),

@@ -17,7 +17,8 @@ use crate::config::AtCapacity;
 use crate::control::{ListenerInfo, ListenerState};
 use crate::handler::Service;
 use crate::id::{ListenerId, ListenerRef};
-use crate::proto::{Framing, Limits, Time, TlsConfig};
+use crate::listen::Listen;
+use crate::proto::{Limits, Time};
 
 /// A listener of one server.
 pub(super) struct Listener<A, L> {
@@ -27,12 +28,10 @@ pub(super) struct Listener<A, L> {
     /// `None` once the port is closed.
     pub(super) socket: Option<L>,
     pub(super) service: Box<dyn Service<A>>,
-    pub(super) framing: Framing,
-    pub(super) tls: Option<TlsConfig>,
+    /// As they were given to `listen`, and changed since.
+    pub(super) options: Listen,
+    /// Those of the options that its connections share.
     pub(super) limits: Rc<Limits>,
-    pub(super) max_connections: usize,
-    pub(super) at_capacity: AtCapacity,
-    pub(super) backlog: usize,
     pub(super) connections: usize,
     pub(super) accepted: u64,
     pub(super) suspended: bool,
@@ -49,9 +48,19 @@ pub(super) struct Listener<A, L> {
 }
 
 impl<A, L> Listener<A, L> {
+    /// Its own limit.
+    fn max_connections(&self) -> usize {
+        self.options.max_connections.unwrap_or(usize::MAX)
+    }
+
+    /// Who finds it full waits in the backlog.
+    pub(super) fn lets_wait(&self) -> bool {
+        self.options.at_capacity == AtCapacity::Wait
+    }
+
     /// No more may be accepted: the cap of the server or of this listener is reached.
     pub(super) fn is_full(&self, server_has_room: bool) -> bool {
-        !server_has_room || self.connections >= self.max_connections
+        !server_has_room || self.connections >= self.max_connections()
     }
 
     pub(super) fn state(&self, server_has_room: bool, starved: bool) -> ListenerState {
@@ -61,7 +70,7 @@ impl<A, L> Listener<A, L> {
             ListenerState::Suspended
         } else if starved {
             ListenerState::Starved
-        } else if self.at_capacity == AtCapacity::Wait && self.is_full(server_has_room) {
+        } else if self.lets_wait() && self.is_full(server_has_room) {
             ListenerState::Full
         } else {
             ListenerState::Listening
@@ -75,7 +84,7 @@ impl<A, L> Listener<A, L> {
             addr: self.addr,
             state: self.state(server_has_room, starved),
             connections: self.connections,
-            max_connections: self.max_connections.min(server_cap),
+            max_connections: self.max_connections().min(server_cap),
             accepted: self.accepted,
         }
     }

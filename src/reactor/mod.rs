@@ -33,12 +33,13 @@ use ready::Ready;
 use roster::Roster;
 use timers::Timers;
 
-use crate::config::{AtCapacity, Config, Listen};
+use crate::config::Config;
 use crate::control::{Control, Desk};
 use crate::error::{Error, Result};
 use crate::handle::{Command, Shared};
 use crate::handler::{Conn, Handler, Service};
 use crate::id::{ConnId, ListenerId};
+use crate::listen::Listen;
 use crate::proto::{Pool, State, Time};
 use crate::stats::Stats;
 
@@ -203,7 +204,10 @@ impl<A, O: Os> Reactor<A, O> {
             .os
             .listener_addr(&socket)
             .map_err(Error::os("reading the address of a listening socket"))?;
-        let name = listen.name.unwrap_or_else(|| format!("portcullis_{}", addr.port()));
+        let name = listen
+            .name
+            .clone()
+            .unwrap_or_else(|| format!("portcullis_{}", addr.port()));
         self.check_name(&name)?;
         let id = ListenerId(self.next_listener);
         let has_room = self.roster.has_room();
@@ -213,12 +217,8 @@ impl<A, O: Os> Reactor<A, O> {
             addr,
             socket: None,
             service,
-            framing: listen.framing,
-            tls: listen.tls,
-            limits: Rc::new(listen.limits),
-            max_connections: listen.max_connections.unwrap_or(usize::MAX),
-            at_capacity: listen.at_capacity,
-            backlog: listen.socket.backlog as usize,
+            limits: Rc::new(listen.limits.clone()),
+            options: listen,
             connections: 0,
             accepted: 0,
             suspended: false,
@@ -228,7 +228,7 @@ impl<A, O: Os> Reactor<A, O> {
             troubled: false,
             broken: false,
         };
-        if !listener.is_full(has_room) || listener.at_capacity != AtCapacity::Wait {
+        if !listener.is_full(has_room) || !listener.lets_wait() {
             self.os
                 .register_listener(&mut socket, Token::of_listener(id))
                 .map_err(Error::os("registering a listening socket"))?;
@@ -275,7 +275,7 @@ impl<A, O: Os> Reactor<A, O> {
                     && listener.socket.is_some()
                     && !listener.suspended
                     && !listener.retry_at.is_armed()
-                    && (listener.at_capacity != AtCapacity::Wait || !listener.is_full(has_room))
+                    && (!listener.lets_wait() || !listener.is_full(has_room))
             })
     }
 

@@ -11,8 +11,8 @@ use mio::{Events, Interest, Poll, Waker};
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 
 use super::os::{Event, Os, Socket, Token};
-use crate::config::SocketOptions;
 use crate::handle::Wake;
+use crate::listen::SocketOptions;
 use crate::proto::Time;
 
 /// Events taken per turn.

@@ -165,7 +165,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
-    use crate::config::Listen;
+    use crate::listen::Listen;
 
     fn slot(id: ConnId) -> Slot {
         let listen = Listen::tcp("127.0.0.1:0");

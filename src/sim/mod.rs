@@ -78,11 +78,12 @@ pub use script::{shrink, Op, Script};
 pub use single::{Single, Snapshot};
 pub use stimulus::{Deed, End, Stimulus, Told};
 
-use crate::config::{Config, Listen};
+use crate::config::Config;
 use crate::control::{Control, Desk};
 use crate::error::Result;
 use crate::handle::Handle;
 use crate::handler::Service;
+use crate::listen::Listen;
 use crate::proto::Time;
 use crate::reactor::Reactor;
 use crate::stats::{DrainReport, Stats};

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::kernel::Kernel;
-use crate::config::SocketOptions;
 use crate::handle::Wake;
+use crate::listen::SocketOptions;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Os, Socket, Token};
 

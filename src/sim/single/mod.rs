@@ -17,8 +17,8 @@ use witness::Witness;
 
 use super::stimulus::{Deed, End, Stimulus, Told};
 use super::Violation;
-use crate::config::Listen;
 use crate::error::Result;
+use crate::listen::Listen;
 use crate::proto::{Framing, Limits, Machine, Pool, Print, State, Time};
 
 /// How long a handshake may take once the server drains.

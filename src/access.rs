@@ -1,0 +1,324 @@
+//! Who may connect, by address.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::error::{Error, Result};
+
+/// Whether a peer may come in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Access {
+    /// It may.
+    Allow,
+    /// It may not.
+    Deny,
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+        })
+    }
+}
+
+/// Rules that allow or deny peers by address. The first that matches decides; where none does, what they began with.
+///
+/// ```
+/// use portcullis::AccessRules;
+///
+/// # fn main() -> portcullis::Result<()> {
+/// // The office and this machine, but for one desk.
+/// let rules = AccessRules::deny_all()
+///     .deny("192.0.2.66")?
+///     .allow("192.0.2.0/24")?
+///     .allow("2001:db8::/32")?
+///     .allow("127.0.0.1")?;
+/// assert_eq!(rules.to_string(), "deny 192.0.2.66/32, allow 192.0.2.0/24, allow 2001:db8::/32, allow 127.0.0.1/32, deny all");
+/// # Ok(()) }
+/// ```
+///
+/// An IPv4 peer that comes to an IPv6 socket (`::ffff:192.0.2.1`, RFC 4291 section 2.5.5.2) is an IPv4 peer here, and a
+/// rule for such a network is one for IPv4. The zone of a link-local address (`%eth0`) does not count. Bits behind a
+/// network's prefix do not count either: `10.1.2.3/8` is `10.0.0.0/8`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessRules {
+    rules: Vec<AccessRule>,
+    otherwise: Access,
+    unmatched: u64,
+}
+
+/// One of [`AccessRules`]. `Display` says which, as in `deny 10.0.0.0/8`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AccessRule {
+    /// What it says.
+    pub access: Access,
+    network: IpNet,
+    /// How many peers it has decided about since it was set.
+    pub hits: u64,
+}
+
+impl AccessRules {
+    /// Everybody may come in whom no rule denies. The default of a listener.
+    #[must_use]
+    pub fn allow_all() -> Self {
+        Self::beginning_with(Access::Allow)
+    }
+
+    /// Nobody may come in whom no rule allows.
+    #[must_use]
+    pub fn deny_all() -> Self {
+        Self::beginning_with(Access::Deny)
+    }
+
+    fn beginning_with(otherwise: Access) -> Self {
+        Self {
+            rules: Vec::new(),
+            otherwise,
+            unmatched: 0,
+        }
+    }
+
+    /// Allows peers of `network` whom no rule before it denies: an address, a network as in `10.0.0.0/8`, or `all`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`] if it is none of these.
+    pub fn allow(self, network: &str) -> Result<Self> {
+        self.with(Access::Allow, network)
+    }
+
+    /// Denies peers of `network` whom no rule before it allows.
+    ///
+    /// # Errors
+    ///
+    /// As for [`AccessRules::allow`].
+    pub fn deny(self, network: &str) -> Result<Self> {
+        self.with(Access::Deny, network)
+    }
+
+    fn with(mut self, access: Access, network: &str) -> Result<Self> {
+        let networks = parse(access, network)?;
+        let rules = networks.into_iter().map(|network| AccessRule {
+            access,
+            network,
+            hits: 0,
+        });
+        self.rules.extend(rules);
+        Ok(self)
+    }
+
+    /// The rules, in order, each with its count.
+    pub fn iter(&self) -> impl Iterator<Item = &AccessRule> {
+        self.rules.iter()
+    }
+
+    /// What becomes of peers whom no rule matches, and how many those were.
+    pub fn otherwise(&self) -> (Access, u64) {
+        (self.otherwise, self.unmatched)
+    }
+
+    /// What the rules say about a peer.
+    pub fn check(&self, peer: IpAddr) -> Access {
+        self.find(peer).map_or(self.otherwise, |(_, access)| access)
+    }
+
+    /// The same rules in the same order, whatever they have counted.
+    pub(crate) fn says_the_same(&self, other: &Self) -> bool {
+        let words = |rule: &AccessRule| (rule.access, rule.network);
+        self.otherwise == other.otherwise && self.rules.iter().map(words).eq(other.rules.iter().map(words))
+    }
+
+    /// The same rules, which nobody has met yet.
+    pub(crate) fn counted_anew(mut self) -> Self {
+        self.unmatched = 0;
+        for rule in &mut self.rules {
+            rule.hits = 0;
+        }
+        self
+    }
+
+    /// As [`AccessRules::check`], and counts it.
+    pub(crate) fn judge(&mut self, peer: IpAddr) -> Access {
+        let Some((at, access)) = self.find(peer) else {
+            self.unmatched += 1;
+            return self.otherwise;
+        };
+        if let Some(rule) = self.rules.get_mut(at) {
+            rule.hits += 1;
+        }
+        access
+    }
+
+    fn find(&self, peer: IpAddr) -> Option<(usize, Access)> {
+        let peer = peer.to_canonical();
+        let found = self.rules.iter().position(|rule| rule.network.contains(&peer))?;
+        Some((found, self.rules.get(found)?.access))
+    }
+}
+
+impl Default for AccessRules {
+    fn default() -> Self {
+        Self::allow_all()
+    }
+}
+
+impl fmt::Display for AccessRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.access, self.network)
+    }
+}
+
+impl fmt::Display for AccessRules {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for rule in &self.rules {
+            write!(f, "{rule}, ")?;
+        }
+        write!(f, "{} all", self.otherwise)
+    }
+}
+
+/// The networks that a word means, in their shortest form.
+fn parse(access: Access, word: &str) -> Result<Vec<IpNet>> {
+    if word == "all" {
+        return Ok(vec![IpNet::default(), IpNet::V6(ipnet::Ipv6Net::default())]);
+    }
+    // A zone says on which link an address is; peers are told apart by the address alone.
+    let (address, prefix) = match word.split_once('/') {
+        Some((address, prefix)) => (address, Some(prefix)),
+        None => (word, None),
+    };
+    let address = address.split_once('%').map_or(address, |(address, _)| address);
+    let network = match prefix {
+        None => address.parse::<IpAddr>().ok().map(IpNet::from),
+        Some(prefix) => format!("{address}/{prefix}").parse::<IpNet>().ok(),
+    };
+    let network = network.ok_or_else(|| {
+        let option = match access {
+            Access::Allow => "allow",
+            Access::Deny => "deny",
+        };
+        Error::option(
+            option,
+            format!("{word:?} is no address, no network (as in 10.0.0.0/8 or 2001:db8::/32) and not \"all\""),
+        )
+    })?;
+    Ok(vec![canonical(network.trunc())])
+}
+
+/// A network of IPv4-mapped addresses is one of IPv4.
+fn canonical(network: IpNet) -> IpNet {
+    let IpNet::V6(mapped) = network else {
+        return network;
+    };
+    match (mapped.addr().to_ipv4_mapped(), mapped.prefix_len().checked_sub(96)) {
+        (Some(address), Some(prefix)) => Ipv4Net::new(address, prefix).map_or(network, IpNet::V4),
+        _ => network,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(address: &str) -> IpAddr {
+        address.parse().expect("an address")
+    }
+
+    /// esockd: t_match, t_match_allow, t_nomatch, t_match_localhost.
+    #[test]
+    fn the_first_match_decides() {
+        let rules = AccessRules::allow_all()
+            .allow("127.0.0.1")
+            .and_then(|rules| rules.deny("10.1.0.0/16"))
+            .and_then(|rules| rules.allow("10.0.0.0/8"))
+            .and_then(|rules| rules.deny("all"))
+            .expect("rules");
+        for (address, access) in [
+            ("127.0.0.1", Access::Allow),
+            ("127.0.0.2", Access::Deny),
+            ("10.1.2.3", Access::Deny),
+            ("10.2.2.3", Access::Allow),
+            ("::1", Access::Deny),
+        ] {
+            assert_eq!(rules.check(ip(address)), access, "{address}");
+        }
+        assert_eq!(AccessRules::allow_all().check(ip("192.0.2.1")), Access::Allow);
+        assert_eq!(AccessRules::deny_all().check(ip("192.0.2.1")), Access::Deny);
+    }
+
+    /// esockd: t_match_ipv6, t_ipv6_match. faults A18.
+    #[test]
+    fn a_mapped_address_is_an_ipv4_address() {
+        let rules = AccessRules::deny_all()
+            .allow("192.0.2.0/24")
+            .and_then(|rules| rules.allow("::ffff:198.51.100.0/120"))
+            .and_then(|rules| rules.allow("2001:db8::/32"))
+            .and_then(|rules| rules.allow("fe80::1%eth0"))
+            .expect("rules");
+        for (address, access) in [
+            ("192.0.2.77", Access::Allow),
+            ("::ffff:192.0.2.77", Access::Allow),
+            ("198.51.100.7", Access::Allow),
+            ("::ffff:198.51.100.7", Access::Allow),
+            ("198.51.101.7", Access::Deny),
+            ("2001:db8:ffff::1", Access::Allow),
+            ("2001:db9::1", Access::Deny),
+            ("fe80::1", Access::Allow),
+            // IPv4-compatible addresses (RFC 4291 section 2.5.5.1) are deprecated, and IPv6.
+            ("::192.0.2.77", Access::Deny),
+        ] {
+            assert_eq!(rules.check(ip(address)), access, "{address}");
+        }
+        // A wide network of IPv6 holds no IPv4, as `all` does.
+        let wide = AccessRules::deny_all().allow("::/0").expect("a network");
+        assert_eq!(wide.check(ip("::ffff:192.0.2.1")), Access::Deny);
+        let all = AccessRules::deny_all().allow("all").expect("all");
+        assert_eq!(
+            (all.check(ip("192.0.2.1")), all.check(ip("::1"))),
+            (Access::Allow, Access::Allow)
+        );
+    }
+
+    #[test]
+    fn each_rule_counts_its_peers() {
+        let mut rules = AccessRules::allow_all().deny("10.1.2.3/8").expect("a network");
+        for address in ["10.0.0.1", "10.255.0.1", "11.0.0.1"] {
+            rules.judge(ip(address));
+        }
+        let found: Vec<_> = rules.iter().map(|rule| (rule.to_string(), rule.hits)).collect();
+        assert_eq!(found, [("deny 10.0.0.0/8".to_owned(), 2)]);
+        assert_eq!(rules.otherwise(), (Access::Allow, 1));
+    }
+
+    #[test]
+    fn what_is_no_network_is_refused() {
+        for word in [
+            "",
+            "10.0.0.0/33",
+            "10.0.0/8",
+            "::/129",
+            "10.0.0.0/-1",
+            "10.0.0.0/",
+            "/8",
+            "10.0.0.0/8/8",
+            "localhost",
+            "ALL",
+            "10.0.0.01",
+            " 10.0.0.1",
+            "[::1]",
+            "10.0.0.0/+8",
+        ] {
+            match AccessRules::allow_all().deny(word) {
+                Err(Error::Option { option, problem }) => {
+                    assert!(option == "deny" && problem.contains(word), "{problem}")
+                }
+                other => panic!("{word:?}: {other:?}"),
+            }
+        }
+    }
+}
