@@ -7,6 +7,8 @@ use std::time::Duration;
 use common::{connect, local, ping, read_to_end, spawn_echo, PATIENCE};
 use portcullis::{AtCapacity, CloseReason, Config, Error, HandleError, Keepalive, Listen, Server};
 
+type Change = fn(Listen) -> Listen;
+
 /// A server that was never run, with one listener.
 fn idle() -> Server {
     let mut server = Server::new(Config::new()).expect("server");
@@ -72,7 +74,7 @@ fn limits_are_live() {
 fn a_bad_value_changes_nothing() {
     let mut server = idle();
     let before = server.listener("it").expect("there");
-    let changes: [(&str, fn(Listen) -> Listen); 5] = [
+    let changes: [(&str, Change); 5] = [
         ("watermarks", |listen| listen.max_connections(1).watermarks(10, 5)),
         ("max_frame", |listen| listen.max_connections(1).max_frame(0)),
         ("idle_timeout", |listen| {
@@ -106,7 +108,7 @@ fn a_bad_value_changes_nothing() {
 #[test]
 fn an_open_port_keeps_its_socket() {
     let mut server = idle();
-    let changes: [(&str, fn(Listen) -> Listen); 10] = [
+    let changes: [(&str, Change); 10] = [
         ("tcp", |_| Listen::tcp("127.0.0.1:1").name("it")),
         ("name", |listen| listen.name("another")),
         ("backlog", |listen| listen.backlog(5)),
