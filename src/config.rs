@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::error::{Error, Result};
+use crate::proto::Rate;
 
 /// Options of a whole server. All have defaults that are safe on the open internet.
 ///
@@ -22,6 +23,10 @@ pub struct Config {
     pub(crate) job_budget: usize,
     pub(crate) queue_limit: usize,
     pub(crate) queue_bytes: usize,
+    pub(crate) accept_rate: Option<Rate>,
+    pub(crate) max_unopened: Quota,
+    pub(crate) unopened_patience: Duration,
+    pub(crate) memory_limit: usize,
 }
 
 impl Default for Config {
@@ -35,6 +40,10 @@ impl Default for Config {
             job_budget: 1024,
             queue_limit: 65_536,
             queue_bytes: 64 * 1024 * 1024,
+            accept_rate: None,
+            max_unopened: Quota::Percent(50),
+            unopened_patience: Duration::from_secs(1),
+            memory_limit: usize::MAX,
         }
     }
 }
@@ -102,6 +111,56 @@ impl Config {
         self
     }
 
+    /// The most connections accepted per second, over all listeners; `None` is no limit. Over it each listener's
+    /// [`Listen::at_capacity`](crate::Listen::at_capacity) decides. Defaults to no limit. *Live.*
+    pub fn accept_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.accept_rate = rate.into();
+        self
+    }
+
+    /// The most connections at one time that are not open yet: in a TLS handshake, or before their PROXY header. A number, or
+    /// a [`Quota`] of the cap. Defaults to half the cap, at least 16 (and never more than the cap). *Live.*
+    ///
+    /// When there are so many and another client comes, the oldest of them gives way to it, if it has been unopened for
+    /// [`Config::unopened_patience`] and it is the peer that we wait for: it is closed as
+    /// [`GaveWay`](crate::CloseReason::GaveWay). Else the newcomer waits as at the cap
+    /// ([`Listen::at_capacity`](crate::Listen::at_capacity)). So peers that connect and say nothing (slow loris) cannot keep others out,
+    /// and a crowd of honest ones is only slowed down.
+    pub fn max_unopened(mut self, connections: impl Into<Quota>) -> Self {
+        self.max_unopened = connections.into();
+        self
+    }
+
+    /// How long a connection may be unopened before it gives way to a newcomer. Defaults to 1 s. *Live.*
+    pub fn unopened_patience(mut self, patience: Duration) -> Self {
+        self.unopened_patience = patience;
+        self
+    }
+
+    /// The most bytes that all connections together may hold in buffers, in both directions: incomplete frames and records,
+    /// and what waits for peers. Defaults to no limit but those of each connection. *Live.*
+    ///
+    /// From three quarters of it on, no more is read from connections that hold more than their share, while their clocks
+    /// run; above it those that hold the most are closed, as [`OverMemory`](crate::CloseReason::OverMemory), until the rest fits.
+    /// What handlers hold is not counted, nor is the state of each connection itself. Choose it larger than a few of the longest
+    /// frames.
+    pub fn memory_limit(mut self, bytes: usize) -> Self {
+        self.memory_limit = bytes;
+        self
+    }
+
+    /// `max_unopened` in connections.
+    pub(crate) fn most_unopened(&self) -> usize {
+        const FLOOR: usize = 16;
+        let most = match self.max_unopened {
+            Quota::Count(connections) => connections,
+            Quota::Percent(percent) => (self.max_connections / 100 * usize::from(percent)
+                + self.max_connections % 100 * usize::from(percent) / 100)
+                .max(FLOOR),
+        };
+        most.min(self.max_connections)
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         let counts = [
             ("accept_budget", self.accept_budget),
@@ -114,6 +173,30 @@ impl Config {
             if count == 0 {
                 return Err(Error::option(option, "0 would stop the server; use at least 1"));
             }
+        }
+        if let Some(problem) = self.accept_rate.and_then(|rate| rate.problem()) {
+            return Err(Error::option("accept_rate", problem));
+        }
+        match self.max_unopened {
+            Quota::Count(0) | Quota::Percent(0) => {
+                return Err(Error::option(
+                    "max_unopened",
+                    "0 would let no TLS handshake begin; use at least 1",
+                ));
+            }
+            Quota::Percent(101..) => {
+                return Err(Error::option("max_unopened", "more than 100 percent of the cap"));
+            }
+            Quota::Count(_) | Quota::Percent(_) => {}
+        }
+        if self.memory_limit < LEAST_MEMORY {
+            return Err(Error::option(
+                "memory_limit",
+                format!(
+                    "{} is less than one read takes; use at least {LEAST_MEMORY}",
+                    self.memory_limit
+                ),
+            ));
         }
         if self.max_connections > MOST_CONNECTIONS {
             return Err(Error::option(
@@ -140,10 +223,28 @@ impl Config {
     }
 }
 
+/// A few reads.
+const LEAST_MEMORY: usize = 256 * 1024;
 const MOST_STARVE_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The most slots a poll token can name beside the listeners' (`reactor::os`).
 pub(crate) const MOST_CONNECTIONS: usize = 16_000_000;
+
+/// A number of connections, or a part of the cap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Quota {
+    /// So many.
+    Count(usize),
+    /// So many percent of [`Config::max_connections`], 1 to 100, and at least 16 connections.
+    Percent(u8),
+}
+
+impl From<usize> for Quota {
+    fn from(connections: usize) -> Self {
+        Self::Count(connections)
+    }
+}
 
 /// What becomes of a client that comes when the cap is reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -18,8 +18,10 @@ use crate::stats::{DrainReport, Stats};
 pub enum ListenerState {
     /// It is in the poll and accepts.
     Listening,
-    /// The cap is reached; it is out of the poll until a place is free.
+    /// The cap is reached, or that on connections which are not open yet; it is out of the poll until a place is free.
     Full,
+    /// The accept rate is reached; it is out of the poll until there is another token.
+    RateLimited,
     /// Descriptors or socket memory ran out; it is out of the poll for the interval, or until one of ours closes.
     Starved,
     /// It was suspended; clients wait in its backlog.

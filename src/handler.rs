@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::id::{ConnId, ListenerId};
-use crate::proto::{Framing, Machine, Pool, SendError, State, Time, Traffic};
+use crate::proto::{Framing, Machine, Pool, ProxyHeader, SendError, State, Time, Traffic};
 use crate::reason::{Closed, Outcome};
 
 /// What a [`Handle`](crate::Handle) sends to a connection: see [`Handler::on_message`].
@@ -244,6 +244,16 @@ pub struct Peer {
     pub listener: ListenerId,
     /// That listener's name.
     pub listener_name: Rc<str>,
+    /// What a trusted proxy has said about whom it speaks for ([`Listen::proxy_protocol`](crate::Listen::proxy_protocol)).
+    pub proxy: Option<Rc<ProxyHeader>>,
+}
+
+impl Peer {
+    /// Where the client is: the address behind the proxy, if one was told, else the peer's.
+    pub fn source(&self) -> SocketAddr {
+        let header = self.proxy.as_ref();
+        header.and_then(|header| header.source()).unwrap_or(self.addr)
+    }
 }
 
 /// What each callback is lent: the application's state and the connection, two fields so that both can be used at once.
@@ -407,6 +417,18 @@ impl<'a, A> Conn<'a, A> {
         self.link.info(self.id).map_or(unknown, |info| info.peer)
     }
 
+    /// Where the client is: the address behind a trusted proxy, if one was told, else the peer's.
+    pub fn source(&self) -> SocketAddr {
+        let header = self.proxy().and_then(ProxyHeader::source);
+        header.unwrap_or_else(|| self.peer_addr())
+    }
+
+    /// What a trusted proxy has said about whom it speaks for
+    /// ([`Listen::proxy_protocol`](crate::Listen::proxy_protocol)).
+    pub fn proxy(&self) -> Option<&ProxyHeader> {
+        self.link.machine_ref(self.id)?.proxy().map(Rc::as_ref)
+    }
+
     /// State, addresses, age and traffic. `None` if the connection has gone, which a handler's own never has.
     pub fn info(&self) -> Option<ConnInfo> {
         self.link.info(self.id)
@@ -483,6 +505,8 @@ pub struct ConnInfo {
     pub listener: ListenerId,
     /// The peer's address.
     pub peer: SocketAddr,
+    /// The address behind a trusted proxy, if one was told, else the peer's.
+    pub source: SocketAddr,
     /// Where it is in its life.
     pub state: State,
     /// Since accept.

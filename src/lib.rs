@@ -90,14 +90,17 @@ pub mod sim;
 mod stats;
 
 pub use access::{Access, AccessRule, AccessRules};
-pub use config::{AtCapacity, Config};
+pub use config::{AtCapacity, Config, Quota};
 pub use control::{Control, ListenerInfo, ListenerState};
 pub use error::{Error, Result};
 pub use handle::{Handle, HandleError};
 pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service};
 pub use id::{ConnId, ListenerId, ListenerRef};
-pub use listen::{Keepalive, Listen};
-pub use proto::{Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing, SendError, State, Traffic};
+pub use listen::{Keepalive, Listen, ProxyProtocol};
+pub use proto::{
+    Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing, ProxyError, ProxyHeader, ProxyOrigin, ProxySsl,
+    ProxyTlvs, Rate, SendError, State, Traffic,
+};
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use server::{Server, Turn};
 pub use stats::{DrainReport, Stats};

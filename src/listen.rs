@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::access::AccessRules;
 use crate::config::AtCapacity;
 use crate::error::{Error, Result};
-use crate::proto::{Framing, Limits, TlsConfig};
+use crate::proto::{Framing, Limits, Rate, TlsConfig};
 
 /// TCP keepalive (`tcp(7)`): finds peers that vanished without a FIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,46 @@ pub struct Listen {
     pub(crate) max_connections: Option<usize>,
     pub(crate) at_capacity: AtCapacity,
     pub(crate) access: AccessRules,
+    pub(crate) proxy: ProxyProtocol,
+    pub(crate) trusted: Option<AccessRules>,
+    pub(crate) accept_rate: Option<Rate>,
+    pub(crate) sources: SourceLimits,
     pub(crate) socket: SocketOptions,
+}
+
+/// Whether peers begin with a header that says for whom they speak: the PROXY protocol, version 1 or 2 (haproxy,
+/// `doc/proxy-protocol.txt`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ProxyProtocol {
+    /// No header is looked for. One that comes is the client's first bytes, like any others.
+    #[default]
+    Off,
+    /// Only trusted proxies may connect, and each must begin with a header. The rule for a port that proxies alone use.
+    Required,
+    /// Trusted proxies may begin with a header, anybody may connect without one. The specification advises against it, because
+    /// who can reach the port as a trusted proxy may lie; and a client of a protocol in which the server speaks first waits
+    /// for it until the handshake timeout if it comes from a trusted address.
+    Optional,
+}
+
+/// Limits for each source of connections: an address, or the network that it is in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SourceLimits {
+    pub(crate) rate: Option<Rate>,
+    pub(crate) connections: Option<usize>,
+    /// Bits of an IPv4 and of an IPv6 address that make a source.
+    pub(crate) prefixes: (u8, u8),
+}
+
+impl Default for SourceLimits {
+    fn default() -> Self {
+        Self {
+            rate: None,
+            connections: None,
+            prefixes: (32, 64),
+        }
+    }
 }
 
 /// What is set on the listening socket; accepted sockets inherit what concerns them (`tcp(7)`, `socket(7)`).
@@ -135,10 +174,18 @@ impl Listen {
                 low_watermark: 32 * 1024,
                 output_limit: 1024 * 1024,
                 max_frame: None,
+                read_rate: None,
+                frame_rate: None,
+                total_read_rate: None,
+                total_frame_rate: None,
             },
             max_connections: None,
             at_capacity: AtCapacity::default(),
             access: AccessRules::default(),
+            proxy: ProxyProtocol::Off,
+            trusted: None,
+            accept_rate: None,
+            sources: SourceLimits::default(),
             socket: SocketOptions {
                 backlog: 1024,
                 nodelay: true,
@@ -203,6 +250,93 @@ impl Listen {
     /// [`Control::set_access_rules`](crate::Control::set_access_rules).
     pub fn access_rules(mut self, rules: AccessRules) -> Self {
         self.access = rules;
+        self
+    }
+
+    /// Whether peers begin with a PROXY header. With [`ProxyProtocol::Required`] and [`ProxyProtocol::Optional`] say whom you
+    /// trust: [`Listen::trusted_proxies`]. The header comes before TLS, within the handshake timeout; one of more than 16 KiB,
+    /// or one that is not right to the letter, closes the connection as
+    /// [`BadProxyHeader`](crate::CloseReason::BadProxyHeader). The service is asked when the header has come, so that
+    /// [`Peer::proxy`](crate::Peer::proxy) is known; access rules and source limits are then asked about the header's source.
+    /// Defaults to [`ProxyProtocol::Off`]. *Next connection.*
+    ///
+    /// ```
+    /// use portcullis::{AccessRules, Listen, ProxyProtocol};
+    ///
+    /// # fn main() -> portcullis::Result<()> {
+    /// let listen = Listen::tcp("0.0.0.0:8080")
+    ///     .proxy_protocol(ProxyProtocol::Required)
+    ///     .trusted_proxies(AccessRules::deny_all().allow("10.0.0.0/8")?);
+    /// # let _ = listen; Ok(()) }
+    /// ```
+    pub fn proxy_protocol(mut self, mode: ProxyProtocol) -> Self {
+        self.proxy = mode;
+        self
+    }
+
+    /// Who may speak for others, by the address of the TCP peer. What anybody else says in a header is not believed: where one
+    /// is required they are closed as [`Denied`](crate::CloseReason::Denied), else no header is looked for. No default:
+    /// `AccessRules::allow_all()` trusts everybody who can reach the port. *Live.*
+    pub fn trusted_proxies(mut self, proxies: AccessRules) -> Self {
+        self.trusted = Some(proxies);
+        self
+    }
+
+    /// The most connections accepted per second; `None` is no limit. Over it [`Listen::at_capacity`] decides: clients wait in
+    /// the backlog, or are refused as [`RateLimited`](crate::CloseReason::RateLimited). Nothing is counted for a client that
+    /// has gone again while it waited ([`ClosedEarly`](crate::CloseReason::ClosedEarly)). Defaults to no limit. *Live.*
+    pub fn accept_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.accept_rate = rate.into();
+        self
+    }
+
+    /// The most connections per second of one source; `None` is no limit. Who comes faster is closed as
+    /// [`SourceLimited`](crate::CloseReason::SourceLimited). Behind a trusted proxy the header's source counts. At most 65 536
+    /// sources are told apart; while there are more at one time, the others share one rate and one limit. Defaults to no limit.
+    /// *Live.*
+    pub fn source_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.sources.rate = rate.into();
+        self
+    }
+
+    /// The most connections of one source at one time; `None` is no limit. Else as [`Listen::source_rate`], but that
+    /// connections which are there when the first limit is set are not counted.
+    pub fn source_connections(mut self, connections: impl Into<Option<usize>>) -> Self {
+        self.sources.connections = connections.into();
+        self
+    }
+
+    /// What one source is: addresses that have so many first bits in common. Defaults to 32 bits of an IPv4 address and 64 of
+    /// an IPv6 address, because a household or a host has 2⁶⁴ of those. *Next listen.*
+    pub fn source_prefixes(mut self, ipv4: u8, ipv6: u8) -> Self {
+        self.sources.prefixes = (ipv4, ipv6);
+        self
+    }
+
+    /// Bytes per second read from each connection, on the wire; `None` is no limit. Above it reading pauses: nothing is lost,
+    /// the peer is slowed down by TCP, and its idle and frame clocks stand. Defaults to no limit. *Next connection.*
+    pub fn read_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.limits.read_rate = rate.into();
+        self
+    }
+
+    /// Frames per second delivered of each connection; `None` is no limit. Else as [`Listen::read_rate`]. With
+    /// [`Framing::Raw`] each piece counts.
+    pub fn frame_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.limits.frame_rate = rate.into();
+        self
+    }
+
+    /// Bytes per second read from all connections of this listener together, shared evenly among those that have something
+    /// to say; `None` is no limit. Else as [`Listen::read_rate`]. *Live* where there was such a rate before, else *next connection*.
+    pub fn total_read_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.limits.total_read_rate = rate.into();
+        self
+    }
+
+    /// Frames per second delivered of all connections of this listener together. Else as [`Listen::total_read_rate`].
+    pub fn total_frame_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.limits.total_frame_rate = rate.into();
         self
     }
 
@@ -304,6 +438,11 @@ impl Listen {
         self
     }
 
+    /// Whether connections of this listener have a life before they are open.
+    pub(crate) fn opens_later(&self) -> bool {
+        self.tls.is_some() || self.proxy != ProxyProtocol::Off
+    }
+
     pub(crate) fn check(&self) -> Result<()> {
         let limits = &self.limits;
         if limits.low_watermark >= limits.high_watermark {
@@ -346,6 +485,37 @@ impl Listen {
                 return Err(Error::option("at_capacity", "a farewell has at most 4096 bytes"));
             }
         }
+        let rates = [
+            ("accept_rate", self.accept_rate),
+            ("source_rate", self.sources.rate),
+            ("read_rate", limits.read_rate),
+            ("frame_rate", limits.frame_rate),
+            ("total_read_rate", limits.total_read_rate),
+            ("total_frame_rate", limits.total_frame_rate),
+        ];
+        for (option, rate) in rates {
+            if let Some(problem) = rate.and_then(|rate| rate.problem()) {
+                return Err(Error::option(option, problem));
+            }
+        }
+        if self.sources.connections == Some(0) {
+            return Err(Error::option(
+                "source_connections",
+                "0 would refuse everybody; use at least 1, or None for no limit",
+            ));
+        }
+        if !(1..=32).contains(&self.sources.prefixes.0) || !(1..=128).contains(&self.sources.prefixes.1) {
+            return Err(Error::option(
+                "source_prefixes",
+                "an IPv4 prefix has 1 to 32 bits, an IPv6 prefix 1 to 128",
+            ));
+        }
+        if self.proxy != ProxyProtocol::Off && self.trusted.is_none() {
+            return Err(Error::option(
+                "trusted_proxies",
+                "say whose PROXY headers are believed; AccessRules::allow_all() is everybody who can reach the port",
+            ));
+        }
         if self.name.as_deref() == Some("") {
             return Err(Error::option("name", "a name has at least one character"));
         }
@@ -364,6 +534,7 @@ impl Listen {
             ("reuse_address", socket.reuse_address != wanted.reuse_address),
             ("reuse_port", socket.reuse_port != wanted.reuse_port),
             ("keepalive", socket.keepalive != wanted.keepalive),
+            ("source_prefixes", self.sources.prefixes != next.sources.prefixes),
             ("recv_buffer", socket.recv_buffer != wanted.recv_buffer),
             ("send_buffer", socket.send_buffer != wanted.send_buffer),
         ];
@@ -402,6 +573,11 @@ impl fmt::Debug for Listen {
             .field("limits", &self.limits)
             .field("max_connections", &self.max_connections)
             .field("at_capacity", &self.at_capacity)
+            .field("access", &self.access)
+            .field("proxy", &self.proxy)
+            .field("trusted", &self.trusted)
+            .field("accept_rate", &self.accept_rate)
+            .field("sources", &self.sources)
             .field("socket", &self.socket)
             .finish()
     }

@@ -64,27 +64,42 @@ impl Machine {
             }
             return Staged::nothing();
         }
+        if self.state == State::Accepting {
+            self.held.extend_from_slice(wire);
+            self.look_for_header(now, pool);
+            return Staged::nothing();
+        }
         if self.deadlines.idle.is_armed() {
             self.deadlines.idle = now.after(self.limits.idle_timeout);
         }
-        let fresh: &'a [u8] = match &mut self.tls {
-            None => wire,
-            Some(session) => {
-                plain.clear();
-                session.receive(wire, plain, pool);
-                let (open, failed) = (!session.is_handshaking(), session.has_failed());
-                match (self.state, open) {
-                    (State::Handshaking, true) => self.open(now),
-                    (State::Handshaking, false) if failed => self.fail_handshake(now, pool),
-                    _ => {}
-                }
-                if self.state == State::Open && failed {
-                    self.fail_tls(pool);
-                }
-                plain
-            }
+        if let (State::Open, Some(throttle)) = (self.state, &mut self.throttle) {
+            throttle.charge_bytes(wire.len() as u64, now);
+        }
+        let fresh: &'a [u8] = if self.tls.is_some() {
+            self.decrypt(wire, plain, now, pool);
+            plain
+        } else {
+            wire
         };
         self.stage(fresh)
+    }
+
+    /// Takes ciphertext; `plain` is what it says.
+    fn decrypt(&mut self, wire: &mut [u8], plain: &mut Vec<u8>, now: Time, pool: &mut Pool) {
+        plain.clear();
+        let Some(session) = &mut self.tls else {
+            return;
+        };
+        session.receive(wire, plain, pool);
+        let (open, failed) = (!session.is_handshaking(), session.has_failed());
+        match (self.state, open) {
+            (State::Handshaking, true) => self.open(now),
+            (State::Handshaking, false) if failed => self.fail_handshake(now, pool),
+            _ => {}
+        }
+        if self.state == State::Open && failed {
+            self.fail_tls(pool);
+        }
     }
 
     /// Puts what is held in front of `fresh`.
@@ -104,8 +119,14 @@ impl Machine {
     }
 
     /// What waits to be decoded without a read, or only events that wait.
-    pub(crate) fn stage_held(&mut self) -> Staged<'static> {
-        if self.flags.has(Flags::HELD_FRAMES) && !self.is_paused() {
+    pub(crate) fn stage_held<'a>(&mut self, now: Time, plain: &'a mut Vec<u8>, pool: &mut Pool) -> Staged<'a> {
+        if self.state == State::Handshaking && !self.held.is_empty() {
+            // What stood behind the PROXY header.
+            let mut wire = std::mem::take(&mut self.held);
+            self.decrypt(&mut wire, plain, now, pool);
+            pool.give(wire);
+            self.stage(plain)
+        } else if self.flags.has(Flags::HELD_FRAMES) && !self.is_paused() {
             self.stage(&[])
         } else {
             Staged::nothing()
@@ -116,9 +137,8 @@ impl Machine {
     pub(crate) fn handle_eof(&mut self, now: Time, pool: &mut Pool) {
         self.flags.set(Flags::EOF);
         match self.state {
-            State::Accepting | State::Handshaking => {
-                self.fail_handshake(now, pool);
-            }
+            State::Accepting => self.fail_header(now, pool),
+            State::Handshaking => self.fail_handshake(now, pool),
             State::Open => self.flags.set(Flags::DRY),
             State::Closing if self.farewell == Farewell::Linger => {
                 self.farewell = Farewell::Gone { reset: false };
@@ -149,6 +169,9 @@ impl Machine {
         now: Time,
         pool: &mut Pool,
     ) -> Option<Event<'s>> {
+        if self.state == State::Accepting && self.flags.take(Flags::TELL_HEADER) {
+            return Some(Event::Header);
+        }
         if self.state != State::Open {
             return None;
         }
@@ -168,12 +191,18 @@ impl Machine {
         if self.is_paused() {
             return None;
         }
+        if !staged.rest().is_empty() && !self.may_deliver(now) {
+            return None;
+        }
         let step = match staged.rest() {
             [] => Step::More,
             rest => self.codec.decode(rest),
         };
         match step {
             Step::Frame { payload, consumed } => {
+                if let Some(throttle) = &mut self.throttle {
+                    throttle.charge_frame(now);
+                }
                 let start = staged.at;
                 staged.at += consumed;
                 staged.advanced = true;
@@ -362,8 +391,8 @@ impl Machine {
     pub(crate) fn wants_read(&self) -> bool {
         match self.state {
             _ if self.flags.has(Flags::EOF) => false,
-            State::Accepting => false,
-            State::Handshaking => true,
+            State::Accepting => self.flags.has(Flags::AWAITS_HEADER),
+            State::Handshaking => self.held.is_empty(),
             State::Open => {
                 !self.is_paused() && !self.flags.has(Flags::HELD_FRAMES) && !self.is_input_over() && !self.has_failed()
             }
@@ -388,9 +417,12 @@ impl Machine {
 
     /// Something can be told to the handler, or decided, without a read.
     pub(crate) fn has_events(&self) -> bool {
-        const TELL: u16 = Flags::TELL_OPENED.0 | Flags::TELL_WRITABLE.0 | Flags::TELL_DRAIN.0;
-        if self.state != State::Open {
-            return false;
+        const TELL: u32 = Flags::TELL_OPENED.0 | Flags::TELL_WRITABLE.0 | Flags::TELL_DRAIN.0;
+        match self.state {
+            State::Accepting => return self.flags.has(Flags::TELL_HEADER),
+            State::Handshaking => return !self.held.is_empty(),
+            State::Closing => return false,
+            State::Open => {}
         }
         if self.flags.0 & TELL != 0 || self.timers.iter().any(|timer| timer.at <= self.judged) {
             return true;
@@ -405,9 +437,44 @@ impl Machine {
             || (self.flags.has(Flags::CLOSE_AFTER_INPUT) && self.flags.has(Flags::DRY) && self.held.is_empty())
     }
 
-    /// Not taking frames: the handler's wish, or output waits above the watermark.
+    /// Not taking frames: the handler's wish, or output waits above the watermark, or it came too fast.
     pub(super) fn is_paused(&self) -> bool {
-        self.flags.has(Flags::PAUSED) || self.flags.has(Flags::CONGESTED)
+        const PAUSES: u32 = Flags::PAUSED.0 | Flags::CONGESTED.0 | Flags::THROTTLED.0;
+        self.flags.0 & PAUSES != 0
+    }
+
+    /// How many bytes a read may bring now. None if it came too fast: then it is throttled for a while.
+    pub(crate) fn read_allowance(&mut self, now: Time) -> usize {
+        let allowed = match (self.state, &mut self.throttle) {
+            (State::Open, Some(throttle)) => throttle.bytes(now),
+            _ => return usize::MAX,
+        };
+        match allowed {
+            Ok(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
+            Err(until) => {
+                self.wait_until(until, now);
+                0
+            }
+        }
+    }
+
+    fn may_deliver(&mut self, now: Time) -> bool {
+        match self.throttle.as_mut().map_or(Ok(()), |throttle| throttle.frame(now)) {
+            Ok(()) => true,
+            Err(until) => {
+                self.wait_until(until, now);
+                false
+            }
+        }
+    }
+
+    /// Throttles it. Its own clocks stand meanwhile: it is we who do not read.
+    fn wait_until(&mut self, until: Time, now: Time) {
+        self.flags.set(Flags::THROTTLED);
+        self.stop_input_clocks(now);
+        if let Some(throttle) = &mut self.throttle {
+            throttle.until = until;
+        }
     }
 
     /// Once the peer has finished and the handler knows it, the connection closes whatever the handler does.

@@ -12,13 +12,17 @@
 mod closing;
 mod deadline;
 mod framing;
+mod header;
 mod input;
 mod outbox;
 mod output;
 mod pool;
+mod proxy;
+mod rate;
 #[cfg(feature = "sim")]
 mod snapshot;
 mod state;
+mod throttle;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 pub(crate) mod tls;
 
@@ -33,11 +37,16 @@ pub use framing::{Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing}
 pub(crate) use input::Staged;
 use outbox::Outbox;
 pub(crate) use pool::Pool;
+pub use proxy::{ProxyError, ProxyHeader, ProxyOrigin, ProxySsl, ProxyTlvs};
+pub(crate) use rate::Bucket;
+pub use rate::Rate;
 #[cfg(feature = "sim")]
 pub(crate) use snapshot::Print;
 pub(crate) use state::{Event, Limits, NextStep};
 use state::{Farewell, Flags};
 pub use state::{SendError, State, Traffic};
+pub(crate) use throttle::SharedMeters;
+use throttle::Throttle;
 pub(crate) use tls::TlsConfig;
 
 /// A handler's timer: a key of its own choice and when it is due.
@@ -78,6 +87,9 @@ pub(crate) struct Machine {
     last_input: Time,
     discarded: usize,
     traffic: Traffic,
+    /// What a proxy has said about whom it speaks for.
+    proxy: Option<Rc<ProxyHeader>>,
+    throttle: Option<Box<Throttle>>,
     closed: Option<Closed>,
 }
 
@@ -102,17 +114,28 @@ impl Machine {
             last_input: now,
             discarded: 0,
             traffic: Traffic::default(),
+            proxy: None,
+            throttle: None,
             closed: None,
             limits,
         }
     }
 
+    /// Reads no faster than its limits say, and those that its listener's connections share.
+    pub(crate) fn throttle(&mut self, shared: &SharedMeters) {
+        self.throttle = Throttle::new(&self.limits, shared);
+    }
+
     /// The service accepted the peer.
     pub(crate) fn handle_admitted(&mut self, now: Time) {
+        self.flags.set(Flags::ADMITTED);
         if self.tls.is_some() {
             self.enter(State::Handshaking);
         } else {
             self.open(now);
+            if !self.held.is_empty() {
+                self.flags.set(Flags::HELD_FRAMES);
+            }
         }
     }
 
@@ -141,6 +164,10 @@ impl Machine {
             self.deadlines.write = Time::NEVER;
             self.reset(Closed::new(CloseReason::WriteTimeout), pool);
         }
+        if self.throttled_until() <= due {
+            self.flags.clear(Flags::THROTTLED);
+            self.restart_input_clocks(now);
+        }
         if self.state == State::Open {
             if self.deadlines.frame <= due {
                 let begun = self.held.get(self.held_at..).unwrap_or_default();
@@ -167,7 +194,7 @@ impl Machine {
         self.timers
             .iter()
             .map(|timer| timer.at)
-            .fold(self.deadlines.next(), Time::min)
+            .fold(self.deadlines.next().min(self.throttled_until()), Time::min)
     }
 
     pub(crate) fn state(&self) -> State {
@@ -179,6 +206,12 @@ impl Machine {
         self.flags.has(Flags::WAS_OPEN)
     }
 
+    /// The service has accepted the peer, so there is a handler.
+    #[cfg(feature = "sim")]
+    pub(crate) fn was_admitted(&self) -> bool {
+        self.flags.has(Flags::ADMITTED)
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
         self.flags.has(Flags::DRAINING)
     }
@@ -186,6 +219,21 @@ impl Machine {
     /// Bytes held for this connection in either direction.
     pub(crate) fn buffered(&self) -> usize {
         self.outbox.len() + self.held.len() - self.held_at + self.tls.as_ref().map_or(0, |session| session.buffered())
+    }
+
+    /// Memory that its buffers take.
+    pub(crate) fn memory(&self) -> usize {
+        let tls = self.tls.as_ref().map_or(0, |session| session.memory());
+        self.held.capacity() + self.outbox.capacity() + tls
+    }
+
+    /// At the end of a turn: gives back what its buffers do not need.
+    pub(crate) fn slim(&mut self, pool: &mut Pool) {
+        pool.slim(&mut self.held);
+        self.outbox.slim(pool);
+        if let Some(session) = &mut self.tls {
+            session.slim(pool);
+        }
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
@@ -213,9 +261,11 @@ impl Machine {
         /// RFC 8446 section 5.2: 2^14 + 256 and the header.
         const RECORD: usize = 0x4000 + 256 + 5;
         let held = self.held.len() - self.held_at;
+        // A PROXY header comes before frames.
         let most = self
             .codec
             .max()
+            .max(proxy::LONGEST)
             .saturating_add(ENVELOPE + read_size + if self.tls.is_some() { RECORD } else { 0 });
         if held > most {
             return Some(format!("{held} bytes of input are held, the most is {most}"));
@@ -244,6 +294,7 @@ impl Machine {
             (State::Closing, Farewell::Linger) => unarmed(self.deadlines.stage) && !never(self.limits.linger_timeout),
             (State::Closing, _) => unarmed(self.deadlines.write) && !never(self.limits.write_timeout),
             (State::Open, _) if self.queued() > 0 && unarmed(self.deadlines.write) => !never(self.limits.write_timeout),
+            (State::Open, _) if self.flags.has(Flags::THROTTLED) => unarmed(self.throttled_until()),
             (State::Open, _) if self.is_paused() => false,
             (State::Open, _) if held > 0 && self.codec.has_frames() && unarmed(self.deadlines.frame) => {
                 !never(self.limits.frame_timeout)
@@ -251,6 +302,14 @@ impl Machine {
             (State::Open, _) => unarmed(self.deadlines.idle) && !never(self.limits.idle_timeout),
         };
         missing.then(|| format!("no deadline is armed: {:?}", self.deadlines))
+    }
+
+    /// When the throttle lets reading go on.
+    fn throttled_until(&self) -> Time {
+        match &self.throttle {
+            Some(throttle) if self.flags.has(Flags::THROTTLED) && self.state == State::Open => throttle.until,
+            _ => Time::NEVER,
+        }
     }
 
     /// TLS failed: nothing more can be decrypted, or encrypted.

@@ -60,6 +60,14 @@ impl Session {
         match *self {}
     }
 
+    pub(super) fn memory(&self) -> usize {
+        match *self {}
+    }
+
+    pub(super) fn slim(&mut self, _pool: &mut Pool) {
+        match *self {}
+    }
+
     #[cfg(feature = "sim")]
     pub(super) fn is_compact(&self) -> bool {
         match *self {}

@@ -51,6 +51,14 @@ impl Outbox {
         }
     }
 
+    pub(super) fn capacity(&self) -> usize {
+        self.buffer.capacity()
+    }
+
+    pub(super) fn slim(&mut self, pool: &mut Pool) {
+        pool.slim(&mut self.buffer);
+    }
+
     pub(super) fn clear(&mut self, pool: &mut Pool) {
         pool.give(std::mem::take(&mut self.buffer));
         self.sent = 0;

@@ -7,24 +7,50 @@ const KEEP_CAPACITY: usize = 128 * 1024;
 /// Spare buffers kept: enough for the connections of one turn, bounded in all by 64 × 128 KiB.
 const KEEP_BUFFERS: usize = 64;
 
+/// A buffer up to this size is small: kept apart, for what stays long.
+const SMALL: usize = 1024;
+
 /// Spare buffers, so that an idle connection owns none and a busy one allocates none.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
     spare: Vec<Vec<u8>>,
+    small: Vec<Vec<u8>>,
     /// What all connections of the server have carried.
     pub(crate) traffic: Traffic,
 }
 
 impl Pool {
     pub(crate) fn take(&mut self) -> Vec<u8> {
-        self.spare.pop().unwrap_or_default()
+        self.spare.pop().or_else(|| self.small.pop()).unwrap_or_default()
     }
 
     pub(crate) fn give(&mut self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
-        if capacity > 0 && capacity <= KEEP_CAPACITY && self.spare.len() < KEEP_BUFFERS {
+        let shelf = if capacity > SMALL {
+            &mut self.spare
+        } else {
+            &mut self.small
+        };
+        if capacity > 0 && capacity <= KEEP_CAPACITY && shelf.len() < KEEP_BUFFERS {
             buffer.clear();
-            self.spare.push(buffer);
+            shelf.push(buffer);
         }
+    }
+
+    /// What stays in a buffer beyond the turn takes no more than twice its size, or a small buffer: spare ones go from hand
+    /// to hand, and one byte in each must not keep them all.
+    pub(super) fn slim(&mut self, buffer: &mut Vec<u8>) {
+        let length = buffer.len();
+        if buffer.capacity() <= SMALL || buffer.capacity() / 2 <= length {
+            return;
+        }
+        let mut fit = if length <= SMALL {
+            self.small.pop().unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        fit.reserve_exact(length);
+        fit.extend_from_slice(buffer);
+        self.give(std::mem::replace(buffer, fit));
     }
 }

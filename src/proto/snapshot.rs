@@ -31,9 +31,10 @@ impl Machine {
         self.flags.has(Flags::PAUSED)
     }
 
-    /// A copy, but for the error behind its end. `None` over TLS and with a framer of the user's: those cannot be copied.
+    /// A copy, but for the error behind its end. `None` over TLS, with a framer of the user's and with a throttle: those
+    /// cannot be copied.
     pub(crate) fn fork(&self) -> Option<Self> {
-        if self.tls.is_some() {
+        if self.tls.is_some() || self.throttle.is_some() {
             return None;
         }
         Some(Self {
@@ -53,6 +54,8 @@ impl Machine {
             last_input: self.last_input,
             discarded: self.discarded,
             traffic: self.traffic,
+            proxy: self.proxy.clone(),
+            throttle: None,
             closed: self.closed.as_ref().map(|closed| Closed::new(closed.reason)),
         })
     }

@@ -5,6 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::framing::FrameError;
+use super::rate::Rate;
 
 /// Where a connection is in its life.
 ///
@@ -15,7 +16,7 @@ use super::framing::FrameError;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
-    /// Accepted; the service has not answered yet.
+    /// Accepted; the PROXY header has not come yet, where there is to be one, or the service has not answered.
     Accepting,
     /// In the TLS handshake.
     Handshaking,
@@ -60,6 +61,14 @@ pub(crate) struct Limits {
     pub(crate) output_limit: usize,
     /// `None`: the framing's own default.
     pub(crate) max_frame: Option<usize>,
+    /// Bytes per second of each connection.
+    pub(crate) read_rate: Option<Rate>,
+    /// Frames per second of each connection.
+    pub(crate) frame_rate: Option<Rate>,
+    /// Bytes per second of all of them together.
+    pub(crate) total_read_rate: Option<Rate>,
+    /// Frames per second of all of them together.
+    pub(crate) total_frame_rate: Option<Rate>,
 }
 
 /// Bytes and frames that one connection carried. Bytes are those on the wire, ciphertext over TLS.
@@ -131,6 +140,8 @@ impl StdError for SendError {
 /// What the handler is to be told next.
 #[derive(Debug)]
 pub(crate) enum Event<'a> {
+    /// The PROXY header has come, or none will: ask the service, then [`Machine::handle_admitted`].
+    Header,
     Opened,
     Frame(&'a [u8]),
     /// The peer finished sending, at the end of a frame.
@@ -172,7 +183,7 @@ macro_rules! flags {
     ($($(#[$doc:meta])* $name:ident = $bit:literal;)*) => {
         /// One bit per fact about a connection.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-        pub(super) struct Flags(pub(super) u16);
+        pub(super) struct Flags(pub(super) u32);
 
         impl Flags {
             $($(#[$doc])* pub(super) const $name: Self = Self(1 << $bit);)*
@@ -225,4 +236,14 @@ flags! {
     WRITE_DEAD = 11;
     /// The handler was told `on_open`.
     WAS_OPEN = 12;
+    /// The service has accepted the peer.
+    ADMITTED = 13;
+    /// A PROXY header is to come, or may come, before anything else.
+    AWAITS_HEADER = 14;
+    /// Without a PROXY header nobody comes in.
+    HEADER_REQUIRED = 15;
+    /// Whom it is for is known: the service is to be asked.
+    TELL_HEADER = 16;
+    /// Reading stands until the throttle says so.
+    THROTTLED = 17;
 }

@@ -228,6 +228,17 @@ impl Session {
         self.held.len() + self.outbound.len()
     }
 
+    /// Memory that its buffers take; what rustls keeps of an incomplete ClientHello is another copy of it.
+    pub(super) fn memory(&self) -> usize {
+        let copies = if matches!(self.stage, Stage::Hello(..)) { 2 } else { 1 };
+        self.held.capacity() * copies + self.outbound.capacity()
+    }
+
+    pub(super) fn slim(&mut self, pool: &mut Pool) {
+        pool.slim(&mut self.held);
+        self.outbound.slim(pool);
+    }
+
     #[cfg(feature = "sim")]
     pub(super) fn is_compact(&self) -> bool {
         self.outbound.is_compact()

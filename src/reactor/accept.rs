@@ -3,17 +3,18 @@
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::rc::Rc;
 
 use super::listener::AcceptError;
 use super::os::{Os, Token};
 use super::roster::Slot;
+use super::sources::Counted;
 use super::{report_panic, Reactor};
 use crate::access::Access;
 use crate::config::AtCapacity;
-use crate::handler::{Handler, Peer, Refuse};
+use crate::handler::{Handler, Refuse};
 use crate::id::ConnId;
-use crate::proto::{Machine, Time};
+use crate::listen::ProxyProtocol;
+use crate::proto::{State, Time};
 use crate::reason::{CloseReason, Closed};
 
 /// Out of descriptors or socket memory.
@@ -68,17 +69,20 @@ impl<A, O: Os> Reactor<A, O> {
     pub(super) fn accept_from(&mut self, app: &mut A, at: usize) {
         let (mut served, mut lost) = (false, None);
         for _ in 0..self.config.accept_budget {
-            let has_room = self.roster.has_room();
-            let Some(listener) = self.listeners.get_mut(at) else {
+            let Some(listener) = self.listeners.get(at) else {
                 return;
             };
             if !listener.pending || listener.suspended || self.starvation.is_on() || listener.retry_at.is_armed() {
                 return;
             }
-            let full = listener.is_full(has_room);
-            if full && listener.lets_wait() {
+            let lets_wait = listener.lets_wait();
+            let hindrance = self.hindrance(at);
+            if hindrance.is_some() && lets_wait {
                 return;
             }
+            let Some(listener) = self.listeners.get_mut(at) else {
+                return;
+            };
             let Some(socket) = &mut listener.socket else {
                 listener.pending = false;
                 return;
@@ -90,14 +94,7 @@ impl<A, O: Os> Reactor<A, O> {
                     listener.broken = false;
                     listener.accepted += 1;
                     self.stats.accepted += 1;
-                    if listener.options.access.judge(addr.ip()) == Access::Deny {
-                        self.os.close(stream, false);
-                        self.report_unopened(app, at, None, addr, Closed::new(CloseReason::Denied));
-                    } else if full {
-                        self.turn_away(app, at, stream, addr);
-                    } else {
-                        self.admit(app, at, stream, addr);
-                    }
+                    self.receive(app, at, stream, addr, hindrance);
                 }
                 Err(error) => match AcceptError::of(&error) {
                     AcceptError::Retry => {
@@ -121,6 +118,49 @@ impl<A, O: Os> Reactor<A, O> {
         // The budget is spent, more next turn; unless the kernel does nothing but lose clients.
         if let (Some(error), false) = (lost, served) {
             self.trouble(at, "clients are lost in a row on", &error);
+        }
+    }
+
+    /// Somebody has come: in, or out again.
+    fn receive(
+        &mut self,
+        app: &mut A,
+        at: usize,
+        mut stream: O::Stream,
+        addr: SocketAddr,
+        hindrance: Option<CloseReason>,
+    ) {
+        let Some(listener) = self.listeners.get_mut(at) else {
+            return;
+        };
+        let options = &mut listener.options;
+        let speaks_for_others = match (&mut options.trusted, options.proxy) {
+            (Some(trusted), ProxyProtocol::Required | ProxyProtocol::Optional) => {
+                trusted.judge(addr.ip()) == Access::Allow
+            }
+            _ => false,
+        };
+        let mut denied = options.access.judge(addr.ip()) == Access::Deny;
+        denied |= options.proxy == ProxyProtocol::Required && !speaks_for_others;
+        // Only where something would be spent on it.
+        let has_rates =
+            self.config.accept_rate.is_some() || options.accept_rate.is_some() || options.sources.rate.is_some();
+        let reason = if denied {
+            Some(CloseReason::Denied)
+        } else if has_rates && is_gone(&mut self.os, &mut stream) {
+            Some(CloseReason::ClosedEarly)
+        } else {
+            hindrance
+        };
+        match reason {
+            None => self.admit(app, at, stream, addr, speaks_for_others),
+            Some(reason @ (CloseReason::AtCapacity | CloseReason::RateLimited)) => {
+                self.turn_away(app, at, stream, addr, reason);
+            }
+            Some(reason) => {
+                self.os.close(stream, false);
+                self.report_unopened(app, at, None, addr, Closed::new(reason));
+            }
         }
     }
 
@@ -191,95 +231,120 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    /// The cap is reached and the listener's policy is to say so.
-    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, addr: SocketAddr) {
+    /// The cap or the rate is reached and the listener's policy is to say so.
+    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, addr: SocketAddr, reason: CloseReason) {
         let farewell = match self.listeners.get(at).map(|listener| &listener.options.at_capacity) {
             Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
             _ => Vec::new(),
         };
         self.dismiss(stream, &farewell);
-        self.report_unopened(app, at, None, addr, Closed::new(CloseReason::AtCapacity));
+        self.report_unopened(app, at, None, addr, Closed::new(reason));
     }
 
-    /// Asks the service, and gives the peer a slot.
-    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: SocketAddr) {
+    /// Gives the peer a slot; asks the service first, unless a PROXY header is to come.
+    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: SocketAddr, awaits_header: bool) {
+        self.make_way(app, at);
         let id = self.roster.next_id();
+        let now = self.now;
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
-        let peer = Peer {
-            id: Some(id),
-            addr,
-            listener: listener.id,
-            listener_name: Rc::clone(&listener.name),
-        };
-        let limits = Rc::clone(&listener.limits);
-        // The service, and the framing's maker behind it, are the user's code.
+        let mut counted = Counted::No;
+        if !awaits_header {
+            let limits = &listener.options.sources;
+            match listener.sources.admit(addr.ip(), limits, now) {
+                Some(way) => counted = way,
+                None => {
+                    self.os.close(stream, false);
+                    return self.report_unopened(app, at, Some(id), addr, Closed::new(CloseReason::SourceLimited));
+                }
+            }
+        }
+        listener.bucket.spend(listener.options.accept_rate, now);
+        self.bucket.spend(self.config.accept_rate, now);
+        let peer = listener.peer(Some(id), addr, None);
+        // The service, and the framing's maker, are the user's code.
         let answer = catch_unwind(AssertUnwindSafe(|| {
-            let handler = listener.service.accept(app, peer)?;
-            let machine = Machine::new(
-                &listener.options.framing,
-                limits,
-                listener.options.tls.as_ref(),
-                self.now,
-            );
-            Ok((handler, machine))
+            let handler = if awaits_header {
+                None
+            } else {
+                Some(listener.service.accept(app, peer)?)
+            };
+            Ok((handler, listener.machine(now)))
         }));
         let (handler, mut machine) = match answer {
             Ok(Ok(admitted)) => admitted,
             Ok(Err(Refuse { farewell })) => {
+                self.uncount(at, addr, counted);
                 self.dismiss(stream, &farewell);
                 return self.report_unopened(app, at, Some(id), addr, Closed::new(CloseReason::Refused));
             }
             Err(panic) => {
                 self.stats.panics += 1;
                 report_panic("a service's accept", panic);
+                self.uncount(at, addr, counted);
                 self.os.close(stream, false);
                 return self.report_unopened(app, at, Some(id), addr, Closed::new(CloseReason::Panicked));
             }
         };
         if let Err(error) = self.os.register_stream(&mut stream, Token::of_conn(id)) {
+            self.uncount(at, addr, counted);
             self.os.close(stream, false);
-            self.drop_handler(handler);
+            if let Some(handler) = handler {
+                self.drop_handler(handler);
+            }
             self.discard("a framer's destructor", machine);
             self.report_unopened(app, at, Some(id), addr, Closed::with(CloseReason::Unregistered, error));
             return self.starve(&io::Error::from_raw_os_error(libc::ENOMEM));
         }
+        let Some(listener) = self.listeners.get_mut(at) else {
+            return;
+        };
         listener.connections += 1;
-        machine.handle_admitted(self.now);
+        if awaits_header {
+            machine.await_header(listener.options.proxy == ProxyProtocol::Required);
+        } else {
+            machine.handle_admitted(now);
+        }
         if let Some(until) = self.drain.handshake_until() {
             machine.drain(until);
         }
-        self.move_in(id, machine, at, addr, stream, handler);
-        self.turn(app, id);
-    }
-
-    fn move_in(
-        &mut self,
-        id: ConnId,
-        machine: Machine,
-        at: usize,
-        peer: SocketAddr,
-        stream: O::Stream,
-        handler: Box<dyn Handler<A>>,
-    ) {
-        let Some(listener) = self.listeners.get(at).map(|listener| listener.id) else {
-            return;
-        };
-        self.roster.insert(Slot {
+        let slot = Slot {
             id,
-            machine,
-            listener,
-            peer,
-            accepted_at: self.now,
+            listener: listener.id,
+            peer: addr,
+            accepted_at: now,
             readable: false,
             writable: true,
             hang_up: false,
             queued: false,
             retry: false,
+            unopened: machine.state() != State::Open,
+            squeezed: false,
+            counted,
             budget: self.config.read_budget,
             budget_turn: self.stats.turns,
-        });
+            machine,
+        };
+        self.move_in(slot, stream, handler);
+        self.turn(app, id);
+    }
+
+    /// The connection is not to be, or has gone: its source has one less.
+    pub(super) fn uncount(&mut self, at: usize, addr: SocketAddr, counted: Counted) {
+        if let Some(listener) = self.listeners.get_mut(at) {
+            let limits = &listener.options.sources;
+            listener.sources.leave(addr.ip(), limits, counted, self.now);
+        }
+    }
+
+    fn move_in(&mut self, slot: Slot, stream: O::Stream, handler: Option<Box<dyn Handler<A>>>) {
+        let id = slot.id;
+        let unopened = slot.unopened;
+        self.roster.insert(slot);
+        if unopened {
+            self.unopened.push(id, &self.roster);
+        }
         let index = id.index as usize;
         if self.streams.len() <= index {
             self.streams.resize_with(index + 1, || None);
@@ -289,7 +354,7 @@ impl<A, O: Os> Reactor<A, O> {
             *place = Some(stream);
         }
         if let Some(place) = self.handlers.get_mut(index) {
-            *place = Some(handler);
+            *place = handler;
         }
         self.shared.set_live(id, true);
         self.stats.peak = self.stats.peak.max(self.roster.len());
@@ -315,12 +380,7 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         };
         log::debug!("{addr} on {}: {closed}", listener.name);
-        let peer = Peer {
-            id,
-            addr,
-            listener: listener.id,
-            listener_name: Rc::clone(&listener.name),
-        };
+        let peer = listener.peer(id, addr, None);
         let told = catch_unwind(AssertUnwindSafe(|| {
             listener.service.on_unopened(app, &peer, &closed);
         }));
@@ -333,11 +393,11 @@ impl<A, O: Os> Reactor<A, O> {
     /// Makes each listener's registration follow its state.
     pub(super) fn reconcile(&mut self) {
         for at in 0..self.listeners.len() {
-            let has_room = self.roster.has_room();
+            let room = self.room();
             let Some(listener) = self.listeners.get_mut(at) else {
                 return;
             };
-            let state = listener.state(has_room, self.starvation.is_on());
+            let state = listener.state(&room);
             let wanted = state == crate::control::ListenerState::Listening;
             if wanted == listener.registered || listener.retry_at.is_armed() {
                 continue;
@@ -362,5 +422,13 @@ impl<A, O: Os> Reactor<A, O> {
                 }
             }
         }
+    }
+}
+
+/// It has been reset, or has finished without a word, while it waited in the backlog.
+fn is_gone<O: Os>(os: &mut O, stream: &mut O::Stream) -> bool {
+    match os.peek(stream) {
+        Ok(count) => count == 0,
+        Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
     }
 }

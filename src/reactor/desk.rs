@@ -35,6 +35,7 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         if let Some(slot) = self.roster.get_mut(id) {
             self.ready.push(id, &mut slot.queued);
         }
+        self.account(id);
     }
 
     fn info(&self, id: ConnId) -> Option<ConnInfo> {
@@ -74,18 +75,18 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
 
 impl<A, O: Os> Desk<A> for Reactor<A, O> {
     fn listeners(&self) -> Vec<ListenerInfo> {
-        let (room, cap, starved) = (self.roster.has_room(), self.roster.cap(), self.starvation.is_on());
+        let room = self.room();
         self.listeners
             .iter()
             .filter(|listener| listener.socket.is_some())
-            .map(|listener| listener.info(room, cap, starved))
+            .map(|listener| listener.info(&room))
             .collect()
     }
 
     fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo> {
         let at = self.position(which)?;
         let listener = self.listeners.get(at).ok_or_else(|| no_listener(which))?;
-        Ok(listener.info(self.roster.has_room(), self.roster.cap(), self.starvation.is_on()))
+        Ok(listener.info(&self.room()))
     }
 
     fn connections(&self) -> Vec<ConnInfo> {
@@ -112,6 +113,10 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         config.check()?;
         self.shared.set_limits(config.queue_limit, config.queue_bytes);
         self.roster.set_cap(config.max_connections);
+        self.memory.set_limit(config.memory_limit);
+        if !self.memory.is_tight() {
+            self.relax();
+        }
         self.config = config;
         #[cfg(feature = "sim")]
         {
@@ -135,6 +140,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
             options.access = options.access.counted_anew();
         }
         listener.limits = Rc::new(options.limits.clone());
+        listener.meters.follow(&options.limits);
         log::info!("listener {}: {options:?}", listener.name);
         listener.options = options;
         self.look_for_clients();

@@ -139,13 +139,12 @@ impl<A, O: Os> Reactor<A, O> {
         let accepted = usize::try_from(self.stats.accepted - plan.accepted_before).unwrap_or(usize::MAX);
         let spent = late || accepted > plan.accepts_left;
         for at in 0..self.listeners.len() {
-            let has_room = self.roster.has_room();
-            let starved = self.starvation.is_on();
+            let hindered = self.starvation.is_on() || self.hindrance(at).is_some();
             let Some(listener) = self.listeners.get(at) else {
                 continue;
             };
             let emptied = !listener.pending || listener.suspended || listener.retry_at.is_armed();
-            if emptied || spent || starved || listener.is_full(has_room) {
+            if emptied || spent || hindered {
                 self.close_port(at);
             }
         }

@@ -13,8 +13,11 @@ impl<A, O: Os> Reactor<A, O> {
         }
         let streams = self.streams.iter().flatten().count();
         let handlers = self.handlers.iter().flatten().count();
-        if streams != open || handlers != open {
-            return Some(format!("{open} slots hold {streams} sockets and {handlers} handlers"));
+        let admitted = self.roster.iter().filter(|slot| slot.machine.was_admitted()).count();
+        if streams != open || handlers != admitted {
+            return Some(format!(
+                "{open} slots, {admitted} of them admitted, hold {streams} sockets and {handlers} handlers"
+            ));
         }
         let counted: usize = self.listeners.iter().map(|listener| listener.connections).sum();
         if counted != open {
@@ -26,6 +29,23 @@ impl<A, O: Os> Reactor<A, O> {
                 "{} accepted, {open} open, {closed} closed",
                 self.stats.accepted
             ));
+        }
+        let unopened = self.roster.iter().filter(|slot| slot.unopened).count();
+        if unopened != self.unopened.len() {
+            return Some(format!(
+                "{} are counted as unopened, {unopened} are",
+                self.unopened.len()
+            ));
+        }
+        let memory: usize = self.roster.iter().map(|slot| slot.machine.memory()).sum();
+        if memory != self.memory.total() {
+            return Some(format!(
+                "{} bytes are accounted for, {memory} are held",
+                self.memory.total()
+            ));
+        }
+        if self.memory.is_over() {
+            return Some(format!("{memory} bytes are held, more than the limit"));
         }
         if self.timers.len() > open {
             return Some(format!("{} timers for {open} connections", self.timers.len()));

@@ -13,12 +13,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use super::gate::{OptionalBucket, Room};
+use super::sources::Sources;
 use crate::config::AtCapacity;
 use crate::control::{ListenerInfo, ListenerState};
-use crate::handler::Service;
-use crate::id::{ListenerId, ListenerRef};
+use crate::handler::{Peer, Service};
+use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
-use crate::proto::{Limits, Time};
+use crate::proto::{Limits, Machine, ProxyHeader, SharedMeters, Time};
 
 /// A listener of one server.
 pub(super) struct Listener<A, L> {
@@ -32,6 +34,11 @@ pub(super) struct Listener<A, L> {
     pub(super) options: Listen,
     /// Those of the options that its connections share.
     pub(super) limits: Rc<Limits>,
+    /// What they share of its rates.
+    pub(super) meters: SharedMeters,
+    /// Of its accept rate.
+    pub(super) bucket: OptionalBucket,
+    pub(super) sources: Sources,
     pub(super) connections: usize,
     pub(super) accepted: u64,
     pub(super) suspended: bool,
@@ -59,32 +66,74 @@ impl<A, L> Listener<A, L> {
     }
 
     /// No more may be accepted: the cap of the server or of this listener is reached.
-    pub(super) fn is_full(&self, server_has_room: bool) -> bool {
-        !server_has_room || self.connections >= self.max_connections()
+    pub(super) fn is_full(&self, room: &Room) -> bool {
+        !room.has_slot || self.connections >= self.max_connections()
     }
 
-    pub(super) fn state(&self, server_has_room: bool, starved: bool) -> ListenerState {
+    /// Too many of the server's connections are not open yet to add one of these.
+    pub(super) fn is_crowded(&self, room: &Room) -> bool {
+        self.options.opens_later() && room.crowded_until.is_some_and(|until| until > room.now)
+    }
+
+    /// From when on its rate and the server's admit somebody.
+    pub(super) fn limited_until(&self, room: &Room) -> Time {
+        self.bucket.ready_at(self.options.accept_rate).max(room.limited_until)
+    }
+
+    /// When somebody may come in, if nobody else has to go first: now, later, or not by waiting.
+    pub(super) fn admits_at(&self, room: &Room) -> Time {
+        if !self.lets_wait() {
+            return room.now;
+        }
+        if self.is_full(room) {
+            return Time::NEVER;
+        }
+        let crowded_until = room.crowded_until.filter(|_| self.options.opens_later());
+        self.limited_until(room).max(crowded_until.unwrap_or(Time::ZERO))
+    }
+
+    /// A connection of this listener, before its life begins.
+    pub(super) fn machine(&self, now: Time) -> Machine {
+        let (framing, tls) = (&self.options.framing, self.options.tls.as_ref());
+        let mut machine = Machine::new(framing, Rc::clone(&self.limits), tls, now);
+        machine.throttle(&self.meters);
+        machine
+    }
+
+    pub(super) fn peer(&self, id: Option<ConnId>, addr: SocketAddr, proxy: Option<Rc<ProxyHeader>>) -> Peer {
+        Peer {
+            id,
+            addr,
+            listener: self.id,
+            listener_name: Rc::clone(&self.name),
+            proxy,
+        }
+    }
+
+    pub(super) fn state(&self, room: &Room) -> ListenerState {
         if self.socket.is_none() {
             ListenerState::Closed
         } else if self.suspended {
             ListenerState::Suspended
-        } else if starved {
+        } else if room.starved {
             ListenerState::Starved
-        } else if self.lets_wait() && self.is_full(server_has_room) {
+        } else if self.lets_wait() && (self.is_full(room) || self.is_crowded(room)) {
             ListenerState::Full
+        } else if self.lets_wait() && self.limited_until(room) > room.now {
+            ListenerState::RateLimited
         } else {
             ListenerState::Listening
         }
     }
 
-    pub(super) fn info(&self, server_has_room: bool, server_cap: usize, starved: bool) -> ListenerInfo {
+    pub(super) fn info(&self, room: &Room) -> ListenerInfo {
         ListenerInfo {
             id: self.id,
             name: self.name.to_string(),
             addr: self.addr,
-            state: self.state(server_has_room, starved),
+            state: self.state(room),
             connections: self.connections,
-            max_connections: self.max_connections().min(server_cap),
+            max_connections: self.max_connections().min(room.cap),
             accepted: self.accepted,
         }
     }

@@ -8,15 +8,19 @@
 mod accept;
 mod desk;
 mod drain;
+mod gate;
 #[cfg(feature = "sim")]
 mod invariants;
 mod listener;
+mod memory;
 pub(crate) mod os;
 pub(crate) mod os_mio;
 mod ready;
 mod roster;
+mod sources;
 mod timers;
 mod turn;
+mod unopened;
 
 use std::any::Any;
 use std::io;
@@ -27,11 +31,15 @@ use std::time::Duration;
 
 use accept::Starvation;
 use drain::Drain;
+use gate::{OptionalBucket, Room};
 use listener::Listener;
+use memory::Ledger;
 use os::{Event, Named, Os, Token};
 use ready::Ready;
 use roster::Roster;
+use sources::Sources;
 use timers::Timers;
+use unopened::Unopened;
 
 use crate::config::Config;
 use crate::control::{Control, Desk};
@@ -40,7 +48,7 @@ use crate::handle::{Command, Shared};
 use crate::handler::{Conn, Handler, Service};
 use crate::id::{ConnId, ListenerId};
 use crate::listen::Listen;
-use crate::proto::{Pool, State, Time};
+use crate::proto::{Pool, SharedMeters, State, Time};
 use crate::stats::Stats;
 
 /// One read. A connection's input is at most its maximum frame and one of these.
@@ -83,6 +91,12 @@ pub(crate) struct Reactor<A, O: Os> {
     /// Where the accept round begins.
     first_listener: usize,
     starvation: Starvation,
+    /// Of the server's accept rate.
+    bucket: OptionalBucket,
+    unopened: Unopened,
+    memory: Ledger,
+    /// Connections from which nothing is read because memory is tight.
+    squeezed: Vec<ConnId>,
     drain: Drain,
     stopped: bool,
     /// The last poll's batch was full: sockets may be ready that an outer, edge-triggered poll does not announce again.
@@ -125,6 +139,10 @@ impl<A, O: Os> Reactor<A, O> {
             next_listener: 0,
             first_listener: 0,
             starvation: Starvation::default(),
+            bucket: OptionalBucket::default(),
+            unopened: Unopened::default(),
+            memory: Ledger::new(config.memory_limit),
+            squeezed: Vec::new(),
             drain: Drain::default(),
             stopped: false,
             events_left: false,
@@ -210,7 +228,9 @@ impl<A, O: Os> Reactor<A, O> {
             .unwrap_or_else(|| format!("portcullis_{}", addr.port()));
         self.check_name(&name)?;
         let id = ListenerId(self.next_listener);
-        let has_room = self.roster.has_room();
+        let room = self.room();
+        let mut meters = SharedMeters::default();
+        meters.follow(&listen.limits);
         let mut listener = Listener {
             id,
             name: Rc::from(name),
@@ -219,6 +239,9 @@ impl<A, O: Os> Reactor<A, O> {
             service,
             limits: Rc::new(listen.limits.clone()),
             options: listen,
+            meters,
+            bucket: OptionalBucket::default(),
+            sources: Sources::default(),
             connections: 0,
             accepted: 0,
             suspended: false,
@@ -228,7 +251,7 @@ impl<A, O: Os> Reactor<A, O> {
             troubled: false,
             broken: false,
         };
-        if !listener.is_full(has_room) || !listener.lets_wait() {
+        if listener.admits_at(&room) <= room.now {
             self.os
                 .register_listener(&mut socket, Token::of_listener(id))
                 .map_err(Error::os("registering a listening socket"))?;
@@ -251,32 +274,28 @@ impl<A, O: Os> Reactor<A, O> {
             || self.commands_left
             || !self.ready.is_empty()
             || !self.shaking.is_empty()
-            || self.can_accept_more()
             || self.drain.can_go_on(self.roster.is_empty())
         {
             return Some(Duration::ZERO);
         }
+        let room = self.room_at(now);
         let wake = self
             .listeners
             .iter()
-            .map(|listener| listener.retry_at)
+            .map(|listener| listener.retry_at.min(self.accepts_at(listener, &room)))
             .chain([self.starvation.until(), self.starvation.over_at()])
             .chain([self.timers.next(), self.drain.deadline()])
             .fold(Time::NEVER, Time::min);
         wake.is_armed().then(|| wake.since(now))
     }
 
-    /// Some listener has clients, as far as we know, and may let them in.
-    fn can_accept_more(&self) -> bool {
-        let has_room = self.roster.has_room();
-        !self.starvation.is_on()
-            && self.listeners.iter().any(|listener| {
-                listener.pending
-                    && listener.socket.is_some()
-                    && !listener.suspended
-                    && !listener.retry_at.is_armed()
-                    && (!listener.lets_wait() || !listener.is_full(has_room))
-            })
+    /// When this listener may take in somebody who waits already, as far as we know.
+    fn accepts_at(&self, listener: &Listener<A, O::Listener>, room: &Room) -> Time {
+        let asleep = listener.socket.is_none() || listener.suspended || listener.retry_at.is_armed();
+        if !listener.pending || asleep || self.starvation.is_on() {
+            return Time::NEVER;
+        }
+        listener.admits_at(room)
     }
 
     /// One turn: bounded work, whatever the peers do.

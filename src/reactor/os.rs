@@ -101,6 +101,9 @@ pub(crate) trait Os {
 
     fn read(&mut self, stream: &mut Self::Stream, buffer: &mut [u8]) -> io::Result<usize>;
 
+    /// How many bytes could be read, at most one, without reading them; 0 at the end.
+    fn peek(&mut self, stream: &mut Self::Stream) -> io::Result<usize>;
+
     /// Never raises SIGPIPE.
     fn write(&mut self, stream: &mut Self::Stream, bytes: &[u8]) -> io::Result<usize>;
 

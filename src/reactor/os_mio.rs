@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -173,6 +174,10 @@ impl Os for MioOs {
 
     fn read(&mut self, stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
         stream.read(buffer)
+    }
+
+    fn peek(&mut self, stream: &mut TcpStream) -> io::Result<usize> {
+        SockRef::from(&*stream).peek(&mut [MaybeUninit::uninit()])
     }
 
     fn write(&mut self, stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {

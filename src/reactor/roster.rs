@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use slab::Slab;
 
 use super::os::Token;
+use super::sources::Counted;
 use crate::handler::ConnInfo;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Machine, State, Time};
@@ -26,6 +27,11 @@ pub(super) struct Slot {
     pub(super) queued: bool,
     /// The kernel was out of memory for this socket: try again when its timer fires.
     pub(super) retry: bool,
+    /// Counted among the connections that are not open yet.
+    pub(super) unopened: bool,
+    /// On the list of those from which nothing is read because memory is tight.
+    pub(super) squeezed: bool,
+    pub(super) counted: Counted,
     /// What is left of the read budget in the loop's turn `budget_turn`: a connection may have several turns in one of the loop's.
     pub(super) budget: usize,
     pub(super) budget_turn: u64,
@@ -137,7 +143,9 @@ impl Slot {
     /// A read is welcome and may bring something. Who waits for a fresh "would block" asks the kernel in any case: an
     /// edge that was used up before announces nothing more.
     pub(super) fn can_read(&self) -> bool {
-        (self.readable || (self.machine.wants_fresh_blocked() && !self.retry)) && self.machine.wants_read()
+        (self.readable || (self.machine.wants_fresh_blocked() && !self.retry))
+            && !(self.squeezed && self.machine.state() == State::Open)
+            && self.machine.wants_read()
     }
 
     /// Its handshake should have been over at `due`.
@@ -145,11 +153,18 @@ impl Slot {
         self.machine.state() == State::Handshaking && self.machine.deadline() <= due
     }
 
+    /// Where it comes from: the address behind a proxy, if one was told.
+    pub(super) fn source(&self) -> SocketAddr {
+        let header = self.machine.proxy();
+        header.and_then(|header| header.source()).unwrap_or(self.peer)
+    }
+
     pub(super) fn info(&self, now: Time) -> ConnInfo {
         ConnInfo {
             id: self.id,
             listener: self.listener,
             peer: self.peer,
+            source: self.source(),
             state: self.machine.state(),
             age: now.since(self.accepted_at),
             idle: now.since(self.machine.last_input()),
@@ -181,6 +196,9 @@ mod tests {
             hang_up: false,
             queued: false,
             retry: false,
+            unopened: false,
+            squeezed: false,
+            counted: Counted::No,
             budget: 0,
             budget_turn: 0,
         }

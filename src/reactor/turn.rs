@@ -2,13 +2,16 @@
 
 use std::any::Any;
 use std::io;
+use std::net::SocketAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::rc::Rc;
 
 use super::os::Os;
+use super::sources::Counted;
 use super::{last_words, report_panic, Reactor, Scratch};
-use crate::handler::{Context, Handler, Peer};
-use crate::id::ConnId;
-use crate::proto::{Event, NextStep, Staged, State};
+use crate::handler::{Context, Handler};
+use crate::id::{ConnId, ListenerId};
+use crate::proto::{Event, NextStep, ProxyHeader, Staged, State};
 use crate::reason::{CloseReason, Closed, Outcome};
 
 /// What a frame counts against the read budget besides its bytes.
@@ -55,7 +58,9 @@ impl<A, O: Os> Reactor<A, O> {
         if !gone {
             if let Some(slot) = self.roster.get_mut(id) {
                 slot.budget = budget;
+                slot.machine.slim(&mut self.pool);
             }
+            self.account(id);
             self.come_back(id);
         }
     }
@@ -112,10 +117,8 @@ impl<A, O: Os> Reactor<A, O> {
         if *budget == 0 {
             return Read::Nothing;
         }
-        if slot.machine.has_events() {
-            return Read::Staged(slot.machine.stage_held());
-        }
-        if !slot.can_read() {
+        let has_events = slot.machine.has_events();
+        if !has_events && !slot.can_read() {
             return Read::Nothing;
         }
         let machine = &mut slot.machine;
@@ -125,10 +128,24 @@ impl<A, O: Os> Reactor<A, O> {
             }
             self.handshakes_left -= 1;
         }
+        if has_events {
+            return Read::Staged(machine.stage_held(self.now, &mut scratch.plain, &mut self.pool));
+        }
+        if self.memory.is_tight() && self.memory.of(id.index) > self.memory.share() {
+            slot.squeezed = true;
+            self.squeeze(id);
+            return Read::Nothing;
+        }
+        let allowance = machine.read_allowance(self.now);
+        if allowance == 0 {
+            return Read::Nothing;
+        }
         let Some(Some(stream)) = self.streams.get_mut(id.index as usize) else {
             return Read::Nothing;
         };
-        match self.os.read(stream, &mut scratch.wire) {
+        let room = allowance.min(scratch.wire.len());
+        let buffer = scratch.wire.get_mut(..room).unwrap_or_default();
+        match self.os.read(stream, buffer) {
             Ok(0) => {
                 slot.readable = false;
                 machine.handle_eof(self.now, &mut self.pool);
@@ -136,7 +153,7 @@ impl<A, O: Os> Reactor<A, O> {
             Ok(count) => {
                 *budget = budget.saturating_sub(count);
                 // Edge-triggered epoll and kqueue: a short read means empty, unless the end is behind it.
-                if count < scratch.wire.len() && !slot.hang_up && !machine.wants_fresh_blocked() {
+                if count < room && !slot.hang_up && !machine.wants_fresh_blocked() {
                     slot.readable = false;
                 }
                 let wire = scratch.wire.get_mut(..count).unwrap_or_default();
@@ -184,9 +201,11 @@ impl<A, O: Os> Reactor<A, O> {
             };
             *budget = budget.saturating_sub(FRAME_COST);
             match event {
+                Event::Header => self.welcome(app, id),
                 Event::Frame(frame) => self.call(app, id, |handler, cx| handler.on_frame(cx, frame)),
                 Event::Opened => {
                     self.stats.opened += 1;
+                    self.leave_unopened(id);
                     self.call(app, id, |handler, cx| handler.on_open(cx));
                 }
                 Event::Finished => self.call(app, id, |handler, cx| handler.on_finish(cx)),
@@ -321,7 +340,9 @@ impl<A, O: Os> Reactor<A, O> {
             let words = words.unwrap_or_else(last_words);
             log::debug!("{}: {words}", slot.info(self.now));
         }
-        let peer = slot.peer;
+        let (peer, source, counted) = (slot.peer, slot.source(), slot.counted);
+        let header = slot.machine.proxy().cloned();
+        self.leave_unopened(id);
         if was_open {
             self.call(app, id, |handler, cx| {
                 handler.on_close(cx, &closed);
@@ -333,11 +354,12 @@ impl<A, O: Os> Reactor<A, O> {
         }
         self.stats.count_closed(closed.reason);
         self.timers.disarm(id.index);
+        self.note_memory(id.index, 0);
         let slot = self.roster.remove(id);
         self.discard("a framer's destructor", slot);
-        self.make_room(listener);
+        self.make_room(listener, source, counted);
         if !was_open {
-            self.tell_unopened(app, listener, id, peer, &closed);
+            self.tell_unopened(app, listener, id, peer, header, &closed);
         }
         self.discard("an error's destructor", closed);
     }
@@ -346,20 +368,16 @@ impl<A, O: Os> Reactor<A, O> {
     fn tell_unopened(
         &mut self,
         app: &mut A,
-        listener: crate::id::ListenerId,
+        listener: ListenerId,
         id: ConnId,
-        addr: std::net::SocketAddr,
+        addr: SocketAddr,
+        header: Option<Rc<ProxyHeader>>,
         closed: &Closed,
     ) {
         let Some(listener) = self.listeners.iter_mut().find(|found| found.id == listener) else {
             return;
         };
-        let peer = Peer {
-            id: Some(id),
-            addr,
-            listener: listener.id,
-            listener_name: std::rc::Rc::clone(&listener.name),
-        };
+        let peer = listener.peer(Some(id), addr, header);
         let told = catch_unwind(AssertUnwindSafe(|| {
             listener.service.on_unopened(app, &peer, closed);
         }));
@@ -370,10 +388,13 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// A slot and a descriptor are free: whoever waited for either may come.
-    fn make_room(&mut self, freed: crate::id::ListenerId) {
+    fn make_room(&mut self, freed: ListenerId, source: SocketAddr, counted: Counted) {
         self.starvation.end_pause();
-        if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.id == freed) {
-            listener.connections = listener.connections.saturating_sub(1);
+        if let Some(at) = self.listeners.iter().position(|listener| listener.id == freed) {
+            self.uncount(at, source, counted);
+            if let Some(listener) = self.listeners.get_mut(at) {
+                listener.connections = listener.connections.saturating_sub(1);
+            }
         }
         self.look_for_clients();
     }

@@ -384,6 +384,26 @@ impl Kernel {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
+    pub(super) fn peek(&mut self, index: usize) -> io::Result<usize> {
+        let strike = self.strike(Call::Read, Some(index));
+        let Some(socket) = self.sockets.get_mut(index).filter(|socket| socket.held) else {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        };
+        match strike {
+            Some(errno @ (libc::EINTR | libc::ENOMEM | libc::EAGAIN)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(errno) => {
+                socket.die(errno);
+                Err(io::Error::from_raw_os_error(errno))
+            }
+            None if !socket.received.is_empty() => Ok(1),
+            None => match socket.error {
+                Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+                None if socket.fin => Ok(0),
+                None => Err(io::ErrorKind::WouldBlock.into()),
+            },
+        }
+    }
+
     pub(super) fn write(&mut self, index: usize, bytes: &[u8]) -> io::Result<usize> {
         let strike = self.strike(Call::Write, Some(index));
         let short = self.random.chance(self.faults.short_writes);

@@ -110,6 +110,10 @@ impl Os for SimOs {
         self.0.borrow_mut().read(stream.index, buffer)
     }
 
+    fn peek(&mut self, stream: &mut StreamFd) -> io::Result<usize> {
+        self.0.borrow_mut().peek(stream.index)
+    }
+
     fn write(&mut self, stream: &mut StreamFd, bytes: &[u8]) -> io::Result<usize> {
         self.0.borrow_mut().write(stream.index, bytes)
     }

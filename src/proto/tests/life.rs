@@ -57,7 +57,7 @@ fn lost_before_it_is_open() {
     let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
     rig.machine.handle_eof(rig.now, &mut rig.pool);
     rig.turn();
-    assert_eq!(rig.ended(), CloseReason::Reset);
+    assert_eq!(rig.ended(), CloseReason::ClosedEarly);
     assert_eq!(rig.news(), []);
 }
 

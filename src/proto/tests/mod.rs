@@ -5,8 +5,10 @@ mod custom;
 mod cuts;
 mod deadlines;
 mod flow;
+mod header;
 mod life;
 mod memory;
+mod throttle;
 #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
 mod tls;
 
@@ -24,6 +26,7 @@ const SPIN: usize = 300_000;
 /// What the handler was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Told {
+    Header,
     Opened,
     Frame(Vec<u8>),
     Finished,
@@ -35,6 +38,7 @@ enum Told {
 impl From<Event<'_>> for Told {
     fn from(event: Event<'_>) -> Self {
         match event {
+            Event::Header => Self::Header,
             Event::Opened => Self::Opened,
             Event::Frame(frame) => Self::Frame(frame.to_vec()),
             Event::Finished => Self::Finished,
@@ -150,6 +154,10 @@ fn limits() -> Limits {
         low_watermark: 10,
         output_limit: 200,
         max_frame: None,
+        read_rate: None,
+        frame_rate: None,
+        total_read_rate: None,
+        total_frame_rate: None,
     }
 }
 
@@ -166,6 +174,10 @@ fn no_limits() -> Limits {
         low_watermark: usize::MAX,
         output_limit: usize::MAX,
         max_frame: None,
+        read_rate: None,
+        frame_rate: None,
+        total_read_rate: None,
+        total_frame_rate: None,
     }
 }
 
@@ -236,11 +248,16 @@ impl Rig {
     /// Whether it is worth coming back at once.
     fn read(&mut self) -> bool {
         if self.machine.has_events() {
-            let staged = self.machine.stage_held();
+            let mut plain = Vec::new();
+            let staged = self.machine.stage_held(self.now, &mut plain, &mut self.pool);
             self.deliver(staged);
             return true;
         }
         if !self.machine.wants_read() {
+            return false;
+        }
+        let room = self.machine.read_allowance(self.now);
+        if room == 0 {
             return false;
         }
         let mut wire;
@@ -248,6 +265,10 @@ impl Rig {
         let (staged, progress) = match self.inbox.pop_front() {
             Some(Input::Bytes(bytes)) => {
                 wire = bytes;
+                let rest = wire.split_off(wire.len().min(room));
+                if !rest.is_empty() {
+                    self.inbox.push_front(Input::Bytes(rest));
+                }
                 let staged = self
                     .machine
                     .handle_input(self.now, &mut wire, &mut plain, &mut self.pool);
@@ -278,6 +299,11 @@ impl Rig {
                 return self.machine.settle(staged, self.now, &mut self.pool);
             };
             let told = Told::from(event);
+            if told == Told::Header {
+                self.told.push(told);
+                self.machine.handle_admitted(self.now);
+                continue;
+            }
             self.run(|script, turn| script(turn, &told));
             self.told.push(told);
         }

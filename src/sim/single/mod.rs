@@ -18,8 +18,8 @@ use witness::Witness;
 use super::stimulus::{Deed, End, Stimulus, Told};
 use super::Violation;
 use crate::error::Result;
-use crate::listen::Listen;
-use crate::proto::{Framing, Limits, Machine, Pool, Print, State, Time};
+use crate::listen::{Listen, ProxyProtocol};
+use crate::proto::{Framing, Limits, Machine, Pool, Print, SharedMeters, State, Time};
 
 /// How long a handshake may take once the server drains.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
@@ -82,7 +82,8 @@ pub struct Snapshot {
 }
 
 impl Single {
-    /// A connection that a listener with these settings has accepted and its service has admitted. It echoes, and closes
+    /// A connection that a listener with these settings has accepted and its service has admitted; where the settings ask for a
+    /// PROXY header, from a trusted proxy, and admitted once that has come. It echoes, and closes
     /// in order when the peer has finished or the server drains.
     ///
     /// # Errors
@@ -111,7 +112,13 @@ impl Single {
     pub fn accepted(listen: &Listen) -> Result<Self> {
         listen.check()?;
         let limits = Rc::new(listen.limits.clone());
-        let machine = Machine::new(&listen.framing, Rc::clone(&limits), listen.tls.as_ref(), Time::ZERO);
+        let mut machine = Machine::new(&listen.framing, Rc::clone(&limits), listen.tls.as_ref(), Time::ZERO);
+        let mut meters = SharedMeters::default();
+        meters.follow(&limits);
+        machine.throttle(&meters);
+        if listen.proxy != ProxyProtocol::Off {
+            machine.await_header(listen.proxy == ProxyProtocol::Required);
+        }
         let framing = match &listen.framing {
             _ if listen.tls.is_some() => None,
             Framing::Custom(_) => None,
@@ -147,7 +154,7 @@ impl Single {
         }
         match stimulus {
             Stimulus::Admit => {
-                if self.machine.state() == State::Accepting {
+                if self.machine.state() == State::Accepting && !self.machine.awaits_header() {
                     self.machine.handle_admitted(self.now);
                 }
             }

@@ -22,6 +22,7 @@ impl Single {
             let progress = self.read()?;
             self.flush()?;
             self.next_step()?;
+            self.machine.slim(&mut self.pool);
             let comes_back = progress || self.machine.has_events() || self.can_read() || self.can_write();
             if self.witness.end.is_some() || !comes_back {
                 return self.check();
@@ -68,24 +69,33 @@ impl Single {
                 return Ok(false);
             }
         }
+        let mut plain = std::mem::take(&mut self.plain);
+        let outcome = self.read_into(&mut plain);
+        self.plain = plain;
+        outcome
+    }
+
+    fn read_into(&mut self, plain: &mut Vec<u8>) -> Result<bool, Violation> {
         if self.machine.has_events() {
-            let staged = self.machine.stage_held();
+            let staged = self.machine.stage_held(self.now, plain, &mut self.pool);
             self.deliver(staged)?;
             return Ok(true);
         }
         if !self.can_read() {
             return Ok(false);
         }
-        let mut plain = std::mem::take(&mut self.plain);
+        let room = self.machine.read_allowance(self.now).min(READ_SIZE);
+        if room == 0 {
+            return Ok(false);
+        }
         let mut wire = std::mem::take(&mut self.socket.inbox);
         let staged = if !wire.is_empty() {
-            let rest = wire.split_off(wire.len().min(READ_SIZE));
+            let rest = wire.split_off(wire.len().min(room));
             self.socket.inbox = rest;
-            if wire.len() < READ_SIZE && !self.socket.hang_up && !self.machine.wants_fresh_blocked() {
+            if wire.len() < room && !self.socket.hang_up && !self.machine.wants_fresh_blocked() {
                 self.socket.readable = false;
             }
-            self.machine
-                .handle_input(self.now, &mut wire, &mut plain, &mut self.pool)
+            self.machine.handle_input(self.now, &mut wire, plain, &mut self.pool)
         } else {
             self.socket.readable = false;
             match self.socket.silence() {
@@ -99,14 +109,16 @@ impl Single {
             Staged::nothing()
         };
         self.deliver(staged)?;
-        self.plain = plain;
         Ok(true)
     }
 
     fn deliver(&mut self, mut staged: Staged<'_>) -> Checked {
         self.note_state()?;
         while let Some(event) = self.machine.next_event(&mut staged, self.now, &mut self.pool) {
-            let told = told(event);
+            let Some(told) = told(event) else {
+                self.machine.handle_admitted(self.now);
+                continue;
+            };
             self.witness.sees_event(&told)?;
             match &told {
                 Told::Frame(frame) => {
@@ -263,13 +275,15 @@ impl Single {
     }
 }
 
-fn told(event: Event<'_>) -> Told {
-    match event {
+/// `None`: the service is asked.
+fn told(event: Event<'_>) -> Option<Told> {
+    Some(match event {
+        Event::Header => return None,
         Event::Opened => Told::Opened,
         Event::Frame(frame) => Told::Frame(frame.to_vec()),
         Event::Finished => Told::Finished,
         Event::Writable => Told::Writable,
         Event::Timer(key) => Told::Timer(key),
         Event::Drain => Told::Drain,
-    }
+    })
 }

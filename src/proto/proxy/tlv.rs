@@ -1,0 +1,212 @@
+//! What follows the addresses of version 2: type, length, value (section 2.2).
+
+use super::ProxyError;
+
+const ALPN: u8 = 0x01;
+const AUTHORITY: u8 = 0x02;
+const CRC32C: u8 = 0x03;
+const NOOP: u8 = 0x04;
+const UNIQUE_ID: u8 = 0x05;
+const SSL: u8 = 0x20;
+const NETNS: u8 = 0x30;
+
+const SSL_VERSION: u8 = 0x21;
+const SSL_CN: u8 = 0x22;
+const SSL_CIPHER: u8 = 0x23;
+const SSL_SIG_ALG: u8 = 0x24;
+const SSL_KEY_ALG: u8 = 0x25;
+
+/// "The maximum length of a unique ID is 128 bytes".
+const LONGEST_ID: usize = 128;
+
+/// What a proxy says besides addresses. Checked as a whole when the header comes: lengths fit, and the checksum is right
+/// if there is one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProxyTlvs(Vec<u8>);
+
+impl ProxyTlvs {
+    /// `header` from its first byte to its last, with TLVs from `start`.
+    pub(super) fn parse(header: &[u8], start: usize) -> Result<Self, ProxyError> {
+        let tlvs = Self(header.get(start..).unwrap_or_default().to_vec());
+        let mut at = start;
+        let mut sums = 0;
+        for item in Split(&tlvs.0) {
+            let (kind, value) = item?;
+            let end = at + 3 + value.len();
+            match kind {
+                CRC32C => {
+                    let sum = value
+                        .try_into()
+                        .map_err(|_| ProxyError("a checksum that is not of four bytes"))?;
+                    let zeroed = end - value.len()..end;
+                    sums += 1;
+                    if sums > 1 || u32::from_be_bytes(sum) != crc32c(header, &zeroed) {
+                        return Err(ProxyError("a wrong checksum"));
+                    }
+                }
+                UNIQUE_ID if value.len() > LONGEST_ID => return Err(ProxyError("a unique id of more than 128 bytes")),
+                SSL => drop(ProxySsl::parse(value)?),
+                _ => {}
+            }
+            at = end;
+        }
+        Ok(tlvs)
+    }
+
+    /// Every TLV as it came, type and value, padding (`PP2_TYPE_NOOP`) left out.
+    pub fn iter(&self) -> impl Iterator<Item = (u8, &[u8])> {
+        Split(&self.0).filter_map(Result::ok).filter(|(kind, _)| *kind != NOOP)
+    }
+
+    /// The first value of this type.
+    pub fn get(&self, kind: u8) -> Option<&[u8]> {
+        self.iter().find(|(found, _)| *found == kind).map(|(_, value)| value)
+    }
+
+    /// The application protocol that the client and the proxy agreed on.
+    pub fn alpn(&self) -> Option<&[u8]> {
+        self.get(ALPN)
+    }
+
+    /// The host name that the client asked for (SNI).
+    pub fn authority(&self) -> Option<&str> {
+        std::str::from_utf8(self.get(AUTHORITY)?).ok()
+    }
+
+    /// The proxy's name for the connection, at most 128 bytes.
+    pub fn unique_id(&self) -> Option<&[u8]> {
+        self.get(UNIQUE_ID)
+    }
+
+    /// The network namespace, as the proxy calls it.
+    pub fn netns(&self) -> Option<&str> {
+        std::str::from_utf8(self.get(NETNS)?).ok()
+    }
+
+    /// The client's TLS, which the proxy has ended.
+    pub fn ssl(&self) -> Option<ProxySsl<'_>> {
+        ProxySsl::parse(self.get(SSL)?).ok()
+    }
+}
+
+/// The TLS between a client and the proxy. All of it is the proxy's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProxySsl<'a> {
+    client: u8,
+    verify: u32,
+    rest: &'a [u8],
+}
+
+impl<'a> ProxySsl<'a> {
+    fn parse(value: &'a [u8]) -> Result<Self, ProxyError> {
+        let &[client, a, b, c, d, ref rest @ ..] = value else {
+            return Err(ProxyError("a TLS part of less than five bytes"));
+        };
+        for item in Split(rest) {
+            item?;
+        }
+        Ok(Self {
+            client,
+            verify: u32::from_be_bytes([a, b, c, d]),
+            rest,
+        })
+    }
+
+    /// The client came by TLS (`PP2_CLIENT_SSL`).
+    pub fn is_tls(self) -> bool {
+        self.client & 0x01 != 0
+    }
+
+    /// It showed a certificate on this connection, or in this session before (`PP2_CLIENT_CERT_CONN`, `_SESS`).
+    pub fn has_certificate(self) -> bool {
+        self.client & 0x06 != 0
+    }
+
+    /// The certificate was shown and the proxy found it good.
+    pub fn is_verified(self) -> bool {
+        self.has_certificate() && self.verify == 0
+    }
+
+    /// The common name in the client's certificate.
+    pub fn common_name(self) -> Option<&'a str> {
+        self.text(SSL_CN)
+    }
+
+    /// As in "TLSv1.3".
+    pub fn version(self) -> Option<&'a str> {
+        self.text(SSL_VERSION)
+    }
+
+    /// As in "ECDHE-RSA-AES128-GCM-SHA256".
+    pub fn cipher(self) -> Option<&'a str> {
+        self.text(SSL_CIPHER)
+    }
+
+    /// How the proxy's certificate is signed, as in "SHA256".
+    pub fn signature_algorithm(self) -> Option<&'a str> {
+        self.text(SSL_SIG_ALG)
+    }
+
+    /// The key of the proxy's certificate, as in "RSA2048".
+    pub fn key_algorithm(self) -> Option<&'a str> {
+        self.text(SSL_KEY_ALG)
+    }
+
+    fn text(self, wanted: u8) -> Option<&'a str> {
+        let mut items = Split(self.rest).filter_map(Result::ok);
+        let (_, value) = items.find(|(kind, _)| *kind == wanted)?;
+        std::str::from_utf8(value).ok()
+    }
+}
+
+/// One TLV after the other, until there is nothing left or the rest is too short.
+struct Split<'a>(&'a [u8]);
+
+impl<'a> Iterator for Split<'a> {
+    type Item = Result<(u8, &'a [u8]), ProxyError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (&kind, rest) = self.0.split_first()?;
+        let parts = rest
+            .split_first_chunk::<2>()
+            .and_then(|(length, rest)| rest.split_at_checked(usize::from(u16::from_be_bytes(*length))));
+        let Some((value, rest)) = parts else {
+            self.0 = &[];
+            return Some(Err(ProxyError("a TLV that ends behind the header")));
+        };
+        self.0 = rest;
+        Some(Ok((kind, value)))
+    }
+}
+
+/// The Castagnoli CRC (RFC 3720, appendix B.4) over `bytes`, with those in `zeroed` counted as zero.
+fn crc32c(bytes: &[u8], zeroed: &std::ops::Range<usize>) -> u32 {
+    !bytes.iter().enumerate().fold(u32::MAX, |sum, (at, &byte)| {
+        let byte = if zeroed.contains(&at) { 0 } else { byte };
+        (0..8).fold(sum ^ u32::from(byte), |sum, _| {
+            (sum >> 1) ^ if sum & 1 == 1 { 0x82F6_3B78 } else { 0 }
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 3720, appendix B.4: the test vectors.
+    #[test]
+    fn the_checksum_is_castagnolis() {
+        let rising: Vec<u8> = (0..32).collect();
+        let falling: Vec<u8> = (0..32).rev().collect();
+        for (bytes, sum) in [
+            (&[0; 32][..], 0x8A91_36AA),
+            (&[0xFF; 32], 0x62A8_AB43),
+            (&rising, 0x46DD_794E),
+            (&falling, 0x113F_DB5C),
+            (b"123456789", 0xE306_9283),
+        ] {
+            assert_eq!(crc32c(bytes, &(0..0)), sum);
+        }
+        assert_eq!(crc32c(&[0xFF; 32], &(0..32)), crc32c(&[0; 32], &(0..0)));
+    }
+}

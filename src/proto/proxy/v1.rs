@@ -1,0 +1,73 @@
+//! Version 1: one line of text (section 2.1).
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::{Parsed, ProxyError, ProxyHeader, ProxyOrigin, ProxyTlvs};
+
+pub(super) const SIGNATURE: &[u8] = b"PROXY ";
+/// "the receiver may wait for the CRLF or up to 107 characters".
+const LONGEST: usize = 107;
+
+pub(super) fn parse(input: &[u8]) -> Parsed {
+    let window = input.get(..LONGEST).unwrap_or(input);
+    let Some(end) = window.iter().position(|&byte| byte == b'\n') else {
+        return if window.len() == LONGEST {
+            Err(ProxyError("no end of line in 107 bytes"))
+        } else {
+            Ok(None)
+        };
+    };
+    let line = window.get(..end).unwrap_or_default();
+    let Some(line) = line.strip_suffix(b"\r") else {
+        return Err(ProxyError("a line feed without a carriage return"));
+    };
+    let text = std::str::from_utf8(line).map_err(|_| ProxyError("bytes that are no text"))?;
+    let origin = origin(text)?;
+    let header = ProxyHeader {
+        version: 1,
+        origin,
+        tlvs: ProxyTlvs::default(),
+    };
+    Ok(Some((header, end + 1)))
+}
+
+fn origin(line: &str) -> Result<ProxyOrigin, ProxyError> {
+    let mut words = line.split(' ').skip(1);
+    let family = words.next().unwrap_or_default();
+    if family == "UNKNOWN" {
+        // "the receiver must ignore anything presented before the CRLF is found".
+        return Ok(ProxyOrigin::Unknown);
+    }
+    let [Some(source), Some(destination), Some(from), Some(to), None] = [(); 5].map(|()| words.next()) else {
+        return Err(ProxyError("not two addresses and two ports"));
+    };
+    let address = match family {
+        "TCP4" => ipv4,
+        "TCP6" => ipv6,
+        _ => return Err(ProxyError("a family other than TCP4, TCP6 and UNKNOWN")),
+    };
+    Ok(ProxyOrigin::Tcp {
+        source: SocketAddr::new(address(source)?, port(from)?),
+        destination: SocketAddr::new(address(destination)?, port(to)?),
+    })
+}
+
+/// Four decimal numbers without leading zeros, as the standard library has it too.
+fn ipv4(word: &str) -> Result<IpAddr, ProxyError> {
+    word.parse::<Ipv4Addr>()
+        .map(IpAddr::V4)
+        .map_err(|_| ProxyError("a bad IPv4 address"))
+}
+
+/// Without brackets and zone.
+fn ipv6(word: &str) -> Result<IpAddr, ProxyError> {
+    word.parse::<Ipv6Addr>()
+        .map(IpAddr::V6)
+        .map_err(|_| ProxyError("a bad IPv6 address"))
+}
+
+/// Digits only, and no leading zero.
+fn port(word: &str) -> Result<u16, ProxyError> {
+    let plain = word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
+    word.parse().ok().filter(|_| plain).ok_or(ProxyError("a bad port"))
+}

@@ -1,0 +1,95 @@
+//! Version 2: binary (section 2.2).
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::tlv::ProxyTlvs;
+use super::{Parsed, ProxyError, ProxyHeader, ProxyOrigin};
+
+pub(super) const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+/// Signature, version and command, family and transport, length.
+const FIXED: usize = 16;
+/// The longest header that is read: haproxy's own buffer.
+pub(in crate::proto) const LONGEST: usize = 16 * 1024;
+
+const LOCAL: u8 = 0x0;
+const PROXY: u8 = 0x1;
+
+pub(super) fn parse(input: &[u8]) -> Parsed {
+    let Some(&[version_command, family_transport, high, low]) = input.get(SIGNATURE.len()..FIXED) else {
+        return Ok(None);
+    };
+    if version_command >> 4 != 2 {
+        return Err(ProxyError("a version other than 2"));
+    }
+    let command = version_command & 0xF;
+    if command > PROXY {
+        return Err(ProxyError("a command other than LOCAL and PROXY"));
+    }
+    let taken = FIXED + usize::from(u16::from_be_bytes([high, low]));
+    if taken > LONGEST {
+        return Err(ProxyError("more than 16 KiB"));
+    }
+    let Some(header) = input.get(..taken) else {
+        return Ok(None);
+    };
+    let body = header.get(FIXED..).unwrap_or_default();
+    if command == LOCAL {
+        // "The receiver must accept this connection as valid and must use the real connection endpoints and discard the
+        // protocol block".
+        return Ok(Some((answer(ProxyOrigin::Unknown, ProxyTlvs::default()), taken)));
+    }
+    let (origin, length) = origin(family_transport, body)?;
+    let tlvs = ProxyTlvs::parse(header, FIXED + length)?;
+    Ok(Some((answer(origin, tlvs), taken)))
+}
+
+fn answer(origin: ProxyOrigin, tlvs: ProxyTlvs) -> ProxyHeader {
+    ProxyHeader {
+        version: 2,
+        origin,
+        tlvs,
+    }
+}
+
+/// Who it is, and how many bytes of the block say so.
+fn origin(family_transport: u8, body: &[u8]) -> Result<(ProxyOrigin, usize), ProxyError> {
+    const SHORT: ProxyError = ProxyError("a block that is shorter than its addresses");
+    match (family_transport >> 4, family_transport & 0xF) {
+        (_, 3..) => Err(ProxyError("an unknown transport")),
+        // Without a family or a transport nobody knows how long the addresses are: there are none.
+        (0, _) => Ok((ProxyOrigin::Unknown, 0)),
+        (1..=3, 0) => Err(ProxyError("a family without a transport")),
+        (1..=3, 2) => Err(ProxyError("datagrams on a stream")),
+        (1, _) => {
+            let (block, _) = body.split_first_chunk::<12>().ok_or(SHORT)?;
+            let &[a, b, c, d, e, f, g, h, i, j, k, l] = block;
+            let source = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), u16::from_be_bytes([i, j]));
+            let destination = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(e, f, g, h)), u16::from_be_bytes([k, l]));
+            Ok((ProxyOrigin::Tcp { source, destination }, block.len()))
+        }
+        (2, _) => {
+            let (from, rest) = body.split_first_chunk::<16>().ok_or(SHORT)?;
+            let (to, rest) = rest.split_first_chunk::<16>().ok_or(SHORT)?;
+            let (&[a, b, c, d], _) = rest.split_first_chunk::<4>().ok_or(SHORT)?;
+            let source = SocketAddr::new(IpAddr::V6(Ipv6Addr::from(*from)), u16::from_be_bytes([a, b]));
+            let destination = SocketAddr::new(IpAddr::V6(Ipv6Addr::from(*to)), u16::from_be_bytes([c, d]));
+            Ok((ProxyOrigin::Tcp { source, destination }, 36))
+        }
+        (3, _) => {
+            let (from, rest) = body.split_first_chunk::<108>().ok_or(SHORT)?;
+            let (to, _) = rest.split_first_chunk::<108>().ok_or(SHORT)?;
+            let origin = ProxyOrigin::Unix {
+                source: path(from),
+                destination: path(to),
+            };
+            Ok((origin, 216))
+        }
+        _ => Err(ProxyError("an unknown address family")),
+    }
+}
+
+/// A path without the zeros behind it. One that begins with zero is of the abstract kind (`unix(7)`).
+fn path(field: &[u8]) -> Vec<u8> {
+    let end = field.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    field.get(..end).unwrap_or_default().to_vec()
+}

@@ -1,0 +1,120 @@
+//! Rates make the peer wait; they lose nothing, and hold nothing against it.
+
+use super::*;
+
+fn at_most(read_rate: Option<Rate>, frame_rate: Option<Rate>) -> Rig {
+    let limits = Limits {
+        read_rate,
+        frame_rate,
+        idle_timeout: secs(5),
+        frame_timeout: secs(5),
+        high_watermark: usize::MAX,
+        output_limit: usize::MAX,
+        ..limits()
+    };
+    let mut rig = Rig::accepted(&Framing::Packet2, limits, None, Box::new(echo));
+    rig.machine.throttle(&SharedMeters::default());
+    rig.machine.handle_admitted(rig.now);
+    rig.turn();
+    rig.news();
+    rig
+}
+
+fn frames(count: usize) -> Vec<u8> {
+    b"\0\x02ab".repeat(count)
+}
+
+/// Capacity 5 admits 5 (esockd admits 4), then one each tenth of a second.
+#[test]
+fn frames_come_as_fast_as_was_said() {
+    let mut rig = at_most(None, Some(Rate::per_second(10).burst(5)));
+    rig.receive(frames(12));
+    assert_eq!(rig.news().len(), 5);
+    rig.pass(Duration::from_millis(99));
+    assert_eq!(rig.news().len(), 0);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(rig.news().len(), 1);
+    rig.pass(Duration::from_millis(250));
+    assert_eq!(rig.news().len(), 2);
+    rig.pass(secs(2));
+    assert_eq!(rig.news().len(), 4);
+    assert_eq!(rig.answers(), frames(12), "nothing is lost");
+    // Saved up again.
+    rig.receive(frames(6));
+    assert_eq!(rig.news().len(), 5);
+}
+
+#[test]
+fn bytes_are_read_as_fast_as_was_said() {
+    let mut rig = at_most(Some(Rate::per_second(100).burst(40)), None);
+    rig.receive(frames(100));
+    assert_eq!(rig.machine.traffic().bytes_in, 40);
+    for second in 1..=3 {
+        rig.pass(secs(1));
+        assert_eq!(rig.machine.traffic().bytes_in, 40 + second * 100);
+    }
+    rig.pass(secs(1));
+    assert_eq!(rig.answers(), frames(100), "nothing is lost");
+}
+
+/// The peer's clocks stand while it is we who do not read.
+#[test]
+fn waiting_is_not_held_against_the_peer() {
+    let mut rig = at_most(None, Some(Rate::per_second(1).burst(1)));
+    rig.receive([&frames(20)[..], b"\0\x02a"].concat());
+    rig.pass(secs(19));
+    assert!(rig.is_open());
+    assert_eq!(rig.news().len(), 20);
+    // Now its frame has five seconds, from when it was waited for.
+    rig.pass(secs(1));
+    rig.pass(Duration::from_millis(3990));
+    assert!(rig.is_open());
+    rig.pass(secs(2));
+    rig.receive_fin();
+    assert_eq!(rig.ended(), CloseReason::FrameTimeout);
+}
+
+#[test]
+fn a_pause_and_a_throttle_do_not_undo_each_other() {
+    let mut rig = at_most(None, Some(Rate::per_second(1).burst(1)));
+    rig.receive(frames(3));
+    assert_eq!(rig.news().len(), 1);
+    rig.pause();
+    rig.pass(secs(10));
+    assert_eq!(rig.news().len(), 0, "paused");
+    rig.resume();
+    assert_eq!(rig.news().len(), 1);
+    rig.pause();
+    rig.resume();
+    assert_eq!(rig.news().len(), 0, "throttled");
+    rig.pass(secs(1));
+    assert_eq!(rig.news().len(), 1);
+}
+
+/// The end is seen when what came before it has been delivered.
+#[test]
+fn the_end_waits_its_turn() {
+    let mut rig = at_most(None, Some(Rate::per_second(1).burst(1)));
+    rig.inbox.push_back(Input::Bytes(frames(3)));
+    rig.inbox.push_back(Input::Fin);
+    rig.turn();
+    rig.pass(secs(1));
+    assert_eq!(rig.news(), [frame("ab"), frame("ab")]);
+    rig.pass(secs(1));
+    assert_eq!(rig.news(), [frame("ab"), Told::Finished]);
+    assert_eq!(rig.answers(), frames(3));
+    assert_eq!(rig.ended(), CloseReason::Finished);
+}
+
+/// Closing takes no heed of rates, and a drain is told at once.
+#[test]
+fn closing_is_not_throttled() {
+    let mut rig = at_most(Some(Rate::per_second(1).burst(1)), Some(Rate::per_second(1).burst(1)));
+    rig.receive(frames(3));
+    rig.machine.drain(rig.now);
+    rig.turn();
+    assert!(rig.news().contains(&Told::Drain));
+    rig.close();
+    rig.receive_fin();
+    assert_eq!(rig.ended(), CloseReason::Drained);
+}

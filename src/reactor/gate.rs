@@ -1,0 +1,162 @@
+//! Who may come in now: the cap, the rates, and those who are not open yet.
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use super::os::Os;
+use super::{report_panic, Reactor};
+use crate::access::Access;
+use crate::handler::Refuse;
+use crate::id::ConnId;
+use crate::proto::{Bucket, Rate, Time};
+use crate::reason::{CloseReason, Closed};
+
+/// What keeps listeners from accepting, all of them or some.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// A slot is free.
+    pub(super) has_slot: bool,
+    pub(super) cap: usize,
+    /// Descriptors or memory ran out.
+    pub(super) starved: bool,
+    /// Too many are not open yet, and none of them gives way before then.
+    pub(super) crowded_until: Option<Time>,
+    /// The server's own rate admits nobody before then.
+    pub(super) limited_until: Time,
+    pub(super) now: Time,
+}
+
+/// The bucket of a rate that may not be set.
+#[derive(Debug, Default)]
+pub(super) struct OptionalBucket(Bucket);
+
+impl OptionalBucket {
+    /// From when on somebody may pass.
+    pub(super) fn ready_at(&self, rate: Option<Rate>) -> Time {
+        rate.map_or(Time::ZERO, |rate| self.0.ready_at(&rate))
+    }
+
+    /// Somebody has passed.
+    pub(super) fn spend(&mut self, rate: Option<Rate>, now: Time) {
+        if let Some(rate) = rate {
+            self.0.charge(&rate, 1, now);
+        }
+    }
+}
+
+impl<A, O: Os> Reactor<A, O> {
+    pub(super) fn room(&self) -> Room {
+        self.room_at(self.now)
+    }
+
+    pub(super) fn room_at(&self, now: Time) -> Room {
+        let crowded = self.unopened.len() >= self.config.most_unopened().max(1);
+        let crowded_until = if crowded {
+            let oldest = self.unopened.oldest(&self.roster).unwrap_or(now);
+            Some(oldest.after(self.config.unopened_patience))
+        } else {
+            None
+        };
+        Room {
+            has_slot: self.roster.has_room(),
+            cap: self.roster.cap(),
+            starved: self.starvation.is_on(),
+            crowded_until,
+            limited_until: self.bucket.ready_at(self.config.accept_rate),
+            now,
+        }
+    }
+
+    /// Why nobody may come in through this listener now.
+    pub(super) fn hindrance(&self, at: usize) -> Option<CloseReason> {
+        let room = self.room();
+        let listener = self.listeners.get(at)?;
+        if listener.is_full(&room) {
+            return Some(CloseReason::AtCapacity);
+        }
+        if listener.limited_until(&room) > self.now {
+            return Some(CloseReason::RateLimited);
+        }
+        let crowded = room.crowded_until.is_some() && listener.options.opens_later();
+        // Somebody may be ripe, and yet it is we who have kept it waiting.
+        (crowded && self.who_gives_way().is_none()).then_some(CloseReason::AtCapacity)
+    }
+
+    fn who_gives_way(&self) -> Option<ConnId> {
+        let patience = self.config.unopened_patience;
+        let ripe = Time::ZERO.after(self.now.since(Time::ZERO.after(patience)));
+        // Nobody is ripe before the server is as old as its patience.
+        let any = self.now >= Time::ZERO.after(patience);
+        any.then(|| self.unopened.gives_way(&self.roster, ripe)).flatten()
+    }
+
+    /// Too many are not open yet: the oldest gives way to a newcomer of this listener.
+    pub(super) fn make_way(&mut self, app: &mut A, at: usize) {
+        let opens_later = self
+            .listeners
+            .get(at)
+            .is_some_and(|listener| listener.options.opens_later());
+        if !opens_later || self.room().crowded_until.is_none() {
+            return;
+        }
+        if let Some(id) = self.who_gives_way() {
+            if let Some(slot) = self.roster.get_mut(id) {
+                slot.machine.end(Closed::new(CloseReason::GaveWay), &mut self.pool);
+            }
+            self.turn(app, id);
+        }
+    }
+
+    /// The PROXY header has come, or none will: whom it is for is known, and the service is asked. In a connection's turn.
+    pub(super) fn welcome(&mut self, app: &mut A, id: ConnId) {
+        let Some(slot) = self.roster.get_mut(id) else {
+            return;
+        };
+        let (now, machine) = (self.now, &mut slot.machine);
+        let Some(listener) = self.listeners.iter_mut().find(|listener| listener.id == slot.listener) else {
+            return;
+        };
+        let header = machine.proxy().cloned();
+        let source = match &header {
+            Some(header) => header.source().map(|source| source.ip()),
+            None => Some(slot.peer.ip()),
+        };
+        if let Some(source) = source {
+            if header.is_some() && listener.options.access.judge(source) == Access::Deny {
+                return machine.refuse(&[], Closed::new(CloseReason::Denied), now, &mut self.pool);
+            }
+            match listener.sources.admit(source, &listener.options.sources, now) {
+                Some(counted) => slot.counted = counted,
+                None => return machine.refuse(&[], Closed::new(CloseReason::SourceLimited), now, &mut self.pool),
+            }
+        }
+        let peer = listener.peer(Some(id), slot.peer, header);
+        let answer = catch_unwind(AssertUnwindSafe(|| listener.service.accept(app, peer)));
+        match answer {
+            Ok(Ok(handler)) => {
+                if let Some(place) = self.handlers.get_mut(id.index as usize) {
+                    *place = Some(handler);
+                }
+                machine.handle_admitted(now);
+            }
+            Ok(Err(Refuse { farewell })) => {
+                machine.refuse(&farewell, Closed::new(CloseReason::Refused), now, &mut self.pool);
+            }
+            Err(panic) => {
+                machine.refuse(&[], Closed::new(CloseReason::Panicked), now, &mut self.pool);
+                self.stats.panics += 1;
+                report_panic("a service's accept", panic);
+            }
+        }
+    }
+
+    /// A connection has opened, or gone before it did: somebody else may come.
+    pub(super) fn leave_unopened(&mut self, id: ConnId) {
+        let Some(slot) = self.roster.get_mut(id) else {
+            return;
+        };
+        if std::mem::take(&mut slot.unopened) {
+            self.unopened.leave(&self.roster);
+            self.look_for_clients();
+        }
+    }
+}

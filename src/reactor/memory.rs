@@ -1,0 +1,239 @@
+//! How much all connections hold in buffers, and who holds the most.
+
+use super::os::Os;
+use super::Reactor;
+use crate::id::ConnId;
+use crate::reason::{CloseReason, Closed};
+
+/// Connections that hold less than this are nobody's trouble.
+const LEAST_CLASS: usize = 10;
+const CLASSES: usize = usize::BITS as usize;
+const NOWHERE: u32 = u32::MAX;
+
+/// What each slot holds, sorted by powers of two: the largest is found at once, as far as a factor of two goes.
+#[derive(Debug)]
+pub(super) struct Ledger {
+    total: usize,
+    limit: usize,
+    /// Over three quarters of the limit, and not back under five eighths of it.
+    tight: bool,
+    held: Vec<Held>,
+    /// The slots of each class from [`LEAST_CLASS`] on.
+    classes: Vec<Vec<u32>>,
+    holders: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    bytes: usize,
+    /// Place in its class.
+    place: u32,
+}
+
+impl Ledger {
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            total: 0,
+            limit,
+            tight: false,
+            held: Vec::new(),
+            classes: vec![Vec::new(); CLASSES],
+            holders: 0,
+        }
+    }
+
+    pub(super) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+        self.judge();
+    }
+
+    pub(super) fn total(&self) -> usize {
+        self.total
+    }
+
+    /// No more is read from those who hold more than [`Ledger::share`].
+    pub(super) fn is_tight(&self) -> bool {
+        self.tight
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.total > self.limit
+    }
+
+    /// Half of the limit, divided among those who hold something worth mentioning.
+    pub(super) fn share(&self) -> usize {
+        self.limit / 2 / self.holders.max(1)
+    }
+
+    pub(super) fn of(&self, slot: u32) -> usize {
+        self.held.get(slot as usize).map_or(0, |held| held.bytes)
+    }
+
+    /// The slot holds so much now.
+    pub(super) fn note(&mut self, slot: u32, bytes: usize) {
+        let index = slot as usize;
+        if self.of(slot) == bytes {
+            return;
+        }
+        if self.held.len() <= index {
+            let nothing = Held {
+                bytes: 0,
+                place: NOWHERE,
+            };
+            self.held.resize(index + 1, nothing);
+        }
+        let Some(held) = self.held.get_mut(index) else {
+            return;
+        };
+        let before = std::mem::replace(&mut held.bytes, bytes);
+        self.total = self.total - before + bytes;
+        if class(before) != class(bytes) {
+            self.take_out(slot, before);
+            self.put_in(slot, bytes);
+        }
+        self.judge();
+    }
+
+    /// Somebody who holds at least half as much as anybody.
+    pub(super) fn largest(&self) -> Option<u32> {
+        self.classes.iter().rev().find_map(|class| class.first().copied())
+    }
+
+    fn judge(&mut self) {
+        let mark = if self.tight { 5 } else { 6 };
+        self.tight = self.total > self.limit / 8 * mark;
+    }
+
+    fn take_out(&mut self, slot: u32, bytes: usize) {
+        let place = self.held.get(slot as usize).map_or(NOWHERE, |held| held.place);
+        let Some(members) = class(bytes).and_then(|class| self.classes.get_mut(class)) else {
+            return;
+        };
+        if (place as usize) < members.len() {
+            members.swap_remove(place as usize);
+            self.holders -= 1;
+            let moved = members
+                .get(place as usize)
+                .and_then(|&moved| self.held.get_mut(moved as usize));
+            if let Some(moved) = moved {
+                moved.place = place;
+            }
+        }
+    }
+
+    fn put_in(&mut self, slot: u32, bytes: usize) {
+        let members = class(bytes).and_then(|class| self.classes.get_mut(class));
+        let place = members.map_or(NOWHERE, |members| {
+            members.push(slot);
+            self.holders += 1;
+            members.len() as u32 - 1
+        });
+        if let Some(held) = self.held.get_mut(slot as usize) {
+            held.place = place;
+        }
+    }
+}
+
+impl<A, O: Os> Reactor<A, O> {
+    /// What a connection holds has changed, perhaps. Over the limit, those who hold the most end.
+    pub(super) fn account(&mut self, id: ConnId) {
+        let Some(slot) = self.roster.get(id) else {
+            return;
+        };
+        self.note_memory(id.index, slot.machine.memory());
+        while self.memory.is_over() {
+            let Some(index) = self.memory.largest() else {
+                break;
+            };
+            self.note_memory(index, 0);
+            let Some(victim) = self.roster.tenant(index).map(|slot| slot.id) else {
+                continue;
+            };
+            if let Some(slot) = self.roster.get_mut(victim) {
+                slot.machine.reset(Closed::new(CloseReason::OverMemory), &mut self.pool);
+                // It is looked after in a turn of its own.
+                self.ready.push(victim, &mut slot.queued);
+            }
+        }
+    }
+
+    /// Nothing is read from this connection while memory is tight.
+    pub(super) fn squeeze(&mut self, id: ConnId) {
+        self.squeezed.push(id);
+        if self.squeezed.len() > 2 * self.roster.len() + 64 {
+            let roster = &self.roster;
+            self.squeezed.retain(|&id| roster.get(id).is_some());
+        }
+    }
+
+    /// A slot holds so much. Where that ends the tightness, reading goes on where it stood.
+    pub(super) fn note_memory(&mut self, index: u32, bytes: usize) {
+        let was_tight = self.memory.is_tight();
+        self.memory.note(index, bytes);
+        if was_tight && !self.memory.is_tight() {
+            self.relax();
+        }
+    }
+
+    pub(super) fn relax(&mut self) {
+        for id in std::mem::take(&mut self.squeezed) {
+            if let Some(slot) = self.roster.get_mut(id) {
+                slot.squeezed = false;
+                self.ready.push(id, &mut slot.queued);
+            }
+        }
+    }
+}
+
+/// The power of two below `bytes`, if it is worth mentioning.
+fn class(bytes: usize) -> Option<usize> {
+    let class = bytes.checked_ilog2()? as usize;
+    (class >= LEAST_CLASS).then_some(class)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn it_is_tight_from_three_quarters_to_five_eighths() {
+        let mut ledger = Ledger::new(8000);
+        for (bytes, tight) in [(6000, false), (6001, true), (5001, true), (5000, false), (5500, false)] {
+            ledger.note(0, bytes);
+            assert_eq!(ledger.is_tight(), tight, "{bytes}");
+        }
+        ledger.note(1, 2501);
+        assert!(ledger.is_over());
+        ledger.note(0, 0);
+        assert!(!ledger.is_over() && !ledger.is_tight());
+    }
+
+    #[test]
+    fn without_a_limit_it_is_never_tight() {
+        let mut ledger = Ledger::new(usize::MAX);
+        ledger.note(7, usize::MAX / 2);
+        assert!(!ledger.is_tight() && !ledger.is_over());
+    }
+
+    proptest! {
+        #[test]
+        fn the_books_are_right(notes in prop::collection::vec((0_u32..20, 0_usize..100_000), 1..300)) {
+            let mut ledger = Ledger::new(usize::MAX);
+            let mut truth = [0_usize; 20];
+            for (slot, bytes) in notes {
+                ledger.note(slot, bytes);
+                truth[slot as usize] = bytes;
+                prop_assert_eq!(ledger.total(), truth.iter().sum::<usize>());
+                let most = truth.iter().copied().max().unwrap_or(0);
+                match ledger.largest() {
+                    Some(found) => prop_assert!(truth[found as usize] > most / 2),
+                    None => prop_assert!(most < 1 << LEAST_CLASS),
+                }
+                let holders = truth.iter().filter(|&&bytes| bytes >= 1 << LEAST_CLASS).count();
+                prop_assert_eq!(ledger.holders, holders);
+            }
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Connections that are not open yet, oldest first: who gives way when there are too many of them.
+
+use std::collections::VecDeque;
+
+use super::roster::Roster;
+use crate::id::ConnId;
+use crate::proto::Time;
+
+/// How many of the oldest are looked at for one who gives way: the others' input waits for us, which is not their fault.
+const LOOK_AT: usize = 64;
+
+/// In the order in which they were accepted.
+#[derive(Debug, Default)]
+pub(super) struct Unopened {
+    /// Some have opened or gone since; the first has not.
+    queue: VecDeque<ConnId>,
+    count: usize,
+}
+
+impl Unopened {
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn push(&mut self, id: ConnId, roster: &Roster) {
+        self.count += 1;
+        self.queue.push_back(id);
+        if self.queue.len() > 2 * self.count + LOOK_AT {
+            self.queue.retain(|&id| is_unopened(roster, id));
+        }
+    }
+
+    /// One of them has opened, or is going: its slot says so already.
+    pub(super) fn leave(&mut self, roster: &Roster) {
+        self.count = self.count.saturating_sub(1);
+        while self.queue.front().is_some_and(|&id| !is_unopened(roster, id)) {
+            self.queue.pop_front();
+        }
+    }
+
+    /// The oldest of those accepted until `ripe` for whose peers we wait.
+    pub(super) fn gives_way(&self, roster: &Roster, ripe: Time) -> Option<ConnId> {
+        let mut oldest = self.queue.iter().take(LOOK_AT).filter_map(|&id| roster.get(id));
+        oldest
+            .find(|slot| slot.unopened && !slot.queued && slot.accepted_at <= ripe)
+            .map(|slot| slot.id)
+    }
+
+    /// When the oldest was accepted.
+    pub(super) fn oldest(&self, roster: &Roster) -> Option<Time> {
+        let slot = roster.get(*self.queue.front()?)?;
+        Some(slot.accepted_at)
+    }
+}
+
+fn is_unopened(roster: &Roster, id: ConnId) -> bool {
+    roster.get(id).is_some_and(|slot| slot.unopened)
+}
