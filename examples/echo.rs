@@ -44,7 +44,7 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     if let Some(bytes) = options.max_packet {
         listen = listen.max_frame(bytes);
     }
-    listen = options.add_tls(listen)?;
+    listen = options.add_tls(options.add_proxy(listen))?;
 
     let mut server = Server::new(Config::new().max_connections(options.max_connections))?;
     let id = server.listen(listen, |_app: &mut (), _peer| Echo)?;

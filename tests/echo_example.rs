@@ -73,6 +73,8 @@ fn help_shows_every_option_and_default() {
         "--grace",
         "--allow",
         "--deny",
+        "--proxy-protocol",
+        "--trusted-proxy",
         "10",
     ] {
         assert!(output.contains(word), "{word}: {output}");
@@ -162,6 +164,46 @@ fn allow_and_deny_are_taken_in_order() {
         let words = terminate(server, "TERM");
         assert_eq!(words.contains("1 denied by access rules"), !served, "{words}");
     }
+}
+
+#[test]
+fn a_proxy_header_is_required_and_believed_of_those_who_are_trusted() {
+    for (arguments, warns, end) in [
+        (&["--proxy-protocol"][..], true, None),
+        (&["--proxy-protocol", "--trusted-proxy", "127.0.0.0/8"], false, None),
+        (
+            &["--proxy-protocol", "--trusted-proxy=10.0.0.0/8", "--trusted-proxy=::1"],
+            false,
+            Some("1 denied by access rules"),
+        ),
+        (
+            &["--proxy-protocol", "--deny", "192.0.2.0/24"],
+            true,
+            Some("1 denied by access rules"),
+        ),
+    ] {
+        let (server, addr) = ChildProcess::echo(arguments);
+        let mut client = connect(addr);
+        // Who is denied may be gone before it has written.
+        let _ = client.write_all(b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n");
+        match end {
+            None => ping(&mut client, b"served"),
+            Some(_) => await_end(&mut client),
+        }
+        drop(client);
+        server.signal("TERM");
+        let (status, words, warnings) = server.finish();
+        assert!(status.success());
+        assert_eq!(warnings.contains("--trusted-proxy"), warns, "{warnings}");
+        assert!(words.contains(end.unwrap_or("1 peer finished")), "{words}");
+    }
+    let (server, addr) = ChildProcess::echo(&["--proxy-protocol"]);
+    let mut client = connect(addr);
+    send2(&mut client, b"no header");
+    assert_eq!(read_to_end(&mut client), b"");
+    drop(client);
+    let words = terminate(server, "TERM");
+    assert!(words.contains("1 bad PROXY header"), "{words}");
 }
 
 #[test]
@@ -259,7 +301,7 @@ fn a_second_signal_aborts_at_once() {
 /// faults H14.
 #[test]
 fn bad_options_are_status_2_and_named() {
-    let bad: [&[&str]; 16] = [
+    let bad: [&[&str]; 18] = [
         &["--framing", "packet-3"],
         &["--max-connections", "many"],
         &["--max-connections=-1"],
@@ -274,6 +316,8 @@ fn bad_options_are_status_2_and_named() {
         &["--tls-key", "key.pem"],
         &["--deny", "10.0.0.0/33"],
         &["--allow", "localhost"],
+        &["--trusted-proxy=10.0.0.0/33", "--proxy-protocol"],
+        &["--trusted-proxy=10.0.0.0/8"],
         &["--nonsense"],
         &["--listen"],
     ];

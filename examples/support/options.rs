@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
-use portcullis::{AccessRules, Listen};
+use portcullis::{AccessRules, Listen, ProxyProtocol};
 
 #[path = "framing.rs"]
 pub mod framing;
@@ -67,6 +67,18 @@ pub struct Options {
     #[arg(skip)]
     pub access: AccessRules,
 
+    /// Each connection begins with a PROXY protocol header (version 1 or 2) that says whom it is for
+    #[arg(long)]
+    pub proxy_protocol: bool,
+
+    /// Take --proxy-protocol headers from proxies of this address or network only; may be given often. Default: from everybody
+    #[arg(long, value_name = "CIDR", requires = "proxy_protocol", value_parser = network)]
+    pub trusted_proxy: Vec<String>,
+
+    /// Whose headers are believed.
+    #[arg(skip)]
+    pub trusted: AccessRules,
+
     /// How long a drain waits for clients to finish
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds, allow_negative_numbers = true)]
     pub grace: Duration,
@@ -84,8 +96,9 @@ where
 {
     let matches = Options::command().try_get_matches_from(words)?;
     let mut options = Options::from_arg_matches(&matches)?;
-    options.access =
-        access(&matches).map_err(|error| Options::command().error(clap::error::ErrorKind::ValueValidation, error))?;
+    let bad_value = |error| Options::command().error(clap::error::ErrorKind::ValueValidation, error);
+    options.access = access(&matches).map_err(bad_value)?;
+    options.trusted = trusted(&options.trusted_proxy).map_err(bad_value)?;
     Ok(options)
 }
 
@@ -117,6 +130,15 @@ fn access(matches: &ArgMatches) -> portcullis::Result<AccessRules> {
     Ok(rules)
 }
 
+fn trusted(proxies: &[String]) -> portcullis::Result<AccessRules> {
+    let first = if proxies.is_empty() {
+        AccessRules::allow_all()
+    } else {
+        AccessRules::deny_all()
+    };
+    proxies.iter().try_fold(first, |rules, proxy| rules.allow(proxy))
+}
+
 /// 0 on the command line is never.
 pub fn or_never(timeout: Duration) -> Duration {
     if timeout.is_zero() {
@@ -134,12 +156,32 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     }
 }
 
+fn network(text: &str) -> Result<String, String> {
+    match AccessRules::deny_all().allow(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("not an address, a network (as in 10.0.0.0/8), or \"all\"".to_owned()),
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, String> {
     let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 impl Options {
+    /// Makes the listener look for PROXY headers if the options say so.
+    pub fn add_proxy(&self, listen: Listen) -> Listen {
+        if !self.proxy_protocol {
+            return listen;
+        }
+        if self.trusted_proxy.is_empty() {
+            log::warn!("--proxy-protocol without --trusted-proxy: whoever reaches the port can say whom it speaks for");
+        }
+        listen
+            .proxy_protocol(ProxyProtocol::Required)
+            .trusted_proxies(self.trusted.clone())
+    }
+
     /// Makes the listener speak TLS if the options say so.
     pub fn add_tls(&self, listen: Listen) -> Result<Listen, Box<dyn Error>> {
         #[cfg(feature = "tls")]

@@ -88,8 +88,20 @@ impl Bucket {
 
     /// From when on there is at least one unit.
     pub(crate) fn ready_at(&self, rate: &Rate) -> Time {
-        let slack = rate.time_for(rate.burst.saturating_sub(1));
+        self.ready_for(rate, 1)
+    }
+
+    /// From when on so much is there, if it ever is.
+    fn ready_for(&self, rate: &Rate, units: u64) -> Time {
+        let slack = rate.time_for(rate.burst.saturating_sub(units));
         Time::ZERO.after(self.full_at.since(Time::ZERO.after(slack)))
+    }
+
+    /// When it is worth asking again, once it is empty: a small part of a second later, so that what is left is not taken
+    /// in crumbs.
+    pub(crate) fn worth_asking_at(&self, rate: &Rate) -> Time {
+        const PARTS: u64 = 32;
+        self.ready_for(rate, (rate.per_second / PARTS).clamp(1, rate.burst.max(1)))
     }
 
     /// How much is there.
@@ -105,8 +117,7 @@ impl Bucket {
 
     /// When what has been taken will have been there.
     pub(crate) fn settled_at(&self, rate: &Rate) -> Time {
-        let slack = rate.time_for(rate.burst);
-        Time::ZERO.after(self.full_at.since(Time::ZERO.after(slack)))
+        self.ready_for(rate, 0)
     }
 
     /// It is full, as if nobody had ever taken anything.

@@ -114,7 +114,7 @@ impl Meter {
     fn ask(&mut self, now: Time) -> Result<u64, Time> {
         let own = match &self.own {
             Some((rate, bucket)) => match bucket.available(rate, now) {
-                0 => return Err(bucket.ready_at(rate)),
+                0 => return Err(bucket.worth_asking_at(rate)),
                 units => units,
             },
             None => u64::MAX,

@@ -51,7 +51,9 @@ fn bytes_are_read_as_fast_as_was_said() {
     assert_eq!(rig.machine.traffic().bytes_in, 40);
     for second in 1..=3 {
         rig.pass(secs(1));
-        assert_eq!(rig.machine.traffic().bytes_in, 40 + second * 100);
+        // In pieces of a thirty-second of a second.
+        let read = rig.machine.traffic().bytes_in;
+        assert!((36 + second * 100..=40 + second * 100).contains(&read), "{read}");
     }
     rig.pass(secs(1));
     assert_eq!(rig.answers(), frames(100), "nothing is lost");
