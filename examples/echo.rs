@@ -46,7 +46,11 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     }
     listen = options.add_tls(options.add_proxy(listen))?;
 
-    let mut server = Server::new(Config::new().max_connections(options.max_connections))?;
+    let mut config = Config::new().max_connections(options.max_connections);
+    if let Some(bytes) = options.memory_limit {
+        config = config.memory_limit(bytes);
+    }
+    let mut server = Server::new(config)?;
     let id = server.listen(listen, |_app: &mut (), _peer| Echo)?;
     let addr = server.listener(id)?.addr;
     // Before the address is said: who reads it may send a signal at once.

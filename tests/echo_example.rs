@@ -75,6 +75,7 @@ fn help_shows_every_option_and_default() {
         "--deny",
         "--proxy-protocol",
         "--trusted-proxy",
+        "--memory-limit",
         "10",
     ] {
         assert!(output.contains(word), "{word}: {output}");
@@ -187,7 +188,11 @@ fn a_proxy_header_is_required_and_believed_of_those_who_are_trusted() {
         // Who is denied may be gone before it has written.
         let _ = client.write_all(b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n");
         match end {
-            None => ping(&mut client, b"served"),
+            None => {
+                ping(&mut client, b"served");
+                client.shutdown(std::net::Shutdown::Write).expect("FIN");
+                assert_eq!(read_to_end(&mut client), b"");
+            }
             Some(_) => await_end(&mut client),
         }
         drop(client);

@@ -79,6 +79,10 @@ pub struct Options {
     #[arg(skip)]
     pub trusted: AccessRules,
 
+    /// The most bytes that all clients together may make the server buffer; no limit but each client's own by default
+    #[arg(long, value_name = "BYTES", value_parser = at_least_one, allow_negative_numbers = true)]
+    pub memory_limit: Option<usize>,
+
     /// How long a drain waits for clients to finish
     #[arg(long, value_name = "SECS", default_value = "10", value_parser = seconds, allow_negative_numbers = true)]
     pub grace: Duration,

@@ -221,10 +221,10 @@ impl Machine {
         self.outbox.len() + self.held.len() - self.held_at + self.tls.as_ref().map_or(0, |session| session.buffered())
     }
 
-    /// Memory that its buffers take.
+    /// Memory that its buffers take beyond the turn.
     pub(crate) fn memory(&self) -> usize {
         let tls = self.tls.as_ref().map_or(0, |session| session.memory());
-        self.held.capacity() + self.outbox.capacity() + tls
+        pool::lasting(&self.held) + self.outbox.lasting() + tls
     }
 
     /// At the end of a turn: gives back what its buffers do not need.

@@ -1,6 +1,6 @@
 //! What waits to be sent: bytes in order, taken from the front as the kernel takes them.
 
-use super::pool::Pool;
+use super::pool::{lasting, Pool};
 
 /// Bytes waiting for the kernel. Owns memory only while it is not empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -51,8 +51,9 @@ impl Outbox {
         }
     }
 
-    pub(super) fn capacity(&self) -> usize {
-        self.buffer.capacity()
+    /// Memory that it takes beyond the turn.
+    pub(super) fn lasting(&self) -> usize {
+        lasting(&self.buffer)
     }
 
     pub(super) fn slim(&mut self, pool: &mut Pool) {

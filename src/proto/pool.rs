@@ -19,6 +19,11 @@ pub(crate) struct Pool {
     pub(crate) traffic: Traffic,
 }
 
+/// Memory that a buffer takes beyond the turn: see [`Pool::slim`].
+pub(super) fn lasting(buffer: &Vec<u8>) -> usize {
+    buffer.capacity().min((buffer.len() * 2 + 1).max(SMALL))
+}
+
 impl Pool {
     pub(crate) fn take(&mut self) -> Vec<u8> {
         self.spare.pop().or_else(|| self.small.pop()).unwrap_or_default()

@@ -17,7 +17,7 @@ use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedS
 use rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVersion, ServerConfig};
 
 use super::outbox::Outbox;
-use super::pool::Pool;
+use super::pool::{lasting, Pool};
 
 /// Ciphertext held for one connection: a handshake message of 64 KiB, rustls' own maximum, and the record it ends in.
 const MAX_HELD: usize = 0x1_0000 + 0x4800;
@@ -231,7 +231,7 @@ impl Session {
     /// Memory that its buffers take; what rustls keeps of an incomplete ClientHello is another copy of it.
     pub(super) fn memory(&self) -> usize {
         let copies = if matches!(self.stage, Stage::Hello(..)) { 2 } else { 1 };
-        self.held.capacity() * copies + self.outbound.capacity()
+        lasting(&self.held) * copies + self.outbound.lasting()
     }
 
     pub(super) fn slim(&mut self, pool: &mut Pool) {

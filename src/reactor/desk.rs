@@ -114,6 +114,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         self.shared.set_limits(config.queue_limit, config.queue_bytes);
         self.roster.set_cap(config.max_connections);
         self.memory.set_limit(config.memory_limit);
+        self.shed();
         if !self.memory.is_tight() {
             self.relax();
         }

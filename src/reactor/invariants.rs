@@ -86,7 +86,7 @@ impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn waiting(&self) -> impl Iterator<Item = (ConnId, &O::Stream, bool, bool)> {
         self.roster
             .iter()
-            .filter(|slot| !slot.queued && !slot.retry)
+            .filter(|slot| !slot.queued && !slot.retry && !slot.squeezed)
             .filter_map(|slot| {
                 let stream = self.streams.get(slot.id.index as usize)?.as_ref()?;
                 Some((slot.id, stream, slot.machine.wants_read(), slot.machine.queued() > 0))

@@ -135,12 +135,17 @@ impl Ledger {
 }
 
 impl<A, O: Os> Reactor<A, O> {
-    /// What a connection holds has changed, perhaps. Over the limit, those who hold the most end.
+    /// What a connection holds has changed, perhaps.
     pub(super) fn account(&mut self, id: ConnId) {
         let Some(slot) = self.roster.get(id) else {
             return;
         };
         self.note_memory(id.index, slot.machine.memory());
+        self.shed();
+    }
+
+    /// Ends those who hold the most until the rest fits.
+    pub(super) fn shed(&mut self) {
         while self.memory.is_over() {
             let Some(index) = self.memory.largest() else {
                 break;

@@ -102,14 +102,23 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(slot) = self.roster.get_mut(id) else {
             return Read::Nothing;
         };
-        if slot.readable && slot.machine.wants_error() {
-            slot.readable = false;
+        let tight = self.memory.is_tight() && self.memory.of(id.index) > self.memory.share();
+        if tight && !slot.machine.has_events() && slot.can_read() && slot.machine.state() == State::Open {
+            slot.squeezed = true;
+            self.squeeze(id);
+        }
+        let Some(slot) = self.roster.get_mut(id) else {
+            return Read::Nothing;
+        };
+        if slot.readable && (slot.squeezed || slot.machine.wants_error()) {
+            // What is there will be read when there is memory for it.
+            slot.readable = slot.squeezed;
             // Reads say "end" for ever, and a write of nothing says whether there was a reset.
             let asked = self.streams.get_mut(id.index as usize).and_then(Option::as_mut);
             if let Some(Err(error)) = asked.map(|stream| self.os.write(stream, &[])) {
                 let passing = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
                 if !passing && !is_short_of_memory(&error) {
-                    slot.machine.handle_write_error(error, &mut self.pool);
+                    slot.machine.handle_read_error(error, &mut self.pool);
                     return Read::Nothing;
                 }
             }
@@ -130,11 +139,6 @@ impl<A, O: Os> Reactor<A, O> {
         }
         if has_events {
             return Read::Staged(machine.stage_held(self.now, &mut scratch.plain, &mut self.pool));
-        }
-        if self.memory.is_tight() && self.memory.of(id.index) > self.memory.share() {
-            slot.squeezed = true;
-            self.squeeze(id);
-            return Read::Nothing;
         }
         let allowance = machine.read_allowance(self.now);
         if allowance == 0 {

@@ -334,6 +334,11 @@ impl ChildProcess {
         (status.expect("ended"), collect(&self.stdout), collect(&self.stderr))
     }
 
+    /// Its process id.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// How many descriptors it has open.
     #[track_caller]
     pub fn descriptors(&self) -> usize {

@@ -1,0 +1,179 @@
+//! One limit holds for all that a server buffers: reading pauses on the largest holders, then they go.
+#![cfg(feature = "sim")]
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use portcullis::sim::{ClientId, ClientState, Sim};
+use portcullis::{CloseReason, Config, Context, Error, Framing, Handler, Listen, Outcome, Server};
+
+struct Echo;
+
+impl Handler for Echo {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+}
+
+const LIMIT: usize = 1024 * 1024;
+
+fn world() -> (Sim, SocketAddr) {
+    let mut sim = Sim::new(1, Config::new().max_connections(5000).memory_limit(LIMIT), ());
+    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4).backlog(5000);
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    (sim, addr)
+}
+
+/// A frame of 8 MiB is announced, and so much of it sent.
+fn begin(sim: &mut Sim, client: ClientId, bytes: usize) {
+    sim.send(
+        client,
+        &[&0x0080_0000_u32.to_be_bytes()[..], &vec![b'x'; bytes]].concat(),
+    );
+}
+
+fn ping(sim: &mut Sim, addr: SocketAddr) {
+    let client = sim.connect(addr).expect("it listens");
+    sim.send(client, b"\0\0\0\x02hi");
+    sim.settle();
+    assert_eq!(sim.received(client), b"\0\0\0\x02hi");
+    sim.finish(client);
+    sim.settle();
+}
+
+fn buffered(sim: &mut Sim) -> usize {
+    sim.control().connections().iter().map(|info| info.buffered).sum()
+}
+
+/// A thousand peers that each begin a frame as large as they may: the limit holds, whoever is small is served, and what
+/// is not finished in its time makes room.
+#[test]
+fn hostile_peers_share_what_there_is() {
+    let (mut sim, addr) = world();
+    let clients: Vec<_> = (0..1000).map(|_| sim.connect(addr).expect("it listens")).collect();
+    for client in &clients {
+        begin(&mut sim, *client, 50_000);
+    }
+    sim.advance(Duration::from_secs(1));
+    let held = buffered(&mut sim);
+    assert!((LIMIT / 2..=LIMIT).contains(&held), "{held}");
+    ping(&mut sim, addr);
+    // The frame timeout of thirty seconds: clocks run while nothing is read.
+    sim.advance(Duration::from_secs(40));
+    ping(&mut sim, addr);
+    assert_eq!(sim.stats().open, 0);
+    assert_eq!(buffered(&mut sim), 0);
+}
+
+/// One that holds more than its share is not read from, until there is room again; nothing of it is lost.
+#[test]
+fn a_large_frame_waits_while_memory_is_tight() {
+    let (mut sim, addr) = world();
+    let large = sim.connect(addr).expect("it listens");
+    let payload = 300_000_usize;
+    let frame = [&(payload as u32).to_be_bytes()[..], &vec![b'y'; payload]].concat();
+    sim.send(large, &frame[..150_000]);
+    sim.settle();
+    let hogs: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("it listens")).collect();
+    for hog in &hogs {
+        begin(&mut sim, *hog, 32_000);
+    }
+    sim.settle();
+    assert!(buffered(&mut sim) > LIMIT / 4 * 3, "tight");
+    sim.send(large, &frame[150_000..]);
+    sim.advance(Duration::from_secs(2));
+    assert_eq!(sim.received(large), b"", "not yet");
+    assert_eq!(sim.state(large), ClientState::Connected);
+    for hog in hogs {
+        sim.reset(hog);
+    }
+    sim.advance(Duration::from_secs(1));
+    assert!(sim.received(large) == frame);
+}
+
+/// Output counts too. What is sent to peers that do not read is the handler's doing: reading less does not help, and those
+/// who hold the most are closed.
+#[test]
+fn who_holds_the_most_goes_first() {
+    let (mut sim, addr) = world();
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        let client = sim.connect(addr).expect("it listens");
+        sim.set_reading(client, false);
+        sim.set_send_buffer(client, 0);
+        clients.push(client);
+    }
+    sim.settle();
+    let ids: Vec<_> = sim.control().connections().iter().map(|info| info.id).collect();
+    for (place, id) in ids.iter().enumerate() {
+        let size = if place < 4 { 100_000 } else { 20_000 };
+        if let Some(mut conn) = sim.control().conn(*id) {
+            conn.send(vec![b'z'; size]).expect("there is room");
+        }
+    }
+    sim.settle();
+    assert!(buffered(&mut sim) <= LIMIT);
+    let closed = sim.stats().closed(CloseReason::OverMemory);
+    assert!((1..=4).contains(&closed), "{closed}");
+    for client in &clients[4..] {
+        assert_eq!(sim.state(*client), ClientState::Connected, "the small ones stay");
+    }
+    sim.step();
+    assert_eq!(sim.stats().open as u64, 40 - closed);
+}
+
+/// Spare buffers go from hand to hand: one byte in each must not keep a large one.
+#[test]
+fn one_byte_does_not_keep_a_large_buffer() {
+    let (mut sim, addr) = world();
+    let mut clients: Vec<_> = (0..400).map(|_| sim.connect(addr).expect("it listens")).collect();
+    for _ in 0..3 {
+        for client in &clients {
+            let frame = [&60_000_u32.to_be_bytes()[..], &[b'x'; 60_000], &[0]].concat();
+            sim.send(*client, &frame);
+            sim.settle();
+            assert_eq!(sim.received(*client).len(), 60_004);
+        }
+        // Each holds one byte now: the beginning of an empty frame.
+        for client in &clients {
+            sim.send(*client, &[0, 0, 0]);
+        }
+        sim.settle();
+        for client in &clients {
+            assert_eq!(sim.received(*client), [0; 4]);
+        }
+    }
+    assert_eq!(sim.stats().closed_total(), 0, "none was over the limit");
+    for client in clients.drain(..) {
+        sim.finish(client);
+    }
+    sim.settle();
+    assert_eq!(sim.stats().open, 0);
+}
+
+#[test]
+fn the_limit_is_live() {
+    let (mut sim, addr) = world();
+    let client = sim.connect(addr).expect("it listens");
+    begin(&mut sim, client, 600_000);
+    sim.settle();
+    assert_eq!(sim.state(client), ClientState::Connected);
+    sim.control()
+        .reconfigure(|config| config.memory_limit(300_000))
+        .expect("a good limit");
+    sim.settle();
+    assert_eq!(sim.state(client), ClientState::Reset);
+    assert_eq!(sim.stats().closed(CloseReason::OverMemory), 1);
+}
+
+#[test]
+fn a_limit_below_a_few_reads_is_refused() {
+    let server: Result<Server, Error> = Server::new(Config::new().memory_limit(1000));
+    match server {
+        Err(Error::Option { option, problem }) => {
+            assert!(option == "memory_limit" && problem.contains("at least"), "{problem}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
