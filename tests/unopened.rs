@@ -52,10 +52,10 @@ fn is_served(sim: &mut Sim, client: ClientId) -> bool {
 fn the_oldest_gives_way_to_a_newcomer() {
     let (mut sim, addr) = world(Config::new().max_unopened(3).unopened_patience(Duration::ZERO));
     let silent = connect(&mut sim, addr, 3);
-    for round in 0..3 {
+    for (round, oldest) in silent.into_iter().enumerate() {
         let newcomer = sim.connect(addr).expect("it listens");
         sim.settle();
-        assert_eq!(sim.state(silent[round]), ClientState::Finished, "the oldest");
+        assert_eq!(sim.state(oldest), ClientState::Finished, "the oldest");
         assert!(is_served(&mut sim, newcomer));
         // It has opened and counts no more: there is room again.
         connect(&mut sim, addr, 1);
