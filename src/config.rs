@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::proto::Rate;
 
-/// Options of a whole server. All have defaults that are safe on the open internet.
+/// Options of a whole server. All have defaults that are safe on the open internet, and all are *live*:
+/// [`Control::reconfigure`](crate::Control::reconfigure) changes them at once.
 ///
 /// ```
 /// use portcullis::Config;
@@ -112,14 +113,14 @@ impl Config {
     }
 
     /// The most connections accepted per second, over all listeners; `None` is no limit. Over it each listener's
-    /// [`Listen::at_capacity`](crate::Listen::at_capacity) decides. Defaults to no limit. *Live.*
+    /// [`Listen::at_capacity`](crate::Listen::at_capacity) decides. Defaults to no limit.
     pub fn accept_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
         self.accept_rate = rate.into();
         self
     }
 
     /// The most connections at one time that are not open yet: in a TLS handshake, or before their PROXY header. A number, or
-    /// a [`Quota`] of the cap. Defaults to half the cap, at least 16 (and never more than the cap). *Live.*
+    /// a [`Quota`] of the cap. Defaults to half the cap, at least 16 (and never more than the cap).
     ///
     /// When there are so many and another client comes, the oldest of them gives way to it, if it has been unopened for
     /// [`Config::unopened_patience`] and it is the peer that we wait for: it is closed as
@@ -131,14 +132,14 @@ impl Config {
         self
     }
 
-    /// How long a connection may be unopened before it gives way to a newcomer. Defaults to 1 s. *Live.*
+    /// How long a connection may be unopened before it gives way to a newcomer. Defaults to 1 s.
     pub fn unopened_patience(mut self, patience: Duration) -> Self {
         self.unopened_patience = patience;
         self
     }
 
     /// The most bytes that all connections together may hold in buffers, in both directions: incomplete frames and records,
-    /// and what waits for peers. Defaults to no limit but those of each connection. *Live.*
+    /// and what waits for peers. Defaults to no limit but those of each connection.
     ///
     /// From three quarters of it on, no more is read from connections that hold more than their share, while their clocks
     /// run; above it those that hold the most are closed, as [`OverMemory`](crate::CloseReason::OverMemory), until the rest fits.

@@ -35,6 +35,10 @@ impl Keepalive {
 
 /// One listener: where, in which framing, under which limits.
 ///
+/// Each option says when a change of it through
+/// [`Control::reconfigure_listener`](crate::Control::reconfigure_listener) takes effect. *Live*: at once. *Next connection*: for
+/// connections accepted from then on. *Next listen*: an open port cannot change it, and says so.
+///
 /// ```
 /// use std::time::Duration;
 /// use portcullis::{AtCapacity, Framing, Listen};
@@ -199,13 +203,13 @@ impl Listen {
         }
     }
 
-    /// The listener's name, unique in its server. Defaults to `portcullis_PORT` with the real port.
+    /// The listener's name, unique in its server. Defaults to `portcullis_PORT` with the real port. *Next listen.*
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// How the stream is cut into frames. Defaults to [`Framing::Packet2`].
+    /// How the stream is cut into frames. Defaults to [`Framing::Packet2`]. *Next connection.*
     pub fn framing(mut self, framing: Framing) -> Self {
         self.framing = framing;
         self
@@ -213,7 +217,7 @@ impl Listen {
 
     /// The longest payload accepted, in bytes; a line counts its delimiter. A longer one closes the connection on its
     /// header alone. Defaults to what the header can say for packet-1 and packet-2, 8 MiB for packet-4, 64 KiB for
-    /// lines and custom framings. Raw has none, and a packet's header cannot say more than it can.
+    /// lines and custom framings. Raw has none, and a packet's header cannot say more than it can. *Next connection.*
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.limits.max_frame = Some(bytes);
         self
@@ -225,20 +229,20 @@ impl Listen {
     /// ([`Stats::closed`](crate::Stats::closed)) and told to [`Service::on_unopened`](crate::Service::on_unopened).
     ///
     /// Early data (0-RTT) is never taken, whatever `max_early_data_size` says, because it can be replayed: clients
-    /// send it again after the handshake.
+    /// send it again after the handshake. *Next connection.*
     #[cfg(feature = "tls")]
     pub fn tls(mut self, config: std::sync::Arc<crate::tls::ServerConfig>) -> Self {
         self.tls = Some(crate::proto::tls::without_early_data(config));
         self
     }
 
-    /// The most connections of this listener, within the server's cap. Defaults to no limit of its own.
+    /// The most connections of this listener, within the server's cap. Defaults to no limit of its own. *Live.*
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = Some(connections);
         self
     }
 
-    /// What becomes of clients that come when the cap is reached. Defaults to [`AtCapacity::Wait`].
+    /// What becomes of clients that come when the cap is reached. Defaults to [`AtCapacity::Wait`]. *Live.*
     pub fn at_capacity(mut self, policy: AtCapacity) -> Self {
         self.at_capacity = policy;
         self
@@ -300,7 +304,7 @@ impl Listen {
     }
 
     /// The most connections of one source at one time; `None` is no limit. Else as [`Listen::source_rate`], but that
-    /// connections which are there when the first limit is set are not counted.
+    /// connections which are there when the first limit is set are not counted. *Live.*
     pub fn source_connections(mut self, connections: impl Into<Option<usize>>) -> Self {
         self.sources.connections = connections.into();
         self
@@ -321,7 +325,7 @@ impl Listen {
     }
 
     /// Frames per second delivered of each connection; `None` is no limit. Else as [`Listen::read_rate`]. With
-    /// [`Framing::Raw`] each piece counts.
+    /// [`Framing::Raw`] each piece counts. *Next connection.*
     pub fn frame_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
         self.limits.frame_rate = rate.into();
         self
@@ -335,31 +339,34 @@ impl Listen {
     }
 
     /// Frames per second delivered of all connections of this listener together. Else as [`Listen::total_read_rate`].
+    /// *Live where there was such a rate before, else next connection.*
     pub fn total_frame_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
         self.limits.total_frame_rate = rate.into();
         self
     }
 
     /// From accept to open: the TLS handshake must be done by then. Defaults to 10 s; `Duration::MAX` is never.
+    /// *Next connection.*
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.limits.handshake_timeout = timeout;
         self
     }
 
-    /// From the first byte of a frame to its last. Defaults to 30 s; `Duration::MAX` is never.
+    /// From the first byte of a frame to its last. Defaults to 30 s; `Duration::MAX` is never. *Next connection.*
     pub fn frame_timeout(mut self, timeout: Duration) -> Self {
         self.limits.frame_timeout = timeout;
         self
     }
 
     /// The longest silence of the peer. Only bytes from the peer count, and the clock stands while we do not read.
-    /// Defaults to 120 s; `Duration::MAX` is never.
+    /// Defaults to 120 s; `Duration::MAX` is never. *Next connection.*
     pub fn idle_timeout(mut self, timeout: Duration) -> Self {
         self.limits.idle_timeout = timeout;
         self
     }
 
     /// The longest time in which the peer takes no byte of what waits for it. Defaults to 30 s; `Duration::MAX` is never.
+    /// *Next connection.*
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.limits.write_timeout = timeout;
         self
@@ -367,6 +374,7 @@ impl Listen {
 
     /// How long, and how many bytes, input is discarded after our FIN while we wait for the peer's, so that closing
     /// does not reset the connection under bytes the peer has not read yet. Defaults to 2 s and 16 MiB.
+    /// *Next connection.*
     pub fn linger(mut self, timeout: Duration, bytes: usize) -> Self {
         self.limits.linger_timeout = timeout;
         self.limits.linger_bytes = bytes;
@@ -374,7 +382,7 @@ impl Listen {
     }
 
     /// Reading from a connection stops when `high` bytes wait for its peer and goes on at `low`.
-    /// Defaults to 32 KiB and 128 KiB. `low` must be below `high`.
+    /// Defaults to 32 KiB and 128 KiB. `low` must be below `high`. *Next connection.*
     pub fn watermarks(mut self, low: usize, high: usize) -> Self {
         self.limits.low_watermark = low;
         self.limits.high_watermark = high;
@@ -382,57 +390,59 @@ impl Listen {
     }
 
     /// `send` fails while this many bytes wait for the peer; a frame that is begun below the limit is taken whole.
-    /// Defaults to 1 MiB; at least the high watermark.
+    /// Defaults to 1 MiB; at least the high watermark. *Next connection.*
     pub fn output_limit(mut self, bytes: usize) -> Self {
         self.limits.output_limit = bytes;
         self
     }
 
     /// Connections that the kernel keeps waiting for accept. Defaults to 1024. The kernel caps it silently
-    /// (`net.core.somaxconn` on Linux, 4096 since 5.4), see `listen(2)`.
+    /// (`net.core.somaxconn` on Linux, 4096 since 5.4), see `listen(2)`. *Next listen.*
     pub fn backlog(mut self, connections: u32) -> Self {
         self.socket.backlog = connections;
         self
     }
 
-    /// TCP_NODELAY: send small frames at once. Defaults to true.
+    /// TCP_NODELAY: send small frames at once. Defaults to true. *Next listen.*
     pub fn nodelay(mut self, on: bool) -> Self {
         self.socket.nodelay = on;
         self
     }
 
     /// IPV6_V6ONLY: an IPv6 listener takes no IPv4 clients. Set explicitly, whatever the system's default. Defaults to true;
-    /// with false, IPv4 peers show as `::ffff:a.b.c.d`.
+    /// with false, IPv4 peers show as `::ffff:a.b.c.d`. *Next listen.*
     pub fn only_v6(mut self, on: bool) -> Self {
         self.socket.only_v6 = on;
         self
     }
 
     /// SO_REUSEADDR: a restarted server binds although old connections are in TIME_WAIT. Defaults to true.
+    /// *Next listen.*
     pub fn reuse_address(mut self, on: bool) -> Self {
         self.socket.reuse_address = on;
         self
     }
 
     /// SO_REUSEPORT: several sockets share the port, and on Linux the kernel spreads clients over them. Defaults to false.
+    /// *Next listen.*
     pub fn reuse_port(mut self, on: bool) -> Self {
         self.socket.reuse_port = on;
         self
     }
 
-    /// SO_KEEPALIVE with these times. Defaults to off.
+    /// SO_KEEPALIVE with these times. Defaults to off. *Next listen.*
     pub fn keepalive(mut self, keepalive: Keepalive) -> Self {
         self.socket.keepalive = Some(keepalive);
         self
     }
 
-    /// SO_RCVBUF of each connection, in bytes. Defaults to the system's automatic size.
+    /// SO_RCVBUF of each connection, in bytes. Defaults to the system's automatic size. *Next listen.*
     pub fn recv_buffer(mut self, bytes: usize) -> Self {
         self.socket.recv_buffer = Some(bytes);
         self
     }
 
-    /// SO_SNDBUF of each connection, in bytes. Defaults to the system's automatic size.
+    /// SO_SNDBUF of each connection, in bytes. Defaults to the system's automatic size. *Next listen.*
     pub fn send_buffer(mut self, bytes: usize) -> Self {
         self.socket.send_buffer = Some(bytes);
         self
