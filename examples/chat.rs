@@ -49,14 +49,11 @@ fn tell_all(cx: &mut Context<'_, Room>, line: &[u8]) {
         let Some(mut member) = cx.conn.peer(id) else {
             continue;
         };
-        match member.send(line) {
+        // Any other error says that it is on its way out: `on_close` is to come.
+        if let Err(SendError::Full { .. }) = member.send(line) {
             // Its output limit is reached: it would hold the lines of a whole day.
-            Err(SendError::Full { .. }) => {
-                member.abort();
-                slow.push(id);
-            }
-            // On its way out: `on_close` is to come.
-            Ok(()) | Err(_) => {}
+            member.abort();
+            slow.push(id);
         }
     }
     for id in slow {
