@@ -1,10 +1,10 @@
 //! What can be asked of a running server between two callbacks.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::access::AccessRules;
+use crate::addr::Addr;
 use crate::config::Config;
 use crate::error::Result;
 use crate::handler::{Conn, ConnInfo, Link};
@@ -37,7 +37,7 @@ pub struct ListenerInfo {
     /// Its name.
     pub name: String,
     /// Where it listens, with the real port.
-    pub addr: SocketAddr,
+    pub addr: Addr,
     /// Whether it takes clients.
     pub state: ListenerState,
     /// Its connections now, in any state.

@@ -3,8 +3,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 
+use crate::addr::Addr;
 use crate::id::ListenerRef;
 
 /// The result of what a program asks of its [`Server`](crate::Server).
@@ -26,12 +26,12 @@ pub enum Error {
     /// The address is taken by another socket (EADDRINUSE).
     AddressInUse {
         /// The address.
-        addr: SocketAddr,
+        addr: Addr,
     },
     /// The socket could not be made, bound or put to listening.
     Listen {
         /// The address.
-        addr: SocketAddr,
+        addr: Addr,
         /// What the kernel said.
         source: io::Error,
     },
@@ -71,7 +71,7 @@ impl Error {
         }
     }
 
-    pub(crate) fn listen(addr: SocketAddr, source: io::Error) -> Self {
+    pub(crate) fn listen(addr: Addr, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::AddrInUse => Self::AddressInUse { addr },
             _ => Self::Listen { addr, source },
@@ -94,9 +94,9 @@ impl fmt::Display for Error {
                 "cannot listen on {addr}: the address is in use; stop its owner, or choose another port (0 lets the system choose)"
             ),
             Self::Listen { addr, source } => {
-                let hint = match source.kind() {
-                    io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
-                    io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+                let hint = match (addr, source.kind()) {
+                    (Addr::Tcp(_), io::ErrorKind::PermissionDenied) => "; ports below 1024 need a privilege",
+                    (Addr::Tcp(_), io::ErrorKind::AddrNotAvailable) => "; no interface of this machine has that address",
                     _ => "",
                 };
                 write!(f, "cannot listen on {addr}: {source}{hint}")

@@ -3,10 +3,10 @@
 use std::any::Any;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::addr::Addr;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Framing, Machine, Pool, SendError, State, Time, Traffic};
 use crate::reason::{Closed, Outcome};
@@ -187,7 +187,7 @@ where
 /// # }
 /// let loopback_only = try_accept(|_app: &mut (), peer: Peer| {
 ///     // Canonical: on a dual-stack listener IPv4 peers show as ::ffff:a.b.c.d.
-///     if peer.addr.ip().to_canonical().is_loopback() { Ok(Echo) } else { Err(Refuse::silently()) }
+///     if peer.addr.ip().is_some_and(|ip| ip.to_canonical().is_loopback()) { Ok(Echo) } else { Err(Refuse::silently()) }
 /// });
 /// # let _ = loopback_only;
 /// ```
@@ -239,7 +239,7 @@ pub struct Peer {
     /// The connection's id; `None` for one that was refused because the cap was reached.
     pub id: Option<ConnId>,
     /// The peer's address.
-    pub addr: SocketAddr,
+    pub addr: Addr,
     /// The listener it came through.
     pub listener: ListenerId,
     /// That listener's name.
@@ -273,7 +273,7 @@ pub(crate) trait Link<A> {
     /// Something was asked of this connection: give it a turn.
     fn touch(&mut self, id: ConnId);
     fn info(&self, id: ConnId) -> Option<ConnInfo>;
-    fn local_addr(&self, id: ConnId) -> io::Result<SocketAddr>;
+    fn local_addr(&self, id: ConnId) -> io::Result<Addr>;
     fn listener_name(&self, listener: ListenerId) -> Rc<str>;
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
     fn now(&self) -> Time;
@@ -402,9 +402,8 @@ impl<'a, A> Conn<'a, A> {
     }
 
     /// The address of the peer at the other end.
-    pub fn peer_addr(&self) -> SocketAddr {
-        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        self.link.info(self.id).map_or(unknown, |info| info.peer)
+    pub fn peer_addr(&self) -> Addr {
+        self.link.info(self.id).map_or_else(Addr::unspecified, |info| info.peer)
     }
 
     /// State, addresses, age and traffic. `None` if the connection has gone, which a handler's own never has.
@@ -417,7 +416,7 @@ impl<'a, A> Conn<'a, A> {
     /// # Errors
     ///
     /// The kernel's, if the connection has been reset already.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+    pub fn local_addr(&self) -> io::Result<Addr> {
         self.link.local_addr(self.id)
     }
 
@@ -482,7 +481,7 @@ pub struct ConnInfo {
     /// The listener it came through.
     pub listener: ListenerId,
     /// The peer's address.
-    pub peer: SocketAddr,
+    pub peer: Addr,
     /// Where it is in its life.
     pub state: State,
     /// Since accept.

@@ -1,7 +1,6 @@
 //! Taking clients in: the budget, the cap, the service's answer, and what happens when descriptors run out.
 
 use std::io;
-use std::net::SocketAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
 
@@ -10,6 +9,7 @@ use super::os::{Os, Token};
 use super::roster::Slot;
 use super::{report_panic, Reactor};
 use crate::access::Access;
+use crate::addr::Addr;
 use crate::config::AtCapacity;
 use crate::handler::{Handler, Peer, Refuse};
 use crate::id::ConnId;
@@ -90,7 +90,7 @@ impl<A, O: Os> Reactor<A, O> {
                     listener.broken = false;
                     listener.accepted += 1;
                     self.stats.accepted += 1;
-                    if listener.options.access.judge(addr.ip()) == Access::Deny {
+                    if addr.ip().map(|ip| listener.options.access.judge(ip)) == Some(Access::Deny) {
                         self.os.close(stream, false);
                         self.report_unopened(app, at, None, addr, Closed::new(CloseReason::Denied));
                     } else if full {
@@ -192,7 +192,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// The cap is reached and the listener's policy is to say so.
-    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, addr: SocketAddr) {
+    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, addr: Addr) {
         let farewell = match self.listeners.get(at).map(|listener| &listener.options.at_capacity) {
             Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
             _ => Vec::new(),
@@ -202,14 +202,14 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Asks the service, and gives the peer a slot.
-    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: SocketAddr) {
+    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: Addr) {
         let id = self.roster.next_id();
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
         let peer = Peer {
             id: Some(id),
-            addr,
+            addr: addr.clone(),
             listener: listener.id,
             listener_name: Rc::clone(&listener.name),
         };
@@ -259,7 +259,7 @@ impl<A, O: Os> Reactor<A, O> {
         id: ConnId,
         machine: Machine,
         at: usize,
-        peer: SocketAddr,
+        peer: Addr,
         stream: O::Stream,
         handler: Box<dyn Handler<A>>,
     ) {
@@ -309,7 +309,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Counts a connection that never got a slot, and tells its service.
-    fn report_unopened(&mut self, app: &mut A, at: usize, id: Option<ConnId>, addr: SocketAddr, closed: Closed) {
+    fn report_unopened(&mut self, app: &mut A, at: usize, id: Option<ConnId>, addr: Addr, closed: Closed) {
         self.stats.count_closed(closed.reason);
         let Some(listener) = self.listeners.get_mut(at) else {
             return;

@@ -1,12 +1,12 @@
 //! What callbacks and the server's owner can ask of the reactor.
 
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::os::{Os, Socket};
 use super::Reactor;
+use crate::addr::Addr;
 use crate::config::Config;
 use crate::control::{Desk, ListenerInfo};
 use crate::error::{Error, Result};
@@ -41,7 +41,7 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         Some(self.roster.get(id)?.info(self.now))
     }
 
-    fn local_addr(&self, id: ConnId) -> io::Result<SocketAddr> {
+    fn local_addr(&self, id: ConnId) -> io::Result<Addr> {
         let stream = self
             .roster
             .get(id)

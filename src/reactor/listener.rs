@@ -10,9 +10,9 @@
 //! successfully, never what we wish; the reactor makes one follow the other, and tries again by timer.
 
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 
+use crate::addr::Addr;
 use crate::config::AtCapacity;
 use crate::control::{ListenerInfo, ListenerState};
 use crate::handler::Service;
@@ -24,7 +24,7 @@ use crate::proto::{Limits, Time};
 pub(super) struct Listener<A, L> {
     pub(super) id: ListenerId,
     pub(super) name: Rc<str>,
-    pub(super) addr: SocketAddr,
+    pub(super) addr: Addr,
     /// `None` once the port is closed.
     pub(super) socket: Option<L>,
     pub(super) service: Box<dyn Service<A>>,
@@ -81,7 +81,7 @@ impl<A, L> Listener<A, L> {
         ListenerInfo {
             id: self.id,
             name: self.name.to_string(),
-            addr: self.addr,
+            addr: self.addr.clone(),
             state: self.state(server_has_room, starved),
             connections: self.connections,
             max_connections: self.max_connections().min(server_cap),
@@ -92,7 +92,7 @@ impl<A, L> Listener<A, L> {
     pub(super) fn is_called(&self, which: &ListenerRef) -> bool {
         match which {
             ListenerRef::Id(id) => self.id == *id,
-            ListenerRef::Port(port) => self.addr.port() == *port,
+            ListenerRef::Port(port) => self.addr.port() == Some(*port),
             ListenerRef::Name(name) => *self.name == **name,
         }
     }

@@ -21,6 +21,7 @@ mod turn;
 use std::any::Any;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +34,7 @@ use ready::Ready;
 use roster::Roster;
 use timers::Timers;
 
+use crate::addr::Addr;
 use crate::config::Config;
 use crate::control::{Control, Desk};
 use crate::error::{Error, Result};
@@ -153,7 +155,8 @@ impl<A, O: Os> Reactor<A, O> {
         self.check_listen(&listen)?;
         let mut failure = None;
         for &addr in listen.resolved()? {
-            match self.os.listen(addr, &listen.socket) {
+            let addr = Addr::from(addr);
+            match self.os.listen(&addr, &listen.socket) {
                 Ok(socket) => return self.enlist(listen, socket, service),
                 Err(error) => failure = failure.or(Some(Error::listen(addr, error))),
             }
@@ -204,10 +207,7 @@ impl<A, O: Os> Reactor<A, O> {
             .os
             .listener_addr(&socket)
             .map_err(Error::os("reading the address of a listening socket"))?;
-        let name = listen
-            .name
-            .clone()
-            .unwrap_or_else(|| format!("portcullis_{}", addr.port()));
+        let name = listen.name.clone().unwrap_or_else(|| default_name(&addr));
         self.check_name(&name)?;
         let id = ListenerId(self.next_listener);
         let has_room = self.roster.has_room();
@@ -235,7 +235,7 @@ impl<A, O: Os> Reactor<A, O> {
             listener.registered = true;
         }
         listener.socket = Some(socket);
-        log::info!("listener {} on {addr}", listener.name);
+        log::info!("listener {} on {}", listener.name, listener.addr);
         self.next_listener = self.next_listener.wrapping_add(1);
         self.listeners.push(listener);
         Ok(id)
@@ -615,6 +615,18 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         for listener in std::mem::take(&mut self.listeners) {
             self.discard("a service's destructor", listener);
         }
+    }
+}
+
+/// What a listener is called that was given no name.
+fn default_name(addr: &Addr) -> String {
+    match addr {
+        Addr::Tcp(addr) => format!("portcullis_{}", addr.port()),
+        Addr::Unix(name) => match (name.as_pathname().and_then(Path::file_name), name.as_abstract_name()) {
+            (Some(file), _) => format!("portcullis_{}", file.to_string_lossy()),
+            (None, Some(name)) => format!("portcullis_{}", String::from_utf8_lossy(name)),
+            (None, None) => "portcullis_unix".to_owned(),
+        },
     }
 }
 

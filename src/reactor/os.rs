@@ -1,9 +1,9 @@
 //! Everything the reactor asks of the operating system. The real one is `os_mio`.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
+use crate::addr::Addr;
 use crate::handle::Wake;
 use crate::id::{ConnId, ListenerId};
 use crate::listen::SocketOptions;
@@ -65,7 +65,7 @@ pub(crate) struct Event {
 
 /// A connected socket as handlers may ask about it.
 pub(crate) trait Socket {
-    fn local_addr(&self) -> io::Result<SocketAddr>;
+    fn local_addr(&self) -> io::Result<Addr>;
 }
 
 /// The system calls of a server. Non-blocking all of them, but [`Os::poll`].
@@ -81,12 +81,12 @@ pub(crate) trait Os {
 
     fn waker(&self) -> Box<dyn Wake>;
 
-    fn listen(&mut self, addr: SocketAddr, options: &SocketOptions) -> io::Result<Self::Listener>;
+    fn listen(&mut self, addr: &Addr, options: &SocketOptions) -> io::Result<Self::Listener>;
 
     /// Makes an existing listening socket ours.
     fn adopt(&mut self, listener: std::net::TcpListener) -> io::Result<Self::Listener>;
 
-    fn listener_addr(&self, listener: &Self::Listener) -> io::Result<SocketAddr>;
+    fn listener_addr(&self, listener: &Self::Listener) -> io::Result<Addr>;
 
     fn register_listener(&mut self, listener: &mut Self::Listener, token: Token) -> io::Result<()>;
 
@@ -94,7 +94,7 @@ pub(crate) trait Os {
 
     fn close_listener(&mut self, listener: Self::Listener);
 
-    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Self::Stream, SocketAddr)>;
+    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Self::Stream, Addr)>;
 
     /// For reading and writing, edge-triggered, once.
     fn register_stream(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;

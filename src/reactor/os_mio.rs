@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use mio::{Events, Interest, Poll, Waker};
 use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
 
 use super::os::{Event, Os, Socket, Token};
+use crate::addr::Addr;
 use crate::handle::Wake;
 use crate::listen::SocketOptions;
 use crate::proto::Time;
@@ -61,8 +62,8 @@ impl Wake for MioWaker {
 }
 
 impl Socket for TcpStream {
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Self::local_addr(self)
+    fn local_addr(&self) -> io::Result<Addr> {
+        Ok(Self::local_addr(self)?.into())
     }
 }
 
@@ -94,7 +95,8 @@ impl Os for MioOs {
         Box::new(MioWaker(std::sync::Arc::clone(&self.waker)))
     }
 
-    fn listen(&mut self, addr: SocketAddr, options: &SocketOptions) -> io::Result<TcpListener> {
+    fn listen(&mut self, addr: &Addr, options: &SocketOptions) -> io::Result<TcpListener> {
+        let addr = addr.as_tcp().ok_or(io::ErrorKind::Unsupported)?;
         let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_nonblocking(true)?;
         if addr.is_ipv6() {
@@ -138,8 +140,8 @@ impl Os for MioOs {
         Ok(TcpListener::from_std(listener))
     }
 
-    fn listener_addr(&self, listener: &TcpListener) -> io::Result<SocketAddr> {
-        listener.local_addr()
+    fn listener_addr(&self, listener: &TcpListener) -> io::Result<Addr> {
+        Ok(listener.local_addr()?.into())
     }
 
     fn register_listener(&mut self, listener: &mut TcpListener, token: Token) -> io::Result<()> {
@@ -156,11 +158,11 @@ impl Os for MioOs {
         drop(listener);
     }
 
-    fn accept(&mut self, listener: &mut TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
+    fn accept(&mut self, listener: &mut TcpListener) -> io::Result<(TcpStream, Addr)> {
         let (stream, peer) = listener.accept()?;
         #[cfg(target_vendor = "apple")]
         SockRef::from(&stream).set_nosigpipe(true)?;
-        Ok((stream, peer))
+        Ok((stream, peer.into()))
     }
 
     fn register_stream(&mut self, stream: &mut TcpStream, token: Token) -> io::Result<()> {

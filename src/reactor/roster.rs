@@ -1,10 +1,9 @@
 //! The slab: who is connected, under which id, and how many may be.
 
-use std::net::SocketAddr;
-
 use slab::Slab;
 
 use super::os::Token;
+use crate::addr::Addr;
 use crate::handler::ConnInfo;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Machine, State, Time};
@@ -14,7 +13,7 @@ pub(super) struct Slot {
     pub(super) id: ConnId,
     pub(super) machine: Machine,
     pub(super) listener: ListenerId,
-    pub(super) peer: SocketAddr,
+    pub(super) peer: Addr,
     pub(super) accepted_at: Time,
     /// The kernel may have input, as far as we know.
     pub(super) readable: bool,
@@ -149,7 +148,7 @@ impl Slot {
         ConnInfo {
             id: self.id,
             listener: self.listener,
-            peer: self.peer,
+            peer: self.peer.clone(),
             state: self.machine.state(),
             age: now.since(self.accepted_at),
             idle: now.since(self.machine.last_input()),
@@ -174,7 +173,7 @@ mod tests {
             id,
             machine,
             listener: ListenerId(0),
-            peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+            peer: Addr::unspecified(),
             accepted_at: Time::ZERO,
             readable: false,
             writable: false,

@@ -6,6 +6,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use super::os::Os;
 use super::{last_words, report_panic, Reactor, Scratch};
+use crate::addr::Addr;
 use crate::handler::{Context, Handler, Peer};
 use crate::id::ConnId;
 use crate::proto::{Event, NextStep, Staged, State};
@@ -321,7 +322,7 @@ impl<A, O: Os> Reactor<A, O> {
             let words = words.unwrap_or_else(last_words);
             log::debug!("{}: {words}", slot.info(self.now));
         }
-        let peer = slot.peer;
+        let peer = slot.peer.clone();
         if was_open {
             self.call(app, id, |handler, cx| {
                 handler.on_close(cx, &closed);
@@ -343,14 +344,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Tells the service about a connection that had a slot and never opened.
-    fn tell_unopened(
-        &mut self,
-        app: &mut A,
-        listener: crate::id::ListenerId,
-        id: ConnId,
-        addr: std::net::SocketAddr,
-        closed: &Closed,
-    ) {
+    fn tell_unopened(&mut self, app: &mut A, listener: crate::id::ListenerId, id: ConnId, addr: Addr, closed: &Closed) {
         let Some(listener) = self.listeners.iter_mut().find(|found| found.id == listener) else {
             return;
         };

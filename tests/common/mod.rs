@@ -14,7 +14,7 @@ use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use portcullis::{Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, Stats};
+use portcullis::{Addr, Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, Stats};
 
 /// The longest that anything may take, on a machine that is busy with something else.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -69,6 +69,12 @@ pub fn spawn_echo(config: Config, listen: Listen) -> Running {
     })
 }
 
+/// The address of a TCP listener.
+#[track_caller]
+pub fn tcp(addr: &Addr) -> SocketAddr {
+    addr.as_tcp().expect("a TCP address")
+}
+
 /// `127.0.0.1` on a port that the system chooses.
 pub fn local() -> Listen {
     Listen::tcp("127.0.0.1:0")
@@ -77,7 +83,7 @@ pub fn local() -> Listen {
 impl<A: Send + 'static> Running<A> {
     /// Where the first listener is.
     pub fn addr(&self) -> SocketAddr {
-        self.listeners[0].addr
+        tcp(&self.listeners[0].addr)
     }
 
     /// Drains, and returns what is left when the server is done.
