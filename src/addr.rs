@@ -27,6 +27,19 @@ pub enum Addr {
     Unix(UnixAddr),
 }
 
+/// Who was at the other end of a Unix socket when it connected, as the kernel says (SO_PEERCRED, `unix(7)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Credentials {
+    /// The effective user.
+    pub uid: u32,
+    /// The effective group.
+    pub gid: u32,
+    /// The process. `None` if the kernel does not say: on BSD, and for a process that ours cannot see, as outside its
+    /// container. It may have ended since, and its number may be another's: decide by user and group.
+    pub pid: Option<u32>,
+}
+
 /// The name of a Unix socket (`unix(7)`). A client's has none, unless it takes one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UnixAddr(Name);
@@ -73,6 +86,18 @@ impl Addr {
 }
 
 impl UnixAddr {
+    pub(crate) fn pathname(path: &Path) -> Self {
+        Self(Name::Path(Arc::from(path)))
+    }
+
+    pub(crate) fn abstract_name(name: &[u8]) -> Self {
+        Self(Name::Abstract(Arc::from(name)))
+    }
+
+    pub(crate) fn unnamed() -> Self {
+        Self(Name::Unnamed)
+    }
+
     /// The file.
     pub fn as_pathname(&self) -> Option<&Path> {
         match &self.0 {
@@ -110,12 +135,9 @@ impl From<unix::SocketAddr> for Addr {
 
         #[cfg(any(target_os = "linux", target_os = "android"))]
         if let Some(name) = addr.as_abstract_name() {
-            return Self::Unix(UnixAddr(Name::Abstract(Arc::from(name))));
+            return Self::Unix(UnixAddr::abstract_name(name));
         }
-        let name = addr
-            .as_pathname()
-            .map_or(Name::Unnamed, |path| Name::Path(Arc::from(path)));
-        Self::Unix(UnixAddr(name))
+        Self::Unix(addr.as_pathname().map_or_else(UnixAddr::unnamed, UnixAddr::pathname))
     }
 }
 

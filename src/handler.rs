@@ -6,7 +6,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::addr::Addr;
+use crate::addr::{Addr, Credentials};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Framing, Machine, Pool, SendError, State, Time, Traffic};
 use crate::reason::{Closed, Outcome};
@@ -240,6 +240,8 @@ pub struct Peer {
     pub id: Option<ConnId>,
     /// The peer's address.
     pub addr: Addr,
+    /// On a Unix socket, who the peer is, if the system says it.
+    pub credentials: Option<Credentials>,
     /// The listener it came through.
     pub listener: ListenerId,
     /// That listener's name.
@@ -274,6 +276,7 @@ pub(crate) trait Link<A> {
     fn touch(&mut self, id: ConnId);
     fn info(&self, id: ConnId) -> Option<ConnInfo>;
     fn local_addr(&self, id: ConnId) -> io::Result<Addr>;
+    fn credentials(&self, id: ConnId) -> io::Result<Credentials>;
     fn listener_name(&self, listener: ListenerId) -> Rc<str>;
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
     fn now(&self) -> Time;
@@ -418,6 +421,29 @@ impl<'a, A> Conn<'a, A> {
     /// The kernel's, if the connection has been reset already.
     pub fn local_addr(&self) -> io::Result<Addr> {
         self.link.local_addr(self.id)
+    }
+
+    /// Who the peer of a Unix socket is; [`Peer::credentials`] says the same to a service, which can refuse by it.
+    ///
+    /// ```
+    /// # use portcullis::{try_accept, Context, Handler, Outcome, Peer, Refuse};
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+    /// # }
+    /// let root_only = try_accept(|_app: &mut (), peer: Peer| match peer.credentials {
+    ///     Some(credentials) if credentials.uid == 0 => Ok(Echo),
+    ///     _ => Err(Refuse::silently()),
+    /// });
+    /// # let _ = root_only;
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` over TCP, and where the system does not say it (it does on Linux, Android, FreeBSD, DragonFly and
+    /// Apple's systems); the kernel's.
+    pub fn credentials(&self) -> io::Result<Credentials> {
+        self.link.credentials(self.id)
     }
 
     /// The name of the listener it came through.

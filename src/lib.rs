@@ -91,7 +91,7 @@ pub mod sim;
 mod stats;
 
 pub use access::{Access, AccessRule, AccessRules};
-pub use addr::{Addr, UnixAddr};
+pub use addr::{Addr, Credentials, UnixAddr};
 pub use config::{AtCapacity, Config};
 pub use control::{Control, ListenerInfo, ListenerState};
 pub use error::{Error, Result};

@@ -4,17 +4,37 @@ use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
 
-use super::listener::AcceptError;
-use super::os::{Os, Token};
+use super::listener::{AcceptError, Listener};
+use super::os::{Os, Socket, Token};
 use super::roster::Slot;
 use super::{report_panic, Reactor};
 use crate::access::Access;
-use crate::addr::Addr;
+use crate::addr::{Addr, Credentials};
 use crate::config::AtCapacity;
 use crate::handler::{Handler, Peer, Refuse};
 use crate::id::ConnId;
 use crate::proto::{Machine, Time};
 use crate::reason::{CloseReason, Closed};
+
+/// Who has connected.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) addr: Addr,
+    pub(super) credentials: Option<Credentials>,
+}
+
+impl Caller {
+    /// What the listener's service is told.
+    pub(super) fn at<A, L>(self, listener: &Listener<A, L>, id: Option<ConnId>) -> Peer {
+        Peer {
+            id,
+            addr: self.addr,
+            credentials: self.credentials,
+            listener: listener.id,
+            listener_name: Rc::clone(&listener.name),
+        }
+    }
+}
 
 /// Out of descriptors or socket memory.
 #[derive(Debug, Default)]
@@ -90,13 +110,16 @@ impl<A, O: Os> Reactor<A, O> {
                     listener.broken = false;
                     listener.accepted += 1;
                     self.stats.accepted += 1;
-                    if addr.ip().map(|ip| listener.options.access.judge(ip)) == Some(Access::Deny) {
+                    let access = addr.ip().map(|ip| listener.options.access.judge(ip));
+                    let credentials = stream.credentials().ok();
+                    let caller = Caller { addr, credentials };
+                    if access == Some(Access::Deny) {
                         self.os.close(stream, false);
-                        self.report_unopened(app, at, None, addr, Closed::new(CloseReason::Denied));
+                        self.report_unopened(app, at, None, caller, Closed::new(CloseReason::Denied));
                     } else if full {
-                        self.turn_away(app, at, stream, addr);
+                        self.turn_away(app, at, stream, caller);
                     } else {
-                        self.admit(app, at, stream, addr);
+                        self.admit(app, at, stream, caller);
                     }
                 }
                 Err(error) => match AcceptError::of(&error) {
@@ -192,27 +215,22 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// The cap is reached and the listener's policy is to say so.
-    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, addr: Addr) {
+    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, caller: Caller) {
         let farewell = match self.listeners.get(at).map(|listener| &listener.options.at_capacity) {
             Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
             _ => Vec::new(),
         };
         self.dismiss(stream, &farewell);
-        self.report_unopened(app, at, None, addr, Closed::new(CloseReason::AtCapacity));
+        self.report_unopened(app, at, None, caller, Closed::new(CloseReason::AtCapacity));
     }
 
     /// Asks the service, and gives the peer a slot.
-    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: Addr) {
+    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, caller: Caller) {
         let id = self.roster.next_id();
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
-        let peer = Peer {
-            id: Some(id),
-            addr: addr.clone(),
-            listener: listener.id,
-            listener_name: Rc::clone(&listener.name),
-        };
+        let peer = caller.clone().at(listener, Some(id));
         let limits = Rc::clone(&listener.limits);
         // The service, and the framing's maker behind it, are the user's code.
         let answer = catch_unwind(AssertUnwindSafe(|| {
@@ -229,20 +247,26 @@ impl<A, O: Os> Reactor<A, O> {
             Ok(Ok(admitted)) => admitted,
             Ok(Err(Refuse { farewell })) => {
                 self.dismiss(stream, &farewell);
-                return self.report_unopened(app, at, Some(id), addr, Closed::new(CloseReason::Refused));
+                return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::Refused));
             }
             Err(panic) => {
                 self.stats.panics += 1;
                 report_panic("a service's accept", panic);
                 self.os.close(stream, false);
-                return self.report_unopened(app, at, Some(id), addr, Closed::new(CloseReason::Panicked));
+                return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::Panicked));
             }
         };
         if let Err(error) = self.os.register_stream(&mut stream, Token::of_conn(id)) {
             self.os.close(stream, false);
             self.drop_handler(handler);
             self.discard("a framer's destructor", machine);
-            self.report_unopened(app, at, Some(id), addr, Closed::with(CloseReason::Unregistered, error));
+            self.report_unopened(
+                app,
+                at,
+                Some(id),
+                caller,
+                Closed::with(CloseReason::Unregistered, error),
+            );
             return self.starve(&io::Error::from_raw_os_error(libc::ENOMEM));
         }
         listener.connections += 1;
@@ -250,7 +274,7 @@ impl<A, O: Os> Reactor<A, O> {
         if let Some(until) = self.drain.handshake_until() {
             machine.drain(until);
         }
-        self.move_in(id, machine, at, addr, stream, handler);
+        self.move_in(id, machine, at, caller.addr, stream, handler);
         self.turn(app, id);
     }
 
@@ -309,18 +333,13 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Counts a connection that never got a slot, and tells its service.
-    fn report_unopened(&mut self, app: &mut A, at: usize, id: Option<ConnId>, addr: Addr, closed: Closed) {
+    fn report_unopened(&mut self, app: &mut A, at: usize, id: Option<ConnId>, caller: Caller, closed: Closed) {
         self.stats.count_closed(closed.reason);
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
-        log::debug!("{addr} on {}: {closed}", listener.name);
-        let peer = Peer {
-            id,
-            addr,
-            listener: listener.id,
-            listener_name: Rc::clone(&listener.name),
-        };
+        log::debug!("{} on {}: {closed}", caller.addr, listener.name);
+        let peer = caller.at(listener, id);
         let told = catch_unwind(AssertUnwindSafe(|| {
             listener.service.on_unopened(app, &peer, &closed);
         }));

@@ -15,11 +15,13 @@ pub(crate) mod os;
 pub(crate) mod os_mio;
 mod ready;
 mod roster;
+mod socket_file;
 mod timers;
 mod turn;
 
 use std::any::Any;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::Path;
 use std::rc::Rc;
@@ -154,11 +156,10 @@ impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn listen(&mut self, listen: Listen, service: Box<dyn Service<A>>) -> Result<ListenerId> {
         self.check_listen(&listen)?;
         let mut failure = None;
-        for &addr in listen.resolved()? {
-            let addr = Addr::from(addr);
-            match self.os.listen(&addr, &listen.socket) {
+        for addr in listen.resolved()? {
+            match self.os.listen(addr, &listen.socket) {
                 Ok(socket) => return self.enlist(listen, socket, service),
-                Err(error) => failure = failure.or(Some(Error::listen(addr, error))),
+                Err(error) => failure = failure.or(Some(Error::listen(addr.clone(), error))),
             }
         }
         // `resolved` has at least one address.
@@ -168,7 +169,7 @@ impl<A, O: Os> Reactor<A, O> {
     /// Takes over a socket that is listening already.
     pub(crate) fn adopt(
         &mut self,
-        socket: std::net::TcpListener,
+        socket: OwnedFd,
         listen: Listen,
         service: Box<dyn Service<A>>,
     ) -> Result<ListenerId> {

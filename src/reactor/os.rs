@@ -1,9 +1,10 @@
 //! Everything the reactor asks of the operating system. The real one is `os_mio`.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use crate::addr::Addr;
+use crate::addr::{Addr, Credentials};
 use crate::handle::Wake;
 use crate::id::{ConnId, ListenerId};
 use crate::listen::SocketOptions;
@@ -66,6 +67,9 @@ pub(crate) struct Event {
 /// A connected socket as handlers may ask about it.
 pub(crate) trait Socket {
     fn local_addr(&self) -> io::Result<Addr>;
+
+    /// Of the peer's process, where the system says it: on a Unix socket.
+    fn credentials(&self) -> io::Result<Credentials>;
 }
 
 /// The system calls of a server. Non-blocking all of them, but [`Os::poll`].
@@ -83,8 +87,11 @@ pub(crate) trait Os {
 
     fn listen(&mut self, addr: &Addr, options: &SocketOptions) -> io::Result<Self::Listener>;
 
-    /// Makes an existing listening socket ours.
-    fn adopt(&mut self, listener: std::net::TcpListener) -> io::Result<Self::Listener>;
+    /// Makes an existing listening socket ours, if it is one.
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<Self::Listener>;
+
+    /// Another descriptor of the socket, for another process; what belongs to the socket is that one's from now on.
+    fn share_listener(&mut self, listener: &mut Self::Listener) -> io::Result<OwnedFd>;
 
     fn listener_addr(&self, listener: &Self::Listener) -> io::Result<Addr>;
 
@@ -107,7 +114,7 @@ pub(crate) trait Os {
     /// Shuts the writing half down.
     fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
 
-    /// Closes, with RST if `reset`.
+    /// Closes, with RST if `reset` and the transport has one.
     fn close(&mut self, stream: Self::Stream, reset: bool);
 }
 

@@ -4,10 +4,10 @@ use std::any::Any;
 use std::io;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
-use super::os::Os;
+use super::accept::Caller;
+use super::os::{Os, Socket};
 use super::{last_words, report_panic, Reactor, Scratch};
-use crate::addr::Addr;
-use crate::handler::{Context, Handler, Peer};
+use crate::handler::{Context, Handler};
 use crate::id::ConnId;
 use crate::proto::{Event, NextStep, Staged, State};
 use crate::reason::{CloseReason, Closed, Outcome};
@@ -307,7 +307,13 @@ impl<A, O: Os> Reactor<A, O> {
     /// Ends a connection: the socket first, then the last callback, then the slot.
     fn reap(&mut self, app: &mut A, id: ConnId, reset: bool) {
         let index = id.index as usize;
+        let was_open = self.roster.get(id).is_some_and(|slot| slot.machine.was_open());
+        let mut credentials = None;
         if let Some(stream) = self.streams.get_mut(index).and_then(Option::take) {
+            if !was_open {
+                // For the service, which hears of it.
+                credentials = stream.credentials().ok();
+            }
             self.os.close(stream, reset);
         }
         self.shared.set_live(id, false);
@@ -315,14 +321,14 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         };
         let closed = slot.machine.take_closed();
-        let (was_open, listener) = (slot.machine.was_open(), slot.listener);
+        let listener = slot.listener;
         if log::log_enabled!(log::Level::Debug) {
             // The words of a user's error are the user's code.
             let words = catch_unwind(AssertUnwindSafe(|| closed.to_string()));
             let words = words.unwrap_or_else(last_words);
             log::debug!("{}: {words}", slot.info(self.now));
         }
-        let peer = slot.peer.clone();
+        let addr = slot.peer.clone();
         if was_open {
             self.call(app, id, |handler, cx| {
                 handler.on_close(cx, &closed);
@@ -338,22 +344,24 @@ impl<A, O: Os> Reactor<A, O> {
         self.discard("a framer's destructor", slot);
         self.make_room(listener);
         if !was_open {
-            self.tell_unopened(app, listener, id, peer, &closed);
+            self.tell_unopened(app, listener, id, Caller { addr, credentials }, &closed);
         }
         self.discard("an error's destructor", closed);
     }
 
     /// Tells the service about a connection that had a slot and never opened.
-    fn tell_unopened(&mut self, app: &mut A, listener: crate::id::ListenerId, id: ConnId, addr: Addr, closed: &Closed) {
+    fn tell_unopened(
+        &mut self,
+        app: &mut A,
+        listener: crate::id::ListenerId,
+        id: ConnId,
+        caller: Caller,
+        closed: &Closed,
+    ) {
         let Some(listener) = self.listeners.iter_mut().find(|found| found.id == listener) else {
             return;
         };
-        let peer = Peer {
-            id: Some(id),
-            addr,
-            listener: listener.id,
-            listener_name: std::rc::Rc::clone(&listener.name),
-        };
+        let peer = caller.at(listener, Some(id));
         let told = catch_unwind(AssertUnwindSafe(|| {
             listener.service.on_unopened(app, &peer, closed);
         }));

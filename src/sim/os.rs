@@ -3,13 +3,14 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::kernel::Kernel;
-use crate::addr::Addr;
+use crate::addr::{Addr, Credentials};
 use crate::handle::Wake;
 use crate::listen::SocketOptions;
 use crate::proto::Time;
@@ -39,6 +40,10 @@ pub(super) struct StreamFd {
 impl Socket for StreamFd {
     fn local_addr(&self) -> io::Result<Addr> {
         Ok(self.local.into())
+    }
+
+    fn credentials(&self) -> io::Result<Credentials> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -75,7 +80,11 @@ impl Os for SimOs {
         Ok(ListenerFd { index, kernel })
     }
 
-    fn adopt(&mut self, _listener: std::net::TcpListener) -> io::Result<ListenerFd> {
+    fn adopt(&mut self, _socket: OwnedFd) -> io::Result<ListenerFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn share_listener(&mut self, _listener: &mut ListenerFd) -> io::Result<OwnedFd> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
