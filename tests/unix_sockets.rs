@@ -716,3 +716,31 @@ fn an_urgent_byte_does_not_stop_the_rest() {
     let heard = String::from_utf8(read_to_end(&mut client)).expect("text");
     assert_eq!(heard.replace('!', ""), "beforebehind");
 }
+
+/// Out of descriptors, those who wait are served when others leave, and it is said once, as over TCP (`tests/starvation.rs`).
+#[cfg(target_os = "linux")]
+#[test]
+fn out_of_descriptors_clients_wait() {
+    let place = Place::new();
+    let path = place.path("starved.sock");
+    let mut command = std::process::Command::new("sh");
+    command.args(["-c", "ulimit -n 24; exec \"$@\"", "sh"]);
+    command
+        .arg(common::example("handover"))
+        .arg(format!("unix:{}", path.display()));
+    let server = common::ChildProcess::start(&mut command);
+    server.line();
+    let mut clients: Vec<_> = (0..60).map(|_| connect(&path)).collect();
+    for (at, client) in clients.iter_mut().enumerate() {
+        client.write_all(format!("{at}\n").as_bytes()).expect("send");
+    }
+    for (at, mut client) in clients.into_iter().enumerate() {
+        let expected = format!("{} {at}\n", server.child.id());
+        let mut answer = vec![0; expected.len()];
+        client.read_exact(&mut answer).expect("answer");
+        assert_eq!(answer, expected.as_bytes());
+    }
+    server.signal("TERM");
+    let (_, _, log) = server.finish();
+    assert_eq!(log.matches("no new connections for now").count(), 1, "{log}");
+}
