@@ -55,7 +55,7 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     // Before the address is said: who reads it may send a signal at once.
     terminal::drain_on_signal(server.handle(), options.grace)?;
     terminal::say(&format!("listening on {addr} ({})", options.framing.name()));
-    terminal::say(&format!("try:  {}", options.try_it(addr)));
+    terminal::say(&format!("try:  {}", options.try_it(&addr)));
 
     server.run(&mut ())?;
 

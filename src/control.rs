@@ -1,10 +1,11 @@
 //! What can be asked of a running server between two callbacks.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::access::AccessRules;
+use crate::addr::Addr;
 use crate::config::Config;
 use crate::error::Result;
 use crate::handler::{Conn, ConnInfo, Link};
@@ -39,7 +40,7 @@ pub struct ListenerInfo {
     /// Its name.
     pub name: String,
     /// Where it listens, with the real port.
-    pub addr: SocketAddr,
+    pub addr: Addr,
     /// Whether it takes clients.
     pub state: ListenerState,
     /// Its connections now, in any state.
@@ -62,6 +63,7 @@ pub(crate) trait Desk<A>: Link<A> {
     fn set_options(&mut self, which: &ListenerRef, options: Listen) -> Result<()>;
     fn set_suspended(&mut self, which: &ListenerRef, suspended: bool) -> Result<()>;
     fn close_listener(&mut self, which: &ListenerRef) -> Result<()>;
+    fn listener_socket(&mut self, which: &ListenerRef) -> Result<OwnedFd>;
     fn stats(&self) -> Stats;
     fn drain(&mut self, grace: Duration);
     fn drain_report(&self) -> Option<DrainReport>;
@@ -193,13 +195,35 @@ impl<'a, A> Control<'a, A> {
         self.desk.set_suspended(&which.into(), false)
     }
 
-    /// Closes a listener's port. Clients that wait in its backlog are reset by the kernel, its connections live on.
+    /// Closes a listener's port. Clients that wait in its backlog are reset by the kernel, unless another process has the
+    /// socket too ([`Control::listener_socket`]); its connections live on.
     ///
     /// # Errors
     ///
     /// [`Error::NoListener`](crate::Error::NoListener).
     pub fn close_listener(&mut self, which: impl Into<ListenerRef>) -> Result<()> {
         self.desk.close_listener(&which.into())
+    }
+
+    /// Another descriptor of a listener's socket, close-on-exec, for another process: to hand the listener over without
+    /// refusing a single client. Both have one queue of clients, and each client is accepted by one of them.
+    ///
+    /// In this order:
+    ///
+    /// 1. Give the descriptor to the new process: as file 3 with `LISTEN_FDS=1` in its environment, or over a Unix socket
+    ///    (SCM_RIGHTS). It calls [`Server::adopt`](crate::Server::adopt), runs, and says that it does.
+    /// 2. [`Control::close_listener`]. The queue stays as it is, for the new process.
+    /// 3. [`Control::drain`]. A client that was accepted here and has not asked yet is answered only if
+    ///    [`Handler::on_drain`](crate::Handler::on_drain) leaves it the time: the default closes once what has arrived is answered.
+    ///
+    /// A drain without the second step accepts whoever waits, as always, and begins to send them away. The file of a Unix
+    /// socket is left to the new process, and is not removed from here on. `examples/handover.rs` does all of this.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoListener`](crate::Error::NoListener), or [`Error::Os`](crate::Error::Os) if there is no descriptor left.
+    pub fn listener_socket(&mut self, which: impl Into<ListenerRef>) -> Result<OwnedFd> {
+        self.desk.listener_socket(&which.into())
     }
 
     /// A listener's access rules, each with the number of peers it has decided about.

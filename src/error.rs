@@ -3,8 +3,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 
+use crate::addr::Addr;
 use crate::id::ListenerRef;
 
 /// The result of what a program asks of its [`Server`](crate::Server).
@@ -26,12 +26,12 @@ pub enum Error {
     /// The address is taken by another socket (EADDRINUSE).
     AddressInUse {
         /// The address.
-        addr: SocketAddr,
+        addr: Addr,
     },
     /// The socket could not be made, bound or put to listening.
     Listen {
         /// The address.
-        addr: SocketAddr,
+        addr: Addr,
         /// What the kernel said.
         source: io::Error,
     },
@@ -71,7 +71,7 @@ impl Error {
         }
     }
 
-    pub(crate) fn listen(addr: SocketAddr, source: io::Error) -> Self {
+    pub(crate) fn listen(addr: Addr, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::AddrInUse => Self::AddressInUse { addr },
             _ => Self::Listen { addr, source },
@@ -89,20 +89,33 @@ impl fmt::Display for Error {
             Self::Address { given, source } => {
                 write!(f, "{given} is no address to listen on (give HOST:PORT): {source}")
             }
-            Self::AddressInUse { addr } => write!(
-                f,
-                "cannot listen on {addr}: the address is in use; stop its owner, or choose another port (0 lets the system choose)"
-            ),
+            Self::AddressInUse { addr } => {
+                let hint = match addr {
+                    Addr::Tcp(_) => "port (0 lets the system choose)",
+                    Addr::Unix(_) => "path",
+                };
+                write!(
+                    f,
+                    "cannot listen on {addr}: the address is in use; stop its owner, or choose another {hint}"
+                )
+            }
             Self::Listen { addr, source } => {
-                let hint = match source.kind() {
-                    io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
-                    io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+                let hint = match (addr, source.kind()) {
+                    (Addr::Tcp(_), io::ErrorKind::PermissionDenied) => "; ports below 1024 need a privilege",
+                    (Addr::Tcp(_), io::ErrorKind::AddrNotAvailable) => {
+                        "; no interface of this machine has that address"
+                    }
+                    (Addr::Unix(_), io::ErrorKind::NotFound) => "; its directory must exist",
+                    (Addr::Unix(_), io::ErrorKind::AlreadyExists) => "; remove it, or choose another path",
                     _ => "",
                 };
                 write!(f, "cannot listen on {addr}: {source}{hint}")
             }
             Self::NameTaken { name } => {
-                write!(f, "a listener named {name:?} exists already; give this one another name")
+                write!(
+                    f,
+                    "a listener named {name:?} exists already; give this one another name"
+                )
             }
             Self::Option { option, problem } => write!(f, "option {option}: {problem}"),
             Self::NoListener { listener } => write!(f, "there is no listener {listener}"),

@@ -3,10 +3,10 @@
 use std::any::Any;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::addr::{Addr, Credentials};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Framing, Machine, Pool, ProxyHeader, SendError, State, Time, Traffic};
 use crate::reason::{Closed, Outcome};
@@ -187,7 +187,7 @@ where
 /// # }
 /// let loopback_only = try_accept(|_app: &mut (), peer: Peer| {
 ///     // Canonical: on a dual-stack listener IPv4 peers show as ::ffff:a.b.c.d.
-///     if peer.addr.ip().to_canonical().is_loopback() { Ok(Echo) } else { Err(Refuse::silently()) }
+///     if peer.addr.ip().is_some_and(|ip| ip.to_canonical().is_loopback()) { Ok(Echo) } else { Err(Refuse::silently()) }
 /// });
 /// # let _ = loopback_only;
 /// ```
@@ -239,7 +239,9 @@ pub struct Peer {
     /// The connection's id; `None` for one that was refused because the cap was reached.
     pub id: Option<ConnId>,
     /// The peer's address.
-    pub addr: SocketAddr,
+    pub addr: Addr,
+    /// On a Unix socket, who the peer is, if the system says it.
+    pub credentials: Option<Credentials>,
     /// The listener it came through.
     pub listener: ListenerId,
     /// That listener's name.
@@ -250,9 +252,9 @@ pub struct Peer {
 
 impl Peer {
     /// Where the client is: the address behind the proxy, if one was told, else the peer's.
-    pub fn source(&self) -> SocketAddr {
-        let header = self.proxy.as_ref();
-        header.and_then(|header| header.source()).unwrap_or(self.addr)
+    pub fn source(&self) -> Addr {
+        let told = self.proxy.as_ref().and_then(|header| header.source());
+        told.map_or_else(|| self.addr.clone(), Addr::from)
     }
 }
 
@@ -283,7 +285,8 @@ pub(crate) trait Link<A> {
     /// Something was asked of this connection: give it a turn.
     fn touch(&mut self, id: ConnId);
     fn info(&self, id: ConnId) -> Option<ConnInfo>;
-    fn local_addr(&self, id: ConnId) -> io::Result<SocketAddr>;
+    fn local_addr(&self, id: ConnId) -> io::Result<Addr>;
+    fn credentials(&self, id: ConnId) -> io::Result<Credentials>;
     fn listener_name(&self, listener: ListenerId) -> Rc<str>;
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
     fn now(&self) -> Time;
@@ -412,15 +415,14 @@ impl<'a, A> Conn<'a, A> {
     }
 
     /// The address of the peer at the other end.
-    pub fn peer_addr(&self) -> SocketAddr {
-        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        self.link.info(self.id).map_or(unknown, |info| info.peer)
+    pub fn peer_addr(&self) -> Addr {
+        self.link.info(self.id).map_or_else(Addr::unspecified, |info| info.peer)
     }
 
     /// Where the client is: the address behind a trusted proxy, if one was told, else the peer's.
-    pub fn source(&self) -> SocketAddr {
-        let header = self.proxy().and_then(ProxyHeader::source);
-        header.unwrap_or_else(|| self.peer_addr())
+    pub fn source(&self) -> Addr {
+        let told = self.proxy().and_then(ProxyHeader::source);
+        told.map_or_else(|| self.peer_addr(), Addr::from)
     }
 
     /// What a trusted proxy has said about whom it speaks for
@@ -439,8 +441,31 @@ impl<'a, A> Conn<'a, A> {
     /// # Errors
     ///
     /// The kernel's, if the connection has been reset already.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+    pub fn local_addr(&self) -> io::Result<Addr> {
         self.link.local_addr(self.id)
+    }
+
+    /// Who the peer of a Unix socket is; [`Peer::credentials`] says the same to a service, which can refuse by it.
+    ///
+    /// ```
+    /// # use portcullis::{try_accept, Context, Handler, Outcome, Peer, Refuse};
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+    /// # }
+    /// let root_only = try_accept(|_app: &mut (), peer: Peer| match peer.credentials {
+    ///     Some(credentials) if credentials.uid == 0 => Ok(Echo),
+    ///     _ => Err(Refuse::silently()),
+    /// });
+    /// # let _ = root_only;
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` over TCP, and where the system does not say it (it does on Linux, Android, FreeBSD, DragonFly and
+    /// Apple's systems); the kernel's.
+    pub fn credentials(&self) -> io::Result<Credentials> {
+        self.link.credentials(self.id)
     }
 
     /// The name of the listener it came through.
@@ -504,9 +529,9 @@ pub struct ConnInfo {
     /// The listener it came through.
     pub listener: ListenerId,
     /// The peer's address.
-    pub peer: SocketAddr,
+    pub peer: Addr,
     /// The address behind a trusted proxy, if one was told, else the peer's.
-    pub source: SocketAddr,
+    pub source: Addr,
     /// Where it is in its life.
     pub state: State,
     /// Since accept.

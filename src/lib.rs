@@ -40,7 +40,7 @@
 //! | `reactor/` | many connections and the operating system; never looks at a payload byte |
 //! | `handle`, `control`, `handler` | what the user holds, asks and writes |
 //! | `proto/` | one connection, sans-IO: bytes and time are arguments; no fd, no clock |
-//! | `access`, `config`, `stats`, `error`, `id`, `reason` | the vocabulary |
+//! | `access`, `addr`, `config`, `stats`, `error`, `id`, `reason` | the vocabulary |
 //!
 //! # What is promised
 //!
@@ -74,6 +74,7 @@
 compile_error!("portcullis needs epoll or kqueue: it builds on Unix only");
 
 mod access;
+mod addr;
 mod config;
 mod control;
 mod error;
@@ -90,6 +91,7 @@ pub mod sim;
 mod stats;
 
 pub use access::{Access, AccessRule, AccessRules};
+pub use addr::{Addr, Credentials, UnixAddr};
 pub use config::{AtCapacity, Config, Quota};
 pub use control::{Control, ListenerInfo, ListenerState};
 pub use error::{Error, Result};

@@ -1,7 +1,7 @@
 //! What the user owns.
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,8 +115,9 @@ impl<A> Server<A> {
         self.reactor.listen(listen, Box::new(service))
     }
 
-    /// As [`Server::listen`], with a socket that is listening already: inherited, or handed over by systemd.
-    /// It is made non-blocking and close-on-exec.
+    /// As [`Server::listen`], with a socket that is listening already, TCP or Unix: inherited, or handed over by systemd or by
+    /// another server ([`Control::listener_socket`]). It is made non-blocking and close-on-exec. The file of a Unix socket is
+    /// its maker's, and stays when the listener closes.
     ///
     /// ```
     /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
@@ -136,11 +137,11 @@ impl<A> Server<A> {
     /// [`Error::NameTaken`], [`Error::Option`], [`Error::Draining`], or [`Error::Os`] if it is no usable socket.
     pub fn adopt(
         &mut self,
-        socket: std::net::TcpListener,
+        socket: impl Into<OwnedFd>,
         listen: Listen,
         service: impl Service<A> + 'static,
     ) -> Result<ListenerId> {
-        self.reactor.adopt(socket, listen, Box::new(service))
+        self.reactor.adopt(socket.into(), listen, Box::new(service))
     }
 
     /// Serves until a drain is over or [`Control::stop`] is called.

@@ -18,6 +18,10 @@ pub struct Stats {
     pub max_connections: usize,
     /// Connections that reached [`State::Open`](crate::State::Open): their handlers got `on_open`.
     pub opened: u64,
+    /// Connections that are not open yet: in a TLS handshake, or before their PROXY header.
+    pub unopened: usize,
+    /// Memory that buffers take now, in bytes: what [`Config::memory_limit`](crate::Config::memory_limit) limits.
+    pub buffered: usize,
     /// Bytes read, as they were on the wire.
     pub bytes_in: u64,
     /// Bytes written, as they were on the wire.
@@ -50,6 +54,8 @@ impl Default for Stats {
             peak: 0,
             max_connections: 0,
             opened: 0,
+            unopened: 0,
+            buffered: 0,
             bytes_in: 0,
             bytes_out: 0,
             frames_in: 0,

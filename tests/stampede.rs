@@ -153,7 +153,7 @@ fn a_port_is_closed_and_opened_a_hundred_times() {
     let mut server = Server::new(Config::new()).expect("server");
     let service = |_: &mut (), _| Fragile;
     server.listen(local().name("first"), service).expect("listen");
-    let addr = server.listener("first").expect("there").addr;
+    let addr = server.listener("first").expect("there").addr.as_tcp().expect("TCP");
     let mut clients = Vec::new();
     for round in 0..100 {
         if round % 10 == 0 {

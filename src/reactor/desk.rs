@@ -1,12 +1,13 @@
 //! What callbacks and the server's owner can ask of the reactor.
 
 use std::io;
-use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::os::{Os, Socket};
 use super::Reactor;
+use crate::addr::{Addr, Credentials};
 use crate::config::Config;
 use crate::control::{Desk, ListenerInfo};
 use crate::error::{Error, Result};
@@ -42,12 +43,12 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         Some(self.roster.get(id)?.info(self.now))
     }
 
-    fn local_addr(&self, id: ConnId) -> io::Result<SocketAddr> {
-        let stream = self
-            .roster
-            .get(id)
-            .and_then(|_| self.streams.get(id.index as usize)?.as_ref());
-        stream.ok_or(io::ErrorKind::NotConnected)?.local_addr()
+    fn local_addr(&self, id: ConnId) -> io::Result<Addr> {
+        self.stream(id)?.local_addr()
+    }
+
+    fn credentials(&self, id: ConnId) -> io::Result<Credentials> {
+        self.stream(id)?.credentials()
     }
 
     fn listener_name(&self, id: ListenerId) -> Rc<str> {
@@ -165,6 +166,13 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         Ok(())
     }
 
+    fn listener_socket(&mut self, which: &ListenerRef) -> Result<OwnedFd> {
+        let at = self.position(which)?;
+        let socket = self.listeners.get_mut(at).and_then(|listener| listener.socket.as_mut());
+        let shared = self.os.share_listener(socket.ok_or_else(|| no_listener(which))?);
+        shared.map_err(Error::os("sharing a listening socket"))
+    }
+
     fn stats(&self) -> Stats {
         let mut stats = self.stats.clone();
         self.complete(&mut stats);
@@ -191,6 +199,14 @@ impl<A, O: Os> Reactor<A, O> {
             Some(info) => format!("listener {}, {info}", self.listener_name(info.listener)),
             None => format!("connection {id}"),
         }
+    }
+
+    fn stream(&self, id: ConnId) -> io::Result<&O::Stream> {
+        let stream = self
+            .roster
+            .get(id)
+            .and_then(|_| self.streams.get(id.index as usize)?.as_ref());
+        Ok(stream.ok_or(io::ErrorKind::NotConnected)?)
     }
 
     /// Where an open listener is.

@@ -17,6 +17,7 @@ pub(crate) mod os;
 pub(crate) mod os_mio;
 mod ready;
 mod roster;
+mod socket_file;
 mod sources;
 mod timers;
 mod turn;
@@ -24,7 +25,9 @@ mod unopened;
 
 use std::any::Any;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,6 +44,7 @@ use sources::Sources;
 use timers::Timers;
 use unopened::Unopened;
 
+use crate::addr::Addr;
 use crate::config::Config;
 use crate::control::{Control, Desk};
 use crate::error::{Error, Result};
@@ -170,10 +174,10 @@ impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn listen(&mut self, listen: Listen, service: Box<dyn Service<A>>) -> Result<ListenerId> {
         self.check_listen(&listen)?;
         let mut failure = None;
-        for &addr in listen.resolved()? {
+        for addr in listen.resolved()? {
             match self.os.listen(addr, &listen.socket) {
                 Ok(socket) => return self.enlist(listen, socket, service),
-                Err(error) => failure = failure.or(Some(Error::listen(addr, error))),
+                Err(error) => failure = failure.or(Some(Error::listen(addr.clone(), error))),
             }
         }
         // `resolved` has at least one address.
@@ -183,7 +187,7 @@ impl<A, O: Os> Reactor<A, O> {
     /// Takes over a socket that is listening already.
     pub(crate) fn adopt(
         &mut self,
-        socket: std::net::TcpListener,
+        socket: OwnedFd,
         listen: Listen,
         service: Box<dyn Service<A>>,
     ) -> Result<ListenerId> {
@@ -222,10 +226,7 @@ impl<A, O: Os> Reactor<A, O> {
             .os
             .listener_addr(&socket)
             .map_err(Error::os("reading the address of a listening socket"))?;
-        let name = listen
-            .name
-            .clone()
-            .unwrap_or_else(|| format!("portcullis_{}", addr.port()));
+        let name = listen.name.clone().unwrap_or_else(|| default_name(&addr));
         self.check_name(&name)?;
         let id = ListenerId(self.next_listener);
         let room = self.room();
@@ -258,7 +259,7 @@ impl<A, O: Os> Reactor<A, O> {
             listener.registered = true;
         }
         listener.socket = Some(socket);
-        log::info!("listener {} on {addr}", listener.name);
+        log::info!("listener {} on {}", listener.name, listener.addr);
         self.next_listener = self.next_listener.wrapping_add(1);
         self.listeners.push(listener);
         Ok(id)
@@ -595,6 +596,8 @@ impl<A, O: Os> Reactor<A, O> {
     fn complete(&self, stats: &mut Stats) {
         stats.open = self.roster.len();
         stats.max_connections = self.roster.cap();
+        stats.unopened = self.unopened.len();
+        stats.buffered = self.memory.total();
         stats.bytes_in = self.pool.traffic.bytes_in;
         stats.bytes_out = self.pool.traffic.bytes_out;
         stats.frames_in = self.pool.traffic.frames_in;
@@ -634,6 +637,18 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         for listener in std::mem::take(&mut self.listeners) {
             self.discard("a service's destructor", listener);
         }
+    }
+}
+
+/// What a listener is called that was given no name.
+fn default_name(addr: &Addr) -> String {
+    match addr {
+        Addr::Tcp(addr) => format!("portcullis_{}", addr.port()),
+        Addr::Unix(name) => match (name.as_pathname().and_then(Path::file_name), name.as_abstract_name()) {
+            (Some(file), _) => format!("portcullis_{}", file.to_string_lossy()),
+            (None, Some(name)) => format!("portcullis_{}", String::from_utf8_lossy(name)),
+            (None, None) => "portcullis_unix".to_owned(),
+        },
     }
 }
 

@@ -1,11 +1,10 @@
 //! The slab: who is connected, under which id, and how many may be.
 
-use std::net::SocketAddr;
-
 use slab::Slab;
 
 use super::os::Token;
 use super::sources::Counted;
+use crate::addr::Addr;
 use crate::handler::ConnInfo;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Machine, State, Time};
@@ -15,7 +14,7 @@ pub(super) struct Slot {
     pub(super) id: ConnId,
     pub(super) machine: Machine,
     pub(super) listener: ListenerId,
-    pub(super) peer: SocketAddr,
+    pub(super) peer: Addr,
     pub(super) accepted_at: Time,
     /// The kernel may have input, as far as we know.
     pub(super) readable: bool,
@@ -154,16 +153,16 @@ impl Slot {
     }
 
     /// Where it comes from: the address behind a proxy, if one was told.
-    pub(super) fn source(&self) -> SocketAddr {
-        let header = self.machine.proxy();
-        header.and_then(|header| header.source()).unwrap_or(self.peer)
+    pub(super) fn source(&self) -> Addr {
+        let told = self.machine.proxy().and_then(|header| header.source());
+        told.map_or_else(|| self.peer.clone(), Addr::from)
     }
 
     pub(super) fn info(&self, now: Time) -> ConnInfo {
         ConnInfo {
             id: self.id,
             listener: self.listener,
-            peer: self.peer,
+            peer: self.peer.clone(),
             source: self.source(),
             state: self.machine.state(),
             age: now.since(self.accepted_at),
@@ -189,7 +188,7 @@ mod tests {
             id,
             machine,
             listener: ListenerId(0),
-            peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+            peer: Addr::unspecified(),
             accepted_at: Time::ZERO,
             readable: false,
             writable: false,

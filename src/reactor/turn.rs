@@ -2,16 +2,16 @@
 
 use std::any::Any;
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::rc::Rc;
 
-use super::os::Os;
+use super::accept::Caller;
+use super::os::{Os, Socket};
 use super::sources::Counted;
 use super::{last_words, report_panic, Reactor, Scratch};
 use crate::handler::{Context, Handler};
 use crate::id::{ConnId, ListenerId};
-use crate::proto::{Event, NextStep, ProxyHeader, Staged, State};
+use crate::proto::{Event, NextStep, Staged, State};
 use crate::reason::{CloseReason, Closed, Outcome};
 
 /// What a frame counts against the read budget besides its bytes.
@@ -329,7 +329,13 @@ impl<A, O: Os> Reactor<A, O> {
     /// Ends a connection: the socket first, then the last callback, then the slot.
     fn reap(&mut self, app: &mut A, id: ConnId, reset: bool) {
         let index = id.index as usize;
+        let was_open = self.roster.get(id).is_some_and(|slot| slot.machine.was_open());
+        let mut credentials = None;
         if let Some(stream) = self.streams.get_mut(index).and_then(Option::take) {
+            if !was_open {
+                // For the service, which hears of it.
+                credentials = stream.credentials().ok();
+            }
             self.os.close(stream, reset);
         }
         self.shared.set_live(id, false);
@@ -337,15 +343,19 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         };
         let closed = slot.machine.take_closed();
-        let (was_open, listener) = (slot.machine.was_open(), slot.listener);
+        let listener = slot.listener;
         if log::log_enabled!(log::Level::Debug) {
             // The words of a user's error are the user's code.
             let words = catch_unwind(AssertUnwindSafe(|| closed.to_string()));
             let words = words.unwrap_or_else(last_words);
             log::debug!("{}: {words}", slot.info(self.now));
         }
-        let (peer, source, counted) = (slot.peer, slot.source(), slot.counted);
-        let header = slot.machine.proxy().cloned();
+        let caller = Caller {
+            addr: slot.peer.clone(),
+            credentials,
+            proxy: slot.machine.proxy().cloned(),
+        };
+        let (source, counted) = (slot.source().ip(), slot.counted);
         self.leave_unopened(id);
         if was_open {
             self.call(app, id, |handler, cx| {
@@ -363,25 +373,17 @@ impl<A, O: Os> Reactor<A, O> {
         self.discard("a framer's destructor", slot);
         self.make_room(listener, source, counted);
         if !was_open {
-            self.tell_unopened(app, listener, id, peer, header, &closed);
+            self.tell_unopened(app, listener, id, caller, &closed);
         }
         self.discard("an error's destructor", closed);
     }
 
     /// Tells the service about a connection that had a slot and never opened.
-    fn tell_unopened(
-        &mut self,
-        app: &mut A,
-        listener: ListenerId,
-        id: ConnId,
-        addr: SocketAddr,
-        header: Option<Rc<ProxyHeader>>,
-        closed: &Closed,
-    ) {
+    fn tell_unopened(&mut self, app: &mut A, listener: ListenerId, id: ConnId, caller: Caller, closed: &Closed) {
         let Some(listener) = self.listeners.iter_mut().find(|found| found.id == listener) else {
             return;
         };
-        let peer = listener.peer(Some(id), addr, header);
+        let peer = caller.at(listener, Some(id));
         let told = catch_unwind(AssertUnwindSafe(|| {
             listener.service.on_unopened(app, &peer, closed);
         }));
@@ -392,7 +394,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// A slot and a descriptor are free: whoever waited for either may come.
-    fn make_room(&mut self, freed: ListenerId, source: SocketAddr, counted: Counted) {
+    fn make_room(&mut self, freed: ListenerId, source: Option<IpAddr>, counted: Counted) {
         self.starvation.end_pause();
         if let Some(at) = self.listeners.iter().position(|listener| listener.id == freed) {
             self.uncount(at, source, counted);

@@ -12,6 +12,7 @@ use super::coverage::Notes;
 use super::faults::{Call, Fault, Faults};
 use super::random::Random;
 use super::socket::SimSocket;
+use crate::addr::Addr;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Token};
 
@@ -597,7 +598,8 @@ impl Kernel {
     }
 
     /// The client with this address.
-    pub(super) fn client_at(&self, addr: SocketAddr) -> Option<usize> {
+    pub(super) fn client_at(&self, addr: &Addr) -> Option<usize> {
+        let addr = addr.as_tcp()?;
         let IpAddr::V4(host) = addr.ip() else { return None };
         let block = u32::from(host).checked_sub(FIRST_HOST)? as usize;
         Some(block * PORTS + usize::from(addr.port()).checked_sub(FIRST_PORT)?)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use portcullis::{CloseReason, Conn, ConnId, Handle, HandleError, SendError};
+use portcullis::{Addr, CloseReason, Conn, ConnId, Handle, HandleError, SendError};
 
 use super::wire::Wire;
 
@@ -148,6 +148,11 @@ fn is_in_the_stream(reason: CloseReason) -> bool {
     )
 }
 
+/// The simulated kernel has no other addresses.
+pub fn tcp(addr: &Addr) -> SocketAddr {
+    addr.as_tcp().expect("a TCP address")
+}
+
 impl App {
     pub fn new() -> Self {
         Self {
@@ -178,14 +183,14 @@ impl App {
     pub fn send(&mut self, conn: &mut Conn<'_, Self>, payload: &[u8]) -> Result<(), SendError> {
         let sent = conn.send(payload);
         if sent.is_ok() {
-            let talk = self.talk(conn.peer_addr());
+            let talk = self.talk(tcp(&conn.peer_addr()));
             talk.promised.extend(talk.wire.encode(payload));
         }
         sent
     }
 
     pub fn pause(&mut self, conn: &mut Conn<'_, Self>, on: bool) {
-        self.talk(conn.peer_addr()).paused = on;
+        self.talk(tcp(&conn.peer_addr())).paused = on;
         if on {
             conn.pause();
         } else {
@@ -196,7 +201,7 @@ impl App {
     /// Changes the framing, in both accounts.
     pub fn set_framing(&mut self, conn: &mut Conn<'_, Self>, wire: Wire, max: usize) {
         conn.set_framing(&wire.framing());
-        let talk = self.talk(conn.peer_addr());
+        let talk = self.talk(tcp(&conn.peer_addr()));
         talk.wire = wire;
         talk.max = max;
     }

@@ -11,7 +11,7 @@ use portcullis::{
     SendError, Service,
 };
 
-use super::app::{App, Order, Talk};
+use super::app::{tcp, App, Order, Talk};
 use super::plan::Door;
 use super::wire::Wire;
 
@@ -163,7 +163,7 @@ impl Subject {
             }
             self.energy -= 1;
             // To itself, or to somebody.
-            let own = (cx.conn.id(), cx.conn.peer_addr());
+            let own = (cx.conn.id(), tcp(&cx.conn.peer_addr()));
             let &(id, peer) = self.random.pick(&cx.app.members).unwrap_or(&own);
             let id = if self.random.chance(500) { own } else { (id, peer) };
             let order = draw_order(&mut self.random, id);
@@ -242,7 +242,7 @@ fn blow(app: &mut App) -> ! {
 
 impl Handler<App> for Subject {
     fn on_open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        let (id, peer) = (cx.conn.id(), cx.conn.peer_addr());
+        let (id, peer) = (cx.conn.id(), tcp(&cx.conn.peer_addr()));
         cx.app.members.push((id, peer));
         let talk = cx.app.talk(peer);
         if std::mem::replace(&mut talk.opened, true) || talk.unopened.is_some() {
@@ -264,7 +264,7 @@ impl Handler<App> for Subject {
     }
 
     fn on_frame(&mut self, cx: &mut Context<'_, App>, frame: &[u8]) -> Outcome {
-        if let Err(fault) = cx.app.talk(cx.conn.peer_addr()).hear(frame) {
+        if let Err(fault) = cx.app.talk(tcp(&cx.conn.peer_addr())).hear(frame) {
             cx.app.blame(fault);
         }
         self.frames += 1;
@@ -287,7 +287,7 @@ impl Handler<App> for Subject {
                     if own.random.chance(300) {
                         let max = own.random.between(8, 255);
                         cx.conn.set_max_frame(max);
-                        cx.app.talk(cx.conn.peer_addr()).max = max;
+                        cx.app.talk(tcp(&cx.conn.peer_addr())).max = max;
                     }
                 }
                 Temper::Flooding => own.flood(cx)?,
@@ -354,12 +354,15 @@ impl Handler<App> for Subject {
     fn on_close(&mut self, cx: &mut Context<'_, App>, closed: &Closed) {
         let id = cx.conn.id();
         cx.app.members.retain(|&(member, _)| member != id);
-        let talk = cx.app.talk(cx.conn.peer_addr());
+        let talk = cx.app.talk(tcp(&cx.conn.peer_addr()));
         if !talk.opened || talk.closed.replace(closed.reason).is_some() {
             cx.app.blame("closed twice, or never opened");
         }
         if let Some(info) = cx.conn.info() {
-            let judged = cx.app.talk(info.peer).judge_end(closed.reason, info.traffic.bytes_out);
+            let judged = cx
+                .app
+                .talk(tcp(&info.peer))
+                .judge_end(closed.reason, info.traffic.bytes_out);
             judged.unwrap_or_else(|fault| cx.app.blame(fault));
         }
         let outcome = self.within(cx, |own, cx| {
@@ -421,7 +424,7 @@ impl Service<App> for Doorkeeper {
             if self.random.chance(500) {
                 return Err(Refuse::silently());
             }
-            app.talk(peer.addr).promised = b"go away\n".to_vec();
+            app.talk(tcp(&peer.addr)).promised = b"go away\n".to_vec();
             return Err(Refuse::with_farewell("go away\n"));
         }
         let random = Random::new(self.random.bits());
@@ -434,7 +437,7 @@ impl Service<App> for Doorkeeper {
             AtCapacity::Refuse { farewell } if closed.reason == CloseReason::AtCapacity => farewell.clone(),
             _ => Vec::new(),
         };
-        let talk: &mut Talk = app.talk(peer.addr);
+        let talk: &mut Talk = app.talk(tcp(&peer.addr));
         talk.promised.extend(farewell);
         if talk.unopened.replace(closed.reason).is_some() || talk.opened {
             app.blame("ended twice, or opened before");

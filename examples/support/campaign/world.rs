@@ -7,7 +7,7 @@ use std::time::Duration;
 use portcullis::sim::{ClientId, ClientState, Faults, Op, Random, Sim, Violation};
 use portcullis::{ConnId, State};
 
-use super::app::{is_orderly, App, Order, Talk};
+use super::app::{is_orderly, tcp, App, Order, Talk};
 use super::plan::{Act, Deed, Door, Plan};
 use super::speaker::Speaker;
 use super::subject::{draw_order, Doorkeeper, Temper};
@@ -196,7 +196,7 @@ impl World {
     /// Everybody of whom a thread may know.
     fn connections(&mut self) -> Vec<(ConnId, SocketAddr)> {
         let connections = self.sim.control().connections();
-        connections.iter().map(|info| (info.id, info.peer)).collect()
+        connections.iter().map(|info| (info.id, tcp(&info.peer))).collect()
     }
 
     /// Many orders at once: no more are taken than the queue has room for.
@@ -250,7 +250,7 @@ impl World {
     /// At rest: whoever may hear has heard all there is.
     fn miss_nothing(&mut self) -> Result<(), String> {
         for info in self.sim.control().connections() {
-            let talk = self.sim.app_mut().talk(info.peer);
+            let talk = self.sim.app_mut().talk(tcp(&info.peer));
             let idle = info.state == State::Open && info.queued == 0 && !talk.paused;
             if idle && talk.has_more() {
                 return Err(format!("{info} is not told a frame that has come"));
