@@ -67,24 +67,30 @@ impl Machine {
         if self.deadlines.idle.is_armed() {
             self.deadlines.idle = now.after(self.limits.idle_timeout);
         }
-        let fresh: &'a [u8] = match &mut self.tls {
-            None => wire,
-            Some(session) => {
-                plain.clear();
-                session.receive(wire, plain, pool);
-                let (open, failed) = (!session.is_handshaking(), session.has_failed());
-                match (self.state, open) {
-                    (State::Handshaking, true) => self.open(now),
-                    (State::Handshaking, false) if failed => self.fail_handshake(now, pool),
-                    _ => {}
-                }
-                if self.state == State::Open && failed {
-                    self.fail_tls(pool);
-                }
-                plain
-            }
+        if self.tls.is_none() {
+            return self.stage(wire);
+        }
+        self.decrypt(now, wire, plain, pool);
+        self.stage(plain)
+    }
+
+    /// Takes ciphertext, and leaves in `plain` what it says.
+    pub(super) fn decrypt(&mut self, now: Time, wire: &mut [u8], plain: &mut Vec<u8>, pool: &mut Pool) {
+        plain.clear();
+        let Some(session) = &mut self.tls else {
+            return;
         };
-        self.stage(fresh)
+        session.receive(wire, plain, pool);
+        let (open, failed) = (!session.is_handshaking(), session.has_failed());
+        match (self.state, open) {
+            (State::Handshaking, true) if self.was_open() => self.secured(now),
+            (State::Handshaking, true) => self.open(now),
+            (State::Handshaking, false) if failed => self.fail_handshake(now, pool),
+            _ => {}
+        }
+        if self.state == State::Open && failed {
+            self.fail_tls(pool);
+        }
     }
 
     /// Puts what is held in front of `fresh`.
@@ -149,12 +155,15 @@ impl Machine {
         now: Time,
         pool: &mut Pool,
     ) -> Option<Event<'s>> {
-        if self.state != State::Open {
+        if !self.is_established() {
             return None;
         }
         if self.flags.take(Flags::TELL_OPENED) {
             self.flags.set(Flags::WAS_OPEN);
             return Some(Event::Opened);
+        }
+        if self.flags.take(Flags::TELL_SECURED) {
+            return Some(Event::Secured);
         }
         if let Some(key) = self.take_due_timer() {
             return Some(Event::Timer(key));
@@ -165,7 +174,7 @@ impl Machine {
         if self.flags.take(Flags::TELL_WRITABLE) {
             return Some(Event::Writable);
         }
-        if self.is_paused() {
+        if self.is_paused() || self.state != State::Open {
             return None;
         }
         let step = match staged.rest() {
@@ -245,6 +254,9 @@ impl Machine {
 
     /// Keeps what the decoder left.
     pub(crate) fn settle(&mut self, staged: Staged<'_>, now: Time, pool: &mut Pool) {
+        if let (State::Handshaking, rest @ [_, ..], Some(session)) = (self.state, staged.rest(), &mut self.tls) {
+            session.set_aside(rest, pool);
+        }
         let Staged {
             fresh,
             joined,
@@ -305,7 +317,7 @@ impl Machine {
     }
 
     pub(crate) fn pause(&mut self, now: Time) {
-        if self.state == State::Open && !self.is_deaf() {
+        if self.is_established() && !self.is_deaf() {
             self.flags.set(Flags::PAUSED);
             self.stop_input_clocks(now);
         }
@@ -319,7 +331,7 @@ impl Machine {
 
     /// The peer is kept waiting by us: that time is not held against it.
     pub(super) fn stop_input_clocks(&mut self, now: Time) {
-        if self.stopped.is_none() {
+        if self.stopped.is_none() && self.state == State::Open {
             self.stopped = Some(Stopped {
                 at: now,
                 frame: std::mem::replace(&mut self.deadlines.frame, Time::NEVER),
@@ -388,14 +400,14 @@ impl Machine {
 
     /// Something can be told to the handler, or decided, without a read.
     pub(crate) fn has_events(&self) -> bool {
-        const TELL: u16 = Flags::TELL_OPENED.0 | Flags::TELL_WRITABLE.0 | Flags::TELL_DRAIN.0;
-        if self.state != State::Open {
+        const TELL: u16 = Flags::TELL_OPENED.0 | Flags::TELL_SECURED.0 | Flags::TELL_WRITABLE.0 | Flags::TELL_DRAIN.0;
+        if !self.is_established() {
             return false;
         }
         if self.flags.0 & TELL != 0 || self.timers.iter().any(|timer| timer.at <= self.judged) {
             return true;
         }
-        if self.is_paused() {
+        if self.is_paused() || self.state != State::Open {
             return false;
         }
         self.flags.has(Flags::HELD_FRAMES)

@@ -21,6 +21,7 @@ mod snapshot;
 mod state;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 pub(crate) mod tls;
+mod upgrade;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -39,6 +40,8 @@ pub(crate) use state::{Event, Limits, NextStep};
 use state::{Farewell, Flags};
 pub use state::{SendError, State, Traffic};
 pub(crate) use tls::TlsConfig;
+#[cfg(feature = "tls")]
+pub use upgrade::StartTlsError;
 
 /// A handler's timer: a key of its own choice and when it is due.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -157,7 +160,7 @@ impl Machine {
     /// Never due in the turn that sets it, so that a timer which sets itself again to "now" cannot spin.
     pub(crate) fn set_timer(&mut self, key: u8, at: Time) {
         self.timers.retain(|timer| timer.key != key);
-        if at.is_armed() && self.state == State::Open {
+        if at.is_armed() && self.is_established() {
             let at = at.max(self.judged.after(Duration::from_nanos(1)));
             self.timers.push(Timer { key, at });
         }
@@ -202,7 +205,8 @@ impl Machine {
 
     #[cfg(feature = "tls")]
     pub(crate) fn tls(&self) -> Option<tls::TlsInfo<'_>> {
-        self.tls.as_ref().map(|session| session.info())
+        let session = self.tls.as_ref().filter(|session| !session.is_handshaking());
+        session.map(|session| session.info())
     }
 
     /// The first of this connection's invariants that does not hold between two turns. `queued` says that it is to have
@@ -251,6 +255,11 @@ impl Machine {
             (State::Open, _) => unarmed(self.deadlines.idle) && !never(self.limits.idle_timeout),
         };
         missing.then(|| format!("no deadline is armed: {:?}", self.deadlines))
+    }
+
+    /// The keys are not agreed on yet: nothing can be encrypted.
+    fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| session.is_handshaking())
     }
 
     /// TLS failed: nothing more can be decrypted, or encrypted.

@@ -10,14 +10,15 @@ use super::framing::FrameError;
 ///
 /// ```text
 /// Accepting ----> Handshaking ----> Open ----> Closing ----> (gone: one CloseReason)
-///     |                |                          ^
+///     |                |  ^           |           ^
+///     |                |  +-start_tls-+           |
 ///     +----------------+--------------------------+
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
     /// Accepted; the service has not answered yet.
     Accepting,
-    /// In the TLS handshake.
+    /// In the TLS handshake: the first thing on a TLS listener, or after [`Conn::start_tls`](crate::Conn::start_tls).
     Handshaking,
     /// Frames flow.
     Open,
@@ -35,7 +36,7 @@ impl State {
             (self, next),
             (Self::Accepting, Self::Handshaking | Self::Open | Self::Closing)
                 | (Self::Handshaking, Self::Open | Self::Closing)
-                | (Self::Open, Self::Closing)
+                | (Self::Open, Self::Handshaking | Self::Closing)
         )
     }
 }
@@ -132,6 +133,8 @@ impl StdError for SendError {
 #[derive(Debug)]
 pub(crate) enum Event<'a> {
     Opened,
+    /// An upgrade's handshake is over.
+    Secured,
     Frame(&'a [u8]),
     /// The peer finished sending, at the end of a frame.
     Finished,
@@ -225,4 +228,6 @@ flags! {
     WRITE_DEAD = 11;
     /// The handler was told `on_open`.
     WAS_OPEN = 12;
+    /// `on_secured` is due.
+    TELL_SECURED = 13;
 }

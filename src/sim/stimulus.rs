@@ -77,6 +77,9 @@ pub enum Deed {
     Framing(u8),
     /// [`Conn::set_max_frame`](crate::Conn::set_max_frame).
     MaxFrame(u8),
+    /// [`Conn::start_tls`](crate::Conn::start_tls) with the configuration of [`Single::set_tls`](super::Single::set_tls); nothing
+    /// without one.
+    StartTls,
 }
 
 impl Deed {
@@ -99,6 +102,8 @@ impl Deed {
 pub enum Told {
     /// [`Handler::on_open`](crate::Handler::on_open)
     Opened,
+    /// [`Handler::on_secured`](crate::Handler::on_secured)
+    Secured,
     /// [`Handler::on_frame`](crate::Handler::on_frame)
     Frame(Vec<u8>),
     /// [`Handler::on_finish`](crate::Handler::on_finish)

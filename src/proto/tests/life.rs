@@ -11,6 +11,7 @@ fn the_legal_transitions_are_these_and_no_others() {
         (Accepting, Closing),
         (Handshaking, Open),
         (Handshaking, Closing),
+        (Open, Handshaking),
         (Open, Closing),
     ];
     let all = [Accepting, Handshaking, Open, Closing];

@@ -25,6 +25,7 @@ const SPIN: usize = 300_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Told {
     Opened,
+    Secured,
     Frame(Vec<u8>),
     Finished,
     Writable,
@@ -36,6 +37,7 @@ impl From<Event<'_>> for Told {
     fn from(event: Event<'_>) -> Self {
         match event {
             Event::Opened => Self::Opened,
+            Event::Secured => Self::Secured,
             Event::Frame(frame) => Self::Frame(frame.to_vec()),
             Event::Finished => Self::Finished,
             Event::Writable => Self::Writable,
@@ -245,6 +247,11 @@ impl Rig {
         }
         let mut wire;
         let mut plain = Vec::new();
+        if self.machine.has_set_aside() {
+            let staged = self.machine.handle_set_aside(self.now, &mut plain, &mut self.pool);
+            self.deliver(staged);
+            return true;
+        }
         let (staged, progress) = match self.inbox.pop_front() {
             Some(Input::Bytes(bytes)) => {
                 wire = bytes;

@@ -19,7 +19,7 @@ use super::stimulus::{Deed, End, Stimulus, Told};
 use super::Violation;
 use crate::error::Result;
 use crate::listen::Listen;
-use crate::proto::{Framing, Limits, Machine, Pool, Print, State, Time};
+use crate::proto::{Framing, Limits, Machine, Pool, Print, State, Time, TlsConfig};
 
 /// How long a handshake may take once the server drains.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
@@ -63,6 +63,8 @@ pub struct Single {
     sent: Vec<u8>,
     last_state: State,
     transitions: Vec<(State, State)>,
+    /// What it may be upgraded to.
+    tls: Option<TlsConfig>,
 }
 
 /// What the handler does.
@@ -133,6 +135,7 @@ impl Single {
             sent: Vec::new(),
             last_state: State::Accepting,
             transitions: Vec::new(),
+            tls: None,
         })
     }
 
@@ -189,6 +192,12 @@ impl Single {
         self.note_state()
     }
 
+    /// What [`Deed::StartTls`] upgrades it to.
+    #[cfg(feature = "tls")]
+    pub fn set_tls(&mut self, config: impl Into<TlsConfig>) {
+        self.tls = Some(config.into());
+    }
+
     /// A copy, with the same past and nothing told or sent yet. `None` over TLS and with a framer of the user's.
     #[must_use]
     pub fn fork(&self) -> Option<Self> {
@@ -205,6 +214,7 @@ impl Single {
             sent: Vec::new(),
             last_state: self.last_state,
             transitions: Vec::new(),
+            tls: self.tls.clone(),
         })
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::socket::Silence;
 use super::{violation, Checked, Single};
-use crate::proto::{Event, NextStep, SendError, Staged, State};
+use crate::proto::{Event, NextStep, SendError, Staged};
 use crate::reason::{Close, CloseReason, Closed};
 use crate::sim::stimulus::{Deed, End, Told};
 use crate::sim::Violation;
@@ -52,11 +52,12 @@ impl Single {
     }
 
     fn can_read(&self) -> bool {
-        (self.socket.readable || self.machine.wants_fresh_blocked()) && self.machine.wants_read()
+        let ready = self.socket.readable || self.machine.wants_fresh_blocked() || self.machine.has_set_aside();
+        ready && self.machine.wants_read()
     }
 
     fn can_write(&self) -> bool {
-        self.socket.writable && self.machine.queued() > 0
+        self.socket.writable && self.machine.sendable() > 0
     }
 
     fn read(&mut self) -> Result<bool, Violation> {
@@ -77,6 +78,12 @@ impl Single {
             return Ok(false);
         }
         let mut plain = std::mem::take(&mut self.plain);
+        if self.machine.has_set_aside() {
+            let staged = self.machine.handle_set_aside(self.now, &mut plain, &mut self.pool);
+            self.deliver(staged)?;
+            self.plain = plain;
+            return Ok(true);
+        }
         let mut wire = std::mem::take(&mut self.socket.inbox);
         let staged = if !wire.is_empty() {
             let rest = wire.split_off(wire.len().min(READ_SIZE));
@@ -126,7 +133,7 @@ impl Single {
                 Told::Timer(_) => {
                     self.perform(Deed::Resume, &[])?;
                 }
-                Told::Opened | Told::Writable => {}
+                Told::Opened | Told::Secured | Told::Writable => {}
             }
             self.told.push(told);
         }
@@ -162,7 +169,7 @@ impl Single {
             self.witness.sees_sent(taken)?;
             self.sent.extend_from_slice(taken);
             self.machine.handle_sent(count, self.now, &mut self.pool);
-            let open = self.machine.state() == State::Open;
+            let open = self.machine.is_established();
             self.witness.sees_room(&self.limits, self.machine.owed(), open);
         }
         self.note_state()
@@ -220,10 +227,22 @@ impl Single {
                 self.machine.set_framing(&Deed::framing(number));
                 self.witness.framing = self.witness.framing.map(|_| number % 6);
             }
+            Deed::StartTls => self.start_tls(),
             Deed::MaxFrame(bytes) => self.machine.set_max_frame(usize::from(bytes)),
         }
         self.note_state()?;
         Ok(true)
+    }
+
+    fn start_tls(&mut self) {
+        #[cfg(feature = "tls")]
+        if let Some(config) = &self.tls {
+            if self.machine.start_tls(config, self.now, &mut self.pool).is_ok() {
+                self.witness.sees_upgrade();
+            }
+        }
+        #[cfg(not(feature = "tls"))]
+        debug_assert!(self.tls.is_none());
     }
 
     fn send(&mut self, payload: &[u8]) -> Checked {
@@ -266,6 +285,7 @@ impl Single {
 fn told(event: Event<'_>) -> Told {
     match event {
         Event::Opened => Told::Opened,
+        Event::Secured => Told::Secured,
         Event::Frame(frame) => Told::Frame(frame.to_vec()),
         Event::Finished => Told::Finished,
         Event::Writable => Told::Writable,
