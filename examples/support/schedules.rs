@@ -145,8 +145,7 @@ fn run(version: Version, start: Start, moves: &[Move], findings: &mut Findings) 
         Start::Connected | Start::Open => listen.tls(sim_tls::server_config()),
         Start::Upgrade => listen,
     };
-    let mut single = Single::new(&listen).map_err(|error| error.to_string())?;
-    single.set_tls(sim_tls::server_config());
+    let single = Single::new(&listen).map_err(|error| error.to_string())?;
     let mut client = match version {
         Version::Tls12 => sim_tls::Client::tls12(),
         Version::Tls13 => sim_tls::Client::new(),
@@ -184,10 +183,9 @@ fn run(version: Version, start: Start, moves: &[Move], findings: &mut Findings) 
 impl World {
     /// An empty frame in the clear is the command.
     fn upgrade(&mut self) -> Result<(), String> {
-        self.apply(Stimulus::OnFrame(vec![Deed::StartTls]))?;
+        self.single.upgrade_at(b"", sim_tls::server_config());
         self.apply(Stimulus::Input(vec![0]))?;
         self.apply(Stimulus::Turn)?;
-        self.apply(Stimulus::OnFrame(vec![Deed::Echo]))?;
         if self.single.state() != State::Handshaking || self.single.take_told().len() != 2 {
             return Err("an upgrade has begun".to_owned());
         }

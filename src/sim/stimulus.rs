@@ -77,9 +77,6 @@ pub enum Deed {
     Framing(u8),
     /// [`Conn::set_max_frame`](crate::Conn::set_max_frame).
     MaxFrame(u8),
-    /// [`Conn::start_tls`](crate::Conn::start_tls) with the configuration of [`Single::set_tls`](super::Single::set_tls); nothing
-    /// without one.
-    StartTls,
 }
 
 impl Deed {

@@ -63,8 +63,8 @@ pub struct Single {
     sent: Vec<u8>,
     last_state: State,
     transitions: Vec<(State, State)>,
-    /// What it may be upgraded to.
-    tls: Option<TlsConfig>,
+    /// The frame at which the handler upgrades it, and to what.
+    upgrade: Option<(Vec<u8>, TlsConfig)>,
 }
 
 /// What the handler does.
@@ -135,7 +135,7 @@ impl Single {
             sent: Vec::new(),
             last_state: State::Accepting,
             transitions: Vec::new(),
-            tls: None,
+            upgrade: None,
         })
     }
 
@@ -192,10 +192,10 @@ impl Single {
         self.note_state()
     }
 
-    /// What [`Deed::StartTls`] upgrades it to.
+    /// At the first frame with this payload the handler does [`Conn::start_tls`](crate::Conn::start_tls), and nothing else.
     #[cfg(feature = "tls")]
-    pub fn set_tls(&mut self, config: impl Into<TlsConfig>) {
-        self.tls = Some(config.into());
+    pub fn upgrade_at(&mut self, payload: &[u8], config: impl Into<TlsConfig>) {
+        self.upgrade = Some((payload.to_vec(), config.into()));
     }
 
     /// A copy, with the same past and nothing told or sent yet. `None` over TLS and with a framer of the user's.
@@ -214,7 +214,7 @@ impl Single {
             sent: Vec::new(),
             last_state: self.last_state,
             transitions: Vec::new(),
-            tls: self.tls.clone(),
+            upgrade: self.upgrade.clone(),
         })
     }
 

@@ -116,6 +116,7 @@ impl Single {
             let told = told(event);
             self.witness.sees_event(&told)?;
             match &told {
+                Told::Frame(frame) if self.upgrades_at(frame) => {}
                 Told::Frame(frame) => {
                     for deed in self.script.on_frame.clone() {
                         if !self.perform(deed, frame)? {
@@ -227,22 +228,28 @@ impl Single {
                 self.machine.set_framing(&Deed::framing(number));
                 self.witness.framing = self.witness.framing.map(|_| number % 6);
             }
-            Deed::StartTls => self.start_tls(),
             Deed::MaxFrame(bytes) => self.machine.set_max_frame(usize::from(bytes)),
         }
         self.note_state()?;
         Ok(true)
     }
 
-    fn start_tls(&mut self) {
-        #[cfg(feature = "tls")]
-        if let Some(config) = &self.tls {
-            if self.machine.start_tls(config, self.now, &mut self.pool).is_ok() {
-                self.witness.sees_upgrade();
-            }
+    /// Whether this frame is the command to upgrade.
+    #[cfg(feature = "tls")]
+    fn upgrades_at(&mut self, frame: &[u8]) -> bool {
+        let Some((_, config)) = self.upgrade.take_if(|(payload, _)| payload == frame) else {
+            return false;
+        };
+        if self.machine.start_tls(&config, self.now, &mut self.pool).is_ok() {
+            self.witness.sees_upgrade();
         }
-        #[cfg(not(feature = "tls"))]
-        debug_assert!(self.tls.is_none());
+        true
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn upgrades_at(&mut self, _: &[u8]) -> bool {
+        debug_assert!(self.upgrade.is_none(), "there is nothing to upgrade to");
+        false
     }
 
     fn send(&mut self, payload: &[u8]) -> Checked {
