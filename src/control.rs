@@ -166,7 +166,8 @@ impl<'a, A> Control<'a, A> {
     /// # Errors
     ///
     /// [`Error::NoListener`](crate::Error::NoListener); [`Error::Option`](crate::Error::Option) for a value that cannot work
-    /// and for an option that an open port cannot change (its address, its name, its socket's options). Everything is as it was.
+    /// and for an option that an open port cannot change (its address, its name, its socket's options, whether it speaks TLS).
+    /// Everything is as it was.
     pub fn reconfigure_listener(
         &mut self,
         which: impl Into<ListenerRef>,
@@ -175,6 +176,28 @@ impl<'a, A> Control<'a, A> {
         let which = which.into();
         let options = change(self.desk.options(&which)?.clone());
         self.desk.set_options(&which, options)
+    }
+
+    /// Changes the TLS of a listener, for the connections that are accepted from now on. Those in the handshake and open ones
+    /// keep theirs; [`TlsInfo::config`](crate::tls::TlsInfo::config) tells which. A session of the old configuration is not
+    /// resumed under the new one, unless both share a storage or a ticketer: its client does a full handshake.
+    ///
+    /// Read the new files before: [`tls::server_config`](crate::tls::server_config) fails before anything is changed.
+    ///
+    /// ```no_run
+    /// # fn reload(mut server: portcullis::Server) -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = portcullis::tls::server_config("chain.pem", "key.pem")?; // or the old one stays
+    /// server.control().set_tls("secure", config)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoListener`](crate::Error::NoListener); [`Error::Option`](crate::Error::Option) for a plain listener, which does not
+    /// become a TLS one by this. Its connections may: see [`Conn::start_tls`].
+    #[cfg(feature = "tls")]
+    pub fn set_tls(&mut self, which: impl Into<ListenerRef>, config: impl Into<crate::tls::TlsConfig>) -> Result<()> {
+        self.reconfigure_listener(which, |listen| listen.tls(config))
     }
 
     /// Takes a listener out of the poll. Its connections live on, new clients wait in its backlog. Again is no error.

@@ -390,6 +390,22 @@ impl<A> Handle<A> {
             .map_err(HandleError::from)
     }
 
+    /// Changes the TLS of a listener and waits until that is done: see [`Control::set_tls`].
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::NoListener`]; [`HandleError::Refused`] for a plain listener; else as for [`Handle::call`].
+    #[cfg(feature = "tls")]
+    pub fn set_tls(
+        &self,
+        which: impl Into<ListenerRef>,
+        timeout: Duration,
+        config: impl Into<crate::tls::TlsConfig>,
+    ) -> Result<(), HandleError> {
+        let config = config.into();
+        self.reconfigure_listener(which, timeout, move |listen| listen.tls(config))
+    }
+
     /// Whether a connection is alive at this moment.
     pub fn is_live(&self, id: ConnId) -> bool {
         self.shared.live.is_live(id)

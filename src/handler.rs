@@ -43,6 +43,15 @@ pub trait Handler<A = ()> {
         Ok(())
     }
 
+    /// The handshake that [`Conn::start_tls`] began is over: [`Conn::tls`] tells what it agreed on. Called once, before any frame
+    /// that came through it. A handshake that fails closes the connection instead.
+    ///
+    /// What the peer has said in the clear, anybody on the way may have said or changed: forget it (RFC 3207 section 4.2).
+    #[allow(unused_variables)]
+    fn on_secured(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        Ok(())
+    }
+
     /// A whole frame came: the payload, without header. Raw connections get bytes in pieces of any size.
     fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome;
 
@@ -109,6 +118,10 @@ pub trait Handler<A = ()> {
 impl<A, H: Handler<A> + ?Sized> Handler<A> for Box<H> {
     fn on_open(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         (**self).on_open(cx)
+    }
+
+    fn on_secured(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        (**self).on_secured(cx)
     }
 
     fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome {
@@ -378,6 +391,54 @@ impl<'a, A> Conn<'a, A> {
         self.change(|machine, _, _| machine.set_max_frame(bytes.max(1)));
     }
 
+    /// Upgrades an open plain connection to TLS, as STARTTLS does (RFC 3207): send the answer to the peer's command, then call this.
+    ///
+    /// What was sent before goes out in the clear, in front of the handshake; what is sent from here on is encrypted once the
+    /// handshake is over, and never goes in the clear. What the peer has sent behind its command, frames that a paused
+    /// connection has not delivered among them, is taken for the beginning of its handshake: anything else fails it.
+    ///
+    /// Until the handshake is over the connection is [`State::Handshaking`], has a new
+    /// [`Listen::handshake_timeout`](crate::Listen::handshake_timeout) instead of the idle and frame timeouts, and delivers no frame;
+    /// timers, messages, `on_writable` and `on_drain` come as ever, and a pause holds for the frames behind it. Then comes
+    /// [`Handler::on_secured`], and the framing begins anew with the first byte. If it fails the connection closes as
+    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), [`NotTls`](crate::CloseReason::NotTls) or
+    /// [`HandshakeTimeout`](crate::CloseReason::HandshakeTimeout), with `on_close`. [`Conn::close`] does not wait for it: what it was
+    /// to encrypt is lost, and the reason is `TlsHandshake`, unless nothing was.
+    ///
+    /// Keep the configuration in the application's state, where a reload can change it for the next.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use portcullis::tls::ServerConfig;
+    /// use portcullis::{Context, Handler, Outcome};
+    ///
+    /// struct App { tls: Arc<ServerConfig> }
+    /// struct Mail;
+    /// impl Handler<App> for Mail {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_, App>, line: &[u8]) -> Outcome {
+    ///         if line.eq_ignore_ascii_case(b"starttls\r\n") {
+    ///             cx.conn.send("220 go ahead\r\n")?;
+    ///             cx.conn.start_tls(Arc::clone(&cx.app.tls))?;
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`StartTlsError`](crate::StartTlsError): it speaks TLS already, or no handshake can come any more. Nothing has changed.
+    #[cfg(feature = "tls")]
+    pub fn start_tls(&mut self, config: impl Into<crate::tls::TlsConfig>) -> Result<(), crate::StartTlsError> {
+        let now = self.link.now();
+        let Some((machine, pool)) = self.link.machine(self.id) else {
+            return Err(crate::StartTlsError::Closed);
+        };
+        let started = machine.start_tls(&config.into(), now, pool);
+        self.link.touch(self.id);
+        started
+    }
+
     /// Replaces the handler once the running callback has returned. The old one is dropped without `on_close`,
     /// the new one gets no `on_open`: hand over what it needs. Timers and a pause stay as they are.
     ///
@@ -496,7 +557,8 @@ impl<'a, A> Conn<'a, A> {
         self.link.machine_ref(self.id).is_some_and(Machine::is_draining)
     }
 
-    /// What the TLS handshake agreed on: SNI, ALPN, client certificates. `None` on a plain connection.
+    /// What the TLS handshake agreed on: SNI, ALPN, client certificates. `None` on a plain connection, and until the handshake
+    /// is over.
     #[cfg(feature = "tls")]
     pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
         self.link.machine_ref(self.id)?.tls()

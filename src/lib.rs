@@ -99,6 +99,8 @@ pub use handle::{Handle, HandleError};
 pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service};
 pub use id::{ConnId, ListenerId, ListenerRef};
 pub use listen::{Keepalive, Listen, ProxyProtocol};
+#[cfg(feature = "tls")]
+pub use proto::StartTlsError;
 pub use proto::{
     Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing, ProxyError, ProxyHeader, ProxyOrigin, ProxySsl,
     ProxyTlvs, Rate, SendError, State, Traffic,
@@ -110,7 +112,9 @@ pub use stats::{DrainReport, Stats};
 /// TLS: configurations, what a handshake agreed on, and rustls itself in the version used here.
 #[cfg(feature = "tls")]
 pub mod tls {
-    pub use crate::proto::tls::{server_config, PemError, TlsInfo};
+    pub use crate::proto::tls::{
+        server_config, server_config_with_clients, ClientAuth, NameError, PemError, ServerNames, TlsConfig, TlsInfo,
+    };
     pub use rustls;
     pub use rustls::ServerConfig;
 }

@@ -253,7 +253,10 @@ impl Listen {
         self
     }
 
-    /// Speaks TLS 1.2 and 1.3 with this configuration. Defaults to plain TCP.
+    /// Speaks TLS 1.2 and 1.3 with this configuration, or chooses one for each client: an `Arc<ServerConfig>`,
+    /// [`ServerNames`](crate::tls::ServerNames) or [`TlsConfig::choose`](crate::tls::TlsConfig::choose). Defaults to plain TCP; for
+    /// STARTTLS leave it so, and see [`Conn::start_tls`](crate::Conn::start_tls). *Live*:
+    /// [`Control::set_tls`](crate::Control::set_tls), for a listener that speaks TLS already.
     ///
     /// A handshake that fails is the peer's business: it is logged at debug level, counted
     /// ([`Stats::closed`](crate::Stats::closed)) and told to [`Service::on_unopened`](crate::Service::on_unopened).
@@ -261,8 +264,8 @@ impl Listen {
     /// Early data (0-RTT) is never taken, whatever `max_early_data_size` says, because it can be replayed: clients
     /// send it again after the handshake. *Next connection.*
     #[cfg(feature = "tls")]
-    pub fn tls(mut self, config: std::sync::Arc<crate::tls::ServerConfig>) -> Self {
-        self.tls = Some(crate::proto::tls::without_early_data(config));
+    pub fn tls(mut self, config: impl Into<TlsConfig>) -> Self {
+        self.tls = Some(config.into());
         self
     }
 
@@ -376,7 +379,8 @@ impl Listen {
         self
     }
 
-    /// From accept to open: the TLS handshake must be done by then. Defaults to 10 s; `Duration::MAX` is never.
+    /// From accept to open: PROXY header and TLS handshake must be done by then. It is also the time for a handshake that
+    /// [`Conn::start_tls`](crate::Conn::start_tls) begins, from there. Defaults to 10 s; `Duration::MAX` is never.
     /// *Next connection.*
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.limits.handshake_timeout = timeout;
@@ -612,6 +616,8 @@ impl Listen {
             ("tcp", self.addrs != next.addrs),
             ("mode", socket.mode != wanted.mode),
             ("name", self.name != next.name),
+            // Clients of the one find nobody to talk to in the other, and nobody is to lose TLS by an oversight.
+            ("tls", self.tls.is_some() != next.tls.is_some()),
             ("backlog", socket.backlog != wanted.backlog),
             ("nodelay", socket.nodelay != wanted.nodelay),
             ("only_v6", socket.only_v6 != wanted.only_v6),
@@ -653,7 +659,7 @@ impl fmt::Debug for Listen {
             .field("addrs", &self.addrs)
             .field("name", &self.name)
             .field("framing", &self.framing)
-            .field("tls", &self.tls.is_some())
+            .field("tls", &self.tls)
             .field("limits", &self.limits)
             .field("max_connections", &self.max_connections)
             .field("at_capacity", &self.at_capacity)

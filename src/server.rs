@@ -253,6 +253,16 @@ impl<A> Server<A> {
         self.control().reconfigure_listener(which, change)
     }
 
+    /// Changes the TLS of a listener: see [`Control::set_tls`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoListener`], [`Error::Option`]; everything is as it was.
+    #[cfg(feature = "tls")]
+    pub fn set_tls(&mut self, which: impl Into<ListenerRef>, config: impl Into<crate::tls::TlsConfig>) -> Result<()> {
+        self.control().set_tls(which, config)
+    }
+
     /// The counters.
     pub fn stats(&self) -> Stats {
         self.reactor.stats()

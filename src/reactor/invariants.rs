@@ -89,7 +89,7 @@ impl<A, O: Os> Reactor<A, O> {
             .filter(|slot| !slot.queued && !slot.retry && !slot.squeezed)
             .filter_map(|slot| {
                 let stream = self.streams.get(slot.id.index as usize)?.as_ref()?;
-                Some((slot.id, stream, slot.machine.wants_read(), slot.machine.queued() > 0))
+                Some((slot.id, stream, slot.machine.wants_read(), slot.machine.sendable() > 0))
             })
     }
 

@@ -525,7 +525,7 @@ impl<A, O: Os> Reactor<A, O> {
                 let open = self
                     .roster
                     .get(id)
-                    .is_some_and(|slot| slot.machine.state() == State::Open && slot.machine.was_open());
+                    .is_some_and(|slot| slot.machine.is_established() && slot.machine.was_open());
                 if open {
                     self.current = Some(id);
                     self.call(app, id, |handler, cx| handler.on_message(cx, message));

@@ -142,7 +142,8 @@ impl Slot {
     /// A read is welcome and may bring something. Who waits for a fresh "would block" asks the kernel in any case: an
     /// edge that was used up before announces nothing more.
     pub(super) fn can_read(&self) -> bool {
-        (self.readable || (self.machine.wants_fresh_blocked() && !self.retry))
+        let asks = self.machine.wants_fresh_blocked() && !self.retry;
+        (self.readable || asks || self.machine.has_set_aside())
             && !(self.squeezed && self.machine.state() == State::Open)
             && self.machine.wants_read()
     }

@@ -88,7 +88,7 @@ impl<A, O: Os> Reactor<A, O> {
             when = when.min(self.now.after(RETRY_AFTER));
         }
         self.timers.arm(id.index, when);
-        if slot.machine.has_events() || slot.can_read() || (slot.writable && slot.machine.queued() > 0) {
+        if slot.machine.has_events() || slot.can_read() || (slot.writable && slot.machine.sendable() > 0) {
             if slot.machine.state() == State::Handshaking {
                 self.shaking.push(id, &mut slot.queued);
             } else {
@@ -126,8 +126,10 @@ impl<A, O: Os> Reactor<A, O> {
         if *budget == 0 {
             return Read::Nothing;
         }
-        let has_events = slot.machine.has_events();
-        if !has_events && !slot.can_read() {
+        if slot.machine.has_events() {
+            return Read::Staged(slot.machine.stage_held());
+        }
+        if !slot.can_read() {
             return Read::Nothing;
         }
         let machine = &mut slot.machine;
@@ -137,9 +139,6 @@ impl<A, O: Os> Reactor<A, O> {
             }
             self.handshakes_left -= 1;
         }
-        if has_events {
-            return Read::Staged(machine.stage_held(self.now, &mut scratch.plain, &mut self.pool));
-        }
         let allowance = machine.read_allowance(self.now);
         if allowance == 0 {
             return Read::Nothing;
@@ -147,6 +146,15 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(Some(stream)) = self.streams.get_mut(id.index as usize) else {
             return Read::Nothing;
         };
+        let (now, pool) = (self.now, &mut self.pool);
+        if machine.has_set_aside() {
+            let plain = &mut scratch.plain;
+            let staged = catch_unwind(AssertUnwindSafe(|| {
+                let plain = plain;
+                machine.handle_set_aside(now, plain, pool)
+            }));
+            return self.handled(id, staged);
+        }
         let room = allowance.min(scratch.wire.len());
         let buffer = scratch.wire.get_mut(..room).unwrap_or_default();
         match self.os.read(stream, buffer) {
@@ -160,8 +168,13 @@ impl<A, O: Os> Reactor<A, O> {
                 if count < room && !slot.hang_up && !machine.wants_fresh_blocked() {
                     slot.readable = false;
                 }
-                let wire = scratch.wire.get_mut(..count).unwrap_or_default();
-                return Read::Staged(machine.handle_input(self.now, wire, &mut scratch.plain, &mut self.pool));
+                let Scratch { wire, plain } = scratch;
+                let wire = wire.get_mut(..count).unwrap_or_default();
+                let staged = catch_unwind(AssertUnwindSafe(|| {
+                    let (wire, plain) = (wire, plain);
+                    machine.handle_input(now, wire, plain, pool)
+                }));
+                return self.handled(id, staged);
             }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => {
@@ -181,6 +194,21 @@ impl<A, O: Os> Reactor<A, O> {
             },
         }
         Read::Staged(Staged::nothing())
+    }
+
+    /// What input has led to. A TLS configuration may hold the user's code: what chooses it, a certificate resolver, a verifier.
+    fn handled<'s>(&mut self, id: ConnId, outcome: std::thread::Result<Staged<'s>>) -> Read<'s> {
+        match outcome {
+            Ok(staged) => Read::Staged(staged),
+            Err(panic) => {
+                self.report_conn_panic(id, "a TLS configuration", panic);
+                if let Some(slot) = self.roster.get_mut(id) {
+                    // At once: rustls was left in the middle of something.
+                    slot.machine.end(Closed::new(CloseReason::Panicked), &mut self.pool);
+                }
+                Read::Nothing
+            }
+        }
     }
 
     /// Tells the handler everything there is to tell.
@@ -212,6 +240,7 @@ impl<A, O: Os> Reactor<A, O> {
                     self.leave_unopened(id);
                     self.call(app, id, |handler, cx| handler.on_open(cx));
                 }
+                Event::Secured => self.call(app, id, |handler, cx| handler.on_secured(cx)),
                 Event::Finished => self.call(app, id, |handler, cx| handler.on_finish(cx)),
                 Event::Writable => self.call(app, id, |handler, cx| handler.on_writable(cx)),
                 Event::Timer(key) => self.call(app, id, |handler, cx| handler.on_timer(cx, key)),
@@ -262,12 +291,16 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Closes a connection whose own code panicked.
     pub(super) fn end_in_panic(&mut self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
-        let words = last_words(panic);
-        log::error!("{whose} panicked: {words}; {}", self.particulars(id));
+        self.report_conn_panic(id, whose, panic);
         if let Some(slot) = self.roster.get_mut(id) {
             slot.machine
                 .close(Closed::new(CloseReason::Panicked), self.now, &mut self.pool);
         }
+    }
+
+    fn report_conn_panic(&self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
+        let words = last_words(panic);
+        log::error!("{whose} panicked: {words}; {}", self.particulars(id));
     }
 
     /// Writes what waits, until the kernel takes no more.

@@ -53,6 +53,8 @@ pub struct Talk {
     pub wire: Wire,
     pub max: usize,
     pub tls: bool,
+    /// Its handler has begun to upgrade it to TLS, when so much was promised in the clear.
+    pub upgraded_at: Option<usize>,
     /// What the client has said, TLS taken off.
     pub said: Vec<u8>,
     /// How much of it was delivered.
@@ -75,6 +77,7 @@ impl Talk {
             wire,
             max,
             tls,
+            upgraded_at: None,
             said: Vec::new(),
             heard: 0,
             promised: Vec::new(),
@@ -195,6 +198,17 @@ impl App {
             conn.pause();
         } else {
             conn.resume();
+        }
+    }
+
+    /// Upgrades a plain connection, once: in order if nothing is under way to the server, else that fails the handshake.
+    #[cfg(feature = "tls")]
+    pub fn start_tls(&mut self, conn: &mut Conn<'_, Self>) {
+        if conn.start_tls(super::sim_tls::server_config()).is_ok() {
+            let talk = self.talk(tcp(&conn.peer_addr()));
+            talk.tls = true;
+            talk.upgraded_at = Some(talk.promised.len());
+            talk.murky |= talk.said.len() > talk.heard;
         }
     }
 

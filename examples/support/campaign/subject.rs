@@ -8,7 +8,7 @@ use std::time::Duration;
 use portcullis::sim::Random;
 use portcullis::{
     AtCapacity, Close, CloseReason, Closed, ConnId, Context, Handler, ListenerId, Message, Outcome, Peer, Refuse,
-    SendError, Service,
+    SendError, Service, State,
 };
 
 use super::app::{tcp, App, Order, Talk};
@@ -46,10 +46,12 @@ pub enum Temper {
     Flooding,
     /// Sets a timer to zero, again and again.
     Ticking,
+    /// Upgrades to TLS, where there is none; most often when nothing is under way.
+    Upgrading,
 }
 
 impl Temper {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Echo,
         Self::Pausing,
         Self::Sleeping,
@@ -64,6 +66,7 @@ impl Temper {
         Self::Stubborn,
         Self::Flooding,
         Self::Ticking,
+        Self::Upgrading,
     ];
 }
 
@@ -202,6 +205,19 @@ impl Subject {
         cx.app.set_framing(&mut cx.conn, wire, self.door.max_frame);
     }
 
+    fn upgrade(&mut self, cx: &mut Context<'_, App>) {
+        let talk = cx.app.talk(tcp(&cx.conn.peer_addr()));
+        let all_heard = talk.heard == talk.said.len();
+        if all_heard || self.random.chance(20) {
+            #[cfg(feature = "tls")]
+            cx.app.start_tls(&mut cx.conn);
+            if self.random.chance(300) {
+                // Behind the handshake. It may be full, which is a result.
+                let _ = cx.app.send(&mut cx.conn, b"early");
+            }
+        }
+    }
+
     /// Sends until it is refused.
     fn flood(&mut self, cx: &mut Context<'_, App>) -> Outcome {
         let plain = !self.door.tls;
@@ -291,8 +307,19 @@ impl Handler<App> for Subject {
                     }
                 }
                 Temper::Flooding => own.flood(cx)?,
+                Temper::Upgrading if own.door.may_upgrade => own.upgrade(cx),
                 _ => {}
             }
+            Ok(())
+        })
+    }
+
+    fn on_secured(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        if cx.conn.state() != State::Open {
+            cx.app.blame("secured and not open");
+        }
+        self.within(cx, |_, cx| {
+            cx.app.send(&mut cx.conn, b"secured")?;
             Ok(())
         })
     }
