@@ -1,6 +1,6 @@
 //! A listener's TLS changes under way: for new connections only, and never into none. Sessions are resumed, in each of the
 //! ways there are, and never under another configuration.
-#![cfg(feature = "tls")]
+#![cfg(all(feature = "tls", any(feature = "ring", feature = "aws-lc-rs")))]
 
 mod common;
 
@@ -124,7 +124,6 @@ fn a_handle_tells_that_a_listener_is_plain() {
 }
 
 /// Faults S14: what cannot be read changes nothing, and says which file it is.
-#[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
 #[test]
 fn the_old_certificate_stays_if_the_new_one_is_broken() {
     let (folder, old, new) = (Folder::new(), Site::new(), Site::new());

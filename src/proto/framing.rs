@@ -392,12 +392,6 @@ impl Codec {
         self.seen = 0;
     }
 
-    /// What comes next is not what was looked at last.
-    #[cfg(feature = "tls")]
-    pub(super) fn forget_seen(&mut self) {
-        self.seen = 0;
-    }
-
     /// A copy, unless the framer is the user's.
     #[cfg(feature = "sim")]
     pub(super) fn fork(&self) -> Option<Self> {

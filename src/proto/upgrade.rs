@@ -32,7 +32,6 @@ impl Machine {
         self.held_at = 0;
         pool.give(std::mem::take(&mut self.held));
         self.flags.clear(Flags::HELD_FRAMES);
-        self.codec.forget_seen();
         self.tls = Some(Box::new(session));
         self.enter(State::Handshaking);
         self.stopped = None;

@@ -27,7 +27,7 @@ enum Choice {
 type Chooser = dyn Fn(&ClientHello<'_>) -> Option<Arc<ServerConfig>> + Send + Sync;
 
 impl TlsConfig {
-    /// Asks `choose` for each handshake. `None` refuses the client, with the alert unrecognized_name (RFC 6066 section 3).
+    /// Asks `choose` for each handshake. `None` refuses the client, with the alerts of [`ServerNames::only`].
     ///
     /// It runs on the loop's thread and must not wait: keep what it chooses from in memory. A panic ends that connection alone, as
     /// [`Panicked`](crate::CloseReason::Panicked).

@@ -247,6 +247,29 @@ fn an_alert_is_sent_for_a_bad_handshake() {
     assert_eq!(talk.rig.finish(), CloseReason::TlsHandshake);
 }
 
+/// Whatever waits for the handshake, what ended it is the reason; and what waits stays a secret.
+#[test]
+fn garbage_is_the_reason_whatever_waits() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.ask();
+    talk.rig.act(|turn| turn.send(b"secret").expect("taken"));
+    talk.rig.receive(packet2("garbage"));
+    assert!(talk.rig.answers().len() <= 7, "an alert at most");
+    assert_eq!(talk.rig.finish(), CloseReason::NotTls);
+}
+
+#[test]
+fn a_lost_alert_is_not_the_reason_here_either() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.ask();
+    talk.rig.room = 0;
+    talk.rig.receive(packet2("garbage"));
+    assert!(talk.rig.machine.queued() > 0, "an alert waits");
+    talk.rig.inbox.push_back(Input::Error(libc::ECONNRESET));
+    talk.rig.turn();
+    assert_eq!(talk.rig.ended(), CloseReason::NotTls);
+}
+
 #[test]
 fn a_second_upgrade_is_an_error() {
     let identity = Identity::new();
@@ -363,6 +386,26 @@ fn a_drain_in_the_handshake() {
             assert_eq!(talk.rig.ended(), CloseReason::HandshakeTimeout);
         }
     }
+}
+
+/// "Nothing left to read" is believed only if it was found behind the handshake.
+#[test]
+fn what_has_come_behind_the_handshake_is_answered_before_the_end() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.ask();
+    talk.rig.machine.close_after_input();
+    talk.rig.turn();
+    let hello = talk.client_bytes();
+    talk.rig.receive(hello);
+    let answers = talk.rig.answers();
+    talk.hear(&answers);
+    let finished = talk.client_bytes();
+    talk.say(&packet2("last"));
+    let last = talk.client_bytes();
+    talk.rig.inbox.extend([finished, last].map(Input::Bytes));
+    talk.settle();
+    assert_eq!(talk.heard(), packet2("last"));
+    assert_eq!(talk.rig.finish(), CloseReason::Closed);
 }
 
 /// The rest of a frame is not waited for in the new stream, and the framing may change with the upgrade.
