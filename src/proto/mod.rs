@@ -25,6 +25,7 @@ mod state;
 mod throttle;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 pub(crate) mod tls;
+mod view;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -48,6 +49,7 @@ pub use state::{SendError, State, Traffic};
 pub(crate) use throttle::SharedMeters;
 use throttle::Throttle;
 pub(crate) use tls::TlsConfig;
+pub use view::TimeLeft;
 
 /// A handler's timer: a key of its own choice and when it is due.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

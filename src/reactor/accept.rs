@@ -3,18 +3,21 @@
 use std::io;
 use std::net::SocketAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::time::Duration;
 
 use super::listener::AcceptError;
 use super::os::{Os, Token};
 use super::roster::Slot;
 use super::sources::Counted;
+use super::view::Ended;
 use super::{report_panic, Reactor};
 use crate::access::Access;
 use crate::config::AtCapacity;
 use crate::handler::{Handler, Refuse};
 use crate::id::ConnId;
 use crate::listen::ProxyProtocol;
-use crate::proto::{State, Time};
+use crate::logs;
+use crate::proto::{State, Time, Traffic};
 use crate::reason::{CloseReason, Closed};
 
 /// Out of descriptors or socket memory.
@@ -38,6 +41,15 @@ impl Starvation {
 
     pub(super) fn until(&self) -> Time {
         self.until.unwrap_or(Time::NEVER)
+    }
+
+    /// Accepts that failed in the episode that is not over.
+    pub(super) fn failures(&self) -> usize {
+        if self.episode {
+            usize::try_from(self.failures).unwrap_or(usize::MAX)
+        } else {
+            0
+        }
     }
 
     /// A descriptor was freed, or the interval is over.
@@ -117,7 +129,15 @@ impl<A, O: Os> Reactor<A, O> {
         }
         // The budget is spent, more next turn; unless the kernel does nothing but lose clients.
         if let (Some(error), false) = (lost, served) {
-            self.trouble(at, "clients are lost in a row on", &error);
+            self.rest(at);
+            if let Some(listener) = self.listeners.get(at) {
+                log::debug!(
+                    target: logs::LISTENER,
+                    "clients are lost in a row on listener {} on {}: {error}; trying again",
+                    listener.name,
+                    listener.addr
+                );
+            }
         }
     }
 
@@ -174,6 +194,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.starvation.failures = 1;
             self.stats.starved += 1;
             log::warn!(
+                target: logs::STARVATION,
                 "no new connections for now: {error}; {} are served, new clients wait in the backlog; raise the limit of \
                  open files (ulimit -n; fs.file-max for the system) or lower max_connections ({})",
                 self.roster.len(),
@@ -189,6 +210,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.starvation.episode = false;
         self.starvation.over_at = None;
         log::info!(
+            target: logs::STARVATION,
             "accepting again; {} attempts failed for lack of descriptors or memory",
             self.starvation.failures
         );
@@ -203,6 +225,7 @@ impl<A, O: Os> Reactor<A, O> {
             return self.trouble(at, "cannot accept from", &error);
         }
         log::error!(
+            target: logs::LISTENER,
             "listener {} on {} is lost and closed: {error}",
             listener.name,
             listener.addr
@@ -216,13 +239,21 @@ impl<A, O: Os> Reactor<A, O> {
         self.close_port(at);
     }
 
-    /// Leaves a listener alone for an interval, with one line in the log until it works again.
-    pub(super) fn trouble(&mut self, at: usize, what: &str, error: &io::Error) {
+    /// Leaves a listener alone for an interval.
+    fn rest(&mut self, at: usize) {
         let retry_at = self.now.after(self.config.starve_interval);
         if let Some(listener) = self.listeners.get_mut(at) {
             listener.retry_at = retry_at;
+        }
+    }
+
+    /// Leaves a listener alone for an interval, with one line in the log until it works again.
+    pub(super) fn trouble(&mut self, at: usize, what: &str, error: &io::Error) {
+        self.rest(at);
+        if let Some(listener) = self.listeners.get_mut(at) {
             if !std::mem::replace(&mut listener.troubled, true) {
                 log::warn!(
+                    target: logs::LISTENER,
                     "{what} listener {} on {}: {error}; trying again",
                     listener.name,
                     listener.addr
@@ -379,8 +410,16 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
-        log::debug!("{addr} on {}: {closed}", listener.name);
+        log::debug!(target: logs::CONNECTION, "{addr} on {}: {closed}", listener.name);
         let peer = listener.peer(id, addr, None);
+        let who = Ended {
+            id,
+            listener: listener.id,
+            peer: addr,
+            source: addr,
+            age: Duration::ZERO,
+            traffic: Traffic::default(),
+        };
         let told = catch_unwind(AssertUnwindSafe(|| {
             listener.service.on_unopened(app, &peer, &closed);
         }));
@@ -388,6 +427,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.stats.panics += 1;
             report_panic("a service's on_unopened", panic);
         }
+        self.note_close(who, &closed);
     }
 
     /// Makes each listener's registration follow its state.

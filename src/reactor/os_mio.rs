@@ -71,6 +71,10 @@ impl Os for MioOs {
     type Listener = TcpListener;
     type Stream = TcpStream;
 
+    fn descriptor_limit(&self) -> Option<usize> {
+        descriptor_limit()
+    }
+
     fn now(&self) -> Time {
         Time::from_start(Instant::now().saturating_duration_since(self.start))
     }

@@ -125,7 +125,6 @@ impl Roster {
     }
 
     /// Slots that have ever had a tenant.
-    #[cfg(feature = "sim")]
     pub(super) fn slots(&self) -> u32 {
         self.generations.len() as u32
     }
@@ -144,8 +143,13 @@ impl Slot {
     /// edge that was used up before announces nothing more.
     pub(super) fn can_read(&self) -> bool {
         (self.readable || (self.machine.wants_fresh_blocked() && !self.retry))
-            && !(self.squeezed && self.machine.state() == State::Open)
+            && !self.is_squeezed()
             && self.machine.wants_read()
+    }
+
+    /// Nothing is read because memory is tight.
+    pub(super) fn is_squeezed(&self) -> bool {
+        self.squeezed && self.machine.state() == State::Open
     }
 
     /// Its handshake should have been over at `due`.
@@ -171,6 +175,11 @@ impl Slot {
             traffic: self.machine.traffic(),
             queued: self.machine.queued(),
             buffered: self.machine.buffered(),
+            paused: self.machine.is_paused_by_handler(),
+            congested: self.machine.is_congested(),
+            throttled: self.machine.is_throttled(),
+            squeezed: self.is_squeezed(),
+            time_left: self.machine.time_left(now),
         }
     }
 }

@@ -8,9 +8,11 @@ use std::rc::Rc;
 
 use super::os::Os;
 use super::sources::Counted;
+use super::view::Ended;
 use super::{last_words, report_panic, Reactor, Scratch};
 use crate::handler::{Context, Handler};
 use crate::id::{ConnId, ListenerId};
+use crate::logs;
 use crate::proto::{Event, NextStep, ProxyHeader, Staged, State};
 use crate::reason::{CloseReason, Closed, Outcome};
 
@@ -205,6 +207,7 @@ impl<A, O: Os> Reactor<A, O> {
                 Event::Frame(frame) => self.call(app, id, |handler, cx| handler.on_frame(cx, frame)),
                 Event::Opened => {
                     self.stats.opened += 1;
+                    self.note_handshake(id);
                     self.leave_unopened(id);
                     self.call(app, id, |handler, cx| handler.on_open(cx));
                 }
@@ -216,6 +219,13 @@ impl<A, O: Os> Reactor<A, O> {
         }
         if let Some(slot) = self.roster.get_mut(id) {
             slot.machine.settle(staged, self.now, &mut self.pool);
+        }
+    }
+
+    /// It has opened: how long that took, if it was to take time.
+    fn note_handshake(&mut self, id: ConnId) {
+        if let Some(slot) = self.roster.get(id).filter(|slot| slot.unopened) {
+            self.handshake_times.record_time(self.now.since(slot.accepted_at));
         }
     }
 
@@ -259,7 +269,7 @@ impl<A, O: Os> Reactor<A, O> {
     /// Closes a connection whose own code panicked.
     pub(super) fn end_in_panic(&mut self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
         let words = last_words(panic);
-        log::error!("{whose} panicked: {words}; {}", self.particulars(id));
+        log::error!(target: logs::PANIC, "{whose} panicked: {words}; {}", self.particulars(id));
         if let Some(slot) = self.roster.get_mut(id) {
             slot.machine
                 .close(Closed::new(CloseReason::Panicked), self.now, &mut self.pool);
@@ -334,13 +344,22 @@ impl<A, O: Os> Reactor<A, O> {
         };
         let closed = slot.machine.take_closed();
         let (was_open, listener) = (slot.machine.was_open(), slot.listener);
-        if log::log_enabled!(log::Level::Debug) {
+        if log::log_enabled!(target: logs::CONNECTION, log::Level::Debug) {
             // The words of a user's error are the user's code.
             let words = catch_unwind(AssertUnwindSafe(|| closed.to_string()));
             let words = words.unwrap_or_else(last_words);
-            log::debug!("{}: {words}", slot.info(self.now));
+            log::debug!(target: logs::CONNECTION, "{}: {words}", slot.info(self.now));
         }
         let (peer, source, counted) = (slot.peer, slot.source(), slot.counted);
+        let age = self.now.since(slot.accepted_at);
+        let who = Ended {
+            id: Some(id),
+            listener,
+            peer,
+            source,
+            age,
+            traffic: slot.machine.traffic(),
+        };
         let header = slot.machine.proxy().cloned();
         self.leave_unopened(id);
         if was_open {
@@ -353,6 +372,8 @@ impl<A, O: Os> Reactor<A, O> {
             self.drop_handler(handler);
         }
         self.stats.count_closed(closed.reason);
+        self.ages.record_time(age);
+        self.note_close(who, &closed);
         self.timers.disarm(id.index);
         self.note_memory(id.index, 0);
         let slot = self.roster.remove(id);
