@@ -143,6 +143,16 @@ fn it_does_not_flap() {
     world.crowd(0);
     world.seconds(60);
     assert_eq!(world.said(), [(5, Cleared, 0, 3)]);
+    // The cooldown counts from when it was raised, not from when it was over.
+    world.crowd(3);
+    world.seconds(4);
+    world.crowd(2);
+    world.crowd(3);
+    world.seconds(1);
+    assert_eq!(
+        world.said(),
+        [(65, Raised, 3, 3), (69, Cleared, 2, 3), (70, Raised, 3, 3)]
+    );
 }
 
 /// An alarm that has nothing to say does not wake the server.
