@@ -6,12 +6,17 @@ use std::time::Duration;
 
 use crate::access::AccessRules;
 use crate::addr::Addr;
+use crate::alarm::{Alarm, AlarmId, AlarmInfo, AlarmNotice};
 use crate::config::Config;
 use crate::error::Result;
 use crate::handler::{Conn, ConnInfo, Link};
+use crate::histogram::Histograms;
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
+use crate::metrics::Metrics;
+use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
+use crate::tree::{Cursor, Page, Tree};
 
 /// Why a listener takes clients, or takes none, now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +34,30 @@ pub enum ListenerState {
     Suspended,
     /// Its port is closed.
     Closed,
+}
+
+impl ListenerState {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::Listening,
+        Self::Full,
+        Self::RateLimited,
+        Self::Starved,
+        Self::Suspended,
+        Self::Closed,
+    ];
+
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Listening => "Listening",
+            Self::Full => "Full",
+            Self::RateLimited => "RateLimited",
+            Self::Starved => "Starved",
+            Self::Suspended => "Suspended",
+            Self::Closed => "Closed",
+        }
+    }
 }
 
 /// One listener at one moment.
@@ -51,11 +80,23 @@ pub struct ListenerInfo {
     pub accepted: u64,
 }
 
+/// Whom an alarm calls.
+pub(crate) type AlarmCallback<A> = Box<dyn FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice)>;
+
 /// What the reactor lets be asked of it.
 pub(crate) trait Desk<A>: Link<A> {
     fn listeners(&self) -> Vec<ListenerInfo>;
     fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo>;
     fn connections(&self) -> Vec<ConnInfo>;
+    fn connections_page(&self, from: Cursor, limit: usize) -> Page;
+    fn tree(&self, limit: usize) -> Tree;
+    fn recent_closes(&self) -> Vec<RecentClose>;
+    fn histograms(&self) -> Histograms;
+    fn metrics(&self) -> Metrics;
+    fn add_alarm(&mut self, alarm: Alarm, callback: AlarmCallback<A>) -> Result<AlarmId>;
+    fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()>;
+    fn remove_alarm(&mut self, id: AlarmId) -> bool;
+    fn alarms(&self) -> Vec<AlarmInfo>;
     fn kill(&mut self, id: ConnId) -> bool;
     fn config(&self) -> &Config;
     fn set_config(&mut self, config: Config) -> Result<()>;
@@ -104,9 +145,101 @@ impl<'a, A> Control<'a, A> {
         self.desk.listener(&which.into())
     }
 
-    /// All connections, in the order of their slots.
+    /// All connections, in the order of their slots. With many of them rather [`Control::connections_page`].
     pub fn connections(&self) -> Vec<ConnInfo> {
         self.desk.connections()
+    }
+
+    /// Some of the connections, in the order of their slots: `limit` slots are looked at, so a page costs no more and has at most
+    /// so many. A connection that is there all the time is on exactly one page, whoever comes and goes meanwhile.
+    ///
+    /// ```
+    /// # use portcullis::{Config, Cursor, Server};
+    /// # fn main() -> portcullis::Result<()> {
+    /// # let mut server: Server = Server::new(Config::new())?;
+    /// let mut from = Some(Cursor::default());
+    /// while let Some(cursor) = from {
+    ///     let page = server.control().connections_page(cursor, 1000);
+    ///     for connection in &page.connections {
+    ///         println!("{connection}");
+    ///     }
+    ///     from = page.next; // and perhaps a turn of the loop
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn connections_page(&self, from: Cursor, limit: usize) -> Page {
+        self.desk.connections_page(from, limit)
+    }
+
+    /// The supervision tree, with at most `limit` connections of each listener; [`Display`](fmt::Display) draws it. At most 16 slots
+    /// are looked at for each that may be shown, and 4096, however many connections there are.
+    pub fn tree(&self, limit: usize) -> Tree {
+        self.desk.tree(limit)
+    }
+
+    /// The last closes, the latest first: [`Config::recent_closes`] of them at most.
+    pub fn recent_closes(&self) -> Vec<RecentClose> {
+        self.desk.recent_closes()
+    }
+
+    /// How ages, handshake times and frame sizes are spread.
+    pub fn histograms(&self) -> Histograms {
+        self.desk.histograms()
+    }
+
+    /// Everything that is counted and measured; its [`Display`](fmt::Display) is for Prometheus.
+    pub fn metrics(&self) -> Metrics {
+        self.desk.metrics()
+    }
+
+    /// Sets an alarm. `callback` is called at the end of a turn, never from inside another callback: when the value is at or above the
+    /// threshold ([`AlarmState::Raised`](crate::AlarmState::Raised)), after each cooldown while it still is
+    /// ([`AlarmState::StillRaised`](crate::AlarmState::StillRaised)), and when it is below again
+    /// ([`AlarmState::Cleared`](crate::AlarmState::Cleared)). Within a cooldown it is not raised again, so that a value which
+    /// goes to and fro around the threshold costs two calls for each. What comes and goes within one turn is not seen.
+    ///
+    /// A panic in it is caught, logged and counted; the alarm stays.
+    ///
+    /// ```
+    /// # use portcullis::{Alarm, AlarmNotice, Config, Control, Quota, Server};
+    /// # fn main() -> portcullis::Result<()> {
+    /// # let mut server: Server = Server::new(Config::new())?;
+    /// server.control().on_alarm(
+    ///     Alarm::connections(Quota::Percent(90)),
+    ///     |_app: &mut (), _control: &mut Control<'_>, notice: &AlarmNotice| eprintln!("{notice}"),
+    /// )?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`](crate::Error::Option) for a threshold that is always or never reached.
+    pub fn on_alarm(
+        &mut self,
+        alarm: Alarm,
+        callback: impl FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice) + 'static,
+    ) -> Result<AlarmId> {
+        self.desk.add_alarm(alarm, Box::new(callback))
+    }
+
+    /// Changes an alarm. The time since it has spoken last counts under the new cooldown too; one that watches something else from now
+    /// on starts anew.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoAlarm`](crate::Error::NoAlarm); [`Error::Option`](crate::Error::Option), with the alarm as it was.
+    pub fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()> {
+        self.desk.set_alarm(id, alarm)
+    }
+
+    /// Forgets an alarm, without another word from it. False if it has gone already.
+    pub fn remove_alarm(&mut self, id: AlarmId) -> bool {
+        self.desk.remove_alarm(id)
+    }
+
+    /// All alarms, oldest first.
+    pub fn alarms(&self) -> Vec<AlarmInfo> {
+        self.desk.alarms()
     }
 
     /// Ends one connection at once with RST, and logs a report. [`CloseReason::Killed`](crate::CloseReason::Killed).

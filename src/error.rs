@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 
 use crate::addr::Addr;
+use crate::alarm::AlarmId;
 use crate::id::ListenerRef;
 
 /// The result of what a program asks of its [`Server`](crate::Server).
@@ -51,6 +52,11 @@ pub enum Error {
     NoListener {
         /// What was asked for.
         listener: ListenerRef,
+    },
+    /// No alarm of this server has this id (any more).
+    NoAlarm {
+        /// What was asked for.
+        alarm: AlarmId,
     },
     /// The server drains: it takes no new listeners.
     Draining,
@@ -119,6 +125,7 @@ impl fmt::Display for Error {
             }
             Self::Option { option, problem } => write!(f, "option {option}: {problem}"),
             Self::NoListener { listener } => write!(f, "there is no listener {listener}"),
+            Self::NoAlarm { alarm } => write!(f, "there is no alarm {alarm}"),
             Self::Draining => f.write_str("the server drains and takes no new listeners"),
             Self::Os { doing, source } => write!(f, "{doing}: {source}"),
         }
@@ -145,7 +152,7 @@ impl From<Error> for io::Error {
         let kind = match &error {
             Error::AddressInUse { .. } => io::ErrorKind::AddrInUse,
             Error::Address { source, .. } | Error::Listen { source, .. } | Error::Os { source, .. } => source.kind(),
-            Error::NoListener { .. } => io::ErrorKind::NotFound,
+            Error::NoListener { .. } | Error::NoAlarm { .. } => io::ErrorKind::NotFound,
             Error::NameTaken { .. } => io::ErrorKind::AlreadyExists,
             Error::Option { .. } => io::ErrorKind::InvalidInput,
             Error::Draining => io::ErrorKind::Other,

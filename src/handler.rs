@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::addr::{Addr, Credentials};
 use crate::id::{ConnId, ListenerId};
-use crate::proto::{Framing, Machine, Pool, ProxyHeader, SendError, State, Time, Traffic};
+use crate::proto::{Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic};
 use crate::reason::{Closed, Outcome};
 
 /// What a [`Handle`](crate::Handle) sends to a connection: see [`Handler::on_message`].
@@ -606,6 +606,17 @@ pub struct ConnInfo {
     pub queued: usize,
     /// Bytes held for it in either direction, [`ConnInfo::queued`] included.
     pub buffered: usize,
+    /// Its handler has paused it ([`Conn::pause`]).
+    pub paused: bool,
+    /// Nothing is read because too much waits for the peer ([`Listen::watermarks`](crate::Listen::watermarks)).
+    pub congested: bool,
+    /// Nothing is read because it came too fast ([`Listen::read_rate`](crate::Listen::read_rate) and its like).
+    pub throttled: bool,
+    /// Nothing is read because memory is tight and it holds more than its share
+    /// ([`Config::memory_limit`](crate::Config::memory_limit)).
+    pub squeezed: bool,
+    /// Which of its clocks run, and how long.
+    pub time_left: TimeLeft,
 }
 
 impl fmt::Display for ConnInfo {

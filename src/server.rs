@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::alarm::{Alarm, AlarmId, AlarmNotice};
 use crate::config::Config;
 use crate::control::{Control, Desk, ListenerInfo};
 use crate::error::{Error, Result};
@@ -12,6 +13,8 @@ use crate::handle::Handle;
 use crate::handler::{ConnInfo, Service};
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
+use crate::logs;
+use crate::metrics::Metrics;
 use crate::reactor::os_mio::{descriptor_limit, MioOs};
 use crate::reactor::Reactor;
 use crate::stats::{DrainReport, Stats};
@@ -94,6 +97,7 @@ impl<A> Server<A> {
         let reactor = Reactor::new(os, config)?;
         if let Some(limit) = descriptor_limit().filter(|limit| cap.saturating_add(RESERVED_DESCRIPTORS) > *limit) {
             log::warn!(
+                target: logs::SERVER,
                 "max_connections is {cap}, but this process may open only {limit} descriptors: raise the limit (ulimit -n, \
                  LimitNOFILE=) to {} or lower max_connections",
                 cap.saturating_add(RESERVED_DESCRIPTORS)
@@ -266,6 +270,24 @@ impl<A> Server<A> {
     /// The counters.
     pub fn stats(&self) -> Stats {
         self.reactor.stats()
+    }
+
+    /// Everything that is counted and measured: see [`Control::metrics`].
+    pub fn metrics(&self) -> Metrics {
+        self.reactor.metrics()
+    }
+
+    /// Sets an alarm: see [`Control::on_alarm`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`] for a threshold that is always or never reached.
+    pub fn on_alarm(
+        &mut self,
+        alarm: Alarm,
+        callback: impl FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice) + 'static,
+    ) -> Result<AlarmId> {
+        self.control().on_alarm(alarm, callback)
     }
 
     /// Starts to end in order: see [`Control::drain`]. [`Server::run`] returns when it is over.

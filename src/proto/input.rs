@@ -204,6 +204,7 @@ impl Machine {
                 staged.advanced = true;
                 self.traffic.frames_in += 1;
                 pool.traffic.frames_in += 1;
+                pool.sizes_in.record(payload.len() as u64);
                 let frame = staged.bytes().get(start + payload.start..start + payload.end);
                 return Some(Event::Frame(frame.unwrap_or_default()));
             }

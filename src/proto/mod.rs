@@ -26,6 +26,7 @@ mod throttle;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 pub(crate) mod tls;
 mod upgrade;
+mod view;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -51,6 +52,7 @@ use throttle::Throttle;
 pub(crate) use tls::TlsConfig;
 #[cfg(feature = "tls")]
 pub use upgrade::StartTlsError;
+pub use view::TimeLeft;
 
 /// A handler's timer: a key of its own choice and when it is due.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -85,6 +85,7 @@ impl Machine {
             })?;
         self.traffic.frames_out += 1;
         pool.traffic.frames_out += 1;
+        pool.sizes_out.record(payload.len() as u64);
         if self.owed() >= self.limits.high_watermark {
             self.congest(now);
         }

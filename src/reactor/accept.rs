@@ -4,11 +4,13 @@ use std::io;
 use std::net::IpAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::listener::{AcceptError, Listener};
 use super::os::{Os, Socket, Token};
 use super::roster::Slot;
 use super::sources::Counted;
+use super::view::Ended;
 use super::{report_panic, Reactor};
 use crate::access::Access;
 use crate::addr::{Addr, Credentials};
@@ -16,7 +18,8 @@ use crate::config::AtCapacity;
 use crate::handler::{Handler, Peer, Refuse};
 use crate::id::ConnId;
 use crate::listen::ProxyProtocol;
-use crate::proto::{ProxyHeader, State, Time};
+use crate::logs;
+use crate::proto::{ProxyHeader, State, Time, Traffic};
 use crate::reason::{CloseReason, Closed};
 
 /// Who has connected.
@@ -62,6 +65,15 @@ impl Starvation {
 
     pub(super) fn until(&self) -> Time {
         self.until.unwrap_or(Time::NEVER)
+    }
+
+    /// Accepts that failed in the episode that is not over.
+    pub(super) fn failures(&self) -> usize {
+        if self.episode {
+            usize::try_from(self.failures).unwrap_or(usize::MAX)
+        } else {
+            0
+        }
     }
 
     /// A descriptor was freed, or the interval is over.
@@ -141,7 +153,15 @@ impl<A, O: Os> Reactor<A, O> {
         }
         // The budget is spent, more next turn; unless the kernel does nothing but lose clients.
         if let (Some(error), false) = (lost, served) {
-            self.trouble(at, "clients are lost in a row on", &error);
+            self.rest(at);
+            if let Some(listener) = self.listeners.get(at) {
+                log::debug!(
+                    target: logs::LISTENER,
+                    "clients are lost in a row on listener {} on {}: {error}; trying again",
+                    listener.name,
+                    listener.addr
+                );
+            }
         }
     }
 
@@ -197,6 +217,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.starvation.failures = 1;
             self.stats.starved += 1;
             log::warn!(
+                target: logs::STARVATION,
                 "no new connections for now: {error}; {} are served, new clients wait in the backlog; raise the limit of \
                  open files (ulimit -n; fs.file-max for the system) or lower max_connections ({})",
                 self.roster.len(),
@@ -212,6 +233,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.starvation.episode = false;
         self.starvation.over_at = None;
         log::info!(
+            target: logs::STARVATION,
             "accepting again; {} attempts failed for lack of descriptors or memory",
             self.starvation.failures
         );
@@ -226,6 +248,7 @@ impl<A, O: Os> Reactor<A, O> {
             return self.trouble(at, "cannot accept from", &error);
         }
         log::error!(
+            target: logs::LISTENER,
             "listener {} on {} is lost and closed: {error}",
             listener.name,
             listener.addr
@@ -239,13 +262,21 @@ impl<A, O: Os> Reactor<A, O> {
         self.close_port(at);
     }
 
-    /// Leaves a listener alone for an interval, with one line in the log until it works again.
-    pub(super) fn trouble(&mut self, at: usize, what: &str, error: &io::Error) {
+    /// Leaves a listener alone for an interval.
+    fn rest(&mut self, at: usize) {
         let retry_at = self.now.after(self.config.starve_interval);
         if let Some(listener) = self.listeners.get_mut(at) {
             listener.retry_at = retry_at;
+        }
+    }
+
+    /// Leaves a listener alone for an interval, with one line in the log until it works again.
+    pub(super) fn trouble(&mut self, at: usize, what: &str, error: &io::Error) {
+        self.rest(at);
+        if let Some(listener) = self.listeners.get_mut(at) {
             if !std::mem::replace(&mut listener.troubled, true) {
                 log::warn!(
+                    target: logs::LISTENER,
                     "{what} listener {} on {}: {error}; trying again",
                     listener.name,
                     listener.addr
@@ -409,7 +440,15 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
-        log::debug!("{} on {}: {closed}", caller.addr, listener.name);
+        log::debug!(target: logs::CONNECTION, "{} on {}: {closed}", caller.addr, listener.name);
+        let who = Ended {
+            id,
+            listener: listener.id,
+            peer: caller.addr.clone(),
+            source: caller.addr.clone(),
+            age: Duration::ZERO,
+            traffic: Traffic::default(),
+        };
         let peer = caller.at(listener, id);
         let told = catch_unwind(AssertUnwindSafe(|| {
             listener.service.on_unopened(app, &peer, &closed);
@@ -418,6 +457,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.stats.panics += 1;
             report_panic("a service's on_unopened", panic);
         }
+        self.note_close(who, &closed);
     }
 
     /// Makes each listener's registration follow its state.

@@ -47,6 +47,12 @@ impl<A, O: Os> Reactor<A, O> {
         if self.memory.is_over() {
             return Some(format!("{memory} bytes are held, more than the limit"));
         }
+        if self.closes.len() > self.config.recent_closes {
+            return Some(format!("{} closes are kept, too many", self.closes.len()));
+        }
+        if self.pool.sizes_in.count() != self.pool.traffic.frames_in {
+            return Some("not every frame has a size".to_owned());
+        }
         if self.timers.len() > open {
             return Some(format!("{} timers for {open} connections", self.timers.len()));
         }
@@ -86,10 +92,12 @@ impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn waiting(&self) -> impl Iterator<Item = (ConnId, &O::Stream, bool, bool)> {
         self.roster
             .iter()
-            .filter(|slot| !slot.queued && !slot.retry && !slot.squeezed)
+            .filter(|slot| !slot.queued && !slot.retry)
             .filter_map(|slot| {
                 let stream = self.streams.get(slot.id.index as usize)?.as_ref()?;
-                Some((slot.id, stream, slot.machine.wants_read(), slot.machine.sendable() > 0))
+                // Who is squeezed waits for others to hold less.
+                let for_input = slot.machine.wants_read() && !slot.is_squeezed();
+                Some((slot.id, stream, for_input, slot.machine.sendable() > 0))
             })
     }
 

@@ -80,6 +80,9 @@ pub(crate) trait Os {
     /// Time since this `Os` was made, monotonic.
     fn now(&self) -> Time;
 
+    /// How many descriptors this process may have open, where the system says so.
+    fn descriptor_limit(&self) -> Option<usize>;
+
     /// Waits for events, at most `timeout`, and appends them. True if there may be more than fitted.
     fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<bool>;
 

@@ -237,6 +237,10 @@ impl Os for MioOs {
     type Listener = Listener;
     type Stream = Stream;
 
+    fn descriptor_limit(&self) -> Option<usize> {
+        descriptor_limit()
+    }
+
     fn now(&self) -> Time {
         Time::from_start(Instant::now().saturating_duration_since(self.start))
     }

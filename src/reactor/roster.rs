@@ -124,7 +124,6 @@ impl Roster {
     }
 
     /// Slots that have ever had a tenant.
-    #[cfg(feature = "sim")]
     pub(super) fn slots(&self) -> u32 {
         self.generations.len() as u32
     }
@@ -143,9 +142,12 @@ impl Slot {
     /// edge that was used up before announces nothing more.
     pub(super) fn can_read(&self) -> bool {
         let asks = self.machine.wants_fresh_blocked() && !self.retry;
-        (self.readable || asks || self.machine.has_set_aside())
-            && !(self.squeezed && self.machine.state() == State::Open)
-            && self.machine.wants_read()
+        (self.readable || asks || self.machine.has_set_aside()) && !self.is_squeezed() && self.machine.wants_read()
+    }
+
+    /// Nothing is read because memory is tight.
+    pub(super) fn is_squeezed(&self) -> bool {
+        self.squeezed && self.machine.state() == State::Open
     }
 
     /// Its handshake should have been over at `due`.
@@ -171,6 +173,11 @@ impl Slot {
             traffic: self.machine.traffic(),
             queued: self.machine.queued(),
             buffered: self.machine.buffered(),
+            paused: self.machine.is_paused_by_handler(),
+            congested: self.machine.is_congested(),
+            throttled: self.machine.is_throttled(),
+            squeezed: self.is_squeezed(),
+            time_left: self.machine.time_left(now),
         }
     }
 }

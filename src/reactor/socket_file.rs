@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use crate::logs;
+
 /// Device and inode. While a socket is open its inode cannot be given to another file.
 type Identity = (u64, u64);
 
@@ -65,7 +67,7 @@ impl Drop for SocketFile {
             return;
         }
         if let Err(error) = fs::remove_file(&self.path) {
-            log::warn!("cannot remove the socket {:?}: {error}", self.path);
+            log::warn!(target: logs::LISTENER, "cannot remove the socket {:?}: {error}", self.path);
         }
     }
 }
@@ -92,7 +94,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !refused || !same {
         return Err(io::ErrorKind::AddrInUse.into());
     }
-    log::info!("the socket {path:?} refuses connections: nobody serves it, and it is removed");
+    log::info!(target: logs::LISTENER, "the socket {path:?} refuses connections: nobody serves it, and it is removed");
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

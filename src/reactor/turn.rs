@@ -8,9 +8,11 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use super::accept::Caller;
 use super::os::{Os, Socket};
 use super::sources::Counted;
+use super::view::Ended;
 use super::{last_words, report_panic, Reactor, Scratch};
 use crate::handler::{Context, Handler};
 use crate::id::{ConnId, ListenerId};
+use crate::logs;
 use crate::proto::{Event, NextStep, Staged, State};
 use crate::reason::{CloseReason, Closed, Outcome};
 
@@ -237,6 +239,7 @@ impl<A, O: Os> Reactor<A, O> {
                 Event::Frame(frame) => self.call(app, id, |handler, cx| handler.on_frame(cx, frame)),
                 Event::Opened => {
                     self.stats.opened += 1;
+                    self.note_handshake(id);
                     self.leave_unopened(id);
                     self.call(app, id, |handler, cx| handler.on_open(cx));
                 }
@@ -249,6 +252,13 @@ impl<A, O: Os> Reactor<A, O> {
         }
         if let Some(slot) = self.roster.get_mut(id) {
             slot.machine.settle(staged, self.now, &mut self.pool);
+        }
+    }
+
+    /// It has opened: how long that took, if it was to take time.
+    fn note_handshake(&mut self, id: ConnId) {
+        if let Some(slot) = self.roster.get(id).filter(|slot| slot.unopened) {
+            self.handshake_times.record_time(self.now.since(slot.accepted_at));
         }
     }
 
@@ -300,7 +310,7 @@ impl<A, O: Os> Reactor<A, O> {
 
     fn report_conn_panic(&self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
         let words = last_words(panic);
-        log::error!("{whose} panicked: {words}; {}", self.particulars(id));
+        log::error!(target: logs::PANIC, "{whose} panicked: {words}; {}", self.particulars(id));
     }
 
     /// Writes what waits, until the kernel takes no more.
@@ -377,18 +387,27 @@ impl<A, O: Os> Reactor<A, O> {
         };
         let closed = slot.machine.take_closed();
         let listener = slot.listener;
-        if log::log_enabled!(log::Level::Debug) {
+        if log::log_enabled!(target: logs::CONNECTION, log::Level::Debug) {
             // The words of a user's error are the user's code.
             let words = catch_unwind(AssertUnwindSafe(|| closed.to_string()));
             let words = words.unwrap_or_else(last_words);
-            log::debug!("{}: {words}", slot.info(self.now));
+            log::debug!(target: logs::CONNECTION, "{}: {words}", slot.info(self.now));
         }
         let caller = Caller {
             addr: slot.peer.clone(),
             credentials,
             proxy: slot.machine.proxy().cloned(),
         };
-        let (source, counted) = (slot.source().ip(), slot.counted);
+        let who = Ended {
+            id: Some(id),
+            listener,
+            peer: slot.peer.clone(),
+            source: slot.source(),
+            age: self.now.since(slot.accepted_at),
+            traffic: slot.machine.traffic(),
+        };
+        let age = who.age;
+        let (source, counted) = (who.source.ip(), slot.counted);
         self.leave_unopened(id);
         if was_open {
             self.call(app, id, |handler, cx| {
@@ -400,6 +419,8 @@ impl<A, O: Os> Reactor<A, O> {
             self.drop_handler(handler);
         }
         self.stats.count_closed(closed.reason);
+        self.ages.record_time(age);
+        self.note_close(who, &closed);
         self.timers.disarm(id.index);
         self.note_memory(id.index, 0);
         let slot = self.roster.remove(id);

@@ -65,6 +65,10 @@ impl Os for SimOs {
         self.0.borrow().now
     }
 
+    fn descriptor_limit(&self) -> Option<usize> {
+        Some(self.0.borrow().fd_limit).filter(|&limit| limit < usize::MAX)
+    }
+
     fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<bool> {
         self.0.borrow_mut().poll(events, timeout)
     }
