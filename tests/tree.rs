@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{connect, local, ping, spawn_echo, PATIENCE};
 use portcullis::sim::{ClientId, Sim};
-use portcullis::{AccessRules, AtCapacity};
+use portcullis::{AccessRules, AtCapacity, CloseReason};
 use portcullis::{
     Config, ConnId, ConnInfo, Context, Cursor, Framing, Handler, Listen, ListenerState, Outcome, ProxyProtocol, Rate,
     State, Tree,
@@ -333,5 +333,15 @@ fn a_handle_shows_the_tree() {
         .idle
         .is_some_and(|left| left <= Duration::from_secs(120) && left > Duration::from_secs(60)));
     assert!(tree.to_string().contains(": Open, age "), "{tree}");
+    server.handle.kill(info.id).expect("it is alive");
+    let closes = server.handle.recent_closes(PATIENCE).expect("the loop answers");
+    // Killed before the question was asked, and gone at the end of that turn.
+    assert!(closes.iter().all(|close| close.id == Some(info.id)));
+    server.until("it has gone", |stats| stats.open == 0);
+    let closes = server.handle.recent_closes(PATIENCE).expect("the loop answers");
+    assert_eq!((closes.len(), closes[0].reason), (1, CloseReason::Killed));
+    let metrics = server.handle.metrics(PATIENCE).expect("the loop answers");
+    assert_eq!(metrics.stats.closed(CloseReason::Killed), 1);
+    assert_eq!(metrics.histograms.connection_age.count(), 1);
     server.finish();
 }

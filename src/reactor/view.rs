@@ -111,8 +111,11 @@ impl<A, O: Os> Reactor<A, O> {
         let limit = u32::try_from(limit.max(1)).unwrap_or(u32::MAX);
         let end = from.0.saturating_add(limit).min(slots);
         let looked_at = (from.0..end).filter_map(|index| self.roster.tenant(index));
+        let most = (end.saturating_sub(from.0) as usize).min(self.roster.len());
+        let mut connections = Vec::with_capacity(most);
+        connections.extend(looked_at.map(|slot| slot.info(self.now)));
         Page {
-            connections: looked_at.map(|slot| slot.info(self.now)).collect(),
+            connections,
             next: (end < slots).then_some(Cursor(end)),
         }
     }
