@@ -225,7 +225,7 @@ fn checksum(bytes: &[u8]) -> u32 {
     for byte in bytes {
         for bit in 0..8 {
             let odd = (sum ^ u32::from(byte >> bit)) & 1;
-            sum = sum >> 1 ^ odd * 0x82F6_3B78;
+            sum = (sum >> 1) ^ (odd * 0x82F6_3B78);
         }
     }
     !sum
