@@ -120,6 +120,28 @@ fn both_rates_hold() {
     assert_eq!((accepted(&mut sim, "it"), accepted(&mut sim, "other")), (3, 9));
 }
 
+/// A listener that was out of the poll because others had spent the server's tokens comes back by itself, whatever becomes of
+/// those others.
+#[test]
+fn whoever_comes_while_the_rate_is_spent_is_served_when_it_is_not() {
+    let mut sim = Sim::new(1, Config::new().accept_rate(Rate::per_second(1).burst(1)), ());
+    let busy = sim.listen(local(), |_: &mut (), _| Echo).expect("listen");
+    let quiet = sim.listen(local().name("quiet"), |_: &mut (), _| Echo).expect("listen");
+    sim.settle();
+    connect(&mut sim, busy, 1);
+    sim.settle();
+    sim.control().close_listener("it").expect("there");
+    let client = connect(&mut sim, quiet, 1)[0];
+    sim.send(client, b"\0\x02hi");
+    sim.advance(millis(999));
+    assert_eq!(sim.stats().accepted, 1);
+    sim.advance(millis(1));
+    assert_eq!(sim.received(client), b"\0\x02hi");
+    let turns = sim.stats().turns;
+    sim.advance(Duration::from_secs(60));
+    assert!(sim.stats().turns - turns <= 4, "it does not spin");
+}
+
 /// emqx #14145, esockd PR #227: a backlog of clients that have given up costs no token and no time.
 #[test]
 fn no_token_is_spent_on_the_dead() {

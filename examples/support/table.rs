@@ -6,9 +6,10 @@ use std::fmt::Write;
 use portcullis::sim::{Call, Coverage, Fault, Stage};
 use portcullis::CloseReason;
 
-const STAGES: [Stage; 5] = [
+const STAGES: [Stage; 6] = [
     Stage::Nobody,
     Stage::New,
+    Stage::Accepting,
     Stage::Handshaking,
     Stage::Open,
     Stage::Closing,
@@ -43,11 +44,7 @@ fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
 fn is_reachable(reason: CloseReason, tls: bool) -> bool {
     tls || !matches!(
         reason,
-        CloseReason::HandshakeTimeout
-            | CloseReason::TlsHandshake
-            | CloseReason::Tls
-            | CloseReason::TlsTruncated
-            | CloseReason::NotTls
+        CloseReason::TlsHandshake | CloseReason::Tls | CloseReason::TlsTruncated | CloseReason::NotTls
     )
 }
 

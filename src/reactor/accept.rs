@@ -469,6 +469,8 @@ impl<A, O: Os> Reactor<A, O> {
             };
             let state = listener.state(&room);
             let wanted = state == crate::control::ListenerState::Listening;
+            // No event announces who comes while it is out of the poll.
+            listener.pending |= !wanted && listener.socket.is_some();
             if wanted == listener.registered || listener.retry_at.is_armed() {
                 continue;
             }

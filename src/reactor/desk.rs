@@ -171,6 +171,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         #[cfg(feature = "sim")]
         {
             self.shrunk_from = self.roster.len();
+            self.crowded_from = self.unopened.len();
         }
         self.look_for_clients();
         Ok(())

@@ -3,6 +3,7 @@
 use super::os::Os;
 use super::Reactor;
 use crate::id::ConnId;
+use crate::proto::Time;
 
 impl<A, O: Os> Reactor<A, O> {
     /// The first invariant that does not hold, in words.
@@ -37,6 +38,17 @@ impl<A, O: Os> Reactor<A, O> {
                 self.unopened.len()
             ));
         }
+        let most = self.config.most_unopened().max(1).max(self.crowded_from);
+        if unopened > most {
+            return Some(format!("{unopened} connections are not open yet, the most is {most}"));
+        }
+        let first = self.roster.iter().filter(|slot| slot.unopened);
+        let first = first.map(|slot| slot.accepted_at).min();
+        if self.unopened.oldest(&self.roster) != first {
+            return Some(format!(
+                "the oldest that is not open came at {first:?}, another is taken for it"
+            ));
+        }
         let memory: usize = self.roster.iter().map(|slot| slot.machine.memory()).sum();
         if memory != self.memory.total() {
             return Some(format!(
@@ -53,11 +65,20 @@ impl<A, O: Os> Reactor<A, O> {
         if self.pool.sizes_in.count() != self.pool.traffic.frames_in {
             return Some("not every frame has a size".to_owned());
         }
+        for slot in self.roster.iter().filter(|slot| slot.squeezed) {
+            if !self.memory.is_tight() || !self.squeezed.contains(&slot.id) {
+                return Some(format!("{}: nothing will make it read again", slot.info(self.now)));
+            }
+        }
         if self.timers.len() > open {
             return Some(format!("{} timers for {open} connections", self.timers.len()));
         }
         if self.current.is_some() {
             return Some("somebody has the turn between two turns".to_owned());
+        }
+        let fault = self.miscounted_source().or_else(|| self.deaf_listener());
+        if fault.is_some() {
+            return fault;
         }
         for index in 0..self.roster.slots() {
             let alive = self.roster.tenant(index).map_or(0, |slot| slot.id.generation);
@@ -80,6 +101,32 @@ impl<A, O: Os> Reactor<A, O> {
             }
         }
         None
+    }
+
+    /// Each listener counts its connections under their sources as they say that they are counted.
+    fn miscounted_source(&self) -> Option<String> {
+        self.listeners.iter().find_map(|listener| {
+            let slots = self.roster.iter().filter(|slot| slot.listener == listener.id);
+            let counted = slots.filter_map(|slot| Some((slot.source().ip()?, slot.counted)));
+            let fault = listener.sources.miscount(counted, &listener.options.sources)?;
+            Some(format!("listener {}: {fault}", listener.name))
+        })
+    }
+
+    /// A listener is out of the poll for a time, and nothing will wake the loop when that is over.
+    fn deaf_listener(&self) -> Option<String> {
+        let (now, room) = (self.os.now(), self.room());
+        let wake = self.next_timeout().map_or(Time::NEVER, |timeout| now.after(timeout));
+        let waiting = self.listeners.iter().filter(|listener| {
+            let out = listener.socket.is_some() && !listener.registered && !listener.retry_at.is_armed();
+            out && !listener.suspended && !room.starved && listener.lets_wait()
+        });
+        let mut waiting = waiting.map(|listener| (listener, listener.admits_at(&room)));
+        let (listener, until) = waiting.find(|(_, until)| until.is_armed() && wake > (*until).max(now))?;
+        Some(format!(
+            "listener {} may accept at {until:?}, the next wake-up is at {wake:?}",
+            listener.name
+        ))
     }
 
     /// Sockets that the process holds.

@@ -126,6 +126,9 @@ pub(crate) struct Reactor<A, O: Os> {
     /// How many connections were open when the cap was last lowered: they may stay.
     #[cfg(feature = "sim")]
     shrunk_from: usize,
+    /// Likewise of those that are not open yet.
+    #[cfg(feature = "sim")]
+    crowded_from: usize,
 }
 
 impl<A, O: Os> Reactor<A, O> {
@@ -172,6 +175,8 @@ impl<A, O: Os> Reactor<A, O> {
             shared: Arc::new(shared),
             #[cfg(feature = "sim")]
             shrunk_from: 0,
+            #[cfg(feature = "sim")]
+            crowded_from: 0,
             config,
         };
         reactor.publish();

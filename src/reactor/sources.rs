@@ -100,6 +100,33 @@ impl Sources {
         }
     }
 
+    /// What is wrong with the counts, if these are the connections that they are about.
+    #[cfg(feature = "sim")]
+    pub(super) fn miscount(
+        &self,
+        connections: impl Iterator<Item = (IpAddr, Counted)>,
+        limits: &SourceLimits,
+    ) -> Option<String> {
+        let (mut apart, mut together) = (HashMap::new(), 0);
+        for (peer, counted) in connections {
+            match counted {
+                Counted::No => {}
+                Counted::Apart => *apart.entry(source_of(peer, limits.prefixes)).or_insert(0) += 1,
+                Counted::Together => together += 1,
+            }
+        }
+        let (known, all) = (self.apart.len(), self.together.connections);
+        if known > self.most || all != together {
+            return Some(format!("{known} sources, {all} connections beside them for {together}"));
+        }
+        let gone = apart.keys().find(|source| !self.apart.contains_key(source));
+        let wrong = self.apart.iter().find_map(|(source, entry)| {
+            let true_count = apart.get(source).copied().unwrap_or(0);
+            (entry.connections != true_count).then_some(source)
+        });
+        gone.or(wrong).map(|source| format!("{source} is miscounted"))
+    }
+
     fn sweep(&mut self, now: Time) {
         if self.next_sweep <= now {
             self.next_sweep = now.after(SWEEP_INTERVAL);

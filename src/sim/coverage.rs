@@ -14,6 +14,8 @@ pub enum Stage {
     Nobody,
     /// Accepted in this very turn.
     New,
+    /// [`State::Accepting`], since an earlier turn: its PROXY header has not come.
+    Accepting,
     /// [`State::Handshaking`].
     Handshaking,
     /// [`State::Open`].
@@ -27,10 +29,15 @@ pub enum Stage {
 impl Stage {
     /// Every change that a turn may bring. One that goes through several states in a turn is seen in the last.
     pub const MOVES: &'static [(Self, Self)] = &[
+        (Self::New, Self::Accepting),
         (Self::New, Self::Handshaking),
         (Self::New, Self::Open),
         (Self::New, Self::Closing),
         (Self::New, Self::Gone),
+        (Self::Accepting, Self::Handshaking),
+        (Self::Accepting, Self::Open),
+        (Self::Accepting, Self::Closing),
+        (Self::Accepting, Self::Gone),
         (Self::Handshaking, Self::Open),
         (Self::Handshaking, Self::Closing),
         (Self::Handshaking, Self::Gone),
@@ -42,7 +49,7 @@ impl Stage {
 
     pub(super) fn of(state: State) -> Self {
         match state {
-            State::Accepting => Self::New,
+            State::Accepting => Self::Accepting,
             State::Handshaking => Self::Handshaking,
             State::Open => Self::Open,
             State::Closing => Self::Closing,

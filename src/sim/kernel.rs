@@ -579,8 +579,8 @@ impl Kernel {
 
     // --- the clients' side ---
 
-    /// Connects to a listener; `None` if nobody listens there or its backlog is full.
-    pub(super) fn connect(&mut self, addr: SocketAddr) -> Option<ClientId> {
+    /// Connects to a listener, from a host of its own choice; `None` if nobody listens there or its backlog is full.
+    pub(super) fn connect(&mut self, addr: SocketAddr, from: Option<IpAddr>) -> Option<ClientId> {
         let index = self.sockets.len();
         let listener = self
             .listeners
@@ -591,18 +591,18 @@ impl Kernel {
         }
         listener.queue.push_back(index);
         listener.edge = true;
-        let host = FIRST_HOST + (index / PORTS) as u32;
-        let peer = SocketAddr::new(Ipv4Addr::from(host).into(), (FIRST_PORT + index % PORTS) as u16);
+        let host = || Ipv4Addr::from(FIRST_HOST + (index / PORTS) as u32).into();
+        let peer = SocketAddr::new(from.unwrap_or_else(host), (FIRST_PORT + index % PORTS) as u16);
         self.sockets.push(SimSocket::new(peer, listener.addr));
         Some(ClientId(index))
     }
 
-    /// The client with this address.
+    /// The client with this address; the last to have it.
     pub(super) fn client_at(&self, addr: &Addr) -> Option<usize> {
         let addr = addr.as_tcp()?;
-        let IpAddr::V4(host) = addr.ip() else { return None };
-        let block = u32::from(host).checked_sub(FIRST_HOST)? as usize;
-        Some(block * PORTS + usize::from(addr.port()).checked_sub(FIRST_PORT)?)
+        let first = usize::from(addr.port()).checked_sub(FIRST_PORT)?;
+        let has_it = |&index: &usize| self.sockets.get(index).is_some_and(|socket| socket.peer == addr);
+        (first..self.sockets.len()).step_by(PORTS).rev().find(has_it)
     }
 
     pub(super) fn client_send(&mut self, client: ClientId, bytes: &[u8]) {

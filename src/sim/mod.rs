@@ -63,7 +63,7 @@ mod stimulus;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -176,7 +176,13 @@ impl<A> Sim<A> {
 
     /// A client connects. `None` if nobody listens there, or the backlog is full.
     pub fn connect(&mut self, addr: SocketAddr) -> Option<ClientId> {
-        self.kernel.borrow_mut().connect(addr)
+        self.kernel.borrow_mut().connect(addr, None)
+    }
+
+    /// As [`Sim::connect`], from this host: for access rules, trusted proxies and limits on sources. The port is the
+    /// simulator's choice ([`Sim::client_addr`]).
+    pub fn connect_from(&mut self, addr: SocketAddr, host: IpAddr) -> Option<ClientId> {
+        self.kernel.borrow_mut().connect(addr, Some(host))
     }
 
     /// A client sends bytes; none after [`Sim::finish`] or [`Sim::reset`]. They arrive as the receive buffer has room.

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use portcullis::{Addr, CloseReason, Conn, ConnId, Handle, HandleError, SendError};
+use portcullis::{Addr, CloseReason, Conn, ConnId, Handle, HandleError, ListenerId, Peer, ProxyProtocol, SendError};
 
+use super::header::Opening;
+use super::rules::Rules;
 use super::wire::Wire;
 
 /// The application.
@@ -15,6 +17,8 @@ pub struct App {
     pub talks: BTreeMap<SocketAddr, Talk>,
     /// Who is open, and where.
     pub members: Vec<(ConnId, SocketAddr)>,
+    /// Who got no place: all, and by listener.
+    pub turned_away: (u64, BTreeMap<ListenerId, u64>),
     /// The server's own handle, for handlers that post to it.
     pub handle: Option<Handle<App>>,
     pub commands: Commands,
@@ -55,7 +59,14 @@ pub struct Talk {
     pub tls: bool,
     /// Its handler has begun to upgrade it to TLS, when so much was promised in the clear.
     pub upgraded_at: Option<usize>,
-    /// What the client has said, TLS taken off.
+    /// What it begins with, before TLS, and how much of that it has sent.
+    pub opening: Opening,
+    pub opening_sent: usize,
+    /// How often its listener's rules had changed when it came.
+    pub epoch: u64,
+    /// It is read no faster than its listener's rates say.
+    pub throttled: bool,
+    /// What the client has said, TLS taken off. What it began with is a part of that, but over TLS.
     pub said: Vec<u8>,
     /// How much of it was delivered.
     pub heard: usize,
@@ -67,6 +78,8 @@ pub struct Talk {
     pub murky: bool,
     pub opened: bool,
     pub closed: Option<CloseReason>,
+    /// The service has told it to go away.
+    pub refused: bool,
     /// It was gone before it was open.
     pub unopened: Option<CloseReason>,
 }
@@ -78,6 +91,10 @@ impl Talk {
             max,
             tls,
             upgraded_at: None,
+            opening: Opening::default(),
+            opening_sent: 0,
+            epoch: 0,
+            throttled: false,
             said: Vec::new(),
             heard: 0,
             promised: Vec::new(),
@@ -85,8 +102,68 @@ impl Talk {
             murky: false,
             opened: false,
             closed: None,
+            refused: false,
             unopened: None,
         }
+    }
+
+    /// The whole header has been sent, if it is to have one.
+    fn has_introduced_itself(&self) -> bool {
+        self.opening.says.is_some() && self.opening_sent == self.opening.bytes.len()
+    }
+
+    /// The service is asked about it: it may come in, with the header that it has sent and no other, and the next byte
+    /// is the one behind that.
+    pub fn introduce(&mut self, peer: &Peer, rules: &Rules, epoch: u64) -> Result<(), String> {
+        let from = tcp(&peer.addr).ip();
+        if !rules.admits(from) && self.epoch == epoch {
+            return Err(format!("{from} may not come in"));
+        }
+        let says = self.opening.says.as_ref().filter(|_| self.has_introduced_itself());
+        let is_right = match (&peer.proxy, says) {
+            (Some(header), Some(says)) => says.is(header),
+            (Some(_), None) => false,
+            // A header that somebody else sends is the beginning of his stream.
+            (None, Some(_)) => self.epoch != epoch || !rules.trusts(from),
+            (None, None) => {
+                let required = rules.trusts(from) && rules.proxy == ProxyProtocol::Required;
+                self.epoch != epoch || !(required || rules.trusts(from) && !self.opening.bytes.is_empty())
+            }
+        };
+        if !is_right {
+            return Err(format!("{from} comes in with {:?} and says {says:?}", peer.proxy));
+        }
+        let source = says.filter(|_| peer.proxy.is_some()).and_then(|says| says.source());
+        if source.is_some_and(|source| !rules.allows(source)) {
+            return Err(format!("{source:?} may not come in"));
+        }
+        self.throttled = rules.has_throttle();
+        if peer.proxy.is_some() && !self.tls {
+            self.heard = self.opening.bytes.len();
+        }
+        Ok(())
+    }
+
+    /// It does not come in, for this reason.
+    pub fn judge_unopened(&self, reason: CloseReason, peer: &Peer, rules: &Rules, epoch: u64) -> Result<(), String> {
+        let from = tcp(&peer.addr).ip();
+        let says = self.opening.says.as_ref().filter(|_| self.has_introduced_itself());
+        let source = says.and_then(|says| says.source());
+        let had_place = peer.id.is_some();
+        let wrong = match reason {
+            // It may have been judged by the rules of before.
+            CloseReason::Denied | CloseReason::SourceLimited if had_place && self.epoch != epoch => false,
+            CloseReason::Denied if had_place => source.is_none_or(|source| rules.allows(source)),
+            CloseReason::Denied => rules.admits(from),
+            CloseReason::BadProxyHeader => says.is_some(),
+            CloseReason::SourceLimited => !rules.limits_sources(),
+            CloseReason::ClosedEarly if had_place => self.opening_sent > 0 || !self.said.is_empty(),
+            _ => false,
+        };
+        if wrong {
+            return Err(format!("{from} ended as {reason}: {peer:?}, {:?}", self.opening));
+        }
+        Ok(())
     }
 
     /// A naive reader finds another frame in what was not delivered.
@@ -161,6 +238,7 @@ impl App {
         Self {
             talks: BTreeMap::new(),
             members: Vec::new(),
+            turned_away: Default::default(),
             handle: None,
             commands: Commands::default(),
             unopened: 0,

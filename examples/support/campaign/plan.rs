@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use portcullis::sim::{Faults, Op, Random};
-use portcullis::{AtCapacity, Config, Listen};
+use portcullis::{Config, Listen};
 
+use super::rules::{House, Rules};
 use super::subject::Temper;
 use super::wire::Wire;
 
@@ -25,6 +26,10 @@ pub struct Setup {
     pub budgets: [usize; 4],
     /// The handle's queue, in commands and in bytes.
     pub queue: (usize, usize),
+    /// Who may come, and how much all may hold.
+    pub house: House,
+    /// Frames are large, buffers too.
+    pub heavy: bool,
 }
 
 /// One listener.
@@ -37,8 +42,8 @@ pub struct Door {
     pub may_upgrade: bool,
     /// Peers that the service refuses, of a thousand.
     pub refusals: u16,
-    pub places: Option<usize>,
-    pub at_capacity: AtCapacity,
+    /// As it begins.
+    pub rules: Rules,
     /// Low, high, and the output limit.
     pub watermarks: (usize, usize, usize),
     /// Handshake, frame, idle, write, linger.
@@ -93,6 +98,11 @@ pub enum Act {
     Sip {
         client: u8,
     },
+    /// The next write fails, and it is one of those that are rare: an answer to whoever has waited with its PROXY header, or
+    /// what is still to be flushed.
+    Strike {
+        error: u8,
+    },
     /// Another thread gives orders through a handle.
     Flood {
         orders: u16,
@@ -113,6 +123,14 @@ pub enum Act {
     OpenDoor {
         door: u8,
     },
+    /// The options of a listener change, or of the server: to others, or to what cannot work and changes nothing.
+    ChangeRules {
+        door: u8,
+        good: bool,
+    },
+    ChangeHouse {
+        good: bool,
+    },
 }
 
 impl Plan {
@@ -121,8 +139,9 @@ impl Plan {
         let mut random = Random::new(seed);
         let tls = tls && cfg!(feature = "tls");
         let doors = [1, 1, 2, 3][random.below(4)];
+        let heavy = random.chance(60);
         let setup = Setup {
-            doors: (0..doors).map(|_| Door::draw(&mut random, tls)).collect(),
+            doors: (0..doors).map(|_| Door::draw(&mut random, tls, heavy)).collect(),
             cap: random.below(9).max(random.below(3)),
             budgets: [
                 random.between(1, 3),
@@ -134,6 +153,8 @@ impl Plan {
                 [1, 3, random.between(1, 60), 65_536][random.below(4)],
                 [0, 10, 1 << 20][random.below(3)],
             ),
+            house: House::draw(&mut random, heavy),
+            heavy,
         };
         let faults = if random.chance(200) {
             Faults::none()
@@ -154,20 +175,25 @@ impl Plan {
 impl Setup {
     pub fn config(&self) -> Config {
         let [accept, handshakes, read, jobs] = self.budgets;
-        Config::new()
+        let config = Config::new()
             .max_connections(self.cap)
             .accept_budget(accept)
             .handshake_budget(handshakes)
             .read_budget(read)
             .job_budget(jobs)
             .queue_limit(self.queue.0)
-            .queue_bytes(self.queue.1)
+            .queue_bytes(self.queue.1);
+        self.house.apply(config)
     }
 }
 
 impl Door {
-    fn draw(random: &mut Random, tls: bool) -> Self {
-        let high = [1, 2, 3, 17, random.between(2, 4000)][random.below(5)];
+    fn draw(random: &mut Random, tls: bool, heavy: bool) -> Self {
+        let high = if heavy {
+            random.between(2, 400_000)
+        } else {
+            [1, 2, 3, 17, random.between(2, 4000)][random.below(5)]
+        };
         let timeout = |random: &mut Random| match random.below(10) {
             0 => Duration::from_millis(1),
             1 => Duration::from_millis(10),
@@ -177,14 +203,6 @@ impl Door {
         };
         let mut timeouts = [(); 5].map(|()| timeout(random));
         timeouts[4] = timeouts[4].min(Duration::from_secs(20));
-        let policies = [
-            AtCapacity::Wait,
-            AtCapacity::Wait,
-            AtCapacity::refuse(),
-            AtCapacity::Refuse {
-                farewell: b"full, come back later\n".to_vec(),
-            },
-        ];
         Self {
             temper: if random.chance(200) {
                 Temper::Echo
@@ -195,8 +213,7 @@ impl Door {
             tls: tls && random.chance(400),
             may_upgrade: tls,
             refusals: [0, 0, 0, 200][random.below(4)],
-            places: random.chance(300).then(|| random.below(4)),
-            at_capacity: policies[random.below(4)].clone(),
+            rules: Rules::draw(random),
             watermarks: (
                 random.below(high),
                 high,
@@ -204,7 +221,7 @@ impl Door {
             ),
             timeouts,
             linger_bytes: [100, 10_000][random.below(2)],
-            max_frame: random.between(8, 255),
+            max_frame: if heavy { 200_000 } else { random.between(8, 255) },
             backlog: random.between(1, 16) as u32,
             send_buffer: [64 * 1024, random.between(1, 2000), random.between(1, 100)][random.below(3)],
             clogged: [0, 0, 500][random.below(3)],
@@ -225,18 +242,14 @@ impl Door {
             .linger(linger, self.linger_bytes)
             .watermarks(low, high)
             .output_limit(limit)
-            .backlog(self.backlog)
-            .at_capacity(self.at_capacity.clone());
+            .backlog(self.backlog);
         #[cfg(feature = "tls")]
         let listen = if self.tls {
             listen.tls(super::sim_tls::server_config())
         } else {
             listen
         };
-        match self.places {
-            Some(places) => listen.max_connections(places),
-            None => listen,
-        }
+        self.rules.apply(listen)
     }
 }
 
@@ -258,11 +271,17 @@ impl Act {
                 door,
                 odd: random.chance(30),
             },
-            150..=529 => Self::Say {
+            150..=489 => Self::Say {
                 client,
                 frames: random.between(1, 12) as u8,
             },
-            530..=554 => Self::Rubbish {
+            490..=509 => Self::Sip { client },
+            510..=529 => Self::Strike { error: number },
+            530..=539 => Self::ChangeRules {
+                door,
+                good: random.chance(700),
+            },
+            540..=554 => Self::Rubbish {
                 client,
                 record: random.chance(500),
             },
@@ -304,9 +323,12 @@ impl Act {
                 door,
                 on: random.chance(400),
             },
-            970..=977 => Self::CloseDoor { door },
-            978..=989 => Self::OpenDoor { door },
-            990..=992 => Self::StopByHandle,
+            970..=975 => Self::CloseDoor { door },
+            976..=985 => Self::OpenDoor { door },
+            986..=990 => Self::ChangeHouse {
+                good: random.chance(700),
+            },
+            991..=992 => Self::StopByHandle,
             993..=996 => Self::DrainByHandle {
                 millis: random.between(1, 3000) as u16,
             },

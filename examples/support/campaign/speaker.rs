@@ -1,10 +1,12 @@
 //! The clients of the campaign: what they say, and what they make of what they hear.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 
 use portcullis::sim::{ClientId, Random};
 
 use super::app::Talk;
+use super::header::Opening;
 #[cfg(feature = "tls")]
 use super::sim_tls;
 
@@ -13,6 +15,10 @@ pub struct Speaker {
     pub id: ClientId,
     pub addr: SocketAddr,
     pub finished: bool,
+    /// What it begins with and has not sent yet.
+    unsaid: VecDeque<u8>,
+    /// It may say a part of that alone.
+    hesitates: bool,
     /// It speaks another protocol than its door: nothing of what it says counts.
     pub odd: bool,
     /// What it has heard, TLS taken off.
@@ -31,6 +37,8 @@ impl Speaker {
             id,
             addr,
             finished: false,
+            unsaid: VecDeque::new(),
+            hesitates: true,
             odd,
             received: 0,
             deaf: false,
@@ -44,13 +52,53 @@ impl Speaker {
         vec![0x16, 3, 1, 0x3F, 0xFF, 1, 0, 0x3F, 0xFB, 3, 3]
     }
 
-    /// Some frames for the wire.
+    /// Will begin with this, now or when it says something.
+    pub fn begin(&mut self, talk: &mut Talk, opening: Opening, random: &mut Random) -> Vec<u8> {
+        self.unsaid = opening.bytes.iter().copied().collect();
+        talk.opening = opening;
+        let now = match random.below(10) {
+            0..=1 => self.unsaid.len(),
+            2..=4 => random.below(self.unsaid.len()),
+            _ => 0,
+        };
+        self.introduce(talk, now)
+    }
+
+    /// So much more of what it begins with.
+    fn introduce(&mut self, talk: &mut Talk, bytes: usize) -> Vec<u8> {
+        let bytes: Vec<u8> = self.unsaid.drain(..bytes.min(self.unsaid.len())).collect();
+        talk.opening_sent += bytes.len();
+        if !talk.tls {
+            talk.said.extend(&bytes);
+        }
+        bytes
+    }
+
+    /// What it begins with is still to come.
+    pub fn has_to_begin(&self) -> bool {
+        !self.unsaid.is_empty() && !self.finished && !self.deaf
+    }
+
+    /// What it says next it says after all of its beginning.
+    pub fn speak_up(&mut self) {
+        self.hesitates = false;
+    }
+
+    /// Some frames for the wire; or only a part of what is to come before them.
     pub fn say(&mut self, talk: &mut Talk, random: &mut Random, frames: usize) -> Vec<u8> {
+        if self.hesitates && !self.unsaid.is_empty() && random.chance(500) {
+            let part = random.between(1, self.unsaid.len());
+            return self.introduce(talk, part);
+        }
         let mut plain = Vec::new();
         for _ in 0..frames {
             // Up to the maximum: a line counts its delimiter.
             let length = if random.chance(100) { 0 } else { random.below(talk.max) };
-            let payload: Vec<u8> = (0..length).map(|_| b'a' + random.below(26) as u8).collect();
+            let payload: Vec<u8> = if length > 255 {
+                vec![b'a' + random.below(26) as u8; length]
+            } else {
+                (0..length).map(|_| b'a' + random.below(26) as u8).collect()
+            };
             plain.extend(talk.wire.utter(&payload));
         }
         self.utter(talk, &plain)
@@ -61,7 +109,9 @@ impl Speaker {
         #[cfg(feature = "tls")]
         if record && self.tls.is_some() {
             // A record that decrypts to nothing.
-            return vec![23, 3, 3, 0, 5, 1, 2, 3, 4, 5];
+            let mut wire = self.introduce(talk, usize::MAX);
+            wire.extend([23, 3, 3, 0, 5, 1, 2, 3, 4, 5]);
+            return wire;
         }
         let _ = record;
         let mut rubbish: Vec<u8> = (0..random.between(1, 40)).map(|_| random.below(256) as u8).collect();
@@ -77,19 +127,22 @@ impl Speaker {
         if self.deaf {
             return Vec::new();
         }
+        let mut wire = self.introduce(talk, usize::MAX);
         talk.said.extend(plain);
         // It has not heard yet that the server waits for something else.
         talk.murky |= talk.upgraded_at.is_some() && !self.speaks_tls() && !plain.is_empty();
         #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.tls {
-            return tls.encrypt(plain);
+            wire.extend(tls.encrypt(plain));
+            return wire;
         }
-        plain.to_vec()
+        wire.extend(plain);
+        wire
     }
 
     pub fn goodbye(&mut self) -> Vec<u8> {
         #[cfg(feature = "tls")]
-        if let (Some(tls), false) = (&mut self.tls, self.deaf) {
+        if let (Some(tls), false, true) = (&mut self.tls, self.deaf, self.unsaid.is_empty()) {
             return tls.close_notify();
         }
         Vec::new()
@@ -103,7 +156,8 @@ impl Speaker {
         #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.tls {
             // A farewell comes in the clear.
-            self.deaf = talk.unopened.is_some() && talk.promised.starts_with(bytes);
+            let sent_away = talk.unopened.is_some() || talk.refused;
+            self.deaf = sent_away && talk.promised.starts_with(bytes);
             if self.deaf {
                 return Ok(Vec::new());
             }

@@ -1,6 +1,6 @@
 //! The handlers of the campaign: each of another temper, all of them keeping the books of [`App`].
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use portcullis::{
 
 use super::app::{tcp, App, Order, Talk};
 use super::plan::Door;
+use super::rules::Rules;
 use super::wire::Wire;
 
 /// What kind of handler there is.
@@ -422,16 +423,25 @@ impl Subject {
     }
 }
 
+/// A listener's rules as they are, and how often they have changed.
+#[derive(Debug)]
+pub struct Live {
+    pub rules: Rules,
+    pub epoch: u64,
+}
+
 /// The service of one listener.
 pub struct Doorkeeper {
     door: Rc<Door>,
+    live: Rc<RefCell<Live>>,
     random: Random,
 }
 
 impl Doorkeeper {
-    pub fn new(door: &Rc<Door>, random: Random) -> Self {
+    pub fn new(door: &Rc<Door>, live: &Rc<RefCell<Live>>, random: Random) -> Self {
         Self {
             door: Rc::clone(door),
+            live: Rc::clone(live),
             random,
         }
     }
@@ -443,6 +453,10 @@ impl Doorkeeper {
 
 impl Service<App> for Doorkeeper {
     fn accept(&mut self, app: &mut App, peer: Peer) -> Result<Box<dyn Handler<App>>, Refuse> {
+        let live = self.live.borrow();
+        let introduced = app.talk(tcp(&peer.addr)).introduce(&peer, &live.rules, live.epoch);
+        drop(live);
+        introduced.unwrap_or_else(|fault| app.blame(fault));
         if self.panics() {
             app.panics += 1;
             blow(app);
@@ -451,7 +465,9 @@ impl Service<App> for Doorkeeper {
             if self.random.chance(500) {
                 return Err(Refuse::silently());
             }
-            app.talk(tcp(&peer.addr)).promised = b"go away\n".to_vec();
+            let talk = app.talk(tcp(&peer.addr));
+            talk.refused = true;
+            talk.promised = b"go away\n".to_vec();
             return Err(Refuse::with_farewell("go away\n"));
         }
         let random = Random::new(self.random.bits());
@@ -460,12 +476,23 @@ impl Service<App> for Doorkeeper {
 
     fn on_unopened(&mut self, app: &mut App, peer: &Peer, closed: &Closed) {
         app.unopened += 1;
-        let farewell = match &self.door.at_capacity {
-            AtCapacity::Refuse { farewell } if closed.reason == CloseReason::AtCapacity => farewell.clone(),
+        let live = self.live.borrow();
+        let is_full = matches!(closed.reason, CloseReason::AtCapacity | CloseReason::RateLimited);
+        let farewell = match &live.rules.at_capacity {
+            AtCapacity::Refuse { farewell } if is_full => farewell.clone(),
             _ => Vec::new(),
         };
         let talk: &mut Talk = app.talk(tcp(&peer.addr));
         talk.promised.extend(farewell);
+        let judged = talk.judge_unopened(closed.reason, peer, &live.rules, live.epoch);
+        drop(live);
+        judged.unwrap_or_else(|fault| app.blame(fault));
+        // Who is limited by its source may have had a place; nobody can tell.
+        if peer.id.is_none() || closed.reason == CloseReason::SourceLimited {
+            app.turned_away.0 += 1;
+            *app.turned_away.1.entry(peer.listener).or_default() += 1;
+        }
+        let talk: &mut Talk = app.talk(tcp(&peer.addr));
         if talk.unopened.replace(closed.reason).is_some() || talk.opened {
             app.blame("ended twice, or opened before");
         }

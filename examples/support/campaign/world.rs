@@ -1,25 +1,47 @@
 //! A world in play: clients and a server in the simulator, and who judges them.
 
-use std::net::SocketAddr;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use portcullis::sim::{ClientId, ClientState, Faults, Op, Random, Sim, Violation};
-use portcullis::{ConnId, State};
+use portcullis::sim::{Call, ClientId, ClientState, Faults, Op, Random, Scripted, Sim, Violation};
+use portcullis::{ConnId, ListenerId, ProxyProtocol, State};
 
 use super::app::{is_orderly, tcp, App, Order, Talk};
+use super::header::{self, Opening};
 use super::plan::{Act, Deed, Door, Plan};
+use super::rates::Meter;
+use super::rules::{bad_config, bad_listen, source, House, Rules};
 use super::speaker::Speaker;
-use super::subject::{draw_order, Doorkeeper, Temper};
+use super::subject::{draw_order, Doorkeeper, Live, Temper};
 
 /// Clients that something happens to.
 const RECENT: usize = 8;
 
 pub struct World {
     pub sim: Sim<App>,
-    doors: Vec<(Rc<Door>, SocketAddr)>,
+    doors: Vec<Entrance>,
+    house: House,
+    /// Of the whole server.
+    meter: Meter,
     speakers: Vec<Speaker>,
     queue: (usize, usize),
+    heavy: bool,
+}
+
+/// A listener.
+#[derive(Clone)]
+struct Entrance {
+    door: Rc<Door>,
+    live: Rc<RefCell<Live>>,
+    addr: SocketAddr,
+    /// Since when: another listener may follow at the same address.
+    listener: ListenerId,
+    meter: Rc<RefCell<Meter>>,
+    /// Its limit on sources has been what it is since it listens.
+    limits_all: bool,
 }
 
 impl World {
@@ -30,18 +52,37 @@ impl World {
         let mut world = Self {
             sim,
             doors: Vec::new(),
+            house: plan.setup.house.clone(),
+            meter: Meter::default(),
             speakers: Vec::new(),
             queue: plan.setup.queue,
+            heavy: plan.setup.heavy,
         };
+        world.meter.set(world.house.accept_rate);
         let mut random = Random::new(plan.seed ^ 0xC0FF_EE00);
         for door in &plan.setup.doors {
             let door = Rc::new(door.clone());
-            let doorkeeper = Doorkeeper::new(&door, Random::new(random.bits()));
+            let live = Rc::new(RefCell::new(Live {
+                rules: door.rules.clone(),
+                epoch: 0,
+            }));
+            let doorkeeper = Doorkeeper::new(&door, &live, Random::new(random.bits()));
             let addr = world
                 .sim
                 .listen(door.listen(0), doorkeeper)
                 .map_err(|error| error.to_string())?;
-            world.doors.push((door, addr));
+            let info = world.sim.control().listener(addr.port());
+            let listener = info.map_err(|error| error.to_string())?.id;
+            let mut meter = Meter::default();
+            meter.set(door.rules.accept_rate);
+            world.doors.push(Entrance {
+                door,
+                live,
+                addr,
+                listener,
+                meter: Rc::new(RefCell::new(meter)),
+                limits_all: true,
+            });
         }
         Ok(world)
     }
@@ -63,15 +104,28 @@ impl World {
         match deed.act {
             Act::Connect { door, odd } => {
                 let door = usize::from(door) % self.doors.len();
-                if let Some(at) = self.connect(door, odd) {
-                    let (door, id) = (&self.doors[door].0, self.speakers[at].id);
+                let from = random.chance(500).then(|| header::host(&mut random));
+                let opening = match self.doors[door].live.borrow().rules.proxy {
+                    ProxyProtocol::Off if random.chance(950) => Opening::default(),
+                    ProxyProtocol::Optional if random.chance(300) => Opening::default(),
+                    _ if random.chance(50) => Opening::default(),
+                    _ => Opening::draw(&mut random),
+                };
+                if let Some(at) = self.connect(door, odd, from, opening, &mut random) {
+                    let (door, id) = (&self.doors[door].door, self.speakers[at].id);
                     self.sim.set_send_buffer(id, door.send_buffer);
                     self.sim.set_reading(id, !random.chance(door.clogged));
+                    if random.chance(40) {
+                        // It goes before it says anything more.
+                        self.speakers[at].finished = true;
+                        self.sim.finish(id);
+                    }
                 }
             }
-            Act::Say { client, frames } => self.speak(client, |speaker, talk| {
-                Some(speaker.say(talk, &mut random, usize::from(frames)))
-            }),
+            Act::Say { client, frames } => {
+                let frames = usize::from(if self.heavy { frames.min(2) } else { frames });
+                self.speak(client, |speaker, talk| Some(speaker.say(talk, &mut random, frames)));
+            }
             Act::Rubbish { client, record } => {
                 self.speak(client, |speaker, talk| Some(speaker.rave(talk, &mut random, record)));
             }
@@ -96,6 +150,7 @@ impl World {
                     self.sim.read(id, random.between(1, 100));
                 }
             }
+            Act::Strike { error } => self.strike(error, &mut random),
             Act::Flood { orders } => self.flood(usize::from(orders), &mut random)?,
             Act::DrainByHandle { millis } => {
                 let asked = self.sim.handle().drain(Duration::from_millis(u64::from(millis)));
@@ -107,11 +162,26 @@ impl World {
             }
             Act::Suspend { door, on } => self.suspend(door, on),
             Act::CloseDoor { door } => {
-                let port = self.door(door).1.port();
+                let port = self.door(door).addr.port();
                 // It may be closed already.
                 let _ = self.sim.control().close_listener(port);
             }
             Act::OpenDoor { door } => self.open(usize::from(door) % self.doors.len(), &mut random),
+            Act::ChangeRules { door, good } => {
+                let door = usize::from(door) % self.doors.len();
+                if good {
+                    let mut rules = self.doors[door].live.borrow().rules.clone();
+                    rules.redraw(&mut random);
+                    self.change_rules(door, rules)?;
+                } else {
+                    self.try_bad_rules(door, &mut random)?;
+                }
+            }
+            Act::ChangeHouse { good: true } => {
+                let house = House::draw(&mut random, self.heavy);
+                self.change_house(house)?;
+            }
+            Act::ChangeHouse { good: false } => self.try_bad_house(&mut random)?,
             Act::World(ref op) => self.let_happen(op)?,
         }
         // Nothing may depend on how many turns lie between two things that happen.
@@ -130,11 +200,11 @@ impl World {
             .take(RECENT)
             .map(|speaker| speaker.id)
             .collect();
-        let addr = self.doors[0].1;
+        let addr = self.doors[0].addr;
         checked(self.sim.try_perform(addr, &clients, op))
     }
 
-    fn door(&self, number: u8) -> &(Rc<Door>, SocketAddr) {
+    fn door(&self, number: u8) -> &Entrance {
         &self.doors[usize::from(number) % self.doors.len()]
     }
 
@@ -158,13 +228,26 @@ impl World {
         self.sim.send(speaker.id, &wire.unwrap_or_default());
     }
 
-    fn connect(&mut self, door: usize, odd: bool) -> Option<usize> {
-        let (door, addr) = &self.doors[door];
-        let id = self.sim.connect(*addr)?;
+    fn connect(
+        &mut self,
+        door: usize,
+        odd: bool,
+        from: Option<IpAddr>,
+        opening: Opening,
+        random: &mut Random,
+    ) -> Option<usize> {
+        let Entrance { door, live, addr, .. } = &self.doors[door];
+        let id = match from {
+            Some(host) => self.sim.connect_from(*addr, host)?,
+            None => self.sim.connect(*addr)?,
+        };
         let peer = self.sim.client_addr(id)?;
-        let talk = Talk::new(door.wire, door.max_frame, door.tls);
-        self.sim.app_mut().talks.insert(peer, talk);
+        let mut talk = Talk::new(door.wire, door.max_frame, door.tls);
+        talk.epoch = live.borrow().epoch;
         let mut speaker = Speaker::new(id, peer, door.tls, odd);
+        let beginning = speaker.begin(&mut talk, opening, random);
+        self.sim.app_mut().talks.insert(peer, talk);
+        self.sim.send(id, &beginning);
         if odd && !door.tls {
             // Nothing else is said there, and what it says is judged as any other rubbish.
             speaker.odd = false;
@@ -175,8 +258,29 @@ impl World {
         Some(self.speakers.len() - 1)
     }
 
+    fn strike(&mut self, error: u8, random: &mut Random) {
+        let closing = self.sim.control().connections().into_iter();
+        let mut closing = closing.filter(|info| info.state == State::Closing && info.queued > 0);
+        let flushed = closing.next().map(|info| tcp(&info.peer));
+        let speakers = self.speakers.iter_mut();
+        let mut rare = speakers.filter(|speaker| speaker.has_to_begin() || Some(speaker.addr) == flushed);
+        let Some(speaker) = rare.next() else {
+            return;
+        };
+        let (call, errors) = (Call::Write, Call::Write.errors());
+        let errno = errors[usize::from(error) % errors.len()];
+        self.sim.add_fault(Scripted { call, after: 0, errno });
+        if speaker.has_to_begin() {
+            speaker.speak_up();
+            let wire = speaker.say(self.sim.app_mut().talk(speaker.addr), random, 1);
+            self.sim.send(speaker.id, &wire);
+        } else {
+            self.sim.read(speaker.id, usize::MAX);
+        }
+    }
+
     fn suspend(&mut self, door: u8, on: bool) {
-        let port = self.door(door).1.port();
+        let port = self.door(door).addr.port();
         let mut control = self.sim.control();
         // It may be closed.
         let _ = if on {
@@ -187,10 +291,91 @@ impl World {
     }
 
     fn open(&mut self, at: usize, random: &mut Random) {
-        let (door, addr) = &self.doors[at];
-        let doorkeeper = Doorkeeper::new(door, Random::new(random.bits()));
+        let Entrance { door, live, addr, .. } = &self.doors[at];
+        let doorkeeper = Doorkeeper::new(door, live, Random::new(random.bits()));
+        let rules = live.borrow().rules.clone();
+        let listen = rules.apply(door.listen(addr.port()));
         // It may be open still, or the server drains, or a call fails: the rest is as it was.
-        let _ = self.sim.listen(door.listen(addr.port()), doorkeeper);
+        if self.sim.listen(listen, doorkeeper).is_err() {
+            return;
+        }
+        if let Ok(info) = self.sim.control().listener(addr.port()) {
+            let entrance = &mut self.doors[at];
+            entrance.listener = info.id;
+            entrance.limits_all = true;
+            let mut meter = Meter::default();
+            meter.set(rules.accept_rate);
+            entrance.meter = Rc::new(RefCell::new(meter));
+        }
+    }
+
+    /// Other rules for a listener. It takes them, if it is open.
+    fn change_rules(&mut self, at: usize, rules: Rules) -> Result<(), String> {
+        let entrance = &mut self.doors[at];
+        let port = entrance.addr.port();
+        let mut control = self.sim.control();
+        if control.listener(port).is_err() {
+            return Ok(());
+        }
+        let changed = control.reconfigure_listener(port, |listen| rules.apply(listen));
+        changed.map_err(|error| format!("{rules:?} are refused: {error}"))?;
+        let mut live = entrance.live.borrow_mut();
+        if live.rules.accept_rate != rules.accept_rate {
+            entrance.meter.borrow_mut().set(rules.accept_rate);
+        }
+        entrance.limits_all &= live.rules.source_connections == rules.source_connections;
+        live.rules = rules;
+        live.epoch += 1;
+        Ok(())
+    }
+
+    fn change_house(&mut self, house: House) -> Result<(), String> {
+        let changed = self.sim.control().reconfigure(|config| house.apply(config));
+        changed.map_err(|error| format!("{house:?} is refused: {error}"))?;
+        if house.accept_rate != self.house.accept_rate {
+            self.meter.set(house.accept_rate);
+        }
+        self.house = house;
+        Ok(())
+    }
+
+    /// Rules that cannot work are refused as a whole.
+    fn try_bad_rules(&mut self, at: usize, random: &mut Random) -> Result<(), String> {
+        let port = self.doors[at].addr.port();
+        let mut control = self.sim.control();
+        if control.listener(port).is_err() {
+            return Ok(());
+        }
+        let (mut before, mut after) = (String::new(), String::new());
+        let refused = control.reconfigure_listener(port, |listen| {
+            before = format!("{listen:?}");
+            bad_listen(listen, random)
+        });
+        let same = control.reconfigure_listener(port, |listen| {
+            after = format!("{listen:?}");
+            listen
+        });
+        match (refused, same) {
+            (Err(_), Ok(())) if before == after => Ok(()),
+            (refused, same) => Err(format!("{refused:?}, {same:?}: {before} became {after}")),
+        }
+    }
+
+    fn try_bad_house(&mut self, random: &mut Random) -> Result<(), String> {
+        let (mut before, mut after) = (String::new(), String::new());
+        let mut control = self.sim.control();
+        let refused = control.reconfigure(|config| {
+            before = format!("{config:?}");
+            bad_config(config, random)
+        });
+        let same = control.reconfigure(|config| {
+            after = format!("{config:?}");
+            config
+        });
+        match (refused, same) {
+            (Err(_), Ok(())) if before == after => Ok(()),
+            (refused, same) => Err(format!("{refused:?}, {same:?}: {before} became {after}")),
+        }
     }
 
     /// Everybody of whom a thread may know.
@@ -234,9 +419,18 @@ impl World {
         for _ in 0..4 {
             self.pass(Duration::from_millis(100))?;
         }
-        self.miss_nothing()?;
+        self.miss_nothing(false)?;
         self.pass(Duration::from_secs(120))?;
-        self.miss_nothing()?;
+        // What comes slowly comes all the same.
+        while self.house.memory.is_none() && self.sim.app().talks.values().any(|talk| talk.throttled) {
+            let heard = |world: &Self| -> usize { world.sim.app().talks.values().map(|talk| talk.heard).sum() };
+            let before = heard(self);
+            self.pass(Duration::from_secs(120))?;
+            if heard(self) == before {
+                break;
+            }
+        }
+        self.miss_nothing(true)?;
         if random.chance(300) {
             // Somebody must end those who sleep: here, or the drain.
             for (id, _) in self.connections() {
@@ -248,10 +442,14 @@ impl World {
     }
 
     /// At rest: whoever may hear has heard all there is.
-    fn miss_nothing(&mut self) -> Result<(), String> {
+    fn miss_nothing(&mut self, at_last: bool) -> Result<(), String> {
+        if self.house.memory.is_some() {
+            // Somebody may wait until others hold less.
+            return Ok(());
+        }
         for info in self.sim.control().connections() {
             let talk = self.sim.app_mut().talk(tcp(&info.peer));
-            let idle = info.state == State::Open && info.queued == 0 && !talk.paused;
+            let idle = info.state == State::Open && info.queued == 0 && !talk.paused && (at_last || !talk.throttled);
             if idle && talk.has_more() {
                 return Err(format!("{info} is not told a frame that has come"));
             }
@@ -263,20 +461,32 @@ impl World {
     fn serve_newcomers(&mut self, random: &mut Random) -> Result<(), String> {
         for at in 0..self.doors.len() {
             self.suspend(at as u8, false);
+            if random.chance(500) {
+                let proxy = self.doors[at].live.borrow().rules.proxy;
+                self.change_rules(at, Rules::none(proxy))?;
+            }
             self.let_in()?;
-            let (door, addr) = self.doors[at].clone();
+            let Entrance { door, live, addr, .. } = self.doors[at].clone();
+            let rules = live.borrow().rules.clone();
             let full = match self.sim.control().listener(addr.port()) {
                 Ok(info) => info.connections >= info.max_connections,
                 // It was closed.
                 Err(_) => true,
             };
-            let reliable = door.temper == Temper::Echo && door.refusals == 0;
-            if full || !reliable {
+            let reliable = door.temper == Temper::Echo && door.refusals == 0 && !rules.limits_sources();
+            let (true, false, Some((peer, speaks_for))) = (reliable, full, rules.someone()) else {
                 continue;
+            };
+            // For the rates, and for somebody to give way.
+            self.pass(Duration::from_secs(2))?;
+            let mut opening = Opening::default();
+            if let Some(source) = speaks_for {
+                opening = Opening::of(source, random);
             }
-            let Some(newcomer) = self.connect(at, false) else {
+            let Some(newcomer) = self.connect(at, false, Some(peer), opening, random) else {
                 return Err(format!("the backlog of {addr} is full for ever"));
             };
+            self.speakers[newcomer].speak_up();
             let speaker = &mut self.speakers[newcomer];
             let wire = speaker.say(self.sim.app_mut().talk(speaker.addr), random, 1);
             self.sim.send(speaker.id, &wire);
@@ -286,7 +496,8 @@ impl World {
             }
             let speaker = &self.speakers[newcomer];
             let talk = self.sim.app_mut().talk(speaker.addr);
-            if !talk.opened || (talk.heard == 0 && !talk.said.is_empty()) {
+            let deaf = !talk.throttled && self.house.memory.is_none() && talk.has_more();
+            if !talk.opened || (deaf && talk.closed.is_none()) {
                 return Err(format!("a newcomer at {addr} is not served"));
             }
         }
@@ -299,12 +510,18 @@ impl World {
             let accepted = self.sim.stats().accepted;
             // A thousand is not too many.
             let _ = self.sim.control().set_max_connections(1000);
-            self.pass(Duration::ZERO)?;
+            self.pass(Duration::from_secs(if self.has_rates() { 2 } else { 0 }))?;
             let _ = self.sim.control().set_max_connections(1000);
             if self.sim.stats().accepted == accepted {
                 return Ok(());
             }
         }
+    }
+
+    /// Somebody may have to wait for his turn.
+    fn has_rates(&self) -> bool {
+        let limited = |entrance: &Entrance| entrance.live.borrow().rules.accept_rate.is_some();
+        self.house.accept_rate.is_some() || self.house.is_crowded() || self.doors.iter().any(limited)
     }
 
     fn end(&mut self, random: &mut Random) -> Result<(), String> {
@@ -382,7 +599,46 @@ impl World {
                 ));
             }
         }
+        self.audit()?;
         self.sim.app_mut().fault.take().map_or(Ok(()), Err)
+    }
+
+    /// No more have come in than rates and limits on sources allow.
+    fn audit(&mut self) -> Result<(), String> {
+        let (now, accepted) = (self.sim.now(), self.sim.stats().accepted);
+        let (away, aways) = &self.sim.app().turned_away;
+        self.meter.check(now, accepted - away)?;
+        let aways = aways.clone();
+        let mut crowds: BTreeMap<(ListenerId, u128), usize> = BTreeMap::new();
+        for info in self.sim.control().connections() {
+            let talk = self.sim.app_mut().talk(tcp(&info.peer));
+            let nobodys = talk.opening.says.as_ref().is_some_and(|says| says.source().is_none());
+            if info.state == State::Open && !nobodys {
+                *crowds
+                    .entry((info.listener, source(tcp(&info.source).ip())))
+                    .or_default() += 1;
+            }
+        }
+        for entrance in &self.doors {
+            let Ok(info) = self.sim.control().listener(entrance.addr.port()) else {
+                continue;
+            };
+            let away = aways.get(&info.id).copied().unwrap_or(0);
+            let mut meter = entrance.meter.borrow_mut();
+            meter
+                .check(now, info.accepted - away)
+                .map_err(|fault| format!("listener {}: {fault}", info.name))?;
+            let limit = entrance.live.borrow().rules.source_connections;
+            if let (Some(most), true) = (limit, entrance.limits_all) {
+                let crowd = crowds
+                    .iter()
+                    .find(|((listener, _), &count)| *listener == info.id && count > most);
+                if let Some(((_, source), count)) = crowd {
+                    return Err(format!("{count} connections of source {source:x}, {most} may be"));
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,317 @@
+//! What a listener's rules say about who may come and how fast, which may change under way; and what they mean, once more.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use portcullis::sim::Random;
+use portcullis::{AccessRules, AtCapacity, Config, Listen, ProxyProtocol, Quota, Rate};
+
+use super::header::HOSTS;
+
+/// Per second, and at once.
+pub type Speed = (u64, u64);
+
+pub fn rate(speed: Option<Speed>) -> Option<Rate> {
+    speed.map(|(per_second, burst)| Rate::per_second(per_second).burst(burst))
+}
+
+/// The options of a listener that can change while it listens.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    pub places: Option<usize>,
+    pub at_capacity: AtCapacity,
+    pub proxy: ProxyProtocol,
+    trusted: Networks,
+    access: Networks,
+    pub accept_rate: Option<Speed>,
+    pub source_connections: Option<usize>,
+    source_rate: Option<Speed>,
+    /// Bytes and frames of each connection, bytes and frames of all.
+    throttles: [Option<Speed>; 4],
+}
+
+/// The first that a peer is in decides: true lets it in.
+#[derive(Clone, Debug)]
+struct Networks {
+    rules: Vec<(bool, &'static str)>,
+    otherwise: bool,
+}
+
+const NETWORKS: [&str; 10] = [
+    "10.0.0.0/8",
+    "10.0.0.1",
+    "10.0.1.0/24",
+    "10.0.0.2/31",
+    "192.0.2.0/25",
+    "::ffff:10.0.0.0/112",
+    "2001:db8::/32",
+    "2001:db8::5",
+    "2001:db8:0:1::/64",
+    "all",
+];
+
+impl Networks {
+    fn all() -> Self {
+        Self {
+            rules: Vec::new(),
+            otherwise: true,
+        }
+    }
+
+    fn draw(random: &mut Random) -> Self {
+        let rules = (0..random.below(4)).map(|_| (random.chance(600), NETWORKS[random.below(NETWORKS.len())]));
+        Self {
+            rules: rules.collect(),
+            otherwise: random.chance(600),
+        }
+    }
+
+    fn rules(&self) -> AccessRules {
+        let begin = if self.otherwise {
+            AccessRules::allow_all()
+        } else {
+            AccessRules::deny_all()
+        };
+        self.rules.iter().fold(begin, |rules, &(allow, network)| {
+            let next = if allow {
+                rules.allow(network)
+            } else {
+                rules.deny(network)
+            };
+            next.expect("a network")
+        })
+    }
+
+    fn let_in(&self, peer: IpAddr) -> bool {
+        let first = self.rules.iter().find(|(_, network)| contains(network, peer));
+        first.map_or(self.otherwise, |&(allow, _)| allow)
+    }
+}
+
+/// Every address as one of IPv6, by its bits.
+fn contains(network: &str, peer: IpAddr) -> bool {
+    let bits = |address: IpAddr| match address {
+        IpAddr::V4(address) => u128::from(address.to_ipv6_mapped()),
+        IpAddr::V6(address) => u128::from(address),
+    };
+    if network == "all" {
+        return true;
+    }
+    let (address, prefix) = network.split_once('/').unwrap_or((network, ""));
+    let address: IpAddr = address.parse().expect("an address");
+    let missing = if address.is_ipv4() { 96 } else { 0 };
+    let prefix = prefix.parse::<u32>().map_or(128, |prefix| prefix + missing);
+    let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
+    (bits(address) ^ bits(peer)) & mask == 0
+}
+
+/// What counts as one source: an address of IPv4, 64 bits of one of IPv6.
+pub fn source(peer: IpAddr) -> u128 {
+    match peer.to_canonical() {
+        IpAddr::V4(address) => u128::from(u32::from(address)),
+        IpAddr::V6(address) => u128::from(address) & !u128::from(u64::MAX),
+    }
+}
+
+fn speed(random: &mut Random, least: usize, most: usize) -> Speed {
+    let per_second = random.between(least, most) as u64;
+    (per_second, [1, 2, per_second * 2][random.below(3)])
+}
+
+impl Rules {
+    /// Nobody is turned away, and nothing slowed down.
+    pub fn none(proxy: ProxyProtocol) -> Self {
+        Self {
+            places: None,
+            at_capacity: AtCapacity::Wait,
+            proxy,
+            trusted: Networks::all(),
+            access: Networks::all(),
+            accept_rate: None,
+            source_connections: None,
+            source_rate: None,
+            throttles: [None; 4],
+        }
+    }
+
+    pub fn draw(random: &mut Random) -> Self {
+        let policies = [
+            AtCapacity::Wait,
+            AtCapacity::Wait,
+            AtCapacity::refuse(),
+            AtCapacity::Refuse {
+                farewell: b"full, come back later\n".to_vec(),
+            },
+        ];
+        let modes = [ProxyProtocol::Off, ProxyProtocol::Required, ProxyProtocol::Optional];
+        let (places, at_capacity) = (
+            random.chance(300).then(|| random.below(4)),
+            policies[random.below(4)].clone(),
+        );
+        if random.chance(400) {
+            return Self {
+                places,
+                at_capacity,
+                ..Self::none(ProxyProtocol::Off)
+            };
+        }
+        let networks = |random: &mut Random, chance| {
+            if random.chance(chance) {
+                Networks::draw(random)
+            } else {
+                Networks::all()
+            }
+        };
+        Self {
+            places,
+            at_capacity,
+            proxy: modes[random.below(3)],
+            trusted: networks(random, 250),
+            access: networks(random, 200),
+            accept_rate: random.chance(200).then(|| speed(random, 1, 20)),
+            source_connections: random.chance(150).then(|| random.between(1, 4)),
+            source_rate: random.chance(100).then(|| speed(random, 1, 5)),
+            throttles: [(50, 2000), (1, 30), (50, 4000), (1, 60)]
+                .map(|(least, most)| random.chance(40).then(|| speed(random, least, most))),
+        }
+    }
+
+    /// Other rules in one respect, or in all.
+    pub fn redraw(&mut self, random: &mut Random) {
+        let other = Self::draw(random);
+        match random.below(8) {
+            0 => self.access = other.access,
+            1 => self.trusted = other.trusted,
+            2 => self.proxy = other.proxy,
+            3 => self.accept_rate = other.accept_rate,
+            4 => self.source_connections = other.source_connections,
+            5 => self.throttles = other.throttles,
+            6 => self.at_capacity = other.at_capacity,
+            _ => *self = other,
+        }
+    }
+
+    pub fn apply(&self, listen: Listen) -> Listen {
+        let [read, frames, all_read, all_frames] = self.throttles.map(rate);
+        let listen = listen
+            .at_capacity(self.at_capacity.clone())
+            .proxy_protocol(self.proxy)
+            .trusted_proxies(self.trusted.rules())
+            .access_rules(self.access.rules())
+            .accept_rate(rate(self.accept_rate))
+            .source_connections(self.source_connections)
+            .source_rate(rate(self.source_rate))
+            .read_rate(read)
+            .frame_rate(frames)
+            .total_read_rate(all_read)
+            .total_frame_rate(all_frames);
+        // There is no word for "no limit" but a large one.
+        listen.max_connections(self.places.unwrap_or(usize::MAX))
+    }
+
+    /// Whether this peer speaks for others here.
+    pub fn trusts(&self, peer: IpAddr) -> bool {
+        self.proxy != ProxyProtocol::Off && self.trusted.let_in(peer)
+    }
+
+    /// A peer, or whom a proxy speaks for.
+    pub fn allows(&self, source: IpAddr) -> bool {
+        self.access.let_in(source)
+    }
+
+    /// A peer, before it has said anything.
+    pub fn admits(&self, peer: IpAddr) -> bool {
+        self.allows(peer) && (self.proxy != ProxyProtocol::Required || self.trusts(peer))
+    }
+
+    pub fn has_throttle(&self) -> bool {
+        self.throttles.iter().any(Option::is_some)
+    }
+
+    pub fn limits_sources(&self) -> bool {
+        self.source_connections.is_some() || self.source_rate.is_some()
+    }
+
+    /// A peer that may come in, and whom it speaks for if it has to.
+    pub fn someone(&self) -> Option<(IpAddr, Option<IpAddr>)> {
+        let hosts = || HOSTS.iter().map(|host| host.parse::<IpAddr>().expect("an address"));
+        let peer = hosts().find(|&peer| self.admits(peer))?;
+        if !self.trusts(peer) {
+            return Some((peer, None));
+        }
+        Some((peer, Some(hosts().find(|&source| self.allows(source))?)))
+    }
+}
+
+/// A change of a listener that must be refused as a whole: a part of it is good.
+pub fn bad_listen(listen: Listen, random: &mut Random) -> Listen {
+    let listen = listen.idle_timeout(Duration::from_millis(77));
+    let never = Rate::per_second(0);
+    match random.below(10) {
+        0 => listen.watermarks(5, 5),
+        1 => listen.backlog(77),
+        2 => listen.name("another"),
+        3 => listen.source_connections(0),
+        4 => listen.source_prefixes(24, 64),
+        5 => listen.accept_rate(never),
+        6 => listen.total_read_rate(Rate::per_second(9).burst(0)),
+        7 => listen.max_frame(0),
+        8 => listen.handshake_timeout(Duration::ZERO),
+        _ => listen.at_capacity(AtCapacity::Refuse {
+            farewell: vec![b'!'; 5000],
+        }),
+    }
+}
+
+/// What the whole server says about who may come, which may change too.
+#[derive(Clone, Debug, Default)]
+pub struct House {
+    pub accept_rate: Option<Speed>,
+    unopened: Option<Quota>,
+    patience: Duration,
+    pub memory: Option<usize>,
+}
+
+impl House {
+    pub fn draw(random: &mut Random, heavy: bool) -> Self {
+        Self {
+            accept_rate: random.chance(150).then(|| speed(random, 1, 20)),
+            unopened: random.chance(400).then(|| match random.below(4) {
+                0 => Quota::Percent(random.between(1, 100) as u8),
+                _ => Quota::Count(random.between(1, 4)),
+            }),
+            patience: Duration::from_millis([0, 1, 100, 1000][random.below(4)]),
+            memory: heavy.then_some(256 * 1024),
+        }
+    }
+
+    /// Some may have to give way.
+    pub fn is_crowded(&self) -> bool {
+        self.unopened.is_some()
+    }
+
+    pub fn apply(&self, config: Config) -> Config {
+        config
+            .accept_rate(rate(self.accept_rate))
+            .max_unopened(self.unopened.unwrap_or(Quota::Percent(50)))
+            .unopened_patience(self.patience)
+            .memory_limit(self.memory.unwrap_or(usize::MAX))
+    }
+}
+
+/// As [`bad_listen`].
+pub fn bad_config(config: Config, random: &mut Random) -> Config {
+    let config = config
+        .max_connections(1)
+        .queue_limit(1)
+        .unopened_patience(Duration::ZERO);
+    match random.below(7) {
+        0 => config.accept_budget(0),
+        1 => config.memory_limit(1000),
+        2 => config.max_unopened(0),
+        3 => config.max_unopened(Quota::Percent(101)),
+        4 => config.starve_interval(Duration::ZERO),
+        5 => config.accept_rate(Rate::per_second(0)),
+        _ => config.max_connections(usize::MAX),
+    }
+}
