@@ -142,3 +142,8 @@ pub mod tls {
     pub use rustls;
     pub use rustls::ServerConfig;
 }
+
+/// The programs in the README compile.
+#[cfg(all(doctest, feature = "tls"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
