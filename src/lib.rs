@@ -129,7 +129,7 @@ pub use proto::{
 };
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;
-pub use server::{Server, Turn};
+pub use server::{Server, Spawned, Turn};
 pub use stats::{DrainReport, Stats};
 pub use tree::{Branch, Cursor, Page, Tree};
 

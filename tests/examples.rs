@@ -132,6 +132,27 @@ fn the_foreign_loop_serves_and_keeps_its_own_time() {
     terminate(server);
 }
 
+/// Answers come in the order of the requests, to a peer that has finished sending too, and nobody waits for another's work.
+#[test]
+fn the_worker_pool_answers_in_order() {
+    let (server, addr) = start("worker_pool", &[]);
+    let mut slow = Line::connect(addr);
+    slow.say("300000\n10\n100\n");
+    let mut quick = Line::connect(addr);
+    quick.say("10\n");
+    assert_eq!(quick.hear(), "4\n");
+    slow.0.get_mut().shutdown(std::net::Shutdown::Write).expect("FIN");
+    let heard: Vec<_> = (0..4).map(|_| slow.hear()).collect();
+    assert_eq!(heard, ["25997\n", "4\n", "25\n", ""]);
+    // One that goes while its request is at work harms nobody.
+    let mut gone = Line::connect(addr);
+    gone.say("300000\n");
+    drop(gone);
+    quick.say("no number\n");
+    assert_eq!(quick.hear(), "");
+    terminate(server);
+}
+
 #[test]
 fn the_rpc_answers_each_request_by_its_number() {
     let (server, addr) = start("rpc", &[]);

@@ -28,6 +28,20 @@ impl Machine {
         }
     }
 
+    /// An answer is still to come.
+    pub(crate) fn await_answer(&mut self) {
+        self.holds = self.holds.saturating_add(1);
+    }
+
+    /// It has come, or will not.
+    pub(crate) fn answered(&mut self) {
+        self.holds = self.holds.saturating_sub(1);
+        if self.holds == 0 && !self.flags.has(Flags::EOF) {
+            // What "nothing left to read" meant before says nothing of what has come since.
+            self.flags.clear(Flags::DRY);
+        }
+    }
+
     /// The server drains: tells the handler if there is one to tell, and cuts a handshake short.
     pub(crate) fn drain(&mut self, handshake_until: Time) {
         self.flags.set(Flags::DRAINING);

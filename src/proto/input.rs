@@ -256,7 +256,7 @@ impl Machine {
                 truncated
             };
             self.close(Closed::new(reason), now, pool);
-        } else if self.flags.has(Flags::CLOSE_AFTER_INPUT) && self.flags.has(Flags::DRY) && between_frames {
+        } else if self.closes_when_answered() && self.flags.has(Flags::DRY) && between_frames {
             self.close_by_handler(now, pool);
         }
     }
@@ -434,7 +434,7 @@ impl Machine {
             || self.has_failed()
             || (self.is_input_over() && !self.flags.has(Flags::FINISH_TOLD))
             || (self.flags.has(Flags::FINISH_TOLD) && self.closes_when_finished())
-            || (self.flags.has(Flags::CLOSE_AFTER_INPUT) && self.flags.has(Flags::DRY) && self.held.is_empty())
+            || (self.closes_when_answered() && self.flags.has(Flags::DRY) && self.held.is_empty())
     }
 
     /// Not taking frames: the handler's wish, or output waits above the watermark, or it came too fast.
@@ -479,7 +479,12 @@ impl Machine {
 
     /// Once the peer has finished and the handler knows it, the connection closes whatever the handler does.
     fn closes_when_finished(&self) -> bool {
-        self.flags.has(Flags::CLOSE_AFTER_INPUT) || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
+        self.closes_when_answered() || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
+    }
+
+    /// It closes once what has come is answered, and no answer is still to come from elsewhere.
+    fn closes_when_answered(&self) -> bool {
+        self.flags.has(Flags::CLOSE_AFTER_INPUT) && self.holds == 0
     }
 
     pub(super) fn is_input_over(&self) -> bool {

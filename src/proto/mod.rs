@@ -95,6 +95,8 @@ pub(crate) struct Machine {
     /// What a proxy has said about whom it speaks for.
     proxy: Option<Rc<ProxyHeader>>,
     throttle: Option<Box<Throttle>>,
+    /// Answers that are still to come: it does not close by itself before.
+    holds: u32,
     closed: Option<Closed>,
 }
 
@@ -121,6 +123,7 @@ impl Machine {
             traffic: Traffic::default(),
             proxy: None,
             throttle: None,
+            holds: 0,
             closed: None,
             limits,
         }
