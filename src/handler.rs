@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::addr::{Addr, Credentials};
+use crate::detached::{DetachError, Detached};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic};
 use crate::reason::{Closed, Outcome};
@@ -302,6 +303,7 @@ pub(crate) trait Link<A> {
     fn credentials(&self, id: ConnId) -> io::Result<Credentials>;
     fn listener_name(&self, listener: ListenerId) -> Rc<str>;
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
+    fn detach(&mut self, id: ConnId, receiver: Box<dyn FnOnce(Detached)>) -> Result<(), DetachError>;
     fn now(&self) -> Time;
 }
 
@@ -493,6 +495,38 @@ impl<'a, A> Conn<'a, A> {
     /// ```
     pub fn replace_handler(&mut self, handler: impl Handler<A> + 'static) {
         self.link.replace_handler(self.id, Box::new(handler));
+    }
+
+    /// Takes the connection out of the loop, as a blocking stream for code that blocks: `to` gets it once the running callback
+    /// has returned, and most often sends it to a thread. What was sent before goes out first; what has come and was not
+    /// delivered is read first. [`Handler::on_close`] is called with [`Detached`](crate::CloseReason::Detached), and the server
+    /// has no more to do with it, but that its place is taken until the stream is dropped: it counts for every limit, and a
+    /// drain waits for it until its deadline.
+    ///
+    /// ```
+    /// # use std::io::{Read, Write};
+    /// # use portcullis::{Context, Handler, Outcome};
+    /// struct Upload;
+    /// impl Handler for Upload {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, _name: &[u8]) -> Outcome {
+    ///         cx.conn.detach(|mut stream| {
+    ///             std::thread::spawn(move || -> std::io::Result<()> {
+    ///                 let mut file = Vec::new();
+    ///                 stream.read_to_end(&mut file)?; // blocks this thread, and nobody else
+    ///                 stream.write_all(b"thanks")?;
+    ///                 stream.finish()
+    ///             });
+    ///         })?;
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`DetachError`]: it is detached already, closing or not open, or only simulated.
+    pub fn detach(&mut self, to: impl FnOnce(Detached) + 'static) -> Result<(), DetachError> {
+        self.link.detach(self.id, Box::new(to))
     }
 
     /// Another connection of the same server (or this one); `None` if it has gone.

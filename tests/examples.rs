@@ -153,6 +153,32 @@ fn the_worker_pool_answers_in_order() {
     terminate(server);
 }
 
+/// More clients than threads: those at a thread are served by it, the others by the loop meanwhile.
+#[test]
+fn the_blocking_pool_serves_whom_the_loop_hands_over() {
+    let (server, addr) = start("blocking", &[]);
+    let mut clients: Vec<Line> = (0..3).map(|_| Line::connect(addr)).collect();
+    for (client, wanted) in clients.iter_mut().zip(["upper", "count", "upper"]) {
+        client.say("what?\n");
+        assert_eq!(client.hear(), "upper or count?\n");
+        // The first line of the thread's part stands behind it already.
+        client.say(&format!("{wanted}\nhello\n"));
+        assert_eq!(client.hear(), "go on\n");
+        assert_eq!(client.hear(), if wanted == "upper" { "HELLO\n" } else { "1\n" });
+    }
+    let mut other = Line::connect(addr);
+    other.say("what?\n");
+    assert_eq!(other.hear(), "upper or count?\n");
+    for client in &mut clients {
+        client.say("again\n");
+        assert!(["AGAIN\n", "2\n"].contains(&client.hear().as_str()));
+        client.0.get_mut().shutdown(std::net::Shutdown::Write).expect("FIN");
+        assert_eq!(client.hear(), "");
+    }
+    drop((clients, other));
+    terminate(server);
+}
+
 #[test]
 fn the_rpc_answers_each_request_by_its_number() {
     let (server, addr) = start("rpc", &[]);

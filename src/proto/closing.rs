@@ -1,5 +1,6 @@
 //! How a connection ends: in order, at once, or with RST; and the one reason.
 
+use std::error::Error as StdError;
 use std::io;
 
 use super::deadline::Deadlines;
@@ -196,7 +197,7 @@ impl Machine {
         self.flags.clear(Flags::CONGESTED);
         let error = self.tls.as_mut().and_then(|session| session.take_failure());
         if let (Some(error), None) = (error, &self.closed) {
-            self.closed = Some(Closed::with(CloseReason::Tls, error));
+            self.closed = Some(Closed::with(CloseReason::Tls, error as Box<dyn StdError>));
         }
     }
 
@@ -213,7 +214,7 @@ impl Machine {
             .take_failure()
             .unwrap_or_else(|| "the peer closed the connection during the handshake".into());
         self.outbox.clear(pool);
-        self.close(Closed::with(reason, error), now, pool);
+        self.close(Closed::with(reason, error as Box<dyn StdError>), now, pool);
     }
 }
 

@@ -439,7 +439,7 @@ impl Machine {
 
     /// Not taking frames: the handler's wish, or output waits above the watermark, or it came too fast.
     pub(super) fn is_paused(&self) -> bool {
-        const PAUSES: u32 = Flags::PAUSED.0 | Flags::CONGESTED.0 | Flags::THROTTLED.0;
+        const PAUSES: u32 = Flags::PAUSED.0 | Flags::CONGESTED.0 | Flags::THROTTLED.0 | Flags::DETACHING.0;
         self.flags.0 & PAUSES != 0
     }
 

@@ -19,6 +19,7 @@ mod output;
 mod pool;
 mod proxy;
 mod rate;
+mod remains;
 #[cfg(feature = "sim")]
 mod snapshot;
 mod state;
@@ -42,6 +43,7 @@ pub(crate) use pool::Pool;
 pub use proxy::{ProxyError, ProxyHeader, ProxyOrigin, ProxySsl, ProxyTlvs};
 pub(crate) use rate::Bucket;
 pub use rate::Rate;
+pub(crate) use remains::Remains;
 #[cfg(feature = "sim")]
 pub(crate) use snapshot::Print;
 pub(crate) use state::{Event, Limits, NextStep};

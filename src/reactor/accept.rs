@@ -383,6 +383,7 @@ impl<A, O: Os> Reactor<A, O> {
             unopened: machine.state() != State::Open,
             squeezed: false,
             counted,
+            lent: false,
             budget: self.config.read_budget,
             budget_turn: self.stats.turns,
             machine,

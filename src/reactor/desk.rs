@@ -5,12 +5,14 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::lent::Receiver;
 use super::os::{Os, Socket};
 use super::Reactor;
 use crate::addr::{Addr, Credentials};
 use crate::alarm::{Alarm, AlarmId, AlarmInfo};
 use crate::config::Config;
 use crate::control::{AlarmCallback, Desk, ListenerInfo};
+use crate::detached::DetachError;
 use crate::error::{Error, Result};
 use crate::handler::{ConnInfo, Handler, Link};
 use crate::histogram::Histograms;
@@ -73,6 +75,19 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         if let Some(former) = former {
             self.drop_handler(former);
         }
+    }
+
+    fn detach(&mut self, id: ConnId, receiver: Receiver) -> std::result::Result<(), DetachError> {
+        if !self.os.can_release() {
+            return Err(DetachError::Simulated);
+        }
+        let begun = self.roster.get_mut(id).is_some_and(|slot| slot.machine.begin_detach());
+        if !begun {
+            return Err(DetachError::NotOpen);
+        }
+        self.detaching.push((id, receiver));
+        self.touch(id);
+        Ok(())
     }
 
     fn now(&self) -> Time {
@@ -146,6 +161,9 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
             return false;
         }
         log::warn!(target: logs::CONNECTION, "killed; {}", self.particulars(id));
+        if self.cut_off(id) {
+            return true;
+        }
         if let Some(slot) = self.roster.get_mut(id) {
             slot.machine.reset(Closed::new(CloseReason::Killed), &mut self.pool);
         }

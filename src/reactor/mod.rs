@@ -12,6 +12,7 @@ mod drain;
 mod gate;
 #[cfg(feature = "sim")]
 mod invariants;
+pub(crate) mod lent;
 mod listener;
 mod memory;
 pub(crate) mod os;
@@ -51,6 +52,7 @@ use view::Closes;
 use crate::addr::Addr;
 use crate::config::Config;
 use crate::control::{Control, Desk};
+use crate::detached::Returns;
 use crate::error::{Error, Result};
 use crate::handle::{Command, Shared};
 use crate::handler::{Conn, Handler, Service};
@@ -107,6 +109,10 @@ pub(crate) struct Reactor<A, O: Os> {
     memory: Ledger,
     /// Connections from which nothing is read because memory is tight.
     squeezed: Vec<ConnId>,
+    /// Who has asked to leave the loop, and whom it goes to.
+    detaching: Vec<(ConnId, lent::Receiver)>,
+    lent: Vec<lent::Lent>,
+    returns: Arc<Returns>,
     drain: Drain,
     alarms: Vec<Watch<A>>,
     next_alarm: u32,
@@ -135,6 +141,7 @@ impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn new(os: O, config: Config) -> Result<Self> {
         config.check()?;
         let shared = Shared::new(os.waker(), config.queue_limit, config.queue_bytes);
+        let returns = Returns::new(os.waker());
         let mut reactor = Self {
             now: os.now(),
             os,
@@ -161,6 +168,9 @@ impl<A, O: Os> Reactor<A, O> {
             unopened: Unopened::default(),
             memory: Ledger::new(config.memory_limit),
             squeezed: Vec::new(),
+            detaching: Vec::new(),
+            lent: Vec::new(),
+            returns: Arc::new(returns),
             drain: Drain::default(),
             alarms: Vec::new(),
             next_alarm: 0,
@@ -347,6 +357,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.handle_event(app, *event);
         }
         self.events = events;
+        self.take_returns();
         self.run_commands(app);
         self.run_ready(app, due);
         self.accept_round(app);

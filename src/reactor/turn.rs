@@ -32,6 +32,9 @@ impl<A, O: Os> Reactor<A, O> {
     /// Gives a connection its turn. Never called from inside a callback.
     pub(super) fn turn(&mut self, app: &mut A, id: ConnId) {
         debug_assert!(self.current.is_none(), "turns do not nest");
+        if self.roster.get(id).is_some_and(|slot| slot.lent) {
+            return;
+        }
         self.current = Some(id);
         self.catch_up();
         // Lent to this turn: frames point into it while the handler has the server.
@@ -57,6 +60,9 @@ impl<A, O: Os> Reactor<A, O> {
         };
         self.scratch = scratch;
         self.current = None;
+        if !gone && self.roster.get(id).is_some_and(|slot| slot.machine.is_detaching()) {
+            return self.hand_over(app, id);
+        }
         if !gone {
             if let Some(slot) = self.roster.get_mut(id) {
                 slot.budget = budget;
@@ -382,6 +388,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.os.close(stream, reset);
         }
         self.shared.set_live(id, false);
+        self.forget_detaching(id);
         let Some(slot) = self.roster.get_mut(id) else {
             return;
         };
@@ -448,7 +455,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// A slot and a descriptor are free: whoever waited for either may come.
-    fn make_room(&mut self, freed: ListenerId, source: Option<IpAddr>, counted: Counted) {
+    pub(super) fn make_room(&mut self, freed: ListenerId, source: Option<IpAddr>, counted: Counted) {
         self.starvation.end_pause();
         if let Some(at) = self.listeners.iter().position(|listener| listener.id == freed) {
             self.uncount(at, source, counted);
