@@ -217,7 +217,6 @@ impl Machine {
     }
 
     /// The service has accepted the peer, so there is a handler.
-    #[cfg(feature = "sim")]
     pub(crate) fn was_admitted(&self) -> bool {
         self.flags.has(Flags::ADMITTED)
     }

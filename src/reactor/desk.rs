@@ -63,7 +63,8 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
     }
 
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) {
-        let stays = self.roster.get(id).is_some();
+        // Who is not admitted yet has none, and gets the service's.
+        let stays = self.roster.get(id).is_some_and(|slot| slot.machine.was_admitted());
         let place = self.handlers.get_mut(id.index as usize).filter(|_| stays);
         let former = match place {
             // The running handler is out of its place, and will find it taken.
