@@ -131,6 +131,13 @@ impl Machine {
         self.throttle = Throttle::new(&self.limits, shared);
     }
 
+    /// A rate that it shares has changed: who waits asks again.
+    pub(crate) fn ask_again(&mut self, now: Time) {
+        if let Some(throttle) = &mut self.throttle {
+            throttle.ask_again(now);
+        }
+    }
+
     /// The service accepted the peer.
     pub(crate) fn handle_admitted(&mut self, now: Time, pool: &mut Pool) {
         self.flags.set(Flags::ADMITTED);

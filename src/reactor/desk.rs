@@ -165,6 +165,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         self.memory.set_limit(config.memory_limit);
         self.shed();
         self.closes.set_most(config.recent_closes);
+        self.bucket.follow(config.accept_rate, self.now);
         if !self.memory.is_tight() {
             self.relax();
         }
@@ -192,7 +193,14 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
             options.access = options.access.counted_anew();
         }
         listener.limits = Rc::new(options.limits.clone());
-        listener.meters.follow(&options.limits);
+        listener.bucket.follow(options.accept_rate, self.now);
+        listener.sources.follow(&options.sources, self.now);
+        if listener.meters.follow(&options.limits, self.now) {
+            for slot in self.roster.iter_mut().filter(|slot| slot.listener == listener.id) {
+                slot.machine.ask_again(self.now);
+                self.timers.arm(slot.id.index, slot.machine.deadline());
+            }
+        }
         log::info!(target: logs::LISTENER, "listener {}: {options:?}", listener.name);
         listener.options = options;
         self.look_for_clients();

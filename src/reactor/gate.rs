@@ -36,6 +36,13 @@ impl OptionalBucket {
         rate.map_or(Time::ZERO, |rate| self.0.ready_at(&rate))
     }
 
+    /// The rate may be another one from now on.
+    pub(super) fn follow(&mut self, rate: Option<Rate>, now: Time) {
+        if let Some(rate) = rate {
+            self.0.follow(&rate, now);
+        }
+    }
+
     /// Somebody has passed.
     pub(super) fn spend(&mut self, rate: Option<Rate>, now: Time) {
         if let Some(rate) = rate {

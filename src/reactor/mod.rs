@@ -252,7 +252,7 @@ impl<A, O: Os> Reactor<A, O> {
         let id = ListenerId(self.next_listener);
         let room = self.room();
         let mut meters = SharedMeters::default();
-        meters.follow(&listen.limits);
+        meters.follow(&listen.limits, self.now);
         let mut listener = Listener {
             id,
             name: Rc::from(name),
