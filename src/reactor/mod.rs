@@ -26,6 +26,7 @@ mod unopened;
 mod view;
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -106,7 +107,7 @@ pub(crate) struct Reactor<A, O: Os> {
     unopened: Unopened,
     memory: Ledger,
     /// Connections from which nothing is read because memory is tight.
-    squeezed: Vec<ConnId>,
+    squeezed: BTreeSet<ConnId>,
     drain: Drain,
     alarms: Vec<Watch<A>>,
     next_alarm: u32,
@@ -160,7 +161,7 @@ impl<A, O: Os> Reactor<A, O> {
             bucket: OptionalBucket::default(),
             unopened: Unopened::default(),
             memory: Ledger::new(config.memory_limit),
-            squeezed: Vec::new(),
+            squeezed: BTreeSet::new(),
             drain: Drain::default(),
             alarms: Vec::new(),
             next_alarm: 0,
