@@ -419,3 +419,18 @@ fn who_comes_and_goes_does_not_spend_what_others_share() {
     sim.advance(millis(200));
     assert_eq!(sim.received(late), b"\0\x02hi", "nothing is left of them");
 }
+
+/// What comes in one piece with the PROXY header is read with it, and paid for afterwards.
+#[test]
+fn what_stands_behind_a_header_counts() {
+    let (mut sim, addr) = world(Config::new(), behind_a_proxy().read_rate(Rate::per_second(1000)));
+    let client = connect(&mut sim, addr, 1)[0];
+    sim.send(client, &[b"PROXY UNKNOWN\r\n", &b"\0\x02hi".repeat(5000)[..]].concat());
+    sim.settle();
+    assert_eq!(sim.received(client).len(), 20_000);
+    sim.send(client, b"\0\x02hi");
+    sim.advance(Duration::from_secs(19));
+    assert_eq!(sim.received(client), b"");
+    sim.advance(Duration::from_secs(1));
+    assert_eq!(sim.received(client), b"\0\x02hi");
+}

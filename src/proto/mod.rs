@@ -153,6 +153,10 @@ impl Machine {
             if !self.held.is_empty() {
                 self.flags.set(Flags::HELD_FRAMES);
             }
+            // What stood behind the PROXY header was read unasked.
+            if let Some(throttle) = &mut self.throttle {
+                throttle.charge_bytes(self.held.len() as u64, now);
+            }
         }
     }
 
