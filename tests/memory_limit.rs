@@ -177,3 +177,63 @@ fn a_limit_below_a_few_reads_is_refused() {
         other => panic!("{other:?}"),
     }
 }
+
+/// Many who hold little hold much: below a kilobyte each as well, the limit is the limit.
+#[test]
+fn a_crowd_of_small_holders_is_bounded_too() {
+    const SMALL_LIMIT: usize = 256 * 1024;
+    let config = Config::new().max_connections(1000).memory_limit(SMALL_LIMIT);
+    let mut sim = Sim::new(1, config, ());
+    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4).backlog(1000);
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    for _ in 0..1000 {
+        let client = sim.connect(addr).expect("it listens");
+        begin(&mut sim, client, 800);
+    }
+    sim.advance(Duration::from_secs(1));
+    let stats = sim.stats();
+    assert!(
+        (SMALL_LIMIT / 2..=SMALL_LIMIT).contains(&stats.memory),
+        "{}",
+        stats.memory
+    );
+    assert_eq!(stats.closed(CloseReason::OverMemory), stats.closed_total());
+}
+
+/// Whose output has gone holds nothing any more: it is read from again, however tight memory is for others.
+#[test]
+fn who_holds_less_than_its_share_again_is_read_from_again() {
+    let (mut sim, addr) = world();
+    let slow = sim.connect(addr).expect("it listens");
+    sim.set_reading(slow, false);
+    sim.set_send_buffer(slow, 0);
+    sim.settle();
+    let id = sim.control().connections()[0].id;
+    let sent = sim.control().conn(id).expect("it is there").send(vec![b'x'; 100_000]);
+    sent.expect("there is room");
+    for _ in 0..20 {
+        let hog = sim.connect(addr).expect("it listens");
+        begin(&mut sim, hog, 42_000);
+    }
+    sim.settle();
+    sim.send(slow, b"\0\0\0\x02hi");
+    sim.settle();
+    let squeezed = |sim: &mut Sim| sim.control().connections()[0].squeezed;
+    assert!(squeezed(&mut sim), "memory is tight and it holds more than its share");
+    for _ in 0..100 {
+        // Several times: nothing is left of it.
+        sim.set_send_buffer(slow, 1_000_000);
+        sim.set_reading(slow, true);
+        sim.settle();
+        assert!(sim.received(slow).ends_with(b"\0\0\0\x02hi"));
+        assert!(!squeezed(&mut sim));
+        sim.set_reading(slow, false);
+        sim.set_send_buffer(slow, 0);
+        let sent = sim.control().conn(id).expect("it is there").send(vec![b'x'; 60_000]);
+        sent.expect("there is room");
+        sim.send(slow, b"\0\0\0\x02hi");
+        sim.settle();
+        assert!(squeezed(&mut sim));
+    }
+    assert!(buffered(&mut sim) > LIMIT / 4 * 3, "tight all the time");
+}

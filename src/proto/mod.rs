@@ -136,6 +136,13 @@ impl Machine {
         self.throttle = Throttle::new(&self.limits, shared);
     }
 
+    /// A rate that it shares has changed: who waits asks again.
+    pub(crate) fn ask_again(&mut self, now: Time) {
+        if let Some(throttle) = &mut self.throttle {
+            throttle.ask_again(now);
+        }
+    }
+
     /// The service accepted the peer.
     pub(crate) fn handle_admitted(&mut self, now: Time, pool: &mut Pool) {
         self.flags.set(Flags::ADMITTED);
@@ -150,6 +157,10 @@ impl Machine {
             self.open(now);
             if !self.held.is_empty() {
                 self.flags.set(Flags::HELD_FRAMES);
+            }
+            // What stood behind the PROXY header was read unasked.
+            if let Some(throttle) = &mut self.throttle {
+                throttle.charge_bytes(self.held.len() as u64, now);
             }
         }
     }
@@ -222,7 +233,6 @@ impl Machine {
     }
 
     /// The service has accepted the peer, so there is a handler.
-    #[cfg(feature = "sim")]
     pub(crate) fn was_admitted(&self) -> bool {
         self.flags.has(Flags::ADMITTED)
     }

@@ -65,7 +65,8 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
     }
 
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) {
-        let stays = self.roster.get(id).is_some();
+        // Who is not admitted yet has none, and gets the service's.
+        let stays = self.roster.get(id).is_some_and(|slot| slot.machine.was_admitted());
         let place = self.handlers.get_mut(id.index as usize).filter(|_| stays);
         let former = match place {
             // The running handler is out of its place, and will find it taken.
@@ -182,6 +183,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         self.memory.set_limit(config.memory_limit);
         self.shed();
         self.closes.set_most(config.recent_closes);
+        self.bucket.follow(config.accept_rate, self.now);
         if !self.memory.is_tight() {
             self.relax();
         }
@@ -209,7 +211,14 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
             options.access = options.access.counted_anew();
         }
         listener.limits = Rc::new(options.limits.clone());
-        listener.meters.follow(&options.limits);
+        listener.bucket.follow(options.accept_rate, self.now);
+        listener.sources.follow(&options.sources, self.now);
+        if listener.meters.follow(&options.limits, self.now) {
+            for slot in self.roster.iter_mut().filter(|slot| slot.listener == listener.id) {
+                slot.machine.ask_again(self.now);
+                self.timers.arm(slot.id.index, slot.machine.deadline());
+            }
+        }
         log::info!(target: logs::LISTENER, "listener {}: {options:?}", listener.name);
         listener.options = options;
         self.look_for_clients();

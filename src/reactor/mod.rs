@@ -27,6 +27,7 @@ mod unopened;
 mod view;
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -108,7 +109,7 @@ pub(crate) struct Reactor<A, O: Os> {
     unopened: Unopened,
     memory: Ledger,
     /// Connections from which nothing is read because memory is tight.
-    squeezed: Vec<ConnId>,
+    squeezed: BTreeSet<ConnId>,
     /// Who has asked to leave the loop, and whom it goes to.
     detaching: Vec<(ConnId, lent::Receiver)>,
     lent: Vec<lent::Lent>,
@@ -167,7 +168,7 @@ impl<A, O: Os> Reactor<A, O> {
             bucket: OptionalBucket::default(),
             unopened: Unopened::default(),
             memory: Ledger::new(config.memory_limit),
-            squeezed: Vec::new(),
+            squeezed: BTreeSet::new(),
             detaching: Vec::new(),
             lent: Vec::new(),
             returns: Arc::new(returns),
@@ -262,7 +263,7 @@ impl<A, O: Os> Reactor<A, O> {
         let id = ListenerId(self.next_listener);
         let room = self.room();
         let mut meters = SharedMeters::default();
-        meters.follow(&listen.limits);
+        meters.follow(&listen.limits, self.now);
         let mut listener = Listener {
             id,
             name: Rc::from(name),

@@ -112,7 +112,6 @@ impl<A, O: Os> Reactor<A, O> {
         };
         let tight = self.memory.is_tight() && self.memory.of(id.index) > self.memory.share();
         if tight && !slot.machine.has_events() && slot.can_read() && slot.machine.state() == State::Open {
-            slot.squeezed = true;
             self.squeeze(id);
         }
         let Some(slot) = self.roster.get_mut(id) else {
@@ -430,6 +429,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.note_close(who, &closed);
         self.timers.disarm(id.index);
         self.note_memory(id.index, 0);
+        self.squeezed.remove(&id);
         let slot = self.roster.remove(id);
         self.discard("a framer's destructor", slot);
         self.make_room(listener, source, counted);
