@@ -4,9 +4,8 @@
 
 use std::error::Error;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use portcullis::{Config, Context, Handle, Handler, Listen, Outcome, Server, Stats};
+use portcullis::{Config, Context, Handler, Listen, Outcome, Server, Stats};
 
 #[path = "support/options.rs"]
 mod options;
@@ -54,9 +53,9 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     let id = server.listen(listen, |_app: &mut (), _peer| Echo)?;
     let addr = server.listener(id)?.addr;
     // Before the address is said: who reads it may send a signal at once.
-    drain_on_signal(server.handle(), options.grace)?;
+    terminal::drain_on_signal(server.handle(), options.grace)?;
     terminal::say(&format!("listening on {addr} ({})", options.framing.name()));
-    terminal::say(&format!("try:  {}", options.try_it(addr)));
+    terminal::say(&format!("try:  {}", options.try_it(&addr)));
 
     server.run(&mut ())?;
 
@@ -67,21 +66,6 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
             report.took, report.ended, report.forced
         ));
     }
-    Ok(())
-}
-
-/// The first SIGTERM or SIGINT drains, the second aborts.
-fn drain_on_signal(handle: Handle, grace: Duration) -> std::io::Result<()> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
-    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
-    std::thread::spawn(move || {
-        let mut signals = signals.forever();
-        signals.next();
-        // It fails only if the server is gone already.
-        let _ = handle.drain(grace);
-        signals.next();
-        std::process::exit(1);
-    });
     Ok(())
 }
 

@@ -125,8 +125,9 @@ fn all_strings(length: usize) -> Result<(), String> {
 #[cfg(feature = "tls")]
 fn tls(time: Duration) -> Result<(), String> {
     use schedules::{Start, Version};
-    let beginnings = [Version::Tls12, Version::Tls13].into_iter();
-    for (version, begin) in beginnings.flat_map(|version| [(version, Start::Connected), (version, Start::Open)]) {
+    let versions = [Version::Tls12, Version::Tls13].into_iter();
+    let starts = [Start::Connected, Start::Upgrade, Start::Open];
+    for (version, begin) in versions.flat_map(|version| starts.map(|start| (version, start))) {
         let start = Instant::now();
         for length in 1.. {
             let found = schedules::play(version, begin, length, || start.elapsed() > time)?;

@@ -44,6 +44,8 @@ impl fmt::Display for Access {
 /// An IPv4 peer that comes to an IPv6 socket (`::ffff:192.0.2.1`, RFC 4291 section 2.5.5.2) is an IPv4 peer here, and a
 /// rule for such a network is one for IPv4. The zone of a link-local address (`%eth0`) does not count. Bits behind a
 /// network's prefix do not count either: `10.1.2.3/8` is `10.0.0.0/8`.
+///
+/// Peers of a Unix socket have no IP address, and no rule applies to them, `deny_all` no more than another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessRules {
     rules: Vec<AccessRule>,

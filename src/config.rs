@@ -28,6 +28,7 @@ pub struct Config {
     pub(crate) max_unopened: Quota,
     pub(crate) unopened_patience: Duration,
     pub(crate) memory_limit: usize,
+    pub(crate) recent_closes: usize,
 }
 
 impl Default for Config {
@@ -45,6 +46,7 @@ impl Default for Config {
             max_unopened: Quota::Percent(50),
             unopened_patience: Duration::from_secs(1),
             memory_limit: usize::MAX,
+            recent_closes: 256,
         }
     }
 }
@@ -150,6 +152,13 @@ impl Config {
         self
     }
 
+    /// How many of the last closes are kept for [`Control::recent_closes`](crate::Control::recent_closes), at most 65 536; 0 keeps none.
+    /// One takes about 200 bytes, and the words of its error. Defaults to 256. *Live.*
+    pub fn recent_closes(mut self, closes: usize) -> Self {
+        self.recent_closes = closes;
+        self
+    }
+
     /// `max_unopened` in connections.
     pub(crate) fn most_unopened(&self) -> usize {
         const FLOOR: usize = 16;
@@ -208,6 +217,15 @@ impl Config {
                 ),
             ));
         }
+        if self.recent_closes > MOST_RECENT {
+            return Err(Error::option(
+                "recent_closes",
+                format!(
+                    "{} is more than the {MOST_RECENT} that are kept at most",
+                    self.recent_closes
+                ),
+            ));
+        }
         if self.starve_interval < Duration::from_millis(1) {
             return Err(Error::option(
                 "starve_interval",
@@ -226,18 +244,19 @@ impl Config {
 
 /// A few reads.
 const LEAST_MEMORY: usize = 256 * 1024;
+const MOST_RECENT: usize = 65_536;
 const MOST_STARVE_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The most slots a poll token can name beside the listeners' (`reactor::os`).
 pub(crate) const MOST_CONNECTIONS: usize = 16_000_000;
 
-/// A number of connections, or a part of the cap.
+/// A number, or a part of a limit: of the cap on connections, where nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Quota {
     /// So many.
     Count(usize),
-    /// So many percent of [`Config::max_connections`], 1 to 100, and at least 16 connections.
+    /// So many percent of the limit, 1 to 100. As [`Config::max_unopened`] at least 16 connections.
     Percent(u8),
 }
 

@@ -1,16 +1,22 @@
 //! What can be asked of a running server between two callbacks.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::access::AccessRules;
+use crate::addr::Addr;
+use crate::alarm::{Alarm, AlarmId, AlarmInfo, AlarmNotice};
 use crate::config::Config;
 use crate::error::Result;
 use crate::handler::{Conn, ConnInfo, Link};
+use crate::histogram::Histograms;
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
+use crate::metrics::Metrics;
+use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
+use crate::tree::{Cursor, Page, Tree};
 
 /// Why a listener takes clients, or takes none, now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,6 +36,30 @@ pub enum ListenerState {
     Closed,
 }
 
+impl ListenerState {
+    /// All of them.
+    pub const ALL: &'static [Self] = &[
+        Self::Listening,
+        Self::Full,
+        Self::RateLimited,
+        Self::Starved,
+        Self::Suspended,
+        Self::Closed,
+    ];
+
+    /// Its name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Listening => "Listening",
+            Self::Full => "Full",
+            Self::RateLimited => "RateLimited",
+            Self::Starved => "Starved",
+            Self::Suspended => "Suspended",
+            Self::Closed => "Closed",
+        }
+    }
+}
+
 /// One listener at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -39,7 +69,7 @@ pub struct ListenerInfo {
     /// Its name.
     pub name: String,
     /// Where it listens, with the real port.
-    pub addr: SocketAddr,
+    pub addr: Addr,
     /// Whether it takes clients.
     pub state: ListenerState,
     /// Its connections now, in any state.
@@ -50,11 +80,23 @@ pub struct ListenerInfo {
     pub accepted: u64,
 }
 
+/// Whom an alarm calls.
+pub(crate) type AlarmCallback<A> = Box<dyn FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice)>;
+
 /// What the reactor lets be asked of it.
 pub(crate) trait Desk<A>: Link<A> {
     fn listeners(&self) -> Vec<ListenerInfo>;
     fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo>;
     fn connections(&self) -> Vec<ConnInfo>;
+    fn connections_page(&self, from: Cursor, limit: usize) -> Page;
+    fn tree(&self, limit: usize) -> Tree;
+    fn recent_closes(&self) -> Vec<RecentClose>;
+    fn histograms(&self) -> Histograms;
+    fn metrics(&self) -> Metrics;
+    fn add_alarm(&mut self, alarm: Alarm, callback: AlarmCallback<A>) -> Result<AlarmId>;
+    fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()>;
+    fn remove_alarm(&mut self, id: AlarmId) -> bool;
+    fn alarms(&self) -> Vec<AlarmInfo>;
     fn kill(&mut self, id: ConnId) -> bool;
     fn config(&self) -> &Config;
     fn set_config(&mut self, config: Config) -> Result<()>;
@@ -62,6 +104,7 @@ pub(crate) trait Desk<A>: Link<A> {
     fn set_options(&mut self, which: &ListenerRef, options: Listen) -> Result<()>;
     fn set_suspended(&mut self, which: &ListenerRef, suspended: bool) -> Result<()>;
     fn close_listener(&mut self, which: &ListenerRef) -> Result<()>;
+    fn listener_socket(&mut self, which: &ListenerRef) -> Result<OwnedFd>;
     fn stats(&self) -> Stats;
     fn drain(&mut self, grace: Duration);
     fn drain_report(&self) -> Option<DrainReport>;
@@ -102,9 +145,101 @@ impl<'a, A> Control<'a, A> {
         self.desk.listener(&which.into())
     }
 
-    /// All connections, in the order of their slots.
+    /// All connections, in the order of their slots. With many of them rather [`Control::connections_page`].
     pub fn connections(&self) -> Vec<ConnInfo> {
         self.desk.connections()
+    }
+
+    /// Some of the connections, in the order of their slots: `limit` slots are looked at, so a page costs no more and has at most
+    /// so many. A connection that is there all the time is on exactly one page, whoever comes and goes meanwhile.
+    ///
+    /// ```
+    /// # use portcullis::{Config, Cursor, Server};
+    /// # fn main() -> portcullis::Result<()> {
+    /// # let mut server: Server = Server::new(Config::new())?;
+    /// let mut from = Some(Cursor::default());
+    /// while let Some(cursor) = from {
+    ///     let page = server.control().connections_page(cursor, 1000);
+    ///     for connection in &page.connections {
+    ///         println!("{connection}");
+    ///     }
+    ///     from = page.next; // and perhaps a turn of the loop
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn connections_page(&self, from: Cursor, limit: usize) -> Page {
+        self.desk.connections_page(from, limit)
+    }
+
+    /// The supervision tree, with at most `limit` connections of each listener; [`Display`](fmt::Display) draws it. At most 16 slots
+    /// are looked at for each that may be shown, and 4096, however many connections there are.
+    pub fn tree(&self, limit: usize) -> Tree {
+        self.desk.tree(limit)
+    }
+
+    /// The last closes, the latest first: [`Config::recent_closes`] of them at most.
+    pub fn recent_closes(&self) -> Vec<RecentClose> {
+        self.desk.recent_closes()
+    }
+
+    /// How ages, handshake times and frame sizes are spread.
+    pub fn histograms(&self) -> Histograms {
+        self.desk.histograms()
+    }
+
+    /// Everything that is counted and measured; its [`Display`](fmt::Display) is for Prometheus.
+    pub fn metrics(&self) -> Metrics {
+        self.desk.metrics()
+    }
+
+    /// Sets an alarm. `callback` is called at the end of a turn, never from inside another callback: when the value is at or above the
+    /// threshold ([`AlarmState::Raised`](crate::AlarmState::Raised)), after each cooldown while it still is
+    /// ([`AlarmState::StillRaised`](crate::AlarmState::StillRaised)), and when it is below again
+    /// ([`AlarmState::Cleared`](crate::AlarmState::Cleared)). Within a cooldown it is not raised again, so that a value which
+    /// goes to and fro around the threshold costs two calls for each. What comes and goes within one turn is not seen.
+    ///
+    /// A panic in it is caught, logged and counted; the alarm stays.
+    ///
+    /// ```
+    /// # use portcullis::{Alarm, AlarmNotice, Config, Control, Quota, Server};
+    /// # fn main() -> portcullis::Result<()> {
+    /// # let mut server: Server = Server::new(Config::new())?;
+    /// server.control().on_alarm(
+    ///     Alarm::connections(Quota::Percent(90)),
+    ///     |_app: &mut (), _control: &mut Control<'_>, notice: &AlarmNotice| eprintln!("{notice}"),
+    /// )?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`](crate::Error::Option) for a threshold that is always or never reached.
+    pub fn on_alarm(
+        &mut self,
+        alarm: Alarm,
+        callback: impl FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice) + 'static,
+    ) -> Result<AlarmId> {
+        self.desk.add_alarm(alarm, Box::new(callback))
+    }
+
+    /// Changes an alarm. The time since it has spoken last counts under the new cooldown too; one that watches something else from now
+    /// on starts anew.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoAlarm`](crate::Error::NoAlarm); [`Error::Option`](crate::Error::Option), with the alarm as it was.
+    pub fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()> {
+        self.desk.set_alarm(id, alarm)
+    }
+
+    /// Forgets an alarm, without another word from it. False if it has gone already.
+    pub fn remove_alarm(&mut self, id: AlarmId) -> bool {
+        self.desk.remove_alarm(id)
+    }
+
+    /// All alarms, oldest first.
+    pub fn alarms(&self) -> Vec<AlarmInfo> {
+        self.desk.alarms()
     }
 
     /// Ends one connection at once with RST, and logs a report. [`CloseReason::Killed`](crate::CloseReason::Killed).
@@ -164,7 +299,8 @@ impl<'a, A> Control<'a, A> {
     /// # Errors
     ///
     /// [`Error::NoListener`](crate::Error::NoListener); [`Error::Option`](crate::Error::Option) for a value that cannot work
-    /// and for an option that an open port cannot change (its address, its name, its socket's options). Everything is as it was.
+    /// and for an option that an open port cannot change (its address, its name, its socket's options, whether it speaks TLS).
+    /// Everything is as it was.
     pub fn reconfigure_listener(
         &mut self,
         which: impl Into<ListenerRef>,
@@ -173,6 +309,28 @@ impl<'a, A> Control<'a, A> {
         let which = which.into();
         let options = change(self.desk.options(&which)?.clone());
         self.desk.set_options(&which, options)
+    }
+
+    /// Changes the TLS of a listener, for the connections that are accepted from now on. Those in the handshake and open ones
+    /// keep theirs; [`TlsInfo::config`](crate::tls::TlsInfo::config) tells which. A session of the old configuration is not
+    /// resumed under the new one, unless both share a storage or a ticketer: its client does a full handshake.
+    ///
+    /// Read the new files before: [`tls::server_config`](crate::tls::server_config) fails before anything is changed.
+    ///
+    /// ```no_run
+    /// # fn reload(mut server: portcullis::Server) -> Result<(), Box<dyn std::error::Error>> {
+    /// let config = portcullis::tls::server_config("chain.pem", "key.pem")?; // or the old one stays
+    /// server.control().set_tls("secure", config)?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoListener`](crate::Error::NoListener); [`Error::Option`](crate::Error::Option) for a plain listener, which does not
+    /// become a TLS one by this. Its connections may: see [`Conn::start_tls`].
+    #[cfg(feature = "tls")]
+    pub fn set_tls(&mut self, which: impl Into<ListenerRef>, config: impl Into<crate::tls::TlsConfig>) -> Result<()> {
+        self.reconfigure_listener(which, |listen| listen.tls(config))
     }
 
     /// Takes a listener out of the poll. Its connections live on, new clients wait in its backlog. Again is no error.
@@ -193,13 +351,35 @@ impl<'a, A> Control<'a, A> {
         self.desk.set_suspended(&which.into(), false)
     }
 
-    /// Closes a listener's port. Clients that wait in its backlog are reset by the kernel, its connections live on.
+    /// Closes a listener's port. Clients that wait in its backlog are reset by the kernel, unless another process has the
+    /// socket too ([`Control::listener_socket`]); its connections live on.
     ///
     /// # Errors
     ///
     /// [`Error::NoListener`](crate::Error::NoListener).
     pub fn close_listener(&mut self, which: impl Into<ListenerRef>) -> Result<()> {
         self.desk.close_listener(&which.into())
+    }
+
+    /// Another descriptor of a listener's socket, close-on-exec, for another process: to hand the listener over without
+    /// refusing a single client. Both have one queue of clients, and each client is accepted by one of them.
+    ///
+    /// In this order:
+    ///
+    /// 1. Give the descriptor to the new process: as file 3 with `LISTEN_FDS=1` in its environment, or over a Unix socket
+    ///    (SCM_RIGHTS). It calls [`Server::adopt`](crate::Server::adopt), runs, and says that it does.
+    /// 2. [`Control::close_listener`]. The queue stays as it is, for the new process.
+    /// 3. [`Control::drain`]. A client that was accepted here and has not asked yet is answered only if
+    ///    [`Handler::on_drain`](crate::Handler::on_drain) leaves it the time: the default closes once what has arrived is answered.
+    ///
+    /// A drain without the second step accepts whoever waits, as always, and begins to send them away. The file of a Unix
+    /// socket is left to the new process, and is not removed from here on. `examples/handover.rs` does all of this.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoListener`](crate::Error::NoListener), or [`Error::Os`](crate::Error::Os) if there is no descriptor left.
+    pub fn listener_socket(&mut self, which: impl Into<ListenerRef>) -> Result<OwnedFd> {
+        self.desk.listener_socket(&which.into())
     }
 
     /// A listener's access rules, each with the number of peers it has decided about.

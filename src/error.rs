@@ -3,8 +3,9 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 
+use crate::addr::Addr;
+use crate::alarm::AlarmId;
 use crate::id::ListenerRef;
 
 /// The result of what a program asks of its [`Server`](crate::Server).
@@ -26,12 +27,12 @@ pub enum Error {
     /// The address is taken by another socket (EADDRINUSE).
     AddressInUse {
         /// The address.
-        addr: SocketAddr,
+        addr: Addr,
     },
     /// The socket could not be made, bound or put to listening.
     Listen {
         /// The address.
-        addr: SocketAddr,
+        addr: Addr,
         /// What the kernel said.
         source: io::Error,
     },
@@ -52,6 +53,11 @@ pub enum Error {
         /// What was asked for.
         listener: ListenerRef,
     },
+    /// No alarm of this server has this id (any more).
+    NoAlarm {
+        /// What was asked for.
+        alarm: AlarmId,
+    },
     /// The server drains: it takes no new listeners.
     Draining,
     /// The kernel refused something that the server cannot do without.
@@ -71,7 +77,7 @@ impl Error {
         }
     }
 
-    pub(crate) fn listen(addr: SocketAddr, source: io::Error) -> Self {
+    pub(crate) fn listen(addr: Addr, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::AddrInUse => Self::AddressInUse { addr },
             _ => Self::Listen { addr, source },
@@ -89,23 +95,37 @@ impl fmt::Display for Error {
             Self::Address { given, source } => {
                 write!(f, "{given} is no address to listen on (give HOST:PORT): {source}")
             }
-            Self::AddressInUse { addr } => write!(
-                f,
-                "cannot listen on {addr}: the address is in use; stop its owner, or choose another port (0 lets the system choose)"
-            ),
+            Self::AddressInUse { addr } => {
+                let hint = match addr {
+                    Addr::Tcp(_) => "port (0 lets the system choose)",
+                    Addr::Unix(_) => "path",
+                };
+                write!(
+                    f,
+                    "cannot listen on {addr}: the address is in use; stop its owner, or choose another {hint}"
+                )
+            }
             Self::Listen { addr, source } => {
-                let hint = match source.kind() {
-                    io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege",
-                    io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+                let hint = match (addr, source.kind()) {
+                    (Addr::Tcp(_), io::ErrorKind::PermissionDenied) => "; ports below 1024 need a privilege",
+                    (Addr::Tcp(_), io::ErrorKind::AddrNotAvailable) => {
+                        "; no interface of this machine has that address"
+                    }
+                    (Addr::Unix(_), io::ErrorKind::NotFound) => "; its directory must exist",
+                    (Addr::Unix(_), io::ErrorKind::AlreadyExists) => "; remove it, or choose another path",
                     _ => "",
                 };
                 write!(f, "cannot listen on {addr}: {source}{hint}")
             }
             Self::NameTaken { name } => {
-                write!(f, "a listener named {name:?} exists already; give this one another name")
+                write!(
+                    f,
+                    "a listener named {name:?} exists already; give this one another name"
+                )
             }
             Self::Option { option, problem } => write!(f, "option {option}: {problem}"),
             Self::NoListener { listener } => write!(f, "there is no listener {listener}"),
+            Self::NoAlarm { alarm } => write!(f, "there is no alarm {alarm}"),
             Self::Draining => f.write_str("the server drains and takes no new listeners"),
             Self::Os { doing, source } => write!(f, "{doing}: {source}"),
         }
@@ -132,7 +152,7 @@ impl From<Error> for io::Error {
         let kind = match &error {
             Error::AddressInUse { .. } => io::ErrorKind::AddrInUse,
             Error::Address { source, .. } | Error::Listen { source, .. } | Error::Os { source, .. } => source.kind(),
-            Error::NoListener { .. } => io::ErrorKind::NotFound,
+            Error::NoListener { .. } | Error::NoAlarm { .. } => io::ErrorKind::NotFound,
             Error::NameTaken { .. } => io::ErrorKind::AlreadyExists,
             Error::Option { .. } => io::ErrorKind::InvalidInput,
             Error::Draining => io::ErrorKind::Other,

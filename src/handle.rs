@@ -16,7 +16,11 @@ use crate::error::Error;
 use crate::handler::Message;
 use crate::id::{ConnId, ListenerRef};
 use crate::listen::Listen;
+use crate::logs;
+use crate::metrics::Metrics;
+use crate::recent::RecentClose;
 use crate::stats::Stats;
+use crate::tree::Tree;
 
 /// Wakes the loop out of its poll, from any thread.
 pub(crate) trait Wake: Send + Sync {
@@ -161,7 +165,7 @@ impl<A> Shared<A> {
         if !self.pending.swap(true, Ordering::SeqCst) {
             if let Err(error) = self.wake.wake() {
                 // The command stays queued and marked for the next turn, whatever brings it about.
-                log::warn!("cannot wake the loop: {error}");
+                log::warn!(target: logs::SERVER, "cannot wake the loop: {error}");
             }
         }
         Ok(())
@@ -359,6 +363,34 @@ impl<A> Handle<A> {
             .map_err(HandleError::from)
     }
 
+    /// The supervision tree, with at most `limit` connections of each listener: see [`Control::tree`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Handle::call`].
+    pub fn tree(&self, limit: usize, timeout: Duration) -> Result<Tree, HandleError> {
+        self.call(timeout, move |_, control| control.tree(limit))
+    }
+
+    /// The last closes, the latest first: see [`Control::recent_closes`].
+    ///
+    /// # Errors
+    ///
+    /// As for [`Handle::call`].
+    pub fn recent_closes(&self, timeout: Duration) -> Result<Vec<RecentClose>, HandleError> {
+        self.call(timeout, |_, control| control.recent_closes())
+    }
+
+    /// Everything that is counted and measured: see [`Control::metrics`]. For the counters alone there is [`Handle::stats`],
+    /// which does not ask the loop.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Handle::call`].
+    pub fn metrics(&self, timeout: Duration) -> Result<Metrics, HandleError> {
+        self.call(timeout, |_, control| control.metrics())
+    }
+
     /// Changes options of the server and waits until that is done: see [`Control::reconfigure`].
     ///
     /// # Errors
@@ -388,6 +420,22 @@ impl<A> Handle<A> {
         let which = which.into();
         self.call(timeout, move |_, control| control.reconfigure_listener(which, change))?
             .map_err(HandleError::from)
+    }
+
+    /// Changes the TLS of a listener and waits until that is done: see [`Control::set_tls`].
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::NoListener`]; [`HandleError::Refused`] for a plain listener; else as for [`Handle::call`].
+    #[cfg(feature = "tls")]
+    pub fn set_tls(
+        &self,
+        which: impl Into<ListenerRef>,
+        timeout: Duration,
+        config: impl Into<crate::tls::TlsConfig>,
+    ) -> Result<(), HandleError> {
+        let config = config.into();
+        self.reconfigure_listener(which, timeout, move |listen| listen.tls(config))
     }
 
     /// Whether a connection is alive at this moment.

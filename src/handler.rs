@@ -3,12 +3,12 @@
 use std::any::Any;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use crate::addr::{Addr, Credentials};
 use crate::id::{ConnId, ListenerId};
-use crate::proto::{Framing, Machine, Pool, ProxyHeader, SendError, State, Time, Traffic};
+use crate::proto::{Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic};
 use crate::reason::{Closed, Outcome};
 
 /// What a [`Handle`](crate::Handle) sends to a connection: see [`Handler::on_message`].
@@ -40,6 +40,15 @@ pub trait Handler<A = ()> {
     /// The connection is open; over TLS the handshake is done. Called once, before everything else.
     #[allow(unused_variables)]
     fn on_open(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        Ok(())
+    }
+
+    /// The handshake that [`Conn::start_tls`] began is over: [`Conn::tls`] tells what it agreed on. Called once, before any frame
+    /// that came through it. A handshake that fails closes the connection instead.
+    ///
+    /// What the peer has said in the clear, anybody on the way may have said or changed: forget it (RFC 3207 section 4.2).
+    #[allow(unused_variables)]
+    fn on_secured(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         Ok(())
     }
 
@@ -109,6 +118,10 @@ pub trait Handler<A = ()> {
 impl<A, H: Handler<A> + ?Sized> Handler<A> for Box<H> {
     fn on_open(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         (**self).on_open(cx)
+    }
+
+    fn on_secured(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        (**self).on_secured(cx)
     }
 
     fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome {
@@ -187,7 +200,7 @@ where
 /// # }
 /// let loopback_only = try_accept(|_app: &mut (), peer: Peer| {
 ///     // Canonical: on a dual-stack listener IPv4 peers show as ::ffff:a.b.c.d.
-///     if peer.addr.ip().to_canonical().is_loopback() { Ok(Echo) } else { Err(Refuse::silently()) }
+///     if peer.addr.ip().is_some_and(|ip| ip.to_canonical().is_loopback()) { Ok(Echo) } else { Err(Refuse::silently()) }
 /// });
 /// # let _ = loopback_only;
 /// ```
@@ -239,7 +252,9 @@ pub struct Peer {
     /// The connection's id; `None` for one that was refused because the cap was reached.
     pub id: Option<ConnId>,
     /// The peer's address.
-    pub addr: SocketAddr,
+    pub addr: Addr,
+    /// On a Unix socket, who the peer is, if the system says it.
+    pub credentials: Option<Credentials>,
     /// The listener it came through.
     pub listener: ListenerId,
     /// That listener's name.
@@ -250,9 +265,9 @@ pub struct Peer {
 
 impl Peer {
     /// Where the client is: the address behind the proxy, if one was told, else the peer's.
-    pub fn source(&self) -> SocketAddr {
-        let header = self.proxy.as_ref();
-        header.and_then(|header| header.source()).unwrap_or(self.addr)
+    pub fn source(&self) -> Addr {
+        let told = self.proxy.as_ref().and_then(|header| header.source());
+        told.map_or_else(|| self.addr.clone(), Addr::from)
     }
 }
 
@@ -283,7 +298,8 @@ pub(crate) trait Link<A> {
     /// Something was asked of this connection: give it a turn.
     fn touch(&mut self, id: ConnId);
     fn info(&self, id: ConnId) -> Option<ConnInfo>;
-    fn local_addr(&self, id: ConnId) -> io::Result<SocketAddr>;
+    fn local_addr(&self, id: ConnId) -> io::Result<Addr>;
+    fn credentials(&self, id: ConnId) -> io::Result<Credentials>;
     fn listener_name(&self, listener: ListenerId) -> Rc<str>;
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
     fn now(&self) -> Time;
@@ -375,6 +391,54 @@ impl<'a, A> Conn<'a, A> {
         self.change(|machine, _, _| machine.set_max_frame(bytes.max(1)));
     }
 
+    /// Upgrades an open plain connection to TLS, as STARTTLS does (RFC 3207): send the answer to the peer's command, then call this.
+    ///
+    /// What was sent before goes out in the clear, in front of the handshake; what is sent from here on is encrypted once the
+    /// handshake is over, and never goes in the clear. What the peer has sent behind its command, frames that a paused
+    /// connection has not delivered among them, is taken for the beginning of its handshake: anything else fails it.
+    ///
+    /// Until the handshake is over the connection is [`State::Handshaking`], has a new
+    /// [`Listen::handshake_timeout`](crate::Listen::handshake_timeout) instead of the idle and frame timeouts, and delivers no frame;
+    /// timers, messages, `on_writable` and `on_drain` come as ever, and a pause holds for the frames behind it. Then comes
+    /// [`Handler::on_secured`], and the framing begins anew with the first byte. If it fails the connection closes as
+    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), [`NotTls`](crate::CloseReason::NotTls) or
+    /// [`HandshakeTimeout`](crate::CloseReason::HandshakeTimeout), with `on_close`. [`Conn::close`] does not wait for it: what it was
+    /// to encrypt is lost, and the reason is `TlsHandshake`, unless nothing was.
+    ///
+    /// Keep the configuration in the application's state, where a reload can change it for the next.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use portcullis::tls::ServerConfig;
+    /// use portcullis::{Context, Handler, Outcome};
+    ///
+    /// struct App { tls: Arc<ServerConfig> }
+    /// struct Mail;
+    /// impl Handler<App> for Mail {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_, App>, line: &[u8]) -> Outcome {
+    ///         if line.eq_ignore_ascii_case(b"starttls\r\n") {
+    ///             cx.conn.send("220 go ahead\r\n")?;
+    ///             cx.conn.start_tls(Arc::clone(&cx.app.tls))?;
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`StartTlsError`](crate::StartTlsError): it speaks TLS already, or no handshake can come any more. Nothing has changed.
+    #[cfg(feature = "tls")]
+    pub fn start_tls(&mut self, config: impl Into<crate::tls::TlsConfig>) -> Result<(), crate::StartTlsError> {
+        let now = self.link.now();
+        let Some((machine, pool)) = self.link.machine(self.id) else {
+            return Err(crate::StartTlsError::Closed);
+        };
+        let started = machine.start_tls(&config.into(), now, pool);
+        self.link.touch(self.id);
+        started
+    }
+
     /// Replaces the handler once the running callback has returned. The old one is dropped without `on_close`,
     /// the new one gets no `on_open`: hand over what it needs. Timers and a pause stay as they are.
     ///
@@ -412,15 +476,14 @@ impl<'a, A> Conn<'a, A> {
     }
 
     /// The address of the peer at the other end.
-    pub fn peer_addr(&self) -> SocketAddr {
-        let unknown = SocketAddr::from(([0, 0, 0, 0], 0));
-        self.link.info(self.id).map_or(unknown, |info| info.peer)
+    pub fn peer_addr(&self) -> Addr {
+        self.link.info(self.id).map_or_else(Addr::unspecified, |info| info.peer)
     }
 
     /// Where the client is: the address behind a trusted proxy, if one was told, else the peer's.
-    pub fn source(&self) -> SocketAddr {
-        let header = self.proxy().and_then(ProxyHeader::source);
-        header.unwrap_or_else(|| self.peer_addr())
+    pub fn source(&self) -> Addr {
+        let told = self.proxy().and_then(ProxyHeader::source);
+        told.map_or_else(|| self.peer_addr(), Addr::from)
     }
 
     /// What a trusted proxy has said about whom it speaks for
@@ -439,8 +502,31 @@ impl<'a, A> Conn<'a, A> {
     /// # Errors
     ///
     /// The kernel's, if the connection has been reset already.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+    pub fn local_addr(&self) -> io::Result<Addr> {
         self.link.local_addr(self.id)
+    }
+
+    /// Who the peer of a Unix socket is; [`Peer::credentials`] says the same to a service, which can refuse by it.
+    ///
+    /// ```
+    /// # use portcullis::{try_accept, Context, Handler, Outcome, Peer, Refuse};
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+    /// # }
+    /// let root_only = try_accept(|_app: &mut (), peer: Peer| match peer.credentials {
+    ///     Some(credentials) if credentials.uid == 0 => Ok(Echo),
+    ///     _ => Err(Refuse::silently()),
+    /// });
+    /// # let _ = root_only;
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` over TCP, and where the system does not say it (it does on Linux, Android, FreeBSD, DragonFly and
+    /// Apple's systems); the kernel's.
+    pub fn credentials(&self) -> io::Result<Credentials> {
+        self.link.credentials(self.id)
     }
 
     /// The name of the listener it came through.
@@ -471,7 +557,8 @@ impl<'a, A> Conn<'a, A> {
         self.link.machine_ref(self.id).is_some_and(Machine::is_draining)
     }
 
-    /// What the TLS handshake agreed on: SNI, ALPN, client certificates. `None` on a plain connection.
+    /// What the TLS handshake agreed on: SNI, ALPN, client certificates. `None` on a plain connection, and until the handshake
+    /// is over.
     #[cfg(feature = "tls")]
     pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
         self.link.machine_ref(self.id)?.tls()
@@ -504,9 +591,9 @@ pub struct ConnInfo {
     /// The listener it came through.
     pub listener: ListenerId,
     /// The peer's address.
-    pub peer: SocketAddr,
+    pub peer: Addr,
     /// The address behind a trusted proxy, if one was told, else the peer's.
-    pub source: SocketAddr,
+    pub source: Addr,
     /// Where it is in its life.
     pub state: State,
     /// Since accept.
@@ -519,6 +606,17 @@ pub struct ConnInfo {
     pub queued: usize,
     /// Bytes held for it in either direction, [`ConnInfo::queued`] included.
     pub buffered: usize,
+    /// Its handler has paused it ([`Conn::pause`]).
+    pub paused: bool,
+    /// Nothing is read because too much waits for the peer ([`Listen::watermarks`](crate::Listen::watermarks)).
+    pub congested: bool,
+    /// Nothing is read because it came too fast ([`Listen::read_rate`](crate::Listen::read_rate) and its like).
+    pub throttled: bool,
+    /// Nothing is read because memory is tight and it holds more than its share
+    /// ([`Config::memory_limit`](crate::Config::memory_limit)).
+    pub squeezed: bool,
+    /// Which of its clocks run, and how long.
+    pub time_left: TimeLeft,
 }
 
 impl fmt::Display for ConnInfo {

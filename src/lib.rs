@@ -38,9 +38,9 @@
 //! |---|---|
 //! | `server` | what the user owns |
 //! | `reactor/` | many connections and the operating system; never looks at a payload byte |
-//! | `handle`, `control`, `handler` | what the user holds, asks and writes |
+//! | `handle`, `control`, `handler`, `tree`, `metrics` | what the user holds, asks, writes and sees |
 //! | `proto/` | one connection, sans-IO: bytes and time are arguments; no fd, no clock |
-//! | `access`, `config`, `stats`, `error`, `id`, `reason` | the vocabulary |
+//! | `access`, `addr`, `alarm`, `config`, `error`, `histogram`, `id`, `listen`, `reason`, `recent`, `stats` | the vocabulary |
 //!
 //! # What is promised
 //!
@@ -51,6 +51,19 @@
 //! - Output held for a connection is at most the output limit and one frame; input at most one frame, one TLS record and one read.
 //! - A turn's work is bounded by its budgets, and an idle server does not wake up.
 //! - No stale event, timer, job or id reaches a slot's next tenant.
+//!
+//! # What is logged
+//!
+//! Through the `log` crate, under these targets. What a peer does or suffers is never above debug: nobody who can connect
+//! can fill the log of a server that logs what concerns its owner.
+//!
+//! | target | error | warn | info | debug |
+//! |---|---|---|---|---|
+//! | `portcullis::server` | | cap above the descriptor limit, a waker that fails | a drain, its end | |
+//! | `portcullis::listener` | a listening socket that was lost | a socket that cannot be accepted from or registered, once until it works again | opened, changed, closed | clients lost by the kernel |
+//! | `portcullis::starvation` | | descriptors or memory ran out, once per episode | the end of the episode | |
+//! | `portcullis::connection` | | killed | | the end of each, with its reason; a frame from another thread that was not sent |
+//! | `portcullis::panic` | the user's code panicked | | | |
 //!
 //! # Features
 //!
@@ -74,41 +87,58 @@
 compile_error!("portcullis needs epoll or kqueue: it builds on Unix only");
 
 mod access;
+mod addr;
+mod alarm;
 mod config;
 mod control;
 mod error;
 mod handle;
 mod handler;
+mod histogram;
 mod id;
 mod listen;
+mod logs;
+mod metrics;
 mod proto;
 mod reactor;
 mod reason;
+mod recent;
 mod server;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod stats;
+mod tree;
 
 pub use access::{Access, AccessRule, AccessRules};
+pub use addr::{Addr, Credentials, UnixAddr};
+pub use alarm::{Alarm, AlarmId, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
 pub use config::{AtCapacity, Config, Quota};
 pub use control::{Control, ListenerInfo, ListenerState};
 pub use error::{Error, Result};
 pub use handle::{Handle, HandleError};
 pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service};
+pub use histogram::{Histogram, Histograms};
 pub use id::{ConnId, ListenerId, ListenerRef};
 pub use listen::{Keepalive, Listen, ProxyProtocol};
+pub use metrics::Metrics;
+#[cfg(feature = "tls")]
+pub use proto::StartTlsError;
 pub use proto::{
     Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing, ProxyError, ProxyHeader, ProxyOrigin, ProxySsl,
-    ProxyTlvs, Rate, SendError, State, Traffic,
+    ProxyTlvs, Rate, SendError, State, TimeLeft, Traffic,
 };
 pub use reason::{Close, CloseReason, Closed, Outcome};
+pub use recent::RecentClose;
 pub use server::{Server, Turn};
 pub use stats::{DrainReport, Stats};
+pub use tree::{Branch, Cursor, Page, Tree};
 
 /// TLS: configurations, what a handshake agreed on, and rustls itself in the version used here.
 #[cfg(feature = "tls")]
 pub mod tls {
-    pub use crate::proto::tls::{server_config, PemError, TlsInfo};
+    pub use crate::proto::tls::{
+        server_config, server_config_with_clients, ClientAuth, NameError, PemError, ServerNames, TlsConfig, TlsInfo,
+    };
     pub use rustls;
     pub use rustls::ServerConfig;
 }

@@ -2,10 +2,13 @@
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::ToSocketAddrs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::access::AccessRules;
+use crate::addr::{Addr, UnixAddr};
 use crate::config::AtCapacity;
 use crate::error::{Error, Result};
 use crate::proto::{Framing, Limits, Rate, TlsConfig};
@@ -54,7 +57,7 @@ impl Keepalive {
 #[derive(Clone)]
 #[must_use]
 pub struct Listen {
-    pub(crate) addrs: std::result::Result<Vec<SocketAddr>, (String, io::ErrorKind, String)>,
+    pub(crate) addrs: std::result::Result<Vec<Addr>, (String, io::ErrorKind, String)>,
     pub(crate) name: Option<String>,
     pub(crate) framing: Framing,
     pub(crate) tls: Option<TlsConfig>,
@@ -115,6 +118,8 @@ pub(crate) struct SocketOptions {
     pub(crate) keepalive: Option<Keepalive>,
     pub(crate) recv_buffer: Option<usize>,
     pub(crate) send_buffer: Option<usize>,
+    /// Of a Unix socket's file.
+    pub(crate) mode: Option<u32>,
 }
 
 impl SocketOptions {
@@ -149,10 +154,33 @@ impl Listen {
     /// several addresses takes the first that can be bound. A bad address is reported by `listen`.
     pub fn tcp(addr: impl ToSocketAddrs + fmt::Debug) -> Self {
         let addrs = match addr.to_socket_addrs() {
-            Ok(found) => Ok(found.collect()),
+            Ok(found) => Ok(found.map(Addr::from).collect()),
             Err(error) => Err((format!("{addr:?}"), error.kind(), error.to_string())),
         };
         Self::with(addrs)
+    }
+
+    /// Listens on a Unix socket, at this path (`unix(7)`). Options of TCP mean nothing here.
+    ///
+    /// What is at the path already is removed if it is a socket that refuses connections: its server was killed. A
+    /// socket that somebody serves is [`Error::AddressInUse`](crate::Error::AddressInUse), and any other file is an error too.
+    /// The file is removed when the listener closes, if it is still the one that was made and was not handed over
+    /// ([`Control::listener_socket`](crate::Control::listener_socket)).
+    ///
+    /// ```
+    /// # use portcullis::{Framing, Listen};
+    /// let listen = Listen::unix("/run/games.sock").mode(0o660).framing(Framing::Line);
+    /// # let _ = listen;
+    /// ```
+    pub fn unix(path: impl AsRef<Path>) -> Self {
+        Self::with(Ok(vec![UnixAddr::pathname(path.as_ref()).into()]))
+    }
+
+    /// Listens on a Unix socket with a name in Linux's abstract namespace, which has neither files nor permissions:
+    /// whoever shares the network namespace can connect. See [`Conn::credentials`](crate::Conn::credentials).
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub fn unix_abstract(name: impl AsRef<[u8]>) -> Self {
+        Self::with(Ok(vec![UnixAddr::abstract_name(name.as_ref()).into()]))
     }
 
     /// For a socket that is listening already: see [`Server::adopt`](crate::Server::adopt). Address and socket options
@@ -161,7 +189,7 @@ impl Listen {
         Self::with(Ok(Vec::new()))
     }
 
-    fn with(addrs: std::result::Result<Vec<SocketAddr>, (String, io::ErrorKind, String)>) -> Self {
+    fn with(addrs: std::result::Result<Vec<Addr>, (String, io::ErrorKind, String)>) -> Self {
         Self {
             addrs,
             name: None,
@@ -199,11 +227,13 @@ impl Listen {
                 keepalive: None,
                 recv_buffer: None,
                 send_buffer: None,
+                mode: None,
             },
         }
     }
 
-    /// The listener's name, unique in its server. Defaults to `portcullis_PORT` with the real port. *Next listen.*
+    /// The listener's name, unique in its server. Defaults to `portcullis_PORT` with the real port, and to
+    /// `portcullis_FILE` with the name of a Unix socket's file. *Next listen.*
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
@@ -223,7 +253,10 @@ impl Listen {
         self
     }
 
-    /// Speaks TLS 1.2 and 1.3 with this configuration. Defaults to plain TCP.
+    /// Speaks TLS 1.2 and 1.3 with this configuration, or chooses one for each client: an `Arc<ServerConfig>`,
+    /// [`ServerNames`](crate::tls::ServerNames) or [`TlsConfig::choose`](crate::tls::TlsConfig::choose). Defaults to plain TCP; for
+    /// STARTTLS leave it so, and see [`Conn::start_tls`](crate::Conn::start_tls). *Live*:
+    /// [`Control::set_tls`](crate::Control::set_tls), for a listener that speaks TLS already.
     ///
     /// A handshake that fails is the peer's business: it is logged at debug level, counted
     /// ([`Stats::closed`](crate::Stats::closed)) and told to [`Service::on_unopened`](crate::Service::on_unopened).
@@ -231,8 +264,8 @@ impl Listen {
     /// Early data (0-RTT) is never taken, whatever `max_early_data_size` says, because it can be replayed: clients
     /// send it again after the handshake. *Next connection.*
     #[cfg(feature = "tls")]
-    pub fn tls(mut self, config: std::sync::Arc<crate::tls::ServerConfig>) -> Self {
-        self.tls = Some(crate::proto::tls::without_early_data(config));
+    pub fn tls(mut self, config: impl Into<TlsConfig>) -> Self {
+        self.tls = Some(config.into());
         self
     }
 
@@ -280,7 +313,8 @@ impl Listen {
 
     /// Who may speak for others, by the address of the TCP peer. What anybody else says in a header is not believed: where one
     /// is required they are closed as [`Denied`](crate::CloseReason::Denied), else no header is looked for. No default:
-    /// `AccessRules::allow_all()` trusts everybody who can reach the port. *Live.*
+    /// `AccessRules::allow_all()` trusts everybody who can reach the port. Who comes through a Unix socket has no address and is
+    /// trusted: the file's permissions decide. *Live.*
     pub fn trusted_proxies(mut self, proxies: AccessRules) -> Self {
         self.trusted = Some(proxies);
         self
@@ -345,7 +379,8 @@ impl Listen {
         self
     }
 
-    /// From accept to open: the TLS handshake must be done by then. Defaults to 10 s; `Duration::MAX` is never.
+    /// From accept to open: PROXY header and TLS handshake must be done by then. It is also the time for a handshake that
+    /// [`Conn::start_tls`](crate::Conn::start_tls) begins, from there. Defaults to 10 s; `Duration::MAX` is never.
     /// *Next connection.*
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.limits.handshake_timeout = timeout;
@@ -403,6 +438,13 @@ impl Listen {
         self
     }
 
+    /// The permissions of a Unix socket's file, as in `0o660`: who may write to it may connect, on Linux. In force before
+    /// anybody can connect. Defaults to what the process's umask leaves. *Next listen.*
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.socket.mode = Some(mode);
+        self
+    }
+
     /// TCP_NODELAY: send small frames at once. Defaults to true. *Next listen.*
     pub fn nodelay(mut self, on: bool) -> Self {
         self.socket.nodelay = on;
@@ -436,7 +478,8 @@ impl Listen {
         self
     }
 
-    /// SO_RCVBUF of each connection, in bytes. Defaults to the system's automatic size. *Next listen.*
+    /// SO_RCVBUF of each connection, in bytes. Defaults to the system's automatic size. Not for Unix sockets: what waits
+    /// there is in the sender's buffer. *Next listen.*
     pub fn recv_buffer(mut self, bytes: usize) -> Self {
         self.socket.recv_buffer = Some(bytes);
         self
@@ -529,7 +572,41 @@ impl Listen {
         if self.name.as_deref() == Some("") {
             return Err(Error::option("name", "a name has at least one character"));
         }
+        self.check_unix()?;
         self.socket.check()
+    }
+
+    /// What a Unix socket cannot be called.
+    fn check_unix(&self) -> Result<()> {
+        if self.socket.mode.is_some_and(|mode| mode & !0o777 != 0) {
+            return Err(Error::option("mode", "permissions go from 0o000 to 0o777"));
+        }
+        let Some(Addr::Unix(name)) = self.addrs.as_ref().ok().and_then(|addrs| addrs.first()) else {
+            return Ok(());
+        };
+        let room = size_of::<libc::sockaddr_un>() - std::mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
+        let (option, bytes) = match (name.as_pathname(), name.as_abstract_name()) {
+            (Some(path), _) => ("unix", path.as_os_str().as_bytes()),
+            (None, name) => ("unix_abstract", name.unwrap_or_default()),
+        };
+        let problem = if bytes.is_empty() {
+            "a name has at least one byte".to_owned()
+        } else if bytes.len() > room {
+            format!(
+                "{name} has {} bytes, and the system takes at most {room}: use a shorter one, perhaps a relative path",
+                bytes.len()
+            )
+        } else if option == "unix" && bytes.contains(&0) {
+            format!("{name} has a zero byte, which no path has")
+        } else if option == "unix_abstract" && self.socket.mode.is_some() {
+            return Err(Error::option(
+                "mode",
+                "an abstract name has no file, and no permissions",
+            ));
+        } else {
+            return Ok(());
+        };
+        Err(Error::option(option, problem))
     }
 
     /// Whether a port that is open with these options can go on with `next`, which differs in none that belong to the socket.
@@ -537,7 +614,10 @@ impl Listen {
         let (socket, wanted) = (&self.socket, &next.socket);
         let changed = [
             ("tcp", self.addrs != next.addrs),
+            ("mode", socket.mode != wanted.mode),
             ("name", self.name != next.name),
+            // Clients of the one find nobody to talk to in the other, and nobody is to lose TLS by an oversight.
+            ("tls", self.tls.is_some() != next.tls.is_some()),
             ("backlog", socket.backlog != wanted.backlog),
             ("nodelay", socket.nodelay != wanted.nodelay),
             ("only_v6", socket.only_v6 != wanted.only_v6),
@@ -558,7 +638,7 @@ impl Listen {
     }
 
     /// The addresses to try, in order.
-    pub(crate) fn resolved(&self) -> Result<&[SocketAddr]> {
+    pub(crate) fn resolved(&self) -> Result<&[Addr]> {
         match &self.addrs {
             Ok(addrs) if addrs.is_empty() => Err(Error::Address {
                 given: "the listener".to_owned(),
@@ -579,7 +659,7 @@ impl fmt::Debug for Listen {
             .field("addrs", &self.addrs)
             .field("name", &self.name)
             .field("framing", &self.framing)
-            .field("tls", &self.tls.is_some())
+            .field("tls", &self.tls)
             .field("limits", &self.limits)
             .field("max_connections", &self.max_connections)
             .field("at_capacity", &self.at_capacity)

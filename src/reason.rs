@@ -37,7 +37,7 @@ reasons! {
     Failed => "handler failed",
     /// The handler aborted it (RST): [`Conn::abort`](crate::Conn::abort) or [`Close::abort`].
     Aborted => "aborted by handler",
-    /// A handler callback, or a [`Framer`](crate::Framer), panicked. Only this connection ends.
+    /// A handler callback, a [`Framer`](crate::Framer) or what a TLS configuration calls panicked. Only this connection ends.
     Panicked => "handler panicked",
     /// Killed by id from outside the handler.
     Killed => "killed",
@@ -59,7 +59,8 @@ reasons! {
     FrameTooLarge => "frame too large",
     /// A [`Framer`](crate::Framer) refused the bytes.
     BadFrame => "bad frame",
-    /// The connection was not open within the handshake timeout, counted from accept.
+    /// The connection was not open within the handshake timeout, counted from accept; or its handshake was not over within it,
+    /// counted from [`Conn::start_tls`](crate::Conn::start_tls).
     HandshakeTimeout => "handshake timeout",
     /// A frame was begun and not finished within the frame timeout, counted from its first byte.
     FrameTimeout => "frame timeout",
@@ -67,13 +68,14 @@ reasons! {
     IdleTimeout => "idle timeout",
     /// The peer took no byte of what waits for it within the write timeout.
     WriteTimeout => "write timeout",
-    /// The TLS handshake failed; [`Closed::error`] tells how.
+    /// The TLS handshake failed; [`Closed::error`] tells how. Or one after [`Conn::start_tls`](crate::Conn::start_tls) was cut short
+    /// by a close, and what was sent for it to encrypt is lost.
     TlsHandshake => "TLS handshake failed",
     /// A TLS error on an open connection.
     Tls => "TLS error",
     /// The peer's FIN came without close_notify: what it sent may have been cut by someone else.
     TlsTruncated => "TLS truncated",
-    /// Something that is not TLS came to a TLS listener.
+    /// Something that is not TLS came to a TLS listener, or behind [`Conn::start_tls`](crate::Conn::start_tls).
     NotTls => "plaintext on a TLS port",
     /// A TLS ClientHello came to a plain listener. Found out when the first frame fails: on its header, at the peer's
     /// end, or at the frame timeout.

@@ -1,10 +1,11 @@
 //! What the user owns.
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::alarm::{Alarm, AlarmId, AlarmNotice};
 use crate::config::Config;
 use crate::control::{Control, Desk, ListenerInfo};
 use crate::error::{Error, Result};
@@ -12,6 +13,8 @@ use crate::handle::Handle;
 use crate::handler::{ConnInfo, Service};
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
+use crate::logs;
+use crate::metrics::Metrics;
 use crate::reactor::os_mio::{descriptor_limit, MioOs};
 use crate::reactor::Reactor;
 use crate::stats::{DrainReport, Stats};
@@ -94,6 +97,7 @@ impl<A> Server<A> {
         let reactor = Reactor::new(os, config)?;
         if let Some(limit) = descriptor_limit().filter(|limit| cap.saturating_add(RESERVED_DESCRIPTORS) > *limit) {
             log::warn!(
+                target: logs::SERVER,
                 "max_connections is {cap}, but this process may open only {limit} descriptors: raise the limit (ulimit -n, \
                  LimitNOFILE=) to {} or lower max_connections",
                 cap.saturating_add(RESERVED_DESCRIPTORS)
@@ -115,8 +119,9 @@ impl<A> Server<A> {
         self.reactor.listen(listen, Box::new(service))
     }
 
-    /// As [`Server::listen`], with a socket that is listening already: inherited, or handed over by systemd.
-    /// It is made non-blocking and close-on-exec.
+    /// As [`Server::listen`], with a socket that is listening already, TCP or Unix: inherited, or handed over by systemd or by
+    /// another server ([`Control::listener_socket`]). It is made non-blocking and close-on-exec. The file of a Unix socket is
+    /// its maker's, and stays when the listener closes.
     ///
     /// ```
     /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
@@ -136,11 +141,11 @@ impl<A> Server<A> {
     /// [`Error::NameTaken`], [`Error::Option`], [`Error::Draining`], or [`Error::Os`] if it is no usable socket.
     pub fn adopt(
         &mut self,
-        socket: std::net::TcpListener,
+        socket: impl Into<OwnedFd>,
         listen: Listen,
         service: impl Service<A> + 'static,
     ) -> Result<ListenerId> {
-        self.reactor.adopt(socket, listen, Box::new(service))
+        self.reactor.adopt(socket.into(), listen, Box::new(service))
     }
 
     /// Serves until a drain is over or [`Control::stop`] is called.
@@ -252,9 +257,37 @@ impl<A> Server<A> {
         self.control().reconfigure_listener(which, change)
     }
 
+    /// Changes the TLS of a listener: see [`Control::set_tls`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoListener`], [`Error::Option`]; everything is as it was.
+    #[cfg(feature = "tls")]
+    pub fn set_tls(&mut self, which: impl Into<ListenerRef>, config: impl Into<crate::tls::TlsConfig>) -> Result<()> {
+        self.control().set_tls(which, config)
+    }
+
     /// The counters.
     pub fn stats(&self) -> Stats {
         self.reactor.stats()
+    }
+
+    /// Everything that is counted and measured: see [`Control::metrics`].
+    pub fn metrics(&self) -> Metrics {
+        self.reactor.metrics()
+    }
+
+    /// Sets an alarm: see [`Control::on_alarm`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`] for a threshold that is always or never reached.
+    pub fn on_alarm(
+        &mut self,
+        alarm: Alarm,
+        callback: impl FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice) + 'static,
+    ) -> Result<AlarmId> {
+        self.control().on_alarm(alarm, callback)
     }
 
     /// Starts to end in order: see [`Control::drain`]. [`Server::run`] returns when it is over.

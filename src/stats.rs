@@ -14,6 +14,10 @@ pub struct Stats {
     pub open: usize,
     /// The most connections that were in a slot at one time.
     pub peak: usize,
+    /// Of those now in a slot, the ones that are not open yet: in a TLS handshake, or before their PROXY header.
+    pub unopened: usize,
+    /// Bytes that all connections together hold in buffers: what [`Config::memory_limit`](crate::Config::memory_limit) limits.
+    pub memory: usize,
     /// The cap on all connections together.
     pub max_connections: usize,
     /// Connections that reached [`State::Open`](crate::State::Open): their handlers got `on_open`.
@@ -34,7 +38,7 @@ pub struct Stats {
     /// Commands through a [`Handle`](crate::Handle) that came to nothing: their connection had gone by the time they
     /// arrived, or did not take the frame.
     pub undeliverable: u64,
-    /// Jobs, service callbacks and destructors that panicked. Handlers' callbacks are counted as
+    /// Jobs, service callbacks, alarms and destructors that panicked. Handlers' callbacks are counted as
     /// [`Panicked`](CloseReason::Panicked).
     pub panics: u64,
     /// Turns of the loop.
@@ -48,6 +52,8 @@ impl Default for Stats {
             accepted: 0,
             open: 0,
             peak: 0,
+            unopened: 0,
+            memory: 0,
             max_connections: 0,
             opened: 0,
             bytes_in: 0,

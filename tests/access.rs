@@ -39,7 +39,7 @@ impl portcullis::Service<Heard> for Witness {
     }
 
     fn on_unopened(&mut self, heard: &mut Heard, peer: &Peer, closed: &Closed) {
-        heard.unopened.push((closed.reason, peer.id, peer.addr));
+        heard.unopened.push((closed.reason, peer.id, common::tcp(&peer.addr)));
     }
 }
 

@@ -42,7 +42,10 @@ fn the_cap_holds_over_all_listeners() {
         server.listen(local(), |_: &mut (), _| Echo).expect("listen");
         (server, ())
     });
-    let [one, other] = [server.listeners[0].addr, server.listeners[1].addr];
+    let [one, other] = [
+        common::tcp(&server.listeners[0].addr),
+        common::tcp(&server.listeners[1].addr),
+    ];
     let mut inside = [connect(one), connect(other), connect(one)];
     for client in &mut inside {
         ping(client, b"in");
@@ -70,7 +73,10 @@ fn a_listener_can_have_less() {
             .expect("listen");
         (server, ())
     });
-    let (small, large) = (server.listeners[0].addr, server.listeners[1].addr);
+    let (small, large) = (
+        common::tcp(&server.listeners[0].addr),
+        common::tcp(&server.listeners[1].addr),
+    );
     let mut first = connect(small);
     ping(&mut first, b"first");
     let mut second = connect(small);

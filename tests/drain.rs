@@ -36,7 +36,7 @@ where
             play: play.clone(),
         };
         server.listen(listen, service).expect("listen");
-        tell.send((server.handle(), server.listeners()[0].addr))
+        tell.send((server.handle(), common::tcp(&server.listeners()[0].addr)))
             .expect("the test waits");
         server.run(&mut ()).expect("run");
         let report = server.drain_report().expect("run ends with the drain");

@@ -20,7 +20,7 @@ use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Peer, Serve
 fn echo_server(config: Config, listen: Listen) -> (Server, SocketAddr) {
     let mut server = Server::new(config).expect("server");
     server.listen(listen, |_: &mut (), _| Echo).expect("listen");
-    let addr = server.listeners()[0].addr;
+    let addr = common::tcp(&server.listeners()[0].addr);
     (server, addr)
 }
 
@@ -64,7 +64,7 @@ fn a_game_serves_its_clients_between_two_frames() {
 fn a_turn_accepts_no_more_than_its_budget_of_each_listener() {
     let (mut server, one) = echo_server(Config::new().accept_budget(4), local());
     server.listen(local(), |_: &mut (), _| Echo).expect("listen");
-    let other = server.listeners()[1].addr;
+    let other = common::tcp(&server.listeners()[1].addr);
     let _clients: Vec<_> = (0..20).map(|n| connect(if n < 10 { one } else { other })).collect();
     for expected in [8, 16, 20] {
         turn(&mut server, &mut ());
@@ -103,7 +103,7 @@ fn a_turn_reads_no_more_than_its_budget_from_one_client() {
         let config = Config::new().read_budget(usize::try_from(budget).expect("fits"));
         let mut server = Server::new(config).expect("server");
         server.listen(local(), |_: &mut (u64, u64), _| Count).expect("listen");
-        let addr = server.listeners()[0].addr;
+        let addr = common::tcp(&server.listeners()[0].addr);
         let done = Arc::new(AtomicBool::new(false));
         let flooder = flood(addr, 510, &done);
         let mut app = (0, 0);
@@ -127,7 +127,7 @@ fn a_turn_reads_no_more_than_its_budget_from_one_client() {
 fn nor_when_commands_for_that_client_come_in_the_same_turn() {
     let mut server = Server::new(Config::new().read_budget(1)).expect("server");
     server.listen(local(), |_: &mut (u64, u64), _| Count).expect("listen");
-    let addr = server.listeners()[0].addr;
+    let addr = common::tcp(&server.listeners()[0].addr);
     let done = Arc::new(AtomicBool::new(false));
     let flooder = flood(addr, 510, &done);
     let mut app = (0, 0);
@@ -405,7 +405,7 @@ fn the_state_may_borrow_and_share() {
             Visitor
         })
         .expect("listen");
-    let mut client = connect(server.listeners()[0].addr);
+    let mut client = connect(common::tcp(&server.listeners()[0].addr));
     send2(&mut client, b"hello");
     turns_until(&mut server, &mut world, |_, world| world.visits.get() == 11);
     assert_eq!(recv2(&mut client), b"world: hello");
@@ -427,7 +427,7 @@ fn the_state_may_be_a_reference() {
     server
         .listen(local(), |_: &mut &RefCell<Vec<u8>>, _| Note)
         .expect("listen");
-    let mut client = connect(server.listeners()[0].addr);
+    let mut client = connect(common::tcp(&server.listeners()[0].addr));
     send2(&mut client, b"noted");
     turns_until(&mut server, &mut &noted, |_, noted| !noted.borrow().is_empty());
     assert_eq!(*noted.borrow(), b"noted");
@@ -473,7 +473,7 @@ fn a_dropped_server_closes_its_ports_and_connections() {
     server
         .listen(local(), move |_: &mut (), _| Watched(Rc::clone(&handlers)))
         .expect("listen");
-    let addr = server.listeners()[0].addr;
+    let addr = common::tcp(&server.listeners()[0].addr);
     let mut clients = [connect(addr), connect(addr)];
     turns_until(&mut server, &mut (), |server, ()| server.stats().open == 2);
     drop(server);
@@ -524,7 +524,7 @@ fn a_server_is_a_field_and_its_handlers_are_chosen_at_run_time() {
         server,
         players: Vec::new(),
     };
-    let addr = game.server.listeners()[0].addr;
+    let addr = common::tcp(&game.server.listeners()[0].addr);
     let begun = Instant::now();
     let mut first = connect(addr);
     first.write_all(b"hello\n").expect("send");

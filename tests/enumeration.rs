@@ -35,7 +35,9 @@ fn everybody_is_listed_with_peer_and_listener() {
         (server, ())
     });
     assert!(connections(&server).is_empty());
-    let mut clients: Vec<_> = (0..6).map(|n| connect(server.listeners[n % 2].addr)).collect();
+    let mut clients: Vec<_> = (0..6)
+        .map(|n| connect(common::tcp(&server.listeners[n % 2].addr)))
+        .collect();
     for client in &mut clients {
         ping(client, b"in");
     }
@@ -182,7 +184,7 @@ fn server_control_and_handle_kill_by_id() {
 
     let mut own = Server::new(Config::new()).expect("server");
     own.listen(local(), |_: &mut (), _| Echo).expect("listen");
-    let mut client = connect(own.listeners()[0].addr);
+    let mut client = connect(common::tcp(&own.listeners()[0].addr));
     own.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
     let id = own.connections()[0].id;
     assert!(own.kill(id));

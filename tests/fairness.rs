@@ -121,7 +121,7 @@ impl Handler<u64> for Tally {
 fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
     let mut server = Server::new(Config::new().read_budget(1)).expect("server");
     server.listen(local(), |_: &mut u64, _| Tally).expect("listen");
-    let addr = server.listeners()[0].addr;
+    let addr = common::tcp(&server.listeners()[0].addr);
     let (mut writer, mut other) = (connect(addr), connect(addr));
     let writing = thread::spawn(move || {
         // 4 MB, of which each turn takes one read of 64 KiB: some 160 frames.
@@ -226,7 +226,10 @@ fn a_flood_on_one_listener_leaves_the_other_open() {
         server.listen(local(), |_: &mut (), _| Answer).expect("listen");
         (server, ())
     });
-    let [flooded, quiet] = [server.listeners[0].addr, server.listeners[1].addr];
+    let [flooded, quiet] = [
+        common::tcp(&server.listeners[0].addr),
+        common::tcp(&server.listeners[1].addr),
+    ];
     let done = Arc::new(AtomicBool::new(false));
     let told = Arc::clone(&done);
     let flood = thread::spawn(move || {

@@ -64,7 +64,10 @@ fn echo_kill_report_and_the_others_live() {
     // The connections can be seen at run time, and told apart.
     let seen = server.ask(|(), control| control.connections());
     assert_eq!(seen.len(), 2);
-    let theirs = seen.iter().find(|info| info.peer.port() == from).expect("in the list");
+    let theirs = seen
+        .iter()
+        .find(|info| info.peer.port() == Some(from))
+        .expect("in the list");
     assert_eq!((theirs.traffic.frames_in, theirs.traffic.bytes_in), (1, 7));
     let id = theirs.id;
     assert!(REPORTS.0.lock().expect("lock").is_empty());

@@ -224,7 +224,7 @@ fn a_wake_ends_the_poll() {
 #[test]
 fn stop_ends_run_and_leaves_everything_as_it_is() {
     let mut server = mine::<()>(Config::new());
-    let (handle, addr) = (server.handle(), server.listeners()[0].addr);
+    let (handle, addr) = (server.handle(), common::tcp(&server.listeners()[0].addr));
     let client = thread::spawn(move || {
         let mut client = connect(addr);
         ping(&mut client, b"one");
@@ -388,7 +388,7 @@ fn a_handle_outlives_its_server() {
     let mut heard = Heard::default();
     let mut server = Server::new(Config::new()).expect("server");
     server.listen(local(), |_: &mut Heard, _| Member).expect("listen");
-    let _client = connect(server.listeners()[0].addr);
+    let _client = connect(common::tcp(&server.listeners()[0].addr));
     while heard.opened.is_empty() {
         server.poll_once(&mut heard, Some(PATIENCE)).expect("a turn");
     }

@@ -429,7 +429,7 @@ fn a_framer_that_panics_when_it_is_made_or_dropped() {
             .expect("listen");
         (server, ())
     });
-    let mut bystander = connect(server.listeners[1].addr);
+    let mut bystander = connect(common::tcp(&server.listeners[1].addr));
     ping(&mut bystander, b"before");
     await_end(&mut connect(server.addr()));
     await_error("the framer's making");

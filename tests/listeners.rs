@@ -52,7 +52,7 @@ fn port_zero_shows_the_real_port() {
 fn clients_can_connect_before_the_first_turn() {
     let mut server = server();
     let id = server.listen(local(), echo).expect("listen");
-    let mut client = connect(server.listener(id).expect("there").addr);
+    let mut client = connect(common::tcp(&server.listener(id).expect("there").addr));
     send2(&mut client, b"early");
     eventually("it is answered", || {
         server
@@ -83,10 +83,19 @@ fn an_ipv6_listener_takes_ipv4_only_if_told_to() {
         });
         let port = server.addr().port();
         ping(&mut connect(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port))), b"six");
-        let six = told.recv_timeout(PATIENCE).expect("a peer").ip().to_string();
+        let six = told
+            .recv_timeout(PATIENCE)
+            .expect("a peer")
+            .ip()
+            .expect("TCP")
+            .to_string();
         let four = TcpStream::connect(("127.0.0.1", port)).ok().map(|mut client| {
             ping(&mut client, b"four");
-            told.recv_timeout(PATIENCE).expect("a peer").ip().to_string()
+            told.recv_timeout(PATIENCE)
+                .expect("a peer")
+                .ip()
+                .expect("TCP")
+                .to_string()
         });
         (six, four)
     };
@@ -100,13 +109,13 @@ fn ipv4_and_ipv6_can_have_the_same_port() {
     let server = spawn(|| {
         let mut server = server();
         server.listen(local().name("four"), echo).expect("listen");
-        let port = server.listener("four").expect("there").addr.port();
+        let port = common::tcp(&server.listener("four").expect("there").addr).port();
         let six = Listen::tcp(("::1", port)).name("six");
         server.listen(six, echo).expect("listen");
         (server, ())
     });
     for listener in &server.listeners {
-        ping(&mut connect(listener.addr), b"hello");
+        ping(&mut connect(common::tcp(&listener.addr)), b"hello");
     }
 }
 
@@ -122,7 +131,7 @@ fn several_listeners_speak_different_protocols() {
             .expect("listen");
         (server, ())
     });
-    let addr = |at: usize| server.listeners[at].addr;
+    let addr = |at: usize| common::tcp(&server.listeners[at].addr);
     ping(&mut connect(addr(0)), b"packet");
     let mut lines = BufReader::new(connect(addr(1)));
     lines.get_mut().write_all(b"line\n").expect("send");
@@ -142,7 +151,7 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
     let server = spawn(|| {
         let mut server = server();
         server.listen(local().name("games"), echo).expect("listen");
-        let taken = server.listener("games").expect("there").addr;
+        let taken = common::tcp(&server.listener("games").expect("there").addr);
         let error = server.listen(local().name("games"), echo).expect_err("taken");
         assert!(
             matches!(&error, Error::NameTaken { name } if name == "games"),
@@ -165,7 +174,7 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
         (server, ())
     });
     for listener in &server.listeners {
-        ping(&mut connect(listener.addr), b"untouched");
+        ping(&mut connect(common::tcp(&listener.addr)), b"untouched");
     }
 }
 
@@ -336,15 +345,11 @@ fn only_a_listening_socket_can_be_adopted() {
     let connected = connect(listener.local_addr().expect("addr"));
     let mut server = server();
     let error = server
-        .adopt(OwnedFd::from(connected).into(), Listen::adopted(), echo)
+        .adopt(OwnedFd::from(connected), Listen::adopted(), echo)
         .expect_err("no listener");
     assert!(matches!(error, Error::Os { .. }), "{error:?}");
-    let path = std::env::temp_dir().join(format!("portcullis-listeners-{}", std::process::id()));
-    let unix = std::os::unix::net::UnixListener::bind(&path).expect("bind");
-    std::fs::remove_file(&path).expect("remove");
-    let error = server
-        .adopt(OwnedFd::from(unix).into(), Listen::adopted(), echo)
-        .expect_err("no TCP");
+    let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
+    let error = server.adopt(udp, Listen::adopted(), echo).expect_err("no TCP");
     assert!(matches!(error, Error::Os { .. }), "{error:?}");
     assert!(server.listeners().is_empty());
 }
@@ -382,7 +387,7 @@ fn a_listener_that_is_shut_down_elsewhere_is_closed_and_reported() {
     assert_eq!(id, server.listeners[0].id);
     assert!(!error.is_empty());
     ping(&mut inside, b"lives on");
-    ping(&mut connect(server.listeners[1].addr), b"untouched");
+    ping(&mut connect(common::tcp(&server.listeners[1].addr)), b"untouched");
     assert_eq!(server.ask(|(), control| control.listeners().len()), 1);
     assert!(told.try_recv().is_err(), "told once");
 }
@@ -422,7 +427,7 @@ fn a_suspended_listener_lets_clients_wait() {
 fn a_listener_can_be_suspended_before_it_has_run() {
     let mut server = server();
     let id = server.listen(local(), echo).expect("listen");
-    let addr = server.listener(id).expect("there").addr;
+    let addr = common::tcp(&server.listener(id).expect("there").addr);
     server.control().suspend(id).expect("there");
     let mut client = connect(addr);
     send2(&mut client, b"hello");
@@ -446,7 +451,10 @@ fn a_closed_listener_frees_its_port_and_name_and_keeps_its_connections() {
     let mut server = server();
     server.listen(local().name("door"), echo).expect("listen");
     server.listen(local().name("other"), echo).expect("listen");
-    let (door, other) = (server.listeners()[0].addr, server.listeners()[1].addr);
+    let (door, other) = (
+        common::tcp(&server.listeners()[0].addr),
+        common::tcp(&server.listeners()[1].addr),
+    );
     let turn = |server: &mut Server| {
         server
             .poll_once(&mut (), Some(Duration::from_millis(10)))

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use common::{await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn, Running, PATIENCE};
 use portcullis::{
-    AccessRules, CloseReason, Closed, Config, Context, Error, Framing, Handler, Listen, Outcome, Peer, ProxyOrigin,
-    ProxyProtocol, Refuse, Server, Service,
+    AccessRules, CloseReason, Closed, Config, Context, Error, Framing, Handler, Listen, Outcome, Peer, ProxyProtocol,
+    Refuse, Server, Service,
 };
 
 const V1: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n";
@@ -58,14 +58,16 @@ impl Service<Heard> for Witnesses {
     fn accept(&mut self, heard: &mut Heard, peer: Peer) -> Result<Box<dyn Handler<Heard>>, Refuse> {
         heard.accepted.push(peer.source().to_string());
         match peer.source().port() {
-            666 => Err(Refuse::with_farewell("not you")),
-            667 => panic!("not me (this panic belongs to the test)"),
+            Some(666) => Err(Refuse::with_farewell("not you")),
+            Some(667) => panic!("not me (this panic belongs to the test)"),
             _ => Ok(Box::new(Witness)),
         }
     }
 
     fn on_unopened(&mut self, heard: &mut Heard, peer: &Peer, closed: &Closed) {
-        heard.unopened.push((closed.reason, peer.source().ip().to_string()));
+        heard
+            .unopened
+            .push((closed.reason, peer.source().ip().expect("TCP").to_string()));
     }
 }
 

@@ -31,7 +31,7 @@ fn by_id_by_port_and_by_name_it_is_the_same_one() {
     for known in &server.listeners {
         let found = [
             server.handle.listener(known.id, PATIENCE),
-            server.handle.listener(known.addr.port(), PATIENCE),
+            server.handle.listener(common::tcp(&known.addr).port(), PATIENCE),
             server.handle.listener(known.name.as_str(), PATIENCE),
             server.handle.listener(known.name.clone(), PATIENCE),
         ];
@@ -40,7 +40,10 @@ fn by_id_by_port_and_by_name_it_is_the_same_one() {
         }
     }
     let unnamed = &server.listeners[1];
-    assert_eq!(unnamed.name, format!("portcullis_{}", unnamed.addr.port()));
+    assert_eq!(
+        unnamed.name,
+        format!("portcullis_{}", common::tcp(&unnamed.addr).port())
+    );
 }
 
 /// UBF S3.22: `{Num, Max}`.
@@ -169,7 +172,7 @@ fn closing_a_listener_twice_or_an_unknown_one_is_an_error() {
             }
         })
     };
-    let (id, port) = (server.listeners[0].id, server.listeners[0].addr.port());
+    let (id, port) = (server.listeners[0].id, server.addr().port());
     let [by_id, by_port, by_name] = [ListenerRef::Id(id), ListenerRef::Port(port), ListenerRef::from("games")];
     assert_eq!(close(by_name.clone()), Ok(()));
     // Its connection lives on, so it is remembered; but it is a listener no more.
@@ -196,7 +199,7 @@ fn a_closed_listeners_name_can_be_taken_again() {
     let first = server
         .listen(local().name("games"), |_: &mut (), _| Echo)
         .expect("listen");
-    let addr = server.listeners()[0].addr;
+    let addr = common::tcp(&server.listeners()[0].addr);
     let mut client = connect(addr);
     send2(&mut client, b"in");
     let begun = Instant::now();

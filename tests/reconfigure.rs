@@ -55,7 +55,7 @@ fn limits_are_live() {
         .handle
         .reconfigure(PATIENCE, |config| config.max_connections(0))
         .expect("a good value");
-    assert_eq!(server.handle.stats().max_connections, 0);
+    server.until("it is published", |stats| stats.max_connections == 0);
     ping(&mut first, b"still in");
     server
         .handle

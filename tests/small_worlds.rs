@@ -92,8 +92,10 @@ fn every_short_schedule_behind_tls_keeps_its_promises() {
     for (version, start, longest) in [
         (Version::Tls13, Start::Connected, 3),
         (Version::Tls13, Start::Open, 3),
+        (Version::Tls13, Start::Upgrade, 3),
         (Version::Tls12, Start::Connected, 2),
         (Version::Tls12, Start::Open, 2),
+        (Version::Tls12, Start::Upgrade, 2),
     ] {
         for length in 1..=longest {
             match schedules::play(version, start, length, || false) {

@@ -27,7 +27,7 @@ struct Door {
 
 impl Service for Door {
     fn accept(&mut self, (): &mut (), peer: Peer) -> Result<Box<dyn Handler>, Refuse> {
-        assert!(peer.id.is_some() && peer.addr.ip().is_loopback());
+        assert!(peer.id.is_some() && common::tcp(&peer.addr).ip().is_loopback());
         match self.refusals.pop() {
             None => Ok(Box::new(Echo)),
             Some(None) => Err(Refuse::silently()),
@@ -36,7 +36,12 @@ impl Service for Door {
     }
 
     fn on_unopened(&mut self, (): &mut (), peer: &Peer, closed: &Closed) {
-        let told = (peer.id, peer.addr, peer.listener_name.to_string(), closed.reason);
+        let told = (
+            peer.id,
+            common::tcp(&peer.addr),
+            peer.listener_name.to_string(),
+            closed.reason,
+        );
         self.told.send(told).expect("the test waits");
     }
 }

@@ -73,10 +73,10 @@ fn a_plain_connection_has_no_tls() {
         server.listen(secret, |_: &mut (), _| Tell).expect("listen");
         (server, ())
     });
-    let mut plain = connect(server.listeners[0].addr);
+    let mut plain = connect(common::tcp(&server.listeners[0].addr));
     send2(&mut plain, b"?");
     assert_eq!(recv2(&mut plain), b"plain");
-    let mut secret = secure(server.listeners[1].addr, &site.client(&version::TLS13));
+    let mut secret = secure(common::tcp(&server.listeners[1].addr), &site.client(&version::TLS13));
     send2(&mut secret, b"?");
     assert_eq!(recv2(&mut secret), b"secret");
 }

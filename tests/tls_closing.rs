@@ -438,7 +438,7 @@ fn frames_before_a_forged_record_are_delivered() {
             (server, Seen::default())
         });
         for (at, frames) in [(0, 3), (1, 4)] {
-            let mut client = secure(server.listeners[at].addr, &site.client(version));
+            let mut client = secure(common::tcp(&server.listeners[at].addr), &site.client(version));
             let mut wire = encrypt(&mut client.conn, &packet2(b"good").repeat(3));
             wire.extend_from_slice(&[0x17, 3, 3, 0, 32]);
             wire.extend_from_slice(&[0; 32]);

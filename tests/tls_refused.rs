@@ -36,7 +36,10 @@ fn two_listeners(site: &Site, config: Config) -> (Running<Seen>, [SocketAddr; 2]
         server.listen(long, Witnesses).expect("listen");
         (server, Seen::default())
     });
-    let addrs = [server.listeners[0].addr, server.listeners[1].addr];
+    let addrs = [
+        common::tcp(&server.listeners[0].addr),
+        common::tcp(&server.listeners[1].addr),
+    ];
     (server, addrs)
 }
 

@@ -2,12 +2,11 @@
 
 use std::error::Error;
 use std::ffi::OsString;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser};
-use portcullis::{AccessRules, Listen, ProxyProtocol};
+use portcullis::{AccessRules, Addr, Listen, ProxyProtocol};
 
 #[path = "framing.rs"]
 pub mod framing;
@@ -205,7 +204,7 @@ impl Options {
     }
 
     /// A command line for a client of this server.
-    pub fn try_it(&self, addr: SocketAddr) -> String {
+    pub fn try_it(&self, addr: &Addr) -> String {
         let tls = if self.tls_self_signed || self.tls_cert.is_some() {
             " --tls --insecure"
         } else {

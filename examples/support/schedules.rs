@@ -25,6 +25,8 @@ pub enum Version {
 pub enum Start {
     /// With the TCP connection.
     Connected,
+    /// With an open plain connection, when its handler has begun to upgrade it.
+    Upgrade,
     /// When the handshake is over.
     Open,
 }
@@ -132,7 +134,6 @@ fn run(version: Version, start: Start, moves: &[Move], findings: &mut Findings) 
     let tick = Duration::from_millis(1);
     let listen = Listen::tcp("127.0.0.1:0")
         .framing(Framing::Packet1)
-        .tls(sim_tls::server_config())
         .handshake_timeout(2 * tick)
         .idle_timeout(3 * tick)
         .frame_timeout(2 * tick)
@@ -140,6 +141,10 @@ fn run(version: Version, start: Start, moves: &[Move], findings: &mut Findings) 
         .linger(tick, 100)
         .watermarks(1, 3)
         .output_limit(6);
+    let listen = match start {
+        Start::Connected | Start::Open => listen.tls(sim_tls::server_config()),
+        Start::Upgrade => listen,
+    };
     let single = Single::new(&listen).map_err(|error| error.to_string())?;
     let mut client = match version {
         Version::Tls12 => sim_tls::Client::tls12(),
@@ -154,6 +159,9 @@ fn run(version: Version, start: Start, moves: &[Move], findings: &mut Findings) 
         heard: Vec::new(),
         meddled: false,
     };
+    if start == Start::Upgrade {
+        world.upgrade()?;
+    }
     if start == Start::Open {
         for step in [Move::Arrive, Move::Hear, Move::Arrive, Move::Hear] {
             world.make(step)?;
@@ -173,6 +181,17 @@ fn run(version: Version, start: Start, moves: &[Move], findings: &mut Findings) 
 }
 
 impl World {
+    /// An empty frame in the clear is the command.
+    fn upgrade(&mut self) -> Result<(), String> {
+        self.single.upgrade_at(b"", sim_tls::server_config());
+        self.apply(Stimulus::Input(vec![0]))?;
+        self.apply(Stimulus::Turn)?;
+        if self.single.state() != State::Handshaking || self.single.take_told().len() != 2 {
+            return Err("an upgrade has begun".to_owned());
+        }
+        Ok(())
+    }
+
     fn make(&mut self, step: Move) -> Result<(), String> {
         match step {
             Move::Byte => self.arrive(1)?,

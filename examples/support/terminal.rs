@@ -8,12 +8,29 @@ pub fn say(line: &str) {
 }
 
 /// A line on standard error.
+#[allow(dead_code)] // not every example complains
 pub fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The server's log, at level `info` unless RUST_LOG says otherwise. Write errors are ignored.
-#[allow(dead_code)] // not every example logs
+#[allow(dead_code)] // likewise
 pub fn log_to_stderr() {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+}
+
+/// The first SIGTERM or SIGINT drains, the second ends the process.
+#[allow(dead_code)] // likewise
+pub fn drain_on_signal<A: 'static>(handle: portcullis::Handle<A>, grace: std::time::Duration) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
+    std::thread::spawn(move || {
+        let mut signals = signals.forever();
+        signals.next();
+        // It fails only if the server is gone already.
+        let _ = handle.drain(grace);
+        signals.next();
+        std::process::exit(1);
+    });
+    Ok(())
 }

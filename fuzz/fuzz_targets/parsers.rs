@@ -15,7 +15,6 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use clap::Parser;
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::Sim;
 use portcullis::tls::rustls::pki_types::PrivatePkcs8KeyDer;
@@ -213,7 +212,7 @@ fn serve(options: &Options) {
         Ok(listening) => listening,
         Err(error) => return assert!(!error.to_string().is_empty()),
     };
-    assert!(options.try_it(addr).contains(&addr.to_string()));
+    assert!(options.try_it(&addr.into()).contains(&addr.to_string()));
     let client = sim.connect(addr).expect("a backlog with room");
     if !options.tls_self_signed {
         let wire = one_byte(options.framing);

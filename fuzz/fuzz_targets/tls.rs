@@ -1,4 +1,4 @@
-//! One connection behind TLS: a real client in memory, whose records are cut, changed, lost and repeated on their way; or
+//! One connection behind TLS, or in the clear until its handler upgrades it: a real client in memory, whose records are cut, changed, lost and repeated on their way; or
 //! nothing but noise.
 //!
 //! Whatever arrives, the handler is told no frame that the client did not send, in order; and as long as nobody has
@@ -41,12 +41,16 @@ enum Op {
 
 #[derive(Arbitrary, Debug)]
 struct Case {
-    /// No client at all.
-    noise_only: bool,
+    /// Bit 0: no client at all. Bit 1: the connection is in the clear until the first frame. A byte, as the bool was that the
+    /// corpus was found with.
+    start: u8,
     watermarks: [u8; 3],
     timeouts: [u8; 4],
     ops: Vec<Op>,
 }
+
+/// What the handler upgrades at.
+const COMMAND: &[u8] = b"starttls";
 
 struct World {
     single: Single,
@@ -65,9 +69,9 @@ struct World {
 fuzz_target!(|case: Case| {
     let [low, more, most] = case.watermarks.map(usize::from);
     let [handshake, idle, write, linger] = case.timeouts.map(|ms| Duration::from_millis(u64::from(ms) + 1));
+    let (noise_only, upgrade) = (case.start & 1 != 0, case.start & 2 != 0);
     let listen = Listen::tcp("127.0.0.1:0")
         .framing(Framing::Packet1)
-        .tls(sim_tls::server_config())
         .watermarks(low, low + more + 1)
         .output_limit(low + more + 1 + most)
         .handshake_timeout(handshake)
@@ -75,18 +79,38 @@ fuzz_target!(|case: Case| {
         .frame_timeout(idle)
         .write_timeout(write)
         .linger(linger, 1000);
+    let listen = if upgrade {
+        listen
+    } else {
+        listen.tls(sim_tls::server_config())
+    };
     let mut world = World {
         single: Single::new(&listen).expect("settings that work"),
-        client: (!case.noise_only).then(sim_tls::Client::new),
+        client: (!noise_only).then(sim_tls::Client::new),
         underway: Vec::new(),
         said: Vec::new(),
         told: 0,
         heard: Vec::new(),
-        meddled: case.noise_only,
+        meddled: noise_only,
         shifted: false,
     };
     if let Some(client) = &mut world.client {
         world.underway = client.encrypt(b"");
+    }
+    if upgrade {
+        world.single.upgrade_at(COMMAND, sim_tls::server_config());
+        // What is under way may come with it, in one read.
+        let together = world
+            .underway
+            .drain(..world.underway.len().min(usize::from(case.start >> 2)));
+        let bytes = [&[COMMAND.len() as u8], COMMAND]
+            .concat()
+            .into_iter()
+            .chain(together)
+            .collect();
+        world.apply(&Stimulus::Input(bytes));
+        world.apply(&Stimulus::Turn);
+        assert!(world.single.take_told().contains(&Told::Frame(COMMAND.to_vec())));
     }
     for op in &case.ops {
         world.play(op);

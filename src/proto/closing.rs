@@ -22,7 +22,7 @@ impl Machine {
 
     /// Closes in order once everything that has arrived is answered.
     pub(crate) fn close_after_input(&mut self) {
-        if self.state == State::Open && !self.flags.has(Flags::CLOSE_AFTER_INPUT) {
+        if self.is_established() && !self.flags.has(Flags::CLOSE_AFTER_INPUT) {
             self.flags.set(Flags::CLOSE_AFTER_INPUT);
             self.flags.clear(Flags::DRY);
         }
@@ -69,12 +69,19 @@ impl Machine {
     }
 
     /// Closes in order: flush, close_notify, FIN, linger. The first reason stays.
-    pub(crate) fn close(&mut self, closed: Closed, now: Time, pool: &mut Pool) {
+    pub(crate) fn close(&mut self, mut closed: Closed, now: Time, pool: &mut Pool) {
         if self.state == State::Closing {
             return;
         }
         if self.flags.has(Flags::WRITE_DEAD) {
             return self.end(closed, pool);
+        }
+        if self.is_handshaking() && !self.outbox.is_empty() {
+            // It was sent for a handshake to encrypt that will not be over, and never goes in the clear.
+            self.outbox.clear(pool);
+            closed.reason = CloseReason::TlsHandshake;
+            let words = "closed during the handshake: what was sent since it began is lost";
+            closed.error.get_or_insert_with(|| words.into());
         }
         self.farewell = Farewell::Flush;
         self.enter_closing(pool);
@@ -111,7 +118,7 @@ impl Machine {
         }
         // What was promised to the peer is lost now: that is the reason to report. An alert for a failed handshake is
         // no promise.
-        let lost = self.state == State::Closing && self.was_open() && self.queued() > 0;
+        let lost = self.state == State::Closing && self.was_open() && self.owed() > 0;
         self.farewell = Farewell::Gone { reset };
         self.enter_closing(pool);
         self.deadlines = Deadlines::none();
@@ -191,6 +198,7 @@ impl Machine {
         let error = session
             .take_failure()
             .unwrap_or_else(|| "the peer closed the connection during the handshake".into());
+        self.outbox.clear(pool);
         self.close(Closed::with(reason, error), now, pool);
     }
 }

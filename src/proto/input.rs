@@ -75,17 +75,15 @@ impl Machine {
         if let (State::Open, Some(throttle)) = (self.state, &mut self.throttle) {
             throttle.charge_bytes(wire.len() as u64, now);
         }
-        let fresh: &'a [u8] = if self.tls.is_some() {
-            self.decrypt(wire, plain, now, pool);
-            plain
-        } else {
-            wire
-        };
-        self.stage(fresh)
+        if self.tls.is_none() {
+            return self.stage(wire);
+        }
+        self.decrypt(now, wire, plain, pool);
+        self.stage(plain)
     }
 
-    /// Takes ciphertext; `plain` is what it says.
-    fn decrypt(&mut self, wire: &mut [u8], plain: &mut Vec<u8>, now: Time, pool: &mut Pool) {
+    /// Takes ciphertext, and leaves in `plain` what it says.
+    pub(super) fn decrypt(&mut self, now: Time, wire: &mut [u8], plain: &mut Vec<u8>, pool: &mut Pool) {
         plain.clear();
         let Some(session) = &mut self.tls else {
             return;
@@ -93,6 +91,7 @@ impl Machine {
         session.receive(wire, plain, pool);
         let (open, failed) = (!session.is_handshaking(), session.has_failed());
         match (self.state, open) {
+            (State::Handshaking, true) if self.was_open() => self.secured(now),
             (State::Handshaking, true) => self.open(now),
             (State::Handshaking, false) if failed => self.fail_handshake(now, pool),
             _ => {}
@@ -119,14 +118,8 @@ impl Machine {
     }
 
     /// What waits to be decoded without a read, or only events that wait.
-    pub(crate) fn stage_held<'a>(&mut self, now: Time, plain: &'a mut Vec<u8>, pool: &mut Pool) -> Staged<'a> {
-        if self.state == State::Handshaking && !self.held.is_empty() {
-            // What stood behind the PROXY header.
-            let mut wire = std::mem::take(&mut self.held);
-            self.decrypt(&mut wire, plain, now, pool);
-            pool.give(wire);
-            self.stage(plain)
-        } else if self.flags.has(Flags::HELD_FRAMES) && !self.is_paused() {
+    pub(crate) fn stage_held(&mut self) -> Staged<'static> {
+        if self.flags.has(Flags::HELD_FRAMES) && !self.is_paused() {
             self.stage(&[])
         } else {
             Staged::nothing()
@@ -172,12 +165,15 @@ impl Machine {
         if self.state == State::Accepting && self.flags.take(Flags::TELL_HEADER) {
             return Some(Event::Header);
         }
-        if self.state != State::Open {
+        if !self.is_established() {
             return None;
         }
         if self.flags.take(Flags::TELL_OPENED) {
             self.flags.set(Flags::WAS_OPEN);
             return Some(Event::Opened);
+        }
+        if self.flags.take(Flags::TELL_SECURED) {
+            return Some(Event::Secured);
         }
         if let Some(key) = self.take_due_timer() {
             return Some(Event::Timer(key));
@@ -188,7 +184,7 @@ impl Machine {
         if self.flags.take(Flags::TELL_WRITABLE) {
             return Some(Event::Writable);
         }
-        if self.is_paused() {
+        if self.is_paused() || self.state != State::Open {
             return None;
         }
         if !staged.rest().is_empty() && !self.may_deliver(now) {
@@ -208,6 +204,7 @@ impl Machine {
                 staged.advanced = true;
                 self.traffic.frames_in += 1;
                 pool.traffic.frames_in += 1;
+                pool.sizes_in.record(payload.len() as u64);
                 let frame = staged.bytes().get(start + payload.start..start + payload.end);
                 return Some(Event::Frame(frame.unwrap_or_default()));
             }
@@ -274,6 +271,9 @@ impl Machine {
 
     /// Keeps what the decoder left.
     pub(crate) fn settle(&mut self, staged: Staged<'_>, now: Time, pool: &mut Pool) {
+        if let (State::Handshaking, rest @ [_, ..], Some(session)) = (self.state, staged.rest(), &mut self.tls) {
+            session.set_aside(rest, pool);
+        }
         let Staged {
             fresh,
             joined,
@@ -334,7 +334,7 @@ impl Machine {
     }
 
     pub(crate) fn pause(&mut self, now: Time) {
-        if self.state == State::Open && !self.is_deaf() {
+        if self.is_established() && !self.is_deaf() {
             self.flags.set(Flags::PAUSED);
             self.stop_input_clocks(now);
         }
@@ -348,7 +348,7 @@ impl Machine {
 
     /// The peer is kept waiting by us: that time is not held against it.
     pub(super) fn stop_input_clocks(&mut self, now: Time) {
-        if self.stopped.is_none() {
+        if self.stopped.is_none() && self.state == State::Open {
             self.stopped = Some(Stopped {
                 at: now,
                 frame: std::mem::replace(&mut self.deadlines.frame, Time::NEVER),
@@ -417,17 +417,17 @@ impl Machine {
 
     /// Something can be told to the handler, or decided, without a read.
     pub(crate) fn has_events(&self) -> bool {
-        const TELL: u32 = Flags::TELL_OPENED.0 | Flags::TELL_WRITABLE.0 | Flags::TELL_DRAIN.0;
-        match self.state {
-            State::Accepting => return self.flags.has(Flags::TELL_HEADER),
-            State::Handshaking => return !self.held.is_empty(),
-            State::Closing => return false,
-            State::Open => {}
+        const TELL: u32 = Flags::TELL_OPENED.0 | Flags::TELL_SECURED.0 | Flags::TELL_WRITABLE.0 | Flags::TELL_DRAIN.0;
+        if self.state == State::Accepting {
+            return self.flags.has(Flags::TELL_HEADER);
+        }
+        if !self.is_established() {
+            return false;
         }
         if self.flags.0 & TELL != 0 || self.timers.iter().any(|timer| timer.at <= self.judged) {
             return true;
         }
-        if self.is_paused() {
+        if self.is_paused() || self.state != State::Open {
             return false;
         }
         self.flags.has(Flags::HELD_FRAMES)

@@ -25,6 +25,8 @@ mod state;
 mod throttle;
 #[cfg_attr(not(feature = "tls"), path = "no_tls.rs")]
 pub(crate) mod tls;
+mod upgrade;
+mod view;
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -48,6 +50,9 @@ pub use state::{SendError, State, Traffic};
 pub(crate) use throttle::SharedMeters;
 use throttle::Throttle;
 pub(crate) use tls::TlsConfig;
+#[cfg(feature = "tls")]
+pub use upgrade::StartTlsError;
+pub use view::TimeLeft;
 
 /// A handler's timer: a key of its own choice and when it is due.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -127,9 +132,14 @@ impl Machine {
     }
 
     /// The service accepted the peer.
-    pub(crate) fn handle_admitted(&mut self, now: Time) {
+    pub(crate) fn handle_admitted(&mut self, now: Time, pool: &mut Pool) {
         self.flags.set(Flags::ADMITTED);
-        if self.tls.is_some() {
+        if let Some(session) = &mut self.tls {
+            // What stood behind the PROXY header.
+            if !self.held.is_empty() {
+                session.set_aside(&self.held, pool);
+                pool.give(std::mem::take(&mut self.held));
+            }
             self.enter(State::Handshaking);
         } else {
             self.open(now);
@@ -184,7 +194,7 @@ impl Machine {
     /// Never due in the turn that sets it, so that a timer which sets itself again to "now" cannot spin.
     pub(crate) fn set_timer(&mut self, key: u8, at: Time) {
         self.timers.retain(|timer| timer.key != key);
-        if at.is_armed() && self.state == State::Open {
+        if at.is_armed() && self.is_established() {
             let at = at.max(self.judged.after(Duration::from_nanos(1)));
             self.timers.push(Timer { key, at });
         }
@@ -250,7 +260,8 @@ impl Machine {
 
     #[cfg(feature = "tls")]
     pub(crate) fn tls(&self) -> Option<tls::TlsInfo<'_>> {
-        self.tls.as_ref().map(|session| session.info())
+        let session = self.tls.as_ref().filter(|session| !session.is_handshaking());
+        session.map(|session| session.info())
     }
 
     /// The first of this connection's invariants that does not hold between two turns. `queued` says that it is to have
@@ -310,6 +321,11 @@ impl Machine {
             Some(throttle) if self.flags.has(Flags::THROTTLED) && self.state == State::Open => throttle.until,
             _ => Time::NEVER,
         }
+    }
+
+    /// The keys are not agreed on yet: nothing can be encrypted.
+    fn is_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| session.is_handshaking())
     }
 
     /// TLS failed: nothing more can be decrypted, or encrypted.

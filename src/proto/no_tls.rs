@@ -16,6 +16,18 @@ impl Session {
         match *config {}
     }
 
+    pub(super) fn set_aside(&mut self, _wire: &[u8], _pool: &mut Pool) {
+        match *self {}
+    }
+
+    pub(super) fn has_set_aside(&self) -> bool {
+        match *self {}
+    }
+
+    pub(super) fn take_set_aside(&mut self) -> Vec<u8> {
+        match *self {}
+    }
+
     pub(super) fn is_handshaking(&self) -> bool {
         match *self {}
     }

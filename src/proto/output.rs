@@ -35,14 +35,14 @@ impl Machine {
             Some(session) => session.advance(count, pool),
             None => self.outbox.advance(count, pool),
         }
-        if self.queued() == 0 {
+        if self.sendable() == 0 {
             self.deadlines.write = Time::NEVER;
         } else if count > 0 {
             self.deadlines.write = now.after(self.limits.write_timeout);
         }
         if self.flags.has(Flags::CONGESTED) && self.owed() <= self.limits.low_watermark {
             self.flags.clear(Flags::CONGESTED);
-            if self.state == State::Open {
+            if self.is_established() {
                 self.flags.set(Flags::TELL_WRITABLE);
                 self.restart_input_clocks(now);
             }
@@ -56,14 +56,14 @@ impl Machine {
 
     /// The kernel takes no more for now: the clock of the peer that does not read starts.
     pub(crate) fn handle_unsent(&mut self, now: Time) {
-        if self.queued() > 0 && !self.deadlines.write.is_armed() {
+        if self.sendable() > 0 && !self.deadlines.write.is_armed() {
             self.deadlines.write = now.after(self.limits.write_timeout);
         }
     }
 
     /// Queues one frame.
     pub(crate) fn send(&mut self, payload: &[u8], now: Time, pool: &mut Pool) -> Result<(), SendError> {
-        if self.state != State::Open || self.is_deaf() {
+        if !self.is_established() || self.is_deaf() {
             return Err(SendError::Closed);
         }
         let queued = self.owed();
@@ -85,6 +85,7 @@ impl Machine {
             })?;
         self.traffic.frames_out += 1;
         pool.traffic.frames_out += 1;
+        pool.sizes_out.record(payload.len() as u64);
         if self.owed() >= self.limits.high_watermark {
             self.congest(now);
         }
@@ -130,6 +131,14 @@ impl Machine {
     /// Bytes that wait for the peer.
     pub(crate) fn queued(&self) -> usize {
         self.outbox.len() + self.tls.as_ref().map_or(0, |session| session.waiting().len())
+    }
+
+    /// Of those, what the kernel can be given: until a handshake is over, not what it is to encrypt.
+    pub(crate) fn sendable(&self) -> usize {
+        match &self.tls {
+            Some(session) if session.is_handshaking() => session.waiting().len(),
+            _ => self.queued(),
+        }
     }
 
     /// Of those, what the handler has sent: what TLS says by itself is not held against it.

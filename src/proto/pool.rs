@@ -1,6 +1,7 @@
 //! What the connections of one server share: spare buffers, and the count of what they carried.
 
 use super::Traffic;
+use crate::histogram::Histogram;
 
 /// A buffer that grew past this is given back to the allocator, not to the pool.
 const KEEP_CAPACITY: usize = 128 * 1024;
@@ -17,6 +18,9 @@ pub(crate) struct Pool {
     small: Vec<Vec<u8>>,
     /// What all connections of the server have carried.
     pub(crate) traffic: Traffic,
+    /// The sizes of those frames.
+    pub(crate) sizes_in: Histogram,
+    pub(crate) sizes_out: Histogram,
 }
 
 /// Memory that a buffer takes beyond the turn: see [`Pool::slim`].

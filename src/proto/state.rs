@@ -11,14 +11,15 @@ use super::rate::Rate;
 ///
 /// ```text
 /// Accepting ----> Handshaking ----> Open ----> Closing ----> (gone: one CloseReason)
-///     |                |                          ^
+///     |                |  ^           |           ^
+///     |                |  +-start_tls-+           |
 ///     +----------------+--------------------------+
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
     /// Accepted; the PROXY header has not come yet, where there is to be one, or the service has not answered.
     Accepting,
-    /// In the TLS handshake.
+    /// In the TLS handshake: the first thing on a TLS listener, or after [`Conn::start_tls`](crate::Conn::start_tls).
     Handshaking,
     /// Frames flow.
     Open,
@@ -36,7 +37,7 @@ impl State {
             (self, next),
             (Self::Accepting, Self::Handshaking | Self::Open | Self::Closing)
                 | (Self::Handshaking, Self::Open | Self::Closing)
-                | (Self::Open, Self::Closing)
+                | (Self::Open, Self::Handshaking | Self::Closing)
         )
     }
 }
@@ -143,6 +144,8 @@ pub(crate) enum Event<'a> {
     /// The PROXY header has come, or none will: ask the service, then [`Machine::handle_admitted`].
     Header,
     Opened,
+    /// An upgrade's handshake is over.
+    Secured,
     Frame(&'a [u8]),
     /// The peer finished sending, at the end of a frame.
     Finished,
@@ -246,4 +249,6 @@ flags! {
     TELL_HEADER = 16;
     /// Reading stands until the throttle says so.
     THROTTLED = 17;
+    /// `on_secured` is due.
+    TELL_SECURED = 18;
 }

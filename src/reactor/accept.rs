@@ -1,21 +1,48 @@
 //! Taking clients in: the budget, the cap, the service's answer, and what happens when descriptors run out.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::rc::Rc;
+use std::time::Duration;
 
-use super::listener::AcceptError;
-use super::os::{Os, Token};
+use super::listener::{AcceptError, Listener};
+use super::os::{Os, Socket, Token};
 use super::roster::Slot;
 use super::sources::Counted;
+use super::view::Ended;
 use super::{report_panic, Reactor};
 use crate::access::Access;
+use crate::addr::{Addr, Credentials};
 use crate::config::AtCapacity;
-use crate::handler::{Handler, Refuse};
+use crate::handler::{Handler, Peer, Refuse};
 use crate::id::ConnId;
 use crate::listen::ProxyProtocol;
-use crate::proto::{State, Time};
+use crate::logs;
+use crate::proto::{ProxyHeader, State, Time, Traffic};
 use crate::reason::{CloseReason, Closed};
+
+/// Who has connected.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) addr: Addr,
+    pub(super) credentials: Option<Credentials>,
+    pub(super) proxy: Option<Rc<ProxyHeader>>,
+}
+
+impl Caller {
+    /// What the listener's service is told.
+    pub(super) fn at<A, L>(self, listener: &Listener<A, L>, id: Option<ConnId>) -> Peer {
+        Peer {
+            id,
+            addr: self.addr,
+            credentials: self.credentials,
+            listener: listener.id,
+            listener_name: Rc::clone(&listener.name),
+            proxy: self.proxy,
+        }
+    }
+}
 
 /// Out of descriptors or socket memory.
 #[derive(Debug, Default)]
@@ -38,6 +65,15 @@ impl Starvation {
 
     pub(super) fn until(&self) -> Time {
         self.until.unwrap_or(Time::NEVER)
+    }
+
+    /// Accepts that failed in the episode that is not over.
+    pub(super) fn failures(&self) -> usize {
+        if self.episode {
+            usize::try_from(self.failures).unwrap_or(usize::MAX)
+        } else {
+            0
+        }
     }
 
     /// A descriptor was freed, or the interval is over.
@@ -117,30 +153,32 @@ impl<A, O: Os> Reactor<A, O> {
         }
         // The budget is spent, more next turn; unless the kernel does nothing but lose clients.
         if let (Some(error), false) = (lost, served) {
-            self.trouble(at, "clients are lost in a row on", &error);
+            self.rest(at);
+            if let Some(listener) = self.listeners.get(at) {
+                log::debug!(
+                    target: logs::LISTENER,
+                    "clients are lost in a row on listener {} on {}: {error}; trying again",
+                    listener.name,
+                    listener.addr
+                );
+            }
         }
     }
 
     /// Somebody has come: in, or out again.
-    fn receive(
-        &mut self,
-        app: &mut A,
-        at: usize,
-        mut stream: O::Stream,
-        addr: SocketAddr,
-        hindrance: Option<CloseReason>,
-    ) {
+    fn receive(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: Addr, hindrance: Option<CloseReason>) {
+        let ip = addr.ip();
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
         let options = &mut listener.options;
         let speaks_for_others = match (&mut options.trusted, options.proxy) {
             (Some(trusted), ProxyProtocol::Required | ProxyProtocol::Optional) => {
-                trusted.judge(addr.ip()) == Access::Allow
+                ip.is_none_or(|ip| trusted.judge(ip) == Access::Allow)
             }
             _ => false,
         };
-        let mut denied = options.access.judge(addr.ip()) == Access::Deny;
+        let mut denied = ip.is_some_and(|ip| options.access.judge(ip) == Access::Deny);
         denied |= options.proxy == ProxyProtocol::Required && !speaks_for_others;
         // Only where something would be spent on it.
         let has_rates =
@@ -152,14 +190,19 @@ impl<A, O: Os> Reactor<A, O> {
         } else {
             hindrance
         };
+        let caller = Caller {
+            addr,
+            credentials: stream.credentials().ok(),
+            proxy: None,
+        };
         match reason {
-            None => self.admit(app, at, stream, addr, speaks_for_others),
+            None => self.admit(app, at, stream, caller, speaks_for_others),
             Some(reason @ (CloseReason::AtCapacity | CloseReason::RateLimited)) => {
-                self.turn_away(app, at, stream, addr, reason);
+                self.turn_away(app, at, stream, caller, reason);
             }
             Some(reason) => {
                 self.os.close(stream, false);
-                self.report_unopened(app, at, None, addr, Closed::new(reason));
+                self.report_unopened(app, at, None, caller, Closed::new(reason));
             }
         }
     }
@@ -174,6 +217,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.starvation.failures = 1;
             self.stats.starved += 1;
             log::warn!(
+                target: logs::STARVATION,
                 "no new connections for now: {error}; {} are served, new clients wait in the backlog; raise the limit of \
                  open files (ulimit -n; fs.file-max for the system) or lower max_connections ({})",
                 self.roster.len(),
@@ -189,6 +233,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.starvation.episode = false;
         self.starvation.over_at = None;
         log::info!(
+            target: logs::STARVATION,
             "accepting again; {} attempts failed for lack of descriptors or memory",
             self.starvation.failures
         );
@@ -203,6 +248,7 @@ impl<A, O: Os> Reactor<A, O> {
             return self.trouble(at, "cannot accept from", &error);
         }
         log::error!(
+            target: logs::LISTENER,
             "listener {} on {} is lost and closed: {error}",
             listener.name,
             listener.addr
@@ -216,13 +262,21 @@ impl<A, O: Os> Reactor<A, O> {
         self.close_port(at);
     }
 
-    /// Leaves a listener alone for an interval, with one line in the log until it works again.
-    pub(super) fn trouble(&mut self, at: usize, what: &str, error: &io::Error) {
+    /// Leaves a listener alone for an interval.
+    fn rest(&mut self, at: usize) {
         let retry_at = self.now.after(self.config.starve_interval);
         if let Some(listener) = self.listeners.get_mut(at) {
             listener.retry_at = retry_at;
+        }
+    }
+
+    /// Leaves a listener alone for an interval, with one line in the log until it works again.
+    pub(super) fn trouble(&mut self, at: usize, what: &str, error: &io::Error) {
+        self.rest(at);
+        if let Some(listener) = self.listeners.get_mut(at) {
             if !std::mem::replace(&mut listener.troubled, true) {
                 log::warn!(
+                    target: logs::LISTENER,
                     "{what} listener {} on {}: {error}; trying again",
                     listener.name,
                     listener.addr
@@ -232,37 +286,38 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// The cap or the rate is reached and the listener's policy is to say so.
-    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, addr: SocketAddr, reason: CloseReason) {
+    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, caller: Caller, reason: CloseReason) {
         let farewell = match self.listeners.get(at).map(|listener| &listener.options.at_capacity) {
             Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
             _ => Vec::new(),
         };
         self.dismiss(stream, &farewell);
-        self.report_unopened(app, at, None, addr, Closed::new(reason));
+        self.report_unopened(app, at, None, caller, Closed::new(reason));
     }
 
     /// Gives the peer a slot; asks the service first, unless a PROXY header is to come.
-    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: SocketAddr, awaits_header: bool) {
+    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, caller: Caller, awaits_header: bool) {
         self.make_way(app, at);
         let id = self.roster.next_id();
         let now = self.now;
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
+        let ip = caller.addr.ip();
         let mut counted = Counted::No;
-        if !awaits_header {
+        if let (Some(ip), false) = (ip, awaits_header) {
             let limits = &listener.options.sources;
-            match listener.sources.admit(addr.ip(), limits, now) {
+            match listener.sources.admit(ip, limits, now) {
                 Some(way) => counted = way,
                 None => {
                     self.os.close(stream, false);
-                    return self.report_unopened(app, at, Some(id), addr, Closed::new(CloseReason::SourceLimited));
+                    return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::SourceLimited));
                 }
             }
         }
         listener.bucket.spend(listener.options.accept_rate, now);
         self.bucket.spend(self.config.accept_rate, now);
-        let peer = listener.peer(Some(id), addr, None);
+        let peer = caller.clone().at(listener, Some(id));
         // The service, and the framing's maker, are the user's code.
         let answer = catch_unwind(AssertUnwindSafe(|| {
             let handler = if awaits_header {
@@ -275,26 +330,32 @@ impl<A, O: Os> Reactor<A, O> {
         let (handler, mut machine) = match answer {
             Ok(Ok(admitted)) => admitted,
             Ok(Err(Refuse { farewell })) => {
-                self.uncount(at, addr, counted);
+                self.uncount(at, ip, counted);
                 self.dismiss(stream, &farewell);
-                return self.report_unopened(app, at, Some(id), addr, Closed::new(CloseReason::Refused));
+                return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::Refused));
             }
             Err(panic) => {
                 self.stats.panics += 1;
                 report_panic("a service's accept", panic);
-                self.uncount(at, addr, counted);
+                self.uncount(at, ip, counted);
                 self.os.close(stream, false);
-                return self.report_unopened(app, at, Some(id), addr, Closed::new(CloseReason::Panicked));
+                return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::Panicked));
             }
         };
         if let Err(error) = self.os.register_stream(&mut stream, Token::of_conn(id)) {
-            self.uncount(at, addr, counted);
+            self.uncount(at, ip, counted);
             self.os.close(stream, false);
             if let Some(handler) = handler {
                 self.drop_handler(handler);
             }
             self.discard("a framer's destructor", machine);
-            self.report_unopened(app, at, Some(id), addr, Closed::with(CloseReason::Unregistered, error));
+            self.report_unopened(
+                app,
+                at,
+                Some(id),
+                caller,
+                Closed::with(CloseReason::Unregistered, error),
+            );
             return self.starve(&io::Error::from_raw_os_error(libc::ENOMEM));
         }
         let Some(listener) = self.listeners.get_mut(at) else {
@@ -304,7 +365,7 @@ impl<A, O: Os> Reactor<A, O> {
         if awaits_header {
             machine.await_header(listener.options.proxy == ProxyProtocol::Required);
         } else {
-            machine.handle_admitted(now);
+            machine.handle_admitted(now, &mut self.pool);
         }
         if let Some(until) = self.drain.handshake_until() {
             machine.drain(until);
@@ -312,7 +373,7 @@ impl<A, O: Os> Reactor<A, O> {
         let slot = Slot {
             id,
             listener: listener.id,
-            peer: addr,
+            peer: caller.addr,
             accepted_at: now,
             readable: false,
             writable: true,
@@ -331,10 +392,10 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// The connection is not to be, or has gone: its source has one less.
-    pub(super) fn uncount(&mut self, at: usize, addr: SocketAddr, counted: Counted) {
-        if let Some(listener) = self.listeners.get_mut(at) {
+    pub(super) fn uncount(&mut self, at: usize, source: Option<IpAddr>, counted: Counted) {
+        if let (Some(listener), Some(source)) = (self.listeners.get_mut(at), source) {
             let limits = &listener.options.sources;
-            listener.sources.leave(addr.ip(), limits, counted, self.now);
+            listener.sources.leave(source, limits, counted, self.now);
         }
     }
 
@@ -374,13 +435,21 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Counts a connection that never got a slot, and tells its service.
-    fn report_unopened(&mut self, app: &mut A, at: usize, id: Option<ConnId>, addr: SocketAddr, closed: Closed) {
+    fn report_unopened(&mut self, app: &mut A, at: usize, id: Option<ConnId>, caller: Caller, closed: Closed) {
         self.stats.count_closed(closed.reason);
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
-        log::debug!("{addr} on {}: {closed}", listener.name);
-        let peer = listener.peer(id, addr, None);
+        log::debug!(target: logs::CONNECTION, "{} on {}: {closed}", caller.addr, listener.name);
+        let who = Ended {
+            id,
+            listener: listener.id,
+            peer: caller.addr.clone(),
+            source: caller.addr.clone(),
+            age: Duration::ZERO,
+            traffic: Traffic::default(),
+        };
+        let peer = caller.at(listener, id);
         let told = catch_unwind(AssertUnwindSafe(|| {
             listener.service.on_unopened(app, &peer, &closed);
         }));
@@ -388,6 +457,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.stats.panics += 1;
             report_panic("a service's on_unopened", panic);
         }
+        self.note_close(who, &closed);
     }
 
     /// Makes each listener's registration follow its state.

@@ -1,21 +1,28 @@
 //! What callbacks and the server's owner can ask of the reactor.
 
 use std::io;
-use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
 use super::os::{Os, Socket};
 use super::Reactor;
+use crate::addr::{Addr, Credentials};
+use crate::alarm::{Alarm, AlarmId, AlarmInfo};
 use crate::config::Config;
-use crate::control::{Desk, ListenerInfo};
+use crate::control::{AlarmCallback, Desk, ListenerInfo};
 use crate::error::{Error, Result};
 use crate::handler::{ConnInfo, Handler, Link};
+use crate::histogram::Histograms;
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
+use crate::logs;
+use crate::metrics::Metrics;
 use crate::proto::{Machine, Pool, Time};
 use crate::reason::{CloseReason, Closed};
+use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
+use crate::tree::{Cursor, Page, Tree};
 
 impl<A, O: Os> Link<A> for Reactor<A, O> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)> {
@@ -42,12 +49,12 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         Some(self.roster.get(id)?.info(self.now))
     }
 
-    fn local_addr(&self, id: ConnId) -> io::Result<SocketAddr> {
-        let stream = self
-            .roster
-            .get(id)
-            .and_then(|_| self.streams.get(id.index as usize)?.as_ref());
-        stream.ok_or(io::ErrorKind::NotConnected)?.local_addr()
+    fn local_addr(&self, id: ConnId) -> io::Result<Addr> {
+        self.stream(id)?.local_addr()
+    }
+
+    fn credentials(&self, id: ConnId) -> io::Result<Credentials> {
+        self.stream(id)?.credentials()
     }
 
     fn listener_name(&self, id: ListenerId) -> Rc<str> {
@@ -93,11 +100,52 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         self.roster.iter().map(|slot| slot.info(self.now)).collect()
     }
 
+    fn connections_page(&self, from: Cursor, limit: usize) -> Page {
+        self.page(from, limit)
+    }
+
+    fn tree(&self, limit: usize) -> Tree {
+        self.grow_tree(limit)
+    }
+
+    fn recent_closes(&self) -> Vec<RecentClose> {
+        self.closes()
+    }
+
+    fn histograms(&self) -> Histograms {
+        Histograms {
+            connection_age: self.ages.clone(),
+            handshake_time: self.handshake_times.clone(),
+            frame_size_in: self.pool.sizes_in.clone(),
+            frame_size_out: self.pool.sizes_out.clone(),
+        }
+    }
+
+    fn metrics(&self) -> Metrics {
+        self.measure()
+    }
+
+    fn add_alarm(&mut self, alarm: Alarm, callback: AlarmCallback<A>) -> Result<AlarmId> {
+        self.watch(alarm, callback)
+    }
+
+    fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()> {
+        self.change_watch(id, alarm)
+    }
+
+    fn remove_alarm(&mut self, id: AlarmId) -> bool {
+        self.unwatch(id)
+    }
+
+    fn alarms(&self) -> Vec<AlarmInfo> {
+        self.watches()
+    }
+
     fn kill(&mut self, id: ConnId) -> bool {
         if self.roster.get(id).is_none() {
             return false;
         }
-        log::warn!("killed; {}", self.particulars(id));
+        log::warn!(target: logs::CONNECTION, "killed; {}", self.particulars(id));
         if let Some(slot) = self.roster.get_mut(id) {
             slot.machine.reset(Closed::new(CloseReason::Killed), &mut self.pool);
         }
@@ -115,6 +163,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         self.roster.set_cap(config.max_connections);
         self.memory.set_limit(config.memory_limit);
         self.shed();
+        self.closes.set_most(config.recent_closes);
         if !self.memory.is_tight() {
             self.relax();
         }
@@ -143,7 +192,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         }
         listener.limits = Rc::new(options.limits.clone());
         listener.meters.follow(&options.limits);
-        log::info!("listener {}: {options:?}", listener.name);
+        log::info!(target: logs::LISTENER, "listener {}: {options:?}", listener.name);
         listener.options = options;
         self.look_for_clients();
         Ok(())
@@ -164,6 +213,13 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         let at = self.position(which)?;
         self.close_port(at);
         Ok(())
+    }
+
+    fn listener_socket(&mut self, which: &ListenerRef) -> Result<OwnedFd> {
+        let at = self.position(which)?;
+        let socket = self.listeners.get_mut(at).and_then(|listener| listener.socket.as_mut());
+        let shared = self.os.share_listener(socket.ok_or_else(|| no_listener(which))?);
+        shared.map_err(Error::os("sharing a listening socket"))
     }
 
     fn stats(&self) -> Stats {
@@ -192,6 +248,14 @@ impl<A, O: Os> Reactor<A, O> {
             Some(info) => format!("listener {}, {info}", self.listener_name(info.listener)),
             None => format!("connection {id}"),
         }
+    }
+
+    fn stream(&self, id: ConnId) -> io::Result<&O::Stream> {
+        let stream = self
+            .roster
+            .get(id)
+            .and_then(|_| self.streams.get(id.index as usize)?.as_ref());
+        Ok(stream.ok_or(io::ErrorKind::NotConnected)?)
     }
 
     /// Where an open listener is.

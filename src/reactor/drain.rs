@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::os::Os;
 use super::Reactor;
+use crate::logs;
 use crate::proto::Time;
 use crate::stats::DrainReport;
 
@@ -76,7 +77,7 @@ impl<A, O: Os> Reactor<A, O> {
         let deadline = self.now.after(grace);
         match &mut self.drain {
             Drain::No => {
-                log::info!("draining {} connections, at most {grace:?}", self.roster.len());
+                log::info!(target: logs::SERVER, "draining {} connections, at most {grace:?}", self.roster.len());
                 for listener in &mut self.listeners {
                     listener.pending = true;
                     listener.retry_at = Time::NEVER;
@@ -122,6 +123,7 @@ impl<A, O: Os> Reactor<A, O> {
                 took: self.now.since(plan.started),
             };
             log::info!(
+                target: logs::SERVER,
                 "drained: {} ended by themselves, {} were forced",
                 report.ended,
                 report.forced

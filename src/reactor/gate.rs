@@ -2,7 +2,8 @@
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
-use super::os::Os;
+use super::accept::Caller;
+use super::os::{Os, Socket};
 use super::{report_panic, Reactor};
 use crate::access::Access;
 use crate::handler::Refuse;
@@ -118,7 +119,7 @@ impl<A, O: Os> Reactor<A, O> {
         let header = machine.proxy().cloned();
         let source = match &header {
             Some(header) => header.source().map(|source| source.ip()),
-            None => Some(slot.peer.ip()),
+            None => slot.peer.ip(),
         };
         if let Some(source) = source {
             if header.is_some() && listener.options.access.judge(source) == Access::Deny {
@@ -129,14 +130,20 @@ impl<A, O: Os> Reactor<A, O> {
                 None => return machine.refuse(&[], Closed::new(CloseReason::SourceLimited), now, &mut self.pool),
             }
         }
-        let peer = listener.peer(Some(id), slot.peer, header);
+        let stream = self.streams.get(id.index as usize).and_then(Option::as_ref);
+        let caller = Caller {
+            addr: slot.peer.clone(),
+            credentials: stream.and_then(|stream| stream.credentials().ok()),
+            proxy: header,
+        };
+        let peer = caller.at(listener, Some(id));
         let answer = catch_unwind(AssertUnwindSafe(|| listener.service.accept(app, peer)));
         match answer {
             Ok(Ok(handler)) => {
                 if let Some(place) = self.handlers.get_mut(id.index as usize) {
                     *place = Some(handler);
                 }
-                machine.handle_admitted(now);
+                machine.handle_admitted(now, &mut self.pool);
             }
             Ok(Err(Refuse { farewell })) => {
                 machine.refuse(&farewell, Closed::new(CloseReason::Refused), now, &mut self.pool);

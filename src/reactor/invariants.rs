@@ -64,6 +64,12 @@ impl<A, O: Os> Reactor<A, O> {
                 return Some(format!("{}: nothing will make it read again", slot.info(self.now)));
             }
         }
+        if self.closes.len() > self.config.recent_closes {
+            return Some(format!("{} closes are kept, too many", self.closes.len()));
+        }
+        if self.pool.sizes_in.count() != self.pool.traffic.frames_in {
+            return Some("not every frame has a size".to_owned());
+        }
         if self.timers.len() > open {
             return Some(format!("{} timers for {open} connections", self.timers.len()));
         }
@@ -101,7 +107,7 @@ impl<A, O: Os> Reactor<A, O> {
     fn miscounted_source(&self) -> Option<String> {
         self.listeners.iter().find_map(|listener| {
             let slots = self.roster.iter().filter(|slot| slot.listener == listener.id);
-            let counted = slots.map(|slot| (slot.source().ip(), slot.counted));
+            let counted = slots.filter_map(|slot| Some((slot.source().ip()?, slot.counted)));
             let fault = listener.sources.miscount(counted, &listener.options.sources)?;
             Some(format!("listener {}: {fault}", listener.name))
         })
@@ -133,10 +139,12 @@ impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn waiting(&self) -> impl Iterator<Item = (ConnId, &O::Stream, bool, bool)> {
         self.roster
             .iter()
-            .filter(|slot| !slot.queued && !slot.retry && !slot.squeezed)
+            .filter(|slot| !slot.queued && !slot.retry)
             .filter_map(|slot| {
                 let stream = self.streams.get(slot.id.index as usize)?.as_ref()?;
-                Some((slot.id, stream, slot.machine.wants_read(), slot.machine.queued() > 0))
+                // Who is squeezed waits for others to hold less.
+                let for_input = slot.machine.wants_read() && !slot.is_squeezed();
+                Some((slot.id, stream, for_input, slot.machine.sendable() > 0))
             })
     }
 

@@ -10,23 +10,23 @@
 //! successfully, never what we wish; the reactor makes one follow the other, and tries again by timer.
 
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
 
 use super::gate::{OptionalBucket, Room};
 use super::sources::Sources;
+use crate::addr::Addr;
 use crate::config::AtCapacity;
 use crate::control::{ListenerInfo, ListenerState};
-use crate::handler::{Peer, Service};
-use crate::id::{ConnId, ListenerId, ListenerRef};
+use crate::handler::Service;
+use crate::id::{ListenerId, ListenerRef};
 use crate::listen::Listen;
-use crate::proto::{Limits, Machine, ProxyHeader, SharedMeters, Time};
+use crate::proto::{Limits, Machine, SharedMeters, Time};
 
 /// A listener of one server.
 pub(super) struct Listener<A, L> {
     pub(super) id: ListenerId,
     pub(super) name: Rc<str>,
-    pub(super) addr: SocketAddr,
+    pub(super) addr: Addr,
     /// `None` once the port is closed.
     pub(super) socket: Option<L>,
     pub(super) service: Box<dyn Service<A>>,
@@ -100,16 +100,6 @@ impl<A, L> Listener<A, L> {
         machine
     }
 
-    pub(super) fn peer(&self, id: Option<ConnId>, addr: SocketAddr, proxy: Option<Rc<ProxyHeader>>) -> Peer {
-        Peer {
-            id,
-            addr,
-            listener: self.id,
-            listener_name: Rc::clone(&self.name),
-            proxy,
-        }
-    }
-
     pub(super) fn state(&self, room: &Room) -> ListenerState {
         if self.socket.is_none() {
             ListenerState::Closed
@@ -130,7 +120,7 @@ impl<A, L> Listener<A, L> {
         ListenerInfo {
             id: self.id,
             name: self.name.to_string(),
-            addr: self.addr,
+            addr: self.addr.clone(),
             state: self.state(room),
             connections: self.connections,
             max_connections: self.max_connections().min(room.cap),
@@ -141,7 +131,7 @@ impl<A, L> Listener<A, L> {
     pub(super) fn is_called(&self, which: &ListenerRef) -> bool {
         match which {
             ListenerRef::Id(id) => self.id == *id,
-            ListenerRef::Port(port) => self.addr.port() == *port,
+            ListenerRef::Port(port) => self.addr.port() == Some(*port),
             ListenerRef::Name(name) => *self.name == **name,
         }
     }

@@ -2,10 +2,11 @@
 //!
 //! One [`Reactor::turn_once`] is: read the clock, poll, give each connection with an event its turn, carry out commands,
 //! work through the ready list, accept, judge what was due at the reading *before* the poll (and only if the poll's batch
-//! was not full: more input may wait than we have seen), move a drain on, and let each listener's registration follow its
-//! state. Deadlines are armed from a clock read at the beginning of each connection's turn.
+//! was not full: more input may wait than we have seen), move a drain on, let each listener's registration follow its
+//! state, and sound alarms. Deadlines are armed from a clock read at the beginning of each connection's turn.
 
 mod accept;
+mod alarms;
 mod desk;
 mod drain;
 mod gate;
@@ -17,19 +18,24 @@ pub(crate) mod os;
 pub(crate) mod os_mio;
 mod ready;
 mod roster;
+mod socket_file;
 mod sources;
 mod timers;
 mod turn;
 mod unopened;
+mod view;
 
 use std::any::Any;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use accept::Starvation;
+use alarms::Watch;
 use drain::Drain;
 use gate::{OptionalBucket, Room};
 use listener::Listener;
@@ -40,14 +46,18 @@ use roster::Roster;
 use sources::Sources;
 use timers::Timers;
 use unopened::Unopened;
+use view::Closes;
 
+use crate::addr::Addr;
 use crate::config::Config;
 use crate::control::{Control, Desk};
 use crate::error::{Error, Result};
 use crate::handle::{Command, Shared};
 use crate::handler::{Conn, Handler, Service};
+use crate::histogram::Histogram;
 use crate::id::{ConnId, ListenerId};
 use crate::listen::Listen;
+use crate::logs;
 use crate::proto::{Pool, SharedMeters, State, Time};
 use crate::stats::Stats;
 
@@ -98,6 +108,11 @@ pub(crate) struct Reactor<A, O: Os> {
     /// Connections from which nothing is read because memory is tight.
     squeezed: Vec<ConnId>,
     drain: Drain,
+    alarms: Vec<Watch<A>>,
+    next_alarm: u32,
+    closes: Closes,
+    ages: Histogram,
+    handshake_times: Histogram,
     stopped: bool,
     /// The last poll's batch was full: sockets may be ready that an outer, edge-triggered poll does not announce again.
     events_left: bool,
@@ -147,6 +162,11 @@ impl<A, O: Os> Reactor<A, O> {
             memory: Ledger::new(config.memory_limit),
             squeezed: Vec::new(),
             drain: Drain::default(),
+            alarms: Vec::new(),
+            next_alarm: 0,
+            closes: Closes::new(config.recent_closes),
+            ages: Histogram::default(),
+            handshake_times: Histogram::default(),
             stopped: false,
             events_left: false,
             unjudged: None,
@@ -175,10 +195,10 @@ impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn listen(&mut self, listen: Listen, service: Box<dyn Service<A>>) -> Result<ListenerId> {
         self.check_listen(&listen)?;
         let mut failure = None;
-        for &addr in listen.resolved()? {
+        for addr in listen.resolved()? {
             match self.os.listen(addr, &listen.socket) {
                 Ok(socket) => return self.enlist(listen, socket, service),
-                Err(error) => failure = failure.or(Some(Error::listen(addr, error))),
+                Err(error) => failure = failure.or(Some(Error::listen(addr.clone(), error))),
             }
         }
         // `resolved` has at least one address.
@@ -188,7 +208,7 @@ impl<A, O: Os> Reactor<A, O> {
     /// Takes over a socket that is listening already.
     pub(crate) fn adopt(
         &mut self,
-        socket: std::net::TcpListener,
+        socket: OwnedFd,
         listen: Listen,
         service: Box<dyn Service<A>>,
     ) -> Result<ListenerId> {
@@ -227,10 +247,7 @@ impl<A, O: Os> Reactor<A, O> {
             .os
             .listener_addr(&socket)
             .map_err(Error::os("reading the address of a listening socket"))?;
-        let name = listen
-            .name
-            .clone()
-            .unwrap_or_else(|| format!("portcullis_{}", addr.port()));
+        let name = listen.name.clone().unwrap_or_else(|| default_name(&addr));
         self.check_name(&name)?;
         let id = ListenerId(self.next_listener);
         let room = self.room();
@@ -263,7 +280,7 @@ impl<A, O: Os> Reactor<A, O> {
             listener.registered = true;
         }
         listener.socket = Some(socket);
-        log::info!("listener {} on {addr}", listener.name);
+        log::info!(target: logs::LISTENER, "listener {} on {}", listener.name, listener.addr);
         self.next_listener = self.next_listener.wrapping_add(1);
         self.listeners.push(listener);
         Ok(id)
@@ -289,7 +306,7 @@ impl<A, O: Os> Reactor<A, O> {
             .iter()
             .map(|listener| listener.retry_at.min(self.accepts_at(listener, &room)))
             .chain([self.starvation.until(), self.starvation.over_at()])
-            .chain([self.timers.next(), self.drain.deadline()])
+            .chain([self.timers.next(), self.drain.deadline(), self.alarm_due()])
             .fold(Time::NEVER, Time::min);
         wake.is_armed().then(|| wake.since(now))
     }
@@ -342,6 +359,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
         self.forget_closed_listeners();
         self.reconcile();
+        self.sound_alarms(app);
         self.stats.turns += 1;
         self.publish();
         Ok(())
@@ -511,7 +529,7 @@ impl<A, O: Os> Reactor<A, O> {
                 let sent = catch_unwind(AssertUnwindSafe(|| {
                     let outcome = Conn::find(self, id).map(|mut conn| conn.send(&frame));
                     if let Some(Err(error)) = &outcome {
-                        log::debug!("a frame for connection {id} was not sent: {error}");
+                        log::debug!(target: logs::CONNECTION, "a frame for connection {id} was not sent: {error}");
                     }
                     matches!(outcome, Some(Ok(())))
                 }));
@@ -529,7 +547,7 @@ impl<A, O: Os> Reactor<A, O> {
                 let open = self
                     .roster
                     .get(id)
-                    .is_some_and(|slot| slot.machine.state() == State::Open && slot.machine.was_open());
+                    .is_some_and(|slot| slot.machine.is_established() && slot.machine.was_open());
                 if open {
                     self.current = Some(id);
                     self.call(app, id, |handler, cx| handler.on_message(cx, message));
@@ -568,13 +586,13 @@ impl<A, O: Os> Reactor<A, O> {
         if std::mem::take(&mut listener.registered) {
             // Closing takes it out of the poll too, unless another process holds it.
             if let Err(error) = self.os.deregister_listener(&mut socket) {
-                log::debug!("cannot deregister listener {}: {error}", listener.name);
+                log::debug!(target: logs::LISTENER, "cannot deregister listener {}: {error}", listener.name);
             }
         }
         self.os.close_listener(socket);
         listener.pending = false;
         listener.retry_at = Time::NEVER;
-        log::info!("listener {} on {} is closed", listener.name, listener.addr);
+        log::info!(target: logs::LISTENER, "listener {} on {} is closed", listener.name, listener.addr);
     }
 
     /// There may be room now: tries every listener that is out of the poll, without waiting for an event.
@@ -600,6 +618,8 @@ impl<A, O: Os> Reactor<A, O> {
     fn complete(&self, stats: &mut Stats) {
         stats.open = self.roster.len();
         stats.max_connections = self.roster.cap();
+        stats.unopened = self.unopened.len();
+        stats.memory = self.memory.total();
         stats.bytes_in = self.pool.traffic.bytes_in;
         stats.bytes_out = self.pool.traffic.bytes_out;
         stats.frames_in = self.pool.traffic.frames_in;
@@ -639,12 +659,27 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         for listener in std::mem::take(&mut self.listeners) {
             self.discard("a service's destructor", listener);
         }
+        for alarm in std::mem::take(&mut self.alarms) {
+            self.discard("an alarm's destructor", alarm);
+        }
+    }
+}
+
+/// What a listener is called that was given no name.
+fn default_name(addr: &Addr) -> String {
+    match addr {
+        Addr::Tcp(addr) => format!("portcullis_{}", addr.port()),
+        Addr::Unix(name) => match (name.as_pathname().and_then(Path::file_name), name.as_abstract_name()) {
+            (Some(file), _) => format!("portcullis_{}", file.to_string_lossy()),
+            (None, Some(name)) => format!("portcullis_{}", String::from_utf8_lossy(name)),
+            (None, None) => "portcullis_unix".to_owned(),
+        },
     }
 }
 
 /// Logs a panic outside any connection.
 fn report_panic(whose: &str, panic: Box<dyn Any + Send>) {
-    log::error!("{whose} panicked: {}", last_words(panic));
+    log::error!(target: logs::PANIC, "{whose} panicked: {}", last_words(panic));
 }
 
 /// What a panic said. Dropping it is made sure not to be the next one.

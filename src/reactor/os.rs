@@ -1,9 +1,10 @@
 //! Everything the reactor asks of the operating system. The real one is `os_mio`.
 
 use std::io;
-use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use crate::addr::{Addr, Credentials};
 use crate::handle::Wake;
 use crate::id::{ConnId, ListenerId};
 use crate::listen::SocketOptions;
@@ -65,7 +66,10 @@ pub(crate) struct Event {
 
 /// A connected socket as handlers may ask about it.
 pub(crate) trait Socket {
-    fn local_addr(&self) -> io::Result<SocketAddr>;
+    fn local_addr(&self) -> io::Result<Addr>;
+
+    /// Of the peer's process, where the system says it: on a Unix socket.
+    fn credentials(&self) -> io::Result<Credentials>;
 }
 
 /// The system calls of a server. Non-blocking all of them, but [`Os::poll`].
@@ -76,17 +80,23 @@ pub(crate) trait Os {
     /// Time since this `Os` was made, monotonic.
     fn now(&self) -> Time;
 
+    /// How many descriptors this process may have open, where the system says so.
+    fn descriptor_limit(&self) -> Option<usize>;
+
     /// Waits for events, at most `timeout`, and appends them. True if there may be more than fitted.
     fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<bool>;
 
     fn waker(&self) -> Box<dyn Wake>;
 
-    fn listen(&mut self, addr: SocketAddr, options: &SocketOptions) -> io::Result<Self::Listener>;
+    fn listen(&mut self, addr: &Addr, options: &SocketOptions) -> io::Result<Self::Listener>;
 
-    /// Makes an existing listening socket ours.
-    fn adopt(&mut self, listener: std::net::TcpListener) -> io::Result<Self::Listener>;
+    /// Makes an existing listening socket ours, if it is one.
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<Self::Listener>;
 
-    fn listener_addr(&self, listener: &Self::Listener) -> io::Result<SocketAddr>;
+    /// Another descriptor of the socket, for another process; what belongs to the socket is that one's from now on.
+    fn share_listener(&mut self, listener: &mut Self::Listener) -> io::Result<OwnedFd>;
+
+    fn listener_addr(&self, listener: &Self::Listener) -> io::Result<Addr>;
 
     fn register_listener(&mut self, listener: &mut Self::Listener, token: Token) -> io::Result<()>;
 
@@ -94,7 +104,7 @@ pub(crate) trait Os {
 
     fn close_listener(&mut self, listener: Self::Listener);
 
-    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Self::Stream, SocketAddr)>;
+    fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Self::Stream, Addr)>;
 
     /// For reading and writing, edge-triggered, once.
     fn register_stream(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
@@ -110,7 +120,7 @@ pub(crate) trait Os {
     /// Shuts the writing half down.
     fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
 
-    /// Closes, with RST if `reset`.
+    /// Closes, with RST if `reset` and the transport has one.
     fn close(&mut self, stream: Self::Stream, reset: bool);
 }
 

@@ -1,23 +1,33 @@
 //! The real system calls: mio for readiness, socket2 for options. The only file that names mio.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 
-use mio::net::{TcpListener, TcpStream};
+use mio::event::Source;
+use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Waker};
-use socket2::{Domain, Protocol, SockRef, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, TcpKeepalive, Type};
 
 use super::os::{Event, Os, Socket, Token};
+use super::socket_file::SocketFile;
+use crate::addr::{Addr, Credentials, UnixAddr};
 use crate::handle::Wake;
 use crate::listen::SocketOptions;
 use crate::proto::Time;
 
 /// Events taken per turn.
 const BATCH: usize = 1024;
+/// With a send: an error, and no signal. Darwin has an option of the socket instead.
+#[cfg(not(target_vendor = "apple"))]
+const NO_SIGNAL: libc::c_int = libc::MSG_NOSIGNAL;
+#[cfg(target_vendor = "apple")]
+const NO_SIGNAL: libc::c_int = 0;
 /// mio rounds up to whole milliseconds; very long sleeps are cut, which costs a wake-up a day.
 const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -61,15 +71,175 @@ impl Wake for MioWaker {
     }
 }
 
-impl Socket for TcpStream {
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Self::local_addr(self)
+/// A listening socket.
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixDoor),
+}
+
+/// A listening Unix socket. Its file is dropped, and removed, first.
+pub(crate) struct UnixDoor {
+    file: Option<SocketFile>,
+    socket: UnixListener,
+    /// Of each connection; they do not inherit it.
+    send_buffer: Option<usize>,
+}
+
+/// A connected socket.
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Self::Tcp(socket) => socket,
+            Self::Unix(door) => &mut door.socket,
+        }
     }
 }
 
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(door) => door.socket.as_fd(),
+        }
+    }
+}
+
+impl Socket for Stream {
+    fn local_addr(&self) -> io::Result<Addr> {
+        match self {
+            Self::Tcp(stream) => Ok(stream.local_addr()?.into()),
+            Self::Unix(stream) => Ok(stream.local_addr()?.into()),
+        }
+    }
+
+    fn credentials(&self) -> io::Result<Credentials> {
+        match self {
+            Self::Tcp(_) => Err(io::ErrorKind::Unsupported.into()),
+            Self::Unix(stream) => credentials(stream),
+        }
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn credentials(stream: &UnixStream) -> io::Result<Credentials> {
+    use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+    let found = getsockopt(stream, PeerCredentials)?;
+    Ok(Credentials {
+        uid: found.uid(),
+        gid: found.gid(),
+        pid: u32::try_from(found.pid()).ok().filter(|&pid| pid != 0),
+    })
+}
+
+#[cfg(any(target_os = "freebsd", target_os = "dragonfly", target_vendor = "apple"))]
+fn credentials(stream: &UnixStream) -> io::Result<Credentials> {
+    use nix::sys::socket::{getsockopt, sockopt::LocalPeerCred};
+    let found = getsockopt(stream, LocalPeerCred)?;
+    Ok(Credentials {
+        uid: found.uid(),
+        gid: *found.groups().first().ok_or(io::ErrorKind::InvalidData)?,
+        pid: None,
+    })
+}
+
+#[cfg(not(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "freebsd",
+    target_os = "dragonfly",
+    target_vendor = "apple"
+)))]
+fn credentials(_stream: &UnixStream) -> io::Result<Credentials> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+fn listen_tcp(addr: std::net::SocketAddr, options: &SocketOptions) -> io::Result<TcpListener> {
+    let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(options.only_v6)?;
+    }
+    socket.set_reuse_address(options.reuse_address)?;
+    if options.reuse_port {
+        socket.set_reuse_port(true)?;
+    }
+    // Before listen: accepted sockets inherit these, and the receive window is announced in the SYN-ACK (tcp(7)).
+    if let Some(bytes) = options.recv_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    if let Some(bytes) = options.send_buffer {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    socket.set_tcp_nodelay(options.nodelay)?;
+    if let Some(keepalive) = options.keepalive {
+        let params = TcpKeepalive::new()
+            .with_time(keepalive.time)
+            .with_interval(keepalive.interval)
+            .with_retries(keepalive.retries);
+        socket.set_tcp_keepalive(&params)?;
+    }
+    socket.bind(&addr.into())?;
+    socket.listen(backlog(options))?;
+    Ok(TcpListener::from_std(socket.into()))
+}
+
+fn listen_unix(name: &UnixAddr, options: &SocketOptions) -> io::Result<UnixDoor> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    let file = match (name.as_pathname(), name.as_abstract_name()) {
+        (Some(path), _) => Some(SocketFile::listen(&socket, path, options.mode, backlog(options))?),
+        (None, Some(name)) => {
+            // How socket2 spells it.
+            let name = [&[0], name].concat();
+            socket.bind(&SockAddr::unix(OsStr::from_bytes(&name))?)?;
+            socket.listen(backlog(options))?;
+            None
+        }
+        (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    Ok(UnixDoor {
+        file,
+        socket: UnixListener::from_std(OwnedFd::from(socket).into()),
+        send_buffer: options.send_buffer,
+    })
+}
+
+fn backlog(options: &SocketOptions) -> i32 {
+    i32::try_from(options.backlog).unwrap_or(i32::MAX)
+}
+
+/// mio's own accept panics on the longest name that a client can take, which has no zero at its end (`unix(7)`, "Bugs").
+fn accept_unix(door: &UnixDoor) -> io::Result<(UnixStream, Addr)> {
+    let listener = SockRef::from(&door.socket);
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let (socket, peer) = listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let (socket, peer) = listener.accept()?;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    socket.set_nonblocking(true)?;
+    if let Some(bytes) = door.send_buffer {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    let name = match (peer.as_pathname(), peer.as_abstract_namespace()) {
+        (Some(path), _) => UnixAddr::pathname(path),
+        (None, Some(name)) => UnixAddr::abstract_name(name),
+        (None, None) => UnixAddr::unnamed(),
+    };
+    Ok((UnixStream::from_std(OwnedFd::from(socket).into()), name.into()))
+}
+
 impl Os for MioOs {
-    type Listener = TcpListener;
-    type Stream = TcpStream;
+    type Listener = Listener;
+    type Stream = Stream;
+
+    fn descriptor_limit(&self) -> Option<usize> {
+        descriptor_limit()
+    }
 
     fn now(&self) -> Time {
         Time::from_start(Instant::now().saturating_duration_since(self.start))
@@ -95,104 +265,134 @@ impl Os for MioOs {
         Box::new(MioWaker(std::sync::Arc::clone(&self.waker)))
     }
 
-    fn listen(&mut self, addr: SocketAddr, options: &SocketOptions) -> io::Result<TcpListener> {
-        let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_nonblocking(true)?;
-        if addr.is_ipv6() {
-            socket.set_only_v6(options.only_v6)?;
+    fn listen(&mut self, addr: &Addr, options: &SocketOptions) -> io::Result<Listener> {
+        match addr {
+            Addr::Tcp(addr) => listen_tcp(*addr, options).map(Listener::Tcp),
+            Addr::Unix(name) => listen_unix(name, options).map(Listener::Unix),
         }
-        socket.set_reuse_address(options.reuse_address)?;
-        if options.reuse_port {
-            socket.set_reuse_port(true)?;
-        }
-        // Before listen: accepted sockets inherit these, and the receive window is announced in the SYN-ACK (tcp(7)).
-        if let Some(bytes) = options.recv_buffer {
-            socket.set_recv_buffer_size(bytes)?;
-        }
-        if let Some(bytes) = options.send_buffer {
-            socket.set_send_buffer_size(bytes)?;
-        }
-        socket.set_tcp_nodelay(options.nodelay)?;
-        if let Some(keepalive) = options.keepalive {
-            let params = TcpKeepalive::new()
-                .with_time(keepalive.time)
-                .with_interval(keepalive.interval)
-                .with_retries(keepalive.retries);
-            socket.set_tcp_keepalive(&params)?;
-        }
-        socket.bind(&addr.into())?;
-        socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
-        Ok(TcpListener::from_std(socket.into()))
     }
 
-    fn adopt(&mut self, listener: std::net::TcpListener) -> io::Result<TcpListener> {
+    fn adopt(&mut self, socket: OwnedFd) -> io::Result<Listener> {
+        let wrong = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+        let known = SockRef::from(&socket);
+        if known.r#type()? != Type::STREAM {
+            return wrong("the socket is not a stream socket");
+        }
         // Where the system cannot be asked, the first accept finds out.
         #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
-        if !SockRef::from(&listener).is_listener()? {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "the socket is not listening",
-            ));
+        if !known.is_listener()? {
+            return wrong("the socket is not listening");
         }
-        listener.set_nonblocking(true)?;
-        SockRef::from(&listener).set_cloexec(true)?;
-        Ok(TcpListener::from_std(listener))
+        let domain = known.local_addr()?.domain();
+        known.set_nonblocking(true)?;
+        known.set_cloexec(true)?;
+        match domain {
+            Domain::IPV4 | Domain::IPV6 => Ok(Listener::Tcp(TcpListener::from_std(socket.into()))),
+            Domain::UNIX => Ok(Listener::Unix(UnixDoor {
+                file: None,
+                socket: UnixListener::from_std(socket.into()),
+                send_buffer: None,
+            })),
+            _ => wrong("the socket is neither TCP nor Unix"),
+        }
     }
 
-    fn listener_addr(&self, listener: &TcpListener) -> io::Result<SocketAddr> {
-        listener.local_addr()
+    fn share_listener(&mut self, listener: &mut Listener) -> io::Result<OwnedFd> {
+        let shared = listener.as_fd().try_clone_to_owned()?;
+        if let Listener::Unix(UnixDoor { file: Some(file), .. }) = listener {
+            file.hand_out();
+        }
+        Ok(shared)
     }
 
-    fn register_listener(&mut self, listener: &mut TcpListener, token: Token) -> io::Result<()> {
+    fn listener_addr(&self, listener: &Listener) -> io::Result<Addr> {
+        match listener {
+            Listener::Tcp(socket) => Ok(socket.local_addr()?.into()),
+            Listener::Unix(door) => Ok(door.socket.local_addr()?.into()),
+        }
+    }
+
+    fn register_listener(&mut self, listener: &mut Listener, token: Token) -> io::Result<()> {
         self.poll
             .registry()
-            .register(listener, mio::Token(token.0), Interest::READABLE)
+            .register(listener.source(), mio::Token(token.0), Interest::READABLE)
     }
 
-    fn deregister_listener(&mut self, listener: &mut TcpListener) -> io::Result<()> {
-        self.poll.registry().deregister(listener)
+    fn deregister_listener(&mut self, listener: &mut Listener) -> io::Result<()> {
+        self.poll.registry().deregister(listener.source())
     }
 
-    fn close_listener(&mut self, listener: TcpListener) {
+    fn close_listener(&mut self, listener: Listener) {
         drop(listener);
     }
 
-    fn accept(&mut self, listener: &mut TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
-        let (stream, peer) = listener.accept()?;
+    fn accept(&mut self, listener: &mut Listener) -> io::Result<(Stream, Addr)> {
+        let (stream, peer) = match listener {
+            Listener::Tcp(socket) => {
+                let (stream, peer) = socket.accept()?;
+                (Stream::Tcp(stream), peer.into())
+            }
+            Listener::Unix(door) => {
+                let (stream, peer) = accept_unix(door)?;
+                (Stream::Unix(stream), peer)
+            }
+        };
         #[cfg(target_vendor = "apple")]
-        SockRef::from(&stream).set_nosigpipe(true)?;
+        match &stream {
+            Stream::Tcp(stream) => SockRef::from(stream).set_nosigpipe(true)?,
+            Stream::Unix(stream) => SockRef::from(stream).set_nosigpipe(true)?,
+        }
         Ok((stream, peer))
     }
 
-    fn register_stream(&mut self, stream: &mut TcpStream, token: Token) -> io::Result<()> {
+    fn register_stream(&mut self, stream: &mut Stream, token: Token) -> io::Result<()> {
         let interest = Interest::READABLE | Interest::WRITABLE;
         // Told of urgent bytes where the system can; an edge, so it cannot spin.
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let interest = interest | Interest::PRIORITY;
-        self.poll.registry().register(stream, mio::Token(token.0), interest)
+        let source: &mut dyn Source = match stream {
+            Stream::Tcp(stream) => stream,
+            Stream::Unix(stream) => stream,
+        };
+        self.poll.registry().register(source, mio::Token(token.0), interest)
     }
 
-    fn read(&mut self, stream: &mut TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-        stream.read(buffer)
+    fn read(&mut self, stream: &mut Stream, buffer: &mut [u8]) -> io::Result<usize> {
+        match stream {
+            Stream::Tcp(stream) => stream.read(buffer),
+            Stream::Unix(stream) => stream.read(buffer),
+        }
     }
 
-    fn peek(&mut self, stream: &mut TcpStream) -> io::Result<usize> {
-        SockRef::from(&*stream).peek(&mut [MaybeUninit::uninit()])
+    fn peek(&mut self, stream: &mut Stream) -> io::Result<usize> {
+        let mut byte = [MaybeUninit::uninit()];
+        match stream {
+            Stream::Tcp(stream) => SockRef::from(&*stream).peek(&mut byte),
+            Stream::Unix(stream) => SockRef::from(&*stream).peek(&mut byte),
+        }
     }
 
-    fn write(&mut self, stream: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
-        // std sends with MSG_NOSIGNAL; its vectored write would not.
-        stream.write(bytes)
+    fn write(&mut self, stream: &mut Stream, bytes: &[u8]) -> io::Result<usize> {
+        match stream {
+            // std sends with MSG_NOSIGNAL; its vectored write would not.
+            Stream::Tcp(stream) => stream.write(bytes),
+            // In older versions of std, its write to a Unix socket raises SIGPIPE.
+            Stream::Unix(stream) => SockRef::from(&*stream).send_with_flags(bytes, NO_SIGNAL),
+        }
     }
 
-    fn shutdown(&mut self, stream: &mut TcpStream) -> io::Result<()> {
-        stream.shutdown(Shutdown::Write)
+    fn shutdown(&mut self, stream: &mut Stream) -> io::Result<()> {
+        match stream {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+        }
     }
 
-    fn close(&mut self, stream: TcpStream, reset: bool) {
-        if reset {
+    fn close(&mut self, stream: Stream, reset: bool) {
+        // A Unix socket has no RST: its peer sees the end, or ECONNRESET if it had sent more than was read.
+        if let (Stream::Tcp(stream), true) = (&stream, reset) {
             // Fails only for a socket that is dead already.
-            let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
         drop(stream);
     }

@@ -1,11 +1,10 @@
 //! The slab: who is connected, under which id, and how many may be.
 
-use std::net::SocketAddr;
-
 use slab::Slab;
 
 use super::os::Token;
 use super::sources::Counted;
+use crate::addr::Addr;
 use crate::handler::ConnInfo;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Machine, State, Time};
@@ -15,7 +14,7 @@ pub(super) struct Slot {
     pub(super) id: ConnId,
     pub(super) machine: Machine,
     pub(super) listener: ListenerId,
-    pub(super) peer: SocketAddr,
+    pub(super) peer: Addr,
     pub(super) accepted_at: Time,
     /// The kernel may have input, as far as we know.
     pub(super) readable: bool,
@@ -125,7 +124,6 @@ impl Roster {
     }
 
     /// Slots that have ever had a tenant.
-    #[cfg(feature = "sim")]
     pub(super) fn slots(&self) -> u32 {
         self.generations.len() as u32
     }
@@ -143,9 +141,13 @@ impl Slot {
     /// A read is welcome and may bring something. Who waits for a fresh "would block" asks the kernel in any case: an
     /// edge that was used up before announces nothing more.
     pub(super) fn can_read(&self) -> bool {
-        (self.readable || (self.machine.wants_fresh_blocked() && !self.retry))
-            && !(self.squeezed && self.machine.state() == State::Open)
-            && self.machine.wants_read()
+        let asks = self.machine.wants_fresh_blocked() && !self.retry;
+        (self.readable || asks || self.machine.has_set_aside()) && !self.is_squeezed() && self.machine.wants_read()
+    }
+
+    /// Nothing is read because memory is tight.
+    pub(super) fn is_squeezed(&self) -> bool {
+        self.squeezed && self.machine.state() == State::Open
     }
 
     /// Its handshake should have been over at `due`.
@@ -154,16 +156,16 @@ impl Slot {
     }
 
     /// Where it comes from: the address behind a proxy, if one was told.
-    pub(super) fn source(&self) -> SocketAddr {
-        let header = self.machine.proxy();
-        header.and_then(|header| header.source()).unwrap_or(self.peer)
+    pub(super) fn source(&self) -> Addr {
+        let told = self.machine.proxy().and_then(|header| header.source());
+        told.map_or_else(|| self.peer.clone(), Addr::from)
     }
 
     pub(super) fn info(&self, now: Time) -> ConnInfo {
         ConnInfo {
             id: self.id,
             listener: self.listener,
-            peer: self.peer,
+            peer: self.peer.clone(),
             source: self.source(),
             state: self.machine.state(),
             age: now.since(self.accepted_at),
@@ -171,6 +173,11 @@ impl Slot {
             traffic: self.machine.traffic(),
             queued: self.machine.queued(),
             buffered: self.machine.buffered(),
+            paused: self.machine.is_paused_by_handler(),
+            congested: self.machine.is_congested(),
+            throttled: self.machine.is_throttled(),
+            squeezed: self.is_squeezed(),
+            time_left: self.machine.time_left(now),
         }
     }
 }
@@ -189,7 +196,7 @@ mod tests {
             id,
             machine,
             listener: ListenerId(0),
-            peer: SocketAddr::from(([127, 0, 0, 1], 1)),
+            peer: Addr::unspecified(),
             accepted_at: Time::ZERO,
             readable: false,
             writable: false,

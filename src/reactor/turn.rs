@@ -2,16 +2,18 @@
 
 use std::any::Any;
 use std::io;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::rc::Rc;
 
-use super::os::Os;
+use super::accept::Caller;
+use super::os::{Os, Socket};
 use super::sources::Counted;
+use super::view::Ended;
 use super::{last_words, report_panic, Reactor, Scratch};
 use crate::handler::{Context, Handler};
 use crate::id::{ConnId, ListenerId};
-use crate::proto::{Event, NextStep, ProxyHeader, Staged, State};
+use crate::logs;
+use crate::proto::{Event, NextStep, Staged, State};
 use crate::reason::{CloseReason, Closed, Outcome};
 
 /// What a frame counts against the read budget besides its bytes.
@@ -88,7 +90,7 @@ impl<A, O: Os> Reactor<A, O> {
             when = when.min(self.now.after(RETRY_AFTER));
         }
         self.timers.arm(id.index, when);
-        if slot.machine.has_events() || slot.can_read() || (slot.writable && slot.machine.queued() > 0) {
+        if slot.machine.has_events() || slot.can_read() || (slot.writable && slot.machine.sendable() > 0) {
             if slot.machine.state() == State::Handshaking {
                 self.shaking.push(id, &mut slot.queued);
             } else {
@@ -126,8 +128,10 @@ impl<A, O: Os> Reactor<A, O> {
         if *budget == 0 {
             return Read::Nothing;
         }
-        let has_events = slot.machine.has_events();
-        if !has_events && !slot.can_read() {
+        if slot.machine.has_events() {
+            return Read::Staged(slot.machine.stage_held());
+        }
+        if !slot.can_read() {
             return Read::Nothing;
         }
         let machine = &mut slot.machine;
@@ -137,9 +141,6 @@ impl<A, O: Os> Reactor<A, O> {
             }
             self.handshakes_left -= 1;
         }
-        if has_events {
-            return Read::Staged(machine.stage_held(self.now, &mut scratch.plain, &mut self.pool));
-        }
         let allowance = machine.read_allowance(self.now);
         if allowance == 0 {
             return Read::Nothing;
@@ -147,6 +148,15 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(Some(stream)) = self.streams.get_mut(id.index as usize) else {
             return Read::Nothing;
         };
+        let (now, pool) = (self.now, &mut self.pool);
+        if machine.has_set_aside() {
+            let plain = &mut scratch.plain;
+            let staged = catch_unwind(AssertUnwindSafe(|| {
+                let plain = plain;
+                machine.handle_set_aside(now, plain, pool)
+            }));
+            return self.handled(id, staged);
+        }
         let room = allowance.min(scratch.wire.len());
         let buffer = scratch.wire.get_mut(..room).unwrap_or_default();
         match self.os.read(stream, buffer) {
@@ -160,8 +170,13 @@ impl<A, O: Os> Reactor<A, O> {
                 if count < room && !slot.hang_up && !machine.wants_fresh_blocked() {
                     slot.readable = false;
                 }
-                let wire = scratch.wire.get_mut(..count).unwrap_or_default();
-                return Read::Staged(machine.handle_input(self.now, wire, &mut scratch.plain, &mut self.pool));
+                let Scratch { wire, plain } = scratch;
+                let wire = wire.get_mut(..count).unwrap_or_default();
+                let staged = catch_unwind(AssertUnwindSafe(|| {
+                    let (wire, plain) = (wire, plain);
+                    machine.handle_input(now, wire, plain, pool)
+                }));
+                return self.handled(id, staged);
             }
             Err(error) => match error.kind() {
                 io::ErrorKind::WouldBlock => {
@@ -181,6 +196,21 @@ impl<A, O: Os> Reactor<A, O> {
             },
         }
         Read::Staged(Staged::nothing())
+    }
+
+    /// What input has led to. A TLS configuration may hold the user's code: what chooses it, a certificate resolver, a verifier.
+    fn handled<'s>(&mut self, id: ConnId, outcome: std::thread::Result<Staged<'s>>) -> Read<'s> {
+        match outcome {
+            Ok(staged) => Read::Staged(staged),
+            Err(panic) => {
+                self.report_conn_panic(id, "a TLS configuration", panic);
+                if let Some(slot) = self.roster.get_mut(id) {
+                    // At once: rustls was left in the middle of something.
+                    slot.machine.end(Closed::new(CloseReason::Panicked), &mut self.pool);
+                }
+                Read::Nothing
+            }
+        }
     }
 
     /// Tells the handler everything there is to tell.
@@ -209,9 +239,11 @@ impl<A, O: Os> Reactor<A, O> {
                 Event::Frame(frame) => self.call(app, id, |handler, cx| handler.on_frame(cx, frame)),
                 Event::Opened => {
                     self.stats.opened += 1;
+                    self.note_handshake(id);
                     self.leave_unopened(id);
                     self.call(app, id, |handler, cx| handler.on_open(cx));
                 }
+                Event::Secured => self.call(app, id, |handler, cx| handler.on_secured(cx)),
                 Event::Finished => self.call(app, id, |handler, cx| handler.on_finish(cx)),
                 Event::Writable => self.call(app, id, |handler, cx| handler.on_writable(cx)),
                 Event::Timer(key) => self.call(app, id, |handler, cx| handler.on_timer(cx, key)),
@@ -220,6 +252,13 @@ impl<A, O: Os> Reactor<A, O> {
         }
         if let Some(slot) = self.roster.get_mut(id) {
             slot.machine.settle(staged, self.now, &mut self.pool);
+        }
+    }
+
+    /// It has opened: how long that took, if it was to take time.
+    fn note_handshake(&mut self, id: ConnId) {
+        if let Some(slot) = self.roster.get(id).filter(|slot| slot.unopened) {
+            self.handshake_times.record_time(self.now.since(slot.accepted_at));
         }
     }
 
@@ -262,12 +301,16 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Closes a connection whose own code panicked.
     pub(super) fn end_in_panic(&mut self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
-        let words = last_words(panic);
-        log::error!("{whose} panicked: {words}; {}", self.particulars(id));
+        self.report_conn_panic(id, whose, panic);
         if let Some(slot) = self.roster.get_mut(id) {
             slot.machine
                 .close(Closed::new(CloseReason::Panicked), self.now, &mut self.pool);
         }
+    }
+
+    fn report_conn_panic(&self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
+        let words = last_words(panic);
+        log::error!(target: logs::PANIC, "{whose} panicked: {words}; {}", self.particulars(id));
     }
 
     /// Writes what waits, until the kernel takes no more.
@@ -329,7 +372,13 @@ impl<A, O: Os> Reactor<A, O> {
     /// Ends a connection: the socket first, then the last callback, then the slot.
     fn reap(&mut self, app: &mut A, id: ConnId, reset: bool) {
         let index = id.index as usize;
+        let was_open = self.roster.get(id).is_some_and(|slot| slot.machine.was_open());
+        let mut credentials = None;
         if let Some(stream) = self.streams.get_mut(index).and_then(Option::take) {
+            if !was_open {
+                // For the service, which hears of it.
+                credentials = stream.credentials().ok();
+            }
             self.os.close(stream, reset);
         }
         self.shared.set_live(id, false);
@@ -337,15 +386,28 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         };
         let closed = slot.machine.take_closed();
-        let (was_open, listener) = (slot.machine.was_open(), slot.listener);
-        if log::log_enabled!(log::Level::Debug) {
+        let listener = slot.listener;
+        if log::log_enabled!(target: logs::CONNECTION, log::Level::Debug) {
             // The words of a user's error are the user's code.
             let words = catch_unwind(AssertUnwindSafe(|| closed.to_string()));
             let words = words.unwrap_or_else(last_words);
-            log::debug!("{}: {words}", slot.info(self.now));
+            log::debug!(target: logs::CONNECTION, "{}: {words}", slot.info(self.now));
         }
-        let (peer, source, counted) = (slot.peer, slot.source(), slot.counted);
-        let header = slot.machine.proxy().cloned();
+        let caller = Caller {
+            addr: slot.peer.clone(),
+            credentials,
+            proxy: slot.machine.proxy().cloned(),
+        };
+        let who = Ended {
+            id: Some(id),
+            listener,
+            peer: slot.peer.clone(),
+            source: slot.source(),
+            age: self.now.since(slot.accepted_at),
+            traffic: slot.machine.traffic(),
+        };
+        let age = who.age;
+        let (source, counted) = (who.source.ip(), slot.counted);
         self.leave_unopened(id);
         if was_open {
             self.call(app, id, |handler, cx| {
@@ -357,31 +419,25 @@ impl<A, O: Os> Reactor<A, O> {
             self.drop_handler(handler);
         }
         self.stats.count_closed(closed.reason);
+        self.ages.record_time(age);
+        self.note_close(who, &closed);
         self.timers.disarm(id.index);
         self.note_memory(id.index, 0);
         let slot = self.roster.remove(id);
         self.discard("a framer's destructor", slot);
         self.make_room(listener, source, counted);
         if !was_open {
-            self.tell_unopened(app, listener, id, peer, header, &closed);
+            self.tell_unopened(app, listener, id, caller, &closed);
         }
         self.discard("an error's destructor", closed);
     }
 
     /// Tells the service about a connection that had a slot and never opened.
-    fn tell_unopened(
-        &mut self,
-        app: &mut A,
-        listener: ListenerId,
-        id: ConnId,
-        addr: SocketAddr,
-        header: Option<Rc<ProxyHeader>>,
-        closed: &Closed,
-    ) {
+    fn tell_unopened(&mut self, app: &mut A, listener: ListenerId, id: ConnId, caller: Caller, closed: &Closed) {
         let Some(listener) = self.listeners.iter_mut().find(|found| found.id == listener) else {
             return;
         };
-        let peer = listener.peer(Some(id), addr, header);
+        let peer = caller.at(listener, Some(id));
         let told = catch_unwind(AssertUnwindSafe(|| {
             listener.service.on_unopened(app, &peer, closed);
         }));
@@ -392,7 +448,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// A slot and a descriptor are free: whoever waited for either may come.
-    fn make_room(&mut self, freed: ListenerId, source: SocketAddr, counted: Counted) {
+    fn make_room(&mut self, freed: ListenerId, source: Option<IpAddr>, counted: Counted) {
         self.starvation.end_pause();
         if let Some(at) = self.listeners.iter().position(|listener| listener.id == freed) {
             self.uncount(at, source, counted);

@@ -41,6 +41,7 @@ impl Stage {
         (Self::Handshaking, Self::Open),
         (Self::Handshaking, Self::Closing),
         (Self::Handshaking, Self::Gone),
+        (Self::Open, Self::Handshaking),
         (Self::Open, Self::Closing),
         (Self::Open, Self::Gone),
         (Self::Closing, Self::Gone),

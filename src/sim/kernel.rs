@@ -12,6 +12,7 @@ use super::coverage::Notes;
 use super::faults::{Call, Fault, Faults};
 use super::random::Random;
 use super::socket::SimSocket;
+use crate::addr::Addr;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Token};
 
@@ -597,7 +598,8 @@ impl Kernel {
     }
 
     /// The client with this address; the last to have it.
-    pub(super) fn client_at(&self, addr: SocketAddr) -> Option<usize> {
+    pub(super) fn client_at(&self, addr: &Addr) -> Option<usize> {
+        let addr = addr.as_tcp()?;
         let first = usize::from(addr.port()).checked_sub(FIRST_PORT)?;
         let has_it = |&index: &usize| self.sockets.get(index).is_some_and(|socket| socket.peer == addr);
         (first..self.sockets.len()).step_by(PORTS).rev().find(has_it)

@@ -167,7 +167,9 @@ impl<A> Sim<A> {
     /// Those of [`Server::listen`](crate::Server::listen).
     pub fn listen(&mut self, listen: Listen, service: impl Service<A> + 'static) -> Result<SocketAddr> {
         let id = self.reactor.listen(listen, Box::new(service))?;
-        Ok(self.reactor.listener(&id.into())?.addr)
+        let addr = self.reactor.listener(&id.into())?.addr;
+        // The simulated kernel has no other.
+        Ok(addr.as_tcp().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))))
     }
 
     // --- clients ---
@@ -309,7 +311,7 @@ impl<A> Sim<A> {
         let recorder = self.recorder.as_mut()?;
         let mut kernel = self.kernel.borrow_mut();
         let stages = self.reactor.connections().into_iter();
-        let stages = stages.filter_map(|info| Some((kernel.client_at(info.peer)?, Stage::of(info.state))));
+        let stages = stages.filter_map(|info| Some((kernel.client_at(&info.peer)?, Stage::of(info.state))));
         let stages: BTreeMap<usize, Stage> = stages.collect();
         let notes = kernel.notes.replace(Notes::default()).unwrap_or_default();
         recorder.record(notes, stages)

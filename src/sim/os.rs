@@ -3,12 +3,14 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::kernel::Kernel;
+use crate::addr::{Addr, Credentials};
 use crate::handle::Wake;
 use crate::listen::SocketOptions;
 use crate::proto::Time;
@@ -36,8 +38,12 @@ pub(super) struct StreamFd {
 }
 
 impl Socket for StreamFd {
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        Ok(self.local)
+    fn local_addr(&self) -> io::Result<Addr> {
+        Ok(self.local.into())
+    }
+
+    fn credentials(&self) -> io::Result<Credentials> {
+        Err(io::ErrorKind::Unsupported.into())
     }
 }
 
@@ -59,6 +65,10 @@ impl Os for SimOs {
         self.0.borrow().now
     }
 
+    fn descriptor_limit(&self) -> Option<usize> {
+        Some(self.0.borrow().fd_limit).filter(|&limit| limit < usize::MAX)
+    }
+
     fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<bool> {
         self.0.borrow_mut().poll(events, timeout)
     }
@@ -67,20 +77,25 @@ impl Os for SimOs {
         Box::new(SimWake(Arc::clone(&self.0.borrow().woken)))
     }
 
-    fn listen(&mut self, addr: SocketAddr, options: &SocketOptions) -> io::Result<ListenerFd> {
+    fn listen(&mut self, addr: &Addr, options: &SocketOptions) -> io::Result<ListenerFd> {
+        let addr = addr.as_tcp().ok_or(io::ErrorKind::Unsupported)?;
         let index = self.0.borrow_mut().listen(addr, options.backlog as usize)?;
         let kernel = Rc::clone(&self.0);
         Ok(ListenerFd { index, kernel })
     }
 
-    fn adopt(&mut self, _listener: std::net::TcpListener) -> io::Result<ListenerFd> {
+    fn adopt(&mut self, _socket: OwnedFd) -> io::Result<ListenerFd> {
         Err(io::ErrorKind::Unsupported.into())
     }
 
-    fn listener_addr(&self, listener: &ListenerFd) -> io::Result<SocketAddr> {
+    fn share_listener(&mut self, _listener: &mut ListenerFd) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn listener_addr(&self, listener: &ListenerFd) -> io::Result<Addr> {
         let kernel = self.0.borrow();
         let found = kernel.listeners.get(listener.index);
-        Ok(found.ok_or(io::ErrorKind::NotFound)?.addr)
+        Ok(found.ok_or(io::ErrorKind::NotFound)?.addr.into())
     }
 
     fn register_listener(&mut self, listener: &mut ListenerFd, token: Token) -> io::Result<()> {
@@ -95,11 +110,11 @@ impl Os for SimOs {
         drop(listener);
     }
 
-    fn accept(&mut self, listener: &mut ListenerFd) -> io::Result<(StreamFd, SocketAddr)> {
+    fn accept(&mut self, listener: &mut ListenerFd) -> io::Result<(StreamFd, Addr)> {
         let mut kernel = self.0.borrow_mut();
         let (index, peer) = kernel.accept(listener.index)?;
         let local = kernel.sockets.get(index).map_or(peer, |socket| socket.local);
-        Ok((StreamFd { index, local }, peer))
+        Ok((StreamFd { index, local }, peer.into()))
     }
 
     fn register_stream(&mut self, stream: &mut StreamFd, token: Token) -> io::Result<()> {

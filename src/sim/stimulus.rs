@@ -99,6 +99,8 @@ impl Deed {
 pub enum Told {
     /// [`Handler::on_open`](crate::Handler::on_open)
     Opened,
+    /// [`Handler::on_secured`](crate::Handler::on_secured)
+    Secured,
     /// [`Handler::on_frame`](crate::Handler::on_frame)
     Frame(Vec<u8>),
     /// [`Handler::on_finish`](crate::Handler::on_finish)

@@ -10,11 +10,12 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use portcullis::{Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, Stats};
+use portcullis::{Addr, Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, Stats};
 
 /// The longest that anything may take, on a machine that is busy with something else.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -69,6 +70,12 @@ pub fn spawn_echo(config: Config, listen: Listen) -> Running {
     })
 }
 
+/// The address of a TCP listener.
+#[track_caller]
+pub fn tcp(addr: &Addr) -> SocketAddr {
+    addr.as_tcp().expect("a TCP address")
+}
+
 /// `127.0.0.1` on a port that the system chooses.
 pub fn local() -> Listen {
     Listen::tcp("127.0.0.1:0")
@@ -77,7 +84,7 @@ pub fn local() -> Listen {
 impl<A: Send + 'static> Running<A> {
     /// Where the first listener is.
     pub fn addr(&self) -> SocketAddr {
-        self.listeners[0].addr
+        tcp(&self.listeners[0].addr)
     }
 
     /// Drains, and returns what is left when the server is done.
@@ -110,6 +117,34 @@ impl<A: Send + 'static> Running<A> {
 impl<A> Drop for Running<A> {
     fn drop(&mut self) {
         let _ = self.handle.stop();
+    }
+}
+
+/// A directory of the test's own with a short path, for Unix sockets. Gone with this.
+pub struct Place(PathBuf);
+
+impl Place {
+    #[track_caller]
+    pub fn new() -> Self {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!(
+            "portcullis-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        let path = std::env::temp_dir().join(name);
+        std::fs::create_dir(&path).expect("a new directory");
+        Self(path)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

@@ -91,17 +91,27 @@ impl Authority {
 
     /// A server's certificate for [`NAME`], with this authority's own after it.
     pub fn server(&self) -> Identity {
-        self.issue(NAME, ExtendedKeyUsagePurpose::ServerAuth)
+        self.server_for(NAME)
+    }
+
+    pub fn server_for(&self, name: &str) -> Identity {
+        self.issue(name, ExtendedKeyUsagePurpose::ServerAuth, 4096)
     }
 
     /// A client's certificate.
     pub fn client(&self, name: &str) -> Identity {
-        self.issue(name, ExtendedKeyUsagePurpose::ClientAuth)
+        self.client_until(name, 4096)
     }
 
-    fn issue(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> Identity {
+    /// One that is good until this year begins.
+    pub fn client_until(&self, name: &str, year: i32) -> Identity {
+        self.issue(name, ExtendedKeyUsagePurpose::ClientAuth, year)
+    }
+
+    fn issue(&self, name: &str, usage: ExtendedKeyUsagePurpose, until: i32) -> Identity {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages.push(usage);
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
@@ -138,6 +148,17 @@ impl Site {
             .expect("versions")
             .with_no_client_auth()
             .with_single_cert(self.identity.chain.clone(), self.identity.key())
+            .expect("certificate and key")
+    }
+
+    /// A server for another name than [`NAME`].
+    pub fn server_for(&self, name: &str) -> ServerConfig {
+        let identity = self.authority.server_for(name);
+        ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(identity.chain.clone(), identity.key())
             .expect("certificate and key")
     }
 
@@ -181,7 +202,12 @@ pub type TlsClient = StreamOwned<ClientConnection, TcpStream>;
 
 /// A client's half of a connection, before anything was sent.
 pub fn session(config: &ClientConfig) -> ClientConnection {
-    let name = ServerName::try_from(NAME).expect("a name");
+    session_for(config, NAME)
+}
+
+/// One that asks for another name than [`NAME`].
+pub fn session_for(config: &ClientConfig, name: &str) -> ClientConnection {
+    let name = ServerName::try_from(name.to_owned()).expect("a name");
     ClientConnection::new(Arc::new(config.clone()), name).expect("a client")
 }
 
@@ -199,6 +225,22 @@ pub fn handshake_over(tcp: TcpStream, session: ClientConnection) -> io::Result<T
     }
     client.flush()?;
     Ok(client)
+}
+
+/// As [`handshake`], asking for another name than [`NAME`].
+#[track_caller]
+pub fn handshake_as(addr: SocketAddr, config: &ClientConfig, name: &str) -> io::Result<TlsClient> {
+    handshake_over(connect(addr), session_for(config, name))
+}
+
+/// Stateless tickets, of the cryptography that this was built with.
+pub fn ticketer() -> Arc<dyn portcullis::tls::rustls::server::ProducesTickets> {
+    #[cfg(feature = "aws-lc-rs")]
+    return crypto::aws_lc_rs::Ticketer::new().expect("a ticketer");
+    #[cfg(all(feature = "ring", not(feature = "aws-lc-rs")))]
+    return crypto::ring::Ticketer::new().expect("a ticketer");
+    #[cfg(not(any(feature = "ring", feature = "aws-lc-rs")))]
+    panic!("built with the feature `tls` but without `ring` or `aws-lc-rs`");
 }
 
 /// A handshake that must go well.

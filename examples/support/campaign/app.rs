@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use portcullis::{CloseReason, Conn, ConnId, Handle, HandleError, ListenerId, Peer, ProxyProtocol, SendError};
+use portcullis::{Addr, CloseReason, Conn, ConnId, Handle, HandleError, ListenerId, Peer, ProxyProtocol, SendError};
 
 use super::header::Opening;
 use super::rules::Rules;
@@ -57,6 +57,8 @@ pub struct Talk {
     pub wire: Wire,
     pub max: usize,
     pub tls: bool,
+    /// Its handler has begun to upgrade it to TLS, when so much was promised in the clear.
+    pub upgraded_at: Option<usize>,
     /// What it begins with, before TLS, and how much of that it has sent.
     pub opening: Opening,
     pub opening_sent: usize,
@@ -92,6 +94,7 @@ impl Talk {
             opening_sent: 0,
             epoch: 0,
             throttled: false,
+            upgraded_at: None,
             said: Vec::new(),
             heard: 0,
             promised: Vec::new(),
@@ -112,7 +115,7 @@ impl Talk {
     /// The service is asked about it: it may come in, with the header that it has sent and no other, and the next byte
     /// is the one behind that.
     pub fn introduce(&mut self, peer: &Peer, rules: &Rules, epoch: u64) -> Result<(), String> {
-        let from = peer.addr.ip();
+        let from = tcp(&peer.addr).ip();
         if !rules.admits(from) && self.epoch == epoch {
             return Err(format!("{from} may not come in"));
         }
@@ -143,7 +146,7 @@ impl Talk {
 
     /// It does not come in, for this reason.
     pub fn judge_unopened(&self, reason: CloseReason, peer: &Peer, rules: &Rules, epoch: u64) -> Result<(), String> {
-        let from = peer.addr.ip();
+        let from = tcp(&peer.addr).ip();
         let says = self.opening.says.as_ref().filter(|_| self.has_introduced_itself());
         let source = says.and_then(|says| says.source());
         let had_place = peer.id.is_some();
@@ -225,6 +228,11 @@ fn is_in_the_stream(reason: CloseReason) -> bool {
     )
 }
 
+/// The simulated kernel has no other addresses.
+pub fn tcp(addr: &Addr) -> SocketAddr {
+    addr.as_tcp().expect("a TCP address")
+}
+
 impl App {
     pub fn new() -> Self {
         Self {
@@ -256,14 +264,14 @@ impl App {
     pub fn send(&mut self, conn: &mut Conn<'_, Self>, payload: &[u8]) -> Result<(), SendError> {
         let sent = conn.send(payload);
         if sent.is_ok() {
-            let talk = self.talk(conn.peer_addr());
+            let talk = self.talk(tcp(&conn.peer_addr()));
             talk.promised.extend(talk.wire.encode(payload));
         }
         sent
     }
 
     pub fn pause(&mut self, conn: &mut Conn<'_, Self>, on: bool) {
-        self.talk(conn.peer_addr()).paused = on;
+        self.talk(tcp(&conn.peer_addr())).paused = on;
         if on {
             conn.pause();
         } else {
@@ -271,10 +279,21 @@ impl App {
         }
     }
 
+    /// Upgrades a plain connection, once: in order if nothing is under way to the server, else that fails the handshake.
+    #[cfg(feature = "tls")]
+    pub fn start_tls(&mut self, conn: &mut Conn<'_, Self>) {
+        if conn.start_tls(super::sim_tls::server_config()).is_ok() {
+            let talk = self.talk(tcp(&conn.peer_addr()));
+            talk.tls = true;
+            talk.upgraded_at = Some(talk.promised.len());
+            talk.murky |= talk.said.len() > talk.heard;
+        }
+    }
+
     /// Changes the framing, in both accounts.
     pub fn set_framing(&mut self, conn: &mut Conn<'_, Self>, wire: Wire, max: usize) {
         conn.set_framing(&wire.framing());
-        let talk = self.talk(conn.peer_addr());
+        let talk = self.talk(tcp(&conn.peer_addr()));
         talk.wire = wire;
         talk.max = max;
     }

@@ -38,6 +38,8 @@ pub struct Door {
     pub temper: Temper,
     pub wire: Wire,
     pub tls: bool,
+    /// There is TLS in this world.
+    pub may_upgrade: bool,
     /// Peers that the service refuses, of a thousand.
     pub refusals: u16,
     /// As it begins.
@@ -209,6 +211,7 @@ impl Door {
             },
             wire: Wire::ALL[random.below(Wire::ALL.len())],
             tls: tls && random.chance(400),
+            may_upgrade: tls,
             refusals: [0, 0, 0, 200][random.below(4)],
             rules: Rules::draw(random),
             watermarks: (

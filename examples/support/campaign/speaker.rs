@@ -129,6 +129,8 @@ impl Speaker {
         }
         let mut wire = self.introduce(talk, usize::MAX);
         talk.said.extend(plain);
+        // It has not heard yet that the server waits for something else.
+        talk.murky |= talk.upgraded_at.is_some() && !self.speaks_tls() && !plain.is_empty();
         #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.tls {
             wire.extend(tls.encrypt(plain));
@@ -168,7 +170,19 @@ impl Speaker {
         if !self.odd {
             self.compare(bytes, talk)?;
         }
+        #[cfg(feature = "tls")]
+        if talk.upgraded_at == Some(self.received) && !self.odd && !talk.murky && !self.finished {
+            let tls = self.tls.insert(sim_tls::Client::new());
+            return Ok(tls.encrypt(b""));
+        }
         Ok(Vec::new())
+    }
+
+    fn speaks_tls(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        false
     }
 
     fn compare(&mut self, plain: &[u8], talk: &Talk) -> Result<(), String> {

@@ -8,10 +8,10 @@ use std::time::Duration;
 use portcullis::sim::Random;
 use portcullis::{
     AtCapacity, Close, CloseReason, Closed, ConnId, Context, Handler, ListenerId, Message, Outcome, Peer, Refuse,
-    SendError, Service,
+    SendError, Service, State,
 };
 
-use super::app::{App, Order, Talk};
+use super::app::{tcp, App, Order, Talk};
 use super::plan::Door;
 use super::rules::Rules;
 use super::wire::Wire;
@@ -47,10 +47,12 @@ pub enum Temper {
     Flooding,
     /// Sets a timer to zero, again and again.
     Ticking,
+    /// Upgrades to TLS, where there is none; most often when nothing is under way.
+    Upgrading,
 }
 
 impl Temper {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Echo,
         Self::Pausing,
         Self::Sleeping,
@@ -65,6 +67,7 @@ impl Temper {
         Self::Stubborn,
         Self::Flooding,
         Self::Ticking,
+        Self::Upgrading,
     ];
 }
 
@@ -164,7 +167,7 @@ impl Subject {
             }
             self.energy -= 1;
             // To itself, or to somebody.
-            let own = (cx.conn.id(), cx.conn.peer_addr());
+            let own = (cx.conn.id(), tcp(&cx.conn.peer_addr()));
             let &(id, peer) = self.random.pick(&cx.app.members).unwrap_or(&own);
             let id = if self.random.chance(500) { own } else { (id, peer) };
             let order = draw_order(&mut self.random, id);
@@ -201,6 +204,19 @@ impl Subject {
     fn shift(&mut self, cx: &mut Context<'_, App>) {
         let wire = Wire::ALL[self.random.below(Wire::ALL.len())];
         cx.app.set_framing(&mut cx.conn, wire, self.door.max_frame);
+    }
+
+    fn upgrade(&mut self, cx: &mut Context<'_, App>) {
+        let talk = cx.app.talk(tcp(&cx.conn.peer_addr()));
+        let all_heard = talk.heard == talk.said.len();
+        if all_heard || self.random.chance(20) {
+            #[cfg(feature = "tls")]
+            cx.app.start_tls(&mut cx.conn);
+            if self.random.chance(300) {
+                // Behind the handshake. It may be full, which is a result.
+                let _ = cx.app.send(&mut cx.conn, b"early");
+            }
+        }
     }
 
     /// Sends until it is refused.
@@ -243,7 +259,7 @@ fn blow(app: &mut App) -> ! {
 
 impl Handler<App> for Subject {
     fn on_open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        let (id, peer) = (cx.conn.id(), cx.conn.peer_addr());
+        let (id, peer) = (cx.conn.id(), tcp(&cx.conn.peer_addr()));
         cx.app.members.push((id, peer));
         let talk = cx.app.talk(peer);
         if std::mem::replace(&mut talk.opened, true) || talk.unopened.is_some() {
@@ -265,7 +281,7 @@ impl Handler<App> for Subject {
     }
 
     fn on_frame(&mut self, cx: &mut Context<'_, App>, frame: &[u8]) -> Outcome {
-        if let Err(fault) = cx.app.talk(cx.conn.peer_addr()).hear(frame) {
+        if let Err(fault) = cx.app.talk(tcp(&cx.conn.peer_addr())).hear(frame) {
             cx.app.blame(fault);
         }
         self.frames += 1;
@@ -288,12 +304,23 @@ impl Handler<App> for Subject {
                     if own.random.chance(300) {
                         let max = own.random.between(8, 255);
                         cx.conn.set_max_frame(max);
-                        cx.app.talk(cx.conn.peer_addr()).max = max;
+                        cx.app.talk(tcp(&cx.conn.peer_addr())).max = max;
                     }
                 }
                 Temper::Flooding => own.flood(cx)?,
+                Temper::Upgrading if own.door.may_upgrade => own.upgrade(cx),
                 _ => {}
             }
+            Ok(())
+        })
+    }
+
+    fn on_secured(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        if cx.conn.state() != State::Open {
+            cx.app.blame("secured and not open");
+        }
+        self.within(cx, |_, cx| {
+            cx.app.send(&mut cx.conn, b"secured")?;
             Ok(())
         })
     }
@@ -355,12 +382,15 @@ impl Handler<App> for Subject {
     fn on_close(&mut self, cx: &mut Context<'_, App>, closed: &Closed) {
         let id = cx.conn.id();
         cx.app.members.retain(|&(member, _)| member != id);
-        let talk = cx.app.talk(cx.conn.peer_addr());
+        let talk = cx.app.talk(tcp(&cx.conn.peer_addr()));
         if !talk.opened || talk.closed.replace(closed.reason).is_some() {
             cx.app.blame("closed twice, or never opened");
         }
         if let Some(info) = cx.conn.info() {
-            let judged = cx.app.talk(info.peer).judge_end(closed.reason, info.traffic.bytes_out);
+            let judged = cx
+                .app
+                .talk(tcp(&info.peer))
+                .judge_end(closed.reason, info.traffic.bytes_out);
             judged.unwrap_or_else(|fault| cx.app.blame(fault));
         }
         let outcome = self.within(cx, |own, cx| {
@@ -424,7 +454,7 @@ impl Doorkeeper {
 impl Service<App> for Doorkeeper {
     fn accept(&mut self, app: &mut App, peer: Peer) -> Result<Box<dyn Handler<App>>, Refuse> {
         let live = self.live.borrow();
-        let introduced = app.talk(peer.addr).introduce(&peer, &live.rules, live.epoch);
+        let introduced = app.talk(tcp(&peer.addr)).introduce(&peer, &live.rules, live.epoch);
         drop(live);
         introduced.unwrap_or_else(|fault| app.blame(fault));
         if self.panics() {
@@ -435,7 +465,7 @@ impl Service<App> for Doorkeeper {
             if self.random.chance(500) {
                 return Err(Refuse::silently());
             }
-            let talk = app.talk(peer.addr);
+            let talk = app.talk(tcp(&peer.addr));
             talk.refused = true;
             talk.promised = b"go away\n".to_vec();
             return Err(Refuse::with_farewell("go away\n"));
@@ -452,7 +482,7 @@ impl Service<App> for Doorkeeper {
             AtCapacity::Refuse { farewell } if is_full => farewell.clone(),
             _ => Vec::new(),
         };
-        let talk: &mut Talk = app.talk(peer.addr);
+        let talk: &mut Talk = app.talk(tcp(&peer.addr));
         talk.promised.extend(farewell);
         let judged = talk.judge_unopened(closed.reason, peer, &live.rules, live.epoch);
         drop(live);
@@ -462,7 +492,7 @@ impl Service<App> for Doorkeeper {
             app.turned_away.0 += 1;
             *app.turned_away.1.entry(peer.listener).or_default() += 1;
         }
-        let talk: &mut Talk = app.talk(peer.addr);
+        let talk: &mut Talk = app.talk(tcp(&peer.addr));
         if talk.unopened.replace(closed.reason).is_some() || talk.opened {
             app.blame("ended twice, or opened before");
         }

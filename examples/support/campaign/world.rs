@@ -9,7 +9,7 @@ use std::time::Duration;
 use portcullis::sim::{Call, ClientId, ClientState, Faults, Op, Random, Scripted, Sim, Violation};
 use portcullis::{CloseReason, ConnId, ListenerId, ProxyProtocol, State};
 
-use super::app::{is_orderly, App, Order, Talk};
+use super::app::{is_orderly, tcp, App, Order, Talk};
 use super::header::{self, Opening};
 use super::plan::{Act, Deed, Door, Plan};
 use super::rates::Meter;
@@ -261,7 +261,7 @@ impl World {
     fn strike(&mut self, error: u8, random: &mut Random) {
         let closing = self.sim.control().connections().into_iter();
         let mut closing = closing.filter(|info| info.state == State::Closing && info.queued > 0);
-        let flushed = closing.next().map(|info| info.peer);
+        let flushed = closing.next().map(|info| tcp(&info.peer));
         let speakers = self.speakers.iter_mut();
         let mut rare = speakers.filter(|speaker| speaker.has_to_begin() || Some(speaker.addr) == flushed);
         let Some(speaker) = rare.next() else {
@@ -381,7 +381,7 @@ impl World {
     /// Everybody of whom a thread may know.
     fn connections(&mut self) -> Vec<(ConnId, SocketAddr)> {
         let connections = self.sim.control().connections();
-        connections.iter().map(|info| (info.id, info.peer)).collect()
+        connections.iter().map(|info| (info.id, tcp(&info.peer))).collect()
     }
 
     /// Many orders at once: no more are taken than the queue has room for.
@@ -448,7 +448,7 @@ impl World {
             return Ok(());
         }
         for info in self.sim.control().connections() {
-            let talk = self.sim.app_mut().talk(info.peer);
+            let talk = self.sim.app_mut().talk(tcp(&info.peer));
             let idle = info.state == State::Open && info.queued == 0 && !talk.paused && (at_last || !talk.throttled);
             if idle && talk.has_more() {
                 return Err(format!("{info} is not told a frame that has come"));
@@ -614,10 +614,12 @@ impl World {
         let aways = aways.clone();
         let mut crowds: BTreeMap<(ListenerId, u128), usize> = BTreeMap::new();
         for info in self.sim.control().connections() {
-            let talk = self.sim.app_mut().talk(info.peer);
+            let talk = self.sim.app_mut().talk(tcp(&info.peer));
             let nobodys = talk.opening.says.as_ref().is_some_and(|says| says.source().is_none());
             if info.state == State::Open && !nobodys {
-                *crowds.entry((info.listener, source(info.source.ip()))).or_default() += 1;
+                *crowds
+                    .entry((info.listener, source(tcp(&info.source).ip())))
+                    .or_default() += 1;
             }
         }
         for entrance in &self.doors {

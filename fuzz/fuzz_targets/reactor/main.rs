@@ -184,7 +184,7 @@ impl<'a> World<'a> {
             let at = self
                 .ids
                 .iter()
-                .position(|&id| self.sim.client_addr(id) == Some(connection.peer));
+                .position(|&id| self.sim.client_addr(id) == connection.peer.as_tcp());
             let at = at.expect("a client of ours");
             let client = &self.clients[at];
             if client.echoed && connection.state == State::Open && self.plan.setup.sends_whole_frames(at % 2) {

@@ -8,7 +8,7 @@ use portcullis::{
     AtCapacity, CloseReason, Config, Decoded, FrameBuf, FrameError, Framer, Framing, Listen, Peer, Refuse, Service,
 };
 
-use crate::subject::{panic_as_planned, App, Subject};
+use crate::subject::{panic_as_planned, tcp, App, Subject};
 
 const FULL: &[u8] = b"full\n";
 const UNWANTED: &[u8] = b"not you\n";
@@ -201,7 +201,7 @@ impl Service<App> for Doorkeeper {
     fn accept(&mut self, _: &mut App, peer: Peer) -> Result<Box<dyn portcullis::Handler<App>>, Refuse> {
         self.visitors += 1;
         match self.door() {
-            Door::Open => Ok(Box::new(Subject::of(peer.addr))),
+            Door::Open => Ok(Box::new(Subject::of(tcp(&peer.addr)))),
             Door::Shut | Door::PanicLater => Err(Refuse::silently()),
             Door::ShutWithWords => Err(Refuse::with_farewell(UNWANTED)),
             Door::Panic => panic_as_planned(),
@@ -209,7 +209,7 @@ impl Service<App> for Doorkeeper {
     }
 
     fn on_unopened(&mut self, app: &mut App, peer: &Peer, closed: &portcullis::Closed) {
-        let told = app.unopened.insert(peer.addr, closed.reason);
+        let told = app.unopened.insert(tcp(&peer.addr), closed.reason);
         assert!(told.is_none(), "{} was reported twice", peer.addr);
         if matches!(self.door(), Door::PanicLater) {
             panic_as_planned();

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
 use portcullis::{
-    Close, CloseReason, Closed, Conn, ConnId, Context, Control, Handle, HandleError, Handler, Message, Outcome, State,
+    Addr, Close, CloseReason, Closed, Conn, ConnId, Context, Control, Handle, HandleError, Handler, Message, Outcome,
+    State,
 };
 
 use crate::setup::framing;
@@ -154,6 +155,11 @@ impl Deed {
     }
 }
 
+/// The simulated kernel has no other addresses.
+pub fn tcp(addr: &Addr) -> SocketAddr {
+    addr.as_tcp().expect("a TCP address")
+}
+
 /// What all handlers of one world share.
 pub struct App {
     pub handle: Option<Handle<App>>,
@@ -238,7 +244,7 @@ impl Subject {
         assert!(cx.app.live.contains(&cx.conn.id()), "not open: {:?}", cx.conn);
         let info = cx.conn.info().expect("a callback's own connection");
         assert_eq!(
-            (info.peer, info.state),
+            (tcp(&info.peer), info.state),
             (self.peer, cx.conn.state()),
             "another's callback"
         );
@@ -298,7 +304,7 @@ fn perform(conn: &mut Conn<'_, App>, act: Act) {
         Act::CancelTimer(key) => conn.cancel_timer(key),
         Act::SetFraming(number) => conn.set_framing(&framing(number)),
         Act::SetMaxFrame(bytes) => conn.set_max_frame(usize::from(bytes)),
-        Act::Replace => conn.replace_handler(Subject::of(conn.peer_addr())),
+        Act::Replace => conn.replace_handler(Subject::of(tcp(&conn.peer_addr()))),
     }
 }
 

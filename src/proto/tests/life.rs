@@ -11,6 +11,7 @@ fn the_legal_transitions_are_these_and_no_others() {
         (Accepting, Closing),
         (Handshaking, Open),
         (Handshaking, Closing),
+        (Open, Handshaking),
         (Open, Closing),
     ];
     let all = [Accepting, Handshaking, Open, Closing];
@@ -27,7 +28,7 @@ fn accepted_then_open_then_closing_then_gone() {
     assert_eq!(rig.machine.state(), State::Accepting);
     assert!(!rig.machine.wants_read(), "the service has not answered yet");
     assert!(!rig.machine.was_open());
-    rig.machine.handle_admitted(rig.now);
+    rig.machine.handle_admitted(rig.now, &mut rig.pool);
     assert_eq!(rig.machine.state(), State::Open);
     rig.turn();
     assert!(rig.machine.was_open());
@@ -65,7 +66,7 @@ fn lost_before_it_is_open() {
 #[test]
 fn ended_before_it_is_told() {
     let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
-    rig.machine.handle_admitted(rig.now);
+    rig.machine.handle_admitted(rig.now, &mut rig.pool);
     rig.machine.end(Closed::new(CloseReason::Killed), &mut rig.pool);
     rig.turn();
     assert_eq!(rig.ended(), CloseReason::Killed);

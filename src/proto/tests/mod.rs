@@ -28,6 +28,7 @@ const SPIN: usize = 300_000;
 enum Told {
     Header,
     Opened,
+    Secured,
     Frame(Vec<u8>),
     Finished,
     Writable,
@@ -40,6 +41,7 @@ impl From<Event<'_>> for Told {
         match event {
             Event::Header => Self::Header,
             Event::Opened => Self::Opened,
+            Event::Secured => Self::Secured,
             Event::Frame(frame) => Self::Frame(frame.to_vec()),
             Event::Finished => Self::Finished,
             Event::Writable => Self::Writable,
@@ -207,7 +209,7 @@ impl Rig {
         script: impl FnMut(&mut Turn<'_>, &Told) -> Outcome + 'static,
     ) -> Self {
         let mut rig = Self::accepted(framing, limits, None, Box::new(script));
-        rig.machine.handle_admitted(rig.now);
+        rig.machine.handle_admitted(rig.now, &mut rig.pool);
         rig.turn();
         assert_eq!(rig.news(), [Told::Opened]);
         rig
@@ -248,8 +250,7 @@ impl Rig {
     /// Whether it is worth coming back at once.
     fn read(&mut self) -> bool {
         if self.machine.has_events() {
-            let mut plain = Vec::new();
-            let staged = self.machine.stage_held(self.now, &mut plain, &mut self.pool);
+            let staged = self.machine.stage_held();
             self.deliver(staged);
             return true;
         }
@@ -262,6 +263,11 @@ impl Rig {
         }
         let mut wire;
         let mut plain = Vec::new();
+        if self.machine.has_set_aside() {
+            let staged = self.machine.handle_set_aside(self.now, &mut plain, &mut self.pool);
+            self.deliver(staged);
+            return true;
+        }
         let (staged, progress) = match self.inbox.pop_front() {
             Some(Input::Bytes(bytes)) => {
                 wire = bytes;
@@ -301,7 +307,7 @@ impl Rig {
             let told = Told::from(event);
             if told == Told::Header {
                 self.told.push(told);
-                self.machine.handle_admitted(self.now);
+                self.machine.handle_admitted(self.now, &mut self.pool);
                 continue;
             }
             self.run(|script, turn| script(turn, &told));

@@ -19,7 +19,7 @@ use super::stimulus::{Deed, End, Stimulus, Told};
 use super::Violation;
 use crate::error::Result;
 use crate::listen::{Listen, ProxyProtocol};
-use crate::proto::{Framing, Limits, Machine, Pool, Print, ProxyHeader, SharedMeters, State, Time};
+use crate::proto::{Framing, Limits, Machine, Pool, Print, ProxyHeader, SharedMeters, State, Time, TlsConfig};
 
 /// How long a handshake may take once the server drains.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
@@ -63,6 +63,8 @@ pub struct Single {
     sent: Vec<u8>,
     last_state: State,
     transitions: Vec<(State, State)>,
+    /// The frame at which the handler upgrades it, and to what.
+    upgrade: Option<(Vec<u8>, TlsConfig)>,
 }
 
 /// What the handler does.
@@ -140,6 +142,7 @@ impl Single {
             sent: Vec::new(),
             last_state: State::Accepting,
             transitions: Vec::new(),
+            upgrade: None,
         })
     }
 
@@ -155,7 +158,7 @@ impl Single {
         match stimulus {
             Stimulus::Admit => {
                 if self.machine.state() == State::Accepting && !self.machine.awaits_header() {
-                    self.machine.handle_admitted(self.now);
+                    self.machine.handle_admitted(self.now, &mut self.pool);
                 }
             }
             Stimulus::Input(bytes) => self.socket.arrive(bytes),
@@ -196,6 +199,12 @@ impl Single {
         self.note_state()
     }
 
+    /// At the first frame with this payload the handler does [`Conn::start_tls`](crate::Conn::start_tls), and nothing else.
+    #[cfg(feature = "tls")]
+    pub fn upgrade_at(&mut self, payload: &[u8], config: impl Into<TlsConfig>) {
+        self.upgrade = Some((payload.to_vec(), config.into()));
+    }
+
     /// A copy, with the same past and nothing told or sent yet. `None` over TLS and with a framer of the user's.
     #[must_use]
     pub fn fork(&self) -> Option<Self> {
@@ -212,6 +221,7 @@ impl Single {
             sent: Vec::new(),
             last_state: self.last_state,
             transitions: Vec::new(),
+            upgrade: self.upgrade.clone(),
         })
     }
 

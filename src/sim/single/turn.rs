@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::socket::Silence;
 use super::{violation, Checked, Single};
-use crate::proto::{Event, NextStep, SendError, Staged, State};
+use crate::proto::{Event, NextStep, SendError, Staged};
 use crate::reason::{Close, CloseReason, Closed};
 use crate::sim::stimulus::{Deed, End, Told};
 use crate::sim::Violation;
@@ -53,11 +53,12 @@ impl Single {
     }
 
     fn can_read(&self) -> bool {
-        (self.socket.readable || self.machine.wants_fresh_blocked()) && self.machine.wants_read()
+        let ready = self.socket.readable || self.machine.wants_fresh_blocked() || self.machine.has_set_aside();
+        ready && self.machine.wants_read()
     }
 
     fn can_write(&self) -> bool {
-        self.socket.writable && self.machine.queued() > 0
+        self.socket.writable && self.machine.sendable() > 0
     }
 
     fn read(&mut self) -> Result<bool, Violation> {
@@ -77,12 +78,17 @@ impl Single {
 
     fn read_into(&mut self, plain: &mut Vec<u8>) -> Result<bool, Violation> {
         if self.machine.has_events() {
-            let staged = self.machine.stage_held(self.now, plain, &mut self.pool);
+            let staged = self.machine.stage_held();
             self.deliver(staged)?;
             return Ok(true);
         }
         if !self.can_read() {
             return Ok(false);
+        }
+        if self.machine.has_set_aside() {
+            let staged = self.machine.handle_set_aside(self.now, plain, &mut self.pool);
+            self.deliver(staged)?;
+            return Ok(true);
         }
         let room = self.machine.read_allowance(self.now).min(READ_SIZE);
         if room == 0 {
@@ -116,11 +122,12 @@ impl Single {
         self.note_state()?;
         while let Some(event) = self.machine.next_event(&mut staged, self.now, &mut self.pool) {
             let Some(told) = told(event) else {
-                self.machine.handle_admitted(self.now);
+                self.machine.handle_admitted(self.now, &mut self.pool);
                 continue;
             };
             self.witness.sees_event(&told)?;
             match &told {
+                Told::Frame(frame) if self.upgrades_at(frame) => {}
                 Told::Frame(frame) => {
                     for deed in self.script.on_frame.clone() {
                         if !self.perform(deed, frame)? {
@@ -138,7 +145,7 @@ impl Single {
                 Told::Timer(_) => {
                     self.perform(Deed::Resume, &[])?;
                 }
-                Told::Opened | Told::Writable => {}
+                Told::Opened | Told::Secured | Told::Writable => {}
             }
             self.told.push(told);
         }
@@ -174,7 +181,7 @@ impl Single {
             self.witness.sees_sent(taken)?;
             self.sent.extend_from_slice(taken);
             self.machine.handle_sent(count, self.now, &mut self.pool);
-            let open = self.machine.state() == State::Open;
+            let open = self.machine.is_established();
             self.witness.sees_room(&self.limits, self.machine.owed(), open);
         }
         self.note_state()
@@ -238,6 +245,24 @@ impl Single {
         Ok(true)
     }
 
+    /// Whether this frame is the command to upgrade.
+    #[cfg(feature = "tls")]
+    fn upgrades_at(&mut self, frame: &[u8]) -> bool {
+        let Some((_, config)) = self.upgrade.take_if(|(payload, _)| payload == frame) else {
+            return false;
+        };
+        if self.machine.start_tls(&config, self.now, &mut self.pool).is_ok() {
+            self.witness.sees_upgrade();
+        }
+        true
+    }
+
+    #[cfg(not(feature = "tls"))]
+    fn upgrades_at(&mut self, _: &[u8]) -> bool {
+        debug_assert!(self.upgrade.is_none(), "there is nothing to upgrade to");
+        false
+    }
+
     fn send(&mut self, payload: &[u8]) -> Checked {
         let before = self.machine.owed();
         let taken = match self.machine.send(payload, self.now, &mut self.pool) {
@@ -280,6 +305,7 @@ fn told(event: Event<'_>) -> Option<Told> {
     Some(match event {
         Event::Header => return None,
         Event::Opened => Told::Opened,
+        Event::Secured => Told::Secured,
         Event::Frame(frame) => Told::Frame(frame.to_vec()),
         Event::Finished => Told::Finished,
         Event::Writable => Told::Writable,

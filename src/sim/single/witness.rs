@@ -95,6 +95,13 @@ impl Witness {
         }
     }
 
+    /// From now on nobody knows what goes over the wire.
+    #[cfg(feature = "tls")]
+    pub(super) fn sees_upgrade(&mut self) {
+        self.framing = None;
+        self.owed.clear();
+    }
+
     /// The kernel takes nothing more, ever.
     pub(super) fn sees_dead(&mut self) {
         self.owed.clear();

@@ -2,6 +2,7 @@
 
 mod handshake;
 mod stream;
+mod upgrade;
 
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -74,8 +75,8 @@ struct Talk {
 impl Talk {
     fn with(server: ServerConfig, client: ClientConfig, limits: Limits, script: Script) -> Self {
         let name = ServerName::try_from("localhost").expect("a name");
-        let mut rig = Rig::accepted(&Framing::Packet2, limits, Some(&Arc::new(server)), script);
-        rig.machine.handle_admitted(rig.now);
+        let mut rig = Rig::accepted(&Framing::Packet2, limits, Some(&TlsConfig::from(server)), script);
+        rig.machine.handle_admitted(rig.now, &mut rig.pool);
         assert_eq!(rig.machine.state(), State::Handshaking);
         Self {
             client: ClientConnection::new(Arc::new(client), name).expect("client"),

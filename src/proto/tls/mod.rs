@@ -1,23 +1,25 @@
-//! TLS on one connection, sans-IO: ciphertext in, plaintext out, and back. The only file that names rustls.
+//! TLS on one connection, sans-IO: ciphertext in, plaintext out, and back. The only room that names rustls.
 //!
 //! Uses rustls' unbuffered connection, because an idle one costs 3.3 KB where the buffered one costs
 //! 7.4 KB: buffers are ours, borrowed from the pool while a record is incomplete or unsent.
 
+mod config;
+mod info;
+mod pem;
+
 use std::error::Error as StdError;
 use std::fmt;
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::{Acceptor, UnbufferedServerConnection};
+use rustls::server::{Acceptor, ClientHello, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic};
-use rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVersion, ServerConfig};
+use rustls::{AlertDescription, ProtocolVersion, ServerConfig};
 
 use super::outbox::Outbox;
 use super::pool::{lasting, Pool};
+pub use config::{NameError, ServerNames, TlsConfig};
+pub use info::TlsInfo;
+pub use pem::{server_config, server_config_with_clients, ClientAuth, PemError};
 
 /// Ciphertext held for one connection: a handshake message of 64 KiB, rustls' own maximum, and the record it ends in.
 const MAX_HELD: usize = 0x1_0000 + 0x4800;
@@ -27,19 +29,6 @@ const ENCRYPT_CHUNK: usize = 64 * 1024;
 const RECORD_OVERHEAD: usize = 64;
 const RECORD_PAYLOAD: usize = 16 * 1024;
 
-/// What makes a listener speak TLS.
-pub(crate) type TlsConfig = Arc<ServerConfig>;
-
-/// The configuration without early data: it comes before the handshake proves who sends it, and can be replayed.
-pub(crate) fn without_early_data(config: TlsConfig) -> TlsConfig {
-    if config.max_early_data_size == 0 {
-        return config;
-    }
-    let mut config = ServerConfig::clone(&config);
-    config.max_early_data_size = 0;
-    Arc::new(config)
-}
-
 /// One connection's TLS.
 pub(super) struct Session {
     stage: Stage,
@@ -47,12 +36,18 @@ pub(super) struct Session {
     held: Vec<u8>,
     /// Ciphertext waiting for the kernel.
     outbound: Outbox,
+    /// How much at the front of `outbound` was sent before the upgrade to TLS, and goes in the clear.
+    clear: usize,
     /// How much of `outbound` TLS says by itself: handshake, tickets, key updates.
     own: usize,
+    /// Bytes that came behind the last frame before the upgrade: not to be taken for frames.
+    set_aside: Vec<u8>,
     /// The very first byte from the peer, which tells TLS from something else.
     first: Option<u8>,
     /// The name in the ClientHello, which rustls' unbuffered connection keeps to itself.
     server_name: Option<Box<str>>,
+    /// The one that was chosen.
+    config: Option<Arc<ServerConfig>>,
     peer_closed: bool,
     notified: bool,
     failure: Failure,
@@ -83,16 +78,44 @@ enum Wish<'a> {
 impl Session {
     pub(super) fn new(config: &TlsConfig) -> Self {
         Self {
-            stage: Stage::Hello(Box::default(), Arc::clone(config)),
+            stage: Stage::Hello(Box::default(), config.clone()),
             held: Vec::new(),
             outbound: Outbox::default(),
+            clear: 0,
             own: 0,
+            set_aside: Vec::new(),
             first: None,
             server_name: None,
+            config: None,
             peer_closed: false,
             notified: false,
             failure: Failure::None,
         }
+    }
+
+    /// For a connection that was open in the clear: behind what was sent before and has not gone yet.
+    pub(super) fn behind(config: &TlsConfig, sent: Outbox) -> Self {
+        Self {
+            clear: sent.len(),
+            outbound: sent,
+            ..Self::new(config)
+        }
+    }
+
+    /// Keeps bytes that came before there was a session, for [`Session::take_set_aside`].
+    pub(super) fn set_aside(&mut self, wire: &[u8], pool: &mut Pool) {
+        if self.set_aside.capacity() == 0 {
+            self.set_aside = pool.take();
+        }
+        self.set_aside.extend_from_slice(wire);
+    }
+
+    pub(super) fn has_set_aside(&self) -> bool {
+        !self.set_aside.is_empty()
+    }
+
+    pub(super) fn take_set_aside(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.set_aside)
     }
 
     /// Nothing more can be decrypted or encrypted.
@@ -154,13 +177,16 @@ impl Session {
     fn decrypt(&mut self, wire: &mut [u8], plain: &mut Vec<u8>, pool: &mut Pool) -> Result<(), Box<dyn StdError>> {
         self.first = self.first.or_else(|| wire.first().copied());
         if let Stage::Hello(acceptor, config) = &mut self.stage {
-            let hello = read_hello(acceptor, wire, self.outbound.tail(pool));
+            let before = self.outbound.len();
+            let greeted = read_hello(acceptor, config, wire, self.outbound.tail(pool));
+            self.own += self.outbound.len() - before;
             if self.outbound.is_empty() {
                 self.outbound.clear(pool);
             }
-            if let Some(name) = hello? {
-                self.server_name = name;
-                self.stage = Stage::Running(UnbufferedServerConnection::new(Arc::clone(config))?);
+            if let Some(Greeted { server_name, config }) = greeted? {
+                self.server_name = server_name;
+                self.stage = Stage::Running(UnbufferedServerConnection::new(Arc::clone(&config))?);
+                self.config = Some(config);
             }
         }
         if self.held.is_empty() {
@@ -220,18 +246,20 @@ impl Session {
 
     pub(super) fn advance(&mut self, count: usize, pool: &mut Pool) {
         self.outbound.advance(count, pool);
-        self.own = self.own.saturating_sub(count);
+        let clear = count.min(self.clear);
+        self.clear -= clear;
+        self.own = self.own.saturating_sub(count - clear);
     }
 
     /// Bytes of ciphertext held in either direction.
     pub(super) fn buffered(&self) -> usize {
-        self.held.len() + self.outbound.len()
+        self.held.len() + self.set_aside.len() + self.outbound.len()
     }
 
     /// Memory that its buffers take; what rustls keeps of an incomplete ClientHello is another copy of it.
     pub(super) fn memory(&self) -> usize {
         let copies = if matches!(self.stage, Stage::Hello(..)) { 2 } else { 1 };
-        lasting(&self.held) * copies + self.outbound.lasting()
+        lasting(&self.held) * copies + lasting(&self.set_aside) + self.outbound.lasting()
     }
 
     pub(super) fn slim(&mut self, pool: &mut Pool) {
@@ -247,7 +275,9 @@ impl Session {
     /// Gives back what is held, for a connection that is over.
     pub(super) fn clear(&mut self, pool: &mut Pool) {
         pool.give(std::mem::take(&mut self.held));
+        pool.give(std::mem::take(&mut self.set_aside));
         self.outbound.clear(pool);
+        self.clear = 0;
         self.own = 0;
     }
 
@@ -340,17 +370,23 @@ impl Session {
     }
 }
 
-/// Looks for the ClientHello; `Some(name)` when it is whole. The alert for a bad one is put into `alert`.
-#[allow(clippy::type_complexity)] // maybe a hello, maybe with a name
+/// What a ClientHello has led to.
+struct Greeted {
+    server_name: Option<Box<str>>,
+    config: Arc<ServerConfig>,
+}
+
+/// Looks for the ClientHello, and chooses by it once it is whole. The alert for a bad one is put into `alert`.
 fn read_hello(
     acceptor: &mut Acceptor,
+    config: &TlsConfig,
     mut wire: &[u8],
     alert: &mut Vec<u8>,
-) -> Result<Option<Option<Box<str>>>, Box<dyn StdError>> {
+) -> Result<Option<Greeted>, Box<dyn StdError>> {
     while !wire.is_empty() {
         acceptor.read_tls(&mut wire)?;
         match acceptor.accept() {
-            Ok(Some(accepted)) => return Ok(Some(accepted.client_hello().server_name().map(Box::from))),
+            Ok(Some(accepted)) => return choose(config, &accepted.client_hello(), alert).map(Some),
             Ok(None) => {}
             Err((error, mut last_words)) => {
                 last_words.write_all(alert)?;
@@ -359,6 +395,29 @@ fn read_hello(
         }
     }
     Ok(None)
+}
+
+fn choose(config: &TlsConfig, hello: &ClientHello<'_>, alert: &mut Vec<u8>) -> Result<Greeted, Box<dyn StdError>> {
+    let server_name = hello.server_name();
+    let Some(config) = config.for_client(hello) else {
+        let (description, words) = match server_name {
+            Some(name) => (
+                AlertDescription::UnrecognisedName,
+                format!("no configuration for the name {name:?}"),
+            ),
+            None => (
+                AlertDescription::MissingExtension,
+                "the client asks for no name, and there is no configuration for that".to_owned(),
+            ),
+        };
+        // A fatal alert in a record of its own (RFC 8446 sections 5.1 and 6), in the clear as all before ServerHello.
+        alert.extend_from_slice(&[21, 3, 3, 0, 2, 2, description.into()]);
+        return Err(words.into());
+    };
+    Ok(Greeted {
+        server_name: server_name.map(Box::from),
+        config,
+    })
 }
 
 /// Encrypts, or says goodbye, at the end of `out`.
@@ -414,196 +473,4 @@ impl fmt::Debug for Session {
             .field("notified", &self.notified)
             .finish_non_exhaustive()
     }
-}
-
-/// What the TLS handshake agreed on. From [`Conn::tls`](crate::Conn::tls).
-#[derive(Clone, Copy)]
-pub struct TlsInfo<'a>(&'a Session);
-
-impl<'a> TlsInfo<'a> {
-    fn common(self) -> Option<&'a CommonState> {
-        match &self.0.stage {
-            Stage::Hello(..) => None,
-            Stage::Running(connection) => Some(connection),
-        }
-    }
-
-    /// The name the client asked for (SNI), lower case.
-    pub fn server_name(self) -> Option<&'a str> {
-        self.0.server_name.as_deref()
-    }
-
-    /// The protocol agreed on by ALPN.
-    pub fn alpn(self) -> Option<&'a [u8]> {
-        self.common()?.alpn_protocol()
-    }
-
-    /// The client's certificate chain, its own first. Empty unless the configuration asks for one.
-    pub fn client_certificates(self) -> &'a [CertificateDer<'static>] {
-        self.common()
-            .and_then(CommonState::peer_certificates)
-            .unwrap_or_default()
-    }
-
-    /// TLS 1.2 or 1.3.
-    pub fn version(self) -> Option<ProtocolVersion> {
-        self.common()?.protocol_version()
-    }
-
-    /// The cipher suite.
-    pub fn cipher_suite(self) -> Option<CipherSuite> {
-        Some(self.common()?.negotiated_cipher_suite()?.suite())
-    }
-
-    /// Full or resumed.
-    pub fn handshake_kind(self) -> Option<HandshakeKind> {
-        self.common()?.handshake_kind()
-    }
-}
-
-impl fmt::Debug for TlsInfo<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsInfo")
-            .field("version", &self.version())
-            .field("cipher_suite", &self.cipher_suite())
-            .field("server_name", &self.server_name())
-            .field("alpn", &self.alpn())
-            .field("client_certificates", &self.client_certificates().len())
-            .finish()
-    }
-}
-
-/// Why a certificate chain and key make no configuration: the file, and what is wrong with it.
-#[derive(Debug)]
-pub struct PemError {
-    file: PathBuf,
-    fault: String,
-    source: Option<Box<dyn StdError + Send + Sync>>,
-}
-
-impl PemError {
-    fn new(file: &Path, fault: impl Into<String>) -> Self {
-        Self {
-            file: file.to_owned(),
-            fault: fault.into(),
-            source: None,
-        }
-    }
-
-    fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
-        self
-    }
-
-    /// Says nothing of what is in the file: a key without line breaks is all in one line.
-    fn parsing(file: &Path, what: &str, error: pem::Error) -> Self {
-        let fault = match error {
-            pem::Error::Io(error) => return Self::new(file, "cannot be read").because(error),
-            pem::Error::NoItemsFound => format!("holds no {what} in PEM form"),
-            pem::Error::MissingSectionEnd { .. } => {
-                "is cut off, or has lost its line breaks: a PEM section has no END line".to_owned()
-            }
-            pem::Error::Base64Decode(_) => "is damaged: a PEM section is not valid base64".to_owned(),
-            _ => format!("is not a valid PEM file with a {what}"),
-        };
-        Self::new(file, fault)
-    }
-
-    /// An encrypted key is none to the parser, or a damaged one.
-    fn parsing_key(file: &Path, error: pem::Error) -> Self {
-        const MARK: &[u8] = b"ENCRYPTED";
-        if fs::read(file).is_ok_and(|bytes| bytes.windows(MARK.len()).any(|window| window == MARK)) {
-            return Self::new(
-                file,
-                "holds an encrypted private key: decrypt it first (openssl pkey -in FILE -out DECRYPTED)",
-            );
-        }
-        Self::parsing(file, "private key", error)
-    }
-
-    /// The file that is at fault.
-    pub fn file(&self) -> &Path {
-        &self.file
-    }
-}
-
-impl fmt::Display for PemError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.file.display(), self.fault)?;
-        match &self.source {
-            Some(source) => write!(f, ": {source}"),
-            None => Ok(()),
-        }
-    }
-}
-
-impl StdError for PemError {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
-    }
-}
-
-/// A TLS 1.2 and 1.3 configuration from a certificate chain (the server's own certificate first)
-/// and its private key, both PEM files.
-///
-/// Uses the provider of the feature `ring` or `aws-lc-rs`, or the process's installed default.
-/// For ALPN change it: `Arc::make_mut(&mut config).alpn_protocols = vec![b"mqtt".to_vec()]`. For client certificates,
-/// several names, or tickets build a [`rustls::ServerConfig`] yourself.
-///
-/// # Errors
-///
-/// A file that cannot be read, holds no certificate or key, or two that do not belong together:
-/// [`PemError`] names the file and the fault.
-///
-/// ```no_run
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let config = portcullis::tls::server_config("chain.pem", "key.pem")?;
-/// let listen = portcullis::Listen::tcp("0.0.0.0:8883").tls(config);
-/// # let _ = listen; Ok(()) }
-/// ```
-pub fn server_config(chain: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<Arc<ServerConfig>, PemError> {
-    let (chain_file, key_file) = (chain.as_ref(), key.as_ref());
-    let chain = CertificateDer::pem_file_iter(chain_file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| PemError::parsing(chain_file, "certificate", error))?;
-    if chain.is_empty() {
-        return Err(PemError::parsing(chain_file, "certificate", pem::Error::NoItemsFound));
-    }
-    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| PemError::parsing_key(key_file, error))?;
-    let provider = provider().ok_or_else(|| {
-        PemError::new(
-            key_file,
-            "cannot be used: no TLS provider; enable the feature `ring` or `aws-lc-rs`, or install a default provider",
-        )
-    })?;
-    ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| PemError::new(key_file, "cannot be used with this TLS provider").because(error))?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map(Arc::new)
-        .map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => PemError::new(
-                key_file,
-                format!("does not belong to the first certificate in {}", chain_file.display()),
-            ),
-            rustls::Error::InvalidCertificate(error) => {
-                PemError::new(chain_file, "begins with a certificate that is not valid").because(error.to_string())
-            }
-            rustls::Error::General(words) => PemError::new(key_file, "holds no key that can be used").because(words),
-            error => PemError::new(key_file, "holds no key that can be used").because(error),
-        })
-}
-
-/// The provider this crate was built with, or the one installed for the process.
-fn provider() -> Option<Arc<CryptoProvider>> {
-    if let Some(installed) = CryptoProvider::get_default() {
-        return Some(Arc::clone(installed));
-    }
-    #[cfg(feature = "aws-lc-rs")]
-    return Some(Arc::new(rustls::crypto::aws_lc_rs::default_provider()));
-    #[cfg(all(feature = "ring", not(feature = "aws-lc-rs")))]
-    return Some(Arc::new(rustls::crypto::ring::default_provider()));
-    #[cfg(not(any(feature = "ring", feature = "aws-lc-rs")))]
-    None
 }

@@ -1,0 +1,68 @@
+//! Socket activation: an echo server for lines on the sockets that its starter passes on (`sd_listen_fds(3)`), TCP and Unix,
+//! and on a port of its own if there are none. SIGTERM drains.
+//!
+//!     cargo build --example activation
+//!     systemd-socket-activate -l 127.0.0.1:2222 -l /tmp/echo.sock target/debug/examples/activation
+//!     target/debug/examples/activation 127.0.0.1:2222
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use portcullis::{Config, Context, Framing, Handle, Handler, Listen, Outcome, Peer, Server};
+
+#[path = "support/passed.rs"]
+mod passed;
+#[path = "support/terminal.rs"]
+mod terminal;
+
+struct Echo;
+
+impl Handler for Echo {
+    fn on_frame(&mut self, cx: &mut Context<'_>, line: &[u8]) -> Outcome {
+        cx.conn.send(line)?;
+        Ok(())
+    }
+}
+
+fn main() -> ExitCode {
+    terminal::log_to_stderr();
+    match serve() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            terminal::complain(&format!("activation: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve() -> Result<(), Box<dyn Error>> {
+    let mut server = Server::new(Config::new())?;
+    let echo = |_app: &mut (), _peer: Peer| Echo;
+    let passed = passed::sockets()?;
+    if passed.is_empty() {
+        let addr = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".to_owned());
+        server.listen(Listen::tcp(addr).framing(Framing::Line), echo)?;
+    }
+    for socket in passed {
+        server.adopt(socket, Listen::adopted().framing(Framing::Line), echo)?;
+    }
+    // Before the addresses are said: who reads them may send a signal at once.
+    drain_on_sigterm(server.handle())?;
+    for listener in server.listeners() {
+        terminal::say(&format!("listening on {}", listener.addr));
+    }
+    server.run(&mut ())?;
+    Ok(())
+}
+
+fn drain_on_sigterm(handle: Handle) -> std::io::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM])?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            // It fails only if the server is gone already.
+            let _ = handle.drain(Duration::from_secs(10));
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! A chat: every line goes to everybody. Who reads too slowly is evicted, and nobody waits for them.
+//!
+//!     cargo run --release --example chat -- 127.0.0.1:2323      (then: nc 127.0.0.1 2323, several times)
+
+use std::collections::BTreeSet;
+
+use portcullis::{Closed, Config, ConnId, Context, Framing, Handler, Listen, Outcome, SendError, Server};
+
+#[path = "support/terminal.rs"]
+mod terminal;
+
+/// What all connections share. The server lends it to each callback: no lock, no `Rc`.
+#[derive(Default)]
+struct Room {
+    members: BTreeSet<ConnId>,
+    evicted: u64,
+}
+
+/// One member.
+struct Member {
+    name: String,
+}
+
+impl Handler<Room> for Member {
+    fn on_open(&mut self, cx: &mut Context<'_, Room>) -> Outcome {
+        let line = format!("* {} has come, {} are here\n", self.name, cx.app.members.len() + 1);
+        cx.app.members.insert(cx.conn.id());
+        tell_all(cx, line.as_bytes());
+        Ok(())
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_, Room>, line: &[u8]) -> Outcome {
+        let said = [self.name.as_bytes(), b": ", line].concat();
+        tell_all(cx, &said);
+        Ok(())
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, Room>, closed: &Closed) {
+        cx.app.members.remove(&cx.conn.id());
+        let line = format!("* {} has gone ({closed})\n", self.name);
+        tell_all(cx, line.as_bytes());
+    }
+}
+
+/// Sends a line to every member. What one of them does not take is no reason to close this connection, so there is no `?`.
+fn tell_all(cx: &mut Context<'_, Room>, line: &[u8]) {
+    let mut slow = Vec::new();
+    for &id in &cx.app.members {
+        let Some(mut member) = cx.conn.peer(id) else {
+            continue;
+        };
+        // Any other error says that it is on its way out: `on_close` is to come.
+        if let Err(SendError::Full { .. }) = member.send(line) {
+            // Its output limit is reached: it would hold the lines of a whole day.
+            member.abort();
+            slow.push(id);
+        }
+    }
+    for id in slow {
+        cx.app.members.remove(&id);
+        cx.app.evicted += 1;
+    }
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    terminal::log_to_stderr();
+    let addr = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2323".to_owned());
+    let mut server = Server::new(Config::new().max_connections(10_000))?;
+    let listen = Listen::tcp(addr.as_str())
+        .framing(Framing::Line)
+        .max_frame(1024)
+        // Members may only listen for a day, and reading goes on while others are slow to take what they say.
+        .idle_timeout(std::time::Duration::from_secs(24 * 60 * 60))
+        .watermarks(32 * 1024, 64 * 1024)
+        .output_limit(64 * 1024);
+    let mut guests = 0;
+    let id = server.listen(listen, move |_room: &mut Room, _peer| {
+        guests += 1;
+        Member {
+            name: format!("guest{guests}"),
+        }
+    })?;
+    terminal::say(&format!("listening on {} (line)", server.listener(id)?.addr));
+
+    terminal::drain_on_signal(server.handle(), std::time::Duration::from_secs(5))?;
+    let mut room = Room::default();
+    server.run(&mut room)?;
+    terminal::say(&format!("{} evicted", room.evicted));
+    Ok(())
+}

@@ -1,0 +1,230 @@
+//! Where a socket is: an IP address with a port, or a Unix socket's name.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net as unix;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The address of one end of a connection, or of a listener.
+///
+/// ```
+/// # use portcullis::Addr;
+/// let addr = Addr::from(std::net::SocketAddr::from(([127, 0, 0, 1], 2222)));
+/// assert_eq!(addr.to_string(), "127.0.0.1:2222");
+/// assert_eq!(addr.port(), Some(2222));
+/// ```
+///
+/// What takes a `ToSocketAddrs` takes a TCP one: `TcpStream::connect(&info.addr)`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Addr {
+    /// IPv4 or IPv6, and a port.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(UnixAddr),
+}
+
+/// Who was at the other end of a Unix socket when it connected, as the kernel says (SO_PEERCRED, `unix(7)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Credentials {
+    /// The effective user.
+    pub uid: u32,
+    /// The effective group.
+    pub gid: u32,
+    /// The process. `None` if the kernel does not say: on BSD, and for a process that ours cannot see, as outside its
+    /// container. It may have ended since, and its number may be another's: decide by user and group.
+    pub pid: Option<u32>,
+}
+
+/// The name of a Unix socket (`unix(7)`). A client's has none, unless it takes one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UnixAddr(Name);
+
+/// Shared, so that an [`Addr`] takes no more room than a `SocketAddr`: one is held for each connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Name {
+    Unnamed,
+    Path(Arc<Path>),
+    Abstract(Arc<[u8]>),
+}
+
+impl Addr {
+    /// The TCP address; `None` for a Unix socket.
+    pub fn as_tcp(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(addr) => Some(*addr),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// The Unix socket's name; `None` for TCP.
+    pub fn as_unix(&self) -> Option<&UnixAddr> {
+        match self {
+            Self::Tcp(_) => None,
+            Self::Unix(addr) => Some(addr),
+        }
+    }
+
+    /// The IP address; a Unix socket has none.
+    pub fn ip(&self) -> Option<IpAddr> {
+        Some(self.as_tcp()?.ip())
+    }
+
+    /// The port; a Unix socket has none.
+    pub fn port(&self) -> Option<u16> {
+        Some(self.as_tcp()?.port())
+    }
+
+    /// What is said of a connection that has gone.
+    pub(crate) fn unspecified() -> Self {
+        Self::Tcp(SocketAddr::from(([0, 0, 0, 0], 0)))
+    }
+}
+
+impl UnixAddr {
+    pub(crate) fn pathname(path: &Path) -> Self {
+        Self(Name::Path(Arc::from(path)))
+    }
+
+    pub(crate) fn abstract_name(name: &[u8]) -> Self {
+        Self(Name::Abstract(Arc::from(name)))
+    }
+
+    pub(crate) fn unnamed() -> Self {
+        Self(Name::Unnamed)
+    }
+
+    /// The file.
+    pub fn as_pathname(&self) -> Option<&Path> {
+        match &self.0 {
+            Name::Path(path) => Some(path),
+            Name::Unnamed | Name::Abstract(_) => None,
+        }
+    }
+
+    /// The name in Linux's abstract namespace, which has no files, without its leading zero.
+    pub fn as_abstract_name(&self) -> Option<&[u8]> {
+        match &self.0 {
+            Name::Abstract(name) => Some(name),
+            Name::Unnamed | Name::Path(_) => None,
+        }
+    }
+
+    /// It has no name, as nearly all clients.
+    pub fn is_unnamed(&self) -> bool {
+        self.0 == Name::Unnamed
+    }
+}
+
+impl From<SocketAddr> for Addr {
+    fn from(addr: SocketAddr) -> Self {
+        Self::Tcp(addr)
+    }
+}
+
+impl From<unix::SocketAddr> for Addr {
+    fn from(addr: unix::SocketAddr) -> Self {
+        #[cfg(target_os = "android")]
+        use std::os::android::net::SocketAddrExt;
+        #[cfg(target_os = "linux")]
+        use std::os::linux::net::SocketAddrExt;
+
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if let Some(name) = addr.as_abstract_name() {
+            return Self::Unix(UnixAddr::abstract_name(name));
+        }
+        Self::Unix(addr.as_pathname().map_or_else(UnixAddr::unnamed, UnixAddr::pathname))
+    }
+}
+
+impl From<UnixAddr> for Addr {
+    fn from(addr: UnixAddr) -> Self {
+        Self::Unix(addr)
+    }
+}
+
+impl PartialEq<SocketAddr> for Addr {
+    fn eq(&self, other: &SocketAddr) -> bool {
+        self.as_tcp() == Some(*other)
+    }
+}
+
+impl PartialEq<Addr> for SocketAddr {
+    fn eq(&self, other: &Addr) -> bool {
+        other == self
+    }
+}
+
+impl ToSocketAddrs for Addr {
+    type Iter = std::option::IntoIter<SocketAddr>;
+
+    fn to_socket_addrs(&self) -> io::Result<Self::Iter> {
+        match self {
+            Self::Tcp(addr) => addr.to_socket_addrs(),
+            Self::Unix(name) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{name} is a Unix socket, which has no IP address"),
+            )),
+        }
+    }
+}
+
+/// `127.0.0.1:2222`, `[::1]:2222`, `unix:/run/server.sock`, `unix:@abstract`, `unix:` without a name.
+impl fmt::Display for Addr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(addr) => addr.fmt(f),
+            Self::Unix(name) => name.fmt(f),
+        }
+    }
+}
+
+/// As in [`Addr`]'s. Control characters are escaped: a client chooses its name, and this goes into the log.
+impl fmt::Display for UnixAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mark, name) = match &self.0 {
+            Name::Unnamed => ("", &[][..]),
+            Name::Path(path) => ("", path.as_os_str().as_bytes()),
+            Name::Abstract(name) => ("@", &**name),
+        };
+        write!(f, "unix:{mark}{}", String::from_utf8_lossy(name).escape_debug())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_takes_the_room_of_a_socket_addr() {
+        assert_eq!(size_of::<Addr>(), size_of::<SocketAddr>());
+    }
+
+    #[test]
+    fn each_kind_says_what_it_is() {
+        let tcp = SocketAddr::from(([127, 0, 0, 1], 2222));
+        let addr = Addr::from(tcp);
+        assert_eq!(
+            (addr.as_tcp(), addr.ip(), addr.port()),
+            (Some(tcp), Some(tcp.ip()), Some(2222))
+        );
+        assert_eq!(addr, tcp);
+        assert_eq!(tcp, addr);
+        assert_eq!(addr.as_unix(), None);
+        assert_eq!(addr.to_socket_addrs().expect("one").collect::<Vec<_>>(), [tcp]);
+
+        let unix = unix::SocketAddr::from_pathname("/run/x.sock").expect("short enough");
+        let unix = Addr::from(unix);
+        assert_eq!((unix.as_tcp(), unix.ip(), unix.port()), (None, None, None));
+        assert!(unix != tcp);
+        assert!(unix.to_socket_addrs().is_err());
+        assert_eq!(unix.to_string(), "unix:/run/x.sock");
+        assert_eq!(UnixAddr(Name::Unnamed).to_string(), "unix:");
+        let strange = Name::Abstract(Arc::from(&b"x\n\0"[..]));
+        assert_eq!(UnixAddr(strange).to_string(), "unix:@x\\n\\0");
+    }
+}

@@ -1,0 +1,7 @@
+//! The targets under which the library logs. What goes where is in the crate's documentation.
+
+pub(crate) const SERVER: &str = "portcullis::server";
+pub(crate) const LISTENER: &str = "portcullis::listener";
+pub(crate) const STARVATION: &str = "portcullis::starvation";
+pub(crate) const CONNECTION: &str = "portcullis::connection";
+pub(crate) const PANIC: &str = "portcullis::panic";

@@ -1,0 +1,444 @@
+//! An open connection goes on behind TLS: what goes in the clear, what does not, and what is no frame.
+
+use super::*;
+
+/// What the handler says before it upgrades.
+const READY: &[u8] = b"ready";
+
+/// Says [`READY`] and upgrades at the frame `starttls`; else an echo.
+fn upgrading(config: ServerConfig) -> Script {
+    let config = TlsConfig::from(config);
+    Box::new(move |turn, told| match told {
+        Told::Frame(payload) if payload == b"starttls" => {
+            turn.send(READY)?;
+            Ok(start_tls(turn, &config)?)
+        }
+        told => echo(turn, told),
+    })
+}
+
+fn start_tls(turn: &mut Turn<'_>, config: &TlsConfig) -> Result<(), StartTlsError> {
+    turn.machine.start_tls(config, turn.now, turn.pool)
+}
+
+impl Talk {
+    /// Open in the clear.
+    fn plain(version: &'static SupportedProtocolVersion, limits: Limits) -> Self {
+        let identity = Identity::new();
+        Self::plain_with(identity.client(version), limits, upgrading(identity.server()))
+    }
+
+    fn plain_with(client: ClientConfig, limits: Limits, script: Script) -> Self {
+        let name = ServerName::try_from("localhost").expect("a name");
+        Self {
+            client: ClientConnection::new(Arc::new(client), name).expect("client"),
+            rig: Rig::open_with(&Framing::Packet2, limits, script),
+            cut: usize::MAX,
+            heard: Vec::new(),
+            goodbye: false,
+        }
+    }
+
+    /// The command is answered, and the handshake may begin.
+    fn ask(&mut self) {
+        self.rig.receive(packet2("starttls"));
+        assert_eq!(self.rig.news(), [frame("starttls")]);
+        assert_eq!(self.rig.answers(), packet2(READY), "in the clear");
+        assert_eq!(self.rig.machine.state(), State::Handshaking);
+    }
+}
+
+#[test]
+fn frames_before_in_the_clear_and_after_it_behind_tls() {
+    for version in VERSIONS {
+        for cut in [1, usize::MAX] {
+            let mut talk = Talk::plain(version, limits());
+            talk.cut = cut;
+            talk.rig.receive(packet2("before"));
+            assert_eq!(talk.rig.answers(), packet2("before"));
+            assert_eq!(talk.rig.news(), [frame("before")]);
+            talk.ask();
+            assert!(talk.rig.machine.tls().is_none(), "nothing is agreed on yet");
+            talk.settle();
+            let mut told = talk.rig.news();
+            told.retain(|told| *told != Told::Writable);
+            assert_eq!(told, [Told::Secured]);
+            assert_eq!(talk.rig.machine.state(), State::Open);
+            let info = talk.rig.machine.tls().expect("TLS");
+            assert_eq!(info.version(), Some(version.version));
+            talk.say(&packet2("after"));
+            talk.settle();
+            assert_eq!(talk.rig.news(), [frame("after")]);
+            assert_eq!(talk.heard(), packet2("after"));
+            talk.client.send_close_notify();
+            talk.settle();
+            assert!(talk.goodbye);
+            assert_eq!(talk.rig.news(), [Told::Finished]);
+            assert_eq!(talk.rig.finish(), CloseReason::Finished);
+        }
+    }
+}
+
+/// CVE-2011-0411: a command that somebody puts behind STARTTLS, in the same segment, is not executed behind TLS.
+#[test]
+fn what_comes_behind_the_command_is_no_frame() {
+    for cut in 0..packet2("injected").len() {
+        let mut talk = Talk::plain(&TLS13, limits());
+        let mut bytes = [packet2("starttls"), packet2("injected")].concat();
+        let rest = bytes.split_off(bytes.len() - cut);
+        talk.rig.receive(bytes);
+        talk.rig.receive(rest);
+        assert_eq!(talk.rig.news(), [frame("starttls")], "cut {cut} from the end");
+        assert_eq!(talk.rig.machine.state(), State::Closing);
+        assert!(talk.rig.answers().starts_with(&packet2(READY)));
+        assert_eq!(talk.rig.finish(), CloseReason::NotTls);
+        assert!(talk.rig.machine.was_open(), "on_close is due");
+    }
+}
+
+/// Also when the clear-text frame came before, and the handler was not told it because it had paused.
+#[test]
+fn what_a_pause_has_held_back_is_no_frame() {
+    let identity = Identity::new();
+    let config = TlsConfig::from(identity.server());
+    let mut rig = Rig::open(one_at_a_time);
+    rig.receive([packet2("first"), packet2("second")].concat());
+    assert_eq!(rig.news(), [frame("first")]);
+    rig.act(|turn| start_tls(turn, &config).expect("an open connection"));
+    assert_eq!(rig.machine.state(), State::Closing);
+    assert_eq!(rig.news(), []);
+    assert_eq!(rig.finish(), CloseReason::NotTls);
+}
+
+#[test]
+fn the_hello_may_come_with_the_command() {
+    for version in VERSIONS {
+        for cut in [0, 1, 5, 50] {
+            let mut talk = Talk::plain(version, limits());
+            let mut bytes = [packet2("starttls"), talk.client_bytes()].concat();
+            let rest = bytes.split_off(packet2("starttls").len() + cut);
+            talk.rig.receive(bytes);
+            talk.rig.receive(rest);
+            let answers = talk.rig.answers();
+            let clear = packet2(READY);
+            assert!(answers.starts_with(&clear), "the answer goes in front");
+            talk.hear(&answers[clear.len()..]);
+            talk.settle();
+            let mut told = talk.rig.news();
+            told.retain(|told| *told != Told::Writable);
+            assert_eq!(told, [frame("starttls"), Told::Secured]);
+        }
+    }
+}
+
+#[test]
+fn what_is_sent_during_the_handshake_never_goes_in_the_clear() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.ask();
+    talk.rig.act(|turn| turn.send(b"secret").expect("taken"));
+    assert_eq!(talk.rig.answers(), [], "it waits");
+    assert_eq!(
+        talk.rig.machine.sendable(),
+        0,
+        "and nobody is to blame for not reading it"
+    );
+    assert!(talk.rig.machine.queued() > 0);
+    talk.settle();
+    assert_eq!(talk.heard(), packet2("secret"));
+}
+
+/// What waits for a slow reader goes in the clear, in order, in front of the handshake.
+#[test]
+fn what_waits_goes_first() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.rig.room = 0;
+    talk.rig.receive(packet2("waits"));
+    let hello = talk.client_bytes();
+    talk.rig.receive([packet2("starttls"), hello].concat());
+    assert_eq!(talk.rig.machine.owed(), packet2("waits").len() + packet2(READY).len());
+    let clear = [packet2("waits"), packet2(READY)].concat();
+    for _ in 0..clear.len() {
+        talk.rig.drain_to_peer(1);
+    }
+    assert_eq!(talk.rig.answers(), clear);
+    assert_eq!(talk.rig.machine.owed(), 0, "the handshake is not the handler's");
+    talk.rig.drain_to_peer(1_000_000);
+    let answers = talk.rig.answers();
+    talk.hear(&answers);
+    talk.settle();
+    assert!(talk.rig.news().contains(&Told::Secured));
+}
+
+#[test]
+fn the_handshake_has_a_clock_of_its_own() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.rig.pass(secs(100));
+    talk.ask();
+    talk.rig.act(|turn| turn.send(b"waits for it").expect("taken"));
+    talk.rig.pass(secs(9));
+    assert_eq!(talk.rig.machine.state(), State::Handshaking);
+    talk.rig.pass(secs(1));
+    assert_eq!(talk.rig.ended(), CloseReason::HandshakeTimeout);
+    assert!(talk.rig.machine.was_open(), "on_close is due");
+}
+
+/// Neither the idle nor the write timeout is for a peer that has nothing to read.
+#[test]
+fn no_other_clock_runs_in_the_handshake() {
+    let limits = Limits {
+        handshake_timeout: Duration::MAX,
+        ..limits()
+    };
+    let mut talk = Talk::plain(&TLS13, limits);
+    talk.ask();
+    talk.rig.act(|turn| turn.send(b"waits for it").expect("taken"));
+    talk.rig.pass(secs(10_000));
+    assert_eq!(talk.rig.machine.state(), State::Handshaking);
+    talk.settle();
+    assert_eq!(talk.heard(), packet2("waits for it"));
+    talk.rig.news();
+    talk.rig.pass(secs(119));
+    assert!(talk.rig.is_open());
+    talk.rig.pass(secs(2));
+    talk.rig.receive_fin();
+    assert_eq!(talk.rig.ended(), CloseReason::IdleTimeout);
+}
+
+#[test]
+fn the_end_in_the_handshake_is_a_failure() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.ask();
+    let hello = talk.client_bytes();
+    talk.rig.receive(&hello[..20]);
+    talk.rig.act(|turn| turn.send(b"waits for it").expect("taken"));
+    talk.rig.receive_fin();
+    assert_eq!(talk.rig.ended(), CloseReason::TlsHandshake);
+}
+
+/// A graceful end loses nothing, or the reason tells.
+#[test]
+fn a_close_in_the_handshake_loses_what_was_to_be_encrypted_and_says_so() {
+    for sends in [false, true] {
+        let mut talk = Talk::plain(&TLS13, limits());
+        talk.ask();
+        talk.rig.act(|turn| {
+            if sends {
+                turn.send(b"secret").expect("taken");
+            }
+            turn.close();
+            assert!(matches!(turn.send(b"too late"), Err(SendError::Closed)));
+        });
+        assert_eq!(talk.rig.answers(), [], "nothing in the clear");
+        let reason = if sends {
+            CloseReason::TlsHandshake
+        } else {
+            CloseReason::Closed
+        };
+        assert_eq!(talk.rig.finish(), reason);
+    }
+}
+
+#[test]
+fn an_alert_is_sent_for_a_bad_handshake() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.ask();
+    talk.rig.receive([22, 3, 1, 0, 5, 1, 0, 0, 1, 0]);
+    assert_eq!(talk.rig.answers()[..5], [21, 3, 3, 0, 2], "an alert");
+    assert_eq!(talk.rig.finish(), CloseReason::TlsHandshake);
+}
+
+/// Whatever waits for the handshake, what ended it is the reason; and what waits stays a secret.
+#[test]
+fn garbage_is_the_reason_whatever_waits() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.ask();
+    talk.rig.act(|turn| turn.send(b"secret").expect("taken"));
+    talk.rig.receive(packet2("garbage"));
+    assert!(talk.rig.answers().len() <= 7, "an alert at most");
+    assert_eq!(talk.rig.finish(), CloseReason::NotTls);
+}
+
+#[test]
+fn a_lost_alert_is_not_the_reason_here_either() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.ask();
+    talk.rig.room = 0;
+    talk.rig.receive(packet2("garbage"));
+    assert!(talk.rig.machine.queued() > 0, "an alert waits");
+    talk.rig.inbox.push_back(Input::Error(libc::ECONNRESET));
+    talk.rig.turn();
+    assert_eq!(talk.rig.ended(), CloseReason::NotTls);
+}
+
+#[test]
+fn a_second_upgrade_is_an_error() {
+    let identity = Identity::new();
+    let config = TlsConfig::from(identity.server());
+    let again = config.clone();
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.ask();
+    talk.rig
+        .act(|turn| assert_eq!(start_tls(turn, &config), Err(StartTlsError::AlreadyTls)));
+    talk.settle();
+    talk.rig
+        .act(|turn| assert_eq!(start_tls(turn, &again), Err(StartTlsError::AlreadyTls)));
+    let mut direct = Talk::open(&TLS13, Box::new(echo));
+    direct
+        .rig
+        .act(|turn| assert_eq!(start_tls(turn, &again), Err(StartTlsError::AlreadyTls)));
+    direct.say(&packet2("unharmed"));
+    direct.settle();
+    assert_eq!(direct.heard(), packet2("unharmed"));
+}
+
+#[test]
+fn no_upgrade_of_what_ends_or_has_not_begun() {
+    let config = TlsConfig::from(Identity::new().server());
+    let refuses = |rig: &mut Rig| {
+        let mut turn = Turn {
+            machine: &mut rig.machine,
+            pool: &mut rig.pool,
+            now: rig.now,
+        };
+        assert_eq!(start_tls(&mut turn, &config), Err(StartTlsError::Closed));
+    };
+    let mut new = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
+    refuses(&mut new);
+    new.machine.handle_admitted(new.now, &mut new.pool);
+    refuses(&mut new);
+    let mut closing = Rig::open(echo);
+    closing.machine.close_by_handler(closing.now, &mut closing.pool);
+    refuses(&mut closing);
+    let mut finished = Rig::open(quiet);
+    finished.receive_fin();
+    assert_eq!(finished.news(), [Told::Finished]);
+    refuses(&mut finished);
+    let mut dead = Rig::open(quiet);
+    dead.write_error = Some(libc::EPIPE);
+    dead.machine.send(b"x", dead.now, &mut dead.pool).expect("taken");
+    dead.flush();
+    refuses(&mut dead);
+}
+
+/// Paused before or during the handshake: it goes on, and frames wait behind it.
+#[test]
+fn a_pause_holds_behind_the_handshake() {
+    for early in [true, false] {
+        let mut talk = Talk::plain(&TLS13, limits());
+        if early {
+            let identity = Identity::new();
+            let config = TlsConfig::from(identity.server());
+            talk = Talk::plain_with(identity.client(&TLS13), limits(), Box::new(echo));
+            talk.rig.pause();
+            talk.rig.act(|turn| start_tls(turn, &config).expect("open"));
+        } else {
+            talk.ask();
+            talk.rig.pause();
+        }
+        talk.say(&packet2("hello"));
+        talk.settle();
+        let mut told = talk.rig.news();
+        told.retain(|told| *told != Told::Writable);
+        assert_eq!(told, [Told::Secured]);
+        talk.rig.pass(secs(1000));
+        assert!(talk.rig.is_open(), "the peer's clocks stand");
+        talk.rig.resume();
+        talk.settle();
+        assert_eq!(talk.rig.news(), [frame("hello")]);
+        assert_eq!(talk.heard(), packet2("hello"));
+        talk.rig.pass(secs(119));
+        assert!(talk.rig.is_open(), "and the whole idle timeout is left");
+        talk.rig.pass(secs(1));
+        assert_eq!(talk.rig.machine.state(), State::Closing);
+    }
+}
+
+#[test]
+fn timers_run_in_the_handshake() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.rig.act(|turn| turn.set_timer(1, secs(3)));
+    talk.ask();
+    talk.rig.act(|turn| turn.set_timer(2, secs(4)));
+    talk.rig.pass(secs(5));
+    assert_eq!(talk.rig.news(), [Told::Timer(1), Told::Timer(2)]);
+    assert_eq!(talk.rig.machine.state(), State::Handshaking);
+    talk.settle();
+    assert_eq!(talk.rig.machine.state(), State::Open);
+}
+
+/// A drain is told at once, waits for a handshake that goes on, and not for long for one that does not.
+#[test]
+fn a_drain_in_the_handshake() {
+    for goes_on in [true, false] {
+        let mut talk = Talk::plain(&TLS13, limits());
+        talk.ask();
+        talk.rig.machine.drain(talk.rig.now.after(secs(1)));
+        talk.rig.turn();
+        assert_eq!(talk.rig.news(), [Told::Drain]);
+        if goes_on {
+            talk.say(&packet2("last"));
+            talk.settle();
+            assert_eq!(talk.heard(), packet2("last"), "what has arrived is answered");
+            assert!(talk.goodbye);
+            assert_eq!(talk.rig.finish(), CloseReason::Drained);
+        } else {
+            talk.rig.pass(secs(1));
+            assert_eq!(talk.rig.ended(), CloseReason::HandshakeTimeout);
+        }
+    }
+}
+
+/// "Nothing left to read" is believed only if it was found behind the handshake.
+#[test]
+fn what_has_come_behind_the_handshake_is_answered_before_the_end() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    talk.ask();
+    talk.rig.machine.close_after_input();
+    talk.rig.turn();
+    let hello = talk.client_bytes();
+    talk.rig.receive(hello);
+    let answers = talk.rig.answers();
+    talk.hear(&answers);
+    let finished = talk.client_bytes();
+    talk.say(&packet2("last"));
+    let last = talk.client_bytes();
+    talk.rig.inbox.extend([finished, last].map(Input::Bytes));
+    talk.settle();
+    assert_eq!(talk.heard(), packet2("last"));
+    assert_eq!(talk.rig.finish(), CloseReason::Closed);
+}
+
+/// The rest of a frame is not waited for in the new stream, and the framing may change with the upgrade.
+#[test]
+fn the_framing_begins_anew() {
+    let identity = Identity::new();
+    let config = TlsConfig::from(identity.server());
+    let script: Script = Box::new(move |turn, told| match told {
+        Told::Frame(payload) if payload == b"starttls" => {
+            turn.machine.set_framing(&Framing::Line);
+            Ok(start_tls(turn, &config)?)
+        }
+        told => echo(turn, told),
+    });
+    let mut talk = Talk::plain_with(identity.client(&TLS12), limits(), script);
+    talk.rig.receive(packet2("starttls"));
+    talk.say(b"a line\n");
+    talk.settle();
+    assert_eq!(
+        talk.rig.news()[..3],
+        [frame("starttls"), Told::Secured, frame("a line\n")]
+    );
+    assert_eq!(talk.heard(), b"a line\n");
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let mut talk = Talk::plain(&TLS13, limits());
+    let hello = talk.client_bytes();
+    talk.rig.receive([packet2("starttls"), hello].concat());
+    let answers = talk.rig.answers();
+    talk.hear(&answers[packet2(READY).len()..]);
+    talk.settle();
+    assert_eq!(talk.rig.machine.buffered(), 0);
+    assert!(!talk.rig.machine.has_set_aside());
+}

@@ -1,0 +1,110 @@
+//! The file of a Unix socket: bound where nobody listens, with its permissions before anybody can connect, and removed
+//! at the end if it is still the same.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use crate::logs;
+
+/// Device and inode. While a socket is open its inode cannot be given to another file.
+type Identity = (u64, u64);
+
+/// A file that we have made. Removed when this is dropped, which must be before its socket is.
+#[derive(Debug)]
+pub(super) struct SocketFile {
+    /// Absolute: the process may change its directory.
+    path: PathBuf,
+    identity: Identity,
+    /// Another process may serve it as well: it stays.
+    handed_out: bool,
+}
+
+impl SocketFile {
+    /// Binds and listens. A file that is there is removed if it is a socket that refuses connections, and only then.
+    pub(super) fn listen(socket: &Socket, path: &Path, mode: Option<u32>, backlog: i32) -> io::Result<Self> {
+        let addr = SockAddr::unix(path)?;
+        if let Err(error) = socket.bind(&addr) {
+            if error.kind() != io::ErrorKind::AddrInUse {
+                return Err(error);
+            }
+            remove_stale(path)?;
+            socket.bind(&addr)?;
+        }
+        let path = std::path::absolute(path)?;
+        let file = Self {
+            identity: identity(&fs::symlink_metadata(&path)?),
+            path,
+            handed_out: false,
+        };
+        // A socket refuses everybody until it listens: nobody comes in under wider permissions.
+        if let Some(mode) = mode {
+            fs::set_permissions(&file.path, fs::Permissions::from_mode(mode))?;
+        }
+        socket.listen(backlog)?;
+        // Until then it looked stale to another server that started at the same moment.
+        if !file.is_ours() {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
+        Ok(file)
+    }
+
+    pub(super) fn hand_out(&mut self) {
+        self.handed_out = true;
+    }
+
+    fn is_ours(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.identity)
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.handed_out || !self.is_ours() {
+            return;
+        }
+        if let Err(error) = fs::remove_file(&self.path) {
+            log::warn!(target: logs::LISTENER, "cannot remove the socket {:?}: {error}", self.path);
+        }
+    }
+}
+
+fn identity(metadata: &fs::Metadata) -> Identity {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Removes a socket that refuses connections; an error for everything else.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if !found.file_type().is_socket() {
+        return Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            "there is a file that is no socket",
+        ));
+    }
+    let refused = refuses(path)?;
+    let same = fs::symlink_metadata(path).is_ok_and(|again| identity(&again) == identity(&found));
+    if !refused || !same {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    log::info!(target: logs::LISTENER, "the socket {path:?} refuses connections: nobody serves it, and it is removed");
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Whether nobody listens there. Whoever has no time for us, or no permission for us, lives.
+fn refuses(path: &Path) -> io::Result<bool> {
+    let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    probe.set_nonblocking(true)?;
+    let answer = probe.connect(&SockAddr::unix(path)?);
+    Ok(answer.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused))
+}

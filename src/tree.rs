@@ -1,0 +1,185 @@
+//! The supervision tree: server, listeners, connections; page by page, or as a text that stays short.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::control::ListenerInfo;
+use crate::handler::ConnInfo;
+use crate::proto::TimeLeft;
+
+/// Where [`Control::connections_page`](crate::Control::connections_page) goes on. The default is the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Cursor(pub(crate) u32);
+
+/// Some of the connections, in the order of their slots.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Page {
+    /// Those in the slots that were looked at. May be empty although more follow: slots stay when connections go.
+    pub connections: Vec<ConnInfo>,
+    /// Where to go on; `None` at the end.
+    pub next: Option<Cursor>,
+}
+
+/// A server with its listeners and some of their connections, at one moment: [`Control::tree`](crate::Control::tree).
+/// `Display` draws it, a line for each.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Tree {
+    /// Connections in a slot, in any state.
+    pub connections: usize,
+    /// The cap on them.
+    pub max_connections: usize,
+    /// Of those, the ones that are not open yet.
+    pub unopened: usize,
+    /// Bytes that they hold in buffers.
+    pub memory: usize,
+    /// Descriptors that the server has open: listeners and connections.
+    pub descriptors: usize,
+    /// The server drains, or has drained.
+    pub draining: bool,
+    /// Its listeners, oldest first, with those that are closed and still have connections.
+    pub listeners: Vec<Branch>,
+}
+
+/// A listener and some of its connections.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Branch {
+    /// The listener.
+    pub listener: ListenerInfo,
+    /// Connections of it, in the order of their slots; [`ListenerInfo::connections`] says how many there are.
+    pub connections: Vec<ConnInfo>,
+}
+
+impl fmt::Display for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "server{}: {} of {} connections, {} of them not open yet, {} bytes buffered, {} descriptors",
+            if self.draining { " (draining)" } else { "" },
+            Grouped(self.connections),
+            Grouped(self.max_connections),
+            Grouped(self.unopened),
+            Grouped(self.memory),
+            Grouped(self.descriptors)
+        )?;
+        for branch in &self.listeners {
+            write!(f, "\n{branch}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Branch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let listener = &self.listener;
+        write!(
+            f,
+            "  {} {:?} on {}: {:?}, {} of {} connections, {} accepted",
+            listener.id,
+            listener.name,
+            listener.addr,
+            listener.state,
+            Grouped(listener.connections),
+            Grouped(listener.max_connections),
+            listener.accepted
+        )?;
+        for connection in &self.connections {
+            write!(f, "\n    {}", Leaf(connection))?;
+        }
+        match listener.connections.saturating_sub(self.connections.len()) {
+            0 => Ok(()),
+            more => write!(f, "\n    ... and {} more", Grouped(more)),
+        }
+    }
+}
+
+/// One connection's line.
+struct Leaf<'a>(&'a ConnInfo);
+
+impl fmt::Display for Leaf<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let info = self.0;
+        write!(f, "{} from {}", info.id, info.peer)?;
+        if info.source != info.peer {
+            write!(f, " for {}", info.source)?;
+        }
+        write!(f, ": {}", info.state)?;
+        let stands = [
+            (info.paused, "paused"),
+            (info.congested, "congested"),
+            (info.throttled, "throttled"),
+            (info.squeezed, "squeezed"),
+        ];
+        for (_, word) in stands.iter().filter(|(stands, _)| *stands) {
+            write!(f, " {word}")?;
+        }
+        write!(
+            f,
+            ", age {:.1?}, silent for {:.1?}, {} bytes and {} frames in, {} bytes and {} frames out",
+            info.age,
+            info.idle,
+            info.traffic.bytes_in,
+            info.traffic.frames_in,
+            info.traffic.bytes_out,
+            info.traffic.frames_out
+        )?;
+        if info.buffered > 0 {
+            write!(f, ", {} queued of {} buffered", info.queued, info.buffered)?;
+        }
+        for (name, left) in clocks(&info.time_left) {
+            write!(f, ", {name} in {left:.1?}")?;
+        }
+        Ok(())
+    }
+}
+
+/// The clocks that run.
+fn clocks(left: &TimeLeft) -> impl Iterator<Item = (&'static str, Duration)> {
+    [
+        ("handshake timeout", left.handshake),
+        ("frame timeout", left.frame),
+        ("idle timeout", left.idle),
+        ("write timeout", left.write),
+        ("linger timeout", left.linger),
+        ("reading again", left.throttle),
+        ("timer", left.timer),
+    ]
+    .into_iter()
+    .filter_map(|(name, left)| Some((name, left?)))
+}
+
+/// 100000 as 100,000.
+struct Grouped(usize);
+
+impl fmt::Display for Grouped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = self.0.to_string();
+        for (at, digit) in digits.chars().enumerate() {
+            if at > 0 && (digits.len() - at) % 3 == 0 {
+                f.write_str(",")?;
+            }
+            write!(f, "{digit}")?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_grouped() {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1000, "1,000"),
+            (99_900, "99,900"),
+            (1_234_567, "1,234,567"),
+        ] {
+            assert_eq!(Grouped(number).to_string(), text);
+        }
+    }
+}

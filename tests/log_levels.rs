@@ -1,0 +1,461 @@
+//! What a peer does is never in the log above debug; what concerns the owner is, under the targets that are documented.
+//! One process of its own: `log` has one logger.
+
+#[cfg(feature = "tls")]
+mod common;
+#[path = "common/planned.rs"]
+mod planned;
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use log::Level;
+use portcullis::sim::{Call, ClientId, Scripted, Sim};
+use portcullis::{
+    AccessRules, AtCapacity, Close, CloseReason, Config, Context, Framing, Handler, Listen, Outcome, Peer,
+    ProxyProtocol, Quota, Rate, Refuse,
+};
+
+struct Line {
+    level: Level,
+    target: String,
+    text: String,
+}
+
+struct Memory(Mutex<Vec<Line>>);
+
+static MEMORY: Memory = Memory(Mutex::new(Vec::new()));
+/// The tests take turns with it.
+static TURN: Mutex<()> = Mutex::new(());
+
+impl log::Log for Memory {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        let line = Line {
+            level: record.level(),
+            target: record.target().to_owned(),
+            text: record.args().to_string(),
+        };
+        // The poll's own lines are none of ours.
+        if line.target.starts_with("portcullis") {
+            self.lines().push(line);
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+impl Memory {
+    fn lines(&self) -> MutexGuard<'_, Vec<Line>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Alone with the log, which is empty.
+fn capture() -> MutexGuard<'static, ()> {
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _ = log::set_logger(&MEMORY);
+    log::set_max_level(log::LevelFilter::Trace);
+    MEMORY.lines().clear();
+    turn
+}
+
+fn taken() -> Vec<Line> {
+    let lines = std::mem::take(&mut *MEMORY.lines());
+    let known = ["server", "listener", "starvation", "connection", "panic"].map(|name| format!("portcullis::{name}"));
+    for line in &lines {
+        assert!(
+            known.contains(&line.target),
+            "{} is not documented: {}",
+            line.target,
+            line.text
+        );
+    }
+    lines
+}
+
+/// Those above debug, as (level, target, text).
+fn loud(lines: &[Line]) -> Vec<(Level, &str, &str)> {
+    let loud = lines.iter().filter(|line| line.level < Level::Debug);
+    loud.map(|line| (line.level, &line.target["portcullis::".len()..], line.text.as_str()))
+        .collect()
+}
+
+/// Nothing is loud, and each of these ends is there at debug.
+#[track_caller]
+fn quiet(reasons: &[CloseReason]) {
+    let lines = taken();
+    assert_eq!(loud(&lines), []);
+    for reason in reasons {
+        let told = lines.iter().any(|line| {
+            line.level == Level::Debug && line.target == "portcullis::connection" && line.text.contains(reason.as_str())
+        });
+        let all: Vec<_> = lines.iter().map(|line| &line.text).collect();
+        assert!(told, "{reason} is not in {all:#?}");
+    }
+}
+
+struct Echo;
+
+impl Handler for Echo {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        match frame {
+            b"panic" => panic!("as planned"),
+            b"fail" => return Err(Close::because("as the peer wished")),
+            b"abort" => cx.conn.abort(),
+            b"flood" => cx.conn.send(vec![0; 200_000])?,
+            frame => cx.conn.send(frame)?,
+        }
+        Ok(())
+    }
+}
+
+fn listen() -> Listen {
+    Listen::tcp("127.0.0.1:0").framing(Framing::Packet4)
+}
+
+/// A world whose own opening is forgotten.
+fn world(config: Config, listen: Listen) -> (Sim, SocketAddr) {
+    let mut sim = Sim::new(13, config, ());
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let lines = taken();
+    assert!(loud(&lines)
+        .iter()
+        .all(|(level, target, _)| (*level, *target) == (Level::Info, "listener")));
+    (sim, addr)
+}
+
+fn packet4(payload: &[u8]) -> Vec<u8> {
+    let mut wire = (payload.len() as u32).to_be_bytes().to_vec();
+    wire.extend_from_slice(payload);
+    wire
+}
+
+fn connect(sim: &mut Sim, addr: SocketAddr) -> ClientId {
+    let client = sim.connect(addr).expect("somebody listens");
+    sim.settle();
+    client
+}
+
+fn say(sim: &mut Sim, addr: SocketAddr, bytes: &[u8]) -> ClientId {
+    let client = connect(sim, addr);
+    sim.send(client, bytes);
+    sim.settle();
+    client
+}
+
+const AGES: Duration = Duration::from_secs(600);
+
+#[test]
+fn a_peer_that_breaks_the_protocol_is_not_news() {
+    let _turn = capture();
+    let (mut sim, addr) = world(Config::new(), listen().max_frame(1000));
+    say(&mut sim, addr, &u32::MAX.to_be_bytes());
+    let cut = say(&mut sim, addr, &packet4(b"whole")[..6]);
+    sim.finish(cut);
+    let reset = say(&mut sim, addr, &packet4(b"hello"));
+    sim.reset(reset);
+    say(&mut sim, addr, &[22, 3, 1, 0, 200, 1, 0, 0, 196, 3, 3]);
+    say(&mut sim, addr, &packet4(b"fail"));
+    say(&mut sim, addr, &packet4(b"abort"));
+    // Slow in every way.
+    connect(&mut sim, addr);
+    say(&mut sim, addr, &packet4(b"never whole")[..8]);
+    let slow = connect(&mut sim, addr);
+    sim.set_reading(slow, false);
+    sim.send(slow, &packet4(b"flood"));
+    sim.advance(AGES);
+    quiet(&[
+        CloseReason::FrameTooLarge,
+        CloseReason::Truncated,
+        CloseReason::Reset,
+        CloseReason::UnexpectedTls,
+        CloseReason::Failed,
+        CloseReason::Aborted,
+        CloseReason::IdleTimeout,
+        CloseReason::FrameTimeout,
+        CloseReason::WriteTimeout,
+    ]);
+}
+
+#[test]
+fn a_framer_that_refuses_is_not_news() {
+    use portcullis::{Decoded, FrameBuf, FrameError, Framer};
+    struct Strict;
+    impl Framer for Strict {
+        fn decode(&mut self, _: &[u8]) -> Result<Decoded, FrameError> {
+            Err(FrameError::new("not my language"))
+        }
+        fn encode(&mut self, _: &[u8], _: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+            Ok(())
+        }
+    }
+    let _turn = capture();
+    let (mut sim, addr) = world(Config::new(), listen().framing(Framing::custom(|| Strict)));
+    say(&mut sim, addr, b"hello");
+    sim.advance(AGES);
+    quiet(&[CloseReason::BadFrame]);
+}
+
+/// Socket errors of every kind, and clients that the kernel loses before they are accepted.
+#[test]
+fn a_network_that_fails_is_not_news() {
+    let _turn = capture();
+    let (mut sim, addr) = world(Config::new(), listen());
+    for errno in [libc::ECONNRESET, libc::ETIMEDOUT, libc::EHOSTUNREACH, libc::EIO] {
+        let client = connect(&mut sim, addr);
+        sim.add_fault(Scripted {
+            call: Call::Read,
+            after: 0,
+            errno,
+        });
+        sim.send(client, &packet4(b"hello"));
+        sim.settle();
+    }
+    quiet(&[
+        CloseReason::Reset,
+        CloseReason::TimedOut,
+        CloseReason::Unreachable,
+        CloseReason::Io,
+    ]);
+    // A whole budget of them, again and again.
+    for _ in 0..3 {
+        for _ in 0..64 {
+            sim.add_fault(Scripted {
+                call: Call::Accept,
+                after: 0,
+                errno: libc::ECONNABORTED,
+            });
+        }
+        sim.connect(addr).expect("the backlog has room");
+        sim.advance(Duration::from_secs(10));
+    }
+    assert_eq!(sim.stats().accept_errors, 192);
+    let lines = taken();
+    assert_eq!(loud(&lines), []);
+    assert!(lines
+        .iter()
+        .any(|line| line.text.starts_with("clients are lost in a row")));
+}
+
+#[test]
+fn whoever_does_not_get_in_is_not_news() {
+    let _turn = capture();
+    let config = Config::new().max_connections(1);
+    let (mut sim, addr) = world(config, listen().at_capacity(AtCapacity::refuse()));
+    for _ in 0..100 {
+        connect(&mut sim, addr);
+    }
+    quiet(&[CloseReason::AtCapacity]);
+
+    let (mut sim, addr) = world(Config::new(), listen().access_rules(AccessRules::deny_all()));
+    connect(&mut sim, addr);
+    quiet(&[CloseReason::Denied]);
+
+    let rate = Rate::per_second(1).burst(1);
+    let (mut sim, addr) = world(
+        Config::new(),
+        listen().accept_rate(rate).at_capacity(AtCapacity::refuse()),
+    );
+    connect(&mut sim, addr);
+    connect(&mut sim, addr);
+    quiet(&[CloseReason::RateLimited]);
+
+    let (mut sim, addr) = world(Config::new(), listen().accept_rate(Rate::per_second(9)));
+    let early = sim.connect(addr).expect("the backlog has room");
+    sim.reset(early);
+    sim.settle();
+    quiet(&[CloseReason::ClosedEarly]);
+
+    let mut sim = Sim::new(13, Config::new(), ());
+    let door = portcullis::try_accept(|_: &mut (), _: Peer| Err::<Echo, _>(Refuse::silently()));
+    let addr = sim.listen(listen(), door).expect("listen");
+    taken();
+    connect(&mut sim, addr);
+    quiet(&[CloseReason::Refused]);
+}
+
+#[test]
+fn proxies_and_handshakes_that_fail_are_not_news() {
+    let _turn = capture();
+    let behind = || {
+        let listen = listen().proxy_protocol(ProxyProtocol::Required);
+        listen.trusted_proxies(AccessRules::allow_all())
+    };
+    let (mut sim, addr) = world(Config::new(), behind().source_connections(1));
+    say(&mut sim, addr, b"GET / HTTP/1.1\r\n\r\n");
+    connect(&mut sim, addr);
+    let mute = connect(&mut sim, addr);
+    sim.finish(mute);
+    for _ in 0..2 {
+        say(&mut sim, addr, b"PROXY TCP4 203.0.113.9 192.0.2.1 4711 25\r\n");
+    }
+    sim.advance(AGES);
+    quiet(&[
+        CloseReason::BadProxyHeader,
+        CloseReason::HandshakeTimeout,
+        CloseReason::ClosedEarly,
+        CloseReason::SourceLimited,
+    ]);
+    // Nobody is trusted.
+    let (mut sim, addr) = world(Config::new(), behind().trusted_proxies(AccessRules::deny_all()));
+    connect(&mut sim, addr);
+    quiet(&[CloseReason::Denied]);
+    // Too many that are not open yet.
+    let crowded = Config::new().max_connections(40).max_unopened(Quota::Count(2));
+    let (mut sim, addr) = world(crowded, behind());
+    for _ in 0..10 {
+        sim.connect(addr).expect("the backlog has room");
+    }
+    sim.advance(Duration::from_secs(5));
+    quiet(&[CloseReason::GaveWay]);
+}
+
+/// One connection that fills the server's memory.
+#[test]
+fn whoever_holds_too_much_is_not_news() {
+    let _turn = capture();
+    let (mut sim, addr) = world(Config::new().memory_limit(300_000), listen());
+    let greedy: Vec<_> = (0..3).map(|_| connect(&mut sim, addr)).collect();
+    for client in greedy {
+        sim.set_reading(client, false);
+        sim.send(client, &packet4(b"flood"));
+        sim.send(client, &packet4(b"flood"));
+    }
+    sim.advance(AGES);
+    quiet(&[CloseReason::OverMemory]);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_peer_that_fails_at_tls_is_not_news() {
+    use std::io::Write;
+    use std::sync::Arc;
+
+    use common::tls::{secure, session, Site, VERSIONS};
+    use common::{await_end, local, ping, spawn_echo};
+
+    let _turn = capture();
+    let site = Site::new();
+    let server = spawn_echo(Config::new(), local().tls(Arc::new(site.server())));
+    taken();
+    // Not TLS; TLS that is none; a client that leaves in the middle, and one that trusts nobody we know.
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[22, 3, 3, 0, 4, 1, 0, 0, 99]] {
+        let mut client = common::connect(server.addr());
+        client.write_all(garbage).expect("sent");
+        client.shutdown(std::net::Shutdown::Write).expect("finish");
+        await_end(&mut client);
+    }
+    drop(common::connect(server.addr()));
+    let stranger = Site::new();
+    let handshake = common::tls::handshake_over(common::connect(server.addr()), session(&stranger.client(VERSIONS[0])));
+    assert!(handshake.is_err());
+    // Garbage on an open connection, and an end without goodbye.
+    let mut client = secure(server.addr(), &site.client(VERSIONS[0]));
+    ping(&mut client, b"hello");
+    client.sock.write_all(&[23, 3, 3, 0, 5, 1, 2, 3, 4, 5]).expect("sent");
+    await_end(&mut client.sock);
+    let mut client = secure(server.addr(), &site.client(VERSIONS[0]));
+    ping(&mut client, b"hello");
+    client.sock.shutdown(std::net::Shutdown::Write).expect("finish");
+    await_end(&mut client.sock);
+    server.until("all have ended", |stats| stats.accepted == 6 && stats.open == 0);
+    quiet(&[
+        CloseReason::NotTls,
+        CloseReason::TlsHandshake,
+        CloseReason::Tls,
+        CloseReason::TlsTruncated,
+    ]);
+    server.finish();
+    taken();
+}
+
+/// A frame from another thread for a peer that has gone is no news either.
+#[test]
+fn a_late_frame_is_not_news() {
+    let _turn = capture();
+    let (mut sim, addr) = world(Config::new(), listen());
+    let client = connect(&mut sim, addr);
+    let id = sim.control().connections()[0].id;
+    let handle = sim.handle();
+    sim.reset(client);
+    handle.send(id, "too late").expect("it is alive as far as we know");
+    sim.settle();
+    assert_eq!(sim.stats().undeliverable, 1);
+    quiet(&[CloseReason::Reset]);
+}
+
+/// What the owner is to know, each under its target and once.
+#[test]
+fn what_concerns_the_owner_is_loud() {
+    planned::quiet();
+    let _turn = capture();
+    let (mut sim, addr) = world(Config::new(), listen().name("games"));
+    let lines = |sim: &mut Sim| {
+        sim.settle();
+        let lines = taken();
+        let loud = loud(&lines).into_iter();
+        loud.map(|(level, target, text)| {
+            (
+                level,
+                target.to_owned(),
+                text.split([' ', ';']).take(3).collect::<Vec<_>>().join(" "),
+            )
+        })
+        .collect::<Vec<_>>()
+    };
+    let said = |level: Level, target: &str, text: &str| vec![(level, target.to_owned(), text.to_owned())];
+
+    say(&mut sim, addr, &packet4(b"panic"));
+    assert_eq!(lines(&mut sim), said(Level::Error, "panic", "a handler panicked:"));
+    connect(&mut sim, addr);
+    let id = sim.control().connections()[0].id;
+    sim.control().kill(id);
+    assert_eq!(lines(&mut sim), said(Level::Warn, "connection", "killed  listener"));
+    sim.control()
+        .reconfigure_listener("games", |listen| listen.max_connections(9))
+        .expect("an option");
+    assert_eq!(lines(&mut sim), said(Level::Info, "listener", "listener games: Listen"));
+
+    // One warning however long it lasts, and one line at its end.
+    sim.set_descriptor_limit(1);
+    sim.connect(addr).expect("the backlog has room");
+    sim.advance(Duration::from_secs(60));
+    assert_eq!(lines(&mut sim), said(Level::Warn, "starvation", "no new connections"));
+    sim.set_descriptor_limit(usize::MAX);
+    sim.advance(Duration::from_secs(60));
+    assert_eq!(lines(&mut sim), said(Level::Info, "starvation", "accepting again "));
+
+    let handle = sim.handle();
+    handle.post(|_, _| panic!("as planned")).expect("posted");
+    assert_eq!(lines(&mut sim), said(Level::Error, "panic", "a posted job"));
+
+    sim.add_fault(Scripted {
+        call: Call::Accept,
+        after: 0,
+        errno: libc::EPERM,
+    });
+    sim.connect(addr).expect("the backlog has room");
+    sim.advance(Duration::from_secs(1));
+    assert_eq!(lines(&mut sim), said(Level::Warn, "listener", "cannot accept from"));
+
+    sim.control().drain(Duration::ZERO);
+    sim.advance(Duration::from_secs(1));
+    let drained = lines(&mut sim);
+    let targets: Vec<_> = drained
+        .iter()
+        .map(|(level, target, _)| (*level, target.as_str()))
+        .collect();
+    assert_eq!(
+        targets,
+        [
+            (Level::Info, "server"),
+            (Level::Info, "listener"),
+            (Level::Info, "server")
+        ]
+    );
+}
