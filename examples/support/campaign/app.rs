@@ -137,7 +137,8 @@ impl Talk {
         if source.is_some_and(|source| !rules.allows(source)) {
             return Err(format!("{source:?} may not come in"));
         }
-        self.throttled = rules.has_throttle();
+        // Or it was, when it came and its header had not.
+        self.throttled = rules.has_throttle() || self.epoch != epoch;
         if peer.proxy.is_some() && !self.tls {
             self.heard = self.opening.bytes.len();
         }
