@@ -375,14 +375,17 @@ impl Machine {
     pub(crate) fn set_framing(&mut self, framing: &Framing) {
         let max = self.limits.max_frame.unwrap_or(framing.default_max());
         self.codec = Codec::new(framing, max);
-        if !self.held.is_empty() {
-            self.flags.set(Flags::HELD_FRAMES);
-        }
+        self.look_again();
     }
 
     pub(crate) fn set_max_frame(&mut self, max: usize) {
         self.codec.set_max(max);
-        if !self.held.is_empty() {
+        self.look_again();
+    }
+
+    /// What is held may be a frame by now. Before it is open it is none: a PROXY header, or ciphertext.
+    fn look_again(&mut self) {
+        if self.state == State::Open && !self.held.is_empty() {
             self.flags.set(Flags::HELD_FRAMES);
         }
     }
