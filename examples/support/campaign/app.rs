@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use portcullis::{Addr, CloseReason, Conn, ConnId, Handle, HandleError, ListenerId, Peer, ProxyProtocol, SendError};
+use portcullis::{
+    Addr, CloseReason, Conn, ConnId, Handle, HandleError, ListenerId, Peer, ProxyProtocol, SendError, State,
+};
 
 use super::header::Opening;
 use super::rules::Rules;
@@ -309,6 +311,8 @@ pub enum Order {
     Kill(ConnId),
     /// A job that sends, in a known order.
     Talk(ConnId),
+    /// A job that changes the longest frame, of whoever it is, open or not.
+    Widen(ConnId, SocketAddr),
     Cap(usize),
     /// A job that posts a job that posts a job.
     Chain(u8),
@@ -364,6 +368,13 @@ fn post(handle: &Handle<App>, order: Order) -> Result<(), HandleError> {
                 if let Some(mut conn) = control.conn(id) {
                     // It may be closing, or full: both are results.
                     let _ = app.send(&mut conn, b"posted");
+                }
+            }
+            Order::Widen(id, peer) => {
+                let conn = control.conn(id);
+                if let Some(mut conn) = conn.filter(|conn| conn.state() != State::Closing) {
+                    conn.set_max_frame(255);
+                    app.talk(peer).max = 255;
                 }
             }
             // A small number is never too many.
