@@ -87,8 +87,9 @@ fn states(settings: impl IntoIterator<Item = closure::Setting>) -> Result<(), St
     for setting in settings {
         let found = closure::close(&setting)?;
         say(&format!(
-            "{:?}, on a frame {:?}, at the end {:?}: {} states, {} moves, none farther than {}",
+            "{:?}{}, on a frame {:?}, at the end {:?}: {} states, {} moves, none farther than {}",
             portcullis::sim::Deed::framing(setting.framing),
+            if setting.proxied { " behind a proxy" } else { "" },
             setting.on_frame,
             setting.on_end,
             found.states,

@@ -297,6 +297,17 @@ mod tests {
         assert_eq!(rules.otherwise(), (Access::Allow, 1));
     }
 
+    /// Whatever they have counted; but what becomes of the others is a rule too.
+    #[test]
+    fn rules_are_the_same_if_they_say_the_same() {
+        let rules = |begin: AccessRules| begin.deny("10.0.0.0/8").expect("a network");
+        let mut counted = rules(AccessRules::allow_all());
+        counted.judge(ip("10.0.0.1"));
+        assert!(counted.says_the_same(&rules(AccessRules::allow_all())));
+        assert!(!counted.says_the_same(&rules(AccessRules::deny_all())));
+        assert!(!counted.says_the_same(&AccessRules::allow_all()));
+    }
+
     #[test]
     fn what_is_no_network_is_refused() {
         for word in [

@@ -39,6 +39,7 @@ fn two_calls_fail_in_a_short_session() {
     pairs(Scenario::Echo, 1, 3_000);
     pairs(Scenario::HalfClose, 1, 6_000);
     pairs(Scenario::SlowReader, 3, 2_000);
+    pairs(Scenario::Proxied, 2, 3_000);
 }
 
 /// One in eleven of them: some 6,000 runs.

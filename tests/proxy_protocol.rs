@@ -335,6 +335,20 @@ fn tls_begins_right_behind_it() {
     server.until("it is counted", |stats| stats.closed(CloseReason::BadProxyHeader) == 1);
 }
 
+/// Who is refused behind a proxy is told so in the clear, as everybody is who is refused before TLS.
+#[cfg(feature = "tls")]
+#[test]
+fn a_refusal_before_tls_is_in_the_clear() {
+    let server = server(required().tls(std::sync::Arc::new(common::tls::Site::new().server())));
+    let mut client = connect(server.addr());
+    client
+        .write_all(b"PROXY TCP4 192.0.2.1 198.51.100.2 666 443\r\n")
+        .expect("sent");
+    assert_eq!(read_to_end(&mut client), b"not you");
+    client.shutdown(Shutdown::Both).expect("still a socket");
+    server.until("it is counted", |stats| stats.closed(CloseReason::Refused) == 1);
+}
+
 /// A message for who waits for its header finds nobody yet.
 #[test]
 fn nobody_can_talk_to_it_before() {

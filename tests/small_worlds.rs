@@ -24,9 +24,14 @@ fn close(framing: u8, on_frame: &[Deed], on_end: &[Deed]) -> closure::Findings {
         framing,
         on_frame: on_frame.to_vec(),
         on_end: on_end.to_vec(),
+        proxied: false,
         lazy: false,
     };
-    match closure::close(&setting) {
+    visit_all(&setting)
+}
+
+fn visit_all(setting: &closure::Setting) -> closure::Findings {
+    match closure::close(setting) {
         Ok(found) => found,
         Err(what) => panic!("{what}"),
     }
@@ -69,6 +74,23 @@ fn every_state_keeps_its_promises_and_leads_to_the_end() {
             (State::Open, State::Closing)
         ])
     );
+}
+
+/// Behind a proxy a connection waits for its header first, and that may stop, be left out or be wrong at every byte.
+#[test]
+fn every_state_before_a_header_leads_to_the_end_too() {
+    let found = visit_all(&closure::Setting {
+        framing: 0,
+        on_frame: vec![Deed::Echo, Deed::Close],
+        on_end: vec![Deed::CloseAfterInput],
+        proxied: true,
+        lazy: false,
+    });
+    use CloseReason::*;
+    let early = [ClosedEarly, BadProxyHeader, HandshakeTimeout, Reset, Finished];
+    assert!(early.iter().all(|reason| found.reasons.contains(reason)), "{found:?}");
+    assert!(found.changes.contains(&(State::Accepting, State::Open)));
+    assert!(found.changes.contains(&(State::Accepting, State::Closing)));
 }
 
 /// faults.md, Methods 2. All cuts of strings up to eight bytes are in the long run.

@@ -10,7 +10,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use portcullis::sim::{Deed, Single, Stimulus, Told};
-use portcullis::{CloseReason, Listen, State};
+use portcullis::{AccessRules, CloseReason, Listen, ProxyProtocol, State};
 
 #[path = "naive.rs"]
 pub mod naive;
@@ -28,6 +28,8 @@ pub struct Setting {
     pub framing: u8,
     pub on_frame: Vec<Deed>,
     pub on_end: Vec<Deed>,
+    /// A PROXY header comes before everything else.
+    pub proxied: bool,
     /// Things pile up between two turns of the connection, in any combination. Else a turn follows each.
     pub lazy: bool,
 }
@@ -74,10 +76,20 @@ pub fn settings(lazy: bool) -> Vec<Setting> {
                     framing,
                     on_frame: on_frame.to_vec(),
                     on_end: on_end.to_vec(),
+                    proxied: false,
                     lazy,
                 });
             }
         }
+    }
+    for framing in [1, 4, 0] {
+        all.push(Setting {
+            framing,
+            on_frame: vec![Deed::Echo],
+            on_end: vec![Deed::CloseAfterInput],
+            proxied: true,
+            lazy,
+        });
     }
     all
 }
@@ -87,6 +99,8 @@ struct World {
     single: Single,
     /// How far the peer's stream has come.
     phase: usize,
+    /// What is left of the header before it.
+    header: &'static [u8],
     /// Sent by the peer, and not told to the handler yet.
     underway: Vec<u8>,
 }
@@ -119,6 +133,13 @@ impl World {
             .linger(tick, 1)
             .watermarks(1, 2)
             .output_limit(4);
+        let listen = if setting.proxied {
+            listen
+                .proxy_protocol(ProxyProtocol::Optional)
+                .trusted_proxies(AccessRules::allow_all())
+        } else {
+            listen
+        };
         let mut single = Single::accepted(&listen).map_err(|error| error.to_string())?;
         for stimulus in [
             Stimulus::OnFrame(setting.on_frame.clone()),
@@ -130,6 +151,7 @@ impl World {
         Ok(Self {
             single,
             phase: 0,
+            header: if setting.proxied { HEADER } else { b"" },
             underway: Vec::new(),
         })
     }
@@ -138,6 +160,7 @@ impl World {
         Some(Self {
             single: self.single.fork()?,
             phase: self.phase,
+            header: self.header,
             underway: self.underway.clone(),
         })
     }
@@ -145,7 +168,7 @@ impl World {
     /// A hash stands for a state. That two of some millions share one has a chance of one in a million.
     fn key(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (self.single.snapshot(), self.phase, &self.underway).hash(&mut hasher);
+        (self.single.snapshot(), self.phase, self.header.len(), &self.underway).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -165,18 +188,25 @@ impl World {
             Step::Do(_) => 0,
             _ if self.phase == SPOILED => return Ok(None),
             Step::Bytes(count) => *count,
-            Step::Nonsense if self.phase == 0 => 1,
+            // Without a header, or behind it: it may be left out.
+            Step::Nonsense if self.phase == 0 && [0, HEADER.len()].contains(&self.header.len()) => 1,
             Step::Nonsense => return Ok(None),
         };
         if self.single.unread() + wanted > WINDOW {
             return Ok(None);
         }
+        // Where in the input frames begin.
+        let mut begins = 0;
         let stimulus = match step {
             Step::Bytes(count) => {
-                let bytes = (0..*count).map(|ahead| stream[(self.phase + ahead) % stream.len()]);
-                let input = Stimulus::Input(bytes.collect());
+                let (mut input, left) = (Vec::new(), self.header.len());
+                input.extend(self.header.iter().take(*count));
+                self.header = &self.header[input.len()..];
+                let count = count - input.len();
+                input.extend((0..count).map(|ahead| stream[(self.phase + ahead) % stream.len()]));
                 self.phase = (self.phase + count) % stream.len();
-                input
+                begins = left - self.header.len();
+                Stimulus::Input(input)
             }
             Step::Nonsense => {
                 self.phase = SPOILED;
@@ -191,7 +221,7 @@ impl World {
         if let Stimulus::Input(bytes) = &stimulus {
             // After FIN or RST nothing arrives any more.
             if self.single.unread() > before {
-                self.underway.extend_from_slice(bytes);
+                self.underway.extend_from_slice(&bytes[begins..]);
             }
         }
         for told in self.single.take_told() {
@@ -209,10 +239,13 @@ impl World {
         if self.single.state() == State::Closing {
             self.underway.clear();
             self.phase = 0;
+            self.header = b"";
         }
         Ok(Some(()))
     }
 }
+
+const HEADER: &[u8] = b"PROXY UNKNOWN\r\n";
 
 /// What the peer says, over and over.
 fn stream(framing: u8) -> &'static [u8] {

@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use portcullis::sim::{Call, ClientId, ClientState, Faults, Scripted, Sim, Violation};
 use portcullis::{
-    Close, Closed, Config, Context, Framing, Handler, Listen, ListenerId, Outcome, Peer, Refuse, Service,
+    AccessRules, Close, Closed, Config, Context, Framing, Handler, Listen, ListenerId, Outcome, Peer, ProxyProtocol,
+    Rate, Refuse, Service,
 };
 
 #[cfg(feature = "tls")]
@@ -28,6 +29,8 @@ pub enum Scenario {
     Drain,
     /// Descriptors for two clients, and four of them at two listeners.
     Starved,
+    /// Behind a proxy whose header comes in two pieces, with rates for whoever comes, for bytes and for frames.
+    Proxied,
     /// [`Scenario::Echo`] over TLS.
     #[cfg(feature = "tls")]
     Tls,
@@ -43,6 +46,7 @@ impl Scenario {
         Self::SlowReader,
         Self::Drain,
         Self::Starved,
+        Self::Proxied,
         #[cfg(feature = "tls")]
         Self::Tls,
     ];
@@ -202,7 +206,10 @@ struct Stage {
     /// Nobody could connect any more.
     lost: usize,
     is_tls: bool,
+    is_proxied: bool,
 }
+
+const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n";
 
 /// More than two failures may cost: each keeps the listeners out of the poll for half a second.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -211,14 +218,24 @@ type Played<T = ()> = Result<T, Violation>;
 
 impl Stage {
     fn new(scenario: Scenario) -> Played<Self> {
-        let is_tls = scenario.is_tls();
+        let (is_tls, is_proxied) = (scenario.is_tls(), scenario == Scenario::Proxied);
         let listen = || {
             let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line).watermarks(50, 100);
             #[cfg(feature = "tls")]
             if is_tls {
                 return listen.tls(sim_tls::server_config());
             }
+            if !is_proxied {
+                return listen;
+            }
             listen
+                .proxy_protocol(ProxyProtocol::Required)
+                .trusted_proxies(AccessRules::allow_all())
+                .accept_rate(Rate::per_second(10).burst(2))
+                .source_connections(100)
+                .read_rate(Rate::per_second(100).burst(20))
+                .frame_rate(Rate::per_second(10).burst(1))
+                .total_frame_rate(Rate::per_second(20).burst(5))
         };
         let mut sim = Sim::new(7, Config::new(), Books::default());
         let doors = [(); 2].map(|()| sim.listen(listen(), Door).expect("listen"));
@@ -228,14 +245,24 @@ impl Stage {
             clients: Vec::new(),
             lost: 0,
             is_tls,
+            is_proxied,
         };
         stage.connect(0);
         stage.say(0, "before\n")?;
         Ok(stage)
     }
 
-    /// A client comes; its number, if there is still somebody to come to.
+    /// A client comes, and its header if it has one.
     fn connect(&mut self, door: usize) -> usize {
+        let client = self.come(door);
+        if self.is_proxied {
+            self.sim.send(self.clients[client].id, HEADER);
+        }
+        client
+    }
+
+    /// A client comes; its number, if there is still somebody to come to.
+    fn come(&mut self, door: usize) -> usize {
         let id = self.sim.connect(self.doors[door]);
         self.lost += usize::from(id.is_none());
         self.clients.extend(id.map(|id| Client {
@@ -336,6 +363,7 @@ impl Stage {
             }
             Scenario::Drain => self.drain(),
             Scenario::Starved => self.starve(),
+            Scenario::Proxied => self.chat_behind_a_proxy(),
         }
     }
 
@@ -344,6 +372,18 @@ impl Stage {
         self.say(client, "one\n")?;
         self.pass(PATIENCE)?;
         self.say(client, "two\n")?;
+        self.pass(PATIENCE)?;
+        self.finish(client);
+        self.pass(Duration::ZERO)
+    }
+
+    fn chat_behind_a_proxy(&mut self) -> Played {
+        let client = self.come(0);
+        let (head, tail) = HEADER.split_at(9);
+        self.sim.send(self.clients[client].id, head);
+        self.pass(Duration::from_millis(10))?;
+        self.sim.send(self.clients[client].id, tail);
+        self.say(client, "one\ntwo\nthree words more\n")?;
         self.pass(PATIENCE)?;
         self.finish(client);
         self.pass(Duration::ZERO)

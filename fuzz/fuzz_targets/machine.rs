@@ -9,13 +9,14 @@ use std::time::Duration;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Deed, Single, Stimulus, Told};
-use portcullis::Listen;
+use portcullis::{AccessRules, Listen, ProxyProtocol};
 
 #[path = "../../examples/support/naive.rs"]
 mod naive;
 
 #[derive(Arbitrary, Debug)]
 struct Case {
+    /// From 192 on behind a proxy.
     framing: u8,
     max_frame: u8,
     watermarks: [u8; 3],
@@ -29,7 +30,14 @@ impl Case {
     fn listen(&self) -> Listen {
         let [low, more, most] = self.watermarks.map(usize::from);
         let [frame, idle, write, linger] = self.timeouts.map(|ms| Duration::from_millis(u64::from(ms) + 1));
+        let mode = match self.framing {
+            0..=191 => ProxyProtocol::Off,
+            192..=223 => ProxyProtocol::Required,
+            224.. => ProxyProtocol::Optional,
+        };
         Listen::tcp("127.0.0.1:0")
+            .proxy_protocol(mode)
+            .trusted_proxies(AccessRules::allow_all())
             .framing(Deed::framing(self.framing))
             .max_frame(usize::from(self.max_frame) + 1)
             .watermarks(low, low + more + 1)
@@ -38,6 +46,17 @@ impl Case {
             .idle_timeout(idle)
             .write_timeout(write)
             .linger(linger, usize::from(self.linger_bytes))
+    }
+
+    /// What the peer begins with, before and after the first stimulus.
+    fn header(&self) -> [&'static [u8]; 2] {
+        let header: &[u8] = match self.framing {
+            0..=191 => b"",
+            odd if odd % 2 == 1 => b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n",
+            _ => b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0",
+        };
+        let (head, tail) = header.split_at(usize::from(self.max_frame).min(header.len()));
+        [head, tail]
     }
 
     /// Nobody changes the framing on the way.
@@ -57,7 +76,14 @@ fuzz_target!(|case: Case| {
     let max = usize::from(case.max_frame) + 1;
     let mut underway = Vec::new();
     let mut arrived = 0;
-    for stimulus in &case.stimuli {
+    let [head, tail] = case.header();
+    single.apply(&Stimulus::Input(head.to_vec())).expect("it holds");
+    // What comes between the two pieces spoils the header, or stands before it where it may be left out.
+    let tame = tame && (tail.is_empty() || !matches!(case.stimuli.first(), Some(Stimulus::Input(_))));
+    for (at, stimulus) in case.stimuli.iter().enumerate() {
+        if at == 1 {
+            single.apply(&Stimulus::Input(tail.to_vec())).expect("it holds");
+        }
         let unread = single.unread();
         single.apply(stimulus).expect("it holds");
         if let Stimulus::Input(bytes) = stimulus {

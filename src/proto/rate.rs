@@ -202,6 +202,18 @@ mod tests {
         }
     }
 
+    /// A third of a second is not a whole number of nanoseconds: the next comes after it, never before.
+    #[test]
+    fn parts_of_a_nanosecond_are_waited_for() {
+        let rate = Rate::per_second(3).burst(1);
+        let mut bucket = Bucket::default();
+        assert!(bucket.take(&rate, at(0)));
+        assert_eq!(
+            bucket.ready_at(&rate),
+            Time::from_start(Duration::from_nanos(333_333_334))
+        );
+    }
+
     /// A frame that is larger than the burst passes, and is paid for afterwards.
     #[test]
     fn a_debt_is_waited_for() {

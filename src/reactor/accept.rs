@@ -10,6 +10,7 @@ use super::listener::{AcceptError, Listener};
 use super::os::{Os, Socket, Token};
 use super::roster::Slot;
 use super::sources::Counted;
+use super::turn::is_short_of_memory;
 use super::view::Ended;
 use super::{report_panic, Reactor};
 use crate::access::Access;
@@ -511,6 +512,9 @@ impl<A, O: Os> Reactor<A, O> {
 fn is_gone<O: Os>(os: &mut O, stream: &mut O::Stream) -> bool {
     match os.peek(stream) {
         Ok(count) => count == 0,
-        Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        Err(error) => {
+            let passing = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+            !passing && !is_short_of_memory(&error)
+        }
     }
 }

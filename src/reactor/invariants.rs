@@ -59,16 +59,16 @@ impl<A, O: Os> Reactor<A, O> {
         if self.memory.is_over() {
             return Some(format!("{memory} bytes are held, more than the limit"));
         }
+        for slot in self.roster.iter().filter(|slot| slot.squeezed) {
+            if !self.memory.is_tight() || !self.squeezed.contains(&slot.id) {
+                return Some(format!("{}: nothing will make it read again", slot.info(self.now)));
+            }
+        }
         if self.closes.len() > self.config.recent_closes {
             return Some(format!("{} closes are kept, too many", self.closes.len()));
         }
         if self.pool.sizes_in.count() != self.pool.traffic.frames_in {
             return Some("not every frame has a size".to_owned());
-        }
-        for slot in self.roster.iter().filter(|slot| slot.squeezed) {
-            if !self.memory.is_tight() || !self.squeezed.contains(&slot.id) {
-                return Some(format!("{}: nothing will make it read again", slot.info(self.now)));
-            }
         }
         if self.timers.len() > open {
             return Some(format!("{} timers for {open} connections", self.timers.len()));

@@ -481,6 +481,6 @@ impl<A, O: Os> Reactor<A, O> {
 }
 
 /// The kernel lacks memory for this call, for the moment.
-fn is_short_of_memory(error: &io::Error) -> bool {
+pub(super) fn is_short_of_memory(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
 }

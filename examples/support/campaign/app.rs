@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use portcullis::{Addr, CloseReason, Conn, ConnId, Handle, HandleError, ListenerId, Peer, ProxyProtocol, SendError};
+use portcullis::{
+    Addr, CloseReason, Conn, ConnId, Handle, HandleError, ListenerId, Peer, ProxyProtocol, SendError, State,
+};
 
 use super::header::Opening;
 use super::rules::Rules;
@@ -90,11 +92,11 @@ impl Talk {
             wire,
             max,
             tls,
-            upgraded_at: None,
             opening: Opening::default(),
             opening_sent: 0,
             epoch: 0,
             throttled: false,
+            upgraded_at: None,
             said: Vec::new(),
             heard: 0,
             promised: Vec::new(),
@@ -137,7 +139,8 @@ impl Talk {
         if source.is_some_and(|source| !rules.allows(source)) {
             return Err(format!("{source:?} may not come in"));
         }
-        self.throttled = rules.has_throttle();
+        // Or it was, when it came and its header had not.
+        self.throttled = rules.has_throttle() || self.epoch != epoch;
         if peer.proxy.is_some() && !self.tls {
             self.heard = self.opening.bytes.len();
         }
@@ -308,6 +311,8 @@ pub enum Order {
     Kill(ConnId),
     /// A job that sends, in a known order.
     Talk(ConnId),
+    /// A job that changes the longest frame, of whoever it is, open or not.
+    Widen(ConnId, SocketAddr),
     Cap(usize),
     /// A job that posts a job that posts a job.
     Chain(u8),
@@ -363,6 +368,13 @@ fn post(handle: &Handle<App>, order: Order) -> Result<(), HandleError> {
                 if let Some(mut conn) = control.conn(id) {
                     // It may be closing, or full: both are results.
                     let _ = app.send(&mut conn, b"posted");
+                }
+            }
+            Order::Widen(id, peer) => {
+                let conn = control.conn(id);
+                if let Some(mut conn) = conn.filter(|conn| conn.state() != State::Closing) {
+                    conn.set_max_frame(255);
+                    app.talk(peer).max = 255;
                 }
             }
             // A small number is never too many.

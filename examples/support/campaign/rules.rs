@@ -290,6 +290,11 @@ impl House {
         self.unopened.is_some()
     }
 
+    /// They do at once.
+    pub fn is_impatient(&self) -> bool {
+        self.patience.is_zero()
+    }
+
     pub fn apply(&self, config: Config) -> Config {
         config
             .accept_rate(rate(self.accept_rate))

@@ -87,7 +87,8 @@ impl Speaker {
     /// Some frames for the wire; or only a part of what is to come before them.
     pub fn say(&mut self, talk: &mut Talk, random: &mut Random, frames: usize) -> Vec<u8> {
         if self.hesitates && !self.unsaid.is_empty() && random.chance(500) {
-            let part = random.between(1, self.unsaid.len());
+            let all = self.unsaid.len();
+            let part = [all, random.between(1, all)][random.below(2)];
             return self.introduce(talk, part);
         }
         let mut plain = Vec::new();

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use portcullis::sim::{Call, ClientId, ClientState, Faults, Op, Random, Scripted, Sim, Violation};
-use portcullis::{ConnId, ListenerId, ProxyProtocol, State};
+use portcullis::{CloseReason, ConnId, ListenerId, ProxyProtocol, State};
 
 use super::app::{is_orderly, tcp, App, Order, Talk};
 use super::header::{self, Opening};
@@ -496,6 +496,9 @@ impl World {
             }
             let speaker = &self.speakers[newcomer];
             let talk = self.sim.app_mut().talk(speaker.addr);
+            if talk.unopened == Some(CloseReason::GaveWay) && self.house.is_impatient() {
+                continue;
+            }
             let deaf = !talk.throttled && self.house.memory.is_none() && talk.has_more();
             if !talk.opened || (deaf && talk.closed.is_none()) {
                 return Err(format!("a newcomer at {addr} is not served"));

@@ -49,6 +49,8 @@ impl fmt::Debug for Plan {
 }
 
 struct Client {
+    /// What is still to come before anything else.
+    header: &'static [u8],
     sent: Vec<u8>,
     received: Vec<u8>,
     finished: bool,
@@ -126,7 +128,10 @@ impl<'a> World<'a> {
         let which = self.ids.len() % 2;
         if let Some(id) = self.sim.connect(self.addrs[which]) {
             self.ids.push(id);
+            let [now, header] = self.plan.setup.header(which);
+            self.sim.send(id, now);
             self.clients.push(Client {
+                header,
                 sent: Vec::new(),
                 received: Vec::new(),
                 finished: false,
@@ -140,8 +145,9 @@ impl<'a> World<'a> {
             return;
         };
         let wire = self.plan.setup.wire(at % 2, bytes);
-        self.sim.send(self.ids[at], &wire);
         let client = &mut self.clients[at];
+        self.sim.send(self.ids[at], std::mem::take(&mut client.header));
+        self.sim.send(self.ids[at], &wire);
         if !client.finished {
             client.sent.extend_from_slice(&wire);
         }
@@ -177,7 +183,7 @@ impl<'a> World<'a> {
     /// An echo that does nothing else owes nobody anything for long.
     fn check_answered(&mut self) {
         self.listen();
-        if !self.plan.deeds.is_empty() {
+        if !self.plan.deeds.is_empty() || self.plan.setup.limits_memory() {
             return;
         }
         for connection in self.sim.control().connections() {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use portcullis::sim::{Faults, Random};
 use portcullis::{
-    AtCapacity, CloseReason, Config, Decoded, FrameBuf, FrameError, Framer, Framing, Listen, Peer, Refuse, Service,
+    AccessRules, AtCapacity, CloseReason, Config, Decoded, FrameBuf, FrameError, Framer, Framing, Listen, Peer,
+    ProxyProtocol, Rate, Refuse, Service,
 };
 
 use crate::subject::{panic_as_planned, tcp, App, Subject};
@@ -16,6 +17,8 @@ const UNWANTED: &[u8] = b"not you\n";
 /// All zero is a server as most are.
 #[derive(Arbitrary, Debug)]
 pub struct Setup {
+    /// From 224 on there are rates, and limits on sources and on unopened connections; from 240 on
+    /// one on memory.
     pub seed: u8,
     /// Faults at random, besides those of the script: from 192 on.
     faults: u8,
@@ -26,7 +29,8 @@ pub struct Setup {
     cap: u8,
     /// Of the second listener.
     own_cap: u8,
-    /// Each listener refuses at its cap, if odd.
+    /// Each listener refuses at its cap, if odd; from 128 on it is behind a proxy, from 192 on one that may be left out. The
+    /// header comes in two pieces if the next but one bit is set.
     refuse: [u8; 2],
     watermarks: [u8; 3],
     timeouts: [u8; 5],
@@ -55,7 +59,16 @@ impl Setup {
 
     pub fn config(&self) -> Config {
         let [accept, read, jobs] = self.budgets.map(|byte| amount(!byte).max(1));
-        Config::new()
+        let config = if self.has_limits() {
+            Config::new()
+                .accept_rate(Rate::per_second(100).burst(3))
+                .max_unopened(2)
+                .unopened_patience(Duration::from_millis(100))
+                .memory_limit(if self.limits_memory() { 1 << 20 } else { usize::MAX })
+        } else {
+            Config::new()
+        };
+        config
             .max_connections(usize::from(16 - self.cap % 17))
             .accept_budget(accept)
             .read_budget(read)
@@ -87,10 +100,47 @@ impl Setup {
                 farewell: FULL.to_vec(),
             });
         }
+        if self.has_limits() {
+            listen = listen
+                .accept_rate(Rate::per_second(50).burst(2))
+                .source_connections(5)
+                .frame_rate(Rate::per_second(10_000).burst(10))
+                .total_read_rate(Rate::per_second(1_000_000).burst(1000));
+        }
+        if let Some(mode) = self.proxy(which) {
+            listen = listen.proxy_protocol(mode).trusted_proxies(AccessRules::allow_all());
+        }
         if which == 1 {
             listen = listen.name("second").max_connections(usize::from(!self.own_cap));
         }
         listen
+    }
+
+    fn has_limits(&self) -> bool {
+        self.seed >= 224
+    }
+
+    /// Somebody may not be read from because others hold too much.
+    pub fn limits_memory(&self) -> bool {
+        self.seed >= 240
+    }
+
+    fn proxy(&self, which: usize) -> Option<ProxyProtocol> {
+        match self.refuse[which] {
+            0..=127 => None,
+            128..=191 => Some(ProxyProtocol::Required),
+            192.. => Some(ProxyProtocol::Optional),
+        }
+    }
+
+    /// What clients of that listener begin with: now, and before they say anything else.
+    pub fn header(&self, which: usize) -> [&'static [u8]; 2] {
+        const HEADER: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n";
+        match self.proxy(which) {
+            None => [b"", b""],
+            Some(_) if self.refuse[which] & 4 == 0 => [HEADER, b""],
+            Some(_) => [&HEADER[..9], &HEADER[9..]],
+        }
     }
 
     fn framing(&self, which: usize) -> Framing {
@@ -152,7 +202,7 @@ pub fn framing(number: u8) -> Framing {
 /// What a client that was never open may have been told.
 pub fn farewell(reason: CloseReason) -> &'static [u8] {
     match reason {
-        CloseReason::AtCapacity => FULL,
+        CloseReason::AtCapacity | CloseReason::RateLimited => FULL,
         CloseReason::Refused => UNWANTED,
         _ => b"",
     }

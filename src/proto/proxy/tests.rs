@@ -96,6 +96,7 @@ fn good() -> Vec<(Vec<u8>, ProxyOrigin)> {
                 destination: b"/run/web.sock".to_vec(),
             },
         ),
+        (b"PROXY UNKNOWN \xFF is no text\r\n".to_vec(), ProxyOrigin::Unknown),
     ]
 }
 

@@ -5,6 +5,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::{Parsed, ProxyError, ProxyHeader, ProxyOrigin, ProxyTlvs};
 
 pub(super) const SIGNATURE: &[u8] = b"PROXY ";
+const UNKNOWN: &[u8] = b"PROXY UNKNOWN";
+const UNKNOWN_MORE: &[u8] = b"PROXY UNKNOWN ";
 /// "the receiver may wait for the CRLF or up to 107 characters".
 const LONGEST: usize = 107;
 
@@ -21,8 +23,12 @@ pub(super) fn parse(input: &[u8]) -> Parsed {
     let Some(line) = line.strip_suffix(b"\r") else {
         return Err(ProxyError("a line feed without a carriage return"));
     };
-    let text = std::str::from_utf8(line).map_err(|_| ProxyError("bytes that are no text"))?;
-    let origin = origin(text)?;
+    // "the receiver must ignore anything presented before the CRLF is found".
+    let origin = if line == UNKNOWN || line.starts_with(UNKNOWN_MORE) {
+        ProxyOrigin::Unknown
+    } else {
+        origin(std::str::from_utf8(line).map_err(|_| ProxyError("bytes that are no text"))?)?
+    };
     let header = ProxyHeader {
         version: 1,
         origin,
@@ -34,10 +40,6 @@ pub(super) fn parse(input: &[u8]) -> Parsed {
 fn origin(line: &str) -> Result<ProxyOrigin, ProxyError> {
     let mut words = line.split(' ').skip(1);
     let family = words.next().unwrap_or_default();
-    if family == "UNKNOWN" {
-        // "the receiver must ignore anything presented before the CRLF is found".
-        return Ok(ProxyOrigin::Unknown);
-    }
     let [Some(source), Some(destination), Some(from), Some(to), None] = [(); 5].map(|()| words.next()) else {
         return Err(ProxyError("not two addresses and two ports"));
     };

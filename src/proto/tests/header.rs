@@ -130,3 +130,20 @@ fn a_refusal_says_its_last_words_in_the_clear() {
     rig.receive_fin();
     assert_eq!(rig.ended(), CloseReason::Refused);
 }
+
+/// What somebody else changes meanwhile holds from the first frame on, and a part of a header is none.
+#[test]
+fn framing_that_changes_before_the_header_is_whole_leaves_nothing_to_do() {
+    for change in [
+        (|rig: &mut Rig| rig.machine.set_framing(&Framing::Packet1)) as fn(&mut Rig),
+        |rig| rig.machine.set_max_frame(3),
+    ] {
+        let mut rig = waiting(true, limits());
+        rig.receive(&V1[..10]);
+        change(&mut rig);
+        assert!(!rig.machine.has_events());
+        rig.receive(&V1[10..]);
+        assert_eq!(rig.news(), [Told::Header, Told::Opened]);
+        assert!(!rig.machine.has_events(), "it would have a turn for ever");
+    }
+}

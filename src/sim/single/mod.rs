@@ -19,7 +19,7 @@ use super::stimulus::{Deed, End, Stimulus, Told};
 use super::Violation;
 use crate::error::Result;
 use crate::listen::{Listen, ProxyProtocol};
-use crate::proto::{Framing, Limits, Machine, Pool, Print, SharedMeters, State, Time, TlsConfig};
+use crate::proto::{Framing, Limits, Machine, Pool, Print, ProxyHeader, SharedMeters, State, Time, TlsConfig};
 
 /// How long a handshake may take once the server drains.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
@@ -253,6 +253,11 @@ impl Single {
     /// What the peer got since the last time this was asked.
     pub fn take_sent(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.sent)
+    }
+
+    /// What a proxy has said about whom it speaks for, once its header has come.
+    pub fn proxy(&self) -> Option<&ProxyHeader> {
+        self.machine.proxy().map(Rc::as_ref)
     }
 
     /// Changes of state since the last time this was asked.
