@@ -145,8 +145,10 @@ impl Config {
     ///
     /// From three quarters of it on, no more is read from connections that hold more than their share, while their clocks
     /// run; above it those that hold the most are closed, as [`OverMemory`](crate::CloseReason::OverMemory), until the rest fits.
-    /// What handlers hold is not counted, nor is the state of each connection itself. Choose it larger than a few of the longest
-    /// frames.
+    /// What handlers hold is not counted, nor is the state of each connection itself. A frame that is longer than its
+    /// connection's share of three quarters may stop half-way, until others have ended, and fail at its
+    /// [`Listen::frame_timeout`](crate::Listen::frame_timeout): choose the limit larger than the longest frames of as many
+    /// connections as may send one at the same time.
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = bytes;
         self
