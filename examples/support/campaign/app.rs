@@ -137,7 +137,8 @@ impl Talk {
         if source.is_some_and(|source| !rules.allows(source)) {
             return Err(format!("{source:?} may not come in"));
         }
-        self.throttled = rules.has_throttle();
+        // It keeps the rates that it came under, perhaps others.
+        self.throttled = rules.has_throttle() || self.epoch != epoch;
         if peer.proxy.is_some() && !self.tls {
             self.heard = self.opening.bytes.len();
         }
