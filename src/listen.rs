@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::access::AccessRules;
+use crate::access::{AccessRules, Brief};
 use crate::addr::{Addr, UnixAddr};
 use crate::config::AtCapacity;
 use crate::error::{Error, Result};
@@ -664,9 +664,9 @@ impl fmt::Debug for Listen {
             .field("limits", &self.limits)
             .field("max_connections", &self.max_connections)
             .field("at_capacity", &self.at_capacity)
-            .field("access", &self.access)
+            .field("access", &Brief(&self.access))
             .field("proxy", &self.proxy)
-            .field("trusted", &self.trusted)
+            .field("trusted", &self.trusted.as_ref().map(Brief))
             .field("accept_rate", &self.accept_rate)
             .field("sources", &self.sources)
             .field("socket", &self.socket)
