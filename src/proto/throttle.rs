@@ -32,6 +32,10 @@ impl SharedMeters {
             match (&meter, rate) {
                 (Some(meter), Some(rate)) => meter.rate.set(rate),
                 (_, rate) => {
+                    if let Some(former) = meter {
+                        // Those who are there have no limit any more.
+                        former.rate.set(Rate::per_second(u64::MAX));
+                    }
                     *meter = rate.map(|rate| {
                         Rc::new(SharedMeter {
                             rate: Cell::new(rate),
