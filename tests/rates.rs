@@ -276,6 +276,33 @@ fn connections_share_what_their_listener_may_read() {
     assert_eq!(all + rest, 10_000, "nothing is lost");
 }
 
+/// *Live* where there was such a rate before: those who are there are read faster, and then without a limit.
+#[test]
+fn what_connections_share_changes_under_way() {
+    let (mut sim, addr) = world(Config::new(), local().total_frame_rate(Rate::per_second(10).burst(10)));
+    let clients = connect(&mut sim, addr, 5);
+    for client in &clients {
+        sim.send(*client, &b"\0\x01x".repeat(10_000));
+    }
+    let mut frames = |sim: &mut Sim| -> usize {
+        sim.advance(Duration::from_secs(10));
+        clients.iter().map(|&client| sim.received(client).len() / 3).sum()
+    };
+    assert!((100..=120).contains(&frames(&mut sim)));
+    let set = |sim: &mut Sim, rate: Option<Rate>| {
+        let mut control = sim.control();
+        let set = control.reconfigure_listener("it", |listen| listen.total_frame_rate(rate));
+        set.expect("a good rate");
+    };
+    set(&mut sim, Some(Rate::per_second(500).burst(10)));
+    let fast = frames(&mut sim);
+    // What was booked at the rate of before is waited for.
+    assert!((4000..=5100).contains(&fast), "{fast}");
+    set(&mut sim, None);
+    let rest = frames(&mut sim);
+    assert!(rest > 44_000, "{rest}");
+}
+
 #[test]
 fn a_connection_reads_no_faster_than_its_rate() {
     let (mut sim, addr) = world(Config::new(), local().read_rate(Rate::per_second(1000).burst(500)));
