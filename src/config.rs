@@ -143,12 +143,11 @@ impl Config {
     /// The most bytes that all connections together may hold in buffers, in both directions: incomplete frames and records,
     /// and what waits for peers. Defaults to no limit but those of each connection.
     ///
-    /// From three quarters of it on, no more is read from connections that hold more than their share, while their clocks
-    /// run; above it those that hold the most are closed, as [`OverMemory`](crate::CloseReason::OverMemory), until the rest fits.
-    /// What handlers hold is not counted, nor is the state of each connection itself. A frame that is longer than its
-    /// connection's share of three quarters may stop half-way, until others have ended, and fail at its
-    /// [`Listen::frame_timeout`](crate::Listen::frame_timeout): choose the limit larger than the longest frames of as many
-    /// connections as may send one at the same time.
+    /// From three quarters of it on, no more is read from connections that hold more than their share, but from one of them at a
+    /// time, for a second or until its frame is whole: large frames are finished one after the other. Clocks run meanwhile, and
+    /// whose frame is late because it was not read is closed as [`OverMemory`](crate::CloseReason::OverMemory). Above the limit
+    /// those that hold the most are closed for the same reason, until the rest fits. What handlers hold is not counted, nor is the
+    /// state of each connection itself. A quarter of it should hold the longest frame.
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = bytes;
         self

@@ -81,14 +81,16 @@ fn a_large_frame_waits_while_memory_is_tight() {
     }
     sim.settle();
     assert!(buffered(&mut sim) > LIMIT / 4 * 3, "tight");
+    // One of them is read from all the same; for a second it is this one.
+    sim.send(hogs[0], &[b'x'; 32_000]);
+    sim.settle();
     sim.send(large, &frame[150_000..]);
-    sim.advance(Duration::from_secs(2));
-    assert_eq!(sim.received(large), b"", "not yet");
-    assert_eq!(sim.state(large), ClientState::Connected);
-    for hog in hogs {
-        sim.reset(hog);
-    }
-    sim.advance(Duration::from_secs(1));
+    sim.settle();
+    assert!(sim.received(large).is_empty(), "not yet");
+    assert!(sim.stats().squeezed >= 1);
+    sim.advance(Duration::from_millis(999));
+    assert!(sim.received(large).is_empty(), "not yet");
+    sim.advance(Duration::from_millis(10));
     assert!(sim.received(large) == frame);
 }
 
@@ -152,6 +154,62 @@ fn one_byte_does_not_keep_a_large_buffer() {
     assert_eq!(sim.stats().open, 0);
 }
 
+/// Forty honest peers, each with a frame of a good part of the limit: they are served one after the other.
+#[test]
+fn large_frames_are_finished_one_after_the_other() {
+    let mut sim = Sim::new(1, Config::new().memory_limit(8 * LIMIT), ());
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(Framing::Packet4)
+        .output_limit(4 * LIMIT)
+        .frame_timeout(Duration::from_secs(60));
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let payload = 700_000_usize;
+    let frame = [&(payload as u32).to_be_bytes()[..], &vec![b'y'; payload]].concat();
+    let clients: Vec<_> = (0..40).map(|_| sim.connect(addr).expect("it listens")).collect();
+    for client in &clients {
+        sim.send(*client, &frame[..300_000]);
+    }
+    sim.settle();
+    assert!(sim.stats().squeezed > 20, "{}", sim.stats().squeezed);
+    for client in &clients {
+        sim.send(*client, &frame[300_000..]);
+    }
+    sim.advance(Duration::from_secs(50));
+    for client in clients {
+        assert!(sim.received(client) == frame, "served: {:?}", sim.stats());
+    }
+    assert_eq!(sim.stats().squeezed, 0);
+}
+
+/// One that is favoured and sends nothing is so for a second only; and who could not be read from is not told that it was late.
+#[test]
+fn who_does_not_use_its_turn_loses_it() {
+    let mut sim = Sim::new(1, Config::new().memory_limit(8 * LIMIT), ());
+    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4);
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let clients: Vec<_> = (0..40).map(|_| sim.connect(addr).expect("it listens")).collect();
+    for client in &clients {
+        begin(&mut sim, *client, 300_000);
+    }
+    sim.settle();
+    // All but one wait, and it says nothing: the next ones have more to say.
+    for client in &clients {
+        sim.send(*client, b"more");
+    }
+    sim.advance(Duration::from_secs(29));
+    let turns = sim.stats().turns;
+    assert!(turns < 5000, "it does not spin: {turns}");
+    assert!(sim.stats().memory > 8 * LIMIT / 8 * 5, "what fits is held");
+    assert_eq!(sim.stats().closed(CloseReason::FrameTimeout), 0);
+    sim.advance(Duration::from_secs(5));
+    let (over, late) = (
+        sim.stats().closed(CloseReason::OverMemory),
+        sim.stats().closed(CloseReason::FrameTimeout),
+    );
+    assert!(over > 0, "{over} and {late}");
+    assert_eq!(over + late, 40);
+}
+
 #[test]
 fn the_limit_is_live() {
     let (mut sim, addr) = world();
@@ -211,10 +269,15 @@ fn who_holds_less_than_its_share_again_is_read_from_again() {
     let id = sim.control().connections()[0].id;
     let sent = sim.control().conn(id).expect("it is there").send(vec![b'x'; 100_000]);
     sent.expect("there is room");
+    let mut favoured = slow;
     for _ in 0..20 {
         let hog = sim.connect(addr).expect("it listens");
         begin(&mut sim, hog, 42_000);
+        favoured = hog;
     }
+    sim.settle();
+    // Another one is read from beyond its share, and will be for a second.
+    sim.send(favoured, &[b'x'; 42_000]);
     sim.settle();
     sim.send(slow, b"\0\0\0\x02hi");
     sim.settle();

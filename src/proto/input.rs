@@ -8,6 +8,9 @@ use super::state::{Event, Farewell, Flags, State};
 use super::{Machine, Pool, Stopped, Time};
 use crate::reason::{CloseReason, Closed};
 
+/// From here on what is held grows by a quarter.
+const LARGE: usize = 16 * 1024;
+
 /// Bytes on their way through the decoder: this turn's read, or what was held, or both joined.
 pub(crate) struct Staged<'a> {
     fresh: &'a [u8],
@@ -108,6 +111,11 @@ impl Machine {
         }
         self.flags.clear(Flags::HELD_FRAMES);
         let mut joined = std::mem::take(&mut self.held);
+        let length = joined.len();
+        if length > LARGE && joined.capacity() - length < fresh.len() {
+            // Doubling would hold twice what has come.
+            joined.reserve_exact(fresh.len() + length / 4);
+        }
         joined.extend_from_slice(fresh);
         Staged {
             fresh: &[],

@@ -216,6 +216,11 @@ impl Machine {
         }
     }
 
+    /// The frame that it has begun should have been whole at `due`.
+    pub(crate) fn is_frame_late(&self, due: Time) -> bool {
+        self.state == State::Open && self.deadlines.frame <= due
+    }
+
     pub(crate) fn deadline(&self) -> Time {
         self.timers
             .iter()

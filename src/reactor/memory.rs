@@ -1,13 +1,21 @@
 //! How much all connections hold in buffers, and who holds the most.
 
+use std::ops::Bound;
+use std::time::Duration;
+
 use super::os::Os;
 use super::Reactor;
 use crate::id::ConnId;
+use crate::proto::Time;
 use crate::reason::{CloseReason, Closed};
 
 /// Connections that hold less than this have no share to keep to: they are too small to gain anything by it.
 const LEAST_HOLDER: usize = 1024;
+/// What may be read of anybody who does not hold as much, as long as the limit is not reached.
+const SMALL_FRAME: usize = 8 * 1024;
 const CLASSES: usize = usize::BITS as usize;
+/// How long one connection is read from beyond its share while others wait.
+const FAVOUR: Duration = Duration::from_secs(1);
 const NOWHERE: u32 = u32::MAX;
 
 /// What each slot holds, sorted by powers of two: the largest is found at once, as far as a factor of two goes.
@@ -63,7 +71,26 @@ impl Ledger {
 
     /// Half of the limit, divided among those who hold something worth mentioning.
     pub(super) fn share(&self) -> usize {
-        self.limit / 2 / self.holders.max(1)
+        let share = self.limit / 2 / self.holders.max(1);
+        if self.total > self.nearly_all() {
+            share.min(SMALL_FRAME)
+        } else {
+            share
+        }
+    }
+
+    /// The most that one read may bring while memory is tight: a part of the room that is left, so that it is not input that
+    /// goes over the limit. The last eighth is for the favoured one, and for small frames.
+    pub(super) fn one_read(&self, favoured: bool) -> usize {
+        if !self.tight {
+            return usize::MAX;
+        }
+        let most = if favoured { self.limit } else { self.nearly_all() };
+        (most.saturating_sub(self.total) / 4).max(SMALL_FRAME)
+    }
+
+    fn nearly_all(&self) -> usize {
+        self.limit / 8 * 7
     }
 
     pub(super) fn of(&self, slot: u32) -> usize {
@@ -146,6 +173,39 @@ impl<A, O: Os> Reactor<A, O> {
         // It may have written what it held, and the others hold the rest.
         if self.memory.of(id.index) <= self.memory.share() {
             self.release(id);
+            self.end_favour(id);
+        }
+    }
+
+    /// Whether this connection, which holds more than its share, may be read from although memory is tight: one at a time may,
+    /// so that large frames are finished one after the other instead of all waiting for each other.
+    pub(super) fn is_favoured(&mut self, id: ConnId) -> bool {
+        let favoured = self.favoured.get_or_insert((id, self.now));
+        favoured.0 == id
+    }
+
+    /// It needs no favour any more: the next one's turn.
+    pub(super) fn end_favour(&mut self, id: ConnId) {
+        if self.favoured.is_some_and(|(favoured, _)| favoured == id) {
+            self.favour_next();
+        }
+    }
+
+    /// When the favoured one has had its time, in which it could have sent a good part of a frame.
+    pub(super) fn favour_until(&self) -> Time {
+        match self.favoured {
+            Some((_, since)) if !self.squeezed.is_empty() => since.after(FAVOUR),
+            _ => Time::NEVER,
+        }
+    }
+
+    pub(super) fn favour_next(&mut self) {
+        let Some((last, _)) = self.favoured.take() else {
+            return;
+        };
+        let mut behind = self.squeezed.range((Bound::Excluded(last), Bound::Unbounded));
+        if let Some(&next) = behind.next().or_else(|| self.squeezed.first()) {
+            self.release(next);
         }
     }
 
@@ -194,6 +254,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     pub(super) fn relax(&mut self) {
+        self.favoured = None;
         while let Some(&id) = self.squeezed.first() {
             self.release(id);
         }

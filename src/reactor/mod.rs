@@ -62,6 +62,7 @@ use crate::id::{ConnId, ListenerId};
 use crate::listen::Listen;
 use crate::logs;
 use crate::proto::{Pool, SharedMeters, State, Time};
+use crate::reason::{CloseReason, Closed};
 use crate::stats::Stats;
 
 /// One read. A connection's input is at most its maximum frame and one of these.
@@ -110,6 +111,8 @@ pub(crate) struct Reactor<A, O: Os> {
     memory: Ledger,
     /// Connections from which nothing is read because memory is tight.
     squeezed: BTreeSet<ConnId>,
+    /// Who is read from all the same, and since when.
+    favoured: Option<(ConnId, Time)>,
     /// Who has asked to leave the loop, and whom it goes to.
     detaching: Vec<(ConnId, lent::Receiver)>,
     lent: Vec<lent::Lent>,
@@ -169,6 +172,7 @@ impl<A, O: Os> Reactor<A, O> {
             unopened: Unopened::default(),
             memory: Ledger::new(config.memory_limit),
             squeezed: BTreeSet::new(),
+            favoured: None,
             detaching: Vec::new(),
             lent: Vec::new(),
             returns: Arc::new(returns),
@@ -317,7 +321,12 @@ impl<A, O: Os> Reactor<A, O> {
             .iter()
             .map(|listener| listener.retry_at.min(self.accepts_at(listener, &room)))
             .chain([self.starvation.until(), self.starvation.over_at()])
-            .chain([self.timers.next(), self.drain.deadline(), self.alarm_due()])
+            .chain([
+                self.timers.next(),
+                self.favour_until(),
+                self.drain.deadline(),
+                self.alarm_due(),
+            ])
             .fold(Time::NEVER, Time::min);
         wake.is_armed().then(|| wake.since(now))
     }
@@ -475,6 +484,9 @@ impl<A, O: Os> Reactor<A, O> {
         if self.starvation.over_at() <= due {
             self.end_episode();
         }
+        if self.favour_until() <= due {
+            self.favour_next();
+        }
         for listener in &mut self.listeners {
             if listener.retry_at <= due {
                 listener.retry_at = Time::NEVER;
@@ -508,7 +520,11 @@ impl<A, O: Os> Reactor<A, O> {
                     slot.readable = true;
                     slot.writable = true;
                 }
-                if slot.machine.deadline() <= due {
+                if slot.is_squeezed() && slot.machine.is_frame_late(due) {
+                    // It is we who have not read the rest of it.
+                    let closed = Closed::new(CloseReason::OverMemory);
+                    slot.machine.close(closed, self.now, &mut self.pool);
+                } else if slot.machine.deadline() <= due {
                     slot.machine.handle_timeout(due, self.now, &mut self.pool);
                 }
                 self.turn(app, id);
@@ -632,6 +648,7 @@ impl<A, O: Os> Reactor<A, O> {
         stats.max_connections = self.roster.cap();
         stats.unopened = self.unopened.len();
         stats.memory = self.memory.total();
+        stats.squeezed = self.squeezed.len();
         stats.bytes_in = self.pool.traffic.bytes_in;
         stats.bytes_out = self.pool.traffic.bytes_out;
         stats.frames_in = self.pool.traffic.frames_in;

@@ -110,8 +110,15 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(slot) = self.roster.get_mut(id) else {
             return Read::Nothing;
         };
+        // A turn has several reads, and what the last one brought counts for the next.
+        let held = slot.machine.memory();
+        self.note_memory(id.index, held);
+        let Some(slot) = self.roster.get_mut(id) else {
+            return Read::Nothing;
+        };
         let tight = self.memory.is_tight() && self.memory.of(id.index) > self.memory.share();
-        if tight && !slot.machine.has_events() && slot.can_read() && slot.machine.state() == State::Open {
+        let would_read = !slot.machine.has_events() && slot.can_read() && slot.machine.state() == State::Open;
+        if tight && would_read && !self.is_favoured(id) {
             self.squeeze(id);
         }
         let Some(slot) = self.roster.get_mut(id) else {
@@ -146,7 +153,8 @@ impl<A, O: Os> Reactor<A, O> {
             }
             self.handshakes_left -= 1;
         }
-        let allowance = machine.read_allowance(self.now);
+        let favoured = self.favoured.is_some_and(|(favoured, _)| favoured == id);
+        let allowance = machine.read_allowance(self.now).min(self.memory.one_read(favoured));
         if allowance == 0 {
             return Read::Nothing;
         }
@@ -430,6 +438,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.timers.disarm(id.index);
         self.note_memory(id.index, 0);
         self.squeezed.remove(&id);
+        self.end_favour(id);
         let slot = self.roster.remove(id);
         self.discard("a framer's destructor", slot);
         self.make_room(listener, source, counted);
