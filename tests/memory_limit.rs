@@ -225,6 +225,49 @@ fn the_limit_is_live() {
     assert_eq!(sim.stats().closed(CloseReason::OverMemory), 1);
 }
 
+/// As many go as it takes, and no more.
+#[test]
+fn a_lower_limit_ends_several() {
+    let (mut sim, addr) = world();
+    for _ in 0..6 {
+        let client = sim.connect(addr).expect("it listens");
+        begin(&mut sim, client, 100_000);
+    }
+    sim.settle();
+    assert_eq!(sim.stats().open, 6);
+    sim.control()
+        .reconfigure(|config| config.memory_limit(256 * 1024))
+        .expect("a good limit");
+    sim.settle();
+    let left = sim.stats().open;
+    assert!((1..=2).contains(&left), "{left}");
+    assert_eq!(sim.stats().closed(CloseReason::OverMemory), 6 - left as u64);
+}
+
+/// A higher one lets those go on who were not read from, without a word from anybody.
+#[test]
+fn a_higher_limit_makes_room_at_once() {
+    let (mut sim, addr) = world();
+    let large = sim.connect(addr).expect("it listens");
+    let payload = 300_000_usize;
+    let frame = [&(payload as u32).to_be_bytes()[..], &vec![b'y'; payload]].concat();
+    sim.send(large, &frame[..150_000]);
+    sim.settle();
+    for _ in 0..20 {
+        let hog = sim.connect(addr).expect("it listens");
+        begin(&mut sim, hog, 32_000);
+    }
+    sim.settle();
+    sim.send(large, &frame[150_000..]);
+    sim.settle();
+    assert_eq!(sim.received(large), b"", "not yet");
+    sim.control()
+        .reconfigure(|config| config.memory_limit(4 * LIMIT))
+        .expect("a good limit");
+    sim.settle();
+    assert!(sim.received(large) == frame);
+}
+
 #[test]
 fn a_limit_below_a_few_reads_is_refused() {
     let server: Result<Server, Error> = Server::new(Config::new().memory_limit(1000));

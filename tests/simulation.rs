@@ -251,6 +251,36 @@ fn a_flood_of_handshakes_does_not_starve_one() {
     }
 }
 
+/// Whoever's input waits for us does not give way, however old it is: one for whom we wait does.
+#[cfg(feature = "tls")]
+#[test]
+fn who_waits_for_us_does_not_give_way() {
+    use campaign::sim_tls;
+    let config = Config::new().handshake_budget(1).max_unopened(3);
+    let mut sim = Sim::new(3, config.unopened_patience(Duration::ZERO), ());
+    let listen = listen().tls(sim_tls::server_config());
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let old = sim.connect(addr).expect("connected");
+    let mut tls = sim_tls::Client::new();
+    sim.send(old, &tls.encrypt(b""));
+    sim.settle();
+    let answer = sim.received(old);
+    let finished = tls.decrypt(&answer, &mut Vec::new()).expect("a hello");
+    let others = [(); 2].map(|()| sim.connect(addr).expect("connected"));
+    sim.settle();
+    for client in others {
+        sim.send(client, &sim_tls::Client::new().encrypt(b""));
+    }
+    // One of them has its turn, the other is left over, and the oldest comes behind that.
+    sim.step();
+    sim.send(old, &finished);
+    sim.connect(addr).expect("connected");
+    sim.step();
+    assert_eq!(sim.stats().closed(CloseReason::GaveWay), 1);
+    sim.settle();
+    assert_eq!((sim.stats().opened, sim.state(old)), (1, ClientState::Connected));
+}
+
 /// The loop was held up past the deadline and then spent its budget on others: what came in time is read first.
 #[cfg(feature = "tls")]
 #[test]

@@ -80,6 +80,20 @@ fn nobody_gives_way_before_its_time() {
     assert!(is_served(&mut sim, newcomer));
 }
 
+/// One that stays for ever costs no memory for all who come and open meanwhile: an invariant of the simulator.
+#[test]
+fn who_has_opened_is_forgotten() {
+    let (mut sim, addr) = world(Config::new().max_unopened(2).unopened_patience(Duration::MAX));
+    let silent = connect(&mut sim, addr, 1)[0];
+    for _ in 0..300 {
+        let client = sim.connect(addr).expect("it listens");
+        assert!(is_served(&mut sim, client));
+        sim.reset(client);
+        sim.settle();
+    }
+    assert!(is_served(&mut sim, silent), "there is no handshake timeout yet");
+}
+
 /// As soon as one opens, or goes, the next comes in.
 #[test]
 fn who_opens_makes_room_at_once() {

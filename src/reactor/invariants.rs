@@ -42,6 +42,9 @@ impl<A, O: Os> Reactor<A, O> {
         if unopened > most {
             return Some(format!("{unopened} connections are not open yet, the most is {most}"));
         }
+        if !self.unopened.is_compact(self.stats.peak) {
+            return Some("more unopened connections are remembered than there ever were".to_owned());
+        }
         let first = self.roster.iter().filter(|slot| slot.unopened);
         let first = first.map(|slot| slot.accepted_at).min();
         if self.unopened.oldest(&self.roster) != first {

@@ -46,6 +46,12 @@ impl Unopened {
             .map(|slot| slot.id)
     }
 
+    /// Those who have opened or gone take no more room than those who have not ever took.
+    #[cfg(feature = "sim")]
+    pub(super) fn is_compact(&self, most: usize) -> bool {
+        self.queue.len() <= 2 * most + LOOK_AT
+    }
+
     /// When the oldest was accepted.
     pub(super) fn oldest(&self, roster: &Roster) -> Option<Time> {
         let slot = roster.get(*self.queue.front()?)?;
