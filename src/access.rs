@@ -1,5 +1,6 @@
 //! Who may connect, by address.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 
@@ -103,6 +104,31 @@ impl AccessRules {
         self.with(Access::Deny, network)
     }
 
+    /// As [`AccessRules::allow`], in front of all others.
+    ///
+    /// # Errors
+    ///
+    /// As for [`AccessRules::allow`].
+    pub fn allow_first(self, network: &str) -> Result<Self> {
+        self.in_front(Access::Allow, network)
+    }
+
+    /// As [`AccessRules::deny`], in front of all others: for one who misbehaves.
+    ///
+    /// # Errors
+    ///
+    /// As for [`AccessRules::allow`].
+    pub fn deny_first(self, network: &str) -> Result<Self> {
+        self.in_front(Access::Deny, network)
+    }
+
+    fn in_front(mut self, access: Access, network: &str) -> Result<Self> {
+        let mut first = Self::beginning_with(self.otherwise).with(access, network)?;
+        first.unmatched = self.unmatched;
+        first.rules.append(&mut self.rules);
+        Ok(first)
+    }
+
     fn with(mut self, access: Access, network: &str) -> Result<Self> {
         let networks = parse(access, network)?;
         let rules = networks.into_iter().map(|network| AccessRule {
@@ -129,18 +155,21 @@ impl AccessRules {
         self.find(peer).map_or(self.otherwise, |(_, access)| access)
     }
 
-    /// The same rules in the same order, whatever they have counted.
-    pub(crate) fn says_the_same(&self, other: &Self) -> bool {
-        let words = |rule: &AccessRule| (rule.access, rule.network);
-        self.otherwise == other.otherwise && self.rules.iter().map(words).eq(other.rules.iter().map(words))
-    }
-
-    /// The same rules, which nobody has met yet.
-    pub(crate) fn counted_anew(mut self) -> Self {
-        self.unmatched = 0;
+    /// These rules, each with what it has counted in `former`: a new one has met nobody.
+    pub(crate) fn counting_on(mut self, former: &Self) -> Self {
+        let known: HashMap<_, _> = former
+            .rules
+            .iter()
+            .map(|rule| ((rule.access, rule.network), rule.hits))
+            .collect();
         for rule in &mut self.rules {
-            rule.hits = 0;
+            rule.hits = known.get(&(rule.access, rule.network)).copied().unwrap_or(0);
         }
+        self.unmatched = if self.otherwise == former.otherwise {
+            former.unmatched
+        } else {
+            0
+        };
         self
     }
 
@@ -213,11 +242,18 @@ fn parse(access: Access, word: &str) -> Result<Vec<IpNet>> {
         None => address.parse::<IpAddr>().ok().map(IpNet::from),
         Some(prefix) => format!("{address}/{prefix}").parse::<IpNet>().ok(),
     };
+    let longest = if address.contains(':') { 128 } else { 32 };
+    let is_long = prefix
+        .and_then(|prefix| prefix.parse::<u32>().ok())
+        .is_some_and(|prefix| prefix > longest);
     let network = network.ok_or_else(|| {
         let option = match access {
             Access::Allow => "allow",
             Access::Deny => "deny",
         };
+        if is_long {
+            return Error::option(option, format!("{word:?}: the prefix has at most {longest} bits"));
+        }
         Error::option(
             option,
             format!("{word:?} is no address, no network (as in 10.0.0.0/8 or 2001:db8::/32) and not \"all\""),
@@ -311,15 +347,23 @@ mod tests {
         assert_eq!(rules.otherwise(), (Access::Allow, 1));
     }
 
-    /// Whatever they have counted; but what becomes of the others is a rule too.
+    /// Rules that stay keep their counts, wherever they stand; and so does what becomes of the others, if it stays.
     #[test]
-    fn rules_are_the_same_if_they_say_the_same() {
-        let rules = |begin: AccessRules| begin.deny("10.0.0.0/8").expect("a network");
-        let mut counted = rules(AccessRules::allow_all());
-        counted.judge(ip("10.0.0.1"));
-        assert!(counted.says_the_same(&rules(AccessRules::allow_all())));
-        assert!(!counted.says_the_same(&rules(AccessRules::deny_all())));
-        assert!(!counted.says_the_same(&AccessRules::allow_all()));
+    fn counts_go_on() {
+        let mut former = AccessRules::allow_all().deny("10.0.0.0/8").expect("a network");
+        former.judge(ip("10.0.0.1"));
+        former.judge(ip("192.0.2.1"));
+        let next = |begin: AccessRules| {
+            let rules = begin
+                .deny("10.0.0.0/8")
+                .and_then(|rules| rules.allow_first("10.9.0.0/16"));
+            rules.expect("networks").counting_on(&former)
+        };
+        let counts = |rules: &AccessRules| rules.iter().map(|rule| rule.hits).collect::<Vec<_>>();
+        let (same, other) = (next(AccessRules::allow_all()), next(AccessRules::deny_all()));
+        assert_eq!((counts(&same), same.otherwise().1), (vec![0, 1], 1));
+        assert_eq!((counts(&other), other.otherwise().1), (vec![0, 1], 0));
+        assert_eq!(same.to_string(), "allow 10.9.0.0/16, deny 10.0.0.0/8, allow all");
     }
 
     #[test]

@@ -391,8 +391,8 @@ impl<'a, A> Control<'a, A> {
         Ok(self.desk.options(&which.into())?.access.clone())
     }
 
-    /// Replaces a listener's access rules: for whoever is accepted from now on, not for those inside. Counts begin again, unless
-    /// the rules say the same as before.
+    /// Replaces a listener's access rules: for whoever is accepted from now on, not for those inside. Rules that were there
+    /// keep their counts.
     ///
     /// # Errors
     ///

@@ -77,6 +77,17 @@ impl Error {
         }
     }
 
+    /// Says which listener's option it is.
+    pub(crate) fn of_listener(self, name: &str) -> Self {
+        match self {
+            Self::Option { option, problem } => Self::Option {
+                option,
+                problem: format!("{problem} (listener {name:?})"),
+            },
+            error => error,
+        }
+    }
+
     pub(crate) fn listen(addr: Addr, source: io::Error) -> Self {
         match source.kind() {
             io::ErrorKind::AddrInUse => Self::AddressInUse { addr },

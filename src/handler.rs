@@ -37,6 +37,11 @@ pub type Message = Box<dyn Any + Send>;
 ///     }
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a handler for an application of type `{A}`",
+    label = "not a handler",
+    note = "implement `Handler<{A}>` for it; a closure that may refuse, and returns `Result<_, Refuse>`, goes through `try_accept`"
+)]
 pub trait Handler<A = ()> {
     /// The connection is open; over TLS the handshake is done. Called once, before everything else.
     #[allow(unused_variables)]

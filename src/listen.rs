@@ -129,6 +129,13 @@ impl SocketOptions {
             // The limits of Linux (`tcp(7)`, MAX_TCP_KEEPIDLE and its like).
             let seconds = 1..=32_767;
             let in_range = |time: Duration| seconds.contains(&time.as_secs());
+            let whole = |time: Duration| time.subsec_nanos() == 0;
+            if !whole(keepalive.time) || !whole(keepalive.interval) {
+                return Err(Error::option(
+                    "keepalive",
+                    "time and interval are whole seconds: the kernel takes nothing else",
+                ));
+            }
             if !in_range(keepalive.time) || !in_range(keepalive.interval) || !(1..=127).contains(&keepalive.retries) {
                 return Err(Error::option(
                     "keepalive",
@@ -568,6 +575,12 @@ impl Listen {
             return Err(Error::option(
                 "trusted_proxies",
                 "say whose PROXY headers are believed; AccessRules::allow_all() is everybody who can reach the port",
+            ));
+        }
+        if self.name.as_ref().is_some_and(|name| name.contains(char::is_control)) {
+            return Err(Error::option(
+                "name",
+                "a name has no line feeds and no other control characters",
             ));
         }
         if self.name.as_deref() == Some("") {

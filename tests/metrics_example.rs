@@ -216,7 +216,7 @@ fn odd_requests_are_answered_or_ended() {
 #[test]
 fn the_text_says_what_the_numbers_say() {
     let mut server: Server = Server::new(Config::new().max_connections(10).memory_limit(1 << 20)).expect("server");
-    let names = ["plain", "with \"quotes\", a \\ and\na line feed", "ключ"];
+    let names = ["plain", "with \"quotes\" and a \\", "ключ"];
     for name in names {
         let service = |_: &mut (), _| common::Echo;
         server.listen(common::local().name(name), service).expect("listen");

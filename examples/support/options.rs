@@ -66,7 +66,8 @@ pub struct Options {
     #[arg(skip)]
     pub access: AccessRules,
 
-    /// Each connection begins with a PROXY protocol header (version 1 or 2) that says whom it is for
+    /// Each connection begins with a PROXY protocol header (version 1 or 2) that says whom it is for. --allow and --deny hold for
+    /// the proxy and for the client that it speaks for
     #[arg(long)]
     pub proxy_protocol: bool,
 

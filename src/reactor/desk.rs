@@ -203,13 +203,11 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
     }
 
     fn set_options(&mut self, which: &ListenerRef, mut options: Listen) -> Result<()> {
-        options.check()?;
         let at = self.position(which)?;
         let listener = self.listeners.get_mut(at).ok_or_else(|| no_listener(which))?;
-        listener.options.check_change(&options)?;
-        if !options.access.says_the_same(&listener.options.access) {
-            options.access = options.access.counted_anew();
-        }
+        let checked = options.check().and_then(|()| listener.options.check_change(&options));
+        checked.map_err(|error| error.of_listener(&listener.name))?;
+        options.access = options.access.counting_on(&listener.options.access);
         listener.limits = Rc::new(options.limits.clone());
         listener.bucket.follow(options.accept_rate, self.now);
         listener.sources.follow(&options.sources, self.now);
@@ -219,7 +217,8 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
                 self.timers.arm(slot.id.index, slot.machine.deadline());
             }
         }
-        log::info!(target: logs::LISTENER, "listener {}: {options:?}", listener.name);
+        log::info!(target: logs::LISTENER, "listener {}: its options have changed", listener.name);
+        log::debug!(target: logs::LISTENER, "listener {}: {options:?}", listener.name);
         listener.options = options;
         self.look_for_clients();
         Ok(())

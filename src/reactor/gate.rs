@@ -133,11 +133,11 @@ impl<A, O: Os> Reactor<A, O> {
         };
         if let Some(source) = source {
             if header.is_some() && listener.options.access.judge(source) == Access::Deny {
-                return machine.refuse(&[], Closed::new(CloseReason::Denied), now, &mut self.pool);
+                return machine.end(Closed::new(CloseReason::Denied), &mut self.pool);
             }
             match listener.sources.admit(source, &listener.options.sources, now) {
                 Some(counted) => slot.counted = counted,
-                None => return machine.refuse(&[], Closed::new(CloseReason::SourceLimited), now, &mut self.pool),
+                None => return machine.end(Closed::new(CloseReason::SourceLimited), &mut self.pool),
             }
         }
         let stream = self.streams.get(id.index as usize).and_then(Option::as_ref);

@@ -239,7 +239,11 @@ impl<A, O: Os> Reactor<A, O> {
         if self.drain.is_on() {
             return Err(Error::Draining);
         }
-        listen.check()?;
+        let name = listen.name.as_deref().filter(|name| !name.is_empty());
+        listen.check().map_err(|error| match name {
+            Some(name) => error.of_listener(name),
+            None => error,
+        })?;
         match &listen.name {
             Some(name) => self.check_name(name),
             None => Ok(()),
