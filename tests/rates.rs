@@ -284,7 +284,7 @@ fn what_connections_share_changes_under_way() {
     for client in &clients {
         sim.send(*client, &b"\0\x01x".repeat(10_000));
     }
-    let mut frames = |sim: &mut Sim| -> usize {
+    let frames = |sim: &mut Sim| -> usize {
         sim.advance(Duration::from_secs(10));
         clients.iter().map(|&client| sim.received(client).len() / 3).sum()
     };
