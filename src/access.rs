@@ -163,6 +163,20 @@ impl AccessRules {
     }
 }
 
+/// For a log: the rules if they are few, else how many they are. A list of thousands may be set again for each peer that is put
+/// on it.
+pub(crate) struct Brief<'a>(pub(crate) &'a AccessRules);
+
+impl fmt::Debug for Brief<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const FEW: usize = 16;
+        match self.0.rules.len() {
+            0..=FEW => write!(f, "{}", self.0),
+            many => write!(f, "{many} rules, {} all", self.0.otherwise),
+        }
+    }
+}
+
 impl Default for AccessRules {
     fn default() -> Self {
         Self::allow_all()

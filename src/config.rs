@@ -143,10 +143,11 @@ impl Config {
     /// The most bytes that all connections together may hold in buffers, in both directions: incomplete frames and records,
     /// and what waits for peers. Defaults to no limit but those of each connection.
     ///
-    /// From three quarters of it on, no more is read from connections that hold more than their share, while their clocks
-    /// run; above it those that hold the most are closed, as [`OverMemory`](crate::CloseReason::OverMemory), until the rest fits.
-    /// What handlers hold is not counted, nor is the state of each connection itself. Choose it larger than a few of the longest
-    /// frames.
+    /// From three quarters of it on, no more is read from connections that hold more than their share, but from one of them at a
+    /// time, for a second or until its frame is whole: large frames are finished one after the other. Clocks run meanwhile, and
+    /// whose frame is late because it was not read is closed as [`OverMemory`](crate::CloseReason::OverMemory). Above the limit
+    /// those that hold the most are closed for the same reason, until the rest fits. What handlers hold is not counted, nor is the
+    /// state of each connection itself. A quarter of it should hold the longest frame.
     pub fn memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = bytes;
         self

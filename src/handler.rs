@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::addr::{Addr, Credentials};
+use crate::detached::{DetachError, Detached};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic};
 use crate::reason::{Closed, Outcome};
@@ -58,11 +59,11 @@ pub trait Handler<A = ()> {
     /// The peer finished sending (FIN, or close_notify over TLS) at the end of a frame. It may still read.
     /// The default closes once everything sent so far is flushed. Not called for a peer that finishes inside a frame.
     ///
-    /// **If you answer later** (from another thread, on a timer), override this: the default closes before your answer
-    /// comes. A handler that does not close may go on sending, until the idle timeout at the latest; over TLS 1.2 the
-    /// connection closes after this call in any case (RFC 5246 section 7.2.1).
+    /// **If you answer later** (from another thread, on a timer), say so with [`Conn::hold`], or override this: else the default
+    /// closes before your answer comes. A handler that does not close may go on sending, until the idle timeout at the latest;
+    /// over TLS 1.2 the connection closes after this call in any case (RFC 5246 section 7.2.1).
     fn on_finish(&mut self, cx: &mut Context<'_, A>) -> Outcome {
-        cx.conn.close();
+        cx.conn.close_after_input();
         Ok(())
     }
 
@@ -101,7 +102,7 @@ pub trait Handler<A = ()> {
 
     /// The server drains: the moment to say goodbye. The default answers what has arrived already and closes in order
     /// ([`Conn::close_after_input`]). A handler that does not close is served until the drain's deadline, then reset:
-    /// override this too if you answer later, and close when the last answer is sent.
+    /// if you answer later use [`Conn::hold`], or override this and close when the last answer is sent.
     fn on_drain(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         cx.conn.close_after_input();
         Ok(())
@@ -302,6 +303,7 @@ pub(crate) trait Link<A> {
     fn credentials(&self, id: ConnId) -> io::Result<Credentials>;
     fn listener_name(&self, listener: ListenerId) -> Rc<str>;
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
+    fn detach(&mut self, id: ConnId, receiver: Box<dyn FnOnce(Detached)>) -> Result<(), DetachError>;
     fn now(&self) -> Time;
 }
 
@@ -350,6 +352,38 @@ impl<'a, A> Conn<'a, A> {
     /// As [`Conn::close`], but what has arrived already, in the kernel's buffer too, is delivered and answered first.
     pub fn close_after_input(&mut self) {
         self.change(|machine, _, _| machine.close_after_input());
+    }
+
+    /// An answer is still to come, from another thread or on a timer: until [`Conn::release`] is called as often,
+    /// [`Conn::close_after_input`] waits, and so do the defaults of [`Handler::on_finish`] and [`Handler::on_drain`]. The idle
+    /// timeout and a drain's deadline do not.
+    ///
+    /// ```
+    /// # use std::sync::mpsc::Sender;
+    /// # use portcullis::{ConnId, Context, Handler, Message, Outcome};
+    /// struct Query { jobs: Sender<(ConnId, Vec<u8>)> }
+    /// impl Handler for Query {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+    ///         cx.conn.hold();
+    ///         self.jobs.send((cx.conn.id(), frame.to_vec()))?; // a worker calls handle.notify(id, answer)
+    ///         Ok(())
+    ///     }
+    ///     fn on_message(&mut self, cx: &mut Context<'_>, answer: Message) -> Outcome {
+    ///         if let Ok(answer) = answer.downcast::<String>() {
+    ///             cx.conn.send(*answer)?;
+    ///         }
+    ///         cx.conn.release();
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    pub fn hold(&mut self) {
+        self.change(|machine, _, _| machine.await_answer());
+    }
+
+    /// An answer has come, or will not: see [`Conn::hold`]. Once too often is no error.
+    pub fn release(&mut self) {
+        self.change(|machine, _, _| machine.answered());
     }
 
     /// Closes at once with RST. What was not sent yet is lost. [`CloseReason::Aborted`](crate::CloseReason::Aborted).
@@ -461,6 +495,38 @@ impl<'a, A> Conn<'a, A> {
     /// ```
     pub fn replace_handler(&mut self, handler: impl Handler<A> + 'static) {
         self.link.replace_handler(self.id, Box::new(handler));
+    }
+
+    /// Takes the connection out of the loop, as a blocking stream for code that blocks: `to` gets it once the running callback
+    /// has returned, and most often sends it to a thread. What was sent before goes out first; what has come and was not
+    /// delivered is read first. [`Handler::on_close`] is called with [`Detached`](crate::CloseReason::Detached), and the server
+    /// has no more to do with it, but that its place is taken until the stream is dropped: it counts for every limit, and a
+    /// drain waits for it until its deadline.
+    ///
+    /// ```
+    /// # use std::io::{Read, Write};
+    /// # use portcullis::{Context, Handler, Outcome};
+    /// struct Upload;
+    /// impl Handler for Upload {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, _name: &[u8]) -> Outcome {
+    ///         cx.conn.detach(|mut stream| {
+    ///             std::thread::spawn(move || -> std::io::Result<()> {
+    ///                 let mut file = Vec::new();
+    ///                 stream.read_to_end(&mut file)?; // blocks this thread, and nobody else
+    ///                 stream.write_all(b"thanks")?;
+    ///                 stream.finish()
+    ///             });
+    ///         })?;
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`DetachError`]: it is detached already, closing or not open, or only simulated.
+    pub fn detach(&mut self, to: impl FnOnce(Detached) + 'static) -> Result<(), DetachError> {
+        self.link.detach(self.id, Box::new(to))
     }
 
     /// Another connection of the same server (or this one); `None` if it has gone.

@@ -91,6 +91,7 @@ mod addr;
 mod alarm;
 mod config;
 mod control;
+mod detached;
 mod error;
 mod handle;
 mod handler;
@@ -114,6 +115,7 @@ pub use addr::{Addr, Credentials, UnixAddr};
 pub use alarm::{Alarm, AlarmId, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
 pub use config::{AtCapacity, Config, Quota};
 pub use control::{Control, ListenerInfo, ListenerState};
+pub use detached::{DetachError, Detached, Place};
 pub use error::{Error, Result};
 pub use handle::{Handle, HandleError};
 pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service};
@@ -129,7 +131,7 @@ pub use proto::{
 };
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;
-pub use server::{Server, Turn};
+pub use server::{Server, Spawned, Turn};
 pub use stats::{DrainReport, Stats};
 pub use tree::{Branch, Cursor, Page, Tree};
 
@@ -142,3 +144,8 @@ pub mod tls {
     pub use rustls;
     pub use rustls::ServerConfig;
 }
+
+/// The programs in the README compile.
+#[cfg(all(doctest, feature = "tls"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::access::AccessRules;
+use crate::access::{AccessRules, Brief};
 use crate::addr::{Addr, UnixAddr};
 use crate::config::AtCapacity;
 use crate::error::{Error, Result};
@@ -294,8 +294,9 @@ impl Listen {
     /// trust: [`Listen::trusted_proxies`]. The header comes before TLS, within the handshake timeout; one of more than 16 KiB,
     /// or one that is not right to the letter, closes the connection as
     /// [`BadProxyHeader`](crate::CloseReason::BadProxyHeader). The service is asked when the header has come, so that
-    /// [`Peer::proxy`](crate::Peer::proxy) is known; access rules and source limits are then asked about the header's source.
-    /// Defaults to [`ProxyProtocol::Off`]. *Next connection.*
+    /// [`Peer::proxy`](crate::Peer::proxy) is known; source limits are then asked about the header's source.
+    /// [`Listen::access_rules`] are asked twice: about the proxy when it connects, and about the header's source. An allow-list
+    /// of clients has to allow the proxies too. Defaults to [`ProxyProtocol::Off`]. *Next connection.*
     ///
     /// ```
     /// use portcullis::{AccessRules, Listen, ProxyProtocol};
@@ -663,9 +664,9 @@ impl fmt::Debug for Listen {
             .field("limits", &self.limits)
             .field("max_connections", &self.max_connections)
             .field("at_capacity", &self.at_capacity)
-            .field("access", &self.access)
+            .field("access", &Brief(&self.access))
             .field("proxy", &self.proxy)
-            .field("trusted", &self.trusted)
+            .field("trusted", &self.trusted.as_ref().map(Brief))
             .field("accept_rate", &self.accept_rate)
             .field("sources", &self.sources)
             .field("socket", &self.socket)

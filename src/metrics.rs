@@ -69,6 +69,11 @@ impl Metrics {
             ("max_connections", "The cap on connections.", stats.max_connections),
             ("memory_bytes", "Bytes that connections hold in buffers.", stats.memory),
             (
+                "connections_squeezed",
+                "Connections that are not read from because memory is tight.",
+                stats.squeezed,
+            ),
+            (
                 "descriptors",
                 "Descriptors of listeners and connections.",
                 self.descriptors,

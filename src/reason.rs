@@ -41,6 +41,8 @@ reasons! {
     Panicked => "handler panicked",
     /// Killed by id from outside the handler.
     Killed => "killed",
+    /// It went elsewhere as a blocking stream ([`Conn::detach`](crate::Conn::detach)), which has been dropped since.
+    Detached => "detached",
     /// The server drained and this connection ended by itself within the grace period.
     Drained => "drained",
     /// The server drained and this connection was still there when the grace period was over.

@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{mpsc, Arc};
+use std::thread;
 use std::time::Duration;
 
 use crate::alarm::{Alarm, AlarmId, AlarmNotice};
@@ -22,27 +23,7 @@ use crate::stats::{DrainReport, Stats};
 /// Descriptors that the rest of a small program needs: standard streams, the poll, the waker, listeners, logs.
 const RESERVED_DESCRIPTORS: usize = 32;
 
-/// A TCP/TLS server on one thread, the one that makes it: it is not `Send`. For a thread of its own make it there, and
-/// send its [`Handle`] and its addresses back:
-///
-/// ```
-/// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
-/// # struct Echo;
-/// # impl Handler for Echo {
-/// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
-/// # }
-/// let (tell, told) = std::sync::mpsc::channel();
-/// let thread = std::thread::spawn(move || -> portcullis::Result<()> {
-///     let mut server = Server::new(Config::new())?;
-///     server.listen(Listen::tcp("127.0.0.1:0"), |_app: &mut (), _peer| Echo)?;
-///     let _ = tell.send((server.handle(), server.listeners()));
-///     server.run(&mut ())
-/// });
-/// let (handle, listeners) = told.recv().expect("the server listens");
-/// println!("listening on {}", listeners[0].addr);
-/// handle.drain(std::time::Duration::from_secs(5)).expect("it runs");
-/// thread.join().expect("no panic").expect("no error");
-/// ```
+/// A TCP/TLS server on one thread, the one that makes it: it is not `Send`. [`Server::spawn`] runs one on a thread of its own.
 ///
 /// `A` is your application's state. You own it and lend it for each turn; nothing is demanded of it.
 ///
@@ -159,6 +140,71 @@ impl<A> Server<A> {
         }
         while self.poll_once(app, None)? == Turn::Continue {}
         Ok(())
+    }
+
+    /// Runs a server on a thread of its own. `build` makes it there, with its listeners and the application's state, which need
+    /// not be `Send`; what it returns as an error is returned here, before anything runs.
+    ///
+    /// ```
+    /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+    /// # }
+    /// # fn main() -> portcullis::Result<()> {
+    /// let spawned = Server::spawn(|| {
+    ///     let mut server = Server::new(Config::new())?;
+    ///     server.listen(Listen::tcp("127.0.0.1:0"), |_app: &mut (), _peer| Echo)?;
+    ///     Ok((server, ()))
+    /// })?;
+    /// println!("listening on {}", spawned.listeners[0].addr);
+    /// spawned.handle.drain(std::time::Duration::from_secs(5)).expect("it runs");
+    /// spawned.join()
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// What `build` returns; [`Error::Os`] if the system starts no thread.
+    ///
+    /// # Panics
+    ///
+    /// If `build` does, with the same panic.
+    pub fn spawn<F>(build: F) -> Result<Spawned<A>>
+    where
+        F: FnOnce() -> Result<(Self, A)> + Send + 'static,
+        A: 'static,
+    {
+        let (tell, told) = mpsc::sync_channel(1);
+        let run = move || {
+            let (mut server, mut app) = match build() {
+                Ok(built) => built,
+                Err(error) => {
+                    // Who spawned it waits for this.
+                    let _ = tell.send(Err(error));
+                    return Ok(());
+                }
+            };
+            let _ = tell.send(Ok((server.handle(), server.listeners())));
+            server.run(&mut app)
+        };
+        let thread = thread::Builder::new()
+            .name("portcullis".to_owned())
+            .spawn(run)
+            .map_err(Error::os("starting a thread"))?;
+        match told.recv() {
+            Ok(Ok((handle, listeners))) => Ok(Spawned {
+                handle,
+                listeners,
+                thread,
+            }),
+            Ok(Err(error)) => Err(error),
+            // Nothing was told: `build` has panicked.
+            Err(_) => match thread.join() {
+                Err(panic) => std::panic::resume_unwind(panic),
+                Ok(outcome) => Err(outcome.err().unwrap_or(Error::Draining)),
+            },
+        }
     }
 
     /// One turn: waits for events at most `timeout` (`None`: until there is something to do), then does a bounded amount
@@ -298,6 +344,40 @@ impl<A> Server<A> {
     /// How the drain went, once it is over.
     pub fn drain_report(&self) -> Option<DrainReport> {
         self.reactor.drain_report()
+    }
+}
+
+/// A server on a thread of its own: see [`Server::spawn`].
+#[derive(Debug)]
+#[must_use]
+#[non_exhaustive]
+pub struct Spawned<A = ()> {
+    /// Reaches the server.
+    pub handle: Handle<A>,
+    /// Its listeners when it began to run, with their real ports.
+    pub listeners: Vec<ListenerInfo>,
+    thread: thread::JoinHandle<Result<()>>,
+}
+
+impl<A> Spawned<A> {
+    /// Waits until the server has ended: drained or stopped through a handle.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::run`].
+    ///
+    /// # Panics
+    ///
+    /// If the server's thread did, which no handler can bring about.
+    pub fn join(self) -> Result<()> {
+        self.thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// Its thread has ended.
+    pub fn is_finished(&self) -> bool {
+        self.thread.is_finished()
     }
 }
 

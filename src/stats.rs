@@ -18,6 +18,8 @@ pub struct Stats {
     pub unopened: usize,
     /// Bytes that all connections together hold in buffers: what [`Config::memory_limit`](crate::Config::memory_limit) limits.
     pub memory: usize,
+    /// Connections from which nothing is read because memory is tight and they hold more than their share.
+    pub squeezed: usize,
     /// The cap on all connections together.
     pub max_connections: usize,
     /// Connections that reached [`State::Open`](crate::State::Open): their handlers got `on_open`.
@@ -54,6 +56,7 @@ impl Default for Stats {
             peak: 0,
             unopened: 0,
             memory: 0,
+            squeezed: 0,
             max_connections: 0,
             opened: 0,
             bytes_in: 0,

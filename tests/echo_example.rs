@@ -222,6 +222,24 @@ fn a_silent_client_is_closed_at_the_idle_timeout() {
     assert!(last.contains("1 idle timeout"), "{last}");
 }
 
+/// esockd: t_ulimit, which lowers the cap instead.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_cap_above_the_descriptor_limit_is_a_warning() {
+    for (cap, warns) in [("1000", true), ("20", false)] {
+        let mut command = Command::new("sh");
+        command.args(["-c", "ulimit -n 64; exec \"$@\"", "sh"]);
+        command.arg(example("echo"));
+        let server = ChildProcess::start(command.args(["--listen", "127.0.0.1:0", "--max-connections", cap]));
+        server.address();
+        server.signal("TERM");
+        let (status, _, log) = server.finish();
+        assert!(status.success());
+        let warning = "max_connections is 1000, but this process may open only 64 descriptors: raise the limit";
+        assert_eq!(log.contains(warning), warns, "{log}");
+    }
+}
+
 /// faults H1.
 #[test]
 fn either_signal_drains_and_ends_with_the_counters() {

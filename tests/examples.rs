@@ -132,6 +132,53 @@ fn the_foreign_loop_serves_and_keeps_its_own_time() {
     terminate(server);
 }
 
+/// Answers come in the order of the requests, to a peer that has finished sending too, and nobody waits for another's work.
+#[test]
+fn the_worker_pool_answers_in_order() {
+    let (server, addr) = start("worker_pool", &[]);
+    let mut slow = Line::connect(addr);
+    slow.say("300000\n10\n100\n");
+    let mut quick = Line::connect(addr);
+    quick.say("10\n");
+    assert_eq!(quick.hear(), "4\n");
+    slow.0.get_mut().shutdown(std::net::Shutdown::Write).expect("FIN");
+    let heard: Vec<_> = (0..4).map(|_| slow.hear()).collect();
+    assert_eq!(heard, ["25997\n", "4\n", "25\n", ""]);
+    // One that goes while its request is at work harms nobody.
+    let mut gone = Line::connect(addr);
+    gone.say("300000\n");
+    drop(gone);
+    quick.say("no number\n");
+    assert_eq!(quick.hear(), "");
+    terminate(server);
+}
+
+/// More clients than threads: those at a thread are served by it, the others by the loop meanwhile.
+#[test]
+fn the_blocking_pool_serves_whom_the_loop_hands_over() {
+    let (server, addr) = start("blocking", &[]);
+    let mut clients: Vec<Line> = (0..3).map(|_| Line::connect(addr)).collect();
+    for (client, wanted) in clients.iter_mut().zip(["upper", "count", "upper"]) {
+        client.say("what?\n");
+        assert_eq!(client.hear(), "upper or count?\n");
+        // The first line of the thread's part stands behind it already.
+        client.say(&format!("{wanted}\nhello\n"));
+        assert_eq!(client.hear(), "go on\n");
+        assert_eq!(client.hear(), if wanted == "upper" { "HELLO\n" } else { "1\n" });
+    }
+    let mut other = Line::connect(addr);
+    other.say("what?\n");
+    assert_eq!(other.hear(), "upper or count?\n");
+    for client in &mut clients {
+        client.say("again\n");
+        assert!(["AGAIN\n", "2\n"].contains(&client.hear().as_str()));
+        client.0.get_mut().shutdown(std::net::Shutdown::Write).expect("FIN");
+        assert_eq!(client.hear(), "");
+    }
+    drop((clients, other));
+    terminate(server);
+}
+
 #[test]
 fn the_rpc_answers_each_request_by_its_number() {
     let (server, addr) = start("rpc", &[]);

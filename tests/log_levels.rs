@@ -459,3 +459,29 @@ fn what_concerns_the_owner_is_loud() {
         ]
     );
 }
+
+/// A list of those who are not wanted is set again with each that is put on it: one line each, and not the list in each.
+#[test]
+fn a_long_list_is_not_repeated_in_the_log() {
+    let _turn = capture();
+    let (mut sim, _) = world(Config::new(), listen().name("games"));
+    let mut rules = AccessRules::allow_all().deny("192.0.2.1").expect("an address");
+    sim.control().set_access_rules("games", rules.clone()).expect("good");
+    let lines = taken();
+    assert!(
+        lines[0].text.contains("deny 192.0.2.1/32, allow all"),
+        "{}",
+        lines[0].text
+    );
+    for number in 0..5000_u32 {
+        let address = std::net::Ipv4Addr::from(0x0A00_0000 + number).to_string();
+        rules = rules.deny(&address).expect("an address");
+    }
+    sim.control()
+        .reconfigure_listener("games", |listen| {
+            listen.access_rules(rules.clone()).trusted_proxies(rules)
+        })
+        .expect("good");
+    let lines = taken();
+    assert!(lines[0].text.contains("5001 rules, allow all") && lines[0].text.len() < 2000);
+}

@@ -365,3 +365,99 @@ fn a_rate_that_cannot_work_is_named() {
         );
     }
 }
+
+/// What was spent under a slow rate is not owed under a faster one: a listener that may accept a thousand per second does not
+/// stand for the minutes that the old rate would have taken.
+#[test]
+fn a_faster_rate_is_faster_at_once() {
+    let (slow, fast) = (Rate::per_second(1).burst(100), Rate::per_second(1000));
+    let (mut sim, addr) = world(
+        Config::new().accept_rate(slow),
+        local().accept_rate(slow).source_rate(slow),
+    );
+    connect(&mut sim, addr, 101);
+    sim.settle();
+    assert_eq!(sim.stats().accepted, 100);
+    sim.control()
+        .reconfigure(|config| config.accept_rate(fast))
+        .expect("good");
+    sim.control()
+        .reconfigure_listener("it", |listen| listen.accept_rate(fast).source_rate(fast))
+        .expect("good");
+    sim.advance(millis(1));
+    assert_eq!((sim.stats().accepted, sim.stats().open), (101, 101));
+    connect(&mut sim, addr, 99);
+    sim.advance(millis(99));
+    assert_eq!((sim.stats().accepted, sim.stats().open), (200, 200), "and no faster");
+}
+
+/// The same for what connections share, and for those who wait already.
+#[test]
+fn who_waits_for_a_shared_rate_hears_of_a_faster_one() {
+    let none: Option<Rate> = None;
+    for next in [Some(Rate::per_second(1_000_000)), none] {
+        for frames in [false, true] {
+            let set = |listen: Listen, rate: Option<Rate>| {
+                if frames {
+                    listen.total_frame_rate(rate)
+                } else {
+                    listen.total_read_rate(rate)
+                }
+            };
+            let (mut sim, addr) = world(Config::new(), set(local(), Some(Rate::per_second(1).burst(1))));
+            let clients = connect(&mut sim, addr, 20);
+            for client in &clients {
+                sim.send(*client, &b"\0\x02hi".repeat(50));
+            }
+            sim.advance(millis(100));
+            sim.control()
+                .reconfigure_listener("it", |listen| set(listen, next))
+                .expect("good");
+            // Sixteen kilobytes for each in turn.
+            sim.advance(millis(400));
+            for client in &clients {
+                assert_eq!(sim.received(*client).len(), 200, "{next:?}");
+            }
+        }
+    }
+}
+
+/// Who says a byte and goes has not spent what it might have read: others wait their turn, and not for the dead.
+#[test]
+fn who_comes_and_goes_does_not_spend_what_others_share() {
+    let (mut sim, addr) = world(Config::new(), local().total_read_rate(Rate::per_second(100_000)));
+    let greedy = connect(&mut sim, addr, 1)[0];
+    sim.send(greedy, &b"\0\x02hi".repeat(30_000));
+    sim.settle();
+    for client in connect(&mut sim, addr, 500) {
+        sim.send(client, b"\0");
+        sim.settle();
+        sim.reset(client);
+    }
+    let honest = connect(&mut sim, addr, 1)[0];
+    sim.send(honest, b"\0\x02hi");
+    // A thirty-second of a second for each who came before.
+    sim.advance(Duration::from_secs(17));
+    assert_eq!(sim.received(honest), b"\0\x02hi");
+    let late = connect(&mut sim, addr, 1)[0];
+    sim.reset(greedy);
+    sim.advance(millis(100));
+    sim.send(late, b"\0\x02hi");
+    sim.advance(millis(200));
+    assert_eq!(sim.received(late), b"\0\x02hi", "nothing is left of them");
+}
+
+/// What comes in one piece with the PROXY header is read with it, and paid for afterwards.
+#[test]
+fn what_stands_behind_a_header_counts() {
+    let (mut sim, addr) = world(Config::new(), behind_a_proxy().read_rate(Rate::per_second(1000)));
+    let client = connect(&mut sim, addr, 1)[0];
+    sim.send(client, &[b"PROXY UNKNOWN\r\n", &b"\0\x02hi".repeat(5000)[..]].concat());
+    sim.settle();
+    assert_eq!(sim.received(client).len(), 20_000);
+    sim.send(client, b"\0\x02hi");
+    sim.advance(Duration::from_secs(19));
+    assert_eq!(sim.received(client), b"");
+    sim.advance(Duration::from_secs(1));
+    assert_eq!(sim.received(client), b"\0\x02hi");
+}

@@ -217,3 +217,52 @@ fn a_limit_that_cannot_work_is_named() {
         );
     }
 }
+
+/// With every place taken as well: by silent peers alone where the cap is small, or by as many as may be and by those who are
+/// open.
+#[test]
+fn silent_peers_at_the_cap_keep_nobody_out() {
+    for (cap, open) in [(10, 0), (1, 0), (100, 50)] {
+        let (mut sim, addr) = world(Config::new().max_connections(cap));
+        for client in connect(&mut sim, addr, open) {
+            sim.send(client, HEADER);
+        }
+        sim.settle();
+        connect(&mut sim, addr, cap - open);
+        assert_eq!(sim.stats().open, cap);
+        let newcomer = connect(&mut sim, addr, 1)[0];
+        let turns = sim.stats().turns;
+        sim.advance(Duration::from_millis(999));
+        assert_eq!(sim.stats().closed_total(), 0);
+        assert!(sim.stats().turns - turns < 5, "it does not spin");
+        sim.advance(Duration::from_millis(1));
+        assert_eq!(sim.stats().closed(CloseReason::GaveWay), 1);
+        assert!(is_served(&mut sim, newcomer), "cap {cap}");
+        assert_eq!(sim.stats().peak, cap, "and the cap is the cap");
+        // Above a cap that was lowered nobody comes in for another.
+        sim.control().set_max_connections(cap - 1).expect("good");
+        connect(&mut sim, addr, 1);
+        sim.advance(Duration::from_secs(3));
+        assert_eq!(sim.stats().closed(CloseReason::GaveWay), 1);
+    }
+}
+
+/// Nobody gives way to a newcomer who may not come in anyway.
+#[test]
+fn nobody_gives_way_to_one_whose_source_has_too_many() {
+    let mut sim = Sim::new(1, Config::new().max_unopened(2), ());
+    let listen = Listen::tcp("127.0.0.1:0")
+        .proxy_protocol(ProxyProtocol::Optional)
+        .trusted_proxies(AccessRules::deny_all().allow("10.0.0.0/8").expect("a network"))
+        .source_connections(1);
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let guest = std::net::IpAddr::from([192, 0, 2, 1]);
+    sim.connect_from(addr, guest).expect("it listens");
+    connect(&mut sim, addr, 2);
+    sim.advance(Duration::from_secs(2));
+    assert_eq!((sim.stats().open, sim.stats().unopened), (3, 2));
+    sim.connect_from(addr, guest).expect("it listens");
+    sim.settle();
+    assert_eq!(sim.stats().closed(CloseReason::SourceLimited), 1);
+    assert_eq!(sim.stats().closed(CloseReason::GaveWay), 0);
+}

@@ -119,6 +119,10 @@ pub fn render(coverage: &Coverage, reasons: &BTreeMap<CloseReason, u64>, tls: bo
     text.push_str("how connections ended:\n");
     for &reason in CloseReason::ALL {
         let count = reasons.get(&reason).copied().unwrap_or(0);
+        if reason == CloseReason::Detached {
+            let _ = writeln!(text, "{:>12}  {reason} (no thread can have a simulated socket)", "-");
+            continue;
+        }
         match (count, is_reachable(reason, tls)) {
             (0, false) => {
                 let _ = writeln!(text, "{:>12}  {reason} (without TLS, never)", "-");

@@ -1,5 +1,6 @@
 //! How a connection ends: in order, at once, or with RST; and the one reason.
 
+use std::error::Error as StdError;
 use std::io;
 
 use super::deadline::Deadlines;
@@ -24,6 +25,20 @@ impl Machine {
     pub(crate) fn close_after_input(&mut self) {
         if self.is_established() && !self.flags.has(Flags::CLOSE_AFTER_INPUT) {
             self.flags.set(Flags::CLOSE_AFTER_INPUT);
+            self.flags.clear(Flags::DRY);
+        }
+    }
+
+    /// An answer is still to come.
+    pub(crate) fn await_answer(&mut self) {
+        self.holds = self.holds.saturating_add(1);
+    }
+
+    /// It has come, or will not.
+    pub(crate) fn answered(&mut self) {
+        self.holds = self.holds.saturating_sub(1);
+        if self.holds == 0 && !self.flags.has(Flags::EOF) {
+            // What "nothing left to read" meant before says nothing of what has come since.
             self.flags.clear(Flags::DRY);
         }
     }
@@ -182,7 +197,7 @@ impl Machine {
         self.flags.clear(Flags::CONGESTED);
         let error = self.tls.as_mut().and_then(|session| session.take_failure());
         if let (Some(error), None) = (error, &self.closed) {
-            self.closed = Some(Closed::with(CloseReason::Tls, error));
+            self.closed = Some(Closed::with(CloseReason::Tls, error as Box<dyn StdError>));
         }
     }
 
@@ -199,7 +214,7 @@ impl Machine {
             .take_failure()
             .unwrap_or_else(|| "the peer closed the connection during the handshake".into());
         self.outbox.clear(pool);
-        self.close(Closed::with(reason, error), now, pool);
+        self.close(Closed::with(reason, error as Box<dyn StdError>), now, pool);
     }
 }
 

@@ -47,8 +47,8 @@ impl Framing {
     /// struct Netstring;
     /// impl Framer for Netstring {
     ///     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
-    ///         let Some(colon) = input.iter().position(|&b| b == b':') else {
-    ///             return if input.len() > 9 { Err(FrameError::new("no length")) } else { Ok(Decoded::More) };
+    ///         let Some(colon) = input.iter().take(9).position(|&b| b == b':') else {
+    ///             return if input.len() >= 9 { Err(FrameError::new("no length")) } else { Ok(Decoded::More) };
     ///         };
     ///         let length: usize = std::str::from_utf8(&input[..colon])
     ///             .ok().and_then(|digits| digits.parse().ok())

@@ -8,6 +8,9 @@ use super::state::{Event, Farewell, Flags, State};
 use super::{Machine, Pool, Stopped, Time};
 use crate::reason::{CloseReason, Closed};
 
+/// From here on what is held grows by a quarter.
+const LARGE: usize = 16 * 1024;
+
 /// Bytes on their way through the decoder: this turn's read, or what was held, or both joined.
 pub(crate) struct Staged<'a> {
     fresh: &'a [u8],
@@ -108,6 +111,11 @@ impl Machine {
         }
         self.flags.clear(Flags::HELD_FRAMES);
         let mut joined = std::mem::take(&mut self.held);
+        let length = joined.len();
+        if length > LARGE && joined.capacity() - length < fresh.len() {
+            // Doubling would hold twice what has come.
+            joined.reserve_exact(fresh.len() + length / 4);
+        }
         joined.extend_from_slice(fresh);
         Staged {
             fresh: &[],
@@ -256,7 +264,7 @@ impl Machine {
                 truncated
             };
             self.close(Closed::new(reason), now, pool);
-        } else if self.flags.has(Flags::CLOSE_AFTER_INPUT) && self.flags.has(Flags::DRY) && between_frames {
+        } else if self.closes_when_answered() && self.flags.has(Flags::DRY) && between_frames {
             self.close_by_handler(now, pool);
         }
     }
@@ -375,16 +383,16 @@ impl Machine {
     pub(crate) fn set_framing(&mut self, framing: &Framing) {
         let max = self.limits.max_frame.unwrap_or(framing.default_max());
         self.codec = Codec::new(framing, max);
-        self.look_again();
+        self.decode_again();
     }
 
     pub(crate) fn set_max_frame(&mut self, max: usize) {
         self.codec.set_max(max);
-        self.look_again();
+        self.decode_again();
     }
 
-    /// What is held may be a frame by now. Before it is open it is none: a PROXY header, or ciphertext.
-    fn look_again(&mut self) {
+    /// What is held may be whole now. Before the connection is open it is the beginning of a PROXY header, and no frame.
+    fn decode_again(&mut self) {
         if self.state == State::Open && !self.held.is_empty() {
             self.flags.set(Flags::HELD_FRAMES);
         }
@@ -437,12 +445,12 @@ impl Machine {
             || self.has_failed()
             || (self.is_input_over() && !self.flags.has(Flags::FINISH_TOLD))
             || (self.flags.has(Flags::FINISH_TOLD) && self.closes_when_finished())
-            || (self.flags.has(Flags::CLOSE_AFTER_INPUT) && self.flags.has(Flags::DRY) && self.held.is_empty())
+            || (self.closes_when_answered() && self.flags.has(Flags::DRY) && self.held.is_empty())
     }
 
     /// Not taking frames: the handler's wish, or output waits above the watermark, or it came too fast.
     pub(super) fn is_paused(&self) -> bool {
-        const PAUSES: u32 = Flags::PAUSED.0 | Flags::CONGESTED.0 | Flags::THROTTLED.0;
+        const PAUSES: u32 = Flags::PAUSED.0 | Flags::CONGESTED.0 | Flags::THROTTLED.0 | Flags::DETACHING.0;
         self.flags.0 & PAUSES != 0
     }
 
@@ -482,7 +490,12 @@ impl Machine {
 
     /// Once the peer has finished and the handler knows it, the connection closes whatever the handler does.
     fn closes_when_finished(&self) -> bool {
-        self.flags.has(Flags::CLOSE_AFTER_INPUT) || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
+        self.closes_when_answered() || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
+    }
+
+    /// It closes once what has come is answered, and no answer is still to come from elsewhere.
+    fn closes_when_answered(&self) -> bool {
+        self.flags.has(Flags::CLOSE_AFTER_INPUT) && self.holds == 0
     }
 
     pub(super) fn is_input_over(&self) -> bool {

@@ -19,6 +19,7 @@ mod output;
 mod pool;
 mod proxy;
 mod rate;
+mod remains;
 #[cfg(feature = "sim")]
 mod snapshot;
 mod state;
@@ -42,6 +43,7 @@ pub(crate) use pool::Pool;
 pub use proxy::{ProxyError, ProxyHeader, ProxyOrigin, ProxySsl, ProxyTlvs};
 pub(crate) use rate::Bucket;
 pub use rate::Rate;
+pub(crate) use remains::Remains;
 #[cfg(feature = "sim")]
 pub(crate) use snapshot::Print;
 pub(crate) use state::{Event, Limits, NextStep};
@@ -95,6 +97,8 @@ pub(crate) struct Machine {
     /// What a proxy has said about whom it speaks for.
     proxy: Option<Rc<ProxyHeader>>,
     throttle: Option<Box<Throttle>>,
+    /// Answers that are still to come: it does not close by itself before.
+    holds: u32,
     closed: Option<Closed>,
 }
 
@@ -121,6 +125,7 @@ impl Machine {
             traffic: Traffic::default(),
             proxy: None,
             throttle: None,
+            holds: 0,
             closed: None,
             limits,
         }
@@ -129,6 +134,13 @@ impl Machine {
     /// Reads no faster than its limits say, and those that its listener's connections share.
     pub(crate) fn throttle(&mut self, shared: &SharedMeters) {
         self.throttle = Throttle::new(&self.limits, shared);
+    }
+
+    /// A rate that it shares has changed: who waits asks again.
+    pub(crate) fn ask_again(&mut self, now: Time) {
+        if let Some(throttle) = &mut self.throttle {
+            throttle.ask_again(now);
+        }
     }
 
     /// The service accepted the peer.
@@ -145,6 +157,10 @@ impl Machine {
             self.open(now);
             if !self.held.is_empty() {
                 self.flags.set(Flags::HELD_FRAMES);
+            }
+            // What stood behind the PROXY header was read unasked.
+            if let Some(throttle) = &mut self.throttle {
+                throttle.charge_bytes(self.held.len() as u64, now);
             }
         }
     }
@@ -200,6 +216,11 @@ impl Machine {
         }
     }
 
+    /// The frame that it has begun should have been whole at `due`.
+    pub(crate) fn is_frame_late(&self, due: Time) -> bool {
+        self.state == State::Open && self.deadlines.frame <= due
+    }
+
     pub(crate) fn deadline(&self) -> Time {
         self.timers
             .iter()
@@ -217,7 +238,6 @@ impl Machine {
     }
 
     /// The service has accepted the peer, so there is a handler.
-    #[cfg(feature = "sim")]
     pub(crate) fn was_admitted(&self) -> bool {
         self.flags.has(Flags::ADMITTED)
     }

@@ -52,7 +52,7 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn take_failure(&mut self) -> Option<Box<dyn StdError>> {
+    pub(super) fn take_failure(&mut self) -> Option<Box<dyn StdError + Send + Sync>> {
         match *self {}
     }
 
@@ -60,11 +60,15 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn encrypt(&mut self, _plain: &[u8], _pool: &mut Pool) -> Result<usize, Box<dyn StdError>> {
+    pub(super) fn encrypt(
+        &mut self,
+        _plain: &[u8],
+        _pool: &mut Pool,
+    ) -> Result<usize, Box<dyn StdError + Send + Sync>> {
         match *self {}
     }
 
-    pub(super) fn close_notify(&mut self, _pool: &mut Pool) -> Result<(), Box<dyn StdError>> {
+    pub(super) fn close_notify(&mut self, _pool: &mut Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
         match *self {}
     }
 

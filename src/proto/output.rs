@@ -1,5 +1,6 @@
 //! From the handler to the socket: what is queued, when it is encrypted, what the kernel took of it.
 
+use std::error::Error as StdError;
 use std::io;
 
 use super::closing::closed_by;
@@ -63,7 +64,7 @@ impl Machine {
 
     /// Queues one frame.
     pub(crate) fn send(&mut self, payload: &[u8], now: Time, pool: &mut Pool) -> Result<(), SendError> {
-        if !self.is_established() || self.is_deaf() {
+        if !self.is_established() || self.is_deaf() || self.flags.has(Flags::DETACHING) {
             return Err(SendError::Closed);
         }
         let queued = self.owed();
@@ -105,7 +106,7 @@ impl Machine {
             let outcome = session.encrypt(self.outbox.waiting(), pool);
             match outcome {
                 Ok(taken) => self.outbox.advance(taken, pool),
-                Err(error) => self.end(Closed::with(CloseReason::Tls, error), pool),
+                Err(error) => self.end(Closed::with(CloseReason::Tls, error as Box<dyn StdError>), pool),
             }
         }
         if let (Farewell::Flush, true) = (self.farewell, self.outbox.is_empty()) {

@@ -37,11 +37,6 @@ impl Rate {
         self
     }
 
-    /// The most that there ever is at once.
-    pub(crate) fn most_at_once(&self) -> u64 {
-        self.burst
-    }
-
     /// What is wrong with it, if something is.
     pub(crate) fn problem(&self) -> Option<&'static str> {
         match self {
@@ -49,6 +44,12 @@ impl Rate {
             Self { burst: 0, .. } => Some("a burst of 0 would admit nothing at all; use at least 1"),
             _ => None,
         }
+    }
+
+    /// What is worth waiting for, so that it does not come in crumbs: a small part of a second.
+    pub(crate) fn part(&self) -> u64 {
+        const PARTS: u64 = 32;
+        (self.per_second / PARTS).clamp(1, self.burst.max(1))
     }
 
     /// In how much time so much is allowed, rounded up: never faster than was said.
@@ -97,11 +98,20 @@ impl Bucket {
         Time::ZERO.after(self.full_at.since(Time::ZERO.after(slack)))
     }
 
-    /// When it is worth asking again, once it is empty: a small part of a second later, so that what is left is not taken
-    /// in crumbs.
+    /// When it is worth asking again, once it is empty.
     pub(crate) fn worth_asking_at(&self, rate: &Rate) -> Time {
-        const PARTS: u64 = 32;
-        self.ready_for(rate, (rate.per_second / PARTS).clamp(1, rate.burst.max(1)))
+        self.ready_for(rate, rate.part())
+    }
+
+    /// So much was charged and is not used.
+    pub(crate) fn give_back(&mut self, rate: &Rate, units: u64) {
+        self.full_at = Time::ZERO.after(self.full_at.since(Time::ZERO.after(rate.time_for(units))));
+    }
+
+    /// The rate is another one from now on. What was spent under the old one leaves it empty at the most: in the time of the
+    /// new one it may be a debt of hours.
+    pub(crate) fn follow(&mut self, rate: &Rate, now: Time) {
+        self.full_at = self.full_at.min(now.after(rate.time_for(rate.burst)));
     }
 
     /// How much is there.

@@ -20,6 +20,7 @@ pub(crate) struct Print {
     timers: Vec<Timer>,
     judged: Time,
     discarded: usize,
+    holds: u32,
     closed: Option<CloseReason>,
     /// Whether a frame has come: a stream that never made one may be TLS.
     made_frames: bool,
@@ -56,6 +57,7 @@ impl Machine {
             traffic: self.traffic,
             proxy: self.proxy.clone(),
             throttle: None,
+            holds: self.holds,
             closed: self.closed.as_ref().map(|closed| Closed::new(closed.reason)),
         })
     }
@@ -114,6 +116,7 @@ impl Machine {
             // Only whether a timer that is due has been judged matters, and nothing due in the past stays unjudged.
             judged: ahead(self.judged),
             discarded: self.discarded,
+            holds: self.holds,
             closed: self.closed.as_ref().map(|closed| closed.reason),
             made_frames: self.traffic.frames_in > 0,
         }

@@ -251,4 +251,6 @@ flags! {
     THROTTLED = 17;
     /// `on_secured` is due.
     TELL_SECURED = 18;
+    /// It leaves the loop at the end of its turn.
+    DETACHING = 19;
 }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::rate::{Bucket, Rate};
 use super::{Limits, Time};
 
-/// Bytes that a connection takes at once from a rate that it shares, when it has waited for its turn.
+/// The most bytes that a connection takes at once from a rate that it shares, when it has waited for its turn.
 const BYTES_AT_ONCE: u64 = 16 * 1024;
 
 /// What the connections of one listener share.
@@ -18,33 +18,48 @@ pub(crate) struct SharedMeters {
 
 #[derive(Debug)]
 struct SharedMeter {
-    rate: Cell<Rate>,
+    /// `None` once there was one and is none any more.
+    rate: Cell<Option<Rate>>,
     bucket: Cell<Bucket>,
 }
 
 impl SharedMeters {
-    /// Follows the listener's options: connections that share a meter see a change of its rate.
-    pub(crate) fn follow(&mut self, limits: &Limits) {
+    /// Follows the listener's options: connections that share a meter see a change of its rate. True if there is one: who
+    /// waits is to ask again.
+    pub(crate) fn follow(&mut self, limits: &Limits, now: Time) -> bool {
+        let mut changed = false;
         for (meter, rate) in [
             (&mut self.bytes, limits.total_read_rate),
             (&mut self.frames, limits.total_frame_rate),
         ] {
             match (&meter, rate) {
-                (Some(meter), Some(rate)) => meter.rate.set(rate),
-                (_, rate) => {
-                    if let Some(former) = meter {
-                        // Those who are there have no limit any more.
-                        former.rate.set(Rate::per_second(u64::MAX));
-                    }
-                    *meter = rate.map(|rate| {
-                        Rc::new(SharedMeter {
-                            rate: Cell::new(rate),
-                            bucket: Cell::default(),
-                        })
-                    });
+                (Some(meter), rate) => changed |= meter.follow(rate, now),
+                (None, None) => {}
+                (None, rate) => {
+                    *meter = Some(Rc::new(SharedMeter {
+                        rate: Cell::new(rate),
+                        bucket: Cell::default(),
+                    }));
                 }
             }
         }
+        changed
+    }
+}
+
+impl SharedMeter {
+    fn follow(&self, rate: Option<Rate>, now: Time) -> bool {
+        let changed = self.rate.replace(rate) != rate;
+        if let (Some(rate), true) = (rate, changed) {
+            self.change(|bucket| bucket.follow(&rate, now));
+        }
+        changed
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Bucket)) {
+        let mut bucket = self.bucket.get();
+        change(&mut bucket);
+        self.bucket.set(bucket);
     }
 }
 
@@ -90,6 +105,13 @@ impl Throttle {
     pub(super) fn charge_frame(&mut self, now: Time) {
         self.frames.charge(1, now);
     }
+
+    /// A rate that it shares is another: what was booked under the old one is void.
+    pub(super) fn ask_again(&mut self, now: Time) {
+        self.bytes.credit = 0;
+        self.frames.credit = 0;
+        self.until = self.until.min(now);
+    }
 }
 
 #[derive(Debug)]
@@ -123,19 +145,21 @@ impl Meter {
             },
             None => u64::MAX,
         };
-        let Some(shared) = &self.shared else {
+        let Some((shared, rate)) = self
+            .shared
+            .as_ref()
+            .and_then(|shared| Some((shared, shared.rate.get()?)))
+        else {
             return Ok(own);
         };
         if self.credit > 0 {
             return Ok(own.min(self.credit));
         }
-        let (rate, mut bucket) = (shared.rate.get(), shared.bucket.get());
-        match bucket.available(&rate, now) {
+        match shared.bucket.get().available(&rate, now) {
             0 => {
-                self.credit = self.at_once.min(rate.most_at_once());
-                bucket.charge(&rate, self.credit, now);
-                shared.bucket.set(bucket);
-                Err(bucket.settled_at(&rate))
+                self.credit = self.at_once.min(rate.part());
+                shared.change(|bucket| bucket.charge(&rate, self.credit, now));
+                Err(shared.bucket.get().settled_at(&rate))
             }
             units => Ok(own.min(units)),
         }
@@ -148,9 +172,20 @@ impl Meter {
         let booked = units.min(self.credit);
         self.credit -= booked;
         if let (Some(shared), true) = (&self.shared, units > booked) {
-            let mut bucket = shared.bucket.get();
-            bucket.charge(&shared.rate.get(), units - booked, now);
-            shared.bucket.set(bucket);
+            if let Some(rate) = shared.rate.get() {
+                shared.change(|bucket| bucket.charge(&rate, units - booked, now));
+            }
+        }
+    }
+}
+
+impl Drop for Meter {
+    /// What is booked and not used is there for the others: who comes and goes must not spend it.
+    fn drop(&mut self) {
+        if let (Some(shared), 1..) = (&self.shared, self.credit) {
+            if let Some(rate) = shared.rate.get() {
+                shared.change(|bucket| bucket.give_back(&rate, self.credit));
+            }
         }
     }
 }
@@ -167,7 +202,7 @@ mod tests {
 
     fn meters(rate: Rate, count: usize) -> Vec<Meter> {
         let shared = Rc::new(SharedMeter {
-            rate: Cell::new(rate),
+            rate: Cell::new(Some(rate)),
             bucket: Cell::default(),
         });
         (0..count)
@@ -215,10 +250,23 @@ mod tests {
         }
     }
 
+    /// Who comes, books and goes has spent nothing.
+    #[test]
+    fn what_was_booked_and_not_used_is_given_back() {
+        let mut meters = meters(Rate::per_second(10).burst(1), 100);
+        meters[0].charge(1, at(0));
+        for meter in meters.iter_mut().skip(1) {
+            assert!(meter.ask(at(0)).is_err(), "it is empty");
+        }
+        meters.truncate(2);
+        meters.swap_remove(1);
+        assert_eq!(meters[0].ask(at(100)), Ok(1));
+    }
+
     #[test]
     fn both_rates_hold() {
         let shared = SharedMeter {
-            rate: Cell::new(Rate::per_second(1000).burst(7)),
+            rate: Cell::new(Some(Rate::per_second(1000).burst(7))),
             bucket: Cell::default(),
         };
         let mut meter = Meter::new(Some(Rate::per_second(10).burst(9)), Some(Rc::new(shared)), 4);

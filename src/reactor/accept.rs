@@ -298,8 +298,6 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Gives the peer a slot; asks the service first, unless a PROXY header is to come.
     fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, caller: Caller, awaits_header: bool) {
-        self.make_way(app, at);
-        let id = self.roster.next_id();
         let now = self.now;
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
@@ -312,10 +310,21 @@ impl<A, O: Os> Reactor<A, O> {
                 Some(way) => counted = way,
                 None => {
                     self.os.close(stream, false);
+                    let id = self.roster.next_id();
                     return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::SourceLimited));
                 }
             }
         }
+        // Not for one whose source has too many already.
+        self.make_way(app, at);
+        if !self.roster.has_room() {
+            self.uncount(at, ip, counted);
+            return self.turn_away(app, at, stream, caller, CloseReason::AtCapacity);
+        }
+        let id = self.roster.next_id();
+        let Some(listener) = self.listeners.get_mut(at) else {
+            return;
+        };
         listener.bucket.spend(listener.options.accept_rate, now);
         self.bucket.spend(self.config.accept_rate, now);
         let peer = caller.clone().at(listener, Some(id));
@@ -384,6 +393,7 @@ impl<A, O: Os> Reactor<A, O> {
             unopened: machine.state() != State::Open,
             squeezed: false,
             counted,
+            lent: false,
             budget: self.config.read_budget,
             budget_turn: self.stats.turns,
             machine,

@@ -5,12 +5,14 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::lent::Receiver;
 use super::os::{Os, Socket};
 use super::Reactor;
 use crate::addr::{Addr, Credentials};
 use crate::alarm::{Alarm, AlarmId, AlarmInfo};
 use crate::config::Config;
 use crate::control::{AlarmCallback, Desk, ListenerInfo};
+use crate::detached::DetachError;
 use crate::error::{Error, Result};
 use crate::handler::{ConnInfo, Handler, Link};
 use crate::histogram::Histograms;
@@ -63,7 +65,8 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
     }
 
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) {
-        let stays = self.roster.get(id).is_some();
+        // Who is not admitted yet has none, and gets the service's.
+        let stays = self.roster.get(id).is_some_and(|slot| slot.machine.was_admitted());
         let place = self.handlers.get_mut(id.index as usize).filter(|_| stays);
         let former = match place {
             // The running handler is out of its place, and will find it taken.
@@ -73,6 +76,19 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         if let Some(former) = former {
             self.drop_handler(former);
         }
+    }
+
+    fn detach(&mut self, id: ConnId, receiver: Receiver) -> std::result::Result<(), DetachError> {
+        if !self.os.can_release() {
+            return Err(DetachError::Simulated);
+        }
+        let begun = self.roster.get_mut(id).is_some_and(|slot| slot.machine.begin_detach());
+        if !begun {
+            return Err(DetachError::NotOpen);
+        }
+        self.detaching.push((id, receiver));
+        self.touch(id);
+        Ok(())
     }
 
     fn now(&self) -> Time {
@@ -146,6 +162,9 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
             return false;
         }
         log::warn!(target: logs::CONNECTION, "killed; {}", self.particulars(id));
+        if self.cut_off(id) {
+            return true;
+        }
         if let Some(slot) = self.roster.get_mut(id) {
             slot.machine.reset(Closed::new(CloseReason::Killed), &mut self.pool);
         }
@@ -164,6 +183,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         self.memory.set_limit(config.memory_limit);
         self.shed();
         self.closes.set_most(config.recent_closes);
+        self.bucket.follow(config.accept_rate, self.now);
         if !self.memory.is_tight() {
             self.relax();
         }
@@ -191,7 +211,14 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
             options.access = options.access.counted_anew();
         }
         listener.limits = Rc::new(options.limits.clone());
-        listener.meters.follow(&options.limits);
+        listener.bucket.follow(options.accept_rate, self.now);
+        listener.sources.follow(&options.sources, self.now);
+        if listener.meters.follow(&options.limits, self.now) {
+            for slot in self.roster.iter_mut().filter(|slot| slot.listener == listener.id) {
+                slot.machine.ask_again(self.now);
+                self.timers.arm(slot.id.index, slot.machine.deadline());
+            }
+        }
         log::info!(target: logs::LISTENER, "listener {}: {options:?}", listener.name);
         listener.options = options;
         self.look_for_clients();

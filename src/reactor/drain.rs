@@ -6,6 +6,7 @@ use super::os::Os;
 use super::Reactor;
 use crate::logs;
 use crate::proto::Time;
+use crate::reason::CloseReason;
 use crate::stats::DrainReport;
 
 /// How long a handshake may still take once the server drains.
@@ -174,6 +175,11 @@ impl<A, O: Os> Reactor<A, O> {
         let ids: Vec<_> = self.roster.iter().map(|slot| slot.id).collect();
         let mut forced = 0;
         for id in ids {
+            if self.cut_off(id) || self.roster.get(id).is_some_and(|slot| slot.lent) {
+                forced += 1;
+                self.take_back(id, CloseReason::DrainForced);
+                continue;
+            }
             if let Some(slot) = self.roster.get_mut(id) {
                 forced += usize::from(!slot.machine.cut_short(&mut self.pool));
             }

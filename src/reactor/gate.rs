@@ -16,6 +16,8 @@ use crate::reason::{CloseReason, Closed};
 pub(super) struct Room {
     /// A slot is free.
     pub(super) has_slot: bool,
+    /// None is, and one who gives way frees one.
+    pub(super) may_swap: bool,
     pub(super) cap: usize,
     /// Descriptors or memory ran out.
     pub(super) starved: bool,
@@ -34,6 +36,13 @@ impl OptionalBucket {
     /// From when on somebody may pass.
     pub(super) fn ready_at(&self, rate: Option<Rate>) -> Time {
         rate.map_or(Time::ZERO, |rate| self.0.ready_at(&rate))
+    }
+
+    /// The rate may be another one from now on.
+    pub(super) fn follow(&mut self, rate: Option<Rate>, now: Time) {
+        if let Some(rate) = rate {
+            self.0.follow(&rate, now);
+        }
     }
 
     /// Somebody has passed.
@@ -59,6 +68,7 @@ impl<A, O: Os> Reactor<A, O> {
         };
         Room {
             has_slot: self.roster.has_room(),
+            may_swap: crowded && self.roster.len() == self.roster.cap(),
             cap: self.roster.cap(),
             starved: self.starvation.is_on(),
             crowded_until,

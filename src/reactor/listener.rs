@@ -67,7 +67,8 @@ impl<A, L> Listener<A, L> {
 
     /// No more may be accepted: the cap of the server or of this listener is reached.
     pub(super) fn is_full(&self, room: &Room) -> bool {
-        !room.has_slot || self.connections >= self.max_connections()
+        let has_slot = room.has_slot || (room.may_swap && self.options.opens_later());
+        !has_slot || self.connections >= self.max_connections()
     }
 
     /// Too many of the server's connections are not open yet to add one of these.

@@ -1,13 +1,21 @@
 //! How much all connections hold in buffers, and who holds the most.
 
+use std::ops::Bound;
+use std::time::Duration;
+
 use super::os::Os;
 use super::Reactor;
 use crate::id::ConnId;
+use crate::proto::Time;
 use crate::reason::{CloseReason, Closed};
 
-/// Connections that hold less than this are nobody's trouble.
-const LEAST_CLASS: usize = 10;
+/// Connections that hold less than this have no share to keep to: they are too small to gain anything by it.
+const LEAST_HOLDER: usize = 1024;
+/// What may be read of anybody who does not hold as much, as long as the limit is not reached.
+const SMALL_FRAME: usize = 8 * 1024;
 const CLASSES: usize = usize::BITS as usize;
+/// How long one connection is read from beyond its share while others wait.
+const FAVOUR: Duration = Duration::from_secs(1);
 const NOWHERE: u32 = u32::MAX;
 
 /// What each slot holds, sorted by powers of two: the largest is found at once, as far as a factor of two goes.
@@ -18,8 +26,9 @@ pub(super) struct Ledger {
     /// Over three quarters of the limit, and not back under five eighths of it.
     tight: bool,
     held: Vec<Held>,
-    /// The slots of each class from [`LEAST_CLASS`] on.
+    /// The slots of each class.
     classes: Vec<Vec<u32>>,
+    /// Slots with at least [`LEAST_HOLDER`] bytes.
     holders: usize,
 }
 
@@ -62,7 +71,26 @@ impl Ledger {
 
     /// Half of the limit, divided among those who hold something worth mentioning.
     pub(super) fn share(&self) -> usize {
-        self.limit / 2 / self.holders.max(1)
+        let share = self.limit / 2 / self.holders.max(1);
+        if self.total > self.nearly_all() {
+            share.min(SMALL_FRAME)
+        } else {
+            share
+        }
+    }
+
+    /// The most that one read may bring while memory is tight: a part of the room that is left, so that it is not input that
+    /// goes over the limit. The last eighth is for the favoured one, and for small frames.
+    pub(super) fn one_read(&self, favoured: bool) -> usize {
+        if !self.tight {
+            return usize::MAX;
+        }
+        let most = if favoured { self.limit } else { self.nearly_all() };
+        (most.saturating_sub(self.total) / 4).max(SMALL_FRAME)
+    }
+
+    fn nearly_all(&self) -> usize {
+        self.limit / 8 * 7
     }
 
     pub(super) fn of(&self, slot: u32) -> usize {
@@ -87,6 +115,8 @@ impl Ledger {
         };
         let before = std::mem::replace(&mut held.bytes, bytes);
         self.total = self.total - before + bytes;
+        self.holders += usize::from(bytes >= LEAST_HOLDER);
+        self.holders -= usize::from(before >= LEAST_HOLDER);
         if class(before) != class(bytes) {
             self.take_out(slot, before);
             self.put_in(slot, bytes);
@@ -111,7 +141,6 @@ impl Ledger {
         };
         if (place as usize) < members.len() {
             members.swap_remove(place as usize);
-            self.holders -= 1;
             let moved = members
                 .get(place as usize)
                 .and_then(|&moved| self.held.get_mut(moved as usize));
@@ -125,7 +154,6 @@ impl Ledger {
         let members = class(bytes).and_then(|class| self.classes.get_mut(class));
         let place = members.map_or(NOWHERE, |members| {
             members.push(slot);
-            self.holders += 1;
             members.len() as u32 - 1
         });
         if let Some(held) = self.held.get_mut(slot as usize) {
@@ -142,6 +170,43 @@ impl<A, O: Os> Reactor<A, O> {
         };
         self.note_memory(id.index, slot.machine.memory());
         self.shed();
+        // It may have written what it held, and the others hold the rest.
+        if self.memory.of(id.index) <= self.memory.share() {
+            self.release(id);
+            self.end_favour(id);
+        }
+    }
+
+    /// Whether this connection, which holds more than its share, may be read from although memory is tight: one at a time may,
+    /// so that large frames are finished one after the other instead of all waiting for each other.
+    pub(super) fn is_favoured(&mut self, id: ConnId) -> bool {
+        let favoured = self.favoured.get_or_insert((id, self.now));
+        favoured.0 == id
+    }
+
+    /// It needs no favour any more: the next one's turn.
+    pub(super) fn end_favour(&mut self, id: ConnId) {
+        if self.favoured.is_some_and(|(favoured, _)| favoured == id) {
+            self.favour_next();
+        }
+    }
+
+    /// When the favoured one has had its time, in which it could have sent a good part of a frame.
+    pub(super) fn favour_until(&self) -> Time {
+        match self.favoured {
+            Some((_, since)) if !self.squeezed.is_empty() => since.after(FAVOUR),
+            _ => Time::NEVER,
+        }
+    }
+
+    pub(super) fn favour_next(&mut self) {
+        let Some((last, _)) = self.favoured.take() else {
+            return;
+        };
+        let mut behind = self.squeezed.range((Bound::Excluded(last), Bound::Unbounded));
+        if let Some(&next) = behind.next().or_else(|| self.squeezed.first()) {
+            self.release(next);
+        }
     }
 
     /// Ends those who hold the most until the rest fits.
@@ -164,10 +229,18 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Nothing is read from this connection while memory is tight.
     pub(super) fn squeeze(&mut self, id: ConnId) {
-        self.squeezed.push(id);
-        if self.squeezed.len() > 2 * self.roster.len() + 64 {
-            let roster = &self.roster;
-            self.squeezed.retain(|&id| roster.get(id).is_some());
+        if let Some(slot) = self.roster.get_mut(id) {
+            slot.squeezed = true;
+            self.squeezed.insert(id);
+        }
+    }
+
+    fn release(&mut self, id: ConnId) {
+        if self.squeezed.remove(&id) {
+            if let Some(slot) = self.roster.get_mut(id) {
+                slot.squeezed = false;
+                self.ready.push(id, &mut slot.queued);
+            }
         }
     }
 
@@ -181,19 +254,16 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     pub(super) fn relax(&mut self) {
-        for id in std::mem::take(&mut self.squeezed) {
-            if let Some(slot) = self.roster.get_mut(id) {
-                slot.squeezed = false;
-                self.ready.push(id, &mut slot.queued);
-            }
+        self.favoured = None;
+        while let Some(&id) = self.squeezed.first() {
+            self.release(id);
         }
     }
 }
 
-/// The power of two below `bytes`, if it is worth mentioning.
+/// The power of two below `bytes`, if it is any.
 fn class(bytes: usize) -> Option<usize> {
-    let class = bytes.checked_ilog2()? as usize;
-    (class >= LEAST_CLASS).then_some(class)
+    Some(bytes.checked_ilog2()? as usize)
 }
 
 #[cfg(test)]
@@ -234,9 +304,9 @@ mod tests {
                 let most = truth.iter().copied().max().unwrap_or(0);
                 match ledger.largest() {
                     Some(found) => prop_assert!(truth[found as usize] > most / 2),
-                    None => prop_assert!(most < 1 << LEAST_CLASS),
+                    None => prop_assert_eq!(most, 0),
                 }
-                let holders = truth.iter().filter(|&&bytes| bytes >= 1 << LEAST_CLASS).count();
+                let holders = truth.iter().filter(|&&bytes| bytes >= LEAST_HOLDER).count();
                 prop_assert_eq!(ledger.holders, holders);
             }
         }

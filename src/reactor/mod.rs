@@ -12,6 +12,7 @@ mod drain;
 mod gate;
 #[cfg(feature = "sim")]
 mod invariants;
+pub(crate) mod lent;
 mod listener;
 mod memory;
 pub(crate) mod os;
@@ -26,6 +27,7 @@ mod unopened;
 mod view;
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
@@ -51,6 +53,7 @@ use view::Closes;
 use crate::addr::Addr;
 use crate::config::Config;
 use crate::control::{Control, Desk};
+use crate::detached::Returns;
 use crate::error::{Error, Result};
 use crate::handle::{Command, Shared};
 use crate::handler::{Conn, Handler, Service};
@@ -59,6 +62,7 @@ use crate::id::{ConnId, ListenerId};
 use crate::listen::Listen;
 use crate::logs;
 use crate::proto::{Pool, SharedMeters, State, Time};
+use crate::reason::{CloseReason, Closed};
 use crate::stats::Stats;
 
 /// One read. A connection's input is at most its maximum frame and one of these.
@@ -106,7 +110,13 @@ pub(crate) struct Reactor<A, O: Os> {
     unopened: Unopened,
     memory: Ledger,
     /// Connections from which nothing is read because memory is tight.
-    squeezed: Vec<ConnId>,
+    squeezed: BTreeSet<ConnId>,
+    /// Who is read from all the same, and since when.
+    favoured: Option<(ConnId, Time)>,
+    /// Who has asked to leave the loop, and whom it goes to.
+    detaching: Vec<(ConnId, lent::Receiver)>,
+    lent: Vec<lent::Lent>,
+    returns: Arc<Returns>,
     drain: Drain,
     alarms: Vec<Watch<A>>,
     next_alarm: u32,
@@ -135,6 +145,7 @@ impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn new(os: O, config: Config) -> Result<Self> {
         config.check()?;
         let shared = Shared::new(os.waker(), config.queue_limit, config.queue_bytes);
+        let returns = Returns::new(os.waker());
         let mut reactor = Self {
             now: os.now(),
             os,
@@ -160,7 +171,11 @@ impl<A, O: Os> Reactor<A, O> {
             bucket: OptionalBucket::default(),
             unopened: Unopened::default(),
             memory: Ledger::new(config.memory_limit),
-            squeezed: Vec::new(),
+            squeezed: BTreeSet::new(),
+            favoured: None,
+            detaching: Vec::new(),
+            lent: Vec::new(),
+            returns: Arc::new(returns),
             drain: Drain::default(),
             alarms: Vec::new(),
             next_alarm: 0,
@@ -252,7 +267,7 @@ impl<A, O: Os> Reactor<A, O> {
         let id = ListenerId(self.next_listener);
         let room = self.room();
         let mut meters = SharedMeters::default();
-        meters.follow(&listen.limits);
+        meters.follow(&listen.limits, self.now);
         let mut listener = Listener {
             id,
             name: Rc::from(name),
@@ -306,7 +321,12 @@ impl<A, O: Os> Reactor<A, O> {
             .iter()
             .map(|listener| listener.retry_at.min(self.accepts_at(listener, &room)))
             .chain([self.starvation.until(), self.starvation.over_at()])
-            .chain([self.timers.next(), self.drain.deadline(), self.alarm_due()])
+            .chain([
+                self.timers.next(),
+                self.favour_until(),
+                self.drain.deadline(),
+                self.alarm_due(),
+            ])
             .fold(Time::NEVER, Time::min);
         wake.is_armed().then(|| wake.since(now))
     }
@@ -347,6 +367,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.handle_event(app, *event);
         }
         self.events = events;
+        self.take_returns();
         self.run_commands(app);
         self.run_ready(app, due);
         self.accept_round(app);
@@ -463,6 +484,9 @@ impl<A, O: Os> Reactor<A, O> {
         if self.starvation.over_at() <= due {
             self.end_episode();
         }
+        if self.favour_until() <= due {
+            self.favour_next();
+        }
         for listener in &mut self.listeners {
             if listener.retry_at <= due {
                 listener.retry_at = Time::NEVER;
@@ -496,7 +520,11 @@ impl<A, O: Os> Reactor<A, O> {
                     slot.readable = true;
                     slot.writable = true;
                 }
-                if slot.machine.deadline() <= due {
+                if slot.is_squeezed() && slot.machine.is_frame_late(due) {
+                    // It is we who have not read the rest of it.
+                    let closed = Closed::new(CloseReason::OverMemory);
+                    slot.machine.close(closed, self.now, &mut self.pool);
+                } else if slot.machine.deadline() <= due {
                     slot.machine.handle_timeout(due, self.now, &mut self.pool);
                 }
                 self.turn(app, id);
@@ -620,6 +648,7 @@ impl<A, O: Os> Reactor<A, O> {
         stats.max_connections = self.roster.cap();
         stats.unopened = self.unopened.len();
         stats.memory = self.memory.total();
+        stats.squeezed = self.squeezed.len();
         stats.bytes_in = self.pool.traffic.bytes_in;
         stats.bytes_out = self.pool.traffic.bytes_out;
         stats.frames_in = self.pool.traffic.frames_in;

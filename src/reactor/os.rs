@@ -120,6 +120,12 @@ pub(crate) trait Os {
     /// Shuts the writing half down.
     fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
 
+    /// Takes a stream out of the poll and gives it away.
+    fn release(&mut self, stream: Self::Stream) -> io::Result<OwnedFd>;
+
+    /// Whether [`Os::release`] can work at all.
+    fn can_release(&self) -> bool;
+
     /// Closes, with RST if `reset` and the transport has one.
     fn close(&mut self, stream: Self::Stream, reset: bool);
 }

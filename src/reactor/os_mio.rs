@@ -388,6 +388,23 @@ impl Os for MioOs {
         }
     }
 
+    fn release(&mut self, stream: Stream) -> io::Result<OwnedFd> {
+        match stream {
+            Stream::Tcp(mut stream) => {
+                self.poll.registry().deregister(&mut stream)?;
+                Ok(stream.into())
+            }
+            Stream::Unix(mut stream) => {
+                self.poll.registry().deregister(&mut stream)?;
+                Ok(stream.into())
+            }
+        }
+    }
+
+    fn can_release(&self) -> bool {
+        true
+    }
+
     fn close(&mut self, stream: Stream, reset: bool) {
         // A Unix socket has no RST: its peer sees the end, or ECONNRESET if it had sent more than was read.
         if let (Stream::Tcp(stream), true) = (&stream, reset) {

@@ -31,6 +31,8 @@ pub(super) struct Slot {
     /// On the list of those from which nothing is read because memory is tight.
     pub(super) squeezed: bool,
     pub(super) counted: Counted,
+    /// It has left the loop, and its place is kept for it.
+    pub(super) lent: bool,
     /// What is left of the read budget in the loop's turn `budget_turn`: a connection may have several turns in one of the loop's.
     pub(super) budget: usize,
     pub(super) budget_turn: u64,
@@ -206,6 +208,7 @@ mod tests {
             unopened: false,
             squeezed: false,
             counted: Counted::No,
+            lent: false,
             budget: 0,
             budget_turn: 0,
         }

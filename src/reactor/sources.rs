@@ -100,6 +100,15 @@ impl Sources {
         }
     }
 
+    /// The rate may be another one from now on.
+    pub(super) fn follow(&mut self, limits: &SourceLimits, now: Time) {
+        if let Some(rate) = limits.rate {
+            for source in self.apart.values_mut().chain([&mut self.together]) {
+                source.bucket.follow(&rate, now);
+            }
+        }
+    }
+
     /// What is wrong with the counts, if these are the connections that they are about.
     #[cfg(feature = "sim")]
     pub(super) fn miscount(

@@ -32,6 +32,9 @@ impl<A, O: Os> Reactor<A, O> {
     /// Gives a connection its turn. Never called from inside a callback.
     pub(super) fn turn(&mut self, app: &mut A, id: ConnId) {
         debug_assert!(self.current.is_none(), "turns do not nest");
+        if self.roster.get(id).is_some_and(|slot| slot.lent) {
+            return;
+        }
         self.current = Some(id);
         self.catch_up();
         // Lent to this turn: frames point into it while the handler has the server.
@@ -57,6 +60,9 @@ impl<A, O: Os> Reactor<A, O> {
         };
         self.scratch = scratch;
         self.current = None;
+        if !gone && self.roster.get(id).is_some_and(|slot| slot.machine.is_detaching()) {
+            return self.hand_over(app, id);
+        }
         if !gone {
             if let Some(slot) = self.roster.get_mut(id) {
                 slot.budget = budget;
@@ -104,9 +110,15 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(slot) = self.roster.get_mut(id) else {
             return Read::Nothing;
         };
+        // A turn has several reads, and what the last one brought counts for the next.
+        let held = slot.machine.memory();
+        self.note_memory(id.index, held);
+        let Some(slot) = self.roster.get_mut(id) else {
+            return Read::Nothing;
+        };
         let tight = self.memory.is_tight() && self.memory.of(id.index) > self.memory.share();
-        if tight && !slot.machine.has_events() && slot.can_read() && slot.machine.state() == State::Open {
-            slot.squeezed = true;
+        let would_read = !slot.machine.has_events() && slot.can_read() && slot.machine.state() == State::Open;
+        if tight && would_read && !self.is_favoured(id) {
             self.squeeze(id);
         }
         let Some(slot) = self.roster.get_mut(id) else {
@@ -141,7 +153,8 @@ impl<A, O: Os> Reactor<A, O> {
             }
             self.handshakes_left -= 1;
         }
-        let allowance = machine.read_allowance(self.now);
+        let favoured = self.favoured.is_some_and(|(favoured, _)| favoured == id);
+        let allowance = machine.read_allowance(self.now).min(self.memory.one_read(favoured));
         if allowance == 0 {
             return Read::Nothing;
         }
@@ -382,6 +395,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.os.close(stream, reset);
         }
         self.shared.set_live(id, false);
+        self.forget_detaching(id);
         let Some(slot) = self.roster.get_mut(id) else {
             return;
         };
@@ -423,6 +437,8 @@ impl<A, O: Os> Reactor<A, O> {
         self.note_close(who, &closed);
         self.timers.disarm(id.index);
         self.note_memory(id.index, 0);
+        self.squeezed.remove(&id);
+        self.end_favour(id);
         let slot = self.roster.remove(id);
         self.discard("a framer's destructor", slot);
         self.make_room(listener, source, counted);
@@ -448,7 +464,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// A slot and a descriptor are free: whoever waited for either may come.
-    fn make_room(&mut self, freed: ListenerId, source: Option<IpAddr>, counted: Counted) {
+    pub(super) fn make_room(&mut self, freed: ListenerId, source: Option<IpAddr>, counted: Counted) {
         self.starvation.end_pause();
         if let Some(at) = self.listeners.iter().position(|listener| listener.id == freed) {
             self.uncount(at, source, counted);

@@ -137,6 +137,14 @@ impl Os for SimOs {
         self.0.borrow_mut().shutdown(stream.index)
     }
 
+    fn release(&mut self, _stream: StreamFd) -> io::Result<OwnedFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn can_release(&self) -> bool {
+        false
+    }
+
     fn close(&mut self, stream: StreamFd, reset: bool) {
         self.0.borrow_mut().close(stream.index, reset);
     }

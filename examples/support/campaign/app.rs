@@ -139,7 +139,7 @@ impl Talk {
         if source.is_some_and(|source| !rules.allows(source)) {
             return Err(format!("{source:?} may not come in"));
         }
-        // Or it was, when it came and its header had not.
+        // Or it was, when it came and its header had not: it keeps the rates that it came under.
         self.throttled = rules.has_throttle() || self.epoch != epoch;
         if peer.proxy.is_some() && !self.tls {
             self.heard = self.opening.bytes.len();

@@ -6,6 +6,7 @@ mod cuts;
 mod deadlines;
 mod flow;
 mod header;
+mod held;
 mod life;
 mod memory;
 mod throttle;

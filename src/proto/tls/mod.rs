@@ -56,7 +56,7 @@ pub(super) struct Session {
 /// Whether this session has failed, and with what until somebody took it.
 enum Failure {
     None,
-    New(Box<dyn StdError>),
+    New(Box<dyn StdError + Send + Sync>),
     Told,
 }
 
@@ -124,7 +124,7 @@ impl Session {
     }
 
     /// The failure, once.
-    pub(super) fn take_failure(&mut self) -> Option<Box<dyn StdError>> {
+    pub(super) fn take_failure(&mut self) -> Option<Box<dyn StdError + Send + Sync>> {
         if !self.has_failed() {
             return None;
         }
@@ -174,7 +174,12 @@ impl Session {
         }
     }
 
-    fn decrypt(&mut self, wire: &mut [u8], plain: &mut Vec<u8>, pool: &mut Pool) -> Result<(), Box<dyn StdError>> {
+    fn decrypt(
+        &mut self,
+        wire: &mut [u8],
+        plain: &mut Vec<u8>,
+        pool: &mut Pool,
+    ) -> Result<(), Box<dyn StdError + Send + Sync>> {
         self.first = self.first.or_else(|| wire.first().copied());
         if let Stage::Hello(acceptor, config) = &mut self.stage {
             let before = self.outbound.len();
@@ -217,7 +222,7 @@ impl Session {
     }
 
     /// Encrypts the front of `plain` if no ciphertext waits; returns how much of it was taken.
-    pub(super) fn encrypt(&mut self, plain: &[u8], pool: &mut Pool) -> Result<usize, Box<dyn StdError>> {
+    pub(super) fn encrypt(&mut self, plain: &[u8], pool: &mut Pool) -> Result<usize, Box<dyn StdError + Send + Sync>> {
         if plain.is_empty() || !self.outbound.is_empty() || self.notified || self.is_handshaking() {
             return Ok(0);
         }
@@ -227,7 +232,7 @@ impl Session {
     }
 
     /// Queues close_notify behind what waits, once. Nothing can be said before the handshake is done.
-    pub(super) fn close_notify(&mut self, pool: &mut Pool) -> Result<(), Box<dyn StdError>> {
+    pub(super) fn close_notify(&mut self, pool: &mut Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
         if self.notified || self.is_handshaking() || self.has_failed() {
             return Ok(());
         }
@@ -281,7 +286,7 @@ impl Session {
         self.own = 0;
     }
 
-    fn wish(&mut self, wish: Wish<'_>, pool: &mut Pool) -> Result<(), Box<dyn StdError>> {
+    fn wish(&mut self, wish: Wish<'_>, pool: &mut Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
         // rustls may hold ranges of an incomplete handshake message: it must see the held bytes again.
         let mut held = std::mem::take(&mut self.held);
         let mut plain = Vec::new();
@@ -305,7 +310,7 @@ impl Session {
         plain: &mut Vec<u8>,
         mut wish: Wish<'_>,
         pool: &mut Pool,
-    ) -> Result<usize, Box<dyn StdError>> {
+    ) -> Result<usize, Box<dyn StdError + Send + Sync>> {
         let Self {
             stage,
             outbound,
@@ -382,7 +387,7 @@ fn read_hello(
     config: &TlsConfig,
     mut wire: &[u8],
     alert: &mut Vec<u8>,
-) -> Result<Option<Greeted>, Box<dyn StdError>> {
+) -> Result<Option<Greeted>, Box<dyn StdError + Send + Sync>> {
     while !wire.is_empty() {
         acceptor.read_tls(&mut wire)?;
         match acceptor.accept() {
@@ -397,7 +402,11 @@ fn read_hello(
     Ok(None)
 }
 
-fn choose(config: &TlsConfig, hello: &ClientHello<'_>, alert: &mut Vec<u8>) -> Result<Greeted, Box<dyn StdError>> {
+fn choose(
+    config: &TlsConfig,
+    hello: &ClientHello<'_>,
+    alert: &mut Vec<u8>,
+) -> Result<Greeted, Box<dyn StdError + Send + Sync>> {
     let server_name = hello.server_name();
     let Some(config) = config.for_client(hello) else {
         let (description, words) = match server_name {
@@ -425,7 +434,7 @@ fn grant<Data>(
     mut traffic: WriteTraffic<'_, Data>,
     wish: Wish<'_>,
     out: &mut Vec<u8>,
-) -> Result<(), Box<dyn StdError>> {
+) -> Result<(), Box<dyn StdError + Send + Sync>> {
     let room = match wish {
         Wish::Encrypt(plain) => plain.len() + (plain.len() / RECORD_PAYLOAD + 1) * RECORD_OVERHEAD,
         Wish::CloseNotify | Wish::Nothing => RECORD_OVERHEAD,

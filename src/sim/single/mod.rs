@@ -116,7 +116,7 @@ impl Single {
         let limits = Rc::new(listen.limits.clone());
         let mut machine = Machine::new(&listen.framing, Rc::clone(&limits), listen.tls.as_ref(), Time::ZERO);
         let mut meters = SharedMeters::default();
-        meters.follow(&limits);
+        meters.follow(&limits, Time::ZERO);
         machine.throttle(&meters);
         if listen.proxy != ProxyProtocol::Off {
             machine.await_header(listen.proxy == ProxyProtocol::Required);

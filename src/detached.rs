@@ -1,0 +1,338 @@
+//! A connection that has left the loop: a blocking stream for a thread of its own.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use socket2::SockRef;
+
+use crate::addr::Addr;
+use crate::handle::Wake;
+use crate::id::ConnId;
+use crate::proto::Remains;
+
+/// One read from the socket under TLS: a record and its header (RFC 8446 section 5.2).
+const READ_SIZE: usize = 0x4000 + 256 + 5;
+
+/// A connection as a blocking stream: from [`Conn::detach`](crate::Conn::detach).
+///
+/// `Read` and `Write` are those of `std::net::TcpStream`, over TLS too; what had come before and was not delivered is read
+/// first. The server counts it among its connections until this is dropped, which closes it: use [`Detached::finish`] to say
+/// goodbye in order.
+pub struct Detached {
+    socket: Arc<Socket>,
+    remains: Box<Remains>,
+    peer: Addr,
+    source: Addr,
+    place: Place,
+}
+
+/// A connection's place in its server. It is free for another when this is dropped.
+#[derive(Debug)]
+#[must_use = "the place is free as soon as this is dropped"]
+pub struct Place {
+    id: ConnId,
+    returns: Arc<Returns>,
+}
+
+/// Places that were given back and that the server has not taken yet.
+pub(crate) struct Returns {
+    ids: Mutex<Vec<ConnId>>,
+    pending: AtomicBool,
+    wake: Box<dyn Wake>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Returns {
+    pub(crate) fn new(wake: Box<dyn Wake>) -> Self {
+        Self {
+            ids: Mutex::default(),
+            pending: AtomicBool::new(false),
+            wake,
+        }
+    }
+
+    /// Those that came since this was asked last: as many as there are connections, at most.
+    pub(crate) fn take(&self) -> Vec<ConnId> {
+        if !self.pending.load(Ordering::Relaxed) || !self.pending.swap(false, Ordering::SeqCst) {
+            return Vec::new();
+        }
+        std::mem::take(&mut *self.ids.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl fmt::Debug for Returns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Returns").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut ids = self.returns.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.push(self.id);
+        drop(ids);
+        if !self.returns.pending.swap(true, Ordering::SeqCst) {
+            // It stays marked for the next turn, whatever brings that about.
+            let _ = self.returns.wake.wake();
+        }
+    }
+}
+
+impl Socket {
+    /// A blocking one.
+    pub(crate) fn new(socket: OwnedFd, is_unix: bool) -> io::Result<Self> {
+        SockRef::from(&socket).set_nonblocking(false)?;
+        Ok(if is_unix {
+            Self::Unix(socket.into())
+        } else {
+            Self::Tcp(socket.into())
+        })
+    }
+
+    /// Wakes whoever reads or writes.
+    pub(crate) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(how),
+            Self::Unix(stream) => stream.shutdown(how),
+        }
+    }
+
+    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => (&mut &*stream).read(buffer),
+            Self::Unix(stream) => (&mut &*stream).read(buffer),
+        }
+    }
+
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => (&mut &*stream).write(bytes),
+            #[cfg(not(target_vendor = "apple"))]
+            Self::Unix(stream) => SockRef::from(stream).send_with_flags(bytes, libc::MSG_NOSIGNAL),
+            #[cfg(target_vendor = "apple")]
+            Self::Unix(stream) => (&mut &*stream).write(bytes),
+        }
+    }
+}
+
+impl Detached {
+    pub(crate) fn new(
+        id: ConnId,
+        socket: Socket,
+        remains: Remains,
+        (peer, source): (Addr, Addr),
+        returns: &Arc<Returns>,
+    ) -> (Self, Weak<Socket>) {
+        let socket = Arc::new(socket);
+        let weak = Arc::downgrade(&socket);
+        let returns = Arc::clone(returns);
+        let place = Place { id, returns };
+        let detached = Self {
+            socket,
+            remains: Box::new(remains),
+            peer,
+            source,
+            place,
+        };
+        (detached, weak)
+    }
+
+    /// The id that it had, and has until its place is given back.
+    pub fn id(&self) -> ConnId {
+        self.place.id
+    }
+
+    /// The address of the peer at the other end.
+    pub fn peer_addr(&self) -> &Addr {
+        &self.peer
+    }
+
+    /// Where the client is: the address behind a trusted proxy, if one was told, else the peer's.
+    pub fn source(&self) -> &Addr {
+        &self.source
+    }
+
+    /// What has come and was not delivered. It is read first; over TLS it is decrypted already.
+    pub fn unread(&self) -> &[u8] {
+        self.remains.unread()
+    }
+
+    /// What the TLS handshake agreed on. `None` on a plain connection.
+    #[cfg(feature = "tls")]
+    pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
+        self.remains.tls()
+    }
+
+    /// The TCP socket under it, for its options and timeouts; `None` for a Unix socket. Over TLS its bytes are records: do not
+    /// read or write here.
+    pub fn as_tcp(&self) -> Option<&TcpStream> {
+        match &*self.socket {
+            Socket::Tcp(stream) => Some(stream),
+            Socket::Unix(_) => None,
+        }
+    }
+
+    /// The longest that one read may take; `None`, the default, is for ever. Over it reads fail with `WouldBlock`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; a timeout of zero is one (`std::net::TcpStream::set_read_timeout`).
+    pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match &*self.socket {
+            Socket::Tcp(stream) => stream.set_read_timeout(timeout),
+            Socket::Unix(stream) => stream.set_read_timeout(timeout),
+        }
+    }
+
+    /// The longest that one write may take; `None`, the default, is for ever.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Detached::set_read_timeout`].
+    pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match &*self.socket {
+            Socket::Tcp(stream) => stream.set_write_timeout(timeout),
+            Socket::Unix(stream) => stream.set_write_timeout(timeout),
+        }
+    }
+
+    /// The plain `TcpStream`, what had come and was not read, and the connection's place in the server. Everything sent before
+    /// goes out first.
+    ///
+    /// # Errors
+    ///
+    /// Gives itself back over TLS, on a Unix socket, and if what was sent before cannot be written.
+    pub fn into_tcp(mut self) -> Result<(TcpStream, Vec<u8>, Place), Self> {
+        if self.remains.is_tls() || self.flush().is_err() {
+            return Err(self);
+        }
+        let Some(Ok(stream)) = self.as_tcp().map(TcpStream::try_clone) else {
+            return Err(self);
+        };
+        let unread = self.remains.unread().to_vec();
+        Ok((stream, unread, self.place))
+    }
+
+    /// Ends it in order: what was written goes out, then close_notify over TLS, then FIN; waits for the peer's end, and drops
+    /// what comes before that.
+    ///
+    /// # Errors
+    ///
+    /// The socket's. [`Detached::set_read_timeout`] bounds the wait.
+    pub fn finish(mut self) -> io::Result<()> {
+        self.remains.finish();
+        self.flush()?;
+        self.socket.shutdown(Shutdown::Write)?;
+        let mut buffer = [0; 4096];
+        while self.socket.read(&mut buffer)? > 0 {}
+        Ok(())
+    }
+}
+
+impl Read for Detached {
+    /// 0 is the peer's end. Over TLS an end without close_notify is `UnexpectedEof`: what came before it may have been cut by
+    /// somebody else.
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.remains.unread().is_empty() {
+            if self.remains.is_over() || buffer.is_empty() {
+                return Ok(0);
+            }
+            if !self.remains.is_tls() {
+                self.flush()?;
+                return self.socket.read(buffer);
+            }
+            // Answers of TLS itself, and what was written before.
+            self.flush()?;
+            let mut wire = [0; READ_SIZE];
+            let count = self.socket.read(&mut wire)?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            let outcome = self.remains.receive(wire.get_mut(..count).unwrap_or_default());
+            if let Err(failure) = outcome {
+                // The alert for the peer.
+                let _ = self.flush();
+                return Err(io::Error::new(io::ErrorKind::InvalidData, failure));
+            }
+        }
+        let unread = self.remains.unread();
+        let count = unread.len().min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(unread) {
+            *to = *from;
+        }
+        self.remains.consume(count);
+        Ok(count)
+    }
+}
+
+impl Write for Detached {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.flush()?;
+        if !self.remains.is_tls() {
+            return self.socket.write(bytes);
+        }
+        // One record at a time, as `TcpStream` takes what fits.
+        let taken = bytes.get(..0x4000).unwrap_or(bytes);
+        self.remains.send(taken);
+        self.flush()?;
+        Ok(taken.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        loop {
+            let bytes = self.remains.transmit().map_err(io::Error::other)?;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let count = self.socket.write(bytes)?;
+            if count == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.remains.sent(count);
+        }
+    }
+}
+
+impl fmt::Debug for Detached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Detached")
+            .field("id", &self.id())
+            .field("peer", &self.peer)
+            .field("tls", &self.remains.is_tls())
+            .field("unread", &self.unread().len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why [`Conn::detach`](crate::Conn::detach) did nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DetachError {
+    /// It is detached already, closing, gone, or not open yet.
+    NotOpen,
+    /// The simulator has no sockets that a thread could have.
+    Simulated,
+}
+
+impl fmt::Display for DetachError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotOpen => "the connection is detached already, closing, or not open yet",
+            Self::Simulated => "a simulated connection cannot be detached",
+        })
+    }
+}
+
+impl StdError for DetachError {}

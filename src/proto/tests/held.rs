@@ -1,0 +1,73 @@
+//! Answers that come later: a connection that is held does not close by itself before they have come.
+
+use super::*;
+
+/// Holds for each frame.
+fn later(turn: &mut Turn<'_>, told: &Told) -> Outcome {
+    match told {
+        Told::Frame(_) => turn.machine.await_answer(),
+        Told::Finished | Told::Drain => turn.machine.close_after_input(),
+        _ => {}
+    }
+    Ok(())
+}
+
+fn answer(rig: &mut Rig, payload: &str) {
+    rig.act(|turn| {
+        turn.machine
+            .send(payload.as_bytes(), turn.now, turn.pool)
+            .expect("it is open");
+        turn.machine.answered();
+    });
+}
+
+#[test]
+fn a_peer_that_has_finished_gets_its_answers() {
+    let mut rig = Rig::open(later);
+    rig.receive([packet2("one"), packet2("two")].concat());
+    rig.receive_fin();
+    assert_eq!(rig.news(), [frame("one"), frame("two"), Told::Finished]);
+    answer(&mut rig, "1");
+    assert!(rig.is_open());
+    answer(&mut rig, "2");
+    assert_eq!(rig.answers(), [packet2("1"), packet2("2")].concat());
+    assert_eq!(rig.ended(), CloseReason::Finished);
+}
+
+#[test]
+fn a_drain_waits_for_them_and_serves_what_comes_meanwhile() {
+    let mut rig = Rig::open(later);
+    rig.receive(packet2("one"));
+    rig.machine.drain(rig.now);
+    rig.turn();
+    assert!(rig.is_open());
+    rig.receive(packet2("two"));
+    answer(&mut rig, "1");
+    assert!(rig.is_open());
+    // A third is in the kernel when the last answer comes: it is read first.
+    rig.inbox.push_back(Input::Bytes(packet2("three")));
+    answer(&mut rig, "2");
+    assert!(rig.is_open());
+    answer(&mut rig, "3");
+    assert_eq!(rig.answers(), [packet2("1"), packet2("2"), packet2("3")].concat());
+    assert_eq!(rig.finish(), CloseReason::Drained);
+}
+
+#[test]
+fn nobody_waits_for_ever() {
+    let mut rig = Rig::open(later);
+    rig.receive(packet2("one"));
+    rig.receive_fin();
+    rig.pass(secs(200));
+    assert_eq!(rig.ended(), CloseReason::IdleTimeout);
+}
+
+#[test]
+fn once_too_often_is_no_error() {
+    let mut rig = Rig::open(echo);
+    rig.machine.answered();
+    rig.receive(packet2("one"));
+    rig.receive_fin();
+    assert_eq!(rig.answers(), packet2("one"));
+    assert_eq!(rig.ended(), CloseReason::Finished);
+}
