@@ -373,8 +373,10 @@ fn post(handle: &Handle<App>, order: Order) -> Result<(), HandleError> {
             Order::Widen(id, peer) => {
                 let conn = control.conn(id);
                 if let Some(mut conn) = conn.filter(|conn| conn.state() != State::Closing) {
-                    conn.set_max_frame(255);
-                    app.talk(peer).max = 255;
+                    // Never to less: what is held already may be more.
+                    let max = app.talk(peer).max.max(255);
+                    conn.set_max_frame(max);
+                    app.talk(peer).max = max;
                 }
             }
             // A small number is never too many.
