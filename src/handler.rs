@@ -49,7 +49,7 @@ pub trait Handler<A = ()> {
         Ok(())
     }
 
-    /// The handshake that [`Conn::start_tls`] began is over: [`Conn::tls`] tells what it agreed on. Called once, before any frame
+    /// The handshake that `Conn::start_tls` began is over: `Conn::tls` tells what it agreed on. Called once, before any frame
     /// that came through it. A handshake that fails closes the connection instead.
     ///
     /// What the peer has said in the clear, anybody on the way may have said or changed: forget it (RFC 3207 section 4.2).

@@ -388,7 +388,7 @@ impl Listen {
     }
 
     /// From accept to open: PROXY header and TLS handshake must be done by then. It is also the time for a handshake that
-    /// [`Conn::start_tls`](crate::Conn::start_tls) begins, from there. Defaults to 10 s; `Duration::MAX` is never.
+    /// `Conn::start_tls` begins, from there. Defaults to 10 s; `Duration::MAX` is never.
     /// *Next connection.*
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.limits.handshake_timeout = timeout;

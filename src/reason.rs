@@ -62,7 +62,7 @@ reasons! {
     /// A [`Framer`](crate::Framer) refused the bytes.
     BadFrame => "bad frame",
     /// The connection was not open within the handshake timeout, counted from accept; or its handshake was not over within it,
-    /// counted from [`Conn::start_tls`](crate::Conn::start_tls).
+    /// counted from `Conn::start_tls`.
     HandshakeTimeout => "handshake timeout",
     /// A frame was begun and not finished within the frame timeout, counted from its first byte.
     FrameTimeout => "frame timeout",
@@ -70,14 +70,14 @@ reasons! {
     IdleTimeout => "idle timeout",
     /// The peer took no byte of what waits for it within the write timeout.
     WriteTimeout => "write timeout",
-    /// The TLS handshake failed; [`Closed::error`] tells how. Or one after [`Conn::start_tls`](crate::Conn::start_tls) was cut short
+    /// The TLS handshake failed; [`Closed::error`] tells how. Or one after `Conn::start_tls` was cut short
     /// by a close, and what was sent for it to encrypt is lost.
     TlsHandshake => "TLS handshake failed",
     /// A TLS error on an open connection.
     Tls => "TLS error",
     /// The peer's FIN came without close_notify: what it sent may have been cut by someone else.
     TlsTruncated => "TLS truncated",
-    /// Something that is not TLS came to a TLS listener, or behind [`Conn::start_tls`](crate::Conn::start_tls).
+    /// Something that is not TLS came to a TLS listener, or behind `Conn::start_tls`.
     NotTls => "plaintext on a TLS port",
     /// A TLS ClientHello came to a plain listener. Found out when the first frame fails: on its header, at the peer's
     /// end, or at the frame timeout.

@@ -19,7 +19,7 @@ use super::rate::Rate;
 pub enum State {
     /// Accepted; the PROXY header has not come yet, where there is to be one, or the service has not answered.
     Accepting,
-    /// In the TLS handshake: the first thing on a TLS listener, or after [`Conn::start_tls`](crate::Conn::start_tls).
+    /// In the TLS handshake: the first thing on a TLS listener, or after `Conn::start_tls`.
     Handshaking,
     /// Frames flow.
     Open,
