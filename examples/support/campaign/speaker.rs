@@ -71,6 +71,8 @@ impl Speaker {
         if !talk.tls {
             talk.said.extend(&bytes);
         }
+        // It spoils an upgrade that has begun meanwhile.
+        talk.murky |= talk.upgraded_at.is_some() && !bytes.is_empty();
         bytes
     }
 
