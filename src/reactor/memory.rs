@@ -56,6 +56,10 @@ impl Ledger {
         self.judge();
     }
 
+    pub(super) fn is_limited(&self) -> bool {
+        self.limit < usize::MAX
+    }
+
     pub(super) fn total(&self) -> usize {
         self.total
     }

@@ -110,9 +110,11 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(slot) = self.roster.get_mut(id) else {
             return Read::Nothing;
         };
-        // A turn has several reads, and what the last one brought counts for the next.
-        let held = slot.machine.memory();
-        self.note_memory(id.index, held);
+        if self.memory.is_limited() {
+            // A turn has several reads, and what the last one brought counts for the next.
+            let held = slot.machine.memory();
+            self.note_memory(id.index, held);
+        }
         let Some(slot) = self.roster.get_mut(id) else {
             return Read::Nothing;
         };
