@@ -278,15 +278,17 @@ impl Read for Detached {
 }
 
 impl Write for Detached {
+    /// Over TLS what is taken may still be here when this returns: [`Write::flush`] and the next write send it.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.flush()?;
         if !self.remains.is_tls() {
             return self.socket.write(bytes);
         }
-        // One record at a time, as `TcpStream` takes what fits.
+        // One record at a time, as `TcpStream` takes what fits. From here on it is taken: an error may not say otherwise, or
+        // whoever tries again sends it twice. One that lasts comes at the next write.
         let taken = bytes.get(..0x4000).unwrap_or(bytes);
         self.remains.send(taken);
-        self.flush()?;
+        let _ = self.flush();
         Ok(taken.len())
     }
 
@@ -296,11 +298,12 @@ impl Write for Detached {
             if bytes.is_empty() {
                 return Ok(());
             }
-            let count = self.socket.write(bytes)?;
-            if count == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
+            match self.socket.write(bytes) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => self.remains.sent(count),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
             }
-            self.remains.sent(count);
         }
     }
 }

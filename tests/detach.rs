@@ -159,13 +159,15 @@ fn a_drain_waits_for_them() {
     let (server, received) = server(Config::new(), local());
     let (_client, stream) = leave(&server, &received, b"");
     server.handle.drain(PATIENCE).expect("it runs");
-    let mut refused = Vec::new();
-    server.until("the port is closed", |stats| stats.turns > 0 && stats.open == 1);
+    let addr = server.addr();
+    common::eventually("the port is closed", || TcpStream::connect(addr).is_err());
+    server.ask(|_, control| {
+        assert!(control.drain_report().is_none(), "it is not over");
+        assert_eq!(control.connections().len(), 1);
+    });
     drop(stream);
-    let (stats, app) = server.finish();
+    let (stats, _) = server.finish();
     assert_eq!((stats.open, stats.closed(CloseReason::Detached)), (0, 1));
-    refused.extend(app.refused);
-    assert_eq!(refused, [DetachError::NotOpen]);
 }
 
 /// One whose callback fails after it has asked to leave ends instead.
@@ -278,4 +280,81 @@ fn a_session_goes_along() {
     let error = stream.read(&mut [0; 8]).expect_err("it may have been cut");
     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
     assert!(stream.into_tcp().is_err(), "there is a session");
+}
+
+/// What a write has taken goes out once, whatever stops it half-way.
+#[cfg(feature = "tls")]
+#[test]
+fn a_write_that_times_out_says_nothing_twice() {
+    use common::tls::{secure, Site, VERSIONS};
+
+    let site = Site::new();
+    let (server, received) = server(Config::new(), local().tls(std::sync::Arc::new(site.server())));
+    let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
+    send2(&mut client, b"out");
+    assert_eq!(recv2(&mut client), b"last words");
+    let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+    stream
+        .set_write_timeout(Some(Duration::from_millis(20)))
+        .expect("timeout");
+    let (mut taken, mut number) = (Vec::new(), 0_u32);
+    // The client does not read: at some write there is no room for the rest of a record.
+    loop {
+        let chunk: Vec<u8> = number.to_be_bytes().into_iter().cycle().take(1000).collect();
+        match stream.write(&chunk) {
+            Ok(count) => taken.extend_from_slice(&chunk[..count]),
+            Err(error) => {
+                assert!(matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                ));
+                break;
+            }
+        }
+        number += 1;
+    }
+    let reader = thread::spawn(move || {
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).expect("close_notify");
+        all
+    });
+    stream.set_write_timeout(Some(PATIENCE)).expect("timeout");
+    stream.write_all(b"the end").expect("there is room again");
+    taken.extend_from_slice(b"the end");
+    stream.finish().expect("in order");
+    assert!(reader.join().expect("the reader") == taken);
+}
+
+/// One whose socket was taken whole cannot be reached; that is said, and its place is still kept.
+#[test]
+fn a_kill_of_what_was_taken_whole_finds_nobody() {
+    let (server, received) = server(Config::new(), local());
+    let (mut client, stream) = leave(&server, &received, b"");
+    let id = stream.id();
+    let (mut tcp, _, place) = stream.into_tcp().expect("it is plain TCP");
+    assert!(!server.ask(move |_, control| control.kill(id)));
+    client.write_all(b"alive").expect("sent");
+    let mut bytes = [0; 5];
+    tcp.read_exact(&mut bytes).expect("it is");
+    assert_eq!(server.handle.stats().open, 1);
+    drop((tcp, place));
+    server.until("its place is free", |stats| stats.open == 0);
+}
+
+/// Whoever was outside is among the last closes, with what it carried in the loop.
+#[test]
+fn it_is_remembered_like_any_other() {
+    let (server, received) = server(Config::new(), local());
+    let (_client, stream) = leave(&server, &received, b"");
+    let id = stream.id();
+    drop(stream);
+    server.until("its place is free", |stats| stats.open == 0);
+    server.ask(move |_, control| {
+        let last = control.recent_closes().remove(0);
+        assert_eq!(
+            (last.id, last.reason, last.traffic.frames_in),
+            (Some(id), CloseReason::Detached, 1)
+        );
+        assert_eq!(control.histograms().connection_age.count(), 1);
+    });
 }

@@ -86,7 +86,7 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         if !begun {
             return Err(DetachError::NotOpen);
         }
-        self.detaching.push((id, receiver));
+        self.lent.leaving.insert(id, receiver);
         self.touch(id);
         Ok(())
     }
@@ -161,10 +161,10 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         if self.roster.get(id).is_none() {
             return false;
         }
-        log::warn!(target: logs::CONNECTION, "killed; {}", self.particulars(id));
-        if self.cut_off(id) {
-            return true;
+        if self.is_outside(id) {
+            return self.cut_off(id);
         }
+        log::warn!(target: logs::CONNECTION, "killed; {}", self.particulars(id));
         if let Some(slot) = self.roster.get_mut(id) {
             slot.machine.reset(Closed::new(CloseReason::Killed), &mut self.pool);
         }

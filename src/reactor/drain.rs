@@ -175,7 +175,8 @@ impl<A, O: Os> Reactor<A, O> {
         let ids: Vec<_> = self.roster.iter().map(|slot| slot.id).collect();
         let mut forced = 0;
         for id in ids {
-            if self.cut_off(id) || self.roster.get(id).is_some_and(|slot| slot.lent) {
+            if self.is_outside(id) {
+                self.cut_off(id);
                 forced += 1;
                 self.take_back(id, CloseReason::DrainForced);
                 continue;

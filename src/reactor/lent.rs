@@ -1,33 +1,43 @@
 //! Connections that have left the loop as blocking streams, and whose places are kept for them.
 
+use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Weak};
 
 use super::os::Os;
 use super::{report_panic, Reactor};
-use crate::detached::{Detached, Socket};
+use crate::detached::{Detached, Returns, Socket};
+use crate::handle::Wake;
 use crate::id::ConnId;
+use crate::logs;
 use crate::reason::{CloseReason, Closed};
 
 /// What becomes of a connection that leaves.
 pub(crate) type Receiver = Box<dyn FnOnce(Detached)>;
 
-/// The sockets of those outside, as long as they are open.
-#[derive(Debug)]
 pub(super) struct Lent {
-    id: ConnId,
-    socket: Weak<Socket>,
+    /// Who has asked to leave, and whom it goes to.
+    pub(super) leaving: BTreeMap<ConnId, Receiver>,
+    /// The sockets of those outside, as long as they are open.
+    outside: BTreeMap<ConnId, Weak<Socket>>,
+    returns: Arc<Returns>,
+}
+
+impl Lent {
+    pub(super) fn new(wake: Box<dyn Wake>) -> Self {
+        Self {
+            leaving: BTreeMap::new(),
+            outside: BTreeMap::new(),
+            returns: Arc::new(Returns::new(wake)),
+        }
+    }
 }
 
 impl<A, O: Os> Reactor<A, O> {
     /// At the end of its turn: takes the connection out of the loop and gives it to whom the handler said.
     pub(super) fn hand_over(&mut self, app: &mut A, id: ConnId) {
         let index = id.index as usize;
-        let at = self.detaching.iter().position(|(wanted, _)| *wanted == id);
-        let Some((_, receiver)) = at.map(|at| self.detaching.swap_remove(at)) else {
-            return;
-        };
         let Some(slot) = self.roster.get_mut(id) else {
             return;
         };
@@ -38,6 +48,9 @@ impl<A, O: Os> Reactor<A, O> {
         let is_unix = slot.peer.as_tcp().is_none();
         let remains = slot.machine.detach(&mut self.pool);
         slot.lent = true;
+        slot.squeezed = false;
+        self.squeezed.remove(&id);
+        self.end_favour(id);
         self.timers.disarm(id.index);
         self.note_memory(id.index, 0);
         self.shared.set_live(id, false);
@@ -50,55 +63,55 @@ impl<A, O: Os> Reactor<A, O> {
         if let Some(handler) = self.handlers.get_mut(index).and_then(Option::take) {
             self.drop_handler(handler);
         }
-        match socket {
-            Ok(socket) => {
-                let (detached, socket) = Detached::new(id, socket, remains, addresses, &self.returns);
-                self.lent.push(Lent { id, socket });
-                if let Err(panic) = catch_unwind(AssertUnwindSafe(|| receiver(detached))) {
-                    self.stats.panics += 1;
-                    report_panic("the receiver of a detached connection", panic);
-                }
-            }
+        let socket = match socket {
+            Ok(socket) => socket,
             Err(error) => {
-                log::debug!(target: crate::logs::CONNECTION, "{}: {error}", self.particulars(id));
-                self.discard("the receiver of a detached connection", receiver);
-                self.take_back(id, CloseReason::Detached);
+                log::debug!(target: logs::CONNECTION, "{}: {error}", self.particulars(id));
+                self.stay(id);
+                return self.vacate(id, &closed);
             }
+        };
+        let (detached, socket) = Detached::new(id, socket, remains, addresses, &self.lent.returns);
+        self.lent.outside.insert(id, socket);
+        let received = catch_unwind(AssertUnwindSafe(|| match self.lent.leaving.remove(&id) {
+            Some(receiver) => receiver(detached),
+            None => drop(detached),
+        }));
+        if let Err(panic) = received {
+            self.stats.panics += 1;
+            report_panic("the receiver of a detached connection", panic);
         }
     }
 
-    /// It has ended instead of leaving.
-    pub(super) fn forget_detaching(&mut self, id: ConnId) {
-        if let Some(at) = self.detaching.iter().position(|(wanted, _)| *wanted == id) {
-            let (_, receiver) = self.detaching.swap_remove(at);
+    /// It ends instead of leaving.
+    pub(super) fn stay(&mut self, id: ConnId) {
+        if let Some(receiver) = self.lent.leaving.remove(&id) {
             self.discard("the receiver of a detached connection", receiver);
         }
     }
 
     /// Frees the places that were given back.
     pub(super) fn take_returns(&mut self) {
-        for id in self.returns.take() {
+        for id in self.lent.returns.take() {
             self.take_back(id, CloseReason::Detached);
         }
     }
 
+    /// Frees the place of one outside, if it is not free already: after a drain's deadline it is nobody's any more.
     pub(super) fn take_back(&mut self, id: ConnId, reason: CloseReason) {
-        self.lent.retain(|lent| lent.id != id);
-        // After the drain's deadline its place is nobody's any more.
-        let Some(slot) = self.roster.get(id).filter(|slot| slot.lent) else {
-            return;
-        };
-        let (listener, source, counted) = (slot.listener, slot.source().ip(), slot.counted);
-        self.stats.count_closed(reason);
-        let slot = self.roster.remove(id);
-        self.discard("a framer's destructor", slot);
-        self.make_room(listener, source, counted);
+        self.lent.outside.remove(&id);
+        if self.is_outside(id) {
+            self.vacate(id, &Closed::new(reason));
+        }
     }
 
-    /// Makes reads and writes of one outside end. False if there is none of this id.
+    pub(super) fn is_outside(&self, id: ConnId) -> bool {
+        self.roster.get(id).is_some_and(|slot| slot.lent)
+    }
+
+    /// Makes reads and writes of one outside end. False if its socket was taken whole, or is closed.
     pub(super) fn cut_off(&self, id: ConnId) -> bool {
-        let lent = self.lent.iter().find(|lent| lent.id == id);
-        let socket: Option<Arc<Socket>> = lent.and_then(|lent| lent.socket.upgrade());
+        let socket = self.lent.outside.get(&id).and_then(Weak::upgrade);
         // It fails if the peer has gone: then there is nothing to end.
         socket.map(|socket| socket.shutdown(Shutdown::Both)).is_some()
     }

@@ -40,6 +40,7 @@ use accept::Starvation;
 use alarms::Watch;
 use drain::Drain;
 use gate::{OptionalBucket, Room};
+use lent::Lent;
 use listener::Listener;
 use memory::Ledger;
 use os::{Event, Named, Os, Token};
@@ -53,7 +54,6 @@ use view::Closes;
 use crate::addr::Addr;
 use crate::config::Config;
 use crate::control::{Control, Desk};
-use crate::detached::Returns;
 use crate::error::{Error, Result};
 use crate::handle::{Command, Shared};
 use crate::handler::{Conn, Handler, Service};
@@ -113,10 +113,7 @@ pub(crate) struct Reactor<A, O: Os> {
     squeezed: BTreeSet<ConnId>,
     /// Who is read from all the same, and since when.
     favoured: Option<(ConnId, Time)>,
-    /// Who has asked to leave the loop, and whom it goes to.
-    detaching: Vec<(ConnId, lent::Receiver)>,
-    lent: Vec<lent::Lent>,
-    returns: Arc<Returns>,
+    lent: Lent,
     drain: Drain,
     alarms: Vec<Watch<A>>,
     next_alarm: u32,
@@ -145,7 +142,7 @@ impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn new(os: O, config: Config) -> Result<Self> {
         config.check()?;
         let shared = Shared::new(os.waker(), config.queue_limit, config.queue_bytes);
-        let returns = Returns::new(os.waker());
+        let lent = Lent::new(os.waker());
         let mut reactor = Self {
             now: os.now(),
             os,
@@ -173,9 +170,7 @@ impl<A, O: Os> Reactor<A, O> {
             memory: Ledger::new(config.memory_limit),
             squeezed: BTreeSet::new(),
             favoured: None,
-            detaching: Vec::new(),
-            lent: Vec::new(),
-            returns: Arc::new(returns),
+            lent,
             drain: Drain::default(),
             alarms: Vec::new(),
             next_alarm: 0,
@@ -691,6 +686,9 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         }
         for listener in std::mem::take(&mut self.listeners) {
             self.discard("a service's destructor", listener);
+        }
+        for receiver in std::mem::take(&mut self.lent.leaving).into_values() {
+            self.discard("the receiver of a detached connection", receiver);
         }
         for alarm in std::mem::take(&mut self.alarms) {
             self.discard("an alarm's destructor", alarm);

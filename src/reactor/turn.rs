@@ -32,7 +32,7 @@ impl<A, O: Os> Reactor<A, O> {
     /// Gives a connection its turn. Never called from inside a callback.
     pub(super) fn turn(&mut self, app: &mut A, id: ConnId) {
         debug_assert!(self.current.is_none(), "turns do not nest");
-        if self.roster.get(id).is_some_and(|slot| slot.lent) {
+        if self.is_outside(id) {
             return;
         }
         self.current = Some(id);
@@ -397,7 +397,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.os.close(stream, reset);
         }
         self.shared.set_live(id, false);
-        self.forget_detaching(id);
+        self.stay(id);
         let Some(slot) = self.roster.get_mut(id) else {
             return;
         };
@@ -414,16 +414,6 @@ impl<A, O: Os> Reactor<A, O> {
             credentials,
             proxy: slot.machine.proxy().cloned(),
         };
-        let who = Ended {
-            id: Some(id),
-            listener,
-            peer: slot.peer.clone(),
-            source: slot.source(),
-            age: self.now.since(slot.accepted_at),
-            traffic: slot.machine.traffic(),
-        };
-        let age = who.age;
-        let (source, counted) = (who.source.ip(), slot.counted);
         self.leave_unopened(id);
         if was_open {
             self.call(app, id, |handler, cx| {
@@ -434,20 +424,37 @@ impl<A, O: Os> Reactor<A, O> {
         if let Some(handler) = self.handlers.get_mut(index).and_then(Option::take) {
             self.drop_handler(handler);
         }
-        self.stats.count_closed(closed.reason);
-        self.ages.record_time(age);
-        self.note_close(who, &closed);
-        self.timers.disarm(id.index);
-        self.note_memory(id.index, 0);
-        self.squeezed.remove(&id);
-        self.end_favour(id);
-        let slot = self.roster.remove(id);
-        self.discard("a framer's destructor", slot);
-        self.make_room(listener, source, counted);
+        self.vacate(id, &closed);
         if !was_open {
             self.tell_unopened(app, listener, id, caller, &closed);
         }
         self.discard("an error's destructor", closed);
+    }
+
+    /// The last of a connection: it is counted, remembered, and its slot is free.
+    pub(super) fn vacate(&mut self, id: ConnId, closed: &Closed) {
+        self.timers.disarm(id.index);
+        self.note_memory(id.index, 0);
+        self.squeezed.remove(&id);
+        self.end_favour(id);
+        let Some(slot) = self.roster.remove(id) else {
+            return;
+        };
+        let who = Ended {
+            id: Some(id),
+            listener: slot.listener,
+            peer: slot.peer.clone(),
+            source: slot.source(),
+            age: self.now.since(slot.accepted_at),
+            traffic: slot.machine.traffic(),
+        };
+        let (source, counted) = (who.source.ip(), slot.counted);
+        let listener = slot.listener;
+        self.discard("a framer's destructor", slot);
+        self.stats.count_closed(closed.reason);
+        self.ages.record_time(who.age);
+        self.note_close(who, closed);
+        self.make_room(listener, source, counted);
     }
 
     /// Tells the service about a connection that had a slot and never opened.
@@ -466,7 +473,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// A slot and a descriptor are free: whoever waited for either may come.
-    pub(super) fn make_room(&mut self, freed: ListenerId, source: Option<IpAddr>, counted: Counted) {
+    fn make_room(&mut self, freed: ListenerId, source: Option<IpAddr>, counted: Counted) {
         self.starvation.end_pause();
         if let Some(at) = self.listeners.iter().position(|listener| listener.id == freed) {
             self.uncount(at, source, counted);
