@@ -1,40 +1,22 @@
 //! The options of a listener, each with its unit and default.
 
+mod check;
+mod socket;
+
 use std::fmt;
 use std::io;
 use std::net::ToSocketAddrs;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
+
+pub use socket::Keepalive;
+pub(crate) use socket::SocketOptions;
 
 use crate::access::{AccessRules, Brief};
 use crate::addr::{Addr, UnixAddr};
 use crate::config::AtCapacity;
 use crate::error::{Error, Result};
 use crate::proto::{Framing, Limits, Rate, TlsConfig};
-
-/// TCP keepalive (`tcp(7)`): finds peers that vanished without a FIN.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Keepalive {
-    /// Idle time before the first probe (TCP_KEEPIDLE). Whole seconds, 1 to 32767.
-    pub time: Duration,
-    /// Time between probes (TCP_KEEPINTVL). Whole seconds, 1 to 32767.
-    pub interval: Duration,
-    /// Unanswered probes before the connection is given up (TCP_KEEPCNT), 1 to 127.
-    pub retries: u32,
-}
-
-impl Keepalive {
-    /// Probes after `time`, then every `interval`, and gives up after `retries` of them.
-    pub fn new(time: Duration, interval: Duration, retries: u32) -> Self {
-        Self {
-            time,
-            interval,
-            retries,
-        }
-    }
-}
 
 /// One listener: where, in which framing, under which limits.
 ///
@@ -104,54 +86,6 @@ impl Default for SourceLimits {
             connections: None,
             prefixes: (32, 64),
         }
-    }
-}
-
-/// What is set on the listening socket; accepted sockets inherit what concerns them (`tcp(7)`, `socket(7)`).
-#[derive(Clone, Debug)]
-pub(crate) struct SocketOptions {
-    pub(crate) backlog: u32,
-    pub(crate) nodelay: bool,
-    pub(crate) only_v6: bool,
-    pub(crate) reuse_address: bool,
-    pub(crate) reuse_port: bool,
-    pub(crate) keepalive: Option<Keepalive>,
-    pub(crate) recv_buffer: Option<usize>,
-    pub(crate) send_buffer: Option<usize>,
-    /// Of a Unix socket's file.
-    pub(crate) mode: Option<u32>,
-}
-
-impl SocketOptions {
-    /// What the kernel would refuse without saying which option it means, or cut without a word.
-    fn check(&self) -> Result<()> {
-        if let Some(keepalive) = &self.keepalive {
-            // The limits of Linux (`tcp(7)`, MAX_TCP_KEEPIDLE and its like).
-            let seconds = 1..=32_767;
-            let in_range = |time: Duration| seconds.contains(&time.as_secs());
-            let whole = |time: Duration| time.subsec_nanos() == 0;
-            if !whole(keepalive.time) || !whole(keepalive.interval) {
-                return Err(Error::option(
-                    "keepalive",
-                    "time and interval are whole seconds: the kernel takes nothing else",
-                ));
-            }
-            if !in_range(keepalive.time) || !in_range(keepalive.interval) || !(1..=127).contains(&keepalive.retries) {
-                return Err(Error::option(
-                    "keepalive",
-                    format!(
-                        "time ({:?}) and interval ({:?}) go from 1 s to 32767 s, retries ({}) from 1 to 127",
-                        keepalive.time, keepalive.interval, keepalive.retries
-                    ),
-                ));
-            }
-        }
-        for (option, bytes) in [("recv_buffer", self.recv_buffer), ("send_buffer", self.send_buffer)] {
-            if bytes.is_some_and(|bytes| i32::try_from(bytes).is_err()) {
-                return Err(Error::option(option, "a socket's buffer is smaller than 2 GiB"));
-            }
-        }
-        Ok(())
     }
 }
 
@@ -502,153 +436,6 @@ impl Listen {
     /// Whether connections of this listener have a life before they are open.
     pub(crate) fn opens_later(&self) -> bool {
         self.tls.is_some() || self.proxy != ProxyProtocol::Off
-    }
-
-    pub(crate) fn check(&self) -> Result<()> {
-        let limits = &self.limits;
-        if limits.low_watermark >= limits.high_watermark {
-            return Err(Error::option(
-                "watermarks",
-                format!(
-                    "low ({}) must be below high ({})",
-                    limits.low_watermark, limits.high_watermark
-                ),
-            ));
-        }
-        if limits.output_limit < limits.high_watermark {
-            return Err(Error::option(
-                "output_limit",
-                format!(
-                    "{} is below the high watermark ({}), where reading stops; use at least that",
-                    limits.output_limit, limits.high_watermark
-                ),
-            ));
-        }
-        if limits.max_frame == Some(0) {
-            return Err(Error::option("max_frame", "0 admits no frame; use at least 1"));
-        }
-        let timeouts = [
-            ("handshake_timeout", limits.handshake_timeout),
-            ("frame_timeout", limits.frame_timeout),
-            ("idle_timeout", limits.idle_timeout),
-            ("write_timeout", limits.write_timeout),
-        ];
-        for (option, timeout) in timeouts {
-            if timeout.is_zero() {
-                return Err(Error::option(
-                    option,
-                    "zero would close every connection at once; use Duration::MAX for never",
-                ));
-            }
-        }
-        if let AtCapacity::Refuse { farewell } = &self.at_capacity {
-            if farewell.len() > 4096 {
-                return Err(Error::option("at_capacity", "a farewell has at most 4096 bytes"));
-            }
-        }
-        let rates = [
-            ("accept_rate", self.accept_rate),
-            ("source_rate", self.sources.rate),
-            ("read_rate", limits.read_rate),
-            ("frame_rate", limits.frame_rate),
-            ("total_read_rate", limits.total_read_rate),
-            ("total_frame_rate", limits.total_frame_rate),
-        ];
-        for (option, rate) in rates {
-            if let Some(problem) = rate.and_then(|rate| rate.problem()) {
-                return Err(Error::option(option, problem));
-            }
-        }
-        if self.sources.connections == Some(0) {
-            return Err(Error::option(
-                "source_connections",
-                "0 would refuse everybody; use at least 1, or None for no limit",
-            ));
-        }
-        if !(1..=32).contains(&self.sources.prefixes.0) || !(1..=128).contains(&self.sources.prefixes.1) {
-            return Err(Error::option(
-                "source_prefixes",
-                "an IPv4 prefix has 1 to 32 bits, an IPv6 prefix 1 to 128",
-            ));
-        }
-        if self.proxy != ProxyProtocol::Off && self.trusted.is_none() {
-            return Err(Error::option(
-                "trusted_proxies",
-                "say whose PROXY headers are believed; AccessRules::allow_all() is everybody who can reach the port",
-            ));
-        }
-        if self.name.as_ref().is_some_and(|name| name.contains(char::is_control)) {
-            return Err(Error::option(
-                "name",
-                "a name has no line feeds and no other control characters",
-            ));
-        }
-        if self.name.as_deref() == Some("") {
-            return Err(Error::option("name", "a name has at least one character"));
-        }
-        self.check_unix()?;
-        self.socket.check()
-    }
-
-    /// What a Unix socket cannot be called.
-    fn check_unix(&self) -> Result<()> {
-        if self.socket.mode.is_some_and(|mode| mode & !0o777 != 0) {
-            return Err(Error::option("mode", "permissions go from 0o000 to 0o777"));
-        }
-        let Some(Addr::Unix(name)) = self.addrs.as_ref().ok().and_then(|addrs| addrs.first()) else {
-            return Ok(());
-        };
-        let room = size_of::<libc::sockaddr_un>() - std::mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
-        let (option, bytes) = match (name.as_pathname(), name.as_abstract_name()) {
-            (Some(path), _) => ("unix", path.as_os_str().as_bytes()),
-            (None, name) => ("unix_abstract", name.unwrap_or_default()),
-        };
-        let problem = if bytes.is_empty() {
-            "a name has at least one byte".to_owned()
-        } else if bytes.len() > room {
-            format!(
-                "{name} has {} bytes, and the system takes at most {room}: use a shorter one, perhaps a relative path",
-                bytes.len()
-            )
-        } else if option == "unix" && bytes.contains(&0) {
-            format!("{name} has a zero byte, which no path has")
-        } else if option == "unix_abstract" && self.socket.mode.is_some() {
-            return Err(Error::option(
-                "mode",
-                "an abstract name has no file, and no permissions",
-            ));
-        } else {
-            return Ok(());
-        };
-        Err(Error::option(option, problem))
-    }
-
-    /// Whether a port that is open with these options can go on with `next`, which differs in none that belong to the socket.
-    pub(crate) fn check_change(&self, next: &Self) -> Result<()> {
-        let (socket, wanted) = (&self.socket, &next.socket);
-        let changed = [
-            ("tcp", self.addrs != next.addrs),
-            ("mode", socket.mode != wanted.mode),
-            ("name", self.name != next.name),
-            // Clients of the one find nobody to talk to in the other, and nobody is to lose TLS by an oversight.
-            ("tls", self.tls.is_some() != next.tls.is_some()),
-            ("backlog", socket.backlog != wanted.backlog),
-            ("nodelay", socket.nodelay != wanted.nodelay),
-            ("only_v6", socket.only_v6 != wanted.only_v6),
-            ("reuse_address", socket.reuse_address != wanted.reuse_address),
-            ("reuse_port", socket.reuse_port != wanted.reuse_port),
-            ("keepalive", socket.keepalive != wanted.keepalive),
-            ("source_prefixes", self.sources.prefixes != next.sources.prefixes),
-            ("recv_buffer", socket.recv_buffer != wanted.recv_buffer),
-            ("send_buffer", socket.send_buffer != wanted.send_buffer),
-        ];
-        match changed.into_iter().find(|(_, changed)| *changed) {
-            Some((option, _)) => Err(Error::option(
-                option,
-                "an open port cannot change it: close the listener and listen again",
-            )),
-            None => Ok(()),
-        }
     }
 
     /// The addresses to try, in order.

@@ -171,7 +171,10 @@ fn the_vocabulary_imports_nothing_above_it() {
         "src/error.rs",
         "src/config.rs",
         "src/listen.rs",
+        "src/listen/check.rs",
+        "src/listen/socket.rs",
         "src/access.rs",
+        "src/addr.rs",
         "src/alarm.rs",
         "src/histogram.rs",
         "src/recent.rs",
@@ -185,8 +188,10 @@ fn the_vocabulary_imports_nothing_above_it() {
 fn what_the_user_holds_does_not_know_the_reactor() {
     for file in [
         "src/handler.rs",
+        "src/handler/conn.rs",
         "src/handle.rs",
         "src/control.rs",
+        "src/detached.rs",
         "src/tree.rs",
         "src/metrics.rs",
     ] {

@@ -7,6 +7,7 @@
 
 mod accept;
 mod alarms;
+mod commands;
 mod desk;
 mod drain;
 mod gate;
@@ -17,6 +18,7 @@ mod listener;
 mod memory;
 pub(crate) mod os;
 pub(crate) mod os_mio;
+mod ports;
 mod ready;
 mod roster;
 mod socket_file;
@@ -29,10 +31,7 @@ mod view;
 use std::any::Any;
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,22 +45,18 @@ use memory::Ledger;
 use os::{Event, Named, Os, Token};
 use ready::Ready;
 use roster::Roster;
-use sources::Sources;
 use timers::Timers;
 use unopened::Unopened;
 use view::Closes;
 
-use crate::addr::Addr;
 use crate::config::Config;
-use crate::control::{Control, Desk};
 use crate::error::{Error, Result};
-use crate::handle::{Command, Shared};
-use crate::handler::{Conn, Handler, Service};
+use crate::handle::Shared;
+use crate::handler::Handler;
 use crate::histogram::Histogram;
-use crate::id::{ConnId, ListenerId};
-use crate::listen::Listen;
+use crate::id::ConnId;
 use crate::logs;
-use crate::proto::{Pool, SharedMeters, State, Time};
+use crate::proto::{Pool, State, Time};
 use crate::reason::{CloseReason, Closed};
 use crate::stats::Stats;
 
@@ -199,105 +194,6 @@ impl<A, O: Os> Reactor<A, O> {
 
     pub(crate) fn shared(&self) -> &Arc<Shared<A>> {
         &self.shared
-    }
-
-    /// Binds and listens; the first address that works.
-    pub(crate) fn listen(&mut self, listen: Listen, service: Box<dyn Service<A>>) -> Result<ListenerId> {
-        self.check_listen(&listen)?;
-        let mut failure = None;
-        for addr in listen.resolved()? {
-            match self.os.listen(addr, &listen.socket) {
-                Ok(socket) => return self.enlist(listen, socket, service),
-                Err(error) => failure = failure.or(Some(Error::listen(addr.clone(), error))),
-            }
-        }
-        // `resolved` has at least one address.
-        Err(failure.unwrap_or(Error::Draining))
-    }
-
-    /// Takes over a socket that is listening already.
-    pub(crate) fn adopt(
-        &mut self,
-        socket: OwnedFd,
-        listen: Listen,
-        service: Box<dyn Service<A>>,
-    ) -> Result<ListenerId> {
-        self.check_listen(&listen)?;
-        let socket = self
-            .os
-            .adopt(socket)
-            .map_err(Error::os("adopting a listening socket"))?;
-        self.enlist(listen, socket, service)
-    }
-
-    fn check_listen(&self, listen: &Listen) -> Result<()> {
-        if self.drain.is_on() {
-            return Err(Error::Draining);
-        }
-        let name = listen.name.as_deref().filter(|name| !name.is_empty());
-        listen.check().map_err(|error| match name {
-            Some(name) => error.of_listener(name),
-            None => error,
-        })?;
-        match &listen.name {
-            Some(name) => self.check_name(name),
-            None => Ok(()),
-        }
-    }
-
-    fn check_name(&self, name: &str) -> Result<()> {
-        if self
-            .listeners
-            .iter()
-            .any(|listener| listener.socket.is_some() && *listener.name == *name)
-        {
-            return Err(Error::NameTaken { name: name.to_owned() });
-        }
-        Ok(())
-    }
-
-    fn enlist(&mut self, listen: Listen, mut socket: O::Listener, service: Box<dyn Service<A>>) -> Result<ListenerId> {
-        let addr = self
-            .os
-            .listener_addr(&socket)
-            .map_err(Error::os("reading the address of a listening socket"))?;
-        let name = listen.name.clone().unwrap_or_else(|| default_name(&addr));
-        self.check_name(&name)?;
-        let id = ListenerId(self.next_listener);
-        let room = self.room();
-        let mut meters = SharedMeters::default();
-        meters.follow(&listen.limits, self.now);
-        let mut listener = Listener {
-            id,
-            name: Rc::from(name),
-            addr,
-            socket: None,
-            service,
-            limits: Rc::new(listen.limits.clone()),
-            options: listen,
-            meters,
-            bucket: OptionalBucket::default(),
-            sources: Sources::default(),
-            connections: 0,
-            accepted: 0,
-            suspended: false,
-            registered: false,
-            pending: true,
-            retry_at: Time::NEVER,
-            troubled: false,
-            broken: false,
-        };
-        if listener.admits_at(&room) <= room.now {
-            self.os
-                .register_listener(&mut socket, Token::of_listener(id))
-                .map_err(Error::os("registering a listening socket"))?;
-            listener.registered = true;
-        }
-        listener.socket = Some(socket);
-        log::info!(target: logs::LISTENER, "listener {} on {}", listener.name, listener.addr);
-        self.next_listener = self.next_listener.wrapping_add(1);
-        self.listeners.push(listener);
-        Ok(id)
     }
 
     /// How long a poll may sleep: nothing is due before, and no event is needed to go on earlier.
@@ -532,112 +428,10 @@ impl<A, O: Os> Reactor<A, O> {
         self.fired = fired;
     }
 
-    fn run_commands(&mut self, app: &mut A) {
-        if !self.shared.take_pending() && !self.commands_left {
-            return;
-        }
-        self.commands_left = false;
-        for _ in 0..self.config.job_budget {
-            match self.shared.take() {
-                Some(command) => {
-                    self.catch_up();
-                    self.carry_out(app, command);
-                }
-                None => return,
-            }
-        }
-        self.commands_left = true;
-    }
-
-    fn carry_out(&mut self, app: &mut A, command: Command<A>) {
-        match command {
-            Command::Send(id, frame) => {
-                // A connection's framer is the user's code too, and so is its error.
-                let sent = catch_unwind(AssertUnwindSafe(|| {
-                    let outcome = Conn::find(self, id).map(|mut conn| conn.send(&frame));
-                    if let Some(Err(error)) = &outcome {
-                        log::debug!(target: logs::CONNECTION, "a frame for connection {id} was not sent: {error}");
-                    }
-                    matches!(outcome, Some(Ok(())))
-                }));
-                match sent {
-                    Ok(true) => {}
-                    Ok(false) => self.stats.undeliverable += 1,
-                    Err(panic) => {
-                        self.stats.undeliverable += 1;
-                        self.end_in_panic(id, "a framer", panic);
-                        self.turn(app, id);
-                    }
-                }
-            }
-            Command::Notify(id, message) => {
-                let open = self
-                    .roster
-                    .get(id)
-                    .is_some_and(|slot| slot.machine.is_established() && slot.machine.was_open());
-                if open {
-                    self.current = Some(id);
-                    self.call(app, id, |handler, cx| handler.on_message(cx, message));
-                    self.current = None;
-                    self.turn(app, id);
-                } else {
-                    self.stats.undeliverable += 1;
-                    self.discard("a message's destructor", message);
-                }
-            }
-            Command::Kill(id) => {
-                if !self.kill(id) {
-                    self.stats.undeliverable += 1;
-                }
-            }
-            Command::Post(job) => {
-                let done = catch_unwind(AssertUnwindSafe(|| job(app, &mut Control::new(self))));
-                if let Err(panic) = done {
-                    self.stats.panics += 1;
-                    report_panic("a posted job", panic);
-                }
-            }
-            Command::Drain(grace) => self.begin_drain(grace),
-            Command::Stop => self.stopped = true,
-        }
-    }
-
-    /// Closes a port. Its connections live on; the listener is forgotten with the last of them.
-    fn close_port(&mut self, at: usize) {
-        let Some(listener) = self.listeners.get_mut(at) else {
-            return;
-        };
-        let Some(mut socket) = listener.socket.take() else {
-            return;
-        };
-        if std::mem::take(&mut listener.registered) {
-            // Closing takes it out of the poll too, unless another process holds it.
-            if let Err(error) = self.os.deregister_listener(&mut socket) {
-                log::debug!(target: logs::LISTENER, "cannot deregister listener {}: {error}", listener.name);
-            }
-        }
-        self.os.close_listener(socket);
-        listener.pending = false;
-        listener.retry_at = Time::NEVER;
-        log::info!(target: logs::LISTENER, "listener {} on {} is closed", listener.name, listener.addr);
-    }
-
     /// There may be room now: tries every listener that is out of the poll, without waiting for an event.
     fn look_for_clients(&mut self) {
         for listener in &mut self.listeners {
             listener.pending |= !listener.registered && listener.socket.is_some();
-        }
-    }
-
-    /// Forgets closed listeners that have no connections left, unless their service is still to hear of some.
-    fn forget_closed_listeners(&mut self) {
-        while let Some(at) = self
-            .listeners
-            .iter()
-            .position(|listener| listener.socket.is_none() && listener.connections == 0)
-        {
-            let listener = self.listeners.remove(at);
-            self.discard("a service's destructor", listener);
         }
     }
 
@@ -693,18 +487,6 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         for alarm in std::mem::take(&mut self.alarms) {
             self.discard("an alarm's destructor", alarm);
         }
-    }
-}
-
-/// What a listener is called that was given no name.
-fn default_name(addr: &Addr) -> String {
-    match addr {
-        Addr::Tcp(addr) => format!("portcullis_{}", addr.port()),
-        Addr::Unix(name) => match (name.as_pathname().and_then(Path::file_name), name.as_abstract_name()) {
-            (Some(file), _) => format!("portcullis_{}", file.to_string_lossy()),
-            (None, Some(name)) => format!("portcullis_{}", String::from_utf8_lossy(name)),
-            (None, None) => "portcullis_unix".to_owned(),
-        },
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,32 +12,8 @@ use super::coverage::Notes;
 use super::faults::{Call, Fault, Faults};
 use super::random::Random;
 use super::socket::SimSocket;
-use crate::addr::Addr;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Token};
-
-/// Clients have addresses from 10.0.0.0:10000 on, and ports below 60000.
-const FIRST_HOST: u32 = u32::from_be_bytes([10, 0, 0, 0]);
-const FIRST_PORT: usize = 10_000;
-const PORTS: usize = 50_000;
-
-/// The client's end of a simulated connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ClientId(pub(super) usize);
-
-/// How a connection stands, as its client sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ClientState {
-    /// Connected, perhaps still in the backlog.
-    Connected,
-    /// The server has finished sending, and everything it sent has been received. The client does not finish by itself:
-    /// without [`Sim::finish`](super::Sim::finish) the server lingers ([`Listen::linger`](crate::Listen::linger)) before
-    /// its handler hears `on_close`.
-    Finished,
-    /// The connection was reset.
-    Reset,
-}
 
 pub(super) struct Kernel {
     pub(super) now: Time,
@@ -73,7 +49,7 @@ pub(super) struct SimListener {
     pub(super) queue: VecDeque<usize>,
     pub(super) token: Option<Token>,
     pub(super) open: bool,
-    edge: bool,
+    pub(super) edge: bool,
 }
 
 /// What happened, as a hash always and as text if asked for.
@@ -575,79 +551,6 @@ impl Kernel {
                 socket.server_reset = true;
             }
         }
-    }
-
-    // --- the clients' side ---
-
-    /// Connects to a listener, from a host of its own choice; `None` if nobody listens there or its backlog is full.
-    pub(super) fn connect(&mut self, addr: SocketAddr, from: Option<IpAddr>) -> Option<ClientId> {
-        let index = self.sockets.len();
-        let listener = self
-            .listeners
-            .iter_mut()
-            .find(|listener| listener.open && listener.addr == addr)?;
-        if listener.queue.len() >= listener.backlog.max(1) {
-            return None;
-        }
-        listener.queue.push_back(index);
-        listener.edge = true;
-        let host = || Ipv4Addr::from(FIRST_HOST + (index / PORTS) as u32).into();
-        let peer = SocketAddr::new(from.unwrap_or_else(host), (FIRST_PORT + index % PORTS) as u16);
-        self.sockets.push(SimSocket::new(peer, listener.addr));
-        Some(ClientId(index))
-    }
-
-    /// The client with this address; the last to have it.
-    pub(super) fn client_at(&self, addr: &Addr) -> Option<usize> {
-        let addr = addr.as_tcp()?;
-        let first = usize::from(addr.port()).checked_sub(FIRST_PORT)?;
-        let has_it = |&index: &usize| self.sockets.get(index).is_some_and(|socket| socket.peer == addr);
-        (first..self.sockets.len()).step_by(PORTS).rev().find(has_it)
-    }
-
-    pub(super) fn client_send(&mut self, client: ClientId, bytes: &[u8]) {
-        if let Some(socket) = self.live(client) {
-            if !socket.client_finished {
-                socket.underway.extend(bytes);
-                socket.arrive();
-            }
-        }
-    }
-
-    pub(super) fn client_finish(&mut self, client: ClientId) {
-        if let Some(socket) = self.live(client) {
-            socket.client_finished = true;
-            socket.arrive();
-        }
-    }
-
-    pub(super) fn client_reset(&mut self, client: ClientId) {
-        if let Some(socket) = self.live(client) {
-            socket.client_gone = true;
-            socket.die(libc::ECONNRESET);
-        }
-    }
-
-    pub(super) fn client_state(&self, client: ClientId) -> ClientState {
-        match self.sockets.get(client.0) {
-            None => ClientState::Reset,
-            Some(socket) if socket.server_reset || socket.error.is_some() => ClientState::Reset,
-            Some(socket) if socket.server_finished && socket.sent.is_empty() => ClientState::Finished,
-            Some(_) => ClientState::Connected,
-        }
-    }
-
-    /// Clients wait, and no edge is under way that will say so.
-    pub(super) fn has_missed_clients(&self, index: usize) -> bool {
-        self.listeners
-            .get(index)
-            .is_some_and(|listener| listener.token.is_some() && !listener.edge && !listener.queue.is_empty())
-    }
-
-    fn live(&mut self, client: ClientId) -> Option<&mut SimSocket> {
-        self.sockets
-            .get_mut(client.0)
-            .filter(|socket| !socket.server_reset && socket.error.is_none())
     }
 }
 

@@ -50,6 +50,7 @@
 //! assert_eq!(sim.state(quick), ClientState::Connected);
 //! ```
 
+mod clients;
 mod coverage;
 mod faults;
 mod kernel;
@@ -67,11 +68,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
+pub use clients::{ClientId, ClientState};
 pub use coverage::{Coverage, Stage};
 use coverage::{Notes, Recorder};
 pub use faults::{Call, Fault, Faults, Scripted};
 use kernel::Kernel;
-pub use kernel::{ClientId, ClientState};
 use os::SimOs;
 pub use random::Random;
 pub use script::{shrink, Op, Script};

@@ -1,0 +1,446 @@
+//! What a callback is lent: the connection, and what can be asked of it.
+
+use std::fmt;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::Handler;
+use crate::addr::{Addr, Credentials};
+use crate::detached::{DetachError, Detached};
+use crate::id::{ConnId, ListenerId};
+use crate::proto::{Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic};
+use crate::reason::Closed;
+
+/// What each callback is lent: the application's state and the connection, two fields so that both can be used at once.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Context<'a, A = ()> {
+    /// The application's state, owned by the caller of [`Server::run`](crate::Server::run).
+    pub app: &'a mut A,
+    /// The connection that this is about.
+    pub conn: Conn<'a, A>,
+}
+
+impl<'a, A> Context<'a, A> {
+    pub(crate) fn new(app: &'a mut A, link: &'a mut (dyn Link<A> + 'a), id: ConnId) -> Self {
+        Self {
+            app,
+            conn: Conn { link, id },
+        }
+    }
+}
+
+/// What a [`Conn`] can ask of its server. Effects on sockets wait for the end of the connection's turn,
+/// so that no callback is entered from inside another.
+pub(crate) trait Link<A> {
+    fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)>;
+    fn machine_ref(&self, id: ConnId) -> Option<&Machine>;
+    /// Something was asked of this connection: give it a turn.
+    fn touch(&mut self, id: ConnId);
+    fn info(&self, id: ConnId) -> Option<ConnInfo>;
+    fn local_addr(&self, id: ConnId) -> io::Result<Addr>;
+    fn credentials(&self, id: ConnId) -> io::Result<Credentials>;
+    fn listener_name(&self, listener: ListenerId) -> Rc<str>;
+    fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
+    fn detach(&mut self, id: ConnId, receiver: Box<dyn FnOnce(Detached)>) -> Result<(), DetachError>;
+    fn now(&self) -> Time;
+}
+
+/// One connection as its handler, or another's, sees it.
+///
+/// Nothing here blocks or touches the socket: [`Conn::send`] queues, and what was queued goes out in one write
+/// at the end of the turn.
+pub struct Conn<'a, A = ()> {
+    link: &'a mut (dyn Link<A> + 'a),
+    id: ConnId,
+}
+
+impl<'a, A> Conn<'a, A> {
+    pub(crate) fn find(link: &'a mut (dyn Link<A> + 'a), id: ConnId) -> Option<Self> {
+        link.machine_ref(id)?;
+        Some(Self { link, id })
+    }
+
+    /// Queues one frame.
+    ///
+    /// Anything that is bytes will do: `&[u8]`, `"text"`, a `Vec<u8>`. Line framing adds no delimiter: send it with the line.
+    ///
+    /// When the high watermark is reached, reading from this connection stops by itself until the peer has taken
+    /// enough: a handler that only answers needs nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`SendError`]: the connection is closing, its peer is too slow (the output limit), or the frame is too long
+    /// for the framing. Nothing of the frame was queued.
+    pub fn send(&mut self, frame: impl AsRef<[u8]>) -> Result<(), SendError> {
+        let now = self.link.now();
+        let Some((machine, pool)) = self.link.machine(self.id) else {
+            return Err(SendError::Closed);
+        };
+        let sent = machine.send(frame.as_ref(), now, pool);
+        self.link.touch(self.id);
+        sent
+    }
+
+    /// Closes in order: what was sent is flushed, then close_notify over TLS, then FIN; input is discarded.
+    /// No frame is delivered any more. [`CloseReason::Closed`](crate::CloseReason::Closed).
+    pub fn close(&mut self) {
+        self.change(Machine::close_by_handler);
+    }
+
+    /// As [`Conn::close`], but what has arrived already, in the kernel's buffer too, is delivered and answered first.
+    pub fn close_after_input(&mut self) {
+        self.change(|machine, _, _| machine.close_after_input());
+    }
+
+    /// An answer is still to come, from another thread or on a timer: until [`Conn::release`] is called as often,
+    /// [`Conn::close_after_input`] waits, and so do the defaults of [`Handler::on_finish`] and [`Handler::on_drain`]. The idle
+    /// timeout and a drain's deadline do not.
+    ///
+    /// ```
+    /// # use std::sync::mpsc::Sender;
+    /// # use portcullis::{ConnId, Context, Handler, Message, Outcome};
+    /// struct Query { jobs: Sender<(ConnId, Vec<u8>)> }
+    /// impl Handler for Query {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+    ///         cx.conn.hold();
+    ///         self.jobs.send((cx.conn.id(), frame.to_vec()))?; // a worker calls handle.notify(id, answer)
+    ///         Ok(())
+    ///     }
+    ///     fn on_message(&mut self, cx: &mut Context<'_>, answer: Message) -> Outcome {
+    ///         if let Ok(answer) = answer.downcast::<String>() {
+    ///             cx.conn.send(*answer)?;
+    ///         }
+    ///         cx.conn.release();
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    pub fn hold(&mut self) {
+        self.change(|machine, _, _| machine.await_answer());
+    }
+
+    /// An answer has come, or will not: see [`Conn::hold`]. Once too often is no error.
+    pub fn release(&mut self) {
+        self.change(|machine, _, _| machine.answered());
+    }
+
+    /// Closes at once with RST. What was not sent yet is lost. [`CloseReason::Aborted`](crate::CloseReason::Aborted).
+    pub fn abort(&mut self) {
+        self.change(|machine, _, pool| machine.reset(Closed::new(crate::CloseReason::Aborted), pool));
+    }
+
+    /// Stops delivering frames, from the very next one on, and stops reading. The peer's idle and frame clocks stand.
+    ///
+    /// A paused connection does not notice that its peer has gone until it is resumed or written to.
+    pub fn pause(&mut self) {
+        self.change(|machine, now, _| machine.pause(now));
+    }
+
+    /// Goes on where [`Conn::pause`] stopped. What waits already is delivered without another read.
+    pub fn resume(&mut self) {
+        self.change(|machine, now, _| machine.resume(now));
+    }
+
+    /// Calls [`Handler::on_timer`] with `key` once, `after` this turn's time. Setting a key again moves it.
+    pub fn set_timer(&mut self, key: u8, after: Duration) {
+        self.change(|machine, now, _| machine.set_timer(key, now.after(after)));
+    }
+
+    /// Forgets a timer.
+    pub fn cancel_timer(&mut self, key: u8) {
+        self.change(|machine, _, _| machine.set_timer(key, Time::NEVER));
+    }
+
+    /// Changes the framing, both ways, from the next frame on. Bytes that have arrived and are not delivered yet
+    /// are cut in the new framing. The maximum is the listener's if it sets one, else the framing's default.
+    pub fn set_framing(&mut self, framing: &Framing) {
+        self.change(|machine, _, _| machine.set_framing(framing));
+    }
+
+    /// Changes the longest payload accepted from the peer, in bytes, from the next frame on; at least 1. Until the next
+    /// [`Conn::set_framing`], which sets it anew.
+    pub fn set_max_frame(&mut self, bytes: usize) {
+        self.change(|machine, _, _| machine.set_max_frame(bytes.max(1)));
+    }
+
+    /// Upgrades an open plain connection to TLS, as STARTTLS does (RFC 3207): send the answer to the peer's command, then call this.
+    ///
+    /// What was sent before goes out in the clear, in front of the handshake; what is sent from here on is encrypted once the
+    /// handshake is over, and never goes in the clear. What the peer has sent behind its command, frames that a paused
+    /// connection has not delivered among them, is taken for the beginning of its handshake: anything else fails it.
+    ///
+    /// Until the handshake is over the connection is [`State::Handshaking`], has a new
+    /// [`Listen::handshake_timeout`](crate::Listen::handshake_timeout) instead of the idle and frame timeouts, and delivers no frame;
+    /// timers, messages, `on_writable` and `on_drain` come as ever, and a pause holds for the frames behind it. Then comes
+    /// [`Handler::on_secured`], and the framing begins anew with the first byte. If it fails the connection closes as
+    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), [`NotTls`](crate::CloseReason::NotTls) or
+    /// [`HandshakeTimeout`](crate::CloseReason::HandshakeTimeout), with `on_close`. [`Conn::close`] does not wait for it: what it was
+    /// to encrypt is lost, and the reason is `TlsHandshake`, unless nothing was.
+    ///
+    /// Keep the configuration in the application's state, where a reload can change it for the next.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use portcullis::tls::ServerConfig;
+    /// use portcullis::{Context, Handler, Outcome};
+    ///
+    /// struct App { tls: Arc<ServerConfig> }
+    /// struct Mail;
+    /// impl Handler<App> for Mail {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_, App>, line: &[u8]) -> Outcome {
+    ///         if line.eq_ignore_ascii_case(b"starttls\r\n") {
+    ///             cx.conn.send("220 go ahead\r\n")?;
+    ///             cx.conn.start_tls(Arc::clone(&cx.app.tls))?;
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`StartTlsError`](crate::StartTlsError): it speaks TLS already, or no handshake can come any more. Nothing has changed.
+    #[cfg(feature = "tls")]
+    pub fn start_tls(&mut self, config: impl Into<crate::tls::TlsConfig>) -> Result<(), crate::StartTlsError> {
+        let now = self.link.now();
+        let Some((machine, pool)) = self.link.machine(self.id) else {
+            return Err(crate::StartTlsError::Closed);
+        };
+        let started = machine.start_tls(&config.into(), now, pool);
+        self.link.touch(self.id);
+        started
+    }
+
+    /// Replaces the handler once the running callback has returned. The old one is dropped without `on_close`,
+    /// the new one gets no `on_open`: hand over what it needs. Timers and a pause stay as they are.
+    ///
+    /// ```
+    /// # use portcullis::{Context, Framing, Handler, Outcome};
+    /// # struct Session { user: String }
+    /// # impl Handler for Session {
+    /// #     fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome { Ok(()) }
+    /// # }
+    /// struct Login;
+    /// impl Handler for Login {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, line: &[u8]) -> Outcome {
+    ///         let user = std::str::from_utf8(line)?.trim().to_owned();
+    ///         cx.conn.cancel_timer(0); // the login's
+    ///         cx.conn.set_framing(&Framing::Packet4);
+    ///         cx.conn.replace_handler(Session { user });
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    pub fn replace_handler(&mut self, handler: impl Handler<A> + 'static) {
+        self.link.replace_handler(self.id, Box::new(handler));
+    }
+
+    /// Takes the connection out of the loop, as a blocking stream for code that blocks: `to` gets it once the running callback
+    /// has returned, and most often sends it to a thread. What was sent before goes out first; what has come and was not
+    /// delivered is read first. [`Handler::on_close`] is called with [`Detached`](crate::CloseReason::Detached), and the server
+    /// has no more to do with it, but that its place is taken until the stream is dropped: it counts for every limit, and a
+    /// drain waits for it until its deadline.
+    ///
+    /// ```
+    /// # use std::io::{Read, Write};
+    /// # use portcullis::{Context, Handler, Outcome};
+    /// struct Upload;
+    /// impl Handler for Upload {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, _name: &[u8]) -> Outcome {
+    ///         cx.conn.detach(|mut stream| {
+    ///             std::thread::spawn(move || -> std::io::Result<()> {
+    ///                 let mut file = Vec::new();
+    ///                 stream.read_to_end(&mut file)?; // blocks this thread, and nobody else
+    ///                 stream.write_all(b"thanks")?;
+    ///                 stream.finish()
+    ///             });
+    ///         })?;
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`DetachError`]: it is detached already, closing or not open, or only simulated.
+    pub fn detach(&mut self, to: impl FnOnce(Detached) + 'static) -> Result<(), DetachError> {
+        self.link.detach(self.id, Box::new(to))
+    }
+
+    /// Another connection of the same server (or this one); `None` if it has gone.
+    ///
+    /// Mind the `?`: another's slowness ([`SendError::Full`]) is seldom a reason to close this one.
+    pub fn peer(&mut self, id: ConnId) -> Option<Conn<'_, A>> {
+        Conn::find(&mut *self.link, id)
+    }
+
+    /// This connection's id, never reused.
+    pub fn id(&self) -> ConnId {
+        self.id
+    }
+
+    /// The address of the peer at the other end.
+    pub fn peer_addr(&self) -> Addr {
+        self.link.info(self.id).map_or_else(Addr::unspecified, |info| info.peer)
+    }
+
+    /// Where the client is: the address behind a trusted proxy, if one was told, else the peer's.
+    pub fn source(&self) -> Addr {
+        let told = self.proxy().and_then(ProxyHeader::source);
+        told.map_or_else(|| self.peer_addr(), Addr::from)
+    }
+
+    /// What a trusted proxy has said about whom it speaks for
+    /// ([`Listen::proxy_protocol`](crate::Listen::proxy_protocol)).
+    pub fn proxy(&self) -> Option<&ProxyHeader> {
+        self.link.machine_ref(self.id)?.proxy().map(Rc::as_ref)
+    }
+
+    /// State, addresses, age and traffic. `None` if the connection has gone, which a handler's own never has.
+    pub fn info(&self) -> Option<ConnInfo> {
+        self.link.info(self.id)
+    }
+
+    /// Our end's address.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, if the connection has been reset already.
+    pub fn local_addr(&self) -> io::Result<Addr> {
+        self.link.local_addr(self.id)
+    }
+
+    /// Who the peer of a Unix socket is; [`Peer::credentials`] says the same to a service, which can refuse by it.
+    ///
+    /// ```
+    /// # use portcullis::{try_accept, Context, Handler, Outcome, Peer, Refuse};
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+    /// # }
+    /// let root_only = try_accept(|_app: &mut (), peer: Peer| match peer.credentials {
+    ///     Some(credentials) if credentials.uid == 0 => Ok(Echo),
+    ///     _ => Err(Refuse::silently()),
+    /// });
+    /// # let _ = root_only;
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` over TCP, and where the system does not say it (it does on Linux, Android, FreeBSD, DragonFly and
+    /// Apple's systems); the kernel's.
+    pub fn credentials(&self) -> io::Result<Credentials> {
+        self.link.credentials(self.id)
+    }
+
+    /// The name of the listener it came through.
+    pub fn listener_name(&self) -> Rc<str> {
+        match self.link.info(self.id) {
+            Some(info) => self.link.listener_name(info.listener),
+            None => Rc::from(""),
+        }
+    }
+
+    /// Where the connection is in its life.
+    pub fn state(&self) -> State {
+        self.link.machine_ref(self.id).map_or(State::Closing, Machine::state)
+    }
+
+    /// Bytes that wait for the peer.
+    pub fn queued(&self) -> usize {
+        self.link.machine_ref(self.id).map_or(0, Machine::queued)
+    }
+
+    /// The longest payload accepted from the peer, in bytes.
+    pub fn max_frame(&self) -> usize {
+        self.link.machine_ref(self.id).map_or(0, Machine::max_frame)
+    }
+
+    /// The server drains.
+    pub fn is_draining(&self) -> bool {
+        self.link.machine_ref(self.id).is_some_and(Machine::is_draining)
+    }
+
+    /// What the TLS handshake agreed on: SNI, ALPN, client certificates. `None` on a plain connection, and until the handshake
+    /// is over.
+    #[cfg(feature = "tls")]
+    pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
+        self.link.machine_ref(self.id)?.tls()
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut Machine, Time, &mut Pool)) {
+        let now = self.link.now();
+        if let Some((machine, pool)) = self.link.machine(self.id) {
+            change(machine, now, pool);
+            self.link.touch(self.id);
+        }
+    }
+}
+
+impl<A> fmt::Debug for Conn<'_, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Conn")
+            .field("id", &self.id)
+            .field("state", &self.state())
+            .finish_non_exhaustive()
+    }
+}
+
+/// One connection at one moment.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct ConnInfo {
+    /// Its id.
+    pub id: ConnId,
+    /// The listener it came through.
+    pub listener: ListenerId,
+    /// The peer's address.
+    pub peer: Addr,
+    /// The address behind a trusted proxy, if one was told, else the peer's.
+    pub source: Addr,
+    /// Where it is in its life.
+    pub state: State,
+    /// Since accept.
+    pub age: Duration,
+    /// Since the last byte from the peer, or since accept.
+    pub idle: Duration,
+    /// Bytes and frames it carried.
+    pub traffic: Traffic,
+    /// Bytes that wait for the peer.
+    pub queued: usize,
+    /// Bytes held for it in either direction, [`ConnInfo::queued`] included.
+    pub buffered: usize,
+    /// Its handler has paused it ([`Conn::pause`]).
+    pub paused: bool,
+    /// Nothing is read because too much waits for the peer ([`Listen::watermarks`](crate::Listen::watermarks)).
+    pub congested: bool,
+    /// Nothing is read because it came too fast ([`Listen::read_rate`](crate::Listen::read_rate) and its like).
+    pub throttled: bool,
+    /// Nothing is read because memory is tight and it holds more than its share
+    /// ([`Config::memory_limit`](crate::Config::memory_limit)).
+    pub squeezed: bool,
+    /// Which of its clocks run, and how long.
+    pub time_left: TimeLeft,
+}
+
+impl fmt::Display for ConnInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "connection {} of {} from {}: {}, age {:.1?}, idle {:.1?}, {} bytes and {} frames in, {} bytes and {} frames out, {} queued",
+            self.id,
+            self.listener,
+            self.peer,
+            self.state,
+            self.age,
+            self.idle,
+            self.traffic.bytes_in,
+            self.traffic.frames_in,
+            self.traffic.bytes_out,
+            self.traffic.frames_out,
+            self.queued
+        )
+    }
+}
