@@ -38,9 +38,9 @@
 //! |---|---|
 //! | `server` | what the user owns |
 //! | `reactor/` | many connections and the operating system; never looks at a payload byte |
-//! | `handle`, `control`, `handler`, `tree`, `metrics` | what the user holds, asks, writes and sees |
+//! | `handle`, `control`, `handler/`, `detached`, `tree`, `metrics` | what the user holds, asks, writes and sees |
 //! | `proto/` | one connection, sans-IO: bytes and time are arguments; no fd, no clock |
-//! | `access`, `addr`, `alarm`, `config`, `error`, `histogram`, `id`, `listen`, `reason`, `recent`, `stats` | the vocabulary |
+//! | `access`, `addr`, `alarm`, `config`, `error`, `histogram`, `id`, `listen/`, `reason`, `recent`, `stats` | the vocabulary |
 //!
 //! # What is promised
 //!

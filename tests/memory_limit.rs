@@ -66,15 +66,21 @@ fn hostile_peers_share_what_there_is() {
     assert_eq!(buffered(&mut sim), 0);
 }
 
-/// One that holds more than its share is not read from, until there is room again; nothing of it is lost.
-#[test]
-fn a_large_frame_waits_while_memory_is_tight() {
-    let (mut sim, addr) = world();
+/// A client that has sent 150,000 bytes of a frame, and the whole frame.
+fn half_a_large_frame(sim: &mut Sim, addr: SocketAddr) -> (ClientId, Vec<u8>) {
     let large = sim.connect(addr).expect("it listens");
     let payload = 300_000_usize;
     let frame = [&(payload as u32).to_be_bytes()[..], &vec![b'y'; payload]].concat();
     sim.send(large, &frame[..150_000]);
     sim.settle();
+    (large, frame)
+}
+
+/// One that holds more than its share is not read from, until there is room again; nothing of it is lost.
+#[test]
+fn a_large_frame_waits_while_memory_is_tight() {
+    let (mut sim, addr) = world();
+    let (large, frame) = half_a_large_frame(&mut sim, addr);
     let hogs: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("it listens")).collect();
     for hog in &hogs {
         begin(&mut sim, *hog, 32_000);
@@ -248,11 +254,7 @@ fn a_lower_limit_ends_several() {
 #[test]
 fn a_higher_limit_makes_room_at_once() {
     let (mut sim, addr) = world();
-    let large = sim.connect(addr).expect("it listens");
-    let payload = 300_000_usize;
-    let frame = [&(payload as u32).to_be_bytes()[..], &vec![b'y'; payload]].concat();
-    sim.send(large, &frame[..150_000]);
-    sim.settle();
+    let (large, frame) = half_a_large_frame(&mut sim, addr);
     for _ in 0..20 {
         let hog = sim.connect(addr).expect("it listens");
         begin(&mut sim, hog, 32_000);

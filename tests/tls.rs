@@ -4,13 +4,13 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
 use common::tls::{
-    encrypt, exchange, handshake, handshake_over, notify, read_to_goodbye, secure, session, spawn_witness, the_end,
-    wire_of, Agreed, Authority, Seen, Site, TlsClient, NAME, VERSIONS,
+    agreed, encrypt, exchange, handshake, handshake_over, notify, read_to_goodbye, secure, session, spawn_witness,
+    the_end, visit, wire_of, Authority, Seen, Site, TlsClient, NAME, VERSIONS,
 };
 use common::{connect, local, ping, read_to_end, recv2, send2, spawn, spawn_echo, Running};
 use portcullis::tls::rustls::server::{NoServerSessionStorage, ServerConnection};
@@ -23,22 +23,6 @@ fn listen(config: ServerConfig) -> Listen {
 
 fn witness(config: ServerConfig) -> Running<Seen> {
     spawn_witness(Config::new(), listen(config))
-}
-
-/// What the server saw of its handshakes, once `count` connections were open.
-#[track_caller]
-fn agreed(server: &Running<Seen>, count: u64) -> Vec<Agreed> {
-    server.until("the connections are open", |stats| stats.opened == count);
-    server.ask(|seen, _| seen.agreed.clone())
-}
-
-/// One round trip, and a goodbye in order.
-#[track_caller]
-fn visit(addr: SocketAddr, config: &ClientConfig) {
-    let mut client = secure(addr, config);
-    ping(&mut client, b"hello");
-    notify(&mut client);
-    assert_eq!(read_to_goodbye(&mut client), b"");
 }
 
 #[test]

@@ -4,12 +4,11 @@
 
 mod common;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use common::tls::{
-    handshake, handshake_over, notify, read_to_goodbye, secure, session, spawn_witness, ticketer, wire_of, Agreed,
-    Folder, Seen, Site, VERSIONS,
+    agreed, handshake, handshake_over, secure, session, spawn_witness, ticketer, visit, wire_of, Folder, Seen, Site,
+    VERSIONS,
 };
 use common::{connect, local, ping, Running, PATIENCE};
 use portcullis::tls::rustls::server::NoServerSessionStorage;
@@ -19,20 +18,6 @@ use portcullis::{Config, Error, HandleError, Server};
 
 fn witness(config: impl Into<portcullis::tls::TlsConfig>) -> Running<Seen> {
     spawn_witness(Config::new(), local().name("it").tls(config))
-}
-
-#[track_caller]
-fn agreed(server: &Running<Seen>, count: u64) -> Vec<Agreed> {
-    server.until("the connections are open", |stats| stats.opened == count);
-    server.ask(|seen, _| seen.agreed.clone())
-}
-
-#[track_caller]
-fn visit(addr: SocketAddr, config: &ClientConfig) {
-    let mut client = secure(addr, config);
-    ping(&mut client, b"hello");
-    notify(&mut client);
-    assert_eq!(read_to_goodbye(&mut client), b"");
 }
 
 #[test]

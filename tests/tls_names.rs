@@ -192,22 +192,21 @@ fn a_closure_chooses_by_what_the_hello_says() {
 #[test]
 fn no_choice_takes_early_data() {
     let site = Site::new();
-    let mut config = site.server_for("one.test");
-    config.max_early_data_size = 1000;
-    let config = Arc::new(config);
-    let chosen = Arc::clone(&config);
-    let by_name = ServerNames::or(Arc::clone(&config)).name("one.test", Arc::clone(&config));
+    let [one, other] = ["one.test", "other.test"].map(|name| {
+        let mut config = site.server_for(name);
+        config.max_early_data_size = 1000;
+        Arc::new(config)
+    });
+    let chosen = Arc::clone(&one);
+    let by_name = ServerNames::or(other).name("one.test", Arc::clone(&one));
     for (config, name) in [
         (TlsConfig::choose(move |_| Some(Arc::clone(&chosen))), "one.test"),
         (by_name.clone().expect("a name").into(), "one.test"),
         (by_name.expect("a name").into(), "other.test"),
-        (TlsConfig::from(config), "one.test"),
+        (TlsConfig::from(one), "one.test"),
     ] {
         let server = witness(config);
-        let mut client = site.client(&version::TLS13);
-        client
-            .dangerous()
-            .set_certificate_verifier(Arc::new(trusting::Everybody));
+        let client = site.client(&version::TLS13);
         let mut tls = handshake_as(server.addr(), &client, name).expect("a handshake");
         ping(&mut tls, b"hello");
         let early = server.ask(|_, control| {
@@ -217,52 +216,6 @@ fn no_choice_takes_early_data() {
             config.map(|config| config.max_early_data_size)
         });
         assert_eq!(early, Some(0));
-    }
-}
-
-mod trusting {
-    use portcullis::tls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-    use portcullis::tls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-    use portcullis::tls::rustls::{DigitallySignedStruct, Error, SignatureScheme};
-
-    #[derive(Debug)]
-    pub struct Everybody;
-
-    impl ServerCertVerifier for Everybody {
-        fn verify_server_cert(
-            &self,
-            _: &CertificateDer<'_>,
-            _: &[CertificateDer<'_>],
-            _: &ServerName<'_>,
-            _: &[u8],
-            _: UnixTime,
-        ) -> Result<ServerCertVerified, Error> {
-            Ok(ServerCertVerified::assertion())
-        }
-
-        fn verify_tls12_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-
-        fn verify_tls13_signature(
-            &self,
-            _: &[u8],
-            _: &CertificateDer<'_>,
-            _: &DigitallySignedStruct,
-        ) -> Result<HandshakeSignatureValid, Error> {
-            Ok(HandshakeSignatureValid::assertion())
-        }
-
-        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-            super::common::tls::provider()
-                .signature_verification_algorithms
-                .supported_schemes()
-        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::{ChildStdin, Command};
 use std::sync::Arc;
 
-use common::tls::{secure, self_signed, spawn_witness, Agreed, Authority, Folder, Identity, Seen, Site, NAME};
+use common::tls::{agreed, secure, self_signed, spawn_witness, Authority, Folder, Identity, Seen, Site, NAME};
 use common::{have, local, ChildProcess, Running};
 use portcullis::tls::rustls::{version, ProtocolVersion, ServerConfig};
 use portcullis::{CloseReason, Config, Framing};
@@ -96,12 +96,6 @@ impl Conversation {
         let (status, out, err) = self.child.finish();
         (status.success(), out + &err)
     }
-}
-
-/// What the server saw of the handshakes so far.
-fn agreed(server: &Running<Seen>, count: u64) -> Vec<Agreed> {
-    server.until("they are open", |stats| stats.opened == count);
-    server.ask(|seen, _| seen.agreed.clone())
 }
 
 #[test]

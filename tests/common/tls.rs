@@ -19,7 +19,7 @@ use portcullis::tls::rustls::{
 use portcullis::{Context, Handler, Listen, Outcome, Peer, Refuse, Service};
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 
-use super::{connect, Echo};
+use super::{connect, ping, Echo, Running};
 
 /// The name that every server certificate here is for.
 pub const NAME: &str = "server.test";
@@ -395,6 +395,22 @@ pub struct Seen {
     pub agreed: Vec<Agreed>,
     pub closed: Vec<End>,
     pub unopened: Vec<End>,
+}
+
+/// What the server saw of its handshakes, once `count` connections were open.
+#[track_caller]
+pub fn agreed(server: &Running<Seen>, count: u64) -> Vec<Agreed> {
+    server.until("the connections are open", |stats| stats.opened == count);
+    server.ask(|seen, _| seen.agreed.clone())
+}
+
+/// One round trip, and a goodbye in order.
+#[track_caller]
+pub fn visit(addr: SocketAddr, config: &ClientConfig) {
+    let mut client = secure(addr, config);
+    ping(&mut client, b"hello");
+    notify(&mut client);
+    assert_eq!(read_to_goodbye(&mut client), b"");
 }
 
 fn end(closed: &portcullis::Closed) -> End {
