@@ -1,0 +1,155 @@
+//! The clients: connections that keep a number of messages in flight, and check what comes back.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token};
+
+/// The longest that an answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+const SCRATCH: usize = 64 * 1024;
+
+/// What is asked of a server. A message is two bytes of length and the payload.
+#[derive(Clone, Copy)]
+pub struct Work {
+    connections: usize,
+    window: usize,
+    payload: usize,
+}
+
+impl Work {
+    pub const fn new(connections: usize, window: usize, payload: usize) -> Self {
+        Self {
+            connections,
+            window,
+            payload,
+        }
+    }
+}
+
+struct Client {
+    stream: TcpStream,
+    /// Bytes to send, and how far into a message what was sent ends.
+    owed: usize,
+    sent: usize,
+    /// How far into a message what has come ends.
+    received: usize,
+    in_flight: usize,
+}
+
+/// All of a server's clients.
+pub struct Load {
+    poll: Poll,
+    events: Events,
+    clients: Vec<Client>,
+    /// The message over and over.
+    pattern: Vec<u8>,
+    message: usize,
+    window: usize,
+    scratch: Vec<u8>,
+}
+
+impl Load {
+    /// Connects, and hears one echo on each connection.
+    pub fn connect(addr: SocketAddr, work: Work) -> Self {
+        let poll = Poll::new().expect("a poll");
+        let payload = (0..work.payload).map(|at| at as u8);
+        let message: Vec<u8> = (work.payload as u16).to_be_bytes().into_iter().chain(payload).collect();
+        let connect = |at| {
+            let stream = std::net::TcpStream::connect(addr).expect("it listens");
+            stream.set_nodelay(true).expect("a socket");
+            stream.set_nonblocking(true).expect("a socket");
+            let mut stream = TcpStream::from_std(stream);
+            let both = Interest::READABLE | Interest::WRITABLE;
+            poll.registry().register(&mut stream, Token(at), both).expect("a poll");
+            Client {
+                stream,
+                owed: 0,
+                sent: 0,
+                received: 0,
+                in_flight: 0,
+            }
+        };
+        let clients = (0..work.connections).map(connect).collect();
+        let mut load = Self {
+            poll,
+            events: Events::with_capacity(1024),
+            clients,
+            pattern: message.repeat(SCRATCH / message.len() + 2),
+            message: message.len(),
+            window: work.window,
+            scratch: vec![0; SCRATCH],
+        };
+        load.run(Duration::ZERO);
+        load
+    }
+
+    /// Keeps the windows full for so long, then waits until everything has come back. How many messages did.
+    pub fn run(&mut self, span: Duration) -> u64 {
+        let end = Instant::now() + span;
+        let mut done = 0;
+        for at in 0..self.clients.len() {
+            self.ask(at, self.window);
+        }
+        let mut open = true;
+        while self.clients.iter().any(|client| client.in_flight > 0) {
+            let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+            self.poll.poll(&mut events, Some(PATIENCE)).expect("a poll");
+            assert!(!events.is_empty(), "the server answers nobody");
+            open = open && Instant::now() < end;
+            for event in &events {
+                let at = event.token().0;
+                let came = self.hear(at);
+                done += came as u64;
+                self.ask(at, if open { came } else { 0 });
+            }
+            self.events = events;
+        }
+        done
+    }
+
+    /// Sends so many messages more, as far as the kernel takes them.
+    fn ask(&mut self, at: usize, messages: usize) {
+        let client = &mut self.clients[at];
+        client.in_flight += messages;
+        client.owed += messages * self.message;
+        while client.owed > 0 {
+            let until = (client.sent + client.owed).min(self.pattern.len());
+            match client.stream.write(&self.pattern[client.sent..until]) {
+                Ok(count) => {
+                    client.owed -= count;
+                    client.sent = (client.sent + count) % self.message;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                Err(error) => panic!("a server let a client go: {error}"),
+            }
+        }
+    }
+
+    /// Reads what has come; how many messages are whole by it.
+    fn hear(&mut self, at: usize) -> usize {
+        let client = &mut self.clients[at];
+        let mut whole = 0;
+        loop {
+            match client.stream.read(&mut self.scratch) {
+                Ok(0) => panic!("a server let a client go"),
+                Ok(count) => {
+                    let expected = &self.pattern[client.received..client.received + count];
+                    assert!(self.scratch[..count] == *expected, "what comes back is what was sent");
+                    let end = client.received + count;
+                    whole += end / self.message;
+                    client.received = end % self.message;
+                    if count < SCRATCH {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) => panic!("a server let a client go: {error}"),
+            }
+        }
+        client.in_flight -= whole;
+        whole
+    }
+}
