@@ -2,7 +2,7 @@
 //! told once, at the edges that Linux gives and no others.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::coverage::Notes;
 use super::faults::{Call, Fault, Faults};
 use super::random::Random;
-use super::socket::SimSocket;
+use super::sockets::Sockets;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Token};
 
@@ -29,7 +29,7 @@ pub(super) struct Kernel {
     /// Descriptors have run out for the whole system until then.
     famine_until: Time,
     pub(super) listeners: Vec<SimListener>,
-    pub(super) sockets: Vec<SimSocket>,
+    pub(super) sockets: Sockets,
     /// The waker was written to.
     pub(super) woken: Arc<AtomicBool>,
     pub(super) trace: Trace,
@@ -95,7 +95,7 @@ impl Kernel {
             fds: 0,
             famine_until: Time::ZERO,
             listeners: Vec::new(),
-            sockets: Vec::new(),
+            sockets: Sockets::default(),
             woken: Arc::default(),
             trace: Trace::new(),
             delivered: 0,
@@ -124,11 +124,11 @@ impl Kernel {
         if let Some(errno) = self.strike(Call::Poll, None) {
             return Err(io::Error::from_raw_os_error(errno));
         }
-        self.move_bytes();
+        self.sockets.move_bytes();
         self.collect(events);
         if events.is_empty() {
             self.sleep(timeout);
-            self.move_bytes();
+            self.sockets.move_bytes();
             self.collect(events);
         }
         self.spoil(events);
@@ -151,23 +151,14 @@ impl Kernel {
         self.now = self.now.max(until.min(self.horizon));
     }
 
-    /// The network: what is under way arrives as far as there is room; what was sent reaches clients that read.
-    fn move_bytes(&mut self) {
-        for socket in &mut self.sockets {
-            socket.arrive();
-            socket.reach();
-        }
-    }
-
     /// After what is under way has arrived: the next poll has something to report.
     pub(super) fn has_news(&mut self) -> bool {
-        self.move_bytes();
+        self.sockets.move_bytes();
         let listening = self
             .listeners
             .iter()
             .any(|listener| listener.edge && listener.token.is_some());
-        let connected = self.sockets.iter().any(|socket| socket.edge && socket.token.is_some());
-        listening || connected || self.woken.load(Ordering::SeqCst)
+        listening || self.sockets.has_news() || self.woken.load(Ordering::SeqCst)
     }
 
     fn collect(&mut self, events: &mut Vec<Event>) {
@@ -195,17 +186,15 @@ impl Kernel {
                 closed: false,
             });
         }
-        for (index, socket) in self.sockets.iter_mut().enumerate() {
-            let (Some(token), true) = (socket.token, socket.edge) else {
-                continue;
-            };
-            if self.random.chance(self.faults.late_events) {
-                note(&mut self.notes, Fault::LateEvent, Some(index));
-                continue;
+        let (faults, random, notes) = (&self.faults, &mut self.random, &mut self.notes);
+        self.sockets.for_announcing(|index, socket, token| {
+            if random.chance(faults.late_events) {
+                note(notes, Fault::LateEvent, Some(index));
+                return;
             }
             socket.edge = false;
             events.push(socket.event(token));
-        }
+        });
     }
 
     /// Events nobody should rely on.
@@ -338,8 +327,8 @@ impl Kernel {
             if is_cut {
                 note(&mut self.notes, Fault::ShortRead, Some(index));
             }
-            for (to, from) in buffer.iter_mut().zip(socket.received.drain(..count)) {
-                *to = from;
+            if let Some(filled) = buffer.get_mut(..count) {
+                let _ = socket.received.read_exact(filled);
             }
             socket.arrive();
             // What a cut has left has arrived behind it: that is a new edge. An end that was there already is none.
@@ -414,7 +403,7 @@ impl Kernel {
         if count < socket.room().min(bytes.len()) {
             note(&mut self.notes, Fault::ShortWrite, Some(index));
         }
-        socket.sent.extend(bytes.iter().take(count));
+        socket.sent.extend(bytes.get(..count).unwrap_or_default());
         if short && count < bytes.len() {
             // There is room again at once, and the edge says so.
             socket.edge |= socket.room() > 0;

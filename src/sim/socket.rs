@@ -80,6 +80,11 @@ impl SimSocket {
         self.edge
     }
 
+    /// The next poll reports it.
+    pub(super) fn announces(&self) -> bool {
+        self.edge && self.token.is_some()
+    }
+
     /// A read would bring something: bytes, the end, or an error.
     pub(super) fn has_input(&self) -> bool {
         !self.received.is_empty() || self.fin || self.error.is_some()
