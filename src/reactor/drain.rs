@@ -3,11 +3,15 @@
 use std::time::Duration;
 
 use super::os::Os;
+use super::roster::Roster;
 use super::Reactor;
 use crate::logs;
 use crate::proto::Time;
 use crate::reason::CloseReason;
 use crate::stats::DrainReport;
+
+/// Connections that are told of a drain, or forced to end, in one turn.
+const PORTION: u32 = 1024;
 
 /// How long a handshake may still take once the server drains.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
@@ -33,6 +37,10 @@ pub(super) struct Plan {
     forced: usize,
     /// Accept calls left: the backlogs' sizes, so that a flood of connects cannot keep the ports open.
     accepts_left: usize,
+    /// Slots before this one have been told.
+    told: u32,
+    /// Once the deadline is over: slots before this one are empty.
+    emptied: u32,
 }
 
 impl Drain {
@@ -56,10 +64,10 @@ impl Drain {
     }
 
     /// The next step needs no event.
-    pub(super) fn can_go_on(&self, nobody_left: bool) -> bool {
+    pub(super) fn can_go_on(&self, roster: &Roster) -> bool {
         match self {
             Self::Ports(_) => true,
-            Self::Connections(_) => nobody_left,
+            Self::Connections(plan) => roster.is_empty() || plan.told < roster.slots(),
             Self::No | Self::Done(_) => false,
         }
     }
@@ -94,6 +102,8 @@ impl<A, O: Os> Reactor<A, O> {
                         .iter()
                         .map(|listener| listener.options.socket.backlog as usize)
                         .sum(),
+                    told: 0,
+                    emptied: 0,
                 });
             }
             Drain::Ports(plan) | Drain::Connections(plan) => plan.deadline = plan.deadline.min(deadline),
@@ -106,12 +116,15 @@ impl<A, O: Os> Reactor<A, O> {
         if matches!(self.drain, Drain::Ports(_)) {
             self.close_drained_ports(due);
             if self.listeners.iter().all(|listener| listener.socket.is_none()) {
-                self.tell_drain();
+                if let Drain::Ports(plan) = std::mem::take(&mut self.drain) {
+                    self.drain = Drain::Connections(plan);
+                }
             }
         }
+        self.tell_drain();
         let late = due.is_some_and(|due| self.drain.deadline() <= due);
         if late && matches!(self.drain, Drain::Connections(_)) {
-            let count = self.force_all(app);
+            let count = self.force_next(app);
             if let Drain::Connections(plan) = &mut self.drain {
                 plan.forced += count;
             }
@@ -153,28 +166,39 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    /// Tells every connection. What "nothing left to read" meant before is not believed.
+    /// Tells the next connections. What "nothing left to read" meant before is not believed.
     fn tell_drain(&mut self) {
-        let Drain::Ports(plan) = std::mem::take(&mut self.drain) else {
+        let until = self.drain.handshake_until().unwrap_or(self.now);
+        let Drain::Connections(plan) = &mut self.drain else {
             return;
         };
-        self.drain = Drain::Connections(plan);
-        let until = self.drain.handshake_until().unwrap_or(self.now);
-        for slot in self.roster.iter_mut() {
+        let first = plan.told;
+        plan.told = first.saturating_add(PORTION).min(self.roster.slots());
+        for index in first..plan.told {
+            let Some(slot) = self.roster.tenant_mut(index) else {
+                continue;
+            };
             if !slot.machine.is_draining() {
                 slot.machine.drain(until);
             }
             slot.readable = true;
-            self.timers.arm(slot.id.index, slot.machine.deadline());
+            self.timers.arm(index, slot.machine.deadline());
             self.ready.push(slot.id, &mut slot.queued);
         }
     }
 
-    /// The grace period is over: resets everybody who is still owed something, and says how many that were.
-    fn force_all(&mut self, app: &mut A) -> usize {
-        let ids: Vec<_> = self.roster.iter().map(|slot| slot.id).collect();
+    /// The grace period is over: resets the next of those who are still owed something, and says how many that were.
+    fn force_next(&mut self, app: &mut A) -> usize {
+        let Drain::Connections(plan) = &mut self.drain else {
+            return 0;
+        };
+        let first = plan.emptied % self.roster.slots().max(1);
+        plan.emptied = first.saturating_add(PORTION).min(self.roster.slots());
         let mut forced = 0;
-        for id in ids {
+        for index in first..plan.emptied {
+            let Some(id) = self.roster.tenant(index).map(|slot| slot.id) else {
+                continue;
+            };
             if self.is_outside(id) {
                 self.cut_off(id);
                 forced += 1;

@@ -64,6 +64,8 @@ use crate::stats::Stats;
 const READ_SIZE: usize = 64 * 1024;
 /// Turns given from the ready list in one turn of the loop.
 const READY_BUDGET: usize = 1024;
+/// Connections that are looked at in one turn because it is time. Who is left keeps the poll from sleeping.
+const TIMER_BUDGET: usize = 1024;
 
 /// Where reads go: one for all connections.
 #[derive(Default)]
@@ -206,7 +208,7 @@ impl<A, O: Os> Reactor<A, O> {
             || self.commands_left
             || !self.ready.is_empty()
             || !self.shaking.is_empty()
-            || self.drain.can_go_on(self.roster.is_empty())
+            || self.drain.can_go_on(&self.roster)
         {
             return Some(Duration::ZERO);
         }
@@ -390,7 +392,10 @@ impl<A, O: Os> Reactor<A, O> {
         }
         // Each once: who has spent its budget and is due again is so in the next turn.
         let mut fired = std::mem::take(&mut self.fired);
-        while let Some(index) = self.timers.pop(due) {
+        while fired.len() < TIMER_BUDGET {
+            let Some(index) = self.timers.pop(due) else {
+                break;
+            };
             fired.push(index);
         }
         for index in fired.drain(..) {

@@ -118,6 +118,10 @@ impl Roster {
         self.slab.get(index as usize)
     }
 
+    pub(super) fn tenant_mut(&mut self, index: u32) -> Option<&mut Slot> {
+        self.slab.get_mut(index as usize)
+    }
+
     /// The tenant that an event is for, unless it has gone.
     pub(super) fn addressee(&mut self, index: u32, token: Token) -> Option<&mut Slot> {
         self.slab

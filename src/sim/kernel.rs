@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,9 @@ use super::random::Random;
 use super::sockets::Sockets;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Token};
+
+/// Events that one poll reports at most, as on the real system.
+const BATCH: usize = 1024;
 
 pub(super) struct Kernel {
     pub(super) now: Time,
@@ -134,8 +138,9 @@ impl Kernel {
         self.spoil(events);
         self.was_idle = events.is_empty();
         self.delivered += events.len() as u64;
-        let full = self.random.chance(self.faults.full_batches);
-        if full {
+        let crowded = events.len() >= BATCH;
+        let full = self.random.chance(self.faults.full_batches) || crowded;
+        if full && !crowded {
             self.note_all(Fault::FullBatch);
         }
         self.now = self.now.after(std::mem::take(&mut self.leap_after_poll));
@@ -188,12 +193,16 @@ impl Kernel {
         }
         let (faults, random, notes) = (&self.faults, &mut self.random, &mut self.notes);
         self.sockets.for_announcing(|index, socket, token| {
+            if events.len() >= BATCH {
+                return ControlFlow::Break(());
+            }
             if random.chance(faults.late_events) {
                 note(notes, Fault::LateEvent, Some(index));
-                return;
+                return ControlFlow::Continue(());
             }
             socket.edge = false;
             events.push(socket.event(token));
+            ControlFlow::Continue(())
         });
     }
 

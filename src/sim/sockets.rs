@@ -1,6 +1,7 @@
 //! All connections of the simulated kernel, and for which of them something may be moving.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 
 use super::socket::SimSocket;
 use crate::reactor::os::Token;
@@ -12,6 +13,8 @@ pub(super) struct Sockets {
     all: Vec<SimSocket>,
     /// In the order of their numbers, which is that of events.
     stirred: BTreeSet<usize>,
+    /// Whose event did not fit into the last batch.
+    next: usize,
 }
 
 impl Sockets {
@@ -50,14 +53,19 @@ impl Sockets {
         });
     }
 
-    /// Asks about each whose edge no poll has reported yet.
-    pub(super) fn for_announcing(&mut self, mut ask: impl FnMut(usize, &mut SimSocket, Token)) {
-        for &index in &self.stirred {
+    /// Asks about each whose edge no poll has reported yet, until it is told to stop; the next time it goes on from there.
+    pub(super) fn for_announcing(&mut self, mut ask: impl FnMut(usize, &mut SimSocket, Token) -> ControlFlow<()>) {
+        let first = std::mem::take(&mut self.next);
+        let indices = self.stirred.range(first..).chain(self.stirred.range(..first));
+        for &index in indices {
             let Some(socket) = self.all.get_mut(index) else {
                 continue;
             };
             if let (Some(token), true) = (socket.token, socket.edge) {
-                ask(index, socket, token);
+                if ask(index, socket, token).is_break() {
+                    self.next = index;
+                    return;
+                }
             }
         }
     }
