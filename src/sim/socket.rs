@@ -104,7 +104,7 @@ impl SimSocket {
         let room = self.receive_buffer.saturating_sub(self.received.len());
         let count = room.min(self.underway.len());
         if count > 0 {
-            self.received.extend(self.underway.drain(..count));
+            pour(&mut self.underway, count, &mut self.received);
             self.edge = true;
         }
         if self.client_finished && self.underway.is_empty() && !self.fin {
@@ -127,7 +127,7 @@ impl SimSocket {
     /// The client reads what has been sent, at most so much.
     pub(super) fn take(&mut self, bytes: usize) {
         let count = bytes.min(self.sent.len());
-        self.inbox.extend(self.sent.drain(..count));
+        pour(&mut self.sent, count, &mut self.inbox);
     }
 
     pub(super) fn die(&mut self, errno: i32) {
@@ -135,4 +135,13 @@ impl SimSocket {
         self.sent.clear();
         self.edge = true;
     }
+}
+
+/// Moves the first `count` bytes, by the slice.
+fn pour(from: &mut VecDeque<u8>, count: usize, to: &mut impl for<'a> Extend<&'a u8>) {
+    let (front, back) = from.as_slices();
+    let first = count.min(front.len());
+    to.extend(front.get(..first).unwrap_or_default());
+    to.extend(back.get(..count - first).unwrap_or_default());
+    from.drain(..count.min(from.len()));
 }
