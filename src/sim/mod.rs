@@ -324,6 +324,12 @@ impl<A> Sim<A> {
         recorder.record(notes, stages)
     }
 
+    /// How long the server would sleep now: zero while something is left to do. As
+    /// [`Server::next_timeout`](crate::Server::next_timeout).
+    pub fn next_timeout(&self) -> Option<Duration> {
+        self.reactor.next_timeout()
+    }
+
     /// Turns until nothing is left to do without time passing.
     #[track_caller]
     pub fn settle(&mut self) {

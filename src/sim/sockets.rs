@@ -1,4 +1,4 @@
-//! All connections of the simulated kernel, and for which of them something may be moving.
+//! All connections of the simulated kernel, and to which of them something has happened.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -6,13 +6,15 @@ use std::ops::ControlFlow;
 use super::socket::SimSocket;
 use crate::reactor::os::Token;
 
-/// Whoever was touched is stirred, until what is under way has moved as far as it goes and its edge is told. A poll looks at
-/// the stirred alone, so that a world of a million quiet connections is as quick as one of ten.
+/// A poll looks at those alone that were touched since the last one, and at those who have something to announce: a world of
+/// a million quiet connections is as quick as one of ten.
 #[derive(Default)]
 pub(super) struct Sockets {
     all: Vec<SimSocket>,
-    /// In the order of their numbers, which is that of events.
-    stirred: BTreeSet<usize>,
+    /// Something may move for these.
+    touched: Vec<usize>,
+    /// These have an edge that no poll has reported yet, or had one, in the order in which they are reported.
+    announcing: BTreeSet<usize>,
     /// Whose event did not fit into the last batch.
     next: usize,
 }
@@ -28,7 +30,9 @@ impl Sockets {
 
     pub(super) fn get_mut(&mut self, index: usize) -> Option<&mut SimSocket> {
         let socket = self.all.get_mut(index)?;
-        self.stirred.insert(index);
+        if self.touched.last() != Some(&index) {
+            self.touched.push(index);
+        }
         Some(socket)
     }
 
@@ -42,36 +46,44 @@ impl Sockets {
 
     /// The network: what is under way arrives as far as there is room; what was sent reaches clients that read.
     pub(super) fn move_bytes(&mut self) {
-        let all = &mut self.all;
-        self.stirred.retain(|&index| {
-            let socket = all.get_mut(index);
-            socket.is_some_and(|socket| {
+        for index in self.touched.drain(..) {
+            if let Some(socket) = self.all.get_mut(index) {
                 socket.arrive();
                 socket.reach();
-                socket.announces()
-            })
-        });
+                if socket.announces() {
+                    self.announcing.insert(index);
+                }
+            }
+        }
     }
 
-    /// Asks about each whose edge no poll has reported yet, until it is told to stop; the next time it goes on from there.
+    /// Asks about each that has something to announce, until it is told to stop; the next time it goes on from there.
     pub(super) fn for_announcing(&mut self, mut ask: impl FnMut(usize, &mut SimSocket, Token) -> ControlFlow<()>) {
         let first = std::mem::take(&mut self.next);
-        let indices = self.stirred.range(first..).chain(self.stirred.range(..first));
+        let indices = self.announcing.range(first..).chain(self.announcing.range(..first));
+        let (mut told, mut stopped) = (Vec::new(), None);
         for &index in indices {
             let Some(socket) = self.all.get_mut(index) else {
                 continue;
             };
             if let (Some(token), true) = (socket.token, socket.edge) {
                 if ask(index, socket, token).is_break() {
-                    self.next = index;
-                    return;
+                    stopped = Some(index);
+                    break;
                 }
             }
+            if !socket.announces() {
+                told.push(index);
+            }
+        }
+        self.next = stopped.unwrap_or(0);
+        for index in told {
+            self.announcing.remove(&index);
         }
     }
 
     pub(super) fn has_news(&self) -> bool {
-        let mut stirred = self.stirred.iter().filter_map(|&index| self.all.get(index));
-        stirred.any(SimSocket::announces)
+        let mut announcing = self.announcing.iter().filter_map(|&index| self.all.get(index));
+        announcing.any(SimSocket::announces)
     }
 }
