@@ -9,18 +9,18 @@
 //! tells a process's time to the nanosecond.
 
 mod chart;
-mod load;
+#[path = "../common/mod.rs"]
+mod common;
 mod servers;
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use clap::Parser;
-use load::{Load, Work};
-use nix::sys::resource::{getrlimit, setrlimit, Resource};
+use common::load::{Load, Work};
+use common::median;
+use common::process::{end_with_parent, pin, Process};
 use servers::Kind;
 
 /// Idle connections over which memory is measured; their descriptors fit into 4,096.
@@ -70,78 +70,11 @@ const ROWS: [Row; 4] = [
     },
 ];
 
-/// A server in a process of its own, until it is dropped.
-struct Running {
-    child: Child,
-    addr: SocketAddr,
-}
-
-impl Running {
-    fn start(kind: Kind) -> Self {
-        let me = std::env::current_exe().expect("a program");
-        let mut child = Command::new(me)
-            .args(["--serve", &format!("{kind:?}").to_lowercase()])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a process");
-        let mut line = String::new();
-        let out = child.stdout.take().expect("piped");
-        BufReader::new(out).read_line(&mut line).expect("a line");
-        let addr = line.trim().parse().expect("the address where it listens");
-        Self { child, addr }
-    }
-
-    /// Processor time so far, of all its threads.
-    fn cpu(&self) -> Duration {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("Linux's /proc");
-        let times = tasks.flatten().filter_map(|task| {
-            let line = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
-            line.split(' ').next()?.parse::<u64>().ok()
-        });
-        Duration::from_nanos(times.sum())
-    }
-
-    /// Bytes that are its own: not those of the program and its libraries.
-    fn memory(&self) -> u64 {
-        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).expect("Linux's /proc");
-        let line = rollup.lines().find(|line| line.starts_with("Private_Dirty:"));
-        let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-        kib.expect("a number") * 1024
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-/// Processor number `wanted`, if there is one: servers on the first, clients on the second.
-#[cfg(target_os = "linux")]
-fn pin(wanted: usize) {
-    use nix::sched::{sched_setaffinity, CpuSet};
-    use nix::unistd::Pid;
-
-    let mut processors = CpuSet::new();
-    if processors.set(wanted).is_ok() {
-        let _ = sched_setaffinity(Pid::from_raw(0), &processors);
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn pin(_: usize) {}
-
 fn main() {
     let mut options = Options::parse();
     if let Some(kind) = options.serve {
         pin(0);
+        end_with_parent();
         return servers::serve(kind);
     }
     if !options.bench {
@@ -149,9 +82,7 @@ fn main() {
         (options.rounds, options.seconds) = (1, 0.05);
     }
     pin(1);
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
+    common::raise_descriptor_limit();
     let mut charts = Vec::new();
     for row in &ROWS {
         let ratios = measure(row, &options);
@@ -164,6 +95,13 @@ fn main() {
     }
 }
 
+/// A server in a process of its own, and where it listens.
+fn start(kind: Kind) -> (Process, SocketAddr) {
+    let mut server = Process::start(&["--serve", &format!("{kind:?}").to_lowercase()]);
+    let addr = server.line().parse().expect("an address");
+    (server, addr)
+}
+
 /// One row: the table is printed, the ratios are returned.
 fn measure(row: &Row, options: &Options) -> Vec<(Kind, f64)> {
     println!("\n{}\n", row.name);
@@ -171,11 +109,13 @@ fn measure(row: &Row, options: &Options) -> Vec<(Kind, f64)> {
     println!("|---|---|---|---|");
     let mut costs = vec![Vec::new(); Kind::ALL.len()];
     let mut rates = vec![Vec::new(); Kind::ALL.len()];
-    let servers: Vec<Running> = Kind::ALL.iter().map(|&kind| Running::start(kind)).collect();
-    let mut loads: Vec<Load> = servers
+    let (servers, mut loads): (Vec<_>, Vec<_>) = Kind::ALL
         .iter()
-        .map(|server| Load::connect(server.addr, row.work))
-        .collect();
+        .map(|&kind| {
+            let (server, addr) = start(kind);
+            (server, Load::connect(addr, row.work))
+        })
+        .unzip();
     for round in 0..options.rounds {
         for turn in 0..servers.len() {
             let at = (turn + round) % servers.len();
@@ -190,8 +130,7 @@ fn measure(row: &Row, options: &Options) -> Vec<(Kind, f64)> {
     }
     let reference = costs[0].clone();
     let table = Kind::ALL.iter().zip(costs).zip(rates).map(|((&kind, costs), rates)| {
-        let ratios = reference.iter().zip(&costs).map(|(one, cost)| one / cost).collect();
-        let ratio = median(ratios);
+        let ratio = median(reference.iter().zip(&costs).map(|(one, cost)| one / cost));
         println!(
             "| {} | {:.2} µs | {:.0} | {ratio:.2} |",
             kind.name(),
@@ -207,12 +146,12 @@ fn measure(row: &Row, options: &Options) -> Vec<(Kind, f64)> {
 fn idle() -> Vec<(Kind, f64)> {
     println!("\n{IDLE} idle connections\n\n| server | bytes per connection |\n|---|---|");
     let table = Kind::ALL.iter().map(|&kind| {
-        let server = Running::start(kind);
+        let (server, addr) = start(kind);
         // What the first ones cost is not theirs.
-        let mut first = Load::connect(server.addr, Work::new(100, 1, 64));
+        let mut first = Load::connect(addr, Work::new(100, 1, 64));
         first.run(Duration::from_millis(50));
         let before = server.memory();
-        let mut load = Load::connect(server.addr, Work::new(IDLE, 1, 64));
+        let mut load = Load::connect(addr, Work::new(IDLE, 1, 64));
         load.run(Duration::ZERO);
         let bytes = server.memory().saturating_sub(before) as f64 / IDLE as f64;
         println!("| {} | {bytes:.0} |", kind.name());

@@ -44,12 +44,8 @@ impl Kind {
     }
 }
 
-/// Serves until the process is killed, or the one that started it has gone.
+/// Serves until the process ends.
 pub fn serve(kind: Kind) {
-    std::thread::spawn(|| {
-        let _ = std::io::stdin().read(&mut [0]);
-        std::process::exit(0);
-    });
     match kind {
         Kind::Mio => by_mio(),
         Kind::Portcullis => by_portcullis(),

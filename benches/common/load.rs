@@ -37,6 +37,7 @@ struct Client {
     /// How far into a message what has come ends.
     received: usize,
     in_flight: usize,
+    asked: Instant,
 }
 
 /// All of a server's clients.
@@ -49,6 +50,7 @@ pub struct Load {
     message: usize,
     window: usize,
     scratch: Vec<u8>,
+    latencies: Vec<Duration>,
 }
 
 impl Load {
@@ -70,6 +72,7 @@ impl Load {
                 sent: 0,
                 received: 0,
                 in_flight: 0,
+                asked: Instant::now(),
             }
         };
         let clients = (0..work.connections).map(connect).collect();
@@ -81,6 +84,7 @@ impl Load {
             message: message.len(),
             window: work.window,
             scratch: vec![0; SCRATCH],
+            latencies: Vec::new(),
         };
         load.run(Duration::ZERO);
         load
@@ -90,6 +94,7 @@ impl Load {
     pub fn run(&mut self, span: Duration) -> u64 {
         let end = Instant::now() + span;
         let mut done = 0;
+        self.latencies.clear();
         for at in 0..self.clients.len() {
             self.ask(at, self.window);
         }
@@ -110,9 +115,20 @@ impl Load {
         done
     }
 
+    /// Of the last run, with one message in flight on each connection: how long an answer took, the median and the 99th
+    /// percentile.
+    pub fn latencies(&mut self) -> (Duration, Duration) {
+        self.latencies.sort_unstable();
+        let at = |per_cent: usize| self.latencies.get(self.latencies.len() * per_cent / 100);
+        (at(50).copied().unwrap_or_default(), at(99).copied().unwrap_or_default())
+    }
+
     /// Sends so many messages more, as far as the kernel takes them.
     fn ask(&mut self, at: usize, messages: usize) {
         let client = &mut self.clients[at];
+        if messages > 0 {
+            client.asked = Instant::now();
+        }
         client.in_flight += messages;
         client.owed += messages * self.message;
         while client.owed > 0 {
@@ -150,6 +166,9 @@ impl Load {
             }
         }
         client.in_flight -= whole;
+        if whole > 0 && self.window == 1 {
+            self.latencies.push(client.asked.elapsed());
+        }
         whole
     }
 }

@@ -1,0 +1,19 @@
+//! What the benches on real sockets share.
+#![allow(dead_code)] // each uses its part
+
+pub mod load;
+pub mod process;
+
+use nix::sys::resource::{getrlimit, setrlimit, Resource};
+
+/// As many descriptors as the system allows; how many those are.
+pub fn raise_descriptor_limit() -> u64 {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("a limit");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_or(soft, |()| hard)
+}
+
+pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,87 @@
+//! Servers and clients as processes of their own: a program that starts itself.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+/// This program with other arguments, until it is dropped.
+pub struct Process {
+    child: Child,
+    out: BufReader<ChildStdout>,
+    /// When it closes the process ends, whatever becomes of us.
+    _input: ChildStdin,
+}
+
+impl Process {
+    pub fn start(arguments: &[&str]) -> Self {
+        let me = std::env::current_exe().expect("a program");
+        let mut child = Command::new(me)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a process");
+        let out = BufReader::new(child.stdout.take().expect("piped"));
+        let input = child.stdin.take().expect("piped");
+        Self {
+            child,
+            out,
+            _input: input,
+        }
+    }
+
+    /// The next line that it prints.
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.out.read_line(&mut line).expect("a line");
+        line.trim().to_owned()
+    }
+
+    /// Processor time so far, of all its threads.
+    pub fn cpu(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("Linux's /proc");
+        let times = tasks.flatten().filter_map(|task| {
+            let line = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+            line.split(' ').next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(times.sum())
+    }
+
+    /// Bytes that are its own: not those of the program and its libraries.
+    pub fn memory(&self) -> u64 {
+        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).expect("Linux's /proc");
+        let line = rollup.lines().find(|line| line.starts_with("Private_Dirty:"));
+        let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+        kib.expect("a number") * 1024
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// In a process that [`Process::start`] made: ends with the one that made it.
+pub fn end_with_parent() {
+    std::thread::spawn(|| {
+        let _ = std::io::stdin().read(&mut [0]);
+        std::process::exit(0);
+    });
+}
+
+/// Only processor number `wanted` from now on, if there is one.
+#[cfg(target_os = "linux")]
+pub fn pin(wanted: usize) {
+    use nix::sched::{sched_setaffinity, CpuSet};
+    use nix::unistd::Pid;
+
+    let mut processors = CpuSet::new();
+    if processors.set(wanted).is_ok() {
+        let _ = sched_setaffinity(Pid::from_raw(0), &processors);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub fn pin(_: usize) {}
