@@ -15,8 +15,17 @@ pub struct Process {
 impl Process {
     pub fn start(arguments: &[&str]) -> Self {
         let me = std::env::current_exe().expect("a program");
-        let mut child = Command::new(me)
-            .args(arguments)
+        Self::from(Command::new(me).args(arguments))
+    }
+
+    /// As [`Process::start`], letting others go first.
+    pub fn start_nicely(arguments: &[&str]) -> Self {
+        let me = std::env::current_exe().expect("a program");
+        Self::from(Command::new("nice").args(["-n", "19"]).arg(me).args(arguments))
+    }
+
+    fn from(command: &mut Command) -> Self {
+        let mut child = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
