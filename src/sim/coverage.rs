@@ -16,6 +16,8 @@ pub enum Stage {
     New,
     /// [`State::Accepting`], since an earlier turn: its PROXY header has not come.
     Accepting,
+    /// [`State::Connecting`].
+    Connecting,
     /// [`State::Handshaking`].
     Handshaking,
     /// [`State::Open`].
@@ -38,6 +40,10 @@ impl Stage {
         (Self::Accepting, Self::Open),
         (Self::Accepting, Self::Closing),
         (Self::Accepting, Self::Gone),
+        (Self::Connecting, Self::Handshaking),
+        (Self::Connecting, Self::Open),
+        (Self::Connecting, Self::Closing),
+        (Self::Connecting, Self::Gone),
         (Self::Handshaking, Self::Open),
         (Self::Handshaking, Self::Closing),
         (Self::Handshaking, Self::Gone),
@@ -50,6 +56,7 @@ impl Stage {
     pub(super) fn of(state: State) -> Self {
         match state {
             State::Accepting => Self::Accepting,
+            State::Connecting => Self::Connecting,
             State::Handshaking => Self::Handshaking,
             State::Open => Self::Open,
             State::Closing => Self::Closing,

@@ -1,7 +1,7 @@
 //! A kernel in memory: listeners with backlogs, sockets with buffers, descriptors with a limit, and readiness that is
 //! told once, at the edges that Linux gives and no others.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +11,9 @@ use std::time::Duration;
 use super::coverage::Notes;
 use super::faults::{Call, Fault, Faults};
 use super::random::Random;
-use super::socket::SimSocket;
+use super::remotes::Answer;
+use super::socket::{Dial, SimSocket};
+use crate::addr::Addr;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Token};
 
@@ -27,9 +29,11 @@ pub(super) struct Kernel {
     pub(super) fd_limit: usize,
     pub(super) fds: usize,
     /// Descriptors have run out for the whole system until then.
-    famine_until: Time,
+    pub(super) famine_until: Time,
     pub(super) listeners: Vec<SimListener>,
     pub(super) sockets: Vec<SimSocket>,
+    /// What becomes of connections to these.
+    pub(super) answers: BTreeMap<Addr, Answer>,
     /// The waker was written to.
     pub(super) woken: Arc<AtomicBool>,
     pub(super) trace: Trace,
@@ -96,6 +100,7 @@ impl Kernel {
             famine_until: Time::ZERO,
             listeners: Vec::new(),
             sockets: Vec::new(),
+            answers: BTreeMap::new(),
             woken: Arc::default(),
             trace: Trace::new(),
             delivered: 0,
@@ -148,11 +153,14 @@ impl Kernel {
 
     fn sleep(&mut self, timeout: Option<Duration>) {
         let until = timeout.map_or(Time::NEVER, |timeout| self.now.after(timeout));
+        let until = until.min(self.next_answer());
         self.now = self.now.max(until.min(self.horizon));
     }
 
     /// The network: what is under way arrives as far as there is room; what was sent reaches clients that read.
     fn move_bytes(&mut self) {
+        self.answer_dials();
+        self.carry();
         for socket in &mut self.sockets {
             socket.arrive();
             socket.reach();
@@ -261,7 +269,7 @@ impl Kernel {
         self.calls.get(call as usize).copied().unwrap_or(0)
     }
 
-    fn strike(&mut self, call: Call, socket: Option<usize>) -> Option<i32> {
+    pub(super) fn strike(&mut self, call: Call, socket: Option<usize>) -> Option<i32> {
         if let Some(count) = self.calls.get_mut(call as usize) {
             *count += 1;
         }
@@ -450,6 +458,9 @@ impl Kernel {
         };
         socket.held = false;
         socket.token = None;
+        if let Dial::Until(..) = socket.dial {
+            socket.client_gone = true;
+        }
         // tcp(7): closing with unread input resets the connection and destroys what the peer has not read.
         if reset || !socket.received.is_empty() {
             socket.server_reset = true;
@@ -469,8 +480,8 @@ impl Kernel {
         }
         if let Some(socket) = self.sockets.get_mut(index) {
             socket.token = Some(token);
-            // epoll reports what is ready at registration: at least that it is writable.
-            socket.edge = true;
+            // epoll reports what is ready at registration: at least that it is writable, if it is connected.
+            socket.edge = !matches!(socket.dial, Dial::Until(..));
         }
         Ok(())
     }

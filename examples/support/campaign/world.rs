@@ -614,12 +614,13 @@ impl World {
         let aways = aways.clone();
         let mut crowds: BTreeMap<(ListenerId, u128), usize> = BTreeMap::new();
         for info in self.sim.control().connections() {
+            let Some(listener) = info.listener else {
+                continue;
+            };
             let talk = self.sim.app_mut().talk(tcp(&info.peer));
             let nobodys = talk.opening.says.as_ref().is_some_and(|says| says.source().is_none());
             if info.state == State::Open && !nobodys {
-                *crowds
-                    .entry((info.listener, source(tcp(&info.source).ip())))
-                    .or_default() += 1;
+                *crowds.entry((listener, source(tcp(&info.source).ip()))).or_default() += 1;
             }
         }
         for entrance in &self.doors {
