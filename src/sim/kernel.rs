@@ -317,7 +317,7 @@ impl Kernel {
         self.fds += 1;
         let peer = socket.peer;
         if let Some(notes) = &mut self.notes {
-            notes.accepted.push(index);
+            notes.begun.push(index);
         }
         self.trace
             .line([4, index as u64, 0, 0], || format!("  accept: client {index}"));

@@ -103,7 +103,7 @@ impl Kernel {
             return Err(io::Error::from_raw_os_error(libc::ENFILE));
         }
         let index = self.sockets.len();
-        let strike = self.strike(Call::Connect, Some(index));
+        let strike = self.strike(Call::Connect, None);
         let at_once = [
             libc::EMFILE,
             libc::ENFILE,
@@ -143,6 +143,9 @@ impl Kernel {
         let connected = dial == Dial::Done;
         self.fds += 1;
         self.sockets.push(socket);
+        if let Some(notes) = &mut self.notes {
+            notes.begun.push(index);
+        }
         self.trace.line([9, index as u64, u64::from(connected), 0], || {
             format!("  connect: {index} to {to}")
         });
