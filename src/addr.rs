@@ -1,5 +1,7 @@
 //! Where a socket is: an IP address with a port, or a Unix socket's name.
 
+mod parse;
+
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
@@ -7,6 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net as unix;
 use std::path::Path;
 use std::sync::Arc;
+
+pub use parse::AddrError;
 
 /// The address of one end of a connection, or of a listener.
 ///

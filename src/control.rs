@@ -5,11 +5,12 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::access::AccessRules;
-use crate::addr::Addr;
+use crate::addr::{Addr, AddrError};
 use crate::alarm::{Alarm, AlarmId, AlarmInfo, AlarmNotice};
 use crate::config::Config;
+use crate::connect::Connect;
 use crate::error::Result;
-use crate::handler::{Conn, ConnInfo, Link};
+use crate::handler::{connect, Conn, ConnInfo, Handler, Link};
 use crate::histogram::Histograms;
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
@@ -129,6 +130,42 @@ impl<'a, A> Control<'a, A> {
     {
         let link: &mut dyn Link<A> = &mut *self.desk;
         Conn::find(link, id)
+    }
+
+    /// Makes an outgoing connection. It has a slot and an id from here on, under the cap, and is
+    /// [`State::Connecting`](crate::State::Connecting) until it is there; `handler` hears `on_open` then, or
+    /// [`Handler::on_connect_failed`] when it has come to nothing. What is sent to it meanwhile goes out when it is open.
+    ///
+    /// `addr` is a `SocketAddr`, an [`Addr`], or a text: `"10.0.0.7:2222"`, `"[::1]:2222"`, `"unix:/run/games.sock"`. **The name of a
+    /// host is none**: looking it up blocks, so that is the caller's, on another thread if need be (`std::net::ToSocketAddrs`, then
+    /// [`Handle::post`](crate::Handle::post)).
+    ///
+    /// ```
+    /// # use portcullis::{Config, Connect, Context, Framing, Handler, Outcome, Server};
+    /// # struct Client;
+    /// # impl Handler for Client {
+    /// #     fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome { Ok(()) }
+    /// # }
+    /// # fn main() -> portcullis::Result<()> {
+    /// # let mut server: Server = Server::new(Config::new())?;
+    /// let id = server.control().connect("127.0.0.1:2222", Connect::new().framing(Framing::Line), Client)?;
+    /// # let _ = id; Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::ConnectAddress`](crate::Error::ConnectAddress); [`Error::Option`](crate::Error::Option) for a value that cannot work;
+    /// [`Error::AtCapacity`](crate::Error::AtCapacity); [`Error::Draining`](crate::Error::Draining);
+    /// [`Error::Connect`](crate::Error::Connect) if the kernel says no at once (no descriptor, no route, nobody at a Unix socket), which
+    /// with [`Connect::retry`] is a failed attempt instead. Nothing has begun, and the handler is dropped.
+    pub fn connect<T>(&mut self, addr: T, options: Connect, handler: impl Handler<A> + 'static) -> Result<ConnId>
+    where
+        A: 'a,
+        T: TryInto<Addr>,
+        AddrError: From<T::Error>,
+    {
+        let link: &mut dyn Link<A> = &mut *self.desk;
+        connect(link, addr, options, handler)
     }
 
     /// All listeners that have not been closed, oldest first.

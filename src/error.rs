@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 
-use crate::addr::Addr;
+use crate::addr::{Addr, AddrError};
 use crate::alarm::AlarmId;
 use crate::id::ListenerRef;
 
@@ -36,6 +36,20 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// The address given to [`Server::connect`](crate::Server::connect) is none: the name of a host among them.
+    ConnectAddress(AddrError),
+    /// An outgoing connection could not even be begun: the kernel said no at once, and no retry was asked for.
+    Connect {
+        /// The address.
+        addr: Addr,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The cap on connections is reached: no place for an outgoing one.
+    AtCapacity {
+        /// The cap.
+        max_connections: usize,
+    },
     /// Another listener of this server has this name.
     NameTaken {
         /// The name.
@@ -58,7 +72,7 @@ pub enum Error {
         /// What was asked for.
         alarm: AlarmId,
     },
-    /// The server drains: it takes no new listeners.
+    /// The server drains: it takes no new listeners, and makes no connections.
     Draining,
     /// The kernel refused something that the server cannot do without.
     Os {
@@ -128,6 +142,19 @@ impl fmt::Display for Error {
                 };
                 write!(f, "cannot listen on {addr}: {source}{hint}")
             }
+            Self::ConnectAddress(error) => write!(f, "cannot connect: {error}"),
+            Self::Connect { addr, source } => {
+                let hint = match source.raw_os_error() {
+                    Some(libc::EMFILE) => "; raise the limit of open files (ulimit -n)",
+                    Some(libc::EAGAIN) if addr.as_unix().is_some() => "; its backlog is full",
+                    _ => "",
+                };
+                write!(f, "cannot connect to {addr}: {source}{hint}")
+            }
+            Self::AtCapacity { max_connections } => write!(
+                f,
+                "no place for another connection: max_connections is {max_connections}"
+            ),
             Self::NameTaken { name } => {
                 write!(
                     f,
@@ -137,7 +164,7 @@ impl fmt::Display for Error {
             Self::Option { option, problem } => write!(f, "option {option}: {problem}"),
             Self::NoListener { listener } => write!(f, "there is no listener {listener}"),
             Self::NoAlarm { alarm } => write!(f, "there is no alarm {alarm}"),
-            Self::Draining => f.write_str("the server drains and takes no new listeners"),
+            Self::Draining => f.write_str("the server drains: it takes no new listeners, and makes no connections"),
             Self::Os { doing, source } => write!(f, "{doing}: {source}"),
         }
     }
@@ -152,7 +179,11 @@ impl fmt::Debug for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         match self {
-            Self::Address { source, .. } | Self::Listen { source, .. } | Self::Os { source, .. } => Some(source),
+            Self::Address { source, .. }
+            | Self::Listen { source, .. }
+            | Self::Connect { source, .. }
+            | Self::Os { source, .. } => Some(source),
+            Self::ConnectAddress(error) => Some(error),
             _ => None,
         }
     }
@@ -162,11 +193,14 @@ impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
             Error::AddressInUse { .. } => io::ErrorKind::AddrInUse,
-            Error::Address { source, .. } | Error::Listen { source, .. } | Error::Os { source, .. } => source.kind(),
+            Error::Address { source, .. }
+            | Error::Listen { source, .. }
+            | Error::Connect { source, .. }
+            | Error::Os { source, .. } => source.kind(),
             Error::NoListener { .. } | Error::NoAlarm { .. } => io::ErrorKind::NotFound,
             Error::NameTaken { .. } => io::ErrorKind::AlreadyExists,
-            Error::Option { .. } => io::ErrorKind::InvalidInput,
-            Error::Draining => io::ErrorKind::Other,
+            Error::Option { .. } | Error::ConnectAddress(_) => io::ErrorKind::InvalidInput,
+            Error::Draining | Error::AtCapacity { .. } => io::ErrorKind::Other,
         };
         Self::new(kind, error)
     }

@@ -10,7 +10,7 @@ use crate::addr::{Addr, Credentials};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::ProxyHeader;
 use crate::reason::{Closed, Outcome};
-pub(crate) use conn::Link;
+pub(crate) use conn::{connect, Link};
 pub use conn::{Conn, ConnInfo, Context};
 
 /// What a [`Handle`](crate::Handle) sends to a connection: see [`Handler::on_message`].
@@ -120,6 +120,16 @@ pub trait Handler<A = ()> {
     /// [`Conn::close`]. Whoever must know at once who takes part no longer notes it where it closes.
     #[allow(unused_variables)]
     fn on_close(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {}
+
+    /// An outgoing connection ([`Conn::connect`]) has ended before it was open: it could not connect, all attempts of a
+    /// [`Connect::retry`](crate::Connect::retry) included, its TLS handshake failed, or somebody closed or killed it. Called exactly
+    /// once, instead of `on_open` and `on_close`, and only here: what was accepted is told to
+    /// [`Service::on_unopened`]. What was sent to it is lost.
+    ///
+    /// [`CloseReason::ConnectFailed`](crate::CloseReason::ConnectFailed) has the kernel's error in
+    /// [`Closed::error`](crate::Closed::error).
+    #[allow(unused_variables)]
+    fn on_connect_failed(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {}
 }
 
 impl<A, H: Handler<A> + ?Sized> Handler<A> for Box<H> {
@@ -157,6 +167,10 @@ impl<A, H: Handler<A> + ?Sized> Handler<A> for Box<H> {
 
     fn on_close(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {
         (**self).on_close(cx, closed);
+    }
+
+    fn on_connect_failed(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {
+        (**self).on_connect_failed(cx, closed);
     }
 }
 

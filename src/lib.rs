@@ -26,7 +26,7 @@
 //!
 //! - [`Server`]: listen, run, or [`Server::poll_once`] in a loop of your own.
 //! - [`Handler`] and [`Service`]: what you write. [`Context`] and [`Conn`]: what you are lent.
-//! - [`Config`] and [`Listen`]: every option, with unit and default.
+//! - [`Config`], [`Listen`] and [`Connect`]: every option, with unit and default.
 //! - [`Handle`]: the one thing that crosses threads. [`Control`]: the running server between two turns.
 //! - [`CloseReason`]: every way a connection can end.
 //!
@@ -40,12 +40,12 @@
 //! | `reactor/` | many connections and the operating system; never looks at a payload byte |
 //! | `handle`, `control`, `handler/`, `detached`, `tree`, `metrics` | what the user holds, asks, writes and sees |
 //! | `proto/` | one connection, sans-IO: bytes and time are arguments; no fd, no clock |
-//! | `access`, `addr`, `alarm`, `config`, `error`, `histogram`, `id`, `listen/`, `reason`, `recent`, `stats` | the vocabulary |
+//! | `access`, `addr`, `alarm`, `config`, `connect`, `error`, `histogram`, `id`, `listen/`, `reason`, `recent`, `stats` | the vocabulary |
 //!
 //! # What is promised
 //!
 //! - The number of connections never passes the cap, in any state, for any number of listeners.
-//! - `accepted == open + closed`, one [`CloseReason`] each; `on_close` once for each `on_open`.
+//! - `accepted + outgoing == open + closed`, one [`CloseReason`] each; `on_close` once for each `on_open`.
 //! - Frames are what a naive decoder makes of the same bytes, however they are cut.
 //! - What `send` took is delivered in order, or the reason tells why not.
 //! - Output held for a connection is at most the output limit and one frame; input at most one frame, one TLS record and one read.
@@ -90,6 +90,7 @@ mod access;
 mod addr;
 mod alarm;
 mod config;
+mod connect;
 mod control;
 mod detached;
 mod error;
@@ -111,9 +112,10 @@ mod stats;
 mod tree;
 
 pub use access::{Access, AccessRule, AccessRules};
-pub use addr::{Addr, Credentials, UnixAddr};
+pub use addr::{Addr, AddrError, Credentials, UnixAddr};
 pub use alarm::{Alarm, AlarmId, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
 pub use config::{AtCapacity, Config, Quota};
+pub use connect::{Connect, Retry};
 pub use control::{Control, ListenerInfo, ListenerState};
 pub use detached::{DetachError, Detached, Place};
 pub use error::{Error, Result};
@@ -139,10 +141,11 @@ pub use tree::{Branch, Cursor, Page, Tree};
 #[cfg(feature = "tls")]
 pub mod tls {
     pub use crate::proto::tls::{
-        server_config, server_config_with_clients, ClientAuth, NameError, PemError, ServerNames, TlsConfig, TlsInfo,
+        client_config, server_config, server_config_with_clients, ClientAuth, NameError, PemError, ServerNames,
+        TlsConfig, TlsInfo,
     };
     pub use rustls;
-    pub use rustls::ServerConfig;
+    pub use rustls::{ClientConfig, ServerConfig};
 }
 
 /// The programs in the README compile.

@@ -1,6 +1,6 @@
 //! The options of a listener, each with its unit and default.
 
-mod check;
+pub(crate) mod check;
 mod socket;
 
 use std::fmt;
@@ -136,22 +136,7 @@ impl Listen {
             name: None,
             framing: Framing::default(),
             tls: None,
-            limits: Limits {
-                handshake_timeout: Duration::from_secs(10),
-                frame_timeout: Duration::from_secs(30),
-                idle_timeout: Duration::from_secs(120),
-                write_timeout: Duration::from_secs(30),
-                linger_timeout: Duration::from_secs(2),
-                linger_bytes: 16 * 1024 * 1024,
-                high_watermark: 128 * 1024,
-                low_watermark: 32 * 1024,
-                output_limit: 1024 * 1024,
-                max_frame: None,
-                read_rate: None,
-                frame_rate: None,
-                total_read_rate: None,
-                total_frame_rate: None,
-            },
+            limits: default_limits(),
             max_connections: None,
             at_capacity: AtCapacity::default(),
             access: AccessRules::default(),
@@ -159,17 +144,7 @@ impl Listen {
             trusted: None,
             accept_rate: None,
             sources: SourceLimits::default(),
-            socket: SocketOptions {
-                backlog: 1024,
-                nodelay: true,
-                only_v6: true,
-                reuse_address: true,
-                reuse_port: false,
-                keepalive: None,
-                recv_buffer: None,
-                send_buffer: None,
-                mode: None,
-            },
+            socket: SocketOptions::default(),
         }
     }
 
@@ -373,6 +348,14 @@ impl Listen {
         self
     }
 
+    /// Whether reading goes on although [`Listen::watermarks`] says that enough waits for the peer: for what is no answer to what
+    /// is read, as in a proxy, where the two directions must not wait for each other. Then look at
+    /// [`Conn::is_congested`](crate::Conn::is_congested) before you send more. Defaults to false. *Next connection.*
+    pub fn full_duplex(mut self, on: bool) -> Self {
+        self.limits.full_duplex = on;
+        self
+    }
+
     /// Connections that the kernel keeps waiting for accept. Defaults to 1024. The kernel caps it silently
     /// (`net.core.somaxconn` on Linux, 4096 since 5.4), see `listen(2)`. *Next listen.*
     pub fn backlog(mut self, connections: u32) -> Self {
@@ -451,6 +434,27 @@ impl Listen {
                 source: io::Error::new(*kind, text.clone()),
             }),
         }
+    }
+}
+
+/// Those of every connection, whoever made it.
+pub(crate) fn default_limits() -> Limits {
+    Limits {
+        handshake_timeout: Duration::from_secs(10),
+        frame_timeout: Duration::from_secs(30),
+        idle_timeout: Duration::from_secs(120),
+        write_timeout: Duration::from_secs(30),
+        linger_timeout: Duration::from_secs(2),
+        linger_bytes: 16 * 1024 * 1024,
+        high_watermark: 128 * 1024,
+        low_watermark: 32 * 1024,
+        output_limit: 1024 * 1024,
+        full_duplex: false,
+        max_frame: None,
+        read_rate: None,
+        frame_rate: None,
+        total_read_rate: None,
+        total_frame_rate: None,
     }
 }
 

@@ -66,6 +66,11 @@ impl Metrics {
                 "Connections that are not open yet.",
                 stats.unopened,
             ),
+            (
+                "connections_connecting",
+                "Outgoing connections that are not there yet.",
+                stats.connecting,
+            ),
             ("max_connections", "The cap on connections.", stats.max_connections),
             ("memory_bytes", "Bytes that connections hold in buffers.", stats.memory),
             (
@@ -98,6 +103,7 @@ impl Metrics {
         let stats = &self.stats;
         let counters = [
             ("accepted_total", "Sockets accepted.", stats.accepted),
+            ("outgoing_total", "Outgoing connections begun.", stats.outgoing),
             ("opened_total", "Connections that have opened.", stats.opened),
             ("bytes_in_total", "Bytes read, as on the wire.", stats.bytes_in),
             ("bytes_out_total", "Bytes written, as on the wire.", stats.bytes_out),

@@ -5,7 +5,7 @@ use std::fmt;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
-        /// Why a connection ended: exactly one of these for each accepted socket.
+        /// Why a connection ended: exactly one of these for each accepted socket and each outgoing connection.
         ///
         /// Counters per reason are a fixed array, see [`Stats::closed`](crate::Stats::closed).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,8 +61,8 @@ reasons! {
     FrameTooLarge => "frame too large",
     /// A [`Framer`](crate::Framer) refused the bytes.
     BadFrame => "bad frame",
-    /// The connection was not open within the handshake timeout, counted from accept; or its handshake was not over within it,
-    /// counted from `Conn::start_tls`.
+    /// The connection was not open within the handshake timeout, counted from accept, or of an outgoing one from
+    /// when it was connected; or its handshake was not over within it, counted from `Conn::start_tls`.
     HandshakeTimeout => "handshake timeout",
     /// A frame was begun and not finished within the frame timeout, counted from its first byte.
     FrameTimeout => "frame timeout",
@@ -77,7 +77,8 @@ reasons! {
     Tls => "TLS error",
     /// The peer's FIN came without close_notify: what it sent may have been cut by someone else.
     TlsTruncated => "TLS truncated",
-    /// Something that is not TLS came to a TLS listener, or behind `Conn::start_tls`.
+    /// Something that is not TLS came to a TLS listener, behind `Conn::start_tls`, or as the answer of a server that was to speak
+    /// TLS.
     NotTls => "plaintext on a TLS port",
     /// A TLS ClientHello came to a plain listener. Found out when the first frame fails: on its header, at the peer's
     /// end, or at the frame timeout.
@@ -103,6 +104,12 @@ reasons! {
     OverMemory => "over the memory limit",
     /// The [`Service`](crate::Service) refused the peer.
     Refused => "refused by service",
+    /// An outgoing connection never came about: refused, no route, no descriptor, or whatever else; [`Closed::error`] is the kernel's
+    /// `io::Error` of the last attempt.
+    ConnectFailed => "could not connect",
+    /// The last attempt of an outgoing connection took longer than
+    /// [`Connect::connect_timeout`](crate::Connect::connect_timeout).
+    ConnectTimeout => "connect timeout",
     /// The kernel could not register the new socket for events (ENOMEM, ENOSPC).
     Unregistered => "could not be registered",
 }
@@ -127,7 +134,8 @@ impl fmt::Display for CloseReason {
 pub struct Closed {
     /// Why the connection ended.
     pub reason: CloseReason,
-    /// The error behind [`CloseReason::Failed`], [`CloseReason::Io`], [`CloseReason::BadFrame`] and the TLS reasons. It stays
+    /// The error behind [`CloseReason::Failed`], [`CloseReason::Io`], [`CloseReason::BadFrame`], [`CloseReason::ConnectFailed`]
+    /// and the TLS reasons. It stays
     /// when what was sent before it is lost, and the loss becomes the reason ([`CloseReason::WriteTimeout`] and its like).
     pub error: Option<Box<dyn StdError>>,
 }

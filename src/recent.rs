@@ -18,8 +18,8 @@ const MOST_WORDS: usize = 256;
 pub struct RecentClose {
     /// Its id; `None` if it was turned away before it got one.
     pub id: Option<ConnId>,
-    /// The listener it came through.
-    pub listener: ListenerId,
+    /// The listener it came through; `None` for one that the server made.
+    pub listener: Option<ListenerId>,
     /// The peer's address.
     pub peer: Addr,
     /// The address behind a trusted proxy, if one was told, else the peer's.
@@ -39,9 +39,11 @@ pub struct RecentClose {
 impl fmt::Display for RecentClose {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:.1?} ago: ", self.ago)?;
-        match self.id {
-            Some(id) => write!(f, "{id} of {} from {}", self.listener, self.source)?,
-            None => write!(f, "{} from {}", self.listener, self.source)?,
+        match (self.id, self.listener) {
+            (Some(id), Some(listener)) => write!(f, "{id} of {listener} from {}", self.source)?,
+            (Some(id), None) => write!(f, "{id} to {}", self.source)?,
+            (None, Some(listener)) => write!(f, "{listener} from {}", self.source)?,
+            (None, None) => write!(f, "{}", self.source)?,
         }
         write!(
             f,

@@ -6,12 +6,14 @@ use std::sync::{mpsc, Arc};
 use std::thread;
 use std::time::Duration;
 
+use crate::addr::{Addr, AddrError};
 use crate::alarm::{Alarm, AlarmId, AlarmNotice};
 use crate::config::Config;
+use crate::connect::Connect;
 use crate::control::{Control, Desk, ListenerInfo};
 use crate::error::{Error, Result};
 use crate::handle::Handle;
-use crate::handler::{ConnInfo, Service};
+use crate::handler::{ConnInfo, Handler, Service};
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
 use crate::logs;
@@ -127,6 +129,19 @@ impl<A> Server<A> {
         service: impl Service<A> + 'static,
     ) -> Result<ListenerId> {
         self.reactor.adopt(socket.into(), listen, Box::new(service))
+    }
+
+    /// Makes an outgoing connection: see [`Control::connect`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Control::connect`].
+    pub fn connect<T>(&mut self, addr: T, options: Connect, handler: impl Handler<A> + 'static) -> Result<ConnId>
+    where
+        T: TryInto<Addr>,
+        AddrError: From<T::Error>,
+    {
+        self.control().connect(addr, options, handler)
     }
 
     /// Serves until a drain is over or [`Control::stop`] is called.

@@ -4,17 +4,23 @@ use crate::reason::CloseReason;
 
 /// What a server has done since it started, at one moment: every field is from the end of the same turn.
 ///
-/// `accepted == open + closed_total()`, always.
+/// `accepted + outgoing == open + closed_total()`, always.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Sockets accepted, those that were refused at once included.
     pub accepted: u64,
+    /// Outgoing connections that were begun and got a slot, however many attempts each made.
+    pub outgoing: u64,
+    /// Outgoing connections that are not there yet ([`State::Connecting`](crate::State::Connecting)): an attempt is under way, or
+    /// waits for its time.
+    pub connecting: usize,
     /// Connections in a slot now, in any state.
     pub open: usize,
     /// The most connections that were in a slot at one time.
     pub peak: usize,
-    /// Of those now in a slot, the ones that are not open yet: in a TLS handshake, or before their PROXY header.
+    /// Of those now in a slot, those accepted that are not open yet: in a TLS handshake, or before their PROXY
+    /// header.
     pub unopened: usize,
     /// Bytes that all connections together hold in buffers: what [`Config::memory_limit`](crate::Config::memory_limit) limits.
     pub memory: usize,
@@ -52,6 +58,8 @@ impl Default for Stats {
     fn default() -> Self {
         Self {
             accepted: 0,
+            outgoing: 0,
+            connecting: 0,
             open: 0,
             peak: 0,
             unopened: 0,

@@ -40,6 +40,10 @@ pub struct Tree {
     pub draining: bool,
     /// Its listeners, oldest first, with those that are closed and still have connections.
     pub listeners: Vec<Branch>,
+    /// Connections that the server has made, or is about to, in any state.
+    pub outgoing: usize,
+    /// Some of those, in the order of their slots.
+    pub outgoing_connections: Vec<ConnInfo>,
 }
 
 /// A listener and some of its connections.
@@ -67,6 +71,10 @@ impl fmt::Display for Tree {
         for branch in &self.listeners {
             write!(f, "\n{branch}")?;
         }
+        if self.outgoing > 0 {
+            write!(f, "\n  outgoing: {} connections", Grouped(self.outgoing))?;
+            leaves(f, &self.outgoing_connections, self.outgoing)?;
+        }
         Ok(())
     }
 }
@@ -85,13 +93,18 @@ impl fmt::Display for Branch {
             Grouped(listener.max_connections),
             listener.accepted
         )?;
-        for connection in &self.connections {
-            write!(f, "\n    {}", Leaf(connection))?;
-        }
-        match listener.connections.saturating_sub(self.connections.len()) {
-            0 => Ok(()),
-            more => write!(f, "\n    ... and {} more", Grouped(more)),
-        }
+        leaves(f, &self.connections, listener.connections)
+    }
+}
+
+/// Some of so many connections.
+fn leaves(f: &mut fmt::Formatter<'_>, connections: &[ConnInfo], all: usize) -> fmt::Result {
+    for connection in connections {
+        write!(f, "\n    {}", Leaf(connection))?;
+    }
+    match all.saturating_sub(connections.len()) {
+        0 => Ok(()),
+        more => write!(f, "\n    ... and {} more", Grouped(more)),
     }
 }
 
@@ -101,7 +114,8 @@ struct Leaf<'a>(&'a ConnInfo);
 impl fmt::Display for Leaf<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let info = self.0;
-        write!(f, "{} from {}", info.id, info.peer)?;
+        let way = if info.listener.is_some() { "from" } else { "to" };
+        write!(f, "{} {way} {}", info.id, info.peer)?;
         if info.source != info.peer {
             write!(f, " for {}", info.source)?;
         }
@@ -138,6 +152,7 @@ impl fmt::Display for Leaf<'_> {
 /// The clocks that run.
 fn clocks(left: &TimeLeft) -> impl Iterator<Item = (&'static str, Duration)> {
     [
+        ("connect timeout", left.connect),
         ("handshake timeout", left.handshake),
         ("frame timeout", left.frame),
         ("idle timeout", left.idle),

@@ -45,7 +45,10 @@ fn everybody_is_listed_with_peer_and_listener() {
     assert_eq!(all.len(), 6);
     for (n, client) in clients.iter().enumerate() {
         let own = info(&server, client);
-        assert_eq!((own.listener, own.state), (server.listeners[n % 2].id, State::Open));
+        assert_eq!(
+            (own.listener, own.state),
+            (Some(server.listeners[n % 2].id), State::Open)
+        );
         assert!(server.handle.is_live(own.id));
         assert_eq!(all.iter().filter(|other| other.id == own.id).count(), 1, "one id each");
     }

@@ -71,7 +71,7 @@ fn each_close_is_kept_with_its_particulars() {
     let [close] = &closes[..] else {
         panic!("one, not {closes:?}");
     };
-    assert_eq!((close.id, close.listener), (Some(id), listener));
+    assert_eq!((close.id, close.listener), (Some(id), Some(listener)));
     assert!(close.peer == peer && close.source == peer);
     assert_eq!(
         (close.reason, close.error.as_deref()),

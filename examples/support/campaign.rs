@@ -80,7 +80,7 @@ impl Plan {
                     events: world.sim.events(),
                     turns: stats.turns,
                     hash: world.sim.trace_hash(),
-                    connections: stats.accepted,
+                    connections: stats.accepted + stats.outgoing,
                     reasons: stats.closed_by_reason().collect(),
                     orders: orders.taken(),
                     orders_refused: orders.refused,

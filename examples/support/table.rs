@@ -6,10 +6,11 @@ use std::fmt::Write;
 use portcullis::sim::{Call, Coverage, Fault, Stage};
 use portcullis::CloseReason;
 
-const STAGES: [Stage; 6] = [
+const STAGES: [Stage; 7] = [
     Stage::Nobody,
     Stage::New,
     Stage::Accepting,
+    Stage::Connecting,
     Stage::Handshaking,
     Stage::Open,
     Stage::Closing,
@@ -27,15 +28,18 @@ fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
     match (fault, stage) {
         (_, Stage::Handshaking) if !tls => Some("without TLS nobody is in a handshake"),
         (Fault::Error(Call::Register, _), stage) if stage != Stage::New => {
-            Some("a socket is registered once, in the turn that accepts it")
+            Some("a socket is registered once, in the turn that accepts it or begins to connect")
         }
+        (Fault::ShortRead, Stage::Connecting) => Some("who is connected to speaks a turn later"),
         (_, Stage::Nobody) if of_a_connection => Some("it happens to a connection"),
         (Fault::Error(Call::Poll | Call::RegisterListener | Call::DeregisterListener, _), stage)
             if stage != Stage::Nobody =>
         {
             Some("it concerns no connection")
         }
-        (Fault::Error(Call::Accept, _), stage) if stage != Stage::Nobody => Some("there is no connection yet"),
+        (Fault::Error(Call::Accept | Call::Connect, _), stage) if stage != Stage::Nobody => {
+            Some("there is no connection yet")
+        }
         (_, Stage::New) if of_all || !of_a_connection => Some("a turn polls before it accepts"),
         _ => None,
     }
@@ -58,7 +62,7 @@ fn symbol(errno: i32) -> String {
         };
     }
     symbols!(EINTR EAGAIN ECONNABORTED EPROTO ENETDOWN EHOSTUNREACH ENOPROTOOPT EOPNOTSUPP ETIMEDOUT EPERM EMFILE ENFILE
-        ENOBUFS ENOMEM EINVAL ENOSPC ECONNRESET EIO EPIPE ENOTCONN)
+        ENOBUFS ENOMEM EINVAL ENOSPC ECONNREFUSED ENETUNREACH EADDRNOTAVAIL ECONNRESET EIO EPIPE ENOTCONN)
 }
 
 /// Faults × stages, changes of stage, and reasons; with the gaps at the end.
@@ -109,6 +113,10 @@ pub fn render(coverage: &Coverage, reasons: &BTreeMap<CloseReason, u64>, tls: bo
         let count = coverage.moves.get(&(before, after)).copied().unwrap_or(0);
         let name = format!("{before} to {after}");
         if !tls && [before, after].contains(&Stage::Handshaking) {
+            continue;
+        }
+        if (before, after) == (Stage::Connecting, Stage::Handshaking) {
+            // Nobody here connects over TLS; `tests/connect_tls.rs` does.
             continue;
         }
         if count == 0 {

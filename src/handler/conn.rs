@@ -6,8 +6,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::Handler;
-use crate::addr::{Addr, Credentials};
+use crate::addr::{Addr, AddrError, Credentials};
+use crate::connect::Connect;
 use crate::detached::{DetachError, Detached};
+use crate::error::{Error, Result as ServerResult};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic};
 use crate::reason::Closed;
@@ -44,7 +46,25 @@ pub(crate) trait Link<A> {
     fn listener_name(&self, listener: ListenerId) -> Rc<str>;
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
     fn detach(&mut self, id: ConnId, receiver: Box<dyn FnOnce(Detached)>) -> Result<(), DetachError>;
+    fn connect(&mut self, addr: Addr, options: Connect, handler: Box<dyn Handler<A>>) -> ServerResult<ConnId>;
     fn now(&self) -> Time;
+}
+
+/// Connects through whatever can.
+pub(crate) fn connect<A, T>(
+    link: &mut dyn Link<A>,
+    addr: T,
+    options: Connect,
+    handler: impl Handler<A> + 'static,
+) -> ServerResult<ConnId>
+where
+    T: TryInto<Addr>,
+    AddrError: From<T::Error>,
+{
+    let addr = addr
+        .try_into()
+        .map_err(|error| Error::ConnectAddress(AddrError::from(error)))?;
+    link.connect(addr, options, Box::new(handler))
 }
 
 /// One connection as its handler, or another's, sees it.
@@ -81,6 +101,15 @@ impl<'a, A> Conn<'a, A> {
         let sent = machine.send(frame.as_ref(), now, pool);
         self.link.touch(self.id);
         sent
+    }
+
+    /// Says that nothing more will be sent, and goes on reading: what was sent is flushed, then close_notify over TLS, then FIN
+    /// (half-close). [`Conn::send`] fails from here on. Once the peer has finished too, and its handler was told
+    /// ([`Handler::on_finish`]), the connection closes.
+    ///
+    /// A peer that speaks TLS 1.2 may answer close_notify with its own at once, and drop what it had to say (RFC 5246 section 7.2.1).
+    pub fn finish(&mut self) {
+        self.change(|machine, _, _| machine.finish());
     }
 
     /// Closes in order: what was sent is flushed, then close_notify over TLS, then FIN; input is discarded.
@@ -213,6 +242,77 @@ impl<'a, A> Conn<'a, A> {
         started
     }
 
+    /// As [`Conn::start_tls`], but as the client of the handshake: with the server that has a certificate for `server_name`
+    /// ([`Connect::tls`]). Send the command first, and call this when the peer has agreed.
+    ///
+    /// What the peer has sent behind its answer is taken for the beginning of its handshake, never for frames: somebody on the way
+    /// may have put it there (CVE-2011-0411).
+    ///
+    /// # Errors
+    ///
+    /// [`StartTlsError`](crate::StartTlsError): it speaks TLS already, or no handshake can come any more. Nothing has changed. A
+    /// `server_name` that is none ends the connection as [`TlsHandshake`](crate::CloseReason::TlsHandshake).
+    #[cfg(feature = "tls")]
+    pub fn start_tls_client(
+        &mut self,
+        config: impl Into<std::sync::Arc<crate::tls::ClientConfig>>,
+        server_name: impl AsRef<str>,
+    ) -> Result<(), crate::StartTlsError> {
+        let now = self.link.now();
+        let Some((machine, pool)) = self.link.machine(self.id) else {
+            return Err(crate::StartTlsError::Closed);
+        };
+        let config = crate::proto::tls::ClientTls::new(config.into(), server_name.as_ref());
+        let started = machine.start_tls_client(&config, now, pool);
+        self.link.touch(self.id);
+        started
+    }
+
+    /// Connects to another server: see [`Control::connect`](crate::Control::connect). The new connection can be reached at once, with
+    /// [`Conn::peer`]; its handler is not called before this callback has returned.
+    ///
+    /// ```
+    /// # use portcullis::{Close, Closed, Connect, ConnId, Context, Framing, Handler, Outcome};
+    /// /// Asks a server behind this one, and passes its answers on.
+    /// struct Asks;
+    /// impl Handler for Asks {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, question: &[u8]) -> Outcome {
+    ///         let asker = cx.conn.id();
+    ///         let behind = cx.conn.connect("10.0.0.7:2222", Connect::new(), Answers(asker))?;
+    ///         if let Some(mut behind) = cx.conn.peer(behind) {
+    ///             behind.send(question)?; // goes out when it is open
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// struct Answers(ConnId);
+    /// impl Handler for Answers {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, answer: &[u8]) -> Outcome {
+    ///         if let Some(mut asker) = cx.conn.peer(self.0) {
+    ///             asker.send(answer)?;
+    ///         }
+    ///         Err(Close::new())
+    ///     }
+    ///     fn on_connect_failed(&mut self, cx: &mut Context<'_>, closed: &Closed) {
+    ///         if let Some(mut asker) = cx.conn.peer(self.0) {
+    ///             let _ = asker.send(format!("no answer: {closed}"));
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Control::connect`](crate::Control::connect). The handler is dropped.
+    pub fn connect<T>(&mut self, addr: T, options: Connect, handler: impl Handler<A> + 'static) -> ServerResult<ConnId>
+    where
+        T: TryInto<Addr>,
+        AddrError: From<T::Error>,
+    {
+        connect(&mut *self.link, addr, options, handler)
+    }
+
     /// Replaces the handler once the running callback has returned. The old one is dropped without `on_close`,
     /// the new one gets no `on_open`: hand over what it needs. Timers and a pause stay as they are.
     ///
@@ -335,12 +435,19 @@ impl<'a, A> Conn<'a, A> {
         self.link.credentials(self.id)
     }
 
-    /// The name of the listener it came through.
+    /// The name of the listener it came through; empty for one that the server has made.
     pub fn listener_name(&self) -> Rc<str> {
-        match self.link.info(self.id) {
-            Some(info) => self.link.listener_name(info.listener),
+        match self.link.info(self.id).and_then(|info| info.listener) {
+            Some(listener) => self.link.listener_name(listener),
             None => Rc::from(""),
         }
+    }
+
+    /// So much waits for the peer that the high watermark was reached, and the low one was not since
+    /// ([`Listen::watermarks`](crate::Listen::watermarks)): [`Handler::on_writable`] will be called. Who sends to a connection what
+    /// comes from elsewhere stops there until then.
+    pub fn is_congested(&self) -> bool {
+        self.link.machine_ref(self.id).is_some_and(Machine::has_much_to_send)
     }
 
     /// Where the connection is in its life.
@@ -394,17 +501,17 @@ impl<A> fmt::Debug for Conn<'_, A> {
 pub struct ConnInfo {
     /// Its id.
     pub id: ConnId,
-    /// The listener it came through.
-    pub listener: ListenerId,
+    /// The listener it came through; `None` for one that the server has made, or is to ([`Server::connect`](crate::Server::connect)).
+    pub listener: Option<ListenerId>,
     /// The peer's address.
     pub peer: Addr,
     /// The address behind a trusted proxy, if one was told, else the peer's.
     pub source: Addr,
     /// Where it is in its life.
     pub state: State,
-    /// Since accept.
+    /// Since accept; of an outgoing one since it was asked for.
     pub age: Duration,
-    /// Since the last byte from the peer, or since accept.
+    /// Since the last byte from the peer, or since accept; of an outgoing one since it was connected.
     pub idle: Duration,
     /// Bytes and frames it carried.
     pub traffic: Traffic,
@@ -414,7 +521,8 @@ pub struct ConnInfo {
     pub buffered: usize,
     /// Its handler has paused it ([`Conn::pause`]).
     pub paused: bool,
-    /// Nothing is read because too much waits for the peer ([`Listen::watermarks`](crate::Listen::watermarks)).
+    /// Too much waits for the peer, and nothing is read unless [`Listen::full_duplex`](crate::Listen::full_duplex) says so
+    /// ([`Listen::watermarks`](crate::Listen::watermarks)).
     pub congested: bool,
     /// Nothing is read because it came too fast ([`Listen::read_rate`](crate::Listen::read_rate) and its like).
     pub throttled: bool,
@@ -427,12 +535,14 @@ pub struct ConnInfo {
 
 impl fmt::Display for ConnInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "connection {} ", self.id)?;
+        match self.listener {
+            Some(listener) => write!(f, "of {listener} from {}", self.peer)?,
+            None => write!(f, "to {}", self.peer)?,
+        }
         write!(
             f,
-            "connection {} of {} from {}: {}, age {:.1?}, idle {:.1?}, {} bytes and {} frames in, {} bytes and {} frames out, {} queued",
-            self.id,
-            self.listener,
-            self.peer,
+            ": {}, age {:.1?}, idle {:.1?}, {} bytes and {} frames in, {} bytes and {} frames out, {} queued",
             self.state,
             self.age,
             self.idle,

@@ -3,66 +3,21 @@
 use std::os::unix::ffi::OsStrExt;
 
 use super::{Listen, ProxyProtocol};
-use crate::addr::Addr;
+use crate::addr::{Addr, UnixAddr};
 use crate::config::AtCapacity;
 use crate::error::{Error, Result};
+use crate::proto::{Limits, Rate};
 
 impl Listen {
     pub(crate) fn check(&self) -> Result<()> {
-        let limits = &self.limits;
-        if limits.low_watermark >= limits.high_watermark {
-            return Err(Error::option(
-                "watermarks",
-                format!(
-                    "low ({}) must be below high ({})",
-                    limits.low_watermark, limits.high_watermark
-                ),
-            ));
-        }
-        if limits.output_limit < limits.high_watermark {
-            return Err(Error::option(
-                "output_limit",
-                format!(
-                    "{} is below the high watermark ({}), where reading stops; use at least that",
-                    limits.output_limit, limits.high_watermark
-                ),
-            ));
-        }
-        if limits.max_frame == Some(0) {
-            return Err(Error::option("max_frame", "0 admits no frame; use at least 1"));
-        }
-        let timeouts = [
-            ("handshake_timeout", limits.handshake_timeout),
-            ("frame_timeout", limits.frame_timeout),
-            ("idle_timeout", limits.idle_timeout),
-            ("write_timeout", limits.write_timeout),
-        ];
-        for (option, timeout) in timeouts {
-            if timeout.is_zero() {
-                return Err(Error::option(
-                    option,
-                    "zero would close every connection at once; use Duration::MAX for never",
-                ));
-            }
-        }
+        check_limits(&self.limits)?;
         if let AtCapacity::Refuse { farewell } = &self.at_capacity {
             if farewell.len() > 4096 {
                 return Err(Error::option("at_capacity", "a farewell has at most 4096 bytes"));
             }
         }
-        let rates = [
-            ("accept_rate", self.accept_rate),
-            ("source_rate", self.sources.rate),
-            ("read_rate", limits.read_rate),
-            ("frame_rate", limits.frame_rate),
-            ("total_read_rate", limits.total_read_rate),
-            ("total_frame_rate", limits.total_frame_rate),
-        ];
-        for (option, rate) in rates {
-            if let Some(problem) = rate.and_then(|rate| rate.problem()) {
-                return Err(Error::option(option, problem));
-            }
-        }
+        let rates = [("accept_rate", self.accept_rate), ("source_rate", self.sources.rate)];
+        check_rates(&rates)?;
         if self.sources.connections == Some(0) {
             return Err(Error::option(
                 "source_connections",
@@ -102,29 +57,14 @@ impl Listen {
         let Some(Addr::Unix(name)) = self.addrs.as_ref().ok().and_then(|addrs| addrs.first()) else {
             return Ok(());
         };
-        let room = size_of::<libc::sockaddr_un>() - std::mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
-        let (option, bytes) = match (name.as_pathname(), name.as_abstract_name()) {
-            (Some(path), _) => ("unix", path.as_os_str().as_bytes()),
-            (None, name) => ("unix_abstract", name.unwrap_or_default()),
-        };
-        let problem = if bytes.is_empty() {
-            "a name has at least one byte".to_owned()
-        } else if bytes.len() > room {
-            format!(
-                "{name} has {} bytes, and the system takes at most {room}: use a shorter one, perhaps a relative path",
-                bytes.len()
-            )
-        } else if option == "unix" && bytes.contains(&0) {
-            format!("{name} has a zero byte, which no path has")
-        } else if option == "unix_abstract" && self.socket.mode.is_some() {
+        check_unix_name(name).map_err(|(option, problem)| Error::option(option, problem))?;
+        if name.as_abstract_name().is_some() && self.socket.mode.is_some() {
             return Err(Error::option(
                 "mode",
                 "an abstract name has no file, and no permissions",
             ));
-        } else {
-            return Ok(());
-        };
-        Err(Error::option(option, problem))
+        }
+        Ok(())
     }
 
     /// Whether a port that is open with these options can go on with `next`, which differs in none that belong to the socket.
@@ -154,4 +94,80 @@ impl Listen {
             None => Ok(()),
         }
     }
+}
+
+/// What no connection can live with, whoever made it.
+pub(crate) fn check_limits(limits: &Limits) -> Result<()> {
+    if limits.low_watermark >= limits.high_watermark {
+        return Err(Error::option(
+            "watermarks",
+            format!(
+                "low ({}) must be below high ({})",
+                limits.low_watermark, limits.high_watermark
+            ),
+        ));
+    }
+    if limits.output_limit < limits.high_watermark {
+        return Err(Error::option(
+            "output_limit",
+            format!(
+                "{} is below the high watermark ({}), where reading stops; use at least that",
+                limits.output_limit, limits.high_watermark
+            ),
+        ));
+    }
+    if limits.max_frame == Some(0) {
+        return Err(Error::option("max_frame", "0 admits no frame; use at least 1"));
+    }
+    let timeouts = [
+        ("handshake_timeout", limits.handshake_timeout),
+        ("frame_timeout", limits.frame_timeout),
+        ("idle_timeout", limits.idle_timeout),
+        ("write_timeout", limits.write_timeout),
+    ];
+    for (option, timeout) in timeouts {
+        if timeout.is_zero() {
+            return Err(Error::option(
+                option,
+                "zero would close every connection at once; use Duration::MAX for never",
+            ));
+        }
+    }
+    check_rates(&[
+        ("read_rate", limits.read_rate),
+        ("frame_rate", limits.frame_rate),
+        ("total_read_rate", limits.total_read_rate),
+        ("total_frame_rate", limits.total_frame_rate),
+    ])
+}
+
+fn check_rates(rates: &[(&'static str, Option<Rate>)]) -> Result<()> {
+    for (option, rate) in rates {
+        if let Some(problem) = rate.and_then(|rate| rate.problem()) {
+            return Err(Error::option(option, problem));
+        }
+    }
+    Ok(())
+}
+
+/// What a Unix socket cannot be called, and the option that called it so.
+pub(crate) fn check_unix_name(name: &UnixAddr) -> std::result::Result<(), (&'static str, String)> {
+    let room = size_of::<libc::sockaddr_un>() - std::mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
+    let (option, bytes) = match (name.as_pathname(), name.as_abstract_name()) {
+        (Some(path), _) => ("unix", path.as_os_str().as_bytes()),
+        (None, name) => ("unix_abstract", name.unwrap_or_default()),
+    };
+    let problem = if bytes.is_empty() {
+        "a name has at least one byte".to_owned()
+    } else if bytes.len() > room {
+        format!(
+            "{name} has {} bytes, and the system takes at most {room}: use a shorter one, perhaps a relative path",
+            bytes.len()
+        )
+    } else if option == "unix" && bytes.contains(&0) {
+        format!("{name} has a zero byte, which no path has")
+    } else {
+        return Ok(());
+    };
+    Err((option, problem))
 }

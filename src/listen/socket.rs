@@ -1,4 +1,4 @@
-//! The options of a listening socket.
+//! The options of a socket.
 
 use std::time::Duration;
 
@@ -27,7 +27,8 @@ impl Keepalive {
     }
 }
 
-/// What is set on the listening socket; accepted sockets inherit what concerns them (`tcp(7)`, `socket(7)`).
+/// What is set on the listening socket; accepted sockets inherit what concerns them (`tcp(7)`, `socket(7)`). Of an outgoing one:
+/// what concerns any connection.
 #[derive(Clone, Debug)]
 pub(crate) struct SocketOptions {
     pub(crate) backlog: u32,
@@ -42,9 +43,25 @@ pub(crate) struct SocketOptions {
     pub(crate) mode: Option<u32>,
 }
 
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self {
+            backlog: 1024,
+            nodelay: true,
+            only_v6: true,
+            reuse_address: true,
+            reuse_port: false,
+            keepalive: None,
+            recv_buffer: None,
+            send_buffer: None,
+            mode: None,
+        }
+    }
+}
+
 impl SocketOptions {
     /// What the kernel would refuse without saying which option it means, or cut without a word.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if let Some(keepalive) = &self.keepalive {
             // The limits of Linux (`tcp(7)`, MAX_TCP_KEEPIDLE and its like).
             let seconds = 1..=32_767;

@@ -18,12 +18,32 @@ impl Machine {
             } else {
                 self.farewell = Farewell::Gone { reset: false };
             }
+        } else if self.is_fin_due() {
+            // One that could not be sent is of a connection that is gone, which a read will tell.
+            self.flags.set(Flags::FIN_SENT);
         }
+    }
+
+    /// Sends FIN once everything is flushed, and goes on reading.
+    pub(crate) fn finish(&mut self) {
+        if self.takes_output() {
+            self.flags.set(Flags::FINISHING);
+        }
+    }
+
+    /// Everything is flushed, and the handler has nothing more to send.
+    pub(super) fn is_fin_due(&self) -> bool {
+        self.state == State::Open
+            && self.flags.has(Flags::FINISHING)
+            && !self.flags.has(Flags::FIN_SENT)
+            && !self.is_deaf()
+            && self.queued() == 0
+            && self.tls.as_ref().is_none_or(|session| session.has_said_goodbye())
     }
 
     /// Closes in order once everything that has arrived is answered.
     pub(crate) fn close_after_input(&mut self) {
-        if self.is_established() && !self.flags.has(Flags::CLOSE_AFTER_INPUT) {
+        if self.takes_output() && !self.flags.has(Flags::CLOSE_AFTER_INPUT) {
             self.flags.set(Flags::CLOSE_AFTER_INPUT);
             self.flags.clear(Flags::DRY);
         }
@@ -52,7 +72,8 @@ impl Machine {
                 self.flags.set(Flags::TELL_DRAIN);
             }
             State::Open => self.flags.set(Flags::TELL_DRAIN),
-            State::Closing => {}
+            // Nobody connects to anybody any more: it is given up.
+            State::Connecting | State::Closing => {}
         }
     }
 
@@ -88,7 +109,7 @@ impl Machine {
         if self.state == State::Closing {
             return;
         }
-        if self.flags.has(Flags::WRITE_DEAD) {
+        if self.flags.has(Flags::WRITE_DEAD) || self.is_connecting() {
             return self.end(closed, pool);
         }
         if self.is_handshaking() && !self.outbox.is_empty() {
@@ -174,6 +195,7 @@ impl Machine {
 
     pub(crate) fn next_step(&self) -> NextStep {
         match self.farewell {
+            Farewell::None if self.is_fin_due() => NextStep::Shutdown,
             Farewell::None | Farewell::Flush | Farewell::Linger => NextStep::Wait,
             Farewell::Shutdown => NextStep::Shutdown,
             Farewell::Gone { reset } => NextStep::Gone { reset },

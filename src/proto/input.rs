@@ -140,6 +140,7 @@ impl Machine {
         match self.state {
             State::Accepting => self.fail_header(now, pool),
             State::Handshaking => self.fail_handshake(now, pool),
+            State::Connecting => {}
             State::Open => self.flags.set(Flags::DRY),
             State::Closing if self.farewell == Farewell::Linger => {
                 self.farewell = Farewell::Gone { reset: false };
@@ -342,7 +343,7 @@ impl Machine {
     }
 
     pub(crate) fn pause(&mut self, now: Time) {
-        if self.is_established() && !self.is_deaf() {
+        if self.takes_output() && !self.is_deaf() {
             self.flags.set(Flags::PAUSED);
             self.stop_input_clocks(now);
         }
@@ -403,6 +404,7 @@ impl Machine {
         match self.state {
             _ if self.flags.has(Flags::EOF) => false,
             State::Accepting => self.flags.has(Flags::AWAITS_HEADER),
+            State::Connecting => false,
             State::Handshaking => self.held.is_empty(),
             State::Open => {
                 !self.is_paused() && !self.flags.has(Flags::HELD_FRAMES) && !self.is_input_over() && !self.has_failed()
@@ -450,8 +452,8 @@ impl Machine {
 
     /// Not taking frames: the handler's wish, or output waits above the watermark, or it came too fast.
     pub(super) fn is_paused(&self) -> bool {
-        const PAUSES: u32 = Flags::PAUSED.0 | Flags::CONGESTED.0 | Flags::THROTTLED.0 | Flags::DETACHING.0;
-        self.flags.0 & PAUSES != 0
+        const PAUSES: u32 = Flags::PAUSED.0 | Flags::THROTTLED.0 | Flags::DETACHING.0;
+        self.flags.0 & PAUSES != 0 || (self.flags.has(Flags::CONGESTED) && !self.limits.full_duplex)
     }
 
     /// How many bytes a read may bring now. None if it came too fast: then it is throttled for a while.
@@ -490,7 +492,9 @@ impl Machine {
 
     /// Once the peer has finished and the handler knows it, the connection closes whatever the handler does.
     fn closes_when_finished(&self) -> bool {
-        self.closes_when_answered() || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
+        self.closes_when_answered()
+            || self.flags.has(Flags::FINISHING)
+            || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
     }
 
     /// It closes once what has come is answered, and no answer is still to come from elsewhere.

@@ -10,6 +10,7 @@
 //!    ([`Machine::handle_timeout`]).
 
 mod closing;
+mod connecting;
 mod deadline;
 mod framing;
 mod header;
@@ -104,19 +105,27 @@ pub(crate) struct Machine {
 
 impl Machine {
     pub(crate) fn new(framing: &Framing, limits: Rc<Limits>, tls: Option<&TlsConfig>, now: Time) -> Self {
-        let max = limits.max_frame.unwrap_or(framing.default_max());
         let mut deadlines = Deadlines::none();
         deadlines.stage = now.after(limits.handshake_timeout);
         Self {
-            state: State::Accepting,
+            deadlines,
+            tls: tls.map(|config| Box::new(tls::Session::new(config))),
+            ..Self::blank(State::Accepting, framing, limits, now)
+        }
+    }
+
+    fn blank(state: State, framing: &Framing, limits: Rc<Limits>, now: Time) -> Self {
+        let max = limits.max_frame.unwrap_or(framing.default_max());
+        Self {
+            state,
             farewell: Farewell::None,
             flags: Flags::default(),
             codec: Codec::new(framing, max),
-            tls: tls.map(|config| Box::new(tls::Session::new(config))),
+            tls: None,
             held: Vec::new(),
             held_at: 0,
             outbox: Outbox::default(),
-            deadlines,
+            deadlines: Deadlines::none(),
             stopped: None,
             timers: Vec::new(),
             judged: Time::ZERO,
@@ -182,7 +191,8 @@ impl Machine {
                         pool,
                     );
                 }
-                State::Open => {}
+                // What becomes of an attempt that takes too long is not decided here.
+                State::Connecting | State::Open => {}
                 State::Closing => self.farewell = Farewell::Gone { reset: false },
             }
         }
@@ -322,6 +332,8 @@ impl Machine {
             (State::Accepting | State::Handshaking, _) => {
                 unarmed(self.deadlines.stage) && !never(self.limits.handshake_timeout)
             }
+            // The reactor looks at these.
+            (State::Connecting, _) => false,
             (State::Closing, Farewell::Linger) => unarmed(self.deadlines.stage) && !never(self.limits.linger_timeout),
             (State::Closing, _) => unarmed(self.deadlines.write) && !never(self.limits.write_timeout),
             (State::Open, _) if self.queued() > 0 && unarmed(self.deadlines.write) => !never(self.limits.write_timeout),
@@ -357,6 +369,10 @@ impl Machine {
         self.enter(State::Open);
         self.deadlines.stage = Time::NEVER;
         self.deadlines.idle = now.after(self.limits.idle_timeout);
+        if self.is_paused() {
+            // An outgoing connection may have been sent to before.
+            self.stop_input_clocks(now);
+        }
         self.flags.set(Flags::TELL_OPENED);
     }
 

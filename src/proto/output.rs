@@ -64,7 +64,8 @@ impl Machine {
 
     /// Queues one frame.
     pub(crate) fn send(&mut self, payload: &[u8], now: Time, pool: &mut Pool) -> Result<(), SendError> {
-        if !self.is_established() || self.is_deaf() || self.flags.has(Flags::DETACHING) {
+        const NO_MORE: u32 = Flags::DETACHING.0 | Flags::FINISHING.0;
+        if !self.takes_output() || self.is_deaf() || self.flags.0 & NO_MORE != 0 {
             return Err(SendError::Closed);
         }
         let queued = self.owed();
@@ -96,17 +97,29 @@ impl Machine {
     /// Stops reading until the peer has taken enough. Its own clocks stand meanwhile, all but the write timeout.
     pub(super) fn congest(&mut self, now: Time) {
         self.flags.set(Flags::CONGESTED);
-        self.stop_input_clocks(now);
+        if self.is_paused() {
+            self.stop_input_clocks(now);
+        }
     }
 
     /// Bytes to write now, encrypting as late as this.
     pub(crate) fn transmit(&mut self, pool: &mut Pool) -> &[u8] {
+        if self.is_connecting() {
+            return &[];
+        }
         let finished = matches!(self.farewell, Farewell::Gone { .. }) || self.is_deaf();
         if let (Some(session), false) = (&mut self.tls, finished) {
             let outcome = session.encrypt(self.outbox.waiting(), pool);
             match outcome {
                 Ok(taken) => self.outbox.advance(taken, pool),
                 Err(error) => self.end(Closed::with(CloseReason::Tls, error as Box<dyn StdError>), pool),
+            }
+        }
+        let finishes = self.state == State::Open && self.flags.has(Flags::FINISHING) && !self.is_deaf();
+        if finishes && self.outbox.is_empty() {
+            if let Some(session) = &mut self.tls {
+                // As below.
+                let _ = session.close_notify(pool);
             }
         }
         if let (Farewell::Flush, true) = (self.farewell, self.outbox.is_empty()) {
@@ -137,6 +150,7 @@ impl Machine {
     /// Of those, what the kernel can be given: until a handshake is over, not what it is to encrypt.
     pub(crate) fn sendable(&self) -> usize {
         match &self.tls {
+            _ if self.is_connecting() => 0,
             Some(session) if session.is_handshaking() => session.waiting().len(),
             _ => self.queued(),
         }

@@ -24,6 +24,7 @@ impl Machine {
     /// its turn. False if it cannot: it is not open, or goes already.
     pub(crate) fn begin_detach(&mut self) -> bool {
         let possible = self.state == State::Open && self.was_open() && !self.is_deaf() && !self.is_detaching();
+        let possible = possible && !self.flags.has(Flags::FINISHING);
         if possible {
             self.flags.set(Flags::DETACHING);
         }

@@ -10,16 +10,22 @@ use super::rate::Rate;
 /// Where a connection is in its life.
 ///
 /// ```text
-/// Accepting ----> Handshaking ----> Open ----> Closing ----> (gone: one CloseReason)
-///     |                |  ^           |           ^
-///     |                |  +-start_tls-+           |
-///     +----------------+--------------------------+
+/// Accepting ---+--> Handshaking ----> Open ----> Closing ----> (gone: one CloseReason)
+///              |        |  ^           |           ^
+/// Connecting --+        |  +-start_tls-+           |
+///              +--------+--------------------------+
 /// ```
+///
+/// A connection that was accepted begins in the first row, one that the server makes
+/// ([`Server::connect`](crate::Server::connect)) in the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum State {
     /// Accepted; the PROXY header has not come yet, where there is to be one, or the service has not answered.
     Accepting,
-    /// In the TLS handshake: the first thing on a TLS listener, or after `Conn::start_tls`.
+    /// An outgoing connection that is not there yet: an attempt is under way, or waits for its time.
+    Connecting,
+    /// In the TLS handshake: the first thing on a TLS listener and on an outgoing connection over TLS, or after
+    /// `Conn::start_tls`.
     Handshaking,
     /// Frames flow.
     Open,
@@ -29,14 +35,22 @@ pub enum State {
 
 impl State {
     /// All of them.
-    pub const ALL: &'static [Self] = &[Self::Accepting, Self::Handshaking, Self::Open, Self::Closing];
+    pub const ALL: &'static [Self] = &[
+        Self::Accepting,
+        Self::Connecting,
+        Self::Handshaking,
+        Self::Open,
+        Self::Closing,
+    ];
 
     /// The legal transitions, all of them.
     pub const fn may_become(self, next: Self) -> bool {
         matches!(
             (self, next),
-            (Self::Accepting, Self::Handshaking | Self::Open | Self::Closing)
-                | (Self::Handshaking, Self::Open | Self::Closing)
+            (
+                Self::Accepting | Self::Connecting,
+                Self::Handshaking | Self::Open | Self::Closing
+            ) | (Self::Handshaking, Self::Open | Self::Closing)
                 | (Self::Open, Self::Handshaking | Self::Closing)
         )
     }
@@ -48,7 +62,7 @@ impl fmt::Display for State {
     }
 }
 
-/// The limits of one listener's connections. `Duration::MAX` is never.
+/// The limits of one listener's connections, or of an outgoing one. `Duration::MAX` is never.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     pub(crate) handshake_timeout: Duration,
@@ -60,6 +74,8 @@ pub(crate) struct Limits {
     pub(crate) high_watermark: usize,
     pub(crate) low_watermark: usize,
     pub(crate) output_limit: usize,
+    /// Reading goes on above the high watermark.
+    pub(crate) full_duplex: bool,
     /// `None`: the framing's own default.
     pub(crate) max_frame: Option<usize>,
     /// Bytes per second of each connection.
@@ -90,7 +106,7 @@ pub struct Traffic {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The connection is closing or gone; it takes no more.
+    /// The connection is closing or gone, or [`Conn::finish`](crate::Conn::finish) was called; it takes no more.
     Closed,
     /// The peer is too slow: what waits for it has reached the output limit. Wait for
     /// [`Handler::on_writable`](crate::Handler::on_writable), or close.
@@ -253,4 +269,10 @@ flags! {
     TELL_SECURED = 18;
     /// It leaves the loop at the end of its turn.
     DETACHING = 19;
+    /// We have connected, or are to.
+    OUTGOING = 20;
+    /// The handler sends nothing more, and goes on reading: FIN is due once everything is flushed.
+    FINISHING = 21;
+    /// That FIN is sent.
+    FIN_SENT = 22;
 }

@@ -11,21 +11,57 @@ use std::fmt;
 use super::input::Staged;
 use super::state::{Flags, State};
 #[cfg(feature = "tls")]
+use super::tls::{ClientTls, Session};
+#[cfg(feature = "tls")]
 use super::TlsConfig;
 use super::{Machine, Pool, Time};
+#[cfg(feature = "tls")]
+use crate::reason::{CloseReason, Closed};
 
 impl Machine {
     /// Goes on behind TLS. Takes effect on what is sent from now on, and on input once the running callback has returned.
     #[cfg(feature = "tls")]
     pub(crate) fn start_tls(&mut self, config: &TlsConfig, now: Time, pool: &mut Pool) -> Result<(), StartTlsError> {
+        self.check_upgrade()?;
+        let session = Session::behind(config, std::mem::take(&mut self.outbox));
+        self.upgrade(session, now, pool);
+        Ok(())
+    }
+
+    /// As [`Machine::start_tls`], as the client of the handshake.
+    #[cfg(feature = "tls")]
+    pub(crate) fn start_tls_client(
+        &mut self,
+        config: &ClientTls,
+        now: Time,
+        pool: &mut Pool,
+    ) -> Result<(), StartTlsError> {
+        self.check_upgrade()?;
+        match Session::client(config, std::mem::take(&mut self.outbox), pool) {
+            Ok(session) => self.upgrade(session, now, pool),
+            Err(error) => {
+                let error: Box<dyn StdError> = error;
+                self.end(Closed::with(CloseReason::TlsHandshake, error), pool);
+            }
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "tls")]
+    fn check_upgrade(&self) -> Result<(), StartTlsError> {
+        const FINISHED: u32 = Flags::EOF.0 | Flags::FINISH_TOLD.0 | Flags::FINISHING.0;
         if self.tls.is_some() {
             return Err(StartTlsError::AlreadyTls);
         }
-        let finished = self.flags.has(Flags::EOF) || self.flags.has(Flags::FINISH_TOLD);
+        let finished = self.flags.0 & FINISHED != 0;
         if self.state != State::Open || !self.was_open() || finished || self.is_deaf() {
             return Err(StartTlsError::Closed);
         }
-        let mut session = super::tls::Session::behind(config, std::mem::take(&mut self.outbox));
+        Ok(())
+    }
+
+    #[cfg(feature = "tls")]
+    fn upgrade(&mut self, mut session: Session, now: Time, pool: &mut Pool) {
         if let Some(undecoded @ [_, ..]) = self.held.get(self.held_at..) {
             session.set_aside(undecoded, pool);
         }
@@ -38,7 +74,6 @@ impl Machine {
         self.deadlines.frame = Time::NEVER;
         self.deadlines.idle = Time::NEVER;
         self.deadlines.stage = now.after(self.limits.handshake_timeout);
-        Ok(())
     }
 
     /// The handshake of an upgrade is over: frames flow again.
@@ -59,7 +94,7 @@ impl Machine {
         match self.state {
             State::Open => true,
             State::Handshaking => self.was_open(),
-            State::Accepting | State::Closing => false,
+            State::Accepting | State::Connecting | State::Closing => false,
         }
     }
 
@@ -85,7 +120,7 @@ impl Machine {
 pub enum StartTlsError {
     /// The connection speaks TLS, or is in the handshake of another `start_tls`. RFC 3207 section 4.2: do not offer it then.
     AlreadyTls,
-    /// No handshake can come: the connection is closing, its peer has finished, or it is not open yet.
+    /// No handshake can come: the connection is closing, one of its ends has finished, or it is not open yet.
     Closed,
 }
 

@@ -10,6 +10,9 @@ use super::{Machine, Time};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct TimeLeft {
+    /// For the attempt to connect that is under way ([`Connect::connect_timeout`](crate::Connect::connect_timeout)), or until
+    /// the next one ([`Connect::retry`](crate::Connect::retry)).
+    pub connect: Option<Duration>,
     /// To be open ([`Listen::handshake_timeout`](crate::Listen::handshake_timeout)).
     pub handshake: Option<Duration>,
     /// To complete the frame that has begun ([`Listen::frame_timeout`](crate::Listen::frame_timeout)).
@@ -30,13 +33,15 @@ impl Machine {
     pub(crate) fn time_left(&self, now: Time) -> TimeLeft {
         let left = |deadline: Time| deadline.is_armed().then(|| deadline.since(now));
         let deadlines = &self.deadlines;
-        let (handshake, linger) = if self.state == State::Closing {
-            (None, left(deadlines.stage))
-        } else {
-            (left(deadlines.stage), None)
-        };
+        let (mut connect, mut handshake, mut linger) = (None, None, None);
+        match self.state {
+            State::Connecting => connect = left(deadlines.stage),
+            State::Closing => linger = left(deadlines.stage),
+            State::Accepting | State::Handshaking | State::Open => handshake = left(deadlines.stage),
+        }
         let timer = self.timers.iter().map(|timer| timer.at).fold(Time::NEVER, Time::min);
         TimeLeft {
+            connect,
             handshake,
             frame: left(deadlines.frame),
             idle: left(deadlines.idle),
@@ -55,6 +60,11 @@ impl Machine {
     /// Too much waits for its peer.
     pub(crate) fn is_congested(&self) -> bool {
         self.is_stopped_by(Flags::CONGESTED)
+    }
+
+    /// The same, in every state.
+    pub(crate) fn has_much_to_send(&self) -> bool {
+        self.flags.has(Flags::CONGESTED)
     }
 
     /// It came too fast.

@@ -382,7 +382,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
         let slot = Slot {
             id,
-            listener: listener.id,
+            listener: Some(listener.id),
             peer: caller.addr,
             accepted_at: now,
             readable: false,
@@ -398,7 +398,7 @@ impl<A, O: Os> Reactor<A, O> {
             budget_turn: self.stats.turns,
             machine,
         };
-        self.move_in(slot, stream, handler);
+        self.move_in(slot, Some(stream), handler);
         self.turn(app, id);
     }
 
@@ -410,7 +410,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    fn move_in(&mut self, slot: Slot, stream: O::Stream, handler: Option<Box<dyn Handler<A>>>) {
+    pub(super) fn move_in(&mut self, slot: Slot, stream: Option<O::Stream>, handler: Option<Box<dyn Handler<A>>>) {
         let id = slot.id;
         let unopened = slot.unopened;
         self.roster.insert(slot);
@@ -423,7 +423,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.handlers.resize_with(index + 1, || None);
         }
         if let Some(place) = self.streams.get_mut(index) {
-            *place = Some(stream);
+            *place = stream;
         }
         if let Some(place) = self.handlers.get_mut(index) {
             *place = handler;
@@ -454,7 +454,7 @@ impl<A, O: Os> Reactor<A, O> {
         log::debug!(target: logs::CONNECTION, "{} on {}: {closed}", caller.addr, listener.name);
         let who = Ended {
             id,
-            listener: listener.id,
+            listener: Some(listener.id),
             peer: caller.addr.clone(),
             source: caller.addr.clone(),
             age: Duration::ZERO,

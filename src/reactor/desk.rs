@@ -11,6 +11,7 @@ use super::Reactor;
 use crate::addr::{Addr, Credentials};
 use crate::alarm::{Alarm, AlarmId, AlarmInfo};
 use crate::config::Config;
+use crate::connect::Connect;
 use crate::control::{AlarmCallback, Desk, ListenerInfo};
 use crate::detached::DetachError;
 use crate::error::{Error, Result};
@@ -89,6 +90,10 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         self.lent.leaving.insert(id, receiver);
         self.touch(id);
         Ok(())
+    }
+
+    fn connect(&mut self, addr: Addr, options: Connect, handler: Box<dyn Handler<A>>) -> Result<ConnId> {
+        self.begin_connection(addr, options, handler)
     }
 
     fn now(&self) -> Time {
@@ -212,7 +217,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         listener.bucket.follow(options.accept_rate, self.now);
         listener.sources.follow(&options.sources, self.now);
         if listener.meters.follow(&options.limits, self.now) {
-            for slot in self.roster.iter_mut().filter(|slot| slot.listener == listener.id) {
+            for slot in self.roster.iter_mut().filter(|slot| slot.listener == Some(listener.id)) {
                 slot.machine.ask_again(self.now);
                 self.timers.arm(slot.id.index, slot.machine.deadline());
             }
@@ -271,7 +276,10 @@ impl<A, O: Os> Reactor<A, O> {
     /// What a report says of a connection: its listener, itself, its peer, its state, its age, what it carried.
     pub(super) fn particulars(&self, id: ConnId) -> String {
         match self.info(id) {
-            Some(info) => format!("listener {}, {info}", self.listener_name(info.listener)),
+            Some(info) => match info.listener {
+                Some(listener) => format!("listener {}, {info}", self.listener_name(listener)),
+                None => info.to_string(),
+            },
             None => format!("connection {id}"),
         }
     }

@@ -91,6 +91,7 @@ impl<A, O: Os> Reactor<A, O> {
                     listener.pending = true;
                     listener.retry_at = Time::NEVER;
                 }
+                self.give_up_attempts();
                 self.drain = Drain::Ports(Plan {
                     started: self.now,
                     deadline,

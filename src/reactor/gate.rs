@@ -123,7 +123,11 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         };
         let (now, machine) = (self.now, &mut slot.machine);
-        let Some(listener) = self.listeners.iter_mut().find(|listener| listener.id == slot.listener) else {
+        let Some(listener) = self
+            .listeners
+            .iter_mut()
+            .find(|listener| Some(listener.id) == slot.listener)
+        else {
             return;
         };
         let header = machine.proxy().cloned();

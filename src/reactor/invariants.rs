@@ -3,7 +3,7 @@
 use super::os::Os;
 use super::Reactor;
 use crate::id::ConnId;
-use crate::proto::Time;
+use crate::proto::{State, Time};
 
 impl<A, O: Os> Reactor<A, O> {
     /// The first invariant that does not hold, in words.
@@ -15,20 +15,28 @@ impl<A, O: Os> Reactor<A, O> {
         let streams = self.streams.iter().flatten().count();
         let handlers = self.handlers.iter().flatten().count();
         let admitted = self.roster.iter().filter(|slot| slot.machine.was_admitted()).count();
-        if streams != open || handlers != admitted {
+        let without = self.without_socket();
+        if streams + without != open || handlers != admitted {
             return Some(format!(
-                "{open} slots, {admitted} of them admitted, hold {streams} sockets and {handlers} handlers"
+                "{open} slots, {admitted} of them admitted and {without} between two attempts, hold {streams} sockets and {handlers} \
+                 handlers"
             ));
         }
+        if let Some(fault) = self.lost_attempt() {
+            return Some(fault);
+        }
         let counted: usize = self.listeners.iter().map(|listener| listener.connections).sum();
-        if counted != open {
-            return Some(format!("listeners count {counted} connections, {open} are open"));
+        let made = self.roster.iter().filter(|slot| slot.listener.is_none()).count();
+        if counted + made != open {
+            return Some(format!(
+                "listeners count {counted} connections, {made} are outgoing, {open} are open"
+            ));
         }
         let closed = self.stats.closed_total();
-        if self.stats.accepted != open as u64 + closed {
+        if self.stats.accepted + self.stats.outgoing != open as u64 + closed {
             return Some(format!(
-                "{} accepted, {open} open, {closed} closed",
-                self.stats.accepted
+                "{} accepted, {} outgoing, {open} open, {closed} closed",
+                self.stats.accepted, self.stats.outgoing
             ));
         }
         let unopened = self.roster.iter().filter(|slot| slot.unopened).count();
@@ -106,10 +114,27 @@ impl<A, O: Os> Reactor<A, O> {
         None
     }
 
+    /// Who connects has an attempt, nobody else has one, and it will be looked at again.
+    fn lost_attempt(&self) -> Option<String> {
+        for slot in self.roster.iter().filter(|slot| slot.machine.is_connecting()) {
+            let attempt = self.attempts.get(&slot.id);
+            let has_socket = self.streams.get(slot.id.index as usize).is_some_and(Option::is_some);
+            if attempt.is_none() || !(has_socket || slot.machine.deadline().is_armed()) {
+                return Some(format!("{}: it connects for ever", slot.info(self.now)));
+            }
+        }
+        // One that was ended from outside keeps its attempt until its next turn.
+        let ending = self.attempts.keys().filter(|&&id| !self.is_connecting(id));
+        let mut ending = ending.filter(|&&id| self.roster.get(id).is_none_or(|slot| !slot.queued));
+        ending
+            .next()
+            .map(|id| format!("{id} has an attempt and does not connect"))
+    }
+
     /// Each listener counts its connections under their sources as they say that they are counted.
     fn miscounted_source(&self) -> Option<String> {
         self.listeners.iter().find_map(|listener| {
-            let slots = self.roster.iter().filter(|slot| slot.listener == listener.id);
+            let slots = self.roster.iter().filter(|slot| slot.listener == Some(listener.id));
             let counted = slots.filter_map(|slot| Some((slot.source().ip()?, slot.counted)));
             let fault = listener.sources.miscount(counted, &listener.options.sources)?;
             Some(format!("listener {}: {fault}", listener.name))
@@ -149,6 +174,19 @@ impl<A, O: Os> Reactor<A, O> {
                 let for_input = slot.machine.wants_read() && !slot.is_squeezed();
                 Some((slot.id, stream, for_input, slot.machine.sendable() > 0))
             })
+    }
+
+    /// An attempt to connect is under way.
+    pub(crate) fn is_dialing(&self, id: ConnId) -> bool {
+        self.is_connecting(id)
+    }
+
+    /// Each connection's socket, and where it is in its life.
+    pub(crate) fn sockets(&self) -> impl Iterator<Item = (&O::Stream, State)> {
+        self.roster.iter().filter_map(|slot| {
+            let stream = self.streams.get(slot.id.index as usize)?.as_ref()?;
+            Some((stream, slot.machine.state()))
+        })
     }
 
     /// The listeners that could accept now and wait for an event to do so.

@@ -8,6 +8,7 @@
 mod accept;
 mod alarms;
 mod commands;
+mod connect;
 mod desk;
 mod drain;
 mod gate;
@@ -37,6 +38,7 @@ use std::time::Duration;
 
 use accept::Starvation;
 use alarms::Watch;
+use connect::Attempts;
 use drain::Drain;
 use gate::{OptionalBucket, Room};
 use lent::Lent;
@@ -111,6 +113,7 @@ pub(crate) struct Reactor<A, O: Os> {
     /// Who is read from all the same, and since when.
     favoured: Option<(ConnId, Time)>,
     lent: Lent,
+    attempts: Attempts,
     drain: Drain,
     alarms: Vec<Watch<A>>,
     next_alarm: u32,
@@ -168,6 +171,7 @@ impl<A, O: Os> Reactor<A, O> {
             squeezed: BTreeSet::new(),
             favoured: None,
             lent,
+            attempts: Attempts::new(),
             drain: Drain::default(),
             alarms: Vec::new(),
             next_alarm: 0,
@@ -402,6 +406,11 @@ impl<A, O: Os> Reactor<A, O> {
             let Some(id) = self.roster.tenant(index).map(|slot| slot.id) else {
                 continue;
             };
+            if self.is_connecting(id) {
+                self.expire_attempt(id, due);
+                self.turn(app, id);
+                continue;
+            }
             if let Some(slot) = self.roster.get_mut(id) {
                 if slot.queued && slot.can_read() && slot.is_shaking_since(due) {
                     // What it sent in time is here, and only the budget has kept us from reading it.
@@ -445,6 +454,7 @@ impl<A, O: Os> Reactor<A, O> {
         stats.open = self.roster.len();
         stats.max_connections = self.roster.cap();
         stats.unopened = self.unopened.len();
+        stats.connecting = self.attempts.len();
         stats.memory = self.memory.total();
         stats.squeezed = self.squeezed.len();
         stats.bytes_in = self.pool.traffic.bytes_in;
@@ -457,9 +467,9 @@ impl<A, O: Os> Reactor<A, O> {
         let mut stats = std::mem::take(&mut self.stats);
         self.complete(&mut stats);
         debug_assert_eq!(
-            stats.accepted,
+            stats.accepted + stats.outgoing,
             stats.open as u64 + stats.closed_total(),
-            "accepted = open + closed"
+            "accepted + outgoing = open + closed"
         );
         self.shared.publish(&stats);
         self.stats = stats;
@@ -485,6 +495,9 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         }
         for listener in std::mem::take(&mut self.listeners) {
             self.discard("a service's destructor", listener);
+        }
+        for attempt in std::mem::take(&mut self.attempts).into_values() {
+            self.discard("a TLS configuration's destructor", attempt);
         }
         for receiver in std::mem::take(&mut self.lent.leaving).into_values() {
             self.discard("the receiver of a detached connection", receiver);

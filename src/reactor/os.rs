@@ -1,6 +1,7 @@
 //! Everything the reactor asks of the operating system. The real one is `os_mio`.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -105,6 +106,20 @@ pub(crate) trait Os {
     fn close_listener(&mut self, listener: Self::Listener);
 
     fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Self::Stream, Addr)>;
+
+    /// Begins to connect; true if it is connected already. Until it is, an event says when to ask [`Os::connected`].
+    fn connect(
+        &mut self,
+        addr: &Addr,
+        bind: Option<SocketAddr>,
+        options: &SocketOptions,
+    ) -> io::Result<(Self::Stream, bool)>;
+
+    /// Whether it is connected: false while it may still be.
+    fn connected(&mut self, stream: &mut Self::Stream) -> io::Result<bool>;
+
+    /// Any number.
+    fn random(&mut self) -> u64;
 
     /// For reading and writing, edge-triggered, once.
     fn register_stream(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;

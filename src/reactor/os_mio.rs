@@ -2,9 +2,10 @@
 
 use std::ffi::OsStr;
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
@@ -158,7 +159,7 @@ fn credentials(_stream: &UnixStream) -> io::Result<Credentials> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-fn listen_tcp(addr: std::net::SocketAddr, options: &SocketOptions) -> io::Result<TcpListener> {
+fn listen_tcp(addr: SocketAddr, options: &SocketOptions) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     if addr.is_ipv6() {
@@ -169,6 +170,14 @@ fn listen_tcp(addr: std::net::SocketAddr, options: &SocketOptions) -> io::Result
         socket.set_reuse_port(true)?;
     }
     // Before listen: accepted sockets inherit these, and the receive window is announced in the SYN-ACK (tcp(7)).
+    set_tcp_options(&socket, options)?;
+    socket.bind(&addr.into())?;
+    socket.listen(backlog(options))?;
+    Ok(TcpListener::from_std(socket.into()))
+}
+
+/// What holds for every connection.
+fn set_tcp_options(socket: &socket2::Socket, options: &SocketOptions) -> io::Result<()> {
     if let Some(bytes) = options.recv_buffer {
         socket.set_recv_buffer_size(bytes)?;
     }
@@ -183,9 +192,64 @@ fn listen_tcp(addr: std::net::SocketAddr, options: &SocketOptions) -> io::Result
             .with_retries(keepalive.retries);
         socket.set_tcp_keepalive(&params)?;
     }
-    socket.bind(&addr.into())?;
-    socket.listen(backlog(options))?;
-    Ok(TcpListener::from_std(socket.into()))
+    Ok(())
+}
+
+fn connect_tcp(addr: SocketAddr, bind: Option<SocketAddr>, options: &SocketOptions) -> io::Result<(TcpStream, bool)> {
+    let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    // Before connect: the receive window is announced in the SYN.
+    set_tcp_options(&socket, options)?;
+    if let Some(local) = bind {
+        // A port of one's own is not to be taken for two minutes by the connection before.
+        socket.set_reuse_address(local.port() != 0)?;
+        socket.bind(&local.into())?;
+    }
+    let connected = begin_connect(&socket, &addr.into())?;
+    Ok((TcpStream::from_std(socket.into()), connected))
+}
+
+fn connect_unix(name: &UnixAddr, options: &SocketOptions) -> io::Result<(UnixStream, bool)> {
+    let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    if let Some(bytes) = options.send_buffer {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    let addr = match (name.as_pathname(), name.as_abstract_name()) {
+        (Some(path), _) => SockAddr::unix(path)?,
+        (None, Some(name)) => abstract_address(name)?,
+        (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    let connected = begin_connect(&socket, &addr)?;
+    Ok((UnixStream::from_std(OwnedFd::from(socket).into()), connected))
+}
+
+fn begin_connect(socket: &socket2::Socket, addr: &SockAddr) -> io::Result<bool> {
+    #[cfg(target_vendor = "apple")]
+    socket.set_nosigpipe(true)?;
+    match socket.connect(addr) {
+        Ok(()) => Ok(true),
+        // connect(2): interrupted, it goes on all the same.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// How socket2 spells it.
+fn abstract_address(name: &[u8]) -> io::Result<SockAddr> {
+    SockAddr::unix(OsStr::from_bytes(&[&[0], name].concat()))
+}
+
+/// Who is at the other end, if anybody is. A TCP socket that connects to a free port of the range from which the system chooses local
+/// ones may be given that very port, and then it connects to itself (RFC 9293 section 3.5, simultaneous open).
+fn has_peer(stream: &Stream) -> io::Result<()> {
+    match stream {
+        Stream::Tcp(stream) if stream.peer_addr()? == stream.local_addr()? => {
+            Err(io::Error::from_raw_os_error(libc::ECONNREFUSED))
+        }
+        Stream::Tcp(_) => Ok(()),
+        Stream::Unix(stream) => SockRef::from(stream).peer_addr().map(drop),
+    }
 }
 
 fn listen_unix(name: &UnixAddr, options: &SocketOptions) -> io::Result<UnixDoor> {
@@ -194,9 +258,7 @@ fn listen_unix(name: &UnixAddr, options: &SocketOptions) -> io::Result<UnixDoor>
     let file = match (name.as_pathname(), name.as_abstract_name()) {
         (Some(path), _) => Some(SocketFile::listen(&socket, path, options.mode, backlog(options))?),
         (None, Some(name)) => {
-            // How socket2 spells it.
-            let name = [&[0], name].concat();
-            socket.bind(&SockAddr::unix(OsStr::from_bytes(&name))?)?;
+            socket.bind(&abstract_address(name)?)?;
             socket.listen(backlog(options))?;
             None
         }
@@ -343,6 +405,44 @@ impl Os for MioOs {
             Stream::Unix(stream) => SockRef::from(stream).set_nosigpipe(true)?,
         }
         Ok((stream, peer))
+    }
+
+    fn connect(
+        &mut self,
+        addr: &Addr,
+        bind: Option<SocketAddr>,
+        options: &SocketOptions,
+    ) -> io::Result<(Stream, bool)> {
+        match addr {
+            Addr::Tcp(addr) => {
+                let (stream, connected) = connect_tcp(*addr, bind, options)?;
+                Ok((Stream::Tcp(stream), connected))
+            }
+            Addr::Unix(name) => {
+                let (stream, connected) = connect_unix(name, options)?;
+                Ok((Stream::Unix(stream), connected))
+            }
+        }
+    }
+
+    fn connected(&mut self, stream: &mut Stream) -> io::Result<bool> {
+        let error = match stream {
+            Stream::Tcp(stream) => stream.take_error()?,
+            Stream::Unix(stream) => stream.take_error()?,
+        };
+        if let Some(error) = error {
+            return Err(error);
+        }
+        match has_peer(stream) {
+            Ok(()) => Ok(true),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::EINPROGRESS)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn random(&mut self) -> u64 {
+        // Keys of its own each time.
+        RandomState::new().hash_one(0_u8)
     }
 
     fn register_stream(&mut self, stream: &mut Stream, token: Token) -> io::Result<()> {

@@ -13,7 +13,8 @@ use crate::proto::{Machine, State, Time};
 pub(super) struct Slot {
     pub(super) id: ConnId,
     pub(super) machine: Machine,
-    pub(super) listener: ListenerId,
+    /// `None` for one that the server has made, or is to.
+    pub(super) listener: Option<ListenerId>,
     pub(super) peer: Addr,
     pub(super) accepted_at: Time,
     /// The kernel may have input, as far as we know.
@@ -201,7 +202,7 @@ mod tests {
         Slot {
             id,
             machine,
-            listener: ListenerId(0),
+            listener: Some(ListenerId(0)),
             peer: Addr::unspecified(),
             accepted_at: Time::ZERO,
             readable: false,

@@ -37,6 +37,10 @@ impl<A, O: Os> Reactor<A, O> {
         }
         self.current = Some(id);
         self.catch_up();
+        if self.is_connecting(id) && !self.pursue(id) {
+            self.current = None;
+            return;
+        }
         // Lent to this turn: frames point into it while the handler has the server.
         let mut scratch = std::mem::take(&mut self.scratch);
         let mut budget = self.budget(id);
@@ -323,7 +327,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    fn report_conn_panic(&self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
+    pub(super) fn report_conn_panic(&self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
         let words = last_words(panic);
         log::error!(target: logs::PANIC, "{whose} panicked: {words}; {}", self.particulars(id));
     }
@@ -402,7 +406,7 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         };
         let closed = slot.machine.take_closed();
-        let listener = slot.listener;
+        let (listener, is_outgoing) = (slot.listener, slot.machine.is_outgoing());
         if log::log_enabled!(target: logs::CONNECTION, log::Level::Debug) {
             // The words of a user's error are the user's code.
             let words = catch_unwind(AssertUnwindSafe(|| closed.to_string()));
@@ -420,12 +424,17 @@ impl<A, O: Os> Reactor<A, O> {
                 handler.on_close(cx, &closed);
                 Ok(())
             });
+        } else if is_outgoing {
+            self.call(app, id, |handler, cx| {
+                handler.on_connect_failed(cx, &closed);
+                Ok(())
+            });
         }
         if let Some(handler) = self.handlers.get_mut(index).and_then(Option::take) {
             self.drop_handler(handler);
         }
         self.vacate(id, &closed);
-        if !was_open {
+        if let (false, Some(listener)) = (was_open, listener) {
             self.tell_unopened(app, listener, id, caller, &closed);
         }
         self.discard("an error's destructor", closed);
@@ -437,6 +446,9 @@ impl<A, O: Os> Reactor<A, O> {
         self.note_memory(id.index, 0);
         self.squeezed.remove(&id);
         self.end_favour(id);
+        if let Some(attempt) = self.attempts.remove(&id) {
+            self.discard("a TLS configuration's destructor", attempt);
+        }
         let Some(slot) = self.roster.remove(id) else {
             return;
         };
@@ -473,14 +485,19 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// A slot and a descriptor are free: whoever waited for either may come.
-    fn make_room(&mut self, freed: ListenerId, source: Option<IpAddr>, counted: Counted) {
-        self.starvation.end_pause();
-        if let Some(at) = self.listeners.iter().position(|listener| listener.id == freed) {
+    fn make_room(&mut self, freed: Option<ListenerId>, source: Option<IpAddr>, counted: Counted) {
+        if let Some(at) = self.listeners.iter().position(|listener| Some(listener.id) == freed) {
             self.uncount(at, source, counted);
             if let Some(listener) = self.listeners.get_mut(at) {
                 listener.connections = listener.connections.saturating_sub(1);
             }
         }
+        self.free_descriptor();
+    }
+
+    /// A descriptor is free: who waits for one may come.
+    pub(super) fn free_descriptor(&mut self) {
+        self.starvation.end_pause();
         self.look_for_clients();
     }
 

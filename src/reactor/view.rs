@@ -56,7 +56,7 @@ impl Closes {
 /// Who has ended.
 pub(super) struct Ended {
     pub(super) id: Option<ConnId>,
-    pub(super) listener: ListenerId,
+    pub(super) listener: Option<ListenerId>,
     pub(super) peer: Addr,
     pub(super) source: Addr,
     pub(super) age: Duration,
@@ -132,7 +132,10 @@ impl<A, O: Os> Reactor<A, O> {
             .collect();
         let places: HashMap<ListenerId, usize> = self.listeners.iter().map(|listener| listener.id).zip(0..).collect();
         let wanted = |branch: &Branch| branch.listener.connections.min(limit);
-        let mut missing: usize = listeners.iter().map(wanted).sum();
+        let outgoing = self.outgoing();
+        let mut outgoing_left = outgoing.min(limit);
+        let mut made = Vec::new();
+        let mut missing: usize = listeners.iter().map(wanted).sum::<usize>() + outgoing_left;
         let most = missing.saturating_mul(SLOTS_PER_LEAF).saturating_add(TREE_SLOTS);
         for slot in (0..self.roster.slots())
             .take(most)
@@ -141,7 +144,15 @@ impl<A, O: Os> Reactor<A, O> {
             if missing == 0 {
                 break;
             }
-            let branch = places.get(&slot.listener).and_then(|&at| listeners.get_mut(at));
+            let Some(listener) = slot.listener else {
+                if outgoing_left > 0 {
+                    made.push(slot.info(self.now));
+                    outgoing_left -= 1;
+                    missing -= 1;
+                }
+                continue;
+            };
+            let branch = places.get(&listener).and_then(|&at| listeners.get_mut(at));
             if let Some(branch) = branch.filter(|branch| branch.connections.len() < limit) {
                 branch.connections.push(slot.info(self.now));
                 missing -= 1;
@@ -155,6 +166,8 @@ impl<A, O: Os> Reactor<A, O> {
             descriptors: self.open_descriptors(),
             draining: self.drain.is_on(),
             listeners,
+            outgoing,
+            outgoing_connections: made,
         }
     }
 
@@ -173,7 +186,13 @@ impl<A, O: Os> Reactor<A, O> {
     /// Sockets of listeners and connections.
     pub(super) fn open_descriptors(&self) -> usize {
         let listening = self.listeners.iter().filter(|listener| listener.socket.is_some());
-        self.roster.len() + listening.count()
+        self.roster.len() - self.without_socket() + listening.count()
+    }
+
+    /// Connections that the server has made, or is to.
+    pub(super) fn outgoing(&self) -> usize {
+        let accepted: usize = self.listeners.iter().map(|listener| listener.connections).sum();
+        self.roster.len().saturating_sub(accepted)
     }
 }
 
@@ -186,7 +205,7 @@ mod tests {
         let nobody = Addr::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
         RecentClose {
             id: None,
-            listener: ListenerId(0),
+            listener: Some(ListenerId(0)),
             peer: nobody.clone(),
             source: nobody,
             reason: CloseReason::Reset,

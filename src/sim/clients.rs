@@ -4,7 +4,6 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::kernel::Kernel;
 use super::socket::SimSocket;
-use crate::addr::Addr;
 
 /// Clients have addresses from 10.0.0.0:10000 on, and ports below 60000.
 const FIRST_HOST: u32 = u32::from_be_bytes([10, 0, 0, 0]);
@@ -46,14 +45,6 @@ impl Kernel {
         let peer = SocketAddr::new(from.unwrap_or_else(host), (FIRST_PORT + index % PORTS) as u16);
         self.sockets.push(SimSocket::new(peer, listener.addr));
         Some(ClientId(index))
-    }
-
-    /// The client with this address; the last to have it.
-    pub(super) fn client_at(&self, addr: &Addr) -> Option<usize> {
-        let addr = addr.as_tcp()?;
-        let first = usize::from(addr.port()).checked_sub(FIRST_PORT)?;
-        let has_it = |&index: &usize| self.sockets.get(index).is_some_and(|socket| socket.peer == addr);
-        (first..self.sockets.len()).step_by(PORTS).rev().find(has_it)
     }
 
     pub(super) fn client_send(&mut self, client: ClientId, bytes: &[u8]) {

@@ -12,10 +12,12 @@ use crate::proto::State;
 pub enum Stage {
     /// No connection is concerned: a poll, a listener, an event for nobody.
     Nobody,
-    /// Accepted in this very turn.
+    /// Accepted in this very turn, or an attempt to connect that was begun in it.
     New,
     /// [`State::Accepting`], since an earlier turn: its PROXY header has not come.
     Accepting,
+    /// [`State::Connecting`].
+    Connecting,
     /// [`State::Handshaking`].
     Handshaking,
     /// [`State::Open`].
@@ -30,6 +32,7 @@ impl Stage {
     /// Every change that a turn may bring. One that goes through several states in a turn is seen in the last.
     pub const MOVES: &'static [(Self, Self)] = &[
         (Self::New, Self::Accepting),
+        (Self::New, Self::Connecting),
         (Self::New, Self::Handshaking),
         (Self::New, Self::Open),
         (Self::New, Self::Closing),
@@ -38,6 +41,10 @@ impl Stage {
         (Self::Accepting, Self::Open),
         (Self::Accepting, Self::Closing),
         (Self::Accepting, Self::Gone),
+        (Self::Connecting, Self::Handshaking),
+        (Self::Connecting, Self::Open),
+        (Self::Connecting, Self::Closing),
+        (Self::Connecting, Self::Gone),
         (Self::Handshaking, Self::Open),
         (Self::Handshaking, Self::Closing),
         (Self::Handshaking, Self::Gone),
@@ -50,6 +57,7 @@ impl Stage {
     pub(super) fn of(state: State) -> Self {
         match state {
             State::Accepting => Self::Accepting,
+            State::Connecting => Self::Connecting,
             State::Handshaking => Self::Handshaking,
             State::Open => Self::Open,
             State::Closing => Self::Closing,
@@ -89,7 +97,7 @@ impl Coverage {
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     pub(super) struck: Vec<(Fault, Option<usize>)>,
-    pub(super) accepted: Vec<usize>,
+    pub(super) begun: Vec<usize>,
 }
 
 /// Follows each connection from turn to turn.
@@ -104,9 +112,8 @@ impl Recorder {
     /// Takes down one turn: what the kernel has noted, and who is where after it. A change that no connection may make.
     pub(super) fn record(&mut self, notes: Notes, now: BTreeMap<usize, Stage>) -> Option<String> {
         let mut illegal = None;
-        let Notes { struck, accepted } = notes;
-        self.stages
-            .extend(accepted.into_iter().map(|client| (client, Stage::New)));
+        let Notes { struck, begun } = notes;
+        self.stages.extend(begun.into_iter().map(|client| (client, Stage::New)));
         for (fault, client) in struck {
             let stage = client.map_or(Stage::Nobody, |client| {
                 self.stages.get(&client).copied().unwrap_or(Stage::Nobody)

@@ -25,6 +25,8 @@ pub enum Call {
     Write,
     /// Shutting the writing half down.
     Shutdown,
+    /// Connecting: what it gives at once, and what becomes of the attempt.
+    Connect,
 }
 
 impl Call {
@@ -38,9 +40,11 @@ impl Call {
         Self::Read,
         Self::Write,
         Self::Shutdown,
+        Self::Connect,
     ];
 
-    /// The errors that this call may give (`accept(2)`, `recv(2)`, `send(2)`, `epoll_ctl(2)`, `shutdown(2)`).
+    /// The errors that this call may give (`accept(2)`, `recv(2)`, `send(2)`, `epoll_ctl(2)`, `shutdown(2)`,
+    /// `connect(2)`).
     pub const fn errors(self) -> &'static [i32] {
         use libc::*;
         match self {
@@ -68,6 +72,18 @@ impl Call {
             Self::Read => &[EINTR, EAGAIN, ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ENOMEM, EIO],
             Self::Write => &[EINTR, EAGAIN, ECONNRESET, EPIPE, ETIMEDOUT, ENOBUFS, ENOMEM, EIO],
             Self::Shutdown => &[ENOTCONN],
+            Self::Connect => &[
+                ECONNREFUSED,
+                ETIMEDOUT,
+                ECONNRESET,
+                EHOSTUNREACH,
+                ENETUNREACH,
+                EADDRNOTAVAIL,
+                EMFILE,
+                ENFILE,
+                ENOBUFS,
+                ENOMEM,
+            ],
         }
     }
 }

@@ -1,7 +1,7 @@
 //! A kernel in memory: listeners with backlogs, sockets with buffers, descriptors with a limit, and readiness that is
 //! told once, at the edges that Linux gives and no others.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
@@ -12,7 +12,10 @@ use std::time::Duration;
 use super::coverage::Notes;
 use super::faults::{Call, Fault, Faults};
 use super::random::Random;
+use super::remotes::Answer;
+use super::socket::Dial;
 use super::sockets::Sockets;
+use crate::addr::Addr;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Token};
 
@@ -31,9 +34,15 @@ pub(super) struct Kernel {
     pub(super) fd_limit: usize,
     pub(super) fds: usize,
     /// Descriptors have run out for the whole system until then.
-    famine_until: Time,
+    pub(super) famine_until: Time,
     pub(super) listeners: Vec<SimListener>,
     pub(super) sockets: Sockets,
+    /// What becomes of connections to these.
+    pub(super) answers: BTreeMap<Addr, Answer>,
+    /// Sockets whose attempt to connect is not over, oldest first.
+    pub(super) dialing: Vec<usize>,
+    /// Both ends of connections of the server with itself.
+    pub(super) joined: Vec<usize>,
     /// The waker was written to.
     pub(super) woken: Arc<AtomicBool>,
     pub(super) trace: Trace,
@@ -100,6 +109,9 @@ impl Kernel {
             famine_until: Time::ZERO,
             listeners: Vec::new(),
             sockets: Sockets::default(),
+            answers: BTreeMap::new(),
+            dialing: Vec::new(),
+            joined: Vec::new(),
             woken: Arc::default(),
             trace: Trace::new(),
             delivered: 0,
@@ -128,11 +140,11 @@ impl Kernel {
         if let Some(errno) = self.strike(Call::Poll, None) {
             return Err(io::Error::from_raw_os_error(errno));
         }
-        self.sockets.move_bytes();
+        self.move_bytes();
         self.collect(events);
         if events.is_empty() {
             self.sleep(timeout);
-            self.sockets.move_bytes();
+            self.move_bytes();
             self.collect(events);
         }
         self.spoil(events);
@@ -153,12 +165,20 @@ impl Kernel {
 
     fn sleep(&mut self, timeout: Option<Duration>) {
         let until = timeout.map_or(Time::NEVER, |timeout| self.now.after(timeout));
+        let until = until.min(self.next_answer());
         self.now = self.now.max(until.min(self.horizon));
+    }
+
+    /// The network: attempts are answered, and what is under way arrives as far as there is room.
+    fn move_bytes(&mut self) {
+        self.answer_dials();
+        self.carry();
+        self.sockets.move_bytes();
     }
 
     /// After what is under way has arrived: the next poll has something to report.
     pub(super) fn has_news(&mut self) -> bool {
-        self.sockets.move_bytes();
+        self.move_bytes();
         let listening = self
             .listeners
             .iter()
@@ -259,7 +279,7 @@ impl Kernel {
         self.calls.get(call as usize).copied().unwrap_or(0)
     }
 
-    fn strike(&mut self, call: Call, socket: Option<usize>) -> Option<i32> {
+    pub(super) fn strike(&mut self, call: Call, socket: Option<usize>) -> Option<i32> {
         if let Some(count) = self.calls.get_mut(call as usize) {
             *count += 1;
         }
@@ -307,7 +327,7 @@ impl Kernel {
         self.fds += 1;
         let peer = socket.peer;
         if let Some(notes) = &mut self.notes {
-            notes.accepted.push(index);
+            notes.begun.push(index);
         }
         self.trace
             .line([4, index as u64, 0, 0], || format!("  accept: client {index}"));
@@ -448,6 +468,9 @@ impl Kernel {
         };
         socket.held = false;
         socket.token = None;
+        if let Dial::Until(..) = socket.dial {
+            socket.client_gone = true;
+        }
         // tcp(7): closing with unread input resets the connection and destroys what the peer has not read.
         if reset || !socket.received.is_empty() {
             socket.server_reset = true;
@@ -467,8 +490,8 @@ impl Kernel {
         }
         if let Some(socket) = self.sockets.get_mut(index) {
             socket.token = Some(token);
-            // epoll reports what is ready at registration: at least that it is writable.
-            socket.edge = true;
+            // epoll reports what is ready at registration: at least that it is writable, if it is connected.
+            socket.edge = !matches!(socket.dial, Dial::Until(..));
         }
         Ok(())
     }

@@ -56,6 +56,7 @@ mod faults;
 mod kernel;
 mod os;
 mod random;
+mod remotes;
 mod script;
 mod single;
 mod socket;
@@ -76,8 +77,10 @@ pub use faults::{Call, Fault, Faults, Scripted};
 use kernel::Kernel;
 use os::SimOs;
 pub use random::Random;
+pub use remotes::Answer;
 pub use script::{shrink, Op, Script};
 pub use single::{Single, Snapshot};
+use socket::Dial;
 pub use stimulus::{Deed, End, Stimulus, Told};
 
 use crate::config::Config;
@@ -317,9 +320,8 @@ impl<A> Sim<A> {
     fn record(&mut self) -> Option<String> {
         let recorder = self.recorder.as_mut()?;
         let mut kernel = self.kernel.borrow_mut();
-        let stages = self.reactor.connections().into_iter();
-        let stages = stages.filter_map(|info| Some((kernel.client_at(&info.peer)?, Stage::of(info.state))));
-        let stages: BTreeMap<usize, Stage> = stages.collect();
+        let stages = self.reactor.sockets();
+        let stages: BTreeMap<usize, Stage> = stages.map(|(stream, state)| (stream.index, Stage::of(state))).collect();
         let notes = kernel.notes.replace(Notes::default()).unwrap_or_default();
         recorder.record(notes, stages)
     }
@@ -389,6 +391,9 @@ impl<A> Sim<A> {
             };
             if socket.has_edge() {
                 continue;
+            }
+            if self.reactor.is_dialing(id) && (socket.error.is_some() || socket.dial == Dial::Done) {
+                return Some(format!("connection {id} waits for an attempt that is over"));
             }
             if for_input && socket.has_input() {
                 return Some(format!("connection {id} waits for input that is there"));

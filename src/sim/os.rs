@@ -117,6 +117,24 @@ impl Os for SimOs {
         Ok((StreamFd { index, local }, peer.into()))
     }
 
+    fn connect(
+        &mut self,
+        addr: &Addr,
+        bind: Option<SocketAddr>,
+        _options: &SocketOptions,
+    ) -> io::Result<(StreamFd, bool)> {
+        let (index, local, connected) = self.0.borrow_mut().dial(addr, bind)?;
+        Ok((StreamFd { index, local }, connected))
+    }
+
+    fn connected(&mut self, stream: &mut StreamFd) -> io::Result<bool> {
+        self.0.borrow_mut().connected(stream.index)
+    }
+
+    fn random(&mut self) -> u64 {
+        self.0.borrow_mut().random.bits()
+    }
+
     fn register_stream(&mut self, stream: &mut StreamFd, token: Token) -> io::Result<()> {
         self.0.borrow_mut().register(stream.index, token)
     }

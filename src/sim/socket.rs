@@ -3,7 +3,19 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+use crate::addr::Addr;
+use crate::proto::Time;
 use crate::reactor::os::{Event, Token};
+
+/// Whether the server has connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dial {
+    /// It has accepted.
+    No,
+    /// It is to connect then, or to fail with this errno.
+    Until(Time, Option<i32>),
+    Done,
+}
 
 /// Both directions of one connection.
 pub(super) struct SimSocket {
@@ -37,6 +49,11 @@ pub(super) struct SimSocket {
     pub(super) inbox: Vec<u8>,
     /// The client reads what comes.
     pub(super) reads: bool,
+    pub(super) dial: Dial,
+    /// Where the server connects to.
+    pub(super) to: Option<Addr>,
+    /// The other end is the server's too.
+    pub(super) joined: Option<usize>,
 }
 
 impl SimSocket {
@@ -62,6 +79,9 @@ impl SimSocket {
             client_gone: false,
             inbox: Vec::new(),
             reads: true,
+            dial: Dial::No,
+            to: None,
+            joined: None,
         }
     }
 

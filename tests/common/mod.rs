@@ -2,6 +2,7 @@
 //! child processes.
 #![allow(dead_code)] // each test file uses its part
 
+pub mod outgoing;
 pub mod script;
 #[cfg(feature = "tls")]
 pub mod tls;

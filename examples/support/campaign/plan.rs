@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portcullis::sim::{Faults, Op, Random};
-use portcullis::{Config, Listen};
+use portcullis::{Config, Connect, Listen, Retry};
 
 use super::rules::{House, Rules};
 use super::subject::Temper;
@@ -73,6 +73,10 @@ pub enum Act {
     Connect {
         door: u8,
         odd: bool,
+    },
+    /// The server connects to somebody, who answers in one way or another.
+    Dial {
+        door: u8,
     },
     /// A client says some frames.
     Say {
@@ -251,6 +255,24 @@ impl Door {
         };
         self.rules.apply(listen)
     }
+
+    /// How it connects, in the clear.
+    pub fn connect(&self, timeout: Duration, retry: Option<Retry>) -> Connect {
+        let [handshake, frame, idle, write, linger] = self.timeouts;
+        let (low, high, limit) = self.watermarks;
+        Connect::new()
+            .framing(self.wire.framing())
+            .max_frame(self.max_frame)
+            .connect_timeout(timeout)
+            .retry(retry)
+            .handshake_timeout(handshake)
+            .frame_timeout(frame)
+            .idle_timeout(idle)
+            .write_timeout(write)
+            .linger(linger, self.linger_bytes)
+            .watermarks(low, high)
+            .output_limit(limit)
+    }
 }
 
 impl Deed {
@@ -271,7 +293,8 @@ impl Act {
                 door,
                 odd: random.chance(30),
             },
-            150..=489 => Self::Say {
+            150..=199 => Self::Dial { door },
+            200..=489 => Self::Say {
                 client,
                 frames: random.between(1, 12) as u8,
             },

@@ -95,7 +95,7 @@ impl Drop for Fuse {
 }
 
 impl Subject {
-    fn new(door: &Rc<Door>, app: &App, mut random: Random) -> Self {
+    pub fn new(door: &Rc<Door>, app: &App, mut random: Random) -> Self {
         let fuse = (door.temper == Temper::Panicking && random.chance(100))
             .then(|| Fuse(Rc::clone(&app.armed), Rc::clone(&app.blown)));
         Self {
@@ -402,6 +402,17 @@ impl Handler<App> for Subject {
         });
         // There is nothing left to close.
         drop(outcome);
+        self.closed = true;
+    }
+
+    fn on_connect_failed(&mut self, cx: &mut Context<'_, App>, closed: &Closed) {
+        cx.app.unopened += 1;
+        let talk = cx.app.talk(tcp(&cx.conn.peer_addr()));
+        if talk.opened || talk.unopened.replace(closed.reason).is_some() {
+            cx.app.blame("it failed to connect twice, or after it had");
+        }
+        // There is nothing to close.
+        drop(self.within(cx, |_, _| Ok(())));
         self.closed = true;
     }
 }

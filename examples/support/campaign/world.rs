@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use portcullis::sim::{Call, ClientId, ClientState, Faults, Op, Random, Scripted, Sim, Violation};
-use portcullis::{CloseReason, ConnId, ListenerId, ProxyProtocol, State};
+use portcullis::sim::{Answer, Call, ClientId, ClientState, Faults, Op, Random, Scripted, Sim, Violation};
+use portcullis::{CloseReason, ConnId, ListenerId, ProxyProtocol, Retry, State};
 
 use super::app::{is_orderly, tcp, App, Order, Talk};
 use super::header::{self, Opening};
@@ -15,7 +15,7 @@ use super::plan::{Act, Deed, Door, Plan};
 use super::rates::Meter;
 use super::rules::{bad_config, bad_listen, source, House, Rules};
 use super::speaker::Speaker;
-use super::subject::{draw_order, Doorkeeper, Live, Temper};
+use super::subject::{draw_order, Doorkeeper, Live, Subject, Temper};
 
 /// Clients that something happens to.
 const RECENT: usize = 8;
@@ -27,6 +27,9 @@ pub struct World {
     /// Of the whole server.
     meter: Meter,
     speakers: Vec<Speaker>,
+    /// Whom the server was told to connect to, and who is not there yet.
+    dialed: Vec<(SocketAddr, Rc<Door>)>,
+    dials: u16,
     queue: (usize, usize),
     heavy: bool,
 }
@@ -55,6 +58,8 @@ impl World {
             house: plan.setup.house.clone(),
             meter: Meter::default(),
             speakers: Vec::new(),
+            dialed: Vec::new(),
+            dials: 0,
             queue: plan.setup.queue,
             heavy: plan.setup.heavy,
         };
@@ -122,6 +127,7 @@ impl World {
                     }
                 }
             }
+            Act::Dial { door } => self.dial(usize::from(door) % self.doors.len(), &mut random),
             Act::Say { client, frames } => {
                 let frames = usize::from(if self.heavy { frames.min(2) } else { frames });
                 self.speak(client, |speaker, talk| Some(speaker.say(talk, &mut random, frames)));
@@ -256,6 +262,59 @@ impl World {
         }
         self.speakers.push(speaker);
         Some(self.speakers.len() - 1)
+    }
+
+    /// The server connects, from a job.
+    fn dial(&mut self, door: usize, random: &mut Random) {
+        self.dials += 1;
+        let addr = SocketAddr::from(([203, 0, 113, 1], self.dials));
+        let after = Duration::from_millis(random.below(3_000) as u64);
+        let answer = match random.below(10) {
+            0..=3 => Answer::Accept,
+            4..=6 => Answer::AcceptAfter(after),
+            7 => Answer::FailAfter(
+                after,
+                *random.pick(Call::Connect.errors()).unwrap_or(&libc::ECONNREFUSED),
+            ),
+            8 => Answer::Silence,
+            _ => Answer::Refuse,
+        };
+        self.sim.remote(addr, answer);
+        let retry = random.chance(500).then(|| {
+            let attempts = [1, 2, 5, u32::MAX][random.below(4)];
+            Retry::new(attempts).jitter(random.below(101) as u8)
+        });
+        let timeout = [Duration::from_millis(20), Duration::from_secs(5), Duration::MAX][random.below(3)];
+        let door = &self.doors[door].door;
+        let talk = Talk::new(door.wire, door.max_frame, false);
+        self.sim.app_mut().talks.insert(addr, talk);
+        self.dialed.push((addr, Rc::clone(door)));
+        let (door, seed) = (Door::clone(door), random.bits());
+        let posted = self.sim.handle().post(move |app, control| {
+            app.commands.jobs += 1;
+            let door = Rc::new(door);
+            let subject = Subject::new(&door, app, Random::new(seed));
+            // At the cap, without a descriptor or in a drain it is refused.
+            let _ = control.connect(addr, door.connect(timeout, retry), subject);
+        });
+        let commands = &mut self.sim.app_mut().commands;
+        match posted {
+            Ok(()) => commands.posts += 1,
+            Err(_) => commands.refused += 1,
+        }
+    }
+
+    /// Who was connected to speaks as a client does.
+    fn meet(&mut self) {
+        let (sim, speakers) = (&mut self.sim, &mut self.speakers);
+        self.dialed.retain(|(addr, door)| {
+            let Some(&id) = sim.dialed(*addr).first() else {
+                return true;
+            };
+            sim.set_send_buffer(id, door.send_buffer);
+            speakers.push(Speaker::new(id, *addr, false, false));
+            false
+        });
     }
 
     fn strike(&mut self, error: u8, random: &mut Random) {
@@ -561,7 +620,11 @@ impl World {
         let balances = [
             ("opened and on_open", stats.opened, opened),
             ("on_open and on_close", opened, closed),
-            ("accepted and opened or not", stats.accepted, opened + app.unopened),
+            (
+                "accepted or made, and opened or not",
+                stats.accepted + stats.outgoing,
+                opened + app.unopened,
+            ),
             (
                 "panics, planned and counted",
                 app.panics + app.blown.get(),
@@ -585,6 +648,7 @@ impl World {
 
     /// Every client reads what there is, and judges it.
     fn listen_to_all(&mut self) -> Result<(), String> {
+        self.meet();
         for speaker in &mut self.speakers {
             let bytes = self.sim.received(speaker.id);
             let talk = self.sim.app_mut().talk(speaker.addr);
@@ -614,12 +678,13 @@ impl World {
         let aways = aways.clone();
         let mut crowds: BTreeMap<(ListenerId, u128), usize> = BTreeMap::new();
         for info in self.sim.control().connections() {
+            let Some(listener) = info.listener else {
+                continue;
+            };
             let talk = self.sim.app_mut().talk(tcp(&info.peer));
             let nobodys = talk.opening.says.as_ref().is_some_and(|says| says.source().is_none());
             if info.state == State::Open && !nobodys {
-                *crowds
-                    .entry((info.listener, source(tcp(&info.source).ip())))
-                    .or_default() += 1;
+                *crowds.entry((listener, source(tcp(&info.source).ip()))).or_default() += 1;
             }
         }
         for entrance in &self.doors {

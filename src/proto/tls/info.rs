@@ -6,7 +6,7 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 use rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVersion, ServerConfig};
 
-use super::{Session, Stage};
+use super::Session;
 
 /// What the TLS handshake agreed on. From [`Conn::tls`](crate::Conn::tls).
 #[derive(Clone, Copy)]
@@ -14,20 +14,18 @@ pub struct TlsInfo<'a>(pub(super) &'a Session);
 
 impl<'a> TlsInfo<'a> {
     fn common(self) -> Option<&'a CommonState> {
-        match &self.0.stage {
-            Stage::Hello(..) => None,
-            Stage::Running(connection) => Some(connection),
-        }
+        self.0.common()
     }
 
     /// The configuration that the handshake used: which of several names' it was, or whether
     /// [`Control::set_tls`](crate::Control::set_tls) has come after it (`Arc::ptr_eq` with the new one). One that allows early
-    /// data is a copy of yours, without it.
+    /// data is a copy of yours, without it. `None` where we are the client.
     pub fn config(self) -> Option<&'a Arc<ServerConfig>> {
         self.0.config.as_ref()
     }
 
-    /// The name the client asked for (SNI), lower case.
+    /// The name the client asked for (SNI), lower case; where we are the client, the server's name or address that its
+    /// certificate is for.
     pub fn server_name(self) -> Option<&'a str> {
         self.0.server_name.as_deref()
     }
@@ -40,6 +38,15 @@ impl<'a> TlsInfo<'a> {
     /// The client's certificate chain as it was verified, its own first; after a resumed handshake the one of the first. Empty
     /// unless the configuration asks for one.
     pub fn client_certificates(self) -> &'a [CertificateDer<'static>] {
+        if self.0.is_client() {
+            return &[];
+        }
+        self.peer_certificates()
+    }
+
+    /// The peer's certificate chain as it was verified, its own first: the server's where we are the client, else as
+    /// [`TlsInfo::client_certificates`].
+    pub fn peer_certificates(self) -> &'a [CertificateDer<'static>] {
         self.common()
             .and_then(CommonState::peer_certificates)
             .unwrap_or_default()

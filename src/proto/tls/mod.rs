@@ -3,6 +3,7 @@
 //! Uses rustls' unbuffered connection, because an idle one costs 3.3 KB where the buffered one costs
 //! 7.4 KB: buffers are ours, borrowed from the pool while a record is incomplete or unsent.
 
+mod client;
 mod config;
 mod info;
 mod pem;
@@ -11,15 +12,18 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-use rustls::server::{Acceptor, ClientHello, UnbufferedServerConnection};
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::server::{Acceptor, ClientHello, ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic};
-use rustls::{AlertDescription, ProtocolVersion, ServerConfig};
+use rustls::{AlertDescription, CommonState, ProtocolVersion, ServerConfig};
 
 use super::outbox::Outbox;
 use super::pool::{lasting, Pool};
+pub(crate) use client::ClientTls;
+use client::WithServer;
 pub use config::{NameError, ServerNames, TlsConfig};
 pub use info::TlsInfo;
-pub use pem::{server_config, server_config_with_clients, ClientAuth, PemError};
+pub use pem::{client_config, server_config, server_config_with_clients, ClientAuth, PemError};
 
 /// Ciphertext held for one connection: a handshake message of 64 KiB, rustls' own maximum, and the record it ends in.
 const MAX_HELD: usize = 0x1_0000 + 0x4800;
@@ -44,7 +48,7 @@ pub(super) struct Session {
     set_aside: Vec<u8>,
     /// The very first byte from the peer, which tells TLS from something else.
     first: Option<u8>,
-    /// The name in the ClientHello, which rustls' unbuffered connection keeps to itself.
+    /// The name in the ClientHello, which rustls' unbuffered connection keeps to itself; or the one that we ask for.
     server_name: Option<Box<str>>,
     /// The one that was chosen.
     config: Option<Arc<ServerConfig>>,
@@ -66,6 +70,41 @@ enum Stage {
     Hello(Box<Acceptor>, TlsConfig),
     /// rustls at work.
     Running(UnbufferedServerConnection),
+    /// The same, towards a server.
+    Client(UnbufferedClientConnection),
+}
+
+/// What rustls has twice, for servers and for clients.
+trait Side {
+    type Data;
+
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+
+    fn common(&self) -> &CommonState;
+}
+
+impl Side for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(input)
+    }
+
+    fn common(&self) -> &CommonState {
+        self
+    }
+}
+
+impl Side for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(input)
+    }
+
+    fn common(&self) -> &CommonState {
+        self
+    }
 }
 
 /// What to do once rustls has nothing left to say.
@@ -77,8 +116,12 @@ enum Wish<'a> {
 
 impl Session {
     pub(super) fn new(config: &TlsConfig) -> Self {
+        Self::at(Stage::Hello(Box::default(), config.clone()))
+    }
+
+    fn at(stage: Stage) -> Self {
         Self {
-            stage: Stage::Hello(Box::default(), config.clone()),
+            stage,
             held: Vec::new(),
             outbound: Outbox::default(),
             clear: 0,
@@ -100,6 +143,22 @@ impl Session {
             outbound: sent,
             ..Self::new(config)
         }
+    }
+
+    /// Towards a server, behind what was sent before: says hello.
+    pub(super) fn client(
+        config: &ClientTls,
+        sent: Outbox,
+        pool: &mut Pool,
+    ) -> Result<Self, Box<dyn StdError + Send + Sync>> {
+        let mut session = Self {
+            clear: sent.len(),
+            outbound: sent,
+            server_name: Some(config.wanted()),
+            ..Self::at(Stage::Client(config.connection()?))
+        };
+        session.wish(Wish::Nothing, pool)?;
+        Ok(session)
     }
 
     /// Keeps bytes that came before there was a session, for [`Session::take_set_aside`].
@@ -135,10 +194,26 @@ impl Session {
     }
 
     pub(super) fn is_handshaking(&self) -> bool {
+        self.common().is_none_or(CommonState::is_handshaking)
+    }
+
+    /// What rustls knows, once it is at work.
+    fn common(&self) -> Option<&CommonState> {
         match &self.stage {
-            Stage::Hello(..) => true,
-            Stage::Running(connection) => connection.is_handshaking(),
+            Stage::Hello(..) => None,
+            Stage::Running(connection) => Some(connection.common()),
+            Stage::Client(connection) => Some(connection.common()),
         }
+    }
+
+    /// We are the client.
+    fn is_client(&self) -> bool {
+        matches!(self.stage, Stage::Client(_))
+    }
+
+    /// close_notify is said, or never will be.
+    pub(super) fn has_said_goodbye(&self) -> bool {
+        self.notified
     }
 
     /// close_notify has come: nothing more will.
@@ -170,7 +245,13 @@ impl Session {
         }
         if let Err(error) = self.decrypt(wire, plain, pool) {
             pool.give(std::mem::take(&mut self.held));
-            self.failure = Failure::New(error);
+            self.failure = Failure::New(match &self.server_name {
+                Some(wanted) if self.is_client() && self.is_handshaking() => Box::new(WithServer {
+                    wanted: wanted.clone(),
+                    source: error,
+                }),
+                _ => error,
+            });
         }
     }
 
@@ -308,7 +389,7 @@ impl Session {
         &mut self,
         input: &mut [u8],
         plain: &mut Vec<u8>,
-        mut wish: Wish<'_>,
+        wish: Wish<'_>,
         pool: &mut Pool,
     ) -> Result<usize, Box<dyn StdError + Send + Sync>> {
         let Self {
@@ -318,60 +399,89 @@ impl Session {
             peer_closed,
             ..
         } = self;
-        let Stage::Running(connection) = stage else {
-            return Ok(0);
+        let out = Out {
+            outbound,
+            own,
+            peer_closed,
         };
-        let mut consumed = 0;
-        let mut failure = None;
-        loop {
-            let unread = input.get_mut(consumed..).unwrap_or_default();
-            let UnbufferedStatus { mut discard, state } = connection.process_tls_records(unread);
-            let mut more = true;
-            match state {
-                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                    while let Some(record) = traffic.next_record() {
-                        let record = record?;
-                        discard += record.discard;
-                        plain.extend_from_slice(record.payload);
-                    }
-                }
-                Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                    let before = outbound.len();
-                    append(outbound.tail(pool), RECORD_PAYLOAD, |space| match data.encode(space) {
-                        Ok(written) => Ok(written),
-                        Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
-                        Err(EncodeError::AlreadyEncoded) => Err(None),
-                    });
-                    *own += outbound.len() - before;
-                }
-                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-                Ok(ConnectionState::PeerClosed) => *peer_closed = true,
-                Ok(ConnectionState::WriteTraffic(traffic)) => match std::mem::replace(&mut wish, Wish::Nothing) {
-                    Wish::Nothing => more = false,
-                    wish => grant(traffic, wish, outbound.tail(pool))?,
-                },
-                Err(error) if failure.is_none() => failure = Some(error),
-                Ok(_) | Err(_) => more = false,
-            }
-            consumed += discard;
-            // After an error rustls hands over the alert that it has for the peer. Asked for more than that, it would
-            // judge the same bytes again.
-            if !more || (failure.is_some() && !connection.wants_write()) {
-                break;
-            }
-        }
-        if outbound.is_empty() {
-            outbound.clear(pool);
-        }
-        match (failure, wish) {
-            (Some(error), _) => Err(error.into()),
-            (None, Wish::Encrypt(_)) => Err("TLS takes no more data".into()),
-            (None, _) => Ok(consumed),
+        match stage {
+            Stage::Hello(..) => Ok(0),
+            Stage::Running(connection) => drive(connection, out, input, plain, wish, pool),
+            Stage::Client(connection) => drive(connection, out, input, plain, wish, pool),
         }
     }
 
     pub(super) fn info(&self) -> TlsInfo<'_> {
         TlsInfo(self)
+    }
+}
+
+/// What of a session [`drive`] changes.
+struct Out<'a> {
+    outbound: &'a mut Outbox,
+    own: &'a mut usize,
+    peer_closed: &'a mut bool,
+}
+
+fn drive<S: Side>(
+    connection: &mut S,
+    out: Out<'_>,
+    input: &mut [u8],
+    plain: &mut Vec<u8>,
+    mut wish: Wish<'_>,
+    pool: &mut Pool,
+) -> Result<usize, Box<dyn StdError + Send + Sync>> {
+    let Out {
+        outbound,
+        own,
+        peer_closed,
+    } = out;
+    let mut consumed = 0;
+    let mut failure = None;
+    loop {
+        let unread = input.get_mut(consumed..).unwrap_or_default();
+        let UnbufferedStatus { mut discard, state } = connection.process(unread);
+        let mut more = true;
+        match state {
+            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                while let Some(record) = traffic.next_record() {
+                    let record = record?;
+                    discard += record.discard;
+                    plain.extend_from_slice(record.payload);
+                }
+            }
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                let before = outbound.len();
+                append(outbound.tail(pool), RECORD_PAYLOAD, |space| match data.encode(space) {
+                    Ok(written) => Ok(written),
+                    Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
+                    Err(EncodeError::AlreadyEncoded) => Err(None),
+                });
+                *own += outbound.len() - before;
+            }
+            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+            Ok(ConnectionState::PeerClosed) => *peer_closed = true,
+            Ok(ConnectionState::WriteTraffic(traffic)) => match std::mem::replace(&mut wish, Wish::Nothing) {
+                Wish::Nothing => more = false,
+                wish => grant(traffic, wish, outbound.tail(pool))?,
+            },
+            Err(error) if failure.is_none() => failure = Some(error),
+            Ok(_) | Err(_) => more = false,
+        }
+        consumed += discard;
+        // After an error rustls hands over the alert that it has for the peer. Asked for more than that, it would
+        // judge the same bytes again.
+        if !more || (failure.is_some() && !connection.common().wants_write()) {
+            break;
+        }
+    }
+    if outbound.is_empty() {
+        outbound.clear(pool);
+    }
+    match (failure, wish) {
+        (Some(error), _) => Err(error.into()),
+        (None, Wish::Encrypt(_)) => Err("TLS takes no more data".into()),
+        (None, _) => Ok(consumed),
     }
 }
 

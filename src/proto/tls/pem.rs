@@ -11,7 +11,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
-use rustls::{RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 /// Why a certificate chain and key make no configuration: the file, and what is wrong with it.
 #[derive(Debug)]
@@ -172,12 +172,7 @@ pub fn server_config_with_clients(
 ) -> Result<Arc<ServerConfig>, PemError> {
     let (chain, key, roots) = (chain.as_ref(), key.as_ref(), roots.as_ref());
     let provider = provider(key)?;
-    let mut store = RootCertStore::empty();
-    for certificate in certificates(roots)? {
-        store.add(certificate).map_err(|error| {
-            PemError::new(roots, "holds a certificate that cannot vouch for clients").because(error.to_string())
-        })?;
-    }
+    let store = root_store(roots, "holds a certificate that cannot vouch for clients")?;
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider));
     let verifier = match clients {
         ClientAuth::Required => verifier,
@@ -187,6 +182,44 @@ pub fn server_config_with_clients(
         .build()
         .map_err(|error| PemError::new(roots, "cannot be used to verify clients").because(error.to_string()))?;
     build(chain, key, &provider, verifier)
+}
+
+/// A configuration for connections that the server makes ([`Connect::tls`](crate::Connect::tls)): TLS 1.2 and 1.3, for servers
+/// whose certificates lead to one of those in the PEM file `roots`. No certificates come with this library; the system's are most
+/// often in a file such as `/etc/ssl/certs/ca-certificates.crt`.
+///
+/// The provider is that of [`server_config`]. For ALPN, a certificate of your own or roots that you have already
+/// (`RootCertStore`) change it, or build a [`rustls::ClientConfig`] yourself.
+///
+/// # Errors
+///
+/// A file that cannot be read, or holds no certificate that can vouch for others: [`PemError`] names the file and the fault.
+///
+/// ```no_run
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = portcullis::tls::client_config("ca.pem")?;
+/// let connect = portcullis::Connect::new().tls(config, "backend.example.org");
+/// # let _ = connect; Ok(()) }
+/// ```
+pub fn client_config(roots: impl AsRef<Path>) -> Result<Arc<ClientConfig>, PemError> {
+    let roots = roots.as_ref();
+    let store = root_store(roots, "holds a certificate that cannot vouch for servers")?;
+    let config = ClientConfig::builder_with_provider(provider(roots)?)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| PemError::new(roots, "cannot be used with this TLS provider").because(error))?
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+fn root_store(roots: &Path, fault: &str) -> Result<RootCertStore, PemError> {
+    let mut store = RootCertStore::empty();
+    for certificate in certificates(roots)? {
+        store
+            .add(certificate)
+            .map_err(|error| PemError::new(roots, fault).because(error.to_string()))?;
+    }
+    Ok(store)
 }
 
 /// The certificates in a file, at least one.

@@ -1,0 +1,153 @@
+//! Addresses from text, and from what a program has instead.
+
+use std::convert::Infallible;
+use std::error::Error as StdError;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::str::FromStr;
+
+use super::{Addr, UnixAddr};
+
+impl Addr {
+    /// A Unix socket's file.
+    pub fn unix(path: impl AsRef<Path>) -> Self {
+        UnixAddr::pathname(path.as_ref()).into()
+    }
+
+    /// A Unix socket's name in Linux's abstract namespace, without its leading zero.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub fn unix_abstract(name: impl AsRef<[u8]>) -> Self {
+        UnixAddr::abstract_name(name.as_ref()).into()
+    }
+}
+
+/// `127.0.0.1:2222`, `[::1]:2222`, `unix:/run/server.sock`, `unix:@abstract`. No name of a host: see [`AddrError`].
+impl FromStr for Addr {
+    type Err = AddrError;
+
+    fn from_str(text: &str) -> Result<Self, AddrError> {
+        let wrong = |problem| AddrError {
+            given: text.to_owned(),
+            problem,
+        };
+        if let Some(name) = text.strip_prefix("unix:") {
+            return match name.strip_prefix('@') {
+                _ if name.is_empty() => Err(wrong("has no path")),
+                #[cfg(any(target_os = "linux", target_os = "android"))]
+                Some(name) => Ok(Self::unix_abstract(name)),
+                _ => Ok(Self::unix(name)),
+            };
+        }
+        if let Ok(addr) = text.parse::<SocketAddr>() {
+            return Ok(addr.into());
+        }
+        if text.parse::<IpAddr>().is_ok() {
+            return Err(wrong("has no port: give IP:PORT, with an IPv6 address in brackets"));
+        }
+        Err(match text.rsplit_once(':') {
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => wrong(
+                "names a host, and looking that up would block: resolve it first, with std::net::ToSocketAddrs on \
+                 another thread, and give the address",
+            ),
+            _ => wrong("is neither IP:PORT nor unix:PATH"),
+        })
+    }
+}
+
+impl TryFrom<&str> for Addr {
+    type Error = AddrError;
+
+    fn try_from(text: &str) -> Result<Self, AddrError> {
+        text.parse()
+    }
+}
+
+impl TryFrom<String> for Addr {
+    type Error = AddrError;
+
+    fn try_from(text: String) -> Result<Self, AddrError> {
+        text.parse()
+    }
+}
+
+impl TryFrom<&String> for Addr {
+    type Error = AddrError;
+
+    fn try_from(text: &String) -> Result<Self, AddrError> {
+        text.parse()
+    }
+}
+
+impl From<&Self> for Addr {
+    fn from(addr: &Self) -> Self {
+        addr.clone()
+    }
+}
+
+impl From<(IpAddr, u16)> for Addr {
+    fn from(addr: (IpAddr, u16)) -> Self {
+        SocketAddr::from(addr).into()
+    }
+}
+
+/// Why a text is no [`Addr`]. The name of a host is none either: looking it up (`getaddrinfo(3)`) can block for a minute, and this
+/// library never does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AddrError {
+    given: String,
+    problem: &'static str,
+}
+
+impl AddrError {
+    /// The text.
+    pub fn given(&self) -> &str {
+        &self.given
+    }
+}
+
+impl fmt::Display for AddrError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}", self.given, self.problem)
+    }
+}
+
+impl StdError for AddrError {}
+
+/// An address that is one already.
+impl From<Infallible> for AddrError {
+    fn from(never: Infallible) -> Self {
+        match never {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_what_it_displays_as() {
+        let mut addrs = vec!["127.0.0.1:80", "[::1]:65535", "unix:/run/a b.sock", "unix:relative"];
+        if cfg!(any(target_os = "linux", target_os = "android")) {
+            addrs.push("unix:@name");
+        }
+        for text in addrs {
+            assert_eq!(text.parse::<Addr>().expect(text).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn what_is_none_says_what_to_do() {
+        let words = |text: &str| text.parse::<Addr>().expect_err(text).to_string();
+        for name in ["localhost:80", "example.org:443", "a:1"] {
+            assert!(words(name).contains("resolve it first"), "{name}");
+        }
+        for bare in ["127.0.0.1", "::1"] {
+            assert!(words(bare).contains("has no port"), "{bare}");
+        }
+        for other in ["", ":80", "localhost", "1.2.3.4:99999", "/run/a.sock"] {
+            assert!(words(other).contains("neither"), "{other}");
+        }
+        assert!(words("unix:").contains("no path"));
+    }
+}

@@ -1,0 +1,385 @@
+//! The options of an outgoing connection, each with its unit and default.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::addr::Addr;
+use crate::error::{Error, Result};
+use crate::listen::check::{check_limits, check_unix_name};
+use crate::listen::{default_limits, Keepalive, SocketOptions};
+use crate::proto::tls::ClientTls;
+use crate::proto::{Framing, Limits, Rate};
+
+/// One outgoing connection: in which framing, under which limits. For [`Server::connect`](crate::Server::connect),
+/// [`Control::connect`](crate::Control::connect) and [`Conn::connect`](crate::Conn::connect).
+///
+/// Where an option has the name of one of [`Listen`](crate::Listen), it means the same and has the same default. What concerns
+/// clients does not apply: access rules, limits on sources, accept rates, PROXY headers,
+/// [`Config::max_unopened`](crate::Config::max_unopened). The cap does, and so do the memory limit and all budgets.
+///
+/// ```
+/// use std::time::Duration;
+/// use portcullis::{Connect, Framing, Retry};
+///
+/// let connect = Connect::new()
+///     .framing(Framing::Line)
+///     .connect_timeout(Duration::from_secs(2))
+///     .retry(Retry::new(5));
+/// # let _ = connect;
+/// ```
+#[derive(Clone)]
+#[must_use]
+pub struct Connect {
+    pub(crate) framing: Framing,
+    pub(crate) tls: Option<ClientTls>,
+    pub(crate) limits: Limits,
+    pub(crate) socket: SocketOptions,
+    pub(crate) bind: Option<SocketAddr>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) retry: Option<Retry>,
+}
+
+impl Default for Connect {
+    fn default() -> Self {
+        Self {
+            framing: Framing::default(),
+            tls: None,
+            limits: default_limits(),
+            socket: SocketOptions::default(),
+            bind: None,
+            connect_timeout: Duration::from_secs(10),
+            retry: None,
+        }
+    }
+}
+
+impl Connect {
+    /// The defaults: packet-2 framing, no TLS, one attempt of at most 10 s.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How the stream is cut into frames. Defaults to [`Framing::Packet2`].
+    pub fn framing(mut self, framing: Framing) -> Self {
+        self.framing = framing;
+        self
+    }
+
+    /// The longest payload accepted, in bytes; a line counts its delimiter. Defaults to the framing's:
+    /// [`Listen::max_frame`](crate::Listen::max_frame).
+    pub fn max_frame(mut self, bytes: usize) -> Self {
+        self.limits.max_frame = Some(bytes);
+        self
+    }
+
+    /// Speaks TLS 1.2 and 1.3 as a client, with the server that has a certificate for `server_name`: a DNS name, which is sent to it
+    /// (SNI, RFC 6066 section 3), or an IP address, which is not. [`tls::client_config`](crate::tls::client_config) makes a
+    /// configuration of root certificates in a file. Defaults to plain TCP; for STARTTLS leave it so, and see
+    /// [`Conn::start_tls_client`](crate::Conn::start_tls_client).
+    ///
+    /// A certificate that is not good, or for another name, ends the connection as
+    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake); [`Closed::error`](crate::Closed::error) says what is wrong with it and
+    /// which name was wanted. A server that speaks no TLS is [`NotTls`](crate::CloseReason::NotTls). ALPN, client certificates and
+    /// resumption are the configuration's. Early data (0-RTT) is never sent, because it can be replayed.
+    #[cfg(feature = "tls")]
+    pub fn tls(
+        mut self,
+        config: impl Into<std::sync::Arc<crate::tls::ClientConfig>>,
+        server_name: impl AsRef<str>,
+    ) -> Self {
+        self.tls = Some(ClientTls::new(config.into(), server_name.as_ref()));
+        self
+    }
+
+    /// How long one attempt to connect may take (TCP's handshake, not that of TLS). Over it the attempt ends as
+    /// [`ConnectTimeout`](crate::CloseReason::ConnectTimeout). Defaults to 10 s; with `Duration::MAX` it is the kernel that gives up, on
+    /// Linux after two minutes (`net.ipv4.tcp_syn_retries`).
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// What becomes of an attempt that fails: another one is made, after a while. An attempt has failed when there is no TCP (or Unix)
+    /// connection; what comes after that, a TLS handshake that fails among it, is no reason for another. Defaults to no retry.
+    pub fn retry(mut self, retry: impl Into<Option<Retry>>) -> Self {
+        self.retry = retry.into();
+        self
+    }
+
+    /// The local address to connect from, of the same family as the peer's; port 0 lets the system choose one. With a port of your own
+    /// only one connection to each peer can be there at a time, and SO_REUSEADDR is set. Not for Unix sockets. Defaults to the
+    /// system's choice.
+    pub fn bind(mut self, local: SocketAddr) -> Self {
+        self.bind = Some(local);
+        self
+    }
+
+    /// Bytes per second read, on the wire; `None` is no limit. Above it reading pauses, and the peer is slowed down by TCP. Defaults to
+    /// no limit.
+    pub fn read_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.limits.read_rate = rate.into();
+        self
+    }
+
+    /// Frames per second delivered; `None` is no limit. With [`Framing::Raw`] each piece counts. Defaults to no limit.
+    pub fn frame_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.limits.frame_rate = rate.into();
+        self
+    }
+
+    /// From connected to open: the TLS handshake must be done by then. It is also the time for a handshake that
+    /// `Conn::start_tls_client` begins, from there. Defaults to 10 s; `Duration::MAX` is never.
+    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.handshake_timeout = timeout;
+        self
+    }
+
+    /// From the first byte of a frame to its last. Defaults to 30 s; `Duration::MAX` is never.
+    pub fn frame_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.frame_timeout = timeout;
+        self
+    }
+
+    /// The longest silence of the peer once the connection is open. Only bytes from the peer count, and the clock stands while we do
+    /// not read. Defaults to 120 s; `Duration::MAX` is never.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.idle_timeout = timeout;
+        self
+    }
+
+    /// The longest time in which the peer takes no byte of what waits for it. Defaults to 30 s; `Duration::MAX` is never.
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.write_timeout = timeout;
+        self
+    }
+
+    /// How long, and how many bytes, input is discarded after our FIN while we wait for the peer's:
+    /// [`Listen::linger`](crate::Listen::linger). Defaults to 2 s and 16 MiB.
+    pub fn linger(mut self, timeout: Duration, bytes: usize) -> Self {
+        self.limits.linger_timeout = timeout;
+        self.limits.linger_bytes = bytes;
+        self
+    }
+
+    /// Reading stops when `high` bytes wait for the peer and goes on at `low`. Defaults to 32 KiB and 128 KiB. `low` must be below
+    /// `high`.
+    pub fn watermarks(mut self, low: usize, high: usize) -> Self {
+        self.limits.low_watermark = low;
+        self.limits.high_watermark = high;
+        self
+    }
+
+    /// `send` fails while this many bytes wait for the peer; a frame that is begun below the limit is taken whole. What is sent before
+    /// the connection is open waits, and counts. Defaults to 1 MiB; at least the high watermark.
+    pub fn output_limit(mut self, bytes: usize) -> Self {
+        self.limits.output_limit = bytes;
+        self
+    }
+
+    /// Whether reading goes on although enough waits for the peer: [`Listen::full_duplex`](crate::Listen::full_duplex). Defaults to
+    /// false.
+    pub fn full_duplex(mut self, on: bool) -> Self {
+        self.limits.full_duplex = on;
+        self
+    }
+
+    /// TCP_NODELAY: send small frames at once. Defaults to true.
+    pub fn nodelay(mut self, on: bool) -> Self {
+        self.socket.nodelay = on;
+        self
+    }
+
+    /// SO_KEEPALIVE with these times. Defaults to off.
+    pub fn keepalive(mut self, keepalive: Keepalive) -> Self {
+        self.socket.keepalive = Some(keepalive);
+        self
+    }
+
+    /// SO_RCVBUF, in bytes. Defaults to the system's automatic size. Not for Unix sockets: what waits there is in the sender's buffer.
+    pub fn recv_buffer(mut self, bytes: usize) -> Self {
+        self.socket.recv_buffer = Some(bytes);
+        self
+    }
+
+    /// SO_SNDBUF, in bytes. Defaults to the system's automatic size.
+    pub fn send_buffer(mut self, bytes: usize) -> Self {
+        self.socket.send_buffer = Some(bytes);
+        self
+    }
+
+    /// What cannot work, with this peer.
+    pub(crate) fn check(&self, addr: &Addr) -> Result<()> {
+        check_limits(&self.limits)?;
+        self.socket.check()?;
+        if self.connect_timeout.is_zero() {
+            return Err(Error::option(
+                "connect_timeout",
+                "zero would give no connection the time to come about; use Duration::MAX for never",
+            ));
+        }
+        if let Some(problem) = self.tls.as_ref().and_then(ClientTls::problem) {
+            return Err(Error::option("tls", problem));
+        }
+        if let Some(problem) = self.retry.as_ref().and_then(Retry::problem) {
+            return Err(Error::option("retry", problem));
+        }
+        let Addr::Tcp(peer) = addr else {
+            if self.bind.is_some() {
+                return Err(Error::option(
+                    "bind",
+                    "a connection to a Unix socket has no local IP address",
+                ));
+            }
+            let name = addr.as_unix();
+            return name
+                .map_or(Ok(()), check_unix_name)
+                .map_err(|(_, problem)| Error::option("unix", problem));
+        };
+        match self.bind {
+            Some(local) if local.is_ipv4() != peer.is_ipv4() => Err(Error::option(
+                "bind",
+                format!("{local} is of another family than {peer}: both are IPv4, or both IPv6"),
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Connect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connect")
+            .field("framing", &self.framing)
+            .field("tls", &self.tls)
+            .field("limits", &self.limits)
+            .field("socket", &self.socket)
+            .field("bind", &self.bind)
+            .field("connect_timeout", &self.connect_timeout)
+            .field("retry", &self.retry)
+            .finish()
+    }
+}
+
+/// How often to try to connect, and how long to wait in between: twice as long after each attempt, up to a limit, and less by
+/// chance so that many who lost the same server do not come back all at once.
+///
+/// ```
+/// use std::time::Duration;
+/// use portcullis::Retry;
+///
+/// // 200 ms, 400 ms, 800 ms, ... 30 s, each shorter by up to a half; for ever.
+/// let retry = Retry::new(u32::MAX)
+///     .first_delay(Duration::from_millis(200))
+///     .longest_delay(Duration::from_secs(30));
+/// # let _ = retry;
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct Retry {
+    attempts: u32,
+    first_delay: Duration,
+    longest_delay: Duration,
+    jitter: u8,
+}
+
+impl Retry {
+    /// So many attempts in all, the first among them; `u32::MAX` never gives up.
+    pub fn new(attempts: u32) -> Self {
+        Self {
+            attempts,
+            first_delay: Duration::from_millis(100),
+            longest_delay: Duration::from_secs(10),
+            jitter: 50,
+        }
+    }
+
+    /// From the end of the first attempt to the second. Defaults to 100 ms, at least 1 ms.
+    pub fn first_delay(mut self, delay: Duration) -> Self {
+        self.first_delay = delay;
+        self
+    }
+
+    /// The longest time from the end of one attempt to the next. Defaults to 10 s; at least the first delay.
+    pub fn longest_delay(mut self, delay: Duration) -> Self {
+        self.longest_delay = delay;
+        self
+    }
+
+    /// By how much each delay may be shorter, by chance: 0 to 100 percent. In the simulator chance is the seed's. Defaults to 50.
+    pub fn jitter(mut self, percent: u8) -> Self {
+        self.jitter = percent;
+        self
+    }
+
+    /// How long to wait after so many attempts that have failed; `None` if that were all. `chance` is any number.
+    pub(crate) fn delay(&self, failed: u32, chance: u64) -> Option<Duration> {
+        if failed >= self.attempts && self.attempts < u32::MAX {
+            return None;
+        }
+        let doubled = 2_u32.saturating_pow(failed.saturating_sub(1));
+        let delay = self.first_delay.saturating_mul(doubled).min(self.longest_delay);
+        let less = u128::from(delay.as_secs()) * 1_000_000_000 + u128::from(delay.subsec_nanos());
+        // At most a Duration's seconds in nanoseconds, a hundred times 2³², and below 2¹²⁸.
+        let less = (less * u128::from(self.jitter) / 100 * u128::from(chance >> 32)) >> 32;
+        let less = Duration::from_nanos(u64::try_from(less).unwrap_or(u64::MAX));
+        Some(delay.saturating_sub(less).max(Duration::from_millis(1)))
+    }
+
+    fn problem(&self) -> Option<String> {
+        if self.attempts == 0 {
+            Some("0 attempts would never connect; use at least 1".to_owned())
+        } else if self.first_delay < Duration::from_millis(1) {
+            Some("a first delay of less than a millisecond would spin; use at least 1 ms".to_owned())
+        } else if self.longest_delay < self.first_delay {
+            Some(format!(
+                "the longest delay ({:?}) is below the first ({:?})",
+                self.longest_delay, self.first_delay
+            ))
+        } else if self.jitter > 100 {
+            Some("jitter is at most 100 percent".to_owned())
+        } else {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secs(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn delays_double_up_to_the_longest() {
+        let retry = Retry::new(7).first_delay(secs(1)).longest_delay(secs(10)).jitter(0);
+        let delays: Vec<_> = (1..=7).map(|failed| retry.delay(failed, u64::MAX)).collect();
+        let seconds = [Some(1), Some(2), Some(4), Some(8), Some(10), Some(10), None];
+        assert_eq!(delays, seconds.map(|seconds| seconds.map(secs)));
+    }
+
+    #[test]
+    fn jitter_makes_a_delay_shorter_and_never_nothing() {
+        let retry = Retry::new(2).first_delay(secs(100)).longest_delay(secs(100)).jitter(25);
+        assert_eq!(retry.delay(1, 0), Some(secs(100)));
+        let most = retry.delay(1, u64::MAX).expect("one more");
+        assert!(most >= secs(75) && most < secs(76), "{most:?}");
+        assert_eq!(
+            retry
+                .clone()
+                .jitter(100)
+                .delay(1, u64::MAX)
+                .map(|delay| delay < secs(1)),
+            Some(true)
+        );
+        let long = Retry::new(u32::MAX)
+            .first_delay(Duration::MAX)
+            .longest_delay(Duration::MAX);
+        for failed in [1, 2, u32::MAX] {
+            for chance in [0, u64::MAX / 2, u64::MAX] {
+                assert!(long.delay(failed, chance) >= Some(secs(1)));
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The client's side of a handshake: whom it wants to talk to, and by which configuration.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::UnbufferedClientConnection;
+use rustls::pki_types::ServerName;
+use rustls::ClientConfig;
+
+/// The TLS of a connection that the server makes.
+#[derive(Clone)]
+pub(crate) struct ClientTls {
+    pub(super) config: Arc<ClientConfig>,
+    name: Result<ServerName<'static>, String>,
+}
+
+impl ClientTls {
+    /// Without early data: what is sent in it can be replayed.
+    pub(crate) fn new(config: Arc<ClientConfig>, name: &str) -> Self {
+        Self {
+            config: without_early_data(config),
+            name: ServerName::try_from(name.to_owned()).map_err(|_| name.to_owned()),
+        }
+    }
+
+    /// What is wrong with the name.
+    pub(crate) fn problem(&self) -> Option<String> {
+        let name = self.name.as_ref().err()?;
+        Some(format!(
+            "{name:?} is no name that a certificate can be for: give a DNS name (in its xn-- form, without a port) or an IP address"
+        ))
+    }
+
+    pub(super) fn connection(&self) -> Result<UnbufferedClientConnection, Box<dyn StdError + Send + Sync>> {
+        let name = self.name.clone().map_err(|_| self.problem().unwrap_or_default())?;
+        Ok(UnbufferedClientConnection::new(Arc::clone(&self.config), name)?)
+    }
+
+    pub(super) fn wanted(&self) -> Box<str> {
+        match &self.name {
+            Ok(name) => name.to_str().into(),
+            Err(name) => name.as_str().into(),
+        }
+    }
+}
+
+impl fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "for {}", self.wanted())
+    }
+}
+
+fn without_early_data(config: Arc<ClientConfig>) -> Arc<ClientConfig> {
+    if !config.enable_early_data {
+        return config;
+    }
+    let mut config = ClientConfig::clone(&config);
+    config.enable_early_data = false;
+    Arc::new(config)
+}
+
+/// A failure of a handshake with a server, and which server was wanted.
+#[derive(Debug)]
+pub(super) struct WithServer {
+    pub(super) wanted: Box<str>,
+    pub(super) source: Box<dyn StdError + Send + Sync>,
+}
+
+impl fmt::Display for WithServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (the server wanted was {})", self.source, self.wanted)
+    }
+}
+
+impl StdError for WithServer {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&*self.source)
+    }
+}

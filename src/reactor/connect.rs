@@ -1,0 +1,280 @@
+//! Outgoing connections until they are there: attempts, what the kernel says of them, and the time in between.
+//!
+//! A connection has its slot and its id from the beginning, and keeps them from attempt to attempt; the socket is another each time.
+//! An event is only a reason to ask: whether an attempt has come about is what its own socket says, so that one that was meant for the
+//! socket before costs a question.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::os::{Os, Token};
+use super::roster::Slot;
+use super::sources::Counted;
+use super::Reactor;
+use crate::addr::Addr;
+use crate::connect::{Connect, Retry};
+use crate::error::{Error, Result};
+use crate::handler::Handler;
+use crate::id::ConnId;
+use crate::listen::SocketOptions;
+use crate::logs;
+use crate::proto::tls::ClientTls;
+use crate::proto::{Machine, Time};
+use crate::reason::{CloseReason, Closed};
+
+/// The outgoing connections that are not there yet.
+pub(super) type Attempts = BTreeMap<ConnId, Attempt>;
+
+/// What is needed to try, and to try again.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    addr: Addr,
+    bind: Option<SocketAddr>,
+    socket: SocketOptions,
+    tls: Option<ClientTls>,
+    timeout: Duration,
+    retry: Option<Retry>,
+    /// Attempts that have failed.
+    failed: u32,
+}
+
+impl<A, O: Os> Reactor<A, O> {
+    /// Takes a slot and makes the first attempt. Never calls the handler.
+    pub(crate) fn begin_connection(
+        &mut self,
+        addr: Addr,
+        options: Connect,
+        handler: Box<dyn Handler<A>>,
+    ) -> Result<ConnId> {
+        let begun = self.first_attempt(addr, options);
+        match begun {
+            Ok((slot, stream)) => {
+                let id = slot.id;
+                self.stats.outgoing += 1;
+                self.timers.arm(id.index, slot.machine.deadline());
+                let connected = slot.writable;
+                self.move_in(slot, stream, Some(handler));
+                if let (true, Some(slot)) = (connected, self.roster.get_mut(id)) {
+                    self.ready.push(id, &mut slot.queued);
+                }
+                Ok(id)
+            }
+            Err(error) => {
+                self.drop_handler(handler);
+                Err(error)
+            }
+        }
+    }
+
+    fn first_attempt(&mut self, addr: Addr, options: Connect) -> Result<(Slot, Option<O::Stream>)> {
+        if self.drain.is_on() {
+            return Err(Error::Draining);
+        }
+        options.check(&addr)?;
+        if !self.roster.has_room() {
+            return Err(Error::AtCapacity {
+                max_connections: self.roster.cap(),
+            });
+        }
+        let now = self.now;
+        // The framing's maker is the user's code: nothing has been done yet if it panics.
+        let mut machine = Machine::connecting(&options.framing, Rc::new(options.limits.clone()), now);
+        let mut attempt = Attempt {
+            addr: addr.clone(),
+            bind: options.bind,
+            socket: options.socket,
+            tls: options.tls,
+            timeout: options.connect_timeout,
+            retry: options.retry,
+            failed: 0,
+        };
+        let id = self.roster.next_id();
+        let (stream, connected) = match self.dial(id, &attempt) {
+            Ok((stream, connected)) => {
+                machine.connects_until(now.after(attempt.timeout));
+                (Some(stream), connected)
+            }
+            Err(error) => match self.again(id, &mut attempt, &error) {
+                Some(when) => {
+                    machine.connects_until(when);
+                    (None, false)
+                }
+                None => return Err(Error::Connect { addr, source: error }),
+            },
+        };
+        self.attempts.insert(id, attempt);
+        let slot = Slot {
+            id,
+            listener: None,
+            peer: addr,
+            accepted_at: now,
+            readable: false,
+            writable: connected,
+            hang_up: false,
+            queued: false,
+            retry: false,
+            unopened: false,
+            squeezed: false,
+            counted: Counted::No,
+            lent: false,
+            budget: self.config.read_budget,
+            budget_turn: self.stats.turns,
+            machine,
+        };
+        Ok((slot, stream))
+    }
+
+    /// One attempt: a new socket, in the poll. True if it is connected already.
+    fn dial(&mut self, id: ConnId, attempt: &Attempt) -> io::Result<(O::Stream, bool)> {
+        let (mut stream, connected) = self.os.connect(&attempt.addr, attempt.bind, &attempt.socket)?;
+        match self.os.register_stream(&mut stream, Token::of_conn(id)) {
+            Ok(()) => Ok((stream, connected)),
+            Err(error) => {
+                self.os.close(stream, false);
+                Err(error)
+            }
+        }
+    }
+
+    /// An attempt has failed. When the next one begins, if there is to be one.
+    fn again(&mut self, id: ConnId, attempt: &mut Attempt, error: &dyn std::fmt::Display) -> Option<Time> {
+        attempt.failed = attempt.failed.saturating_add(1);
+        let delay = match &attempt.retry {
+            Some(retry) if !self.drain.is_on() => retry.delay(attempt.failed, self.os.random())?,
+            _ => return None,
+        };
+        log::debug!(
+            target: logs::CONNECTION,
+            "{id}: attempt {} to connect to {} failed: {error}; the next in {delay:?}",
+            attempt.failed,
+            attempt.addr
+        );
+        Some(self.now.after(delay))
+    }
+
+    pub(super) fn is_connecting(&self, id: ConnId) -> bool {
+        self.roster.get(id).is_some_and(|slot| slot.machine.is_connecting())
+    }
+
+    /// In its turn: asks what has become of the attempt, if something was said of it. True if it connects no more, in the one way or
+    /// the other.
+    pub(super) fn pursue(&mut self, id: ConnId) -> bool {
+        let Some(slot) = self.roster.get_mut(id) else {
+            return true;
+        };
+        let told = slot.readable || slot.writable || slot.hang_up;
+        let hang_up = slot.hang_up;
+        (slot.readable, slot.writable, slot.hang_up) = (false, false, false);
+        let stream = self.streams.get_mut(id.index as usize).and_then(Option::as_mut);
+        if let (true, Some(stream)) = (told, stream) {
+            match self.os.connected(stream) {
+                Ok(true) => {
+                    // The edges that came with it are used up, and an end that came with it is told once.
+                    (slot.readable, slot.writable, slot.hang_up) = (true, true, hang_up);
+                    self.come_about(id);
+                }
+                Ok(false) => {}
+                Err(error) => self.fail_attempt(id, CloseReason::ConnectFailed, Some(error)),
+            }
+        }
+        let Some(slot) = self.roster.get(id).filter(|slot| slot.machine.is_connecting()) else {
+            return true;
+        };
+        self.timers.arm(id.index, slot.machine.deadline());
+        false
+    }
+
+    /// It is connected.
+    fn come_about(&mut self, id: ConnId) {
+        let attempt = self.attempts.remove(&id);
+        let Some(slot) = self.roster.get_mut(id) else {
+            return;
+        };
+        let tls = attempt.as_ref().and_then(|attempt| attempt.tls.as_ref());
+        let (machine, now, pool) = (&mut slot.machine, self.now, &mut self.pool);
+        // A TLS configuration may hold the user's code, a store of sessions for instance.
+        let begun = catch_unwind(AssertUnwindSafe(|| {
+            let machine = machine;
+            machine.handle_connected(tls, now, pool);
+        }));
+        if let Err(panic) = begun {
+            self.report_conn_panic(id, "a TLS configuration", panic);
+            if let Some(slot) = self.roster.get_mut(id) {
+                slot.machine.end(Closed::new(CloseReason::Panicked), &mut self.pool);
+            }
+        }
+        self.discard("a TLS configuration's destructor", attempt);
+    }
+
+    /// What is due of a connection that is not there: its attempt has taken too long, or the next one begins.
+    pub(super) fn expire_attempt(&mut self, id: ConnId, due: Time) {
+        let late = self.roster.get(id).is_some_and(|slot| slot.machine.deadline() <= due);
+        if !late {
+            return;
+        }
+        self.catch_up();
+        if self.streams.get(id.index as usize).is_some_and(Option::is_some) {
+            return self.fail_attempt(id, CloseReason::ConnectTimeout, None);
+        }
+        let Some(attempt) = self.attempts.remove(&id) else {
+            return;
+        };
+        let dialed = self.dial(id, &attempt);
+        let until = self.now.after(attempt.timeout);
+        self.attempts.insert(id, attempt);
+        match dialed {
+            Ok((stream, connected)) => {
+                if let Some(place) = self.streams.get_mut(id.index as usize) {
+                    *place = Some(stream);
+                }
+                if let Some(slot) = self.roster.get_mut(id) {
+                    slot.machine.connects_until(until);
+                    slot.writable = connected;
+                }
+            }
+            Err(error) => self.fail_attempt(id, CloseReason::ConnectFailed, Some(error)),
+        }
+    }
+
+    /// Gives the attempt's socket back, and plans the next one or ends the connection.
+    fn fail_attempt(&mut self, id: ConnId, reason: CloseReason, error: Option<io::Error>) {
+        if let Some(stream) = self.streams.get_mut(id.index as usize).and_then(Option::take) {
+            self.os.close(stream, false);
+            self.free_descriptor();
+        }
+        let words = error.as_ref().map_or_else(|| reason.to_string(), ToString::to_string);
+        let when = self.attempts.remove(&id).and_then(|mut attempt| {
+            let when = self.again(id, &mut attempt, &words);
+            self.attempts.insert(id, attempt);
+            when
+        });
+        let Some(slot) = self.roster.get_mut(id) else {
+            return;
+        };
+        match (when, error) {
+            (Some(when), _) => slot.machine.connects_until(when),
+            (None, Some(error)) => slot.machine.end(Closed::with(reason, error), &mut self.pool),
+            (None, None) => slot.machine.end(Closed::new(reason), &mut self.pool),
+        }
+    }
+
+    /// The server drains: no connection comes about any more.
+    pub(super) fn give_up_attempts(&mut self) {
+        for &id in self.attempts.keys() {
+            if let Some(slot) = self.roster.get_mut(id) {
+                slot.machine.end(Closed::new(CloseReason::Drained), &mut self.pool);
+                self.ready.push(id, &mut slot.queued);
+            }
+        }
+    }
+
+    /// Those without a socket: they wait for their next attempt.
+    pub(super) fn without_socket(&self) -> usize {
+        let waits = |id: &&ConnId| self.streams.get(id.index as usize).is_none_or(Option::is_none);
+        self.attempts.keys().filter(waits).count()
+    }
+}

@@ -1,0 +1,268 @@
+//! The servers that the simulated one connects to.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::clients::ClientId;
+use super::faults::Call;
+use super::kernel::Kernel;
+use super::socket::{Dial, SimSocket};
+use super::Sim;
+use crate::addr::Addr;
+use crate::proto::Time;
+
+/// The simulated server's own host, and its first port for what it connects to.
+const HERE: [u8; 4] = [192, 0, 2, 1];
+const FIRST_PORT: usize = 20_000;
+const PORTS: usize = 40_000;
+
+/// What becomes of an attempt to connect to some address: [`Sim::remote`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Answer {
+    /// Somebody listens there: connected, as soon as the server asks for events (at once, through a Unix socket).
+    Accept,
+    /// The same after a while.
+    AcceptAfter(Duration),
+    /// Nobody listens there (ECONNREFUSED). What an address does of which nothing was said.
+    Refuse,
+    /// The connection fails after a while, with this errno.
+    FailAfter(Duration, i32),
+    /// Nothing ever comes back.
+    Silence,
+}
+
+impl<A> Sim<A> {
+    /// What becomes of the server's connections to this address from now on. An address of one of the server's own listeners needs
+    /// none: those are connected to it.
+    ///
+    /// A connection that has come about is held from its other end like a client's, by the [`ClientId`] from [`Sim::dialed`]:
+    ///
+    /// ```
+    /// use portcullis::sim::{Answer, Sim};
+    /// use portcullis::{Config, Connect, Context, Framing, Handler, Outcome};
+    ///
+    /// struct Client;
+    /// impl Handler for Client {
+    ///     fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
+    ///         cx.conn.send("hello\n")?;
+    ///         Ok(())
+    ///     }
+    ///     fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome { Ok(()) }
+    /// }
+    ///
+    /// let mut sim = Sim::new(1, Config::new(), ());
+    /// sim.remote("203.0.113.7:25", Answer::Accept);
+    /// let connect = Connect::new().framing(Framing::Line);
+    /// sim.control().connect("203.0.113.7:25", connect, Client).unwrap();
+    /// sim.settle();
+    /// let dialed = sim.dialed("203.0.113.7:25");
+    /// assert_eq!(sim.received(dialed[0]), b"hello\n");
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If `addr` is no address.
+    #[track_caller]
+    pub fn remote<T>(&mut self, addr: T, answer: Answer)
+    where
+        T: TryInto<Addr>,
+        T::Error: std::fmt::Debug,
+    {
+        let addr = addr.try_into().expect("an address");
+        self.kernel.borrow_mut().answers.insert(addr, answer);
+    }
+
+    /// The other ends of the connections that have come about to this address, oldest first, with those that have ended since.
+    ///
+    /// # Panics
+    ///
+    /// If `addr` is no address.
+    #[track_caller]
+    pub fn dialed<T>(&self, addr: T) -> Vec<ClientId>
+    where
+        T: TryInto<Addr>,
+        T::Error: std::fmt::Debug,
+    {
+        let addr = addr.try_into().expect("an address");
+        let kernel = self.kernel.borrow();
+        let sockets = kernel.sockets.iter().enumerate();
+        let dialed = sockets.filter(|(_, socket)| socket.dial == Dial::Done && socket.to.as_ref() == Some(&addr));
+        dialed.map(|(index, _)| ClientId(index)).collect()
+    }
+}
+
+impl Kernel {
+    /// A socket that connects; its number, its own address, and whether it is connected at once.
+    pub(super) fn dial(&mut self, to: &Addr, bind: Option<SocketAddr>) -> io::Result<(usize, SocketAddr, bool)> {
+        if self.fds >= self.fd_limit {
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
+        if self.now < self.famine_until {
+            return Err(io::Error::from_raw_os_error(libc::ENFILE));
+        }
+        let index = self.sockets.len();
+        let strike = self.strike(Call::Connect, None);
+        let at_once = [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::ENOBUFS,
+            libc::ENOMEM,
+            libc::EADDRNOTAVAIL,
+            libc::ENETUNREACH,
+        ];
+        let answer = match strike {
+            Some(errno) if at_once.contains(&errno) => return Err(io::Error::from_raw_os_error(errno)),
+            Some(errno) => {
+                let after = Duration::from_millis(self.random.below(2_000) as u64);
+                Answer::FailAfter(after, errno)
+            }
+            None => self.answer(to),
+        };
+        let dial = match answer {
+            Answer::Accept if to.as_unix().is_some() => Dial::Done,
+            Answer::Refuse if to.as_unix().is_some() => return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED)),
+            Answer::Accept => Dial::Until(self.now, None),
+            Answer::AcceptAfter(after) => Dial::Until(self.now.after(after), None),
+            Answer::Refuse => Dial::Until(self.now, Some(libc::ECONNREFUSED)),
+            Answer::FailAfter(after, errno) => Dial::Until(self.now.after(after), Some(errno)),
+            Answer::Silence => Dial::Until(Time::NEVER, None),
+        };
+        let port = (FIRST_PORT + index % PORTS) as u16;
+        let local = match bind {
+            Some(local) if local.port() > 0 => local,
+            Some(local) => SocketAddr::new(local.ip(), port),
+            None => SocketAddr::from((HERE, port)),
+        };
+        let peer = to.as_tcp().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let mut socket = SimSocket::new(peer, local);
+        socket.held = true;
+        socket.dial = dial;
+        socket.to = Some(to.clone());
+        let connected = dial == Dial::Done;
+        self.fds += 1;
+        self.sockets.push(socket);
+        if !connected {
+            self.dialing.push(index);
+        }
+        if let Some(notes) = &mut self.notes {
+            notes.begun.push(index);
+        }
+        self.trace.line([9, index as u64, u64::from(connected), 0], || {
+            format!("  connect: {index} to {to}")
+        });
+        Ok((index, local, connected))
+    }
+
+    fn answer(&self, to: &Addr) -> Answer {
+        let own = |addr: SocketAddr| {
+            self.listeners
+                .iter()
+                .any(|listener| listener.open && listener.addr == addr)
+        };
+        match self.answers.get(to) {
+            Some(answer) => *answer,
+            None if to.as_tcp().is_some_and(own) => Answer::Accept,
+            None => Answer::Refuse,
+        }
+    }
+
+    /// SO_ERROR and getpeername.
+    pub(super) fn connected(&mut self, index: usize) -> io::Result<bool> {
+        let Some(socket) = self.sockets.get_mut(index).filter(|socket| socket.held) else {
+            return Err(io::Error::from_raw_os_error(libc::EBADF));
+        };
+        match (socket.error, socket.dial) {
+            (Some(errno), _) => Err(io::Error::from_raw_os_error(errno)),
+            (None, Dial::Until(..)) => Ok(false),
+            (None, Dial::No | Dial::Done) => Ok(true),
+        }
+    }
+
+    /// Attempts whose time has come are over, in the one way or the other.
+    pub(super) fn answer_dials(&mut self) {
+        for index in std::mem::take(&mut self.dialing) {
+            let now = self.now;
+            let Some(socket) = self.sockets.get(index).filter(|socket| socket.held) else {
+                continue;
+            };
+            let Dial::Until(at, errno) = socket.dial else {
+                continue;
+            };
+            if at > now {
+                self.dialing.push(index);
+                continue;
+            }
+            let (local, to) = (socket.local, socket.peer);
+            let errno = errno.or_else(|| self.meet(index, local, to));
+            if let Some(socket) = self.sockets.get_mut(index) {
+                match errno {
+                    Some(errno) => socket.error = Some(errno),
+                    None => socket.dial = Dial::Done,
+                }
+                socket.edge = true;
+            }
+        }
+    }
+
+    /// One of the server's own listeners gets the other end, if it is what is connected to; the errno if it is full.
+    fn meet(&mut self, index: usize, from: SocketAddr, to: SocketAddr) -> Option<i32> {
+        let other = self.sockets.len();
+        let mut listeners = self.listeners.iter_mut();
+        let listener = listeners.find(|listener| listener.open && listener.addr == to)?;
+        if listener.queue.len() >= listener.backlog.max(1) {
+            return Some(libc::ETIMEDOUT);
+        }
+        listener.queue.push_back(other);
+        listener.edge = true;
+        let mut socket = SimSocket::new(from, to);
+        (socket.reads, socket.joined) = (false, Some(index));
+        self.sockets.push(socket);
+        if let Some(socket) = self.sockets.get_mut(index) {
+            (socket.reads, socket.joined) = (false, Some(other));
+        }
+        self.joined.extend([index, other]);
+        None
+    }
+
+    /// What one end of a connection of the server with itself has sent reaches the other.
+    pub(super) fn carry(&mut self) {
+        for at in 0..self.joined.len() {
+            let Some(&index) = self.joined.get(at) else {
+                return;
+            };
+            let Some(other) = self.sockets.get(index).and_then(|socket| socket.joined) else {
+                continue;
+            };
+            let room = self.sockets.get(other).map_or(0, |socket| {
+                let held = socket.received.len() + socket.underway.len();
+                socket.receive_buffer.saturating_sub(held)
+            });
+            let Some(socket) = self.sockets.get_mut(index) else {
+                continue;
+            };
+            socket.take(room);
+            let bytes = std::mem::take(&mut socket.inbox);
+            let (over, reset) = (socket.server_finished && socket.sent.is_empty(), socket.server_reset);
+            if let Some(other) = self.sockets.get_mut(other) {
+                other.underway.extend(bytes);
+                other.client_finished |= over;
+                if reset && other.error.is_none() {
+                    other.client_gone = true;
+                    other.die(libc::ECONNRESET);
+                }
+            }
+        }
+    }
+
+    /// When the next attempt is over.
+    pub(super) fn next_answer(&self) -> Time {
+        let held = self.dialing.iter().filter_map(|&index| self.sockets.get(index));
+        let dials = held.filter_map(|socket| match socket.dial {
+            Dial::Until(at, _) if socket.held && socket.error.is_none() => Some(at),
+            _ => None,
+        });
+        dials.fold(Time::NEVER, Time::min)
+    }
+}
