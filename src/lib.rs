@@ -28,6 +28,7 @@
 //! - [`Handler`] and [`Service`]: what you write. [`Context`] and [`Conn`]: what you are lent.
 //! - [`Config`] and [`Listen`]: every option, with unit and default.
 //! - [`Handle`]: the one thing that crosses threads. [`Control`]: the running server between two turns.
+//! - [`Shards`]: the same on several cores.
 //! - [`CloseReason`]: every way a connection can end.
 //!
 //! # The house
@@ -36,6 +37,7 @@
 //!
 //! | room | what is in it |
 //! |---|---|
+//! | `shards` | several servers as one, on as many threads |
 //! | `server` | what the user owns |
 //! | `reactor/` | many connections and the operating system; never looks at a payload byte |
 //! | `handle`, `control`, `handler`, `tree`, `metrics` | what the user holds, asks, writes and sees |
@@ -105,6 +107,7 @@ mod reactor;
 mod reason;
 mod recent;
 mod server;
+mod shards;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod stats;
@@ -132,6 +135,7 @@ pub use proto::{
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;
 pub use server::{Server, Spawned, Turn};
+pub use shards::{Shards, ShardsHandle, SpawnedShards};
 pub use stats::{DrainReport, Stats};
 pub use tree::{Branch, Cursor, Page, Tree};
 
