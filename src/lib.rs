@@ -46,7 +46,7 @@
 //!
 //! # What is promised
 //!
-//! - The number of connections never passes the cap, in any state, for any number of listeners.
+//! - The number of connections never passes the cap, in any state, for any number of listeners, and of shards.
 //! - `accepted == open + closed`, one [`CloseReason`] each; `on_close` once for each `on_open`.
 //! - Frames are what a naive decoder makes of the same bytes, however they are cut.
 //! - What `send` took is delivered in order, or the reason tells why not.

@@ -90,6 +90,31 @@ fn all_shards_have_clients_of_one_port() {
     }
 }
 
+/// Who has more connections than the others leaves them the next. Not for long: on a machine that is busy with something else
+/// they may be too late for it.
+#[test]
+fn who_has_fewer_connections_has_the_next() {
+    let mut tries = (0..20).map(|_| {
+        let shards = shards(2, local());
+        let busy = common::hold(&shards.handle.shards()[1]);
+        let mut clients: Vec<_> = (0..100).map(|_| connect(addr(&shards))).collect();
+        assert!(clients.iter_mut().all(|client| asked(client) == 0));
+        drop(busy);
+        shards.handle.call_each(PATIENCE, |_, _, _| ()).expect("answers");
+        let mut next = 0;
+        for _ in 0..50 {
+            let mut client = connect(addr(&shards));
+            next += asked(&mut client);
+            clients.push(client);
+        }
+        drop(clients);
+        finish(shards);
+        next
+    });
+    // Left to chance it would be half of them.
+    assert!(tries.any(|next| next >= 42), "the first goes on taking them");
+}
+
 /// Clients that stay are not all one shard's, however quick it is.
 #[test]
 fn clients_that_stay_are_spread() {
