@@ -58,7 +58,7 @@ impl Config {
     }
 
     /// The cap: the most connections at one time, over all listeners, in every state. Exact, and checked
-    /// before `accept`. 0 admits nobody. Defaults to 1024.
+    /// before `accept`. 0 admits nobody. Defaults to 1024. In [`Shards`](crate::Shards) it is one cap over all of them.
     ///
     /// Each takes a descriptor, so RLIMIT_NOFILE should be larger than this by what the rest of the program
     /// needs; [`Server::new`](crate::Server::new) warns if it is not.

@@ -286,7 +286,7 @@ impl<'a, A> Control<'a, A> {
     }
 
     /// Changes the cap. Lowered below what is open, the open ones stay and no new ones come; raised, waiting
-    /// clients are accepted at once. 0 admits nobody.
+    /// clients are accepted at once. 0 admits nobody. In one of several [`Shards`](crate::Shards) it changes the cap of all.
     ///
     /// # Errors
     ///

@@ -336,7 +336,7 @@ impl<A> Handle<A> {
         timeout: Duration,
         job: impl FnOnce(&mut A, &mut Control<'_, A>) -> R + Send + 'static,
     ) -> Result<R, HandleError> {
-        if self.shared.looping == thread::current().id() && !self.shared.is_closed() {
+        if self.is_on_own_thread() {
             return Err(HandleError::OwnThread);
         }
         // Of this question alone: the answer cannot reach another.
@@ -436,6 +436,16 @@ impl<A> Handle<A> {
     ) -> Result<(), HandleError> {
         let config = config.into();
         self.reconfigure_listener(which, timeout, move |listen| listen.tls(config))
+    }
+
+    /// A blocking question would wait for itself.
+    pub(crate) fn is_on_own_thread(&self) -> bool {
+        self.shared.looping == thread::current().id() && !self.is_closed()
+    }
+
+    /// The server is gone for good.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.shared.is_closed()
     }
 
     /// Whether a connection is alive at this moment.

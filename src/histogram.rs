@@ -59,6 +59,14 @@ impl Histogram {
             .map(move |(bucket, &count)| (bounded(bucket), count))
     }
 
+    /// Adds another's values.
+    pub(crate) fn add(&mut self, other: &Self) {
+        for (sum, count) in self.counts.iter_mut().zip(&other.counts) {
+            *sum += count;
+        }
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
+
     /// How many values there were.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
@@ -106,6 +114,16 @@ pub struct Histograms {
     pub frame_size_in: Histogram,
     /// Payloads that handlers sent, in bytes.
     pub frame_size_out: Histogram,
+}
+
+impl Histograms {
+    /// Adds another server's.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.connection_age.add(&other.connection_age);
+        self.handshake_time.add(&other.handshake_time);
+        self.frame_size_in.add(&other.frame_size_in);
+        self.frame_size_out.add(&other.frame_size_out);
+    }
 }
 
 #[cfg(test)]

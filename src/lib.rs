@@ -28,6 +28,7 @@
 //! - [`Handler`] and [`Service`]: what you write. [`Context`] and [`Conn`]: what you are lent.
 //! - [`Config`], [`Listen`] and [`Connect`]: every option, with unit and default.
 //! - [`Handle`]: the one thing that crosses threads. [`Control`]: the running server between two turns.
+//! - [`Shards`]: the same on several cores.
 //! - [`CloseReason`]: every way a connection can end.
 //!
 //! # The house
@@ -36,6 +37,7 @@
 //!
 //! | room | what is in it |
 //! |---|---|
+//! | `shards` | several servers as one, on as many threads |
 //! | `server` | what the user owns |
 //! | `reactor/` | many connections and the operating system; never looks at a payload byte |
 //! | `handle`, `control`, `handler/`, `detached`, `tree`, `metrics` | what the user holds, asks, writes and sees |
@@ -44,7 +46,7 @@
 //!
 //! # What is promised
 //!
-//! - The number of connections never passes the cap, in any state, for any number of listeners.
+//! - The number of connections never passes the cap, in any state, for any number of listeners, and of shards.
 //! - `accepted + outgoing == open + closed`, one [`CloseReason`] each; `on_close` once for each `on_open`.
 //! - Frames are what a naive decoder makes of the same bytes, however they are cut.
 //! - What `send` took is delivered in order, or the reason tells why not.
@@ -106,6 +108,7 @@ mod reactor;
 mod reason;
 mod recent;
 mod server;
+mod shards;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod stats;
@@ -134,6 +137,7 @@ pub use proto::{
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;
 pub use server::{Server, Spawned, Turn};
+pub use shards::{Shards, ShardsHandle, SpawnedShards};
 pub use stats::{DrainReport, Stats};
 pub use tree::{Branch, Cursor, Page, Tree};
 

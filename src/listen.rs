@@ -390,8 +390,9 @@ impl Listen {
         self
     }
 
-    /// SO_REUSEPORT: several sockets share the port, and on Linux the kernel spreads clients over them. Defaults to false.
-    /// *Next listen.*
+    /// SO_REUSEPORT: several sockets share the port, and on Linux the kernel spreads clients over them by a hash of their addresses,
+    /// also over those that nobody accepts from at the moment. In [`Shards`](crate::Shards): a queue for each shard instead of one for
+    /// all. Defaults to false. *Next listen.*
     pub fn reuse_port(mut self, on: bool) -> Self {
         self.socket.reuse_port = on;
         self

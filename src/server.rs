@@ -18,7 +18,9 @@ use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
 use crate::logs;
 use crate::metrics::Metrics;
+use crate::reactor::doors::Doors;
 use crate::reactor::os_mio::{descriptor_limit, MioOs};
+use crate::reactor::places::Places;
 use crate::reactor::Reactor;
 use crate::stats::{DrainReport, Stats};
 
@@ -78,14 +80,16 @@ impl<A> Server<A> {
         let cap = config.max_connections;
         let os = MioOs::new().map_err(Error::os("making a poll"))?;
         let reactor = Reactor::new(os, config)?;
-        if let Some(limit) = descriptor_limit().filter(|limit| cap.saturating_add(RESERVED_DESCRIPTORS) > *limit) {
-            log::warn!(
-                target: logs::SERVER,
-                "max_connections is {cap}, but this process may open only {limit} descriptors: raise the limit (ulimit -n, \
-                 LimitNOFILE=) to {} or lower max_connections",
-                cap.saturating_add(RESERVED_DESCRIPTORS)
-            );
-        }
+        warn_of_descriptors(cap);
+        Ok(Self { reactor })
+    }
+
+    /// One of several servers with one cap and the same listening sockets. Warns of nothing.
+    pub(crate) fn sharing(config: Config, common: &Common, index: usize) -> Result<Self> {
+        let mut os = MioOs::new().map_err(Error::os("making a poll"))?;
+        os.share_doors(Arc::clone(&common.doors));
+        let mut reactor = Reactor::new(os, config)?;
+        reactor.share_places(Arc::clone(&common.places), index);
         Ok(Self { reactor })
     }
 
@@ -360,6 +364,24 @@ impl<A> Server<A> {
     pub fn drain_report(&self) -> Option<DrainReport> {
         self.reactor.drain_report()
     }
+}
+
+/// Says in the log if the cap is more than the process's descriptors allow.
+pub(crate) fn warn_of_descriptors(cap: usize) {
+    if let Some(limit) = descriptor_limit().filter(|limit| cap.saturating_add(RESERVED_DESCRIPTORS) > *limit) {
+        log::warn!(
+            target: logs::SERVER,
+            "max_connections is {cap}, but this process may open only {limit} descriptors: raise the limit (ulimit -n, \
+             LimitNOFILE=) to {} or lower max_connections",
+            cap.saturating_add(RESERVED_DESCRIPTORS)
+        );
+    }
+}
+
+/// What servers that share a cap and listening sockets have in common.
+pub(crate) struct Common {
+    pub(crate) places: Arc<Places>,
+    pub(crate) doors: Arc<Doors>,
 }
 
 /// A server on a thread of its own: see [`Server::spawn`].

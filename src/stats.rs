@@ -100,6 +100,53 @@ impl Stats {
             .filter(|&(_, count)| count > 0)
     }
 
+    /// Adds another server's. `max_connections` stays.
+    pub(crate) fn add(&mut self, other: &Self) {
+        let Self {
+            accepted,
+            outgoing,
+            connecting,
+            open,
+            peak,
+            unopened,
+            memory,
+            squeezed,
+            max_connections: _,
+            opened,
+            bytes_in,
+            bytes_out,
+            frames_in,
+            frames_out,
+            starved,
+            accept_errors,
+            undeliverable,
+            panics,
+            turns,
+            closed,
+        } = other;
+        self.accepted += accepted;
+        self.outgoing += outgoing;
+        self.connecting += connecting;
+        self.open += open;
+        self.peak += peak;
+        self.unopened += unopened;
+        self.memory += memory;
+        self.squeezed += squeezed;
+        self.opened += opened;
+        self.bytes_in += bytes_in;
+        self.bytes_out += bytes_out;
+        self.frames_in += frames_in;
+        self.frames_out += frames_out;
+        self.starved += starved;
+        self.accept_errors += accept_errors;
+        self.undeliverable += undeliverable;
+        self.panics += panics;
+        self.turns += turns;
+        for (sum, count) in self.closed.iter_mut().zip(closed) {
+            *sum += count;
+        }
+    }
+
     pub(crate) fn count_closed(&mut self, reason: CloseReason) {
         if let Some(count) = self.closed.get_mut(reason.index()) {
             *count += 1;
@@ -117,4 +164,15 @@ pub struct DrainReport {
     pub forced: usize,
     /// How long it took.
     pub took: std::time::Duration,
+}
+
+impl DrainReport {
+    /// Of two servers that drained at the same time.
+    pub(crate) fn and(self, other: Self) -> Self {
+        Self {
+            ended: self.ended + other.ended,
+            forced: self.forced + other.forced,
+            took: self.took.max(other.took),
+        }
+    }
 }

@@ -22,13 +22,21 @@ pub fn log_to_stderr() {
 /// The first SIGTERM or SIGINT drains, the second ends the process.
 #[allow(dead_code)] // likewise
 pub fn drain_on_signal<A: 'static>(handle: portcullis::Handle<A>, grace: std::time::Duration) -> std::io::Result<()> {
+    on_signal(move || {
+        // It fails only if the server is gone already.
+        let _ = handle.drain(grace);
+    })
+}
+
+/// The first SIGTERM or SIGINT does this, the second ends the process.
+#[allow(dead_code)] // likewise
+pub fn on_signal(act: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
     std::thread::spawn(move || {
         let mut signals = signals.forever();
         signals.next();
-        // It fails only if the server is gone already.
-        let _ = handle.drain(grace);
+        act();
         signals.next();
         std::process::exit(1);
     });

@@ -23,6 +23,9 @@ use crate::logs;
 use crate::proto::{ProxyHeader, State, Time, Traffic};
 use crate::reason::{CloseReason, Closed};
 
+/// How long others who share a queue and have fewer connections go first.
+const STAND_BACK: Duration = Duration::from_millis(1);
+
 /// Who has connected.
 #[derive(Clone, Debug)]
 pub(super) struct Caller {
@@ -99,11 +102,15 @@ impl<A, O: Os> Reactor<A, O> {
         self.catch_up();
         for offset in 0..count {
             self.accept_from(app, (self.first_listener + offset) % count);
+            self.roster.unreserve();
         }
     }
 
     /// Accepts from one listener until its queue is empty, its budget is spent, or nobody may come in.
     pub(super) fn accept_from(&mut self, app: &mut A, at: usize) {
+        if self.stands_back(at) {
+            return;
+        }
         let (mut served, mut lost) = (false, None);
         for _ in 0..self.config.accept_budget {
             let Some(listener) = self.listeners.get(at) else {
@@ -113,7 +120,7 @@ impl<A, O: Os> Reactor<A, O> {
                 return;
             }
             let lets_wait = listener.lets_wait();
-            let hindrance = self.hindrance(at);
+            let hindrance = self.claim(at);
             if hindrance.is_some() && lets_wait {
                 return;
             }
@@ -141,6 +148,7 @@ impl<A, O: Os> Reactor<A, O> {
                     AcceptError::Drained => {
                         listener.pending = false;
                         listener.broken = false;
+                        listener.stood_back = false;
                         if self.starvation.episode && self.starvation.over_at.is_none() {
                             self.starvation.over_at = Some(self.now.after(self.config.starve_interval));
                         }
@@ -164,6 +172,24 @@ impl<A, O: Os> Reactor<A, O> {
                 );
             }
         }
+    }
+
+    /// Other servers that accept from the same queue have fewer connections: they go first. Once for a queue that is not
+    /// empty, and not for long, because they may be busy.
+    fn stands_back(&mut self, at: usize) -> bool {
+        if !self.roster.is_ahead() || self.drain.is_on() || self.hindrance(at).is_some() {
+            return false;
+        }
+        let until = self.now.after(STAND_BACK);
+        let Some(listener) = self.listeners.get_mut(at) else {
+            return false;
+        };
+        if !listener.pending || listener.suspended || listener.retry_at.is_armed() || listener.stood_back {
+            return false;
+        }
+        listener.stood_back = true;
+        listener.retry_at = until;
+        true
     }
 
     /// Somebody has come: in, or out again.
@@ -317,7 +343,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
         // Not for one whose source has too many already.
         self.make_way(app, at);
-        if !self.roster.has_room() {
+        if !self.roster.reserve() {
             self.uncount(at, ip, counted);
             return self.turn_away(app, at, stream, caller, CloseReason::AtCapacity);
         }
@@ -473,6 +499,7 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Makes each listener's registration follow its state.
     pub(super) fn reconcile(&mut self) {
+        self.roster.await_room();
         for at in 0..self.listeners.len() {
             let room = self.room();
             let Some(listener) = self.listeners.get_mut(at) else {

@@ -64,6 +64,7 @@ impl<A, O: Os> Reactor<A, O> {
                 Ok(id)
             }
             Err(error) => {
+                self.roster.unreserve();
                 self.drop_handler(handler);
                 Err(error)
             }
@@ -75,14 +76,14 @@ impl<A, O: Os> Reactor<A, O> {
             return Err(Error::Draining);
         }
         options.check(&addr)?;
-        if !self.roster.has_room() {
+        let now = self.now;
+        // The framing's maker is the user's code: nothing has been done yet if it panics.
+        let mut machine = Machine::connecting(&options.framing, Rc::new(options.limits.clone()), now);
+        if !self.roster.reserve() {
             return Err(Error::AtCapacity {
                 max_connections: self.roster.cap(),
             });
         }
-        let now = self.now;
-        // The framing's maker is the user's code: nothing has been done yet if it panics.
-        let mut machine = Machine::connecting(&options.framing, Rc::new(options.limits.clone()), now);
         let mut attempt = Attempt {
             addr: addr.clone(),
             bind: options.bind,

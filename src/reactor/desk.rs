@@ -184,7 +184,9 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
     fn set_config(&mut self, config: Config) -> Result<()> {
         config.check()?;
         self.shared.set_limits(config.queue_limit, config.queue_bytes);
-        self.roster.set_cap(config.max_connections);
+        if config.max_connections != self.config.max_connections {
+            self.roster.set_cap(config.max_connections);
+        }
         self.memory.set_limit(config.memory_limit);
         self.shed();
         self.closes.set_most(config.recent_closes);

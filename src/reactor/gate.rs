@@ -59,7 +59,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     pub(super) fn room_at(&self, now: Time) -> Room {
-        let crowded = self.unopened.len() >= self.config.most_unopened().max(1);
+        let crowded = self.unopened.len() >= self.most_unopened();
         let crowded_until = if crowded {
             let oldest = self.unopened.oldest(&self.roster).unwrap_or(now);
             Some(oldest.after(self.config.unopened_patience))
@@ -68,7 +68,7 @@ impl<A, O: Os> Reactor<A, O> {
         };
         Room {
             has_slot: self.roster.has_room(),
-            may_swap: crowded && self.roster.len() == self.roster.cap(),
+            may_swap: crowded && self.roster.is_exhausted(),
             cap: self.roster.cap(),
             starved: self.starvation.is_on(),
             crowded_until,
@@ -77,14 +77,35 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    /// Why nobody may come in through this listener now.
+    /// The most that may be unopened here.
+    pub(super) fn most_unopened(&self) -> usize {
+        self.roster.part_of(self.config.most_unopened()).max(1)
+    }
+
+    /// Why nobody may come in through this listener now. If nothing is why, there is a place for who comes: one is
+    /// reserved, or somebody gives way.
+    pub(super) fn claim(&mut self, at: usize) -> Option<CloseReason> {
+        loop {
+            let room = self.room();
+            let hindrance = self.hindrance_in(at, &room);
+            // Another server that shares the cap may have been faster.
+            if hindrance.is_some() || !room.has_slot || self.roster.reserve() {
+                return hindrance;
+            }
+        }
+    }
+
+    /// As [`Reactor::claim`], at this moment.
     pub(super) fn hindrance(&self, at: usize) -> Option<CloseReason> {
-        let room = self.room();
+        self.hindrance_in(at, &self.room())
+    }
+
+    fn hindrance_in(&self, at: usize, room: &Room) -> Option<CloseReason> {
         let listener = self.listeners.get(at)?;
-        if listener.is_full(&room) {
+        if listener.is_full(room) {
             return Some(CloseReason::AtCapacity);
         }
-        if listener.limited_until(&room) > self.now {
+        if listener.limited_until(room) > self.now {
             return Some(CloseReason::RateLimited);
         }
         let crowded = room.crowded_until.is_some() && listener.options.opens_later();
@@ -112,6 +133,7 @@ impl<A, O: Os> Reactor<A, O> {
         if let Some(id) = self.who_gives_way() {
             if let Some(slot) = self.roster.get_mut(id) {
                 slot.machine.end(Closed::new(CloseReason::GaveWay), &mut self.pool);
+                self.roster.keep_place();
             }
             self.turn(app, id);
         }

@@ -46,7 +46,7 @@ impl<A, O: Os> Reactor<A, O> {
                 self.unopened.len()
             ));
         }
-        let most = self.config.most_unopened().max(1).max(self.crowded_from);
+        let most = self.most_unopened().max(self.crowded_from);
         if unopened > most {
             return Some(format!("{unopened} connections are not open yet, the most is {most}"));
         }

@@ -48,6 +48,8 @@ pub(super) struct Listener<A, L> {
     pub(super) pending: bool,
     /// Something failed; no accept and no registration before.
     pub(super) retry_at: Time,
+    /// It has left who waits to other servers for a moment, and takes now whoever is still there.
+    pub(super) stood_back: bool,
     /// The failure was logged: not again before it is over.
     pub(super) troubled: bool,
     /// The last accept said that this is no listening socket.

@@ -10,6 +10,7 @@ mod alarms;
 mod commands;
 mod connect;
 mod desk;
+pub(crate) mod doors;
 mod drain;
 mod gate;
 #[cfg(feature = "sim")]
@@ -19,6 +20,7 @@ mod listener;
 mod memory;
 pub(crate) mod os;
 pub(crate) mod os_mio;
+pub(crate) mod places;
 mod ports;
 mod ready;
 mod roster;
@@ -45,6 +47,7 @@ use lent::Lent;
 use listener::Listener;
 use memory::Ledger;
 use os::{Event, Named, Os, Token};
+use places::{Places, Share};
 use ready::Ready;
 use roster::Roster;
 use timers::Timers;
@@ -198,6 +201,12 @@ impl<A, O: Os> Reactor<A, O> {
         &self.os
     }
 
+    /// Shares its cap with other servers, of which it is number `index`. Before anybody is connected.
+    pub(crate) fn share_places(&mut self, places: Arc<Places>, index: usize) {
+        let share = Share::new(places, index, self.os.waker());
+        self.roster.share(share);
+    }
+
     pub(crate) fn shared(&self) -> &Arc<Shared<A>> {
         &self.shared
     }
@@ -263,6 +272,10 @@ impl<A, O: Os> Reactor<A, O> {
         };
         self.events_left = full;
         self.now = self.os.now();
+        if let Some(cap) = self.roster.shared_cap() {
+            // Whoever shares it may have changed it.
+            self.config.max_connections = cap;
+        }
         self.handshakes_left = self.config.handshake_budget;
         for event in &events {
             self.handle_event(app, *event);
@@ -281,6 +294,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
         self.forget_closed_listeners();
         self.reconcile();
+        self.roster.offer_room();
         self.sound_alarms(app);
         self.stats.turns += 1;
         self.publish();

@@ -8,6 +8,7 @@ use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::event::Source;
@@ -15,6 +16,7 @@ use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Waker};
 use socket2::{Domain, Protocol, SockAddr, SockRef, TcpKeepalive, Type};
 
+use super::doors::Doors;
 use super::os::{Event, Os, Socket, Token};
 use super::socket_file::SocketFile;
 use crate::addr::{Addr, Credentials, UnixAddr};
@@ -35,8 +37,10 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
 pub(crate) struct MioOs {
     poll: Poll,
     events: Events,
-    waker: std::sync::Arc<Waker>,
+    waker: Arc<Waker>,
     start: Instant,
+    /// What it opens together with other servers, and what it has opened so far.
+    doors: Option<(Arc<Doors>, Vec<Addr>)>,
 }
 
 impl MioOs {
@@ -46,9 +50,15 @@ impl MioOs {
         Ok(Self {
             poll,
             events: Events::with_capacity(BATCH),
-            waker: std::sync::Arc::new(waker),
+            waker: Arc::new(waker),
             start: Instant::now(),
+            doors: None,
         })
+    }
+
+    /// Listens on the sockets that other servers listen on.
+    pub(crate) fn share_doors(&mut self, doors: Arc<Doors>) {
+        self.doors = Some((doors, Vec::new()));
     }
 
     /// The poll's own descriptor: readable when there are events.
@@ -64,7 +74,21 @@ pub(crate) fn descriptor_limit() -> Option<usize> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-struct MioWaker(std::sync::Arc<Waker>);
+/// When somebody outside a loop has waited long enough.
+pub(crate) struct Deadline(Option<Instant>);
+
+impl Deadline {
+    pub(crate) fn after(timeout: Duration) -> Self {
+        Self(Instant::now().checked_add(timeout))
+    }
+
+    pub(crate) fn left(&self) -> Duration {
+        self.0
+            .map_or(LONGEST_SLEEP, |at| at.saturating_duration_since(Instant::now()))
+    }
+}
+
+struct MioWaker(Arc<Waker>);
 
 impl Wake for MioWaker {
     fn wake(&self) -> io::Result<()> {
@@ -80,7 +104,7 @@ pub(crate) enum Listener {
 
 /// A listening Unix socket. Its file is dropped, and removed, first.
 pub(crate) struct UnixDoor {
-    file: Option<SocketFile>,
+    file: Option<Arc<SocketFile>>,
     socket: UnixListener,
     /// Of each connection; they do not inherit it.
     send_buffer: Option<usize>,
@@ -98,6 +122,26 @@ impl Listener {
             Self::Tcp(socket) => socket,
             Self::Unix(door) => &mut door.socket,
         }
+    }
+
+    pub(super) fn local_addr(&self) -> io::Result<Addr> {
+        match self {
+            Self::Tcp(socket) => Ok(socket.local_addr()?.into()),
+            Self::Unix(door) => Ok(door.socket.local_addr()?.into()),
+        }
+    }
+
+    /// The same socket and queue under another descriptor, for another poll. The last one removes a Unix socket's file.
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
+        let descriptor = self.as_fd().try_clone_to_owned()?;
+        Ok(match self {
+            Self::Tcp(_) => Self::Tcp(TcpListener::from_std(descriptor.into())),
+            Self::Unix(door) => Self::Unix(UnixDoor {
+                file: door.file.clone(),
+                socket: UnixListener::from_std(descriptor.into()),
+                send_buffer: door.send_buffer,
+            }),
+        })
     }
 }
 
@@ -256,7 +300,12 @@ fn listen_unix(name: &UnixAddr, options: &SocketOptions) -> io::Result<UnixDoor>
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     let file = match (name.as_pathname(), name.as_abstract_name()) {
-        (Some(path), _) => Some(SocketFile::listen(&socket, path, options.mode, backlog(options))?),
+        (Some(path), _) => Some(Arc::new(SocketFile::listen(
+            &socket,
+            path,
+            options.mode,
+            backlog(options),
+        )?)),
         (None, Some(name)) => {
             socket.bind(&abstract_address(name)?)?;
             socket.listen(backlog(options))?;
@@ -324,14 +373,21 @@ impl Os for MioOs {
     }
 
     fn waker(&self) -> Box<dyn Wake> {
-        Box::new(MioWaker(std::sync::Arc::clone(&self.waker)))
+        Box::new(MioWaker(Arc::clone(&self.waker)))
     }
 
     fn listen(&mut self, addr: &Addr, options: &SocketOptions) -> io::Result<Listener> {
-        match addr {
+        let bind = |addr: &Addr| match addr {
             Addr::Tcp(addr) => listen_tcp(*addr, options).map(Listener::Tcp),
             Addr::Unix(name) => listen_unix(name, options).map(Listener::Unix),
-        }
+        };
+        let Some((doors, opened)) = &mut self.doors else {
+            return bind(addr);
+        };
+        let nth = opened.iter().filter(|other| *other == addr).count();
+        let socket = doors.open(addr, nth, options, bind)?;
+        opened.push(addr.clone());
+        Ok(socket)
     }
 
     fn adopt(&mut self, socket: OwnedFd) -> io::Result<Listener> {
@@ -368,10 +424,7 @@ impl Os for MioOs {
     }
 
     fn listener_addr(&self, listener: &Listener) -> io::Result<Addr> {
-        match listener {
-            Listener::Tcp(socket) => Ok(socket.local_addr()?.into()),
-            Listener::Unix(door) => Ok(door.socket.local_addr()?.into()),
-        }
+        listener.local_addr()
     }
 
     fn register_listener(&mut self, listener: &mut Listener, token: Token) -> io::Result<()> {

@@ -101,6 +101,7 @@ impl<A, O: Os> Reactor<A, O> {
             registered: false,
             pending: true,
             retry_at: Time::NEVER,
+            stood_back: false,
             troubled: false,
             broken: false,
         };

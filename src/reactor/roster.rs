@@ -3,6 +3,7 @@
 use slab::Slab;
 
 use super::os::Token;
+use super::places::Share;
 use super::sources::Counted;
 use crate::addr::Addr;
 use crate::handler::ConnInfo;
@@ -39,12 +40,16 @@ pub(super) struct Slot {
     pub(super) budget_turn: u64,
 }
 
-/// All connections. Its length never passes the cap: [`Roster::has_room`] is asked before accept.
+/// All connections. Its length never passes the cap: [`Roster::reserve`] is asked before accept.
 pub(super) struct Roster {
     slab: Slab<Slot>,
     /// The latest generation said for each slot; never zero for a tenant.
     generations: Vec<u32>,
     cap: usize,
+    /// The cap is one that other servers share.
+    share: Option<Share>,
+    /// The place of the next who goes is for who comes then.
+    keeps: bool,
 }
 
 impl Roster {
@@ -53,15 +58,35 @@ impl Roster {
             slab: Slab::new(),
             generations: Vec::new(),
             cap,
+            share: None,
+            keeps: false,
         }
     }
 
+    /// From now on the cap is that of all who share it. While nobody is connected.
+    pub(super) fn share(&mut self, share: Share) {
+        debug_assert!(self.is_empty());
+        self.share = Some(share);
+    }
+
     pub(super) fn cap(&self) -> usize {
-        self.cap
+        self.shared_cap().unwrap_or(self.cap)
+    }
+
+    pub(super) fn shared_cap(&self) -> Option<usize> {
+        self.share.as_ref().map(|share| share.places().cap())
     }
 
     pub(super) fn set_cap(&mut self, cap: usize) {
-        self.cap = cap;
+        match &self.share {
+            Some(share) => share.places().set_cap(cap),
+            None => self.cap = cap,
+        }
+    }
+
+    /// This server's part of a limit that holds for all who share the cap.
+    pub(super) fn part_of(&self, limit: usize) -> usize {
+        self.share.as_ref().map_or(limit, |share| share.part_of(limit))
     }
 
     pub(super) fn len(&self) -> usize {
@@ -73,7 +98,58 @@ impl Roster {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.slab.len() < self.cap
+        match &self.share {
+            Some(share) => share.has_room(),
+            None => self.slab.len() < self.cap,
+        }
+    }
+
+    /// There would be room if one left.
+    pub(super) fn is_exhausted(&self) -> bool {
+        match &self.share {
+            Some(share) => share.is_exhausted(),
+            None => self.slab.len() == self.cap,
+        }
+    }
+
+    /// Servers that share the cap have clearly fewer connections.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.share.as_ref().is_some_and(Share::is_ahead)
+    }
+
+    /// Makes sure of a place for the next tenant: what [`Roster::has_room`] has said may be another server's by now.
+    pub(super) fn reserve(&mut self) -> bool {
+        match &mut self.share {
+            Some(share) => share.reserve(),
+            None => self.has_room(),
+        }
+    }
+
+    /// The next tenant is not to come.
+    pub(super) fn unreserve(&mut self) {
+        self.keeps = false;
+        if let Some(share) = &mut self.share {
+            share.unreserve();
+        }
+    }
+
+    /// Whoever goes next leaves its place to the next tenant.
+    pub(super) fn keep_place(&mut self) {
+        self.keeps = true;
+    }
+
+    /// Before the last look for room in a turn: the loop is woken if there is some later.
+    pub(super) fn await_room(&self) {
+        if let Some(share) = &self.share {
+            share.await_room();
+        }
+    }
+
+    /// At the end of a turn: others may have what was given back and not taken again.
+    pub(super) fn offer_room(&mut self) {
+        if let Some(share) = &mut self.share {
+            share.offer();
+        }
     }
 
     /// The id for the next tenant. Never said twice: a peer that is refused under it keeps it.
@@ -97,12 +173,20 @@ impl Roster {
     pub(super) fn insert(&mut self, slot: Slot) {
         let index = slot.id.index as usize;
         debug_assert!(self.has_room(), "the cap is checked before accept");
+        self.keeps = false;
+        if let Some(share) = &mut self.share {
+            share.move_in();
+        }
         let place = self.slab.insert(slot);
         debug_assert_eq!(place, index);
     }
 
     pub(super) fn remove(&mut self, id: ConnId) -> Option<Slot> {
         self.get(id)?;
+        let keep = std::mem::take(&mut self.keeps);
+        if let Some(share) = &mut self.share {
+            share.move_out(keep);
+        }
         self.slab.try_remove(id.index as usize)
     }
 

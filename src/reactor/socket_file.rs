@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -20,7 +21,7 @@ pub(super) struct SocketFile {
     path: PathBuf,
     identity: Identity,
     /// Another process may serve it as well: it stays.
-    handed_out: bool,
+    handed_out: AtomicBool,
 }
 
 impl SocketFile {
@@ -38,7 +39,7 @@ impl SocketFile {
         let file = Self {
             identity: identity(&fs::symlink_metadata(&path)?),
             path,
-            handed_out: false,
+            handed_out: AtomicBool::new(false),
         };
         // A socket refuses everybody until it listens: nobody comes in under wider permissions.
         if let Some(mode) = mode {
@@ -52,8 +53,8 @@ impl SocketFile {
         Ok(file)
     }
 
-    pub(super) fn hand_out(&mut self) {
-        self.handed_out = true;
+    pub(super) fn hand_out(&self) {
+        self.handed_out.store(true, Ordering::Relaxed);
     }
 
     fn is_ours(&self) -> bool {
@@ -63,7 +64,7 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.handed_out || !self.is_ours() {
+        if self.handed_out.load(Ordering::Relaxed) || !self.is_ours() {
             return;
         }
         if let Err(error) = fs::remove_file(&self.path) {

@@ -1,0 +1,398 @@
+//! One cap over several servers: how many places are free, exactly, and who waits for one.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use crate::handle::Wake;
+use crate::logs;
+
+/// The places that several servers share.
+///
+/// A server takes a place before it accepts, so that no two of them take the last one. Who finds none says that it waits
+/// and then looks once more; who gives one back looks for those who wait afterwards. In that order one of the two sees
+/// the other (all of it is sequentially consistent), so that nobody sleeps beside a free place.
+pub(crate) struct Places {
+    /// Negative while the cap is lower than what was taken before it was lowered.
+    free: AtomicIsize,
+    cap: AtomicUsize,
+    /// Held while the cap changes: two changes at once must not add up.
+    changing: Mutex<()>,
+    sharers: Box<[Sharer]>,
+    /// Those of them that have not gone.
+    present: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Sharer {
+    waits: AtomicBool,
+    wake: OnceLock<Box<dyn Wake>>,
+}
+
+impl Places {
+    pub(crate) fn new(cap: usize, sharers: usize) -> Self {
+        Self {
+            free: AtomicIsize::new(signed(cap)),
+            cap: AtomicUsize::new(cap),
+            changing: Mutex::new(()),
+            sharers: (0..sharers).map(|_| Sharer::default()).collect(),
+            present: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn cap(&self) -> usize {
+        self.cap.load(Ordering::Relaxed)
+    }
+
+    /// From when this returns, no place is taken beyond the new cap.
+    pub(crate) fn set_cap(&self, cap: usize) {
+        {
+            let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = self.cap.swap(cap, Ordering::SeqCst);
+            self.free.fetch_add(signed(cap) - signed(before), Ordering::SeqCst);
+        }
+        // All of them, whether they wait or not: the cap is in what they report.
+        for sharer in &self.sharers {
+            sharer.waits.store(false, Ordering::SeqCst);
+            sharer.wake();
+        }
+    }
+
+    fn free(&self) -> isize {
+        self.free.load(Ordering::SeqCst)
+    }
+
+    /// What each of those present has on average.
+    fn average(&self) -> usize {
+        let taken = usize::try_from(signed(self.cap()) - self.free()).unwrap_or(0);
+        taken / self.present.load(Ordering::Relaxed).max(1)
+    }
+
+    fn take(&self) -> bool {
+        let one_less = |free: isize| (free > 0).then(|| free - 1);
+        self.free
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less)
+            .is_ok()
+    }
+
+    fn give_back(&self, places: usize) {
+        self.free.fetch_add(signed(places), Ordering::SeqCst);
+    }
+
+    /// Wakes those who wait, if there is a place for them.
+    fn offer(&self) {
+        if self.free() <= 0 {
+            return;
+        }
+        for sharer in &self.sharers {
+            if sharer.waits.load(Ordering::SeqCst) && sharer.waits.swap(false, Ordering::SeqCst) {
+                sharer.wake();
+            }
+        }
+    }
+}
+
+impl Sharer {
+    fn wake(&self) {
+        if let Some(Err(error)) = self.wake.get().map(|wake| wake.wake()) {
+            log::warn!(target: logs::SERVER, "cannot wake the loop: {error}");
+        }
+    }
+}
+
+/// So many connections more than the others have are no imbalance.
+const SLACK: usize = 4;
+
+/// No more than [`MOST_CONNECTIONS`](crate::config::MOST_CONNECTIONS).
+fn signed(places: usize) -> isize {
+    isize::try_from(places).unwrap_or(isize::MAX / 4)
+}
+
+impl fmt::Debug for Places {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Places")
+            .field("cap", &self.cap())
+            .field("free", &self.free())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What one server has of them. Given back when it is dropped.
+pub(super) struct Share {
+    places: Arc<Places>,
+    index: usize,
+    /// Of its connections, and of one that is to come.
+    held: usize,
+    /// One of those held is for the next connection.
+    reserved: bool,
+    /// Some were given back since this was last offered.
+    gave: bool,
+}
+
+impl Share {
+    /// `wake` is how others wake the server when there is a place again.
+    pub(super) fn new(places: Arc<Places>, index: usize, wake: Box<dyn Wake>) -> Self {
+        if let Some(sharer) = places.sharers.get(index) {
+            // Once for each server.
+            let _ = sharer.wake.set(wake);
+        }
+        places.present.fetch_add(1, Ordering::Relaxed);
+        Self {
+            places,
+            index,
+            held: 0,
+            reserved: false,
+            gave: false,
+        }
+    }
+
+    pub(super) fn places(&self) -> &Places {
+        &self.places
+    }
+
+    /// Its part of a limit that holds for all.
+    pub(super) fn part_of(&self, limit: usize) -> usize {
+        limit.div_ceil(self.places.sharers.len().max(1))
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.reserved || self.places.free() > 0
+    }
+
+    /// It has clearly more connections than the others.
+    pub(super) fn is_ahead(&self) -> bool {
+        // Few are never many more, and looking costs a cache line that all of them write.
+        if self.held <= SLACK {
+            return false;
+        }
+        let average = self.places.average();
+        self.held > average + average / 8 + SLACK
+    }
+
+    /// None is free, and the cap is not passed.
+    pub(super) fn is_exhausted(&self) -> bool {
+        !self.reserved && self.places.free() == 0
+    }
+
+    /// Takes a place for the next connection, if it is not taken already.
+    pub(super) fn reserve(&mut self) -> bool {
+        if !self.reserved && self.places.take() {
+            self.reserved = true;
+            self.held += 1;
+        }
+        self.reserved
+    }
+
+    /// Nobody came for it.
+    pub(super) fn unreserve(&mut self) {
+        if std::mem::take(&mut self.reserved) {
+            self.give_back();
+        }
+    }
+
+    /// A connection moves in, on the place that was reserved.
+    pub(super) fn move_in(&mut self) {
+        if !std::mem::take(&mut self.reserved) {
+            // Not asked for: the count is right all the same.
+            self.places.free.fetch_sub(1, Ordering::SeqCst);
+            self.held += 1;
+        }
+    }
+
+    /// A connection moves out, for the next one or for anybody.
+    pub(super) fn move_out(&mut self, keep: bool) {
+        if keep && !self.reserved {
+            self.reserved = true;
+        } else {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        self.held = self.held.saturating_sub(1);
+        self.places.give_back(1);
+        self.gave = true;
+    }
+
+    /// Before it looks for room for the last time in a turn: it will be woken if there is some later.
+    pub(super) fn await_room(&self) {
+        if self.has_room() {
+            return;
+        }
+        if let Some(sharer) = self.places.sharers.get(self.index) {
+            sharer.waits.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// At the end of a turn: what it gave back and has not taken again is for the others.
+    pub(super) fn offer(&mut self) {
+        if std::mem::take(&mut self.gave) {
+            self.places.offer();
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.places.present.fetch_sub(1, Ordering::Relaxed);
+        self.places.give_back(std::mem::take(&mut self.held));
+        self.places.offer();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    /// Wakes by a message.
+    struct Bell(mpsc::SyncSender<()>);
+
+    impl Wake for Bell {
+        fn wake(&self) -> io::Result<()> {
+            // One that waits already is enough.
+            let _ = self.0.try_send(());
+            Ok(())
+        }
+    }
+
+    fn share(places: &Arc<Places>, index: usize) -> (Share, mpsc::Receiver<()>) {
+        let (bell, rings) = mpsc::sync_channel(1);
+        (Share::new(Arc::clone(places), index, Box::new(Bell(bell))), rings)
+    }
+
+    #[test]
+    fn the_last_place_is_taken_once() {
+        let places = Arc::new(Places::new(1, 2));
+        let ((mut first, _), (mut second, rings)) = (share(&places, 0), share(&places, 1));
+        assert!(first.reserve() && first.reserve() && first.has_room());
+        assert!(!second.has_room() && !second.reserve());
+        first.move_in();
+        assert!(!first.has_room() && !first.reserve() && first.is_exhausted());
+        second.await_room();
+        first.move_out(false);
+        assert!(rings.try_recv().is_err(), "the end of the turn comes first");
+        first.offer();
+        assert!(rings.try_recv().is_ok() && second.reserve() && !first.reserve());
+        first.offer();
+        assert!(rings.try_recv().is_err(), "once");
+    }
+
+    #[test]
+    fn a_place_is_kept_for_who_comes_next() {
+        let places = Arc::new(Places::new(1, 2));
+        let ((mut first, _), (mut second, _)) = (share(&places, 0), share(&places, 1));
+        assert!(first.reserve());
+        first.move_in();
+        first.move_out(true);
+        assert!(!second.reserve(), "never free between the two");
+        assert!(first.reserve());
+        first.move_in();
+        first.move_out(false);
+        assert!(second.reserve());
+        second.unreserve();
+        assert!(first.reserve());
+    }
+
+    #[test]
+    fn a_lowered_cap_lets_nobody_in_and_takes_nothing_away() {
+        let places = Arc::new(Places::new(4, 1));
+        let (mut one, rings) = share(&places, 0);
+        for _ in 0..4 {
+            assert!(one.reserve());
+            one.move_in();
+        }
+        places.set_cap(2);
+        assert!(rings.try_recv().is_ok(), "it is told");
+        for _ in 0..2 {
+            one.move_out(false);
+            assert!(!one.reserve() && !one.has_room());
+        }
+        assert!(one.is_exhausted());
+        one.move_out(false);
+        assert!(one.reserve());
+        one.unreserve();
+        places.set_cap(0);
+        assert!(!one.reserve());
+        places.set_cap(3);
+        assert!(one.reserve());
+        assert_eq!((places.cap(), places.free()), (3, 1));
+    }
+
+    #[test]
+    fn who_has_more_than_the_others_is_ahead() {
+        let places = Arc::new(Places::new(100, 2));
+        let ((mut first, _), (mut second, _)) = (share(&places, 0), share(&places, 1));
+        let come = |share: &mut Share, count| {
+            for _ in 0..count {
+                assert!(share.reserve());
+                share.move_in();
+            }
+        };
+        come(&mut first, 2 * SLACK);
+        assert!(!first.is_ahead());
+        come(&mut first, SLACK);
+        assert!(first.is_ahead() && !second.is_ahead());
+        come(&mut second, 2 * SLACK);
+        assert!(!first.is_ahead() && !second.is_ahead());
+        come(&mut first, 30);
+        assert!(first.is_ahead());
+        drop(second);
+        assert!(!first.is_ahead(), "it is alone");
+    }
+
+    #[test]
+    fn who_goes_leaves_its_places_to_the_others() {
+        let places = Arc::new(Places::new(2, 2));
+        let ((mut first, _), (mut second, rings)) = (share(&places, 0), share(&places, 1));
+        assert!(first.reserve());
+        first.move_in();
+        assert!(first.reserve());
+        second.await_room();
+        assert!(!second.reserve());
+        drop(first);
+        assert!(rings.try_recv().is_ok() && second.reserve());
+        assert_eq!(places.free(), 1);
+    }
+
+    /// Threads that come, wait and go as servers do: never more than the cap inside, and nobody sleeps beside a free place.
+    #[test]
+    fn no_wake_up_is_lost_and_the_cap_holds() {
+        const SHARERS: usize = 4;
+        const ROUNDS: usize = 2000;
+        for cap in [1, 2, 3] {
+            let places = Arc::new(Places::new(cap, SHARERS));
+            let inside = Arc::new(AtomicUsize::new(0));
+            let threads: Vec<_> = (0..SHARERS)
+                .map(|index| {
+                    let (places, inside) = (Arc::clone(&places), Arc::clone(&inside));
+                    thread::spawn(move || {
+                        let (mut share, rings) = share(&places, index);
+                        for _ in 0..ROUNDS {
+                            while !share.reserve() {
+                                share.await_room();
+                                if !share.has_room() {
+                                    rings.recv_timeout(std::time::Duration::from_secs(20)).expect("woken");
+                                }
+                            }
+                            share.move_in();
+                            let now = inside.fetch_add(1, Ordering::SeqCst) + 1;
+                            assert!(now <= cap, "{now} inside");
+                            thread::yield_now();
+                            inside.fetch_sub(1, Ordering::SeqCst);
+                            share.move_out(false);
+                            share.offer();
+                        }
+                    })
+                })
+                .collect();
+            for thread in threads {
+                thread.join().expect("no panic");
+            }
+            assert_eq!(places.free(), signed(cap));
+        }
+    }
+}
