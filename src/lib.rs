@@ -29,6 +29,8 @@
 //! - [`Config`] and [`Listen`]: every option, with unit and default.
 //! - [`Handle`]: the one thing that crosses threads. [`Control`]: the running server between two turns.
 //! - [`CloseReason`]: every way a connection can end.
+//! - [`manual`]: the handbook. Limits, what the operating system does, every kind of loop, TLS, testing, operating, and what is
+//!   different from tokio, mio, message-io, esockd and ranch.
 //!
 //! # The house
 //!
@@ -41,6 +43,7 @@
 //! | `handle`, `control`, `handler`, `tree`, `metrics` | what the user holds, asks, writes and sees |
 //! | `proto/` | one connection, sans-IO: bytes and time are arguments; no fd, no clock |
 //! | `access`, `addr`, `alarm`, `config`, `error`, `histogram`, `id`, `listen`, `reason`, `recent`, `stats` | the vocabulary |
+//! | `manual/` | the handbook: no code |
 //!
 //! # What is promised
 //!
@@ -99,6 +102,7 @@ mod histogram;
 mod id;
 mod listen;
 mod logs;
+pub mod manual;
 mod metrics;
 mod proto;
 mod reactor;
