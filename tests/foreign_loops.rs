@@ -17,7 +17,7 @@ use portcullis::{Config, Server};
 
 const CLIENTS: u64 = 4;
 /// Frames in one write: each write is a wake-up, and the next comes when all of its echoes are there.
-const BATCH: u64 = 25;
+const BATCH: u64 = 40;
 /// One frame echoed is an event.
 const EVENTS: u64 = 1_000_000;
 
