@@ -2,21 +2,28 @@
 //!
 //!     cargo run --release --example game -- 127.0.0.1:2424 [FRAMES]
 //!
-//! Players send packet-2 frames of one byte, a direction; after each step of the world every player gets all positions.
+//! Players send packet-2 frames of one byte, a direction; after each step of the world every player gets all positions. At the
+//! end, after so many frames or on SIGTERM, it reports its jitter and the busiest turn of the network.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use portcullis::{Closed, Config, ConnId, Context, Handler, Listen, Outcome, Server, Turn};
+use portcullis::{Closed, Config, ConnId, Context, Handler, Listen, Outcome, Rate, Server, Turn};
 
 #[path = "support/terminal.rs"]
 mod terminal;
 
 const FRAME: Duration = Duration::from_nanos(1_000_000_000 / 60);
+/// Frames whose lateness is remembered: a minute of them.
+const REMEMBERED: usize = 3600;
+/// The most that one player may have done in one turn of the network.
+const BURST: u64 = 8;
 
 #[derive(Default)]
 struct World {
     players: BTreeMap<ConnId, (i32, i32)>,
+    /// What players have asked for, ever.
+    moves: u64,
 }
 
 struct Player;
@@ -28,6 +35,7 @@ impl Handler<World> for Player {
     }
 
     fn on_frame(&mut self, cx: &mut Context<'_, World>, frame: &[u8]) -> Outcome {
+        cx.app.moves += 1;
         let Some((x, y)) = cx.app.players.get_mut(&cx.conn.id()) else {
             return Ok(());
         };
@@ -46,7 +54,7 @@ impl Handler<World> for Player {
     }
 }
 
-fn main() -> portcullis::Result<()> {
+fn main() -> Result<(), Box<dyn std::error::Error>> {
     terminal::log_to_stderr();
     let mut arguments = std::env::args().skip(1);
     let addr = arguments.next().unwrap_or_else(|| "127.0.0.1:2424".to_owned());
@@ -55,38 +63,58 @@ fn main() -> portcullis::Result<()> {
         .and_then(|count| count.parse().ok())
         .unwrap_or(u64::MAX);
 
-    // Small budgets: a turn of the server is a small part of a frame, whatever the players do.
-    let config = Config::new().accept_budget(4).read_budget(16 * 1024);
+    // Small budgets, few players and a rate for each: a turn of the server is a small part of a frame, whatever players do.
+    let config = Config::new()
+        .max_connections(64)
+        .accept_budget(4)
+        .read_budget(16 * 1024);
+    let listen = Listen::tcp(addr.as_str()).frame_rate(Rate::per_second(120).burst(BURST));
     let mut server = Server::new(config)?;
-    let id = server.listen(Listen::tcp(addr.as_str()), |_: &mut World, _peer| Player)?;
+    let id = server.listen(listen, |_: &mut World, _peer| Player)?;
     terminal::say(&format!("listening on {} (packet-2)", server.listener(id)?.addr));
+    terminal::drain_on_signal(server.handle(), Duration::ZERO)?;
 
     let mut world = World::default();
-    let (mut next, mut worst) = (Instant::now(), Duration::ZERO);
-    for _ in 0..frames {
+    let (mut next, mut late) = (Instant::now(), Vec::new());
+    let (mut frame, mut busiest) = (0, 0);
+    'game: while frame < frames {
         next += FRAME;
         // What players have said since the last frame, and until it is time for the next.
         loop {
-            let left = next.saturating_duration_since(Instant::now());
+            let (left, before) = (next.saturating_duration_since(Instant::now()), world.moves);
             if server.poll_once(&mut world, Some(left))? != Turn::Continue {
-                return Ok(());
+                break 'game;
             }
+            busiest = busiest.max(world.moves - before);
             if left.is_zero() {
                 break;
             }
         }
-        worst = worst.max(next.elapsed());
-        // The world has moved: everybody sees it. Sent from outside a callback, so it goes out in the next turn.
-        let positions: Vec<_> = world.players.values().map(|(x, y)| format!("{x},{y}")).collect();
-        let positions = positions.join(" ");
-        let mut control = server.control();
-        for &id in world.players.keys() {
-            if let Some(mut player) = control.conn(id) {
-                // Who does not keep up misses a frame, and sees the next.
-                let _ = player.send(&positions);
-            }
+        if late.len() < REMEMBERED {
+            late.push(Duration::ZERO);
+        }
+        late[frame as usize % REMEMBERED] = next.elapsed();
+        frame += 1;
+        show_everybody(&mut server, &world);
+    }
+    late.sort();
+    let share = |percent: usize| late.get((late.len() * percent / 100).min(late.len().saturating_sub(1)));
+    let [half, most, all] = [50, 99, 100].map(|percent| share(percent).copied().unwrap_or_default());
+    terminal::say(&format!("{frame} frames, the latest was {all:.1?} late"));
+    terminal::say(&format!("jitter: half within {half:.1?}, 99 % within {most:.1?}"));
+    terminal::say(&format!("{} moves, {busiest} in the busiest turn", world.moves));
+    Ok(())
+}
+
+/// The world has moved. Sent from outside a callback, so it goes out in the next turn.
+fn show_everybody(server: &mut Server<World>, world: &World) {
+    let positions: Vec<_> = world.players.values().map(|(x, y)| format!("{x},{y}")).collect();
+    let positions = positions.join(" ");
+    let mut control = server.control();
+    for &id in world.players.keys() {
+        if let Some(mut player) = control.conn(id) {
+            // Who does not keep up misses a frame, and sees the next.
+            let _ = player.send(&positions);
         }
     }
-    terminal::say(&format!("{frames} frames, the latest was {worst:.1?} late"));
-    Ok(())
 }

@@ -30,6 +30,8 @@
 //! - [`Handle`]: the one thing that crosses threads. [`Control`]: the running server between two turns.
 //! - [`Shards`]: the same on several cores.
 //! - [`CloseReason`]: every way a connection can end.
+//! - [`manual`]: the handbook. Limits, what the operating system does, every kind of loop, TLS, testing, operating, and what is
+//!   different from tokio, mio, message-io, esockd and ranch.
 //!
 //! # The house
 //!
@@ -43,6 +45,7 @@
 //! | `handle`, `control`, `handler/`, `detached`, `tree`, `metrics` | what the user holds, asks, writes and sees |
 //! | `proto/` | one connection, sans-IO: bytes and time are arguments; no fd, no clock |
 //! | `access`, `addr`, `alarm`, `config`, `connect`, `error`, `histogram`, `id`, `listen/`, `reason`, `recent`, `stats` | the vocabulary |
+//! | `manual/` | the handbook: no code |
 //!
 //! # What is promised
 //!
@@ -102,6 +105,7 @@ mod histogram;
 mod id;
 mod listen;
 mod logs;
+pub mod manual;
 mod metrics;
 mod proto;
 mod reactor;

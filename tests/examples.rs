@@ -237,3 +237,56 @@ fn every_example_is_tested() {
         }
     }
 }
+
+/// Each example is where somebody looks for it, says how to run it, and is short enough to be read at one sitting.
+#[test]
+fn every_example_is_short_and_says_how_it_is_run() {
+    // Test tools and a client: they have to be thorough, and nobody learns the library from them.
+    let may_be_long = ["echo_client", "exhaust", "simulate"];
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+    let readme = std::fs::read_to_string(format!("{folder}/README.md")).expect("it is there");
+    let mut looked = 0;
+    for entry in std::fs::read_dir(folder).expect("the folder") {
+        let path = entry.expect("an entry").path();
+        let (Some(name), Some("rs")) = (
+            path.file_stem().and_then(|name| name.to_str()),
+            path.extension().and_then(|extension| extension.to_str()),
+        ) else {
+            continue;
+        };
+        looked += 1;
+        assert!(
+            readme.contains(&format!("`{name}.rs`")),
+            "examples/README.md does not name {name}"
+        );
+        let text = std::fs::read_to_string(&path).expect("readable");
+        let head: Vec<_> = text.lines().take_while(|line| line.starts_with("//!")).collect();
+        let is_command = |line: &&&str| line.starts_with("//!     ") && line.contains(&format!("--example {name}"));
+        assert!(
+            head.iter().any(|line| is_command(&line)),
+            "{name} does not begin with its command"
+        );
+        let code = text
+            .lines()
+            .map(str::trim)
+            .filter(|line| !line.is_empty() && !line.starts_with("//"));
+        let code = code.count();
+        assert!(
+            code <= 120 || may_be_long.contains(&name),
+            "{name} has {code} lines of code"
+        );
+    }
+    assert!(looked >= 15, "{looked} examples were found");
+    // And the other way round: what is named there is there.
+    for name in readme
+        .split('`')
+        .skip(1)
+        .step_by(2)
+        .filter(|name| name.ends_with(".rs") && !name.contains('/'))
+    {
+        let exists = [folder.to_owned(), format!("{folder}/support")]
+            .iter()
+            .any(|place| std::path::Path::new(place).join(name).exists());
+        assert!(exists, "examples/README.md names {name}");
+    }
+}

@@ -314,7 +314,9 @@ impl<'a, A> Conn<'a, A> {
     }
 
     /// Replaces the handler once the running callback has returned. The old one is dropped without `on_close`,
-    /// the new one gets no `on_open`: hand over what it needs. Timers and a pause stay as they are.
+    /// the new one gets no `on_open`: hand over what it needs. Timers and a pause stay as they are, and what was on its way to the
+    /// old one reaches the new one. Of several in one callback the last stays. If that callback also ends the connection, by an
+    /// error or a panic too, it is the new one that is told by `on_close`.
     ///
     /// ```
     /// # use portcullis::{Context, Framing, Handler, Outcome};
