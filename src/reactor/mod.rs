@@ -503,6 +503,8 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         for handler in std::mem::take(&mut self.handlers).into_iter().flatten() {
             self.drop_handler(handler);
         }
+        // Before others who share the cap have their places.
+        self.streams.clear();
         for id in ids {
             let slot = self.roster.remove(id);
             self.discard("a framer's destructor", slot);
