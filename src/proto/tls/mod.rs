@@ -358,13 +358,18 @@ impl Session {
         self.outbound.is_compact()
     }
 
+    /// Drops what waits to be sent.
+    pub(super) fn silence(&mut self, pool: &mut Pool) {
+        self.outbound.clear(pool);
+        self.clear = 0;
+        self.own = 0;
+    }
+
     /// Gives back what is held, for a connection that is over.
     pub(super) fn clear(&mut self, pool: &mut Pool) {
         pool.give(std::mem::take(&mut self.held));
         pool.give(std::mem::take(&mut self.set_aside));
-        self.outbound.clear(pool);
-        self.clear = 0;
-        self.own = 0;
+        self.silence(pool);
     }
 
     fn wish(&mut self, wish: Wish<'_>, pool: &mut Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
