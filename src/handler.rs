@@ -1,6 +1,7 @@
 //! What the user writes: [`Handler`], [`Service`]; and what they are given: [`Context`], [`Conn`], [`Peer`].
 
 mod conn;
+mod outgoing;
 
 use std::any::Any;
 use std::io;
@@ -10,8 +11,9 @@ use crate::addr::{Addr, Credentials};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::ProxyHeader;
 use crate::reason::{Closed, Outcome};
-pub(crate) use conn::{connect, Link};
+pub(crate) use conn::Link;
 pub use conn::{Conn, ConnInfo, Context};
+pub(crate) use outgoing::connect;
 
 /// What a [`Handle`](crate::Handle) sends to a connection: see [`Handler::on_message`].
 pub type Message = Box<dyn Any + Send>;

@@ -26,6 +26,7 @@
 //!
 //! - [`Server`]: listen, run, or [`Server::poll_once`] in a loop of your own.
 //! - [`Handler`] and [`Service`]: what you write. [`Context`] and [`Conn`]: what you are lent.
+//! - [`Server::connect`], [`Control::connect`] and [`Conn::connect`]: connections that the server makes.
 //! - [`Config`], [`Listen`] and [`Connect`]: every option, with unit and default.
 //! - [`Handle`]: the one thing that crosses threads. [`Control`]: the running server between two turns.
 //! - [`Shards`]: the same on several cores.
@@ -67,7 +68,7 @@
 //! | `portcullis::server` | | cap above the descriptor limit, a waker that fails | a drain, its end | |
 //! | `portcullis::listener` | a listening socket that was lost | a socket that cannot be accepted from or registered, once until it works again | opened, changed, closed | clients lost by the kernel |
 //! | `portcullis::starvation` | | descriptors or memory ran out, once per episode | the end of the episode | |
-//! | `portcullis::connection` | | killed | | the end of each, with its reason; a frame from another thread that was not sent |
+//! | `portcullis::connection` | | killed | | the end of each, with its reason; a frame from another thread that was not sent; an attempt to connect that failed and is made again |
 //! | `portcullis::panic` | the user's code panicked | | | |
 //!
 //! # Features

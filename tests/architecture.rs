@@ -171,6 +171,8 @@ fn the_vocabulary_imports_nothing_above_it() {
         "src/stats.rs",
         "src/error.rs",
         "src/config.rs",
+        "src/addr/parse.rs",
+        "src/connect.rs",
         "src/listen.rs",
         "src/listen/check.rs",
         "src/listen/socket.rs",
@@ -190,6 +192,7 @@ fn what_the_user_holds_does_not_know_the_reactor() {
     for file in [
         "src/handler.rs",
         "src/handler/conn.rs",
+        "src/handler/outgoing.rs",
         "src/handle.rs",
         "src/control.rs",
         "src/detached.rs",

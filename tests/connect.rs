@@ -12,7 +12,7 @@ use common::outgoing::{
 };
 use common::{connect, local, ping, read_to_end, recv2, send2, spawn, spawn_echo, Echo, Place, Running, PATIENCE};
 use portcullis::{
-    Addr, CloseReason, Closed, Config, ConnId, Connect, Context, Error, Framing, Handler, Outcome, Server, State,
+    Addr, CloseReason, Closed, Config, ConnId, Connect, Context, Error, Framing, Handler, Outcome, Retry, Server, State,
 };
 
 /// A server that listens nowhere.
@@ -137,7 +137,7 @@ fn what_cannot_work_is_said_before_anything_is_done() {
         ("max_frame", Connect::new().max_frame(0)),
         ("send_buffer", Connect::new().send_buffer(usize::MAX)),
         ("bind", Connect::new().bind(v6)),
-        ("retry", Connect::new().retry(portcullis::Retry::new(0))),
+        ("retry", Connect::new().retry(Retry::new(0))),
     ];
     for (name, options) in wrong {
         match server.connect("127.0.0.1:9", options, Echo) {
@@ -172,6 +172,80 @@ fn a_unix_socket_is_reached_by_its_path() {
     drop(peer);
     assert_eq!(heard.next(), Told::Finished);
     assert_eq!(heard.next(), Told::Closed(CloseReason::Finished));
+}
+
+/// A Unix socket's backlog is full: `connect` says EAGAIN, and nothing would announce that there is room (`unix(7)`).
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_unix_socket_is_tried_again() {
+    let place = Place::new();
+    let path = place.path("full.sock");
+    let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).expect("socket");
+    let addr = socket2::SockAddr::unix(&path).expect("a path");
+    listener.bind(&addr).expect("bind");
+    listener.listen(0).expect("listen");
+    let server = client();
+    let (_, first) = dial(&server, Addr::unix(&path), Connect::new());
+    first.opened();
+    let (handler, _) = probe();
+    let to = Addr::unix(&path);
+    let outcome = server.ask(move |(), control| control.connect(to, Connect::new(), handler));
+    let error = outcome.expect_err("the backlog is full").to_string();
+    assert!(error.contains("its backlog is full"), "{error}");
+    let retry = Retry::new(u32::MAX)
+        .first_delay(Duration::from_millis(1))
+        .longest_delay(Duration::from_millis(10));
+    let (_, second) = dial(&server, Addr::unix(&path), Connect::new().retry(retry));
+    assert_eq!(server.handle.stats().connecting, 1);
+    let _one = listener.accept().expect("accept");
+    second.opened();
+}
+
+/// Nobody listens at first.
+#[test]
+fn a_server_that_starts_late_is_found() {
+    let addr = nobody();
+    let server = client();
+    let retry = Retry::new(u32::MAX)
+        .first_delay(Duration::from_millis(1))
+        .longest_delay(Duration::from_millis(10));
+    let (id, heard) = dial(&server, addr, Connect::new().retry(retry));
+    server.until("it has failed once", |stats| stats.turns > 5 && stats.connecting == 1);
+    let listener = TcpListener::bind(addr).expect("the port is still free");
+    let _peer = accepted(&listener);
+    assert_eq!(heard.opened(), id);
+}
+
+/// One that the server has made can leave it as well.
+#[test]
+fn an_outgoing_connection_can_be_detached() {
+    struct Leaves(std::sync::mpsc::Sender<portcullis::Detached>);
+    impl Handler for Leaves {
+        fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
+            let to = self.0.clone();
+            cx.conn.send("bye")?;
+            cx.conn.detach(move |stream| to.send(stream).expect("the test waits"))?;
+            Ok(())
+        }
+        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+    }
+    let (listener, addr) = std_listener();
+    let server = client();
+    let (to, from) = std::sync::mpsc::channel();
+    let begun = server.ask(move |(), control| control.connect(addr, Connect::new(), Leaves(to)));
+    begun.expect("begun");
+    let mut peer = accepted(&listener);
+    let mut stream = from.recv_timeout(PATIENCE).expect("it leaves");
+    stream.write_all(b"raw").expect("sent");
+    assert_eq!(recv2(&mut peer), b"bye");
+    let mut raw = [0; 3];
+    peer.read_exact(&mut raw).expect("raw bytes");
+    assert_eq!((&raw, server.handle.stats().open), (b"raw", 1));
+    drop(stream);
+    let stats = server.until("its place is free", |stats| stats.open == 0);
+    assert_eq!((stats.outgoing, stats.closed(CloseReason::Detached)), (1, 1));
 }
 
 /// Outgoing connections have their places under the cap, and clients wait for them.

@@ -43,8 +43,9 @@ fn every_state_keeps_its_promises_and_leads_to_the_end() {
     let packets = close(1, &[], &[Deed::CloseAfterInput]);
     let lines = close(4, &[Deed::Echo, Deed::Fail], &[Deed::Echo, Deed::Close]);
     let raw = close(0, &[Deed::Echo, Deed::Close], &[]);
+    let halves = close(0, &[Deed::Finish], &[Deed::Finish]);
     let mut all = closure::Findings::default();
-    for found in [packets, lines, raw] {
+    for found in [packets, lines, raw, halves] {
         assert!(found.states > 5_000 && found.moves > 25 * found.states, "{found:?}");
         all.add(found);
     }
@@ -104,6 +105,37 @@ fn every_short_string_is_the_same_frames_in_every_cut() {
     }
 }
 
+/// What an outgoing connection can do before it is open, in the clear and over TLS.
+#[cfg(feature = "tls")]
+fn connecting() -> BTreeSet<(State, State)> {
+    use portcullis::sim::{Single, Stimulus};
+    let plain = || portcullis::Connect::new().framing(portcullis::Framing::Packet1);
+    let secure = || plain().tls(sim_tls::client_config(), "sim.test");
+    let mut changes = BTreeSet::new();
+    for connect in [plain(), secure()] {
+        for stimulus in [
+            Stimulus::Admit,
+            Stimulus::Act(Deed::Close),
+            Stimulus::Act(Deed::Abort),
+            Stimulus::Act(Deed::Fail),
+        ] {
+            let mut single = Single::connecting(&connect).expect("options that work");
+            for stimulus in [
+                Stimulus::Act(Deed::Send(3)),
+                Stimulus::Act(Deed::Finish),
+                Stimulus::Act(Deed::Send(3)),
+                Stimulus::Turn,
+                stimulus,
+                Stimulus::Turn,
+            ] {
+                single.apply(&stimulus).expect("as promised");
+            }
+            changes.extend(single.take_transitions());
+        }
+    }
+    changes
+}
+
 /// Every schedule of three moves behind TLS 1.3 and of two behind 1.2, and with the plain worlds every legal transition is seen and no other.
 #[cfg(feature = "tls")]
 #[test]
@@ -129,6 +161,7 @@ fn every_short_schedule_behind_tls_keeps_its_promises() {
             }
         }
     }
+    changes.extend(connecting());
     let legal = State::ALL
         .iter()
         .flat_map(|&from| State::ALL.iter().map(move |&to| (from, to)));

@@ -58,16 +58,22 @@ impl Findings {
 
 /// All settings: every built-in framing that frames in its own way, and every kind of handler.
 pub fn settings(lazy: bool) -> Vec<Setting> {
-    let on_frame: [&[Deed]; 7] = [
+    let on_frame: [&[Deed]; 8] = [
         &[Deed::Echo],
         &[],
         &[Deed::Echo, Deed::Pause],
         &[Deed::Echo, Deed::Close],
+        &[Deed::Echo, Deed::Finish],
         &[Deed::CloseAfterInput, Deed::Echo],
         &[Deed::Pause, Deed::Resume, Deed::Send(0)],
         &[Deed::Echo, Deed::Fail],
     ];
-    let on_end: [&[Deed]; 3] = [&[Deed::CloseAfterInput], &[], &[Deed::Echo, Deed::Close]];
+    let on_end: [&[Deed]; 4] = [
+        &[Deed::CloseAfterInput],
+        &[],
+        &[Deed::Echo, Deed::Close],
+        &[Deed::Finish],
+    ];
     let mut all = Vec::new();
     for framing in [1, 4, 0] {
         for on_frame in on_frame {

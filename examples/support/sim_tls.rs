@@ -53,6 +53,11 @@ pub fn server_config() -> Arc<ServerConfig> {
     Arc::clone(&configs().server)
 }
 
+#[allow(dead_code)] // each program uses its part
+pub fn client_config() -> Arc<ClientConfig> {
+    Arc::clone(&configs().client)
+}
+
 /// A client's half of a TLS connection.
 pub struct Client {
     connection: ClientConnection,

@@ -121,6 +121,16 @@ impl Machine {
         }
         self.farewell = Farewell::Flush;
         self.enter_closing(pool);
+        if self.flags.has(Flags::FIN_SENT) {
+            // All is said: what is left is to wait for the peer's end.
+            let ended = self.flags.has(Flags::EOF);
+            self.farewell = if ended {
+                Farewell::Gone { reset: false }
+            } else {
+                Farewell::Linger
+            };
+            self.deadlines.stage = now.after(self.limits.linger_timeout);
+        }
         if self.queued() > 0 && !self.deadlines.write.is_armed() {
             self.deadlines.write = now.after(self.limits.write_timeout);
         }

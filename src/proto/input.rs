@@ -420,7 +420,9 @@ impl Machine {
 
     /// The peer has finished and the handler goes on: what another event may announce is that the peer is gone for good.
     pub(crate) fn wants_error(&self) -> bool {
-        self.state == State::Open && self.flags.has(Flags::EOF) && !self.is_paused()
+        // Behind our own FIN a write fails in any case.
+        let asks = self.flags.has(Flags::EOF) && !self.flags.has(Flags::FIN_SENT);
+        self.state == State::Open && asks && !self.is_paused()
     }
 
     /// A short read does not count as empty: only a fresh WouldBlock does.

@@ -124,6 +124,10 @@ impl Session {
         match *self {}
     }
 
+    pub(super) fn silence(&mut self, _pool: &mut Pool) {
+        match *self {}
+    }
+
     pub(super) fn clear(&mut self, _pool: &mut Pool) {
         match *self {}
     }

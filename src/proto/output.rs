@@ -107,6 +107,10 @@ impl Machine {
         if self.is_connecting() {
             return &[];
         }
+        if let (true, Some(session)) = (self.flags.has(Flags::FIN_SENT), &mut self.tls) {
+            // What TLS would still say by itself, nobody can hear.
+            session.silence(pool);
+        }
         let finished = matches!(self.farewell, Farewell::Gone { .. }) || self.is_deaf();
         if let (Some(session), false) = (&mut self.tls, finished) {
             let outcome = session.encrypt(self.outbox.waiting(), pool);

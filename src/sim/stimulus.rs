@@ -9,7 +9,7 @@ use crate::reason::CloseReason;
 #[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 #[non_exhaustive]
 pub enum Stimulus {
-    /// The service admits the peer, once.
+    /// The service admits the peer, once. An outgoing connection comes about.
     Admit,
     /// Bytes arrive from the peer, unless it has finished or is gone.
     Input(Vec<u8>),
@@ -65,6 +65,8 @@ pub enum Deed {
     Close,
     /// [`Conn::close_after_input`](crate::Conn::close_after_input).
     CloseAfterInput,
+    /// [`Conn::finish`](crate::Conn::finish).
+    Finish,
     /// [`Conn::abort`](crate::Conn::abort).
     Abort,
     /// Returns an error.

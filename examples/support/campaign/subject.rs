@@ -49,10 +49,12 @@ pub enum Temper {
     Ticking,
     /// Upgrades to TLS, where there is none; most often when nothing is under way.
     Upgrading,
+    /// Sends nothing more after the second frame, and goes on reading.
+    Halving,
 }
 
 impl Temper {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Echo,
         Self::Pausing,
         Self::Sleeping,
@@ -68,6 +70,7 @@ impl Temper {
         Self::Flooding,
         Self::Ticking,
         Self::Upgrading,
+        Self::Halving,
     ];
 }
 
@@ -270,6 +273,7 @@ impl Handler<App> for Subject {
             match own.door.temper {
                 Temper::Flooding => own.flood(cx)?,
                 Temper::Ticking => cx.conn.set_timer(1, Duration::ZERO),
+                Temper::Halving if own.random.chance(300) => cx.conn.finish(),
                 Temper::Sleeping if own.random.chance(100) => cx.app.pause(&mut cx.conn, true),
                 Temper::Shifting => {
                     let after = Duration::from_millis(own.random.below(200) as u64);
@@ -287,8 +291,12 @@ impl Handler<App> for Subject {
         }
         self.frames += 1;
         self.within(cx, |own, cx| {
-            cx.app.send(&mut cx.conn, frame)?;
+            match cx.app.send(&mut cx.conn, frame) {
+                Err(SendError::Closed) if own.door.temper == Temper::Halving => {}
+                sent => sent?,
+            }
             match own.door.temper {
+                Temper::Halving if own.frames == 2 => cx.conn.finish(),
                 Temper::Pausing => {
                     cx.app.pause(&mut cx.conn, true);
                     let after = Duration::from_millis(own.random.below(20) as u64);
@@ -328,8 +336,10 @@ impl Handler<App> for Subject {
 
     fn on_finish(&mut self, cx: &mut Context<'_, App>) -> Outcome {
         self.within(cx, |own, cx| {
-            if own.door.temper != Temper::Stubborn {
-                cx.conn.close();
+            match own.door.temper {
+                Temper::Stubborn => {}
+                Temper::Halving => cx.conn.finish(),
+                _ => cx.conn.close(),
             }
             Ok(())
         })

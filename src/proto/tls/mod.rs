@@ -5,6 +5,7 @@
 
 mod client;
 mod config;
+mod drive;
 mod info;
 mod pem;
 
@@ -12,9 +13,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::sync::Arc;
 
-use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
-use rustls::server::{Acceptor, ClientHello, ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic};
+use rustls::client::UnbufferedClientConnection;
+use rustls::server::{Acceptor, ClientHello, UnbufferedServerConnection};
 use rustls::{AlertDescription, CommonState, ProtocolVersion, ServerConfig};
 
 use super::outbox::Outbox;
@@ -22,6 +22,7 @@ use super::pool::{lasting, Pool};
 pub(crate) use client::ClientTls;
 use client::WithServer;
 pub use config::{NameError, ServerNames, TlsConfig};
+use drive::{drive, Out, Side, Wish};
 pub use info::TlsInfo;
 pub use pem::{client_config, server_config, server_config_with_clients, ClientAuth, PemError};
 
@@ -29,10 +30,6 @@ pub use pem::{client_config, server_config, server_config_with_clients, ClientAu
 const MAX_HELD: usize = 0x1_0000 + 0x4800;
 /// Plaintext encrypted for one write: four full records.
 const ENCRYPT_CHUNK: usize = 64 * 1024;
-/// What a record adds to its plaintext, at most: header, TLS 1.2 nonce, content type and tag, rounded up.
-const RECORD_OVERHEAD: usize = 64;
-const RECORD_PAYLOAD: usize = 16 * 1024;
-
 /// One connection's TLS.
 pub(super) struct Session {
     stage: Stage,
@@ -72,46 +69,6 @@ enum Stage {
     Running(UnbufferedServerConnection),
     /// The same, towards a server.
     Client(UnbufferedClientConnection),
-}
-
-/// What rustls has twice, for servers and for clients.
-trait Side {
-    type Data;
-
-    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
-
-    fn common(&self) -> &CommonState;
-}
-
-impl Side for UnbufferedServerConnection {
-    type Data = ServerConnectionData;
-
-    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(input)
-    }
-
-    fn common(&self) -> &CommonState {
-        self
-    }
-}
-
-impl Side for UnbufferedClientConnection {
-    type Data = ClientConnectionData;
-
-    fn process<'c, 'i>(&'c mut self, input: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(input)
-    }
-
-    fn common(&self) -> &CommonState {
-        self
-    }
-}
-
-/// What to do once rustls has nothing left to say.
-enum Wish<'a> {
-    Nothing,
-    Encrypt(&'a [u8]),
-    CloseNotify,
 }
 
 impl Session {
@@ -358,13 +315,18 @@ impl Session {
         self.outbound.is_compact()
     }
 
+    /// Drops what waits to be sent.
+    pub(super) fn silence(&mut self, pool: &mut Pool) {
+        self.outbound.clear(pool);
+        self.clear = 0;
+        self.own = 0;
+    }
+
     /// Gives back what is held, for a connection that is over.
     pub(super) fn clear(&mut self, pool: &mut Pool) {
         pool.give(std::mem::take(&mut self.held));
         pool.give(std::mem::take(&mut self.set_aside));
-        self.outbound.clear(pool);
-        self.clear = 0;
-        self.own = 0;
+        self.silence(pool);
     }
 
     fn wish(&mut self, wish: Wish<'_>, pool: &mut Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
@@ -413,75 +375,6 @@ impl Session {
 
     pub(super) fn info(&self) -> TlsInfo<'_> {
         TlsInfo(self)
-    }
-}
-
-/// What of a session [`drive`] changes.
-struct Out<'a> {
-    outbound: &'a mut Outbox,
-    own: &'a mut usize,
-    peer_closed: &'a mut bool,
-}
-
-fn drive<S: Side>(
-    connection: &mut S,
-    out: Out<'_>,
-    input: &mut [u8],
-    plain: &mut Vec<u8>,
-    mut wish: Wish<'_>,
-    pool: &mut Pool,
-) -> Result<usize, Box<dyn StdError + Send + Sync>> {
-    let Out {
-        outbound,
-        own,
-        peer_closed,
-    } = out;
-    let mut consumed = 0;
-    let mut failure = None;
-    loop {
-        let unread = input.get_mut(consumed..).unwrap_or_default();
-        let UnbufferedStatus { mut discard, state } = connection.process(unread);
-        let mut more = true;
-        match state {
-            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
-                while let Some(record) = traffic.next_record() {
-                    let record = record?;
-                    discard += record.discard;
-                    plain.extend_from_slice(record.payload);
-                }
-            }
-            Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                let before = outbound.len();
-                append(outbound.tail(pool), RECORD_PAYLOAD, |space| match data.encode(space) {
-                    Ok(written) => Ok(written),
-                    Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
-                    Err(EncodeError::AlreadyEncoded) => Err(None),
-                });
-                *own += outbound.len() - before;
-            }
-            Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
-            Ok(ConnectionState::PeerClosed) => *peer_closed = true,
-            Ok(ConnectionState::WriteTraffic(traffic)) => match std::mem::replace(&mut wish, Wish::Nothing) {
-                Wish::Nothing => more = false,
-                wish => grant(traffic, wish, outbound.tail(pool))?,
-            },
-            Err(error) if failure.is_none() => failure = Some(error),
-            Ok(_) | Err(_) => more = false,
-        }
-        consumed += discard;
-        // After an error rustls hands over the alert that it has for the peer. Asked for more than that, it would
-        // judge the same bytes again.
-        if !more || (failure.is_some() && !connection.common().wants_write()) {
-            break;
-        }
-    }
-    if outbound.is_empty() {
-        outbound.clear(pool);
-    }
-    match (failure, wish) {
-        (Some(error), _) => Err(error.into()),
-        (None, Wish::Encrypt(_)) => Err("TLS takes no more data".into()),
-        (None, _) => Ok(consumed),
     }
 }
 
@@ -537,50 +430,6 @@ fn choose(
         server_name: server_name.map(Box::from),
         config,
     })
-}
-
-/// Encrypts, or says goodbye, at the end of `out`.
-fn grant<Data>(
-    mut traffic: WriteTraffic<'_, Data>,
-    wish: Wish<'_>,
-    out: &mut Vec<u8>,
-) -> Result<(), Box<dyn StdError + Send + Sync>> {
-    let room = match wish {
-        Wish::Encrypt(plain) => plain.len() + (plain.len() / RECORD_PAYLOAD + 1) * RECORD_OVERHEAD,
-        Wish::CloseNotify | Wish::Nothing => RECORD_OVERHEAD,
-    };
-    let granted = append(out, room, |space| {
-        let written = match wish {
-            Wish::Encrypt(plain) => traffic.encrypt(plain, space),
-            Wish::CloseNotify | Wish::Nothing => traffic.queue_close_notify(space),
-        };
-        written.map_err(|error| match error {
-            EncryptError::InsufficientSize(size) => Some(size.required_size),
-            EncryptError::EncryptExhausted => None,
-        })
-    });
-    if granted {
-        Ok(())
-    } else {
-        Err("the keys of this connection are worn out".into())
-    }
-}
-
-/// Lets `write` fill space at the end of `out`, with more space if it asks for it once.
-fn append(out: &mut Vec<u8>, room: usize, mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>) -> bool {
-    let start = out.len();
-    let mut space = room;
-    let mut outcome = Err(None);
-    for _ in 0..2 {
-        out.resize(start + space, 0);
-        outcome = write(out.get_mut(start..).unwrap_or_default());
-        match outcome {
-            Err(Some(required)) => space = required,
-            _ => break,
-        }
-    }
-    out.truncate(start + outcome.unwrap_or(0));
-    outcome.is_ok()
 }
 
 impl fmt::Debug for Session {

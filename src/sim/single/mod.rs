@@ -17,8 +17,11 @@ use witness::Witness;
 
 use super::stimulus::{Deed, End, Stimulus, Told};
 use super::Violation;
+use crate::addr::Addr;
+use crate::connect::Connect;
 use crate::error::Result;
 use crate::listen::{Listen, ProxyProtocol};
+use crate::proto::tls::ClientTls;
 use crate::proto::{Framing, Limits, Machine, Pool, Print, ProxyHeader, SharedMeters, State, Time, TlsConfig};
 
 /// How long a handshake may take once the server drains.
@@ -65,6 +68,8 @@ pub struct Single {
     transitions: Vec<(State, State)>,
     /// The frame at which the handler upgrades it, and to what.
     upgrade: Option<(Vec<u8>, TlsConfig)>,
+    /// With which it is to connect.
+    client_tls: Option<ClientTls>,
 }
 
 /// What the handler does.
@@ -121,12 +126,16 @@ impl Single {
         if listen.proxy != ProxyProtocol::Off {
             machine.await_header(listen.proxy == ProxyProtocol::Required);
         }
-        let framing = match &listen.framing {
-            _ if listen.tls.is_some() => None,
+        Ok(Self::of(machine, limits, &listen.framing, listen.tls.is_some()))
+    }
+
+    fn of(machine: Machine, limits: Rc<Limits>, framing: &Framing, is_tls: bool) -> Self {
+        let framing = match framing {
+            _ if is_tls => None,
             Framing::Custom(_) => None,
             framing => (0..6).find(|&number| same(framing, &Deed::framing(number))),
         };
-        Ok(Self {
+        Self {
             machine,
             pool: Pool::default(),
             plain: Vec::new(),
@@ -143,7 +152,24 @@ impl Single {
             last_state: State::Accepting,
             transitions: Vec::new(),
             upgrade: None,
-        })
+            client_tls: None,
+        }
+    }
+
+    /// An outgoing connection, before it has come about: [`Stimulus::Admit`] says that it has.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::connect`](crate::Server::connect) for options that cannot work.
+    pub fn connecting(connect: &Connect) -> Result<Self> {
+        connect.check(&Addr::unspecified())?;
+        let limits = Rc::new(connect.limits.clone());
+        let machine = Machine::connecting(&connect.framing, Rc::clone(&limits), Time::ZERO);
+        let is_tls = connect.tls.is_some();
+        let mut single = Self::of(machine, limits, &connect.framing, is_tls);
+        single.client_tls.clone_from(&connect.tls);
+        single.last_state = State::Connecting;
+        Ok(single)
     }
 
     /// Makes one thing happen. After the end nothing does.
@@ -160,6 +186,8 @@ impl Single {
                 if self.machine.state() == State::Accepting && !self.machine.awaits_header() {
                     self.machine.handle_admitted(self.now, &mut self.pool);
                 }
+                self.machine
+                    .handle_connected(self.client_tls.as_ref(), self.now, &mut self.pool);
             }
             Stimulus::Input(bytes) => self.socket.arrive(bytes),
             Stimulus::Finish => self.socket.finish(),
@@ -222,6 +250,7 @@ impl Single {
             last_state: self.last_state,
             transitions: Vec::new(),
             upgrade: self.upgrade.clone(),
+            client_tls: self.client_tls.clone(),
         })
     }
 

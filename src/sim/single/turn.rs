@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::socket::Silence;
 use super::{violation, Checked, Single};
-use crate::proto::{Event, NextStep, SendError, Staged};
+use crate::proto::{Event, NextStep, SendError, Staged, State};
 use crate::reason::{Close, CloseReason, Closed};
 use crate::sim::stimulus::{Deed, End, Told};
 use crate::sim::Violation;
@@ -219,6 +219,12 @@ impl Single {
             }
             Deed::Close => self.machine.close_by_handler(now, pool),
             Deed::CloseAfterInput => self.machine.close_after_input(),
+            Deed::Finish => {
+                if self.machine.is_established() || self.machine.is_connecting() {
+                    self.witness.sees_goodbye();
+                }
+                self.machine.finish();
+            }
             Deed::Abort => {
                 self.witness.forced = true;
                 self.machine.reset(Closed::new(CloseReason::Aborted), pool);
@@ -281,6 +287,11 @@ impl Single {
         }
         if let Some(fault) = self.machine.broken_invariant(READ_SIZE, false) {
             return Err(Violation(fault));
+        }
+        let flushed = self.machine.state() == State::Open && self.machine.queued() == 0;
+        let alive = self.socket.write_error().is_none();
+        if self.witness.has_said_goodbye() && flushed && alive && !self.socket.fin_sent {
+            return Err(violation("FIN is due"));
         }
         Ok(())
     }

@@ -20,6 +20,8 @@ pub(super) struct Witness {
     /// Too much waits for the peer.
     congested: bool,
     writable_due: bool,
+    /// The handler has nothing more to send.
+    goodbye: bool,
     /// Somebody wanted RST.
     pub(super) forced: bool,
     /// What `send` took and the kernel has not.
@@ -60,6 +62,9 @@ impl Witness {
         before: usize,
         now: usize,
     ) -> Checked {
+        if taken && self.goodbye {
+            return Err(violation("a frame was taken behind the end"));
+        }
         match (taken, before >= limits.output_limit) {
             (true, true) => return Err(violation("a frame was taken over the output limit")),
             (false, false) => return Err(violation("full below the output limit")),
@@ -72,6 +77,15 @@ impl Witness {
             (false, true) => self.congested = true,
         }
         Ok(())
+    }
+
+    /// Nothing more is to be sent.
+    pub(super) fn sees_goodbye(&mut self) {
+        self.goodbye = true;
+    }
+
+    pub(super) fn has_said_goodbye(&self) -> bool {
+        self.goodbye
     }
 
     /// The kernel took these bytes.
@@ -114,7 +128,8 @@ impl Witness {
         if end.reset && !self.forced {
             return Err(violation("RST without a reason for it"));
         }
-        if !end.reset && !by_peer && !self.owed.is_empty() {
+        // What was sent to one that never opened is lost, and its handler is told so.
+        if self.opened && !end.reset && !by_peer && !self.owed.is_empty() {
             return Err(Violation(format!(
                 "it ended as {} and owes {} bytes",
                 end.reason,
