@@ -172,6 +172,7 @@ impl Machine {
         pool.give(std::mem::take(&mut self.held));
     }
 
+    #[inline]
     pub(crate) fn next_step(&self) -> NextStep {
         match self.farewell {
             Farewell::None | Farewell::Flush | Farewell::Linger => NextStep::Wait,

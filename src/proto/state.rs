@@ -191,6 +191,7 @@ macro_rules! flags {
         impl Flags {
             $($(#[$doc])* pub(super) const $name: Self = Self(1 << $bit);)*
 
+            #[inline]
             pub(super) fn has(self, flag: Self) -> bool {
                 self.0 & flag.0 != 0
             }
@@ -253,4 +254,6 @@ flags! {
     TELL_SECURED = 18;
     /// It leaves the loop at the end of its turn.
     DETACHING = 19;
+    /// It has left the loop: nothing here is about it any more.
+    DETACHED = 20;
 }

@@ -383,7 +383,7 @@ impl<A, O: Os> Reactor<A, O> {
         let slot = Slot {
             id,
             listener: listener.id,
-            peer: caller.addr,
+            peer: caller.addr.into(),
             accepted_at: now,
             readable: false,
             writable: true,
@@ -393,9 +393,8 @@ impl<A, O: Os> Reactor<A, O> {
             unopened: machine.state() != State::Open,
             squeezed: false,
             counted,
-            lent: false,
-            budget: self.config.read_budget,
-            budget_turn: self.stats.turns,
+            budget: 0,
+            budget_turn: (self.stats.turns as u16).wrapping_sub(1),
             machine,
         };
         self.move_in(slot, stream, handler);

@@ -56,6 +56,7 @@ impl Ledger {
         self.judge();
     }
 
+    #[inline]
     pub(super) fn is_limited(&self) -> bool {
         self.limit < usize::MAX
     }
@@ -65,10 +66,12 @@ impl Ledger {
     }
 
     /// No more is read from those who hold more than [`Ledger::share`].
+    #[inline]
     pub(super) fn is_tight(&self) -> bool {
         self.tight
     }
 
+    #[inline]
     pub(super) fn is_over(&self) -> bool {
         self.total > self.limit
     }
@@ -85,6 +88,7 @@ impl Ledger {
 
     /// The most that one read may bring while memory is tight: a part of the room that is left, so that it is not input that
     /// goes over the limit. The last eighth is for the favoured one, and for small frames.
+    #[inline]
     pub(super) fn one_read(&self, favoured: bool) -> usize {
         if !self.tight {
             return usize::MAX;
@@ -97,6 +101,7 @@ impl Ledger {
         self.limit / 8 * 7
     }
 
+    #[inline]
     pub(super) fn of(&self, slot: u32) -> usize {
         self.held.get(slot as usize).map_or(0, |held| held.bytes)
     }
@@ -168,11 +173,17 @@ impl Ledger {
 
 impl<A, O: Os> Reactor<A, O> {
     /// What a connection holds has changed, perhaps.
+    #[inline]
     pub(super) fn account(&mut self, id: ConnId) {
         let Some(slot) = self.roster.get(id) else {
             return;
         };
-        self.note_memory(id.index, slot.machine.memory());
+        let holds = slot.machine.memory();
+        let at_rest = self.favoured.is_none() && self.squeezed.is_empty() && !self.memory.is_over();
+        if at_rest && self.memory.of(id.index) == holds {
+            return;
+        }
+        self.note_memory(id.index, holds);
         self.shed();
         // It may have written what it held, and the others hold the rest.
         if self.memory.of(id.index) <= self.memory.share() {

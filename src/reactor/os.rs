@@ -34,6 +34,7 @@ pub(crate) enum Named {
 impl Token {
     pub(crate) const WAKER: Self = Self(usize::MAX);
 
+    #[inline]
     pub(crate) fn of_conn(id: ConnId) -> Self {
         Self((id.generation as usize) << INDEX_BITS | id.index as usize)
     }
@@ -43,6 +44,7 @@ impl Token {
         Self(FIRST_LISTENER + id.0 as usize % (LISTENERS - 1))
     }
 
+    #[inline]
     pub(crate) fn named(self) -> Named {
         if self == Self::WAKER {
             return Named::Waker;
