@@ -96,13 +96,6 @@ impl Machine {
         self.stage(plain)
     }
 
-    #[cold]
-    fn charge(&mut self, bytes: usize, now: Time) {
-        if let Some(throttle) = &mut self.throttle {
-            throttle.charge_bytes(bytes as u64, now);
-        }
-    }
-
     /// Takes ciphertext, and leaves in `plain` what it says.
     pub(super) fn decrypt(&mut self, now: Time, wire: &mut [u8], plain: &mut Vec<u8>, pool: &mut Pool) {
         plain.clear();
@@ -288,13 +281,6 @@ impl Machine {
             return ControlFlow::Continue(());
         };
         ControlFlow::Break(Some(event))
-    }
-
-    #[cold]
-    fn charge_frame(&mut self, now: Time) {
-        if let Some(throttle) = &mut self.throttle {
-            throttle.charge_frame(now);
-        }
     }
 
     /// No whole frame is left, only `rest`: closes if nothing more can come.

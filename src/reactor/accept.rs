@@ -439,7 +439,8 @@ impl<A, O: Os> Reactor<A, O> {
         }
         let _ = self.os.shutdown(&mut stream);
         // What has arrived already would turn the close into a reset and destroy the farewell.
-        let read = self.os.read(&mut stream, &mut self.scratch.wire);
+        let scratch = self.scratch.as_mut().map(|scratch| &mut scratch.wire[..]);
+        let read = self.os.read(&mut stream, scratch.unwrap_or_default());
         self.pool.traffic.bytes_in += read.unwrap_or(0) as u64;
         self.os.close(stream, false);
     }

@@ -96,7 +96,8 @@ pub(crate) struct Reactor<A, O: Os> {
     /// Slots whose timers have fired in this turn.
     fired: Vec<u32>,
     pool: Pool,
-    scratch: Scratch,
+    /// `None` while a connection has its turn.
+    scratch: Option<Box<Scratch>>,
     handshakes_left: usize,
     listeners: Vec<Listener<A, O::Listener>>,
     next_listener: u32,
@@ -155,10 +156,10 @@ impl<A, O: Os> Reactor<A, O> {
             timers: Timers::with_room_for(places),
             fired: Vec::new(),
             pool: Pool::default(),
-            scratch: Scratch {
+            scratch: Some(Box::new(Scratch {
                 wire: vec![0; READ_SIZE],
                 plain: Vec::new(),
-            },
+            })),
             handshakes_left: 0,
             listeners: Vec::new(),
             next_listener: 0,

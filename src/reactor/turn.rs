@@ -46,7 +46,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.current = Some(id);
         self.catch_up();
         // Lent to this turn: frames point into it while the handler has the server.
-        let mut scratch = std::mem::take(&mut self.scratch);
+        let mut scratch = self.scratch.take().unwrap_or_default();
         let (mut flushed, mut idle) = (false, false);
         let gone = loop {
             let progress = match self.read(id, &mut scratch, &mut budget) {
@@ -65,6 +65,15 @@ impl<A, O: Os> Reactor<A, O> {
                 }
             };
             self.flush(id);
+            match self.roster.get(id) {
+                // Nothing else is to be done with it, and nothing to be read.
+                Some(slot) if slot.machine.is_quiet() && !slot.can_read() => {
+                    idle = progress;
+                    break false;
+                }
+                Some(_) => {}
+                None => break true,
+            }
             if let Some(reset) = self.next_step(id) {
                 self.reap(app, id, reset);
                 break true;
@@ -74,7 +83,7 @@ impl<A, O: Os> Reactor<A, O> {
             }
             flushed = true;
         };
-        self.scratch = scratch;
+        self.scratch = Some(scratch);
         self.current = None;
         if gone {
             return;
@@ -88,7 +97,8 @@ impl<A, O: Os> Reactor<A, O> {
         slot.budget_turn = self.stats.turns as u16;
         slot.budget = u16::try_from(budget / FRAME_COST).unwrap_or(u16::MAX);
         slot.machine.slim(&mut self.pool);
-        self.account(id);
+        let holds = slot.machine.memory();
+        self.account_for(id, holds);
         self.come_back(id, idle);
     }
 
@@ -202,43 +212,6 @@ impl<A, O: Os> Reactor<A, O> {
             },
         }
         Read::Staged(Staged::nothing())
-    }
-
-    /// The books are looked at, and what has ended is not read. True if that is all there is to do with it.
-    fn is_hindered(&mut self, id: ConnId) -> bool {
-        let Some(slot) = self.roster.get_mut(id) else {
-            return true;
-        };
-        if self.memory.is_limited() {
-            // A turn has several reads, and what the last one brought counts for the next.
-            let held = slot.machine.memory();
-            self.note_memory(id.index, held);
-        }
-        let Some(slot) = self.roster.get_mut(id) else {
-            return true;
-        };
-        let tight = self.memory.is_tight() && self.memory.of(id.index) > self.memory.share();
-        let would_read = !slot.machine.has_events() && slot.can_read() && slot.machine.state() == State::Open;
-        if tight && would_read && !self.is_favoured(id) {
-            self.squeeze(id);
-        }
-        let Some(slot) = self.roster.get_mut(id) else {
-            return true;
-        };
-        if slot.readable && (slot.squeezed || slot.machine.wants_error()) {
-            // What is there will be read when there is memory for it.
-            slot.readable = slot.squeezed;
-            // Reads say "end" for ever, and a write of nothing says whether there was a reset.
-            let asked = self.streams.get_mut(id.index as usize).and_then(Option::as_mut);
-            if let Some(Err(error)) = asked.map(|stream| self.os.write(stream, &[])) {
-                let passing = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
-                if !passing && !is_short_of_memory(&error) {
-                    slot.machine.handle_read_error(error, &mut self.pool);
-                    return true;
-                }
-            }
-        }
-        false
     }
 
     /// What input has led to. A TLS configuration may hold the user's code: what chooses it, a certificate resolver, a verifier.
