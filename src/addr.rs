@@ -4,7 +4,7 @@ mod parse;
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net as unix;
 use std::path::Path;
@@ -86,6 +86,37 @@ impl Addr {
     /// What is said of a connection that has gone.
     pub(crate) fn unspecified() -> Self {
         Self::Tcp(SocketAddr::from(([0, 0, 0, 0], 0)))
+    }
+}
+
+/// An [`Addr`] in less room, nearly always: one is held for each connection.
+#[derive(Clone, Debug)]
+pub(crate) enum PackedAddr {
+    V4(Ipv4Addr, u16),
+    /// Without a flow and without a scope.
+    V6(Ipv6Addr, u16),
+    Other(Box<Addr>),
+}
+
+impl From<Addr> for PackedAddr {
+    fn from(addr: Addr) -> Self {
+        match addr {
+            Addr::Tcp(SocketAddr::V4(addr)) => Self::V4(*addr.ip(), addr.port()),
+            Addr::Tcp(SocketAddr::V6(addr)) if addr.flowinfo() == 0 && addr.scope_id() == 0 => {
+                Self::V6(*addr.ip(), addr.port())
+            }
+            addr => Self::Other(Box::new(addr)),
+        }
+    }
+}
+
+impl PackedAddr {
+    pub(crate) fn unpacked(&self) -> Addr {
+        match self {
+            Self::V4(ip, port) => SocketAddr::from((*ip, *port)).into(),
+            Self::V6(ip, port) => SocketAddr::from((*ip, *port)).into(),
+            Self::Other(addr) => Addr::clone(addr),
+        }
     }
 }
 
@@ -206,6 +237,22 @@ mod tests {
     #[test]
     fn it_takes_the_room_of_a_socket_addr() {
         assert_eq!(size_of::<Addr>(), size_of::<SocketAddr>());
+    }
+
+    #[test]
+    fn packed_it_is_the_same() {
+        assert!(size_of::<PackedAddr>() < size_of::<Addr>());
+        for text in ["127.0.0.1:1", "[2001:db8::1]:65535", "[::ffff:10.0.0.1]:80"] {
+            let addr = Addr::from(text.parse::<SocketAddr>().expect("an address"));
+            let packed = PackedAddr::from(addr.clone());
+            assert!(!matches!(packed, PackedAddr::Other(_)));
+            assert_eq!(packed.unpacked(), addr);
+        }
+        let scoped = std::net::SocketAddrV6::new(Ipv6Addr::LOCALHOST, 7, 0, 3);
+        let named = UnixAddr::abstract_name(b"name");
+        for addr in [Addr::from(SocketAddr::from(scoped)), Addr::from(named)] {
+            assert_eq!(PackedAddr::from(addr.clone()).unpacked(), addr);
+        }
     }
 
     #[test]

@@ -121,8 +121,8 @@ impl<A> Shared<A> {
         lock(&self.queue).limits = (commands, bytes);
     }
 
-    pub(crate) fn publish(&self, stats: &Stats) {
-        lock(&self.stats).clone_from(stats);
+    pub(crate) fn publish(&self, update: impl FnOnce(&mut Stats)) {
+        update(&mut lock(&self.stats));
     }
 
     pub(crate) fn set_live(&self, id: ConnId, live: bool) {

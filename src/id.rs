@@ -1,6 +1,7 @@
 //! Names for connections and listeners that a later tenant never inherits.
 
 use std::fmt;
+use std::num::NonZeroU32;
 
 /// Names one connection of one server, for ever.
 ///
@@ -21,11 +22,21 @@ impl fmt::Display for ConnId {
 
 /// Names one listener of one server. Never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ListenerId(pub(crate) u32);
+pub struct ListenerId(NonZeroU32);
+
+impl ListenerId {
+    pub(crate) fn nth(number: u32) -> Self {
+        Self(NonZeroU32::MIN.saturating_add(number))
+    }
+
+    pub(crate) fn number(self) -> u32 {
+        self.0.get() - 1
+    }
+}
 
 impl fmt::Display for ListenerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "L{}", self.0)
+        write!(f, "L{}", self.number())
     }
 }
 

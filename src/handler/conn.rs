@@ -37,6 +37,7 @@ impl<'a, A> Context<'a, A> {
 /// so that no callback is entered from inside another.
 pub(crate) trait Link<A> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)>;
+    fn send(&mut self, id: ConnId, frame: &[u8]) -> Result<(), SendError>;
     fn machine_ref(&self, id: ConnId) -> Option<&Machine>;
     /// Something was asked of this connection: give it a turn.
     fn touch(&mut self, id: ConnId);
@@ -77,13 +78,7 @@ impl<'a, A> Conn<'a, A> {
     /// [`SendError`]: the connection is closing, its peer is too slow (the output limit), or the frame is too long
     /// for the framing. Nothing of the frame was queued.
     pub fn send(&mut self, frame: impl AsRef<[u8]>) -> Result<(), SendError> {
-        let now = self.link.now();
-        let Some((machine, pool)) = self.link.machine(self.id) else {
-            return Err(SendError::Closed);
-        };
-        let sent = machine.send(frame.as_ref(), now, pool);
-        self.link.touch(self.id);
-        sent
+        self.link.send(self.id, frame.as_ref())
     }
 
     /// Closes in order: what was sent is flushed, then close_notify over TLS, then FIN; input is discarded.

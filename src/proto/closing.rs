@@ -203,6 +203,7 @@ impl Machine {
         pool.give(std::mem::take(&mut self.held));
     }
 
+    #[inline]
     pub(crate) fn next_step(&self) -> NextStep {
         match self.farewell {
             Farewell::None if self.is_fin_due() => NextStep::Shutdown,

@@ -14,11 +14,13 @@ impl Time {
     pub(crate) const NEVER: Self = Self(u64::MAX);
 
     /// `elapsed` after the clock started.
+    #[inline]
     pub(crate) fn from_start(elapsed: Duration) -> Self {
         Self::ZERO.after(elapsed)
     }
 
     /// This long after `self`; [`Time::NEVER`] if that is past the end of the clock (584 years).
+    #[inline]
     pub(crate) fn after(self, span: Duration) -> Self {
         let nanos = span
             .as_secs()
@@ -28,10 +30,12 @@ impl Time {
     }
 
     /// How long ago `earlier` was; zero if it is in the future.
+    #[inline]
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
+    #[inline]
     pub(crate) fn is_armed(self) -> bool {
         self != Self::NEVER
     }
@@ -46,7 +50,7 @@ impl fmt::Debug for Time {
     }
 }
 
-/// One field per deadline. Nothing is scheduled here: the reactor asks for [`Deadlines::next`] and comes back then.
+/// One field per deadline but the idle timeout's. Nothing is scheduled here: the reactor asks for [`Deadlines::next`] and comes back then.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Deadlines {
     /// Handshake (Accepting, Handshaking) or linger (Closing): a connection is never in both.
@@ -55,22 +59,20 @@ pub(super) struct Deadlines {
     pub(super) frame: Time,
     /// The peer must have taken a byte of what waits by then.
     pub(super) write: Time,
-    /// No byte from the peer since `last_input` may be older than the idle timeout.
-    pub(super) idle: Time,
 }
 
 impl Deadlines {
-    pub(super) fn none() -> Self {
+    pub(super) const fn none() -> Self {
         Self {
             stage: Time::NEVER,
             frame: Time::NEVER,
             write: Time::NEVER,
-            idle: Time::NEVER,
         }
     }
 
+    #[inline]
     pub(super) fn next(&self) -> Time {
-        self.stage.min(self.frame).min(self.write).min(self.idle)
+        self.stage.min(self.frame).min(self.write)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::io::BufRead;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -200,19 +201,35 @@ pub(super) enum EncodeError {
     Refused(FrameError),
 }
 
-/// The framing of one connection, with what it remembers between two looks at an incomplete frame.
-pub(super) struct Codec {
+/// The framing of one connection, with what it remembers between two looks at an incomplete frame. One is held for each
+/// connection, so it is small: what a frame's length is compared with fits in 32 bits.
+pub(super) enum Codec {
+    BuiltIn(Cutter),
+    Custom(Box<Custom>),
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Cutter {
     kind: Kind,
+    /// Saturated: a longer frame is too large anyway.
+    max: u32,
+    /// For lines, how far the delimiter was looked for.
+    seen: u32,
+}
+
+/// The user's.
+pub(super) struct Custom {
+    framer: Box<dyn Framer>,
     max: usize,
-    /// Input shorter than this holds no whole frame; for lines, how far the delimiter was looked for.
+    /// Input shorter than this holds no whole frame.
     seen: usize,
 }
 
+#[derive(Clone, Copy)]
 enum Kind {
     Raw,
     Packet(Width),
     Delimited(u8),
-    Custom(Box<dyn Framer>),
 }
 
 #[derive(Clone, Copy)]
@@ -240,6 +257,7 @@ impl Width {
         }
     }
 
+    #[inline]
     fn length(self, input: &[u8]) -> Option<usize> {
         Some(match (self, input) {
             (Self::One, [a, ..]) => usize::from(*a),
@@ -262,22 +280,118 @@ impl Codec {
             Framing::Packet4 => Kind::Packet(Width::Four),
             Framing::Line => Kind::Delimited(b'\n'),
             Framing::Delimited(byte) => Kind::Delimited(*byte),
-            Framing::Custom(factory) => Kind::Custom((factory.0)()),
+            Framing::Custom(factory) => {
+                let framer = (factory.0)();
+                return Self::Custom(Box::new(Custom { framer, max, seen: 0 }));
+            }
         };
-        Self { kind, max, seen: 0 }
+        Self::BuiltIn(Cutter {
+            kind,
+            max: saturated(max),
+            seen: 0,
+        })
     }
 
     /// Looks for one frame at the front of `input`, which is what the last call saw and possibly more,
     /// unless that call found a frame.
+    #[inline]
     pub(super) fn decode(&mut self, input: &[u8]) -> Step {
-        let step = match &mut self.kind {
+        match self {
+            Self::BuiltIn(cutter) => cutter.decode(input),
+            Self::Custom(custom) => custom.decode(input),
+        }
+    }
+
+    /// As [`Codec::decode`], if the framing is built in.
+    #[inline]
+    pub(super) fn cut(&mut self, input: &[u8]) -> Option<Step> {
+        match self {
+            Self::BuiltIn(cutter) => Some(cutter.decode(input)),
+            Self::Custom(_) => None,
+        }
+    }
+
+    /// Appends one frame to `out`, or leaves it as it was.
+    #[inline]
+    pub(super) fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        match self {
+            Self::BuiltIn(cutter) => cutter.encode(payload, out),
+            Self::Custom(custom) => custom.encode(payload, out),
+        }
+    }
+
+    /// It is the user's code, which may panic.
+    #[inline]
+    pub(super) fn is_custom(&self) -> bool {
+        matches!(self, Self::Custom(_))
+    }
+
+    /// Whether bytes can wait here for the rest of their frame.
+    pub(super) fn has_frames(&self) -> bool {
+        !matches!(self, Self::BuiltIn(Cutter { kind: Kind::Raw, .. }))
+    }
+
+    pub(super) fn max(&self) -> usize {
+        match self {
+            Self::BuiltIn(cutter) => cutter.max as usize,
+            Self::Custom(custom) => custom.max,
+        }
+    }
+
+    pub(super) fn set_max(&mut self, max: usize) {
+        match self {
+            Self::BuiltIn(cutter) => (cutter.max, cutter.seen) = (saturated(max), 0),
+            Self::Custom(custom) => (custom.max, custom.seen) = (max, 0),
+        }
+    }
+
+    fn seen(&self) -> usize {
+        match self {
+            Self::BuiltIn(cutter) => cutter.seen as usize,
+            Self::Custom(custom) => custom.seen,
+        }
+    }
+
+    /// A copy, unless the framer is the user's.
+    #[cfg(feature = "sim")]
+    pub(super) fn fork(&self) -> Option<Self> {
+        match self {
+            Self::BuiltIn(cutter) => Some(Self::BuiltIn(*cutter)),
+            Self::Custom(_) => None,
+        }
+    }
+
+    /// What it remembers besides its kind: the maximum, and how far it has seen.
+    #[cfg(feature = "sim")]
+    pub(super) fn memory(&self) -> (usize, usize) {
+        (self.max(), self.seen())
+    }
+}
+
+/// The place of the first `byte`. What the standard library has to find one fast is inside of this.
+fn find(byte: u8, mut within: &[u8]) -> Option<usize> {
+    let all = within;
+    let until = within.skip_until(byte).ok()?;
+    let last = until.checked_sub(1)?;
+    (all.get(last) == Some(&byte)).then_some(last)
+}
+
+fn saturated(length: usize) -> u32 {
+    u32::try_from(length).unwrap_or(u32::MAX)
+}
+
+impl Cutter {
+    #[inline]
+    fn decode(&mut self, input: &[u8]) -> Step {
+        let max = self.max as usize;
+        match self.kind {
             Kind::Raw if input.is_empty() => Step::More,
             Kind::Raw => Step::Frame {
                 payload: 0..input.len(),
                 consumed: input.len(),
             },
             Kind::Packet(width) => match width.length(input) {
-                Some(length) if length > self.max.min(width.limit()) => Step::TooLarge,
+                Some(length) if length > max.min(width.limit()) => Step::TooLarge,
                 Some(length) if input.len() - width.bytes() >= length => Step::Frame {
                     payload: width.bytes()..width.bytes() + length,
                     consumed: width.bytes() + length,
@@ -285,32 +399,63 @@ impl Codec {
                 _ => Step::More,
             },
             Kind::Delimited(byte) => {
-                let window = &input[self.seen.min(input.len())..input.len().min(self.max)];
-                match window.iter().position(|b| b == byte) {
+                let seen = self.seen as usize;
+                let window = &input[seen.min(input.len())..input.len().min(max)];
+                match find(byte, window) {
                     Some(at) => {
-                        let end = self.seen + at + 1;
+                        self.seen = 0;
+                        let end = seen + at + 1;
                         Step::Frame {
                             payload: 0..end,
                             consumed: end,
                         }
                     }
-                    None if input.len() > self.max => Step::TooLarge,
+                    None if input.len() > max => Step::TooLarge,
                     None => {
-                        self.seen = input.len();
+                        self.seen = saturated(input.len());
                         Step::More
                     }
                 }
             }
-            Kind::Custom(_) if input.is_empty() || input.len() < self.seen => Step::More,
-            Kind::Custom(framer) => Self::decode_custom(framer.as_mut(), input, self.max, &mut self.seen),
-        };
+        }
+    }
+
+    #[inline]
+    fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        match self.kind {
+            Kind::Raw | Kind::Delimited(_) => {}
+            Kind::Packet(width) => {
+                let max = width.limit();
+                if payload.len() > max {
+                    return Err(EncodeError::TooLarge { max });
+                }
+                out.reserve(Width::Four.bytes() + payload.len());
+                // The length fits in the header.
+                match width {
+                    Width::One => out.push(payload.len() as u8),
+                    Width::Two => out.extend_from_slice(&(payload.len() as u16).to_be_bytes()),
+                    Width::Four => out.extend_from_slice(&(payload.len() as u32).to_be_bytes()),
+                }
+            }
+        }
+        out.extend_from_slice(payload);
+        Ok(())
+    }
+}
+
+impl Custom {
+    fn decode(&mut self, input: &[u8]) -> Step {
+        if input.is_empty() || input.len() < self.seen {
+            return Step::More;
+        }
+        let step = Self::ask(self.framer.as_mut(), input, self.max, &mut self.seen);
         if matches!(step, Step::Frame { .. }) {
             self.seen = 0;
         }
         step
     }
 
-    fn decode_custom(framer: &mut dyn Framer, input: &[u8], max: usize, seen: &mut usize) -> Step {
+    fn ask(framer: &mut dyn Framer, input: &[u8], max: usize, seen: &mut usize) -> Step {
         /// Room for the header and trailer of a frame whose payload is at its maximum.
         const ENVELOPE: usize = 16;
         let most = max.saturating_add(ENVELOPE);
@@ -339,26 +484,7 @@ impl Codec {
         }
     }
 
-    /// Appends one frame to `out`, or leaves it as it was.
-    pub(super) fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        match &mut self.kind {
-            Kind::Raw | Kind::Delimited(_) => {}
-            Kind::Packet(width) => {
-                let max = width.limit();
-                if payload.len() > max {
-                    return Err(EncodeError::TooLarge { max });
-                }
-                // The length fits in the header's bytes: the others of the eight are zero.
-                let header = (payload.len() as u64).to_be_bytes();
-                out.extend_from_slice(&header[header.len() - width.bytes()..]);
-            }
-            Kind::Custom(framer) => return Self::encode_custom(framer.as_mut(), payload, out),
-        }
-        out.extend_from_slice(payload);
-        Ok(())
-    }
-
-    fn encode_custom(framer: &mut dyn Framer, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
         /// Takes back what a framer put before it failed or panicked.
         struct Undo<'a> {
             out: &'a mut Vec<u8>,
@@ -371,51 +497,19 @@ impl Codec {
         }
         let keep = out.len();
         let mut undo = Undo { out, keep };
-        framer
+        self.framer
             .encode(payload, &mut FrameBuf(undo.out))
             .map_err(EncodeError::Refused)?;
         undo.keep = undo.out.len();
         Ok(())
-    }
-
-    /// Whether bytes can wait here for the rest of their frame.
-    pub(super) fn has_frames(&self) -> bool {
-        !matches!(self.kind, Kind::Raw)
-    }
-
-    pub(super) fn max(&self) -> usize {
-        self.max
-    }
-
-    pub(super) fn set_max(&mut self, max: usize) {
-        self.max = max;
-        self.seen = 0;
-    }
-
-    /// A copy, unless the framer is the user's.
-    #[cfg(feature = "sim")]
-    pub(super) fn fork(&self) -> Option<Self> {
-        let kind = match &self.kind {
-            Kind::Raw => Kind::Raw,
-            Kind::Packet(width) => Kind::Packet(*width),
-            Kind::Delimited(byte) => Kind::Delimited(*byte),
-            Kind::Custom(_) => return None,
-        };
-        Some(Self { kind, ..*self })
-    }
-
-    /// What it remembers besides its kind: the maximum, and how far it has seen.
-    #[cfg(feature = "sim")]
-    pub(super) fn memory(&self) -> (usize, usize) {
-        (self.max, self.seen)
     }
 }
 
 impl fmt::Debug for Codec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Codec")
-            .field("max", &self.max)
-            .field("seen", &self.seen)
+            .field("max", &self.max())
+            .field("seen", &self.seen())
             .finish_non_exhaustive()
     }
 }

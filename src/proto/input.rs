@@ -1,6 +1,8 @@
 //! From the socket to the handler: what a read brought, what of it is told, what is held.
 
 use std::io;
+use std::ops::{ControlFlow, Range};
+use std::time::Duration;
 
 use super::closing::closed_by;
 use super::framing::{Codec, Framing, Step};
@@ -22,10 +24,12 @@ pub(crate) struct Staged<'a> {
 }
 
 impl<'a> Staged<'a> {
+    #[inline]
     pub(crate) fn nothing() -> Self {
         Self::fresh(&[])
     }
 
+    #[inline]
     fn fresh(fresh: &'a [u8]) -> Self {
         Self {
             fresh,
@@ -35,6 +39,7 @@ impl<'a> Staged<'a> {
         }
     }
 
+    #[inline]
     fn bytes(&self) -> &[u8] {
         if self.joined.is_empty() {
             self.fresh
@@ -43,6 +48,13 @@ impl<'a> Staged<'a> {
         }
     }
 
+    /// Everything of a read that stood for itself was delivered.
+    #[inline]
+    pub(crate) fn is_used_up(&self) -> bool {
+        self.at == self.fresh.len() && self.joined.capacity() == 0
+    }
+
+    #[inline]
     fn rest(&self) -> &[u8] {
         self.bytes().get(self.at..).unwrap_or_default()
     }
@@ -50,6 +62,7 @@ impl<'a> Staged<'a> {
 
 impl Machine {
     /// Bytes were read. `plain` is scratch space for what TLS decrypts.
+    #[inline]
     pub(crate) fn handle_input<'a>(
         &mut self,
         now: Time,
@@ -72,11 +85,9 @@ impl Machine {
             self.look_for_header(now, pool);
             return Staged::nothing();
         }
-        if self.deadlines.idle.is_armed() {
-            self.deadlines.idle = now.after(self.limits.idle_timeout);
-        }
-        if let (State::Open, Some(throttle)) = (self.state, &mut self.throttle) {
-            throttle.charge_bytes(wire.len() as u64, now);
+        self.wake(pool).stood = Duration::ZERO;
+        if self.throttle.is_some() && self.state == State::Open {
+            self.charge(wire.len(), now);
         }
         if self.tls.is_none() {
             return self.stage(wire);
@@ -105,6 +116,7 @@ impl Machine {
     }
 
     /// Puts what is held in front of `fresh`.
+    #[inline]
     pub(super) fn stage<'a>(&mut self, fresh: &'a [u8]) -> Staged<'a> {
         if self.held.is_empty() {
             return Staged::fresh(fresh);
@@ -171,33 +183,13 @@ impl Machine {
         now: Time,
         pool: &mut Pool,
     ) -> Option<Event<'s>> {
-        if self.state == State::Accepting && self.flags.take(Flags::TELL_HEADER) {
-            return Some(Event::Header);
-        }
-        if !self.is_established() {
-            return None;
-        }
-        if self.flags.take(Flags::TELL_OPENED) {
-            self.flags.set(Flags::WAS_OPEN);
-            return Some(Event::Opened);
-        }
-        if self.flags.take(Flags::TELL_SECURED) {
-            return Some(Event::Secured);
-        }
-        if let Some(key) = self.take_due_timer() {
-            return Some(Event::Timer(key));
-        }
-        if self.flags.take(Flags::TELL_DRAIN) {
-            return Some(Event::Drain);
-        }
-        if self.flags.take(Flags::TELL_WRITABLE) {
-            return Some(Event::Writable);
-        }
-        if self.is_paused() || self.state != State::Open {
-            return None;
-        }
-        if !staged.rest().is_empty() && !self.may_deliver(now) {
-            return None;
+        if !self.is_quiet() {
+            if let ControlFlow::Break(news) = self.news() {
+                return news;
+            }
+            if !staged.rest().is_empty() && !self.may_deliver(now) {
+                return None;
+            }
         }
         let step = match staged.rest() {
             [] => Step::More,
@@ -205,17 +197,10 @@ impl Machine {
         };
         match step {
             Step::Frame { payload, consumed } => {
-                if let Some(throttle) = &mut self.throttle {
-                    throttle.charge_frame(now);
+                if self.throttle.is_some() {
+                    self.charge_frame(now);
                 }
-                let start = staged.at;
-                staged.at += consumed;
-                staged.advanced = true;
-                self.traffic.frames_in += 1;
-                pool.traffic.frames_in += 1;
-                pool.sizes_in.record(payload.len() as u64);
-                let frame = staged.bytes().get(start + payload.start..start + payload.end);
-                return Some(Event::Frame(frame.unwrap_or_default()));
+                return Some(Event::Frame(self.take_frame(staged, payload, consumed, pool)));
             }
             Step::More => {}
             Step::TooLarge => {
@@ -229,6 +214,9 @@ impl Machine {
                 return None;
             }
         }
+        if self.is_quiet() {
+            return None;
+        }
         if self.flags.has(Flags::HELD_FRAMES) {
             // A callback of this turn resumed: what is held is staged first, before its end is judged.
             return None;
@@ -239,6 +227,61 @@ impl Machine {
             return Some(Event::Finished);
         }
         None
+    }
+
+    /// The next frame, if there is nothing but frames to think of: else [`Machine::next_event`] knows what is next.
+    #[inline]
+    pub(crate) fn next_frame<'s>(&mut self, staged: &'s mut Staged<'_>, pool: &mut Pool) -> Option<&'s [u8]> {
+        if !self.is_quiet() {
+            return None;
+        }
+        match self.codec.cut(staged.rest())? {
+            Step::Frame { payload, consumed } => Some(self.take_frame(staged, payload, consumed, pool)),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn take_frame<'s>(
+        &mut self,
+        staged: &'s mut Staged<'_>,
+        payload: Range<usize>,
+        consumed: usize,
+        pool: &mut Pool,
+    ) -> &'s [u8] {
+        let rest = staged.at;
+        staged.at += consumed;
+        staged.advanced = true;
+        self.traffic.frames_in += 1;
+        pool.traffic.frames_in += 1;
+        pool.sizes_in.record(payload.len() as u64);
+        let frame = staged.bytes().get(rest + payload.start..rest + payload.end);
+        frame.unwrap_or_default()
+    }
+
+    /// What comes before frames, or instead of them.
+    fn news(&mut self) -> ControlFlow<Option<Event<'static>>> {
+        let event = if self.state == State::Accepting && self.flags.take(Flags::TELL_HEADER) {
+            Event::Header
+        } else if !self.is_established() {
+            return ControlFlow::Break(None);
+        } else if self.flags.take(Flags::TELL_OPENED) {
+            self.flags.set(Flags::WAS_OPEN);
+            Event::Opened
+        } else if self.flags.take(Flags::TELL_SECURED) {
+            Event::Secured
+        } else if let Some(key) = self.take_due_timer() {
+            Event::Timer(key)
+        } else if self.flags.take(Flags::TELL_DRAIN) {
+            Event::Drain
+        } else if self.flags.take(Flags::TELL_WRITABLE) {
+            Event::Writable
+        } else if self.is_paused() || self.state != State::Open {
+            return ControlFlow::Break(None);
+        } else {
+            return ControlFlow::Continue(());
+        };
+        ControlFlow::Break(Some(event))
     }
 
     /// No whole frame is left, only `rest`: closes if nothing more can come.
@@ -271,6 +314,9 @@ impl Machine {
     }
 
     pub(super) fn take_due_timer(&mut self) -> Option<u8> {
+        if self.timers.is_empty() {
+            return None;
+        }
         let (index, timer) = self.timers.iter().enumerate().min_by_key(|(_, timer)| timer.at)?;
         if timer.at > self.judged {
             return None;
@@ -279,7 +325,14 @@ impl Machine {
     }
 
     /// Keeps what the decoder left.
+    #[inline]
     pub(crate) fn settle(&mut self, staged: Staged<'_>, now: Time, pool: &mut Pool) {
+        if staged.is_used_up() && self.is_quiet() && self.held.is_empty() {
+            if self.deadlines.frame.is_armed() {
+                self.set_frame_clock(Time::NEVER);
+            }
+            return;
+        }
         if let (State::Handshaking, rest @ [_, ..], Some(session)) = (self.state, staged.rest(), &mut self.tls) {
             session.set_aside(rest, pool);
         }
@@ -361,7 +414,6 @@ impl Machine {
             self.stopped = Some(Stopped {
                 at: now,
                 frame: std::mem::replace(&mut self.deadlines.frame, Time::NEVER),
-                idle: std::mem::replace(&mut self.deadlines.idle, Time::NEVER),
             });
         }
     }
@@ -372,7 +424,7 @@ impl Machine {
             if let Some(stopped) = self.stopped.take() {
                 let stood = now.since(stopped.at);
                 self.deadlines.frame = stopped.frame.after(stood);
-                self.deadlines.idle = stopped.idle.after(stood);
+                self.stood = self.stood.saturating_add(stood);
             }
             if !self.held.is_empty() {
                 self.flags.set(Flags::HELD_FRAMES);
@@ -426,12 +478,18 @@ impl Machine {
     }
 
     /// A short read does not count as empty: only a fresh WouldBlock does.
+    #[inline]
     pub(crate) fn wants_fresh_blocked(&self) -> bool {
         self.flags.has(Flags::WRITE_DEAD) || (self.flags.has(Flags::CLOSE_AFTER_INPUT) && !self.flags.has(Flags::DRY))
     }
 
     /// Something can be told to the handler, or decided, without a read.
+    #[inline]
     pub(crate) fn has_events(&self) -> bool {
+        !self.is_quiet() && self.finds_events()
+    }
+
+    fn finds_events(&self) -> bool {
         const TELL: u32 = Flags::TELL_OPENED.0 | Flags::TELL_SECURED.0 | Flags::TELL_WRITABLE.0 | Flags::TELL_DRAIN.0;
         if self.state == State::Accepting {
             return self.flags.has(Flags::TELL_HEADER);
@@ -453,18 +511,23 @@ impl Machine {
     }
 
     /// Not taking frames: the handler's wish, or output waits above the watermark, or it came too fast.
+    #[inline]
     pub(super) fn is_paused(&self) -> bool {
         const PAUSES: u32 = Flags::PAUSED.0 | Flags::THROTTLED.0 | Flags::DETACHING.0;
         self.flags.0 & PAUSES != 0 || (self.flags.has(Flags::CONGESTED) && !self.limits.full_duplex)
     }
 
     /// How many bytes a read may bring now. None if it came too fast: then it is throttled for a while.
+    #[inline]
     pub(crate) fn read_allowance(&mut self, now: Time) -> usize {
-        let allowed = match (self.state, &mut self.throttle) {
-            (State::Open, Some(throttle)) => throttle.bytes(now),
-            _ => return usize::MAX,
-        };
-        match allowed {
+        if self.throttle.is_none() || self.state != State::Open {
+            return usize::MAX;
+        }
+        match self
+            .throttle
+            .as_mut()
+            .map_or(Ok(u64::MAX), |throttle| throttle.bytes(now))
+        {
             Ok(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
             Err(until) => {
                 self.wait_until(until, now);

@@ -9,6 +9,7 @@
 //! 4. [`Machine::next_step`] for what else the socket needs, and [`Machine::deadline`] for when to come back
 //!    ([`Machine::handle_timeout`]).
 
+mod active;
 mod closing;
 mod connecting;
 mod deadline;
@@ -34,12 +35,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::reason::{CloseReason, Closed};
+use active::Active;
 use deadline::Deadlines;
 pub(crate) use deadline::Time;
 use framing::Codec;
 pub use framing::{Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing};
 pub(crate) use input::Staged;
-use outbox::Outbox;
 pub(crate) use pool::Pool;
 pub use proxy::{ProxyError, ProxyHeader, ProxyOrigin, ProxySsl, ProxyTlvs};
 pub(crate) use rate::Bucket;
@@ -64,15 +65,14 @@ struct Timer {
     at: Time,
 }
 
-/// The peer's clocks, stopped: since when, and where they stood.
+/// The peer's clocks, stopped: since when, and where the frame's stood.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Stopped {
     at: Time,
     frame: Time,
-    idle: Time,
 }
 
-/// The state machine of one connection.
+/// The state machine of one connection: what an idle one needs. All else is [`Active`], which it derefs to.
 pub(crate) struct Machine {
     state: State,
     farewell: Farewell,
@@ -80,38 +80,17 @@ pub(crate) struct Machine {
     limits: Rc<Limits>,
     codec: Codec,
     tls: Option<Box<tls::Session>>,
-    /// Undecoded input: an incomplete frame, or what waits while reading is paused.
-    held: Vec<u8>,
-    /// How much of `held` is decoded already.
-    held_at: usize,
-    /// What the handler sent; over TLS still to be encrypted.
-    outbox: Outbox,
-    deadlines: Deadlines,
-    /// While reading is paused.
-    stopped: Option<Stopped>,
-    timers: Vec<Timer>,
-    /// Deadlines and timers up to here have been judged.
-    judged: Time,
     last_input: Time,
-    discarded: usize,
     traffic: Traffic,
-    /// What a proxy has said about whom it speaks for.
-    proxy: Option<Rc<ProxyHeader>>,
-    throttle: Option<Box<Throttle>>,
-    /// Answers that are still to come: it does not close by itself before.
-    holds: u32,
-    closed: Option<Closed>,
+    active: Option<Box<Active>>,
 }
 
 impl Machine {
     pub(crate) fn new(framing: &Framing, limits: Rc<Limits>, tls: Option<&TlsConfig>, now: Time) -> Self {
-        let mut deadlines = Deadlines::none();
-        deadlines.stage = now.after(limits.handshake_timeout);
-        Self {
-            deadlines,
-            tls: tls.map(|config| Box::new(tls::Session::new(config))),
-            ..Self::blank(State::Accepting, framing, limits, now)
-        }
+        let mut machine = Self::blank(State::Accepting, framing, limits, now);
+        machine.tls = tls.map(|config| Box::new(tls::Session::new(config)));
+        machine.deadlines.stage = now.after(machine.limits.handshake_timeout);
+        machine
     }
 
     fn blank(state: State, framing: &Framing, limits: Rc<Limits>, now: Time) -> Self {
@@ -122,20 +101,9 @@ impl Machine {
             flags: Flags::default(),
             codec: Codec::new(framing, max),
             tls: None,
-            held: Vec::new(),
-            held_at: 0,
-            outbox: Outbox::default(),
-            deadlines: Deadlines::none(),
-            stopped: None,
-            timers: Vec::new(),
-            judged: Time::ZERO,
             last_input: now,
-            discarded: 0,
             traffic: Traffic::default(),
-            proxy: None,
-            throttle: None,
-            holds: 0,
-            closed: None,
+            active: None,
             limits,
         }
     }
@@ -155,11 +123,12 @@ impl Machine {
     /// The service accepted the peer.
     pub(crate) fn handle_admitted(&mut self, now: Time, pool: &mut Pool) {
         self.flags.set(Flags::ADMITTED);
+        let active = self.active.get_or_insert_default();
         if let Some(session) = &mut self.tls {
             // What stood behind the PROXY header.
-            if !self.held.is_empty() {
-                session.set_aside(&self.held, pool);
-                pool.give(std::mem::take(&mut self.held));
+            if !active.held.is_empty() {
+                session.set_aside(&active.held, pool);
+                pool.give(std::mem::take(&mut active.held));
             }
             self.enter(State::Handshaking);
         } else {
@@ -168,8 +137,9 @@ impl Machine {
                 self.flags.set(Flags::HELD_FRAMES);
             }
             // What stood behind the PROXY header was read unasked.
-            if let Some(throttle) = &mut self.throttle {
-                throttle.charge_bytes(self.held.len() as u64, now);
+            let active = self.active.get_or_insert_default();
+            if let Some(throttle) = &mut active.throttle {
+                throttle.charge_bytes(active.held.len() as u64, now);
             }
         }
     }
@@ -209,7 +179,7 @@ impl Machine {
                 let begun = self.held.get(self.held_at..).unwrap_or_default();
                 let reason = self.judge_stream(begun, CloseReason::FrameTimeout);
                 self.close(Closed::new(reason), now, pool);
-            } else if self.deadlines.idle <= due {
+            } else if self.idle() <= due {
                 self.close(Closed::new(CloseReason::IdleTimeout), now, pool);
             }
         }
@@ -231,13 +201,16 @@ impl Machine {
         self.state == State::Open && self.deadlines.frame <= due
     }
 
+    #[inline]
     pub(crate) fn deadline(&self) -> Time {
-        self.timers
-            .iter()
-            .map(|timer| timer.at)
-            .fold(self.deadlines.next().min(self.throttled_until()), Time::min)
+        let Some(active) = &self.active else {
+            return self.idle();
+        };
+        let first = active.deadlines.next().min(self.idle()).min(self.throttled_until());
+        active.timers.iter().map(|timer| timer.at).fold(first, Time::min)
     }
 
+    #[inline]
     pub(crate) fn state(&self) -> State {
         self.state
     }
@@ -261,19 +234,36 @@ impl Machine {
         self.outbox.len() + self.held.len() - self.held_at + self.tls.as_ref().map_or(0, |session| session.buffered())
     }
 
+    /// Its framer is the user's code, and may panic.
+    #[inline]
+    pub(crate) fn has_framer(&self) -> bool {
+        self.codec.is_custom()
+    }
+
+    /// It speaks TLS, or will: a TLS configuration may hold the user's code.
+    #[inline]
+    pub(crate) fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     /// Memory that its buffers take beyond the turn.
+    #[inline]
     pub(crate) fn memory(&self) -> usize {
         let tls = self.tls.as_ref().map_or(0, |session| session.memory());
         pool::lasting(&self.held) + self.outbox.lasting() + tls
     }
 
     /// At the end of a turn: gives back what its buffers do not need.
+    #[inline]
     pub(crate) fn slim(&mut self, pool: &mut Pool) {
-        pool.slim(&mut self.held);
-        self.outbox.slim(pool);
+        if let Some(active) = &mut self.active {
+            pool.slim(&mut active.held);
+            active.outbox.slim(pool);
+        }
         if let Some(session) = &mut self.tls {
             session.slim(pool);
         }
+        self.rest(pool);
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
@@ -342,12 +332,29 @@ impl Machine {
             (State::Open, _) if held > 0 && self.codec.has_frames() && unarmed(self.deadlines.frame) => {
                 !never(self.limits.frame_timeout)
             }
-            (State::Open, _) => unarmed(self.deadlines.idle) && !never(self.limits.idle_timeout),
+            (State::Open, _) => unarmed(self.idle()) && !never(self.limits.idle_timeout),
         };
         missing.then(|| format!("no deadline is armed: {:?}", self.deadlines))
     }
 
+    /// When the peer must have said something, by its own clock.
+    #[inline]
+    fn idle(&self) -> Time {
+        if self.state == State::Open && self.stopped.is_none() {
+            self.idle_end()
+        } else {
+            Time::NEVER
+        }
+    }
+
+    /// The same with a clock that stands from now on.
+    #[inline]
+    fn idle_end(&self) -> Time {
+        self.last_input.after(self.limits.idle_timeout).after(self.stood)
+    }
+
     /// When the throttle lets reading go on.
+    #[inline]
     fn throttled_until(&self) -> Time {
         match &self.throttle {
             Some(throttle) if self.flags.has(Flags::THROTTLED) && self.state == State::Open => throttle.until,
@@ -368,7 +375,7 @@ impl Machine {
     fn open(&mut self, now: Time) {
         self.enter(State::Open);
         self.deadlines.stage = Time::NEVER;
-        self.deadlines.idle = now.after(self.limits.idle_timeout);
+        self.last_input = now;
         if self.is_paused() {
             // An outgoing connection may have been sent to before.
             self.stop_input_clocks(now);

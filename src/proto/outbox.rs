@@ -11,7 +11,15 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
+    pub(super) const fn new() -> Self {
+        Self {
+            buffer: Vec::new(),
+            sent: 0,
+        }
+    }
+
     /// Where the next bytes are appended.
+    #[inline]
     pub(super) fn tail(&mut self, pool: &mut Pool) -> &mut Vec<u8> {
         if self.buffer.capacity() == 0 {
             self.buffer = pool.take();
@@ -19,10 +27,12 @@ impl Outbox {
         &mut self.buffer
     }
 
+    #[inline]
     pub(super) fn waiting(&self) -> &[u8] {
         self.buffer.get(self.sent..).unwrap_or_default()
     }
 
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.buffer.len() - self.sent
     }
@@ -33,6 +43,7 @@ impl Outbox {
         self.sent <= self.len()
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.buffer.is_empty()
     }
@@ -41,6 +52,7 @@ impl Outbox {
     ///
     /// What is left moves to the front only when it is the smaller half, so that a slow reader
     /// costs each byte at most one more copy.
+    #[inline]
     pub(super) fn advance(&mut self, count: usize, pool: &mut Pool) {
         self.sent += count.min(self.len());
         if self.sent == self.buffer.len() {

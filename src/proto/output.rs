@@ -29,6 +29,7 @@ impl Machine {
     }
 
     /// The kernel took `count` bytes of what [`Machine::transmit`] showed.
+    #[inline]
     pub(crate) fn handle_sent(&mut self, count: usize, now: Time, pool: &mut Pool) {
         self.traffic.bytes_out += count as u64;
         pool.traffic.bytes_out += count as u64;
@@ -51,6 +52,7 @@ impl Machine {
     }
 
     /// The write timeout is over, as far as the kernel has told.
+    #[inline]
     pub(crate) fn is_unsent_since(&self, due: Time) -> bool {
         self.deadlines.write <= due
     }
@@ -65,7 +67,7 @@ impl Machine {
     /// Queues one frame.
     pub(crate) fn send(&mut self, payload: &[u8], now: Time, pool: &mut Pool) -> Result<(), SendError> {
         const NO_MORE: u32 = Flags::DETACHING.0 | Flags::FINISHING.0;
-        if !self.takes_output() || self.is_deaf() || self.flags.0 & NO_MORE != 0 {
+        if !self.is_quiet() && (!self.takes_output() || self.is_deaf() || self.flags.0 & NO_MORE != 0) {
             return Err(SendError::Closed);
         }
         let queued = self.owed();
@@ -76,19 +78,22 @@ impl Machine {
                 limit: self.limits.output_limit,
             });
         }
-        self.codec
-            .encode(payload, self.outbox.tail(pool))
-            .map_err(|error| match error {
+        let Self { codec, active, .. } = self;
+        let active = active.get_or_insert_with(|| pool.take_active());
+        if let Err(error) = codec.encode(payload, active.outbox.tail(pool)) {
+            return Err(match error {
                 EncodeError::TooLarge { max } => SendError::FrameTooLarge {
                     length: payload.len(),
                     max,
                 },
                 EncodeError::Refused(error) => SendError::Refused(error),
-            })?;
+            });
+        }
+        let waits = active.outbox.len();
         self.traffic.frames_out += 1;
         pool.traffic.frames_out += 1;
         pool.sizes_out.record(payload.len() as u64);
-        if self.owed() >= self.limits.high_watermark {
+        if waits >= self.limits.high_watermark || (self.tls.is_some() && self.owed() >= self.limits.high_watermark) {
             self.congest(now);
         }
         Ok(())
@@ -103,7 +108,11 @@ impl Machine {
     }
 
     /// Bytes to write now, encrypting as late as this.
+    #[inline]
     pub(crate) fn transmit(&mut self, pool: &mut Pool) -> &[u8] {
+        if self.is_quiet() {
+            return self.outbox.waiting();
+        }
         if self.is_connecting() {
             return &[];
         }
@@ -112,10 +121,10 @@ impl Machine {
             session.silence(pool);
         }
         let finished = matches!(self.farewell, Farewell::Gone { .. }) || self.is_deaf();
-        if let (Some(session), false) = (&mut self.tls, finished) {
-            let outcome = session.encrypt(self.outbox.waiting(), pool);
+        if let (Some(session), Some(active), false) = (&mut self.tls, &mut self.active, finished) {
+            let outcome = session.encrypt(active.outbox.waiting(), pool);
             match outcome {
-                Ok(taken) => self.outbox.advance(taken, pool),
+                Ok(taken) => active.outbox.advance(taken, pool),
                 Err(error) => self.end(Closed::with(CloseReason::Tls, error as Box<dyn StdError>), pool),
             }
         }
@@ -147,11 +156,13 @@ impl Machine {
     }
 
     /// Bytes that wait for the peer.
+    #[inline]
     pub(crate) fn queued(&self) -> usize {
         self.outbox.len() + self.tls.as_ref().map_or(0, |session| session.waiting().len())
     }
 
     /// Of those, what the kernel can be given: until a handshake is over, not what it is to encrypt.
+    #[inline]
     pub(crate) fn sendable(&self) -> usize {
         match &self.tls {
             _ if self.is_connecting() => 0,
@@ -161,6 +172,7 @@ impl Machine {
     }
 
     /// Of those, what the handler has sent: what TLS says by itself is not held against it.
+    #[inline]
     pub(crate) fn owed(&self) -> usize {
         self.queued() - self.tls.as_ref().map_or(0, |session| session.own())
     }

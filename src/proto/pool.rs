@@ -1,6 +1,7 @@
 //! What the connections of one server share: spare buffers, and the count of what they carried.
 
-use super::Traffic;
+use super::active::Active;
+use super::{Time, Traffic};
 use crate::histogram::Histogram;
 
 /// A buffer that grew past this is given back to the allocator, not to the pool.
@@ -12,10 +13,12 @@ const KEEP_BUFFERS: usize = 64;
 const SMALL: usize = 1024;
 
 /// Spare buffers, so that an idle connection owns none and a busy one allocates none.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Pool {
     spare: Vec<Vec<u8>>,
     small: Vec<Vec<u8>>,
+    #[allow(clippy::vec_box)] // they stay where they are while they change hands
+    active: Vec<Box<Active>>,
     /// What all connections of the server have carried.
     pub(crate) traffic: Traffic,
     /// The sizes of those frames.
@@ -24,11 +27,13 @@ pub(crate) struct Pool {
 }
 
 /// Memory that a buffer takes beyond the turn: see [`Pool::slim`].
+#[inline]
 pub(super) fn lasting(buffer: &Vec<u8>) -> usize {
     buffer.capacity().min((buffer.len() * 2 + 1).max(SMALL))
 }
 
 impl Pool {
+    #[inline]
     pub(crate) fn take(&mut self) -> Vec<u8> {
         self.spare.pop().or_else(|| self.small.pop()).unwrap_or_default()
     }
@@ -46,11 +51,44 @@ impl Pool {
         }
     }
 
+    /// One that is to cross threads leaves as its buffers alone.
+    pub(super) fn of(spare: Vec<Vec<u8>>) -> Self {
+        Self {
+            spare,
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn into_buffers(self) -> Vec<Vec<u8>> {
+        self.spare
+    }
+
+    #[inline]
+    pub(super) fn take_active(&mut self) -> Box<Active> {
+        self.active.pop().unwrap_or_default()
+    }
+
+    /// Of a connection in which nothing goes on.
+    pub(super) fn give_active(&mut self, mut active: Box<Active>) {
+        active.judged = Time::ZERO;
+        active.held_at = 0;
+        if self.active.len() < KEEP_BUFFERS {
+            self.active.push(active);
+        }
+    }
+
     /// What stays in a buffer beyond the turn takes no more than twice its size, or a small buffer: spare ones go from hand
     /// to hand, and one byte in each must not keep them all.
+    #[inline]
     pub(super) fn slim(&mut self, buffer: &mut Vec<u8>) {
+        if buffer.capacity() > SMALL {
+            self.shrink(buffer);
+        }
+    }
+
+    fn shrink(&mut self, buffer: &mut Vec<u8>) {
         let length = buffer.len();
-        if buffer.capacity() <= SMALL || buffer.capacity() / 2 <= length {
+        if buffer.capacity() / 2 <= length {
             return;
         }
         let mut fit = if length <= SMALL {

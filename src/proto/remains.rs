@@ -16,7 +16,8 @@ pub(crate) struct Remains {
     read: usize,
     /// What is to be sent; over TLS what is to be encrypted.
     unsent: Vec<u8>,
-    pool: Pool,
+    /// Of a pool, which stays on its thread.
+    buffers: Vec<Vec<u8>>,
 }
 
 impl Machine {
@@ -32,8 +33,15 @@ impl Machine {
     }
 
     /// It is to go elsewhere now.
+    #[inline]
     pub(crate) fn is_detaching(&self) -> bool {
         self.flags.has(Flags::DETACHING) && self.state == State::Open
+    }
+
+    /// It has gone elsewhere, and its place is kept for it.
+    #[inline]
+    pub(crate) fn is_detached(&self) -> bool {
+        self.flags.has(Flags::DETACHED)
     }
 
     /// Ends this machine's part.
@@ -43,12 +51,13 @@ impl Machine {
             unread: self.held.get(self.held_at..).unwrap_or_default().to_vec(),
             read: 0,
             unsent: self.outbox.waiting().to_vec(),
-            pool: Pool::default(),
+            buffers: Vec::new(),
         };
         self.outbox.clear(pool);
         self.enter_closing(pool);
         self.deadlines = super::Deadlines::none();
         self.note_closed(Closed::new(CloseReason::Detached));
+        self.flags.set(Flags::DETACHED);
         remains
     }
 }
@@ -85,10 +94,12 @@ impl Remains {
             self.unread.extend_from_slice(wire);
             return Ok(());
         };
-        let mut plain = self.pool.take();
-        session.receive(wire, &mut plain, &mut self.pool);
+        let mut pool = Pool::of(std::mem::take(&mut self.buffers));
+        let mut plain = pool.take();
+        session.receive(wire, &mut plain, &mut pool);
         self.unread.extend_from_slice(&plain);
-        self.pool.give(plain);
+        pool.give(plain);
+        self.buffers = pool.into_buffers();
         match session.take_failure() {
             Some(failure) => Err(failure),
             None => Ok(()),
@@ -110,7 +121,9 @@ impl Remains {
             return Ok(&self.unsent);
         };
         if session.waiting().is_empty() && !self.unsent.is_empty() {
-            let taken = session.encrypt(&self.unsent, &mut self.pool)?;
+            let mut pool = Pool::of(std::mem::take(&mut self.buffers));
+            let taken = session.encrypt(&self.unsent, &mut pool)?;
+            self.buffers = pool.into_buffers();
             self.unsent.drain(..taken);
         }
         Ok(session.waiting())
@@ -119,7 +132,7 @@ impl Remains {
     /// So much of it was.
     pub(crate) fn sent(&mut self, count: usize) {
         match &mut self.tls {
-            Some(session) => session.advance(count, &mut self.pool),
+            Some(session) => session.advance(count, &mut Pool::default()),
             None => drop(self.unsent.drain(..count.min(self.unsent.len()))),
         }
     }
@@ -128,7 +141,7 @@ impl Remains {
     pub(crate) fn finish(&mut self) {
         if let Some(session) = &mut self.tls {
             // Nothing can be done about a goodbye that cannot be said.
-            let _ = session.close_notify(&mut self.pool);
+            let _ = session.close_notify(&mut Pool::default());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Copies of a connection, and what tells two of them apart: for the exhaustive search of the simulator.
 
+use super::active::Active;
 use super::deadline::Deadlines;
 use super::state::{Farewell, Flags};
 use super::{Machine, State, Stopped, Time, Timer};
@@ -16,7 +17,9 @@ pub(crate) struct Print {
     held: Vec<u8>,
     queued: Vec<u8>,
     deadlines: Deadlines,
-    stopped: Option<Stopped>,
+    idle: Time,
+    /// Where the frame's clock and the idle clock stand.
+    stopped: Option<(Time, Time)>,
     timers: Vec<Timer>,
     judged: Time,
     discarded: usize,
@@ -24,6 +27,27 @@ pub(crate) struct Print {
     closed: Option<CloseReason>,
     /// Whether a frame has come: a stream that never made one may be TLS.
     made_frames: bool,
+}
+
+impl Active {
+    /// A copy, but for the throttle and the error behind its end.
+    fn fork(&self) -> Self {
+        Self {
+            held: self.held.clone(),
+            held_at: self.held_at,
+            outbox: self.outbox.clone(),
+            deadlines: self.deadlines.clone(),
+            stood: self.stood,
+            stopped: self.stopped.clone(),
+            timers: self.timers.clone(),
+            judged: self.judged,
+            discarded: self.discarded,
+            proxy: self.proxy.clone(),
+            throttle: None,
+            holds: self.holds,
+            closed: self.closed.as_ref().map(|closed| Closed::new(closed.reason)),
+        }
+    }
 }
 
 impl Machine {
@@ -45,20 +69,9 @@ impl Machine {
             limits: std::rc::Rc::clone(&self.limits),
             codec: self.codec.fork()?,
             tls: None,
-            held: self.held.clone(),
-            held_at: self.held_at,
-            outbox: self.outbox.clone(),
-            deadlines: self.deadlines.clone(),
-            stopped: self.stopped.clone(),
-            timers: self.timers.clone(),
-            judged: self.judged,
             last_input: self.last_input,
-            discarded: self.discarded,
             traffic: self.traffic,
-            proxy: self.proxy.clone(),
-            throttle: None,
-            holds: self.holds,
-            closed: self.closed.as_ref().map(|closed| Closed::new(closed.reason)),
+            active: self.active.as_ref().map(|active| Box::new(active.fork())),
         })
     }
 
@@ -75,7 +88,6 @@ impl Machine {
             stage: ahead(from.stage),
             frame: ahead(from.frame),
             write: ahead(from.write),
-            idle: ahead(from.idle),
         };
         // Clocks that stand move with the present: what counts is how far from their end they stood.
         let stood = |stopped: &Stopped, time: Time| {
@@ -95,16 +107,13 @@ impl Machine {
             held: self.held.get(self.held_at..).unwrap_or_default().to_vec(),
             queued: self.outbox.waiting().to_vec(),
             deadlines: deadlines(&self.deadlines),
+            idle: ahead(self.idle()),
             // Nothing starts them again once it closes.
             stopped: self
                 .stopped
                 .as_ref()
                 .filter(|_| self.state == State::Open)
-                .map(|stopped| Stopped {
-                    at: Time::ZERO,
-                    frame: stood(stopped, stopped.frame),
-                    idle: stood(stopped, stopped.idle),
-                }),
+                .map(|stopped| (stood(stopped, stopped.frame), stood(stopped, self.idle_end()))),
             timers: self
                 .timers
                 .iter()

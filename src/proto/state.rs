@@ -207,6 +207,7 @@ macro_rules! flags {
         impl Flags {
             $($(#[$doc])* pub(super) const $name: Self = Self(1 << $bit);)*
 
+            #[inline]
             pub(super) fn has(self, flag: Self) -> bool {
                 self.0 & flag.0 != 0
             }
@@ -275,4 +276,6 @@ flags! {
     FINISHING = 21;
     /// That FIN is sent.
     FIN_SENT = 22;
+    /// It has left the loop: nothing here is about it any more.
+    DETACHED = 23;
 }

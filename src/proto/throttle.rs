@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use super::rate::{Bucket, Rate};
-use super::{Limits, Time};
+use super::{Limits, Machine, Time};
 
 /// The most bytes that a connection takes at once from a rate that it shares, when it has waited for its turn.
 const BYTES_AT_ONCE: u64 = 16 * 1024;
@@ -111,6 +111,22 @@ impl Throttle {
         self.bytes.credit = 0;
         self.frames.credit = 0;
         self.until = self.until.min(now);
+    }
+}
+
+impl Machine {
+    #[cold]
+    pub(super) fn charge(&mut self, bytes: usize, now: Time) {
+        if let Some(throttle) = &mut self.throttle {
+            throttle.charge_bytes(bytes as u64, now);
+        }
+    }
+
+    #[cold]
+    pub(super) fn charge_frame(&mut self, now: Time) {
+        if let Some(throttle) = &mut self.throttle {
+            throttle.charge_frame(now);
+        }
     }
 }
 

@@ -72,7 +72,6 @@ impl Machine {
         self.enter(State::Handshaking);
         self.stopped = None;
         self.deadlines.frame = Time::NEVER;
-        self.deadlines.idle = Time::NEVER;
         self.deadlines.stage = now.after(self.limits.handshake_timeout);
     }
 
@@ -80,7 +79,6 @@ impl Machine {
     pub(super) fn secured(&mut self, now: Time) {
         self.enter(State::Open);
         self.deadlines.stage = Time::NEVER;
-        self.deadlines.idle = now.after(self.limits.idle_timeout);
         if self.is_paused() {
             self.stop_input_clocks(now);
         }

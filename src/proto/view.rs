@@ -44,7 +44,7 @@ impl Machine {
             connect,
             handshake,
             frame: left(deadlines.frame),
-            idle: left(deadlines.idle),
+            idle: left(self.idle()),
             write: left(deadlines.write),
             linger,
             throttle: left(self.throttled_until()),

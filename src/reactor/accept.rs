@@ -409,7 +409,7 @@ impl<A, O: Os> Reactor<A, O> {
         let slot = Slot {
             id,
             listener: Some(listener.id),
-            peer: caller.addr,
+            peer: caller.addr.into(),
             accepted_at: now,
             readable: false,
             writable: true,
@@ -419,9 +419,8 @@ impl<A, O: Os> Reactor<A, O> {
             unopened: machine.state() != State::Open,
             squeezed: false,
             counted,
-            lent: false,
-            budget: self.config.read_budget,
-            budget_turn: self.stats.turns,
+            budget: 0,
+            budget_turn: (self.stats.turns as u16).wrapping_sub(1),
             machine,
         };
         self.move_in(slot, Some(stream), handler);
@@ -466,7 +465,8 @@ impl<A, O: Os> Reactor<A, O> {
         }
         let _ = self.os.shutdown(&mut stream);
         // What has arrived already would turn the close into a reset and destroy the farewell.
-        let read = self.os.read(&mut stream, &mut self.scratch.wire);
+        let scratch = self.scratch.as_mut().map(|scratch| &mut scratch.wire[..]);
+        let read = self.os.read(&mut stream, scratch.unwrap_or_default());
         self.pool.traffic.bytes_in += read.unwrap_or(0) as u64;
         self.os.close(stream, false);
     }

@@ -111,7 +111,7 @@ impl<A, O: Os> Reactor<A, O> {
         let slot = Slot {
             id,
             listener: None,
-            peer: addr,
+            peer: addr.into(),
             accepted_at: now,
             readable: false,
             writable: connected,
@@ -121,9 +121,8 @@ impl<A, O: Os> Reactor<A, O> {
             unopened: false,
             squeezed: false,
             counted: Counted::No,
-            lent: false,
-            budget: self.config.read_budget,
-            budget_turn: self.stats.turns,
+            budget: 0,
+            budget_turn: (self.stats.turns as u16).wrapping_sub(1),
             machine,
         };
         Ok((slot, stream))

@@ -21,7 +21,7 @@ use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
 use crate::logs;
 use crate::metrics::Metrics;
-use crate::proto::{Machine, Pool, Time};
+use crate::proto::{Machine, Pool, SendError, Time};
 use crate::reason::{CloseReason, Closed};
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
@@ -35,6 +35,19 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
 
     fn machine_ref(&self, id: ConnId) -> Option<&Machine> {
         Some(&self.roster.get(id)?.machine)
+    }
+
+    fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), SendError> {
+        let Some(slot) = self.roster.get_mut(id) else {
+            return Err(SendError::Closed);
+        };
+        // Whoever has the turn is looked after at its end.
+        if self.current == Some(id) {
+            return slot.machine.send(frame, self.now, &mut self.pool);
+        }
+        let sent = slot.machine.send(frame, self.now, &mut self.pool);
+        self.touch(id);
+        sent
     }
 
     fn touch(&mut self, id: ConnId) {

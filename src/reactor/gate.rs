@@ -155,7 +155,7 @@ impl<A, O: Os> Reactor<A, O> {
         let header = machine.proxy().cloned();
         let source = match &header {
             Some(header) => header.source().map(|source| source.ip()),
-            None => slot.peer.ip(),
+            None => slot.peer.unpacked().ip(),
         };
         if let Some(source) = source {
             if header.is_some() && listener.options.access.judge(source) == Access::Deny {
@@ -168,7 +168,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
         let stream = self.streams.get(id.index as usize).and_then(Option::as_ref);
         let caller = Caller {
-            addr: slot.peer.clone(),
+            addr: slot.peer.unpacked(),
             credentials: stream.and_then(|stream| stream.credentials().ok()),
             proxy: header,
         };

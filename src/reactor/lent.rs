@@ -44,10 +44,9 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(stream) = self.streams.get_mut(index).and_then(Option::take) else {
             return;
         };
-        let addresses = (slot.peer.clone(), slot.source());
-        let is_unix = slot.peer.as_tcp().is_none();
+        let addresses = (slot.peer(), slot.source());
+        let is_unix = addresses.0.as_tcp().is_none();
         let remains = slot.machine.detach(&mut self.pool);
-        slot.lent = true;
         slot.squeezed = false;
         self.squeezed.remove(&id);
         self.end_favour(id);
@@ -106,7 +105,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     pub(super) fn is_outside(&self, id: ConnId) -> bool {
-        self.roster.get(id).is_some_and(|slot| slot.lent)
+        self.roster.get(id).is_some_and(|slot| slot.machine.is_detached())
     }
 
     /// Makes reads and writes of one outside end. False if its socket was taken whole, or is closed.

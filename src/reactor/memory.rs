@@ -1,12 +1,14 @@
 //! How much all connections hold in buffers, and who holds the most.
 
+use std::io;
 use std::ops::Bound;
 use std::time::Duration;
 
 use super::os::Os;
+use super::turn::is_short_of_memory;
 use super::Reactor;
 use crate::id::ConnId;
-use crate::proto::Time;
+use crate::proto::{State, Time};
 use crate::reason::{CloseReason, Closed};
 
 /// Connections that hold less than this have no share to keep to: they are too small to gain anything by it.
@@ -56,6 +58,7 @@ impl Ledger {
         self.judge();
     }
 
+    #[inline]
     pub(super) fn is_limited(&self) -> bool {
         self.limit < usize::MAX
     }
@@ -65,10 +68,12 @@ impl Ledger {
     }
 
     /// No more is read from those who hold more than [`Ledger::share`].
+    #[inline]
     pub(super) fn is_tight(&self) -> bool {
         self.tight
     }
 
+    #[inline]
     pub(super) fn is_over(&self) -> bool {
         self.total > self.limit
     }
@@ -85,6 +90,7 @@ impl Ledger {
 
     /// The most that one read may bring while memory is tight: a part of the room that is left, so that it is not input that
     /// goes over the limit. The last eighth is for the favoured one, and for small frames.
+    #[inline]
     pub(super) fn one_read(&self, favoured: bool) -> usize {
         if !self.tight {
             return usize::MAX;
@@ -97,6 +103,7 @@ impl Ledger {
         self.limit / 8 * 7
     }
 
+    #[inline]
     pub(super) fn of(&self, slot: u32) -> usize {
         self.held.get(slot as usize).map_or(0, |held| held.bytes)
     }
@@ -169,16 +176,65 @@ impl Ledger {
 impl<A, O: Os> Reactor<A, O> {
     /// What a connection holds has changed, perhaps.
     pub(super) fn account(&mut self, id: ConnId) {
-        let Some(slot) = self.roster.get(id) else {
-            return;
-        };
-        self.note_memory(id.index, slot.machine.memory());
+        if let Some(slot) = self.roster.get(id) {
+            self.account_for(id, slot.machine.memory());
+        }
+    }
+
+    /// What a connection holds is so much now.
+    #[inline]
+    pub(super) fn account_for(&mut self, id: ConnId, holds: usize) {
+        let at_rest = self.favoured.is_none() && self.squeezed.is_empty() && !self.memory.is_over();
+        if !at_rest || self.memory.of(id.index) != holds {
+            self.rebalance(id, holds);
+        }
+    }
+
+    fn rebalance(&mut self, id: ConnId, holds: usize) {
+        self.note_memory(id.index, holds);
         self.shed();
         // It may have written what it held, and the others hold the rest.
         if self.memory.of(id.index) <= self.memory.share() {
             self.release(id);
             self.end_favour(id);
         }
+    }
+
+    /// The books are looked at, and what has ended is not read. True if that is all there is to do with it.
+    pub(super) fn is_hindered(&mut self, id: ConnId) -> bool {
+        let Some(slot) = self.roster.get_mut(id) else {
+            return true;
+        };
+        if self.memory.is_limited() {
+            // A turn has several reads, and what the last one brought counts for the next.
+            let held = slot.machine.memory();
+            self.note_memory(id.index, held);
+        }
+        let Some(slot) = self.roster.get_mut(id) else {
+            return true;
+        };
+        let tight = self.memory.is_tight() && self.memory.of(id.index) > self.memory.share();
+        let would_read = !slot.machine.has_events() && slot.can_read() && slot.machine.state() == State::Open;
+        if tight && would_read && !self.is_favoured(id) {
+            self.squeeze(id);
+        }
+        let Some(slot) = self.roster.get_mut(id) else {
+            return true;
+        };
+        if slot.readable && (slot.squeezed || slot.machine.wants_error()) {
+            // What is there will be read when there is memory for it.
+            slot.readable = slot.squeezed;
+            // Reads say "end" for ever, and a write of nothing says whether there was a reset.
+            let asked = self.streams.get_mut(id.index as usize).and_then(Option::as_mut);
+            if let Some(Err(error)) = asked.map(|stream| self.os.write(stream, &[])) {
+                let passing = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+                if !passing && !is_short_of_memory(&error) {
+                    slot.machine.handle_read_error(error, &mut self.pool);
+                    return true;
+                }
+            }
+        }
+        false
     }
 
     /// Whether this connection, which holds more than its share, may be read from although memory is tight: one at a time may,

@@ -67,6 +67,9 @@ use crate::stats::Stats;
 
 /// One read. A connection's input is at most its maximum frame and one of these.
 const READ_SIZE: usize = 64 * 1024;
+/// Places of connections reserved at the start, of those that the cap allows: an address space, and no memory before they are
+/// used. Lists that double on the way would leave their former selves behind.
+const RESERVED: usize = 1 << 16;
 /// Turns given from the ready list in one turn of the loop.
 const READY_BUDGET: usize = 1024;
 /// Connections that are looked at in one turn because it is time. Who is left keeps the poll from sleeping.
@@ -100,7 +103,8 @@ pub(crate) struct Reactor<A, O: Os> {
     /// Slots whose timers have fired in this turn.
     fired: Vec<u32>,
     pool: Pool,
-    scratch: Scratch,
+    /// `None` while a connection has its turn.
+    scratch: Option<Box<Scratch>>,
     handshakes_left: usize,
     listeners: Vec<Listener<A, O::Listener>>,
     next_listener: u32,
@@ -146,23 +150,24 @@ impl<A, O: Os> Reactor<A, O> {
         config.check()?;
         let shared = Shared::new(os.waker(), config.queue_limit, config.queue_bytes);
         let lent = Lent::new(os.waker());
+        let places = config.max_connections.min(RESERVED);
         let mut reactor = Self {
             now: os.now(),
             os,
             events: Vec::new(),
-            roster: Roster::new(config.max_connections),
-            streams: Vec::new(),
-            handlers: Vec::new(),
+            roster: Roster::new(config.max_connections, places),
+            streams: Vec::with_capacity(places),
+            handlers: Vec::with_capacity(places),
             current: None,
             ready: Ready::default(),
             shaking: Ready::default(),
-            timers: Timers::default(),
+            timers: Timers::with_room_for(places),
             fired: Vec::new(),
             pool: Pool::default(),
-            scratch: Scratch {
+            scratch: Some(Box::new(Scratch {
                 wire: vec![0; READ_SIZE],
                 plain: Vec::new(),
-            },
+            })),
             handshakes_left: 0,
             listeners: Vec::new(),
             next_listener: 0,
@@ -226,18 +231,17 @@ impl<A, O: Os> Reactor<A, O> {
             return Some(Duration::ZERO);
         }
         let room = self.room_at(now);
-        let wake = self
-            .listeners
-            .iter()
-            .map(|listener| listener.retry_at.min(self.accepts_at(listener, &room)))
-            .chain([self.starvation.until(), self.starvation.over_at()])
-            .chain([
-                self.timers.next(),
-                self.favour_until(),
-                self.drain.deadline(),
-                self.alarm_due(),
-            ])
-            .fold(Time::NEVER, Time::min);
+        let mut wake = self
+            .timers
+            .next()
+            .min(self.starvation.until())
+            .min(self.starvation.over_at())
+            .min(self.favour_until())
+            .min(self.drain.deadline())
+            .min(self.alarm_due());
+        for listener in &self.listeners {
+            wake = wake.min(listener.retry_at).min(self.accepts_at(listener, &room));
+        }
         wake.is_armed().then(|| wake.since(now))
     }
 
@@ -478,15 +482,15 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     fn publish(&mut self) {
-        let mut stats = std::mem::take(&mut self.stats);
-        self.complete(&mut stats);
-        debug_assert_eq!(
-            stats.accepted + stats.outgoing,
-            stats.open as u64 + stats.closed_total(),
-            "accepted + outgoing = open + closed"
-        );
-        self.shared.publish(&stats);
-        self.stats = stats;
+        self.shared.publish(|stats| {
+            stats.clone_from(&self.stats);
+            self.complete(stats);
+            debug_assert_eq!(
+                stats.accepted + stats.outgoing,
+                stats.open as u64 + stats.closed_total(),
+                "accepted + outgoing = open + closed"
+            );
+        });
     }
 }
 

@@ -35,15 +35,17 @@ pub(crate) enum Named {
 impl Token {
     pub(crate) const WAKER: Self = Self(usize::MAX);
 
+    #[inline]
     pub(crate) fn of_conn(id: ConnId) -> Self {
         Self((id.generation as usize) << INDEX_BITS | id.index as usize)
     }
 
     pub(crate) fn of_listener(id: ListenerId) -> Self {
         // The last one is the waker's.
-        Self(FIRST_LISTENER + id.0 as usize % (LISTENERS - 1))
+        Self(FIRST_LISTENER + id.number() as usize % (LISTENERS - 1))
     }
 
+    #[inline]
     pub(crate) fn named(self) -> Named {
         if self == Self::WAKER {
             return Named::Waker;
@@ -158,7 +160,7 @@ mod tests {
         assert_eq!(Token::of_conn(conn(0, 1)).named(), Named::Slot(0));
         assert_ne!(Token::of_conn(conn(7, 1)), Token::of_conn(conn(7, 2)));
         for id in [0, 1, 65_534, 65_535, u32::MAX] {
-            assert_eq!(Token::of_listener(ListenerId(id)).named(), Named::Listener);
+            assert_eq!(Token::of_listener(ListenerId::nth(id)).named(), Named::Listener);
         }
         assert_eq!(Token::WAKER.named(), Named::Waker);
     }

@@ -80,7 +80,7 @@ impl<A, O: Os> Reactor<A, O> {
             .map_err(Error::os("reading the address of a listening socket"))?;
         let name = listen.name.clone().unwrap_or_else(|| default_name(&addr));
         self.check_name(&name)?;
-        let id = ListenerId(self.next_listener);
+        let id = ListenerId::nth(self.next_listener);
         let room = self.room();
         let mut meters = SharedMeters::default();
         meters.follow(&listen.limits, self.now);

@@ -15,6 +15,7 @@ pub(super) struct Ready {
 
 impl Ready {
     /// Appends `id` unless `queued` says that it is on the list already.
+    #[inline]
     pub(super) fn push(&mut self, id: ConnId, queued: &mut bool) {
         if !std::mem::replace(queued, true) {
             self.queue.push_back(id);
@@ -26,10 +27,12 @@ impl Ready {
         self.queue.pop_front()
     }
 
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.queue.len()
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
     }

@@ -5,7 +5,7 @@ use slab::Slab;
 use super::os::Token;
 use super::places::Share;
 use super::sources::Counted;
-use crate::addr::Addr;
+use crate::addr::{Addr, PackedAddr};
 use crate::handler::ConnInfo;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Machine, State, Time};
@@ -16,7 +16,7 @@ pub(super) struct Slot {
     pub(super) machine: Machine,
     /// `None` for one that the server has made, or is to.
     pub(super) listener: Option<ListenerId>,
-    pub(super) peer: Addr,
+    pub(super) peer: PackedAddr,
     pub(super) accepted_at: Time,
     /// The kernel may have input, as far as we know.
     pub(super) readable: bool,
@@ -33,11 +33,11 @@ pub(super) struct Slot {
     /// On the list of those from which nothing is read because memory is tight.
     pub(super) squeezed: bool,
     pub(super) counted: Counted,
-    /// It has left the loop, and its place is kept for it.
-    pub(super) lent: bool,
     /// What is left of the read budget in the loop's turn `budget_turn`: a connection may have several turns in one of the loop's.
-    pub(super) budget: usize,
-    pub(super) budget_turn: u64,
+    /// In whole frame costs.
+    pub(super) budget: u16,
+    /// The low bits of the turn's number.
+    pub(super) budget_turn: u16,
 }
 
 /// All connections. Its length never passes the cap: [`Roster::reserve`] is asked before accept.
@@ -53,10 +53,11 @@ pub(super) struct Roster {
 }
 
 impl Roster {
-    pub(super) fn new(cap: usize) -> Self {
+    /// With room for `places` from the start.
+    pub(super) fn new(cap: usize, places: usize) -> Self {
         Self {
-            slab: Slab::new(),
-            generations: Vec::new(),
+            slab: Slab::with_capacity(places),
+            generations: Vec::with_capacity(places),
             cap,
             share: None,
             keeps: false,
@@ -190,15 +191,20 @@ impl Roster {
         self.slab.try_remove(id.index as usize)
     }
 
+    #[inline]
     pub(super) fn get(&self, id: ConnId) -> Option<&Slot> {
-        self.slab.get(id.index as usize).filter(|slot| slot.id == id)
+        let slot = self.slab.get(id.index as usize)?;
+        (slot.id.generation == id.generation).then_some(slot)
     }
 
+    #[inline]
     pub(super) fn get_mut(&mut self, id: ConnId) -> Option<&mut Slot> {
-        self.slab.get_mut(id.index as usize).filter(|slot| slot.id == id)
+        let slot = self.slab.get_mut(id.index as usize)?;
+        (slot.id.generation == id.generation).then_some(slot)
     }
 
     /// The tenant of a slot, whoever it is now.
+    #[inline]
     pub(super) fn tenant(&self, index: u32) -> Option<&Slot> {
         self.slab.get(index as usize)
     }
@@ -208,6 +214,7 @@ impl Roster {
     }
 
     /// The tenant that an event is for, unless it has gone.
+    #[inline]
     pub(super) fn addressee(&mut self, index: u32, token: Token) -> Option<&mut Slot> {
         self.slab
             .get_mut(index as usize)
@@ -231,12 +238,17 @@ impl Roster {
 impl Slot {
     /// A read is welcome and may bring something. Who waits for a fresh "would block" asks the kernel in any case: an
     /// edge that was used up before announces nothing more.
+    #[inline]
     pub(super) fn can_read(&self) -> bool {
+        if self.machine.is_quiet() {
+            return self.readable && !self.squeezed;
+        }
         let asks = self.machine.wants_fresh_blocked() && !self.retry;
         (self.readable || asks || self.machine.has_set_aside()) && !self.is_squeezed() && self.machine.wants_read()
     }
 
     /// Nothing is read because memory is tight.
+    #[inline]
     pub(super) fn is_squeezed(&self) -> bool {
         self.squeezed && self.machine.state() == State::Open
     }
@@ -246,17 +258,21 @@ impl Slot {
         self.machine.state() == State::Handshaking && self.machine.deadline() <= due
     }
 
+    pub(super) fn peer(&self) -> Addr {
+        self.peer.unpacked()
+    }
+
     /// Where it comes from: the address behind a proxy, if one was told.
     pub(super) fn source(&self) -> Addr {
         let told = self.machine.proxy().and_then(|header| header.source());
-        told.map_or_else(|| self.peer.clone(), Addr::from)
+        told.map_or_else(|| self.peer(), Addr::from)
     }
 
     pub(super) fn info(&self, now: Time) -> ConnInfo {
         ConnInfo {
             id: self.id,
             listener: self.listener,
-            peer: self.peer.clone(),
+            peer: self.peer(),
             source: self.source(),
             state: self.machine.state(),
             age: now.since(self.accepted_at),
@@ -286,8 +302,8 @@ mod tests {
         Slot {
             id,
             machine,
-            listener: Some(ListenerId(0)),
-            peer: Addr::unspecified(),
+            listener: Some(ListenerId::nth(0)),
+            peer: Addr::unspecified().into(),
             accepted_at: Time::ZERO,
             readable: false,
             writable: false,
@@ -297,7 +313,6 @@ mod tests {
             unopened: false,
             squeezed: false,
             counted: Counted::No,
-            lent: false,
             budget: 0,
             budget_turn: 0,
         }
@@ -306,7 +321,7 @@ mod tests {
     /// DESIGN.md, invariant 7: what is for a slot's former tenant finds nobody.
     #[test]
     fn a_slot_has_one_tenant_at_a_time() {
-        let mut roster = Roster::new(1);
+        let mut roster = Roster::new(1, 0);
         let first = roster.next_id();
         roster.insert(slot(first));
         assert!(!roster.has_room());
@@ -321,9 +336,17 @@ mod tests {
         assert!(roster.addressee(second.index, Token::of_conn(second)).is_some());
     }
 
+    /// What each idle connection costs, whatever else does.
+    #[test]
+    #[cfg(target_pointer_width = "64")]
+    fn a_slot_is_small() {
+        assert_eq!(size_of::<Option<Slot>>(), size_of::<Slot>(), "the slab needs no more");
+        assert!(size_of::<Slot>() <= 144, "{}", size_of::<Slot>());
+    }
+
     #[test]
     fn generations_come_round_without_zero() {
-        let mut roster = Roster::new(1);
+        let mut roster = Roster::new(1, 0);
         roster.generations = vec![u32::MAX];
         assert_eq!(roster.next_id().generation, 1);
     }

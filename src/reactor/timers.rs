@@ -5,18 +5,29 @@
 
 use crate::proto::Time;
 
-/// A binary heap of `(when, slot)`, earliest first, with each slot's place in it.
+/// A binary heap of times and slots, earliest first, with each slot's place in it. Two lists, which take less room than pairs.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
-    heap: Vec<(Time, u32)>,
-    /// Place in `heap` of each slot, or `NOWHERE`.
+    whens: Vec<Time>,
+    /// Whose entry each is.
+    slots: Vec<u32>,
+    /// Place in the heap of each slot, or `NOWHERE`.
     places: Vec<u32>,
 }
 
 const NOWHERE: u32 = u32::MAX;
 
 impl Timers {
+    pub(super) fn with_room_for(slots: usize) -> Self {
+        Self {
+            whens: Vec::with_capacity(slots),
+            slots: Vec::with_capacity(slots),
+            places: Vec::with_capacity(slots),
+        }
+    }
+
     /// Looks at `slot` at `when` at the latest.
+    #[inline]
     pub(super) fn arm(&mut self, slot: u32, when: Time) {
         if !when.is_armed() {
             return;
@@ -27,12 +38,13 @@ impl Timers {
         }
         match self.place(slot) {
             None => {
-                self.heap.push((when, slot));
-                self.sift_up(self.heap.len() - 1);
+                self.whens.push(when);
+                self.slots.push(slot);
+                self.sift_up(self.whens.len() - 1);
             }
             Some(place) => {
-                if let Some(entry) = self.heap.get_mut(place).filter(|entry| when < entry.0) {
-                    entry.0 = when;
+                if let Some(entry) = self.whens.get_mut(place).filter(|entry| when < **entry) {
+                    *entry = when;
                     self.sift_up(place);
                 }
             }
@@ -44,21 +56,24 @@ impl Timers {
             return;
         };
         self.note(slot, NOWHERE);
-        self.heap.swap_remove(place);
-        if place < self.heap.len() {
+        self.whens.swap_remove(place);
+        self.slots.swap_remove(place);
+        if place < self.whens.len() {
             self.sift_down(place);
             self.sift_up(place);
         }
     }
 
+    #[inline]
     pub(super) fn next(&self) -> Time {
-        self.heap.first().map_or(Time::NEVER, |entry| entry.0)
+        self.time(0)
     }
 
     /// Takes one slot whose time is `due`.
+    #[inline]
     pub(super) fn pop(&mut self, due: Time) -> Option<u32> {
-        let &(when, slot) = self.heap.first()?;
-        if when > due {
+        let slot = *self.slots.first()?;
+        if self.time(0) > due {
             return None;
         }
         self.disarm(slot);
@@ -73,9 +88,10 @@ impl Timers {
 
     #[cfg(any(test, feature = "sim"))]
     pub(super) fn len(&self) -> usize {
-        self.heap.len()
+        self.whens.len()
     }
 
+    #[inline]
     fn place(&self, slot: u32) -> Option<usize> {
         match self.places.get(slot as usize) {
             None | Some(&NOWHERE) => None,
@@ -89,8 +105,9 @@ impl Timers {
         }
     }
 
+    #[inline]
     fn time(&self, place: usize) -> Time {
-        self.heap.get(place).map_or(Time::NEVER, |entry| entry.0)
+        self.whens.get(place).copied().unwrap_or(Time::NEVER)
     }
 
     /// Moves the entry at `place` towards the root, and notes the places of all that moved.
@@ -114,7 +131,7 @@ impl Timers {
             } else {
                 left
             };
-            if child >= self.heap.len() || self.time(place) <= self.time(child) {
+            if child >= self.whens.len() || self.time(place) <= self.time(child) {
                 break;
             }
             self.swap(place, child);
@@ -124,12 +141,13 @@ impl Timers {
     }
 
     fn swap(&mut self, one: usize, other: usize) {
-        self.heap.swap(one, other);
+        self.whens.swap(one, other);
+        self.slots.swap(one, other);
         self.note_at(one);
     }
 
     fn note_at(&mut self, place: usize) {
-        if let Some(&(_, slot)) = self.heap.get(place) {
+        if let Some(&slot) = self.slots.get(place) {
             self.note(slot, place as u32);
         }
     }

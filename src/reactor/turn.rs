@@ -24,17 +24,25 @@ const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(10);
 /// What a read brought.
 enum Read<'a> {
     Staged(Staged<'a>),
-    /// Not now: no readiness, no wish, or no budget.
+    /// Not now: no budget, or something went wrong.
     Nothing,
+    /// No readiness or no wish, and nothing to tell: everything is as it was.
+    Idle,
 }
 
 impl<A, O: Os> Reactor<A, O> {
     /// Gives a connection its turn. Never called from inside a callback.
     pub(super) fn turn(&mut self, app: &mut A, id: ConnId) {
         debug_assert!(self.current.is_none(), "turns do not nest");
-        if self.is_outside(id) {
+        let Some(slot) = self.roster.get(id).filter(|slot| !slot.machine.is_detached()) else {
             return;
-        }
+        };
+        // Of a turn of the loop long ago it is no more than a late budget, which the next turn sets right.
+        let mut budget = if slot.budget_turn == self.stats.turns as u16 {
+            usize::from(slot.budget) * FRAME_COST
+        } else {
+            self.config.read_budget
+        };
         self.current = Some(id);
         self.catch_up();
         if self.is_connecting(id) && !self.pursue(id) {
@@ -42,8 +50,8 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         }
         // Lent to this turn: frames point into it while the handler has the server.
-        let mut scratch = std::mem::take(&mut self.scratch);
-        let mut budget = self.budget(id);
+        let mut scratch = self.scratch.take().unwrap_or_default();
+        let (mut flushed, mut idle) = (false, false);
         let gone = loop {
             let progress = match self.read(id, &mut scratch, &mut budget) {
                 Read::Staged(staged) => {
@@ -52,8 +60,24 @@ impl<A, O: Os> Reactor<A, O> {
                     true
                 }
                 Read::Nothing => false,
+                Read::Idle => {
+                    idle = true;
+                    if flushed {
+                        break false;
+                    }
+                    false
+                }
             };
             self.flush(id);
+            match self.roster.get(id) {
+                // Nothing else is to be done with it, and nothing to be read.
+                Some(slot) if slot.machine.is_quiet() && !slot.can_read() => {
+                    idle = progress;
+                    break false;
+                }
+                Some(_) => {}
+                None => break true,
+            }
             if let Some(reset) = self.next_step(id) {
                 self.reap(app, id, reset);
                 break true;
@@ -61,37 +85,30 @@ impl<A, O: Os> Reactor<A, O> {
             if !progress {
                 break false;
             }
+            flushed = true;
         };
-        self.scratch = scratch;
+        self.scratch = Some(scratch);
         self.current = None;
-        if !gone && self.roster.get(id).is_some_and(|slot| slot.machine.is_detaching()) {
+        if gone {
+            return;
+        }
+        let Some(slot) = self.roster.get_mut(id) else {
+            return;
+        };
+        if slot.machine.is_detaching() {
             return self.hand_over(app, id);
         }
-        if !gone {
-            if let Some(slot) = self.roster.get_mut(id) {
-                slot.budget = budget;
-                slot.machine.slim(&mut self.pool);
-            }
-            self.account(id);
-            self.come_back(id);
-        }
+        slot.budget_turn = self.stats.turns as u16;
+        slot.budget = u16::try_from(budget / FRAME_COST).unwrap_or(u16::MAX);
+        slot.machine.slim(&mut self.pool);
+        let holds = slot.machine.memory();
+        self.account_for(id, holds);
+        self.come_back(id, idle);
     }
 
-    /// What the connection may still read in this turn of the loop.
-    fn budget(&mut self, id: ConnId) -> usize {
-        let Some(slot) = self.roster.get_mut(id) else {
-            return 0;
-        };
-        if slot.budget_turn != self.stats.turns {
-            slot.budget_turn = self.stats.turns;
-            slot.budget = self.config.read_budget;
-        }
-        slot.budget
-    }
-
-    /// Sees to it that the connection gets another turn: at once if it left work over that no event will announce, else
-    /// at its next deadline.
-    fn come_back(&mut self, id: ConnId) {
+    /// Sees to it that the connection gets another turn: at once if it left work over that no event will announce, which one
+    /// that was `idle` at the end did not, else at its next deadline.
+    fn come_back(&mut self, id: ConnId, idle: bool) {
         let Some(slot) = self.roster.get_mut(id) else {
             return;
         };
@@ -100,6 +117,9 @@ impl<A, O: Os> Reactor<A, O> {
             when = when.min(self.now.after(RETRY_AFTER));
         }
         self.timers.arm(id.index, when);
+        if idle && slot.machine.is_quiet() && slot.machine.queued() == 0 {
+            return;
+        }
         if slot.machine.has_events() || slot.can_read() || (slot.writable && slot.machine.sendable() > 0) {
             if slot.machine.state() == State::Handshaking {
                 self.shaking.push(id, &mut slot.queued);
@@ -112,37 +132,15 @@ impl<A, O: Os> Reactor<A, O> {
     /// Takes what waits in the machine, else reads from the socket.
     fn read<'s>(&mut self, id: ConnId, scratch: &'s mut Scratch, budget: &mut usize) -> Read<'s> {
         let Some(slot) = self.roster.get_mut(id) else {
-            return Read::Nothing;
+            return Read::Idle;
         };
-        if self.memory.is_limited() {
-            // A turn has several reads, and what the last one brought counts for the next.
-            let held = slot.machine.memory();
-            self.note_memory(id.index, held);
+        let ordinary = slot.machine.is_quiet() && !slot.squeezed && !self.memory.is_limited();
+        if !ordinary && self.is_hindered(id) {
+            return Read::Nothing;
         }
         let Some(slot) = self.roster.get_mut(id) else {
             return Read::Nothing;
         };
-        let tight = self.memory.is_tight() && self.memory.of(id.index) > self.memory.share();
-        let would_read = !slot.machine.has_events() && slot.can_read() && slot.machine.state() == State::Open;
-        if tight && would_read && !self.is_favoured(id) {
-            self.squeeze(id);
-        }
-        let Some(slot) = self.roster.get_mut(id) else {
-            return Read::Nothing;
-        };
-        if slot.readable && (slot.squeezed || slot.machine.wants_error()) {
-            // What is there will be read when there is memory for it.
-            slot.readable = slot.squeezed;
-            // Reads say "end" for ever, and a write of nothing says whether there was a reset.
-            let asked = self.streams.get_mut(id.index as usize).and_then(Option::as_mut);
-            if let Some(Err(error)) = asked.map(|stream| self.os.write(stream, &[])) {
-                let passing = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
-                if !passing && !is_short_of_memory(&error) {
-                    slot.machine.handle_read_error(error, &mut self.pool);
-                    return Read::Nothing;
-                }
-            }
-        }
         if *budget == 0 {
             return Read::Nothing;
         }
@@ -150,7 +148,7 @@ impl<A, O: Os> Reactor<A, O> {
             return Read::Staged(slot.machine.stage_held());
         }
         if !slot.can_read() {
-            return Read::Nothing;
+            return Read::Idle;
         }
         let machine = &mut slot.machine;
         if machine.state() == State::Handshaking {
@@ -191,6 +189,9 @@ impl<A, O: Os> Reactor<A, O> {
                 }
                 let Scratch { wire, plain } = scratch;
                 let wire = wire.get_mut(..count).unwrap_or_default();
+                if !machine.has_tls() {
+                    return Read::Staged(machine.handle_input(now, wire, plain, pool));
+                }
                 let staged = catch_unwind(AssertUnwindSafe(|| {
                     let (wire, plain) = (wire, plain);
                     machine.handle_input(now, wire, plain, pool)
@@ -238,12 +239,25 @@ impl<A, O: Os> Reactor<A, O> {
             let Some(slot) = self.roster.get_mut(id) else {
                 return;
             };
+            if slot.machine.is_quiet() {
+                self.deliver_frames(app, id, &mut staged, budget);
+            }
+            let Some(slot) = self.roster.get_mut(id) else {
+                return;
+            };
+            if slot.machine.is_quiet() && staged.is_used_up() {
+                break;
+            }
             let (machine, rest) = (&mut slot.machine, &mut staged);
-            // A connection's framer is the user's code too.
-            let next = catch_unwind(AssertUnwindSafe(|| {
-                let rest = rest;
-                machine.next_event(rest, self.now, &mut self.pool)
-            }));
+            let next = if machine.has_framer() {
+                // A connection's framer is the user's code too.
+                catch_unwind(AssertUnwindSafe(|| {
+                    let rest = rest;
+                    machine.next_event(rest, self.now, &mut self.pool)
+                }))
+            } else {
+                Ok(machine.next_event(rest, self.now, &mut self.pool))
+            };
             let event = match next {
                 Ok(Some(event)) => event,
                 Ok(None) => break,
@@ -274,6 +288,27 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
+    /// Tells the handler one frame after the other, as long as there is nothing else to think of.
+    fn deliver_frames(&mut self, app: &mut A, id: ConnId, staged: &mut Staged<'_>, budget: &mut usize) {
+        self.lend(app, id, |app, reactor, handler| loop {
+            let slot = reactor.roster.get_mut(id);
+            let Some(frame) = slot.and_then(|slot| slot.machine.next_frame(staged, &mut reactor.pool)) else {
+                return Ok(());
+            };
+            *budget = budget.saturating_sub(FRAME_COST);
+            handler.on_frame(&mut Context::new(app, reactor, id), frame)?;
+            if reactor.has_successor(id) {
+                return Ok(());
+            }
+        });
+    }
+
+    /// The handler that runs has been replaced.
+    #[inline]
+    fn has_successor(&self, id: ConnId) -> bool {
+        self.handlers.get(id.index as usize).is_some_and(Option::is_some)
+    }
+
     /// It has opened: how long that took, if it was to take time.
     fn note_handshake(&mut self, id: ConnId) {
         if let Some(slot) = self.roster.get(id).filter(|slot| slot.unopened) {
@@ -288,24 +323,35 @@ impl<A, O: Os> Reactor<A, O> {
         id: ConnId,
         callback: impl FnOnce(&mut dyn Handler<A>, &mut Context<'_, A>) -> Outcome,
     ) {
+        self.lend(app, id, |app, reactor, handler| {
+            callback(handler, &mut Context::new(app, reactor, id))
+        });
+    }
+
+    /// Lends the server to the handler of `id`.
+    #[inline]
+    fn lend(
+        &mut self,
+        app: &mut A,
+        id: ConnId,
+        callbacks: impl FnOnce(&mut A, &mut Self, &mut dyn Handler<A>) -> Outcome,
+    ) {
         let index = id.index as usize;
         // Out of its place while it runs, so that the callback can have the server; a successor may take the place.
         let Some(mut handler) = self.handlers.get_mut(index).and_then(Option::take) else {
             return;
         };
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            callback(handler.as_mut(), &mut Context::new(app, self, id))
-        }));
+        let outcome = catch_unwind(AssertUnwindSafe(|| callbacks(app, self, handler.as_mut())));
         match self.handlers.get_mut(index) {
             Some(place @ None) => *place = Some(handler),
             _ => self.drop_handler(handler),
         }
-        let Some(slot) = self.roster.get_mut(id) else {
-            return;
-        };
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(close)) => {
+                let Some(slot) = self.roster.get_mut(id) else {
+                    return self.discard("an error's destructor", close);
+                };
                 // One that comes too late is dropped, and an error's destructor is the user's code.
                 let closed = catch_unwind(AssertUnwindSafe(|| {
                     slot.machine.close_as(close, self.now, &mut self.pool);
@@ -414,7 +460,7 @@ impl<A, O: Os> Reactor<A, O> {
             log::debug!(target: logs::CONNECTION, "{}: {words}", slot.info(self.now));
         }
         let caller = Caller {
-            addr: slot.peer.clone(),
+            addr: slot.peer(),
             credentials,
             proxy: slot.machine.proxy().cloned(),
         };
@@ -455,7 +501,7 @@ impl<A, O: Os> Reactor<A, O> {
         let who = Ended {
             id: Some(id),
             listener: slot.listener,
-            peer: slot.peer.clone(),
+            peer: slot.peer(),
             source: slot.source(),
             age: self.now.since(slot.accepted_at),
             traffic: slot.machine.traffic(),

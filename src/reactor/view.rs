@@ -205,7 +205,7 @@ mod tests {
         let nobody = Addr::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
         RecentClose {
             id: None,
-            listener: Some(ListenerId(0)),
+            listener: Some(ListenerId::nth(0)),
             peer: nobody.clone(),
             source: nobody,
             reason: CloseReason::Reset,

@@ -195,13 +195,13 @@ fn a_line_is_searched_once() {
     let mut codec = Codec::new(&Framing::Line, usize::MAX);
     let mut line = vec![b'x'; 1000];
     assert!(matches!(codec.decode(&line), Step::More));
-    assert_eq!(codec.seen, 1000);
+    assert_eq!(codec.seen(), 1000);
     line.extend_from_slice(b"y\nz");
     match codec.decode(&line) {
         Step::Frame { payload, consumed } => assert_eq!((payload, consumed), (0..1002, 1002)),
         other => panic!("{other:?}"),
     }
-    assert_eq!(codec.seen, 0, "the next line begins anew");
+    assert_eq!(codec.seen(), 0, "the next line begins anew");
 }
 
 /// A framer that said how much it needs is not asked before that is there.
@@ -228,11 +228,11 @@ fn a_need_is_waited_for() {
         }
     }
     let asked = Rc::new(Cell::new(0));
-    let mut codec = Codec {
-        kind: Kind::Custom(Box::new(Counting(Rc::clone(&asked)))),
+    let mut codec = Codec::Custom(Box::new(Custom {
+        framer: Box::new(Counting(Rc::clone(&asked))),
         max: 1000,
         seen: 0,
-    };
+    }));
     for length in 0..100 {
         assert!(matches!(codec.decode(&vec![0; length]), Step::More));
     }

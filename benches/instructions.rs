@@ -1,0 +1,114 @@
+//! A fixed amount of echoing, for counting instructions: a server and its clients in lock-step on one thread, so that every
+//! run does the same. See `benches/README.md`.
+//!
+//!     instructions [--conns 64] [--window 1] [--size 64] [--rounds 100] [--framing packet-2|raw|line]
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server, Turn};
+
+struct Echo;
+
+impl Handler for Echo {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+}
+
+/// What is counted: callgrind is told to collect only in here.
+#[inline(never)]
+fn measured_turn(server: &mut Server, timeout: Option<Duration>) -> Turn {
+    server.poll_once(&mut (), timeout).expect("it polls")
+}
+
+struct Work {
+    conns: usize,
+    window: usize,
+    size: usize,
+    rounds: usize,
+    framing: String,
+}
+
+fn options() -> Work {
+    let mut work = Work {
+        conns: 64,
+        window: 1,
+        size: 64,
+        rounds: 100,
+        framing: "packet-2".to_owned(),
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(name) = words.next() {
+        // What `cargo bench` adds.
+        if name == "--bench" {
+            continue;
+        }
+        let value = words.next().expect("a value");
+        let number = || value.parse().expect("a number");
+        match name.as_str() {
+            "--conns" => work.conns = number(),
+            "--window" => work.window = number(),
+            "--size" => work.size = number(),
+            "--rounds" => work.rounds = number(),
+            "--framing" => work.framing = value,
+            _ => panic!("{name} is no option"),
+        }
+    }
+    work
+}
+
+fn message(work: &Work) -> (Framing, Vec<u8>) {
+    let payload = vec![b'x'; work.size];
+    match work.framing.as_str() {
+        "raw" => (Framing::Raw, payload),
+        "line" => (Framing::Line, [&payload[..], b"\n"].concat()),
+        "packet-2" => {
+            let header = u16::try_from(work.size).expect("it fits").to_be_bytes();
+            (Framing::Packet2, [&header[..], &payload].concat())
+        }
+        other => panic!("no framing is called {other}"),
+    }
+}
+
+fn main() {
+    let work = options();
+    let (framing, message) = message(&work);
+    let batch = message.repeat(work.window);
+    let mut server: Server = Server::new(Config::new().max_connections(work.conns + 1)).expect("a server");
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(framing)
+        .idle_timeout(Duration::from_secs(300));
+    let id = server.listen(listen, |_: &mut (), _| Echo).expect("a port");
+    let addr = server.listener(id).expect("it listens").addr;
+    let mut clients: Vec<TcpStream> = (0..work.conns)
+        .map(|_| {
+            let stream = TcpStream::connect(&addr).expect("connected");
+            stream.set_nodelay(true).expect("nodelay");
+            stream
+        })
+        .collect();
+    while server.stats().open < work.conns {
+        server.poll_once(&mut (), None).expect("it polls");
+    }
+    let mut echo = vec![0; batch.len()];
+    let mut turns = 0;
+    let first = server.stats().frames_in;
+    for round in 0..work.rounds {
+        for client in &mut clients {
+            client.write_all(&batch).expect("sent");
+        }
+        let all = first + ((round + 1) * work.conns * work.window) as u64;
+        while server.stats().frames_in < all {
+            measured_turn(&mut server, None);
+            turns += 1;
+        }
+        for client in &mut clients {
+            client.read_exact(&mut echo).expect("the echo");
+            assert!(echo == batch, "what was sent comes back");
+        }
+    }
+    println!("{} messages in {turns} turns", work.conns * work.window * work.rounds);
+}

@@ -1,0 +1,125 @@
+//! What a connection needs only while something is going on: an idle one in the clear has none of it, and is small.
+
+use std::ops::{Deref, DerefMut};
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::deadline::Deadlines;
+use super::outbox::Outbox;
+use super::state::{Flags, State};
+use super::throttle::Throttle;
+use super::{Machine, Pool, ProxyHeader, Stopped, Time, Timer};
+use crate::reason::Closed;
+
+/// The part of a [`Machine`] that comes from the pool with input or output and goes back at the end of the turn.
+pub(crate) struct Active {
+    /// Undecoded input: an incomplete frame, or what waits while reading is paused.
+    pub(super) held: Vec<u8>,
+    /// How much of `held` is decoded already.
+    pub(super) held_at: usize,
+    /// What the handler sent; over TLS still to be encrypted.
+    pub(super) outbox: Outbox,
+    pub(super) deadlines: Deadlines,
+    /// How long reading was paused since the last input: the idle clock stood meanwhile.
+    pub(super) stood: Duration,
+    /// While reading is paused.
+    pub(super) stopped: Option<Stopped>,
+    pub(super) timers: Vec<Timer>,
+    /// Deadlines and timers up to here have been judged.
+    pub(super) judged: Time,
+    pub(super) discarded: usize,
+    /// What a proxy has said about whom it speaks for.
+    pub(super) proxy: Option<Rc<ProxyHeader>>,
+    pub(super) throttle: Option<Box<Throttle>>,
+    /// Answers that are still to come: it does not close by itself before.
+    pub(super) holds: u32,
+    pub(super) closed: Option<Closed>,
+}
+
+impl Active {
+    /// Nothing is going on.
+    const NONE: Self = Self {
+        held: Vec::new(),
+        held_at: 0,
+        outbox: Outbox::new(),
+        deadlines: Deadlines::none(),
+        stood: Duration::ZERO,
+        stopped: None,
+        timers: Vec::new(),
+        judged: Time::ZERO,
+        discarded: 0,
+        proxy: None,
+        throttle: None,
+        holds: 0,
+        closed: None,
+    };
+    const NOTHING: &'static Self = &Self::NONE;
+
+    /// It is as good as none. What was judged is not missed: no timer is left, and the next one is set at a later time.
+    fn is_over(&self) -> bool {
+        self.held.is_empty()
+            && self.outbox.is_empty()
+            && !self.deadlines.next().is_armed()
+            && self.timers.is_empty()
+            && self.stopped.is_none()
+            && self.stood.is_zero()
+            && self.throttle.is_none()
+            && self.proxy.is_none()
+            && self.closed.is_none()
+            && self.holds == 0
+            && self.discarded == 0
+    }
+}
+
+impl Default for Active {
+    fn default() -> Self {
+        Self::NONE
+    }
+}
+
+impl Machine {
+    /// Open, in the clear, and nothing but frames to think of: no end in sight, no pause, no timer, no rate, no news for the
+    /// handler.
+    /// The one test that a message of an ordinary connection pays for all that.
+    #[inline]
+    pub(crate) fn is_quiet(&self) -> bool {
+        const ORDINARY: u32 = Flags::ADMITTED.0 | Flags::WAS_OPEN.0 | Flags::OUTGOING.0;
+        self.state == State::Open
+            && self.flags.0 & !ORDINARY == 0
+            && self.tls.is_none()
+            && match &self.active {
+                Some(active) => active.timers.is_empty() && active.throttle.is_none(),
+                None => true,
+            }
+    }
+
+    /// Something is going on, and there is memory for it in the pool.
+    #[inline]
+    pub(super) fn wake(&mut self, pool: &mut Pool) -> &mut Active {
+        self.active.get_or_insert_with(|| pool.take_active())
+    }
+
+    /// At the end of a turn: nothing goes on, perhaps.
+    #[inline]
+    pub(super) fn rest(&mut self, pool: &mut Pool) {
+        if let Some(active) = self.active.take_if(|active| active.is_over()) {
+            pool.give_active(active);
+        }
+    }
+}
+
+impl Deref for Machine {
+    type Target = Active;
+
+    #[inline]
+    fn deref(&self) -> &Active {
+        self.active.as_deref().unwrap_or(Active::NOTHING)
+    }
+}
+
+impl DerefMut for Machine {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut Active {
+        self.active.get_or_insert_default()
+    }
+}
