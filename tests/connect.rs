@@ -196,7 +196,7 @@ fn a_full_unix_socket_is_tried_again() {
         .first_delay(Duration::from_millis(1))
         .longest_delay(Duration::from_millis(10));
     let (_, second) = dial(&server, Addr::unix(&path), Connect::new().retry(retry));
-    assert_eq!(server.handle.stats().connecting, 1);
+    server.until("it waits for its time", |stats| stats.connecting == 1);
     let _one = listener.accept().expect("accept");
     second.opened();
 }
