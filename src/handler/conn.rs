@@ -307,7 +307,7 @@ impl<'a, A> Conn<'a, A> {
         self.link.local_addr(self.id)
     }
 
-    /// Who the peer of a Unix socket is; [`Peer::credentials`] says the same to a service, which can refuse by it.
+    /// Who the peer of a Unix socket is; [`Peer::credentials`](crate::Peer::credentials) says the same to a service, which can refuse by it.
     ///
     /// ```
     /// # use portcullis::{try_accept, Context, Handler, Outcome, Peer, Refuse};
