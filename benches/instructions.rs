@@ -2,17 +2,24 @@
 //! run does the same. See `benches/README.md`.
 //!
 //!     instructions [--conns 64] [--window 1] [--size 64] [--rounds 100] [--framing packet-2|raw|line]
+//!                  [--with rates|memory-limit|timer|source-limits]
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server, Turn};
+use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Rate, Server, Turn};
 
-struct Echo;
+struct Echo {
+    /// Sets a timer anew with each message.
+    timer: bool,
+}
 
 impl Handler for Echo {
     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        if self.timer {
+            cx.conn.set_timer(0, Duration::from_secs(30));
+        }
         cx.conn.send(frame)?;
         Ok(())
     }
@@ -30,6 +37,7 @@ struct Work {
     size: usize,
     rounds: usize,
     framing: String,
+    with: String,
 }
 
 fn options() -> Work {
@@ -39,6 +47,7 @@ fn options() -> Work {
         size: 64,
         rounds: 100,
         framing: "packet-2".to_owned(),
+        with: String::new(),
     };
     let mut words = std::env::args().skip(1);
     while let Some(name) = words.next() {
@@ -54,6 +63,7 @@ fn options() -> Work {
             "--size" => work.size = number(),
             "--rounds" => work.rounds = number(),
             "--framing" => work.framing = value,
+            "--with" => work.with = value,
             _ => panic!("{name} is no option"),
         }
     }
@@ -77,11 +87,24 @@ fn main() {
     let work = options();
     let (framing, message) = message(&work);
     let batch = message.repeat(work.window);
-    let mut server: Server = Server::new(Config::new().max_connections(work.conns + 1)).expect("a server");
-    let listen = Listen::tcp("127.0.0.1:0")
+    let mut config = Config::new().max_connections(work.conns + 1);
+    let mut listen = Listen::tcp("127.0.0.1:0")
         .framing(framing)
         .idle_timeout(Duration::from_secs(300));
-    let id = server.listen(listen, |_: &mut (), _| Echo).expect("a port");
+    // None of them is ever reached.
+    let much = Rate::per_second(1_000_000_000);
+    match work.with.as_str() {
+        "rates" => listen = listen.read_rate(much).frame_rate(much),
+        "memory-limit" => config = config.memory_limit(1 << 30),
+        "source-limits" => listen = listen.source_connections(1_000_000).source_rate(much),
+        "timer" | "" => {}
+        other => panic!("nothing is called {other}"),
+    }
+    let timer = work.with == "timer";
+    let mut server: Server = Server::new(config).expect("a server");
+    let id = server
+        .listen(listen, move |_: &mut (), _| Echo { timer })
+        .expect("a port");
     let addr = server.listener(id).expect("it listens").addr;
     let mut clients: Vec<TcpStream> = (0..work.conns)
         .map(|_| {

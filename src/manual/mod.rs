@@ -23,6 +23,7 @@
     doc = "| `testing` (with the feature `sim`) | how to test a handler: the simulator, faults, a fuzz target |"
 )]
 //! | [`operating`] | what runs in production: logs, metrics, alarms, draining, restarts; what each reason for a close means |
+//! | [`performance`] | what a message costs and where it goes; what each feature costs; what to set for latency, throughput or memory |
 //! | [`from_tokio`], [`from_mio`], [`from_message_io`], [`from_erlang`] | what is different here: the same program on both sides |
 //!
 //! Sources are named where a fact is not the crate's own: manual pages as `listen(2)` (of Linux, where nothing else is said), RFCs
@@ -50,6 +51,9 @@ pub mod testing {}
 
 #[doc = include_str!("operating.md")]
 pub mod operating {}
+
+#[doc = include_str!("performance.md")]
+pub mod performance {}
 
 #[doc = include_str!("from_tokio.md")]
 pub mod from_tokio {}
