@@ -141,15 +141,15 @@ impl Config {
     }
 
     /// The most bytes that all connections together may hold in buffers, in both directions: incomplete frames and records,
-    /// and what waits for peers. Defaults to no limit but those of each connection.
+    /// and what waits for peers; `None` is no limit but those of each connection. Defaults to none.
     ///
     /// From three quarters of it on, no more is read from connections that hold more than their share, but from one of them at a
     /// time, for a second or until its frame is whole: large frames are finished one after the other. Clocks run meanwhile, and
     /// whose frame is late because it was not read is closed as [`OverMemory`](crate::CloseReason::OverMemory). Above the limit
     /// those that hold the most are closed for the same reason, until the rest fits. What handlers hold is not counted, nor is the
     /// state of each connection itself. A quarter of it should hold the longest frame.
-    pub fn memory_limit(mut self, bytes: usize) -> Self {
-        self.memory_limit = bytes;
+    pub fn memory_limit(mut self, bytes: impl Into<Option<usize>>) -> Self {
+        self.memory_limit = bytes.into().unwrap_or(usize::MAX);
         self
     }
 

@@ -81,9 +81,30 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// Something that is not the server's own: see [`Error::other`].
+    Other(Box<dyn StdError + Send + Sync>),
 }
 
 impl Error {
+    /// An error of the program's own, with these words or with this error as its cause: for what goes wrong while
+    /// [`Server::spawn`](crate::Server::spawn) or [`Shards::spawn`](crate::Shards::spawn) makes the application's state. This
+    /// library's other errors become one by `?`.
+    ///
+    /// ```no_run
+    /// # use portcullis::{Config, Error, Server};
+    /// # fn main() -> portcullis::Result<()> {
+    /// let spawned = Server::spawn(|| {
+    ///     let words = std::fs::read_to_string("words").map_err(Error::other)?;
+    ///     Ok((Server::new(Config::new())?, words))
+    /// })?;
+    /// # spawned.join()?;
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn other(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::Other(cause.into())
+    }
+
     pub(crate) fn option(option: &'static str, problem: impl Into<String>) -> Self {
         Self::Option {
             option,
@@ -166,6 +187,7 @@ impl fmt::Display for Error {
             Self::NoAlarm { alarm } => write!(f, "there is no alarm {alarm}"),
             Self::Draining => f.write_str("the server drains: it takes no new listeners, and makes no connections"),
             Self::Os { doing, source } => write!(f, "{doing}: {source}"),
+            Self::Other(cause) => cause.fmt(f),
         }
     }
 }
@@ -184,8 +206,15 @@ impl StdError for Error {
             | Self::Connect { source, .. }
             | Self::Os { source, .. } => Some(source),
             Self::ConnectAddress(error) => Some(error),
+            Self::Other(cause) => cause.source(),
             _ => None,
         }
+    }
+}
+
+impl From<AddrError> for Error {
+    fn from(error: AddrError) -> Self {
+        Self::other(error)
     }
 }
 
@@ -200,7 +229,7 @@ impl From<Error> for io::Error {
             Error::NoListener { .. } | Error::NoAlarm { .. } => io::ErrorKind::NotFound,
             Error::NameTaken { .. } => io::ErrorKind::AlreadyExists,
             Error::Option { .. } | Error::ConnectAddress(_) => io::ErrorKind::InvalidInput,
-            Error::Draining | Error::AtCapacity { .. } => io::ErrorKind::Other,
+            Error::Draining | Error::AtCapacity { .. } | Error::Other(_) => io::ErrorKind::Other,
         };
         Self::new(kind, error)
     }

@@ -249,9 +249,12 @@ impl Liveness {
 
 /// Reaches a server from other threads: send, notify, kill, post work, ask, drain.
 ///
-/// `Clone`, `Send` and `Sync` whatever the application's state is. Nothing here waits for the loop but
-/// [`Handle::call`] and [`Handle::listener`], which take a timeout. Commands are carried out in the order in which one
-/// thread gives them, at most [`Config::job_budget`](crate::Config::job_budget) per turn.
+/// `Clone`, `Send` and `Sync` whatever the application's state is. Nothing here waits for the loop but what takes a timeout, as
+/// [`Handle::call`]. Commands are carried out in the order in which one thread gives them, at most
+/// [`Config::job_budget`](crate::Config::job_budget) per turn.
+///
+/// Handlers that give it to workers find it in the application's state: [`Server::handle`](crate::Server::handle) has it before
+/// the server runs.
 ///
 /// ```no_run
 /// # use portcullis::{Config, Server};
@@ -545,6 +548,12 @@ impl fmt::Display for HandleError {
 }
 
 impl StdError for HandleError {}
+
+impl From<HandleError> for Error {
+    fn from(error: HandleError) -> Self {
+        Self::other(error)
+    }
+}
 
 impl From<Error> for HandleError {
     fn from(error: Error) -> Self {

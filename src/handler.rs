@@ -213,6 +213,21 @@ where
     }
 }
 
+/// A service that is chosen while the program runs.
+impl<A> Service<A> for Box<dyn Service<A>> {
+    fn accept(&mut self, app: &mut A, peer: Peer) -> Result<Box<dyn Handler<A>>, Refuse> {
+        (**self).accept(app, peer)
+    }
+
+    fn on_unopened(&mut self, app: &mut A, peer: &Peer, closed: &Closed) {
+        (**self).on_unopened(app, peer, closed);
+    }
+
+    fn on_listener_lost(&mut self, app: &mut A, listener: ListenerId, error: &io::Error) {
+        (**self).on_listener_lost(app, listener, error);
+    }
+}
+
 /// A [`Service`] of a closure that may refuse.
 ///
 /// ```
@@ -227,6 +242,7 @@ where
 /// });
 /// # let _ = loopback_only;
 /// ```
+#[must_use]
 pub fn try_accept<A, H, F>(accept: F) -> impl Service<A>
 where
     F: FnMut(&mut A, Peer) -> Result<H, Refuse>,

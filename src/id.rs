@@ -87,6 +87,12 @@ impl From<&str> for ListenerRef {
     }
 }
 
+impl From<&String> for ListenerRef {
+    fn from(name: &String) -> Self {
+        Self::Name(name.clone())
+    }
+}
+
 impl From<String> for ListenerRef {
     fn from(name: String) -> Self {
         Self::Name(name)

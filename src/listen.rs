@@ -185,9 +185,9 @@ impl Listen {
         self
     }
 
-    /// The most connections of this listener, within the server's cap. Defaults to no limit of its own. *Live.*
-    pub fn max_connections(mut self, connections: usize) -> Self {
-        self.max_connections = Some(connections);
+    /// The most connections of this listener, within the server's cap; `None` is no limit of its own. Defaults to none. *Live.*
+    pub fn max_connections(mut self, connections: impl Into<Option<usize>>) -> Self {
+        self.max_connections = connections.into();
         self
     }
 

@@ -162,7 +162,7 @@ impl<A> Server<A> {
     }
 
     /// Runs a server on a thread of its own. `build` makes it there, with its listeners and the application's state, which need
-    /// not be `Send`; what it returns as an error is returned here, before anything runs.
+    /// not be `Send`; what it returns as an error is returned here, before anything runs: its own too, with [`Error::other`].
     ///
     /// ```
     /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
@@ -177,9 +177,10 @@ impl<A> Server<A> {
     ///     Ok((server, ()))
     /// })?;
     /// println!("listening on {}", spawned.listeners[0].addr);
-    /// spawned.handle.drain(std::time::Duration::from_secs(5)).expect("it runs");
-    /// spawned.join()
-    /// # }
+    /// spawned.handle.drain(std::time::Duration::from_secs(5))?;
+    /// let report = spawned.join()?.expect("it was drained");
+    /// assert_eq!(report.forced, 0);
+    /// # Ok(()) }
     /// ```
     ///
     /// # Errors
@@ -201,11 +202,12 @@ impl<A> Server<A> {
                 Err(error) => {
                     // Who spawned it waits for this.
                     let _ = tell.send(Err(error));
-                    return Ok(());
+                    return Ok(None);
                 }
             };
             let _ = tell.send(Ok((server.handle(), server.listeners())));
-            server.run(&mut app)
+            server.run(&mut app)?;
+            Ok(server.drain_report())
         };
         let thread = thread::Builder::new()
             .name("portcullis".to_owned())
@@ -385,7 +387,6 @@ pub(crate) struct Common {
 }
 
 /// A server on a thread of its own: see [`Server::spawn`].
-#[derive(Debug)]
 #[must_use]
 #[non_exhaustive]
 pub struct Spawned<A = ()> {
@@ -393,11 +394,11 @@ pub struct Spawned<A = ()> {
     pub handle: Handle<A>,
     /// Its listeners when it began to run, with their real ports.
     pub listeners: Vec<ListenerInfo>,
-    thread: thread::JoinHandle<Result<()>>,
+    thread: thread::JoinHandle<Result<Option<DrainReport>>>,
 }
 
 impl<A> Spawned<A> {
-    /// Waits until the server has ended: drained or stopped through a handle.
+    /// Waits until the server has ended: drained or stopped through a handle. How the drain went, if it was drained.
     ///
     /// # Errors
     ///
@@ -406,7 +407,7 @@ impl<A> Spawned<A> {
     /// # Panics
     ///
     /// If the server's thread did, which no handler can bring about.
-    pub fn join(self) -> Result<()> {
+    pub fn join(self) -> Result<Option<DrainReport>> {
         self.thread
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -415,6 +416,14 @@ impl<A> Spawned<A> {
     /// Its thread has ended.
     pub fn is_finished(&self) -> bool {
         self.thread.is_finished()
+    }
+}
+
+impl<A> fmt::Debug for Spawned<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Spawned")
+            .field("listeners", &self.listeners)
+            .finish_non_exhaustive()
     }
 }
 

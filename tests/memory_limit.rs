@@ -231,6 +231,21 @@ fn the_limit_is_live() {
     assert_eq!(sim.stats().closed(CloseReason::OverMemory), 1);
 }
 
+#[test]
+fn the_limit_can_be_taken_away() {
+    let (mut sim, addr) = world();
+    sim.control()
+        .reconfigure(|config| config.memory_limit(None))
+        .expect("no limit");
+    assert_eq!(sim.control().metrics().memory_limit, None);
+    for _ in 0..6 {
+        let client = sim.connect(addr).expect("it listens");
+        begin(&mut sim, client, 600_000);
+    }
+    sim.settle();
+    assert_eq!(sim.stats().open, 6);
+}
+
 /// As many go as it takes, and no more.
 #[test]
 fn a_lower_limit_ends_several() {

@@ -68,6 +68,12 @@ fn limits_are_live() {
         .expect("a good value");
     drop(first);
     ping(&mut waiting, b"at last");
+    // Its own limit is taken away, and the server's is the only one.
+    server
+        .handle
+        .reconfigure_listener("it", PATIENCE, |listen| listen.max_connections(None))
+        .expect("no limit");
+    ping(&mut connect(server.addr()), b"beside it");
 }
 
 #[test]

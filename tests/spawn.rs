@@ -23,7 +23,62 @@ fn it_runs_until_it_is_drained() {
     ping(&mut client, b"hello");
     assert!(!spawned.is_finished());
     spawned.handle.drain(Duration::from_secs(5)).expect("it runs");
-    spawned.join().expect("no error");
+    drop(client);
+    let report = spawned.join().expect("no error").expect("it was drained");
+    assert_eq!((report.ended, report.forced), (1, 0));
+}
+
+#[test]
+fn one_that_is_stopped_was_not_drained() {
+    let spawned = Server::spawn(|| Ok((Server::<()>::new(Config::new())?, ()))).expect("it runs");
+    spawned.handle.stop().expect("it runs");
+    assert_eq!(spawned.join().expect("no error"), None);
+}
+
+/// `?` takes this library's errors, and [`Error::other`] those of the program.
+#[test]
+fn what_is_not_the_servers_own_error_is_told_too() {
+    fn failed(build: impl FnOnce() -> portcullis::Result<()> + Send + 'static) -> Error {
+        let spawned: Result<Spawned, Error> = Server::spawn(move || {
+            build()?;
+            Ok((Server::new(Config::new())?, ()))
+        });
+        spawned.expect_err("it was not made")
+    }
+    let none: std::num::ParseIntError = "".parse::<u32>().expect_err("no number");
+    let words = none.to_string();
+    let error = failed(move || Err(Error::other(none)));
+    assert!(
+        matches!(&error, Error::Other(cause) if cause.is::<std::num::ParseIntError>()),
+        "{error}"
+    );
+    assert_eq!((error.to_string(), format!("{error:?}")), (words.clone(), words));
+
+    let error = failed(|| {
+        "localhost:80".parse::<portcullis::Addr>()?;
+        Ok(())
+    });
+    assert!(error.to_string().contains("names a host"), "{error}");
+    let error = failed(|| Err(portcullis::HandleError::ServerGone.into()));
+    assert!(
+        matches!(&error, Error::Other(cause) if cause.is::<portcullis::HandleError>()),
+        "{error}"
+    );
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_certificate_that_is_not_there_is_told_at_once() {
+    let spawned: Result<Spawned, Error> = Server::spawn(|| {
+        let config = portcullis::tls::server_config("/nowhere/chain.pem", "/nowhere/key.pem")?;
+        let mut server = Server::new(Config::new())?;
+        server.listen(local().tls(config), |_: &mut (), _| Echo)?;
+        Ok((server, ()))
+    });
+    let error = spawned.expect_err("there is no certificate");
+    assert!(error.to_string().contains("/nowhere/chain.pem"), "{error}");
+    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    assert_eq!(cause.map(std::io::Error::kind), Some(std::io::ErrorKind::NotFound));
 }
 
 #[test]

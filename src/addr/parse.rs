@@ -3,11 +3,15 @@
 use std::convert::Infallible;
 use std::error::Error as StdError;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::path::Path;
 use std::str::FromStr;
 
 use super::{Addr, UnixAddr};
+
+const A_HOST: &str =
+    "names a host, and looking that up would block: resolve it first, with std::net::ToSocketAddrs on \
+                      another thread, and give the address";
 
 impl Addr {
     /// A Unix socket's file.
@@ -46,10 +50,7 @@ impl FromStr for Addr {
             return Err(wrong("has no port: give IP:PORT, with an IPv6 address in brackets"));
         }
         Err(match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => wrong(
-                "names a host, and looking that up would block: resolve it first, with std::net::ToSocketAddrs on \
-                 another thread, and give the address",
-            ),
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => wrong(A_HOST),
             _ => wrong("is neither IP:PORT nor unix:PATH"),
         })
     }
@@ -85,9 +86,42 @@ impl From<&Self> for Addr {
     }
 }
 
-impl From<(IpAddr, u16)> for Addr {
-    fn from(addr: (IpAddr, u16)) -> Self {
-        SocketAddr::from(addr).into()
+/// What a [`SocketAddr`] is made of.
+macro_rules! from_socket_addr {
+    ($($parts:ty),*) => {$(
+        impl From<$parts> for Addr {
+            fn from(addr: $parts) -> Self {
+                SocketAddr::from(addr).into()
+            }
+        }
+    )*};
+}
+
+from_socket_addr!(
+    SocketAddrV4,
+    SocketAddrV6,
+    (IpAddr, u16),
+    (Ipv4Addr, u16),
+    (Ipv6Addr, u16)
+);
+
+impl From<&SocketAddr> for Addr {
+    fn from(addr: &SocketAddr) -> Self {
+        (*addr).into()
+    }
+}
+
+/// An IP address as a text, without brackets, and a port. No name of a host: see [`AddrError`].
+impl TryFrom<(&str, u16)> for Addr {
+    type Error = AddrError;
+
+    fn try_from((host, port): (&str, u16)) -> Result<Self, AddrError> {
+        host.parse::<IpAddr>()
+            .map(|ip| (ip, port).into())
+            .map_err(|_| AddrError {
+                given: host.to_owned(),
+                problem: if host.is_empty() { "is no IP address" } else { A_HOST },
+            })
     }
 }
 
@@ -134,6 +168,28 @@ mod tests {
         for text in addrs {
             assert_eq!(text.parse::<Addr>().expect(text).to_string(), text);
         }
+    }
+
+    #[test]
+    fn what_std_takes_for_an_address_is_one() {
+        let v4: Addr = "127.0.0.1:80".parse().expect("an address");
+        let v6: Addr = "[::1]:80".parse().expect("an address");
+        let four: SocketAddrV4 = "127.0.0.1:80".parse().expect("an address");
+        let six: SocketAddrV6 = "[::1]:80".parse().expect("an address");
+        let fours: [Addr; 3] = [
+            four.into(),
+            (*four.ip(), 80).into(),
+            (IpAddr::from(*four.ip()), 80).into(),
+        ];
+        assert!(fours.iter().all(|addr| *addr == v4), "{fours:?}");
+        let sixes: [Addr; 3] = [six.into(), (*six.ip(), 80).into(), (&SocketAddr::from(six)).into()];
+        assert!(sixes.iter().all(|addr| *addr == v6), "{sixes:?}");
+        assert_eq!(Addr::try_from(("127.0.0.1", 80)), Ok(v4));
+        assert_eq!(Addr::try_from(("::1", 80)), Ok(v6));
+        let host = Addr::try_from(("localhost", 80)).expect_err("a host");
+        assert!(host.to_string().contains("\"localhost\" names a host"), "{host}");
+        let none = Addr::try_from(("", 80)).expect_err("nothing");
+        assert_eq!(none.to_string(), "\"\" is no IP address");
     }
 
     #[test]

@@ -15,7 +15,6 @@ use crate::proto::{Framing, Machine, Pool, ProxyHeader, SendError, State, Time, 
 use crate::reason::Closed;
 
 /// What each callback is lent: the application's state and the connection, two fields so that both can be used at once.
-#[derive(Debug)]
 #[non_exhaustive]
 pub struct Context<'a, A = ()> {
     /// The application's state, owned by the caller of [`Server::run`](crate::Server::run).
@@ -30,6 +29,14 @@ impl<'a, A> Context<'a, A> {
             app,
             conn: Conn { link, id },
         }
+    }
+}
+
+impl<A> fmt::Debug for Context<'_, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("conn", &self.conn)
+            .finish_non_exhaustive()
     }
 }
 

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 
 /// TCP keepalive (`tcp(7)`): finds peers that vanished without a FIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
 #[non_exhaustive]
 pub struct Keepalive {
     /// Idle time before the first probe (TCP_KEEPIDLE). Whole seconds, 1 to 32767.

@@ -136,7 +136,7 @@ pub enum Decoded {
 /// and never grows beyond the listener's maximum frame (its own header included, with 16 bytes to spare):
 /// what is longer closes the connection as [`FrameTooLarge`](crate::CloseReason::FrameTooLarge).
 pub trait Framer {
-    /// Looks for one frame at the front of `input`.
+    /// Looks for one frame at the front of `input`, which is never empty.
     ///
     /// # Errors
     ///
@@ -164,12 +164,19 @@ impl FrameBuf<'_> {
 
 /// Why a [`Framer`] refuses bytes.
 #[derive(Debug)]
+#[must_use]
 pub struct FrameError(Box<dyn StdError + Send + Sync>);
 
 impl FrameError {
     /// An error with these words, or with this error as its cause.
     pub fn new(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self(cause.into())
+    }
+
+    /// The cause, to be told from others: `error.get_ref().downcast_ref::<BadChecksum>()`. As that of
+    /// [`BadFrame`](crate::CloseReason::BadFrame) a `FrameError` is the [`Closed::error`](crate::Closed::error).
+    pub fn get_ref(&self) -> &(dyn StdError + Send + Sync + 'static) {
+        &*self.0
     }
 }
 

@@ -19,6 +19,7 @@ use super::rate::Rate;
 /// A connection that was accepted begins in the first row, one that the server makes
 /// ([`Server::connect`](crate::Server::connect)) in the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum State {
     /// Accepted; the PROXY header has not come yet, where there is to be one, or the service has not answered.
     Accepting,

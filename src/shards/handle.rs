@@ -20,6 +20,20 @@ use crate::stats::Stats;
 /// `Clone`, `Send` and `Sync` whatever the application's state is. A [`ConnId`](crate::ConnId) is one server's: what concerns
 /// one connection goes through the handle of its shard, [`ShardsHandle::shard`].
 ///
+/// It is there once all shards run. Handlers that need it get it into their shard's state by a job:
+///
+/// ```
+/// use portcullis::{ShardsHandle, SpawnedShards};
+///
+/// #[derive(Default)]
+/// struct State { all: Option<ShardsHandle<State>> }
+///
+/// # fn introduce(shards: &SpawnedShards<State>) -> Result<(), portcullis::HandleError> {
+/// let all = shards.handle.clone();
+/// shards.handle.post_each(move |_shard, state, _control| state.all = Some(all.clone()))?;
+/// # Ok(()) }
+/// ```
+///
 /// What is asked of all is asked of those that still run. [`HandleError::ServerGone`] says that none does.
 /// What changes all is no transaction: each shard does it in a turn of its own.
 pub struct ShardsHandle<A = ()> {

@@ -61,7 +61,10 @@ fn its_error_is_the_cause() {
     rig.receive_fin();
     let closed = rig.machine.take_closed();
     assert_eq!(closed.reason, CloseReason::BadFrame);
-    assert_eq!(closed.error.expect("the error").to_string(), "no bracket");
+    let error = closed.error.expect("the error");
+    assert_eq!(error.to_string(), "no bracket");
+    let refusal = error.downcast::<FrameError>().expect("the framer's");
+    assert_eq!(refusal.get_ref().to_string(), "no bracket");
 }
 
 #[test]

@@ -9,6 +9,8 @@ use rustls::pki_types::{DnsName, IpAddr};
 use rustls::server::ClientHello;
 use rustls::ServerConfig;
 
+use crate::error::Error;
+
 /// The TLS of a listener, or of a connection that is to be upgraded: one [`ServerConfig`], or a choice made for each client
 /// by what its ClientHello says.
 ///
@@ -240,3 +242,9 @@ impl fmt::Display for NameError {
 }
 
 impl StdError for NameError {}
+
+impl From<NameError> for Error {
+    fn from(error: NameError) -> Self {
+        Self::other(error)
+    }
+}

@@ -13,6 +13,8 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+use crate::error::Error;
+
 /// Why a certificate chain and key make no configuration: the file, and what is wrong with it.
 #[derive(Debug)]
 pub struct PemError {
@@ -80,6 +82,12 @@ impl fmt::Display for PemError {
 impl StdError for PemError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}
+
+impl From<PemError> for Error {
+    fn from(error: PemError) -> Self {
+        Self::other(error)
     }
 }
 
