@@ -80,19 +80,19 @@ impl Remains {
     }
 
     /// Ciphertext has come.
-    pub(crate) fn receive(&mut self, wire: &mut [u8]) -> Result<(), Failure> {
+    pub(crate) fn receive(&mut self, wire: &mut [u8]) {
         let Some(session) = &mut self.tls else {
-            self.unread.extend_from_slice(wire);
-            return Ok(());
+            return self.unread.extend_from_slice(wire);
         };
         let mut plain = self.pool.take();
         session.receive(wire, &mut plain, &mut self.pool);
         self.unread.extend_from_slice(&plain);
         self.pool.give(plain);
-        match session.take_failure() {
-            Some(failure) => Err(failure),
-            None => Ok(()),
-        }
+    }
+
+    /// What ended it, once. What came before that is unread first.
+    pub(crate) fn take_failure(&mut self) -> Option<Failure> {
+        self.tls.as_mut().and_then(|session| session.take_failure())
     }
 
     /// The peer has said that nothing more will come: only TLS says so.
