@@ -372,10 +372,7 @@ fn a_finished_end_waits_too() {
     sim.settle();
     let hogs: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("it listens")).collect();
     for hog in &hogs {
-        sim.send(
-            *hog,
-            &[&0x0080_0000_u32.to_be_bytes()[..], &[b'x'; 32_000]].concat(),
-        );
+        sim.send(*hog, &[&0x0080_0000_u32.to_be_bytes()[..], &[b'x'; 32_000]].concat());
     }
     sim.settle();
     sim.send(hogs[0], &[b'x'; 32_000]);

@@ -106,7 +106,10 @@ impl<A, O: Os> Reactor<A, O> {
                     machine.connects_until(when);
                     (None, false)
                 }
-                None => return Err(Error::Connect { addr, source: error }),
+                None => {
+                    self.discard("a TLS configuration's destructor", attempt);
+                    return Err(Error::Connect { addr, source: error });
+                }
             },
         };
         self.attempts.insert(id, attempt);
