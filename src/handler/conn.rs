@@ -48,6 +48,9 @@ pub(crate) trait Link<A> {
     fn detach(&mut self, id: ConnId, receiver: Box<dyn FnOnce(Detached)>) -> Result<(), DetachError>;
     fn connect(&mut self, addr: Addr, options: Connect, handler: Box<dyn Handler<A>>) -> ServerResult<ConnId>;
     fn now(&self) -> Time;
+    /// For what is given its time from here on: the callback may have blocked.
+    #[cfg(feature = "tls")]
+    fn catch_up(&mut self);
 }
 
 /// Connects through whatever can.
@@ -233,6 +236,7 @@ impl<'a, A> Conn<'a, A> {
     /// [`StartTlsError`](crate::StartTlsError): it speaks TLS already, or no handshake can come any more. Nothing has changed.
     #[cfg(feature = "tls")]
     pub fn start_tls(&mut self, config: impl Into<crate::tls::TlsConfig>) -> Result<(), crate::StartTlsError> {
+        self.link.catch_up();
         let now = self.link.now();
         let Some((machine, pool)) = self.link.machine(self.id) else {
             return Err(crate::StartTlsError::Closed);
@@ -258,6 +262,7 @@ impl<'a, A> Conn<'a, A> {
         config: impl Into<std::sync::Arc<crate::tls::ClientConfig>>,
         server_name: impl AsRef<str>,
     ) -> Result<(), crate::StartTlsError> {
+        self.link.catch_up();
         let now = self.link.now();
         let Some((machine, pool)) = self.link.machine(self.id) else {
             return Err(crate::StartTlsError::Closed);

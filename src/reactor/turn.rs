@@ -48,6 +48,8 @@ impl<A, O: Os> Reactor<A, O> {
             let progress = match self.read(id, &mut scratch, &mut budget) {
                 Read::Staged(staged) => {
                     self.deliver(app, id, staged, &mut budget);
+                    // A callback may have blocked: what it has sent could not be taken before.
+                    self.catch_up();
                     budget = budget.saturating_sub(FRAME_COST);
                     true
                 }
