@@ -232,12 +232,20 @@ impl Detached {
     ///
     /// The socket's. [`Detached::set_read_timeout`] bounds the wait.
     pub fn finish(mut self) -> io::Result<()> {
+        // Nothing can be encrypted behind the goodbye.
+        self.flush()?;
         self.remains.finish();
         self.flush()?;
         self.socket.shutdown(Shutdown::Write)?;
         let mut buffer = [0; 4096];
-        while self.socket.read(&mut buffer)? > 0 {}
-        Ok(())
+        loop {
+            match self.socket.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 }
 
@@ -246,7 +254,15 @@ impl Read for Detached {
     /// somebody else.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.remains.unread().is_empty() {
-            if self.remains.is_over() || buffer.is_empty() {
+            if buffer.is_empty() {
+                return Ok(0);
+            }
+            if let Some(failure) = self.remains.take_failure() {
+                // The alert for the peer.
+                let _ = self.flush();
+                return Err(io::Error::new(io::ErrorKind::InvalidData, failure));
+            }
+            if self.remains.is_over() {
                 return Ok(0);
             }
             if !self.remains.is_tls() {
@@ -260,12 +276,7 @@ impl Read for Detached {
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let outcome = self.remains.receive(wire.get_mut(..count).unwrap_or_default());
-            if let Err(failure) = outcome {
-                // The alert for the peer.
-                let _ = self.flush();
-                return Err(io::Error::new(io::ErrorKind::InvalidData, failure));
-            }
+            self.remains.receive(wire.get_mut(..count).unwrap_or_default());
         }
         let unread = self.remains.unread();
         let count = unread.len().min(buffer.len());

@@ -625,3 +625,32 @@ fn hundreds_leave_nothing_behind() {
     let (stats, ()) = server.finish();
     assert_eq!((stats.outgoing, stats.open, stats.closed_total()), (200, 0, 200));
 }
+
+/// A handler that has blocked before it connects takes nothing from the attempt's time.
+#[test]
+fn time_lost_before_is_not_the_attempts() {
+    const TIME: Duration = Duration::from_secs(3);
+    let full = full_listener();
+    let addr = full.addr;
+    let mut server: Server = Server::new(Config::new()).expect("server");
+    let (probe, heard) = probe();
+    let job = move |(): &mut (), control: &mut portcullis::Control<'_, ()>| {
+        let begun = std::time::Instant::now();
+        while begun.elapsed() <= TIME {
+            std::thread::park_timeout(TIME);
+        }
+        let options = Connect::new().connect_timeout(TIME);
+        control.connect(addr, options, probe).expect("begun");
+    };
+    server.handle().post(job).expect("posted");
+    for _ in 0..3 {
+        server.poll_once(&mut (), Some(Duration::ZERO)).expect("a turn");
+    }
+    assert_eq!(heard.so_far(), []);
+    assert_eq!(server.stats().connecting, 1);
+    // It is not for ever either.
+    while server.stats().connecting > 0 {
+        server.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
+    }
+    assert_eq!(heard.next(), Told::Failed(CloseReason::ConnectTimeout, None));
+}

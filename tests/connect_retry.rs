@@ -206,6 +206,28 @@ fn no_descriptor_is_an_attempt_that_failed() {
     assert_eq!(heard(&sim)[1..], [(6, "closed: killed"), (7, "open")]);
 }
 
+/// An attempt that is given up gives its descriptor back: a client that waits for one comes in at once.
+#[test]
+fn the_descriptor_of_an_attempt_is_free_for_a_client() {
+    let config = Config::new().starve_interval(secs(60));
+    let mut sim = Sim::new(1, config, Log::new());
+    sim.remote(REMOTE, Answer::Silence);
+    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
+    let addr = sim.listen(listen, |_: &mut Log, _| Notes).expect("listen");
+    sim.settle();
+    sim.set_descriptor_limit(sim.descriptors() + 1);
+    dial(
+        &mut sim,
+        line().connect_timeout(secs(1)).retry(steady(2).first_delay(secs(8))),
+    );
+    let client = sim.connect(addr).expect("it listens");
+    sim.send(client, b"hello\n");
+    sim.settle();
+    assert_eq!(sim.received(client), b"", "there is no descriptor");
+    sim.advance(secs(2));
+    assert_eq!(sim.received(client), b"hello\n");
+}
+
 #[test]
 fn one_that_waits_for_its_next_attempt_can_be_killed() {
     let mut sim = world(1);

@@ -502,3 +502,37 @@ fn a_self_signed_server_is_known_or_not() {
         &["invalid peer certificate"],
     );
 }
+
+/// Panics when it is dropped.
+#[derive(Debug)]
+struct Spiteful;
+
+impl portcullis::tls::rustls::KeyLog for Spiteful {
+    fn log(&self, _: &str, _: &[u8], _: &[u8]) {}
+}
+
+impl Drop for Spiteful {
+    fn drop(&mut self) {
+        panic!("a destructor");
+    }
+}
+
+/// What cannot be begun is an error, and takes no place, whatever the configuration's destructor does.
+#[test]
+fn a_panic_in_a_configurations_destructor_harms_nobody() {
+    let site = Site::new();
+    let mut server: Server = Server::new(Config::new().max_connections(1)).expect("server");
+    let mut config = site.client(VERSIONS[1]);
+    config.key_log = Arc::new(Spiteful);
+    // No address of ours (RFC 5737): it fails at once.
+    let options = line(config, "localhost").bind("192.0.2.1:0".parse().expect("an address"));
+    let refused = server.connect("127.0.0.1:9", options, probe().0);
+    assert!(matches!(refused, Err(Error::Connect { .. })), "{refused:?}");
+    let stats = server.stats();
+    assert_eq!((stats.open, stats.outgoing, stats.panics), (0, 0, 1));
+    let (listener, addr) = std_listener();
+    server
+        .connect(addr, Connect::new(), probe().0)
+        .expect("the place is free");
+    drop(listener);
+}

@@ -358,3 +358,83 @@ fn it_is_remembered_like_any_other() {
         assert_eq!(control.histograms().connection_age.count(), 1);
     });
 }
+
+/// Sends more than the kernel takes, and leaves.
+#[cfg(feature = "tls")]
+struct Generous;
+
+#[cfg(feature = "tls")]
+const GENEROSITY: usize = 200;
+
+#[cfg(feature = "tls")]
+impl Handler<App> for Generous {
+    fn on_frame(&mut self, cx: &mut Context<'_, App>, _: &[u8]) -> Outcome {
+        for _ in 0..GENEROSITY {
+            cx.conn.send(vec![b'g'; 60_000])?;
+        }
+        let streams = cx.app.streams.clone();
+        cx.conn
+            .detach(move |stream| streams.send(stream).expect("the test waits"))?;
+        Ok(())
+    }
+}
+
+/// What the handler sent, and could not be written yet, goes out in front of the goodbye.
+#[cfg(feature = "tls")]
+#[test]
+fn a_goodbye_comes_behind_all_that_was_sent() {
+    use common::tls::{secure, Site, VERSIONS};
+
+    let site = Site::new();
+    let listen = local()
+        .tls(std::sync::Arc::new(site.server()))
+        .output_limit(GENEROSITY * 60_002);
+    let (streams, received) = channel();
+    let server = spawn(move || {
+        let mut server = Server::new(Config::new()).expect("server");
+        server.listen(listen, |_: &mut App, _| Generous).expect("listen");
+        let app = App {
+            streams,
+            closed: Vec::new(),
+            refused: Vec::new(),
+        };
+        (server, app)
+    });
+    let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
+    send2(&mut client, b"more, please");
+    let stream = received.recv_timeout(PATIENCE).expect("a stream");
+    let end = thread::spawn(move || stream.finish());
+    assert_eq!(common::tls::read_to_goodbye(&mut client).len(), GENEROSITY * 60_002);
+    drop(client);
+    // Whether the peer says goodbye in turn is not what this is about.
+    let _ = end.join().expect("the thread");
+}
+
+/// What came whole before a fault is read before the fault is told, and that is told once more than never.
+#[cfg(feature = "tls")]
+#[test]
+fn a_fault_comes_behind_what_was_whole() {
+    use common::tls::{secure, Site, VERSIONS};
+
+    let site = Site::new();
+    let (server, received) = server(Config::new(), local().tls(std::sync::Arc::new(site.server())));
+    let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
+    send2(&mut client, b"out");
+    assert_eq!(recv2(&mut client), b"last words");
+    let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    client.conn.writer().write_all(b"whole").expect("buffered");
+    let mut wire = Vec::new();
+    while client.conn.wants_write() {
+        client.conn.write_tls(&mut wire).expect("into memory");
+    }
+    // A record that nobody has encrypted.
+    wire.extend_from_slice(&[23, 3, 3, 0, 20]);
+    wire.extend_from_slice(&[0; 20]);
+    client.sock.write_all(&wire).expect("sent");
+    let mut bytes = [0; 8];
+    assert_eq!(stream.read(&mut bytes).expect("what was whole"), 5);
+    assert_eq!(&bytes[..5], b"whole");
+    let error = stream.read(&mut bytes).expect_err("the fault");
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+}

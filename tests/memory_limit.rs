@@ -360,3 +360,41 @@ fn who_holds_less_than_its_share_again_is_read_from_again() {
     }
     assert!(buffered(&mut sim) > LIMIT / 4 * 3, "tight all the time");
 }
+
+/// Says goodbye at the first frame, and counts what comes behind it.
+struct Hears;
+
+impl Handler<Vec<usize>> for Hears {
+    fn on_frame(&mut self, cx: &mut Context<'_, Vec<usize>>, frame: &[u8]) -> Outcome {
+        cx.app.push(frame.len());
+        cx.conn.finish();
+        Ok(())
+    }
+}
+
+/// Whoever has finished and still listens waits for memory like anybody: that it cannot write is no sign that its peer has gone.
+#[test]
+fn a_finished_end_waits_too() {
+    let config = Config::new().max_connections(5000).memory_limit(LIMIT);
+    let mut sim = Sim::new(1, config, Vec::new());
+    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4).backlog(5000);
+    let addr = sim.listen(listen, |_: &mut Vec<usize>, _| Hears).expect("listen");
+    let large = sim.connect(addr).expect("it listens");
+    let frame = [&300_000_u32.to_be_bytes()[..], &vec![b'y'; 300_000]].concat();
+    sim.send(large, b"\0\0\0\x03bye");
+    sim.settle();
+    sim.send(large, &frame[..150_000]);
+    sim.settle();
+    let hogs: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("it listens")).collect();
+    for hog in &hogs {
+        sim.send(*hog, &[&0x0080_0000_u32.to_be_bytes()[..], &[b'x'; 32_000]].concat());
+    }
+    sim.settle();
+    sim.send(hogs[0], &[b'x'; 32_000]);
+    sim.settle();
+    sim.send(large, &frame[150_000..]);
+    sim.settle();
+    assert!(sim.stats().squeezed >= 1, "it waits");
+    sim.advance(Duration::from_secs(5));
+    assert_eq!(sim.app(), &[3, 300_000], "{:?}", sim.stats());
+}

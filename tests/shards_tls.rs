@@ -3,13 +3,14 @@
 
 mod common;
 
-use std::sync::Arc;
+use std::sync::{mpsc, Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use common::tls::{handshake, notify, read_to_goodbye, secure, Site, VERSIONS};
-use common::{eventually, local, ping, tcp, Echo, PATIENCE};
-use portcullis::tls::rustls::HandshakeKind;
-use portcullis::{Config, HandleError, Server, Shards, SpawnedShards};
+use common::{connect, eventually, local, ping, tcp, Echo, PATIENCE};
+use portcullis::tls::rustls::{HandshakeKind, KeyLog};
+use portcullis::{Alarm, Config, Connect, HandleError, Server, Shards, SpawnedShards};
 
 fn spawn(site: &Site) -> SpawnedShards<()> {
     let config = Arc::new(site.server());
@@ -70,4 +71,87 @@ fn a_session_is_resumed_in_any_shard() {
         }
         finish(shards);
     }
+}
+
+/// Blocks whoever drops it.
+#[derive(Debug)]
+struct Sticky {
+    inside: mpsc::Sender<()>,
+    released: Mutex<mpsc::Receiver<()>>,
+}
+
+impl KeyLog for Sticky {
+    fn log(&self, _: &str, _: &[u8], _: &[u8]) {}
+}
+
+impl Drop for Sticky {
+    fn drop(&mut self) {
+        let _ = self.inside.send(());
+        let _ = self.released.lock().expect("not poisoned").recv_timeout(PATIENCE);
+    }
+}
+
+/// A place that an alarm's callback has taken and given back, at the very end of its shard's turn, is found by another shard.
+#[test]
+fn a_place_given_back_at_the_end_of_a_turn_is_offered() {
+    let site = Site::new();
+    let config = Config::new().max_connections(2);
+    let shards = Shards::new(config).threads(2).spawn(|_, server: &mut Server| {
+        server.listen(local().name("door"), |_: &mut (), _| Echo)?;
+        Ok(())
+    });
+    let shards = shards.expect("shards");
+    let addr = tcp(&shards.listeners[0].addr);
+    let mut first = connect(addr);
+    ping(&mut first, b"hello");
+    let handles = shards.handle.shards();
+    eventually("it is counted", || {
+        handles.iter().any(|handle| handle.stats().open == 1)
+    });
+    let home = handles
+        .iter()
+        .position(|handle| handle.stats().open == 1)
+        .expect("it is in one");
+    let (here, there) = (&handles[home], &handles[1 - home]);
+    let ((inside, is_inside), (release, released)) = (mpsc::channel(), mpsc::channel());
+    // No turn that is still to come does it by the way.
+    eventually("its shard sleeps", || {
+        let turns = here.stats().turns;
+        thread::park_timeout(Duration::from_millis(50));
+        here.stats().turns == turns
+    });
+    let mut tls = site.client(VERSIONS[1]);
+    tls.key_log = Arc::new(Sticky {
+        inside,
+        released: Mutex::new(released),
+    });
+    // No address of ours (RFC 5737): it fails at once, with the place in hand.
+    let options = Connect::new()
+        .tls(tls, "localhost")
+        .bind("192.0.2.1:0".parse().expect("an address"));
+    let mut options = Some(options);
+    let alarmed = here.call(PATIENCE, move |(), control| {
+        control.suspend("door").expect("it is there");
+        let alarm = Alarm::connections(1).cooldown(Duration::from_secs(3600));
+        control.on_alarm(alarm, move |(), control, _| {
+            if let Some(options) = options.take() {
+                control
+                    .connect("127.0.0.1:9", options, Echo)
+                    .expect_err("not from there");
+            }
+        })
+    });
+    alarmed.expect("an answer").expect("an alarm");
+    is_inside.recv_timeout(PATIENCE).expect("it tries");
+    // The other shard sees that nothing is free, and leaves the queue.
+    for _ in 0..2 {
+        let before = there.call(PATIENCE, |(), control| control.stats().turns);
+        let before = before.expect("an answer");
+        eventually("that turn is over", || there.stats().turns > before);
+    }
+    release.send(()).expect("it waits");
+    let mut second = connect(addr);
+    ping(&mut second, b"there is a place");
+    drop((first, second));
+    finish(shards);
 }

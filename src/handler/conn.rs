@@ -56,6 +56,9 @@ pub(crate) trait Link<A> {
     fn detach(&mut self, id: ConnId, receiver: Box<dyn FnOnce(Detached)>) -> Result<(), DetachError>;
     fn connect(&mut self, addr: Addr, options: Connect, handler: Box<dyn Handler<A>>) -> ServerResult<ConnId>;
     fn now(&self) -> Time;
+    /// For what is given its time from here on: the callback may have blocked.
+    #[cfg(feature = "tls")]
+    fn catch_up(&mut self);
 }
 
 /// One connection as its handler, or another's, sees it.
@@ -209,6 +212,7 @@ impl<'a, A> Conn<'a, A> {
     /// [`StartTlsError`](crate::StartTlsError): it speaks TLS already, or no handshake can come any more. Nothing has changed.
     #[cfg(feature = "tls")]
     pub fn start_tls(&mut self, config: impl Into<crate::tls::TlsConfig>) -> Result<(), crate::StartTlsError> {
+        self.link.catch_up();
         let now = self.link.now();
         let Some((machine, pool)) = self.link.machine(self.id) else {
             return Err(crate::StartTlsError::Closed);

@@ -51,6 +51,7 @@ impl<A> Conn<'_, A> {
         config: impl Into<std::sync::Arc<crate::tls::ClientConfig>>,
         server_name: impl AsRef<str>,
     ) -> Result<(), crate::StartTlsError> {
+        self.link.catch_up();
         let now = self.link.now();
         let Some((machine, pool)) = self.link.machine(self.id) else {
             return Err(crate::StartTlsError::Closed);

@@ -41,6 +41,11 @@ impl Machine {
             && self.tls.as_ref().is_none_or(|session| session.has_said_goodbye())
     }
 
+    /// Nothing can be written any more, because we have said so.
+    pub(crate) fn has_sent_fin(&self) -> bool {
+        self.flags.has(Flags::FIN_SENT)
+    }
+
     /// Closes in order once everything that has arrived is answered.
     pub(crate) fn close_after_input(&mut self) {
         if self.takes_output() && !self.flags.has(Flags::CLOSE_AFTER_INPUT) {

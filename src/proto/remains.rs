@@ -89,10 +89,9 @@ impl Remains {
     }
 
     /// Ciphertext has come.
-    pub(crate) fn receive(&mut self, wire: &mut [u8]) -> Result<(), Failure> {
+    pub(crate) fn receive(&mut self, wire: &mut [u8]) {
         let Some(session) = &mut self.tls else {
-            self.unread.extend_from_slice(wire);
-            return Ok(());
+            return self.unread.extend_from_slice(wire);
         };
         let mut pool = Pool::of(std::mem::take(&mut self.buffers));
         let mut plain = pool.take();
@@ -100,10 +99,11 @@ impl Remains {
         self.unread.extend_from_slice(&plain);
         pool.give(plain);
         self.buffers = pool.into_buffers();
-        match session.take_failure() {
-            Some(failure) => Err(failure),
-            None => Ok(()),
-        }
+    }
+
+    /// What ended it, once. What came before that is unread first.
+    pub(crate) fn take_failure(&mut self) -> Option<Failure> {
+        self.tls.as_mut().and_then(|session| session.take_failure())
     }
 
     /// The peer has said that nothing more will come: only TLS says so.

@@ -50,6 +50,8 @@ impl<A, O: Os> Reactor<A, O> {
         options: Connect,
         handler: Box<dyn Handler<A>>,
     ) -> Result<ConnId> {
+        // The handler that asks for it may have blocked for longer than an attempt may take.
+        self.catch_up();
         let begun = self.first_attempt(addr, options);
         match begun {
             Ok((slot, stream)) => {
@@ -104,7 +106,10 @@ impl<A, O: Os> Reactor<A, O> {
                     machine.connects_until(when);
                     (None, false)
                 }
-                None => return Err(Error::Connect { addr, source: error }),
+                None => {
+                    self.discard("a TLS configuration's destructor", attempt);
+                    return Err(Error::Connect { addr, source: error });
+                }
             },
         };
         self.attempts.insert(id, attempt);

@@ -112,6 +112,11 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
     fn now(&self) -> Time {
         self.now
     }
+
+    #[cfg(feature = "tls")]
+    fn catch_up(&mut self) {
+        Self::catch_up(self);
+    }
 }
 
 impl<A, O: Os> Desk<A> for Reactor<A, O> {

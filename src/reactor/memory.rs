@@ -227,7 +227,12 @@ impl<A, O: Os> Reactor<A, O> {
             // Reads say "end" for ever, and a write of nothing says whether there was a reset.
             let asked = self.streams.get_mut(id.index as usize).and_then(Option::as_mut);
             if let Some(Err(error)) = asked.map(|stream| self.os.write(stream, &[])) {
-                let passing = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+                let passing = match error.kind() {
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => true,
+                    // After our own FIN it is what every write says.
+                    io::ErrorKind::BrokenPipe => slot.machine.has_sent_fin(),
+                    _ => false,
+                };
                 if !passing && !is_short_of_memory(&error) {
                     slot.machine.handle_read_error(error, &mut self.pool);
                     return true;

@@ -298,8 +298,9 @@ impl<A, O: Os> Reactor<A, O> {
         }
         self.forget_closed_listeners();
         self.reconcile();
-        self.roster.offer_room();
         self.sound_alarms(app);
+        // Last: whatever was taken and given back in this turn is for the others now.
+        self.roster.offer_room();
         self.stats.turns += 1;
         self.publish();
         Ok(())

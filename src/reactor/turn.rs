@@ -397,6 +397,10 @@ impl<A, O: Os> Reactor<A, O> {
             let length = bytes.len();
             match self.os.write(stream, bytes) {
                 Ok(count) => {
+                    if count < length {
+                        // A callback may have blocked: what it has sent could not be taken before.
+                        self.now = self.os.now();
+                    }
                     slot.machine.handle_sent(count, self.now, &mut self.pool);
                     // A short write means full: the next edge says when there is room.
                     slot.writable = count == length;
@@ -417,6 +421,7 @@ impl<A, O: Os> Reactor<A, O> {
                 },
             }
         }
+        self.now = self.os.now();
         slot.machine.handle_unsent(self.now);
     }
 
