@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -94,6 +94,8 @@ impl Handler for Upgrades {
 #[cfg(feature = "tls")]
 #[test]
 fn the_handshake_of_an_upgrade_has_its_time() {
+    use std::io::Write;
+
     let site = common::tls::Site::new();
     let upgrades = Upgrades(std::sync::Arc::new(site.server()));
     let (mut server, mut client) = world(local().handshake_timeout(TIME), upgrades);

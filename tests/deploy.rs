@@ -11,12 +11,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::Mutex;
-use std::thread;
+use std::sync::atomic::Ordering;
 
 use command_fds::{CommandFdExt, FdMapping};
-use common::{connect, eventually, example, have, ChildProcess, Place, PATIENCE};
+use common::{connect, eventually, example, have, while_asking, ChildProcess, Place, PATIENCE};
 use socket2::SockRef;
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/deploy");
@@ -280,21 +278,9 @@ fn a_restart_loses_no_request() {
     let mut service = Some(activate(&socket));
     let haproxy = Haproxy::before(socket.local_addr().expect("an address"));
     haproxy.await_check();
-    let (done, over) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let failures = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    let number = done.fetch_add(1, Ordering::Relaxed);
-                    if let Err(failure) = request(haproxy.addr, number) {
-                        failures.lock().expect("not poisoned").push(failure);
-                    }
-                }
-            });
-        }
-        // Whatever happens below, the clients end.
-        let restarts = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    while_asking(
+        |number| request(haproxy.addr, number),
+        |done| {
             for _ in 0..RESTARTS {
                 let before = done.load(Ordering::Relaxed);
                 eventually("requests between two restarts", || {
@@ -306,12 +292,8 @@ fn a_restart_loses_no_request() {
                 assert!(words.contains(" 0 were forced"), "{words}");
                 service = Some(activate(&socket));
             }
-        }));
-        over.store(true, Ordering::Relaxed);
-        restarts.expect("the restarts");
-    });
-    let failures = failures.into_inner().expect("not poisoned");
-    assert!(failures.is_empty(), "{} failed: {:?}", failures.len(), failures.first());
+        },
+    );
     haproxy.await_check();
     terminate(service.expect("it runs"));
 }

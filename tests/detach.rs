@@ -282,10 +282,9 @@ fn a_session_goes_along() {
     assert!(stream.into_tcp().is_err(), "there is a session");
 }
 
-/// What a write has taken goes out once, whatever stops it half-way.
+/// A client over TLS 1.3, and its connection that has left the loop.
 #[cfg(feature = "tls")]
-#[test]
-fn a_write_that_times_out_says_nothing_twice() {
+fn sent_out_over_tls() -> (Running<App>, common::tls::TlsClient, Detached) {
     use common::tls::{secure, Site, VERSIONS};
 
     let site = Site::new();
@@ -293,7 +292,15 @@ fn a_write_that_times_out_says_nothing_twice() {
     let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
     send2(&mut client, b"out");
     assert_eq!(recv2(&mut client), b"last words");
-    let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+    let stream = received.recv_timeout(PATIENCE).expect("a stream");
+    (server, client, stream)
+}
+
+/// What a write has taken goes out once, whatever stops it half-way.
+#[cfg(feature = "tls")]
+#[test]
+fn a_write_that_times_out_says_nothing_twice() {
+    let (_server, mut client, mut stream) = sent_out_over_tls();
     stream
         .set_write_timeout(Some(Duration::from_millis(20)))
         .expect("timeout");
@@ -414,14 +421,7 @@ fn a_goodbye_comes_behind_all_that_was_sent() {
 #[cfg(feature = "tls")]
 #[test]
 fn a_fault_comes_behind_what_was_whole() {
-    use common::tls::{secure, Site, VERSIONS};
-
-    let site = Site::new();
-    let (server, received) = server(Config::new(), local().tls(std::sync::Arc::new(site.server())));
-    let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
-    send2(&mut client, b"out");
-    assert_eq!(recv2(&mut client), b"last words");
-    let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+    let (_server, mut client, mut stream) = sent_out_over_tls();
     stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
     client.conn.writer().write_all(b"whole").expect("buffered");
     let mut wire = Vec::new();

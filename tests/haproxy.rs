@@ -9,13 +9,13 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, Once};
-use std::thread;
 
 use common::tls::{exchange, handshake_over, session, Authority, Folder, Site};
 use common::{
-    connect, eventually, have, local, packet2, ping, read_to_end, recv2, send2, spawn, ChildProcess, Running,
+    connect, eventually, have, local, packet2, ping, read_to_end, recv2, send2, spawn, while_asking, ChildProcess,
+    Running,
 };
 use portcullis::tls::rustls::version;
 use portcullis::{AccessRules, Config, Context, Framing, Handler, Listen, Outcome, ProxyOrigin, ProxyProtocol, Server};
@@ -350,21 +350,9 @@ fn a_rolling_restart_loses_no_request() {
     for number in 0..2 {
         eventually("it is up", || haproxy.stat(&format!("s{number}"), "status") == "UP");
     }
-    let (done, over) = (AtomicUsize::new(0), AtomicBool::new(false));
-    let failures = Mutex::new(Vec::new());
-    thread::scope(|scope| {
-        for _ in 0..4 {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    let number = done.fetch_add(1, Ordering::Relaxed);
-                    if let Err(failure) = request(haproxy.addr, number) {
-                        failures.lock().expect("not poisoned").push(failure);
-                    }
-                }
-            });
-        }
-        // Whatever happens below, the clients end.
-        let restarts = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+    let done = while_asking(
+        |number| request(haproxy.addr, number),
+        |done| {
             for round in 0..4 {
                 let before = done.load(Ordering::Relaxed);
                 let number = round % 2;
@@ -383,18 +371,9 @@ fn a_rolling_restart_loses_no_request() {
                     done.load(Ordering::Relaxed) >= before + 1000
                 });
             }
-        }));
-        over.store(true, Ordering::Relaxed);
-        restarts.expect("the restarts");
-    });
-    let failures = failures.into_inner().expect("not poisoned");
-    assert!(
-        failures.is_empty(),
-        "{} failed: {:?}",
-        failures.len(),
-        &failures[..failures.len().min(3)]
+        },
     );
-    assert!(done.into_inner() >= 4000);
+    assert!(done >= 4000);
 }
 
 /// The framing does not matter to it.

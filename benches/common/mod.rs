@@ -5,6 +5,17 @@ pub mod load;
 pub mod process;
 
 use nix::sys::resource::{getrlimit, setrlimit, Resource};
+use portcullis::{Context, Handler, Outcome};
+
+/// Sends every frame back.
+pub struct Echo;
+
+impl Handler for Echo {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+}
 
 /// As many descriptors as the system allows; how many those are.
 pub fn raise_descriptor_limit() -> u64 {

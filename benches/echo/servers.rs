@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 
 use clap::ValueEnum;
 use message_io::network::{NetEvent, Transport};
-use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
+use portcullis::{Config, Framing, Listen, Server};
+
+use crate::common::Echo;
 
 /// Who serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -57,15 +59,6 @@ pub fn serve(kind: Kind) {
 
 fn tell(addr: SocketAddr) {
     println!("{addr}");
-}
-
-struct Echo;
-
-impl Handler for Echo {
-    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
-        cx.conn.send(frame)?;
-        Ok(())
-    }
 }
 
 fn by_portcullis() {

@@ -16,11 +16,12 @@ use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 use common::process::{end_with_parent, pin, Process};
+use common::Echo;
 use mio::{Events, Interest, Poll, Token};
 use portcullis::tls::rustls::pki_types::pem::PemObject;
 use portcullis::tls::rustls::pki_types::CertificateDer;
 use portcullis::tls::rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
+use portcullis::{Config, Framing, Listen, Server};
 
 const CLIENTS: usize = 100;
 const INTERVAL: Duration = Duration::from_millis(10);
@@ -58,15 +59,6 @@ enum Nuisance {
     Flood,
     /// Connects, shakes hands, and goes.
     Handshakes,
-}
-
-struct Echo;
-
-impl Handler for Echo {
-    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
-        cx.conn.send(frame)?;
-        Ok(())
-    }
 }
 
 fn main() {

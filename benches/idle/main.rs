@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use common::load::{Load, Work};
 use common::process::{end_with_parent, Process};
-use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
+use common::Echo;
+use portcullis::{Config, Framing, Listen, Server};
 use socket2::{Domain, Socket, Type};
 
 /// Connections that speak.
@@ -47,15 +48,6 @@ struct Options {
     /// Said by `cargo bench`
     #[arg(long, hide = true)]
     bench: bool,
-}
-
-struct Echo;
-
-impl Handler for Echo {
-    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
-        cx.conn.send(frame)?;
-        Ok(())
-    }
 }
 
 fn main() {

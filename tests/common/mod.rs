@@ -9,10 +9,11 @@ pub mod tls;
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{mpsc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,32 @@ impl<A> Handler<A> for Echo {
         cx.conn.send(frame)?;
         Ok(())
     }
+}
+
+/// Four clients make requests all the time while `run` does something, which sees how many were begun; none of them may fail. How
+/// many there were.
+#[track_caller]
+pub fn while_asking(ask: impl Fn(usize) -> Result<(), String> + Sync, run: impl FnOnce(&AtomicUsize)) -> usize {
+    let (done, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let failures = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    if let Err(failure) = ask(done.fetch_add(1, Ordering::Relaxed)) {
+                        failures.lock().expect("not poisoned").push(failure);
+                    }
+                }
+            });
+        }
+        // Whatever happens there, the clients end.
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(&done)));
+        over.store(true, Ordering::Relaxed);
+        outcome.expect("what was done meanwhile");
+    });
+    let failures = failures.into_inner().expect("not poisoned");
+    assert!(failures.is_empty(), "{} failed: {:?}", failures.len(), failures.first());
+    done.into_inner()
 }
 
 /// A server that runs on its own thread until [`Running::finish`], or until it is dropped.
