@@ -654,3 +654,25 @@ fn time_lost_before_is_not_the_attempts() {
     }
     assert_eq!(heard.next(), Told::Failed(CloseReason::ConnectTimeout, None));
 }
+
+/// What the peer said, and its end, may be there before anybody looks: one event tells all three.
+#[test]
+fn words_and_an_end_may_come_with_the_connection() {
+    let (listener, addr) = std_listener();
+    let mut server: Server = Server::new(Config::new()).expect("server");
+    let (probe, heard) = probe();
+    let id = server.connect(addr, Connect::new(), probe).expect("begun");
+    let mut peer = accepted(&listener);
+    send2(&mut peer, b"that is all");
+    drop(peer);
+    for _ in 0..10 {
+        server.poll_once(&mut (), Some(Duration::ZERO)).expect("a turn");
+    }
+    let all = [
+        Told::Opened(id),
+        Told::Frame(b"that is all".to_vec()),
+        Told::Finished,
+        Told::Closed(CloseReason::Finished),
+    ];
+    assert_eq!(heard.so_far(), all);
+}

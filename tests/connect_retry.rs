@@ -410,3 +410,14 @@ fn hostile_kernels_bring_no_connection_out_of_its_course() {
         assert_eq!(sim.descriptors(), 0);
     }
 }
+
+/// The peer's silence begins when it could have said something.
+#[test]
+fn nobody_is_idle_before_it_is_connected() {
+    let mut sim = world(1);
+    sim.remote(REMOTE, Answer::AcceptAfter(secs(5)));
+    let id = dial(&mut sim, line());
+    sim.advance(secs(7));
+    let info = sim.control().conn(id).and_then(|conn| conn.info()).expect("it is open");
+    assert_eq!((info.age, info.idle, info.state), (secs(7), secs(2), State::Open));
+}
