@@ -132,6 +132,9 @@ fn every_short_schedule_behind_tls_keeps_its_promises() {
     let legal = State::ALL
         .iter()
         .flat_map(|&from| State::ALL.iter().map(move |&to| (from, to)));
-    let legal: BTreeSet<_> = legal.filter(|(from, to)| from.may_become(*to)).collect();
+    // Here nobody connects to anybody: that beginning is in `tests/connect_retry.rs` and in the campaigns.
+    let legal: BTreeSet<_> = legal
+        .filter(|&(from, to)| from != State::Connecting && from.may_become(to))
+        .collect();
     assert_eq!(changes, legal);
 }
