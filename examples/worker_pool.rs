@@ -3,7 +3,8 @@
 //!     cargo run --release --example worker_pool -- 127.0.0.1:2727      (then: nc 127.0.0.1 2727, and say numbers)
 //!
 //! Each line is a number; the answer is how many primes are below it. While a request is at work its connection is paused: its
-//! answers come in order, and it has one place in the queue at most. So the queue, as long as the cap, is never full.
+//! answers come in order, and it has one place in the queue at most. The queue is as long as the cap; it is full only if clients leave
+//! their work behind and others come, and then a request ends its connection.
 
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::{Arc, Mutex};

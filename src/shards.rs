@@ -94,6 +94,8 @@ pub struct Shards {
     threads: Option<usize>,
 }
 
+const MOST_THREADS: usize = 1024;
+
 impl Shards {
     /// Shards with these options, one for each core. [`Config::max_connections`] is the cap on all of them together;
     /// every other limit, rate and budget is each shard's own.
@@ -101,7 +103,7 @@ impl Shards {
         Self { config, threads: None }
     }
 
-    /// How many. Defaults to [`std::thread::available_parallelism`]; at least 1.
+    /// How many. Defaults to [`std::thread::available_parallelism`]; at least 1, at most 1,024.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads.max(1));
         self
@@ -125,6 +127,10 @@ impl Shards {
         A: 'static,
     {
         let count = self.threads.unwrap_or_else(cores);
+        if count > MOST_THREADS {
+            let problem = format!("{count} is more than the {MOST_THREADS} that make sense");
+            return Err(Error::option("threads", problem));
+        }
         let common = Arc::new(Common {
             places: Arc::new(Places::new(self.config.max_connections, count)),
             doors: Arc::new(Doors::default()),

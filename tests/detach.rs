@@ -438,3 +438,46 @@ fn a_fault_comes_behind_what_was_whole() {
     let error = stream.read(&mut bytes).expect_err("the fault");
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
 }
+
+/// Whoever has left hears nothing more through the handle, and whoever asks is told.
+#[test]
+fn the_handle_knows_that_it_has_left() {
+    let (server, received) = server(Config::new(), local());
+    let (_client, stream) = leave(&server, &received, b"");
+    assert!(server.handle.send(stream.id(), "too late").is_err());
+    drop(stream);
+}
+
+/// Finishes, and would leave.
+struct Finishes;
+
+impl Handler<App> for Finishes {
+    fn on_frame(&mut self, cx: &mut Context<'_, App>, _: &[u8]) -> Outcome {
+        cx.conn.finish();
+        let refused = cx.conn.detach(|_| unreachable!("it has said that it sends nothing"));
+        cx.app.refused.extend(refused.err());
+        Ok(())
+    }
+}
+
+/// A FIN that is due is the loop's to send.
+#[test]
+fn whoever_has_finished_stays() {
+    let (streams, _received) = channel();
+    let server = spawn(move || {
+        let mut server = Server::new(Config::new()).expect("server");
+        server.listen(local(), |_: &mut App, _| Finishes).expect("listen");
+        let app = App {
+            streams,
+            closed: Vec::new(),
+            refused: Vec::new(),
+        };
+        (server, app)
+    });
+    let mut client = connect(server.addr());
+    send2(&mut client, b"go");
+    assert_eq!(read_to_end(&mut client), b"");
+    drop(client);
+    server.until("it has gone", |stats| stats.open == 0);
+    server.ask(|app, _| assert_eq!(app.refused, [DetachError::NotOpen]));
+}

@@ -415,6 +415,17 @@ fn an_error_in_one_build_ends_the_others() {
 }
 
 #[test]
+fn more_threads_than_make_sense_are_an_error() {
+    let outcome = Shards::new(Config::new())
+        .threads(usize::MAX)
+        .spawn(|_, _: &mut Server<()>| Ok(()));
+    assert!(
+        matches!(outcome, Err(Error::Option { option: "threads", .. })),
+        "{outcome:?}"
+    );
+}
+
+#[test]
 fn a_panic_in_one_build_ends_the_others_and_goes_on() {
     let alive = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&alive);
