@@ -5,7 +5,7 @@ mod common;
 use std::rc::Rc;
 use std::time::Duration;
 
-use common::{connect, local, ping, Echo};
+use common::{connect, local, ping, read_to_end, Echo};
 use portcullis::{Config, Error, Server, Spawned};
 
 #[test]
@@ -23,6 +23,8 @@ fn it_runs_until_it_is_drained() {
     ping(&mut client, b"hello");
     assert!(!spawned.is_finished());
     spawned.handle.drain(Duration::from_secs(5)).expect("it runs");
+    // It goes when it has seen the server's end, and so was there when the drain began.
+    assert_eq!(read_to_end(&mut client), b"");
     drop(client);
     let report = spawned.join().expect("no error").expect("it was drained");
     assert_eq!((report.ended, report.forced), (1, 0));
