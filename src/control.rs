@@ -155,7 +155,8 @@ impl<'a, A> Control<'a, A> {
     /// # Errors
     ///
     /// [`Error::ConnectAddress`](crate::Error::ConnectAddress); [`Error::Option`](crate::Error::Option) for a value that cannot work;
-    /// [`Error::AtCapacity`](crate::Error::AtCapacity); [`Error::Draining`](crate::Error::Draining);
+    /// [`Error::AtCapacity`](crate::Error::AtCapacity), also in `on_close` and `on_connect_failed` at the cap, because the connection that
+    /// ends has its place until they return; [`Error::Draining`](crate::Error::Draining);
     /// [`Error::Connect`](crate::Error::Connect) if the kernel says no at once (no descriptor, no route, nobody at a Unix socket), which
     /// with [`Connect::retry`] is a failed attempt instead. Nothing has begun, and the handler is dropped.
     pub fn connect<T>(&mut self, addr: T, options: Connect, handler: impl Handler<A> + 'static) -> Result<ConnId>

@@ -151,7 +151,8 @@ impl<'a, A> Conn<'a, A> {
         self.change(|machine, now, _| machine.resume(now));
     }
 
-    /// Calls [`Handler::on_timer`] with `key` once, `after` this turn's time. Setting a key again moves it.
+    /// Calls [`Handler::on_timer`] with `key` once, `after` this turn's time. Setting a key again moves it. Without effect before the
+    /// connection is open and once it closes.
     pub fn set_timer(&mut self, key: u8, after: Duration) {
         self.change(|machine, now, _| machine.set_timer(key, now.after(after)));
     }

@@ -407,21 +407,10 @@ impl<A, O: Os> Reactor<A, O> {
             machine.drain(until);
         }
         let slot = Slot {
-            id,
-            listener: Some(listener.id),
-            peer: caller.addr.into(),
-            accepted_at: now,
-            readable: false,
             writable: true,
-            hang_up: false,
-            queued: false,
-            retry: false,
             unopened: machine.state() != State::Open,
-            squeezed: false,
             counted,
-            budget: 0,
-            budget_turn: (self.stats.turns as u16).wrapping_sub(1),
-            machine,
+            ..Slot::new(id, Some(listener.id), caller.addr, machine, now, self.stats.turns)
         };
         self.move_in(slot, Some(stream), handler);
         self.turn(app, id);

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use super::os::{Os, Token};
 use super::roster::Slot;
-use super::sources::Counted;
 use super::Reactor;
 use crate::addr::Addr;
 use crate::connect::{Connect, Retry};
@@ -114,21 +113,8 @@ impl<A, O: Os> Reactor<A, O> {
         };
         self.attempts.insert(id, attempt);
         let slot = Slot {
-            id,
-            listener: None,
-            peer: addr.into(),
-            accepted_at: now,
-            readable: false,
             writable: connected,
-            hang_up: false,
-            queued: false,
-            retry: false,
-            unopened: false,
-            squeezed: false,
-            counted: Counted::No,
-            budget: 0,
-            budget_turn: (self.stats.turns as u16).wrapping_sub(1),
-            machine,
+            ..Slot::new(id, None, addr, machine, now, self.stats.turns)
         };
         Ok((slot, stream))
     }

@@ -236,6 +236,34 @@ impl Roster {
 }
 
 impl Slot {
+    /// Of a connection that begins now, in the loop's turn `turn`: nothing is known of its socket, and it has its whole budget.
+    pub(super) fn new(
+        id: ConnId,
+        listener: Option<ListenerId>,
+        peer: Addr,
+        machine: Machine,
+        now: Time,
+        turn: u64,
+    ) -> Self {
+        Self {
+            id,
+            machine,
+            listener,
+            peer: peer.into(),
+            accepted_at: now,
+            readable: false,
+            writable: false,
+            hang_up: false,
+            queued: false,
+            retry: false,
+            unopened: false,
+            squeezed: false,
+            counted: Counted::No,
+            budget: 0,
+            budget_turn: (turn as u16).wrapping_sub(1),
+        }
+    }
+
     /// A read is welcome and may bring something. Who waits for a fresh "would block" asks the kernel in any case: an
     /// edge that was used up before announces nothing more.
     #[inline]
@@ -299,23 +327,14 @@ mod tests {
     fn slot(id: ConnId) -> Slot {
         let listen = Listen::tcp("127.0.0.1:0");
         let machine = Machine::new(&listen.framing, Rc::new(listen.limits.clone()), None, Time::ZERO);
-        Slot {
+        Slot::new(
             id,
+            Some(ListenerId::nth(0)),
+            Addr::unspecified(),
             machine,
-            listener: Some(ListenerId::nth(0)),
-            peer: Addr::unspecified().into(),
-            accepted_at: Time::ZERO,
-            readable: false,
-            writable: false,
-            hang_up: false,
-            queued: false,
-            retry: false,
-            unopened: false,
-            squeezed: false,
-            counted: Counted::No,
-            budget: 0,
-            budget_turn: 0,
-        }
+            Time::ZERO,
+            0,
+        )
     }
 
     /// DESIGN.md, invariant 7: what is for a slot's former tenant finds nobody.
