@@ -421,3 +421,28 @@ fn nobody_is_idle_before_it_is_connected() {
     let info = sim.control().conn(id).and_then(|conn| conn.info()).expect("it is open");
     assert_eq!((info.age, info.idle, info.state), (secs(7), secs(2), State::Open));
 }
+
+/// The one that ends has its place until its last callback returns: at the cap there is none for another.
+#[test]
+fn at_the_cap_there_is_no_place_for_another_in_the_last_callback() {
+    struct Again;
+    impl Handler<Vec<String>> for Again {
+        fn on_frame(&mut self, _: &mut Context<'_, Vec<String>>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+
+        fn on_connect_failed(&mut self, cx: &mut Context<'_, Vec<String>>, _: &Closed) {
+            let outcome = cx.conn.connect("203.0.113.7:25", Connect::new(), Again);
+            cx.app
+                .push(outcome.map_or_else(|error| error.to_string(), |id| id.to_string()));
+        }
+    }
+    let mut sim = Sim::new(1, Config::new().max_connections(1), Vec::new());
+    sim.remote("203.0.113.7:25", Answer::Refuse);
+    let begun = sim.control().connect("203.0.113.7:25", Connect::new(), Again);
+    begun.expect("a place");
+    sim.settle();
+    assert_eq!(sim.app().len(), 1);
+    assert!(sim.app()[0].contains("max_connections is 1"), "{:?}", sim.app());
+    assert_eq!(sim.stats().open, 0);
+}

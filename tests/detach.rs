@@ -46,10 +46,21 @@ impl Handler<App> for Leaves {
 }
 
 fn server(config: Config, listen: Listen) -> (Running<App>, Receiver<Detached>) {
+    server_of(config, listen, || Leaves)
+}
+
+fn server_of<H>(
+    config: Config,
+    listen: Listen,
+    make: impl Fn() -> H + Send + 'static,
+) -> (Running<App>, Receiver<Detached>)
+where
+    H: Handler<App> + 'static,
+{
     let (streams, received) = channel();
     let server = spawn(move || {
         let mut server = Server::new(config).expect("server");
-        server.listen(listen, |_: &mut App, _| Leaves).expect("listen");
+        server.listen(listen, move |_: &mut App, _| make()).expect("listen");
         let app = App {
             streams,
             closed: Vec::new(),
@@ -181,17 +192,7 @@ fn an_error_in_the_same_callback_goes_first() {
             Err(portcullis::Close::because("changed my mind"))
         }
     }
-    let (streams, received) = channel();
-    let server = spawn(move || {
-        let mut server = Server::new(Config::new()).expect("server");
-        server.listen(local(), |_: &mut App, _| Fails).expect("listen");
-        let app = App {
-            streams,
-            closed: Vec::new(),
-            refused: Vec::new(),
-        };
-        (server, app)
-    });
+    let (server, received) = server_of(Config::new(), local(), || Fails);
     let mut client = connect(server.addr());
     send2(&mut client, b"go");
     assert_eq!(read_to_end(&mut client), b"");
@@ -463,17 +464,7 @@ impl Handler<App> for Finishes {
 /// A FIN that is due is the loop's to send.
 #[test]
 fn whoever_has_finished_stays() {
-    let (streams, _received) = channel();
-    let server = spawn(move || {
-        let mut server = Server::new(Config::new()).expect("server");
-        server.listen(local(), |_: &mut App, _| Finishes).expect("listen");
-        let app = App {
-            streams,
-            closed: Vec::new(),
-            refused: Vec::new(),
-        };
-        (server, app)
-    });
+    let (server, _received) = server_of(Config::new(), local(), || Finishes);
     let mut client = connect(server.addr());
     send2(&mut client, b"go");
     assert_eq!(read_to_end(&mut client), b"");

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{mpsc, Arc};
 use std::time::Duration;
 
-use common::{await_end, connect, eventually, local, ping, recv2, send2, tcp, Place, PATIENCE};
+use common::{await_end, connect, eventually, held_by_each, local, ping, recv2, send2, tcp, Place, PATIENCE};
 use portcullis::{
     Config, Context, Error, HandleError, Handler, Listen, ListenerState, Outcome, Result, Server, Shards, ShardsHandle,
     SpawnedShards,
@@ -126,12 +126,7 @@ fn clients_that_stay_are_spread() {
             client
         })
         .collect();
-    let held: Vec<_> = shards
-        .handle
-        .shards()
-        .iter()
-        .map(|handle| handle.stats().open)
-        .collect();
+    let held = held_by_each(&shards);
     assert!(held.iter().all(|&held| held >= 50), "{held:?}");
     drop(clients);
     finish(shards);

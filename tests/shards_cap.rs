@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use common::{connect, eventually, hold, local, ping, recv2, send2, tcp, PATIENCE};
+use common::{connect, eventually, held_by_each, hold, local, ping, recv2, send2, tcp, PATIENCE};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Control, Error, Handler, Listen,
     ListenerState, Outcome, ProxyProtocol, Server, Shards, SpawnedShards,
@@ -203,12 +203,7 @@ fn a_listeners_own_limit_in_one_shard_strands_nobody() {
     for client in &mut clients {
         ping(client, b"inside");
     }
-    let held: Vec<_> = shards
-        .handle
-        .shards()
-        .iter()
-        .map(|handle| handle.stats().open)
-        .collect();
+    let held = held_by_each(&shards);
     assert_eq!((held, gauge.most()), (vec![5, 5], 10));
     drop(clients);
     finish(shards);

@@ -17,7 +17,7 @@ use std::sync::{mpsc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use portcullis::{Addr, Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, Stats};
+use portcullis::{Addr, Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, SpawnedShards, Stats};
 
 /// The longest that anything may take, on a machine that is busy with something else.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -30,6 +30,12 @@ impl<A> Handler<A> for Echo {
         cx.conn.send(frame)?;
         Ok(())
     }
+}
+
+/// How many connections each shard has.
+pub fn held_by_each<A>(shards: &SpawnedShards<A>) -> Vec<usize> {
+    let handles = shards.handle.shards().iter();
+    handles.map(|handle| handle.stats().open).collect()
 }
 
 /// Four clients make requests all the time while `run` does something, which sees how many were begun; none of them may fail. How
