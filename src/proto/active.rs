@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::deadline::Deadlines;
 use super::outbox::Outbox;
-use super::state::{Flags, State};
+use super::state::Flags;
 use super::throttle::Throttle;
 use super::{Machine, Pool, ProxyHeader, Stopped, Time, Timer};
 use crate::reason::Closed;
@@ -55,13 +55,17 @@ impl Active {
     };
     const NOTHING: &'static Self = &Self::NONE;
 
+    /// Nothing waits in it, and no clock of it runs but the handler's timers.
+    #[inline]
+    fn is_at_rest(&self) -> bool {
+        self.held.is_empty() && self.outbox.is_empty() && !self.deadlines.next().is_armed() && self.stopped.is_none()
+    }
+
     /// It is as good as none. What was judged is not missed: no timer is left, and the next one is set at a later time.
-    fn is_over(&self) -> bool {
-        self.held.is_empty()
-            && self.outbox.is_empty()
-            && !self.deadlines.next().is_armed()
+    #[inline]
+    pub(super) fn is_over(&self) -> bool {
+        self.is_at_rest()
             && self.timers.is_empty()
-            && self.stopped.is_none()
             && self.stood.is_zero()
             && self.throttle.is_none()
             && self.proxy.is_none()
@@ -78,33 +82,27 @@ impl Default for Active {
 }
 
 impl Machine {
-    /// Open, in the clear, and nothing but frames to think of: no end in sight, no pause, no timer, no rate, no news for the
-    /// handler.
+    /// Open, and nothing but frames to think of: no end in sight, no pause, no timer, no rate, no news for the handler.
     /// The one test that a message of an ordinary connection pays for all that.
     #[inline]
     pub(crate) fn is_quiet(&self) -> bool {
         const ORDINARY: u32 = Flags::ADMITTED.0 | Flags::WAS_OPEN.0 | Flags::OUTGOING.0;
-        self.state == State::Open
-            && self.flags.0 & !ORDINARY == 0
-            && self.tls.is_none()
-            && match &self.active {
-                Some(active) => active.timers.is_empty() && active.throttle.is_none(),
-                None => true,
-            }
+        self.flags.0 & !ORDINARY == 0
+    }
+
+    /// It is quiet, nothing waits in either direction, and it waits for nothing but the peer's next word: its one deadline is the
+    /// idle timeout, which moves only later.
+    #[inline]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.is_quiet()
+            && self.active.as_ref().is_none_or(|active| active.is_at_rest())
+            && self.tls.as_ref().is_none_or(|session| session.is_at_rest())
     }
 
     /// Something is going on, and there is memory for it in the pool.
     #[inline]
     pub(super) fn wake(&mut self, pool: &mut Pool) -> &mut Active {
         self.active.get_or_insert_with(|| pool.take_active())
-    }
-
-    /// At the end of a turn: nothing goes on, perhaps.
-    #[inline]
-    pub(super) fn rest(&mut self, pool: &mut Pool) {
-        if let Some(active) = self.active.take_if(|active| active.is_over()) {
-            pool.give_active(active);
-        }
     }
 }
 

@@ -204,6 +204,7 @@ impl Machine {
         self.deadlines = Deadlines::none();
         self.deadlines.write = write;
         self.timers = Vec::new();
+        self.flags.clear(Flags::TIMED);
         self.held_at = 0;
         pool.give(std::mem::take(&mut self.held));
     }

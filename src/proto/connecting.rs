@@ -13,7 +13,7 @@ impl Machine {
         let mut machine = Self::blank(State::Connecting, framing, limits, now);
         machine.flags.set(Flags::OUTGOING);
         machine.flags.set(Flags::ADMITTED);
-        machine.throttle = Throttle::new(&machine.limits, &Default::default());
+        machine.set_throttle(Throttle::new(&machine.limits, &Default::default()));
         machine
     }
 

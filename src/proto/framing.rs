@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// The largest payload a packet-4 header may announce, as in Erlang/OTP: header and payload fit in 31 bits.
 const PACKET4_LIMIT: usize = 0x7FFF_FFFB;
+/// Of packet-4.
+const LONGEST_HEADER: usize = 4;
 
 /// How a byte stream is cut into frames.
 #[derive(Clone, Default)]
@@ -247,14 +249,6 @@ enum Width {
 }
 
 impl Width {
-    const fn bytes(self) -> usize {
-        match self {
-            Self::One => 1,
-            Self::Two => 2,
-            Self::Four => 4,
-        }
-    }
-
     /// The largest payload that the header can announce.
     const fn limit(self) -> usize {
         match self {
@@ -264,14 +258,16 @@ impl Width {
         }
     }
 
+    /// The length that the header says, and what is behind the header.
     #[inline]
-    fn length(self, input: &[u8]) -> Option<usize> {
+    fn split(self, input: &[u8]) -> Option<(usize, &[u8])> {
         Some(match (self, input) {
-            (Self::One, [a, ..]) => usize::from(*a),
-            (Self::Two, [a, b, ..]) => usize::from(u16::from_be_bytes([*a, *b])),
+            (Self::One, [a, behind @ ..]) => (usize::from(*a), behind),
+            (Self::Two, [a, b, behind @ ..]) => (usize::from(u16::from_be_bytes([*a, *b])), behind),
             // Four bytes fit in a usize wherever mio runs; elsewhere the frame is too large anyway.
-            (Self::Four, [a, b, c, d, ..]) => {
-                usize::try_from(u32::from_be_bytes([*a, *b, *c, *d])).unwrap_or(usize::MAX)
+            (Self::Four, [a, b, c, d, behind @ ..]) => {
+                let length = u32::from_be_bytes([*a, *b, *c, *d]);
+                (usize::try_from(length).unwrap_or(usize::MAX), behind)
             }
             _ => return None,
         })
@@ -292,11 +288,9 @@ impl Codec {
                 return Self::Custom(Box::new(Custom { framer, max, seen: 0 }));
             }
         };
-        Self::BuiltIn(Cutter {
-            kind,
-            max: saturated(max),
-            seen: 0,
-        })
+        let mut cutter = Cutter { kind, max: 0, seen: 0 };
+        cutter.set_max(max);
+        Self::BuiltIn(cutter)
     }
 
     /// Looks for one frame at the front of `input`, which is what the last call saw and possibly more,
@@ -309,11 +303,12 @@ impl Codec {
         }
     }
 
-    /// As [`Codec::decode`], if the framing is built in.
+    /// Takes one whole frame from the front of `input`: its payload, and what is behind it. None if there is none, or if the
+    /// framing is the user's: [`Codec::decode`] says what there is.
     #[inline]
-    pub(super) fn cut(&mut self, input: &[u8]) -> Option<Step> {
+    pub(super) fn cut<'a>(&mut self, input: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
         match self {
-            Self::BuiltIn(cutter) => Some(cutter.decode(input)),
+            Self::BuiltIn(cutter) => cutter.cut(input),
             Self::Custom(_) => None,
         }
     }
@@ -347,7 +342,7 @@ impl Codec {
 
     pub(super) fn set_max(&mut self, max: usize) {
         match self {
-            Self::BuiltIn(cutter) => (cutter.max, cutter.seen) = (saturated(max), 0),
+            Self::BuiltIn(cutter) => cutter.set_max(max),
             Self::Custom(custom) => (custom.max, custom.seen) = (max, 0),
         }
     }
@@ -388,42 +383,68 @@ fn saturated(length: usize) -> u32 {
 }
 
 impl Cutter {
+    fn set_max(&mut self, max: usize) {
+        let limit = match self.kind {
+            Kind::Packet(width) => width.limit(),
+            Kind::Raw | Kind::Delimited(_) => usize::MAX,
+        };
+        (self.max, self.seen) = (saturated(max.min(limit)), 0);
+    }
+
     #[inline]
     fn decode(&mut self, input: &[u8]) -> Step {
+        match self.cut(input) {
+            // A payload ends where its frame does.
+            Some((payload, behind)) => {
+                let consumed = input.len() - behind.len();
+                Step::Frame {
+                    payload: consumed - payload.len()..consumed,
+                    consumed,
+                }
+            }
+            None if self.is_too_large(input) => Step::TooLarge,
+            None => Step::More,
+        }
+    }
+
+    #[inline]
+    fn cut<'a>(&mut self, input: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
         let max = self.max as usize;
         match self.kind {
-            Kind::Raw if input.is_empty() => Step::More,
-            Kind::Raw => Step::Frame {
-                payload: 0..input.len(),
-                consumed: input.len(),
-            },
-            Kind::Packet(width) => match width.length(input) {
-                Some(length) if length > max.min(width.limit()) => Step::TooLarge,
-                Some(length) if input.len() - width.bytes() >= length => Step::Frame {
-                    payload: width.bytes()..width.bytes() + length,
-                    consumed: width.bytes() + length,
-                },
-                _ => Step::More,
-            },
+            Kind::Packet(width) => {
+                let (length, behind) = width.split(input)?;
+                if length > max {
+                    return None;
+                }
+                behind.split_at_checked(length)
+            }
+            Kind::Raw if input.is_empty() => None,
+            Kind::Raw => Some((input, &[])),
             Kind::Delimited(byte) => {
                 let seen = self.seen as usize;
-                let window = &input[seen.min(input.len())..input.len().min(max)];
+                let window = input.get(seen..input.len().min(max)).unwrap_or_default();
                 match find(byte, window) {
                     Some(at) => {
                         self.seen = 0;
-                        let end = seen + at + 1;
-                        Step::Frame {
-                            payload: 0..end,
-                            consumed: end,
-                        }
+                        input.split_at_checked(seen + at + 1)
                     }
-                    None if input.len() > max => Step::TooLarge,
                     None => {
                         self.seen = saturated(input.len());
-                        Step::More
+                        None
                     }
                 }
             }
+        }
+    }
+
+    /// What begins with this, and is no whole frame, will never be one.
+    #[cold]
+    fn is_too_large(&self, input: &[u8]) -> bool {
+        let max = self.max as usize;
+        match self.kind {
+            Kind::Packet(width) => width.split(input).is_some_and(|(length, _)| length > max),
+            Kind::Raw => false,
+            Kind::Delimited(_) => input.len() > max,
         }
     }
 
@@ -436,7 +457,7 @@ impl Cutter {
                 if payload.len() > max {
                     return Err(EncodeError::TooLarge { max });
                 }
-                out.reserve(Width::Four.bytes() + payload.len());
+                out.reserve(LONGEST_HEADER + payload.len());
                 // The length fits in the header.
                 match width {
                     Width::One => out.push(payload.len() as u8),

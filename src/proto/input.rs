@@ -1,7 +1,7 @@
 //! From the socket to the handler: what a read brought, what of it is told, what is held.
 
 use std::io;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::closing::closed_by;
@@ -54,9 +54,17 @@ impl<'a> Staged<'a> {
         self.at == self.fresh.len() && self.joined.capacity() == 0
     }
 
+    /// What is not delivered yet.
     #[inline]
-    fn rest(&self) -> &[u8] {
+    pub(crate) fn rest(&self) -> &[u8] {
         self.bytes().get(self.at..).unwrap_or_default()
+    }
+
+    /// The next `count` bytes were delivered: whole frames, if it is any.
+    #[inline]
+    pub(crate) fn advance(&mut self, count: usize) {
+        self.at += count;
+        self.advanced |= count > 0;
     }
 }
 
@@ -73,27 +81,37 @@ impl Machine {
         self.traffic.bytes_in += wire.len() as u64;
         pool.traffic.bytes_in += wire.len() as u64;
         self.last_input = now;
-        if self.state == State::Closing {
-            self.discarded = self.discarded.saturating_add(wire.len());
-            if self.farewell == Farewell::Linger && self.discarded > self.limits.linger_bytes {
-                self.farewell = Farewell::Gone { reset: false };
-            }
-            return Staged::nothing();
+        if let Some(active) = &mut self.active {
+            active.stood = Duration::ZERO;
         }
-        if self.state == State::Accepting {
-            self.held.extend_from_slice(wire);
-            self.look_for_header(now, pool);
+        if !self.is_quiet() && !self.takes_input(wire, now, pool) {
             return Staged::nothing();
-        }
-        self.wake(pool).stood = Duration::ZERO;
-        if self.throttle.is_some() && self.state == State::Open {
-            self.charge(wire.len(), now);
         }
         if self.tls.is_none() {
             return self.stage(wire);
         }
         self.decrypt(now, wire, plain, pool);
         self.stage(plain)
+    }
+
+    /// What has come is frames, or is to be decrypted, and not something else.
+    fn takes_input(&mut self, wire: &[u8], now: Time, pool: &mut Pool) -> bool {
+        if self.state == State::Closing {
+            self.discarded = self.discarded.saturating_add(wire.len());
+            if self.farewell == Farewell::Linger && self.discarded > self.limits.linger_bytes {
+                self.farewell = Farewell::Gone { reset: false };
+            }
+            return false;
+        }
+        if self.state == State::Accepting {
+            self.held.extend_from_slice(wire);
+            self.look_for_header(now, pool);
+            return false;
+        }
+        if self.state == State::Open {
+            self.charge(wire.len(), now);
+        }
+        true
     }
 
     /// Takes ciphertext, and leaves in `plain` what it says.
@@ -104,6 +122,9 @@ impl Machine {
         };
         session.receive(wire, plain, pool);
         let (open, failed) = (!session.is_handshaking(), session.has_failed());
+        if failed || session.peer_closed() {
+            self.flags.set(Flags::TLS_OVER);
+        }
         match (self.state, open) {
             (State::Handshaking, true) if self.was_open() => self.secured(now),
             (State::Handshaking, true) => self.open(now),
@@ -119,8 +140,13 @@ impl Machine {
     #[inline]
     pub(super) fn stage<'a>(&mut self, fresh: &'a [u8]) -> Staged<'a> {
         if self.held.is_empty() {
-            return Staged::fresh(fresh);
+            Staged::fresh(fresh)
+        } else {
+            self.join(fresh)
         }
+    }
+
+    fn join(&mut self, fresh: &[u8]) -> Staged<'static> {
         self.flags.clear(Flags::HELD_FRAMES);
         let mut joined = std::mem::take(&mut self.held);
         let length = joined.len();
@@ -200,7 +226,10 @@ impl Machine {
                 if self.throttle.is_some() {
                     self.charge_frame(now);
                 }
-                return Some(Event::Frame(self.take_frame(staged, payload, consumed, pool)));
+                self.count_frame(payload.len(), pool);
+                let frame = staged.at + payload.start..staged.at + payload.end;
+                staged.advance(consumed);
+                return Some(Event::Frame(staged.bytes().get(frame).unwrap_or_default()));
             }
             Step::More => {}
             Step::TooLarge => {
@@ -229,34 +258,23 @@ impl Machine {
         None
     }
 
-    /// The next frame, if there is nothing but frames to think of: else [`Machine::next_event`] knows what is next.
+    /// The next frame of `staged`, and what is behind it, if there is nothing but frames to think of: else
+    /// [`Machine::next_event`] knows what is next.
     #[inline]
-    pub(crate) fn next_frame<'s>(&mut self, staged: &'s mut Staged<'_>, pool: &mut Pool) -> Option<&'s [u8]> {
+    pub(crate) fn next_frame<'s>(&mut self, staged: &'s [u8], pool: &mut Pool) -> Option<(&'s [u8], &'s [u8])> {
         if !self.is_quiet() {
             return None;
         }
-        match self.codec.cut(staged.rest())? {
-            Step::Frame { payload, consumed } => Some(self.take_frame(staged, payload, consumed, pool)),
-            _ => None,
-        }
+        let (payload, behind) = self.codec.cut(staged)?;
+        self.count_frame(payload.len(), pool);
+        Some((payload, behind))
     }
 
     #[inline]
-    fn take_frame<'s>(
-        &mut self,
-        staged: &'s mut Staged<'_>,
-        payload: Range<usize>,
-        consumed: usize,
-        pool: &mut Pool,
-    ) -> &'s [u8] {
-        let rest = staged.at;
-        staged.at += consumed;
-        staged.advanced = true;
+    fn count_frame(&mut self, length: usize, pool: &mut Pool) {
         self.traffic.frames_in += 1;
         pool.traffic.frames_in += 1;
-        pool.sizes_in.record(payload.len() as u64);
-        let frame = staged.bytes().get(rest + payload.start..rest + payload.end);
-        frame.unwrap_or_default()
+        pool.sizes_in.record(length as u64);
     }
 
     /// What comes before frames, or instead of them.
@@ -321,18 +339,22 @@ impl Machine {
         if timer.at > self.judged {
             return None;
         }
-        Some(self.timers.remove(index).key)
+        let key = self.timers.remove(index).key;
+        self.flags.put(Flags::TIMED, !self.timers.is_empty());
+        Some(key)
     }
 
     /// Keeps what the decoder left.
     #[inline]
     pub(crate) fn settle(&mut self, staged: Staged<'_>, now: Time, pool: &mut Pool) {
-        if staged.is_used_up() && self.is_quiet() && self.held.is_empty() {
+        let begun = self.tls.as_ref().is_some_and(|session| session.has_begun());
+        if staged.is_used_up() && self.is_quiet() && self.held.is_empty() && !begun {
             if self.deadlines.frame.is_armed() {
                 self.set_frame_clock(Time::NEVER);
             }
             return;
         }
+        self.wake(pool);
         if let (State::Handshaking, rest @ [_, ..], Some(session)) = (self.state, staged.rest(), &mut self.tls) {
             session.set_aside(rest, pool);
         }

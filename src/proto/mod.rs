@@ -98,7 +98,7 @@ impl Machine {
         Self {
             state,
             farewell: Farewell::None,
-            flags: Flags::default(),
+            flags: Flags::UNOPEN,
             codec: Codec::new(framing, max),
             tls: None,
             last_input: now,
@@ -110,7 +110,14 @@ impl Machine {
 
     /// Reads no faster than its limits say, and those that its listener's connections share.
     pub(crate) fn throttle(&mut self, shared: &SharedMeters) {
-        self.throttle = Throttle::new(&self.limits, shared);
+        self.set_throttle(Throttle::new(&self.limits, shared));
+    }
+
+    fn set_throttle(&mut self, throttle: Option<Box<Throttle>>) {
+        self.flags.put(Flags::RATED, throttle.is_some());
+        if throttle.is_some() || self.active.is_some() {
+            self.throttle = throttle;
+        }
     }
 
     /// A rate that it shares has changed: who waits asks again.
@@ -189,11 +196,14 @@ impl Machine {
     ///
     /// Never due in the turn that sets it, so that a timer which sets itself again to "now" cannot spin.
     pub(crate) fn set_timer(&mut self, key: u8, at: Time) {
-        self.timers.retain(|timer| timer.key != key);
+        if self.flags.has(Flags::TIMED) {
+            self.timers.retain(|timer| timer.key != key);
+        }
         if at.is_armed() && self.is_established() {
             let at = at.max(self.judged.after(Duration::from_nanos(1)));
             self.timers.push(Timer { key, at });
         }
+        self.flags.put(Flags::TIMED, !self.timers.is_empty());
     }
 
     /// The frame that it has begun should have been whole at `due`.
@@ -256,14 +266,16 @@ impl Machine {
     /// At the end of a turn: gives back what its buffers do not need.
     #[inline]
     pub(crate) fn slim(&mut self, pool: &mut Pool) {
-        if let Some(active) = &mut self.active {
+        if let Some(active) = self.active.take_if(|active| active.is_over()) {
+            // Nothing goes on.
+            pool.give_active(active);
+        } else if let Some(active) = &mut self.active {
             pool.slim(&mut active.held);
             active.outbox.slim(pool);
         }
         if let Some(session) = &mut self.tls {
             session.slim(pool);
         }
-        self.rest(pool);
     }
 
     pub(crate) fn traffic(&self) -> Traffic {
@@ -303,6 +315,19 @@ impl Machine {
         }
         if self.held.is_empty() && self.held.capacity() > 0 {
             return Some("it holds memory for no input".to_owned());
+        }
+        for (flag, fact) in [
+            (Flags::UNOPEN, self.state != State::Open),
+            (Flags::TIMED, !self.timers.is_empty()),
+            (Flags::RATED, self.throttle.is_some()),
+        ] {
+            if self.flags.has(flag) != fact {
+                return Some(format!("a flag says otherwise than what it stands for: {:?}", self.flags));
+            }
+        }
+        let over = |session: &tls::Session| session.peer_closed() || session.has_failed();
+        if self.flags.has(Flags::TLS_OVER) != self.tls.as_deref().is_some_and(over) {
+            return Some("TLS is over, or is not, and the flag says otherwise".to_owned());
         }
         let compact = self.outbox.is_compact() && self.held_at <= held;
         if !compact || self.tls.as_ref().is_some_and(|session| !session.is_compact()) {
@@ -386,6 +411,7 @@ impl Machine {
     fn enter(&mut self, next: State) {
         debug_assert!(self.state.may_become(next), "{} cannot become {next}", self.state);
         self.state = next;
+        self.flags.put(Flags::UNOPEN, next != State::Open);
     }
 }
 

@@ -55,6 +55,10 @@ impl Session {
         match *self {}
     }
 
+    pub(super) fn is_at_rest(&self) -> bool {
+        match *self {}
+    }
+
     pub(super) fn has_begun(&self) -> bool {
         match *self {}
     }
@@ -116,7 +120,7 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn advance(&mut self, _count: usize, _pool: &mut Pool) {
+    pub(super) fn advance(&mut self, _count: usize) {
         match *self {}
     }
 

@@ -2,7 +2,7 @@
 
 use super::pool::{lasting, Pool};
 
-/// Bytes waiting for the kernel. Owns memory only while it is not empty.
+/// Bytes waiting for the kernel. Owns memory beyond the turn only while it is not empty: see [`Outbox::slim`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Outbox {
     buffer: Vec<u8>,
@@ -53,10 +53,12 @@ impl Outbox {
     /// What is left moves to the front only when it is the smaller half, so that a slow reader
     /// costs each byte at most one more copy.
     #[inline]
-    pub(super) fn advance(&mut self, count: usize, pool: &mut Pool) {
+    pub(super) fn advance(&mut self, count: usize) {
         self.sent += count.min(self.len());
         if self.sent == self.buffer.len() {
-            self.clear(pool);
+            // More is most likely to come, in this turn or in that of the next connection.
+            self.buffer.clear();
+            self.sent = 0;
         } else if self.sent > self.buffer.len() / 2 {
             self.buffer.drain(..self.sent);
             self.sent = 0;
@@ -64,12 +66,28 @@ impl Outbox {
     }
 
     /// Memory that it takes beyond the turn.
+    #[inline]
     pub(super) fn lasting(&self) -> usize {
-        lasting(&self.buffer)
+        if self.is_empty() {
+            0
+        } else {
+            lasting(&self.buffer)
+        }
     }
 
+    /// At the end of a turn: gives back what it does not need.
+    #[inline]
     pub(super) fn slim(&mut self, pool: &mut Pool) {
-        pool.slim(&mut self.buffer);
+        if !self.is_empty() {
+            pool.slim(&mut self.buffer);
+        } else if self.capacity() > 0 {
+            self.clear(pool);
+        }
+    }
+
+    #[inline]
+    pub(super) fn capacity(&self) -> usize {
+        self.buffer.capacity()
     }
 
     pub(super) fn clear(&mut self, pool: &mut Pool) {
@@ -92,12 +110,13 @@ mod tests {
             outbox.tail(&mut pool).extend_from_slice(chunk);
             let take = (turn * 31 % 50).min(outbox.len());
             seen.extend_from_slice(&outbox.waiting()[..take]);
-            outbox.advance(take, &mut pool);
+            outbox.advance(take);
         }
         seen.extend_from_slice(outbox.waiting());
-        outbox.advance(usize::MAX, &mut pool);
+        outbox.advance(usize::MAX);
         assert_eq!(seen, bytes);
         assert!(outbox.is_empty());
-        assert_eq!(outbox.buffer.capacity(), 0, "an empty outbox owns no memory");
+        outbox.slim(&mut pool);
+        assert_eq!(outbox.capacity(), 0, "beyond the turn an empty outbox owns no memory");
     }
 }

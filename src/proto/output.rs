@@ -9,6 +9,20 @@ use super::state::{Farewell, Flags, SendError, State};
 use super::{Machine, Pool, Time};
 use crate::reason::{CloseReason, Closed};
 
+impl EncodeError {
+    /// What the sender of `payload` is told.
+    #[cold]
+    fn of(self, payload: &[u8]) -> SendError {
+        match self {
+            Self::TooLarge { max } => SendError::FrameTooLarge {
+                length: payload.len(),
+                max,
+            },
+            Self::Refused(error) => SendError::Refused(error),
+        }
+    }
+}
+
 impl Machine {
     /// A write failed for good. Reading goes on to the end first: the peer's last words may be there already.
     pub(crate) fn handle_write_error(&mut self, error: io::Error, pool: &mut Pool) {
@@ -33,14 +47,17 @@ impl Machine {
     pub(crate) fn handle_sent(&mut self, count: usize, now: Time, pool: &mut Pool) {
         self.traffic.bytes_out += count as u64;
         pool.traffic.bytes_out += count as u64;
-        match &mut self.tls {
-            Some(session) => session.advance(count, pool),
-            None => self.outbox.advance(count, pool),
+        match (&mut self.tls, &mut self.active) {
+            (Some(session), _) => session.advance(count),
+            (None, Some(active)) => active.outbox.advance(count),
+            (None, None) => {}
         }
-        if self.sendable() == 0 {
-            self.deadlines.write = Time::NEVER;
-        } else if count > 0 {
-            self.deadlines.write = now.after(self.limits.write_timeout);
+        if self.sendable() > 0 {
+            if count > 0 {
+                self.deadlines.write = now.after(self.limits.write_timeout);
+            }
+        } else if let Some(active) = &mut self.active {
+            active.deadlines.write = Time::NEVER;
         }
         if self.flags.has(Flags::CONGESTED) && self.owed() <= self.limits.low_watermark {
             self.flags.clear(Flags::CONGESTED);
@@ -65,38 +82,53 @@ impl Machine {
     }
 
     /// Queues one frame.
+    #[inline]
     pub(crate) fn send(&mut self, payload: &[u8], now: Time, pool: &mut Pool) -> Result<(), SendError> {
-        const NO_MORE: u32 = Flags::DETACHING.0 | Flags::FINISHING.0;
-        if !self.is_quiet() && (!self.takes_output() || self.is_deaf() || self.flags.0 & NO_MORE != 0) {
+        if !self.is_quiet() && !self.may_send() {
             return Err(SendError::Closed);
         }
-        let queued = self.owed();
-        if queued >= self.limits.output_limit {
-            self.congest(now);
-            return Err(SendError::Full {
-                queued,
-                limit: self.limits.output_limit,
-            });
+        let Self {
+            codec,
+            active,
+            limits,
+            tls,
+            ..
+        } = self;
+        let outbox = &mut active.get_or_insert_with(|| pool.take_active()).outbox;
+        // What TLS has encrypted already, but not what it says by itself.
+        let encrypted = tls
+            .as_ref()
+            .map_or(0, |session| session.waiting().len() - session.own());
+        let queued = outbox.len() + encrypted;
+        if queued >= limits.output_limit {
+            return Err(self.refuse_to_send(queued, now));
         }
-        let Self { codec, active, .. } = self;
-        let active = active.get_or_insert_with(|| pool.take_active());
-        if let Err(error) = codec.encode(payload, active.outbox.tail(pool)) {
-            return Err(match error {
-                EncodeError::TooLarge { max } => SendError::FrameTooLarge {
-                    length: payload.len(),
-                    max,
-                },
-                EncodeError::Refused(error) => SendError::Refused(error),
-            });
+        if let Err(error) = codec.encode(payload, outbox.tail(pool)) {
+            return Err(error.of(payload));
         }
-        let waits = active.outbox.len();
+        let queued = outbox.len() + encrypted;
+        let much = queued >= limits.high_watermark;
         self.traffic.frames_out += 1;
         pool.traffic.frames_out += 1;
         pool.sizes_out.record(payload.len() as u64);
-        if waits >= self.limits.high_watermark || (self.tls.is_some() && self.owed() >= self.limits.high_watermark) {
+        if much {
             self.congest(now);
         }
         Ok(())
+    }
+
+    fn may_send(&self) -> bool {
+        const NO_MORE: u32 = Flags::DETACHING.0 | Flags::FINISHING.0;
+        self.takes_output() && !self.is_deaf() && self.flags.0 & NO_MORE == 0
+    }
+
+    #[cold]
+    fn refuse_to_send(&mut self, queued: usize, now: Time) -> SendError {
+        self.congest(now);
+        SendError::Full {
+            queued,
+            limit: self.limits.output_limit,
+        }
     }
 
     /// Stops reading until the peer has taken enough. Its own clocks stand meanwhile, all but the write timeout.
@@ -110,7 +142,7 @@ impl Machine {
     /// Bytes to write now, encrypting as late as this.
     #[inline]
     pub(crate) fn transmit(&mut self, pool: &mut Pool) -> &[u8] {
-        if self.is_quiet() {
+        if self.is_quiet() && self.tls.is_none() {
             return self.outbox.waiting();
         }
         if self.is_connecting() {
@@ -124,7 +156,7 @@ impl Machine {
         if let (Some(session), Some(active), false) = (&mut self.tls, &mut self.active, finished) {
             let outcome = session.encrypt(active.outbox.waiting(), pool);
             match outcome {
-                Ok(taken) => active.outbox.advance(taken, pool),
+                Ok(taken) => active.outbox.advance(taken),
                 Err(error) => self.end(Closed::with(CloseReason::Tls, error as Box<dyn StdError>), pool),
             }
         }

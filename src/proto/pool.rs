@@ -11,6 +11,8 @@ const KEEP_BUFFERS: usize = 64;
 
 /// A buffer up to this size is small: kept apart, for what stays long.
 const SMALL: usize = 1024;
+/// An outbox keeps a buffer up to this size while it is in the pool: 64 × 16 KiB in all.
+const KEEP_OUTBOX: usize = 16 * 1024;
 
 /// Spare buffers, so that an idle connection owns none and a busy one allocates none.
 #[derive(Default)]
@@ -69,9 +71,13 @@ impl Pool {
     }
 
     /// Of a connection in which nothing goes on.
+    #[inline]
     pub(super) fn give_active(&mut self, mut active: Box<Active>) {
         active.judged = Time::ZERO;
         active.held_at = 0;
+        if active.outbox.capacity() > KEEP_OUTBOX {
+            active.outbox.clear(self);
+        }
         if self.active.len() < KEEP_BUFFERS {
             self.active.push(active);
         }

@@ -132,7 +132,10 @@ impl Remains {
     /// So much of it was.
     pub(crate) fn sent(&mut self, count: usize) {
         match &mut self.tls {
-            Some(session) => session.advance(count, &mut Pool::default()),
+            Some(session) => {
+                session.advance(count);
+                session.slim(&mut Pool::default());
+            }
             None => drop(self.unsent.drain(..count.min(self.unsent.len()))),
         }
     }

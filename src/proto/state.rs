@@ -217,6 +217,14 @@ macro_rules! flags {
                 self.0 |= flag.0;
             }
 
+            pub(super) fn put(&mut self, flag: Self, on: bool) {
+                if on {
+                    self.set(flag);
+                } else {
+                    self.clear(flag);
+                }
+            }
+
             pub(super) fn clear(&mut self, flag: Self) {
                 self.0 &= !flag.0;
             }
@@ -279,4 +287,12 @@ flags! {
     FIN_SENT = 22;
     /// It has left the loop: nothing here is about it any more.
     DETACHED = 23;
+    /// Its state is not `Open`.
+    UNOPEN = 24;
+    /// A timer of the handler's runs.
+    TIMED = 25;
+    /// It has a throttle.
+    RATED = 26;
+    /// TLS brings nothing more: close_notify has come, or it has failed.
+    TLS_OVER = 27;
 }

@@ -6,6 +6,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::gate::Room;
 use super::listener::{AcceptError, Listener};
 use super::os::{Os, Socket, Token};
 use super::roster::Slot;
@@ -488,9 +489,11 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Makes each listener's registration follow its state.
     pub(super) fn reconcile(&mut self) {
-        self.roster.await_room();
+        let room = Room {
+            has_slot: self.roster.await_room(),
+            ..self.room()
+        };
         for at in 0..self.listeners.len() {
-            let room = self.room();
             let Some(listener) = self.listeners.get_mut(at) else {
                 return;
             };

@@ -41,12 +41,11 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         let Some(slot) = self.roster.get_mut(id) else {
             return Err(SendError::Closed);
         };
-        // Whoever has the turn is looked after at its end.
-        if self.current == Some(id) {
-            return slot.machine.send(frame, self.now, &mut self.pool);
-        }
         let sent = slot.machine.send(frame, self.now, &mut self.pool);
-        self.touch(id);
+        // Whoever has the turn is looked after at its end.
+        if self.current != Some(id) {
+            self.touch(id);
+        }
         sent
     }
 

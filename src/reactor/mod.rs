@@ -9,6 +9,7 @@ mod accept;
 mod alarms;
 mod commands;
 mod connect;
+mod deliver;
 mod desk;
 pub(crate) mod doors;
 mod drain;
@@ -23,6 +24,7 @@ pub(crate) mod os_mio;
 pub(crate) mod places;
 mod ports;
 mod ready;
+mod reap;
 mod roster;
 mod socket_file;
 mod sources;
@@ -441,6 +443,7 @@ impl<A, O: Os> Reactor<A, O> {
                     slot.writable = true;
                     self.catch_up();
                     self.flush(id);
+                    self.account(id);
                 }
             }
             if let Some(slot) = self.roster.get_mut(id) {
@@ -454,6 +457,9 @@ impl<A, O: Os> Reactor<A, O> {
                     slot.machine.close(closed, self.now, &mut self.pool);
                 } else if slot.machine.deadline() <= due {
                     slot.machine.handle_timeout(due, self.now, &mut self.pool);
+                } else if slot.machine.is_at_rest() {
+                    // Its turn arms nothing.
+                    self.timers.arm(index, slot.machine.deadline());
                 }
                 self.turn(app, id);
             }

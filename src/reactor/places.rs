@@ -214,14 +214,16 @@ impl Share {
         self.gave = true;
     }
 
-    /// Before it looks for room for the last time in a turn: it will be woken if there is some later.
-    pub(super) fn await_room(&self) {
+    /// The last look for room in a turn. Who finds none will be woken when there is some. Who finds some is not: a later look
+    /// must not be what it goes to sleep on.
+    pub(super) fn await_room(&self) -> bool {
         if self.has_room() {
-            return;
+            return true;
         }
         if let Some(sharer) = self.places.sharers.get(self.index) {
             sharer.waits.store(true, Ordering::SeqCst);
         }
+        self.has_room()
     }
 
     /// At the end of a turn: what it gave back and has not taken again is for the others.
@@ -373,8 +375,7 @@ mod tests {
                         let (mut share, rings) = share(&places, index);
                         for _ in 0..ROUNDS {
                             while !share.reserve() {
-                                share.await_room();
-                                if !share.has_room() {
+                                if !share.await_room() {
                                     rings.recv_timeout(std::time::Duration::from_secs(20)).expect("woken");
                                 }
                             }

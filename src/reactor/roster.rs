@@ -139,10 +139,11 @@ impl Roster {
         self.keeps = true;
     }
 
-    /// Before the last look for room in a turn: the loop is woken if there is some later.
-    pub(super) fn await_room(&self) {
-        if let Some(share) = &self.share {
-            share.await_room();
+    /// The last look for room in a turn: if there is none, the loop is woken when there is some.
+    pub(super) fn await_room(&self) -> bool {
+        match &self.share {
+            Some(share) => share.await_room(),
+            None => self.has_room(),
         }
     }
 
@@ -273,6 +274,12 @@ impl Slot {
         }
         let asks = self.machine.wants_fresh_blocked() && !self.retry;
         (self.readable || asks || self.machine.has_set_aside()) && !self.is_squeezed() && self.machine.wants_read()
+    }
+
+    /// Something has come for a connection that has nothing to do but to answer it, and after a short read nothing more is there.
+    #[inline]
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.readable && self.writable && !self.hang_up && !self.squeezed && !self.retry && self.machine.is_at_rest()
     }
 
     /// Nothing is read because memory is tight.

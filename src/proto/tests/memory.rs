@@ -2,9 +2,9 @@
 
 use super::*;
 
-/// The capacity of its buffers. An outbox without memory would take some from the pool: there is none in this one.
+/// The capacity of its buffers.
 fn holds(rig: &mut Rig) -> usize {
-    rig.machine.held.capacity() + rig.machine.outbox.tail(&mut Pool::default()).capacity()
+    rig.machine.held.capacity() + rig.machine.outbox.capacity()
 }
 
 /// The capacities of the pool's spare buffers, largest first.

@@ -244,7 +244,7 @@ impl Rig {
             self.flush();
             self.step();
             if !progress && !self.machine.has_events() {
-                return;
+                return self.machine.slim(&mut self.pool);
             }
         }
         panic!("the turn does not end");

@@ -282,13 +282,20 @@ impl Session {
         self.outbound.waiting()
     }
 
+    /// Nothing waits in either direction.
+    #[inline]
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.held.is_empty() && self.outbound.is_empty()
+    }
+
     /// Of what waits: bytes that no handler has sent. They come first, all but the answer to a key update.
     pub(super) fn own(&self) -> usize {
         self.own
     }
 
-    pub(super) fn advance(&mut self, count: usize, pool: &mut Pool) {
-        self.outbound.advance(count, pool);
+    #[inline]
+    pub(super) fn advance(&mut self, count: usize) {
+        self.outbound.advance(count);
         let clear = count.min(self.clear);
         self.clear -= clear;
         self.own = self.own.saturating_sub(count - clear);

@@ -1,0 +1,181 @@
+//! What the handler is told: events and frames, each callback behind a wall against panics.
+
+use std::any::Any;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use super::os::Os;
+use super::turn::FRAME_COST;
+use super::{last_words, report_panic, Reactor};
+use crate::handler::{Context, Handler};
+use crate::id::ConnId;
+use crate::logs;
+use crate::proto::{Event, Staged};
+use crate::reason::{CloseReason, Closed, Outcome};
+
+impl<A, O: Os> Reactor<A, O> {
+    /// Tells the handler everything there is to tell.
+    pub(super) fn deliver(&mut self, app: &mut A, id: ConnId, mut staged: Staged<'_>, budget: &mut usize) {
+        loop {
+            let Some(slot) = self.roster.get_mut(id) else {
+                return;
+            };
+            if slot.machine.is_quiet() {
+                self.deliver_frames(app, id, &mut staged, budget);
+            }
+            let Some(slot) = self.roster.get_mut(id) else {
+                return;
+            };
+            if slot.machine.is_quiet() && staged.is_used_up() {
+                break;
+            }
+            let (machine, rest) = (&mut slot.machine, &mut staged);
+            let next = if machine.has_framer() {
+                // A connection's framer is the user's code too.
+                catch_unwind(AssertUnwindSafe(|| {
+                    let rest = rest;
+                    machine.next_event(rest, self.now, &mut self.pool)
+                }))
+            } else {
+                Ok(machine.next_event(rest, self.now, &mut self.pool))
+            };
+            let event = match next {
+                Ok(Some(event)) => event,
+                Ok(None) => break,
+                Err(panic) => {
+                    self.end_in_panic(id, "a framer", panic);
+                    break;
+                }
+            };
+            *budget = budget.saturating_sub(FRAME_COST);
+            match event {
+                Event::Header => self.welcome(app, id),
+                Event::Frame(frame) => self.call(app, id, |handler, cx| handler.on_frame(cx, frame)),
+                Event::Opened => {
+                    self.stats.opened += 1;
+                    self.note_handshake(id);
+                    self.leave_unopened(id);
+                    self.call(app, id, |handler, cx| handler.on_open(cx));
+                }
+                Event::Secured => self.call(app, id, |handler, cx| handler.on_secured(cx)),
+                Event::Finished => self.call(app, id, |handler, cx| handler.on_finish(cx)),
+                Event::Writable => self.call(app, id, |handler, cx| handler.on_writable(cx)),
+                Event::Timer(key) => self.call(app, id, |handler, cx| handler.on_timer(cx, key)),
+                Event::Drain => self.call(app, id, |handler, cx| handler.on_drain(cx)),
+            }
+        }
+        if let Some(slot) = self.roster.get_mut(id) {
+            slot.machine.settle(staged, self.now, &mut self.pool);
+        }
+    }
+
+    /// Tells the handler one frame after the other, as long as there is nothing else to think of.
+    pub(super) fn deliver_frames(&mut self, app: &mut A, id: ConnId, staged: &mut Staged<'_>, budget: &mut usize) {
+        let all = staged.rest();
+        let mut rest = all;
+        self.lend(app, id, |app, reactor, handler| {
+            while !rest.is_empty() {
+                let slot = reactor.roster.get_mut(id);
+                let Some((frame, behind)) = slot.and_then(|slot| slot.machine.next_frame(rest, &mut reactor.pool)) else {
+                    break;
+                };
+                rest = behind;
+                *budget = budget.saturating_sub(FRAME_COST);
+                handler.on_frame(&mut Context::new(app, reactor, id), frame)?;
+                if reactor.has_successor(id) {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        let delivered = all.len() - rest.len();
+        staged.advance(delivered);
+    }
+
+    /// The handler that runs has been replaced.
+    #[inline]
+    fn has_successor(&self, id: ConnId) -> bool {
+        self.handlers.get(id.index as usize).is_some_and(Option::is_some)
+    }
+
+    /// It has opened: how long that took, if it was to take time.
+    fn note_handshake(&mut self, id: ConnId) {
+        if let Some(slot) = self.roster.get(id).filter(|slot| slot.unopened) {
+            self.handshake_times.record_time(self.now.since(slot.accepted_at));
+        }
+    }
+
+    /// Calls the handler of `id`, and closes the connection if it says so or panics.
+    pub(super) fn call(
+        &mut self,
+        app: &mut A,
+        id: ConnId,
+        callback: impl FnOnce(&mut dyn Handler<A>, &mut Context<'_, A>) -> Outcome,
+    ) {
+        self.lend(app, id, |app, reactor, handler| {
+            callback(handler, &mut Context::new(app, reactor, id))
+        });
+    }
+
+    /// Lends the server to the handler of `id`.
+    #[inline]
+    fn lend(
+        &mut self,
+        app: &mut A,
+        id: ConnId,
+        callbacks: impl FnOnce(&mut A, &mut Self, &mut dyn Handler<A>) -> Outcome,
+    ) {
+        let index = id.index as usize;
+        // Out of its place while it runs, so that the callback can have the server; a successor may take the place.
+        let Some(mut handler) = self.handlers.get_mut(index).and_then(Option::take) else {
+            return;
+        };
+        let outcome = catch_unwind(AssertUnwindSafe(|| callbacks(app, self, handler.as_mut())));
+        match self.handlers.get_mut(index) {
+            Some(place @ None) => *place = Some(handler),
+            _ => self.drop_handler(handler),
+        }
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(close)) => {
+                let Some(slot) = self.roster.get_mut(id) else {
+                    return self.discard("an error's destructor", close);
+                };
+                // One that comes too late is dropped, and an error's destructor is the user's code.
+                let closed = catch_unwind(AssertUnwindSafe(|| {
+                    slot.machine.close_as(close, self.now, &mut self.pool);
+                }));
+                if let Err(panic) = closed {
+                    self.end_in_panic(id, "an error's destructor", panic);
+                }
+            }
+            Err(panic) => self.end_in_panic(id, "a handler", panic),
+        }
+    }
+
+    /// Closes a connection whose own code panicked.
+    pub(super) fn end_in_panic(&mut self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
+        self.report_conn_panic(id, whose, panic);
+        if let Some(slot) = self.roster.get_mut(id) {
+            slot.machine
+                .close(Closed::new(CloseReason::Panicked), self.now, &mut self.pool);
+        }
+    }
+
+    pub(super) fn report_conn_panic(&self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
+        let words = last_words(panic);
+        log::error!(target: logs::PANIC, "{whose} panicked: {words}; {}", self.particulars(id));
+    }
+
+    /// Drops a handler.
+    pub(super) fn drop_handler(&mut self, handler: Box<dyn Handler<A>>) {
+        self.discard("a handler's destructor", handler);
+    }
+
+    /// Drops something whose destructor is the user's code.
+    pub(super) fn discard<T>(&mut self, whose: &str, thing: T) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(thing))) {
+            self.stats.panics += 1;
+            report_panic(whose, panic);
+        }
+    }
+}
