@@ -19,6 +19,12 @@ impl Time {
         Self::ZERO.after(elapsed)
     }
 
+    /// So many nanoseconds after the clock started.
+    #[inline]
+    pub(crate) fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
     /// This long after `self`; [`Time::NEVER`] if that is past the end of the clock (584 years).
     #[inline]
     pub(crate) fn after(self, span: Duration) -> Self {

@@ -70,7 +70,7 @@ impl<'a> Staged<'a> {
 
 impl Machine {
     /// Bytes were read. `plain` is scratch space for what TLS decrypts.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn handle_input<'a>(
         &mut self,
         now: Time,
@@ -95,6 +95,7 @@ impl Machine {
     }
 
     /// What has come is frames, or is to be decrypted, and not something else.
+    #[inline(never)]
     fn takes_input(&mut self, wire: &[u8], now: Time, pool: &mut Pool) -> bool {
         if self.state == State::Closing {
             self.discarded = self.discarded.saturating_add(wire.len());
@@ -146,6 +147,7 @@ impl Machine {
         }
     }
 
+    #[inline(never)]
     fn join(&mut self, fresh: &[u8]) -> Staged<'static> {
         self.flags.clear(Flags::HELD_FRAMES);
         let mut joined = std::mem::take(&mut self.held);

@@ -86,10 +86,17 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(crate) fn new(framing: &Framing, limits: Rc<Limits>, tls: Option<&TlsConfig>, now: Time) -> Self {
+    pub(crate) fn new(
+        framing: &Framing,
+        limits: Rc<Limits>,
+        tls: Option<&TlsConfig>,
+        now: Time,
+        pool: &mut Pool,
+    ) -> Self {
         let mut machine = Self::blank(State::Accepting, framing, limits, now);
         machine.tls = tls.map(|config| Box::new(tls::Session::new(config)));
-        machine.deadlines.stage = now.after(machine.limits.handshake_timeout);
+        let handshake_end = now.after(machine.limits.handshake_timeout);
+        machine.wake(pool).deadlines.stage = handshake_end;
         machine
     }
 
@@ -264,7 +271,7 @@ impl Machine {
     }
 
     /// At the end of a turn: gives back what its buffers do not need.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn slim(&mut self, pool: &mut Pool) {
         if let Some(active) = self.active.take_if(|active| active.is_over()) {
             // Nothing goes on.

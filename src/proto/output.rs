@@ -43,7 +43,7 @@ impl Machine {
     }
 
     /// The kernel took `count` bytes of what [`Machine::transmit`] showed.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn handle_sent(&mut self, count: usize, now: Time, pool: &mut Pool) {
         self.traffic.bytes_out += count as u64;
         pool.traffic.bytes_out += count as u64;
@@ -52,6 +52,16 @@ impl Machine {
             (None, Some(active)) => active.outbox.advance(count),
             (None, None) => {}
         }
+        if !self.is_quiet() || self.queued() > 0 {
+            self.note_sent(count, now);
+        } else if let Some(active) = &mut self.active {
+            active.deadlines.write = Time::NEVER;
+        }
+    }
+
+    /// The write timeout begins anew, or ends; and who had too much waiting may go on.
+    #[inline(never)]
+    fn note_sent(&mut self, count: usize, now: Time) {
         if self.sendable() > 0 {
             if count > 0 {
                 self.deadlines.write = now.after(self.limits.write_timeout);
@@ -117,6 +127,7 @@ impl Machine {
         Ok(())
     }
 
+    #[inline(never)]
     fn may_send(&self) -> bool {
         const NO_MORE: u32 = Flags::DETACHING.0 | Flags::FINISHING.0;
         self.takes_output() && !self.is_deaf() && self.flags.0 & NO_MORE == 0
@@ -143,8 +154,15 @@ impl Machine {
     #[inline]
     pub(crate) fn transmit(&mut self, pool: &mut Pool) -> &[u8] {
         if self.is_quiet() && self.tls.is_none() {
-            return self.outbox.waiting();
+            self.outbox.waiting()
+        } else {
+            self.prepare(pool)
         }
+    }
+
+    /// What TLS makes of it, and what is said at the end.
+    #[inline(never)]
+    fn prepare(&mut self, pool: &mut Pool) -> &[u8] {
         if self.is_connecting() {
             return &[];
         }

@@ -355,6 +355,7 @@ impl<A, O: Os> Reactor<A, O> {
         listener.bucket.spend(listener.options.accept_rate, now);
         self.bucket.spend(self.config.accept_rate, now);
         let peer = caller.clone().at(listener, Some(id));
+        let pool = &mut self.pool;
         // The service, and the framing's maker, are the user's code.
         let answer = catch_unwind(AssertUnwindSafe(|| {
             let handler = if awaits_header {
@@ -362,7 +363,7 @@ impl<A, O: Os> Reactor<A, O> {
             } else {
                 Some(listener.service.accept(app, peer)?)
             };
-            Ok((handler, listener.machine(now)))
+            Ok((handler, listener.machine(now, pool)))
         }));
         let (handler, mut machine) = match answer {
             Ok(Ok(admitted)) => admitted,

@@ -69,6 +69,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Tells the handler one frame after the other, as long as there is nothing else to think of.
+    #[inline(always)]
     pub(super) fn deliver_frames(&mut self, app: &mut A, id: ConnId, staged: &mut Staged<'_>, budget: &mut usize) {
         let all = staged.rest();
         let mut rest = all;
@@ -134,6 +135,15 @@ impl<A, O: Os> Reactor<A, O> {
             Some(place @ None) => *place = Some(handler),
             _ => self.drop_handler(handler),
         }
+        match outcome {
+            Ok(Ok(())) => {}
+            other => self.conclude(id, other),
+        }
+    }
+
+    /// A callback has ended in a panic, or closes the connection.
+    #[cold]
+    fn conclude(&mut self, id: ConnId, outcome: std::thread::Result<Outcome>) {
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(close)) => {

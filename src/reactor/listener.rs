@@ -20,7 +20,7 @@ use crate::control::{ListenerInfo, ListenerState};
 use crate::handler::Service;
 use crate::id::{ListenerId, ListenerRef};
 use crate::listen::Listen;
-use crate::proto::{Limits, Machine, SharedMeters, Time};
+use crate::proto::{Limits, Machine, Pool, SharedMeters, Time};
 
 /// A listener of one server.
 pub(super) struct Listener<A, L> {
@@ -96,9 +96,9 @@ impl<A, L> Listener<A, L> {
     }
 
     /// A connection of this listener, before its life begins.
-    pub(super) fn machine(&self, now: Time) -> Machine {
+    pub(super) fn machine(&self, now: Time, pool: &mut Pool) -> Machine {
         let (framing, tls) = (&self.options.framing, self.options.tls.as_ref());
-        let mut machine = Machine::new(framing, Rc::clone(&self.limits), tls, now);
+        let mut machine = Machine::new(framing, Rc::clone(&self.limits), tls, now, pool);
         machine.throttle(&self.meters);
         machine
     }

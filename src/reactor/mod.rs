@@ -7,6 +7,7 @@
 
 mod accept;
 mod alarms;
+pub(crate) mod clock;
 mod commands;
 mod connect;
 mod deliver;
@@ -331,6 +332,10 @@ impl<A, O: Os> Reactor<A, O> {
             Named::Slot(index) => {
                 // An event for a slot's former tenant finds nobody.
                 if let Some(slot) = self.roster.addressee(index, event.token) {
+                    if !event.readable && !event.closed && slot.writable {
+                        // Room for output, as was known: an edge that comes with every registration.
+                        return;
+                    }
                     slot.readable |= event.readable;
                     slot.writable |= event.writable;
                     slot.hang_up |= event.closed;

@@ -9,13 +9,14 @@ use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Waker};
 use socket2::{Domain, Protocol, SockAddr, SockRef, TcpKeepalive, Type};
 
+use super::clock::{Clock, LONGEST_SLEEP};
 use super::doors::Doors;
 use super::os::{Event, Os, Socket, Token};
 use super::socket_file::SocketFile;
@@ -31,14 +32,12 @@ const BATCH: usize = 1024;
 const NO_SIGNAL: libc::c_int = libc::MSG_NOSIGNAL;
 #[cfg(target_vendor = "apple")]
 const NO_SIGNAL: libc::c_int = 0;
-/// mio rounds up to whole milliseconds; very long sleeps are cut, which costs a wake-up a day.
-const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(crate) struct MioOs {
     poll: Poll,
     events: Events,
     waker: Arc<Waker>,
-    start: Instant,
+    clock: Clock,
     /// What it opens together with other servers, and what it has opened so far.
     doors: Option<(Arc<Doors>, Vec<Addr>)>,
 }
@@ -51,7 +50,7 @@ impl MioOs {
             poll,
             events: Events::with_capacity(BATCH),
             waker: Arc::new(waker),
-            start: Instant::now(),
+            clock: Clock::new(),
             doors: None,
         })
     }
@@ -72,20 +71,6 @@ pub(crate) fn descriptor_limit() -> Option<usize> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()
-}
-
-/// When somebody outside a loop has waited long enough.
-pub(crate) struct Deadline(Option<Instant>);
-
-impl Deadline {
-    pub(crate) fn after(timeout: Duration) -> Self {
-        Self(Instant::now().checked_add(timeout))
-    }
-
-    pub(crate) fn left(&self) -> Duration {
-        self.0
-            .map_or(LONGEST_SLEEP, |at| at.saturating_duration_since(Instant::now()))
-    }
 }
 
 struct MioWaker(Arc<Waker>);
@@ -352,11 +337,13 @@ impl Os for MioOs {
         descriptor_limit()
     }
 
+    #[inline]
     fn now(&self) -> Time {
-        Time::from_start(Instant::now().saturating_duration_since(self.start))
+        self.clock.now()
     }
 
     fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<bool> {
+        // mio rounds up to whole milliseconds.
         let timeout = Some(timeout.unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP));
         self.poll.poll(&mut self.events, timeout)?;
         events.extend(self.events.iter().map(|event| {
@@ -510,6 +497,7 @@ impl Os for MioOs {
         self.poll.registry().register(source, mio::Token(token.0), interest)
     }
 
+    #[inline]
     fn read(&mut self, stream: &mut Stream, buffer: &mut [u8]) -> io::Result<usize> {
         match stream {
             Stream::Tcp(stream) => stream.read(buffer),
@@ -525,6 +513,7 @@ impl Os for MioOs {
         }
     }
 
+    #[inline]
     fn write(&mut self, stream: &mut Stream, bytes: &[u8]) -> io::Result<usize> {
         match stream {
             // std sends with MSG_NOSIGNAL; its vectored write would not.

@@ -330,10 +330,12 @@ mod tests {
 
     use super::*;
     use crate::listen::Listen;
+    use crate::proto::Pool;
 
     fn slot(id: ConnId) -> Slot {
         let listen = Listen::tcp("127.0.0.1:0");
-        let machine = Machine::new(&listen.framing, Rc::new(listen.limits.clone()), None, Time::ZERO);
+        let limits = Rc::new(listen.limits.clone());
+        let machine = Machine::new(&listen.framing, limits, None, Time::ZERO, &mut Pool::default());
         Slot::new(
             id,
             Some(ListenerId::nth(0)),

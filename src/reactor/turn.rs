@@ -1,12 +1,14 @@
 //! One connection's turn: read, decode, call the handler, write once, see what the socket needs, come back when.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use super::os::Os;
+use super::roster::Slot;
 use super::{Reactor, Scratch};
 use crate::id::ConnId;
-use crate::proto::{Staged, State};
+use crate::proto::{Pool, Staged, State};
 use crate::reason::{CloseReason, Closed};
 
 /// What a frame counts against the read budget besides its bytes.
@@ -75,7 +77,7 @@ impl<A, O: Os> Reactor<A, O> {
                 return false;
             }
         }
-        self.flush(id);
+        self.write_out(id);
         let Some(slot) = self.roster.get_mut(id) else {
             return false;
         };
@@ -84,6 +86,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// The turn of a connection to which anything may happen. `begun`: what a read has brought is delivered already.
+    #[inline(never)]
     fn attend(&mut self, app: &mut A, id: ConnId, scratch: &mut Scratch, budget: &mut usize, begun: bool) {
         let (mut flushed, mut idle) = (false, false);
         let mut read = if begun {
@@ -206,7 +209,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Reads from the socket, at most `allowance` bytes.
-    #[inline]
+    #[inline(always)]
     fn read_socket<'s>(
         &mut self,
         id: ConnId,
@@ -245,22 +248,11 @@ impl<A, O: Os> Reactor<A, O> {
                 }));
                 return self.handled(id, staged);
             }
-            Err(error) => match error.kind() {
-                io::ErrorKind::WouldBlock => {
-                    slot.readable = false;
-                    machine.handle_blocked(pool);
-                }
-                io::ErrorKind::Interrupted => return Read::Nothing,
-                _ if is_short_of_memory(&error) => {
-                    slot.readable = false;
-                    slot.retry = true;
+            Err(error) => {
+                if !slot.read_failed(error, pool) {
                     return Read::Nothing;
                 }
-                _ => {
-                    slot.readable = false;
-                    machine.handle_read_error(error, pool);
-                }
-            },
+            }
         }
         Read::Staged(Staged::nothing())
     }
@@ -281,7 +273,14 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Writes what waits, until the kernel takes no more.
+    #[inline(never)]
     pub(super) fn flush(&mut self, id: ConnId) {
+        self.write_out(id);
+    }
+
+    /// As [`Reactor::flush`], inside of its caller.
+    #[inline(always)]
+    fn write_out(&mut self, id: ConnId) {
         let Some(slot) = self.roster.get_mut(id) else {
             return;
         };
@@ -306,28 +305,55 @@ impl<A, O: Os> Reactor<A, O> {
                     slot.machine.handle_sent(count, self.now, &mut self.pool);
                     // A short write means full: the next edge says when there is room.
                     slot.writable = count == length;
-                    if slot.machine.is_quiet() && slot.machine.queued() == 0 {
-                        return;
-                    }
                 }
-                Err(error) => match error.kind() {
-                    io::ErrorKind::WouldBlock => slot.writable = false,
-                    io::ErrorKind::Interrupted => break,
-                    _ if is_short_of_memory(&error) => {
-                        slot.writable = false;
-                        slot.retry = true;
-                    }
-                    _ => {
-                        slot.machine.handle_write_error(error, &mut self.pool);
-                        // Its last words may be in the kernel already.
-                        slot.readable = true;
-                        return;
-                    }
+                Err(error) => match slot.write_failed(error, &mut self.pool) {
+                    ControlFlow::Continue(()) => break,
+                    ControlFlow::Break(()) => return,
                 },
             }
         }
         self.now = self.os.now();
         slot.machine.handle_unsent(self.now);
+    }
+}
+
+impl Slot {
+    /// A read failed, for now or for good. False if there is nothing to make of that.
+    #[cold]
+    fn read_failed(&mut self, error: io::Error, pool: &mut Pool) -> bool {
+        if error.kind() == io::ErrorKind::Interrupted {
+            return false;
+        }
+        self.readable = false;
+        if error.kind() == io::ErrorKind::WouldBlock {
+            self.machine.handle_blocked(pool);
+        } else if is_short_of_memory(&error) {
+            self.retry = true;
+            return false;
+        } else {
+            self.machine.handle_read_error(error, pool);
+        }
+        true
+    }
+
+    /// A write failed: for now, or for good.
+    #[cold]
+    fn write_failed(&mut self, error: io::Error, pool: &mut Pool) -> ControlFlow<()> {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => self.writable = false,
+            io::ErrorKind::Interrupted => {}
+            _ if is_short_of_memory(&error) => {
+                self.writable = false;
+                self.retry = true;
+            }
+            _ => {
+                self.machine.handle_write_error(error, pool);
+                // Its last words may be in the kernel already.
+                self.readable = true;
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
     }
 }
 

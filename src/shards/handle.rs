@@ -11,7 +11,7 @@ use crate::handle::{Handle, HandleError};
 use crate::id::ListenerRef;
 use crate::listen::Listen;
 use crate::metrics::Metrics;
-use crate::reactor::os_mio::Deadline;
+use crate::reactor::clock::Deadline;
 use crate::reactor::places::Places;
 use crate::stats::Stats;
 

@@ -189,9 +189,10 @@ fn no_limits() -> Limits {
 impl Rig {
     /// Accepted, and nothing more.
     fn accepted(framing: &Framing, limits: Limits, tls: Option<&TlsConfig>, script: Script) -> Self {
+        let mut pool = Pool::default();
         Self {
-            machine: Machine::new(framing, Rc::new(limits), tls, Time::ZERO),
-            pool: Pool::default(),
+            machine: Machine::new(framing, Rc::new(limits), tls, Time::ZERO, &mut pool),
+            pool,
             now: Time::ZERO,
             script,
             told: Vec::new(),

@@ -79,7 +79,8 @@ pub(super) fn drive<S: Side>(
     loop {
         let unread = input.get_mut(consumed..).unwrap_or_default();
         let UnbufferedStatus { mut discard, state } = connection.process(unread);
-        let mut more = true;
+        // Whether rustls is to be asked again, or only if it has something to say.
+        let (mut more, mut silent) = (true, false);
         match state {
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                 while let Some(record) = traffic.next_record() {
@@ -87,10 +88,12 @@ pub(super) fn drive<S: Side>(
                     discard += record.discard;
                     plain.extend_from_slice(record.payload);
                 }
+                silent = consumed + discard == input.len() && matches!(wish, Wish::Nothing);
             }
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
                 let before = outbound.len();
-                append(outbound.tail(pool), RECORD_PAYLOAD, |space| match data.encode(space) {
+                // How long it is, it says when it is refused.
+                append(outbound.tail(pool), 0, |space| match data.encode(space) {
                     Ok(written) => Ok(written),
                     Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
                     Err(EncodeError::AlreadyEncoded) => Err(None),
@@ -101,12 +104,18 @@ pub(super) fn drive<S: Side>(
             Ok(ConnectionState::PeerClosed) => *peer_closed = true,
             Ok(ConnectionState::WriteTraffic(traffic)) => match std::mem::replace(&mut wish, Wish::Nothing) {
                 Wish::Nothing => more = false,
-                wish => grant(traffic, wish, outbound.tail(pool))?,
+                wish => {
+                    grant(traffic, wish, outbound.tail(pool))?;
+                    silent = true;
+                }
             },
             Err(error) if failure.is_none() => failure = Some(error),
             Ok(_) | Err(_) => more = false,
         }
         consumed += discard;
+        if silent {
+            more = connection.common().wants_write();
+        }
         // After an error rustls hands over the alert that it has for the peer. Asked for more than that, it would
         // judge the same bytes again.
         if !more || (failure.is_some() && !connection.common().wants_write()) {

@@ -259,9 +259,11 @@ impl Session {
         Ok(())
     }
 
-    /// Encrypts the front of `plain` if no ciphertext waits; returns how much of it was taken.
+    /// Encrypts the front of `plain` if no ciphertext waits but what TLS says by itself, in front of which there may be what was
+    /// sent before an upgrade; returns how much of it was taken.
     pub(super) fn encrypt(&mut self, plain: &[u8], pool: &mut Pool) -> Result<usize, Box<dyn StdError + Send + Sync>> {
-        if plain.is_empty() || !self.outbound.is_empty() || self.notified || self.is_handshaking() {
+        let encrypted = self.outbound.len() - self.clear - self.own;
+        if plain.is_empty() || encrypted > 0 || self.notified || self.is_handshaking() {
             return Ok(0);
         }
         let chunk = plain.get(..ENCRYPT_CHUNK).unwrap_or(plain);

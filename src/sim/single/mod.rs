@@ -119,7 +119,8 @@ impl Single {
     pub fn accepted(listen: &Listen) -> Result<Self> {
         listen.check()?;
         let limits = Rc::new(listen.limits.clone());
-        let mut machine = Machine::new(&listen.framing, Rc::clone(&limits), listen.tls.as_ref(), Time::ZERO);
+        let (tls, mut pool) = (listen.tls.as_ref(), Pool::default());
+        let mut machine = Machine::new(&listen.framing, Rc::clone(&limits), tls, Time::ZERO, &mut pool);
         let mut meters = SharedMeters::default();
         meters.follow(&limits, Time::ZERO);
         machine.throttle(&meters);

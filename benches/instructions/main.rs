@@ -2,13 +2,16 @@
 //! run does the same. See `benches/README.md`.
 //!
 //!     instructions [--conns 64] [--window 1] [--size 64] [--rounds 100] [--framing packet-2|raw|line]
-//!                  [--with rates|memory-limit|timer|source-limits]
+//!                  [--with tls|connects|handshakes|rates|memory-limit|timer|source-limits]
+
+#[cfg(feature = "aws-lc-rs")]
+mod tls;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Rate, Server, Turn};
+use portcullis::{Addr, Config, Context, Framing, Handler, Listen, Outcome, Rate, Server, Turn};
 
 struct Echo {
     /// Sets a timer anew with each message.
@@ -97,27 +100,47 @@ fn main() {
         "rates" => listen = listen.read_rate(much).frame_rate(much),
         "memory-limit" => config = config.memory_limit(1 << 30),
         "source-limits" => listen = listen.source_connections(1_000_000).source_rate(much),
-        "timer" | "" => {}
+        "timer" | "tls" | "connects" | "handshakes" | "" => {}
         other => panic!("nothing is called {other}"),
     }
+    let dial = dialer(&work.with, &mut listen);
     let timer = work.with == "timer";
     let mut server: Server = Server::new(config).expect("a server");
     let id = server
         .listen(listen, move |_: &mut (), _| Echo { timer })
         .expect("a port");
     let addr = server.listener(id).expect("it listens").addr;
-    let mut clients: Vec<TcpStream> = (0..work.conns)
+    let mut turns = 0;
+    let mut echo = vec![0; batch.len()];
+    if matches!(&*work.with, "connects" | "handshakes") {
+        for round in 0..work.rounds as u64 {
+            let mut turn = || {
+                measured_turn(&mut server, Some(Duration::ZERO));
+                turns += 1;
+            };
+            let mut client = dial(&addr, &mut turn);
+            client.write_all(&batch).expect("sent");
+            turn();
+            client.read_exact(&mut echo).expect("the echo");
+            drop(client);
+            while server.stats().closed_total() == round {
+                measured_turn(&mut server, None);
+                turns += 1;
+            }
+        }
+        // As below: the script that counts looks for it.
+        return println!("{} messages in {turns} turns", work.rounds);
+    }
+    let mut clients: Vec<_> = (0..work.conns)
         .map(|_| {
-            let stream = TcpStream::connect(&addr).expect("connected");
-            stream.set_nodelay(true).expect("nodelay");
-            stream
+            dial(&addr, &mut || {
+                server.poll_once(&mut (), Some(Duration::ZERO)).expect("it polls");
+            })
         })
         .collect();
-    while server.stats().open < work.conns {
+    while server.stats().opened < work.conns as u64 {
         server.poll_once(&mut (), None).expect("it polls");
     }
-    let mut echo = vec![0; batch.len()];
-    let mut turns = 0;
     let first = server.stats().frames_in;
     for round in 0..work.rounds {
         for client in &mut clients {
@@ -134,4 +157,45 @@ fn main() {
         }
     }
     println!("{} messages in {turns} turns", work.conns * work.window * work.rounds);
+}
+
+trait Client: Read + Write {}
+impl<C: Read + Write> Client for C {}
+
+/// Connects, and gives the server turns until both know of each other.
+type Dial = Box<dyn Fn(&Addr, &mut dyn FnMut()) -> Box<dyn Client>>;
+
+fn dial(addr: &Addr) -> TcpStream {
+    let stream = TcpStream::connect(addr).expect("connected");
+    stream.set_nodelay(true).expect("nodelay");
+    stream
+}
+
+fn dial_plain(addr: &Addr, turn: &mut dyn FnMut()) -> Box<dyn Client> {
+    let stream = dial(addr);
+    turn();
+    Box::new(stream)
+}
+
+#[cfg(feature = "aws-lc-rs")]
+fn dialer(with: &str, listen: &mut Listen) -> Dial {
+    if !matches!(with, "tls" | "handshakes") {
+        return Box::new(dial_plain);
+    }
+    let (server, config) = tls::configs();
+    *listen = listen.clone().tls(server);
+    Box::new(move |addr, turn| {
+        let mut client = tls::Client::new(std::sync::Arc::clone(&config), dial(addr));
+        while !client.shake_hands() {
+            turn();
+        }
+        turn();
+        Box::new(client)
+    })
+}
+
+#[cfg(not(feature = "aws-lc-rs"))]
+fn dialer(with: &str, _: &mut Listen) -> Dial {
+    assert!(!matches!(with, "tls" | "handshakes"), "built without TLS");
+    Box::new(dial_plain)
 }
