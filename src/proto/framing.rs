@@ -264,10 +264,10 @@ impl Width {
         Some(match (self, input) {
             (Self::One, [a, behind @ ..]) => (usize::from(*a), behind),
             (Self::Two, [a, b, behind @ ..]) => (usize::from(u16::from_be_bytes([*a, *b])), behind),
-            // Four bytes fit in a usize wherever mio runs; elsewhere the frame is too large anyway.
             (Self::Four, [a, b, c, d, behind @ ..]) => {
-                let length = u32::from_be_bytes([*a, *b, *c, *d]);
-                (usize::try_from(length).unwrap_or(usize::MAX), behind)
+                let length = usize::try_from(u32::from_be_bytes([*a, *b, *c, *d]));
+                // What Erlang does not send is larger than any maximum.
+                (length.ok().filter(|&length| length <= PACKET4_LIMIT).unwrap_or(usize::MAX), behind)
             }
             _ => return None,
         })
@@ -288,9 +288,11 @@ impl Codec {
                 return Self::Custom(Box::new(Custom { framer, max, seen: 0 }));
             }
         };
-        let mut cutter = Cutter { kind, max: 0, seen: 0 };
-        cutter.set_max(max);
-        Self::BuiltIn(cutter)
+        Self::BuiltIn(Cutter {
+            kind,
+            max: saturated(max),
+            seen: 0,
+        })
     }
 
     /// Looks for one frame at the front of `input`, which is what the last call saw and possibly more,
@@ -342,7 +344,7 @@ impl Codec {
 
     pub(super) fn set_max(&mut self, max: usize) {
         match self {
-            Self::BuiltIn(cutter) => cutter.set_max(max),
+            Self::BuiltIn(cutter) => (cutter.max, cutter.seen) = (saturated(max), 0),
             Self::Custom(custom) => (custom.max, custom.seen) = (max, 0),
         }
     }
@@ -383,14 +385,6 @@ fn saturated(length: usize) -> u32 {
 }
 
 impl Cutter {
-    fn set_max(&mut self, max: usize) {
-        let limit = match self.kind {
-            Kind::Packet(width) => width.limit(),
-            Kind::Raw | Kind::Delimited(_) => usize::MAX,
-        };
-        (self.max, self.seen) = (saturated(max.min(limit)), 0);
-    }
-
     #[inline]
     fn decode(&mut self, input: &[u8]) -> Step {
         match self.cut(input) {
