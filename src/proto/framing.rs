@@ -267,7 +267,13 @@ impl Width {
             (Self::Four, [a, b, c, d, behind @ ..]) => {
                 let length = usize::try_from(u32::from_be_bytes([*a, *b, *c, *d]));
                 // What Erlang does not send is larger than any maximum.
-                (length.ok().filter(|&length| length <= PACKET4_LIMIT).unwrap_or(usize::MAX), behind)
+                (
+                    length
+                        .ok()
+                        .filter(|&length| length <= PACKET4_LIMIT)
+                        .unwrap_or(usize::MAX),
+                    behind,
+                )
             }
             _ => return None,
         })
@@ -321,6 +327,15 @@ impl Codec {
         match self {
             Self::BuiltIn(cutter) => cutter.encode(payload, out),
             Self::Custom(custom) => custom.encode(payload, out),
+        }
+    }
+
+    /// Puts what stands in front of a payload of this length into `out`. False if it cannot be sent, or if the framing is the
+    /// user's: [`Codec::encode`] says why.
+    pub(super) fn put_header(&self, length: usize, out: &mut Vec<u8>) -> bool {
+        match self {
+            Self::BuiltIn(cutter) => cutter.put_header(length, out).is_ok(),
+            Self::Custom(_) => false,
         }
     }
 
@@ -444,23 +459,28 @@ impl Cutter {
 
     #[inline]
     fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        match self.kind {
-            Kind::Raw | Kind::Delimited(_) => {}
-            Kind::Packet(width) => {
-                let max = width.limit();
-                if payload.len() > max {
-                    return Err(EncodeError::TooLarge { max });
-                }
-                out.reserve(LONGEST_HEADER + payload.len());
-                // The length fits in the header.
-                match width {
-                    Width::One => out.push(payload.len() as u8),
-                    Width::Two => out.extend_from_slice(&(payload.len() as u16).to_be_bytes()),
-                    Width::Four => out.extend_from_slice(&(payload.len() as u32).to_be_bytes()),
-                }
-            }
-        }
+        out.reserve(LONGEST_HEADER + payload.len());
+        self.put_header(payload.len(), out)?;
         out.extend_from_slice(payload);
+        Ok(())
+    }
+
+    /// What stands in front of a payload of this length; nothing if it is too long.
+    #[inline]
+    fn put_header(self, length: usize, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        let Kind::Packet(width) = self.kind else {
+            return Ok(());
+        };
+        let max = width.limit();
+        if length > max {
+            return Err(EncodeError::TooLarge { max });
+        }
+        // The length fits in the header.
+        match width {
+            Width::One => out.push(length as u8),
+            Width::Two => out.extend_from_slice(&(length as u16).to_be_bytes()),
+            Width::Four => out.extend_from_slice(&(length as u32).to_be_bytes()),
+        }
         Ok(())
     }
 }

@@ -329,7 +329,10 @@ impl Machine {
             (Flags::RATED, self.throttle.is_some()),
         ] {
             if self.flags.has(flag) != fact {
-                return Some(format!("a flag says otherwise than what it stands for: {:?}", self.flags));
+                return Some(format!(
+                    "a flag says otherwise than what it stands for: {:?}",
+                    self.flags
+                ));
             }
         }
         let over = |session: &tls::Session| session.peer_closed() || session.has_failed();

@@ -118,13 +118,43 @@ impl Machine {
         }
         let queued = outbox.len() + encrypted;
         let much = queued >= limits.high_watermark;
-        self.traffic.frames_out += 1;
-        pool.traffic.frames_out += 1;
-        pool.sizes_out.record(payload.len() as u64);
+        self.count_sent(payload.len(), pool);
         if much {
             self.congest(now);
         }
         Ok(())
+    }
+
+    #[inline]
+    fn count_sent(&mut self, length: usize, pool: &mut Pool) {
+        self.traffic.frames_out += 1;
+        pool.traffic.frames_out += 1;
+        pool.sizes_out.record(length as u64);
+    }
+
+    /// Whether a frame may go to the kernel without waiting here: nothing is in front of it, and nothing is to be made of it but
+    /// to put a header in front, which is put into `header`.
+    pub(crate) fn may_pass(&self, payload: &[u8], header: &mut Vec<u8>) -> bool {
+        let free = self.is_quiet() && self.tls.is_none() && self.outbox.is_empty();
+        free && self.codec.put_header(payload.len(), header)
+    }
+
+    /// Of such a frame the kernel took `count` bytes. What is left waits, unless the kernel will take no more for good.
+    pub(crate) fn handle_passed(&mut self, header: &[u8], payload: &[u8], count: usize, now: Time, pool: &mut Pool) {
+        self.traffic.bytes_out += count as u64;
+        pool.traffic.bytes_out += count as u64;
+        self.count_sent(payload.len(), pool);
+        let left = payload.get(count.saturating_sub(header.len())..).unwrap_or_default();
+        if left.is_empty() || self.is_deaf() {
+            return;
+        }
+        let outbox = &mut self.wake(pool).outbox;
+        let tail = outbox.tail(pool);
+        tail.extend_from_slice(header.get(count..).unwrap_or_default());
+        tail.extend_from_slice(left);
+        if outbox.len() >= self.limits.high_watermark {
+            self.congest(now);
+        }
     }
 
     #[inline(never)]

@@ -76,7 +76,8 @@ impl<A, O: Os> Reactor<A, O> {
         self.lend(app, id, |app, reactor, handler| {
             while !rest.is_empty() {
                 let slot = reactor.roster.get_mut(id);
-                let Some((frame, behind)) = slot.and_then(|slot| slot.machine.next_frame(rest, &mut reactor.pool)) else {
+                let Some((frame, behind)) = slot.and_then(|slot| slot.machine.next_frame(rest, &mut reactor.pool))
+                else {
                     break;
                 };
                 rest = behind;

@@ -27,6 +27,9 @@ use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
 use crate::tree::{Cursor, Page, Tree};
 
+/// From this size on a frame is worth a write of its own: to copy it would cost more.
+const LARGE_FRAME: usize = 32 * 1024;
+
 impl<A, O: Os> Link<A> for Reactor<A, O> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)> {
         let slot = self.roster.get_mut(id)?;
@@ -41,7 +44,11 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         let Some(slot) = self.roster.get_mut(id) else {
             return Err(SendError::Closed);
         };
-        let sent = slot.machine.send(frame, self.now, &mut self.pool);
+        let sent = if frame.len() < LARGE_FRAME {
+            slot.machine.send(frame, self.now, &mut self.pool)
+        } else {
+            self.send_large(id, frame)
+        };
         // Whoever has the turn is looked after at its end.
         if self.current != Some(id) {
             self.touch(id);

@@ -134,6 +134,11 @@ pub(crate) trait Os {
     /// Never raises SIGPIPE.
     fn write(&mut self, stream: &mut Self::Stream, bytes: &[u8]) -> io::Result<usize>;
 
+    /// Writes `first` and then `second`, as one.
+    fn write_both(&mut self, stream: &mut Self::Stream, first: &[u8], second: &[u8]) -> io::Result<usize> {
+        self.write(stream, &[first, second].concat())
+    }
+
     /// Shuts the writing half down.
     fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
 

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -520,6 +520,17 @@ impl Os for MioOs {
             Stream::Tcp(stream) => stream.write(bytes),
             // In older versions of std, its write to a Unix socket raises SIGPIPE.
             Stream::Unix(stream) => SockRef::from(&*stream).send_with_flags(bytes, NO_SIGNAL),
+        }
+    }
+
+    fn write_both(&mut self, stream: &mut Stream, first: &[u8], second: &[u8]) -> io::Result<usize> {
+        if first.is_empty() {
+            return self.write(stream, second);
+        }
+        let pieces = [IoSlice::new(first), IoSlice::new(second)];
+        match stream {
+            Stream::Tcp(stream) => SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL),
+            Stream::Unix(stream) => SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL),
         }
     }
 

@@ -308,3 +308,64 @@ fn many_frames_in_one_read() {
     assert_eq!(rig.news(), vec![frame(""); 20_000]);
     assert_eq!(rig.answers(), vec![0; 20_000]);
 }
+
+/// A large frame goes past the outbox: whatever the kernel takes of it, every byte leaves once and in order.
+#[test]
+fn a_frame_that_passes_is_cut_anywhere() {
+    let payload: Vec<u8> = (0..60).collect();
+    for framing in [
+        Framing::Raw,
+        Framing::Packet1,
+        Framing::Packet2,
+        Framing::Packet4,
+        Framing::Line,
+    ] {
+        let mut whole = Vec::new();
+        assert!(Codec::new(&framing, 100).put_header(payload.len(), &mut whole));
+        let length = whole.len();
+        whole.extend_from_slice(&payload);
+        for count in 0..=whole.len() {
+            let mut rig = Rig::open_with(&framing, limits(), quiet);
+            let mut header = Vec::new();
+            assert!(rig.machine.may_pass(&payload, &mut header));
+            assert_eq!(header.len(), length);
+            rig.sent.extend_from_slice(&whole[..count]);
+            rig.machine
+                .handle_passed(&header, &payload, count, rig.now, &mut rig.pool);
+            assert_eq!(rig.machine.queued(), whole.len() - count);
+            assert_eq!(
+                rig.machine.may_pass(&payload, &mut Vec::new()),
+                count == whole.len(),
+                "in order"
+            );
+            rig.act(|turn| turn.send(b"behind").expect("room"));
+            let mut expected = whole.clone();
+            Codec::new(&framing, 100)
+                .encode(b"behind", &mut expected)
+                .expect("short");
+            assert_eq!(rig.answers(), expected, "{framing:?} at {count}");
+            let traffic = rig.machine.traffic();
+            assert_eq!((traffic.frames_out, traffic.bytes_out), (2, expected.len() as u64));
+        }
+    }
+}
+
+/// It waits its turn behind output, behind a pause of the peer and in a connection that ends; and a full kernel congests.
+#[test]
+fn a_frame_passes_only_where_nothing_is_in_front_of_it() {
+    let mut rig = Rig::open(quiet);
+    let mut header = Vec::new();
+    assert!(
+        !rig.machine.may_pass(&[0; 0x1_0000], &mut header),
+        "too long for its header"
+    );
+    assert!(header.is_empty());
+    assert!(rig.machine.may_pass(&[1; 200], &mut header));
+    rig.room = 0;
+    rig.machine.handle_passed(&header, &[1; 200], 0, rig.now, &mut rig.pool);
+    assert!(rig.machine.is_congested() && !rig.machine.wants_read());
+    rig.drain_to_peer(1000);
+    assert_eq!(rig.news(), [Told::Writable]);
+    rig.close();
+    assert!(!rig.machine.may_pass(b"late", &mut Vec::new()));
+}
