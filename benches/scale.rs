@@ -163,11 +163,14 @@ fn busy(sim: &Sim) -> bool {
     sim.next_timeout() == Some(Duration::ZERO)
 }
 
-/// Everybody is connected and at rest. Memory is the server's, per connection: what it allocates while it takes them in.
+/// Everybody is connected and at rest. Memory is the server's, per connection: what it reserves at its start for so many, and what
+/// it allocates while it takes them in.
 fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
     const BACKLOG: usize = 1_024;
     let config = Config::new().max_connections(connections).max_unopened(connections);
+    let region = Region::new(ALLOCATOR);
     let mut sim = Sim::new(1, config, ());
+    let mut memory = grown(&region);
     sim.set_checks(false);
     let listen = Listen::tcp("127.0.0.1:0")
         .framing(Framing::Packet2)
@@ -176,16 +179,20 @@ fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
         .linger(Duration::ZERO, 0);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("a listener");
     let mut clients = Vec::with_capacity(connections);
-    let (mut memory, mut accept) = (0, Timed::default());
+    let mut accept = Timed::default();
     while clients.len() < connections {
         let some = BACKLOG.min(connections - clients.len());
         clients.extend((0..some).filter_map(|_| sim.connect(addr)));
         let region = Region::new(ALLOCATOR);
         accept.until(&mut sim, |sim| !busy(sim) && sim.stats().open == clients.len());
-        let change = region.change();
-        memory += change.bytes_allocated as isize - change.bytes_deallocated as isize;
+        memory += grown(&region);
     }
     (sim, clients, memory as f64 / connections as f64, accept)
+}
+
+fn grown(region: &Region<'_, System>) -> isize {
+    let change = region.change();
+    change.bytes_allocated as isize - change.bytes_deallocated as isize
 }
 
 /// Microseconds for a page of all that there are; the mean over all pages.

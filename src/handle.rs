@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use crate::config::Config;
+use crate::config::{Config, MOST_CONNECTIONS};
 use crate::control::{Control, ListenerInfo};
 use crate::error::Error;
 use crate::handler::Message;
@@ -199,13 +199,17 @@ impl<A> Queue<A> {
 
 /// Which ids are alive, for every thread to read: the generation of each slot, zero when it is free.
 ///
-/// Chunk `n` holds `FIRST << n` slots, so that it grows without moving what others read.
+/// In chunks, so that it grows without moving what others read: of `FIRST` slots, of twice as many, and so on up to `LARGEST`,
+/// which is filled in no time that anybody notices.
 struct Liveness {
     chunks: [OnceLock<Box<[AtomicU32]>>; CHUNKS],
 }
 
 const FIRST: usize = 64;
-const CHUNKS: usize = 20;
+const LARGEST: usize = 1 << 16;
+/// Chunks that are smaller than the next one.
+const GROWING: usize = (LARGEST / FIRST).ilog2() as usize + 1;
+const CHUNKS: usize = GROWING + MOST_CONNECTIONS / LARGEST;
 
 impl Default for Liveness {
     fn default() -> Self {
@@ -219,6 +223,9 @@ impl Liveness {
     /// The chunk of a slot, the chunk's size, and the place in it.
     fn place(index: u32) -> (usize, usize, usize) {
         let shifted = index as usize + FIRST;
+        if let Some(beyond) = shifted.checked_sub(2 * LARGEST) {
+            return (GROWING + beyond / LARGEST, LARGEST, beyond % LARGEST);
+        }
         let chunk = (shifted / FIRST).ilog2() as usize;
         let size = FIRST << chunk;
         (chunk, size, shifted - size)
@@ -571,12 +578,12 @@ mod tests {
     #[test]
     fn each_slot_has_its_own_place() {
         let mut seen = std::collections::HashSet::new();
-        for index in 0..10_000 {
+        for index in 0..5 * LARGEST as u32 {
             let (chunk, size, at) = Liveness::place(index);
-            assert!(chunk < CHUNKS && at < size && size == FIRST << chunk);
+            assert!(chunk < CHUNKS && at < size && size == (FIRST << chunk.min(32)).min(LARGEST));
             assert!(seen.insert((chunk, at)), "slot {index} shares a place");
         }
-        let (chunk, size, at) = Liveness::place((1 << 24) - 1);
+        let (chunk, size, at) = Liveness::place(MOST_CONNECTIONS as u32 - 1);
         assert!(chunk < CHUNKS && at < size, "the last id has a place");
     }
 

@@ -19,6 +19,8 @@ const CLASSES: usize = usize::BITS as usize;
 /// How long one connection is read from beyond its share while others wait.
 const FAVOUR: Duration = Duration::from_secs(1);
 const NOWHERE: u32 = u32::MAX;
+/// Slots whose books are made at once.
+const CHUNK: usize = 1024;
 
 /// What each slot holds, sorted by powers of two: the largest is found at once, as far as a factor of two goes.
 #[derive(Debug)]
@@ -27,7 +29,8 @@ pub(super) struct Ledger {
     limit: usize,
     /// Over three quarters of the limit, and not back under five eighths of it.
     tight: bool,
-    held: Vec<Held>,
+    /// In chunks, made for those who hold something: most never do.
+    held: Vec<Option<Box<[Held; CHUNK]>>>,
     /// The slots of each class.
     classes: Vec<Vec<u32>>,
     /// Slots with at least [`LEAST_HOLDER`] bytes.
@@ -39,6 +42,13 @@ struct Held {
     bytes: usize,
     /// Place in its class.
     place: u32,
+}
+
+impl Held {
+    const NOTHING: Self = Self {
+        bytes: 0,
+        place: NOWHERE,
+    };
 }
 
 impl Ledger {
@@ -105,23 +115,35 @@ impl Ledger {
 
     #[inline]
     pub(super) fn of(&self, slot: u32) -> usize {
-        self.held.get(slot as usize).map_or(0, |held| held.bytes)
+        self.held(slot).map_or(0, |held| held.bytes)
+    }
+
+    #[inline]
+    fn held(&self, slot: u32) -> Option<&Held> {
+        self.held
+            .get(slot as usize / CHUNK)?
+            .as_ref()?
+            .get(slot as usize % CHUNK)
+    }
+
+    fn held_mut(&mut self, slot: u32) -> Option<&mut Held> {
+        let chunk = self.held.get_mut(slot as usize / CHUNK)?.as_mut()?;
+        chunk.get_mut(slot as usize % CHUNK)
     }
 
     /// The slot holds so much now.
     pub(super) fn note(&mut self, slot: u32, bytes: usize) {
-        let index = slot as usize;
         if self.of(slot) == bytes {
             return;
         }
-        if self.held.len() <= index {
-            let nothing = Held {
-                bytes: 0,
-                place: NOWHERE,
-            };
-            self.held.resize(index + 1, nothing);
+        let chunk = slot as usize / CHUNK;
+        if self.held.len() <= chunk {
+            self.held.resize_with(chunk + 1, || None);
         }
-        let Some(held) = self.held.get_mut(index) else {
+        if let Some(unused @ None) = self.held.get_mut(chunk) {
+            *unused = Some(Box::new([Held::NOTHING; CHUNK]));
+        }
+        let Some(held) = self.held_mut(slot) else {
             return;
         };
         let before = std::mem::replace(&mut held.bytes, bytes);
@@ -146,16 +168,14 @@ impl Ledger {
     }
 
     fn take_out(&mut self, slot: u32, bytes: usize) {
-        let place = self.held.get(slot as usize).map_or(NOWHERE, |held| held.place);
+        let place = self.held(slot).map_or(NOWHERE, |held| held.place);
         let Some(members) = class(bytes).and_then(|class| self.classes.get_mut(class)) else {
             return;
         };
         if (place as usize) < members.len() {
             members.swap_remove(place as usize);
-            let moved = members
-                .get(place as usize)
-                .and_then(|&moved| self.held.get_mut(moved as usize));
-            if let Some(moved) = moved {
+            let moved = members.get(place as usize).copied();
+            if let Some(moved) = moved.and_then(|moved| self.held_mut(moved)) {
                 moved.place = place;
             }
         }
@@ -167,7 +187,7 @@ impl Ledger {
             members.push(slot);
             members.len() as u32 - 1
         });
-        if let Some(held) = self.held.get_mut(slot as usize) {
+        if let Some(held) = self.held_mut(slot) {
             held.place = place;
         }
     }

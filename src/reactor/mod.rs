@@ -52,7 +52,7 @@ use memory::Ledger;
 use os::{Event, Named, Os, Token};
 use places::{Places, Share};
 use ready::Ready;
-use roster::Roster;
+use roster::{Roster, Slot};
 use timers::Timers;
 use unopened::Unopened;
 use view::Closes;
@@ -70,8 +70,7 @@ use crate::stats::Stats;
 
 /// One read. A connection's input is at most its maximum frame and one of these.
 const READ_SIZE: usize = 64 * 1024;
-/// Places of connections reserved at the start, of those that the cap allows: an address space, and no memory before they are
-/// used. Lists that double on the way would leave their former selves behind.
+/// Places of connections that are reserved at the start in any case, if the cap allows so many: see [`reservable`].
 const RESERVED: usize = 1 << 16;
 /// Turns given from the ready list in one turn of the loop.
 const READY_BUDGET: usize = 1024;
@@ -153,7 +152,7 @@ impl<A, O: Os> Reactor<A, O> {
         config.check()?;
         let shared = Shared::new(os.waker(), config.queue_limit, config.queue_bytes);
         let lent = Lent::new(os.waker());
-        let places = config.max_connections.min(RESERVED);
+        let places = reservable::<O>(config.max_connections);
         let mut reactor = Self {
             now: os.now(),
             os,
@@ -537,6 +536,21 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         for alarm in std::mem::take(&mut self.alarms) {
             self.discard("an alarm's destructor", alarm);
         }
+    }
+}
+
+/// How many places to reserve at the start: all that the cap allows, if the system grants the address space. It is no memory before
+/// it is used; and a list that doubled on the way would be copied whole in one turn, and leave its former self behind.
+fn reservable<O: Os>(cap: usize) -> usize {
+    let place = size_of::<Slot>() + size_of::<Option<O::Stream>>() + size_of::<Option<Box<dyn Handler<()>>>>();
+    if cap <= RESERVED
+        || Vec::<u8>::new()
+            .try_reserve_exact(cap.saturating_mul(2 * place))
+            .is_ok()
+    {
+        cap
+    } else {
+        RESERVED
     }
 }
 
