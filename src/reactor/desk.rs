@@ -41,13 +41,14 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
     }
 
     fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), SendError> {
+        let passed = frame.len() >= LARGE_FRAME && self.pass(id, frame);
         let Some(slot) = self.roster.get_mut(id) else {
             return Err(SendError::Closed);
         };
-        let sent = if frame.len() < LARGE_FRAME {
-            slot.machine.send(frame, self.now, &mut self.pool)
+        let sent = if passed {
+            Ok(())
         } else {
-            self.send_large(id, frame)
+            slot.machine.send(frame, self.now, &mut self.pool)
         };
         // Whoever has the turn is looked after at its end.
         if self.current != Some(id) {

@@ -8,7 +8,7 @@ use super::os::Os;
 use super::roster::Slot;
 use super::{Reactor, Scratch};
 use crate::id::ConnId;
-use crate::proto::{Pool, SendError, Staged, State};
+use crate::proto::{Pool, Staged, State};
 use crate::reason::{CloseReason, Closed};
 
 /// What a frame counts against the read budget besides its bytes.
@@ -318,35 +318,33 @@ impl<A, O: Os> Reactor<A, O> {
 }
 
 impl<A, O: Os> Reactor<A, O> {
-    /// Sends a frame that is worth a write of its own: if nothing is in front of it, only what the kernel does not take is copied.
-    #[inline(never)]
-    pub(super) fn send_large(&mut self, id: ConnId, payload: &[u8]) -> Result<(), SendError> {
-        let Some(slot) = self.roster.get_mut(id) else {
-            return Err(SendError::Closed);
-        };
+    /// Sends a frame that is worth a write of its own, if nothing is in front of it: only what the kernel does not take is copied.
+    /// False if something is.
+    #[cold]
+    pub(super) fn pass(&mut self, id: ConnId, payload: &[u8]) -> bool {
         let stream = self.streams.get_mut(id.index as usize).and_then(Option::as_mut);
-        let mut header = self.pool.take();
-        let passed = match stream {
-            Some(stream) if slot.writable && slot.machine.may_pass(payload, &mut header) => {
-                let count = match self.os.write_both(stream, &header, payload) {
-                    Ok(count) => {
-                        slot.writable = count == header.len() + payload.len();
-                        count
-                    }
-                    Err(error) => {
-                        // If it is for good, the handler is told at the end of the connection, as after every other write.
-                        let _ = slot.write_failed(error, &mut self.pool);
-                        0
-                    }
-                };
-                slot.machine
-                    .handle_passed(&header, payload, count, self.now, &mut self.pool);
-                Ok(())
-            }
-            _ => slot.machine.send(payload, self.now, &mut self.pool),
+        let (Some(slot), Some(stream)) = (self.roster.get_mut(id), stream) else {
+            return false;
         };
+        let mut header = self.pool.take();
+        let passes = slot.writable && slot.machine.may_pass(payload, &mut header);
+        if passes {
+            let count = match self.os.write_both(stream, &header, payload) {
+                Ok(count) => {
+                    slot.writable = count == header.len() + payload.len();
+                    count
+                }
+                Err(error) => {
+                    // If it is for good, the handler is told at the end of the connection, as after every other write.
+                    let _ = slot.write_failed(error, &mut self.pool);
+                    0
+                }
+            };
+            slot.machine
+                .handle_passed(&header, payload, count, self.now, &mut self.pool);
+        }
         self.pool.give(header);
-        passed
+        passes
     }
 }
 
