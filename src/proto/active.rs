@@ -82,16 +82,16 @@ impl Default for Active {
 }
 
 impl Machine {
-    /// Open, and nothing but frames to think of: no end in sight, no pause, no timer, no rate, no news for the handler.
+    /// Open, and nothing but frames to think of: no end in sight, no pause, no rate, no news for the handler.
     /// The one test that a message of an ordinary connection pays for all that.
     #[inline]
     pub(crate) fn is_quiet(&self) -> bool {
-        const ORDINARY: u32 = Flags::ADMITTED.0 | Flags::WAS_OPEN.0 | Flags::OUTGOING.0;
+        const ORDINARY: u32 = Flags::ADMITTED.0 | Flags::WAS_OPEN.0 | Flags::OUTGOING.0 | Flags::TIMED.0;
         self.flags.0 & !ORDINARY == 0
     }
 
-    /// It is quiet, nothing waits in either direction, and it waits for nothing but the peer's next word: its one deadline is the
-    /// idle timeout, which moves only later.
+    /// It is quiet, nothing waits in either direction, and it waits for nothing but the peer's next word: besides the handler's
+    /// timers its one deadline is the idle timeout, which moves only later.
     #[inline]
     pub(crate) fn is_at_rest(&self) -> bool {
         self.is_quiet()

@@ -205,6 +205,7 @@ impl Machine {
         self.deadlines.write = write;
         self.timers = Vec::new();
         self.flags.clear(Flags::TIMED);
+        self.flags.clear(Flags::TELL_TIMER);
         self.held_at = 0;
         pool.give(std::mem::take(&mut self.held));
     }

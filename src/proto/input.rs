@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::closing::closed_by;
 use super::framing::{Codec, Framing, Step};
 use super::state::{Event, Farewell, Flags, State};
-use super::{Machine, Pool, Stopped, Time};
+use super::{Machine, Pool, Stopped, Time, Timer};
 use crate::reason::{CloseReason, Closed};
 
 /// From here on what is held grows by a quarter.
@@ -334,13 +334,15 @@ impl Machine {
     }
 
     pub(super) fn take_due_timer(&mut self) -> Option<u8> {
-        if self.timers.is_empty() {
+        if !self.flags.has(Flags::TELL_TIMER) {
             return None;
         }
-        let (index, timer) = self.timers.iter().enumerate().min_by_key(|(_, timer)| timer.at)?;
-        if timer.at > self.judged {
+        let due = |timer: &Timer| timer.at <= self.judged;
+        let first = self.timers.iter().enumerate().min_by_key(|(_, timer)| timer.at);
+        let Some((index, _)) = first.filter(|(_, timer)| due(timer)) else {
+            self.flags.clear(Flags::TELL_TIMER);
             return None;
-        }
+        };
         let key = self.timers.remove(index).key;
         self.flags.put(Flags::TIMED, !self.timers.is_empty());
         Some(key)

@@ -161,6 +161,9 @@ impl Machine {
     /// Judges every deadline that was due at `due`.
     pub(crate) fn handle_timeout(&mut self, due: Time, now: Time, pool: &mut Pool) {
         self.judged = self.judged.max(due);
+        if self.timers.iter().any(|timer| timer.at <= self.judged) {
+            self.flags.set(Flags::TELL_TIMER);
+        }
         if self.deadlines.stage <= due {
             self.deadlines.stage = Time::NEVER;
             match self.state {
@@ -211,6 +214,12 @@ impl Machine {
             self.timers.push(Timer { key, at });
         }
         self.flags.put(Flags::TIMED, !self.timers.is_empty());
+    }
+
+    /// A timer of the handler's runs: its deadline may have come nearer.
+    #[inline]
+    pub(crate) fn is_timed(&self) -> bool {
+        self.flags.has(Flags::TIMED)
     }
 
     /// The frame that it has begun should have been whole at `due`.
@@ -334,6 +343,9 @@ impl Machine {
                     self.flags
                 ));
             }
+        }
+        if !self.flags.has(Flags::TELL_TIMER) && self.timers.iter().any(|timer| timer.at <= self.judged) {
+            return Some("a timer is due and no flag says so".to_owned());
         }
         let over = |session: &tls::Session| session.peer_closed() || session.has_failed();
         if self.flags.has(Flags::TLS_OVER) != self.tls.as_deref().is_some_and(over) {

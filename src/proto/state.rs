@@ -295,4 +295,6 @@ flags! {
     RATED = 26;
     /// TLS brings nothing more: close_notify has come, or it has failed.
     TLS_OVER = 27;
+    /// A timer is due, unless it was cancelled since.
+    TELL_TIMER = 28;
 }

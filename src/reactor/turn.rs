@@ -64,7 +64,8 @@ impl<A, O: Os> Reactor<A, O> {
     /// The turn of a connection at rest, as most are: one read, its frames, one write. True if it is at rest again; else what was
     /// read is delivered, and the rest is for [`Reactor::attend`].
     ///
-    /// No book is kept of it: such a connection holds nothing, before and after, and its deadline has only moved later.
+    /// No book is kept of it: such a connection holds nothing, before and after, and its deadline has only moved later, unless a
+    /// callback has set a timer.
     fn answer(&mut self, app: &mut A, id: ConnId, scratch: &mut Scratch, budget: &mut usize) -> bool {
         let Read::Staged(mut staged) = self.read_socket(id, scratch, budget, usize::MAX) else {
             return false;
@@ -82,7 +83,13 @@ impl<A, O: Os> Reactor<A, O> {
             return false;
         };
         slot.machine.slim(&mut self.pool);
-        slot.machine.is_at_rest() && !slot.readable && !slot.retry
+        if !slot.machine.is_at_rest() || slot.readable || slot.retry {
+            return false;
+        }
+        if slot.machine.is_timed() {
+            self.timers.arm(id.index, slot.machine.deadline());
+        }
+        true
     }
 
     /// The turn of a connection to which anything may happen. `begun`: what a read has brought is delivered already.
