@@ -78,6 +78,9 @@ impl<'a, A> Conn<'a, A> {
 
     /// Queues one frame.
     ///
+    /// What is sent in a connection's turn leaves in one write at its end. A frame of 32 KiB or more that nothing is in front of is
+    /// given to the kernel at once, and only what it does not take is queued.
+    ///
     /// Anything that is bytes will do: `&[u8]`, `"text"`, a `Vec<u8>`. Line framing adds no delimiter: send it with the line.
     ///
     /// When the high watermark is reached, reading from this connection stops by itself until the peer has taken
