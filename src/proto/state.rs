@@ -295,4 +295,7 @@ flags! {
     RATED = 26;
     /// TLS brings nothing more: close_notify has come, or it has failed.
     TLS_OVER = 27;
+    /// Its clocks stood until now. Whoever looks at its deadlines may have come meanwhile, found none, and is to be told of them
+    /// at the end of the turn.
+    STOOD = 28;
 }
