@@ -11,7 +11,7 @@ use std::time::Duration;
 use campaign::Plan;
 use planned::quiet;
 use portcullis::sim::{Call, ClientState, Fault, Faults, Op, Script, Scripted, Sim, Stage};
-use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Outcome};
+use portcullis::{CloseReason, Config, Context, Control, Framing, Handler, Listen, Message, Outcome};
 
 fn play(seeds: std::ops::Range<u64>, tls: bool) {
     quiet();
@@ -509,4 +509,53 @@ fn bytes_and_the_end_behind_them_are_one_event() {
         (sim.events() - before, sim.received(client)),
         (1, b"the end\n".to_vec())
     );
+}
+
+/// While it is paused it has no deadline, and its timer may come and go; who goes on may be idle as long as all others.
+#[test]
+fn a_long_pause_leaves_an_idle_deadline_behind() {
+    struct Waits;
+    impl Handler for Waits {
+        fn on_frame(&mut self, cx: &mut Context<'_>, line: &[u8]) -> Outcome {
+            cx.conn.send(line)?;
+            if line == b"wait\n" {
+                cx.conn.pause();
+            }
+            Ok(())
+        }
+        fn on_message(&mut self, cx: &mut Context<'_>, _: Message) -> Outcome {
+            cx.conn.resume();
+            Ok(())
+        }
+    }
+    let idle = Duration::from_secs(10);
+    // Paused long before its timer comes, and in the same moment.
+    for (by_itself, early) in [(true, true), (false, true), (true, false), (false, false)] {
+        let mut sim = Sim::new(7, Config::new(), ());
+        let options = listen().idle_timeout(idle).linger(Duration::ZERO, 1024);
+        let addr = sim.listen(options, |_: &mut (), _| Waits).expect("listen");
+        let client = sim.connect(addr).expect("connected");
+        sim.send(client, if early { b"wait\n" } else { b"said\n" });
+        sim.settle();
+        let id = sim.control().connections()[0].id;
+        if early {
+            sim.advance(2 * idle);
+        } else {
+            sim.leap(idle);
+            let pause = move |(): &mut (), control: &mut Control<'_, ()>| control.conn(id).expect("it is open").pause();
+            sim.handle().post(pause).expect("it runs");
+            sim.settle();
+        }
+        sim.send(client, b"go on\n");
+        sim.settle();
+        if by_itself {
+            sim.handle().notify(id, ()).expect("it runs");
+        } else {
+            sim.control().conn(id).expect("it is open").resume();
+        }
+        sim.settle();
+        assert!(sim.received(client).ends_with(b"go on\n"));
+        sim.advance(2 * idle);
+        assert_eq!(sim.stats().closed(CloseReason::IdleTimeout), 1);
+    }
 }

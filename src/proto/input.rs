@@ -451,6 +451,7 @@ impl Machine {
                 let stood = now.since(stopped.at);
                 self.deadlines.frame = stopped.frame.after(stood);
                 self.stood = self.stood.saturating_add(stood);
+                self.flags.set(Flags::STOOD);
             }
             if !self.held.is_empty() {
                 self.flags.set(Flags::HELD_FRAMES);

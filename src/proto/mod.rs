@@ -282,6 +282,7 @@ impl Machine {
     /// At the end of a turn: gives back what its buffers do not need.
     #[inline(always)]
     pub(crate) fn slim(&mut self, pool: &mut Pool) {
+        self.flags.clear(Flags::STOOD);
         if let Some(active) = self.active.take_if(|active| active.is_over()) {
             // Nothing goes on.
             pool.give_active(active);

@@ -32,7 +32,7 @@ impl Machine {
         }
         self.outbox.clear(pool);
         if let Some(session) = &mut self.tls {
-            session.clear(pool);
+            session.silence(pool);
         }
         self.deadlines.write = Time::NEVER;
         self.flags.set(Flags::WRITE_DEAD);

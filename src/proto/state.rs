@@ -297,4 +297,7 @@ flags! {
     TLS_OVER = 27;
     /// A timer is due, unless it was cancelled since.
     TELL_TIMER = 28;
+    /// Its clocks stood until now. Whoever looks at its deadlines may have come meanwhile, found none, and is to be told of them
+    /// at the end of the turn.
+    STOOD = 29;
 }

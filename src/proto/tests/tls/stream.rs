@@ -358,3 +358,29 @@ fn drain_over_tls() {
     assert!(talk.goodbye);
     assert_eq!(talk.rig.finish(), CloseReason::Drained);
 }
+
+/// As in the clear: everything that came is read and told, a record too that had begun to be read before the write failed.
+#[test]
+fn after_a_write_error_the_rest_is_read() {
+    for version in VERSIONS {
+        let deaf = |turn: &mut Turn<'_>, told: &Told| {
+            if let Told::Frame(payload) = told {
+                let _ = turn.send(payload);
+            }
+            Ok(())
+        };
+        let mut talk = Talk::open(version, Box::new(deaf));
+        talk.say(&packet2("one"));
+        let mut wire = talk.client_bytes();
+        let begun = wire.len() + 7;
+        talk.say(&packet2("two"));
+        wire.extend(talk.client_bytes());
+        talk.rig.write_error = Some(libc::EPIPE);
+        let (read, rest) = wire.split_at(begun);
+        talk.rig.inbox.push_back(Input::Bytes(read.to_vec()));
+        talk.rig.inbox.push_back(Input::Bytes(rest.to_vec()));
+        talk.rig.turn();
+        assert_eq!(talk.rig.news(), ["one", "two"].map(frame));
+        assert_eq!(talk.rig.ended(), CloseReason::Reset);
+    }
+}
