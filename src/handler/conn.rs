@@ -44,7 +44,7 @@ impl<A> fmt::Debug for Context<'_, A> {
 /// so that no callback is entered from inside another.
 pub(crate) trait Link<A> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)>;
-    fn send(&mut self, id: ConnId, frame: &[u8]) -> Result<(), SendError>;
+    fn send(&mut self, id: ConnId, frame: &[u8]) -> Result<(), Box<SendError>>;
     fn machine_ref(&self, id: ConnId) -> Option<&Machine>;
     /// Something was asked of this connection: give it a turn.
     fn touch(&mut self, id: ConnId);
@@ -91,7 +91,7 @@ impl<'a, A> Conn<'a, A> {
     /// [`SendError`]: the connection is closing, its peer is too slow (the output limit), or the frame is too long
     /// for the framing. Nothing of the frame was queued.
     pub fn send(&mut self, frame: impl AsRef<[u8]>) -> Result<(), SendError> {
-        self.link.send(self.id, frame.as_ref())
+        self.link.send(self.id, frame.as_ref()).map_err(|error| *error)
     }
 
     /// Closes in order: what was sent is flushed, then close_notify over TLS, then FIN; input is discarded.

@@ -14,7 +14,7 @@ impl Time {
     pub(crate) const NEVER: Self = Self(u64::MAX);
 
     /// `elapsed` after the clock started.
-    #[inline]
+    #[cfg(any(test, feature = "sim"))]
     pub(crate) fn from_start(elapsed: Duration) -> Self {
         Self::ZERO.after(elapsed)
     }

@@ -40,21 +40,23 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         Some(&self.roster.get(id)?.machine)
     }
 
-    fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), SendError> {
+    // Boxed, because an error is rare, and what is rare is not to be copied each time.
+    fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), Box<SendError>> {
         let passed = frame.len() >= LARGE_FRAME && self.pass(id, frame);
         let Some(slot) = self.roster.get_mut(id) else {
-            return Err(SendError::Closed);
+            return Err(Box::new(SendError::Closed));
         };
-        let sent = if passed {
-            Ok(())
-        } else {
-            slot.machine.send(frame, self.now, &mut self.pool)
-        };
+        let mut failed = None;
+        if !passed {
+            if let Err(error) = slot.machine.send(frame, self.now, &mut self.pool) {
+                failed = Some(Box::new(error));
+            }
+        }
         // Whoever has the turn is looked after at its end.
         if self.current != Some(id) {
             self.touch(id);
         }
-        sent
+        failed.map_or(Ok(()), Err)
     }
 
     fn touch(&mut self, id: ConnId) {
