@@ -196,17 +196,37 @@ impl Machine {
         if self.is_connecting() {
             return &[];
         }
+        if self.is_quiet() {
+            self.seal(pool);
+        } else {
+            self.prepare_end(pool);
+        }
+        match &self.tls {
+            Some(session) => session.waiting(),
+            None => self.outbox.waiting(),
+        }
+    }
+
+    /// Encrypts what waits.
+    #[inline]
+    fn seal(&mut self, pool: &mut Pool) {
+        if let (Some(session), Some(active)) = (&mut self.tls, &mut self.active) {
+            match session.encrypt(active.outbox.waiting(), pool) {
+                Ok(taken) => active.outbox.advance(taken),
+                Err(error) => self.end(Closed::with(CloseReason::Tls, error as Box<dyn StdError>), pool),
+            }
+        }
+    }
+
+    /// Encrypts what waits, unless nobody can hear it, and says goodbye behind it, if it is time.
+    fn prepare_end(&mut self, pool: &mut Pool) {
         if let (true, Some(session)) = (self.flags.has(Flags::FIN_SENT), &mut self.tls) {
             // What TLS would still say by itself, nobody can hear.
             session.silence(pool);
         }
         let finished = matches!(self.farewell, Farewell::Gone { .. }) || self.is_deaf();
-        if let (Some(session), Some(active), false) = (&mut self.tls, &mut self.active, finished) {
-            let outcome = session.encrypt(active.outbox.waiting(), pool);
-            match outcome {
-                Ok(taken) => active.outbox.advance(taken),
-                Err(error) => self.end(Closed::with(CloseReason::Tls, error as Box<dyn StdError>), pool),
-            }
+        if !finished {
+            self.seal(pool);
         }
         let finishes = self.state == State::Open && self.flags.has(Flags::FINISHING) && !self.is_deaf();
         if finishes && self.outbox.is_empty() {
@@ -228,10 +248,6 @@ impl Machine {
                     Farewell::Shutdown
                 };
             }
-        }
-        match &self.tls {
-            Some(session) => session.waiting(),
-            None => self.outbox.waiting(),
         }
     }
 

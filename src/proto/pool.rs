@@ -40,14 +40,21 @@ impl Pool {
         self.spare.pop().or_else(|| self.small.pop()).unwrap_or_default()
     }
 
-    pub(crate) fn give(&mut self, mut buffer: Vec<u8>) {
+    #[inline]
+    pub(crate) fn give(&mut self, buffer: Vec<u8>) {
+        if buffer.capacity() > 0 {
+            self.keep(buffer);
+        }
+    }
+
+    fn keep(&mut self, mut buffer: Vec<u8>) {
         let capacity = buffer.capacity();
         let shelf = if capacity > SMALL {
             &mut self.spare
         } else {
             &mut self.small
         };
-        if capacity > 0 && capacity <= KEEP_CAPACITY && shelf.len() < KEEP_BUFFERS {
+        if capacity <= KEEP_CAPACITY && shelf.len() < KEEP_BUFFERS {
             buffer.clear();
             shelf.push(buffer);
         }
