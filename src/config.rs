@@ -38,7 +38,7 @@ impl Default for Config {
             starve_interval: Duration::from_millis(500),
             accept_budget: 64,
             handshake_budget: 16,
-            read_budget: 128 * 1024,
+            read_budget: 64 * 1024,
             job_budget: 1024,
             queue_limit: 65_536,
             queue_bytes: 64 * 1024 * 1024,
@@ -89,7 +89,7 @@ impl Config {
     }
 
     /// Bytes read per turn and connection, rounded up to a whole read (64 KiB); each frame counts 64 more.
-    /// Defaults to 128 KiB, at least 1.
+    /// Defaults to 64 KiB, at least 1.
     pub fn read_budget(mut self, bytes: usize) -> Self {
         self.read_budget = bytes;
         self
