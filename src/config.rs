@@ -61,7 +61,8 @@ impl Config {
     /// before `accept`. 0 admits nobody. Defaults to 1024. In [`Shards`](crate::Shards) it is one cap over all of them.
     ///
     /// Each takes a descriptor, so RLIMIT_NOFILE should be larger than this by what the rest of the program
-    /// needs; [`Server::new`](crate::Server::new) warns if it is not.
+    /// needs; [`Server::new`](crate::Server::new) warns if it is not. Some 200 bytes of address space are reserved for each from the
+    /// start, if the system grants so much; they are memory only once they are used.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = connections;
         self

@@ -173,3 +173,11 @@ fn more_than_an_id_can_name_is_an_error_and_changes_nothing() {
     assert_eq!(server.ask(|(), control| control.stats().max_connections), 2);
     eventually("it is published", || server.handle.stats().max_connections == 2);
 }
+
+/// What is reserved for so many is an address space, and no memory before it is used.
+#[test]
+fn the_largest_cap_serves_the_first_client() {
+    let server = spawn_echo(Config::new().max_connections(16_000_000), local());
+    ping(&mut connect(server.addr()), b"hello");
+    server.finish();
+}

@@ -108,7 +108,7 @@ impl Machine {
         // What TLS has encrypted already, but not what it says by itself.
         let encrypted = tls
             .as_ref()
-            .map_or(0, |session| session.waiting().len() - session.own());
+            .map_or(0, |session| session.waiting().len().saturating_sub(session.own()));
         let queued = outbox.len() + encrypted;
         if queued >= limits.output_limit {
             return Err(self.refuse_to_send(queued, now));

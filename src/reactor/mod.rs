@@ -572,3 +572,18 @@ fn last_words(panic: Box<dyn Any + Send>) -> String {
     }
     words
 }
+
+#[cfg(test)]
+mod tests {
+    use super::os_mio::MioOs;
+    use super::*;
+
+    /// What the system does not grant is asked for later, piece by piece.
+    #[test]
+    fn a_cap_beyond_all_memory_reserves_little() {
+        assert_eq!(reservable::<MioOs>(0), 0);
+        assert_eq!(reservable::<MioOs>(RESERVED), RESERVED);
+        assert_eq!(reservable::<MioOs>(usize::MAX), RESERVED);
+        assert_eq!(reservable::<MioOs>(1 << 50), RESERVED);
+    }
+}

@@ -262,7 +262,7 @@ impl Session {
     /// Encrypts the front of `plain` if no ciphertext waits but what TLS says by itself, in front of which there may be what was
     /// sent before an upgrade; returns how much of it was taken.
     pub(super) fn encrypt(&mut self, plain: &[u8], pool: &mut Pool) -> Result<usize, Box<dyn StdError + Send + Sync>> {
-        let encrypted = self.outbound.len() - self.clear - self.own;
+        let encrypted = self.outbound.len().saturating_sub(self.clear + self.own);
         if plain.is_empty() || encrypted > 0 || self.notified || self.is_handshaking() {
             return Ok(0);
         }
