@@ -4,6 +4,8 @@
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use portcullis::{Config, Context, Handler, Listen, Outcome, Server, Stats};
 
@@ -53,10 +55,15 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     let id = server.listen(listen, |_app: &mut (), _peer| Echo)?;
     let addr = server.listener(id)?.addr;
     // Before the address is said: who reads it may send a signal at once.
-    terminal::drain_on_signal(server.handle(), options.grace)?;
+    let signalled = terminal::note_signals()?;
     terminal::say(&format!("listening on {addr} ({})", options.framing.name()));
     terminal::say(&format!("try:  {}", options.try_it(&addr)));
 
+    // A signal interrupts the poll. One that comes between the question and the poll is seen within the second.
+    while !signalled.load(Ordering::Relaxed) {
+        server.poll_once(&mut (), Some(Duration::from_secs(1)))?;
+    }
+    server.control().drain(options.grace);
     server.run(&mut ())?;
 
     terminal::say(&summary(&server.stats()));

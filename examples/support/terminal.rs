@@ -19,6 +19,22 @@ pub fn log_to_stderr() {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
 }
 
+/// The first SIGTERM or SIGINT sets what is returned and interrupts the poll, the second ends the process.
+///
+/// For a program with no thread but the server's: with a second one the C library makes every system call dearer, for its
+/// cancellation points (`pthreads(7)`).
+#[allow(dead_code)] // likewise
+pub fn note_signals() -> std::io::Result<std::sync::Arc<std::sync::atomic::AtomicBool>> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    let noted = std::sync::Arc::default();
+    for signal in [SIGTERM, SIGINT] {
+        // Before it is noted: what it looks at is what the one before has left.
+        signal_hook::flag::register_conditional_shutdown(signal, 1, std::sync::Arc::clone(&noted))?;
+        signal_hook::flag::register(signal, std::sync::Arc::clone(&noted))?;
+    }
+    Ok(noted)
+}
+
 /// The first SIGTERM or SIGINT drains, the second ends the process.
 #[allow(dead_code)] // likewise
 pub fn drain_on_signal<A: 'static>(handle: portcullis::Handle<A>, grace: std::time::Duration) -> std::io::Result<()> {

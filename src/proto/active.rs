@@ -90,6 +90,19 @@ impl Machine {
         self.flags.0 & !ORDINARY == 0
     }
 
+    /// As quiet, but that the handler is to be told `on_open` first.
+    #[inline]
+    pub(crate) fn is_just_open(&self) -> bool {
+        const ORDINARY: u32 = Flags::ADMITTED.0 | Flags::OUTGOING.0 | Flags::TIMED.0;
+        self.flags.0 & !ORDINARY == Flags::TELL_OPENED.0 && self.tls.is_none()
+    }
+
+    /// It is told.
+    pub(crate) fn note_opened(&mut self) {
+        self.flags.clear(Flags::TELL_OPENED);
+        self.flags.set(Flags::WAS_OPEN);
+    }
+
     /// It is quiet, nothing waits in either direction, and it waits for nothing but the peer's next word: besides the handler's
     /// timers its one deadline is the idle timeout, which moves only later.
     #[inline]

@@ -285,8 +285,8 @@ impl Machine {
             Event::Header
         } else if !self.is_established() {
             return ControlFlow::Break(None);
-        } else if self.flags.take(Flags::TELL_OPENED) {
-            self.flags.set(Flags::WAS_OPEN);
+        } else if self.flags.has(Flags::TELL_OPENED) {
+            self.note_opened();
             Event::Opened
         } else if self.flags.take(Flags::TELL_SECURED) {
             Event::Secured

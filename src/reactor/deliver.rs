@@ -50,12 +50,7 @@ impl<A, O: Os> Reactor<A, O> {
             match event {
                 Event::Header => self.welcome(app, id),
                 Event::Frame(frame) => self.call(app, id, |handler, cx| handler.on_frame(cx, frame)),
-                Event::Opened => {
-                    self.stats.opened += 1;
-                    self.note_handshake(id);
-                    self.leave_unopened(id);
-                    self.call(app, id, |handler, cx| handler.on_open(cx));
-                }
+                Event::Opened => self.greet(app, id),
                 Event::Secured => self.call(app, id, |handler, cx| handler.on_secured(cx)),
                 Event::Finished => self.call(app, id, |handler, cx| handler.on_finish(cx)),
                 Event::Writable => self.call(app, id, |handler, cx| handler.on_writable(cx)),
@@ -99,11 +94,14 @@ impl<A, O: Os> Reactor<A, O> {
         self.handlers.get(id.index as usize).is_some_and(Option::is_some)
     }
 
-    /// It has opened: how long that took, if it was to take time.
-    fn note_handshake(&mut self, id: ConnId) {
+    /// It has opened, which is counted, and timed if it was to take time.
+    pub(super) fn greet(&mut self, app: &mut A, id: ConnId) {
+        self.stats.opened += 1;
         if let Some(slot) = self.roster.get(id).filter(|slot| slot.unopened) {
             self.handshake_times.record_time(self.now.since(slot.accepted_at));
+            self.leave_unopened(id);
         }
+        self.call(app, id, |handler, cx| handler.on_open(cx));
     }
 
     /// Calls the handler of `id`, and closes the connection if it says so or panics.

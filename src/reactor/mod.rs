@@ -45,7 +45,7 @@ use accept::Starvation;
 use alarms::Watch;
 use connect::Attempts;
 use drain::Drain;
-use gate::{OptionalBucket, Room};
+use gate::OptionalBucket;
 use lent::Lent;
 use listener::Listener;
 use memory::Ledger;
@@ -232,7 +232,6 @@ impl<A, O: Os> Reactor<A, O> {
         {
             return Some(Duration::ZERO);
         }
-        let room = self.room_at(now);
         let mut wake = self
             .timers
             .next()
@@ -242,18 +241,18 @@ impl<A, O: Os> Reactor<A, O> {
             .min(self.drain.deadline())
             .min(self.alarm_due());
         for listener in &self.listeners {
-            wake = wake.min(listener.retry_at).min(self.accepts_at(listener, &room));
+            wake = wake.min(listener.retry_at).min(self.accepts_at(listener, now));
         }
         wake.is_armed().then(|| wake.since(now))
     }
 
     /// When this listener may take in somebody who waits already, as far as we know.
-    fn accepts_at(&self, listener: &Listener<A, O::Listener>, room: &Room) -> Time {
+    fn accepts_at(&self, listener: &Listener<A, O::Listener>, now: Time) -> Time {
         let asleep = listener.socket.is_none() || listener.suspended || listener.retry_at.is_armed();
         if !listener.pending || asleep || self.starvation.is_on() {
             return Time::NEVER;
         }
-        listener.admits_at(room)
+        listener.admits_at(&self.room_at(now))
     }
 
     /// One turn: bounded work, whatever the peers do.
@@ -418,6 +417,9 @@ impl<A, O: Os> Reactor<A, O> {
                 listener.retry_at = Time::NEVER;
                 listener.pending = true;
             }
+        }
+        if self.timers.next() > due {
+            return;
         }
         // Each once: who has spent its budget and is due again is so in the next turn.
         let mut fired = std::mem::take(&mut self.fired);

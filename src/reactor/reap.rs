@@ -35,7 +35,6 @@ impl<A, O: Os> Reactor<A, O> {
         let mut credentials = None;
         if let Some(stream) = self.streams.get_mut(index).and_then(Option::take) {
             if !was_open {
-                // For the service, which hears of it.
                 credentials = stream.credentials().ok();
             }
             self.os.close(stream, reset);
@@ -53,11 +52,12 @@ impl<A, O: Os> Reactor<A, O> {
             let words = words.unwrap_or_else(last_words);
             log::debug!(target: logs::CONNECTION, "{}: {words}", slot.info(self.now));
         }
-        let caller = Caller {
+        // For the service, if its handler has not heard of it.
+        let caller = (!was_open).then(|| Caller {
             addr: slot.peer(),
             credentials,
             proxy: slot.machine.proxy().cloned(),
-        };
+        });
         self.leave_unopened(id);
         if was_open {
             self.call(app, id, |handler, cx| {
@@ -74,7 +74,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.drop_handler(handler);
         }
         self.vacate(id, &closed);
-        if let (false, Some(listener)) = (was_open, listener) {
+        if let (Some(caller), Some(listener)) = (caller, listener) {
             self.tell_unopened(app, listener, id, caller, &closed);
         }
         self.discard("an error's destructor", closed);

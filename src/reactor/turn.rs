@@ -19,6 +19,8 @@ const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(10);
 /// What a read brought.
 enum Read<'a> {
     Staged(Staged<'a>),
+    /// What has been delivered already.
+    Delivered,
     /// Not now: no budget, or something went wrong.
     Nothing,
     /// No readiness or no wish, and nothing to tell: everything is as it was.
@@ -43,12 +45,9 @@ impl<A, O: Os> Reactor<A, O> {
         self.catch_up();
         // Lent to this turn: frames point into it while the handler has the server.
         let mut scratch = self.scratch.take().unwrap_or_default();
-        if at_rest {
-            if !self.answer(app, id, &mut scratch, &mut budget) {
-                self.attend(app, id, &mut scratch, &mut budget, true);
-            }
-        } else if !self.is_connecting(id) || self.pursue(id) {
-            self.attend(app, id, &mut scratch, &mut budget, false);
+        let answered = at_rest && self.answer(app, id, &mut scratch, &mut budget);
+        if !answered && (at_rest || !self.open(app, id)) {
+            self.attend(app, id, &mut scratch, &mut budget, at_rest);
         }
         self.scratch = Some(scratch);
         self.current = None;
@@ -70,7 +69,9 @@ impl<A, O: Os> Reactor<A, O> {
         let Read::Staged(mut staged) = self.read_socket(id, scratch, budget, usize::MAX) else {
             return false;
         };
-        self.deliver_frames(app, id, &mut staged, budget);
+        if !staged.is_used_up() {
+            self.deliver_frames(app, id, &mut staged, budget);
+        }
         match self.roster.get(id) {
             Some(slot) if slot.machine.is_quiet() && staged.is_used_up() => {}
             _ => {
@@ -78,6 +79,32 @@ impl<A, O: Os> Reactor<A, O> {
                 return false;
             }
         }
+        self.finish_turn(id, false)
+    }
+
+    /// What comes before frames, if that is all there is for now: a connection that is open as soon as it is accepted, or one that
+    /// is still to be made. False if there may be more to do.
+    #[inline(never)]
+    fn open(&mut self, app: &mut A, id: ConnId) -> bool {
+        let tight = self.memory.is_tight();
+        let Some(slot) = self.roster.get_mut(id) else {
+            return true;
+        };
+        if slot.machine.is_connecting() {
+            return !self.pursue(id);
+        }
+        if tight || !slot.machine.is_just_open() {
+            return false;
+        }
+        slot.machine.note_opened();
+        self.greet(app, id);
+        self.finish_turn(id, true)
+    }
+
+    /// The end of a turn in which nothing but frames was thought of: one write. True if the connection is at rest. Its deadline
+    /// has only moved later since it was armed, if it was, unless a callback has set a timer.
+    #[inline(always)]
+    fn finish_turn(&mut self, id: ConnId, first: bool) -> bool {
         self.write_out(id);
         let Some(slot) = self.roster.get_mut(id) else {
             return false;
@@ -86,7 +113,7 @@ impl<A, O: Os> Reactor<A, O> {
         if !slot.machine.is_at_rest() || slot.readable || slot.retry {
             return false;
         }
-        if slot.machine.is_timed() {
+        if first || slot.machine.is_timed() {
             self.timers.arm(id.index, slot.machine.deadline());
         }
         true
@@ -95,19 +122,20 @@ impl<A, O: Os> Reactor<A, O> {
     /// The turn of a connection to which anything may happen. `begun`: what a read has brought is delivered already.
     #[inline(never)]
     fn attend(&mut self, app: &mut A, id: ConnId, scratch: &mut Scratch, budget: &mut usize, begun: bool) {
-        let (mut flushed, mut idle) = (false, false);
-        let mut read = if begun {
-            Read::Staged(Staged::nothing())
-        } else {
-            self.read(id, scratch, budget)
-        };
+        let (mut begun, mut flushed, mut idle) = (begun, false, false);
         loop {
+            let read = if std::mem::take(&mut begun) {
+                Read::Delivered
+            } else {
+                self.read(id, scratch, budget)
+            };
             let progress = match read {
                 Read::Staged(staged) => {
                     self.deliver(app, id, staged, budget);
                     *budget = budget.saturating_sub(FRAME_COST);
                     true
                 }
+                Read::Delivered => true,
                 Read::Nothing => false,
                 Read::Idle => {
                     idle = true;
@@ -134,7 +162,6 @@ impl<A, O: Os> Reactor<A, O> {
                 break;
             }
             flushed = true;
-            read = self.read(id, scratch, budget);
         }
         let Some(slot) = self.roster.get_mut(id) else {
             return;
