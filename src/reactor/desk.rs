@@ -27,9 +27,6 @@ use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
 use crate::tree::{Cursor, Page, Tree};
 
-/// From this size on a frame is worth a write of its own: to copy it would cost more.
-const LARGE_FRAME: usize = 32 * 1024;
-
 impl<A, O: Os> Link<A> for Reactor<A, O> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)> {
         let slot = self.roster.get_mut(id)?;
@@ -42,7 +39,7 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
 
     // Boxed, because an error is rare, and what is rare is not to be copied each time.
     fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), Box<SendError>> {
-        let passed = frame.len() >= LARGE_FRAME && self.pass(id, frame);
+        let passed = frame.len() >= O::LARGE_FRAME && self.pass(id, frame);
         let Some(slot) = self.roster.get_mut(id) else {
             return Err(Box::new(SendError::Closed));
         };

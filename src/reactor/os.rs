@@ -80,6 +80,9 @@ pub(crate) trait Os {
     type Listener;
     type Stream: Socket;
 
+    /// From this size on a frame is worth a write of its own: to copy it would cost more.
+    const LARGE_FRAME: usize = 32 * 1024;
+
     /// Time since this `Os` was made, monotonic.
     fn now(&self) -> Time;
 

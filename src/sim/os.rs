@@ -61,6 +61,9 @@ impl Os for SimOs {
     type Listener = ListenerFd;
     type Stream = StreamFd;
 
+    /// Simulated frames are small: some of each kind.
+    const LARGE_FRAME: usize = 100;
+
     fn now(&self) -> Time {
         self.0.borrow().now
     }

@@ -304,11 +304,19 @@ impl World {
         }
     }
 
-    /// Who was connected to speaks as a client does.
+    /// Who was connected to speaks as a client does, once the server knows of it: before, it may give the attempt up and make another.
     fn meet(&mut self) {
+        if self.dialed.is_empty() {
+            return;
+        }
+        let infos = self.sim.control().connections().into_iter();
+        let trying = infos.filter(|info| info.state == State::Connecting);
+        let trying: Vec<_> = trying.map(|info| tcp(&info.peer)).collect();
         let (sim, speakers) = (&mut self.sim, &mut self.speakers);
         self.dialed.retain(|(addr, door)| {
-            let Some(&id) = sim.dialed(*addr).first() else {
+            // The attempts before the last one have failed.
+            let met = sim.dialed(*addr).last().copied();
+            let Some(id) = met.filter(|_| !trying.contains(addr)) else {
                 return true;
             };
             sim.set_send_buffer(id, door.send_buffer);
