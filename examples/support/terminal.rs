@@ -26,11 +26,12 @@ pub fn log_to_stderr() {
 #[allow(dead_code)] // likewise
 pub fn note_signals() -> std::io::Result<std::sync::Arc<std::sync::atomic::AtomicBool>> {
     use signal_hook::consts::{SIGINT, SIGTERM};
-    let noted = std::sync::Arc::default();
+    let (noted, again) = (std::sync::Arc::default(), std::sync::Arc::default());
     for signal in [SIGTERM, SIGINT] {
-        // Before it is noted: what it looks at is what the one before has left.
-        signal_hook::flag::register_conditional_shutdown(signal, 1, std::sync::Arc::clone(&noted))?;
+        // They are done in this order: the first is noted from here on, and ends nothing.
         signal_hook::flag::register(signal, std::sync::Arc::clone(&noted))?;
+        signal_hook::flag::register_conditional_shutdown(signal, 1, std::sync::Arc::clone(&again))?;
+        signal_hook::flag::register(signal, std::sync::Arc::clone(&again))?;
     }
     Ok(noted)
 }

@@ -382,10 +382,7 @@ impl Machine {
         if self.is_paused() && !self.held.is_empty() {
             self.flags.set(Flags::HELD_FRAMES);
         }
-        // A record that is not whole yet is the beginning of whatever comes in it.
-        let begun = (self.codec.has_frames() && !self.held.is_empty())
-            || self.tls.as_ref().is_some_and(|session| session.has_begun());
-        if self.state != State::Open || !begun {
+        if self.state != State::Open || !self.has_begun() {
             self.set_frame_clock(Time::NEVER);
         } else if self.is_paused() {
             if advanced {
@@ -394,6 +391,12 @@ impl Machine {
         } else if advanced || !self.deadlines.frame.is_armed() {
             self.set_frame_clock(now.after(self.limits.frame_timeout));
         }
+    }
+
+    /// Part of a frame has come, or part of a record, which is the beginning of whatever comes in it.
+    pub(super) fn has_begun(&self) -> bool {
+        (self.codec.has_frames() && !self.held.is_empty())
+            || self.tls.as_ref().is_some_and(|session| session.has_begun())
     }
 
     /// The clock of the frame that has begun, running or stopped.

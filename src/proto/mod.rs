@@ -377,9 +377,7 @@ impl Machine {
             (State::Open, _) if self.queued() > 0 && unarmed(self.deadlines.write) => !never(self.limits.write_timeout),
             (State::Open, _) if self.flags.has(Flags::THROTTLED) => unarmed(self.throttled_until()),
             (State::Open, _) if self.is_paused() => false,
-            (State::Open, _) if held > 0 && self.codec.has_frames() && unarmed(self.deadlines.frame) => {
-                !never(self.limits.frame_timeout)
-            }
+            (State::Open, _) if self.has_begun() && unarmed(self.deadlines.frame) => !never(self.limits.frame_timeout),
             (State::Open, _) => unarmed(self.idle()) && !never(self.limits.idle_timeout),
         };
         missing.then(|| format!("no deadline is armed: {:?}", self.deadlines))

@@ -79,7 +79,14 @@ impl<A, O: Os> Reactor<A, O> {
                 return false;
             }
         }
-        self.finish_turn(id, false)
+        if self.finish_turn(id, false) {
+            return true;
+        }
+        if let Some(slot) = self.roster.get_mut(id) {
+            // Part of a TLS record may have come, and be all that has.
+            slot.machine.settle(staged, self.now, &mut self.pool);
+        }
+        false
     }
 
     /// What comes before frames, if that is all there is for now: a connection that is open as soon as it is accepted, or one that
