@@ -89,8 +89,9 @@ impl Config {
         self
     }
 
-    /// Bytes read per turn and connection, rounded up to a whole read (64 KiB); each frame counts 64 more.
-    /// Defaults to 64 KiB, at least 1.
+    /// Bytes read per turn and connection, rounded up to a whole read (64 KiB); each frame counts 64 more. For each 64 bytes of it one
+    /// frame is told in a turn, at least one: what a read brings beyond that waits for the next turn.
+    /// Defaults to 64 KiB, which is 1,024 frames; at least 1.
     pub fn read_budget(mut self, bytes: usize) -> Self {
         self.read_budget = bytes;
         self

@@ -145,6 +145,28 @@ fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
     assert!(answered > 10, "{answered} answers beside it");
 }
 
+/// One read may bring many thousands: no turn takes more of them than the budget says, and none is lost.
+#[test]
+fn a_read_full_of_empty_frames_is_told_in_several_turns() {
+    const MOST: u64 = 64 * 1024 / 64;
+    let mut server = Server::new(Config::new()).expect("server");
+    server.listen(local(), |_: &mut u64, _| Tally).expect("listen");
+    let mut client = connect(common::tcp(&server.listeners()[0].addr));
+    let mut wire = packet2(b"").repeat(20_000);
+    wire.extend_from_slice(&packet2(b"?all"));
+    client.write_all(&wire).expect("send");
+    let (mut answered, begun) = (0, Instant::now());
+    while answered == 0 {
+        assert!(begun.elapsed() < PATIENCE, "no answer");
+        let before = server.stats().frames_in;
+        server.poll_once(&mut answered, Some(PATIENCE)).expect("a turn");
+        let taken = server.stats().frames_in - before;
+        assert!(taken <= MOST, "{taken} frames in one turn");
+    }
+    assert_eq!(recv2(&mut client), b"?all");
+    assert_eq!(server.stats().frames_in, 20_001);
+}
+
 /// One whose answers nobody takes is left alone, however much it sends.
 #[test]
 fn one_that_does_not_read_its_answers_stops_nobody() {

@@ -484,6 +484,38 @@ fn turns_without_events_are_no_spinning_while_frames_come() {
     assert_eq!(sim.received(client), lines);
 }
 
+/// What has come and waits for its turn is not late, however long the turns before it take: it is we who keep it waiting.
+#[test]
+fn frames_that_wait_for_their_turn_run_into_no_deadline() {
+    let second = Duration::from_secs(1);
+    // One frame in a turn.
+    let mut sim = Sim::new(7, Config::new().read_budget(64).max_connections(3_000), ());
+    sim.set_descriptor_limit(4_000);
+    let listen = listen().idle_timeout(second).frame_timeout(second);
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    // More than have their turns in one turn of the loop.
+    let mut clients = Vec::new();
+    while clients.len() < 3_000 {
+        clients.extend((0..50).map(|_| sim.connect(addr).expect("connected")));
+        sim.settle();
+    }
+    let lines = b"a line\n".repeat(10);
+    for &client in &clients {
+        // The last one is not whole: that is late, once it is its turn.
+        sim.send(client, &[&lines[..], b"half"].concat());
+    }
+    for _ in 0..100 {
+        sim.leap_after_poll(5 * second);
+        sim.step();
+    }
+    sim.advance(10 * second);
+    for client in clients {
+        assert_eq!(sim.received(client), lines);
+    }
+    let late = sim.stats().closed(CloseReason::FrameTimeout) + sim.stats().closed(CloseReason::IdleTimeout);
+    assert_eq!(late, 3_000);
+}
+
 /// As Linux has it: whoever takes a short read for the last one waits for the end for ever.
 #[test]
 fn bytes_and_the_end_behind_them_are_one_event() {

@@ -90,11 +90,13 @@ impl Machine {
         self.flags.0 & !ORDINARY == 0
     }
 
-    /// As quiet, but that the handler is to be told `on_open` first.
+    /// As at rest, in the clear, but that the handler is to be told `on_open` first.
     #[inline]
     pub(crate) fn is_just_open(&self) -> bool {
         const ORDINARY: u32 = Flags::ADMITTED.0 | Flags::OUTGOING.0 | Flags::TIMED.0;
-        self.flags.0 & !ORDINARY == Flags::TELL_OPENED.0 && self.tls.is_none()
+        self.flags.0 & !ORDINARY == Flags::TELL_OPENED.0
+            && self.tls.is_none()
+            && self.active.as_ref().is_none_or(|active| active.is_at_rest())
     }
 
     /// It is told.

@@ -393,6 +393,17 @@ impl Machine {
         }
     }
 
+    /// What is held is for the next turn. It is we who keep it waiting: no clock runs against the peer meanwhile, and it is idle from
+    /// now on.
+    pub(crate) fn postpone(&mut self, now: Time) {
+        if !self.held.is_empty() {
+            self.flags.set(Flags::HELD_FRAMES);
+            self.set_frame_clock(Time::NEVER);
+            self.last_input = now;
+            self.stood = Duration::ZERO;
+        }
+    }
+
     /// Part of a frame has come, or part of a record, which is the beginning of whatever comes in it.
     pub(super) fn has_begun(&self) -> bool {
         (self.codec.has_frames() && !self.held.is_empty())

@@ -386,7 +386,7 @@ impl Machine {
     /// When the peer must have said something, by its own clock.
     #[inline]
     fn idle(&self) -> Time {
-        if self.state == State::Open && self.stopped.is_none() {
+        if self.state == State::Open && self.stopped.is_none() && !self.flags.has(Flags::HELD_FRAMES) {
             self.idle_end()
         } else {
             Time::NEVER

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use super::os::Os;
-use super::turn::FRAME_COST;
+use super::turn::Budget;
 use super::{last_words, report_panic, Reactor};
 use crate::handler::{Context, Handler};
 use crate::id::ConnId;
@@ -13,8 +13,9 @@ use crate::proto::{Event, Staged};
 use crate::reason::{CloseReason, Closed, Outcome};
 
 impl<A, O: Os> Reactor<A, O> {
-    /// Tells the handler everything there is to tell.
-    pub(super) fn deliver(&mut self, app: &mut A, id: ConnId, mut staged: Staged<'_>, budget: &mut usize) {
+    /// Tells the handler what there is to tell, as far as the budget goes.
+    pub(super) fn deliver(&mut self, app: &mut A, id: ConnId, mut staged: Staged<'_>, budget: &mut Budget) {
+        let mut spent = false;
         loop {
             let Some(slot) = self.roster.get_mut(id) else {
                 return;
@@ -26,6 +27,10 @@ impl<A, O: Os> Reactor<A, O> {
                 return;
             };
             if slot.machine.is_quiet() && staged.is_used_up() {
+                break;
+            }
+            spent = budget.frames == 0;
+            if spent {
                 break;
             }
             let (machine, rest) = (&mut slot.machine, &mut staged);
@@ -46,7 +51,7 @@ impl<A, O: Os> Reactor<A, O> {
                     break;
                 }
             };
-            *budget = budget.saturating_sub(FRAME_COST);
+            budget.charge(1);
             match event {
                 Event::Header => self.welcome(app, id),
                 Event::Frame(frame) => self.call(app, id, |handler, cx| handler.on_frame(cx, frame)),
@@ -60,23 +65,26 @@ impl<A, O: Os> Reactor<A, O> {
         }
         if let Some(slot) = self.roster.get_mut(id) {
             slot.machine.settle(staged, self.now, &mut self.pool);
+            if spent {
+                slot.machine.postpone(self.now);
+            }
         }
     }
 
     /// Tells the handler one frame after the other, as long as there is nothing else to think of.
     #[inline(always)]
-    pub(super) fn deliver_frames(&mut self, app: &mut A, id: ConnId, staged: &mut Staged<'_>, budget: &mut usize) {
+    pub(super) fn deliver_frames(&mut self, app: &mut A, id: ConnId, staged: &mut Staged<'_>, budget: &mut Budget) {
         let all = staged.rest();
-        let mut rest = all;
+        let (mut rest, mut left) = (all, budget.frames);
         self.lend(app, id, |app, reactor, handler| {
-            while !rest.is_empty() {
+            while !rest.is_empty() && left > 0 {
                 let slot = reactor.roster.get_mut(id);
                 let Some((frame, behind)) = slot.and_then(|slot| slot.machine.next_frame(rest, &mut reactor.pool))
                 else {
                     break;
                 };
                 rest = behind;
-                *budget = budget.saturating_sub(FRAME_COST);
+                left -= 1;
                 handler.on_frame(&mut Context::new(app, reactor, id), frame)?;
                 if reactor.has_successor(id) {
                     break;
@@ -84,6 +92,7 @@ impl<A, O: Os> Reactor<A, O> {
             }
             Ok(())
         });
+        budget.charge(budget.frames - left);
         let delivered = all.len() - rest.len();
         staged.advance(delivered);
     }

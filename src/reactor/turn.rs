@@ -16,6 +16,23 @@ pub(super) const FRAME_COST: usize = 64;
 /// When to try again after the kernel had no memory for a socket's read or write.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_millis(10);
 
+/// What a connection may still take up in its turn.
+pub(super) struct Budget {
+    /// To be read, less what frames and other events count against it.
+    pub(super) bytes: usize,
+    /// To be told: what one read brings may be many thousands.
+    pub(super) frames: usize,
+}
+
+impl Budget {
+    /// So many frames, or other events, were told.
+    #[inline]
+    pub(super) fn charge(&mut self, frames: usize) {
+        self.bytes = self.bytes.saturating_sub(frames.saturating_mul(FRAME_COST));
+        self.frames = self.frames.saturating_sub(frames);
+    }
+}
+
 /// What a read brought.
 enum Read<'a> {
     Staged(Staged<'a>),
@@ -35,12 +52,14 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         };
         // Of a turn of the loop long ago it is no more than a late budget, which the next turn sets right.
-        let mut budget = if slot.budget_turn == self.stats.turns as u16 {
+        let bytes = if slot.budget_turn == self.stats.turns as u16 {
             usize::from(slot.budget) * FRAME_COST
         } else {
             self.config.read_budget
         };
-        let at_rest = slot.is_at_rest() && !self.memory.is_tight() && budget > 0;
+        let frames = (self.config.read_budget / FRAME_COST).max(1);
+        let mut budget = Budget { bytes, frames };
+        let at_rest = slot.is_at_rest() && !self.memory.is_tight() && bytes > 0;
         self.current = Some(id);
         self.catch_up();
         // Lent to this turn: frames point into it while the handler has the server.
@@ -53,7 +72,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.current = None;
         if let Some(slot) = self.roster.get_mut(id) {
             slot.budget_turn = self.stats.turns as u16;
-            slot.budget = u16::try_from(budget / FRAME_COST).unwrap_or(u16::MAX);
+            slot.budget = u16::try_from(budget.bytes / FRAME_COST).unwrap_or(u16::MAX);
             if slot.machine.is_detaching() {
                 self.hand_over(app, id);
             }
@@ -65,7 +84,7 @@ impl<A, O: Os> Reactor<A, O> {
     ///
     /// No book is kept of it: such a connection holds nothing, before and after, and its deadline has only moved later, unless a
     /// callback has set a timer.
-    fn answer(&mut self, app: &mut A, id: ConnId, scratch: &mut Scratch, budget: &mut usize) -> bool {
+    fn answer(&mut self, app: &mut A, id: ConnId, scratch: &mut Scratch, budget: &mut Budget) -> bool {
         let Read::Staged(mut staged) = self.read_socket(id, scratch, budget, usize::MAX) else {
             return false;
         };
@@ -128,7 +147,7 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// The turn of a connection to which anything may happen. `begun`: what a read has brought is delivered already.
     #[inline(never)]
-    fn attend(&mut self, app: &mut A, id: ConnId, scratch: &mut Scratch, budget: &mut usize, begun: bool) {
+    fn attend(&mut self, app: &mut A, id: ConnId, scratch: &mut Scratch, budget: &mut Budget, begun: bool) {
         let (mut begun, mut flushed, mut idle) = (begun, false, false);
         loop {
             let read = if std::mem::take(&mut begun) {
@@ -139,7 +158,7 @@ impl<A, O: Os> Reactor<A, O> {
             let progress = match read {
                 Read::Staged(staged) => {
                     self.deliver(app, id, staged, budget);
-                    *budget = budget.saturating_sub(FRAME_COST);
+                    budget.bytes = budget.bytes.saturating_sub(FRAME_COST);
                     true
                 }
                 Read::Delivered => true,
@@ -206,7 +225,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Takes what waits in the machine, else reads from the socket.
-    fn read<'s>(&mut self, id: ConnId, scratch: &'s mut Scratch, budget: &mut usize) -> Read<'s> {
+    fn read<'s>(&mut self, id: ConnId, scratch: &'s mut Scratch, budget: &mut Budget) -> Read<'s> {
         let Some(slot) = self.roster.get_mut(id) else {
             return Read::Idle;
         };
@@ -217,7 +236,7 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(slot) = self.roster.get_mut(id) else {
             return Read::Nothing;
         };
-        if *budget == 0 {
+        if budget.bytes == 0 || budget.frames == 0 {
             return Read::Nothing;
         }
         if slot.machine.has_events() {
@@ -255,7 +274,7 @@ impl<A, O: Os> Reactor<A, O> {
         &mut self,
         id: ConnId,
         scratch: &'s mut Scratch,
-        budget: &mut usize,
+        budget: &mut Budget,
         allowance: usize,
     ) -> Read<'s> {
         let Some(slot) = self.roster.get_mut(id) else {
@@ -273,7 +292,7 @@ impl<A, O: Os> Reactor<A, O> {
                 machine.handle_eof(now, pool);
             }
             Ok(count) => {
-                *budget = budget.saturating_sub(count);
+                budget.bytes = budget.bytes.saturating_sub(count);
                 // Edge-triggered epoll and kqueue: a short read means empty, unless the end is behind it.
                 if count < room && !slot.hang_up && !machine.wants_fresh_blocked() {
                     slot.readable = false;
