@@ -62,7 +62,7 @@ impl Os for SimOs {
     type Stream = StreamFd;
 
     /// Simulated frames are small: some of each kind.
-    const LARGE_FRAME: usize = 100;
+    const LARGE_FRAME: usize = 128;
 
     fn now(&self) -> Time {
         self.0.borrow().now
