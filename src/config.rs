@@ -89,8 +89,9 @@ impl Config {
         self
     }
 
-    /// Bytes read per turn and connection, rounded up to a whole read (64 KiB); each frame counts 64 more. For each 64 bytes of it one
-    /// frame is told in a turn, at least one: what a read brings beyond that waits for the next turn.
+    /// What one connection may take up in a turn. A read (up to 64 KiB) begins while any of it is left; each byte read counts 1, each
+    /// frame told 64 more. As many frames are told as 64 bytes go into it, at least one; the rest of what was read waits for the next
+    /// turn. Below 64 KiB it bounds the frames, not the bytes of a read.
     /// Defaults to 64 KiB, which is 1,024 frames; at least 1.
     pub fn read_budget(mut self, bytes: usize) -> Self {
         self.read_budget = bytes;
