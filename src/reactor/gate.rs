@@ -59,6 +59,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     pub(super) fn room_at(&self, now: Time) -> Room {
+        // Most often nobody is, and the limit, at least one, need not be worked out.
         let crowded = self.unopened.len() > 0 && self.unopened.len() >= self.most_unopened();
         let crowded_until = if crowded {
             let oldest = self.unopened.oldest(&self.roster).unwrap_or(now);

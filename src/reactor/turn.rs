@@ -57,8 +57,10 @@ impl<A, O: Os> Reactor<A, O> {
         } else {
             self.config.read_budget
         };
-        let frames = (self.config.read_budget / FRAME_COST).max(1);
-        let mut budget = Budget { bytes, frames };
+        let mut budget = Budget {
+            bytes,
+            frames: (bytes / FRAME_COST).max(1),
+        };
         let at_rest = slot.is_at_rest() && !self.memory.is_tight() && bytes > 0;
         self.current = Some(id);
         self.catch_up();
