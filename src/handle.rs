@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
@@ -53,17 +53,49 @@ pub(crate) struct Shared<A> {
     /// A wake-up is on its way, so that a flood of commands costs one.
     pending: AtomicBool,
     wake: Box<dyn Wake>,
-    stats: Mutex<Stats>,
-    live: Liveness,
+    published: Arc<Published>,
     /// The loop's thread for good: a server cannot be sent to another.
     looping: ThreadId,
+}
+
+/// What a server publishes to its handles, whatever its application's type.
+pub(crate) struct Published {
+    stats: Mutex<Stats>,
+    live: Arc<Liveness>,
+    /// Maximum number of queued commands.
+    queue_limit: AtomicUsize,
+    /// Maximum number of bytes in queued commands.
+    queue_bytes: AtomicUsize,
+}
+
+impl Published {
+    pub(crate) fn new(queue_limit: usize, queue_bytes: usize) -> Self {
+        Self {
+            stats: Mutex::default(),
+            live: Arc::default(),
+            queue_limit: AtomicUsize::new(queue_limit),
+            queue_bytes: AtomicUsize::new(queue_bytes),
+        }
+    }
+
+    pub(crate) fn live(&self) -> &Arc<Liveness> {
+        &self.live
+    }
+
+    pub(crate) fn update(&self, update: impl FnOnce(&mut Stats)) {
+        update(&mut lock(&self.stats));
+    }
+
+    /// Changes the limits for commands that are queued from now on.
+    pub(crate) fn set_limits(&self, commands: usize, bytes: usize) {
+        self.queue_limit.store(commands, Ordering::Relaxed);
+        self.queue_bytes.store(bytes, Ordering::Relaxed);
+    }
 }
 
 struct Queue<A> {
     commands: VecDeque<Command<A>>,
     bytes: usize,
-    /// The most commands, and the most bytes in them.
-    limits: (usize, usize),
     closed: bool,
     /// A drain waits among the commands, with this grace: the shortest asked for. One at most, so that it needs no room
     /// and a flood cannot keep it out.
@@ -78,20 +110,18 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl<A> Shared<A> {
-    pub(crate) fn new(wake: Box<dyn Wake>, limit: usize, limit_bytes: usize) -> Self {
+    pub(crate) fn new(wake: Box<dyn Wake>, published: Arc<Published>) -> Self {
         Self {
             queue: Mutex::new(Queue {
                 commands: VecDeque::new(),
                 bytes: 0,
-                limits: (limit, limit_bytes),
                 closed: false,
                 drain: None,
                 stop: false,
             }),
             pending: AtomicBool::new(false),
             wake,
-            stats: Mutex::new(Stats::default()),
-            live: Liveness::default(),
+            published,
             looping: thread::current().id(),
         }
     }
@@ -116,25 +146,6 @@ impl<A> Shared<A> {
         })
     }
 
-    /// For commands that come from now on.
-    pub(crate) fn set_limits(&self, commands: usize, bytes: usize) {
-        lock(&self.queue).limits = (commands, bytes);
-    }
-
-    pub(crate) fn publish(&self, update: impl FnOnce(&mut Stats)) {
-        update(&mut lock(&self.stats));
-    }
-
-    pub(crate) fn set_live(&self, id: ConnId, live: bool) {
-        self.live.set(id, live);
-    }
-
-    /// The generation that handles take for alive in this slot; 0 for none.
-    #[cfg(feature = "sim")]
-    pub(crate) fn live_generation(&self, index: u32) -> u32 {
-        self.live.of(index).unwrap_or(0)
-    }
-
     /// Nothing is taken any more. What waits is given back, to be dropped outside the lock: a job may own a handle.
     #[must_use]
     pub(crate) fn close(&self) -> VecDeque<Command<A>> {
@@ -154,7 +165,7 @@ impl<A> Shared<A> {
             if queue.closed {
                 Some((HandleError::ServerGone, command))
             } else {
-                let refused = queue.append(command).err();
+                let refused = queue.append(command, &self.published).err();
                 refused.map(|command| (HandleError::QueueFull, command))
             }
         };
@@ -174,9 +185,10 @@ impl<A> Shared<A> {
 
 impl<A> Queue<A> {
     /// Gives the command back if there is no room for it.
-    fn append(&mut self, command: Command<A>) -> Result<(), Command<A>> {
+    fn append(&mut self, command: Command<A>, limits: &Published) -> Result<(), Command<A>> {
         let bytes = command.bytes();
-        let (limit, limit_bytes) = self.limits;
+        let limit = limits.queue_limit.load(Ordering::Relaxed);
+        let limit_bytes = limits.queue_bytes.load(Ordering::Relaxed);
         let waits_already = match &command {
             Command::Drain(grace) => {
                 let shortest = self.drain.map_or(*grace, |other| other.min(*grace));
@@ -201,7 +213,7 @@ impl<A> Queue<A> {
 ///
 /// In chunks, so that it grows without moving what others read: of `FIRST` slots, of twice as many, and so on up to `LARGEST`,
 /// which is filled in no time that anybody notices.
-struct Liveness {
+pub(crate) struct Liveness {
     chunks: [OnceLock<Box<[AtomicU32]>>; CHUNKS],
 }
 
@@ -231,7 +243,7 @@ impl Liveness {
         (chunk, size, shifted - size)
     }
 
-    fn set(&self, id: ConnId, live: bool) {
+    pub(crate) fn set(&self, id: ConnId, live: bool) {
         let (chunk, size, at) = Self::place(id.index);
         let Some(chunk) = self.chunks.get(chunk) else {
             return;
@@ -247,7 +259,7 @@ impl Liveness {
     }
 
     /// The generation that is alive in a slot; 0 for none. `None` if the slot was never used.
-    fn of(&self, index: u32) -> Option<u32> {
+    pub(crate) fn of(&self, index: u32) -> Option<u32> {
         let (chunk, _, at) = Self::place(index);
         let slot = self.chunks.get(chunk)?.get()?.get(at)?;
         Some(slot.load(Ordering::Acquire))
@@ -460,12 +472,12 @@ impl<A> Handle<A> {
 
     /// Whether a connection is alive at this moment.
     pub fn is_live(&self, id: ConnId) -> bool {
-        self.shared.live.is_live(id)
+        self.shared.published.live.is_live(id)
     }
 
     /// The counters at the end of the last turn, without asking the loop.
     pub fn stats(&self) -> Stats {
-        lock(&self.shared.stats).clone()
+        lock(&self.shared.published.stats).clone()
     }
 
     /// Makes the loop's poll return, for whatever the loop's owner has to do.

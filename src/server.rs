@@ -10,7 +10,7 @@ use crate::addr::{Addr, AddrError};
 use crate::alarm::{Alarm, AlarmId, AlarmNotice};
 use crate::config::Config;
 use crate::connect::Connect;
-use crate::control::{Control, Desk, ListenerInfo};
+use crate::control::{Control, ControlOps as _, ListenerInfo};
 use crate::error::{Error, Result};
 use crate::handle::Handle;
 use crate::handler::{ConnInfo, Handler, Service};
@@ -18,9 +18,9 @@ use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
 use crate::logs;
 use crate::metrics::Metrics;
-use crate::reactor::doors::Doors;
 use crate::reactor::os_mio::{descriptor_limit, MioOs};
-use crate::reactor::places::Places;
+use crate::reactor::shared_cap::SharedCap;
+use crate::reactor::shared_listen_sockets::SharedListenSockets;
 use crate::reactor::Reactor;
 use crate::stats::{DrainReport, Stats};
 
@@ -89,7 +89,7 @@ impl<A> Server<A> {
         let mut os = MioOs::new().map_err(Error::os("making a poll"))?;
         os.share_doors(Arc::clone(&common.doors));
         let mut reactor = Reactor::new(os, config)?;
-        reactor.share_places(Arc::clone(&common.places), index);
+        reactor.share_cap(Arc::clone(&common.places), index);
         Ok(Self { reactor })
     }
 
@@ -154,7 +154,7 @@ impl<A> Server<A> {
     ///
     /// [`Error::Os`] if the poll fails, which no peer can bring about.
     pub fn run(&mut self, app: &mut A) -> Result<()> {
-        if self.reactor.take_stopped() || self.reactor.drain_report().is_some() {
+        if self.reactor.take_stopped() || self.reactor.ops().drain_report().is_some() {
             return Ok(());
         }
         while self.poll_once(app, None)? == Turn::Continue {}
@@ -237,13 +237,13 @@ impl<A> Server<A> {
     ///
     /// [`Error::Os`] if the poll fails, which no peer can bring about.
     pub fn poll_once(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<Turn> {
-        let over = self.reactor.drain_report().is_some();
+        let over = self.reactor.ops().drain_report().is_some();
         // Nothing will ever come to wait for once a drain is over.
         self.reactor
-            .turn_once(app, if over { Some(Duration::ZERO) } else { timeout })?;
+            .iterate(app, if over { Some(Duration::ZERO) } else { timeout })?;
         Ok(if self.reactor.take_stopped() {
             Turn::Stopped
-        } else if self.reactor.drain_report().is_some() {
+        } else if self.reactor.ops().drain_report().is_some() {
             Turn::Drained
         } else {
             Turn::Continue
@@ -265,13 +265,12 @@ impl<A> Server<A> {
 
     /// Everything that can be asked between two turns; the methods below are shorthands for some of it.
     pub fn control(&mut self) -> Control<'_, A> {
-        self.reactor.catch_up();
-        Control::new(&mut self.reactor)
+        Control::new(self.reactor.ops_mut())
     }
 
     /// All listeners, oldest first.
     pub fn listeners(&self) -> Vec<ListenerInfo> {
-        self.reactor.listeners()
+        self.reactor.ops().listeners()
     }
 
     /// One listener, by id, port or name: `server.listener("games")?.addr`.
@@ -280,7 +279,7 @@ impl<A> Server<A> {
     ///
     /// [`Error::NoListener`].
     pub fn listener(&self, which: impl Into<ListenerRef>) -> Result<ListenerInfo> {
-        self.reactor.listener(&which.into())
+        self.reactor.ops().listener(&which.into())
     }
 
     /// All connections as of now.
@@ -336,12 +335,12 @@ impl<A> Server<A> {
 
     /// The counters.
     pub fn stats(&self) -> Stats {
-        self.reactor.stats()
+        self.reactor.ops().stats()
     }
 
     /// Everything that is counted and measured: see [`Control::metrics`].
     pub fn metrics(&self) -> Metrics {
-        self.reactor.metrics()
+        self.reactor.ops().metrics()
     }
 
     /// Sets an alarm: see [`Control::on_alarm`].
@@ -364,7 +363,7 @@ impl<A> Server<A> {
 
     /// How the drain went, once it is over.
     pub fn drain_report(&self) -> Option<DrainReport> {
-        self.reactor.drain_report()
+        self.reactor.ops().drain_report()
     }
 }
 
@@ -382,8 +381,8 @@ pub(crate) fn warn_of_descriptors(cap: usize) {
 
 /// What servers that share a cap and listening sockets have in common.
 pub(crate) struct Common {
-    pub(crate) places: Arc<Places>,
-    pub(crate) doors: Arc<Doors>,
+    pub(crate) places: Arc<SharedCap>,
+    pub(crate) doors: Arc<SharedListenSockets>,
 }
 
 /// A server on a thread of its own: see [`Server::spawn`].

@@ -14,8 +14,8 @@ use crate::config::Config;
 use crate::control::ListenerInfo;
 use crate::error::{Error, Result};
 use crate::handle::Handle;
-use crate::reactor::doors::Doors;
-use crate::reactor::places::Places;
+use crate::reactor::shared_cap::SharedCap;
+use crate::reactor::shared_listen_sockets::SharedListenSockets;
 use crate::server::{warn_of_descriptors, Common, Server};
 use crate::stats::DrainReport;
 
@@ -132,8 +132,8 @@ impl Shards {
             return Err(Error::option("threads", problem));
         }
         let common = Arc::new(Common {
-            places: Arc::new(Places::new(self.config.max_connections, count)),
-            doors: Arc::new(Doors::default()),
+            places: Arc::new(SharedCap::new(self.config.max_connections, count)),
+            doors: Arc::new(SharedListenSockets::default()),
         });
         warn_of_descriptors(self.config.max_connections);
         let build = Arc::new(build);

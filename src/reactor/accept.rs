@@ -1,534 +1,547 @@
-//! Taking clients in: the budget, the cap, the service's answer, and what happens when descriptors run out.
+//! Accepting clients: each is admitted, refused or dropped.
 
 use std::io;
-use std::net::IpAddr;
-use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::rc::Rc;
 use std::time::Duration;
 
-use super::gate::Room;
-use super::listener::{AcceptError, Listener};
-use super::os::{Os, Socket, Token};
-use super::roster::Slot;
-use super::sources::Counted;
-use super::turn::is_short_of_memory;
-use super::view::Ended;
-use super::{report_panic, Reactor};
-use crate::access::Access;
-use crate::addr::{Addr, Credentials};
+use super::close::finish_close;
+use super::connections::Connection;
+use super::core::Core;
+use super::drive::{is_short_of_memory, Scratch};
+use super::history::CloseRecord;
+use super::incoming::Incoming;
+use super::inner::Inner;
+use super::listener::AcceptError;
+use super::listeners;
+use super::os::{Os, Socket as _, Token};
+use super::panic_guard::catch;
+use super::source_limits::Counted;
+use super::user_code::drop_handler;
 use crate::config::AtCapacity;
-use crate::handler::{Handler, Peer, Refuse};
+use crate::handler::{Handler, Refuse};
 use crate::id::ConnId;
 use crate::listen::ProxyProtocol;
 use crate::logs;
-use crate::proto::{ProxyHeader, State, Time, Traffic};
+use crate::proto::{Machine, State, Traffic};
 use crate::reason::{CloseReason, Closed};
 
-/// How long others who share a queue and have fewer connections go first.
-const STAND_BACK: Duration = Duration::from_millis(1);
+/// How long servers with fewer connections go first, where several share a backlog.
+const DEFER: Duration = Duration::from_millis(1);
 
-/// Who has connected.
-#[derive(Clone, Debug)]
-pub(super) struct Caller {
-    pub(super) addr: Addr,
-    pub(super) credentials: Option<Credentials>,
-    pub(super) proxy: Option<Rc<ProxyHeader>>,
+/// One accept round over all listeners, beginning with another one each time.
+pub(super) struct Round {
+    first: usize,
+    offset: usize,
+    listeners: usize,
+    /// Of the listener whose turn it is: `None` before its first accept.
+    current: Option<Progress>,
 }
 
-impl Caller {
-    /// What the listener's service is told.
-    pub(super) fn at<A, L>(self, listener: &Listener<A, L>, id: Option<ConnId>) -> Peer {
-        Peer {
-            id,
-            addr: self.addr,
-            credentials: self.credentials,
-            listener: listener.id,
-            listener_name: Rc::clone(&listener.name),
-            proxy: self.proxy,
-        }
-    }
+struct Progress {
+    accepts_left: usize,
+    accepted: bool,
+    /// The last client that the kernel lost.
+    lost: Option<io::Error>,
 }
 
-/// Out of descriptors or socket memory.
-#[derive(Debug, Default)]
-pub(super) struct Starvation {
-    /// All listeners are out of the poll until then.
-    until: Option<Time>,
-    /// From the first failure until the queue was seen empty and no accept failed for an interval: one warning, one count.
-    episode: bool,
-    /// The queue was seen empty: the episode is over then. At the very limit every client that comes after another
-    /// has left makes accept fail again, and so does one listener's queue while another's is empty.
-    over_at: Option<Time>,
-    /// Accepts that failed in this episode.
-    failures: u64,
+enum Step {
+    /// A connection was inserted: it has its first turn now.
+    Admitted(ConnId),
+    /// The client is dealt with; go on with the same listener.
+    Next,
+    /// No more from this listener in this round.
+    Done,
 }
 
-impl Starvation {
-    pub(super) fn is_on(&self) -> bool {
-        self.until.is_some()
+impl Round {
+    /// `None` if no listener can have a client.
+    pub(super) fn begin<O: Os>(core: &mut Core<O>) -> Option<Self> {
+        let first = core.listeners.begin_round()?;
+        core.refresh();
+        Some(Self {
+            first,
+            offset: 0,
+            listeners: core.listeners.len(),
+            current: None,
+        })
     }
 
-    pub(super) fn until(&self) -> Time {
-        self.until.unwrap_or(Time::NEVER)
-    }
-
-    /// Accepts that failed in the episode that is not over.
-    pub(super) fn failures(&self) -> usize {
-        if self.episode {
-            usize::try_from(self.failures).unwrap_or(usize::MAX)
-        } else {
-            0
-        }
-    }
-
-    /// A descriptor was freed, or the interval is over.
-    pub(super) fn end_pause(&mut self) {
-        self.until = None;
-    }
-
-    /// When the episode will have been over for long enough to say so.
-    pub(super) fn over_at(&self) -> Time {
-        self.over_at.unwrap_or(Time::NEVER)
-    }
-}
-
-impl<A, O: Os> Reactor<A, O> {
-    /// One accept round over all listeners that may have clients, beginning with another one each time.
-    pub(super) fn accept_round(&mut self, app: &mut A) {
-        let count = self.listeners.len();
-        if count == 0 || !self.listeners.iter().any(|listener| listener.pending) {
-            return;
-        }
-        self.first_listener = (self.first_listener + 1) % count;
-        self.catch_up();
-        for offset in 0..count {
-            self.accept_from(app, (self.first_listener + offset) % count);
-            self.roster.unreserve();
-        }
-    }
-
-    /// Accepts from one listener until its queue is empty, its budget is spent, or nobody may come in.
-    pub(super) fn accept_from(&mut self, app: &mut A, at: usize) {
-        if self.stands_back(at) {
-            return;
-        }
-        let (mut served, mut lost) = (false, None);
-        for _ in 0..self.config.accept_budget {
-            let Some(listener) = self.listeners.get(at) else {
-                return;
-            };
-            if !listener.pending || listener.suspended || self.starvation.is_on() || listener.retry_at.is_armed() {
-                return;
+    /// Accepts until a connection is admitted, which has its first turn then, or the round is over.
+    pub(super) fn next<A, O: Os>(
+        &mut self,
+        inner: &mut Inner<A, O>,
+        app: &mut A,
+        scratch: &mut Scratch,
+    ) -> Option<ConnId> {
+        while self.offset < self.listeners {
+            let at = (self.first + self.offset) % self.listeners;
+            if self.current.is_none() && !defer_accept(&mut inner.core, at) {
+                self.current = Some(Progress {
+                    accepts_left: inner.core.config.accept_budget,
+                    accepted: false,
+                    lost: None,
+                });
             }
-            let lets_wait = listener.lets_wait();
-            let hindrance = self.claim(at);
-            if hindrance.is_some() && lets_wait {
-                return;
-            }
-            let Some(listener) = self.listeners.get_mut(at) else {
-                return;
+            let step = match &mut self.current {
+                Some(progress) => accept_next(inner, app, scratch, at, progress),
+                None => Step::Done,
             };
-            let Some(socket) = &mut listener.socket else {
-                listener.pending = false;
-                return;
-            };
-            match self.os.accept(socket) {
-                Ok((stream, addr)) => {
-                    served = true;
-                    listener.troubled = false;
-                    listener.broken = false;
-                    listener.accepted += 1;
-                    self.stats.accepted += 1;
-                    self.receive(app, at, stream, addr, hindrance);
+            match step {
+                Step::Admitted(id) => return Some(id),
+                Step::Next => {}
+                Step::Done => {
+                    self.offset += 1;
+                    self.current = None;
+                    inner.core.conns.unreserve();
                 }
-                Err(error) => match AcceptError::of(&error) {
-                    AcceptError::Retry => {
-                        self.stats.accept_errors += 1;
-                        lost = Some(error);
-                    }
-                    AcceptError::Drained => {
-                        listener.pending = false;
-                        listener.broken = false;
-                        listener.stood_back = false;
-                        if self.starvation.episode && self.starvation.over_at.is_none() {
-                            self.starvation.over_at = Some(self.now.after(self.config.starve_interval));
-                        }
-                        return;
-                    }
-                    AcceptError::Starve => return self.starve(&error),
-                    AcceptError::Broken => return self.handle_broken(app, at, error),
-                    AcceptError::Yield => return self.trouble(at, "cannot accept from", &error),
-                },
             }
         }
-        // The budget is spent, more next turn; unless the kernel does nothing but lose clients.
-        if let (Some(error), false) = (lost, served) {
-            self.rest(at);
-            if let Some(listener) = self.listeners.get(at) {
-                log::debug!(
-                    target: logs::LISTENER,
-                    "clients are lost in a row on listener {} on {}: {error}; trying again",
-                    listener.name,
-                    listener.addr
-                );
-            }
-        }
+        None
     }
+}
 
-    /// Other servers that accept from the same queue have fewer connections: they go first. Once for a queue that is not
-    /// empty, and not for long, because they may be busy.
-    fn stands_back(&mut self, at: usize) -> bool {
-        if !self.roster.is_ahead() || self.drain.is_on() || self.hindrance(at).is_some() {
-            return false;
-        }
-        let until = self.now.after(STAND_BACK);
-        let Some(listener) = self.listeners.get_mut(at) else {
-            return false;
-        };
-        if !listener.pending || listener.suspended || listener.retry_at.is_armed() || listener.stood_back {
-            return false;
-        }
-        listener.stood_back = true;
+/// Other servers that accept from the same backlog have fewer connections: they go first, once for
+/// a backlog that is not empty, and not for long, because they may be busy.
+fn defer_accept<O: Os>(core: &mut Core<O>, at: usize) -> bool {
+    if !core.conns.is_ahead() || core.drain.is_on() {
+        return false;
+    }
+    let Some(listener) = core.listeners.get(at) else {
+        return false;
+    };
+    let refusal = core.admission.refusal(&core.conns, listener, &core.config, core.now);
+    if refusal.is_some() || !listener.may_accept() || listener.deferred {
+        return false;
+    }
+    let until = core.now.after(DEFER);
+    if let Some(listener) = core.listeners.get_mut(at) {
+        listener.deferred = true;
         listener.retry_at = until;
-        true
     }
+    true
+}
 
-    /// Somebody has come: in, or out again.
-    fn receive(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: Addr, hindrance: Option<CloseReason>) {
-        let ip = addr.ip();
-        let Some(listener) = self.listeners.get_mut(at) else {
-            return;
-        };
-        let options = &mut listener.options;
-        let speaks_for_others = match (&mut options.trusted, options.proxy) {
-            (Some(trusted), ProxyProtocol::Required | ProxyProtocol::Optional) => {
-                ip.is_none_or(|ip| trusted.judge(ip) == Access::Allow)
+fn accept_next<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    scratch: &mut Scratch,
+    at: usize,
+    progress: &mut Progress,
+) -> Step {
+    let core = &mut inner.core;
+    if progress.accepts_left == 0 {
+        end_budget(core, at, progress);
+        return Step::Done;
+    }
+    progress.accepts_left -= 1;
+    let Core {
+        os,
+        conns,
+        listeners,
+        admission,
+        config,
+        now,
+        stats,
+        ..
+    } = core;
+    let Some(listener) = listeners.get_mut(at) else {
+        return Step::Done;
+    };
+    if !listener.may_accept() || admission.fds.is_on() {
+        return Step::Done;
+    }
+    let refusal = admission.reserve(conns, listener, config, *now);
+    if refusal.is_some() && listener.lets_wait() {
+        return Step::Done;
+    }
+    let Some(socket) = &mut listener.socket else {
+        listener.pending = false;
+        return Step::Done;
+    };
+    match os.accept(socket) {
+        Ok((stream, addr)) => {
+            progress.accepted = true;
+            listener.failing = false;
+            listener.broken = false;
+            listener.accepted += 1;
+            stats.accepted += 1;
+            let incoming = Incoming {
+                addr,
+                credentials: stream.credentials().ok(),
+                proxy: None,
+            };
+            match handle_accepted(inner, app, scratch, at, stream, incoming, refusal) {
+                Some(id) => Step::Admitted(id),
+                None => Step::Next,
             }
-            _ => false,
-        };
-        let mut denied = ip.is_some_and(|ip| options.access.judge(ip) == Access::Deny);
-        denied |= options.proxy == ProxyProtocol::Required && !speaks_for_others;
-        // Only where something would be spent on it.
-        let has_rates =
-            self.config.accept_rate.is_some() || options.accept_rate.is_some() || options.sources.rate.is_some();
-        let reason = if denied {
-            Some(CloseReason::Denied)
-        } else if has_rates && is_gone(&mut self.os, &mut stream) {
-            Some(CloseReason::ClosedEarly)
-        } else {
-            hindrance
-        };
-        let caller = Caller {
-            addr,
-            credentials: stream.credentials().ok(),
-            proxy: None,
-        };
-        match reason {
-            None => self.admit(app, at, stream, caller, speaks_for_others),
-            Some(reason @ (CloseReason::AtCapacity | CloseReason::RateLimited)) => {
-                self.turn_away(app, at, stream, caller, reason);
+        }
+        Err(error) => handle_error(inner, app, at, error, progress),
+    }
+}
+
+fn handle_error<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    at: usize,
+    error: io::Error,
+    progress: &mut Progress,
+) -> Step {
+    let core = &mut inner.core;
+    let retry_at = core.now.after(core.config.starve_interval);
+    match AcceptError::of(&error) {
+        AcceptError::Retry => {
+            core.stats.accept_errors += 1;
+            progress.lost = Some(error);
+            return Step::Next;
+        }
+        AcceptError::Drained => {
+            if let Some(listener) = core.listeners.get_mut(at) {
+                listener.pending = false;
+                listener.broken = false;
+                listener.deferred = false;
             }
-            Some(reason) => {
-                self.os.close(stream, false);
-                self.report_unopened(app, at, None, caller, Closed::new(reason));
-            }
+            core.admission.fds.handle_drained(retry_at);
         }
+        AcceptError::OutOfFds => core.begin_fd_exhaustion(&error),
+        AcceptError::Broken => handle_broken(inner, app, at, error),
+        AcceptError::Yield => core.listeners.fail(at, retry_at, "cannot accept from", &error),
     }
+    Step::Done
+}
 
-    /// Takes all listeners out of the poll for an interval.
-    pub(super) fn starve(&mut self, error: &io::Error) {
-        self.starvation.until = Some(self.now.after(self.config.starve_interval));
-        self.starvation.over_at = None;
-        self.starvation.failures += 1;
-        if !self.starvation.episode {
-            self.starvation.episode = true;
-            self.starvation.failures = 1;
-            self.stats.starved += 1;
-            log::warn!(
-                target: logs::STARVATION,
-                "no new connections for now: {error}; {} are served, new clients wait in the backlog; raise the limit of \
-                 open files (ulimit -n; fs.file-max for the system) or lower max_connections ({})",
-                self.roster.len(),
-                self.roster.cap()
-            );
-        }
-        for listener in &mut self.listeners {
-            listener.pending = true;
-        }
-    }
-
-    pub(super) fn end_episode(&mut self) {
-        self.starvation.episode = false;
-        self.starvation.over_at = None;
-        log::info!(
-            target: logs::STARVATION,
-            "accepting again; {} attempts failed for lack of descriptors or memory",
-            self.starvation.failures
-        );
-    }
-
-    /// The socket says that it is no listener: give it one more chance, then let it go and tell its owner.
-    fn handle_broken(&mut self, app: &mut A, at: usize, error: io::Error) {
-        let Some(listener) = self.listeners.get_mut(at) else {
-            return;
-        };
-        if !std::mem::replace(&mut listener.broken, true) {
-            return self.trouble(at, "cannot accept from", &error);
-        }
-        log::error!(
+/// The budget is spent: more in the next iteration, unless the kernel only loses clients.
+fn end_budget<O: Os>(core: &mut Core<O>, at: usize, progress: &mut Progress) {
+    let (Some(error), false) = (progress.lost.take(), progress.accepted) else {
+        return;
+    };
+    core.listeners.back_off(at, core.now.after(core.config.starve_interval));
+    if let Some(listener) = core.listeners.get(at) {
+        log::debug!(
             target: logs::LISTENER,
-            "listener {} on {} is lost and closed: {error}",
+            "clients are lost in a row on listener {} on {}: {error}; trying again",
             listener.name,
             listener.addr
         );
-        let id = listener.id;
-        let told = catch_unwind(AssertUnwindSafe(|| listener.service.on_listener_lost(app, id, &error)));
-        if let Err(panic) = told {
-            self.stats.panics += 1;
-            report_panic("a service's on_listener_lost", panic);
-        }
-        self.close_port(at);
     }
+}
 
-    /// Leaves a listener alone for an interval.
-    fn rest(&mut self, at: usize) {
-        let retry_at = self.now.after(self.config.starve_interval);
-        if let Some(listener) = self.listeners.get_mut(at) {
-            listener.retry_at = retry_at;
+/// The socket reports that it is no listener: it has one more chance, then it is closed and its
+/// service is told.
+fn handle_broken<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize, error: io::Error) {
+    let Inner { core, user } = inner;
+    let retry_at = core.now.after(core.config.starve_interval);
+    let Some(listener) = core.listeners.get_mut(at) else {
+        return;
+    };
+    if !std::mem::replace(&mut listener.broken, true) {
+        return core.listeners.fail(at, retry_at, "cannot accept from", &error);
+    }
+    log::error!(
+        target: logs::LISTENER,
+        "listener {} on {} is lost and closed: {error}",
+        listener.name,
+        listener.addr
+    );
+    user.listener_lost(&mut core.guard, listener.service, app, listener.id, &error);
+    listeners::close(&mut core.os, listener);
+}
+
+/// Handles one accepted socket: admit, refuse or drop it. `refusal` is why no client may come in.
+fn handle_accepted<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    scratch: &mut Scratch,
+    at: usize,
+    mut stream: O::Stream,
+    incoming: Incoming,
+    refusal: Option<CloseReason>,
+) -> Option<ConnId> {
+    let core = &mut inner.core;
+    let listener = core.listeners.get_mut(at)?;
+    let ip = incoming.addr.ip();
+    let trusted = listener.trusts(ip);
+    let mut denied = listener.denies(ip);
+    denied |= listener.options.proxy == ProxyProtocol::Required && !trusted;
+    // Where a rate would be charged for it, a client that has gone is recognised.
+    let has_rates = core.config.accept_rate.is_some()
+        || listener.options.accept_rate.is_some()
+        || listener.options.sources.rate.is_some();
+    let reason = if denied {
+        Some(CloseReason::Denied)
+    } else if has_rates && is_gone(&mut core.os, &mut stream) {
+        Some(CloseReason::ClosedEarly)
+    } else {
+        refusal
+    };
+    match reason {
+        None => return admit(inner, app, scratch, at, stream, incoming, trusted),
+        Some(reason @ (CloseReason::AtCapacity | CloseReason::RateLimited)) => {
+            turn_away(inner, app, scratch, at, stream, incoming, reason);
+        }
+        Some(reason) => {
+            core.os.close(stream, false);
+            report_failed(inner, app, at, None, incoming, Closed::new(reason));
         }
     }
+    None
+}
 
-    /// Leaves a listener alone for an interval, with one line in the log until it works again.
-    pub(super) fn trouble(&mut self, at: usize, what: &str, error: &io::Error) {
-        self.rest(at);
-        if let Some(listener) = self.listeners.get_mut(at) {
-            if !std::mem::replace(&mut listener.troubled, true) {
-                log::warn!(
-                    target: logs::LISTENER,
-                    "{what} listener {} on {}: {error}; trying again",
-                    listener.name,
-                    listener.addr
-                );
+/// The cap or the rate is reached, and the listener's policy is to tell the client.
+fn turn_away<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    scratch: &mut Scratch,
+    at: usize,
+    stream: O::Stream,
+    incoming: Incoming,
+    reason: CloseReason,
+) {
+    let core = &mut inner.core;
+    let farewell = match core.listeners.get(at).map(|listener| &listener.options.at_capacity) {
+        Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
+        _ => Vec::new(),
+    };
+    dismiss(core, scratch, stream, &farewell);
+    report_failed(inner, app, at, None, incoming, Closed::new(reason));
+}
+
+/// Gives the client a slot; asks the service first, unless a PROXY header is to come.
+fn admit<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    scratch: &mut Scratch,
+    at: usize,
+    mut stream: O::Stream,
+    incoming: Incoming,
+    awaits_header: bool,
+) -> Option<ConnId> {
+    let Core {
+        os,
+        conns,
+        listeners,
+        now,
+        ..
+    } = &mut inner.core;
+    let ip = incoming.addr.ip().filter(|_| !awaits_header);
+    let Some(counted) = listeners.get_mut(at)?.count_source(ip, *now) else {
+        os.close(stream, false);
+        let id = conns.next_id();
+        let closed = Closed::new(CloseReason::SourceLimited);
+        report_failed(inner, app, at, Some(id), incoming, closed);
+        return None;
+    };
+    // Not before: a client whose source has too many evicts none.
+    evict_for(inner, app, at);
+    if !inner.core.conns.reserve() {
+        uncount(&mut inner.core, at, ip, counted);
+        turn_away(inner, app, scratch, at, stream, incoming, CloseReason::AtCapacity);
+        return None;
+    }
+    let id = inner.core.conns.next_id();
+    let (handler, mut machine) = match prepare(inner, app, at, id, &incoming, awaits_header) {
+        Ok(prepared) => prepared,
+        Err((Refuse { farewell }, reason)) => {
+            uncount(&mut inner.core, at, ip, counted);
+            match reason {
+                CloseReason::Refused => dismiss(&mut inner.core, scratch, stream, &farewell),
+                _ => inner.core.os.close(stream, false),
             }
+            report_failed(inner, app, at, Some(id), incoming, Closed::new(reason));
+            return None;
         }
+    };
+    let core = &mut inner.core;
+    if let Err(error) = core.os.register_stream(&mut stream, Token::of_conn(id)) {
+        uncount(core, at, ip, counted);
+        core.os.close(stream, false);
+        if let Some(handler) = handler {
+            drop_handler(&mut core.guard, handler);
+        }
+        core.guard.drop("a framer's destructor", machine);
+        let closed = Closed::with(CloseReason::Unregistered, error);
+        report_failed(inner, app, at, Some(id), incoming, closed);
+        let no_memory = io::Error::from_raw_os_error(libc::ENOMEM);
+        inner.core.begin_fd_exhaustion(&no_memory);
+        return None;
     }
-
-    /// The cap or the rate is reached and the listener's policy is to say so.
-    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, caller: Caller, reason: CloseReason) {
-        let farewell = match self.listeners.get(at).map(|listener| &listener.options.at_capacity) {
-            Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
-            _ => Vec::new(),
-        };
-        self.dismiss(stream, &farewell);
-        self.report_unopened(app, at, None, caller, Closed::new(reason));
+    let now = core.now;
+    let listener = core.listeners.get_mut(at)?;
+    listener.connections += 1;
+    if awaits_header {
+        machine.await_header(listener.options.proxy == ProxyProtocol::Required);
+    } else {
+        machine.handle_admitted(now, &mut core.conns.pool);
     }
+    if let Some(until) = core.drain.handshake_until() {
+        machine.drain(until);
+    }
+    let conn = Connection {
+        stream: Some(stream),
+        writable: true,
+        pending: machine.state() != State::Open,
+        counted,
+        ..Connection::new(id, Some(listener.id), incoming.addr, machine, now, core.stats.turns)
+    };
+    core.insert(conn);
+    inner.user.set_handler(id, handler);
+    Some(id)
+}
 
-    /// Gives the peer a slot; asks the service first, unless a PROXY header is to come.
-    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, caller: Caller, awaits_header: bool) {
-        let now = self.now;
-        let Some(listener) = self.listeners.get_mut(at) else {
-            return;
-        };
-        let ip = caller.addr.ip();
-        let mut counted = Counted::No;
-        if let (Some(ip), false) = (ip, awaits_header) {
-            let limits = &listener.options.sources;
-            match listener.sources.admit(ip, limits, now) {
-                Some(way) => counted = way,
-                None => {
-                    self.os.close(stream, false);
-                    let id = self.roster.next_id();
-                    return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::SourceLimited));
-                }
-            }
-        }
-        // Not for one whose source has too many already.
-        self.make_way(app, at);
-        if !self.roster.reserve() {
-            self.uncount(at, ip, counted);
-            return self.turn_away(app, at, stream, caller, CloseReason::AtCapacity);
-        }
-        let id = self.roster.next_id();
-        let Some(listener) = self.listeners.get_mut(at) else {
-            return;
-        };
-        listener.bucket.spend(listener.options.accept_rate, now);
-        self.bucket.spend(self.config.accept_rate, now);
-        let peer = caller.clone().at(listener, Some(id));
-        let pool = &mut self.pool;
-        // The service, and the framing's maker, are the user's code.
-        let answer = catch_unwind(AssertUnwindSafe(|| {
-            let handler = if awaits_header {
-                None
-            } else {
-                Some(listener.service.accept(app, peer)?)
-            };
-            Ok((handler, listener.machine(now, pool)))
-        }));
-        let (handler, mut machine) = match answer {
-            Ok(Ok(admitted)) => admitted,
-            Ok(Err(Refuse { farewell })) => {
-                self.uncount(at, ip, counted);
-                self.dismiss(stream, &farewell);
-                return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::Refused));
-            }
+type Prepared<A> = (Option<Box<dyn Handler<A>>>, Machine);
+
+/// Makes the machine and, unless a PROXY header is to come, asks the service for a handler.
+fn prepare<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    at: usize,
+    id: ConnId,
+    incoming: &Incoming,
+    awaits_header: bool,
+) -> Result<Prepared<A>, (Refuse, CloseReason)> {
+    let Inner { core, user } = inner;
+    let panicked = (Refuse::silently(), CloseReason::Panicked);
+    let now = core.now;
+    let Some(listener) = core.listeners.get_mut(at) else {
+        return Err((Refuse::silently(), CloseReason::Refused));
+    };
+    core.admission.spend(listener, &core.config, now);
+    let mut handler = None;
+    if !awaits_header {
+        let peer = incoming.clone().peer(listener, Some(id));
+        match user.accept(listener.service, app, peer) {
+            Ok(Ok(accepted)) => handler = Some(accepted),
+            Ok(Err(refuse)) => return Err((refuse, CloseReason::Refused)),
             Err(panic) => {
-                self.stats.panics += 1;
-                report_panic("a service's accept", panic);
-                self.uncount(at, ip, counted);
-                self.os.close(stream, false);
-                return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::Panicked));
+                core.guard.report("a service's accept", panic, None);
+                return Err(panicked);
             }
-        };
-        if let Err(error) = self.os.register_stream(&mut stream, Token::of_conn(id)) {
-            self.uncount(at, ip, counted);
-            self.os.close(stream, false);
+        }
+    }
+    // The framing's maker is foreign code.
+    match catch(|| listener.machine(now, &mut core.conns.pool)) {
+        Ok(machine) => Ok((handler, machine)),
+        Err(panic) => {
+            core.guard.report("a framing's maker", panic, None);
             if let Some(handler) = handler {
-                self.drop_handler(handler);
+                drop_handler(&mut core.guard, handler);
             }
-            self.discard("a framer's destructor", machine);
-            self.report_unopened(
-                app,
-                at,
-                Some(id),
-                caller,
-                Closed::with(CloseReason::Unregistered, error),
-            );
-            return self.starve(&io::Error::from_raw_os_error(libc::ENOMEM));
-        }
-        let Some(listener) = self.listeners.get_mut(at) else {
-            return;
-        };
-        listener.connections += 1;
-        if awaits_header {
-            machine.await_header(listener.options.proxy == ProxyProtocol::Required);
-        } else {
-            machine.handle_admitted(now, &mut self.pool);
-        }
-        if let Some(until) = self.drain.handshake_until() {
-            machine.drain(until);
-        }
-        let slot = Slot {
-            writable: true,
-            unopened: machine.state() != State::Open,
-            counted,
-            ..Slot::new(id, Some(listener.id), caller.addr, machine, now, self.stats.turns)
-        };
-        self.move_in(slot, Some(stream), handler);
-        self.turn(app, id);
-    }
-
-    /// The connection is not to be, or has gone: its source has one less.
-    pub(super) fn uncount(&mut self, at: usize, source: Option<IpAddr>, counted: Counted) {
-        if let (Some(listener), Some(source)) = (self.listeners.get_mut(at), source) {
-            let limits = &listener.options.sources;
-            listener.sources.leave(source, limits, counted, self.now);
-        }
-    }
-
-    pub(super) fn move_in(&mut self, slot: Slot, stream: Option<O::Stream>, handler: Option<Box<dyn Handler<A>>>) {
-        let id = slot.id;
-        let unopened = slot.unopened;
-        self.roster.insert(slot);
-        if unopened {
-            self.unopened.push(id, &self.roster);
-        }
-        let index = id.index as usize;
-        if self.streams.len() <= index {
-            self.streams.resize_with(index + 1, || None);
-            self.handlers.resize_with(index + 1, || None);
-        }
-        if let Some(place) = self.streams.get_mut(index) {
-            *place = stream;
-        }
-        if let Some(place) = self.handlers.get_mut(index) {
-            *place = handler;
-        }
-        self.shared.set_live(id, true);
-        self.stats.peak = self.stats.peak.max(self.roster.len());
-    }
-
-    /// Last words for somebody who gets no slot. Best effort: nothing here can wait.
-    fn dismiss(&mut self, mut stream: O::Stream, farewell: &[u8]) {
-        if !farewell.is_empty() {
-            let written = self.os.write(&mut stream, farewell);
-            self.pool.traffic.bytes_out += written.unwrap_or(0) as u64;
-        }
-        let _ = self.os.shutdown(&mut stream);
-        // What has arrived already would turn the close into a reset and destroy the farewell.
-        let scratch = self.scratch.as_mut().map(|scratch| &mut scratch.wire[..]);
-        let read = self.os.read(&mut stream, scratch.unwrap_or_default());
-        self.pool.traffic.bytes_in += read.unwrap_or(0) as u64;
-        self.os.close(stream, false);
-    }
-
-    /// Counts a connection that never got a slot, and tells its service.
-    fn report_unopened(&mut self, app: &mut A, at: usize, id: Option<ConnId>, caller: Caller, closed: Closed) {
-        self.stats.count_closed(closed.reason);
-        let Some(listener) = self.listeners.get_mut(at) else {
-            return;
-        };
-        log::debug!(target: logs::CONNECTION, "{} on {}: {closed}", caller.addr, listener.name);
-        let who = Ended {
-            id,
-            listener: Some(listener.id),
-            peer: caller.addr.clone(),
-            source: caller.addr.clone(),
-            age: Duration::ZERO,
-            traffic: Traffic::default(),
-        };
-        let peer = caller.at(listener, id);
-        let told = catch_unwind(AssertUnwindSafe(|| {
-            listener.service.on_unopened(app, &peer, &closed);
-        }));
-        if let Err(panic) = told {
-            self.stats.panics += 1;
-            report_panic("a service's on_unopened", panic);
-        }
-        self.note_close(who, &closed);
-    }
-
-    /// Makes each listener's registration follow its state.
-    pub(super) fn reconcile(&mut self) {
-        let room = Room {
-            has_slot: self.roster.await_room(),
-            ..self.room()
-        };
-        for at in 0..self.listeners.len() {
-            let Some(listener) = self.listeners.get_mut(at) else {
-                return;
-            };
-            let state = listener.state(&room);
-            let wanted = state == crate::control::ListenerState::Listening;
-            // No event announces who comes while it is out of the poll.
-            listener.pending |= !wanted && listener.socket.is_some();
-            if wanted == listener.registered || listener.retry_at.is_armed() {
-                continue;
-            }
-            let Some(socket) = &mut listener.socket else {
-                continue;
-            };
-            let outcome = if wanted {
-                self.os.register_listener(socket, Token::of_listener(listener.id))
-            } else {
-                self.os.deregister_listener(socket)
-            };
-            match outcome {
-                Ok(()) => {
-                    listener.registered = wanted;
-                    // Somebody may have come between the last accept and now: do not trust the edge.
-                    listener.pending |= wanted;
-                }
-                Err(error) => {
-                    let what = if wanted { "cannot register" } else { "cannot deregister" };
-                    self.trouble(at, what, &error);
-                }
-            }
+            Err(panicked)
         }
     }
 }
 
-/// It has been reset, or has finished without a word, while it waited in the backlog.
+/// Too many connections are pending: evicts the oldest for a client of this listener.
+fn evict_for<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize) {
+    let core = &mut inner.core;
+    let Some(listener) = core.listeners.get(at) else {
+        return;
+    };
+    let candidate = core
+        .admission
+        .eviction_candidate(&core.conns, listener, &core.config, core.now);
+    let Some(id) = candidate else {
+        return;
+    };
+    core.end(id, CloseReason::GaveWay);
+    core.conns.keep_next();
+    match core.next_step(id) {
+        Some(reset) => finish_close(inner, app, id, reset),
+        None => core.conns.wake(id),
+    }
+}
+
+fn uncount<O: Os>(core: &mut Core<O>, at: usize, ip: Option<std::net::IpAddr>, counted: Counted) {
+    if let Some(listener) = core.listeners.get_mut(at) {
+        listener.uncount_source(ip, counted, core.now);
+    }
+}
+
+/// The PROXY header has come, or there is none: the client is known, and the service is asked.
+pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId) {
+    let Inner { core, user } = inner;
+    let now = core.now;
+    let Some((conn, pool)) = core.conns.parts(id) else {
+        return;
+    };
+    let Some(listener) = conn.listener.and_then(|id| core.listeners.by_id_mut(id)) else {
+        return;
+    };
+    let header = conn.machine.proxy().cloned();
+    let source = match &header {
+        Some(header) => header.source().map(|source| source.ip()),
+        None => conn.peer().ip(),
+    };
+    if header.is_some() && listener.denies(source) {
+        return conn.machine.end(Closed::new(CloseReason::Denied), pool);
+    }
+    match listener.count_source(source, now) {
+        Some(counted) => conn.counted = counted,
+        None => return conn.machine.end(Closed::new(CloseReason::SourceLimited), pool),
+    }
+    let incoming = Incoming {
+        addr: conn.peer(),
+        credentials: conn.stream.as_ref().and_then(|stream| stream.credentials().ok()),
+        proxy: header,
+    };
+    let peer = incoming.peer(listener, Some(id));
+    match user.accept(listener.service, app, peer) {
+        Ok(Ok(handler)) => {
+            user.set_handler(id, Some(handler));
+            conn.machine.handle_admitted(now, pool);
+        }
+        Ok(Err(Refuse { farewell })) => {
+            conn.machine
+                .refuse(&farewell, Closed::new(CloseReason::Refused), now, pool);
+        }
+        Err(panic) => {
+            conn.machine.refuse(&[], Closed::new(CloseReason::Panicked), now, pool);
+            core.guard.report("a service's accept", panic, None);
+        }
+    }
+}
+
+/// Sends a client that gets no slot its farewell. Best effort: nothing here can wait.
+fn dismiss<O: Os>(core: &mut Core<O>, scratch: &mut Scratch, mut stream: O::Stream, farewell: &[u8]) {
+    let traffic = &mut core.conns.pool.traffic;
+    if !farewell.is_empty() {
+        let written = core.os.write(&mut stream, farewell);
+        traffic.bytes_out += written.unwrap_or(0) as u64;
+    }
+    let _ = core.os.shutdown(&mut stream);
+    // Unread input would turn the close into a reset and destroy the farewell.
+    let read = core.os.read(&mut stream, &mut scratch.wire);
+    traffic.bytes_in += read.unwrap_or(0) as u64;
+    core.os.close(stream, false);
+}
+
+/// Counts a connection that never got a slot, and tells its service.
+fn report_failed<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    at: usize,
+    id: Option<ConnId>,
+    incoming: Incoming,
+    closed: Closed,
+) {
+    let Inner { core, user } = inner;
+    core.stats.count_closed(closed.reason);
+    let Some(listener) = core.listeners.get(at) else {
+        return;
+    };
+    log::debug!(target: logs::CONNECTION, "{} on {}: {closed}", incoming.addr, listener.name);
+    let record = CloseRecord {
+        id,
+        listener: Some(listener.id),
+        peer: incoming.addr.clone(),
+        source: incoming.addr.clone(),
+        age: Duration::ZERO,
+        traffic: Traffic::default(),
+    };
+    let (service, peer) = (listener.service, incoming.peer(listener, id));
+    user.failed_accept(&mut core.guard, service, app, &peer, &closed);
+    core.history.record_close(&mut core.guard, record, &closed, core.now);
+}
+
+/// The client has reset the connection, or finished without a byte, while it was in the backlog.
 fn is_gone<O: Os>(os: &mut O, stream: &mut O::Stream) -> bool {
     match os.peek(stream) {
         Ok(count) => count == 0,

@@ -1,180 +1,180 @@
-//! Alarms: at the end of a turn, who watches what, and who is called.
+//! Alarms: which value each watches, and when its callback is due.
 //!
 //! ```text
-//!            value >= mark, cooldown over: Raised
-//! quiet -----------------------------------------------> raised --cooldown over, still >= mark: StillRaised--+
-//!   ^                                                      | ^                                               |
-//!   +--------------------value < mark: Cleared-------------+ +-----------------------------------------------+
+//!            value >= threshold, cooldown over: Raised
+//! quiet -----------------------------------------------> raised --cooldown over, still >= threshold: StillRaised--+
+//!   ^                                                      | ^                                                    |
+//!   +--------------------value < threshold: Cleared--------+ +----------------------------------------------------+
 //! ```
 //!
-//! As ranch's (`ranch_conns_sup.erl`), and with a word when it is over.
+//! As in ranch (`ranch_conns_sup.erl`), with a notice when it is over.
 
-use std::panic::{catch_unwind, AssertUnwindSafe};
-
+use super::core::Core;
 use super::os::Os;
-use super::{report_panic, Reactor};
+use super::panic_guard::PanicGuard;
 use crate::alarm::{Alarm, AlarmId, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
-use crate::control::{AlarmCallback, Control};
+use crate::control::AlarmCallback;
 use crate::error::{Error, Result};
 use crate::proto::Time;
 
-/// An alarm and where it stands.
-pub(super) struct Watch<A> {
+/// An alarm and its state.
+struct Watched<A> {
     id: AlarmId,
     alarm: Alarm,
-    /// RLIMIT_NOFILE when it was set.
+    /// RLIMIT_NOFILE when the alarm was set.
     descriptors: Option<usize>,
     /// `None` while it runs.
     callback: Option<AlarmCallback<A>>,
     /// While it is raised: since when.
     raised_at: Option<Time>,
-    /// When it last said that it is.
-    spoke_at: Option<Time>,
+    last_fired: Option<Time>,
 }
 
-impl<A> Watch<A> {
-    /// When it has something to say about this value.
-    fn due(&self, value: usize, mark: usize) -> Time {
-        if value >= mark {
-            self.spoke_at.map_or(Time::ZERO, |at| at.after(self.alarm.cooldown))
+impl<A> Watched<A> {
+    /// When the callback is due for this value.
+    fn due(&self, value: usize, threshold: usize) -> Time {
+        if value >= threshold {
+            self.last_fired.map_or(Time::ZERO, |at| at.after(self.alarm.cooldown))
         } else if self.raised_at.is_some() {
             Time::ZERO
         } else {
             Time::NEVER
         }
     }
+
+    fn threshold<O: Os>(&self, core: &Core<O>) -> usize {
+        self.alarm.mark(self.alarm.limit(&core.config, self.descriptors))
+    }
 }
 
-impl<A, O: Os> Reactor<A, O> {
-    pub(super) fn watch(&mut self, alarm: Alarm, callback: AlarmCallback<A>) -> Result<AlarmId> {
-        let descriptors = self.os.descriptor_limit();
-        alarm.check(alarm.limit(&self.config, descriptors))?;
-        let id = AlarmId(self.next_alarm);
-        self.next_alarm = self.next_alarm.wrapping_add(1);
-        self.alarms.push(Watch {
+/// All alarms of one server.
+pub(super) struct Alarms<A> {
+    all: Vec<Watched<A>>,
+    next_id: u32,
+}
+
+impl<A> Default for Alarms<A> {
+    fn default() -> Self {
+        Self {
+            all: Vec::new(),
+            next_id: 0,
+        }
+    }
+}
+
+impl<A> Alarms<A> {
+    pub(super) fn add<O: Os>(&mut self, core: &Core<O>, alarm: Alarm, callback: AlarmCallback<A>) -> Result<AlarmId> {
+        let descriptors = core.os.descriptor_limit();
+        alarm.check(alarm.limit(&core.config, descriptors))?;
+        let id = AlarmId(self.next_id);
+        self.next_id = self.next_id.wrapping_add(1);
+        self.all.push(Watched {
             id,
             alarm,
             descriptors,
             callback: Some(callback),
             raised_at: None,
-            spoke_at: None,
+            last_fired: None,
         });
         Ok(id)
     }
 
-    pub(super) fn change_watch(&mut self, id: AlarmId, alarm: Alarm) -> Result<()> {
-        let descriptors = self.os.descriptor_limit();
-        alarm.check(alarm.limit(&self.config, descriptors))?;
-        let found = self.alarms.iter_mut().find(|watch| watch.id == id);
-        let watch = found.ok_or(Error::NoAlarm { alarm: id })?;
-        if watch.alarm.kind != alarm.kind {
-            watch.raised_at = None;
-            watch.spoke_at = None;
+    pub(super) fn set<O: Os>(&mut self, core: &Core<O>, id: AlarmId, alarm: Alarm) -> Result<()> {
+        let descriptors = core.os.descriptor_limit();
+        alarm.check(alarm.limit(&core.config, descriptors))?;
+        let found = self.all.iter_mut().find(|watched| watched.id == id);
+        let watched = found.ok_or(Error::NoAlarm { alarm: id })?;
+        if watched.alarm.kind != alarm.kind {
+            watched.raised_at = None;
+            watched.last_fired = None;
         }
-        watch.alarm = alarm;
-        watch.descriptors = descriptors;
+        watched.alarm = alarm;
+        watched.descriptors = descriptors;
         Ok(())
     }
 
-    pub(super) fn unwatch(&mut self, id: AlarmId) -> bool {
-        let Some(at) = self.alarms.iter().position(|watch| watch.id == id) else {
+    pub(super) fn remove(&mut self, guard: &mut PanicGuard, id: AlarmId) -> bool {
+        let Some(at) = self.all.iter().position(|watched| watched.id == id) else {
             return false;
         };
-        let watch = self.alarms.remove(at);
-        self.discard("an alarm's destructor", watch);
+        let watched = self.all.remove(at);
+        guard.drop("an alarm's destructor", watched);
         true
     }
 
-    pub(super) fn watches(&self) -> Vec<AlarmInfo> {
-        let infos = self.alarms.iter().map(|watch| AlarmInfo {
-            id: watch.id,
-            alarm: watch.alarm,
-            raised: watch.raised_at.is_some(),
-            value: self.level(watch.alarm.kind),
-            threshold: self.mark(watch),
+    pub(super) fn infos<O: Os>(&self, core: &Core<O>) -> Vec<AlarmInfo> {
+        let infos = self.all.iter().map(|watched| AlarmInfo {
+            id: watched.id,
+            alarm: watched.alarm,
+            raised: watched.raised_at.is_some(),
+            value: value(core, watched.alarm.kind),
+            threshold: watched.threshold(core),
         });
         infos.collect()
     }
 
-    /// When an alarm has something to say, if nothing changes until then.
-    pub(super) fn alarm_due(&self) -> Time {
-        self.alarms
-            .iter()
-            .map(|watch| watch.due(self.level(watch.alarm.kind), self.mark(watch)))
-            .fold(Time::NEVER, Time::min)
+    /// When the next callback is due, if no value changes until then.
+    pub(super) fn due<O: Os>(&self, core: &Core<O>) -> Time {
+        let due = |watched: &Watched<A>| watched.due(value(core, watched.alarm.kind), watched.threshold(core));
+        self.all.iter().map(due).fold(Time::NEVER, Time::min)
     }
 
-    /// Calls whoever is to be called. At the end of a turn; each at most once.
-    pub(super) fn sound_alarms(&mut self, app: &mut A) {
-        if self.alarms.is_empty() {
-            return;
-        }
-        self.catch_up();
-        // A callback may add and remove alarms: who is missed over that is due in the next turn.
-        for at in 0..self.alarms.len() {
-            let Some(watch) = self.alarms.get(at) else {
-                return;
-            };
-            let (value, threshold) = (self.level(watch.alarm.kind), self.mark(watch));
-            if watch.due(value, threshold) <= self.now {
-                self.sound(app, at, value, threshold);
-            }
-        }
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
     }
 
-    fn sound(&mut self, app: &mut A, at: usize, value: usize, threshold: usize) {
-        let now = self.now;
-        let Some(watch) = self.alarms.get_mut(at) else {
-            return;
-        };
-        let since = now.since(watch.raised_at.unwrap_or(now));
+    /// The notice and the callback of the alarm at `at`, if it is due.
+    pub(super) fn take_due<O: Os>(&mut self, core: &Core<O>, at: usize) -> Option<(AlarmNotice, AlarmCallback<A>)> {
+        let watched = self.all.get_mut(at)?;
+        let (value, threshold) = (value(core, watched.alarm.kind), watched.threshold(core));
+        let now = core.now;
+        if watched.due(value, threshold) > now {
+            return None;
+        }
+        let since = now.since(watched.raised_at.unwrap_or(now));
         let state = if value < threshold {
-            watch.raised_at = None;
+            watched.raised_at = None;
             AlarmState::Cleared
-        } else if watch.raised_at.is_some() {
+        } else if watched.raised_at.is_some() {
             AlarmState::StillRaised
         } else {
-            watch.raised_at = Some(now);
+            watched.raised_at = Some(now);
             AlarmState::Raised
         };
         if state != AlarmState::Cleared {
-            watch.spoke_at = Some(now);
+            watched.last_fired = Some(now);
         }
-        let id = watch.id;
         let notice = AlarmNotice {
-            id,
-            kind: watch.alarm.kind,
+            id: watched.id,
+            kind: watched.alarm.kind,
             state,
             value,
             threshold,
             since,
         };
-        // Out of its place while it runs, so that it can have the server.
-        let Some(mut callback) = watch.callback.take() else {
-            return;
-        };
-        let told = catch_unwind(AssertUnwindSafe(|| callback(app, &mut Control::new(self), &notice)));
-        if let Err(panic) = told {
-            self.stats.panics += 1;
-            report_panic("an alarm's callback", panic);
-        }
-        match self.alarms.iter_mut().find(|watch| watch.id == id) {
-            Some(watch) => watch.callback = Some(callback),
-            // It has removed itself.
-            None => self.discard("an alarm's destructor", callback),
+        Some((notice, watched.callback.take()?))
+    }
+
+    /// Returns a callback that has run, unless its alarm was removed meanwhile.
+    pub(super) fn restore(&mut self, guard: &mut PanicGuard, id: AlarmId, callback: AlarmCallback<A>) {
+        match self.all.iter_mut().find(|watched| watched.id == id) {
+            Some(watched) => watched.callback = Some(callback),
+            None => guard.drop("an alarm's destructor", callback),
         }
     }
 
-    fn level(&self, kind: AlarmKind) -> usize {
-        match kind {
-            AlarmKind::Connections => self.roster.len(),
-            AlarmKind::Descriptors => self.open_descriptors(),
-            AlarmKind::Memory => self.memory.total(),
-            AlarmKind::Starvation => self.starvation.failures(),
+    pub(super) fn clear(&mut self, guard: &mut PanicGuard) {
+        for watched in std::mem::take(&mut self.all) {
+            guard.drop("an alarm's destructor", watched);
         }
     }
+}
 
-    fn mark(&self, watch: &Watch<A>) -> usize {
-        watch.alarm.mark(watch.alarm.limit(&self.config, watch.descriptors))
+fn value<O: Os>(core: &Core<O>, kind: AlarmKind) -> usize {
+    match kind {
+        AlarmKind::Connections => core.conns.len(),
+        AlarmKind::Descriptors => core.open_descriptors(),
+        AlarmKind::Memory => core.memory.total(),
+        AlarmKind::Starvation => core.admission.fds.failures(),
     }
 }

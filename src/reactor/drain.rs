@@ -1,17 +1,20 @@
-//! Ending in order: who waits already comes in, the ports close, everybody is told, and one deadline holds for all.
+//! Graceful shutdown: accept the backlog, close the listeners, notify every connection, enforce one
+//! deadline.
 
 use std::time::Duration;
 
+use super::admission::Admission;
+use super::connections::Connections;
+use super::listeners::{self, Listeners};
 use super::os::Os;
-use super::roster::Roster;
-use super::Reactor;
+use crate::config::Config;
+use crate::id::ConnId;
 use crate::logs;
 use crate::proto::Time;
-use crate::reason::CloseReason;
 use crate::stats::DrainReport;
 
-/// Connections that are told of a drain, or forced to end, in one turn.
-const PORTION: u32 = 1024;
+/// Slots that are visited in one iteration, to notify or to force.
+const BATCH: u32 = 1024;
 
 /// How long a handshake may still take once the server drains.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
@@ -20,8 +23,8 @@ const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 pub(super) enum Drain {
     #[default]
     No,
-    /// Accepting who waits in the backlogs, then closing the ports.
-    Ports(Plan),
+    /// Accepting the backlogs, then closing the listeners.
+    Listeners(Plan),
     /// Waiting for the connections to end.
     Connections(Plan),
     Done(DrainReport),
@@ -31,30 +34,33 @@ pub(super) enum Drain {
 pub(super) struct Plan {
     started: Time,
     deadline: Time,
-    /// Connections to see off: those there at the start and those accepted since.
+    /// Connections at the start.
     present: usize,
     accepted_before: u64,
     forced: usize,
-    /// Accept calls left: the backlogs' sizes, so that a flood of connects cannot keep the ports open.
-    accepts_left: usize,
-    /// Slots before this one have been told.
-    told: u32,
-    /// Once the deadline is over: slots before this one are empty.
-    emptied: u32,
+    /// Maximum number of clients that are still accepted: the sum of the backlogs, so that a flood
+    /// of clients cannot keep the listeners open.
+    max_accepts: usize,
+    /// Slots before this one have been notified.
+    notified: u32,
+    /// After the deadline: slots before this one have been forced.
+    forced_through: u32,
 }
 
 impl Drain {
     pub(super) fn deadline(&self) -> Time {
         match self {
-            Self::Ports(plan) | Self::Connections(plan) => plan.deadline,
+            Self::Listeners(plan) | Self::Connections(plan) => plan.deadline,
             Self::No | Self::Done(_) => Time::NEVER,
         }
     }
 
-    /// While the server drains: when handshakes must be over.
+    /// While the server drains: when handshakes have to be over.
     pub(super) fn handshake_until(&self) -> Option<Time> {
         match self {
-            Self::Ports(plan) | Self::Connections(plan) => Some(plan.deadline.min(plan.started.after(HANDSHAKE_GRACE))),
+            Self::Listeners(plan) | Self::Connections(plan) => {
+                Some(plan.deadline.min(plan.started.after(HANDSHAKE_GRACE)))
+            }
             Self::No | Self::Done(_) => None,
         }
     }
@@ -64,153 +70,157 @@ impl Drain {
     }
 
     /// The next step needs no event.
-    pub(super) fn can_go_on(&self, roster: &Roster) -> bool {
+    pub(super) fn has_work<S>(&self, conns: &Connections<S>) -> bool {
         match self {
-            Self::Ports(_) => true,
-            Self::Connections(plan) => roster.is_empty() || plan.told < roster.slots(),
+            Self::Listeners(_) => true,
+            Self::Connections(plan) => conns.is_empty() || plan.notified < conns.slots(),
             Self::No | Self::Done(_) => false,
         }
     }
 
-    /// How it went, once it is over.
+    /// The result, once the drain is over.
     pub(super) fn report(&self) -> Option<DrainReport> {
         match self {
             Self::Done(report) => Some(*report),
             _ => None,
         }
     }
-}
 
-impl<A, O: Os> Reactor<A, O> {
-    pub(super) fn begin_drain(&mut self, grace: Duration) {
-        let deadline = self.now.after(grace);
-        match &mut self.drain {
-            Drain::No => {
-                log::info!(target: logs::SERVER, "draining {} connections, at most {grace:?}", self.roster.len());
-                for listener in &mut self.listeners {
+    /// Begins a drain, or shortens one. True if it begins.
+    pub(super) fn begin<S, L>(
+        &mut self,
+        conns: &Connections<S>,
+        listeners: &mut Listeners<L>,
+        accepted: u64,
+        now: Time,
+        grace: Duration,
+    ) -> bool {
+        let deadline = now.after(grace);
+        match self {
+            Self::No => {
+                log::info!(target: logs::SERVER, "draining {} connections, at most {grace:?}", conns.len());
+                let mut max_accepts = 0;
+                for listener in listeners.iter_mut() {
                     listener.pending = true;
                     listener.retry_at = Time::NEVER;
+                    max_accepts += listener.options.socket.backlog as usize;
                 }
-                self.give_up_attempts();
-                self.drain = Drain::Ports(Plan {
-                    started: self.now,
+                *self = Self::Listeners(Plan {
+                    started: now,
                     deadline,
-                    present: self.roster.len(),
-                    accepted_before: self.stats.accepted,
+                    present: conns.len(),
+                    accepted_before: accepted,
                     forced: 0,
-                    accepts_left: self
-                        .listeners
-                        .iter()
-                        .map(|listener| listener.options.socket.backlog as usize)
-                        .sum(),
-                    told: 0,
-                    emptied: 0,
+                    max_accepts,
+                    notified: 0,
+                    forced_through: 0,
                 });
+                true
             }
-            Drain::Ports(plan) | Drain::Connections(plan) => plan.deadline = plan.deadline.min(deadline),
-            Drain::Done(_) => {}
+            Self::Listeners(plan) | Self::Connections(plan) => {
+                plan.deadline = plan.deadline.min(deadline);
+                false
+            }
+            Self::Done(_) => false,
         }
     }
 
-    /// Moves the drain on. `due` is the time up to which deadlines may be judged, if this turn judges any.
-    pub(super) fn drain_step(&mut self, app: &mut A, due: Option<Time>) {
-        if matches!(self.drain, Drain::Ports(_)) {
-            self.close_drained_ports(due);
-            if self.listeners.iter().all(|listener| listener.socket.is_none()) {
-                if let Drain::Ports(plan) = std::mem::take(&mut self.drain) {
-                    self.drain = Drain::Connections(plan);
-                }
-            }
-        }
-        self.tell_drain();
-        let late = due.is_some_and(|due| self.drain.deadline() <= due);
-        if late && matches!(self.drain, Drain::Connections(_)) {
-            let count = self.force_next(app);
-            if let Drain::Connections(plan) = &mut self.drain {
-                plan.forced += count;
-            }
-        }
-        if let (Drain::Connections(plan), true) = (&self.drain, self.roster.is_empty()) {
-            let accepted = usize::try_from(self.stats.accepted - plan.accepted_before).unwrap_or(usize::MAX);
-            let report = DrainReport {
-                ended: (plan.present + accepted).saturating_sub(plan.forced),
-                forced: plan.forced,
-                took: self.now.since(plan.started),
-            };
-            log::info!(
-                target: logs::SERVER,
-                "drained: {} ended by themselves, {} were forced",
-                report.ended,
-                report.forced
-            );
-            self.drain = Drain::Done(report);
-        }
-    }
-
-    /// Closes each port whose queue is empty, or cannot be emptied.
-    fn close_drained_ports(&mut self, due: Option<Time>) {
-        let Drain::Ports(plan) = &mut self.drain else {
+    /// Closes each listener whose backlog is empty or cannot be accepted. `due` is the time up to
+    /// which deadlines expire, if any do in this iteration.
+    pub(super) fn close_listeners<O: Os>(
+        &mut self,
+        os: &mut O,
+        listeners: &mut Listeners<O::Listener>,
+        admission: &Admission,
+        conns: &Connections<O::Stream>,
+        config: &Config,
+        accepted: u64,
+        now: Time,
+        due: Option<Time>,
+    ) {
+        let Self::Listeners(plan) = self else {
             return;
         };
         let late = due.is_some_and(|due| plan.deadline <= due);
-        let accepted = usize::try_from(self.stats.accepted - plan.accepted_before).unwrap_or(usize::MAX);
-        let spent = late || accepted > plan.accepts_left;
-        for at in 0..self.listeners.len() {
-            let hindered = self.starvation.is_on() || self.hindrance(at).is_some();
-            let Some(listener) = self.listeners.get(at) else {
-                continue;
-            };
-            let emptied = !listener.pending || listener.suspended || listener.retry_at.is_armed();
-            if emptied || spent || hindered {
-                self.close_port(at);
+        let accepted = usize::try_from(accepted - plan.accepted_before).unwrap_or(usize::MAX);
+        let spent = late || accepted > plan.max_accepts;
+        for listener in listeners.iter_mut() {
+            let refused = admission.fds.is_on() || admission.refusal(conns, listener, config, now).is_some();
+            if !listener.may_accept() || spent || refused {
+                listeners::close(os, listener);
+            }
+        }
+        if listeners.open() == 0 {
+            if let Self::Listeners(plan) = std::mem::take(self) {
+                *self = Self::Connections(plan);
             }
         }
     }
 
-    /// Tells the next connections. What "nothing left to read" meant before is not believed.
-    fn tell_drain(&mut self) {
-        let until = self.drain.handshake_until().unwrap_or(self.now);
-        let Drain::Connections(plan) = &mut self.drain else {
+    /// Notifies the next connections. Each reads again: it does not rely on a "would block" from
+    /// before the drain.
+    pub(super) fn notify<S>(&mut self, conns: &mut Connections<S>, now: Time) {
+        let until = self.handshake_until().unwrap_or(now);
+        let Self::Connections(plan) = self else {
             return;
         };
-        let first = plan.told;
-        plan.told = first.saturating_add(PORTION).min(self.roster.slots());
-        for index in first..plan.told {
-            let Some(slot) = self.roster.tenant_mut(index) else {
+        let first = plan.notified;
+        plan.notified = first.saturating_add(BATCH).min(conns.slots());
+        for index in first..plan.notified {
+            let Some(conn) = conns.by_index_mut(index) else {
                 continue;
             };
-            if !slot.machine.is_draining() {
-                slot.machine.drain(until);
+            if !conn.machine.is_draining() {
+                conn.machine.drain(until);
             }
-            slot.readable = true;
-            self.timers.arm(index, slot.machine.deadline());
-            self.ready.push(slot.id, &mut slot.queued);
+            conn.readable = true;
+            let id = conn.id;
+            conns.arm_deadline(id);
+            conns.wake(id);
         }
     }
 
-    /// The grace period is over: resets the next of those who are still owed something, and says how many that were.
-    fn force_next(&mut self, app: &mut A) -> usize {
-        let Drain::Connections(plan) = &mut self.drain else {
-            return 0;
-        };
-        let first = plan.emptied % self.roster.slots().max(1);
-        plan.emptied = first.saturating_add(PORTION).min(self.roster.slots());
-        let mut forced = 0;
-        for index in first..plan.emptied {
-            let Some(id) = self.roster.tenant(index).map(|slot| slot.id) else {
-                continue;
-            };
-            if self.is_outside(id) {
-                self.cut_off(id);
-                forced += 1;
-                self.take_back(id, CloseReason::DrainForced);
-                continue;
+    /// After the deadline: the next connections to be forced. Each counts with
+    /// [`Drain::count_forced`] if it was owed something.
+    pub(super) fn next_late<S>(&mut self, conns: &Connections<S>, due: Option<Time>) -> Vec<ConnId> {
+        match self {
+            Self::Connections(plan) if due.is_some_and(|due| plan.deadline <= due) => {
+                let first = plan.forced_through % conns.slots().max(1);
+                plan.forced_through = first.saturating_add(BATCH).min(conns.slots());
+                let late = first..plan.forced_through;
+                late.filter_map(|index| conns.by_index(index).map(|conn| conn.id))
+                    .collect()
             }
-            if let Some(slot) = self.roster.get_mut(id) {
-                forced += usize::from(!slot.machine.cut_short(&mut self.pool));
-            }
-            self.turn(app, id);
+            _ => Vec::new(),
         }
-        forced
+    }
+
+    pub(super) fn count_forced(&mut self) {
+        if let Self::Connections(plan) = self {
+            plan.forced += 1;
+        }
+    }
+
+    /// Ends the drain once no connection is left.
+    pub(super) fn finish<S>(&mut self, conns: &Connections<S>, accepted: u64, now: Time) {
+        let Self::Connections(plan) = self else {
+            return;
+        };
+        if !conns.is_empty() {
+            return;
+        }
+        let accepted = usize::try_from(accepted - plan.accepted_before).unwrap_or(usize::MAX);
+        let report = DrainReport {
+            ended: (plan.present + accepted).saturating_sub(plan.forced),
+            forced: plan.forced,
+            took: now.since(plan.started),
+        };
+        log::info!(
+            target: logs::SERVER,
+            "drained: {} ended by themselves, {} were forced",
+            report.ended,
+            report.forced
+        );
+        *self = Self::Done(report);
     }
 }

@@ -1,20 +1,21 @@
-//! What must hold after every turn, whatever happened in it. Checked by the simulator.
+//! What must hold after every iteration. Checked by the simulator.
 
+use super::admission::max_pending;
+use super::core::Core;
+use super::drive::READ_SIZE;
 use super::os::Os;
-use super::Reactor;
 use crate::id::ConnId;
-use crate::proto::{State, Time};
+use crate::proto::State;
 
-impl<A, O: Os> Reactor<A, O> {
-    /// The first invariant that does not hold, in words.
-    pub(crate) fn broken_invariant(&self) -> Option<String> {
-        let open = self.roster.len();
-        if open > self.roster.cap().max(self.shrunk_from) {
-            return Some(format!("{open} connections are open, the cap is {}", self.roster.cap()));
+impl<O: Os> Core<O> {
+    /// The first invariant that does not hold, in words. `handlers` is their number.
+    pub(crate) fn broken_invariant(&self, handlers: usize) -> Option<String> {
+        let open = self.conns.len();
+        if open > self.conns.cap().max(self.open_at_change) {
+            return Some(format!("{open} connections are open, the cap is {}", self.conns.cap()));
         }
-        let streams = self.streams.iter().flatten().count();
-        let handlers = self.handlers.iter().flatten().count();
-        let admitted = self.roster.iter().filter(|slot| slot.machine.was_admitted()).count();
+        let streams = self.conns.iter().filter(|slot| slot.stream.is_some()).count();
+        let admitted = self.conns.iter().filter(|slot| slot.machine.was_admitted()).count();
         let without = self.without_socket();
         if streams + without != open || handlers != admitted {
             return Some(format!(
@@ -26,7 +27,7 @@ impl<A, O: Os> Reactor<A, O> {
             return Some(fault);
         }
         let counted: usize = self.listeners.iter().map(|listener| listener.connections).sum();
-        let made = self.roster.iter().filter(|slot| slot.listener.is_none()).count();
+        let made = self.conns.iter().filter(|slot| slot.listener.is_none()).count();
         if counted + made != open {
             return Some(format!(
                 "listeners count {counted} connections, {made} are outgoing, {open} are open"
@@ -39,28 +40,28 @@ impl<A, O: Os> Reactor<A, O> {
                 self.stats.accepted, self.stats.outgoing
             ));
         }
-        let unopened = self.roster.iter().filter(|slot| slot.unopened).count();
-        if unopened != self.unopened.len() {
+        let unopened = self.conns.iter().filter(|slot| slot.pending).count();
+        if unopened != self.admission.pending() {
             return Some(format!(
                 "{} are counted as unopened, {unopened} are",
-                self.unopened.len()
+                self.admission.pending()
             ));
         }
-        let most = self.most_unopened().max(self.crowded_from);
+        let most = max_pending(&self.conns, &self.config).max(self.pending_at_change);
         if unopened > most {
             return Some(format!("{unopened} connections are not open yet, the most is {most}"));
         }
-        if !self.unopened.is_compact(self.stats.peak) {
+        if !self.admission.pending_queue().is_compact(self.stats.peak) {
             return Some("more unopened connections are remembered than there ever were".to_owned());
         }
-        let first = self.roster.iter().filter(|slot| slot.unopened);
+        let first = self.conns.iter().filter(|slot| slot.pending);
         let first = first.map(|slot| slot.accepted_at).min();
-        if self.unopened.oldest(&self.roster) != first {
+        if self.admission.pending_queue().oldest(&self.conns) != first {
             return Some(format!(
                 "the oldest that is not open came at {first:?}, another is taken for it"
             ));
         }
-        let memory: usize = self.roster.iter().map(|slot| slot.machine.memory()).sum();
+        let memory: usize = self.conns.iter().map(|slot| slot.machine.memory()).sum();
         if memory != self.memory.total() {
             return Some(format!(
                 "{} bytes are accounted for, {memory} are held",
@@ -70,41 +71,41 @@ impl<A, O: Os> Reactor<A, O> {
         if self.memory.is_over() {
             return Some(format!("{memory} bytes are held, more than the limit"));
         }
-        for slot in self.roster.iter().filter(|slot| slot.squeezed) {
-            if !self.memory.is_tight() || !self.squeezed.contains(&slot.id) {
+        for slot in self.conns.iter().filter(|slot| slot.paused_for_memory) {
+            if !self.memory.is_tight() || !self.memory.is_paused(slot.id) {
                 return Some(format!("{}: nothing will make it read again", slot.info(self.now)));
             }
         }
-        if self.closes.len() > self.config.recent_closes {
-            return Some(format!("{} closes are kept, too many", self.closes.len()));
+        if self.history.closes_len() > self.config.recent_closes {
+            return Some(format!("{} closes are kept, too many", self.history.closes_len()));
         }
-        if self.pool.sizes_in.count() != self.pool.traffic.frames_in {
+        if self.conns.pool.sizes_in.count() != self.conns.pool.traffic.frames_in {
             return Some("not every frame has a size".to_owned());
         }
-        if self.timers.len() > open {
-            return Some(format!("{} timers for {open} connections", self.timers.len()));
+        if self.conns.timers().len() > open {
+            return Some(format!("{} timers for {open} connections", self.conns.timers().len()));
         }
-        if self.current.is_some() {
+        if self.running.is_some() {
             return Some("somebody has the turn between two turns".to_owned());
         }
         let fault = self.miscounted_source().or_else(|| self.deaf_listener());
         if fault.is_some() {
             return fault;
         }
-        for index in 0..self.roster.slots() {
-            let alive = self.roster.tenant(index).map_or(0, |slot| slot.id.generation);
-            let said = self.shared.live_generation(index);
+        for index in 0..self.conns.slots() {
+            let alive = self.conns.by_index(index).map_or(0, |slot| slot.id.generation);
+            let said = self.conns.live_generation(index);
             if said != alive {
                 return Some(format!("handles take {index}.{said} for alive, it is {index}.{alive}"));
             }
         }
-        for slot in self.roster.iter() {
+        for slot in self.conns.iter() {
             let fault = slot
                 .machine
-                .broken_invariant(super::READ_SIZE, slot.queued || slot.retry)
+                .broken_invariant(READ_SIZE, slot.queued || slot.retry)
                 .or_else(|| {
                     let deadline = slot.machine.deadline();
-                    let unseen = !slot.queued && self.timers.of(slot.id.index) > deadline;
+                    let unseen = !slot.queued && self.conns.timers().of(slot.id.index) > deadline;
                     unseen.then(|| format!("no timer for its deadline at {deadline:?}"))
                 });
             if let Some(fault) = fault {
@@ -116,16 +117,16 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Who connects has an attempt, nobody else has one, and it will be looked at again.
     fn lost_attempt(&self) -> Option<String> {
-        for slot in self.roster.iter().filter(|slot| slot.machine.is_connecting()) {
-            let attempt = self.attempts.get(&slot.id);
-            let has_socket = self.streams.get(slot.id.index as usize).is_some_and(Option::is_some);
-            if attempt.is_none() || !(has_socket || slot.machine.deadline().is_armed()) {
+        for slot in self.conns.iter().filter(|slot| slot.machine.is_connecting()) {
+            let attempt = self.outbound.contains(slot.id);
+            let has_socket = slot.stream.is_some();
+            if !attempt || !(has_socket || slot.machine.deadline().is_armed()) {
                 return Some(format!("{}: it connects for ever", slot.info(self.now)));
             }
         }
         // One that was ended from outside keeps its attempt until its next turn.
-        let ending = self.attempts.keys().filter(|&&id| !self.is_connecting(id));
-        let mut ending = ending.filter(|&&id| self.roster.get(id).is_none_or(|slot| !slot.queued));
+        let ending = self.outbound.ids().filter(|&id| !self.is_connecting(id));
+        let mut ending = ending.filter(|&id| self.conns.get(id).is_none_or(|slot| !slot.queued));
         ending
             .next()
             .map(|id| format!("{id} has an attempt and does not connect"))
@@ -134,7 +135,7 @@ impl<A, O: Os> Reactor<A, O> {
     /// Each listener counts its connections under their sources as they say that they are counted.
     fn miscounted_source(&self) -> Option<String> {
         self.listeners.iter().find_map(|listener| {
-            let slots = self.roster.iter().filter(|slot| slot.listener == Some(listener.id));
+            let slots = self.conns.iter().filter(|slot| slot.listener == Some(listener.id));
             let counted = slots.filter_map(|slot| Some((slot.source().ip()?, slot.counted)));
             let fault = listener.sources.miscount(counted, &listener.options.sources)?;
             Some(format!("listener {}: {fault}", listener.name))
@@ -143,11 +144,11 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// A listener is out of the poll for a time, and nothing will wake the loop when that is over.
     fn deaf_listener(&self) -> Option<String> {
-        let (now, room) = (self.os.now(), self.room());
-        let wake = self.next_timeout().map_or(Time::NEVER, |timeout| now.after(timeout));
+        let (now, room) = (self.os.now(), self.capacity());
+        let wake = self.wake_at(now);
         let waiting = self.listeners.iter().filter(|listener| {
             let out = listener.socket.is_some() && !listener.registered && !listener.retry_at.is_armed();
-            out && !listener.suspended && !room.starved && listener.lets_wait()
+            out && !listener.suspended && !room.out_of_fds && listener.lets_wait()
         });
         let mut waiting = waiting.map(|listener| (listener, listener.admits_at(&room)));
         let (listener, until) = waiting.find(|(_, until)| until.is_armed() && wake > (*until).max(now))?;
@@ -160,31 +161,26 @@ impl<A, O: Os> Reactor<A, O> {
     /// Sockets that the process holds.
     pub(crate) fn descriptors(&self) -> usize {
         let listening = self.listeners.iter().filter(|listener| listener.socket.is_some());
-        self.streams.iter().flatten().count() + listening.count()
+        self.conns.iter().filter(|slot| slot.stream.is_some()).count() + listening.count()
     }
 
     /// For each connection that waits for an event: its socket, whether it waits for input, whether for room.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = (ConnId, &O::Stream, bool, bool)> {
-        self.roster
+        self.conns
             .iter()
             .filter(|slot| !slot.queued && !slot.retry)
             .filter_map(|slot| {
-                let stream = self.streams.get(slot.id.index as usize)?.as_ref()?;
+                let stream = slot.stream.as_ref()?;
                 // Who is squeezed waits for others to hold less.
-                let for_input = slot.machine.wants_read() && !slot.is_squeezed();
+                let for_input = slot.machine.wants_read() && !slot.is_paused_for_memory();
                 Some((slot.id, stream, for_input, slot.machine.sendable() > 0))
             })
     }
 
-    /// An attempt to connect is under way.
-    pub(crate) fn is_dialing(&self, id: ConnId) -> bool {
-        self.is_connecting(id)
-    }
-
     /// Each connection's socket, and where it is in its life.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = (&O::Stream, State)> {
-        self.roster.iter().filter_map(|slot| {
-            let stream = self.streams.get(slot.id.index as usize)?.as_ref()?;
+        self.conns.iter().filter_map(|slot| {
+            let stream = slot.stream.as_ref()?;
             Some((stream, slot.machine.state()))
         })
     }

@@ -6,35 +6,38 @@
 //! Listening <--suspend/resume--> Suspended          any --close/drain--> Closed
 //! ```
 //!
-//! In Full, Starved and Suspended it is deregistered. [`Listener::registered`] is what the kernel was told
-//! successfully, never what we wish; the reactor makes one follow the other, and tries again by timer.
+//! In Full, Starved and Suspended it is deregistered. [`Listener::registered`] is what the kernel
+//! has confirmed, never what is wanted; the reactor makes one follow the other, and retries by timer.
 
 use std::io;
+use std::net::IpAddr;
 use std::rc::Rc;
 
-use super::gate::{OptionalBucket, Room};
-use super::sources::Sources;
+use super::admission::{Capacity, OptionalBucket};
+use super::source_limits::{Counted, Sources};
+use crate::access::Access;
 use crate::addr::Addr;
 use crate::config::AtCapacity;
 use crate::control::{ListenerInfo, ListenerState};
-use crate::handler::Service;
 use crate::id::{ListenerId, ListenerRef};
-use crate::listen::Listen;
+use crate::listen::{Listen, ProxyProtocol};
+use crate::logs;
 use crate::proto::{Limits, Machine, Pool, SharedMeters, Time};
 
-/// A listener of one server.
-pub(super) struct Listener<A, L> {
+/// A listener of one server, without its service.
+pub(super) struct Listener<L> {
     pub(super) id: ListenerId,
     pub(super) name: Rc<str>,
     pub(super) addr: Addr,
     /// `None` once the port is closed.
     pub(super) socket: Option<L>,
-    pub(super) service: Box<dyn Service<A>>,
-    /// As they were given to `listen`, and changed since.
+    /// The key of its service.
+    pub(super) service: usize,
+    /// As given to `listen`, with later changes.
     pub(super) options: Listen,
-    /// Those of the options that its connections share.
+    /// The part of the options that its connections share.
     pub(super) limits: Rc<Limits>,
-    /// What they share of its rates.
+    /// The part of its rates that its connections share.
     pub(super) meters: SharedMeters,
     /// Of its accept rate.
     pub(super) bucket: OptionalBucket,
@@ -44,58 +47,146 @@ pub(super) struct Listener<A, L> {
     pub(super) suspended: bool,
     /// The kernel reports events of this socket.
     pub(super) registered: bool,
-    /// Accept may find somebody: an event came, the budget ended, or the listener was out of the poll.
+    /// Accept may find a client: an event came, the budget ended, or the listener was out of the
+    /// poll.
     pub(super) pending: bool,
-    /// Something failed; no accept and no registration before.
+    /// After a failure: neither accept nor register before then.
     pub(super) retry_at: Time,
-    /// It has left who waits to other servers for a moment, and takes now whoever is still there.
-    pub(super) stood_back: bool,
-    /// The failure was logged: not again before it is over.
-    pub(super) troubled: bool,
+    /// It has deferred to the servers that share its backlog once, and does not again.
+    pub(super) deferred: bool,
+    /// The failure was logged: not again before it has ended.
+    pub(super) failing: bool,
     /// The last accept said that this is no listening socket.
     pub(super) broken: bool,
 }
 
-impl<A, L> Listener<A, L> {
-    /// Its own limit.
+impl<L> Listener<L> {
+    pub(super) fn new(id: ListenerId, name: String, addr: Addr, service: usize, listen: Listen, now: Time) -> Self {
+        let mut meters = SharedMeters::default();
+        meters.follow(&listen.limits, now);
+        Self {
+            id,
+            name: Rc::from(name),
+            addr,
+            socket: None,
+            service,
+            limits: Rc::new(listen.limits.clone()),
+            options: listen,
+            meters,
+            bucket: OptionalBucket::default(),
+            sources: Sources::default(),
+            connections: 0,
+            accepted: 0,
+            suspended: false,
+            registered: false,
+            pending: true,
+            retry_at: Time::NEVER,
+            deferred: false,
+            failing: false,
+            broken: false,
+        }
+    }
+
+    /// Changes its options. True if a rate that its connections share has changed.
+    pub(super) fn set_options(&mut self, options: Listen, now: Time) -> bool {
+        self.limits = Rc::new(options.limits.clone());
+        self.bucket.follow(options.accept_rate, now);
+        self.sources.follow(&options.sources, now);
+        log::info!(target: logs::LISTENER, "listener {}: its options have changed", self.name);
+        log::debug!(target: logs::LISTENER, "listener {}: {options:?}", self.name);
+        self.options = options;
+        self.meters.follow(&self.options.limits, now)
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.socket.is_some()
+    }
+
+    /// The limit of this listener alone.
     fn max_connections(&self) -> usize {
         self.options.max_connections.unwrap_or(usize::MAX)
     }
 
-    /// Who finds it full waits in the backlog.
+    /// Clients that find it full wait in the backlog.
     pub(super) fn lets_wait(&self) -> bool {
         self.options.at_capacity == AtCapacity::Wait
     }
 
-    /// No more may be accepted: the cap of the server or of this listener is reached.
-    pub(super) fn is_full(&self, room: &Room) -> bool {
-        let has_slot = room.has_slot || (room.may_swap && self.options.opens_later());
+    /// Neither suspended nor waiting after a failure, and accept may find a client.
+    pub(super) fn may_accept(&self) -> bool {
+        self.pending && !self.suspended && !self.retry_at.is_armed()
+    }
+
+    /// The cap of the server or of this listener is reached.
+    pub(super) fn is_full(&self, capacity: &Capacity) -> bool {
+        let has_slot = capacity.has_slot || (capacity.may_evict && self.options.opens_later());
         !has_slot || self.connections >= self.max_connections()
     }
 
-    /// Too many of the server's connections are not open yet to add one of these.
-    pub(super) fn is_crowded(&self, room: &Room) -> bool {
-        self.options.opens_later() && room.crowded_until.is_some_and(|until| until > room.now)
+    /// Too many of the server's connections are pending to add one of this listener.
+    fn is_crowded(&self, capacity: &Capacity) -> bool {
+        self.options.opens_later() && capacity.crowded_until.is_some_and(|until| until > capacity.now)
     }
 
-    /// From when on its rate and the server's admit somebody.
-    pub(super) fn limited_until(&self, room: &Room) -> Time {
-        self.bucket.ready_at(self.options.accept_rate).max(room.limited_until)
+    /// When its rate and the server's admit the next client.
+    pub(super) fn limited_until(&self, capacity: &Capacity) -> Time {
+        self.bucket
+            .ready_at(self.options.accept_rate)
+            .max(capacity.limited_until)
     }
 
-    /// When somebody may come in, if nobody else has to go first: now, later, or not by waiting.
-    pub(super) fn admits_at(&self, room: &Room) -> Time {
+    /// When the next client may come in, if no connection has to end first: now, later, or never.
+    pub(super) fn admits_at(&self, capacity: &Capacity) -> Time {
         if !self.lets_wait() {
-            return room.now;
+            return capacity.now;
         }
-        if self.is_full(room) {
+        if self.is_full(capacity) {
             return Time::NEVER;
         }
-        let crowded_until = room.crowded_until.filter(|_| self.options.opens_later());
-        self.limited_until(room).max(crowded_until.unwrap_or(Time::ZERO))
+        let crowded_until = capacity.crowded_until.filter(|_| self.options.opens_later());
+        self.limited_until(capacity).max(crowded_until.unwrap_or(Time::ZERO))
     }
 
-    /// A connection of this listener, before its life begins.
+    /// When to accept without an event: a client waits, and only time is in its way.
+    pub(super) fn accepts_at(&self, capacity: &Capacity) -> Time {
+        if self.is_open() && self.may_accept() && !capacity.out_of_fds {
+            self.admits_at(capacity)
+        } else {
+            Time::NEVER
+        }
+    }
+
+    /// Whether the peer at this address sends PROXY headers that are believed.
+    pub(super) fn trusts(&mut self, ip: Option<IpAddr>) -> bool {
+        match (&mut self.options.trusted, self.options.proxy) {
+            (Some(trusted), ProxyProtocol::Required | ProxyProtocol::Optional) => {
+                ip.is_none_or(|ip| trusted.judge(ip) == Access::Allow)
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether its access rules deny the client at this address.
+    pub(super) fn denies(&mut self, ip: Option<IpAddr>) -> bool {
+        ip.is_some_and(|ip| self.options.access.judge(ip) == Access::Deny)
+    }
+
+    /// Counts a connection under its source. `None` if the source has too many or is too fast.
+    pub(super) fn count_source(&mut self, ip: Option<IpAddr>, now: Time) -> Option<Counted> {
+        match ip {
+            Some(ip) => self.sources.admit(ip, &self.options.sources, now),
+            None => Some(Counted::No),
+        }
+    }
+
+    /// Reverses [`Listener::count_source`].
+    pub(super) fn uncount_source(&mut self, ip: Option<IpAddr>, counted: Counted, now: Time) {
+        if let Some(ip) = ip {
+            self.sources.leave(ip, &self.options.sources, counted, now);
+        }
+    }
+
+    /// The machine of a new connection of this listener.
     pub(super) fn machine(&self, now: Time, pool: &mut Pool) -> Machine {
         let (framing, tls) = (&self.options.framing, self.options.tls.as_ref());
         let mut machine = Machine::new(framing, Rc::clone(&self.limits), tls, now, pool);
@@ -103,35 +194,35 @@ impl<A, L> Listener<A, L> {
         machine
     }
 
-    pub(super) fn state(&self, room: &Room) -> ListenerState {
+    pub(super) fn state(&self, capacity: &Capacity) -> ListenerState {
         if self.socket.is_none() {
             ListenerState::Closed
         } else if self.suspended {
             ListenerState::Suspended
-        } else if room.starved {
+        } else if capacity.out_of_fds {
             ListenerState::Starved
-        } else if self.lets_wait() && (self.is_full(room) || self.is_crowded(room)) {
+        } else if self.lets_wait() && (self.is_full(capacity) || self.is_crowded(capacity)) {
             ListenerState::Full
-        } else if self.lets_wait() && self.limited_until(room) > room.now {
+        } else if self.lets_wait() && self.limited_until(capacity) > capacity.now {
             ListenerState::RateLimited
         } else {
             ListenerState::Listening
         }
     }
 
-    pub(super) fn info(&self, room: &Room) -> ListenerInfo {
+    pub(super) fn info(&self, capacity: &Capacity) -> ListenerInfo {
         ListenerInfo {
             id: self.id,
             name: self.name.to_string(),
             addr: self.addr.clone(),
-            state: self.state(room),
+            state: self.state(capacity),
             connections: self.connections,
-            max_connections: self.max_connections().min(room.cap),
+            max_connections: self.max_connections().min(capacity.cap),
             accepted: self.accepted,
         }
     }
 
-    pub(super) fn is_called(&self, which: &ListenerRef) -> bool {
+    pub(super) fn matches(&self, which: &ListenerRef) -> bool {
         match which {
             ListenerRef::Id(id) => self.id == *id,
             ListenerRef::Port(port) => self.addr.port() == Some(*port),
@@ -140,15 +231,15 @@ impl<A, L> Listener<A, L> {
     }
 }
 
-/// What an accept error means. Total: an errno that nobody thought of is [`AcceptError::Yield`].
+/// What an accept error means. Total: any errno not named here is [`AcceptError::Yield`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AcceptError {
-    /// Nobody waits.
+    /// The backlog is empty.
     Drained,
     /// This one client is lost; go on with the next (`accept(2)`: "treat them like EAGAIN by retrying").
     Retry,
     /// Out of descriptors or socket memory: every listener of the process is concerned.
-    Starve,
+    OutOfFds,
     /// The listening socket is none (any more): it was shut down elsewhere.
     Broken,
     /// Anything else: end this turn's accepting, keep the listener.
@@ -177,7 +268,7 @@ impl AcceptError {
             ) => Self::Retry,
             #[cfg(any(target_os = "linux", target_os = "android"))]
             Some(libc::ENONET) => Self::Retry,
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Starve,
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::OutOfFds,
             Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK) => Self::Broken,
             Some(_) => Self::Yield,
         }
@@ -205,7 +296,7 @@ mod tests {
             assert_eq!(class(errno), AcceptError::Retry);
         }
         for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
-            assert_eq!(class(errno), AcceptError::Starve);
+            assert_eq!(class(errno), AcceptError::OutOfFds);
         }
         for errno in [libc::EINVAL, libc::EBADF, libc::ENOTSOCK] {
             assert_eq!(class(errno), AcceptError::Broken);

@@ -1,345 +1,299 @@
-//! Many connections and the operating system. Never looks at a payload byte.
+//! Many connections and the operating system. Never reads a payload byte.
 //!
-//! One [`Reactor::turn_once`] is: read the clock, poll, give each connection with an event its turn, carry out commands,
-//! work through the ready list, accept, judge what was due at the reading *before* the poll (and only if the poll's batch
-//! was not full: more input may wait than we have seen), move a drain on, let each listener's registration follow its
-//! state, and sound alarms. Deadlines are armed from a clock read at the beginning of each connection's turn.
+//! | part | owns |
+//! |---|---|
+//! | [`Reactor`] | one iteration, in order, and nothing else |
+//! | `inner` | the core and the user's code: what a callback is lent |
+//! | `core` | everything that runs without the user's code |
+//! | `user_code` | handlers, services, alarms; `panic_guard` is the only place that catches a panic |
+//! | `drive` | one connection's turn: the engine that the model checker runs too |
+//! | `connections` | slots, ids, the cap, run queues, timers, the buffer pool |
+//! | `admission` | whether the next client may come in |
+//! | `memory_budget`, `drain`, `outbound`, `detached_conns`, `history` | what their names say |
+//!
+//! A part takes its siblings as arguments. Only this file gives a connection its turn: accept,
+//! commands and the drain queue it, or return it.
 
 mod accept;
+mod admission;
 mod alarms;
 pub(crate) mod clock;
+mod close;
 mod commands;
-mod connect;
-mod deliver;
-mod desk;
-pub(crate) mod doors;
+pub(crate) mod connections;
+mod control;
+mod core;
+pub(crate) mod detached_conns;
 mod drain;
-mod gate;
+pub(crate) mod drive;
+mod fd_exhaustion;
+mod history;
+mod incoming;
+mod inner;
 #[cfg(feature = "sim")]
 mod invariants;
-pub(crate) mod lent;
 mod listener;
-mod memory;
+mod listeners;
+mod memory_budget;
+mod memory_usage;
 pub(crate) mod os;
 pub(crate) mod os_mio;
-pub(crate) mod places;
-mod ports;
-mod ready;
-mod reap;
-mod roster;
+mod outbound;
+pub(crate) mod panic_guard;
+mod pending;
+pub(crate) mod shared_cap;
+pub(crate) mod shared_listen_sockets;
 mod socket_file;
-mod sources;
+mod source_limits;
 mod timers;
-mod turn;
-mod unopened;
-mod view;
+mod user_code;
 
-use std::any::Any;
-use std::collections::BTreeSet;
 use std::io;
-use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use accept::Starvation;
-use alarms::Watch;
-use connect::Attempts;
-use drain::Drain;
-use gate::OptionalBucket;
-use lent::Lent;
-use listener::Listener;
-use memory::Ledger;
-use os::{Event, Named, Os, Token};
-use places::{Places, Share};
-use ready::Ready;
-use roster::{Roster, Slot};
-use timers::Timers;
-use unopened::Unopened;
-use view::Closes;
+use self::core::Core;
+use accept::Round;
+use drive::{drive, Budget, Host, Parts, Scratch};
+use inner::Inner;
+use os::{Event, Named, Os};
+use panic_guard::{catch, Panic};
+use shared_cap::SharedCap;
+use user_code::UserCode;
 
 use crate::config::Config;
+use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::handle::Shared;
-use crate::handler::Handler;
-use crate::histogram::Histogram;
-use crate::id::ConnId;
-use crate::logs;
-use crate::proto::{Pool, State, Time};
-use crate::reason::{CloseReason, Closed};
-use crate::stats::Stats;
+use crate::handle::{Published, Shared};
+use crate::handler::{Handler, Service};
+use crate::id::{ConnId, ListenerId};
+use crate::listen::Listen;
+use crate::proto::{Event as ConnEvent, Staged, State, Time};
 
-/// One read. A connection's input is at most its maximum frame and one of these.
-const READ_SIZE: usize = 64 * 1024;
-/// Places of connections that are reserved at the start in any case, if the cap allows so many: see [`reservable`].
+/// Slots that are reserved at the start in any case, if the cap allows them: see [`reservable`].
 const RESERVED: usize = 1 << 16;
-/// Turns given from the ready list in one turn of the loop.
+/// Turns given from the run queue in one iteration.
 const READY_BUDGET: usize = 1024;
-/// Connections that are looked at in one turn because it is time. Who is left keeps the poll from sleeping.
+/// Connections whose timers expire in one iteration. The remainder keeps the poll from sleeping.
 const TIMER_BUDGET: usize = 1024;
-
-/// Where reads go: one for all connections.
-#[derive(Default)]
-struct Scratch {
-    wire: Vec<u8>,
-    /// What TLS decrypts from `wire`.
-    plain: Vec<u8>,
-}
+/// When to retry after the kernel had no memory for a socket's read or write.
+const RETRY_AFTER: Duration = Duration::from_millis(10);
 
 /// All listeners and connections of one server.
 pub(crate) struct Reactor<A, O: Os> {
-    os: O,
-    config: Config,
-    /// The turn's time.
-    now: Time,
-    events: Vec<Event>,
-    roster: Roster,
-    /// Each slot's socket and handler, apart from the slot so that all three can be had at once.
-    streams: Vec<Option<O::Stream>>,
-    handlers: Vec<Option<Box<dyn Handler<A>>>>,
-    /// Whose turn it is.
-    current: Option<ConnId>,
-    ready: Ready,
-    /// Those whose handshakes have input: served in the order in which they came, whoever comes meanwhile.
-    shaking: Ready,
-    timers: Timers,
-    /// Slots whose timers have fired in this turn.
-    fired: Vec<u32>,
-    pool: Pool,
-    /// `None` while a connection has its turn.
-    scratch: Option<Box<Scratch>>,
-    handshakes_left: usize,
-    listeners: Vec<Listener<A, O::Listener>>,
-    next_listener: u32,
-    /// Where the accept round begins.
-    first_listener: usize,
-    starvation: Starvation,
-    /// Of the server's accept rate.
-    bucket: OptionalBucket,
-    unopened: Unopened,
-    memory: Ledger,
-    /// Connections from which nothing is read because memory is tight.
-    squeezed: BTreeSet<ConnId>,
-    /// Who is read from all the same, and since when.
-    favoured: Option<(ConnId, Time)>,
-    lent: Lent,
-    attempts: Attempts,
-    drain: Drain,
-    alarms: Vec<Watch<A>>,
-    next_alarm: u32,
-    closes: Closes,
-    ages: Histogram,
-    handshake_times: Histogram,
-    stopped: bool,
-    /// The last poll's batch was full: sockets may be ready that an outer, edge-triggered poll does not announce again.
-    events_left: bool,
-    /// In a run of full batches: what was due before the first of them, and how many more may come until every socket
-    /// that was ready then has been told (the kernel tells them in turn).
-    unjudged: Option<(Time, usize)>,
-    /// Commands are left over from the last turn.
-    commands_left: bool,
-    stats: Stats,
+    inner: Inner<A, O>,
     shared: Arc<Shared<A>>,
-    /// How many connections were open when the cap was last lowered: they may stay.
-    #[cfg(feature = "sim")]
-    shrunk_from: usize,
-    /// Likewise of those that are not open yet.
-    #[cfg(feature = "sim")]
-    crowded_from: usize,
+    scratch: Box<Scratch>,
+    events: Vec<Event>,
+    /// Connections whose timers have fired in this iteration.
+    fired: Vec<ConnId>,
+    backlog: EventBacklog,
+    /// Commands are left over from the last iteration.
+    commands_left: bool,
+}
+
+/// What a full batch of events means for deadlines.
+#[derive(Debug, Default)]
+struct EventBacklog {
+    /// The last batch was full: sockets may be ready that an outer, edge-triggered poll does not
+    /// announce again.
+    full: bool,
+    /// In a run of full batches: what was due before the first of them, and how many more may come
+    /// until every socket that was ready then has been reported. The kernel reports them in turn.
+    postponed: Option<(Time, usize)>,
+}
+
+impl EventBacklog {
+    /// The time up to which deadlines may expire after this poll: not before the input that arrived
+    /// in time has been read. A flood that fills every batch does not stop the clocks.
+    fn expire_through(&mut self, due: Time, batch: usize, connections: usize) -> Option<Time> {
+        if !self.full {
+            self.postponed = None;
+            return Some(due);
+        }
+        let all = connections / batch.max(1) + 1;
+        let (since, left) = self.postponed.get_or_insert((due, all));
+        if *left > 0 {
+            *left -= 1;
+            return None;
+        }
+        let since = *since;
+        self.postponed = None;
+        Some(since)
+    }
 }
 
 impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn new(os: O, config: Config) -> Result<Self> {
         config.check()?;
-        let shared = Shared::new(os.waker(), config.queue_limit, config.queue_bytes);
-        let lent = Lent::new(os.waker());
-        let places = reservable::<O>(config.max_connections);
-        let mut reactor = Self {
-            now: os.now(),
-            os,
-            events: Vec::new(),
-            roster: Roster::new(config.max_connections, places),
-            streams: Vec::with_capacity(places),
-            handlers: Vec::with_capacity(places),
-            current: None,
-            ready: Ready::default(),
-            shaking: Ready::default(),
-            timers: Timers::with_room_for(places),
-            fired: Vec::new(),
-            pool: Pool::default(),
-            scratch: Some(Box::new(Scratch {
-                wire: vec![0; READ_SIZE],
-                plain: Vec::new(),
-            })),
-            handshakes_left: 0,
-            listeners: Vec::new(),
-            next_listener: 0,
-            first_listener: 0,
-            starvation: Starvation::default(),
-            bucket: OptionalBucket::default(),
-            unopened: Unopened::default(),
-            memory: Ledger::new(config.memory_limit),
-            squeezed: BTreeSet::new(),
-            favoured: None,
-            lent,
-            attempts: Attempts::new(),
-            drain: Drain::default(),
-            alarms: Vec::new(),
-            next_alarm: 0,
-            closes: Closes::new(config.recent_closes),
-            ages: Histogram::default(),
-            handshake_times: Histogram::default(),
-            stopped: false,
-            events_left: false,
-            unjudged: None,
-            commands_left: false,
-            stats: Stats::default(),
+        let published = Arc::new(Published::new(config.queue_limit, config.queue_bytes));
+        let shared = Shared::new(os.waker(), Arc::clone(&published));
+        let slots = reservable::<O>(config.max_connections);
+        let reactor = Self {
+            inner: Inner {
+                core: Core::new(os, config, slots, published),
+                user: UserCode::new(slots),
+            },
             shared: Arc::new(shared),
-            #[cfg(feature = "sim")]
-            shrunk_from: 0,
-            #[cfg(feature = "sim")]
-            crowded_from: 0,
-            config,
+            scratch: Box::new(Scratch::new()),
+            events: Vec::new(),
+            fired: Vec::new(),
+            backlog: EventBacklog::default(),
+            commands_left: false,
         };
-        reactor.publish();
+        reactor.inner.core.publish();
         Ok(reactor)
     }
 
     pub(crate) fn os(&self) -> &O {
-        &self.os
+        &self.inner.core.os
     }
 
-    /// Shares its cap with other servers, of which it is number `index`. Before anybody is connected.
-    pub(crate) fn share_places(&mut self, places: Arc<Places>, index: usize) {
-        let share = Share::new(places, index, self.os.waker());
-        self.roster.share(share);
+    /// Shares the cap with other servers, of which this is number `index`. Before the first
+    /// connection.
+    pub(crate) fn share_cap(&mut self, cap: Arc<SharedCap>, index: usize) {
+        self.inner.core.share_cap(cap, index);
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared<A>> {
         &self.shared
     }
 
+    /// What the server's owner can ask and change.
+    pub(crate) fn ops(&self) -> &Inner<A, O> {
+        &self.inner
+    }
+
+    /// As [`Reactor::ops`]; durations count from now.
+    pub(crate) fn ops_mut(&mut self) -> &mut Inner<A, O> {
+        self.inner.core.refresh();
+        &mut self.inner
+    }
+
+    #[cfg(feature = "sim")]
+    pub(crate) fn core(&self) -> &Core<O> {
+        &self.inner.core
+    }
+
+    /// The first invariant that does not hold, in words.
+    #[cfg(feature = "sim")]
+    pub(crate) fn broken_invariant(&self) -> Option<String> {
+        self.inner.core.broken_invariant(self.inner.user.handlers_len())
+    }
+
+    /// Binds and listens: the first address that works.
+    pub(crate) fn listen(&mut self, listen: Listen, service: Box<dyn Service<A>>) -> Result<ListenerId> {
+        self.inner.listen(listen, service)
+    }
+
+    /// Takes over a socket that is listening already.
+    pub(crate) fn adopt(
+        &mut self,
+        socket: OwnedFd,
+        listen: Listen,
+        service: Box<dyn Service<A>>,
+    ) -> Result<ListenerId> {
+        self.inner.adopt(socket, listen, service)
+    }
+
     /// How long a poll may sleep: nothing is due before, and no event is needed to go on earlier.
     pub(crate) fn next_timeout(&self) -> Option<Duration> {
-        self.sleep_from(self.os.now())
+        self.sleep_from(self.inner.core.os.now())
     }
 
     fn sleep_from(&self, now: Time) -> Option<Duration> {
-        if self.events_left
-            || self.commands_left
-            || !self.ready.is_empty()
-            || !self.shaking.is_empty()
-            || self.drain.can_go_on(&self.roster)
-        {
+        if self.backlog.full || self.commands_left {
             return Some(Duration::ZERO);
         }
-        let mut wake = self
-            .timers
-            .next()
-            .min(self.starvation.until())
-            .min(self.starvation.over_at())
-            .min(self.favour_until())
-            .min(self.drain.deadline())
-            .min(self.alarm_due());
-        for listener in &self.listeners {
-            wake = wake.min(listener.retry_at).min(self.accepts_at(listener, now));
-        }
+        let Inner { core, user } = &self.inner;
+        let wake = core.wake_at(now).min(user.alarms.due(core));
         wake.is_armed().then(|| wake.since(now))
     }
 
-    /// When this listener may take in somebody who waits already, as far as we know.
-    fn accepts_at(&self, listener: &Listener<A, O::Listener>, now: Time) -> Time {
-        let asleep = listener.socket.is_none() || listener.suspended || listener.retry_at.is_armed();
-        if !listener.pending || asleep || self.starvation.is_on() {
-            return Time::NEVER;
+    /// One iteration: bounded work, whatever the peers do.
+    ///
+    /// Deadlines expire as of the clock reading *before* the poll, so that input which arrived in
+    /// time is read first.
+    pub(crate) fn iterate(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<()> {
+        // A panic may have left the last iteration in the middle of a turn.
+        self.inner.core.running = None;
+        let due = self.inner.core.os.now();
+        self.poll(due, timeout)?;
+        let core = &mut self.inner.core;
+        core.begin_iteration();
+        self.handle_events(app);
+        close::collect_released(&mut self.inner);
+        self.run_commands(app);
+        self.run_queues(app, due);
+        self.accept(app);
+        let connections = self.inner.core.conns.len();
+        let due = self.backlog.expire_through(due, self.events.len(), connections);
+        if let Some(due) = due {
+            self.expire(app, due);
         }
-        listener.admits_at(&self.room_at(now))
+        if self.inner.core.drain.is_on() {
+            self.drain(app, due);
+        }
+        self.inner.remove_closed_listeners();
+        self.inner.core.reconcile();
+        self.run_alarms(app);
+        let core = &mut self.inner.core;
+        // Last: slots that were freed in this iteration and not reused are for the other servers.
+        core.conns.offer_room();
+        core.stats.turns += 1;
+        core.publish();
+        Ok(())
     }
 
-    /// One turn: bounded work, whatever the peers do.
-    pub(crate) fn turn_once(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<()> {
-        let due = self.os.now();
+    /// True if something asked `run` to end since the last call.
+    pub(crate) fn take_stopped(&mut self) -> bool {
+        std::mem::take(&mut self.inner.core.stopped)
+    }
+
+    fn poll(&mut self, due: Time, timeout: Option<Duration>) -> Result<()> {
         let sleep = match (timeout, self.sleep_from(due)) {
             (Some(asked), Some(ours)) => Some(asked.min(ours)),
             (asked, ours) => asked.or(ours),
         };
-        let mut events = std::mem::take(&mut self.events);
-        events.clear();
-        let full = match self.os.poll(&mut events, sleep) {
+        self.events.clear();
+        self.backlog.full = match self.inner.core.os.poll(&mut self.events, sleep) {
             Ok(full) => full,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => false,
             Err(error) => {
-                self.events = events;
                 return Err(Error::Os {
                     doing: "waiting for events",
                     source: error,
                 });
             }
         };
-        self.events_left = full;
-        self.now = self.os.now();
-        if let Some(cap) = self.roster.shared_cap() {
-            // Whoever shares it may have changed it.
-            self.config.max_connections = cap;
-        }
-        self.handshakes_left = self.config.handshake_budget;
-        for event in &events {
-            self.handle_event(app, *event);
-        }
-        self.events = events;
-        self.take_returns();
-        self.run_commands(app);
-        self.run_ready(app, due);
-        self.accept_round(app);
-        let due = self.judgeable(due, full, self.events.len());
-        if let Some(due) = due {
-            self.expire(app, due);
-        }
-        if self.drain.is_on() {
-            self.drain_step(app, due);
-        }
-        self.forget_closed_listeners();
-        self.reconcile();
-        self.sound_alarms(app);
-        // Last: whatever was taken and given back in this turn is for the others now.
-        self.roster.offer_room();
-        self.stats.turns += 1;
-        self.publish();
         Ok(())
     }
 
-    /// Whether somebody asked `run` to end, once.
-    pub(crate) fn take_stopped(&mut self) -> bool {
-        std::mem::take(&mut self.stopped)
-    }
-
-    /// What is done next counts from now, however long what was done before has taken: a handler, a service or a job
-    /// that blocks must not cost others their time.
-    pub(crate) fn catch_up(&mut self) {
-        self.now = self.os.now();
-    }
-
-    fn handle_event(&mut self, app: &mut A, event: Event) {
-        match event.token.named() {
-            Named::Waker => {}
-            Named::Listener => {
-                // Tokens repeat after many listens: an accept that finds nobody costs little.
-                for listener in &mut self.listeners {
-                    listener.pending |= Token::of_listener(listener.id) == event.token;
-                }
-            }
-            Named::Slot(index) => {
-                // An event for a slot's former tenant finds nobody.
-                if let Some(slot) = self.roster.addressee(index, event.token) {
-                    if !event.readable && !event.closed && slot.writable {
-                        // Room for output, as was known: an edge that comes with every registration.
-                        return;
+    fn handle_events(&mut self, app: &mut A) {
+        for at in 0..self.events.len() {
+            let Some(&event) = self.events.get(at) else {
+                return;
+            };
+            match event.token.named() {
+                Named::Waker => {}
+                Named::Listener => self.inner.core.listeners.handle_event(event.token),
+                Named::Slot(index) => {
+                    let conns = &mut self.inner.core.conns;
+                    // An event for a connection that was removed since finds none.
+                    let Some(conn) = conns.by_token(index, event.token) else {
+                        continue;
+                    };
+                    if !event.readable && !event.closed && conn.writable {
+                        // Room for output, as was known: an edge that comes with registration.
+                        continue;
                     }
-                    slot.readable |= event.readable;
-                    slot.writable |= event.writable;
-                    slot.hang_up |= event.closed;
-                    let id = slot.id;
-                    if slot.machine.state() == State::Handshaking {
-                        self.shaking.push(id, &mut slot.queued);
+                    conn.readable |= event.readable;
+                    conn.writable |= event.writable;
+                    conn.hang_up |= event.closed;
+                    let id = conn.id;
+                    if conn.machine.state() == State::Handshaking {
+                        conns.wake_in_order(id);
                     } else {
                         self.turn(app, id);
                     }
@@ -348,231 +302,283 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    fn run_ready(&mut self, app: &mut A, due: Time) {
-        for _ in 0..self.shaking.len() {
-            if self.handshakes_left == 0 {
-                break;
-            }
-            let Some(id) = self.shaking.pop() else {
-                break;
-            };
-            let Some(slot) = self.roster.get_mut(id) else {
-                continue;
-            };
-            slot.queued = false;
-            let had_input = slot.can_read();
-            self.turn(app, id);
-            // Its deadline waited for this turn, and waits for no other.
-            let late = self
-                .roster
-                .get_mut(id)
-                .filter(|slot| had_input && slot.is_shaking_since(due));
-            if let Some(slot) = late {
-                slot.machine.handle_timeout(due, self.now, &mut self.pool);
-                self.turn(app, id);
-            }
-        }
-        // Only those who are on the list now: who comes on meanwhile waits for the next turn.
-        for _ in 0..self.ready.len().min(READY_BUDGET) {
-            let Some(id) = self.ready.pop() else {
-                return;
-            };
-            if let Some(slot) = self.roster.get_mut(id) {
-                slot.queued = false;
-                self.turn(app, id);
-            }
-        }
-    }
-
-    /// Up to when deadlines may be judged after this poll. A flood that fills every batch must not stop the clocks.
-    fn judgeable(&mut self, due: Time, full: bool, batch: usize) -> Option<Time> {
-        if !full {
-            self.unjudged = None;
-            return Some(due);
-        }
-        let all = self.roster.len() / batch.max(1) + 1;
-        let (since, left) = self.unjudged.get_or_insert((due, all));
-        if *left > 0 {
-            *left -= 1;
-            return None;
-        }
-        let since = *since;
-        self.unjudged = None;
-        Some(since)
-    }
-
-    /// Judges what was due before the poll; what the poll brought has been read since.
-    fn expire(&mut self, app: &mut A, due: Time) {
-        if self.starvation.until() <= due {
-            self.starvation.end_pause();
-        }
-        if self.starvation.over_at() <= due {
-            self.end_episode();
-        }
-        if self.favour_until() <= due {
-            self.favour_next();
-        }
-        for listener in &mut self.listeners {
-            if listener.retry_at <= due {
-                listener.retry_at = Time::NEVER;
-                listener.pending = true;
-            }
-        }
-        if self.timers.next() > due {
+    fn run_commands(&mut self, app: &mut A) {
+        if !self.shared.take_pending() && !self.commands_left {
             return;
         }
-        // Each once: who has spent its budget and is due again is so in the next turn.
-        let mut fired = std::mem::take(&mut self.fired);
-        while fired.len() < TIMER_BUDGET {
-            let Some(index) = self.timers.pop(due) else {
+        self.commands_left = false;
+        for _ in 0..self.inner.core.config.job_budget {
+            match self.shared.take() {
+                Some(command) => commands::carry_out(&mut self.inner, app, command),
+                None => return,
+            }
+        }
+        self.commands_left = true;
+    }
+
+    /// Gives the connections in the run queues their turns. One that is queued meanwhile waits for
+    /// the next iteration.
+    fn run_queues(&mut self, app: &mut A, due: Time) {
+        for _ in 0..self.inner.core.conns.handshakes_len() {
+            let core = &mut self.inner.core;
+            if core.handshakes_left == 0 {
+                break;
+            }
+            let Some(id) = core.conns.next_handshake() else {
                 break;
             };
-            fired.push(index);
-        }
-        for index in fired.drain(..) {
-            let Some(id) = self.roster.tenant(index).map(|slot| slot.id) else {
+            let Some(conn) = core.conns.get(id) else {
                 continue;
             };
-            if self.is_connecting(id) {
-                self.expire_attempt(id, due);
-                self.turn(app, id);
+            let had_input = conn.can_read();
+            self.turn(app, id);
+            // Its deadline waited for this turn, and waits for no other.
+            let core = &mut self.inner.core;
+            if let Some((conn, pool)) = core.conns.parts(id) {
+                if had_input && conn.is_late_handshake(due) {
+                    conn.machine.handle_timeout(due, core.now, pool);
+                    self.turn(app, id);
+                }
+            }
+        }
+        for _ in 0..self.inner.core.conns.ready_len().min(READY_BUDGET) {
+            let Some(id) = self.inner.core.conns.next_ready() else {
+                return;
+            };
+            self.turn(app, id);
+        }
+    }
+
+    fn accept(&mut self, app: &mut A) {
+        let Some(mut round) = Round::begin(&mut self.inner.core) else {
+            return;
+        };
+        while let Some(id) = round.next(&mut self.inner, app, &mut self.scratch) {
+            self.turn(app, id);
+        }
+    }
+
+    /// Expires what was due before the poll; the input that the poll announced has been read since.
+    fn expire(&mut self, app: &mut A, due: Time) {
+        let core = &mut self.inner.core;
+        core.expire(due);
+        if core.conns.next_timer() > due {
+            return;
+        }
+        // Each connection once: one that is due again is so in the next iteration.
+        self.fired.clear();
+        while self.fired.len() < TIMER_BUDGET {
+            match core.conns.pop_due(due) {
+                Some(id) => self.fired.push(id),
+                None => break,
+            }
+        }
+        for at in 0..self.fired.len() {
+            if let Some(&id) = self.fired.get(at) {
+                if self.inner.core.expire_connection(id, due) {
+                    self.turn(app, id);
+                }
+            }
+        }
+    }
+
+    fn drain(&mut self, app: &mut A, due: Option<Time>) {
+        self.inner.core.drain_step(due);
+        close::force_late(&mut self.inner, app, due);
+        let Core {
+            drain,
+            conns,
+            stats,
+            now,
+            ..
+        } = &mut self.inner.core;
+        drain.finish(conns, stats.accepted, *now);
+    }
+
+    /// Calls the alarms that are due, each at most once.
+    fn run_alarms(&mut self, app: &mut A) {
+        // A callback may add and remove alarms: one that is missed is due in the next iteration.
+        for at in 0..self.inner.user.alarms.len() {
+            self.inner.core.refresh();
+            let Inner { core, user } = &mut self.inner;
+            let Some((notice, mut callback)) = user.alarms.take_due(core, at) else {
                 continue;
+            };
+            let called = catch(|| callback(app, &mut Control::new(&mut self.inner), &notice));
+            let Inner { core, user } = &mut self.inner;
+            if let Err(panic) = called {
+                core.guard.report("an alarm's callback", panic, None);
             }
-            if let Some(slot) = self.roster.get_mut(id) {
-                if slot.queued && slot.can_read() && slot.is_shaking_since(due) {
-                    // What it sent in time is here, and only the budget has kept us from reading it.
-                    continue;
-                }
-                if slot.machine.is_unsent_since(due) && !slot.writable {
-                    // The kernel announces room only when a good part of its buffer is free: a slow reader may have taken
-                    // bytes all the time. A write says whether it has.
-                    slot.writable = true;
-                    self.catch_up();
-                    self.flush(id);
-                    self.account(id);
-                }
-            }
-            if let Some(slot) = self.roster.get_mut(id) {
-                if std::mem::take(&mut slot.retry) {
-                    slot.readable = true;
-                    slot.writable = true;
-                }
-                if slot.is_squeezed() && slot.machine.is_frame_late(due) {
-                    // It is we who have not read the rest of it.
-                    let closed = Closed::new(CloseReason::OverMemory);
-                    slot.machine.close(closed, self.now, &mut self.pool);
-                } else if slot.machine.deadline() <= due {
-                    slot.machine.handle_timeout(due, self.now, &mut self.pool);
-                } else if slot.machine.is_at_rest() {
-                    // Its turn arms nothing.
-                    self.timers.arm(index, slot.machine.deadline());
-                }
-                self.turn(app, id);
-            }
-        }
-        self.fired = fired;
-    }
-
-    /// There may be room now: tries every listener that is out of the poll, without waiting for an event.
-    fn look_for_clients(&mut self) {
-        for listener in &mut self.listeners {
-            listener.pending |= !listener.registered && listener.socket.is_some();
+            user.alarms.restore(&mut core.guard, notice.id, callback);
         }
     }
 
-    /// Fills in the counters that others keep.
-    fn complete(&self, stats: &mut Stats) {
-        stats.open = self.roster.len();
-        stats.max_connections = self.roster.cap();
-        stats.unopened = self.unopened.len();
-        stats.connecting = self.attempts.len();
-        stats.memory = self.memory.total();
-        stats.squeezed = self.squeezed.len();
-        stats.bytes_in = self.pool.traffic.bytes_in;
-        stats.bytes_out = self.pool.traffic.bytes_out;
-        stats.frames_in = self.pool.traffic.frames_in;
-        stats.frames_out = self.pool.traffic.frames_out;
+    /// Gives a connection its turn. Never called from inside a callback.
+    fn turn(&mut self, app: &mut A, id: ConnId) {
+        let core = &mut self.inner.core;
+        debug_assert!(core.running.is_none(), "turns do not nest");
+        let iteration = core.stats.turns as u16;
+        let Some(conn) = core.conns.get(id).filter(|conn| !conn.machine.is_detached()) else {
+            return;
+        };
+        // A number from long ago that happens to match costs one small budget, and no more.
+        let bytes = if conn.budget_iteration == iteration {
+            usize::from(conn.budget) * drive::FRAME_COST
+        } else {
+            core.config.read_budget
+        };
+        let mut budget = Budget::new(bytes);
+        core.running = Some(id);
+        core.refresh();
+        let mut turn = Turn {
+            inner: &mut self.inner,
+            app,
+            id,
+        };
+        drive(&mut turn, &mut self.scratch, &mut budget);
+        let core = &mut self.inner.core;
+        core.running = None;
+        if let Some(conn) = core.conns.get_mut(id) {
+            conn.budget_iteration = iteration;
+            conn.budget = u16::try_from(budget.bytes / drive::FRAME_COST).unwrap_or(u16::MAX);
+            if conn.machine.is_detaching() {
+                close::hand_over(&mut self.inner, app, id);
+            }
+        }
+    }
+}
+
+/// One connection's turn in the reactor.
+struct Turn<'a, A, O: Os> {
+    inner: &'a mut Inner<A, O>,
+    app: &'a mut A,
+    id: ConnId,
+}
+
+impl<A, O: Os> Host for Turn<'_, A, O> {
+    type Os = O;
+
+    #[inline]
+    fn parts(&mut self) -> Option<Parts<'_, O>> {
+        let Core { conns, os, now, .. } = &mut self.inner.core;
+        let (conn, pool) = conns.parts(self.id)?;
+        Some(Parts { conn, pool, os, now })
     }
 
-    fn publish(&mut self) {
-        self.shared.publish(|stats| {
-            stats.clone_from(&self.stats);
-            self.complete(stats);
-            debug_assert_eq!(
-                stats.accepted + stats.outgoing,
-                stats.open as u64 + stats.closed_total(),
-                "accepted + outgoing = open + closed"
-            );
-        });
+    #[inline(always)]
+    fn deliver_frames(&mut self, input: &mut Staged<'_>, budget: &mut Budget) {
+        let (bytes, frames) = self.inner.call_for_frames(self.app, self.id, input, budget.frames);
+        budget.charge(frames);
+        input.advance(bytes);
+    }
+
+    fn handle_event(&mut self, event: ConnEvent<'_>) {
+        let Self { inner, app, id } = self;
+        match event {
+            ConnEvent::Header => accept::ask_service(inner, app, *id),
+            ConnEvent::Frame(frame) => {
+                inner.call(app, *id, |handler, cx| handler.on_frame(cx, frame));
+            }
+            ConnEvent::Opened => self.handle_opened(),
+            ConnEvent::Secured => inner.call(app, *id, |handler, cx| handler.on_secured(cx)),
+            ConnEvent::Finished => inner.call(app, *id, |handler, cx| handler.on_finish(cx)),
+            ConnEvent::Writable => inner.call(app, *id, |handler, cx| handler.on_writable(cx)),
+            ConnEvent::Timer(key) => inner.call(app, *id, |handler, cx| handler.on_timer(cx, key)),
+            ConnEvent::Drain => inner.call(app, *id, |handler, cx| handler.on_drain(cx)),
+        }
+    }
+
+    fn handle_opened(&mut self) {
+        let Self { inner, app, id } = self;
+        inner.core.handle_opened(*id);
+        inner.call(app, *id, |handler, cx| handler.on_open(cx));
+    }
+
+    fn report_panic(&mut self, source: &str, panic: Panic) {
+        self.inner.core.report_panic(self.id, source, panic);
+    }
+
+    #[inline]
+    fn is_memory_limited(&self) -> bool {
+        self.inner.core.memory.is_limited()
+    }
+
+    #[inline]
+    fn is_memory_tight(&self) -> bool {
+        self.inner.core.memory.is_tight()
+    }
+
+    fn before_read(&mut self) {
+        let Core { memory, conns, now, .. } = &mut self.inner.core;
+        memory.before_read(conns, self.id, *now);
+    }
+
+    fn max_read(&mut self) -> usize {
+        self.inner.core.memory.max_read(self.id)
+    }
+
+    fn take_handshake(&mut self) -> bool {
+        let left = &mut self.inner.core.handshakes_left;
+        let some = *left > 0;
+        *left = left.saturating_sub(1);
+        some
+    }
+
+    fn check_connect(&mut self) -> bool {
+        self.inner.core.check_connect(self.id)
+    }
+
+    fn settle(&mut self, again: bool) {
+        let core = &mut self.inner.core;
+        core.account(self.id);
+        let Some(conn) = core.conns.get(self.id) else {
+            return;
+        };
+        let mut at = conn.machine.deadline();
+        if conn.retry {
+            at = at.min(core.now.after(RETRY_AFTER));
+        }
+        core.conns.arm(self.id, at);
+        if again {
+            core.conns.wake_in_order(self.id);
+        }
+    }
+
+    #[inline]
+    fn settle_timer(&mut self) {
+        self.inner.core.conns.arm_deadline(self.id);
+    }
+
+    fn finish_close(&mut self, reset: bool) {
+        close::finish_close(self.inner, self.app, self.id, reset);
     }
 }
 
 impl<A, O: Os> Drop for Reactor<A, O> {
     fn drop(&mut self) {
-        let ids: Vec<ConnId> = self.roster.iter().map(|slot| slot.id).collect();
-        for &id in &ids {
-            self.shared.set_live(id, false);
-        }
-        // All of these are the user's code: a panic in one must not keep the others, or meet another and abort.
+        let Inner { core, user } = &mut self.inner;
+        core.close_all();
+        // All of these are foreign code: a panic in one must not stop the others, or meet another
+        // panic and abort.
         for command in self.shared.close() {
-            self.discard("a command's destructor", command);
+            core.guard.drop("a command's destructor", command);
         }
-        for handler in std::mem::take(&mut self.handlers).into_iter().flatten() {
-            self.drop_handler(handler);
-        }
-        // Before others who share the cap have their places.
-        self.streams.clear();
-        for id in ids {
-            let slot = self.roster.remove(id);
-            self.discard("a framer's destructor", slot);
-        }
-        for listener in std::mem::take(&mut self.listeners) {
-            self.discard("a service's destructor", listener);
-        }
-        for attempt in std::mem::take(&mut self.attempts).into_values() {
-            self.discard("a TLS configuration's destructor", attempt);
-        }
-        for receiver in std::mem::take(&mut self.lent.leaving).into_values() {
-            self.discard("the receiver of a detached connection", receiver);
-        }
-        for alarm in std::mem::take(&mut self.alarms) {
-            self.discard("an alarm's destructor", alarm);
-        }
+        user.clear(&mut core.guard);
+        core.clear();
     }
 }
 
-/// How many places to reserve at the start: all that the cap allows, if the system grants the address space. It is no memory before
-/// it is used; and a list that doubled on the way would be copied whole in one turn, and leave its former self behind.
+/// Number of slots to reserve at the start: all that the cap allows, if the system grants the
+/// address space. It is no memory before it is used, and a list that grew later would be copied
+/// whole in one iteration.
 fn reservable<O: Os>(cap: usize) -> usize {
-    let place = size_of::<Slot>() + size_of::<Option<O::Stream>>() + size_of::<Option<Box<dyn Handler<()>>>>();
-    if cap <= RESERVED
-        || Vec::<u8>::new()
-            .try_reserve_exact(cap.saturating_mul(2 * place))
-            .is_ok()
-    {
+    let slot = size_of::<connections::Connection<O::Stream>>() + size_of::<Option<Box<dyn Handler<()>>>>();
+    let granted = || Vec::<u8>::new().try_reserve_exact(cap.saturating_mul(2 * slot)).is_ok();
+    if cap <= RESERVED || granted() {
         cap
     } else {
         RESERVED
     }
-}
-
-/// Logs a panic outside any connection.
-fn report_panic(whose: &str, panic: Box<dyn Any + Send>) {
-    log::error!(target: logs::PANIC, "{whose} panicked: {}", last_words(panic));
-}
-
-/// What a panic said. Dropping it is made sure not to be the next one.
-fn last_words(panic: Box<dyn Any + Send>) -> String {
-    let words = panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("(not text)")
-        .to_owned();
-    if let Err(again) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-        std::mem::forget(again);
-    }
-    words
 }
 
 #[cfg(test)]
@@ -580,7 +586,7 @@ mod tests {
     use super::os_mio::MioOs;
     use super::*;
 
-    /// What the system does not grant is asked for later, piece by piece.
+    /// What the system does not grant is requested later, piece by piece.
     #[test]
     fn a_cap_beyond_all_memory_reserves_little() {
         assert_eq!(reservable::<MioOs>(0), 0);

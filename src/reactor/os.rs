@@ -75,16 +75,33 @@ pub(crate) trait Socket {
     fn credentials(&self) -> io::Result<Credentials>;
 }
 
-/// The system calls of a server. Non-blocking all of them, but [`Os::poll`].
-pub(crate) trait Os {
-    type Listener;
-    type Stream: Socket;
+/// The clock and the system calls of one connection's turn. None of them blocks.
+pub(crate) trait StreamOps {
+    type Stream;
 
-    /// From this size on a frame is worth a write of its own: to copy it would cost more.
+    /// The size from which a frame is written by itself, because copying it would cost more.
     const LARGE_FRAME: usize = 32 * 1024;
 
-    /// Time since this `Os` was made, monotonic.
+    /// Monotonic time since the creation of `self`.
     fn now(&self) -> Time;
+
+    fn read(&mut self, stream: &mut Self::Stream, buffer: &mut [u8]) -> io::Result<usize>;
+
+    /// Never raises SIGPIPE.
+    fn write(&mut self, stream: &mut Self::Stream, bytes: &[u8]) -> io::Result<usize>;
+
+    /// Writes `first` and then `second` in one call.
+    fn write_both(&mut self, stream: &mut Self::Stream, first: &[u8], second: &[u8]) -> io::Result<usize> {
+        self.write(stream, &[first, second].concat())
+    }
+
+    /// Shuts down the write side.
+    fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
+}
+
+/// The other system calls of a server. Only [`Os::poll`] blocks.
+pub(crate) trait Os: StreamOps<Stream: Socket> {
+    type Listener;
 
     /// How many descriptors this process may have open, where the system says so.
     fn descriptor_limit(&self) -> Option<usize>;
@@ -129,21 +146,8 @@ pub(crate) trait Os {
     /// For reading and writing, edge-triggered, once.
     fn register_stream(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
 
-    fn read(&mut self, stream: &mut Self::Stream, buffer: &mut [u8]) -> io::Result<usize>;
-
     /// How many bytes could be read, at most one, without reading them; 0 at the end.
     fn peek(&mut self, stream: &mut Self::Stream) -> io::Result<usize>;
-
-    /// Never raises SIGPIPE.
-    fn write(&mut self, stream: &mut Self::Stream, bytes: &[u8]) -> io::Result<usize>;
-
-    /// Writes `first` and then `second`, as one.
-    fn write_both(&mut self, stream: &mut Self::Stream, first: &[u8], second: &[u8]) -> io::Result<usize> {
-        self.write(stream, &[first, second].concat())
-    }
-
-    /// Shuts the writing half down.
-    fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
 
     /// Takes a stream out of the poll and gives it away.
     fn release(&mut self, stream: Self::Stream) -> io::Result<OwnedFd>;

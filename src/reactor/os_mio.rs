@@ -17,8 +17,8 @@ use mio::{Events, Interest, Poll, Waker};
 use socket2::{Domain, Protocol, SockAddr, SockRef, TcpKeepalive, Type};
 
 use super::clock::{Clock, LONGEST_SLEEP};
-use super::doors::Doors;
-use super::os::{Event, Os, Socket, Token};
+use super::os::{Event, Os, Socket, StreamOps, Token};
+use super::shared_listen_sockets::SharedListenSockets;
 use super::socket_file::SocketFile;
 use crate::addr::{Addr, Credentials, UnixAddr};
 use crate::handle::Wake;
@@ -39,7 +39,7 @@ pub(crate) struct MioOs {
     waker: Arc<Waker>,
     clock: Clock,
     /// What it opens together with other servers, and what it has opened so far.
-    doors: Option<(Arc<Doors>, Vec<Addr>)>,
+    doors: Option<(Arc<SharedListenSockets>, Vec<Addr>)>,
 }
 
 impl MioOs {
@@ -56,7 +56,7 @@ impl MioOs {
     }
 
     /// Listens on the sockets that other servers listen on.
-    pub(crate) fn share_doors(&mut self, doors: Arc<Doors>) {
+    pub(crate) fn share_doors(&mut self, doors: Arc<SharedListenSockets>) {
         self.doors = Some((doors, Vec::new()));
     }
 
@@ -329,17 +329,56 @@ fn accept_unix(door: &UnixDoor) -> io::Result<(UnixStream, Addr)> {
     Ok((UnixStream::from_std(OwnedFd::from(socket).into()), name.into()))
 }
 
-impl Os for MioOs {
-    type Listener = Listener;
+impl StreamOps for MioOs {
     type Stream = Stream;
-
-    fn descriptor_limit(&self) -> Option<usize> {
-        descriptor_limit()
-    }
 
     #[inline]
     fn now(&self) -> Time {
         self.clock.now()
+    }
+
+    #[inline]
+    fn read(&mut self, stream: &mut Stream, buffer: &mut [u8]) -> io::Result<usize> {
+        match stream {
+            Stream::Tcp(stream) => stream.read(buffer),
+            Stream::Unix(stream) => stream.read(buffer),
+        }
+    }
+
+    #[inline]
+    fn write(&mut self, stream: &mut Stream, bytes: &[u8]) -> io::Result<usize> {
+        match stream {
+            // std sends with MSG_NOSIGNAL; its vectored write would not.
+            Stream::Tcp(stream) => stream.write(bytes),
+            // In older versions of std, its write to a Unix socket raises SIGPIPE.
+            Stream::Unix(stream) => SockRef::from(&*stream).send_with_flags(bytes, NO_SIGNAL),
+        }
+    }
+
+    fn write_both(&mut self, stream: &mut Stream, first: &[u8], second: &[u8]) -> io::Result<usize> {
+        if first.is_empty() {
+            return self.write(stream, second);
+        }
+        let pieces = [IoSlice::new(first), IoSlice::new(second)];
+        match stream {
+            Stream::Tcp(stream) => SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL),
+            Stream::Unix(stream) => SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL),
+        }
+    }
+
+    fn shutdown(&mut self, stream: &mut Stream) -> io::Result<()> {
+        match stream {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+        }
+    }
+}
+
+impl Os for MioOs {
+    type Listener = Listener;
+
+    fn descriptor_limit(&self) -> Option<usize> {
+        descriptor_limit()
     }
 
     fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<bool> {
@@ -497,47 +536,11 @@ impl Os for MioOs {
         self.poll.registry().register(source, mio::Token(token.0), interest)
     }
 
-    #[inline]
-    fn read(&mut self, stream: &mut Stream, buffer: &mut [u8]) -> io::Result<usize> {
-        match stream {
-            Stream::Tcp(stream) => stream.read(buffer),
-            Stream::Unix(stream) => stream.read(buffer),
-        }
-    }
-
     fn peek(&mut self, stream: &mut Stream) -> io::Result<usize> {
         let mut byte = [MaybeUninit::uninit()];
         match stream {
             Stream::Tcp(stream) => SockRef::from(&*stream).peek(&mut byte),
             Stream::Unix(stream) => SockRef::from(&*stream).peek(&mut byte),
-        }
-    }
-
-    #[inline]
-    fn write(&mut self, stream: &mut Stream, bytes: &[u8]) -> io::Result<usize> {
-        match stream {
-            // std sends with MSG_NOSIGNAL; its vectored write would not.
-            Stream::Tcp(stream) => stream.write(bytes),
-            // In older versions of std, its write to a Unix socket raises SIGPIPE.
-            Stream::Unix(stream) => SockRef::from(&*stream).send_with_flags(bytes, NO_SIGNAL),
-        }
-    }
-
-    fn write_both(&mut self, stream: &mut Stream, first: &[u8], second: &[u8]) -> io::Result<usize> {
-        if first.is_empty() {
-            return self.write(stream, second);
-        }
-        let pieces = [IoSlice::new(first), IoSlice::new(second)];
-        match stream {
-            Stream::Tcp(stream) => SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL),
-            Stream::Unix(stream) => SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL),
-        }
-    }
-
-    fn shutdown(&mut self, stream: &mut Stream) -> io::Result<()> {
-        match stream {
-            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
-            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
         }
     }
 

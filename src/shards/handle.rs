@@ -12,7 +12,7 @@ use crate::id::ListenerRef;
 use crate::listen::Listen;
 use crate::metrics::Metrics;
 use crate::reactor::clock::Deadline;
-use crate::reactor::places::Places;
+use crate::reactor::shared_cap::SharedCap;
 use crate::stats::Stats;
 
 /// Reaches all shards from any thread: post work to each, ask all, change all, drain all.
@@ -38,7 +38,7 @@ use crate::stats::Stats;
 /// What changes all is no transaction: each shard does it in a turn of its own.
 pub struct ShardsHandle<A = ()> {
     handles: Arc<[Handle<A>]>,
-    places: Arc<Places>,
+    places: Arc<SharedCap>,
 }
 
 impl<A> Clone for ShardsHandle<A> {
@@ -51,7 +51,7 @@ impl<A> Clone for ShardsHandle<A> {
 }
 
 impl<A> ShardsHandle<A> {
-    pub(super) fn new(handles: Vec<Handle<A>>, places: Arc<Places>) -> Self {
+    pub(super) fn new(handles: Vec<Handle<A>>, places: Arc<SharedCap>) -> Self {
         Self {
             handles: handles.into(),
             places,

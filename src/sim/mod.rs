@@ -84,7 +84,7 @@ use socket::Dial;
 pub use stimulus::{Deed, End, Stimulus, Told};
 
 use crate::config::Config;
-use crate::control::{Control, Desk};
+use crate::control::{Control, ControlOps as _};
 use crate::error::Result;
 use crate::handle::Handle;
 use crate::handler::Service;
@@ -174,7 +174,7 @@ impl<A> Sim<A> {
     /// Those of [`Server::listen`](crate::Server::listen).
     pub fn listen(&mut self, listen: Listen, service: impl Service<A> + 'static) -> Result<SocketAddr> {
         let id = self.reactor.listen(listen, Box::new(service))?;
-        let addr = self.reactor.listener(&id.into())?.addr;
+        let addr = self.reactor.ops().listener(&id.into())?.addr;
         // The simulated kernel has no other.
         Ok(addr.as_tcp().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))))
     }
@@ -301,7 +301,7 @@ impl<A> Sim<A> {
     /// The first invariant that is broken after the turn.
     pub fn try_step(&mut self) -> std::result::Result<(), Violation> {
         self.reactor
-            .turn_once(&mut self.app, None)
+            .iterate(&mut self.app, None)
             .map_err(|error| Violation(error.to_string()))?;
         if !self.checks {
             return Ok(());
@@ -309,7 +309,7 @@ impl<A> Sim<A> {
         if let Some(fault) = self.reactor.broken_invariant() {
             return Err(Violation(fault));
         }
-        let (held, open) = (self.reactor.descriptors(), self.kernel.borrow().fds);
+        let (held, open) = (self.reactor.core().descriptors(), self.kernel.borrow().fds);
         if held != open {
             return Err(Violation(format!("{held} descriptors are held, {open} are open")));
         }
@@ -320,7 +320,7 @@ impl<A> Sim<A> {
     fn record(&mut self) -> Option<String> {
         let recorder = self.recorder.as_mut()?;
         let mut kernel = self.kernel.borrow_mut();
-        let stages = self.reactor.sockets();
+        let stages = self.reactor.core().sockets();
         let stages: BTreeMap<usize, Stage> = stages.map(|(stream, state)| (stream.index, Stage::of(state))).collect();
         let notes = kernel.notes.replace(Notes::default()).unwrap_or_default();
         recorder.record(notes, stages)
@@ -371,7 +371,7 @@ impl<A> Sim<A> {
             idle = if was_idle && now == before { idle + 1 } else { 0 };
             if idle > SPIN {
                 // Frames that wait in memory are announced by no event, and are something to do.
-                let stats = self.reactor.stats();
+                let stats = self.reactor.ops().stats();
                 if done.replace(stats.frames_in) == Some(stats.frames_in) {
                     return Err(Violation(format!("the loop spins at {now:?}")));
                 }
@@ -385,14 +385,14 @@ impl<A> Sim<A> {
     /// At rest: somebody waits for an event that the kernel has told already.
     fn missed_event(&self) -> Option<String> {
         let kernel = self.kernel.borrow();
-        for (id, stream, for_input, for_room) in self.reactor.waiting() {
+        for (id, stream, for_input, for_room) in self.reactor.core().waiting() {
             let Some(socket) = kernel.sockets.get(stream.index) else {
                 continue;
             };
             if socket.has_edge() {
                 continue;
             }
-            if self.reactor.is_dialing(id) && (socket.error.is_some() || socket.dial == Dial::Done) {
+            if self.reactor.core().is_connecting(id) && (socket.error.is_some() || socket.dial == Dial::Done) {
                 return Some(format!("connection {id} waits for an attempt that is over"));
             }
             if for_input && socket.has_input() {
@@ -402,7 +402,7 @@ impl<A> Sim<A> {
                 return Some(format!("connection {id} waits for room that is there"));
             }
         }
-        for listener in self.reactor.listening() {
+        for listener in self.reactor.core().listening() {
             if kernel.has_missed_clients(listener.index) {
                 return Some("a listener waits for clients that are there".to_owned());
             }
@@ -414,8 +414,7 @@ impl<A> Sim<A> {
 
     /// Everything that can be asked of a server between two turns.
     pub fn control(&mut self) -> Control<'_, A> {
-        self.reactor.catch_up();
-        Control::new(&mut self.reactor)
+        Control::new(self.reactor.ops_mut())
     }
 
     /// As for other threads. [`Handle::call`] answers nobody here: nothing runs while it waits.
@@ -425,12 +424,12 @@ impl<A> Sim<A> {
 
     /// The counters.
     pub fn stats(&self) -> Stats {
-        self.reactor.stats()
+        self.reactor.ops().stats()
     }
 
     /// How a drain went, once it is over.
     pub fn drain_report(&self) -> Option<DrainReport> {
-        self.reactor.drain_report()
+        self.reactor.ops().drain_report()
     }
 
     /// The application's state.

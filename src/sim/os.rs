@@ -14,7 +14,7 @@ use crate::addr::{Addr, Credentials};
 use crate::handle::Wake;
 use crate::listen::SocketOptions;
 use crate::proto::Time;
-use crate::reactor::os::{Event, Os, Socket, Token};
+use crate::reactor::os::{Event, Os, Socket, StreamOps, Token};
 
 /// The simulated kernel as the reactor sees it; the [`Sim`](super::Sim) holds the other end.
 pub(super) struct SimOs(pub(super) Rc<RefCell<Kernel>>);
@@ -57,8 +57,7 @@ impl Wake for SimWake {
     }
 }
 
-impl Os for SimOs {
-    type Listener = ListenerFd;
+impl StreamOps for SimOs {
     type Stream = StreamFd;
 
     /// Simulated frames are small: some of each kind.
@@ -67,6 +66,22 @@ impl Os for SimOs {
     fn now(&self) -> Time {
         self.0.borrow().now
     }
+
+    fn read(&mut self, stream: &mut StreamFd, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.borrow_mut().read(stream.index, buffer)
+    }
+
+    fn write(&mut self, stream: &mut StreamFd, bytes: &[u8]) -> io::Result<usize> {
+        self.0.borrow_mut().write(stream.index, bytes)
+    }
+
+    fn shutdown(&mut self, stream: &mut StreamFd) -> io::Result<()> {
+        self.0.borrow_mut().shutdown(stream.index)
+    }
+}
+
+impl Os for SimOs {
+    type Listener = ListenerFd;
 
     fn descriptor_limit(&self) -> Option<usize> {
         Some(self.0.borrow().fd_limit).filter(|&limit| limit < usize::MAX)
@@ -142,20 +157,8 @@ impl Os for SimOs {
         self.0.borrow_mut().register(stream.index, token)
     }
 
-    fn read(&mut self, stream: &mut StreamFd, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.borrow_mut().read(stream.index, buffer)
-    }
-
     fn peek(&mut self, stream: &mut StreamFd) -> io::Result<usize> {
         self.0.borrow_mut().peek(stream.index)
-    }
-
-    fn write(&mut self, stream: &mut StreamFd, bytes: &[u8]) -> io::Result<usize> {
-        self.0.borrow_mut().write(stream.index, bytes)
-    }
-
-    fn shutdown(&mut self, stream: &mut StreamFd) -> io::Result<()> {
-        self.0.borrow_mut().shutdown(stream.index)
     }
 
     fn release(&mut self, _stream: StreamFd) -> io::Result<OwnedFd> {

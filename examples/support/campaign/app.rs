@@ -25,7 +25,7 @@ pub struct App {
     pub handle: Option<Handle<App>>,
     pub commands: Commands,
     pub unopened: u64,
-    /// Jobs and services that panicked as planned.
+    /// Callbacks, jobs and services that panicked as planned.
     pub panics: u64,
     /// Destructors that did.
     pub blown: Rc<Cell<u64>>,

@@ -258,6 +258,7 @@ pub fn draw_order(random: &mut Random, (id, peer): (ConnId, SocketAddr)) -> Orde
 /// What a crash leaves behind must not look like a callback that still runs.
 fn blow(app: &mut App) -> ! {
     app.busy = false;
+    app.panics += 1;
     std::panic::panic_any("as planned");
 }
 
@@ -480,7 +481,6 @@ impl Service<App> for Doorkeeper {
         drop(live);
         introduced.unwrap_or_else(|fault| app.blame(fault));
         if self.panics() {
-            app.panics += 1;
             blow(app);
         }
         if self.random.chance(self.door.refusals) {
@@ -519,7 +519,6 @@ impl Service<App> for Doorkeeper {
             app.blame("ended twice, or opened before");
         }
         if self.panics() {
-            app.panics += 1;
             blow(app);
         }
     }

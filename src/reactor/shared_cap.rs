@@ -12,7 +12,7 @@ use crate::logs;
 /// A server takes a place before it accepts, so that no two of them take the last one. Who finds none says that it waits
 /// and then looks once more; who gives one back looks for those who wait afterwards. In that order one of the two sees
 /// the other (all of it is sequentially consistent), so that nobody sleeps beside a free place.
-pub(crate) struct Places {
+pub(crate) struct SharedCap {
     /// Negative while the cap is lower than what was taken before it was lowered.
     free: AtomicIsize,
     cap: AtomicUsize,
@@ -29,7 +29,7 @@ struct Sharer {
     wake: OnceLock<Box<dyn Wake>>,
 }
 
-impl Places {
+impl SharedCap {
     pub(crate) fn new(cap: usize, sharers: usize) -> Self {
         Self {
             free: AtomicIsize::new(signed(cap)),
@@ -108,9 +108,9 @@ fn signed(places: usize) -> isize {
     isize::try_from(places).unwrap_or(isize::MAX / 4)
 }
 
-impl fmt::Debug for Places {
+impl fmt::Debug for SharedCap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Places")
+        f.debug_struct("SharedCap")
             .field("cap", &self.cap())
             .field("free", &self.free())
             .finish_non_exhaustive()
@@ -118,8 +118,8 @@ impl fmt::Debug for Places {
 }
 
 /// What one server has of them. Given back when it is dropped.
-pub(super) struct Share {
-    places: Arc<Places>,
+pub(super) struct CapShare {
+    places: Arc<SharedCap>,
     index: usize,
     /// Of its connections, and of one that is to come.
     held: usize,
@@ -129,9 +129,9 @@ pub(super) struct Share {
     gave: bool,
 }
 
-impl Share {
+impl CapShare {
     /// `wake` is how others wake the server when there is a place again.
-    pub(super) fn new(places: Arc<Places>, index: usize, wake: Box<dyn Wake>) -> Self {
+    pub(super) fn new(places: Arc<SharedCap>, index: usize, wake: Box<dyn Wake>) -> Self {
         if let Some(sharer) = places.sharers.get(index) {
             // Once for each server.
             let _ = sharer.wake.set(wake);
@@ -146,8 +146,12 @@ impl Share {
         }
     }
 
-    pub(super) fn places(&self) -> &Places {
-        &self.places
+    pub(super) fn cap(&self) -> usize {
+        self.places.cap()
+    }
+
+    pub(super) fn set_cap(&self, cap: usize) {
+        self.places.set_cap(cap);
     }
 
     /// Its part of a limit that holds for all.
@@ -191,7 +195,7 @@ impl Share {
     }
 
     /// A connection moves in, on the place that was reserved.
-    pub(super) fn move_in(&mut self) {
+    pub(super) fn fill(&mut self) {
         if !std::mem::take(&mut self.reserved) {
             // Not asked for: the count is right all the same.
             self.places.free.fetch_sub(1, Ordering::SeqCst);
@@ -200,7 +204,7 @@ impl Share {
     }
 
     /// A connection moves out, for the next one or for anybody.
-    pub(super) fn move_out(&mut self, keep: bool) {
+    pub(super) fn vacate(&mut self, keep: bool) {
         if keep && !self.reserved {
             self.reserved = true;
         } else {
@@ -234,7 +238,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for CapShare {
     fn drop(&mut self) {
         self.places.present.fetch_sub(1, Ordering::Relaxed);
         self.places.give_back(std::mem::take(&mut self.held));
@@ -261,21 +265,21 @@ mod tests {
         }
     }
 
-    fn share(places: &Arc<Places>, index: usize) -> (Share, mpsc::Receiver<()>) {
+    fn share(places: &Arc<SharedCap>, index: usize) -> (CapShare, mpsc::Receiver<()>) {
         let (bell, rings) = mpsc::sync_channel(1);
-        (Share::new(Arc::clone(places), index, Box::new(Bell(bell))), rings)
+        (CapShare::new(Arc::clone(places), index, Box::new(Bell(bell))), rings)
     }
 
     #[test]
     fn the_last_place_is_taken_once() {
-        let places = Arc::new(Places::new(1, 2));
+        let places = Arc::new(SharedCap::new(1, 2));
         let ((mut first, _), (mut second, rings)) = (share(&places, 0), share(&places, 1));
         assert!(first.reserve() && first.reserve() && first.has_room());
         assert!(!second.has_room() && !second.reserve());
-        first.move_in();
+        first.fill();
         assert!(!first.has_room() && !first.reserve() && first.is_exhausted());
         second.await_room();
-        first.move_out(false);
+        first.vacate(false);
         assert!(rings.try_recv().is_err(), "the end of the turn comes first");
         first.offer();
         assert!(rings.try_recv().is_ok() && second.reserve() && !first.reserve());
@@ -285,15 +289,15 @@ mod tests {
 
     #[test]
     fn a_place_is_kept_for_who_comes_next() {
-        let places = Arc::new(Places::new(1, 2));
+        let places = Arc::new(SharedCap::new(1, 2));
         let ((mut first, _), (mut second, _)) = (share(&places, 0), share(&places, 1));
         assert!(first.reserve());
-        first.move_in();
-        first.move_out(true);
+        first.fill();
+        first.vacate(true);
         assert!(!second.reserve(), "never free between the two");
         assert!(first.reserve());
-        first.move_in();
-        first.move_out(false);
+        first.fill();
+        first.vacate(false);
         assert!(second.reserve());
         second.unreserve();
         assert!(first.reserve());
@@ -301,20 +305,20 @@ mod tests {
 
     #[test]
     fn a_lowered_cap_lets_nobody_in_and_takes_nothing_away() {
-        let places = Arc::new(Places::new(4, 1));
+        let places = Arc::new(SharedCap::new(4, 1));
         let (mut one, rings) = share(&places, 0);
         for _ in 0..4 {
             assert!(one.reserve());
-            one.move_in();
+            one.fill();
         }
         places.set_cap(2);
         assert!(rings.try_recv().is_ok(), "it is told");
         for _ in 0..2 {
-            one.move_out(false);
+            one.vacate(false);
             assert!(!one.reserve() && !one.has_room());
         }
         assert!(one.is_exhausted());
-        one.move_out(false);
+        one.vacate(false);
         assert!(one.reserve());
         one.unreserve();
         places.set_cap(0);
@@ -326,12 +330,12 @@ mod tests {
 
     #[test]
     fn who_has_more_than_the_others_is_ahead() {
-        let places = Arc::new(Places::new(100, 2));
+        let places = Arc::new(SharedCap::new(100, 2));
         let ((mut first, _), (mut second, _)) = (share(&places, 0), share(&places, 1));
-        let come = |share: &mut Share, count| {
+        let come = |share: &mut CapShare, count| {
             for _ in 0..count {
                 assert!(share.reserve());
-                share.move_in();
+                share.fill();
             }
         };
         come(&mut first, 2 * SLACK);
@@ -348,10 +352,10 @@ mod tests {
 
     #[test]
     fn who_goes_leaves_its_places_to_the_others() {
-        let places = Arc::new(Places::new(2, 2));
+        let places = Arc::new(SharedCap::new(2, 2));
         let ((mut first, _), (mut second, rings)) = (share(&places, 0), share(&places, 1));
         assert!(first.reserve());
-        first.move_in();
+        first.fill();
         assert!(first.reserve());
         second.await_room();
         assert!(!second.reserve());
@@ -366,7 +370,7 @@ mod tests {
         const SHARERS: usize = 4;
         const ROUNDS: usize = 2000;
         for cap in [1, 2, 3] {
-            let places = Arc::new(Places::new(cap, SHARERS));
+            let places = Arc::new(SharedCap::new(cap, SHARERS));
             let inside = Arc::new(AtomicUsize::new(0));
             let threads: Vec<_> = (0..SHARERS)
                 .map(|index| {
@@ -379,12 +383,12 @@ mod tests {
                                     rings.recv_timeout(std::time::Duration::from_secs(20)).expect("woken");
                                 }
                             }
-                            share.move_in();
+                            share.fill();
                             let now = inside.fetch_add(1, Ordering::SeqCst) + 1;
                             assert!(now <= cap, "{now} inside");
                             thread::yield_now();
                             inside.fetch_sub(1, Ordering::SeqCst);
-                            share.move_out(false);
+                            share.vacate(false);
                             share.offer();
                         }
                     })

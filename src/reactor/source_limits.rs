@@ -33,7 +33,7 @@ struct Source {
 
 /// Under what a connection is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Counted {
+pub(crate) enum Counted {
     /// Not at all.
     No,
     /// Under its source.

@@ -1,0 +1,159 @@
+//! The end of a connection: its socket, its last callback, its slot; and connections that leave the
+//! loop as blocking streams.
+
+use super::incoming::Incoming;
+use super::inner::Inner;
+use super::os::{Os, Socket as _};
+use super::panic_guard::catch;
+use crate::detached::{Detached, Socket};
+use crate::id::ConnId;
+use crate::logs;
+use crate::reason::{CloseReason, Closed};
+
+/// Ends a connection: the socket first, then the last callback, then the slot.
+pub(super) fn finish_close<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, reset: bool) {
+    let core = &mut inner.core;
+    let Some(conn) = core.conns.get_mut(id) else {
+        return;
+    };
+    let was_open = conn.machine.was_open();
+    let mut credentials = None;
+    if let Some(stream) = conn.stream.take() {
+        if !was_open {
+            credentials = stream.credentials().ok();
+        }
+        core.os.close(stream, reset);
+    }
+    let closed = conn.machine.take_closed();
+    let (listener, is_outgoing) = (conn.listener, conn.machine.is_outgoing());
+    // For the service, if the handler has not been told.
+    let incoming = (!was_open).then(|| Incoming {
+        addr: conn.peer(),
+        credentials,
+        proxy: conn.machine.proxy().cloned(),
+    });
+    core.conns.hide(id);
+    if let Some(receiver) = core.detached.take_receiver(id) {
+        core.guard.drop("the receiver of a detached connection", receiver);
+    }
+    log_close(inner, id, &closed);
+    inner.core.end_pending(id);
+    if was_open {
+        inner.call(app, id, |handler, cx| {
+            handler.on_close(cx, &closed);
+            Ok(())
+        });
+    } else if is_outgoing {
+        inner.call(app, id, |handler, cx| {
+            handler.on_connect_failed(cx, &closed);
+            Ok(())
+        });
+    }
+    let Inner { core, user } = inner;
+    user.drop_handler(&mut core.guard, id);
+    core.remove(id, &closed);
+    if let (Some(incoming), Some(listener)) = (incoming, listener) {
+        if let Some(listener) = core.listeners.by_id(listener) {
+            let (service, peer) = (listener.service, incoming.peer(listener, Some(id)));
+            user.failed_accept(&mut core.guard, service, app, &peer, &closed);
+        }
+    }
+    core.guard.drop("an error's destructor", closed);
+}
+
+fn log_close<A, O: Os>(inner: &mut Inner<A, O>, id: ConnId, closed: &Closed) {
+    if !log::log_enabled!(target: logs::CONNECTION, log::Level::Debug) {
+        return;
+    }
+    let core = &mut inner.core;
+    // The text of a user's error is foreign code.
+    let text = catch(|| closed.to_string()).unwrap_or_else(|panic| {
+        let text = panic.to_string();
+        core.guard.report("an error's text", panic, None);
+        text
+    });
+    if let Some(conn) = core.conns.get(id) {
+        log::debug!(target: logs::CONNECTION, "{}: {text}", conn.info(core.now));
+    }
+}
+
+/// At the end of its turn: takes a detaching connection out of the loop and gives it to the
+/// receiver that its handler named.
+pub(super) fn hand_over<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId) {
+    let core = &mut inner.core;
+    let Some((conn, pool)) = core.conns.parts(id) else {
+        return;
+    };
+    let Some(stream) = conn.stream.take() else {
+        return;
+    };
+    let addresses = (conn.peer(), conn.source());
+    let is_unix = addresses.0.as_tcp().is_none();
+    let remains = conn.machine.detach(pool);
+    core.memory.forget(&mut core.conns, id);
+    core.conns.disarm(id);
+    core.conns.hide(id);
+    let socket = core.os.release(stream).and_then(|socket| Socket::new(socket, is_unix));
+    let closed = Closed::new(CloseReason::Detached);
+    inner.call(app, id, |handler, cx| {
+        handler.on_close(cx, &closed);
+        Ok(())
+    });
+    let Inner { core, user } = inner;
+    user.drop_handler(&mut core.guard, id);
+    let receiver = core.detached.take_receiver(id);
+    let socket = match socket {
+        Ok(socket) => socket,
+        Err(error) => {
+            log::debug!(target: logs::CONNECTION, "{}: {error}", core.describe(id));
+            core.guard.drop("the receiver of a detached connection", receiver);
+            return core.remove(id, &closed);
+        }
+    };
+    let (detached, socket) = Detached::new(id, socket, remains, addresses, core.detached.released());
+    core.detached.insert(id, socket);
+    core.guard
+        .call("the receiver of a detached connection", || match receiver {
+            Some(receiver) => receiver(detached),
+            None => drop(detached),
+        });
+}
+
+/// Frees the slots of detached connections whose streams were dropped.
+pub(super) fn collect_released<A, O: Os>(inner: &mut Inner<A, O>) {
+    for id in inner.core.detached.collect_released() {
+        remove_detached(inner, id, CloseReason::Detached);
+    }
+}
+
+/// Frees the slot of a detached connection, unless it is free already.
+pub(super) fn remove_detached<A, O: Os>(inner: &mut Inner<A, O>, id: ConnId, reason: CloseReason) {
+    let core = &mut inner.core;
+    core.detached.remove(id);
+    if core.is_detached(id) {
+        core.remove(id, &Closed::new(reason));
+    }
+}
+
+/// After a drain's deadline: ends the next connections.
+pub(super) fn force_late<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, due: Option<crate::proto::Time>) {
+    for id in inner.core.drain.next_late(&inner.core.conns, due) {
+        let core = &mut inner.core;
+        if core.is_detached(id) {
+            core.detached.cut_off(id);
+            core.drain.count_forced();
+            remove_detached(inner, id, CloseReason::DrainForced);
+            continue;
+        }
+        let Some((conn, pool)) = core.conns.parts(id) else {
+            continue;
+        };
+        if !conn.machine.cut_short(pool) {
+            core.drain.count_forced();
+        }
+        match core.next_step(id) {
+            Some(reset) => finish_close(inner, app, id, reset),
+            None => core.conns.wake(id),
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! What callbacks and the server's owner can ask of a server and change.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use super::detached_conns::Receiver;
+use super::inner::Inner;
+use super::listeners;
+use super::os::{Os, Socket, StreamOps};
+use super::user_code::drop_handler;
+use crate::addr::{Addr, Credentials};
+use crate::alarm::{Alarm, AlarmId, AlarmInfo};
+use crate::config::Config;
+use crate::connect::Connect;
+use crate::control::{AlarmCallback, ControlOps, ListenerInfo};
+use crate::detached::DetachError;
+use crate::error::{Error, Result};
+use crate::handler::{ConnInfo, ConnOps, Handler};
+use crate::histogram::Histograms;
+use crate::id::{ConnId, ListenerId, ListenerRef};
+use crate::listen::Listen;
+use crate::logs;
+use crate::metrics::Metrics;
+use crate::proto::{Machine, Pool, SendError, Time};
+use crate::reason::{CloseReason, Closed};
+use crate::recent::RecentClose;
+use crate::stats::{DrainReport, Stats};
+use crate::tree::{Branch, Cursor, Page, Tree};
+
+/// Slots that a tree visits in any case, and for each connection that it may show.
+const TREE_SLOTS: usize = 4096;
+const SLOTS_PER_LEAF: usize = 16;
+
+impl<A, O: Os> ConnOps<A> for Inner<A, O> {
+    fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)> {
+        let (conn, pool) = self.core.conns.parts(id)?;
+        Some((&mut conn.machine, pool))
+    }
+
+    fn machine_ref(&self, id: ConnId) -> Option<&Machine> {
+        Some(&self.core.conns.get(id)?.machine)
+    }
+
+    // Boxed, because an error is rare, and a large result would be copied each time.
+    fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), Box<SendError>> {
+        let core = &mut self.core;
+        let now = core.now;
+        let Some((conn, pool)) = core.conns.parts(id) else {
+            return Err(Box::new(SendError::Closed));
+        };
+        let is_large = frame.len() >= <O as StreamOps>::LARGE_FRAME;
+        if !(is_large && conn.write_through(&mut core.os, pool, now, frame)) {
+            conn.machine.send(frame, now, pool).map_err(Box::new)?;
+        }
+        core.touch(id);
+        Ok(())
+    }
+
+    fn touch(&mut self, id: ConnId) {
+        self.core.touch(id);
+    }
+
+    fn info(&self, id: ConnId) -> Option<ConnInfo> {
+        Some(self.core.conns.get(id)?.info(self.core.now))
+    }
+
+    fn local_addr(&self, id: ConnId) -> io::Result<Addr> {
+        self.core.stream(id)?.local_addr()
+    }
+
+    fn credentials(&self, id: ConnId) -> io::Result<Credentials> {
+        self.core.stream(id)?.credentials()
+    }
+
+    fn listener_name(&self, id: ListenerId) -> Rc<str> {
+        let listener = self.core.listeners.by_id(id);
+        listener.map_or_else(|| Rc::from(""), |listener| Rc::clone(&listener.name))
+    }
+
+    fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) {
+        // A connection that is not admitted yet has no handler, and gets the service's.
+        let admitted = self.core.conns.get(id).is_some_and(|conn| conn.machine.was_admitted());
+        let replaced = if admitted {
+            self.user.replace_handler(id, handler)
+        } else {
+            Some(handler)
+        };
+        if let Some(replaced) = replaced {
+            drop_handler(&mut self.core.guard, replaced);
+        }
+    }
+
+    fn detach(&mut self, id: ConnId, receiver: Receiver) -> std::result::Result<(), DetachError> {
+        let core = &mut self.core;
+        if !core.os.can_release() {
+            return Err(DetachError::Simulated);
+        }
+        if !core.conns.get_mut(id).is_some_and(|conn| conn.machine.begin_detach()) {
+            return Err(DetachError::NotOpen);
+        }
+        core.detached.begin(id, receiver);
+        core.touch(id);
+        Ok(())
+    }
+
+    fn connect(&mut self, addr: Addr, options: Connect, handler: Box<dyn Handler<A>>) -> Result<ConnId> {
+        match self.core.start_connect(addr, options) {
+            Ok(id) => {
+                self.user.set_handler(id, Some(handler));
+                Ok(id)
+            }
+            Err(error) => {
+                drop_handler(&mut self.core.guard, handler);
+                Err(error)
+            }
+        }
+    }
+
+    fn now(&mut self) -> Time {
+        self.core.refresh()
+    }
+}
+
+impl<A, O: Os> ControlOps<A> for Inner<A, O> {
+    fn listeners(&self) -> Vec<ListenerInfo> {
+        let capacity = self.core.capacity();
+        let open = self.core.listeners.iter().filter(|listener| listener.is_open());
+        open.map(|listener| listener.info(&capacity)).collect()
+    }
+
+    fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo> {
+        Ok(self.core.listeners.find(which)?.info(&self.core.capacity()))
+    }
+
+    fn connections(&self) -> Vec<ConnInfo> {
+        self.core.conns.iter().map(|conn| conn.info(self.core.now)).collect()
+    }
+
+    fn connections_page(&self, from: Cursor, limit: usize) -> Page {
+        let conns = &self.core.conns;
+        let slots = conns.slots();
+        let limit = u32::try_from(limit.max(1)).unwrap_or(u32::MAX);
+        let end = from.0.saturating_add(limit).min(slots);
+        let visited = (from.0..end).filter_map(|index| conns.by_index(index));
+        let max = (end.saturating_sub(from.0) as usize).min(conns.len());
+        let mut connections = Vec::with_capacity(max);
+        connections.extend(visited.map(|conn| conn.info(self.core.now)));
+        Page {
+            connections,
+            next: (end < slots).then_some(Cursor(end)),
+        }
+    }
+
+    fn tree(&self, limit: usize) -> Tree {
+        let core = &self.core;
+        let capacity = core.capacity();
+        let branch = |listener: &super::listener::Listener<_>| Branch {
+            listener: listener.info(&capacity),
+            connections: Vec::new(),
+        };
+        let mut listeners: Vec<_> = core.listeners.iter().map(branch).collect();
+        let ids = core.listeners.iter().map(|listener| listener.id);
+        let positions: HashMap<ListenerId, usize> = ids.zip(0..).collect();
+        let wanted = |branch: &Branch| branch.listener.connections.min(limit);
+        let outgoing = core.outgoing();
+        let mut outgoing_left = outgoing.min(limit);
+        let mut outgoing_connections = Vec::new();
+        let mut missing: usize = listeners.iter().map(wanted).sum::<usize>() + outgoing_left;
+        let max = missing.saturating_mul(SLOTS_PER_LEAF).saturating_add(TREE_SLOTS);
+        let slots = (0..core.conns.slots()).take(max);
+        for conn in slots.filter_map(|index| core.conns.by_index(index)) {
+            if missing == 0 {
+                break;
+            }
+            let Some(listener) = conn.listener else {
+                if outgoing_left > 0 {
+                    outgoing_connections.push(conn.info(core.now));
+                    outgoing_left -= 1;
+                    missing -= 1;
+                }
+                continue;
+            };
+            let branch = positions.get(&listener).and_then(|&at| listeners.get_mut(at));
+            if let Some(branch) = branch.filter(|branch| branch.connections.len() < limit) {
+                branch.connections.push(conn.info(core.now));
+                missing -= 1;
+            }
+        }
+        Tree {
+            connections: core.conns.len(),
+            max_connections: core.conns.cap(),
+            unopened: core.admission.pending(),
+            memory: core.memory.total(),
+            descriptors: core.open_descriptors(),
+            draining: core.drain.is_on(),
+            listeners,
+            outgoing,
+            outgoing_connections,
+        }
+    }
+
+    fn recent_closes(&self) -> Vec<RecentClose> {
+        self.core.history.recent_closes(self.core.now)
+    }
+
+    fn histograms(&self) -> Histograms {
+        let (history, pool) = (&self.core.history, &self.core.conns.pool);
+        Histograms {
+            connection_age: history.ages.clone(),
+            handshake_time: history.handshake_times.clone(),
+            frame_size_in: pool.sizes_in.clone(),
+            frame_size_out: pool.sizes_out.clone(),
+        }
+    }
+
+    fn metrics(&self) -> Metrics {
+        let limit = self.core.config.memory_limit;
+        Metrics {
+            stats: self.stats(),
+            histograms: self.histograms(),
+            listeners: self.listeners(),
+            alarms: self.alarms(),
+            descriptors: self.core.open_descriptors(),
+            memory_limit: (limit < usize::MAX).then_some(limit),
+        }
+    }
+
+    fn add_alarm(&mut self, alarm: Alarm, callback: AlarmCallback<A>) -> Result<AlarmId> {
+        self.user.alarms.add(&self.core, alarm, callback)
+    }
+
+    fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()> {
+        self.user.alarms.set(&self.core, id, alarm)
+    }
+
+    fn remove_alarm(&mut self, id: AlarmId) -> bool {
+        self.user.alarms.remove(&mut self.core.guard, id)
+    }
+
+    fn alarms(&self) -> Vec<AlarmInfo> {
+        self.user.alarms.infos(&self.core)
+    }
+
+    fn kill(&mut self, id: ConnId) -> bool {
+        let core = &mut self.core;
+        if core.is_detached(id) {
+            return core.detached.cut_off(id);
+        }
+        if core.conns.get(id).is_none() {
+            return false;
+        }
+        log::warn!(target: logs::CONNECTION, "killed; {}", core.describe(id));
+        if let Some((conn, pool)) = core.conns.parts(id) {
+            conn.machine.reset(Closed::new(CloseReason::Killed), pool);
+        }
+        core.touch(id);
+        true
+    }
+
+    fn config(&self) -> &Config {
+        &self.core.config
+    }
+
+    fn set_config(&mut self, config: Config) -> Result<()> {
+        self.core.set_config(config)
+    }
+
+    fn options(&self, which: &ListenerRef) -> Result<&Listen> {
+        Ok(&self.core.listeners.find(which)?.options)
+    }
+
+    fn set_options(&mut self, which: &ListenerRef, options: Listen) -> Result<()> {
+        self.core.set_options(which, options)
+    }
+
+    fn set_suspended(&mut self, which: &ListenerRef, suspended: bool) -> Result<()> {
+        let listener = self.core.listeners.find_mut(which)?;
+        listener.suspended = suspended;
+        listener.pending |= !suspended;
+        // At once, so that it holds when this returns.
+        self.core.reconcile();
+        Ok(())
+    }
+
+    fn close_listener(&mut self, which: &ListenerRef) -> Result<()> {
+        let listener = self.core.listeners.find_mut(which)?;
+        listeners::close(&mut self.core.os, listener);
+        Ok(())
+    }
+
+    fn listener_socket(&mut self, which: &ListenerRef) -> Result<OwnedFd> {
+        let listener = self.core.listeners.find_mut(which)?;
+        let missing = || Error::NoListener {
+            listener: which.clone(),
+        };
+        let socket = listener.socket.as_mut().ok_or_else(missing)?;
+        let shared = self.core.os.share_listener(socket);
+        shared.map_err(Error::os("sharing a listening socket"))
+    }
+
+    fn stats(&self) -> Stats {
+        self.core.stats()
+    }
+
+    fn drain(&mut self, grace: Duration) {
+        if self.core.begin_drain(grace) {
+            self.core.give_up_attempts();
+        }
+    }
+
+    fn drain_report(&self) -> Option<DrainReport> {
+        self.core.drain.report()
+    }
+
+    fn stop(&mut self) {
+        self.core.stopped = true;
+    }
+}

@@ -1,0 +1,500 @@
+//! Everything of a server that runs without the user's code: it does not know the application's type.
+//!
+//! The parts are siblings: each has its own fields and takes the others as arguments.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::admission::{Admission, Capacity};
+use super::connections::{Connection, Connections};
+use super::detached_conns::DetachedConns;
+use super::drain::Drain;
+use super::history::{CloseRecord, History};
+use super::listeners::Listeners;
+use super::memory_budget::MemoryBudget;
+use super::os::Os;
+use super::outbound::Outbound;
+use super::panic_guard::{catch, Panic, PanicGuard};
+use super::shared_cap::{CapShare, SharedCap};
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::handle::Published;
+use crate::id::{ConnId, ListenerRef};
+use crate::listen::Listen;
+use crate::proto::Time;
+use crate::reason::{Close, CloseReason, Closed};
+use crate::stats::Stats;
+
+pub(crate) struct Core<O: Os> {
+    pub(super) os: O,
+    /// The time of the running turn. Durations from user code count from [`Core::refresh`].
+    pub(super) now: Time,
+    pub(super) config: Config,
+    pub(super) stats: Stats,
+    pub(super) conns: Connections<O::Stream>,
+    pub(super) listeners: Listeners<O::Listener>,
+    pub(super) admission: Admission,
+    pub(super) memory: MemoryBudget,
+    pub(super) outbound: Outbound,
+    pub(super) detached: DetachedConns,
+    pub(super) drain: Drain,
+    pub(super) history: History,
+    pub(super) guard: PanicGuard,
+    /// The connection whose turn is running: it is flushed when the turn ends.
+    pub(super) running: Option<ConnId>,
+    /// TLS handshakes that this iteration may still drive.
+    pub(super) handshakes_left: usize,
+    pub(super) stopped: bool,
+    published: Arc<Published>,
+    /// Number of connections when the cap was last lowered: they may stay.
+    #[cfg(feature = "sim")]
+    pub(super) open_at_change: usize,
+    /// The same of pending connections.
+    #[cfg(feature = "sim")]
+    pub(super) pending_at_change: usize,
+}
+
+impl<O: Os> Core<O> {
+    /// With room for `slots` connections reserved.
+    pub(super) fn new(os: O, config: Config, slots: usize, published: Arc<Published>) -> Self {
+        Self {
+            now: os.now(),
+            conns: Connections::new(config.max_connections, slots, Arc::clone(published.live())),
+            memory: MemoryBudget::new(config.memory_limit),
+            history: History::new(config.recent_closes),
+            detached: DetachedConns::new(os.waker()),
+            stats: Stats::default(),
+            listeners: Listeners::default(),
+            admission: Admission::default(),
+            outbound: Outbound::default(),
+            drain: Drain::default(),
+            guard: PanicGuard::default(),
+            running: None,
+            handshakes_left: 0,
+            stopped: false,
+            published,
+            #[cfg(feature = "sim")]
+            open_at_change: 0,
+            #[cfg(feature = "sim")]
+            pending_at_change: 0,
+            os,
+            config,
+        }
+    }
+
+    pub(super) fn share_cap(&mut self, cap: Arc<SharedCap>, index: usize) {
+        let share = CapShare::new(cap, index, self.os.waker());
+        self.conns.share(share);
+    }
+
+    /// Reads the clock, so that time spent in a blocking callback is not charged to connections.
+    #[inline]
+    pub(super) fn refresh(&mut self) -> Time {
+        self.now = self.os.now();
+        self.now
+    }
+
+    pub(super) fn capacity(&self) -> Capacity {
+        self.capacity_at(self.now)
+    }
+
+    pub(super) fn capacity_at(&self, now: Time) -> Capacity {
+        self.admission.capacity(&self.conns, &self.config, now)
+    }
+
+    /// When the loop has to run again without an event; `ZERO` for at once.
+    pub(super) fn wake_at(&self, now: Time) -> Time {
+        if self.conns.has_work() || self.drain.has_work(&self.conns) {
+            return Time::ZERO;
+        }
+        self.conns
+            .next_timer()
+            .min(self.admission.fds.until())
+            .min(self.admission.fds.over_at())
+            .min(self.memory.grant_until())
+            .min(self.drain.deadline())
+            .min(self.listeners.wake_at(&self.capacity_at(now)))
+    }
+
+    /// Expires what has a deadline of its own, connections apart.
+    pub(super) fn expire(&mut self, due: Time) {
+        self.admission.fds.expire(due);
+        self.memory.expire(&mut self.conns, due);
+        self.listeners.expire(due);
+    }
+
+    /// After a poll: the time, the shared cap, the iteration's budgets.
+    pub(super) fn begin_iteration(&mut self) {
+        self.refresh();
+        if let Some(cap) = self.conns.shared_cap() {
+            // A server that shares it may have changed it.
+            self.config.max_connections = cap;
+        }
+        self.handshakes_left = self.config.handshake_budget;
+    }
+
+    /// A connection's timer has fired. True if the connection has a turn now.
+    pub(super) fn expire_connection(&mut self, id: ConnId, due: Time) -> bool {
+        let Some((conn, pool)) = self.conns.parts(id) else {
+            return false;
+        };
+        if conn.machine.is_connecting() {
+            self.expire_attempt(id, due);
+            return true;
+        }
+        if conn.queued && conn.can_read() && conn.is_late_handshake(due) {
+            // Its input arrived in time, and only the budget has kept it from being read.
+            return false;
+        }
+        if conn.machine.is_unsent_since(due) && !conn.writable {
+            // The kernel announces room only when a good part of its buffer is free: a slow reader
+            // may have taken bytes all the time. A write shows whether it has.
+            conn.writable = true;
+            self.now = self.os.now();
+            conn.write_out(&mut self.os, pool, &mut self.now);
+            self.account(id);
+        }
+        let now = self.now;
+        let Some((conn, pool)) = self.conns.parts(id) else {
+            return false;
+        };
+        if std::mem::take(&mut conn.retry) {
+            conn.readable = true;
+            conn.writable = true;
+        }
+        if conn.is_paused_for_memory() && conn.machine.is_frame_late(due) {
+            // The remainder of the frame may be in the kernel, unread.
+            conn.machine.close(Closed::new(CloseReason::OverMemory), now, pool);
+        } else if conn.machine.deadline() <= due {
+            conn.machine.handle_timeout(due, now, pool);
+        } else if conn.machine.is_at_rest() {
+            // Its turn arms no timer.
+            self.conns.arm_deadline(id);
+        }
+        true
+    }
+
+    /// Moves a drain on: closes listeners, then notifies connections.
+    pub(super) fn drain_step(&mut self, due: Option<Time>) {
+        let Self {
+            drain,
+            os,
+            listeners,
+            admission,
+            conns,
+            config,
+            stats,
+            now,
+            ..
+        } = self;
+        drain.close_listeners(os, listeners, admission, conns, config, stats.accepted, *now, due);
+        drain.notify(conns, *now);
+    }
+
+    /// Closes every socket, once the server ends: before other servers have the slots.
+    pub(super) fn close_all(&mut self) {
+        for conn in self.conns.iter_mut() {
+            conn.stream = None;
+        }
+        self.conns.hide_all();
+    }
+
+    /// Drops everything that may hold foreign code. A panic in one destructor stops no other.
+    pub(super) fn clear(&mut self) {
+        let ids: Vec<ConnId> = self.conns.iter().map(|conn| conn.id).collect();
+        for id in ids {
+            let conn = self.conns.remove(id);
+            self.guard.drop("a framer's destructor", conn);
+        }
+        for listener in std::mem::take(&mut self.listeners).into_all() {
+            self.guard.drop("a listener's options", listener);
+        }
+        for attempt in self.outbound.take_all() {
+            self.guard.drop("a TLS configuration's destructor", attempt);
+        }
+        for receiver in self.detached.take_receivers() {
+            self.guard.drop("the receiver of a detached connection", receiver);
+        }
+    }
+
+    // Connections.
+
+    /// A connection opens: counts it, and its handshake time if it had one.
+    pub(super) fn handle_opened(&mut self, id: ConnId) {
+        self.stats.opened += 1;
+        if let Some(conn) = self.conns.get(id).filter(|conn| conn.pending) {
+            self.history
+                .handshake_times
+                .record_time(self.now.since(conn.accepted_at));
+            self.end_pending(id);
+        }
+    }
+
+    pub(super) fn insert(&mut self, conn: Connection<O::Stream>) {
+        let id = conn.id;
+        self.conns.insert(conn);
+        self.admission.add_pending(&self.conns, id);
+        self.stats.peak = self.stats.peak.max(self.conns.len());
+    }
+
+    /// A connection has opened or ended: it is pending no more.
+    pub(super) fn end_pending(&mut self, id: ConnId) -> bool {
+        let was_pending = self.admission.end_pending(&mut self.conns, id);
+        if was_pending {
+            self.listeners.retry_unregistered();
+        }
+        was_pending
+    }
+
+    /// Another connection's callback, or a command, has changed this one: gives it a turn.
+    #[inline]
+    pub(super) fn touch(&mut self, id: ConnId) {
+        // The running connection is flushed and accounted for when its turn ends.
+        if self.running != Some(id) {
+            self.conns.wake(id);
+            self.account(id);
+        }
+    }
+
+    /// Accounts for the memory that a connection's buffers hold now.
+    #[inline]
+    pub(super) fn account(&mut self, id: ConnId) {
+        if let Some(bytes) = self.conns.get(id).map(|conn| conn.machine.memory()) {
+            self.memory.account(&mut self.conns, id, bytes);
+        }
+    }
+
+    pub(super) fn is_detached(&self, id: ConnId) -> bool {
+        self.conns.get(id).is_some_and(|conn| conn.machine.is_detached())
+    }
+
+    /// Ends a connection at once, without flushing.
+    pub(super) fn end(&mut self, id: ConnId, reason: CloseReason) {
+        if let Some((conn, pool)) = self.conns.parts(id) {
+            conn.machine.end(Closed::new(reason), pool);
+        }
+    }
+
+    /// A callback closes its connection.
+    #[cold]
+    pub(super) fn close_as(&mut self, id: ConnId, close: Close) {
+        let now = self.now;
+        let Some((conn, pool)) = self.conns.parts(id) else {
+            return self.guard.drop("an error's destructor", close);
+        };
+        // An error that comes too late is dropped, and its destructor is foreign code.
+        if let Err(panic) = catch(|| conn.machine.close_as(close, now, pool)) {
+            self.close_in_panic(id, "an error's destructor", panic);
+        }
+    }
+
+    /// Closes a connection whose own code panicked.
+    #[cold]
+    pub(super) fn close_in_panic(&mut self, id: ConnId, source: &str, panic: Panic) {
+        self.report_panic(id, source, panic);
+        let now = self.now;
+        if let Some((conn, pool)) = self.conns.parts(id) {
+            conn.machine.close(Closed::new(CloseReason::Panicked), now, pool);
+        }
+    }
+
+    /// Shuts down the write side if that is due. `Some(reset)` once the connection is over.
+    pub(super) fn next_step(&mut self, id: ConnId) -> Option<bool> {
+        let conn = self.conns.get_mut(id)?;
+        conn.next_step(&mut self.os, &mut self.now)
+    }
+
+    /// Removes a connection: counts and records it, and lets waiting clients have its slot.
+    pub(super) fn remove(&mut self, id: ConnId, closed: &Closed) {
+        self.memory.forget(&mut self.conns, id);
+        let attempt = self.outbound.remove(id);
+        self.guard.drop("a TLS configuration's destructor", attempt);
+        let Some(conn) = self.conns.remove(id) else {
+            return;
+        };
+        let record = CloseRecord {
+            id: Some(id),
+            listener: conn.listener,
+            peer: conn.peer(),
+            source: conn.source(),
+            age: self.now.since(conn.accepted_at),
+            traffic: conn.machine.traffic(),
+        };
+        let (source, counted, listener) = (record.source.ip(), conn.counted, conn.listener);
+        self.guard.drop("a framer's destructor", conn);
+        self.stats.count_closed(closed.reason);
+        self.history.ages.record_time(record.age);
+        self.history.record_close(&mut self.guard, record, closed, self.now);
+        if let Some(listener) = listener.and_then(|id| self.listeners.by_id_mut(id)) {
+            listener.uncount_source(source, counted, self.now);
+            listener.connections = listener.connections.saturating_sub(1);
+        }
+        self.free_descriptor();
+    }
+
+    /// One of the server's descriptors was closed.
+    pub(super) fn free_descriptor(&mut self) {
+        self.admission.fds.end_pause();
+        self.listeners.retry_unregistered();
+    }
+
+    /// Accept or registration failed for lack of descriptors or memory: all listeners leave the poll.
+    pub(super) fn begin_fd_exhaustion(&mut self, error: &std::io::Error) {
+        let until = self.now.after(self.config.starve_interval);
+        let (open, cap) = (self.conns.len(), self.conns.cap());
+        self.stats.starved += u64::from(self.admission.fds.begin(until, error, open, cap));
+        self.listeners.mark_all_pending();
+    }
+
+    // Listeners.
+
+    /// Checks the options of a new listener.
+    pub(super) fn check_listen(&self, listen: &Listen) -> Result<()> {
+        if self.drain.is_on() {
+            return Err(Error::Draining);
+        }
+        let name = listen.name.as_deref().filter(|name| !name.is_empty());
+        listen.check().map_err(|error| match name {
+            Some(name) => error.of_listener(name),
+            None => error,
+        })?;
+        match &listen.name {
+            Some(name) => self.listeners.check_name(name),
+            None => Ok(()),
+        }
+    }
+
+    // Options.
+
+    pub(super) fn set_config(&mut self, config: Config) -> Result<()> {
+        config.check()?;
+        let now = self.refresh();
+        self.published.set_limits(config.queue_limit, config.queue_bytes);
+        if config.max_connections != self.config.max_connections {
+            self.conns.set_cap(config.max_connections);
+        }
+        self.memory.set_limit(&mut self.conns, config.memory_limit);
+        self.history.set_limit(config.recent_closes);
+        self.admission.follow(&config, now);
+        self.config = config;
+        #[cfg(feature = "sim")]
+        {
+            self.open_at_change = self.conns.len();
+            self.pending_at_change = self.admission.pending();
+        }
+        self.listeners.retry_unregistered();
+        Ok(())
+    }
+
+    pub(super) fn set_options(&mut self, which: &ListenerRef, mut options: Listen) -> Result<()> {
+        let now = self.refresh();
+        let listener = self.listeners.find_mut(which)?;
+        let checked = options.check().and_then(|()| listener.options.check_change(&options));
+        checked.map_err(|error| error.of_listener(&listener.name))?;
+        options.access = options.access.counting_on(&listener.options.access);
+        if listener.set_options(options, now) {
+            let id = Some(listener.id);
+            let ids: Vec<_> = self.conns.ids_of(id).collect();
+            for id in ids {
+                if let Some(conn) = self.conns.get_mut(id) {
+                    conn.machine.ask_again(now);
+                }
+                self.conns.arm_deadline(id);
+            }
+        }
+        self.listeners.retry_unregistered();
+        Ok(())
+    }
+
+    /// Makes each listener's registration follow its state.
+    pub(super) fn reconcile(&mut self) {
+        let capacity = Capacity {
+            has_slot: self.conns.await_room(),
+            ..self.capacity()
+        };
+        let retry_at = self.now.after(self.config.starve_interval);
+        self.listeners.reconcile(&mut self.os, &capacity, retry_at);
+    }
+
+    // Reports.
+
+    /// Counts and logs a panic in a connection's own code.
+    pub(super) fn report_panic(&mut self, id: ConnId, source: &str, panic: Panic) {
+        let conn = self.describe(id);
+        self.guard.report(source, panic, Some(&conn));
+    }
+
+    /// A connection as reports name it: listener, id, peer, state, age and traffic.
+    pub(super) fn describe(&self, id: ConnId) -> String {
+        let Some(info) = self.conns.get(id).map(|conn| conn.info(self.now)) else {
+            return format!("connection {id}");
+        };
+        match info.listener.and_then(|id| self.listeners.by_id(id)) {
+            Some(listener) => format!("listener {}, {info}", listener.name),
+            None => info.to_string(),
+        }
+    }
+
+    /// Outgoing connections that wait for their next attempt.
+    pub(super) fn without_socket(&self) -> usize {
+        let waits = |id: &ConnId| self.conns.get(*id).is_none_or(|conn| conn.stream.is_none());
+        self.outbound.ids().filter(waits).count()
+    }
+
+    /// Number of sockets of listeners and connections.
+    pub(super) fn open_descriptors(&self) -> usize {
+        self.conns.len() - self.without_socket() + self.listeners.open()
+    }
+
+    /// Number of outgoing connections, established or not.
+    pub(super) fn outgoing(&self) -> usize {
+        let accepted: usize = self.listeners.iter().map(|listener| listener.connections).sum();
+        self.conns.len().saturating_sub(accepted)
+    }
+
+    pub(super) fn stats(&self) -> Stats {
+        let mut stats = self.stats.clone();
+        self.complete(&mut stats);
+        stats
+    }
+
+    /// Fills in the counters that the parts keep.
+    fn complete(&self, stats: &mut Stats) {
+        stats.open = self.conns.len();
+        stats.max_connections = self.conns.cap();
+        stats.unopened = self.admission.pending();
+        stats.connecting = self.outbound.len();
+        stats.memory = self.memory.total();
+        stats.squeezed = self.memory.paused();
+        stats.panics = self.guard.count();
+        let traffic = &self.conns.pool.traffic;
+        stats.bytes_in = traffic.bytes_in;
+        stats.bytes_out = traffic.bytes_out;
+        stats.frames_in = traffic.frames_in;
+        stats.frames_out = traffic.frames_out;
+    }
+
+    /// Publishes the counters to the handles on other threads.
+    pub(super) fn publish(&self) {
+        self.published.update(|stats| {
+            stats.clone_from(&self.stats);
+            self.complete(stats);
+            debug_assert_eq!(
+                stats.accepted + stats.outgoing,
+                stats.open as u64 + stats.closed_total(),
+                "accepted + outgoing = open + closed"
+            );
+        });
+    }
+
+    /// Begins a drain, or shortens one. `grace` counts from now.
+    pub(super) fn begin_drain(&mut self, grace: Duration) -> bool {
+        let (now, accepted) = (self.refresh(), self.stats.accepted);
+        self.drain.begin(&self.conns, &mut self.listeners, accepted, now, grace)
+    }
+
+    pub(super) fn stream(&self, id: ConnId) -> std::io::Result<&O::Stream> {
+        let stream = self.conns.get(id).and_then(|conn| conn.stream.as_ref());
+        Ok(stream.ok_or(std::io::ErrorKind::NotConnected)?)
+    }
+}

@@ -1,0 +1,597 @@
+//! One connection's turn: read, decode, call the handler, write, see what the socket needs.
+//!
+//! [`drive`] is the only engine. The reactor hosts it for real and simulated sockets, and the model
+//! checker hosts it for a socket of a few fields.
+
+use std::io;
+use std::ops::ControlFlow;
+
+use super::connections::Connection;
+use super::os::StreamOps;
+use super::panic_guard::{catch, Panic};
+use crate::proto::{Event, NextStep, Pool, Staged, State, Time};
+use crate::reason::{CloseReason, Closed};
+
+/// The size of one read. A connection's input is at most its maximum frame and one read.
+pub(crate) const READ_SIZE: usize = 64 * 1024;
+/// What a frame costs of the read budget beside its bytes.
+pub(crate) const FRAME_COST: usize = 64;
+
+/// The buffers that all connections of a server read into.
+pub(crate) struct Scratch {
+    pub(crate) wire: Vec<u8>,
+    /// What TLS decrypts from `wire`.
+    pub(crate) plain: Vec<u8>,
+}
+
+impl Scratch {
+    pub(crate) fn new() -> Self {
+        Self {
+            wire: vec![0; READ_SIZE],
+            plain: Vec::new(),
+        }
+    }
+}
+
+/// What a connection may still use up in this iteration.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    /// Bytes to read, less what frames and other events cost.
+    pub(crate) bytes: usize,
+    /// Frames and other events to deliver: one read may bring many thousands.
+    pub(crate) frames: usize,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes: usize) -> Self {
+        Self {
+            bytes,
+            frames: (bytes / FRAME_COST).max(1),
+        }
+    }
+
+    /// `frames` frames, or other events, were delivered.
+    #[inline]
+    pub(crate) fn charge(&mut self, frames: usize) {
+        self.bytes = self.bytes.saturating_sub(frames.saturating_mul(FRAME_COST));
+        self.frames = self.frames.saturating_sub(frames);
+    }
+}
+
+/// The connection of a turn with everything that its I/O needs.
+pub(crate) struct Parts<'a, I: StreamOps> {
+    pub(crate) conn: &'a mut Connection<I::Stream>,
+    pub(crate) pool: &'a mut Pool,
+    pub(crate) os: &'a mut I,
+    pub(crate) now: &'a mut Time,
+}
+
+/// Where a turn takes place: the reactor, or the model checker's world.
+pub(crate) trait Host {
+    type Os: StreamOps;
+
+    /// The connection; `None` once it has been removed.
+    fn parts(&mut self) -> Option<Parts<'_, Self::Os>>;
+
+    /// Delivers frames from `input` while there is nothing else to do than to call the handler.
+    fn deliver_frames(&mut self, input: &mut Staged<'_>, budget: &mut Budget);
+
+    /// Delivers an event other than such frames.
+    fn handle_event(&mut self, event: Event<'_>);
+
+    /// The connection has just opened: calls the handler.
+    fn handle_opened(&mut self);
+
+    /// Reports a panic in the connection's own code.
+    fn report_panic(&mut self, source: &str, panic: Panic);
+
+    /// Some limit on memory applies, or could.
+    fn is_memory_limited(&self) -> bool;
+
+    /// Nothing may be read without a look at the memory of all connections.
+    fn is_memory_tight(&self) -> bool;
+
+    /// Before a read: accounts for the connection's memory, and pauses it if it holds too much.
+    fn before_read(&mut self);
+
+    /// The maximum size of the next read.
+    fn max_read(&mut self) -> usize;
+
+    /// Takes one of the iteration's handshakes. False if there is none left.
+    fn take_handshake(&mut self) -> bool;
+
+    /// An outgoing connection that is not established: looks for the attempt's result. True once
+    /// the connection is not connecting any more.
+    fn check_connect(&mut self) -> bool;
+
+    /// The turn is over: accounts for memory, and sets the timer that a callback may have moved.
+    /// `again` queues another turn, because work is left that no event will announce.
+    fn settle(&mut self, again: bool);
+
+    /// The turn is over, and nothing but a timer can have changed.
+    fn settle_timer(&mut self);
+
+    /// The connection is over: closes the socket and frees the slot.
+    fn finish_close(&mut self, reset: bool);
+}
+
+/// The result of a read.
+enum Read<'a> {
+    Input(Staged<'a>),
+    /// The input has been delivered already.
+    Delivered,
+    /// Not now: no budget, paused, or something went wrong.
+    Nothing,
+    /// Nothing to read and nothing to deliver: everything is as it was.
+    Idle,
+}
+
+/// Runs one turn of the connection.
+///
+/// Most turns take one of two shortcuts, which hold only while the machine's table of predicates
+/// says that nothing else can be due: [`answer`] for input to an idle connection, and [`open`] for a
+/// connection that opens at once. [`serve`] does everything.
+pub(crate) fn drive<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget) {
+    let tight = host.is_memory_tight();
+    let Some(Parts { conn, .. }) = host.parts() else {
+        return;
+    };
+    let at_rest = conn.is_at_rest() && !tight && budget.bytes > 0;
+    if at_rest {
+        if !answer(host, scratch, budget) {
+            serve(host, scratch, budget, true);
+        }
+    } else if !open(host, tight) {
+        serve(host, scratch, budget, false);
+    }
+}
+
+/// The turn of a connection at rest: one read, its frames, one write. True if the connection is at
+/// rest again; otherwise the input is delivered, and the remainder is for [`serve`].
+///
+/// Memory accounting is skipped: an idle connection owns no buffer before or after. Its deadline
+/// only moves later, unless a callback has set a timer.
+fn answer<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget) -> bool {
+    let Read::Input(mut input) = read_socket(host, scratch, budget, usize::MAX) else {
+        return false;
+    };
+    if !input.is_used_up() {
+        host.deliver_frames(&mut input, budget);
+    }
+    match host.parts() {
+        Some(Parts { conn, .. }) if conn.machine.is_quiet() && input.is_used_up() => {}
+        _ => {
+            deliver(host, input, budget);
+            return false;
+        }
+    }
+    if finish(host, false) {
+        return true;
+    }
+    if let Some(Parts { conn, pool, now, .. }) = host.parts() {
+        // Part of a TLS record may have come, and nothing else.
+        conn.machine.settle(input, *now, pool);
+    }
+    false
+}
+
+/// What comes before frames, if nothing else can be due: a connection that opens as soon as it is
+/// accepted, or one that is not established. False if there may be more to do.
+#[inline(never)]
+fn open<H: Host>(host: &mut H, tight: bool) -> bool {
+    let Some(Parts { conn, .. }) = host.parts() else {
+        return true;
+    };
+    if conn.machine.is_connecting() {
+        return !host.check_connect();
+    }
+    if tight || !conn.machine.is_just_open() {
+        return false;
+    }
+    conn.machine.note_opened();
+    host.handle_opened();
+    finish(host, true)
+}
+
+/// The end of a turn that delivered nothing but frames: one write. True if the connection is at
+/// rest. Its deadline has only moved later since the timer was armed, unless a callback has set one.
+#[inline(always)]
+fn finish<H: Host>(host: &mut H, first: bool) -> bool {
+    write_out(host);
+    let Some(Parts { conn, pool, .. }) = host.parts() else {
+        return false;
+    };
+    conn.machine.slim(pool);
+    if !conn.machine.is_at_rest() || conn.readable || conn.retry {
+        return false;
+    }
+    if first || conn.machine.is_timed() {
+        host.settle_timer();
+    }
+    true
+}
+
+/// The turn of a connection to which anything may happen. `begun`: one read has been delivered.
+#[inline(never)]
+fn serve<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget, begun: bool) {
+    let (mut begun, mut flushed, mut idle) = (begun, false, false);
+    loop {
+        let read = if std::mem::take(&mut begun) {
+            Read::Delivered
+        } else {
+            read(host, scratch, budget)
+        };
+        let progress = match read {
+            Read::Input(input) => {
+                deliver(host, input, budget);
+                budget.bytes = budget.bytes.saturating_sub(FRAME_COST);
+                true
+            }
+            Read::Delivered => true,
+            Read::Nothing => false,
+            Read::Idle => {
+                idle = true;
+                if flushed {
+                    break;
+                }
+                false
+            }
+        };
+        flush(host);
+        match host.parts() {
+            // Nothing else is due, and there is nothing to read.
+            Some(Parts { conn, .. }) if conn.machine.is_quiet() && !conn.can_read() => {
+                idle = progress;
+                break;
+            }
+            Some(_) => {}
+            None => return,
+        }
+        if let Some(reset) = next_step(host) {
+            return host.finish_close(reset);
+        }
+        if !progress {
+            break;
+        }
+        flushed = true;
+    }
+    let Some(Parts { conn, pool, .. }) = host.parts() else {
+        return;
+    };
+    if conn.machine.is_detaching() {
+        return;
+    }
+    conn.machine.slim(pool);
+    let done = idle && conn.machine.is_quiet() && conn.machine.queued() == 0;
+    let left = conn.machine.has_events() || conn.can_read() || (conn.writable && conn.machine.sendable() > 0);
+    host.settle(!done && left);
+}
+
+/// Returns input that the machine holds, or else reads from the socket.
+fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget) -> Read<'s> {
+    let limited = host.is_memory_limited();
+    let Some(Parts { conn, .. }) = host.parts() else {
+        return Read::Idle;
+    };
+    let ordinary = conn.machine.is_quiet() && !conn.paused_for_memory && !limited;
+    if !ordinary {
+        host.before_read();
+        if probe(host) {
+            return Read::Nothing;
+        }
+    }
+    let Some(Parts { conn, now, .. }) = host.parts() else {
+        return Read::Nothing;
+    };
+    if budget.bytes == 0 || budget.frames == 0 {
+        return Read::Nothing;
+    }
+    if conn.machine.has_events() {
+        return Read::Input(conn.machine.stage_held());
+    }
+    if !conn.can_read() {
+        return Read::Idle;
+    }
+    let is_handshake = conn.machine.state() == State::Handshaking;
+    let allowance = conn.machine.read_allowance(*now);
+    if is_handshake && !host.take_handshake() {
+        return Read::Nothing;
+    }
+    let allowance = allowance.min(host.max_read());
+    if allowance == 0 {
+        return Read::Nothing;
+    }
+    let Some(Parts { conn, pool, now, .. }) = host.parts() else {
+        return Read::Nothing;
+    };
+    if conn.machine.has_set_aside() {
+        let input = catch(|| conn.machine.handle_set_aside(*now, &mut scratch.plain, pool));
+        return decrypted(host, input);
+    }
+    read_socket(host, scratch, budget, allowance)
+}
+
+/// Looks for an error of a socket that is not read, because it is paused or input is over. True if
+/// there is one.
+fn probe<H: Host>(host: &mut H) -> bool {
+    let Some(Parts { conn, pool, os, .. }) = host.parts() else {
+        return true;
+    };
+    if !conn.readable || !(conn.paused_for_memory || conn.machine.wants_error()) {
+        return false;
+    }
+    // A paused connection is read once there is memory.
+    conn.readable = conn.paused_for_memory;
+    // Reads say "end" for ever; a write of nothing says whether there was a reset.
+    let Some(Err(error)) = conn.stream.as_mut().map(|stream| os.write(stream, &[])) else {
+        return false;
+    };
+    let passing = match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => true,
+        // What every write says after our own FIN.
+        io::ErrorKind::BrokenPipe => conn.machine.has_sent_fin(),
+        _ => false,
+    };
+    if passing || is_short_of_memory(&error) {
+        return false;
+    }
+    conn.machine.handle_read_error(error, pool);
+    true
+}
+
+/// Reads from the socket, at most `allowance` bytes.
+#[inline(always)]
+fn read_socket<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget, allowance: usize) -> Read<'s> {
+    let Some(Parts { conn, pool, os, now }) = host.parts() else {
+        return Read::Nothing;
+    };
+    let Some(stream) = &mut conn.stream else {
+        return Read::Nothing;
+    };
+    let (machine, now) = (&mut conn.machine, *now);
+    let room = allowance.min(scratch.wire.len());
+    let buffer = scratch.wire.get_mut(..room).unwrap_or_default();
+    match os.read(stream, buffer) {
+        Ok(0) => {
+            conn.readable = false;
+            machine.handle_eof(now, pool);
+        }
+        Ok(count) => {
+            budget.bytes = budget.bytes.saturating_sub(count);
+            // Edge-triggered epoll and kqueue: a short read means empty, unless the end is behind it.
+            if count < room && !conn.hang_up && !machine.wants_fresh_blocked() {
+                conn.readable = false;
+            }
+            let Scratch { wire, plain } = scratch;
+            let wire = wire.get_mut(..count).unwrap_or_default();
+            if !machine.has_tls() {
+                return Read::Input(machine.handle_input(now, wire, plain, pool));
+            }
+            let input = catch(|| machine.handle_input(now, wire, plain, pool));
+            return decrypted(host, input);
+        }
+        Err(error) => {
+            if !conn.read_failed(error, pool) {
+                return Read::Nothing;
+            }
+        }
+    }
+    Read::Input(Staged::nothing())
+}
+
+/// The result of decryption. A TLS configuration may hold foreign code: a certificate resolver, a
+/// verifier.
+fn decrypted<'s, H: Host>(host: &mut H, input: Result<Staged<'s>, Panic>) -> Read<'s> {
+    match input {
+        Ok(input) => Read::Input(input),
+        Err(panic) => {
+            host.report_panic("a TLS configuration", panic);
+            if let Some(Parts { conn, pool, .. }) = host.parts() {
+                // At once: the TLS session was left in an unknown state.
+                conn.machine.end(Closed::new(CloseReason::Panicked), pool);
+            }
+            Read::Nothing
+        }
+    }
+}
+
+/// Delivers events and frames to the handler, as far as the budget goes.
+fn deliver<H: Host>(host: &mut H, mut input: Staged<'_>, budget: &mut Budget) {
+    let mut spent = false;
+    loop {
+        let Some(Parts { conn, .. }) = host.parts() else {
+            return;
+        };
+        if conn.machine.is_quiet() {
+            host.deliver_frames(&mut input, budget);
+        }
+        let Some(Parts { conn, pool, now, .. }) = host.parts() else {
+            return;
+        };
+        if conn.machine.is_quiet() && input.is_used_up() {
+            break;
+        }
+        spent = budget.frames == 0;
+        if spent {
+            break;
+        }
+        let machine = &mut conn.machine;
+        let next = if machine.has_framer() {
+            // A framer is foreign code too.
+            catch(|| machine.next_event(&mut input, *now, pool))
+        } else {
+            Ok(machine.next_event(&mut input, *now, pool))
+        };
+        match next {
+            Ok(Some(event)) => {
+                budget.charge(1);
+                host.handle_event(event);
+            }
+            Ok(None) => break,
+            Err(panic) => {
+                host.report_panic("a framer", panic);
+                if let Some(Parts { conn, pool, now, .. }) = host.parts() {
+                    conn.machine.close(Closed::new(CloseReason::Panicked), *now, pool);
+                }
+                break;
+            }
+        }
+    }
+    if let Some(Parts { conn, pool, now, .. }) = host.parts() {
+        conn.machine.settle(input, *now, pool);
+        if spent {
+            conn.machine.postpone(*now);
+        }
+    }
+}
+
+/// Shuts down the write side if that is due. `Some(reset)` once the connection is over.
+fn next_step<H: Host>(host: &mut H) -> Option<bool> {
+    let Parts { conn, os, now, .. } = host.parts()?;
+    conn.next_step(os, now)
+}
+
+/// Writes pending output until the kernel accepts no more.
+#[inline(never)]
+pub(crate) fn flush<H: Host>(host: &mut H) {
+    write_out(host);
+}
+
+/// As [`flush`], inlined into its caller.
+#[inline(always)]
+fn write_out<H: Host>(host: &mut H) {
+    if let Some(Parts { conn, pool, os, now }) = host.parts() {
+        conn.write_out(os, pool, now);
+    }
+}
+
+/// What a connection does with its own socket.
+impl<S> Connection<S> {
+    /// Writes pending output until the kernel accepts no more.
+    #[inline(always)]
+    pub(super) fn write_out<I>(&mut self, os: &mut I, pool: &mut Pool, now: &mut Time)
+    where
+        I: StreamOps<Stream = S>,
+    {
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
+        loop {
+            let bytes = self.machine.transmit(pool);
+            if bytes.is_empty() {
+                return;
+            }
+            if !self.writable {
+                break;
+            }
+            let length = bytes.len();
+            match os.write(stream, bytes) {
+                Ok(count) => {
+                    if count < length {
+                        // A callback may have blocked: its output could not be written before.
+                        *now = os.now();
+                    }
+                    self.machine.handle_sent(count, *now, pool);
+                    // A short write means full: the next edge says when there is room.
+                    self.writable = count == length;
+                }
+                Err(error) => match self.write_failed(error, pool) {
+                    ControlFlow::Continue(()) => break,
+                    ControlFlow::Break(()) => return,
+                },
+            }
+        }
+        *now = os.now();
+        self.machine.handle_unsent(*now);
+    }
+
+    /// Writes a large frame past the queue, if the queue is empty: only what the kernel does not
+    /// accept is copied. False if the frame has to be queued.
+    #[cold]
+    pub(super) fn write_through<I>(&mut self, os: &mut I, pool: &mut Pool, now: Time, payload: &[u8]) -> bool
+    where
+        I: StreamOps<Stream = S>,
+    {
+        let Some(stream) = &mut self.stream else {
+            return false;
+        };
+        let mut header = pool.take();
+        let passes = self.writable && self.machine.may_pass(payload, &mut header);
+        if passes {
+            let count = match os.write_both(stream, &header, payload) {
+                Ok(count) => {
+                    self.writable = count == header.len() + payload.len();
+                    count
+                }
+                Err(error) => {
+                    // A final error ends the connection in its own turn, as after any other write.
+                    let _ = self.write_failed(error, pool);
+                    0
+                }
+            };
+            self.machine.handle_passed(&header, payload, count, now, pool);
+        }
+        pool.give(header);
+        passes
+    }
+
+    /// Shuts down the write side if that is due. `Some(reset)` once the connection is over.
+    pub(super) fn next_step<I>(&mut self, os: &mut I, now: &mut Time) -> Option<bool>
+    where
+        I: StreamOps<Stream = S>,
+    {
+        if self.machine.next_step() == NextStep::Shutdown {
+            let sent = os.shutdown(self.stream.as_mut()?).is_ok();
+            // The linger timeout counts from now: a callback may have blocked.
+            *now = os.now();
+            self.machine.handle_shutdown(*now, sent);
+        }
+        match self.machine.next_step() {
+            NextStep::Gone { reset } => Some(reset),
+            NextStep::Wait | NextStep::Shutdown => None,
+        }
+    }
+
+    /// A read failed, for now or for good. False if the machine need not be asked for events.
+    #[cold]
+    fn read_failed(&mut self, error: io::Error, pool: &mut Pool) -> bool {
+        if error.kind() == io::ErrorKind::Interrupted {
+            return false;
+        }
+        self.readable = false;
+        if error.kind() == io::ErrorKind::WouldBlock {
+            self.machine.handle_blocked(pool);
+        } else if is_short_of_memory(&error) {
+            self.retry = true;
+            return false;
+        } else {
+            self.machine.handle_read_error(error, pool);
+        }
+        true
+    }
+
+    /// A write failed: for now, or for good.
+    #[cold]
+    fn write_failed(&mut self, error: io::Error, pool: &mut Pool) -> ControlFlow<()> {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => self.writable = false,
+            io::ErrorKind::Interrupted => {}
+            _ if is_short_of_memory(&error) => {
+                self.writable = false;
+                self.retry = true;
+            }
+            _ => {
+                self.machine.handle_write_error(error, pool);
+                // The peer's last bytes may be in the kernel already.
+                self.readable = true;
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// The kernel has no memory for this call at the moment.
+pub(super) fn is_short_of_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
+}

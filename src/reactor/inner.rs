@@ -1,0 +1,139 @@
+//! The core and the user's code together: what a callback is lent.
+
+use std::os::fd::OwnedFd;
+
+use super::core::Core;
+use super::os::Os;
+use super::panic_guard::catch;
+use super::user_code::{drop_handler, UserCode};
+use crate::error::{Error, Result};
+use crate::handler::{Context, Handler, Service};
+use crate::id::{ConnId, ListenerId};
+use crate::listen::Listen;
+use crate::proto::Staged;
+use crate::reason::Outcome;
+
+pub(crate) struct Inner<A, O: Os> {
+    pub(super) core: Core<O>,
+    pub(super) user: UserCode<A>,
+}
+
+impl<A, O: Os> Inner<A, O> {
+    /// Calls the handler of `id`, and closes the connection if the callback says so or panics.
+    pub(super) fn call(
+        &mut self,
+        app: &mut A,
+        id: ConnId,
+        callback: impl FnOnce(&mut dyn Handler<A>, &mut Context<'_, A>) -> Outcome,
+    ) {
+        self.lend(app, id, |app, inner, handler| {
+            callback(handler, &mut Context::new(app, inner, id))
+        });
+    }
+
+    /// Calls the handler for one frame after the other, up to `max`, while nothing else is due.
+    /// Returns how many bytes of `input` were consumed, and the number of frames.
+    #[inline(always)]
+    pub(super) fn call_for_frames(
+        &mut self,
+        app: &mut A,
+        id: ConnId,
+        input: &Staged<'_>,
+        max: usize,
+    ) -> (usize, usize) {
+        let all = input.rest();
+        let (mut rest, mut left) = (all, max);
+        self.lend(app, id, |app, inner, handler| {
+            while !rest.is_empty() && left > 0 {
+                let parts = inner.core.conns.parts(id);
+                let Some((frame, behind)) = parts.and_then(|(conn, pool)| conn.machine.next_frame(rest, pool)) else {
+                    break;
+                };
+                rest = behind;
+                left -= 1;
+                handler.on_frame(&mut Context::new(app, inner, id), frame)?;
+                if inner.user.is_replaced(id) {
+                    break;
+                }
+            }
+            Ok(())
+        });
+        (all.len() - rest.len(), max - left)
+    }
+
+    /// Lends the server to the handler of `id`. The handler is out of its place while it runs, so
+    /// that its callbacks can reach all connections; a successor may take the place.
+    #[inline]
+    fn lend(
+        &mut self,
+        app: &mut A,
+        id: ConnId,
+        callbacks: impl FnOnce(&mut A, &mut Self, &mut dyn Handler<A>) -> Outcome,
+    ) {
+        let Some(mut handler) = self.user.take_handler(id) else {
+            return;
+        };
+        let outcome = catch(|| callbacks(app, self, handler.as_mut()));
+        if let Some(replaced) = self.user.restore_handler(id, handler) {
+            drop_handler(&mut self.core.guard, replaced);
+        }
+        match outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(close)) => self.core.close_as(id, close),
+            Err(panic) => self.core.close_in_panic(id, "a handler", panic),
+        }
+    }
+
+    /// Binds and listens: the first address that works.
+    pub(super) fn listen(&mut self, listen: Listen, service: Box<dyn Service<A>>) -> Result<ListenerId> {
+        self.core.check_listen(&listen)?;
+        let mut failure = None;
+        for addr in listen.resolved()? {
+            match self.core.os.listen(addr, &listen.socket) {
+                Ok(socket) => return self.add_listener(listen, socket, service),
+                Err(error) => failure = failure.or(Some(Error::listen(addr.clone(), error))),
+            }
+        }
+        // `resolved` has at least one address.
+        Err(failure.unwrap_or(Error::Draining))
+    }
+
+    /// Takes over a socket that is listening already.
+    pub(super) fn adopt(
+        &mut self,
+        socket: OwnedFd,
+        listen: Listen,
+        service: Box<dyn Service<A>>,
+    ) -> Result<ListenerId> {
+        self.core.check_listen(&listen)?;
+        let adopted = self.core.os.adopt(socket);
+        let socket = adopted.map_err(Error::os("adopting a listening socket"))?;
+        self.add_listener(listen, socket, service)
+    }
+
+    fn add_listener(
+        &mut self,
+        listen: Listen,
+        socket: O::Listener,
+        service: Box<dyn Service<A>>,
+    ) -> Result<ListenerId> {
+        let service = self.user.add_service(service);
+        let capacity = self.core.capacity();
+        let Core { os, listeners, .. } = &mut self.core;
+        let added = listeners.add(os, listen, socket, service, &capacity);
+        if added.is_err() {
+            self.user.remove_service(&mut self.core.guard, service);
+        }
+        added
+    }
+
+    /// Removes closed listeners that have no connections left, unless their service is still to
+    /// hear of some.
+    pub(super) fn remove_closed_listeners(&mut self) {
+        let Self { core, user } = self;
+        while let Some((listener, service)) = core.listeners.remove_closed() {
+            user.remove_service(&mut core.guard, service);
+            core.guard.drop("a listener's options", listener);
+        }
+    }
+}

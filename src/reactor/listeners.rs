@@ -1,0 +1,270 @@
+//! All listeners of one server: opened, found, registered and closed.
+
+use std::path::Path;
+
+use super::admission::Capacity;
+use super::listener::Listener;
+use super::os::{Os, Token};
+use crate::addr::Addr;
+use crate::control::ListenerState;
+use crate::error::{Error, Result};
+use crate::id::{ListenerId, ListenerRef};
+use crate::listen::Listen;
+use crate::logs;
+use crate::proto::Time;
+
+pub(super) struct Listeners<L> {
+    all: Vec<Listener<L>>,
+    next_id: u32,
+    /// The listener that accepts first in the next round.
+    first: usize,
+}
+
+impl<L> Default for Listeners<L> {
+    fn default() -> Self {
+        Self {
+            all: Vec::new(),
+            next_id: 0,
+            first: 0,
+        }
+    }
+}
+
+impl<L> Listeners<L> {
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Listener<L>> {
+        self.all.iter()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Listener<L>> {
+        self.all.iter_mut()
+    }
+
+    pub(super) fn into_all(self) -> Vec<Listener<L>> {
+        self.all
+    }
+
+    pub(super) fn get(&self, at: usize) -> Option<&Listener<L>> {
+        self.all.get(at)
+    }
+
+    pub(super) fn get_mut(&mut self, at: usize) -> Option<&mut Listener<L>> {
+        self.all.get_mut(at)
+    }
+
+    pub(super) fn by_id(&self, id: ListenerId) -> Option<&Listener<L>> {
+        self.all.iter().find(|listener| listener.id == id)
+    }
+
+    pub(super) fn by_id_mut(&mut self, id: ListenerId) -> Option<&mut Listener<L>> {
+        self.all.iter_mut().find(|listener| listener.id == id)
+    }
+
+    /// The open listener that `which` names.
+    pub(super) fn find(&self, which: &ListenerRef) -> Result<&Listener<L>> {
+        let found = self
+            .all
+            .iter()
+            .find(|listener| listener.is_open() && listener.matches(which));
+        found.ok_or_else(|| no_listener(which))
+    }
+
+    pub(super) fn find_mut(&mut self, which: &ListenerRef) -> Result<&mut Listener<L>> {
+        let mut open = self.all.iter_mut().filter(|listener| listener.is_open());
+        let found = open.find(|listener| listener.matches(which));
+        found.ok_or_else(|| no_listener(which))
+    }
+
+    /// Number of listening sockets.
+    pub(super) fn open(&self) -> usize {
+        self.all.iter().filter(|listener| listener.is_open()).count()
+    }
+
+    pub(super) fn check_name(&self, name: &str) -> Result<()> {
+        let taken = |listener: &Listener<L>| listener.is_open() && *listener.name == *name;
+        if self.all.iter().any(taken) {
+            return Err(Error::NameTaken { name: name.to_owned() });
+        }
+        Ok(())
+    }
+
+    /// Begins an accept round: each round starts with another listener. `None` if none can have a
+    /// client.
+    pub(super) fn begin_round(&mut self) -> Option<usize> {
+        if !self.all.iter().any(|listener| listener.pending) {
+            return None;
+        }
+        self.first = (self.first + 1) % self.all.len().max(1);
+        Some(self.first)
+    }
+
+    /// A connection or a descriptor was freed: tries every listener that is out of the poll,
+    /// without waiting for an event.
+    pub(super) fn retry_unregistered(&mut self) {
+        for listener in &mut self.all {
+            listener.pending |= !listener.registered && listener.is_open();
+        }
+    }
+
+    /// Marks every listener: accept without waiting for an event.
+    pub(super) fn mark_all_pending(&mut self) {
+        for listener in &mut self.all {
+            listener.pending = true;
+        }
+    }
+
+    /// An event for a listener. Tokens repeat after many listens; an accept that finds no client is
+    /// cheap.
+    pub(super) fn handle_event(&mut self, token: Token) {
+        for listener in &mut self.all {
+            listener.pending |= Token::of_listener(listener.id) == token;
+        }
+    }
+
+    /// Ends the waiting of listeners whose retry time has come.
+    pub(super) fn expire(&mut self, due: Time) {
+        for listener in &mut self.all {
+            if listener.retry_at <= due {
+                listener.retry_at = Time::NEVER;
+                listener.pending = true;
+            }
+        }
+    }
+
+    /// When a listener has to be looked at without an event.
+    pub(super) fn wake_at(&self, capacity: &Capacity) -> Time {
+        let due = |listener: &Listener<L>| listener.retry_at.min(listener.accepts_at(capacity));
+        self.all.iter().map(due).fold(Time::NEVER, Time::min)
+    }
+
+    /// Leaves a listener alone until `retry_at`.
+    pub(super) fn back_off(&mut self, at: usize, retry_at: Time) {
+        if let Some(listener) = self.all.get_mut(at) {
+            listener.retry_at = retry_at;
+        }
+    }
+
+    /// As [`Listeners::back_off`], with one line in the log until the listener works again.
+    pub(super) fn fail(&mut self, at: usize, retry_at: Time, what: &str, error: &std::io::Error) {
+        self.back_off(at, retry_at);
+        if let Some(listener) = self.all.get_mut(at) {
+            if !std::mem::replace(&mut listener.failing, true) {
+                log::warn!(
+                    target: logs::LISTENER,
+                    "{what} listener {} on {}: {error}; trying again",
+                    listener.name,
+                    listener.addr
+                );
+            }
+        }
+    }
+
+    /// Adds a listener whose socket is `socket`, and registers it if it may accept now.
+    pub(super) fn add<O: Os<Listener = L>>(
+        &mut self,
+        os: &mut O,
+        listen: Listen,
+        mut socket: L,
+        service: usize,
+        capacity: &Capacity,
+    ) -> Result<ListenerId> {
+        let addr = os
+            .listener_addr(&socket)
+            .map_err(Error::os("reading the address of a listening socket"))?;
+        let name = listen.name.clone().unwrap_or_else(|| default_name(&addr));
+        self.check_name(&name)?;
+        let id = ListenerId::nth(self.next_id);
+        let mut listener = Listener::new(id, name, addr, service, listen, capacity.now);
+        if listener.admits_at(capacity) <= capacity.now {
+            os.register_listener(&mut socket, Token::of_listener(id))
+                .map_err(Error::os("registering a listening socket"))?;
+            listener.registered = true;
+        }
+        listener.socket = Some(socket);
+        log::info!(target: logs::LISTENER, "listener {} on {}", listener.name, listener.addr);
+        self.next_id = self.next_id.wrapping_add(1);
+        self.all.push(listener);
+        Ok(id)
+    }
+
+    /// Makes each listener's registration follow its state. A failure is retried at `retry_at`.
+    pub(super) fn reconcile<O: Os<Listener = L>>(&mut self, os: &mut O, capacity: &Capacity, retry_at: Time) {
+        for at in 0..self.all.len() {
+            let Some(listener) = self.all.get_mut(at) else {
+                return;
+            };
+            let wanted = listener.state(capacity) == ListenerState::Listening;
+            // No event announces the clients that come while it is out of the poll.
+            listener.pending |= !wanted && listener.is_open();
+            if wanted == listener.registered || listener.retry_at.is_armed() {
+                continue;
+            }
+            let Some(socket) = &mut listener.socket else {
+                continue;
+            };
+            let outcome = if wanted {
+                os.register_listener(socket, Token::of_listener(listener.id))
+            } else {
+                os.deregister_listener(socket)
+            };
+            match outcome {
+                Ok(()) => {
+                    listener.registered = wanted;
+                    // A client may have come since the last accept: do not rely on the edge.
+                    listener.pending |= wanted;
+                }
+                Err(error) => {
+                    let what = if wanted { "cannot register" } else { "cannot deregister" };
+                    self.fail(at, retry_at, what, &error);
+                }
+            }
+        }
+    }
+
+    /// Removes a closed listener that has no connections left. Returns the key of its service.
+    pub(super) fn remove_closed(&mut self) -> Option<(Listener<L>, usize)> {
+        let over = |listener: &Listener<L>| !listener.is_open() && listener.connections == 0;
+        let at = self.all.iter().position(over)?;
+        let listener = self.all.remove(at);
+        let service = listener.service;
+        Some((listener, service))
+    }
+}
+
+/// Closes a listening socket. Its connections live on.
+pub(super) fn close<O: Os>(os: &mut O, listener: &mut Listener<O::Listener>) {
+    let Some(mut socket) = listener.socket.take() else {
+        return;
+    };
+    if std::mem::take(&mut listener.registered) {
+        // Closing removes it from the poll too, unless another process holds the socket.
+        if let Err(error) = os.deregister_listener(&mut socket) {
+            log::debug!(target: logs::LISTENER, "cannot deregister listener {}: {error}", listener.name);
+        }
+    }
+    os.close_listener(socket);
+    listener.pending = false;
+    listener.retry_at = Time::NEVER;
+    log::info!(target: logs::LISTENER, "listener {} on {} is closed", listener.name, listener.addr);
+}
+
+/// The name of a listener that was given none.
+fn default_name(addr: &Addr) -> String {
+    match addr {
+        Addr::Tcp(addr) => format!("portcullis_{}", addr.port()),
+        Addr::Unix(name) => match (name.as_pathname().and_then(Path::file_name), name.as_abstract_name()) {
+            (Some(file), _) => format!("portcullis_{}", file.to_string_lossy()),
+            (None, Some(name)) => format!("portcullis_{}", String::from_utf8_lossy(name)),
+            (None, None) => "portcullis_unix".to_owned(),
+        },
+    }
+}
+
+fn no_listener(which: &ListenerRef) -> Error {
+    Error::NoListener {
+        listener: which.clone(),
+    }
+}

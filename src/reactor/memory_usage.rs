@@ -1,0 +1,230 @@
+//! How many bytes each connection's buffers hold, and which connections hold the most.
+
+/// Connections that hold less than this have no share: limiting them would free nothing.
+const MIN_HOLDER: usize = 1024;
+/// A connection that holds less may always read this much while the limit is not reached.
+const SMALL_FRAME: usize = 8 * 1024;
+const CLASSES: usize = usize::BITS as usize;
+const NONE: u32 = u32::MAX;
+/// Slots whose accounts are allocated together.
+const CHUNK: usize = 1024;
+
+/// Bytes per slot, sorted by powers of two: the largest holder is found at once, within a factor of two.
+#[derive(Debug)]
+pub(super) struct MemoryUsage {
+    total: usize,
+    limit: usize,
+    /// Over three quarters of the limit, and not back under five eighths of it.
+    tight: bool,
+    /// In chunks, allocated when a slot first holds something: most never do.
+    held: Vec<Option<Box<[Held; CHUNK]>>>,
+    /// The slots of each class.
+    classes: Vec<Vec<u32>>,
+    /// Number of slots with at least [`MIN_HOLDER`] bytes.
+    holders: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    bytes: usize,
+    /// Position in its class.
+    at: u32,
+}
+
+impl Held {
+    const NOTHING: Self = Self { bytes: 0, at: NONE };
+}
+
+impl MemoryUsage {
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            total: 0,
+            limit,
+            tight: false,
+            held: Vec::new(),
+            classes: vec![Vec::new(); CLASSES],
+            holders: 0,
+        }
+    }
+
+    pub(super) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+        self.update_tight();
+    }
+
+    #[inline]
+    pub(super) fn is_limited(&self) -> bool {
+        self.limit < usize::MAX
+    }
+
+    pub(super) fn total(&self) -> usize {
+        self.total
+    }
+
+    /// Connections that hold more than [`MemoryUsage::share`] are not read.
+    #[inline]
+    pub(super) fn is_tight(&self) -> bool {
+        self.tight
+    }
+
+    #[inline]
+    pub(super) fn is_over(&self) -> bool {
+        self.total > self.limit
+    }
+
+    /// Half of the limit, divided by the number of holders.
+    pub(super) fn share(&self) -> usize {
+        let share = self.limit / 2 / self.holders.max(1);
+        if self.total > self.reserve_mark() {
+            share.min(SMALL_FRAME)
+        } else {
+            share
+        }
+    }
+
+    /// The maximum size of one read while memory is tight: a part of the remainder, so that input
+    /// does not exceed the limit. The last eighth is for the granted connection and small frames.
+    #[inline]
+    pub(super) fn max_read(&self, granted: bool) -> usize {
+        if !self.tight {
+            return usize::MAX;
+        }
+        let most = if granted { self.limit } else { self.reserve_mark() };
+        (most.saturating_sub(self.total) / 4).max(SMALL_FRAME)
+    }
+
+    fn reserve_mark(&self) -> usize {
+        self.limit / 8 * 7
+    }
+
+    #[inline]
+    pub(super) fn of(&self, slot: u32) -> usize {
+        self.held(slot).map_or(0, |held| held.bytes)
+    }
+
+    #[inline]
+    fn held(&self, slot: u32) -> Option<&Held> {
+        self.held
+            .get(slot as usize / CHUNK)?
+            .as_ref()?
+            .get(slot as usize % CHUNK)
+    }
+
+    fn held_mut(&mut self, slot: u32) -> Option<&mut Held> {
+        let chunk = self.held.get_mut(slot as usize / CHUNK)?.as_mut()?;
+        chunk.get_mut(slot as usize % CHUNK)
+    }
+
+    /// Sets the number of bytes that the slot holds.
+    pub(super) fn set(&mut self, slot: u32, bytes: usize) {
+        if self.of(slot) == bytes {
+            return;
+        }
+        let chunk = slot as usize / CHUNK;
+        if self.held.len() <= chunk {
+            self.held.resize_with(chunk + 1, || None);
+        }
+        if let Some(unused @ None) = self.held.get_mut(chunk) {
+            *unused = Some(Box::new([Held::NOTHING; CHUNK]));
+        }
+        let Some(held) = self.held_mut(slot) else {
+            return;
+        };
+        let before = std::mem::replace(&mut held.bytes, bytes);
+        self.total = self.total - before + bytes;
+        self.holders += usize::from(bytes >= MIN_HOLDER);
+        self.holders -= usize::from(before >= MIN_HOLDER);
+        if class(before) != class(bytes) {
+            self.take_out(slot, before);
+            self.put_in(slot, bytes);
+        }
+        self.update_tight();
+    }
+
+    /// A slot that holds at least half as much as the largest.
+    pub(super) fn largest(&self) -> Option<u32> {
+        self.classes.iter().rev().find_map(|class| class.first().copied())
+    }
+
+    fn update_tight(&mut self) {
+        let eighths = if self.tight { 5 } else { 6 };
+        self.tight = self.total > self.limit / 8 * eighths;
+    }
+
+    fn take_out(&mut self, slot: u32, bytes: usize) {
+        let at = self.held(slot).map_or(NONE, |held| held.at);
+        let Some(members) = class(bytes).and_then(|class| self.classes.get_mut(class)) else {
+            return;
+        };
+        if (at as usize) < members.len() {
+            members.swap_remove(at as usize);
+            let moved = members.get(at as usize).copied();
+            if let Some(moved) = moved.and_then(|moved| self.held_mut(moved)) {
+                moved.at = at;
+            }
+        }
+    }
+
+    fn put_in(&mut self, slot: u32, bytes: usize) {
+        let members = class(bytes).and_then(|class| self.classes.get_mut(class));
+        let at = members.map_or(NONE, |members| {
+            members.push(slot);
+            members.len() as u32 - 1
+        });
+        if let Some(held) = self.held_mut(slot) {
+            held.at = at;
+        }
+    }
+}
+
+/// The exponent of the power of two at or below `bytes`; `None` for 0.
+fn class(bytes: usize) -> Option<usize> {
+    Some(bytes.checked_ilog2()? as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn it_is_tight_from_three_quarters_to_five_eighths() {
+        let mut usage = MemoryUsage::new(8000);
+        for (bytes, tight) in [(6000, false), (6001, true), (5001, true), (5000, false), (5500, false)] {
+            usage.set(0, bytes);
+            assert_eq!(usage.is_tight(), tight, "{bytes}");
+        }
+        usage.set(1, 2501);
+        assert!(usage.is_over());
+        usage.set(0, 0);
+        assert!(!usage.is_over() && !usage.is_tight());
+    }
+
+    #[test]
+    fn without_a_limit_it_is_never_tight() {
+        let mut usage = MemoryUsage::new(usize::MAX);
+        usage.set(7, usize::MAX / 2);
+        assert!(!usage.is_tight() && !usage.is_over());
+    }
+
+    proptest! {
+        #[test]
+        fn the_accounts_are_right(notes in prop::collection::vec((0_u32..20, 0_usize..100_000), 1..300)) {
+            let mut usage = MemoryUsage::new(usize::MAX);
+            let mut truth = [0_usize; 20];
+            for (slot, bytes) in notes {
+                usage.set(slot, bytes);
+                truth[slot as usize] = bytes;
+                prop_assert_eq!(usage.total(), truth.iter().sum::<usize>());
+                let most = truth.iter().copied().max().unwrap_or(0);
+                match usage.largest() {
+                    Some(found) => prop_assert!(truth[found as usize] > most / 2),
+                    None => prop_assert_eq!(most, 0),
+                }
+                let holders = truth.iter().filter(|&&bytes| bytes >= MIN_HOLDER).count();
+                prop_assert_eq!(usage.holders, holders);
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! The user's code: handlers by slot, services by listener, alarms.
+
+use slab::Slab;
+
+use super::alarms::Alarms;
+use super::panic_guard::{catch, Panic, PanicGuard};
+use crate::handler::{Handler, Peer, Refuse, Service};
+use crate::id::{ConnId, ListenerId};
+use crate::reason::Closed;
+
+/// Handlers, services and alarms.
+pub(super) struct UserCode<A> {
+    /// By slot. `None` while the handler runs, and before the service is asked.
+    handlers: Vec<Option<Box<dyn Handler<A>>>>,
+    services: Slab<Box<dyn Service<A>>>,
+    pub(super) alarms: Alarms<A>,
+}
+
+impl<A> UserCode<A> {
+    /// With room for the handlers of `slots` connections reserved.
+    pub(super) fn new(slots: usize) -> Self {
+        Self {
+            handlers: Vec::with_capacity(slots),
+            services: Slab::new(),
+            alarms: Alarms::default(),
+        }
+    }
+
+    pub(super) fn set_handler(&mut self, id: ConnId, handler: Option<Box<dyn Handler<A>>>) {
+        let index = id.index as usize;
+        if self.handlers.len() <= index {
+            self.handlers.resize_with(index + 1, || None);
+        }
+        if let Some(entry) = self.handlers.get_mut(index) {
+            *entry = handler;
+        }
+    }
+
+    /// Puts `handler` in the place of the present one, which is returned unless it is running.
+    pub(super) fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) -> Option<Box<dyn Handler<A>>> {
+        match self.handlers.get_mut(id.index as usize) {
+            Some(entry) => entry.replace(handler),
+            None => Some(handler),
+        }
+    }
+
+    #[inline]
+    pub(super) fn take_handler(&mut self, id: ConnId) -> Option<Box<dyn Handler<A>>> {
+        self.handlers.get_mut(id.index as usize)?.take()
+    }
+
+    /// The running handler has been replaced.
+    #[inline]
+    pub(super) fn is_replaced(&self, id: ConnId) -> bool {
+        self.handlers.get(id.index as usize).is_some_and(Option::is_some)
+    }
+
+    /// Puts a handler back after its callback. Returned if a successor has its place.
+    #[inline]
+    pub(super) fn restore_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) -> Option<Box<dyn Handler<A>>> {
+        match self.handlers.get_mut(id.index as usize) {
+            Some(entry @ None) => {
+                *entry = Some(handler);
+                None
+            }
+            _ => Some(handler),
+        }
+    }
+
+    #[cfg(feature = "sim")]
+    pub(super) fn handlers_len(&self) -> usize {
+        self.handlers.iter().flatten().count()
+    }
+
+    pub(super) fn add_service(&mut self, service: Box<dyn Service<A>>) -> usize {
+        self.services.insert(service)
+    }
+
+    /// Asks a listener's service for a handler.
+    ///
+    /// # Errors
+    ///
+    /// The panic, if the service panics; the refusal.
+    pub(super) fn accept(
+        &mut self,
+        service: usize,
+        app: &mut A,
+        peer: Peer,
+    ) -> Result<Result<Box<dyn Handler<A>>, Refuse>, Panic> {
+        match self.services.get_mut(service) {
+            Some(service) => catch(|| service.accept(app, peer)),
+            None => Ok(Err(Refuse::silently())),
+        }
+    }
+
+    /// Tells a service of a connection that never opened.
+    pub(super) fn failed_accept(
+        &mut self,
+        guard: &mut PanicGuard,
+        service: usize,
+        app: &mut A,
+        peer: &Peer,
+        closed: &Closed,
+    ) {
+        if let Some(service) = self.services.get_mut(service) {
+            guard.call("a service's on_unopened", || service.on_unopened(app, peer, closed));
+        }
+    }
+
+    /// Tells a service that its listener was closed from outside.
+    pub(super) fn listener_lost(
+        &mut self,
+        guard: &mut PanicGuard,
+        service: usize,
+        app: &mut A,
+        listener: ListenerId,
+        error: &std::io::Error,
+    ) {
+        if let Some(service) = self.services.get_mut(service) {
+            guard.call("a service's on_listener_lost", || {
+                service.on_listener_lost(app, listener, error);
+            });
+        }
+    }
+
+    pub(super) fn remove_service(&mut self, guard: &mut PanicGuard, service: usize) {
+        let service = self.services.try_remove(service);
+        guard.drop("a service's destructor", service);
+    }
+
+    pub(super) fn drop_handler(&mut self, guard: &mut PanicGuard, id: ConnId) {
+        if let Some(handler) = self.take_handler(id) {
+            drop_handler(guard, handler);
+        }
+    }
+
+    /// Drops everything, once the server ends. A panic in one destructor does not stop the others.
+    pub(super) fn clear(&mut self, guard: &mut PanicGuard) {
+        for handler in std::mem::take(&mut self.handlers).into_iter().flatten() {
+            drop_handler(guard, handler);
+        }
+        for (_, service) in std::mem::take(&mut self.services) {
+            guard.drop("a service's destructor", service);
+        }
+        self.alarms.clear(guard);
+    }
+}
+
+/// Drops a handler.
+pub(super) fn drop_handler<A>(guard: &mut PanicGuard, handler: Box<dyn Handler<A>>) {
+    guard.drop("a handler's destructor", handler);
+}
