@@ -113,13 +113,13 @@ impl Alarm {
 
     /// The value from which on it is raised: never more than the limit, so that one which is lowered later is still reported, and
     /// at least 1.
-    pub(crate) fn mark(&self, limit: Option<usize>) -> usize {
-        let mark = match (self.threshold, limit) {
+    pub(crate) fn threshold(&self, limit: Option<usize>) -> usize {
+        let threshold = match (self.threshold, limit) {
             (Quota::Count(count), limit) => count.min(limit.unwrap_or(usize::MAX)),
             (Quota::Percent(percent), Some(limit)) => part(limit, percent),
             (Quota::Percent(_), None) => usize::MAX,
         };
-        mark.max(1)
+        threshold.max(1)
     }
 
     pub(crate) fn check(&self, limit: Option<usize>) -> Result<()> {
@@ -258,9 +258,13 @@ mod tests {
     fn a_limit_that_is_lowered_lowers_the_mark() {
         let alarm = Alarm::connections(500);
         assert_eq!(
-            (alarm.mark(Some(1000)), alarm.mark(Some(100)), alarm.mark(Some(0))),
+            (
+                alarm.threshold(Some(1000)),
+                alarm.threshold(Some(100)),
+                alarm.threshold(Some(0))
+            ),
             (500, 100, 1)
         );
-        assert_eq!(Alarm::memory(Quota::Percent(1)).mark(None), usize::MAX);
+        assert_eq!(Alarm::memory(Quota::Percent(1)).threshold(None), usize::MAX);
     }
 }

@@ -203,29 +203,29 @@ impl Config {
             }
             Quota::Count(_) | Quota::Percent(_) => {}
         }
-        if self.memory_limit < LEAST_MEMORY {
+        if self.memory_limit < MIN_MEMORY {
             return Err(Error::option(
                 "memory_limit",
                 format!(
-                    "{} is less than one read takes; use at least {LEAST_MEMORY}",
+                    "{} is less than one read takes; use at least {MIN_MEMORY}",
                     self.memory_limit
                 ),
             ));
         }
-        if self.max_connections > MOST_CONNECTIONS {
+        if self.max_connections > MAX_CONNECTIONS {
             return Err(Error::option(
                 "max_connections",
                 format!(
-                    "{} is more than the {MOST_CONNECTIONS} that one server can hold",
+                    "{} is more than the {MAX_CONNECTIONS} that one server can hold",
                     self.max_connections
                 ),
             ));
         }
-        if self.recent_closes > MOST_RECENT {
+        if self.recent_closes > MAX_RECENT {
             return Err(Error::option(
                 "recent_closes",
                 format!(
-                    "{} is more than the {MOST_RECENT} that are kept at most",
+                    "{} is more than the {MAX_RECENT} that are kept at most",
                     self.recent_closes
                 ),
             ));
@@ -236,7 +236,7 @@ impl Config {
                 "less than a millisecond would spin; use at least 1 ms",
             ));
         }
-        if self.starve_interval > MOST_STARVE_INTERVAL {
+        if self.starve_interval > MAX_EMFILE_BACKOFF {
             return Err(Error::option(
                 "starve_interval",
                 "more than a day would leave the ports deaf; use at most 24 h",
@@ -247,12 +247,12 @@ impl Config {
 }
 
 /// A few reads.
-const LEAST_MEMORY: usize = 256 * 1024;
-const MOST_RECENT: usize = 65_536;
-const MOST_STARVE_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+const MIN_MEMORY: usize = 256 * 1024;
+const MAX_RECENT: usize = 65_536;
+const MAX_EMFILE_BACKOFF: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The most slots a poll token can name beside the listeners' (`reactor::os`).
-pub(crate) const MOST_CONNECTIONS: usize = 16_000_000;
+pub(crate) const MAX_CONNECTIONS: usize = 16_000_000;
 
 /// A number, or a part of a limit: of the cap on connections, where nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

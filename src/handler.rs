@@ -11,7 +11,7 @@ use crate::addr::{Addr, Credentials};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::ProxyHeader;
 use crate::reason::{Closed, Outcome};
-pub(crate) use conn::Link;
+pub(crate) use conn::ConnOps;
 pub use conn::{Conn, ConnInfo, Context};
 pub(crate) use outgoing::connect;
 

@@ -56,7 +56,7 @@
 //! - What `send` took is delivered in order, or the reason tells why not.
 //! - Output held for a connection is at most the output limit and one frame; input at most one frame, one TLS record and one read.
 //! - A turn's work is bounded by its budgets, and an idle server does not wake up.
-//! - No stale event, timer, job or id reaches a slot's next tenant.
+//! - No stale event, timer, job or id reaches a slot's next connection.
 //!
 //! # What is logged
 //!

@@ -14,8 +14,8 @@ use crate::config::Config;
 use crate::control::ListenerInfo;
 use crate::error::{Error, Result};
 use crate::handle::Handle;
-use crate::reactor::doors::Doors;
-use crate::reactor::places::Places;
+use crate::reactor::shared_cap::SharedCap;
+use crate::reactor::shared_listen_sockets::SharedListenSockets;
 use crate::server::{warn_of_descriptors, Common, Server};
 use crate::stats::DrainReport;
 
@@ -94,7 +94,7 @@ pub struct Shards {
     threads: Option<usize>,
 }
 
-const MOST_THREADS: usize = 1024;
+const MAX_THREADS: usize = 1024;
 
 impl Shards {
     /// Shards with these options, one for each core. [`Config::max_connections`] is the cap on all of them together;
@@ -127,13 +127,13 @@ impl Shards {
         A: 'static,
     {
         let count = self.threads.unwrap_or_else(cores);
-        if count > MOST_THREADS {
-            let problem = format!("{count} is more than the {MOST_THREADS} that make sense");
+        if count > MAX_THREADS {
+            let problem = format!("{count} is more than the {MAX_THREADS} that make sense");
             return Err(Error::option("threads", problem));
         }
         let common = Arc::new(Common {
-            places: Arc::new(Places::new(self.config.max_connections, count)),
-            doors: Arc::new(Doors::default()),
+            shared_cap: Arc::new(SharedCap::new(self.config.max_connections, count)),
+            listen_sockets: Arc::new(SharedListenSockets::default()),
         });
         warn_of_descriptors(self.config.max_connections);
         let build = Arc::new(build);
@@ -154,7 +154,7 @@ impl Shards {
                 }
             }
         }
-        common.doors.forget();
+        common.listen_sockets.forget();
         let mut handles = Vec::with_capacity(count);
         let mut listeners = Vec::new();
         let mut threads = Vec::with_capacity(count);
@@ -166,7 +166,7 @@ impl Shards {
             let _ = shard.go.send(());
         }
         Ok(SpawnedShards {
-            handle: ShardsHandle::new(handles, Arc::clone(&common.places)),
+            handle: ShardsHandle::new(handles, Arc::clone(&common.shared_cap)),
             listeners,
             threads,
         })

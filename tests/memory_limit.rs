@@ -187,7 +187,7 @@ fn large_frames_are_finished_one_after_the_other() {
     assert_eq!(sim.stats().squeezed, 0);
 }
 
-/// One that is favoured and sends nothing is so for a second only; and who could not be read from is not told that it was late.
+/// One that has the read grant and sends nothing is so for a second only; and who could not be read from is not told that it was late.
 #[test]
 fn who_does_not_use_its_turn_loses_it() {
     let mut sim = Sim::new(1, Config::new().memory_limit(8 * LIMIT), ());
@@ -329,15 +329,15 @@ fn who_holds_less_than_its_share_again_is_read_from_again() {
     let id = sim.control().connections()[0].id;
     let sent = sim.control().conn(id).expect("it is there").send(vec![b'x'; 100_000]);
     sent.expect("there is room");
-    let mut favoured = slow;
+    let mut granted = slow;
     for _ in 0..20 {
         let hog = sim.connect(addr).expect("it listens");
         begin(&mut sim, hog, 42_000);
-        favoured = hog;
+        granted = hog;
     }
     sim.settle();
     // Another one is read from beyond its share, and will be for a second.
-    sim.send(favoured, &[b'x'; 42_000]);
+    sim.send(granted, &[b'x'; 42_000]);
     sim.settle();
     sim.send(slow, b"\0\0\0\x02hi");
     sim.settle();

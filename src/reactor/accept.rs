@@ -6,13 +6,13 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::gate::Room;
+use super::admission::Room;
+use super::connections::Connection;
 use super::listener::{AcceptError, Listener};
 use super::os::{Os, Socket, Token};
-use super::roster::Slot;
 use super::sources::Counted;
 use super::turn::is_short_of_memory;
-use super::view::Ended;
+use super::view::CloseRecord;
 use super::{report_panic, Reactor};
 use crate::access::Access;
 use crate::addr::{Addr, Credentials};
@@ -25,17 +25,17 @@ use crate::proto::{ProxyHeader, State, Time, Traffic};
 use crate::reason::{CloseReason, Closed};
 
 /// How long others who share a queue and have fewer connections go first.
-const STAND_BACK: Duration = Duration::from_millis(1);
+const ACCEPT_DEFERRAL: Duration = Duration::from_millis(1);
 
 /// Who has connected.
 #[derive(Clone, Debug)]
-pub(super) struct Caller {
+pub(super) struct Incoming {
     pub(super) addr: Addr,
     pub(super) credentials: Option<Credentials>,
     pub(super) proxy: Option<Rc<ProxyHeader>>,
 }
 
-impl Caller {
+impl Incoming {
     /// What the listener's service is told.
     pub(super) fn at<A, L>(self, listener: &Listener<A, L>, id: Option<ConnId>) -> Peer {
         Peer {
@@ -96,20 +96,20 @@ impl<A, O: Os> Reactor<A, O> {
     /// One accept round over all listeners that may have clients, beginning with another one each time.
     pub(super) fn accept_round(&mut self, app: &mut A) {
         let count = self.listeners.len();
-        if count == 0 || !self.listeners.iter().any(|listener| listener.pending) {
+        if count == 0 || !self.listeners.iter().any(|listener| listener.readable) {
             return;
         }
         self.first_listener = (self.first_listener + 1) % count;
         self.catch_up();
         for offset in 0..count {
             self.accept_from(app, (self.first_listener + offset) % count);
-            self.roster.unreserve();
+            self.connections.unreserve();
         }
     }
 
     /// Accepts from one listener until its queue is empty, its budget is spent, or nobody may come in.
     pub(super) fn accept_from(&mut self, app: &mut A, at: usize) {
-        if self.stands_back(at) {
+        if self.defer_accept(at) {
             return;
         }
         let (mut served, mut lost) = (false, None);
@@ -117,29 +117,29 @@ impl<A, O: Os> Reactor<A, O> {
             let Some(listener) = self.listeners.get(at) else {
                 return;
             };
-            if !listener.pending || listener.suspended || self.starvation.is_on() || listener.retry_at.is_armed() {
+            if !listener.readable || listener.suspended || self.starvation.is_on() || listener.retry_at.is_armed() {
                 return;
             }
             let lets_wait = listener.lets_wait();
-            let hindrance = self.claim(at);
-            if hindrance.is_some() && lets_wait {
+            let refusal = self.reserve(at);
+            if refusal.is_some() && lets_wait {
                 return;
             }
             let Some(listener) = self.listeners.get_mut(at) else {
                 return;
             };
             let Some(socket) = &mut listener.socket else {
-                listener.pending = false;
+                listener.readable = false;
                 return;
             };
             match self.os.accept(socket) {
                 Ok((stream, addr)) => {
                     served = true;
-                    listener.troubled = false;
+                    listener.warned = false;
                     listener.broken = false;
                     listener.accepted += 1;
                     self.stats.accepted += 1;
-                    self.receive(app, at, stream, addr, hindrance);
+                    self.receive(app, at, stream, addr, refusal);
                 }
                 Err(error) => match AcceptError::of(&error) {
                     AcceptError::Retry => {
@@ -147,9 +147,9 @@ impl<A, O: Os> Reactor<A, O> {
                         lost = Some(error);
                     }
                     AcceptError::Drained => {
-                        listener.pending = false;
+                        listener.readable = false;
                         listener.broken = false;
-                        listener.stood_back = false;
+                        listener.deferred = false;
                         if self.starvation.episode && self.starvation.over_at.is_none() {
                             self.starvation.over_at = Some(self.now.after(self.config.starve_interval));
                         }
@@ -157,13 +157,13 @@ impl<A, O: Os> Reactor<A, O> {
                     }
                     AcceptError::Starve => return self.starve(&error),
                     AcceptError::Broken => return self.handle_broken(app, at, error),
-                    AcceptError::Yield => return self.trouble(at, "cannot accept from", &error),
+                    AcceptError::Yield => return self.warn_and_back_off(at, "cannot accept from", &error),
                 },
             }
         }
         // The budget is spent, more next turn; unless the kernel does nothing but lose clients.
         if let (Some(error), false) = (lost, served) {
-            self.rest(at);
+            self.back_off(at);
             if let Some(listener) = self.listeners.get(at) {
                 log::debug!(
                     target: logs::LISTENER,
@@ -177,24 +177,24 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Other servers that accept from the same queue have fewer connections: they go first. Once for a queue that is not
     /// empty, and not for long, because they may be busy.
-    fn stands_back(&mut self, at: usize) -> bool {
-        if !self.roster.is_ahead() || self.drain.is_on() || self.hindrance(at).is_some() {
+    fn defer_accept(&mut self, at: usize) -> bool {
+        if !self.connections.is_ahead() || self.drain.is_on() || self.refusal(at).is_some() {
             return false;
         }
-        let until = self.now.after(STAND_BACK);
+        let until = self.now.after(ACCEPT_DEFERRAL);
         let Some(listener) = self.listeners.get_mut(at) else {
             return false;
         };
-        if !listener.pending || listener.suspended || listener.retry_at.is_armed() || listener.stood_back {
+        if !listener.readable || listener.suspended || listener.retry_at.is_armed() || listener.deferred {
             return false;
         }
-        listener.stood_back = true;
+        listener.deferred = true;
         listener.retry_at = until;
         true
     }
 
     /// Somebody has come: in, or out again.
-    fn receive(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: Addr, hindrance: Option<CloseReason>) {
+    fn receive(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: Addr, refusal: Option<CloseReason>) {
         let ip = addr.ip();
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
@@ -216,21 +216,21 @@ impl<A, O: Os> Reactor<A, O> {
         } else if has_rates && is_gone(&mut self.os, &mut stream) {
             Some(CloseReason::ClosedEarly)
         } else {
-            hindrance
+            refusal
         };
-        let caller = Caller {
+        let incoming = Incoming {
             addr,
             credentials: stream.credentials().ok(),
             proxy: None,
         };
         match reason {
-            None => self.admit(app, at, stream, caller, speaks_for_others),
+            None => self.admit(app, at, stream, incoming, speaks_for_others),
             Some(reason @ (CloseReason::AtCapacity | CloseReason::RateLimited)) => {
-                self.turn_away(app, at, stream, caller, reason);
+                self.turn_away(app, at, stream, incoming, reason);
             }
             Some(reason) => {
                 self.os.close(stream, false);
-                self.report_unopened(app, at, None, caller, Closed::new(reason));
+                self.report_unopened(app, at, None, incoming, Closed::new(reason));
             }
         }
     }
@@ -248,12 +248,12 @@ impl<A, O: Os> Reactor<A, O> {
                 target: logs::STARVATION,
                 "no new connections for now: {error}; {} are served, new clients wait in the backlog; raise the limit of \
                  open files (ulimit -n; fs.file-max for the system) or lower max_connections ({})",
-                self.roster.len(),
-                self.roster.cap()
+                self.connections.len(),
+                self.connections.cap()
             );
         }
         for listener in &mut self.listeners {
-            listener.pending = true;
+            listener.readable = true;
         }
     }
 
@@ -273,7 +273,7 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         };
         if !std::mem::replace(&mut listener.broken, true) {
-            return self.trouble(at, "cannot accept from", &error);
+            return self.warn_and_back_off(at, "cannot accept from", &error);
         }
         log::error!(
             target: logs::LISTENER,
@@ -291,7 +291,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Leaves a listener alone for an interval.
-    fn rest(&mut self, at: usize) {
+    fn back_off(&mut self, at: usize) {
         let retry_at = self.now.after(self.config.starve_interval);
         if let Some(listener) = self.listeners.get_mut(at) {
             listener.retry_at = retry_at;
@@ -299,10 +299,10 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Leaves a listener alone for an interval, with one line in the log until it works again.
-    pub(super) fn trouble(&mut self, at: usize, what: &str, error: &io::Error) {
-        self.rest(at);
+    pub(super) fn warn_and_back_off(&mut self, at: usize, what: &str, error: &io::Error) {
+        self.back_off(at);
         if let Some(listener) = self.listeners.get_mut(at) {
-            if !std::mem::replace(&mut listener.troubled, true) {
+            if !std::mem::replace(&mut listener.warned, true) {
                 log::warn!(
                     target: logs::LISTENER,
                     "{what} listener {} on {}: {error}; trying again",
@@ -314,22 +314,22 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// The cap or the rate is reached and the listener's policy is to say so.
-    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, caller: Caller, reason: CloseReason) {
+    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, incoming: Incoming, reason: CloseReason) {
         let farewell = match self.listeners.get(at).map(|listener| &listener.options.at_capacity) {
             Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
             _ => Vec::new(),
         };
         self.dismiss(stream, &farewell);
-        self.report_unopened(app, at, None, caller, Closed::new(reason));
+        self.report_unopened(app, at, None, incoming, Closed::new(reason));
     }
 
     /// Gives the peer a slot; asks the service first, unless a PROXY header is to come.
-    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, caller: Caller, awaits_header: bool) {
+    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, incoming: Incoming, awaits_header: bool) {
         let now = self.now;
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
-        let ip = caller.addr.ip();
+        let ip = incoming.addr.ip();
         let mut counted = Counted::No;
         if let (Some(ip), false) = (ip, awaits_header) {
             let limits = &listener.options.sources;
@@ -337,24 +337,24 @@ impl<A, O: Os> Reactor<A, O> {
                 Some(way) => counted = way,
                 None => {
                     self.os.close(stream, false);
-                    let id = self.roster.next_id();
-                    return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::SourceLimited));
+                    let id = self.connections.next_id();
+                    return self.report_unopened(app, at, Some(id), incoming, Closed::new(CloseReason::SourceLimited));
                 }
             }
         }
         // Not for one whose source has too many already.
-        self.make_way(app, at);
-        if !self.roster.reserve() {
+        self.evict_oldest_pending(app, at);
+        if !self.connections.reserve() {
             self.uncount(at, ip, counted);
-            return self.turn_away(app, at, stream, caller, CloseReason::AtCapacity);
+            return self.turn_away(app, at, stream, incoming, CloseReason::AtCapacity);
         }
-        let id = self.roster.next_id();
+        let id = self.connections.next_id();
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
         listener.bucket.spend(listener.options.accept_rate, now);
         self.bucket.spend(self.config.accept_rate, now);
-        let peer = caller.clone().at(listener, Some(id));
+        let peer = incoming.clone().at(listener, Some(id));
         let pool = &mut self.pool;
         // The service, and the framing's maker, are the user's code.
         let answer = catch_unwind(AssertUnwindSafe(|| {
@@ -370,14 +370,14 @@ impl<A, O: Os> Reactor<A, O> {
             Ok(Err(Refuse { farewell })) => {
                 self.uncount(at, ip, counted);
                 self.dismiss(stream, &farewell);
-                return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::Refused));
+                return self.report_unopened(app, at, Some(id), incoming, Closed::new(CloseReason::Refused));
             }
             Err(panic) => {
                 self.stats.panics += 1;
                 report_panic("a service's accept", panic);
                 self.uncount(at, ip, counted);
                 self.os.close(stream, false);
-                return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::Panicked));
+                return self.report_unopened(app, at, Some(id), incoming, Closed::new(CloseReason::Panicked));
             }
         };
         if let Err(error) = self.os.register_stream(&mut stream, Token::of_conn(id)) {
@@ -391,7 +391,7 @@ impl<A, O: Os> Reactor<A, O> {
                 app,
                 at,
                 Some(id),
-                caller,
+                incoming,
                 Closed::with(CloseReason::Unregistered, error),
             );
             return self.starve(&io::Error::from_raw_os_error(libc::ENOMEM));
@@ -408,13 +408,13 @@ impl<A, O: Os> Reactor<A, O> {
         if let Some(until) = self.drain.handshake_until() {
             machine.drain(until);
         }
-        let slot = Slot {
+        let conn = Connection {
             writable: true,
             unopened: machine.state() != State::Open,
             counted,
-            ..Slot::new(id, Some(listener.id), caller.addr, machine, now, self.stats.turns)
+            ..Connection::new(id, Some(listener.id), incoming.addr, machine, now, self.stats.turns)
         };
-        self.move_in(slot, Some(stream), handler);
+        self.move_in(conn, Some(stream), handler);
         self.turn(app, id);
     }
 
@@ -426,12 +426,17 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    pub(super) fn move_in(&mut self, slot: Slot, stream: Option<O::Stream>, handler: Option<Box<dyn Handler<A>>>) {
-        let id = slot.id;
-        let unopened = slot.unopened;
-        self.roster.insert(slot);
+    pub(super) fn move_in(
+        &mut self,
+        conn: Connection,
+        stream: Option<O::Stream>,
+        handler: Option<Box<dyn Handler<A>>>,
+    ) {
+        let id = conn.id;
+        let unopened = conn.unopened;
+        self.connections.insert(conn);
         if unopened {
-            self.unopened.push(id, &self.roster);
+            self.unopened.push(id, &self.connections);
         }
         let index = id.index as usize;
         if self.streams.len() <= index {
@@ -445,7 +450,7 @@ impl<A, O: Os> Reactor<A, O> {
             *place = handler;
         }
         self.shared.set_live(id, true);
-        self.stats.peak = self.stats.peak.max(self.roster.len());
+        self.stats.peak = self.stats.peak.max(self.connections.len());
     }
 
     /// Last words for somebody who gets no slot. Best effort: nothing here can wait.
@@ -463,21 +468,21 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Counts a connection that never got a slot, and tells its service.
-    fn report_unopened(&mut self, app: &mut A, at: usize, id: Option<ConnId>, caller: Caller, closed: Closed) {
+    fn report_unopened(&mut self, app: &mut A, at: usize, id: Option<ConnId>, incoming: Incoming, closed: Closed) {
         self.stats.count_closed(closed.reason);
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
-        log::debug!(target: logs::CONNECTION, "{} on {}: {closed}", caller.addr, listener.name);
-        let who = Ended {
+        log::debug!(target: logs::CONNECTION, "{} on {}: {closed}", incoming.addr, listener.name);
+        let record = CloseRecord {
             id,
             listener: Some(listener.id),
-            peer: caller.addr.clone(),
-            source: caller.addr.clone(),
+            peer: incoming.addr.clone(),
+            source: incoming.addr.clone(),
             age: Duration::ZERO,
             traffic: Traffic::default(),
         };
-        let peer = caller.at(listener, id);
+        let peer = incoming.at(listener, id);
         let told = catch_unwind(AssertUnwindSafe(|| {
             listener.service.on_unopened(app, &peer, &closed);
         }));
@@ -485,13 +490,13 @@ impl<A, O: Os> Reactor<A, O> {
             self.stats.panics += 1;
             report_panic("a service's on_unopened", panic);
         }
-        self.note_close(who, &closed);
+        self.note_close(record, &closed);
     }
 
     /// Makes each listener's registration follow its state.
     pub(super) fn reconcile(&mut self) {
         let room = Room {
-            has_slot: self.roster.await_room(),
+            has_slot: self.connections.await_room(),
             ..self.room()
         };
         for at in 0..self.listeners.len() {
@@ -501,7 +506,7 @@ impl<A, O: Os> Reactor<A, O> {
             let state = listener.state(&room);
             let wanted = state == crate::control::ListenerState::Listening;
             // No event announces who comes while it is out of the poll.
-            listener.pending |= !wanted && listener.socket.is_some();
+            listener.readable |= !wanted && listener.socket.is_some();
             if wanted == listener.registered || listener.retry_at.is_armed() {
                 continue;
             }
@@ -517,11 +522,11 @@ impl<A, O: Os> Reactor<A, O> {
                 Ok(()) => {
                     listener.registered = wanted;
                     // Somebody may have come between the last accept and now: do not trust the edge.
-                    listener.pending |= wanted;
+                    listener.readable |= wanted;
                 }
                 Err(error) => {
                     let what = if wanted { "cannot register" } else { "cannot deregister" };
-                    self.trouble(at, what, &error);
+                    self.warn_and_back_off(at, what, &error);
                 }
             }
         }

@@ -12,7 +12,7 @@
 use std::io;
 use std::rc::Rc;
 
-use super::gate::{OptionalBucket, Room};
+use super::admission::{OptionalBucket, Room};
 use super::sources::Sources;
 use crate::addr::Addr;
 use crate::config::AtCapacity;
@@ -45,13 +45,13 @@ pub(super) struct Listener<A, L> {
     /// The kernel reports events of this socket.
     pub(super) registered: bool,
     /// Accept may find somebody: an event came, the budget ended, or the listener was out of the poll.
-    pub(super) pending: bool,
+    pub(super) readable: bool,
     /// Something failed; no accept and no registration before.
     pub(super) retry_at: Time,
     /// It has left who waits to other servers for a moment, and takes now whoever is still there.
-    pub(super) stood_back: bool,
+    pub(super) deferred: bool,
     /// The failure was logged: not again before it is over.
-    pub(super) troubled: bool,
+    pub(super) warned: bool,
     /// The last accept said that this is no listening socket.
     pub(super) broken: bool,
 }

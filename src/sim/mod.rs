@@ -84,7 +84,7 @@ use socket::Dial;
 pub use stimulus::{Deed, End, Stimulus, Told};
 
 use crate::config::Config;
-use crate::control::{Control, Desk};
+use crate::control::{Control, ControlOps};
 use crate::error::Result;
 use crate::handle::Handle;
 use crate::handler::Service;
