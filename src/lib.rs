@@ -67,7 +67,7 @@
 //! |---|---|---|---|---|
 //! | `portcullis::server` | | cap above the descriptor limit, a waker that fails | a drain, its end | |
 //! | `portcullis::listener` | a listening socket that was lost | a socket that cannot be accepted from or registered, once until it works again | opened, changed, closed | clients lost by the kernel |
-//! | `portcullis::starvation` | | descriptors or memory ran out, once per episode | the end of the episode | |
+//! | `portcullis::fd_exhaustion` | | descriptors or memory ran out, once per episode | the end of the episode | |
 //! | `portcullis::connection` | | killed | | the end of each, with its reason; a frame from another thread that was not sent; an attempt to connect that failed and is made again |
 //! | `portcullis::panic` | the user's code panicked | | | |
 //!

@@ -35,7 +35,7 @@ impl Handler<Counts> for Member {
 }
 
 fn crowd(listen: Listen) -> (Sim<Counts>, Vec<ClientId>) {
-    let config = Config::new().max_connections(CROWD).max_unopened(CROWD);
+    let config = Config::new().max_connections(CROWD).max_pending(CROWD);
     let mut sim = Sim::new(1, config, Counts::default());
     let addr = sim.listen(listen.backlog(CROWD as u32), |_: &mut Counts, _| Member);
     let addr = addr.expect("a listener");

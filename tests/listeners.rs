@@ -283,8 +283,8 @@ fn a_bad_option_is_named() {
         ("job_budget", Config::new().job_budget(0)),
         ("queue_limit", Config::new().queue_limit(0)),
         ("max_connections", Config::new().max_connections(usize::MAX)),
-        ("starve_interval", Config::new().starve_interval(Duration::ZERO)),
-        ("starve_interval", Config::new().starve_interval(Duration::MAX)),
+        ("emfile_backoff", Config::new().emfile_backoff(Duration::ZERO)),
+        ("emfile_backoff", Config::new().emfile_backoff(Duration::MAX)),
     ];
     for (name, config) in bad {
         let error = Server::<()>::new(config).expect_err(name);

@@ -93,7 +93,7 @@ fn a_large_frame_waits_while_memory_is_tight() {
     sim.send(large, &frame[150_000..]);
     sim.settle();
     assert!(sim.received(large).is_empty(), "not yet");
-    assert!(sim.stats().squeezed >= 1);
+    assert!(sim.stats().paused_for_memory >= 1);
     sim.advance(Duration::from_millis(999));
     assert!(sim.received(large).is_empty(), "not yet");
     sim.advance(Duration::from_millis(10));
@@ -176,7 +176,7 @@ fn large_frames_are_finished_one_after_the_other() {
         sim.send(*client, &frame[..300_000]);
     }
     sim.settle();
-    assert!(sim.stats().squeezed > 20, "{}", sim.stats().squeezed);
+    assert!(sim.stats().paused_for_memory > 20, "{}", sim.stats().paused_for_memory);
     for client in &clients {
         sim.send(*client, &frame[300_000..]);
     }
@@ -184,7 +184,7 @@ fn large_frames_are_finished_one_after_the_other() {
     for client in clients {
         assert!(sim.received(client) == frame, "served: {:?}", sim.stats());
     }
-    assert_eq!(sim.stats().squeezed, 0);
+    assert_eq!(sim.stats().paused_for_memory, 0);
 }
 
 /// One that has the read grant and sends nothing is so for a second only; and who could not be read from is not told that it was late.
@@ -341,22 +341,25 @@ fn who_holds_less_than_its_share_again_is_read_from_again() {
     sim.settle();
     sim.send(slow, b"\0\0\0\x02hi");
     sim.settle();
-    let squeezed = |sim: &mut Sim| sim.control().connections()[0].squeezed;
-    assert!(squeezed(&mut sim), "memory is tight and it holds more than its share");
+    let paused_for_memory = |sim: &mut Sim| sim.control().connections()[0].paused_for_memory;
+    assert!(
+        paused_for_memory(&mut sim),
+        "memory is tight and it holds more than its share"
+    );
     for _ in 0..100 {
         // Several times: nothing is left of it.
         sim.set_send_buffer(slow, 1_000_000);
         sim.set_reading(slow, true);
         sim.settle();
         assert!(sim.received(slow).ends_with(b"\0\0\0\x02hi"));
-        assert!(!squeezed(&mut sim));
+        assert!(!paused_for_memory(&mut sim));
         sim.set_reading(slow, false);
         sim.set_send_buffer(slow, 0);
         let sent = sim.control().conn(id).expect("it is there").send(vec![b'x'; 60_000]);
         sent.expect("there is room");
         sim.send(slow, b"\0\0\0\x02hi");
         sim.settle();
-        assert!(squeezed(&mut sim));
+        assert!(paused_for_memory(&mut sim));
     }
     assert!(buffered(&mut sim) > LIMIT / 4 * 3, "tight all the time");
 }
@@ -394,7 +397,7 @@ fn a_finished_end_waits_too() {
     sim.settle();
     sim.send(large, &frame[150_000..]);
     sim.settle();
-    assert!(sim.stats().squeezed >= 1, "it waits");
+    assert!(sim.stats().paused_for_memory >= 1, "it waits");
     sim.advance(Duration::from_secs(5));
     assert_eq!(sim.app(), &[3, 300_000], "{:?}", sim.stats());
 }

@@ -35,7 +35,7 @@ impl Service for Door {
         }
     }
 
-    fn on_unopened(&mut self, (): &mut (), peer: &Peer, closed: &Closed) {
+    fn on_failed_accept(&mut self, (): &mut (), peer: &Peer, closed: &Closed) {
         let told = (
             peer.id,
             common::tcp(&peer.addr),
@@ -72,7 +72,7 @@ fn a_new_server_has_counted_nothing() {
         stats.bytes_out,
         stats.frames_in,
         stats.frames_out,
-        stats.starved,
+        stats.out_of_fds,
         stats.accept_errors,
         stats.undeliverable,
         stats.panics,
@@ -276,8 +276,8 @@ fn a_service_that_panics_is_counted_and_asked_again() {
                 _ => Ok(Box::new(Echo)),
             }
         }
-        fn on_unopened(&mut self, (): &mut (), _: &Peer, _: &Closed) {
-            panic!("on_unopened");
+        fn on_failed_accept(&mut self, (): &mut (), _: &Peer, _: &Closed) {
+            panic!("on_failed_accept");
         }
     }
     let server = spawn(|| {

@@ -459,7 +459,7 @@ fn a_drain_does_not_wait_for_handshakes() {
     // A drain that waited would take ten minutes.
     let (stats, seen) = server.finish();
     assert_eq!(stats.closed(CloseReason::HandshakeTimeout), 21);
-    assert_eq!(seen.unopened.len(), 21, "each is reported");
+    assert_eq!(seen.failed_accepts.len(), 21, "each is reported");
     assert_eq!(seen.closed, [(CloseReason::Drained, String::new())]);
     drop((silent, half));
 }

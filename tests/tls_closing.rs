@@ -380,7 +380,7 @@ fn a_reset_is_a_reset() {
             });
             reset(tcp);
             assert_eq!(the_end(&server).0, CloseReason::Reset, "after {cut} bytes");
-            assert_eq!(server.finish().1.unopened.len(), 1);
+            assert_eq!(server.finish().1.failed_accepts.len(), 1);
         }
         let server = witness(&site);
         let mut client = secure(server.addr(), &site.client(version));

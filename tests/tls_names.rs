@@ -252,8 +252,8 @@ fn a_panic_ends_its_own_connection() {
         ping(&mut tls, b"unharmed");
         let stats = server.until("they are counted", |stats| stats.closed_total() == 2);
         assert_eq!(stats.closed(CloseReason::Panicked), 2);
-        let unopened = server.ask(|seen, _| seen.unopened.len());
-        assert_eq!(unopened, 2, "the service hears of them");
+        let failed_accepts = server.ask(|seen, _| seen.failed_accepts.len());
+        assert_eq!(failed_accepts, 2, "the service hears of them");
     }
 }
 
@@ -330,8 +330,8 @@ fn a_session_of_one_name_does_not_open_another() {
                 1,
                 "{version:?}, shared {shared}"
             );
-            let unopened = server.ask(|seen, _| seen.unopened[0].1.clone());
-            assert!(unopened.contains("no certificates"), "{unopened}");
+            let failed_accepts = server.ask(|seen, _| seen.failed_accepts[0].1.clone());
+            assert!(failed_accepts.contains("no certificates"), "{failed_accepts}");
         }
     }
 }

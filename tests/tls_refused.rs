@@ -114,8 +114,8 @@ fn silence_is_ended_and_frees_its_place() {
     }
     let stats = server.until("they are gone", |stats| stats.open == 1);
     assert_eq!((stats.closed(CloseReason::HandshakeTimeout), stats.peak), (3, 3));
-    let unopened = server.ask(|seen, _| seen.unopened.clone());
-    assert_eq!(unopened, vec![(CloseReason::HandshakeTimeout, String::new()); 3]);
+    let failed_accepts = server.ask(|seen, _| seen.failed_accepts.clone());
+    assert_eq!(failed_accepts, vec![(CloseReason::HandshakeTimeout, String::new()); 3]);
 }
 
 /// faults S1: the deadline counts from accept, so a byte now and then buys nothing.
@@ -178,7 +178,7 @@ fn plaintext_on_a_tls_port_is_named() {
         assert!(bytes.is_empty() || bytes[0] == 21, "{bytes:?}");
         drop(tcp);
         assert_eq!(the_end(&server).0, CloseReason::NotTls, "{first:?}");
-        assert_eq!(server.finish().1.unopened.len(), 1);
+        assert_eq!(server.finish().1.failed_accepts.len(), 1);
     }
 }
 
@@ -450,7 +450,7 @@ fn noise_ends_in_order() {
         stats.closed(CloseReason::TlsHandshake) + stats.closed(CloseReason::NotTls),
         60
     );
-    assert_eq!(server.ask(|seen, _| seen.unopened.len()), 60);
+    assert_eq!(server.ask(|seen, _| seen.failed_accepts.len()), 60);
 }
 
 /// Who is refused before TLS, or cannot be served by the service, costs no handshake and no handler call.

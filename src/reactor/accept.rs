@@ -51,7 +51,7 @@ impl Incoming {
 
 /// Out of descriptors or socket memory.
 #[derive(Debug, Default)]
-pub(super) struct Starvation {
+pub(super) struct FdExhaustion {
     /// All listeners are out of the poll until then.
     until: Option<Time>,
     /// From the first failure until the queue was seen empty and no accept failed for an interval: one warning, one count.
@@ -63,7 +63,7 @@ pub(super) struct Starvation {
     failures: u64,
 }
 
-impl Starvation {
+impl FdExhaustion {
     pub(super) fn is_on(&self) -> bool {
         self.until.is_some()
     }
@@ -117,7 +117,7 @@ impl<A, O: Os> Reactor<A, O> {
             let Some(listener) = self.listeners.get(at) else {
                 return;
             };
-            if !listener.readable || listener.suspended || self.starvation.is_on() || listener.retry_at.is_armed() {
+            if !listener.readable || listener.suspended || self.fd_exhaustion.is_on() || listener.retry_at.is_armed() {
                 return;
             }
             let lets_wait = listener.lets_wait();
@@ -150,12 +150,12 @@ impl<A, O: Os> Reactor<A, O> {
                         listener.readable = false;
                         listener.broken = false;
                         listener.deferred = false;
-                        if self.starvation.episode && self.starvation.over_at.is_none() {
-                            self.starvation.over_at = Some(self.now.after(self.config.starve_interval));
+                        if self.fd_exhaustion.episode && self.fd_exhaustion.over_at.is_none() {
+                            self.fd_exhaustion.over_at = Some(self.now.after(self.config.emfile_backoff));
                         }
                         return;
                     }
-                    AcceptError::Starve => return self.starve(&error),
+                    AcceptError::OutOfFds => return self.handle_fd_exhaustion(&error),
                     AcceptError::Broken => return self.handle_broken(app, at, error),
                     AcceptError::Yield => return self.warn_and_back_off(at, "cannot accept from", &error),
                 },
@@ -230,22 +230,22 @@ impl<A, O: Os> Reactor<A, O> {
             }
             Some(reason) => {
                 self.os.close(stream, false);
-                self.report_unopened(app, at, None, incoming, Closed::new(reason));
+                self.report_failed_accept(app, at, None, incoming, Closed::new(reason));
             }
         }
     }
 
     /// Takes all listeners out of the poll for an interval.
-    pub(super) fn starve(&mut self, error: &io::Error) {
-        self.starvation.until = Some(self.now.after(self.config.starve_interval));
-        self.starvation.over_at = None;
-        self.starvation.failures += 1;
-        if !self.starvation.episode {
-            self.starvation.episode = true;
-            self.starvation.failures = 1;
-            self.stats.starved += 1;
+    pub(super) fn handle_fd_exhaustion(&mut self, error: &io::Error) {
+        self.fd_exhaustion.until = Some(self.now.after(self.config.emfile_backoff));
+        self.fd_exhaustion.over_at = None;
+        self.fd_exhaustion.failures += 1;
+        if !self.fd_exhaustion.episode {
+            self.fd_exhaustion.episode = true;
+            self.fd_exhaustion.failures = 1;
+            self.stats.out_of_fds += 1;
             log::warn!(
-                target: logs::STARVATION,
+                target: logs::FD_EXHAUSTION,
                 "no new connections for now: {error}; {} are served, new clients wait in the backlog; raise the limit of \
                  open files (ulimit -n; fs.file-max for the system) or lower max_connections ({})",
                 self.connections.len(),
@@ -258,12 +258,12 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     pub(super) fn end_episode(&mut self) {
-        self.starvation.episode = false;
-        self.starvation.over_at = None;
+        self.fd_exhaustion.episode = false;
+        self.fd_exhaustion.over_at = None;
         log::info!(
-            target: logs::STARVATION,
+            target: logs::FD_EXHAUSTION,
             "accepting again; {} attempts failed for lack of descriptors or memory",
-            self.starvation.failures
+            self.fd_exhaustion.failures
         );
     }
 
@@ -292,7 +292,7 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Leaves a listener alone for an interval.
     fn back_off(&mut self, at: usize) {
-        let retry_at = self.now.after(self.config.starve_interval);
+        let retry_at = self.now.after(self.config.emfile_backoff);
         if let Some(listener) = self.listeners.get_mut(at) {
             listener.retry_at = retry_at;
         }
@@ -320,7 +320,7 @@ impl<A, O: Os> Reactor<A, O> {
             _ => Vec::new(),
         };
         self.dismiss(stream, &farewell);
-        self.report_unopened(app, at, None, incoming, Closed::new(reason));
+        self.report_failed_accept(app, at, None, incoming, Closed::new(reason));
     }
 
     /// Gives the peer a slot; asks the service first, unless a PROXY header is to come.
@@ -338,7 +338,13 @@ impl<A, O: Os> Reactor<A, O> {
                 None => {
                     self.os.close(stream, false);
                     let id = self.connections.next_id();
-                    return self.report_unopened(app, at, Some(id), incoming, Closed::new(CloseReason::SourceLimited));
+                    return self.report_failed_accept(
+                        app,
+                        at,
+                        Some(id),
+                        incoming,
+                        Closed::new(CloseReason::SourceLimited),
+                    );
                 }
             }
         }
@@ -370,14 +376,14 @@ impl<A, O: Os> Reactor<A, O> {
             Ok(Err(Refuse { farewell })) => {
                 self.uncount(at, ip, counted);
                 self.dismiss(stream, &farewell);
-                return self.report_unopened(app, at, Some(id), incoming, Closed::new(CloseReason::Refused));
+                return self.report_failed_accept(app, at, Some(id), incoming, Closed::new(CloseReason::Refused));
             }
             Err(panic) => {
                 self.stats.panics += 1;
                 report_panic("a service's accept", panic);
                 self.uncount(at, ip, counted);
                 self.os.close(stream, false);
-                return self.report_unopened(app, at, Some(id), incoming, Closed::new(CloseReason::Panicked));
+                return self.report_failed_accept(app, at, Some(id), incoming, Closed::new(CloseReason::Panicked));
             }
         };
         if let Err(error) = self.os.register_stream(&mut stream, Token::of_conn(id)) {
@@ -387,14 +393,14 @@ impl<A, O: Os> Reactor<A, O> {
                 self.drop_handler(handler);
             }
             self.discard("a framer's destructor", machine);
-            self.report_unopened(
+            self.report_failed_accept(
                 app,
                 at,
                 Some(id),
                 incoming,
                 Closed::with(CloseReason::Unregistered, error),
             );
-            return self.starve(&io::Error::from_raw_os_error(libc::ENOMEM));
+            return self.handle_fd_exhaustion(&io::Error::from_raw_os_error(libc::ENOMEM));
         }
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
@@ -410,7 +416,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
         let conn = Connection {
             writable: true,
-            unopened: machine.state() != State::Open,
+            pending: machine.state() != State::Open,
             counted,
             ..Connection::new(id, Some(listener.id), incoming.addr, machine, now, self.stats.turns)
         };
@@ -433,10 +439,10 @@ impl<A, O: Os> Reactor<A, O> {
         handler: Option<Box<dyn Handler<A>>>,
     ) {
         let id = conn.id;
-        let unopened = conn.unopened;
+        let pending = conn.pending;
         self.connections.insert(conn);
-        if unopened {
-            self.unopened.push(id, &self.connections);
+        if pending {
+            self.pending.push(id, &self.connections);
         }
         let index = id.index as usize;
         if self.streams.len() <= index {
@@ -468,7 +474,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Counts a connection that never got a slot, and tells its service.
-    fn report_unopened(&mut self, app: &mut A, at: usize, id: Option<ConnId>, incoming: Incoming, closed: Closed) {
+    fn report_failed_accept(&mut self, app: &mut A, at: usize, id: Option<ConnId>, incoming: Incoming, closed: Closed) {
         self.stats.count_closed(closed.reason);
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
@@ -484,11 +490,11 @@ impl<A, O: Os> Reactor<A, O> {
         };
         let peer = incoming.at(listener, id);
         let told = catch_unwind(AssertUnwindSafe(|| {
-            listener.service.on_unopened(app, &peer, &closed);
+            listener.service.on_failed_accept(app, &peer, &closed);
         }));
         if let Err(panic) = told {
             self.stats.panics += 1;
-            report_panic("a service's on_unopened", panic);
+            report_panic("a service's on_failed_accept", panic);
         }
         self.note_close(record, &closed);
     }

@@ -20,7 +20,7 @@ pub(super) struct Room {
     pub(super) may_swap: bool,
     pub(super) cap: usize,
     /// Descriptors or memory ran out.
-    pub(super) starved: bool,
+    pub(super) out_of_fds: bool,
     /// Too many are not open yet, and none of them gives way before then.
     pub(super) crowded_until: Option<Time>,
     /// The server's own rate admits nobody before then.
@@ -60,10 +60,10 @@ impl<A, O: Os> Reactor<A, O> {
 
     pub(super) fn room_at(&self, now: Time) -> Room {
         // Most often nobody is, and the limit, at least one, need not be worked out.
-        let crowded = self.unopened.len() > 0 && self.unopened.len() >= self.most_unopened();
+        let crowded = self.pending.len() > 0 && self.pending.len() >= self.pending_limit();
         let crowded_until = if crowded {
-            let oldest = self.unopened.oldest(&self.connections).unwrap_or(now);
-            Some(oldest.after(self.config.unopened_patience))
+            let oldest = self.pending.oldest(&self.connections).unwrap_or(now);
+            Some(oldest.after(self.config.pending_grace))
         } else {
             None
         };
@@ -71,16 +71,16 @@ impl<A, O: Os> Reactor<A, O> {
             has_slot: self.connections.has_room(),
             may_swap: crowded && self.connections.is_exhausted(),
             cap: self.connections.cap(),
-            starved: self.starvation.is_on(),
+            out_of_fds: self.fd_exhaustion.is_on(),
             crowded_until,
             limited_until: self.bucket.ready_at(self.config.accept_rate),
             now,
         }
     }
 
-    /// The most that may be unopened here.
-    pub(super) fn most_unopened(&self) -> usize {
-        self.connections.part_of(self.config.most_unopened()).max(1)
+    /// The most that may be pending here.
+    pub(super) fn pending_limit(&self) -> usize {
+        self.connections.part_of(self.config.pending_limit()).max(1)
     }
 
     /// Why nobody may come in through this listener now. If nothing is why, there is a place for who comes: one is
@@ -115,11 +115,11 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     fn eviction_candidate(&self) -> Option<ConnId> {
-        let grace = self.config.unopened_patience;
+        let grace = self.config.pending_grace;
         let accepted_until = Time::ZERO.after(self.now.since(Time::ZERO.after(grace)));
         // Nobody is ripe before the server is as old as its patience.
         let any = self.now >= Time::ZERO.after(grace);
-        any.then(|| self.unopened.eviction_candidate(&self.connections, accepted_until))
+        any.then(|| self.pending.eviction_candidate(&self.connections, accepted_until))
             .flatten()
     }
 
@@ -134,7 +134,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
         if let Some(id) = self.eviction_candidate() {
             if let Some(conn) = self.connections.get_mut(id) {
-                conn.machine.end(Closed::new(CloseReason::GaveWay), &mut self.pool);
+                conn.machine.end(Closed::new(CloseReason::Evicted), &mut self.pool);
                 self.connections.keep_place();
             }
             self.turn(app, id);
@@ -195,12 +195,12 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// A connection has opened, or gone before it did: somebody else may come.
-    pub(super) fn leave_unopened(&mut self, id: ConnId) {
+    pub(super) fn leave_pending(&mut self, id: ConnId) {
         let Some(conn) = self.connections.get_mut(id) else {
             return;
         };
-        if std::mem::take(&mut conn.unopened) {
-            self.unopened.leave(&self.connections);
+        if std::mem::take(&mut conn.pending) {
+            self.pending.leave(&self.connections);
             self.look_for_clients();
         }
     }

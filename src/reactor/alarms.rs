@@ -170,7 +170,7 @@ impl<A, O: Os> Reactor<A, O> {
             AlarmKind::Connections => self.connections.len(),
             AlarmKind::Descriptors => self.open_descriptors(),
             AlarmKind::Memory => self.memory.total(),
-            AlarmKind::Starvation => self.starvation.failures(),
+            AlarmKind::FdExhaustion => self.fd_exhaustion.failures(),
         }
     }
 

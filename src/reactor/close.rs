@@ -58,7 +58,7 @@ impl<A, O: Os> Reactor<A, O> {
             credentials,
             proxy: conn.machine.proxy().cloned(),
         });
-        self.leave_unopened(id);
+        self.leave_pending(id);
         if was_open {
             self.call(app, id, |handler, cx| {
                 handler.on_close(cx, &closed);
@@ -75,7 +75,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
         self.remove(id, &closed);
         if let (Some(incoming), Some(listener)) = (incoming, listener) {
-            self.tell_unopened(app, listener, id, incoming, &closed);
+            self.notify_failed_accept(app, listener, id, incoming, &closed);
         }
         self.discard("an error's destructor", closed);
     }
@@ -84,7 +84,7 @@ impl<A, O: Os> Reactor<A, O> {
     pub(super) fn remove(&mut self, id: ConnId, closed: &Closed) {
         self.timers.disarm(id.index);
         self.note_memory(id.index, 0);
-        self.squeezed.remove(&id);
+        self.paused_for_memory.remove(&id);
         self.end_read_grant(id);
         if let Some(attempt) = self.attempts.remove(&id) {
             self.discard("a TLS configuration's destructor", attempt);
@@ -110,17 +110,24 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Tells the service about a connection that had a slot and never opened.
-    fn tell_unopened(&mut self, app: &mut A, listener: ListenerId, id: ConnId, incoming: Incoming, closed: &Closed) {
+    fn notify_failed_accept(
+        &mut self,
+        app: &mut A,
+        listener: ListenerId,
+        id: ConnId,
+        incoming: Incoming,
+        closed: &Closed,
+    ) {
         let Some(listener) = self.listeners.iter_mut().find(|found| found.id == listener) else {
             return;
         };
         let peer = incoming.at(listener, Some(id));
         let told = catch_unwind(AssertUnwindSafe(|| {
-            listener.service.on_unopened(app, &peer, closed);
+            listener.service.on_failed_accept(app, &peer, closed);
         }));
         if let Err(panic) = told {
             self.stats.panics += 1;
-            report_panic("a service's on_unopened", panic);
+            report_panic("a service's on_failed_accept", panic);
         }
     }
 
@@ -137,7 +144,7 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// A descriptor is free: who waits for one may come.
     pub(super) fn free_descriptor(&mut self) {
-        self.starvation.end_pause();
+        self.fd_exhaustion.end_pause();
         self.look_for_clients();
     }
 }

@@ -29,9 +29,9 @@ pub(super) struct Connection {
     /// The kernel was out of memory for this socket: try again when its timer fires.
     pub(super) retry: bool,
     /// Counted among the connections that are not open yet.
-    pub(super) unopened: bool,
+    pub(super) pending: bool,
     /// On the list of those from which nothing is read because memory is tight.
-    pub(super) squeezed: bool,
+    pub(super) paused_for_memory: bool,
     pub(super) counted: Counted,
     /// What is left of the read budget in the loop's turn `budget_turn`: a connection may have several turns in one of the loop's.
     /// In whole frame costs.
@@ -257,8 +257,8 @@ impl Connection {
             hang_up: false,
             queued: false,
             retry: false,
-            unopened: false,
-            squeezed: false,
+            pending: false,
+            paused_for_memory: false,
             counted: Counted::No,
             budget: 0,
             budget_turn: (turn as u16).wrapping_sub(1),
@@ -270,22 +270,29 @@ impl Connection {
     #[inline]
     pub(super) fn can_read(&self) -> bool {
         if self.machine.is_quiet() {
-            return self.readable && !self.squeezed;
+            return self.readable && !self.paused_for_memory;
         }
         let asks = self.machine.wants_fresh_blocked() && !self.retry;
-        (self.readable || asks || self.machine.has_set_aside()) && !self.is_squeezed() && self.machine.wants_read()
+        (self.readable || asks || self.machine.has_set_aside())
+            && !self.is_paused_for_memory()
+            && self.machine.wants_read()
     }
 
     /// Something has come for a connection that has nothing to do but to answer it, and after a short read nothing more is there.
     #[inline]
     pub(super) fn is_at_rest(&self) -> bool {
-        self.readable && self.writable && !self.hang_up && !self.squeezed && !self.retry && self.machine.is_at_rest()
+        self.readable
+            && self.writable
+            && !self.hang_up
+            && !self.paused_for_memory
+            && !self.retry
+            && self.machine.is_at_rest()
     }
 
     /// Nothing is read because memory is tight.
     #[inline]
-    pub(super) fn is_squeezed(&self) -> bool {
-        self.squeezed && self.machine.state() == State::Open
+    pub(super) fn is_paused_for_memory(&self) -> bool {
+        self.paused_for_memory && self.machine.state() == State::Open
     }
 
     /// Its handshake should have been over at `due`.
@@ -318,7 +325,7 @@ impl Connection {
             paused: self.machine.is_paused_by_handler(),
             congested: self.machine.is_congested(),
             throttled: self.machine.is_throttled(),
-            squeezed: self.is_squeezed(),
+            paused_for_memory: self.is_paused_for_memory(),
             time_left: self.machine.time_left(now),
         }
     }

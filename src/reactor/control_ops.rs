@@ -225,7 +225,7 @@ impl<A, O: Os> ControlOps<A> for Reactor<A, O> {
         #[cfg(feature = "sim")]
         {
             self.shrunk_from = self.connections.len();
-            self.crowded_from = self.unopened.len();
+            self.crowded_from = self.pending.len();
         }
         self.look_for_clients();
         Ok(())

@@ -106,9 +106,9 @@ impl<A, O: Os> Reactor<A, O> {
     /// It has opened, which is counted, and timed if it was to take time.
     pub(super) fn handle_opened(&mut self, app: &mut A, id: ConnId) {
         self.stats.opened += 1;
-        if let Some(conn) = self.connections.get(id).filter(|conn| conn.unopened) {
+        if let Some(conn) = self.connections.get(id).filter(|conn| conn.pending) {
             self.handshake_times.record_time(self.now.since(conn.accepted_at));
-            self.leave_unopened(id);
+            self.leave_pending(id);
         }
         self.call(app, id, |handler, cx| handler.on_open(cx));
     }

@@ -47,8 +47,8 @@ impl<A, O: Os> Reactor<A, O> {
         let addresses = (conn.peer(), conn.source());
         let is_unix = addresses.0.as_tcp().is_none();
         let detached_io = conn.machine.detach(&mut self.pool);
-        conn.squeezed = false;
-        self.squeezed.remove(&id);
+        conn.paused_for_memory = false;
+        self.paused_for_memory.remove(&id);
         self.end_read_grant(id);
         self.timers.disarm(id.index);
         self.note_memory(id.index, 0);

@@ -156,7 +156,7 @@ impl<A, O: Os> Reactor<A, O> {
         let accepted = usize::try_from(self.stats.accepted - plan.accepted_before).unwrap_or(usize::MAX);
         let spent = late || accepted > plan.accepts_left;
         for at in 0..self.listeners.len() {
-            let hindered = self.starvation.is_on() || self.refusal(at).is_some();
+            let hindered = self.fd_exhaustion.is_on() || self.refusal(at).is_some();
             let Some(listener) = self.listeners.get(at) else {
                 continue;
             };

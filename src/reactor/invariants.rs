@@ -46,23 +46,20 @@ impl<A, O: Os> Reactor<A, O> {
                 self.stats.accepted, self.stats.outgoing
             ));
         }
-        let unopened = self.connections.iter().filter(|conn| conn.unopened).count();
-        if unopened != self.unopened.len() {
-            return Some(format!(
-                "{} are counted as unopened, {unopened} are",
-                self.unopened.len()
-            ));
+        let pending = self.connections.iter().filter(|conn| conn.pending).count();
+        if pending != self.pending.len() {
+            return Some(format!("{} are counted as pending, {pending} are", self.pending.len()));
         }
-        let most = self.most_unopened().max(self.crowded_from);
-        if unopened > most {
-            return Some(format!("{unopened} connections are not open yet, the most is {most}"));
+        let most = self.pending_limit().max(self.crowded_from);
+        if pending > most {
+            return Some(format!("{pending} connections are not open yet, the most is {most}"));
         }
-        if !self.unopened.is_compact(self.stats.peak) {
-            return Some("more unopened connections are remembered than there ever were".to_owned());
+        if !self.pending.is_compact(self.stats.peak) {
+            return Some("more pending connections are remembered than there ever were".to_owned());
         }
-        let first = self.connections.iter().filter(|conn| conn.unopened);
+        let first = self.connections.iter().filter(|conn| conn.pending);
         let first = first.map(|conn| conn.accepted_at).min();
-        if self.unopened.oldest(&self.connections) != first {
+        if self.pending.oldest(&self.connections) != first {
             return Some(format!(
                 "the oldest that is not open came at {first:?}, another is taken for it"
             ));
@@ -77,8 +74,8 @@ impl<A, O: Os> Reactor<A, O> {
         if self.memory.is_over() {
             return Some(format!("{memory} bytes are held, more than the limit"));
         }
-        for conn in self.connections.iter().filter(|conn| conn.squeezed) {
-            if !self.memory.is_tight() || !self.squeezed.contains(&conn.id) {
+        for conn in self.connections.iter().filter(|conn| conn.paused_for_memory) {
+            if !self.memory.is_tight() || !self.paused_for_memory.contains(&conn.id) {
                 return Some(format!("{}: nothing will make it read again", conn.info(self.now)));
             }
         }
@@ -157,7 +154,7 @@ impl<A, O: Os> Reactor<A, O> {
         let wake = self.next_timeout().map_or(Time::NEVER, |timeout| now.after(timeout));
         let waiting = self.listeners.iter().filter(|listener| {
             let out = listener.socket.is_some() && !listener.registered && !listener.retry_at.is_armed();
-            out && !listener.suspended && !room.starved && listener.lets_wait()
+            out && !listener.suspended && !room.out_of_fds && listener.lets_wait()
         });
         let mut waiting = waiting.map(|listener| (listener, listener.admits_at(&room)));
         let (listener, until) = waiting.find(|(_, until)| until.is_armed() && wake > (*until).max(now))?;
@@ -180,8 +177,8 @@ impl<A, O: Os> Reactor<A, O> {
             .filter(|conn| !conn.queued && !conn.retry)
             .filter_map(|conn| {
                 let stream = self.streams.get(conn.id.index as usize)?.as_ref()?;
-                // Who is squeezed waits for others to hold less.
-                let for_input = conn.machine.wants_read() && !conn.is_squeezed();
+                // Who is paused for memory waits for others to hold less.
+                let for_input = conn.machine.wants_read() && !conn.is_paused_for_memory();
                 Some((conn.id, stream, for_input, conn.machine.sendable() > 0))
             })
     }

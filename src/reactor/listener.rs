@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! Listening --cap reached--> Full --slot freed--> Listening
-//! Listening --EMFILE ENFILE ENOBUFS ENOMEM--> Starved --interval over, or one of our fds closed--> Listening
+//! Listening --EMFILE ENFILE ENOBUFS ENOMEM--> OutOfFds --interval over, or one of our fds closed--> Listening
 //! Listening <--suspend/resume--> Suspended          any --close/drain--> Closed
 //! ```
 //!
-//! In Full, Starved and Suspended it is deregistered. [`Listener::registered`] is what the kernel was told
+//! In Full, OutOfFds and Suspended it is deregistered. [`Listener::registered`] is what the kernel was told
 //! successfully, never what we wish; the reactor makes one follow the other, and tries again by timer.
 
 use std::io;
@@ -108,8 +108,8 @@ impl<A, L> Listener<A, L> {
             ListenerState::Closed
         } else if self.suspended {
             ListenerState::Suspended
-        } else if room.starved {
-            ListenerState::Starved
+        } else if room.out_of_fds {
+            ListenerState::OutOfFds
         } else if self.lets_wait() && (self.is_full(room) || self.is_crowded(room)) {
             ListenerState::Full
         } else if self.lets_wait() && self.limited_until(room) > room.now {
@@ -148,7 +148,7 @@ pub(super) enum AcceptError {
     /// This one client is lost; go on with the next (`accept(2)`: "treat them like EAGAIN by retrying").
     Retry,
     /// Out of descriptors or socket memory: every listener of the process is concerned.
-    Starve,
+    OutOfFds,
     /// The listening socket is none (any more): it was shut down elsewhere.
     Broken,
     /// Anything else: end this turn's accepting, keep the listener.
@@ -177,7 +177,7 @@ impl AcceptError {
             ) => Self::Retry,
             #[cfg(any(target_os = "linux", target_os = "android"))]
             Some(libc::ENONET) => Self::Retry,
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Starve,
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::OutOfFds,
             Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK) => Self::Broken,
             Some(_) => Self::Yield,
         }
@@ -205,7 +205,7 @@ mod tests {
             assert_eq!(class(errno), AcceptError::Retry);
         }
         for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
-            assert_eq!(class(errno), AcceptError::Starve);
+            assert_eq!(class(errno), AcceptError::OutOfFds);
         }
         for errno in [libc::EINVAL, libc::EBADF, libc::ENOTSOCK] {
             assert_eq!(class(errno), AcceptError::Broken);

@@ -201,7 +201,7 @@ impl<A, O: Os> Reactor<A, O> {
     /// What a connection holds is so much now.
     #[inline]
     pub(super) fn account_for(&mut self, id: ConnId, holds: usize) {
-        let at_rest = self.read_grant.is_none() && self.squeezed.is_empty() && !self.memory.is_over();
+        let at_rest = self.read_grant.is_none() && self.paused_for_memory.is_empty() && !self.memory.is_over();
         if !at_rest || self.memory.of(id.index) != holds {
             self.rebalance(id, holds);
         }
@@ -233,14 +233,14 @@ impl<A, O: Os> Reactor<A, O> {
         let tight = self.memory.is_tight() && self.memory.of(id.index) > self.memory.share();
         let would_read = !conn.machine.has_events() && conn.can_read() && conn.machine.state() == State::Open;
         if tight && would_read && !self.has_read_grant(id) {
-            self.squeeze(id);
+            self.pause_for_memory(id);
         }
         let Some(conn) = self.connections.get_mut(id) else {
             return true;
         };
-        if conn.readable && (conn.squeezed || conn.machine.wants_error()) {
+        if conn.readable && (conn.paused_for_memory || conn.machine.wants_error()) {
             // What is there will be read when there is memory for it.
-            conn.readable = conn.squeezed;
+            conn.readable = conn.paused_for_memory;
             // Reads say "end" for ever, and a write of nothing says whether there was a reset.
             let asked = self.streams.get_mut(id.index as usize).and_then(Option::as_mut);
             if let Some(Err(error)) = asked.map(|stream| self.os.write(stream, &[])) {
@@ -276,7 +276,7 @@ impl<A, O: Os> Reactor<A, O> {
     /// When the connection with the read grant has had its time, in which it could have sent a good part of a frame.
     pub(super) fn read_grant_until(&self) -> Time {
         match self.read_grant {
-            Some((_, since)) if !self.squeezed.is_empty() => since.after(READ_GRANT),
+            Some((_, since)) if !self.paused_for_memory.is_empty() => since.after(READ_GRANT),
             _ => Time::NEVER,
         }
     }
@@ -285,8 +285,8 @@ impl<A, O: Os> Reactor<A, O> {
         let Some((last, _)) = self.read_grant.take() else {
             return;
         };
-        let mut behind = self.squeezed.range((Bound::Excluded(last), Bound::Unbounded));
-        if let Some(&next) = behind.next().or_else(|| self.squeezed.first()) {
+        let mut behind = self.paused_for_memory.range((Bound::Excluded(last), Bound::Unbounded));
+        if let Some(&next) = behind.next().or_else(|| self.paused_for_memory.first()) {
             self.release(next);
         }
     }
@@ -310,17 +310,17 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Nothing is read from this connection while memory is tight.
-    pub(super) fn squeeze(&mut self, id: ConnId) {
+    pub(super) fn pause_for_memory(&mut self, id: ConnId) {
         if let Some(conn) = self.connections.get_mut(id) {
-            conn.squeezed = true;
-            self.squeezed.insert(id);
+            conn.paused_for_memory = true;
+            self.paused_for_memory.insert(id);
         }
     }
 
     fn release(&mut self, id: ConnId) {
-        if self.squeezed.remove(&id) {
+        if self.paused_for_memory.remove(&id) {
             if let Some(conn) = self.connections.get_mut(id) {
-                conn.squeezed = false;
+                conn.paused_for_memory = false;
                 self.ready.push(id, &mut conn.queued);
             }
         }
@@ -337,7 +337,7 @@ impl<A, O: Os> Reactor<A, O> {
 
     pub(super) fn resume_reads(&mut self) {
         self.read_grant = None;
-        while let Some(&id) = self.squeezed.first() {
+        while let Some(&id) = self.paused_for_memory.first() {
             self.release(id);
         }
     }

@@ -23,6 +23,7 @@ mod listener;
 mod memory;
 pub(crate) mod os;
 pub(crate) mod os_mio;
+mod pending;
 mod ports;
 mod ready;
 pub(crate) mod shared_cap;
@@ -31,7 +32,6 @@ mod socket_file;
 mod sources;
 mod timers;
 mod turn;
-mod unopened;
 mod view;
 
 use std::any::Any;
@@ -41,7 +41,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
-use accept::Starvation;
+use accept::FdExhaustion;
 use admission::OptionalBucket;
 use alarms::AlarmEntry;
 use connect::Attempts;
@@ -51,10 +51,10 @@ use drain::Drain;
 use listener::Listener;
 use memory::MemoryUsage;
 use os::{Event, Named, Os, Token};
+use pending::Pending;
 use ready::Ready;
 use shared_cap::{CapShare, SharedCap};
 use timers::Timers;
-use unopened::Unopened;
 use view::Closes;
 
 use crate::config::Config;
@@ -112,13 +112,13 @@ pub(crate) struct Reactor<A, O: Os> {
     next_listener: u32,
     /// Where the accept round begins.
     first_listener: usize,
-    starvation: Starvation,
+    fd_exhaustion: FdExhaustion,
     /// Of the server's accept rate.
     bucket: OptionalBucket,
-    unopened: Unopened,
+    pending: Pending,
     memory: MemoryUsage,
     /// Connections from which nothing is read because memory is tight.
-    squeezed: BTreeSet<ConnId>,
+    paused_for_memory: BTreeSet<ConnId>,
     /// Who is read from all the same, and since when.
     read_grant: Option<(ConnId, Time)>,
     detached_conns: DetachedConns,
@@ -174,11 +174,11 @@ impl<A, O: Os> Reactor<A, O> {
             listeners: Vec::new(),
             next_listener: 0,
             first_listener: 0,
-            starvation: Starvation::default(),
+            fd_exhaustion: FdExhaustion::default(),
             bucket: OptionalBucket::default(),
-            unopened: Unopened::default(),
+            pending: Pending::default(),
             memory: MemoryUsage::new(config.memory_limit),
-            squeezed: BTreeSet::new(),
+            paused_for_memory: BTreeSet::new(),
             read_grant: None,
             detached_conns,
             attempts: Attempts::new(),
@@ -235,8 +235,8 @@ impl<A, O: Os> Reactor<A, O> {
         let mut wake = self
             .timers
             .next()
-            .min(self.starvation.until())
-            .min(self.starvation.over_at())
+            .min(self.fd_exhaustion.until())
+            .min(self.fd_exhaustion.over_at())
             .min(self.read_grant_until())
             .min(self.drain.deadline())
             .min(self.alarm_due());
@@ -249,7 +249,7 @@ impl<A, O: Os> Reactor<A, O> {
     /// When this listener may take in somebody who waits already, as far as we know.
     fn accepts_at(&self, listener: &Listener<A, O::Listener>, now: Time) -> Time {
         let asleep = listener.socket.is_none() || listener.suspended || listener.retry_at.is_armed();
-        if !listener.readable || asleep || self.starvation.is_on() {
+        if !listener.readable || asleep || self.fd_exhaustion.is_on() {
             return Time::NEVER;
         }
         listener.admits_at(&self.room_at(now))
@@ -403,10 +403,10 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Judges what was due before the poll; what the poll brought has been read since.
     fn expire(&mut self, app: &mut A, due: Time) {
-        if self.starvation.until() <= due {
-            self.starvation.end_pause();
+        if self.fd_exhaustion.until() <= due {
+            self.fd_exhaustion.end_pause();
         }
-        if self.starvation.over_at() <= due {
+        if self.fd_exhaustion.over_at() <= due {
             self.end_episode();
         }
         if self.read_grant_until() <= due {
@@ -457,7 +457,7 @@ impl<A, O: Os> Reactor<A, O> {
                     conn.readable = true;
                     conn.writable = true;
                 }
-                if conn.is_squeezed() && conn.machine.is_frame_late(due) {
+                if conn.is_paused_for_memory() && conn.machine.is_frame_late(due) {
                     // It is we who have not read the rest of it.
                     let closed = Closed::new(CloseReason::OverMemory);
                     conn.machine.close(closed, self.now, &mut self.pool);
@@ -484,10 +484,10 @@ impl<A, O: Os> Reactor<A, O> {
     fn complete(&self, stats: &mut Stats) {
         stats.open = self.connections.len();
         stats.max_connections = self.connections.cap();
-        stats.unopened = self.unopened.len();
+        stats.pending = self.pending.len();
         stats.connecting = self.attempts.len();
         stats.memory = self.memory.total();
-        stats.squeezed = self.squeezed.len();
+        stats.paused_for_memory = self.paused_for_memory.len();
         stats.bytes_in = self.pool.traffic.bytes_in;
         stats.bytes_out = self.pool.traffic.bytes_out;
         stats.frames_in = self.pool.traffic.frames_in;

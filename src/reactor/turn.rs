@@ -231,7 +231,7 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(conn) = self.connections.get_mut(id) else {
             return Read::Idle;
         };
-        let ordinary = conn.machine.is_quiet() && !conn.squeezed && !self.memory.is_limited();
+        let ordinary = conn.machine.is_quiet() && !conn.paused_for_memory && !self.memory.is_limited();
         if !ordinary && self.is_hindered(id) {
             return Read::Nothing;
         }

@@ -161,7 +161,7 @@ impl<A, O: Os> Reactor<A, O> {
         Tree {
             connections: self.connections.len(),
             max_connections: self.connections.cap(),
-            unopened: self.unopened.len(),
+            pending: self.pending.len(),
             memory: self.memory.total(),
             descriptors: self.open_descriptors(),
             draining: self.drain.is_on(),

@@ -265,7 +265,7 @@ impl<A> Sim<A> {
     }
 
     /// Descriptors that the process may have open, listeners included, as RLIMIT_NOFILE; `usize::MAX`, as at first, is no
-    /// limit. Who finds none waits for [`Config::starve_interval`](crate::Config::starve_interval), or until one is free.
+    /// limit. Who finds none waits for [`Config::emfile_backoff`](crate::Config::emfile_backoff), or until one is free.
     pub fn set_descriptor_limit(&mut self, descriptors: usize) {
         self.kernel.borrow_mut().fd_limit = descriptors;
     }

@@ -394,7 +394,7 @@ pub type End = (portcullis::CloseReason, String);
 pub struct Seen {
     pub agreed: Vec<Agreed>,
     pub closed: Vec<End>,
-    pub unopened: Vec<End>,
+    pub failed_accepts: Vec<End>,
 }
 
 /// What the server saw of its handshakes, once `count` connections were open.
@@ -454,8 +454,8 @@ impl Service<Seen> for Witnesses {
         Ok(Box::new(Witness))
     }
 
-    fn on_unopened(&mut self, app: &mut Seen, _peer: &Peer, closed: &portcullis::Closed) {
-        app.unopened.push(end(closed));
+    fn on_failed_accept(&mut self, app: &mut Seen, _peer: &Peer, closed: &portcullis::Closed) {
+        app.failed_accepts.push(end(closed));
     }
 }
 
@@ -474,7 +474,7 @@ pub fn spawn_witness(config: portcullis::Config, listen: Listen) -> super::Runni
 pub fn the_end(server: &super::Running<Seen>) -> End {
     server.until("the connection ends", |stats| stats.closed_total() == 1);
     server.ask(|seen, _| {
-        let ends: Vec<End> = seen.closed.iter().chain(&seen.unopened).cloned().collect();
+        let ends: Vec<End> = seen.closed.iter().chain(&seen.failed_accepts).cloned().collect();
         assert_eq!(ends.len(), 1, "one report: {ends:?}");
         ends[0].clone()
     })

@@ -132,7 +132,7 @@ fn a_service_panics() {
         (theatre.sim.state(client), theatre.heard(client)),
         (ClientState::Finished, String::new())
     );
-    assert_eq!(theatre.sim.app().unopened, [Panicked]);
+    assert_eq!(theatre.sim.app().failed_accepts, [Panicked]);
     let stats = theatre.end(1);
     assert_eq!((stats.closed(Panicked), stats.accepted, stats.opened), (1, 3, 2));
 }
@@ -143,7 +143,7 @@ fn a_service_panics_when_it_hears_of_the_refused() {
     let client = theatre.enter();
     assert_eq!(theatre.sim.state(client), ClientState::Finished);
     assert_eq!(theatre.heard(client), "not you\n");
-    assert_eq!(theatre.sim.app().unopened, [Refused]);
+    assert_eq!(theatre.sim.app().failed_accepts, [Refused]);
     let stats = theatre.end(1);
     assert_eq!((stats.closed(Refused), stats.closed(Panicked)), (1, 0));
 }

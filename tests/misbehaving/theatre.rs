@@ -51,7 +51,7 @@ pub struct Log {
     pub told: Vec<&'static str>,
     /// Why who has ended, by number in the order of accept.
     pub reasons: Vec<(usize, CloseReason)>,
-    pub unopened: Vec<CloseReason>,
+    pub failed_accepts: Vec<CloseReason>,
     pub ids: Vec<ConnId>,
     pub handle: Option<Handle<Log>>,
     /// From now on everybody behaves.
@@ -177,8 +177,8 @@ impl Service<Log> for Usher {
         }
     }
 
-    fn on_unopened(&mut self, app: &mut Log, _: &Peer, closed: &Closed) {
-        app.unopened.push(closed.reason);
+    fn on_failed_accept(&mut self, app: &mut Log, _: &Peer, closed: &Closed) {
+        app.failed_accepts.push(closed.reason);
         if self.welcome == Welcome::RefuseAndPanic {
             blow();
         }
@@ -211,7 +211,7 @@ pub fn theatre_of(
         accepted: 0,
         told: Vec::new(),
         reasons: Vec::new(),
-        unopened: Vec::new(),
+        failed_accepts: Vec::new(),
         ids: Vec::new(),
         handle: None,
         over: false,
@@ -289,7 +289,10 @@ impl Theatre {
             log.reasons.len(),
             "one on_close for each on_open"
         );
-        assert_eq!(stats.opened as usize + log.unopened.len(), stats.accepted as usize);
+        assert_eq!(
+            stats.opened as usize + log.failed_accepts.len(),
+            stats.accepted as usize
+        );
         assert_eq!(stats.panics, panics);
         stats
     }

@@ -159,7 +159,7 @@ impl Speaker {
         #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.tls {
             // A farewell comes in the clear.
-            let sent_away = talk.unopened.is_some() || talk.refused;
+            let sent_away = talk.failed_accept.is_some() || talk.refused;
             self.deaf = sent_away && talk.promised.starts_with(bytes);
             if self.deaf {
                 return Ok(Vec::new());

@@ -266,7 +266,7 @@ impl Handler<App> for Subject {
         let (id, peer) = (cx.conn.id(), tcp(&cx.conn.peer_addr()));
         cx.app.members.push((id, peer));
         let talk = cx.app.talk(peer);
-        if std::mem::replace(&mut talk.opened, true) || talk.unopened.is_some() {
+        if std::mem::replace(&mut talk.opened, true) || talk.failed_accept.is_some() {
             cx.app.blame("opened twice, or after its end");
         }
         self.within(cx, |own, cx| {
@@ -416,9 +416,9 @@ impl Handler<App> for Subject {
     }
 
     fn on_connect_failed(&mut self, cx: &mut Context<'_, App>, closed: &Closed) {
-        cx.app.unopened += 1;
+        cx.app.failed_accepts += 1;
         let talk = cx.app.talk(tcp(&cx.conn.peer_addr()));
-        if talk.opened || talk.unopened.replace(closed.reason).is_some() {
+        if talk.opened || talk.failed_accept.replace(closed.reason).is_some() {
             cx.app.blame("it failed to connect twice, or after it had");
         }
         // There is nothing to close.
@@ -496,8 +496,8 @@ impl Service<App> for Doorkeeper {
         Ok(Box::new(Subject::new(&self.door, app, random)))
     }
 
-    fn on_unopened(&mut self, app: &mut App, peer: &Peer, closed: &Closed) {
-        app.unopened += 1;
+    fn on_failed_accept(&mut self, app: &mut App, peer: &Peer, closed: &Closed) {
+        app.failed_accepts += 1;
         let live = self.live.borrow();
         let is_full = matches!(closed.reason, CloseReason::AtCapacity | CloseReason::RateLimited);
         let farewell = match &live.rules.at_capacity {
@@ -506,7 +506,7 @@ impl Service<App> for Doorkeeper {
         };
         let talk: &mut Talk = app.talk(tcp(&peer.addr));
         talk.promised.extend(farewell);
-        let judged = talk.judge_unopened(closed.reason, peer, &live.rules, live.epoch);
+        let judged = talk.judge_failed_accept(closed.reason, peer, &live.rules, live.epoch);
         drop(live);
         judged.unwrap_or_else(|fault| app.blame(fault));
         // Who is limited by its source may have had a place; nobody can tell.
@@ -515,7 +515,7 @@ impl Service<App> for Doorkeeper {
             *app.turned_away.1.entry(peer.listener).or_default() += 1;
         }
         let talk: &mut Talk = app.talk(tcp(&peer.addr));
-        if talk.unopened.replace(closed.reason).is_some() || talk.opened {
+        if talk.failed_accept.replace(closed.reason).is_some() || talk.opened {
             app.blame("ended twice, or opened before");
         }
         if self.panics() {

@@ -563,7 +563,7 @@ impl World {
             }
             let speaker = &self.speakers[newcomer];
             let talk = self.sim.app_mut().talk(speaker.addr);
-            if talk.unopened == Some(CloseReason::GaveWay) && self.house.is_impatient() {
+            if talk.failed_accept == Some(CloseReason::Evicted) && self.house.is_impatient() {
                 continue;
             }
             let deaf = !talk.throttled && self.house.memory.is_none() && talk.has_more();
@@ -631,7 +631,7 @@ impl World {
             (
                 "accepted or made, and opened or not",
                 stats.accepted + stats.outgoing,
-                opened + app.unopened,
+                opened + app.failed_accepts,
             ),
             (
                 "panics, planned and counted",

@@ -176,7 +176,7 @@ impl<'a> World<'a> {
     /// Descriptors are there again, and whoever waited for them knows.
     fn check_awake(&mut self) {
         for listener in self.sim.control().listeners() {
-            assert_ne!(listener.state, ListenerState::Starved, "{}", listener.name);
+            assert_ne!(listener.state, ListenerState::OutOfFds, "{}", listener.name);
         }
     }
 
@@ -207,7 +207,7 @@ impl<'a> World<'a> {
         let (stats, app) = (self.sim.stats(), self.sim.app());
         assert_eq!((stats.open, stats.accepted), (0, stats.closed_total()));
         assert_eq!((stats.opened, stats.opened), (app.opened, app.reasons.len() as u64));
-        assert_eq!(stats.accepted, stats.opened + app.unopened.len() as u64);
+        assert_eq!(stats.accepted, stats.opened + app.failed_accepts.len() as u64);
         assert!(app.live.is_empty(), "never closed: {:?}", app.live);
     }
 
@@ -223,7 +223,7 @@ impl<'a> World<'a> {
             let received = &client.received;
             let addr = self.sim.client_addr(id).expect("it connected");
             let app = self.sim.app();
-            if let Some(reason) = app.unopened.get(&addr) {
+            if let Some(reason) = app.failed_accepts.get(&addr) {
                 let farewell = setup::farewell(*reason);
                 assert!(farewell.starts_with(received), "client {at}, {reason}: {received:?}");
             } else if client.echoed {

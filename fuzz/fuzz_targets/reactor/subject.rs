@@ -171,7 +171,7 @@ pub struct App {
     /// The one that closed last.
     former: Option<ConnId>,
     pub reasons: HashMap<SocketAddr, CloseReason>,
-    pub unopened: HashMap<SocketAddr, CloseReason>,
+    pub failed_accepts: HashMap<SocketAddr, CloseReason>,
     busy: Rc<Cell<bool>>,
 }
 
@@ -186,7 +186,7 @@ impl App {
             live: Vec::new(),
             former: None,
             reasons: HashMap::new(),
-            unopened: HashMap::new(),
+            failed_accepts: HashMap::new(),
             busy: Rc::default(),
         }
     }

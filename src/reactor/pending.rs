@@ -11,13 +11,13 @@ const LOOK_AT: usize = 64;
 
 /// In the order in which they were accepted.
 #[derive(Debug, Default)]
-pub(super) struct Unopened {
+pub(super) struct Pending {
     /// Some have opened or gone since; the first has not.
     queue: VecDeque<ConnId>,
     count: usize,
 }
 
-impl Unopened {
+impl Pending {
     pub(super) fn len(&self) -> usize {
         self.count
     }
@@ -26,14 +26,14 @@ impl Unopened {
         self.count += 1;
         self.queue.push_back(id);
         if self.queue.len() > 2 * self.count + LOOK_AT {
-            self.queue.retain(|&id| is_unopened(connections, id));
+            self.queue.retain(|&id| is_pending(connections, id));
         }
     }
 
     /// One of them has opened, or is going: its slot says so already.
     pub(super) fn leave(&mut self, connections: &Connections) {
         self.count = self.count.saturating_sub(1);
-        while self.queue.front().is_some_and(|&id| !is_unopened(connections, id)) {
+        while self.queue.front().is_some_and(|&id| !is_pending(connections, id)) {
             self.queue.pop_front();
         }
     }
@@ -42,7 +42,7 @@ impl Unopened {
     pub(super) fn eviction_candidate(&self, connections: &Connections, accepted_until: Time) -> Option<ConnId> {
         let mut oldest = self.queue.iter().take(LOOK_AT).filter_map(|&id| connections.get(id));
         oldest
-            .find(|conn| conn.unopened && !conn.queued && conn.accepted_at <= accepted_until)
+            .find(|conn| conn.pending && !conn.queued && conn.accepted_at <= accepted_until)
             .map(|conn| conn.id)
     }
 
@@ -59,6 +59,6 @@ impl Unopened {
     }
 }
 
-fn is_unopened(connections: &Connections, id: ConnId) -> bool {
-    connections.get(id).is_some_and(|conn| conn.unopened)
+fn is_pending(connections: &Connections, id: ConnId) -> bool {
+    connections.get(id).is_some_and(|conn| conn.pending)
 }
