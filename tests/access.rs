@@ -30,9 +30,9 @@ struct Heard {
     failed_accepts: Vec<(CloseReason, Option<ConnId>, SocketAddr)>,
 }
 
-struct Witness;
+struct Recorder;
 
-impl portcullis::Service<Heard> for Witness {
+impl portcullis::Service<Heard> for Recorder {
     fn accept(&mut self, heard: &mut Heard, _: Peer) -> Result<Box<dyn Handler<Heard>>, Refuse> {
         heard.accepted += 1;
         Ok(Box::new(Echo))
@@ -48,7 +48,7 @@ impl portcullis::Service<Heard> for Witness {
 fn server(config: Config, listen: Listen) -> Running<Heard> {
     spawn(move || {
         let mut server = Server::new(config).expect("server");
-        server.listen(listen, Witness).expect("listen");
+        server.listen(listen, Recorder).expect("listen");
         (server, Heard::default())
     })
 }

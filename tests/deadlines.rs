@@ -113,7 +113,7 @@ fn finished_frames_are_never_late() {
 fn a_handshake_must_be_finished() {
     let config = std::sync::Arc::new(common::tls::Site::new().server());
     let listen = brief().tls(config).handshake_timeout(SHORT);
-    let server = common::tls::spawn_witness(Config::new(), listen);
+    let server = common::tls::spawn_recorder(Config::new(), listen);
     // Nothing; and the beginning of a ClientHello, then a byte now and then.
     let mut mute = connect(server.addr());
     let mut slow = connect(server.addr());

@@ -26,9 +26,9 @@ struct Heard {
     failed_accepts: Vec<(CloseReason, String)>,
 }
 
-struct Witness;
+struct Recorder;
 
-impl Handler<Heard> for Witness {
+impl Handler<Heard> for Recorder {
     fn on_open(&mut self, cx: &mut Context<'_, Heard>) -> Outcome {
         let source = cx.conn.source().to_string();
         let told = match cx.conn.proxy() {
@@ -60,7 +60,7 @@ impl Service<Heard> for Witnesses {
         match peer.source().port() {
             Some(666) => Err(Refuse::with_farewell("not you")),
             Some(667) => panic!("not me (this panic belongs to the test)"),
-            _ => Ok(Box::new(Witness)),
+            _ => Ok(Box::new(Recorder)),
         }
     }
 

@@ -47,7 +47,7 @@ pub use proxy::{ProxyError, ProxyHeader, ProxyOrigin, ProxySsl, ProxyTlvs};
 pub(crate) use rate::Bucket;
 pub use rate::Rate;
 #[cfg(feature = "sim")]
-pub(crate) use snapshot::Print;
+pub(crate) use snapshot::Fingerprint;
 pub(crate) use state::{Event, Limits, NextStep};
 use state::{Farewell, Flags};
 pub use state::{SendError, State, Traffic};

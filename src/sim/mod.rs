@@ -51,17 +51,17 @@
 //! ```
 
 mod clients;
+mod conn_model;
 mod coverage;
 mod faults;
+mod input;
 mod kernel;
 mod os;
 mod random;
 mod remotes;
 mod script;
-mod single;
 mod socket;
 mod sockets;
-mod stimulus;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -71,17 +71,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub use clients::{ClientId, ClientState};
+pub use conn_model::{ConnModel, Snapshot};
 pub use coverage::{Coverage, Stage};
 use coverage::{Notes, Recorder};
 pub use faults::{Call, Fault, Faults, Scripted};
+pub use input::{Action, End, Input, Told};
 use kernel::Kernel;
 use os::SimOs;
 pub use random::Random;
 pub use remotes::Answer;
 pub use script::{shrink, Op, Script};
-pub use single::{Single, Snapshot};
 use socket::Dial;
-pub use stimulus::{Deed, End, Stimulus, Told};
 
 use crate::config::Config;
 use crate::control::{Control, ControlOps};

@@ -421,9 +421,9 @@ fn end(closed: &portcullis::Closed) -> End {
 }
 
 /// Echoes, and notes in [`Seen`] what it is told.
-pub struct Witness;
+pub struct Recorder;
 
-impl Handler<Seen> for Witness {
+impl Handler<Seen> for Recorder {
     fn on_open(&mut self, cx: &mut Context<'_, Seen>) -> Outcome {
         let tls = cx.conn.tls().expect("a TLS connection");
         let agreed = Agreed {
@@ -446,12 +446,12 @@ impl Handler<Seen> for Witness {
     }
 }
 
-/// Makes [`Witness`]es, and notes who never opened.
+/// Makes [`Recorder`]s, and notes who never opened.
 pub struct Witnesses;
 
 impl Service<Seen> for Witnesses {
     fn accept(&mut self, _app: &mut Seen, _peer: Peer) -> Result<Box<dyn Handler<Seen>>, Refuse> {
-        Ok(Box::new(Witness))
+        Ok(Box::new(Recorder))
     }
 
     fn on_failed_accept(&mut self, app: &mut Seen, _peer: &Peer, closed: &portcullis::Closed) {
@@ -461,7 +461,7 @@ impl Service<Seen> for Witnesses {
 
 /// A server of [`Witnesses`].
 #[track_caller]
-pub fn spawn_witness(config: portcullis::Config, listen: Listen) -> super::Running<Seen> {
+pub fn spawn_recorder(config: portcullis::Config, listen: Listen) -> super::Running<Seen> {
     super::spawn(move || {
         let mut server = portcullis::Server::new(config).expect("server");
         server.listen(listen, Witnesses).expect("listen");

@@ -39,7 +39,7 @@ pub struct Setup {
     emfile_backoff: u8,
     linger_bytes: u8,
     backlog: u8,
-    /// What a service says to its clients, one after the other: see [`Doorkeeper::door`].
+    /// What a service says to its clients, one after the other: see [`TestService::door`].
     doors: [u8; 3],
     /// The server is dropped in the middle of everything, from 240 on.
     abrupt: u8,
@@ -147,8 +147,8 @@ impl Setup {
         framing(self.framings[which])
     }
 
-    pub fn doorkeeper(&self) -> Doorkeeper {
-        Doorkeeper {
+    pub fn test_service(&self) -> TestService {
+        TestService {
             doors: self.doors,
             visitors: 0,
         }
@@ -221,7 +221,7 @@ fn time(byte: u8) -> Duration {
     }
 }
 
-pub struct Doorkeeper {
+pub struct TestService {
     doors: [u8; 3],
     visitors: usize,
 }
@@ -235,7 +235,7 @@ enum Door {
     PanicLater,
 }
 
-impl Doorkeeper {
+impl TestService {
     fn door(&self) -> Door {
         match self.doors[self.visitors % self.doors.len()] {
             0..=191 => Door::Open,
@@ -247,7 +247,7 @@ impl Doorkeeper {
     }
 }
 
-impl Service<App> for Doorkeeper {
+impl Service<App> for TestService {
     fn accept(&mut self, _: &mut App, peer: Peer) -> Result<Box<dyn portcullis::Handler<App>>, Refuse> {
         self.visitors += 1;
         match self.door() {

@@ -75,22 +75,22 @@ pub type Cx<'a> = Context<'a, Log>;
 pub type Play = Rc<dyn Fn(&mut Cx<'_>, Call<'_>) -> Outcome>;
 
 /// A handler that does what the test says.
-pub struct Puppet {
+pub struct ScriptedHandler {
     pub number: usize,
     pub play: Play,
-    pub _fuse: Option<Fuse>,
+    pub _panic_on_drop: Option<PanicOnDrop>,
 }
 
 /// Panics when it is dropped.
-pub struct Fuse;
+pub struct PanicOnDrop;
 
-impl Drop for Fuse {
+impl Drop for PanicOnDrop {
     fn drop(&mut self) {
         blow();
     }
 }
 
-impl Puppet {
+impl ScriptedHandler {
     fn run(&mut self, cx: &mut Cx<'_>, call: Call<'_>) -> Outcome {
         if self.number == 0 || cx.app.over {
             return behave(cx, call);
@@ -111,7 +111,7 @@ pub fn behave(cx: &mut Cx<'_>, call: Call<'_>) -> Outcome {
     Ok(())
 }
 
-impl Handler<Log> for Puppet {
+impl Handler<Log> for ScriptedHandler {
     fn on_open(&mut self, cx: &mut Cx<'_>) -> Outcome {
         cx.app.ids.push(cx.conn.id());
         self.run(cx, Call::Open)
@@ -149,7 +149,7 @@ pub enum Welcome {
     RefuseAndPanic,
     Panic,
     /// Its handler panics when it is dropped.
-    Fuse,
+    PanicOnDrop,
 }
 
 struct Usher {
@@ -169,10 +169,10 @@ impl Service<Log> for Usher {
         match welcome {
             Welcome::Panic => blow(),
             Welcome::RefuseAndPanic => Err(Refuse::with_farewell("not you\n")),
-            Welcome::Accept | Welcome::Fuse => Ok(Box::new(Puppet {
+            Welcome::Accept | Welcome::PanicOnDrop => Ok(Box::new(ScriptedHandler {
                 number,
                 play: Rc::clone(&self.play),
-                _fuse: (welcome == Welcome::Fuse).then(|| Fuse),
+                _panic_on_drop: (welcome == Welcome::PanicOnDrop).then(|| PanicOnDrop),
             })),
         }
     }
@@ -186,7 +186,7 @@ impl Service<Log> for Usher {
 }
 
 /// A server, and a bystander who is served from the beginning to the end.
-pub struct Theatre {
+pub struct Harness {
     pub sim: Sim<Log>,
     pub addr: SocketAddr,
     pub bystander: ClientId,
@@ -196,16 +196,16 @@ pub fn lines() -> Listen {
     Listen::tcp("127.0.0.1:0").framing(Framing::Line)
 }
 
-pub fn theatre(play: impl Fn(&mut Cx<'_>, Call<'_>) -> Outcome + 'static) -> Theatre {
-    theatre_of(Config::new(), lines(), Welcome::Accept, play)
+pub fn harness(play: impl Fn(&mut Cx<'_>, Call<'_>) -> Outcome + 'static) -> Harness {
+    harness_of(Config::new(), lines(), Welcome::Accept, play)
 }
 
-pub fn theatre_of(
+pub fn harness_of(
     config: Config,
     listen: Listen,
     welcome: Welcome,
     play: impl Fn(&mut Cx<'_>, Call<'_>) -> Outcome + 'static,
-) -> Theatre {
+) -> Harness {
     quiet();
     let log = Log {
         accepted: 0,
@@ -226,12 +226,12 @@ pub fn theatre_of(
     };
     let addr = sim.listen(listen, usher).expect("listen");
     let bystander = sim.connect(addr).expect("connected");
-    let mut theatre = Theatre { sim, addr, bystander };
-    theatre.serve(bystander, "hello\n");
-    theatre
+    let mut harness = Harness { sim, addr, bystander };
+    harness.serve(bystander, "hello\n");
+    harness
 }
 
-impl Theatre {
+impl Harness {
     pub fn enter(&mut self) -> ClientId {
         let client = self.sim.connect(self.addr).expect("connected");
         self.sim.settle();
