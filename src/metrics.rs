@@ -125,7 +125,7 @@ impl Metrics {
                 "Panics of jobs, services, alarms and destructors.",
                 stats.panics,
             ),
-            ("turns_total", "Turns of the loop.", stats.turns),
+            ("iterations_total", "Iterations of the loop.", stats.iterations),
         ];
         for (name, help, value) in counters {
             text.family(name, "counter", help)?;

@@ -240,7 +240,7 @@ impl<A> Server<A> {
         let over = self.reactor.drain_report().is_some();
         // Nothing will ever come to wait for once a drain is over.
         self.reactor
-            .turn_once(app, if over { Some(Duration::ZERO) } else { timeout })?;
+            .iterate(app, if over { Some(Duration::ZERO) } else { timeout })?;
         Ok(if self.reactor.take_stopped() {
             Turn::Stopped
         } else if self.reactor.drain_report().is_some() {

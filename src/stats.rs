@@ -49,8 +49,8 @@ pub struct Stats {
     /// Jobs, service callbacks, alarms and destructors that panicked. Handlers' callbacks are counted as
     /// [`Panicked`](CloseReason::Panicked).
     pub panics: u64,
-    /// Turns of the loop.
-    pub turns: u64,
+    /// Iterations of the loop.
+    pub iterations: u64,
     closed: [u64; CloseReason::COUNT],
 }
 
@@ -75,7 +75,7 @@ impl Default for Stats {
             accept_errors: 0,
             undeliverable: 0,
             panics: 0,
-            turns: 0,
+            iterations: 0,
             closed: [0; CloseReason::COUNT],
         }
     }
@@ -121,7 +121,7 @@ impl Stats {
             accept_errors,
             undeliverable,
             panics,
-            turns,
+            iterations,
             closed,
         } = other;
         self.accepted += accepted;
@@ -141,7 +141,7 @@ impl Stats {
         self.accept_errors += accept_errors;
         self.undeliverable += undeliverable;
         self.panics += panics;
-        self.turns += turns;
+        self.iterations += iterations;
         for (sum, count) in self.closed.iter_mut().zip(closed) {
             *sum += count;
         }

@@ -79,7 +79,7 @@ fn a_day_passes_in_virtual_time() {
         (sim.received(client), sim.state(client)),
         (b"hello\n".to_vec(), ClientState::Connected)
     );
-    let turns = sim.stats().turns;
+    let iterations = sim.stats().iterations;
     sim.advance(Duration::from_secs(2));
     assert_eq!(
         sim.stats().closed(CloseReason::IdleTimeout),
@@ -89,7 +89,10 @@ fn a_day_passes_in_virtual_time() {
     sim.finish(client);
     sim.settle();
     assert_eq!(sim.stats().closed(CloseReason::IdleTimeout), 1);
-    assert!(sim.stats().turns - turns < 10, "an idle server does not wake up");
+    assert!(
+        sim.stats().iterations - iterations < 10,
+        "an idle server does not wake up"
+    );
 }
 
 #[test]

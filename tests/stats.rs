@@ -76,7 +76,7 @@ fn a_new_server_has_counted_nothing() {
         stats.accept_errors,
         stats.undeliverable,
         stats.panics,
-        stats.turns,
+        stats.iterations,
         stats.closed_total(),
     ];
     assert_eq!(counters, [0; 12]);
@@ -369,11 +369,14 @@ fn undeliverable_is_what_the_loop_could_not_do() {
 }
 
 #[test]
-fn turns_are_counted_one_by_one() {
+fn iterations_are_counted_one_by_one() {
     let mut server: Server = Server::new(Config::new()).expect("server");
-    for turns in 1..=3 {
+    for iterations in 1..=3 {
         server.poll_once(&mut (), Some(Duration::ZERO)).expect("a turn");
-        assert_eq!((server.stats().turns, server.handle().stats().turns), (turns, turns));
+        assert_eq!(
+            (server.stats().iterations, server.handle().stats().iterations),
+            (iterations, iterations)
+        );
     }
 }
 

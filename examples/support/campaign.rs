@@ -42,7 +42,7 @@ use world::World;
 #[derive(Debug, Default)]
 pub struct Report {
     pub events: u64,
-    pub turns: u64,
+    pub iterations: u64,
     pub hash: u64,
     pub connections: u64,
     pub reasons: BTreeMap<CloseReason, u64>,
@@ -78,7 +78,7 @@ impl Plan {
                 let orders = &world.sim.app().commands;
                 Ok(Report {
                     events: world.sim.events(),
-                    turns: stats.turns,
+                    iterations: stats.iterations,
                     hash: world.sim.trace_hash(),
                     connections: stats.accepted + stats.outgoing,
                     reasons: stats.closed_by_reason().collect(),

@@ -418,7 +418,14 @@ impl<A, O: Os> Reactor<A, O> {
             writable: true,
             pending: machine.state() != State::Open,
             counted,
-            ..Connection::new(id, Some(listener.id), incoming.addr, machine, now, self.stats.turns)
+            ..Connection::new(
+                id,
+                Some(listener.id),
+                incoming.addr,
+                machine,
+                now,
+                self.stats.iterations,
+            )
         };
         self.move_in(conn, Some(stream), handler);
         self.turn(app, id);

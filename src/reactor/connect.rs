@@ -114,7 +114,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.attempts.insert(id, attempt);
         let conn = Connection {
             writable: connected,
-            ..Connection::new(id, None, addr, machine, now, self.stats.turns)
+            ..Connection::new(id, None, addr, machine, now, self.stats.iterations)
         };
         Ok((conn, stream))
     }

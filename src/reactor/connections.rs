@@ -33,11 +33,11 @@ pub(super) struct Connection {
     /// On the list of those from which nothing is read because memory is tight.
     pub(super) paused_for_memory: bool,
     pub(super) counted: Counted,
-    /// What is left of the read budget in the loop's turn `budget_turn`: a connection may have several turns in one of the loop's.
+    /// What is left of the read budget in iteration `budget_iteration`: a connection may have several turns in one of the loop's.
     /// In whole frame costs.
     pub(super) budget: u16,
-    /// The low bits of the turn's number.
-    pub(super) budget_turn: u16,
+    /// The low bits of the iteration's number.
+    pub(super) budget_iteration: u16,
 }
 
 /// All connections. Its length never passes the cap: [`Connections::reserve`] is asked before accept.
@@ -237,14 +237,14 @@ impl Connections {
 }
 
 impl Connection {
-    /// Of a connection that begins now, in the loop's turn `turn`: nothing is known of its socket, and it has its whole budget.
+    /// Of a connection that begins now, in the loop's iteration `iteration`: nothing is known of its socket, and it has its whole budget.
     pub(super) fn new(
         id: ConnId,
         listener: Option<ListenerId>,
         peer: Addr,
         machine: Machine,
         now: Time,
-        turn: u64,
+        iteration: u64,
     ) -> Self {
         Self {
             id,
@@ -261,7 +261,7 @@ impl Connection {
             paused_for_memory: false,
             counted: Counted::No,
             budget: 0,
-            budget_turn: (turn as u16).wrapping_sub(1),
+            budget_iteration: (iteration as u16).wrapping_sub(1),
         }
     }
 

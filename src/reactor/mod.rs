@@ -1,6 +1,6 @@
 //! Many connections and the operating system. Never looks at a payload byte.
 //!
-//! One [`Reactor::turn_once`] is: read the clock, poll, give each connection with an event its turn, carry out commands,
+//! One [`Reactor::iterate`] is: read the clock, poll, give each connection with an event its turn, carry out commands,
 //! work through the ready list, accept, judge what was due at the reading *before* the poll (and only if the poll's batch
 //! was not full: more input may wait than we have seen), move a drain on, let each listener's registration follow its
 //! state, and sound alarms. Deadlines are armed from a clock read at the beginning of each connection's turn.
@@ -256,7 +256,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// One turn: bounded work, whatever the peers do.
-    pub(crate) fn turn_once(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<()> {
+    pub(crate) fn iterate(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<()> {
         let due = self.os.now();
         let sleep = match (timeout, self.sleep_from(due)) {
             (Some(asked), Some(ours)) => Some(asked.min(ours)),
@@ -302,7 +302,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.sound_alarms(app);
         // Last: whatever was taken and given back in this turn is for the others now.
         self.connections.offer_room();
-        self.stats.turns += 1;
+        self.stats.iterations += 1;
         self.publish();
         Ok(())
     }

@@ -52,7 +52,7 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         };
         // Of a turn of the loop long ago it is no more than a late budget, which the next turn sets right.
-        let bytes = if conn.budget_turn == self.stats.turns as u16 {
+        let bytes = if conn.budget_iteration == self.stats.iterations as u16 {
             usize::from(conn.budget) * FRAME_COST
         } else {
             self.config.read_budget
@@ -73,7 +73,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.scratch = Some(scratch);
         self.current = None;
         if let Some(conn) = self.connections.get_mut(id) {
-            conn.budget_turn = self.stats.turns as u16;
+            conn.budget_iteration = self.stats.iterations as u16;
             conn.budget = u16::try_from(budget.bytes / FRAME_COST).unwrap_or(u16::MAX);
             if conn.machine.is_detaching() {
                 self.hand_over(app, id);

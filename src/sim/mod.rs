@@ -301,7 +301,7 @@ impl<A> Sim<A> {
     /// The first invariant that is broken after the turn.
     pub fn try_step(&mut self) -> std::result::Result<(), Violation> {
         self.reactor
-            .turn_once(&mut self.app, None)
+            .iterate(&mut self.app, None)
             .map_err(|error| Violation(error.to_string()))?;
         if !self.checks {
             return Ok(());
