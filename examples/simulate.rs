@@ -143,7 +143,7 @@ fn long_run(options: &Options) -> ExitCode {
 struct Totals {
     seeds: u64,
     events: u64,
-    turns: u64,
+    iterations: u64,
     connections: u64,
     orders: u64,
     refused: u64,
@@ -155,7 +155,7 @@ impl Totals {
     fn add(&mut self, report: campaign::Report) {
         self.seeds += 1;
         self.events += report.events;
-        self.turns += report.turns;
+        self.iterations += report.iterations;
         self.connections += report.connections;
         self.orders += report.orders;
         self.refused += report.orders_refused;
@@ -168,12 +168,12 @@ impl Totals {
     fn progress(&self, took: Duration) -> String {
         let seconds = took.as_secs_f64().max(0.001);
         format!(
-            "{} seeds ({:.0}/s), {} events ({:.0}/s), {} turns, {} connections, {} orders and {} refused, no violation",
+            "{} seeds ({:.0}/s), {} events ({:.0}/s), {} iterations, {} connections, {} orders and {} refused, no violation",
             self.seeds,
             self.seeds as f64 / seconds,
             self.events,
             self.events as f64 / seconds,
-            self.turns,
+            self.iterations,
             self.connections,
             self.orders,
             self.refused

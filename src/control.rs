@@ -30,7 +30,7 @@ pub enum ListenerState {
     /// The accept rate is reached; it is out of the poll until there is another token.
     RateLimited,
     /// Descriptors or socket memory ran out; it is out of the poll for the interval, or until one of ours closes.
-    Starved,
+    OutOfFds,
     /// It was suspended; clients wait in its backlog.
     Suspended,
     /// Its port is closed.
@@ -43,7 +43,7 @@ impl ListenerState {
         Self::Listening,
         Self::Full,
         Self::RateLimited,
-        Self::Starved,
+        Self::OutOfFds,
         Self::Suspended,
         Self::Closed,
     ];
@@ -54,7 +54,7 @@ impl ListenerState {
             Self::Listening => "Listening",
             Self::Full => "Full",
             Self::RateLimited => "RateLimited",
-            Self::Starved => "Starved",
+            Self::OutOfFds => "OutOfFds",
             Self::Suspended => "Suspended",
             Self::Closed => "Closed",
         }

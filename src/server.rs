@@ -87,9 +87,9 @@ impl<A> Server<A> {
     /// One of several servers with one cap and the same listening sockets. Warns of nothing.
     pub(crate) fn sharing(config: Config, common: &Common, index: usize) -> Result<Self> {
         let mut os = MioOs::new().map_err(Error::os("making a poll"))?;
-        os.share_doors(Arc::clone(&common.doors));
+        os.share_listen_sockets(Arc::clone(&common.listen_sockets));
         let mut reactor = Reactor::new(os, config)?;
-        reactor.share_cap(Arc::clone(&common.places), index);
+        reactor.share_cap(Arc::clone(&common.shared_cap), index);
         Ok(Self { reactor })
     }
 
@@ -381,8 +381,8 @@ pub(crate) fn warn_of_descriptors(cap: usize) {
 
 /// What servers that share a cap and listening sockets have in common.
 pub(crate) struct Common {
-    pub(crate) places: Arc<SharedCap>,
-    pub(crate) doors: Arc<SharedListenSockets>,
+    pub(crate) shared_cap: Arc<SharedCap>,
+    pub(crate) listen_sockets: Arc<SharedListenSockets>,
 }
 
 /// A server on a thread of its own: see [`Server::spawn`].

@@ -9,11 +9,11 @@ mod endless;
 mod ends;
 #[path = "misbehaving/framing.rs"]
 mod framing;
+#[path = "misbehaving/harness.rs"]
+mod harness;
 #[path = "misbehaving/neighbours.rs"]
 mod neighbours;
 #[path = "misbehaving/panics.rs"]
 mod panics;
 #[path = "common/planned.rs"]
 mod planned;
-#[path = "misbehaving/theatre.rs"]
-mod theatre;

@@ -8,7 +8,8 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 
 use common::tls::{
-    handshake, notify, read_to_goodbye, secure, spawn_witness, the_end, Agreed, Authority, Folder, Seen, Site, VERSIONS,
+    handshake, notify, read_to_goodbye, secure, spawn_recorder, the_end, Agreed, Authority, Folder, Seen, Site,
+    VERSIONS,
 };
 use common::{local, ping, Running};
 use portcullis::tls::rustls::ClientConfig;
@@ -41,7 +42,7 @@ impl Desk {
     #[track_caller]
     fn serve(&self, clients: ClientAuth) -> Running<Seen> {
         let config = server_config_with_clients(&self.chain, &self.key, &self.roots, clients);
-        spawn_witness(Config::new(), local().tls(config.expect("a configuration")))
+        spawn_recorder(Config::new(), local().tls(config.expect("a configuration")))
     }
 
     /// The fault that is found in `roots`, which must be named.

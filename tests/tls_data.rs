@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::tls::{
-    encrypt, exchange, exchange_after, notify, read_to_goodbye, secure, spawn_witness, wire_of, Site, VERSIONS,
+    encrypt, exchange, exchange_after, notify, read_to_goodbye, secure, spawn_recorder, wire_of, Site, VERSIONS,
 };
 use common::{await_end, eventually, local, packet2, ping, recv2, send2, spawn, spawn_echo, Echo};
 use portcullis::tls::rustls::version;
@@ -334,7 +334,7 @@ fn keys_change_under_load() {
 #[test]
 fn a_flood_of_key_updates_is_ended() {
     let site = Site::new();
-    let server = spawn_witness(Config::new(), listen(&site));
+    let server = spawn_recorder(Config::new(), listen(&site));
     let mut other = secure(server.addr(), &site.client(&version::TLS13));
     let mut client = secure(server.addr(), &site.client(&version::TLS13));
     for _ in 0..1000 {

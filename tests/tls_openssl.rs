@@ -7,7 +7,7 @@ use std::io::Write;
 use std::process::{ChildStdin, Command};
 use std::sync::Arc;
 
-use common::tls::{agreed, secure, self_signed, spawn_witness, Authority, Folder, Identity, Seen, Site, NAME};
+use common::tls::{agreed, secure, self_signed, spawn_recorder, Authority, Folder, Identity, Seen, Site, NAME};
 use common::{have, local, ChildProcess, Running};
 use portcullis::tls::rustls::{version, ProtocolVersion, ServerConfig};
 use portcullis::{CloseReason, Config, Framing};
@@ -22,7 +22,7 @@ fn have_openssl() -> bool {
 }
 
 fn serve(config: ServerConfig) -> Running<Seen> {
-    spawn_witness(Config::new(), local().framing(Framing::Line).tls(Arc::new(config)))
+    spawn_recorder(Config::new(), local().framing(Framing::Line).tls(Arc::new(config)))
 }
 
 /// What the certificates and keys are in, for `s_client` to read.

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::tls::{spawn_witness, Authority, Folder, Seen, Site, NAME};
+use common::tls::{spawn_recorder, Authority, Folder, Seen, Site, NAME};
 use common::{have, local, ChildProcess, Running, PATIENCE};
 use portcullis::tls::rustls::{ProtocolVersion, ServerConfig};
 use portcullis::{CloseReason, Config, Listen};
@@ -41,7 +41,7 @@ def receive(tls):
 "#;
 
 fn serve(config: ServerConfig, change: impl FnOnce(Listen) -> Listen) -> Running<Seen> {
-    spawn_witness(Config::new(), change(local().tls(Arc::new(config))))
+    spawn_recorder(Config::new(), change(local().tls(Arc::new(config))))
 }
 
 /// Runs a script to its end, which must be a good one.

@@ -433,7 +433,7 @@ pub struct ConnInfo {
     pub throttled: bool,
     /// Nothing is read because memory is tight and it holds more than its share
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).
-    pub squeezed: bool,
+    pub paused_for_memory: bool,
     /// Which of its clocks run, and how long.
     pub time_left: TimeLeft,
 }

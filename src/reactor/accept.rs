@@ -154,7 +154,7 @@ fn accept_next<A, O: Os>(
         return Step::Done;
     }
     let Some(socket) = &mut listener.socket else {
-        listener.pending = false;
+        listener.readable = false;
         return Step::Done;
     };
     match os.accept(socket) {
@@ -186,7 +186,7 @@ fn handle_error<A, O: Os>(
     progress: &mut Progress,
 ) -> Step {
     let core = &mut inner.core;
-    let retry_at = core.now.after(core.config.starve_interval);
+    let retry_at = core.now.after(core.config.emfile_backoff);
     match AcceptError::of(&error) {
         AcceptError::Retry => {
             core.stats.accept_errors += 1;
@@ -195,7 +195,7 @@ fn handle_error<A, O: Os>(
         }
         AcceptError::Drained => {
             if let Some(listener) = core.listeners.get_mut(at) {
-                listener.pending = false;
+                listener.readable = false;
                 listener.broken = false;
                 listener.deferred = false;
             }
@@ -213,7 +213,7 @@ fn end_budget<O: Os>(core: &mut Core<O>, at: usize, progress: &mut Progress) {
     let (Some(error), false) = (progress.lost.take(), progress.accepted) else {
         return;
     };
-    core.listeners.back_off(at, core.now.after(core.config.starve_interval));
+    core.listeners.back_off(at, core.now.after(core.config.emfile_backoff));
     if let Some(listener) = core.listeners.get(at) {
         log::debug!(
             target: logs::LISTENER,
@@ -228,7 +228,7 @@ fn end_budget<O: Os>(core: &mut Core<O>, at: usize, progress: &mut Progress) {
 /// service is told.
 fn handle_broken<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize, error: io::Error) {
     let Inner { core, user } = inner;
-    let retry_at = core.now.after(core.config.starve_interval);
+    let retry_at = core.now.after(core.config.emfile_backoff);
     let Some(listener) = core.listeners.get_mut(at) else {
         return;
     };
@@ -379,7 +379,14 @@ fn admit<A, O: Os>(
         writable: true,
         pending: machine.state() != State::Open,
         counted,
-        ..Connection::new(id, Some(listener.id), incoming.addr, machine, now, core.stats.turns)
+        ..Connection::new(
+            id,
+            Some(listener.id),
+            incoming.addr,
+            machine,
+            now,
+            core.stats.iterations,
+        )
     };
     core.insert(conn);
     inner.user.set_handler(id, handler);
@@ -441,7 +448,7 @@ fn evict_for<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize) {
     let Some(id) = candidate else {
         return;
     };
-    core.end(id, CloseReason::GaveWay);
+    core.end(id, CloseReason::Evicted);
     core.conns.keep_next();
     match core.next_step(id) {
         Some(reset) => finish_close(inner, app, id, reset),

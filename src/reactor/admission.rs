@@ -68,7 +68,7 @@ impl Admission {
         let crowded = self.pending.len() > 0 && self.pending.len() >= max_pending(conns, config);
         let crowded_until = crowded.then(|| {
             let oldest = self.pending.oldest(conns).unwrap_or(now);
-            oldest.after(config.unopened_patience)
+            oldest.after(config.pending_grace)
         });
         Capacity {
             has_slot: conns.has_room(),
@@ -81,7 +81,7 @@ impl Admission {
         }
     }
 
-    /// Returns why no client may come in through this listener now. If there is no reason, a slot
+    /// Released why no client may come in through this listener now. If there is no reason, a slot
     /// is reserved for the next client, or a pending connection can be evicted for it.
     pub(super) fn reserve<S, L>(
         &self,
@@ -143,7 +143,7 @@ impl Admission {
     }
 
     fn candidate<S>(&self, conns: &Connections<S>, config: &Config, now: Time) -> Option<ConnId> {
-        let grace = config.unopened_patience;
+        let grace = config.pending_grace;
         // No connection is older than the server.
         if now < Time::ZERO.after(grace) {
             return None;
@@ -191,5 +191,5 @@ impl Admission {
 
 /// The maximum number of pending connections in this server.
 pub(super) fn max_pending<S>(conns: &Connections<S>, config: &Config) -> usize {
-    conns.part_of(config.most_unopened()).max(1)
+    conns.part_of(config.pending_limit()).max(1)
 }

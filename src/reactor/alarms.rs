@@ -43,7 +43,7 @@ impl<A> Watched<A> {
     }
 
     fn threshold<O: Os>(&self, core: &Core<O>) -> usize {
-        self.alarm.mark(self.alarm.limit(&core.config, self.descriptors))
+        self.alarm.threshold(self.alarm.limit(&core.config, self.descriptors))
     }
 }
 
@@ -155,7 +155,7 @@ impl<A> Alarms<A> {
         Some((notice, watched.callback.take()?))
     }
 
-    /// Returns a callback that has run, unless its alarm was removed meanwhile.
+    /// Released a callback that has run, unless its alarm was removed meanwhile.
     pub(super) fn restore(&mut self, guard: &mut PanicGuard, id: AlarmId, callback: AlarmCallback<A>) {
         match self.all.iter_mut().find(|watched| watched.id == id) {
             Some(watched) => watched.callback = Some(callback),
@@ -175,6 +175,6 @@ fn value<O: Os>(core: &Core<O>, kind: AlarmKind) -> usize {
         AlarmKind::Connections => core.conns.len(),
         AlarmKind::Descriptors => core.open_descriptors(),
         AlarmKind::Memory => core.memory.total(),
-        AlarmKind::Starvation => core.admission.fds.failures(),
+        AlarmKind::FdExhaustion => core.admission.fds.failures(),
     }
 }

@@ -45,7 +45,7 @@ pub(crate) struct Connection<S> {
     pub(crate) paused_for_memory: bool,
     pub(crate) counted: Counted,
     /// Remaining read budget of the iteration `budget_iteration`, in units of a frame's cost: a
-    /// connection may have several turns in one iteration.
+    /// connection may have several iterations in one iteration.
     pub(crate) budget: u16,
     /// The low bits of the iteration's number.
     pub(crate) budget_iteration: u16,
@@ -145,7 +145,7 @@ impl<S> Connections<S> {
         }
     }
 
-    /// Returns a reservation that was not used.
+    /// Released a reservation that was not used.
     pub(super) fn unreserve(&mut self) {
         self.keep_next = false;
         if let Some(share) = &mut self.share {
@@ -491,7 +491,7 @@ impl<S> Connection<S> {
             paused: self.machine.is_paused_by_handler(),
             congested: self.machine.is_congested(),
             throttled: self.machine.is_throttled(),
-            squeezed: self.is_paused_for_memory(),
+            paused_for_memory: self.is_paused_for_memory(),
             time_left: self.machine.time_left(now),
         }
     }

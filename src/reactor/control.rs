@@ -192,7 +192,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         Tree {
             connections: core.conns.len(),
             max_connections: core.conns.cap(),
-            unopened: core.admission.pending(),
+            pending: core.admission.pending(),
             memory: core.memory.total(),
             descriptors: core.open_descriptors(),
             draining: core.drain.is_on(),
@@ -279,7 +279,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
     fn set_suspended(&mut self, which: &ListenerRef, suspended: bool) -> Result<()> {
         let listener = self.core.listeners.find_mut(which)?;
         listener.suspended = suspended;
-        listener.pending |= !suspended;
+        listener.readable |= !suspended;
         // At once, so that it holds when this returns.
         self.core.reconcile();
         Ok(())

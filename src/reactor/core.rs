@@ -340,10 +340,10 @@ impl<O: Os> Core<O> {
 
     /// Accept or registration failed for lack of descriptors or memory: all listeners leave the poll.
     pub(super) fn begin_fd_exhaustion(&mut self, error: &std::io::Error) {
-        let until = self.now.after(self.config.starve_interval);
+        let until = self.now.after(self.config.emfile_backoff);
         let (open, cap) = (self.conns.len(), self.conns.cap());
-        self.stats.starved += u64::from(self.admission.fds.begin(until, error, open, cap));
-        self.listeners.mark_all_pending();
+        self.stats.out_of_fds += u64::from(self.admission.fds.begin(until, error, open, cap));
+        self.listeners.mark_all_readable();
     }
 
     // Listeners.
@@ -412,7 +412,7 @@ impl<O: Os> Core<O> {
             has_slot: self.conns.await_room(),
             ..self.capacity()
         };
-        let retry_at = self.now.after(self.config.starve_interval);
+        let retry_at = self.now.after(self.config.emfile_backoff);
         self.listeners.reconcile(&mut self.os, &capacity, retry_at);
     }
 
@@ -462,10 +462,10 @@ impl<O: Os> Core<O> {
     fn complete(&self, stats: &mut Stats) {
         stats.open = self.conns.len();
         stats.max_connections = self.conns.cap();
-        stats.unopened = self.admission.pending();
+        stats.pending = self.admission.pending();
         stats.connecting = self.outbound.len();
         stats.memory = self.memory.total();
-        stats.squeezed = self.memory.paused();
+        stats.paused_for_memory = self.memory.paused();
         stats.panics = self.guard.count();
         let traffic = &self.conns.pool.traffic;
         stats.bytes_in = traffic.bytes_in;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::sync::{Arc, Weak};
 
-use crate::detached::{Detached, Returns, Socket};
+use crate::detached::{Detached, Released, Socket};
 use crate::handle::Wake;
 use crate::id::ConnId;
 
@@ -16,7 +16,7 @@ pub(super) struct DetachedConns {
     leaving: BTreeMap<ConnId, Receiver>,
     /// The sockets of those that have left, while they are open.
     detached: BTreeMap<ConnId, Weak<Socket>>,
-    released: Arc<Returns>,
+    released: Arc<Released>,
 }
 
 impl DetachedConns {
@@ -24,7 +24,7 @@ impl DetachedConns {
         Self {
             leaving: BTreeMap::new(),
             detached: BTreeMap::new(),
-            released: Arc::new(Returns::new(wake)),
+            released: Arc::new(Released::new(wake)),
         }
     }
 
@@ -45,7 +45,7 @@ impl DetachedConns {
     }
 
     /// Where the streams report that they were dropped.
-    pub(super) fn released(&self) -> &Arc<Returns> {
+    pub(super) fn released(&self) -> &Arc<Released> {
         &self.released
     }
 

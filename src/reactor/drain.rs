@@ -101,7 +101,7 @@ impl Drain {
                 log::info!(target: logs::SERVER, "draining {} connections, at most {grace:?}", conns.len());
                 let mut max_accepts = 0;
                 for listener in listeners.iter_mut() {
-                    listener.pending = true;
+                    listener.readable = true;
                     listener.retry_at = Time::NEVER;
                     max_accepts += listener.options.socket.backlog as usize;
                 }

@@ -128,7 +128,7 @@ enum Read<'a> {
 
 /// Runs one turn of the connection.
 ///
-/// Most turns take one of two shortcuts, which hold only while the machine's table of predicates
+/// Most iterations take one of two shortcuts, which hold only while the machine's table of predicates
 /// says that nothing else can be due: [`answer`] for input to an idle connection, and [`open`] for a
 /// connection that opens at once. [`serve`] does everything.
 pub(crate) fn drive<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget) {
@@ -267,7 +267,7 @@ fn serve<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget, begu
     host.settle(!done && left);
 }
 
-/// Returns input that the machine holds, or else reads from the socket.
+/// Released input that the machine holds, or else reads from the socket.
 fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget) -> Read<'s> {
     let limited = host.is_memory_limited();
     let Some(Parts { conn, .. }) = host.parts() else {

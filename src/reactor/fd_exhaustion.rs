@@ -1,6 +1,6 @@
 //! Out of descriptors or socket memory (EMFILE, ENFILE, ENOBUFS, ENOMEM).
 //!
-//! All listeners leave the poll for [`Config::starve_interval`](crate::Config::starve_interval), or
+//! All listeners leave the poll for [`Config::emfile_backoff`](crate::Config::emfile_backoff), or
 //! until one of the server's descriptors closes. Each episode has one warning and one count.
 
 use std::io;
@@ -55,7 +55,7 @@ impl FdExhaustion {
         self.episode = true;
         self.failures = 1;
         log::warn!(
-            target: logs::STARVATION,
+            target: logs::FD_EXHAUSTION,
             "no new connections for now: {error}; {open} are served, new clients wait in the backlog; \
              raise the limit of open files (ulimit -n; fs.file-max for the system) or lower \
              max_connections ({cap})"
@@ -83,7 +83,7 @@ impl FdExhaustion {
             self.episode = false;
             self.over_at = None;
             log::info!(
-                target: logs::STARVATION,
+                target: logs::FD_EXHAUSTION,
                 "accepting again; {} attempts failed for lack of descriptors or memory",
                 self.failures
             );

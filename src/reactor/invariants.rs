@@ -86,7 +86,7 @@ impl<O: Os> Core<O> {
             return Some(format!("{} timers for {open} connections", self.conns.timers().len()));
         }
         if self.running.is_some() {
-            return Some("somebody has the turn between two turns".to_owned());
+            return Some("somebody has the turn between two iterations".to_owned());
         }
         let fault = self.miscounted_source().or_else(|| self.deaf_listener());
         if fault.is_some() {
@@ -171,7 +171,7 @@ impl<O: Os> Core<O> {
             .filter(|slot| !slot.queued && !slot.retry)
             .filter_map(|slot| {
                 let stream = slot.stream.as_ref()?;
-                // Who is squeezed waits for others to hold less.
+                // Who is paused_for_memory waits for others to hold less.
                 let for_input = slot.machine.wants_read() && !slot.is_paused_for_memory();
                 Some((slot.id, stream, for_input, slot.machine.sendable() > 0))
             })

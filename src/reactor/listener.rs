@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! Listening --cap reached--> Full --slot freed--> Listening
-//! Listening --EMFILE ENFILE ENOBUFS ENOMEM--> Starved --interval over, or one of our fds closed--> Listening
+//! Listening --EMFILE ENFILE ENOBUFS ENOMEM--> OutOfFds --interval over, or one of our fds closed--> Listening
 //! Listening <--suspend/resume--> Suspended          any --close/drain--> Closed
 //! ```
 //!
-//! In Full, Starved and Suspended it is deregistered. [`Listener::registered`] is what the kernel
+//! In Full, OutOfFds and Suspended it is deregistered. [`Listener::registered`] is what the kernel
 //! has confirmed, never what is wanted; the reactor makes one follow the other, and retries by timer.
 
 use std::io;
@@ -49,7 +49,7 @@ pub(super) struct Listener<L> {
     pub(super) registered: bool,
     /// Accept may find a client: an event came, the budget ended, or the listener was out of the
     /// poll.
-    pub(super) pending: bool,
+    pub(super) readable: bool,
     /// After a failure: neither accept nor register before then.
     pub(super) retry_at: Time,
     /// It has deferred to the servers that share its backlog once, and does not again.
@@ -79,7 +79,7 @@ impl<L> Listener<L> {
             accepted: 0,
             suspended: false,
             registered: false,
-            pending: true,
+            readable: true,
             retry_at: Time::NEVER,
             deferred: false,
             failing: false,
@@ -114,7 +114,7 @@ impl<L> Listener<L> {
 
     /// Neither suspended nor waiting after a failure, and accept may find a client.
     pub(super) fn may_accept(&self) -> bool {
-        self.pending && !self.suspended && !self.retry_at.is_armed()
+        self.readable && !self.suspended && !self.retry_at.is_armed()
     }
 
     /// The cap of the server or of this listener is reached.
@@ -200,7 +200,7 @@ impl<L> Listener<L> {
         } else if self.suspended {
             ListenerState::Suspended
         } else if capacity.out_of_fds {
-            ListenerState::Starved
+            ListenerState::OutOfFds
         } else if self.lets_wait() && (self.is_full(capacity) || self.is_crowded(capacity)) {
             ListenerState::Full
         } else if self.lets_wait() && self.limited_until(capacity) > capacity.now {

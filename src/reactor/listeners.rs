@@ -94,7 +94,7 @@ impl<L> Listeners<L> {
     /// Begins an accept round: each round starts with another listener. `None` if none can have a
     /// client.
     pub(super) fn begin_round(&mut self) -> Option<usize> {
-        if !self.all.iter().any(|listener| listener.pending) {
+        if !self.all.iter().any(|listener| listener.readable) {
             return None;
         }
         self.first = (self.first + 1) % self.all.len().max(1);
@@ -105,14 +105,14 @@ impl<L> Listeners<L> {
     /// without waiting for an event.
     pub(super) fn retry_unregistered(&mut self) {
         for listener in &mut self.all {
-            listener.pending |= !listener.registered && listener.is_open();
+            listener.readable |= !listener.registered && listener.is_open();
         }
     }
 
     /// Marks every listener: accept without waiting for an event.
-    pub(super) fn mark_all_pending(&mut self) {
+    pub(super) fn mark_all_readable(&mut self) {
         for listener in &mut self.all {
-            listener.pending = true;
+            listener.readable = true;
         }
     }
 
@@ -120,7 +120,7 @@ impl<L> Listeners<L> {
     /// cheap.
     pub(super) fn handle_event(&mut self, token: Token) {
         for listener in &mut self.all {
-            listener.pending |= Token::of_listener(listener.id) == token;
+            listener.readable |= Token::of_listener(listener.id) == token;
         }
     }
 
@@ -129,7 +129,7 @@ impl<L> Listeners<L> {
         for listener in &mut self.all {
             if listener.retry_at <= due {
                 listener.retry_at = Time::NEVER;
-                listener.pending = true;
+                listener.readable = true;
             }
         }
     }
@@ -198,7 +198,7 @@ impl<L> Listeners<L> {
             };
             let wanted = listener.state(capacity) == ListenerState::Listening;
             // No event announces the clients that come while it is out of the poll.
-            listener.pending |= !wanted && listener.is_open();
+            listener.readable |= !wanted && listener.is_open();
             if wanted == listener.registered || listener.retry_at.is_armed() {
                 continue;
             }
@@ -214,7 +214,7 @@ impl<L> Listeners<L> {
                 Ok(()) => {
                     listener.registered = wanted;
                     // A client may have come since the last accept: do not rely on the edge.
-                    listener.pending |= wanted;
+                    listener.readable |= wanted;
                 }
                 Err(error) => {
                     let what = if wanted { "cannot register" } else { "cannot deregister" };
@@ -224,7 +224,7 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// Removes a closed listener that has no connections left. Returns the key of its service.
+    /// Removes a closed listener that has no connections left. Released the key of its service.
     pub(super) fn remove_closed(&mut self) -> Option<(Listener<L>, usize)> {
         let over = |listener: &Listener<L>| !listener.is_open() && listener.connections == 0;
         let at = self.all.iter().position(over)?;
@@ -246,7 +246,7 @@ pub(super) fn close<O: Os>(os: &mut O, listener: &mut Listener<O::Listener>) {
         }
     }
     os.close_listener(socket);
-    listener.pending = false;
+    listener.readable = false;
     listener.retry_at = Time::NEVER;
     log::info!(target: logs::LISTENER, "listener {} on {} is closed", listener.name, listener.addr);
 }

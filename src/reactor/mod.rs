@@ -241,7 +241,7 @@ impl<A, O: Os> Reactor<A, O> {
         let core = &mut self.inner.core;
         // Last: slots that were freed in this iteration and not reused are for the other servers.
         core.conns.offer_room();
-        core.stats.turns += 1;
+        core.stats.iterations += 1;
         core.publish();
         Ok(())
     }
@@ -316,7 +316,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.commands_left = true;
     }
 
-    /// Gives the connections in the run queues their turns. One that is queued meanwhile waits for
+    /// Gives the connections in the run queues their iterations. One that is queued meanwhile waits for
     /// the next iteration.
     fn run_queues(&mut self, app: &mut A, due: Time) {
         for _ in 0..self.inner.core.conns.handshakes_len() {
@@ -416,8 +416,8 @@ impl<A, O: Os> Reactor<A, O> {
     /// Gives a connection its turn. Never called from inside a callback.
     fn turn(&mut self, app: &mut A, id: ConnId) {
         let core = &mut self.inner.core;
-        debug_assert!(core.running.is_none(), "turns do not nest");
-        let iteration = core.stats.turns as u16;
+        debug_assert!(core.running.is_none(), "iterations do not nest");
+        let iteration = core.stats.iterations as u16;
         let Some(conn) = core.conns.get(id).filter(|conn| !conn.machine.is_detached()) else {
             return;
         };

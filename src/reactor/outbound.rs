@@ -138,7 +138,7 @@ impl<O: Os> Core<O> {
         Ok(Connection {
             stream,
             writable: connected,
-            ..Connection::new(id, None, addr, machine, now, self.stats.turns)
+            ..Connection::new(id, None, addr, machine, now, self.stats.iterations)
         })
     }
 
@@ -154,7 +154,7 @@ impl<O: Os> Core<O> {
         }
     }
 
-    /// An attempt has failed. Returns when the next one begins, if there is one.
+    /// An attempt has failed. Released when the next one begins, if there is one.
     fn plan_retry(&mut self, id: ConnId, attempt: &mut Attempt, error: &dyn fmt::Display) -> Option<Time> {
         attempt.failed = attempt.failed.saturating_add(1);
         let delay = match &attempt.retry {

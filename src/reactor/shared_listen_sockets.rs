@@ -10,7 +10,7 @@ use crate::listen::SocketOptions;
 /// The sockets that were opened, until all servers are there.
 #[derive(Default)]
 pub(crate) struct SharedListenSockets {
-    sockets: Mutex<Vec<SharedSocket>>,
+    listen_sockets: Mutex<Vec<SharedSocket>>,
 }
 
 struct SharedSocket {
@@ -30,15 +30,15 @@ impl SharedListenSockets {
         options: &SocketOptions,
         bind: impl Fn(&Addr) -> io::Result<Listener>,
     ) -> io::Result<Listener> {
-        let mut sockets = self.lock();
-        if let Some(shared) = sockets.iter().filter(|shared| shared.asked == *asked).nth(nth) {
+        let mut listen_sockets = self.lock();
+        if let Some(shared) = listen_sockets.iter().filter(|shared| shared.asked == *asked).nth(nth) {
             return match (asked, options.reuse_port) {
                 (Addr::Tcp(_), true) => bind(&shared.socket.local_addr()?),
                 _ => shared.socket.try_clone(),
             };
         }
         let socket = bind(asked)?;
-        sockets.push(SharedSocket {
+        listen_sockets.push(SharedSocket {
             asked: asked.clone(),
             socket: socket.try_clone()?,
         });
@@ -51,6 +51,6 @@ impl SharedListenSockets {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<SharedSocket>> {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.listen_sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

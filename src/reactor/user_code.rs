@@ -103,7 +103,9 @@ impl<A> UserCode<A> {
         closed: &Closed,
     ) {
         if let Some(service) = self.services.get_mut(service) {
-            guard.call("a service's on_unopened", || service.on_unopened(app, peer, closed));
+            guard.call("a service's on_failed_accept", || {
+                service.on_failed_accept(app, peer, closed)
+            });
         }
     }
 

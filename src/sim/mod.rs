@@ -51,17 +51,17 @@
 //! ```
 
 mod clients;
+mod conn_model;
 mod coverage;
 mod faults;
+mod input;
 mod kernel;
 mod os;
 mod random;
 mod remotes;
 mod script;
-mod single;
 mod socket;
 mod sockets;
-mod stimulus;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -71,17 +71,17 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub use clients::{ClientId, ClientState};
+pub use conn_model::{ConnModel, Snapshot};
 pub use coverage::{Coverage, Stage};
 use coverage::{Notes, Recorder};
 pub use faults::{Call, Fault, Faults, Scripted};
+pub use input::{Action, End, Input, Told};
 use kernel::Kernel;
 use os::SimOs;
 pub use random::Random;
 pub use remotes::Answer;
 pub use script::{shrink, Op, Script};
-pub use single::{Single, Snapshot};
 use socket::Dial;
-pub use stimulus::{Deed, End, Stimulus, Told};
 
 use crate::config::Config;
 use crate::control::{Control, ControlOps as _};
@@ -265,7 +265,7 @@ impl<A> Sim<A> {
     }
 
     /// Descriptors that the process may have open, listeners included, as RLIMIT_NOFILE; `usize::MAX`, as at first, is no
-    /// limit. Who finds none waits for [`Config::starve_interval`](crate::Config::starve_interval), or until one is free.
+    /// limit. Who finds none waits for [`Config::emfile_backoff`](crate::Config::emfile_backoff), or until one is free.
     pub fn set_descriptor_limit(&mut self, descriptors: usize) {
         self.kernel.borrow_mut().fd_limit = descriptors;
     }

@@ -10,8 +10,8 @@ use portcullis::{
     Outcome, Server,
 };
 
+use super::harness::blow;
 use super::planned::quiet;
-use super::theatre::blow;
 
 /// Panics when it goes, and says nothing bad before.
 #[derive(Debug)]

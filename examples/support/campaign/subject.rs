@@ -1,4 +1,4 @@
-//! The handlers of the campaign: each of another temper, all of them keeping the books of [`App`].
+//! The handlers of the campaign: each of another kind, all of them keeping the books of [`App`].
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use super::wire::Wire;
 
 /// What kind of handler there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Temper {
+pub enum HandlerKind {
     /// Sends every frame back, as all of them do.
     Echo,
     /// Pauses after each frame, and goes on by timer.
@@ -53,7 +53,7 @@ pub enum Temper {
     Halving,
 }
 
-impl Temper {
+impl HandlerKind {
     pub const ALL: [Self; 16] = [
         Self::Echo,
         Self::Pausing,
@@ -82,13 +82,13 @@ pub struct Subject {
     /// What it may still do of what would never end.
     energy: usize,
     closed: bool,
-    _fuse: Option<Fuse>,
+    _panic_on_drop: Option<PanicOnDrop>,
 }
 
 /// Panics when it is dropped.
-struct Fuse(Rc<Cell<bool>>, Rc<Cell<u64>>);
+struct PanicOnDrop(Rc<Cell<bool>>, Rc<Cell<u64>>);
 
-impl Drop for Fuse {
+impl Drop for PanicOnDrop {
     fn drop(&mut self) {
         if self.0.get() && !std::thread::panicking() {
             self.1.set(self.1.get() + 1);
@@ -99,15 +99,15 @@ impl Drop for Fuse {
 
 impl Subject {
     pub fn new(door: &Rc<Door>, app: &App, mut random: Random) -> Self {
-        let fuse = (door.temper == Temper::Panicking && random.chance(100))
-            .then(|| Fuse(Rc::clone(&app.armed), Rc::clone(&app.blown)));
+        let panic_on_drop = (door.handler_kind == HandlerKind::Panicking && random.chance(100))
+            .then(|| PanicOnDrop(Rc::clone(&app.armed), Rc::clone(&app.blown)));
         Self {
             door: Rc::clone(door),
             random,
             frames: 0,
             energy: 100,
             closed: false,
-            _fuse: fuse,
+            _panic_on_drop: panic_on_drop,
         }
     }
 
@@ -129,11 +129,11 @@ impl Subject {
     }
 
     fn misbehave(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        match self.door.temper {
-            Temper::Meddling if self.random.chance(100) => self.meddle(cx),
-            Temper::Posting if self.random.chance(200) => self.give_orders(cx),
-            Temper::Panicking if self.random.chance(30) => blow(cx.app),
-            Temper::Suicidal if self.random.chance(150) => return self.end_itself(cx),
+        match self.door.handler_kind {
+            HandlerKind::Meddling if self.random.chance(100) => self.meddle(cx),
+            HandlerKind::Posting if self.random.chance(200) => self.give_orders(cx),
+            HandlerKind::Panicking if self.random.chance(30) => blow(cx.app),
+            HandlerKind::Suicidal if self.random.chance(150) => return self.end_itself(cx),
             _ => {}
         }
         Ok(())
@@ -267,16 +267,16 @@ impl Handler<App> for Subject {
         let (id, peer) = (cx.conn.id(), tcp(&cx.conn.peer_addr()));
         cx.app.members.push((id, peer));
         let talk = cx.app.talk(peer);
-        if std::mem::replace(&mut talk.opened, true) || talk.unopened.is_some() {
+        if std::mem::replace(&mut talk.opened, true) || talk.failed_accept.is_some() {
             cx.app.blame("opened twice, or after its end");
         }
         self.within(cx, |own, cx| {
-            match own.door.temper {
-                Temper::Flooding => own.flood(cx)?,
-                Temper::Ticking => cx.conn.set_timer(1, Duration::ZERO),
-                Temper::Halving if own.random.chance(300) => cx.conn.finish(),
-                Temper::Sleeping if own.random.chance(100) => cx.app.pause(&mut cx.conn, true),
-                Temper::Shifting => {
+            match own.door.handler_kind {
+                HandlerKind::Flooding => own.flood(cx)?,
+                HandlerKind::Ticking => cx.conn.set_timer(1, Duration::ZERO),
+                HandlerKind::Halving if own.random.chance(300) => cx.conn.finish(),
+                HandlerKind::Sleeping if own.random.chance(100) => cx.app.pause(&mut cx.conn, true),
+                HandlerKind::Shifting => {
                     let after = Duration::from_millis(own.random.below(200) as u64);
                     cx.conn.set_timer(1, after);
                 }
@@ -293,23 +293,23 @@ impl Handler<App> for Subject {
         self.frames += 1;
         self.within(cx, |own, cx| {
             match cx.app.send(&mut cx.conn, frame) {
-                Err(SendError::Closed) if own.door.temper == Temper::Halving => {}
+                Err(SendError::Closed) if own.door.handler_kind == HandlerKind::Halving => {}
                 sent => sent?,
             }
-            match own.door.temper {
-                Temper::Halving if own.frames == 2 => cx.conn.finish(),
-                Temper::Pausing => {
+            match own.door.handler_kind {
+                HandlerKind::Halving if own.frames == 2 => cx.conn.finish(),
+                HandlerKind::Pausing => {
                     cx.app.pause(&mut cx.conn, true);
                     let after = Duration::from_millis(own.random.below(20) as u64);
                     cx.conn.set_timer(1, after);
                 }
-                Temper::Starttls if own.frames == 1 => {
+                HandlerKind::Starttls if own.frames == 1 => {
                     cx.app.pause(&mut cx.conn, true);
                     cx.conn.set_timer(1, Duration::from_millis(3));
                 }
-                Temper::Sleeping if own.random.chance(300) => cx.app.pause(&mut cx.conn, true),
-                Temper::Brief if own.frames >= 3 => cx.conn.close(),
-                Temper::Shifting if own.frames % 2 == 0 => {
+                HandlerKind::Sleeping if own.random.chance(300) => cx.app.pause(&mut cx.conn, true),
+                HandlerKind::Brief if own.frames >= 3 => cx.conn.close(),
+                HandlerKind::Shifting if own.frames % 2 == 0 => {
                     own.shift(cx);
                     if own.random.chance(300) {
                         let max = own.random.between(8, 255);
@@ -317,8 +317,8 @@ impl Handler<App> for Subject {
                         cx.app.talk(tcp(&cx.conn.peer_addr())).max = max;
                     }
                 }
-                Temper::Flooding => own.flood(cx)?,
-                Temper::Upgrading if own.door.may_upgrade => own.upgrade(cx),
+                HandlerKind::Flooding => own.flood(cx)?,
+                HandlerKind::Upgrading if own.door.may_upgrade => own.upgrade(cx),
                 _ => {}
             }
             Ok(())
@@ -337,9 +337,9 @@ impl Handler<App> for Subject {
 
     fn on_finish(&mut self, cx: &mut Context<'_, App>) -> Outcome {
         self.within(cx, |own, cx| {
-            match own.door.temper {
-                Temper::Stubborn => {}
-                Temper::Halving => cx.conn.finish(),
+            match own.door.handler_kind {
+                HandlerKind::Stubborn => {}
+                HandlerKind::Halving => cx.conn.finish(),
                 _ => cx.conn.close(),
             }
             Ok(())
@@ -347,29 +347,29 @@ impl Handler<App> for Subject {
     }
 
     fn on_writable(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        self.within(cx, |own, cx| match own.door.temper {
-            Temper::Flooding => own.flood(cx),
+        self.within(cx, |own, cx| match own.door.handler_kind {
+            HandlerKind::Flooding => own.flood(cx),
             _ => Ok(()),
         })
     }
 
     fn on_timer(&mut self, cx: &mut Context<'_, App>, _key: u8) -> Outcome {
         self.within(cx, |own, cx| {
-            match own.door.temper {
-                Temper::Shifting => own.shift(cx),
-                Temper::Starttls => {
+            match own.door.handler_kind {
+                HandlerKind::Shifting => own.shift(cx),
+                HandlerKind::Starttls => {
                     own.shift(cx);
                     if own.random.chance(500) {
                         // It may be full, which is a result.
                         let _ = cx.app.send(&mut cx.conn, b"x");
                     }
                 }
-                Temper::Ticking if own.energy > 0 => {
+                HandlerKind::Ticking if own.energy > 0 => {
                     own.energy -= 1;
                     cx.conn.set_timer(1, Duration::ZERO);
                 }
                 // Others may have set it.
-                Temper::Sleeping => return Ok(()),
+                HandlerKind::Sleeping => return Ok(()),
                 _ => {}
             }
             cx.app.pause(&mut cx.conn, false);
@@ -384,7 +384,7 @@ impl Handler<App> for Subject {
 
     fn on_drain(&mut self, cx: &mut Context<'_, App>) -> Outcome {
         self.within(cx, |own, cx| {
-            if own.door.temper != Temper::Stubborn {
+            if own.door.handler_kind != HandlerKind::Stubborn {
                 cx.conn.close_after_input();
             }
             Ok(())
@@ -406,7 +406,7 @@ impl Handler<App> for Subject {
             judged.unwrap_or_else(|fault| cx.app.blame(fault));
         }
         let outcome = self.within(cx, |own, cx| {
-            if own.door.temper == Temper::Clinging {
+            if own.door.handler_kind == HandlerKind::Clinging {
                 own.say_farewell(cx);
             }
             Ok(())
@@ -417,9 +417,9 @@ impl Handler<App> for Subject {
     }
 
     fn on_connect_failed(&mut self, cx: &mut Context<'_, App>, closed: &Closed) {
-        cx.app.unopened += 1;
+        cx.app.failed_accepts += 1;
         let talk = cx.app.talk(tcp(&cx.conn.peer_addr()));
-        if talk.opened || talk.unopened.replace(closed.reason).is_some() {
+        if talk.opened || talk.failed_accept.replace(closed.reason).is_some() {
             cx.app.blame("it failed to connect twice, or after it had");
         }
         // There is nothing to close.
@@ -454,13 +454,13 @@ pub struct Live {
 }
 
 /// The service of one listener.
-pub struct Doorkeeper {
+pub struct TestService {
     door: Rc<Door>,
     live: Rc<RefCell<Live>>,
     random: Random,
 }
 
-impl Doorkeeper {
+impl TestService {
     pub fn new(door: &Rc<Door>, live: &Rc<RefCell<Live>>, random: Random) -> Self {
         Self {
             door: Rc::clone(door),
@@ -470,11 +470,11 @@ impl Doorkeeper {
     }
 
     fn panics(&mut self) -> bool {
-        self.door.temper == Temper::Panicking && self.random.chance(50)
+        self.door.handler_kind == HandlerKind::Panicking && self.random.chance(50)
     }
 }
 
-impl Service<App> for Doorkeeper {
+impl Service<App> for TestService {
     fn accept(&mut self, app: &mut App, peer: Peer) -> Result<Box<dyn Handler<App>>, Refuse> {
         let live = self.live.borrow();
         let introduced = app.talk(tcp(&peer.addr)).introduce(&peer, &live.rules, live.epoch);
@@ -496,8 +496,8 @@ impl Service<App> for Doorkeeper {
         Ok(Box::new(Subject::new(&self.door, app, random)))
     }
 
-    fn on_unopened(&mut self, app: &mut App, peer: &Peer, closed: &Closed) {
-        app.unopened += 1;
+    fn on_failed_accept(&mut self, app: &mut App, peer: &Peer, closed: &Closed) {
+        app.failed_accepts += 1;
         let live = self.live.borrow();
         let is_full = matches!(closed.reason, CloseReason::AtCapacity | CloseReason::RateLimited);
         let farewell = match &live.rules.at_capacity {
@@ -506,7 +506,7 @@ impl Service<App> for Doorkeeper {
         };
         let talk: &mut Talk = app.talk(tcp(&peer.addr));
         talk.promised.extend(farewell);
-        let judged = talk.judge_unopened(closed.reason, peer, &live.rules, live.epoch);
+        let judged = talk.judge_failed_accept(closed.reason, peer, &live.rules, live.epoch);
         drop(live);
         judged.unwrap_or_else(|fault| app.blame(fault));
         // Who is limited by its source may have had a place; nobody can tell.
@@ -515,7 +515,7 @@ impl Service<App> for Doorkeeper {
             *app.turned_away.1.entry(peer.listener).or_default() += 1;
         }
         let talk: &mut Talk = app.talk(tcp(&peer.addr));
-        if talk.unopened.replace(closed.reason).is_some() || talk.opened {
+        if talk.failed_accept.replace(closed.reason).is_some() || talk.opened {
             app.blame("ended twice, or opened before");
         }
         if self.panics() {

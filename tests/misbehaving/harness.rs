@@ -51,7 +51,7 @@ pub struct Log {
     pub told: Vec<&'static str>,
     /// Why who has ended, by number in the order of accept.
     pub reasons: Vec<(usize, CloseReason)>,
-    pub unopened: Vec<CloseReason>,
+    pub failed_accepts: Vec<CloseReason>,
     pub ids: Vec<ConnId>,
     pub handle: Option<Handle<Log>>,
     /// From now on everybody behaves.
@@ -75,22 +75,22 @@ pub type Cx<'a> = Context<'a, Log>;
 pub type Play = Rc<dyn Fn(&mut Cx<'_>, Call<'_>) -> Outcome>;
 
 /// A handler that does what the test says.
-pub struct Puppet {
+pub struct ScriptedHandler {
     pub number: usize,
     pub play: Play,
-    pub _fuse: Option<Fuse>,
+    pub _panic_on_drop: Option<PanicOnDrop>,
 }
 
 /// Panics when it is dropped.
-pub struct Fuse;
+pub struct PanicOnDrop;
 
-impl Drop for Fuse {
+impl Drop for PanicOnDrop {
     fn drop(&mut self) {
         blow();
     }
 }
 
-impl Puppet {
+impl ScriptedHandler {
     fn run(&mut self, cx: &mut Cx<'_>, call: Call<'_>) -> Outcome {
         if self.number == 0 || cx.app.over {
             return behave(cx, call);
@@ -111,7 +111,7 @@ pub fn behave(cx: &mut Cx<'_>, call: Call<'_>) -> Outcome {
     Ok(())
 }
 
-impl Handler<Log> for Puppet {
+impl Handler<Log> for ScriptedHandler {
     fn on_open(&mut self, cx: &mut Cx<'_>) -> Outcome {
         cx.app.ids.push(cx.conn.id());
         self.run(cx, Call::Open)
@@ -149,7 +149,7 @@ pub enum Welcome {
     RefuseAndPanic,
     Panic,
     /// Its handler panics when it is dropped.
-    Fuse,
+    PanicOnDrop,
 }
 
 struct Usher {
@@ -169,16 +169,16 @@ impl Service<Log> for Usher {
         match welcome {
             Welcome::Panic => blow(),
             Welcome::RefuseAndPanic => Err(Refuse::with_farewell("not you\n")),
-            Welcome::Accept | Welcome::Fuse => Ok(Box::new(Puppet {
+            Welcome::Accept | Welcome::PanicOnDrop => Ok(Box::new(ScriptedHandler {
                 number,
                 play: Rc::clone(&self.play),
-                _fuse: (welcome == Welcome::Fuse).then(|| Fuse),
+                _panic_on_drop: (welcome == Welcome::PanicOnDrop).then(|| PanicOnDrop),
             })),
         }
     }
 
-    fn on_unopened(&mut self, app: &mut Log, _: &Peer, closed: &Closed) {
-        app.unopened.push(closed.reason);
+    fn on_failed_accept(&mut self, app: &mut Log, _: &Peer, closed: &Closed) {
+        app.failed_accepts.push(closed.reason);
         if self.welcome == Welcome::RefuseAndPanic {
             blow();
         }
@@ -186,7 +186,7 @@ impl Service<Log> for Usher {
 }
 
 /// A server, and a bystander who is served from the beginning to the end.
-pub struct Theatre {
+pub struct Harness {
     pub sim: Sim<Log>,
     pub addr: SocketAddr,
     pub bystander: ClientId,
@@ -196,22 +196,22 @@ pub fn lines() -> Listen {
     Listen::tcp("127.0.0.1:0").framing(Framing::Line)
 }
 
-pub fn theatre(play: impl Fn(&mut Cx<'_>, Call<'_>) -> Outcome + 'static) -> Theatre {
-    theatre_of(Config::new(), lines(), Welcome::Accept, play)
+pub fn harness(play: impl Fn(&mut Cx<'_>, Call<'_>) -> Outcome + 'static) -> Harness {
+    harness_of(Config::new(), lines(), Welcome::Accept, play)
 }
 
-pub fn theatre_of(
+pub fn harness_of(
     config: Config,
     listen: Listen,
     welcome: Welcome,
     play: impl Fn(&mut Cx<'_>, Call<'_>) -> Outcome + 'static,
-) -> Theatre {
+) -> Harness {
     quiet();
     let log = Log {
         accepted: 0,
         told: Vec::new(),
         reasons: Vec::new(),
-        unopened: Vec::new(),
+        failed_accepts: Vec::new(),
         ids: Vec::new(),
         handle: None,
         over: false,
@@ -226,12 +226,12 @@ pub fn theatre_of(
     };
     let addr = sim.listen(listen, usher).expect("listen");
     let bystander = sim.connect(addr).expect("connected");
-    let mut theatre = Theatre { sim, addr, bystander };
-    theatre.serve(bystander, "hello\n");
-    theatre
+    let mut harness = Harness { sim, addr, bystander };
+    harness.serve(bystander, "hello\n");
+    harness
 }
 
-impl Theatre {
+impl Harness {
     pub fn enter(&mut self) -> ClientId {
         let client = self.sim.connect(self.addr).expect("connected");
         self.sim.settle();
@@ -289,7 +289,10 @@ impl Theatre {
             log.reasons.len(),
             "one on_close for each on_open"
         );
-        assert_eq!(stats.opened as usize + log.unopened.len(), stats.accepted as usize);
+        assert_eq!(
+            stats.opened as usize + log.failed_accepts.len(),
+            stats.accepted as usize
+        );
         assert_eq!(stats.panics, panics);
         stats
     }
