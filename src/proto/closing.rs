@@ -4,19 +4,19 @@ use std::error::Error as StdError;
 use std::io;
 
 use super::deadline::Deadlines;
-use super::state::{Farewell, Flags, NextStep, State};
+use super::state::{ClosePhase, Flags, NextStep, State};
 use super::{Machine, Pool, Time};
 use crate::reason::{Close, CloseReason, Closed};
 
 impl Machine {
     /// FIN is sent, or could not be because the connection is gone already.
     pub(crate) fn handle_shutdown(&mut self, now: Time, sent: bool) {
-        if self.farewell == Farewell::Shutdown {
+        if self.close_phase == ClosePhase::Shutdown {
             if sent && !self.flags.has(Flags::EOF) {
-                self.farewell = Farewell::Linger;
+                self.close_phase = ClosePhase::Linger;
                 self.deadlines.stage = now.after(self.limits.linger_timeout);
             } else {
-                self.farewell = Farewell::Gone { reset: false };
+                self.close_phase = ClosePhase::Gone { reset: false };
             }
         } else if self.is_fin_due() {
             // One that could not be sent is of a connection that is gone, which a read will tell.
@@ -36,7 +36,7 @@ impl Machine {
         self.state == State::Open
             && self.flags.has(Flags::FINISHING)
             && !self.flags.has(Flags::FIN_SENT)
-            && !self.is_deaf()
+            && !self.write_closed()
             && self.queued() == 0
             && self.tls.as_ref().is_none_or(|session| session.has_said_goodbye())
     }
@@ -50,21 +50,21 @@ impl Machine {
     pub(crate) fn close_after_input(&mut self) {
         if self.takes_output() && !self.flags.has(Flags::CLOSE_AFTER_INPUT) {
             self.flags.set(Flags::CLOSE_AFTER_INPUT);
-            self.flags.clear(Flags::DRY);
+            self.flags.clear(Flags::READ_DRAINED);
         }
     }
 
     /// An answer is still to come.
-    pub(crate) fn await_answer(&mut self) {
-        self.holds = self.holds.saturating_add(1);
+    pub(crate) fn await_reply(&mut self) {
+        self.pending_replies = self.pending_replies.saturating_add(1);
     }
 
     /// It has come, or will not.
-    pub(crate) fn answered(&mut self) {
-        self.holds = self.holds.saturating_sub(1);
-        if self.holds == 0 && !self.flags.has(Flags::EOF) {
+    pub(crate) fn end_reply(&mut self) {
+        self.pending_replies = self.pending_replies.saturating_sub(1);
+        if self.pending_replies == 0 && !self.flags.has(Flags::EOF) {
             // What "nothing left to read" meant before says nothing of what has come since.
-            self.flags.clear(Flags::DRY);
+            self.flags.clear(Flags::READ_DRAINED);
         }
     }
 
@@ -74,9 +74,9 @@ impl Machine {
         match self.state {
             State::Accepting | State::Handshaking => {
                 self.deadlines.stage = self.deadlines.stage.min(handshake_until);
-                self.flags.set(Flags::TELL_DRAIN);
+                self.flags.set(Flags::DRAIN_PENDING);
             }
-            State::Open => self.flags.set(Flags::TELL_DRAIN),
+            State::Open => self.flags.set(Flags::DRAIN_PENDING),
             // Nobody connects to anybody any more: it is given up.
             State::Connecting | State::Closing => {}
         }
@@ -84,7 +84,7 @@ impl Machine {
 
     /// Closes in order: the handler has said all it wants.
     pub(crate) fn close_by_handler(&mut self, now: Time, pool: &mut Pool) {
-        let reason = if self.flags.has(Flags::FINISH_TOLD) {
+        let reason = if self.flags.has(Flags::FINISH_REPORTED) {
             if self.is_cut_off() {
                 CloseReason::TlsTruncated
             } else {
@@ -114,25 +114,25 @@ impl Machine {
         if self.state == State::Closing {
             return;
         }
-        if self.flags.has(Flags::WRITE_DEAD) || self.is_connecting() {
+        if self.flags.has(Flags::WRITE_FAILED) || self.is_connecting() {
             return self.end(closed, pool);
         }
-        if self.is_handshaking() && !self.outbox.is_empty() {
+        if self.is_handshaking() && !self.send_buf.is_empty() {
             // It was sent for a handshake to encrypt that will not be over, and never goes in the clear.
-            self.outbox.clear(pool);
+            self.send_buf.clear(pool);
             closed.reason = CloseReason::TlsHandshake;
             let words = "closed during the handshake: what was sent since it began is lost";
             closed.error.get_or_insert_with(|| words.into());
         }
-        self.farewell = Farewell::Flush;
+        self.close_phase = ClosePhase::Flush;
         self.enter_closing(pool);
         if self.flags.has(Flags::FIN_SENT) {
             // All is said: what is left is to wait for the peer's end.
             let ended = self.flags.has(Flags::EOF);
-            self.farewell = if ended {
-                Farewell::Gone { reset: false }
+            self.close_phase = if ended {
+                ClosePhase::Gone { reset: false }
             } else {
-                Farewell::Linger
+                ClosePhase::Linger
             };
             self.deadlines.stage = now.after(self.limits.linger_timeout);
         }
@@ -154,9 +154,9 @@ impl Machine {
 
     /// The drain's deadline is over. Who has had everything and our FIN has ended in order; else false, and it is reset.
     pub(crate) fn cut_short(&mut self, pool: &mut Pool) -> bool {
-        let ended = self.farewell == Farewell::Linger;
+        let ended = self.close_phase == ClosePhase::Linger;
         if ended {
-            self.farewell = Farewell::Gone { reset: false };
+            self.close_phase = ClosePhase::Gone { reset: false };
         } else {
             self.reset(Closed::new(CloseReason::DrainForced), pool);
         }
@@ -164,16 +164,16 @@ impl Machine {
     }
 
     pub(super) fn leave(&mut self, closed: Closed, reset: bool, pool: &mut Pool) {
-        if matches!(self.farewell, Farewell::Gone { .. }) {
+        if matches!(self.close_phase, ClosePhase::Gone { .. }) {
             return;
         }
         // What was promised to the peer is lost now: that is the reason to report. An alert for a failed handshake is
         // no promise.
-        let lost = self.state == State::Closing && self.was_open() && self.owed() > 0;
-        self.farewell = Farewell::Gone { reset };
+        let lost = self.state == State::Closing && self.was_open() && self.unsent_app_bytes() > 0;
+        self.close_phase = ClosePhase::Gone { reset };
         self.enter_closing(pool);
         self.deadlines = Deadlines::none();
-        self.outbox.clear(pool);
+        self.send_buf.clear(pool);
         if let Some(session) = &mut self.tls {
             session.clear(pool);
         }
@@ -205,18 +205,18 @@ impl Machine {
         self.deadlines.write = write;
         self.timers = Vec::new();
         self.flags.clear(Flags::TIMED);
-        self.flags.clear(Flags::TELL_TIMER);
-        self.held_at = 0;
-        pool.give(std::mem::take(&mut self.held));
+        self.flags.clear(Flags::TIMER_PENDING);
+        self.recv_pos = 0;
+        pool.give(std::mem::take(&mut self.recv_buf));
     }
 
     #[inline]
     pub(crate) fn next_step(&self) -> NextStep {
-        match self.farewell {
-            Farewell::None if self.is_fin_due() => NextStep::Shutdown,
-            Farewell::None | Farewell::Flush | Farewell::Linger => NextStep::Wait,
-            Farewell::Shutdown => NextStep::Shutdown,
-            Farewell::Gone { reset } => NextStep::Gone { reset },
+        match self.close_phase {
+            ClosePhase::None if self.is_fin_due() => NextStep::Shutdown,
+            ClosePhase::None | ClosePhase::Flush | ClosePhase::Linger => NextStep::Wait,
+            ClosePhase::Shutdown => NextStep::Shutdown,
+            ClosePhase::Gone { reset } => NextStep::Gone { reset },
         }
     }
 
@@ -233,7 +233,7 @@ impl Machine {
     /// What was decrypted before the fault is delivered first; no answer to it can be encrypted. The fault is the
     /// reason already, whatever a handler makes of a `send` that fails.
     pub(super) fn fail_tls(&mut self, pool: &mut Pool) {
-        self.outbox.clear(pool);
+        self.send_buf.clear(pool);
         self.flags.clear(Flags::CONGESTED);
         let error = self.tls.as_mut().and_then(|session| session.take_failure());
         if let (Some(error), None) = (error, &self.closed) {
@@ -253,7 +253,7 @@ impl Machine {
         let error = session
             .take_failure()
             .unwrap_or_else(|| "the peer closed the connection during the handshake".into());
-        self.outbox.clear(pool);
+        self.send_buf.clear(pool);
         self.close(Closed::with(reason, error as Box<dyn StdError>), now, pool);
     }
 }

@@ -27,7 +27,7 @@ impl Machine {
     }
 
     /// When the attempt that is under way has taken too long, or the next one begins.
-    pub(crate) fn connects_until(&mut self, when: Time) {
+    pub(crate) fn set_connect_deadline(&mut self, when: Time) {
         if self.is_connecting() {
             self.deadlines.stage = when;
         }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// The largest payload a packet-4 header may announce, as in Erlang/OTP: header and payload fit in 31 bits.
 const PACKET4_LIMIT: usize = 0x7FFF_FFFB;
 /// Of packet-4.
-const LONGEST_HEADER: usize = 4;
+const MAX_HEADER: usize = 4;
 
 /// How a byte stream is cut into frames.
 #[derive(Clone, Default)]
@@ -459,7 +459,7 @@ impl Cutter {
 
     #[inline]
     fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        out.reserve(LONGEST_HEADER + payload.len());
+        out.reserve(MAX_HEADER + payload.len());
         self.put_header(payload.len(), out)?;
         out.extend_from_slice(payload);
         Ok(())

@@ -20,7 +20,7 @@ impl Machine {
     /// A header is to come, or has come and the service is to be asked.
     #[cfg(feature = "sim")]
     pub(crate) fn awaits_header(&self) -> bool {
-        self.flags.has(Flags::AWAITS_HEADER) || self.flags.has(Flags::TELL_HEADER)
+        self.flags.has(Flags::AWAITS_HEADER) || self.flags.has(Flags::HEADER_PENDING)
     }
 
     pub(crate) fn proxy(&self) -> Option<&Rc<ProxyHeader>> {
@@ -31,15 +31,15 @@ impl Machine {
     pub(crate) fn refuse(&mut self, farewell: &[u8], closed: Closed, now: Time, pool: &mut Pool) {
         self.tls = None;
         if !farewell.is_empty() {
-            self.outbox.tail(pool).extend_from_slice(farewell);
+            self.send_buf.tail(pool).extend_from_slice(farewell);
         }
         self.close(closed, now, pool);
     }
 
     pub(super) fn look_for_header(&mut self, now: Time, pool: &mut Pool) {
-        match proxy::front(&self.held) {
+        match proxy::front(&self.recv_buf) {
             Front::Header(header, taken) => {
-                self.held.drain(..taken);
+                self.recv_buf.drain(..taken);
                 self.proxy = Some(Rc::from(header));
                 self.header_is_over();
             }
@@ -57,17 +57,17 @@ impl Machine {
     }
 
     fn header_is_over(&mut self) {
-        if self.held.is_empty() {
-            self.held = Vec::new();
+        if self.recv_buf.is_empty() {
+            self.recv_buf = Vec::new();
         }
         self.flags.clear(Flags::AWAITS_HEADER);
-        self.flags.set(Flags::TELL_HEADER);
+        self.flags.set(Flags::HEADER_PENDING);
     }
 
     /// The peer finished before its header was whole.
     pub(super) fn fail_header(&mut self, now: Time, pool: &mut Pool) {
         debug_assert_eq!(self.state, State::Accepting);
-        let closed = if self.held.is_empty() {
+        let closed = if self.recv_buf.is_empty() {
             Closed::new(CloseReason::ClosedEarly)
         } else {
             Closed::with(CloseReason::BadProxyHeader, ProxyError::CUT_OFF)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::closing::closed_by;
 use super::framing::{Codec, Framing, Step};
-use super::state::{Event, Farewell, Flags, State};
+use super::state::{ClosePhase, Event, Flags, State};
 use super::{Machine, Pool, Stopped, Time, Timer};
 use crate::reason::{CloseReason, Closed};
 
@@ -14,7 +14,7 @@ use crate::reason::{CloseReason, Closed};
 const LARGE: usize = 16 * 1024;
 
 /// Bytes on their way through the decoder: this turn's read, or what was held, or both joined.
-pub(crate) struct Staged<'a> {
+pub(crate) struct InputCursor<'a> {
     fresh: &'a [u8],
     /// Used instead of `fresh` if it is not empty.
     joined: Vec<u8>,
@@ -23,7 +23,7 @@ pub(crate) struct Staged<'a> {
     advanced: bool,
 }
 
-impl<'a> Staged<'a> {
+impl<'a> InputCursor<'a> {
     #[inline]
     pub(crate) fn nothing() -> Self {
         Self::fresh(&[])
@@ -77,21 +77,21 @@ impl Machine {
         wire: &'a mut [u8],
         plain: &'a mut Vec<u8>,
         pool: &mut Pool,
-    ) -> Staged<'a> {
+    ) -> InputCursor<'a> {
         self.traffic.bytes_in += wire.len() as u64;
         pool.traffic.bytes_in += wire.len() as u64;
         self.last_input = now;
         if let Some(active) = &mut self.active {
             active.stood = Duration::ZERO;
         }
-        if !self.is_quiet() && !self.takes_input(wire, now, pool) {
-            return Staged::nothing();
+        if !self.only_frames() && !self.takes_input(wire, now, pool) {
+            return InputCursor::nothing();
         }
         if self.tls.is_none() {
-            return self.stage(wire);
+            return self.begin_input(wire);
         }
         self.decrypt(now, wire, plain, pool);
-        self.stage(plain)
+        self.begin_input(plain)
     }
 
     /// What has come is frames, or is to be decrypted, and not something else.
@@ -99,13 +99,13 @@ impl Machine {
     fn takes_input(&mut self, wire: &[u8], now: Time, pool: &mut Pool) -> bool {
         if self.state == State::Closing {
             self.discarded = self.discarded.saturating_add(wire.len());
-            if self.farewell == Farewell::Linger && self.discarded > self.limits.linger_bytes {
-                self.farewell = Farewell::Gone { reset: false };
+            if self.close_phase == ClosePhase::Linger && self.discarded > self.limits.linger_bytes {
+                self.close_phase = ClosePhase::Gone { reset: false };
             }
             return false;
         }
         if self.state == State::Accepting {
-            self.held.extend_from_slice(wire);
+            self.recv_buf.extend_from_slice(wire);
             self.look_for_header(now, pool);
             return false;
         }
@@ -139,38 +139,38 @@ impl Machine {
 
     /// Puts what is held in front of `fresh`.
     #[inline]
-    pub(super) fn stage<'a>(&mut self, fresh: &'a [u8]) -> Staged<'a> {
-        if self.held.is_empty() {
-            Staged::fresh(fresh)
+    pub(super) fn begin_input<'a>(&mut self, fresh: &'a [u8]) -> InputCursor<'a> {
+        if self.recv_buf.is_empty() {
+            InputCursor::fresh(fresh)
         } else {
             self.join(fresh)
         }
     }
 
     #[inline(never)]
-    fn join(&mut self, fresh: &[u8]) -> Staged<'static> {
-        self.flags.clear(Flags::HELD_FRAMES);
-        let mut joined = std::mem::take(&mut self.held);
+    fn join(&mut self, fresh: &[u8]) -> InputCursor<'static> {
+        self.flags.clear(Flags::FRAMES_BUFFERED);
+        let mut joined = std::mem::take(&mut self.recv_buf);
         let length = joined.len();
         if length > LARGE && joined.capacity() - length < fresh.len() {
             // Doubling would hold twice what has come.
             joined.reserve_exact(fresh.len() + length / 4);
         }
         joined.extend_from_slice(fresh);
-        Staged {
+        InputCursor {
             fresh: &[],
             joined,
-            at: std::mem::take(&mut self.held_at),
+            at: std::mem::take(&mut self.recv_pos),
             advanced: false,
         }
     }
 
     /// What waits to be decoded without a read, or only events that wait.
-    pub(crate) fn stage_held(&mut self) -> Staged<'static> {
-        if self.flags.has(Flags::HELD_FRAMES) && !self.is_paused() {
-            self.stage(&[])
+    pub(crate) fn begin_buffered(&mut self) -> InputCursor<'static> {
+        if self.flags.has(Flags::FRAMES_BUFFERED) && !self.is_paused() {
+            self.begin_input(&[])
         } else {
-            Staged::nothing()
+            InputCursor::nothing()
         }
     }
 
@@ -181,9 +181,9 @@ impl Machine {
             State::Accepting => self.fail_header(now, pool),
             State::Handshaking => self.fail_handshake(now, pool),
             State::Connecting => {}
-            State::Open => self.flags.set(Flags::DRY),
-            State::Closing if self.farewell == Farewell::Linger => {
-                self.farewell = Farewell::Gone { reset: false };
+            State::Open => self.flags.set(Flags::READ_DRAINED),
+            State::Closing if self.close_phase == ClosePhase::Linger => {
+                self.close_phase = ClosePhase::Gone { reset: false };
             }
             State::Closing => {}
         }
@@ -191,10 +191,10 @@ impl Machine {
 
     /// A read found the kernel's buffer empty.
     pub(crate) fn handle_blocked(&mut self, pool: &mut Pool) {
-        if self.flags.has(Flags::WRITE_DEAD) {
+        if self.flags.has(Flags::WRITE_FAILED) {
             self.end(Closed::new(CloseReason::Reset), pool);
         } else if self.flags.has(Flags::CLOSE_AFTER_INPUT) {
-            self.flags.set(Flags::DRY);
+            self.flags.set(Flags::READ_DRAINED);
         }
     }
 
@@ -207,12 +207,12 @@ impl Machine {
     /// The next thing to tell the handler, taking frames from `staged`.
     pub(crate) fn next_event<'s>(
         &mut self,
-        staged: &'s mut Staged<'_>,
+        staged: &'s mut InputCursor<'_>,
         now: Time,
         pool: &mut Pool,
     ) -> Option<Event<'s>> {
-        if !self.is_quiet() {
-            if let ControlFlow::Break(news) = self.news() {
+        if !self.only_frames() {
+            if let ControlFlow::Break(news) = self.pending_event() {
                 return news;
             }
             if !staged.rest().is_empty() && !self.may_deliver(now) {
@@ -235,26 +235,26 @@ impl Machine {
             }
             Step::More => {}
             Step::TooLarge => {
-                let reason = self.judge_stream(staged.rest(), CloseReason::FrameTooLarge);
+                let reason = self.classify_stream(staged.rest(), CloseReason::FrameTooLarge);
                 self.close(Closed::new(reason), now, pool);
                 return None;
             }
             Step::Bad(error) => {
-                let reason = self.judge_stream(staged.rest(), CloseReason::BadFrame);
+                let reason = self.classify_stream(staged.rest(), CloseReason::BadFrame);
                 self.close(Closed::with(reason, error), now, pool);
                 return None;
             }
         }
-        if self.is_quiet() {
+        if self.only_frames() {
             return None;
         }
-        if self.flags.has(Flags::HELD_FRAMES) {
-            // A callback of this turn resumed: what is held is staged first, before its end is judged.
+        if self.flags.has(Flags::FRAMES_BUFFERED) {
+            // A callback of this turn resumed: what is held is staged first, before its end is expired_through.
             return None;
         }
         self.finish_input(staged.rest(), now, pool);
-        if self.state == State::Open && self.is_input_over() && !self.flags.has(Flags::FINISH_TOLD) {
-            self.flags.set(Flags::FINISH_TOLD);
+        if self.state == State::Open && self.is_input_over() && !self.flags.has(Flags::FINISH_REPORTED) {
+            self.flags.set(Flags::FINISH_REPORTED);
             return Some(Event::Finished);
         }
         None
@@ -264,7 +264,7 @@ impl Machine {
     /// [`Machine::next_event`] knows what is next.
     #[inline]
     pub(crate) fn next_frame<'s>(&mut self, staged: &'s [u8], pool: &mut Pool) -> Option<(&'s [u8], &'s [u8])> {
-        if !self.is_quiet() {
+        if !self.only_frames() {
             return None;
         }
         let (payload, behind) = self.codec.cut(staged)?;
@@ -280,21 +280,21 @@ impl Machine {
     }
 
     /// What comes before frames, or instead of them.
-    fn news(&mut self) -> ControlFlow<Option<Event<'static>>> {
-        let event = if self.state == State::Accepting && self.flags.take(Flags::TELL_HEADER) {
+    fn pending_event(&mut self) -> ControlFlow<Option<Event<'static>>> {
+        let event = if self.state == State::Accepting && self.flags.take(Flags::HEADER_PENDING) {
             Event::Header
         } else if !self.is_established() {
             return ControlFlow::Break(None);
-        } else if self.flags.has(Flags::TELL_OPENED) {
-            self.note_opened();
+        } else if self.flags.has(Flags::OPENED_PENDING) {
+            self.mark_opened();
             Event::Opened
-        } else if self.flags.take(Flags::TELL_SECURED) {
+        } else if self.flags.take(Flags::SECURED_PENDING) {
             Event::Secured
         } else if let Some(key) = self.take_due_timer() {
             Event::Timer(key)
-        } else if self.flags.take(Flags::TELL_DRAIN) {
+        } else if self.flags.take(Flags::DRAIN_PENDING) {
             Event::Drain
-        } else if self.flags.take(Flags::TELL_WRITABLE) {
+        } else if self.flags.take(Flags::WRITABLE_PENDING) {
             Event::Writable
         } else if self.is_paused() || self.state != State::Open {
             return ControlFlow::Break(None);
@@ -307,17 +307,17 @@ impl Machine {
     /// No whole frame is left, only `rest`: closes if nothing more can come.
     pub(super) fn finish_input(&mut self, rest: &[u8], now: Time, pool: &mut Pool) {
         let begun = if rest.is_empty() {
-            self.held.get(self.held_at..).unwrap_or_default()
+            self.recv_buf.get(self.recv_pos..).unwrap_or_default()
         } else {
             rest
         };
         let between_frames = begun.is_empty();
-        let truncated = self.judge_stream(begun, CloseReason::Truncated);
+        let truncated = self.classify_stream(begun, CloseReason::Truncated);
         if self.has_failed() {
             self.close(Closed::new(CloseReason::Tls), now, pool);
-        } else if self.flags.has(Flags::WRITE_DEAD) && self.is_input_over() {
+        } else if self.flags.has(Flags::WRITE_FAILED) && self.is_input_over() {
             self.end(Closed::new(CloseReason::Reset), pool);
-        } else if self.flags.has(Flags::FINISH_TOLD) {
+        } else if self.flags.has(Flags::FINISH_REPORTED) {
             if self.closes_when_finished() {
                 self.close_by_handler(now, pool);
             }
@@ -328,19 +328,19 @@ impl Machine {
                 truncated
             };
             self.close(Closed::new(reason), now, pool);
-        } else if self.closes_when_answered() && self.flags.has(Flags::DRY) && between_frames {
+        } else if self.closes_when_answered() && self.flags.has(Flags::READ_DRAINED) && between_frames {
             self.close_by_handler(now, pool);
         }
     }
 
     pub(super) fn take_due_timer(&mut self) -> Option<u8> {
-        if !self.flags.has(Flags::TELL_TIMER) {
+        if !self.flags.has(Flags::TIMER_PENDING) {
             return None;
         }
-        let due = |timer: &Timer| timer.at <= self.judged;
+        let due = |timer: &Timer| timer.at <= self.expired_through;
         let first = self.timers.iter().enumerate().min_by_key(|(_, timer)| timer.at);
         let Some((index, _)) = first.filter(|(_, timer)| due(timer)) else {
-            self.flags.clear(Flags::TELL_TIMER);
+            self.flags.clear(Flags::TIMER_PENDING);
             return None;
         };
         let key = self.timers.remove(index).key;
@@ -350,9 +350,9 @@ impl Machine {
 
     /// Keeps what the decoder left.
     #[inline]
-    pub(crate) fn settle(&mut self, staged: Staged<'_>, now: Time, pool: &mut Pool) {
+    pub(crate) fn end_input(&mut self, staged: InputCursor<'_>, now: Time, pool: &mut Pool) {
         let begun = self.tls.as_ref().is_some_and(|session| session.has_begun());
-        if staged.is_used_up() && self.is_quiet() && self.held.is_empty() && !begun {
+        if staged.is_used_up() && self.only_frames() && self.recv_buf.is_empty() && !begun {
             if self.deadlines.frame.is_armed() {
                 self.set_frame_clock(Time::NEVER);
             }
@@ -360,9 +360,9 @@ impl Machine {
         }
         self.wake(pool);
         if let (State::Handshaking, rest @ [_, ..], Some(session)) = (self.state, staged.rest(), &mut self.tls) {
-            session.set_aside(rest, pool);
+            session.stash(rest, pool);
         }
-        let Staged {
+        let InputCursor {
             fresh,
             joined,
             at,
@@ -371,16 +371,16 @@ impl Machine {
         if joined.is_empty() {
             let rest = fresh.get(at..).unwrap_or_default();
             if self.state == State::Open && !rest.is_empty() {
-                self.held = pool.take();
-                self.held.extend_from_slice(rest);
+                self.recv_buf = pool.take();
+                self.recv_buf.extend_from_slice(rest);
             }
         } else if self.state == State::Open && at < joined.len() {
-            self.hold(joined, at, pool);
+            self.keep_tail(joined, at, pool);
         } else {
             pool.give(joined);
         }
-        if self.is_paused() && !self.held.is_empty() {
-            self.flags.set(Flags::HELD_FRAMES);
+        if self.is_paused() && !self.recv_buf.is_empty() {
+            self.flags.set(Flags::FRAMES_BUFFERED);
         }
         if self.state != State::Open || !self.has_begun() {
             self.set_frame_clock(Time::NEVER);
@@ -396,8 +396,8 @@ impl Machine {
     /// What is held is for the next turn. It is we who keep it waiting: no clock runs against the peer meanwhile, and it is idle from
     /// now on.
     pub(crate) fn postpone(&mut self, now: Time) {
-        if !self.held.is_empty() {
-            self.flags.set(Flags::HELD_FRAMES);
+        if !self.recv_buf.is_empty() {
+            self.flags.set(Flags::FRAMES_BUFFERED);
             self.set_frame_clock(Time::NEVER);
             self.last_input = now;
             self.stood = Duration::ZERO;
@@ -406,7 +406,7 @@ impl Machine {
 
     /// Part of a frame has come, or part of a record, which is the beginning of whatever comes in it.
     pub(super) fn has_begun(&self) -> bool {
-        (self.codec.has_frames() && !self.held.is_empty())
+        (self.codec.has_frames() && !self.recv_buf.is_empty())
             || self.tls.as_ref().is_some_and(|session| session.has_begun())
     }
 
@@ -420,23 +420,23 @@ impl Machine {
 
     /// Keeps the tail of a joined buffer, without copying it for each frame taken from its front and
     /// without keeping a large buffer for a small tail.
-    pub(super) fn hold(&mut self, mut joined: Vec<u8>, at: usize, pool: &mut Pool) {
+    pub(super) fn keep_tail(&mut self, mut joined: Vec<u8>, at: usize, pool: &mut Pool) {
         let rest = joined.len() - at;
         if at < rest {
-            self.held_at = at;
-            self.held = joined;
+            self.recv_pos = at;
+            self.recv_buf = joined;
         } else if joined.capacity() > 64 * 1024 && rest < joined.capacity() / 4 {
-            self.held = pool.take();
-            self.held.extend_from_slice(joined.get(at..).unwrap_or_default());
+            self.recv_buf = pool.take();
+            self.recv_buf.extend_from_slice(joined.get(at..).unwrap_or_default());
             pool.give(joined);
         } else {
             joined.drain(..at);
-            self.held = joined;
+            self.recv_buf = joined;
         }
     }
 
     pub(crate) fn pause(&mut self, now: Time) {
-        if self.takes_output() && !self.is_deaf() {
+        if self.takes_output() && !self.write_closed() {
             self.flags.set(Flags::PAUSED);
             self.stop_input_clocks(now);
         }
@@ -465,10 +465,10 @@ impl Machine {
                 let stood = now.since(stopped.at);
                 self.deadlines.frame = stopped.frame.after(stood);
                 self.stood = self.stood.saturating_add(stood);
-                self.flags.set(Flags::STOOD);
+                self.flags.set(Flags::CLOCKS_RESUMED);
             }
-            if !self.held.is_empty() {
-                self.flags.set(Flags::HELD_FRAMES);
+            if !self.recv_buf.is_empty() {
+                self.flags.set(Flags::FRAMES_BUFFERED);
             }
         }
     }
@@ -487,8 +487,8 @@ impl Machine {
 
     /// What is held may be whole now. Before the connection is open it is the beginning of a PROXY header, and no frame.
     fn decode_again(&mut self) {
-        if self.state == State::Open && !self.held.is_empty() {
-            self.flags.set(Flags::HELD_FRAMES);
+        if self.state == State::Open && !self.recv_buf.is_empty() {
+            self.flags.set(Flags::FRAMES_BUFFERED);
         }
     }
 
@@ -498,14 +498,17 @@ impl Machine {
             _ if self.flags.has(Flags::EOF) => false,
             State::Accepting => self.flags.has(Flags::AWAITS_HEADER),
             State::Connecting => false,
-            State::Handshaking => self.held.is_empty(),
+            State::Handshaking => self.recv_buf.is_empty(),
             State::Open => {
-                !self.is_paused() && !self.flags.has(Flags::HELD_FRAMES) && !self.is_input_over() && !self.has_failed()
+                !self.is_paused()
+                    && !self.flags.has(Flags::FRAMES_BUFFERED)
+                    && !self.is_input_over()
+                    && !self.has_failed()
             }
             // What still arrives is discarded, so that a peer that writes before it reads gets its answers,
             // and so that closing does not reset what it has not read.
             State::Closing => {
-                matches!(self.farewell, Farewell::Flush | Farewell::Linger)
+                matches!(self.close_phase, ClosePhase::Flush | ClosePhase::Linger)
                     && self.discarded <= self.limits.linger_bytes
             }
         }
@@ -521,34 +524,36 @@ impl Machine {
     /// A short read does not count as empty: only a fresh WouldBlock does.
     #[inline]
     pub(crate) fn wants_fresh_blocked(&self) -> bool {
-        self.flags.has(Flags::WRITE_DEAD) || (self.flags.has(Flags::CLOSE_AFTER_INPUT) && !self.flags.has(Flags::DRY))
+        self.flags.has(Flags::WRITE_FAILED)
+            || (self.flags.has(Flags::CLOSE_AFTER_INPUT) && !self.flags.has(Flags::READ_DRAINED))
     }
 
     /// Something can be told to the handler, or decided, without a read.
     #[inline]
     pub(crate) fn has_events(&self) -> bool {
-        !self.is_quiet() && self.finds_events()
+        !self.only_frames() && self.finds_events()
     }
 
     fn finds_events(&self) -> bool {
-        const TELL: u32 = Flags::TELL_OPENED.0 | Flags::TELL_SECURED.0 | Flags::TELL_WRITABLE.0 | Flags::TELL_DRAIN.0;
+        const TELL: u32 =
+            Flags::OPENED_PENDING.0 | Flags::SECURED_PENDING.0 | Flags::WRITABLE_PENDING.0 | Flags::DRAIN_PENDING.0;
         if self.state == State::Accepting {
-            return self.flags.has(Flags::TELL_HEADER);
+            return self.flags.has(Flags::HEADER_PENDING);
         }
         if !self.is_established() {
             return false;
         }
-        if self.flags.0 & TELL != 0 || self.timers.iter().any(|timer| timer.at <= self.judged) {
+        if self.flags.0 & TELL != 0 || self.timers.iter().any(|timer| timer.at <= self.expired_through) {
             return true;
         }
         if self.is_paused() || self.state != State::Open {
             return false;
         }
-        self.flags.has(Flags::HELD_FRAMES)
+        self.flags.has(Flags::FRAMES_BUFFERED)
             || self.has_failed()
-            || (self.is_input_over() && !self.flags.has(Flags::FINISH_TOLD))
-            || (self.flags.has(Flags::FINISH_TOLD) && self.closes_when_finished())
-            || (self.closes_when_answered() && self.flags.has(Flags::DRY) && self.held.is_empty())
+            || (self.is_input_over() && !self.flags.has(Flags::FINISH_REPORTED))
+            || (self.flags.has(Flags::FINISH_REPORTED) && self.closes_when_finished())
+            || (self.closes_when_answered() && self.flags.has(Flags::READ_DRAINED) && self.recv_buf.is_empty())
     }
 
     /// Not taking frames: the handler's wish, or output waits above the watermark, or it came too fast.
@@ -605,7 +610,7 @@ impl Machine {
 
     /// It closes once what has come is answered, and no answer is still to come from elsewhere.
     fn closes_when_answered(&self) -> bool {
-        self.flags.has(Flags::CLOSE_AFTER_INPUT) && self.holds == 0
+        self.flags.has(Flags::CLOSE_AFTER_INPUT) && self.pending_replies == 0
     }
 
     pub(super) fn is_input_over(&self) -> bool {
@@ -613,7 +618,7 @@ impl Machine {
     }
 
     /// `reason`, unless the stream never made a frame because it is a TLS ClientHello (RFC 8446 section 5.1).
-    pub(super) fn judge_stream(&self, begun: &[u8], reason: CloseReason) -> CloseReason {
+    pub(super) fn classify_stream(&self, begun: &[u8], reason: CloseReason) -> CloseReason {
         match begun {
             [0x16, 0x03, 0x00..=0x04, _, _, 0x01, ..] if self.tls.is_none() && self.traffic.frames_in == 0 => {
                 CloseReason::UnexpectedTls

@@ -3,8 +3,8 @@
 //! The reactor calls, for each turn of a connection:
 //!
 //! 1. [`Machine::handle_input`], [`Machine::handle_eof`], [`Machine::handle_blocked`] or
-//!    [`Machine::handle_read_error`] with what a read brought; or [`Machine::stage_held`] for what waits already;
-//! 2. [`Machine::next_event`] until it is `None`, calling the handler for each, then [`Machine::settle`];
+//!    [`Machine::handle_read_error`] with what a read brought; or [`Machine::begin_buffered`] for what waits already;
+//! 2. [`Machine::next_event`] until it is `None`, calling the handler for each, then [`Machine::end_input`];
 //! 3. [`Machine::transmit`] and [`Machine::handle_sent`] until nothing waits or the kernel takes no more;
 //! 4. [`Machine::next_step`] for what else the socket needs, and [`Machine::deadline`] for when to come back
 //!    ([`Machine::handle_timeout`]).
@@ -16,12 +16,12 @@ mod deadline;
 mod framing;
 mod header;
 mod input;
-mod outbox;
 mod output;
 mod pool;
 mod proxy;
 mod rate;
 mod remains;
+mod send_buf;
 #[cfg(feature = "sim")]
 mod snapshot;
 mod state;
@@ -40,7 +40,7 @@ use deadline::Deadlines;
 pub(crate) use deadline::Time;
 use framing::Codec;
 pub use framing::{Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing};
-pub(crate) use input::Staged;
+pub(crate) use input::InputCursor;
 pub(crate) use pool::Pool;
 pub use proxy::{ProxyError, ProxyHeader, ProxyOrigin, ProxySsl, ProxyTlvs};
 pub(crate) use rate::Bucket;
@@ -48,8 +48,8 @@ pub use rate::Rate;
 pub(crate) use remains::Remains;
 #[cfg(feature = "sim")]
 pub(crate) use snapshot::Print;
+use state::{ClosePhase, Flags};
 pub(crate) use state::{Event, Limits, NextStep};
-use state::{Farewell, Flags};
 pub use state::{SendError, State, Traffic};
 pub(crate) use throttle::SharedMeters;
 use throttle::Throttle;
@@ -75,7 +75,7 @@ struct Stopped {
 /// The state machine of one connection: what an idle one needs. All else is [`Active`], which it derefs to.
 pub(crate) struct Machine {
     state: State,
-    farewell: Farewell,
+    close_phase: ClosePhase,
     flags: Flags,
     limits: Rc<Limits>,
     codec: Codec,
@@ -104,7 +104,7 @@ impl Machine {
         let max = limits.max_frame.unwrap_or(framing.default_max());
         Self {
             state,
-            farewell: Farewell::None,
+            close_phase: ClosePhase::None,
             flags: Flags::UNOPEN,
             codec: Codec::new(framing, max),
             tls: None,
@@ -116,7 +116,7 @@ impl Machine {
     }
 
     /// Reads no faster than its limits say, and those that its listener's connections share.
-    pub(crate) fn throttle(&mut self, shared: &SharedMeters) {
+    pub(crate) fn set_rates(&mut self, shared: &SharedMeters) {
         self.set_throttle(Throttle::new(&self.limits, shared));
     }
 
@@ -128,9 +128,9 @@ impl Machine {
     }
 
     /// A rate that it shares has changed: who waits asks again.
-    pub(crate) fn ask_again(&mut self, now: Time) {
+    pub(crate) fn recheck_rates(&mut self, now: Time) {
         if let Some(throttle) = &mut self.throttle {
-            throttle.ask_again(now);
+            throttle.recheck_rates(now);
         }
     }
 
@@ -140,29 +140,29 @@ impl Machine {
         let active = self.active.get_or_insert_default();
         if let Some(session) = &mut self.tls {
             // What stood behind the PROXY header.
-            if !active.held.is_empty() {
-                session.set_aside(&active.held, pool);
-                pool.give(std::mem::take(&mut active.held));
+            if !active.recv_buf.is_empty() {
+                session.stash(&active.recv_buf, pool);
+                pool.give(std::mem::take(&mut active.recv_buf));
             }
             self.enter(State::Handshaking);
         } else {
             self.open(now);
-            if !self.held.is_empty() {
-                self.flags.set(Flags::HELD_FRAMES);
+            if !self.recv_buf.is_empty() {
+                self.flags.set(Flags::FRAMES_BUFFERED);
             }
             // What stood behind the PROXY header was read unasked.
             let active = self.active.get_or_insert_default();
             if let Some(throttle) = &mut active.throttle {
-                throttle.charge_bytes(active.held.len() as u64, now);
+                throttle.charge_bytes(active.recv_buf.len() as u64, now);
             }
         }
     }
 
     /// Judges every deadline that was due at `due`.
     pub(crate) fn handle_timeout(&mut self, due: Time, now: Time, pool: &mut Pool) {
-        self.judged = self.judged.max(due);
-        if self.timers.iter().any(|timer| timer.at <= self.judged) {
-            self.flags.set(Flags::TELL_TIMER);
+        self.expired_through = self.expired_through.max(due);
+        if self.timers.iter().any(|timer| timer.at <= self.expired_through) {
+            self.flags.set(Flags::TIMER_PENDING);
         }
         if self.deadlines.stage <= due {
             self.deadlines.stage = Time::NEVER;
@@ -180,7 +180,7 @@ impl Machine {
                 }
                 // What becomes of an attempt that takes too long is not decided here.
                 State::Connecting | State::Open => {}
-                State::Closing => self.farewell = Farewell::Gone { reset: false },
+                State::Closing => self.close_phase = ClosePhase::Gone { reset: false },
             }
         }
         if self.deadlines.write <= due {
@@ -193,8 +193,8 @@ impl Machine {
         }
         if self.state == State::Open {
             if self.deadlines.frame <= due {
-                let begun = self.held.get(self.held_at..).unwrap_or_default();
-                let reason = self.judge_stream(begun, CloseReason::FrameTimeout);
+                let begun = self.recv_buf.get(self.recv_pos..).unwrap_or_default();
+                let reason = self.classify_stream(begun, CloseReason::FrameTimeout);
                 self.close(Closed::new(reason), now, pool);
             } else if self.idle() <= due {
                 self.close(Closed::new(CloseReason::IdleTimeout), now, pool);
@@ -210,7 +210,7 @@ impl Machine {
             self.timers.retain(|timer| timer.key != key);
         }
         if at.is_armed() && self.is_established() {
-            let at = at.max(self.judged.after(Duration::from_nanos(1)));
+            let at = at.max(self.expired_through.after(Duration::from_nanos(1)));
             self.timers.push(Timer { key, at });
         }
         self.flags.put(Flags::TIMED, !self.timers.is_empty());
@@ -223,7 +223,7 @@ impl Machine {
     }
 
     /// The frame that it has begun should have been whole at `due`.
-    pub(crate) fn is_frame_late(&self, due: Time) -> bool {
+    pub(crate) fn is_frame_overdue(&self, due: Time) -> bool {
         self.state == State::Open && self.deadlines.frame <= due
     }
 
@@ -257,7 +257,8 @@ impl Machine {
 
     /// Bytes held for this connection in either direction.
     pub(crate) fn buffered(&self) -> usize {
-        self.outbox.len() + self.held.len() - self.held_at + self.tls.as_ref().map_or(0, |session| session.buffered())
+        self.send_buf.len() + self.recv_buf.len() - self.recv_pos
+            + self.tls.as_ref().map_or(0, |session| session.buffered())
     }
 
     /// Its framer is the user's code, and may panic.
@@ -276,22 +277,22 @@ impl Machine {
     #[inline]
     pub(crate) fn memory(&self) -> usize {
         let tls = self.tls.as_ref().map_or(0, |session| session.memory());
-        pool::lasting(&self.held) + self.outbox.lasting() + tls
+        pool::retained(&self.recv_buf) + self.send_buf.retained() + tls
     }
 
     /// At the end of a turn: gives back what its buffers do not need.
     #[inline(always)]
-    pub(crate) fn slim(&mut self, pool: &mut Pool) {
-        self.flags.clear(Flags::STOOD);
+    pub(crate) fn shrink(&mut self, pool: &mut Pool) {
+        self.flags.clear(Flags::CLOCKS_RESUMED);
         if let Some(active) = self.active.take_if(|active| active.is_over()) {
             // Nothing goes on.
             pool.give_active(active);
         } else if let Some(active) = &mut self.active {
-            pool.slim(&mut active.held);
-            active.outbox.slim(pool);
+            pool.shrink(&mut active.recv_buf);
+            active.send_buf.shrink(pool);
         }
         if let Some(session) = &mut self.tls {
-            session.slim(pool);
+            session.shrink(pool);
         }
     }
 
@@ -320,17 +321,17 @@ impl Machine {
         const ENVELOPE: usize = 16;
         /// RFC 8446 section 5.2: 2^14 + 256 and the header.
         const RECORD: usize = 0x4000 + 256 + 5;
-        let held = self.held.len() - self.held_at;
+        let held = self.recv_buf.len() - self.recv_pos;
         // A PROXY header comes before frames.
         let most = self
             .codec
             .max()
-            .max(proxy::LONGEST)
+            .max(proxy::MAX_LENGTH)
             .saturating_add(ENVELOPE + read_size + if self.tls.is_some() { RECORD } else { 0 });
         if held > most {
             return Some(format!("{held} bytes of input are held, the most is {most}"));
         }
-        if self.held.is_empty() && self.held.capacity() > 0 {
+        if self.recv_buf.is_empty() && self.recv_buf.capacity() > 0 {
             return Some("it holds memory for no input".to_owned());
         }
         for (flag, fact) in [
@@ -345,14 +346,14 @@ impl Machine {
                 ));
             }
         }
-        if !self.flags.has(Flags::TELL_TIMER) && self.timers.iter().any(|timer| timer.at <= self.judged) {
+        if !self.flags.has(Flags::TIMER_PENDING) && self.timers.iter().any(|timer| timer.at <= self.expired_through) {
             return Some("a timer is due and no flag says so".to_owned());
         }
         let over = |session: &tls::Session| session.peer_closed() || session.has_failed();
         if self.flags.has(Flags::TLS_OVER) != self.tls.as_deref().is_some_and(over) {
             return Some("TLS is over, or is not, and the flag says otherwise".to_owned());
         }
-        let compact = self.outbox.is_compact() && self.held_at <= held;
+        let compact = self.send_buf.is_compact() && self.recv_pos <= held;
         if !compact || self.tls.as_ref().is_some_and(|session| !session.is_compact()) {
             return Some("more memory is held for what has gone than for what waits".to_owned());
         }
@@ -365,14 +366,14 @@ impl Machine {
         // The clock ends after 584 years: what is due after half of that may never be.
         let never = |span: Duration| !Time::from_start(span.saturating_mul(2)).is_armed();
         let unarmed = |deadline: Time| !deadline.is_armed();
-        let missing = match (self.state, self.farewell) {
-            (_, Farewell::Gone { .. }) => return Some("it is gone and still here".to_owned()),
+        let missing = match (self.state, self.close_phase) {
+            (_, ClosePhase::Gone { .. }) => return Some("it is gone and still here".to_owned()),
             (State::Accepting | State::Handshaking, _) => {
                 unarmed(self.deadlines.stage) && !never(self.limits.handshake_timeout)
             }
             // The reactor looks at these.
             (State::Connecting, _) => false,
-            (State::Closing, Farewell::Linger) => unarmed(self.deadlines.stage) && !never(self.limits.linger_timeout),
+            (State::Closing, ClosePhase::Linger) => unarmed(self.deadlines.stage) && !never(self.limits.linger_timeout),
             (State::Closing, _) => unarmed(self.deadlines.write) && !never(self.limits.write_timeout),
             (State::Open, _) if self.queued() > 0 && unarmed(self.deadlines.write) => !never(self.limits.write_timeout),
             (State::Open, _) if self.flags.has(Flags::THROTTLED) => unarmed(self.throttled_until()),
@@ -386,7 +387,7 @@ impl Machine {
     /// When the peer must have said something, by its own clock.
     #[inline]
     fn idle(&self) -> Time {
-        if self.state == State::Open && self.stopped.is_none() && !self.flags.has(Flags::HELD_FRAMES) {
+        if self.state == State::Open && self.stopped.is_none() && !self.flags.has(Flags::FRAMES_BUFFERED) {
             self.idle_end()
         } else {
             Time::NEVER
@@ -426,7 +427,7 @@ impl Machine {
             // An outgoing connection may have been sent to before.
             self.stop_input_clocks(now);
         }
-        self.flags.set(Flags::TELL_OPENED);
+        self.flags.set(Flags::OPENED_PENDING);
     }
 
     fn enter(&mut self, next: State) {

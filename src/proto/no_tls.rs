@@ -2,8 +2,8 @@
 
 use std::error::Error as StdError;
 
-use super::outbox::Outbox;
 use super::pool::Pool;
+use super::send_buf::SendBuffer;
 
 #[derive(Debug)]
 pub(super) enum Session {}
@@ -25,7 +25,7 @@ impl ClientTls {
 impl Session {
     pub(super) fn client(
         config: &ClientTls,
-        _sent: Outbox,
+        _sent: SendBuffer,
         _pool: &mut Pool,
     ) -> Result<Self, Box<dyn StdError + Send + Sync>> {
         match *config {}
@@ -39,15 +39,15 @@ impl Session {
         match *config {}
     }
 
-    pub(super) fn set_aside(&mut self, _wire: &[u8], _pool: &mut Pool) {
+    pub(super) fn stash(&mut self, _wire: &[u8], _pool: &mut Pool) {
         match *self {}
     }
 
-    pub(super) fn has_set_aside(&self) -> bool {
+    pub(super) fn has_stash(&self) -> bool {
         match *self {}
     }
 
-    pub(super) fn take_set_aside(&mut self) -> Vec<u8> {
+    pub(super) fn take_stash(&mut self) -> Vec<u8> {
         match *self {}
     }
 
@@ -55,7 +55,7 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn is_at_rest(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         match *self {}
     }
 
@@ -107,7 +107,7 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn slim(&mut self, _pool: &mut Pool) {
+    pub(super) fn shrink(&mut self, _pool: &mut Pool) {
         match *self {}
     }
 
@@ -116,7 +116,7 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn own(&self) -> usize {
+    pub(super) fn tls_overhead(&self) -> usize {
         match *self {}
     }
 

@@ -5,7 +5,7 @@ use std::io;
 
 use super::closing::closed_by;
 use super::framing::EncodeError;
-use super::state::{Farewell, Flags, SendError, State};
+use super::state::{ClosePhase, Flags, SendError, State};
 use super::{Machine, Pool, Time};
 use crate::reason::{CloseReason, Closed};
 
@@ -26,16 +26,16 @@ impl EncodeError {
 impl Machine {
     /// A write failed for good. Reading goes on to the end first: the peer's last words may be there already.
     pub(crate) fn handle_write_error(&mut self, error: io::Error, pool: &mut Pool) {
-        let all_read = self.flags.has(Flags::EOF) || self.flags.has(Flags::FINISH_TOLD);
+        let all_read = self.flags.has(Flags::EOF) || self.flags.has(Flags::FINISH_REPORTED);
         if self.state != State::Open || self.flags.has(Flags::PAUSED) || all_read {
             return self.end(closed_by(error), pool);
         }
-        self.outbox.clear(pool);
+        self.send_buf.clear(pool);
         if let Some(session) = &mut self.tls {
             session.silence(pool);
         }
         self.deadlines.write = Time::NEVER;
-        self.flags.set(Flags::WRITE_DEAD);
+        self.flags.set(Flags::WRITE_FAILED);
         self.flags.clear(Flags::CONGESTED);
         if self.closed.is_none() {
             self.closed = Some(closed_by(error));
@@ -49,10 +49,10 @@ impl Machine {
         pool.traffic.bytes_out += count as u64;
         match (&mut self.tls, &mut self.active) {
             (Some(session), _) => session.advance(count),
-            (None, Some(active)) => active.outbox.advance(count),
+            (None, Some(active)) => active.send_buf.advance(count),
             (None, None) => {}
         }
-        if !self.is_quiet() || self.queued() > 0 {
+        if !self.only_frames() || self.queued() > 0 {
             self.note_sent(count, now);
         } else if let Some(active) = &mut self.active {
             active.deadlines.write = Time::NEVER;
@@ -69,10 +69,10 @@ impl Machine {
         } else if let Some(active) = &mut self.active {
             active.deadlines.write = Time::NEVER;
         }
-        if self.flags.has(Flags::CONGESTED) && self.owed() <= self.limits.low_watermark {
+        if self.flags.has(Flags::CONGESTED) && self.unsent_app_bytes() <= self.limits.low_watermark {
             self.flags.clear(Flags::CONGESTED);
             if self.is_established() {
-                self.flags.set(Flags::TELL_WRITABLE);
+                self.flags.set(Flags::WRITABLE_PENDING);
                 self.restart_input_clocks(now);
             }
         }
@@ -80,7 +80,7 @@ impl Machine {
 
     /// The write timeout is over, as far as the kernel has told.
     #[inline]
-    pub(crate) fn is_unsent_since(&self, due: Time) -> bool {
+    pub(crate) fn is_write_overdue(&self, due: Time) -> bool {
         self.deadlines.write <= due
     }
 
@@ -94,7 +94,7 @@ impl Machine {
     /// Queues one frame.
     #[inline]
     pub(crate) fn send(&mut self, payload: &[u8], now: Time, pool: &mut Pool) -> Result<(), SendError> {
-        if !self.is_quiet() && !self.may_send() {
+        if !self.only_frames() && !self.may_send() {
             return Err(SendError::Closed);
         }
         let Self {
@@ -104,19 +104,19 @@ impl Machine {
             tls,
             ..
         } = self;
-        let outbox = &mut active.get_or_insert_with(|| pool.take_active()).outbox;
+        let send_buf = &mut active.get_or_insert_with(|| pool.take_active()).send_buf;
         // What TLS has encrypted already, but not what it says by itself.
-        let encrypted = tls
-            .as_ref()
-            .map_or(0, |session| session.waiting().len().saturating_sub(session.own()));
-        let queued = outbox.len() + encrypted;
+        let encrypted = tls.as_ref().map_or(0, |session| {
+            session.waiting().len().saturating_sub(session.tls_overhead())
+        });
+        let queued = send_buf.len() + encrypted;
         if queued >= limits.output_limit {
             return Err(self.refuse_to_send(queued, now));
         }
-        if let Err(error) = codec.encode(payload, outbox.tail(pool)) {
+        if let Err(error) = codec.encode(payload, send_buf.tail(pool)) {
             return Err(error.of(payload));
         }
-        let queued = outbox.len() + encrypted;
+        let queued = send_buf.len() + encrypted;
         let much = queued >= limits.high_watermark;
         self.count_sent(payload.len(), pool);
         if much {
@@ -134,25 +134,32 @@ impl Machine {
 
     /// Whether a frame may go to the kernel without waiting here: nothing is in front of it, and nothing is to be made of it but
     /// to put a header in front, which is put into `header`.
-    pub(crate) fn may_pass(&self, payload: &[u8], header: &mut Vec<u8>) -> bool {
-        let free = self.is_quiet() && self.tls.is_none() && self.outbox.is_empty();
+    pub(crate) fn can_write_through(&self, payload: &[u8], header: &mut Vec<u8>) -> bool {
+        let free = self.only_frames() && self.tls.is_none() && self.send_buf.is_empty();
         free && self.codec.put_header(payload.len(), header)
     }
 
     /// Of such a frame the kernel took `count` bytes. What is left waits, unless the kernel will take no more for good.
-    pub(crate) fn handle_passed(&mut self, header: &[u8], payload: &[u8], count: usize, now: Time, pool: &mut Pool) {
+    pub(crate) fn handle_written_through(
+        &mut self,
+        header: &[u8],
+        payload: &[u8],
+        count: usize,
+        now: Time,
+        pool: &mut Pool,
+    ) {
         self.traffic.bytes_out += count as u64;
         pool.traffic.bytes_out += count as u64;
         self.count_sent(payload.len(), pool);
         let left = payload.get(count.saturating_sub(header.len())..).unwrap_or_default();
-        if left.is_empty() || self.is_deaf() {
+        if left.is_empty() || self.write_closed() {
             return;
         }
-        let outbox = &mut self.wake(pool).outbox;
-        let tail = outbox.tail(pool);
+        let send_buf = &mut self.wake(pool).send_buf;
+        let tail = send_buf.tail(pool);
         tail.extend_from_slice(header.get(count..).unwrap_or_default());
         tail.extend_from_slice(left);
-        if outbox.len() >= self.limits.high_watermark {
+        if send_buf.len() >= self.limits.high_watermark {
             self.congest(now);
         }
     }
@@ -160,7 +167,7 @@ impl Machine {
     #[inline(never)]
     fn may_send(&self) -> bool {
         const NO_MORE: u32 = Flags::DETACHING.0 | Flags::FINISHING.0;
-        self.takes_output() && !self.is_deaf() && self.flags.0 & NO_MORE == 0
+        self.takes_output() && !self.write_closed() && self.flags.0 & NO_MORE == 0
     }
 
     #[cold]
@@ -183,8 +190,8 @@ impl Machine {
     /// Bytes to write now, encrypting as late as this.
     #[inline]
     pub(crate) fn transmit(&mut self, pool: &mut Pool) -> &[u8] {
-        if self.is_quiet() && self.tls.is_none() {
-            self.outbox.waiting()
+        if self.only_frames() && self.tls.is_none() {
+            self.send_buf.waiting()
         } else {
             self.prepare(pool)
         }
@@ -196,14 +203,14 @@ impl Machine {
         if self.is_connecting() {
             return &[];
         }
-        if self.is_quiet() {
+        if self.only_frames() {
             self.seal(pool);
         } else {
             self.prepare_end(pool);
         }
         match &self.tls {
             Some(session) => session.waiting(),
-            None => self.outbox.waiting(),
+            None => self.send_buf.waiting(),
         }
     }
 
@@ -211,8 +218,8 @@ impl Machine {
     #[inline]
     fn seal(&mut self, pool: &mut Pool) {
         if let (Some(session), Some(active)) = (&mut self.tls, &mut self.active) {
-            match session.encrypt(active.outbox.waiting(), pool) {
-                Ok(taken) => active.outbox.advance(taken),
+            match session.encrypt(active.send_buf.waiting(), pool) {
+                Ok(taken) => active.send_buf.advance(taken),
                 Err(error) => self.end(Closed::with(CloseReason::Tls, error as Box<dyn StdError>), pool),
             }
         }
@@ -224,28 +231,28 @@ impl Machine {
             // What TLS would still say by itself, nobody can hear.
             session.silence(pool);
         }
-        let finished = matches!(self.farewell, Farewell::Gone { .. }) || self.is_deaf();
+        let finished = matches!(self.close_phase, ClosePhase::Gone { .. }) || self.write_closed();
         if !finished {
             self.seal(pool);
         }
-        let finishes = self.state == State::Open && self.flags.has(Flags::FINISHING) && !self.is_deaf();
-        if finishes && self.outbox.is_empty() {
+        let finishes = self.state == State::Open && self.flags.has(Flags::FINISHING) && !self.write_closed();
+        if finishes && self.send_buf.is_empty() {
             if let Some(session) = &mut self.tls {
                 // As below.
                 let _ = session.close_notify(pool);
             }
         }
-        if let (Farewell::Flush, true) = (self.farewell, self.outbox.is_empty()) {
+        if let (ClosePhase::Flush, true) = (self.close_phase, self.send_buf.is_empty()) {
             if let Some(session) = &mut self.tls {
                 // Nothing can be done about a goodbye that cannot be said: FIN follows.
                 let _ = session.close_notify(pool);
             }
             if self.queued() == 0 {
                 self.deadlines.write = Time::NEVER;
-                self.farewell = if self.flags.has(Flags::EOF) {
-                    Farewell::Gone { reset: false }
+                self.close_phase = if self.flags.has(Flags::EOF) {
+                    ClosePhase::Gone { reset: false }
                 } else {
-                    Farewell::Shutdown
+                    ClosePhase::Shutdown
                 };
             }
         }
@@ -254,7 +261,7 @@ impl Machine {
     /// Bytes that wait for the peer.
     #[inline]
     pub(crate) fn queued(&self) -> usize {
-        self.outbox.len() + self.tls.as_ref().map_or(0, |session| session.waiting().len())
+        self.send_buf.len() + self.tls.as_ref().map_or(0, |session| session.waiting().len())
     }
 
     /// Of those, what the kernel can be given: until a handshake is over, not what it is to encrypt.
@@ -269,12 +276,12 @@ impl Machine {
 
     /// Of those, what the handler has sent: what TLS says by itself is not held against it.
     #[inline]
-    pub(crate) fn owed(&self) -> usize {
-        self.queued() - self.tls.as_ref().map_or(0, |session| session.own())
+    pub(crate) fn unsent_app_bytes(&self) -> usize {
+        self.queued() - self.tls.as_ref().map_or(0, |session| session.tls_overhead())
     }
 
     /// The peer can be told nothing more.
-    pub(super) fn is_deaf(&self) -> bool {
-        self.flags.has(Flags::WRITE_DEAD) || self.has_failed()
+    pub(super) fn write_closed(&self) -> bool {
+        self.flags.has(Flags::WRITE_FAILED) || self.has_failed()
     }
 }

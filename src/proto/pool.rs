@@ -11,7 +11,7 @@ const KEEP_BUFFERS: usize = 64;
 
 /// A buffer up to this size is small: kept apart, for what stays long.
 const SMALL: usize = 1024;
-/// An outbox keeps a buffer up to this size while it is in the pool: 64 × 16 KiB in all.
+/// An send_buf keeps a buffer up to this size while it is in the pool: 64 × 16 KiB in all.
 const KEEP_OUTBOX: usize = 16 * 1024;
 
 /// Spare buffers, so that an idle connection owns none and a busy one allocates none.
@@ -28,9 +28,9 @@ pub(crate) struct Pool {
     pub(crate) sizes_out: Histogram,
 }
 
-/// Memory that a buffer takes beyond the turn: see [`Pool::slim`].
+/// Memory that a buffer takes beyond the turn: see [`Pool::shrink`].
 #[inline]
-pub(super) fn lasting(buffer: &Vec<u8>) -> usize {
+pub(super) fn retained(buffer: &Vec<u8>) -> usize {
     buffer.capacity().min((buffer.len() * 2 + 1).max(SMALL))
 }
 
@@ -80,10 +80,10 @@ impl Pool {
     /// Of a connection in which nothing goes on.
     #[inline]
     pub(super) fn give_active(&mut self, mut active: Box<Active>) {
-        active.judged = Time::ZERO;
-        active.held_at = 0;
-        if active.outbox.capacity() > KEEP_OUTBOX {
-            active.outbox.clear(self);
+        active.expired_through = Time::ZERO;
+        active.recv_pos = 0;
+        if active.send_buf.capacity() > KEEP_OUTBOX {
+            active.send_buf.clear(self);
         }
         if self.active.len() < KEEP_BUFFERS {
             self.active.push(active);
@@ -93,13 +93,13 @@ impl Pool {
     /// What stays in a buffer beyond the turn takes no more than twice its size, or a small buffer: spare ones go from hand
     /// to hand, and one byte in each must not keep them all.
     #[inline]
-    pub(super) fn slim(&mut self, buffer: &mut Vec<u8>) {
+    pub(super) fn shrink(&mut self, buffer: &mut Vec<u8>) {
         if buffer.capacity() > SMALL {
-            self.shrink(buffer);
+            self.reallocate(buffer);
         }
     }
 
-    fn shrink(&mut self, buffer: &mut Vec<u8>) {
+    fn reallocate(&mut self, buffer: &mut Vec<u8>) {
         let length = buffer.len();
         if buffer.capacity() / 2 <= length {
             return;

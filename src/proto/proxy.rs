@@ -12,7 +12,7 @@ use std::fmt;
 
 pub use tlv::{ProxySsl, ProxyTlvs};
 #[cfg(feature = "sim")]
-pub(super) use v2::LONGEST;
+pub(super) use v2::MAX_LENGTH;
 
 /// What a PROXY protocol header says. From [`Conn::proxy`](crate::Conn::proxy).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ pub(super) enum Front {
     Bad(ProxyError),
 }
 
-/// Looks for a header at the front of `input`. What it sees is at most [`v2::LONGEST`] bytes.
+/// Looks for a header at the front of `input`. What it sees is at most [`v2::MAX_LENGTH`] bytes.
 pub(super) fn front(input: &[u8]) -> Front {
     let begins = |signature: &[u8]| {
         let common = input.len().min(signature.len());

@@ -220,7 +220,7 @@ mod tests {
         let rate = Rate::per_second(1000).burst(10);
         let mut bucket = Bucket::default();
         bucket.charge(&rate, 500, at(1000));
-        // 10 were there, 490 are owed, and one unit must be there again.
+        // 10 were there, 490 are unsent_app_bytes, and one unit must be there again.
         assert_eq!(bucket.ready_at(&rate), at(1000 + 491));
         assert!(!bucket.is_full(at(1499)) && bucket.is_full(at(1500)));
     }

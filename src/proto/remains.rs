@@ -24,7 +24,7 @@ impl Machine {
     /// Nothing more is told to the handler, and nothing more is taken from it: the connection goes elsewhere at the end of
     /// its turn. False if it cannot: it is not open, or goes already.
     pub(crate) fn begin_detach(&mut self) -> bool {
-        let possible = self.state == State::Open && self.was_open() && !self.is_deaf() && !self.is_detaching();
+        let possible = self.state == State::Open && self.was_open() && !self.write_closed() && !self.is_detaching();
         let possible = possible && !self.flags.has(Flags::FINISHING);
         if possible {
             self.flags.set(Flags::DETACHING);
@@ -48,12 +48,12 @@ impl Machine {
     pub(crate) fn detach(&mut self, pool: &mut Pool) -> Remains {
         let remains = Remains {
             tls: self.tls.take(),
-            unread: self.held.get(self.held_at..).unwrap_or_default().to_vec(),
+            unread: self.recv_buf.get(self.recv_pos..).unwrap_or_default().to_vec(),
             read: 0,
-            unsent: self.outbox.waiting().to_vec(),
+            unsent: self.send_buf.waiting().to_vec(),
             buffers: Vec::new(),
         };
-        self.outbox.clear(pool);
+        self.send_buf.clear(pool);
         self.enter_closing(pool);
         self.deadlines = super::Deadlines::none();
         self.note_closed(Closed::new(CloseReason::Detached));
@@ -134,7 +134,7 @@ impl Remains {
         match &mut self.tls {
             Some(session) => {
                 session.advance(count);
-                session.slim(&mut Pool::default());
+                session.shrink(&mut Pool::default());
             }
             None => drop(self.unsent.drain(..count.min(self.unsent.len()))),
         }

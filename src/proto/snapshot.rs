@@ -2,7 +2,7 @@
 
 use super::active::Active;
 use super::deadline::Deadlines;
-use super::state::{Farewell, Flags};
+use super::state::{ClosePhase, Flags};
 use super::{Machine, State, Stopped, Time, Timer};
 use crate::reason::{CloseReason, Closed};
 
@@ -10,20 +10,20 @@ use crate::reason::{CloseReason, Closed};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Print {
     state: State,
-    farewell: Farewell,
+    close_phase: ClosePhase,
     flags: Flags,
     max: usize,
     seen: usize,
-    held: Vec<u8>,
+    recv_buf: Vec<u8>,
     queued: Vec<u8>,
     deadlines: Deadlines,
     idle: Time,
     /// Where the frame's clock and the idle clock stand.
     stopped: Option<(Time, Time)>,
     timers: Vec<Timer>,
-    judged: Time,
+    expired_through: Time,
     discarded: usize,
-    holds: u32,
+    pending_replies: u32,
     closed: Option<CloseReason>,
     /// Whether a frame has come: a stream that never made one may be TLS.
     made_frames: bool,
@@ -33,18 +33,18 @@ impl Active {
     /// A copy, but for the throttle and the error behind its end.
     fn fork(&self) -> Self {
         Self {
-            held: self.held.clone(),
-            held_at: self.held_at,
-            outbox: self.outbox.clone(),
+            recv_buf: self.recv_buf.clone(),
+            recv_pos: self.recv_pos,
+            send_buf: self.send_buf.clone(),
             deadlines: self.deadlines.clone(),
             stood: self.stood,
             stopped: self.stopped.clone(),
             timers: self.timers.clone(),
-            judged: self.judged,
+            expired_through: self.expired_through,
             discarded: self.discarded,
             proxy: self.proxy.clone(),
             throttle: None,
-            holds: self.holds,
+            pending_replies: self.pending_replies,
             closed: self.closed.as_ref().map(|closed| Closed::new(closed.reason)),
         }
     }
@@ -64,7 +64,7 @@ impl Machine {
         }
         Some(Self {
             state: self.state,
-            farewell: self.farewell,
+            close_phase: self.close_phase,
             flags: self.flags,
             limits: std::rc::Rc::clone(&self.limits),
             codec: self.codec.fork()?,
@@ -100,12 +100,12 @@ impl Machine {
         let (max, seen) = self.codec.memory();
         Print {
             state: self.state,
-            farewell: self.farewell,
+            close_phase: self.close_phase,
             flags: self.flags,
             max,
             seen,
-            held: self.held.get(self.held_at..).unwrap_or_default().to_vec(),
-            queued: self.outbox.waiting().to_vec(),
+            recv_buf: self.recv_buf.get(self.recv_pos..).unwrap_or_default().to_vec(),
+            queued: self.send_buf.waiting().to_vec(),
             deadlines: deadlines(&self.deadlines),
             idle: ahead(self.idle()),
             // Nothing starts them again once it closes.
@@ -122,10 +122,10 @@ impl Machine {
                     at: ahead(timer.at),
                 })
                 .collect(),
-            // Only whether a timer that is due has been judged matters, and nothing due in the past stays unjudged.
-            judged: ahead(self.judged),
+            // Only whether a timer that is due has been expired_through matters, and nothing due in the past stays unjudged.
+            expired_through: ahead(self.expired_through),
             discarded: self.discarded,
-            holds: self.holds,
+            pending_replies: self.pending_replies,
             closed: self.closed.as_ref().map(|closed| closed.reason),
             made_frames: self.traffic.frames_in > 0,
         }

@@ -185,7 +185,7 @@ pub(crate) enum NextStep {
 
 /// How far a closing connection is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Farewell {
+pub(super) enum ClosePhase {
     /// Not closing.
     None,
     /// Output still waits.
@@ -242,27 +242,27 @@ flags! {
     /// TCP's end of stream was read.
     EOF = 0;
     /// The handler was told that the peer finished.
-    FINISH_TOLD = 1;
+    FINISH_REPORTED = 1;
     /// The handler paused reading.
     PAUSED = 2;
     /// Output is above the high watermark, or has not come down to the low one yet.
     CONGESTED = 3;
     /// What is held may contain a whole frame: decoding stopped for another reason than "more".
-    HELD_FRAMES = 4;
+    FRAMES_BUFFERED = 4;
     /// `on_open` is due.
-    TELL_OPENED = 5;
+    OPENED_PENDING = 5;
     /// `on_writable` is due.
-    TELL_WRITABLE = 6;
+    WRITABLE_PENDING = 6;
     /// `on_drain` is due.
-    TELL_DRAIN = 7;
+    DRAIN_PENDING = 7;
     /// The server drains.
     DRAINING = 8;
     /// Close once everything that has arrived is answered.
     CLOSE_AFTER_INPUT = 9;
     /// A read since CLOSE_AFTER_INPUT found the kernel's buffer empty.
-    DRY = 10;
+    READ_DRAINED = 10;
     /// The kernel refused a write for good: nothing more can be sent, but what arrived can be read.
-    WRITE_DEAD = 11;
+    WRITE_FAILED = 11;
     /// The handler was told `on_open`.
     WAS_OPEN = 12;
     /// The service has accepted the peer.
@@ -272,11 +272,11 @@ flags! {
     /// Without a PROXY header nobody comes in.
     HEADER_REQUIRED = 15;
     /// Whom it is for is known: the service is to be asked.
-    TELL_HEADER = 16;
+    HEADER_PENDING = 16;
     /// Reading stands until the throttle says so.
     THROTTLED = 17;
     /// `on_secured` is due.
-    TELL_SECURED = 18;
+    SECURED_PENDING = 18;
     /// It leaves the loop at the end of its turn.
     DETACHING = 19;
     /// We have connected, or are to.
@@ -296,8 +296,8 @@ flags! {
     /// TLS brings nothing more: close_notify has come, or it has failed.
     TLS_OVER = 27;
     /// A timer is due, unless it was cancelled since.
-    TELL_TIMER = 28;
+    TIMER_PENDING = 28;
     /// Its clocks stood until now. Whoever looks at its deadlines may have come meanwhile, found none, and is to be told of them
     /// at the end of the turn.
-    STOOD = 29;
+    CLOCKS_RESUMED = 29;
 }

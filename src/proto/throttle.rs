@@ -107,7 +107,7 @@ impl Throttle {
     }
 
     /// A rate that it shares is another: what was booked under the old one is void.
-    pub(super) fn ask_again(&mut self, now: Time) {
+    pub(super) fn recheck_rates(&mut self, now: Time) {
         self.bytes.credit = 0;
         self.frames.credit = 0;
         self.until = self.until.min(now);

@@ -8,7 +8,7 @@ use std::error::Error as StdError;
 #[cfg(feature = "tls")]
 use std::fmt;
 
-use super::input::Staged;
+use super::input::InputCursor;
 use super::state::{Flags, State};
 #[cfg(feature = "tls")]
 use super::tls::{ClientTls, Session};
@@ -23,7 +23,7 @@ impl Machine {
     #[cfg(feature = "tls")]
     pub(crate) fn start_tls(&mut self, config: &TlsConfig, now: Time, pool: &mut Pool) -> Result<(), StartTlsError> {
         self.check_upgrade()?;
-        let session = Session::behind(config, std::mem::take(&mut self.outbox));
+        let session = Session::behind(config, std::mem::take(&mut self.send_buf));
         self.upgrade(session, now, pool);
         Ok(())
     }
@@ -37,7 +37,7 @@ impl Machine {
         pool: &mut Pool,
     ) -> Result<(), StartTlsError> {
         self.check_upgrade()?;
-        match Session::client(config, std::mem::take(&mut self.outbox), pool) {
+        match Session::client(config, std::mem::take(&mut self.send_buf), pool) {
             Ok(session) => self.upgrade(session, now, pool),
             Err(error) => {
                 let error: Box<dyn StdError> = error;
@@ -49,12 +49,12 @@ impl Machine {
 
     #[cfg(feature = "tls")]
     fn check_upgrade(&self) -> Result<(), StartTlsError> {
-        const FINISHED: u32 = Flags::EOF.0 | Flags::FINISH_TOLD.0 | Flags::FINISHING.0;
+        const FINISHED: u32 = Flags::EOF.0 | Flags::FINISH_REPORTED.0 | Flags::FINISHING.0;
         if self.tls.is_some() {
             return Err(StartTlsError::AlreadyTls);
         }
         let finished = self.flags.0 & FINISHED != 0;
-        if self.state != State::Open || !self.was_open() || finished || self.is_deaf() {
+        if self.state != State::Open || !self.was_open() || finished || self.write_closed() {
             return Err(StartTlsError::Closed);
         }
         Ok(())
@@ -62,12 +62,12 @@ impl Machine {
 
     #[cfg(feature = "tls")]
     fn upgrade(&mut self, mut session: Session, now: Time, pool: &mut Pool) {
-        if let Some(undecoded @ [_, ..]) = self.held.get(self.held_at..) {
-            session.set_aside(undecoded, pool);
+        if let Some(undecoded @ [_, ..]) = self.recv_buf.get(self.recv_pos..) {
+            session.stash(undecoded, pool);
         }
-        self.held_at = 0;
-        pool.give(std::mem::take(&mut self.held));
-        self.flags.clear(Flags::HELD_FRAMES);
+        self.recv_pos = 0;
+        pool.give(std::mem::take(&mut self.recv_buf));
+        self.flags.clear(Flags::FRAMES_BUFFERED);
         self.tls = Some(Box::new(session));
         self.enter(State::Handshaking);
         self.stopped = None;
@@ -82,9 +82,9 @@ impl Machine {
         if self.is_paused() {
             self.stop_input_clocks(now);
         }
-        self.flags.set(Flags::TELL_SECURED);
+        self.flags.set(Flags::SECURED_PENDING);
         // What "nothing left to read" meant before the handshake says nothing of what comes behind it.
-        self.flags.clear(Flags::DRY);
+        self.flags.clear(Flags::READ_DRAINED);
     }
 
     /// Its handler was told that it is open and can be told more: frames flow, or an upgrade to TLS is under way.
@@ -97,17 +97,17 @@ impl Machine {
     }
 
     /// What came behind the last frame before an upgrade waits to be handled: before any read.
-    pub(crate) fn has_set_aside(&self) -> bool {
-        self.tls.as_ref().is_some_and(|session| session.has_set_aside())
+    pub(crate) fn has_stash(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| session.has_stash())
     }
 
     /// Handles it as if it had been read now.
-    pub(crate) fn handle_set_aside<'a>(&mut self, now: Time, plain: &'a mut Vec<u8>, pool: &mut Pool) -> Staged<'a> {
+    pub(crate) fn handle_stash<'a>(&mut self, now: Time, plain: &'a mut Vec<u8>, pool: &mut Pool) -> InputCursor<'a> {
         let session = self.tls.as_mut();
-        let mut wire = session.map(|session| session.take_set_aside()).unwrap_or_default();
+        let mut wire = session.map(|session| session.take_stash()).unwrap_or_default();
         self.decrypt(now, &mut wire, plain, pool);
         pool.give(wire);
-        self.stage(plain)
+        self.begin_input(plain)
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::state::{Flags, State};
 use super::{Machine, Time};
 
-/// When a connection's deadlines fall due: the time that is left, zero for what is judged in the next turn. `None` for a clock
+/// When a connection's deadlines fall due: the time that is left, zero for what is expired_through in the next turn. `None` for a clock
 /// that does not run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

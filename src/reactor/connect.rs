@@ -97,12 +97,12 @@ impl<A, O: Os> Reactor<A, O> {
         let id = self.roster.next_id();
         let (stream, connected) = match self.dial(id, &attempt) {
             Ok((stream, connected)) => {
-                machine.connects_until(now.after(attempt.timeout));
+                machine.set_connect_deadline(now.after(attempt.timeout));
                 (Some(stream), connected)
             }
             Err(error) => match self.again(id, &mut attempt, &error) {
                 Some(when) => {
-                    machine.connects_until(when);
+                    machine.set_connect_deadline(when);
                     (None, false)
                 }
                 None => {
@@ -223,7 +223,7 @@ impl<A, O: Os> Reactor<A, O> {
                     *place = Some(stream);
                 }
                 if let Some(slot) = self.roster.get_mut(id) {
-                    slot.machine.connects_until(until);
+                    slot.machine.set_connect_deadline(until);
                     slot.writable = connected;
                 }
             }
@@ -247,7 +247,7 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         };
         match (when, error) {
-            (Some(when), _) => slot.machine.connects_until(when),
+            (Some(when), _) => slot.machine.set_connect_deadline(when),
             (None, Some(error)) => slot.machine.end(Closed::with(reason, error), &mut self.pool),
             (None, None) => slot.machine.end(Closed::new(reason), &mut self.pool),
         }

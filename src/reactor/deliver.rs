@@ -9,24 +9,24 @@ use super::{last_words, report_panic, Reactor};
 use crate::handler::{Context, Handler};
 use crate::id::ConnId;
 use crate::logs;
-use crate::proto::{Event, Staged};
+use crate::proto::{Event, InputCursor};
 use crate::reason::{CloseReason, Closed, Outcome};
 
 impl<A, O: Os> Reactor<A, O> {
     /// Tells the handler what there is to tell, as far as the budget goes.
-    pub(super) fn deliver(&mut self, app: &mut A, id: ConnId, mut staged: Staged<'_>, budget: &mut Budget) {
+    pub(super) fn deliver(&mut self, app: &mut A, id: ConnId, mut staged: InputCursor<'_>, budget: &mut Budget) {
         let mut spent = false;
         loop {
             let Some(slot) = self.roster.get_mut(id) else {
                 return;
             };
-            if slot.machine.is_quiet() {
+            if slot.machine.only_frames() {
                 self.deliver_frames(app, id, &mut staged, budget);
             }
             let Some(slot) = self.roster.get_mut(id) else {
                 return;
             };
-            if slot.machine.is_quiet() && staged.is_used_up() {
+            if slot.machine.only_frames() && staged.is_used_up() {
                 break;
             }
             spent = budget.frames == 0;
@@ -64,7 +64,7 @@ impl<A, O: Os> Reactor<A, O> {
             }
         }
         if let Some(slot) = self.roster.get_mut(id) {
-            slot.machine.settle(staged, self.now, &mut self.pool);
+            slot.machine.end_input(staged, self.now, &mut self.pool);
             if spent {
                 slot.machine.postpone(self.now);
             }
@@ -73,7 +73,13 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Tells the handler one frame after the other, as long as there is nothing else to think of.
     #[inline(always)]
-    pub(super) fn deliver_frames(&mut self, app: &mut A, id: ConnId, staged: &mut Staged<'_>, budget: &mut Budget) {
+    pub(super) fn deliver_frames(
+        &mut self,
+        app: &mut A,
+        id: ConnId,
+        staged: &mut InputCursor<'_>,
+        budget: &mut Budget,
+    ) {
         let all = staged.rest();
         let (mut rest, mut left) = (all, budget.frames);
         self.lend(app, id, |app, reactor, handler| {

@@ -244,7 +244,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         listener.sources.follow(&options.sources, self.now);
         if listener.meters.follow(&options.limits, self.now) {
             for slot in self.roster.iter_mut().filter(|slot| slot.listener == Some(listener.id)) {
-                slot.machine.ask_again(self.now);
+                slot.machine.recheck_rates(self.now);
                 self.timers.arm(slot.id.index, slot.machine.deadline());
             }
         }

@@ -99,7 +99,7 @@ impl<A, L> Listener<A, L> {
     pub(super) fn machine(&self, now: Time, pool: &mut Pool) -> Machine {
         let (framing, tls) = (&self.options.framing, self.options.tls.as_ref());
         let mut machine = Machine::new(framing, Rc::clone(&self.limits), tls, now, pool);
-        machine.throttle(&self.meters);
+        machine.set_rates(&self.meters);
         machine
     }
 

@@ -443,7 +443,7 @@ impl<A, O: Os> Reactor<A, O> {
                     // What it sent in time is here, and only the budget has kept us from reading it.
                     continue;
                 }
-                if slot.machine.is_unsent_since(due) && !slot.writable {
+                if slot.machine.is_write_overdue(due) && !slot.writable {
                     // The kernel announces room only when a good part of its buffer is free: a slow reader may have taken
                     // bytes all the time. A write says whether it has.
                     slot.writable = true;
@@ -457,13 +457,13 @@ impl<A, O: Os> Reactor<A, O> {
                     slot.readable = true;
                     slot.writable = true;
                 }
-                if slot.is_squeezed() && slot.machine.is_frame_late(due) {
+                if slot.is_squeezed() && slot.machine.is_frame_overdue(due) {
                     // It is we who have not read the rest of it.
                     let closed = Closed::new(CloseReason::OverMemory);
                     slot.machine.close(closed, self.now, &mut self.pool);
                 } else if slot.machine.deadline() <= due {
                     slot.machine.handle_timeout(due, self.now, &mut self.pool);
-                } else if slot.machine.is_at_rest() {
+                } else if slot.machine.is_idle() {
                     // Its turn arms nothing.
                     self.timers.arm(index, slot.machine.deadline());
                 }

@@ -269,17 +269,17 @@ impl Slot {
     /// edge that was used up before announces nothing more.
     #[inline]
     pub(super) fn can_read(&self) -> bool {
-        if self.machine.is_quiet() {
+        if self.machine.only_frames() {
             return self.readable && !self.squeezed;
         }
         let asks = self.machine.wants_fresh_blocked() && !self.retry;
-        (self.readable || asks || self.machine.has_set_aside()) && !self.is_squeezed() && self.machine.wants_read()
+        (self.readable || asks || self.machine.has_stash()) && !self.is_squeezed() && self.machine.wants_read()
     }
 
     /// Something has come for a connection that has nothing to do but to answer it, and after a short read nothing more is there.
     #[inline]
     pub(super) fn is_at_rest(&self) -> bool {
-        self.readable && self.writable && !self.hang_up && !self.squeezed && !self.retry && self.machine.is_at_rest()
+        self.readable && self.writable && !self.hang_up && !self.squeezed && !self.retry && self.machine.is_idle()
     }
 
     /// Nothing is read because memory is tight.

@@ -8,7 +8,7 @@ use super::os::Os;
 use super::roster::Slot;
 use super::{Reactor, Scratch};
 use crate::id::ConnId;
-use crate::proto::{Pool, Staged, State};
+use crate::proto::{InputCursor, Pool, State};
 use crate::reason::{CloseReason, Closed};
 
 /// What a frame counts against the read budget besides its bytes.
@@ -35,7 +35,7 @@ impl Budget {
 
 /// What a read brought.
 enum Read<'a> {
-    Staged(Staged<'a>),
+    Staged(InputCursor<'a>),
     /// What has been delivered already.
     Delivered,
     /// Not now: no budget, or something went wrong.
@@ -94,7 +94,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.deliver_frames(app, id, &mut staged, budget);
         }
         match self.roster.get(id) {
-            Some(slot) if slot.machine.is_quiet() && staged.is_used_up() => {}
+            Some(slot) if slot.machine.only_frames() && staged.is_used_up() => {}
             _ => {
                 self.deliver(app, id, staged, budget);
                 return false;
@@ -105,7 +105,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
         if let Some(slot) = self.roster.get_mut(id) {
             // Part of a TLS record may have come, and be all that has.
-            slot.machine.settle(staged, self.now, &mut self.pool);
+            slot.machine.end_input(staged, self.now, &mut self.pool);
         }
         false
     }
@@ -121,10 +121,10 @@ impl<A, O: Os> Reactor<A, O> {
         if slot.machine.is_connecting() {
             return !self.pursue(id);
         }
-        if tight || !slot.machine.is_just_open() {
+        if tight || !slot.machine.is_newly_open() {
             return false;
         }
-        slot.machine.note_opened();
+        slot.machine.mark_opened();
         self.greet(app, id);
         self.finish_turn(id, true)
     }
@@ -137,8 +137,8 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(slot) = self.roster.get_mut(id) else {
             return false;
         };
-        slot.machine.slim(&mut self.pool);
-        if !slot.machine.is_at_rest() || slot.readable || slot.retry {
+        slot.machine.shrink(&mut self.pool);
+        if !slot.machine.is_idle() || slot.readable || slot.retry {
             return false;
         }
         if first || slot.machine.is_timed() {
@@ -176,7 +176,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.flush(id);
             match self.roster.get(id) {
                 // Nothing else is to be done with it, and nothing to be read.
-                Some(slot) if slot.machine.is_quiet() && !slot.can_read() => {
+                Some(slot) if slot.machine.only_frames() && !slot.can_read() => {
                     idle = progress;
                     break;
                 }
@@ -197,7 +197,7 @@ impl<A, O: Os> Reactor<A, O> {
         if slot.machine.is_detaching() {
             return;
         }
-        slot.machine.slim(&mut self.pool);
+        slot.machine.shrink(&mut self.pool);
         let holds = slot.machine.memory();
         self.account_for(id, holds);
         self.come_back(id, idle);
@@ -214,7 +214,7 @@ impl<A, O: Os> Reactor<A, O> {
             when = when.min(self.now.after(RETRY_AFTER));
         }
         self.timers.arm(id.index, when);
-        if idle && slot.machine.is_quiet() && slot.machine.queued() == 0 {
+        if idle && slot.machine.only_frames() && slot.machine.queued() == 0 {
             return;
         }
         if slot.machine.has_events() || slot.can_read() || (slot.writable && slot.machine.sendable() > 0) {
@@ -231,7 +231,7 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(slot) = self.roster.get_mut(id) else {
             return Read::Idle;
         };
-        let ordinary = slot.machine.is_quiet() && !slot.squeezed && !self.memory.is_limited();
+        let ordinary = slot.machine.only_frames() && !slot.squeezed && !self.memory.is_limited();
         if !ordinary && self.is_hindered(id) {
             return Read::Nothing;
         }
@@ -242,7 +242,7 @@ impl<A, O: Os> Reactor<A, O> {
             return Read::Nothing;
         }
         if slot.machine.has_events() {
-            return Read::Staged(slot.machine.stage_held());
+            return Read::Staged(slot.machine.begin_buffered());
         }
         if !slot.can_read() {
             return Read::Idle;
@@ -259,11 +259,11 @@ impl<A, O: Os> Reactor<A, O> {
         if allowance == 0 {
             return Read::Nothing;
         }
-        if machine.has_set_aside() {
+        if machine.has_stash() {
             let (now, pool, plain) = (self.now, &mut self.pool, &mut scratch.plain);
             let staged = catch_unwind(AssertUnwindSafe(|| {
                 let plain = plain;
-                machine.handle_set_aside(now, plain, pool)
+                machine.handle_stash(now, plain, pool)
             }));
             return self.handled(id, staged);
         }
@@ -316,11 +316,11 @@ impl<A, O: Os> Reactor<A, O> {
                 }
             }
         }
-        Read::Staged(Staged::nothing())
+        Read::Staged(InputCursor::nothing())
     }
 
     /// What input has led to. A TLS configuration may hold the user's code: what chooses it, a certificate resolver, a verifier.
-    fn handled<'s>(&mut self, id: ConnId, outcome: std::thread::Result<Staged<'s>>) -> Read<'s> {
+    fn handled<'s>(&mut self, id: ConnId, outcome: std::thread::Result<InputCursor<'s>>) -> Read<'s> {
         match outcome {
             Ok(staged) => Read::Staged(staged),
             Err(panic) => {
@@ -389,7 +389,7 @@ impl<A, O: Os> Reactor<A, O> {
             return false;
         };
         let mut header = self.pool.take();
-        let passes = slot.writable && slot.machine.may_pass(payload, &mut header);
+        let passes = slot.writable && slot.machine.can_write_through(payload, &mut header);
         if passes {
             let count = match self.os.write_both(stream, &header, payload) {
                 Ok(count) => {
@@ -403,7 +403,7 @@ impl<A, O: Os> Reactor<A, O> {
                 }
             };
             slot.machine
-                .handle_passed(&header, payload, count, self.now, &mut self.pool);
+                .handle_written_through(&header, payload, count, self.now, &mut self.pool);
         }
         self.pool.give(header);
         passes

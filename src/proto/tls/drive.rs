@@ -7,7 +7,7 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic};
 use rustls::CommonState;
 
-use super::{Outbox, Pool};
+use super::{Pool, SendBuffer};
 
 /// What a record adds to its plaintext, at most: header, TLS 1.2 nonce, content type and tag, rounded up.
 const RECORD_OVERHEAD: usize = 64;
@@ -55,8 +55,8 @@ pub(super) enum Wish<'a> {
 
 /// What of a session [`drive`] changes.
 pub(super) struct Out<'a> {
-    pub(super) outbound: &'a mut Outbox,
-    pub(super) own: &'a mut usize,
+    pub(super) outbound: &'a mut SendBuffer,
+    pub(super) tls_overhead: &'a mut usize,
     pub(super) peer_closed: &'a mut bool,
 }
 
@@ -71,7 +71,7 @@ pub(super) fn drive<S: Side>(
 ) -> Result<usize, Box<dyn StdError + Send + Sync>> {
     let Out {
         outbound,
-        own,
+        tls_overhead,
         peer_closed,
     } = out;
     let mut consumed = 0;
@@ -98,7 +98,7 @@ pub(super) fn drive<S: Side>(
                     Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
                     Err(EncodeError::AlreadyEncoded) => Err(None),
                 });
-                *own += outbound.len() - before;
+                *tls_overhead += outbound.len() - before;
             }
             Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
             Ok(ConnectionState::PeerClosed) => *peer_closed = true,

@@ -17,8 +17,8 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::server::{Acceptor, ClientHello, UnbufferedServerConnection};
 use rustls::{AlertDescription, CommonState, ProtocolVersion, ServerConfig};
 
-use super::outbox::Outbox;
-use super::pool::{lasting, Pool};
+use super::pool::{retained, Pool};
+use super::send_buf::SendBuffer;
 pub(crate) use client::ClientTls;
 use client::WithServer;
 pub use config::{NameError, ServerNames, TlsConfig};
@@ -36,13 +36,13 @@ pub(super) struct Session {
     /// Incomplete records, and the records of an incomplete handshake message.
     held: Vec<u8>,
     /// Ciphertext waiting for the kernel.
-    outbound: Outbox,
+    outbound: SendBuffer,
     /// How much at the front of `outbound` was sent before the upgrade to TLS, and goes in the clear.
     clear: usize,
     /// How much of `outbound` TLS says by itself: handshake, tickets, key updates.
-    own: usize,
+    tls_overhead: usize,
     /// Bytes that came behind the last frame before the upgrade: not to be taken for frames.
-    set_aside: Vec<u8>,
+    stash: Vec<u8>,
     /// The very first byte from the peer, which tells TLS from something else.
     first: Option<u8>,
     /// The name in the ClientHello, which rustls' unbuffered connection keeps to itself; or the one that we ask for.
@@ -80,10 +80,10 @@ impl Session {
         Self {
             stage,
             held: Vec::new(),
-            outbound: Outbox::default(),
+            outbound: SendBuffer::default(),
             clear: 0,
-            own: 0,
-            set_aside: Vec::new(),
+            tls_overhead: 0,
+            stash: Vec::new(),
             first: None,
             server_name: None,
             config: None,
@@ -94,7 +94,7 @@ impl Session {
     }
 
     /// For a connection that was open in the clear: behind what was sent before and has not gone yet.
-    pub(super) fn behind(config: &TlsConfig, sent: Outbox) -> Self {
+    pub(super) fn behind(config: &TlsConfig, sent: SendBuffer) -> Self {
         Self {
             clear: sent.len(),
             outbound: sent,
@@ -105,7 +105,7 @@ impl Session {
     /// Towards a server, behind what was sent before: says hello.
     pub(super) fn client(
         config: &ClientTls,
-        sent: Outbox,
+        sent: SendBuffer,
         pool: &mut Pool,
     ) -> Result<Self, Box<dyn StdError + Send + Sync>> {
         let mut session = Self {
@@ -118,20 +118,20 @@ impl Session {
         Ok(session)
     }
 
-    /// Keeps bytes that came before there was a session, for [`Session::take_set_aside`].
-    pub(super) fn set_aside(&mut self, wire: &[u8], pool: &mut Pool) {
-        if self.set_aside.capacity() == 0 {
-            self.set_aside = pool.take();
+    /// Keeps bytes that came before there was a session, for [`Session::take_stash`].
+    pub(super) fn stash(&mut self, wire: &[u8], pool: &mut Pool) {
+        if self.stash.capacity() == 0 {
+            self.stash = pool.take();
         }
-        self.set_aside.extend_from_slice(wire);
+        self.stash.extend_from_slice(wire);
     }
 
-    pub(super) fn has_set_aside(&self) -> bool {
-        !self.set_aside.is_empty()
+    pub(super) fn has_stash(&self) -> bool {
+        !self.stash.is_empty()
     }
 
-    pub(super) fn take_set_aside(&mut self) -> Vec<u8> {
-        std::mem::take(&mut self.set_aside)
+    pub(super) fn take_stash(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.stash)
     }
 
     /// Nothing more can be decrypted or encrypted.
@@ -222,7 +222,7 @@ impl Session {
         if let Stage::Hello(acceptor, config) = &mut self.stage {
             let before = self.outbound.len();
             let greeted = read_hello(acceptor, config, wire, self.outbound.tail(pool));
-            self.own += self.outbound.len() - before;
+            self.tls_overhead += self.outbound.len() - before;
             if self.outbound.is_empty() {
                 self.outbound.clear(pool);
             }
@@ -262,7 +262,7 @@ impl Session {
     /// Encrypts the front of `plain` if no ciphertext waits but what TLS says by itself, in front of which there may be what was
     /// sent before an upgrade; returns how much of it was taken.
     pub(super) fn encrypt(&mut self, plain: &[u8], pool: &mut Pool) -> Result<usize, Box<dyn StdError + Send + Sync>> {
-        let encrypted = self.outbound.len().saturating_sub(self.clear + self.own);
+        let encrypted = self.outbound.len().saturating_sub(self.clear + self.tls_overhead);
         if plain.is_empty() || encrypted > 0 || self.notified || self.is_handshaking() {
             return Ok(0);
         }
@@ -286,13 +286,13 @@ impl Session {
 
     /// Nothing waits in either direction.
     #[inline]
-    pub(super) fn is_at_rest(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         self.held.is_empty() && self.outbound.is_empty()
     }
 
     /// Of what waits: bytes that no handler has sent. They come first, all but the answer to a key update.
-    pub(super) fn own(&self) -> usize {
-        self.own
+    pub(super) fn tls_overhead(&self) -> usize {
+        self.tls_overhead
     }
 
     #[inline]
@@ -300,23 +300,23 @@ impl Session {
         self.outbound.advance(count);
         let clear = count.min(self.clear);
         self.clear -= clear;
-        self.own = self.own.saturating_sub(count - clear);
+        self.tls_overhead = self.tls_overhead.saturating_sub(count - clear);
     }
 
     /// Bytes of ciphertext held in either direction.
     pub(super) fn buffered(&self) -> usize {
-        self.held.len() + self.set_aside.len() + self.outbound.len()
+        self.held.len() + self.stash.len() + self.outbound.len()
     }
 
     /// Memory that its buffers take; what rustls keeps of an incomplete ClientHello is another copy of it.
     pub(super) fn memory(&self) -> usize {
         let copies = if matches!(self.stage, Stage::Hello(..)) { 2 } else { 1 };
-        lasting(&self.held) * copies + lasting(&self.set_aside) + self.outbound.lasting()
+        retained(&self.held) * copies + retained(&self.stash) + self.outbound.retained()
     }
 
-    pub(super) fn slim(&mut self, pool: &mut Pool) {
-        pool.slim(&mut self.held);
-        self.outbound.slim(pool);
+    pub(super) fn shrink(&mut self, pool: &mut Pool) {
+        pool.shrink(&mut self.held);
+        self.outbound.shrink(pool);
     }
 
     #[cfg(feature = "sim")]
@@ -328,13 +328,13 @@ impl Session {
     pub(super) fn silence(&mut self, pool: &mut Pool) {
         self.outbound.clear(pool);
         self.clear = 0;
-        self.own = 0;
+        self.tls_overhead = 0;
     }
 
     /// Gives back what is held, for a connection that is over.
     pub(super) fn clear(&mut self, pool: &mut Pool) {
         pool.give(std::mem::take(&mut self.held));
-        pool.give(std::mem::take(&mut self.set_aside));
+        pool.give(std::mem::take(&mut self.stash));
         self.silence(pool);
     }
 
@@ -366,13 +366,13 @@ impl Session {
         let Self {
             stage,
             outbound,
-            own,
+            tls_overhead,
             peer_closed,
             ..
         } = self;
         let out = Out {
             outbound,
-            own,
+            tls_overhead,
             peer_closed,
         };
         match stage {

@@ -123,7 +123,7 @@ impl Single {
         let mut machine = Machine::new(&listen.framing, Rc::clone(&limits), tls, Time::ZERO, &mut pool);
         let mut meters = SharedMeters::default();
         meters.follow(&limits, Time::ZERO);
-        machine.throttle(&meters);
+        machine.set_rates(&meters);
         if listen.proxy != ProxyProtocol::Off {
             machine.await_header(listen.proxy == ProxyProtocol::Required);
         }

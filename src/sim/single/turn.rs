@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::socket::Silence;
 use super::{violation, Checked, Single};
-use crate::proto::{Event, NextStep, SendError, Staged, State};
+use crate::proto::{Event, InputCursor, NextStep, SendError, State};
 use crate::reason::{Close, CloseReason, Closed};
 use crate::sim::stimulus::{Deed, End, Told};
 use crate::sim::Violation;
@@ -22,7 +22,7 @@ impl Single {
             let progress = self.read()?;
             self.flush()?;
             self.next_step()?;
-            self.machine.slim(&mut self.pool);
+            self.machine.shrink(&mut self.pool);
             let comes_back = progress || self.machine.has_events() || self.can_read() || self.can_write();
             if self.witness.end.is_some() || !comes_back {
                 return self.check();
@@ -40,20 +40,20 @@ impl Single {
         if self.witness.end.is_some() {
             return Ok(());
         }
-        if self.machine.is_unsent_since(self.now) && !self.socket.writable {
+        if self.machine.is_write_overdue(self.now) && !self.socket.writable {
             self.socket.writable = true;
             self.flush()?;
         }
         if self.machine.deadline() <= self.now {
             // RST, whatever reason was known before.
-            self.witness.forced |= self.machine.is_unsent_since(self.now);
+            self.witness.forced |= self.machine.is_write_overdue(self.now);
             self.machine.handle_timeout(self.now, self.now, &mut self.pool);
         }
         self.run_turn(SPIN)
     }
 
     fn can_read(&self) -> bool {
-        let ready = self.socket.readable || self.machine.wants_fresh_blocked() || self.machine.has_set_aside();
+        let ready = self.socket.readable || self.machine.wants_fresh_blocked() || self.machine.has_stash();
         ready && self.machine.wants_read()
     }
 
@@ -78,15 +78,15 @@ impl Single {
 
     fn read_into(&mut self, plain: &mut Vec<u8>) -> Result<bool, Violation> {
         if self.machine.has_events() {
-            let staged = self.machine.stage_held();
+            let staged = self.machine.begin_buffered();
             self.deliver(staged)?;
             return Ok(true);
         }
         if !self.can_read() {
             return Ok(false);
         }
-        if self.machine.has_set_aside() {
-            let staged = self.machine.handle_set_aside(self.now, plain, &mut self.pool);
+        if self.machine.has_stash() {
+            let staged = self.machine.handle_stash(self.now, plain, &mut self.pool);
             self.deliver(staged)?;
             return Ok(true);
         }
@@ -112,13 +112,13 @@ impl Single {
                     self.machine.handle_read_error(error, &mut self.pool);
                 }
             }
-            Staged::nothing()
+            InputCursor::nothing()
         };
         self.deliver(staged)?;
         Ok(true)
     }
 
-    fn deliver(&mut self, mut staged: Staged<'_>) -> Checked {
+    fn deliver(&mut self, mut staged: InputCursor<'_>) -> Checked {
         self.note_state()?;
         while let Some(event) = self.machine.next_event(&mut staged, self.now, &mut self.pool) {
             let Some(told) = told(event) else {
@@ -149,7 +149,7 @@ impl Single {
             }
             self.told.push(told);
         }
-        self.machine.settle(staged, self.now, &mut self.pool);
+        self.machine.end_input(staged, self.now, &mut self.pool);
         self.note_state()
     }
 
@@ -182,7 +182,8 @@ impl Single {
             self.sent.extend_from_slice(taken);
             self.machine.handle_sent(count, self.now, &mut self.pool);
             let open = self.machine.is_established();
-            self.witness.sees_room(&self.limits, self.machine.owed(), open);
+            self.witness
+                .sees_room(&self.limits, self.machine.unsent_app_bytes(), open);
         }
         self.note_state()
     }
@@ -270,13 +271,13 @@ impl Single {
     }
 
     fn send(&mut self, payload: &[u8]) -> Checked {
-        let before = self.machine.owed();
+        let before = self.machine.unsent_app_bytes();
         let taken = match self.machine.send(payload, self.now, &mut self.pool) {
             Ok(()) => true,
             Err(SendError::Full { .. }) => false,
             Err(_) => return Ok(()),
         };
-        let queued = self.machine.owed();
+        let queued = self.machine.unsent_app_bytes();
         self.witness.sees_send(&self.limits, payload, taken, before, queued)
     }
 

@@ -1,16 +1,16 @@
 //! What waits to be sent: bytes in order, taken from the front as the kernel takes them.
 
-use super::pool::{lasting, Pool};
+use super::pool::{retained, Pool};
 
-/// Bytes waiting for the kernel. Owns memory beyond the turn only while it is not empty: see [`Outbox::slim`].
+/// Bytes waiting for the kernel. Owns memory beyond the turn only while it is not empty: see [`SendBuffer::shrink`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Outbox {
+pub(super) struct SendBuffer {
     buffer: Vec<u8>,
     /// How much of `buffer` is gone already. Invariant: `sent < buffer.len()`, or both are zero.
     sent: usize,
 }
 
-impl Outbox {
+impl SendBuffer {
     pub(super) const fn new() -> Self {
         Self {
             buffer: Vec::new(),
@@ -67,19 +67,19 @@ impl Outbox {
 
     /// Memory that it takes beyond the turn.
     #[inline]
-    pub(super) fn lasting(&self) -> usize {
+    pub(super) fn retained(&self) -> usize {
         if self.is_empty() {
             0
         } else {
-            lasting(&self.buffer)
+            retained(&self.buffer)
         }
     }
 
     /// At the end of a turn: gives back what it does not need.
     #[inline]
-    pub(super) fn slim(&mut self, pool: &mut Pool) {
+    pub(super) fn shrink(&mut self, pool: &mut Pool) {
         if !self.is_empty() {
-            pool.slim(&mut self.buffer);
+            pool.shrink(&mut self.buffer);
         } else if self.capacity() > 0 {
             self.clear(pool);
         }
@@ -103,20 +103,24 @@ mod tests {
     #[test]
     fn bytes_leave_in_order_whatever_the_pieces() {
         let mut pool = Pool::default();
-        let mut outbox = Outbox::default();
+        let mut send_buf = SendBuffer::default();
         let bytes: Vec<u8> = (0..=255).cycle().take(10_000).collect();
         let mut seen = Vec::new();
         for (turn, chunk) in bytes.chunks(37).enumerate() {
-            outbox.tail(&mut pool).extend_from_slice(chunk);
-            let take = (turn * 31 % 50).min(outbox.len());
-            seen.extend_from_slice(&outbox.waiting()[..take]);
-            outbox.advance(take);
+            send_buf.tail(&mut pool).extend_from_slice(chunk);
+            let take = (turn * 31 % 50).min(send_buf.len());
+            seen.extend_from_slice(&send_buf.waiting()[..take]);
+            send_buf.advance(take);
         }
-        seen.extend_from_slice(outbox.waiting());
-        outbox.advance(usize::MAX);
+        seen.extend_from_slice(send_buf.waiting());
+        send_buf.advance(usize::MAX);
         assert_eq!(seen, bytes);
-        assert!(outbox.is_empty());
-        outbox.slim(&mut pool);
-        assert_eq!(outbox.capacity(), 0, "beyond the turn an empty outbox owns no memory");
+        assert!(send_buf.is_empty());
+        send_buf.shrink(&mut pool);
+        assert_eq!(
+            send_buf.capacity(),
+            0,
+            "beyond the turn an empty send_buf owns no memory"
+        );
     }
 }
