@@ -403,7 +403,7 @@ impl<A, O: Os> Reactor<A, O> {
         if awaits_header {
             machine.await_header(listener.options.proxy == ProxyProtocol::Required);
         } else {
-            machine.handle_admitted(now, &mut self.pool);
+            machine.handle_admitted(now);
         }
         if let Some(until) = self.drain.handshake_until() {
             machine.drain(until);

@@ -242,7 +242,9 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         listener.limits = Rc::new(options.limits.clone());
         listener.bucket.follow(options.accept_rate, self.now);
         listener.sources.follow(&options.sources, self.now);
-        if listener.meters.follow(&options.limits, self.now) {
+        let limits = &options.limits;
+        let (bytes, frames) = (limits.total_read_rate, limits.total_frame_rate);
+        if listener.meters.follow(bytes, frames, self.now) {
             for slot in self.roster.iter_mut().filter(|slot| slot.listener == Some(listener.id)) {
                 slot.machine.recheck_rates(self.now);
                 self.timers.arm(slot.id.index, slot.machine.deadline());

@@ -180,7 +180,7 @@ impl<A, O: Os> Reactor<A, O> {
                 if let Some(place) = self.handlers.get_mut(id.index as usize) {
                     *place = Some(handler);
                 }
-                machine.handle_admitted(now, &mut self.pool);
+                machine.handle_admitted(now);
             }
             Ok(Err(Refuse { farewell })) => {
                 machine.refuse(&farewell, Closed::new(CloseReason::Refused), now, &mut self.pool);

@@ -83,7 +83,7 @@ impl<A, O: Os> Reactor<A, O> {
         let id = ListenerId::nth(self.next_listener);
         let room = self.room();
         let mut meters = SharedMeters::default();
-        meters.follow(&listen.limits, self.now);
+        meters.follow(listen.limits.total_read_rate, listen.limits.total_frame_rate, self.now);
         let mut listener = Listener {
             id,
             name: Rc::from(name),

@@ -89,7 +89,7 @@ impl<A, O: Os> Reactor<A, O> {
         if let Some(attempt) = self.attempts.remove(&id) {
             self.discard("a TLS configuration's destructor", attempt);
         }
-        let Some(slot) = self.roster.remove(id) else {
+        let Some(mut slot) = self.roster.remove(id) else {
             return;
         };
         let who = Ended {
@@ -102,6 +102,7 @@ impl<A, O: Os> Reactor<A, O> {
         };
         let (source, counted) = (who.source.ip(), slot.counted);
         let listener = slot.listener;
+        slot.machine.recycle(&mut self.pool);
         self.discard("a framer's destructor", slot);
         self.stats.count_closed(closed.reason);
         self.ages.record_time(who.age);

@@ -2,7 +2,9 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{Parsed, ProxyError, ProxyHeader, ProxyOrigin, ProxyTlvs};
+use super::error::ProxyError;
+use super::header::{Parsed, ProxyHeader, ProxyOrigin};
+use super::tlv::ProxyTlvs;
 
 pub(super) const SIGNATURE: &[u8] = b"PROXY ";
 const UNKNOWN: &[u8] = b"PROXY UNKNOWN";

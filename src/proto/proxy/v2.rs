@@ -2,8 +2,9 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::error::ProxyError;
+use super::header::{Parsed, ProxyHeader, ProxyOrigin};
 use super::tlv::ProxyTlvs;
-use super::{Parsed, ProxyError, ProxyHeader, ProxyOrigin};
 
 pub(super) const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Signature, version and command, family and transport, length.

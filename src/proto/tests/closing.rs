@@ -337,7 +337,7 @@ fn drain_of_a_peer_that_has_finished() {
 fn drain_before_it_is_open() {
     let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
     rig.machine.drain(rig.now.after(secs(1)));
-    rig.machine.handle_admitted(rig.now, &mut rig.pool);
+    rig.machine.handle_admitted(rig.now);
     rig.receive(packet2("x"));
     assert_eq!(rig.events(), [Seen::Opened, Seen::Drain, frame("x")]);
     assert_eq!(rig.answers(), packet2("x"));

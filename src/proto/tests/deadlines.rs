@@ -284,7 +284,7 @@ fn flushing_has_no_linger_deadline() {
 fn never_is_never() {
     let mut rig = Rig::accepted(&Framing::Packet2, no_limits(), None, Box::new(quiet));
     assert_eq!(rig.machine.deadline(), Time::NEVER);
-    rig.machine.handle_admitted(rig.now, &mut rig.pool);
+    rig.machine.handle_admitted(rig.now);
     rig.turn();
     rig.receive([0]);
     rig.room = 0;

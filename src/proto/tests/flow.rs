@@ -172,7 +172,7 @@ fn paused_in_on_open() {
             Ok(())
         }),
     );
-    rig.machine.handle_admitted(rig.now, &mut rig.pool);
+    rig.machine.handle_admitted(rig.now);
     rig.receive(frames(&["waits"]));
     assert_eq!(rig.events(), [Seen::Opened]);
     rig.resume();

@@ -28,7 +28,7 @@ fn accepted_then_open_then_closing_then_gone() {
     assert_eq!(rig.machine.state(), State::Accepting);
     assert!(!rig.machine.wants_read(), "the service has not answered yet");
     assert!(!rig.machine.was_open());
-    rig.machine.handle_admitted(rig.now, &mut rig.pool);
+    rig.machine.handle_admitted(rig.now);
     assert_eq!(rig.machine.state(), State::Open);
     rig.turn();
     assert!(rig.machine.was_open());
@@ -66,7 +66,7 @@ fn lost_before_it_is_open() {
 #[test]
 fn ended_before_it_is_told() {
     let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
-    rig.machine.handle_admitted(rig.now, &mut rig.pool);
+    rig.machine.handle_admitted(rig.now);
     rig.machine.end(Closed::new(CloseReason::Killed), &mut rig.pool);
     rig.turn();
     assert_eq!(rig.ended(), CloseReason::Killed);

@@ -18,8 +18,9 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::framing::Codec;
 use super::*;
-use crate::reason::Outcome;
+use crate::reason::{CloseReason, Closed, Outcome};
 
 /// More events or steps than any test has: where one would spin for ever, it fails.
 const SPIN: usize = 300_000;
@@ -213,7 +214,7 @@ impl Rig {
         script: impl FnMut(&mut Turn<'_>, &Seen) -> Outcome + 'static,
     ) -> Self {
         let mut rig = Self::accepted(framing, limits, None, Box::new(script));
-        rig.machine.handle_admitted(rig.now, &mut rig.pool);
+        rig.machine.handle_admitted(rig.now);
         rig.turn();
         assert_eq!(rig.events(), [Seen::Opened]);
         rig
@@ -311,7 +312,7 @@ impl Rig {
             let event = Seen::from(event);
             if event == Seen::Header {
                 self.seen.push(event);
-                self.machine.handle_admitted(self.now, &mut self.pool);
+                self.machine.handle_admitted(self.now);
                 continue;
             }
             self.run(|script, turn| script(turn, &event));

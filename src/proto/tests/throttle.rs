@@ -14,7 +14,7 @@ fn at_most(read_rate: Option<Rate>, frame_rate: Option<Rate>) -> Rig {
     };
     let mut rig = Rig::accepted(&Framing::Packet2, limits, None, Box::new(echo));
     rig.machine.set_rates(&SharedMeters::default());
-    rig.machine.handle_admitted(rig.now, &mut rig.pool);
+    rig.machine.handle_admitted(rig.now);
     rig.turn();
     rig.events();
     rig

@@ -122,7 +122,7 @@ impl Single {
         let (tls, mut pool) = (listen.tls.as_ref(), Pool::default());
         let mut machine = Machine::new(&listen.framing, Rc::clone(&limits), tls, Time::ZERO, &mut pool);
         let mut meters = SharedMeters::default();
-        meters.follow(&limits, Time::ZERO);
+        meters.follow(limits.total_read_rate, limits.total_frame_rate, Time::ZERO);
         machine.set_rates(&meters);
         if listen.proxy != ProxyProtocol::Off {
             machine.await_header(listen.proxy == ProxyProtocol::Required);
@@ -185,7 +185,7 @@ impl Single {
         match stimulus {
             Stimulus::Admit => {
                 if self.machine.state() == State::Accepting && !self.machine.awaits_header() {
-                    self.machine.handle_admitted(self.now, &mut self.pool);
+                    self.machine.handle_admitted(self.now);
                 }
                 self.machine
                     .handle_connected(self.client_tls.as_ref(), self.now, &mut self.pool);

@@ -122,7 +122,7 @@ impl Single {
         self.note_state()?;
         while let Some(event) = self.machine.next_event(&mut staged, self.now, &mut self.pool) {
             let Some(told) = told(event) else {
-                self.machine.handle_admitted(self.now, &mut self.pool);
+                self.machine.handle_admitted(self.now);
                 continue;
             };
             self.witness.sees_event(&told)?;

@@ -76,7 +76,7 @@ impl Talk {
     fn with(server: ServerConfig, client: ClientConfig, limits: Limits, script: Script) -> Self {
         let name = ServerName::try_from("localhost").expect("a name");
         let mut rig = Rig::accepted(&Framing::Packet2, limits, Some(&TlsConfig::from(server)), script);
-        rig.machine.handle_admitted(rig.now, &mut rig.pool);
+        rig.machine.handle_admitted(rig.now);
         assert_eq!(rig.machine.state(), State::Handshaking);
         Self {
             client: ClientConnection::new(Arc::new(client), name).expect("client"),

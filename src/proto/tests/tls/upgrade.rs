@@ -311,7 +311,7 @@ fn no_upgrade_of_what_ends_or_has_not_begun() {
     };
     let mut new = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
     refuses(&mut new);
-    new.machine.handle_admitted(new.now, &mut new.pool);
+    new.machine.handle_admitted(new.now);
     refuses(&mut new);
     let mut closing = Rig::open(echo);
     closing.machine.close_by_handler(closing.now, &mut closing.pool);

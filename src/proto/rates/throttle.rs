@@ -1,15 +1,15 @@
-//! How fast a connection may bring bytes and frames: its own rates, and those of all connections of its listener together.
+//! The rates of one connection: its own, and those that the connections of its listener share.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
-use super::rate::{Bucket, Rate};
-use super::{Limits, Machine, Time};
+use super::bucket::{Bucket, Rate};
+use crate::proto::time::Time;
 
-/// The most bytes that a connection takes at once from a rate that it shares, when it has waited for its turn.
-const BYTES_AT_ONCE: u64 = 16 * 1024;
+/// Bytes that a connection reserves of a shared rate at once, when it has waited for its turn.
+const MAX_RESERVED: u64 = 16 * 1024;
 
-/// What the connections of one listener share.
+/// The meters that the connections of one listener share.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SharedMeters {
     bytes: Option<Rc<SharedMeter>>,
@@ -18,20 +18,19 @@ pub(crate) struct SharedMeters {
 
 #[derive(Debug)]
 struct SharedMeter {
-    /// `None` once there was one and is none any more.
+    /// `None` once the rate was removed.
     rate: Cell<Option<Rate>>,
     bucket: Cell<Bucket>,
 }
 
 impl SharedMeters {
-    /// Follows the listener's options: connections that share a meter see a change of its rate. True if there is one: who
-    /// waits is to ask again.
-    pub(crate) fn follow(&mut self, limits: &Limits, now: Time) -> bool {
+    /// Follows the listener's rates for bytes and frames.
+    ///
+    /// Connections that share a meter see the change. True if there is one: they must check their
+    /// rates anew.
+    pub(crate) fn follow(&mut self, bytes: Option<Rate>, frames: Option<Rate>, now: Time) -> bool {
         let mut changed = false;
-        for (meter, rate) in [
-            (&mut self.bytes, limits.total_read_rate),
-            (&mut self.frames, limits.total_frame_rate),
-        ] {
+        for (meter, rate) in [(&mut self.bytes, bytes), (&mut self.frames, frames)] {
             match (&meter, rate) {
                 (Some(meter), rate) => changed |= meter.follow(rate, now),
                 (None, None) => {}
@@ -65,68 +64,65 @@ impl SharedMeter {
 
 /// The rates of one connection.
 #[derive(Debug)]
-pub(super) struct Throttle {
+pub(in crate::proto) struct Throttle {
     bytes: Meter,
     frames: Meter,
-    /// Nothing is read and delivered before, while the connection is throttled.
-    pub(super) until: Time,
+    /// Nothing is read and delivered before, while a rate pauses the connection.
+    until: Time,
 }
 
 impl Throttle {
-    /// `None` where nothing is limited.
-    pub(super) fn new(limits: &Limits, shared: &SharedMeters) -> Option<Box<Self>> {
-        let limited = limits.read_rate.is_some()
-            || limits.frame_rate.is_some()
+    /// Meters of a connection's own rates and the shared ones; `None` if nothing is limited.
+    pub(in crate::proto) fn new(
+        bytes: Option<Rate>,
+        frames: Option<Rate>,
+        shared: &SharedMeters,
+    ) -> Option<Box<Self>> {
+        let limited = bytes.is_some()
+            || frames.is_some()
             || shared.bytes.is_some()
             || shared.frames.is_some();
         limited.then(|| {
             Box::new(Self {
-                bytes: Meter::new(limits.read_rate, shared.bytes.clone(), BYTES_AT_ONCE),
-                frames: Meter::new(limits.frame_rate, shared.frames.clone(), 1),
+                bytes: Meter::new(bytes, shared.bytes.clone(), MAX_RESERVED),
+                frames: Meter::new(frames, shared.frames.clone(), 1),
                 until: Time::NEVER,
             })
         })
     }
 
-    /// How many bytes may be read now.
-    pub(super) fn bytes(&mut self, now: Time) -> Result<u64, Time> {
-        self.bytes.ask(now)
+    /// Returns how many bytes may be read now, or when to ask again.
+    pub(in crate::proto) fn bytes(&mut self, now: Time) -> Result<u64, Time> {
+        self.bytes.available(now)
     }
 
-    pub(super) fn charge_bytes(&mut self, count: u64, now: Time) {
+    pub(in crate::proto) fn charge_bytes(&mut self, count: u64, now: Time) {
         self.bytes.charge(count, now);
     }
 
-    /// Whether a frame may be delivered now.
-    pub(super) fn frame(&mut self, now: Time) -> Result<(), Time> {
-        self.frames.ask(now).map(drop)
+    /// Returns whether a frame may be delivered now, or when to ask again.
+    pub(in crate::proto) fn frame(&mut self, now: Time) -> Result<(), Time> {
+        self.frames.available(now).map(drop)
     }
 
-    pub(super) fn charge_frame(&mut self, now: Time) {
+    pub(in crate::proto) fn charge_frame(&mut self, now: Time) {
         self.frames.charge(1, now);
     }
 
-    /// A rate that it shares is another: what was booked under the old one is void.
-    pub(super) fn recheck_rates(&mut self, now: Time) {
-        self.bytes.credit = 0;
-        self.frames.credit = 0;
+    pub(in crate::proto) fn pause_until(&mut self, until: Time) {
+        self.until = until;
+    }
+
+    #[inline]
+    pub(in crate::proto) fn until(&self) -> Time {
+        self.until
+    }
+
+    /// Asks again at `now`: a shared rate has changed, and units reserved under the old one are void.
+    pub(in crate::proto) fn recheck_rates(&mut self, now: Time) {
+        self.bytes.reserved = 0;
+        self.frames.reserved = 0;
         self.until = self.until.min(now);
-    }
-}
-
-impl Machine {
-    #[cold]
-    pub(super) fn charge(&mut self, bytes: usize, now: Time) {
-        if let Some(throttle) = &mut self.throttle {
-            throttle.charge_bytes(bytes as u64, now);
-        }
-    }
-
-    #[cold]
-    pub(super) fn charge_frame(&mut self, now: Time) {
-        if let Some(throttle) = &mut self.throttle {
-            throttle.charge_frame(now);
-        }
     }
 }
 
@@ -134,26 +130,27 @@ impl Machine {
 struct Meter {
     own: Option<(Rate, Bucket)>,
     shared: Option<Rc<SharedMeter>>,
-    /// Taken from the shared bucket already.
-    credit: u64,
-    at_once: u64,
+    /// Units taken from the shared bucket and not used yet.
+    reserved: u64,
+    max_reserved: u64,
 }
 
 impl Meter {
-    fn new(own: Option<Rate>, shared: Option<Rc<SharedMeter>>, at_once: u64) -> Self {
+    fn new(own: Option<Rate>, shared: Option<Rc<SharedMeter>>, max_reserved: u64) -> Self {
         Self {
             own: own.map(|rate| (rate, Bucket::default())),
             shared,
-            credit: 0,
-            at_once,
+            reserved: 0,
+            max_reserved,
         }
     }
 
-    /// How much may pass now, at least one; else when to ask again.
+    /// Returns how many units may pass now, at least one; else when to ask again.
     ///
-    /// Who finds the shared bucket empty books its part of what will come and asks again when that is there: connections
-    /// get their turns in the order in which they asked, and are not all woken for one token.
-    fn ask(&mut self, now: Time) -> Result<u64, Time> {
+    /// A meter that finds the shared bucket empty reserves units of the future, and asks again when
+    /// they are available. So connections pass in the order in which they asked, and one unit does
+    /// not wake them all.
+    fn available(&mut self, now: Time) -> Result<u64, Time> {
         let own = match &self.own {
             Some((rate, bucket)) => match bucket.available(rate, now) {
                 0 => return Err(bucket.worth_asking_at(rate)),
@@ -161,20 +158,18 @@ impl Meter {
             },
             None => u64::MAX,
         };
-        let Some((shared, rate)) = self
-            .shared
-            .as_ref()
-            .and_then(|shared| Some((shared, shared.rate.get()?)))
+        let shared = self.shared.as_ref();
+        let Some((shared, rate)) = shared.and_then(|shared| Some((shared, shared.rate.get()?)))
         else {
             return Ok(own);
         };
-        if self.credit > 0 {
-            return Ok(own.min(self.credit));
+        if self.reserved > 0 {
+            return Ok(own.min(self.reserved));
         }
         match shared.bucket.get().available(&rate, now) {
             0 => {
-                self.credit = self.at_once.min(rate.part());
-                shared.change(|bucket| bucket.charge(&rate, self.credit, now));
+                self.reserved = self.max_reserved.min(rate.part());
+                shared.change(|bucket| bucket.charge(&rate, self.reserved, now));
                 Err(shared.bucket.get().settled_at(&rate))
             }
             units => Ok(own.min(units)),
@@ -185,22 +180,22 @@ impl Meter {
         if let Some((rate, bucket)) = &mut self.own {
             bucket.charge(rate, units, now);
         }
-        let booked = units.min(self.credit);
-        self.credit -= booked;
-        if let (Some(shared), true) = (&self.shared, units > booked) {
+        let reserved = units.min(self.reserved);
+        self.reserved -= reserved;
+        if let (Some(shared), true) = (&self.shared, units > reserved) {
             if let Some(rate) = shared.rate.get() {
-                shared.change(|bucket| bucket.charge(&rate, units - booked, now));
+                shared.change(|bucket| bucket.charge(&rate, units - reserved, now));
             }
         }
     }
 }
 
 impl Drop for Meter {
-    /// What is booked and not used is there for the others: who comes and goes must not spend it.
+    /// Gives reserved units back: connections that come and go must not spend them.
     fn drop(&mut self) {
-        if let (Some(shared), 1..) = (&self.shared, self.credit) {
+        if let (Some(shared), 1..) = (&self.shared, self.reserved) {
             if let Some(rate) = shared.rate.get() {
-                shared.change(|bucket| bucket.give_back(&rate, self.credit));
+                shared.change(|bucket| bucket.give_back(&rate, self.reserved));
             }
         }
     }
@@ -226,15 +221,15 @@ mod tests {
             .collect()
     }
 
-    /// Ten connections that always want more, for ten seconds: each gets the same, and all together what was said.
+    /// Ten connections that always want more get the same for ten seconds, together the rate.
     #[test]
-    fn what_is_shared_is_shared_fairly() {
+    fn a_shared_rate_is_shared_fairly() {
         let mut meters = meters(Rate::per_second(100).burst(5), 10);
         let (mut until, mut got) = ([Time::ZERO; 10], [0_u64; 10]);
         for now in (0..10_000).map(at) {
             for (place, meter) in meters.iter_mut().enumerate() {
                 while until[place] <= now {
-                    match meter.ask(now) {
+                    match meter.available(now) {
                         Ok(_) => {
                             meter.charge(1, now);
                             got[place] += 1;
@@ -249,34 +244,34 @@ mod tests {
         assert!(got.iter().all(|&count| (95..=106).contains(&count)), "{got:?}");
     }
 
-    /// Nothing is booked twice, and what was booked is used first.
+    /// No unit is reserved twice, and reserved units are used first.
     #[test]
-    fn what_was_booked_is_there_when_it_was_said() {
+    fn reserved_units_are_available_in_time() {
         let mut meters = meters(Rate::per_second(10).burst(1), 3);
         meters[0].charge(1, at(0));
         let when: Vec<_> = meters
             .iter_mut()
-            .map(|meter| meter.ask(at(0)).expect_err("it is empty"))
+            .map(|meter| meter.available(at(0)).expect_err("it is empty"))
             .collect();
         assert_eq!(when, [at(100), at(200), at(300)]);
         for (meter, when) in meters.iter_mut().zip(when) {
-            assert_eq!(meter.ask(when), Ok(1));
+            assert_eq!(meter.available(when), Ok(1));
             meter.charge(1, when);
-            assert_eq!(meter.credit, 0);
+            assert_eq!(meter.reserved, 0);
         }
     }
 
-    /// Who comes, books and goes has spent nothing.
+    /// A connection that reserves units and ends has spent none.
     #[test]
-    fn what_was_booked_and_not_used_is_given_back() {
+    fn unused_reserved_units_are_given_back() {
         let mut meters = meters(Rate::per_second(10).burst(1), 100);
         meters[0].charge(1, at(0));
         for meter in meters.iter_mut().skip(1) {
-            assert!(meter.ask(at(0)).is_err(), "it is empty");
+            assert!(meter.available(at(0)).is_err(), "it is empty");
         }
         meters.truncate(2);
         meters.swap_remove(1);
-        assert_eq!(meters[0].ask(at(100)), Ok(1));
+        assert_eq!(meters[0].available(at(100)), Ok(1));
     }
 
     #[test]
@@ -286,13 +281,13 @@ mod tests {
             bucket: Cell::default(),
         };
         let mut meter = Meter::new(Some(Rate::per_second(10).burst(9)), Some(Rc::new(shared)), 4);
-        assert_eq!(meter.ask(at(0)), Ok(7));
+        assert_eq!(meter.available(at(0)), Ok(7));
         meter.charge(7, at(0));
-        // The shared one is empty: four are booked, and are there in 4 ms.
-        assert_eq!(meter.ask(at(0)), Err(at(4)));
-        assert_eq!(meter.ask(at(4)), Ok(2), "of its own nine two are left");
+        // The shared bucket is empty: four units are reserved, and available in 4 ms.
+        assert_eq!(meter.available(at(0)), Err(at(4)));
+        assert_eq!(meter.available(at(4)), Ok(2), "of its own nine two are left");
         meter.charge(2, at(4));
-        assert_eq!(meter.ask(at(4)), Err(at(100)));
-        assert_eq!(meter.credit, 2);
+        assert_eq!(meter.available(at(4)), Err(at(100)));
+        assert_eq!(meter.reserved, 2);
     }
 }

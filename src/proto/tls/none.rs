@@ -1,18 +1,17 @@
-//! Stands in for `tls.rs` without the feature `tls`: a session that cannot exist.
+//! Stands in for TLS without the feature `tls`: a session that cannot exist.
 
 use std::error::Error as StdError;
 
-use super::pool::Pool;
-use super::send_buf::SendBuffer;
+use super::buffers::{Buffers, SendBuffer};
 
 #[derive(Debug)]
 pub(super) enum Session {}
 
-/// No value: a listener cannot ask for TLS.
+/// Has no value: a listener cannot ask for TLS.
 #[derive(Clone, Debug)]
 pub(crate) enum TlsConfig {}
 
-/// No value either.
+/// Has no value: an outgoing connection cannot ask for TLS.
 #[derive(Clone, Debug)]
 pub(crate) enum ClientTls {}
 
@@ -26,7 +25,7 @@ impl Session {
     pub(super) fn client(
         config: &ClientTls,
         _sent: SendBuffer,
-        _pool: &mut Pool,
+        _buffers: &mut Buffers,
     ) -> Result<Self, Box<dyn StdError + Send + Sync>> {
         match *config {}
     }
@@ -37,18 +36,6 @@ impl Session {
 
     pub(super) fn new(config: &TlsConfig) -> Self {
         match *config {}
-    }
-
-    pub(super) fn stash(&mut self, _wire: &[u8], _pool: &mut Pool) {
-        match *self {}
-    }
-
-    pub(super) fn has_stash(&self) -> bool {
-        match *self {}
-    }
-
-    pub(super) fn take_stash(&mut self) -> Vec<u8> {
-        match *self {}
     }
 
     pub(super) fn is_handshaking(&self) -> bool {
@@ -83,23 +70,23 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn receive(&mut self, _wire: &mut [u8], _plain: &mut Vec<u8>, _pool: &mut Pool) {
+    pub(super) fn receive(&mut self, _wire: &mut [u8], _plain: &mut Vec<u8>, _buffers: &mut Buffers) {
         match *self {}
     }
 
     pub(super) fn encrypt(
         &mut self,
         _plain: &[u8],
-        _pool: &mut Pool,
+        _buffers: &mut Buffers,
     ) -> Result<usize, Box<dyn StdError + Send + Sync>> {
         match *self {}
     }
 
-    pub(super) fn close_notify(&mut self, _pool: &mut Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
+    pub(super) fn close_notify(&mut self, _buffers: &mut Buffers) -> Result<(), Box<dyn StdError + Send + Sync>> {
         match *self {}
     }
 
-    pub(super) fn waiting(&self) -> &[u8] {
+    pub(super) fn pending(&self) -> &[u8] {
         match *self {}
     }
 
@@ -107,7 +94,7 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn shrink(&mut self, _pool: &mut Pool) {
+    pub(super) fn shrink(&mut self, _buffers: &mut Buffers) {
         match *self {}
     }
 
@@ -128,11 +115,11 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn silence(&mut self, _pool: &mut Pool) {
+    pub(super) fn silence(&mut self, _buffers: &mut Buffers) {
         match *self {}
     }
 
-    pub(super) fn clear(&mut self, _pool: &mut Pool) {
+    pub(super) fn clear(&mut self, _buffers: &mut Buffers) {
         match *self {}
     }
 }
