@@ -127,12 +127,12 @@ impl<'a, A> Conn<'a, A> {
     /// }
     /// ```
     pub fn hold(&mut self) {
-        self.change(|machine, _, _| machine.await_answer());
+        self.change(|machine, _, _| machine.await_reply());
     }
 
     /// An answer has come, or will not: see [`Conn::hold`]. Once too often is no error.
     pub fn release(&mut self) {
-        self.change(|machine, _, _| machine.answered());
+        self.change(|machine, _, _| machine.end_reply());
     }
 
     /// Closes at once with RST. What was not sent yet is lost. [`CloseReason::Aborted`](crate::CloseReason::Aborted).

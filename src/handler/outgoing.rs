@@ -110,6 +110,6 @@ impl<A> Conn<'_, A> {
     /// ([`Listen::watermarks`](crate::Listen::watermarks)): [`Handler::on_writable`] will be called. Who sends to a connection what
     /// comes from elsewhere stops there until then.
     pub fn is_congested(&self) -> bool {
-        self.ops.machine_ref(self.id).is_some_and(Machine::has_much_to_send)
+        self.ops.machine_ref(self.id).is_some_and(Machine::is_above_watermark)
     }
 }

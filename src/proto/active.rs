@@ -1,138 +1,107 @@
-//! What a connection needs only while something is going on: an idle one in the clear has none of it, and is small.
+//! The large half of every part of a connection: an idle connection in the clear has none.
 
-use std::ops::{Deref, DerefMut};
 use std::rc::Rc;
-use std::time::Duration;
 
-use super::deadline::Deadlines;
-use super::outbox::Outbox;
-use super::state::Flags;
-use super::throttle::Throttle;
-use super::{Machine, Pool, ProxyHeader, Stopped, Time, Timer};
-use crate::reason::Closed;
+use super::buffers::{Buffers, SendBuffer};
+use super::close::Ending;
+use super::deadlines::Deadlines;
+use super::proxy::ProxyHeader;
+use super::rates::Throttle;
+use super::recv::RecvBuffer;
 
-/// The part of a [`Machine`] that comes from the pool with input or output and goes back at the end of the turn.
-pub(crate) struct Active {
-    /// Undecoded input: an incomplete frame, or what waits while reading is paused.
-    pub(super) held: Vec<u8>,
-    /// How much of `held` is decoded already.
-    pub(super) held_at: usize,
-    /// What the handler sent; over TLS still to be encrypted.
-    pub(super) outbox: Outbox,
+/// A larger send buffer is not kept with spare [`Active`] parts: 64 × 16 KiB in all.
+const MAX_KEPT: usize = 16 * 1024;
+
+/// Parts that come from the pool with input or output and go back at the end of the turn.
+pub(super) struct Active {
+    pub(super) recv_buf: RecvBuffer,
+    /// Frames from the handler; over TLS still to be encrypted.
+    pub(super) send_buf: SendBuffer,
     pub(super) deadlines: Deadlines,
-    /// How long reading was paused since the last input: the idle clock stood meanwhile.
-    pub(super) stood: Duration,
-    /// While reading is paused.
-    pub(super) stopped: Option<Stopped>,
-    pub(super) timers: Vec<Timer>,
-    /// Deadlines and timers up to here have been judged.
-    pub(super) judged: Time,
-    pub(super) discarded: usize,
-    /// What a proxy has said about whom it speaks for.
+    pub(super) ending: Ending,
+    /// The addresses and facts that a proxy reported.
     pub(super) proxy: Option<Rc<ProxyHeader>>,
     pub(super) throttle: Option<Box<Throttle>>,
-    /// Answers that are still to come: it does not close by itself before.
-    pub(super) holds: u32,
-    pub(super) closed: Option<Closed>,
 }
 
 impl Active {
-    /// Nothing is going on.
     const NONE: Self = Self {
-        held: Vec::new(),
-        held_at: 0,
-        outbox: Outbox::new(),
+        recv_buf: RecvBuffer::new(),
+        send_buf: SendBuffer::new(),
         deadlines: Deadlines::none(),
-        stood: Duration::ZERO,
-        stopped: None,
-        timers: Vec::new(),
-        judged: Time::ZERO,
-        discarded: 0,
+        ending: Ending::none(),
         proxy: None,
         throttle: None,
-        holds: 0,
-        closed: None,
     };
-    const NOTHING: &'static Self = &Self::NONE;
+    /// The parts of an idle connection.
+    pub(super) const IDLE: &'static Self = &Self::NONE;
 
-    /// Nothing waits in it, and no clock of it runs but the handler's timers.
+    /// True if no byte is buffered and no clock runs but the handler's timers.
     #[inline]
-    fn is_at_rest(&self) -> bool {
-        self.held.is_empty() && self.outbox.is_empty() && !self.deadlines.next().is_armed() && self.stopped.is_none()
+    pub(super) fn is_idle(&self) -> bool {
+        self.recv_buf.is_empty() && self.send_buf.is_empty() && self.deadlines.is_idle()
     }
 
-    /// It is as good as none. What was judged is not missed: no timer is left, and the next one is set at a later time.
+    /// True if an idle connection needs none of it.
     #[inline]
     pub(super) fn is_over(&self) -> bool {
-        self.is_at_rest()
-            && self.timers.is_empty()
-            && self.stood.is_zero()
+        self.is_idle()
+            && self.deadlines.is_over()
             && self.throttle.is_none()
             && self.proxy.is_none()
-            && self.closed.is_none()
-            && self.holds == 0
-            && self.discarded == 0
+            && self.ending.is_none()
+    }
+
+    /// Prepares for another connection, once [`Active::is_over`].
+    #[inline]
+    pub(super) fn reset(&mut self, buffers: &mut Buffers) {
+        self.recv_buf.reset();
+        self.deadlines.reset();
+        if self.send_buf.capacity() > MAX_KEPT {
+            self.send_buf.clear(buffers);
+        }
+    }
+
+    /// Forgets everything, once the connection is over.
+    pub(super) fn clear(&mut self, buffers: &mut Buffers) {
+        self.recv_buf.clear(buffers);
+        if !self.send_buf.is_empty() {
+            self.send_buf.clear(buffers);
+        }
+        self.deadlines = Deadlines::none();
+        self.ending = Ending::none();
+        self.proxy = None;
+        self.throttle = None;
+    }
+
+    /// Returns the memory that its buffers take beyond the turn.
+    #[inline]
+    pub(super) fn memory(&self) -> usize {
+        self.recv_buf.memory() + self.send_buf.memory()
+    }
+
+    #[inline]
+    pub(super) fn shrink(&mut self, buffers: &mut Buffers) {
+        self.recv_buf.shrink(buffers);
+        self.send_buf.shrink(buffers);
+    }
+
+    /// A copy, without the throttle and the error behind the end.
+    #[cfg(feature = "sim")]
+    pub(super) fn fork(&self) -> Self {
+        Self {
+            recv_buf: self.recv_buf.clone(),
+            send_buf: self.send_buf.clone(),
+            deadlines: self.deadlines.clone(),
+            ending: self.ending.fork(),
+            proxy: self.proxy.clone(),
+            throttle: None,
+        }
     }
 }
 
 impl Default for Active {
     fn default() -> Self {
         Self::NONE
-    }
-}
-
-impl Machine {
-    /// Open, and nothing but frames to think of: no end in sight, no pause, no rate, no news for the handler.
-    /// The one test that a message of an ordinary connection pays for all that.
-    #[inline]
-    pub(crate) fn is_quiet(&self) -> bool {
-        const ORDINARY: u32 = Flags::ADMITTED.0 | Flags::WAS_OPEN.0 | Flags::OUTGOING.0 | Flags::TIMED.0;
-        self.flags.0 & !ORDINARY == 0
-    }
-
-    /// As at rest, in the clear, but that the handler is to be told `on_open` first.
-    #[inline]
-    pub(crate) fn is_just_open(&self) -> bool {
-        const ORDINARY: u32 = Flags::ADMITTED.0 | Flags::OUTGOING.0 | Flags::TIMED.0;
-        self.flags.0 & !ORDINARY == Flags::TELL_OPENED.0
-            && self.tls.is_none()
-            && self.active.as_ref().is_none_or(|active| active.is_at_rest())
-    }
-
-    /// It is told.
-    pub(crate) fn note_opened(&mut self) {
-        self.flags.clear(Flags::TELL_OPENED);
-        self.flags.set(Flags::WAS_OPEN);
-    }
-
-    /// It is quiet, nothing waits in either direction, and it waits for nothing but the peer's next word: besides the handler's
-    /// timers its one deadline is the idle timeout, which moves only later.
-    #[inline]
-    pub(crate) fn is_at_rest(&self) -> bool {
-        self.is_quiet()
-            && self.active.as_ref().is_none_or(|active| active.is_at_rest())
-            && self.tls.as_ref().is_none_or(|session| session.is_at_rest())
-    }
-
-    /// Something is going on, and there is memory for it in the pool.
-    #[inline]
-    pub(super) fn wake(&mut self, pool: &mut Pool) -> &mut Active {
-        self.active.get_or_insert_with(|| pool.take_active())
-    }
-}
-
-impl Deref for Machine {
-    type Target = Active;
-
-    #[inline]
-    fn deref(&self) -> &Active {
-        self.active.as_deref().unwrap_or(Active::NOTHING)
-    }
-}
-
-impl DerefMut for Machine {
-    #[inline]
-    fn deref_mut(&mut self) -> &mut Active {
-        self.active.get_or_insert_default()
     }
 }

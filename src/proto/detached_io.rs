@@ -1,85 +1,54 @@
-//! What is left of a connection whose socket goes elsewhere: what was not read and sent yet, and the TLS session.
+//! What remains of a connection whose socket leaves the loop: unread and unsent bytes, and the TLS
+//! session.
 
 use std::error::Error as StdError;
 
-use super::pool::Pool;
-use super::state::{Flags, State};
-use super::{tls, Machine};
-use crate::reason::{CloseReason, Closed};
+use super::buffers::Buffers;
+use super::tls::Session;
+#[cfg(feature = "tls")]
+use super::tls::TlsInfo;
 
-/// Still sans-IO: bytes go in and out.
+/// The bytes and the TLS session of a detached connection. Still sans-IO.
 pub(crate) struct DetachedIo {
-    tls: Option<Box<tls::Session>>,
-    /// What has come and no handler was told; over TLS what it says.
+    tls: Option<Box<Session>>,
+    /// Received bytes that no handler got; over TLS decrypted.
     unread: Vec<u8>,
-    /// How much of it is read since.
+    /// How many of `unread` are read since.
     read: usize,
-    /// What is to be sent; over TLS what is to be encrypted.
+    /// Bytes to be sent; over TLS to be encrypted.
     unsent: Vec<u8>,
-    /// Of a pool, which stays on its thread.
+    /// Spare buffers: a pool stays on its thread.
     buffers: Vec<Vec<u8>>,
-}
-
-impl Machine {
-    /// Nothing more is told to the handler, and nothing more is taken from it: the connection goes elsewhere at the end of
-    /// its turn. False if it cannot: it is not open, or goes already.
-    pub(crate) fn begin_detach(&mut self) -> bool {
-        let possible = self.state == State::Open && self.was_open() && !self.is_deaf() && !self.is_detaching();
-        let possible = possible && !self.flags.has(Flags::FINISHING);
-        if possible {
-            self.flags.set(Flags::DETACHING);
-        }
-        possible
-    }
-
-    /// It is to go elsewhere now.
-    #[inline]
-    pub(crate) fn is_detaching(&self) -> bool {
-        self.flags.has(Flags::DETACHING) && self.state == State::Open
-    }
-
-    /// It has gone elsewhere, and its place is kept for it.
-    #[inline]
-    pub(crate) fn is_detached(&self) -> bool {
-        self.flags.has(Flags::DETACHED)
-    }
-
-    /// Ends this machine's part.
-    pub(crate) fn detach(&mut self, pool: &mut Pool) -> DetachedIo {
-        let detached_io = DetachedIo {
-            tls: self.tls.take(),
-            unread: self.held.get(self.held_at..).unwrap_or_default().to_vec(),
-            read: 0,
-            unsent: self.outbox.waiting().to_vec(),
-            buffers: Vec::new(),
-        };
-        self.outbox.clear(pool);
-        self.enter_closing(pool);
-        self.deadlines = super::Deadlines::none();
-        self.note_closed(Closed::new(CloseReason::Detached));
-        self.flags.set(Flags::DETACHED);
-        detached_io
-    }
 }
 
 type Failure = Box<dyn StdError + Send + Sync>;
 
 impl DetachedIo {
+    pub(super) fn new(tls: Option<Box<Session>>, unread: &[u8], unsent: &[u8]) -> Self {
+        Self {
+            tls,
+            unread: unread.to_vec(),
+            read: 0,
+            unsent: unsent.to_vec(),
+            buffers: Vec::new(),
+        }
+    }
+
     pub(crate) fn is_tls(&self) -> bool {
         self.tls.is_some()
     }
 
     #[cfg(feature = "tls")]
-    pub(crate) fn tls(&self) -> Option<tls::TlsInfo<'_>> {
-        self.tls.as_ref().map(|session| session.info())
+    pub(crate) fn tls(&self) -> Option<TlsInfo<'_>> {
+        self.tls.as_deref().map(TlsInfo::of)
     }
 
-    /// What waits to be read.
+    /// Returns the bytes to be read.
     pub(crate) fn unread(&self) -> &[u8] {
         self.unread.get(self.read..).unwrap_or_default()
     }
 
-    /// So much of it has been read.
+    /// Removes the first `count` unread bytes.
     pub(crate) fn consume(&mut self, count: usize) {
         self.read = (self.read + count).min(self.unread.len());
         if self.read == self.unread.len() {
@@ -88,25 +57,25 @@ impl DetachedIo {
         }
     }
 
-    /// Ciphertext has come.
+    /// Handles bytes that were read from the socket.
     pub(crate) fn receive(&mut self, wire: &mut [u8]) {
         let Some(session) = &mut self.tls else {
             return self.unread.extend_from_slice(wire);
         };
-        let mut pool = Pool::of(std::mem::take(&mut self.buffers));
-        let mut plain = pool.take();
-        session.receive(wire, &mut plain, &mut pool);
+        let mut buffers = Buffers::of(std::mem::take(&mut self.buffers));
+        let mut plain = buffers.take();
+        session.receive(wire, &mut plain, &mut buffers);
         self.unread.extend_from_slice(&plain);
-        pool.give(plain);
-        self.buffers = pool.into_buffers();
+        buffers.give(plain);
+        self.buffers = buffers.into_large();
     }
 
-    /// What ended it, once. What came before that is unread first.
+    /// Takes the failure of TLS, once. Bytes from before it are unread first.
     pub(crate) fn take_failure(&mut self) -> Option<Failure> {
         self.tls.as_mut().and_then(|session| session.take_failure())
     }
 
-    /// The peer has said that nothing more will come: only TLS says so.
+    /// True if the peer's close_notify has come: nothing follows.
     pub(crate) fn is_over(&self) -> bool {
         self.tls.as_ref().is_some_and(|session| session.peer_closed())
     }
@@ -115,36 +84,36 @@ impl DetachedIo {
         self.unsent.extend_from_slice(bytes);
     }
 
-    /// What is to be written now.
+    /// Returns the bytes to write now.
     pub(crate) fn transmit(&mut self) -> Result<&[u8], Failure> {
         let Some(session) = &mut self.tls else {
             return Ok(&self.unsent);
         };
-        if session.waiting().is_empty() && !self.unsent.is_empty() {
-            let mut pool = Pool::of(std::mem::take(&mut self.buffers));
-            let taken = session.encrypt(&self.unsent, &mut pool)?;
-            self.buffers = pool.into_buffers();
+        if session.pending().is_empty() && !self.unsent.is_empty() {
+            let mut buffers = Buffers::of(std::mem::take(&mut self.buffers));
+            let taken = session.encrypt(&self.unsent, &mut buffers)?;
+            self.buffers = buffers.into_large();
             self.unsent.drain(..taken);
         }
-        Ok(session.waiting())
+        Ok(session.pending())
     }
 
-    /// So much of it was.
+    /// Removes the first `count` bytes of [`DetachedIo::transmit`], which were written.
     pub(crate) fn sent(&mut self, count: usize) {
         match &mut self.tls {
             Some(session) => {
                 session.advance(count);
-                session.slim(&mut Pool::default());
+                session.shrink(&mut Buffers::default());
             }
             None => drop(self.unsent.drain(..count.min(self.unsent.len()))),
         }
     }
 
-    /// Nothing more is to be sent.
+    /// Sends close_notify: nothing follows.
     pub(crate) fn finish(&mut self) {
         if let Some(session) = &mut self.tls {
-            // Nothing can be done about a goodbye that cannot be said.
-            let _ = session.close_notify(&mut Pool::default());
+            // FIN follows in any case, also if close_notify cannot be sent.
+            let _ = session.close_notify(&mut Buffers::default());
         }
     }
 }

@@ -369,7 +369,7 @@ fn admit<A, O: Os>(
     if awaits_header {
         machine.await_header(listener.options.proxy == ProxyProtocol::Required);
     } else {
-        machine.handle_admitted(now, &mut core.conns.pool);
+        machine.handle_admitted(now);
     }
     if let Some(until) = core.drain.handshake_until() {
         machine.drain(until);
@@ -493,7 +493,7 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
     match user.accept(listener.service, app, peer) {
         Ok(Ok(handler)) => {
             user.set_handler(id, Some(handler));
-            conn.machine.handle_admitted(now, pool);
+            conn.machine.handle_admitted(now);
         }
         Ok(Err(Refuse { farewell })) => {
             conn.machine

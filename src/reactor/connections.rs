@@ -435,13 +435,11 @@ impl<S> Connection<S> {
     /// block" reads in any case: an edge that was consumed before announces nothing more.
     #[inline]
     pub(crate) fn can_read(&self) -> bool {
-        if self.machine.is_quiet() {
+        if self.machine.only_frames() {
             return self.readable && !self.paused_for_memory;
         }
         let asks = self.machine.wants_fresh_blocked() && !self.retry;
-        (self.readable || asks || self.machine.has_set_aside())
-            && !self.is_paused_for_memory()
-            && self.machine.wants_read()
+        (self.readable || asks || self.machine.has_stash()) && !self.is_paused_for_memory() && self.machine.wants_read()
     }
 
     /// Input has arrived for a connection that only has to answer it, and a short read is the last.
@@ -452,7 +450,7 @@ impl<S> Connection<S> {
             && !self.hang_up
             && !self.paused_for_memory
             && !self.retry
-            && self.machine.is_at_rest()
+            && self.machine.is_idle()
     }
 
     /// Not read because memory is tight.
@@ -499,13 +497,13 @@ impl<S> Connection<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
     use std::rc::Rc;
 
     use super::*;
     use crate::listen::Listen;
-    use crate::reactor::os_mio::Stream;
 
-    fn connection(id: ConnId) -> Connection<Stream> {
+    fn connection(id: ConnId) -> Connection<NonZeroU64> {
         let listen = Listen::tcp("127.0.0.1:0");
         let limits = Rc::new(listen.limits.clone());
         let machine = Machine::new(&listen.framing, limits, None, Time::ZERO, &mut Pool::default());
@@ -513,7 +511,7 @@ mod tests {
         Connection::new(id, listener, Addr::unspecified(), machine, Time::ZERO, 0)
     }
 
-    fn table(cap: usize) -> Connections<Stream> {
+    fn table(cap: usize) -> Connections<NonZeroU64> {
         Connections::new(cap, 0, Arc::default())
     }
 
@@ -558,12 +556,16 @@ mod tests {
         assert_eq!(conns.pop_due(Time::ZERO), None);
     }
 
-    /// The size that every idle connection costs.
+    /// The size that every idle connection costs, with a socket of 8 bytes.
     #[test]
     #[cfg(target_pointer_width = "64")]
     fn a_connection_is_small() {
-        let size = size_of::<Connection<Stream>>();
-        assert_eq!(size_of::<Option<Connection<Stream>>>(), size, "the slab needs no more");
+        let size = size_of::<Connection<NonZeroU64>>();
+        assert_eq!(
+            size_of::<Option<Connection<NonZeroU64>>>(),
+            size,
+            "the slab needs no more"
+        );
         assert!(size <= 152, "{size}");
     }
 

@@ -138,39 +138,16 @@ impl<O: Os> Core<O> {
         let Some((conn, pool)) = self.conns.parts(id) else {
             return false;
         };
-        if conn.machine.is_connecting() {
-            self.expire_attempt(id, due);
-            return true;
-        }
         if conn.queued && conn.can_read() && conn.is_late_handshake(due) {
             // Its input arrived in time, and only the budget has kept it from being read.
             return false;
         }
-        if conn.machine.is_unsent_since(due) && !conn.writable {
-            // The kernel announces room only when a good part of its buffer is free: a slow reader
-            // may have taken bytes all the time. A write shows whether it has.
-            conn.writable = true;
-            self.now = self.os.now();
-            conn.write_out(&mut self.os, pool, &mut self.now);
-            self.account(id);
-        }
-        let now = self.now;
-        let Some((conn, pool)) = self.conns.parts(id) else {
-            return false;
-        };
-        if std::mem::take(&mut conn.retry) {
-            conn.readable = true;
-            conn.writable = true;
-        }
-        if conn.is_paused_for_memory() && conn.machine.is_frame_late(due) {
-            // The remainder of the frame may be in the kernel, unread.
-            conn.machine.close(Closed::new(CloseReason::OverMemory), now, pool);
-        } else if conn.machine.deadline() <= due {
-            conn.machine.handle_timeout(due, now, pool);
-        } else if conn.machine.is_at_rest() {
+        conn.expire(&mut self.os, pool, &mut self.now, due);
+        if conn.machine.is_idle() {
             // Its turn arms no timer.
             self.conns.arm_deadline(id);
         }
+        self.account(id);
         true
     }
 
@@ -309,9 +286,10 @@ impl<O: Os> Core<O> {
         self.memory.forget(&mut self.conns, id);
         let attempt = self.outbound.remove(id);
         self.guard.drop("a TLS configuration's destructor", attempt);
-        let Some(conn) = self.conns.remove(id) else {
+        let Some(mut conn) = self.conns.remove(id) else {
             return;
         };
+        conn.machine.recycle(&mut self.conns.pool);
         let record = CloseRecord {
             id: Some(id),
             listener: conn.listener,
@@ -397,7 +375,7 @@ impl<O: Os> Core<O> {
             let ids: Vec<_> = self.conns.ids_of(id).collect();
             for id in ids {
                 if let Some(conn) = self.conns.get_mut(id) {
-                    conn.machine.ask_again(now);
+                    conn.machine.recheck_rates(now);
                 }
                 self.conns.arm_deadline(id);
             }

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use super::connections::Connection;
 use super::os::StreamOps;
 use super::panic_guard::{catch, Panic};
-use crate::proto::{Event, NextStep, Pool, Staged, State, Time};
+use crate::proto::{Event, InputCursor, NextStep, Pool, State, Time};
 use crate::reason::{CloseReason, Closed};
 
 /// The size of one read. A connection's input is at most its maximum frame and one read.
@@ -74,7 +74,7 @@ pub(crate) trait Host {
     fn parts(&mut self) -> Option<Parts<'_, Self::Os>>;
 
     /// Delivers frames from `input` while there is nothing else to do than to call the handler.
-    fn deliver_frames(&mut self, input: &mut Staged<'_>, budget: &mut Budget);
+    fn deliver_frames(&mut self, input: &mut InputCursor<'_>, budget: &mut Budget);
 
     /// Delivers an event other than such frames.
     fn handle_event(&mut self, event: Event<'_>);
@@ -117,7 +117,7 @@ pub(crate) trait Host {
 
 /// The result of a read.
 enum Read<'a> {
-    Input(Staged<'a>),
+    Input(InputCursor<'a>),
     /// The input has been delivered already.
     Delivered,
     /// Not now: no budget, paused, or something went wrong.
@@ -159,7 +159,7 @@ fn answer<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget) -> 
         host.deliver_frames(&mut input, budget);
     }
     match host.parts() {
-        Some(Parts { conn, .. }) if conn.machine.is_quiet() && input.is_used_up() => {}
+        Some(Parts { conn, .. }) if conn.machine.only_frames() && input.is_used_up() => {}
         _ => {
             deliver(host, input, budget);
             return false;
@@ -170,7 +170,7 @@ fn answer<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget) -> 
     }
     if let Some(Parts { conn, pool, now, .. }) = host.parts() {
         // Part of a TLS record may have come, and nothing else.
-        conn.machine.settle(input, *now, pool);
+        conn.machine.end_input(input, *now, pool);
     }
     false
 }
@@ -185,10 +185,10 @@ fn open<H: Host>(host: &mut H, tight: bool) -> bool {
     if conn.machine.is_connecting() {
         return !host.check_connect();
     }
-    if tight || !conn.machine.is_just_open() {
+    if tight || !conn.machine.is_newly_open() {
         return false;
     }
-    conn.machine.note_opened();
+    conn.machine.mark_opened();
     host.handle_opened();
     finish(host, true)
 }
@@ -201,8 +201,8 @@ fn finish<H: Host>(host: &mut H, first: bool) -> bool {
     let Some(Parts { conn, pool, .. }) = host.parts() else {
         return false;
     };
-    conn.machine.slim(pool);
-    if !conn.machine.is_at_rest() || conn.readable || conn.retry {
+    conn.machine.shrink(pool);
+    if !conn.machine.is_idle() || conn.readable || conn.retry {
         return false;
     }
     if first || conn.machine.is_timed() {
@@ -240,7 +240,7 @@ fn serve<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget, begu
         flush(host);
         match host.parts() {
             // Nothing else is due, and there is nothing to read.
-            Some(Parts { conn, .. }) if conn.machine.is_quiet() && !conn.can_read() => {
+            Some(Parts { conn, .. }) if conn.machine.only_frames() && !conn.can_read() => {
                 idle = progress;
                 break;
             }
@@ -261,8 +261,8 @@ fn serve<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget, begu
     if conn.machine.is_detaching() {
         return;
     }
-    conn.machine.slim(pool);
-    let done = idle && conn.machine.is_quiet() && conn.machine.queued() == 0;
+    conn.machine.shrink(pool);
+    let done = idle && conn.machine.only_frames() && conn.machine.queued() == 0;
     let left = conn.machine.has_events() || conn.can_read() || (conn.writable && conn.machine.sendable() > 0);
     host.settle(!done && left);
 }
@@ -273,7 +273,7 @@ fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget
     let Some(Parts { conn, .. }) = host.parts() else {
         return Read::Idle;
     };
-    let ordinary = conn.machine.is_quiet() && !conn.paused_for_memory && !limited;
+    let ordinary = conn.machine.only_frames() && !conn.paused_for_memory && !limited;
     if !ordinary {
         host.before_read();
         if probe(host) {
@@ -287,7 +287,7 @@ fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget
         return Read::Nothing;
     }
     if conn.machine.has_events() {
-        return Read::Input(conn.machine.stage_held());
+        return Read::Input(conn.machine.begin_buffered());
     }
     if !conn.can_read() {
         return Read::Idle;
@@ -304,8 +304,8 @@ fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget
     let Some(Parts { conn, pool, now, .. }) = host.parts() else {
         return Read::Nothing;
     };
-    if conn.machine.has_set_aside() {
-        let input = catch(|| conn.machine.handle_set_aside(*now, &mut scratch.plain, pool));
+    if conn.machine.has_stash() {
+        let input = catch(|| conn.machine.handle_stash(*now, &mut scratch.plain, pool));
         return decrypted(host, input);
     }
     read_socket(host, scratch, budget, allowance)
@@ -376,12 +376,12 @@ fn read_socket<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut
             }
         }
     }
-    Read::Input(Staged::nothing())
+    Read::Input(InputCursor::nothing())
 }
 
 /// The result of decryption. A TLS configuration may hold foreign code: a certificate resolver, a
 /// verifier.
-fn decrypted<'s, H: Host>(host: &mut H, input: Result<Staged<'s>, Panic>) -> Read<'s> {
+fn decrypted<'s, H: Host>(host: &mut H, input: Result<InputCursor<'s>, Panic>) -> Read<'s> {
     match input {
         Ok(input) => Read::Input(input),
         Err(panic) => {
@@ -396,19 +396,19 @@ fn decrypted<'s, H: Host>(host: &mut H, input: Result<Staged<'s>, Panic>) -> Rea
 }
 
 /// Delivers events and frames to the handler, as far as the budget goes.
-fn deliver<H: Host>(host: &mut H, mut input: Staged<'_>, budget: &mut Budget) {
+fn deliver<H: Host>(host: &mut H, mut input: InputCursor<'_>, budget: &mut Budget) {
     let mut spent = false;
     loop {
         let Some(Parts { conn, .. }) = host.parts() else {
             return;
         };
-        if conn.machine.is_quiet() {
+        if conn.machine.only_frames() {
             host.deliver_frames(&mut input, budget);
         }
         let Some(Parts { conn, pool, now, .. }) = host.parts() else {
             return;
         };
-        if conn.machine.is_quiet() && input.is_used_up() {
+        if conn.machine.only_frames() && input.is_used_up() {
             break;
         }
         spent = budget.frames == 0;
@@ -438,7 +438,7 @@ fn deliver<H: Host>(host: &mut H, mut input: Staged<'_>, budget: &mut Budget) {
         }
     }
     if let Some(Parts { conn, pool, now, .. }) = host.parts() {
-        conn.machine.settle(input, *now, pool);
+        conn.machine.end_input(input, *now, pool);
         if spent {
             conn.machine.postpone(*now);
         }
@@ -505,10 +505,34 @@ impl<S> Connection<S> {
         self.machine.handle_unsent(*now);
     }
 
+    /// A timer has fired: expires the deadlines that were due at `due`.
+    pub(crate) fn expire<I>(&mut self, os: &mut I, pool: &mut Pool, now: &mut Time, due: Time)
+    where
+        I: StreamOps<Stream = S>,
+    {
+        if self.machine.is_write_overdue(due) && !self.writable {
+            // The kernel announces room only when a good part of its buffer is free: a slow reader
+            // may have taken bytes all the time. A write shows whether it has.
+            self.writable = true;
+            *now = os.now();
+            self.write_out(os, pool, now);
+        }
+        if std::mem::take(&mut self.retry) {
+            self.readable = true;
+            self.writable = true;
+        }
+        if self.is_paused_for_memory() && self.machine.is_frame_overdue(due) {
+            // The remainder of the frame may be in the kernel, unread.
+            self.machine.close(Closed::new(CloseReason::OverMemory), *now, pool);
+        } else if self.machine.deadline() <= due {
+            self.machine.handle_timeout(due, *now, pool);
+        }
+    }
+
     /// Writes a large frame past the queue, if the queue is empty: only what the kernel does not
     /// accept is copied. False if the frame has to be queued.
     #[cold]
-    pub(super) fn write_through<I>(&mut self, os: &mut I, pool: &mut Pool, now: Time, payload: &[u8]) -> bool
+    pub(crate) fn write_through<I>(&mut self, os: &mut I, pool: &mut Pool, now: Time, payload: &[u8]) -> bool
     where
         I: StreamOps<Stream = S>,
     {
@@ -516,7 +540,7 @@ impl<S> Connection<S> {
             return false;
         };
         let mut header = pool.take();
-        let passes = self.writable && self.machine.may_pass(payload, &mut header);
+        let passes = self.writable && self.machine.can_write_through(payload, &mut header);
         if passes {
             let count = match os.write_both(stream, &header, payload) {
                 Ok(count) => {
@@ -529,14 +553,14 @@ impl<S> Connection<S> {
                     0
                 }
             };
-            self.machine.handle_passed(&header, payload, count, now, pool);
+            self.machine.handle_written_through(&header, payload, count, now, pool);
         }
         pool.give(header);
         passes
     }
 
     /// Shuts down the write side if that is due. `Some(reset)` once the connection is over.
-    pub(super) fn next_step<I>(&mut self, os: &mut I, now: &mut Time) -> Option<bool>
+    pub(crate) fn next_step<I>(&mut self, os: &mut I, now: &mut Time) -> Option<bool>
     where
         I: StreamOps<Stream = S>,
     {

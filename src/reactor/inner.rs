@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::handler::{Context, Handler, Service};
 use crate::id::{ConnId, ListenerId};
 use crate::listen::Listen;
-use crate::proto::Staged;
+use crate::proto::InputCursor;
 use crate::reason::Outcome;
 
 pub(crate) struct Inner<A, O: Os> {
@@ -38,7 +38,7 @@ impl<A, O: Os> Inner<A, O> {
         &mut self,
         app: &mut A,
         id: ConnId,
-        input: &Staged<'_>,
+        input: &InputCursor<'_>,
         max: usize,
     ) -> (usize, usize) {
         let all = input.rest();

@@ -63,7 +63,7 @@ pub(super) struct Listener<L> {
 impl<L> Listener<L> {
     pub(super) fn new(id: ListenerId, name: String, addr: Addr, service: usize, listen: Listen, now: Time) -> Self {
         let mut meters = SharedMeters::default();
-        meters.follow(&listen.limits, now);
+        meters.follow(listen.limits.total_read_rate, listen.limits.total_frame_rate, now);
         Self {
             id,
             name: Rc::from(name),
@@ -95,7 +95,8 @@ impl<L> Listener<L> {
         log::info!(target: logs::LISTENER, "listener {}: its options have changed", self.name);
         log::debug!(target: logs::LISTENER, "listener {}: {options:?}", self.name);
         self.options = options;
-        self.meters.follow(&self.options.limits, now)
+        let limits = &self.options.limits;
+        self.meters.follow(limits.total_read_rate, limits.total_frame_rate, now)
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -190,7 +191,7 @@ impl<L> Listener<L> {
     pub(super) fn machine(&self, now: Time, pool: &mut Pool) -> Machine {
         let (framing, tls) = (&self.options.framing, self.options.tls.as_ref());
         let mut machine = Machine::new(framing, Rc::clone(&self.limits), tls, now, pool);
-        machine.throttle(&self.meters);
+        machine.set_rates(&self.meters);
         machine
     }
 

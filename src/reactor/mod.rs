@@ -69,7 +69,7 @@ use crate::handle::{Published, Shared};
 use crate::handler::{Handler, Service};
 use crate::id::{ConnId, ListenerId};
 use crate::listen::Listen;
-use crate::proto::{Event as ConnEvent, Staged, State, Time};
+use crate::proto::{Event as ConnEvent, InputCursor, State, Time};
 
 /// Slots that are reserved at the start in any case, if the cap allows them: see [`reservable`].
 const RESERVED: usize = 1 << 16;
@@ -375,7 +375,11 @@ impl<A, O: Os> Reactor<A, O> {
         }
         for at in 0..self.fired.len() {
             if let Some(&id) = self.fired.get(at) {
-                if self.inner.core.expire_connection(id, due) {
+                let core = &mut self.inner.core;
+                if core.is_connecting(id) {
+                    core.expire_attempt(id, due);
+                    self.turn(app, id);
+                } else if core.expire_connection(id, due) {
                     self.turn(app, id);
                 }
             }
@@ -466,7 +470,7 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
     }
 
     #[inline(always)]
-    fn deliver_frames(&mut self, input: &mut Staged<'_>, budget: &mut Budget) {
+    fn deliver_frames(&mut self, input: &mut InputCursor<'_>, budget: &mut Budget) {
         let (bytes, frames) = self.inner.call_for_frames(self.app, self.id, input, budget.frames);
         budget.charge(frames);
         input.advance(bytes);

@@ -120,12 +120,12 @@ impl<O: Os> Core<O> {
         let id = self.conns.next_id();
         let (stream, connected) = match self.open_socket(id, &attempt) {
             Ok((stream, connected)) => {
-                machine.connects_until(now.after(attempt.timeout));
+                machine.set_connect_deadline(now.after(attempt.timeout));
                 (Some(stream), connected)
             }
             Err(error) => match self.plan_retry(id, &mut attempt, &error) {
                 Some(at) => {
-                    machine.connects_until(at);
+                    machine.set_connect_deadline(at);
                     (None, false)
                 }
                 None => {
@@ -239,7 +239,7 @@ impl<O: Os> Core<O> {
         match opened {
             Ok((stream, connected)) => {
                 if let Some(conn) = self.conns.get_mut(id) {
-                    conn.machine.connects_until(until);
+                    conn.machine.set_connect_deadline(until);
                     conn.stream = Some(stream);
                     conn.writable = connected;
                 }
@@ -264,7 +264,7 @@ impl<O: Os> Core<O> {
             return;
         };
         match (next, error) {
-            (Some(at), _) => conn.machine.connects_until(at),
+            (Some(at), _) => conn.machine.set_connect_deadline(at),
             (None, Some(error)) => conn.machine.end(Closed::with(reason, error), pool),
             (None, None) => conn.machine.end(Closed::new(reason), pool),
         }

@@ -19,13 +19,15 @@ pub enum Input {
     Reset,
     /// Writes fail from now on (EPIPE), and nothing announces it.
     BreakPipe,
+    /// The next read or write finds no memory (ENOBUFS).
+    OutOfMemory,
     /// The kernel's send buffer has room for so many bytes, `u16::MAX` for any number, and says so unless it is 0.
     Room(u16),
     /// An event that means nothing.
     Spurious,
     /// The connection's turn: it reads, calls its handler, and writes, until there is nothing left to do.
     Turn,
-    /// One round of a turn: the budget is used up after it.
+    /// A turn with a budget of one frame.
     Step,
     /// The clock goes on and nobody looks at it.
     Pass {

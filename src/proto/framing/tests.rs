@@ -4,6 +4,7 @@ mod erlang;
 
 use proptest::prelude::*;
 
+use super::codec::Custom;
 use super::*;
 
 /// How decoding a whole stream ended.

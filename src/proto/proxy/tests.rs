@@ -1,6 +1,6 @@
 //! Headers as proxies send them, and everything that is almost one.
 
-use super::v2::LONGEST;
+use super::v2::MAX_LENGTH;
 use super::*;
 
 fn tcp(source: &str, destination: &str) -> ProxyOrigin {
@@ -236,14 +236,14 @@ fn blocks_that_are_almost_headers() {
         assert_eq!(error(&bytes), words);
     }
     // Refused on its length, before the block comes.
-    let mut long = v2(0x21, 0x11, &vec![0; LONGEST - 16 + 1]);
+    let mut long = v2(0x21, 0x11, &vec![0; MAX_LENGTH - 16 + 1]);
     assert_eq!(error(&long[..16]), "more than 16 KiB");
     long = v2(
         0x21,
         0x11,
-        &[&IPV4[..], &tlv(0xEE, &vec![0; LONGEST - 16 - 12 - 3])].concat(),
+        &[&IPV4[..], &tlv(0xEE, &vec![0; MAX_LENGTH - 16 - 12 - 3])].concat(),
     );
-    assert_eq!(header(&long).1, LONGEST);
+    assert_eq!(header(&long).1, MAX_LENGTH);
     // A signature that breaks off is no header, and no beginning of one.
     for at in 0..v2::SIGNATURE.len() {
         let mut bytes = v2(0x21, 0x11, &IPV4);

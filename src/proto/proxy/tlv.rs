@@ -1,6 +1,6 @@
 //! What follows the addresses of version 2: type, length, value (section 2.2).
 
-use super::ProxyError;
+use super::error::ProxyError;
 
 const ALPN: u8 = 0x01;
 const AUTHORITY: u8 = 0x02;

@@ -2,18 +2,20 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use super::{Parsed, ProxyError, ProxyHeader, ProxyOrigin, ProxyTlvs};
+use super::error::ProxyError;
+use super::header::{Parsed, ProxyHeader, ProxyOrigin};
+use super::tlv::ProxyTlvs;
 
 pub(super) const SIGNATURE: &[u8] = b"PROXY ";
 const UNKNOWN: &[u8] = b"PROXY UNKNOWN";
 const UNKNOWN_MORE: &[u8] = b"PROXY UNKNOWN ";
 /// "the receiver may wait for the CRLF or up to 107 characters".
-const LONGEST: usize = 107;
+const MAX_LENGTH: usize = 107;
 
 pub(super) fn parse(input: &[u8]) -> Parsed {
-    let window = input.get(..LONGEST).unwrap_or(input);
+    let window = input.get(..MAX_LENGTH).unwrap_or(input);
     let Some(end) = window.iter().position(|&byte| byte == b'\n') else {
-        return if window.len() == LONGEST {
+        return if window.len() == MAX_LENGTH {
             Err(ProxyError("no end of line in 107 bytes"))
         } else {
             Ok(None)

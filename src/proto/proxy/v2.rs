@@ -2,14 +2,15 @@
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
+use super::error::ProxyError;
+use super::header::{Parsed, ProxyHeader, ProxyOrigin};
 use super::tlv::ProxyTlvs;
-use super::{Parsed, ProxyError, ProxyHeader, ProxyOrigin};
 
 pub(super) const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// Signature, version and command, family and transport, length.
 const FIXED: usize = 16;
 /// The longest header that is read: haproxy's own buffer.
-pub(in crate::proto) const LONGEST: usize = 16 * 1024;
+pub(in crate::proto) const MAX_LENGTH: usize = 16 * 1024;
 
 const LOCAL: u8 = 0x0;
 const PROXY: u8 = 0x1;
@@ -26,7 +27,7 @@ pub(super) fn parse(input: &[u8]) -> Parsed {
         return Err(ProxyError("a command other than LOCAL and PROXY"));
     }
     let taken = FIXED + usize::from(u16::from_be_bytes([high, low]));
-    if taken > LONGEST {
+    if taken > MAX_LENGTH {
         return Err(ProxyError("more than 16 KiB"));
     }
     let Some(header) = input.get(..taken) else {

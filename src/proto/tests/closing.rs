@@ -23,8 +23,8 @@ fn close_flushes_then_fin_then_waits_for_the_peers() {
 
 #[test]
 fn nothing_is_told_after_close() {
-    let mut rig = Rig::open(|turn, told| {
-        if let Told::Frame(_) = told {
+    let mut rig = Rig::open(|turn, event| {
+        if let Seen::Frame(_) = event {
             turn.close();
             turn.set_timer(1, secs(0));
             turn.pause();
@@ -38,7 +38,7 @@ fn nothing_is_told_after_close() {
     rig.receive([packet2("one"), packet2("two")].concat());
     rig.receive(packet2("three"));
     rig.pass(secs(1));
-    assert_eq!(rig.news(), [frame("one")]);
+    assert_eq!(rig.events(), [frame("one")]);
     assert_eq!(rig.answers(), []);
     assert_eq!(rig.finish(), CloseReason::Closed);
 }
@@ -56,8 +56,8 @@ fn the_first_reason_stays() {
 
 #[test]
 fn an_error_from_a_callback_is_the_reason_and_is_kept() {
-    let mut rig = Rig::open(|_, told| match told {
-        Told::Frame(_) => Err(io::Error::other("disk full").into()),
+    let mut rig = Rig::open(|_, event| match event {
+        Seen::Frame(_) => Err(io::Error::other("disk full").into()),
         _ => Ok(()),
     });
     rig.receive(packet2("x"));
@@ -68,8 +68,8 @@ fn an_error_from_a_callback_is_the_reason_and_is_kept() {
 
 #[test]
 fn abort_resets_and_drops_what_waits() {
-    let mut rig = Rig::open(|turn, told| {
-        if let Told::Frame(payload) = told {
+    let mut rig = Rig::open(|turn, event| {
+        if let Seen::Frame(payload) = event {
             turn.send(payload)?;
             return Err(Close::abort());
         }
@@ -225,12 +225,12 @@ fn lost_output_is_the_reason() {
     assert_eq!(rig.was_reset(), CloseReason::DrainForced, "the drain's deadline");
 }
 
-/// Faults C9: after a write that fails everything that came is read and told, then it ends.
+/// Faults C9: after a write that fails everything that came is read and event, then it ends.
 #[test]
 fn after_a_write_error_the_rest_is_read() {
     for end in [Some(Input::Fin), Some(Input::Error(libc::ECONNRESET)), None] {
-        let mut rig = Rig::open(|turn, told| {
-            if let Told::Frame(payload) = told {
+        let mut rig = Rig::open(|turn, event| {
+            if let Seen::Frame(payload) = event {
                 // The second finds the connection deaf already.
                 let _ = turn.send(payload);
             }
@@ -242,7 +242,7 @@ fn after_a_write_error_the_rest_is_read() {
         rig.inbox.push_back(Input::Bytes([packet2("three"), vec![0]].concat()));
         rig.inbox.extend(end);
         rig.turn();
-        assert_eq!(rig.news(), ["one", "two", "three"].map(frame));
+        assert_eq!(rig.events(), ["one", "two", "three"].map(frame));
         assert_eq!(rig.ended(), CloseReason::Reset);
     }
 }
@@ -257,21 +257,21 @@ fn an_error_that_follows_from_a_write_error_is_not_the_reason() {
     assert_eq!(rig.ended(), CloseReason::TimedOut);
 }
 
-/// Congested, then the write fails: what was held back is told now.
+/// Congested, then the write fails: what was held back is event now.
 #[test]
 fn a_write_error_ends_congestion() {
-    let mut rig = Rig::open(|turn, told| {
-        if let Told::Frame(_) = told {
+    let mut rig = Rig::open(|turn, event| {
+        if let Seen::Frame(_) = event {
             let _ = turn.send(&[0; 150]);
         }
         Ok(())
     });
     rig.room = 0;
     rig.receive([packet2("one"), packet2("two")].concat());
-    assert_eq!(rig.news(), [frame("one")]);
+    assert_eq!(rig.events(), [frame("one")]);
     rig.write_error = Some(libc::EPIPE);
     rig.turn();
-    assert_eq!(rig.news(), [frame("two")]);
+    assert_eq!(rig.events(), [frame("two")]);
     assert_eq!(rig.ended(), CloseReason::Reset);
 }
 
@@ -284,7 +284,7 @@ fn drain_answers_what_has_arrived() {
     assert!(rig.machine.has_events());
     rig.inbox.push_back(Input::Bytes(packet2("in the kernel")));
     rig.turn();
-    assert_eq!(rig.news(), [frame("before"), Told::Drain, frame("in the kernel")]);
+    assert_eq!(rig.events(), [frame("before"), Seen::Drain, frame("in the kernel")]);
     assert_eq!(rig.answers(), [packet2("before"), packet2("in the kernel")].concat());
     assert_eq!(rig.finish(), CloseReason::Drained);
 }
@@ -301,7 +301,7 @@ fn drain_waits_for_the_rest_of_a_frame() {
     assert_eq!(rig.finish(), CloseReason::Drained);
 }
 
-/// Congested when the drain comes: all that the peer is owed, then FIN.
+/// Congested when the drain comes: all that the peer is unsent_app_bytes, then FIN.
 #[test]
 fn drain_with_a_slow_reader() {
     let mut rig = Rig::open(echo);
@@ -320,15 +320,15 @@ fn drain_with_a_slow_reader() {
 
 #[test]
 fn drain_of_a_peer_that_has_finished() {
-    let mut rig = Rig::open(|turn, told| match told {
-        Told::Finished => Ok(()),
-        told => echo(turn, told),
+    let mut rig = Rig::open(|turn, event| match event {
+        Seen::Finished => Ok(()),
+        event => echo(turn, event),
     });
     rig.receive_fin();
     assert!(rig.is_open());
     rig.machine.drain(rig.now);
     rig.turn();
-    assert_eq!(rig.news(), [Told::Finished, Told::Drain]);
+    assert_eq!(rig.events(), [Seen::Finished, Seen::Drain]);
     assert_eq!(rig.ended(), CloseReason::Finished);
 }
 
@@ -337,20 +337,20 @@ fn drain_of_a_peer_that_has_finished() {
 fn drain_before_it_is_open() {
     let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
     rig.machine.drain(rig.now.after(secs(1)));
-    rig.machine.handle_admitted(rig.now, &mut rig.pool);
+    rig.machine.handle_admitted(rig.now);
     rig.receive(packet2("x"));
-    assert_eq!(rig.news(), [Told::Opened, Told::Drain, frame("x")]);
+    assert_eq!(rig.events(), [Seen::Opened, Seen::Drain, frame("x")]);
     assert_eq!(rig.answers(), packet2("x"));
     assert_eq!(rig.finish(), CloseReason::Drained);
 }
 
 #[test]
 fn a_handler_may_close_after_input_without_a_drain() {
-    let mut rig = Rig::open(|turn, told| {
-        if let Told::Frame(_) = told {
+    let mut rig = Rig::open(|turn, event| {
+        if let Seen::Frame(_) = event {
             turn.machine.close_after_input();
         }
-        echo(turn, told)
+        echo(turn, event)
     });
     rig.receive([packet2("one"), packet2("two")].concat());
     assert_eq!(rig.answers(), [packet2("one"), packet2("two")].concat());
@@ -367,6 +367,6 @@ fn close_after_input_waits_for_resume() {
     rig.resume();
     assert!(rig.is_open());
     rig.resume();
-    assert_eq!(rig.news(), [frame("one"), frame("two")]);
+    assert_eq!(rig.events(), [frame("one"), frame("two")]);
     assert_eq!(rig.finish(), CloseReason::Closed);
 }

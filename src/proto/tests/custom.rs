@@ -49,7 +49,7 @@ fn frames_both_ways() {
     let mut rig = Rig::open_with(&scripted(brackets), limits(), echo);
     rig.receive("<one><><th");
     rig.receive("ree>");
-    assert_eq!(rig.news(), ["one", "", "three"].map(frame));
+    assert_eq!(rig.events(), ["one", "", "three"].map(frame));
     assert_eq!(rig.answers(), b"<one><><three>");
 }
 
@@ -105,7 +105,7 @@ fn answers_that_make_no_sense_close_the_connection() {
     for (at, decode) in nonsense.into_iter().enumerate() {
         let mut rig = Rig::open_with(&scripted(decode), limits(), echo);
         rig.receive("abcde");
-        assert_eq!(rig.news(), [], "case {at}");
+        assert_eq!(rig.events(), [], "case {at}");
         assert_eq!(rig.finish(), CloseReason::BadFrame, "case {at}");
     }
 }
@@ -165,11 +165,11 @@ fn a_payload_above_the_maximum_is_too_large() {
     };
     let mut rig = Rig::open_with(&scripted(brackets), small, echo);
     rig.receive("<abc><abcd>");
-    assert_eq!(rig.news(), [frame("abc")]);
+    assert_eq!(rig.events(), [frame("abc")]);
     assert_eq!(rig.finish(), CloseReason::FrameTooLarge);
 }
 
-/// Whatever arrives together is judged as what arrives in pieces.
+/// Whatever arrives together is expired_through as what arrives in pieces.
 #[test]
 fn the_envelope_is_bounded_however_it_is_cut() {
     // The payload is the last byte before '>', the rest is padding.
@@ -192,7 +192,7 @@ fn the_envelope_is_bounded_however_it_is_cut() {
         for bytes in wire.chunks(piece) {
             rig.receive(bytes);
         }
-        assert_eq!(rig.news(), [], "in pieces of {piece}");
+        assert_eq!(rig.events(), [], "in pieces of {piece}");
         assert_eq!(rig.finish(), CloseReason::FrameTooLarge);
     }
 }
@@ -253,6 +253,6 @@ fn one_framer_for_each_connection() {
         for byte in b"abbccc" {
             rig.receive([*byte]);
         }
-        assert_eq!(rig.news(), ["a", "bb", "ccc"].map(frame));
+        assert_eq!(rig.events(), ["a", "bb", "ccc"].map(frame));
     }
 }

@@ -11,17 +11,17 @@ enum Style {
     SlowReader,
 }
 
-/// Everything the handler was told, what the peer got, and the reason.
-fn outcome(framing: &Framing, style: Style, pieces: &[&[u8]]) -> (Vec<Told>, Vec<u8>, CloseReason) {
+/// Everything the handler was event, what the peer got, and the reason.
+fn outcome(framing: &Framing, style: Style, pieces: &[&[u8]]) -> (Vec<Seen>, Vec<u8>, CloseReason) {
     let limits = Limits {
         max_frame: Some(40),
         ..limits()
     };
-    let mut rig = Rig::open_with(framing, limits, move |turn, told| {
-        if let (Style::OneAtATime, Told::Frame(_)) = (style, told) {
+    let mut rig = Rig::open_with(framing, limits, move |turn, event| {
+        if let (Style::OneAtATime, Seen::Frame(_)) = (style, event) {
             turn.pause();
         }
-        echo(turn, told)
+        echo(turn, event)
     });
     if let Style::SlowReader = style {
         rig.room = 0;
@@ -41,21 +41,21 @@ fn outcome(framing: &Framing, style: Style, pieces: &[&[u8]]) -> (Vec<Told>, Vec
             _ => rig.pass(secs(1)),
         }
     }
-    let mut told = rig.news();
+    let mut event = rig.events();
     // How often a slow reader makes it congested is a matter of the pieces.
-    told.retain(|told| *told != Told::Writable);
+    event.retain(|event| *event != Seen::Writable);
     if let Framing::Raw = framing {
-        let bytes: Vec<u8> = told
+        let bytes: Vec<u8> = event
             .iter()
-            .filter_map(|told| match told {
-                Told::Frame(bytes) => Some(bytes.as_slice()),
+            .filter_map(|event| match event {
+                Seen::Frame(bytes) => Some(bytes.as_slice()),
                 _ => None,
             })
             .collect::<Vec<_>>()
             .concat();
-        told = vec![frame(bytes)];
+        event = vec![frame(bytes)];
     }
-    (told, rig.answers(), rig.ended())
+    (event, rig.answers(), rig.ended())
 }
 
 fn framings() -> impl Strategy<Value = Framing> {
@@ -70,7 +70,7 @@ fn framings() -> impl Strategy<Value = Framing> {
 }
 
 /// Small numbers: lengths that fit, and delimiters. Never 0x16, with which a ClientHello begins: how much of that is
-/// there when the frame is judged depends on the pieces.
+/// there when the frame is expired_through depends on the pieces.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(
         prop_oneof![6 => 0_u8..4, 2 => Just(b'\n'), 1 => 30_u8..60, 1 => 250_u8..=255],

@@ -49,7 +49,7 @@ fn a_frame_deadline_for_each_frame() {
     rig.pass(secs(20));
     // The rest of the first and the beginning of the second, which began now.
     rig.receive([1, b'a', 0]);
-    assert_eq!(rig.news(), [frame("a")]);
+    assert_eq!(rig.events(), [frame("a")]);
     just(&mut rig, secs(30));
     assert_eq!(rig.finish(), CloseReason::FrameTimeout);
 }
@@ -164,7 +164,7 @@ fn congested_clocks_stand() {
         rig.drain_to_peer(1);
     }
     rig.drain_to_peer(1000);
-    assert_eq!(rig.news(), [Told::Writable]);
+    assert_eq!(rig.events(), [Seen::Writable]);
     just(&mut rig, secs(20));
     assert_eq!(rig.finish(), CloseReason::IdleTimeout);
 }
@@ -176,7 +176,7 @@ fn a_frame_that_begins_in_a_pause_has_all_its_time() {
     rig.receive([0]);
     rig.pass(secs(25));
     rig.receive([1, b'a', 0]);
-    assert_eq!(rig.news(), [frame("a")]);
+    assert_eq!(rig.events(), [frame("a")]);
     rig.resume();
     just(&mut rig, secs(30));
     assert_eq!(rig.finish(), CloseReason::FrameTimeout);
@@ -284,7 +284,7 @@ fn flushing_has_no_linger_deadline() {
 fn never_is_never() {
     let mut rig = Rig::accepted(&Framing::Packet2, no_limits(), None, Box::new(quiet));
     assert_eq!(rig.machine.deadline(), Time::NEVER);
-    rig.machine.handle_admitted(rig.now, &mut rig.pool);
+    rig.machine.handle_admitted(rig.now);
     rig.turn();
     rig.receive([0]);
     rig.room = 0;
@@ -333,11 +333,11 @@ fn deadlines_long_past() {
     rig.act(|turn| turn.set_timer(3, secs(1)));
     rig.now = Time::from_start(secs(u64::MAX / 1_000_000_000));
     rig.judge();
-    assert_eq!(rig.news(), [], "a closing connection has no timers");
+    assert_eq!(rig.events(), [], "a closing connection has no timers");
     assert_eq!(rig.finish(), CloseReason::FrameTimeout);
 }
 
-/// Faults T2: only what was due at `due` is judged, though `now` is later.
+/// Faults T2: only what was due at `due` is expired_through, though `now` is later.
 #[test]
 fn what_fell_due_meanwhile_waits_for_the_next_look() {
     let mut rig = Rig::open(echo);
@@ -347,11 +347,11 @@ fn what_fell_due_meanwhile_waits_for_the_next_look() {
     rig.machine.handle_timeout(due, rig.now, &mut rig.pool);
     rig.turn();
     assert!(rig.is_open());
-    assert_eq!(rig.news(), []);
+    assert_eq!(rig.events(), []);
     rig.receive(packet2("read first"));
     rig.machine.handle_timeout(rig.now, rig.now, &mut rig.pool);
     rig.turn();
-    assert_eq!(rig.news(), [frame("read first"), Told::Timer(1)]);
+    assert_eq!(rig.events(), [frame("read first"), Seen::Timer(1)]);
     assert!(rig.is_open());
 }
 
@@ -369,9 +369,9 @@ fn timers_fire_in_the_order_of_their_times() {
     // All are overdue when somebody looks.
     rig.now = rig.now.after(secs(40));
     rig.judge();
-    assert_eq!(rig.news(), [Told::Timer(2), Told::Timer(1), Told::Timer(3)]);
+    assert_eq!(rig.events(), [Seen::Timer(2), Seen::Timer(1), Seen::Timer(3)]);
     rig.pass(secs(40));
-    assert_eq!(rig.news(), [], "once each");
+    assert_eq!(rig.events(), [], "once each");
 }
 
 #[test]
@@ -381,20 +381,20 @@ fn a_timer_can_be_moved_later_and_cancelled() {
     rig.pass(secs(9));
     rig.act(|turn| turn.set_timer(1, secs(10)));
     rig.pass(secs(9));
-    assert_eq!(rig.news(), []);
+    assert_eq!(rig.events(), []);
     rig.pass(secs(1));
-    assert_eq!(rig.news(), [Told::Timer(1)]);
+    assert_eq!(rig.events(), [Seen::Timer(1)]);
     rig.act(|turn| turn.set_timer(1, secs(1)));
     rig.act(|turn| turn.machine.set_timer(1, Time::NEVER));
     rig.pass(secs(10));
-    assert_eq!(rig.news(), []);
+    assert_eq!(rig.events(), []);
 }
 
 /// A timer that is set again from its own callback: once for each look, also with no time between.
 #[test]
 fn a_timer_of_zero_does_not_spin() {
-    let mut rig = Rig::open(|turn, told| {
-        if let Told::Timer(key) = told {
+    let mut rig = Rig::open(|turn, event| {
+        if let Seen::Timer(key) = event {
             turn.set_timer(*key, Duration::ZERO);
         }
         Ok(())
@@ -402,11 +402,11 @@ fn a_timer_of_zero_does_not_spin() {
     rig.now = rig.now.after(secs(1));
     rig.act(|turn| turn.set_timer(1, Duration::ZERO));
     rig.judge();
-    assert!(rig.news().len() <= 1, "one look, one call");
+    assert!(rig.events().len() <= 1, "one look, one call");
     for _ in 0..3 {
         rig.now = rig.now.after(secs(1));
         rig.judge();
-        assert_eq!(rig.news(), [Told::Timer(1)]);
+        assert_eq!(rig.events(), [Seen::Timer(1)]);
     }
 }
 
@@ -420,7 +420,7 @@ fn timers_fire_while_paused() {
     });
     rig.receive(packet2("waits"));
     rig.pass(secs(3));
-    assert_eq!(rig.news(), [Told::Timer(1)]);
+    assert_eq!(rig.events(), [Seen::Timer(1)]);
 }
 
 /// A drain cuts the handshake's time, and never adds to it.

@@ -13,18 +13,18 @@ fn above_the_high_mark_no_frame_is_taken() {
     rig.room = 0;
     let forty = [b'x'; 40];
     rig.receive([packet2(forty), packet2(forty), packet2(forty), packet2("after")].concat());
-    assert_eq!(rig.news().len(), 3, "three answers reach the mark");
+    assert_eq!(rig.events().len(), 3, "three answers reach the mark");
     assert_eq!(rig.machine.queued(), 3 * 42);
     assert!(!rig.machine.wants_read());
     // Down to one byte above the low mark: not yet.
     rig.drain_to_peer(3 * 42 - 11);
-    assert_eq!(rig.news(), []);
+    assert_eq!(rig.events(), []);
     assert!(!rig.machine.wants_read());
     rig.drain_to_peer(1);
-    assert_eq!(rig.news(), [Told::Writable, frame("after")], "without another read");
+    assert_eq!(rig.events(), [Seen::Writable, frame("after")], "without another read");
     assert!(rig.machine.wants_read());
     rig.drain_to_peer(usize::MAX / 2);
-    assert_eq!(rig.news(), [], "writable is told once");
+    assert_eq!(rig.events(), [], "writable is event once");
     assert_eq!(rig.answers().len(), 3 * 42 + 7);
 }
 
@@ -35,7 +35,7 @@ fn below_the_high_mark_nothing_is_told() {
     rig.receive(packet2([b'x'; 97]));
     assert!(rig.machine.wants_read(), "99 bytes wait");
     rig.drain_to_peer(1000);
-    assert_eq!(rig.news(), [frame([b'x'; 97])]);
+    assert_eq!(rig.events(), [frame([b'x'; 97])]);
     rig.room = 0;
     rig.receive(packet2([b'x'; 98]));
     assert!(!rig.machine.wants_read(), "100 bytes are the mark");
@@ -48,7 +48,7 @@ fn writable_comes_again_for_each_congestion() {
         rig.room = 0;
         rig.act(|turn| turn.send(&[1; 150]).expect("room"));
         rig.drain_to_peer(1000);
-        assert_eq!(rig.news(), [Told::Writable]);
+        assert_eq!(rig.events(), [Seen::Writable]);
     }
 }
 
@@ -88,7 +88,7 @@ fn full_below_the_high_mark_is_told_writable() {
         assert!(matches!(turn.send(b""), Err(SendError::Full { .. })));
     });
     rig.drain_to_peer(100);
-    assert_eq!(rig.news(), [Told::Writable]);
+    assert_eq!(rig.events(), [Seen::Writable]);
 }
 
 #[test]
@@ -111,52 +111,52 @@ fn a_frame_too_long_to_send_queues_nothing() {
 fn one_frame_for_each_resume() {
     let mut rig = Rig::open(one_at_a_time);
     rig.receive(frames(&["one", "two", "", "four"]));
-    assert_eq!(rig.news(), [frame("one")]);
+    assert_eq!(rig.events(), [frame("one")]);
     for word in ["two", "", "four"] {
         assert!(!rig.machine.wants_read());
         rig.resume();
-        assert_eq!(rig.news(), [frame(word)]);
+        assert_eq!(rig.events(), [frame(word)]);
     }
     rig.receive(frames(&["five"]));
-    assert_eq!(rig.news(), [], "paused: it stays in the kernel");
+    assert_eq!(rig.events(), [], "paused: it stays in the kernel");
     rig.resume();
-    assert_eq!(rig.news(), [frame("five")]);
+    assert_eq!(rig.events(), [frame("five")]);
 }
 
 #[test]
 fn a_frame_cut_in_two_while_one_at_a_time() {
     let mut rig = Rig::open(one_at_a_time);
     rig.receive([frames(&["one"]), packet2("two")[..3].to_vec()].concat());
-    assert_eq!(rig.news(), [frame("one")]);
+    assert_eq!(rig.events(), [frame("one")]);
     rig.resume();
-    assert_eq!(rig.news(), []);
+    assert_eq!(rig.events(), []);
     rig.receive(&packet2("two")[3..]);
-    assert_eq!(rig.news(), [frame("two")]);
+    assert_eq!(rig.events(), [frame("two")]);
 }
 
 /// A resume from inside a callback that is not `on_frame`: what is held is not forgotten, nor taken twice.
 #[test]
 fn resumed_by_a_timer() {
-    let mut rig = Rig::open(|turn, told| {
-        match told {
-            Told::Frame(_) => {
+    let mut rig = Rig::open(|turn, event| {
+        match event {
+            Seen::Frame(_) => {
                 turn.pause();
                 turn.set_timer(1, secs(1));
             }
-            Told::Timer(_) => turn.resume(),
+            Seen::Timer(_) => turn.resume(),
             _ => {}
         }
         Ok(())
     });
     rig.receive(frames(&["one", "two", "three"]));
     rig.receive_fin();
-    assert_eq!(rig.news(), [frame("one")]);
+    assert_eq!(rig.events(), [frame("one")]);
     rig.pass(secs(1));
-    assert_eq!(rig.news(), [Told::Timer(1), frame("two")]);
+    assert_eq!(rig.events(), [Seen::Timer(1), frame("two")]);
     rig.pass(secs(1));
-    assert_eq!(rig.news(), [Told::Timer(1), frame("three")]);
+    assert_eq!(rig.events(), [Seen::Timer(1), frame("three")]);
     rig.pass(secs(1));
-    assert_eq!(rig.news(), [Told::Timer(1), Told::Finished]);
+    assert_eq!(rig.events(), [Seen::Timer(1), Seen::Finished]);
 }
 
 #[test]
@@ -165,18 +165,18 @@ fn paused_in_on_open() {
         &Framing::Packet2,
         limits(),
         None,
-        Box::new(|turn: &mut Turn<'_>, told: &Told| {
-            if *told == Told::Opened {
+        Box::new(|turn: &mut Turn<'_>, event: &Seen| {
+            if *event == Seen::Opened {
                 turn.pause();
             }
             Ok(())
         }),
     );
-    rig.machine.handle_admitted(rig.now, &mut rig.pool);
+    rig.machine.handle_admitted(rig.now);
     rig.receive(frames(&["waits"]));
-    assert_eq!(rig.news(), [Told::Opened]);
+    assert_eq!(rig.events(), [Seen::Opened]);
     rig.resume();
-    assert_eq!(rig.news(), [frame("waits")]);
+    assert_eq!(rig.events(), [frame("waits")]);
 }
 
 #[test]
@@ -189,21 +189,21 @@ fn both_the_handler_and_the_watermark_must_agree() {
     });
     rig.receive(packet2("x"));
     rig.resume();
-    assert_eq!(rig.news(), [], "still congested");
+    assert_eq!(rig.events(), [], "still congested");
     rig.pause();
     rig.drain_to_peer(1000);
-    assert_eq!(rig.news(), [Told::Writable], "still paused");
+    assert_eq!(rig.events(), [Seen::Writable], "still paused");
     rig.resume();
-    assert_eq!(rig.news(), [frame("x")]);
+    assert_eq!(rig.events(), [frame("x")]);
 }
 
 /// From `on_frame`: what is behind the frame is cut anew.
 #[test]
 fn set_framing_recuts_what_follows() {
-    let mut rig = Rig::open_with(&Framing::Line, limits(), |turn, told| {
-        match told {
-            Told::Frame(line) if line == b"packet\n" => turn.machine.set_framing(&Framing::Packet2),
-            Told::Frame(line) if line == b"line" => turn.machine.set_framing(&Framing::Line),
+    let mut rig = Rig::open_with(&Framing::Line, limits(), |turn, event| {
+        match event {
+            Seen::Frame(line) if line == b"packet\n" => turn.machine.set_framing(&Framing::Packet2),
+            Seen::Frame(line) if line == b"line" => turn.machine.set_framing(&Framing::Line),
             _ => {}
         }
         Ok(())
@@ -218,7 +218,7 @@ fn set_framing_recuts_what_follows() {
         .concat(),
     );
     let expected = ["hello\n", "packet\n", "a\nb", "line", "end\n"].map(frame);
-    assert_eq!(rig.news(), expected);
+    assert_eq!(rig.events(), expected);
     assert_eq!(rig.machine.max_frame(), 64 * 1024, "the new framing's default");
 }
 
@@ -227,12 +227,12 @@ fn set_framing_recuts_what_follows() {
 fn set_framing_recuts_what_is_held() {
     let mut rig = Rig::open_with(&Framing::Line, limits(), quiet);
     rig.receive(packet2("held"));
-    assert_eq!(rig.news(), []);
+    assert_eq!(rig.events(), []);
     rig.act(|turn| turn.machine.set_framing(&Framing::Packet2));
-    assert_eq!(rig.news(), [frame("held")]);
-    // And from a timer, which is told before the frames.
-    let mut rig = Rig::open_with(&Framing::Line, limits(), |turn, told| {
-        if let Told::Timer(_) = told {
+    assert_eq!(rig.events(), [frame("held")]);
+    // And from a timer, which is event before the frames.
+    let mut rig = Rig::open_with(&Framing::Line, limits(), |turn, event| {
+        if let Seen::Timer(_) = event {
             turn.machine.set_framing(&Framing::Packet2);
         }
         Ok(())
@@ -240,28 +240,28 @@ fn set_framing_recuts_what_is_held() {
     rig.act(|turn| turn.set_timer(1, secs(1)));
     rig.receive(packet2("held"));
     rig.pass(secs(1));
-    assert_eq!(rig.news(), [Told::Timer(1), frame("held")]);
+    assert_eq!(rig.events(), [Seen::Timer(1), frame("held")]);
 }
 
 #[test]
 fn set_framing_while_paused() {
     let mut rig = Rig::open_with(&Framing::Line, limits(), one_at_a_time);
     rig.receive([b"first\n".to_vec(), packet2("sec\nond"), b"tail".to_vec()].concat());
-    assert_eq!(rig.news(), [frame("first\n")]);
+    assert_eq!(rig.events(), [frame("first\n")]);
     rig.act(|turn| turn.machine.set_framing(&Framing::Packet2));
-    assert_eq!(rig.news(), [], "paused is paused");
+    assert_eq!(rig.events(), [], "paused is paused");
     rig.resume();
-    assert_eq!(rig.news(), [frame("sec\nond")]);
+    assert_eq!(rig.events(), [frame("sec\nond")]);
     rig.act(|turn| turn.machine.set_framing(&Framing::Raw));
     rig.resume();
-    assert_eq!(rig.news(), [frame("tail")]);
+    assert_eq!(rig.events(), [frame("tail")]);
 }
 
 /// The answers before the change were made in the old framing, those after in the new.
 #[test]
 fn set_framing_is_for_both_ways() {
-    let mut rig = Rig::open_with(&Framing::Packet1, limits(), |turn, told| {
-        if let Told::Frame(_) = told {
+    let mut rig = Rig::open_with(&Framing::Packet1, limits(), |turn, event| {
+        if let Seen::Frame(_) = event {
             turn.send(b"old")?;
             turn.machine.set_framing(&Framing::Packet4);
             turn.send(b"new")?;
@@ -305,11 +305,11 @@ fn the_answers_to_good_frames_arrive_before_the_end() {
 fn many_frames_in_one_read() {
     let mut rig = Rig::open_with(&Framing::Packet1, no_limits(), echo);
     rig.receive(vec![0; 20_000]);
-    assert_eq!(rig.news(), vec![frame(""); 20_000]);
+    assert_eq!(rig.events(), vec![frame(""); 20_000]);
     assert_eq!(rig.answers(), vec![0; 20_000]);
 }
 
-/// A large frame goes past the outbox: whatever the kernel takes of it, every byte leaves once and in order.
+/// A large frame goes past the send_buf: whatever the kernel takes of it, every byte leaves once and in order.
 #[test]
 fn a_frame_that_passes_is_cut_anywhere() {
     let payload: Vec<u8> = (0..60).collect();
@@ -327,14 +327,14 @@ fn a_frame_that_passes_is_cut_anywhere() {
         for count in 0..=whole.len() {
             let mut rig = Rig::open_with(&framing, limits(), quiet);
             let mut header = Vec::new();
-            assert!(rig.machine.may_pass(&payload, &mut header));
+            assert!(rig.machine.can_write_through(&payload, &mut header));
             assert_eq!(header.len(), length);
             rig.sent.extend_from_slice(&whole[..count]);
             rig.machine
-                .handle_passed(&header, &payload, count, rig.now, &mut rig.pool);
+                .handle_written_through(&header, &payload, count, rig.now, &mut rig.pool);
             assert_eq!(rig.machine.queued(), whole.len() - count);
             assert_eq!(
-                rig.machine.may_pass(&payload, &mut Vec::new()),
+                rig.machine.can_write_through(&payload, &mut Vec::new()),
                 count == whole.len(),
                 "in order"
             );
@@ -356,16 +356,17 @@ fn a_frame_passes_only_where_nothing_is_in_front_of_it() {
     let mut rig = Rig::open(quiet);
     let mut header = Vec::new();
     assert!(
-        !rig.machine.may_pass(&[0; 0x1_0000], &mut header),
+        !rig.machine.can_write_through(&[0; 0x1_0000], &mut header),
         "too long for its header"
     );
     assert!(header.is_empty());
-    assert!(rig.machine.may_pass(&[1; 200], &mut header));
+    assert!(rig.machine.can_write_through(&[1; 200], &mut header));
     rig.room = 0;
-    rig.machine.handle_passed(&header, &[1; 200], 0, rig.now, &mut rig.pool);
+    rig.machine
+        .handle_written_through(&header, &[1; 200], 0, rig.now, &mut rig.pool);
     assert!(rig.machine.is_congested() && !rig.machine.wants_read());
     rig.drain_to_peer(1000);
-    assert_eq!(rig.news(), [Told::Writable]);
+    assert_eq!(rig.events(), [Seen::Writable]);
     rig.close();
-    assert!(!rig.machine.may_pass(b"late", &mut Vec::new()));
+    assert!(!rig.machine.can_write_through(b"late", &mut Vec::new()));
 }

@@ -38,8 +38,8 @@ fn every_cut_makes_the_same_header_and_the_same_frames() {
                 }
             }
             assert_eq!(
-                rig.news(),
-                [Told::Header, Told::Opened, frame("one"), frame("two")],
+                rig.events(),
+                [Seen::Header, Seen::Opened, frame("one"), frame("two")],
                 "cut at {cut}"
             );
             assert_eq!(source(&rig).as_deref(), from);
@@ -50,7 +50,7 @@ fn every_cut_makes_the_same_header_and_the_same_frames() {
         for byte in &bytes {
             rig.receive([*byte]);
         }
-        assert_eq!(rig.news(), [Told::Header, Told::Opened, frame("one"), frame("two")]);
+        assert_eq!(rig.events(), [Seen::Header, Seen::Opened, frame("one"), frame("two")]);
     }
 }
 
@@ -65,7 +65,7 @@ fn where_one_is_required_nothing_else_will_do() {
     ] {
         let mut rig = waiting(true, limits());
         rig.receive(input);
-        assert_eq!(rig.news(), []);
+        assert_eq!(rig.events(), []);
         assert!(rig.answers().is_empty());
         assert!(rig.fin, "an orderly end");
         rig.receive_fin();
@@ -80,13 +80,13 @@ fn where_one_is_required_nothing_else_will_do() {
 fn where_it_is_optional_other_bytes_are_the_first() {
     let mut rig = waiting(false, limits());
     rig.receive(b"\0\x03one");
-    assert_eq!(rig.news(), [Told::Header, Told::Opened, frame("one")]);
+    assert_eq!(rig.events(), [Seen::Header, Seen::Opened, frame("one")]);
     assert!(rig.machine.proxy().is_none());
     // A header that is begun must be right.
     let mut rig = waiting(false, limits());
     rig.receive(b"PROXY TCP5 ");
     rig.receive(b"\r\n");
-    assert_eq!(rig.news(), []);
+    assert_eq!(rig.events(), []);
     rig.receive_fin();
     assert_eq!(rig.ended(), CloseReason::BadProxyHeader);
 }
@@ -143,7 +143,7 @@ fn framing_that_changes_before_the_header_is_whole_leaves_nothing_to_do() {
         change(&mut rig);
         assert!(!rig.machine.has_events());
         rig.receive(&V1[10..]);
-        assert_eq!(rig.news(), [Told::Header, Told::Opened]);
+        assert_eq!(rig.events(), [Seen::Header, Seen::Opened]);
         assert!(!rig.machine.has_events(), "it would have a turn for ever");
     }
 }

@@ -3,10 +3,10 @@
 use super::*;
 
 /// Holds for each frame.
-fn later(turn: &mut Turn<'_>, told: &Told) -> Outcome {
-    match told {
-        Told::Frame(_) => turn.machine.await_answer(),
-        Told::Finished | Told::Drain => turn.machine.close_after_input(),
+fn later(turn: &mut Turn<'_>, event: &Seen) -> Outcome {
+    match event {
+        Seen::Frame(_) => turn.machine.await_reply(),
+        Seen::Finished | Seen::Drain => turn.machine.close_after_input(),
         _ => {}
     }
     Ok(())
@@ -17,7 +17,7 @@ fn answer(rig: &mut Rig, payload: &str) {
         turn.machine
             .send(payload.as_bytes(), turn.now, turn.pool)
             .expect("it is open");
-        turn.machine.answered();
+        turn.machine.end_reply();
     });
 }
 
@@ -26,7 +26,7 @@ fn a_peer_that_has_finished_gets_its_answers() {
     let mut rig = Rig::open(later);
     rig.receive([packet2("one"), packet2("two")].concat());
     rig.receive_fin();
-    assert_eq!(rig.news(), [frame("one"), frame("two"), Told::Finished]);
+    assert_eq!(rig.events(), [frame("one"), frame("two"), Seen::Finished]);
     answer(&mut rig, "1");
     assert!(rig.is_open());
     answer(&mut rig, "2");
@@ -65,7 +65,7 @@ fn nobody_waits_for_ever() {
 #[test]
 fn once_too_often_is_no_error() {
     let mut rig = Rig::open(echo);
-    rig.machine.answered();
+    rig.machine.end_reply();
     rig.receive(packet2("one"));
     rig.receive_fin();
     assert_eq!(rig.answers(), packet2("one"));

@@ -28,12 +28,12 @@ fn accepted_then_open_then_closing_then_gone() {
     assert_eq!(rig.machine.state(), State::Accepting);
     assert!(!rig.machine.wants_read(), "the service has not answered yet");
     assert!(!rig.machine.was_open());
-    rig.machine.handle_admitted(rig.now, &mut rig.pool);
+    rig.machine.handle_admitted(rig.now);
     assert_eq!(rig.machine.state(), State::Open);
     rig.turn();
     assert!(rig.machine.was_open());
     rig.receive(packet2("hello"));
-    assert_eq!(rig.news(), [Told::Opened, frame("hello")]);
+    assert_eq!(rig.events(), [Seen::Opened, frame("hello")]);
     assert_eq!(rig.answers(), packet2("hello"));
     rig.close();
     assert_eq!(rig.machine.state(), State::Closing);
@@ -48,7 +48,7 @@ fn refused_before_it_is_open() {
     assert_eq!(rig.machine.state(), State::Closing);
     rig.turn();
     assert_eq!(rig.finish(), CloseReason::Refused);
-    assert_eq!(rig.news(), []);
+    assert_eq!(rig.events(), []);
     assert!(!rig.machine.was_open(), "on_close is not due");
 }
 
@@ -59,18 +59,18 @@ fn lost_before_it_is_open() {
     rig.machine.handle_eof(rig.now, &mut rig.pool);
     rig.turn();
     assert_eq!(rig.ended(), CloseReason::ClosedEarly);
-    assert_eq!(rig.news(), []);
+    assert_eq!(rig.events(), []);
 }
 
 /// Killed between admission and `on_open`: it never opened for the handler.
 #[test]
 fn ended_before_it_is_told() {
     let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
-    rig.machine.handle_admitted(rig.now, &mut rig.pool);
+    rig.machine.handle_admitted(rig.now);
     rig.machine.end(Closed::new(CloseReason::Killed), &mut rig.pool);
     rig.turn();
     assert_eq!(rig.ended(), CloseReason::Killed);
-    assert_eq!(rig.news(), []);
+    assert_eq!(rig.events(), []);
     assert!(!rig.machine.was_open());
 }
 
@@ -79,7 +79,7 @@ fn the_end_between_frames_is_finished() {
     let mut rig = Rig::open(echo);
     rig.receive(packet2("last"));
     rig.receive_fin();
-    assert_eq!(rig.news(), [frame("last"), Told::Finished]);
+    assert_eq!(rig.events(), [frame("last"), Seen::Finished]);
     assert_eq!(rig.answers(), packet2("last"));
     assert_eq!(rig.ended(), CloseReason::Finished);
 }
@@ -88,7 +88,7 @@ fn the_end_between_frames_is_finished() {
 fn the_end_at_once_is_finished() {
     let mut rig = Rig::open(echo);
     rig.receive_fin();
-    assert_eq!(rig.news(), [Told::Finished]);
+    assert_eq!(rig.events(), [Seen::Finished]);
     assert_eq!(rig.ended(), CloseReason::Finished);
 }
 
@@ -99,7 +99,7 @@ fn the_end_inside_a_frame_is_truncated() {
         let mut rig = Rig::open(echo);
         rig.receive([packet2("whole"), packet2("part")[..cut].to_vec()].concat());
         rig.receive_fin();
-        assert_eq!(rig.news(), [frame("whole")], "on_finish is not called");
+        assert_eq!(rig.events(), [frame("whole")], "on_finish is not called");
         assert_eq!(rig.answers(), packet2("whole"));
         assert_eq!(rig.ended(), CloseReason::Truncated);
     }
@@ -111,7 +111,7 @@ fn an_unterminated_last_line_is_truncated() {
     let mut rig = Rig::open_with(&Framing::Line, limits(), echo);
     rig.receive("one\ntwo");
     rig.receive_fin();
-    assert_eq!(rig.news(), [frame("one\n")]);
+    assert_eq!(rig.events(), [frame("one\n")]);
     assert_eq!(rig.ended(), CloseReason::Truncated);
 }
 
@@ -120,7 +120,7 @@ fn raw_bytes_are_never_truncated() {
     let mut rig = Rig::open_with(&Framing::Raw, limits(), echo);
     rig.receive("any");
     rig.receive_fin();
-    assert_eq!(rig.news(), [frame("any"), Told::Finished]);
+    assert_eq!(rig.events(), [frame("any"), Seen::Finished]);
     assert_eq!(rig.ended(), CloseReason::Finished);
 }
 
@@ -130,7 +130,7 @@ fn half_closed_peers_are_answered() {
     let mut rig = Rig::open(quiet);
     rig.receive(packet2("question"));
     rig.receive_fin();
-    assert_eq!(rig.news(), [frame("question"), Told::Finished]);
+    assert_eq!(rig.events(), [frame("question"), Seen::Finished]);
     assert!(rig.is_open());
     assert!(!rig.machine.wants_read(), "there is nothing more to read");
     for word in ["one", "two"] {
@@ -165,7 +165,7 @@ fn finished_is_told_once() {
         rig.pause();
         rig.resume();
     }
-    assert_eq!(rig.news(), [Told::Finished]);
+    assert_eq!(rig.events(), [Seen::Finished]);
 }
 
 /// RFC 8446 section 5.1: content type 22, version 3.x, then a handshake of type 1.
@@ -173,7 +173,7 @@ const CLIENT_HELLO: [u8; 11] = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3];
 
 #[test]
 fn a_client_hello_on_a_plain_port_is_named() {
-    // Announces a frame of 5635 bytes: judged by the end, by the deadline, or at once by the maximum.
+    // Announces a frame of 5635 bytes: expired_through by the end, by the deadline, or at once by the maximum.
     let mut rig = Rig::open(echo);
     rig.receive(CLIENT_HELLO);
     rig.receive_fin();

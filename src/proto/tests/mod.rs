@@ -18,15 +18,16 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::framing::Codec;
 use super::*;
-use crate::reason::Outcome;
+use crate::reason::{CloseReason, Closed, Outcome};
 
 /// More events or steps than any test has: where one would spin for ever, it fails.
 const SPIN: usize = 300_000;
 
-/// What the handler was told.
+/// What the handler was event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Told {
+enum Seen {
     Header,
     Opened,
     Secured,
@@ -37,7 +38,7 @@ enum Told {
     Drain,
 }
 
-impl From<Event<'_>> for Told {
+impl From<Event<'_>> for Seen {
     fn from(event: Event<'_>) -> Self {
         match event {
             Event::Header => Self::Header,
@@ -52,8 +53,8 @@ impl From<Event<'_>> for Told {
     }
 }
 
-fn frame(payload: impl AsRef<[u8]>) -> Told {
-    Told::Frame(payload.as_ref().to_vec())
+fn frame(payload: impl AsRef<[u8]>) -> Seen {
+    Seen::Frame(payload.as_ref().to_vec())
 }
 
 /// What waits in the kernel to be read.
@@ -93,27 +94,27 @@ impl Turn<'_> {
     }
 }
 
-type Script = Box<dyn FnMut(&mut Turn<'_>, &Told) -> Outcome>;
+type Script = Box<dyn FnMut(&mut Turn<'_>, &Seen) -> Outcome>;
 
 /// Sends frames back and closes when the peer finishes, as the default handler does.
-fn echo(turn: &mut Turn<'_>, told: &Told) -> Outcome {
-    match told {
-        Told::Frame(payload) => turn.send(payload)?,
-        Told::Finished => turn.close(),
-        Told::Drain => turn.machine.close_after_input(),
+fn echo(turn: &mut Turn<'_>, event: &Seen) -> Outcome {
+    match event {
+        Seen::Frame(payload) => turn.send(payload)?,
+        Seen::Finished => turn.close(),
+        Seen::Drain => turn.machine.close_after_input(),
         _ => {}
     }
     Ok(())
 }
 
 /// Only listens.
-fn quiet(_: &mut Turn<'_>, _: &Told) -> Outcome {
+fn quiet(_: &mut Turn<'_>, _: &Seen) -> Outcome {
     Ok(())
 }
 
 /// Takes one frame, then waits to be resumed: `{active, once}`.
-fn one_at_a_time(turn: &mut Turn<'_>, told: &Told) -> Outcome {
-    if matches!(told, Told::Frame(_)) {
+fn one_at_a_time(turn: &mut Turn<'_>, event: &Seen) -> Outcome {
+    if matches!(event, Seen::Frame(_)) {
         turn.pause();
     }
     Ok(())
@@ -125,8 +126,8 @@ struct Rig {
     pool: Pool,
     now: Time,
     script: Script,
-    /// What the handler was told, in order.
-    told: Vec<Told>,
+    /// What the handler was event, in order.
+    seen: Vec<Seen>,
     inbox: VecDeque<Input>,
     /// Bytes that the kernel still takes, and how many at a time.
     room: usize,
@@ -195,7 +196,7 @@ impl Rig {
             pool,
             now: Time::ZERO,
             script,
-            told: Vec::new(),
+            seen: Vec::new(),
             inbox: VecDeque::new(),
             room: usize::MAX,
             piece: usize::MAX,
@@ -210,17 +211,17 @@ impl Rig {
     fn open_with(
         framing: &Framing,
         limits: Limits,
-        script: impl FnMut(&mut Turn<'_>, &Told) -> Outcome + 'static,
+        script: impl FnMut(&mut Turn<'_>, &Seen) -> Outcome + 'static,
     ) -> Self {
         let mut rig = Self::accepted(framing, limits, None, Box::new(script));
-        rig.machine.handle_admitted(rig.now, &mut rig.pool);
+        rig.machine.handle_admitted(rig.now);
         rig.turn();
-        assert_eq!(rig.news(), [Told::Opened]);
+        assert_eq!(rig.events(), [Seen::Opened]);
         rig
     }
 
     /// Open, packet-2, the usual limits.
-    fn open(script: impl FnMut(&mut Turn<'_>, &Told) -> Outcome + 'static) -> Self {
+    fn open(script: impl FnMut(&mut Turn<'_>, &Seen) -> Outcome + 'static) -> Self {
         Self::open_with(&Framing::Packet2, limits(), script)
     }
 
@@ -245,7 +246,7 @@ impl Rig {
             self.flush();
             self.step();
             if !progress && !self.machine.has_events() {
-                return self.machine.slim(&mut self.pool);
+                return self.machine.shrink(&mut self.pool);
             }
         }
         panic!("the turn does not end");
@@ -254,7 +255,7 @@ impl Rig {
     /// Whether it is worth coming back at once.
     fn read(&mut self) -> bool {
         if self.machine.has_events() {
-            let staged = self.machine.stage_held();
+            let staged = self.machine.begin_buffered();
             self.deliver(staged);
             return true;
         }
@@ -267,8 +268,8 @@ impl Rig {
         }
         let mut wire;
         let mut plain = Vec::new();
-        if self.machine.has_set_aside() {
-            let staged = self.machine.handle_set_aside(self.now, &mut plain, &mut self.pool);
+        if self.machine.has_stash() {
+            let staged = self.machine.handle_stash(self.now, &mut plain, &mut self.pool);
             self.deliver(staged);
             return true;
         }
@@ -286,36 +287,36 @@ impl Rig {
             }
             Some(Input::Fin) => {
                 self.machine.handle_eof(self.now, &mut self.pool);
-                (Staged::nothing(), true)
+                (InputCursor::nothing(), true)
             }
             Some(Input::Error(errno)) => {
                 let error = io::Error::from_raw_os_error(errno);
                 self.machine.handle_read_error(error, &mut self.pool);
-                (Staged::nothing(), true)
+                (InputCursor::nothing(), true)
             }
             None => {
                 let fresh = self.machine.wants_fresh_blocked();
                 self.machine.handle_blocked(&mut self.pool);
-                (Staged::nothing(), fresh)
+                (InputCursor::nothing(), fresh)
             }
         };
         self.deliver(staged);
         progress
     }
 
-    fn deliver(&mut self, mut staged: Staged<'_>) {
+    fn deliver(&mut self, mut staged: InputCursor<'_>) {
         for _ in 0..SPIN {
             let Some(event) = self.machine.next_event(&mut staged, self.now, &mut self.pool) else {
-                return self.machine.settle(staged, self.now, &mut self.pool);
+                return self.machine.end_input(staged, self.now, &mut self.pool);
             };
-            let told = Told::from(event);
-            if told == Told::Header {
-                self.told.push(told);
-                self.machine.handle_admitted(self.now, &mut self.pool);
+            let event = Seen::from(event);
+            if event == Seen::Header {
+                self.seen.push(event);
+                self.machine.handle_admitted(self.now);
                 continue;
             }
-            self.run(|script, turn| script(turn, &told));
-            self.told.push(told);
+            self.run(|script, turn| script(turn, &event));
+            self.seen.push(event);
         }
         panic!("events without end");
     }
@@ -394,7 +395,7 @@ impl Rig {
         self.turn();
     }
 
-    /// The clock goes on, and whatever falls due on the way is judged at its time.
+    /// The clock goes on, and whatever falls due on the way is expired_through at its time.
     fn pass(&mut self, span: Duration) {
         let end = self.now.after(span);
         for _ in 0..SPIN {
@@ -415,9 +416,9 @@ impl Rig {
         self.turn();
     }
 
-    /// What the handler was told since the last call.
-    fn news(&mut self) -> Vec<Told> {
-        std::mem::take(&mut self.told)
+    /// What the handler was event since the last call.
+    fn events(&mut self) -> Vec<Seen> {
+        std::mem::take(&mut self.seen)
     }
 
     /// What the peer got since the last call.

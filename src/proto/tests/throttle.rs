@@ -13,10 +13,10 @@ fn at_most(read_rate: Option<Rate>, frame_rate: Option<Rate>) -> Rig {
         ..limits()
     };
     let mut rig = Rig::accepted(&Framing::Packet2, limits, None, Box::new(echo));
-    rig.machine.throttle(&SharedMeters::default());
-    rig.machine.handle_admitted(rig.now, &mut rig.pool);
+    rig.machine.set_rates(&SharedMeters::default());
+    rig.machine.handle_admitted(rig.now);
     rig.turn();
-    rig.news();
+    rig.events();
     rig
 }
 
@@ -29,19 +29,19 @@ fn frames(count: usize) -> Vec<u8> {
 fn frames_come_as_fast_as_was_said() {
     let mut rig = at_most(None, Some(Rate::per_second(10).burst(5)));
     rig.receive(frames(12));
-    assert_eq!(rig.news().len(), 5);
+    assert_eq!(rig.events().len(), 5);
     rig.pass(Duration::from_millis(99));
-    assert_eq!(rig.news().len(), 0);
+    assert_eq!(rig.events().len(), 0);
     rig.pass(Duration::from_millis(1));
-    assert_eq!(rig.news().len(), 1);
+    assert_eq!(rig.events().len(), 1);
     rig.pass(Duration::from_millis(250));
-    assert_eq!(rig.news().len(), 2);
+    assert_eq!(rig.events().len(), 2);
     rig.pass(secs(2));
-    assert_eq!(rig.news().len(), 4);
+    assert_eq!(rig.events().len(), 4);
     assert_eq!(rig.answers(), frames(12), "nothing is lost");
     // Saved up again.
     rig.receive(frames(6));
-    assert_eq!(rig.news().len(), 5);
+    assert_eq!(rig.events().len(), 5);
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn waiting_is_not_held_against_the_peer() {
     rig.receive([&frames(20)[..], b"\0\x02a"].concat());
     rig.pass(secs(19));
     assert!(rig.is_open());
-    assert_eq!(rig.news().len(), 20);
+    assert_eq!(rig.events().len(), 20);
     // Now its frame has five seconds, from when it was waited for.
     rig.pass(secs(1));
     rig.pass(Duration::from_millis(3990));
@@ -80,17 +80,17 @@ fn waiting_is_not_held_against_the_peer() {
 fn a_pause_and_a_throttle_do_not_undo_each_other() {
     let mut rig = at_most(None, Some(Rate::per_second(1).burst(1)));
     rig.receive(frames(3));
-    assert_eq!(rig.news().len(), 1);
+    assert_eq!(rig.events().len(), 1);
     rig.pause();
     rig.pass(secs(10));
-    assert_eq!(rig.news().len(), 0, "paused");
+    assert_eq!(rig.events().len(), 0, "paused");
     rig.resume();
-    assert_eq!(rig.news().len(), 1);
+    assert_eq!(rig.events().len(), 1);
     rig.pause();
     rig.resume();
-    assert_eq!(rig.news().len(), 0, "throttled");
+    assert_eq!(rig.events().len(), 0, "throttled");
     rig.pass(secs(1));
-    assert_eq!(rig.news().len(), 1);
+    assert_eq!(rig.events().len(), 1);
 }
 
 /// The end is seen when what came before it has been delivered.
@@ -101,21 +101,21 @@ fn the_end_waits_its_turn() {
     rig.inbox.push_back(Input::Fin);
     rig.turn();
     rig.pass(secs(1));
-    assert_eq!(rig.news(), [frame("ab"), frame("ab")]);
+    assert_eq!(rig.events(), [frame("ab"), frame("ab")]);
     rig.pass(secs(1));
-    assert_eq!(rig.news(), [frame("ab"), Told::Finished]);
+    assert_eq!(rig.events(), [frame("ab"), Seen::Finished]);
     assert_eq!(rig.answers(), frames(3));
     assert_eq!(rig.ended(), CloseReason::Finished);
 }
 
-/// Closing takes no heed of rates, and a drain is told at once.
+/// Closing takes no heed of rates, and a drain is event at once.
 #[test]
 fn closing_is_not_throttled() {
     let mut rig = at_most(Some(Rate::per_second(1).burst(1)), Some(Rate::per_second(1).burst(1)));
     rig.receive(frames(3));
     rig.machine.drain(rig.now);
     rig.turn();
-    assert!(rig.news().contains(&Told::Drain));
+    assert!(rig.events().contains(&Seen::Drain));
     rig.close();
     rig.receive_fin();
     assert_eq!(rig.ended(), CloseReason::Drained);

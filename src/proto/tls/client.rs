@@ -1,4 +1,4 @@
-//! The client's side of a handshake: whom it wants to talk to, and by which configuration.
+//! The client's side of a handshake: the server's name, and the configuration.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -8,7 +8,7 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use rustls::ClientConfig;
 
-/// The TLS of a connection that the server makes.
+/// The TLS of an outgoing connection.
 #[derive(Clone)]
 pub(crate) struct ClientTls {
     pub(super) config: Arc<ClientConfig>,
@@ -16,7 +16,7 @@ pub(crate) struct ClientTls {
 }
 
 impl ClientTls {
-    /// Without early data: what is sent in it can be replayed.
+    /// Disables early data, which can be replayed.
     pub(crate) fn new(config: Arc<ClientConfig>, name: &str) -> Self {
         Self {
             config: without_early_data(config),
@@ -24,11 +24,12 @@ impl ClientTls {
         }
     }
 
-    /// What is wrong with the name.
+    /// Returns the fault of a name that no certificate can be for.
     pub(crate) fn problem(&self) -> Option<String> {
         let name = self.name.as_ref().err()?;
         Some(format!(
-            "{name:?} is no name that a certificate can be for: give a DNS name (in its xn-- form, without a port) or an IP address"
+            "{name:?} is no name that a certificate can be for: give a DNS name \
+             (in its xn-- form, without a port) or an IP address"
         ))
     }
 
@@ -37,7 +38,7 @@ impl ClientTls {
         Ok(UnbufferedClientConnection::new(Arc::clone(&self.config), name)?)
     }
 
-    pub(super) fn wanted(&self) -> Box<str> {
+    pub(super) fn server(&self) -> Box<str> {
         match &self.name {
             Ok(name) => name.to_str().into(),
             Err(name) => name.as_str().into(),
@@ -47,7 +48,7 @@ impl ClientTls {
 
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "for {}", self.wanted())
+        write!(f, "for {}", self.server())
     }
 }
 
@@ -60,7 +61,7 @@ fn without_early_data(config: Arc<ClientConfig>) -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-/// A failure of a handshake with a server, and which server was wanted.
+/// A failed handshake with a server, and the server's name.
 #[derive(Debug)]
 pub(super) struct WithServer {
     pub(super) wanted: Box<str>,

@@ -1,4 +1,4 @@
-//! rustls at work, on either side: one loop for servers and clients.
+//! The loop around rustls, for servers and clients.
 
 use std::error::Error as StdError;
 
@@ -7,13 +7,14 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic};
 use rustls::CommonState;
 
-use super::{Outbox, Pool};
+use crate::proto::buffers::{Buffers, SendBuffer};
 
-/// What a record adds to its plaintext, at most: header, TLS 1.2 nonce, content type and tag, rounded up.
-const RECORD_OVERHEAD: usize = 64;
-const RECORD_PAYLOAD: usize = 16 * 1024;
+/// The most that a record adds to its plaintext: header, TLS 1.2 nonce, content type and tag, rounded
+/// up.
+const MAX_OVERHEAD: usize = 64;
+const MAX_PAYLOAD: usize = 16 * 1024;
 
-/// What rustls has twice, for servers and for clients.
+/// What rustls has twice: for servers and for clients.
 pub(super) trait Side {
     type Data;
 
@@ -46,32 +47,32 @@ impl Side for UnbufferedClientConnection {
     }
 }
 
-/// What to do once rustls has nothing left to say.
+/// What to do once rustls has nothing left to send by itself.
 pub(super) enum Wish<'a> {
     Nothing,
     Encrypt(&'a [u8]),
     CloseNotify,
 }
 
-/// What of a session [`drive`] changes.
+/// The parts of a session that [`drive`] changes.
 pub(super) struct Out<'a> {
-    pub(super) outbound: &'a mut Outbox,
-    pub(super) own: &'a mut usize,
+    pub(super) send_buf: &'a mut SendBuffer,
+    pub(super) tls_overhead: &'a mut usize,
     pub(super) peer_closed: &'a mut bool,
 }
 
-/// Drives rustls until it needs more input; returns how much of `input` it is done with.
+/// Drives rustls until it needs more input; returns how many bytes of `input` it is done with.
 pub(super) fn drive<S: Side>(
     connection: &mut S,
     out: Out<'_>,
     input: &mut [u8],
     plain: &mut Vec<u8>,
     mut wish: Wish<'_>,
-    pool: &mut Pool,
+    buffers: &mut Buffers,
 ) -> Result<usize, Box<dyn StdError + Send + Sync>> {
     let Out {
-        outbound,
-        own,
+        send_buf,
+        tls_overhead,
         peer_closed,
     } = out;
     let mut consumed = 0;
@@ -79,7 +80,7 @@ pub(super) fn drive<S: Side>(
     loop {
         let unread = input.get_mut(consumed..).unwrap_or_default();
         let UnbufferedStatus { mut discard, state } = connection.process(unread);
-        // Whether rustls is to be asked again, or only if it has something to say.
+        // Whether to go on, or only if rustls has something to send.
         let (mut more, mut silent) = (true, false);
         match state {
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
@@ -91,21 +92,21 @@ pub(super) fn drive<S: Side>(
                 silent = consumed + discard == input.len() && matches!(wish, Wish::Nothing);
             }
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
-                let before = outbound.len();
-                // How long it is, it says when it is refused.
-                append(outbound.tail(pool), 0, |space| match data.encode(space) {
+                let before = send_buf.len();
+                // rustls reports the length when it is refused.
+                append(send_buf.tail(buffers), 0, |space| match data.encode(space) {
                     Ok(written) => Ok(written),
                     Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
                     Err(EncodeError::AlreadyEncoded) => Err(None),
                 });
-                *own += outbound.len() - before;
+                *tls_overhead += send_buf.len() - before;
             }
             Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
             Ok(ConnectionState::PeerClosed) => *peer_closed = true,
             Ok(ConnectionState::WriteTraffic(traffic)) => match std::mem::replace(&mut wish, Wish::Nothing) {
                 Wish::Nothing => more = false,
                 wish => {
-                    grant(traffic, wish, outbound.tail(pool))?;
+                    grant(traffic, wish, send_buf.tail(buffers))?;
                     silent = true;
                 }
             },
@@ -116,14 +117,14 @@ pub(super) fn drive<S: Side>(
         if silent {
             more = connection.common().wants_write();
         }
-        // After an error rustls hands over the alert that it has for the peer. Asked for more than that, it would
-        // judge the same bytes again.
+        // After an error rustls hands over its alert for the peer. After that it would process the same
+        // bytes again.
         if !more || (failure.is_some() && !connection.common().wants_write()) {
             break;
         }
     }
-    if outbound.is_empty() {
-        outbound.clear(pool);
+    if send_buf.is_empty() {
+        send_buf.clear(buffers);
     }
     match (failure, wish) {
         (Some(error), _) => Err(error.into()),
@@ -132,15 +133,15 @@ pub(super) fn drive<S: Side>(
     }
 }
 
-/// Encrypts, or says goodbye, at the end of `out`.
+/// Encrypts, or appends close_notify, at the end of `out`.
 fn grant<Data>(
     mut traffic: WriteTraffic<'_, Data>,
     wish: Wish<'_>,
     out: &mut Vec<u8>,
 ) -> Result<(), Box<dyn StdError + Send + Sync>> {
     let room = match wish {
-        Wish::Encrypt(plain) => plain.len() + (plain.len() / RECORD_PAYLOAD + 1) * RECORD_OVERHEAD,
-        Wish::CloseNotify | Wish::Nothing => RECORD_OVERHEAD,
+        Wish::Encrypt(plain) => plain.len() + (plain.len() / MAX_PAYLOAD + 1) * MAX_OVERHEAD,
+        Wish::CloseNotify | Wish::Nothing => MAX_OVERHEAD,
     };
     let granted = append(out, room, |space| {
         let written = match wish {
@@ -159,7 +160,7 @@ fn grant<Data>(
     }
 }
 
-/// Lets `write` fill space at the end of `out`, with more space if it asks for it once.
+/// Lets `write` fill space at the end of `out`, and once more with the space that it demands.
 fn append(out: &mut Vec<u8>, room: usize, mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>) -> bool {
     let start = out.len();
     let mut space = room;

@@ -1,4 +1,4 @@
-//! What a handshake agreed on, for handlers to see.
+//! The outcome of a handshake, for handlers.
 
 use std::fmt;
 use std::sync::Arc;
@@ -6,37 +6,46 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 use rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVersion, ServerConfig};
 
-use super::Session;
+use super::session::Session;
 
-/// What the TLS handshake agreed on. From [`Conn::tls`](crate::Conn::tls).
+/// The outcome of a TLS handshake. From [`Conn::tls`](crate::Conn::tls).
 #[derive(Clone, Copy)]
-pub struct TlsInfo<'a>(pub(super) &'a Session);
+pub struct TlsInfo<'a>(&'a Session);
 
 impl<'a> TlsInfo<'a> {
+    pub(in crate::proto) fn of(session: &'a Session) -> Self {
+        Self(session)
+    }
+
     fn common(self) -> Option<&'a CommonState> {
         self.0.common()
     }
 
-    /// The configuration that the handshake used: which of several names' it was, or whether
-    /// [`Control::set_tls`](crate::Control::set_tls) has come after it (`Arc::ptr_eq` with the new one). One that allows early
-    /// data is a copy of yours, without it. `None` where we are the client.
+    /// Returns the configuration that the handshake used; `None` on the client's side.
+    ///
+    /// Compare with `Arc::ptr_eq`: with those of several names, or with a new one of
+    /// [`Control::set_tls`](crate::Control::set_tls). A configuration that allows early data is replaced
+    /// by a copy without it.
     pub fn config(self) -> Option<&'a Arc<ServerConfig>> {
-        self.0.config.as_ref()
+        self.0.config()
     }
 
-    /// The name the client asked for (SNI), lower case; where we are the client, the server's name or address that its
-    /// certificate is for.
+    /// Returns the name that the client asked for (SNI), in lower case.
+    ///
+    /// On the client's side: the server's name or address that its certificate is for.
     pub fn server_name(self) -> Option<&'a str> {
-        self.0.server_name.as_deref()
+        self.0.server_name()
     }
 
-    /// The protocol agreed on by ALPN.
+    /// Returns the protocol negotiated by ALPN.
     pub fn alpn(self) -> Option<&'a [u8]> {
         self.common()?.alpn_protocol()
     }
 
-    /// The client's certificate chain as it was verified, its own first; after a resumed handshake the one of the first. Empty
-    /// unless the configuration asks for one.
+    /// Returns the verified certificate chain of the client, its own certificate first.
+    ///
+    /// After a resumed handshake: the chain of the first one. Empty unless the configuration asks for
+    /// one.
     pub fn client_certificates(self) -> &'a [CertificateDer<'static>] {
         if self.0.is_client() {
             return &[];
@@ -44,25 +53,26 @@ impl<'a> TlsInfo<'a> {
         self.peer_certificates()
     }
 
-    /// The peer's certificate chain as it was verified, its own first: the server's where we are the client, else as
-    /// [`TlsInfo::client_certificates`].
+    /// Returns the verified certificate chain of the peer, its own certificate first.
+    ///
+    /// The server's on the client's side, else as [`TlsInfo::client_certificates`].
     pub fn peer_certificates(self) -> &'a [CertificateDer<'static>] {
         self.common()
             .and_then(CommonState::peer_certificates)
             .unwrap_or_default()
     }
 
-    /// TLS 1.2 or 1.3.
+    /// Returns the version: TLS 1.2 or 1.3.
     pub fn version(self) -> Option<ProtocolVersion> {
         self.common()?.protocol_version()
     }
 
-    /// The cipher suite.
+    /// Returns the cipher suite.
     pub fn cipher_suite(self) -> Option<CipherSuite> {
         Some(self.common()?.negotiated_cipher_suite()?.suite())
     }
 
-    /// Full or resumed.
+    /// Returns whether the handshake was full or resumed.
     pub fn handshake_kind(self) -> Option<HandshakeKind> {
         self.common()?.handshake_kind()
     }

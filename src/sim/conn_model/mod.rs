@@ -1,6 +1,6 @@
 //! One connection alone, between a kernel of a few fields and a handler of a few words.
 //!
-//! It is driven as `reactor/turn.rs` drives it, but for what needs a second connection. Plain ones can be copied and
+//! The reactor's own engine drives it; only what needs a second connection is missing. Plain ones can be copied and
 //! compared, so that a search can visit every state there is.
 
 mod oracle;
@@ -12,18 +12,25 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use oracle::Oracle;
-use socket::Socket;
-use turn::SPIN;
+use socket::{Kernel, Socket};
 
 use super::input::{Action, End, Input, Told};
 use super::Violation;
 use crate::addr::Addr;
 use crate::connect::Connect;
 use crate::error::Result;
+use crate::id::ConnId;
 use crate::listen::{Listen, ProxyProtocol};
 use crate::proto::tls::ClientTls;
 use crate::proto::{Fingerprint, Framing, Limits, Machine, Pool, ProxyHeader, SharedMeters, State, Time, TlsConfig};
+use crate::reactor::connections::Connection;
+use crate::reactor::drive::Budget;
 
+/// The id of every modelled connection.
+const ID: ConnId = ConnId {
+    index: 0,
+    generation: 1,
+};
 /// How long a handshake may take once the server drains.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
@@ -54,12 +61,16 @@ type Checked = std::result::Result<(), Violation>;
 /// assert_eq!(one.take_sent(), b"\x02ab");
 /// ```
 pub struct ConnModel {
-    machine: Machine,
+    conn: Connection<Socket>,
+    kernel: Kernel,
     pool: Pool,
     plain: Vec<u8>,
+    /// The time of the running turn.
     now: Time,
     limits: Rc<Limits>,
-    socket: Socket,
+    /// Work is left after a turn that no event will announce.
+    again: bool,
+    fault: Option<Violation>,
     script: Script,
     oracle: Oracle,
     told: Vec<Told>,
@@ -83,7 +94,9 @@ struct Script {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Snapshot {
     machine: Fingerprint,
-    socket: Socket,
+    socket: Option<Socket>,
+    /// Readable, writable, hang-up, retry.
+    readiness: (bool, bool, bool, bool),
     script: Script,
     oracle: Oracle,
 }
@@ -122,8 +135,8 @@ impl ConnModel {
         let (tls, mut pool) = (listen.tls.as_ref(), Pool::default());
         let mut machine = Machine::new(&listen.framing, Rc::clone(&limits), tls, Time::ZERO, &mut pool);
         let mut meters = SharedMeters::default();
-        meters.follow(&limits, Time::ZERO);
-        machine.throttle(&meters);
+        meters.follow(limits.total_read_rate, limits.total_frame_rate, Time::ZERO);
+        machine.set_rates(&meters);
         if listen.proxy != ProxyProtocol::Off {
             machine.await_header(listen.proxy == ProxyProtocol::Required);
         }
@@ -137,12 +150,18 @@ impl ConnModel {
             framing => (0..6).find(|&number| same(framing, &Action::framing(number))),
         };
         Self {
-            machine,
+            conn: Connection {
+                stream: Some(Socket::new()),
+                writable: true,
+                ..Connection::new(ID, None, Addr::unspecified(), machine, Time::ZERO, 0)
+            },
+            kernel: Kernel::at(Time::ZERO),
             pool: Pool::default(),
             plain: Vec::new(),
             now: Time::ZERO,
             limits,
-            socket: Socket::new(),
+            again: false,
+            fault: None,
             script: Script {
                 on_frame: vec![Action::Echo],
                 on_end: vec![Action::CloseAfterInput],
@@ -182,28 +201,42 @@ impl ConnModel {
         if self.oracle.end.is_some() {
             return Ok(());
         }
+        let (conn, now) = (&mut self.conn, self.kernel.now);
+        let Some(socket) = &mut conn.stream else {
+            return Ok(());
+        };
         match input {
             Input::Admit => {
-                if self.machine.state() == State::Accepting && !self.machine.awaits_header() {
-                    self.machine.handle_admitted(self.now, &mut self.pool);
+                let machine = &mut conn.machine;
+                if machine.state() == State::Accepting && !machine.awaits_header() {
+                    machine.handle_admitted(now);
                 }
-                self.machine
-                    .handle_connected(self.client_tls.as_ref(), self.now, &mut self.pool);
+                machine.handle_connected(self.client_tls.as_ref(), now, &mut self.pool);
             }
-            Input::Bytes(bytes) => self.socket.arrive(bytes),
-            Input::Finish => self.socket.finish(),
-            Input::Reset => self.socket.reset(),
-            Input::BreakPipe => self.socket.break_pipe(),
-            Input::Room(bytes) => self.socket.make_room(*bytes),
-            Input::Spurious => self.socket.spurious(),
-            Input::Turn => self.run_turn(SPIN)?,
-            Input::Step => self.run_turn(1)?,
-            Input::Pass { millis } => self.now = self.now.after(Duration::from_millis(u64::from(*millis))),
+            Input::Bytes(bytes) => conn.readable |= socket.arrive(bytes),
+            Input::Finish => {
+                if socket.finish() {
+                    (conn.readable, conn.hang_up) = (true, true);
+                }
+            }
+            Input::Reset => {
+                socket.reset();
+                (conn.readable, conn.writable, conn.hang_up) = (true, true, true);
+            }
+            Input::BreakPipe => socket.break_pipe(),
+            Input::OutOfMemory => socket.run_out_of_memory(),
+            Input::Room(bytes) => conn.writable |= socket.make_room(*bytes),
+            Input::Spurious => (conn.readable, conn.writable) = (true, true),
+            Input::Turn => self.run_turns()?,
+            Input::Step => self.run_turn(&mut Budget { bytes: 1, frames: 1 })?,
+            Input::Pass { millis } => {
+                self.kernel.now = now.after(Duration::from_millis(u64::from(*millis)));
+            }
             Input::Judge => self.judge()?,
             Input::Expire => {
-                let deadline = self.machine.deadline();
+                let deadline = self.next_timer();
                 if deadline.is_armed() {
-                    self.now = self.now.max(deadline);
+                    self.kernel.now = now.max(deadline);
                     self.judge()?;
                 }
             }
@@ -213,19 +246,30 @@ impl ConnModel {
                 self.perform(*action, &[])?;
             }
             Input::Drain => {
-                if !self.machine.is_draining() {
-                    self.machine.drain(self.now.after(HANDSHAKE_GRACE));
-                    self.socket.readable = true;
+                if !conn.machine.is_draining() {
+                    conn.machine.drain(now.after(HANDSHAKE_GRACE));
+                    conn.readable = true;
                 }
             }
             Input::CutShort => {
-                if self.machine.is_draining() {
-                    self.oracle.forced |= !self.machine.cut_short(&mut self.pool);
-                    self.run_turn(SPIN)?;
+                if conn.machine.is_draining() {
+                    self.oracle.forced |= !conn.machine.cut_short(&mut self.pool);
+                    self.run_turns()?;
                 }
             }
         }
+        self.now = self.kernel.now;
         self.note_state()
+    }
+
+    /// When the reactor's timer would fire.
+    fn next_timer(&self) -> Time {
+        let deadline = self.conn.machine.deadline();
+        if self.conn.retry {
+            deadline.min(self.kernel.now)
+        } else {
+            deadline
+        }
     }
 
     /// At the first frame with this payload the handler does [`Conn::start_tls`](crate::Conn::start_tls), and nothing else.
@@ -238,12 +282,14 @@ impl ConnModel {
     #[must_use]
     pub fn fork(&self) -> Option<Self> {
         Some(Self {
-            machine: self.machine.fork()?,
+            conn: self.fork_conn()?,
+            kernel: Kernel::at(self.kernel.now),
             pool: Pool::default(),
             plain: Vec::new(),
             now: self.now,
             limits: Rc::clone(&self.limits),
-            socket: self.socket.clone(),
+            again: self.again,
+            fault: None,
             script: self.script.clone(),
             oracle: self.oracle.clone(),
             told: Vec::new(),
@@ -255,11 +301,30 @@ impl ConnModel {
         })
     }
 
+    fn fork_conn(&self) -> Option<Connection<Socket>> {
+        let conn = &self.conn;
+        let machine = conn.machine.fork()?;
+        Some(Connection {
+            stream: conn.stream.clone(),
+            readable: conn.readable,
+            writable: conn.writable,
+            hang_up: conn.hang_up,
+            retry: conn.retry,
+            ..Connection::new(ID, None, Addr::unspecified(), machine, Time::ZERO, 0)
+        })
+    }
+
     /// What its future depends on, of a plain connection with a built-in framing.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
-            machine: self.machine.fingerprint(self.now),
-            socket: self.socket.clone(),
+            machine: self.conn.machine.fingerprint(self.kernel.now),
+            socket: self.conn.stream.clone(),
+            readiness: (
+                self.conn.readable,
+                self.conn.writable,
+                self.conn.hang_up,
+                self.conn.retry,
+            ),
             script: self.script.clone(),
             oracle: self.oracle.clone(),
         }
@@ -272,7 +337,7 @@ impl ConnModel {
 
     /// Where it is in its life; where it was last, once it has ended.
     pub fn state(&self) -> State {
-        self.machine.state()
+        self.conn.machine.state()
     }
 
     /// What the handler was told since the last time this was asked.
@@ -287,7 +352,7 @@ impl ConnModel {
 
     /// What a proxy has said about whom it speaks for, once its header has come.
     pub fn proxy(&self) -> Option<&ProxyHeader> {
-        self.machine.proxy().map(Rc::as_ref)
+        self.conn.machine.proxy().map(Rc::as_ref)
     }
 
     /// Changes of state since the last time this was asked.
@@ -297,17 +362,17 @@ impl ConnModel {
 
     /// Bytes that have arrived and were not read.
     pub fn unread(&self) -> usize {
-        self.socket.inbox.len()
+        self.conn.stream.as_ref().map_or(0, |socket| socket.inbox.len())
     }
 
     /// The handler has paused it, and nothing waits for the peer: it may stay so for ever.
     pub fn is_at_rest(&self) -> bool {
-        self.oracle.paused && self.machine.queued() == 0
+        self.oracle.paused && self.conn.machine.queued() == 0
     }
 
     /// A deadline is armed.
     pub fn has_deadline(&self) -> bool {
-        self.machine.deadline().is_armed()
+        self.conn.machine.deadline().is_armed()
     }
 }
 
@@ -315,8 +380,8 @@ impl fmt::Debug for ConnModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConnModel")
             .field("now", &self.now)
-            .field("state", &self.machine.state())
-            .field("socket", &self.socket)
+            .field("state", &self.conn.machine.state())
+            .field("socket", &self.conn.stream)
             .field("script", &self.script)
             .field("oracle", &self.oracle)
             .finish_non_exhaustive()

@@ -1,26 +1,23 @@
-//! One end of a connection, and what the reactor knows of it.
+//! The kernel of one connection: a few fields for each call of its turn.
 
-/// The kernel's half, a few fields of it, and the readiness that the reactor has been told of.
+use std::io;
+
+use crate::proto::Time;
+use crate::reactor::os::StreamOps;
+
+/// One end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Socket {
-    /// Arrived and not read yet.
+pub(crate) struct Socket {
+    /// Received bytes that were not read.
     pub(super) inbox: Vec<u8>,
     fin: bool,
     reset: bool,
     broken: bool,
-    /// Bytes that the kernel still takes; `u16::MAX` is any number.
+    /// Bytes that the kernel still accepts; `u16::MAX` is any number.
     room: u16,
     pub(super) fin_sent: bool,
-    pub(super) readable: bool,
-    pub(super) writable: bool,
-    pub(super) hang_up: bool,
-}
-
-/// What a read finds when there are no bytes.
-pub(super) enum Silence {
-    Blocked,
-    End,
-    Error(i32),
+    /// The next read or write finds no memory.
+    no_memory: bool,
 }
 
 impl Socket {
@@ -32,61 +29,46 @@ impl Socket {
             broken: false,
             room: u16::MAX,
             fin_sent: false,
-            readable: false,
-            writable: true,
-            hang_up: false,
+            no_memory: false,
         }
     }
 
-    pub(super) fn arrive(&mut self, bytes: &[u8]) {
-        if !self.fin && !self.reset && !bytes.is_empty() {
+    /// Receives bytes from the peer. False if none can arrive any more.
+    pub(super) fn arrive(&mut self, bytes: &[u8]) -> bool {
+        let arrives = !self.fin && !self.reset && !bytes.is_empty();
+        if arrives {
             self.inbox.extend_from_slice(bytes);
-            self.readable = true;
         }
+        arrives
     }
 
-    pub(super) fn finish(&mut self) {
-        if !self.reset {
-            self.fin = true;
-            self.readable = true;
-            self.hang_up = true;
-        }
+    /// Receives FIN. False after a reset.
+    pub(super) fn finish(&mut self) -> bool {
+        self.fin |= !self.reset;
+        !self.reset
     }
 
     pub(super) fn reset(&mut self) {
         self.reset = true;
         self.broken = false;
         self.room = u16::MAX;
-        self.readable = true;
-        self.writable = true;
-        self.hang_up = true;
     }
 
     pub(super) fn break_pipe(&mut self) {
         self.broken = !self.reset;
     }
 
-    pub(super) fn make_room(&mut self, bytes: u16) {
-        if !self.reset {
-            self.room = bytes;
-            self.writable |= bytes > 0;
-        }
+    pub(super) fn run_out_of_memory(&mut self) {
+        self.no_memory = true;
     }
 
-    /// An event that means nothing.
-    pub(super) fn spurious(&mut self) {
-        self.readable = true;
-        self.writable = true;
-    }
-
-    pub(super) fn silence(&self) -> Silence {
+    /// Sets how many bytes the kernel accepts. True if that is announced.
+    pub(super) fn make_room(&mut self, bytes: u16) -> bool {
         if self.reset {
-            Silence::Error(libc::ECONNRESET)
-        } else if self.fin {
-            Silence::End
-        } else {
-            Silence::Blocked
+            return false;
         }
+        self.room = bytes;
+        bytes > 0
     }
 
     pub(super) fn write_error(&self) -> Option<i32> {
@@ -96,24 +78,98 @@ impl Socket {
             _ => None,
         }
     }
+}
 
-    /// Takes as many of `count` bytes as there is room for; fewer means that the next edge says when there is more.
-    pub(super) fn take(&mut self, count: usize) -> usize {
-        let taken = match self.room {
-            u16::MAX => count,
-            room => {
-                let taken = u16::try_from(count).unwrap_or(u16::MAX).min(room);
-                self.room -= taken;
-                usize::from(taken)
-            }
-        };
-        self.writable = taken == count;
-        taken
+/// The clock, and what the calls have shown since the model last looked.
+pub(crate) struct Kernel {
+    pub(super) now: Time,
+    /// Bytes that the kernel accepted.
+    pub(super) accepted: Vec<u8>,
+    /// A write has failed for good.
+    pub(super) write_failed: bool,
+    /// A call that no turn may make.
+    pub(super) fault: Option<&'static str>,
+}
+
+impl Kernel {
+    pub(super) fn at(now: Time) -> Self {
+        Self {
+            now,
+            accepted: Vec::new(),
+            write_failed: false,
+            fault: None,
+        }
+    }
+}
+
+fn errno(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+impl StreamOps for Kernel {
+    type Stream = Socket;
+
+    /// Small enough for the model's frames to be of both kinds.
+    const LARGE_FRAME: usize = 128;
+
+    fn now(&self) -> Time {
+        self.now
     }
 
-    /// Sends FIN, if there is still somebody to send it to.
-    pub(super) fn shutdown(&mut self) -> bool {
-        self.fin_sent = true;
-        !self.reset
+    fn read(&mut self, socket: &mut Socket, buffer: &mut [u8]) -> io::Result<usize> {
+        if std::mem::take(&mut socket.no_memory) {
+            return Err(errno(libc::ENOBUFS));
+        }
+        let count = socket.inbox.len().min(buffer.len());
+        for (to, from) in buffer.iter_mut().zip(socket.inbox.drain(..count)) {
+            *to = from;
+        }
+        match (count, socket.reset, socket.fin) {
+            (1.., ..) => Ok(count),
+            (_, true, _) => Err(errno(libc::ECONNRESET)),
+            (_, _, true) => Ok(0),
+            _ => Err(errno(libc::EAGAIN)),
+        }
+    }
+
+    fn write(&mut self, socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(error) = socket.write_error() {
+            self.write_failed |= !bytes.is_empty();
+            return Err(errno(error));
+        }
+        if socket.fin_sent {
+            if !bytes.is_empty() {
+                self.fault.get_or_insert("it writes behind its FIN");
+            }
+            return Err(errno(libc::EPIPE));
+        }
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        if std::mem::take(&mut socket.no_memory) {
+            return Err(errno(libc::ENOBUFS));
+        }
+        let count = match socket.room {
+            0 => return Err(errno(libc::EAGAIN)),
+            u16::MAX => bytes.len(),
+            room => {
+                let count = u16::try_from(bytes.len()).unwrap_or(u16::MAX).min(room);
+                socket.room -= count;
+                usize::from(count)
+            }
+        };
+        self.accepted.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        Ok(count)
+    }
+
+    fn shutdown(&mut self, socket: &mut Socket) -> io::Result<()> {
+        if std::mem::replace(&mut socket.fin_sent, true) {
+            self.fault.get_or_insert("a second FIN");
+        }
+        if socket.reset {
+            Err(errno(libc::ENOTCONN))
+        } else {
+            Ok(())
+        }
     }
 }

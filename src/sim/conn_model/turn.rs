@@ -1,251 +1,169 @@
-//! The connection's turn, as `reactor/turn.rs` gives it, and the handler in it.
+//! The connection's turn and the handler in it: a host of the reactor's engine.
 
-use std::io;
 use std::time::Duration;
 
-use super::socket::Silence;
 use super::{violation, Checked, ConnModel};
-use crate::proto::{Event, NextStep, SendError, Staged, State};
+use crate::proto::{Event, InputCursor, SendError, State};
+use crate::reactor::drive::{drive, Budget, Host, Parts, Scratch, READ_SIZE};
+use crate::reactor::os::StreamOps;
+use crate::reactor::panic_guard::Panic;
 use crate::reason::{Close, CloseReason, Closed};
 use crate::sim::input::{Action, End, Told};
 use crate::sim::Violation;
 
-/// What one read can bring at most, as in the reactor.
-const READ_SIZE: usize = 64 * 1024;
-/// Rounds of one turn that no connection needs.
-pub(super) const SPIN: usize = 100_000;
+use super::socket::Kernel;
+
+/// Turns in a row that no connection needs.
+const SPIN: usize = 100_000;
 
 impl ConnModel {
-    /// At most so many rounds. [`SPIN`] is a whole turn.
-    pub(super) fn run_turn(&mut self, rounds: usize) -> Checked {
-        for round in 0..rounds {
-            let progress = self.read()?;
-            self.flush()?;
-            self.next_step()?;
-            self.machine.slim(&mut self.pool);
-            let comes_back = progress || self.machine.has_events() || self.can_read() || self.can_write();
-            if self.oracle.end.is_some() || !comes_back {
+    /// Turns until nothing is left to do.
+    pub(super) fn run_turns(&mut self) -> Checked {
+        for _ in 0..SPIN {
+            self.run_turn(&mut Budget::new(READ_SIZE))?;
+            if self.oracle.end.is_some() || !self.again {
                 return self.check();
             }
-            if round + 1 == SPIN {
-                return Err(violation("a turn does not end"));
-            }
         }
-        Ok(())
+        Err(violation("a turn does not end"))
     }
 
-    /// A turn, then what is due by now.
+    /// One turn with a budget.
+    pub(super) fn run_turn(&mut self, budget: &mut Budget) -> Checked {
+        self.again = false;
+        // Longer than the input by one: a full buffer is not the end of the input.
+        let unread = self.conn.stream.as_ref().map_or(0, |socket| socket.inbox.len());
+        let mut scratch = Scratch {
+            wire: vec![0; (unread + 1).min(READ_SIZE)],
+            plain: std::mem::take(&mut self.plain),
+        };
+        drive(self, &mut scratch, budget);
+        self.plain = scratch.plain;
+        self.observe();
+        self.take_fault()
+    }
+
+    /// A turn, then what is due by now, then a turn.
     pub(super) fn judge(&mut self) -> Checked {
-        self.run_turn(SPIN)?;
+        self.run_turns()?;
         if self.oracle.end.is_some() {
             return Ok(());
         }
-        if self.machine.is_unsent_since(self.now) && !self.socket.writable {
-            self.socket.writable = true;
-            self.flush()?;
-        }
-        if self.machine.deadline() <= self.now {
-            // RST, whatever reason was known before.
-            self.oracle.forced |= self.machine.is_unsent_since(self.now);
-            self.machine.handle_timeout(self.now, self.now, &mut self.pool);
-        }
-        self.run_turn(SPIN)
+        let now = self.kernel.now;
+        // A write timeout is a reason for RST.
+        self.oracle.forced |= self.conn.machine.is_write_overdue(now);
+        let Self {
+            conn,
+            kernel,
+            pool,
+            now: turn_now,
+            ..
+        } = self;
+        conn.expire(kernel, pool, turn_now, now);
+        self.run_turns()
     }
 
-    fn can_read(&self) -> bool {
-        let ready = self.socket.readable || self.machine.wants_fresh_blocked() || self.machine.has_set_aside();
-        ready && self.machine.wants_read()
+    /// Records what has changed since the last look.
+    fn observe(&mut self) {
+        let noted = self.note_state();
+        self.keep_fault(noted);
+        if let Some(fault) = self.kernel.fault.take() {
+            self.keep_fault(Err(violation(fault)));
+        }
+        let accepted = std::mem::take(&mut self.kernel.accepted);
+        if !accepted.is_empty() {
+            let seen = self.oracle.sees_sent(&accepted);
+            self.keep_fault(seen);
+            self.sent.extend_from_slice(&accepted);
+            let (unsent, open) = (self.conn.machine.unsent_app_bytes(), self.conn.machine.is_established());
+            self.oracle.sees_room(&self.limits, unsent, open);
+        }
+        if std::mem::take(&mut self.kernel.write_failed) {
+            self.oracle.sees_dead();
+        }
     }
 
-    fn can_write(&self) -> bool {
-        self.socket.writable && self.machine.sendable() > 0
+    fn keep_fault(&mut self, checked: Checked) {
+        if let Err(fault) = checked {
+            self.fault.get_or_insert(fault);
+        }
     }
 
-    fn read(&mut self) -> Result<bool, Violation> {
-        if self.socket.readable && self.machine.wants_error() {
-            self.socket.readable = false;
-            if let Some(errno) = self.socket.write_error() {
-                let error = io::Error::from_raw_os_error(errno);
-                self.machine.handle_write_error(error, &mut self.pool);
-                return Ok(false);
-            }
-        }
-        let mut plain = std::mem::take(&mut self.plain);
-        let outcome = self.read_into(&mut plain);
-        self.plain = plain;
-        outcome
+    fn take_fault(&mut self) -> Checked {
+        self.fault.take().map_or(Ok(()), Err)
     }
 
-    fn read_into(&mut self, plain: &mut Vec<u8>) -> Result<bool, Violation> {
-        if self.machine.has_events() {
-            let staged = self.machine.stage_held();
-            self.deliver(staged)?;
-            return Ok(true);
-        }
-        if !self.can_read() {
-            return Ok(false);
-        }
-        if self.machine.has_set_aside() {
-            let staged = self.machine.handle_set_aside(self.now, plain, &mut self.pool);
-            self.deliver(staged)?;
-            return Ok(true);
-        }
-        let room = self.machine.read_allowance(self.now).min(READ_SIZE);
-        if room == 0 {
-            return Ok(false);
-        }
-        let mut wire = std::mem::take(&mut self.socket.inbox);
-        let staged = if !wire.is_empty() {
-            let rest = wire.split_off(wire.len().min(room));
-            self.socket.inbox = rest;
-            if wire.len() < room && !self.socket.hang_up && !self.machine.wants_fresh_blocked() {
-                self.socket.readable = false;
-            }
-            self.machine.handle_input(self.now, &mut wire, plain, &mut self.pool)
-        } else {
-            self.socket.readable = false;
-            match self.socket.silence() {
-                Silence::Blocked => self.machine.handle_blocked(&mut self.pool),
-                Silence::End => self.machine.handle_eof(self.now, &mut self.pool),
-                Silence::Error(errno) => {
-                    let error = io::Error::from_raw_os_error(errno);
-                    self.machine.handle_read_error(error, &mut self.pool);
-                }
-            }
-            Staged::nothing()
+    /// Calls the handler. False if the callback ends with an error or a panic.
+    fn call(&mut self, told: Told) -> bool {
+        let seen = self.oracle.sees_event(&told);
+        self.keep_fault(seen);
+        let no_frame = Vec::new();
+        let (actions, frame) = match &told {
+            Told::Frame(frame) if self.upgrades_at(frame) => (Vec::new(), &no_frame),
+            Told::Frame(frame) => (self.script.on_frame.clone(), frame),
+            Told::Finished | Told::Drain => (self.script.on_end.clone(), &no_frame),
+            Told::Timer(_) => (vec![Action::Resume], &no_frame),
+            Told::Opened | Told::Secured | Told::Writable => (Vec::new(), &no_frame),
         };
-        self.deliver(staged)?;
-        Ok(true)
-    }
-
-    fn deliver(&mut self, mut staged: Staged<'_>) -> Checked {
-        self.note_state()?;
-        while let Some(event) = self.machine.next_event(&mut staged, self.now, &mut self.pool) {
-            let Some(told) = told(event) else {
-                self.machine.handle_admitted(self.now, &mut self.pool);
-                continue;
-            };
-            self.oracle.sees_event(&told)?;
-            match &told {
-                Told::Frame(frame) if self.upgrades_at(frame) => {}
-                Told::Frame(frame) => {
-                    for action in self.script.on_frame.clone() {
-                        if !self.perform(action, frame)? {
-                            break;
-                        }
-                    }
+        let mut goes_on = true;
+        for action in actions {
+            match self.perform(action, frame) {
+                Ok(true) => {}
+                Ok(false) => {
+                    goes_on = false;
+                    break;
                 }
-                Told::Finished | Told::Drain => {
-                    for action in self.script.on_end.clone() {
-                        if !self.perform(action, &[])? {
-                            break;
-                        }
-                    }
-                }
-                Told::Timer(_) => {
-                    self.perform(Action::Resume, &[])?;
-                }
-                Told::Opened | Told::Secured | Told::Writable => {}
+                Err(fault) => self.keep_fault(Err(fault)),
             }
-            self.told.push(told);
         }
-        self.machine.settle(staged, self.now, &mut self.pool);
-        self.note_state()
+        self.told.push(told);
+        goes_on
     }
 
-    fn flush(&mut self) -> Checked {
-        loop {
-            let bytes = self.machine.transmit(&mut self.pool);
-            if bytes.is_empty() {
-                break;
-            }
-            if !self.socket.writable {
-                self.machine.handle_unsent(self.now);
-                break;
-            }
-            if self.socket.fin_sent {
-                return Err(violation("it writes behind its FIN"));
-            }
-            if let Some(errno) = self.socket.write_error() {
-                let error = io::Error::from_raw_os_error(errno);
-                self.machine.handle_write_error(error, &mut self.pool);
-                self.socket.readable = true;
-                self.oracle.sees_dead();
-                break;
-            }
-            let count = self.socket.take(bytes.len());
-            if count == 0 {
-                continue;
-            }
-            let taken = bytes.get(..count).unwrap_or_default();
-            self.oracle.sees_sent(taken)?;
-            self.sent.extend_from_slice(taken);
-            self.machine.handle_sent(count, self.now, &mut self.pool);
-            let open = self.machine.is_established();
-            self.oracle.sees_room(&self.limits, self.machine.owed(), open);
-        }
-        self.note_state()
-    }
-
-    fn next_step(&mut self) -> Checked {
-        if self.machine.next_step() == NextStep::Shutdown {
-            if self.socket.fin_sent {
-                return Err(violation("a second FIN"));
-            }
-            let sent = self.socket.shutdown();
-            self.machine.handle_shutdown(self.now, sent);
-        }
-        if let NextStep::Gone { reset } = self.machine.next_step() {
-            let reason = self.machine.take_closed().reason;
-            self.oracle.sees_end(End { reason, reset })?;
-        }
-        self.note_state()
-    }
-
-    /// Does one action. False if the callback ends with it.
+    /// Performs one action. False if the callback ends with it.
     pub(super) fn perform(&mut self, action: Action, frame: &[u8]) -> Result<bool, Violation> {
-        let (now, pool) = (self.now, &mut self.pool);
+        let (now, machine, pool) = (self.kernel.now, &mut self.conn.machine, &mut self.pool);
         match action {
             Action::Echo => self.send(frame)?,
             Action::Send(length) => self.send(&vec![b's'; usize::from(length)])?,
             Action::Pause => {
-                self.machine.pause(now);
-                // Who can be told nothing more is read to its end, whatever the handler wishes.
-                self.oracle.paused = self.machine.has_paused();
+                machine.pause(now);
+                // A connection without a handler to call is read to its end, whatever it wishes.
+                self.oracle.paused = machine.has_paused();
             }
             Action::Resume => {
-                self.machine.resume(now);
+                machine.resume(now);
                 self.oracle.paused = false;
             }
-            Action::Close => self.machine.close_by_handler(now, pool),
-            Action::CloseAfterInput => self.machine.close_after_input(),
+            Action::Close => machine.close_by_handler(now, pool),
+            Action::CloseAfterInput => machine.close_after_input(),
             Action::Finish => {
-                if self.machine.is_established() || self.machine.is_connecting() {
+                if machine.is_established() || machine.is_connecting() {
                     self.oracle.sees_goodbye();
                 }
-                self.machine.finish();
+                machine.finish();
             }
             Action::Abort => {
                 self.oracle.forced = true;
-                self.machine.reset(Closed::new(CloseReason::Aborted), pool);
+                machine.reset(Closed::new(CloseReason::Aborted), pool);
             }
             Action::Fail => {
-                self.machine.close_as(Close::because("as planned"), now, pool);
+                machine.close_as(Close::because("as planned"), now, pool);
                 return Ok(false);
             }
             Action::Panic => {
-                self.machine.close(Closed::new(CloseReason::Panicked), now, pool);
+                machine.close(Closed::new(CloseReason::Panicked), now, pool);
                 return Ok(false);
             }
             Action::Timer(millis) => {
                 let at = now.after(Duration::from_millis(u64::from(millis)));
-                self.machine.set_timer(0, at);
+                machine.set_timer(0, at);
             }
             Action::Framing(number) => {
-                self.machine.set_framing(&Action::framing(number));
+                machine.set_framing(&Action::framing(number));
                 self.oracle.framing = self.oracle.framing.map(|_| number % 6);
             }
-            Action::MaxFrame(bytes) => self.machine.set_max_frame(usize::from(bytes)),
+            Action::MaxFrame(bytes) => machine.set_max_frame(usize::from(bytes)),
         }
         self.note_state()?;
         Ok(true)
@@ -257,7 +175,8 @@ impl ConnModel {
         let Some((_, config)) = self.upgrade.take_if(|(payload, _)| payload == frame) else {
             return false;
         };
-        if self.machine.start_tls(&config, self.now, &mut self.pool).is_ok() {
+        let now = self.kernel.now;
+        if self.conn.machine.start_tls(&config, now, &mut self.pool).is_ok() {
             self.oracle.sees_upgrade();
         }
         true
@@ -270,14 +189,22 @@ impl ConnModel {
     }
 
     fn send(&mut self, payload: &[u8]) -> Checked {
-        let before = self.machine.owed();
-        let taken = match self.machine.send(payload, self.now, &mut self.pool) {
-            Ok(()) => true,
-            Err(SendError::Full { .. }) => false,
-            Err(_) => return Ok(()),
+        let Self { conn, kernel, pool, .. } = self;
+        let (now, before) = (kernel.now, conn.machine.unsent_app_bytes());
+        let written = payload.len() >= Kernel::LARGE_FRAME && conn.write_through(kernel, pool, now, payload);
+        let taken = if written {
+            true
+        } else {
+            match conn.machine.send(payload, now, pool) {
+                Ok(()) => true,
+                Err(SendError::Full { .. }) => false,
+                Err(_) => return Ok(()),
+            }
         };
-        let queued = self.machine.owed();
-        self.oracle.sees_send(&self.limits, payload, taken, before, queued)
+        let queued = conn.machine.unsent_app_bytes();
+        let sent = self.oracle.sees_send(&self.limits, payload, taken, before, queued);
+        self.observe();
+        sent
     }
 
     /// At the end of a whole turn.
@@ -285,19 +212,23 @@ impl ConnModel {
         if self.oracle.end.is_some() {
             return Ok(());
         }
-        if let Some(fault) = self.machine.broken_invariant(READ_SIZE, false) {
+        let machine = &self.conn.machine;
+        if let Some(fault) = machine.broken_invariant(READ_SIZE, self.conn.retry) {
             return Err(Violation(fault));
         }
-        let flushed = self.machine.state() == State::Open && self.machine.queued() == 0;
-        let alive = self.socket.write_error().is_none();
-        if self.oracle.has_said_goodbye() && flushed && alive && !self.socket.fin_sent {
+        let Some(socket) = &self.conn.stream else {
+            return Ok(());
+        };
+        let flushed = machine.state() == State::Open && machine.queued() == 0;
+        let alive = socket.write_error().is_none() && !self.conn.retry;
+        if self.oracle.has_said_goodbye() && flushed && alive && !socket.fin_sent {
             return Err(violation("FIN is due"));
         }
         Ok(())
     }
 
     pub(super) fn note_state(&mut self) -> Checked {
-        let (from, to) = (self.last_state, self.machine.state());
+        let (from, to) = (self.last_state, self.conn.machine.state());
         if from == to {
             return Ok(());
         }
@@ -311,16 +242,105 @@ impl ConnModel {
     }
 }
 
-/// `None`: the service is asked.
-fn told(event: Event<'_>) -> Option<Told> {
-    Some(match event {
-        Event::Header => return None,
-        Event::Opened => Told::Opened,
-        Event::Secured => Told::Secured,
-        Event::Frame(frame) => Told::Frame(frame.to_vec()),
-        Event::Finished => Told::Finished,
-        Event::Writable => Told::Writable,
-        Event::Timer(key) => Told::Timer(key),
-        Event::Drain => Told::Drain,
-    })
+impl Host for ConnModel {
+    type Os = Kernel;
+
+    fn parts(&mut self) -> Option<Parts<'_, Kernel>> {
+        if self.oracle.end.is_some() {
+            return None;
+        }
+        self.observe();
+        let Self {
+            conn,
+            pool,
+            kernel,
+            now,
+            ..
+        } = self;
+        Some(Parts {
+            conn,
+            pool,
+            os: kernel,
+            now,
+        })
+    }
+
+    fn deliver_frames(&mut self, input: &mut InputCursor<'_>, budget: &mut Budget) {
+        let (mut delivered, mut bytes) = (0, 0);
+        while delivered < budget.frames {
+            let rest = input.rest().get(bytes..).unwrap_or_default();
+            if rest.is_empty() {
+                break;
+            }
+            let Some((frame, behind)) = self.conn.machine.next_frame(rest, &mut self.pool) else {
+                break;
+            };
+            bytes += rest.len() - behind.len();
+            delivered += 1;
+            if !self.call(Told::Frame(frame.to_vec())) {
+                break;
+            }
+        }
+        budget.charge(delivered);
+        input.advance(bytes);
+    }
+
+    fn handle_event(&mut self, event: Event<'_>) {
+        let told = match event {
+            // The service is asked, and admits.
+            Event::Header => return self.conn.machine.handle_admitted(self.kernel.now),
+            Event::Opened => Told::Opened,
+            Event::Secured => Told::Secured,
+            Event::Frame(frame) => Told::Frame(frame.to_vec()),
+            Event::Finished => Told::Finished,
+            Event::Writable => Told::Writable,
+            Event::Timer(key) => Told::Timer(key),
+            Event::Drain => Told::Drain,
+        };
+        self.call(told);
+    }
+
+    fn handle_opened(&mut self) {
+        self.call(Told::Opened);
+    }
+
+    fn report_panic(&mut self, source: &str, panic: Panic) {
+        self.keep_fault(Err(Violation(format!("{source} panicked: {panic}"))));
+    }
+
+    fn is_memory_limited(&self) -> bool {
+        false
+    }
+
+    fn is_memory_tight(&self) -> bool {
+        false
+    }
+
+    fn before_read(&mut self) {}
+
+    fn max_read(&mut self) -> usize {
+        usize::MAX
+    }
+
+    fn take_handshake(&mut self) -> bool {
+        true
+    }
+
+    /// The result of an attempt to connect is an input: [`Input::Admit`](crate::sim::Input::Admit).
+    fn check_connect(&mut self) -> bool {
+        !self.conn.machine.is_connecting()
+    }
+
+    fn settle(&mut self, again: bool) {
+        self.again = again;
+    }
+
+    fn settle_timer(&mut self) {}
+
+    fn finish_close(&mut self, reset: bool) {
+        self.observe();
+        let reason = self.conn.machine.take_closed().reason;
+        let ended = self.oracle.sees_end(End { reason, reset });
+        self.keep_fault(ended);
+    }
 }

@@ -12,13 +12,13 @@ fn both_versions_in_pieces_of_any_size() {
         for cut in [1, 7, 1000, usize::MAX] {
             let mut talk = Talk::new(version, Box::new(echo));
             talk.cut = cut;
-            talk.settle();
+            talk.exchange();
             talk.say(&[packet2("one"), packet2(""), packet2("three")].concat());
-            talk.settle();
+            talk.exchange();
             assert_eq!(talk.heard(), [packet2("one"), packet2(""), packet2("three")].concat());
             assert_eq!(
-                talk.rig.news(),
-                [Told::Opened, frame("one"), frame(""), frame("three")],
+                talk.rig.events(),
+                [Seen::Opened, frame("one"), frame(""), frame("three")],
                 "{version:?}, {cut}"
             );
             assert!(!talk.client.is_handshaking());
@@ -39,10 +39,10 @@ fn everything_at_once() {
     talk.client.send_close_notify();
     let wire = talk.client_bytes();
     talk.rig.receive(wire);
-    let mut told = talk.rig.news();
+    let mut event = talk.rig.events();
     // The session tickets that wait in front of the answer reach these tests' small watermark.
-    told.retain(|told| *told != Told::Writable);
-    assert_eq!(told, [Told::Opened, frame("with the handshake's end"), Told::Finished]);
+    event.retain(|event| *event != Seen::Writable);
+    assert_eq!(event, [Seen::Opened, frame("with the handshake's end"), Seen::Finished]);
     let answer = talk.rig.answers();
     talk.hear(&answer);
     assert_eq!(talk.heard(), packet2("with the handshake's end"));
@@ -72,7 +72,7 @@ fn what_was_agreed_on() {
             .expect("client");
         client.alpn_protocols = vec![b"echo".to_vec()];
         let mut talk = Talk::with(server, client, limits(), Box::new(echo));
-        talk.settle();
+        talk.exchange();
         let info = talk.rig.machine.tls().expect("TLS");
         assert_eq!(info.server_name(), Some("localhost"));
         assert_eq!(info.alpn(), Some(b"echo".as_slice()));
@@ -84,7 +84,7 @@ fn what_was_agreed_on() {
         );
         assert!(format!("{info:?}").contains("localhost"));
         talk.say(&packet2("x"));
-        talk.settle();
+        talk.exchange();
         assert_eq!(talk.heard(), packet2("x"));
     }
 }
@@ -107,7 +107,7 @@ fn what_is_not_tls() {
             if talk.rig.gone.is_none() && !talk.rig.fin {
                 talk.rig.receive_fin();
             }
-            assert_eq!(talk.rig.news(), []);
+            assert_eq!(talk.rig.events(), []);
             assert!(!talk.rig.machine.was_open());
             if talk.rig.gone.is_none() {
                 talk.rig.receive_fin();
@@ -151,7 +151,7 @@ fn an_alert_or_application_data_first() {
     ] {
         let mut talk = Talk::new(&TLS13, Box::new(echo));
         talk.rig.receive(record);
-        assert_eq!(talk.rig.news(), []);
+        assert_eq!(talk.rig.events(), []);
         assert_eq!(talk.rig.finish(), CloseReason::TlsHandshake);
     }
 }
@@ -186,7 +186,7 @@ fn the_peer_leaves_during_the_handshake() {
             _ => talk.rig.receive(&hello),
         }
         talk.rig.receive_fin();
-        assert_eq!(talk.rig.news(), []);
+        assert_eq!(talk.rig.events(), []);
         assert_eq!(talk.rig.ended(), CloseReason::TlsHandshake);
     }
     let mut talk = Talk::new(&TLS13, Box::new(echo));

@@ -68,7 +68,7 @@ struct Talk {
     cut: usize,
     /// What the client decrypted.
     heard: Vec<u8>,
-    /// The client was told close_notify.
+    /// The client was event close_notify.
     goodbye: bool,
 }
 
@@ -76,7 +76,7 @@ impl Talk {
     fn with(server: ServerConfig, client: ClientConfig, limits: Limits, script: Script) -> Self {
         let name = ServerName::try_from("localhost").expect("a name");
         let mut rig = Rig::accepted(&Framing::Packet2, limits, Some(&TlsConfig::from(server)), script);
-        rig.machine.handle_admitted(rig.now, &mut rig.pool);
+        rig.machine.handle_admitted(rig.now);
         assert_eq!(rig.machine.state(), State::Handshaking);
         Self {
             client: ClientConnection::new(Arc::new(client), name).expect("client"),
@@ -95,8 +95,8 @@ impl Talk {
     /// After the handshake.
     fn open(version: &'static SupportedProtocolVersion, script: Script) -> Self {
         let mut talk = Self::new(version, script);
-        talk.settle();
-        assert_eq!(talk.rig.news(), [Told::Opened]);
+        talk.exchange();
+        assert_eq!(talk.rig.events(), [Seen::Opened]);
         talk
     }
 
@@ -114,7 +114,7 @@ impl Talk {
     }
 
     /// Lets both talk until neither has anything left to say.
-    fn settle(&mut self) {
+    fn exchange(&mut self) {
         for _ in 0..SPIN {
             let wire = self.client_bytes();
             for piece in wire.chunks(self.cut) {
@@ -149,9 +149,9 @@ impl Talk {
 }
 
 /// Does not close by itself.
-fn reticent(turn: &mut Turn<'_>, told: &Told) -> Outcome {
-    match told {
-        Told::Finished => Ok(()),
-        told => echo(turn, told),
+fn reticent(turn: &mut Turn<'_>, event: &Seen) -> Outcome {
+    match event {
+        Seen::Finished => Ok(()),
+        event => echo(turn, event),
     }
 }

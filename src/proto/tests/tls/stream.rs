@@ -11,8 +11,8 @@ fn close_notify_from_the_peer() {
         let mut talk = Talk::open(version, Box::new(echo));
         talk.say(&packet2("last"));
         talk.client.send_close_notify();
-        talk.settle();
-        assert_eq!(talk.rig.news(), [frame("last"), Told::Finished]);
+        talk.exchange();
+        assert_eq!(talk.rig.events(), [frame("last"), Seen::Finished]);
         assert_eq!(talk.heard(), packet2("last"));
         assert!(talk.goodbye);
         assert_eq!(talk.rig.finish(), CloseReason::Finished);
@@ -27,7 +27,7 @@ fn close_notify_from_us() {
             turn.send(b"bye").expect("open");
             turn.close();
         });
-        talk.settle();
+        talk.exchange();
         assert_eq!(talk.heard(), packet2("bye"));
         assert!(talk.goodbye);
         assert!(talk.rig.fin);
@@ -40,21 +40,21 @@ fn close_notify_from_us() {
 fn half_close_depends_on_the_version() {
     let mut talk = Talk::open(&TLS13, Box::new(reticent));
     talk.client.send_close_notify();
-    talk.settle();
+    talk.exchange();
     assert!(talk.rig.is_open() && !talk.goodbye);
     talk.rig.act(|turn| turn.send(b"still here").expect("open"));
-    talk.settle();
+    talk.exchange();
     assert_eq!(talk.heard(), packet2("still here"));
     talk.rig.close();
-    talk.settle();
+    talk.exchange();
     assert!(talk.goodbye);
     assert_eq!(talk.rig.finish(), CloseReason::Finished);
 
     let mut talk = Talk::open(&TLS12, Box::new(reticent));
     talk.client.send_close_notify();
-    talk.settle();
+    talk.exchange();
     assert!(talk.goodbye);
-    assert_eq!(talk.rig.news(), [Told::Finished]);
+    assert_eq!(talk.rig.events(), [Seen::Finished]);
     assert_eq!(talk.rig.finish(), CloseReason::Finished);
 }
 
@@ -64,21 +64,21 @@ fn truncation_is_named() {
     for version in VERSIONS {
         let mut talk = Talk::open(version, Box::new(echo));
         talk.say(&packet2("whole"));
-        talk.settle();
+        talk.exchange();
         talk.rig.receive_fin();
         let answer = talk.rig.answers();
         talk.hear(&answer);
         assert_eq!(talk.heard(), packet2("whole"));
         assert!(talk.goodbye, "it gets our goodbye");
-        assert_eq!(talk.rig.news(), [frame("whole"), Told::Finished]);
+        assert_eq!(talk.rig.events(), [frame("whole"), Seen::Finished]);
         assert_eq!(talk.rig.ended(), CloseReason::TlsTruncated);
 
         // Inside a frame.
         let mut talk = Talk::open(version, Box::new(echo));
         talk.say(&packet2("part")[..3]);
-        talk.settle();
+        talk.exchange();
         talk.rig.receive_fin();
-        assert_eq!(talk.rig.news(), []);
+        assert_eq!(talk.rig.events(), []);
         assert_eq!(talk.rig.ended(), CloseReason::TlsTruncated);
 
         // Inside a record.
@@ -87,7 +87,7 @@ fn truncation_is_named() {
         let wire = talk.client_bytes();
         talk.rig.receive(&wire[..wire.len() - 1]);
         talk.rig.receive_fin();
-        assert!(!talk.rig.news().contains(&frame("cut")));
+        assert!(!talk.rig.events().contains(&frame("cut")));
         assert_eq!(talk.rig.ended(), CloseReason::TlsTruncated);
     }
 }
@@ -98,8 +98,8 @@ fn close_notify_inside_a_frame_is_truncated() {
     let mut talk = Talk::open(&TLS13, Box::new(echo));
     talk.say(&packet2("part")[..3]);
     talk.client.send_close_notify();
-    talk.settle();
-    assert_eq!(talk.rig.news(), []);
+    talk.exchange();
+    assert_eq!(talk.rig.events(), []);
     assert_eq!(talk.rig.finish(), CloseReason::Truncated);
 }
 
@@ -111,7 +111,7 @@ fn bytes_after_close_notify_are_ignored() {
     let mut wire = talk.client_bytes();
     wire.extend_from_slice(b"garbage");
     talk.rig.receive(wire);
-    assert_eq!(talk.rig.news(), [Told::Finished]);
+    assert_eq!(talk.rig.events(), [Seen::Finished]);
     talk.rig.close();
     assert_eq!(talk.rig.finish(), CloseReason::Finished);
 }
@@ -129,7 +129,7 @@ fn garbage_after_good_records() {
             wire.extend_from_slice(&[23, 3, 3, 0, 40]);
             wire.extend_from_slice(&[0xAA; 40]);
             talk.rig.receive(wire);
-            assert_eq!(talk.rig.news(), [frame("good")]);
+            assert_eq!(talk.rig.events(), [frame("good")]);
             let alert = talk.rig.answers();
             talk.client.read_tls(&mut alert.as_slice()).expect("memory");
             match talk.client.process_new_packets() {
@@ -163,7 +163,7 @@ fn garbage_right_behind_the_handshake() {
             talk.rig.receive(good);
             talk.rig.receive(garbage);
         }
-        assert_eq!(talk.rig.news(), [Told::Opened, frame("good")]);
+        assert_eq!(talk.rig.events(), [Seen::Opened, frame("good")]);
         assert_eq!(talk.rig.finish(), CloseReason::Tls);
     }
 }
@@ -175,11 +175,11 @@ fn a_key_update_is_answered() {
     for round in 0..3_u8 {
         talk.client.refresh_traffic_keys().expect("open");
         talk.say(&packet2([round]));
-        talk.settle();
+        talk.exchange();
         assert_eq!(talk.heard(), packet2([round]));
         // Ours goes out with the answer; what follows is read and written with new keys both ways.
         talk.say(&packet2("after"));
-        talk.settle();
+        talk.exchange();
         assert_eq!(talk.heard(), packet2("after"));
     }
 }
@@ -191,7 +191,7 @@ fn a_key_update_one_byte_at_a_time() {
     talk.cut = 1;
     talk.client.refresh_traffic_keys().expect("open");
     talk.say(&packet2("new keys"));
-    talk.settle();
+    talk.exchange();
     assert_eq!(talk.heard(), packet2("new keys"));
 }
 
@@ -206,14 +206,14 @@ fn large_payloads_in_tiny_writes() {
         };
         let mut talk = Talk::with(identity.server(), identity.client(version), limits, Box::new(echo));
         talk.client.set_buffer_limit(None);
-        talk.settle();
+        talk.exchange();
         talk.rig.piece = 61;
         talk.cut = 5000;
         let frames: Vec<Vec<u8>> = (0..6_u8).map(|n| packet2(vec![n; 65_000 - usize::from(n)])).collect();
         for frame in &frames {
             talk.say(frame);
         }
-        talk.settle();
+        talk.exchange();
         assert!(talk.heard() == frames.concat(), "every byte, once, in order");
         assert_eq!(talk.rig.machine.buffered(), 0);
     }
@@ -223,18 +223,18 @@ fn large_payloads_in_tiny_writes() {
 /// makes it go on.
 #[test]
 fn a_pause_in_on_finish_does_not_keep_tls_1_2_open() {
-    let script = |turn: &mut Turn<'_>, told: &Told| {
-        if *told == Told::Finished {
+    let script = |turn: &mut Turn<'_>, event: &Seen| {
+        if *event == Seen::Finished {
             turn.pause();
         }
         Ok(())
     };
     let mut talk = Talk::open(&TLS12, Box::new(script));
     talk.client.send_close_notify();
-    talk.settle();
-    assert_eq!(talk.rig.news(), [Told::Finished]);
+    talk.exchange();
+    assert_eq!(talk.rig.events(), [Seen::Finished]);
     talk.rig.resume();
-    talk.settle();
+    talk.exchange();
     assert!(talk.goodbye);
     assert_eq!(talk.rig.finish(), CloseReason::Finished);
 }
@@ -250,14 +250,14 @@ fn tickets_do_not_fill_the_output() {
             output_limit: 60,
             ..limits()
         };
-        let script = |turn: &mut Turn<'_>, told: &Told| match told {
-            Told::Opened => Ok(turn.send(b"welcome")?),
-            told => echo(turn, told),
+        let script = |turn: &mut Turn<'_>, event: &Seen| match event {
+            Seen::Opened => Ok(turn.send(b"welcome")?),
+            event => echo(turn, event),
         };
         let mut talk = Talk::with(identity.server(), identity.client(version), limits, Box::new(script));
         talk.say(&packet2("first"));
-        talk.settle();
-        assert_eq!(talk.rig.news(), [Told::Opened, frame("first")], "nobody was slow");
+        talk.exchange();
+        assert_eq!(talk.rig.events(), [Seen::Opened, frame("first")], "nobody was slow");
         assert_eq!(talk.heard(), [packet2("welcome"), packet2("first")].concat());
     }
 }
@@ -278,21 +278,21 @@ fn a_slow_reader_over_tls() {
     for _ in 0..10_000 {
         talk.rig.drain_to_peer(10);
     }
-    talk.settle();
+    talk.exchange();
     assert_eq!(talk.heard(), wire);
 }
 
 /// Frames and close_notify in one read, taken one at a time: none is lost to the end behind them (faults S12).
 #[test]
 fn one_at_a_time_with_the_end_in_the_same_read() {
-    let script = |turn: &mut Turn<'_>, told: &Told| {
-        match told {
-            Told::Frame(_) => {
+    let script = |turn: &mut Turn<'_>, event: &Seen| {
+        match event {
+            Seen::Frame(_) => {
                 turn.pause();
                 turn.set_timer(1, secs(1));
             }
-            Told::Timer(_) => turn.resume(),
-            Told::Finished => turn.close(),
+            Seen::Timer(_) => turn.resume(),
+            Seen::Finished => turn.close(),
             _ => {}
         }
         Ok(())
@@ -301,13 +301,13 @@ fn one_at_a_time_with_the_end_in_the_same_read() {
         let mut talk = Talk::open(version, Box::new(script));
         talk.say(&[packet2("one"), packet2("two"), packet2("three")].concat());
         talk.client.send_close_notify();
-        talk.settle();
+        talk.exchange();
         for _ in 0..3 {
             talk.rig.pass(secs(1));
         }
-        let mut told = talk.rig.news();
-        told.retain(|told| *told != Told::Timer(1));
-        assert_eq!(told, [frame("one"), frame("two"), frame("three"), Told::Finished]);
+        let mut event = talk.rig.events();
+        event.retain(|event| *event != Seen::Timer(1));
+        assert_eq!(event, [frame("one"), frame("two"), frame("three"), Seen::Finished]);
         assert_eq!(talk.rig.finish(), CloseReason::Finished);
     }
 }
@@ -340,7 +340,7 @@ fn a_record_finished_in_time() {
     talk.rig.receive(&wire[..10]);
     talk.rig.pass(secs(29));
     talk.rig.receive(&wire[10..]);
-    assert_eq!(talk.rig.news(), [frame("in time")]);
+    assert_eq!(talk.rig.events(), [frame("in time")]);
     talk.rig.pass(secs(119));
     assert!(talk.rig.is_open());
 }
@@ -359,12 +359,12 @@ fn drain_over_tls() {
     assert_eq!(talk.rig.finish(), CloseReason::Drained);
 }
 
-/// As in the clear: everything that came is read and told, a record too that had begun to be read before the write failed.
+/// As in the clear: everything that came is read and event, a record too that had begun to be read before the write failed.
 #[test]
 fn after_a_write_error_the_rest_is_read() {
     for version in VERSIONS {
-        let deaf = |turn: &mut Turn<'_>, told: &Told| {
-            if let Told::Frame(payload) = told {
+        let deaf = |turn: &mut Turn<'_>, event: &Seen| {
+            if let Seen::Frame(payload) = event {
                 let _ = turn.send(payload);
             }
             Ok(())
@@ -380,7 +380,7 @@ fn after_a_write_error_the_rest_is_read() {
         talk.rig.inbox.push_back(Input::Bytes(read.to_vec()));
         talk.rig.inbox.push_back(Input::Bytes(rest.to_vec()));
         talk.rig.turn();
-        assert_eq!(talk.rig.news(), ["one", "two"].map(frame));
+        assert_eq!(talk.rig.events(), ["one", "two"].map(frame));
         assert_eq!(talk.rig.ended(), CloseReason::Reset);
     }
 }

@@ -8,12 +8,12 @@ const READY: &[u8] = b"ready";
 /// Says [`READY`] and upgrades at the frame `starttls`; else an echo.
 fn upgrading(config: ServerConfig) -> Script {
     let config = TlsConfig::from(config);
-    Box::new(move |turn, told| match told {
-        Told::Frame(payload) if payload == b"starttls" => {
+    Box::new(move |turn, event| match event {
+        Seen::Frame(payload) if payload == b"starttls" => {
             turn.send(READY)?;
             Ok(start_tls(turn, &config)?)
         }
-        told => echo(turn, told),
+        event => echo(turn, event),
     })
 }
 
@@ -42,7 +42,7 @@ impl Talk {
     /// The command is answered, and the handshake may begin.
     fn ask(&mut self) {
         self.rig.receive(packet2("starttls"));
-        assert_eq!(self.rig.news(), [frame("starttls")]);
+        assert_eq!(self.rig.events(), [frame("starttls")]);
         assert_eq!(self.rig.answers(), packet2(READY), "in the clear");
         assert_eq!(self.rig.machine.state(), State::Handshaking);
     }
@@ -56,24 +56,24 @@ fn frames_before_in_the_clear_and_after_it_behind_tls() {
             talk.cut = cut;
             talk.rig.receive(packet2("before"));
             assert_eq!(talk.rig.answers(), packet2("before"));
-            assert_eq!(talk.rig.news(), [frame("before")]);
+            assert_eq!(talk.rig.events(), [frame("before")]);
             talk.ask();
             assert!(talk.rig.machine.tls().is_none(), "nothing is agreed on yet");
-            talk.settle();
-            let mut told = talk.rig.news();
-            told.retain(|told| *told != Told::Writable);
-            assert_eq!(told, [Told::Secured]);
+            talk.exchange();
+            let mut event = talk.rig.events();
+            event.retain(|event| *event != Seen::Writable);
+            assert_eq!(event, [Seen::Secured]);
             assert_eq!(talk.rig.machine.state(), State::Open);
             let info = talk.rig.machine.tls().expect("TLS");
             assert_eq!(info.version(), Some(version.version));
             talk.say(&packet2("after"));
-            talk.settle();
-            assert_eq!(talk.rig.news(), [frame("after")]);
+            talk.exchange();
+            assert_eq!(talk.rig.events(), [frame("after")]);
             assert_eq!(talk.heard(), packet2("after"));
             talk.client.send_close_notify();
-            talk.settle();
+            talk.exchange();
             assert!(talk.goodbye);
-            assert_eq!(talk.rig.news(), [Told::Finished]);
+            assert_eq!(talk.rig.events(), [Seen::Finished]);
             assert_eq!(talk.rig.finish(), CloseReason::Finished);
         }
     }
@@ -88,7 +88,7 @@ fn what_comes_behind_the_command_is_no_frame() {
         let rest = bytes.split_off(bytes.len() - cut);
         talk.rig.receive(bytes);
         talk.rig.receive(rest);
-        assert_eq!(talk.rig.news(), [frame("starttls")], "cut {cut} from the end");
+        assert_eq!(talk.rig.events(), [frame("starttls")], "cut {cut} from the end");
         assert_eq!(talk.rig.machine.state(), State::Closing);
         assert!(talk.rig.answers().starts_with(&packet2(READY)));
         assert_eq!(talk.rig.finish(), CloseReason::NotTls);
@@ -96,17 +96,17 @@ fn what_comes_behind_the_command_is_no_frame() {
     }
 }
 
-/// Also when the clear-text frame came before, and the handler was not told it because it had paused.
+/// Also when the clear-text frame came before, and the handler was not event it because it had paused.
 #[test]
 fn what_a_pause_has_held_back_is_no_frame() {
     let identity = Identity::new();
     let config = TlsConfig::from(identity.server());
     let mut rig = Rig::open(one_at_a_time);
     rig.receive([packet2("first"), packet2("second")].concat());
-    assert_eq!(rig.news(), [frame("first")]);
+    assert_eq!(rig.events(), [frame("first")]);
     rig.act(|turn| start_tls(turn, &config).expect("an open connection"));
     assert_eq!(rig.machine.state(), State::Closing);
-    assert_eq!(rig.news(), []);
+    assert_eq!(rig.events(), []);
     assert_eq!(rig.finish(), CloseReason::NotTls);
 }
 
@@ -123,10 +123,10 @@ fn the_hello_may_come_with_the_command() {
             let clear = packet2(READY);
             assert!(answers.starts_with(&clear), "the answer goes in front");
             talk.hear(&answers[clear.len()..]);
-            talk.settle();
-            let mut told = talk.rig.news();
-            told.retain(|told| *told != Told::Writable);
-            assert_eq!(told, [frame("starttls"), Told::Secured]);
+            talk.exchange();
+            let mut event = talk.rig.events();
+            event.retain(|event| *event != Seen::Writable);
+            assert_eq!(event, [frame("starttls"), Seen::Secured]);
         }
     }
 }
@@ -143,7 +143,7 @@ fn what_is_sent_during_the_handshake_never_goes_in_the_clear() {
         "and nobody is to blame for not reading it"
     );
     assert!(talk.rig.machine.queued() > 0);
-    talk.settle();
+    talk.exchange();
     assert_eq!(talk.heard(), packet2("secret"));
 }
 
@@ -155,18 +155,25 @@ fn what_waits_goes_first() {
     talk.rig.receive(packet2("waits"));
     let hello = talk.client_bytes();
     talk.rig.receive([packet2("starttls"), hello].concat());
-    assert_eq!(talk.rig.machine.owed(), packet2("waits").len() + packet2(READY).len());
+    assert_eq!(
+        talk.rig.machine.unsent_app_bytes(),
+        packet2("waits").len() + packet2(READY).len()
+    );
     let clear = [packet2("waits"), packet2(READY)].concat();
     for _ in 0..clear.len() {
         talk.rig.drain_to_peer(1);
     }
     assert_eq!(talk.rig.answers(), clear);
-    assert_eq!(talk.rig.machine.owed(), 0, "the handshake is not the handler's");
+    assert_eq!(
+        talk.rig.machine.unsent_app_bytes(),
+        0,
+        "the handshake is not the handler's"
+    );
     talk.rig.drain_to_peer(1_000_000);
     let answers = talk.rig.answers();
     talk.hear(&answers);
-    talk.settle();
-    assert!(talk.rig.news().contains(&Told::Secured));
+    talk.exchange();
+    assert!(talk.rig.events().contains(&Seen::Secured));
 }
 
 #[test]
@@ -194,9 +201,9 @@ fn no_other_clock_runs_in_the_handshake() {
     talk.rig.act(|turn| turn.send(b"waits for it").expect("taken"));
     talk.rig.pass(secs(10_000));
     assert_eq!(talk.rig.machine.state(), State::Handshaking);
-    talk.settle();
+    talk.exchange();
     assert_eq!(talk.heard(), packet2("waits for it"));
-    talk.rig.news();
+    talk.rig.events();
     talk.rig.pass(secs(119));
     assert!(talk.rig.is_open());
     talk.rig.pass(secs(2));
@@ -279,7 +286,7 @@ fn a_second_upgrade_is_an_error() {
     talk.ask();
     talk.rig
         .act(|turn| assert_eq!(start_tls(turn, &config), Err(StartTlsError::AlreadyTls)));
-    talk.settle();
+    talk.exchange();
     talk.rig
         .act(|turn| assert_eq!(start_tls(turn, &again), Err(StartTlsError::AlreadyTls)));
     let mut direct = Talk::open(&TLS13, Box::new(echo));
@@ -287,7 +294,7 @@ fn a_second_upgrade_is_an_error() {
         .rig
         .act(|turn| assert_eq!(start_tls(turn, &again), Err(StartTlsError::AlreadyTls)));
     direct.say(&packet2("unharmed"));
-    direct.settle();
+    direct.exchange();
     assert_eq!(direct.heard(), packet2("unharmed"));
 }
 
@@ -304,14 +311,14 @@ fn no_upgrade_of_what_ends_or_has_not_begun() {
     };
     let mut new = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
     refuses(&mut new);
-    new.machine.handle_admitted(new.now, &mut new.pool);
+    new.machine.handle_admitted(new.now);
     refuses(&mut new);
     let mut closing = Rig::open(echo);
     closing.machine.close_by_handler(closing.now, &mut closing.pool);
     refuses(&mut closing);
     let mut finished = Rig::open(quiet);
     finished.receive_fin();
-    assert_eq!(finished.news(), [Told::Finished]);
+    assert_eq!(finished.events(), [Seen::Finished]);
     refuses(&mut finished);
     let mut dead = Rig::open(quiet);
     dead.write_error = Some(libc::EPIPE);
@@ -336,15 +343,15 @@ fn a_pause_holds_behind_the_handshake() {
             talk.rig.pause();
         }
         talk.say(&packet2("hello"));
-        talk.settle();
-        let mut told = talk.rig.news();
-        told.retain(|told| *told != Told::Writable);
-        assert_eq!(told, [Told::Secured]);
+        talk.exchange();
+        let mut event = talk.rig.events();
+        event.retain(|event| *event != Seen::Writable);
+        assert_eq!(event, [Seen::Secured]);
         talk.rig.pass(secs(1000));
         assert!(talk.rig.is_open(), "the peer's clocks stand");
         talk.rig.resume();
-        talk.settle();
-        assert_eq!(talk.rig.news(), [frame("hello")]);
+        talk.exchange();
+        assert_eq!(talk.rig.events(), [frame("hello")]);
         assert_eq!(talk.heard(), packet2("hello"));
         talk.rig.pass(secs(119));
         assert!(talk.rig.is_open(), "and the whole idle timeout is left");
@@ -360,13 +367,13 @@ fn timers_run_in_the_handshake() {
     talk.ask();
     talk.rig.act(|turn| turn.set_timer(2, secs(4)));
     talk.rig.pass(secs(5));
-    assert_eq!(talk.rig.news(), [Told::Timer(1), Told::Timer(2)]);
+    assert_eq!(talk.rig.events(), [Seen::Timer(1), Seen::Timer(2)]);
     assert_eq!(talk.rig.machine.state(), State::Handshaking);
-    talk.settle();
+    talk.exchange();
     assert_eq!(talk.rig.machine.state(), State::Open);
 }
 
-/// A drain is told at once, waits for a handshake that goes on, and not for long for one that does not.
+/// A drain is event at once, waits for a handshake that goes on, and not for long for one that does not.
 #[test]
 fn a_drain_in_the_handshake() {
     for goes_on in [true, false] {
@@ -374,10 +381,10 @@ fn a_drain_in_the_handshake() {
         talk.ask();
         talk.rig.machine.drain(talk.rig.now.after(secs(1)));
         talk.rig.turn();
-        assert_eq!(talk.rig.news(), [Told::Drain]);
+        assert_eq!(talk.rig.events(), [Seen::Drain]);
         if goes_on {
             talk.say(&packet2("last"));
-            talk.settle();
+            talk.exchange();
             assert_eq!(talk.heard(), packet2("last"), "what has arrived is answered");
             assert!(talk.goodbye);
             assert_eq!(talk.rig.finish(), CloseReason::Drained);
@@ -403,7 +410,7 @@ fn what_has_come_behind_the_handshake_is_answered_before_the_end() {
     talk.say(&packet2("last"));
     let last = talk.client_bytes();
     talk.rig.inbox.extend([finished, last].map(Input::Bytes));
-    talk.settle();
+    talk.exchange();
     assert_eq!(talk.heard(), packet2("last"));
     assert_eq!(talk.rig.finish(), CloseReason::Closed);
 }
@@ -413,20 +420,20 @@ fn what_has_come_behind_the_handshake_is_answered_before_the_end() {
 fn the_framing_begins_anew() {
     let identity = Identity::new();
     let config = TlsConfig::from(identity.server());
-    let script: Script = Box::new(move |turn, told| match told {
-        Told::Frame(payload) if payload == b"starttls" => {
+    let script: Script = Box::new(move |turn, event| match event {
+        Seen::Frame(payload) if payload == b"starttls" => {
             turn.machine.set_framing(&Framing::Line);
             Ok(start_tls(turn, &config)?)
         }
-        told => echo(turn, told),
+        event => echo(turn, event),
     });
     let mut talk = Talk::plain_with(identity.client(&TLS12), limits(), script);
     talk.rig.receive(packet2("starttls"));
     talk.say(b"a line\n");
-    talk.settle();
+    talk.exchange();
     assert_eq!(
-        talk.rig.news()[..3],
-        [frame("starttls"), Told::Secured, frame("a line\n")]
+        talk.rig.events()[..3],
+        [frame("starttls"), Seen::Secured, frame("a line\n")]
     );
     assert_eq!(talk.heard(), b"a line\n");
 }
@@ -438,7 +445,7 @@ fn nothing_is_left_behind() {
     talk.rig.receive([packet2("starttls"), hello].concat());
     let answers = talk.rig.answers();
     talk.hear(&answers[packet2(READY).len()..]);
-    talk.settle();
+    talk.exchange();
     assert_eq!(talk.rig.machine.buffered(), 0);
-    assert!(!talk.rig.machine.has_set_aside());
+    assert!(!talk.rig.machine.has_stash());
 }

@@ -1,13 +1,13 @@
-//! How much may pass in how much time: one number per bucket.
+//! Token buckets: how much may pass in how much time, in one number per bucket.
 
 use std::time::Duration;
 
-use super::Time;
+use crate::proto::time::Time;
 
-/// So much per second, and how much of it may come at once.
+/// A number of units per second, and how many may pass at once.
 ///
-/// A token bucket that is full at first: `burst` may come at once, and `per_second` more in every second after. Exact:
-/// of a burst of five the fifth is admitted and the sixth is not.
+/// A token bucket that is full at first: `burst` units may pass at once, and `per_second` more in
+/// every second after. Exact: of a burst of five the fifth is admitted and the sixth is not.
 ///
 /// ```
 /// use portcullis::Rate;
@@ -21,7 +21,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// So much per second, and as much at once.
+    /// Allows `units` per second, and as many at once.
     #[must_use]
     pub fn per_second(units: u64) -> Self {
         Self {
@@ -30,14 +30,14 @@ impl Rate {
         }
     }
 
-    /// The most at once. Defaults to what may come in a second.
+    /// Sets how many units may pass at once. Defaults to those of one second.
     #[must_use]
     pub fn burst(mut self, units: u64) -> Self {
         self.burst = units;
         self
     }
 
-    /// What is wrong with it, if something is.
+    /// Returns the fault of a rate that admits nothing.
     pub(crate) fn problem(&self) -> Option<&'static str> {
         match self {
             Self { per_second: 0, .. } => Some("0 per second would admit nothing for ever; use at least 1"),
@@ -46,13 +46,13 @@ impl Rate {
         }
     }
 
-    /// What is worth waiting for, so that it does not come in crumbs: a small part of a second.
+    /// Returns how many units are worth a wake-up: those of a small part of a second.
     pub(crate) fn part(&self) -> u64 {
         const PARTS: u64 = 32;
         (self.per_second / PARTS).clamp(1, self.burst.max(1))
     }
 
-    /// In how much time so much is allowed, rounded up: never faster than was said.
+    /// Returns the time in which `units` may pass, rounded up: never faster than configured.
     fn time_for(&self, units: u64) -> Duration {
         let nanos = (u128::from(units) * 1_000_000_000).div_ceil(u128::from(self.per_second.max(1)));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
@@ -66,14 +66,14 @@ pub(crate) struct Bucket {
 }
 
 impl Default for Bucket {
-    /// Full.
+    /// A full bucket.
     fn default() -> Self {
         Self { full_at: Time::ZERO }
     }
 }
 
 impl Bucket {
-    /// Takes one unit if there is one.
+    /// Takes one unit if one is available.
     pub(crate) fn take(&mut self, rate: &Rate, now: Time) -> bool {
         let admits = self.ready_at(rate) <= now;
         if admits {
@@ -82,39 +82,41 @@ impl Bucket {
         admits
     }
 
-    /// Takes so much, whether it is there or not: what has come has come.
+    /// Takes `units`, available or not: they have passed already.
     pub(crate) fn charge(&mut self, rate: &Rate, units: u64, now: Time) {
         self.full_at = self.full_at.max(now).after(rate.time_for(units));
     }
 
-    /// From when on there is at least one unit.
+    /// Returns the time from which at least one unit is available.
     pub(crate) fn ready_at(&self, rate: &Rate) -> Time {
         self.ready_for(rate, 1)
     }
 
-    /// From when on so much is there, if it ever is.
+    /// Returns the time from which `units` are available, if they ever are.
     fn ready_for(&self, rate: &Rate, units: u64) -> Time {
         let slack = rate.time_for(rate.burst.saturating_sub(units));
         Time::ZERO.after(self.full_at.since(Time::ZERO.after(slack)))
     }
 
-    /// When it is worth asking again, once it is empty.
+    /// Returns the time from which units worth a wake-up are available.
     pub(crate) fn worth_asking_at(&self, rate: &Rate) -> Time {
         self.ready_for(rate, rate.part())
     }
 
-    /// So much was charged and is not used.
+    /// Gives back `units` that were charged and not used.
     pub(crate) fn give_back(&mut self, rate: &Rate, units: u64) {
-        self.full_at = Time::ZERO.after(self.full_at.since(Time::ZERO.after(rate.time_for(units))));
+        let full_at = self.full_at.since(Time::ZERO.after(rate.time_for(units)));
+        self.full_at = Time::ZERO.after(full_at);
     }
 
-    /// The rate is another one from now on. What was spent under the old one leaves it empty at the most: in the time of the
-    /// new one it may be a debt of hours.
+    /// Follows a changed rate: the bucket is empty at most.
+    ///
+    /// In the time of the new rate the units spent under the old one may be a debt of hours.
     pub(crate) fn follow(&mut self, rate: &Rate, now: Time) {
         self.full_at = self.full_at.min(now.after(rate.time_for(rate.burst)));
     }
 
-    /// How much is there.
+    /// Returns how many units are available.
     pub(crate) fn available(&self, rate: &Rate, now: Time) -> u64 {
         if self.ready_at(rate) > now {
             return 0;
@@ -125,12 +127,12 @@ impl Bucket {
         u64::try_from(units).unwrap_or(u64::MAX).clamp(1, rate.burst.max(1))
     }
 
-    /// When what has been taken will have been there.
+    /// Returns the time at which the units taken so far are covered.
     pub(crate) fn settled_at(&self, rate: &Rate) -> Time {
         self.ready_for(rate, 0)
     }
 
-    /// It is full, as if nobody had ever taken anything.
+    /// True if the bucket is as full as one that was never used.
     pub(crate) fn is_full(&self, now: Time) -> bool {
         self.full_at <= now
     }
@@ -146,12 +148,12 @@ mod tests {
         Time::from_start(Duration::from_millis(millis))
     }
 
-    /// How many of `count` are admitted at this time.
+    /// Returns how many of `count` units are admitted at `now`.
     fn admitted(bucket: &mut Bucket, rate: &Rate, now: Time, count: usize) -> usize {
         (0..count).filter(|_| bucket.take(rate, now)).count()
     }
 
-    /// emqx #18355: a capacity of five admits five.
+    /// A burst of five admits exactly five, as was wrong in EMQX (issue 18355).
     #[test]
     fn the_burst_is_exact() {
         for burst in [1, 2, 5, 1000] {
@@ -168,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn then_one_comes_each_interval() {
+    fn then_one_passes_each_interval() {
         let rate = Rate::per_second(10).burst(3);
         let mut bucket = Bucket::default();
         assert_eq!(admitted(&mut bucket, &rate, at(1000), 9), 3);
@@ -176,13 +178,13 @@ mod tests {
         assert_eq!(admitted(&mut bucket, &rate, at(1099), 9), 0);
         assert_eq!(admitted(&mut bucket, &rate, at(1100), 9), 1);
         assert_eq!(admitted(&mut bucket, &rate, at(1350), 9), 2);
-        // Saved up, and never more than the burst.
+        // The bucket fills up to the burst and no further.
         assert_eq!(admitted(&mut bucket, &rate, at(100_000), 9), 3);
     }
 
-    /// What is there and when there is something are two views of one number.
+    /// Units are available exactly from the time that `ready_at` returns.
     #[test]
-    fn there_is_something_exactly_when_it_is_ready() {
+    fn units_are_available_exactly_when_ready() {
         for rate in [
             Rate::per_second(3).burst(5),
             Rate::per_second(7).burst(1),
@@ -202,9 +204,9 @@ mod tests {
         }
     }
 
-    /// A third of a second is not a whole number of nanoseconds: the next comes after it, never before.
+    /// A third of a second is no whole number of nanoseconds: the next unit comes after it.
     #[test]
-    fn parts_of_a_nanosecond_are_waited_for() {
+    fn parts_of_a_nanosecond_are_rounded_up() {
         let rate = Rate::per_second(3).burst(1);
         let mut bucket = Bucket::default();
         assert!(bucket.take(&rate, at(0)));
@@ -214,18 +216,17 @@ mod tests {
         );
     }
 
-    /// A frame that is larger than the burst passes, and is paid for afterwards.
+    /// A frame that is larger than the burst passes, and the next one waits for it.
     #[test]
-    fn a_debt_is_waited_for() {
+    fn a_debt_delays_the_next_unit() {
         let rate = Rate::per_second(1000).burst(10);
         let mut bucket = Bucket::default();
         bucket.charge(&rate, 500, at(1000));
-        // 10 were there, 490 are owed, and one unit must be there again.
+        // 10 were available, 490 are missing, and one must be available again.
         assert_eq!(bucket.ready_at(&rate), at(1000 + 491));
         assert!(!bucket.is_full(at(1499)) && bucket.is_full(at(1500)));
     }
 
-    /// esockd: t_check_bignum.
     #[test]
     fn the_largest_numbers_do_not_wrap() {
         for rate in [
@@ -242,9 +243,9 @@ mod tests {
     }
 
     proptest! {
-        /// In no stretch of time does more pass than the burst and what the rate allows for it.
+        /// In any span of time at most the burst passes, and what the rate allows for the span.
         #[test]
-        fn never_more_than_was_said(
+        fn never_more_than_configured(
             per_second in 1_u64..5000,
             burst in 1_u64..50,
             steps in prop::collection::vec((0_u64..300, 1_usize..20), 1..60),

@@ -1,18 +1,17 @@
-//! Stands in for `tls.rs` without the feature `tls`: a session that cannot exist.
+//! Stands in for TLS without the feature `tls`: a session that cannot exist.
 
 use std::error::Error as StdError;
 
-use super::outbox::Outbox;
-use super::pool::Pool;
+use super::buffers::{Buffers, SendBuffer};
 
 #[derive(Debug)]
 pub(super) enum Session {}
 
-/// No value: a listener cannot ask for TLS.
+/// Has no value: a listener cannot ask for TLS.
 #[derive(Clone, Debug)]
 pub(crate) enum TlsConfig {}
 
-/// No value either.
+/// Has no value: an outgoing connection cannot ask for TLS.
 #[derive(Clone, Debug)]
 pub(crate) enum ClientTls {}
 
@@ -25,8 +24,8 @@ impl ClientTls {
 impl Session {
     pub(super) fn client(
         config: &ClientTls,
-        _sent: Outbox,
-        _pool: &mut Pool,
+        _sent: SendBuffer,
+        _buffers: &mut Buffers,
     ) -> Result<Self, Box<dyn StdError + Send + Sync>> {
         match *config {}
     }
@@ -39,23 +38,11 @@ impl Session {
         match *config {}
     }
 
-    pub(super) fn set_aside(&mut self, _wire: &[u8], _pool: &mut Pool) {
-        match *self {}
-    }
-
-    pub(super) fn has_set_aside(&self) -> bool {
-        match *self {}
-    }
-
-    pub(super) fn take_set_aside(&mut self) -> Vec<u8> {
-        match *self {}
-    }
-
     pub(super) fn is_handshaking(&self) -> bool {
         match *self {}
     }
 
-    pub(super) fn is_at_rest(&self) -> bool {
+    pub(super) fn is_idle(&self) -> bool {
         match *self {}
     }
 
@@ -83,23 +70,23 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn receive(&mut self, _wire: &mut [u8], _plain: &mut Vec<u8>, _pool: &mut Pool) {
+    pub(super) fn receive(&mut self, _wire: &mut [u8], _plain: &mut Vec<u8>, _buffers: &mut Buffers) {
         match *self {}
     }
 
     pub(super) fn encrypt(
         &mut self,
         _plain: &[u8],
-        _pool: &mut Pool,
+        _buffers: &mut Buffers,
     ) -> Result<usize, Box<dyn StdError + Send + Sync>> {
         match *self {}
     }
 
-    pub(super) fn close_notify(&mut self, _pool: &mut Pool) -> Result<(), Box<dyn StdError + Send + Sync>> {
+    pub(super) fn close_notify(&mut self, _buffers: &mut Buffers) -> Result<(), Box<dyn StdError + Send + Sync>> {
         match *self {}
     }
 
-    pub(super) fn waiting(&self) -> &[u8] {
+    pub(super) fn pending(&self) -> &[u8] {
         match *self {}
     }
 
@@ -107,7 +94,7 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn slim(&mut self, _pool: &mut Pool) {
+    pub(super) fn shrink(&mut self, _buffers: &mut Buffers) {
         match *self {}
     }
 
@@ -116,7 +103,7 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn own(&self) -> usize {
+    pub(super) fn tls_overhead(&self) -> usize {
         match *self {}
     }
 
@@ -128,11 +115,11 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn silence(&mut self, _pool: &mut Pool) {
+    pub(super) fn silence(&mut self, _buffers: &mut Buffers) {
         match *self {}
     }
 
-    pub(super) fn clear(&mut self, _pool: &mut Pool) {
+    pub(super) fn clear(&mut self, _buffers: &mut Buffers) {
         match *self {}
     }
 }

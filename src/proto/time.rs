@@ -1,10 +1,12 @@
-//! Time as an argument, and the fixed table of one connection's deadlines.
+//! Time as an argument: nothing in this folder reads a clock.
 
 use std::fmt;
 use std::time::Duration;
 
-/// A point in time: nanoseconds since the server's clock started. Saturating everywhere, so that
-/// `Duration::MAX` means never and a clock that leaps backwards means now.
+/// A point in time: nanoseconds since the server's clock started.
+///
+/// Saturates everywhere, so that `Duration::MAX` means never and a clock that leaps backwards
+/// means now.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Time(u64);
 
@@ -13,19 +15,19 @@ impl Time {
     /// Later than every other time: an unarmed deadline.
     pub(crate) const NEVER: Self = Self(u64::MAX);
 
-    /// `elapsed` after the clock started.
+    /// Returns the time `elapsed` after the clock started.
     #[cfg(any(test, feature = "sim"))]
     pub(crate) fn from_start(elapsed: Duration) -> Self {
         Self::ZERO.after(elapsed)
     }
 
-    /// So many nanoseconds after the clock started.
+    /// Returns the time `nanos` nanoseconds after the clock started.
     #[inline]
     pub(crate) fn from_nanos(nanos: u64) -> Self {
         Self(nanos)
     }
 
-    /// This long after `self`; [`Time::NEVER`] if that is past the end of the clock (584 years).
+    /// Returns `self` plus `span`; [`Time::NEVER`] past the end of the clock (584 years).
     #[inline]
     pub(crate) fn after(self, span: Duration) -> Self {
         let nanos = span
@@ -35,7 +37,7 @@ impl Time {
         Self(self.0.saturating_add(nanos))
     }
 
-    /// How long ago `earlier` was; zero if it is in the future.
+    /// Returns the span since `earlier`; zero if `earlier` is in the future.
     #[inline]
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
@@ -45,6 +47,16 @@ impl Time {
     pub(crate) fn is_armed(self) -> bool {
         self != Self::NEVER
     }
+
+    /// Returns the distance from `now` as a time, so that two states can be compared.
+    #[cfg(feature = "sim")]
+    pub(super) fn ahead_of(self, now: Self) -> Self {
+        if self.is_armed() {
+            Self::from_start(self.since(now))
+        } else {
+            self
+        }
+    }
 }
 
 impl fmt::Debug for Time {
@@ -53,32 +65,6 @@ impl fmt::Debug for Time {
             Self::NEVER => f.write_str("never"),
             Self(nanos) => Duration::from_nanos(nanos).fmt(f),
         }
-    }
-}
-
-/// One field per deadline but the idle timeout's. Nothing is scheduled here: the reactor asks for [`Deadlines::next`] and comes back then.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Deadlines {
-    /// Handshake (Accepting, Handshaking) or linger (Closing): a connection is never in both.
-    pub(super) stage: Time,
-    /// An incomplete frame must be complete by then.
-    pub(super) frame: Time,
-    /// The peer must have taken a byte of what waits by then.
-    pub(super) write: Time,
-}
-
-impl Deadlines {
-    pub(super) const fn none() -> Self {
-        Self {
-            stage: Time::NEVER,
-            frame: Time::NEVER,
-            write: Time::NEVER,
-        }
-    }
-
-    #[inline]
-    pub(super) fn next(&self) -> Time {
-        self.stage.min(self.frame).min(self.write)
     }
 }
 

@@ -1,0 +1,207 @@
+//! Memory of a connection: spare buffers that the connections of a server share, and pending output.
+
+/// A larger buffer goes back to the allocator and is not kept.
+const MAX_KEPT: usize = 128 * 1024;
+/// Spare buffers of each size: enough for one iteration, bounded by 64 × 128 KiB.
+const MAX_SPARE: usize = 64;
+/// A buffer up to this size is small: kept apart, for bytes that stay beyond the turn.
+const SMALL: usize = 1024;
+
+/// Spare buffers, so that an idle connection owns none and a busy one allocates none.
+#[derive(Default)]
+pub(super) struct Buffers {
+    large: Vec<Vec<u8>>,
+    small: Vec<Vec<u8>>,
+}
+
+/// Returns the memory that `buffer` takes beyond the turn: see [`Buffers::shrink`].
+#[inline]
+pub(super) fn retained(buffer: &Vec<u8>) -> usize {
+    buffer.capacity().min((buffer.len() * 2 + 1).max(SMALL))
+}
+
+impl Buffers {
+    /// Buffers that can cross threads: see [`Buffers::into_large`].
+    pub(super) fn of(large: Vec<Vec<u8>>) -> Self {
+        Self {
+            large,
+            small: Vec::new(),
+        }
+    }
+
+    pub(super) fn into_large(self) -> Vec<Vec<u8>> {
+        self.large
+    }
+
+    #[inline]
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        self.large.pop().or_else(|| self.small.pop()).unwrap_or_default()
+    }
+
+    #[inline]
+    pub(super) fn give(&mut self, buffer: Vec<u8>) {
+        if buffer.capacity() > 0 {
+            self.keep(buffer);
+        }
+    }
+
+    fn keep(&mut self, mut buffer: Vec<u8>) {
+        let capacity = buffer.capacity();
+        let shelf = if capacity > SMALL {
+            &mut self.large
+        } else {
+            &mut self.small
+        };
+        if capacity <= MAX_KEPT && shelf.len() < MAX_SPARE {
+            buffer.clear();
+            shelf.push(buffer);
+        }
+    }
+
+    /// Shrinks a buffer whose bytes stay beyond the turn to twice their size, or to a small buffer.
+    ///
+    /// Spare buffers go from connection to connection, and one byte in each must not keep them all.
+    #[inline]
+    pub(super) fn shrink(&mut self, buffer: &mut Vec<u8>) {
+        if buffer.capacity() > SMALL {
+            self.reallocate(buffer);
+        }
+    }
+
+    fn reallocate(&mut self, buffer: &mut Vec<u8>) {
+        let length = buffer.len();
+        if buffer.capacity() / 2 <= length {
+            return;
+        }
+        let mut fit = if length <= SMALL {
+            self.small.pop().unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        fit.reserve_exact(length);
+        fit.extend_from_slice(buffer);
+        self.give(std::mem::replace(buffer, fit));
+    }
+}
+
+/// Bytes pending for the kernel, in order.
+///
+/// Owns memory beyond the turn only while there are any: see [`SendBuffer::shrink`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct SendBuffer {
+    bytes: Vec<u8>,
+    /// How many of `bytes` are sent. Invariant: `sent < bytes.len()`, or both are zero.
+    sent: usize,
+}
+
+impl SendBuffer {
+    pub(super) const fn new() -> Self {
+        Self {
+            bytes: Vec::new(),
+            sent: 0,
+        }
+    }
+
+    /// Returns where the next bytes are appended.
+    #[inline]
+    pub(super) fn tail(&mut self, buffers: &mut Buffers) -> &mut Vec<u8> {
+        if self.bytes.capacity() == 0 {
+            self.bytes = buffers.take();
+        }
+        &mut self.bytes
+    }
+
+    #[inline]
+    pub(super) fn pending(&self) -> &[u8] {
+        self.bytes.get(self.sent..).unwrap_or_default()
+    }
+
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// True if sent bytes take no more memory than pending ones.
+    #[cfg(feature = "sim")]
+    pub(super) fn is_compact(&self) -> bool {
+        self.sent <= self.len()
+    }
+
+    /// Removes the first `count` pending bytes.
+    ///
+    /// The remainder moves to the front only when it is the smaller half, so that a slow reader
+    /// costs each byte at most one more copy.
+    #[inline]
+    pub(super) fn advance(&mut self, count: usize) {
+        self.sent += count.min(self.len());
+        if self.sent == self.bytes.len() {
+            // More is likely to follow, in this turn or in the next connection's.
+            self.bytes.clear();
+            self.sent = 0;
+        } else if self.sent > self.bytes.len() / 2 {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+
+    /// Returns the memory that it takes beyond the turn.
+    #[inline]
+    pub(super) fn memory(&self) -> usize {
+        if self.is_empty() {
+            0
+        } else {
+            retained(&self.bytes)
+        }
+    }
+
+    /// Gives back memory that it does not need beyond the turn.
+    #[inline]
+    pub(super) fn shrink(&mut self, buffers: &mut Buffers) {
+        if !self.is_empty() {
+            buffers.shrink(&mut self.bytes);
+        } else if self.capacity() > 0 {
+            self.clear(buffers);
+        }
+    }
+
+    #[inline]
+    pub(super) fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+
+    /// Drops the pending bytes and gives the memory back.
+    pub(super) fn clear(&mut self, buffers: &mut Buffers) {
+        buffers.give(std::mem::take(&mut self.bytes));
+        self.sent = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_leave_in_order_in_any_pieces() {
+        let mut buffers = Buffers::default();
+        let mut pending = SendBuffer::default();
+        let bytes: Vec<u8> = (0..=255).cycle().take(10_000).collect();
+        let mut seen = Vec::new();
+        for (turn, chunk) in bytes.chunks(37).enumerate() {
+            pending.tail(&mut buffers).extend_from_slice(chunk);
+            let take = (turn * 31 % 50).min(pending.len());
+            seen.extend_from_slice(&pending.pending()[..take]);
+            pending.advance(take);
+        }
+        seen.extend_from_slice(pending.pending());
+        pending.advance(usize::MAX);
+        assert_eq!(seen, bytes);
+        assert!(pending.is_empty());
+        pending.shrink(&mut buffers);
+        assert_eq!(pending.capacity(), 0, "an empty buffer owns no memory beyond the turn");
+    }
+}

@@ -1,0 +1,168 @@
+//! How a connection ends: the request to close after input, and the reason.
+
+use std::io;
+
+use crate::reason::{CloseReason, Closed};
+
+/// The request to close once all received input is answered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct CloseAfterInput(u8);
+
+impl CloseAfterInput {
+    const REQUESTED: u8 = 1;
+    /// A read since then found the kernel's buffer empty.
+    const READ_DRAINED: u8 = 2;
+
+    /// All flags, for the one test of [`Status::only_frames`](super::status::Status::only_frames).
+    #[inline]
+    pub(super) fn bits(self) -> u8 {
+        self.0
+    }
+
+    pub(super) fn request(&mut self) {
+        if !self.is_requested() {
+            self.0 = Self::REQUESTED;
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_requested(self) -> bool {
+        self.0 & Self::REQUESTED != 0
+    }
+
+    /// A read found the kernel's buffer empty.
+    pub(super) fn read_blocked(&mut self) {
+        if self.is_requested() {
+            self.0 |= Self::READ_DRAINED;
+        }
+    }
+
+    /// The peer's FIN was read: nothing follows.
+    pub(super) fn read_ended(&mut self) {
+        self.0 |= Self::READ_DRAINED;
+    }
+
+    /// Forgets that the kernel's buffer was empty: more may have arrived since.
+    pub(super) fn check_again(&mut self) {
+        self.0 &= !Self::READ_DRAINED;
+    }
+
+    /// True if a read must find the kernel's buffer empty first.
+    #[inline]
+    pub(super) fn needs_read(self) -> bool {
+        self.0 == Self::REQUESTED
+    }
+
+    /// True if everything that arrived before the request was read.
+    pub(super) fn is_read_drained(self) -> bool {
+        self.0 & Self::READ_DRAINED != 0
+    }
+}
+
+/// What a connection accumulates on its way to the end.
+#[derive(Debug)]
+pub(super) struct Ending {
+    /// Why it ends: the first reason stays.
+    reason: Option<Closed>,
+    /// Input discarded while closing.
+    discarded: usize,
+    /// Replies promised by the handler: the connection does not close by itself before they are sent.
+    pending_replies: u32,
+}
+
+impl Ending {
+    pub(super) const fn none() -> Self {
+        Self {
+            reason: None,
+            discarded: 0,
+            pending_replies: 0,
+        }
+    }
+
+    #[inline]
+    pub(super) fn is_none(&self) -> bool {
+        self.reason.is_none() && self.pending_replies == 0 && self.discarded == 0
+    }
+
+    /// Records why the connection ends, unless a reason is known.
+    ///
+    /// The last statement of its callers: a second reason is dropped here, and its error may be the
+    /// user's.
+    pub(super) fn set_reason(&mut self, closed: Closed) {
+        if self.reason.is_none() {
+            self.reason = Some(closed);
+        }
+    }
+
+    pub(super) fn has_reason(&self) -> bool {
+        self.reason.is_some()
+    }
+
+    /// Replaces the reason because promised output is lost.
+    ///
+    /// An error that is known stays: it is the user's, whose destructor must not run here.
+    pub(super) fn set_loss(&mut self, closed: Closed) {
+        match &mut self.reason {
+            Some(known) => {
+                known.reason = closed.reason;
+                if known.error.is_none() {
+                    known.error = closed.error;
+                }
+            }
+            none => *none = Some(closed),
+        }
+    }
+
+    pub(super) fn take_reason(&mut self) -> Option<Closed> {
+        self.reason.take()
+    }
+
+    pub(super) fn discard(&mut self, count: usize) {
+        self.discarded = self.discarded.saturating_add(count);
+    }
+
+    pub(super) fn discarded(&self) -> usize {
+        self.discarded
+    }
+
+    pub(super) fn await_reply(&mut self) {
+        self.pending_replies = self.pending_replies.saturating_add(1);
+    }
+
+    pub(super) fn end_reply(&mut self) {
+        self.pending_replies = self.pending_replies.saturating_sub(1);
+    }
+
+    pub(super) fn has_pending_replies(&self) -> bool {
+        self.pending_replies > 0
+    }
+
+    /// A copy without the error, which cannot be copied.
+    #[cfg(feature = "sim")]
+    pub(super) fn fork(&self) -> Self {
+        Self {
+            reason: self.reason.as_ref().map(|closed| Closed::new(closed.reason)),
+            ..*self
+        }
+    }
+
+    #[cfg(feature = "sim")]
+    pub(super) fn fingerprint(&self) -> (Option<CloseReason>, usize, u32) {
+        let reason = self.reason.as_ref().map(|closed| closed.reason);
+        (reason, self.discarded, self.pending_replies)
+    }
+}
+
+/// Returns the reason behind a socket error.
+pub(super) fn closed_by(error: io::Error) -> Closed {
+    let reason = match error.raw_os_error() {
+        Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED | libc::ENOTCONN) => CloseReason::Reset,
+        Some(libc::ETIMEDOUT) => CloseReason::TimedOut,
+        Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN | libc::EHOSTDOWN) => CloseReason::Unreachable,
+        _ => CloseReason::Io,
+    };
+    match reason {
+        CloseReason::Io => Closed::with(reason, error),
+        _ => Closed::new(reason),
+    }
+}

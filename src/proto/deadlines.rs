@@ -1,0 +1,316 @@
+//! The clocks of one connection: its deadlines, its pauses and its handler's timers.
+//!
+//! Nothing is scheduled here. The reactor reads the first deadline and comes back then.
+
+use std::time::Duration;
+
+use super::time::Time;
+
+/// The deadlines and timers of one connection, all but the idle timeout's beginning.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Deadlines {
+    /// Of the attempt to connect, the handshake or the linger: no state has two of them.
+    phase: Time,
+    /// The incomplete frame must be complete by then.
+    frame: Time,
+    /// The peer must have taken a byte of the pending output by then.
+    write: Time,
+    /// Set while reading is paused.
+    paused: Option<Paused>,
+    /// How long reading was paused since the last input: the idle timeout excludes that time.
+    paused_for: Duration,
+    timers: Vec<Timer>,
+    /// Timers up to here have expired.
+    expired_through: Time,
+}
+
+/// The peer's clocks while reading is paused.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Paused {
+    since: Time,
+    /// Where the frame's deadline was.
+    frame: Time,
+}
+
+/// A timer of the handler's, under a key of its choice.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Timer {
+    key: u8,
+    at: Time,
+}
+
+impl Deadlines {
+    pub(super) const fn none() -> Self {
+        Self {
+            phase: Time::NEVER,
+            frame: Time::NEVER,
+            write: Time::NEVER,
+            paused: None,
+            paused_for: Duration::ZERO,
+            timers: Vec::new(),
+            expired_through: Time::ZERO,
+        }
+    }
+
+    /// Returns the first deadline, the idle timeout's and the timers' excluded.
+    #[inline]
+    pub(super) fn first(&self) -> Time {
+        self.phase.min(self.frame).min(self.write)
+    }
+
+    /// Returns the time of the handler's first timer.
+    #[inline]
+    pub(super) fn first_timer(&self) -> Time {
+        self.timers.iter().map(|timer| timer.at).fold(Time::NEVER, Time::min)
+    }
+
+    /// True if no clock runs or is paused, the handler's timers excluded.
+    #[inline]
+    pub(super) fn is_idle(&self) -> bool {
+        !self.first().is_armed() && self.paused.is_none()
+    }
+
+    /// True if all of this can be forgotten.
+    ///
+    /// `expired_through` can be: no timer is left, and the next one is set at a later time.
+    #[inline]
+    pub(super) fn is_over(&self) -> bool {
+        self.timers.is_empty() && self.paused_for.is_zero()
+    }
+
+    /// Prepares for another connection, once [`Deadlines::is_over`].
+    #[inline]
+    pub(super) fn reset(&mut self) {
+        self.expired_through = Time::ZERO;
+    }
+
+    // The deadline of the present state.
+
+    pub(super) fn phase(&self) -> Time {
+        self.phase
+    }
+
+    pub(super) fn arm_phase(&mut self, at: Time) {
+        self.phase = at;
+    }
+
+    pub(super) fn clear_phase(&mut self) {
+        self.phase = Time::NEVER;
+    }
+
+    /// Arms the handshake's deadline; the clocks of frames stop.
+    pub(super) fn begin_handshake(&mut self, until: Time) {
+        self.paused = None;
+        self.frame = Time::NEVER;
+        self.phase = until;
+    }
+
+    /// Takes the phase's deadline if it is due.
+    pub(super) fn expire_phase(&mut self, due: Time) -> bool {
+        let expired = self.phase <= due;
+        if expired {
+            self.phase = Time::NEVER;
+        }
+        expired
+    }
+
+    // The peer takes output.
+
+    #[inline]
+    pub(super) fn write(&self) -> Time {
+        self.write
+    }
+
+    pub(super) fn arm_write(&mut self, at: Time) {
+        self.write = at;
+    }
+
+    #[inline]
+    pub(super) fn clear_write(&mut self) {
+        self.write = Time::NEVER;
+    }
+
+    // The peer sends.
+
+    #[inline]
+    pub(super) fn frame(&self) -> Time {
+        self.frame
+    }
+
+    /// Sets the deadline of the incomplete frame, also while it is paused.
+    #[inline]
+    pub(super) fn set_frame(&mut self, at: Time) {
+        match &mut self.paused {
+            Some(paused) => paused.frame = at,
+            None => self.frame = at,
+        }
+    }
+
+    /// Returns when the idle timeout expires.
+    #[inline]
+    pub(super) fn idle(&self, last_input: Time, timeout: Duration) -> Time {
+        if self.paused.is_some() {
+            Time::NEVER
+        } else {
+            self.idle_unpaused(last_input, timeout)
+        }
+    }
+
+    /// As [`Deadlines::idle`], if reading resumed at the time of the pause.
+    #[inline]
+    fn idle_unpaused(&self, last_input: Time, timeout: Duration) -> Time {
+        last_input.after(timeout).after(self.paused_for)
+    }
+
+    /// Starts the idle timeout anew.
+    #[inline]
+    pub(super) fn note_input(&mut self) {
+        self.paused_for = Duration::ZERO;
+    }
+
+    /// Pauses the peer's clocks: it cannot be late while the server does not read.
+    pub(super) fn pause(&mut self, now: Time) {
+        if self.paused.is_none() {
+            self.paused = Some(Paused {
+                since: now,
+                frame: std::mem::replace(&mut self.frame, Time::NEVER),
+            });
+        }
+    }
+
+    /// Resumes the peer's clocks where they were. True if they were paused.
+    pub(super) fn resume(&mut self, now: Time) -> bool {
+        let Some(paused) = self.paused.take() else {
+            return false;
+        };
+        let span = now.since(paused.since);
+        self.frame = paused.frame.after(span);
+        self.paused_for = self.paused_for.saturating_add(span);
+        true
+    }
+
+    // The end.
+
+    /// Keeps the write timeout alone: the connection closes.
+    pub(super) fn begin_closing(&mut self) {
+        *self = Self {
+            write: self.write,
+            expired_through: self.expired_through,
+            ..Self::none()
+        };
+    }
+
+    /// Stops every clock: the connection is over.
+    pub(super) fn stop(&mut self) {
+        self.begin_closing();
+        self.write = Time::NEVER;
+    }
+
+    // The handler's timers.
+
+    pub(super) fn has_timers(&self) -> bool {
+        !self.timers.is_empty()
+    }
+
+    /// Expires the timers up to `due`. True if there are any.
+    pub(super) fn expire_timers(&mut self, due: Time) -> bool {
+        self.expired_through = self.expired_through.max(due);
+        self.has_due_timer()
+    }
+
+    pub(super) fn has_due_timer(&self) -> bool {
+        self.timers.iter().any(|timer| timer.at <= self.expired_through)
+    }
+
+    /// Sets timer `key`.
+    ///
+    /// Never due in the turn that sets it, so that a timer which is set to "now" in its own callback
+    /// cannot spin.
+    pub(super) fn set_timer(&mut self, key: u8, at: Time) {
+        self.cancel_timer(key);
+        let at = at.max(self.expired_through.after(Duration::from_nanos(1)));
+        self.timers.push(Timer { key, at });
+    }
+
+    pub(super) fn cancel_timer(&mut self, key: u8) {
+        self.timers.retain(|timer| timer.key != key);
+    }
+
+    /// Removes the first of the timers that are due.
+    pub(super) fn take_due_timer(&mut self) -> Option<u8> {
+        let due = |timer: &Timer| timer.at <= self.expired_through;
+        let first = self.timers.iter().enumerate().min_by_key(|(_, timer)| timer.at);
+        let (index, _) = first.filter(|(_, timer)| due(timer))?;
+        Some(self.timers.remove(index).key)
+    }
+
+    #[cfg(feature = "sim")]
+    pub(super) fn is_paused(&self) -> bool {
+        self.paused.is_some()
+    }
+
+    /// Returns the same with times as distances from `now`, for comparison; with the idle timeout.
+    #[cfg(feature = "sim")]
+    pub(super) fn ahead_of(&self, now: Time, last_input: Time, timeout: Duration) -> (Self, Time) {
+        let idle = self.idle_unpaused(last_input, timeout);
+        // Paused clocks move with the present: only their distance from the pause's begin counts.
+        let (paused, idle) = match &self.paused {
+            Some(paused) => (
+                Some(Paused {
+                    since: Time::ZERO,
+                    frame: paused.frame.ahead_of(paused.since),
+                }),
+                idle.ahead_of(paused.since),
+            ),
+            None => (None, idle.ahead_of(now)),
+        };
+        let timers = self.timers.iter().map(|timer| Timer {
+            key: timer.key,
+            at: timer.at.ahead_of(now),
+        });
+        let deadlines = Self {
+            phase: self.phase.ahead_of(now),
+            frame: self.frame.ahead_of(now),
+            write: self.write.ahead_of(now),
+            paused,
+            // Part of the idle timeout.
+            paused_for: Duration::ZERO,
+            timers: timers.collect(),
+            // In the past only whether a due timer has expired matters, and none stays behind.
+            expired_through: self.expired_through.ahead_of(now),
+        };
+        (deadlines, idle)
+    }
+}
+
+/// The time left until each of a connection's deadlines; zero if it expires in the next turn.
+///
+/// `None` for a clock that does not run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct TimeLeft {
+    /// Until the present attempt to connect fails
+    /// ([`Connect::connect_timeout`](crate::Connect::connect_timeout)), or until the next one begins
+    /// ([`Connect::retry`](crate::Connect::retry)).
+    pub connect: Option<Duration>,
+    /// Until the connection must be open
+    /// ([`Listen::handshake_timeout`](crate::Listen::handshake_timeout)).
+    pub handshake: Option<Duration>,
+    /// Until the incomplete frame must be complete
+    /// ([`Listen::frame_timeout`](crate::Listen::frame_timeout)).
+    pub frame: Option<Duration>,
+    /// Until the peer must have sent a byte
+    /// ([`Listen::idle_timeout`](crate::Listen::idle_timeout)).
+    pub idle: Option<Duration>,
+    /// Until the peer must have taken a byte of the pending output
+    /// ([`Listen::write_timeout`](crate::Listen::write_timeout)).
+    pub write: Option<Duration>,
+    /// Until the socket is closed without the peer's FIN
+    /// ([`Listen::linger`](crate::Listen::linger)).
+    pub linger: Option<Duration>,
+    /// Until reading resumes that a rate has paused
+    /// ([`Listen::read_rate`](crate::Listen::read_rate) and the other rates).
+    pub throttle: Option<Duration>,
+    /// Until the first of the handler's timers ([`Conn::set_timer`](crate::Conn::set_timer)).
+    pub timer: Option<Duration>,
+}

@@ -1,0 +1,195 @@
+//! What the user chooses: a built-in framing, or one of their own.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// How a byte stream is cut into frames.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub enum Framing {
+    /// No frames: the handler gets the bytes as they arrive, in pieces of any size, never empty.
+    Raw,
+    /// One length byte. Payloads of 0 to 255 bytes.
+    Packet1,
+    /// Two length bytes, big-endian. Payloads of 0 to 65 535 bytes.
+    #[default]
+    Packet2,
+    /// Four length bytes, big-endian. Payloads up to the maximum, 8 MiB by default.
+    Packet4,
+    /// Lines up to and including `\n`. The delimiter stays in the frame and is *not* added by
+    /// `send`.
+    Line,
+    /// As [`Framing::Line`], with another delimiter.
+    Delimited(u8),
+    /// Your own framing: see [`Framing::custom`].
+    Custom(FramerFactory),
+}
+
+/// Makes a [`Framer`] for each connection; built by [`Framing::custom`].
+#[derive(Clone)]
+pub struct FramerFactory(pub(super) Arc<dyn Fn() -> Box<dyn Framer> + Send + Sync>);
+
+impl Framing {
+    /// Frames by your own rule: `make` is called once per connection.
+    ///
+    /// ```
+    /// use portcullis::{Decoded, FrameError, FrameBuf, Framer, Framing};
+    ///
+    /// /// Netstrings: `5:hello,`.
+    /// struct Netstring;
+    /// impl Framer for Netstring {
+    ///     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+    ///         let Some(colon) = input.iter().take(9).position(|&b| b == b':') else {
+    ///             return if input.len() >= 9 {
+    ///                 Err(FrameError::new("no length"))
+    ///             } else {
+    ///                 Ok(Decoded::More)
+    ///             };
+    ///         };
+    ///         let length: usize = std::str::from_utf8(&input[..colon])
+    ///             .ok().and_then(|digits| digits.parse().ok())
+    ///             .ok_or_else(|| FrameError::new("bad length"))?;
+    ///         let payload = colon + 1..colon + 1 + length;
+    ///         match input.get(payload.end) {
+    ///             None => Ok(Decoded::Need(payload.end + 1)),
+    ///             Some(b',') => Ok(Decoded::Frame { consumed: payload.end + 1, payload }),
+    ///             Some(_) => Err(FrameError::new("no comma")),
+    ///         }
+    ///     }
+    ///     fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+    ///         out.put(format!("{}:", payload.len()).as_bytes());
+    ///         out.put(payload);
+    ///         out.put(b",");
+    ///         Ok(())
+    ///     }
+    /// }
+    /// let framing = Framing::custom(|| Netstring);
+    /// # let _ = framing;
+    /// ```
+    pub fn custom<F, M>(make: M) -> Self
+    where
+        F: Framer + 'static,
+        M: Fn() -> F + Send + Sync + 'static,
+    {
+        Self::Custom(FramerFactory(Arc::new(move || Box::new(make()))))
+    }
+
+    /// Returns the maximum payload of a listener that sets none.
+    ///
+    /// 8 MiB for packet-4, the header's limit for packet-1 and packet-2, 64 KiB for the others (lines
+    /// count their delimiter).
+    pub(crate) fn default_max(&self) -> usize {
+        match self {
+            Self::Packet1 => 0xFF,
+            Self::Packet2 => 0xFFFF,
+            Self::Packet4 => 8 * 1024 * 1024,
+            Self::Raw | Self::Line | Self::Delimited(_) | Self::Custom(_) => 64 * 1024,
+        }
+    }
+}
+
+impl fmt::Debug for Framing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Raw => f.write_str("raw"),
+            Self::Packet1 => f.write_str("packet-1"),
+            Self::Packet2 => f.write_str("packet-2"),
+            Self::Packet4 => f.write_str("packet-4"),
+            Self::Line => f.write_str("line"),
+            Self::Delimited(byte) => write!(f, "delimited by {byte:#04x}"),
+            Self::Custom(_) => f.write_str("custom"),
+        }
+    }
+}
+
+impl fmt::Debug for FramerFactory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("FramerFactory")
+    }
+}
+
+/// What [`Framer::decode`] found at the front of the input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decoded {
+    /// A whole frame. `consumed` is the length of its header, payload and trailer together.
+    ///
+    /// A frame that consumes nothing, or that is outside the input, closes the connection as
+    /// [`BadFrame`](crate::CloseReason::BadFrame).
+    Frame {
+        /// The bytes that the handler gets, as a range of the input.
+        payload: Range<usize>,
+        /// Number of bytes of the input that the frame takes, at least 1.
+        consumed: usize,
+    },
+    /// No whole frame yet: call again when more bytes have arrived.
+    More,
+    /// No whole frame yet: call again when the input is at least this long.
+    Need(usize),
+}
+
+/// A framing of your own: a frame and its length, *more*, or an error.
+///
+/// One value per connection, so it may keep state. The input always begins at a frame's first byte,
+/// and is never longer than the listener's maximum frame and 16 bytes for header and trailer. A longer
+/// frame closes the connection as [`FrameTooLarge`](crate::CloseReason::FrameTooLarge).
+pub trait Framer {
+    /// Looks for one frame at the front of `input`, which is never empty.
+    ///
+    /// # Errors
+    ///
+    /// The connection closes as [`BadFrame`](crate::CloseReason::BadFrame) with this error; frames
+    /// before it are delivered.
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError>;
+
+    /// Appends one frame with this payload to `out`; in case of an error nothing of it is sent.
+    ///
+    /// # Errors
+    ///
+    /// The error reaches the caller of `send`.
+    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError>;
+}
+
+/// Where [`Framer::encode`] puts its bytes: append only.
+#[derive(Debug)]
+pub struct FrameBuf<'a>(pub(super) &'a mut Vec<u8>);
+
+impl FrameBuf<'_> {
+    /// Appends `bytes`.
+    pub fn put(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+}
+
+/// Why a [`Framer`] refuses bytes.
+#[derive(Debug)]
+#[must_use]
+pub struct FrameError(Box<dyn StdError + Send + Sync>);
+
+impl FrameError {
+    /// An error from words, or from the error that caused it.
+    pub fn new(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self(cause.into())
+    }
+
+    /// Returns the cause: `error.get_ref().downcast_ref::<BadChecksum>()`.
+    ///
+    /// A `FrameError` is the [`Closed::error`](crate::Closed::error) of a connection that closed as
+    /// [`BadFrame`](crate::CloseReason::BadFrame).
+    pub fn get_ref(&self) -> &(dyn StdError + Send + Sync + 'static) {
+        &*self.0
+    }
+}
+
+impl fmt::Display for FrameError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for FrameError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source()
+    }
+}

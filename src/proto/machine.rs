@@ -1,0 +1,698 @@
+//! One connection: its parts, and the one rule about what each of its states allows.
+//!
+//! The parts know nothing of this type: they get their siblings as arguments. Here stand the
+//! connection's data and what can be asked of it; [`lifecycle`] moves it from state to state,
+//! [`input`] and [`output`] carry bytes. Those three call this file, the last two call `lifecycle`.
+
+mod input;
+mod lifecycle;
+mod output;
+
+use std::rc::Rc;
+#[cfg(feature = "sim")]
+use std::time::Duration;
+
+use super::active::Active;
+use super::deadlines::TimeLeft;
+use super::framing::{Codec, Framing};
+use super::life::{Life, Phase};
+use super::pool::Pool;
+use super::proxy::ProxyHeader;
+use super::rates::{SharedMeters, Throttle};
+#[cfg(feature = "sim")]
+use super::snapshot::Fingerprint;
+use super::state::{Limits, State, Traffic};
+#[cfg(feature = "sim")]
+use super::status::Events;
+use super::status::Status;
+use super::time::Time;
+#[cfg(feature = "tls")]
+use super::tls::TlsInfo;
+use super::tls::{Session, TlsConfig};
+use crate::reason::CloseReason;
+
+/// The state machine of one connection.
+///
+/// Contains what an idle connection needs. All else is in [`Active`] and in the TLS session.
+pub(crate) struct Machine {
+    status: Status,
+    limits: Rc<Limits>,
+    codec: Codec,
+    tls: Option<Box<Session>>,
+    last_input: Time,
+    traffic: Traffic,
+    active: Option<Box<Active>>,
+}
+
+/// What a connection's state allows: see [`Machine::allows`].
+struct Allows {
+    read: bool,
+    write: bool,
+    queue: bool,
+}
+
+impl Machine {
+    /// A connection that was accepted; `tls` begins once the service has accepted the peer.
+    pub(crate) fn new(
+        framing: &Framing,
+        limits: Rc<Limits>,
+        tls: Option<&TlsConfig>,
+        now: Time,
+        pool: &mut Pool,
+    ) -> Self {
+        let mut machine = Self::in_state(Life::accepted(), framing, limits, now);
+        machine.tls = tls.map(|config| Box::new(Session::new(config)));
+        let until = now.after(machine.limits.handshake_timeout);
+        machine.wake(pool).deadlines.begin_handshake(until);
+        machine
+    }
+
+    /// A connection that the server makes. It has a handler from the beginning.
+    pub(crate) fn connecting(framing: &Framing, limits: Rc<Limits>, now: Time) -> Self {
+        let mut machine = Self::in_state(Life::connecting(), framing, limits, now);
+        machine.set_throttle(Throttle::new(
+            machine.limits.read_rate,
+            machine.limits.frame_rate,
+            &SharedMeters::default(),
+        ));
+        machine
+    }
+
+    fn in_state(life: Life, framing: &Framing, limits: Rc<Limits>, now: Time) -> Self {
+        let max = limits.max_frame.unwrap_or(framing.default_max());
+        Self {
+            status: Status::new(life),
+            codec: Codec::new(framing, max),
+            tls: None,
+            last_input: now,
+            traffic: Traffic::default(),
+            active: None,
+            limits,
+        }
+    }
+
+    // What a state allows.
+
+    /// Decides whether bytes may be read from the socket, written to it, and queued for it.
+    ///
+    /// | state | read | write | queue |
+    /// |---|---|---|---|
+    /// | Accepting | while a PROXY header is to come | no | no |
+    /// | Connecting | no | no | yes, kept until it is open |
+    /// | Handshaking | yes; stashed bytes come first | TLS's own | if it was open or is outgoing: kept |
+    /// | Open | unless paused, frames are buffered, or the input is over | until our FIN | yes |
+    /// | Closing, to flush | to discard, up to `linger_bytes` | yes | no |
+    /// | Closing, to linger | to discard, up to `linger_bytes` | no | no |
+    /// | Closing, else | no | no | no |
+    ///
+    /// Nothing is read after FIN or a failure of TLS. Nothing is queued by a handler that has
+    /// finished or detached, nor for a peer that can receive nothing more.
+    ///
+    /// Most connections are in one of a few situations for which a cheaper test suffices:
+    ///
+    /// | test | situation | allowed |
+    /// |---|---|---|
+    /// | [`Machine::only_frames`] | Open, and no part has anything to do but frames | read, write, queue |
+    /// | [`Machine::is_idle`] | the same, nothing is buffered, and only the idle timeout runs | the same |
+    /// | [`Machine::is_newly_open`] | idle in the clear, but that `on_open` is pending | the same |
+    fn allows(&self) -> Allows {
+        let (life, recv, send) = (self.status.life, self.status.recv, self.status.send);
+        let ending = &self.parts().ending;
+        let may_discard = ending.discarded() <= self.limits.linger_bytes;
+        let (read, write, queue) = match life.phase() {
+            Phase::HeaderRequired | Phase::HeaderOptional => (true, false, false),
+            Phase::HeaderDone | Phase::Admitting => (false, false, false),
+            Phase::Connecting => (false, false, true),
+            Phase::Handshaking => (true, true, life.is_served()),
+            Phase::Open => (
+                !self.is_paused() && !recv.has_frames_buffered() && !self.status.tls_ended,
+                !send.has_sent_fin(),
+                true,
+            ),
+            // A peer that writes before it reads gets its answers, and the close is no reset.
+            Phase::Flush => (may_discard, true, false),
+            Phase::Linger => (may_discard, false, false),
+            Phase::Shutdown | Phase::Gone | Phase::Reset | Phase::Detached => (false, false, false),
+        };
+        let finished = send.is_finishing() || life.is_detaching() || self.write_closed();
+        let allows = Allows {
+            read: read && !recv.is_eof(),
+            write,
+            queue: queue && !finished,
+        };
+        debug_assert!(
+            !self.only_frames() || (allows.read && allows.write && allows.queue),
+            "the shortcut allows what the table does not: {:?}",
+            self.status
+        );
+        allows
+    }
+
+    /// True if the connection is open and has nothing to do but frames: no end, no pause, no rate,
+    /// no pending event. The one test that a message of an ordinary connection costs.
+    #[inline]
+    pub(crate) fn only_frames(&self) -> bool {
+        self.status.only_frames()
+    }
+
+    /// True if the connection waits for the peer's next byte and nothing else.
+    ///
+    /// Besides the handler's timers its one deadline is the idle timeout, which moves only later.
+    #[inline]
+    pub(crate) fn is_idle(&self) -> bool {
+        self.only_frames()
+            && self.active.as_ref().is_none_or(|active| active.is_idle())
+            && self.tls.as_ref().is_none_or(|session| session.is_idle())
+    }
+
+    /// True if the connection is idle and in the clear, but that `on_open` is pending.
+    #[inline]
+    pub(crate) fn is_newly_open(&self) -> bool {
+        self.status.only_opened() && self.tls.is_none() && self.active.as_ref().is_none_or(|active| active.is_idle())
+    }
+
+    /// True if a read from the socket is allowed now, or [`Machine::handle_stash`] in its place.
+    pub(crate) fn wants_read(&self) -> bool {
+        self.allows().read
+    }
+
+    #[inline(never)]
+    fn can_queue(&self) -> bool {
+        self.allows().queue
+    }
+
+    /// Returns how many pending bytes the kernel can be given now: during a handshake TLS's own.
+    #[inline]
+    pub(crate) fn sendable(&self) -> usize {
+        if self.only_frames() {
+            return self.queued();
+        }
+        match &self.tls {
+            _ if !self.allows().write => 0,
+            Some(session) if session.is_handshaking() => session.pending().len(),
+            _ => self.queued(),
+        }
+    }
+
+    // The parts.
+
+    /// Returns the large halves of the parts, or those of an idle connection.
+    #[inline]
+    fn parts(&self) -> &Active {
+        self.active.as_deref().unwrap_or(Active::IDLE)
+    }
+
+    /// Takes the large halves of the parts from the pool, unless the connection has them.
+    #[inline]
+    fn wake(&mut self, pool: &mut Pool) -> &mut Active {
+        self.active.get_or_insert_with(|| pool.take_active())
+    }
+
+    /// As [`Machine::wake`], where no pool is at hand: allocates for an idle connection.
+    fn wake_unpooled(&mut self) -> &mut Active {
+        self.active.get_or_insert_default()
+    }
+
+    /// Limits the rates of reading to the connection's own, and to `shared` ones of its listener.
+    pub(crate) fn set_rates(&mut self, shared: &SharedMeters) {
+        let (bytes, frames) = (self.limits.read_rate, self.limits.frame_rate);
+        self.set_throttle(Throttle::new(bytes, frames, shared));
+    }
+
+    fn set_throttle(&mut self, throttle: Option<Box<Throttle>>) {
+        self.status.recv.set_has_rates(throttle.is_some());
+        if throttle.is_some() {
+            self.wake_unpooled().throttle = throttle;
+        } else if let Some(active) = &mut self.active {
+            active.throttle = None;
+        }
+    }
+
+    /// Checks the rates anew, after a shared one has changed.
+    pub(crate) fn recheck_rates(&mut self, now: Time) {
+        if let Some(throttle) = self.throttle() {
+            throttle.recheck_rates(now);
+        }
+    }
+
+    fn throttle(&mut self) -> Option<&mut Throttle> {
+        self.active.as_mut()?.throttle.as_deref_mut()
+    }
+
+    /// Gives back memory that the connection does not need beyond the turn.
+    #[inline(always)]
+    pub(crate) fn shrink(&mut self, pool: &mut Pool) {
+        self.status.clocks_resumed = false;
+        if let Some(active) = self.active.take_if(|active| active.is_over()) {
+            pool.give_active(active);
+        } else if let Some(active) = &mut self.active {
+            active.shrink(&mut pool.buffers);
+        }
+        if let Some(session) = &mut self.tls {
+            session.shrink(&mut pool.buffers);
+        }
+    }
+
+    /// Returns the memory that the connection's buffers take beyond the turn.
+    #[inline]
+    pub(crate) fn memory(&self) -> usize {
+        self.parts().memory() + self.tls.as_ref().map_or(0, |session| session.memory())
+    }
+
+    /// Returns the bytes that are buffered in either direction.
+    pub(crate) fn buffered(&self) -> usize {
+        let parts = self.parts();
+        let tls = self.tls.as_ref().map_or(0, |session| session.buffered());
+        parts.send_buf.len() + parts.recv_buf.len() + tls
+    }
+
+    /// Returns the bytes that are pending for the peer.
+    #[inline]
+    pub(crate) fn queued(&self) -> usize {
+        let tls = self.tls.as_ref().map_or(0, |session| session.pending().len());
+        self.parts().send_buf.len() + tls
+    }
+
+    /// Returns the pending bytes that the handler has sent: those of TLS itself are excluded.
+    #[inline]
+    pub(crate) fn unsent_app_bytes(&self) -> usize {
+        self.queued() - self.tls.as_ref().map_or(0, |session| session.tls_overhead())
+    }
+
+    // The state.
+
+    #[inline]
+    pub(crate) fn state(&self) -> State {
+        self.status.life.state()
+    }
+
+    /// True if `on_open` was called, so that `on_close` is due.
+    pub(crate) fn was_open(&self) -> bool {
+        self.status.life.was_open()
+    }
+
+    /// True if the service has accepted the peer, so that there is a handler.
+    pub(crate) fn was_admitted(&self) -> bool {
+        self.status.life.was_admitted()
+    }
+
+    /// True if the handler can be notified: frames are exchanged, or `start_tls` is under way.
+    pub(crate) fn is_established(&self) -> bool {
+        self.status.life.is_established()
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.status.life.is_draining()
+    }
+
+    pub(crate) fn is_outgoing(&self) -> bool {
+        self.status.life.is_outgoing()
+    }
+
+    pub(crate) fn is_connecting(&self) -> bool {
+        self.state() == State::Connecting
+    }
+
+    /// True if the connection leaves the loop at the end of its turn.
+    #[inline]
+    pub(crate) fn is_detaching(&self) -> bool {
+        self.status.life.is_detaching()
+    }
+
+    /// True if the socket has left the loop; its slot is kept.
+    #[inline]
+    pub(crate) fn is_detached(&self) -> bool {
+        self.status.life.phase() == Phase::Detached
+    }
+
+    /// True if the framer is the user's code, which may panic.
+    #[inline]
+    pub(crate) fn has_framer(&self) -> bool {
+        self.codec.is_custom()
+    }
+
+    /// True if the connection speaks TLS, or will: its configuration may contain the user's code.
+    #[inline]
+    pub(crate) fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn tls(&self) -> Option<TlsInfo<'_>> {
+        let session = self.tls.as_deref().filter(|session| !session.is_handshaking());
+        session.map(TlsInfo::of)
+    }
+
+    pub(crate) fn proxy(&self) -> Option<&Rc<ProxyHeader>> {
+        self.parts().proxy.as_ref()
+    }
+
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.traffic
+    }
+
+    pub(crate) fn last_input(&self) -> Time {
+        self.last_input
+    }
+
+    pub(crate) fn max_frame(&self) -> usize {
+        self.codec.max()
+    }
+
+    /// True while the handler's pause keeps the connection from reading.
+    pub(crate) fn is_paused_by_handler(&self) -> bool {
+        self.status.life.is_open() && self.status.recv.is_paused_by_handler()
+    }
+
+    /// True while pending output keeps the connection from reading.
+    pub(crate) fn is_congested(&self) -> bool {
+        self.status.life.is_open() && self.status.send.is_congested()
+    }
+
+    /// True while a rate keeps the connection from reading.
+    pub(crate) fn is_throttled(&self) -> bool {
+        self.status.life.is_open() && self.status.recv.is_throttled()
+    }
+
+    /// True while pending output has not come down to the low watermark, in every state.
+    pub(crate) fn is_above_watermark(&self) -> bool {
+        self.status.send.is_congested()
+    }
+
+    /// True if no frame may be delivered now, for a reason of this side's.
+    #[inline]
+    fn is_paused(&self) -> bool {
+        self.status.is_paused(self.limits.full_duplex)
+    }
+
+    /// True if the peer can receive nothing more.
+    fn write_closed(&self) -> bool {
+        self.status.send.has_failed() || self.has_tls_failed()
+    }
+
+    /// True if nothing more can arrive: FIN was read, or close_notify.
+    fn is_input_over(&self) -> bool {
+        let notified = || self.tls.as_ref().is_some_and(|session| session.peer_closed());
+        self.status.recv.is_eof() || notified()
+    }
+
+    /// True if bytes that arrived before a handshake are to be handled before any read.
+    pub(crate) fn has_stash(&self) -> bool {
+        self.state() == State::Handshaking && !self.parts().recv_buf.is_empty()
+    }
+
+    /// True until the keys are agreed on: nothing can be encrypted.
+    fn is_tls_handshaking(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| session.is_handshaking())
+    }
+
+    /// True if TLS failed: nothing more can be decrypted or encrypted.
+    fn has_tls_failed(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| session.has_failed())
+    }
+
+    /// True if part of a frame has arrived, or part of a record, which contains part of a frame.
+    fn has_begun(&self) -> bool {
+        (self.codec.has_frames() && !self.parts().recv_buf.is_empty())
+            || self.tls.as_ref().is_some_and(|session| session.has_begun())
+    }
+
+    /// True if the connection closes once the input is answered, and no reply is pending.
+    fn closes_when_answered(&self) -> bool {
+        self.status.close.is_requested() && !self.parts().ending.has_pending_replies()
+    }
+
+    /// True if the connection closes by itself once the handler was notified of the peer's end.
+    fn closes_when_finished(&self) -> bool {
+        self.closes_when_answered()
+            || self.status.send.is_finishing()
+            || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
+    }
+
+    /// True if something can be delivered to the handler, or decided, without a read.
+    #[inline]
+    pub(crate) fn has_events(&self) -> bool {
+        !self.only_frames() && self.finds_events()
+    }
+
+    fn finds_events(&self) -> bool {
+        let Status {
+            life,
+            events,
+            recv,
+            close,
+            ..
+        } = self.status;
+        if !life.is_established() {
+            return life.phase() == Phase::HeaderDone;
+        }
+        if events.any_but_timer() || self.parts().deadlines.has_due_timer() {
+            return true;
+        }
+        if !life.is_open() || self.is_paused() {
+            return false;
+        }
+        recv.has_frames_buffered()
+            || self.has_tls_failed()
+            || (self.is_input_over() && !recv.is_end_reported())
+            || (recv.is_end_reported() && self.closes_when_finished())
+            || (self.closes_when_answered() && close.is_read_drained() && self.parts().recv_buf.is_empty())
+    }
+
+    /// Returns `reason`, unless the stream never made a frame because it is a TLS ClientHello
+    /// (RFC 8446 section 5.1).
+    fn reason_for(&self, begun: &[u8], reason: CloseReason) -> CloseReason {
+        match begun {
+            [0x16, 0x03, 0x00..=0x04, _, _, 0x01, ..] if self.tls.is_none() && self.traffic.frames_in == 0 => {
+                CloseReason::UnexpectedTls
+            }
+            _ => reason,
+        }
+    }
+
+    // The clocks.
+
+    /// Returns when the connection must have a turn, if nothing happens before.
+    #[inline]
+    pub(crate) fn deadline(&self) -> Time {
+        let Some(active) = &self.active else {
+            return self.idle_deadline();
+        };
+        let first = active.deadlines.first().min(self.idle_deadline());
+        first.min(self.throttled_until()).min(active.deadlines.first_timer())
+    }
+
+    /// Returns when the idle timeout expires.
+    #[inline]
+    fn idle_deadline(&self) -> Time {
+        if self.status.life.is_open() && !self.status.recv.has_frames_buffered() {
+            let timeout = self.limits.idle_timeout;
+            self.parts().deadlines.idle(self.last_input, timeout)
+        } else {
+            Time::NEVER
+        }
+    }
+
+    /// Returns when the rates allow reading again.
+    #[inline]
+    fn throttled_until(&self) -> Time {
+        match &self.parts().throttle {
+            Some(throttle) if self.is_throttled() => throttle.until(),
+            _ => Time::NEVER,
+        }
+    }
+
+    /// True if the write timeout is over at `due`, unless the kernel has taken bytes since.
+    #[inline]
+    pub(crate) fn is_write_overdue(&self, due: Time) -> bool {
+        self.parts().deadlines.write() <= due
+    }
+
+    /// True if the incomplete frame must have been complete at `due`.
+    pub(crate) fn is_frame_overdue(&self, due: Time) -> bool {
+        self.status.life.is_open() && self.parts().deadlines.frame() <= due
+    }
+
+    /// True if a timer of the handler's is set: the first deadline may have come nearer.
+    #[inline]
+    pub(crate) fn is_timed(&self) -> bool {
+        self.active.as_ref().is_some_and(|active| active.deadlines.has_timers())
+    }
+
+    /// Sets timer `key` to `at`, or cancels it with [`Time::NEVER`].
+    pub(crate) fn set_timer(&mut self, key: u8, at: Time) {
+        if at.is_armed() && self.is_established() {
+            self.wake_unpooled().deadlines.set_timer(key, at);
+        } else if let Some(active) = &mut self.active {
+            active.deadlines.cancel_timer(key);
+        }
+    }
+
+    pub(crate) fn time_left(&self, now: Time) -> TimeLeft {
+        let left = |deadline: Time| deadline.is_armed().then(|| deadline.since(now));
+        let deadlines = &self.parts().deadlines;
+        let (mut connect, mut handshake, mut linger) = (None, None, None);
+        *match self.state() {
+            State::Connecting => &mut connect,
+            State::Closing => &mut linger,
+            State::Accepting | State::Handshaking | State::Open => &mut handshake,
+        } = left(deadlines.phase());
+        TimeLeft {
+            connect,
+            handshake,
+            frame: left(deadlines.frame()),
+            idle: left(self.idle_deadline()),
+            write: left(deadlines.write()),
+            linger,
+            throttle: left(self.throttled_until()),
+            timer: left(deadlines.first_timer()),
+        }
+    }
+
+    /// Pauses the peer's clocks, if reading is paused.
+    fn pause_clocks(&mut self, now: Time) {
+        if self.status.life.is_open() && self.is_paused() {
+            self.wake_unpooled().deadlines.pause(now);
+        }
+    }
+
+    /// Resumes the peer's clocks where they were, unless reading is still paused.
+    ///
+    /// Our own sending moves them no further.
+    fn resume_clocks(&mut self, now: Time) {
+        if !self.status.life.is_open() || self.is_paused() {
+            return;
+        }
+        if let Some(active) = &mut self.active {
+            self.status.clocks_resumed |= active.deadlines.resume(now);
+            self.status.recv.decode_buffered(&active.recv_buf);
+        }
+    }
+
+    /// Pauses reading until the peer has taken enough of the pending output.
+    fn congest(&mut self, now: Time) {
+        self.status.send.congest();
+        self.pause_clocks(now);
+    }
+}
+
+/// For the simulator: invariants and copies.
+#[cfg(feature = "sim")]
+impl Machine {
+    /// True if a PROXY header is to come, or has come and the service is to be asked.
+    pub(crate) fn awaits_header(&self) -> bool {
+        self.state() == State::Accepting && self.status.life.phase() != Phase::Admitting
+    }
+
+    /// True if the handler has paused reading, in every state.
+    pub(crate) fn has_paused(&self) -> bool {
+        self.status.recv.is_paused_by_handler()
+    }
+
+    /// Returns the first invariant that does not hold between two turns. `queued`: the connection has
+    /// another turn soon, whatever its deadlines.
+    pub(crate) fn broken_invariant(&self, read_size: usize, queued: bool) -> Option<String> {
+        let buffers = self.broken_buffer(read_size).or_else(|| self.broken_flag());
+        if buffers.is_some() || queued {
+            return buffers;
+        }
+        if self.has_events() {
+            return Some("events are pending and no turn will deliver them".to_owned());
+        }
+        if self.status.life.is_gone() {
+            return Some("the connection is over and its socket open".to_owned());
+        }
+        let missing = self.lacks_deadline();
+        missing.then(|| format!("no deadline is armed: {:?}", self.parts().deadlines))
+    }
+
+    fn broken_buffer(&self, read_size: usize) -> Option<String> {
+        const ENVELOPE: usize = 16;
+        /// RFC 8446 section 5.2: 2^14 + 256 and the header.
+        const RECORD: usize = 0x4000 + 256 + 5;
+        // A PROXY header comes before frames.
+        let frame = self.codec.max().max(super::proxy::MAX_LENGTH);
+        let record = if self.tls.is_some() { RECORD } else { 0 };
+        let max = frame.saturating_add(ENVELOPE + read_size + record);
+        let parts = self.parts();
+        let broken = parts.recv_buf.broken_invariant(max);
+        let session = || self.tls.as_ref().is_none_or(|session| session.is_compact());
+        if broken.is_none() && !(parts.send_buf.is_compact() && session()) {
+            return Some("sent output takes more memory than pending output".to_owned());
+        }
+        broken
+    }
+
+    fn broken_flag(&self) -> Option<String> {
+        let parts = self.parts();
+        let over = |session: &Session| session.peer_closed() || session.has_failed();
+        if self.status.tls_ended != self.tls.as_deref().is_some_and(over) {
+            return Some("TLS has ended, or has not, and the flag says otherwise".to_owned());
+        }
+        if self.status.recv.has_rates() != parts.throttle.is_some() {
+            return Some("there are rates, or none, and the flag says otherwise".to_owned());
+        }
+        let due = parts.deadlines.has_due_timer() && !self.status.events.has(Events::TIMER);
+        due.then(|| "a timer is due and not pending".to_owned())
+    }
+
+    fn lacks_deadline(&self) -> bool {
+        // The clock ends after 584 years: a deadline beyond half of that may be unarmed.
+        let never = |span: Duration| !Time::from_start(span.saturating_mul(2)).is_armed();
+        let lacks = |deadline: Time, span: Duration| !deadline.is_armed() && !never(span);
+        let (limits, deadlines) = (&self.limits, &self.parts().deadlines);
+        match self.status.life.phase() {
+            Phase::Gone | Phase::Reset | Phase::Detached => false,
+            // The reactor checks it.
+            Phase::Connecting => false,
+            Phase::Linger => lacks(deadlines.phase(), limits.linger_timeout),
+            Phase::Flush | Phase::Shutdown => lacks(deadlines.write(), limits.write_timeout),
+            Phase::Open if self.queued() > 0 && !deadlines.write().is_armed() => !never(limits.write_timeout),
+            Phase::Open if self.is_throttled() => !self.throttled_until().is_armed(),
+            Phase::Open if self.is_paused() => false,
+            Phase::Open if self.has_begun() && !deadlines.frame().is_armed() => !never(limits.frame_timeout),
+            Phase::Open => lacks(self.idle_deadline(), limits.idle_timeout),
+            _ => lacks(deadlines.phase(), limits.handshake_timeout),
+        }
+    }
+
+    /// Returns a copy without the error behind its end.
+    ///
+    /// `None` over TLS, with a framer of the user's and with rates: those cannot be copied.
+    pub(crate) fn fork(&self) -> Option<Self> {
+        if self.tls.is_some() || self.status.recv.has_rates() {
+            return None;
+        }
+        Some(Self {
+            status: self.status,
+            limits: Rc::clone(&self.limits),
+            codec: self.codec.fork()?,
+            tls: None,
+            last_input: self.last_input,
+            traffic: self.traffic,
+            active: self.active.as_ref().map(|active| Box::new(active.fork())),
+        })
+    }
+
+    /// Returns an equal value for two plain connections whose futures are equal.
+    pub(crate) fn fingerprint(&self, now: Time) -> Fingerprint {
+        let (limits, has_idle) = (&self.limits, self.idle_deadline().is_armed());
+        let made_frames = self.traffic.frames_in > 0;
+        let codec = self.codec.memory();
+        let clocks = (now, self.last_input, limits.idle_timeout, has_idle);
+        Fingerprint::of(self.status, codec, self.parts(), clocks, made_frames)
+    }
+}
+
+/// For the tests of this folder, which see buffers from inside.
+#[cfg(test)]
+impl Machine {
+    /// Returns the receive buffer, and how many of its bytes are decoded.
+    pub(super) fn recv_buf(&self) -> (&Vec<u8>, usize) {
+        self.parts().recv_buf.raw()
+    }
+
+    pub(super) fn send_buf_capacity(&self) -> usize {
+        self.parts().send_buf.capacity()
+    }
+}

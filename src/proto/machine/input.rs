@@ -1,0 +1,475 @@
+//! From the socket to the handler: received bytes become events, and the remainder is buffered.
+
+use std::io;
+use std::ops::ControlFlow;
+
+use super::Machine;
+use crate::proto::close::closed_by;
+use crate::proto::framing::{Codec, Framing, Step};
+use crate::proto::life::Phase;
+use crate::proto::pool::Pool;
+use crate::proto::proxy::{self, Front, ProxyError};
+use crate::proto::recv::InputCursor;
+use crate::proto::state::{Event, State};
+use crate::proto::status::Events;
+use crate::proto::time::Time;
+use crate::reason::{CloseReason, Closed};
+
+impl Machine {
+    // What a read returned.
+
+    /// Handles bytes that were read. `plain` is scratch space for what TLS decrypts.
+    #[inline(always)]
+    pub(crate) fn handle_input<'a>(
+        &mut self,
+        now: Time,
+        wire: &'a mut [u8],
+        plain: &'a mut Vec<u8>,
+        pool: &mut Pool,
+    ) -> InputCursor<'a> {
+        self.traffic.bytes_in += wire.len() as u64;
+        pool.traffic.bytes_in += wire.len() as u64;
+        self.last_input = now;
+        if let Some(active) = &mut self.active {
+            active.deadlines.note_input();
+        }
+        if !self.only_frames() && !self.takes_input(wire, now, pool) {
+            return InputCursor::nothing();
+        }
+        if self.tls.is_none() {
+            return self.begin_input(wire);
+        }
+        self.decrypt(now, wire, plain, pool);
+        self.begin_input(plain)
+    }
+
+    /// True if the bytes are frames or records; else they are handled here.
+    #[inline(never)]
+    fn takes_input(&mut self, wire: &[u8], now: Time, pool: &mut Pool) -> bool {
+        match self.status.life.phase() {
+            Phase::Open => {
+                if let Some(throttle) = self.throttle() {
+                    throttle.charge_bytes(wire.len() as u64, now);
+                }
+                true
+            }
+            Phase::Handshaking | Phase::Connecting => true,
+            Phase::HeaderRequired | Phase::HeaderOptional => {
+                let buffer = &mut self.active.get_or_insert_with(|| pool.take_active()).recv_buf;
+                buffer.append(wire, &mut pool.buffers);
+                self.look_for_header(now, pool);
+                false
+            }
+            phase => {
+                let ending = &mut self.wake(pool).ending;
+                ending.discard(wire.len());
+                let too_many = ending.discarded() > self.limits.linger_bytes;
+                if phase == Phase::Linger && too_many {
+                    self.status.life.enter(Phase::Gone);
+                }
+                false
+            }
+        }
+    }
+
+    fn look_for_header(&mut self, now: Time, pool: &mut Pool) {
+        match proxy::front(self.parts().recv_buf.pending()) {
+            Front::Header(header, length) => {
+                let active = self.wake_unpooled();
+                active.recv_buf.consume(length, &mut pool.buffers);
+                active.proxy = Some(header.into());
+                self.status.life.enter(Phase::HeaderDone);
+            }
+            Front::More => {}
+            Front::Other if self.status.life.phase() == Phase::HeaderRequired => {
+                self.close_for_header(ProxyError::MISSING, now, pool);
+            }
+            Front::Other => self.status.life.enter(Phase::HeaderDone),
+            Front::Bad(error) => self.close_for_header(error, now, pool),
+        }
+    }
+
+    fn close_for_header(&mut self, error: ProxyError, now: Time, pool: &mut Pool) {
+        self.close(Closed::with(CloseReason::BadProxyHeader, error), now, pool);
+    }
+
+    /// Decrypts `wire` into `plain`.
+    fn decrypt(&mut self, now: Time, wire: &mut [u8], plain: &mut Vec<u8>, pool: &mut Pool) {
+        plain.clear();
+        let Some(session) = &mut self.tls else {
+            return;
+        };
+        session.receive(wire, plain, &mut pool.buffers);
+        let (agreed, failed) = (!session.is_handshaking(), session.has_failed());
+        if failed || session.peer_closed() {
+            self.status.tls_ended = true;
+        }
+        match (self.state(), agreed) {
+            (State::Handshaking, true) => self.end_handshake(now),
+            (State::Handshaking, false) if failed => self.fail_handshake(now, pool),
+            _ => {}
+        }
+        if self.status.life.is_open() && failed {
+            self.fail_tls(pool);
+        }
+    }
+
+    /// Handles bytes that arrived before a handshake, as if they had been read now.
+    pub(crate) fn handle_stash<'a>(&mut self, now: Time, plain: &'a mut Vec<u8>, pool: &mut Pool) -> InputCursor<'a> {
+        let mut wire = match &mut self.active {
+            Some(active) => active.recv_buf.take(),
+            None => Vec::new(),
+        };
+        self.decrypt(now, &mut wire, plain, pool);
+        pool.give(wire);
+        self.begin_input(plain)
+    }
+
+    /// Handles the peer's FIN.
+    pub(crate) fn handle_eof(&mut self, now: Time, pool: &mut Pool) {
+        self.status.recv.set_eof();
+        match self.state() {
+            State::Accepting if self.parts().recv_buf.is_empty() => {
+                self.close(Closed::new(CloseReason::ClosedEarly), now, pool);
+            }
+            State::Accepting => self.close_for_header(ProxyError::CUT_OFF, now, pool),
+            State::Handshaking => self.fail_handshake(now, pool),
+            State::Connecting => {}
+            State::Open => self.status.close.read_ended(),
+            State::Closing if self.status.life.phase() == Phase::Linger => {
+                self.status.life.enter(Phase::Gone);
+            }
+            State::Closing => {}
+        }
+    }
+
+    /// Handles a read that found the kernel's buffer empty.
+    pub(crate) fn handle_blocked(&mut self, pool: &mut Pool) {
+        if self.status.send.has_failed() {
+            self.end(Closed::new(CloseReason::Reset), pool);
+        } else {
+            self.status.close.read_blocked();
+        }
+    }
+
+    /// Handles a read that failed for good.
+    pub(crate) fn handle_read_error(&mut self, error: io::Error, pool: &mut Pool) {
+        self.status.recv.set_eof();
+        self.end(closed_by(error), pool);
+    }
+
+    // From bytes to events.
+
+    /// Puts the buffered bytes in front of `fresh`.
+    #[inline]
+    fn begin_input<'a>(&mut self, fresh: &'a [u8]) -> InputCursor<'a> {
+        match &mut self.active {
+            Some(active) if !active.recv_buf.is_empty() => {
+                self.status.recv.clear_frames_buffered();
+                active.recv_buf.join(fresh)
+            }
+            _ => InputCursor::fresh(fresh),
+        }
+    }
+
+    /// Begins with the bytes that can be decoded without a read; empty if only events are pending.
+    pub(crate) fn begin_buffered(&mut self) -> InputCursor<'static> {
+        if self.status.recv.has_frames_buffered() && !self.is_paused() {
+            self.begin_input(&[])
+        } else {
+            InputCursor::nothing()
+        }
+    }
+
+    /// Returns the next event for the handler, taking frames from `cursor`.
+    pub(crate) fn next_event<'s>(
+        &mut self,
+        cursor: &'s mut InputCursor<'_>,
+        now: Time,
+        pool: &mut Pool,
+    ) -> Option<Event<'s>> {
+        if !self.only_frames() {
+            if let ControlFlow::Break(event) = self.pending_event() {
+                return event;
+            }
+            if !cursor.rest().is_empty() && !self.may_deliver(now) {
+                return None;
+            }
+        }
+        let step = match cursor.rest() {
+            [] => Step::More,
+            rest => self.codec.decode(rest),
+        };
+        match step {
+            Step::Frame { payload, consumed } => {
+                if let Some(throttle) = self.throttle() {
+                    throttle.charge_frame(now);
+                }
+                self.count_frame(payload.len(), pool);
+                return Some(Event::Frame(cursor.take_frame(payload, consumed)));
+            }
+            Step::More => {}
+            Step::TooLarge => {
+                let reason = self.reason_for(cursor.rest(), CloseReason::FrameTooLarge);
+                self.close(Closed::new(reason), now, pool);
+                return None;
+            }
+            Step::Bad(error) => {
+                let reason = self.reason_for(cursor.rest(), CloseReason::BadFrame);
+                self.close(Closed::with(reason, error), now, pool);
+                return None;
+            }
+        }
+        // If a callback of this turn resumed, the buffered bytes are decoded before the end is.
+        if self.only_frames() || self.status.recv.has_frames_buffered() {
+            return None;
+        }
+        self.finish_input(cursor.rest(), now, pool);
+        let recv = &mut self.status.recv;
+        if self.status.life.is_open() && !recv.is_end_reported() && self.is_input_over() {
+            self.status.recv.set_end_reported();
+            return Some(Event::Finished);
+        }
+        None
+    }
+
+    /// Returns the next frame of `bytes` and the bytes behind it, if there are only frames to deliver.
+    ///
+    /// Else [`Machine::next_event`] returns what is next.
+    #[inline]
+    pub(crate) fn next_frame<'s>(&mut self, bytes: &'s [u8], pool: &mut Pool) -> Option<(&'s [u8], &'s [u8])> {
+        if !self.only_frames() {
+            return None;
+        }
+        let (payload, behind) = self.codec.cut(bytes)?;
+        self.count_frame(payload.len(), pool);
+        Some((payload, behind))
+    }
+
+    #[inline]
+    fn count_frame(&mut self, length: usize, pool: &mut Pool) {
+        self.traffic.frames_in += 1;
+        pool.traffic.frames_in += 1;
+        pool.sizes_in.record(length as u64);
+    }
+
+    /// Takes the next pending event; breaks with none if no frame may follow.
+    fn pending_event(&mut self) -> ControlFlow<Option<Event<'static>>> {
+        let events = &mut self.status.events;
+        let event = if self.status.life.phase() == Phase::HeaderDone {
+            self.status.life.enter(Phase::Admitting);
+            Event::Header
+        } else if !self.status.life.is_established() {
+            return ControlFlow::Break(None);
+        } else if events.has(Events::OPENED) {
+            self.mark_opened();
+            Event::Opened
+        } else if events.take(Events::SECURED) {
+            Event::Secured
+        } else if let Some(key) = self.take_due_timer() {
+            Event::Timer(key)
+        } else if self.status.events.take(Events::DRAIN) {
+            Event::Drain
+        } else if self.status.events.take(Events::WRITABLE) {
+            Event::Writable
+        } else if !self.status.life.is_open() || self.is_paused() {
+            return ControlFlow::Break(None);
+        } else {
+            return ControlFlow::Continue(());
+        };
+        ControlFlow::Break(Some(event))
+    }
+
+    /// Takes the pending event `Opened`.
+    pub(crate) fn mark_opened(&mut self) {
+        self.status.events.clear(Events::OPENED);
+        self.status.life.set_opened();
+    }
+
+    fn take_due_timer(&mut self) -> Option<u8> {
+        if !self.status.events.has(Events::TIMER) {
+            return None;
+        }
+        let due = self
+            .active
+            .as_mut()
+            .and_then(|active| active.deadlines.take_due_timer());
+        if due.is_none() {
+            self.status.events.clear(Events::TIMER);
+        }
+        due
+    }
+
+    /// Closes if no whole frame is left, only `rest`, and nothing more can arrive.
+    fn finish_input(&mut self, rest: &[u8], now: Time, pool: &mut Pool) {
+        let begun = if rest.is_empty() {
+            self.parts().recv_buf.pending()
+        } else {
+            rest
+        };
+        let between_frames = begun.is_empty();
+        let truncated = self.reason_for(begun, CloseReason::Truncated);
+        let is_over = self.is_input_over();
+        if self.has_tls_failed() {
+            self.close(Closed::new(CloseReason::Tls), now, pool);
+        } else if self.status.send.has_failed() && is_over {
+            self.end(Closed::new(CloseReason::Reset), pool);
+        } else if self.status.recv.is_end_reported() {
+            if self.closes_when_finished() {
+                self.close_by_handler(now, pool);
+            }
+        } else if is_over && !between_frames {
+            let reason = if self.is_tls_truncated() {
+                CloseReason::TlsTruncated
+            } else {
+                truncated
+            };
+            self.close(Closed::new(reason), now, pool);
+        } else if between_frames && self.status.close.is_read_drained() && self.closes_when_answered() {
+            self.close_by_handler(now, pool);
+        }
+    }
+
+    /// Buffers what the decoder left.
+    #[inline]
+    pub(crate) fn end_input(&mut self, cursor: InputCursor<'_>, now: Time, pool: &mut Pool) {
+        let begun = self.tls.as_ref().is_some_and(|session| session.has_begun());
+        if cursor.is_used_up() && self.only_frames() && !begun && self.parts().recv_buf.is_empty() {
+            if let Some(active) = &mut self.active {
+                active.deadlines.set_frame(Time::NEVER);
+            }
+            return;
+        }
+        let advanced = cursor.has_advanced();
+        let (is_open, is_paused) = (self.status.life.is_open(), self.is_paused());
+        let active = self.active.get_or_insert_with(|| pool.take_active());
+        if is_open || self.status.life.state() == State::Handshaking {
+            active.recv_buf.keep(cursor, &mut pool.buffers);
+        } else {
+            cursor.discard(&mut pool.buffers);
+        }
+        if is_open && is_paused {
+            self.status.recv.decode_buffered(&active.recv_buf);
+        }
+        let has_begun = is_open && self.has_begun();
+        let deadlines = &mut self.wake(pool).deadlines;
+        let has_clock = deadlines.frame().is_armed();
+        let until = if !has_begun || (is_paused && advanced) {
+            Time::NEVER
+        } else if !is_paused && (advanced || !has_clock) {
+            now.after(self.limits.frame_timeout)
+        } else {
+            return;
+        };
+        self.wake(pool).deadlines.set_frame(until);
+    }
+
+    /// Leaves the buffered frames to the next turn.
+    ///
+    /// It is the server that keeps the peer waiting: no clock runs meanwhile, and the idle timeout
+    /// starts anew.
+    pub(crate) fn postpone(&mut self, now: Time) {
+        if !self.status.life.is_open() {
+            return;
+        }
+        match &mut self.active {
+            Some(active) if !active.recv_buf.is_empty() => {
+                self.status.recv.decode_buffered(&active.recv_buf);
+                active.deadlines.set_frame(Time::NEVER);
+                active.deadlines.note_input();
+                self.last_input = now;
+            }
+            _ => {}
+        }
+    }
+
+    // What the handler wants.
+
+    pub(crate) fn pause(&mut self, now: Time) {
+        if self.status.life.is_served() && !self.write_closed() {
+            self.status.recv.pause();
+            self.pause_clocks(now);
+        }
+    }
+
+    pub(crate) fn resume(&mut self, now: Time) {
+        if self.status.recv.resume() {
+            self.resume_clocks(now);
+        }
+    }
+
+    /// Decodes the buffered bytes, and all that follow, by another rule.
+    pub(crate) fn set_framing(&mut self, framing: &Framing) {
+        let max = self.limits.max_frame.unwrap_or(framing.default_max());
+        self.codec = Codec::new(framing, max);
+        self.decode_again();
+    }
+
+    pub(crate) fn set_max_frame(&mut self, max: usize) {
+        self.codec.set_max(max);
+        self.decode_again();
+    }
+
+    /// Decodes the buffered bytes again: they may be whole frames now.
+    ///
+    /// Before the connection is open they are the beginning of a PROXY header, and no frame.
+    fn decode_again(&mut self) {
+        if self.status.life.is_open() {
+            let Self { status, active, .. } = self;
+            if let Some(active) = active {
+                status.recv.decode_buffered(&active.recv_buf);
+            }
+        }
+    }
+
+    // What the reactor asks.
+
+    /// True if the next event of the socket can only announce that the peer is gone for good: the peer
+    /// has finished, and the handler goes on.
+    pub(crate) fn wants_error(&self) -> bool {
+        // Behind our own FIN a write fails in any case.
+        let asks = self.status.recv.is_eof() && !self.status.send.has_sent_fin();
+        self.status.life.is_open() && asks && !self.is_paused()
+    }
+
+    /// True if only a fresh "would block" proves that the kernel's buffer is empty, not a short read.
+    #[inline]
+    pub(crate) fn wants_fresh_blocked(&self) -> bool {
+        self.status.send.has_failed() || self.status.close.needs_read()
+    }
+
+    /// Returns how many bytes may be read now: none if they came too fast, which pauses reading.
+    #[inline]
+    pub(crate) fn read_allowance(&mut self, now: Time) -> usize {
+        if !self.status.life.is_open() {
+            return usize::MAX;
+        }
+        let Some(throttle) = self.throttle() else {
+            return usize::MAX;
+        };
+        match throttle.bytes(now) {
+            Ok(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
+            Err(until) => {
+                self.throttle_until(until, now);
+                0
+            }
+        }
+    }
+
+    fn may_deliver(&mut self, now: Time) -> bool {
+        let Some(Err(until)) = self.throttle().map(|throttle| throttle.frame(now)) else {
+            return true;
+        };
+        self.throttle_until(until, now);
+        false
+    }
+
+    /// Pauses reading, and the peer's clocks, until `until`.
+    fn throttle_until(&mut self, until: Time, now: Time) {
+        self.status.recv.set_throttled(true);
+        self.pause_clocks(now);
+        if let Some(throttle) = self.throttle() {
+            throttle.pause_until(until);
+        }
+    }
+}

@@ -1,0 +1,519 @@
+//! From state to state: how a connection opens, goes behind TLS, leaves the loop and ends.
+
+use std::error::Error as StdError;
+
+use super::Machine;
+#[cfg(feature = "tls")]
+use crate::proto::buffers::SendBuffer;
+use crate::proto::detached_io::DetachedIo;
+use crate::proto::life::Phase;
+use crate::proto::pool::Pool;
+use crate::proto::state::{NextStep, State};
+use crate::proto::status::Events;
+use crate::proto::time::Time;
+use crate::proto::tls::{ClientTls, Session};
+#[cfg(feature = "tls")]
+use crate::proto::tls::{StartTlsError, TlsConfig};
+use crate::reason::{Close, CloseReason, Closed};
+
+impl Machine {
+    // Opening.
+
+    /// Waits for a PROXY header before anything else.
+    ///
+    /// Unless it is `required`, other bytes begin a connection without one.
+    pub(crate) fn await_header(&mut self, required: bool) {
+        self.status.life.enter(if required {
+            Phase::HeaderRequired
+        } else {
+            Phase::HeaderOptional
+        });
+    }
+
+    /// The service accepted the peer: TLS begins, or the connection is open.
+    pub(crate) fn handle_admitted(&mut self, now: Time) {
+        self.status.life.admit();
+        if self.tls.is_some() {
+            // Bytes behind the PROXY header are stashed in the receive buffer.
+            return self.status.life.enter(Phase::Handshaking);
+        }
+        self.open(now);
+        if let Some(active) = &mut self.active {
+            self.status.recv.decode_buffered(&active.recv_buf);
+            // They were read before the rates applied.
+            if let Some(throttle) = &mut active.throttle {
+                throttle.charge_bytes(active.recv_buf.len() as u64, now);
+            }
+        }
+    }
+
+    /// Sets when the present attempt to connect fails, or the next one begins.
+    pub(crate) fn set_connect_deadline(&mut self, at: Time) {
+        if self.is_connecting() {
+            self.wake_unpooled().deadlines.arm_phase(at);
+        }
+    }
+
+    /// The attempt succeeded: TLS begins if there is to be any, else the connection is open.
+    pub(crate) fn handle_connected(&mut self, tls: Option<&ClientTls>, now: Time, pool: &mut Pool) {
+        if !self.is_connecting() {
+            return;
+        }
+        self.last_input = now;
+        let Some(config) = tls else {
+            return self.open(now);
+        };
+        match Session::client(config, Default::default(), &mut pool.buffers) {
+            Ok(session) => self.begin_handshake(session, now, pool),
+            Err(error) => self.end_without_handshake(error, pool),
+        }
+    }
+
+    fn open(&mut self, now: Time) {
+        self.enter_open(now);
+        self.last_input = now;
+        self.status.events.set(Events::OPENED);
+    }
+
+    fn enter_open(&mut self, now: Time) {
+        self.status.life.enter(Phase::Open);
+        if let Some(active) = &mut self.active {
+            active.deadlines.clear_phase();
+        }
+        // An outgoing connection may have been sent to before, and any may have been paused.
+        self.pause_clocks(now);
+    }
+
+    // TLS.
+
+    /// Goes on behind TLS (STARTTLS), as the server of the handshake.
+    ///
+    /// Applies at once to what is sent, and to input once the running callback has returned. What was
+    /// sent before goes out in the clear, in front of the handshake. Bytes behind the last frame
+    /// begin the handshake or fail it, and are never a frame: they may be injected (CVE-2011-0411).
+    #[cfg(feature = "tls")]
+    pub(crate) fn start_tls(&mut self, config: &TlsConfig, now: Time, pool: &mut Pool) -> Result<(), StartTlsError> {
+        self.check_start_tls()?;
+        let session = Session::behind(config, self.take_output());
+        self.begin_handshake(session, now, pool);
+        Ok(())
+    }
+
+    /// As [`Machine::start_tls`], as the client of the handshake.
+    #[cfg(feature = "tls")]
+    pub(crate) fn start_tls_client(
+        &mut self,
+        config: &ClientTls,
+        now: Time,
+        pool: &mut Pool,
+    ) -> Result<(), StartTlsError> {
+        self.check_start_tls()?;
+        match Session::client(config, self.take_output(), &mut pool.buffers) {
+            Ok(session) => self.begin_handshake(session, now, pool),
+            Err(error) => self.end_without_handshake(error, pool),
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "tls")]
+    fn check_start_tls(&self) -> Result<(), StartTlsError> {
+        if self.tls.is_some() {
+            return Err(StartTlsError::AlreadyTls);
+        }
+        let recv = self.status.recv;
+        let finished = recv.is_eof() || recv.is_end_reported() || self.status.send.is_finishing();
+        let is_open = self.status.life.is_open() && self.was_open();
+        if !is_open || finished || self.write_closed() {
+            return Err(StartTlsError::Closed);
+        }
+        Ok(())
+    }
+
+    #[cfg(feature = "tls")]
+    fn take_output(&mut self) -> SendBuffer {
+        match &mut self.active {
+            Some(active) => std::mem::take(&mut active.send_buf),
+            None => SendBuffer::new(),
+        }
+    }
+
+    fn begin_handshake(&mut self, session: Session, now: Time, pool: &mut Pool) {
+        self.tls = Some(Box::new(session));
+        self.status.life.enter(Phase::Handshaking);
+        self.status.recv.clear_frames_buffered();
+        let until = now.after(self.limits.handshake_timeout);
+        self.wake(pool).deadlines.begin_handshake(until);
+    }
+
+    fn end_without_handshake(&mut self, error: Box<dyn StdError + Send + Sync>, pool: &mut Pool) {
+        let error: Box<dyn StdError> = error;
+        self.end(Closed::with(CloseReason::TlsHandshake, error), pool);
+    }
+
+    /// The handshake is over: the connection is open, or open again after `start_tls`.
+    pub(super) fn end_handshake(&mut self, now: Time) {
+        if !self.was_open() {
+            return self.open(now);
+        }
+        self.enter_open(now);
+        self.status.events.set(Events::SECURED);
+        // More may have arrived behind the handshake.
+        self.status.close.check_again();
+    }
+
+    pub(super) fn fail_handshake(&mut self, now: Time, pool: &mut Pool) {
+        let Some(session) = &mut self.tls else {
+            return self.close(Closed::new(CloseReason::Reset), now, pool);
+        };
+        let reason = if session.is_not_tls() {
+            CloseReason::NotTls
+        } else {
+            CloseReason::TlsHandshake
+        };
+        let error: Box<dyn StdError> = session
+            .take_failure()
+            .unwrap_or_else(|| "the peer closed the connection during the handshake".into());
+        self.drop_output(pool);
+        self.close(Closed::with(reason, error), now, pool);
+    }
+
+    /// TLS failed: what was decrypted before is delivered, and no answer to it can be encrypted.
+    ///
+    /// The failure is the reason from now on, whatever a handler makes of a `send` that fails.
+    pub(super) fn fail_tls(&mut self, pool: &mut Pool) {
+        self.drop_output(pool);
+        self.status.send.relieve();
+        let error = self.tls.as_mut().and_then(|session| session.take_failure());
+        let ending = &mut self.wake(pool).ending;
+        if let (Some(error), false) = (error, ending.has_reason()) {
+            let error: Box<dyn StdError> = error;
+            ending.set_reason(Closed::with(CloseReason::Tls, error));
+        }
+    }
+
+    /// True if FIN came without close_notify.
+    pub(super) fn is_tls_truncated(&self) -> bool {
+        self.tls.as_ref().is_some_and(|session| !session.peer_closed())
+    }
+
+    // Leaving the loop.
+
+    /// Stops events and output: the socket leaves the loop at the end of the turn.
+    ///
+    /// False if it cannot: the connection is not open, or leaves already.
+    pub(crate) fn begin_detach(&mut self) -> bool {
+        let Self { status, .. } = self;
+        let possible = status.life.is_open()
+            && status.life.was_open()
+            && !status.life.is_detaching()
+            && !status.send.is_finishing();
+        let possible = possible && !self.write_closed();
+        if possible {
+            self.status.life.detach();
+        }
+        possible
+    }
+
+    /// Ends the connection's part in the loop.
+    pub(crate) fn detach(&mut self, pool: &mut Pool) -> DetachedIo {
+        let tls = self.tls.take();
+        let parts = self.parts();
+        let remains = DetachedIo::new(tls, parts.recv_buf.pending(), parts.send_buf.pending());
+        self.drop_output(pool);
+        self.enter_closing(Phase::Detached, pool);
+        let active = self.wake(pool);
+        active.deadlines.stop();
+        active.ending.set_reason(Closed::new(CloseReason::Detached));
+        remains
+    }
+
+    // What the handler wants.
+
+    /// Sends FIN once everything is flushed, and goes on reading.
+    pub(crate) fn finish(&mut self) {
+        if self.status.life.is_served() {
+            self.status.send.finish();
+        }
+    }
+
+    /// Closes once all received input is answered.
+    pub(crate) fn close_after_input(&mut self) {
+        if self.status.life.is_served() {
+            self.status.close.request();
+        }
+    }
+
+    /// Does not close by itself before another call of [`Machine::end_reply`].
+    pub(crate) fn await_reply(&mut self) {
+        self.wake_unpooled().ending.await_reply();
+    }
+
+    /// A reply was sent, or will never be.
+    pub(crate) fn end_reply(&mut self) {
+        if let Some(active) = &mut self.active {
+            active.ending.end_reply();
+        }
+        if !self.parts().ending.has_pending_replies() && !self.status.recv.is_eof() {
+            // More may have arrived meanwhile.
+            self.status.close.check_again();
+        }
+    }
+
+    // The end.
+
+    /// The server drains: notifies the handler, and cuts a handshake short.
+    pub(crate) fn drain(&mut self, handshake_until: Time) {
+        self.status.life.drain();
+        match self.state() {
+            State::Accepting | State::Handshaking => {
+                let deadlines = &mut self.wake_unpooled().deadlines;
+                deadlines.arm_phase(deadlines.phase().min(handshake_until));
+                self.status.events.set(Events::DRAIN);
+            }
+            State::Open => self.status.events.set(Events::DRAIN),
+            // The reactor gives up attempts to connect.
+            State::Connecting | State::Closing => {}
+        }
+    }
+
+    /// Expires every deadline up to `due`.
+    pub(crate) fn handle_timeout(&mut self, due: Time, now: Time, pool: &mut Pool) {
+        let mut phase_expired = false;
+        if let Some(active) = &mut self.active {
+            if active.deadlines.expire_timers(due) {
+                self.status.events.set(Events::TIMER);
+            }
+            phase_expired = active.deadlines.expire_phase(due);
+        }
+        if phase_expired {
+            self.expire_phase(pool);
+        }
+        if self.is_write_overdue(due) {
+            self.reset(Closed::new(CloseReason::WriteTimeout), pool);
+        }
+        if self.throttled_until() <= due {
+            self.status.recv.set_throttled(false);
+            self.resume_clocks(now);
+        }
+        if self.is_frame_overdue(due) {
+            let begun = self.parts().recv_buf.pending();
+            let reason = self.reason_for(begun, CloseReason::FrameTimeout);
+            self.close(Closed::new(reason), now, pool);
+        } else if self.idle_deadline() <= due {
+            self.close(Closed::new(CloseReason::IdleTimeout), now, pool);
+        }
+    }
+
+    fn expire_phase(&mut self, pool: &mut Pool) {
+        match self.state() {
+            State::Accepting | State::Handshaking => {
+                let not_tls = self.tls.as_ref().is_some_and(|session| session.is_not_tls());
+                let reason = if not_tls {
+                    CloseReason::NotTls
+                } else {
+                    CloseReason::HandshakeTimeout
+                };
+                self.end(Closed::new(reason), pool);
+            }
+            // The reactor decides about an attempt that takes too long.
+            State::Connecting | State::Open => {}
+            State::Closing => self.status.life.enter(Phase::Gone),
+        }
+    }
+
+    /// Closes with last bytes in the clear: the service, or an access rule, refuses the peer.
+    pub(crate) fn refuse(&mut self, farewell: &[u8], closed: Closed, now: Time, pool: &mut Pool) {
+        self.tls = None;
+        if !farewell.is_empty() {
+            let send_buf = &mut self.active.get_or_insert_with(|| pool.take_active()).send_buf;
+            send_buf.tail(&mut pool.buffers).extend_from_slice(farewell);
+        }
+        self.close(closed, now, pool);
+    }
+
+    /// Closes in order, as the handler wants.
+    pub(crate) fn close_by_handler(&mut self, now: Time, pool: &mut Pool) {
+        let reason = if self.status.recv.is_end_reported() {
+            if self.is_tls_truncated() {
+                CloseReason::TlsTruncated
+            } else {
+                CloseReason::Finished
+            }
+        } else if self.is_draining() {
+            CloseReason::Drained
+        } else {
+            CloseReason::Closed
+        };
+        self.close(Closed::new(reason), now, pool);
+    }
+
+    /// Ends as the [`Close`] of a callback demands.
+    pub(crate) fn close_as(&mut self, close: Close, now: Time, pool: &mut Pool) {
+        if close.abort {
+            self.reset(close.closed, pool);
+        } else if close.closed.reason == CloseReason::Closed {
+            self.close_by_handler(now, pool);
+        } else {
+            self.close(close.closed, now, pool);
+        }
+    }
+
+    /// Closes in order: flush, close_notify, FIN, linger. The first reason stays.
+    pub(crate) fn close(&mut self, mut closed: Closed, now: Time, pool: &mut Pool) {
+        if self.status.life.is_closing() {
+            return;
+        }
+        if self.status.send.has_failed() || self.is_connecting() {
+            return self.end(closed, pool);
+        }
+        if self.is_tls_handshaking() && !self.parts().send_buf.is_empty() {
+            // It waits for a handshake that will not end, and is never sent in the clear.
+            self.drop_output(pool);
+            closed.reason = CloseReason::TlsHandshake;
+            let words = "closed during the handshake: what was sent since it began is lost";
+            closed.error.get_or_insert_with(|| words.into());
+        }
+        self.enter_closing(Phase::Flush, pool);
+        let fin_sent = self.status.send.has_sent_fin();
+        if fin_sent {
+            // Nothing can be flushed behind it.
+            if let Some(session) = &mut self.tls {
+                session.silence(&mut pool.buffers);
+            }
+        }
+        let has_output = self.queued() > 0;
+        let (write_until, linger_until) = (
+            now.after(self.limits.write_timeout),
+            now.after(self.limits.linger_timeout),
+        );
+        let active = self.active.get_or_insert_with(|| pool.take_active());
+        if has_output && !active.deadlines.write().is_armed() {
+            active.deadlines.arm_write(write_until);
+        }
+        if fin_sent {
+            active.deadlines.arm_phase(linger_until);
+            self.status.life.enter(if self.status.recv.is_eof() {
+                Phase::Gone
+            } else {
+                Phase::Linger
+            });
+        }
+        active.ending.set_reason(closed);
+    }
+
+    /// Ends at once; pending output is lost. `closed` is the reason, unless one is known.
+    pub(crate) fn end(&mut self, closed: Closed, pool: &mut Pool) {
+        self.leave(Phase::Gone, closed, pool);
+    }
+
+    /// Ends at once with RST.
+    pub(crate) fn reset(&mut self, closed: Closed, pool: &mut Pool) {
+        self.leave(Phase::Reset, closed, pool);
+    }
+
+    /// Ends at the drain's deadline.
+    ///
+    /// True if the peer has all output and our FIN: an orderly end. False: the connection is reset.
+    pub(crate) fn cut_short(&mut self, pool: &mut Pool) -> bool {
+        let ended = self.status.life.phase() == Phase::Linger;
+        if ended {
+            self.status.life.enter(Phase::Gone);
+        } else {
+            self.reset(Closed::new(CloseReason::DrainForced), pool);
+        }
+        ended
+    }
+
+    fn leave(&mut self, phase: Phase, closed: Closed, pool: &mut Pool) {
+        if self.status.life.is_gone() {
+            return;
+        }
+        // Promised output that is lost is the reason to report. The alert of a failed handshake is
+        // no promise.
+        let lost = self.status.life.is_closing() && self.was_open() && self.unsent_app_bytes() > 0;
+        self.enter_closing(phase, pool);
+        self.drop_output(pool);
+        if let Some(session) = &mut self.tls {
+            session.clear(&mut pool.buffers);
+        }
+        let active = self.wake(pool);
+        active.deadlines.stop();
+        if lost {
+            active.ending.set_loss(closed);
+        } else {
+            active.ending.set_reason(closed);
+        }
+    }
+
+    fn enter_closing(&mut self, phase: Phase, pool: &mut Pool) {
+        self.status.life.enter(phase);
+        self.status.events.clear(Events::TIMER);
+        if let Some(active) = &mut self.active {
+            active.deadlines.begin_closing();
+            active.recv_buf.clear(&mut pool.buffers);
+        }
+    }
+
+    fn drop_output(&mut self, pool: &mut Pool) {
+        if let Some(active) = &mut self.active {
+            active.send_buf.clear(&mut pool.buffers);
+        }
+    }
+
+    /// Returns what the socket needs besides reading and writing.
+    #[inline]
+    pub(crate) fn next_step(&self) -> NextStep {
+        match self.status.life.phase() {
+            Phase::Shutdown => NextStep::Shutdown,
+            Phase::Open if self.is_fin_due() => NextStep::Shutdown,
+            Phase::Gone => NextStep::Gone { reset: false },
+            Phase::Reset => NextStep::Gone { reset: true },
+            _ => NextStep::Wait,
+        }
+    }
+
+    /// True if the handler has finished and everything is flushed, close_notify included.
+    fn is_fin_due(&self) -> bool {
+        let send = self.status.send;
+        self.status.life.is_open()
+            && send.is_finishing()
+            && !send.has_sent_fin()
+            && !self.write_closed()
+            && self.queued() == 0
+            && self.tls.as_ref().is_none_or(|session| session.has_said_goodbye())
+    }
+
+    /// Handles our FIN; it could not be `sent` if the connection is gone already.
+    pub(crate) fn handle_shutdown(&mut self, now: Time, sent: bool) {
+        if self.status.life.phase() != Phase::Shutdown {
+            if self.is_fin_due() {
+                // If it was not sent, a read reports why.
+                self.status.send.set_fin_sent();
+            }
+        } else if sent && !self.status.recv.is_eof() {
+            self.status.life.enter(Phase::Linger);
+            let until = now.after(self.limits.linger_timeout);
+            self.wake_unpooled().deadlines.arm_phase(until);
+        } else {
+            self.status.life.enter(Phase::Gone);
+        }
+    }
+
+    /// True if our FIN was sent while the handler goes on reading: a write fails in any case.
+    pub(crate) fn has_sent_fin(&self) -> bool {
+        self.status.send.has_sent_fin()
+    }
+
+    /// Returns why the connection ended, for the one report.
+    pub(crate) fn take_closed(&mut self) -> Closed {
+        let reason = self.active.as_mut().and_then(|active| active.ending.take_reason());
+        reason.unwrap_or_else(|| Closed::new(CloseReason::Closed))
+    }
+    /// Gives all memory back: the connection is over, and its reason is taken.
+    pub(crate) fn recycle(&mut self, pool: &mut Pool) {
+        if let Some(mut active) = self.active.take() {
+            active.clear(&mut pool.buffers);
+            pool.give_active(active);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! From the handler to the socket: frames are queued, encrypted late, and written.
+
+use std::error::Error as StdError;
+use std::io;
+
+use super::Machine;
+use crate::proto::close::closed_by;
+use crate::proto::life::Phase;
+use crate::proto::pool::Pool;
+use crate::proto::send::append_frame;
+use crate::proto::state::SendError;
+use crate::proto::status::Events;
+use crate::proto::time::Time;
+use crate::reason::{CloseReason, Closed};
+
+impl Machine {
+    // From the handler.
+
+    /// Queues one frame.
+    #[inline]
+    pub(crate) fn send(&mut self, payload: &[u8], now: Time, pool: &mut Pool) -> Result<(), SendError> {
+        if !self.only_frames() && !self.can_queue() {
+            return Err(SendError::Closed);
+        }
+        let Self {
+            codec,
+            active,
+            limits,
+            tls,
+            ..
+        } = self;
+        let send_buf = &mut active.get_or_insert_with(|| pool.take_active()).send_buf;
+        // Ciphertext counts, but for the bytes of TLS itself.
+        let encrypted = tls.as_ref().map_or(0, |session| {
+            session.pending().len().saturating_sub(session.tls_overhead())
+        });
+        let queued = send_buf.len() + encrypted;
+        if queued >= limits.output_limit {
+            return Err(self.refuse_to_send(queued, now));
+        }
+        append_frame(codec, payload, send_buf.tail(&mut pool.buffers))?;
+        let is_high = send_buf.len() + encrypted >= limits.high_watermark;
+        self.count_sent(payload.len(), pool);
+        if is_high {
+            self.congest(now);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn refuse_to_send(&mut self, queued: usize, now: Time) -> SendError {
+        self.congest(now);
+        SendError::Full {
+            queued,
+            limit: self.limits.output_limit,
+        }
+    }
+
+    #[inline]
+    fn count_sent(&mut self, length: usize, pool: &mut Pool) {
+        self.traffic.frames_out += 1;
+        pool.traffic.frames_out += 1;
+        pool.sizes_out.record(length as u64);
+    }
+
+    /// Puts the header of a frame with `payload` into `header`, if both can be written at once.
+    ///
+    /// That is if no output is pending, and the frame needs nothing but a header.
+    pub(crate) fn can_write_through(&self, payload: &[u8], header: &mut Vec<u8>) -> bool {
+        let free = self.only_frames() && self.tls.is_none() && self.parts().send_buf.is_empty();
+        free && self.codec.put_header(payload.len(), header)
+    }
+
+    /// Queues the remainder of such a frame, of which the kernel took `count` bytes.
+    ///
+    /// Drops it if the kernel will take no more for good.
+    pub(crate) fn handle_written_through(
+        &mut self,
+        header: &[u8],
+        payload: &[u8],
+        count: usize,
+        now: Time,
+        pool: &mut Pool,
+    ) {
+        self.traffic.bytes_out += count as u64;
+        pool.traffic.bytes_out += count as u64;
+        self.count_sent(payload.len(), pool);
+        let rest = payload.get(count.saturating_sub(header.len())..).unwrap_or_default();
+        if rest.is_empty() || self.write_closed() {
+            return;
+        }
+        let send_buf = &mut self.active.get_or_insert_with(|| pool.take_active()).send_buf;
+        let tail = send_buf.tail(&mut pool.buffers);
+        tail.extend_from_slice(header.get(count..).unwrap_or_default());
+        tail.extend_from_slice(rest);
+        if send_buf.len() >= self.limits.high_watermark {
+            self.congest(now);
+        }
+    }
+
+    // To the socket.
+
+    /// Returns the bytes to write now; encrypts as late as this.
+    #[inline]
+    pub(crate) fn transmit(&mut self, pool: &mut Pool) -> &[u8] {
+        if self.only_frames() && self.tls.is_none() {
+            self.parts().send_buf.pending()
+        } else {
+            self.prepare(pool)
+        }
+    }
+
+    #[inline(never)]
+    fn prepare(&mut self, pool: &mut Pool) -> &[u8] {
+        if self.only_frames() {
+            self.encrypt(pool);
+        } else if !self.allows().write {
+            // TLS may answer by itself behind our FIN, where nothing can be written.
+            if let (true, Some(session)) = (self.status.send.has_sent_fin(), &mut self.tls) {
+                session.silence(&mut pool.buffers);
+            }
+            return &[];
+        } else {
+            if !self.write_closed() {
+                self.encrypt(pool);
+            }
+            self.prepare_end(pool);
+        }
+        match &self.tls {
+            Some(session) => session.pending(),
+            None => self.parts().send_buf.pending(),
+        }
+    }
+
+    /// Encrypts pending output.
+    #[inline]
+    fn encrypt(&mut self, pool: &mut Pool) {
+        if let (Some(session), Some(active)) = (&mut self.tls, &mut self.active) {
+            match session.encrypt(active.send_buf.pending(), &mut pool.buffers) {
+                Ok(taken) => active.send_buf.advance(taken),
+                Err(error) => {
+                    let error: Box<dyn StdError> = error;
+                    self.end(Closed::with(CloseReason::Tls, error), pool);
+                }
+            }
+        }
+    }
+
+    /// Appends close_notify behind the last frame, and goes on to FIN once all is written.
+    fn prepare_end(&mut self, pool: &mut Pool) {
+        let is_flushing = self.status.life.phase() == Phase::Flush;
+        let finishes = self.status.life.is_open() && self.status.send.is_finishing() && !self.write_closed();
+        if !(is_flushing || finishes) || !self.parts().send_buf.is_empty() {
+            return;
+        }
+        if let Some(session) = &mut self.tls {
+            // FIN follows in any case, also if close_notify cannot be sent.
+            let _ = session.close_notify(&mut pool.buffers);
+        }
+        if is_flushing && self.queued() == 0 {
+            if let Some(active) = &mut self.active {
+                active.deadlines.clear_write();
+            }
+            self.status.life.enter(if self.status.recv.is_eof() {
+                Phase::Gone
+            } else {
+                Phase::Shutdown
+            });
+        }
+    }
+
+    /// Removes the first `count` bytes of [`Machine::transmit`], which the kernel took.
+    #[inline(always)]
+    pub(crate) fn handle_sent(&mut self, count: usize, now: Time, pool: &mut Pool) {
+        self.traffic.bytes_out += count as u64;
+        pool.traffic.bytes_out += count as u64;
+        match (&mut self.tls, &mut self.active) {
+            (Some(session), _) => session.advance(count),
+            (None, Some(active)) => active.send_buf.advance(count),
+            (None, None) => {}
+        }
+        if !self.only_frames() || self.queued() > 0 {
+            self.note_sent(count, now);
+        } else if let Some(active) = &mut self.active {
+            active.deadlines.clear_write();
+        }
+    }
+
+    /// Starts the write timeout anew, or ends it; relieves the congestion at the low watermark.
+    #[inline(never)]
+    fn note_sent(&mut self, count: usize, now: Time) {
+        if self.sendable() == 0 {
+            if let Some(active) = &mut self.active {
+                active.deadlines.clear_write();
+            }
+        } else if count > 0 {
+            let until = now.after(self.limits.write_timeout);
+            self.wake_unpooled().deadlines.arm_write(until);
+        }
+        let is_low = || self.unsent_app_bytes() <= self.limits.low_watermark;
+        if self.status.send.is_congested() && is_low() {
+            self.status.send.relieve();
+            if self.is_established() {
+                self.status.events.set(Events::WRITABLE);
+                self.resume_clocks(now);
+            }
+        }
+    }
+
+    /// Starts the write timeout: the kernel takes no more for now.
+    pub(crate) fn handle_unsent(&mut self, now: Time) {
+        if self.sendable() > 0 {
+            let until = now.after(self.limits.write_timeout);
+            let deadlines = &mut self.wake_unpooled().deadlines;
+            if !deadlines.write().is_armed() {
+                deadlines.arm_write(until);
+            }
+        }
+    }
+
+    /// Handles a write that failed for good.
+    ///
+    /// Reading goes on to the end first: the peer's last bytes may have arrived.
+    pub(crate) fn handle_write_error(&mut self, error: io::Error, pool: &mut Pool) {
+        let recv = self.status.recv;
+        let all_read = recv.is_eof() || recv.is_end_reported() || recv.is_paused_by_handler();
+        if !self.status.life.is_open() || all_read {
+            return self.end(closed_by(error), pool);
+        }
+        self.status.send.fail();
+        if let Some(session) = &mut self.tls {
+            session.silence(&mut pool.buffers);
+        }
+        let active = self.active.get_or_insert_with(|| pool.take_active());
+        active.send_buf.clear(&mut pool.buffers);
+        active.deadlines.clear_write();
+        active.ending.set_reason(closed_by(error));
+    }
+}

@@ -1,0 +1,435 @@
+//! One connection's TLS session: what the machine asks of TLS, and nothing else.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::UnbufferedClientConnection;
+use rustls::server::{Acceptor, ClientHello, UnbufferedServerConnection};
+use rustls::{AlertDescription, CommonState, ProtocolVersion, ServerConfig};
+
+use super::client::{ClientTls, WithServer};
+use super::config::TlsConfig;
+use super::drive::{drive, Out, Side, Wish};
+use crate::proto::buffers::{retained, Buffers, SendBuffer};
+
+type Failed = Box<dyn StdError + Send + Sync>;
+
+/// Ciphertext buffered for one connection: a handshake message of 64 KiB, rustls' own maximum, and the
+/// record that it ends in.
+const MAX_BUFFERED: usize = 0x1_0000 + 0x4800;
+/// Plaintext encrypted for one write: four full records.
+const ENCRYPT_CHUNK: usize = 64 * 1024;
+
+/// One connection's TLS, on either side.
+///
+/// Ciphertext in, plaintext out, and back. Uses rustls' unbuffered connection, because an idle one
+/// costs 3.3 KB where the buffered one costs 7.4 KB. Buffers are ours, borrowed from the pool while a
+/// record is incomplete or unsent.
+pub(in crate::proto) struct Session {
+    stage: Stage,
+    /// Incomplete records, and the records of an incomplete handshake message.
+    recv_buf: Vec<u8>,
+    /// Ciphertext pending for the kernel.
+    send_buf: SendBuffer,
+    /// How many bytes at the front of `send_buf` are from before the upgrade, and in the clear.
+    clear: usize,
+    /// How many bytes of `send_buf` are TLS's own: handshake, tickets, key updates.
+    tls_overhead: usize,
+    /// The first byte from the peer, which distinguishes TLS from other protocols.
+    first: Option<u8>,
+    /// The name in the ClientHello, which rustls' unbuffered connection does not expose; or, on the
+    /// client's side, the server's.
+    server_name: Option<Box<str>>,
+    /// The configuration chosen for the client.
+    config: Option<Arc<ServerConfig>>,
+    peer_closed: bool,
+    /// close_notify is sent, or is never to be.
+    notified: bool,
+    failure: Failure,
+}
+
+/// Whether the session has failed, and the error until it is taken.
+enum Failure {
+    None,
+    New(Failed),
+    Taken,
+}
+
+// A session is boxed already, and is nearly always in a large variant.
+#[allow(clippy::large_enum_variant)]
+enum Stage {
+    /// The ClientHello is read from a copy: only `Acceptor` exposes it.
+    Hello(Box<Acceptor>, TlsConfig),
+    /// The server's side.
+    Server(UnbufferedServerConnection),
+    /// The client's side.
+    Client(UnbufferedClientConnection),
+}
+
+impl Session {
+    pub(in crate::proto) fn new(config: &TlsConfig) -> Self {
+        Self::at(Stage::Hello(Box::default(), config.clone()))
+    }
+
+    fn at(stage: Stage) -> Self {
+        Self {
+            stage,
+            recv_buf: Vec::new(),
+            send_buf: SendBuffer::default(),
+            clear: 0,
+            tls_overhead: 0,
+            first: None,
+            server_name: None,
+            config: None,
+            peer_closed: false,
+            notified: false,
+            failure: Failure::None,
+        }
+    }
+
+    /// For a connection that was open in the clear: behind the pending output from before.
+    pub(in crate::proto) fn behind(config: &TlsConfig, sent: SendBuffer) -> Self {
+        Self {
+            clear: sent.len(),
+            send_buf: sent,
+            ..Self::new(config)
+        }
+    }
+
+    /// For the client's side, behind pending output from before: sends the ClientHello.
+    pub(in crate::proto) fn client(
+        config: &ClientTls,
+        sent: SendBuffer,
+        buffers: &mut Buffers,
+    ) -> Result<Self, Failed> {
+        let mut session = Self {
+            clear: sent.len(),
+            send_buf: sent,
+            server_name: Some(config.server()),
+            ..Self::at(Stage::Client(config.connection()?))
+        };
+        session.wish(Wish::Nothing, buffers)?;
+        Ok(session)
+    }
+
+    /// True if nothing more can be decrypted or encrypted.
+    pub(in crate::proto) fn has_failed(&self) -> bool {
+        !matches!(self.failure, Failure::None)
+    }
+
+    /// Takes the failure, once.
+    pub(in crate::proto) fn take_failure(&mut self) -> Option<Failed> {
+        if !self.has_failed() {
+            return None;
+        }
+        match std::mem::replace(&mut self.failure, Failure::Taken) {
+            Failure::New(error) => Some(error),
+            Failure::Taken | Failure::None => None,
+        }
+    }
+
+    pub(in crate::proto) fn is_handshaking(&self) -> bool {
+        self.common().is_none_or(CommonState::is_handshaking)
+    }
+
+    /// Returns rustls' state, once the ClientHello is read.
+    pub(super) fn common(&self) -> Option<&CommonState> {
+        match &self.stage {
+            Stage::Hello(..) => None,
+            Stage::Server(connection) => Some(connection.common()),
+            Stage::Client(connection) => Some(connection.common()),
+        }
+    }
+
+    pub(super) fn config(&self) -> Option<&Arc<ServerConfig>> {
+        self.config.as_ref()
+    }
+
+    pub(super) fn server_name(&self) -> Option<&str> {
+        self.server_name.as_deref()
+    }
+
+    /// True on the client's side.
+    pub(super) fn is_client(&self) -> bool {
+        matches!(self.stage, Stage::Client(_))
+    }
+
+    /// True if close_notify is sent, or is never to be.
+    pub(in crate::proto) fn has_said_goodbye(&self) -> bool {
+        self.notified
+    }
+
+    /// True if the peer's close_notify has come: nothing follows.
+    pub(in crate::proto) fn peer_closed(&self) -> bool {
+        self.peer_closed
+    }
+
+    /// True if the first byte begins no TLS record (types 20 to 24, RFC 8446 section 5.1), and no SSLv2
+    /// hello.
+    pub(in crate::proto) fn is_not_tls(&self) -> bool {
+        self.first
+            .is_some_and(|byte| !(20..=24).contains(&byte) && byte & 0x80 == 0)
+    }
+
+    /// True if the peer's close_notify ends both directions.
+    ///
+    /// TLS 1.2 answers it at once and discards pending output (RFC 5246 section 7.2.1); 1.3 may go on
+    /// writing.
+    pub(in crate::proto) fn closes_both_ways(&self) -> bool {
+        let version = self.common().and_then(CommonState::protocol_version);
+        version == Some(ProtocolVersion::TLSv1_2)
+    }
+
+    /// True if a record or a handshake message has begun to arrive and is incomplete.
+    pub(in crate::proto) fn has_begun(&self) -> bool {
+        !self.recv_buf.is_empty()
+    }
+
+    /// Decrypts `wire` and appends the plaintext to `plain`. After a failure the alert for the peer is
+    /// [`Session::pending`].
+    pub(in crate::proto) fn receive(&mut self, wire: &mut [u8], plain: &mut Vec<u8>, buffers: &mut Buffers) {
+        if self.peer_closed || self.has_failed() {
+            return;
+        }
+        if let Err(error) = self.decrypt(wire, plain, buffers) {
+            buffers.give(std::mem::take(&mut self.recv_buf));
+            self.failure = Failure::New(match &self.server_name {
+                Some(wanted) if self.is_client() && self.is_handshaking() => Box::new(WithServer {
+                    wanted: wanted.clone(),
+                    source: error,
+                }),
+                _ => error,
+            });
+        }
+    }
+
+    fn decrypt(&mut self, wire: &mut [u8], plain: &mut Vec<u8>, buffers: &mut Buffers) -> Result<(), Failed> {
+        self.first = self.first.or_else(|| wire.first().copied());
+        if let Stage::Hello(acceptor, config) = &mut self.stage {
+            let before = self.send_buf.len();
+            let greeted = read_hello(acceptor, config, wire, self.send_buf.tail(buffers));
+            self.tls_overhead += self.send_buf.len() - before;
+            if self.send_buf.is_empty() {
+                self.send_buf.clear(buffers);
+            }
+            if let Some(Greeted { server_name, config }) = greeted? {
+                self.server_name = server_name;
+                self.stage = Stage::Server(UnbufferedServerConnection::new(Arc::clone(&config))?);
+                self.config = Some(config);
+            }
+        }
+        if self.recv_buf.is_empty() {
+            let consumed = self.pump(wire, plain, Wish::Nothing, buffers)?;
+            let rest = wire.get(consumed..).unwrap_or_default();
+            if !rest.is_empty() && !self.peer_closed {
+                self.recv_buf = buffers.take();
+                self.recv_buf.extend_from_slice(rest);
+            }
+        } else {
+            let mut input = std::mem::take(&mut self.recv_buf);
+            input.extend_from_slice(wire);
+            match self.pump(&mut input, plain, Wish::Nothing, buffers) {
+                Ok(consumed) if consumed < input.len() && !self.peer_closed => {
+                    input.drain(..consumed);
+                    self.recv_buf = input;
+                }
+                outcome => {
+                    buffers.give(input);
+                    outcome?;
+                }
+            }
+        }
+        if self.recv_buf.len() > MAX_BUFFERED {
+            return Err("a handshake message or record is too large".into());
+        }
+        Ok(())
+    }
+
+    /// Encrypts the front of `plain`, unless ciphertext of earlier plaintext is pending.
+    ///
+    /// Returns how many bytes of `plain` were encrypted. TLS's own bytes may be pending, and bytes from
+    /// before an upgrade.
+    pub(in crate::proto) fn encrypt(&mut self, plain: &[u8], buffers: &mut Buffers) -> Result<usize, Failed> {
+        let encrypted = self.send_buf.len().saturating_sub(self.clear + self.tls_overhead);
+        if plain.is_empty() || encrypted > 0 || self.notified || self.is_handshaking() {
+            return Ok(0);
+        }
+        let chunk = plain.get(..ENCRYPT_CHUNK).unwrap_or(plain);
+        self.wish(Wish::Encrypt(chunk), buffers)?;
+        Ok(chunk.len())
+    }
+
+    /// Queues close_notify behind pending ciphertext, once. Does nothing before the handshake is over.
+    pub(in crate::proto) fn close_notify(&mut self, buffers: &mut Buffers) -> Result<(), Failed> {
+        if self.notified || self.is_handshaking() || self.has_failed() {
+            return Ok(());
+        }
+        self.notified = true;
+        self.wish(Wish::CloseNotify, buffers)
+    }
+
+    pub(in crate::proto) fn pending(&self) -> &[u8] {
+        self.send_buf.pending()
+    }
+
+    /// True if nothing is buffered in either direction.
+    #[inline]
+    pub(in crate::proto) fn is_idle(&self) -> bool {
+        self.recv_buf.is_empty() && self.send_buf.is_empty()
+    }
+
+    /// Returns how many pending bytes are TLS's own. They come first, but for the answer to a key update.
+    pub(in crate::proto) fn tls_overhead(&self) -> usize {
+        self.tls_overhead
+    }
+
+    #[inline]
+    pub(in crate::proto) fn advance(&mut self, count: usize) {
+        self.send_buf.advance(count);
+        let clear = count.min(self.clear);
+        self.clear -= clear;
+        self.tls_overhead = self.tls_overhead.saturating_sub(count - clear);
+    }
+
+    /// Returns the bytes of ciphertext buffered in either direction.
+    pub(in crate::proto) fn buffered(&self) -> usize {
+        self.recv_buf.len() + self.send_buf.len()
+    }
+
+    /// Returns the memory of its buffers. rustls keeps another copy of an incomplete ClientHello.
+    pub(in crate::proto) fn memory(&self) -> usize {
+        let copies = if matches!(self.stage, Stage::Hello(..)) { 2 } else { 1 };
+        retained(&self.recv_buf) * copies + self.send_buf.memory()
+    }
+
+    pub(in crate::proto) fn shrink(&mut self, buffers: &mut Buffers) {
+        buffers.shrink(&mut self.recv_buf);
+        self.send_buf.shrink(buffers);
+    }
+
+    #[cfg(feature = "sim")]
+    pub(in crate::proto) fn is_compact(&self) -> bool {
+        self.send_buf.is_compact()
+    }
+
+    /// Drops pending ciphertext.
+    pub(in crate::proto) fn silence(&mut self, buffers: &mut Buffers) {
+        self.send_buf.clear(buffers);
+        self.clear = 0;
+        self.tls_overhead = 0;
+    }
+
+    /// Gives the buffers back: the connection is over.
+    pub(in crate::proto) fn clear(&mut self, buffers: &mut Buffers) {
+        buffers.give(std::mem::take(&mut self.recv_buf));
+        self.silence(buffers);
+    }
+
+    fn wish(&mut self, wish: Wish<'_>, buffers: &mut Buffers) -> Result<(), Failed> {
+        // rustls may keep ranges of an incomplete handshake message: it must see the same bytes again.
+        let mut input = std::mem::take(&mut self.recv_buf);
+        let mut plain = Vec::new();
+        let outcome = self.pump(&mut input, &mut plain, wish, buffers);
+        debug_assert!(plain.is_empty(), "receive leaves no whole record behind");
+        if let Ok(consumed) = outcome {
+            input.drain(..consumed.min(input.len()));
+        }
+        if input.is_empty() {
+            buffers.give(input);
+        } else {
+            self.recv_buf = input;
+        }
+        outcome.map(drop)
+    }
+
+    /// Drives rustls until it needs more input; returns how many bytes of `input` it is done with.
+    fn pump(
+        &mut self,
+        input: &mut [u8],
+        plain: &mut Vec<u8>,
+        wish: Wish<'_>,
+        buffers: &mut Buffers,
+    ) -> Result<usize, Failed> {
+        let Self {
+            stage,
+            send_buf,
+            tls_overhead,
+            peer_closed,
+            ..
+        } = self;
+        let out = Out {
+            send_buf,
+            tls_overhead,
+            peer_closed,
+        };
+        match stage {
+            Stage::Hello(..) => Ok(0),
+            Stage::Server(connection) => drive(connection, out, input, plain, wish, buffers),
+            Stage::Client(connection) => drive(connection, out, input, plain, wish, buffers),
+        }
+    }
+}
+
+/// The outcome of a ClientHello.
+struct Greeted {
+    server_name: Option<Box<str>>,
+    config: Arc<ServerConfig>,
+}
+
+/// Reads the ClientHello, and chooses the configuration once it is complete. The alert for a bad one
+/// is appended to `alert`.
+fn read_hello(
+    acceptor: &mut Acceptor,
+    config: &TlsConfig,
+    mut wire: &[u8],
+    alert: &mut Vec<u8>,
+) -> Result<Option<Greeted>, Failed> {
+    while !wire.is_empty() {
+        acceptor.read_tls(&mut wire)?;
+        match acceptor.accept() {
+            Ok(Some(accepted)) => return choose(config, &accepted.client_hello(), alert).map(Some),
+            Ok(None) => {}
+            Err((error, mut farewell)) => {
+                farewell.write_all(alert)?;
+                return Err(error.into());
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn choose(config: &TlsConfig, hello: &ClientHello<'_>, alert: &mut Vec<u8>) -> Result<Greeted, Failed> {
+    let server_name = hello.server_name();
+    let Some(config) = config.for_client(hello) else {
+        let (description, words) = match server_name {
+            Some(name) => (
+                AlertDescription::UnrecognisedName,
+                format!("no configuration for the name {name:?}"),
+            ),
+            None => (
+                AlertDescription::MissingExtension,
+                "the client asks for no name, and there is no configuration for that".to_owned(),
+            ),
+        };
+        // A fatal alert in a record of its own (RFC 8446 sections 5.1 and 6), in the clear like
+        // everything before ServerHello.
+        alert.extend_from_slice(&[21, 3, 3, 0, 2, 2, description.into()]);
+        return Err(words.into());
+    };
+    Ok(Greeted {
+        server_name: server_name.map(Box::from),
+        config,
+    })
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("recv_buf", &self.recv_buf.len())
+            .field("send_buf", &self.send_buf.len())
+            .field("peer_closed", &self.peer_closed)
+            .field("notified", &self.notified)
+            .finish_non_exhaustive()
+    }
+}
