@@ -289,7 +289,6 @@ impl<O: Os> Core<O> {
         let Some(mut conn) = self.conns.remove(id) else {
             return;
         };
-        conn.machine.recycle(&mut self.conns.pool);
         let record = CloseRecord {
             id: Some(id),
             listener: conn.listener,
@@ -299,6 +298,7 @@ impl<O: Os> Core<O> {
             traffic: conn.machine.traffic(),
         };
         let (source, counted, listener) = (record.source.ip(), conn.counted, conn.listener);
+        conn.machine.recycle(&mut self.conns.pool);
         self.guard.drop("a framer's destructor", conn);
         self.stats.count_closed(closed.reason);
         self.history.ages.record_time(record.age);
