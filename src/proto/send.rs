@@ -71,7 +71,9 @@ pub(super) fn append_frame(
     payload: &[u8],
     out: &mut Vec<u8>,
 ) -> Result<(), SendError> {
-    codec.encode(payload, out).map_err(|error| error_of(error, payload))
+    codec
+        .encode(payload, out)
+        .map_err(|error| error_of(error, payload))
 }
 
 #[cold]

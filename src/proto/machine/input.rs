@@ -55,7 +55,10 @@ impl Machine {
             }
             Phase::Handshaking | Phase::Connecting => true,
             Phase::HeaderRequired | Phase::HeaderOptional => {
-                let buffer = &mut self.active.get_or_insert_with(|| pool.take_active()).recv_buf;
+                let buffer = &mut self
+                    .active
+                    .get_or_insert_with(|| pool.take_active())
+                    .recv_buf;
                 buffer.append(wire, &mut pool.buffers);
                 self.look_for_header(now, pool);
                 false
@@ -238,7 +241,8 @@ impl Machine {
         None
     }
 
-    /// Returns the next frame of `bytes` and the bytes behind it, if there are only frames to deliver.
+    /// Returns the next frame of `bytes` and the bytes behind it, if there are only frames to
+    /// deliver.
     ///
     /// Else [`Machine::next_event`] returns what is next.
     #[inline]
@@ -299,7 +303,10 @@ impl Machine {
         if !self.status.events.has(Events::TIMER) {
             return None;
         }
-        let due = self.active.as_mut().and_then(|active| active.deadlines.take_due_timer());
+        let due = self
+            .active
+            .as_mut()
+            .and_then(|active| active.deadlines.take_due_timer());
         if due.is_none() {
             self.status.events.clear(Events::TIMER);
         }
@@ -343,11 +350,7 @@ impl Machine {
     #[inline]
     pub(crate) fn end_input(&mut self, cursor: InputCursor<'_>, now: Time, pool: &mut Pool) {
         let begun = self.tls.as_ref().is_some_and(|session| session.has_begun());
-        if cursor.is_used_up()
-            && self.only_frames()
-            && !begun
-            && self.parts().recv_buf.is_empty()
-        {
+        if cursor.is_used_up() && self.only_frames() && !begun && self.parts().recv_buf.is_empty() {
             if let Some(active) = &mut self.active {
                 active.deadlines.set_frame(Time::NEVER);
             }
@@ -437,15 +440,16 @@ impl Machine {
 
     // What the reactor asks.
 
-    /// True if the next event of the socket can only announce that the peer is gone for good: the peer
-    /// has finished, and the handler goes on.
+    /// True if the next event of the socket can only announce that the peer is gone for good: the
+    /// peer has finished, and the handler goes on.
     pub(crate) fn wants_error(&self) -> bool {
         // Behind our own FIN a write fails in any case.
         let asks = self.status.recv.is_eof() && !self.status.send.has_sent_fin();
         self.status.life.is_open() && asks && !self.is_paused()
     }
 
-    /// True if only a fresh "would block" proves that the kernel's buffer is empty, not a short read.
+    /// True if only a fresh "would block" proves that the kernel's buffer is empty, not a short
+    /// read.
     #[inline]
     pub(crate) fn wants_fresh_blocked(&self) -> bool {
         self.status.send.has_failed() || self.status.close.needs_read()

@@ -88,9 +88,10 @@ impl Machine {
 
     /// Goes on behind TLS (STARTTLS), as the server of the handshake.
     ///
-    /// Applies at once to what is sent, and to input once the running callback has returned. What was
-    /// sent before goes out in the clear, in front of the handshake. Bytes behind the last frame
-    /// begin the handshake or fail it, and are never a frame: they may be injected (CVE-2011-0411).
+    /// Applies at once to what is sent, and to input once the running callback has returned. What
+    /// was sent before goes out in the clear, in front of the handshake. Bytes behind the last
+    /// frame begin the handshake or fail it, and are never a frame: they may be injected
+    /// (CVE-2011-0411).
     #[cfg(feature = "tls")]
     pub(crate) fn start_tls(
         &mut self,
@@ -198,7 +199,9 @@ impl Machine {
 
     /// True if FIN came without close_notify.
     pub(super) fn is_tls_truncated(&self) -> bool {
-        self.tls.as_ref().is_some_and(|session| !session.peer_closed())
+        self.tls
+            .as_ref()
+            .is_some_and(|session| !session.peer_closed())
     }
 
     // Leaving the loop.
@@ -312,7 +315,10 @@ impl Machine {
     fn expire_phase(&mut self, pool: &mut Pool) {
         match self.state() {
             State::Accepting | State::Handshaking => {
-                let not_tls = self.tls.as_ref().is_some_and(|session| session.is_not_tls());
+                let not_tls = self
+                    .tls
+                    .as_ref()
+                    .is_some_and(|session| session.is_not_tls());
                 let reason = if not_tls {
                     CloseReason::NotTls
                 } else {
@@ -330,7 +336,10 @@ impl Machine {
     pub(crate) fn refuse(&mut self, farewell: &[u8], closed: Closed, now: Time, pool: &mut Pool) {
         self.tls = None;
         if !farewell.is_empty() {
-            let send_buf = &mut self.active.get_or_insert_with(|| pool.take_active()).send_buf;
+            let send_buf = &mut self
+                .active
+                .get_or_insert_with(|| pool.take_active())
+                .send_buf;
             send_buf.tail(&mut pool.buffers).extend_from_slice(farewell);
         }
         self.close(closed, now, pool);
@@ -435,8 +444,7 @@ impl Machine {
         }
         // Promised output that is lost is the reason to report. The alert of a failed handshake is
         // no promise.
-        let lost =
-            self.status.life.is_closing() && self.was_open() && self.unsent_app_bytes() > 0;
+        let lost = self.status.life.is_closing() && self.was_open() && self.unsent_app_bytes() > 0;
         self.enter_closing(phase, pool);
         self.drop_output(pool);
         if let Some(session) = &mut self.tls {
@@ -486,7 +494,10 @@ impl Machine {
             && !send.has_sent_fin()
             && !self.write_closed()
             && self.queued() == 0
-            && self.tls.as_ref().is_none_or(|session| session.has_said_goodbye())
+            && self
+                .tls
+                .as_ref()
+                .is_none_or(|session| session.has_said_goodbye())
     }
 
     /// Handles our FIN; it could not be `sent` if the connection is gone already.
@@ -512,7 +523,10 @@ impl Machine {
 
     /// Returns why the connection ended, for the one report.
     pub(crate) fn take_closed(&mut self) -> Closed {
-        let reason = self.active.as_mut().and_then(|active| active.ending.take_reason());
+        let reason = self
+            .active
+            .as_mut()
+            .and_then(|active| active.ending.take_reason());
         reason.unwrap_or_else(|| Closed::new(CloseReason::Closed))
     }
     /// Gives all memory back: the connection is over, and its reason is taken.
