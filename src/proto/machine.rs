@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::active::Active;
+use super::buffers::Buffers;
 use super::deadlines::TimeLeft;
 use super::framing::{Codec, Framing};
 use super::life::{Life, Phase};
@@ -63,7 +64,7 @@ impl Machine {
         let mut machine = Self::in_state(Life::accepted(), framing, limits, now);
         machine.tls = tls.map(|config| Box::new(Session::new(config)));
         let until = now.after(machine.limits.handshake_timeout);
-        machine.wake(pool).deadlines.begin_handshake(until);
+        machine.wake(pool).0.deadlines.begin_handshake(until);
         machine
     }
 
@@ -206,9 +207,12 @@ impl Machine {
     }
 
     /// Takes the large halves of the parts from the pool, unless the connection has them.
+    ///
+    /// With the buffers for them.
     #[inline]
-    fn wake(&mut self, pool: &mut Pool) -> &mut Active {
-        self.active.get_or_insert_with(|| pool.take_active())
+    fn wake<'p>(&mut self, pool: &'p mut Pool) -> (&mut Active, &'p mut Buffers) {
+        let active = self.active.get_or_insert_with(|| pool.take_active());
+        (active, &mut pool.buffers)
     }
 
     /// As [`Machine::wake`], where no pool is at hand: allocates for an idle connection.

@@ -55,18 +55,15 @@ impl Machine {
             }
             Phase::Handshaking | Phase::Connecting => true,
             Phase::HeaderRequired | Phase::HeaderOptional => {
-                let buffer = &mut self
-                    .active
-                    .get_or_insert_with(|| pool.take_active())
-                    .recv_buf;
-                buffer.append(wire, &mut pool.buffers);
+                let (active, buffers) = self.wake(pool);
+                active.recv_buf.append(wire, buffers);
                 self.look_for_header(now, pool);
                 false
             }
             phase => {
-                let ending = &mut self.wake(pool).ending;
-                ending.discard(wire.len());
-                let too_many = ending.discarded() > self.limits.linger_bytes;
+                let (active, _) = self.wake(pool);
+                active.ending.discard(wire.len());
+                let too_many = active.ending.discarded() > self.limits.linger_bytes;
                 if phase == Phase::Linger && too_many {
                     self.status.life.enter(Phase::Gone);
                 }
@@ -368,8 +365,7 @@ impl Machine {
             self.status.recv.decode_buffered(&active.recv_buf);
         }
         let has_begun = is_open && self.has_begun();
-        let deadlines = &mut self.wake(pool).deadlines;
-        let has_clock = deadlines.frame().is_armed();
+        let has_clock = self.parts().deadlines.frame().is_armed();
         let until = if !has_begun || (is_paused && advanced) {
             Time::NEVER
         } else if !is_paused && (advanced || !has_clock) {
@@ -377,7 +373,7 @@ impl Machine {
         } else {
             return;
         };
-        self.wake(pool).deadlines.set_frame(until);
+        self.wake(pool).0.deadlines.set_frame(until);
     }
 
     /// Leaves the buffered frames to the next turn.

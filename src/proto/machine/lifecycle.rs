@@ -148,7 +148,7 @@ impl Machine {
         self.status.life.enter(Phase::Handshaking);
         self.status.recv.clear_frames_buffered();
         let until = now.after(self.limits.handshake_timeout);
-        self.wake(pool).deadlines.begin_handshake(until);
+        self.wake(pool).0.deadlines.begin_handshake(until);
     }
 
     fn end_without_handshake(&mut self, error: Box<dyn StdError + Send + Sync>, pool: &mut Pool) {
@@ -190,7 +190,7 @@ impl Machine {
         self.drop_output(pool);
         self.status.send.relieve();
         let error = self.tls.as_mut().and_then(|session| session.take_failure());
-        let ending = &mut self.wake(pool).ending;
+        let ending = &mut self.wake(pool).0.ending;
         if let (Some(error), false) = (error, ending.has_reason()) {
             let error: Box<dyn StdError> = error;
             ending.set_reason(Closed::with(CloseReason::Tls, error));
@@ -229,7 +229,7 @@ impl Machine {
         let remains = Remains::new(tls, parts.recv_buf.pending(), parts.send_buf.pending());
         self.drop_output(pool);
         self.enter_closing(Phase::Detached, pool);
-        let active = self.wake(pool);
+        let (active, _) = self.wake(pool);
         active.deadlines.stop();
         active.ending.set_reason(Closed::new(CloseReason::Detached));
         remains
@@ -336,11 +336,8 @@ impl Machine {
     pub(crate) fn refuse(&mut self, farewell: &[u8], closed: Closed, now: Time, pool: &mut Pool) {
         self.tls = None;
         if !farewell.is_empty() {
-            let send_buf = &mut self
-                .active
-                .get_or_insert_with(|| pool.take_active())
-                .send_buf;
-            send_buf.tail(&mut pool.buffers).extend_from_slice(farewell);
+            let (active, buffers) = self.wake(pool);
+            active.send_buf.tail(buffers).extend_from_slice(farewell);
         }
         self.close(closed, now, pool);
     }
@@ -450,7 +447,7 @@ impl Machine {
         if let Some(session) = &mut self.tls {
             session.clear(&mut pool.buffers);
         }
-        let active = self.wake(pool);
+        let (active, _) = self.wake(pool);
         active.deadlines.stop();
         if lost {
             active.ending.set_loss(closed);

@@ -99,14 +99,11 @@ impl Machine {
         if rest.is_empty() || self.write_closed() {
             return;
         }
-        let send_buf = &mut self
-            .active
-            .get_or_insert_with(|| pool.take_active())
-            .send_buf;
-        let tail = send_buf.tail(&mut pool.buffers);
+        let (active, buffers) = self.wake(pool);
+        let tail = active.send_buf.tail(buffers);
         tail.extend_from_slice(header.get(count..).unwrap_or_default());
         tail.extend_from_slice(rest);
-        if send_buf.len() >= self.limits.high_watermark {
+        if active.send_buf.len() >= self.limits.high_watermark {
             self.congest(now);
         }
     }
@@ -245,8 +242,8 @@ impl Machine {
         if let Some(session) = &mut self.tls {
             session.silence(&mut pool.buffers);
         }
-        let active = self.active.get_or_insert_with(|| pool.take_active());
-        active.send_buf.clear(&mut pool.buffers);
+        let (active, buffers) = self.wake(pool);
+        active.send_buf.clear(buffers);
         active.deadlines.clear_write();
         active.ending.set_reason(closed_by(error));
     }
