@@ -147,6 +147,14 @@ fn proto_knows_nobody_above_it() {
     nobody_names(&above, in_proto);
 }
 
+/// The machine composes its parts, and no part knows the machine.
+#[test]
+fn the_parts_of_a_connection_do_not_know_the_machine() {
+    nobody_names(&["Machine", "machine"], |name| {
+        in_proto(name) && name != "src/proto/mod.rs" && !name.starts_with("src/proto/machine")
+    });
+}
+
 #[test]
 fn nobody_but_the_front_door_and_the_shards_know_the_server() {
     nobody_names(&["crate::server", "super::server"], |name| {

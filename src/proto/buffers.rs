@@ -1,4 +1,5 @@
-//! Memory of a connection: spare buffers that the connections of a server share, and pending output.
+//! Memory of a connection: spare buffers that the connections of a server share, and pending
+//! output.
 
 /// A larger buffer goes back to the allocator and is not kept.
 const MAX_KEPT: usize = 128 * 1024;
@@ -35,7 +36,10 @@ impl Buffers {
 
     #[inline]
     pub(super) fn take(&mut self) -> Vec<u8> {
-        self.large.pop().or_else(|| self.small.pop()).unwrap_or_default()
+        self.large
+            .pop()
+            .or_else(|| self.small.pop())
+            .unwrap_or_default()
     }
 
     #[inline]
@@ -202,6 +206,10 @@ mod tests {
         assert_eq!(seen, bytes);
         assert!(pending.is_empty());
         pending.shrink(&mut buffers);
-        assert_eq!(pending.capacity(), 0, "an empty buffer owns no memory beyond the turn");
+        assert_eq!(
+            pending.capacity(),
+            0,
+            "an empty buffer owns no memory beyond the turn"
+        );
     }
 }

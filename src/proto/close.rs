@@ -66,7 +66,8 @@ pub(super) struct Ending {
     reason: Option<Closed>,
     /// Input discarded while closing.
     discarded: usize,
-    /// Replies promised by the handler: the connection does not close by itself before they are sent.
+    /// Replies promised by the handler: the connection does not close by itself before they are
+    /// sent.
     pending_replies: u32,
 }
 
@@ -141,7 +142,10 @@ impl Ending {
     #[cfg(feature = "sim")]
     pub(super) fn fork(&self) -> Self {
         Self {
-            reason: self.reason.as_ref().map(|closed| Closed::new(closed.reason)),
+            reason: self
+                .reason
+                .as_ref()
+                .map(|closed| Closed::new(closed.reason)),
             ..*self
         }
     }

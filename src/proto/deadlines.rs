@@ -61,7 +61,10 @@ impl Deadlines {
     /// Returns the time of the handler's first timer.
     #[inline]
     pub(super) fn first_timer(&self) -> Time {
-        self.timers.iter().map(|timer| timer.at).fold(Time::NEVER, Time::min)
+        self.timers
+            .iter()
+            .map(|timer| timer.at)
+            .fold(Time::NEVER, Time::min)
     }
 
     /// True if no clock runs or is paused, the handler's timers excluded.
@@ -219,13 +222,15 @@ impl Deadlines {
     }
 
     pub(super) fn has_due_timer(&self) -> bool {
-        self.timers.iter().any(|timer| timer.at <= self.expired_through)
+        self.timers
+            .iter()
+            .any(|timer| timer.at <= self.expired_through)
     }
 
     /// Sets timer `key`.
     ///
-    /// Never due in the turn that sets it, so that a timer which is set to "now" in its own callback
-    /// cannot spin.
+    /// Never due in the turn that sets it, so that a timer which is set to "now" in its own
+    /// callback cannot spin.
     pub(super) fn set_timer(&mut self, key: u8, at: Time) {
         self.cancel_timer(key);
         let at = at.max(self.expired_through.after(Duration::from_nanos(1)));
@@ -239,7 +244,11 @@ impl Deadlines {
     /// Removes the first of the timers that are due.
     pub(super) fn take_due_timer(&mut self) -> Option<u8> {
         let due = |timer: &Timer| timer.at <= self.expired_through;
-        let first = self.timers.iter().enumerate().min_by_key(|(_, timer)| timer.at);
+        let first = self
+            .timers
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, timer)| timer.at);
         let (index, _) = first.filter(|(_, timer)| due(timer))?;
         Some(self.timers.remove(index).key)
     }
@@ -290,8 +299,8 @@ impl Deadlines {
 #[non_exhaustive]
 pub struct TimeLeft {
     /// Until the present attempt to connect fails
-    /// ([`Connect::connect_timeout`](crate::Connect::connect_timeout)), or until the next one begins
-    /// ([`Connect::retry`](crate::Connect::retry)).
+    /// ([`Connect::connect_timeout`](crate::Connect::connect_timeout)), or until the next one
+    /// begins ([`Connect::retry`](crate::Connect::retry)).
     pub connect: Option<Duration>,
     /// Until the connection must be open
     /// ([`Listen::handshake_timeout`](crate::Listen::handshake_timeout)).

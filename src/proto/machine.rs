@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::active::Active;
+use super::buffers::Buffers;
 use super::deadlines::TimeLeft;
 use super::framing::{Codec, Framing};
 use super::life::{Life, Phase};
@@ -63,7 +64,7 @@ impl Machine {
         let mut machine = Self::in_state(Life::accepted(), framing, limits, now);
         machine.tls = tls.map(|config| Box::new(Session::new(config)));
         let until = now.after(machine.limits.handshake_timeout);
-        machine.wake(pool).deadlines.begin_handshake(until);
+        machine.wake(pool).0.deadlines.begin_handshake(until);
         machine
     }
 
@@ -98,23 +99,24 @@ impl Machine {
     /// | state | read | write | queue |
     /// |---|---|---|---|
     /// | Accepting | while a PROXY header is to come | no | no |
-    /// | Connecting | no | no | yes, kept until it is open |
-    /// | Handshaking | yes; stashed bytes come first | TLS's own | if it was open or is outgoing: kept |
+    /// | Connecting | no | no | yes |
+    /// | Handshaking | yes, stashed bytes first | TLS's own | if it was open or is outgoing |
     /// | Open | unless paused, frames are buffered, or the input is over | until our FIN | yes |
     /// | Closing, to flush | to discard, up to `linger_bytes` | yes | no |
     /// | Closing, to linger | to discard, up to `linger_bytes` | no | no |
     /// | Closing, else | no | no | no |
     ///
-    /// Nothing is read after FIN or a failure of TLS. Nothing is queued by a handler that has
+    /// Before a connection is open, and during a handshake, queued frames are kept. Nothing is read
+    /// after FIN or a failure of TLS. Nothing is queued by a handler that has
     /// finished or detached, nor for a peer that can receive nothing more.
     ///
     /// Most connections are in one of a few situations for which a cheaper test suffices:
     ///
     /// | test | situation | allowed |
     /// |---|---|---|
-    /// | [`Machine::only_frames`] | Open, and no part has anything to do but frames | read, write, queue |
-    /// | [`Machine::is_idle`] | the same, nothing is buffered, and only the idle timeout runs | the same |
-    /// | [`Machine::is_newly_open`] | idle in the clear, but that `on_open` is pending | the same |
+    /// | [`Machine::only_frames`] | Open, and no part has more to do | read, write, queue |
+    /// | [`Machine::is_idle`] | the same, and no byte is buffered | the same |
+    /// | [`Machine::is_newly_open`] | idle in the clear, but for `on_open` | the same |
     fn allows(&self) -> Allows {
         let (life, recv, send) = (self.status.life, self.status.recv, self.status.send);
         let ending = &self.parts().ending;
@@ -203,9 +205,12 @@ impl Machine {
     }
 
     /// Takes the large halves of the parts from the pool, unless the connection has them.
+    ///
+    /// With the buffers for them.
     #[inline]
-    fn wake(&mut self, pool: &mut Pool) -> &mut Active {
-        self.active.get_or_insert_with(|| pool.take_active())
+    fn wake<'p>(&mut self, pool: &'p mut Pool) -> (&mut Active, &'p mut Buffers) {
+        let active = self.active.get_or_insert_with(|| pool.take_active());
+        (active, &mut pool.buffers)
     }
 
     /// As [`Machine::wake`], where no pool is at hand: allocates for an idle connection.
@@ -269,14 +274,21 @@ impl Machine {
     /// Returns the bytes that are pending for the peer.
     #[inline]
     pub(crate) fn queued(&self) -> usize {
-        let tls = self.tls.as_ref().map_or(0, |session| session.pending().len());
+        let tls = self
+            .tls
+            .as_ref()
+            .map_or(0, |session| session.pending().len());
         self.parts().send_buf.len() + tls
     }
 
     /// Returns the pending bytes that the handler has sent: those of TLS itself are excluded.
     #[inline]
     pub(crate) fn unsent_app_bytes(&self) -> usize {
-        self.queued() - self.tls.as_ref().map_or(0, |session| session.tls_overhead())
+        self.queued()
+            - self
+                .tls
+                .as_ref()
+                .map_or(0, |session| session.tls_overhead())
     }
 
     // The state.
@@ -339,7 +351,10 @@ impl Machine {
 
     #[cfg(feature = "tls")]
     pub(crate) fn tls(&self) -> Option<TlsInfo<'_>> {
-        let session = self.tls.as_deref().filter(|session| !session.is_handshaking());
+        let session = self
+            .tls
+            .as_deref()
+            .filter(|session| !session.is_handshaking());
         session.map(TlsInfo::of)
     }
 
@@ -392,7 +407,11 @@ impl Machine {
 
     /// True if nothing more can arrive: FIN was read, or close_notify.
     fn is_input_over(&self) -> bool {
-        let notified = || self.tls.as_ref().is_some_and(|session| session.peer_closed());
+        let notified = || {
+            self.tls
+                .as_ref()
+                .is_some_and(|session| session.peer_closed())
+        };
         self.status.recv.is_eof() || notified()
     }
 
@@ -403,12 +422,16 @@ impl Machine {
 
     /// True until the keys are agreed on: nothing can be encrypted.
     fn is_tls_handshaking(&self) -> bool {
-        self.tls.as_ref().is_some_and(|session| session.is_handshaking())
+        self.tls
+            .as_ref()
+            .is_some_and(|session| session.is_handshaking())
     }
 
     /// True if TLS failed: nothing more can be decrypted or encrypted.
     fn has_tls_failed(&self) -> bool {
-        self.tls.as_ref().is_some_and(|session| session.has_failed())
+        self.tls
+            .as_ref()
+            .is_some_and(|session| session.has_failed())
     }
 
     /// True if part of a frame has arrived, or part of a record, which contains part of a frame.
@@ -426,7 +449,10 @@ impl Machine {
     fn closes_when_finished(&self) -> bool {
         self.closes_when_answered()
             || self.status.send.is_finishing()
-            || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
+            || self
+                .tls
+                .as_ref()
+                .is_some_and(|session| session.closes_both_ways())
     }
 
     /// True if something can be delivered to the handler, or decided, without a read.
@@ -479,7 +505,9 @@ impl Machine {
             return self.idle_deadline();
         };
         let first = active.deadlines.first().min(self.idle_deadline());
-        first.min(self.throttled_until()).min(active.deadlines.first_timer())
+        first
+            .min(self.throttled_until())
+            .min(active.deadlines.first_timer())
     }
 
     /// Returns when the idle timeout expires.
@@ -516,7 +544,9 @@ impl Machine {
     /// True if a timer of the handler's is set: the first deadline may have come nearer.
     #[inline]
     pub(crate) fn is_timed(&self) -> bool {
-        self.active.as_ref().is_some_and(|active| active.deadlines.has_timers())
+        self.active
+            .as_ref()
+            .is_some_and(|active| active.deadlines.has_timers())
     }
 
     /// Sets timer `key` to `at`, or cancels it with [`Time::NEVER`].
@@ -589,8 +619,8 @@ impl Machine {
         self.status.recv.is_paused_by_handler()
     }
 
-    /// Returns the first invariant that does not hold between two turns. `queued`: the connection has
-    /// another turn soon, whatever its deadlines.
+    /// Returns the first invariant that does not hold between two turns. `queued`: the connection
+    /// has another turn soon, whatever its deadlines.
     pub(crate) fn broken_invariant(&self, read_size: usize, queued: bool) -> Option<String> {
         let buffers = self.broken_buffer(read_size).or_else(|| self.broken_flag());
         if buffers.is_some() || queued {

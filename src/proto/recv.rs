@@ -22,7 +22,8 @@ impl Recv {
     const PAUSED: u8 = 4;
     /// A rate paused reading.
     const THROTTLED: u8 = 8;
-    /// The buffered bytes may contain a whole frame: decoding stopped for another reason than "more".
+    /// The buffered bytes may contain a whole frame: decoding stopped for another reason than
+    /// "more".
     const FRAMES_BUFFERED: u8 = 16;
     /// The connection has a [`Throttle`](super::rates::Throttle).
     const HAS_RATES: u8 = 32;
@@ -246,12 +247,15 @@ impl RecvBuffer {
     pub(super) fn broken_invariant(&self, max: usize) -> Option<String> {
         let length = self.len();
         if length > max {
-            return Some(format!("{length} bytes of input are buffered, the maximum is {max}"));
+            return Some(format!(
+                "{length} bytes of input are buffered, the maximum is {max}"
+            ));
         }
         if self.is_empty() && self.bytes.capacity() > 0 {
             return Some("an empty receive buffer owns memory".to_owned());
         }
-        (self.pos > length).then(|| "decoded input takes more memory than buffered input".to_owned())
+        (self.pos > length)
+            .then(|| "decoded input takes more memory than buffered input".to_owned())
     }
 
     #[cfg(test)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::framing::FrameError;
 use super::rates::Rate;
 
-/// Where a connection is in its life.
+/// The state of a connection.
 ///
 /// ```text
 /// Accepting ---+--> Handshaking ----> Open ----> Closing ----> (gone: one CloseReason)
@@ -16,26 +16,26 @@ use super::rates::Rate;
 ///              +--------+--------------------------+
 /// ```
 ///
-/// A connection that was accepted begins in the first row, one that the server makes
+/// An accepted connection begins in the first row, an outgoing one
 /// ([`Server::connect`](crate::Server::connect)) in the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum State {
-    /// Accepted; the PROXY header has not come yet, where there is to be one, or the service has not answered.
+    /// Accepted: waits for the PROXY header, if there is to be one, or for the service's answer.
     Accepting,
-    /// An outgoing connection that is not there yet: an attempt is under way, or waits for its time.
+    /// Outgoing: an attempt to connect is under way, or waits for its time.
     Connecting,
-    /// In the TLS handshake: the first thing on a TLS listener and on an outgoing connection over TLS, or after
-    /// `Conn::start_tls`.
+    /// In the TLS handshake: at first on a TLS listener and on an outgoing connection over TLS, or
+    /// after `Conn::start_tls`.
     Handshaking,
-    /// Frames flow.
+    /// Frames are exchanged.
     Open,
-    /// Flushing, saying goodbye, waiting for the peer's end.
+    /// Output is flushed, close_notify and FIN are sent, and the peer's FIN is awaited.
     Closing,
 }
 
 impl State {
-    /// All of them.
+    /// All states.
     pub const ALL: &'static [Self] = &[
         Self::Accepting,
         Self::Connecting,
@@ -44,7 +44,7 @@ impl State {
         Self::Closing,
     ];
 
-    /// The legal transitions, all of them.
+    /// Returns whether `next` may follow this state.
     pub const fn may_become(self, next: Self) -> bool {
         matches!(
             (self, next),
@@ -63,7 +63,7 @@ impl fmt::Display for State {
     }
 }
 
-/// The limits of one listener's connections, or of an outgoing one. `Duration::MAX` is never.
+/// The limits of a listener's connections, or of an outgoing one. `Duration::MAX` is never.
 #[derive(Clone, Debug)]
 pub(crate) struct Limits {
     pub(crate) handshake_timeout: Duration,
@@ -75,7 +75,7 @@ pub(crate) struct Limits {
     pub(crate) high_watermark: usize,
     pub(crate) low_watermark: usize,
     pub(crate) output_limit: usize,
-    /// Reading goes on above the high watermark.
+    /// Whether reading goes on above the high watermark.
     pub(crate) full_duplex: bool,
     /// `None`: the framing's own default.
     pub(crate) max_frame: Option<usize>,
@@ -83,13 +83,13 @@ pub(crate) struct Limits {
     pub(crate) read_rate: Option<Rate>,
     /// Frames per second of each connection.
     pub(crate) frame_rate: Option<Rate>,
-    /// Bytes per second of all of them together.
+    /// Bytes per second of all connections of the listener together.
     pub(crate) total_read_rate: Option<Rate>,
-    /// Frames per second of all of them together.
+    /// Frames per second of all connections of the listener together.
     pub(crate) total_frame_rate: Option<Rate>,
 }
 
-/// Bytes and frames that one connection carried. Bytes are those on the wire, ciphertext over TLS.
+/// Numbers of bytes and frames. Bytes are those on the wire: ciphertext over TLS.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Traffic {
@@ -103,21 +103,21 @@ pub struct Traffic {
     pub frames_out: u64,
 }
 
-/// Why [`Conn::send`](crate::Conn::send) did not take a frame. Nothing of it was queued.
+/// Why [`Conn::send`](crate::Conn::send) did not queue a frame, nor any part of it.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The connection is closing or gone, or [`Conn::finish`](crate::Conn::finish) was called; it takes no more.
+    /// The connection is closing or gone, or [`Conn::finish`](crate::Conn::finish) was called.
     Closed,
-    /// The peer is too slow: what waits for it has reached the output limit. Wait for
+    /// The peer is too slow: its pending output has reached the output limit. Wait for
     /// [`Handler::on_writable`](crate::Handler::on_writable), or close.
     Full {
-        /// Bytes that wait.
+        /// Number of pending bytes.
         queued: usize,
         /// The listener's output limit.
         limit: usize,
     },
-    /// The payload is longer than the framing's header can say.
+    /// The payload is longer than the framing's header can announce.
     FrameTooLarge {
         /// The payload's length.
         length: usize,
@@ -133,7 +133,10 @@ impl fmt::Display for SendError {
         match self {
             Self::Closed => f.write_str("the connection is closing"),
             Self::Full { queued, limit } => {
-                write!(f, "{queued} bytes wait already, the output limit is {limit}")
+                write!(
+                    f,
+                    "{queued} bytes wait already, the output limit is {limit}"
+                )
             }
             Self::FrameTooLarge { length, max } => {
                 write!(
@@ -155,10 +158,11 @@ impl StdError for SendError {
     }
 }
 
-/// What the handler is to be told next.
+/// The next event for the handler.
 #[derive(Debug)]
 pub(crate) enum Event<'a> {
-    /// The PROXY header has come, or none will: ask the service, then [`Machine::handle_admitted`].
+    /// The PROXY header is complete, or there is none: ask the service, then call
+    /// [`Machine::handle_admitted`](super::Machine::handle_admitted).
     Header,
     Opened,
     /// An upgrade's handshake is over.
@@ -166,7 +170,7 @@ pub(crate) enum Event<'a> {
     Frame(&'a [u8]),
     /// The peer finished sending, at the end of a frame.
     Finished,
-    /// Output fell from above the high watermark to the low one.
+    /// Pending output fell from above the high watermark to the low one.
     Writable,
     Timer(u8),
     Drain,
@@ -177,8 +181,9 @@ pub(crate) enum Event<'a> {
 pub(crate) enum NextStep {
     /// Nothing.
     Wait,
-    /// Everything is flushed: shut the writing half down, then [`Machine::handle_shutdown`].
+    /// Everything is flushed: shut the writing half down, then call
+    /// [`Machine::handle_shutdown`](super::Machine::handle_shutdown).
     Shutdown,
-    /// It is over: close the socket, with RST if `reset`.
+    /// The connection is over: close the socket, with RST if `reset`.
     Gone { reset: bool },
 }

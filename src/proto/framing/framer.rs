@@ -78,8 +78,8 @@ impl Framing {
 
     /// Returns the maximum payload of a listener that sets none.
     ///
-    /// 8 MiB for packet-4, the header's limit for packet-1 and packet-2, 64 KiB for the others (lines
-    /// count their delimiter).
+    /// 8 MiB for packet-4, the header's limit for packet-1 and packet-2, 64 KiB for the others
+    /// (lines count their delimiter).
     pub(crate) fn default_max(&self) -> usize {
         match self {
             Self::Packet1 => 0xFF,
@@ -132,8 +132,8 @@ pub enum Decoded {
 /// A framing of your own: a frame and its length, *more*, or an error.
 ///
 /// One value per connection, so it may keep state. The input always begins at a frame's first byte,
-/// and is never longer than the listener's maximum frame and 16 bytes for header and trailer. A longer
-/// frame closes the connection as [`FrameTooLarge`](crate::CloseReason::FrameTooLarge).
+/// and is never longer than the listener's maximum frame and 16 bytes for header and trailer. A
+/// longer frame closes the connection as [`FrameTooLarge`](crate::CloseReason::FrameTooLarge).
 pub trait Framer {
     /// Looks for one frame at the front of `input`, which is never empty.
     ///

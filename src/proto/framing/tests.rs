@@ -1,4 +1,4 @@
-//! The decoder held against a naive one and against Erlang's own, and the encoder against both.
+//! The decoder compared with a naive one and with Erlang's, and the encoder with both.
 
 mod erlang;
 
@@ -7,15 +7,15 @@ use proptest::prelude::*;
 use super::codec::Custom;
 use super::*;
 
-/// How decoding a whole stream ended.
+/// The end of decoding a whole stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// This many bytes are left, and no whole frame.
+    /// A remainder of this length, without a whole frame.
     Rest(usize),
     TooLarge,
 }
 
-/// The simplest decoder that can be right: everything is there, and nothing is remembered.
+/// The simplest decoder: all input is present, and no state is kept.
 fn naive(framing: &Framing, max: usize, mut bytes: &[u8]) -> (Vec<Vec<u8>>, End) {
     let mut frames = Vec::new();
     loop {
@@ -61,19 +61,23 @@ fn naive(framing: &Framing, max: usize, mut bytes: &[u8]) -> (Vec<Vec<u8>>, End)
     }
 }
 
-/// The decoder under test, with pieces as they come. As the machine does, it decodes what is left with each piece.
-fn decode<'a>(framing: &Framing, max: usize, pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Vec<u8>>, End) {
+/// The decoder under test, piece by piece: as the machine does, it decodes the remainder again.
+fn decode<'a>(
+    framing: &Framing,
+    max: usize,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+) -> (Vec<Vec<u8>>, End) {
     let mut codec = Codec::new(framing, max);
-    let mut held = Vec::new();
+    let mut rest = Vec::new();
     let mut frames = Vec::new();
     for piece in pieces {
-        held.extend_from_slice(piece);
+        rest.extend_from_slice(piece);
         loop {
-            match codec.decode(&held) {
+            match codec.decode(&rest) {
                 Step::Frame { payload, consumed } => {
                     assert!(consumed > 0, "progress");
-                    frames.push(held[payload].to_vec());
-                    held.drain(..consumed);
+                    frames.push(rest[payload].to_vec());
+                    rest.drain(..consumed);
                 }
                 Step::More => break,
                 Step::TooLarge => return (frames, End::TooLarge),
@@ -81,7 +85,7 @@ fn decode<'a>(framing: &Framing, max: usize, pieces: impl IntoIterator<Item = &'
             }
         }
     }
-    (frames, End::Rest(held.len()))
+    (frames, End::Rest(rest.len()))
 }
 
 const ALL: [Framing; 5] = [
@@ -122,12 +126,18 @@ fn every_short_stream_in_every_cut() {
 
 #[test]
 fn zero_length_frames_are_frames() {
-    assert_eq!(decode(&Framing::Packet1, 10, [&[0, 0, 0][..]]).0, vec![vec![]; 3]);
+    assert_eq!(
+        decode(&Framing::Packet1, 10, [&[0, 0, 0][..]]).0,
+        vec![vec![]; 3]
+    );
     assert_eq!(
         decode(&Framing::Packet2, 10, [&[0, 0, 0][..]]),
         (vec![vec![]], End::Rest(1))
     );
-    assert_eq!(decode(&Framing::Packet4, 10, [&[0; 8][..]]).0, vec![vec![]; 2]);
+    assert_eq!(
+        decode(&Framing::Packet4, 10, [&[0; 8][..]]).0,
+        vec![vec![]; 2]
+    );
     assert_eq!(decode(&Framing::Line, 10, [&b"\n\n"[..]]).0, vec![b"\n"; 2]);
 }
 
@@ -143,17 +153,30 @@ fn a_packet_at_the_maximum_is_good_and_one_above_is_not() {
             decode(&framing, 5, [&wire[..]]),
             (vec![b"12345".to_vec()], End::Rest(0))
         );
-        // The header alone is enough to refuse it.
-        assert_eq!(decode(&framing, 4, [header]), (vec![], End::TooLarge), "{framing:?}");
+        // Refused by the header alone.
+        assert_eq!(
+            decode(&framing, 4, [header]),
+            (vec![], End::TooLarge),
+            "{framing:?}"
+        );
     }
 }
 
 #[test]
 fn a_line_counts_its_delimiter() {
     assert_eq!(decode(&Framing::Line, 5, [&b"abcd\n"[..]]).0, [b"abcd\n"]);
-    assert_eq!(decode(&Framing::Line, 4, [&b"abcd\n"[..]]), (vec![], End::TooLarge));
-    assert_eq!(decode(&Framing::Line, 4, [&b"abcd"[..]]), (vec![], End::Rest(4)));
-    assert_eq!(decode(&Framing::Line, 4, [&b"abcde"[..]]), (vec![], End::TooLarge));
+    assert_eq!(
+        decode(&Framing::Line, 4, [&b"abcd\n"[..]]),
+        (vec![], End::TooLarge)
+    );
+    assert_eq!(
+        decode(&Framing::Line, 4, [&b"abcd"[..]]),
+        (vec![], End::Rest(4))
+    );
+    assert_eq!(
+        decode(&Framing::Line, 4, [&b"abcde"[..]]),
+        (vec![], End::TooLarge)
+    );
     assert_eq!(
         decode(&Framing::Line, 9, [&b"a\rb\r\n"[..]]).0,
         [b"a\rb\r\n"],
@@ -165,7 +188,7 @@ fn a_line_counts_its_delimiter() {
     );
 }
 
-/// As Erlang: header and payload fit in 31 bits, whatever the maximum.
+/// As in Erlang, header and payload fit in 31 bits, for every maximum.
 #[test]
 fn packet_4_has_a_limit_of_its_own() {
     let judge = |length: u32| decode(&Framing::Packet4, usize::MAX, [&length.to_be_bytes()[..]]).1;
@@ -190,7 +213,7 @@ fn the_defaults_are_safe() {
     }
 }
 
-/// Finding the end of a long line that comes in many pieces does not look at its beginning again for each of them.
+/// A long line in many pieces is searched once, not from its beginning for each piece.
 #[test]
 fn a_line_is_searched_once() {
     let mut codec = Codec::new(&Framing::Line, usize::MAX);
@@ -205,9 +228,9 @@ fn a_line_is_searched_once() {
     assert_eq!(codec.seen(), 0, "the next line begins anew");
 }
 
-/// A framer that said how much it needs is not asked before that is there.
+/// A framer that needs a number of bytes is not called before they have arrived.
 #[test]
-fn a_need_is_waited_for() {
+fn a_need_delays_the_next_call() {
     use std::cell::Cell;
     use std::rc::Rc;
 
@@ -273,7 +296,9 @@ fn framing_width(framing: &Framing) -> usize {
 fn encoded_as_erlang_does() {
     let encoded = |framing: &Framing, payload: &[u8]| {
         let mut out = Vec::new();
-        Codec::new(framing, 1000).encode(payload, &mut out).expect("fits");
+        Codec::new(framing, 1000)
+            .encode(payload, &mut out)
+            .expect("fits");
         out
     };
     assert_eq!(encoded(&Framing::Packet1, b"ab"), b"\x02ab");
@@ -282,7 +307,11 @@ fn encoded_as_erlang_does() {
     assert_eq!(encoded(&Framing::Packet2, b""), b"\0\0");
     assert_eq!(encoded(&Framing::Line, b"ab"), b"ab", "no newline is added");
     assert_eq!(encoded(&Framing::Raw, b"ab"), b"ab");
-    assert_eq!(encoded(&Framing::Packet2, &[7; 258])[..2], [1, 2], "big-endian");
+    assert_eq!(
+        encoded(&Framing::Packet2, &[7; 258])[..2],
+        [1, 2],
+        "big-endian"
+    );
 }
 
 fn any_framing() -> impl Strategy<Value = Framing> {
@@ -290,13 +319,20 @@ fn any_framing() -> impl Strategy<Value = Framing> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 1000,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn any_stream_in_any_pieces(
         framing in any_framing(),
         max in 0_usize..300,
-        stream in prop::collection::vec(prop_oneof![3 => 0_u8..5, 1 => Just(b'\n'), 1 => any::<u8>()], 0..600),
+        stream in prop::collection::vec(
+            prop_oneof![3 => 0_u8..5, 1 => Just(b'\n'), 1 => any::<u8>()],
+            0..600,
+        ),
         sizes in prop::collection::vec(1_usize..100, 1..20),
     ) {
         let expected = naive(&framing, max, &stream);

@@ -55,15 +55,15 @@ impl Machine {
             }
             Phase::Handshaking | Phase::Connecting => true,
             Phase::HeaderRequired | Phase::HeaderOptional => {
-                let buffer = &mut self.active.get_or_insert_with(|| pool.take_active()).recv_buf;
-                buffer.append(wire, &mut pool.buffers);
+                let (active, buffers) = self.wake(pool);
+                active.recv_buf.append(wire, buffers);
                 self.look_for_header(now, pool);
                 false
             }
             phase => {
-                let ending = &mut self.wake(pool).ending;
-                ending.discard(wire.len());
-                let too_many = ending.discarded() > self.limits.linger_bytes;
+                let (active, _) = self.wake(pool);
+                active.ending.discard(wire.len());
+                let too_many = active.ending.discarded() > self.limits.linger_bytes;
                 if phase == Phase::Linger && too_many {
                     self.status.life.enter(Phase::Gone);
                 }
@@ -233,7 +233,8 @@ impl Machine {
         None
     }
 
-    /// Returns the next frame of `bytes` and the bytes behind it, if there are only frames to deliver.
+    /// Returns the next frame of `bytes` and the bytes behind it, if there are only frames to
+    /// deliver.
     ///
     /// Else [`Machine::next_event`] returns what is next.
     #[inline]
@@ -352,8 +353,7 @@ impl Machine {
             self.status.recv.decode_buffered(&active.recv_buf);
         }
         let has_begun = is_open && self.has_begun();
-        let deadlines = &mut self.wake(pool).deadlines;
-        let has_clock = deadlines.frame().is_armed();
+        let has_clock = self.parts().deadlines.frame().is_armed();
         let until = if !has_begun || (is_paused && advanced) {
             Time::NEVER
         } else if !is_paused && (advanced || !has_clock) {
@@ -361,7 +361,7 @@ impl Machine {
         } else {
             return;
         };
-        self.wake(pool).deadlines.set_frame(until);
+        self.wake(pool).0.deadlines.set_frame(until);
     }
 
     /// Leaves the buffered frames to the next turn.
@@ -424,15 +424,16 @@ impl Machine {
 
     // What the reactor asks.
 
-    /// True if the next event of the socket can only announce that the peer is gone for good: the peer
-    /// has finished, and the handler goes on.
+    /// True if the next event of the socket can only announce that the peer is gone for good: the
+    /// peer has finished, and the handler goes on.
     pub(crate) fn wants_error(&self) -> bool {
         // Behind our own FIN a write fails in any case.
         let asks = self.status.recv.is_eof() && !self.status.send.has_sent_fin();
         self.status.life.is_open() && asks && !self.is_paused()
     }
 
-    /// True if only a fresh "would block" proves that the kernel's buffer is empty, not a short read.
+    /// True if only a fresh "would block" proves that the kernel's buffer is empty, not a short
+    /// read.
     #[inline]
     pub(crate) fn wants_fresh_blocked(&self) -> bool {
         self.status.send.has_failed() || self.status.close.needs_read()

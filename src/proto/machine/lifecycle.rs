@@ -88,9 +88,10 @@ impl Machine {
 
     /// Goes on behind TLS (STARTTLS), as the server of the handshake.
     ///
-    /// Applies at once to what is sent, and to input once the running callback has returned. What was
-    /// sent before goes out in the clear, in front of the handshake. Bytes behind the last frame
-    /// begin the handshake or fail it, and are never a frame: they may be injected (CVE-2011-0411).
+    /// Applies at once to what is sent, and to input once the running callback has returned. What
+    /// was sent before goes out in the clear, in front of the handshake. Bytes behind the last
+    /// frame begin the handshake or fail it, and are never a frame: they may be injected
+    /// (CVE-2011-0411).
     #[cfg(feature = "tls")]
     pub(crate) fn start_tls(&mut self, config: &TlsConfig, now: Time, pool: &mut Pool) -> Result<(), StartTlsError> {
         self.check_start_tls()?;
@@ -142,7 +143,7 @@ impl Machine {
         self.status.life.enter(Phase::Handshaking);
         self.status.recv.clear_frames_buffered();
         let until = now.after(self.limits.handshake_timeout);
-        self.wake(pool).deadlines.begin_handshake(until);
+        self.wake(pool).0.deadlines.begin_handshake(until);
     }
 
     fn end_without_handshake(&mut self, error: Box<dyn StdError + Send + Sync>, pool: &mut Pool) {
@@ -184,7 +185,7 @@ impl Machine {
         self.drop_output(pool);
         self.status.send.relieve();
         let error = self.tls.as_mut().and_then(|session| session.take_failure());
-        let ending = &mut self.wake(pool).ending;
+        let ending = &mut self.wake(pool).0.ending;
         if let (Some(error), false) = (error, ending.has_reason()) {
             let error: Box<dyn StdError> = error;
             ending.set_reason(Closed::with(CloseReason::Tls, error));
@@ -193,7 +194,9 @@ impl Machine {
 
     /// True if FIN came without close_notify.
     pub(super) fn is_tls_truncated(&self) -> bool {
-        self.tls.as_ref().is_some_and(|session| !session.peer_closed())
+        self.tls
+            .as_ref()
+            .is_some_and(|session| !session.peer_closed())
     }
 
     // Leaving the loop.
@@ -221,7 +224,7 @@ impl Machine {
         let remains = DetachedIo::new(tls, parts.recv_buf.pending(), parts.send_buf.pending());
         self.drop_output(pool);
         self.enter_closing(Phase::Detached, pool);
-        let active = self.wake(pool);
+        let (active, _) = self.wake(pool);
         active.deadlines.stop();
         active.ending.set_reason(Closed::new(CloseReason::Detached));
         remains
@@ -307,7 +310,10 @@ impl Machine {
     fn expire_phase(&mut self, pool: &mut Pool) {
         match self.state() {
             State::Accepting | State::Handshaking => {
-                let not_tls = self.tls.as_ref().is_some_and(|session| session.is_not_tls());
+                let not_tls = self
+                    .tls
+                    .as_ref()
+                    .is_some_and(|session| session.is_not_tls());
                 let reason = if not_tls {
                     CloseReason::NotTls
                 } else {
@@ -325,8 +331,8 @@ impl Machine {
     pub(crate) fn refuse(&mut self, farewell: &[u8], closed: Closed, now: Time, pool: &mut Pool) {
         self.tls = None;
         if !farewell.is_empty() {
-            let send_buf = &mut self.active.get_or_insert_with(|| pool.take_active()).send_buf;
-            send_buf.tail(&mut pool.buffers).extend_from_slice(farewell);
+            let (active, buffers) = self.wake(pool);
+            active.send_buf.tail(buffers).extend_from_slice(farewell);
         }
         self.close(closed, now, pool);
     }
@@ -436,7 +442,7 @@ impl Machine {
         if let Some(session) = &mut self.tls {
             session.clear(&mut pool.buffers);
         }
-        let active = self.wake(pool);
+        let (active, _) = self.wake(pool);
         active.deadlines.stop();
         if lost {
             active.ending.set_loss(closed);
@@ -480,7 +486,10 @@ impl Machine {
             && !send.has_sent_fin()
             && !self.write_closed()
             && self.queued() == 0
-            && self.tls.as_ref().is_none_or(|session| session.has_said_goodbye())
+            && self
+                .tls
+                .as_ref()
+                .is_none_or(|session| session.has_said_goodbye())
     }
 
     /// Handles our FIN; it could not be `sent` if the connection is gone already.
@@ -506,7 +515,10 @@ impl Machine {
 
     /// Returns why the connection ended, for the one report.
     pub(crate) fn take_closed(&mut self) -> Closed {
-        let reason = self.active.as_mut().and_then(|active| active.ending.take_reason());
+        let reason = self
+            .active
+            .as_mut()
+            .and_then(|active| active.ending.take_reason());
         reason.unwrap_or_else(|| Closed::new(CloseReason::Closed))
     }
     /// Gives all memory back: the connection is over, and its reason is taken.

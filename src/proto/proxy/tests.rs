@@ -1,4 +1,4 @@
-//! Headers as proxies send them, and everything that is almost one.
+//! Headers as proxies send them, and input that is almost one.
 
 use super::v2::MAX_LENGTH;
 use super::*;
@@ -45,11 +45,16 @@ fn ipv6() -> Vec<u8> {
     [&from.octets()[..], &to.octets(), &[0xC3, 0x50, 0x01, 0xBB]].concat()
 }
 
-/// Headers that are right, of every kind.
+/// Valid headers of every kind.
 fn good() -> Vec<(Vec<u8>, ProxyOrigin)> {
     let ssl = tlv(
         0x20,
-        &[&[7, 0, 0, 0, 0][..], &tlv(0x22, b"device 7"), &tlv(0x21, b"TLSv1.3")].concat(),
+        &[
+            &[7, 0, 0, 0, 0][..],
+            &tlv(0x22, b"device 7"),
+            &tlv(0x21, b"TLSv1.3"),
+        ]
+        .concat(),
     );
     let tlvs = [
         tlv(1, b"h2"),
@@ -68,27 +73,41 @@ fn good() -> Vec<(Vec<u8>, ProxyOrigin)> {
     let v4 = tcp("192.0.2.1:50000", "198.51.100.2:443");
     let v6 = tcp("[2001:db8::1]:50000", "[2001:db8::2]:443");
     vec![
-        (b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n".to_vec(), v4.clone()),
-        (b"PROXY TCP6 2001:db8::1 2001:DB8::2 50000 443\r\n".to_vec(), v6.clone()),
+        (
+            b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n".to_vec(),
+            v4.clone(),
+        ),
+        (
+            b"PROXY TCP6 2001:db8::1 2001:DB8::2 50000 443\r\n".to_vec(),
+            v6.clone(),
+        ),
         (
             b"PROXY TCP4 255.255.255.255 0.0.0.0 65535 0\r\n".to_vec(),
             tcp("255.255.255.255:65535", "0.0.0.0:0"),
         ),
         (b"PROXY UNKNOWN\r\n".to_vec(), ProxyOrigin::Unknown),
-        // The longest line there can be: 107 bytes with its end.
+        // The longest possible line: 107 bytes with its end.
         (
-            b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535 ........................................ ....\r\n".to_vec(),
+            b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535 \
+              ........................................ ....\r\n"
+                .to_vec(),
             ProxyOrigin::Unknown,
         ),
         (v2(0x21, 0x11, &IPV4), v4.clone()),
         (v2(0x21, 0x21, &ipv6()), v6),
         (v2(0x21, 0x11, &[&IPV4[..], &tlvs].concat()), v4.clone()),
-        (v2(0x21, 0x11, &[&IPV4[..], &tlv(0xEE, &[7; 4000])].concat()), v4),
+        (
+            v2(0x21, 0x11, &[&IPV4[..], &tlv(0xEE, &[7; 4000])].concat()),
+            v4,
+        ),
         (v2(0x20, 0x00, &[]), ProxyOrigin::Unknown),
         // LOCAL with any block: it is skipped.
         (v2(0x20, 0x11, &IPV4), ProxyOrigin::Unknown),
         (v2(0x20, 0xFF, b"whatever"), ProxyOrigin::Unknown),
-        (v2(0x21, 0x00, &tlv(2, b"example.org")), ProxyOrigin::Unknown),
+        (
+            v2(0x21, 0x00, &tlv(2, b"example.org")),
+            ProxyOrigin::Unknown,
+        ),
         (
             v2(0x21, 0x31, &unix(b"", b"/run/web.sock")),
             ProxyOrigin::Unix {
@@ -96,11 +115,14 @@ fn good() -> Vec<(Vec<u8>, ProxyOrigin)> {
                 destination: b"/run/web.sock".to_vec(),
             },
         ),
-        (b"PROXY UNKNOWN \xFF is no text\r\n".to_vec(), ProxyOrigin::Unknown),
+        (
+            b"PROXY UNKNOWN \xFF is no text\r\n".to_vec(),
+            ProxyOrigin::Unknown,
+        ),
     ]
 }
 
-/// P1, P2, P6: whole headers in every cut, with what comes behind them untouched.
+/// Whole headers in every cut; the bytes behind them are untouched.
 #[test]
 fn good_headers_in_every_cut() {
     for (bytes, origin) in good() {
@@ -120,11 +142,14 @@ fn good_headers_in_every_cut() {
 }
 
 #[test]
-fn what_a_proxy_knows_about_tls() {
+fn facts_about_tls_are_read() {
     let (bytes, _) = &good()[7];
     let (found, _) = header(bytes);
     let tlvs = &found.tlvs;
-    assert_eq!((tlvs.alpn(), tlvs.authority()), (Some(&b"h2"[..]), Some("example.org")));
+    assert_eq!(
+        (tlvs.alpn(), tlvs.authority()),
+        (Some(&b"h2"[..]), Some("example.org"))
+    );
     assert_eq!(
         (tlvs.get(0xE0), tlvs.unique_id(), tlvs.netns()),
         (Some(&b"?"[..]), None, None)
@@ -140,12 +165,16 @@ fn what_a_proxy_knows_about_tls() {
         (ssl.common_name(), ssl.version(), ssl.cipher()),
         (Some("device 7"), Some("TLSv1.3"), None)
     );
-    let unverified = v2(0x21, 0x11, &[&IPV4[..], &tlv(0x20, &[7, 0, 0, 0, 1])].concat());
+    let unverified = v2(
+        0x21,
+        0x11,
+        &[&IPV4[..], &tlv(0x20, &[7, 0, 0, 0, 1])].concat(),
+    );
     let ssl = header(&unverified).0;
     assert!(!ssl.tlvs.ssl().expect("a TLS part").is_verified());
 }
 
-/// P3: no guess, and no falling back to "no header".
+/// Invalid lines are errors, and never "no header".
 #[test]
 fn lines_that_are_almost_headers() {
     for line in [
@@ -190,7 +219,7 @@ fn lines_that_are_almost_headers() {
         error(line.as_bytes());
     }
     error(b"PROXY TCP4 \xFF 198.51.100.2 1 2\r\n");
-    // One byte too long, and a line that never ends.
+    // One byte too long, and a line without an end.
     let long = |length: usize| [&b"PROXY UNKNOWN "[..], &vec![b'.'; length - 16], b"\r\n"].concat();
     assert_eq!(header(&long(107)).1, 107);
     assert_eq!(error(&long(108)), "no end of line in 107 bytes");
@@ -198,14 +227,16 @@ fn lines_that_are_almost_headers() {
     assert_eq!(error(&long(400)[..107]), "no end of line in 107 bytes");
 }
 
-/// P4, P5.
 #[test]
 fn blocks_that_are_almost_headers() {
     let with_tlvs = |tlvs: &[u8]| v2(0x21, 0x11, &[&IPV4[..], tlvs].concat());
     for (bytes, words) in [
         (v2(0x11, 0x11, &IPV4), "a version other than 2"),
         (v2(0x31, 0x11, &IPV4), "a version other than 2"),
-        (v2(0x22, 0x11, &IPV4), "a command other than LOCAL and PROXY"),
+        (
+            v2(0x22, 0x11, &IPV4),
+            "a command other than LOCAL and PROXY",
+        ),
         (v2(0x21, 0x41, &IPV4), "an unknown address family"),
         (v2(0x21, 0x13, &IPV4), "an unknown transport"),
         (v2(0x21, 0x03, &IPV4), "an unknown transport"),
@@ -220,14 +251,26 @@ fn blocks_that_are_almost_headers() {
             v2(0x21, 0x21, &ipv6()[..35]),
             "a block that is shorter than its addresses",
         ),
-        (v2(0x21, 0x31, &[0; 215]), "a block that is shorter than its addresses"),
+        (
+            v2(0x21, 0x31, &[0; 215]),
+            "a block that is shorter than its addresses",
+        ),
         (with_tlvs(&[1]), "a TLV that ends behind the header"),
         (with_tlvs(&[1, 0]), "a TLV that ends behind the header"),
         (with_tlvs(&[1, 0, 1]), "a TLV that ends behind the header"),
-        (with_tlvs(&tlv(5, &[0; 129])), "a unique id of more than 128 bytes"),
-        (with_tlvs(&tlv(3, &[0; 3])), "a checksum that is not of four bytes"),
+        (
+            with_tlvs(&tlv(5, &[0; 129])),
+            "a unique id of more than 128 bytes",
+        ),
+        (
+            with_tlvs(&tlv(3, &[0; 3])),
+            "a checksum that is not of four bytes",
+        ),
         (with_tlvs(&tlv(3, &[1, 2, 3, 4])), "a wrong checksum"),
-        (with_tlvs(&tlv(0x20, &[0; 4])), "a TLS part of less than five bytes"),
+        (
+            with_tlvs(&tlv(0x20, &[0; 4])),
+            "a TLS part of less than five bytes",
+        ),
         (
             with_tlvs(&tlv(0x20, &[0, 0, 0, 0, 0, 0x22, 0, 1])),
             "a TLV that ends behind the header",
@@ -235,7 +278,7 @@ fn blocks_that_are_almost_headers() {
     ] {
         assert_eq!(error(&bytes), words);
     }
-    // Refused on its length, before the block comes.
+    // Refused by its length, before the block arrives.
     let mut long = v2(0x21, 0x11, &vec![0; MAX_LENGTH - 16 + 1]);
     assert_eq!(error(&long[..16]), "more than 16 KiB");
     long = v2(
@@ -244,7 +287,7 @@ fn blocks_that_are_almost_headers() {
         &[&IPV4[..], &tlv(0xEE, &vec![0; MAX_LENGTH - 16 - 12 - 3])].concat(),
     );
     assert_eq!(header(&long).1, MAX_LENGTH);
-    // A signature that breaks off is no header, and no beginning of one.
+    // A signature with another byte is no header, and no beginning of one.
     for at in 0..v2::SIGNATURE.len() {
         let mut bytes = v2(0x21, 0x11, &IPV4);
         bytes[at] ^= 0x20;
@@ -252,14 +295,14 @@ fn blocks_that_are_almost_headers() {
     }
 }
 
-/// P5: the checksum covers the whole header, its own four bytes as zeros, wherever it stands.
+/// The checksum covers the whole header, its own four bytes as zeros, wherever it is.
 #[test]
 fn a_checksum_is_checked() {
     let before = tlv(2, b"example.org");
     let block = [&IPV4[..], &before, &tlv(3, &[0; 4]), &tlv(4, &[0; 5])].concat();
     let mut bytes = v2(0x21, 0x11, &block);
     let place = 16 + IPV4.len() + before.len() + 3;
-    // From an implementation of its own: bit by bit, over the header with zeros.
+    // By an independent implementation: bit by bit, over the header with zeros.
     let mut sum = u32::MAX;
     for byte in &bytes {
         for bit in 0..8 {
@@ -269,19 +312,22 @@ fn a_checksum_is_checked() {
     }
     bytes[place..place + 4].copy_from_slice(&(!sum).to_be_bytes());
     header(&bytes);
-    // All but the type of the checksum itself: without one there is nothing to check.
+    // All bytes but the checksum's type: without a checksum none is checked.
     for at in (16..bytes.len()).filter(|&at| at != place - 3) {
         for bit in 0..8 {
             let mut changed = bytes.clone();
             changed[at] ^= 1 << bit;
-            assert!(matches!(front(&changed), Front::Bad(_)), "bit {bit} of byte {at}");
+            assert!(
+                matches!(front(&changed), Front::Bad(_)),
+                "bit {bit} of byte {at}"
+            );
         }
     }
 }
 
-/// Whatever one byte becomes, the answer is an answer, and never longer than what is there.
+/// Any change of one byte gives a result, whose length is within the input.
 #[test]
-fn every_change_of_one_byte_has_an_answer() {
+fn every_change_of_one_byte_has_a_result() {
     for (bytes, _) in good() {
         for at in 0..bytes.len().min(150) {
             for value in 0..=255 {

@@ -1,4 +1,4 @@
-//! What follows the addresses of version 2: type, length, value (section 2.2).
+//! The facts behind the addresses of version 2: type, length, value (section 2.2).
 
 use super::error::ProxyError;
 
@@ -17,15 +17,16 @@ const SSL_SIG_ALG: u8 = 0x24;
 const SSL_KEY_ALG: u8 = 0x25;
 
 /// "The maximum length of a unique ID is 128 bytes".
-const LONGEST_ID: usize = 128;
+const MAX_ID: usize = 128;
 
-/// What a proxy says besides addresses. Checked as a whole when the header comes: lengths fit, and the checksum is right
-/// if there is one.
+/// The facts that a proxy reports besides addresses.
+///
+/// Checked with the header: lengths fit, and the checksum is right if there is one.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProxyTlvs(Vec<u8>);
 
 impl ProxyTlvs {
-    /// `header` from its first byte to its last, with TLVs from `start`.
+    /// Parses the TLVs of `header` from `start` to its end.
     pub(super) fn parse(header: &[u8], start: usize) -> Result<Self, ProxyError> {
         let tlvs = Self(header.get(start..).unwrap_or_default().to_vec());
         let mut at = start;
@@ -44,7 +45,9 @@ impl ProxyTlvs {
                         return Err(ProxyError("a wrong checksum"));
                     }
                 }
-                UNIQUE_ID if value.len() > LONGEST_ID => return Err(ProxyError("a unique id of more than 128 bytes")),
+                UNIQUE_ID if value.len() > MAX_ID => {
+                    return Err(ProxyError("a unique id of more than 128 bytes"))
+                }
                 SSL => drop(ProxySsl::parse(value)?),
                 _ => {}
             }
@@ -53,43 +56,47 @@ impl ProxyTlvs {
         Ok(tlvs)
     }
 
-    /// Every TLV as it came, type and value, padding (`PP2_TYPE_NOOP`) left out.
+    /// Returns the type and value of every TLV in order, padding (`PP2_TYPE_NOOP`) excluded.
     pub fn iter(&self) -> impl Iterator<Item = (u8, &[u8])> {
-        Split(&self.0).filter_map(Result::ok).filter(|(kind, _)| *kind != NOOP)
+        Split(&self.0)
+            .filter_map(Result::ok)
+            .filter(|(kind, _)| *kind != NOOP)
     }
 
-    /// The first value of this type.
+    /// Returns the first value of type `kind`.
     pub fn get(&self, kind: u8) -> Option<&[u8]> {
-        self.iter().find(|(found, _)| *found == kind).map(|(_, value)| value)
+        self.iter()
+            .find(|(found, _)| *found == kind)
+            .map(|(_, value)| value)
     }
 
-    /// The application protocol that the client and the proxy agreed on.
+    /// Returns the application protocol negotiated by the client and the proxy.
     pub fn alpn(&self) -> Option<&[u8]> {
         self.get(ALPN)
     }
 
-    /// The host name that the client asked for (SNI).
+    /// Returns the host name that the client asked for (SNI).
     pub fn authority(&self) -> Option<&str> {
         std::str::from_utf8(self.get(AUTHORITY)?).ok()
     }
 
-    /// The proxy's name for the connection, at most 128 bytes.
+    /// Returns the proxy's name for the connection, at most 128 bytes.
     pub fn unique_id(&self) -> Option<&[u8]> {
         self.get(UNIQUE_ID)
     }
 
-    /// The network namespace, as the proxy calls it.
+    /// Returns the proxy's name of the network namespace.
     pub fn netns(&self) -> Option<&str> {
         std::str::from_utf8(self.get(NETNS)?).ok()
     }
 
-    /// The client's TLS, which the proxy has ended.
+    /// Returns the facts about the client's TLS, which the proxy has terminated.
     pub fn ssl(&self) -> Option<ProxySsl<'_>> {
         ProxySsl::parse(self.get(SSL)?).ok()
     }
 }
 
-/// The TLS between a client and the proxy. All of it is the proxy's word.
+/// The TLS between a client and the proxy, as the proxy reports it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProxySsl<'a> {
     client: u8,
@@ -112,42 +119,43 @@ impl<'a> ProxySsl<'a> {
         })
     }
 
-    /// The client came by TLS (`PP2_CLIENT_SSL`).
+    /// True if the client connected by TLS (`PP2_CLIENT_SSL`).
     pub fn is_tls(self) -> bool {
         self.client & 0x01 != 0
     }
 
-    /// It showed a certificate on this connection, or in this session before (`PP2_CLIENT_CERT_CONN`, `_SESS`).
+    /// True if the client presented a certificate, on this connection or earlier in the session
+    /// (`PP2_CLIENT_CERT_CONN`, `_SESS`).
     pub fn has_certificate(self) -> bool {
         self.client & 0x06 != 0
     }
 
-    /// The certificate was shown and the proxy found it good.
+    /// True if the client presented a certificate and the proxy verified it.
     pub fn is_verified(self) -> bool {
         self.has_certificate() && self.verify == 0
     }
 
-    /// The common name in the client's certificate.
+    /// Returns the common name in the client's certificate.
     pub fn common_name(self) -> Option<&'a str> {
         self.text(SSL_CN)
     }
 
-    /// As in "TLSv1.3".
+    /// Returns the version, as in "TLSv1.3".
     pub fn version(self) -> Option<&'a str> {
         self.text(SSL_VERSION)
     }
 
-    /// As in "ECDHE-RSA-AES128-GCM-SHA256".
+    /// Returns the cipher, as in "ECDHE-RSA-AES128-GCM-SHA256".
     pub fn cipher(self) -> Option<&'a str> {
         self.text(SSL_CIPHER)
     }
 
-    /// How the proxy's certificate is signed, as in "SHA256".
+    /// Returns the signature algorithm of the proxy's certificate, as in "SHA256".
     pub fn signature_algorithm(self) -> Option<&'a str> {
         self.text(SSL_SIG_ALG)
     }
 
-    /// The key of the proxy's certificate, as in "RSA2048".
+    /// Returns the key algorithm of the proxy's certificate, as in "RSA2048".
     pub fn key_algorithm(self) -> Option<&'a str> {
         self.text(SSL_KEY_ALG)
     }
@@ -159,7 +167,7 @@ impl<'a> ProxySsl<'a> {
     }
 }
 
-/// One TLV after the other, until there is nothing left or the rest is too short.
+/// Iterates over TLVs until the end, or until the remainder is too short.
 struct Split<'a>(&'a [u8]);
 
 impl<'a> Iterator for Split<'a> {
@@ -167,9 +175,9 @@ impl<'a> Iterator for Split<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let (&kind, rest) = self.0.split_first()?;
-        let parts = rest
-            .split_first_chunk::<2>()
-            .and_then(|(length, rest)| rest.split_at_checked(usize::from(u16::from_be_bytes(*length))));
+        let parts = rest.split_first_chunk::<2>().and_then(|(length, rest)| {
+            rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
+        });
         let Some((value, rest)) = parts else {
             self.0 = &[];
             return Some(Err(ProxyError("a TLV that ends behind the header")));
@@ -179,7 +187,7 @@ impl<'a> Iterator for Split<'a> {
     }
 }
 
-/// The Castagnoli CRC (RFC 3720, appendix B.4) over `bytes`, with those in `zeroed` counted as zero.
+/// Returns the Castagnoli CRC (RFC 3720, appendix B.4) of `bytes`, those in `zeroed` taken as zero.
 fn crc32c(bytes: &[u8], zeroed: &std::ops::Range<usize>) -> u32 {
     !bytes.iter().enumerate().fold(u32::MAX, |sum, (at, &byte)| {
         let byte = if zeroed.contains(&at) { 0 } else { byte };

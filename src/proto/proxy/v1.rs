@@ -9,7 +9,7 @@ use super::tlv::ProxyTlvs;
 pub(super) const SIGNATURE: &[u8] = b"PROXY ";
 const UNKNOWN: &[u8] = b"PROXY UNKNOWN";
 const UNKNOWN_MORE: &[u8] = b"PROXY UNKNOWN ";
-/// "the receiver may wait for the CRLF or up to 107 characters".
+/// "the receiver may wait for the CRLF or up to 107 characters" (section 2.1).
 const MAX_LENGTH: usize = 107;
 
 pub(super) fn parse(input: &[u8]) -> Parsed {
@@ -42,7 +42,9 @@ pub(super) fn parse(input: &[u8]) -> Parsed {
 fn origin(line: &str) -> Result<ProxyOrigin, ProxyError> {
     let mut words = line.split(' ').skip(1);
     let family = words.next().unwrap_or_default();
-    let [Some(source), Some(destination), Some(from), Some(to), None] = [(); 5].map(|()| words.next()) else {
+    let [Some(source), Some(destination), Some(from), Some(to), None] =
+        [(); 5].map(|()| words.next())
+    else {
         return Err(ProxyError("not two addresses and two ports"));
     };
     let address = match family {
@@ -56,22 +58,26 @@ fn origin(line: &str) -> Result<ProxyOrigin, ProxyError> {
     })
 }
 
-/// Four decimal numbers without leading zeros, as the standard library has it too.
+/// Parses four decimal numbers without leading zeros, as the standard library does.
 fn ipv4(word: &str) -> Result<IpAddr, ProxyError> {
     word.parse::<Ipv4Addr>()
         .map(IpAddr::V4)
         .map_err(|_| ProxyError("a bad IPv4 address"))
 }
 
-/// Without brackets and zone.
+/// Parses an address without brackets and zone.
 fn ipv6(word: &str) -> Result<IpAddr, ProxyError> {
     word.parse::<Ipv6Addr>()
         .map(IpAddr::V6)
         .map_err(|_| ProxyError("a bad IPv6 address"))
 }
 
-/// Digits only, and no leading zero.
+/// Parses digits without a leading zero.
 fn port(word: &str) -> Result<u16, ProxyError> {
-    let plain = word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
-    word.parse().ok().filter(|_| plain).ok_or(ProxyError("a bad port"))
+    let plain =
+        word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
+    word.parse()
+        .ok()
+        .filter(|_| plain)
+        .ok_or(ProxyError("a bad port"))
 }

@@ -7,7 +7,7 @@ use super::header::{Parsed, ProxyHeader, ProxyOrigin};
 use super::tlv::ProxyTlvs;
 
 pub(super) const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-/// Signature, version and command, family and transport, length.
+/// The length of signature, version and command, family and transport, and length.
 const FIXED: usize = 16;
 /// The longest header that is read: haproxy's own buffer.
 pub(in crate::proto) const MAX_LENGTH: usize = 16 * 1024;
@@ -16,7 +16,8 @@ const LOCAL: u8 = 0x0;
 const PROXY: u8 = 0x1;
 
 pub(super) fn parse(input: &[u8]) -> Parsed {
-    let Some(&[version_command, family_transport, high, low]) = input.get(SIGNATURE.len()..FIXED) else {
+    let Some(&[version_command, family_transport, high, low]) = input.get(SIGNATURE.len()..FIXED)
+    else {
         return Ok(None);
     };
     if version_command >> 4 != 2 {
@@ -35,16 +36,19 @@ pub(super) fn parse(input: &[u8]) -> Parsed {
     };
     let body = header.get(FIXED..).unwrap_or_default();
     if command == LOCAL {
-        // "The receiver must accept this connection as valid and must use the real connection endpoints and discard the
-        // protocol block".
-        return Ok(Some((answer(ProxyOrigin::Unknown, ProxyTlvs::default()), taken)));
+        // "The receiver must accept this connection as valid and must use the real connection
+        // endpoints and discard the protocol block".
+        return Ok(Some((
+            header_of(ProxyOrigin::Unknown, ProxyTlvs::default()),
+            taken,
+        )));
     }
     let (origin, length) = origin(family_transport, body)?;
     let tlvs = ProxyTlvs::parse(header, FIXED + length)?;
-    Ok(Some((answer(origin, tlvs), taken)))
+    Ok(Some((header_of(origin, tlvs), taken)))
 }
 
-fn answer(origin: ProxyOrigin, tlvs: ProxyTlvs) -> ProxyHeader {
+fn header_of(origin: ProxyOrigin, tlvs: ProxyTlvs) -> ProxyHeader {
     ProxyHeader {
         version: 2,
         origin,
@@ -52,29 +56,51 @@ fn answer(origin: ProxyOrigin, tlvs: ProxyTlvs) -> ProxyHeader {
     }
 }
 
-/// Who it is, and how many bytes of the block say so.
+/// Returns the origin, and the length of its addresses.
 fn origin(family_transport: u8, body: &[u8]) -> Result<(ProxyOrigin, usize), ProxyError> {
     const SHORT: ProxyError = ProxyError("a block that is shorter than its addresses");
     match (family_transport >> 4, family_transport & 0xF) {
         (_, 3..) => Err(ProxyError("an unknown transport")),
-        // Without a family or a transport nobody knows how long the addresses are: there are none.
+        // Without a family or a transport the length of the addresses is unknown: there are none.
         (0, _) => Ok((ProxyOrigin::Unknown, 0)),
         (1..=3, 0) => Err(ProxyError("a family without a transport")),
         (1..=3, 2) => Err(ProxyError("datagrams on a stream")),
         (1, _) => {
             let (block, _) = body.split_first_chunk::<12>().ok_or(SHORT)?;
             let &[a, b, c, d, e, f, g, h, i, j, k, l] = block;
-            let source = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), u16::from_be_bytes([i, j]));
-            let destination = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(e, f, g, h)), u16::from_be_bytes([k, l]));
-            Ok((ProxyOrigin::Tcp { source, destination }, block.len()))
+            let source = SocketAddr::new(
+                IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+                u16::from_be_bytes([i, j]),
+            );
+            let destination = SocketAddr::new(
+                IpAddr::V4(Ipv4Addr::new(e, f, g, h)),
+                u16::from_be_bytes([k, l]),
+            );
+            Ok((
+                ProxyOrigin::Tcp {
+                    source,
+                    destination,
+                },
+                block.len(),
+            ))
         }
         (2, _) => {
             let (from, rest) = body.split_first_chunk::<16>().ok_or(SHORT)?;
             let (to, rest) = rest.split_first_chunk::<16>().ok_or(SHORT)?;
             let (&[a, b, c, d], _) = rest.split_first_chunk::<4>().ok_or(SHORT)?;
-            let source = SocketAddr::new(IpAddr::V6(Ipv6Addr::from(*from)), u16::from_be_bytes([a, b]));
-            let destination = SocketAddr::new(IpAddr::V6(Ipv6Addr::from(*to)), u16::from_be_bytes([c, d]));
-            Ok((ProxyOrigin::Tcp { source, destination }, 36))
+            let source = SocketAddr::new(
+                IpAddr::V6(Ipv6Addr::from(*from)),
+                u16::from_be_bytes([a, b]),
+            );
+            let destination =
+                SocketAddr::new(IpAddr::V6(Ipv6Addr::from(*to)), u16::from_be_bytes([c, d]));
+            Ok((
+                ProxyOrigin::Tcp {
+                    source,
+                    destination,
+                },
+                36,
+            ))
         }
         (3, _) => {
             let (from, rest) = body.split_first_chunk::<108>().ok_or(SHORT)?;
@@ -89,8 +115,11 @@ fn origin(family_transport: u8, body: &[u8]) -> Result<(ProxyOrigin, usize), Pro
     }
 }
 
-/// A path without the zeros behind it. One that begins with zero is of the abstract kind (`unix(7)`).
+/// Returns a path without trailing zeros. A leading zero is an abstract address (`unix(7)`).
 fn path(field: &[u8]) -> Vec<u8> {
-    let end = field.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let end = field
+        .iter()
+        .rposition(|&byte| byte != 0)
+        .map_or(0, |last| last + 1);
     field.get(..end).unwrap_or_default().to_vec()
 }

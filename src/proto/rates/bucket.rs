@@ -54,7 +54,8 @@ impl Rate {
 
     /// Returns the time in which `units` may pass, rounded up: never faster than configured.
     fn time_for(&self, units: u64) -> Duration {
-        let nanos = (u128::from(units) * 1_000_000_000).div_ceil(u128::from(self.per_second.max(1)));
+        let nanos =
+            (u128::from(units) * 1_000_000_000).div_ceil(u128::from(self.per_second.max(1)));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 }
@@ -68,7 +69,9 @@ pub(crate) struct Bucket {
 impl Default for Bucket {
     /// A full bucket.
     fn default() -> Self {
-        Self { full_at: Time::ZERO }
+        Self {
+            full_at: Time::ZERO,
+        }
     }
 }
 
@@ -124,7 +127,9 @@ impl Bucket {
         let slack = rate.time_for(rate.burst);
         let left = slack.saturating_sub(self.full_at.since(now));
         let units = left.as_nanos() * u128::from(rate.per_second) / 1_000_000_000;
-        u64::try_from(units).unwrap_or(u64::MAX).clamp(1, rate.burst.max(1))
+        u64::try_from(units)
+            .unwrap_or(u64::MAX)
+            .clamp(1, rate.burst.max(1))
     }
 
     /// Returns the time at which the units taken so far are covered.
@@ -239,7 +244,10 @@ mod tests {
             bucket.charge(&rate, u64::MAX, at(5));
             let _ = bucket.ready_at(&rate);
         }
-        assert!(Rate::per_second(0).problem().is_some() && Rate::per_second(1).burst(0).problem().is_some());
+        assert!(
+            Rate::per_second(0).problem().is_some()
+                && Rate::per_second(1).burst(0).problem().is_some()
+        );
     }
 
     proptest! {

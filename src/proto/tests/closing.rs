@@ -1,4 +1,4 @@
-//! The end: in order or at once, its one reason, what is flushed, discarded or lost, errors, and the drain.
+//! The end: in order or at once, its one reason, flushed, discarded and lost bytes, errors, drain.
 
 use super::*;
 use crate::reason::Close;
@@ -22,7 +22,7 @@ fn close_flushes_then_fin_then_waits_for_the_peers() {
 }
 
 #[test]
-fn nothing_is_told_after_close() {
+fn no_event_follows_close() {
     let mut rig = Rig::open(|turn, event| {
         if let Seen::Frame(_) = event {
             turn.close();
@@ -48,7 +48,8 @@ fn the_first_reason_stays() {
     let mut rig = Rig::open(echo);
     rig.close();
     let now = rig.now;
-    rig.machine.close(Closed::new(CloseReason::Killed), now, &mut rig.pool);
+    rig.machine
+        .close(Closed::new(CloseReason::Killed), now, &mut rig.pool);
     rig.inbox.push_back(Input::Error(libc::ECONNRESET));
     rig.turn();
     assert_eq!(rig.ended(), CloseReason::Closed, "nothing was lost");
@@ -67,7 +68,7 @@ fn an_error_from_a_callback_is_the_reason_and_is_kept() {
 }
 
 #[test]
-fn abort_resets_and_drops_what_waits() {
+fn abort_resets_and_drops_pending_output() {
     let mut rig = Rig::open(|turn, event| {
         if let Seen::Frame(payload) = event {
             turn.send(payload)?;
@@ -80,7 +81,7 @@ fn abort_resets_and_drops_what_waits() {
     assert_eq!(rig.was_reset(), CloseReason::Aborted);
 }
 
-/// Input after close is read and dropped, so that the peer that writes before it reads gets its answers.
+/// Input after close is discarded, so that a peer that writes before it reads gets its answers.
 #[test]
 fn close_discards_up_to_the_linger_bytes() {
     let mut rig = Rig::open(echo);
@@ -96,7 +97,7 @@ fn close_discards_up_to_the_linger_bytes() {
     assert_eq!(rig.machine.traffic().bytes_in, 1001);
 }
 
-/// A flood while output waits stops the reading, not the flushing.
+/// A flood while output is pending stops the reading, not the flushing.
 #[test]
 fn a_flood_does_not_cut_the_flush_short() {
     let mut rig = Rig::open(echo);
@@ -123,7 +124,6 @@ fn shutdown_that_fails_is_the_end() {
     assert_eq!(rig.ended(), CloseReason::Closed);
 }
 
-/// Faults C7.
 #[test]
 fn socket_errors_have_their_reasons() {
     let table = [
@@ -160,7 +160,7 @@ fn an_unknown_socket_error_is_kept() {
     assert_eq!(error.raw_os_error(), Some(libc::EIO));
 }
 
-/// Faults C1: reset at every state.
+/// A reset by the peer is the reason in every state.
 #[test]
 fn reset_in_every_state() {
     let reset = |rig: &mut Rig| {
@@ -191,7 +191,11 @@ fn reset_in_every_state() {
     let mut rig = Rig::open(echo);
     rig.close();
     reset(&mut rig);
-    assert_eq!(rig.ended(), CloseReason::Closed, "closing, with nothing lost");
+    assert_eq!(
+        rig.ended(),
+        CloseReason::Closed,
+        "closing, with nothing lost"
+    );
 }
 
 /// "Finished" promises that the peer got every answer: it is not the reason when one was lost.
@@ -212,26 +216,36 @@ fn lost_output_is_the_reason() {
 
     let mut rig = half_closed();
     rig.pass(secs(20));
-    assert_eq!(rig.was_reset(), CloseReason::WriteTimeout, "a peer that does not read");
+    assert_eq!(
+        rig.was_reset(),
+        CloseReason::WriteTimeout,
+        "a peer that does not read"
+    );
 
     let mut rig = half_closed();
-    rig.machine.end(Closed::new(CloseReason::Killed), &mut rig.pool);
+    rig.machine
+        .end(Closed::new(CloseReason::Killed), &mut rig.pool);
     rig.turn();
     assert_eq!(rig.ended(), CloseReason::Killed, "a kill");
 
     let mut rig = half_closed();
-    rig.machine.reset(Closed::new(CloseReason::DrainForced), &mut rig.pool);
+    rig.machine
+        .reset(Closed::new(CloseReason::DrainForced), &mut rig.pool);
     rig.turn();
-    assert_eq!(rig.was_reset(), CloseReason::DrainForced, "the drain's deadline");
+    assert_eq!(
+        rig.was_reset(),
+        CloseReason::DrainForced,
+        "the drain's deadline"
+    );
 }
 
-/// Faults C9: after a write that fails everything that came is read and event, then it ends.
+/// After a write that fails all received bytes are read and delivered, then the connection ends.
 #[test]
 fn after_a_write_error_the_rest_is_read() {
     for end in [Some(Input::Fin), Some(Input::Error(libc::ECONNRESET)), None] {
         let mut rig = Rig::open(|turn, event| {
             if let Seen::Frame(payload) = event {
-                // The second finds the connection deaf already.
+                // The second fails: the peer can receive nothing.
                 let _ = turn.send(payload);
             }
             Ok(())
@@ -239,7 +253,8 @@ fn after_a_write_error_the_rest_is_read() {
         rig.write_error = Some(libc::EPIPE);
         rig.inbox.push_back(Input::Bytes(packet2("one")));
         rig.inbox.push_back(Input::Bytes(packet2("two")));
-        rig.inbox.push_back(Input::Bytes([packet2("three"), vec![0]].concat()));
+        rig.inbox
+            .push_back(Input::Bytes([packet2("three"), vec![0]].concat()));
         rig.inbox.extend(end);
         rig.turn();
         assert_eq!(rig.events(), ["one", "two", "three"].map(frame));
@@ -257,7 +272,7 @@ fn an_error_that_follows_from_a_write_error_is_not_the_reason() {
     assert_eq!(rig.ended(), CloseReason::TimedOut);
 }
 
-/// Congested, then the write fails: what was held back is event now.
+/// Congested, then the write fails: the frames behind the pause are delivered.
 #[test]
 fn a_write_error_ends_congestion() {
     let mut rig = Rig::open(|turn, event| {
@@ -275,7 +290,7 @@ fn a_write_error_ends_congestion() {
     assert_eq!(rig.ended(), CloseReason::Reset);
 }
 
-/// Faults, trap 2: only an empty kernel buffer seen after the stop counts.
+/// Only an empty kernel buffer that is seen after the request counts.
 #[test]
 fn drain_answers_what_has_arrived() {
     let mut rig = Rig::open(echo);
@@ -284,8 +299,14 @@ fn drain_answers_what_has_arrived() {
     assert!(rig.machine.has_events());
     rig.inbox.push_back(Input::Bytes(packet2("in the kernel")));
     rig.turn();
-    assert_eq!(rig.events(), [frame("before"), Seen::Drain, frame("in the kernel")]);
-    assert_eq!(rig.answers(), [packet2("before"), packet2("in the kernel")].concat());
+    assert_eq!(
+        rig.events(),
+        [frame("before"), Seen::Drain, frame("in the kernel")]
+    );
+    assert_eq!(
+        rig.answers(),
+        [packet2("before"), packet2("in the kernel")].concat()
+    );
     assert_eq!(rig.finish(), CloseReason::Drained);
 }
 
@@ -301,7 +322,7 @@ fn drain_waits_for_the_rest_of_a_frame() {
     assert_eq!(rig.finish(), CloseReason::Drained);
 }
 
-/// Congested when the drain comes: all that the peer is unsent_app_bytes, then FIN.
+/// Congested at the drain: all pending output is sent, then FIN.
 #[test]
 fn drain_with_a_slow_reader() {
     let mut rig = Rig::open(echo);
@@ -332,7 +353,7 @@ fn drain_of_a_peer_that_has_finished() {
     assert_eq!(rig.ended(), CloseReason::Finished);
 }
 
-/// Drained while it is accepted: it opens, hears of the drain, and is served what it has sent.
+/// Drained while accepted: the connection opens, is notified, and its input is answered.
 #[test]
 fn drain_before_it_is_open() {
     let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
@@ -357,7 +378,7 @@ fn a_handler_may_close_after_input_without_a_drain() {
     assert_eq!(rig.finish(), CloseReason::Closed);
 }
 
-/// Paused when asked to close after the input: the input waits, and so does the end.
+/// Paused at the request to close after input: the input waits, and so does the end.
 #[test]
 fn close_after_input_waits_for_resume() {
     let mut rig = Rig::open(one_at_a_time);

@@ -6,7 +6,7 @@ use super::*;
 
 type Decode = fn(&[u8]) -> Result<Decoded, FrameError>;
 
-/// Answers of a framer, as its tests script them.
+/// A framer that decodes by a function.
 struct Scripted(Decode);
 
 impl Framer for Scripted {
@@ -30,7 +30,7 @@ fn scripted(decode: Decode) -> Framing {
     Framing::custom(move || Scripted(decode))
 }
 
-/// `<...>`, and nothing else.
+/// Decodes `<...>`, and nothing else.
 fn brackets(input: &[u8]) -> Result<Decoded, FrameError> {
     if input.first() != Some(&b'<') {
         return Err(FrameError::new("no bracket"));
@@ -68,7 +68,7 @@ fn its_error_is_the_cause() {
 }
 
 #[test]
-fn answers_that_make_no_sense_close_the_connection() {
+fn impossible_frames_close_the_connection() {
     let nonsense: [Decode; 5] = [
         |_| {
             Ok(Decoded::Frame {
@@ -111,14 +111,14 @@ fn answers_that_make_no_sense_close_the_connection() {
 }
 
 #[test]
-fn needs_are_believed_up_to_the_maximum() {
+fn needs_are_accepted_up_to_the_maximum() {
     for need in [usize::MAX, 64 * 1024 + 17] {
         let framing = Framing::custom(move || Greedy(need));
         let mut rig = Rig::open_with(&framing, limits(), echo);
         rig.receive("a");
         assert_eq!(rig.finish(), CloseReason::FrameTooLarge);
     }
-    // More than there is, less than there is, nothing: all the same as "more".
+    // More than the input, less than the input, nothing: all equal "more".
     for need in [64 * 1024 + 16, 2, 1, 0] {
         let framing = Framing::custom(move || Greedy(need));
         let mut rig = Rig::open_with(&framing, limits(), echo);
@@ -169,7 +169,7 @@ fn a_payload_above_the_maximum_is_too_large() {
     assert_eq!(rig.finish(), CloseReason::FrameTooLarge);
 }
 
-/// Whatever arrives together is expired_through as what arrives in pieces.
+/// Input that arrives at once is limited like input that arrives in pieces.
 #[test]
 fn the_envelope_is_bounded_however_it_is_cut() {
     // The payload is the last byte before '>', the rest is padding.
@@ -199,11 +199,13 @@ fn the_envelope_is_bounded_however_it_is_cut() {
 
 #[test]
 fn a_refused_payload_queues_nothing() {
-    let mut rig = Rig::open_with(&scripted(brackets), limits(), quiet);
+    let mut rig = Rig::open_with(&scripted(brackets), limits(), silent);
     rig.act(|turn| {
         turn.send(b"one").expect("good");
         match turn.send(b"refuse") {
-            Err(SendError::Refused(error)) => assert_eq!(error.to_string(), "a word that is not said"),
+            Err(SendError::Refused(error)) => {
+                assert_eq!(error.to_string(), "a word that is not said")
+            }
             other => panic!("{other:?}"),
         }
         turn.send(b"two").expect("good");
@@ -212,10 +214,10 @@ fn a_refused_payload_queues_nothing() {
     assert_eq!(rig.machine.traffic().frames_out, 2);
 }
 
-/// Half a frame on the wire would make everything after it nonsense.
+/// Half a frame on the wire would make all later frames unreadable.
 #[test]
 fn a_panic_in_encode_leaves_no_half_frame() {
-    let mut rig = Rig::open_with(&scripted(brackets), limits(), quiet);
+    let mut rig = Rig::open_with(&scripted(brackets), limits(), silent);
     rig.act(|turn| {
         turn.send(b"one").expect("good");
         let panic = catch_unwind(AssertUnwindSafe(|| turn.send(b"panic")));
@@ -225,10 +227,10 @@ fn a_panic_in_encode_leaves_no_half_frame() {
     assert_eq!(rig.answers(), b"<one><two>");
 }
 
-/// A framer is made for each connection, and keeps what it counts to itself.
+/// A framer is made for each connection, and its state is not shared.
 #[test]
 fn one_framer_for_each_connection() {
-    /// A payload is as long as the number of the frame.
+    /// The length of each payload is the number of its frame.
     struct Growing(usize);
     impl Framer for Growing {
         fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
@@ -249,7 +251,7 @@ fn one_framer_for_each_connection() {
     }
     let framing = Framing::custom(|| Growing(1));
     for _ in 0..2 {
-        let mut rig = Rig::open_with(&framing, limits(), quiet);
+        let mut rig = Rig::open_with(&framing, limits(), silent);
         for byte in b"abbccc" {
             rig.receive([*byte]);
         }

@@ -11,7 +11,7 @@ enum Style {
     SlowReader,
 }
 
-/// Everything the handler was event, what the peer got, and the reason.
+/// Returns the handler's events, the bytes for the peer, and the reason.
 fn outcome(framing: &Framing, style: Style, pieces: &[&[u8]]) -> (Vec<Seen>, Vec<u8>, CloseReason) {
     let limits = Limits {
         max_frame: Some(40),
@@ -42,7 +42,7 @@ fn outcome(framing: &Framing, style: Style, pieces: &[&[u8]]) -> (Vec<Seen>, Vec
         }
     }
     let mut event = rig.events();
-    // How often a slow reader makes it congested is a matter of the pieces.
+    // How often a slow reader causes congestion depends on the pieces.
     event.retain(|event| *event != Seen::Writable);
     if let Framing::Raw = framing {
         let bytes: Vec<u8> = event
@@ -69,8 +69,8 @@ fn framings() -> impl Strategy<Value = Framing> {
     ])
 }
 
-/// Small numbers: lengths that fit, and delimiters. Never 0x16, with which a ClientHello begins: how much of that is
-/// there when the frame is expired_through depends on the pieces.
+/// Small numbers: lengths that fit, and delimiters. Never 0x16, which begins a ClientHello: how
+/// much of one has arrived when the frame is refused depends on the pieces.
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(
         prop_oneof![6 => 0_u8..4, 2 => Just(b'\n'), 1 => 30_u8..60, 1 => 250_u8..=255],
@@ -79,7 +79,11 @@ fn bytes() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn cuts_make_no_difference(

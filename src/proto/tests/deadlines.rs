@@ -4,7 +4,7 @@ use super::*;
 
 const NANO: Duration = Duration::from_nanos(1);
 
-/// Lets `span` less a nanosecond pass, sees that nothing happened, then the nanosecond.
+/// Checks that nothing happens a nanosecond before `span`, then lets the nanosecond pass.
 #[track_caller]
 fn just(rig: &mut Rig, span: Duration) {
     let state = rig.machine.state();
@@ -28,7 +28,7 @@ fn an_open_connection_has_no_handshake_deadline() {
     assert!(rig.is_open());
 }
 
-/// Faults B9: a peer that sends a byte now and then does not buy time with it.
+/// A peer that sends single bytes gets no more time for its frame.
 #[test]
 fn frame_from_its_first_byte() {
     let mut rig = Rig::open(echo);
@@ -77,7 +77,6 @@ fn raw_has_no_frames_to_be_late_with() {
     assert!(rig.is_open());
 }
 
-/// Faults C13.
 #[test]
 fn idle_is_moved_by_bytes_from_the_peer() {
     let mut rig = Rig::open(echo);
@@ -90,8 +89,8 @@ fn idle_is_moved_by_bytes_from_the_peer() {
 }
 
 #[test]
-fn idle_is_not_moved_by_what_we_do() {
-    let mut rig = Rig::open(quiet);
+fn idle_is_not_moved_by_sends_and_timers() {
+    let mut rig = Rig::open(silent);
     for _ in 0..11 {
         rig.pass(secs(10));
         rig.act(|turn| {
@@ -103,10 +102,10 @@ fn idle_is_not_moved_by_what_we_do() {
     assert_eq!(rig.finish(), CloseReason::IdleTimeout);
 }
 
-/// What we send moves no clock of the peer's, however much it is.
+/// Output moves no clock of the peer's, not even above the watermark.
 #[test]
 fn idle_is_not_moved_by_sending_above_the_watermark() {
-    let mut rig = Rig::open(quiet);
+    let mut rig = Rig::open(silent);
     for _ in 0..11 {
         rig.pass(secs(10));
         rig.act(|turn| turn.send(&[7; 150]).expect("open"));
@@ -115,10 +114,10 @@ fn idle_is_not_moved_by_sending_above_the_watermark() {
     assert_eq!(rig.finish(), CloseReason::IdleTimeout);
 }
 
-/// A frame's clock neither: a slow sender does not get more time because we have much to say.
+/// Nor the frame's: a slow sender gets no more time by pending output.
 #[test]
 fn the_frame_clock_is_not_moved_by_sending_above_the_watermark() {
-    let mut rig = Rig::open(quiet);
+    let mut rig = Rig::open(silent);
     rig.receive([0]);
     for _ in 0..29 {
         rig.pass(secs(1));
@@ -128,10 +127,10 @@ fn the_frame_clock_is_not_moved_by_sending_above_the_watermark() {
     assert_eq!(rig.finish(), CloseReason::FrameTimeout);
 }
 
-/// While we do not read, it is not the peer who is silent: its clocks go on where they stood.
+/// The peer's clocks are paused while the server does not read.
 #[test]
-fn paused_clocks_stand() {
-    let mut rig = Rig::open(quiet);
+fn a_pause_pauses_the_clocks() {
+    let mut rig = Rig::open(silent);
     rig.receive([0]);
     rig.pass(secs(20));
     rig.pause();
@@ -142,7 +141,7 @@ fn paused_clocks_stand() {
     just(&mut rig, secs(10));
     assert_eq!(rig.finish(), CloseReason::FrameTimeout);
 
-    let mut rig = Rig::open(quiet);
+    let mut rig = Rig::open(silent);
     rig.pass(secs(100));
     rig.pause();
     rig.pass(secs(1000));
@@ -152,10 +151,10 @@ fn paused_clocks_stand() {
     assert_eq!(rig.finish(), CloseReason::IdleTimeout);
 }
 
-/// As above for a peer that does not read: its time is the write timeout's.
+/// A peer that does not read has the write timeout instead.
 #[test]
-fn congested_clocks_stand() {
-    let mut rig = Rig::open(quiet);
+fn congestion_pauses_the_clocks() {
+    let mut rig = Rig::open(silent);
     rig.pass(secs(100));
     rig.room = 0;
     rig.act(|turn| turn.send(&[7; 150]).expect("open"));
@@ -169,7 +168,7 @@ fn congested_clocks_stand() {
     assert_eq!(rig.finish(), CloseReason::IdleTimeout);
 }
 
-/// The clock that stands still is the one of the frame that waits, not of the one before it.
+/// The paused clock is that of the frame behind the pause, not of the one before.
 #[test]
 fn a_frame_that_begins_in_a_pause_has_all_its_time() {
     let mut rig = Rig::open(one_at_a_time);
@@ -182,16 +181,16 @@ fn a_frame_that_begins_in_a_pause_has_all_its_time() {
     assert_eq!(rig.finish(), CloseReason::FrameTimeout);
 }
 
-/// A connection that only gets answers is idle too, once its peer has finished: nothing lives for ever.
+/// A connection whose peer has finished is idle too: none lives for ever.
 #[test]
 fn idle_ends_a_half_closed_connection() {
-    let mut rig = Rig::open(quiet);
+    let mut rig = Rig::open(silent);
     rig.receive_fin();
     just(&mut rig, secs(120));
     assert_eq!(rig.ended(), CloseReason::IdleTimeout);
 }
 
-/// Faults C5: the peer that takes nothing.
+/// A peer that reads nothing is reset.
 #[test]
 fn write_stall_from_the_first_refusal() {
     let mut rig = Rig::open(echo);
@@ -210,7 +209,7 @@ fn write_stall_is_moved_only_by_progress() {
     rig.pass(secs(19));
     rig.drain_to_peer(1);
     rig.pass(secs(10));
-    // More to send, more from the peer, a look without success: no progress.
+    // More output, more input and a turn without a write are no progress.
     rig.receive(packet2("x"));
     rig.turn();
     rig.act(|turn| turn.send(b"more").expect("room"));
@@ -218,7 +217,7 @@ fn write_stall_is_moved_only_by_progress() {
     assert_eq!(rig.was_reset(), CloseReason::WriteTimeout);
 }
 
-/// A kernel that takes nothing and calls it success made no progress.
+/// A successful write of zero bytes is no progress.
 #[test]
 fn zero_bytes_are_no_progress() {
     let mut rig = Rig::open(echo);
@@ -240,7 +239,7 @@ fn no_write_deadline_when_all_is_sent() {
     assert!(rig.is_open());
 }
 
-/// The write clock goes on where it stood when the connection began to close.
+/// Closing does not start the write timeout anew.
 #[test]
 fn write_stall_while_closing() {
     let mut rig = Rig::open(echo);
@@ -279,10 +278,9 @@ fn flushing_has_no_linger_deadline() {
     assert_eq!(rig.ended(), CloseReason::Closed);
 }
 
-/// Faults T4.
 #[test]
 fn never_is_never() {
-    let mut rig = Rig::accepted(&Framing::Packet2, no_limits(), None, Box::new(quiet));
+    let mut rig = Rig::accepted(&Framing::Packet2, no_limits(), None, Box::new(silent));
     assert_eq!(rig.machine.deadline(), Time::NEVER);
     rig.machine.handle_admitted(rig.now);
     rig.turn();
@@ -304,7 +302,7 @@ fn never_is_never() {
     assert_eq!(rig.finish(), CloseReason::Closed);
 }
 
-/// Faults T4: limits of zero are due at once, without a spin.
+/// Limits of zero expire at once, without a spin.
 #[test]
 fn zero_is_at_once() {
     let zero = Limits {
@@ -316,30 +314,30 @@ fn zero_is_at_once() {
         ..limits()
     };
     let mut rig = Rig::accepted(&Framing::Packet2, zero.clone(), None, Box::new(echo));
-    rig.judge();
+    rig.expire();
     assert_eq!(rig.ended(), CloseReason::HandshakeTimeout);
     let mut rig = Rig::open_with(&Framing::Packet2, zero, echo);
     rig.room = 0;
     rig.receive([packet2("x"), vec![0]].concat());
-    rig.judge();
+    rig.expire();
     assert_eq!(rig.was_reset(), CloseReason::WriteTimeout);
 }
 
-/// Faults T4: a clock that leapt far past every deadline ends the connection once, and nothing overflows.
+/// A clock that leaps far past every deadline ends the connection once, and nothing overflows.
 #[test]
 fn deadlines_long_past() {
     let mut rig = Rig::open(echo);
     rig.receive([0]);
     rig.act(|turn| turn.set_timer(3, secs(1)));
     rig.now = Time::from_start(secs(u64::MAX / 1_000_000_000));
-    rig.judge();
+    rig.expire();
     assert_eq!(rig.events(), [], "a closing connection has no timers");
     assert_eq!(rig.finish(), CloseReason::FrameTimeout);
 }
 
-/// Faults T2: only what was due at `due` is expired_through, though `now` is later.
+/// Only deadlines up to `due` expire, though `now` is later.
 #[test]
-fn what_fell_due_meanwhile_waits_for_the_next_look() {
+fn later_deadlines_wait_for_the_next_call() {
     let mut rig = Rig::open(echo);
     rig.act(|turn| turn.set_timer(1, secs(5)));
     let due = rig.now.after(secs(4));
@@ -357,7 +355,7 @@ fn what_fell_due_meanwhile_waits_for_the_next_look() {
 
 #[test]
 fn timers_fire_in_the_order_of_their_times() {
-    let mut rig = Rig::open(quiet);
+    let mut rig = Rig::open(silent);
     rig.act(|turn| {
         for (key, after) in [(1, 30), (2, 10), (3, 20), (4, 10)] {
             turn.set_timer(key, secs(after));
@@ -366,17 +364,20 @@ fn timers_fire_in_the_order_of_their_times() {
         turn.set_timer(1, secs(15));
         turn.machine.set_timer(99, Time::NEVER);
     });
-    // All are overdue when somebody looks.
+    // All are overdue at the first call.
     rig.now = rig.now.after(secs(40));
-    rig.judge();
-    assert_eq!(rig.events(), [Seen::Timer(2), Seen::Timer(1), Seen::Timer(3)]);
+    rig.expire();
+    assert_eq!(
+        rig.events(),
+        [Seen::Timer(2), Seen::Timer(1), Seen::Timer(3)]
+    );
     rig.pass(secs(40));
     assert_eq!(rig.events(), [], "once each");
 }
 
 #[test]
 fn a_timer_can_be_moved_later_and_cancelled() {
-    let mut rig = Rig::open(quiet);
+    let mut rig = Rig::open(silent);
     rig.act(|turn| turn.set_timer(1, secs(10)));
     rig.pass(secs(9));
     rig.act(|turn| turn.set_timer(1, secs(10)));
@@ -390,7 +391,7 @@ fn a_timer_can_be_moved_later_and_cancelled() {
     assert_eq!(rig.events(), []);
 }
 
-/// A timer that is set again from its own callback: once for each look, also with no time between.
+/// A timer that is set to "now" in its own callback fires once per call.
 #[test]
 fn a_timer_of_zero_does_not_spin() {
     let mut rig = Rig::open(|turn, event| {
@@ -401,19 +402,19 @@ fn a_timer_of_zero_does_not_spin() {
     });
     rig.now = rig.now.after(secs(1));
     rig.act(|turn| turn.set_timer(1, Duration::ZERO));
-    rig.judge();
-    assert!(rig.events().len() <= 1, "one look, one call");
+    rig.expire();
+    assert!(rig.events().len() <= 1, "one call, one timer");
     for _ in 0..3 {
         rig.now = rig.now.after(secs(1));
-        rig.judge();
+        rig.expire();
         assert_eq!(rig.events(), [Seen::Timer(1)]);
     }
 }
 
-/// Pausing is for frames; timers go on.
+/// A pause holds frames back, and no timers.
 #[test]
 fn timers_fire_while_paused() {
-    let mut rig = Rig::open(quiet);
+    let mut rig = Rig::open(silent);
     rig.act(|turn| {
         turn.pause();
         turn.set_timer(1, secs(3));
@@ -423,7 +424,7 @@ fn timers_fire_while_paused() {
     assert_eq!(rig.events(), [Seen::Timer(1)]);
 }
 
-/// A drain cuts the handshake's time, and never adds to it.
+/// A drain shortens the handshake's deadline, and never extends it.
 #[test]
 fn a_drain_shortens_the_handshake() {
     for (until, at) in [(3, 3), (60, 10)] {

@@ -6,30 +6,42 @@ fn frames(words: &[&str]) -> Vec<u8> {
     words.iter().flat_map(packet2).collect()
 }
 
-/// Faults C5: reading stops before the next frame, and goes on at the low mark.
+/// Reading stops before the next frame, and resumes at the low watermark.
 #[test]
 fn above_the_high_mark_no_frame_is_taken() {
     let mut rig = Rig::open(echo);
     rig.room = 0;
     let forty = [b'x'; 40];
-    rig.receive([packet2(forty), packet2(forty), packet2(forty), packet2("after")].concat());
+    rig.receive(
+        [
+            packet2(forty),
+            packet2(forty),
+            packet2(forty),
+            packet2("after"),
+        ]
+        .concat(),
+    );
     assert_eq!(rig.events().len(), 3, "three answers reach the mark");
     assert_eq!(rig.machine.queued(), 3 * 42);
     assert!(!rig.machine.wants_read());
-    // Down to one byte above the low mark: not yet.
+    // One byte above the low watermark: not yet.
     rig.drain_to_peer(3 * 42 - 11);
     assert_eq!(rig.events(), []);
     assert!(!rig.machine.wants_read());
     rig.drain_to_peer(1);
-    assert_eq!(rig.events(), [Seen::Writable, frame("after")], "without another read");
+    assert_eq!(
+        rig.events(),
+        [Seen::Writable, frame("after")],
+        "without another read"
+    );
     assert!(rig.machine.wants_read());
     rig.drain_to_peer(usize::MAX / 2);
-    assert_eq!(rig.events(), [], "writable is event once");
+    assert_eq!(rig.events(), [], "writable is reported once");
     assert_eq!(rig.answers().len(), 3 * 42 + 7);
 }
 
 #[test]
-fn below_the_high_mark_nothing_is_told() {
+fn below_the_high_mark_there_is_no_event() {
     let mut rig = Rig::open(echo);
     rig.room = 0;
     rig.receive(packet2([b'x'; 97]));
@@ -42,8 +54,8 @@ fn below_the_high_mark_nothing_is_told() {
 }
 
 #[test]
-fn writable_comes_again_for_each_congestion() {
-    let mut rig = Rig::open(quiet);
+fn writable_follows_each_congestion() {
+    let mut rig = Rig::open(silent);
     for _ in 0..3 {
         rig.room = 0;
         rig.act(|turn| turn.send(&[1; 150]).expect("room"));
@@ -52,10 +64,10 @@ fn writable_comes_again_for_each_congestion() {
     }
 }
 
-/// At the hard limit `send` says so and queues nothing; what waits is at most the limit and one frame.
+/// At the hard limit `send` fails and queues nothing: at most the limit and one frame is pending.
 #[test]
 fn the_hard_limit() {
-    let mut rig = Rig::open(quiet);
+    let mut rig = Rig::open(silent);
     rig.room = 0;
     rig.act(|turn| {
         turn.send(&[1; 197]).expect("below the limit");
@@ -63,25 +75,31 @@ fn the_hard_limit() {
         let queued = turn.machine.queued();
         assert_eq!(queued, 199 + 1002);
         match turn.send(b"") {
-            Err(SendError::Full { queued: waits, limit }) => assert_eq!((waits, limit), (queued, 200)),
+            Err(SendError::Full {
+                queued: waits,
+                limit,
+            }) => assert_eq!((waits, limit), (queued, 200)),
             other => panic!("{other:?}"),
         }
         assert_eq!(turn.machine.queued(), queued, "nothing was queued");
     });
     assert_eq!(rig.machine.traffic().frames_out, 2);
     rig.drain_to_peer(5000);
-    assert_eq!(rig.answers(), [packet2([1; 197]), packet2([2; 1000])].concat());
+    assert_eq!(
+        rig.answers(),
+        [packet2([1; 197]), packet2([2; 1000])].concat()
+    );
     rig.act(|turn| turn.send(b"again").expect("room again"));
 }
 
-/// A limit below the high mark still ends in `on_writable`.
+/// A limit below the high watermark still leads to `on_writable`.
 #[test]
-fn full_below_the_high_mark_is_told_writable() {
+fn full_below_the_high_mark_leads_to_writable() {
     let small = Limits {
         output_limit: 5,
         ..limits()
     };
-    let mut rig = Rig::open_with(&Framing::Packet2, small, quiet);
+    let mut rig = Rig::open_with(&Framing::Packet2, small, silent);
     rig.room = 0;
     rig.act(|turn| {
         turn.send(b"hello").expect("empty");
@@ -93,7 +111,7 @@ fn full_below_the_high_mark_is_told_writable() {
 
 #[test]
 fn a_frame_too_long_to_send_queues_nothing() {
-    let mut rig = Rig::open_with(&Framing::Packet1, limits(), quiet);
+    let mut rig = Rig::open_with(&Framing::Packet1, limits(), silent);
     rig.act(|turn| {
         match turn.send(&[0; 256]) {
             Err(SendError::FrameTooLarge { length, max }) => assert_eq!((length, max), (256, 255)),
@@ -106,7 +124,7 @@ fn a_frame_too_long_to_send_queues_nothing() {
     assert_eq!(rig.machine.traffic().frames_out, 0);
 }
 
-/// Lineage 5.9: the next of the frames that wait comes with each resume, and without a read.
+/// Each resume delivers the next buffered frame, without a read.
 #[test]
 fn one_frame_for_each_resume() {
     let mut rig = Rig::open(one_at_a_time);
@@ -134,7 +152,7 @@ fn a_frame_cut_in_two_while_one_at_a_time() {
     assert_eq!(rig.events(), [frame("two")]);
 }
 
-/// A resume from inside a callback that is not `on_frame`: what is held is not forgotten, nor taken twice.
+/// A resume from another callback than `on_frame`: buffered frames are delivered once.
 #[test]
 fn resumed_by_a_timer() {
     let mut rig = Rig::open(|turn, event| {
@@ -181,7 +199,7 @@ fn paused_in_on_open() {
 
 #[test]
 fn both_the_handler_and_the_watermark_must_agree() {
-    let mut rig = Rig::open(quiet);
+    let mut rig = Rig::open(silent);
     rig.room = 0;
     rig.act(|turn| {
         turn.pause();
@@ -197,9 +215,9 @@ fn both_the_handler_and_the_watermark_must_agree() {
     assert_eq!(rig.events(), [frame("x")]);
 }
 
-/// From `on_frame`: what is behind the frame is cut anew.
+/// From `on_frame`: the bytes behind the frame are decoded anew.
 #[test]
-fn set_framing_recuts_what_follows() {
+fn set_framing_recuts_later_input() {
     let mut rig = Rig::open_with(&Framing::Line, limits(), |turn, event| {
         match event {
             Seen::Frame(line) if line == b"packet\n" => turn.machine.set_framing(&Framing::Packet2),
@@ -219,18 +237,22 @@ fn set_framing_recuts_what_follows() {
     );
     let expected = ["hello\n", "packet\n", "a\nb", "line", "end\n"].map(frame);
     assert_eq!(rig.events(), expected);
-    assert_eq!(rig.machine.max_frame(), 64 * 1024, "the new framing's default");
+    assert_eq!(
+        rig.machine.max_frame(),
+        64 * 1024,
+        "the new framing's default"
+    );
 }
 
-/// From outside, with a part held: it is looked at again at once.
+/// From outside, with part of a frame buffered: it is decoded anew at once.
 #[test]
-fn set_framing_recuts_what_is_held() {
-    let mut rig = Rig::open_with(&Framing::Line, limits(), quiet);
+fn set_framing_recuts_buffered_input() {
+    let mut rig = Rig::open_with(&Framing::Line, limits(), silent);
     rig.receive(packet2("held"));
     assert_eq!(rig.events(), []);
     rig.act(|turn| turn.machine.set_framing(&Framing::Packet2));
     assert_eq!(rig.events(), [frame("held")]);
-    // And from a timer, which is event before the frames.
+    // And from a timer, which precedes the frames.
     let mut rig = Rig::open_with(&Framing::Line, limits(), |turn, event| {
         if let Seen::Timer(_) = event {
             turn.machine.set_framing(&Framing::Packet2);
@@ -257,9 +279,9 @@ fn set_framing_while_paused() {
     assert_eq!(rig.events(), [frame("tail")]);
 }
 
-/// The answers before the change were made in the old framing, those after in the new.
+/// Answers before the change are in the old framing, those after in the new one.
 #[test]
-fn set_framing_is_for_both_ways() {
+fn set_framing_applies_both_ways() {
     let mut rig = Rig::open_with(&Framing::Packet1, limits(), |turn, event| {
         if let Seen::Frame(_) = event {
             turn.send(b"old")?;
@@ -272,22 +294,26 @@ fn set_framing_is_for_both_ways() {
     assert_eq!(rig.answers(), b"\x03old\0\0\0\x03new");
 }
 
-/// What is held may be too long for the new framing.
+/// Buffered input may be too long for the new framing.
 #[test]
-fn set_framing_judges_what_is_held() {
+fn set_framing_limits_buffered_input() {
     let small = Limits {
         max_frame: Some(4),
         ..limits()
     };
-    let mut rig = Rig::open_with(&Framing::Packet2, small, quiet);
+    let mut rig = Rig::open_with(&Framing::Packet2, small, silent);
     rig.receive([0]);
     rig.act(|turn| turn.machine.set_framing(&Framing::Line));
     assert!(rig.is_open());
     rig.receive("abcd");
-    assert_eq!(rig.finish(), CloseReason::FrameTooLarge, "the listener's maximum stays");
+    assert_eq!(
+        rig.finish(),
+        CloseReason::FrameTooLarge,
+        "the listener's maximum stays"
+    );
 }
 
-/// Faults B7: good frames, then a bad one. The answers arrive, then the end.
+/// Good frames, then a bad one: the answers are sent, then the connection ends.
 #[test]
 fn the_answers_to_good_frames_arrive_before_the_end() {
     let small = Limits {
@@ -300,7 +326,6 @@ fn the_answers_to_good_frames_arrive_before_the_end() {
     assert_eq!(rig.finish(), CloseReason::FrameTooLarge);
 }
 
-/// Faults B2 and B3.
 #[test]
 fn many_frames_in_one_read() {
     let mut rig = Rig::open_with(&Framing::Packet1, no_limits(), echo);
@@ -309,9 +334,10 @@ fn many_frames_in_one_read() {
     assert_eq!(rig.answers(), vec![0; 20_000]);
 }
 
-/// A large frame goes past the send_buf: whatever the kernel takes of it, every byte leaves once and in order.
+/// A large frame is written without a copy: each byte leaves once and in order, wherever the kernel
+/// cuts it.
 #[test]
-fn a_frame_that_passes_is_cut_anywhere() {
+fn a_frame_written_through_is_cut_anywhere() {
     let payload: Vec<u8> = (0..60).collect();
     for framing in [
         Framing::Raw,
@@ -325,7 +351,7 @@ fn a_frame_that_passes_is_cut_anywhere() {
         let length = whole.len();
         whole.extend_from_slice(&payload);
         for count in 0..=whole.len() {
-            let mut rig = Rig::open_with(&framing, limits(), quiet);
+            let mut rig = Rig::open_with(&framing, limits(), silent);
             let mut header = Vec::new();
             assert!(rig.machine.can_write_through(&payload, &mut header));
             assert_eq!(header.len(), length);
@@ -345,15 +371,18 @@ fn a_frame_that_passes_is_cut_anywhere() {
                 .expect("short");
             assert_eq!(rig.answers(), expected, "{framing:?} at {count}");
             let traffic = rig.machine.traffic();
-            assert_eq!((traffic.frames_out, traffic.bytes_out), (2, expected.len() as u64));
+            assert_eq!(
+                (traffic.frames_out, traffic.bytes_out),
+                (2, expected.len() as u64)
+            );
         }
     }
 }
 
-/// It waits its turn behind output, behind a pause of the peer and in a connection that ends; and a full kernel congests.
+/// Not behind pending output and not in a closing connection; and a full kernel congests.
 #[test]
-fn a_frame_passes_only_where_nothing_is_in_front_of_it() {
-    let mut rig = Rig::open(quiet);
+fn a_frame_is_written_through_only_in_order() {
+    let mut rig = Rig::open(silent);
     let mut header = Vec::new();
     assert!(
         !rig.machine.can_write_through(&[0; 0x1_0000], &mut header),

@@ -1,9 +1,10 @@
-//! A PROXY header comes before everything else, in any pieces, and takes nothing of what comes behind it.
+//! A PROXY header comes first, in any pieces, and takes none of the bytes behind it.
 
 use super::*;
 
 const V1: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n";
-const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0C\xC0\0\x02\x01\xC6\x33\x64\x02\xC3\x50\x01\xBB";
+const V2: &[u8] =
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0C\xC0\0\x02\x01\xC6\x33\x64\x02\xC3\x50\x01\xBB";
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
 fn waiting(required: bool, limits: Limits) -> Rig {
@@ -18,8 +19,6 @@ fn source(rig: &Rig) -> Option<String> {
     Some(rig.machine.proxy()?.source()?.to_string())
 }
 
-/// ranch: recv_v1_proxy_header_tcp_extra_data, recv_v2_proxy_header_tcp_extra_data, recv_v2_local_header_tcp_extra_data.
-/// esockd: t_recv_pp_partial. faults: trap 4, P2, P3.
 #[test]
 fn every_cut_makes_the_same_header_and_the_same_frames() {
     for (header, from) in [
@@ -50,13 +49,16 @@ fn every_cut_makes_the_same_header_and_the_same_frames() {
         for byte in &bytes {
             rig.receive([*byte]);
         }
-        assert_eq!(rig.events(), [Seen::Header, Seen::Opened, frame("one"), frame("two")]);
+        assert_eq!(
+            rig.events(),
+            [Seen::Header, Seen::Opened, frame("one"), frame("two")]
+        );
     }
 }
 
-/// faults P1, P4: what is not a header is none, and nothing of it reaches the framing.
+/// Bytes that are no header never reach the framing.
 #[test]
-fn where_one_is_required_nothing_else_will_do() {
+fn a_required_header_cannot_be_left_out() {
     for (input, words) in [
         (&b"\0\x03one"[..], "something else"),
         (b"PROXX ", "something else"),
@@ -77,12 +79,12 @@ fn where_one_is_required_nothing_else_will_do() {
 }
 
 #[test]
-fn where_it_is_optional_other_bytes_are_the_first() {
+fn without_an_optional_header_all_bytes_are_frames() {
     let mut rig = waiting(false, limits());
     rig.receive(b"\0\x03one");
     assert_eq!(rig.events(), [Seen::Header, Seen::Opened, frame("one")]);
     assert!(rig.machine.proxy().is_none());
-    // A header that is begun must be right.
+    // A header that has begun must be valid.
     let mut rig = waiting(false, limits());
     rig.receive(b"PROXY TCP5 ");
     rig.receive(b"\r\n");
@@ -91,9 +93,9 @@ fn where_it_is_optional_other_bytes_are_the_first() {
     assert_eq!(rig.ended(), CloseReason::BadProxyHeader);
 }
 
-/// esockd: t_ppv2_connect_first_marker_timeout, _header_timeout, _proxy_info_timeout: one cut for each part. faults P6.
+/// The handshake timeout includes the header, wherever the peer stops.
 #[test]
-fn whoever_stops_before_its_end_has_until_the_handshake_timeout() {
+fn an_incomplete_header_ends_at_the_handshake_timeout() {
     for sent in [0, 1, 5, 12, 13, 16, 20, 27] {
         let mut rig = waiting(true, limits());
         rig.receive(&V2[..sent]);
@@ -104,9 +106,9 @@ fn whoever_stops_before_its_end_has_until_the_handshake_timeout() {
     }
 }
 
-/// esockd: t_recv_socket_error. A health check that connects and goes is nobody's fault.
+/// A health check that connects and closes is no fault.
 #[test]
-fn a_peer_that_goes_first_has_closed_early() {
+fn a_peer_that_closes_first_has_closed_early() {
     let mut rig = waiting(true, limits());
     rig.receive_fin();
     assert_eq!(rig.ended(), CloseReason::ClosedEarly);
@@ -121,19 +123,23 @@ fn a_peer_that_goes_first_has_closed_early() {
 }
 
 #[test]
-fn a_refusal_says_its_last_words_in_the_clear() {
+fn a_refusal_sends_its_farewell_in_the_clear() {
     let mut rig = waiting(true, limits());
-    rig.machine
-        .refuse(b"no", Closed::new(CloseReason::Refused), rig.now, &mut rig.pool);
+    rig.machine.refuse(
+        b"no",
+        Closed::new(CloseReason::Refused),
+        rig.now,
+        &mut rig.pool,
+    );
     rig.turn();
     assert_eq!(rig.answers(), b"no");
     rig.receive_fin();
     assert_eq!(rig.ended(), CloseReason::Refused);
 }
 
-/// What somebody else changes meanwhile holds from the first frame on, and a part of a header is none.
+/// A changed framing applies from the first frame on, and part of a header is no frame.
 #[test]
-fn framing_that_changes_before_the_header_is_whole_leaves_nothing_to_do() {
+fn framing_that_changes_inside_the_header_causes_no_turn() {
     for change in [
         (|rig: &mut Rig| rig.machine.set_framing(&Framing::Packet1)) as fn(&mut Rig),
         |rig| rig.machine.set_max_frame(3),

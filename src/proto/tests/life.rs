@@ -1,4 +1,4 @@
-//! Each state, each way from one to the next, and the end of the stream in each.
+//! Each state, each transition, and the end of the stream in each state.
 
 use super::*;
 
@@ -17,7 +17,11 @@ fn the_legal_transitions_are_these_and_no_others() {
     let all = [Accepting, Handshaking, Open, Closing];
     for from in all {
         for to in all {
-            assert_eq!(from.may_become(to), legal.contains(&(from, to)), "{from} -> {to}");
+            assert_eq!(
+                from.may_become(to),
+                legal.contains(&(from, to)),
+                "{from} -> {to}"
+            );
         }
     }
 }
@@ -26,7 +30,10 @@ fn the_legal_transitions_are_these_and_no_others() {
 fn accepted_then_open_then_closing_then_gone() {
     let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
     assert_eq!(rig.machine.state(), State::Accepting);
-    assert!(!rig.machine.wants_read(), "the service has not answered yet");
+    assert!(
+        !rig.machine.wants_read(),
+        "the service has not answered yet"
+    );
     assert!(!rig.machine.was_open());
     rig.machine.handle_admitted(rig.now);
     assert_eq!(rig.machine.state(), State::Open);
@@ -52,7 +59,7 @@ fn refused_before_it_is_open() {
     assert!(!rig.machine.was_open(), "on_close is not due");
 }
 
-/// The reactor learns of a dead socket before the service answers.
+/// The socket fails before the service answers.
 #[test]
 fn lost_before_it_is_open() {
     let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
@@ -64,10 +71,11 @@ fn lost_before_it_is_open() {
 
 /// Killed between admission and `on_open`: it never opened for the handler.
 #[test]
-fn ended_before_it_is_told() {
+fn ended_before_on_open() {
     let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
     rig.machine.handle_admitted(rig.now);
-    rig.machine.end(Closed::new(CloseReason::Killed), &mut rig.pool);
+    rig.machine
+        .end(Closed::new(CloseReason::Killed), &mut rig.pool);
     rig.turn();
     assert_eq!(rig.ended(), CloseReason::Killed);
     assert_eq!(rig.events(), []);
@@ -92,7 +100,7 @@ fn the_end_at_once_is_finished() {
     assert_eq!(rig.ended(), CloseReason::Finished);
 }
 
-/// Faults C4: the frames before are answered, the part is dropped, the reason tells.
+/// The frames before are answered, the incomplete one is dropped, and the reason reports it.
 #[test]
 fn the_end_inside_a_frame_is_truncated() {
     for cut in [1, 2, 4] {
@@ -105,7 +113,7 @@ fn the_end_inside_a_frame_is_truncated() {
     }
 }
 
-/// As Erlang's, a last line without its end is not a line; unlike Erlang's, the reason says so.
+/// A last line without its end is no line, as in Erlang; here the reason reports it.
 #[test]
 fn an_unterminated_last_line_is_truncated() {
     let mut rig = Rig::open_with(&Framing::Line, limits(), echo);
@@ -124,10 +132,10 @@ fn raw_bytes_are_never_truncated() {
     assert_eq!(rig.ended(), CloseReason::Finished);
 }
 
-/// Faults C2: the peer finished sending, and may be answered for as long as the handler likes.
+/// A peer that has finished can be answered for as long as the handler wants.
 #[test]
 fn half_closed_peers_are_answered() {
-    let mut rig = Rig::open(quiet);
+    let mut rig = Rig::open(silent);
     rig.receive(packet2("question"));
     rig.receive_fin();
     assert_eq!(rig.events(), [frame("question"), Seen::Finished]);
@@ -141,7 +149,7 @@ fn half_closed_peers_are_answered() {
     assert_eq!(rig.ended(), CloseReason::Finished);
 }
 
-/// Faults C3: the answers fit in no buffer when FIN comes.
+/// FIN arrives while the answers do not fit into the kernel's buffer.
 #[test]
 fn half_close_waits_for_a_slow_reader() {
     let mut rig = Rig::open(echo);
@@ -157,8 +165,8 @@ fn half_close_waits_for_a_slow_reader() {
 }
 
 #[test]
-fn finished_is_told_once() {
-    let mut rig = Rig::open(quiet);
+fn finished_is_reported_once() {
+    let mut rig = Rig::open(silent);
     rig.receive_fin();
     for _ in 0..3 {
         rig.turn();
@@ -173,7 +181,7 @@ const CLIENT_HELLO: [u8; 11] = [0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3];
 
 #[test]
 fn a_client_hello_on_a_plain_port_is_named() {
-    // Announces a frame of 5635 bytes: expired_through by the end, by the deadline, or at once by the maximum.
+    // Announces a frame of 5635 bytes: ended by FIN, by the deadline, or at once by the maximum.
     let mut rig = Rig::open(echo);
     rig.receive(CLIENT_HELLO);
     rig.receive_fin();
@@ -215,5 +223,8 @@ fn traffic_is_counted_on_the_wire() {
         frames_out: 2,
     };
     assert_eq!(rig.machine.traffic(), expected);
-    assert_eq!(rig.pool.traffic, expected, "and for all connections together");
+    assert_eq!(
+        rig.pool.traffic, expected,
+        "and for all connections together"
+    );
 }

@@ -1,13 +1,13 @@
-//! What a connection holds: nothing while it is idle, never what a header only claims, nothing large for long.
+//! The memory of a connection: none while idle, none for a header's claim, none large for long.
 
 use super::*;
 
-/// The capacity of its buffers.
+/// Returns the capacity of the connection's buffers.
 fn holds(rig: &mut Rig) -> usize {
     rig.machine.recv_buf().0.capacity() + rig.machine.send_buf_capacity()
 }
 
-/// The capacities of the pool's spare buffers, largest first.
+/// Returns the capacities of the pool's spare buffers, largest first.
 fn spares(rig: &mut Rig) -> Vec<usize> {
     let mut buffers = Vec::new();
     loop {
@@ -55,15 +55,21 @@ fn an_ended_connection_gives_back_everything() {
     rig.room = 0;
     rig.receive([packet2("x"), vec![0]].concat());
     assert!(holds(&mut rig) > 0);
-    rig.machine.end(Closed::new(CloseReason::Killed), &mut rig.pool);
+    rig.machine
+        .end(Closed::new(CloseReason::Killed), &mut rig.pool);
     assert_eq!(holds(&mut rig), 0);
     assert_eq!(spares(&mut rig).len(), 2);
 }
 
-/// Faults B5: too long is expired_through by the header; what is allowed grows with what arrives.
+/// The header alone decides about the maximum; buffers grow with received bytes.
 #[test]
 fn a_header_alone_costs_nothing() {
-    for header in [0x8000_0000_u32, 0xFFFF_FFFF, 0x7FFF_FFFC, 8 * 1024 * 1024 + 1] {
+    for header in [
+        0x8000_0000_u32,
+        0xFFFF_FFFF,
+        0x7FFF_FFFC,
+        8 * 1024 * 1024 + 1,
+    ] {
         let mut rig = Rig::open_with(&Framing::Packet4, limits(), echo);
         rig.receive(header.to_be_bytes());
         assert_eq!(rig.finish(), CloseReason::FrameTooLarge, "{header:#x}");
@@ -78,7 +84,7 @@ fn a_header_alone_costs_nothing() {
 #[test]
 fn a_large_frame_leaves_no_large_buffer() {
     const MANY: usize = 1 << 20;
-    let mut rig = Rig::open_with(&Framing::Packet4, no_limits(), quiet);
+    let mut rig = Rig::open_with(&Framing::Packet4, no_limits(), silent);
     let mut wire = u32::try_from(MANY).expect("fits").to_be_bytes().to_vec();
     wire.resize(4 + MANY, 7);
     // The beginning of the next frame comes with the end of the large one.
@@ -96,21 +102,25 @@ fn a_large_frame_leaves_no_large_buffer() {
     rig.receive([3; 7]);
     assert_eq!(rig.events(), [frame([1, 2, 3, 3, 3, 3, 3, 3, 3])]);
     assert_eq!(holds(&mut rig), 0);
-    assert!(spares(&mut rig).iter().all(|capacity| *capacity <= 128 * 1024));
+    assert!(spares(&mut rig)
+        .iter()
+        .all(|capacity| *capacity <= 128 * 1024));
 }
 
 #[test]
 fn a_large_answer_leaves_no_large_buffer() {
-    let mut rig = Rig::open_with(&Framing::Packet4, no_limits(), quiet);
+    let mut rig = Rig::open_with(&Framing::Packet4, no_limits(), silent);
     rig.act(|turn| turn.send(&vec![1; 1 << 20]).expect("open"));
     assert_eq!(rig.answers().len(), 4 + (1 << 20));
     assert_eq!(holds(&mut rig), 0);
-    assert!(spares(&mut rig).iter().all(|capacity| *capacity <= 128 * 1024));
+    assert!(spares(&mut rig)
+        .iter()
+        .all(|capacity| *capacity <= 128 * 1024));
 }
 
-/// One frame at a time out of a large read: what is held is not copied for each of them.
+/// Taking single frames out of a large read copies no buffered bytes.
 #[test]
-fn held_frames_are_taken_in_place() {
+fn buffered_frames_are_taken_in_place() {
     let mut rig = Rig::open_with(&Framing::Packet1, no_limits(), one_at_a_time);
     let count = 30_000;
     rig.receive([1, b'x'].repeat(count));
@@ -132,7 +142,7 @@ fn held_frames_are_taken_in_place() {
 }
 
 #[test]
-fn what_is_buffered_is_counted() {
+fn buffered_bytes_are_counted() {
     let mut rig = Rig::open(one_at_a_time);
     rig.receive([packet2("one"), packet2("two"), packet2("three")].concat());
     assert_eq!(rig.machine.buffered(), 5 + 7);

@@ -6,9 +6,9 @@ mod cuts;
 mod deadlines;
 mod flow;
 mod header;
-mod held;
 mod life;
 mod memory;
+mod replies;
 mod throttle;
 #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
 mod tls;
@@ -22,10 +22,10 @@ use super::framing::Codec;
 use super::*;
 use crate::reason::{CloseReason, Closed, Outcome};
 
-/// More events or steps than any test has: where one would spin for ever, it fails.
+/// More events or steps than any test has: an endless loop fails.
 const SPIN: usize = 300_000;
 
-/// What the handler was event.
+/// An event of the handler's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     Header,
@@ -57,7 +57,7 @@ fn frame(payload: impl AsRef<[u8]>) -> Seen {
     Seen::Frame(payload.as_ref().to_vec())
 }
 
-/// What waits in the kernel to be read.
+/// The next result of a read.
 #[derive(Debug)]
 enum Input {
     Bytes(Vec<u8>),
@@ -65,7 +65,7 @@ enum Input {
     Error(i32),
 }
 
-/// What a script may use of the connection it runs on.
+/// A connection during a callback.
 struct Turn<'a> {
     machine: &'a mut Machine,
     pool: &'a mut Pool,
@@ -107,12 +107,12 @@ fn echo(turn: &mut Turn<'_>, event: &Seen) -> Outcome {
     Ok(())
 }
 
-/// Only listens.
-fn quiet(_: &mut Turn<'_>, _: &Seen) -> Outcome {
+/// Does nothing.
+fn silent(_: &mut Turn<'_>, _: &Seen) -> Outcome {
     Ok(())
 }
 
-/// Takes one frame, then waits to be resumed: `{active, once}`.
+/// Takes one frame, then pauses, as Erlang's `{active, once}`.
 fn one_at_a_time(turn: &mut Turn<'_>, event: &Seen) -> Outcome {
     if matches!(event, Seen::Frame(_)) {
         turn.pause();
@@ -120,21 +120,21 @@ fn one_at_a_time(turn: &mut Turn<'_>, event: &Seen) -> Outcome {
     Ok(())
 }
 
-/// One connection with everything around it, driven as the reactor drives it.
+/// One connection with its peer and its kernel, driven as the reactor drives it.
 struct Rig {
     machine: Machine,
     pool: Pool,
     now: Time,
     script: Script,
-    /// What the handler was event, in order.
+    /// The handler's events, in order.
     seen: Vec<Seen>,
     inbox: VecDeque<Input>,
-    /// Bytes that the kernel still takes, and how many at a time.
+    /// How many bytes the kernel still takes, and how many at once.
     room: usize,
     piece: usize,
     /// The errno of the next write.
     write_error: Option<i32>,
-    /// What the kernel took for the peer.
+    /// Bytes that the kernel took for the peer.
     sent: Vec<u8>,
     /// FIN was sent.
     fin: bool,
@@ -188,8 +188,13 @@ fn no_limits() -> Limits {
 }
 
 impl Rig {
-    /// Accepted, and nothing more.
-    fn accepted(framing: &Framing, limits: Limits, tls: Option<&TlsConfig>, script: Script) -> Self {
+    /// A connection that is accepted and not yet admitted.
+    fn accepted(
+        framing: &Framing,
+        limits: Limits,
+        tls: Option<&TlsConfig>,
+        script: Script,
+    ) -> Self {
         let mut pool = Pool::default();
         Self {
             machine: Machine::new(framing, Rc::new(limits), tls, Time::ZERO, &mut pool),
@@ -207,7 +212,7 @@ impl Rig {
         }
     }
 
-    /// Open, and the handler knows it.
+    /// A connection that is open, after `on_open`.
     fn open_with(
         framing: &Framing,
         limits: Limits,
@@ -220,12 +225,12 @@ impl Rig {
         rig
     }
 
-    /// Open, packet-2, the usual limits.
+    /// An open connection with packet-2 and the usual limits.
     fn open(script: impl FnMut(&mut Turn<'_>, &Seen) -> Outcome + 'static) -> Self {
         Self::open_with(&Framing::Packet2, limits(), script)
     }
 
-    /// Bytes come, in one piece.
+    /// Receives bytes, in one piece.
     fn receive(&mut self, bytes: impl AsRef<[u8]>) {
         self.inbox.push_back(Input::Bytes(bytes.as_ref().to_vec()));
         self.turn();
@@ -236,7 +241,7 @@ impl Rig {
         self.turn();
     }
 
-    /// Does what the reactor does, until there is nothing left to do.
+    /// Gives the connection turns until there is nothing left to do.
     fn turn(&mut self) {
         for _ in 0..SPIN {
             if self.gone.is_some() {
@@ -252,7 +257,7 @@ impl Rig {
         panic!("the turn does not end");
     }
 
-    /// Whether it is worth coming back at once.
+    /// Reads once. True if another turn is due at once.
     fn read(&mut self) -> bool {
         if self.machine.has_events() {
             let staged = self.machine.begin_buffered();
@@ -269,7 +274,9 @@ impl Rig {
         let mut wire;
         let mut plain = Vec::new();
         if self.machine.has_stash() {
-            let staged = self.machine.handle_stash(self.now, &mut plain, &mut self.pool);
+            let staged = self
+                .machine
+                .handle_stash(self.now, &mut plain, &mut self.pool);
             self.deliver(staged);
             return true;
         }
@@ -280,9 +287,9 @@ impl Rig {
                 if !rest.is_empty() {
                     self.inbox.push_front(Input::Bytes(rest));
                 }
-                let staged = self
-                    .machine
-                    .handle_input(self.now, &mut wire, &mut plain, &mut self.pool);
+                let staged =
+                    self.machine
+                        .handle_input(self.now, &mut wire, &mut plain, &mut self.pool);
                 (staged, true)
             }
             Some(Input::Fin) => {
@@ -306,7 +313,10 @@ impl Rig {
 
     fn deliver(&mut self, mut staged: InputCursor<'_>) {
         for _ in 0..SPIN {
-            let Some(event) = self.machine.next_event(&mut staged, self.now, &mut self.pool) else {
+            let Some(event) = self
+                .machine
+                .next_event(&mut staged, self.now, &mut self.pool)
+            else {
                 return self.machine.end_input(staged, self.now, &mut self.pool);
             };
             let event = Seen::from(event);
@@ -321,7 +331,7 @@ impl Rig {
         panic!("events without end");
     }
 
-    /// The handler's own doing, outside a read: a message, or another connection's callback.
+    /// Runs the handler outside a read: a message, or another connection's callback.
     fn act(&mut self, act: impl FnOnce(&mut Turn<'_>)) {
         self.run(|_, turn| {
             act(turn);
@@ -389,13 +399,13 @@ impl Rig {
         }
     }
 
-    /// The kernel takes `count` bytes more.
+    /// Lets the kernel take `count` bytes more.
     fn drain_to_peer(&mut self, count: usize) {
         self.room += count;
         self.turn();
     }
 
-    /// The clock goes on, and whatever falls due on the way is expired_through at its time.
+    /// Advances the clock; deadlines on the way expire at their times.
     fn pass(&mut self, span: Duration) {
         let end = self.now.after(span);
         for _ in 0..SPIN {
@@ -405,23 +415,24 @@ impl Rig {
                 return;
             }
             self.now = self.now.max(deadline);
-            self.judge();
+            self.expire();
         }
         panic!("a deadline that stays due");
     }
 
-    /// Judges what is due now.
-    fn judge(&mut self) {
-        self.machine.handle_timeout(self.now, self.now, &mut self.pool);
+    /// Expires deadlines up to now.
+    fn expire(&mut self) {
+        self.machine
+            .handle_timeout(self.now, self.now, &mut self.pool);
         self.turn();
     }
 
-    /// What the handler was event since the last call.
+    /// Returns the handler's events since the last call.
     fn events(&mut self) -> Vec<Seen> {
         std::mem::take(&mut self.seen)
     }
 
-    /// What the peer got since the last call.
+    /// Returns the bytes for the peer since the last call.
     fn answers(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.sent)
     }
@@ -431,21 +442,21 @@ impl Rig {
         self.gone.is_none() && self.machine.state() == State::Open
     }
 
-    /// The socket is closed, without RST, for this reason.
+    /// Returns why the socket was closed, without RST.
     #[track_caller]
     fn ended(&mut self) -> CloseReason {
         assert_eq!(self.gone, Some(false), "closed in order");
         self.machine.take_closed().reason
     }
 
-    /// The socket was reset, for this reason.
+    /// Returns why the socket was reset.
     #[track_caller]
     fn was_reset(&mut self) -> CloseReason {
         assert_eq!(self.gone, Some(true), "reset");
         self.machine.take_closed().reason
     }
 
-    /// The peer finishes too: the rest of an orderly end.
+    /// Lets the peer finish too, and returns the reason of the orderly end.
     #[track_caller]
     fn finish(&mut self) -> CloseReason {
         assert!(self.fin, "FIN is sent");
@@ -457,10 +468,13 @@ impl Rig {
     }
 }
 
-/// A packet-2 frame on the wire.
+/// Returns a packet-2 frame as on the wire.
 fn packet2(payload: impl AsRef<[u8]>) -> Vec<u8> {
     let payload = payload.as_ref();
-    let mut wire = u16::try_from(payload.len()).expect("fits").to_be_bytes().to_vec();
+    let mut wire = u16::try_from(payload.len())
+        .expect("fits")
+        .to_be_bytes()
+        .to_vec();
     wire.extend_from_slice(payload);
     wire
 }

@@ -1,4 +1,4 @@
-//! Rates make the peer wait; they lose nothing, and hold nothing against it.
+//! Rates delay the peer; they lose no bytes and expire none of its timeouts.
 
 use super::*;
 
@@ -24,9 +24,9 @@ fn frames(count: usize) -> Vec<u8> {
     b"\0\x02ab".repeat(count)
 }
 
-/// Capacity 5 admits 5 (esockd admits 4), then one each tenth of a second.
+/// A burst of five admits five frames, then one each tenth of a second.
 #[test]
-fn frames_come_as_fast_as_was_said() {
+fn frames_arrive_at_the_rate() {
     let mut rig = at_most(None, Some(Rate::per_second(10).burst(5)));
     rig.receive(frames(12));
     assert_eq!(rig.events().len(), 5);
@@ -39,35 +39,38 @@ fn frames_come_as_fast_as_was_said() {
     rig.pass(secs(2));
     assert_eq!(rig.events().len(), 4);
     assert_eq!(rig.answers(), frames(12), "nothing is lost");
-    // Saved up again.
+    // The bucket is full again.
     rig.receive(frames(6));
     assert_eq!(rig.events().len(), 5);
 }
 
 #[test]
-fn bytes_are_read_as_fast_as_was_said() {
+fn bytes_are_read_at_the_rate() {
     let mut rig = at_most(Some(Rate::per_second(100).burst(40)), None);
     rig.receive(frames(100));
     assert_eq!(rig.machine.traffic().bytes_in, 40);
     for second in 1..=3 {
         rig.pass(secs(1));
-        // In pieces of a thirty-second of a second.
+        // In pieces of one 32nd of a second.
         let read = rig.machine.traffic().bytes_in;
-        assert!((36 + second * 100..=40 + second * 100).contains(&read), "{read}");
+        assert!(
+            (36 + second * 100..=40 + second * 100).contains(&read),
+            "{read}"
+        );
     }
     rig.pass(secs(1));
     assert_eq!(rig.answers(), frames(100), "nothing is lost");
 }
 
-/// The peer's clocks stand while it is we who do not read.
+/// The peer's clocks are paused while a rate pauses reading.
 #[test]
-fn waiting_is_not_held_against_the_peer() {
+fn a_throttled_peer_is_not_late() {
     let mut rig = at_most(None, Some(Rate::per_second(1).burst(1)));
     rig.receive([&frames(20)[..], b"\0\x02a"].concat());
     rig.pass(secs(19));
     assert!(rig.is_open());
     assert_eq!(rig.events().len(), 20);
-    // Now its frame has five seconds, from when it was waited for.
+    // Now the frame has five seconds, from the time when reading resumed.
     rig.pass(secs(1));
     rig.pass(Duration::from_millis(3990));
     assert!(rig.is_open());
@@ -93,9 +96,9 @@ fn a_pause_and_a_throttle_do_not_undo_each_other() {
     assert_eq!(rig.events().len(), 1);
 }
 
-/// The end is seen when what came before it has been delivered.
+/// The end is reported behind the frames before it.
 #[test]
-fn the_end_waits_its_turn() {
+fn the_end_waits_behind_the_frames() {
     let mut rig = at_most(None, Some(Rate::per_second(1).burst(1)));
     rig.inbox.push_back(Input::Bytes(frames(3)));
     rig.inbox.push_back(Input::Fin);
@@ -108,10 +111,13 @@ fn the_end_waits_its_turn() {
     assert_eq!(rig.ended(), CloseReason::Finished);
 }
 
-/// Closing takes no heed of rates, and a drain is event at once.
+/// Closing ignores rates, and a drain is reported at once.
 #[test]
 fn closing_is_not_throttled() {
-    let mut rig = at_most(Some(Rate::per_second(1).burst(1)), Some(Rate::per_second(1).burst(1)));
+    let mut rig = at_most(
+        Some(Rate::per_second(1).burst(1)),
+        Some(Rate::per_second(1).burst(1)),
+    );
     rig.receive(frames(3));
     rig.machine.drain(rig.now);
     rig.turn();

@@ -1,4 +1,4 @@
-//! Which configuration a handshake gets: one for all, or one by what the client asks for.
+//! The choice of a handshake's configuration: one for all clients, or one by the ClientHello.
 
 use std::collections::HashMap;
 use std::error::Error as StdError;
@@ -11,11 +11,11 @@ use rustls::ServerConfig;
 
 use crate::error::Error;
 
-/// The TLS of a listener, or of a connection that is to be upgraded: one [`ServerConfig`], or a choice made for each client
-/// by what its ClientHello says.
+/// The TLS of a listener, or of a connection that is to be upgraded.
 ///
-/// Made from an `Arc<ServerConfig>` or from [`ServerNames`] by `into`, so that both can be given to
-/// [`Listen::tls`](crate::Listen::tls) as they are; or from a closure.
+/// One [`ServerConfig`], or a choice made for each client by its ClientHello. Made by `into` from
+/// an `Arc<ServerConfig>` or from [`ServerNames`], so that [`Listen::tls`](crate::Listen::tls)
+/// accepts both; or from a closure.
 #[derive(Clone)]
 pub struct TlsConfig(Choice);
 
@@ -29,10 +29,11 @@ enum Choice {
 type Chooser = dyn Fn(&ClientHello<'_>) -> Option<Arc<ServerConfig>> + Send + Sync;
 
 impl TlsConfig {
-    /// Asks `choose` for each handshake. `None` refuses the client, with the alerts of [`ServerNames::only`].
+    /// Calls `choose` for each handshake; `None` refuses the client, with the alerts of
+    /// [`ServerNames::only`].
     ///
-    /// It runs on the loop's thread and must not wait: keep what it chooses from in memory. A panic ends that connection alone, as
-    /// [`Panicked`](crate::CloseReason::Panicked).
+    /// `choose` runs on the loop's thread and must not block: keep the configurations in memory. A
+    /// panic ends that connection alone, as [`Panicked`](crate::CloseReason::Panicked).
     ///
     /// ```
     /// use std::sync::Arc;
@@ -41,14 +42,16 @@ impl TlsConfig {
     /// /// Clients that can speak HTTP/2 get another configuration.
     /// fn by_protocol(old: Arc<ServerConfig>, new: Arc<ServerConfig>) -> TlsConfig {
     ///     TlsConfig::choose(move |hello| {
-    ///         let can = hello.alpn().is_some_and(|mut protocols| protocols.any(|name| name == b"h2"));
+    ///         let mut protocols = hello.alpn().into_iter().flatten();
+    ///         let can = protocols.any(|name| name == b"h2");
     ///         Some(Arc::clone(if can { &new } else { &old }))
     ///     })
     /// }
     /// ```
     ///
-    /// Each configuration keeps sessions of its own, so that none is resumed under another. If you share a storage or
-    /// a ticketer between two of them, see [`server_config`](super::server_config).
+    /// Each configuration keeps sessions of its own, so that none is resumed under another. If you
+    /// share a storage or a ticketer between two of them, see
+    /// [`server_config`](super::server_config).
     pub fn choose<F>(choose: F) -> Self
     where
         F: Fn(&ClientHello<'_>) -> Option<Arc<ServerConfig>> + Send + Sync + 'static,
@@ -56,7 +59,7 @@ impl TlsConfig {
         Self(Choice::Closure(Arc::new(choose)))
     }
 
-    /// The configuration for this client; `None` if it is refused.
+    /// Returns the configuration for the client; `None` if it is refused.
     pub(super) fn for_client(&self, hello: &ClientHello<'_>) -> Option<Arc<ServerConfig>> {
         match &self.0 {
             Choice::One(config) => Some(Arc::clone(config)),
@@ -94,7 +97,7 @@ impl fmt::Debug for TlsConfig {
     }
 }
 
-/// The configuration without early data: it comes before the handshake proves who sends it, and can be replayed.
+/// Disables early data: it precedes the handshake's proof of the client, and can be replayed.
 fn without_early_data(config: Arc<ServerConfig>) -> Arc<ServerConfig> {
     if config.max_early_data_size == 0 {
         return config;
@@ -104,11 +107,12 @@ fn without_early_data(config: Arc<ServerConfig>) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-/// A configuration for each name that clients may ask for (SNI, RFC 6066 section 3): other certificates, other protocols, another
-/// rule for client certificates.
+/// A configuration for each name that clients may ask for (SNI, RFC 6066 section 3).
 ///
-/// A name is looked for as it is, then with its first label replaced by `*`: `*.example.org` is for `a.example.org`, not for
-/// `example.org` and not for `a.b.example.org` (RFC 6125 section 6.4.3). Upper and lower case are the same.
+/// Each has its own certificates, protocols and rule for client certificates. A name is looked up
+/// as it is, then with its first label replaced by `*`. `*.example.org` matches `a.example.org`,
+/// but not `example.org` and not `a.b.example.org` (RFC 6125 section 6.4.3). Upper and lower case
+/// are the same.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -124,20 +128,22 @@ fn without_early_data(config: Arc<ServerConfig>) -> Arc<ServerConfig> {
 /// }
 /// ```
 ///
-/// rustls resumes no session under another name than the one it was begun under, and each configuration keeps sessions of its
-/// own: a name that demands client certificates is not reached with another's session.
+/// rustls resumes a session only under its first name, and each configuration keeps sessions of its
+/// own. So a session of another name does not bypass the demand for a client certificate.
 #[derive(Clone)]
 #[must_use]
 pub struct ServerNames {
     exact: HashMap<Box<str>, Arc<ServerConfig>>,
-    /// By what follows `*.`.
+    /// Keyed by the name behind `*.`.
     wildcards: HashMap<Box<str>, Arc<ServerConfig>>,
     otherwise: Option<Arc<ServerConfig>>,
 }
 
 impl ServerNames {
-    /// Refuses clients that ask for a name which is not here, with the alert unrecognized_name (RFC 6066 section 3), and clients
-    /// that ask for none, those that connect to an address among them, with missing_extension (RFC 8446 section 9.2).
+    /// Refuses clients that ask for an unknown name, or for none.
+    ///
+    /// The alert is unrecognized_name (RFC 6066 section 3), or missing_extension (RFC 8446 section
+    /// 9.2) without a name. Clients that connect to an address ask for none.
     pub fn only() -> Self {
         Self {
             exact: HashMap::new(),
@@ -146,7 +152,7 @@ impl ServerNames {
         }
     }
 
-    /// Clients that ask for a name which is not here, or for none, get `config`.
+    /// Serves clients that ask for an unknown name, or for none, with `config`.
     pub fn or(config: Arc<ServerConfig>) -> Self {
         Self {
             otherwise: Some(without_early_data(config)),
@@ -154,11 +160,11 @@ impl ServerNames {
         }
     }
 
-    /// Adds a name, or with `*.` in front all names with one label more.
+    /// Adds a name, or with a leading `*.` all names with one label more.
     ///
     /// # Errors
     ///
-    /// [`NameError`] for what is no name that a client can ask for, and for one that is here already.
+    /// [`NameError`] for a name that no client can ask for, and for one that is given twice.
     pub fn name(mut self, name: &str, config: Arc<ServerConfig>) -> Result<Self, NameError> {
         let lower = name.to_ascii_lowercase();
         let (names, bare) = match lower.strip_prefix("*.") {
@@ -206,16 +212,25 @@ impl fmt::Debug for ServerNames {
     }
 }
 
-/// What is wrong with a name without its wildcard.
+/// Returns the fault of a name without its wildcard.
 fn fault(name: &str) -> Option<&'static str> {
     if IpAddr::try_from(name).is_ok() {
-        Some("is an address: clients that connect to one ask for no name, and get the default of ServerNames::or")
+        Some(
+            "is an address: clients that connect to one ask for no name, \
+             and get the default of ServerNames::or",
+        )
     } else if !name.is_ascii() {
         Some("has letters beyond ASCII: give it as clients send it, in its xn-- form (RFC 5890)")
     } else if name.contains('*') {
-        Some("has a wildcard in a place where none can be: only the first label may be one, and only all of it")
+        Some(
+            "has a wildcard in a place where none can be: \
+             only the first label may be one, and only all of it",
+        )
     } else if DnsName::try_from(name).is_err() {
-        Some("is no DNS name: labels of letters, digits and inner hyphens, with dots between them (RFC 1035 section 2.3.1)")
+        Some(
+            "is no DNS name: labels of letters, digits and inner hyphens, \
+             with dots between them (RFC 1035 section 2.3.1)",
+        )
     } else {
         None
     }
@@ -229,7 +244,7 @@ pub struct NameError {
 }
 
 impl NameError {
-    /// The name as it was given.
+    /// Returns the name as it was given.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -24,8 +24,8 @@ impl<'a> TlsInfo<'a> {
     /// Returns the configuration that the handshake used; `None` on the client's side.
     ///
     /// Compare with `Arc::ptr_eq`: with those of several names, or with a new one of
-    /// [`Control::set_tls`](crate::Control::set_tls). A configuration that allows early data is replaced
-    /// by a copy without it.
+    /// [`Control::set_tls`](crate::Control::set_tls). A configuration that allows early data is
+    /// replaced by a copy without it.
     pub fn config(self) -> Option<&'a Arc<ServerConfig>> {
         self.0.config()
     }
@@ -44,8 +44,8 @@ impl<'a> TlsInfo<'a> {
 
     /// Returns the verified certificate chain of the client, its own certificate first.
     ///
-    /// After a resumed handshake: the chain of the first one. Empty unless the configuration asks for
-    /// one.
+    /// After a resumed handshake: the chain of the first one. Empty unless the configuration asks
+    /// for one.
     pub fn client_certificates(self) -> &'a [CertificateDer<'static>] {
         if self.0.is_client() {
             return &[];

@@ -15,7 +15,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::error::Error;
 
-/// Why a certificate chain and key make no configuration: the file, and what is wrong with it.
+/// Why a certificate chain and key make no configuration: a file and its fault.
 #[derive(Debug)]
 pub struct PemError {
     file: PathBuf,
@@ -37,7 +37,7 @@ impl PemError {
         self
     }
 
-    /// Says nothing of what is in the file: a key without line breaks is all in one line.
+    /// Reports no contents of the file: a key without line breaks is a single line.
     fn parsing(file: &Path, what: &str, error: pem::Error) -> Self {
         let fault = match error {
             pem::Error::Io(error) => return Self::new(file, "cannot be read").because(error),
@@ -45,25 +45,29 @@ impl PemError {
             pem::Error::MissingSectionEnd { .. } => {
                 "is cut off, or has lost its line breaks: a PEM section has no END line".to_owned()
             }
-            pem::Error::Base64Decode(_) => "is damaged: a PEM section is not valid base64".to_owned(),
+            pem::Error::Base64Decode(_) => {
+                "is damaged: a PEM section is not valid base64".to_owned()
+            }
             _ => format!("is not a valid PEM file with a {what}"),
         };
         Self::new(file, fault)
     }
 
-    /// An encrypted key is none to the parser, or a damaged one.
+    /// Reports an encrypted key, which the parser takes for none or for a damaged one.
     fn parsing_key(file: &Path, error: pem::Error) -> Self {
         const MARK: &[u8] = b"ENCRYPTED";
-        if fs::read(file).is_ok_and(|bytes| bytes.windows(MARK.len()).any(|window| window == MARK)) {
+        if fs::read(file).is_ok_and(|bytes| bytes.windows(MARK.len()).any(|window| window == MARK))
+        {
             return Self::new(
                 file,
-                "holds an encrypted private key: decrypt it first (openssl pkey -in FILE -out DECRYPTED)",
+                "holds an encrypted private key: \
+                 decrypt it first (openssl pkey -in FILE -out DECRYPTED)",
             );
         }
         Self::parsing(file, "private key", error)
     }
 
-    /// The file that is at fault.
+    /// Returns the file that has the fault.
     pub fn file(&self) -> &Path {
         &self.file
     }
@@ -81,7 +85,9 @@ impl fmt::Display for PemError {
 
 impl StdError for PemError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
     }
 }
 
@@ -91,22 +97,24 @@ impl From<PemError> for Error {
     }
 }
 
-/// A TLS 1.2 and 1.3 configuration from a certificate chain (the server's own certificate first)
-/// and its private key, both PEM files.
+/// Makes a TLS 1.2 and 1.3 configuration from a certificate chain and its private key, both PEM
+/// files.
 ///
-/// Uses the provider of the feature `ring` or `aws-lc-rs`, or the process's installed default.
-/// For ALPN change it: `Arc::make_mut(&mut config).alpn_protocols = vec![b"mqtt".to_vec()]`. For client certificates there is
-/// [`server_config_with_clients`], for several names [`ServerNames`](super::ServerNames); for anything else build a
-/// [`rustls::ServerConfig`] yourself.
+/// The server's own certificate is the first of the chain. Uses the process's installed default
+/// provider, or that of the feature `ring` or `aws-lc-rs`. For ALPN change the result:
+/// `Arc::make_mut(&mut config).alpn_protocols = vec![b"mqtt".to_vec()]`. For client certificates
+/// there is [`server_config_with_clients`], for several names [`ServerNames`](super::ServerNames).
+/// For anything else build a [`rustls::ServerConfig`] yourself.
 ///
-/// Nothing is changed by an error here: who reads new files for [`Control::set_tls`](crate::Control::set_tls) calls this first, and
-/// the old configuration stays.
+/// Call this before [`Control::set_tls`](crate::Control::set_tls) with new files: after an error
+/// here the old configuration stays.
 ///
 /// # Resumption
 ///
-/// Clients come back without a full handshake: the configuration keeps the last 256 sessions in memory, for TLS 1.2 and for the
-/// two tickets that each TLS 1.3 handshake sends. To keep nothing and let clients keep tickets instead, set a ticketer; to switch
-/// resumption off, set no storage and no tickets:
+/// Clients that return need no full handshake. The configuration keeps the last 256 sessions in
+/// memory, for TLS 1.2 and for the two tickets that each TLS 1.3 handshake sends. To let clients
+/// keep the sessions instead, set a ticketer; to switch resumption off, set no storage and no
+/// tickets:
 ///
 /// ```
 /// use std::sync::Arc;
@@ -119,18 +127,18 @@ impl From<PemError> for Error {
 /// }
 /// # #[cfg(feature = "aws-lc-rs")]
 /// fn with_tickets(config: &mut ServerConfig) -> Result<(), portcullis::tls::rustls::Error> {
-///     // Keys for this process, changed every six hours. Of the provider that the configuration uses.
+///     // Keys for this process, changed every six hours, of the configuration's provider.
 ///     config.ticketer = portcullis::tls::rustls::crypto::aws_lc_rs::Ticketer::new()?;
 ///     Ok(())
 /// }
 /// ```
 ///
-/// Never share one storage or ticketer between configurations that do not ask for the same client certificates: a session that
-/// was begun under one is resumed under the other without being asked again.
+/// Never share one storage or ticketer between configurations that demand different client
+/// certificates. A session of one is resumed under the other without another demand.
 ///
 /// # Errors
 ///
-/// A file that cannot be read, holds no certificate or key, or two that do not belong together:
+/// A file that cannot be read or contains no certificate or key, or a key of another certificate:
 /// [`PemError`] names the file and the fault.
 ///
 /// ```no_run
@@ -139,36 +147,41 @@ impl From<PemError> for Error {
 /// let listen = portcullis::Listen::tcp("0.0.0.0:8883").tls(config);
 /// # let _ = listen; Ok(()) }
 /// ```
-pub fn server_config(chain: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<Arc<ServerConfig>, PemError> {
+pub fn server_config(
+    chain: impl AsRef<Path>,
+    key: impl AsRef<Path>,
+) -> Result<Arc<ServerConfig>, PemError> {
     let (chain, key) = (chain.as_ref(), key.as_ref());
     build(chain, key, &provider(key)?, Arc::new(NoClientAuth))
 }
 
-/// What becomes of a client that shows no certificate. One that shows a certificate which cannot be verified is refused in any
-/// case.
+/// What happens to a client that presents no certificate.
+///
+/// A client whose certificate cannot be verified is refused in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClientAuth {
-    /// Its handshake fails.
+    /// The handshake fails.
     Required,
-    /// It is served; [`TlsInfo::client_certificates`](super::TlsInfo::client_certificates) is empty.
+    /// The client is served;
+    /// [`TlsInfo::client_certificates`](super::TlsInfo::client_certificates) is empty.
     Optional,
 }
 
-/// As [`server_config`], and clients are asked for a certificate that leads to one of those in the PEM file `roots`.
-/// The chain that a client has shown is in [`TlsInfo::client_certificates`](super::TlsInfo::client_certificates), verified,
-/// after a resumed handshake too.
+/// As [`server_config`], and demands client certificates that lead to one in the PEM file `roots`.
 ///
-/// Who has issued a certificate is all that is verified: whether *this* client may do what it asks for is yours to decide, by
-/// what its certificate says. For revocation lists build a [`rustls::ServerConfig`] yourself.
+/// The verified chain is in [`TlsInfo::client_certificates`](super::TlsInfo::client_certificates),
+/// after a resumed handshake too. Only the issuer is verified: decide by the certificate what
+/// *this* client may do. For revocation lists build a [`rustls::ServerConfig`] yourself.
 ///
 /// # Errors
 ///
-/// As for [`server_config`], and for roots without a certificate that can vouch for others.
+/// As for [`server_config`], and for roots without a certificate that can sign others.
 ///
 /// ```no_run
 /// use portcullis::tls::{server_config_with_clients, ClientAuth};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let config = server_config_with_clients("chain.pem", "key.pem", "clients-ca.pem", ClientAuth::Required)?;
+/// let clients = ClientAuth::Required;
+/// let config = server_config_with_clients("chain.pem", "key.pem", "clients-ca.pem", clients)?;
 /// let listen = portcullis::Listen::tcp("0.0.0.0:8883").tls(config);
 /// # let _ = listen; Ok(()) }
 /// ```
@@ -181,27 +194,31 @@ pub fn server_config_with_clients(
     let (chain, key, roots) = (chain.as_ref(), key.as_ref(), roots.as_ref());
     let provider = provider(key)?;
     let store = root_store(roots, "holds a certificate that cannot vouch for clients")?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider));
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider));
     let verifier = match clients {
         ClientAuth::Required => verifier,
         ClientAuth::Optional => verifier.allow_unauthenticated(),
     };
-    let verifier = verifier
-        .build()
-        .map_err(|error| PemError::new(roots, "cannot be used to verify clients").because(error.to_string()))?;
+    let verifier = verifier.build().map_err(|error| {
+        PemError::new(roots, "cannot be used to verify clients").because(error.to_string())
+    })?;
     build(chain, key, &provider, verifier)
 }
 
-/// A configuration for connections that the server makes ([`Connect::tls`](crate::Connect::tls)): TLS 1.2 and 1.3, for servers
-/// whose certificates lead to one of those in the PEM file `roots`. No certificates come with this library; the system's are most
-/// often in a file such as `/etc/ssl/certs/ca-certificates.crt`.
+/// Makes a TLS 1.2 and 1.3 configuration for outgoing connections
+/// ([`Connect::tls`](crate::Connect::tls)).
 ///
-/// The provider is that of [`server_config`]. For ALPN, a certificate of your own or roots that you have already
-/// (`RootCertStore`) change it, or build a [`rustls::ClientConfig`] yourself.
+/// It accepts servers whose certificates lead to one in the PEM file `roots`. This library contains
+/// no certificates; the system's are often in a file such as `/etc/ssl/certs/ca-certificates.crt`.
+///
+/// The provider is that of [`server_config`]. For ALPN or a certificate of your own change the
+/// result. For roots in memory (`RootCertStore`) build a [`rustls::ClientConfig`] yourself.
 ///
 /// # Errors
 ///
-/// A file that cannot be read, or holds no certificate that can vouch for others: [`PemError`] names the file and the fault.
+/// A file that cannot be read, or contains no certificate that can sign others: [`PemError`] names
+/// the file and the fault.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -214,7 +231,9 @@ pub fn client_config(roots: impl AsRef<Path>) -> Result<Arc<ClientConfig>, PemEr
     let store = root_store(roots, "holds a certificate that cannot vouch for servers")?;
     let config = ClientConfig::builder_with_provider(provider(roots)?)
         .with_safe_default_protocol_versions()
-        .map_err(|error| PemError::new(roots, "cannot be used with this TLS provider").because(error))?
+        .map_err(|error| {
+            PemError::new(roots, "cannot be used with this TLS provider").because(error)
+        })?
         .with_root_certificates(store)
         .with_no_client_auth();
     Ok(Arc::new(config))
@@ -230,13 +249,17 @@ fn root_store(roots: &Path, fault: &str) -> Result<RootCertStore, PemError> {
     Ok(store)
 }
 
-/// The certificates in a file, at least one.
+/// Reads the certificates in a file, at least one.
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, PemError> {
     let certificates = CertificateDer::pem_file_iter(file)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| PemError::parsing(file, "certificate", error))?;
     if certificates.is_empty() {
-        return Err(PemError::parsing(file, "certificate", pem::Error::NoItemsFound));
+        return Err(PemError::parsing(
+            file,
+            "certificate",
+            pem::Error::NoItemsFound,
+        ));
     }
     Ok(certificates)
 }
@@ -248,28 +271,37 @@ fn build(
     verifier: Arc<dyn ClientCertVerifier>,
 ) -> Result<Arc<ServerConfig>, PemError> {
     let chain = certificates(chain_file)?;
-    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| PemError::parsing_key(key_file, error))?;
+    let key = PrivateKeyDer::from_pem_file(key_file)
+        .map_err(|error| PemError::parsing_key(key_file, error))?;
     ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| PemError::new(key_file, "cannot be used with this TLS provider").because(error))?
+        .map_err(|error| {
+            PemError::new(key_file, "cannot be used with this TLS provider").because(error)
+        })?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .map(Arc::new)
         .map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => PemError::new(
                 key_file,
-                format!("does not belong to the first certificate in {}", chain_file.display()),
+                format!(
+                    "does not belong to the first certificate in {}",
+                    chain_file.display()
+                ),
             ),
             rustls::Error::InvalidCertificate(error) => {
-                PemError::new(chain_file, "begins with a certificate that is not valid").because(error.to_string())
+                PemError::new(chain_file, "begins with a certificate that is not valid")
+                    .because(error.to_string())
             }
-            rustls::Error::General(words) => PemError::new(key_file, "holds no key that can be used").because(words),
+            rustls::Error::General(words) => {
+                PemError::new(key_file, "holds no key that can be used").because(words)
+            }
             error => PemError::new(key_file, "holds no key that can be used").because(error),
         })
 }
 
-/// The provider this crate was built with, or the one installed for the process.
-#[allow(unused_variables)] // the file is named if there is none
+/// Returns the provider installed for the process, or that of this crate's features.
+#[allow(unused_variables)] // the error names the file
 fn provider(key_file: &Path) -> Result<Arc<CryptoProvider>, PemError> {
     if let Some(installed) = CryptoProvider::get_default() {
         return Ok(Arc::clone(installed));
@@ -281,6 +313,7 @@ fn provider(key_file: &Path) -> Result<Arc<CryptoProvider>, PemError> {
     #[cfg(not(any(feature = "ring", feature = "aws-lc-rs")))]
     Err(PemError::new(
         key_file,
-        "cannot be used: no TLS provider; enable the feature `ring` or `aws-lc-rs`, or install a default provider",
+        "cannot be used: no TLS provider; \
+         enable the feature `ring` or `aws-lc-rs`, or install a default provider",
     ))
 }

@@ -15,8 +15,8 @@ use crate::proto::buffers::{retained, Buffers, SendBuffer};
 
 type Failed = Box<dyn StdError + Send + Sync>;
 
-/// Ciphertext buffered for one connection: a handshake message of 64 KiB, rustls' own maximum, and the
-/// record that it ends in.
+/// Ciphertext buffered for one connection: a handshake message of 64 KiB, rustls' own maximum, and
+/// the record that it ends in.
 const MAX_BUFFERED: usize = 0x1_0000 + 0x4800;
 /// Plaintext encrypted for one write: four full records.
 const ENCRYPT_CHUNK: usize = 64 * 1024;
@@ -24,8 +24,8 @@ const ENCRYPT_CHUNK: usize = 64 * 1024;
 /// One connection's TLS, on either side.
 ///
 /// Ciphertext in, plaintext out, and back. Uses rustls' unbuffered connection, because an idle one
-/// costs 3.3 KB where the buffered one costs 7.4 KB. Buffers are ours, borrowed from the pool while a
-/// record is incomplete or unsent.
+/// costs 3.3 KB where the buffered one costs 7.4 KB. Buffers are ours, borrowed from the pool while
+/// a record is incomplete or unsent.
 pub(in crate::proto) struct Session {
     stage: Stage,
     /// Incomplete records, and the records of an incomplete handshake message.
@@ -165,8 +165,8 @@ impl Session {
         self.peer_closed
     }
 
-    /// True if the first byte begins no TLS record (types 20 to 24, RFC 8446 section 5.1), and no SSLv2
-    /// hello.
+    /// True if the first byte begins no TLS record (types 20 to 24, RFC 8446 section 5.1), and no
+    /// SSLv2 hello.
     pub(in crate::proto) fn is_not_tls(&self) -> bool {
         self.first
             .is_some_and(|byte| !(20..=24).contains(&byte) && byte & 0x80 == 0)
@@ -174,8 +174,8 @@ impl Session {
 
     /// True if the peer's close_notify ends both directions.
     ///
-    /// TLS 1.2 answers it at once and discards pending output (RFC 5246 section 7.2.1); 1.3 may go on
-    /// writing.
+    /// TLS 1.2 answers it at once and discards pending output (RFC 5246 section 7.2.1); 1.3 may go
+    /// on writing.
     pub(in crate::proto) fn closes_both_ways(&self) -> bool {
         let version = self.common().and_then(CommonState::protocol_version);
         version == Some(ProtocolVersion::TLSv1_2)
@@ -186,9 +186,14 @@ impl Session {
         !self.recv_buf.is_empty()
     }
 
-    /// Decrypts `wire` and appends the plaintext to `plain`. After a failure the alert for the peer is
-    /// [`Session::pending`].
-    pub(in crate::proto) fn receive(&mut self, wire: &mut [u8], plain: &mut Vec<u8>, buffers: &mut Buffers) {
+    /// Decrypts `wire` and appends the plaintext to `plain`. After a failure the alert for the peer
+    /// is [`Session::pending`].
+    pub(in crate::proto) fn receive(
+        &mut self,
+        wire: &mut [u8],
+        plain: &mut Vec<u8>,
+        buffers: &mut Buffers,
+    ) {
         if self.peer_closed || self.has_failed() {
             return;
         }
@@ -213,7 +218,11 @@ impl Session {
             if self.send_buf.is_empty() {
                 self.send_buf.clear(buffers);
             }
-            if let Some(Greeted { server_name, config }) = greeted? {
+            if let Some(Greeted {
+                server_name,
+                config,
+            }) = greeted?
+            {
                 self.server_name = server_name;
                 self.stage = Stage::Server(UnbufferedServerConnection::new(Arc::clone(&config))?);
                 self.config = Some(config);
@@ -248,10 +257,17 @@ impl Session {
 
     /// Encrypts the front of `plain`, unless ciphertext of earlier plaintext is pending.
     ///
-    /// Returns how many bytes of `plain` were encrypted. TLS's own bytes may be pending, and bytes from
-    /// before an upgrade.
-    pub(in crate::proto) fn encrypt(&mut self, plain: &[u8], buffers: &mut Buffers) -> Result<usize, Failed> {
-        let encrypted = self.send_buf.len().saturating_sub(self.clear + self.tls_overhead);
+    /// Returns how many bytes of `plain` were encrypted. TLS's own bytes may be pending, and bytes
+    /// from before an upgrade.
+    pub(in crate::proto) fn encrypt(
+        &mut self,
+        plain: &[u8],
+        buffers: &mut Buffers,
+    ) -> Result<usize, Failed> {
+        let encrypted = self
+            .send_buf
+            .len()
+            .saturating_sub(self.clear + self.tls_overhead);
         if plain.is_empty() || encrypted > 0 || self.notified || self.is_handshaking() {
             return Ok(0);
         }
@@ -260,7 +276,8 @@ impl Session {
         Ok(chunk.len())
     }
 
-    /// Queues close_notify behind pending ciphertext, once. Does nothing before the handshake is over.
+    /// Queues close_notify behind pending ciphertext, once. Does nothing before the handshake is
+    /// over.
     pub(in crate::proto) fn close_notify(&mut self, buffers: &mut Buffers) -> Result<(), Failed> {
         if self.notified || self.is_handshaking() || self.has_failed() {
             return Ok(());
@@ -279,7 +296,8 @@ impl Session {
         self.recv_buf.is_empty() && self.send_buf.is_empty()
     }
 
-    /// Returns how many pending bytes are TLS's own. They come first, but for the answer to a key update.
+    /// Returns how many pending bytes are TLS's own. They come first, but for the answer to a key
+    /// update.
     pub(in crate::proto) fn tls_overhead(&self) -> usize {
         self.tls_overhead
     }
@@ -299,7 +317,11 @@ impl Session {
 
     /// Returns the memory of its buffers. rustls keeps another copy of an incomplete ClientHello.
     pub(in crate::proto) fn memory(&self) -> usize {
-        let copies = if matches!(self.stage, Stage::Hello(..)) { 2 } else { 1 };
+        let copies = if matches!(self.stage, Stage::Hello(..)) {
+            2
+        } else {
+            1
+        };
         retained(&self.recv_buf) * copies + self.send_buf.memory()
     }
 
@@ -327,7 +349,8 @@ impl Session {
     }
 
     fn wish(&mut self, wish: Wish<'_>, buffers: &mut Buffers) -> Result<(), Failed> {
-        // rustls may keep ranges of an incomplete handshake message: it must see the same bytes again.
+        // rustls may keep ranges of an incomplete handshake message: it must see the same bytes
+        // again.
         let mut input = std::mem::take(&mut self.recv_buf);
         let mut plain = Vec::new();
         let outcome = self.pump(&mut input, &mut plain, wish, buffers);
@@ -377,8 +400,8 @@ struct Greeted {
     config: Arc<ServerConfig>,
 }
 
-/// Reads the ClientHello, and chooses the configuration once it is complete. The alert for a bad one
-/// is appended to `alert`.
+/// Reads the ClientHello, and chooses the configuration once it is complete. The alert for a bad
+/// one is appended to `alert`.
 fn read_hello(
     acceptor: &mut Acceptor,
     config: &TlsConfig,

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use super::*;
 
-/// Reads lines `TYPE SIZE HEX`, and answers each with its frames in hex and how it ended.
+/// Reads lines `TYPE SIZE HEX`, and answers each with its frames in hex and its end.
 const ORACLE: &str = r#"
     Hex = fun(Frame) -> string:lowercase(binary:encode_hex(Frame)) end,
     Decode = fun Decode(Type, Options, Stream, Frames) ->
@@ -23,7 +23,8 @@ const ORACLE: &str = r#"
                 [Name, Size, "x" ++ Digits] = string:tokens(string:trim(Line), " "),
                 Type = case Name of "raw" -> raw; "line" -> line; _ -> list_to_integer(Name) end,
                 Options = case list_to_integer(Size) of -1 -> []; Max -> [{packet_size, Max}] end,
-                io:put_chars([Decode(Type, Options, binary:decode_hex(list_to_binary(Digits)), []), "\n"]),
+                Stream = binary:decode_hex(list_to_binary(Digits)),
+                io:put_chars([Decode(Type, Options, Stream, []), "\n"]),
                 Loop()
         end
     end,
@@ -31,7 +32,7 @@ const ORACLE: &str = r#"
     halt(0).
 "#;
 
-/// Says loudly what was skipped; under CI a missing Erlang is a failure.
+/// Reports skipped tests; under CI a missing Erlang is a failure.
 fn have_erlang() -> bool {
     let found = Command::new("erl")
         .args(["-noshell", "-eval", "halt()."])
@@ -41,13 +42,16 @@ fn have_erlang() -> bool {
         .status()
         .is_ok();
     if !found {
-        assert!(std::env::var_os("CI").is_none(), "CI needs erl for this test");
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI needs erl for this test"
+        );
         eprintln!("SKIPPED: erl is not installed, this test did not run");
     }
     found
 }
 
-/// The same numbers each time (xorshift).
+/// Pseudo-random numbers, the same each time (xorshift).
 struct Numbers(u64);
 
 impl Numbers {
@@ -62,7 +66,7 @@ impl Numbers {
         from[self.below(from.len())]
     }
 
-    /// Frames that are good, headers that are not, line ends, and noise.
+    /// Valid frames, invalid headers, line ends, and noise.
     fn stream(&mut self, width: usize) -> Vec<u8> {
         let mut stream = Vec::new();
         for _ in 0..self.below(6) {
@@ -70,7 +74,14 @@ impl Numbers {
                 0 => stream.extend((0..self.below(8)).map(|_| self.pick(&[0, 1, 2, 9, 255]))),
                 1 => stream.extend_from_slice(b"line\r\n"),
                 2 => {
-                    let length = self.pick(&[0x7FFF_FFFB_u32, 0x7FFF_FFFC, 0x8000_0000, u32::MAX, 65_535, 256]);
+                    let length = self.pick(&[
+                        0x7FFF_FFFB_u32,
+                        0x7FFF_FFFC,
+                        0x8000_0000,
+                        u32::MAX,
+                        65_535,
+                        256,
+                    ]);
                     stream.extend_from_slice(&length.to_be_bytes()[4 - width..]);
                 }
                 _ => {
@@ -109,12 +120,12 @@ fn agrees_with_decode_packet() {
     let mut ours = Vec::new();
     for round in 0..4000 {
         let (name, framing, width) = &kinds[round % kinds.len()];
-        // A maximum, or none. Erlang's 0 means none too.
+        // A maximum, or none: 0 in Erlang.
         let max = (round % 3 > 0).then(|| 1 + numbers.below(8));
         let stream = numbers.stream(*width);
         let size = max.map_or("-1".to_owned(), |max| max.to_string());
         writeln!(cases, "{name} {size} x{}", hex(&stream)).expect("into memory");
-        // Cut somewhere, because Erlang does not care either.
+        // Cut anywhere: Erlang gets the stream in one piece.
         let cut = 1 + numbers.below(stream.len() + 1);
         let pieces: Vec<&[u8]> = match framing {
             Framing::Raw => vec![&stream],
@@ -135,8 +146,8 @@ fn agrees_with_decode_packet() {
         .spawn()
         .expect("erl");
     let mut stdin = child.stdin.take().expect("piped");
-    let told = cases.clone();
-    let writer = std::thread::spawn(move || stdin.write_all(told.as_bytes()));
+    let streams = cases.clone();
+    let writer = std::thread::spawn(move || stdin.write_all(streams.as_bytes()));
     let output = child.wait_with_output().expect("erl ends");
     writer.join().expect("no panic").expect("erl reads");
     assert!(output.status.success(), "{}", output.status);

@@ -1,11 +1,11 @@
-//! The TLS handshake: whatever the pieces, what it agrees on, who fails it, and what it may cost.
+//! The TLS handshake: pieces of any size, its outcome, its failures, and its limits.
 
 use rustls::server::WebPkiClientVerifier;
 use rustls::AlertDescription;
 
 use super::*;
 
-/// Faults S1, S2, B1: whatever the pieces, also one byte each.
+/// Pieces of any size, also single bytes.
 #[test]
 fn both_versions_in_pieces_of_any_size() {
     for version in VERSIONS {
@@ -15,14 +15,21 @@ fn both_versions_in_pieces_of_any_size() {
             talk.exchange();
             talk.say(&[packet2("one"), packet2(""), packet2("three")].concat());
             talk.exchange();
-            assert_eq!(talk.heard(), [packet2("one"), packet2(""), packet2("three")].concat());
+            assert_eq!(
+                talk.heard(),
+                [packet2("one"), packet2(""), packet2("three")].concat()
+            );
             assert_eq!(
                 talk.rig.events(),
                 [Seen::Opened, frame("one"), frame(""), frame("three")],
                 "{version:?}, {cut}"
             );
             assert!(!talk.client.is_handshaking());
-            assert_eq!(talk.rig.machine.buffered(), 0, "an idle session holds nothing");
+            assert_eq!(
+                talk.rig.machine.buffered(),
+                0,
+                "an idle session holds nothing"
+            );
         }
     }
 }
@@ -40,9 +47,16 @@ fn everything_at_once() {
     let wire = talk.client_bytes();
     talk.rig.receive(wire);
     let mut event = talk.rig.events();
-    // The session tickets that wait in front of the answer reach these tests' small watermark.
+    // The session tickets in front of the answer reach these tests' small watermark.
     event.retain(|event| *event != Seen::Writable);
-    assert_eq!(event, [Seen::Opened, frame("with the handshake's end"), Seen::Finished]);
+    assert_eq!(
+        event,
+        [
+            Seen::Opened,
+            frame("with the handshake's end"),
+            Seen::Finished
+        ]
+    );
     let answer = talk.rig.answers();
     talk.hear(&answer);
     assert_eq!(talk.heard(), packet2("with the handshake's end"));
@@ -51,12 +65,13 @@ fn everything_at_once() {
 }
 
 #[test]
-fn what_was_agreed_on() {
+fn the_outcome_is_reported() {
     for version in VERSIONS {
         let identity = Identity::new();
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&identity.roots), provider())
-            .build()
-            .expect("a verifier");
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&identity.roots), provider())
+                .build()
+                .expect("a verifier");
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .expect("versions")
@@ -80,7 +95,9 @@ fn what_was_agreed_on() {
         assert_eq!(info.version(), Some(version.version));
         assert_eq!(
             info.cipher_suite(),
-            talk.client.negotiated_cipher_suite().map(|suite| suite.suite())
+            talk.client
+                .negotiated_cipher_suite()
+                .map(|suite| suite.suite())
         );
         assert!(format!("{info:?}").contains("localhost"));
         talk.say(&packet2("x"));
@@ -89,9 +106,8 @@ fn what_was_agreed_on() {
     }
 }
 
-/// Faults S3.
 #[test]
-fn what_is_not_tls() {
+fn other_protocols_are_named() {
     let not_tls: [&[u8]; 4] = [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         &[0; 64],
@@ -117,9 +133,9 @@ fn what_is_not_tls() {
     }
 }
 
-/// A byte of something else, and then silence.
+/// A byte of another protocol, and then silence.
 #[test]
-fn what_is_not_tls_and_never_ends() {
+fn another_protocol_that_never_ends_is_named() {
     let mut talk = Talk::new(&TLS13, Box::new(echo));
     talk.rig.receive("G");
     talk.rig.pass(secs(10));
@@ -156,7 +172,7 @@ fn an_alert_or_application_data_first() {
     }
 }
 
-/// Faults S1: nothing, half a ClientHello, half a handshake.
+/// Nothing, half a ClientHello, or half a handshake: the deadline is the same.
 #[test]
 fn the_handshake_deadline_is_from_accept() {
     for part in 0..3 {
@@ -197,7 +213,7 @@ fn the_peer_leaves_during_the_handshake() {
     assert_eq!(talk.rig.ended(), CloseReason::Reset);
 }
 
-/// We close while the handshake is on: nothing to say goodbye to, and no panic.
+/// A close during the handshake sends no close_notify, and does not panic.
 #[test]
 fn closed_by_us_during_the_handshake() {
     for flight in [false, true] {
@@ -216,7 +232,7 @@ fn closed_by_us_during_the_handshake() {
     }
 }
 
-/// Faults S4: 64 KiB and a record, however much is claimed.
+/// At most 64 KiB and a record are buffered, for any claimed length.
 #[test]
 fn handshake_messages_are_bounded() {
     for claimed in [0xFF_FFFF_u32, 0xFFFF] {
@@ -246,7 +262,7 @@ fn handshake_messages_are_bounded() {
     }
 }
 
-/// Faults S5: what no version of ours speaks is refused with an alert, which arrives.
+/// A client without a common version is refused with an alert, which arrives.
 #[test]
 fn nothing_in_common_is_refused_with_an_alert() {
     let identity = Identity::new();

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion,
+};
 
 use super::*;
 
@@ -23,7 +25,7 @@ fn provider() -> Arc<CryptoProvider> {
     return Arc::new(rustls::crypto::aws_lc_rs::default_provider());
 }
 
-/// A certificate for `localhost` that vouches for itself, and its key.
+/// A self-signed certificate for `localhost`, and its key.
 struct Identity {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
@@ -32,7 +34,8 @@ struct Identity {
 
 impl Identity {
     fn new() -> Self {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let made =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
         let mut roots = RootCertStore::empty();
         roots.add(made.cert.der().clone()).expect("a root");
         Self {
@@ -60,22 +63,27 @@ impl Identity {
     }
 }
 
-/// A client and the machine it talks to.
+/// A client and the connection on the server's side.
 struct Talk {
     client: ClientConnection,
     rig: Rig,
     /// The client's bytes arrive in pieces of this size.
     cut: usize,
-    /// What the client decrypted.
+    /// Bytes that the client decrypted.
     heard: Vec<u8>,
-    /// The client was event close_notify.
+    /// The client got close_notify.
     goodbye: bool,
 }
 
 impl Talk {
     fn with(server: ServerConfig, client: ClientConfig, limits: Limits, script: Script) -> Self {
         let name = ServerName::try_from("localhost").expect("a name");
-        let mut rig = Rig::accepted(&Framing::Packet2, limits, Some(&TlsConfig::from(server)), script);
+        let mut rig = Rig::accepted(
+            &Framing::Packet2,
+            limits,
+            Some(&TlsConfig::from(server)),
+            script,
+        );
         rig.machine.handle_admitted(rig.now);
         assert_eq!(rig.machine.state(), State::Handshaking);
         Self {
@@ -89,10 +97,15 @@ impl Talk {
 
     fn new(version: &'static SupportedProtocolVersion, script: Script) -> Self {
         let identity = Identity::new();
-        Self::with(identity.server(), identity.client(version), limits(), script)
+        Self::with(
+            identity.server(),
+            identity.client(version),
+            limits(),
+            script,
+        )
     }
 
-    /// After the handshake.
+    /// A connection after the handshake.
     fn open(version: &'static SupportedProtocolVersion, script: Script) -> Self {
         let mut talk = Self::new(version, script);
         talk.exchange();
@@ -100,7 +113,7 @@ impl Talk {
         talk
     }
 
-    /// What the client has to say, encrypted.
+    /// Returns the client's pending ciphertext.
     fn client_bytes(&mut self) -> Vec<u8> {
         let mut wire = Vec::new();
         while self.client.wants_write() {
@@ -113,7 +126,7 @@ impl Talk {
         self.client.writer().write_all(plain).expect("buffered");
     }
 
-    /// Lets both talk until neither has anything left to say.
+    /// Exchanges bytes until no side has any left.
     fn exchange(&mut self) {
         for _ in 0..SPIN {
             let wire = self.client_bytes();
@@ -127,7 +140,7 @@ impl Talk {
             }
             self.hear(&answer);
         }
-        panic!("they talk for ever");
+        panic!("the exchange does not end");
     }
 
     fn hear(&mut self, mut wire: &[u8]) {
@@ -135,10 +148,16 @@ impl Talk {
             if self.client.read_tls(&mut wire).expect("from memory") == 0 {
                 break;
             }
-            let state = self.client.process_new_packets().expect("the server speaks TLS");
+            let state = self
+                .client
+                .process_new_packets()
+                .expect("the server speaks TLS");
             self.goodbye |= state.peer_has_closed();
             let mut plain = vec![0; state.plaintext_bytes_to_read()];
-            self.client.reader().read_exact(&mut plain).expect("so many");
+            self.client
+                .reader()
+                .read_exact(&mut plain)
+                .expect("so many");
             self.heard.extend_from_slice(&plain);
         }
     }
@@ -148,7 +167,7 @@ impl Talk {
     }
 }
 
-/// Does not close by itself.
+/// An echo that does not close by itself.
 fn reticent(turn: &mut Turn<'_>, event: &Seen) -> Outcome {
     match event {
         Seen::Finished => Ok(()),

@@ -1,10 +1,10 @@
-//! TLS on an open connection: both ends of it, faults in the middle, new keys, slow peers.
+//! TLS on an open connection: the end in both directions, faults, key updates, slow peers.
 
 use rustls::AlertDescription;
 
 use super::*;
 
-/// Faults S8: the peer's goodbye first, all its answers, then ours.
+/// The peer's close_notify first, then all answers, then ours.
 #[test]
 fn close_notify_from_the_peer() {
     for version in VERSIONS {
@@ -35,7 +35,8 @@ fn close_notify_from_us() {
     }
 }
 
-/// RFC 8446 section 6.1 lets us go on writing; RFC 5246 section 7.2.1 does not.
+/// RFC 8446 section 6.1 allows writing after the peer's close_notify; RFC 5246 section 7.2.1 does
+/// not.
 #[test]
 fn half_close_depends_on_the_version() {
     let mut talk = Talk::open(&TLS13, Box::new(reticent));
@@ -58,7 +59,7 @@ fn half_close_depends_on_the_version() {
     assert_eq!(talk.rig.finish(), CloseReason::Finished);
 }
 
-/// Faults S9: FIN without close_notify may be an attacker's.
+/// FIN without close_notify may be an attacker's.
 #[test]
 fn truncation_is_named() {
     for version in VERSIONS {
@@ -92,7 +93,7 @@ fn truncation_is_named() {
     }
 }
 
-/// The peer says goodbye inside a frame: nobody cut it, the peer did.
+/// close_notify inside a frame: the peer itself truncated the stream.
 #[test]
 fn close_notify_inside_a_frame_is_truncated() {
     let mut talk = Talk::open(&TLS13, Box::new(echo));
@@ -103,7 +104,7 @@ fn close_notify_inside_a_frame_is_truncated() {
     assert_eq!(talk.rig.finish(), CloseReason::Truncated);
 }
 
-/// What follows close_notify is ignored.
+/// Bytes behind close_notify are ignored.
 #[test]
 fn bytes_after_close_notify_are_ignored() {
     let mut talk = Talk::open(&TLS13, Box::new(reticent));
@@ -116,11 +117,11 @@ fn bytes_after_close_notify_are_ignored() {
     assert_eq!(talk.rig.finish(), CloseReason::Finished);
 }
 
-/// Good records, then garbage: the frames are delivered, TLS is the reason even for a handler that fails to answer
-/// them, and the peer gets the alert.
+/// Good records, then garbage: the frames are delivered, and the peer gets the alert. TLS is the
+/// reason even if the handler fails to answer.
 #[test]
 fn garbage_after_good_records() {
-    let scripts: [fn() -> Script; 2] = [|| Box::new(echo), || Box::new(quiet)];
+    let scripts: [fn() -> Script; 2] = [|| Box::new(echo), || Box::new(silent)];
     for version in VERSIONS {
         for script in scripts {
             let mut talk = Talk::open(version, script());
@@ -145,11 +146,11 @@ fn garbage_after_good_records() {
     }
 }
 
-/// As above, all in the read that ends the handshake: it did open, and it was TLS that failed on an open connection.
+/// The same in the read that ends the handshake: the connection opened, and TLS failed then.
 #[test]
 fn garbage_right_behind_the_handshake() {
     for together in [true, false] {
-        let mut talk = Talk::new(&TLS13, Box::new(quiet));
+        let mut talk = Talk::new(&TLS13, Box::new(silent));
         let hello = talk.client_bytes();
         talk.rig.receive(hello);
         let answer = talk.rig.answers();
@@ -168,7 +169,6 @@ fn garbage_right_behind_the_handshake() {
     }
 }
 
-/// Faults S7.
 #[test]
 fn a_key_update_is_answered() {
     let mut talk = Talk::open(&TLS13, Box::new(echo));
@@ -177,14 +177,14 @@ fn a_key_update_is_answered() {
         talk.say(&packet2([round]));
         talk.exchange();
         assert_eq!(talk.heard(), packet2([round]));
-        // Ours goes out with the answer; what follows is read and written with new keys both ways.
+        // Ours is sent with the answer; from then on both directions use new keys.
         talk.say(&packet2("after"));
         talk.exchange();
         assert_eq!(talk.heard(), packet2("after"));
     }
 }
 
-/// Cut inside the record of the update, and inside the one after it.
+/// The update and the record behind it arrive in single bytes.
 #[test]
 fn a_key_update_one_byte_at_a_time() {
     let mut talk = Talk::open(&TLS13, Box::new(echo));
@@ -195,7 +195,7 @@ fn a_key_update_one_byte_at_a_time() {
     assert_eq!(talk.heard(), packet2("new keys"));
 }
 
-/// Faults C10 and S11: large both ways, through a kernel that takes little at a time.
+/// Large payloads both ways, through a kernel that takes few bytes at once.
 #[test]
 fn large_payloads_in_tiny_writes() {
     for version in VERSIONS {
@@ -204,23 +204,33 @@ fn large_payloads_in_tiny_writes() {
             output_limit: 1 << 20,
             ..limits()
         };
-        let mut talk = Talk::with(identity.server(), identity.client(version), limits, Box::new(echo));
+        let mut talk = Talk::with(
+            identity.server(),
+            identity.client(version),
+            limits,
+            Box::new(echo),
+        );
         talk.client.set_buffer_limit(None);
         talk.exchange();
         talk.rig.piece = 61;
         talk.cut = 5000;
-        let frames: Vec<Vec<u8>> = (0..6_u8).map(|n| packet2(vec![n; 65_000 - usize::from(n)])).collect();
+        let frames: Vec<Vec<u8>> = (0..6_u8)
+            .map(|n| packet2(vec![n; 65_000 - usize::from(n)]))
+            .collect();
         for frame in &frames {
             talk.say(frame);
         }
         talk.exchange();
-        assert!(talk.heard() == frames.concat(), "every byte, once, in order");
+        assert!(
+            talk.heard() == frames.concat(),
+            "every byte, once, in order"
+        );
         assert_eq!(talk.rig.machine.buffered(), 0);
     }
 }
 
-/// RFC 5246 section 7.2.1: TLS 1.2 closes once the handler has heard of the end, also when it pauses there and somebody else
-/// makes it go on.
+/// TLS 1.2 closes once the end is reported (RFC 5246 section 7.2.1), also if the handler pauses
+/// there and is resumed from elsewhere.
 #[test]
 fn a_pause_in_on_finish_does_not_keep_tls_1_2_open() {
     let script = |turn: &mut Turn<'_>, event: &Seen| {
@@ -239,7 +249,8 @@ fn a_pause_in_on_finish_does_not_keep_tls_1_2_open() {
     assert_eq!(talk.rig.finish(), CloseReason::Finished);
 }
 
-/// Session tickets wait when the connection opens: they are not held against a handler that has sent nothing yet.
+/// Session tickets are pending when the connection opens: they do not count as the handler's
+/// output.
 #[test]
 fn tickets_do_not_fill_the_output() {
     for version in VERSIONS {
@@ -254,15 +265,27 @@ fn tickets_do_not_fill_the_output() {
             Seen::Opened => Ok(turn.send(b"welcome")?),
             event => echo(turn, event),
         };
-        let mut talk = Talk::with(identity.server(), identity.client(version), limits, Box::new(script));
+        let mut talk = Talk::with(
+            identity.server(),
+            identity.client(version),
+            limits,
+            Box::new(script),
+        );
         talk.say(&packet2("first"));
         talk.exchange();
-        assert_eq!(talk.rig.events(), [Seen::Opened, frame("first")], "nobody was slow");
-        assert_eq!(talk.heard(), [packet2("welcome"), packet2("first")].concat());
+        assert_eq!(
+            talk.rig.events(),
+            [Seen::Opened, frame("first")],
+            "no peer was slow"
+        );
+        assert_eq!(
+            talk.heard(),
+            [packet2("welcome"), packet2("first")].concat()
+        );
     }
 }
 
-/// A client that reads nothing: what waits stays bounded, and all of it comes when it reads.
+/// A client that reads nothing: pending output stays bounded, and all of it arrives in the end.
 #[test]
 fn a_slow_reader_over_tls() {
     let mut talk = Talk::open(&TLS13, Box::new(echo));
@@ -282,7 +305,7 @@ fn a_slow_reader_over_tls() {
     assert_eq!(talk.heard(), wire);
 }
 
-/// Frames and close_notify in one read, taken one at a time: none is lost to the end behind them (faults S12).
+/// Frames and close_notify in one read, taken one at a time: the end does not drop a frame.
 #[test]
 fn one_at_a_time_with_the_end_in_the_same_read() {
     let script = |turn: &mut Turn<'_>, event: &Seen| {
@@ -307,12 +330,15 @@ fn one_at_a_time_with_the_end_in_the_same_read() {
         }
         let mut event = talk.rig.events();
         event.retain(|event| *event != Seen::Timer(1));
-        assert_eq!(event, [frame("one"), frame("two"), frame("three"), Seen::Finished]);
+        assert_eq!(
+            event,
+            [frame("one"), frame("two"), frame("three"), Seen::Finished]
+        );
         assert_eq!(talk.rig.finish(), CloseReason::Finished);
     }
 }
 
-/// Faults B9: a record that is never finished is a frame that is never finished.
+/// A record that is never complete is a frame that is never complete.
 #[test]
 fn an_unfinished_record_is_late_as_a_frame_is() {
     let mut talk = Talk::open(&TLS13, Box::new(echo));
@@ -331,7 +357,7 @@ fn an_unfinished_record_is_late_as_a_frame_is() {
     assert_eq!(talk.rig.ended(), CloseReason::FrameTimeout);
 }
 
-/// A record finished in time does not leave the clock running.
+/// A complete record stops the frame's clock.
 #[test]
 fn a_record_finished_in_time() {
     let mut talk = Talk::open(&TLS13, Box::new(echo));
@@ -359,7 +385,8 @@ fn drain_over_tls() {
     assert_eq!(talk.rig.finish(), CloseReason::Drained);
 }
 
-/// As in the clear: everything that came is read and event, a record too that had begun to be read before the write failed.
+/// As in the clear: all received bytes are delivered, also a record that had begun before the write
+/// failed.
 #[test]
 fn after_a_write_error_the_rest_is_read() {
     for version in VERSIONS {

@@ -1,11 +1,11 @@
-//! An open connection goes on behind TLS: what goes in the clear, what does not, and what is no frame.
+//! An open connection goes on behind TLS: which bytes are in the clear, and which are no frame.
 
 use super::*;
 
-/// What the handler says before it upgrades.
+/// The handler's answer to the command.
 const READY: &[u8] = b"ready";
 
-/// Says [`READY`] and upgrades at the frame `starttls`; else an echo.
+/// Sends [`READY`] and upgrades at the frame `starttls`; else an echo.
 fn upgrading(config: ServerConfig) -> Script {
     let config = TlsConfig::from(config);
     Box::new(move |turn, event| match event {
@@ -22,10 +22,14 @@ fn start_tls(turn: &mut Turn<'_>, config: &TlsConfig) -> Result<(), StartTlsErro
 }
 
 impl Talk {
-    /// Open in the clear.
+    /// A connection that is open in the clear.
     fn plain(version: &'static SupportedProtocolVersion, limits: Limits) -> Self {
         let identity = Identity::new();
-        Self::plain_with(identity.client(version), limits, upgrading(identity.server()))
+        Self::plain_with(
+            identity.client(version),
+            limits,
+            upgrading(identity.server()),
+        )
     }
 
     fn plain_with(client: ClientConfig, limits: Limits, script: Script) -> Self {
@@ -39,7 +43,7 @@ impl Talk {
         }
     }
 
-    /// The command is answered, and the handshake may begin.
+    /// Sends the command, which is answered: the handshake may begin.
     fn ask(&mut self) {
         self.rig.receive(packet2("starttls"));
         assert_eq!(self.rig.events(), [frame("starttls")]);
@@ -79,16 +83,21 @@ fn frames_before_in_the_clear_and_after_it_behind_tls() {
     }
 }
 
-/// CVE-2011-0411: a command that somebody puts behind STARTTLS, in the same segment, is not executed behind TLS.
+/// CVE-2011-0411: a command injected behind STARTTLS in the same segment is not executed behind
+/// TLS.
 #[test]
-fn what_comes_behind_the_command_is_no_frame() {
+fn bytes_behind_the_command_are_no_frame() {
     for cut in 0..packet2("injected").len() {
         let mut talk = Talk::plain(&TLS13, limits());
         let mut bytes = [packet2("starttls"), packet2("injected")].concat();
         let rest = bytes.split_off(bytes.len() - cut);
         talk.rig.receive(bytes);
         talk.rig.receive(rest);
-        assert_eq!(talk.rig.events(), [frame("starttls")], "cut {cut} from the end");
+        assert_eq!(
+            talk.rig.events(),
+            [frame("starttls")],
+            "cut {cut} from the end"
+        );
         assert_eq!(talk.rig.machine.state(), State::Closing);
         assert!(talk.rig.answers().starts_with(&packet2(READY)));
         assert_eq!(talk.rig.finish(), CloseReason::NotTls);
@@ -96,9 +105,9 @@ fn what_comes_behind_the_command_is_no_frame() {
     }
 }
 
-/// Also when the clear-text frame came before, and the handler was not event it because it had paused.
+/// The same for a frame in the clear that a pause held back.
 #[test]
-fn what_a_pause_has_held_back_is_no_frame() {
+fn bytes_behind_a_pause_are_no_frame() {
     let identity = Identity::new();
     let config = TlsConfig::from(identity.server());
     let mut rig = Rig::open(one_at_a_time);
@@ -132,7 +141,7 @@ fn the_hello_may_come_with_the_command() {
 }
 
 #[test]
-fn what_is_sent_during_the_handshake_never_goes_in_the_clear() {
+fn output_during_the_handshake_is_never_in_the_clear() {
     let mut talk = Talk::plain(&TLS13, limits());
     talk.ask();
     talk.rig.act(|turn| turn.send(b"secret").expect("taken"));
@@ -140,16 +149,16 @@ fn what_is_sent_during_the_handshake_never_goes_in_the_clear() {
     assert_eq!(
         talk.rig.machine.sendable(),
         0,
-        "and nobody is to blame for not reading it"
+        "and no write timeout runs for it"
     );
     assert!(talk.rig.machine.queued() > 0);
     talk.exchange();
     assert_eq!(talk.heard(), packet2("secret"));
 }
 
-/// What waits for a slow reader goes in the clear, in order, in front of the handshake.
+/// Pending output for a slow reader is sent in the clear, in order, in front of the handshake.
 #[test]
-fn what_waits_goes_first() {
+fn pending_output_is_sent_first() {
     let mut talk = Talk::plain(&TLS13, limits());
     talk.rig.room = 0;
     talk.rig.receive(packet2("waits"));
@@ -181,7 +190,8 @@ fn the_handshake_has_a_clock_of_its_own() {
     let mut talk = Talk::plain(&TLS13, limits());
     talk.rig.pass(secs(100));
     talk.ask();
-    talk.rig.act(|turn| turn.send(b"waits for it").expect("taken"));
+    talk.rig
+        .act(|turn| turn.send(b"waits for it").expect("taken"));
     talk.rig.pass(secs(9));
     assert_eq!(talk.rig.machine.state(), State::Handshaking);
     talk.rig.pass(secs(1));
@@ -189,7 +199,7 @@ fn the_handshake_has_a_clock_of_its_own() {
     assert!(talk.rig.machine.was_open(), "on_close is due");
 }
 
-/// Neither the idle nor the write timeout is for a peer that has nothing to read.
+/// Neither the idle nor the write timeout runs for a peer that has nothing to read.
 #[test]
 fn no_other_clock_runs_in_the_handshake() {
     let limits = Limits {
@@ -198,7 +208,8 @@ fn no_other_clock_runs_in_the_handshake() {
     };
     let mut talk = Talk::plain(&TLS13, limits);
     talk.ask();
-    talk.rig.act(|turn| turn.send(b"waits for it").expect("taken"));
+    talk.rig
+        .act(|turn| turn.send(b"waits for it").expect("taken"));
     talk.rig.pass(secs(10_000));
     assert_eq!(talk.rig.machine.state(), State::Handshaking);
     talk.exchange();
@@ -217,14 +228,15 @@ fn the_end_in_the_handshake_is_a_failure() {
     talk.ask();
     let hello = talk.client_bytes();
     talk.rig.receive(&hello[..20]);
-    talk.rig.act(|turn| turn.send(b"waits for it").expect("taken"));
+    talk.rig
+        .act(|turn| turn.send(b"waits for it").expect("taken"));
     talk.rig.receive_fin();
     assert_eq!(talk.rig.ended(), CloseReason::TlsHandshake);
 }
 
-/// A graceful end loses nothing, or the reason tells.
+/// A graceful end loses no output, or the reason reports it.
 #[test]
-fn a_close_in_the_handshake_loses_what_was_to_be_encrypted_and_says_so() {
+fn a_close_in_the_handshake_reports_lost_output() {
     for sends in [false, true] {
         let mut talk = Talk::plain(&TLS13, limits());
         talk.ask();
@@ -254,9 +266,9 @@ fn an_alert_is_sent_for_a_bad_handshake() {
     assert_eq!(talk.rig.finish(), CloseReason::TlsHandshake);
 }
 
-/// Whatever waits for the handshake, what ended it is the reason; and what waits stays a secret.
+/// The failure of the handshake is the reason, and output that waits for it is never sent.
 #[test]
-fn garbage_is_the_reason_whatever_waits() {
+fn garbage_is_the_reason_despite_pending_output() {
     let mut talk = Talk::plain(&TLS13, limits());
     talk.ask();
     talk.rig.act(|turn| turn.send(b"secret").expect("taken"));
@@ -299,7 +311,7 @@ fn a_second_upgrade_is_an_error() {
 }
 
 #[test]
-fn no_upgrade_of_what_ends_or_has_not_begun() {
+fn no_upgrade_of_a_closing_or_unopened_connection() {
     let config = TlsConfig::from(Identity::new().server());
     let refuses = |rig: &mut Rig| {
         let mut turn = Turn {
@@ -314,20 +326,24 @@ fn no_upgrade_of_what_ends_or_has_not_begun() {
     new.machine.handle_admitted(new.now);
     refuses(&mut new);
     let mut closing = Rig::open(echo);
-    closing.machine.close_by_handler(closing.now, &mut closing.pool);
+    closing
+        .machine
+        .close_by_handler(closing.now, &mut closing.pool);
     refuses(&mut closing);
-    let mut finished = Rig::open(quiet);
+    let mut finished = Rig::open(silent);
     finished.receive_fin();
     assert_eq!(finished.events(), [Seen::Finished]);
     refuses(&mut finished);
-    let mut dead = Rig::open(quiet);
+    let mut dead = Rig::open(silent);
     dead.write_error = Some(libc::EPIPE);
-    dead.machine.send(b"x", dead.now, &mut dead.pool).expect("taken");
+    dead.machine
+        .send(b"x", dead.now, &mut dead.pool)
+        .expect("taken");
     dead.flush();
     refuses(&mut dead);
 }
 
-/// Paused before or during the handshake: it goes on, and frames wait behind it.
+/// A pause before or during the handshake does not stop it, and holds frames back behind it.
 #[test]
 fn a_pause_holds_behind_the_handshake() {
     for early in [true, false] {
@@ -373,7 +389,7 @@ fn timers_run_in_the_handshake() {
     assert_eq!(talk.rig.machine.state(), State::Open);
 }
 
-/// A drain is event at once, waits for a handshake that goes on, and not for long for one that does not.
+/// A drain is reported at once, and waits briefly for the end of the handshake.
 #[test]
 fn a_drain_in_the_handshake() {
     for goes_on in [true, false] {
@@ -385,7 +401,11 @@ fn a_drain_in_the_handshake() {
         if goes_on {
             talk.say(&packet2("last"));
             talk.exchange();
-            assert_eq!(talk.heard(), packet2("last"), "what has arrived is answered");
+            assert_eq!(
+                talk.heard(),
+                packet2("last"),
+                "what has arrived is answered"
+            );
             assert!(talk.goodbye);
             assert_eq!(talk.rig.finish(), CloseReason::Drained);
         } else {
@@ -395,9 +415,9 @@ fn a_drain_in_the_handshake() {
     }
 }
 
-/// "Nothing left to read" is believed only if it was found behind the handshake.
+/// An empty kernel buffer counts only behind the handshake.
 #[test]
-fn what_has_come_behind_the_handshake_is_answered_before_the_end() {
+fn frames_behind_the_handshake_are_answered_before_the_end() {
     let mut talk = Talk::plain(&TLS13, limits());
     talk.ask();
     talk.rig.machine.close_after_input();
@@ -415,7 +435,7 @@ fn what_has_come_behind_the_handshake_is_answered_before_the_end() {
     assert_eq!(talk.rig.finish(), CloseReason::Closed);
 }
 
-/// The rest of a frame is not waited for in the new stream, and the framing may change with the upgrade.
+/// An incomplete frame does not go on in the new stream, and the framing may change.
 #[test]
 fn the_framing_begins_anew() {
     let identity = Identity::new();
@@ -439,7 +459,7 @@ fn the_framing_begins_anew() {
 }
 
 #[test]
-fn nothing_is_left_behind() {
+fn no_buffer_is_left() {
     let mut talk = Talk::plain(&TLS13, limits());
     let hello = talk.client_bytes();
     talk.rig.receive([packet2("starttls"), hello].concat());

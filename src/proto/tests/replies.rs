@@ -1,8 +1,8 @@
-//! Answers that come later: a connection that is held does not close by itself before they have come.
+//! Pending replies: a connection does not close by itself before they are sent.
 
 use super::*;
 
-/// Holds for each frame.
+/// Answers each frame later.
 fn later(turn: &mut Turn<'_>, event: &Seen) -> Outcome {
     match event {
         Seen::Frame(_) => turn.machine.await_reply(),
@@ -35,7 +35,7 @@ fn a_peer_that_has_finished_gets_its_answers() {
 }
 
 #[test]
-fn a_drain_waits_for_them_and_serves_what_comes_meanwhile() {
+fn a_drain_waits_for_replies_and_serves_new_frames() {
     let mut rig = Rig::open(later);
     rig.receive(packet2("one"));
     rig.machine.drain(rig.now);
@@ -44,17 +44,20 @@ fn a_drain_waits_for_them_and_serves_what_comes_meanwhile() {
     rig.receive(packet2("two"));
     answer(&mut rig, "1");
     assert!(rig.is_open());
-    // A third is in the kernel when the last answer comes: it is read first.
+    // A third is in the kernel when the last reply is sent: it is read first.
     rig.inbox.push_back(Input::Bytes(packet2("three")));
     answer(&mut rig, "2");
     assert!(rig.is_open());
     answer(&mut rig, "3");
-    assert_eq!(rig.answers(), [packet2("1"), packet2("2"), packet2("3")].concat());
+    assert_eq!(
+        rig.answers(),
+        [packet2("1"), packet2("2"), packet2("3")].concat()
+    );
     assert_eq!(rig.finish(), CloseReason::Drained);
 }
 
 #[test]
-fn nobody_waits_for_ever() {
+fn pending_replies_do_not_stop_the_idle_timeout() {
     let mut rig = Rig::open(later);
     rig.receive(packet2("one"));
     rig.receive_fin();
@@ -63,7 +66,7 @@ fn nobody_waits_for_ever() {
 }
 
 #[test]
-fn once_too_often_is_no_error() {
+fn extra_calls_are_ignored() {
     let mut rig = Rig::open(echo);
     rig.machine.end_reply();
     rig.receive(packet2("one"));
