@@ -353,9 +353,8 @@ fn class(bytes: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
+    use crate::sim::Random;
 
     #[test]
     fn it_is_tight_from_three_quarters_to_five_eighths() {
@@ -377,22 +376,24 @@ mod tests {
         assert!(!ledger.is_tight() && !ledger.is_over());
     }
 
-    proptest! {
-        #[test]
-        fn the_books_are_right(notes in prop::collection::vec((0_u32..20, 0_usize..100_000), 1..300)) {
+    #[test]
+    fn the_books_are_right() {
+        for seed in 0..256 {
+            let mut random = Random::new(seed);
             let mut ledger = Ledger::new(usize::MAX);
             let mut truth = [0_usize; 20];
-            for (slot, bytes) in notes {
-                ledger.note(slot, bytes);
-                truth[slot as usize] = bytes;
-                prop_assert_eq!(ledger.total(), truth.iter().sum::<usize>());
+            for _ in 0..random.between(1, 299) {
+                let (slot, bytes) = (random.below(20), random.below(100_000));
+                ledger.note(slot as u32, bytes);
+                truth[slot] = bytes;
+                assert_eq!(ledger.total(), truth.iter().sum::<usize>(), "seed {seed}");
                 let most = truth.iter().copied().max().unwrap_or(0);
                 match ledger.largest() {
-                    Some(found) => prop_assert!(truth[found as usize] > most / 2),
-                    None => prop_assert_eq!(most, 0),
+                    Some(found) => assert!(truth[found as usize] > most / 2, "seed {seed}"),
+                    None => assert_eq!(most, 0, "seed {seed}"),
                 }
                 let holders = truth.iter().filter(|&&bytes| bytes >= LEAST_HOLDER).count();
-                prop_assert_eq!(ledger.holders, holders);
+                assert_eq!(ledger.holders, holders, "seed {seed}");
             }
         }
     }

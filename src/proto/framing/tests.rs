@@ -2,9 +2,8 @@
 
 mod erlang;
 
-use proptest::prelude::*;
-
 use super::*;
+use crate::sim::Random;
 
 /// How decoding a whole stream ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -284,46 +283,48 @@ fn encoded_as_erlang_does() {
     assert_eq!(encoded(&Framing::Packet2, &[7; 258])[..2], [1, 2], "big-endian");
 }
 
-fn any_framing() -> impl Strategy<Value = Framing> {
-    prop::sample::select(ALL.to_vec())
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn any_stream_in_any_pieces(
-        framing in any_framing(),
-        max in 0_usize..300,
-        stream in prop::collection::vec(prop_oneof![3 => 0_u8..5, 1 => Just(b'\n'), 1 => any::<u8>()], 0..600),
-        sizes in prop::collection::vec(1_usize..100, 1..20),
-    ) {
+#[test]
+fn any_stream_in_any_pieces() {
+    for seed in 0..1000 {
+        let mut random = Random::new(seed);
+        let framing = ALL[random.below(ALL.len())].clone();
+        let max = random.below(300);
+        let length = random.below(600);
+        let byte = |random: &mut Random| match random.below(5) {
+            0..=2 => random.below(5) as u8,
+            3 => b'\n',
+            _ => random.below(256) as u8,
+        };
+        let stream: Vec<u8> = (0..length).map(|_| byte(&mut random)).collect();
         let expected = naive(&framing, max, &stream);
         let mut pieces = Vec::new();
         let mut rest = stream.as_slice();
-        for size in sizes.iter().cycle() {
-            if rest.is_empty() {
-                break;
-            }
-            let (piece, after) = rest.split_at((*size).min(rest.len()));
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(random.between(1, 99).min(rest.len()));
             pieces.push(piece);
             rest = after;
         }
-        prop_assert_eq!(&decode(&framing, max, pieces), &expected);
-        prop_assert_eq!(&decode(&framing, max, stream.chunks(1)), &expected);
+        assert_eq!(decode(&framing, max, pieces), expected, "seed {seed}");
+        assert_eq!(decode(&framing, max, stream.chunks(1)), expected, "seed {seed}");
     }
+}
 
-    #[test]
-    fn what_is_encoded_is_decoded(
-        framing in prop::sample::select(vec![Framing::Packet1, Framing::Packet2, Framing::Packet4]),
-        payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..256), 0..20),
-        size in 1_usize..2000,
-    ) {
+#[test]
+fn what_is_encoded_is_decoded() {
+    for seed in 0..1000 {
+        let mut random = Random::new(seed);
+        let framing = [Framing::Packet1, Framing::Packet2, Framing::Packet4][random.below(3)].clone();
+        let mut payloads = Vec::new();
+        for _ in 0..random.below(20) {
+            let length = random.below(256);
+            payloads.push((0..length).map(|_| random.below(256) as u8).collect::<Vec<u8>>());
+        }
         let mut codec = Codec::new(&framing, 255);
         let mut wire = Vec::new();
         for payload in &payloads {
             codec.encode(payload, &mut wire).expect("fits");
         }
-        prop_assert_eq!(decode(&framing, 255, wire.chunks(size)), (payloads, End::Rest(0)));
+        let decoded = decode(&framing, 255, wire.chunks(random.between(1, 1999)));
+        assert_eq!(decoded, (payloads, End::Rest(0)), "seed {seed}");
     }
 }
