@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use kit::net::{connect, eventually, local, ping};
-use kit::script::{reset, usual, Journal, Script};
+use kit::script::{reset, usual, Journal, ScriptedHandler};
 use portcullis::{AtCapacity, CloseReason, Config, Server};
 
 #[test]
@@ -22,10 +22,7 @@ fn descriptors_are_back_at_their_base() {
         let notes = journal.clone();
         let server = kit::net::spawn(move || {
             let mut server = Server::new(Config::new().max_connections(20)).expect("server");
-            let service = move |_: &mut (), _| Script {
-                journal: notes.clone(),
-                play: usual,
-            };
+            let service = move |_: &mut (), _| ScriptedHandler::new(notes.noting(usual));
             let listen = local()
                 .at_capacity(AtCapacity::refuse())
                 .linger(Duration::from_millis(100), 1024);

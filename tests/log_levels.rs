@@ -99,7 +99,7 @@ struct Echo;
 impl Handler for Echo {
     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
         match frame {
-            b"panic" => panic!("as planned"),
+            b"panic" => kit::planned::blow(),
             b"fail" => return Err(Close::because("as the peer wished")),
             b"abort" => cx.conn.abort(),
             b"flood" => cx.conn.send(vec![0; 200_000])?,
@@ -387,7 +387,6 @@ fn a_late_frame_is_not_news() {
 /// What the owner is to know, each under its target and once.
 #[test]
 fn what_concerns_the_owner_is_loud() {
-    kit::planned::quiet();
     let _turn = capture();
     let (mut sim, addr) = world(Config::new(), listen().name("games"));
     let lines = |sim: &mut Sim| {
@@ -426,7 +425,7 @@ fn what_concerns_the_owner_is_loud() {
     assert_eq!(lines(&mut sim), said(Level::Info, "starvation", "accepting again "));
 
     let handle = sim.handle();
-    handle.post(|_, _| panic!("as planned")).expect("posted");
+    handle.post(|_, _| kit::planned::blow()).expect("posted");
     assert_eq!(lines(&mut sim), said(Level::Error, "panic", "a posted job"));
 
     sim.add_fault(Scripted {

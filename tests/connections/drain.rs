@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use kit::net::{await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, PATIENCE};
-use kit::script::{connect_narrow, fill, hold, spawn_script, usual, Call, Entry, Journal, Script};
+use kit::script::{connect_narrow, fill, hold, spawn_script, usual, Call, Entry, Journal, ScriptedHandler};
 use portcullis::{AtCapacity, CloseReason, Config, Context, DrainReport, Error, Listen, Outcome, Server, Stats};
 
 /// Long enough for every peer that does its part.
@@ -29,10 +29,7 @@ where
     let (tell, told) = std::sync::mpsc::channel();
     let running = thread::spawn(move || {
         let mut server = Server::new(config).expect("server");
-        let service = move |_: &mut (), _| Script {
-            journal: notes.clone(),
-            play: play.clone(),
-        };
+        let service = move |_: &mut (), _| ScriptedHandler::new(notes.noting(play.clone()));
         server.listen(listen, service).expect("listen");
         tell.send((server.handle(), kit::net::tcp(&server.listeners()[0].addr)))
             .expect("the test waits");

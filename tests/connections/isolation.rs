@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use kit::net::{await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, spawn, Echo, Running};
-use kit::script::{connect_narrow, hold, spawn_script, try_connect_narrow, usual, Call, Entry, Journal, Script};
+use kit::script::{
+    connect_narrow, hold, spawn_script, try_connect_narrow, usual, Call, Entry, Journal, ScriptedHandler,
+};
 use log::{Level, Log, Metadata, Record};
 use portcullis::{
     Close, CloseReason, Config, ConnId, Context, Decoded, FrameBuf, FrameError, Framer, Framing, HandleError, Handler,
@@ -84,14 +86,8 @@ const CALLBACKS: [Entry; 7] = [
 
 fn entry(call: &Call<'_>) -> Entry {
     match call {
-        Call::Open => Entry::Open,
-        Call::Frame(_) => Entry::Frame,
-        Call::Finish => Entry::Finish,
-        Call::Writable => Entry::Writable,
-        Call::Timer(key) => Entry::Timer(*key),
-        Call::Message(_) => Entry::Message,
-        Call::Drain => Entry::Drain,
         Call::Close(_) => Entry::Close(CloseReason::Closed, None),
+        call => call.entry(),
     }
 }
 
@@ -118,7 +114,7 @@ fn provoke(server: &Running, wanted: &Entry) -> Option<TcpStream> {
         }
         Entry::Drain => server.handle.drain(Duration::from_secs(20)).expect("drain"),
         Entry::Close(..) => send2(&mut client, b"close"),
-        Entry::Open => {}
+        Entry::Open | Entry::Secured | Entry::ConnectFailed(_) => {}
     }
     Some(client)
 }
@@ -555,10 +551,9 @@ fn do_from(wanted: &Entry, deed: Deed) {
                 // A drain has told it before, and it closed.
                 assert!(sent.is_ok() || place == Entry::Drain, "{sent:?}");
             }
-            Deed::Replace => cx.conn.replace_handler(Script {
-                journal: notes.clone(),
-                play: provoked,
-            }),
+            Deed::Replace => cx
+                .conn
+                .replace_handler(ScriptedHandler::successor(notes.noting(provoked))),
             Deed::PauseOther => {
                 let mut other = cx.conn.peer(other).expect("there");
                 other.pause();

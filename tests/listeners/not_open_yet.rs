@@ -26,7 +26,7 @@ impl Handler for Impostor {
 
 impl Drop for Impostor {
     fn drop(&mut self) {
-        std::panic::panic_any("as planned");
+        kit::planned::blow();
     }
 }
 
@@ -63,7 +63,6 @@ fn another_maximum_or_framing_is_for_what_comes() {
 
 #[test]
 fn the_handler_is_the_services() {
-    kit::planned::quiet();
     let (mut sim, client) = asked(|conn| conn.replace_handler(Impostor));
     assert_eq!(sim.received(client), b"\0\x02hi");
     assert_eq!(sim.stats().panics, 1, "the other one's destructor, at once");

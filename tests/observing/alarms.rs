@@ -306,7 +306,6 @@ fn starvation_is_told_as_an_episode() {
 /// It is the user's code: it has the server, may change alarms and itself, and a panic ends nothing.
 #[test]
 fn a_callback_has_the_server_and_may_panic() {
-    kit::planned::quiet();
     let mut world = World::new(Config::new());
     let kept = Rc::new(());
     let held = Rc::clone(&kept);
@@ -320,7 +319,7 @@ fn a_callback_has_the_server_and_may_panic() {
             assert!(control.remove_alarm(notice.id));
             assert!(!control.remove_alarm(notice.id));
             control
-                .on_alarm(Alarm::connections(3), |_, _, _| panic!("as planned"))
+                .on_alarm(Alarm::connections(3), |_, _, _| kit::planned::blow())
                 .expect("another");
         }
     };
@@ -349,10 +348,9 @@ fn a_destructor_may_panic() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
-            panic!("as planned");
+            kit::planned::blow();
         }
     }
-    kit::planned::quiet();
     let mut world = World::new(Config::new());
     let arm = |world: &mut World| {
         let bomb = Bomb;

@@ -3,12 +3,10 @@
 use std::time::Duration;
 
 use kit::campaign::Plan;
-use kit::planned::quiet;
 use portcullis::sim::{Call, ClientState, Fault, Faults, Op, Script, Scripted, Sim, Stage};
 use portcullis::{CloseReason, Config, Context, Control, Framing, Handler, Listen, Message, Outcome};
 
 fn play(seeds: std::ops::Range<u64>, tls: bool) {
-    quiet();
     for seed in seeds {
         if let Err(failure) = Plan::draw(seed, tls).run(false) {
             panic!(
@@ -33,7 +31,6 @@ fn worlds_with_tls_hold() {
 
 #[test]
 fn the_same_seed_is_the_same_world() {
-    quiet();
     for seed in 0..200 {
         let plan = Plan::draw(seed, true);
         let run = || {

@@ -1,5 +1,7 @@
-//! Handlers that are closures, and a journal of everything they were told.
+//! Handlers that do what a test says: the one [`ScriptedHandler`] makes each callback a call of its script, and checks what holds for
+//! the callbacks of any handler. A journal keeps what handlers were told.
 
+use std::cell::Cell;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{mpsc, Arc, Mutex};
@@ -13,6 +15,7 @@ use crate::net::{eventually, spawn, Running, PATIENCE};
 /// One callback.
 pub enum Call<'a> {
     Open,
+    Secured,
     Frame(&'a [u8]),
     Finish,
     Writable,
@@ -20,12 +23,170 @@ pub enum Call<'a> {
     Message(Message),
     Drain,
     Close(&'a Closed),
+    ConnectFailed(&'a Closed),
+}
+
+impl Call<'_> {
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Secured => "secured",
+            Self::Frame(_) => "frame",
+            Self::Finish => "finish",
+            Self::Writable => "writable",
+            Self::Timer(_) => "timer",
+            Self::Message(_) => "message",
+            Self::Drain => "drain",
+            Self::Close(_) => "close",
+            Self::ConnectFailed(_) => "connect failed",
+        }
+    }
+}
+
+/// What a handler does in its callbacks.
+pub trait Play<A> {
+    /// The outcome of a callback that has none is dropped.
+    fn play(&mut self, cx: &mut Context<'_, A>, call: Call<'_>) -> Outcome;
+}
+
+impl<A, F> Play<A> for F
+where
+    F: FnMut(&mut Context<'_, A>, Call<'_>) -> Outcome,
+{
+    fn play(&mut self, cx: &mut Context<'_, A>, call: Call<'_>) -> Outcome {
+        self(cx, call)
+    }
+}
+
+/// Where a handler is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Life {
+    New,
+    Open,
+    Over,
+}
+
+/// A handler that plays a script.
+///
+/// # Panics
+///
+/// In its callbacks, if the server breaks what it promises to every handler: one callback at a time on its thread; first
+/// `on_open`, last `on_close`, each once; or `on_connect_failed` alone.
+#[derive(Debug)]
+pub struct ScriptedHandler<P> {
+    life: Life,
+    play: P,
+}
+
+impl<P> ScriptedHandler<P> {
+    pub fn new(play: P) -> Self {
+        Self { life: Life::New, play }
+    }
+
+    /// For a connection that is open: it takes the place of another handler, and is not told that it opens.
+    pub fn successor(play: P) -> Self {
+        Self { life: Life::Open, play }
+    }
+
+    fn call<A>(&mut self, cx: &mut Context<'_, A>, call: Call<'_>) -> Outcome
+    where
+        P: Play<A>,
+    {
+        let (before, after) = match call {
+            Call::Open => (Life::New, Life::Open),
+            Call::ConnectFailed(_) => (Life::New, Life::Over),
+            Call::Close(_) => (Life::Open, Life::Over),
+            _ => (Life::Open, Life::Open),
+        };
+        let life = std::mem::replace(&mut self.life, after);
+        assert_eq!(life, before, "on_{} of {}", call.name(), cx.conn.id());
+        let _inside = Inside::begin();
+        self.play.play(cx, call)
+    }
+}
+
+/// While a callback or a job runs: no other is entered on the same thread.
+#[must_use]
+pub struct Inside(());
+
+thread_local! {
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Inside {
+    /// # Panics
+    ///
+    /// If another one runs.
+    pub fn begin() -> Self {
+        assert!(!INSIDE.replace(true), "a callback was entered from inside another");
+        Self(())
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        INSIDE.set(false);
+    }
+}
+
+impl<A, P: Play<A>> Handler<A> for ScriptedHandler<P> {
+    fn on_open(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        self.call(cx, Call::Open)
+    }
+
+    fn on_secured(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        self.call(cx, Call::Secured)
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome {
+        self.call(cx, Call::Frame(frame))
+    }
+
+    fn on_finish(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        self.call(cx, Call::Finish)
+    }
+
+    fn on_writable(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        self.call(cx, Call::Writable)
+    }
+
+    fn on_timer(&mut self, cx: &mut Context<'_, A>, key: u8) -> Outcome {
+        self.call(cx, Call::Timer(key))
+    }
+
+    fn on_message(&mut self, cx: &mut Context<'_, A>, message: Message) -> Outcome {
+        self.call(cx, Call::Message(message))
+    }
+
+    fn on_drain(&mut self, cx: &mut Context<'_, A>) -> Outcome {
+        self.call(cx, Call::Drain)
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {
+        let _ = self.call(cx, Call::Close(closed));
+    }
+
+    fn on_connect_failed(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {
+        let _ = self.call(cx, Call::ConnectFailed(closed));
+    }
+}
+
+/// What a handler with only an echoing `on_frame` does.
+pub fn usual<A>(cx: &mut Context<'_, A>, call: Call<'_>) -> Outcome {
+    match call {
+        Call::Frame(frame) => cx.conn.send(frame)?,
+        Call::Finish => cx.conn.close(),
+        Call::Drain => cx.conn.close_after_input(),
+        _ => {}
+    }
+    Ok(())
 }
 
 /// A callback as the journal remembers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
     Open,
+    Secured,
     Frame,
     Finish,
     Writable,
@@ -34,12 +195,14 @@ pub enum Entry {
     Drain,
     /// The reason, and the error behind it.
     Close(CloseReason, Option<String>),
+    ConnectFailed(CloseReason),
 }
 
 impl Call<'_> {
-    fn entry(&self) -> Entry {
+    pub fn entry(&self) -> Entry {
         match self {
             Self::Open => Entry::Open,
+            Self::Secured => Entry::Secured,
             Self::Frame(_) => Entry::Frame,
             Self::Finish => Entry::Finish,
             Self::Writable => Entry::Writable,
@@ -47,6 +210,7 @@ impl Call<'_> {
             Self::Message(_) => Entry::Message,
             Self::Drain => Entry::Drain,
             Self::Close(closed) => Entry::Close(closed.reason, closed.error.as_ref().map(ToString::to_string)),
+            Self::ConnectFailed(closed) => Entry::ConnectFailed(closed.reason),
         }
     }
 }
@@ -109,68 +273,28 @@ impl Journal {
     }
 }
 
-/// A handler that notes each callback and then does what a closure says.
-pub struct Script<F> {
-    pub journal: Journal,
-    pub play: F,
+/// Notes each callback, and then plays on.
+#[derive(Debug)]
+pub struct Noting<P> {
+    journal: Journal,
+    play: P,
 }
 
-impl<F> Script<F> {
-    fn run<A>(&mut self, cx: &mut Context<'_, A>, call: Call<'_>) -> Outcome
-    where
-        F: FnMut(&mut Context<'_, A>, Call<'_>) -> Outcome,
-    {
+impl<A, P: Play<A>> Play<A> for Noting<P> {
+    fn play(&mut self, cx: &mut Context<'_, A>, call: Call<'_>) -> Outcome {
         self.journal.note(cx.conn.id(), call.entry());
-        (self.play)(cx, call)
+        self.play.play(cx, call)
     }
 }
 
-impl<A, F> Handler<A> for Script<F>
-where
-    F: FnMut(&mut Context<'_, A>, Call<'_>) -> Outcome,
-{
-    fn on_open(&mut self, cx: &mut Context<'_, A>) -> Outcome {
-        self.run(cx, Call::Open)
+impl Journal {
+    /// A script whose callbacks are noted here.
+    pub fn noting<P>(&self, play: P) -> Noting<P> {
+        Noting {
+            journal: self.clone(),
+            play,
+        }
     }
-
-    fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome {
-        self.run(cx, Call::Frame(frame))
-    }
-
-    fn on_finish(&mut self, cx: &mut Context<'_, A>) -> Outcome {
-        self.run(cx, Call::Finish)
-    }
-
-    fn on_writable(&mut self, cx: &mut Context<'_, A>) -> Outcome {
-        self.run(cx, Call::Writable)
-    }
-
-    fn on_timer(&mut self, cx: &mut Context<'_, A>, key: u8) -> Outcome {
-        self.run(cx, Call::Timer(key))
-    }
-
-    fn on_message(&mut self, cx: &mut Context<'_, A>, message: Message) -> Outcome {
-        self.run(cx, Call::Message(message))
-    }
-
-    fn on_drain(&mut self, cx: &mut Context<'_, A>) -> Outcome {
-        self.run(cx, Call::Drain)
-    }
-
-    fn on_close(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {
-        let _ = self.run(cx, Call::Close(closed));
-    }
-}
-
-/// What a handler with only an echoing `on_frame` does.
-pub fn usual<A>(cx: &mut Context<'_, A>, call: Call<'_>) -> Outcome {
-    match call {
-        Call::Frame(frame) => cx.conn.send(frame)?,
-        Call::Finish => cx.conn.close(),
-        Call::Drain => cx.conn.close_after_input(),
-        _ => {}
-    }
-    Ok(())
 }
 
 /// A server whose connections each play a copy of `play`.
@@ -184,9 +308,8 @@ where
     let running = spawn(move || {
         let mut server = Server::new(config).expect("server");
         server
-            .listen(listen, move |_app: &mut (), _peer| Script {
-                journal: notes.clone(),
-                play: play.clone(),
+            .listen(listen, move |_app: &mut (), _peer| {
+                ScriptedHandler::new(notes.noting(play.clone()))
             })
             .expect("listen");
         (server, ())

@@ -10,32 +10,11 @@ use portcullis::{
     Outcome, Server,
 };
 
-use super::theatre::blow;
-use kit::planned::quiet;
-
-/// Panics when it goes, and says nothing bad before.
-#[derive(Debug)]
-struct Bomb;
-
-impl Drop for Bomb {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            blow();
-        }
-    }
-}
-
-impl std::fmt::Display for Bomb {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a bomb")
-    }
-}
-
-impl std::error::Error for Bomb {}
+use kit::planned::Fuse;
 
 /// Raw, with a bomb in it or in its errors.
 struct Loaded {
-    _bomb: Option<Bomb>,
+    _bomb: Option<Fuse>,
     refuses: bool,
 }
 
@@ -49,7 +28,7 @@ impl Framer for Loaded {
 
     fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
         if self.refuses {
-            return Err(FrameError::new(Bomb));
+            return Err(FrameError::new(Fuse));
         }
         out.put(payload);
         Ok(())
@@ -58,7 +37,7 @@ impl Framer for Loaded {
 
 fn loaded(bomb: bool, refuses: bool) -> Framing {
     Framing::custom(move || Loaded {
-        _bomb: bomb.then(|| Bomb),
+        _bomb: bomb.then(|| Fuse),
         refuses,
     })
 }
@@ -70,14 +49,13 @@ impl Handler for Fails {
     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
         cx.conn.send(frame)?;
         if frame == b"fail\n" {
-            Err(Bomb)?;
+            Err(Fuse)?;
         }
         Ok(())
     }
 }
 
 fn world(framing: Framing) -> (Sim, ClientId, std::net::SocketAddr) {
-    quiet();
     let mut sim = Sim::new(1, Config::new(), ());
     let listen = Listen::tcp("127.0.0.1:0").framing(framing);
     let addr = sim.listen(listen, |_: &mut (), _| Fails).expect("listen");
@@ -162,7 +140,7 @@ fn a_frame_that_the_framer_refuses_from_outside() {
 /// Everything of the user's goes with the server, and its panics stay inside: the owner of the server may be unwinding.
 #[test]
 fn a_server_that_is_dropped_takes_all_with_it() {
-    struct Holds(Vec<Bomb>);
+    struct Holds(Vec<Fuse>);
     impl Handler for Holds {
         fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
             self.0.clear();
@@ -170,18 +148,18 @@ fn a_server_that_is_dropped_takes_all_with_it() {
         }
     }
     let (mut sim, _, _) = world(loaded(true, false));
-    let bomb = Bomb;
+    let bomb = Fuse;
     let listen = Listen::tcp("127.0.0.1:0");
     let service = move |_: &mut (), _| {
         let _ = &bomb;
-        Holds(vec![Bomb])
+        Holds(vec![Fuse])
     };
     let addr = sim.listen(listen, service).expect("listen");
     sim.connect(addr).expect("connected");
     sim.settle();
     assert_eq!(sim.stats().open, 2);
     let handle = sim.handle();
-    let bomb = Bomb;
+    let bomb = Fuse;
     handle.post(move |(), _| drop(bomb)).expect("there is room");
     drop(sim);
     assert_eq!(handle.post(|(), _| {}), Err(HandleError::ServerGone));

@@ -84,7 +84,7 @@ fn floods_its_own_handle() {
                 }
                 return Ok(());
             }
-            Call::Message => {
+            Call::Message(_) => {
                 for _ in 0..3 {
                     // Refused as often as not: the queue is full.
                     let _ = handle.notify(id, ());
@@ -137,7 +137,7 @@ fn floods_its_own_handle() {
 #[test]
 fn sets_a_timer_to_zero_for_ever() {
     let mut theatre = theatre(|cx, call| {
-        if matches!(call, Call::Open | Call::Timer) {
+        if matches!(call, Call::Open | Call::Timer(_)) {
             cx.conn.set_timer(0, Duration::ZERO);
         }
         behave(cx, call)

@@ -6,12 +6,13 @@ use portcullis::sim::ClientState::{self, Reset};
 use portcullis::CloseReason::{self, Aborted, Failed, Finished, Killed, Panicked};
 use portcullis::{Close, Outcome};
 
-use super::theatre::{behave, blow, theatre, Call, Cx};
+use super::theatre::{behave, theatre, Call, Cx};
+use kit::planned::blow;
 
 #[test]
 fn sends_from_on_close() {
     let mut theatre = theatre(|cx, call| match call {
-        Call::Close => {
+        Call::Close(_) => {
             let own = cx.conn.send(b"to myself\n");
             cx.conn.resume();
             cx.conn.set_timer(0, Duration::ZERO);

@@ -107,7 +107,7 @@ fn kills_a_neighbour_whose_timer_is_due() {
             cx.conn.set_timer(0, Duration::from_millis(6));
             Ok(())
         }
-        Call::Timer => {
+        Call::Timer(_) => {
             let victim = cx.app.ids[1];
             cx.conn.peer(victim).expect("there").abort();
             Ok(())

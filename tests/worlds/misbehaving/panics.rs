@@ -7,7 +7,9 @@ use portcullis::sim::{ClientId, ClientState};
 use portcullis::CloseReason::{self, Finished, Panicked, Refused};
 use portcullis::Config;
 
-use super::theatre::{behave, blow, lines, theatre, theatre_of, Call, Puppet, Theatre, Welcome};
+use super::theatre::{behave, lines, theatre, theatre_of, Call, Part, Theatre, Welcome};
+use kit::planned::blow;
+use kit::script::ScriptedHandler;
 
 /// faults C15
 #[test]
@@ -159,12 +161,12 @@ fn a_destructor_panics() {
         let mut theatre = theatre_of(Config::new(), lines(), Welcome::Fuse, |cx, call| {
             match call {
                 Call::Frame(b"replace\n") => {
-                    let successor = Puppet {
+                    let successor = Part {
                         number: 1,
                         play: Rc::new(behave),
                         _fuse: None,
                     };
-                    cx.conn.replace_handler(successor);
+                    cx.conn.replace_handler(ScriptedHandler::successor(successor));
                 }
                 Call::Frame(b"blow\n") => blow(),
                 _ => {}

@@ -1,48 +1,18 @@
 //! A server whose handlers are closures, and a bystander who is served from the beginning to the end.
 
 use std::net::SocketAddr;
-use std::panic::panic_any;
 use std::rc::Rc;
 use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    CloseReason, Closed, Config, ConnId, Context, Framing, Handle, Handler, Listen, Message, Outcome, Peer, Refuse,
-    Service, Stats,
+    CloseReason, Closed, Config, ConnId, Context, Framing, Handle, Handler, Listen, Outcome, Peer, Refuse, Service,
+    Stats,
 };
 
-use kit::planned::quiet;
-
-pub fn blow() -> ! {
-    panic_any("as planned")
-}
-
-/// One callback.
-pub enum Call<'a> {
-    Open,
-    Frame(&'a [u8]),
-    Finish,
-    Writable,
-    Timer,
-    Message,
-    Drain,
-    Close,
-}
-
-impl Call<'_> {
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Frame(_) => "frame",
-            Self::Finish => "finish",
-            Self::Writable => "writable",
-            Self::Timer => "timer",
-            Self::Message => "message",
-            Self::Drain => "drain",
-            Self::Close => "close",
-        }
-    }
-}
+use kit::planned::{blow, Fuse};
+pub use kit::script::Call;
+use kit::script::{usual, Play, ScriptedHandler};
 
 /// What the handlers of one server leave behind.
 pub struct Log {
@@ -72,26 +42,22 @@ impl Log {
 }
 
 pub type Cx<'a> = Context<'a, Log>;
-pub type Play = Rc<dyn Fn(&mut Cx<'_>, Call<'_>) -> Outcome>;
+pub type Script = Rc<dyn Fn(&mut Cx<'_>, Call<'_>) -> Outcome>;
 
-/// A handler that does what the test says.
-pub struct Puppet {
+/// What the test says. The bystander behaves, and so does everybody in the end.
+pub struct Part {
     pub number: usize,
-    pub play: Play,
+    pub play: Script,
     pub _fuse: Option<Fuse>,
 }
 
-/// Panics when it is dropped.
-pub struct Fuse;
-
-impl Drop for Fuse {
-    fn drop(&mut self) {
-        blow();
-    }
-}
-
-impl Puppet {
-    fn run(&mut self, cx: &mut Cx<'_>, call: Call<'_>) -> Outcome {
+impl Play<Log> for Part {
+    fn play(&mut self, cx: &mut Cx<'_>, call: Call<'_>) -> Outcome {
+        match &call {
+            Call::Open => cx.app.ids.push(cx.conn.id()),
+            Call::Close(closed) => cx.app.reasons.push((self.number, closed.reason)),
+            _ => {}
+        }
         if self.number == 0 || cx.app.over {
             return behave(cx, call);
         }
@@ -102,43 +68,7 @@ impl Puppet {
 
 /// A good echo.
 pub fn behave(cx: &mut Cx<'_>, call: Call<'_>) -> Outcome {
-    match call {
-        Call::Frame(frame) => cx.conn.send(frame)?,
-        Call::Finish => cx.conn.close(),
-        Call::Drain => cx.conn.close_after_input(),
-        _ => {}
-    }
-    Ok(())
-}
-
-impl Handler<Log> for Puppet {
-    fn on_open(&mut self, cx: &mut Cx<'_>) -> Outcome {
-        cx.app.ids.push(cx.conn.id());
-        self.run(cx, Call::Open)
-    }
-    fn on_frame(&mut self, cx: &mut Cx<'_>, frame: &[u8]) -> Outcome {
-        self.run(cx, Call::Frame(frame))
-    }
-    fn on_finish(&mut self, cx: &mut Cx<'_>) -> Outcome {
-        self.run(cx, Call::Finish)
-    }
-    fn on_writable(&mut self, cx: &mut Cx<'_>) -> Outcome {
-        self.run(cx, Call::Writable)
-    }
-    fn on_timer(&mut self, cx: &mut Cx<'_>, _: u8) -> Outcome {
-        self.run(cx, Call::Timer)
-    }
-    fn on_message(&mut self, cx: &mut Cx<'_>, _: Message) -> Outcome {
-        self.run(cx, Call::Message)
-    }
-    fn on_drain(&mut self, cx: &mut Cx<'_>) -> Outcome {
-        self.run(cx, Call::Drain)
-    }
-    fn on_close(&mut self, cx: &mut Cx<'_>, closed: &Closed) {
-        cx.app.reasons.push((self.number, closed.reason));
-        // There is nothing left to close.
-        let _ = self.run(cx, Call::Close);
-    }
+    usual(cx, call)
 }
 
 /// What the service does to all but the bystander.
@@ -153,7 +83,7 @@ pub enum Welcome {
 }
 
 struct Usher {
-    play: Play,
+    play: Script,
     welcome: Welcome,
 }
 
@@ -169,11 +99,11 @@ impl Service<Log> for Usher {
         match welcome {
             Welcome::Panic => blow(),
             Welcome::RefuseAndPanic => Err(Refuse::with_farewell("not you\n")),
-            Welcome::Accept | Welcome::Fuse => Ok(Box::new(Puppet {
+            Welcome::Accept | Welcome::Fuse => Ok(Box::new(ScriptedHandler::new(Part {
                 number,
                 play: Rc::clone(&self.play),
                 _fuse: (welcome == Welcome::Fuse).then(|| Fuse),
-            })),
+            }))),
         }
     }
 
@@ -206,7 +136,6 @@ pub fn theatre_of(
     welcome: Welcome,
     play: impl Fn(&mut Cx<'_>, Call<'_>) -> Outcome + 'static,
 ) -> Theatre {
-    quiet();
     let log = Log {
         accepted: 0,
         told: Vec::new(),

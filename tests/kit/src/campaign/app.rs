@@ -32,8 +32,6 @@ pub struct App {
     pub lost_listeners: u64,
     /// The first thing that should not have happened.
     pub fault: Option<String>,
-    /// A callback is running.
-    pub busy: bool,
     /// Destructors may panic: not those of a world that is taken down.
     pub armed: Rc<Cell<bool>>,
 }
@@ -249,7 +247,6 @@ impl App {
             blown: Rc::default(),
             lost_listeners: 0,
             fault: None,
-            busy: false,
             armed: Rc::new(Cell::new(true)),
         }
     }
@@ -386,7 +383,7 @@ fn post(handle: &Handle<App>, order: Order) -> Result<(), HandleError> {
             }
             Order::Panic => {
                 app.panics += 1;
-                std::panic::panic_any("as planned");
+                crate::planned::blow();
             }
             _ => {}
         }

@@ -7,14 +7,16 @@ use std::time::Duration;
 
 use portcullis::sim::Random;
 use portcullis::{
-    AtCapacity, Close, CloseReason, Closed, ConnId, Context, Handler, ListenerId, Message, Outcome, Peer, Refuse,
-    SendError, Service, State,
+    AtCapacity, Close, CloseReason, Closed, ConnId, Context, Handler, ListenerId, Outcome, Peer, Refuse, SendError,
+    Service, State,
 };
 
 use super::app::{tcp, App, Order, Talk};
 use super::plan::Door;
 use super::rules::Rules;
 use super::wire::Wire;
+use crate::planned::blow;
+use crate::script::{Call, Play, ScriptedHandler};
 
 /// What kind of handler there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,14 +76,13 @@ impl Temper {
     ];
 }
 
-/// One connection's handler.
+/// One connection's script.
 pub struct Subject {
     door: Rc<Door>,
     random: Random,
     frames: usize,
     /// What it may still do of what would never end.
     energy: usize,
-    closed: bool,
     _fuse: Option<Fuse>,
 }
 
@@ -92,7 +93,7 @@ impl Drop for Fuse {
     fn drop(&mut self) {
         if self.0.get() && !std::thread::panicking() {
             self.1.set(self.1.get() + 1);
-            std::panic::panic_any("as planned");
+            blow();
         }
     }
 }
@@ -106,33 +107,15 @@ impl Subject {
             random,
             frames: 0,
             energy: 100,
-            closed: false,
             _fuse: fuse,
         }
-    }
-
-    /// A callback: none is entered from inside another, none comes after the end, and mischief comes first.
-    fn within(
-        &mut self,
-        cx: &mut Context<'_, App>,
-        callback: impl FnOnce(&mut Self, &mut Context<'_, App>) -> Outcome,
-    ) -> Outcome {
-        if std::mem::replace(&mut cx.app.busy, true) {
-            cx.app.blame("a callback was entered from inside another");
-        }
-        if self.closed {
-            cx.app.blame("a callback came after on_close");
-        }
-        let outcome = self.misbehave(cx).and_then(|()| callback(self, cx));
-        cx.app.busy = false;
-        outcome
     }
 
     fn misbehave(&mut self, cx: &mut Context<'_, App>) -> Outcome {
         match self.door.temper {
             Temper::Meddling if self.random.chance(100) => self.meddle(cx),
             Temper::Posting if self.random.chance(200) => self.give_orders(cx),
-            Temper::Panicking if self.random.chance(30) => blow(cx.app),
+            Temper::Panicking if self.random.chance(30) => blow(),
             Temper::Suicidal if self.random.chance(150) => return self.end_itself(cx),
             _ => {}
         }
@@ -156,7 +139,7 @@ impl Subject {
             4 => neighbour.set_timer(9, Duration::from_millis(5)),
             5 => neighbour.close_after_input(),
             6 => drop(cx.app.order(Order::Kill(other))),
-            7 => neighbour.replace_handler(successor),
+            7 => neighbour.replace_handler(ScriptedHandler::successor(successor)),
             // It may be closing, or full: both are results.
             _ => drop(cx.app.send(&mut neighbour, b"meddling")),
         }
@@ -188,7 +171,7 @@ impl Subject {
             4 => return Err(Close::because("had enough")),
             5 => drop(cx.app.order(Order::Kill(id))),
             6 => cx.conn.close_after_input(),
-            7 => blow(cx.app),
+            7 => blow(),
             8 => {
                 cx.conn.close();
                 cx.conn.close();
@@ -255,179 +238,142 @@ pub fn draw_order(random: &mut Random, (id, peer): (ConnId, SocketAddr)) -> Orde
     }
 }
 
-/// What a crash leaves behind must not look like a callback that still runs.
-fn blow(app: &mut App) -> ! {
-    app.busy = false;
-    std::panic::panic_any("as planned");
-}
-
-impl Handler<App> for Subject {
-    fn on_open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        let (id, peer) = (cx.conn.id(), tcp(&cx.conn.peer_addr()));
-        cx.app.members.push((id, peer));
-        let talk = cx.app.talk(peer);
-        if std::mem::replace(&mut talk.opened, true) || talk.unopened.is_some() {
-            cx.app.blame("opened twice, or after its end");
-        }
-        self.within(cx, |own, cx| {
-            match own.door.temper {
-                Temper::Flooding => own.flood(cx)?,
-                Temper::Ticking => cx.conn.set_timer(1, Duration::ZERO),
-                Temper::Halving if own.random.chance(300) => cx.conn.finish(),
-                Temper::Sleeping if own.random.chance(100) => cx.app.pause(&mut cx.conn, true),
-                Temper::Shifting => {
-                    let after = Duration::from_millis(own.random.below(200) as u64);
-                    cx.conn.set_timer(1, after);
-                }
-                _ => {}
-            }
-            Ok(())
-        })
-    }
-
-    fn on_frame(&mut self, cx: &mut Context<'_, App>, frame: &[u8]) -> Outcome {
-        if let Err(fault) = cx.app.talk(tcp(&cx.conn.peer_addr())).hear(frame) {
-            cx.app.blame(fault);
-        }
-        self.frames += 1;
-        self.within(cx, |own, cx| {
-            match cx.app.send(&mut cx.conn, frame) {
-                Err(SendError::Closed) if own.door.temper == Temper::Halving => {}
-                sent => sent?,
-            }
-            match own.door.temper {
-                Temper::Halving if own.frames == 2 => cx.conn.finish(),
-                Temper::Pausing => {
-                    cx.app.pause(&mut cx.conn, true);
-                    let after = Duration::from_millis(own.random.below(20) as u64);
-                    cx.conn.set_timer(1, after);
-                }
-                Temper::Starttls if own.frames == 1 => {
-                    cx.app.pause(&mut cx.conn, true);
-                    cx.conn.set_timer(1, Duration::from_millis(3));
-                }
-                Temper::Sleeping if own.random.chance(300) => cx.app.pause(&mut cx.conn, true),
-                Temper::Brief if own.frames >= 3 => cx.conn.close(),
-                Temper::Shifting if own.frames % 2 == 0 => {
-                    own.shift(cx);
-                    if own.random.chance(300) {
-                        let max = own.random.between(8, 255);
-                        cx.conn.set_max_frame(max);
-                        cx.app.talk(tcp(&cx.conn.peer_addr())).max = max;
-                    }
-                }
-                Temper::Flooding => own.flood(cx)?,
-                Temper::Upgrading if own.door.may_upgrade => own.upgrade(cx),
-                _ => {}
-            }
-            Ok(())
-        })
-    }
-
-    fn on_secured(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        if cx.conn.state() != State::Open {
-            cx.app.blame("secured and not open");
-        }
-        self.within(cx, |_, cx| {
-            cx.app.send(&mut cx.conn, b"secured")?;
-            Ok(())
-        })
-    }
-
-    fn on_finish(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        self.within(cx, |own, cx| {
-            match own.door.temper {
+impl Play<App> for Subject {
+    /// The books come first, then mischief.
+    fn play(&mut self, cx: &mut Context<'_, App>, call: Call<'_>) -> Outcome {
+        self.note(cx, &call);
+        self.misbehave(cx)?;
+        match call {
+            Call::Open => self.open(cx)?,
+            Call::Frame(frame) => self.answer(cx, frame)?,
+            Call::Secured => cx.app.send(&mut cx.conn, b"secured")?,
+            Call::Finish => match self.door.temper {
                 Temper::Stubborn => {}
                 Temper::Halving => cx.conn.finish(),
                 _ => cx.conn.close(),
-            }
-            Ok(())
-        })
-    }
-
-    fn on_writable(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        self.within(cx, |own, cx| match own.door.temper {
-            Temper::Flooding => own.flood(cx),
-            _ => Ok(()),
-        })
-    }
-
-    fn on_timer(&mut self, cx: &mut Context<'_, App>, _key: u8) -> Outcome {
-        self.within(cx, |own, cx| {
-            match own.door.temper {
-                Temper::Shifting => own.shift(cx),
-                Temper::Starttls => {
-                    own.shift(cx);
-                    if own.random.chance(500) {
-                        // It may be full, which is a result.
-                        let _ = cx.app.send(&mut cx.conn, b"x");
-                    }
-                }
-                Temper::Ticking if own.energy > 0 => {
-                    own.energy -= 1;
-                    cx.conn.set_timer(1, Duration::ZERO);
-                }
-                // Others may have set it.
-                Temper::Sleeping => return Ok(()),
-                _ => {}
-            }
-            cx.app.pause(&mut cx.conn, false);
-            Ok(())
-        })
-    }
-
-    fn on_message(&mut self, cx: &mut Context<'_, App>, _message: Message) -> Outcome {
-        cx.app.commands.messages += 1;
-        self.within(cx, |_, _| Ok(()))
-    }
-
-    fn on_drain(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        self.within(cx, |own, cx| {
-            if own.door.temper != Temper::Stubborn {
-                cx.conn.close_after_input();
-            }
-            Ok(())
-        })
-    }
-
-    fn on_close(&mut self, cx: &mut Context<'_, App>, closed: &Closed) {
-        let id = cx.conn.id();
-        cx.app.members.retain(|&(member, _)| member != id);
-        let talk = cx.app.talk(tcp(&cx.conn.peer_addr()));
-        if !talk.opened || talk.closed.replace(closed.reason).is_some() {
-            cx.app.blame("closed twice, or never opened");
+            },
+            Call::Writable if self.door.temper == Temper::Flooding => self.flood(cx)?,
+            Call::Timer(_) => self.go_on(cx),
+            Call::Drain if self.door.temper != Temper::Stubborn => cx.conn.close_after_input(),
+            Call::Close(_) if self.door.temper == Temper::Clinging => self.say_farewell(cx),
+            _ => {}
         }
-        if let Some(info) = cx.conn.info() {
-            let judged = cx
-                .app
-                .talk(tcp(&info.peer))
-                .judge_end(closed.reason, info.traffic.bytes_out);
-            judged.unwrap_or_else(|fault| cx.app.blame(fault));
-        }
-        let outcome = self.within(cx, |own, cx| {
-            if own.door.temper == Temper::Clinging {
-                own.say_farewell(cx);
-            }
-            Ok(())
-        });
-        // There is nothing left to close.
-        drop(outcome);
-        self.closed = true;
-    }
-
-    fn on_connect_failed(&mut self, cx: &mut Context<'_, App>, closed: &Closed) {
-        cx.app.unopened += 1;
-        let talk = cx.app.talk(tcp(&cx.conn.peer_addr()));
-        if talk.opened || talk.unopened.replace(closed.reason).is_some() {
-            cx.app.blame("it failed to connect twice, or after it had");
-        }
-        // There is nothing to close.
-        drop(self.within(cx, |_, _| Ok(())));
-        self.closed = true;
+        Ok(())
     }
 }
 
 impl Subject {
+    fn note(&mut self, cx: &mut Context<'_, App>, call: &Call<'_>) {
+        let (id, peer) = (cx.conn.id(), tcp(&cx.conn.peer_addr()));
+        match call {
+            Call::Open => {
+                cx.app.members.push((id, peer));
+                let talk = cx.app.talk(peer);
+                if std::mem::replace(&mut talk.opened, true) || talk.unopened.is_some() {
+                    cx.app.blame("opened twice, or after its end");
+                }
+            }
+            Call::Frame(frame) => {
+                if let Err(fault) = cx.app.talk(peer).hear(frame) {
+                    cx.app.blame(fault);
+                }
+                self.frames += 1;
+            }
+            Call::Secured if cx.conn.state() != State::Open => cx.app.blame("secured and not open"),
+            Call::Message(_) => cx.app.commands.messages += 1,
+            Call::Close(closed) => {
+                cx.app.members.retain(|&(member, _)| member != id);
+                let talk = cx.app.talk(peer);
+                if !talk.opened || talk.closed.replace(closed.reason).is_some() {
+                    cx.app.blame("closed twice, or never opened");
+                }
+                if let Some(info) = cx.conn.info() {
+                    let talk = cx.app.talk(tcp(&info.peer));
+                    let judged = talk.judge_end(closed.reason, info.traffic.bytes_out);
+                    judged.unwrap_or_else(|fault| cx.app.blame(fault));
+                }
+            }
+            Call::ConnectFailed(closed) => {
+                cx.app.unopened += 1;
+                let talk = cx.app.talk(peer);
+                if talk.opened || talk.unopened.replace(closed.reason).is_some() {
+                    cx.app.blame("it failed to connect twice, or after it had");
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        match self.door.temper {
+            Temper::Flooding => self.flood(cx)?,
+            Temper::Ticking => cx.conn.set_timer(1, Duration::ZERO),
+            Temper::Halving if self.random.chance(300) => cx.conn.finish(),
+            Temper::Sleeping if self.random.chance(100) => cx.app.pause(&mut cx.conn, true),
+            Temper::Shifting => {
+                let after = Duration::from_millis(self.random.below(200) as u64);
+                cx.conn.set_timer(1, after);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, cx: &mut Context<'_, App>, frame: &[u8]) -> Outcome {
+        match cx.app.send(&mut cx.conn, frame) {
+            Err(SendError::Closed) if self.door.temper == Temper::Halving => {}
+            sent => sent?,
+        }
+        match self.door.temper {
+            Temper::Halving if self.frames == 2 => cx.conn.finish(),
+            Temper::Pausing => {
+                cx.app.pause(&mut cx.conn, true);
+                let after = Duration::from_millis(self.random.below(20) as u64);
+                cx.conn.set_timer(1, after);
+            }
+            Temper::Starttls if self.frames == 1 => {
+                cx.app.pause(&mut cx.conn, true);
+                cx.conn.set_timer(1, Duration::from_millis(3));
+            }
+            Temper::Sleeping if self.random.chance(300) => cx.app.pause(&mut cx.conn, true),
+            Temper::Brief if self.frames >= 3 => cx.conn.close(),
+            Temper::Shifting if self.frames % 2 == 0 => {
+                self.shift(cx);
+                if self.random.chance(300) {
+                    let max = self.random.between(8, 255);
+                    cx.conn.set_max_frame(max);
+                    cx.app.talk(tcp(&cx.conn.peer_addr())).max = max;
+                }
+            }
+            Temper::Flooding => self.flood(cx)?,
+            Temper::Upgrading if self.door.may_upgrade => self.upgrade(cx),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// A timer.
+    fn go_on(&mut self, cx: &mut Context<'_, App>) {
+        match self.door.temper {
+            Temper::Shifting => self.shift(cx),
+            Temper::Starttls => {
+                self.shift(cx);
+                if self.random.chance(500) {
+                    // It may be full, which is a result.
+                    let _ = cx.app.send(&mut cx.conn, b"x");
+                }
+            }
+            Temper::Ticking if self.energy > 0 => {
+                self.energy -= 1;
+                cx.conn.set_timer(1, Duration::ZERO);
+            }
+            // Others may have set it.
+            Temper::Sleeping => return,
+            _ => {}
+        }
+        cx.app.pause(&mut cx.conn, false);
+    }
+
     fn say_farewell(&mut self, cx: &mut Context<'_, App>) {
         if !matches!(cx.conn.send(b"to myself"), Err(SendError::Closed)) {
             cx.app.blame("a send was taken in on_close");
@@ -481,7 +427,7 @@ impl Service<App> for Doorkeeper {
         introduced.unwrap_or_else(|fault| app.blame(fault));
         if self.panics() {
             app.panics += 1;
-            blow(app);
+            blow();
         }
         if self.random.chance(self.door.refusals) {
             if self.random.chance(500) {
@@ -493,7 +439,7 @@ impl Service<App> for Doorkeeper {
             return Err(Refuse::with_farewell("go away\n"));
         }
         let random = Random::new(self.random.bits());
-        Ok(Box::new(Subject::new(&self.door, app, random)))
+        Ok(Box::new(ScriptedHandler::new(Subject::new(&self.door, app, random))))
     }
 
     fn on_unopened(&mut self, app: &mut App, peer: &Peer, closed: &Closed) {
@@ -520,7 +466,7 @@ impl Service<App> for Doorkeeper {
         }
         if self.panics() {
             app.panics += 1;
-            blow(app);
+            blow();
         }
     }
 

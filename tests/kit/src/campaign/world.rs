@@ -16,6 +16,7 @@ use super::rates::Meter;
 use super::rules::{bad_config, bad_listen, source, House, Rules};
 use super::speaker::Speaker;
 use super::subject::{draw_order, Doorkeeper, Live, Subject, Temper};
+use crate::script::ScriptedHandler;
 
 /// Clients that something happens to.
 const RECENT: usize = 8;
@@ -295,7 +296,7 @@ impl World {
             let door = Rc::new(door);
             let subject = Subject::new(&door, app, Random::new(seed));
             // At the cap, without a descriptor or in a drain it is refused.
-            let _ = control.connect(addr, door.connect(timeout, retry), subject);
+            let _ = control.connect(addr, door.connect(timeout, retry), ScriptedHandler::new(subject));
         });
         let commands = &mut self.sim.app_mut().commands;
         match posted {

@@ -17,7 +17,7 @@ use portcullis::CloseReason;
 mod table;
 use kit::campaign::{self, Plan};
 use kit::failing::Scenario;
-use kit::terminal::{self, say};
+use kit::terminal::say;
 
 /// Plays worlds from seeds and reports the first that breaks.
 #[derive(Debug, Parser)]
@@ -50,12 +50,6 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    // Handlers panic as planned by the thousand.
-    std::panic::set_hook(Box::new(|panic| {
-        if panic.payload().downcast_ref::<&str>() != Some(&"as planned") {
-            terminal::complain(&format!("{panic}"));
-        }
-    }));
     match options.replay {
         Some(seed) => replay(&options, seed),
         None if options.pairs => fail_in_pairs(&options),
