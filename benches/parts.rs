@@ -30,7 +30,7 @@ impl Handler for Echo {
 }
 
 fn world(connections: usize, listen: Listen, echo: bool) -> (Sim, SocketAddr, Vec<ClientId>) {
-    let config = Config::new().max_connections(connections).max_unopened(connections);
+    let config = Config::new().max_connections(connections).max_pending(connections);
     let mut sim = Sim::new(1, config, ());
     sim.set_checks(false);
     let listen = listen.backlog(1024);

@@ -167,7 +167,7 @@ fn busy(sim: &Sim) -> bool {
 /// it allocates while it takes them in.
 fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
     const BACKLOG: usize = 1_024;
-    let config = Config::new().max_connections(connections).max_unopened(connections);
+    let config = Config::new().max_connections(connections).max_pending(connections);
     let region = Region::new(ALLOCATOR);
     let mut sim = Sim::new(1, config, ());
     let mut memory = grown(&region);

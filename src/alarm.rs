@@ -18,12 +18,12 @@ pub enum AlarmKind {
     Memory,
     /// Accepts that failed for lack of descriptors or socket memory (EMFILE, ENFILE, ENOBUFS, ENOMEM), in an episode that is
     /// not over.
-    Starvation,
+    FdExhaustion,
 }
 
 impl AlarmKind {
     /// All of them.
-    pub const ALL: &'static [Self] = &[Self::Connections, Self::Descriptors, Self::Memory, Self::Starvation];
+    pub const ALL: &'static [Self] = &[Self::Connections, Self::Descriptors, Self::Memory, Self::FdExhaustion];
 
     /// The words used in logs and metrics.
     pub const fn as_str(self) -> &'static str {
@@ -31,7 +31,7 @@ impl AlarmKind {
             Self::Connections => "connections",
             Self::Descriptors => "descriptors",
             Self::Memory => "memory",
-            Self::Starvation => "starvation",
+            Self::FdExhaustion => "fd_exhaustion",
         }
     }
 }
@@ -77,8 +77,8 @@ impl Alarm {
     }
 
     /// When descriptors or socket memory have run out and no client can be accepted, until that is over.
-    pub fn starvation() -> Self {
-        Self::new(AlarmKind::Starvation, Quota::Count(1))
+    pub fn fd_exhaustion() -> Self {
+        Self::new(AlarmKind::FdExhaustion, Quota::Count(1))
     }
 
     fn new(kind: AlarmKind, threshold: Quota) -> Self {
@@ -107,19 +107,19 @@ impl Alarm {
             AlarmKind::Connections => Some(config.max_connections),
             AlarmKind::Descriptors => descriptors,
             AlarmKind::Memory => Some(config.memory_limit).filter(|&bytes| bytes < usize::MAX),
-            AlarmKind::Starvation => None,
+            AlarmKind::FdExhaustion => None,
         }
     }
 
     /// The value from which on it is raised: never more than the limit, so that one which is lowered later is still reported, and
     /// at least 1.
-    pub(crate) fn mark(&self, limit: Option<usize>) -> usize {
-        let mark = match (self.threshold, limit) {
+    pub(crate) fn threshold(&self, limit: Option<usize>) -> usize {
+        let threshold = match (self.threshold, limit) {
             (Quota::Count(count), limit) => count.min(limit.unwrap_or(usize::MAX)),
             (Quota::Percent(percent), Some(limit)) => part(limit, percent),
             (Quota::Percent(_), None) => usize::MAX,
         };
-        mark.max(1)
+        threshold.max(1)
     }
 
     pub(crate) fn check(&self, limit: Option<usize>) -> Result<()> {
@@ -127,7 +127,7 @@ impl Alarm {
             AlarmKind::Connections => "connections",
             AlarmKind::Descriptors => "descriptors",
             AlarmKind::Memory => "bytes in buffers",
-            AlarmKind::Starvation => "failed accepts",
+            AlarmKind::FdExhaustion => "failed accepts",
         };
         let problem = match (self.threshold, limit) {
             (Quota::Count(0), _) => format!("0 {what} would always be reached; use at least 1"),
@@ -258,9 +258,13 @@ mod tests {
     fn a_limit_that_is_lowered_lowers_the_mark() {
         let alarm = Alarm::connections(500);
         assert_eq!(
-            (alarm.mark(Some(1000)), alarm.mark(Some(100)), alarm.mark(Some(0))),
+            (
+                alarm.threshold(Some(1000)),
+                alarm.threshold(Some(100)),
+                alarm.threshold(Some(0))
+            ),
             (500, 100, 1)
         );
-        assert_eq!(Alarm::memory(Quota::Percent(1)).mark(None), usize::MAX);
+        assert_eq!(Alarm::memory(Quota::Percent(1)).threshold(None), usize::MAX);
     }
 }

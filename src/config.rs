@@ -17,7 +17,7 @@ use crate::proto::Rate;
 #[must_use]
 pub struct Config {
     pub(crate) max_connections: usize,
-    pub(crate) starve_interval: Duration,
+    pub(crate) emfile_backoff: Duration,
     pub(crate) accept_budget: usize,
     pub(crate) handshake_budget: usize,
     pub(crate) read_budget: usize,
@@ -25,8 +25,8 @@ pub struct Config {
     pub(crate) queue_limit: usize,
     pub(crate) queue_bytes: usize,
     pub(crate) accept_rate: Option<Rate>,
-    pub(crate) max_unopened: Quota,
-    pub(crate) unopened_patience: Duration,
+    pub(crate) max_pending: Quota,
+    pub(crate) pending_grace: Duration,
     pub(crate) memory_limit: usize,
     pub(crate) recent_closes: usize,
 }
@@ -35,7 +35,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             max_connections: 1024,
-            starve_interval: Duration::from_millis(500),
+            emfile_backoff: Duration::from_millis(500),
             accept_budget: 64,
             handshake_budget: 16,
             read_budget: 64 * 1024,
@@ -43,8 +43,8 @@ impl Default for Config {
             queue_limit: 65_536,
             queue_bytes: 64 * 1024 * 1024,
             accept_rate: None,
-            max_unopened: Quota::Percent(50),
-            unopened_patience: Duration::from_secs(1),
+            max_pending: Quota::Percent(50),
+            pending_grace: Duration::from_secs(1),
             memory_limit: usize::MAX,
             recent_closes: 256,
         }
@@ -70,8 +70,8 @@ impl Config {
 
     /// How long all listeners stay out of the poll when descriptors or socket memory run out (EMFILE, ENFILE,
     /// ENOBUFS, ENOMEM; `accept(2)`), unless one of our own descriptors closes before. Defaults to 500 ms, at least 1 ms, at most a day.
-    pub fn starve_interval(mut self, interval: Duration) -> Self {
-        self.starve_interval = interval;
+    pub fn emfile_backoff(mut self, interval: Duration) -> Self {
+        self.emfile_backoff = interval;
         self
     }
 
@@ -127,19 +127,19 @@ impl Config {
     /// The most connections at one time that are not open yet: in a TLS handshake, or before their PROXY header. A number, or
     /// a [`Quota`] of the cap. Defaults to half the cap, at least 16 (and never more than the cap).
     ///
-    /// When there are so many and another client comes, the oldest of them gives way to it, if it has been unopened for
-    /// [`Config::unopened_patience`] and it is the peer that we wait for: it is closed as
-    /// [`GaveWay`](crate::CloseReason::GaveWay). Else the newcomer waits as at the cap
+    /// When there are so many and another client comes, the oldest of them gives way to it, if it has been pending for
+    /// [`Config::pending_grace`] and it is the peer that we wait for: it is closed as
+    /// [`Evicted`](crate::CloseReason::Evicted). Else the newcomer waits as at the cap
     /// ([`Listen::at_capacity`](crate::Listen::at_capacity)). So peers that connect and say nothing (slow loris) cannot keep others out,
     /// and a crowd of honest ones is only slowed down.
-    pub fn max_unopened(mut self, connections: impl Into<Quota>) -> Self {
-        self.max_unopened = connections.into();
+    pub fn max_pending(mut self, connections: impl Into<Quota>) -> Self {
+        self.max_pending = connections.into();
         self
     }
 
-    /// How long a connection may be unopened before it gives way to a newcomer. Defaults to 1 s.
-    pub fn unopened_patience(mut self, patience: Duration) -> Self {
-        self.unopened_patience = patience;
+    /// How long a connection may be pending before it gives way to a newcomer. Defaults to 1 s.
+    pub fn pending_grace(mut self, grace: Duration) -> Self {
+        self.pending_grace = grace;
         self
     }
 
@@ -163,10 +163,10 @@ impl Config {
         self
     }
 
-    /// `max_unopened` in connections.
-    pub(crate) fn most_unopened(&self) -> usize {
+    /// `max_pending` in connections.
+    pub(crate) fn pending_limit(&self) -> usize {
         const FLOOR: usize = 16;
-        let most = match self.max_unopened {
+        let most = match self.max_pending {
             Quota::Count(connections) => connections,
             Quota::Percent(percent) => (self.max_connections / 100 * usize::from(percent)
                 + self.max_connections % 100 * usize::from(percent) / 100)
@@ -191,54 +191,54 @@ impl Config {
         if let Some(problem) = self.accept_rate.and_then(|rate| rate.problem()) {
             return Err(Error::option("accept_rate", problem));
         }
-        match self.max_unopened {
+        match self.max_pending {
             Quota::Count(0) | Quota::Percent(0) => {
                 return Err(Error::option(
-                    "max_unopened",
+                    "max_pending",
                     "0 would let no TLS handshake begin; use at least 1",
                 ));
             }
             Quota::Percent(101..) => {
-                return Err(Error::option("max_unopened", "more than 100 percent of the cap"));
+                return Err(Error::option("max_pending", "more than 100 percent of the cap"));
             }
             Quota::Count(_) | Quota::Percent(_) => {}
         }
-        if self.memory_limit < LEAST_MEMORY {
+        if self.memory_limit < MIN_MEMORY {
             return Err(Error::option(
                 "memory_limit",
                 format!(
-                    "{} is less than one read takes; use at least {LEAST_MEMORY}",
+                    "{} is less than one read takes; use at least {MIN_MEMORY}",
                     self.memory_limit
                 ),
             ));
         }
-        if self.max_connections > MOST_CONNECTIONS {
+        if self.max_connections > MAX_CONNECTIONS {
             return Err(Error::option(
                 "max_connections",
                 format!(
-                    "{} is more than the {MOST_CONNECTIONS} that one server can hold",
+                    "{} is more than the {MAX_CONNECTIONS} that one server can hold",
                     self.max_connections
                 ),
             ));
         }
-        if self.recent_closes > MOST_RECENT {
+        if self.recent_closes > MAX_RECENT {
             return Err(Error::option(
                 "recent_closes",
                 format!(
-                    "{} is more than the {MOST_RECENT} that are kept at most",
+                    "{} is more than the {MAX_RECENT} that are kept at most",
                     self.recent_closes
                 ),
             ));
         }
-        if self.starve_interval < Duration::from_millis(1) {
+        if self.emfile_backoff < Duration::from_millis(1) {
             return Err(Error::option(
-                "starve_interval",
+                "emfile_backoff",
                 "less than a millisecond would spin; use at least 1 ms",
             ));
         }
-        if self.starve_interval > MOST_STARVE_INTERVAL {
+        if self.emfile_backoff > MAX_EMFILE_BACKOFF {
             return Err(Error::option(
-                "starve_interval",
+                "emfile_backoff",
                 "more than a day would leave the ports deaf; use at most 24 h",
             ));
         }
@@ -247,12 +247,12 @@ impl Config {
 }
 
 /// A few reads.
-const LEAST_MEMORY: usize = 256 * 1024;
-const MOST_RECENT: usize = 65_536;
-const MOST_STARVE_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
+const MIN_MEMORY: usize = 256 * 1024;
+const MAX_RECENT: usize = 65_536;
+const MAX_EMFILE_BACKOFF: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The most slots a poll token can name beside the listeners' (`reactor::os`).
-pub(crate) const MOST_CONNECTIONS: usize = 16_000_000;
+pub(crate) const MAX_CONNECTIONS: usize = 16_000_000;
 
 /// A number, or a part of a limit: of the cap on connections, where nothing else is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -260,7 +260,7 @@ pub(crate) const MOST_CONNECTIONS: usize = 16_000_000;
 pub enum Quota {
     /// So many.
     Count(usize),
-    /// So many percent of the limit, 1 to 100. As [`Config::max_unopened`] at least 16 connections.
+    /// So many percent of the limit, 1 to 100. As [`Config::max_pending`] at least 16 connections.
     Percent(u8),
 }
 

@@ -16,7 +16,7 @@ use crate::proto::{Framing, Limits, Rate};
 ///
 /// Where an option has the name of one of [`Listen`](crate::Listen), it means the same and has the same default. What concerns
 /// clients does not apply: access rules, limits on sources, accept rates, PROXY headers,
-/// [`Config::max_unopened`](crate::Config::max_unopened). The cap does, and so do the memory limit and all budgets.
+/// [`Config::max_pending`](crate::Config::max_pending). The cap does, and so do the memory limit and all budgets.
 ///
 /// ```
 /// use std::time::Duration;

@@ -10,7 +10,7 @@ use crate::alarm::{Alarm, AlarmId, AlarmInfo, AlarmNotice};
 use crate::config::Config;
 use crate::connect::Connect;
 use crate::error::Result;
-use crate::handler::{connect, Conn, ConnInfo, Handler, Link};
+use crate::handler::{connect, Conn, ConnInfo, ConnOps, Handler};
 use crate::histogram::Histograms;
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
@@ -30,7 +30,7 @@ pub enum ListenerState {
     /// The accept rate is reached; it is out of the poll until there is another token.
     RateLimited,
     /// Descriptors or socket memory ran out; it is out of the poll for the interval, or until one of ours closes.
-    Starved,
+    OutOfFds,
     /// It was suspended; clients wait in its backlog.
     Suspended,
     /// Its port is closed.
@@ -43,7 +43,7 @@ impl ListenerState {
         Self::Listening,
         Self::Full,
         Self::RateLimited,
-        Self::Starved,
+        Self::OutOfFds,
         Self::Suspended,
         Self::Closed,
     ];
@@ -54,7 +54,7 @@ impl ListenerState {
             Self::Listening => "Listening",
             Self::Full => "Full",
             Self::RateLimited => "RateLimited",
-            Self::Starved => "Starved",
+            Self::OutOfFds => "OutOfFds",
             Self::Suspended => "Suspended",
             Self::Closed => "Closed",
         }
@@ -85,7 +85,7 @@ pub struct ListenerInfo {
 pub(crate) type AlarmCallback<A> = Box<dyn FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice)>;
 
 /// What the reactor lets be asked of it.
-pub(crate) trait Desk<A>: Link<A> {
+pub(crate) trait ControlOps<A>: ConnOps<A> {
     fn listeners(&self) -> Vec<ListenerInfo>;
     fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo>;
     fn connections(&self) -> Vec<ConnInfo>;
@@ -115,12 +115,12 @@ pub(crate) trait Desk<A>: Link<A> {
 /// A server between two turns: from [`Server::control`](crate::Server::control), or lent to a job that was sent with
 /// [`Handle::post`](crate::Handle::post).
 pub struct Control<'a, A = ()> {
-    desk: &'a mut (dyn Desk<A> + 'a),
+    ops: &'a mut (dyn ControlOps<A> + 'a),
 }
 
 impl<'a, A> Control<'a, A> {
-    pub(crate) fn new(desk: &'a mut (dyn Desk<A> + 'a)) -> Self {
-        Self { desk }
+    pub(crate) fn new(ops: &'a mut (dyn ControlOps<A> + 'a)) -> Self {
+        Self { ops }
     }
 
     /// One connection, to send to it, change it or close it; `None` if it has gone.
@@ -128,8 +128,8 @@ impl<'a, A> Control<'a, A> {
     where
         A: 'a,
     {
-        let link: &mut dyn Link<A> = &mut *self.desk;
-        Conn::find(link, id)
+        let ops: &mut dyn ConnOps<A> = &mut *self.ops;
+        Conn::find(ops, id)
     }
 
     /// Makes an outgoing connection. It has a slot and an id from here on, under the cap, and is
@@ -165,13 +165,13 @@ impl<'a, A> Control<'a, A> {
         T: TryInto<Addr>,
         AddrError: From<T::Error>,
     {
-        let link: &mut dyn Link<A> = &mut *self.desk;
-        connect(link, addr, options, handler)
+        let ops: &mut dyn ConnOps<A> = &mut *self.ops;
+        connect(ops, addr, options, handler)
     }
 
     /// All listeners that have not been closed, oldest first.
     pub fn listeners(&self) -> Vec<ListenerInfo> {
-        self.desk.listeners()
+        self.ops.listeners()
     }
 
     /// One listener, by id, port or name.
@@ -180,12 +180,12 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::NoListener`](crate::Error::NoListener).
     pub fn listener(&self, which: impl Into<ListenerRef>) -> Result<ListenerInfo> {
-        self.desk.listener(&which.into())
+        self.ops.listener(&which.into())
     }
 
     /// All connections, in the order of their slots. With many of them rather [`Control::connections_page`].
     pub fn connections(&self) -> Vec<ConnInfo> {
-        self.desk.connections()
+        self.ops.connections()
     }
 
     /// Some of the connections, in the order of their slots: `limit` slots are looked at, so a page costs no more and has at most
@@ -206,28 +206,28 @@ impl<'a, A> Control<'a, A> {
     /// # Ok(()) }
     /// ```
     pub fn connections_page(&self, from: Cursor, limit: usize) -> Page {
-        self.desk.connections_page(from, limit)
+        self.ops.connections_page(from, limit)
     }
 
     /// The supervision tree, with at most `limit` connections of each listener; [`Display`](fmt::Display) draws it. At most 16 slots
     /// are looked at for each that may be shown, and 4096, however many connections there are.
     pub fn tree(&self, limit: usize) -> Tree {
-        self.desk.tree(limit)
+        self.ops.tree(limit)
     }
 
     /// The last closes, the latest first: [`Config::recent_closes`] of them at most.
     pub fn recent_closes(&self) -> Vec<RecentClose> {
-        self.desk.recent_closes()
+        self.ops.recent_closes()
     }
 
     /// How ages, handshake times and frame sizes are spread.
     pub fn histograms(&self) -> Histograms {
-        self.desk.histograms()
+        self.ops.histograms()
     }
 
     /// Everything that is counted and measured; its [`Display`](fmt::Display) is for Prometheus.
     pub fn metrics(&self) -> Metrics {
-        self.desk.metrics()
+        self.ops.metrics()
     }
 
     /// Sets an alarm. `callback` is called at the end of a turn, never from inside another callback: when the value is at or above the
@@ -257,7 +257,7 @@ impl<'a, A> Control<'a, A> {
         alarm: Alarm,
         callback: impl FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice) + 'static,
     ) -> Result<AlarmId> {
-        self.desk.add_alarm(alarm, Box::new(callback))
+        self.ops.add_alarm(alarm, Box::new(callback))
     }
 
     /// Changes an alarm. The time since it has spoken last counts under the new cooldown too; one that watches something else from now
@@ -267,23 +267,23 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::NoAlarm`](crate::Error::NoAlarm); [`Error::Option`](crate::Error::Option), with the alarm as it was.
     pub fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()> {
-        self.desk.set_alarm(id, alarm)
+        self.ops.set_alarm(id, alarm)
     }
 
     /// Forgets an alarm, without another word from it. False if it has gone already.
     pub fn remove_alarm(&mut self, id: AlarmId) -> bool {
-        self.desk.remove_alarm(id)
+        self.ops.remove_alarm(id)
     }
 
     /// All alarms, oldest first.
     pub fn alarms(&self) -> Vec<AlarmInfo> {
-        self.desk.alarms()
+        self.ops.alarms()
     }
 
     /// Ends one connection at once with RST, and logs a report. [`CloseReason::Killed`](crate::CloseReason::Killed).
     /// False if it has gone already.
     pub fn kill(&mut self, id: ConnId) -> bool {
-        self.desk.kill(id)
+        self.ops.kill(id)
     }
 
     /// Changes the cap. Lowered below what is open, the open ones stay and no new ones come; raised, waiting
@@ -311,8 +311,8 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::Option`](crate::Error::Option) for a value that cannot work; everything is as it was.
     pub fn reconfigure(&mut self, change: impl FnOnce(Config) -> Config) -> Result<()> {
-        let config = change(self.desk.config().clone());
-        self.desk.set_config(config)
+        let config = change(self.ops.config().clone());
+        self.ops.set_config(config)
     }
 
     /// Changes options of a listener: all of those that `change` changes, or none. What it does not name stays, TLS too.
@@ -345,8 +345,8 @@ impl<'a, A> Control<'a, A> {
         change: impl FnOnce(Listen) -> Listen,
     ) -> Result<()> {
         let which = which.into();
-        let options = change(self.desk.options(&which)?.clone());
-        self.desk.set_options(&which, options)
+        let options = change(self.ops.options(&which)?.clone());
+        self.ops.set_options(&which, options)
     }
 
     /// Changes the TLS of a listener, for the connections that are accepted from now on. Those in the handshake and open ones
@@ -377,7 +377,7 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::NoListener`](crate::Error::NoListener).
     pub fn suspend(&mut self, which: impl Into<ListenerRef>) -> Result<()> {
-        self.desk.set_suspended(&which.into(), true)
+        self.ops.set_suspended(&which.into(), true)
     }
 
     /// Accepts again after [`Control::suspend`], those who waited first. Again is no error.
@@ -386,7 +386,7 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::NoListener`](crate::Error::NoListener).
     pub fn resume(&mut self, which: impl Into<ListenerRef>) -> Result<()> {
-        self.desk.set_suspended(&which.into(), false)
+        self.ops.set_suspended(&which.into(), false)
     }
 
     /// Closes a listener's port. Clients that wait in its backlog are reset by the kernel, unless another process has the
@@ -396,7 +396,7 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::NoListener`](crate::Error::NoListener).
     pub fn close_listener(&mut self, which: impl Into<ListenerRef>) -> Result<()> {
-        self.desk.close_listener(&which.into())
+        self.ops.close_listener(&which.into())
     }
 
     /// Another descriptor of a listener's socket, close-on-exec, for another process: to hand the listener over without
@@ -417,7 +417,7 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::NoListener`](crate::Error::NoListener), or [`Error::Os`](crate::Error::Os) if there is no descriptor left.
     pub fn listener_socket(&mut self, which: impl Into<ListenerRef>) -> Result<OwnedFd> {
-        self.desk.listener_socket(&which.into())
+        self.ops.listener_socket(&which.into())
     }
 
     /// A listener's access rules, each with the number of peers it has decided about.
@@ -426,7 +426,7 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::NoListener`](crate::Error::NoListener).
     pub fn access_rules(&self, which: impl Into<ListenerRef>) -> Result<AccessRules> {
-        Ok(self.desk.options(&which.into())?.access.clone())
+        Ok(self.ops.options(&which.into())?.access.clone())
     }
 
     /// Replaces a listener's access rules: for whoever is accepted from now on, not for those inside. Rules that were there
@@ -441,24 +441,24 @@ impl<'a, A> Control<'a, A> {
 
     /// The counters.
     pub fn stats(&self) -> Stats {
-        self.desk.stats()
+        self.ops.stats()
     }
 
     /// Ends in order: accepts who waits already, closes the ports, tells each handler
     /// ([`Handler::on_drain`](crate::Handler::on_drain)), and resets whoever is left after `grace`. One deadline for all;
     /// a second call can only bring it forward.
     pub fn drain(&mut self, grace: Duration) {
-        self.desk.drain(grace);
+        self.ops.drain(grace);
     }
 
     /// How the drain went, once it is over.
     pub fn drain_report(&self) -> Option<DrainReport> {
-        self.desk.drain_report()
+        self.ops.drain_report()
     }
 
     /// Ends [`Server::run`](crate::Server::run) after this turn and leaves everything as it is.
     pub fn stop(&mut self) {
-        self.desk.stop();
+        self.ops.stop();
     }
 }
 

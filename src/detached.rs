@@ -15,7 +15,7 @@ use socket2::SockRef;
 use crate::addr::Addr;
 use crate::handle::Wake;
 use crate::id::ConnId;
-use crate::proto::Remains;
+use crate::proto::DetachedIo;
 
 /// One read from the socket under TLS: a record and its header (RFC 8446 section 5.2).
 const READ_SIZE: usize = 0x4000 + 256 + 5;
@@ -27,7 +27,7 @@ const READ_SIZE: usize = 0x4000 + 256 + 5;
 /// goodbye in order.
 pub struct Detached {
     socket: Arc<Socket>,
-    remains: Box<Remains>,
+    detached_io: Box<DetachedIo>,
     peer: Addr,
     source: Addr,
     place: Place,
@@ -38,11 +38,11 @@ pub struct Detached {
 #[must_use = "the place is free as soon as this is dropped"]
 pub struct Place {
     id: ConnId,
-    returns: Arc<Returns>,
+    released: Arc<Released>,
 }
 
 /// Places that were given back and that the server has not taken yet.
-pub(crate) struct Returns {
+pub(crate) struct Released {
     ids: Mutex<Vec<ConnId>>,
     pending: AtomicBool,
     wake: Box<dyn Wake>,
@@ -54,7 +54,7 @@ pub(crate) enum Socket {
     Unix(UnixStream),
 }
 
-impl Returns {
+impl Released {
     pub(crate) fn new(wake: Box<dyn Wake>) -> Self {
         Self {
             ids: Mutex::default(),
@@ -72,20 +72,20 @@ impl Returns {
     }
 }
 
-impl fmt::Debug for Returns {
+impl fmt::Debug for Released {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Returns").finish_non_exhaustive()
+        f.debug_struct("Released").finish_non_exhaustive()
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut ids = self.returns.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self.released.ids.lock().unwrap_or_else(PoisonError::into_inner);
         ids.push(self.id);
         drop(ids);
-        if !self.returns.pending.swap(true, Ordering::SeqCst) {
+        if !self.released.pending.swap(true, Ordering::SeqCst) {
             // It stays marked for the next turn, whatever brings that about.
-            let _ = self.returns.wake.wake();
+            let _ = self.released.wake.wake();
         }
     }
 }
@@ -131,17 +131,17 @@ impl Detached {
     pub(crate) fn new(
         id: ConnId,
         socket: Socket,
-        remains: Remains,
+        detached_io: DetachedIo,
         (peer, source): (Addr, Addr),
-        returns: &Arc<Returns>,
+        released: &Arc<Released>,
     ) -> (Self, Weak<Socket>) {
         let socket = Arc::new(socket);
         let weak = Arc::downgrade(&socket);
-        let returns = Arc::clone(returns);
-        let place = Place { id, returns };
+        let released = Arc::clone(released);
+        let place = Place { id, released };
         let detached = Self {
             socket,
-            remains: Box::new(remains),
+            detached_io: Box::new(detached_io),
             peer,
             source,
             place,
@@ -166,13 +166,13 @@ impl Detached {
 
     /// What has come and was not delivered. It is read first; over TLS it is decrypted already.
     pub fn unread(&self) -> &[u8] {
-        self.remains.unread()
+        self.detached_io.unread()
     }
 
     /// What the TLS handshake agreed on. `None` on a plain connection.
     #[cfg(feature = "tls")]
     pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
-        self.remains.tls()
+        self.detached_io.tls()
     }
 
     /// The TCP socket under it, for its options and timeouts; `None` for a Unix socket. Over TLS its bytes are records: do not
@@ -215,13 +215,13 @@ impl Detached {
     ///
     /// Gives itself back over TLS, on a Unix socket, and if what was sent before cannot be written.
     pub fn into_tcp(mut self) -> Result<(TcpStream, Vec<u8>, Place), Self> {
-        if self.remains.is_tls() || self.flush().is_err() {
+        if self.detached_io.is_tls() || self.flush().is_err() {
             return Err(self);
         }
         let Some(Ok(stream)) = self.as_tcp().map(TcpStream::try_clone) else {
             return Err(self);
         };
-        let unread = self.remains.unread().to_vec();
+        let unread = self.detached_io.unread().to_vec();
         Ok((stream, unread, self.place))
     }
 
@@ -234,7 +234,7 @@ impl Detached {
     pub fn finish(mut self) -> io::Result<()> {
         // Nothing can be encrypted behind the goodbye.
         self.flush()?;
-        self.remains.finish();
+        self.detached_io.finish();
         self.flush()?;
         self.socket.shutdown(Shutdown::Write)?;
         let mut buffer = [0; 4096];
@@ -253,19 +253,19 @@ impl Read for Detached {
     /// 0 is the peer's end. Over TLS an end without close_notify is `UnexpectedEof`: what came before it may have been cut by
     /// somebody else.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.remains.unread().is_empty() {
+        while self.detached_io.unread().is_empty() {
             if buffer.is_empty() {
                 return Ok(0);
             }
-            if let Some(failure) = self.remains.take_failure() {
+            if let Some(failure) = self.detached_io.take_failure() {
                 // The alert for the peer.
                 let _ = self.flush();
                 return Err(io::Error::new(io::ErrorKind::InvalidData, failure));
             }
-            if self.remains.is_over() {
+            if self.detached_io.is_over() {
                 return Ok(0);
             }
-            if !self.remains.is_tls() {
+            if !self.detached_io.is_tls() {
                 self.flush()?;
                 return self.socket.read(buffer);
             }
@@ -276,14 +276,14 @@ impl Read for Detached {
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            self.remains.receive(wire.get_mut(..count).unwrap_or_default());
+            self.detached_io.receive(wire.get_mut(..count).unwrap_or_default());
         }
-        let unread = self.remains.unread();
+        let unread = self.detached_io.unread();
         let count = unread.len().min(buffer.len());
         for (to, from) in buffer.iter_mut().zip(unread) {
             *to = *from;
         }
-        self.remains.consume(count);
+        self.detached_io.consume(count);
         Ok(count)
     }
 }
@@ -292,26 +292,26 @@ impl Write for Detached {
     /// Over TLS what is taken may still be here when this returns: [`Write::flush`] and the next write send it.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.flush()?;
-        if !self.remains.is_tls() {
+        if !self.detached_io.is_tls() {
             return self.socket.write(bytes);
         }
         // One record at a time, as `TcpStream` takes what fits. From here on it is taken: an error may not say otherwise, or
         // whoever tries again sends it twice. One that lasts comes at the next write.
         let taken = bytes.get(..0x4000).unwrap_or(bytes);
-        self.remains.send(taken);
+        self.detached_io.send(taken);
         let _ = self.flush();
         Ok(taken.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         loop {
-            let bytes = self.remains.transmit().map_err(io::Error::other)?;
+            let bytes = self.detached_io.transmit().map_err(io::Error::other)?;
             if bytes.is_empty() {
                 return Ok(());
             }
             match self.socket.write(bytes) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => self.remains.sent(count),
+                Ok(count) => self.detached_io.sent(count),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -324,7 +324,7 @@ impl fmt::Debug for Detached {
         f.debug_struct("Detached")
             .field("id", &self.id())
             .field("peer", &self.peer)
-            .field("tls", &self.remains.is_tls())
+            .field("tls", &self.detached_io.is_tls())
             .field("unread", &self.unread().len())
             .finish_non_exhaustive()
     }

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use crate::config::{Config, MOST_CONNECTIONS};
+use crate::config::{Config, MAX_CONNECTIONS};
 use crate::control::{Control, ListenerInfo};
 use crate::error::Error;
 use crate::handler::Message;
@@ -209,7 +209,7 @@ const FIRST: usize = 64;
 const LARGEST: usize = 1 << 16;
 /// Chunks that are smaller than the next one.
 const GROWING: usize = (LARGEST / FIRST).ilog2() as usize + 1;
-const CHUNKS: usize = GROWING + MOST_CONNECTIONS / LARGEST;
+const CHUNKS: usize = GROWING + MAX_CONNECTIONS / LARGEST;
 
 impl Default for Liveness {
     fn default() -> Self {
@@ -583,7 +583,7 @@ mod tests {
             assert!(chunk < CHUNKS && at < size && size == (FIRST << chunk.min(32)).min(LARGEST));
             assert!(seen.insert((chunk, at)), "slot {index} shares a place");
         }
-        let (chunk, size, at) = Liveness::place(MOST_CONNECTIONS as u32 - 1);
+        let (chunk, size, at) = Liveness::place(MAX_CONNECTIONS as u32 - 1);
         assert!(chunk < CHUNKS && at < size, "the last id has a place");
     }
 

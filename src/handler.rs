@@ -11,7 +11,7 @@ use crate::addr::{Addr, Credentials};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::ProxyHeader;
 use crate::reason::{Closed, Outcome};
-pub(crate) use conn::Link;
+pub(crate) use conn::ConnOps;
 pub use conn::{Conn, ConnInfo, Context};
 pub(crate) use outgoing::connect;
 
@@ -126,7 +126,7 @@ pub trait Handler<A = ()> {
     /// An outgoing connection ([`Conn::connect`]) has ended before it was open: it could not connect, all attempts of a
     /// [`Connect::retry`](crate::Connect::retry) included, its TLS handshake failed, or somebody closed or killed it. Called exactly
     /// once, instead of `on_open` and `on_close`, and only here: what was accepted is told to
-    /// [`Service::on_unopened`]. What was sent to it is lost.
+    /// [`Service::on_failed_accept`]. What was sent to it is lost.
     ///
     /// [`CloseReason::ConnectFailed`](crate::CloseReason::ConnectFailed) has the kernel's error in
     /// [`Closed::error`](crate::Closed::error).
@@ -196,7 +196,7 @@ pub trait Service<A = ()> {
     /// A connection ended before it was open: refused, a failed or late handshake, a reset. Its handler, if it had one,
     /// was dropped without a call.
     #[allow(unused_variables)]
-    fn on_unopened(&mut self, app: &mut A, peer: &Peer, closed: &Closed) {}
+    fn on_failed_accept(&mut self, app: &mut A, peer: &Peer, closed: &Closed) {}
 
     /// The listener is gone although nobody asked for it: its socket was shut down elsewhere. Its connections live on.
     #[allow(unused_variables)]
@@ -219,8 +219,8 @@ impl<A> Service<A> for Box<dyn Service<A>> {
         (**self).accept(app, peer)
     }
 
-    fn on_unopened(&mut self, app: &mut A, peer: &Peer, closed: &Closed) {
-        (**self).on_unopened(app, peer, closed);
+    fn on_failed_accept(&mut self, app: &mut A, peer: &Peer, closed: &Closed) {
+        (**self).on_failed_accept(app, peer, closed);
     }
 
     fn on_listener_lost(&mut self, app: &mut A, listener: ListenerId, error: &io::Error) {

@@ -1,4 +1,4 @@
-//! Names for connections and listeners that a later tenant never inherits.
+//! Names for connections and listeners that a later connection never inherits.
 
 use std::fmt;
 use std::num::NonZeroU32;
@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 /// Names one connection of one server, for ever.
 ///
 /// Slots are reused, ids are not: a late kill, message or timer for a connection that has
-/// gone finds nobody, never the slot's next tenant. (The generation wraps after 2³² tenants
+/// gone finds nobody, never the slot's next connection. (The generation wraps after 2³² connections
 /// of one slot.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId {

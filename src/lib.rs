@@ -56,7 +56,7 @@
 //! - What `send` took is delivered in order, or the reason tells why not.
 //! - Output held for a connection is at most the output limit and one frame; input at most one frame, one TLS record and one read.
 //! - A turn's work is bounded by its budgets, and an idle server does not wake up.
-//! - No stale event, timer, job or id reaches a slot's next tenant.
+//! - No stale event, timer, job or id reaches a slot's next connection.
 //!
 //! # What is logged
 //!
@@ -67,7 +67,7 @@
 //! |---|---|---|---|---|
 //! | `portcullis::server` | | cap above the descriptor limit, a waker that fails | a drain, its end | |
 //! | `portcullis::listener` | a listening socket that was lost | a socket that cannot be accepted from or registered, once until it works again | opened, changed, closed | clients lost by the kernel |
-//! | `portcullis::starvation` | | descriptors or memory ran out, once per episode | the end of the episode | |
+//! | `portcullis::fd_exhaustion` | | descriptors or memory ran out, once per episode | the end of the episode | |
 //! | `portcullis::connection` | | killed | | the end of each, with its reason; a frame from another thread that was not sent; an attempt to connect that failed and is made again |
 //! | `portcullis::panic` | the user's code panicked | | | |
 //!

@@ -175,7 +175,7 @@ impl Listen {
     /// [`Control::set_tls`](crate::Control::set_tls), for a listener that speaks TLS already.
     ///
     /// A handshake that fails is the peer's business: it is logged at debug level, counted
-    /// ([`Stats::closed`](crate::Stats::closed)) and told to [`Service::on_unopened`](crate::Service::on_unopened).
+    /// ([`Stats::closed`](crate::Stats::closed)) and told to [`Service::on_failed_accept`](crate::Service::on_failed_accept).
     ///
     /// Early data (0-RTT) is never taken, whatever `max_early_data_size` says, because it can be replayed: clients
     /// send it again after the handshake. *Next connection.*
@@ -198,7 +198,7 @@ impl Listen {
     }
 
     /// Who may connect, by address. Checked before anything is spent on a peer: no slot, no TLS, no call of the service but
-    /// [`Service::on_unopened`](crate::Service::on_unopened). Who is denied is closed as
+    /// [`Service::on_failed_accept`](crate::Service::on_failed_accept). Who is denied is closed as
     /// [`Denied`](crate::CloseReason::Denied). Defaults to everybody. *Live*:
     /// [`Control::set_access_rules`](crate::Control::set_access_rules).
     pub fn access_rules(mut self, rules: AccessRules) -> Self {

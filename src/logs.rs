@@ -2,6 +2,6 @@
 
 pub(crate) const SERVER: &str = "portcullis::server";
 pub(crate) const LISTENER: &str = "portcullis::listener";
-pub(crate) const STARVATION: &str = "portcullis::starvation";
+pub(crate) const FD_EXHAUSTION: &str = "portcullis::fd_exhaustion";
 pub(crate) const CONNECTION: &str = "portcullis::connection";
 pub(crate) const PANIC: &str = "portcullis::panic";

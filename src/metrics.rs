@@ -62,9 +62,9 @@ impl Metrics {
             ("connections", "Connections in a slot, in any state.", stats.open),
             ("connections_peak", "The most connections at one time.", stats.peak),
             (
-                "connections_unopened",
+                "connections_pending",
                 "Connections that are not open yet.",
-                stats.unopened,
+                stats.pending,
             ),
             (
                 "connections_connecting",
@@ -74,9 +74,9 @@ impl Metrics {
             ("max_connections", "The cap on connections.", stats.max_connections),
             ("memory_bytes", "Bytes that connections hold in buffers.", stats.memory),
             (
-                "connections_squeezed",
+                "connections_paused_for_memory",
                 "Connections that are not read from because memory is tight.",
-                stats.squeezed,
+                stats.paused_for_memory,
             ),
             (
                 "descriptors",
@@ -110,9 +110,9 @@ impl Metrics {
             ("frames_in_total", "Frames given to handlers.", stats.frames_in),
             ("frames_out_total", "Frames sent by handlers.", stats.frames_out),
             (
-                "starved_total",
+                "out_of_fds_total",
                 "Times that descriptors or socket memory ran out.",
-                stats.starved,
+                stats.out_of_fds,
             ),
             ("accept_errors_total", "Passing errors of accept.", stats.accept_errors),
             (
@@ -125,7 +125,7 @@ impl Metrics {
                 "Panics of jobs, services, alarms and destructors.",
                 stats.panics,
             ),
-            ("turns_total", "Turns of the loop.", stats.turns),
+            ("iterations_total", "Iterations of the loop.", stats.iterations),
         ];
         for (name, help, value) in counters {
             text.family(name, "counter", help)?;

@@ -97,8 +97,8 @@ reasons! {
     /// No PROXY header where one is required, or a bad one; [`Closed::error`] tells what is wrong with it.
     BadProxyHeader => "bad PROXY header",
     /// It was not open yet, the oldest of too many such, and gave way to a newcomer
-    /// ([`Config::max_unopened`](crate::Config::max_unopened)).
-    GaveWay => "gave way unopened",
+    /// ([`Config::max_pending`](crate::Config::max_pending)).
+    Evicted => "evicted while pending",
     /// The server's buffers were over their limit, and this connection held the most
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).
     OverMemory => "over the memory limit",

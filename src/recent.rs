@@ -9,7 +9,7 @@ use crate::proto::Traffic;
 use crate::reason::CloseReason;
 
 /// The most bytes of an error's words that are kept.
-const MOST_WORDS: usize = 256;
+const MAX_WORDS: usize = 256;
 
 /// A connection that has ended, or a client that was not let in. The last of them are kept:
 /// [`Config::recent_closes`](crate::Config::recent_closes).
@@ -74,7 +74,7 @@ struct Bounded(String);
 
 impl Write for Bounded {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = MOST_WORDS - self.0.len().min(MOST_WORDS);
+        let room = MAX_WORDS - self.0.len().min(MAX_WORDS);
         if text.len() <= room {
             self.0.push_str(text);
             return Ok(());

@@ -10,7 +10,7 @@ use crate::addr::{Addr, AddrError};
 use crate::alarm::{Alarm, AlarmId, AlarmNotice};
 use crate::config::Config;
 use crate::connect::Connect;
-use crate::control::{Control, Desk, ListenerInfo};
+use crate::control::{Control, ControlOps, ListenerInfo};
 use crate::error::{Error, Result};
 use crate::handle::Handle;
 use crate::handler::{ConnInfo, Handler, Service};
@@ -18,9 +18,9 @@ use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
 use crate::logs;
 use crate::metrics::Metrics;
-use crate::reactor::doors::Doors;
 use crate::reactor::os_mio::{descriptor_limit, MioOs};
-use crate::reactor::places::Places;
+use crate::reactor::shared_cap::SharedCap;
+use crate::reactor::shared_listen_sockets::SharedListenSockets;
 use crate::reactor::Reactor;
 use crate::stats::{DrainReport, Stats};
 
@@ -87,9 +87,9 @@ impl<A> Server<A> {
     /// One of several servers with one cap and the same listening sockets. Warns of nothing.
     pub(crate) fn sharing(config: Config, common: &Common, index: usize) -> Result<Self> {
         let mut os = MioOs::new().map_err(Error::os("making a poll"))?;
-        os.share_doors(Arc::clone(&common.doors));
+        os.share_listen_sockets(Arc::clone(&common.listen_sockets));
         let mut reactor = Reactor::new(os, config)?;
-        reactor.share_places(Arc::clone(&common.places), index);
+        reactor.share_cap(Arc::clone(&common.shared_cap), index);
         Ok(Self { reactor })
     }
 
@@ -240,7 +240,7 @@ impl<A> Server<A> {
         let over = self.reactor.drain_report().is_some();
         // Nothing will ever come to wait for once a drain is over.
         self.reactor
-            .turn_once(app, if over { Some(Duration::ZERO) } else { timeout })?;
+            .iterate(app, if over { Some(Duration::ZERO) } else { timeout })?;
         Ok(if self.reactor.take_stopped() {
             Turn::Stopped
         } else if self.reactor.drain_report().is_some() {
@@ -382,8 +382,8 @@ pub(crate) fn warn_of_descriptors(cap: usize) {
 
 /// What servers that share a cap and listening sockets have in common.
 pub(crate) struct Common {
-    pub(crate) places: Arc<Places>,
-    pub(crate) doors: Arc<Doors>,
+    pub(crate) shared_cap: Arc<SharedCap>,
+    pub(crate) listen_sockets: Arc<SharedListenSockets>,
 }
 
 /// A server on a thread of its own: see [`Server::spawn`].

@@ -21,11 +21,11 @@ pub struct Stats {
     pub peak: usize,
     /// Of those now in a slot, those accepted that are not open yet: in a TLS handshake, or before their PROXY
     /// header.
-    pub unopened: usize,
+    pub pending: usize,
     /// Bytes that all connections together hold in buffers: what [`Config::memory_limit`](crate::Config::memory_limit) limits.
     pub memory: usize,
     /// Connections from which nothing is read because memory is tight and they hold more than their share.
-    pub squeezed: usize,
+    pub paused_for_memory: usize,
     /// The cap on all connections together.
     pub max_connections: usize,
     /// Connections that reached [`State::Open`](crate::State::Open): their handlers got `on_open`.
@@ -40,7 +40,7 @@ pub struct Stats {
     pub frames_out: u64,
     /// Times the process or the system ran out of descriptors or socket memory (EMFILE, ENFILE, ENOBUFS, ENOMEM):
     /// one per episode, however long it lasted.
-    pub starved: u64,
+    pub out_of_fds: u64,
     /// Connections that were gone before they could be accepted, and other passing accept errors.
     pub accept_errors: u64,
     /// Commands through a [`Handle`](crate::Handle) that came to nothing: their connection had gone by the time they
@@ -49,8 +49,8 @@ pub struct Stats {
     /// Jobs, service callbacks, alarms and destructors that panicked. Handlers' callbacks are counted as
     /// [`Panicked`](CloseReason::Panicked).
     pub panics: u64,
-    /// Turns of the loop.
-    pub turns: u64,
+    /// Iterations of the loop.
+    pub iterations: u64,
     closed: [u64; CloseReason::COUNT],
 }
 
@@ -62,20 +62,20 @@ impl Default for Stats {
             connecting: 0,
             open: 0,
             peak: 0,
-            unopened: 0,
+            pending: 0,
             memory: 0,
-            squeezed: 0,
+            paused_for_memory: 0,
             max_connections: 0,
             opened: 0,
             bytes_in: 0,
             bytes_out: 0,
             frames_in: 0,
             frames_out: 0,
-            starved: 0,
+            out_of_fds: 0,
             accept_errors: 0,
             undeliverable: 0,
             panics: 0,
-            turns: 0,
+            iterations: 0,
             closed: [0; CloseReason::COUNT],
         }
     }
@@ -108,20 +108,20 @@ impl Stats {
             connecting,
             open,
             peak,
-            unopened,
+            pending,
             memory,
-            squeezed,
+            paused_for_memory,
             max_connections: _,
             opened,
             bytes_in,
             bytes_out,
             frames_in,
             frames_out,
-            starved,
+            out_of_fds,
             accept_errors,
             undeliverable,
             panics,
-            turns,
+            iterations,
             closed,
         } = other;
         self.accepted += accepted;
@@ -129,19 +129,19 @@ impl Stats {
         self.connecting += connecting;
         self.open += open;
         self.peak += peak;
-        self.unopened += unopened;
+        self.pending += pending;
         self.memory += memory;
-        self.squeezed += squeezed;
+        self.paused_for_memory += paused_for_memory;
         self.opened += opened;
         self.bytes_in += bytes_in;
         self.bytes_out += bytes_out;
         self.frames_in += frames_in;
         self.frames_out += frames_out;
-        self.starved += starved;
+        self.out_of_fds += out_of_fds;
         self.accept_errors += accept_errors;
         self.undeliverable += undeliverable;
         self.panics += panics;
-        self.turns += turns;
+        self.iterations += iterations;
         for (sum, count) in self.closed.iter_mut().zip(closed) {
             *sum += count;
         }

@@ -31,7 +31,7 @@ pub struct Tree {
     /// The cap on them.
     pub max_connections: usize,
     /// Of those, the ones that are not open yet.
-    pub unopened: usize,
+    pub pending: usize,
     /// Bytes that they hold in buffers.
     pub memory: usize,
     /// Descriptors that the server has open: listeners and connections.
@@ -64,7 +64,7 @@ impl fmt::Display for Tree {
             if self.draining { " (draining)" } else { "" },
             Grouped(self.connections),
             Grouped(self.max_connections),
-            Grouped(self.unopened),
+            Grouped(self.pending),
             Grouped(self.memory),
             Grouped(self.descriptors)
         )?;
@@ -124,7 +124,7 @@ impl fmt::Display for Leaf<'_> {
             (info.paused, "paused"),
             (info.congested, "congested"),
             (info.throttled, "throttled"),
-            (info.squeezed, "squeezed"),
+            (info.paused_for_memory, "paused for memory"),
         ];
         for (_, word) in stands.iter().filter(|(stands, _)| *stands) {
             write!(f, " {word}")?;

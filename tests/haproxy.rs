@@ -84,9 +84,9 @@ impl Haproxy {
 /// What handlers have heard of those behind the proxy.
 type Heard = Vec<String>;
 
-struct Witness;
+struct Recorder;
 
-impl Handler<Heard> for Witness {
+impl Handler<Heard> for Recorder {
     fn on_frame(&mut self, cx: &mut Context<'_, Heard>, frame: &[u8]) -> Outcome {
         let header = cx.conn.proxy().expect("a header");
         let (tlvs, ssl) = (&header.tlvs, header.tlvs.ssl());
@@ -127,7 +127,7 @@ fn behind(listen: Listen) -> Running<Heard> {
         let listen = listen
             .proxy_protocol(ProxyProtocol::Required)
             .trusted_proxies(AccessRules::deny_all().allow("127.0.0.1").expect("an address"));
-        server.listen(listen, |_: &mut Heard, _| Witness).expect("listen");
+        server.listen(listen, |_: &mut Heard, _| Recorder).expect("listen");
         (server, Heard::new())
     })
 }

@@ -61,7 +61,8 @@ fn capture() -> MutexGuard<'static, ()> {
 
 fn taken() -> Vec<Line> {
     let lines = std::mem::take(&mut *MEMORY.lines());
-    let known = ["server", "listener", "starvation", "connection", "panic"].map(|name| format!("portcullis::{name}"));
+    let known =
+        ["server", "listener", "fd_exhaustion", "connection", "panic"].map(|name| format!("portcullis::{name}"));
     for line in &lines {
         assert!(
             known.contains(&line.target),
@@ -301,13 +302,13 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
     connect(&mut sim, addr);
     quiet(&[CloseReason::Denied]);
     // Too many that are not open yet.
-    let crowded = Config::new().max_connections(40).max_unopened(Quota::Count(2));
+    let crowded = Config::new().max_connections(40).max_pending(Quota::Count(2));
     let (mut sim, addr) = world(crowded, behind());
     for _ in 0..10 {
         sim.connect(addr).expect("the backlog has room");
     }
     sim.advance(Duration::from_secs(5));
-    quiet(&[CloseReason::GaveWay]);
+    quiet(&[CloseReason::Evicted]);
 }
 
 /// One connection that fills the server's memory.
@@ -419,10 +420,13 @@ fn what_concerns_the_owner_is_loud() {
     sim.set_descriptor_limit(1);
     sim.connect(addr).expect("the backlog has room");
     sim.advance(Duration::from_secs(60));
-    assert_eq!(lines(&mut sim), said(Level::Warn, "starvation", "no new connections"));
+    assert_eq!(
+        lines(&mut sim),
+        said(Level::Warn, "fd_exhaustion", "no new connections")
+    );
     sim.set_descriptor_limit(usize::MAX);
     sim.advance(Duration::from_secs(60));
-    assert_eq!(lines(&mut sim), said(Level::Info, "starvation", "accepting again "));
+    assert_eq!(lines(&mut sim), said(Level::Info, "fd_exhaustion", "accepting again "));
 
     let handle = sim.handle();
     handle.post(|_, _| kit::planned::blow()).expect("posted");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use kit::naive;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Deed, End, Single, Stimulus, Told};
+use portcullis::sim::{Action, ConnModel, End, Input, Told};
 use portcullis::{CloseReason, Decoded, FrameBuf, FrameError, Framer, Framing, Listen};
 
 #[derive(Arbitrary, Debug)]
@@ -51,7 +51,7 @@ fuzz_target!(|case: Case| {
     let (kind, framing, max) = match number {
         // Its frames may take 16 bytes more than the maximum before they are too large: here none can be.
         6 => (1, Framing::custom(|| Counted { asks: false }), 255),
-        number => (number, Deed::framing(number), usize::from(case.max)),
+        number => (number, Action::framing(number), usize::from(case.max)),
     };
     let (expected, end) = naive::whole(kind, max, case.bytes);
     let is_tls = expected.is_empty() && end != CloseReason::Finished;
@@ -74,28 +74,28 @@ fuzz_target!(|case: Case| {
 fn decode(framing: Framing, max: usize, case: &Case<'_>) -> (Vec<Vec<u8>>, End) {
     let listen = Listen::tcp("127.0.0.1:0").framing(framing).max_frame(max.max(1));
     let listen = listen.idle_timeout(Duration::MAX).frame_timeout(Duration::MAX);
-    let mut single = Single::new(&listen).expect("settings that work");
-    let apply = |single: &mut Single, stimulus| single.apply(&stimulus).expect("it holds");
-    apply(&mut single, Stimulus::OnFrame(Vec::new()));
+    let mut model = ConnModel::new(&listen).expect("settings that work");
+    let apply = |model: &mut ConnModel, input| model.apply(&input).expect("it holds");
+    apply(&mut model, Input::OnFrame(Vec::new()));
     if max == 0 {
-        apply(&mut single, Stimulus::Act(Deed::MaxFrame(0)));
+        apply(&mut model, Input::Act(Action::MaxFrame(0)));
     }
     let mut rest = case.bytes;
     let mut cuts = case.cuts.iter().cycle();
     while !rest.is_empty() {
         let (piece, behind) = rest.split_at(rest.len().min(1 + usize::from(*cuts.next().expect("a cycle"))));
-        apply(&mut single, Stimulus::Input(piece.to_vec()));
-        apply(&mut single, Stimulus::Turn);
+        apply(&mut model, Input::Bytes(piece.to_vec()));
+        apply(&mut model, Input::Turn);
         rest = behind;
     }
-    apply(&mut single, Stimulus::Finish);
-    apply(&mut single, Stimulus::Turn);
-    let end = single.end().or_else(|| {
+    apply(&mut model, Input::Finish);
+    apply(&mut model, Input::Turn);
+    let end = model.end().or_else(|| {
         // It lingers for the peer's FIN, or has read it and still has to say goodbye.
-        apply(&mut single, Stimulus::Expire);
-        single.end()
+        apply(&mut model, Input::Expire);
+        model.end()
     });
-    let frames = single.take_told().into_iter().filter_map(|told| match told {
+    let frames = model.take_told().into_iter().filter_map(|told| match told {
         Told::Frame(frame) => Some(frame),
         _ => None,
     });

@@ -1,6 +1,6 @@
 //! One plain connection, as a list of things that happen to it.
 //!
-//! `Single` checks its invariants after each. Here: the handler gets what a naive decoder makes of the same bytes, and
+//! `ConnModel` checks its invariants after each. Here: the handler gets what a naive decoder makes of the same bytes, and
 //! whatever has happened, time leads to the end.
 #![no_main]
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 use kit::naive;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Deed, Single, Stimulus, Told};
+use portcullis::sim::{Action, ConnModel, Input, Told};
 use portcullis::{AccessRules, Listen, ProxyProtocol};
 
 #[derive(Arbitrary, Debug)]
@@ -21,7 +21,7 @@ struct Case {
     /// In milliseconds: frame, idle, write, linger.
     timeouts: [u8; 4],
     linger_bytes: u8,
-    stimuli: Vec<Stimulus>,
+    inputs: Vec<Input>,
 }
 
 impl Case {
@@ -36,7 +36,7 @@ impl Case {
         Listen::tcp("127.0.0.1:0")
             .proxy_protocol(mode)
             .trusted_proxies(AccessRules::allow_all())
-            .framing(Deed::framing(self.framing))
+            .framing(Action::framing(self.framing))
             .max_frame(usize::from(self.max_frame) + 1)
             .watermarks(low, low + more + 1)
             .output_limit(low + more + 1 + most)
@@ -46,7 +46,7 @@ impl Case {
             .linger(linger, usize::from(self.linger_bytes))
     }
 
-    /// What the peer begins with, before and after the first stimulus.
+    /// What the peer begins with, before and after the first input.
     fn header(&self) -> [&'static [u8]; 2] {
         let header: &[u8] = match self.framing {
             0..=191 => b"",
@@ -59,38 +59,38 @@ impl Case {
 
     /// Nobody changes the framing on the way.
     fn is_tame(&self) -> bool {
-        let shifts = |deed: &Deed| matches!(deed, Deed::Framing(_) | Deed::MaxFrame(_));
-        !self.stimuli.iter().any(|stimulus| match stimulus {
-            Stimulus::Act(deed) => shifts(deed),
-            Stimulus::OnFrame(deeds) | Stimulus::OnEnd(deeds) => deeds.iter().any(shifts),
+        let shifts = |action: &Action| matches!(action, Action::Framing(_) | Action::MaxFrame(_));
+        !self.inputs.iter().any(|input| match input {
+            Input::Act(action) => shifts(action),
+            Input::OnFrame(actions) | Input::OnEnd(actions) => actions.iter().any(shifts),
             _ => false,
         })
     }
 }
 
 fuzz_target!(|case: Case| {
-    let mut single = Single::new(&case.listen()).expect("settings that work");
+    let mut model = ConnModel::new(&case.listen()).expect("settings that work");
     let tame = case.is_tame();
     let max = usize::from(case.max_frame) + 1;
     let mut underway = Vec::new();
     let mut arrived = 0;
     let [head, tail] = case.header();
-    single.apply(&Stimulus::Input(head.to_vec())).expect("it holds");
+    model.apply(&Input::Bytes(head.to_vec())).expect("it holds");
     // What comes between the two pieces spoils the header, or stands before it where it may be left out.
-    let tame = tame && (tail.is_empty() || !matches!(case.stimuli.first(), Some(Stimulus::Input(_))));
-    for (at, stimulus) in case.stimuli.iter().enumerate() {
+    let tame = tame && (tail.is_empty() || !matches!(case.inputs.first(), Some(Input::Bytes(_))));
+    for (at, input) in case.inputs.iter().enumerate() {
         if at == 1 {
-            single.apply(&Stimulus::Input(tail.to_vec())).expect("it holds");
+            model.apply(&Input::Bytes(tail.to_vec())).expect("it holds");
         }
-        let unread = single.unread();
-        single.apply(stimulus).expect("it holds");
-        if let Stimulus::Input(bytes) = stimulus {
-            if single.unread() > unread {
+        let unread = model.unread();
+        model.apply(input).expect("it holds");
+        if let Input::Bytes(bytes) = input {
+            if model.unread() > unread {
                 underway.extend_from_slice(bytes);
                 arrived += bytes.len();
             }
         }
-        for told in single.take_told() {
+        for told in model.take_told() {
             if let (Told::Frame(frame), true) = (told, tame) {
                 let taken = naive::taken_by(&frame, case.framing, max, &underway).expect("as a naive decoder has it");
                 underway.drain(..taken);
@@ -98,20 +98,20 @@ fuzz_target!(|case: Case| {
         }
     }
     // Every turn of this loop brings a deadline, or a frame that the handler paused after.
-    single.apply(&Stimulus::Turn).expect("it holds");
+    model.apply(&Input::Turn).expect("it holds");
     for _ in 0..arrived + 100 {
-        if single.end().is_some() {
+        if model.end().is_some() {
             return;
         }
-        let onwards = if single.has_deadline() {
-            [Stimulus::Expire, Stimulus::Turn]
+        let onwards = if model.has_deadline() {
+            [Input::Expire, Input::Turn]
         } else {
-            assert!(single.is_at_rest(), "no deadline is armed: {single:?}");
-            [Stimulus::Act(Deed::Resume), Stimulus::Turn]
+            assert!(model.is_at_rest(), "no deadline is armed: {model:?}");
+            [Input::Act(Action::Resume), Input::Turn]
         };
-        for stimulus in &onwards {
-            single.apply(stimulus).expect("it holds");
+        for input in &onwards {
+            model.apply(input).expect("it holds");
         }
     }
-    panic!("no end in sight: {single:?}");
+    panic!("no end in sight: {model:?}");
 });

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kit::naive;
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Deed, Single, Stimulus, Told};
+use portcullis::sim::{Action, ConnModel, Input, Told};
 use portcullis::{AccessRules, CloseReason, Listen, ProxyHeader, ProxyOrigin, ProxyProtocol};
 
 const SIGNATURE: [u8; 12] = [13, 10, 13, 10, 0, 13, 10, 81, 85, 73, 84, 10];
@@ -84,16 +84,16 @@ impl Case<'_> {
             ProxyProtocol::Required
         };
         let listen = Listen::tcp("127.0.0.1:0")
-            .framing(Deed::framing(self.framing))
+            .framing(Action::framing(self.framing))
             .max_frame(self.max)
             .proxy_protocol(mode)
             .trusted_proxies(AccessRules::allow_all())
             .handshake_timeout(Duration::MAX)
             .idle_timeout(Duration::MAX)
             .frame_timeout(Duration::MAX);
-        let mut single = Single::new(&listen).expect("settings that work");
-        let apply = |single: &mut Single, stimulus| single.apply(&stimulus).expect("it holds");
-        apply(&mut single, Stimulus::OnFrame(Vec::new()));
+        let mut model = ConnModel::new(&listen).expect("settings that work");
+        let apply = |model: &mut ConnModel, input| model.apply(&input).expect("it holds");
+        apply(&mut model, Input::OnFrame(Vec::new()));
         let mut rest = self.stream;
         let mut cuts = cuts.iter().cycle();
         while !rest.is_empty() {
@@ -101,25 +101,25 @@ impl Case<'_> {
                 u8::MAX => rest.len(),
                 cut => rest.len().min(1 + usize::from(cut)),
             });
-            apply(&mut single, Stimulus::Input(piece.to_vec()));
-            apply(&mut single, Stimulus::Turn);
+            apply(&mut model, Input::Bytes(piece.to_vec()));
+            apply(&mut model, Input::Turn);
             rest = behind;
         }
-        apply(&mut single, Stimulus::Finish);
-        apply(&mut single, Stimulus::Turn);
-        if single.end().is_none() {
+        apply(&mut model, Input::Finish);
+        apply(&mut model, Input::Turn);
+        if model.end().is_none() {
             // It lingers for the peer's FIN.
-            apply(&mut single, Stimulus::Expire);
+            apply(&mut model, Input::Expire);
         }
-        let end = single.end().expect("a connection that has ended");
+        let end = model.end().expect("a connection that has ended");
         assert!(!end.reset);
-        let frames = single.take_told().into_iter().filter_map(|told| match told {
+        let frames = model.take_told().into_iter().filter_map(|told| match told {
             Told::Frame(frame) => Some(frame),
             _ => None,
         });
         Outcome {
             frames: frames.collect(),
-            header: single.proxy().map(Header::of),
+            header: model.proxy().map(Header::of),
             end: end.reason,
             may_be_tls: false,
         }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use kit::sim_tls;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Deed, Single, Stimulus, Told};
+use portcullis::sim::{Action, ConnModel, Input, Told};
 use portcullis::{Framing, Listen};
 
 #[derive(Arbitrary, Debug)]
@@ -34,7 +34,7 @@ enum Op {
     /// The client reads what the server has sent, and answers.
     Listen,
     /// Something else happens to the connection.
-    Happen(Stimulus),
+    Happen(Input),
 }
 
 #[derive(Arbitrary, Debug)]
@@ -51,7 +51,7 @@ struct Case {
 const COMMAND: &[u8] = b"starttls";
 
 struct World {
-    single: Single,
+    model: ConnModel,
     client: Option<sim_tls::Client>,
     underway: Vec<u8>,
     /// What the client has sent as frames, and how many the handler was told.
@@ -83,7 +83,7 @@ fuzz_target!(|case: Case| {
         listen.tls(sim_tls::server_config())
     };
     let mut world = World {
-        single: Single::new(&listen).expect("settings that work"),
+        model: ConnModel::new(&listen).expect("settings that work"),
         client: (!noise_only).then(sim_tls::Client::new),
         underway: Vec::new(),
         said: Vec::new(),
@@ -96,7 +96,7 @@ fuzz_target!(|case: Case| {
         world.underway = client.encrypt(b"");
     }
     if upgrade {
-        world.single.upgrade_at(COMMAND, sim_tls::server_config());
+        world.model.upgrade_at(COMMAND, sim_tls::server_config());
         // What is under way may come with it, in one read.
         let together = world
             .underway
@@ -106,9 +106,9 @@ fuzz_target!(|case: Case| {
             .into_iter()
             .chain(together)
             .collect();
-        world.apply(&Stimulus::Input(bytes));
-        world.apply(&Stimulus::Turn);
-        assert!(world.single.take_told().contains(&Told::Frame(COMMAND.to_vec())));
+        world.apply(&Input::Bytes(bytes));
+        world.apply(&Input::Turn);
+        assert!(world.model.take_told().contains(&Told::Frame(COMMAND.to_vec())));
     }
     for op in &case.ops {
         world.play(op);
@@ -160,29 +160,26 @@ impl World {
                 self.meddled = true;
             }
             Op::Listen => self.listen(),
-            Op::Happen(stimulus) => {
-                self.shifted |= shifts(stimulus);
-                self.meddled |= !matches!(
-                    stimulus,
-                    Stimulus::Turn | Stimulus::Step | Stimulus::Spurious | Stimulus::Room(_)
-                );
-                self.apply(stimulus);
+            Op::Happen(input) => {
+                self.shifted |= shifts(input);
+                self.meddled |= !matches!(input, Input::Turn | Input::Step | Input::Spurious | Input::Room(_));
+                self.apply(input);
             }
         }
     }
 
-    fn apply(&mut self, stimulus: &Stimulus) {
-        self.single.apply(stimulus).expect("it holds");
+    fn apply(&mut self, input: &Input) {
+        self.model.apply(input).expect("it holds");
     }
 
     fn arrive(&mut self, count: usize) {
         let bytes = self.underway.drain(..count.min(self.underway.len())).collect();
-        self.apply(&Stimulus::Input(bytes));
-        self.apply(&Stimulus::Turn);
+        self.apply(&Input::Bytes(bytes));
+        self.apply(&Input::Turn);
     }
 
     fn listen(&mut self) {
-        let sent = self.single.take_sent();
+        let sent = self.model.take_sent();
         if let Some(client) = &mut self.client {
             let heard = client.hear(&sent, &mut self.heard, self.meddled);
             match heard.expect("nobody has meddled") {
@@ -194,7 +191,7 @@ impl World {
 
     /// The handler was told what the client said, and the client heard what the handler said.
     fn compare(&mut self) {
-        for told in self.single.take_told() {
+        for told in self.model.take_told() {
             if let (Told::Frame(frame), false) = (told, self.shifted) {
                 assert_eq!(Some(&frame), self.said.get(self.told), "a frame that nobody sent");
                 self.told += 1;
@@ -215,31 +212,31 @@ impl World {
     }
 
     fn come_to_rest(&mut self) {
-        self.apply(&Stimulus::Room(u16::MAX));
-        self.apply(&Stimulus::Turn);
+        self.apply(&Input::Room(u16::MAX));
+        self.apply(&Input::Turn);
         for _ in 0..2000 {
-            if self.single.end().is_some() {
+            if self.model.end().is_some() {
                 return;
             }
-            if self.single.has_deadline() {
-                self.apply(&Stimulus::Expire);
+            if self.model.has_deadline() {
+                self.apply(&Input::Expire);
             } else {
-                assert!(self.single.is_at_rest(), "no deadline is armed: {:?}", self.single);
-                self.apply(&Stimulus::Act(Deed::Resume));
+                assert!(self.model.is_at_rest(), "no deadline is armed: {:?}", self.model);
+                self.apply(&Input::Act(Action::Resume));
             }
-            self.apply(&Stimulus::Turn);
+            self.apply(&Input::Turn);
             self.compare();
         }
-        panic!("no end in sight: {:?}", self.single);
+        panic!("no end in sight: {:?}", self.model);
     }
 }
 
 /// The handler cuts frames by another rule from now on.
-fn shifts(stimulus: &Stimulus) -> bool {
-    let shifts = |deed: &Deed| matches!(deed, Deed::Framing(_) | Deed::MaxFrame(_));
-    match stimulus {
-        Stimulus::Act(deed) => shifts(deed),
-        Stimulus::OnFrame(deeds) | Stimulus::OnEnd(deeds) => deeds.iter().any(shifts),
+fn shifts(input: &Input) -> bool {
+    let shifts = |action: &Action| matches!(action, Action::Framing(_) | Action::MaxFrame(_));
+    match input {
+        Input::Act(action) => shifts(action),
+        Input::OnFrame(actions) | Input::OnEnd(actions) => actions.iter().any(shifts),
         _ => false,
     }
 }

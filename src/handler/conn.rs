@@ -24,10 +24,10 @@ pub struct Context<'a, A = ()> {
 }
 
 impl<'a, A> Context<'a, A> {
-    pub(crate) fn new(app: &'a mut A, link: &'a mut (dyn Link<A> + 'a), id: ConnId) -> Self {
+    pub(crate) fn new(app: &'a mut A, ops: &'a mut (dyn ConnOps<A> + 'a), id: ConnId) -> Self {
         Self {
             app,
-            conn: Conn { link, id },
+            conn: Conn { ops, id },
         }
     }
 }
@@ -42,7 +42,7 @@ impl<A> fmt::Debug for Context<'_, A> {
 
 /// What a [`Conn`] can ask of its server. Effects on sockets wait for the end of the connection's turn,
 /// so that no callback is entered from inside another.
-pub(crate) trait Link<A> {
+pub(crate) trait ConnOps<A> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)>;
     fn send(&mut self, id: ConnId, frame: &[u8]) -> Result<(), Box<SendError>>;
     fn machine_ref(&self, id: ConnId) -> Option<&Machine>;
@@ -66,14 +66,14 @@ pub(crate) trait Link<A> {
 /// Nothing here blocks or touches the socket: [`Conn::send`] queues, and what was queued goes out in one write
 /// at the end of the turn.
 pub struct Conn<'a, A = ()> {
-    pub(super) link: &'a mut (dyn Link<A> + 'a),
+    pub(super) ops: &'a mut (dyn ConnOps<A> + 'a),
     pub(super) id: ConnId,
 }
 
 impl<'a, A> Conn<'a, A> {
-    pub(crate) fn find(link: &'a mut (dyn Link<A> + 'a), id: ConnId) -> Option<Self> {
-        link.machine_ref(id)?;
-        Some(Self { link, id })
+    pub(crate) fn find(ops: &'a mut (dyn ConnOps<A> + 'a), id: ConnId) -> Option<Self> {
+        ops.machine_ref(id)?;
+        Some(Self { ops, id })
     }
 
     /// Queues one frame.
@@ -91,7 +91,7 @@ impl<'a, A> Conn<'a, A> {
     /// [`SendError`]: the connection is closing, its peer is too slow (the output limit), or the frame is too long
     /// for the framing. Nothing of the frame was queued.
     pub fn send(&mut self, frame: impl AsRef<[u8]>) -> Result<(), SendError> {
-        self.link.send(self.id, frame.as_ref()).map_err(|error| *error)
+        self.ops.send(self.id, frame.as_ref()).map_err(|error| *error)
     }
 
     /// Closes in order: what was sent is flushed, then close_notify over TLS, then FIN; input is discarded.
@@ -216,13 +216,13 @@ impl<'a, A> Conn<'a, A> {
     /// [`StartTlsError`](crate::StartTlsError): it speaks TLS already, or no handshake can come any more. Nothing has changed.
     #[cfg(feature = "tls")]
     pub fn start_tls(&mut self, config: impl Into<crate::tls::TlsConfig>) -> Result<(), crate::StartTlsError> {
-        self.link.catch_up();
-        let now = self.link.now();
-        let Some((machine, pool)) = self.link.machine(self.id) else {
+        self.ops.catch_up();
+        let now = self.ops.now();
+        let Some((machine, pool)) = self.ops.machine(self.id) else {
             return Err(crate::StartTlsError::Closed);
         };
         let started = machine.start_tls(&config.into(), now, pool);
-        self.link.touch(self.id);
+        self.ops.touch(self.id);
         started
     }
 
@@ -249,7 +249,7 @@ impl<'a, A> Conn<'a, A> {
     /// }
     /// ```
     pub fn replace_handler(&mut self, handler: impl Handler<A> + 'static) {
-        self.link.replace_handler(self.id, Box::new(handler));
+        self.ops.replace_handler(self.id, Box::new(handler));
     }
 
     /// Takes the connection out of the loop, as a blocking stream for code that blocks: `to` gets it once the running callback
@@ -281,14 +281,14 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// [`DetachError`]: it is detached already, closing or not open, or only simulated.
     pub fn detach(&mut self, to: impl FnOnce(Detached) + 'static) -> Result<(), DetachError> {
-        self.link.detach(self.id, Box::new(to))
+        self.ops.detach(self.id, Box::new(to))
     }
 
     /// Another connection of the same server (or this one); `None` if it has gone.
     ///
     /// Mind the `?`: another's slowness ([`SendError::Full`]) is seldom a reason to close this one.
     pub fn peer(&mut self, id: ConnId) -> Option<Conn<'_, A>> {
-        Conn::find(&mut *self.link, id)
+        Conn::find(&mut *self.ops, id)
     }
 
     /// This connection's id, never reused.
@@ -298,7 +298,7 @@ impl<'a, A> Conn<'a, A> {
 
     /// The address of the peer at the other end.
     pub fn peer_addr(&self) -> Addr {
-        self.link.info(self.id).map_or_else(Addr::unspecified, |info| info.peer)
+        self.ops.info(self.id).map_or_else(Addr::unspecified, |info| info.peer)
     }
 
     /// Where the client is: the address behind a trusted proxy, if one was told, else the peer's.
@@ -310,12 +310,12 @@ impl<'a, A> Conn<'a, A> {
     /// What a trusted proxy has said about whom it speaks for
     /// ([`Listen::proxy_protocol`](crate::Listen::proxy_protocol)).
     pub fn proxy(&self) -> Option<&ProxyHeader> {
-        self.link.machine_ref(self.id)?.proxy().map(Rc::as_ref)
+        self.ops.machine_ref(self.id)?.proxy().map(Rc::as_ref)
     }
 
     /// State, addresses, age and traffic. `None` if the connection has gone, which a handler's own never has.
     pub fn info(&self) -> Option<ConnInfo> {
-        self.link.info(self.id)
+        self.ops.info(self.id)
     }
 
     /// Our end's address.
@@ -324,7 +324,7 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// The kernel's, if the connection has been reset already.
     pub fn local_addr(&self) -> io::Result<Addr> {
-        self.link.local_addr(self.id)
+        self.ops.local_addr(self.id)
     }
 
     /// Who the peer of a Unix socket is; [`Peer::credentials`](crate::Peer::credentials) says the same to a service, which can refuse by it.
@@ -347,49 +347,49 @@ impl<'a, A> Conn<'a, A> {
     /// `Unsupported` over TCP, and where the system does not say it (it does on Linux, Android, FreeBSD, DragonFly and
     /// Apple's systems); the kernel's.
     pub fn credentials(&self) -> io::Result<Credentials> {
-        self.link.credentials(self.id)
+        self.ops.credentials(self.id)
     }
 
     /// The name of the listener it came through; empty for one that the server has made.
     pub fn listener_name(&self) -> Rc<str> {
-        match self.link.info(self.id).and_then(|info| info.listener) {
-            Some(listener) => self.link.listener_name(listener),
+        match self.ops.info(self.id).and_then(|info| info.listener) {
+            Some(listener) => self.ops.listener_name(listener),
             None => Rc::from(""),
         }
     }
 
     /// Where the connection is in its life.
     pub fn state(&self) -> State {
-        self.link.machine_ref(self.id).map_or(State::Closing, Machine::state)
+        self.ops.machine_ref(self.id).map_or(State::Closing, Machine::state)
     }
 
     /// Bytes that wait for the peer.
     pub fn queued(&self) -> usize {
-        self.link.machine_ref(self.id).map_or(0, Machine::queued)
+        self.ops.machine_ref(self.id).map_or(0, Machine::queued)
     }
 
     /// The longest payload accepted from the peer, in bytes.
     pub fn max_frame(&self) -> usize {
-        self.link.machine_ref(self.id).map_or(0, Machine::max_frame)
+        self.ops.machine_ref(self.id).map_or(0, Machine::max_frame)
     }
 
     /// The server drains.
     pub fn is_draining(&self) -> bool {
-        self.link.machine_ref(self.id).is_some_and(Machine::is_draining)
+        self.ops.machine_ref(self.id).is_some_and(Machine::is_draining)
     }
 
     /// What the TLS handshake agreed on: SNI, ALPN, client certificates. `None` on a plain connection, and until the handshake
     /// is over.
     #[cfg(feature = "tls")]
     pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
-        self.link.machine_ref(self.id)?.tls()
+        self.ops.machine_ref(self.id)?.tls()
     }
 
     pub(super) fn change(&mut self, change: impl FnOnce(&mut Machine, Time, &mut Pool)) {
-        let now = self.link.now();
-        if let Some((machine, pool)) = self.link.machine(self.id) {
+        let now = self.ops.now();
+        if let Some((machine, pool)) = self.ops.machine(self.id) {
             change(machine, now, pool);
-            self.link.touch(self.id);
+            self.ops.touch(self.id);
         }
     }
 }
@@ -436,7 +436,7 @@ pub struct ConnInfo {
     pub throttled: bool,
     /// Nothing is read because memory is tight and it holds more than its share
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).
-    pub squeezed: bool,
+    pub paused_for_memory: bool,
     /// Which of its clocks run, and how long.
     pub time_left: TimeLeft,
 }

@@ -1,6 +1,6 @@
 //! What a connection can do beyond answering: connect to others, end one direction, and keep the pace of somebody else.
 
-use super::conn::{Conn, Link};
+use super::conn::{Conn, ConnOps};
 use super::Handler;
 use crate::addr::{Addr, AddrError};
 use crate::connect::Connect;
@@ -10,7 +10,7 @@ use crate::proto::Machine;
 
 /// Connects through whatever can.
 pub(crate) fn connect<A, T>(
-    link: &mut dyn Link<A>,
+    ops: &mut dyn ConnOps<A>,
     addr: T,
     options: Connect,
     handler: impl Handler<A> + 'static,
@@ -22,7 +22,7 @@ where
     let addr = addr
         .try_into()
         .map_err(|error| Error::ConnectAddress(AddrError::from(error)))?;
-    link.connect(addr, options, Box::new(handler))
+    ops.connect(addr, options, Box::new(handler))
 }
 
 impl<A> Conn<'_, A> {
@@ -51,14 +51,14 @@ impl<A> Conn<'_, A> {
         config: impl Into<std::sync::Arc<crate::tls::ClientConfig>>,
         server_name: impl AsRef<str>,
     ) -> Result<(), crate::StartTlsError> {
-        self.link.catch_up();
-        let now = self.link.now();
-        let Some((machine, pool)) = self.link.machine(self.id) else {
+        self.ops.catch_up();
+        let now = self.ops.now();
+        let Some((machine, pool)) = self.ops.machine(self.id) else {
             return Err(crate::StartTlsError::Closed);
         };
         let config = crate::proto::tls::ClientTls::new(config.into(), server_name.as_ref());
         let started = machine.start_tls_client(&config, now, pool);
-        self.link.touch(self.id);
+        self.ops.touch(self.id);
         started
     }
 
@@ -104,13 +104,13 @@ impl<A> Conn<'_, A> {
         T: TryInto<Addr>,
         AddrError: From<T::Error>,
     {
-        connect(&mut *self.link, addr, options, handler)
+        connect(&mut *self.ops, addr, options, handler)
     }
 
     /// So much waits for the peer that the high watermark was reached, and the low one was not since
     /// ([`Listen::watermarks`](crate::Listen::watermarks)): [`Handler::on_writable`] will be called. Who sends to a connection what
     /// comes from elsewhere stops there until then.
     pub fn is_congested(&self) -> bool {
-        self.link.machine_ref(self.id).is_some_and(Machine::has_much_to_send)
+        self.ops.machine_ref(self.id).is_some_and(Machine::has_much_to_send)
     }
 }

@@ -8,7 +8,7 @@ use crate::reason::{CloseReason, Closed};
 
 /// Everything that the future of a plain connection depends on, with times as distances from now.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Print {
+pub(crate) struct Fingerprint {
     state: State,
     farewell: Farewell,
     flags: Flags,
@@ -76,7 +76,7 @@ impl Machine {
     }
 
     /// The same for two plain connections whose futures are the same.
-    pub(crate) fn print(&self, now: Time) -> Print {
+    pub(crate) fn fingerprint(&self, now: Time) -> Fingerprint {
         let ahead = |time: Time| {
             if time.is_armed() {
                 Time::from_start(time.since(now))
@@ -98,7 +98,7 @@ impl Machine {
             }
         };
         let (max, seen) = self.codec.memory();
-        Print {
+        Fingerprint {
             state: self.state,
             farewell: self.farewell,
             flags: self.flags,

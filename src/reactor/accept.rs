@@ -6,13 +6,13 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::gate::Room;
+use super::admission::Room;
+use super::connections::Connection;
 use super::listener::{AcceptError, Listener};
 use super::os::{Os, Socket, Token};
-use super::roster::Slot;
 use super::sources::Counted;
 use super::turn::is_short_of_memory;
-use super::view::Ended;
+use super::view::CloseRecord;
 use super::{report_panic, Reactor};
 use crate::access::Access;
 use crate::addr::{Addr, Credentials};
@@ -25,17 +25,17 @@ use crate::proto::{ProxyHeader, State, Time, Traffic};
 use crate::reason::{CloseReason, Closed};
 
 /// How long others who share a queue and have fewer connections go first.
-const STAND_BACK: Duration = Duration::from_millis(1);
+const ACCEPT_DEFERRAL: Duration = Duration::from_millis(1);
 
 /// Who has connected.
 #[derive(Clone, Debug)]
-pub(super) struct Caller {
+pub(super) struct Incoming {
     pub(super) addr: Addr,
     pub(super) credentials: Option<Credentials>,
     pub(super) proxy: Option<Rc<ProxyHeader>>,
 }
 
-impl Caller {
+impl Incoming {
     /// What the listener's service is told.
     pub(super) fn at<A, L>(self, listener: &Listener<A, L>, id: Option<ConnId>) -> Peer {
         Peer {
@@ -51,7 +51,7 @@ impl Caller {
 
 /// Out of descriptors or socket memory.
 #[derive(Debug, Default)]
-pub(super) struct Starvation {
+pub(super) struct FdExhaustion {
     /// All listeners are out of the poll until then.
     until: Option<Time>,
     /// From the first failure until the queue was seen empty and no accept failed for an interval: one warning, one count.
@@ -63,7 +63,7 @@ pub(super) struct Starvation {
     failures: u64,
 }
 
-impl Starvation {
+impl FdExhaustion {
     pub(super) fn is_on(&self) -> bool {
         self.until.is_some()
     }
@@ -96,20 +96,20 @@ impl<A, O: Os> Reactor<A, O> {
     /// One accept round over all listeners that may have clients, beginning with another one each time.
     pub(super) fn accept_round(&mut self, app: &mut A) {
         let count = self.listeners.len();
-        if count == 0 || !self.listeners.iter().any(|listener| listener.pending) {
+        if count == 0 || !self.listeners.iter().any(|listener| listener.readable) {
             return;
         }
         self.first_listener = (self.first_listener + 1) % count;
         self.catch_up();
         for offset in 0..count {
             self.accept_from(app, (self.first_listener + offset) % count);
-            self.roster.unreserve();
+            self.connections.unreserve();
         }
     }
 
     /// Accepts from one listener until its queue is empty, its budget is spent, or nobody may come in.
     pub(super) fn accept_from(&mut self, app: &mut A, at: usize) {
-        if self.stands_back(at) {
+        if self.defer_accept(at) {
             return;
         }
         let (mut served, mut lost) = (false, None);
@@ -117,29 +117,29 @@ impl<A, O: Os> Reactor<A, O> {
             let Some(listener) = self.listeners.get(at) else {
                 return;
             };
-            if !listener.pending || listener.suspended || self.starvation.is_on() || listener.retry_at.is_armed() {
+            if !listener.readable || listener.suspended || self.fd_exhaustion.is_on() || listener.retry_at.is_armed() {
                 return;
             }
             let lets_wait = listener.lets_wait();
-            let hindrance = self.claim(at);
-            if hindrance.is_some() && lets_wait {
+            let refusal = self.reserve(at);
+            if refusal.is_some() && lets_wait {
                 return;
             }
             let Some(listener) = self.listeners.get_mut(at) else {
                 return;
             };
             let Some(socket) = &mut listener.socket else {
-                listener.pending = false;
+                listener.readable = false;
                 return;
             };
             match self.os.accept(socket) {
                 Ok((stream, addr)) => {
                     served = true;
-                    listener.troubled = false;
+                    listener.warned = false;
                     listener.broken = false;
                     listener.accepted += 1;
                     self.stats.accepted += 1;
-                    self.receive(app, at, stream, addr, hindrance);
+                    self.receive(app, at, stream, addr, refusal);
                 }
                 Err(error) => match AcceptError::of(&error) {
                     AcceptError::Retry => {
@@ -147,23 +147,23 @@ impl<A, O: Os> Reactor<A, O> {
                         lost = Some(error);
                     }
                     AcceptError::Drained => {
-                        listener.pending = false;
+                        listener.readable = false;
                         listener.broken = false;
-                        listener.stood_back = false;
-                        if self.starvation.episode && self.starvation.over_at.is_none() {
-                            self.starvation.over_at = Some(self.now.after(self.config.starve_interval));
+                        listener.deferred = false;
+                        if self.fd_exhaustion.episode && self.fd_exhaustion.over_at.is_none() {
+                            self.fd_exhaustion.over_at = Some(self.now.after(self.config.emfile_backoff));
                         }
                         return;
                     }
-                    AcceptError::Starve => return self.starve(&error),
+                    AcceptError::OutOfFds => return self.handle_fd_exhaustion(&error),
                     AcceptError::Broken => return self.handle_broken(app, at, error),
-                    AcceptError::Yield => return self.trouble(at, "cannot accept from", &error),
+                    AcceptError::Yield => return self.warn_and_back_off(at, "cannot accept from", &error),
                 },
             }
         }
         // The budget is spent, more next turn; unless the kernel does nothing but lose clients.
         if let (Some(error), false) = (lost, served) {
-            self.rest(at);
+            self.back_off(at);
             if let Some(listener) = self.listeners.get(at) {
                 log::debug!(
                     target: logs::LISTENER,
@@ -177,24 +177,24 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Other servers that accept from the same queue have fewer connections: they go first. Once for a queue that is not
     /// empty, and not for long, because they may be busy.
-    fn stands_back(&mut self, at: usize) -> bool {
-        if !self.roster.is_ahead() || self.drain.is_on() || self.hindrance(at).is_some() {
+    fn defer_accept(&mut self, at: usize) -> bool {
+        if !self.connections.is_ahead() || self.drain.is_on() || self.refusal(at).is_some() {
             return false;
         }
-        let until = self.now.after(STAND_BACK);
+        let until = self.now.after(ACCEPT_DEFERRAL);
         let Some(listener) = self.listeners.get_mut(at) else {
             return false;
         };
-        if !listener.pending || listener.suspended || listener.retry_at.is_armed() || listener.stood_back {
+        if !listener.readable || listener.suspended || listener.retry_at.is_armed() || listener.deferred {
             return false;
         }
-        listener.stood_back = true;
+        listener.deferred = true;
         listener.retry_at = until;
         true
     }
 
     /// Somebody has come: in, or out again.
-    fn receive(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: Addr, hindrance: Option<CloseReason>) {
+    fn receive(&mut self, app: &mut A, at: usize, mut stream: O::Stream, addr: Addr, refusal: Option<CloseReason>) {
         let ip = addr.ip();
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
@@ -216,54 +216,54 @@ impl<A, O: Os> Reactor<A, O> {
         } else if has_rates && is_gone(&mut self.os, &mut stream) {
             Some(CloseReason::ClosedEarly)
         } else {
-            hindrance
+            refusal
         };
-        let caller = Caller {
+        let incoming = Incoming {
             addr,
             credentials: stream.credentials().ok(),
             proxy: None,
         };
         match reason {
-            None => self.admit(app, at, stream, caller, speaks_for_others),
+            None => self.admit(app, at, stream, incoming, speaks_for_others),
             Some(reason @ (CloseReason::AtCapacity | CloseReason::RateLimited)) => {
-                self.turn_away(app, at, stream, caller, reason);
+                self.turn_away(app, at, stream, incoming, reason);
             }
             Some(reason) => {
                 self.os.close(stream, false);
-                self.report_unopened(app, at, None, caller, Closed::new(reason));
+                self.report_failed_accept(app, at, None, incoming, Closed::new(reason));
             }
         }
     }
 
     /// Takes all listeners out of the poll for an interval.
-    pub(super) fn starve(&mut self, error: &io::Error) {
-        self.starvation.until = Some(self.now.after(self.config.starve_interval));
-        self.starvation.over_at = None;
-        self.starvation.failures += 1;
-        if !self.starvation.episode {
-            self.starvation.episode = true;
-            self.starvation.failures = 1;
-            self.stats.starved += 1;
+    pub(super) fn handle_fd_exhaustion(&mut self, error: &io::Error) {
+        self.fd_exhaustion.until = Some(self.now.after(self.config.emfile_backoff));
+        self.fd_exhaustion.over_at = None;
+        self.fd_exhaustion.failures += 1;
+        if !self.fd_exhaustion.episode {
+            self.fd_exhaustion.episode = true;
+            self.fd_exhaustion.failures = 1;
+            self.stats.out_of_fds += 1;
             log::warn!(
-                target: logs::STARVATION,
+                target: logs::FD_EXHAUSTION,
                 "no new connections for now: {error}; {} are served, new clients wait in the backlog; raise the limit of \
                  open files (ulimit -n; fs.file-max for the system) or lower max_connections ({})",
-                self.roster.len(),
-                self.roster.cap()
+                self.connections.len(),
+                self.connections.cap()
             );
         }
         for listener in &mut self.listeners {
-            listener.pending = true;
+            listener.readable = true;
         }
     }
 
     pub(super) fn end_episode(&mut self) {
-        self.starvation.episode = false;
-        self.starvation.over_at = None;
+        self.fd_exhaustion.episode = false;
+        self.fd_exhaustion.over_at = None;
         log::info!(
-            target: logs::STARVATION,
+            target: logs::FD_EXHAUSTION,
             "accepting again; {} attempts failed for lack of descriptors or memory",
-            self.starvation.failures
+            self.fd_exhaustion.failures
         );
     }
 
@@ -273,7 +273,7 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         };
         if !std::mem::replace(&mut listener.broken, true) {
-            return self.trouble(at, "cannot accept from", &error);
+            return self.warn_and_back_off(at, "cannot accept from", &error);
         }
         log::error!(
             target: logs::LISTENER,
@@ -291,18 +291,18 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Leaves a listener alone for an interval.
-    fn rest(&mut self, at: usize) {
-        let retry_at = self.now.after(self.config.starve_interval);
+    fn back_off(&mut self, at: usize) {
+        let retry_at = self.now.after(self.config.emfile_backoff);
         if let Some(listener) = self.listeners.get_mut(at) {
             listener.retry_at = retry_at;
         }
     }
 
     /// Leaves a listener alone for an interval, with one line in the log until it works again.
-    pub(super) fn trouble(&mut self, at: usize, what: &str, error: &io::Error) {
-        self.rest(at);
+    pub(super) fn warn_and_back_off(&mut self, at: usize, what: &str, error: &io::Error) {
+        self.back_off(at);
         if let Some(listener) = self.listeners.get_mut(at) {
-            if !std::mem::replace(&mut listener.troubled, true) {
+            if !std::mem::replace(&mut listener.warned, true) {
                 log::warn!(
                     target: logs::LISTENER,
                     "{what} listener {} on {}: {error}; trying again",
@@ -314,22 +314,22 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// The cap or the rate is reached and the listener's policy is to say so.
-    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, caller: Caller, reason: CloseReason) {
+    fn turn_away(&mut self, app: &mut A, at: usize, stream: O::Stream, incoming: Incoming, reason: CloseReason) {
         let farewell = match self.listeners.get(at).map(|listener| &listener.options.at_capacity) {
             Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
             _ => Vec::new(),
         };
         self.dismiss(stream, &farewell);
-        self.report_unopened(app, at, None, caller, Closed::new(reason));
+        self.report_failed_accept(app, at, None, incoming, Closed::new(reason));
     }
 
     /// Gives the peer a slot; asks the service first, unless a PROXY header is to come.
-    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, caller: Caller, awaits_header: bool) {
+    fn admit(&mut self, app: &mut A, at: usize, mut stream: O::Stream, incoming: Incoming, awaits_header: bool) {
         let now = self.now;
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
-        let ip = caller.addr.ip();
+        let ip = incoming.addr.ip();
         let mut counted = Counted::No;
         if let (Some(ip), false) = (ip, awaits_header) {
             let limits = &listener.options.sources;
@@ -337,24 +337,30 @@ impl<A, O: Os> Reactor<A, O> {
                 Some(way) => counted = way,
                 None => {
                     self.os.close(stream, false);
-                    let id = self.roster.next_id();
-                    return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::SourceLimited));
+                    let id = self.connections.next_id();
+                    return self.report_failed_accept(
+                        app,
+                        at,
+                        Some(id),
+                        incoming,
+                        Closed::new(CloseReason::SourceLimited),
+                    );
                 }
             }
         }
         // Not for one whose source has too many already.
-        self.make_way(app, at);
-        if !self.roster.reserve() {
+        self.evict_oldest_pending(app, at);
+        if !self.connections.reserve() {
             self.uncount(at, ip, counted);
-            return self.turn_away(app, at, stream, caller, CloseReason::AtCapacity);
+            return self.turn_away(app, at, stream, incoming, CloseReason::AtCapacity);
         }
-        let id = self.roster.next_id();
+        let id = self.connections.next_id();
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
         listener.bucket.spend(listener.options.accept_rate, now);
         self.bucket.spend(self.config.accept_rate, now);
-        let peer = caller.clone().at(listener, Some(id));
+        let peer = incoming.clone().at(listener, Some(id));
         let pool = &mut self.pool;
         // The service, and the framing's maker, are the user's code.
         let answer = catch_unwind(AssertUnwindSafe(|| {
@@ -370,14 +376,14 @@ impl<A, O: Os> Reactor<A, O> {
             Ok(Err(Refuse { farewell })) => {
                 self.uncount(at, ip, counted);
                 self.dismiss(stream, &farewell);
-                return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::Refused));
+                return self.report_failed_accept(app, at, Some(id), incoming, Closed::new(CloseReason::Refused));
             }
             Err(panic) => {
                 self.stats.panics += 1;
                 report_panic("a service's accept", panic);
                 self.uncount(at, ip, counted);
                 self.os.close(stream, false);
-                return self.report_unopened(app, at, Some(id), caller, Closed::new(CloseReason::Panicked));
+                return self.report_failed_accept(app, at, Some(id), incoming, Closed::new(CloseReason::Panicked));
             }
         };
         if let Err(error) = self.os.register_stream(&mut stream, Token::of_conn(id)) {
@@ -387,14 +393,14 @@ impl<A, O: Os> Reactor<A, O> {
                 self.drop_handler(handler);
             }
             self.discard("a framer's destructor", machine);
-            self.report_unopened(
+            self.report_failed_accept(
                 app,
                 at,
                 Some(id),
-                caller,
+                incoming,
                 Closed::with(CloseReason::Unregistered, error),
             );
-            return self.starve(&io::Error::from_raw_os_error(libc::ENOMEM));
+            return self.handle_fd_exhaustion(&io::Error::from_raw_os_error(libc::ENOMEM));
         }
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
@@ -408,13 +414,20 @@ impl<A, O: Os> Reactor<A, O> {
         if let Some(until) = self.drain.handshake_until() {
             machine.drain(until);
         }
-        let slot = Slot {
+        let conn = Connection {
             writable: true,
-            unopened: machine.state() != State::Open,
+            pending: machine.state() != State::Open,
             counted,
-            ..Slot::new(id, Some(listener.id), caller.addr, machine, now, self.stats.turns)
+            ..Connection::new(
+                id,
+                Some(listener.id),
+                incoming.addr,
+                machine,
+                now,
+                self.stats.iterations,
+            )
         };
-        self.move_in(slot, Some(stream), handler);
+        self.move_in(conn, Some(stream), handler);
         self.turn(app, id);
     }
 
@@ -426,12 +439,17 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    pub(super) fn move_in(&mut self, slot: Slot, stream: Option<O::Stream>, handler: Option<Box<dyn Handler<A>>>) {
-        let id = slot.id;
-        let unopened = slot.unopened;
-        self.roster.insert(slot);
-        if unopened {
-            self.unopened.push(id, &self.roster);
+    pub(super) fn move_in(
+        &mut self,
+        conn: Connection,
+        stream: Option<O::Stream>,
+        handler: Option<Box<dyn Handler<A>>>,
+    ) {
+        let id = conn.id;
+        let pending = conn.pending;
+        self.connections.insert(conn);
+        if pending {
+            self.pending.push(id, &self.connections);
         }
         let index = id.index as usize;
         if self.streams.len() <= index {
@@ -445,7 +463,7 @@ impl<A, O: Os> Reactor<A, O> {
             *place = handler;
         }
         self.shared.set_live(id, true);
-        self.stats.peak = self.stats.peak.max(self.roster.len());
+        self.stats.peak = self.stats.peak.max(self.connections.len());
     }
 
     /// Last words for somebody who gets no slot. Best effort: nothing here can wait.
@@ -463,35 +481,35 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Counts a connection that never got a slot, and tells its service.
-    fn report_unopened(&mut self, app: &mut A, at: usize, id: Option<ConnId>, caller: Caller, closed: Closed) {
+    fn report_failed_accept(&mut self, app: &mut A, at: usize, id: Option<ConnId>, incoming: Incoming, closed: Closed) {
         self.stats.count_closed(closed.reason);
         let Some(listener) = self.listeners.get_mut(at) else {
             return;
         };
-        log::debug!(target: logs::CONNECTION, "{} on {}: {closed}", caller.addr, listener.name);
-        let who = Ended {
+        log::debug!(target: logs::CONNECTION, "{} on {}: {closed}", incoming.addr, listener.name);
+        let record = CloseRecord {
             id,
             listener: Some(listener.id),
-            peer: caller.addr.clone(),
-            source: caller.addr.clone(),
+            peer: incoming.addr.clone(),
+            source: incoming.addr.clone(),
             age: Duration::ZERO,
             traffic: Traffic::default(),
         };
-        let peer = caller.at(listener, id);
+        let peer = incoming.at(listener, id);
         let told = catch_unwind(AssertUnwindSafe(|| {
-            listener.service.on_unopened(app, &peer, &closed);
+            listener.service.on_failed_accept(app, &peer, &closed);
         }));
         if let Err(panic) = told {
             self.stats.panics += 1;
-            report_panic("a service's on_unopened", panic);
+            report_panic("a service's on_failed_accept", panic);
         }
-        self.note_close(who, &closed);
+        self.note_close(record, &closed);
     }
 
     /// Makes each listener's registration follow its state.
     pub(super) fn reconcile(&mut self) {
         let room = Room {
-            has_slot: self.roster.await_room(),
+            has_slot: self.connections.await_room(),
             ..self.room()
         };
         for at in 0..self.listeners.len() {
@@ -501,7 +519,7 @@ impl<A, O: Os> Reactor<A, O> {
             let state = listener.state(&room);
             let wanted = state == crate::control::ListenerState::Listening;
             // No event announces who comes while it is out of the poll.
-            listener.pending |= !wanted && listener.socket.is_some();
+            listener.readable |= !wanted && listener.socket.is_some();
             if wanted == listener.registered || listener.retry_at.is_armed() {
                 continue;
             }
@@ -517,11 +535,11 @@ impl<A, O: Os> Reactor<A, O> {
                 Ok(()) => {
                     listener.registered = wanted;
                     // Somebody may have come between the last accept and now: do not trust the edge.
-                    listener.pending |= wanted;
+                    listener.readable |= wanted;
                 }
                 Err(error) => {
                     let what = if wanted { "cannot register" } else { "cannot deregister" };
-                    self.trouble(at, what, &error);
+                    self.warn_and_back_off(at, what, &error);
                 }
             }
         }

@@ -1,10 +1,10 @@
 //! Alarms: at the end of a turn, who watches what, and who is called.
 //!
 //! ```text
-//!            value >= mark, cooldown over: Raised
-//! quiet -----------------------------------------------> raised --cooldown over, still >= mark: StillRaised--+
-//!   ^                                                      | ^                                               |
-//!   +--------------------value < mark: Cleared-------------+ +-----------------------------------------------+
+//!          value >= threshold, cooldown over: Raised
+//! quiet -----------------------------------------------> raised --cooldown over, still >= threshold: StillRaised--+
+//!   ^                                                      | ^                                                    |
+//!   +-----------------value < threshold: Cleared-----------+ +----------------------------------------------------+
 //! ```
 //!
 //! As ranch's (`ranch_conns_sup.erl`), and with a word when it is over.
@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::proto::Time;
 
 /// An alarm and where it stands.
-pub(super) struct Watch<A> {
+pub(super) struct AlarmEntry<A> {
     id: AlarmId,
     alarm: Alarm,
     /// RLIMIT_NOFILE when it was set.
@@ -29,14 +29,14 @@ pub(super) struct Watch<A> {
     /// While it is raised: since when.
     raised_at: Option<Time>,
     /// When it last said that it is.
-    spoke_at: Option<Time>,
+    last_fired: Option<Time>,
 }
 
-impl<A> Watch<A> {
+impl<A> AlarmEntry<A> {
     /// When it has something to say about this value.
-    fn due(&self, value: usize, mark: usize) -> Time {
-        if value >= mark {
-            self.spoke_at.map_or(Time::ZERO, |at| at.after(self.alarm.cooldown))
+    fn due(&self, value: usize, threshold: usize) -> Time {
+        if value >= threshold {
+            self.last_fired.map_or(Time::ZERO, |at| at.after(self.alarm.cooldown))
         } else if self.raised_at.is_some() {
             Time::ZERO
         } else {
@@ -46,52 +46,52 @@ impl<A> Watch<A> {
 }
 
 impl<A, O: Os> Reactor<A, O> {
-    pub(super) fn watch(&mut self, alarm: Alarm, callback: AlarmCallback<A>) -> Result<AlarmId> {
+    pub(super) fn add_alarm(&mut self, alarm: Alarm, callback: AlarmCallback<A>) -> Result<AlarmId> {
         let descriptors = self.os.descriptor_limit();
         alarm.check(alarm.limit(&self.config, descriptors))?;
         let id = AlarmId(self.next_alarm);
         self.next_alarm = self.next_alarm.wrapping_add(1);
-        self.alarms.push(Watch {
+        self.alarms.push(AlarmEntry {
             id,
             alarm,
             descriptors,
             callback: Some(callback),
             raised_at: None,
-            spoke_at: None,
+            last_fired: None,
         });
         Ok(id)
     }
 
-    pub(super) fn change_watch(&mut self, id: AlarmId, alarm: Alarm) -> Result<()> {
+    pub(super) fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()> {
         let descriptors = self.os.descriptor_limit();
         alarm.check(alarm.limit(&self.config, descriptors))?;
-        let found = self.alarms.iter_mut().find(|watch| watch.id == id);
-        let watch = found.ok_or(Error::NoAlarm { alarm: id })?;
-        if watch.alarm.kind != alarm.kind {
-            watch.raised_at = None;
-            watch.spoke_at = None;
+        let found = self.alarms.iter_mut().find(|entry| entry.id == id);
+        let entry = found.ok_or(Error::NoAlarm { alarm: id })?;
+        if entry.alarm.kind != alarm.kind {
+            entry.raised_at = None;
+            entry.last_fired = None;
         }
-        watch.alarm = alarm;
-        watch.descriptors = descriptors;
+        entry.alarm = alarm;
+        entry.descriptors = descriptors;
         Ok(())
     }
 
-    pub(super) fn unwatch(&mut self, id: AlarmId) -> bool {
-        let Some(at) = self.alarms.iter().position(|watch| watch.id == id) else {
+    pub(super) fn remove_alarm(&mut self, id: AlarmId) -> bool {
+        let Some(at) = self.alarms.iter().position(|entry| entry.id == id) else {
             return false;
         };
-        let watch = self.alarms.remove(at);
-        self.discard("an alarm's destructor", watch);
+        let entry = self.alarms.remove(at);
+        self.discard("an alarm's destructor", entry);
         true
     }
 
-    pub(super) fn watches(&self) -> Vec<AlarmInfo> {
-        let infos = self.alarms.iter().map(|watch| AlarmInfo {
-            id: watch.id,
-            alarm: watch.alarm,
-            raised: watch.raised_at.is_some(),
-            value: self.level(watch.alarm.kind),
-            threshold: self.mark(watch),
+    pub(super) fn alarms(&self) -> Vec<AlarmInfo> {
+        let infos = self.alarms.iter().map(|entry| AlarmInfo {
+            id: entry.id,
+            alarm: entry.alarm,
+            raised: entry.raised_at.is_some(),
+            value: self.level(entry.alarm.kind),
+            threshold: self.threshold(entry),
         });
         infos.collect()
     }
@@ -100,7 +100,7 @@ impl<A, O: Os> Reactor<A, O> {
     pub(super) fn alarm_due(&self) -> Time {
         self.alarms
             .iter()
-            .map(|watch| watch.due(self.level(watch.alarm.kind), self.mark(watch)))
+            .map(|entry| entry.due(self.level(entry.alarm.kind), self.threshold(entry)))
             .fold(Time::NEVER, Time::min)
     }
 
@@ -112,11 +112,11 @@ impl<A, O: Os> Reactor<A, O> {
         self.catch_up();
         // A callback may add and remove alarms: who is missed over that is due in the next turn.
         for at in 0..self.alarms.len() {
-            let Some(watch) = self.alarms.get(at) else {
+            let Some(entry) = self.alarms.get(at) else {
                 return;
             };
-            let (value, threshold) = (self.level(watch.alarm.kind), self.mark(watch));
-            if watch.due(value, threshold) <= self.now {
+            let (value, threshold) = (self.level(entry.alarm.kind), self.threshold(entry));
+            if entry.due(value, threshold) <= self.now {
                 self.sound(app, at, value, threshold);
             }
         }
@@ -124,33 +124,33 @@ impl<A, O: Os> Reactor<A, O> {
 
     fn sound(&mut self, app: &mut A, at: usize, value: usize, threshold: usize) {
         let now = self.now;
-        let Some(watch) = self.alarms.get_mut(at) else {
+        let Some(entry) = self.alarms.get_mut(at) else {
             return;
         };
-        let since = now.since(watch.raised_at.unwrap_or(now));
+        let since = now.since(entry.raised_at.unwrap_or(now));
         let state = if value < threshold {
-            watch.raised_at = None;
+            entry.raised_at = None;
             AlarmState::Cleared
-        } else if watch.raised_at.is_some() {
+        } else if entry.raised_at.is_some() {
             AlarmState::StillRaised
         } else {
-            watch.raised_at = Some(now);
+            entry.raised_at = Some(now);
             AlarmState::Raised
         };
         if state != AlarmState::Cleared {
-            watch.spoke_at = Some(now);
+            entry.last_fired = Some(now);
         }
-        let id = watch.id;
+        let id = entry.id;
         let notice = AlarmNotice {
             id,
-            kind: watch.alarm.kind,
+            kind: entry.alarm.kind,
             state,
             value,
             threshold,
             since,
         };
         // Out of its place while it runs, so that it can have the server.
-        let Some(mut callback) = watch.callback.take() else {
+        let Some(mut callback) = entry.callback.take() else {
             return;
         };
         let told = catch_unwind(AssertUnwindSafe(|| callback(app, &mut Control::new(self), &notice)));
@@ -158,8 +158,8 @@ impl<A, O: Os> Reactor<A, O> {
             self.stats.panics += 1;
             report_panic("an alarm's callback", panic);
         }
-        match self.alarms.iter_mut().find(|watch| watch.id == id) {
-            Some(watch) => watch.callback = Some(callback),
+        match self.alarms.iter_mut().find(|entry| entry.id == id) {
+            Some(entry) => entry.callback = Some(callback),
             // It has removed itself.
             None => self.discard("an alarm's destructor", callback),
         }
@@ -167,14 +167,16 @@ impl<A, O: Os> Reactor<A, O> {
 
     fn level(&self, kind: AlarmKind) -> usize {
         match kind {
-            AlarmKind::Connections => self.roster.len(),
+            AlarmKind::Connections => self.connections.len(),
             AlarmKind::Descriptors => self.open_descriptors(),
             AlarmKind::Memory => self.memory.total(),
-            AlarmKind::Starvation => self.starvation.failures(),
+            AlarmKind::FdExhaustion => self.fd_exhaustion.failures(),
         }
     }
 
-    fn mark(&self, watch: &Watch<A>) -> usize {
-        watch.alarm.mark(watch.alarm.limit(&self.config, watch.descriptors))
+    fn threshold(&self, entry: &AlarmEntry<A>) -> usize {
+        entry
+            .alarm
+            .threshold(entry.alarm.limit(&self.config, entry.descriptors))
     }
 }

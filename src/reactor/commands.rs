@@ -4,7 +4,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use super::os::Os;
 use super::{report_panic, Reactor};
-use crate::control::{Control, Desk};
+use crate::control::{Control, ControlOps};
 use crate::handle::Command;
 use crate::handler::Conn;
 use crate::logs;
@@ -50,9 +50,9 @@ impl<A, O: Os> Reactor<A, O> {
             }
             Command::Notify(id, message) => {
                 let open = self
-                    .roster
+                    .connections
                     .get(id)
-                    .is_some_and(|slot| slot.machine.is_established() && slot.machine.was_open());
+                    .is_some_and(|conn| conn.machine.is_established() && conn.machine.was_open());
                 if open {
                     self.current = Some(id);
                     self.call(app, id, |handler, cx| handler.on_message(cx, message));

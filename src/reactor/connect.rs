@@ -11,8 +11,8 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::rc::Rc;
 use std::time::Duration;
 
+use super::connections::Connection;
 use super::os::{Os, Token};
-use super::roster::Slot;
 use super::Reactor;
 use crate::addr::Addr;
 use crate::connect::{Connect, Retry};
@@ -53,26 +53,26 @@ impl<A, O: Os> Reactor<A, O> {
         self.catch_up();
         let begun = self.first_attempt(addr, options);
         match begun {
-            Ok((slot, stream)) => {
-                let id = slot.id;
+            Ok((conn, stream)) => {
+                let id = conn.id;
                 self.stats.outgoing += 1;
-                self.timers.arm(id.index, slot.machine.deadline());
-                let connected = slot.writable;
-                self.move_in(slot, stream, Some(handler));
-                if let (true, Some(slot)) = (connected, self.roster.get_mut(id)) {
-                    self.ready.push(id, &mut slot.queued);
+                self.timers.arm(id.index, conn.machine.deadline());
+                let connected = conn.writable;
+                self.move_in(conn, stream, Some(handler));
+                if let (true, Some(conn)) = (connected, self.connections.get_mut(id)) {
+                    self.ready.push(id, &mut conn.queued);
                 }
                 Ok(id)
             }
             Err(error) => {
-                self.roster.unreserve();
+                self.connections.unreserve();
                 self.drop_handler(handler);
                 Err(error)
             }
         }
     }
 
-    fn first_attempt(&mut self, addr: Addr, options: Connect) -> Result<(Slot, Option<O::Stream>)> {
+    fn first_attempt(&mut self, addr: Addr, options: Connect) -> Result<(Connection, Option<O::Stream>)> {
         if self.drain.is_on() {
             return Err(Error::Draining);
         }
@@ -80,9 +80,9 @@ impl<A, O: Os> Reactor<A, O> {
         let now = self.now;
         // The framing's maker is the user's code: nothing has been done yet if it panics.
         let mut machine = Machine::connecting(&options.framing, Rc::new(options.limits.clone()), now);
-        if !self.roster.reserve() {
+        if !self.connections.reserve() {
             return Err(Error::AtCapacity {
-                max_connections: self.roster.cap(),
+                max_connections: self.connections.cap(),
             });
         }
         let mut attempt = Attempt {
@@ -94,8 +94,8 @@ impl<A, O: Os> Reactor<A, O> {
             retry: options.retry,
             failed: 0,
         };
-        let id = self.roster.next_id();
-        let (stream, connected) = match self.dial(id, &attempt) {
+        let id = self.connections.next_id();
+        let (stream, connected) = match self.start_connect(id, &attempt) {
             Ok((stream, connected)) => {
                 machine.connects_until(now.after(attempt.timeout));
                 (Some(stream), connected)
@@ -112,15 +112,15 @@ impl<A, O: Os> Reactor<A, O> {
             },
         };
         self.attempts.insert(id, attempt);
-        let slot = Slot {
+        let conn = Connection {
             writable: connected,
-            ..Slot::new(id, None, addr, machine, now, self.stats.turns)
+            ..Connection::new(id, None, addr, machine, now, self.stats.iterations)
         };
-        Ok((slot, stream))
+        Ok((conn, stream))
     }
 
     /// One attempt: a new socket, in the poll. True if it is connected already.
-    fn dial(&mut self, id: ConnId, attempt: &Attempt) -> io::Result<(O::Stream, bool)> {
+    fn start_connect(&mut self, id: ConnId, attempt: &Attempt) -> io::Result<(O::Stream, bool)> {
         let (mut stream, connected) = self.os.connect(&attempt.addr, attempt.bind, &attempt.socket)?;
         match self.os.register_stream(&mut stream, Token::of_conn(id)) {
             Ok(()) => Ok((stream, connected)),
@@ -148,45 +148,47 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     pub(super) fn is_connecting(&self, id: ConnId) -> bool {
-        self.roster.get(id).is_some_and(|slot| slot.machine.is_connecting())
+        self.connections
+            .get(id)
+            .is_some_and(|conn| conn.machine.is_connecting())
     }
 
     /// In its turn: asks what has become of the attempt, if something was said of it. True if it connects no more, in the one way or
     /// the other.
-    pub(super) fn pursue(&mut self, id: ConnId) -> bool {
-        let Some(slot) = self.roster.get_mut(id) else {
+    pub(super) fn check_connect(&mut self, id: ConnId) -> bool {
+        let Some(conn) = self.connections.get_mut(id) else {
             return true;
         };
-        let told = slot.readable || slot.writable || slot.hang_up;
-        let hang_up = slot.hang_up;
-        (slot.readable, slot.writable, slot.hang_up) = (false, false, false);
+        let told = conn.readable || conn.writable || conn.hang_up;
+        let hang_up = conn.hang_up;
+        (conn.readable, conn.writable, conn.hang_up) = (false, false, false);
         let stream = self.streams.get_mut(id.index as usize).and_then(Option::as_mut);
         if let (true, Some(stream)) = (told, stream) {
             match self.os.connected(stream) {
                 Ok(true) => {
                     // The edges that came with it are used up, and an end that came with it is told once.
-                    (slot.readable, slot.writable, slot.hang_up) = (true, true, hang_up);
-                    self.come_about(id);
+                    (conn.readable, conn.writable, conn.hang_up) = (true, true, hang_up);
+                    self.on_connected(id);
                 }
                 Ok(false) => {}
                 Err(error) => self.fail_attempt(id, CloseReason::ConnectFailed, Some(error)),
             }
         }
-        let Some(slot) = self.roster.get(id).filter(|slot| slot.machine.is_connecting()) else {
+        let Some(conn) = self.connections.get(id).filter(|conn| conn.machine.is_connecting()) else {
             return true;
         };
-        self.timers.arm(id.index, slot.machine.deadline());
+        self.timers.arm(id.index, conn.machine.deadline());
         false
     }
 
     /// It is connected.
-    fn come_about(&mut self, id: ConnId) {
+    fn on_connected(&mut self, id: ConnId) {
         let attempt = self.attempts.remove(&id);
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return;
         };
         let tls = attempt.as_ref().and_then(|attempt| attempt.tls.as_ref());
-        let (machine, now, pool) = (&mut slot.machine, self.now, &mut self.pool);
+        let (machine, now, pool) = (&mut conn.machine, self.now, &mut self.pool);
         // A TLS configuration may hold the user's code, a store of sessions for instance.
         let begun = catch_unwind(AssertUnwindSafe(|| {
             let machine = machine;
@@ -194,8 +196,8 @@ impl<A, O: Os> Reactor<A, O> {
         }));
         if let Err(panic) = begun {
             self.report_conn_panic(id, "a TLS configuration", panic);
-            if let Some(slot) = self.roster.get_mut(id) {
-                slot.machine.end(Closed::new(CloseReason::Panicked), &mut self.pool);
+            if let Some(conn) = self.connections.get_mut(id) {
+                conn.machine.end(Closed::new(CloseReason::Panicked), &mut self.pool);
             }
         }
         self.discard("a TLS configuration's destructor", attempt);
@@ -203,7 +205,10 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// What is due of a connection that is not there: its attempt has taken too long, or the next one begins.
     pub(super) fn expire_attempt(&mut self, id: ConnId, due: Time) {
-        let late = self.roster.get(id).is_some_and(|slot| slot.machine.deadline() <= due);
+        let late = self
+            .connections
+            .get(id)
+            .is_some_and(|conn| conn.machine.deadline() <= due);
         if !late {
             return;
         }
@@ -214,7 +219,7 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(attempt) = self.attempts.remove(&id) else {
             return;
         };
-        let dialed = self.dial(id, &attempt);
+        let dialed = self.start_connect(id, &attempt);
         let until = self.now.after(attempt.timeout);
         self.attempts.insert(id, attempt);
         match dialed {
@@ -222,9 +227,9 @@ impl<A, O: Os> Reactor<A, O> {
                 if let Some(place) = self.streams.get_mut(id.index as usize) {
                     *place = Some(stream);
                 }
-                if let Some(slot) = self.roster.get_mut(id) {
-                    slot.machine.connects_until(until);
-                    slot.writable = connected;
+                if let Some(conn) = self.connections.get_mut(id) {
+                    conn.machine.connects_until(until);
+                    conn.writable = connected;
                 }
             }
             Err(error) => self.fail_attempt(id, CloseReason::ConnectFailed, Some(error)),
@@ -243,22 +248,22 @@ impl<A, O: Os> Reactor<A, O> {
             self.attempts.insert(id, attempt);
             when
         });
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return;
         };
         match (when, error) {
-            (Some(when), _) => slot.machine.connects_until(when),
-            (None, Some(error)) => slot.machine.end(Closed::with(reason, error), &mut self.pool),
-            (None, None) => slot.machine.end(Closed::new(reason), &mut self.pool),
+            (Some(when), _) => conn.machine.connects_until(when),
+            (None, Some(error)) => conn.machine.end(Closed::with(reason, error), &mut self.pool),
+            (None, None) => conn.machine.end(Closed::new(reason), &mut self.pool),
         }
     }
 
     /// The server drains: no connection comes about any more.
     pub(super) fn give_up_attempts(&mut self) {
         for &id in self.attempts.keys() {
-            if let Some(slot) = self.roster.get_mut(id) {
-                slot.machine.end(Closed::new(CloseReason::Drained), &mut self.pool);
-                self.ready.push(id, &mut slot.queued);
+            if let Some(conn) = self.connections.get_mut(id) {
+                conn.machine.end(Closed::new(CloseReason::Drained), &mut self.pool);
+                self.ready.push(id, &mut conn.queued);
             }
         }
     }

@@ -17,23 +17,23 @@ impl<A, O: Os> Reactor<A, O> {
     pub(super) fn deliver(&mut self, app: &mut A, id: ConnId, mut staged: Staged<'_>, budget: &mut Budget) {
         let mut spent = false;
         loop {
-            let Some(slot) = self.roster.get_mut(id) else {
+            let Some(conn) = self.connections.get_mut(id) else {
                 return;
             };
-            if slot.machine.is_quiet() {
+            if conn.machine.is_quiet() {
                 self.deliver_frames(app, id, &mut staged, budget);
             }
-            let Some(slot) = self.roster.get_mut(id) else {
+            let Some(conn) = self.connections.get_mut(id) else {
                 return;
             };
-            if slot.machine.is_quiet() && staged.is_used_up() {
+            if conn.machine.is_quiet() && staged.is_used_up() {
                 break;
             }
             spent = budget.frames == 0;
             if spent {
                 break;
             }
-            let (machine, rest) = (&mut slot.machine, &mut staged);
+            let (machine, rest) = (&mut conn.machine, &mut staged);
             let next = if machine.has_framer() {
                 // A connection's framer is the user's code too.
                 catch_unwind(AssertUnwindSafe(|| {
@@ -53,9 +53,9 @@ impl<A, O: Os> Reactor<A, O> {
             };
             budget.charge(1);
             match event {
-                Event::Header => self.welcome(app, id),
+                Event::Header => self.ask_service(app, id),
                 Event::Frame(frame) => self.call(app, id, |handler, cx| handler.on_frame(cx, frame)),
-                Event::Opened => self.greet(app, id),
+                Event::Opened => self.handle_opened(app, id),
                 Event::Secured => self.call(app, id, |handler, cx| handler.on_secured(cx)),
                 Event::Finished => self.call(app, id, |handler, cx| handler.on_finish(cx)),
                 Event::Writable => self.call(app, id, |handler, cx| handler.on_writable(cx)),
@@ -63,10 +63,10 @@ impl<A, O: Os> Reactor<A, O> {
                 Event::Drain => self.call(app, id, |handler, cx| handler.on_drain(cx)),
             }
         }
-        if let Some(slot) = self.roster.get_mut(id) {
-            slot.machine.settle(staged, self.now, &mut self.pool);
+        if let Some(conn) = self.connections.get_mut(id) {
+            conn.machine.settle(staged, self.now, &mut self.pool);
             if spent {
-                slot.machine.postpone(self.now);
+                conn.machine.postpone(self.now);
             }
         }
     }
@@ -78,8 +78,8 @@ impl<A, O: Os> Reactor<A, O> {
         let (mut rest, mut left) = (all, budget.frames);
         self.lend(app, id, |app, reactor, handler| {
             while !rest.is_empty() && left > 0 {
-                let slot = reactor.roster.get_mut(id);
-                let Some((frame, behind)) = slot.and_then(|slot| slot.machine.next_frame(rest, &mut reactor.pool))
+                let conn = reactor.connections.get_mut(id);
+                let Some((frame, behind)) = conn.and_then(|conn| conn.machine.next_frame(rest, &mut reactor.pool))
                 else {
                     break;
                 };
@@ -104,11 +104,11 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// It has opened, which is counted, and timed if it was to take time.
-    pub(super) fn greet(&mut self, app: &mut A, id: ConnId) {
+    pub(super) fn handle_opened(&mut self, app: &mut A, id: ConnId) {
         self.stats.opened += 1;
-        if let Some(slot) = self.roster.get(id).filter(|slot| slot.unopened) {
-            self.handshake_times.record_time(self.now.since(slot.accepted_at));
-            self.leave_unopened(id);
+        if let Some(conn) = self.connections.get(id).filter(|conn| conn.pending) {
+            self.handshake_times.record_time(self.now.since(conn.accepted_at));
+            self.leave_pending(id);
         }
         self.call(app, id, |handler, cx| handler.on_open(cx));
     }
@@ -155,12 +155,12 @@ impl<A, O: Os> Reactor<A, O> {
         match outcome {
             Ok(Ok(())) => {}
             Ok(Err(close)) => {
-                let Some(slot) = self.roster.get_mut(id) else {
+                let Some(conn) = self.connections.get_mut(id) else {
                     return self.discard("an error's destructor", close);
                 };
                 // One that comes too late is dropped, and an error's destructor is the user's code.
                 let closed = catch_unwind(AssertUnwindSafe(|| {
-                    slot.machine.close_as(close, self.now, &mut self.pool);
+                    conn.machine.close_as(close, self.now, &mut self.pool);
                 }));
                 if let Err(panic) = closed {
                     self.end_in_panic(id, "an error's destructor", panic);
@@ -173,15 +173,15 @@ impl<A, O: Os> Reactor<A, O> {
     /// Closes a connection whose own code panicked.
     pub(super) fn end_in_panic(&mut self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
         self.report_conn_panic(id, whose, panic);
-        if let Some(slot) = self.roster.get_mut(id) {
-            slot.machine
+        if let Some(conn) = self.connections.get_mut(id) {
+            conn.machine
                 .close(Closed::new(CloseReason::Panicked), self.now, &mut self.pool);
         }
     }
 
     pub(super) fn report_conn_panic(&self, id: ConnId, whose: &str, panic: Box<dyn Any + Send>) {
         let words = last_words(panic);
-        log::error!(target: logs::PANIC, "{whose} panicked: {words}; {}", self.particulars(id));
+        log::error!(target: logs::PANIC, "{whose} panicked: {words}; {}", self.describe(id));
     }
 
     /// Drops a handler.

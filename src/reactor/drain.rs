@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
+use super::connections::Connections;
 use super::os::Os;
-use super::roster::Roster;
 use super::Reactor;
 use crate::logs;
 use crate::proto::Time;
@@ -11,7 +11,7 @@ use crate::reason::CloseReason;
 use crate::stats::DrainReport;
 
 /// Connections that are told of a drain, or forced to end, in one turn.
-const PORTION: u32 = 1024;
+const BATCH: u32 = 1024;
 
 /// How long a handshake may still take once the server drains.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
@@ -64,10 +64,10 @@ impl Drain {
     }
 
     /// The next step needs no event.
-    pub(super) fn can_go_on(&self, roster: &Roster) -> bool {
+    pub(super) fn can_go_on(&self, connections: &Connections) -> bool {
         match self {
             Self::Ports(_) => true,
-            Self::Connections(plan) => roster.is_empty() || plan.told < roster.slots(),
+            Self::Connections(plan) => connections.is_empty() || plan.told < connections.slots(),
             Self::No | Self::Done(_) => false,
         }
     }
@@ -86,16 +86,16 @@ impl<A, O: Os> Reactor<A, O> {
         let deadline = self.now.after(grace);
         match &mut self.drain {
             Drain::No => {
-                log::info!(target: logs::SERVER, "draining {} connections, at most {grace:?}", self.roster.len());
+                log::info!(target: logs::SERVER, "draining {} connections, at most {grace:?}", self.connections.len());
                 for listener in &mut self.listeners {
-                    listener.pending = true;
+                    listener.readable = true;
                     listener.retry_at = Time::NEVER;
                 }
                 self.give_up_attempts();
                 self.drain = Drain::Ports(Plan {
                     started: self.now,
                     deadline,
-                    present: self.roster.len(),
+                    present: self.connections.len(),
                     accepted_before: self.stats.accepted,
                     forced: 0,
                     accepts_left: self
@@ -130,7 +130,7 @@ impl<A, O: Os> Reactor<A, O> {
                 plan.forced += count;
             }
         }
-        if let (Drain::Connections(plan), true) = (&self.drain, self.roster.is_empty()) {
+        if let (Drain::Connections(plan), true) = (&self.drain, self.connections.is_empty()) {
             let accepted = usize::try_from(self.stats.accepted - plan.accepted_before).unwrap_or(usize::MAX);
             let report = DrainReport {
                 ended: (plan.present + accepted).saturating_sub(plan.forced),
@@ -156,11 +156,11 @@ impl<A, O: Os> Reactor<A, O> {
         let accepted = usize::try_from(self.stats.accepted - plan.accepted_before).unwrap_or(usize::MAX);
         let spent = late || accepted > plan.accepts_left;
         for at in 0..self.listeners.len() {
-            let hindered = self.starvation.is_on() || self.hindrance(at).is_some();
+            let hindered = self.fd_exhaustion.is_on() || self.refusal(at).is_some();
             let Some(listener) = self.listeners.get(at) else {
                 continue;
             };
-            let emptied = !listener.pending || listener.suspended || listener.retry_at.is_armed();
+            let emptied = !listener.readable || listener.suspended || listener.retry_at.is_armed();
             if emptied || spent || hindered {
                 self.close_port(at);
             }
@@ -174,17 +174,17 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         };
         let first = plan.told;
-        plan.told = first.saturating_add(PORTION).min(self.roster.slots());
+        plan.told = first.saturating_add(BATCH).min(self.connections.slots());
         for index in first..plan.told {
-            let Some(slot) = self.roster.tenant_mut(index) else {
+            let Some(conn) = self.connections.by_index_mut(index) else {
                 continue;
             };
-            if !slot.machine.is_draining() {
-                slot.machine.drain(until);
+            if !conn.machine.is_draining() {
+                conn.machine.drain(until);
             }
-            slot.readable = true;
-            self.timers.arm(index, slot.machine.deadline());
-            self.ready.push(slot.id, &mut slot.queued);
+            conn.readable = true;
+            self.timers.arm(index, conn.machine.deadline());
+            self.ready.push(conn.id, &mut conn.queued);
         }
     }
 
@@ -193,21 +193,21 @@ impl<A, O: Os> Reactor<A, O> {
         let Drain::Connections(plan) = &mut self.drain else {
             return 0;
         };
-        let first = plan.emptied % self.roster.slots().max(1);
-        plan.emptied = first.saturating_add(PORTION).min(self.roster.slots());
+        let first = plan.emptied % self.connections.slots().max(1);
+        plan.emptied = first.saturating_add(BATCH).min(self.connections.slots());
         let mut forced = 0;
         for index in first..plan.emptied {
-            let Some(id) = self.roster.tenant(index).map(|slot| slot.id) else {
+            let Some(id) = self.connections.by_index(index).map(|conn| conn.id) else {
                 continue;
             };
-            if self.is_outside(id) {
+            if self.is_detached(id) {
                 self.cut_off(id);
                 forced += 1;
                 self.take_back(id, CloseReason::DrainForced);
                 continue;
             }
-            if let Some(slot) = self.roster.get_mut(id) {
-                forced += usize::from(!slot.machine.cut_short(&mut self.pool));
+            if let Some(conn) = self.connections.get_mut(id) {
+                forced += usize::from(!conn.machine.cut_short(&mut self.pool));
             }
             self.turn(app, id);
         }

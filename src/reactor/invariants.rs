@@ -8,13 +8,20 @@ use crate::proto::{State, Time};
 impl<A, O: Os> Reactor<A, O> {
     /// The first invariant that does not hold, in words.
     pub(crate) fn broken_invariant(&self) -> Option<String> {
-        let open = self.roster.len();
-        if open > self.roster.cap().max(self.shrunk_from) {
-            return Some(format!("{open} connections are open, the cap is {}", self.roster.cap()));
+        let open = self.connections.len();
+        if open > self.connections.cap().max(self.shrunk_from) {
+            return Some(format!(
+                "{open} connections are open, the cap is {}",
+                self.connections.cap()
+            ));
         }
         let streams = self.streams.iter().flatten().count();
         let handlers = self.handlers.iter().flatten().count();
-        let admitted = self.roster.iter().filter(|slot| slot.machine.was_admitted()).count();
+        let admitted = self
+            .connections
+            .iter()
+            .filter(|conn| conn.machine.was_admitted())
+            .count();
         let without = self.without_socket();
         if streams + without != open || handlers != admitted {
             return Some(format!(
@@ -26,7 +33,7 @@ impl<A, O: Os> Reactor<A, O> {
             return Some(fault);
         }
         let counted: usize = self.listeners.iter().map(|listener| listener.connections).sum();
-        let made = self.roster.iter().filter(|slot| slot.listener.is_none()).count();
+        let made = self.connections.iter().filter(|conn| conn.listener.is_none()).count();
         if counted + made != open {
             return Some(format!(
                 "listeners count {counted} connections, {made} are outgoing, {open} are open"
@@ -39,28 +46,25 @@ impl<A, O: Os> Reactor<A, O> {
                 self.stats.accepted, self.stats.outgoing
             ));
         }
-        let unopened = self.roster.iter().filter(|slot| slot.unopened).count();
-        if unopened != self.unopened.len() {
-            return Some(format!(
-                "{} are counted as unopened, {unopened} are",
-                self.unopened.len()
-            ));
+        let pending = self.connections.iter().filter(|conn| conn.pending).count();
+        if pending != self.pending.len() {
+            return Some(format!("{} are counted as pending, {pending} are", self.pending.len()));
         }
-        let most = self.most_unopened().max(self.crowded_from);
-        if unopened > most {
-            return Some(format!("{unopened} connections are not open yet, the most is {most}"));
+        let most = self.pending_limit().max(self.crowded_from);
+        if pending > most {
+            return Some(format!("{pending} connections are not open yet, the most is {most}"));
         }
-        if !self.unopened.is_compact(self.stats.peak) {
-            return Some("more unopened connections are remembered than there ever were".to_owned());
+        if !self.pending.is_compact(self.stats.peak) {
+            return Some("more pending connections are remembered than there ever were".to_owned());
         }
-        let first = self.roster.iter().filter(|slot| slot.unopened);
-        let first = first.map(|slot| slot.accepted_at).min();
-        if self.unopened.oldest(&self.roster) != first {
+        let first = self.connections.iter().filter(|conn| conn.pending);
+        let first = first.map(|conn| conn.accepted_at).min();
+        if self.pending.oldest(&self.connections) != first {
             return Some(format!(
                 "the oldest that is not open came at {first:?}, another is taken for it"
             ));
         }
-        let memory: usize = self.roster.iter().map(|slot| slot.machine.memory()).sum();
+        let memory: usize = self.connections.iter().map(|conn| conn.machine.memory()).sum();
         if memory != self.memory.total() {
             return Some(format!(
                 "{} bytes are accounted for, {memory} are held",
@@ -70,9 +74,9 @@ impl<A, O: Os> Reactor<A, O> {
         if self.memory.is_over() {
             return Some(format!("{memory} bytes are held, more than the limit"));
         }
-        for slot in self.roster.iter().filter(|slot| slot.squeezed) {
-            if !self.memory.is_tight() || !self.squeezed.contains(&slot.id) {
-                return Some(format!("{}: nothing will make it read again", slot.info(self.now)));
+        for conn in self.connections.iter().filter(|conn| conn.paused_for_memory) {
+            if !self.memory.is_tight() || !self.paused_for_memory.contains(&conn.id) {
+                return Some(format!("{}: nothing will make it read again", conn.info(self.now)));
             }
         }
         if self.closes.len() > self.config.recent_closes {
@@ -91,24 +95,24 @@ impl<A, O: Os> Reactor<A, O> {
         if fault.is_some() {
             return fault;
         }
-        for index in 0..self.roster.slots() {
-            let alive = self.roster.tenant(index).map_or(0, |slot| slot.id.generation);
+        for index in 0..self.connections.slots() {
+            let alive = self.connections.by_index(index).map_or(0, |conn| conn.id.generation);
             let said = self.shared.live_generation(index);
             if said != alive {
                 return Some(format!("handles take {index}.{said} for alive, it is {index}.{alive}"));
             }
         }
-        for slot in self.roster.iter() {
-            let fault = slot
+        for conn in self.connections.iter() {
+            let fault = conn
                 .machine
-                .broken_invariant(super::READ_SIZE, slot.queued || slot.retry)
+                .broken_invariant(super::READ_SIZE, conn.queued || conn.retry)
                 .or_else(|| {
-                    let deadline = slot.machine.deadline();
-                    let unseen = !slot.queued && self.timers.of(slot.id.index) > deadline;
+                    let deadline = conn.machine.deadline();
+                    let unseen = !conn.queued && self.timers.of(conn.id.index) > deadline;
                     unseen.then(|| format!("no timer for its deadline at {deadline:?}"))
                 });
             if let Some(fault) = fault {
-                return Some(format!("{}: {fault}", slot.info(self.now)));
+                return Some(format!("{}: {fault}", conn.info(self.now)));
             }
         }
         None
@@ -116,16 +120,16 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Who connects has an attempt, nobody else has one, and it will be looked at again.
     fn lost_attempt(&self) -> Option<String> {
-        for slot in self.roster.iter().filter(|slot| slot.machine.is_connecting()) {
-            let attempt = self.attempts.get(&slot.id);
-            let has_socket = self.streams.get(slot.id.index as usize).is_some_and(Option::is_some);
-            if attempt.is_none() || !(has_socket || slot.machine.deadline().is_armed()) {
-                return Some(format!("{}: it connects for ever", slot.info(self.now)));
+        for conn in self.connections.iter().filter(|conn| conn.machine.is_connecting()) {
+            let attempt = self.attempts.get(&conn.id);
+            let has_socket = self.streams.get(conn.id.index as usize).is_some_and(Option::is_some);
+            if attempt.is_none() || !(has_socket || conn.machine.deadline().is_armed()) {
+                return Some(format!("{}: it connects for ever", conn.info(self.now)));
             }
         }
         // One that was ended from outside keeps its attempt until its next turn.
         let ending = self.attempts.keys().filter(|&&id| !self.is_connecting(id));
-        let mut ending = ending.filter(|&&id| self.roster.get(id).is_none_or(|slot| !slot.queued));
+        let mut ending = ending.filter(|&&id| self.connections.get(id).is_none_or(|conn| !conn.queued));
         ending
             .next()
             .map(|id| format!("{id} has an attempt and does not connect"))
@@ -134,8 +138,11 @@ impl<A, O: Os> Reactor<A, O> {
     /// Each listener counts its connections under their sources as they say that they are counted.
     fn miscounted_source(&self) -> Option<String> {
         self.listeners.iter().find_map(|listener| {
-            let slots = self.roster.iter().filter(|slot| slot.listener == Some(listener.id));
-            let counted = slots.filter_map(|slot| Some((slot.source().ip()?, slot.counted)));
+            let slots = self
+                .connections
+                .iter()
+                .filter(|conn| conn.listener == Some(listener.id));
+            let counted = slots.filter_map(|conn| Some((conn.source().ip()?, conn.counted)));
             let fault = listener.sources.miscount(counted, &listener.options.sources)?;
             Some(format!("listener {}: {fault}", listener.name))
         })
@@ -147,7 +154,7 @@ impl<A, O: Os> Reactor<A, O> {
         let wake = self.next_timeout().map_or(Time::NEVER, |timeout| now.after(timeout));
         let waiting = self.listeners.iter().filter(|listener| {
             let out = listener.socket.is_some() && !listener.registered && !listener.retry_at.is_armed();
-            out && !listener.suspended && !room.starved && listener.lets_wait()
+            out && !listener.suspended && !room.out_of_fds && listener.lets_wait()
         });
         let mut waiting = waiting.map(|listener| (listener, listener.admits_at(&room)));
         let (listener, until) = waiting.find(|(_, until)| until.is_armed() && wake > (*until).max(now))?;
@@ -165,14 +172,14 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// For each connection that waits for an event: its socket, whether it waits for input, whether for room.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = (ConnId, &O::Stream, bool, bool)> {
-        self.roster
+        self.connections
             .iter()
-            .filter(|slot| !slot.queued && !slot.retry)
-            .filter_map(|slot| {
-                let stream = self.streams.get(slot.id.index as usize)?.as_ref()?;
-                // Who is squeezed waits for others to hold less.
-                let for_input = slot.machine.wants_read() && !slot.is_squeezed();
-                Some((slot.id, stream, for_input, slot.machine.sendable() > 0))
+            .filter(|conn| !conn.queued && !conn.retry)
+            .filter_map(|conn| {
+                let stream = self.streams.get(conn.id.index as usize)?.as_ref()?;
+                // Who is paused for memory waits for others to hold less.
+                let for_input = conn.machine.wants_read() && !conn.is_paused_for_memory();
+                Some((conn.id, stream, for_input, conn.machine.sendable() > 0))
             })
     }
 
@@ -183,9 +190,9 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Each connection's socket, and where it is in its life.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = (&O::Stream, State)> {
-        self.roster.iter().filter_map(|slot| {
-            let stream = self.streams.get(slot.id.index as usize)?.as_ref()?;
-            Some((stream, slot.machine.state()))
+        self.connections.iter().filter_map(|conn| {
+            let stream = self.streams.get(conn.id.index as usize)?.as_ref()?;
+            Some((stream, conn.machine.state()))
         })
     }
 

@@ -2,17 +2,17 @@
 //!
 //! ```text
 //! Listening --cap reached--> Full --slot freed--> Listening
-//! Listening --EMFILE ENFILE ENOBUFS ENOMEM--> Starved --interval over, or one of our fds closed--> Listening
+//! Listening --EMFILE ENFILE ENOBUFS ENOMEM--> OutOfFds --interval over, or one of our fds closed--> Listening
 //! Listening <--suspend/resume--> Suspended          any --close/drain--> Closed
 //! ```
 //!
-//! In Full, Starved and Suspended it is deregistered. [`Listener::registered`] is what the kernel was told
+//! In Full, OutOfFds and Suspended it is deregistered. [`Listener::registered`] is what the kernel was told
 //! successfully, never what we wish; the reactor makes one follow the other, and tries again by timer.
 
 use std::io;
 use std::rc::Rc;
 
-use super::gate::{OptionalBucket, Room};
+use super::admission::{OptionalBucket, Room};
 use super::sources::Sources;
 use crate::addr::Addr;
 use crate::config::AtCapacity;
@@ -45,13 +45,13 @@ pub(super) struct Listener<A, L> {
     /// The kernel reports events of this socket.
     pub(super) registered: bool,
     /// Accept may find somebody: an event came, the budget ended, or the listener was out of the poll.
-    pub(super) pending: bool,
+    pub(super) readable: bool,
     /// Something failed; no accept and no registration before.
     pub(super) retry_at: Time,
     /// It has left who waits to other servers for a moment, and takes now whoever is still there.
-    pub(super) stood_back: bool,
+    pub(super) deferred: bool,
     /// The failure was logged: not again before it is over.
-    pub(super) troubled: bool,
+    pub(super) warned: bool,
     /// The last accept said that this is no listening socket.
     pub(super) broken: bool,
 }
@@ -108,8 +108,8 @@ impl<A, L> Listener<A, L> {
             ListenerState::Closed
         } else if self.suspended {
             ListenerState::Suspended
-        } else if room.starved {
-            ListenerState::Starved
+        } else if room.out_of_fds {
+            ListenerState::OutOfFds
         } else if self.lets_wait() && (self.is_full(room) || self.is_crowded(room)) {
             ListenerState::Full
         } else if self.lets_wait() && self.limited_until(room) > room.now {
@@ -148,7 +148,7 @@ pub(super) enum AcceptError {
     /// This one client is lost; go on with the next (`accept(2)`: "treat them like EAGAIN by retrying").
     Retry,
     /// Out of descriptors or socket memory: every listener of the process is concerned.
-    Starve,
+    OutOfFds,
     /// The listening socket is none (any more): it was shut down elsewhere.
     Broken,
     /// Anything else: end this turn's accepting, keep the listener.
@@ -177,7 +177,7 @@ impl AcceptError {
             ) => Self::Retry,
             #[cfg(any(target_os = "linux", target_os = "android"))]
             Some(libc::ENONET) => Self::Retry,
-            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::Starve,
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => Self::OutOfFds,
             Some(libc::EINVAL | libc::EBADF | libc::ENOTSOCK) => Self::Broken,
             Some(_) => Self::Yield,
         }
@@ -205,7 +205,7 @@ mod tests {
             assert_eq!(class(errno), AcceptError::Retry);
         }
         for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM] {
-            assert_eq!(class(errno), AcceptError::Starve);
+            assert_eq!(class(errno), AcceptError::OutOfFds);
         }
         for errno in [libc::EINVAL, libc::EBADF, libc::ENOTSOCK] {
             assert_eq!(class(errno), AcceptError::Broken);

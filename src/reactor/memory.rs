@@ -12,19 +12,19 @@ use crate::proto::{State, Time};
 use crate::reason::{CloseReason, Closed};
 
 /// Connections that hold less than this have no share to keep to: they are too small to gain anything by it.
-const LEAST_HOLDER: usize = 1024;
+const MIN_HOLDER: usize = 1024;
 /// What may be read of anybody who does not hold as much, as long as the limit is not reached.
 const SMALL_FRAME: usize = 8 * 1024;
 const CLASSES: usize = usize::BITS as usize;
 /// How long one connection is read from beyond its share while others wait.
-const FAVOUR: Duration = Duration::from_secs(1);
-const NOWHERE: u32 = u32::MAX;
+const READ_GRANT: Duration = Duration::from_secs(1);
+const NONE: u32 = u32::MAX;
 /// Slots whose books are made at once.
 const CHUNK: usize = 1024;
 
 /// What each slot holds, sorted by powers of two: the largest is found at once, as far as a factor of two goes.
 #[derive(Debug)]
-pub(super) struct Ledger {
+pub(super) struct MemoryUsage {
     total: usize,
     limit: usize,
     /// Over three quarters of the limit, and not back under five eighths of it.
@@ -33,7 +33,7 @@ pub(super) struct Ledger {
     held: Vec<Option<Box<[Held; CHUNK]>>>,
     /// The slots of each class.
     classes: Vec<Vec<u32>>,
-    /// Slots with at least [`LEAST_HOLDER`] bytes.
+    /// Slots with at least [`MIN_HOLDER`] bytes.
     holders: usize,
 }
 
@@ -45,13 +45,10 @@ struct Held {
 }
 
 impl Held {
-    const NOTHING: Self = Self {
-        bytes: 0,
-        place: NOWHERE,
-    };
+    const NOTHING: Self = Self { bytes: 0, place: NONE };
 }
 
-impl Ledger {
+impl MemoryUsage {
     pub(super) fn new(limit: usize) -> Self {
         Self {
             total: 0,
@@ -77,7 +74,7 @@ impl Ledger {
         self.total
     }
 
-    /// No more is read from those who hold more than [`Ledger::share`].
+    /// No more is read from those who hold more than [`MemoryUsage::share`].
     #[inline]
     pub(super) fn is_tight(&self) -> bool {
         self.tight
@@ -99,13 +96,13 @@ impl Ledger {
     }
 
     /// The most that one read may bring while memory is tight: a part of the room that is left, so that it is not input that
-    /// goes over the limit. The last eighth is for the favoured one, and for small frames.
+    /// goes over the limit. The last eighth is for the connection with the read grant, and for small frames.
     #[inline]
-    pub(super) fn one_read(&self, favoured: bool) -> usize {
+    pub(super) fn one_read(&self, granted: bool) -> usize {
         if !self.tight {
             return usize::MAX;
         }
-        let most = if favoured { self.limit } else { self.nearly_all() };
+        let most = if granted { self.limit } else { self.nearly_all() };
         (most.saturating_sub(self.total) / 4).max(SMALL_FRAME)
     }
 
@@ -148,8 +145,8 @@ impl Ledger {
         };
         let before = std::mem::replace(&mut held.bytes, bytes);
         self.total = self.total - before + bytes;
-        self.holders += usize::from(bytes >= LEAST_HOLDER);
-        self.holders -= usize::from(before >= LEAST_HOLDER);
+        self.holders += usize::from(bytes >= MIN_HOLDER);
+        self.holders -= usize::from(before >= MIN_HOLDER);
         if class(before) != class(bytes) {
             self.take_out(slot, before);
             self.put_in(slot, bytes);
@@ -163,12 +160,12 @@ impl Ledger {
     }
 
     fn judge(&mut self) {
-        let mark = if self.tight { 5 } else { 6 };
-        self.tight = self.total > self.limit / 8 * mark;
+        let threshold = if self.tight { 5 } else { 6 };
+        self.tight = self.total > self.limit / 8 * threshold;
     }
 
     fn take_out(&mut self, slot: u32, bytes: usize) {
-        let place = self.held(slot).map_or(NOWHERE, |held| held.place);
+        let place = self.held(slot).map_or(NONE, |held| held.place);
         let Some(members) = class(bytes).and_then(|class| self.classes.get_mut(class)) else {
             return;
         };
@@ -183,7 +180,7 @@ impl Ledger {
 
     fn put_in(&mut self, slot: u32, bytes: usize) {
         let members = class(bytes).and_then(|class| self.classes.get_mut(class));
-        let place = members.map_or(NOWHERE, |members| {
+        let place = members.map_or(NONE, |members| {
             members.push(slot);
             members.len() as u32 - 1
         });
@@ -196,15 +193,15 @@ impl Ledger {
 impl<A, O: Os> Reactor<A, O> {
     /// What a connection holds has changed, perhaps.
     pub(super) fn account(&mut self, id: ConnId) {
-        if let Some(slot) = self.roster.get(id) {
-            self.account_for(id, slot.machine.memory());
+        if let Some(conn) = self.connections.get(id) {
+            self.account_for(id, conn.machine.memory());
         }
     }
 
     /// What a connection holds is so much now.
     #[inline]
     pub(super) fn account_for(&mut self, id: ConnId, holds: usize) {
-        let at_rest = self.favoured.is_none() && self.squeezed.is_empty() && !self.memory.is_over();
+        let at_rest = self.read_grant.is_none() && self.paused_for_memory.is_empty() && !self.memory.is_over();
         if !at_rest || self.memory.of(id.index) != holds {
             self.rebalance(id, holds);
         }
@@ -216,45 +213,45 @@ impl<A, O: Os> Reactor<A, O> {
         // It may have written what it held, and the others hold the rest.
         if self.memory.of(id.index) <= self.memory.share() {
             self.release(id);
-            self.end_favour(id);
+            self.end_read_grant(id);
         }
     }
 
     /// The books are looked at, and what has ended is not read. True if that is all there is to do with it.
     pub(super) fn is_hindered(&mut self, id: ConnId) -> bool {
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return true;
         };
         if self.memory.is_limited() {
             // A turn has several reads, and what the last one brought counts for the next.
-            let held = slot.machine.memory();
+            let held = conn.machine.memory();
             self.note_memory(id.index, held);
         }
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return true;
         };
         let tight = self.memory.is_tight() && self.memory.of(id.index) > self.memory.share();
-        let would_read = !slot.machine.has_events() && slot.can_read() && slot.machine.state() == State::Open;
-        if tight && would_read && !self.is_favoured(id) {
-            self.squeeze(id);
+        let would_read = !conn.machine.has_events() && conn.can_read() && conn.machine.state() == State::Open;
+        if tight && would_read && !self.has_read_grant(id) {
+            self.pause_for_memory(id);
         }
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return true;
         };
-        if slot.readable && (slot.squeezed || slot.machine.wants_error()) {
+        if conn.readable && (conn.paused_for_memory || conn.machine.wants_error()) {
             // What is there will be read when there is memory for it.
-            slot.readable = slot.squeezed;
+            conn.readable = conn.paused_for_memory;
             // Reads say "end" for ever, and a write of nothing says whether there was a reset.
             let asked = self.streams.get_mut(id.index as usize).and_then(Option::as_mut);
             if let Some(Err(error)) = asked.map(|stream| self.os.write(stream, &[])) {
                 let passing = match error.kind() {
                     io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => true,
                     // After our own FIN it is what every write says.
-                    io::ErrorKind::BrokenPipe => slot.machine.has_sent_fin(),
+                    io::ErrorKind::BrokenPipe => conn.machine.has_sent_fin(),
                     _ => false,
                 };
                 if !passing && !is_short_of_memory(&error) {
-                    slot.machine.handle_read_error(error, &mut self.pool);
+                    conn.machine.handle_read_error(error, &mut self.pool);
                     return true;
                 }
             }
@@ -264,32 +261,32 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Whether this connection, which holds more than its share, may be read from although memory is tight: one at a time may,
     /// so that large frames are finished one after the other instead of all waiting for each other.
-    pub(super) fn is_favoured(&mut self, id: ConnId) -> bool {
-        let favoured = self.favoured.get_or_insert((id, self.now));
-        favoured.0 == id
+    pub(super) fn has_read_grant(&mut self, id: ConnId) -> bool {
+        let grant = self.read_grant.get_or_insert((id, self.now));
+        grant.0 == id
     }
 
     /// It needs no favour any more: the next one's turn.
-    pub(super) fn end_favour(&mut self, id: ConnId) {
-        if self.favoured.is_some_and(|(favoured, _)| favoured == id) {
-            self.favour_next();
+    pub(super) fn end_read_grant(&mut self, id: ConnId) {
+        if self.read_grant.is_some_and(|(holder, _)| holder == id) {
+            self.grant_next();
         }
     }
 
-    /// When the favoured one has had its time, in which it could have sent a good part of a frame.
-    pub(super) fn favour_until(&self) -> Time {
-        match self.favoured {
-            Some((_, since)) if !self.squeezed.is_empty() => since.after(FAVOUR),
+    /// When the connection with the read grant has had its time, in which it could have sent a good part of a frame.
+    pub(super) fn read_grant_until(&self) -> Time {
+        match self.read_grant {
+            Some((_, since)) if !self.paused_for_memory.is_empty() => since.after(READ_GRANT),
             _ => Time::NEVER,
         }
     }
 
-    pub(super) fn favour_next(&mut self) {
-        let Some((last, _)) = self.favoured.take() else {
+    pub(super) fn grant_next(&mut self) {
+        let Some((last, _)) = self.read_grant.take() else {
             return;
         };
-        let mut behind = self.squeezed.range((Bound::Excluded(last), Bound::Unbounded));
-        if let Some(&next) = behind.next().or_else(|| self.squeezed.first()) {
+        let mut behind = self.paused_for_memory.range((Bound::Excluded(last), Bound::Unbounded));
+        if let Some(&next) = behind.next().or_else(|| self.paused_for_memory.first()) {
             self.release(next);
         }
     }
@@ -301,30 +298,30 @@ impl<A, O: Os> Reactor<A, O> {
                 break;
             };
             self.note_memory(index, 0);
-            let Some(victim) = self.roster.tenant(index).map(|slot| slot.id) else {
+            let Some(victim) = self.connections.by_index(index).map(|conn| conn.id) else {
                 continue;
             };
-            if let Some(slot) = self.roster.get_mut(victim) {
-                slot.machine.reset(Closed::new(CloseReason::OverMemory), &mut self.pool);
+            if let Some(conn) = self.connections.get_mut(victim) {
+                conn.machine.reset(Closed::new(CloseReason::OverMemory), &mut self.pool);
                 // It is looked after in a turn of its own.
-                self.ready.push(victim, &mut slot.queued);
+                self.ready.push(victim, &mut conn.queued);
             }
         }
     }
 
     /// Nothing is read from this connection while memory is tight.
-    pub(super) fn squeeze(&mut self, id: ConnId) {
-        if let Some(slot) = self.roster.get_mut(id) {
-            slot.squeezed = true;
-            self.squeezed.insert(id);
+    pub(super) fn pause_for_memory(&mut self, id: ConnId) {
+        if let Some(conn) = self.connections.get_mut(id) {
+            conn.paused_for_memory = true;
+            self.paused_for_memory.insert(id);
         }
     }
 
     fn release(&mut self, id: ConnId) {
-        if self.squeezed.remove(&id) {
-            if let Some(slot) = self.roster.get_mut(id) {
-                slot.squeezed = false;
-                self.ready.push(id, &mut slot.queued);
+        if self.paused_for_memory.remove(&id) {
+            if let Some(conn) = self.connections.get_mut(id) {
+                conn.paused_for_memory = false;
+                self.ready.push(id, &mut conn.queued);
             }
         }
     }
@@ -334,13 +331,13 @@ impl<A, O: Os> Reactor<A, O> {
         let was_tight = self.memory.is_tight();
         self.memory.note(index, bytes);
         if was_tight && !self.memory.is_tight() {
-            self.relax();
+            self.resume_reads();
         }
     }
 
-    pub(super) fn relax(&mut self) {
-        self.favoured = None;
-        while let Some(&id) = self.squeezed.first() {
+    pub(super) fn resume_reads(&mut self) {
+        self.read_grant = None;
+        while let Some(&id) = self.paused_for_memory.first() {
             self.release(id);
         }
     }
@@ -358,42 +355,42 @@ mod tests {
 
     #[test]
     fn it_is_tight_from_three_quarters_to_five_eighths() {
-        let mut ledger = Ledger::new(8000);
+        let mut usage = MemoryUsage::new(8000);
         for (bytes, tight) in [(6000, false), (6001, true), (5001, true), (5000, false), (5500, false)] {
-            ledger.note(0, bytes);
-            assert_eq!(ledger.is_tight(), tight, "{bytes}");
+            usage.note(0, bytes);
+            assert_eq!(usage.is_tight(), tight, "{bytes}");
         }
-        ledger.note(1, 2501);
-        assert!(ledger.is_over());
-        ledger.note(0, 0);
-        assert!(!ledger.is_over() && !ledger.is_tight());
+        usage.note(1, 2501);
+        assert!(usage.is_over());
+        usage.note(0, 0);
+        assert!(!usage.is_over() && !usage.is_tight());
     }
 
     #[test]
     fn without_a_limit_it_is_never_tight() {
-        let mut ledger = Ledger::new(usize::MAX);
-        ledger.note(7, usize::MAX / 2);
-        assert!(!ledger.is_tight() && !ledger.is_over());
+        let mut usage = MemoryUsage::new(usize::MAX);
+        usage.note(7, usize::MAX / 2);
+        assert!(!usage.is_tight() && !usage.is_over());
     }
 
     #[test]
-    fn the_books_are_right() {
+    fn the_accounting_is_right() {
         for seed in 0..256 {
             let mut random = Random::new(seed);
-            let mut ledger = Ledger::new(usize::MAX);
+            let mut usage = MemoryUsage::new(usize::MAX);
             let mut truth = [0_usize; 20];
             for _ in 0..random.between(1, 299) {
                 let (slot, bytes) = (random.below(20), random.below(100_000));
-                ledger.note(slot as u32, bytes);
+                usage.note(slot as u32, bytes);
                 truth[slot] = bytes;
-                assert_eq!(ledger.total(), truth.iter().sum::<usize>(), "seed {seed}");
+                assert_eq!(usage.total(), truth.iter().sum::<usize>(), "seed {seed}");
                 let most = truth.iter().copied().max().unwrap_or(0);
-                match ledger.largest() {
+                match usage.largest() {
                     Some(found) => assert!(truth[found as usize] > most / 2, "seed {seed}"),
                     None => assert_eq!(most, 0, "seed {seed}"),
                 }
-                let holders = truth.iter().filter(|&&bytes| bytes >= LEAST_HOLDER).count();
-                assert_eq!(ledger.holders, holders, "seed {seed}");
+                let holders = truth.iter().filter(|&&bytes| bytes >= MIN_HOLDER).count();
+                assert_eq!(usage.holders, holders, "seed {seed}");
             }
         }
     }

@@ -1,37 +1,37 @@
 //! Many connections and the operating system. Never looks at a payload byte.
 //!
-//! One [`Reactor::turn_once`] is: read the clock, poll, give each connection with an event its turn, carry out commands,
+//! One [`Reactor::iterate`] is: read the clock, poll, give each connection with an event its turn, carry out commands,
 //! work through the ready list, accept, judge what was due at the reading *before* the poll (and only if the poll's batch
 //! was not full: more input may wait than we have seen), move a drain on, let each listener's registration follow its
 //! state, and sound alarms. Deadlines are armed from a clock read at the beginning of each connection's turn.
 
 mod accept;
+mod admission;
 mod alarms;
 pub(crate) mod clock;
+mod close;
 mod commands;
 mod connect;
+mod connections;
+mod control_ops;
 mod deliver;
-mod desk;
-pub(crate) mod doors;
+pub(crate) mod detached_conns;
 mod drain;
-mod gate;
 #[cfg(feature = "sim")]
 mod invariants;
-pub(crate) mod lent;
 mod listener;
 mod memory;
 pub(crate) mod os;
 pub(crate) mod os_mio;
-pub(crate) mod places;
+mod pending;
 mod ports;
 mod ready;
-mod reap;
-mod roster;
+pub(crate) mod shared_cap;
+pub(crate) mod shared_listen_sockets;
 mod socket_file;
 mod sources;
 mod timers;
 mod turn;
-mod unopened;
 mod view;
 
 use std::any::Any;
@@ -41,20 +41,20 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::Arc;
 use std::time::Duration;
 
-use accept::Starvation;
-use alarms::Watch;
+use accept::FdExhaustion;
+use admission::OptionalBucket;
+use alarms::AlarmEntry;
 use connect::Attempts;
+use connections::{Connection, Connections};
+use detached_conns::DetachedConns;
 use drain::Drain;
-use gate::OptionalBucket;
-use lent::Lent;
 use listener::Listener;
-use memory::Ledger;
+use memory::MemoryUsage;
 use os::{Event, Named, Os, Token};
-use places::{Places, Share};
+use pending::Pending;
 use ready::Ready;
-use roster::{Roster, Slot};
+use shared_cap::{CapShare, SharedCap};
 use timers::Timers;
-use unopened::Unopened;
 use view::Closes;
 
 use crate::config::Config;
@@ -92,7 +92,7 @@ pub(crate) struct Reactor<A, O: Os> {
     /// The turn's time.
     now: Time,
     events: Vec<Event>,
-    roster: Roster,
+    connections: Connections,
     /// Each slot's socket and handler, apart from the slot so that all three can be had at once.
     streams: Vec<Option<O::Stream>>,
     handlers: Vec<Option<Box<dyn Handler<A>>>>,
@@ -100,7 +100,7 @@ pub(crate) struct Reactor<A, O: Os> {
     current: Option<ConnId>,
     ready: Ready,
     /// Those whose handshakes have input: served in the order in which they came, whoever comes meanwhile.
-    shaking: Ready,
+    handshake_queue: Ready,
     timers: Timers,
     /// Slots whose timers have fired in this turn.
     fired: Vec<u32>,
@@ -112,19 +112,19 @@ pub(crate) struct Reactor<A, O: Os> {
     next_listener: u32,
     /// Where the accept round begins.
     first_listener: usize,
-    starvation: Starvation,
+    fd_exhaustion: FdExhaustion,
     /// Of the server's accept rate.
     bucket: OptionalBucket,
-    unopened: Unopened,
-    memory: Ledger,
+    pending: Pending,
+    memory: MemoryUsage,
     /// Connections from which nothing is read because memory is tight.
-    squeezed: BTreeSet<ConnId>,
+    paused_for_memory: BTreeSet<ConnId>,
     /// Who is read from all the same, and since when.
-    favoured: Option<(ConnId, Time)>,
-    lent: Lent,
+    read_grant: Option<(ConnId, Time)>,
+    detached_conns: DetachedConns,
     attempts: Attempts,
     drain: Drain,
-    alarms: Vec<Watch<A>>,
+    alarms: Vec<AlarmEntry<A>>,
     next_alarm: u32,
     closes: Closes,
     ages: Histogram,
@@ -151,19 +151,19 @@ impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn new(os: O, config: Config) -> Result<Self> {
         config.check()?;
         let shared = Shared::new(os.waker(), config.queue_limit, config.queue_bytes);
-        let lent = Lent::new(os.waker());
-        let places = reservable::<O>(config.max_connections);
+        let detached_conns = DetachedConns::new(os.waker());
+        let slots = reservable::<O>(config.max_connections);
         let mut reactor = Self {
             now: os.now(),
             os,
             events: Vec::new(),
-            roster: Roster::new(config.max_connections, places),
-            streams: Vec::with_capacity(places),
-            handlers: Vec::with_capacity(places),
+            connections: Connections::new(config.max_connections, slots),
+            streams: Vec::with_capacity(slots),
+            handlers: Vec::with_capacity(slots),
             current: None,
             ready: Ready::default(),
-            shaking: Ready::default(),
-            timers: Timers::with_room_for(places),
+            handshake_queue: Ready::default(),
+            timers: Timers::with_room_for(slots),
             fired: Vec::new(),
             pool: Pool::default(),
             scratch: Some(Box::new(Scratch {
@@ -174,13 +174,13 @@ impl<A, O: Os> Reactor<A, O> {
             listeners: Vec::new(),
             next_listener: 0,
             first_listener: 0,
-            starvation: Starvation::default(),
+            fd_exhaustion: FdExhaustion::default(),
             bucket: OptionalBucket::default(),
-            unopened: Unopened::default(),
-            memory: Ledger::new(config.memory_limit),
-            squeezed: BTreeSet::new(),
-            favoured: None,
-            lent,
+            pending: Pending::default(),
+            memory: MemoryUsage::new(config.memory_limit),
+            paused_for_memory: BTreeSet::new(),
+            read_grant: None,
+            detached_conns,
             attempts: Attempts::new(),
             drain: Drain::default(),
             alarms: Vec::new(),
@@ -209,9 +209,9 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// Shares its cap with other servers, of which it is number `index`. Before anybody is connected.
-    pub(crate) fn share_places(&mut self, places: Arc<Places>, index: usize) {
-        let share = Share::new(places, index, self.os.waker());
-        self.roster.share(share);
+    pub(crate) fn share_cap(&mut self, shared_cap: Arc<SharedCap>, index: usize) {
+        let share = CapShare::new(shared_cap, index, self.os.waker());
+        self.connections.share(share);
     }
 
     pub(crate) fn shared(&self) -> &Arc<Shared<A>> {
@@ -227,17 +227,17 @@ impl<A, O: Os> Reactor<A, O> {
         if self.events_left
             || self.commands_left
             || !self.ready.is_empty()
-            || !self.shaking.is_empty()
-            || self.drain.can_go_on(&self.roster)
+            || !self.handshake_queue.is_empty()
+            || self.drain.can_go_on(&self.connections)
         {
             return Some(Duration::ZERO);
         }
         let mut wake = self
             .timers
             .next()
-            .min(self.starvation.until())
-            .min(self.starvation.over_at())
-            .min(self.favour_until())
+            .min(self.fd_exhaustion.until())
+            .min(self.fd_exhaustion.over_at())
+            .min(self.read_grant_until())
             .min(self.drain.deadline())
             .min(self.alarm_due());
         for listener in &self.listeners {
@@ -249,14 +249,14 @@ impl<A, O: Os> Reactor<A, O> {
     /// When this listener may take in somebody who waits already, as far as we know.
     fn accepts_at(&self, listener: &Listener<A, O::Listener>, now: Time) -> Time {
         let asleep = listener.socket.is_none() || listener.suspended || listener.retry_at.is_armed();
-        if !listener.pending || asleep || self.starvation.is_on() {
+        if !listener.readable || asleep || self.fd_exhaustion.is_on() {
             return Time::NEVER;
         }
         listener.admits_at(&self.room_at(now))
     }
 
     /// One turn: bounded work, whatever the peers do.
-    pub(crate) fn turn_once(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<()> {
+    pub(crate) fn iterate(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<()> {
         let due = self.os.now();
         let sleep = match (timeout, self.sleep_from(due)) {
             (Some(asked), Some(ours)) => Some(asked.min(ours)),
@@ -277,7 +277,7 @@ impl<A, O: Os> Reactor<A, O> {
         };
         self.events_left = full;
         self.now = self.os.now();
-        if let Some(cap) = self.roster.shared_cap() {
+        if let Some(cap) = self.connections.shared_cap() {
             // Whoever shares it may have changed it.
             self.config.max_connections = cap;
         }
@@ -286,7 +286,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.handle_event(app, *event);
         }
         self.events = events;
-        self.take_returns();
+        self.collect_released();
         self.run_commands(app);
         self.run_ready(app, due);
         self.accept_round(app);
@@ -301,8 +301,8 @@ impl<A, O: Os> Reactor<A, O> {
         self.reconcile();
         self.sound_alarms(app);
         // Last: whatever was taken and given back in this turn is for the others now.
-        self.roster.offer_room();
-        self.stats.turns += 1;
+        self.connections.offer_room();
+        self.stats.iterations += 1;
         self.publish();
         Ok(())
     }
@@ -324,22 +324,22 @@ impl<A, O: Os> Reactor<A, O> {
             Named::Listener => {
                 // Tokens repeat after many listens: an accept that finds nobody costs little.
                 for listener in &mut self.listeners {
-                    listener.pending |= Token::of_listener(listener.id) == event.token;
+                    listener.readable |= Token::of_listener(listener.id) == event.token;
                 }
             }
             Named::Slot(index) => {
-                // An event for a slot's former tenant finds nobody.
-                if let Some(slot) = self.roster.addressee(index, event.token) {
-                    if !event.readable && !event.closed && slot.writable {
+                // An event for a slot's former connection finds nobody.
+                if let Some(conn) = self.connections.addressee(index, event.token) {
+                    if !event.readable && !event.closed && conn.writable {
                         // Room for output, as was known: an edge that comes with every registration.
                         return;
                     }
-                    slot.readable |= event.readable;
-                    slot.writable |= event.writable;
-                    slot.hang_up |= event.closed;
-                    let id = slot.id;
-                    if slot.machine.state() == State::Handshaking {
-                        self.shaking.push(id, &mut slot.queued);
+                    conn.readable |= event.readable;
+                    conn.writable |= event.writable;
+                    conn.hang_up |= event.closed;
+                    let id = conn.id;
+                    if conn.machine.state() == State::Handshaking {
+                        self.handshake_queue.push(id, &mut conn.queued);
                     } else {
                         self.turn(app, id);
                     }
@@ -349,26 +349,26 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     fn run_ready(&mut self, app: &mut A, due: Time) {
-        for _ in 0..self.shaking.len() {
+        for _ in 0..self.handshake_queue.len() {
             if self.handshakes_left == 0 {
                 break;
             }
-            let Some(id) = self.shaking.pop() else {
+            let Some(id) = self.handshake_queue.pop() else {
                 break;
             };
-            let Some(slot) = self.roster.get_mut(id) else {
+            let Some(conn) = self.connections.get_mut(id) else {
                 continue;
             };
-            slot.queued = false;
-            let had_input = slot.can_read();
+            conn.queued = false;
+            let had_input = conn.can_read();
             self.turn(app, id);
             // Its deadline waited for this turn, and waits for no other.
             let late = self
-                .roster
+                .connections
                 .get_mut(id)
-                .filter(|slot| had_input && slot.is_shaking_since(due));
-            if let Some(slot) = late {
-                slot.machine.handle_timeout(due, self.now, &mut self.pool);
+                .filter(|conn| had_input && conn.is_handshake_overdue(due));
+            if let Some(conn) = late {
+                conn.machine.handle_timeout(due, self.now, &mut self.pool);
                 self.turn(app, id);
             }
         }
@@ -377,8 +377,8 @@ impl<A, O: Os> Reactor<A, O> {
             let Some(id) = self.ready.pop() else {
                 return;
             };
-            if let Some(slot) = self.roster.get_mut(id) {
-                slot.queued = false;
+            if let Some(conn) = self.connections.get_mut(id) {
+                conn.queued = false;
                 self.turn(app, id);
             }
         }
@@ -390,7 +390,7 @@ impl<A, O: Os> Reactor<A, O> {
             self.unjudged = None;
             return Some(due);
         }
-        let all = self.roster.len() / batch.max(1) + 1;
+        let all = self.connections.len() / batch.max(1) + 1;
         let (since, left) = self.unjudged.get_or_insert((due, all));
         if *left > 0 {
             *left -= 1;
@@ -403,19 +403,19 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// Judges what was due before the poll; what the poll brought has been read since.
     fn expire(&mut self, app: &mut A, due: Time) {
-        if self.starvation.until() <= due {
-            self.starvation.end_pause();
+        if self.fd_exhaustion.until() <= due {
+            self.fd_exhaustion.end_pause();
         }
-        if self.starvation.over_at() <= due {
+        if self.fd_exhaustion.over_at() <= due {
             self.end_episode();
         }
-        if self.favour_until() <= due {
-            self.favour_next();
+        if self.read_grant_until() <= due {
+            self.grant_next();
         }
         for listener in &mut self.listeners {
             if listener.retry_at <= due {
                 listener.retry_at = Time::NEVER;
-                listener.pending = true;
+                listener.readable = true;
             }
         }
         if self.timers.next() > due {
@@ -430,7 +430,7 @@ impl<A, O: Os> Reactor<A, O> {
             fired.push(index);
         }
         for index in fired.drain(..) {
-            let Some(id) = self.roster.tenant(index).map(|slot| slot.id) else {
+            let Some(id) = self.connections.by_index(index).map(|conn| conn.id) else {
                 continue;
             };
             if self.is_connecting(id) {
@@ -438,34 +438,34 @@ impl<A, O: Os> Reactor<A, O> {
                 self.turn(app, id);
                 continue;
             }
-            if let Some(slot) = self.roster.get_mut(id) {
-                if slot.queued && slot.can_read() && slot.is_shaking_since(due) {
+            if let Some(conn) = self.connections.get_mut(id) {
+                if conn.queued && conn.can_read() && conn.is_handshake_overdue(due) {
                     // What it sent in time is here, and only the budget has kept us from reading it.
                     continue;
                 }
-                if slot.machine.is_unsent_since(due) && !slot.writable {
+                if conn.machine.is_unsent_since(due) && !conn.writable {
                     // The kernel announces room only when a good part of its buffer is free: a slow reader may have taken
                     // bytes all the time. A write says whether it has.
-                    slot.writable = true;
+                    conn.writable = true;
                     self.catch_up();
                     self.flush(id);
                     self.account(id);
                 }
             }
-            if let Some(slot) = self.roster.get_mut(id) {
-                if std::mem::take(&mut slot.retry) {
-                    slot.readable = true;
-                    slot.writable = true;
+            if let Some(conn) = self.connections.get_mut(id) {
+                if std::mem::take(&mut conn.retry) {
+                    conn.readable = true;
+                    conn.writable = true;
                 }
-                if slot.is_squeezed() && slot.machine.is_frame_late(due) {
+                if conn.is_paused_for_memory() && conn.machine.is_frame_late(due) {
                     // It is we who have not read the rest of it.
                     let closed = Closed::new(CloseReason::OverMemory);
-                    slot.machine.close(closed, self.now, &mut self.pool);
-                } else if slot.machine.deadline() <= due {
-                    slot.machine.handle_timeout(due, self.now, &mut self.pool);
-                } else if slot.machine.is_at_rest() {
+                    conn.machine.close(closed, self.now, &mut self.pool);
+                } else if conn.machine.deadline() <= due {
+                    conn.machine.handle_timeout(due, self.now, &mut self.pool);
+                } else if conn.machine.is_at_rest() {
                     // Its turn arms nothing.
-                    self.timers.arm(index, slot.machine.deadline());
+                    self.timers.arm(index, conn.machine.deadline());
                 }
                 self.turn(app, id);
             }
@@ -476,18 +476,18 @@ impl<A, O: Os> Reactor<A, O> {
     /// There may be room now: tries every listener that is out of the poll, without waiting for an event.
     fn look_for_clients(&mut self) {
         for listener in &mut self.listeners {
-            listener.pending |= !listener.registered && listener.socket.is_some();
+            listener.readable |= !listener.registered && listener.socket.is_some();
         }
     }
 
     /// Fills in the counters that others keep.
     fn complete(&self, stats: &mut Stats) {
-        stats.open = self.roster.len();
-        stats.max_connections = self.roster.cap();
-        stats.unopened = self.unopened.len();
+        stats.open = self.connections.len();
+        stats.max_connections = self.connections.cap();
+        stats.pending = self.pending.len();
         stats.connecting = self.attempts.len();
         stats.memory = self.memory.total();
-        stats.squeezed = self.squeezed.len();
+        stats.paused_for_memory = self.paused_for_memory.len();
         stats.bytes_in = self.pool.traffic.bytes_in;
         stats.bytes_out = self.pool.traffic.bytes_out;
         stats.frames_in = self.pool.traffic.frames_in;
@@ -509,7 +509,7 @@ impl<A, O: Os> Reactor<A, O> {
 
 impl<A, O: Os> Drop for Reactor<A, O> {
     fn drop(&mut self) {
-        let ids: Vec<ConnId> = self.roster.iter().map(|slot| slot.id).collect();
+        let ids: Vec<ConnId> = self.connections.iter().map(|conn| conn.id).collect();
         for &id in &ids {
             self.shared.set_live(id, false);
         }
@@ -523,8 +523,8 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         // Before others who share the cap have their places.
         self.streams.clear();
         for id in ids {
-            let slot = self.roster.remove(id);
-            self.discard("a framer's destructor", slot);
+            let conn = self.connections.remove(id);
+            self.discard("a framer's destructor", conn);
         }
         for listener in std::mem::take(&mut self.listeners) {
             self.discard("a service's destructor", listener);
@@ -532,7 +532,7 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         for attempt in std::mem::take(&mut self.attempts).into_values() {
             self.discard("a TLS configuration's destructor", attempt);
         }
-        for receiver in std::mem::take(&mut self.lent.leaving).into_values() {
+        for receiver in std::mem::take(&mut self.detached_conns.leaving).into_values() {
             self.discard("the receiver of a detached connection", receiver);
         }
         for alarm in std::mem::take(&mut self.alarms) {
@@ -544,7 +544,7 @@ impl<A, O: Os> Drop for Reactor<A, O> {
 /// How many places to reserve at the start: all that the cap allows, if the system grants the address space. It is no memory before
 /// it is used; and a list that doubled on the way would be copied whole in one turn, and leave its former self behind.
 fn reservable<O: Os>(cap: usize) -> usize {
-    let place = size_of::<Slot>() + size_of::<Option<O::Stream>>() + size_of::<Option<Box<dyn Handler<()>>>>();
+    let place = size_of::<Connection>() + size_of::<Option<O::Stream>>() + size_of::<Option<Box<dyn Handler<()>>>>();
     if cap <= RESERVED
         || Vec::<u8>::new()
             .try_reserve_exact(cap.saturating_mul(2 * place))

@@ -17,7 +17,7 @@ pub(crate) struct Token(pub(crate) usize);
 
 const INDEX_BITS: u32 = 24;
 const INDEX_MASK: usize = (1 << INDEX_BITS) - 1;
-/// Slots from here on are listeners; `MOST_CONNECTIONS` stays below.
+/// Slots from here on are listeners; `MAX_CONNECTIONS` stays below.
 const FIRST_LISTENER: usize = INDEX_MASK + 1 - LISTENERS;
 const LISTENERS: usize = 1 << 16;
 
@@ -57,7 +57,7 @@ impl Token {
     }
 }
 
-/// A hint that a socket may be ready. May be spurious, stale, or for a slot's former tenant.
+/// A hint that a socket may be ready. May be spurious, stale, or for a slot's former connection.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Event {
     pub(crate) token: Token,
@@ -158,12 +158,12 @@ pub(crate) trait Os {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::MOST_CONNECTIONS;
+    use crate::config::MAX_CONNECTIONS;
 
     #[test]
     fn tokens_name_one_kind_each() {
         let conn = |index, generation| ConnId { index, generation };
-        let last = MOST_CONNECTIONS as u32 - 1;
+        let last = MAX_CONNECTIONS as u32 - 1;
         assert_eq!(Token::of_conn(conn(last, u32::MAX)).named(), Named::Slot(last));
         assert_eq!(Token::of_conn(conn(0, 1)).named(), Named::Slot(0));
         assert_ne!(Token::of_conn(conn(7, 1)), Token::of_conn(conn(7, 2)));

@@ -17,8 +17,8 @@ use mio::{Events, Interest, Poll, Waker};
 use socket2::{Domain, Protocol, SockAddr, SockRef, TcpKeepalive, Type};
 
 use super::clock::{Clock, LONGEST_SLEEP};
-use super::doors::Doors;
 use super::os::{Event, Os, Socket, Token};
+use super::shared_listen_sockets::SharedListenSockets;
 use super::socket_file::SocketFile;
 use crate::addr::{Addr, Credentials, UnixAddr};
 use crate::handle::Wake;
@@ -39,7 +39,7 @@ pub(crate) struct MioOs {
     waker: Arc<Waker>,
     clock: Clock,
     /// What it opens together with other servers, and what it has opened so far.
-    doors: Option<(Arc<Doors>, Vec<Addr>)>,
+    listen_sockets: Option<(Arc<SharedListenSockets>, Vec<Addr>)>,
 }
 
 impl MioOs {
@@ -51,13 +51,13 @@ impl MioOs {
             events: Events::with_capacity(BATCH),
             waker: Arc::new(waker),
             clock: Clock::new(),
-            doors: None,
+            listen_sockets: None,
         })
     }
 
     /// Listens on the sockets that other servers listen on.
-    pub(crate) fn share_doors(&mut self, doors: Arc<Doors>) {
-        self.doors = Some((doors, Vec::new()));
+    pub(crate) fn share_listen_sockets(&mut self, listen_sockets: Arc<SharedListenSockets>) {
+        self.listen_sockets = Some((listen_sockets, Vec::new()));
     }
 
     /// The poll's own descriptor: readable when there are events.
@@ -368,11 +368,11 @@ impl Os for MioOs {
             Addr::Tcp(addr) => listen_tcp(*addr, options).map(Listener::Tcp),
             Addr::Unix(name) => listen_unix(name, options).map(Listener::Unix),
         };
-        let Some((doors, opened)) = &mut self.doors else {
+        let Some((listen_sockets, opened)) = &mut self.listen_sockets else {
             return bind(addr);
         };
         let nth = opened.iter().filter(|other| *other == addr).count();
-        let socket = doors.open(addr, nth, options, bind)?;
+        let socket = listen_sockets.open(addr, nth, options, bind)?;
         opened.push(addr.clone());
         Ok(socket)
     }

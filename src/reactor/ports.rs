@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::rc::Rc;
 
-use super::gate::OptionalBucket;
+use super::admission::OptionalBucket;
 use super::listener::Listener;
 use super::os::{Os, Token};
 use super::sources::Sources;
@@ -99,10 +99,10 @@ impl<A, O: Os> Reactor<A, O> {
             accepted: 0,
             suspended: false,
             registered: false,
-            pending: true,
+            readable: true,
             retry_at: Time::NEVER,
-            stood_back: false,
-            troubled: false,
+            deferred: false,
+            warned: false,
             broken: false,
         };
         if listener.admits_at(&room) <= room.now {
@@ -133,7 +133,7 @@ impl<A, O: Os> Reactor<A, O> {
             }
         }
         self.os.close_listener(socket);
-        listener.pending = false;
+        listener.readable = false;
         listener.retry_at = Time::NEVER;
         log::info!(target: logs::LISTENER, "listener {} on {} is closed", listener.name, listener.addr);
     }

@@ -11,7 +11,7 @@ use crate::listen::SourceLimits;
 use crate::proto::{Bucket, Time};
 
 /// Sources that are told apart.
-const MOST_SOURCES: usize = 65_536;
+const MAX_SOURCES: usize = 65_536;
 /// How often a full table is searched for sources that need no place any more.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -44,7 +44,7 @@ pub(super) enum Counted {
 
 impl Default for Sources {
     fn default() -> Self {
-        Self::with_room_for(MOST_SOURCES)
+        Self::with_room_for(MAX_SOURCES)
     }
 }
 

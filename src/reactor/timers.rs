@@ -11,11 +11,11 @@ pub(super) struct Timers {
     whens: Vec<Time>,
     /// Whose entry each is.
     slots: Vec<u32>,
-    /// Place in the heap of each slot, or `NOWHERE`.
+    /// Place in the heap of each slot, or `NONE`.
     places: Vec<u32>,
 }
 
-const NOWHERE: u32 = u32::MAX;
+const NONE: u32 = u32::MAX;
 
 impl Timers {
     pub(super) fn with_room_for(slots: usize) -> Self {
@@ -34,7 +34,7 @@ impl Timers {
         }
         let index = slot as usize;
         if self.places.len() <= index {
-            self.places.resize(index + 1, NOWHERE);
+            self.places.resize(index + 1, NONE);
         }
         match self.place(slot) {
             None => {
@@ -55,7 +55,7 @@ impl Timers {
         let Some(place) = self.place(slot) else {
             return;
         };
-        self.note(slot, NOWHERE);
+        self.note(slot, NONE);
         self.whens.swap_remove(place);
         self.slots.swap_remove(place);
         if place < self.whens.len() {
@@ -94,7 +94,7 @@ impl Timers {
     #[inline]
     fn place(&self, slot: u32) -> Option<usize> {
         match self.places.get(slot as usize) {
-            None | Some(&NOWHERE) => None,
+            None | Some(&NONE) => None,
             Some(&place) => Some(place as usize),
         }
     }

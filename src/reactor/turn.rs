@@ -4,8 +4,8 @@ use std::io;
 use std::ops::ControlFlow;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
+use super::connections::Connection;
 use super::os::Os;
-use super::roster::Slot;
 use super::{Reactor, Scratch};
 use crate::id::ConnId;
 use crate::proto::{Pool, Staged, State};
@@ -48,12 +48,12 @@ impl<A, O: Os> Reactor<A, O> {
     /// Gives a connection its turn. Never called from inside a callback.
     pub(super) fn turn(&mut self, app: &mut A, id: ConnId) {
         debug_assert!(self.current.is_none(), "turns do not nest");
-        let Some(slot) = self.roster.get(id).filter(|slot| !slot.machine.is_detached()) else {
+        let Some(conn) = self.connections.get(id).filter(|conn| !conn.machine.is_detached()) else {
             return;
         };
         // Of a turn of the loop long ago it is no more than a late budget, which the next turn sets right.
-        let bytes = if slot.budget_turn == self.stats.turns as u16 {
-            usize::from(slot.budget) * FRAME_COST
+        let bytes = if conn.budget_iteration == self.stats.iterations as u16 {
+            usize::from(conn.budget) * FRAME_COST
         } else {
             self.config.read_budget
         };
@@ -61,7 +61,7 @@ impl<A, O: Os> Reactor<A, O> {
             bytes,
             frames: (bytes / FRAME_COST).max(1),
         };
-        let at_rest = slot.is_at_rest() && !self.memory.is_tight() && bytes > 0;
+        let at_rest = conn.is_at_rest() && !self.memory.is_tight() && bytes > 0;
         self.current = Some(id);
         self.catch_up();
         // Lent to this turn: frames point into it while the handler has the server.
@@ -72,10 +72,10 @@ impl<A, O: Os> Reactor<A, O> {
         }
         self.scratch = Some(scratch);
         self.current = None;
-        if let Some(slot) = self.roster.get_mut(id) {
-            slot.budget_turn = self.stats.turns as u16;
-            slot.budget = u16::try_from(budget.bytes / FRAME_COST).unwrap_or(u16::MAX);
-            if slot.machine.is_detaching() {
+        if let Some(conn) = self.connections.get_mut(id) {
+            conn.budget_iteration = self.stats.iterations as u16;
+            conn.budget = u16::try_from(budget.bytes / FRAME_COST).unwrap_or(u16::MAX);
+            if conn.machine.is_detaching() {
                 self.hand_over(app, id);
             }
         }
@@ -93,8 +93,8 @@ impl<A, O: Os> Reactor<A, O> {
         if !staged.is_used_up() {
             self.deliver_frames(app, id, &mut staged, budget);
         }
-        match self.roster.get(id) {
-            Some(slot) if slot.machine.is_quiet() && staged.is_used_up() => {}
+        match self.connections.get(id) {
+            Some(conn) if conn.machine.is_quiet() && staged.is_used_up() => {}
             _ => {
                 self.deliver(app, id, staged, budget);
                 return false;
@@ -103,9 +103,9 @@ impl<A, O: Os> Reactor<A, O> {
         if self.finish_turn(id, false) {
             return true;
         }
-        if let Some(slot) = self.roster.get_mut(id) {
+        if let Some(conn) = self.connections.get_mut(id) {
             // Part of a TLS record may have come, and be all that has.
-            slot.machine.settle(staged, self.now, &mut self.pool);
+            conn.machine.settle(staged, self.now, &mut self.pool);
         }
         false
     }
@@ -115,17 +115,17 @@ impl<A, O: Os> Reactor<A, O> {
     #[inline(never)]
     fn open(&mut self, app: &mut A, id: ConnId) -> bool {
         let tight = self.memory.is_tight();
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return true;
         };
-        if slot.machine.is_connecting() {
-            return !self.pursue(id);
+        if conn.machine.is_connecting() {
+            return !self.check_connect(id);
         }
-        if tight || !slot.machine.is_just_open() {
+        if tight || !conn.machine.is_just_open() {
             return false;
         }
-        slot.machine.note_opened();
-        self.greet(app, id);
+        conn.machine.note_opened();
+        self.handle_opened(app, id);
         self.finish_turn(id, true)
     }
 
@@ -134,15 +134,15 @@ impl<A, O: Os> Reactor<A, O> {
     #[inline(always)]
     fn finish_turn(&mut self, id: ConnId, first: bool) -> bool {
         self.write_out(id);
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return false;
         };
-        slot.machine.slim(&mut self.pool);
-        if !slot.machine.is_at_rest() || slot.readable || slot.retry {
+        conn.machine.slim(&mut self.pool);
+        if !conn.machine.is_at_rest() || conn.readable || conn.retry {
             return false;
         }
-        if first || slot.machine.is_timed() {
-            self.timers.arm(id.index, slot.machine.deadline());
+        if first || conn.machine.is_timed() {
+            self.timers.arm(id.index, conn.machine.deadline());
         }
         true
     }
@@ -174,9 +174,9 @@ impl<A, O: Os> Reactor<A, O> {
                 }
             };
             self.flush(id);
-            match self.roster.get(id) {
+            match self.connections.get(id) {
                 // Nothing else is to be done with it, and nothing to be read.
-                Some(slot) if slot.machine.is_quiet() && !slot.can_read() => {
+                Some(conn) if conn.machine.is_quiet() && !conn.can_read() => {
                     idle = progress;
                     break;
                 }
@@ -184,21 +184,21 @@ impl<A, O: Os> Reactor<A, O> {
                 None => return,
             }
             if let Some(reset) = self.next_step(id) {
-                return self.reap(app, id, reset);
+                return self.finish_close(app, id, reset);
             }
             if !progress {
                 break;
             }
             flushed = true;
         }
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return;
         };
-        if slot.machine.is_detaching() {
+        if conn.machine.is_detaching() {
             return;
         }
-        slot.machine.slim(&mut self.pool);
-        let holds = slot.machine.memory();
+        conn.machine.slim(&mut self.pool);
+        let holds = conn.machine.memory();
         self.account_for(id, holds);
         self.come_back(id, idle);
     }
@@ -206,56 +206,56 @@ impl<A, O: Os> Reactor<A, O> {
     /// Sees to it that the connection gets another turn: at once if it left work over that no event will announce, which one
     /// that was `idle` at the end did not, else at its next deadline.
     fn come_back(&mut self, id: ConnId, idle: bool) {
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return;
         };
-        let mut when = slot.machine.deadline();
-        if slot.retry {
+        let mut when = conn.machine.deadline();
+        if conn.retry {
             when = when.min(self.now.after(RETRY_AFTER));
         }
         self.timers.arm(id.index, when);
-        if idle && slot.machine.is_quiet() && slot.machine.queued() == 0 {
+        if idle && conn.machine.is_quiet() && conn.machine.queued() == 0 {
             return;
         }
-        if slot.machine.has_events() || slot.can_read() || (slot.writable && slot.machine.sendable() > 0) {
-            if slot.machine.state() == State::Handshaking {
-                self.shaking.push(id, &mut slot.queued);
+        if conn.machine.has_events() || conn.can_read() || (conn.writable && conn.machine.sendable() > 0) {
+            if conn.machine.state() == State::Handshaking {
+                self.handshake_queue.push(id, &mut conn.queued);
             } else {
-                self.ready.push(id, &mut slot.queued);
+                self.ready.push(id, &mut conn.queued);
             }
         }
     }
 
     /// Takes what waits in the machine, else reads from the socket.
     fn read<'s>(&mut self, id: ConnId, scratch: &'s mut Scratch, budget: &mut Budget) -> Read<'s> {
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return Read::Idle;
         };
-        let ordinary = slot.machine.is_quiet() && !slot.squeezed && !self.memory.is_limited();
+        let ordinary = conn.machine.is_quiet() && !conn.paused_for_memory && !self.memory.is_limited();
         if !ordinary && self.is_hindered(id) {
             return Read::Nothing;
         }
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return Read::Nothing;
         };
         if budget.bytes == 0 || budget.frames == 0 {
             return Read::Nothing;
         }
-        if slot.machine.has_events() {
-            return Read::Staged(slot.machine.stage_held());
+        if conn.machine.has_events() {
+            return Read::Staged(conn.machine.stage_held());
         }
-        if !slot.can_read() {
+        if !conn.can_read() {
             return Read::Idle;
         }
-        let machine = &mut slot.machine;
+        let machine = &mut conn.machine;
         if machine.state() == State::Handshaking {
             if self.handshakes_left == 0 {
                 return Read::Nothing;
             }
             self.handshakes_left -= 1;
         }
-        let favoured = self.favoured.is_some_and(|(favoured, _)| favoured == id);
-        let allowance = machine.read_allowance(self.now).min(self.memory.one_read(favoured));
+        let granted = self.read_grant.is_some_and(|(holder, _)| holder == id);
+        let allowance = machine.read_allowance(self.now).min(self.memory.one_read(granted));
         if allowance == 0 {
             return Read::Nothing;
         }
@@ -279,25 +279,25 @@ impl<A, O: Os> Reactor<A, O> {
         budget: &mut Budget,
         allowance: usize,
     ) -> Read<'s> {
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return Read::Nothing;
         };
         let Some(Some(stream)) = self.streams.get_mut(id.index as usize) else {
             return Read::Nothing;
         };
-        let (machine, now, pool) = (&mut slot.machine, self.now, &mut self.pool);
+        let (machine, now, pool) = (&mut conn.machine, self.now, &mut self.pool);
         let room = allowance.min(scratch.wire.len());
         let buffer = scratch.wire.get_mut(..room).unwrap_or_default();
         match self.os.read(stream, buffer) {
             Ok(0) => {
-                slot.readable = false;
+                conn.readable = false;
                 machine.handle_eof(now, pool);
             }
             Ok(count) => {
                 budget.bytes = budget.bytes.saturating_sub(count);
                 // Edge-triggered epoll and kqueue: a short read means empty, unless the end is behind it.
-                if count < room && !slot.hang_up && !machine.wants_fresh_blocked() {
-                    slot.readable = false;
+                if count < room && !conn.hang_up && !machine.wants_fresh_blocked() {
+                    conn.readable = false;
                 }
                 let Scratch { wire, plain } = scratch;
                 let wire = wire.get_mut(..count).unwrap_or_default();
@@ -311,7 +311,7 @@ impl<A, O: Os> Reactor<A, O> {
                 return self.handled(id, staged);
             }
             Err(error) => {
-                if !slot.read_failed(error, pool) {
+                if !conn.read_failed(error, pool) {
                     return Read::Nothing;
                 }
             }
@@ -325,9 +325,9 @@ impl<A, O: Os> Reactor<A, O> {
             Ok(staged) => Read::Staged(staged),
             Err(panic) => {
                 self.report_conn_panic(id, "a TLS configuration", panic);
-                if let Some(slot) = self.roster.get_mut(id) {
+                if let Some(conn) = self.connections.get_mut(id) {
                     // At once: rustls was left in the middle of something.
-                    slot.machine.end(Closed::new(CloseReason::Panicked), &mut self.pool);
+                    conn.machine.end(Closed::new(CloseReason::Panicked), &mut self.pool);
                 }
                 Read::Nothing
             }
@@ -343,18 +343,18 @@ impl<A, O: Os> Reactor<A, O> {
     /// As [`Reactor::flush`], inside of its caller.
     #[inline(always)]
     fn write_out(&mut self, id: ConnId) {
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return;
         };
         let Some(Some(stream)) = self.streams.get_mut(id.index as usize) else {
             return;
         };
         loop {
-            let bytes = slot.machine.transmit(&mut self.pool);
+            let bytes = conn.machine.transmit(&mut self.pool);
             if bytes.is_empty() {
                 return;
             }
-            if !slot.writable {
+            if !conn.writable {
                 break;
             }
             let length = bytes.len();
@@ -364,18 +364,18 @@ impl<A, O: Os> Reactor<A, O> {
                         // A callback may have blocked: what it has sent could not be taken before.
                         self.now = self.os.now();
                     }
-                    slot.machine.handle_sent(count, self.now, &mut self.pool);
+                    conn.machine.handle_sent(count, self.now, &mut self.pool);
                     // A short write means full: the next edge says when there is room.
-                    slot.writable = count == length;
+                    conn.writable = count == length;
                 }
-                Err(error) => match slot.write_failed(error, &mut self.pool) {
+                Err(error) => match conn.write_failed(error, &mut self.pool) {
                     ControlFlow::Continue(()) => break,
                     ControlFlow::Break(()) => return,
                 },
             }
         }
         self.now = self.os.now();
-        slot.machine.handle_unsent(self.now);
+        conn.machine.handle_unsent(self.now);
     }
 }
 
@@ -385,24 +385,24 @@ impl<A, O: Os> Reactor<A, O> {
     #[cold]
     pub(super) fn pass(&mut self, id: ConnId, payload: &[u8]) -> bool {
         let stream = self.streams.get_mut(id.index as usize).and_then(Option::as_mut);
-        let (Some(slot), Some(stream)) = (self.roster.get_mut(id), stream) else {
+        let (Some(conn), Some(stream)) = (self.connections.get_mut(id), stream) else {
             return false;
         };
         let mut header = self.pool.take();
-        let passes = slot.writable && slot.machine.may_pass(payload, &mut header);
+        let passes = conn.writable && conn.machine.may_pass(payload, &mut header);
         if passes {
             let count = match self.os.write_both(stream, &header, payload) {
                 Ok(count) => {
-                    slot.writable = count == header.len() + payload.len();
+                    conn.writable = count == header.len() + payload.len();
                     count
                 }
                 Err(error) => {
                     // If it is for good, the handler is told at the end of the connection, as after every other write.
-                    let _ = slot.write_failed(error, &mut self.pool);
+                    let _ = conn.write_failed(error, &mut self.pool);
                     0
                 }
             };
-            slot.machine
+            conn.machine
                 .handle_passed(&header, payload, count, self.now, &mut self.pool);
         }
         self.pool.give(header);
@@ -410,7 +410,7 @@ impl<A, O: Os> Reactor<A, O> {
     }
 }
 
-impl Slot {
+impl Connection {
     /// A read failed, for now or for good. False if there is nothing to make of that.
     #[cold]
     fn read_failed(&mut self, error: io::Error, pool: &mut Pool) -> bool {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::os::Os;
 use super::{last_words, Reactor};
 use crate::addr::Addr;
-use crate::control::Desk;
+use crate::control::ControlOps;
 use crate::id::{ConnId, ListenerId};
 use crate::metrics::Metrics;
 use crate::proto::{Time, Traffic};
@@ -54,7 +54,7 @@ impl Closes {
 }
 
 /// Who has ended.
-pub(super) struct Ended {
+pub(super) struct CloseRecord {
     pub(super) id: Option<ConnId>,
     pub(super) listener: Option<ListenerId>,
     pub(super) peer: Addr,
@@ -65,7 +65,7 @@ pub(super) struct Ended {
 
 impl<A, O: Os> Reactor<A, O> {
     /// Keeps a close in mind. Allocates nothing once there are as many as are kept, but for the words of an error.
-    pub(super) fn note_close(&mut self, who: Ended, closed: &Closed) {
+    pub(super) fn note_close(&mut self, record: CloseRecord, closed: &Closed) {
         if self.closes.most == 0 {
             return;
         }
@@ -74,14 +74,14 @@ impl<A, O: Os> Reactor<A, O> {
             catch_unwind(AssertUnwindSafe(|| bounded_words(error)))
                 .unwrap_or_else(|panic| bounded_words(&last_words(panic)))
         });
-        let Ended {
+        let CloseRecord {
             id,
             listener,
             peer,
             source,
             age,
             traffic,
-        } = who;
+        } = record;
         let close = RecentClose {
             id,
             listener,
@@ -107,20 +107,20 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     pub(super) fn page(&self, from: Cursor, limit: usize) -> Page {
-        let slots = self.roster.slots();
+        let slots = self.connections.slots();
         let limit = u32::try_from(limit.max(1)).unwrap_or(u32::MAX);
         let end = from.0.saturating_add(limit).min(slots);
-        let looked_at = (from.0..end).filter_map(|index| self.roster.tenant(index));
-        let most = (end.saturating_sub(from.0) as usize).min(self.roster.len());
+        let looked_at = (from.0..end).filter_map(|index| self.connections.by_index(index));
+        let most = (end.saturating_sub(from.0) as usize).min(self.connections.len());
         let mut connections = Vec::with_capacity(most);
-        connections.extend(looked_at.map(|slot| slot.info(self.now)));
+        connections.extend(looked_at.map(|conn| conn.info(self.now)));
         Page {
             connections,
             next: (end < slots).then_some(Cursor(end)),
         }
     }
 
-    pub(super) fn grow_tree(&self, limit: usize) -> Tree {
+    pub(super) fn tree(&self, limit: usize) -> Tree {
         let room = self.room();
         let mut listeners: Vec<_> = self
             .listeners
@@ -137,16 +137,16 @@ impl<A, O: Os> Reactor<A, O> {
         let mut made = Vec::new();
         let mut missing: usize = listeners.iter().map(wanted).sum::<usize>() + outgoing_left;
         let most = missing.saturating_mul(SLOTS_PER_LEAF).saturating_add(TREE_SLOTS);
-        for slot in (0..self.roster.slots())
+        for conn in (0..self.connections.slots())
             .take(most)
-            .filter_map(|index| self.roster.tenant(index))
+            .filter_map(|index| self.connections.by_index(index))
         {
             if missing == 0 {
                 break;
             }
-            let Some(listener) = slot.listener else {
+            let Some(listener) = conn.listener else {
                 if outgoing_left > 0 {
-                    made.push(slot.info(self.now));
+                    made.push(conn.info(self.now));
                     outgoing_left -= 1;
                     missing -= 1;
                 }
@@ -154,14 +154,14 @@ impl<A, O: Os> Reactor<A, O> {
             };
             let branch = places.get(&listener).and_then(|&at| listeners.get_mut(at));
             if let Some(branch) = branch.filter(|branch| branch.connections.len() < limit) {
-                branch.connections.push(slot.info(self.now));
+                branch.connections.push(conn.info(self.now));
                 missing -= 1;
             }
         }
         Tree {
-            connections: self.roster.len(),
-            max_connections: self.roster.cap(),
-            unopened: self.unopened.len(),
+            connections: self.connections.len(),
+            max_connections: self.connections.cap(),
+            pending: self.pending.len(),
             memory: self.memory.total(),
             descriptors: self.open_descriptors(),
             draining: self.drain.is_on(),
@@ -177,7 +177,7 @@ impl<A, O: Os> Reactor<A, O> {
             stats: self.stats(),
             histograms: self.histograms(),
             listeners: self.listeners(),
-            alarms: self.watches(),
+            alarms: self.alarms(),
             descriptors: self.open_descriptors(),
             memory_limit: (limit < usize::MAX).then_some(limit),
         }
@@ -186,13 +186,13 @@ impl<A, O: Os> Reactor<A, O> {
     /// Sockets of listeners and connections.
     pub(super) fn open_descriptors(&self) -> usize {
         let listening = self.listeners.iter().filter(|listener| listener.socket.is_some());
-        self.roster.len() - self.without_socket() + listening.count()
+        self.connections.len() - self.without_socket() + listening.count()
     }
 
     /// Connections that the server has made, or is to.
     pub(super) fn outgoing(&self) -> usize {
         let accepted: usize = self.listeners.iter().map(|listener| listener.connections).sum();
-        self.roster.len().saturating_sub(accepted)
+        self.connections.len().saturating_sub(accepted)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{mpsc, Arc};
 use std::time::Duration;
 
-use crate::config::{Config, MOST_CONNECTIONS};
+use crate::config::{Config, MAX_CONNECTIONS};
 use crate::control::{Control, ListenerInfo, ListenerState};
 use crate::error::{Error, Result as Outcome};
 use crate::handle::{Handle, HandleError};
@@ -12,7 +12,7 @@ use crate::id::ListenerRef;
 use crate::listen::Listen;
 use crate::metrics::Metrics;
 use crate::reactor::clock::Deadline;
-use crate::reactor::places::Places;
+use crate::reactor::shared_cap::SharedCap;
 use crate::stats::Stats;
 
 /// Reaches all shards from any thread: post work to each, ask all, change all, drain all.
@@ -38,23 +38,23 @@ use crate::stats::Stats;
 /// What changes all is no transaction: each shard does it in a turn of its own.
 pub struct ShardsHandle<A = ()> {
     handles: Arc<[Handle<A>]>,
-    places: Arc<Places>,
+    shared_cap: Arc<SharedCap>,
 }
 
 impl<A> Clone for ShardsHandle<A> {
     fn clone(&self) -> Self {
         Self {
             handles: Arc::clone(&self.handles),
-            places: Arc::clone(&self.places),
+            shared_cap: Arc::clone(&self.shared_cap),
         }
     }
 }
 
 impl<A> ShardsHandle<A> {
-    pub(super) fn new(handles: Vec<Handle<A>>, places: Arc<Places>) -> Self {
+    pub(super) fn new(handles: Vec<Handle<A>>, shared_cap: Arc<SharedCap>) -> Self {
         Self {
             handles: handles.into(),
-            places,
+            shared_cap,
         }
     }
 
@@ -193,7 +193,7 @@ impl<A> ShardsHandle<A> {
 
     /// The cap on all shards together.
     pub fn max_connections(&self) -> usize {
-        self.places.cap()
+        self.shared_cap.cap()
     }
 
     /// Changes the cap on all shards together, at once: when this returns, nobody more comes in beyond it. Else as
@@ -204,8 +204,8 @@ impl<A> ShardsHandle<A> {
     /// [`HandleError::Refused`] for more than 16 million; the cap is as it was.
     pub fn set_max_connections(&self, connections: usize) -> Result<(), HandleError> {
         Config::new().max_connections(connections).check()?;
-        debug_assert!(connections <= MOST_CONNECTIONS);
-        self.places.set_cap(connections);
+        debug_assert!(connections <= MAX_CONNECTIONS);
+        self.shared_cap.set_cap(connections);
         Ok(())
     }
 
@@ -368,7 +368,7 @@ impl<A> fmt::Debug for ShardsHandle<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ShardsHandle")
             .field("shards", &self.handles.len())
-            .field("places", &self.places)
+            .field("shared_cap", &self.shared_cap)
             .finish()
     }
 }

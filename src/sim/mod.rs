@@ -51,17 +51,17 @@
 //! ```
 
 mod clients;
+mod conn_model;
 mod coverage;
 mod faults;
+mod input;
 mod kernel;
 mod os;
 mod random;
 mod remotes;
 mod script;
-mod single;
 mod socket;
 mod sockets;
-mod stimulus;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -71,20 +71,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 pub use clients::{ClientId, ClientState};
+pub use conn_model::{ConnModel, Snapshot};
 pub use coverage::{Coverage, Stage};
 use coverage::{Notes, Recorder};
 pub use faults::{Call, Fault, Faults, Scripted};
+pub use input::{Action, End, Input, Told};
 use kernel::Kernel;
 use os::SimOs;
 pub use random::Random;
 pub use remotes::Answer;
 pub use script::{shrink, Op, Script};
-pub use single::{Single, Snapshot};
 use socket::Dial;
-pub use stimulus::{Deed, End, Stimulus, Told};
 
 use crate::config::Config;
-use crate::control::{Control, Desk};
+use crate::control::{Control, ControlOps};
 use crate::error::Result;
 use crate::handle::Handle;
 use crate::handler::Service;
@@ -265,7 +265,7 @@ impl<A> Sim<A> {
     }
 
     /// Descriptors that the process may have open, listeners included, as RLIMIT_NOFILE; `usize::MAX`, as at first, is no
-    /// limit. Who finds none waits for [`Config::starve_interval`](crate::Config::starve_interval), or until one is free.
+    /// limit. Who finds none waits for [`Config::emfile_backoff`](crate::Config::emfile_backoff), or until one is free.
     pub fn set_descriptor_limit(&mut self, descriptors: usize) {
         self.kernel.borrow_mut().fd_limit = descriptors;
     }
@@ -301,7 +301,7 @@ impl<A> Sim<A> {
     /// The first invariant that is broken after the turn.
     pub fn try_step(&mut self) -> std::result::Result<(), Violation> {
         self.reactor
-            .turn_once(&mut self.app, None)
+            .iterate(&mut self.app, None)
             .map_err(|error| Violation(error.to_string()))?;
         if !self.checks {
             return Ok(());

@@ -7,7 +7,7 @@ use portcullis::{CloseReason, Config, Context, Handler, Listen, Outcome};
 
 const CROWD: usize = 5_000;
 /// Of due timers, of told connections, of forced ends; each turn may also give as many turns from the ready list.
-const PORTION: usize = 1_024;
+const BATCH: usize = 1_024;
 
 #[derive(Default)]
 struct Counts {
@@ -35,7 +35,7 @@ impl Handler<Counts> for Member {
 }
 
 fn crowd(listen: Listen) -> (Sim<Counts>, Vec<ClientId>) {
-    let config = Config::new().max_connections(CROWD).max_unopened(CROWD);
+    let config = Config::new().max_connections(CROWD).max_pending(CROWD);
     let mut sim = Sim::new(1, config, Counts::default());
     let addr = sim.listen(listen.backlog(CROWD as u32), |_: &mut Counts, _| Member);
     let addr = addr.expect("a listener");
@@ -69,7 +69,7 @@ fn timers_that_are_due_together() {
     );
     sim.leap(Duration::from_secs(11));
     let most = steepest(&mut sim, |counts| counts.closed);
-    assert!((1..=PORTION).contains(&most), "{most} in one turn");
+    assert!((1..=BATCH).contains(&most), "{most} in one turn");
     assert_eq!(sim.stats().closed(CloseReason::IdleTimeout), CROWD as u64);
 }
 
@@ -78,11 +78,11 @@ fn a_drain_and_its_deadline() {
     let (mut sim, _) = crowd(Listen::tcp("127.0.0.1:0"));
     sim.control().drain(Duration::from_secs(60));
     let most = steepest(&mut sim, |counts| counts.drained);
-    assert!((1..=PORTION).contains(&most), "{most} in one turn");
+    assert!((1..=BATCH).contains(&most), "{most} in one turn");
     assert_eq!(sim.app().closed, 0);
     sim.leap(Duration::from_secs(61));
     let most = steepest(&mut sim, |counts| counts.closed);
-    assert!((1..=2 * PORTION).contains(&most), "{most} in one turn");
+    assert!((1..=2 * BATCH).contains(&most), "{most} in one turn");
     sim.settle();
     let report = sim.drain_report().expect("it is over");
     assert_eq!((report.forced, report.ended), (CROWD, 0));
@@ -95,6 +95,6 @@ fn clients_that_go_together() {
         sim.reset(client);
     }
     let most = steepest(&mut sim, |counts| counts.closed);
-    assert!((1..=PORTION).contains(&most), "{most} in one turn");
+    assert!((1..=BATCH).contains(&most), "{most} in one turn");
     assert_eq!(sim.stats().closed(CloseReason::Reset), CROWD as u64);
 }

@@ -206,7 +206,9 @@ fn a_server_that_starts_late_is_found() {
         .first_delay(Duration::from_millis(1))
         .longest_delay(Duration::from_millis(10));
     let (id, heard) = dial(&server, addr, Connect::new().retry(retry));
-    server.until("it has failed once", |stats| stats.turns > 5 && stats.connecting == 1);
+    server.until("it has failed once", |stats| {
+        stats.iterations > 5 && stats.connecting == 1
+    });
     let listener = TcpListener::bind(addr).expect("the port is still free");
     let _peer = accepted(&listener);
     assert_eq!(heard.opened(), id);

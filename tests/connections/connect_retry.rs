@@ -208,7 +208,7 @@ fn no_descriptor_is_an_attempt_that_failed() {
 /// An attempt that is given up gives its descriptor back: a client that waits for one comes in at once.
 #[test]
 fn the_descriptor_of_an_attempt_is_free_for_a_client() {
-    let config = Config::new().starve_interval(secs(60));
+    let config = Config::new().emfile_backoff(secs(60));
     let mut sim = Sim::new(1, config, Log::new());
     sim.remote(REMOTE, Answer::Silence);
     let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);

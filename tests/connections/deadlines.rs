@@ -111,7 +111,7 @@ fn finished_frames_are_never_late() {
 fn a_handshake_must_be_finished() {
     let config = std::sync::Arc::new(kit::tls::Site::new().server());
     let listen = brief().tls(config).handshake_timeout(SHORT);
-    let server = kit::tls::spawn_witness(Config::new(), listen);
+    let server = kit::tls::spawn_recorder(Config::new(), listen);
     // Nothing; and the beginning of a ClientHello, then a byte now and then.
     let mut mute = connect(server.addr());
     let mut slow = connect(server.addr());
@@ -250,11 +250,11 @@ fn never_is_never_and_needs_no_clock() {
     ping(&mut client, b"hello");
     client.write_all(b"\x00").expect("half a header");
     server.until("it is there", |stats| stats.bytes_in == 8);
-    let turns = server.handle.stats().turns;
+    let iterations = server.handle.stats().iterations;
     client.write_all(b"\x01x").expect("the rest");
     assert_eq!(recv2(&mut client), b"x");
     assert!(
-        server.handle.stats().turns - turns < 20,
+        server.handle.stats().iterations - iterations < 20,
         "the loop is busy with nothing"
     );
     client.shutdown(Shutdown::Write).expect("FIN");

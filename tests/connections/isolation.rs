@@ -493,7 +493,7 @@ fn id_of(server: &Running, peer: SocketAddr) -> ConnId {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Deed {
+enum Action {
     Close,
     Abort,
     CloseOther,
@@ -504,31 +504,31 @@ enum Deed {
     Stop,
 }
 
-const DEEDS: [Deed; 8] = [
-    Deed::Close,
-    Deed::Abort,
-    Deed::CloseOther,
-    Deed::AbortOther,
-    Deed::SendOther,
-    Deed::Replace,
-    Deed::PauseOther,
-    Deed::Stop,
+const ACTIONS: [Action; 8] = [
+    Action::Close,
+    Action::Abort,
+    Action::CloseOther,
+    Action::AbortOther,
+    Action::SendOther,
+    Action::Replace,
+    Action::PauseOther,
+    Action::Stop,
 ];
 
 /// faults C16: each deed from each callback, `on_close` too.
 #[test]
-fn any_deed_from_any_callback() {
+fn any_action_from_any_callback() {
     let mut callbacks = CALLBACKS.to_vec();
     callbacks.push(Entry::Close(CloseReason::Closed, None));
     for wanted in &callbacks {
-        for deed in DEEDS {
-            do_from(wanted, deed);
+        for action in ACTIONS {
+            do_from(wanted, action);
         }
     }
 }
 
-fn do_from(wanted: &Entry, deed: Deed) {
-    let what = format!("{deed:?} from {wanted:?}");
+fn do_from(wanted: &Entry, action: Action) {
+    let what = format!("{action:?} from {wanted:?}");
     let place = wanted.clone();
     let other: Arc<Mutex<Option<ConnId>>> = Arc::default();
     let handle: Arc<Mutex<Option<portcullis::Handle>>> = Arc::default();
@@ -541,25 +541,25 @@ fn do_from(wanted: &Entry, deed: Deed) {
         if other == cx.conn.id() || entry(&call) != place {
             return provoked(cx, call);
         }
-        match deed {
-            Deed::Close => cx.conn.close(),
-            Deed::Abort => cx.conn.abort(),
-            Deed::CloseOther => cx.conn.peer(other).expect("there").close(),
-            Deed::AbortOther => cx.conn.peer(other).expect("there").abort(),
-            Deed::SendOther => {
+        match action {
+            Action::Close => cx.conn.close(),
+            Action::Abort => cx.conn.abort(),
+            Action::CloseOther => cx.conn.peer(other).expect("there").close(),
+            Action::AbortOther => cx.conn.peer(other).expect("there").abort(),
+            Action::SendOther => {
                 let sent = cx.conn.peer(other).expect("there").send(b"from another");
                 // A drain has told it before, and it closed.
                 assert!(sent.is_ok() || place == Entry::Drain, "{sent:?}");
             }
-            Deed::Replace => cx
+            Action::Replace => cx
                 .conn
                 .replace_handler(ScriptedHandler::successor(notes.noting(provoked))),
-            Deed::PauseOther => {
+            Action::PauseOther => {
                 let mut other = cx.conn.peer(other).expect("there");
                 other.pause();
                 other.resume();
             }
-            Deed::Stop => {
+            Action::Stop => {
                 let handle = reach.lock().expect("handle").clone().expect("set");
                 // Blocking questions are refused here instead of waiting for ever.
                 let asked = handle.call(Duration::from_secs(1), |(), _| ());
@@ -567,7 +567,7 @@ fn do_from(wanted: &Entry, deed: Deed) {
                 handle.stop().expect("stop");
             }
         }
-        if matches!(deed, Deed::Close | Deed::Abort) {
+        if matches!(action, Action::Close | Action::Abort) {
             // Nothing goes to who is closing.
             assert!(matches!(cx.conn.send(b"late"), Err(SendError::Closed)));
         }
@@ -583,7 +583,7 @@ fn do_from(wanted: &Entry, deed: Deed) {
     if matches!(wanted, Entry::Timer(_) | Entry::Message) {
         eventually(&what, || journal.count(wanted) > before);
     }
-    if deed == Deed::Stop {
+    if action == Action::Stop {
         // The server goes with its thread, and everybody with it.
         client.iter().for_each(|client| drop(hear(client)));
         await_end(&mut bystander);
@@ -596,12 +596,12 @@ fn do_from(wanted: &Entry, deed: Deed) {
         }
         hear(&client);
     }
-    match deed {
+    match action {
         // All are sent home in any case.
         _ if *wanted == Entry::Drain => {}
-        Deed::CloseOther => assert_eq!(read_to_end(&mut bystander), b"", "{what}"),
-        Deed::AbortOther => assert!(bystander.read(&mut [0; 9]).is_err(), "{what}"),
-        Deed::SendOther => assert_eq!(recv2(&mut bystander), b"from another", "{what}"),
+        Action::CloseOther => assert_eq!(read_to_end(&mut bystander), b"", "{what}"),
+        Action::AbortOther => assert!(bystander.read(&mut [0; 9]).is_err(), "{what}"),
+        Action::SendOther => assert_eq!(recv2(&mut bystander), b"from another", "{what}"),
         _ => ping(&mut bystander, b"unharmed"),
     }
     drop(bystander);
@@ -610,12 +610,12 @@ fn do_from(wanted: &Entry, deed: Deed) {
     });
     let reasons: Vec<_> = journal.reasons().into_iter().chain(successor.reasons()).collect();
     assert_eq!(reasons.len(), 2, "{what}: {reasons:?}");
-    let own = match deed {
-        Deed::Close if *wanted == Entry::Drain => Some(CloseReason::Drained),
-        Deed::Close if *wanted == Entry::Finish => Some(CloseReason::Finished),
-        Deed::Close => Some(CloseReason::Closed),
-        Deed::Abort if !matches!(wanted, Entry::Close(..)) => Some(CloseReason::Aborted),
-        Deed::AbortOther if *wanted != Entry::Drain => Some(CloseReason::Aborted),
+    let own = match action {
+        Action::Close if *wanted == Entry::Drain => Some(CloseReason::Drained),
+        Action::Close if *wanted == Entry::Finish => Some(CloseReason::Finished),
+        Action::Close => Some(CloseReason::Closed),
+        Action::Abort if !matches!(wanted, Entry::Close(..)) => Some(CloseReason::Aborted),
+        Action::AbortOther if *wanted != Entry::Drain => Some(CloseReason::Aborted),
         _ => None,
     };
     assert!(own.is_none_or(|own| reasons.contains(&own)), "{what}: {reasons:?}");

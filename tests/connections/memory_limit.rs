@@ -92,7 +92,7 @@ fn a_large_frame_waits_while_memory_is_tight() {
     sim.send(large, &frame[150_000..]);
     sim.settle();
     assert!(sim.received(large).is_empty(), "not yet");
-    assert!(sim.stats().squeezed >= 1);
+    assert!(sim.stats().paused_for_memory >= 1);
     sim.advance(Duration::from_millis(999));
     assert!(sim.received(large).is_empty(), "not yet");
     sim.advance(Duration::from_millis(10));
@@ -175,7 +175,7 @@ fn large_frames_are_finished_one_after_the_other() {
         sim.send(*client, &frame[..300_000]);
     }
     sim.settle();
-    assert!(sim.stats().squeezed > 20, "{}", sim.stats().squeezed);
+    assert!(sim.stats().paused_for_memory > 20, "{}", sim.stats().paused_for_memory);
     for client in &clients {
         sim.send(*client, &frame[300_000..]);
     }
@@ -183,10 +183,10 @@ fn large_frames_are_finished_one_after_the_other() {
     for client in clients {
         assert!(sim.received(client) == frame, "served: {:?}", sim.stats());
     }
-    assert_eq!(sim.stats().squeezed, 0);
+    assert_eq!(sim.stats().paused_for_memory, 0);
 }
 
-/// One that is favoured and sends nothing is so for a second only; and who could not be read from is not told that it was late.
+/// One that has the read grant and sends nothing is so for a second only; and who could not be read from is not told that it was late.
 #[test]
 fn who_does_not_use_its_turn_loses_it() {
     let mut sim = Sim::new(1, Config::new().memory_limit(8 * LIMIT), ());
@@ -202,8 +202,8 @@ fn who_does_not_use_its_turn_loses_it() {
         sim.send(*client, b"more");
     }
     sim.advance(Duration::from_secs(29));
-    let turns = sim.stats().turns;
-    assert!(turns < 5000, "it does not spin: {turns}");
+    let iterations = sim.stats().iterations;
+    assert!(iterations < 5000, "it does not spin: {iterations}");
     assert!(sim.stats().memory > 8 * LIMIT / 8 * 5, "what fits is held");
     assert_eq!(sim.stats().closed(CloseReason::FrameTimeout), 0);
     sim.advance(Duration::from_secs(5));
@@ -328,34 +328,37 @@ fn who_holds_less_than_its_share_again_is_read_from_again() {
     let id = sim.control().connections()[0].id;
     let sent = sim.control().conn(id).expect("it is there").send(vec![b'x'; 100_000]);
     sent.expect("there is room");
-    let mut favoured = slow;
+    let mut granted = slow;
     for _ in 0..20 {
         let hog = sim.connect(addr).expect("it listens");
         begin(&mut sim, hog, 42_000);
-        favoured = hog;
+        granted = hog;
     }
     sim.settle();
     // Another one is read from beyond its share, and will be for a second.
-    sim.send(favoured, &[b'x'; 42_000]);
+    sim.send(granted, &[b'x'; 42_000]);
     sim.settle();
     sim.send(slow, b"\0\0\0\x02hi");
     sim.settle();
-    let squeezed = |sim: &mut Sim| sim.control().connections()[0].squeezed;
-    assert!(squeezed(&mut sim), "memory is tight and it holds more than its share");
+    let paused_for_memory = |sim: &mut Sim| sim.control().connections()[0].paused_for_memory;
+    assert!(
+        paused_for_memory(&mut sim),
+        "memory is tight and it holds more than its share"
+    );
     for _ in 0..100 {
         // Several times: nothing is left of it.
         sim.set_send_buffer(slow, 1_000_000);
         sim.set_reading(slow, true);
         sim.settle();
         assert!(sim.received(slow).ends_with(b"\0\0\0\x02hi"));
-        assert!(!squeezed(&mut sim));
+        assert!(!paused_for_memory(&mut sim));
         sim.set_reading(slow, false);
         sim.set_send_buffer(slow, 0);
         let sent = sim.control().conn(id).expect("it is there").send(vec![b'x'; 60_000]);
         sent.expect("there is room");
         sim.send(slow, b"\0\0\0\x02hi");
         sim.settle();
-        assert!(squeezed(&mut sim));
+        assert!(paused_for_memory(&mut sim));
     }
     assert!(buffered(&mut sim) > LIMIT / 4 * 3, "tight all the time");
 }
@@ -393,7 +396,7 @@ fn a_finished_end_waits_too() {
     sim.settle();
     sim.send(large, &frame[150_000..]);
     sim.settle();
-    assert!(sim.stats().squeezed >= 1, "it waits");
+    assert!(sim.stats().paused_for_memory >= 1, "it waits");
     sim.advance(Duration::from_secs(5));
     assert_eq!(sim.app(), &[3, 300_000], "{:?}", sim.stats());
 }

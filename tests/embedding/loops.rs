@@ -55,7 +55,7 @@ fn a_game_serves_its_clients_between_two_frames() {
         thread::yield_now();
     }
     player.join().expect("served");
-    assert!(ticks >= 100 && server.stats().turns == ticks);
+    assert!(ticks >= 100 && server.stats().iterations == ticks);
 }
 
 #[test]
@@ -361,11 +361,11 @@ fn two_hundred_idle_connections_wake_nobody() {
     let mut other = connect(busy.addr());
     // The turn that follows an echo may still be under way: let it end first.
     ping(&mut other, b"first");
-    let before = idle.handle.stats().turns;
+    let before = idle.handle.stats().iterations;
     for round in 0..200_u32 {
         ping(&mut other, &round.to_be_bytes());
     }
-    let after = idle.handle.stats().turns;
+    let after = idle.handle.stats().iterations;
     assert!(after - before <= 1, "{} turns without a reason", after - before);
 }
 

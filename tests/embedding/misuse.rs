@@ -256,8 +256,8 @@ fn a_loop_that_polls_too_often_does_nothing() {
     }
     let after = server.stats();
     assert_eq!(
-        (after.bytes_in, after.open, after.turns),
-        (before.bytes_in, 1, before.turns + 1000)
+        (after.bytes_in, after.open, after.iterations),
+        (before.bytes_in, 1, before.iterations + 1000)
     );
     drop(client);
 }

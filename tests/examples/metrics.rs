@@ -82,7 +82,7 @@ fn a_scraper_is_answered_under_load() {
             let now = (
                 seen.get("portcullis_frames_in_total", &[]),
                 seen.sum("portcullis_closed_total"),
-                seen.get("portcullis_turns_total", &[]),
+                seen.get("portcullis_iterations_total", &[]),
             );
             assert!(
                 now.0 >= before.0 && now.1 >= before.1 && now.2 > before.2,
@@ -226,11 +226,11 @@ fn the_text_says_what_the_numbers_say() {
     for (client, size) in clients.iter_mut().zip([300, 5]) {
         client.write_all(&kit::net::packet2(&vec![1; size])).expect("sent");
     }
-    let mut turns = 0;
+    let mut iterations = 0;
     while server.stats().frames_out < 2 {
         server.poll_once(&mut (), Some(Duration::from_secs(1))).expect("a turn");
-        turns += 1;
-        assert!(turns < 1000, "{:?}", server.stats());
+        iterations += 1;
+        assert!(iterations < 1000, "{:?}", server.stats());
     }
     let metrics = server.metrics();
     let seen = Exposition::read(&metrics.to_string());

@@ -25,26 +25,26 @@ fn connect_from(source: &str, addr: SocketAddr) -> TcpStream {
 #[derive(Default)]
 struct Heard {
     accepted: usize,
-    unopened: Vec<(CloseReason, Option<ConnId>, SocketAddr)>,
+    failed_accepts: Vec<(CloseReason, Option<ConnId>, SocketAddr)>,
 }
 
-struct Witness;
+struct Recorder;
 
-impl portcullis::Service<Heard> for Witness {
+impl portcullis::Service<Heard> for Recorder {
     fn accept(&mut self, heard: &mut Heard, _: Peer) -> Result<Box<dyn Handler<Heard>>, Refuse> {
         heard.accepted += 1;
         Ok(Box::new(Echo))
     }
 
-    fn on_unopened(&mut self, heard: &mut Heard, peer: &Peer, closed: &Closed) {
-        heard.unopened.push((closed.reason, peer.id, kit::net::tcp(&peer.addr)));
+    fn on_failed_accept(&mut self, heard: &mut Heard, peer: &Peer, closed: &Closed) {
+        heard.failed_accepts.push((closed.reason, peer.id, kit::net::tcp(&peer.addr)));
     }
 }
 
 fn server(config: Config, listen: Listen) -> Running<Heard> {
     spawn(move || {
         let mut server = Server::new(config).expect("server");
-        server.listen(listen, Witness).expect("listen");
+        server.listen(listen, Recorder).expect("listen");
         (server, Heard::default())
     })
 }
@@ -69,10 +69,10 @@ fn who_is_denied_costs_no_place_and_no_call() {
     );
     server.ask(|heard, _| {
         assert_eq!(heard.accepted, 2, "the service is not asked");
-        let denied = heard.unopened.iter().all(|(reason, id, addr)| {
+        let denied = heard.failed_accepts.iter().all(|(reason, id, addr)| {
             *reason == CloseReason::Denied && id.is_none() && !addr.ip().to_string().ends_with(".1")
         });
-        assert!(denied && heard.unopened.len() == 2);
+        assert!(denied && heard.failed_accepts.len() == 2);
     });
 }
 

@@ -281,8 +281,8 @@ fn a_bad_option_is_named() {
         ("job_budget", Config::new().job_budget(0)),
         ("queue_limit", Config::new().queue_limit(0)),
         ("max_connections", Config::new().max_connections(usize::MAX)),
-        ("starve_interval", Config::new().starve_interval(Duration::ZERO)),
-        ("starve_interval", Config::new().starve_interval(Duration::MAX)),
+        ("emfile_backoff", Config::new().emfile_backoff(Duration::ZERO)),
+        ("emfile_backoff", Config::new().emfile_backoff(Duration::MAX)),
     ];
     for (name, config) in bad {
         let error = Server::<()>::new(config).expect_err(name);
@@ -353,9 +353,9 @@ fn only_a_listening_socket_can_be_adopted() {
 }
 
 /// An echo service that passes on what it hears of its listener's end.
-struct Witness(mpsc::Sender<(ListenerId, String)>);
+struct Recorder(mpsc::Sender<(ListenerId, String)>);
 
-impl Service<()> for Witness {
+impl Service<()> for Recorder {
     fn accept(&mut self, _app: &mut (), _peer: Peer) -> Result<Box<dyn Handler<()>>, Refuse> {
         Ok(Box::new(Echo))
     }
@@ -374,7 +374,7 @@ fn a_listener_that_is_shut_down_elsewhere_is_closed_and_reported() {
     let server = spawn(move || {
         let mut server = server();
         let listen = Listen::adopted().name("shared");
-        server.adopt(socket, listen, Witness(tell)).expect("adopt");
+        server.adopt(socket, listen, Recorder(tell)).expect("adopt");
         server.listen(local(), echo).expect("listen");
         (server, ())
     });

@@ -11,6 +11,6 @@ mod proxy_protocol;
 mod rates;
 mod reconfigure;
 mod stampede;
-mod starvation;
+mod fd_exhaustion;
 mod unix_sockets;
-mod unopened;
+mod failed_accepts;

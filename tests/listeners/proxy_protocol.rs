@@ -21,12 +21,12 @@ const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 struct Heard {
     accepted: Vec<String>,
     opened: Vec<String>,
-    unopened: Vec<(CloseReason, String)>,
+    failed_accepts: Vec<(CloseReason, String)>,
 }
 
-struct Witness;
+struct Recorder;
 
-impl Handler<Heard> for Witness {
+impl Handler<Heard> for Recorder {
     fn on_open(&mut self, cx: &mut Context<'_, Heard>) -> Outcome {
         let source = cx.conn.source().to_string();
         let told = match cx.conn.proxy() {
@@ -58,13 +58,13 @@ impl Service<Heard> for Witnesses {
         match peer.source().port() {
             Some(666) => Err(Refuse::with_farewell("not you")),
             Some(667) => panic!("not me (this panic belongs to the test)"),
-            _ => Ok(Box::new(Witness)),
+            _ => Ok(Box::new(Recorder)),
         }
     }
 
-    fn on_unopened(&mut self, heard: &mut Heard, peer: &Peer, closed: &Closed) {
+    fn on_failed_accept(&mut self, heard: &mut Heard, peer: &Peer, closed: &Closed) {
         heard
-            .unopened
+            .failed_accepts
             .push((closed.reason, peer.source().ip().expect("TCP").to_string()));
     }
 }
@@ -138,7 +138,7 @@ fn rules_hold_for_the_source() {
             ["203.0.113.9:1"],
             "the service is not asked about the other"
         );
-        assert_eq!(heard.unopened, [(CloseReason::Denied, "192.0.2.1".to_owned())]);
+        assert_eq!(heard.failed_accepts, [(CloseReason::Denied, "192.0.2.1".to_owned())]);
     });
 }
 

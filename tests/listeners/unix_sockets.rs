@@ -397,7 +397,7 @@ fn a_service_can_refuse_by_credentials() {
                 _ => Err(Refuse::with_farewell("not you\n")),
             }
         }
-        fn on_unopened(&mut self, (): &mut (), peer: &Peer, closed: &Closed) {
+        fn on_failed_accept(&mut self, (): &mut (), peer: &Peer, closed: &Closed) {
             self.tell
                 .send((closed.reason, peer.credentials))
                 .expect("the test waits");
@@ -715,7 +715,7 @@ fn an_urgent_byte_does_not_stop_the_rest() {
     assert_eq!(heard.replace('!', ""), "beforebehind");
 }
 
-/// Out of descriptors, those who wait are served when others leave, and it is said once, as over TCP (`tests/listeners/starvation.rs`).
+/// Out of descriptors, those who wait are served when others leave, and it is said once, as over TCP (`tests/listeners/fd_exhaustion.rs`).
 #[cfg(target_os = "linux")]
 #[test]
 fn out_of_descriptors_clients_wait() {

@@ -157,15 +157,15 @@ fn it_does_not_flap() {
 fn a_server_with_alarms_sleeps() {
     let mut world = World::new(Config::new());
     world.alarm(Alarm::connections(3));
-    world.alarm(Alarm::starvation());
+    world.alarm(Alarm::fd_exhaustion());
     world.crowd(2);
-    let turns = world.sim.stats().turns;
+    let iterations = world.sim.stats().iterations;
     world.sim.advance(Duration::from_secs(3600));
-    assert!(world.sim.stats().turns - turns <= 2);
+    assert!(world.sim.stats().iterations - iterations <= 2);
     world.crowd(3);
-    let turns = world.sim.stats().turns;
+    let iterations = world.sim.stats().iterations;
     world.sim.advance(Duration::from_secs(3600));
-    let woken = world.sim.stats().turns - turns;
+    let woken = world.sim.stats().iterations - iterations;
     assert!((720..730).contains(&woken), "one turn for each cooldown, not {woken}");
 }
 
@@ -270,9 +270,9 @@ fn memory_is_what_buffers_hold() {
 
 /// EMFILE: raised with the first that fails, over with the episode.
 #[test]
-fn starvation_is_told_as_an_episode() {
+fn fd_exhaustion_is_told_as_an_episode() {
     let mut world = World::new(Config::new());
-    world.alarm(Alarm::starvation());
+    world.alarm(Alarm::fd_exhaustion());
     world.crowd(3);
     world.sim.set_descriptor_limit(4);
     let waits = world.sim.connect(world.addr).expect("the backlog has room");
@@ -282,7 +282,7 @@ fn starvation_is_told_as_an_episode() {
     let said = world.said();
     // An attempt each half second.
     assert!(matches!(said[..], [(5, StillRaised, 10..=12, 1)]), "{said:?}");
-    assert_eq!(world.sim.stats().starved, 1);
+    assert_eq!(world.sim.stats().out_of_fds, 1);
     world.sim.set_descriptor_limit(usize::MAX);
     world.seconds(2);
     let said = world.said();
@@ -403,7 +403,7 @@ fn what_can_never_or_always_be_reached_is_refused_in_words() {
             "option alarm: 65 descriptors would never be reached, the limit is 64; use at most that",
         ),
         (
-            Alarm::starvation().cooldown(Duration::from_micros(999)),
+            Alarm::fd_exhaustion().cooldown(Duration::from_micros(999)),
             "option cooldown: an alarm that is raised would keep the server awake; use at least 1 ms",
         ),
     ] {

@@ -33,7 +33,7 @@ impl Service for Door {
         }
     }
 
-    fn on_unopened(&mut self, (): &mut (), peer: &Peer, closed: &Closed) {
+    fn on_failed_accept(&mut self, (): &mut (), peer: &Peer, closed: &Closed) {
         let told = (
             peer.id,
             kit::net::tcp(&peer.addr),
@@ -70,11 +70,11 @@ fn a_new_server_has_counted_nothing() {
         stats.bytes_out,
         stats.frames_in,
         stats.frames_out,
-        stats.starved,
+        stats.out_of_fds,
         stats.accept_errors,
         stats.undeliverable,
         stats.panics,
-        stats.turns,
+        stats.iterations,
         stats.closed_total(),
     ];
     assert_eq!(counters, [0; 12]);
@@ -274,8 +274,8 @@ fn a_service_that_panics_is_counted_and_asked_again() {
                 _ => Ok(Box::new(Echo)),
             }
         }
-        fn on_unopened(&mut self, (): &mut (), _: &Peer, _: &Closed) {
-            panic!("on_unopened");
+        fn on_failed_accept(&mut self, (): &mut (), _: &Peer, _: &Closed) {
+            panic!("on_failed_accept");
         }
     }
     let server = spawn(|| {
@@ -367,11 +367,14 @@ fn undeliverable_is_what_the_loop_could_not_do() {
 }
 
 #[test]
-fn turns_are_counted_one_by_one() {
+fn iterations_are_counted_one_by_one() {
     let mut server: Server = Server::new(Config::new()).expect("server");
-    for turns in 1..=3 {
+    for iterations in 1..=3 {
         server.poll_once(&mut (), Some(Duration::ZERO)).expect("a turn");
-        assert_eq!((server.stats().turns, server.handle().stats().turns), (turns, turns));
+        assert_eq!(
+            (server.stats().iterations, server.handle().stats().iterations),
+            (iterations, iterations)
+        );
     }
 }
 

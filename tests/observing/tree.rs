@@ -86,7 +86,7 @@ fn a_connection_tells_when_its_deadlines_fall_due() {
         (None, None, None, None)
     );
     assert_eq!((left.throttle, left.timer), (None, None));
-    assert!(!info.paused && !info.congested && !info.throttled && !info.squeezed);
+    assert!(!info.paused && !info.congested && !info.throttled && !info.paused_for_memory);
 
     // A frame that has begun, and a timer.
     world.send(client, b"timer");
@@ -153,7 +153,7 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     world.sim.settle();
     let infos = clients.map(|client| world.info(client));
     assert!(
-        infos.iter().any(|info| info.squeezed) && infos.iter().any(|info| !info.squeezed),
+        infos.iter().any(|info| info.paused_for_memory) && infos.iter().any(|info| !info.paused_for_memory),
         "{infos:?}"
     );
 
@@ -166,12 +166,12 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     world.sim.advance(Duration::from_secs(3));
     let info = world.info(client);
     assert_eq!((info.state, info.time_left.handshake), (State::Accepting, seconds(7)));
-    assert_eq!(world.sim.stats().unopened, 1);
+    assert_eq!(world.sim.stats().pending, 1);
     world.sim.send(client, b"PROXY TCP4 203.0.113.9 192.0.2.1 4711 25\r\n");
     world.sim.settle();
     let tree = world.sim.control().tree(9).to_string();
     assert!(tree.contains(" for 203.0.113.9:4711: Open, age 3.0s"), "{tree}");
-    assert_eq!(world.sim.stats().unopened, 0);
+    assert_eq!(world.sim.stats().pending, 0);
 }
 
 /// S1.5, ranch: misc_info. The whole text, which is what a person reads.

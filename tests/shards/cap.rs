@@ -296,9 +296,7 @@ fn the_oldest_gives_way_in_whichever_shard_it_is() {
     let listen = local()
         .proxy_protocol(ProxyProtocol::Required)
         .trusted_proxies(AccessRules::allow_all());
-    let config = Config::new()
-        .max_connections(6)
-        .unopened_patience(Duration::from_millis(1));
+    let config = Config::new().max_connections(6).pending_grace(Duration::from_millis(1));
     let (shards, addr, gauge) = spawn(config, 3, listen);
     let silent: Vec<_> = (0..12).map(|_| connect(addr)).collect();
     for _ in 0..12 {
@@ -308,7 +306,7 @@ fn the_oldest_gives_way_in_whichever_shard_it_is() {
     }
     assert!(gauge.most() <= 6);
     let stats = shards.handle.stats();
-    assert!(stats.closed(CloseReason::GaveWay) > 0);
+    assert!(stats.closed(CloseReason::Evicted) > 0);
     assert_eq!(stats.closed(CloseReason::AtCapacity), 0);
     drop(silent);
     finish(shards);

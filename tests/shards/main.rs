@@ -2,7 +2,7 @@
 
 mod cap;
 mod ending;
+mod out_of_fds;
 mod places;
-mod starved;
 mod tls;
 mod together;

@@ -91,10 +91,7 @@ fn places_are_neither_lost_nor_found() {
         }
     });
     let turn = Arc::new(AtomicUsize::new(0));
-    let config = Config::new()
-        .max_connections(CAP)
-        .max_unopened(CAP / 2)
-        .accept_budget(3);
+    let config = Config::new().max_connections(CAP).max_pending(CAP / 2).accept_budget(3);
     let shards = Shards::new(config)
         .threads(SHARDS)
         .spawn(move |_, server: &mut Server| {

@@ -114,9 +114,9 @@ fn a_place_given_back_at_the_end_of_a_turn_is_offered() {
     let ((inside, is_inside), (release, released)) = (mpsc::channel(), mpsc::channel());
     // No turn that is still to come does it by the way.
     eventually("its shard sleeps", || {
-        let turns = here.stats().turns;
+        let iterations = here.stats().iterations;
         thread::park_timeout(Duration::from_millis(50));
-        here.stats().turns == turns
+        here.stats().iterations == iterations
     });
     let mut tls = site.client(VERSIONS[1]);
     tls.key_log = Arc::new(Sticky {
@@ -143,9 +143,9 @@ fn a_place_given_back_at_the_end_of_a_turn_is_offered() {
     is_inside.recv_timeout(PATIENCE).expect("it tries");
     // The other shard sees that nothing is free, and leaves the queue.
     for _ in 0..2 {
-        let before = there.call(PATIENCE, |(), control| control.stats().turns);
+        let before = there.call(PATIENCE, |(), control| control.stats().iterations);
         let before = before.expect("an answer");
-        eventually("that turn is over", || there.stats().turns > before);
+        eventually("that turn is over", || there.stats().iterations > before);
     }
     release.send(()).expect("it waits");
     let mut second = connect(addr);

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use kit::net::{local, ping, Running};
 use kit::tls::{
-    handshake, notify, read_to_goodbye, secure, spawn_witness, the_end, Agreed, Authority, Folder, Seen, Site, VERSIONS,
+    handshake, notify, read_to_goodbye, secure, spawn_recorder, the_end, Agreed, Authority, Folder, Seen, Site,
+    VERSIONS,
 };
 use portcullis::tls::rustls::ClientConfig;
 use portcullis::tls::{server_config_with_clients, ClientAuth};
@@ -39,7 +40,7 @@ impl Desk {
     #[track_caller]
     fn serve(&self, clients: ClientAuth) -> Running<Seen> {
         let config = server_config_with_clients(&self.chain, &self.key, &self.roots, clients);
-        spawn_witness(Config::new(), local().tls(config.expect("a configuration")))
+        spawn_recorder(Config::new(), local().tls(config.expect("a configuration")))
     }
 
     /// The fault that is found in `roots`, which must be named.

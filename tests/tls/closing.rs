@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use kit::net::{connect, eventually, hold, local, packet2, ping, recv2, send2, spawn, spawn_echo, Running};
 use kit::tls::{
-    encrypt, exchange, exchange_after, fin, notify, read_to_goodbye, reset, secure, session, spawn_witness, the_end,
-    wire_of, Seen, Site, TlsClient, Witness, VERSIONS,
+    encrypt, exchange, exchange_after, fin, notify, read_to_goodbye, reset, secure, session, spawn_recorder, the_end,
+    wire_of, Recorder, Seen, Site, TlsClient, VERSIONS,
 };
 use portcullis::tls::rustls::{version, SupportedProtocolVersion};
 use portcullis::{Close, CloseReason, Closed, Config, Context, Framing, Handler, Listen, Outcome, Server, State};
@@ -17,8 +17,8 @@ fn listen(site: &Site) -> Listen {
     local().tls(Arc::new(site.server()))
 }
 
-fn witness(site: &Site) -> Running<Seen> {
-    spawn_witness(Config::new(), listen(site))
+fn recorder(site: &Site) -> Running<Seen> {
+    spawn_recorder(Config::new(), listen(site))
 }
 
 /// A server whose handlers are all `make()`.
@@ -138,7 +138,7 @@ fn what_was_sent_before_the_close_arrives_at_a_slow_reader() {
 fn an_idle_peer_is_told_goodbye() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = spawn_witness(Config::new(), listen(&site).idle_timeout(Duration::from_millis(100)));
+        let server = spawn_recorder(Config::new(), listen(&site).idle_timeout(Duration::from_millis(100)));
         let mut client = secure(server.addr(), &site.client(version));
         assert_eq!(read_to_goodbye(&mut client), b"");
         drop(client);
@@ -151,7 +151,7 @@ fn an_idle_peer_is_told_goodbye() {
 fn an_unfinished_frame_is_told_goodbye() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = spawn_witness(Config::new(), listen(&site).frame_timeout(Duration::from_millis(100)));
+        let server = spawn_recorder(Config::new(), listen(&site).frame_timeout(Duration::from_millis(100)));
         let mut client = secure(server.addr(), &site.client(version));
         client.write_all(&[0, 9, b'h']).expect("begun");
         client.flush().expect("sent");
@@ -170,7 +170,7 @@ fn a_peer_that_never_reads_is_reset() {
             .framing(Framing::Raw)
             .send_buffer(32 * 1024)
             .write_timeout(Duration::from_millis(200));
-        let server = spawn_witness(Config::new(), listen);
+        let server = spawn_recorder(Config::new(), listen);
         let client = settled(&server, &site, version);
         std::thread::scope(|scope| {
             let mut sock = client.sock.try_clone().expect("a second descriptor");
@@ -187,7 +187,7 @@ fn a_peer_that_never_reads_is_reset() {
 fn a_drain_answers_what_arrived_and_says_goodbye() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = witness(&site);
+        let server = recorder(&site);
         let mut client = settled(&server, &site, version);
         let frames: Vec<u8> = (0..2000u32).flat_map(|number| packet2(&number.to_be_bytes())).collect();
         let wire = encrypt(&mut client.conn, &frames);
@@ -207,7 +207,7 @@ fn a_drain_answers_what_arrived_and_says_goodbye() {
 fn a_peers_goodbye_is_answered_after_all_echoes() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = witness(&site);
+        let server = recorder(&site);
         let frames = packet2(&[5; 30_000]).repeat(100);
         let client = secure(server.addr(), &site.client(version));
         assert!(exchange(client, &frames) == frames, "every frame is answered");
@@ -220,7 +220,7 @@ fn a_peers_goodbye_is_answered_after_all_echoes() {
 fn a_peers_goodbye_does_not_cost_it_the_answers_it_reads_late() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = spawn_witness(
+        let server = spawn_recorder(
             Config::new(),
             listen(&site).send_buffer(16 * 1024).watermarks(1024, 2048),
         );
@@ -277,7 +277,7 @@ fn after_the_peers_goodbye_tls_1_3_goes_on_and_1_2_closes() {
 fn data_and_goodbye_are_cut_anywhere() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = witness(&site);
+        let server = recorder(&site);
         let mut cut = 0;
         loop {
             let mut client = settled(&server, &site, version);
@@ -303,7 +303,7 @@ fn data_and_goodbye_are_cut_anywhere() {
 fn a_fin_without_goodbye_is_a_truncation() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = witness(&site);
+        let server = recorder(&site);
         let mut cut = 0;
         loop {
             let mut client = settled(&server, &site, version);
@@ -345,7 +345,7 @@ fn an_end_inside_a_frame_is_told_by_its_goodbye() {
     let site = Site::new();
     for version in VERSIONS {
         for (goodbye, reason) in [(true, CloseReason::Truncated), (false, CloseReason::TlsTruncated)] {
-            let server = witness(&site);
+            let server = recorder(&site);
             let mut client = secure(server.addr(), &site.client(version));
             client
                 .write_all(&[packet2(b"whole"), vec![0, 9, b'p', b'a']].concat())
@@ -369,7 +369,7 @@ fn a_reset_is_a_reset() {
     let site = Site::new();
     for version in VERSIONS {
         for cut in [0, 1, 40, usize::MAX] {
-            let server = witness(&site);
+            let server = recorder(&site);
             let mut tcp = connect(server.addr());
             let hello = wire_of(&mut session(&site.client(version)));
             tcp.write_all(&hello[..cut.min(hello.len())]).expect("sent");
@@ -378,9 +378,9 @@ fn a_reset_is_a_reset() {
             });
             reset(tcp);
             assert_eq!(the_end(&server).0, CloseReason::Reset, "after {cut} bytes");
-            assert_eq!(server.finish().1.unopened.len(), 1);
+            assert_eq!(server.finish().1.failed_accepts.len(), 1);
         }
-        let server = witness(&site);
+        let server = recorder(&site);
         let mut client = secure(server.addr(), &site.client(version));
         ping(&mut client, b"hello");
         reset(client.sock);
@@ -394,7 +394,7 @@ fn a_reset_is_a_reset() {
 fn a_forged_record_ends_the_connection_with_an_alert() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = witness(&site);
+        let server = recorder(&site);
         let mut client = secure(server.addr(), &site.client(version));
         ping(&mut client, b"good");
         let mut wire = encrypt(&mut client.conn, &packet2(b"bad"));
@@ -423,7 +423,7 @@ fn frames_before_a_forged_record_are_delivered() {
             Ok(())
         }
         fn on_close(&mut self, cx: &mut Context<'_, Seen>, closed: &Closed) {
-            Witness.on_close(cx, closed);
+            Recorder.on_close(cx, closed);
         }
     }
     let site = Site::new();
@@ -432,7 +432,7 @@ fn frames_before_a_forged_record_are_delivered() {
         let server = spawn(move || {
             let mut server = Server::new(Config::new()).expect("server");
             server.listen(one, |_: &mut Seen, _| Deaf).expect("listen");
-            server.listen(other, |_: &mut Seen, _| Witness).expect("listen");
+            server.listen(other, |_: &mut Seen, _| Recorder).expect("listen");
             (server, Seen::default())
         });
         for (at, frames) in [(0, 3), (1, 4)] {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kit::net::{await_end, eventually, local, packet2, ping, recv2, send2, spawn, spawn_echo, Echo};
 use kit::tls::{
-    encrypt, exchange, exchange_after, notify, read_to_goodbye, secure, spawn_witness, wire_of, Site, VERSIONS,
+    encrypt, exchange, exchange_after, notify, read_to_goodbye, secure, spawn_recorder, wire_of, Site, VERSIONS,
 };
 use portcullis::tls::rustls::version;
 use portcullis::{CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Server};
@@ -332,7 +332,7 @@ fn keys_change_under_load() {
 #[test]
 fn a_flood_of_key_updates_is_ended() {
     let site = Site::new();
-    let server = spawn_witness(Config::new(), listen(&site));
+    let server = spawn_recorder(Config::new(), listen(&site));
     let mut other = secure(server.addr(), &site.client(&version::TLS13));
     let mut client = secure(server.addr(), &site.client(&version::TLS13));
     for _ in 0..1000 {

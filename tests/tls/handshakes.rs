@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kit::net::{connect, local, ping, read_to_end, recv2, send2, spawn, spawn_echo, Running};
 use kit::tls::{
-    agreed, encrypt, exchange, handshake, handshake_over, notify, read_to_goodbye, secure, session, spawn_witness,
+    agreed, encrypt, exchange, handshake, handshake_over, notify, read_to_goodbye, secure, session, spawn_recorder,
     the_end, visit, wire_of, Authority, Seen, Site, TlsClient, NAME, VERSIONS,
 };
 use portcullis::tls::rustls::server::{NoServerSessionStorage, ServerConnection};
@@ -19,15 +19,15 @@ fn listen(config: ServerConfig) -> Listen {
     local().tls(Arc::new(config))
 }
 
-fn witness(config: ServerConfig) -> Running<Seen> {
-    spawn_witness(Config::new(), listen(config))
+fn recorder(config: ServerConfig) -> Running<Seen> {
+    spawn_recorder(Config::new(), listen(config))
 }
 
 #[test]
 fn both_versions_are_spoken_and_visible() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = witness(site.server());
+        let server = recorder(site.server());
         visit(server.addr(), &site.client(version));
         assert_eq!(agreed(&server, 1)[0].version, Some(version.version));
         let (stats, seen) = server.finish();
@@ -67,7 +67,7 @@ fn a_plain_connection_has_no_tls() {
 fn the_name_asked_for_is_visible() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = witness(site.server());
+        let server = recorder(site.server());
         visit(server.addr(), &site.client(version));
         let mut nameless = site.client(version);
         nameless.enable_sni = false;
@@ -83,7 +83,7 @@ fn alpn_is_agreed_by_the_servers_preference() {
     for version in VERSIONS {
         let mut config = site.server();
         config.alpn_protocols = vec![b"echo/2".to_vec(), b"echo/1".to_vec()];
-        let server = witness(config);
+        let server = recorder(config);
         let mut client = site.client(version);
         client.alpn_protocols = vec![b"other".to_vec(), b"echo/1".to_vec(), b"echo/2".to_vec()];
         let mut tls = secure(server.addr(), &client);
@@ -102,7 +102,7 @@ fn no_common_protocol_ends_the_handshake_with_an_alert() {
     for version in VERSIONS {
         let mut config = site.server();
         config.alpn_protocols = vec![b"echo/1".to_vec()];
-        let server = witness(config);
+        let server = recorder(config);
         let mut client = site.client(version);
         client.alpn_protocols = vec![b"other".to_vec()];
         let error = handshake(server.addr(), &client).expect_err("nothing in common");
@@ -116,7 +116,7 @@ fn no_common_protocol_ends_the_handshake_with_an_alert() {
 fn a_client_certificate_is_demanded_and_visible() {
     let (site, clients) = (Site::new(), Authority::new("clients"));
     for version in VERSIONS {
-        let server = witness(site.server_for_clients_of(&clients, false));
+        let server = recorder(site.server_for_clients_of(&clients, false));
         let alice = clients.client("alice");
         visit(server.addr(), &site.client_with(version, &alice));
         assert_eq!(agreed(&server, 1)[0].certificates, alice.chain);
@@ -127,7 +127,7 @@ fn a_client_certificate_is_demanded_and_visible() {
 fn a_client_certificate_can_be_optional() {
     let (site, clients) = (Site::new(), Authority::new("clients"));
     for version in VERSIONS {
-        let server = witness(site.server_for_clients_of(&clients, true));
+        let server = recorder(site.server_for_clients_of(&clients, true));
         let alice = clients.client("alice");
         visit(server.addr(), &site.client(version));
         visit(server.addr(), &site.client_with(version, &alice));
@@ -152,7 +152,7 @@ fn a_client_without_the_right_certificate_is_refused_with_an_alert() {
             (site.client(version), ["CertificateRequired", "HandshakeFailure"]),
             (site.client_with(version, &stranger), ["UnknownCA", "UnknownCA"]),
         ] {
-            let server = witness(site.server_for_clients_of(&clients, false));
+            let server = recorder(site.server_for_clients_of(&clients, false));
             let refused = refusal(handshake(server.addr(), &client));
             assert!(expected.iter().any(|words| refused.contains(words)), "{refused}");
             let (reason, cause) = the_end(&server);
@@ -168,7 +168,7 @@ fn a_client_without_the_right_certificate_is_refused_with_an_alert() {
 fn the_second_visit_resumes() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = witness(site.server());
+        let server = recorder(site.server());
         // Its clones share the memory of past sessions.
         let client = site.client(version);
         visit(server.addr(), &client);
@@ -183,7 +183,7 @@ fn the_second_visit_resumes() {
 fn a_resumed_client_keeps_its_certificate() {
     let (site, clients) = (Site::new(), Authority::new("clients"));
     for version in VERSIONS {
-        let server = witness(site.server_for_clients_of(&clients, false));
+        let server = recorder(site.server_for_clients_of(&clients, false));
         let alice = clients.client("alice");
         let client = site.client_with(version, &alice);
         visit(server.addr(), &client);
@@ -199,7 +199,7 @@ fn a_server_without_memory_of_sessions_does_full_handshakes() {
     for version in VERSIONS {
         let mut config = site.server();
         config.session_storage = Arc::new(NoServerSessionStorage {});
-        let server = witness(config);
+        let server = recorder(config);
         let client = site.client(version);
         visit(server.addr(), &client);
         visit(server.addr(), &client);
@@ -214,7 +214,7 @@ fn early_data_is_neither_taken_nor_lost() {
     let site = Site::new();
     let mut config = site.server();
     config.max_early_data_size = 16 * 1024;
-    let server = witness(config.clone());
+    let server = recorder(config.clone());
     let mut client = site.client(&version::TLS13);
     client.enable_early_data = true;
     // A ticket of our own does not invite any.
@@ -258,7 +258,7 @@ fn a_client_hello_comes_in_any_pieces() {
     let site = Site::new();
     for version in VERSIONS {
         for fragment in [None, Some(32), Some(100)] {
-            let server = witness(site.server());
+            let server = recorder(site.server());
             let mut config = site.client(version);
             config.max_fragment_size = fragment;
             let mut session = session(&config);
@@ -277,7 +277,7 @@ fn a_client_hello_comes_in_any_pieces() {
 fn a_long_handshake_message_comes_in_small_records() {
     let (site, clients) = (Site::new(), Authority::new("clients"));
     for version in VERSIONS {
-        let server = witness(site.server_for_clients_of(&clients, false));
+        let server = recorder(site.server_for_clients_of(&clients, false));
         let alice = clients.client("alice");
         let mut config = site.client_with(version, &alice);
         config.max_fragment_size = Some(32);
@@ -303,7 +303,7 @@ fn a_long_handshake_message_comes_in_small_records() {
 fn frames_and_goodbye_come_with_the_end_of_the_handshake() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = witness(site.server());
+        let server = recorder(site.server());
         let mut session = session(&site.client(version));
         let mut tcp = connect(server.addr());
         if version.version == version::TLS12.version {
@@ -443,7 +443,7 @@ fn the_servers_records_can_be_small() {
 #[test]
 fn a_drain_does_not_wait_for_handshakes() {
     let site = Site::new();
-    let server = witness(site.server());
+    let server = recorder(site.server());
     let mut open = secure(server.addr(), &site.client(&version::TLS13));
     ping(&mut open, b"open");
     let silent: Vec<_> = (0..20).map(|_| connect(server.addr())).collect();
@@ -457,7 +457,7 @@ fn a_drain_does_not_wait_for_handshakes() {
     // A drain that waited would take ten minutes.
     let (stats, seen) = server.finish();
     assert_eq!(stats.closed(CloseReason::HandshakeTimeout), 21);
-    assert_eq!(seen.unopened.len(), 21, "each is reported");
+    assert_eq!(seen.failed_accepts.len(), 21, "each is reported");
     assert_eq!(seen.closed, [(CloseReason::Drained, String::new())]);
     drop((silent, half));
 }
@@ -467,7 +467,7 @@ fn a_drain_does_not_wait_for_handshakes() {
 fn a_handshake_during_a_drain_ends_in_order() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = witness(site.server());
+        let server = recorder(site.server());
         let mut session = session(&site.client(version));
         let tcp = connect(server.addr());
         server.until("it is in", |stats| stats.open == 1);

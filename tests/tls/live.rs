@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kit::net::{connect, local, ping, Running, PATIENCE};
 use kit::tls::{
-    agreed, handshake, handshake_over, secure, session, spawn_witness, ticketer, visit, wire_of, Folder, Seen, Site,
+    agreed, handshake, handshake_over, secure, session, spawn_recorder, ticketer, visit, wire_of, Folder, Seen, Site,
     VERSIONS,
 };
 use portcullis::tls::rustls::server::NoServerSessionStorage;
@@ -14,15 +14,15 @@ use portcullis::tls::rustls::{version, ClientConfig, ServerConfig};
 use portcullis::tls::server_config;
 use portcullis::{Config, Error, HandleError, Server};
 
-fn witness(config: impl Into<portcullis::tls::TlsConfig>) -> Running<Seen> {
-    spawn_witness(Config::new(), local().name("it").tls(config))
+fn recorder(config: impl Into<portcullis::tls::TlsConfig>) -> Running<Seen> {
+    spawn_recorder(Config::new(), local().name("it").tls(config))
 }
 
 #[test]
 fn new_handshakes_get_the_new_certificate_and_the_others_keep_theirs() {
     for version in VERSIONS {
         let (old, new) = (Site::new(), Site::new());
-        let server = witness(old.server());
+        let server = recorder(old.server());
         let mut open = secure(server.addr(), &old.client(version));
         ping(&mut open, b"open");
         // Accepted, and half of a ClientHello is there.
@@ -52,7 +52,7 @@ fn new_handshakes_get_the_new_certificate_and_the_others_keep_theirs() {
 #[test]
 fn a_connection_tells_its_configuration() {
     let (first, second) = (Arc::new(Site::new().server()), Site::new());
-    let server = witness(Arc::clone(&first));
+    let server = recorder(Arc::clone(&first));
     let next = Arc::new(second.server());
     let set = Arc::clone(&next);
     server
@@ -110,7 +110,7 @@ fn a_handle_tells_that_a_listener_is_plain() {
 #[test]
 fn the_old_certificate_stays_if_the_new_one_is_broken() {
     let (folder, old, new) = (Folder::new(), Site::new(), Site::new());
-    let server = witness(old.server());
+    let server = recorder(old.server());
     let chain = folder.file("chain.pem", &new.identity.chain_pem);
     let key = folder.file("key.pem", &old.identity.key_pem);
     let reload = || -> Result<(), Box<dyn std::error::Error>> {
@@ -127,7 +127,7 @@ fn the_old_certificate_stays_if_the_new_one_is_broken() {
 /// Two visits of one client; whether each was resumed.
 #[track_caller]
 fn two_visits(config: &ServerConfig, client: &ClientConfig) -> [bool; 2] {
-    let server = witness(config.clone());
+    let server = recorder(config.clone());
     visit(server.addr(), client);
     visit(server.addr(), client);
     let agreed = agreed(&server, 2);
@@ -153,7 +153,7 @@ fn tickets_are_good_wherever_the_ticketer_is() {
     for version in VERSIONS {
         let mut config = site.server();
         config.ticketer = ticketer();
-        let (one, other) = (witness(config.clone()), witness(config));
+        let (one, other) = (recorder(config.clone()), recorder(config));
         let client = site.client(version);
         visit(one.addr(), &client);
         visit(other.addr(), &client);
@@ -186,7 +186,7 @@ fn an_old_session_leads_to_a_full_handshake() {
                 }
                 config
             };
-            let server = witness(config());
+            let server = recorder(config());
             let client = site.client(version);
             visit(server.addr(), &client);
             server.handle.set_tls("it", PATIENCE, config()).expect("a TLS listener");
@@ -203,7 +203,7 @@ fn an_old_session_leads_to_a_full_handshake() {
 fn an_old_session_does_not_get_around_a_new_demand() {
     let (site, clients) = (Site::new(), kit::tls::Authority::new("clients"));
     for version in VERSIONS {
-        let server = witness(site.server());
+        let server = recorder(site.server());
         let client = site.client(version);
         visit(server.addr(), &client);
         server

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kit::net::{connect, local, ping, Running, PATIENCE};
 use kit::tls::{
-    alert, handshake_as, notify, read_to_goodbye, session_for, spawn_witness, the_end, ticketer, wire_of, Agreed,
+    alert, handshake_as, notify, read_to_goodbye, session_for, spawn_recorder, the_end, ticketer, wire_of, Agreed,
     Authority, Seen, Site, TlsClient, VERSIONS,
 };
 use portcullis::tls::rustls::client::{
@@ -18,8 +18,8 @@ use portcullis::tls::rustls::{version, ClientConfig, NamedGroup, ServerConfig};
 use portcullis::tls::{ServerNames, TlsConfig};
 use portcullis::{CloseReason, Config};
 
-fn witness(config: impl Into<TlsConfig>) -> Running<Seen> {
-    spawn_witness(Config::new(), local().name("it").tls(config))
+fn recorder(config: impl Into<TlsConfig>) -> Running<Seen> {
+    spawn_recorder(Config::new(), local().name("it").tls(config))
 }
 
 #[track_caller]
@@ -63,7 +63,7 @@ fn names(site: &Site, names: ServerNames) -> ServerNames {
 fn each_name_has_its_own() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = witness(names(&site, ServerNames::only()));
+        let server = recorder(names(&site, ServerNames::only()));
         let client = client(&site, version);
         for (name, protocol) in [
             ("one.test", "one"),
@@ -93,7 +93,7 @@ fn who_is_not_meant_is_refused_with_an_alert() {
             ("test", 112, "test"),
             ("127.0.0.1", 109, "asks for no name"),
         ] {
-            let server = witness(names(&site, ServerNames::only()));
+            let server = recorder(names(&site, ServerNames::only()));
             let mut tcp = connect(server.addr());
             use std::io::Write;
             tcp.write_all(&wire_of(&mut session_for(&client(&site, version), name)))
@@ -112,7 +112,7 @@ fn a_default_is_for_everybody_else() {
     let site = Site::new();
     for version in VERSIONS {
         let rest = speaking(&site, "127.0.0.1", "rest");
-        let server = witness(names(&site, ServerNames::or(rest)));
+        let server = recorder(names(&site, ServerNames::or(rest)));
         let client = client(&site, version);
         for (name, protocol) in [("127.0.0.1", "rest"), ("one.test", "one")] {
             let tls = visit(server.addr(), &client, name);
@@ -167,7 +167,7 @@ fn a_closure_chooses_by_what_the_hello_says() {
     let site = Site::new();
     for version in VERSIONS {
         let (one, rest) = (speaking(&site, "one.test", "one"), speaking(&site, "one.test", "rest"));
-        let server = witness(TlsConfig::choose(move |hello| {
+        let server = recorder(TlsConfig::choose(move |hello| {
             let wanted = hello.alpn()?.next()?;
             match wanted {
                 b"one" => Some(Arc::clone(&one)),
@@ -203,7 +203,7 @@ fn no_choice_takes_early_data() {
         (by_name.expect("a name").into(), "other.test"),
         (TlsConfig::from(one), "one.test"),
     ] {
-        let server = witness(config);
+        let server = recorder(config);
         let client = site.client(&version::TLS13);
         let mut tls = handshake_as(server.addr(), &client, name).expect("a handshake");
         ping(&mut tls, b"hello");
@@ -237,7 +237,7 @@ fn a_panic_ends_its_own_connection() {
         let mut bomb = ServerConfig::clone(&one);
         bomb.cert_resolver = Arc::new(Bomb);
         let bomb = Arc::new(bomb);
-        let server = witness(TlsConfig::choose(move |hello| match hello.server_name() {
+        let server = recorder(TlsConfig::choose(move |hello| match hello.server_name() {
             Some("one.test") => Some(Arc::clone(&one)),
             Some("bomb.test") => Some(Arc::clone(&bomb)),
             _ => panic!("as planned"),
@@ -250,8 +250,8 @@ fn a_panic_ends_its_own_connection() {
         ping(&mut tls, b"unharmed");
         let stats = server.until("they are counted", |stats| stats.closed_total() == 2);
         assert_eq!(stats.closed(CloseReason::Panicked), 2);
-        let unopened = server.ask(|seen, _| seen.unopened.len());
-        assert_eq!(unopened, 2, "the service hears of them");
+        let failed_accepts = server.ask(|seen, _| seen.failed_accepts.len());
+        assert_eq!(failed_accepts, 2, "the service hears of them");
     }
 }
 
@@ -313,7 +313,7 @@ fn a_session_of_one_name_does_not_open_another() {
                 .name("open.test", Arc::new(open))
                 .and_then(|names| names.name(kit::tls::NAME, Arc::new(secret)))
                 .expect("good names");
-            let server = witness(names);
+            let server = recorder(names);
             let mut client = site.client(version);
             client.resumption = Resumption::store(Arc::new(Careless(ClientSessionMemoryCache::new(8))));
             visit(server.addr(), &client, "open.test");
@@ -328,8 +328,8 @@ fn a_session_of_one_name_does_not_open_another() {
                 1,
                 "{version:?}, shared {shared}"
             );
-            let unopened = server.ask(|seen, _| seen.unopened[0].1.clone());
-            assert!(unopened.contains("no certificates"), "{unopened}");
+            let failed_accepts = server.ask(|seen, _| seen.failed_accepts[0].1.clone());
+            assert!(failed_accepts.contains("no certificates"), "{failed_accepts}");
         }
     }
 }
@@ -337,7 +337,7 @@ fn a_session_of_one_name_does_not_open_another() {
 #[test]
 fn names_change_under_way() {
     let site = Site::new();
-    let server = witness(speaking(&site, "one.test", "one"));
+    let server = recorder(speaking(&site, "one.test", "one"));
     let client = client(&site, &version::TLS13);
     visit(server.addr(), &client, "one.test");
     server

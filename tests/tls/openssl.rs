@@ -6,7 +6,7 @@ use std::process::{ChildStdin, Command};
 use std::sync::Arc;
 
 use kit::net::{have, local, ChildProcess, Running};
-use kit::tls::{agreed, secure, self_signed, spawn_witness, Authority, Folder, Identity, Seen, Site, NAME};
+use kit::tls::{agreed, secure, self_signed, spawn_recorder, Authority, Folder, Identity, Seen, Site, NAME};
 use portcullis::tls::rustls::{version, ProtocolVersion, ServerConfig};
 use portcullis::{CloseReason, Config, Framing};
 
@@ -20,7 +20,7 @@ fn have_openssl() -> bool {
 }
 
 fn serve(config: ServerConfig) -> Running<Seen> {
-    spawn_witness(Config::new(), local().framing(Framing::Line).tls(Arc::new(config)))
+    spawn_recorder(Config::new(), local().framing(Framing::Line).tls(Arc::new(config)))
 }
 
 /// What the certificates and keys are in, for `s_client` to read.

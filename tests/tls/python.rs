@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kit::net::{have, local, ChildProcess, Running, PATIENCE};
-use kit::tls::{spawn_witness, Authority, Folder, Seen, Site, NAME};
+use kit::tls::{spawn_recorder, Authority, Folder, Seen, Site, NAME};
 use portcullis::tls::rustls::{ProtocolVersion, ServerConfig};
 use portcullis::{CloseReason, Config, Listen};
 
@@ -39,7 +39,7 @@ def receive(tls):
 "#;
 
 fn serve(config: ServerConfig, change: impl FnOnce(Listen) -> Listen) -> Running<Seen> {
-    spawn_witness(Config::new(), change(local().tls(Arc::new(config))))
+    spawn_recorder(Config::new(), change(local().tls(Arc::new(config))))
 }
 
 /// Runs a script to its end, which must be a good one.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kit::net::{connect, local, ping, read_to_end, spawn, spawn_echo, Running, PATIENCE};
 use kit::tls::{
-    alert, handshake, provider, read_raw, secure, session, spawn_witness, the_end, wire_of, Authority, Seen, Site,
+    alert, handshake, provider, read_raw, secure, session, spawn_recorder, the_end, wire_of, Authority, Seen, Site,
     Witnesses, VERSIONS,
 };
 use portcullis::tls::rustls::crypto::CryptoProvider;
@@ -21,8 +21,8 @@ fn listen(site: &Site) -> Listen {
     local().tls(Arc::new(site.server()))
 }
 
-fn witness(site: &Site) -> Running<Seen> {
-    spawn_witness(Config::new(), listen(site))
+fn recorder(site: &Site) -> Running<Seen> {
+    spawn_recorder(Config::new(), listen(site))
 }
 
 /// Two listeners: the first has no patience, the second has all of it, for clients that are to be served on a busy machine.
@@ -88,7 +88,7 @@ const RSA_RC4_SHA: u16 = 0x0005;
 /// The hand-made hello is one that is answered: otherwise its refusals would prove nothing.
 #[test]
 fn a_good_hello_is_answered() {
-    let server = witness(&Site::new());
+    let server = recorder(&Site::new());
     let mut tcp = talk(server.addr(), &hello(3, &[ECDHE_ECDSA_AES128_GCM]));
     let mut header = [0; 6];
     tcp.read_exact(&mut header).expect("an answer");
@@ -112,8 +112,8 @@ fn silence_is_ended_and_frees_its_place() {
     }
     let stats = server.until("they are gone", |stats| stats.open == 1);
     assert_eq!((stats.closed(CloseReason::HandshakeTimeout), stats.peak), (3, 3));
-    let unopened = server.ask(|seen, _| seen.unopened.clone());
-    assert_eq!(unopened, vec![(CloseReason::HandshakeTimeout, String::new()); 3]);
+    let failed_accepts = server.ask(|seen, _| seen.failed_accepts.clone());
+    assert_eq!(failed_accepts, vec![(CloseReason::HandshakeTimeout, String::new()); 3]);
 }
 
 /// faults S1: the deadline counts from accept, so a byte now and then buys nothing.
@@ -149,7 +149,7 @@ fn dripping_buys_no_time() {
 #[test]
 fn an_open_connection_has_no_handshake_deadline() {
     let site = Site::new();
-    let server = spawn_witness(Config::new(), listen(&site).handshake_timeout(5 * SOON));
+    let server = spawn_recorder(Config::new(), listen(&site).handshake_timeout(5 * SOON));
     let mut open = secure(server.addr(), &site.client(&version::TLS13));
     let _silent = connect(server.addr());
     server.until("the silent one is gone", |stats| {
@@ -168,7 +168,7 @@ fn plaintext_on_a_tls_port_is_named() {
         &[0; 100],
         b"EHLO somebody\r\n",
     ] {
-        let server = witness(&site);
+        let server = recorder(&site);
         let mut tcp = talk(server.addr(), first);
         let (bytes, end) = read_raw(&mut tcp);
         assert!(end.is_none(), "{end:?}");
@@ -176,7 +176,7 @@ fn plaintext_on_a_tls_port_is_named() {
         assert!(bytes.is_empty() || bytes[0] == 21, "{bytes:?}");
         drop(tcp);
         assert_eq!(the_end(&server).0, CloseReason::NotTls, "{first:?}");
-        assert_eq!(server.finish().1.unopened.len(), 1);
+        assert_eq!(server.finish().1.failed_accepts.len(), 1);
     }
 }
 
@@ -185,7 +185,7 @@ fn plaintext_on_a_tls_port_is_named() {
 fn a_short_word_of_plaintext_is_named_too() {
     let site = Site::new();
     for finish in [false, true] {
-        let server = spawn_witness(Config::new(), listen(&site).handshake_timeout(SOON));
+        let server = spawn_recorder(Config::new(), listen(&site).handshake_timeout(SOON));
         let mut tcp = talk(server.addr(), b"hi");
         if finish {
             tcp.shutdown(Shutdown::Write).expect("FIN");
@@ -201,7 +201,7 @@ fn a_short_word_of_plaintext_is_named_too() {
 #[test]
 fn an_upload_in_plaintext_gets_its_alert() {
     let site = Site::new();
-    let server = witness(&site);
+    let server = recorder(&site);
     let tcp = connect(server.addr());
     let (mut reading, mut writing) = (tcp.try_clone().expect("a second descriptor"), tcp);
     std::thread::scope(|scope| {
@@ -243,7 +243,7 @@ fn tls_that_is_no_hello_gets_an_alert() {
         ("a hello of 16 MiB", vec![22, 3, 3, 0, 4, 1, 0xff, 0xff, 0xff]),
     ];
     for (what, stream) in streams {
-        let server = witness(&site);
+        let server = recorder(&site);
         let mut tcp = talk(server.addr(), &stream);
         tcp.shutdown(Shutdown::Write).expect("FIN");
         let (bytes, end) = read_raw(&mut tcp);
@@ -263,7 +263,7 @@ fn a_client_that_does_not_trust_us_is_named() {
     let site = Site::new();
     let elsewhere = Site::of(Authority::new("another authority"));
     for version in VERSIONS {
-        let server = witness(&site);
+        let server = recorder(&site);
         let error = handshake(server.addr(), &elsewhere.client(version)).expect_err("unknown issuer");
         assert!(error.to_string().contains("UnknownIssuer"), "{error}");
         let (reason, cause) = the_end(&server);
@@ -277,7 +277,7 @@ fn an_end_in_the_handshake_is_named() {
     let site = Site::new();
     let whole = wire_of(&mut session(&site.client(&version::TLS13)));
     for cut in [0, 1, whole.len() / 2, whole.len()] {
-        let server = witness(&site);
+        let server = recorder(&site);
         let mut tcp = talk(server.addr(), &whole[..cut]);
         tcp.shutdown(Shutdown::Write).expect("FIN");
         let (_, end) = read_raw(&mut tcp);
@@ -293,7 +293,7 @@ fn an_end_in_the_handshake_is_named() {
 #[test]
 fn old_versions_are_refused_with_an_alert() {
     for minor in [0, 1, 2] {
-        let server = witness(&Site::new());
+        let server = recorder(&Site::new());
         let mut tcp = talk(server.addr(), &hello(minor, &[ECDHE_ECDSA_AES128_GCM]));
         assert_eq!(alert(&mut tcp), 70, "version 3.{minor}");
         drop(tcp);
@@ -304,7 +304,7 @@ fn old_versions_are_refused_with_an_alert() {
 /// faults S5: alert handshake_failure (40).
 #[test]
 fn no_common_suite_is_refused_with_an_alert() {
-    let server = witness(&Site::new());
+    let server = recorder(&Site::new());
     let mut tcp = talk(server.addr(), &hello(3, &[RSA_RC4_SHA]));
     assert_eq!(alert(&mut tcp), 40);
     drop(tcp);
@@ -336,7 +336,7 @@ fn one_suite_each_and_not_the_same() {
         .expect("versions")
         .with_root_certificates(site.authority.roots())
         .with_no_client_auth();
-    let server = spawn_witness(Config::new(), local().tls(Arc::new(config)));
+    let server = spawn_recorder(Config::new(), local().tls(Arc::new(config)));
     let error = handshake(server.addr(), &client).expect_err("nothing in common");
     assert!(error.to_string().contains("HandshakeFailure"), "{error}");
     assert_eq!(the_end(&server).0, CloseReason::TlsHandshake);
@@ -352,7 +352,7 @@ fn a_version_the_configuration_excludes_is_refused() {
         .with_no_client_auth()
         .with_single_cert(site.identity.chain.clone(), site.identity.key())
         .expect("certificate and key");
-    let server = spawn_witness(Config::new(), local().tls(Arc::new(config)));
+    let server = spawn_recorder(Config::new(), local().tls(Arc::new(config)));
     let error = handshake(server.addr(), &site.client(&version::TLS12)).expect_err("too old");
     assert!(error.to_string().contains("ProtocolVersion"), "{error}");
     assert_eq!(the_end(&server).0, CloseReason::TlsHandshake);
@@ -363,7 +363,7 @@ fn a_version_the_configuration_excludes_is_refused() {
 fn a_huge_hello_is_held_within_bounds() {
     const CLIENTS: usize = 20;
     let site = Site::new();
-    let server = spawn_witness(Config::new(), listen(&site));
+    let server = spawn_recorder(Config::new(), listen(&site));
     // A hello of 0xf000 bytes, in records of 16 KiB, without its last byte.
     let mut stream = Vec::new();
     let message = [&[1, 0, 0xf0, 0, 3, 3][..], &[0; 0xeffe]].concat();
@@ -448,7 +448,7 @@ fn noise_ends_in_order() {
         stats.closed(CloseReason::TlsHandshake) + stats.closed(CloseReason::NotTls),
         60
     );
-    assert_eq!(server.ask(|seen, _| seen.unopened.len()), 60);
+    assert_eq!(server.ask(|seen, _| seen.failed_accepts.len()), 60);
 }
 
 /// Who is refused before TLS, or cannot be served by the service, costs no handshake and no handler call.

@@ -40,7 +40,7 @@ fn two_calls_fail_in_a_short_session() {
 #[test]
 fn two_calls_fail_in_a_long_one() {
     pairs(Scenario::Drain, 11, 2_500);
-    pairs(Scenario::Starved, 11, 2_500);
+    pairs(Scenario::OutOfFds, 11, 2_500);
 }
 
 /// One in forty of them: some 200 runs.

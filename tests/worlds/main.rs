@@ -1,4 +1,4 @@
-//! Whole worlds in the simulator: drawn from seeds, closed under every stimulus, with every call failing, with handlers that misbehave.
+//! Whole worlds in the simulator: drawn from seeds, closed under every input, with every call failing, with handlers that misbehave.
 
 mod failing_calls;
 mod misbehaving;

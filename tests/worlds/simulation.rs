@@ -70,7 +70,7 @@ fn a_day_passes_in_virtual_time() {
         (sim.received(client), sim.state(client)),
         (b"hello\n".to_vec(), ClientState::Connected)
     );
-    let turns = sim.stats().turns;
+    let iterations = sim.stats().iterations;
     sim.advance(Duration::from_secs(2));
     assert_eq!(
         sim.stats().closed(CloseReason::IdleTimeout),
@@ -80,7 +80,10 @@ fn a_day_passes_in_virtual_time() {
     sim.finish(client);
     sim.settle();
     assert_eq!(sim.stats().closed(CloseReason::IdleTimeout), 1);
-    assert!(sim.stats().turns - turns < 10, "an idle server does not wake up");
+    assert!(
+        sim.stats().iterations - iterations < 10,
+        "an idle server does not wake up"
+    );
 }
 
 #[test]
@@ -99,7 +102,7 @@ fn time_that_leaps_past_a_deadline_does_not_kill_who_has_spoken() {
 }
 
 #[test]
-fn starvation_ends_when_a_descriptor_is_free() {
+fn fd_exhaustion_ends_when_a_descriptor_is_free() {
     let (mut sim, addr) = echo(listen());
     sim.set_descriptor_limit(1 + 3);
     let clients: Vec<_> = (0..10).map(|_| sim.connect(addr).expect("connected")).collect();
@@ -107,14 +110,14 @@ fn starvation_ends_when_a_descriptor_is_free() {
         sim.send(client, b"hi\n");
     }
     sim.advance(Duration::from_secs(10));
-    assert_eq!((sim.stats().open, sim.stats().starved), (3, 1));
+    assert_eq!((sim.stats().open, sim.stats().out_of_fds), (3, 1));
     for &client in &clients {
         sim.settle();
         assert_eq!(sim.received(client), b"hi\n");
         sim.finish(client);
     }
     sim.settle();
-    assert_eq!((sim.stats().open, sim.stats().starved), (0, 1));
+    assert_eq!((sim.stats().open, sim.stats().out_of_fds), (0, 1));
 }
 
 /// The kernel announces room only when a good part of its buffer is free: who reads slowly makes progress all the same.
@@ -247,8 +250,8 @@ fn a_flood_of_handshakes_does_not_starve_one() {
 #[test]
 fn who_waits_for_us_does_not_give_way() {
     use kit::sim_tls;
-    let config = Config::new().handshake_budget(1).max_unopened(3);
-    let mut sim = Sim::new(3, config.unopened_patience(Duration::ZERO), ());
+    let config = Config::new().handshake_budget(1).max_pending(3);
+    let mut sim = Sim::new(3, config.pending_grace(Duration::ZERO), ());
     let listen = listen().tls(sim_tls::server_config());
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let old = sim.connect(addr).expect("connected");
@@ -267,7 +270,7 @@ fn who_waits_for_us_does_not_give_way() {
     sim.send(old, &finished);
     sim.connect(addr).expect("connected");
     sim.step();
-    assert_eq!(sim.stats().closed(CloseReason::GaveWay), 1);
+    assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
     sim.settle();
     assert_eq!((sim.stats().opened, sim.state(old)), (1, ClientState::Connected));
 }

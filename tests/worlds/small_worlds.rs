@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use kit::{closure, strings};
 #[cfg(feature = "tls")]
 use kit::{schedules, sim_tls};
-use portcullis::sim::Deed;
+use portcullis::sim::Action;
 use portcullis::{CloseReason, State};
 
-fn close(framing: u8, on_frame: &[Deed], on_end: &[Deed]) -> closure::Findings {
+fn close(framing: u8, on_frame: &[Action], on_end: &[Action]) -> closure::Findings {
     let setting = closure::Setting {
         framing,
         on_frame: on_frame.to_vec(),
@@ -31,10 +31,10 @@ fn visit_all(setting: &closure::Setting) -> closure::Findings {
 /// faults.md, Methods 1.
 #[test]
 fn every_state_keeps_its_promises_and_leads_to_the_end() {
-    let packets = close(1, &[], &[Deed::CloseAfterInput]);
-    let lines = close(4, &[Deed::Echo, Deed::Fail], &[Deed::Echo, Deed::Close]);
-    let raw = close(0, &[Deed::Echo, Deed::Close], &[]);
-    let halves = close(0, &[Deed::Finish], &[Deed::Finish]);
+    let packets = close(1, &[], &[Action::CloseAfterInput]);
+    let lines = close(4, &[Action::Echo, Action::Fail], &[Action::Echo, Action::Close]);
+    let raw = close(0, &[Action::Echo, Action::Close], &[]);
+    let halves = close(0, &[Action::Finish], &[Action::Finish]);
     let mut all = closure::Findings::default();
     for found in [packets, lines, raw, halves] {
         assert!(found.states > 5_000 && found.moves > 25 * found.states, "{found:?}");
@@ -73,8 +73,8 @@ fn every_state_keeps_its_promises_and_leads_to_the_end() {
 fn every_state_before_a_header_leads_to_the_end_too() {
     let found = visit_all(&closure::Setting {
         framing: 0,
-        on_frame: vec![Deed::Echo, Deed::Close],
-        on_end: vec![Deed::CloseAfterInput],
+        on_frame: vec![Action::Echo, Action::Close],
+        on_end: vec![Action::CloseAfterInput],
         proxied: true,
         lazy: false,
     });
@@ -99,29 +99,29 @@ fn every_short_string_is_the_same_frames_in_every_cut() {
 /// What an outgoing connection can do before it is open, in the clear and over TLS.
 #[cfg(feature = "tls")]
 fn connecting() -> BTreeSet<(State, State)> {
-    use portcullis::sim::{Single, Stimulus};
+    use portcullis::sim::{ConnModel, Input};
     let plain = || portcullis::Connect::new().framing(portcullis::Framing::Packet1);
     let secure = || plain().tls(sim_tls::client_config(), "sim.test");
     let mut changes = BTreeSet::new();
     for connect in [plain(), secure()] {
-        for stimulus in [
-            Stimulus::Admit,
-            Stimulus::Act(Deed::Close),
-            Stimulus::Act(Deed::Abort),
-            Stimulus::Act(Deed::Fail),
+        for input in [
+            Input::Admit,
+            Input::Act(Action::Close),
+            Input::Act(Action::Abort),
+            Input::Act(Action::Fail),
         ] {
-            let mut single = Single::connecting(&connect).expect("options that work");
-            for stimulus in [
-                Stimulus::Act(Deed::Send(3)),
-                Stimulus::Act(Deed::Finish),
-                Stimulus::Act(Deed::Send(3)),
-                Stimulus::Turn,
-                stimulus,
-                Stimulus::Turn,
+            let mut model = ConnModel::connecting(&connect).expect("options that work");
+            for input in [
+                Input::Act(Action::Send(3)),
+                Input::Act(Action::Finish),
+                Input::Act(Action::Send(3)),
+                Input::Turn,
+                input,
+                Input::Turn,
             ] {
-                single.apply(&stimulus).expect("as promised");
+                model.apply(&input).expect("as promised");
             }
-            changes.extend(single.take_transitions());
+            changes.extend(model.take_transitions());
         }
     }
     changes
@@ -131,7 +131,7 @@ fn connecting() -> BTreeSet<(State, State)> {
 #[cfg(feature = "tls")]
 #[test]
 fn every_short_schedule_behind_tls_keeps_its_promises() {
-    let mut changes = close(0, &[Deed::Echo, Deed::Close], &[]).changes;
+    let mut changes = close(0, &[Action::Echo, Action::Close], &[]).changes;
     use schedules::{Start, Version};
     // The second version adds no transition; two moves of it find what is different.
     for (version, start, longest) in [

@@ -20,14 +20,14 @@ use portcullis::{CloseReason, HandleError, ListenerState, State};
 
 use script::Lines;
 use setup::Setup;
-use subject::{App, Deed};
+use subject::{Action, App};
 
 /// The most that handlers do of themselves in one world: a timer that sets itself again must end some time.
-const DEEDS: usize = 256;
+const ACTIONS: usize = 256;
 
 struct Plan {
     setup: Setup,
-    deeds: Vec<Deed>,
+    actions: Vec<Action>,
     script: Script,
 }
 
@@ -35,7 +35,7 @@ impl<'a> Arbitrary<'a> for Plan {
     fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
         Ok(Self {
             setup: input.arbitrary()?,
-            deeds: input.arbitrary()?,
+            actions: input.arbitrary()?,
             script: script::script(input)?,
         })
     }
@@ -43,8 +43,8 @@ impl<'a> Arbitrary<'a> for Plan {
 
 impl fmt::Debug for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { setup, deeds, script } = self;
-        write!(f, "{setup:#?}\n{deeds:?}\n{:?}", Lines(script))
+        let Self { setup, actions, script } = self;
+        write!(f, "{setup:#?}\n{actions:?}\n{:?}", Lines(script))
     }
 }
 
@@ -82,13 +82,13 @@ fuzz_target!(init: subject::log_to_nobody(), |plan: Plan| {
 
 impl<'a> World<'a> {
     fn new(plan: &'a Plan) -> Self {
-        let app = App::new(plan.deeds.clone(), DEEDS);
+        let app = App::new(plan.actions.clone(), ACTIONS);
         let mut sim = Sim::new(u64::from(plan.setup.seed), plan.setup.config(), app);
         let handle = sim.handle();
         sim.app_mut().handle = Some(handle);
         let addrs = [0, 1].map(|which| {
-            let doorkeeper = plan.setup.doorkeeper();
-            sim.listen(plan.setup.listen(which), doorkeeper)
+            let test_service = plan.setup.test_service();
+            sim.listen(plan.setup.listen(which), test_service)
                 .expect("a listener in an empty world")
         });
         sim.set_faults(plan.setup.faults());
@@ -135,7 +135,7 @@ impl<'a> World<'a> {
                 sent: Vec::new(),
                 received: Vec::new(),
                 finished: false,
-                echoed: self.plan.setup.is_wire_its_own_echo(which) && !self.plan.deeds.iter().any(Deed::talks),
+                echoed: self.plan.setup.is_wire_its_own_echo(which) && !self.plan.actions.iter().any(Action::talks),
             });
         }
     }
@@ -176,14 +176,14 @@ impl<'a> World<'a> {
     /// Descriptors are there again, and whoever waited for them knows.
     fn check_awake(&mut self) {
         for listener in self.sim.control().listeners() {
-            assert_ne!(listener.state, ListenerState::Starved, "{}", listener.name);
+            assert_ne!(listener.state, ListenerState::OutOfFds, "{}", listener.name);
         }
     }
 
     /// An echo that does nothing else owes nobody anything for long.
     fn check_answered(&mut self) {
         self.listen();
-        if !self.plan.deeds.is_empty() || self.plan.setup.limits_memory() {
+        if !self.plan.actions.is_empty() || self.plan.setup.limits_memory() {
             return;
         }
         for connection in self.sim.control().connections() {
@@ -207,7 +207,7 @@ impl<'a> World<'a> {
         let (stats, app) = (self.sim.stats(), self.sim.app());
         assert_eq!((stats.open, stats.accepted), (0, stats.closed_total()));
         assert_eq!((stats.opened, stats.opened), (app.opened, app.reasons.len() as u64));
-        assert_eq!(stats.accepted, stats.opened + app.unopened.len() as u64);
+        assert_eq!(stats.accepted, stats.opened + app.failed_accepts.len() as u64);
         assert!(app.live.is_empty(), "never closed: {:?}", app.live);
     }
 
@@ -223,7 +223,7 @@ impl<'a> World<'a> {
             let received = &client.received;
             let addr = self.sim.client_addr(id).expect("it connected");
             let app = self.sim.app();
-            if let Some(reason) = app.unopened.get(&addr) {
+            if let Some(reason) = app.failed_accepts.get(&addr) {
                 let farewell = setup::farewell(*reason);
                 assert!(farewell.starts_with(received), "client {at}, {reason}: {received:?}");
             } else if client.echoed {

@@ -19,7 +19,7 @@ const UNWANTED: &[u8] = b"not you\n";
 /// All zero is a server as most are.
 #[derive(Arbitrary, Debug)]
 pub struct Setup {
-    /// From 224 on there are rates, and limits on sources and on unopened connections; from 240 on
+    /// From 224 on there are rates, and limits on sources and on pending connections; from 240 on
     /// one on memory.
     pub seed: u8,
     /// Faults at random, besides those of the script: from 192 on.
@@ -38,10 +38,10 @@ pub struct Setup {
     timeouts: [u8; 5],
     budgets: [u8; 3],
     queue: [u8; 2],
-    starve_interval: u8,
+    emfile_backoff: u8,
     linger_bytes: u8,
     backlog: u8,
-    /// What a service says to its clients, one after the other: see [`Doorkeeper::door`].
+    /// What a service says to its clients, one after the other: see [`TestService::door`].
     doors: [u8; 3],
     /// The server is dropped in the middle of everything, from 240 on.
     abrupt: u8,
@@ -64,8 +64,8 @@ impl Setup {
         let config = if self.has_limits() {
             Config::new()
                 .accept_rate(Rate::per_second(100).burst(3))
-                .max_unopened(2)
-                .unopened_patience(Duration::from_millis(100))
+                .max_pending(2)
+                .pending_grace(Duration::from_millis(100))
                 .memory_limit(if self.limits_memory() { 1 << 20 } else { usize::MAX })
         } else {
             Config::new()
@@ -77,7 +77,7 @@ impl Setup {
             .job_budget(jobs)
             .queue_limit(amount(!self.queue[0]).max(1))
             .queue_bytes(amount(!self.queue[1]))
-            .starve_interval(Duration::from_millis(500 + 10 * u64::from(self.starve_interval)))
+            .emfile_backoff(Duration::from_millis(500 + 10 * u64::from(self.emfile_backoff)))
     }
 
     pub fn listen(&self, which: usize) -> Listen {
@@ -149,8 +149,8 @@ impl Setup {
         framing(self.framings[which])
     }
 
-    pub fn doorkeeper(&self) -> Doorkeeper {
-        Doorkeeper {
+    pub fn test_service(&self) -> TestService {
+        TestService {
             doors: self.doors,
             visitors: 0,
         }
@@ -223,7 +223,7 @@ fn time(byte: u8) -> Duration {
     }
 }
 
-pub struct Doorkeeper {
+pub struct TestService {
     doors: [u8; 3],
     visitors: usize,
 }
@@ -237,7 +237,7 @@ enum Door {
     PanicLater,
 }
 
-impl Doorkeeper {
+impl TestService {
     fn door(&self) -> Door {
         match self.doors[self.visitors % self.doors.len()] {
             0..=191 => Door::Open,
@@ -249,7 +249,7 @@ impl Doorkeeper {
     }
 }
 
-impl Service<App> for Doorkeeper {
+impl Service<App> for TestService {
     fn accept(&mut self, _: &mut App, peer: Peer) -> Result<Box<dyn portcullis::Handler<App>>, Refuse> {
         self.visitors += 1;
         match self.door() {
@@ -260,8 +260,8 @@ impl Service<App> for Doorkeeper {
         }
     }
 
-    fn on_unopened(&mut self, app: &mut App, peer: &Peer, closed: &portcullis::Closed) {
-        let told = app.unopened.insert(tcp(&peer.addr), closed.reason);
+    fn on_failed_accept(&mut self, app: &mut App, peer: &Peer, closed: &portcullis::Closed) {
+        let told = app.failed_accepts.insert(tcp(&peer.addr), closed.reason);
         assert!(told.is_none(), "{} was reported twice", peer.addr);
         if matches!(self.door(), Door::PanicLater) {
             blow();

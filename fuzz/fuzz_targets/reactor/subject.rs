@@ -1,4 +1,4 @@
-//! An echo that does other things besides, as its world's list of deeds says, and checks how it is called.
+//! An echo that does other things besides, as its world's list of actions says, and checks how it is called.
 
 use std::collections::HashMap;
 use std::fmt::{self, Write};
@@ -14,7 +14,7 @@ use crate::setup::framing;
 
 /// What a handler does of itself in a callback. One callback does all up to the next `Rest`.
 #[derive(Clone, Copy, Debug)]
-pub enum Deed {
+pub enum Action {
     Rest,
     /// To itself or a neighbour: see [`App::one_of`].
     Act(u8, Act),
@@ -71,7 +71,7 @@ pub enum End {
     Panic,
 }
 
-impl<'a> Arbitrary<'a> for Deed {
+impl<'a> Arbitrary<'a> for Action {
     /// Three bytes each: one byte changed changes one thing.
     fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
         let [what, whom, how] = input.arbitrary()?;
@@ -135,7 +135,7 @@ impl Job {
     }
 }
 
-impl Deed {
+impl Action {
     /// Clients hear something besides their echoes, or hear them in another framing.
     pub fn talks(&self) -> bool {
         matches!(
@@ -155,7 +155,7 @@ pub fn tcp(addr: &Addr) -> SocketAddr {
 /// What all handlers of one world share.
 pub struct App {
     pub handle: Option<Handle<App>>,
-    deeds: Vec<Deed>,
+    actions: Vec<Action>,
     next: usize,
     left: usize,
     pub opened: u64,
@@ -163,30 +163,30 @@ pub struct App {
     /// The one that closed last.
     former: Option<ConnId>,
     pub reasons: HashMap<SocketAddr, CloseReason>,
-    pub unopened: HashMap<SocketAddr, CloseReason>,
+    pub failed_accepts: HashMap<SocketAddr, CloseReason>,
 }
 
 impl App {
-    pub fn new(deeds: Vec<Deed>, most: usize) -> Self {
+    pub fn new(actions: Vec<Action>, most: usize) -> Self {
         Self {
             handle: None,
-            deeds,
+            actions,
             next: 0,
             left: most,
             opened: 0,
             live: Vec::new(),
             former: None,
             reasons: HashMap::new(),
-            unopened: HashMap::new(),
+            failed_accepts: HashMap::new(),
         }
     }
 
-    /// The next of the deeds, which begin again at their end.
-    fn next_deed(&mut self) -> Option<Deed> {
+    /// The next of the actions, which begin again at their end.
+    fn next_action(&mut self) -> Option<Action> {
         self.left = self.left.checked_sub(1)?;
-        let deed = *self.deeds.get(self.next)?;
-        self.next = (self.next + 1) % self.deeds.len();
-        Some(deed)
+        let action = *self.actions.get(self.next)?;
+        self.next = (self.next + 1) % self.actions.len();
+        Some(action)
     }
 
     /// A connection by number: 0 is `me`, 255 one that has gone, all others are those that are open.
@@ -225,34 +225,34 @@ impl Subject {
         }
     }
 
-    fn do_deeds(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+    fn do_actions(&mut self, cx: &mut Context<'_, App>) -> Outcome {
         let me = cx.conn.id();
-        while let Some(deed) = cx.app.next_deed() {
-            match deed {
-                Deed::Rest => break,
-                Deed::Act(number, act) => {
+        while let Some(action) = cx.app.next_action() {
+            match action {
+                Action::Rest => break,
+                Action::Act(number, act) => {
                     let whom = cx.app.one_of(Some(me), number);
                     if let Some(mut conn) = whom.and_then(|id| cx.conn.peer(id)) {
                         perform(&mut conn, act);
                     }
                 }
-                Deed::Order(number, order) => {
+                Action::Order(number, order) => {
                     let whom = cx.app.one_of(Some(me), number);
                     if let (Some(handle), Some(whom)) = (&cx.app.handle, whom) {
                         give(handle, whom, order);
                     }
                 }
-                Deed::Post(job) => {
+                Action::Post(job) => {
                     if let Some(handle) = &cx.app.handle {
                         // Refused when too many wait, which is a result too.
                         let _ = handle.post(move |app, control| carry_out(app, control, job));
                     }
                 }
-                Deed::End(End::Close) => return Err(Close::new()),
-                Deed::End(End::Abort) => return Err(Close::abort()),
-                Deed::End(End::Fail) => return Err(Close::because("as planned")),
-                Deed::End(End::Panic) => blow(),
-                Deed::PanicLater => {
+                Action::End(End::Close) => return Err(Close::new()),
+                Action::End(End::Abort) => return Err(Close::abort()),
+                Action::End(End::Fail) => return Err(Close::because("as planned")),
+                Action::End(End::Panic) => blow(),
+                Action::PanicLater => {
                     self.fuse.get_or_insert_with(|| Fuse);
                 }
             }
@@ -326,7 +326,7 @@ fn carry_out(app: &mut App, control: &mut Control<'_, App>, job: Job) {
 }
 
 impl Play<App> for Subject {
-    /// An echo; then deeds.
+    /// An echo; then actions.
     fn play(&mut self, cx: &mut Context<'_, App>, call: Call<'_>) -> Outcome {
         let (id, state) = (cx.conn.id(), cx.conn.state());
         if let Call::Open = call {
@@ -356,7 +356,7 @@ impl Play<App> for Subject {
             }
             _ => {}
         }
-        self.do_deeds(cx)
+        self.do_actions(cx)
     }
 }
 

@@ -1,6 +1,6 @@
 //! Worlds drawn from seeds: a server, clients, and everything that can go wrong between them.
 //!
-//! Each seed draws its own listeners, handlers' tempers, script and faults. The script is played with faults, then faults
+//! Each seed draws its own listeners, kinds of handlers, script and faults. The script is played with faults, then faults
 //! end, who comes is served, and everything must come to rest. After every turn the simulator checks the server's
 //! invariants. Here handlers compare each frame with what a naive reader makes of what the client has said, and clients
 //! compare each byte with what the handlers have sent: a prefix of it, and all of it if the end was in order.
@@ -15,7 +15,7 @@ mod header;
 mod plan;
 mod rates;
 mod rules;
-mod speaker;
+mod sim_client;
 mod subject;
 mod wire;
 mod world;
@@ -29,7 +29,7 @@ use world::World;
 #[derive(Debug, Default)]
 pub struct Report {
     pub events: u64,
-    pub turns: u64,
+    pub iterations: u64,
     pub hash: u64,
     pub connections: u64,
     pub reasons: BTreeMap<CloseReason, u64>,
@@ -65,7 +65,7 @@ impl Plan {
                 let orders = &world.sim.app().commands;
                 Ok(Report {
                     events: world.sim.events(),
-                    turns: stats.turns,
+                    iterations: stats.iterations,
                     hash: world.sim.trace_hash(),
                     connections: stats.accepted + stats.outgoing,
                     reasons: stats.closed_by_reason().collect(),
@@ -120,7 +120,7 @@ impl Plan {
             let mut fewer = smallest.clone();
             while let Some(Act::Say {
                 frames: frames @ 2.., ..
-            }) = fewer.script.get_mut(at).map(|deed| &mut deed.act)
+            }) = fewer.script.get_mut(at).map(|action| &mut action.act)
             {
                 *frames -= 1;
                 if !fails(&fewer) {

@@ -1,14 +1,14 @@
 //! Every state that one connection can be in, visited once: breadth-first over small worlds, where every number is tiny.
 //!
 //! A state is the connection machine, its kernel, its handler's script, and the bytes that are on their way to the handler. From
-//! each state every stimulus is tried. No invariant may break, what the handler gets must be what a naive decoder makes
+//! each state every input is tried. No invariant may break, what the handler gets must be what a naive decoder makes
 //! of the bytes, and from every state time alone must lead to the end, unless the handler has paused the connection.
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use portcullis::sim::{Deed, Single, Stimulus, Told};
+use portcullis::sim::{Action, ConnModel, Input, Told};
 use portcullis::{AccessRules, CloseReason, Listen, ProxyProtocol, State};
 
 use crate::naive;
@@ -24,8 +24,8 @@ const PATIENCE: usize = 24;
 #[derive(Clone, Debug)]
 pub struct Setting {
     pub framing: u8,
-    pub on_frame: Vec<Deed>,
-    pub on_end: Vec<Deed>,
+    pub on_frame: Vec<Action>,
+    pub on_end: Vec<Action>,
     /// A PROXY header comes before everything else.
     pub proxied: bool,
     /// Things pile up between two turns of the connection, in any combination. Else a turn follows each.
@@ -56,21 +56,21 @@ impl Findings {
 
 /// All settings: every built-in framing that frames in its own way, and every kind of handler.
 pub fn settings(lazy: bool) -> Vec<Setting> {
-    let on_frame: [&[Deed]; 8] = [
-        &[Deed::Echo],
+    let on_frame: [&[Action]; 8] = [
+        &[Action::Echo],
         &[],
-        &[Deed::Echo, Deed::Pause],
-        &[Deed::Echo, Deed::Close],
-        &[Deed::Echo, Deed::Finish],
-        &[Deed::CloseAfterInput, Deed::Echo],
-        &[Deed::Pause, Deed::Resume, Deed::Send(0)],
-        &[Deed::Echo, Deed::Fail],
+        &[Action::Echo, Action::Pause],
+        &[Action::Echo, Action::Close],
+        &[Action::Echo, Action::Finish],
+        &[Action::CloseAfterInput, Action::Echo],
+        &[Action::Pause, Action::Resume, Action::Send(0)],
+        &[Action::Echo, Action::Fail],
     ];
-    let on_end: [&[Deed]; 4] = [
-        &[Deed::CloseAfterInput],
+    let on_end: [&[Action]; 4] = [
+        &[Action::CloseAfterInput],
         &[],
-        &[Deed::Echo, Deed::Close],
-        &[Deed::Finish],
+        &[Action::Echo, Action::Close],
+        &[Action::Finish],
     ];
     let mut all = Vec::new();
     for framing in [1, 4, 0] {
@@ -89,8 +89,8 @@ pub fn settings(lazy: bool) -> Vec<Setting> {
     for framing in [1, 4, 0] {
         all.push(Setting {
             framing,
-            on_frame: vec![Deed::Echo],
-            on_end: vec![Deed::CloseAfterInput],
+            on_frame: vec![Action::Echo],
+            on_end: vec![Action::CloseAfterInput],
             proxied: true,
             lazy,
         });
@@ -100,7 +100,7 @@ pub fn settings(lazy: bool) -> Vec<Setting> {
 
 /// A state in the search.
 struct World {
-    single: Single,
+    model: ConnModel,
     /// How far the peer's stream has come.
     phase: usize,
     /// What is left of the header before it.
@@ -118,7 +118,7 @@ enum Step {
     Bytes(usize),
     /// The peer sends a byte that begins no frame, where it stands between two, and then no more.
     Nonsense,
-    Do(Stimulus),
+    Do(Input),
 }
 
 /// The peer has sent nonsense, and nothing after it.
@@ -128,7 +128,7 @@ impl World {
     fn new(setting: &Setting) -> Result<Self, String> {
         let tick = Duration::from_millis(1);
         let listen = Listen::tcp("127.0.0.1:0")
-            .framing(Deed::framing(setting.framing))
+            .framing(Action::framing(setting.framing))
             .max_frame(MAX_FRAME)
             .handshake_timeout(tick)
             .frame_timeout(tick)
@@ -144,16 +144,16 @@ impl World {
         } else {
             listen
         };
-        let mut single = Single::accepted(&listen).map_err(|error| error.to_string())?;
-        for stimulus in [
-            Stimulus::OnFrame(setting.on_frame.clone()),
-            Stimulus::OnEnd(setting.on_end.clone()),
+        let mut model = ConnModel::accepted(&listen).map_err(|error| error.to_string())?;
+        for input in [
+            Input::OnFrame(setting.on_frame.clone()),
+            Input::OnEnd(setting.on_end.clone()),
         ] {
-            single.apply(&stimulus).map_err(|violation| violation.to_string())?;
+            model.apply(&input).map_err(|violation| violation.to_string())?;
         }
-        single.take_told();
+        model.take_told();
         Ok(Self {
-            single,
+            model,
             phase: 0,
             header: if setting.proxied { HEADER } else { b"" },
             underway: Vec::new(),
@@ -162,7 +162,7 @@ impl World {
 
     fn fork(&self) -> Option<Self> {
         Some(Self {
-            single: self.single.fork()?,
+            model: self.model.fork()?,
             phase: self.phase,
             header: self.header,
             underway: self.underway.clone(),
@@ -172,7 +172,7 @@ impl World {
     /// A hash stands for a state. That two of some millions share one has a chance of one in a million.
     fn key(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (self.single.snapshot(), self.phase, self.header.len(), &self.underway).hash(&mut hasher);
+        (self.model.snapshot(), self.phase, self.header.len(), &self.underway).hash(&mut hasher);
         hasher.finish()
     }
 
@@ -196,12 +196,12 @@ impl World {
             Step::Nonsense if self.phase == 0 && [0, HEADER.len()].contains(&self.header.len()) => 1,
             Step::Nonsense => return Ok(None),
         };
-        if self.single.unread() + wanted > WINDOW {
+        if self.model.unread() + wanted > WINDOW {
             return Ok(None);
         }
         // Where in the input frames begin.
         let mut begins = 0;
-        let stimulus = match step {
+        let input = match step {
             Step::Bytes(count) => {
                 let (mut input, left) = (Vec::new(), self.header.len());
                 input.extend(self.header.iter().take(*count));
@@ -210,25 +210,23 @@ impl World {
                 input.extend((0..count).map(|ahead| stream[(self.phase + ahead) % stream.len()]));
                 self.phase = (self.phase + count) % stream.len();
                 begins = left - self.header.len();
-                Stimulus::Input(input)
+                Input::Bytes(input)
             }
             Step::Nonsense => {
                 self.phase = SPOILED;
-                Stimulus::Input(vec![b'x'; 3])
+                Input::Bytes(vec![b'x'; 3])
             }
-            Step::Do(stimulus) => stimulus.clone(),
+            Step::Do(input) => input.clone(),
         };
-        let before = self.single.unread();
-        self.single
-            .apply(&stimulus)
-            .map_err(|violation| violation.to_string())?;
-        if let Stimulus::Input(bytes) = &stimulus {
+        let before = self.model.unread();
+        self.model.apply(&input).map_err(|violation| violation.to_string())?;
+        if let Input::Bytes(bytes) = &input {
             // After FIN or RST nothing arrives any more.
-            if self.single.unread() > before {
+            if self.model.unread() > before {
                 self.underway.extend_from_slice(&bytes[begins..]);
             }
         }
-        for told in self.single.take_told() {
+        for told in self.model.take_told() {
             match told {
                 Told::Frame(frame) => {
                     let taken = naive::taken_by(&frame, setting.framing, MAX_FRAME, &self.underway)?;
@@ -240,7 +238,7 @@ impl World {
                 _ => {}
             }
         }
-        if self.single.state() == State::Closing {
+        if self.model.state() == State::Closing {
             self.underway.clear();
             self.phase = 0;
             self.header = b"";
@@ -262,34 +260,34 @@ fn stream(framing: u8) -> &'static [u8] {
 
 fn moves(setting: &Setting) -> Vec<Move> {
     let arrivals = [Step::Bytes(1), Step::Bytes(2), Step::Bytes(3), Step::Nonsense];
-    let ends = [Stimulus::Finish, Stimulus::Reset].map(Step::Do);
+    let ends = [Input::Finish, Input::Reset].map(Step::Do);
     let others = [
-        Stimulus::Admit,
-        Stimulus::BreakPipe,
-        Stimulus::Room(0),
-        Stimulus::Room(1),
-        Stimulus::Room(u16::MAX),
-        Stimulus::Act(Deed::Send(0)),
-        Stimulus::Act(Deed::Pause),
-        Stimulus::Act(Deed::Resume),
-        Stimulus::Act(Deed::Close),
-        Stimulus::Act(Deed::CloseAfterInput),
-        Stimulus::Act(Deed::Abort),
-        Stimulus::Act(Deed::Timer(1)),
-        Stimulus::Drain,
-        Stimulus::CutShort,
+        Input::Admit,
+        Input::BreakPipe,
+        Input::Room(0),
+        Input::Room(1),
+        Input::Room(u16::MAX),
+        Input::Act(Action::Send(0)),
+        Input::Act(Action::Pause),
+        Input::Act(Action::Resume),
+        Input::Act(Action::Close),
+        Input::Act(Action::CloseAfterInput),
+        Input::Act(Action::Abort),
+        Input::Act(Action::Timer(1)),
+        Input::Drain,
+        Input::CutShort,
     ]
     .map(Step::Do);
-    let turns = [Stimulus::Turn, Stimulus::Step, Stimulus::Judge, Stimulus::Expire].map(Step::Do);
-    let [turn, round, ..] = &turns;
-    let mut moves: Vec<Move> = turns.iter().map(|turn| vec![turn.clone()]).collect();
-    moves.push(vec![Step::Do(Stimulus::Spurious), turn.clone()]);
-    let single = arrivals.iter().chain(&ends).chain(&others);
+    let iterations = [Input::Turn, Input::Step, Input::Judge, Input::Expire].map(Step::Do);
+    let [turn, round, ..] = &iterations;
+    let mut moves: Vec<Move> = iterations.iter().map(|turn| vec![turn.clone()]).collect();
+    moves.push(vec![Step::Do(Input::Spurious), turn.clone()]);
+    let steps = arrivals.iter().chain(&ends).chain(&others);
     if setting.lazy {
-        moves.extend(single.map(|step| vec![step.clone()]));
+        moves.extend(steps.map(|step| vec![step.clone()]));
         return moves;
     }
-    moves.extend(single.map(|step| vec![step.clone(), turn.clone()]));
+    moves.extend(steps.map(|step| vec![step.clone(), turn.clone()]));
     for arrival in &arrivals {
         moves.push(vec![arrival.clone(), round.clone()]);
         moves.extend(ends.iter().map(|end| vec![arrival.clone(), end.clone(), turn.clone()]));
@@ -343,8 +341,8 @@ pub fn close(setting: &Setting) -> Result<Findings, String> {
                 continue;
             }
             findings.moves += 1;
-            findings.changes.extend(next.single.take_transitions());
-            if let Some(end) = next.single.end() {
+            findings.changes.extend(next.model.take_transitions());
+            if let Some(end) = next.model.end() {
                 findings.reasons.insert(end.reason);
                 continue;
             }
@@ -363,19 +361,19 @@ pub fn close(setting: &Setting) -> Result<Findings, String> {
 
 /// From here time alone leads to the end; where the handler has paused, once it goes on.
 fn ends(world: &World, findings: &mut Findings) -> Result<(), String> {
-    let mut single = world.single.fork().ok_or("a plain connection cannot be copied")?;
-    let apply = |single: &mut Single, stimulus| single.apply(&stimulus).map_err(|violation| violation.to_string());
-    apply(&mut single, Stimulus::Turn)?;
+    let mut model = world.model.fork().ok_or("a plain connection cannot be copied")?;
+    let apply = |model: &mut ConnModel, input| model.apply(&input).map_err(|violation| violation.to_string());
+    apply(&mut model, Input::Turn)?;
     for _ in 0..PATIENCE {
-        if let Some(end) = single.end() {
+        if let Some(end) = model.end() {
             findings.reasons.insert(end.reason);
             return Ok(());
         }
-        if single.has_deadline() {
-            apply(&mut single, Stimulus::Expire)?;
-        } else if single.is_at_rest() {
-            apply(&mut single, Stimulus::Act(Deed::Resume))?;
-            apply(&mut single, Stimulus::Turn)?;
+        if model.has_deadline() {
+            apply(&mut model, Input::Expire)?;
+        } else if model.is_at_rest() {
+            apply(&mut model, Input::Act(Action::Resume))?;
+            apply(&mut model, Input::Turn)?;
         } else {
             return Err("no deadline is armed".to_owned());
         }

@@ -27,7 +27,7 @@ pub enum Scenario {
     /// waits in the backlog.
     Drain,
     /// Descriptors for two clients, and four of them at two listeners.
-    Starved,
+    OutOfFds,
     /// Behind a proxy whose header comes in two pieces, with rates for whoever comes, for bytes and for frames.
     Proxied,
     /// [`Scenario::Echo`] over TLS.
@@ -44,7 +44,7 @@ impl Scenario {
         Self::HalfClose,
         Self::SlowReader,
         Self::Drain,
-        Self::Starved,
+        Self::OutOfFds,
         Self::Proxied,
         #[cfg(feature = "tls")]
         Self::Tls,
@@ -147,7 +147,7 @@ fn is_harmful(scenario: Scenario, failure: &Scripted) -> bool {
 struct Books {
     opened: u64,
     closed: u64,
-    unopened: u64,
+    failed_accepts: u64,
     lost: u64,
 }
 
@@ -179,8 +179,8 @@ impl Service<Books> for Door {
         Ok(Box::new(Echo))
     }
 
-    fn on_unopened(&mut self, app: &mut Books, _: &Peer, _: &Closed) {
-        app.unopened += 1;
+    fn on_failed_accept(&mut self, app: &mut Books, _: &Peer, _: &Closed) {
+        app.failed_accepts += 1;
     }
 
     fn on_listener_lost(&mut self, app: &mut Books, _: ListenerId, _: &std::io::Error) {
@@ -361,7 +361,7 @@ impl Stage {
                 self.pass(Duration::ZERO)
             }
             Scenario::Drain => self.drain(),
-            Scenario::Starved => self.starve(),
+            Scenario::OutOfFds => self.out_of_fds(),
             Scenario::Proxied => self.chat_behind_a_proxy(),
         }
     }
@@ -426,7 +426,7 @@ impl Stage {
         self.pass(Duration::from_secs(6))
     }
 
-    fn starve(&mut self) -> Played {
+    fn out_of_fds(&mut self) -> Played {
         self.sim.set_descriptor_limit(self.sim.descriptors() + 1);
         let clients: Vec<usize> = (0..4).map(|number| self.connect(number % 2)).collect();
         for &client in &clients {
@@ -500,7 +500,7 @@ impl Stage {
             books.opened,
         );
         let expected = (0, 0, stats.closed_total(), books.closed, books.closed);
-        if balance != expected || stats.accepted != books.opened + books.unopened {
+        if balance != expected || stats.accepted != books.opened + books.failed_accepts {
             return Err(format!("the books: {balance:?}, {expected:?}, {books:?}"));
         }
         Ok(())

@@ -12,7 +12,7 @@ pub enum Front<'a> {
     TooLarge,
 }
 
-/// What the framing with this number (see `Deed::framing`) finds at the front of `bytes`.
+/// What the framing with this number (see `Action::framing`) finds at the front of `bytes`.
 pub fn front(framing: u8, max: usize, bytes: &[u8]) -> Front<'_> {
     let width = match framing % 6 {
         0 if bytes.is_empty() => return Front::Rest,

@@ -11,9 +11,9 @@ pub fn blow() -> ! {
 
 /// Panics when it is dropped, unless its thread panics already. As an error it says nothing bad before.
 #[derive(Debug)]
-pub struct Fuse;
+pub struct PanicOnDrop;
 
-impl Drop for Fuse {
+impl Drop for PanicOnDrop {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             blow();
@@ -21,10 +21,10 @@ impl Drop for Fuse {
     }
 }
 
-impl fmt::Display for Fuse {
+impl fmt::Display for PanicOnDrop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a fuse")
     }
 }
 
-impl std::error::Error for Fuse {}
+impl std::error::Error for PanicOnDrop {}

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use portcullis::sim::{Deed, End, Single, Stimulus, Told};
+use portcullis::sim::{Action, ConnModel, End, Input, Told};
 use portcullis::{CloseReason, Framing, Listen, State};
 
 use crate::sim_tls;
@@ -52,7 +52,7 @@ enum Move {
     /// The kernel takes so many bytes.
     Room(u16),
     Expire,
-    Act(Deed),
+    Act(Action),
     Drain,
 }
 
@@ -69,9 +69,9 @@ const MOVES: [Move; 16] = [
     Move::Room(0),
     Move::Room(u16::MAX),
     Move::Expire,
-    Move::Act(Deed::Pause),
-    Move::Act(Deed::Resume),
-    Move::Act(Deed::Close),
+    Move::Act(Action::Pause),
+    Move::Act(Action::Resume),
+    Move::Act(Action::Close),
     Move::Drain,
 ];
 
@@ -116,7 +116,7 @@ pub fn play(
 }
 
 struct World {
-    single: Single,
+    model: ConnModel,
     client: Option<sim_tls::Client>,
     underway: Vec<u8>,
     said: usize,
@@ -144,13 +144,13 @@ fn run(version: Version, start: Start, moves: &[Move], findings: &mut Findings) 
         Start::Connected | Start::Open => listen.tls(sim_tls::server_config()),
         Start::Upgrade => listen,
     };
-    let single = Single::new(&listen).map_err(|error| error.to_string())?;
+    let model = ConnModel::new(&listen).map_err(|error| error.to_string())?;
     let mut client = match version {
         Version::Tls12 => sim_tls::Client::tls12(),
         Version::Tls13 => sim_tls::Client::new(),
     };
     let mut world = World {
-        single,
+        model,
         underway: client.encrypt(b""),
         client: Some(client),
         said: 0,
@@ -165,7 +165,7 @@ fn run(version: Version, start: Start, moves: &[Move], findings: &mut Findings) 
         for step in [Move::Arrive, Move::Hear, Move::Arrive, Move::Hear] {
             world.make(step)?;
         }
-        if world.single.state() != State::Open {
+        if world.model.state() != State::Open {
             return Err("a handshake is over".to_owned());
         }
     }
@@ -174,18 +174,18 @@ fn run(version: Version, start: Start, moves: &[Move], findings: &mut Findings) 
     }
     world.come_to_rest()?;
     findings.schedules += 1;
-    findings.changes.extend(world.single.take_transitions());
-    findings.reasons.extend(world.single.end().map(|end| end.reason));
+    findings.changes.extend(world.model.take_transitions());
+    findings.reasons.extend(world.model.end().map(|end| end.reason));
     Ok(())
 }
 
 impl World {
     /// An empty frame in the clear is the command.
     fn upgrade(&mut self) -> Result<(), String> {
-        self.single.upgrade_at(b"", sim_tls::server_config());
-        self.apply(Stimulus::Input(vec![0]))?;
-        self.apply(Stimulus::Turn)?;
-        if self.single.state() != State::Handshaking || self.single.take_told().len() != 2 {
+        self.model.upgrade_at(b"", sim_tls::server_config());
+        self.apply(Input::Bytes(vec![0]))?;
+        self.apply(Input::Turn)?;
+        if self.model.state() != State::Handshaking || self.model.take_told().len() != 2 {
             return Err("an upgrade has begun".to_owned());
         }
         Ok(())
@@ -197,8 +197,8 @@ impl World {
             Move::Arrive => self.arrive(usize::MAX)?,
             Move::ArriveFinish => {
                 let bytes = std::mem::take(&mut self.underway);
-                self.apply(Stimulus::Input(bytes))?;
-                self.apply(Stimulus::Finish)?;
+                self.apply(Input::Bytes(bytes))?;
+                self.apply(Input::Finish)?;
             }
             Move::Forge => {
                 let last = self.underway.len().wrapping_sub(1);
@@ -219,7 +219,7 @@ impl World {
                 }
             }
             Move::Hear => {
-                let sent = self.single.take_sent();
+                let sent = self.model.take_sent();
                 if let Some(client) = &mut self.client {
                     match client.hear(&sent, &mut self.heard, self.meddled)? {
                         Some(answer) => self.underway.extend(answer),
@@ -227,28 +227,28 @@ impl World {
                     }
                 }
             }
-            Move::Finish => self.apply(Stimulus::Finish)?,
-            Move::Reset => self.apply(Stimulus::Reset)?,
-            Move::Room(bytes) => self.apply(Stimulus::Room(bytes))?,
-            Move::Expire => self.apply(Stimulus::Expire)?,
-            Move::Act(deed) => self.apply(Stimulus::Act(deed))?,
-            Move::Drain => self.apply(Stimulus::Drain)?,
+            Move::Finish => self.apply(Input::Finish)?,
+            Move::Reset => self.apply(Input::Reset)?,
+            Move::Room(bytes) => self.apply(Input::Room(bytes))?,
+            Move::Expire => self.apply(Input::Expire)?,
+            Move::Act(action) => self.apply(Input::Act(action))?,
+            Move::Drain => self.apply(Input::Drain)?,
         }
-        self.apply(Stimulus::Turn)?;
+        self.apply(Input::Turn)?;
         self.compare()
     }
 
-    fn apply(&mut self, stimulus: Stimulus) -> Result<(), String> {
-        self.single.apply(&stimulus).map_err(|violation| violation.to_string())
+    fn apply(&mut self, input: Input) -> Result<(), String> {
+        self.model.apply(&input).map_err(|violation| violation.to_string())
     }
 
     fn arrive(&mut self, count: usize) -> Result<(), String> {
         let bytes = self.underway.drain(..count.min(self.underway.len())).collect();
-        self.apply(Stimulus::Input(bytes))
+        self.apply(Input::Bytes(bytes))
     }
 
     fn compare(&mut self) -> Result<(), String> {
-        for told in self.single.take_told() {
+        for told in self.model.take_told() {
             if let Told::Frame(frame) = told {
                 self.told += 1;
                 if frame != FRAME[1..] || self.told > self.said {
@@ -266,17 +266,17 @@ impl World {
 
     fn come_to_rest(&mut self) -> Result<(), String> {
         for _ in 0..50 {
-            if let Some(end) = self.single.end() {
+            if let Some(end) = self.model.end() {
                 return self.take_leave(end);
             }
-            if self.single.has_deadline() {
-                self.apply(Stimulus::Expire)?;
-            } else if self.single.is_at_rest() {
-                self.apply(Stimulus::Act(Deed::Resume))?;
+            if self.model.has_deadline() {
+                self.apply(Input::Expire)?;
+            } else if self.model.is_at_rest() {
+                self.apply(Input::Act(Action::Resume))?;
             } else {
                 return Err("no deadline is armed".to_owned());
             }
-            self.apply(Stimulus::Turn)?;
+            self.apply(Input::Turn)?;
             self.compare()?;
         }
         Err("no end in sight".to_owned())

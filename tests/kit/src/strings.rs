@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis::sim::{Deed, Single, Stimulus, Told};
+use portcullis::sim::{Action, ConnModel, Input, Told};
 use portcullis::Listen;
 
 use crate::naive;
@@ -19,20 +19,20 @@ const MAX_FRAME: usize = 2;
 /// The string and the cuts that are not decoded as by a naive decoder.
 pub fn play(framing: u8, length: usize) -> Result<u64, String> {
     let listen = Listen::tcp("127.0.0.1:0")
-        .framing(Deed::framing(framing))
+        .framing(Action::framing(framing))
         .max_frame(MAX_FRAME)
         .idle_timeout(Duration::MAX)
         .frame_timeout(Duration::MAX);
-    let mut single = Single::new(&listen).map_err(|error| error.to_string())?;
-    apply(&mut single, Stimulus::OnFrame(Vec::new()))?;
-    single.take_told();
+    let mut model = ConnModel::new(&listen).map_err(|error| error.to_string())?;
+    apply(&mut model, Input::OnFrame(Vec::new()))?;
+    model.take_told();
     let mut search = Search {
         framing,
         string: Vec::new(),
         pieces: 0,
         played: 0,
     };
-    search.go_on(&single, Vec::new(), length)?;
+    search.go_on(&model, Vec::new(), length)?;
     Ok(search.played)
 }
 
@@ -45,18 +45,18 @@ struct Search {
 }
 
 impl Search {
-    /// `single` has read the string so far, up to the last cut; `frames` is what came of it.
-    fn go_on(&mut self, single: &Single, frames: Vec<Vec<u8>>, left: usize) -> Result<(), String> {
-        self.finish(single, frames.clone())?;
+    /// `model` has read the string so far, up to the last cut; `frames` is what came of it.
+    fn go_on(&mut self, model: &ConnModel, frames: Vec<Vec<u8>>, left: usize) -> Result<(), String> {
+        self.finish(model, frames.clone())?;
         if left == 0 {
             return Ok(());
         }
         for byte in BYTES {
             self.string.push(byte);
-            let mut with_more = fork(single)?;
-            apply(&mut with_more, Stimulus::Input(vec![byte]))?;
+            let mut with_more = fork(model)?;
+            apply(&mut with_more, Input::Bytes(vec![byte]))?;
             let mut cut = fork(&with_more)?;
-            apply(&mut cut, Stimulus::Turn)?;
+            apply(&mut cut, Input::Turn)?;
             let mut more = frames.clone();
             collect(&mut cut, &mut more);
             let place = 1 << self.string.len();
@@ -69,14 +69,14 @@ impl Search {
         Ok(())
     }
 
-    fn finish(&mut self, single: &Single, mut frames: Vec<Vec<u8>>) -> Result<(), String> {
+    fn finish(&mut self, model: &ConnModel, mut frames: Vec<Vec<u8>>) -> Result<(), String> {
         self.played += 1;
-        let mut single = fork(single)?;
-        for stimulus in [Stimulus::Turn, Stimulus::Finish, Stimulus::Turn] {
-            apply(&mut single, stimulus)?;
+        let mut model = fork(model)?;
+        for input in [Input::Turn, Input::Finish, Input::Turn] {
+            apply(&mut model, input)?;
         }
-        collect(&mut single, &mut frames);
-        let end = single.end().map(|end| end.reason);
+        collect(&mut model, &mut frames);
+        let end = model.end().map(|end| end.reason);
         let (expected, reason) = naive::whole(self.framing, MAX_FRAME, &self.string);
         let same = if self.framing == 0 {
             frames.concat() == expected.concat()
@@ -88,25 +88,25 @@ impl Search {
         }
         Err(format!(
             "{:?} in {:?}, cut behind {:#b}: {frames:?} and {end:?}, not {expected:?} and {reason}",
-            Deed::framing(self.framing),
+            Action::framing(self.framing),
             self.string,
             self.pieces >> 1
         ))
     }
 }
 
-fn fork(single: &Single) -> Result<Single, String> {
-    single
+fn fork(model: &ConnModel) -> Result<ConnModel, String> {
+    model
         .fork()
         .ok_or_else(|| "a plain connection cannot be copied".to_owned())
 }
 
-fn apply(single: &mut Single, stimulus: Stimulus) -> Result<(), String> {
-    single.apply(&stimulus).map_err(|violation| violation.to_string())
+fn apply(model: &mut ConnModel, input: Input) -> Result<(), String> {
+    model.apply(&input).map_err(|violation| violation.to_string())
 }
 
-fn collect(single: &mut Single, frames: &mut Vec<Vec<u8>>) {
-    frames.extend(single.take_told().into_iter().filter_map(|told| match told {
+fn collect(model: &mut ConnModel, frames: &mut Vec<Vec<u8>>) {
+    frames.extend(model.take_told().into_iter().filter_map(|told| match told {
         Told::Frame(frame) => Some(frame),
         _ => None,
     }));

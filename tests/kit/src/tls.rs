@@ -394,7 +394,7 @@ pub type End = (portcullis::CloseReason, String);
 pub struct Seen {
     pub agreed: Vec<Agreed>,
     pub closed: Vec<End>,
-    pub unopened: Vec<End>,
+    pub failed_accepts: Vec<End>,
 }
 
 /// What the server saw of its handshakes, once `count` connections were open.
@@ -421,9 +421,9 @@ fn end(closed: &portcullis::Closed) -> End {
 }
 
 /// Echoes, and notes in [`Seen`] what it is told.
-pub struct Witness;
+pub struct Recorder;
 
-impl Handler<Seen> for Witness {
+impl Handler<Seen> for Recorder {
     fn on_open(&mut self, cx: &mut Context<'_, Seen>) -> Outcome {
         let tls = cx.conn.tls().expect("a TLS connection");
         let agreed = Agreed {
@@ -446,22 +446,22 @@ impl Handler<Seen> for Witness {
     }
 }
 
-/// Makes [`Witness`]es, and notes who never opened.
+/// Makes [`Recorder`]s, and notes who never opened.
 pub struct Witnesses;
 
 impl Service<Seen> for Witnesses {
     fn accept(&mut self, _app: &mut Seen, _peer: Peer) -> Result<Box<dyn Handler<Seen>>, Refuse> {
-        Ok(Box::new(Witness))
+        Ok(Box::new(Recorder))
     }
 
-    fn on_unopened(&mut self, app: &mut Seen, _peer: &Peer, closed: &portcullis::Closed) {
-        app.unopened.push(end(closed));
+    fn on_failed_accept(&mut self, app: &mut Seen, _peer: &Peer, closed: &portcullis::Closed) {
+        app.failed_accepts.push(end(closed));
     }
 }
 
 /// A server of [`Witnesses`].
 #[track_caller]
-pub fn spawn_witness(config: portcullis::Config, listen: Listen) -> Running<Seen> {
+pub fn spawn_recorder(config: portcullis::Config, listen: Listen) -> Running<Seen> {
     spawn(move || {
         let mut server = portcullis::Server::new(config).expect("server");
         server.listen(listen, Witnesses).expect("listen");
@@ -474,7 +474,7 @@ pub fn spawn_witness(config: portcullis::Config, listen: Listen) -> Running<Seen
 pub fn the_end(server: &Running<Seen>) -> End {
     server.until("the connection ends", |stats| stats.closed_total() == 1);
     server.ask(|seen, _| {
-        let ends: Vec<End> = seen.closed.iter().chain(&seen.unopened).cloned().collect();
+        let ends: Vec<End> = seen.closed.iter().chain(&seen.failed_accepts).cloned().collect();
         assert_eq!(ends.len(), 1, "one report: {ends:?}");
         ends[0].clone()
     })

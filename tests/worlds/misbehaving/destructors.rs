@@ -10,11 +10,11 @@ use portcullis::{
     Outcome, Server,
 };
 
-use kit::planned::Fuse;
+use kit::planned::PanicOnDrop;
 
 /// Raw, with a bomb in it or in its errors.
 struct Loaded {
-    _bomb: Option<Fuse>,
+    _bomb: Option<PanicOnDrop>,
     refuses: bool,
 }
 
@@ -28,7 +28,7 @@ impl Framer for Loaded {
 
     fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
         if self.refuses {
-            return Err(FrameError::new(Fuse));
+            return Err(FrameError::new(PanicOnDrop));
         }
         out.put(payload);
         Ok(())
@@ -37,7 +37,7 @@ impl Framer for Loaded {
 
 fn loaded(bomb: bool, refuses: bool) -> Framing {
     Framing::custom(move || Loaded {
-        _bomb: bomb.then(|| Fuse),
+        _bomb: bomb.then(|| PanicOnDrop),
         refuses,
     })
 }
@@ -49,7 +49,7 @@ impl Handler for Fails {
     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
         cx.conn.send(frame)?;
         if frame == b"fail\n" {
-            Err(Fuse)?;
+            Err(PanicOnDrop)?;
         }
         Ok(())
     }
@@ -140,7 +140,7 @@ fn a_frame_that_the_framer_refuses_from_outside() {
 /// Everything of the user's goes with the server, and its panics stay inside: the owner of the server may be unwinding.
 #[test]
 fn a_server_that_is_dropped_takes_all_with_it() {
-    struct Holds(Vec<Fuse>);
+    struct Holds(Vec<PanicOnDrop>);
     impl Handler for Holds {
         fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
             self.0.clear();
@@ -148,18 +148,18 @@ fn a_server_that_is_dropped_takes_all_with_it() {
         }
     }
     let (mut sim, _, _) = world(loaded(true, false));
-    let bomb = Fuse;
+    let bomb = PanicOnDrop;
     let listen = Listen::tcp("127.0.0.1:0");
     let service = move |_: &mut (), _| {
         let _ = &bomb;
-        Holds(vec![Fuse])
+        Holds(vec![PanicOnDrop])
     };
     let addr = sim.listen(listen, service).expect("listen");
     sim.connect(addr).expect("connected");
     sim.settle();
     assert_eq!(sim.stats().open, 2);
     let handle = sim.handle();
-    let bomb = Fuse;
+    let bomb = PanicOnDrop;
     handle.post(move |(), _| drop(bomb)).expect("there is room");
     drop(sim);
     assert_eq!(handle.post(|(), _| {}), Err(HandleError::ServerGone));

@@ -6,12 +6,12 @@ use portcullis::sim::ClientState::{self, Reset};
 use portcullis::CloseReason::{self, Aborted, Failed, Finished, Killed, Panicked};
 use portcullis::{Close, Outcome};
 
-use super::theatre::{behave, theatre, Call, Cx};
+use super::harness::{behave, harness, Call, Cx};
 use kit::planned::blow;
 
 #[test]
 fn sends_from_on_close() {
-    let mut theatre = theatre(|cx, call| match call {
+    let mut harness = harness(|cx, call| match call {
         Call::Close(_) => {
             let own = cx.conn.send(b"to myself\n");
             cx.conn.resume();
@@ -23,15 +23,15 @@ fn sends_from_on_close() {
         }
         call => behave(cx, call),
     });
-    let client = theatre.enter();
-    theatre.say(client, "one\n");
-    assert_eq!(theatre.leave(client), ClientState::Finished);
-    assert_eq!(theatre.heard(client), "one\n");
-    assert_eq!(theatre.heard(theatre.bystander), "farewell\n");
-    assert_eq!(theatre.sim.app().results, ["Err(Closed)"]);
-    assert_eq!(theatre.sim.app().told, ["open", "frame", "finish", "close"]);
-    theatre.ended(Finished);
-    theatre.end(0);
+    let client = harness.enter();
+    harness.say(client, "one\n");
+    assert_eq!(harness.leave(client), ClientState::Finished);
+    assert_eq!(harness.heard(client), "one\n");
+    assert_eq!(harness.heard(harness.bystander), "farewell\n");
+    assert_eq!(harness.sim.app().results, ["Err(Closed)"]);
+    assert_eq!(harness.sim.app().told, ["open", "frame", "finish", "close"]);
+    harness.ended(Finished);
+    harness.end(0);
 }
 
 /// Every way to end oneself.
@@ -126,7 +126,7 @@ fn kills_itself_in_every_way() {
     for (way, reason, state, late) in Way::ALL {
         for place in ["open", "frame"] {
             let what = format!("{way:?} from on_{place}");
-            let mut theatre = theatre(move |cx, call| {
+            let mut harness = harness(move |cx, call| {
                 let first = cx.app.times("frame") < 2;
                 if call.name() == place && first {
                     cx.conn.send(b"last words\n")?;
@@ -134,11 +134,11 @@ fn kills_itself_in_every_way() {
                 }
                 behave(cx, call)
             });
-            let client = theatre.enter();
+            let client = harness.enter();
             if place == "frame" {
-                theatre.say(client, "end\nmore\n");
+                harness.say(client, "end\nmore\n");
             }
-            assert_eq!(theatre.leave(client), state, "{what}");
+            assert_eq!(harness.leave(client), state, "{what}");
             // A reset destroys what the client has not read.
             let goes_on = late == TAKEN;
             let heard = match (state, goes_on, place) {
@@ -149,16 +149,16 @@ fn kills_itself_in_every_way() {
                 (_, true, _) => "last words\nlate\n",
                 (_, false, _) => "last words\n",
             };
-            assert_eq!(theatre.heard(client), heard, "{what}");
-            assert_eq!(theatre.sim.app().results, Vec::from_iter(late), "{what}");
+            assert_eq!(harness.heard(client), heard, "{what}");
+            assert_eq!(harness.sim.app().results, Vec::from_iter(late), "{what}");
             let frames = match (place, goes_on) {
                 ("open", _) => 0,
                 (_, false) => 1,
                 (_, true) => 2,
             };
-            assert_eq!(theatre.sim.app().times("frame"), frames, "{what}");
-            theatre.ended(reason);
-            theatre.end(0);
+            assert_eq!(harness.sim.app().times("frame"), frames, "{what}");
+            harness.ended(reason);
+            harness.end(0);
         }
     }
 }
@@ -166,7 +166,7 @@ fn kills_itself_in_every_way() {
 /// The first reason stays when nothing was lost, though the end is not the one that was begun.
 #[test]
 fn closes_with_nothing_to_say_and_aborts() {
-    let mut theatre = theatre(|cx, call| match call {
+    let mut harness = harness(|cx, call| match call {
         Call::Frame(_) => {
             cx.conn.close();
             cx.conn.abort();
@@ -174,9 +174,9 @@ fn closes_with_nothing_to_say_and_aborts() {
         }
         call => behave(cx, call),
     });
-    let client = theatre.enter();
-    theatre.say(client, "end\n");
-    assert_eq!(theatre.sim.state(client), Reset);
-    theatre.ended(CloseReason::Closed);
-    theatre.end(0);
+    let client = harness.enter();
+    harness.say(client, "end\n");
+    assert_eq!(harness.sim.state(client), Reset);
+    harness.ended(CloseReason::Closed);
+    harness.end(0);
 }

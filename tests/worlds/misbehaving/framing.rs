@@ -4,7 +4,7 @@ use portcullis::sim::ClientState;
 use portcullis::CloseReason::{self, FrameTooLarge, Truncated};
 use portcullis::{Config, Framing};
 
-use super::theatre::{behave, lines, theatre_of, Call, Welcome};
+use super::harness::{behave, harness_of, lines, Call, Welcome};
 
 /// What is left of the same read is cut by the new rule, however the stream is cut.
 #[test]
@@ -28,7 +28,7 @@ fn changes_framing_inside_on_frame() {
         for cut in 0..=said.len() {
             let after = after.clone();
             let listen = lines().max_frame("still here\n".len());
-            let mut theatre = theatre_of(Config::new(), listen, Welcome::Accept, move |cx, call| {
+            let mut harness = harness_of(Config::new(), listen, Welcome::Accept, move |cx, call| {
                 if let Call::Frame(b"go\n") = call {
                     behave(cx, call)?;
                     cx.conn.set_framing(&after);
@@ -36,13 +36,13 @@ fn changes_framing_inside_on_frame() {
                 }
                 behave(cx, call)
             });
-            let client = theatre.enter();
-            theatre.say(client, &said[..cut]);
-            theatre.say(client, &said[cut..]);
-            assert_eq!(theatre.leave(client), ClientState::Finished);
-            assert_eq!(theatre.heard(client), heard, "{said:?} cut at {cut}");
-            theatre.ended(reason);
-            theatre.end(0);
+            let client = harness.enter();
+            harness.say(client, &said[..cut]);
+            harness.say(client, &said[cut..]);
+            assert_eq!(harness.leave(client), ClientState::Finished);
+            assert_eq!(harness.heard(client), heard, "{said:?} cut at {cut}");
+            harness.ended(reason);
+            harness.end(0);
         }
     }
 }

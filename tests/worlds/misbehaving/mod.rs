@@ -4,6 +4,6 @@ mod destructors;
 mod endless;
 mod ends;
 mod framing;
+mod harness;
 mod neighbours;
 mod panics;
-mod theatre;

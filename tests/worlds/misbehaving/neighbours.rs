@@ -6,12 +6,12 @@ use portcullis::sim::ClientState::{self, Reset};
 use portcullis::CloseReason::{self, Aborted, Killed};
 use portcullis::{ConnId, HandleError, Outcome};
 
-use super::theatre::{behave, theatre, Call, Cx};
+use super::harness::{behave, harness, Call, Cx};
 
 #[test]
 fn kills_its_neighbour() {
-    type Deed = fn(&mut Cx<'_>, ConnId) -> Outcome;
-    let ways: [(Deed, CloseReason, ClientState); 4] = [
+    type Action = fn(&mut Cx<'_>, ConnId) -> Outcome;
+    let ways: [(Action, CloseReason, ClientState); 4] = [
         (
             |cx, other| {
                 cx.conn.peer(other).expect("there").close();
@@ -35,21 +35,21 @@ fn kills_its_neighbour() {
             Reset,
         ),
     ];
-    for (deed, reason, state) in ways {
-        let mut theatre = theatre(move |cx, call| {
+    for (action, reason, state) in ways {
+        let mut harness = harness(move |cx, call| {
             if let Call::Frame(b"kill\n") = call {
-                deed(cx, cx.app.ids[1])?;
+                action(cx, cx.app.ids[1])?;
             }
             behave(cx, call)
         });
-        let victim = theatre.enter();
-        let killer = theatre.enter();
-        theatre.serve(killer, "kill\n");
-        assert_eq!((theatre.leave(victim), theatre.heard(victim)), (state, String::new()));
-        theatre.ended(reason);
-        theatre.serve(killer, "unharmed\n");
-        theatre.leave(killer);
-        theatre.end(0);
+        let victim = harness.enter();
+        let killer = harness.enter();
+        harness.serve(killer, "kill\n");
+        assert_eq!((harness.leave(victim), harness.heard(victim)), (state, String::new()));
+        harness.ended(reason);
+        harness.serve(killer, "unharmed\n");
+        harness.leave(killer);
+        harness.end(0);
     }
 }
 
@@ -61,7 +61,7 @@ fn kills_a_neighbour_that_has_input_waiting() {
         (false, CloseReason::Closed, ClientState::Finished),
     ] {
         for killer_first in [true, false] {
-            let mut theatre = theatre(move |cx, call| {
+            let mut harness = harness(move |cx, call| {
                 if let Call::Frame(b"kill\n") = call {
                     let victim = cx.app.ids[if killer_first { 2 } else { 1 }];
                     let mut victim = cx.conn.peer(victim).expect("there");
@@ -73,32 +73,32 @@ fn kills_a_neighbour_that_has_input_waiting() {
                 }
                 behave(cx, call)
             });
-            let (one, other) = (theatre.enter(), theatre.enter());
+            let (one, other) = (harness.enter(), harness.enter());
             let (killer, victim) = if killer_first { (one, other) } else { (other, one) };
-            theatre.sim.send(killer, b"kill\n");
-            theatre.sim.send(victim, b"waits\n");
-            theatre.sim.settle();
-            assert_eq!(theatre.heard(killer), "kill\n");
+            harness.sim.send(killer, b"kill\n");
+            harness.sim.send(victim, b"waits\n");
+            harness.sim.settle();
+            assert_eq!(harness.heard(killer), "kill\n");
             let heard = match (killer_first, state) {
                 (false, ClientState::Finished) => "waits\n",
                 // A reset destroys what the client has not read.
                 _ => "",
             };
-            assert_eq!((theatre.leave(victim), theatre.heard(victim).as_str()), (state, heard));
+            assert_eq!((harness.leave(victim), harness.heard(victim).as_str()), (state, heard));
             let frames = if killer_first { 1 } else { 2 };
-            assert_eq!(theatre.sim.app().times("frame"), frames);
+            assert_eq!(harness.sim.app().times("frame"), frames);
             let number = if killer_first { 2 } else { 1 };
-            assert_eq!(theatre.sim.app().reasons, [(number, reason)]);
-            theatre.serve(killer, "unharmed\n");
-            theatre.leave(killer);
-            theatre.end(0);
+            assert_eq!(harness.sim.app().reasons, [(number, reason)]);
+            harness.serve(killer, "unharmed\n");
+            harness.leave(killer);
+            harness.end(0);
         }
     }
 }
 
 #[test]
 fn kills_a_neighbour_whose_timer_is_due() {
-    let mut theatre = theatre(|cx, call| match call {
+    let mut harness = harness(|cx, call| match call {
         Call::Frame(b"first\n") => {
             cx.conn.set_timer(0, Duration::from_millis(5));
             Ok(())
@@ -114,24 +114,24 @@ fn kills_a_neighbour_whose_timer_is_due() {
         }
         call => behave(cx, call),
     });
-    let victim = theatre.enter();
-    let killer = theatre.enter();
-    theatre.say(victim, "second\n");
-    theatre.say(killer, "first\n");
+    let victim = harness.enter();
+    let killer = harness.enter();
+    harness.say(victim, "second\n");
+    harness.say(killer, "first\n");
     // Both are due in the same turn.
-    theatre.sim.leap(Duration::from_secs(1));
-    theatre.sim.settle();
-    assert_eq!(theatre.sim.state(victim), Reset);
-    assert_eq!(theatre.sim.app().times("timer"), 1);
-    theatre.ended(Aborted);
-    theatre.leave(killer);
-    theatre.end(0);
+    harness.sim.leap(Duration::from_secs(1));
+    harness.sim.settle();
+    assert_eq!(harness.sim.state(victim), Reset);
+    assert_eq!(harness.sim.app().times("timer"), 1);
+    harness.ended(Aborted);
+    harness.leave(killer);
+    harness.end(0);
 }
 
 /// What was on its way to it comes to nothing and is counted; who takes its place gets none of it.
 #[test]
 fn kills_a_neighbour_that_has_messages_waiting() {
-    let mut theatre = theatre(|cx, call| {
+    let mut harness = harness(|cx, call| {
         if let Call::Frame(b"kill\n") = call {
             let (handle, victim) = (cx.app.handle(), cx.app.ids[1]);
             handle.kill(victim)?;
@@ -140,25 +140,25 @@ fn kills_a_neighbour_that_has_messages_waiting() {
         }
         behave(cx, call)
     });
-    let victim = theatre.enter();
-    let killer = theatre.enter();
-    theatre.sim.send(killer, b"kill\n");
-    let newcomer = theatre.enter();
-    theatre.serve(newcomer, "new\n");
+    let victim = harness.enter();
+    let killer = harness.enter();
+    harness.sim.send(killer, b"kill\n");
+    let newcomer = harness.enter();
+    harness.serve(newcomer, "new\n");
     assert_eq!(
-        (theatre.sim.state(victim), theatre.heard(victim)),
+        (harness.sim.state(victim), harness.heard(victim)),
         (Reset, String::new())
     );
     assert_eq!(
-        (theatre.sim.stats().undeliverable, theatre.sim.app().times("message")),
+        (harness.sim.stats().undeliverable, harness.sim.app().times("message")),
         (2, 0)
     );
-    theatre.ended(Killed);
-    let handle = theatre.sim.handle();
-    let gone = theatre.sim.app().ids[1];
+    harness.ended(Killed);
+    let handle = harness.sim.handle();
+    let gone = harness.sim.app().ids[1];
     assert_eq!(handle.send(gone, "more\n"), Err(HandleError::NoConnection(gone)));
-    assert_eq!(theatre.heard(killer), "kill\n");
-    theatre.leave(killer);
-    theatre.leave(newcomer);
-    theatre.end(0);
+    assert_eq!(harness.heard(killer), "kill\n");
+    harness.leave(killer);
+    harness.leave(newcomer);
+    harness.end(0);
 }

@@ -7,72 +7,72 @@ use portcullis::sim::{ClientId, ClientState};
 use portcullis::CloseReason::{self, Finished, Panicked, Refused};
 use portcullis::Config;
 
-use super::theatre::{behave, lines, theatre, theatre_of, Call, Part, Theatre, Welcome};
+use super::harness::{behave, harness, harness_of, lines, Call, Harness, Part, Welcome};
 use kit::planned::blow;
 use kit::script::ScriptedHandler;
 
 /// faults C15
 #[test]
 fn panics_in_each_callback() {
-    type Provoke = fn(&mut Theatre, ClientId);
+    type Provoke = fn(&mut Harness, ClientId);
     let cases: [(&str, Provoke, &str, &[&str]); 7] = [
         ("open", |_, _| {}, "", &["open", "close"]),
         (
             "frame",
-            |theatre, client| theatre.say(client, "one\nblow\nnever\n"),
+            |harness, client| harness.say(client, "one\nblow\nnever\n"),
             "one\n",
             &["open", "frame", "frame", "close"],
         ),
         (
             "finish",
-            |theatre, client| {
-                theatre.say(client, "one\n");
-                theatre.leave(client);
+            |harness, client| {
+                harness.say(client, "one\n");
+                harness.leave(client);
             },
             "one\n",
             &["open", "frame", "finish", "close"],
         ),
         (
             "writable",
-            |theatre, client| {
-                theatre.sim.set_reading(client, false);
-                theatre.sim.set_send_buffer(client, 1);
-                theatre.say(client, "a flood\n");
-                theatre.sim.set_reading(client, true);
-                theatre.sim.settle();
+            |harness, client| {
+                harness.sim.set_reading(client, false);
+                harness.sim.set_send_buffer(client, 1);
+                harness.say(client, "a flood\n");
+                harness.sim.set_reading(client, true);
+                harness.sim.settle();
             },
             "a flood\n",
             &["open", "frame", "writable", "close"],
         ),
         (
             "timer",
-            |theatre, client| {
-                theatre.say(client, "timer\n");
-                theatre.sim.advance(Duration::from_secs(1));
+            |harness, client| {
+                harness.say(client, "timer\n");
+                harness.sim.advance(Duration::from_secs(1));
             },
             "timer\n",
             &["open", "frame", "timer", "close"],
         ),
         (
             "message",
-            |theatre, _| {
-                let id = theatre.sim.app().ids[1];
-                theatre.sim.handle().notify(id, ()).expect("alive");
-                theatre.sim.settle();
+            |harness, _| {
+                let id = harness.sim.app().ids[1];
+                harness.sim.handle().notify(id, ()).expect("alive");
+                harness.sim.settle();
             },
             "",
             &["open", "message", "close"],
         ),
         (
             "close",
-            |theatre, client| theatre.say(client, "bye\n"),
+            |harness, client| harness.say(client, "bye\n"),
             "bye\n",
             &["open", "frame", "close"],
         ),
     ];
     for (callback, provoke, heard, told) in cases {
         let listen = lines().watermarks(1, 8);
-        let mut theatre = theatre_of(Config::new(), listen, Welcome::Accept, move |cx, call| {
+        let mut harness = harness_of(Config::new(), listen, Welcome::Accept, move |cx, call| {
             let frame = if let Call::Frame(frame) = call {
                 frame
             } else {
@@ -92,61 +92,61 @@ fn panics_in_each_callback() {
             }
             behave(cx, call)
         });
-        let client = theatre.enter();
-        provoke(&mut theatre, client);
-        assert_eq!(theatre.leave(client), ClientState::Finished, "{callback}");
-        assert_eq!(theatre.heard(client), heard, "{callback}");
-        assert_eq!(theatre.sim.app().told, told, "{callback}");
+        let client = harness.enter();
+        provoke(&mut harness, client);
+        assert_eq!(harness.leave(client), ClientState::Finished, "{callback}");
+        assert_eq!(harness.heard(client), heard, "{callback}");
+        assert_eq!(harness.sim.app().told, told, "{callback}");
         // One in on_close comes too late to be a reason.
-        theatre.ended(if callback == "close" {
+        harness.ended(if callback == "close" {
             CloseReason::Closed
         } else {
             Panicked
         });
-        theatre.end(0);
+        harness.end(0);
     }
 }
 
 #[test]
 fn panics_in_on_drain() {
-    let mut theatre = theatre(|cx, call| match call {
+    let mut harness = harness(|cx, call| match call {
         Call::Drain => blow(),
         call => behave(cx, call),
     });
-    let client = theatre.enter();
-    theatre.sim.send(client, b"one\n");
-    theatre.sim.control().drain(Duration::from_secs(5));
-    theatre.sim.settle();
-    assert_eq!(theatre.heard(client), "one\n", "it was read before the drain was told");
-    for client in [client, theatre.bystander] {
-        assert_eq!(theatre.leave(client), ClientState::Finished);
+    let client = harness.enter();
+    harness.sim.send(client, b"one\n");
+    harness.sim.control().drain(Duration::from_secs(5));
+    harness.sim.settle();
+    assert_eq!(harness.heard(client), "one\n", "it was read before the drain was told");
+    for client in [client, harness.bystander] {
+        assert_eq!(harness.leave(client), ClientState::Finished);
     }
-    assert_eq!(theatre.sim.app().reasons, [(1, Panicked), (0, CloseReason::Drained)]);
-    let report = theatre.sim.drain_report().expect("the drain goes on");
-    assert_eq!((report.ended, report.forced, theatre.sim.descriptors()), (2, 0, 0));
+    assert_eq!(harness.sim.app().reasons, [(1, Panicked), (0, CloseReason::Drained)]);
+    let report = harness.sim.drain_report().expect("the drain goes on");
+    assert_eq!((report.ended, report.forced, harness.sim.descriptors()), (2, 0, 0));
 }
 
 #[test]
 fn a_service_panics() {
-    let mut theatre = theatre_of(Config::new(), lines(), Welcome::Panic, behave);
-    let client = theatre.enter();
+    let mut harness = harness_of(Config::new(), lines(), Welcome::Panic, behave);
+    let client = harness.enter();
     assert_eq!(
-        (theatre.sim.state(client), theatre.heard(client)),
+        (harness.sim.state(client), harness.heard(client)),
         (ClientState::Finished, String::new())
     );
-    assert_eq!(theatre.sim.app().unopened, [Panicked]);
-    let stats = theatre.end(1);
+    assert_eq!(harness.sim.app().failed_accepts, [Panicked]);
+    let stats = harness.end(1);
     assert_eq!((stats.closed(Panicked), stats.accepted, stats.opened), (1, 3, 2));
 }
 
 #[test]
 fn a_service_panics_when_it_hears_of_the_refused() {
-    let mut theatre = theatre_of(Config::new(), lines(), Welcome::RefuseAndPanic, behave);
-    let client = theatre.enter();
-    assert_eq!(theatre.sim.state(client), ClientState::Finished);
-    assert_eq!(theatre.heard(client), "not you\n");
-    assert_eq!(theatre.sim.app().unopened, [Refused]);
-    let stats = theatre.end(1);
+    let mut harness = harness_of(Config::new(), lines(), Welcome::RefuseAndPanic, behave);
+    let client = harness.enter();
+    assert_eq!(harness.sim.state(client), ClientState::Finished);
+    assert_eq!(harness.heard(client), "not you\n");
+    assert_eq!(harness.sim.app().failed_accepts, [Refused]);
+    let stats = harness.end(1);
     assert_eq!((stats.closed(Refused), stats.closed(Panicked)), (1, 0));
 }
 
@@ -158,13 +158,13 @@ fn a_destructor_panics() {
         ("blow\n", "", Panicked),
     ];
     for (words, heard, reason) in ends {
-        let mut theatre = theatre_of(Config::new(), lines(), Welcome::Fuse, |cx, call| {
+        let mut harness = harness_of(Config::new(), lines(), Welcome::PanicOnDrop, |cx, call| {
             match call {
                 Call::Frame(b"replace\n") => {
                     let successor = Part {
                         number: 1,
                         play: Rc::new(behave),
-                        _fuse: None,
+                        _panic_on_drop: None,
                     };
                     cx.conn.replace_handler(ScriptedHandler::successor(successor));
                 }
@@ -173,11 +173,11 @@ fn a_destructor_panics() {
             }
             behave(cx, call)
         });
-        let client = theatre.enter();
-        theatre.say(client, words);
-        assert_eq!(theatre.leave(client), ClientState::Finished);
-        assert_eq!(theatre.heard(client), heard);
-        theatre.ended(reason);
-        theatre.end(1);
+        let client = harness.enter();
+        harness.say(client, words);
+        assert_eq!(harness.leave(client), ClientState::Finished);
+        assert_eq!(harness.heard(client), heard);
+        harness.ended(reason);
+        harness.end(1);
     }
 }

@@ -77,7 +77,7 @@ fn states(settings: impl IntoIterator<Item = closure::Setting>) -> Result<(), St
         let found = closure::close(&setting)?;
         say(&format!(
             "{:?}{}, on a frame {:?}, at the end {:?}: {} states, {} moves, none farther than {}",
-            portcullis::sim::Deed::framing(setting.framing),
+            portcullis::sim::Action::framing(setting.framing),
             if setting.proxied { " behind a proxy" } else { "" },
             setting.on_frame,
             setting.on_end,
@@ -105,7 +105,7 @@ fn all_strings(length: usize) -> Result<(), String> {
         let played = strings::play(framing, length)?;
         say(&format!(
             "{:?}: {played} strings in all their cuts, up to {length} bytes, {:.0} s",
-            portcullis::sim::Deed::framing(framing),
+            portcullis::sim::Action::framing(framing),
             start.elapsed().as_secs_f64()
         ));
     }

@@ -24,7 +24,7 @@ pub struct App {
     /// The server's own handle, for handlers that post to it.
     pub handle: Option<Handle<App>>,
     pub commands: Commands,
-    pub unopened: u64,
+    pub failed_accepts: u64,
     /// Jobs and services that panicked as planned.
     pub panics: u64,
     /// Destructors that did.
@@ -81,7 +81,7 @@ pub struct Talk {
     /// The service has told it to go away.
     pub refused: bool,
     /// It was gone before it was open.
-    pub unopened: Option<CloseReason>,
+    pub failed_accept: Option<CloseReason>,
 }
 
 impl Talk {
@@ -103,7 +103,7 @@ impl Talk {
             opened: false,
             closed: None,
             refused: false,
-            unopened: None,
+            failed_accept: None,
         }
     }
 
@@ -146,7 +146,13 @@ impl Talk {
     }
 
     /// It does not come in, for this reason.
-    pub fn judge_unopened(&self, reason: CloseReason, peer: &Peer, rules: &Rules, epoch: u64) -> Result<(), String> {
+    pub fn judge_failed_accept(
+        &self,
+        reason: CloseReason,
+        peer: &Peer,
+        rules: &Rules,
+        epoch: u64,
+    ) -> Result<(), String> {
         let from = tcp(&peer.addr).ip();
         let says = self.opening.says.as_ref().filter(|_| self.has_introduced_itself());
         let source = says.and_then(|says| says.source());
@@ -242,7 +248,7 @@ impl App {
             turned_away: Default::default(),
             handle: None,
             commands: Commands::default(),
-            unopened: 0,
+            failed_accepts: 0,
             panics: 0,
             blown: Rc::default(),
             lost_listeners: 0,

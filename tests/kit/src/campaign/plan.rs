@@ -6,7 +6,7 @@ use portcullis::sim::{Faults, Op, Random};
 use portcullis::{Config, Connect, Listen, Retry};
 
 use super::rules::{House, Rules};
-use super::subject::Temper;
+use super::subject::HandlerKind;
 use super::wire::Wire;
 
 /// A world before it begins.
@@ -15,7 +15,7 @@ pub struct Plan {
     pub seed: u64,
     pub setup: Setup,
     pub faults: Faults,
-    pub script: Vec<Deed>,
+    pub script: Vec<Action>,
 }
 
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub struct Setup {
 /// One listener.
 #[derive(Clone, Debug)]
 pub struct Door {
-    pub temper: Temper,
+    pub handler_kind: HandlerKind,
     pub wire: Wire,
     pub tls: bool,
     /// There is TLS in this world.
@@ -59,7 +59,7 @@ pub struct Door {
 
 /// One thing that happens, and the seed of its particulars.
 #[derive(Clone, Debug)]
-pub struct Deed {
+pub struct Action {
     pub act: Act,
     pub seed: u64,
 }
@@ -166,7 +166,7 @@ impl Plan {
             Faults::swarm(&mut random)
         };
         let length = random.between(5, 150);
-        let script = (0..length).map(|_| Deed::draw(&mut random)).collect();
+        let script = (0..length).map(|_| Action::draw(&mut random)).collect();
         Self {
             seed,
             setup,
@@ -208,10 +208,10 @@ impl Door {
         let mut timeouts = [(); 5].map(|()| timeout(random));
         timeouts[4] = timeouts[4].min(Duration::from_secs(20));
         Self {
-            temper: if random.chance(200) {
-                Temper::Echo
+            handler_kind: if random.chance(200) {
+                HandlerKind::Echo
             } else {
-                Temper::ALL[random.below(Temper::ALL.len())]
+                HandlerKind::ALL[random.below(HandlerKind::ALL.len())]
             },
             wire: Wire::ALL[random.below(Wire::ALL.len())],
             tls: tls && random.chance(400),
@@ -275,7 +275,7 @@ impl Door {
     }
 }
 
-impl Deed {
+impl Action {
     fn draw(random: &mut Random) -> Self {
         Self {
             act: Act::draw(random),

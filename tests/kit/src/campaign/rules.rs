@@ -267,7 +267,7 @@ pub fn bad_listen(listen: Listen, random: &mut Random) -> Listen {
 #[derive(Clone, Debug, Default)]
 pub struct House {
     pub accept_rate: Option<Speed>,
-    unopened: Option<Quota>,
+    pending: Option<Quota>,
     patience: Duration,
     pub memory: Option<usize>,
 }
@@ -276,7 +276,7 @@ impl House {
     pub fn draw(random: &mut Random, heavy: bool) -> Self {
         Self {
             accept_rate: random.chance(150).then(|| speed(random, 1, 20)),
-            unopened: random.chance(400).then(|| match random.below(4) {
+            pending: random.chance(400).then(|| match random.below(4) {
                 0 => Quota::Percent(random.between(1, 100) as u8),
                 _ => Quota::Count(random.between(1, 4)),
             }),
@@ -287,7 +287,7 @@ impl House {
 
     /// Some may have to give way.
     pub fn is_crowded(&self) -> bool {
-        self.unopened.is_some()
+        self.pending.is_some()
     }
 
     /// They do at once.
@@ -298,24 +298,21 @@ impl House {
     pub fn apply(&self, config: Config) -> Config {
         config
             .accept_rate(rate(self.accept_rate))
-            .max_unopened(self.unopened.unwrap_or(Quota::Percent(50)))
-            .unopened_patience(self.patience)
+            .max_pending(self.pending.unwrap_or(Quota::Percent(50)))
+            .pending_grace(self.patience)
             .memory_limit(self.memory.unwrap_or(usize::MAX))
     }
 }
 
 /// As [`bad_listen`].
 pub fn bad_config(config: Config, random: &mut Random) -> Config {
-    let config = config
-        .max_connections(1)
-        .queue_limit(1)
-        .unopened_patience(Duration::ZERO);
+    let config = config.max_connections(1).queue_limit(1).pending_grace(Duration::ZERO);
     match random.below(7) {
         0 => config.accept_budget(0),
         1 => config.memory_limit(1000),
-        2 => config.max_unopened(0),
-        3 => config.max_unopened(Quota::Percent(101)),
-        4 => config.starve_interval(Duration::ZERO),
+        2 => config.max_pending(0),
+        3 => config.max_pending(Quota::Percent(101)),
+        4 => config.emfile_backoff(Duration::ZERO),
         5 => config.accept_rate(Rate::per_second(0)),
         _ => config.max_connections(usize::MAX),
     }

@@ -1,4 +1,4 @@
-//! The handlers of the campaign: each of another temper, all of them keeping the books of [`App`].
+//! The handlers of the campaign: each of another kind, all of them keeping the books of [`App`].
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use crate::script::{Call, Play, ScriptedHandler};
 
 /// What kind of handler there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Temper {
+pub enum HandlerKind {
     /// Sends every frame back, as all of them do.
     Echo,
     /// Pauses after each frame, and goes on by timer.
@@ -55,7 +55,7 @@ pub enum Temper {
     Halving,
 }
 
-impl Temper {
+impl HandlerKind {
     pub const ALL: [Self; 16] = [
         Self::Echo,
         Self::Pausing,
@@ -83,13 +83,13 @@ pub struct Subject {
     frames: usize,
     /// What it may still do of what would never end.
     energy: usize,
-    _fuse: Option<Fuse>,
+    _panic_on_drop: Option<PanicOnDrop>,
 }
 
 /// Panics when it is dropped.
-struct Fuse(Rc<Cell<bool>>, Rc<Cell<u64>>);
+struct PanicOnDrop(Rc<Cell<bool>>, Rc<Cell<u64>>);
 
-impl Drop for Fuse {
+impl Drop for PanicOnDrop {
     fn drop(&mut self) {
         if self.0.get() && !std::thread::panicking() {
             self.1.set(self.1.get() + 1);
@@ -100,23 +100,23 @@ impl Drop for Fuse {
 
 impl Subject {
     pub fn new(door: &Rc<Door>, app: &App, mut random: Random) -> Self {
-        let fuse = (door.temper == Temper::Panicking && random.chance(100))
-            .then(|| Fuse(Rc::clone(&app.armed), Rc::clone(&app.blown)));
+        let panic_on_drop = (door.handler_kind == HandlerKind::Panicking && random.chance(100))
+            .then(|| PanicOnDrop(Rc::clone(&app.armed), Rc::clone(&app.blown)));
         Self {
             door: Rc::clone(door),
             random,
             frames: 0,
             energy: 100,
-            _fuse: fuse,
+            _panic_on_drop: panic_on_drop,
         }
     }
 
     fn misbehave(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        match self.door.temper {
-            Temper::Meddling if self.random.chance(100) => self.meddle(cx),
-            Temper::Posting if self.random.chance(200) => self.give_orders(cx),
-            Temper::Panicking if self.random.chance(30) => blow(),
-            Temper::Suicidal if self.random.chance(150) => return self.end_itself(cx),
+        match self.door.handler_kind {
+            HandlerKind::Meddling if self.random.chance(100) => self.meddle(cx),
+            HandlerKind::Posting if self.random.chance(200) => self.give_orders(cx),
+            HandlerKind::Panicking if self.random.chance(30) => blow(),
+            HandlerKind::Suicidal if self.random.chance(150) => return self.end_itself(cx),
             _ => {}
         }
         Ok(())
@@ -247,15 +247,15 @@ impl Play<App> for Subject {
             Call::Open => self.open(cx)?,
             Call::Frame(frame) => self.answer(cx, frame)?,
             Call::Secured => cx.app.send(&mut cx.conn, b"secured")?,
-            Call::Finish => match self.door.temper {
-                Temper::Stubborn => {}
-                Temper::Halving => cx.conn.finish(),
+            Call::Finish => match self.door.handler_kind {
+                HandlerKind::Stubborn => {}
+                HandlerKind::Halving => cx.conn.finish(),
                 _ => cx.conn.close(),
             },
-            Call::Writable if self.door.temper == Temper::Flooding => self.flood(cx)?,
+            Call::Writable if self.door.handler_kind == HandlerKind::Flooding => self.flood(cx)?,
             Call::Timer(_) => self.go_on(cx),
-            Call::Drain if self.door.temper != Temper::Stubborn => cx.conn.close_after_input(),
-            Call::Close(_) if self.door.temper == Temper::Clinging => self.say_farewell(cx),
+            Call::Drain if self.door.handler_kind != HandlerKind::Stubborn => cx.conn.close_after_input(),
+            Call::Close(_) if self.door.handler_kind == HandlerKind::Clinging => self.say_farewell(cx),
             _ => {}
         }
         Ok(())
@@ -269,7 +269,7 @@ impl Subject {
             Call::Open => {
                 cx.app.members.push((id, peer));
                 let talk = cx.app.talk(peer);
-                if std::mem::replace(&mut talk.opened, true) || talk.unopened.is_some() {
+                if std::mem::replace(&mut talk.opened, true) || talk.failed_accept.is_some() {
                     cx.app.blame("opened twice, or after its end");
                 }
             }
@@ -294,9 +294,9 @@ impl Subject {
                 }
             }
             Call::ConnectFailed(closed) => {
-                cx.app.unopened += 1;
+                cx.app.failed_accepts += 1;
                 let talk = cx.app.talk(peer);
-                if talk.opened || talk.unopened.replace(closed.reason).is_some() {
+                if talk.opened || talk.failed_accept.replace(closed.reason).is_some() {
                     cx.app.blame("it failed to connect twice, or after it had");
                 }
             }
@@ -305,12 +305,12 @@ impl Subject {
     }
 
     fn open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        match self.door.temper {
-            Temper::Flooding => self.flood(cx)?,
-            Temper::Ticking => cx.conn.set_timer(1, Duration::ZERO),
-            Temper::Halving if self.random.chance(300) => cx.conn.finish(),
-            Temper::Sleeping if self.random.chance(100) => cx.app.pause(&mut cx.conn, true),
-            Temper::Shifting => {
+        match self.door.handler_kind {
+            HandlerKind::Flooding => self.flood(cx)?,
+            HandlerKind::Ticking => cx.conn.set_timer(1, Duration::ZERO),
+            HandlerKind::Halving if self.random.chance(300) => cx.conn.finish(),
+            HandlerKind::Sleeping if self.random.chance(100) => cx.app.pause(&mut cx.conn, true),
+            HandlerKind::Shifting => {
                 let after = Duration::from_millis(self.random.below(200) as u64);
                 cx.conn.set_timer(1, after);
             }
@@ -321,23 +321,23 @@ impl Subject {
 
     fn answer(&mut self, cx: &mut Context<'_, App>, frame: &[u8]) -> Outcome {
         match cx.app.send(&mut cx.conn, frame) {
-            Err(SendError::Closed) if self.door.temper == Temper::Halving => {}
+            Err(SendError::Closed) if self.door.handler_kind == HandlerKind::Halving => {}
             sent => sent?,
         }
-        match self.door.temper {
-            Temper::Halving if self.frames == 2 => cx.conn.finish(),
-            Temper::Pausing => {
+        match self.door.handler_kind {
+            HandlerKind::Halving if self.frames == 2 => cx.conn.finish(),
+            HandlerKind::Pausing => {
                 cx.app.pause(&mut cx.conn, true);
                 let after = Duration::from_millis(self.random.below(20) as u64);
                 cx.conn.set_timer(1, after);
             }
-            Temper::Starttls if self.frames == 1 => {
+            HandlerKind::Starttls if self.frames == 1 => {
                 cx.app.pause(&mut cx.conn, true);
                 cx.conn.set_timer(1, Duration::from_millis(3));
             }
-            Temper::Sleeping if self.random.chance(300) => cx.app.pause(&mut cx.conn, true),
-            Temper::Brief if self.frames >= 3 => cx.conn.close(),
-            Temper::Shifting if self.frames % 2 == 0 => {
+            HandlerKind::Sleeping if self.random.chance(300) => cx.app.pause(&mut cx.conn, true),
+            HandlerKind::Brief if self.frames >= 3 => cx.conn.close(),
+            HandlerKind::Shifting if self.frames % 2 == 0 => {
                 self.shift(cx);
                 if self.random.chance(300) {
                     let max = self.random.between(8, 255);
@@ -345,8 +345,8 @@ impl Subject {
                     cx.app.talk(tcp(&cx.conn.peer_addr())).max = max;
                 }
             }
-            Temper::Flooding => self.flood(cx)?,
-            Temper::Upgrading if self.door.may_upgrade => self.upgrade(cx),
+            HandlerKind::Flooding => self.flood(cx)?,
+            HandlerKind::Upgrading if self.door.may_upgrade => self.upgrade(cx),
             _ => {}
         }
         Ok(())
@@ -354,21 +354,21 @@ impl Subject {
 
     /// A timer.
     fn go_on(&mut self, cx: &mut Context<'_, App>) {
-        match self.door.temper {
-            Temper::Shifting => self.shift(cx),
-            Temper::Starttls => {
+        match self.door.handler_kind {
+            HandlerKind::Shifting => self.shift(cx),
+            HandlerKind::Starttls => {
                 self.shift(cx);
                 if self.random.chance(500) {
                     // It may be full, which is a result.
                     let _ = cx.app.send(&mut cx.conn, b"x");
                 }
             }
-            Temper::Ticking if self.energy > 0 => {
+            HandlerKind::Ticking if self.energy > 0 => {
                 self.energy -= 1;
                 cx.conn.set_timer(1, Duration::ZERO);
             }
             // Others may have set it.
-            Temper::Sleeping => return,
+            HandlerKind::Sleeping => return,
             _ => {}
         }
         cx.app.pause(&mut cx.conn, false);
@@ -399,13 +399,13 @@ pub struct Live {
 }
 
 /// The service of one listener.
-pub struct Doorkeeper {
+pub struct TestService {
     door: Rc<Door>,
     live: Rc<RefCell<Live>>,
     random: Random,
 }
 
-impl Doorkeeper {
+impl TestService {
     pub fn new(door: &Rc<Door>, live: &Rc<RefCell<Live>>, random: Random) -> Self {
         Self {
             door: Rc::clone(door),
@@ -415,11 +415,11 @@ impl Doorkeeper {
     }
 
     fn panics(&mut self) -> bool {
-        self.door.temper == Temper::Panicking && self.random.chance(50)
+        self.door.handler_kind == HandlerKind::Panicking && self.random.chance(50)
     }
 }
 
-impl Service<App> for Doorkeeper {
+impl Service<App> for TestService {
     fn accept(&mut self, app: &mut App, peer: Peer) -> Result<Box<dyn Handler<App>>, Refuse> {
         let live = self.live.borrow();
         let introduced = app.talk(tcp(&peer.addr)).introduce(&peer, &live.rules, live.epoch);
@@ -442,8 +442,8 @@ impl Service<App> for Doorkeeper {
         Ok(Box::new(ScriptedHandler::new(Subject::new(&self.door, app, random))))
     }
 
-    fn on_unopened(&mut self, app: &mut App, peer: &Peer, closed: &Closed) {
-        app.unopened += 1;
+    fn on_failed_accept(&mut self, app: &mut App, peer: &Peer, closed: &Closed) {
+        app.failed_accepts += 1;
         let live = self.live.borrow();
         let is_full = matches!(closed.reason, CloseReason::AtCapacity | CloseReason::RateLimited);
         let farewell = match &live.rules.at_capacity {
@@ -452,7 +452,7 @@ impl Service<App> for Doorkeeper {
         };
         let talk: &mut Talk = app.talk(tcp(&peer.addr));
         talk.promised.extend(farewell);
-        let judged = talk.judge_unopened(closed.reason, peer, &live.rules, live.epoch);
+        let judged = talk.judge_failed_accept(closed.reason, peer, &live.rules, live.epoch);
         drop(live);
         judged.unwrap_or_else(|fault| app.blame(fault));
         // Who is limited by its source may have had a place; nobody can tell.
@@ -461,7 +461,7 @@ impl Service<App> for Doorkeeper {
             *app.turned_away.1.entry(peer.listener).or_default() += 1;
         }
         let talk: &mut Talk = app.talk(tcp(&peer.addr));
-        if talk.unopened.replace(closed.reason).is_some() || talk.opened {
+        if talk.failed_accept.replace(closed.reason).is_some() || talk.opened {
             app.blame("ended twice, or opened before");
         }
         if self.panics() {

@@ -11,11 +11,11 @@ use portcullis::{CloseReason, ConnId, ListenerId, ProxyProtocol, Retry, State};
 
 use super::app::{is_orderly, tcp, App, Order, Talk};
 use super::header::{self, Opening};
-use super::plan::{Act, Deed, Door, Plan};
+use super::plan::{Act, Action, Door, Plan};
 use super::rates::Meter;
 use super::rules::{bad_config, bad_listen, source, House, Rules};
-use super::speaker::Speaker;
-use super::subject::{draw_order, Doorkeeper, Live, Subject, Temper};
+use super::sim_client::SimClient;
+use super::subject::{draw_order, HandlerKind, Live, Subject, TestService};
 use crate::script::ScriptedHandler;
 
 /// Clients that something happens to.
@@ -27,7 +27,7 @@ pub struct World {
     house: House,
     /// Of the whole server.
     meter: Meter,
-    speakers: Vec<Speaker>,
+    sim_clients: Vec<SimClient>,
     /// Whom the server was told to connect to, and who is not there yet.
     dialed: Vec<(SocketAddr, Rc<Door>)>,
     dials: u16,
@@ -58,7 +58,7 @@ impl World {
             doors: Vec::new(),
             house: plan.setup.house.clone(),
             meter: Meter::default(),
-            speakers: Vec::new(),
+            sim_clients: Vec::new(),
             dialed: Vec::new(),
             dials: 0,
             queue: plan.setup.queue,
@@ -72,10 +72,10 @@ impl World {
                 rules: door.rules.clone(),
                 epoch: 0,
             }));
-            let doorkeeper = Doorkeeper::new(&door, &live, Random::new(random.bits()));
+            let test_service = TestService::new(&door, &live, Random::new(random.bits()));
             let addr = world
                 .sim
-                .listen(door.listen(0), doorkeeper)
+                .listen(door.listen(0), test_service)
                 .map_err(|error| error.to_string())?;
             let info = world.sim.control().listener(addr.port());
             let listener = info.map_err(|error| error.to_string())?.id;
@@ -96,8 +96,8 @@ impl World {
     /// With faults, then without; then everybody must be gone, and nothing held.
     pub fn play(&mut self, plan: &Plan) -> Result<(), String> {
         self.sim.set_faults(plan.faults.clone());
-        for deed in &plan.script {
-            self.perform(deed)?;
+        for action in &plan.script {
+            self.perform(action)?;
         }
         let mut random = Random::new(plan.seed ^ 0x0DD5);
         self.come_to_rest(&mut random)?;
@@ -105,9 +105,9 @@ impl World {
         self.end(&mut random)
     }
 
-    fn perform(&mut self, deed: &Deed) -> Result<(), String> {
-        let mut random = Random::new(deed.seed);
-        match deed.act {
+    fn perform(&mut self, action: &Action) -> Result<(), String> {
+        let mut random = Random::new(action.seed);
+        match action.act {
             Act::Connect { door, odd } => {
                 let door = usize::from(door) % self.doors.len();
                 let from = random.chance(500).then(|| header::host(&mut random));
@@ -118,12 +118,12 @@ impl World {
                     _ => Opening::draw(&mut random),
                 };
                 if let Some(at) = self.connect(door, odd, from, opening, &mut random) {
-                    let (door, id) = (&self.doors[door].door, self.speakers[at].id);
+                    let (door, id) = (&self.doors[door].door, self.sim_clients[at].id);
                     self.sim.set_send_buffer(id, door.send_buffer);
                     self.sim.set_reading(id, !random.chance(door.clogged));
                     if random.chance(40) {
                         // It goes before it says anything more.
-                        self.speakers[at].finished = true;
+                        self.sim_clients[at].finished = true;
                         self.sim.finish(id);
                     }
                 }
@@ -131,29 +131,33 @@ impl World {
             Act::Dial { door } => self.dial(usize::from(door) % self.doors.len(), &mut random),
             Act::Say { client, frames } => {
                 let frames = usize::from(if self.heavy { frames.min(2) } else { frames });
-                self.speak(client, |speaker, talk| Some(speaker.say(talk, &mut random, frames)));
+                self.speak(client, |sim_client, talk| {
+                    Some(sim_client.say(talk, &mut random, frames))
+                });
             }
             Act::Rubbish { client, record } => {
-                self.speak(client, |speaker, talk| Some(speaker.rave(talk, &mut random, record)));
+                self.speak(client, |sim_client, talk| {
+                    Some(sim_client.rave(talk, &mut random, record))
+                });
             }
             Act::Finish { client, notify, fin } => {
-                self.speak(client, |speaker, _| {
-                    speaker.finished = true;
-                    notify.then(|| speaker.goodbye())
+                self.speak(client, |sim_client, _| {
+                    sim_client.finished = true;
+                    notify.then(|| sim_client.goodbye())
                 });
-                if let (Some(speaker), true) = (self.speaker(client), fin) {
-                    let id = speaker.id;
+                if let (Some(sim_client), true) = (self.sim_client(client), fin) {
+                    let id = sim_client.id;
                     self.sim.finish(id);
                 }
             }
             Act::Clog { client } => {
-                if let Some(id) = self.speaker(client).map(|speaker| speaker.id) {
+                if let Some(id) = self.sim_client(client).map(|sim_client| sim_client.id) {
                     self.sim.set_reading(id, false);
                     self.sim.set_send_buffer(id, random.between(1, 64));
                 }
             }
             Act::Sip { client } => {
-                if let Some(id) = self.speaker(client).map(|speaker| speaker.id) {
+                if let Some(id) = self.sim_client(client).map(|sim_client| sim_client.id) {
                     self.sim.read(id, random.between(1, 100));
                 }
             }
@@ -201,11 +205,11 @@ impl World {
     /// What the simulator can do by itself.
     fn let_happen(&mut self, op: &Op) -> Result<(), String> {
         let clients: Vec<ClientId> = self
-            .speakers
+            .sim_clients
             .iter()
             .rev()
             .take(RECENT)
-            .map(|speaker| speaker.id)
+            .map(|sim_client| sim_client.id)
             .collect();
         let addr = self.doors[0].addr;
         checked(self.sim.try_perform(addr, &clients, op))
@@ -215,24 +219,24 @@ impl World {
         &self.doors[usize::from(number) % self.doors.len()]
     }
 
-    fn speaker(&self, number: u8) -> Option<&Speaker> {
-        self.speakers.get(self.recent(number))
+    fn sim_client(&self, number: u8) -> Option<&SimClient> {
+        self.sim_clients.get(self.recent(number))
     }
 
     /// Which client is meant: one of the latest, since most of the others are gone.
     fn recent(&self, number: u8) -> usize {
-        let count = self.speakers.len();
+        let count = self.sim_clients.len();
         count.saturating_sub(1 + usize::from(number) % count.clamp(1, RECENT))
     }
 
     /// A client says something, unless it has said that it would not.
-    fn speak(&mut self, number: u8, say: impl FnOnce(&mut Speaker, &mut Talk) -> Option<Vec<u8>>) {
+    fn speak(&mut self, number: u8, say: impl FnOnce(&mut SimClient, &mut Talk) -> Option<Vec<u8>>) {
         let at = self.recent(number);
-        let Some(speaker) = self.speakers.get_mut(at).filter(|speaker| !speaker.finished) else {
+        let Some(sim_client) = self.sim_clients.get_mut(at).filter(|sim_client| !sim_client.finished) else {
             return;
         };
-        let wire = say(speaker, self.sim.app_mut().talk(speaker.addr));
-        self.sim.send(speaker.id, &wire.unwrap_or_default());
+        let wire = say(sim_client, self.sim.app_mut().talk(sim_client.addr));
+        self.sim.send(sim_client.id, &wire.unwrap_or_default());
     }
 
     fn connect(
@@ -251,18 +255,18 @@ impl World {
         let peer = self.sim.client_addr(id)?;
         let mut talk = Talk::new(door.wire, door.max_frame, door.tls);
         talk.epoch = live.borrow().epoch;
-        let mut speaker = Speaker::new(id, peer, door.tls, odd);
-        let beginning = speaker.begin(&mut talk, opening, random);
+        let mut sim_client = SimClient::new(id, peer, door.tls, odd);
+        let beginning = sim_client.begin(&mut talk, opening, random);
         self.sim.app_mut().talks.insert(peer, talk);
         self.sim.send(id, &beginning);
         if odd && !door.tls {
             // Nothing else is said there, and what it says is judged as any other rubbish.
-            speaker.odd = false;
-            let hello = speaker.utter(self.sim.app_mut().talk(peer), &Speaker::hello());
+            sim_client.odd = false;
+            let hello = sim_client.utter(self.sim.app_mut().talk(peer), &SimClient::hello());
             self.sim.send(id, &hello);
         }
-        self.speakers.push(speaker);
-        Some(self.speakers.len() - 1)
+        self.sim_clients.push(sim_client);
+        Some(self.sim_clients.len() - 1)
     }
 
     /// The server connects, from a job.
@@ -313,7 +317,7 @@ impl World {
         let infos = self.sim.control().connections().into_iter();
         let trying = infos.filter(|info| info.state == State::Connecting);
         let trying: Vec<_> = trying.map(|info| tcp(&info.peer)).collect();
-        let (sim, speakers) = (&mut self.sim, &mut self.speakers);
+        let (sim, sim_clients) = (&mut self.sim, &mut self.sim_clients);
         self.dialed.retain(|(addr, door)| {
             // The attempts before the last one have failed.
             let met = sim.dialed(*addr).last().copied();
@@ -321,7 +325,7 @@ impl World {
                 return true;
             };
             sim.set_send_buffer(id, door.send_buffer);
-            speakers.push(Speaker::new(id, *addr, false, false));
+            sim_clients.push(SimClient::new(id, *addr, false, false));
             false
         });
     }
@@ -330,20 +334,20 @@ impl World {
         let closing = self.sim.control().connections().into_iter();
         let mut closing = closing.filter(|info| info.state == State::Closing && info.queued > 0);
         let flushed = closing.next().map(|info| tcp(&info.peer));
-        let speakers = self.speakers.iter_mut();
-        let mut rare = speakers.filter(|speaker| speaker.has_to_begin() || Some(speaker.addr) == flushed);
-        let Some(speaker) = rare.next() else {
+        let sim_clients = self.sim_clients.iter_mut();
+        let mut rare = sim_clients.filter(|sim_client| sim_client.has_to_begin() || Some(sim_client.addr) == flushed);
+        let Some(sim_client) = rare.next() else {
             return;
         };
         let (call, errors) = (Call::Write, Call::Write.errors());
         let errno = errors[usize::from(error) % errors.len()];
         self.sim.add_fault(Scripted { call, after: 0, errno });
-        if speaker.has_to_begin() {
-            speaker.speak_up();
-            let wire = speaker.say(self.sim.app_mut().talk(speaker.addr), random, 1);
-            self.sim.send(speaker.id, &wire);
+        if sim_client.has_to_begin() {
+            sim_client.speak_up();
+            let wire = sim_client.say(self.sim.app_mut().talk(sim_client.addr), random, 1);
+            self.sim.send(sim_client.id, &wire);
         } else {
-            self.sim.read(speaker.id, usize::MAX);
+            self.sim.read(sim_client.id, usize::MAX);
         }
     }
 
@@ -360,11 +364,11 @@ impl World {
 
     fn open(&mut self, at: usize, random: &mut Random) {
         let Entrance { door, live, addr, .. } = &self.doors[at];
-        let doorkeeper = Doorkeeper::new(door, live, Random::new(random.bits()));
+        let test_service = TestService::new(door, live, Random::new(random.bits()));
         let rules = live.borrow().rules.clone();
         let listen = rules.apply(door.listen(addr.port()));
         // It may be open still, or the server drains, or a call fails: the rest is as it was.
-        if self.sim.listen(listen, doorkeeper).is_err() {
+        if self.sim.listen(listen, test_service).is_err() {
             return;
         }
         if let Ok(info) = self.sim.control().listener(addr.port()) {
@@ -480,8 +484,8 @@ impl World {
     fn come_to_rest(&mut self, random: &mut Random) -> Result<(), String> {
         self.sim.set_faults(Faults::none());
         self.sim.set_descriptor_limit(usize::MAX);
-        for at in 0..self.speakers.len() {
-            let id = self.speakers[at].id;
+        for at in 0..self.sim_clients.len() {
+            let id = self.sim_clients[at].id;
             self.sim.set_reading(id, true);
         }
         for _ in 0..4 {
@@ -541,7 +545,7 @@ impl World {
                 // It was closed.
                 Err(_) => true,
             };
-            let reliable = door.temper == Temper::Echo && door.refusals == 0 && !rules.limits_sources();
+            let reliable = door.handler_kind == HandlerKind::Echo && door.refusals == 0 && !rules.limits_sources();
             let (true, false, Some((peer, speaks_for))) = (reliable, full, rules.someone()) else {
                 continue;
             };
@@ -554,17 +558,17 @@ impl World {
             let Some(newcomer) = self.connect(at, false, Some(peer), opening, random) else {
                 return Err(format!("the backlog of {addr} is full for ever"));
             };
-            self.speakers[newcomer].speak_up();
-            let speaker = &mut self.speakers[newcomer];
-            let wire = speaker.say(self.sim.app_mut().talk(speaker.addr), random, 1);
-            self.sim.send(speaker.id, &wire);
+            self.sim_clients[newcomer].speak_up();
+            let sim_client = &mut self.sim_clients[newcomer];
+            let wire = sim_client.say(self.sim.app_mut().talk(sim_client.addr), random, 1);
+            self.sim.send(sim_client.id, &wire);
             // A handshake takes three.
             for _ in 0..4 {
                 self.pass(Duration::ZERO)?;
             }
-            let speaker = &self.speakers[newcomer];
-            let talk = self.sim.app_mut().talk(speaker.addr);
-            if talk.unopened == Some(CloseReason::GaveWay) && self.house.is_impatient() {
+            let sim_client = &self.sim_clients[newcomer];
+            let talk = self.sim.app_mut().talk(sim_client.addr);
+            if talk.failed_accept == Some(CloseReason::Evicted) && self.house.is_impatient() {
                 continue;
             }
             let deaf = !talk.throttled && self.house.memory.is_none() && talk.has_more();
@@ -632,7 +636,7 @@ impl World {
             (
                 "accepted or made, and opened or not",
                 stats.accepted + stats.outgoing,
-                opened + app.unopened,
+                opened + app.failed_accepts,
             ),
             (
                 "panics, planned and counted",
@@ -658,20 +662,20 @@ impl World {
     /// Every client reads what there is, and judges it.
     fn listen_to_all(&mut self) -> Result<(), String> {
         self.meet();
-        for speaker in &mut self.speakers {
-            let bytes = self.sim.received(speaker.id);
-            let talk = self.sim.app_mut().talk(speaker.addr);
-            let reply = speaker.hear(&bytes, talk)?;
-            let (closed, rest) = (talk.closed, talk.promised.len().saturating_sub(speaker.received));
+        for sim_client in &mut self.sim_clients {
+            let bytes = self.sim.received(sim_client.id);
+            let talk = self.sim.app_mut().talk(sim_client.addr);
+            let reply = sim_client.hear(&bytes, talk)?;
+            let (closed, rest) = (talk.closed, talk.promised.len().saturating_sub(sim_client.received));
             let murky = talk.murky;
-            self.sim.send(speaker.id, &reply);
-            if murky || speaker.deaf || self.sim.state(speaker.id) != ClientState::Finished {
+            self.sim.send(sim_client.id, &reply);
+            if murky || sim_client.deaf || self.sim.state(sim_client.id) != ClientState::Finished {
                 continue;
             }
             if closed.is_some_and(is_orderly) && rest > 0 {
                 return Err(format!(
                     "client {:?} ended in order ({closed:?}) without the last {rest} bytes",
-                    speaker.id
+                    sim_client.id
                 ));
             }
         }

@@ -130,7 +130,7 @@ fn long_run(options: &Options) -> ExitCode {
 struct Totals {
     seeds: u64,
     events: u64,
-    turns: u64,
+    iterations: u64,
     connections: u64,
     orders: u64,
     refused: u64,
@@ -142,7 +142,7 @@ impl Totals {
     fn add(&mut self, report: campaign::Report) {
         self.seeds += 1;
         self.events += report.events;
-        self.turns += report.turns;
+        self.iterations += report.iterations;
         self.connections += report.connections;
         self.orders += report.orders;
         self.refused += report.orders_refused;
@@ -160,7 +160,7 @@ impl Totals {
             self.seeds as f64 / seconds,
             self.events,
             self.events as f64 / seconds,
-            self.turns,
+            self.iterations,
             self.connections,
             self.orders,
             self.refused

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
-use super::accept::Caller;
+use super::accept::Incoming;
 use super::os::{Os, Socket};
 use super::sources::Counted;
-use super::view::Ended;
+use super::view::CloseRecord;
 use super::{last_words, report_panic, Reactor};
 use crate::id::{ConnId, ListenerId};
 use crate::logs;
@@ -16,22 +16,22 @@ use crate::reason::Closed;
 impl<A, O: Os> Reactor<A, O> {
     /// Shuts down or tells to close: `Some(reset)` when the connection is over.
     pub(super) fn next_step(&mut self, id: ConnId) -> Option<bool> {
-        let slot = self.roster.get_mut(id)?;
-        if slot.machine.next_step() == NextStep::Shutdown {
+        let conn = self.connections.get_mut(id)?;
+        if conn.machine.next_step() == NextStep::Shutdown {
             let stream = self.streams.get_mut(id.index as usize)?.as_mut()?;
             let sent = self.os.shutdown(stream).is_ok();
-            slot.machine.handle_shutdown(self.now, sent);
+            conn.machine.handle_shutdown(self.now, sent);
         }
-        match slot.machine.next_step() {
+        match conn.machine.next_step() {
             NextStep::Gone { reset } => Some(reset),
             NextStep::Wait | NextStep::Shutdown => None,
         }
     }
 
     /// Ends a connection: the socket first, then the last callback, then the slot.
-    pub(super) fn reap(&mut self, app: &mut A, id: ConnId, reset: bool) {
+    pub(super) fn finish_close(&mut self, app: &mut A, id: ConnId, reset: bool) {
         let index = id.index as usize;
-        let was_open = self.roster.get(id).is_some_and(|slot| slot.machine.was_open());
+        let was_open = self.connections.get(id).is_some_and(|conn| conn.machine.was_open());
         let mut credentials = None;
         if let Some(stream) = self.streams.get_mut(index).and_then(Option::take) {
             if !was_open {
@@ -40,25 +40,25 @@ impl<A, O: Os> Reactor<A, O> {
             self.os.close(stream, reset);
         }
         self.shared.set_live(id, false);
-        self.stay(id);
-        let Some(slot) = self.roster.get_mut(id) else {
+        self.cancel_detach(id);
+        let Some(conn) = self.connections.get_mut(id) else {
             return;
         };
-        let closed = slot.machine.take_closed();
-        let (listener, is_outgoing) = (slot.listener, slot.machine.is_outgoing());
+        let closed = conn.machine.take_closed();
+        let (listener, is_outgoing) = (conn.listener, conn.machine.is_outgoing());
         if log::log_enabled!(target: logs::CONNECTION, log::Level::Debug) {
             // The words of a user's error are the user's code.
             let words = catch_unwind(AssertUnwindSafe(|| closed.to_string()));
             let words = words.unwrap_or_else(last_words);
-            log::debug!(target: logs::CONNECTION, "{}: {words}", slot.info(self.now));
+            log::debug!(target: logs::CONNECTION, "{}: {words}", conn.info(self.now));
         }
         // For the service, if its handler has not heard of it.
-        let caller = (!was_open).then(|| Caller {
-            addr: slot.peer(),
+        let incoming = (!was_open).then(|| Incoming {
+            addr: conn.peer(),
             credentials,
-            proxy: slot.machine.proxy().cloned(),
+            proxy: conn.machine.proxy().cloned(),
         });
-        self.leave_unopened(id);
+        self.leave_pending(id);
         if was_open {
             self.call(app, id, |handler, cx| {
                 handler.on_close(cx, &closed);
@@ -73,54 +73,61 @@ impl<A, O: Os> Reactor<A, O> {
         if let Some(handler) = self.handlers.get_mut(index).and_then(Option::take) {
             self.drop_handler(handler);
         }
-        self.vacate(id, &closed);
-        if let (Some(caller), Some(listener)) = (caller, listener) {
-            self.tell_unopened(app, listener, id, caller, &closed);
+        self.remove(id, &closed);
+        if let (Some(incoming), Some(listener)) = (incoming, listener) {
+            self.notify_failed_accept(app, listener, id, incoming, &closed);
         }
         self.discard("an error's destructor", closed);
     }
 
     /// The last of a connection: it is counted, remembered, and its slot is free.
-    pub(super) fn vacate(&mut self, id: ConnId, closed: &Closed) {
+    pub(super) fn remove(&mut self, id: ConnId, closed: &Closed) {
         self.timers.disarm(id.index);
         self.note_memory(id.index, 0);
-        self.squeezed.remove(&id);
-        self.end_favour(id);
+        self.paused_for_memory.remove(&id);
+        self.end_read_grant(id);
         if let Some(attempt) = self.attempts.remove(&id) {
             self.discard("a TLS configuration's destructor", attempt);
         }
-        let Some(slot) = self.roster.remove(id) else {
+        let Some(conn) = self.connections.remove(id) else {
             return;
         };
-        let who = Ended {
+        let record = CloseRecord {
             id: Some(id),
-            listener: slot.listener,
-            peer: slot.peer(),
-            source: slot.source(),
-            age: self.now.since(slot.accepted_at),
-            traffic: slot.machine.traffic(),
+            listener: conn.listener,
+            peer: conn.peer(),
+            source: conn.source(),
+            age: self.now.since(conn.accepted_at),
+            traffic: conn.machine.traffic(),
         };
-        let (source, counted) = (who.source.ip(), slot.counted);
-        let listener = slot.listener;
-        self.discard("a framer's destructor", slot);
+        let (source, counted) = (record.source.ip(), conn.counted);
+        let listener = conn.listener;
+        self.discard("a framer's destructor", conn);
         self.stats.count_closed(closed.reason);
-        self.ages.record_time(who.age);
-        self.note_close(who, closed);
+        self.ages.record_time(record.age);
+        self.note_close(record, closed);
         self.make_room(listener, source, counted);
     }
 
     /// Tells the service about a connection that had a slot and never opened.
-    fn tell_unopened(&mut self, app: &mut A, listener: ListenerId, id: ConnId, caller: Caller, closed: &Closed) {
+    fn notify_failed_accept(
+        &mut self,
+        app: &mut A,
+        listener: ListenerId,
+        id: ConnId,
+        incoming: Incoming,
+        closed: &Closed,
+    ) {
         let Some(listener) = self.listeners.iter_mut().find(|found| found.id == listener) else {
             return;
         };
-        let peer = caller.at(listener, Some(id));
+        let peer = incoming.at(listener, Some(id));
         let told = catch_unwind(AssertUnwindSafe(|| {
-            listener.service.on_unopened(app, &peer, closed);
+            listener.service.on_failed_accept(app, &peer, closed);
         }));
         if let Err(panic) = told {
             self.stats.panics += 1;
-            report_panic("a service's on_unopened", panic);
+            report_panic("a service's on_failed_accept", panic);
         }
     }
 
@@ -137,7 +144,7 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// A descriptor is free: who waits for one may come.
     pub(super) fn free_descriptor(&mut self) {
-        self.starvation.end_pause();
+        self.fd_exhaustion.end_pause();
         self.look_for_clients();
     }
 }

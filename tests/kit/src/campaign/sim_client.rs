@@ -11,7 +11,7 @@ use super::header::Opening;
 use crate::sim_tls;
 
 /// A client.
-pub struct Speaker {
+pub struct SimClient {
     pub id: ClientId,
     pub addr: SocketAddr,
     pub finished: bool,
@@ -29,7 +29,7 @@ pub struct Speaker {
     pub tls: Option<sim_tls::Client>,
 }
 
-impl Speaker {
+impl SimClient {
     pub fn new(id: ClientId, addr: SocketAddr, tls: bool, odd: bool) -> Self {
         #[cfg(not(feature = "tls"))]
         let _ = tls;
@@ -159,7 +159,7 @@ impl Speaker {
         #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.tls {
             // A farewell comes in the clear.
-            let sent_away = talk.unopened.is_some() || talk.refused;
+            let sent_away = talk.failed_accept.is_some() || talk.refused;
             self.deaf = sent_away && talk.promised.starts_with(bytes);
             if self.deaf {
                 return Ok(Vec::new());

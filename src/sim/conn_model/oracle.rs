@@ -5,12 +5,12 @@ use std::collections::VecDeque;
 use super::{violation, Checked};
 use crate::proto::Limits;
 use crate::reason::CloseReason;
-use crate::sim::stimulus::{End, Told};
+use crate::sim::input::{End, Told};
 use crate::sim::Violation;
 
 /// What has been seen, as far as it says what may come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Witness {
+pub(super) struct Oracle {
     /// The number of the framing; over TLS and with a framer of the user's nobody knows what goes over the wire.
     pub(super) framing: Option<u8>,
     opened: bool,
@@ -29,7 +29,7 @@ pub(super) struct Witness {
     pub(super) end: Option<End>,
 }
 
-impl Witness {
+impl Oracle {
     pub(super) fn of(framing: Option<u8>) -> Self {
         Self {
             framing,

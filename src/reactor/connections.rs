@@ -3,7 +3,7 @@
 use slab::Slab;
 
 use super::os::Token;
-use super::places::Share;
+use super::shared_cap::CapShare;
 use super::sources::Counted;
 use crate::addr::{Addr, PackedAddr};
 use crate::handler::ConnInfo;
@@ -11,7 +11,7 @@ use crate::id::{ConnId, ListenerId};
 use crate::proto::{Machine, State, Time};
 
 /// One connection's place.
-pub(super) struct Slot {
+pub(super) struct Connection {
     pub(super) id: ConnId,
     pub(super) machine: Machine,
     /// `None` for one that the server has made, or is to.
@@ -29,35 +29,35 @@ pub(super) struct Slot {
     /// The kernel was out of memory for this socket: try again when its timer fires.
     pub(super) retry: bool,
     /// Counted among the connections that are not open yet.
-    pub(super) unopened: bool,
+    pub(super) pending: bool,
     /// On the list of those from which nothing is read because memory is tight.
-    pub(super) squeezed: bool,
+    pub(super) paused_for_memory: bool,
     pub(super) counted: Counted,
-    /// What is left of the read budget in the loop's turn `budget_turn`: a connection may have several turns in one of the loop's.
+    /// What is left of the read budget in iteration `budget_iteration`: a connection may have several turns in one of the loop's.
     /// In whole frame costs.
     pub(super) budget: u16,
-    /// The low bits of the turn's number.
-    pub(super) budget_turn: u16,
+    /// The low bits of the iteration's number.
+    pub(super) budget_iteration: u16,
 }
 
-/// All connections. Its length never passes the cap: [`Roster::reserve`] is asked before accept.
-pub(super) struct Roster {
-    slab: Slab<Slot>,
-    /// The latest generation said for each slot; never zero for a tenant.
+/// All connections. Its length never passes the cap: [`Connections::reserve`] is asked before accept.
+pub(super) struct Connections {
+    slab: Slab<Connection>,
+    /// The latest generation said for each slot; never zero for a connection.
     generations: Vec<u32>,
     cap: usize,
     /// The cap is one that other servers share.
-    share: Option<Share>,
+    share: Option<CapShare>,
     /// The place of the next who goes is for who comes then.
     keeps: bool,
 }
 
-impl Roster {
-    /// With room for `places` from the start.
-    pub(super) fn new(cap: usize, places: usize) -> Self {
+impl Connections {
+    /// With room for `slots` from the start.
+    pub(super) fn new(cap: usize, slots: usize) -> Self {
         Self {
-            slab: Slab::with_capacity(places),
-            generations: Vec::with_capacity(places),
+            slab: Slab::with_capacity(slots),
+            generations: Vec::with_capacity(slots),
             cap,
             share: None,
             keeps: false,
@@ -65,7 +65,7 @@ impl Roster {
     }
 
     /// From now on the cap is that of all who share it. While nobody is connected.
-    pub(super) fn share(&mut self, share: Share) {
+    pub(super) fn share(&mut self, share: CapShare) {
         debug_assert!(self.is_empty());
         self.share = Some(share);
     }
@@ -75,12 +75,12 @@ impl Roster {
     }
 
     pub(super) fn shared_cap(&self) -> Option<usize> {
-        self.share.as_ref().map(|share| share.places().cap())
+        self.share.as_ref().map(|share| share.shared_cap().cap())
     }
 
     pub(super) fn set_cap(&mut self, cap: usize) {
         match &self.share {
-            Some(share) => share.places().set_cap(cap),
+            Some(share) => share.shared_cap().set_cap(cap),
             None => self.cap = cap,
         }
     }
@@ -115,10 +115,10 @@ impl Roster {
 
     /// Servers that share the cap have clearly fewer connections.
     pub(super) fn is_ahead(&self) -> bool {
-        self.share.as_ref().is_some_and(Share::is_ahead)
+        self.share.as_ref().is_some_and(CapShare::is_ahead)
     }
 
-    /// Makes sure of a place for the next tenant: what [`Roster::has_room`] has said may be another server's by now.
+    /// Makes sure of a place for the next connection: what [`Connections::has_room`] has said may be another server's by now.
     pub(super) fn reserve(&mut self) -> bool {
         match &mut self.share {
             Some(share) => share.reserve(),
@@ -126,7 +126,7 @@ impl Roster {
         }
     }
 
-    /// The next tenant is not to come.
+    /// The next connection is not to come.
     pub(super) fn unreserve(&mut self) {
         self.keeps = false;
         if let Some(share) = &mut self.share {
@@ -134,7 +134,7 @@ impl Roster {
         }
     }
 
-    /// Whoever goes next leaves its place to the next tenant.
+    /// Whoever goes next leaves its place to the next connection.
     pub(super) fn keep_place(&mut self) {
         self.keeps = true;
     }
@@ -154,7 +154,7 @@ impl Roster {
         }
     }
 
-    /// The id for the next tenant. Never said twice: a peer that is refused under it keeps it.
+    /// The id for the next connection. Never said twice: a peer that is refused under it keeps it.
     pub(super) fn next_id(&mut self) -> ConnId {
         let index = self.slab.vacant_key();
         if self.generations.len() <= index {
@@ -171,19 +171,19 @@ impl Roster {
         }
     }
 
-    /// Moves a tenant in, under the id that [`Roster::next_id`] has just said.
-    pub(super) fn insert(&mut self, slot: Slot) {
-        let index = slot.id.index as usize;
+    /// Moves a connection in, under the id that [`Connections::next_id`] has just said.
+    pub(super) fn insert(&mut self, conn: Connection) {
+        let index = conn.id.index as usize;
         debug_assert!(self.has_room(), "the cap is checked before accept");
         self.keeps = false;
         if let Some(share) = &mut self.share {
             share.move_in();
         }
-        let place = self.slab.insert(slot);
+        let place = self.slab.insert(conn);
         debug_assert_eq!(place, index);
     }
 
-    pub(super) fn remove(&mut self, id: ConnId) -> Option<Slot> {
+    pub(super) fn remove(&mut self, id: ConnId) -> Option<Connection> {
         self.get(id)?;
         let keep = std::mem::take(&mut self.keeps);
         if let Some(share) = &mut self.share {
@@ -193,58 +193,58 @@ impl Roster {
     }
 
     #[inline]
-    pub(super) fn get(&self, id: ConnId) -> Option<&Slot> {
-        let slot = self.slab.get(id.index as usize)?;
-        (slot.id.generation == id.generation).then_some(slot)
+    pub(super) fn get(&self, id: ConnId) -> Option<&Connection> {
+        let conn = self.slab.get(id.index as usize)?;
+        (conn.id.generation == id.generation).then_some(conn)
     }
 
     #[inline]
-    pub(super) fn get_mut(&mut self, id: ConnId) -> Option<&mut Slot> {
-        let slot = self.slab.get_mut(id.index as usize)?;
-        (slot.id.generation == id.generation).then_some(slot)
+    pub(super) fn get_mut(&mut self, id: ConnId) -> Option<&mut Connection> {
+        let conn = self.slab.get_mut(id.index as usize)?;
+        (conn.id.generation == id.generation).then_some(conn)
     }
 
-    /// The tenant of a slot, whoever it is now.
+    /// The connection of a slot, whoever it is now.
     #[inline]
-    pub(super) fn tenant(&self, index: u32) -> Option<&Slot> {
+    pub(super) fn by_index(&self, index: u32) -> Option<&Connection> {
         self.slab.get(index as usize)
     }
 
-    pub(super) fn tenant_mut(&mut self, index: u32) -> Option<&mut Slot> {
+    pub(super) fn by_index_mut(&mut self, index: u32) -> Option<&mut Connection> {
         self.slab.get_mut(index as usize)
     }
 
-    /// The tenant that an event is for, unless it has gone.
+    /// The connection that an event is for, unless it has gone.
     #[inline]
-    pub(super) fn addressee(&mut self, index: u32, token: Token) -> Option<&mut Slot> {
+    pub(super) fn addressee(&mut self, index: u32, token: Token) -> Option<&mut Connection> {
         self.slab
             .get_mut(index as usize)
-            .filter(|slot| Token::of_conn(slot.id) == token)
+            .filter(|conn| Token::of_conn(conn.id) == token)
     }
 
-    /// Slots that have ever had a tenant.
+    /// Slots that have ever had a connection.
     pub(super) fn slots(&self) -> u32 {
         self.generations.len() as u32
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Slot> {
-        self.slab.iter().map(|(_, slot)| slot)
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Connection> {
+        self.slab.iter().map(|(_, conn)| conn)
     }
 
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
-        self.slab.iter_mut().map(|(_, slot)| slot)
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Connection> {
+        self.slab.iter_mut().map(|(_, conn)| conn)
     }
 }
 
-impl Slot {
-    /// Of a connection that begins now, in the loop's turn `turn`: nothing is known of its socket, and it has its whole budget.
+impl Connection {
+    /// Of a connection that begins now, in the loop's iteration `iteration`: nothing is known of its socket, and it has its whole budget.
     pub(super) fn new(
         id: ConnId,
         listener: Option<ListenerId>,
         peer: Addr,
         machine: Machine,
         now: Time,
-        turn: u64,
+        iteration: u64,
     ) -> Self {
         Self {
             id,
@@ -257,11 +257,11 @@ impl Slot {
             hang_up: false,
             queued: false,
             retry: false,
-            unopened: false,
-            squeezed: false,
+            pending: false,
+            paused_for_memory: false,
             counted: Counted::No,
             budget: 0,
-            budget_turn: (turn as u16).wrapping_sub(1),
+            budget_iteration: (iteration as u16).wrapping_sub(1),
         }
     }
 
@@ -270,26 +270,33 @@ impl Slot {
     #[inline]
     pub(super) fn can_read(&self) -> bool {
         if self.machine.is_quiet() {
-            return self.readable && !self.squeezed;
+            return self.readable && !self.paused_for_memory;
         }
         let asks = self.machine.wants_fresh_blocked() && !self.retry;
-        (self.readable || asks || self.machine.has_set_aside()) && !self.is_squeezed() && self.machine.wants_read()
+        (self.readable || asks || self.machine.has_set_aside())
+            && !self.is_paused_for_memory()
+            && self.machine.wants_read()
     }
 
     /// Something has come for a connection that has nothing to do but to answer it, and after a short read nothing more is there.
     #[inline]
     pub(super) fn is_at_rest(&self) -> bool {
-        self.readable && self.writable && !self.hang_up && !self.squeezed && !self.retry && self.machine.is_at_rest()
+        self.readable
+            && self.writable
+            && !self.hang_up
+            && !self.paused_for_memory
+            && !self.retry
+            && self.machine.is_at_rest()
     }
 
     /// Nothing is read because memory is tight.
     #[inline]
-    pub(super) fn is_squeezed(&self) -> bool {
-        self.squeezed && self.machine.state() == State::Open
+    pub(super) fn is_paused_for_memory(&self) -> bool {
+        self.paused_for_memory && self.machine.state() == State::Open
     }
 
     /// Its handshake should have been over at `due`.
-    pub(super) fn is_shaking_since(&self, due: Time) -> bool {
+    pub(super) fn is_handshake_overdue(&self, due: Time) -> bool {
         self.machine.state() == State::Handshaking && self.machine.deadline() <= due
     }
 
@@ -318,7 +325,7 @@ impl Slot {
             paused: self.machine.is_paused_by_handler(),
             congested: self.machine.is_congested(),
             throttled: self.machine.is_throttled(),
-            squeezed: self.is_squeezed(),
+            paused_for_memory: self.is_paused_for_memory(),
             time_left: self.machine.time_left(now),
         }
     }
@@ -332,11 +339,11 @@ mod tests {
     use crate::listen::Listen;
     use crate::proto::Pool;
 
-    fn slot(id: ConnId) -> Slot {
+    fn conn(id: ConnId) -> Connection {
         let listen = Listen::tcp("127.0.0.1:0");
         let limits = Rc::new(listen.limits.clone());
         let machine = Machine::new(&listen.framing, limits, None, Time::ZERO, &mut Pool::default());
-        Slot::new(
+        Connection::new(
             id,
             Some(ListenerId::nth(0)),
             Addr::unspecified(),
@@ -346,36 +353,48 @@ mod tests {
         )
     }
 
-    /// DESIGN.md, invariant 7: what is for a slot's former tenant finds nobody.
+    /// DESIGN.md, invariant 7: what is for a slot's former connection finds nobody.
     #[test]
-    fn a_slot_has_one_tenant_at_a_time() {
-        let mut roster = Roster::new(1, 0);
-        let first = roster.next_id();
-        roster.insert(slot(first));
-        assert!(!roster.has_room());
-        assert!(roster.addressee(first.index, Token::of_conn(first)).is_some());
-        roster.remove(first).expect("it is there");
-        let second = roster.next_id();
-        roster.insert(slot(second));
-        assert_eq!((second.index, roster.len()), (first.index, 1), "the slot is used again");
+    fn a_slot_has_one_connection_at_a_time() {
+        let mut connections = Connections::new(1, 0);
+        let first = connections.next_id();
+        connections.insert(conn(first));
+        assert!(!connections.has_room());
+        assert!(connections.addressee(first.index, Token::of_conn(first)).is_some());
+        connections.remove(first).expect("it is there");
+        let second = connections.next_id();
+        connections.insert(conn(second));
+        assert_eq!(
+            (second.index, connections.len()),
+            (first.index, 1),
+            "the slot is used again"
+        );
         assert_ne!(second, first);
-        assert!(roster.addressee(first.index, Token::of_conn(first)).is_none());
-        assert!(roster.get(first).is_none() && roster.get_mut(first).is_none() && roster.remove(first).is_none());
-        assert!(roster.addressee(second.index, Token::of_conn(second)).is_some());
+        assert!(connections.addressee(first.index, Token::of_conn(first)).is_none());
+        assert!(
+            connections.get(first).is_none()
+                && connections.get_mut(first).is_none()
+                && connections.remove(first).is_none()
+        );
+        assert!(connections.addressee(second.index, Token::of_conn(second)).is_some());
     }
 
     /// What each idle connection costs, whatever else does.
     #[test]
     #[cfg(target_pointer_width = "64")]
-    fn a_slot_is_small() {
-        assert_eq!(size_of::<Option<Slot>>(), size_of::<Slot>(), "the slab needs no more");
-        assert!(size_of::<Slot>() <= 144, "{}", size_of::<Slot>());
+    fn a_connection_is_small() {
+        assert_eq!(
+            size_of::<Option<Connection>>(),
+            size_of::<Connection>(),
+            "the slab needs no more"
+        );
+        assert!(size_of::<Connection>() <= 144, "{}", size_of::<Connection>());
     }
 
     #[test]
     fn generations_come_round_without_zero() {
-        let mut roster = Roster::new(1, 0);
-        roster.generations = vec![u32::MAX];
-        assert_eq!(roster.next_id().generation, 1);
+        let mut connections = Connections::new(1, 0);
+        connections.generations = vec![u32::MAX];
+        assert_eq!(connections.next_id().generation, 1);
     }
 }

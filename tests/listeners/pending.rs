@@ -1,4 +1,4 @@
-//! Peers that connect and say nothing cannot keep others out: the oldest of too many unopened connections gives way.
+//! Peers that connect and say nothing cannot keep others out: the oldest of too many pending connections gives way.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -49,7 +49,7 @@ fn is_served(sim: &mut Sim, client: ClientId) -> bool {
 
 #[test]
 fn the_oldest_gives_way_to_a_newcomer() {
-    let (mut sim, addr) = world(Config::new().max_unopened(3).unopened_patience(Duration::ZERO));
+    let (mut sim, addr) = world(Config::new().max_pending(3).pending_grace(Duration::ZERO));
     let silent = connect(&mut sim, addr, 3);
     for (round, oldest) in silent.into_iter().enumerate() {
         let newcomer = sim.connect(addr).expect("it listens");
@@ -58,21 +58,21 @@ fn the_oldest_gives_way_to_a_newcomer() {
         assert!(is_served(&mut sim, newcomer));
         // It has opened and counts no more: there is room again.
         connect(&mut sim, addr, 1);
-        assert_eq!(sim.stats().closed(CloseReason::GaveWay), round as u64 + 1);
+        assert_eq!(sim.stats().closed(CloseReason::Evicted), round as u64 + 1);
     }
 }
 
 /// One that is young may be honest: the newcomer waits until the oldest has had its time.
 #[test]
 fn nobody_gives_way_before_its_time() {
-    let (mut sim, addr) = world(Config::new().max_unopened(2).unopened_patience(Duration::from_secs(1)));
+    let (mut sim, addr) = world(Config::new().max_pending(2).pending_grace(Duration::from_secs(1)));
     let silent = connect(&mut sim, addr, 2);
     let newcomer = connect(&mut sim, addr, 1)[0];
-    let turns = sim.stats().turns;
+    let iterations = sim.stats().iterations;
     sim.advance(Duration::from_millis(999));
     assert_eq!(sim.stats().accepted, 2);
     assert_eq!(sim.control().listener("it").expect("there").state, ListenerState::Full);
-    assert!(sim.stats().turns - turns < 5, "it does not spin");
+    assert!(sim.stats().iterations - iterations < 5, "it does not spin");
     sim.advance(Duration::from_millis(1));
     assert_eq!((sim.stats().accepted, sim.stats().open), (3, 2));
     assert_eq!(sim.state(silent[0]), ClientState::Finished);
@@ -82,7 +82,7 @@ fn nobody_gives_way_before_its_time() {
 /// One that stays for ever costs no memory for all who come and open meanwhile: an invariant of the simulator.
 #[test]
 fn who_has_opened_is_forgotten() {
-    let (mut sim, addr) = world(Config::new().max_unopened(2).unopened_patience(Duration::MAX));
+    let (mut sim, addr) = world(Config::new().max_pending(2).pending_grace(Duration::MAX));
     let silent = connect(&mut sim, addr, 1)[0];
     for _ in 0..300 {
         let client = sim.connect(addr).expect("it listens");
@@ -96,7 +96,7 @@ fn who_has_opened_is_forgotten() {
 /// As soon as one opens, or goes, the next comes in.
 #[test]
 fn who_opens_makes_room_at_once() {
-    let (mut sim, addr) = world(Config::new().max_unopened(1));
+    let (mut sim, addr) = world(Config::new().max_pending(1));
     let clients = connect(&mut sim, addr, 3);
     assert_eq!(sim.stats().accepted, 1);
     assert!(is_served(&mut sim, clients[0]));
@@ -110,7 +110,7 @@ fn who_opens_makes_room_at_once() {
 /// A listener whose connections are open at once is not concerned.
 #[test]
 fn plain_connections_do_not_wait_for_them() {
-    let (mut sim, addr) = world(Config::new().max_unopened(1));
+    let (mut sim, addr) = world(Config::new().max_pending(1));
     let plain = sim
         .listen(Listen::tcp("127.0.0.1:0"), |_: &mut (), _| Echo)
         .expect("listen");
@@ -124,7 +124,7 @@ fn plain_connections_do_not_wait_for_them() {
 
 #[test]
 fn who_refuses_instead_of_waiting_refuses() {
-    let mut sim = Sim::new(1, Config::new().max_unopened(1), ());
+    let mut sim = Sim::new(1, Config::new().max_pending(1), ());
     let listen = behind_a_proxy().at_capacity(AtCapacity::Refuse {
         farewell: b"full".to_vec(),
     });
@@ -135,7 +135,7 @@ fn who_refuses_instead_of_waiting_refuses() {
     sim.advance(Duration::from_secs(1));
     let late = connect(&mut sim, addr, 1)[0];
     assert!(is_served(&mut sim, late));
-    assert_eq!(sim.stats().closed(CloseReason::GaveWay), 1);
+    assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
 }
 
 #[derive(Default)]
@@ -154,7 +154,7 @@ impl Service<Heard> for Listens {
         Ok(Box::new(Self))
     }
 
-    fn on_unopened(&mut self, heard: &mut Heard, _: &Peer, closed: &Closed) {
+    fn on_failed_accept(&mut self, heard: &mut Heard, _: &Peer, closed: &Closed) {
         heard.0.push(closed.reason);
     }
 }
@@ -178,23 +178,23 @@ fn a_slow_loris_keeps_nobody_out() {
     let opened = sim.stats().opened;
     assert!(opened >= 4, "{opened} of the honest were served");
     assert!(sim.stats().open - sim.stats().opened as usize <= 50);
-    let gave_way = sim.stats().closed(CloseReason::GaveWay);
-    assert!(gave_way > 100);
-    let told = sim.app().0.iter().filter(|&&reason| reason == CloseReason::GaveWay);
-    assert_eq!(told.count() as u64, gave_way, "the service hears of each");
+    let evicted = sim.stats().closed(CloseReason::Evicted);
+    assert!(evicted > 100);
+    let told = sim.app().0.iter().filter(|&&reason| reason == CloseReason::Evicted);
+    assert_eq!(told.count() as u64, evicted, "the service hears of each");
 }
 
 /// The default is half the cap, and it follows the cap.
 #[test]
 fn the_share_follows_the_cap() {
-    let (mut sim, addr) = world(Config::new().max_connections(60).unopened_patience(Duration::MAX));
+    let (mut sim, addr) = world(Config::new().max_connections(60).pending_grace(Duration::MAX));
     connect(&mut sim, addr, 100);
     assert_eq!(sim.stats().open, 30);
     sim.control().set_max_connections(80).expect("good");
     sim.settle();
     assert_eq!(sim.stats().open, 40);
     sim.control()
-        .reconfigure(|config| config.max_unopened(Quota::Percent(100)))
+        .reconfigure(|config| config.max_pending(Quota::Percent(100)))
         .expect("good");
     sim.settle();
     assert_eq!(sim.stats().open, 80);
@@ -203,12 +203,12 @@ fn the_share_follows_the_cap() {
 #[test]
 fn a_limit_that_cannot_work_is_named() {
     for quota in [Quota::Count(0), Quota::Percent(0), Quota::Percent(101)] {
-        let server: Result<Server, Error> = Server::new(Config::new().max_unopened(quota));
+        let server: Result<Server, Error> = Server::new(Config::new().max_pending(quota));
         assert!(
             matches!(
                 &server,
                 Err(Error::Option {
-                    option: "max_unopened",
+                    option: "max_pending",
                     ..
                 })
             ),
@@ -230,26 +230,26 @@ fn silent_peers_at_the_cap_keep_nobody_out() {
         connect(&mut sim, addr, cap - open);
         assert_eq!(sim.stats().open, cap);
         let newcomer = connect(&mut sim, addr, 1)[0];
-        let turns = sim.stats().turns;
+        let iterations = sim.stats().iterations;
         sim.advance(Duration::from_millis(999));
         assert_eq!(sim.stats().closed_total(), 0);
-        assert!(sim.stats().turns - turns < 5, "it does not spin");
+        assert!(sim.stats().iterations - iterations < 5, "it does not spin");
         sim.advance(Duration::from_millis(1));
-        assert_eq!(sim.stats().closed(CloseReason::GaveWay), 1);
+        assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
         assert!(is_served(&mut sim, newcomer), "cap {cap}");
         assert_eq!(sim.stats().peak, cap, "and the cap is the cap");
         // Above a cap that was lowered nobody comes in for another.
         sim.control().set_max_connections(cap - 1).expect("good");
         connect(&mut sim, addr, 1);
         sim.advance(Duration::from_secs(3));
-        assert_eq!(sim.stats().closed(CloseReason::GaveWay), 1);
+        assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
     }
 }
 
 /// Nobody gives way to a newcomer who may not come in anyway.
 #[test]
 fn nobody_gives_way_to_one_whose_source_has_too_many() {
-    let mut sim = Sim::new(1, Config::new().max_unopened(2), ());
+    let mut sim = Sim::new(1, Config::new().max_pending(2), ());
     let listen = Listen::tcp("127.0.0.1:0")
         .proxy_protocol(ProxyProtocol::Optional)
         .trusted_proxies(AccessRules::deny_all().allow("10.0.0.0/8").expect("a network"))
@@ -259,9 +259,9 @@ fn nobody_gives_way_to_one_whose_source_has_too_many() {
     sim.connect_from(addr, guest).expect("it listens");
     connect(&mut sim, addr, 2);
     sim.advance(Duration::from_secs(2));
-    assert_eq!((sim.stats().open, sim.stats().unopened), (3, 2));
+    assert_eq!((sim.stats().open, sim.stats().pending), (3, 2));
     sim.connect_from(addr, guest).expect("it listens");
     sim.settle();
     assert_eq!(sim.stats().closed(CloseReason::SourceLimited), 1);
-    assert_eq!(sim.stats().closed(CloseReason::GaveWay), 0);
+    assert_eq!(sim.stats().closed(CloseReason::Evicted), 0);
 }

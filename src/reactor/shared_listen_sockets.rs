@@ -9,17 +9,17 @@ use crate::listen::SocketOptions;
 
 /// The sockets that were opened, until all servers are there.
 #[derive(Default)]
-pub(crate) struct Doors {
-    doors: Mutex<Vec<Door>>,
+pub(crate) struct SharedListenSockets {
+    listen_sockets: Mutex<Vec<SharedSocket>>,
 }
 
-struct Door {
+struct SharedSocket {
     /// As it was asked for, perhaps with port 0.
     asked: Addr,
     socket: Listener,
 }
 
-impl Doors {
+impl SharedListenSockets {
     /// The socket for the listener that a server has opened as its `nth` on this address: with port 0 there may be several.
     /// `bind` makes a new one. With [`Listen::reuse_port`](crate::Listen::reuse_port) each server has a socket, and so a
     /// queue, of its own on the address of the first.
@@ -30,15 +30,15 @@ impl Doors {
         options: &SocketOptions,
         bind: impl Fn(&Addr) -> io::Result<Listener>,
     ) -> io::Result<Listener> {
-        let mut doors = self.lock();
-        if let Some(door) = doors.iter().filter(|door| door.asked == *asked).nth(nth) {
+        let mut listen_sockets = self.lock();
+        if let Some(shared) = listen_sockets.iter().filter(|shared| shared.asked == *asked).nth(nth) {
             return match (asked, options.reuse_port) {
-                (Addr::Tcp(_), true) => bind(&door.socket.local_addr()?),
-                _ => door.socket.try_clone(),
+                (Addr::Tcp(_), true) => bind(&shared.socket.local_addr()?),
+                _ => shared.socket.try_clone(),
             };
         }
         let socket = bind(asked)?;
-        doors.push(Door {
+        listen_sockets.push(SharedSocket {
             asked: asked.clone(),
             socket: socket.try_clone()?,
         });
@@ -50,7 +50,7 @@ impl Doors {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Door>> {
-        self.doors.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Vec<SharedSocket>> {
+        self.listen_sockets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

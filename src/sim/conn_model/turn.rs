@@ -4,10 +4,10 @@ use std::io;
 use std::time::Duration;
 
 use super::socket::Silence;
-use super::{violation, Checked, Single};
+use super::{violation, Checked, ConnModel};
 use crate::proto::{Event, NextStep, SendError, Staged, State};
 use crate::reason::{Close, CloseReason, Closed};
-use crate::sim::stimulus::{Deed, End, Told};
+use crate::sim::input::{Action, End, Told};
 use crate::sim::Violation;
 
 /// What one read can bring at most, as in the reactor.
@@ -15,7 +15,7 @@ const READ_SIZE: usize = 64 * 1024;
 /// Rounds of one turn that no connection needs.
 pub(super) const SPIN: usize = 100_000;
 
-impl Single {
+impl ConnModel {
     /// At most so many rounds. [`SPIN`] is a whole turn.
     pub(super) fn run_turn(&mut self, rounds: usize) -> Checked {
         for round in 0..rounds {
@@ -24,7 +24,7 @@ impl Single {
             self.next_step()?;
             self.machine.slim(&mut self.pool);
             let comes_back = progress || self.machine.has_events() || self.can_read() || self.can_write();
-            if self.witness.end.is_some() || !comes_back {
+            if self.oracle.end.is_some() || !comes_back {
                 return self.check();
             }
             if round + 1 == SPIN {
@@ -37,7 +37,7 @@ impl Single {
     /// A turn, then what is due by now.
     pub(super) fn judge(&mut self) -> Checked {
         self.run_turn(SPIN)?;
-        if self.witness.end.is_some() {
+        if self.oracle.end.is_some() {
             return Ok(());
         }
         if self.machine.is_unsent_since(self.now) && !self.socket.writable {
@@ -46,7 +46,7 @@ impl Single {
         }
         if self.machine.deadline() <= self.now {
             // RST, whatever reason was known before.
-            self.witness.forced |= self.machine.is_unsent_since(self.now);
+            self.oracle.forced |= self.machine.is_unsent_since(self.now);
             self.machine.handle_timeout(self.now, self.now, &mut self.pool);
         }
         self.run_turn(SPIN)
@@ -125,25 +125,25 @@ impl Single {
                 self.machine.handle_admitted(self.now, &mut self.pool);
                 continue;
             };
-            self.witness.sees_event(&told)?;
+            self.oracle.sees_event(&told)?;
             match &told {
                 Told::Frame(frame) if self.upgrades_at(frame) => {}
                 Told::Frame(frame) => {
-                    for deed in self.script.on_frame.clone() {
-                        if !self.perform(deed, frame)? {
+                    for action in self.script.on_frame.clone() {
+                        if !self.perform(action, frame)? {
                             break;
                         }
                     }
                 }
                 Told::Finished | Told::Drain => {
-                    for deed in self.script.on_end.clone() {
-                        if !self.perform(deed, &[])? {
+                    for action in self.script.on_end.clone() {
+                        if !self.perform(action, &[])? {
                             break;
                         }
                     }
                 }
                 Told::Timer(_) => {
-                    self.perform(Deed::Resume, &[])?;
+                    self.perform(Action::Resume, &[])?;
                 }
                 Told::Opened | Told::Secured | Told::Writable => {}
             }
@@ -170,7 +170,7 @@ impl Single {
                 let error = io::Error::from_raw_os_error(errno);
                 self.machine.handle_write_error(error, &mut self.pool);
                 self.socket.readable = true;
-                self.witness.sees_dead();
+                self.oracle.sees_dead();
                 break;
             }
             let count = self.socket.take(bytes.len());
@@ -178,11 +178,11 @@ impl Single {
                 continue;
             }
             let taken = bytes.get(..count).unwrap_or_default();
-            self.witness.sees_sent(taken)?;
+            self.oracle.sees_sent(taken)?;
             self.sent.extend_from_slice(taken);
             self.machine.handle_sent(count, self.now, &mut self.pool);
             let open = self.machine.is_established();
-            self.witness.sees_room(&self.limits, self.machine.owed(), open);
+            self.oracle.sees_room(&self.limits, self.machine.owed(), open);
         }
         self.note_state()
     }
@@ -197,55 +197,55 @@ impl Single {
         }
         if let NextStep::Gone { reset } = self.machine.next_step() {
             let reason = self.machine.take_closed().reason;
-            self.witness.sees_end(End { reason, reset })?;
+            self.oracle.sees_end(End { reason, reset })?;
         }
         self.note_state()
     }
 
-    /// Does one deed. False if the callback ends with it.
-    pub(super) fn perform(&mut self, deed: Deed, frame: &[u8]) -> Result<bool, Violation> {
+    /// Does one action. False if the callback ends with it.
+    pub(super) fn perform(&mut self, action: Action, frame: &[u8]) -> Result<bool, Violation> {
         let (now, pool) = (self.now, &mut self.pool);
-        match deed {
-            Deed::Echo => self.send(frame)?,
-            Deed::Send(length) => self.send(&vec![b's'; usize::from(length)])?,
-            Deed::Pause => {
+        match action {
+            Action::Echo => self.send(frame)?,
+            Action::Send(length) => self.send(&vec![b's'; usize::from(length)])?,
+            Action::Pause => {
                 self.machine.pause(now);
                 // Who can be told nothing more is read to its end, whatever the handler wishes.
-                self.witness.paused = self.machine.has_paused();
+                self.oracle.paused = self.machine.has_paused();
             }
-            Deed::Resume => {
+            Action::Resume => {
                 self.machine.resume(now);
-                self.witness.paused = false;
+                self.oracle.paused = false;
             }
-            Deed::Close => self.machine.close_by_handler(now, pool),
-            Deed::CloseAfterInput => self.machine.close_after_input(),
-            Deed::Finish => {
+            Action::Close => self.machine.close_by_handler(now, pool),
+            Action::CloseAfterInput => self.machine.close_after_input(),
+            Action::Finish => {
                 if self.machine.is_established() || self.machine.is_connecting() {
-                    self.witness.sees_goodbye();
+                    self.oracle.sees_goodbye();
                 }
                 self.machine.finish();
             }
-            Deed::Abort => {
-                self.witness.forced = true;
+            Action::Abort => {
+                self.oracle.forced = true;
                 self.machine.reset(Closed::new(CloseReason::Aborted), pool);
             }
-            Deed::Fail => {
+            Action::Fail => {
                 self.machine.close_as(Close::because("as planned"), now, pool);
                 return Ok(false);
             }
-            Deed::Panic => {
+            Action::Panic => {
                 self.machine.close(Closed::new(CloseReason::Panicked), now, pool);
                 return Ok(false);
             }
-            Deed::Timer(millis) => {
+            Action::Timer(millis) => {
                 let at = now.after(Duration::from_millis(u64::from(millis)));
                 self.machine.set_timer(0, at);
             }
-            Deed::Framing(number) => {
-                self.machine.set_framing(&Deed::framing(number));
-                self.witness.framing = self.witness.framing.map(|_| number % 6);
+            Action::Framing(number) => {
+                self.machine.set_framing(&Action::framing(number));
+                self.oracle.framing = self.oracle.framing.map(|_| number % 6);
             }
-            Deed::MaxFrame(bytes) => self.machine.set_max_frame(usize::from(bytes)),
+            Action::MaxFrame(bytes) => self.machine.set_max_frame(usize::from(bytes)),
         }
         self.note_state()?;
         Ok(true)
@@ -258,7 +258,7 @@ impl Single {
             return false;
         };
         if self.machine.start_tls(&config, self.now, &mut self.pool).is_ok() {
-            self.witness.sees_upgrade();
+            self.oracle.sees_upgrade();
         }
         true
     }
@@ -277,12 +277,12 @@ impl Single {
             Err(_) => return Ok(()),
         };
         let queued = self.machine.owed();
-        self.witness.sees_send(&self.limits, payload, taken, before, queued)
+        self.oracle.sees_send(&self.limits, payload, taken, before, queued)
     }
 
     /// At the end of a whole turn.
     fn check(&self) -> Checked {
-        if self.witness.end.is_some() {
+        if self.oracle.end.is_some() {
             return Ok(());
         }
         if let Some(fault) = self.machine.broken_invariant(READ_SIZE, false) {
@@ -290,7 +290,7 @@ impl Single {
         }
         let flushed = self.machine.state() == State::Open && self.machine.queued() == 0;
         let alive = self.socket.write_error().is_none();
-        if self.witness.has_said_goodbye() && flushed && alive && !self.socket.fin_sent {
+        if self.oracle.has_said_goodbye() && flushed && alive && !self.socket.fin_sent {
             return Err(violation("FIN is due"));
         }
         Ok(())

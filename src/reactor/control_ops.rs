@@ -5,17 +5,17 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::lent::Receiver;
+use super::detached_conns::Receiver;
 use super::os::{Os, Socket};
 use super::Reactor;
 use crate::addr::{Addr, Credentials};
 use crate::alarm::{Alarm, AlarmId, AlarmInfo};
 use crate::config::Config;
 use crate::connect::Connect;
-use crate::control::{AlarmCallback, Desk, ListenerInfo};
+use crate::control::{AlarmCallback, ControlOps, ListenerInfo};
 use crate::detached::DetachError;
 use crate::error::{Error, Result};
-use crate::handler::{ConnInfo, Handler, Link};
+use crate::handler::{ConnInfo, ConnOps, Handler};
 use crate::histogram::Histograms;
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listen::Listen;
@@ -27,25 +27,25 @@ use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
 use crate::tree::{Cursor, Page, Tree};
 
-impl<A, O: Os> Link<A> for Reactor<A, O> {
+impl<A, O: Os> ConnOps<A> for Reactor<A, O> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)> {
-        let slot = self.roster.get_mut(id)?;
-        Some((&mut slot.machine, &mut self.pool))
+        let conn = self.connections.get_mut(id)?;
+        Some((&mut conn.machine, &mut self.pool))
     }
 
     fn machine_ref(&self, id: ConnId) -> Option<&Machine> {
-        Some(&self.roster.get(id)?.machine)
+        Some(&self.connections.get(id)?.machine)
     }
 
     // Boxed, because an error is rare, and what is rare is not to be copied each time.
     fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), Box<SendError>> {
         let passed = frame.len() >= O::LARGE_FRAME && self.pass(id, frame);
-        let Some(slot) = self.roster.get_mut(id) else {
+        let Some(conn) = self.connections.get_mut(id) else {
             return Err(Box::new(SendError::Closed));
         };
         let mut failed = None;
         if !passed {
-            if let Err(error) = slot.machine.send(frame, self.now, &mut self.pool) {
+            if let Err(error) = conn.machine.send(frame, self.now, &mut self.pool) {
                 failed = Some(Box::new(error));
             }
         }
@@ -61,14 +61,14 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         if self.current == Some(id) {
             return;
         }
-        if let Some(slot) = self.roster.get_mut(id) {
-            self.ready.push(id, &mut slot.queued);
+        if let Some(conn) = self.connections.get_mut(id) {
+            self.ready.push(id, &mut conn.queued);
         }
         self.account(id);
     }
 
     fn info(&self, id: ConnId) -> Option<ConnInfo> {
-        Some(self.roster.get(id)?.info(self.now))
+        Some(self.connections.get(id)?.info(self.now))
     }
 
     fn local_addr(&self, id: ConnId) -> io::Result<Addr> {
@@ -86,7 +86,7 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
 
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) {
         // Who is not admitted yet has none, and gets the service's.
-        let stays = self.roster.get(id).is_some_and(|slot| slot.machine.was_admitted());
+        let stays = self.connections.get(id).is_some_and(|conn| conn.machine.was_admitted());
         let place = self.handlers.get_mut(id.index as usize).filter(|_| stays);
         let former = match place {
             // The running handler is out of its place, and will find it taken.
@@ -102,11 +102,14 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
         if !self.os.can_release() {
             return Err(DetachError::Simulated);
         }
-        let begun = self.roster.get_mut(id).is_some_and(|slot| slot.machine.begin_detach());
+        let begun = self
+            .connections
+            .get_mut(id)
+            .is_some_and(|conn| conn.machine.begin_detach());
         if !begun {
             return Err(DetachError::NotOpen);
         }
-        self.lent.leaving.insert(id, receiver);
+        self.detached_conns.leaving.insert(id, receiver);
         self.touch(id);
         Ok(())
     }
@@ -125,7 +128,7 @@ impl<A, O: Os> Link<A> for Reactor<A, O> {
     }
 }
 
-impl<A, O: Os> Desk<A> for Reactor<A, O> {
+impl<A, O: Os> ControlOps<A> for Reactor<A, O> {
     fn listeners(&self) -> Vec<ListenerInfo> {
         let room = self.room();
         self.listeners
@@ -142,7 +145,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
     }
 
     fn connections(&self) -> Vec<ConnInfo> {
-        self.roster.iter().map(|slot| slot.info(self.now)).collect()
+        self.connections.iter().map(|conn| conn.info(self.now)).collect()
     }
 
     fn connections_page(&self, from: Cursor, limit: usize) -> Page {
@@ -150,7 +153,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
     }
 
     fn tree(&self, limit: usize) -> Tree {
-        self.grow_tree(limit)
+        Self::tree(self, limit)
     }
 
     fn recent_closes(&self) -> Vec<RecentClose> {
@@ -171,31 +174,31 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
     }
 
     fn add_alarm(&mut self, alarm: Alarm, callback: AlarmCallback<A>) -> Result<AlarmId> {
-        self.watch(alarm, callback)
+        Self::add_alarm(self, alarm, callback)
     }
 
     fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()> {
-        self.change_watch(id, alarm)
+        Self::set_alarm(self, id, alarm)
     }
 
     fn remove_alarm(&mut self, id: AlarmId) -> bool {
-        self.unwatch(id)
+        Self::remove_alarm(self, id)
     }
 
     fn alarms(&self) -> Vec<AlarmInfo> {
-        self.watches()
+        Self::alarms(self)
     }
 
     fn kill(&mut self, id: ConnId) -> bool {
-        if self.roster.get(id).is_none() {
+        if self.connections.get(id).is_none() {
             return false;
         }
-        if self.is_outside(id) {
+        if self.is_detached(id) {
             return self.cut_off(id);
         }
-        log::warn!(target: logs::CONNECTION, "killed; {}", self.particulars(id));
-        if let Some(slot) = self.roster.get_mut(id) {
-            slot.machine.reset(Closed::new(CloseReason::Killed), &mut self.pool);
+        log::warn!(target: logs::CONNECTION, "killed; {}", self.describe(id));
+        if let Some(conn) = self.connections.get_mut(id) {
+            conn.machine.reset(Closed::new(CloseReason::Killed), &mut self.pool);
         }
         self.touch(id);
         true
@@ -209,20 +212,20 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         config.check()?;
         self.shared.set_limits(config.queue_limit, config.queue_bytes);
         if config.max_connections != self.config.max_connections {
-            self.roster.set_cap(config.max_connections);
+            self.connections.set_cap(config.max_connections);
         }
         self.memory.set_limit(config.memory_limit);
         self.shed();
         self.closes.set_most(config.recent_closes);
         self.bucket.follow(config.accept_rate, self.now);
         if !self.memory.is_tight() {
-            self.relax();
+            self.resume_reads();
         }
         self.config = config;
         #[cfg(feature = "sim")]
         {
-            self.shrunk_from = self.roster.len();
-            self.crowded_from = self.unopened.len();
+            self.shrunk_from = self.connections.len();
+            self.crowded_from = self.pending.len();
         }
         self.look_for_clients();
         Ok(())
@@ -243,9 +246,13 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         listener.bucket.follow(options.accept_rate, self.now);
         listener.sources.follow(&options.sources, self.now);
         if listener.meters.follow(&options.limits, self.now) {
-            for slot in self.roster.iter_mut().filter(|slot| slot.listener == Some(listener.id)) {
-                slot.machine.ask_again(self.now);
-                self.timers.arm(slot.id.index, slot.machine.deadline());
+            for conn in self
+                .connections
+                .iter_mut()
+                .filter(|conn| conn.listener == Some(listener.id))
+            {
+                conn.machine.ask_again(self.now);
+                self.timers.arm(conn.id.index, conn.machine.deadline());
             }
         }
         log::info!(target: logs::LISTENER, "listener {}: its options have changed", listener.name);
@@ -259,7 +266,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
         let at = self.position(which)?;
         if let Some(listener) = self.listeners.get_mut(at) {
             listener.suspended = suspended;
-            listener.pending |= !suspended;
+            listener.readable |= !suspended;
         }
         // At once, so that it holds when this returns.
         self.reconcile();
@@ -300,7 +307,7 @@ impl<A, O: Os> Desk<A> for Reactor<A, O> {
 
 impl<A, O: Os> Reactor<A, O> {
     /// What a report says of a connection: its listener, itself, its peer, its state, its age, what it carried.
-    pub(super) fn particulars(&self, id: ConnId) -> String {
+    pub(super) fn describe(&self, id: ConnId) -> String {
         match self.info(id) {
             Some(info) => match info.listener {
                 Some(listener) => format!("listener {}, {info}", self.listener_name(listener)),
@@ -312,7 +319,7 @@ impl<A, O: Os> Reactor<A, O> {
 
     fn stream(&self, id: ConnId) -> io::Result<&O::Stream> {
         let stream = self
-            .roster
+            .connections
             .get(id)
             .and_then(|_| self.streams.get(id.index as usize)?.as_ref());
         Ok(stream.ok_or(io::ErrorKind::NotConnected)?)

@@ -2,7 +2,7 @@
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
-use super::accept::Caller;
+use super::accept::Incoming;
 use super::os::{Os, Socket};
 use super::{report_panic, Reactor};
 use crate::access::Access;
@@ -20,7 +20,7 @@ pub(super) struct Room {
     pub(super) may_swap: bool,
     pub(super) cap: usize,
     /// Descriptors or memory ran out.
-    pub(super) starved: bool,
+    pub(super) out_of_fds: bool,
     /// Too many are not open yet, and none of them gives way before then.
     pub(super) crowded_until: Option<Time>,
     /// The server's own rate admits nobody before then.
@@ -60,48 +60,48 @@ impl<A, O: Os> Reactor<A, O> {
 
     pub(super) fn room_at(&self, now: Time) -> Room {
         // Most often nobody is, and the limit, at least one, need not be worked out.
-        let crowded = self.unopened.len() > 0 && self.unopened.len() >= self.most_unopened();
+        let crowded = self.pending.len() > 0 && self.pending.len() >= self.pending_limit();
         let crowded_until = if crowded {
-            let oldest = self.unopened.oldest(&self.roster).unwrap_or(now);
-            Some(oldest.after(self.config.unopened_patience))
+            let oldest = self.pending.oldest(&self.connections).unwrap_or(now);
+            Some(oldest.after(self.config.pending_grace))
         } else {
             None
         };
         Room {
-            has_slot: self.roster.has_room(),
-            may_swap: crowded && self.roster.is_exhausted(),
-            cap: self.roster.cap(),
-            starved: self.starvation.is_on(),
+            has_slot: self.connections.has_room(),
+            may_swap: crowded && self.connections.is_exhausted(),
+            cap: self.connections.cap(),
+            out_of_fds: self.fd_exhaustion.is_on(),
             crowded_until,
             limited_until: self.bucket.ready_at(self.config.accept_rate),
             now,
         }
     }
 
-    /// The most that may be unopened here.
-    pub(super) fn most_unopened(&self) -> usize {
-        self.roster.part_of(self.config.most_unopened()).max(1)
+    /// The most that may be pending here.
+    pub(super) fn pending_limit(&self) -> usize {
+        self.connections.part_of(self.config.pending_limit()).max(1)
     }
 
     /// Why nobody may come in through this listener now. If nothing is why, there is a place for who comes: one is
     /// reserved, or somebody gives way.
-    pub(super) fn claim(&mut self, at: usize) -> Option<CloseReason> {
+    pub(super) fn reserve(&mut self, at: usize) -> Option<CloseReason> {
         loop {
             let room = self.room();
-            let hindrance = self.hindrance_in(at, &room);
+            let refusal = self.refusal_in(at, &room);
             // Another server that shares the cap may have been faster.
-            if hindrance.is_some() || !room.has_slot || self.roster.reserve() {
-                return hindrance;
+            if refusal.is_some() || !room.has_slot || self.connections.reserve() {
+                return refusal;
             }
         }
     }
 
-    /// As [`Reactor::claim`], at this moment.
-    pub(super) fn hindrance(&self, at: usize) -> Option<CloseReason> {
-        self.hindrance_in(at, &self.room())
+    /// As [`Reactor::reserve`], at this moment.
+    pub(super) fn refusal(&self, at: usize) -> Option<CloseReason> {
+        self.refusal_in(at, &self.room())
     }
 
-    fn hindrance_in(&self, at: usize, room: &Room) -> Option<CloseReason> {
+    fn refusal_in(&self, at: usize, room: &Room) -> Option<CloseReason> {
         let listener = self.listeners.get(at)?;
         if listener.is_full(room) {
             return Some(CloseReason::AtCapacity);
@@ -111,19 +111,20 @@ impl<A, O: Os> Reactor<A, O> {
         }
         let crowded = room.crowded_until.is_some() && listener.options.opens_later();
         // Somebody may be ripe, and yet it is we who have kept it waiting.
-        (crowded && self.who_gives_way().is_none()).then_some(CloseReason::AtCapacity)
+        (crowded && self.eviction_candidate().is_none()).then_some(CloseReason::AtCapacity)
     }
 
-    fn who_gives_way(&self) -> Option<ConnId> {
-        let patience = self.config.unopened_patience;
-        let ripe = Time::ZERO.after(self.now.since(Time::ZERO.after(patience)));
+    fn eviction_candidate(&self) -> Option<ConnId> {
+        let grace = self.config.pending_grace;
+        let accepted_until = Time::ZERO.after(self.now.since(Time::ZERO.after(grace)));
         // Nobody is ripe before the server is as old as its patience.
-        let any = self.now >= Time::ZERO.after(patience);
-        any.then(|| self.unopened.gives_way(&self.roster, ripe)).flatten()
+        let any = self.now >= Time::ZERO.after(grace);
+        any.then(|| self.pending.eviction_candidate(&self.connections, accepted_until))
+            .flatten()
     }
 
     /// Too many are not open yet: the oldest gives way to a newcomer of this listener.
-    pub(super) fn make_way(&mut self, app: &mut A, at: usize) {
+    pub(super) fn evict_oldest_pending(&mut self, app: &mut A, at: usize) {
         let opens_later = self
             .listeners
             .get(at)
@@ -131,49 +132,49 @@ impl<A, O: Os> Reactor<A, O> {
         if !opens_later || self.room().crowded_until.is_none() {
             return;
         }
-        if let Some(id) = self.who_gives_way() {
-            if let Some(slot) = self.roster.get_mut(id) {
-                slot.machine.end(Closed::new(CloseReason::GaveWay), &mut self.pool);
-                self.roster.keep_place();
+        if let Some(id) = self.eviction_candidate() {
+            if let Some(conn) = self.connections.get_mut(id) {
+                conn.machine.end(Closed::new(CloseReason::Evicted), &mut self.pool);
+                self.connections.keep_place();
             }
             self.turn(app, id);
         }
     }
 
     /// The PROXY header has come, or none will: whom it is for is known, and the service is asked. In a connection's turn.
-    pub(super) fn welcome(&mut self, app: &mut A, id: ConnId) {
-        let Some(slot) = self.roster.get_mut(id) else {
+    pub(super) fn ask_service(&mut self, app: &mut A, id: ConnId) {
+        let Some(conn) = self.connections.get_mut(id) else {
             return;
         };
-        let (now, machine) = (self.now, &mut slot.machine);
+        let (now, machine) = (self.now, &mut conn.machine);
         let Some(listener) = self
             .listeners
             .iter_mut()
-            .find(|listener| Some(listener.id) == slot.listener)
+            .find(|listener| Some(listener.id) == conn.listener)
         else {
             return;
         };
         let header = machine.proxy().cloned();
         let source = match &header {
             Some(header) => header.source().map(|source| source.ip()),
-            None => slot.peer.unpacked().ip(),
+            None => conn.peer.unpacked().ip(),
         };
         if let Some(source) = source {
             if header.is_some() && listener.options.access.judge(source) == Access::Deny {
                 return machine.end(Closed::new(CloseReason::Denied), &mut self.pool);
             }
             match listener.sources.admit(source, &listener.options.sources, now) {
-                Some(counted) => slot.counted = counted,
+                Some(counted) => conn.counted = counted,
                 None => return machine.end(Closed::new(CloseReason::SourceLimited), &mut self.pool),
             }
         }
         let stream = self.streams.get(id.index as usize).and_then(Option::as_ref);
-        let caller = Caller {
-            addr: slot.peer.unpacked(),
+        let incoming = Incoming {
+            addr: conn.peer.unpacked(),
             credentials: stream.and_then(|stream| stream.credentials().ok()),
             proxy: header,
         };
-        let peer = caller.at(listener, Some(id));
+        let peer = incoming.at(listener, Some(id));
         let answer = catch_unwind(AssertUnwindSafe(|| listener.service.accept(app, peer)));
         match answer {
             Ok(Ok(handler)) => {
@@ -194,12 +195,12 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     /// A connection has opened, or gone before it did: somebody else may come.
-    pub(super) fn leave_unopened(&mut self, id: ConnId) {
-        let Some(slot) = self.roster.get_mut(id) else {
+    pub(super) fn leave_pending(&mut self, id: ConnId) {
+        let Some(conn) = self.connections.get_mut(id) else {
             return;
         };
-        if std::mem::take(&mut slot.unopened) {
-            self.unopened.leave(&self.roster);
+        if std::mem::take(&mut conn.pending) {
+            self.pending.leave(&self.connections);
             self.look_for_clients();
         }
     }

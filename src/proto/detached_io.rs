@@ -8,7 +8,7 @@ use super::{tls, Machine};
 use crate::reason::{CloseReason, Closed};
 
 /// Still sans-IO: bytes go in and out.
-pub(crate) struct Remains {
+pub(crate) struct DetachedIo {
     tls: Option<Box<tls::Session>>,
     /// What has come and no handler was told; over TLS what it says.
     unread: Vec<u8>,
@@ -45,8 +45,8 @@ impl Machine {
     }
 
     /// Ends this machine's part.
-    pub(crate) fn detach(&mut self, pool: &mut Pool) -> Remains {
-        let remains = Remains {
+    pub(crate) fn detach(&mut self, pool: &mut Pool) -> DetachedIo {
+        let detached_io = DetachedIo {
             tls: self.tls.take(),
             unread: self.held.get(self.held_at..).unwrap_or_default().to_vec(),
             read: 0,
@@ -58,13 +58,13 @@ impl Machine {
         self.deadlines = super::Deadlines::none();
         self.note_closed(Closed::new(CloseReason::Detached));
         self.flags.set(Flags::DETACHED);
-        remains
+        detached_io
     }
 }
 
 type Failure = Box<dyn StdError + Send + Sync>;
 
-impl Remains {
+impl DetachedIo {
     pub(crate) fn is_tls(&self) -> bool {
         self.tls.is_some()
     }

@@ -12,7 +12,7 @@ use crate::logs;
 /// A server takes a place before it accepts, so that no two of them take the last one. Who finds none says that it waits
 /// and then looks once more; who gives one back looks for those who wait afterwards. In that order one of the two sees
 /// the other (all of it is sequentially consistent), so that nobody sleeps beside a free place.
-pub(crate) struct Places {
+pub(crate) struct SharedCap {
     /// Negative while the cap is lower than what was taken before it was lowered.
     free: AtomicIsize,
     cap: AtomicUsize,
@@ -29,7 +29,7 @@ struct Sharer {
     wake: OnceLock<Box<dyn Wake>>,
 }
 
-impl Places {
+impl SharedCap {
     pub(crate) fn new(cap: usize, sharers: usize) -> Self {
         Self {
             free: AtomicIsize::new(signed(cap)),
@@ -75,8 +75,8 @@ impl Places {
             .is_ok()
     }
 
-    fn give_back(&self, places: usize) {
-        self.free.fetch_add(signed(places), Ordering::SeqCst);
+    fn give_back(&self, permits: usize) {
+        self.free.fetch_add(signed(permits), Ordering::SeqCst);
     }
 
     /// Wakes those who wait, if there is a place for them.
@@ -103,14 +103,14 @@ impl Sharer {
 /// So many connections more than the others have are no imbalance.
 const SLACK: usize = 4;
 
-/// No more than [`MOST_CONNECTIONS`](crate::config::MOST_CONNECTIONS).
-fn signed(places: usize) -> isize {
-    isize::try_from(places).unwrap_or(isize::MAX / 4)
+/// No more than [`MAX_CONNECTIONS`](crate::config::MAX_CONNECTIONS).
+fn signed(permits: usize) -> isize {
+    isize::try_from(permits).unwrap_or(isize::MAX / 4)
 }
 
-impl fmt::Debug for Places {
+impl fmt::Debug for SharedCap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Places")
+        f.debug_struct("SharedCap")
             .field("cap", &self.cap())
             .field("free", &self.free())
             .finish_non_exhaustive()
@@ -118,8 +118,8 @@ impl fmt::Debug for Places {
 }
 
 /// What one server has of them. Given back when it is dropped.
-pub(super) struct Share {
-    places: Arc<Places>,
+pub(super) struct CapShare {
+    shared_cap: Arc<SharedCap>,
     index: usize,
     /// Of its connections, and of one that is to come.
     held: usize,
@@ -129,16 +129,16 @@ pub(super) struct Share {
     gave: bool,
 }
 
-impl Share {
+impl CapShare {
     /// `wake` is how others wake the server when there is a place again.
-    pub(super) fn new(places: Arc<Places>, index: usize, wake: Box<dyn Wake>) -> Self {
-        if let Some(sharer) = places.sharers.get(index) {
+    pub(super) fn new(shared_cap: Arc<SharedCap>, index: usize, wake: Box<dyn Wake>) -> Self {
+        if let Some(sharer) = shared_cap.sharers.get(index) {
             // Once for each server.
             let _ = sharer.wake.set(wake);
         }
-        places.present.fetch_add(1, Ordering::Relaxed);
+        shared_cap.present.fetch_add(1, Ordering::Relaxed);
         Self {
-            places,
+            shared_cap,
             index,
             held: 0,
             reserved: false,
@@ -146,17 +146,17 @@ impl Share {
         }
     }
 
-    pub(super) fn places(&self) -> &Places {
-        &self.places
+    pub(super) fn shared_cap(&self) -> &SharedCap {
+        &self.shared_cap
     }
 
     /// Its part of a limit that holds for all.
     pub(super) fn part_of(&self, limit: usize) -> usize {
-        limit.div_ceil(self.places.sharers.len().max(1))
+        limit.div_ceil(self.shared_cap.sharers.len().max(1))
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.reserved || self.places.free() > 0
+        self.reserved || self.shared_cap.free() > 0
     }
 
     /// It has clearly more connections than the others.
@@ -165,18 +165,18 @@ impl Share {
         if self.held <= SLACK {
             return false;
         }
-        let average = self.places.average();
+        let average = self.shared_cap.average();
         self.held > average + average / 8 + SLACK
     }
 
     /// None is free, and the cap is not passed.
     pub(super) fn is_exhausted(&self) -> bool {
-        !self.reserved && self.places.free() == 0
+        !self.reserved && self.shared_cap.free() == 0
     }
 
     /// Takes a place for the next connection, if it is not taken already.
     pub(super) fn reserve(&mut self) -> bool {
-        if !self.reserved && self.places.take() {
+        if !self.reserved && self.shared_cap.take() {
             self.reserved = true;
             self.held += 1;
         }
@@ -194,7 +194,7 @@ impl Share {
     pub(super) fn move_in(&mut self) {
         if !std::mem::take(&mut self.reserved) {
             // Not asked for: the count is right all the same.
-            self.places.free.fetch_sub(1, Ordering::SeqCst);
+            self.shared_cap.free.fetch_sub(1, Ordering::SeqCst);
             self.held += 1;
         }
     }
@@ -210,7 +210,7 @@ impl Share {
 
     fn give_back(&mut self) {
         self.held = self.held.saturating_sub(1);
-        self.places.give_back(1);
+        self.shared_cap.give_back(1);
         self.gave = true;
     }
 
@@ -220,7 +220,7 @@ impl Share {
         if self.has_room() {
             return true;
         }
-        if let Some(sharer) = self.places.sharers.get(self.index) {
+        if let Some(sharer) = self.shared_cap.sharers.get(self.index) {
             sharer.waits.store(true, Ordering::SeqCst);
         }
         self.has_room()
@@ -229,16 +229,16 @@ impl Share {
     /// At the end of a turn: what it gave back and has not taken again is for the others.
     pub(super) fn offer(&mut self) {
         if std::mem::take(&mut self.gave) {
-            self.places.offer();
+            self.shared_cap.offer();
         }
     }
 }
 
-impl Drop for Share {
+impl Drop for CapShare {
     fn drop(&mut self) {
-        self.places.present.fetch_sub(1, Ordering::Relaxed);
-        self.places.give_back(std::mem::take(&mut self.held));
-        self.places.offer();
+        self.shared_cap.present.fetch_sub(1, Ordering::Relaxed);
+        self.shared_cap.give_back(std::mem::take(&mut self.held));
+        self.shared_cap.offer();
     }
 }
 
@@ -261,15 +261,18 @@ mod tests {
         }
     }
 
-    fn share(places: &Arc<Places>, index: usize) -> (Share, mpsc::Receiver<()>) {
+    fn share(shared_cap: &Arc<SharedCap>, index: usize) -> (CapShare, mpsc::Receiver<()>) {
         let (bell, rings) = mpsc::sync_channel(1);
-        (Share::new(Arc::clone(places), index, Box::new(Bell(bell))), rings)
+        (
+            CapShare::new(Arc::clone(shared_cap), index, Box::new(Bell(bell))),
+            rings,
+        )
     }
 
     #[test]
     fn the_last_place_is_taken_once() {
-        let places = Arc::new(Places::new(1, 2));
-        let ((mut first, _), (mut second, rings)) = (share(&places, 0), share(&places, 1));
+        let shared_cap = Arc::new(SharedCap::new(1, 2));
+        let ((mut first, _), (mut second, rings)) = (share(&shared_cap, 0), share(&shared_cap, 1));
         assert!(first.reserve() && first.reserve() && first.has_room());
         assert!(!second.has_room() && !second.reserve());
         first.move_in();
@@ -285,8 +288,8 @@ mod tests {
 
     #[test]
     fn a_place_is_kept_for_who_comes_next() {
-        let places = Arc::new(Places::new(1, 2));
-        let ((mut first, _), (mut second, _)) = (share(&places, 0), share(&places, 1));
+        let shared_cap = Arc::new(SharedCap::new(1, 2));
+        let ((mut first, _), (mut second, _)) = (share(&shared_cap, 0), share(&shared_cap, 1));
         assert!(first.reserve());
         first.move_in();
         first.move_out(true);
@@ -301,13 +304,13 @@ mod tests {
 
     #[test]
     fn a_lowered_cap_lets_nobody_in_and_takes_nothing_away() {
-        let places = Arc::new(Places::new(4, 1));
-        let (mut one, rings) = share(&places, 0);
+        let shared_cap = Arc::new(SharedCap::new(4, 1));
+        let (mut one, rings) = share(&shared_cap, 0);
         for _ in 0..4 {
             assert!(one.reserve());
             one.move_in();
         }
-        places.set_cap(2);
+        shared_cap.set_cap(2);
         assert!(rings.try_recv().is_ok(), "it is told");
         for _ in 0..2 {
             one.move_out(false);
@@ -317,18 +320,18 @@ mod tests {
         one.move_out(false);
         assert!(one.reserve());
         one.unreserve();
-        places.set_cap(0);
+        shared_cap.set_cap(0);
         assert!(!one.reserve());
-        places.set_cap(3);
+        shared_cap.set_cap(3);
         assert!(one.reserve());
-        assert_eq!((places.cap(), places.free()), (3, 1));
+        assert_eq!((shared_cap.cap(), shared_cap.free()), (3, 1));
     }
 
     #[test]
     fn who_has_more_than_the_others_is_ahead() {
-        let places = Arc::new(Places::new(100, 2));
-        let ((mut first, _), (mut second, _)) = (share(&places, 0), share(&places, 1));
-        let come = |share: &mut Share, count| {
+        let shared_cap = Arc::new(SharedCap::new(100, 2));
+        let ((mut first, _), (mut second, _)) = (share(&shared_cap, 0), share(&shared_cap, 1));
+        let come = |share: &mut CapShare, count| {
             for _ in 0..count {
                 assert!(share.reserve());
                 share.move_in();
@@ -348,8 +351,8 @@ mod tests {
 
     #[test]
     fn who_goes_leaves_its_places_to_the_others() {
-        let places = Arc::new(Places::new(2, 2));
-        let ((mut first, _), (mut second, rings)) = (share(&places, 0), share(&places, 1));
+        let shared_cap = Arc::new(SharedCap::new(2, 2));
+        let ((mut first, _), (mut second, rings)) = (share(&shared_cap, 0), share(&shared_cap, 1));
         assert!(first.reserve());
         first.move_in();
         assert!(first.reserve());
@@ -357,7 +360,7 @@ mod tests {
         assert!(!second.reserve());
         drop(first);
         assert!(rings.try_recv().is_ok() && second.reserve());
-        assert_eq!(places.free(), 1);
+        assert_eq!(shared_cap.free(), 1);
     }
 
     /// Threads that come, wait and go as servers do: never more than the cap inside, and nobody sleeps beside a free place.
@@ -366,13 +369,13 @@ mod tests {
         const SHARERS: usize = 4;
         const ROUNDS: usize = 2000;
         for cap in [1, 2, 3] {
-            let places = Arc::new(Places::new(cap, SHARERS));
+            let shared_cap = Arc::new(SharedCap::new(cap, SHARERS));
             let inside = Arc::new(AtomicUsize::new(0));
             let threads: Vec<_> = (0..SHARERS)
                 .map(|index| {
-                    let (places, inside) = (Arc::clone(&places), Arc::clone(&inside));
+                    let (shared_cap, inside) = (Arc::clone(&shared_cap), Arc::clone(&inside));
                     thread::spawn(move || {
-                        let (mut share, rings) = share(&places, index);
+                        let (mut share, rings) = share(&shared_cap, index);
                         for _ in 0..ROUNDS {
                             while !share.reserve() {
                                 if !share.await_room() {
@@ -393,7 +396,7 @@ mod tests {
             for thread in threads {
                 thread.join().expect("no panic");
             }
-            assert_eq!(places.free(), signed(cap));
+            assert_eq!(shared_cap.free(), signed(cap));
         }
     }
 }

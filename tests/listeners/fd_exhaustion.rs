@@ -84,9 +84,9 @@ fn more_clients_than_descriptors() {
         assert_eq!(recv2(client), at.to_be_bytes());
     }
     let share = cpu_share(&server);
-    assert!(share <= 0.05, "{share} of a core while starved");
+    assert!(share <= 0.05, "{share} of a core while out of descriptors");
     for client in &mut inside {
-        ping(client, b"served while starved");
+        ping(client, b"served while out of descriptors");
     }
     assert!(!waiting.iter().any(is_answered));
     assert_eq!(taken(&server, 64), 64);
@@ -171,7 +171,7 @@ fn the_limit_falls_below_the_open_count_and_rises_again() {
         ping(client, b"served under the limit");
     }
     let share = cpu_share(&server);
-    assert!(share <= 0.05, "{share} of a core while starved");
+    assert!(share <= 0.05, "{share} of a core while out of descriptors");
     assert!(!waiting.iter().any(is_answered));
     set_limit("100");
     for client in &mut waiting {
@@ -213,7 +213,7 @@ fn every_episode_is_told() {
 
 /// faults H4: at the end of a drain without descriptors nobody is left, and it does not hang.
 #[test]
-fn it_can_be_drained_while_starved() {
+fn it_can_be_drained_while_out_of_fds() {
     let (server, addr, room) = limited_echo(64);
     let mut inside: Vec<_> = (0..room).map(|_| connect(addr)).collect();
     for client in &mut inside {
@@ -259,7 +259,7 @@ fn child_server() {
         return;
     }
     // Longer than any test waits: it is a closed descriptor that ends the pause, not the clock.
-    let config = Config::new().starve_interval(Duration::from_secs(3600));
+    let config = Config::new().emfile_backoff(Duration::from_secs(3600));
     let mut server = Server::new(config).expect("server");
     for _ in 0..2 {
         server.listen(local(), |_: &mut Child, _| Report).expect("listen");
@@ -271,7 +271,7 @@ fn child_server() {
     while !app.stop {
         server.poll_once(&mut app, None).expect("turn");
         let states: Vec<_> = server.listeners().iter().map(|l| format!("{:?}", l.state)).collect();
-        app.report = format!("{} {}", states.join(" "), server.stats().starved);
+        app.report = format!("{} {}", states.join(" "), server.stats().out_of_fds);
     }
 }
 
@@ -306,20 +306,20 @@ fn report(client: &mut TcpStream) -> String {
 
 /// faults A21: descriptors are the process's, so both listeners pause, and both come back.
 #[test]
-fn two_listeners_starve_and_recover_together() {
+fn two_listeners_run_out_of_fds_and_recover_together() {
     const LIMIT: usize = 48;
     let (server, addrs) = two_listeners(LIMIT);
     let (mut waiting, mut inside): (Vec<_>, _) = ((0..100).map(|at| connect(addrs[at % 2])).collect(), Vec::new());
     for client in &mut waiting {
         send2(client, b"report");
     }
-    eventually("both are starved", || {
+    eventually("both are out of descriptors", || {
         move_in(&mut waiting, &mut inside);
-        let starved = |client| report(client) == "Starved Starved 1";
-        taken(&server, LIMIT) == LIMIT && inside.first_mut().is_some_and(starved)
+        let out_of_fds = |client| report(client) == "OutOfFds OutOfFds 1";
+        taken(&server, LIMIT) == LIMIT && inside.first_mut().is_some_and(out_of_fds)
     });
     let share = cpu_share(&server);
-    assert!(share <= 0.05, "{share} of a core while starved");
+    assert!(share <= 0.05, "{share} of a core while out of descriptors");
     // One after the other leaves, and somebody comes: neither listener forgets its clients.
     while !waiting.is_empty() {
         assert!(!inside.is_empty(), "{} are left waiting", waiting.len());

@@ -10,7 +10,7 @@ use portcullis::{
     Stats,
 };
 
-use kit::planned::{blow, Fuse};
+use kit::planned::{blow, PanicOnDrop};
 pub use kit::script::Call;
 use kit::script::{usual, Play, ScriptedHandler};
 
@@ -21,7 +21,7 @@ pub struct Log {
     pub told: Vec<&'static str>,
     /// Why who has ended, by number in the order of accept.
     pub reasons: Vec<(usize, CloseReason)>,
-    pub unopened: Vec<CloseReason>,
+    pub failed_accepts: Vec<CloseReason>,
     pub ids: Vec<ConnId>,
     pub handle: Option<Handle<Log>>,
     /// From now on everybody behaves.
@@ -48,7 +48,7 @@ pub type Script = Rc<dyn Fn(&mut Cx<'_>, Call<'_>) -> Outcome>;
 pub struct Part {
     pub number: usize,
     pub play: Script,
-    pub _fuse: Option<Fuse>,
+    pub _panic_on_drop: Option<PanicOnDrop>,
 }
 
 impl Play<Log> for Part {
@@ -79,7 +79,7 @@ pub enum Welcome {
     RefuseAndPanic,
     Panic,
     /// Its handler panics when it is dropped.
-    Fuse,
+    PanicOnDrop,
 }
 
 struct Usher {
@@ -99,16 +99,16 @@ impl Service<Log> for Usher {
         match welcome {
             Welcome::Panic => blow(),
             Welcome::RefuseAndPanic => Err(Refuse::with_farewell("not you\n")),
-            Welcome::Accept | Welcome::Fuse => Ok(Box::new(ScriptedHandler::new(Part {
+            Welcome::Accept | Welcome::PanicOnDrop => Ok(Box::new(ScriptedHandler::new(Part {
                 number,
                 play: Rc::clone(&self.play),
-                _fuse: (welcome == Welcome::Fuse).then(|| Fuse),
+                _panic_on_drop: (welcome == Welcome::PanicOnDrop).then(|| PanicOnDrop),
             }))),
         }
     }
 
-    fn on_unopened(&mut self, app: &mut Log, _: &Peer, closed: &Closed) {
-        app.unopened.push(closed.reason);
+    fn on_failed_accept(&mut self, app: &mut Log, _: &Peer, closed: &Closed) {
+        app.failed_accepts.push(closed.reason);
         if self.welcome == Welcome::RefuseAndPanic {
             blow();
         }
@@ -116,7 +116,7 @@ impl Service<Log> for Usher {
 }
 
 /// A server, and a bystander who is served from the beginning to the end.
-pub struct Theatre {
+pub struct Harness {
     pub sim: Sim<Log>,
     pub addr: SocketAddr,
     pub bystander: ClientId,
@@ -126,21 +126,21 @@ pub fn lines() -> Listen {
     Listen::tcp("127.0.0.1:0").framing(Framing::Line)
 }
 
-pub fn theatre(play: impl Fn(&mut Cx<'_>, Call<'_>) -> Outcome + 'static) -> Theatre {
-    theatre_of(Config::new(), lines(), Welcome::Accept, play)
+pub fn harness(play: impl Fn(&mut Cx<'_>, Call<'_>) -> Outcome + 'static) -> Harness {
+    harness_of(Config::new(), lines(), Welcome::Accept, play)
 }
 
-pub fn theatre_of(
+pub fn harness_of(
     config: Config,
     listen: Listen,
     welcome: Welcome,
     play: impl Fn(&mut Cx<'_>, Call<'_>) -> Outcome + 'static,
-) -> Theatre {
+) -> Harness {
     let log = Log {
         accepted: 0,
         told: Vec::new(),
         reasons: Vec::new(),
-        unopened: Vec::new(),
+        failed_accepts: Vec::new(),
         ids: Vec::new(),
         handle: None,
         over: false,
@@ -155,12 +155,12 @@ pub fn theatre_of(
     };
     let addr = sim.listen(listen, usher).expect("listen");
     let bystander = sim.connect(addr).expect("connected");
-    let mut theatre = Theatre { sim, addr, bystander };
-    theatre.serve(bystander, "hello\n");
-    theatre
+    let mut harness = Harness { sim, addr, bystander };
+    harness.serve(bystander, "hello\n");
+    harness
 }
 
-impl Theatre {
+impl Harness {
     pub fn enter(&mut self) -> ClientId {
         let client = self.sim.connect(self.addr).expect("connected");
         self.sim.settle();
@@ -218,7 +218,10 @@ impl Theatre {
             log.reasons.len(),
             "one on_close for each on_open"
         );
-        assert_eq!(stats.opened as usize + log.unopened.len(), stats.accepted as usize);
+        assert_eq!(
+            stats.opened as usize + log.failed_accepts.len(),
+            stats.accepted as usize
+        );
         assert_eq!(stats.panics, panics);
         stats
     }

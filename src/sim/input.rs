@@ -1,18 +1,18 @@
-//! What can happen to one connection, and what can be seen of it: the words of [`Single`](super::Single).
+//! What can happen to one connection, and what can be seen of it: the words of [`ConnModel`](super::ConnModel).
 
 use crate::proto::Framing;
 use crate::reason::CloseReason;
 
-/// One thing that happens to one connection. Those from outside are noticed at the next [`Stimulus::Turn`] or
-/// [`Stimulus::Step`], in any combination.
+/// One thing that happens to one connection. Those from outside are noticed at the next [`Input::Turn`] or
+/// [`Input::Step`], in any combination.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 #[non_exhaustive]
-pub enum Stimulus {
+pub enum Input {
     /// The service admits the peer, once. An outgoing connection comes about.
     Admit,
     /// Bytes arrive from the peer, unless it has finished or is gone.
-    Input(Vec<u8>),
+    Bytes(Vec<u8>),
     /// The peer's FIN arrives.
     Finish,
     /// The peer's RST arrives: what is there can be read, then reads and writes fail (ECONNRESET).
@@ -37,11 +37,11 @@ pub enum Stimulus {
     /// The clock goes on to the next deadline, if one is armed, and it is judged.
     Expire,
     /// What the handler does with each frame from now on, in this order.
-    OnFrame(Vec<Deed>),
+    OnFrame(Vec<Action>),
     /// What the handler does from now on when the peer has finished, and when the server drains.
-    OnEnd(Vec<Deed>),
+    OnEnd(Vec<Action>),
     /// Somebody outside does this now, between two turns: a neighbour's callback, or a command of another thread.
-    Act(Deed),
+    Act(Action),
     /// The server drains.
     Drain,
     /// The drain's deadline is over.
@@ -52,8 +52,8 @@ pub enum Stimulus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 #[non_exhaustive]
-pub enum Deed {
-    /// Sends the frame back. Outside [`Stimulus::OnFrame`], an empty one.
+pub enum Action {
+    /// Sends the frame back. Outside [`Input::OnFrame`], an empty one.
     Echo,
     /// Sends a frame of so many bytes.
     Send(u8),
@@ -81,8 +81,8 @@ pub enum Deed {
     MaxFrame(u8),
 }
 
-impl Deed {
-    /// The framing that [`Deed::Framing`] means by this number.
+impl Action {
+    /// The framing that [`Action::Framing`] means by this number.
     pub fn framing(number: u8) -> Framing {
         match number % 6 {
             0 => Framing::Raw,

@@ -3,57 +3,57 @@
 //! It is driven as `reactor/turn.rs` drives it, but for what needs a second connection. Plain ones can be copied and
 //! compared, so that a search can visit every state there is.
 
+mod oracle;
 mod socket;
 mod turn;
-mod witness;
 
 use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
+use oracle::Oracle;
 use socket::Socket;
 use turn::SPIN;
-use witness::Witness;
 
-use super::stimulus::{Deed, End, Stimulus, Told};
+use super::input::{Action, End, Input, Told};
 use super::Violation;
 use crate::addr::Addr;
 use crate::connect::Connect;
 use crate::error::Result;
 use crate::listen::{Listen, ProxyProtocol};
 use crate::proto::tls::ClientTls;
-use crate::proto::{Framing, Limits, Machine, Pool, Print, ProxyHeader, SharedMeters, State, Time, TlsConfig};
+use crate::proto::{Fingerprint, Framing, Limits, Machine, Pool, ProxyHeader, SharedMeters, State, Time, TlsConfig};
 
 /// How long a handshake may take once the server drains.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
 type Checked = std::result::Result<(), Violation>;
 
-/// One connection, its peer, its kernel and its handler, moved by [`Stimulus`] after [`Stimulus`].
+/// One connection, its peer, its kernel and its handler, moved by [`Input`] after [`Input`].
 ///
-/// This is for the connection machine: the handler is a built-in one that does [`Deed`]s. To test your own, use
+/// This is for the connection machine: the handler is a built-in one that does [`Action`]s. To test your own, use
 /// [`Sim`](super::Sim).
 ///
 /// After each one its invariants are checked, and that the handler was told nothing out of order and the peer got what
 /// was sent, in order.
 ///
 /// ```
-/// use portcullis::sim::{Deed, Single, Stimulus, Told};
+/// use portcullis::sim::{Action, ConnModel, Input, Told};
 /// use portcullis::{CloseReason, Framing, Listen};
 ///
-/// let mut one = Single::new(&Listen::tcp("127.0.0.1:0").framing(Framing::Packet1)).unwrap();
-/// for stimulus in [
-///     Stimulus::OnFrame(vec![Deed::Echo, Deed::Pause]),
-///     Stimulus::Input(b"\x02ab\x02cd".to_vec()),
-///     Stimulus::Finish,
-///     Stimulus::Turn,
+/// let mut one = ConnModel::new(&Listen::tcp("127.0.0.1:0").framing(Framing::Packet1)).unwrap();
+/// for input in [
+///     Input::OnFrame(vec![Action::Echo, Action::Pause]),
+///     Input::Bytes(b"\x02ab\x02cd".to_vec()),
+///     Input::Finish,
+///     Input::Turn,
 /// ] {
-///     one.apply(&stimulus).unwrap();
+///     one.apply(&input).unwrap();
 /// }
 /// assert_eq!(one.take_told(), [Told::Opened, Told::Frame(b"ab".to_vec())]);
 /// assert_eq!(one.take_sent(), b"\x02ab");
 /// ```
-pub struct Single {
+pub struct ConnModel {
     machine: Machine,
     pool: Pool,
     plain: Vec<u8>,
@@ -61,7 +61,7 @@ pub struct Single {
     limits: Rc<Limits>,
     socket: Socket,
     script: Script,
-    witness: Witness,
+    oracle: Oracle,
     told: Vec<Told>,
     sent: Vec<u8>,
     last_state: State,
@@ -75,20 +75,20 @@ pub struct Single {
 /// What the handler does.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Script {
-    on_frame: Vec<Deed>,
-    on_end: Vec<Deed>,
+    on_frame: Vec<Action>,
+    on_end: Vec<Action>,
 }
 
-/// All that the future of a plain [`Single`] depends on: two with equal snapshots cannot be told apart any more.
+/// All that the future of a plain [`ConnModel`] depends on: two with equal snapshots cannot be told apart any more.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Snapshot {
-    machine: Print,
+    machine: Fingerprint,
     socket: Socket,
     script: Script,
-    witness: Witness,
+    oracle: Oracle,
 }
 
-impl Single {
+impl ConnModel {
     /// A connection that a listener with these settings has accepted and its service has admitted; where the settings ask for a
     /// PROXY header, from a trusted proxy, and admitted once that has come. It echoes, and closes
     /// in order when the peer has finished or the server drains.
@@ -102,16 +102,16 @@ impl Single {
     /// If such a connection breaks a promise at once.
     #[track_caller]
     pub fn new(listen: &Listen) -> Result<Self> {
-        let mut single = Self::accepted(listen)?;
-        for stimulus in [Stimulus::Admit, Stimulus::Turn] {
-            if let Err(violation) = single.apply(&stimulus) {
+        let mut model = Self::accepted(listen)?;
+        for input in [Input::Admit, Input::Turn] {
+            if let Err(violation) = model.apply(&input) {
                 panic!("{violation}");
             }
         }
-        Ok(single)
+        Ok(model)
     }
 
-    /// As [`Single::new`], before the service has answered: [`Stimulus::Admit`] comes next.
+    /// As [`ConnModel::new`], before the service has answered: [`Input::Admit`] comes next.
     ///
     /// # Errors
     ///
@@ -134,7 +134,7 @@ impl Single {
         let framing = match framing {
             _ if is_tls => None,
             Framing::Custom(_) => None,
-            framing => (0..6).find(|&number| same(framing, &Deed::framing(number))),
+            framing => (0..6).find(|&number| same(framing, &Action::framing(number))),
         };
         Self {
             machine,
@@ -144,10 +144,10 @@ impl Single {
             limits,
             socket: Socket::new(),
             script: Script {
-                on_frame: vec![Deed::Echo],
-                on_end: vec![Deed::CloseAfterInput],
+                on_frame: vec![Action::Echo],
+                on_end: vec![Action::CloseAfterInput],
             },
-            witness: Witness::of(framing),
+            oracle: Oracle::of(framing),
             told: Vec::new(),
             sent: Vec::new(),
             last_state: State::Accepting,
@@ -157,7 +157,7 @@ impl Single {
         }
     }
 
-    /// An outgoing connection, before it has come about: [`Stimulus::Admit`] says that it has.
+    /// An outgoing connection, before it has come about: [`Input::Admit`] says that it has.
     ///
     /// # Errors
     ///
@@ -167,10 +167,10 @@ impl Single {
         let limits = Rc::new(connect.limits.clone());
         let machine = Machine::connecting(&connect.framing, Rc::clone(&limits), Time::ZERO);
         let is_tls = connect.tls.is_some();
-        let mut single = Self::of(machine, limits, &connect.framing, is_tls);
-        single.client_tls.clone_from(&connect.tls);
-        single.last_state = State::Connecting;
-        Ok(single)
+        let mut model = Self::of(machine, limits, &connect.framing, is_tls);
+        model.client_tls.clone_from(&connect.tls);
+        model.last_state = State::Connecting;
+        Ok(model)
     }
 
     /// Makes one thing happen. After the end nothing does.
@@ -178,49 +178,49 @@ impl Single {
     /// # Errors
     ///
     /// The first thing that is not as promised.
-    pub fn apply(&mut self, stimulus: &Stimulus) -> Checked {
-        if self.witness.end.is_some() {
+    pub fn apply(&mut self, input: &Input) -> Checked {
+        if self.oracle.end.is_some() {
             return Ok(());
         }
-        match stimulus {
-            Stimulus::Admit => {
+        match input {
+            Input::Admit => {
                 if self.machine.state() == State::Accepting && !self.machine.awaits_header() {
                     self.machine.handle_admitted(self.now, &mut self.pool);
                 }
                 self.machine
                     .handle_connected(self.client_tls.as_ref(), self.now, &mut self.pool);
             }
-            Stimulus::Input(bytes) => self.socket.arrive(bytes),
-            Stimulus::Finish => self.socket.finish(),
-            Stimulus::Reset => self.socket.reset(),
-            Stimulus::BreakPipe => self.socket.break_pipe(),
-            Stimulus::Room(bytes) => self.socket.make_room(*bytes),
-            Stimulus::Spurious => self.socket.spurious(),
-            Stimulus::Turn => self.run_turn(SPIN)?,
-            Stimulus::Step => self.run_turn(1)?,
-            Stimulus::Pass { millis } => self.now = self.now.after(Duration::from_millis(u64::from(*millis))),
-            Stimulus::Judge => self.judge()?,
-            Stimulus::Expire => {
+            Input::Bytes(bytes) => self.socket.arrive(bytes),
+            Input::Finish => self.socket.finish(),
+            Input::Reset => self.socket.reset(),
+            Input::BreakPipe => self.socket.break_pipe(),
+            Input::Room(bytes) => self.socket.make_room(*bytes),
+            Input::Spurious => self.socket.spurious(),
+            Input::Turn => self.run_turn(SPIN)?,
+            Input::Step => self.run_turn(1)?,
+            Input::Pass { millis } => self.now = self.now.after(Duration::from_millis(u64::from(*millis))),
+            Input::Judge => self.judge()?,
+            Input::Expire => {
                 let deadline = self.machine.deadline();
                 if deadline.is_armed() {
                     self.now = self.now.max(deadline);
                     self.judge()?;
                 }
             }
-            Stimulus::OnFrame(deeds) => self.script.on_frame.clone_from(deeds),
-            Stimulus::OnEnd(deeds) => self.script.on_end.clone_from(deeds),
-            Stimulus::Act(deed) => {
-                self.perform(*deed, &[])?;
+            Input::OnFrame(actions) => self.script.on_frame.clone_from(actions),
+            Input::OnEnd(actions) => self.script.on_end.clone_from(actions),
+            Input::Act(action) => {
+                self.perform(*action, &[])?;
             }
-            Stimulus::Drain => {
+            Input::Drain => {
                 if !self.machine.is_draining() {
                     self.machine.drain(self.now.after(HANDSHAKE_GRACE));
                     self.socket.readable = true;
                 }
             }
-            Stimulus::CutShort => {
+            Input::CutShort => {
                 if self.machine.is_draining() {
-                    self.witness.forced |= !self.machine.cut_short(&mut self.pool);
+                    self.oracle.forced |= !self.machine.cut_short(&mut self.pool);
                     self.run_turn(SPIN)?;
                 }
             }
@@ -245,7 +245,7 @@ impl Single {
             limits: Rc::clone(&self.limits),
             socket: self.socket.clone(),
             script: self.script.clone(),
-            witness: self.witness.clone(),
+            oracle: self.oracle.clone(),
             told: Vec::new(),
             sent: Vec::new(),
             last_state: self.last_state,
@@ -258,16 +258,16 @@ impl Single {
     /// What its future depends on, of a plain connection with a built-in framing.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
-            machine: self.machine.print(self.now),
+            machine: self.machine.fingerprint(self.now),
             socket: self.socket.clone(),
             script: self.script.clone(),
-            witness: self.witness.clone(),
+            oracle: self.oracle.clone(),
         }
     }
 
     /// How it ended, if it has. Not yet while it lingers for the peer's FIN.
     pub fn end(&self) -> Option<End> {
-        self.witness.end
+        self.oracle.end
     }
 
     /// Where it is in its life; where it was last, once it has ended.
@@ -302,7 +302,7 @@ impl Single {
 
     /// The handler has paused it, and nothing waits for the peer: it may stay so for ever.
     pub fn is_at_rest(&self) -> bool {
-        self.witness.paused && self.machine.queued() == 0
+        self.oracle.paused && self.machine.queued() == 0
     }
 
     /// A deadline is armed.
@@ -311,14 +311,14 @@ impl Single {
     }
 }
 
-impl fmt::Debug for Single {
+impl fmt::Debug for ConnModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Single")
+        f.debug_struct("ConnModel")
             .field("now", &self.now)
             .field("state", &self.machine.state())
             .field("socket", &self.socket)
             .field("script", &self.script)
-            .field("witness", &self.witness)
+            .field("oracle", &self.oracle)
             .finish_non_exhaustive()
     }
 }
