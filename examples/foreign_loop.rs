@@ -2,18 +2,19 @@
 //!
 //!     cargo run --release --example foreign_loop -- 127.0.0.1:2525
 //!
-//! The loop here is calloop's; any that can wait for a descriptor will do. It has a timer of its own beside the network.
+//! The loop here is `poll(2)`; any that can wait for a descriptor will do. It has a timer of its own beside the network.
 
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use calloop::generic::Generic;
-use calloop::timer::{TimeoutAction, Timer};
-use calloop::{EventLoop, Interest, Mode, PostAction};
+use nix::errno::Errno;
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server, Turn};
 
 #[path = "support/terminal.rs"]
 mod terminal;
+
+const SECOND: Duration = Duration::from_secs(1);
 
 /// The program's own state, which handlers get too.
 #[derive(Default)]
@@ -30,17 +31,13 @@ impl Handler<Program> for Clock {
     }
 }
 
-/// What calloop lends to its callbacks.
-struct Everything {
-    server: Server<Program>,
-    program: Program,
-    outcome: portcullis::Result<Turn>,
-}
-
-impl Everything {
-    /// What is to be done now, bounded: the loop goes round again for the rest.
-    fn serve(&mut self) {
-        self.outcome = self.server.poll_once(&mut self.program, Some(Duration::ZERO));
+/// Waits for the first of these descriptors, or for the timeout.
+fn wait(descriptors: &mut [PollFd<'_>], timeout: Duration) -> Result<(), Box<dyn std::error::Error>> {
+    // Milliseconds, rounded up: rounded down, the last of them would be spent in going round.
+    let timeout = PollTimeout::try_from(timeout + Duration::from_micros(999))?;
+    match poll(descriptors, timeout) {
+        Ok(_) | Err(Errno::EINTR) => Ok(()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -53,33 +50,21 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     terminal::say(&format!("listening on {} (line)", server.listener(id)?.addr));
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
 
-    let mut event_loop: EventLoop<'_, Everything> = EventLoop::try_new()?;
-    // A second descriptor for the same poll: calloop owns what it watches. Level-triggered, so that nothing is lost
-    // whenever the server leaves work for the next round.
-    let network = Generic::new(server.as_fd().try_clone_to_owned()?, Interest::READ, Mode::Level);
-    event_loop.handle().insert_source(network, |_, _, everything| {
-        everything.serve();
-        Ok(PostAction::Continue)
-    })?;
-    let second = Timer::from_duration(Duration::from_secs(1));
-    event_loop.handle().insert_source(second, |_, _, everything| {
-        everything.program.seconds += 1;
-        TimeoutAction::ToDuration(Duration::from_secs(1))
-    })?;
-
-    let mut everything = Everything {
-        server,
-        program: Program::default(),
-        outcome: Ok(Turn::Continue),
-    };
-    while let Ok(Turn::Continue) = everything.outcome {
+    let mut program = Program::default();
+    let mut next_second = Instant::now() + SECOND;
+    loop {
         // The server has deadlines too, and sometimes work that no event announces.
-        let timeout = everything.server.next_timeout();
-        event_loop.dispatch(timeout, &mut everything)?;
-        if everything.server.next_timeout() == Some(Duration::ZERO) {
-            everything.serve();
+        let own = next_second.saturating_duration_since(Instant::now());
+        let timeout = server.next_timeout().map_or(own, |network| network.min(own));
+        // The program's other descriptors go here.
+        wait(&mut [PollFd::new(server.as_fd(), PollFlags::POLLIN)], timeout)?;
+        while Instant::now() >= next_second {
+            program.seconds += 1;
+            next_second += SECOND;
+        }
+        // A bounded amount of work: the loop goes round again for the rest.
+        if server.poll_once(&mut program, Some(Duration::ZERO))? != Turn::Continue {
+            return Ok(());
         }
     }
-    everything.outcome?;
-    Ok(())
 }

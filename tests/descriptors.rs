@@ -1,12 +1,10 @@
 //! A server gives back every descriptor it took. One test: it counts the whole process.
 
-mod common;
-
 use std::io::Write;
 use std::time::Duration;
 
-use common::script::{reset, usual, Journal, Script};
-use common::{connect, eventually, local, ping};
+use kit::net::{connect, eventually, local, ping};
+use kit::script::{reset, usual, Journal, ScriptedHandler};
 use portcullis::{AtCapacity, CloseReason, Config, Server};
 
 #[test]
@@ -22,12 +20,9 @@ fn descriptors_are_back_at_their_base() {
     for _ in 0..3 {
         let journal = Journal::default();
         let notes = journal.clone();
-        let server = common::spawn(move || {
+        let server = kit::net::spawn(move || {
             let mut server = Server::new(Config::new().max_connections(20)).expect("server");
-            let service = move |_: &mut (), _| Script {
-                journal: notes.clone(),
-                play: usual,
-            };
+            let service = move |_: &mut (), _| ScriptedHandler::new(notes.noting(usual));
             let listen = local()
                 .at_capacity(AtCapacity::refuse())
                 .linger(Duration::from_millis(100), 1024);

@@ -1,11 +1,9 @@
 //! The founding transcript, with real Erlang: echo, see the connection, kill it, read the report, go on serving.
 
-mod common;
-
 use std::process::Command;
 use std::sync::Mutex;
 
-use common::{connect, eventually, have, local, ping, spawn_echo, ChildProcess};
+use kit::net::{connect, eventually, have, local, ping, spawn_echo, ChildProcess};
 use portcullis::{CloseReason, Config};
 
 /// Keeps the server's warnings: what an operator sees.

@@ -2,8 +2,6 @@
 //! restarted one after the other without a lost request.
 #![cfg(all(feature = "tls", target_os = "linux"))]
 
-mod common;
-
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
@@ -12,11 +10,11 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, Once};
 
-use common::tls::{exchange, handshake_over, session, Authority, Folder, Site};
-use common::{
+use kit::net::{
     connect, eventually, have, local, packet2, ping, read_to_end, recv2, send2, spawn, while_asking, ChildProcess,
     Running,
 };
+use kit::tls::{exchange, handshake_over, session, Authority, Folder, Site};
 use portcullis::tls::rustls::version;
 use portcullis::{AccessRules, Config, Context, Framing, Handler, Listen, Outcome, ProxyOrigin, ProxyProtocol, Server};
 use socket2::SockRef;
@@ -55,7 +53,7 @@ impl Haproxy {
 
     fn try_ask(&self, command: &str) -> Option<String> {
         let mut admin = UnixStream::connect(self.folder.path().join("admin")).ok()?;
-        admin.set_read_timeout(Some(common::PATIENCE)).ok()?;
+        admin.set_read_timeout(Some(kit::net::PATIENCE)).ok()?;
         writeln!(admin, "{command}").ok()?;
         let mut answer = String::new();
         admin.read_to_string(&mut answer).ok()?;
@@ -183,7 +181,7 @@ fn a_unix_socket_in_front_is_understood() {
     let backend = format!("  server one {} send-proxy-v2\n", server.addr());
     let _haproxy = Haproxy::start(folder, "", &frontend, &backend);
     let mut client = UnixStream::connect(&path).expect("connect");
-    client.set_read_timeout(Some(common::PATIENCE)).expect("timeout");
+    client.set_read_timeout(Some(kit::net::PATIENCE)).expect("timeout");
     ping(&mut client, b"hello");
     let told = last_heard(&server);
     assert!(told.starts_with("v2 unix ") || told.starts_with("v2 Unknown"), "{told}");
@@ -313,7 +311,7 @@ fn request(addr: SocketAddr, number: usize) -> Result<(), String> {
     let payload = format!("request {number}");
     let attempt = || -> std::io::Result<Vec<u8>> {
         let mut stream = TcpStream::connect(addr)?;
-        stream.set_read_timeout(Some(common::PATIENCE))?;
+        stream.set_read_timeout(Some(kit::net::PATIENCE))?;
         stream.write_all(&packet2(payload.as_bytes()))?;
         let mut answer = vec![0; payload.len() + 2];
         stream.read_exact(&mut answer)?;
@@ -335,7 +333,7 @@ fn a_rolling_restart_loses_no_request() {
     }
     let options = ["--proxy-protocol", "--trusted-proxy", "127.0.0.1"];
     let instance = |addr: &str| {
-        let mut command = Command::new(common::example("echo"));
+        let mut command = Command::new(kit::net::example("echo"));
         let child = ChildProcess::start(command.args(["--listen", addr]).args(options));
         let addr = child.address();
         (child, addr)

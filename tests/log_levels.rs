@@ -1,11 +1,6 @@
 //! What a peer does is never in the log above debug; what concerns the owner is, under the targets that are documented.
 //! One process of its own: `log` has one logger.
 
-#[cfg(feature = "tls")]
-mod common;
-#[path = "common/planned.rs"]
-mod planned;
-
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -105,7 +100,7 @@ struct Echo;
 impl Handler for Echo {
     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
         match frame {
-            b"panic" => panic!("as planned"),
+            b"panic" => kit::planned::blow(),
             b"fail" => return Err(Close::because("as the peer wished")),
             b"abort" => cx.conn.abort(),
             b"flood" => cx.conn.send(vec![0; 200_000])?,
@@ -337,8 +332,8 @@ fn a_peer_that_fails_at_tls_is_not_news() {
     use std::io::Write;
     use std::sync::Arc;
 
-    use common::tls::{secure, session, Site, VERSIONS};
-    use common::{await_end, local, ping, spawn_echo};
+    use kit::net::{await_end, local, ping, spawn_echo};
+    use kit::tls::{secure, session, Site, VERSIONS};
 
     let _turn = capture();
     let site = Site::new();
@@ -346,14 +341,14 @@ fn a_peer_that_fails_at_tls_is_not_news() {
     taken();
     // Not TLS; TLS that is none; a client that leaves in the middle, and one that trusts nobody we know.
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[22, 3, 3, 0, 4, 1, 0, 0, 99]] {
-        let mut client = common::connect(server.addr());
+        let mut client = kit::net::connect(server.addr());
         client.write_all(garbage).expect("sent");
         client.shutdown(std::net::Shutdown::Write).expect("finish");
         await_end(&mut client);
     }
-    drop(common::connect(server.addr()));
+    drop(kit::net::connect(server.addr()));
     let stranger = Site::new();
-    let handshake = common::tls::handshake_over(common::connect(server.addr()), session(&stranger.client(VERSIONS[0])));
+    let handshake = kit::tls::handshake_over(kit::net::connect(server.addr()), session(&stranger.client(VERSIONS[0])));
     assert!(handshake.is_err());
     // Garbage on an open connection, and an end without goodbye.
     let mut client = secure(server.addr(), &site.client(VERSIONS[0]));
@@ -393,7 +388,6 @@ fn a_late_frame_is_not_news() {
 /// What the owner is to know, each under its target and once.
 #[test]
 fn what_concerns_the_owner_is_loud() {
-    planned::quiet();
     let _turn = capture();
     let (mut sim, addr) = world(Config::new(), listen().name("games"));
     let lines = |sim: &mut Sim| {
@@ -435,7 +429,7 @@ fn what_concerns_the_owner_is_loud() {
     assert_eq!(lines(&mut sim), said(Level::Info, "fd_exhaustion", "accepting again "));
 
     let handle = sim.handle();
-    handle.post(|_, _| panic!("as planned")).expect("posted");
+    handle.post(|_, _| kit::planned::blow()).expect("posted");
     assert_eq!(lines(&mut sim), said(Level::Error, "panic", "a posted job"));
 
     sim.add_fault(Scripted {

@@ -35,7 +35,7 @@ struct Options {
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// Where the chart goes
-    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/echo.svg"))]
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/echo.svg"))]
     chart: PathBuf,
     /// Be one of the servers: for the bench itself
     #[arg(long, hide = true)]

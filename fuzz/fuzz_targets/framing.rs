@@ -3,13 +3,11 @@
 
 use std::time::Duration;
 
+use kit::naive;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Action, ConnModel, End, Input, Told};
 use portcullis::{CloseReason, Decoded, FrameBuf, FrameError, Framer, Framing, Listen};
-
-#[path = "../../examples/support/naive.rs"]
-mod naive;
 
 #[derive(Arbitrary, Debug)]
 struct Case<'a> {

@@ -6,13 +6,11 @@
 
 use std::time::Duration;
 
+use kit::naive;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Action, ConnModel, Input, Told};
 use portcullis::{AccessRules, Listen, ProxyProtocol};
-
-#[path = "../../examples/support/naive.rs"]
-mod naive;
 
 #[derive(Arbitrary, Debug)]
 struct Case {

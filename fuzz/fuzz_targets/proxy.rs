@@ -9,12 +9,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
+use kit::naive;
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Action, ConnModel, Input, Told};
 use portcullis::{AccessRules, CloseReason, Listen, ProxyHeader, ProxyOrigin, ProxyProtocol};
-
-#[path = "../../examples/support/naive.rs"]
-mod naive;
 
 const SIGNATURE: [u8; 12] = [13, 10, 13, 10, 0, 13, 10, 81, 85, 73, 84, 10];
 /// The longest header of version 2.

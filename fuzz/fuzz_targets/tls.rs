@@ -7,13 +7,11 @@
 
 use std::time::Duration;
 
+use kit::sim_tls;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Action, ConnModel, Input, Told};
 use portcullis::{Framing, Listen};
-
-#[path = "../../examples/support/sim_tls.rs"]
-mod sim_tls;
 
 #[derive(Arbitrary, Debug)]
 enum Op {

@@ -38,7 +38,8 @@ pub mod os {}
 #[doc = include_str!("kernel.md")]
 pub mod kernel {}
 
-#[doc = include_str!("embedding.md")]
+// The programs of these pages need other crates: `tests/kit` compiles them.
+#[cfg_attr(not(doctest), doc = include_str!("embedding.md"))]
 pub mod embedding {}
 
 #[cfg(feature = "tls")]
@@ -55,13 +56,13 @@ pub mod operating {}
 #[doc = include_str!("performance.md")]
 pub mod performance {}
 
-#[doc = include_str!("from_tokio.md")]
+#[cfg_attr(not(doctest), doc = include_str!("from_tokio.md"))]
 pub mod from_tokio {}
 
 #[doc = include_str!("from_mio.md")]
 pub mod from_mio {}
 
-#[doc = include_str!("from_message_io.md")]
+#[cfg_attr(not(doctest), doc = include_str!("from_message_io.md"))]
 pub mod from_message_io {}
 
 #[doc = include_str!("from_erlang.md")]

@@ -142,10 +142,7 @@ impl Ending {
     #[cfg(feature = "sim")]
     pub(super) fn fork(&self) -> Self {
         Self {
-            reason: self
-                .reason
-                .as_ref()
-                .map(|closed| Closed::new(closed.reason)),
+            reason: self.reason.as_ref().map(|closed| Closed::new(closed.reason)),
             ..*self
         }
     }

@@ -274,21 +274,14 @@ impl Machine {
     /// Returns the bytes that are pending for the peer.
     #[inline]
     pub(crate) fn queued(&self) -> usize {
-        let tls = self
-            .tls
-            .as_ref()
-            .map_or(0, |session| session.pending().len());
+        let tls = self.tls.as_ref().map_or(0, |session| session.pending().len());
         self.parts().send_buf.len() + tls
     }
 
     /// Returns the pending bytes that the handler has sent: those of TLS itself are excluded.
     #[inline]
     pub(crate) fn unsent_app_bytes(&self) -> usize {
-        self.queued()
-            - self
-                .tls
-                .as_ref()
-                .map_or(0, |session| session.tls_overhead())
+        self.queued() - self.tls.as_ref().map_or(0, |session| session.tls_overhead())
     }
 
     // The state.
@@ -351,10 +344,7 @@ impl Machine {
 
     #[cfg(feature = "tls")]
     pub(crate) fn tls(&self) -> Option<TlsInfo<'_>> {
-        let session = self
-            .tls
-            .as_deref()
-            .filter(|session| !session.is_handshaking());
+        let session = self.tls.as_deref().filter(|session| !session.is_handshaking());
         session.map(TlsInfo::of)
     }
 
@@ -407,11 +397,7 @@ impl Machine {
 
     /// True if nothing more can arrive: FIN was read, or close_notify.
     fn is_input_over(&self) -> bool {
-        let notified = || {
-            self.tls
-                .as_ref()
-                .is_some_and(|session| session.peer_closed())
-        };
+        let notified = || self.tls.as_ref().is_some_and(|session| session.peer_closed());
         self.status.recv.is_eof() || notified()
     }
 
@@ -422,16 +408,12 @@ impl Machine {
 
     /// True until the keys are agreed on: nothing can be encrypted.
     fn is_tls_handshaking(&self) -> bool {
-        self.tls
-            .as_ref()
-            .is_some_and(|session| session.is_handshaking())
+        self.tls.as_ref().is_some_and(|session| session.is_handshaking())
     }
 
     /// True if TLS failed: nothing more can be decrypted or encrypted.
     fn has_tls_failed(&self) -> bool {
-        self.tls
-            .as_ref()
-            .is_some_and(|session| session.has_failed())
+        self.tls.as_ref().is_some_and(|session| session.has_failed())
     }
 
     /// True if part of a frame has arrived, or part of a record, which contains part of a frame.
@@ -449,10 +431,7 @@ impl Machine {
     fn closes_when_finished(&self) -> bool {
         self.closes_when_answered()
             || self.status.send.is_finishing()
-            || self
-                .tls
-                .as_ref()
-                .is_some_and(|session| session.closes_both_ways())
+            || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
     }
 
     /// True if something can be delivered to the handler, or decided, without a read.
@@ -505,9 +484,7 @@ impl Machine {
             return self.idle_deadline();
         };
         let first = active.deadlines.first().min(self.idle_deadline());
-        first
-            .min(self.throttled_until())
-            .min(active.deadlines.first_timer())
+        first.min(self.throttled_until()).min(active.deadlines.first_timer())
     }
 
     /// Returns when the idle timeout expires.
@@ -544,9 +521,7 @@ impl Machine {
     /// True if a timer of the handler's is set: the first deadline may have come nearer.
     #[inline]
     pub(crate) fn is_timed(&self) -> bool {
-        self.active
-            .as_ref()
-            .is_some_and(|active| active.deadlines.has_timers())
+        self.active.as_ref().is_some_and(|active| active.deadlines.has_timers())
     }
 
     /// Sets timer `key` to `at`, or cancels it with [`Time::NEVER`].

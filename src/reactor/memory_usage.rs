@@ -184,9 +184,8 @@ fn class(bytes: usize) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
+    use crate::sim::Random;
 
     #[test]
     fn it_is_tight_from_three_quarters_to_five_eighths() {
@@ -208,22 +207,24 @@ mod tests {
         assert!(!usage.is_tight() && !usage.is_over());
     }
 
-    proptest! {
-        #[test]
-        fn the_accounts_are_right(notes in prop::collection::vec((0_u32..20, 0_usize..100_000), 1..300)) {
+    #[test]
+    fn the_accounts_are_right() {
+        for seed in 0..256 {
+            let mut random = Random::new(seed);
             let mut usage = MemoryUsage::new(usize::MAX);
             let mut truth = [0_usize; 20];
-            for (slot, bytes) in notes {
-                usage.set(slot, bytes);
-                truth[slot as usize] = bytes;
-                prop_assert_eq!(usage.total(), truth.iter().sum::<usize>());
-                let most = truth.iter().copied().max().unwrap_or(0);
+            for _ in 0..random.between(1, 299) {
+                let (slot, bytes) = (random.below(20), random.below(100_000));
+                usage.set(slot as u32, bytes);
+                truth[slot] = bytes;
+                assert_eq!(usage.total(), truth.iter().sum::<usize>(), "seed {seed}");
+                let max = truth.iter().copied().max().unwrap_or(0);
                 match usage.largest() {
-                    Some(found) => prop_assert!(truth[found as usize] > most / 2),
-                    None => prop_assert_eq!(most, 0),
+                    Some(found) => assert!(truth[found as usize] > max / 2, "seed {seed}"),
+                    None => assert_eq!(max, 0, "seed {seed}"),
                 }
                 let holders = truth.iter().filter(|&&bytes| bytes >= MIN_HOLDER).count();
-                prop_assert_eq!(usage.holders, holders);
+                assert_eq!(usage.holders, holders, "seed {seed}");
             }
         }
     }

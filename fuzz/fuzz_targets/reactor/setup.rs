@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use kit::planned::blow;
+use kit::script::ScriptedHandler;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use portcullis::sim::{Faults, Random};
 use portcullis::{
@@ -9,7 +11,7 @@ use portcullis::{
     ProxyProtocol, Rate, Refuse, Service,
 };
 
-use crate::subject::{panic_as_planned, tcp, App, Subject};
+use crate::subject::{tcp, App, Subject};
 
 const FULL: &[u8] = b"full\n";
 const UNWANTED: &[u8] = b"not you\n";
@@ -251,10 +253,10 @@ impl Service<App> for TestService {
     fn accept(&mut self, _: &mut App, peer: Peer) -> Result<Box<dyn portcullis::Handler<App>>, Refuse> {
         self.visitors += 1;
         match self.door() {
-            Door::Open => Ok(Box::new(Subject::of(tcp(&peer.addr)))),
+            Door::Open => Ok(Box::new(ScriptedHandler::new(Subject::of(tcp(&peer.addr))))),
             Door::Shut | Door::PanicLater => Err(Refuse::silently()),
             Door::ShutWithWords => Err(Refuse::with_farewell(UNWANTED)),
-            Door::Panic => panic_as_planned(),
+            Door::Panic => blow(),
         }
     }
 
@@ -262,7 +264,7 @@ impl Service<App> for TestService {
         let told = app.failed_accepts.insert(tcp(&peer.addr), closed.reason);
         assert!(told.is_none(), "{} was reported twice", peer.addr);
         if matches!(self.door(), Door::PanicLater) {
-            panic_as_planned();
+            blow();
         }
     }
 }
@@ -274,7 +276,7 @@ impl Framer for Brittle {
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
         match input {
             [] | [_] => Ok(Decoded::More),
-            [0xFF, ..] => panic_as_planned(),
+            [0xFF, ..] => blow(),
             [0xFE, ..] => Err(FrameError::new("as planned")),
             // Outside the input, and nothing consumed: both are its own fault.
             [0xFD, ..] => Ok(Decoded::Frame {
@@ -296,7 +298,7 @@ impl Framer for Brittle {
     fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
         out.put(b"<");
         match payload {
-            [0xFF, ..] => panic_as_planned(),
+            [0xFF, ..] => blow(),
             [0xFE, ..] => Err(FrameError::new("as planned")),
             payload => {
                 out.put(payload);

@@ -1,24 +1,16 @@
 //! An echo that does other things besides, as its world's list of actions says, and checks how it is called.
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt::{self, Write};
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::time::Duration;
 
+use kit::planned::{blow, Fuse};
+use kit::script::{Call, Inside, Play, ScriptedHandler};
 use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
-use portcullis::{
-    Addr, Close, CloseReason, Closed, Conn, ConnId, Context, Control, Handle, HandleError, Handler, Message, Outcome,
-    State,
-};
+use portcullis::{Addr, Close, CloseReason, Conn, ConnId, Context, Control, Handle, HandleError, Outcome, State};
 
 use crate::setup::framing;
-
-/// Unwinds without the hook that makes the fuzzer stop at every other panic.
-pub fn panic_as_planned() -> ! {
-    std::panic::resume_unwind(Box::new("as planned"))
-}
 
 /// What a handler does of itself in a callback. One callback does all up to the next `Rest`.
 #[derive(Clone, Copy, Debug)]
@@ -172,7 +164,6 @@ pub struct App {
     former: Option<ConnId>,
     pub reasons: HashMap<SocketAddr, CloseReason>,
     pub failed_accepts: HashMap<SocketAddr, CloseReason>,
-    busy: Rc<Cell<bool>>,
 }
 
 impl App {
@@ -187,7 +178,6 @@ impl App {
             former: None,
             reasons: HashMap::new(),
             failed_accepts: HashMap::new(),
-            busy: Rc::default(),
         }
     }
 
@@ -209,38 +199,18 @@ impl App {
     }
 }
 
-/// While a callback runs.
-struct Busy(Rc<Cell<bool>>);
-
-impl Busy {
-    fn begin(app: &App) -> Self {
-        assert!(!app.busy.replace(true), "a callback was entered from inside another");
-        Self(Rc::clone(&app.busy))
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.set(false);
-    }
-}
-
 pub struct Subject {
     peer: SocketAddr,
-    panics_later: bool,
+    fuse: Option<Fuse>,
 }
 
 impl Subject {
     pub fn of(peer: SocketAddr) -> Self {
-        Self {
-            peer,
-            panics_later: false,
-        }
+        Self { peer, fuse: None }
     }
 
-    /// Every callback of an open connection: its work, then actions.
-    fn callback(&mut self, cx: &mut Context<'_, App>, work: impl FnOnce(&mut Context<'_, App>) -> Outcome) -> Outcome {
-        let _busy = Busy::begin(cx.app);
+    /// What holds in every callback of an open connection.
+    fn check(&self, cx: &mut Context<'_, App>) {
         assert!(cx.app.live.contains(&cx.conn.id()), "not open: {:?}", cx.conn);
         let info = cx.conn.info().expect("a callback's own connection");
         assert_eq!(
@@ -253,8 +223,6 @@ impl Subject {
             let is_live = cx.app.handle.as_ref().is_some_and(|handle| handle.is_live(former));
             assert!(!is_live && cx.conn.peer(former).is_none(), "{former} has gone");
         }
-        work(cx)?;
-        self.do_actions(cx)
     }
 
     fn do_actions(&mut self, cx: &mut Context<'_, App>) -> Outcome {
@@ -283,8 +251,10 @@ impl Subject {
                 Action::End(End::Close) => return Err(Close::new()),
                 Action::End(End::Abort) => return Err(Close::abort()),
                 Action::End(End::Fail) => return Err(Close::because("as planned")),
-                Action::End(End::Panic) => panic_as_planned(),
-                Action::PanicLater => self.panics_later = true,
+                Action::End(End::Panic) => blow(),
+                Action::PanicLater => {
+                    self.fuse.get_or_insert_with(|| Fuse);
+                }
             }
         }
         Ok(())
@@ -304,7 +274,7 @@ fn perform(conn: &mut Conn<'_, App>, act: Act) {
         Act::CancelTimer(key) => conn.cancel_timer(key),
         Act::SetFraming(number) => conn.set_framing(&framing(number)),
         Act::SetMaxFrame(bytes) => conn.set_max_frame(usize::from(bytes)),
-        Act::Replace => conn.replace_handler(Subject::of(tcp(&conn.peer_addr()))),
+        Act::Replace => conn.replace_handler(ScriptedHandler::successor(Subject::of(tcp(&conn.peer_addr())))),
     }
 }
 
@@ -325,7 +295,7 @@ fn give(handle: &Handle<App>, whom: ConnId, order: Order) {
 }
 
 fn carry_out(app: &mut App, control: &mut Control<'_, App>, job: Job) {
-    let _busy = Busy::begin(app);
+    let _inside = Inside::begin();
     match job {
         Job::Act(number, act) => {
             if let Some(mut conn) = app.one_of(None, number).and_then(|id| control.conn(id)) {
@@ -351,79 +321,42 @@ fn carry_out(app: &mut App, control: &mut Control<'_, App>, job: Job) {
         // It may have been closed before.
         Job::CloseListener => drop(control.close_listener("second")),
         Job::Drain(ticks) => control.drain(Duration::from_millis(u64::from(ticks).pow(2))),
-        Job::Panic => panic_as_planned(),
+        Job::Panic => blow(),
     }
 }
 
-impl Handler<App> for Subject {
-    fn on_open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        let id = cx.conn.id();
-        assert!(!cx.app.live.contains(&id), "{id} opens twice");
-        cx.app.live.push(id);
-        cx.app.opened += 1;
-        self.callback(cx, |_| Ok(()))
-    }
-
-    fn on_frame(&mut self, cx: &mut Context<'_, App>, frame: &[u8]) -> Outcome {
-        assert_eq!(cx.conn.state(), State::Open, "a frame after the end");
-        self.callback(cx, |cx| {
-            cx.conn.send(frame)?;
-            Ok(())
-        })
-    }
-
-    fn on_finish(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        self.callback(cx, |cx| {
-            cx.conn.close();
-            Ok(())
-        })
-    }
-
-    fn on_writable(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        self.callback(cx, |_| Ok(()))
-    }
-
-    fn on_timer(&mut self, cx: &mut Context<'_, App>, _key: u8) -> Outcome {
-        self.callback(cx, |cx| {
-            cx.conn.resume();
-            Ok(())
-        })
-    }
-
-    fn on_message(&mut self, cx: &mut Context<'_, App>, message: Message) -> Outcome {
-        assert_eq!(cx.conn.state(), State::Open, "a message after the end");
-        self.callback(cx, |_| {
-            assert!(message.is::<()>(), "another's message");
-            Ok(())
-        })
-    }
-
-    fn on_drain(&mut self, cx: &mut Context<'_, App>) -> Outcome {
-        self.callback(cx, |cx| {
-            cx.conn.close_after_input();
-            Ok(())
-        })
-    }
-
-    fn on_close(&mut self, cx: &mut Context<'_, App>, closed: &Closed) {
-        let (id, peer) = (cx.conn.id(), self.peer);
-        // There is nothing left that an outcome could end.
-        let _ = self.callback(cx, |cx| {
-            assert_eq!(cx.conn.state(), State::Closing);
-            cx.app.live.retain(|&live| live != id);
-            cx.app.former = Some(id);
-            let told = cx.app.reasons.insert(peer, closed.reason);
-            assert!(told.is_none(), "{id} closes twice");
-            Ok(())
-        });
-    }
-}
-
-impl Drop for Subject {
-    fn drop(&mut self) {
-        if self.panics_later && !std::thread::panicking() {
-            panic_as_planned();
+impl Play<App> for Subject {
+    /// An echo; then actions.
+    fn play(&mut self, cx: &mut Context<'_, App>, call: Call<'_>) -> Outcome {
+        let (id, state) = (cx.conn.id(), cx.conn.state());
+        if let Call::Open = call {
+            assert!(!cx.app.live.contains(&id), "{id} opens twice");
+            cx.app.live.push(id);
+            cx.app.opened += 1;
         }
+        self.check(cx);
+        match call {
+            Call::Frame(frame) => {
+                assert_eq!(state, State::Open, "a frame after the end");
+                cx.conn.send(frame)?;
+            }
+            Call::Finish => cx.conn.close(),
+            Call::Timer(_) => cx.conn.resume(),
+            Call::Message(message) => {
+                assert_eq!(state, State::Open, "a message after the end");
+                assert!(message.is::<()>(), "another's message");
+            }
+            Call::Drain => cx.conn.close_after_input(),
+            Call::Close(closed) => {
+                assert_eq!(state, State::Closing);
+                cx.app.live.retain(|&live| live != id);
+                cx.app.former = Some(id);
+                let told = cx.app.reasons.insert(self.peer, closed.reason);
+                assert!(told.is_none(), "{id} closes twice");
+            }
+            _ => {}
+        }
+        self.do_actions(cx)
     }
 }
 

@@ -2,10 +2,9 @@
 
 mod erlang;
 
-use proptest::prelude::*;
-
 use super::codec::Custom;
 use super::*;
+use crate::sim::Random;
 
 /// The end of decoding a whole stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,11 +61,7 @@ fn naive(framing: &Framing, max: usize, mut bytes: &[u8]) -> (Vec<Vec<u8>>, End)
 }
 
 /// The decoder under test, piece by piece: as the machine does, it decodes the remainder again.
-fn decode<'a>(
-    framing: &Framing,
-    max: usize,
-    pieces: impl IntoIterator<Item = &'a [u8]>,
-) -> (Vec<Vec<u8>>, End) {
+fn decode<'a>(framing: &Framing, max: usize, pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Vec<u8>>, End) {
     let mut codec = Codec::new(framing, max);
     let mut rest = Vec::new();
     let mut frames = Vec::new();
@@ -126,18 +121,12 @@ fn every_short_stream_in_every_cut() {
 
 #[test]
 fn zero_length_frames_are_frames() {
-    assert_eq!(
-        decode(&Framing::Packet1, 10, [&[0, 0, 0][..]]).0,
-        vec![vec![]; 3]
-    );
+    assert_eq!(decode(&Framing::Packet1, 10, [&[0, 0, 0][..]]).0, vec![vec![]; 3]);
     assert_eq!(
         decode(&Framing::Packet2, 10, [&[0, 0, 0][..]]),
         (vec![vec![]], End::Rest(1))
     );
-    assert_eq!(
-        decode(&Framing::Packet4, 10, [&[0; 8][..]]).0,
-        vec![vec![]; 2]
-    );
+    assert_eq!(decode(&Framing::Packet4, 10, [&[0; 8][..]]).0, vec![vec![]; 2]);
     assert_eq!(decode(&Framing::Line, 10, [&b"\n\n"[..]]).0, vec![b"\n"; 2]);
 }
 
@@ -154,29 +143,16 @@ fn a_packet_at_the_maximum_is_good_and_one_above_is_not() {
             (vec![b"12345".to_vec()], End::Rest(0))
         );
         // Refused by the header alone.
-        assert_eq!(
-            decode(&framing, 4, [header]),
-            (vec![], End::TooLarge),
-            "{framing:?}"
-        );
+        assert_eq!(decode(&framing, 4, [header]), (vec![], End::TooLarge), "{framing:?}");
     }
 }
 
 #[test]
 fn a_line_counts_its_delimiter() {
     assert_eq!(decode(&Framing::Line, 5, [&b"abcd\n"[..]]).0, [b"abcd\n"]);
-    assert_eq!(
-        decode(&Framing::Line, 4, [&b"abcd\n"[..]]),
-        (vec![], End::TooLarge)
-    );
-    assert_eq!(
-        decode(&Framing::Line, 4, [&b"abcd"[..]]),
-        (vec![], End::Rest(4))
-    );
-    assert_eq!(
-        decode(&Framing::Line, 4, [&b"abcde"[..]]),
-        (vec![], End::TooLarge)
-    );
+    assert_eq!(decode(&Framing::Line, 4, [&b"abcd\n"[..]]), (vec![], End::TooLarge));
+    assert_eq!(decode(&Framing::Line, 4, [&b"abcd"[..]]), (vec![], End::Rest(4)));
+    assert_eq!(decode(&Framing::Line, 4, [&b"abcde"[..]]), (vec![], End::TooLarge));
     assert_eq!(
         decode(&Framing::Line, 9, [&b"a\rb\r\n"[..]]).0,
         [b"a\rb\r\n"],
@@ -296,9 +272,7 @@ fn framing_width(framing: &Framing) -> usize {
 fn encoded_as_erlang_does() {
     let encoded = |framing: &Framing, payload: &[u8]| {
         let mut out = Vec::new();
-        Codec::new(framing, 1000)
-            .encode(payload, &mut out)
-            .expect("fits");
+        Codec::new(framing, 1000).encode(payload, &mut out).expect("fits");
         out
     };
     assert_eq!(encoded(&Framing::Packet1, b"ab"), b"\x02ab");
@@ -307,60 +281,51 @@ fn encoded_as_erlang_does() {
     assert_eq!(encoded(&Framing::Packet2, b""), b"\0\0");
     assert_eq!(encoded(&Framing::Line, b"ab"), b"ab", "no newline is added");
     assert_eq!(encoded(&Framing::Raw, b"ab"), b"ab");
-    assert_eq!(
-        encoded(&Framing::Packet2, &[7; 258])[..2],
-        [1, 2],
-        "big-endian"
-    );
+    assert_eq!(encoded(&Framing::Packet2, &[7; 258])[..2], [1, 2], "big-endian");
 }
 
-fn any_framing() -> impl Strategy<Value = Framing> {
-    prop::sample::select(ALL.to_vec())
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 1000,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
-
-    #[test]
-    fn any_stream_in_any_pieces(
-        framing in any_framing(),
-        max in 0_usize..300,
-        stream in prop::collection::vec(
-            prop_oneof![3 => 0_u8..5, 1 => Just(b'\n'), 1 => any::<u8>()],
-            0..600,
-        ),
-        sizes in prop::collection::vec(1_usize..100, 1..20),
-    ) {
+#[test]
+fn any_stream_in_any_pieces() {
+    for seed in 0..1000 {
+        let mut random = Random::new(seed);
+        let framing = ALL[random.below(ALL.len())].clone();
+        let max = random.below(300);
+        let length = random.below(600);
+        let byte = |random: &mut Random| match random.below(5) {
+            0..=2 => random.below(5) as u8,
+            3 => b'\n',
+            _ => random.below(256) as u8,
+        };
+        let stream: Vec<u8> = (0..length).map(|_| byte(&mut random)).collect();
         let expected = naive(&framing, max, &stream);
         let mut pieces = Vec::new();
         let mut rest = stream.as_slice();
-        for size in sizes.iter().cycle() {
-            if rest.is_empty() {
-                break;
-            }
-            let (piece, after) = rest.split_at((*size).min(rest.len()));
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(random.between(1, 99).min(rest.len()));
             pieces.push(piece);
             rest = after;
         }
-        prop_assert_eq!(&decode(&framing, max, pieces), &expected);
-        prop_assert_eq!(&decode(&framing, max, stream.chunks(1)), &expected);
+        assert_eq!(decode(&framing, max, pieces), expected, "seed {seed}");
+        assert_eq!(decode(&framing, max, stream.chunks(1)), expected, "seed {seed}");
     }
+}
 
-    #[test]
-    fn what_is_encoded_is_decoded(
-        framing in prop::sample::select(vec![Framing::Packet1, Framing::Packet2, Framing::Packet4]),
-        payloads in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..256), 0..20),
-        size in 1_usize..2000,
-    ) {
+#[test]
+fn what_is_encoded_is_decoded() {
+    for seed in 0..1000 {
+        let mut random = Random::new(seed);
+        let framing = [Framing::Packet1, Framing::Packet2, Framing::Packet4][random.below(3)].clone();
+        let mut payloads = Vec::new();
+        for _ in 0..random.below(20) {
+            let length = random.below(256);
+            payloads.push((0..length).map(|_| random.below(256) as u8).collect::<Vec<u8>>());
+        }
         let mut codec = Codec::new(&framing, 255);
         let mut wire = Vec::new();
         for payload in &payloads {
             codec.encode(payload, &mut wire).expect("fits");
         }
-        prop_assert_eq!(decode(&framing, 255, wire.chunks(size)), (payloads, End::Rest(0)));
+        let decoded = decode(&framing, 255, wire.chunks(random.between(1, 1999)));
+        assert_eq!(decoded, (payloads, End::Rest(0)), "seed {seed}");
     }
 }

@@ -234,10 +234,7 @@ mod tests {
         }
         let all: u64 = got.iter().sum();
         assert!((990..=1005).contains(&all), "{got:?}");
-        assert!(
-            got.iter().all(|&count| (95..=106).contains(&count)),
-            "{got:?}"
-        );
+        assert!(got.iter().all(|&count| (95..=106).contains(&count)), "{got:?}");
     }
 
     /// No unit is reserved twice, and reserved units are used first.
@@ -276,20 +273,12 @@ mod tests {
             rate: Cell::new(Some(Rate::per_second(1000).burst(7))),
             bucket: Cell::default(),
         };
-        let mut meter = Meter::new(
-            Some(Rate::per_second(10).burst(9)),
-            Some(Rc::new(shared)),
-            4,
-        );
+        let mut meter = Meter::new(Some(Rate::per_second(10).burst(9)), Some(Rc::new(shared)), 4);
         assert_eq!(meter.available(at(0)), Ok(7));
         meter.charge(7, at(0));
         // The shared bucket is empty: four units are reserved, and available in 4 ms.
         assert_eq!(meter.available(at(0)), Err(at(4)));
-        assert_eq!(
-            meter.available(at(4)),
-            Ok(2),
-            "of its own nine two are left"
-        );
+        assert_eq!(meter.available(at(4)), Ok(2), "of its own nine two are left");
         meter.charge(2, at(4));
         assert_eq!(meter.available(at(4)), Err(at(100)));
         assert_eq!(meter.reserved, 2);

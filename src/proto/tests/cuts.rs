@@ -1,8 +1,7 @@
 //! The same bytes, cut anywhere, make the same events and the same end.
 
-use proptest::prelude::*;
-
 use super::*;
+use crate::sim::Random;
 
 #[derive(Clone, Copy, Debug)]
 enum Style {
@@ -58,53 +57,45 @@ fn outcome(framing: &Framing, style: Style, pieces: &[&[u8]]) -> (Vec<Seen>, Vec
     (event, rig.answers(), rig.ended())
 }
 
-fn framings() -> impl Strategy<Value = Framing> {
-    prop::sample::select(vec![
+/// Small numbers: lengths that fit, and delimiters. Never 0x16, which begins a ClientHello: how
+/// much of one has arrived when the frame is refused depends on the pieces.
+fn byte(random: &mut Random) -> u8 {
+    match random.below(10) {
+        0..=5 => random.below(4) as u8,
+        6..=7 => b'\n',
+        8 => random.between(30, 59) as u8,
+        _ => random.between(250, 255) as u8,
+    }
+}
+
+#[test]
+fn cuts_make_no_difference() {
+    let framings = [
         Framing::Raw,
         Framing::Packet1,
         Framing::Packet2,
         Framing::Packet4,
         Framing::Line,
         Framing::Delimited(3),
-    ])
-}
-
-/// Small numbers: lengths that fit, and delimiters. Never 0x16, which begins a ClientHello: how
-/// much of one has arrived when the frame is refused depends on the pieces.
-fn bytes() -> impl Strategy<Value = Vec<u8>> {
-    prop::collection::vec(
-        prop_oneof![6 => 0_u8..4, 2 => Just(b'\n'), 1 => 30_u8..60, 1 => 250_u8..=255],
-        0..200,
-    )
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig {
-        cases: 400,
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    })]
-
-    #[test]
-    fn cuts_make_no_difference(
-        framing in framings(),
-        style in prop::sample::select(vec![Style::Echo, Style::OneAtATime, Style::SlowReader]),
-        bytes in bytes(),
-        mut cuts in prop::collection::vec(0_usize..200, 0..12),
-    ) {
-        cuts.retain(|cut| *cut > 0 && *cut < bytes.len());
+    ];
+    let styles = [Style::Echo, Style::OneAtATime, Style::SlowReader];
+    for seed in 0..400 {
+        let mut random = Random::new(seed);
+        let (framing, style) = (&framings[random.below(framings.len())], styles[random.below(3)]);
+        let length = random.below(200);
+        let bytes: Vec<u8> = (0..length).map(|_| byte(&mut random)).collect();
+        let mut cuts: Vec<usize> = (0..random.below(12)).map(|_| random.below(length)).collect();
         cuts.sort_unstable();
-        cuts.dedup();
         let mut pieces = Vec::new();
         let mut from = 0;
-        for cut in cuts.into_iter().chain([bytes.len()]) {
+        for cut in cuts.into_iter().chain([length]) {
             pieces.push(&bytes[from..cut]);
             from = cut;
         }
         pieces.retain(|piece| !piece.is_empty());
-        let whole = outcome(&framing, style, &[bytes.as_slice()][..usize::from(!bytes.is_empty())]);
+        let whole = outcome(framing, style, &[bytes.as_slice()][..usize::from(length > 0)]);
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
-        prop_assert_eq!(&outcome(&framing, style, &pieces), &whole);
-        prop_assert_eq!(&outcome(&framing, style, &single), &whole);
+        assert_eq!(outcome(framing, style, &pieces), whole, "seed {seed}");
+        assert_eq!(outcome(framing, style, &single), whole, "seed {seed}");
     }
 }

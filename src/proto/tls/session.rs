@@ -188,12 +188,7 @@ impl Session {
 
     /// Decrypts `wire` and appends the plaintext to `plain`. After a failure the alert for the peer
     /// is [`Session::pending`].
-    pub(in crate::proto) fn receive(
-        &mut self,
-        wire: &mut [u8],
-        plain: &mut Vec<u8>,
-        buffers: &mut Buffers,
-    ) {
+    pub(in crate::proto) fn receive(&mut self, wire: &mut [u8], plain: &mut Vec<u8>, buffers: &mut Buffers) {
         if self.peer_closed || self.has_failed() {
             return;
         }
@@ -218,11 +213,7 @@ impl Session {
             if self.send_buf.is_empty() {
                 self.send_buf.clear(buffers);
             }
-            if let Some(Greeted {
-                server_name,
-                config,
-            }) = greeted?
-            {
+            if let Some(Greeted { server_name, config }) = greeted? {
                 self.server_name = server_name;
                 self.stage = Stage::Server(UnbufferedServerConnection::new(Arc::clone(&config))?);
                 self.config = Some(config);
@@ -259,15 +250,8 @@ impl Session {
     ///
     /// Returns how many bytes of `plain` were encrypted. TLS's own bytes may be pending, and bytes
     /// from before an upgrade.
-    pub(in crate::proto) fn encrypt(
-        &mut self,
-        plain: &[u8],
-        buffers: &mut Buffers,
-    ) -> Result<usize, Failed> {
-        let encrypted = self
-            .send_buf
-            .len()
-            .saturating_sub(self.clear + self.tls_overhead);
+    pub(in crate::proto) fn encrypt(&mut self, plain: &[u8], buffers: &mut Buffers) -> Result<usize, Failed> {
+        let encrypted = self.send_buf.len().saturating_sub(self.clear + self.tls_overhead);
         if plain.is_empty() || encrypted > 0 || self.notified || self.is_handshaking() {
             return Ok(0);
         }
@@ -317,11 +301,7 @@ impl Session {
 
     /// Returns the memory of its buffers. rustls keeps another copy of an incomplete ClientHello.
     pub(in crate::proto) fn memory(&self) -> usize {
-        let copies = if matches!(self.stage, Stage::Hello(..)) {
-            2
-        } else {
-            1
-        };
+        let copies = if matches!(self.stage, Stage::Hello(..)) { 2 } else { 1 };
         retained(&self.recv_buf) * copies + self.send_buf.memory()
     }
 

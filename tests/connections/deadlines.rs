@@ -1,0 +1,327 @@
+//! Every state ends in time, for its own reason, and whoever is busy stays.
+
+use std::io::Write;
+use std::net::Shutdown;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use kit::net::{connect, eventually, local, ping, read_to_end, recv2, send2, PATIENCE};
+use kit::script::{connect_narrow, hold, spawn_script, usual, Call, Entry};
+use portcullis::{CloseReason, Config, Framing, Listen, State};
+
+/// Short, but much longer than a busy machine needs between two of our own steps.
+const SHORT: Duration = Duration::from_millis(400);
+
+/// Goodbyes are short too, for those who do not answer ours.
+fn brief() -> Listen {
+    local().linger(Duration::from_millis(50), 1024 * 1024)
+}
+
+fn timer_keys(journal: &kit::script::Journal) -> Vec<u8> {
+    journal.pick(|entry| match entry {
+        Entry::Timer(key) => Some(*key),
+        _ => None,
+    })
+}
+
+/// faults C13
+#[test]
+fn the_silent_leave_and_the_busy_stay() {
+    let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(SHORT), usual);
+    let mut busy = connect(server.addr());
+    let mut silent = connect(server.addr());
+    ping(&mut silent, b"once");
+    while journal.reasons().is_empty() {
+        ping(&mut busy, b"busy");
+    }
+    assert_eq!(journal.reasons(), [CloseReason::IdleTimeout]);
+    assert_eq!(read_to_end(&mut silent), b"", "an orderly goodbye");
+    ping(&mut busy, b"still here");
+}
+
+/// UBF: own sends are no sign of life of the peer.
+#[test]
+fn own_sends_do_not_move_the_idle_deadline() {
+    let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(SHORT), |cx, call| match call {
+        Call::Open | Call::Timer(_) => {
+            cx.conn.send(b"are you there?")?;
+            cx.conn.set_timer(1, Duration::from_millis(50));
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
+    let mut silent = connect(server.addr());
+    let heard = read_to_end(&mut silent);
+    assert_eq!(journal.until_closed(1), [CloseReason::IdleTimeout]);
+    assert!(heard.len() >= 16, "it was spoken to");
+    assert!(!timer_keys(&journal).is_empty());
+}
+
+/// So are messages from our own threads.
+#[test]
+fn messages_do_not_move_the_idle_deadline() {
+    let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(SHORT), usual);
+    let _silent = connect(server.addr());
+    server.until("it is in", |stats| stats.opened == 1);
+    let id = server.ask(|(), control| control.connections()[0].id);
+    eventually("it ends although it is written to", || {
+        let _ = server.handle.notify(id, "news");
+        let _ = server.handle.send(id, "news");
+        !journal.reasons().is_empty()
+    });
+    assert_eq!(journal.reasons(), [CloseReason::IdleTimeout]);
+}
+
+/// faults B9: counted from the frame's first byte, however many follow.
+#[test]
+fn a_frame_begun_must_be_finished() {
+    for framing in [Framing::Packet4, Framing::Line] {
+        let listen = brief().framing(framing.clone()).frame_timeout(SHORT);
+        let (server, journal) = spawn_script(Config::new(), listen, usual);
+        let mut slow = connect(server.addr());
+        slow.write_all(b"\x00\x00\x10\x00").expect("write");
+        // A byte now and then, as a slow-loris does.
+        eventually("it ends", || {
+            let _ = slow.write_all(b".");
+            !journal.reasons().is_empty()
+        });
+        assert_eq!(journal.reasons(), [CloseReason::FrameTimeout], "{framing:?}");
+    }
+}
+
+/// Whole frames restart the clock: only an unfinished one is late.
+#[test]
+fn finished_frames_are_never_late() {
+    let listen = brief().frame_timeout(SHORT);
+    let (server, journal) = spawn_script(Config::new(), listen, usual);
+    let mut steady = connect(server.addr());
+    let start = Instant::now();
+    // Always in the middle of a frame, and each one in time.
+    steady.write_all(b"\x00").expect("write");
+    while start.elapsed() < 3 * SHORT {
+        steady.write_all(b"\x02ab\x00").expect("write");
+        assert_eq!(recv2(&mut steady), b"ab");
+    }
+    assert_eq!(journal.reasons(), []);
+    assert_eq!(journal.until_closed(1), [CloseReason::FrameTimeout]);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn a_handshake_must_be_finished() {
+    let config = std::sync::Arc::new(kit::tls::Site::new().server());
+    let listen = brief().tls(config).handshake_timeout(SHORT);
+    let server = kit::tls::spawn_recorder(Config::new(), listen);
+    // Nothing; and the beginning of a ClientHello, then a byte now and then.
+    let mut mute = connect(server.addr());
+    let mut slow = connect(server.addr());
+    slow.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3]).expect("write");
+    eventually("both end", || {
+        let _ = slow.write_all(&[0]);
+        server.handle.stats().closed_total() == 2
+    });
+    kit::net::await_end(&mut mute);
+    let stats = server.handle.stats();
+    assert_eq!((stats.closed(CloseReason::HandshakeTimeout), stats.opened), (2, 0));
+}
+
+/// The peer is owed bytes that it never takes. What is reported is that, also when we were closing already.
+#[test]
+fn what_is_owed_must_be_taken() {
+    let listen = brief().write_timeout(SHORT).send_buffer(16 * 1024);
+    let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
+        Call::Frame(how) => {
+            for _ in 0..10 {
+                cx.conn.send([1; 60_000])?;
+            }
+            if how == b"close" {
+                cx.conn.close();
+            }
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
+    for (before, how) in [&b"stay"[..], b"close"].into_iter().enumerate() {
+        let mut stuck = connect_narrow(server.addr());
+        send2(&mut stuck, how);
+        let reasons = journal.until_closed(before + 1);
+        assert_eq!(reasons[before..], [CloseReason::WriteTimeout]);
+    }
+}
+
+/// After our FIN the peer has the linger's time for its own.
+#[test]
+fn who_does_not_finish_after_our_fin_is_let_go() {
+    let listen = local().linger(SHORT, 1024);
+    let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
+        Call::Frame(_) => {
+            cx.conn.close();
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
+    let mut client = connect(server.addr());
+    send2(&mut client, b"bye");
+    assert_eq!(read_to_end(&mut client), b"");
+    let states = server.ask(|(), control| control.connections().iter().map(|info| info.state).collect::<Vec<_>>());
+    assert!(states.iter().all(|state| *state == State::Closing), "{states:?}");
+    // The client keeps its side open all the time.
+    assert_eq!(journal.until_closed(1), [CloseReason::Closed]);
+}
+
+#[test]
+fn timers_fire_in_order_move_and_are_cancelled() {
+    let ms = Duration::from_millis;
+    let mut fours = 0;
+    let (server, journal) = spawn_script(Config::new(), brief(), move |cx, call| match call {
+        Call::Frame(_) => {
+            cx.conn.set_timer(5, ms(250));
+            cx.conn.set_timer(1, ms(50));
+            cx.conn.set_timer(4, ms(200));
+            cx.conn.set_timer(2, ms(20));
+            cx.conn.set_timer(9, ms(30));
+            cx.conn.set_timer(0, Duration::MAX);
+            cx.conn.cancel_timer(9);
+            cx.conn.cancel_timer(8);
+            // Moved behind key 1.
+            cx.conn.set_timer(2, ms(100));
+            Ok(())
+        }
+        // Moved from inside another's call, behind key 5.
+        Call::Timer(1) => {
+            cx.conn.set_timer(4, ms(400));
+            Ok(())
+        }
+        // Set anew by itself, to now.
+        Call::Timer(4) if fours < 2 => {
+            fours += 1;
+            cx.conn.set_timer(4, Duration::ZERO);
+            Ok(())
+        }
+        Call::Timer(4) => {
+            cx.conn.set_timer(6, ms(1));
+            cx.conn.close();
+            cx.conn.set_timer(7, ms(1));
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
+    let mut client = connect(server.addr());
+    send2(&mut client, b"go");
+    assert_eq!(read_to_end(&mut client), b"");
+    drop(client);
+    journal.until_closed(1);
+    assert_eq!(timer_keys(&journal), [1, 2, 5, 4, 4, 4]);
+}
+
+/// A timer of a connection that has gone fires for nobody, its place's next tenant least of all.
+#[test]
+fn a_timer_dies_with_its_connection() {
+    let (server, journal) = spawn_script(Config::new().max_connections(1), brief(), |cx, call| match call {
+        Call::Frame(b"set") => {
+            cx.conn.set_timer(7, Duration::from_millis(100));
+            cx.conn.send(b"set")?;
+            Ok(())
+        }
+        Call::Frame(b"wait") => {
+            cx.conn.set_timer(8, Duration::from_millis(300));
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
+    let mut first = connect(server.addr());
+    ping(&mut first, b"set");
+    drop(first);
+    let mut second = connect(server.addr());
+    send2(&mut second, b"wait");
+    eventually("the second's timer", || timer_keys(&journal) == [8]);
+}
+
+/// faults T4
+#[test]
+fn never_is_never_and_needs_no_clock() {
+    let listen = brief()
+        .idle_timeout(Duration::MAX)
+        .frame_timeout(Duration::MAX)
+        .write_timeout(Duration::MAX)
+        .handshake_timeout(Duration::MAX);
+    let (server, _journal) = spawn_script(Config::new(), listen, usual);
+    let mut client = connect(server.addr());
+    ping(&mut client, b"hello");
+    client.write_all(b"\x00").expect("half a header");
+    server.until("it is there", |stats| stats.bytes_in == 8);
+    let iterations = server.handle.stats().iterations;
+    client.write_all(b"\x01x").expect("the rest");
+    assert_eq!(recv2(&mut client), b"x");
+    assert!(
+        server.handle.stats().iterations - iterations < 20,
+        "the loop is busy with nothing"
+    );
+    client.shutdown(Shutdown::Write).expect("FIN");
+    assert_eq!(read_to_end(&mut client), b"");
+}
+
+/// faults C17, T2: a handler that blocks makes the others late, and their time limits wait too. What came while it
+/// blocked counts from when it is read.
+#[test]
+fn a_blocking_handler_does_not_make_others_idle() {
+    let idle = Duration::from_secs(2);
+    let (block, blocked) = mpsc::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    let blocked = std::sync::Arc::new(std::sync::Mutex::new(blocked));
+    let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(idle), move |cx, call| match call {
+        Call::Frame(b"block") => {
+            let _ = tell.send(());
+            let _ = blocked.lock().expect("only one blocks").recv_timeout(PATIENCE);
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
+    let mut blocker = connect(server.addr());
+    let mut other = connect(server.addr());
+    ping(&mut blocker, b"hello");
+    ping(&mut other, b"hello");
+    // Both are in the same batch of events, the blocker first.
+    let still = hold(&server);
+    send2(&mut blocker, b"block");
+    send2(&mut other, b"one");
+    drop(still);
+    told.recv_timeout(PATIENCE).expect("it blocks");
+    let start = Instant::now();
+    eventually("longer than the idle timeout", || start.elapsed() > idle + idle / 4);
+    send2(&mut other, b"two");
+    drop(block);
+    assert_eq!(recv2(&mut other), b"one");
+    assert_eq!(recv2(&mut other), b"two");
+    // A few turns, in which deadlines are judged.
+    for _ in 0..10 {
+        server.ask(|(), _| ());
+    }
+    assert!(
+        !journal.reasons().contains(&CloseReason::IdleTimeout),
+        "{:?}",
+        journal.all()
+    );
+    ping(&mut other, b"three");
+}
+
+/// The same for those who come in during the turn in which something blocked: their clocks start when they are accepted.
+#[test]
+fn who_is_accepted_after_a_blocking_job_has_the_whole_time() {
+    let idle = Duration::from_secs(2);
+    let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(idle), usual);
+    let mut blocked_out = {
+        let still = hold(&server);
+        let client = connect(server.addr());
+        let start = Instant::now();
+        eventually("longer than the idle timeout", || start.elapsed() > idle + idle / 4);
+        drop(still);
+        client
+    };
+    server.until("it is accepted", |stats| stats.opened == 1);
+    for _ in 0..10 {
+        server.ask(|(), _| ());
+    }
+    ping(&mut blocked_out, b"hello");
+    assert_eq!(journal.reasons(), []);
+}

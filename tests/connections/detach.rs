@@ -1,0 +1,472 @@
+//! A connection leaves the loop as a blocking stream: nothing is lost on the way, and its place is kept until it is dropped.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::mpsc::{channel, Receiver, Sender};
+use std::thread;
+use std::time::Duration;
+
+use kit::net::{connect, local, packet2, ping, read_to_end, recv2, send2, spawn, Running, PATIENCE};
+use portcullis::{
+    CloseReason, Closed, Config, Context, DetachError, Detached, Handler, Listen, Outcome, Server, State,
+};
+
+/// Who gets the streams, and what handlers have heard.
+struct App {
+    streams: Sender<Detached>,
+    closed: Vec<CloseReason>,
+    refused: Vec<DetachError>,
+}
+
+/// Echoes until somebody says "out".
+struct Leaves;
+
+impl Handler<App> for Leaves {
+    fn on_frame(&mut self, cx: &mut Context<'_, App>, frame: &[u8]) -> Outcome {
+        if frame != b"out" {
+            cx.conn.send(frame)?;
+            return Ok(());
+        }
+        cx.conn.send("last words")?;
+        let streams = cx.app.streams.clone();
+        cx.conn
+            .detach(move |stream| streams.send(stream).expect("the test waits"))?;
+        assert!(cx.conn.send("too late").is_err());
+        if let Err(again) = cx.conn.detach(|_| unreachable!("it is detached already")) {
+            cx.app.refused.push(again);
+        }
+        Ok(())
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, App>, closed: &Closed) {
+        cx.app.closed.push(closed.reason);
+    }
+}
+
+fn server(config: Config, listen: Listen) -> (Running<App>, Receiver<Detached>) {
+    server_of(config, listen, || Leaves)
+}
+
+fn server_of<H>(
+    config: Config,
+    listen: Listen,
+    make: impl Fn() -> H + Send + 'static,
+) -> (Running<App>, Receiver<Detached>)
+where
+    H: Handler<App> + 'static,
+{
+    let (streams, received) = channel();
+    let server = spawn(move || {
+        let mut server = Server::new(config).expect("server");
+        server.listen(listen, move |_: &mut App, _| make()).expect("listen");
+        let app = App {
+            streams,
+            closed: Vec::new(),
+            refused: Vec::new(),
+        };
+        (server, app)
+    });
+    (server, received)
+}
+
+fn leave(server: &Running<App>, received: &Receiver<Detached>, behind: &[u8]) -> (TcpStream, Detached) {
+    let mut client = connect(server.addr());
+    client.write_all(&[&packet2(b"out"), behind].concat()).expect("sent");
+    assert_eq!(recv2(&mut client), b"last words");
+    let stream = received.recv_timeout(PATIENCE).expect("a stream");
+    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    (client, stream)
+}
+
+#[test]
+fn nothing_is_lost_on_the_way() {
+    let (server, received) = server(Config::new(), local());
+    // What stands behind the frame that made it leave is bytes, whatever they look like.
+    let (mut client, mut stream) = leave(&server, &received, b"\0\x03one and more");
+    assert_eq!(stream.peer_addr().as_tcp(), client.local_addr().ok());
+    let mut bytes = vec![0; 14];
+    stream.read_exact(&mut bytes).expect("what was unread");
+    assert_eq!(bytes, b"\0\x03one and more");
+    client.write_all(b"blocking").expect("sent");
+    let mut bytes = [0; 8];
+    stream.read_exact(&mut bytes).expect("what came later");
+    assert_eq!(&bytes, b"blocking");
+    let large = vec![b'x'; 3_000_000];
+    let expected = large.clone();
+    let writer = thread::spawn(move || {
+        stream.write_all(&large)?;
+        stream.finish()
+    });
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).expect("an orderly end");
+    assert!(answer == expected);
+    drop(client);
+    writer.join().expect("the writer").expect("all is written");
+    let stats = server.until("the place is free", |stats| stats.open == 0);
+    assert_eq!(stats.closed(CloseReason::Detached), 1);
+    server.ask(|app, _| {
+        assert_eq!(app.closed, [CloseReason::Detached], "told when it left");
+        assert_eq!(app.refused, [DetachError::NotOpen]);
+    });
+}
+
+/// The cap counts those outside too.
+#[test]
+fn its_place_is_kept_until_it_is_dropped() {
+    let (server, received) = server(Config::new().max_connections(1), local());
+    let (_client, stream) = leave(&server, &received, b"");
+    let mut waiting = connect(server.addr());
+    send2(&mut waiting, b"hello");
+    server.ask(|_, control| {
+        let inside = control.connections();
+        assert_eq!((inside.len(), inside[0].state), (1, State::Closing));
+    });
+    assert_eq!(server.handle.stats().accepted, 1);
+    drop(stream);
+    assert_eq!(recv2(&mut waiting), b"hello");
+}
+
+#[test]
+fn a_plain_stream_may_be_taken_whole() {
+    let (server, received) = server(Config::new(), local());
+    let (mut client, stream) = leave(&server, &received, b"unread");
+    let (mut tcp, unread, place) = stream.into_tcp().expect("it is plain TCP");
+    assert_eq!(unread, b"unread");
+    client.write_all(b"more").expect("sent");
+    let mut bytes = [0; 4];
+    tcp.read_exact(&mut bytes).expect("more");
+    drop(tcp);
+    assert_eq!(read_to_end(&mut client), b"");
+    assert_eq!(server.handle.stats().open, 1, "its place is not given back yet");
+    drop(place);
+    server.until("now it is", |stats| stats.open == 0);
+}
+
+/// A kill, and a drain at its deadline, end what a thread waits for.
+#[test]
+fn who_is_outside_can_be_reached() {
+    let (server, received) = server(Config::new(), local());
+    let (_first, mut killed) = leave(&server, &received, b"");
+    let id = killed.id();
+    assert!(server.ask(move |_, control| control.kill(id)));
+    assert_eq!(killed.read(&mut [0; 8]).expect("an end"), 0);
+    drop(killed);
+    server.until("its place is free", |stats| stats.open == 0);
+    let (_second, mut late) = leave(&server, &received, b"");
+    server.handle.drain(Duration::from_millis(50)).expect("it runs");
+    assert_eq!(late.read(&mut [0; 8]).expect("an end"), 0);
+    let (stats, _) = server.finish();
+    assert_eq!((stats.open, stats.closed(CloseReason::DrainForced)), (0, 1));
+    assert_eq!(stats.accepted, stats.closed_total());
+    // Its place is nobody's any more, and giving it back is harmless.
+    drop(late);
+}
+
+/// A drain waits for those outside, and is over when the last is dropped.
+#[test]
+fn a_drain_waits_for_them() {
+    let (server, received) = server(Config::new(), local());
+    let (_client, stream) = leave(&server, &received, b"");
+    server.handle.drain(PATIENCE).expect("it runs");
+    let addr = server.addr();
+    kit::net::eventually("the port is closed", || TcpStream::connect(addr).is_err());
+    server.ask(|_, control| {
+        assert!(control.drain_report().is_none(), "it is not over");
+        assert_eq!(control.connections().len(), 1);
+    });
+    drop(stream);
+    let (stats, _) = server.finish();
+    assert_eq!((stats.open, stats.closed(CloseReason::Detached)), (0, 1));
+}
+
+/// One whose callback fails after it has asked to leave ends instead.
+#[test]
+fn an_error_in_the_same_callback_goes_first() {
+    struct Fails;
+    impl Handler<App> for Fails {
+        fn on_frame(&mut self, cx: &mut Context<'_, App>, _: &[u8]) -> Outcome {
+            let streams = cx.app.streams.clone();
+            cx.conn.detach(move |stream| drop(streams.send(stream)))?;
+            Err(portcullis::Close::because("changed my mind"))
+        }
+    }
+    let (server, received) = server_of(Config::new(), local(), || Fails);
+    let mut client = connect(server.addr());
+    send2(&mut client, b"go");
+    assert_eq!(read_to_end(&mut client), b"");
+    drop(client);
+    let stats = server.until("it has ended", |stats| stats.closed_total() == 1);
+    assert_eq!(stats.closed(CloseReason::Failed), 1);
+    assert!(received.try_recv().is_err());
+}
+
+/// The server may be gone before the stream is.
+#[test]
+fn a_stream_outlives_its_server() {
+    let (server, received) = server(Config::new(), local());
+    let (mut client, mut stream) = leave(&server, &received, b"");
+    server.handle.stop().expect("it runs");
+    drop(server);
+    client.write_all(b"hello").expect("sent");
+    let mut bytes = [0; 5];
+    stream.read_exact(&mut bytes).expect("it reads on");
+    stream.write_all(&bytes).expect("and writes");
+    client.read_exact(&mut bytes).expect("the echo");
+    assert_eq!(&bytes, b"hello");
+    drop(stream);
+    client.shutdown(Shutdown::Write).expect("FIN");
+    assert_eq!(read_to_end(&mut client), b"");
+}
+
+/// Others are served while a thread blocks.
+#[test]
+fn nobody_waits_for_it() {
+    let (server, received) = server(Config::new(), local());
+    let (_client, stream) = leave(&server, &received, b"");
+    for _ in 0..50 {
+        ping(&mut connect(server.addr()), b"hello");
+    }
+    drop(stream);
+}
+
+/// After TLS: a blocking stream that owns the session.
+#[cfg(feature = "tls")]
+#[test]
+fn a_session_goes_along() {
+    use kit::tls::{secure, Site, VERSIONS};
+
+    let site = Site::new();
+    let config = std::sync::Arc::new(site.server());
+    let (server, received) = server(Config::new(), local().tls(config));
+    for version in VERSIONS {
+        let mut client = secure(server.addr(), &site.client(version));
+        client
+            .write_all(&[&packet2(b"out")[..], b"unread"].concat())
+            .expect("sent");
+        assert_eq!(recv2(&mut client), b"last words");
+        let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+        stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        assert_eq!(stream.tls().and_then(|tls| tls.version()), Some(version.version));
+        let echo = thread::spawn(move || -> std::io::Result<usize> {
+            let mut unread = [0; 6];
+            stream.read_exact(&mut unread)?;
+            assert_eq!(&unread, b"unread");
+            let mut all = vec![0; 200_000];
+            stream.read_exact(&mut all)?;
+            stream.write_all(&all)?;
+            // close_notify from the peer is an end.
+            let mut rest = Vec::new();
+            let count = stream.read_to_end(&mut rest)?;
+            stream.finish()?;
+            Ok(count)
+        });
+        let large: Vec<u8> = (0..=255).cycle().take(200_000).collect();
+        client.write_all(&large).expect("sent");
+        let mut answer = vec![0; large.len()];
+        client.read_exact(&mut answer).expect("the echo");
+        assert!(answer == large);
+        kit::tls::notify(&mut client);
+        client.sock.shutdown(Shutdown::Write).expect("FIN");
+        assert_eq!(kit::tls::read_to_goodbye(&mut client), b"");
+        assert_eq!(echo.join().expect("the thread").expect("no error"), 0);
+    }
+    // FIN without close_notify is no end.
+    let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
+    send2(&mut client, b"out");
+    assert_eq!(recv2(&mut client), b"last words");
+    let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+    client.sock.shutdown(Shutdown::Write).expect("FIN");
+    let error = stream.read(&mut [0; 8]).expect_err("it may have been cut");
+    assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof);
+    assert!(stream.into_tcp().is_err(), "there is a session");
+}
+
+/// A client over TLS 1.3, and its connection that has left the loop.
+#[cfg(feature = "tls")]
+fn sent_out_over_tls() -> (Running<App>, kit::tls::TlsClient, Detached) {
+    use kit::tls::{secure, Site, VERSIONS};
+
+    let site = Site::new();
+    let (server, received) = server(Config::new(), local().tls(std::sync::Arc::new(site.server())));
+    let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
+    send2(&mut client, b"out");
+    assert_eq!(recv2(&mut client), b"last words");
+    let stream = received.recv_timeout(PATIENCE).expect("a stream");
+    (server, client, stream)
+}
+
+/// What a write has taken goes out once, whatever stops it half-way.
+#[cfg(feature = "tls")]
+#[test]
+fn a_write_that_times_out_says_nothing_twice() {
+    let (_server, mut client, mut stream) = sent_out_over_tls();
+    stream
+        .set_write_timeout(Some(Duration::from_millis(20)))
+        .expect("timeout");
+    let (mut taken, mut number) = (Vec::new(), 0_u32);
+    // The client does not read: at some write there is no room for the rest of a record.
+    loop {
+        let chunk: Vec<u8> = number.to_be_bytes().into_iter().cycle().take(1000).collect();
+        match stream.write(&chunk) {
+            Ok(count) => taken.extend_from_slice(&chunk[..count]),
+            Err(error) => {
+                assert!(matches!(
+                    error.kind(),
+                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
+                ));
+                break;
+            }
+        }
+        number += 1;
+    }
+    let reader = thread::spawn(move || {
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).expect("close_notify");
+        all
+    });
+    stream.set_write_timeout(Some(PATIENCE)).expect("timeout");
+    stream.write_all(b"the end").expect("there is room again");
+    taken.extend_from_slice(b"the end");
+    stream.finish().expect("in order");
+    assert!(reader.join().expect("the reader") == taken);
+}
+
+/// One whose socket was taken whole cannot be reached; that is said, and its place is still kept.
+#[test]
+fn a_kill_of_what_was_taken_whole_finds_nobody() {
+    let (server, received) = server(Config::new(), local());
+    let (mut client, stream) = leave(&server, &received, b"");
+    let id = stream.id();
+    let (mut tcp, _, place) = stream.into_tcp().expect("it is plain TCP");
+    assert!(!server.ask(move |_, control| control.kill(id)));
+    client.write_all(b"alive").expect("sent");
+    let mut bytes = [0; 5];
+    tcp.read_exact(&mut bytes).expect("it is");
+    assert_eq!(server.handle.stats().open, 1);
+    drop((tcp, place));
+    server.until("its place is free", |stats| stats.open == 0);
+}
+
+/// Whoever was outside is among the last closes, with what it carried in the loop.
+#[test]
+fn it_is_remembered_like_any_other() {
+    let (server, received) = server(Config::new(), local());
+    let (_client, stream) = leave(&server, &received, b"");
+    let id = stream.id();
+    drop(stream);
+    server.until("its place is free", |stats| stats.open == 0);
+    server.ask(move |_, control| {
+        let last = control.recent_closes().remove(0);
+        assert_eq!(
+            (last.id, last.reason, last.traffic.frames_in),
+            (Some(id), CloseReason::Detached, 1)
+        );
+        assert_eq!(control.histograms().connection_age.count(), 1);
+    });
+}
+
+/// Sends more than the kernel takes, and leaves.
+#[cfg(feature = "tls")]
+struct Generous;
+
+#[cfg(feature = "tls")]
+const GENEROSITY: usize = 200;
+
+#[cfg(feature = "tls")]
+impl Handler<App> for Generous {
+    fn on_frame(&mut self, cx: &mut Context<'_, App>, _: &[u8]) -> Outcome {
+        for _ in 0..GENEROSITY {
+            cx.conn.send(vec![b'g'; 60_000])?;
+        }
+        let streams = cx.app.streams.clone();
+        cx.conn
+            .detach(move |stream| streams.send(stream).expect("the test waits"))?;
+        Ok(())
+    }
+}
+
+/// What the handler sent, and could not be written yet, goes out in front of the goodbye.
+#[cfg(feature = "tls")]
+#[test]
+fn a_goodbye_comes_behind_all_that_was_sent() {
+    use kit::tls::{secure, Site, VERSIONS};
+
+    let site = Site::new();
+    let listen = local()
+        .tls(std::sync::Arc::new(site.server()))
+        .output_limit(GENEROSITY * 60_002);
+    let (streams, received) = channel();
+    let server = spawn(move || {
+        let mut server = Server::new(Config::new()).expect("server");
+        server.listen(listen, |_: &mut App, _| Generous).expect("listen");
+        let app = App {
+            streams,
+            closed: Vec::new(),
+            refused: Vec::new(),
+        };
+        (server, app)
+    });
+    let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
+    send2(&mut client, b"more, please");
+    let stream = received.recv_timeout(PATIENCE).expect("a stream");
+    let end = thread::spawn(move || stream.finish());
+    assert_eq!(kit::tls::read_to_goodbye(&mut client).len(), GENEROSITY * 60_002);
+    drop(client);
+    // Whether the peer says goodbye in turn is not what this is about.
+    let _ = end.join().expect("the thread");
+}
+
+/// What came whole before a fault is read before the fault is told, and that is told once more than never.
+#[cfg(feature = "tls")]
+#[test]
+fn a_fault_comes_behind_what_was_whole() {
+    let (_server, mut client, mut stream) = sent_out_over_tls();
+    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    client.conn.writer().write_all(b"whole").expect("buffered");
+    let mut wire = Vec::new();
+    while client.conn.wants_write() {
+        client.conn.write_tls(&mut wire).expect("into memory");
+    }
+    // A record that nobody has encrypted.
+    wire.extend_from_slice(&[23, 3, 3, 0, 20]);
+    wire.extend_from_slice(&[0; 20]);
+    client.sock.write_all(&wire).expect("sent");
+    let mut bytes = [0; 8];
+    assert_eq!(stream.read(&mut bytes).expect("what was whole"), 5);
+    assert_eq!(&bytes[..5], b"whole");
+    let error = stream.read(&mut bytes).expect_err("the fault");
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+}
+
+/// Whoever has left hears nothing more through the handle, and whoever asks is told.
+#[test]
+fn the_handle_knows_that_it_has_left() {
+    let (server, received) = server(Config::new(), local());
+    let (_client, stream) = leave(&server, &received, b"");
+    assert!(server.handle.send(stream.id(), "too late").is_err());
+    drop(stream);
+}
+
+/// Finishes, and would leave.
+struct Finishes;
+
+impl Handler<App> for Finishes {
+    fn on_frame(&mut self, cx: &mut Context<'_, App>, _: &[u8]) -> Outcome {
+        cx.conn.finish();
+        let refused = cx.conn.detach(|_| unreachable!("it has said that it sends nothing"));
+        cx.app.refused.extend(refused.err());
+        Ok(())
+    }
+}
+
+/// A FIN that is due is the loop's to send.
+#[test]
+fn whoever_has_finished_stays() {
+    let (server, _received) = server_of(Config::new(), local(), || Finishes);
+    let mut client = connect(server.addr());
+    send2(&mut client, b"go");
+    assert_eq!(read_to_end(&mut client), b"");
+    drop(client);
+    server.until("it has gone", |stats| stats.open == 0);
+    server.ask(|app, _| assert_eq!(app.refused, [DetachError::NotOpen]));
+}

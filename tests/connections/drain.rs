@@ -1,0 +1,521 @@
+//! A drain ends in order: nothing that was owed is lost, nobody holds it up past its deadline, and the report is true.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use kit::net::{await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, PATIENCE};
+use kit::script::{connect_narrow, fill, hold, spawn_script, usual, Call, Entry, Journal, ScriptedHandler};
+use portcullis::{AtCapacity, CloseReason, Config, Context, DrainReport, Error, Listen, Outcome, Server, Stats};
+
+/// Long enough for every peer that does its part.
+const AMPLE: Duration = Duration::from_secs(25);
+
+/// A server on a thread of its own whose drain report is kept.
+struct Draining {
+    running: Option<thread::JoinHandle<(DrainReport, Stats)>>,
+    handle: portcullis::Handle,
+    addr: std::net::SocketAddr,
+    journal: Journal,
+}
+
+fn start<F>(config: Config, listen: Listen, play: F) -> Draining
+where
+    F: FnMut(&mut Context<'_>, Call<'_>) -> Outcome + Clone + Send + 'static,
+{
+    let journal = Journal::default();
+    let notes = journal.clone();
+    let (tell, told) = std::sync::mpsc::channel();
+    let running = thread::spawn(move || {
+        let mut server = Server::new(config).expect("server");
+        let service = move |_: &mut (), _| ScriptedHandler::new(notes.noting(play.clone()));
+        server.listen(listen, service).expect("listen");
+        tell.send((server.handle(), kit::net::tcp(&server.listeners()[0].addr)))
+            .expect("the test waits");
+        server.run(&mut ()).expect("run");
+        let report = server.drain_report().expect("run ends with the drain");
+        assert!(server.connections().is_empty() && server.listeners().is_empty());
+        let late = server.listen(local(), |_: &mut (), _| kit::net::Echo);
+        assert!(matches!(late, Err(Error::Draining)), "{late:?}");
+        (report, server.stats())
+    });
+    let (handle, addr) = told.recv_timeout(PATIENCE).expect("built");
+    Draining {
+        running: Some(running),
+        handle,
+        addr,
+        journal,
+    }
+}
+
+impl Draining {
+    #[cfg(feature = "tls")]
+    fn is_over(&self) -> bool {
+        self.running.as_ref().is_none_or(|running| running.is_finished())
+    }
+
+    /// Waits until `run` returns. Everybody has had one whole life then, and on_drain at most once.
+    #[track_caller]
+    fn report(&mut self) -> (DrainReport, Stats) {
+        let running = self.running.take().expect("asked once");
+        eventually("run returns", || running.is_finished());
+        let (report, stats) = running.join().expect("no panic");
+        self.journal.assert_whole_lives();
+        let all = self.journal.all();
+        for (id, entry) in &all {
+            if *entry == Entry::Drain {
+                let told = all
+                    .iter()
+                    .filter(|(of, entry)| of == id && *entry == Entry::Drain)
+                    .count();
+                assert_eq!(told, 1, "on_drain is called once");
+            }
+        }
+        assert_eq!((stats.accepted, stats.open), (stats.closed_total(), 0));
+        assert_eq!(
+            report.ended + report.forced,
+            all.iter().filter(|(_, entry)| *entry == Entry::Open).count()
+        );
+        (report, stats)
+    }
+
+    /// A hold of the loop, as [`hold`] makes one.
+    fn stand_still(&self) -> std::sync::mpsc::Sender<()> {
+        let (stand, standing) = std::sync::mpsc::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        self.handle
+            .post(move |(), _| {
+                let _ = stand.send(());
+                let _ = released.recv_timeout(PATIENCE);
+            })
+            .expect("post");
+        standing.recv_timeout(PATIENCE).expect("the loop takes the job");
+        release
+    }
+}
+
+impl Drop for Draining {
+    fn drop(&mut self) {
+        let _ = self.handle.stop();
+    }
+}
+
+/// faults H1
+#[test]
+fn idle_clients_get_a_fin() {
+    let mut server = start(Config::new(), local(), usual);
+    let mut clients: Vec<_> = (0..20).map(|_| connect(server.addr)).collect();
+    for client in &mut clients {
+        ping(client, b"hello");
+    }
+    server.handle.drain(AMPLE).expect("drain");
+    for mut client in clients {
+        assert_eq!(read_to_end(&mut client), b"");
+    }
+    let (report, stats) = server.report();
+    assert_eq!((report.ended, report.forced), (20, 0));
+    assert_eq!(stats.closed(CloseReason::Drained), 20);
+    assert_eq!(server.journal.count(&Entry::Drain), 20);
+    assert!(report.took < AMPLE);
+}
+
+#[test]
+fn without_connections_it_is_over_at_once() {
+    let mut server = start(Config::new(), local(), usual);
+    server.handle.drain(Duration::MAX).expect("drain");
+    let (report, stats) = server.report();
+    assert_eq!((report.ended, report.forced, stats.accepted), (0, 0, 0));
+    let refused = TcpStream::connect_timeout(&server.addr, PATIENCE).expect_err("the port is closed");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+}
+
+/// faults H2, traps 2: what lies unread in the kernel is answered, although the last read before found nothing.
+#[test]
+fn what_was_in_flight_is_answered() {
+    const FRAMES: u32 = 2000;
+    let mut server = start(Config::new(), local(), usual);
+    let mut clients: Vec<_> = (0..5).map(|_| connect(server.addr)).collect();
+    for client in &mut clients {
+        ping(client, b"read to the end before");
+    }
+    let still = server.stand_still();
+    let mut wire = Vec::new();
+    for number in 0..FRAMES {
+        wire.extend(packet2(&[number.to_be_bytes(); 25].concat()));
+    }
+    for client in &mut clients {
+        assert_eq!(fill(client, &wire), wire.len());
+    }
+    server.handle.drain(AMPLE).expect("drain");
+    drop(still);
+    for client in &mut clients {
+        assert!(read_to_end(client) == wire);
+    }
+    drop(clients);
+    let (report, stats) = server.report();
+    assert_eq!((report.ended, report.forced), (5, 0));
+    assert_eq!(stats.frames_in, u64::from(5 * FRAMES + 5));
+}
+
+/// traps 2: reading was paused by the watermark when the drain began, and more has arrived since.
+#[test]
+fn what_arrived_while_reading_was_paused_is_answered() {
+    let listen = local().watermarks(1024, 16 * 1024).send_buffer(16 * 1024);
+    let mut server = start(Config::new(), listen, |cx, call| match call {
+        Call::Frame(frame) => {
+            cx.conn.send(frame.repeat(5000))?;
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
+    let mut client = connect_narrow(server.addr);
+    for number in 0..=250u8 {
+        send2(&mut client, &[number]);
+    }
+    eventually("output waits", || {
+        let info = server
+            .handle
+            .call(PATIENCE, |(), control| control.connections())
+            .expect("answer");
+        info.first().is_some_and(|info| info.queued > 1024)
+    });
+    server.handle.drain(AMPLE).expect("drain");
+    // Still to come when the drain is on: it is no new client, and its requests were sent before the FIN.
+    for number in 0..=250u8 {
+        assert!(recv2(&mut client) == vec![number; 5000]);
+    }
+    assert_eq!(read_to_end(&mut client), b"");
+    drop(client);
+    assert_eq!(server.report().0.forced, 0);
+}
+
+/// faults H3
+#[test]
+fn a_slow_reader_gets_all_it_was_owed() {
+    const FRAMES: usize = 150;
+    let listen = local().output_limit(16 * 1024 * 1024);
+    let mut server = start(Config::new(), listen, |cx, call| match call {
+        Call::Frame(_) => {
+            for _ in 0..FRAMES {
+                cx.conn.send([9; 60_000])?;
+            }
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
+    let mut client = connect_narrow(server.addr);
+    send2(&mut client, b"nine megabytes");
+    eventually("output waits", || server.handle.stats().frames_out == FRAMES as u64);
+    server.handle.drain(AMPLE).expect("drain");
+    for _ in 0..FRAMES {
+        assert!(recv2(&mut client) == [9; 60_000]);
+    }
+    assert_eq!(read_to_end(&mut client), b"");
+    drop(client);
+    let (report, stats) = server.report();
+    assert_eq!((report.ended, report.forced), (1, 0));
+    assert_eq!(stats.closed(CloseReason::Drained), 1);
+}
+
+/// faults H4: who does not end is ended, at the one deadline.
+#[test]
+fn the_stuck_are_forced() {
+    let listen = local().send_buffer(16 * 1024).at_capacity(AtCapacity::Wait);
+    let mut server = start(Config::new().max_connections(4), listen, |cx, call| match call {
+        Call::Frame(b"flood") => {
+            for _ in 0..10 {
+                cx.conn.send([1; 60_000])?;
+            }
+            Ok(())
+        }
+        Call::Frame(b"pause") => {
+            cx.conn.pause();
+            cx.conn.send(b"paused")?;
+            Ok(())
+        }
+        // Stays.
+        Call::Drain if cx.conn.info().is_some_and(|info| info.traffic.frames_in == 0) => Ok(()),
+        call => usual(cx, call),
+    });
+    let mut stuck = connect_narrow(server.addr);
+    send2(&mut stuck, b"flood");
+    let mut half = connect(server.addr);
+    ping(&mut half, b"whole");
+    half.write_all(b"\x00\x09half").expect("write");
+    let mut paused = connect(server.addr);
+    ping_paused(&mut paused);
+    let mut stays = connect(server.addr);
+    eventually("all are in", || server.handle.stats().opened == 4);
+    // The cap is full: this one cannot be served any more.
+    let mut outside = connect(server.addr);
+    server.handle.drain(Duration::from_millis(500)).expect("drain");
+    for client in [&mut half, &mut stays, &mut paused] {
+        let error = client.read(&mut [0; 16]).expect_err("RST");
+        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+    }
+    await_end(&mut stuck);
+    await_end(&mut outside);
+    let (report, stats) = server.report();
+    assert_eq!((report.ended, report.forced), (0, 4));
+    assert_eq!(stats.closed(CloseReason::DrainForced), 4);
+    assert_eq!(server.journal.reasons(), [CloseReason::DrainForced; 4]);
+    assert_eq!(server.journal.count(&Entry::Drain), 4);
+}
+
+fn ping_paused(client: &mut TcpStream) {
+    send2(client, b"pause");
+    assert_eq!(recv2(client), b"paused");
+}
+
+/// faults H5, traps 8: who connected before the drain is served, although we had not accepted yet.
+#[test]
+fn clients_in_the_accept_queue_are_served() {
+    let mut server = start(Config::new(), local(), usual);
+    let still = server.stand_still();
+    let mut clients: Vec<_> = (0..100).map(|_| connect(server.addr)).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        send2(client, &[number as u8; 100]);
+    }
+    server.handle.drain(AMPLE).expect("drain");
+    drop(still);
+    for (number, mut client) in clients.into_iter().enumerate() {
+        assert_eq!(
+            read_to_end(&mut client),
+            packet2(&[number as u8; 100]),
+            "client {number}"
+        );
+    }
+    let (report, stats) = server.report();
+    assert_eq!((report.ended, report.forced, stats.accepted), (100, 0, 100));
+}
+
+/// The accept budget cuts the round into many turns; still nobody is lost.
+#[test]
+fn the_accept_budget_loses_nobody_in_the_queue() {
+    let mut server = start(Config::new().accept_budget(1).read_budget(1), local(), usual);
+    let still = server.stand_still();
+    let mut clients: Vec<_> = (0..60).map(|_| connect(server.addr)).collect();
+    for client in &mut clients {
+        client.write_all(&packet2(b"served").repeat(10)).expect("write");
+    }
+    server.handle.drain(AMPLE).expect("drain");
+    drop(still);
+    for mut client in clients {
+        assert_eq!(read_to_end(&mut client), packet2(b"served").repeat(10));
+    }
+    assert_eq!(server.report().0.ended, 60);
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn an_unfinished_handshake_does_not_hold_it_up() {
+    let config = std::sync::Arc::new(kit::tls::Site::new().server());
+    let mut server = start(Config::new(), local().tls(config), usual);
+    let mut client = connect(server.addr);
+    eventually("it is in", || server.handle.stats().accepted == 1);
+    let start = std::time::Instant::now();
+    server.handle.drain(AMPLE).expect("drain");
+    await_end(&mut client);
+    eventually("run returns", || server.is_over());
+    assert!(start.elapsed() < AMPLE / 2);
+    let (report, stats) = server.running.take().expect("ran").join().expect("no panic");
+    assert_eq!((report.ended, report.forced), (1, 0));
+    assert_eq!(stats.closed(CloseReason::HandshakeTimeout), 1);
+}
+
+#[test]
+fn a_second_drain_only_brings_the_deadline_forward() {
+    let mut server = start(Config::new(), local(), |cx, call| match call {
+        Call::Drain => Ok(()),
+        call => usual(cx, call),
+    });
+    let mut client = connect(server.addr);
+    ping(&mut client, b"hello");
+    server.handle.drain(Duration::MAX).expect("drain");
+    eventually("told", || server.journal.count(&Entry::Drain) == 1);
+    // Who stays is served.
+    ping(&mut client, b"still served");
+    server.handle.drain(Duration::from_millis(50)).expect("again");
+    // A later deadline is none.
+    server.handle.drain(Duration::MAX).expect("again");
+    assert_eq!(
+        client.read(&mut [0; 16]).expect_err("RST").kind(),
+        ErrorKind::ConnectionReset
+    );
+    let (report, _) = server.report();
+    assert_eq!((report.ended, report.forced), (0, 1));
+}
+
+#[test]
+fn a_grace_of_zero_resets_at_once() {
+    let mut server = start(Config::new(), local(), usual);
+    let mut clients: Vec<_> = (0..3).map(|_| connect(server.addr)).collect();
+    for client in &mut clients {
+        ping(client, b"hello");
+    }
+    server.handle.drain(Duration::ZERO).expect("drain");
+    for client in &mut clients {
+        await_end(client);
+    }
+    let (report, _) = server.report();
+    assert_eq!(report.ended + report.forced, 3);
+}
+
+/// The port goes first; whoever is in may finish.
+#[test]
+fn new_clients_are_refused_while_the_old_finish() {
+    let mut server = start(Config::new(), local(), |cx, call| match call {
+        // Says goodbye, and closes when it is answered.
+        Call::Drain => {
+            assert!(cx.conn.is_draining());
+            cx.conn.send(b"last orders")?;
+            Ok(())
+        }
+        Call::Frame(b"done") => {
+            cx.conn.send(b"bye")?;
+            cx.conn.close();
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
+    let mut client = connect(server.addr);
+    ping(&mut client, b"hello");
+    server.handle.drain(AMPLE).expect("drain");
+    assert_eq!(recv2(&mut client), b"last orders");
+    let refused = TcpStream::connect_timeout(&server.addr, PATIENCE).expect_err("the port is closed");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    ping(&mut client, b"one more");
+    send2(&mut client, b"done");
+    assert_eq!(read_to_end(&mut client), packet2(b"bye"));
+    drop(client);
+    let (report, stats) = server.report();
+    assert_eq!((report.ended, report.forced), (1, 0));
+    assert_eq!(stats.closed(CloseReason::Drained), 1);
+}
+
+/// Who has had everything and our FIN has ended, however long it keeps its own side open: it is neither reset nor forced.
+#[test]
+fn who_only_lingers_at_the_deadline_is_not_forced() {
+    let listen = local().linger(Duration::MAX, usize::MAX);
+    let mut server = start(Config::new(), listen, usual);
+    let mut client = connect(server.addr);
+    ping(&mut client, b"hello");
+    server.handle.drain(Duration::from_millis(300)).expect("drain");
+    let (report, stats) = server.report();
+    assert_eq!((report.ended, report.forced), (1, 0));
+    assert_eq!(stats.closed(CloseReason::Drained), 1);
+    assert_eq!(read_to_end(&mut client), b"");
+}
+
+/// Work that takes a while, ended by a timer with [`portcullis::Conn::close_after_input`].
+#[test]
+fn a_handler_may_finish_its_work_within_the_grace() {
+    let mut server = start(Config::new(), local(), |cx, call| match call {
+        Call::Drain => {
+            cx.conn.set_timer(1, Duration::from_millis(100));
+            Ok(())
+        }
+        Call::Timer(_) => {
+            cx.conn.send(b"the result")?;
+            cx.conn.close_after_input();
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
+    let mut client = connect(server.addr);
+    ping(&mut client, b"work");
+    server.handle.drain(AMPLE).expect("drain");
+    assert_eq!(recv2(&mut client), b"the result");
+    assert_eq!(read_to_end(&mut client), b"");
+    drop(client);
+    assert_eq!(server.report().0.forced, 0);
+}
+
+/// Each end has its own reason, also during a drain.
+#[test]
+fn the_report_counts_every_kind_of_end() {
+    let mut server = start(Config::new(), local(), |cx, call| match call {
+        Call::Drain if cx.conn.info().is_some_and(|info| info.traffic.frames_in == 2) => {
+            Err(portcullis::Close::because("no time"))
+        }
+        Call::Drain if cx.conn.info().is_some_and(|info| info.traffic.frames_in == 3) => panic!("in on_drain"),
+        Call::Drain if cx.conn.info().is_some_and(|info| info.traffic.frames_in == 4) => Ok(()),
+        Call::Drain if cx.conn.info().is_some_and(|info| info.traffic.frames_in == 5) => Ok(()),
+        call => usual(cx, call),
+    });
+    let mut clients: Vec<_> = (0..5).map(|_| connect(server.addr)).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        for _ in 0..=number {
+            ping(client, b"hello");
+        }
+    }
+    server.handle.drain(AMPLE).expect("drain");
+    eventually("told", || server.journal.count(&Entry::Drain) == 5);
+    clients[3].shutdown(Shutdown::Write).expect("FIN");
+    // All but the last end by themselves, and nobody lingers.
+    let mut last = clients.pop().expect("five");
+    for client in &mut clients {
+        assert_eq!(read_to_end(client), b"");
+    }
+    drop(clients);
+    server.journal.until_closed(4);
+    server.handle.drain(Duration::from_millis(1)).expect("again");
+    await_end(&mut last);
+    let (report, stats) = server.report();
+    assert_eq!((report.ended, report.forced), (4, 1));
+    for reason in [
+        CloseReason::Drained,
+        CloseReason::Failed,
+        CloseReason::Panicked,
+        CloseReason::Finished,
+        CloseReason::DrainForced,
+    ] {
+        assert_eq!(stats.closed(reason), 1, "{reason}");
+    }
+}
+
+#[test]
+fn a_suspended_listener_is_closed_and_its_connections_drain() {
+    let (server, journal) = spawn_script(Config::new(), local(), usual);
+    let mut client = connect(server.addr());
+    ping(&mut client, b"hello");
+    let port = server.addr().port();
+    server.ask(move |(), control| control.suspend(port)).expect("suspended");
+    let mut waiting = connect(server.addr());
+    server.handle.drain(AMPLE).expect("drain");
+    assert_eq!(read_to_end(&mut client), b"");
+    drop(client);
+    await_end(&mut waiting);
+    let (stats, ()) = server.finish_drained();
+    assert_eq!((stats.accepted, stats.closed(CloseReason::Drained)), (1, 1));
+    journal.assert_whole_lives();
+}
+
+trait FinishDrained {
+    fn finish_drained(self) -> (Stats, ());
+}
+
+impl FinishDrained for kit::net::Running {
+    /// [`kit::net::Running::finish`], for one that may have ended already.
+    fn finish_drained(self) -> (Stats, ()) {
+        let handle = self.handle.clone();
+        eventually("the server is gone", || handle.drain(AMPLE).is_err());
+        (handle.stats(), ())
+    }
+}
+
+/// A drain that a job asks for, from the loop itself; those who hold still do not keep it.
+#[test]
+fn a_job_may_drain() {
+    let (server, _journal) = spawn_script(Config::new(), local(), usual);
+    let mut client = connect(server.addr());
+    ping(&mut client, b"hello");
+    let still = hold(&server);
+    send2(&mut client, b"in flight");
+    server.handle.post(|(), control| control.drain(AMPLE)).expect("post");
+    drop(still);
+    assert_eq!(read_to_end(&mut client), packet2(b"in flight"));
+    drop(client);
+    assert_eq!(server.finish_drained().0.closed(CloseReason::Drained), 1);
+}

@@ -1,0 +1,179 @@
+//! A frame of 32 KiB or more leaves from where it is, past what waits: every byte once and in order, whoever sends it and however
+//! slowly it is read.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+
+use kit::net::{connect, eventually, local, packet2, spawn};
+use kit::script::connect_narrow;
+use portcullis::{CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Server};
+
+/// Larger than what two narrow kernels hold.
+const LARGE: usize = 300_000;
+
+/// Answers each request with a small frame, a large one, a small one and two large ones, told apart by their bytes.
+struct Generous;
+
+fn answers(framing: &Framing, request: u8) -> Vec<u8> {
+    let mut wire = Vec::new();
+    for (at, length) in [3, LARGE, 3, LARGE / 2, LARGE].into_iter().enumerate() {
+        let payload = payload(request, at, length);
+        match framing {
+            Framing::Packet4 => wire.extend_from_slice(&(length as u32).to_be_bytes()),
+            Framing::Packet2 => wire.extend_from_slice(&(length as u16).to_be_bytes()),
+            _ => {}
+        }
+        wire.extend_from_slice(&payload);
+    }
+    wire
+}
+
+/// Bytes that tell where they are.
+fn payload(request: u8, at: usize, length: usize) -> Vec<u8> {
+    (0..length)
+        .map(|place| request.wrapping_mul(31) ^ (at as u8).wrapping_mul(57) ^ (place / 251) as u8 ^ (place % 251) as u8)
+        .collect()
+}
+
+impl Handler for Generous {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        for (at, length) in [3, LARGE, 3, LARGE / 2, LARGE].into_iter().enumerate() {
+            cx.conn.send(payload(frame[0], at, length))?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads `length` bytes, a few at a time.
+fn read_slowly(stream: &mut TcpStream, length: usize) -> Vec<u8> {
+    let mut all = vec![0; length];
+    for piece in all.chunks_mut(7_001) {
+        stream.read_exact(piece).expect("all of it comes");
+    }
+    all
+}
+
+fn roomy() -> Listen {
+    local()
+        .send_buffer(16 * 1024)
+        .output_limit(16 * 1024 * 1024)
+        .max_frame(1024 * 1024)
+}
+
+#[test]
+fn in_order_between_small_ones_for_slow_readers() {
+    for framing in [Framing::Raw, Framing::Packet4] {
+        let listen = roomy().framing(framing.clone());
+        let server = spawn(move || {
+            let mut server = Server::new(Config::new()).expect("server");
+            server.listen(listen, |_: &mut (), _| Generous).expect("listen");
+            (server, ())
+        });
+        for narrow in [true, false] {
+            let mut client = if narrow {
+                connect_narrow(server.addr())
+            } else {
+                connect(server.addr())
+            };
+            for request in 1..4_u8 {
+                match framing {
+                    Framing::Raw => client.write_all(&[request]).expect("sent"),
+                    _ => client.write_all(&[0, 0, 0, 1, request]).expect("sent"),
+                }
+                let expected = answers(&framing, request);
+                let came = read_slowly(&mut client, expected.len());
+                assert!(came == expected, "{framing:?}, request {request}, narrow: {narrow}");
+            }
+        }
+        let (stats, ()) = server.finish();
+        assert_eq!(stats.frames_out, 2 * 3 * 5);
+        assert_eq!(
+            stats.bytes_out,
+            2 * (1..4)
+                .map(|request| answers(&framing, request).len() as u64)
+                .sum::<u64>()
+        );
+    }
+}
+
+/// To others, and from outside of their turns.
+#[test]
+fn to_another_connection() {
+    struct Crier;
+    impl Handler<Vec<ConnId>> for Crier {
+        fn on_open(&mut self, cx: &mut Context<'_, Vec<ConnId>>) -> Outcome {
+            let id = cx.conn.id();
+            cx.app.push(id);
+            Ok(())
+        }
+
+        fn on_frame(&mut self, cx: &mut Context<'_, Vec<ConnId>>, frame: &[u8]) -> Outcome {
+            for &id in cx.app.iter() {
+                if let Some(mut other) = cx.conn.peer(id) {
+                    other.send(frame)?;
+                }
+            }
+            Ok(())
+        }
+    }
+    let listen = roomy().framing(Framing::Packet2);
+    let server = spawn(move || {
+        let mut server = Server::new(Config::new()).expect("server");
+        server.listen(listen, |_: &mut Vec<ConnId>, _| Crier).expect("listen");
+        (server, Vec::new())
+    });
+    let addr = server.addr();
+    let mut listeners: Vec<TcpStream> = (0..3).map(|_| connect_narrow(addr)).collect();
+    eventually("all are there", || server.handle.stats().opened == 3);
+    let large = payload(9, 9, 60_000);
+    let mut speaker = connect(addr);
+    let mut wire = Vec::new();
+    for small in 0..10_u8 {
+        wire.extend(packet2(&[small]));
+        wire.extend(packet2(&large));
+    }
+    let written = wire.clone();
+    // The speaker hears itself too, so it must read while it speaks.
+    let mut mouth = speaker.try_clone().expect("a clone");
+    let speaking = thread::spawn(move || mouth.write_all(&written).expect("sent"));
+    assert!(read_slowly(&mut speaker, wire.len()) == wire);
+    for listener in &mut listeners {
+        assert!(read_slowly(listener, wire.len()) == wire, "each hears all of it");
+    }
+    speaking.join().expect("spoken");
+    server.finish();
+}
+
+/// A write that fails inside of `send` ends the connection as one at the end of the turn does, with its own reason.
+#[test]
+fn to_one_who_has_gone() {
+    struct Late;
+    impl Handler for Late {
+        fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+            // Until the kernel says that nobody is there, and then some more.
+            for _ in 0..200 {
+                cx.conn.send(vec![7; 64 * 1024])?;
+            }
+            Ok(())
+        }
+    }
+    let listen = roomy().framing(Framing::Raw).linger(Duration::from_secs(1), 1024);
+    let server = spawn(move || {
+        let mut server = Server::new(Config::new()).expect("server");
+        server.listen(listen, |_: &mut (), _| Late).expect("listen");
+        (server, ())
+    });
+    for _ in 0..20 {
+        let mut client = connect(server.addr());
+        client.write_all(b"go").expect("sent");
+        let mut first = [0; 1000];
+        client.read_exact(&mut first).expect("it begins");
+        // With unread bytes: a reset.
+        drop(client);
+    }
+    eventually("all have ended", || server.handle.stats().open == 0);
+    let (stats, ()) = server.finish();
+    assert_eq!(stats.closed(CloseReason::Reset), 20);
+}

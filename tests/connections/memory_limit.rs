@@ -1,0 +1,402 @@
+//! One limit holds for all that a server buffers: reading pauses on the largest holders, then they go.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use portcullis::sim::{ClientId, ClientState, Sim};
+use portcullis::{CloseReason, Config, Context, Error, Framing, Handler, Listen, Outcome, Server};
+
+struct Echo;
+
+impl Handler for Echo {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+}
+
+const LIMIT: usize = 1024 * 1024;
+
+fn world() -> (Sim, SocketAddr) {
+    let mut sim = Sim::new(1, Config::new().max_connections(5000).memory_limit(LIMIT), ());
+    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4).backlog(5000);
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    (sim, addr)
+}
+
+/// A frame of 8 MiB is announced, and so much of it sent.
+fn begin(sim: &mut Sim, client: ClientId, bytes: usize) {
+    sim.send(
+        client,
+        &[&0x0080_0000_u32.to_be_bytes()[..], &vec![b'x'; bytes]].concat(),
+    );
+}
+
+fn ping(sim: &mut Sim, addr: SocketAddr) {
+    let client = sim.connect(addr).expect("it listens");
+    sim.send(client, b"\0\0\0\x02hi");
+    sim.settle();
+    assert_eq!(sim.received(client), b"\0\0\0\x02hi");
+    sim.finish(client);
+    sim.settle();
+}
+
+fn buffered(sim: &mut Sim) -> usize {
+    sim.control().connections().iter().map(|info| info.buffered).sum()
+}
+
+/// A thousand peers that each begin a frame as large as they may: the limit holds, whoever is small is served, and what
+/// is not finished in its time makes room.
+#[test]
+fn hostile_peers_share_what_there_is() {
+    let (mut sim, addr) = world();
+    let clients: Vec<_> = (0..1000).map(|_| sim.connect(addr).expect("it listens")).collect();
+    for client in &clients {
+        begin(&mut sim, *client, 50_000);
+    }
+    sim.advance(Duration::from_secs(1));
+    let held = buffered(&mut sim);
+    assert!((LIMIT / 2..=LIMIT).contains(&held), "{held}");
+    ping(&mut sim, addr);
+    // The frame timeout of thirty seconds: clocks run while nothing is read.
+    sim.advance(Duration::from_secs(40));
+    ping(&mut sim, addr);
+    assert_eq!(sim.stats().open, 0);
+    assert_eq!(buffered(&mut sim), 0);
+}
+
+/// A client that has sent 150,000 bytes of a frame, and the whole frame.
+fn half_a_large_frame(sim: &mut Sim, addr: SocketAddr) -> (ClientId, Vec<u8>) {
+    let large = sim.connect(addr).expect("it listens");
+    let payload = 300_000_usize;
+    let frame = [&(payload as u32).to_be_bytes()[..], &vec![b'y'; payload]].concat();
+    sim.send(large, &frame[..150_000]);
+    sim.settle();
+    (large, frame)
+}
+
+/// One that holds more than its share is not read from, until there is room again; nothing of it is lost.
+#[test]
+fn a_large_frame_waits_while_memory_is_tight() {
+    let (mut sim, addr) = world();
+    let (large, frame) = half_a_large_frame(&mut sim, addr);
+    let hogs: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("it listens")).collect();
+    for hog in &hogs {
+        begin(&mut sim, *hog, 32_000);
+    }
+    sim.settle();
+    assert!(buffered(&mut sim) > LIMIT / 4 * 3, "tight");
+    // One of them is read from all the same; for a second it is this one.
+    sim.send(hogs[0], &[b'x'; 32_000]);
+    sim.settle();
+    sim.send(large, &frame[150_000..]);
+    sim.settle();
+    assert!(sim.received(large).is_empty(), "not yet");
+    assert!(sim.stats().paused_for_memory >= 1);
+    sim.advance(Duration::from_millis(999));
+    assert!(sim.received(large).is_empty(), "not yet");
+    sim.advance(Duration::from_millis(10));
+    assert!(sim.received(large) == frame);
+}
+
+/// Output counts too. What is sent to peers that do not read is the handler's doing: reading less does not help, and those
+/// who hold the most are closed.
+#[test]
+fn who_holds_the_most_goes_first() {
+    let (mut sim, addr) = world();
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        let client = sim.connect(addr).expect("it listens");
+        sim.set_reading(client, false);
+        sim.set_send_buffer(client, 0);
+        clients.push(client);
+    }
+    sim.settle();
+    let ids: Vec<_> = sim.control().connections().iter().map(|info| info.id).collect();
+    for (place, id) in ids.iter().enumerate() {
+        let size = if place < 4 { 100_000 } else { 20_000 };
+        if let Some(mut conn) = sim.control().conn(*id) {
+            conn.send(vec![b'z'; size]).expect("there is room");
+        }
+    }
+    sim.settle();
+    assert!(buffered(&mut sim) <= LIMIT);
+    let closed = sim.stats().closed(CloseReason::OverMemory);
+    assert!((1..=4).contains(&closed), "{closed}");
+    for client in &clients[4..] {
+        assert_eq!(sim.state(*client), ClientState::Connected, "the small ones stay");
+    }
+    sim.step();
+    assert_eq!(sim.stats().open as u64, 40 - closed);
+}
+
+/// Spare buffers go from hand to hand: one byte in each must not keep a large one.
+#[test]
+fn one_byte_does_not_keep_a_large_buffer() {
+    let (mut sim, addr) = world();
+    let mut clients: Vec<_> = (0..400).map(|_| sim.connect(addr).expect("it listens")).collect();
+    for _ in 0..3 {
+        for client in &clients {
+            let frame = [&60_000_u32.to_be_bytes()[..], &[b'x'; 60_000], &[0]].concat();
+            sim.send(*client, &frame);
+            sim.settle();
+            assert_eq!(sim.received(*client).len(), 60_004);
+        }
+        // Each holds one byte now: the beginning of an empty frame.
+        for client in &clients {
+            sim.send(*client, &[0, 0, 0]);
+        }
+        sim.settle();
+        for client in &clients {
+            assert_eq!(sim.received(*client), [0; 4]);
+        }
+    }
+    assert_eq!(sim.stats().closed_total(), 0, "none was over the limit");
+    for client in clients.drain(..) {
+        sim.finish(client);
+    }
+    sim.settle();
+    assert_eq!(sim.stats().open, 0);
+}
+
+/// Forty honest peers, each with a frame of a good part of the limit: they are served one after the other.
+#[test]
+fn large_frames_are_finished_one_after_the_other() {
+    let mut sim = Sim::new(1, Config::new().memory_limit(8 * LIMIT), ());
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(Framing::Packet4)
+        .output_limit(4 * LIMIT)
+        .frame_timeout(Duration::from_secs(60));
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let payload = 700_000_usize;
+    let frame = [&(payload as u32).to_be_bytes()[..], &vec![b'y'; payload]].concat();
+    let clients: Vec<_> = (0..40).map(|_| sim.connect(addr).expect("it listens")).collect();
+    for client in &clients {
+        sim.send(*client, &frame[..300_000]);
+    }
+    sim.settle();
+    assert!(sim.stats().paused_for_memory > 20, "{}", sim.stats().paused_for_memory);
+    for client in &clients {
+        sim.send(*client, &frame[300_000..]);
+    }
+    sim.advance(Duration::from_secs(50));
+    for client in clients {
+        assert!(sim.received(client) == frame, "served: {:?}", sim.stats());
+    }
+    assert_eq!(sim.stats().paused_for_memory, 0);
+}
+
+/// One that has the read grant and sends nothing is so for a second only; and who could not be read from is not told that it was late.
+#[test]
+fn who_does_not_use_its_turn_loses_it() {
+    let mut sim = Sim::new(1, Config::new().memory_limit(8 * LIMIT), ());
+    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4);
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let clients: Vec<_> = (0..40).map(|_| sim.connect(addr).expect("it listens")).collect();
+    for client in &clients {
+        begin(&mut sim, *client, 300_000);
+    }
+    sim.settle();
+    // All but one wait, and it says nothing: the next ones have more to say.
+    for client in &clients {
+        sim.send(*client, b"more");
+    }
+    sim.advance(Duration::from_secs(29));
+    let iterations = sim.stats().iterations;
+    assert!(iterations < 5000, "it does not spin: {iterations}");
+    assert!(sim.stats().memory > 8 * LIMIT / 8 * 5, "what fits is held");
+    assert_eq!(sim.stats().closed(CloseReason::FrameTimeout), 0);
+    sim.advance(Duration::from_secs(5));
+    let (over, late) = (
+        sim.stats().closed(CloseReason::OverMemory),
+        sim.stats().closed(CloseReason::FrameTimeout),
+    );
+    assert!(over > 0, "{over} and {late}");
+    assert_eq!(over + late, 40);
+}
+
+#[test]
+fn the_limit_is_live() {
+    let (mut sim, addr) = world();
+    let client = sim.connect(addr).expect("it listens");
+    begin(&mut sim, client, 600_000);
+    sim.settle();
+    assert_eq!(sim.state(client), ClientState::Connected);
+    sim.control()
+        .reconfigure(|config| config.memory_limit(300_000))
+        .expect("a good limit");
+    sim.settle();
+    assert_eq!(sim.state(client), ClientState::Reset);
+    assert_eq!(sim.stats().closed(CloseReason::OverMemory), 1);
+}
+
+#[test]
+fn the_limit_can_be_taken_away() {
+    let (mut sim, addr) = world();
+    sim.control()
+        .reconfigure(|config| config.memory_limit(None))
+        .expect("no limit");
+    assert_eq!(sim.control().metrics().memory_limit, None);
+    for _ in 0..6 {
+        let client = sim.connect(addr).expect("it listens");
+        begin(&mut sim, client, 600_000);
+    }
+    sim.settle();
+    assert_eq!(sim.stats().open, 6);
+}
+
+/// As many go as it takes, and no more.
+#[test]
+fn a_lower_limit_ends_several() {
+    let (mut sim, addr) = world();
+    for _ in 0..6 {
+        let client = sim.connect(addr).expect("it listens");
+        begin(&mut sim, client, 100_000);
+    }
+    sim.settle();
+    assert_eq!(sim.stats().open, 6);
+    sim.control()
+        .reconfigure(|config| config.memory_limit(256 * 1024))
+        .expect("a good limit");
+    sim.settle();
+    let left = sim.stats().open;
+    assert!((1..=2).contains(&left), "{left}");
+    assert_eq!(sim.stats().closed(CloseReason::OverMemory), 6 - left as u64);
+}
+
+/// A higher one lets those go on who were not read from, without a word from anybody.
+#[test]
+fn a_higher_limit_makes_room_at_once() {
+    let (mut sim, addr) = world();
+    let (large, frame) = half_a_large_frame(&mut sim, addr);
+    for _ in 0..20 {
+        let hog = sim.connect(addr).expect("it listens");
+        begin(&mut sim, hog, 32_000);
+    }
+    sim.settle();
+    sim.send(large, &frame[150_000..]);
+    sim.settle();
+    assert_eq!(sim.received(large), b"", "not yet");
+    sim.control()
+        .reconfigure(|config| config.memory_limit(4 * LIMIT))
+        .expect("a good limit");
+    sim.settle();
+    assert!(sim.received(large) == frame);
+}
+
+#[test]
+fn a_limit_below_a_few_reads_is_refused() {
+    let server: Result<Server, Error> = Server::new(Config::new().memory_limit(1000));
+    match server {
+        Err(Error::Option { option, problem }) => {
+            assert!(option == "memory_limit" && problem.contains("at least"), "{problem}");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Many who hold little hold much: below a kilobyte each as well, the limit is the limit.
+#[test]
+fn a_crowd_of_small_holders_is_bounded_too() {
+    const SMALL_LIMIT: usize = 256 * 1024;
+    let config = Config::new().max_connections(1000).memory_limit(SMALL_LIMIT);
+    let mut sim = Sim::new(1, config, ());
+    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4).backlog(1000);
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    for _ in 0..1000 {
+        let client = sim.connect(addr).expect("it listens");
+        begin(&mut sim, client, 800);
+    }
+    sim.advance(Duration::from_secs(1));
+    let stats = sim.stats();
+    assert!(
+        (SMALL_LIMIT / 2..=SMALL_LIMIT).contains(&stats.memory),
+        "{}",
+        stats.memory
+    );
+    assert_eq!(stats.closed(CloseReason::OverMemory), stats.closed_total());
+}
+
+/// Whose output has gone holds nothing any more: it is read from again, however tight memory is for others.
+#[test]
+fn who_holds_less_than_its_share_again_is_read_from_again() {
+    let (mut sim, addr) = world();
+    let slow = sim.connect(addr).expect("it listens");
+    sim.set_reading(slow, false);
+    sim.set_send_buffer(slow, 0);
+    sim.settle();
+    let id = sim.control().connections()[0].id;
+    let sent = sim.control().conn(id).expect("it is there").send(vec![b'x'; 100_000]);
+    sent.expect("there is room");
+    let mut granted = slow;
+    for _ in 0..20 {
+        let hog = sim.connect(addr).expect("it listens");
+        begin(&mut sim, hog, 42_000);
+        granted = hog;
+    }
+    sim.settle();
+    // Another one is read from beyond its share, and will be for a second.
+    sim.send(granted, &[b'x'; 42_000]);
+    sim.settle();
+    sim.send(slow, b"\0\0\0\x02hi");
+    sim.settle();
+    let paused_for_memory = |sim: &mut Sim| sim.control().connections()[0].paused_for_memory;
+    assert!(
+        paused_for_memory(&mut sim),
+        "memory is tight and it holds more than its share"
+    );
+    for _ in 0..100 {
+        // Several times: nothing is left of it.
+        sim.set_send_buffer(slow, 1_000_000);
+        sim.set_reading(slow, true);
+        sim.settle();
+        assert!(sim.received(slow).ends_with(b"\0\0\0\x02hi"));
+        assert!(!paused_for_memory(&mut sim));
+        sim.set_reading(slow, false);
+        sim.set_send_buffer(slow, 0);
+        let sent = sim.control().conn(id).expect("it is there").send(vec![b'x'; 60_000]);
+        sent.expect("there is room");
+        sim.send(slow, b"\0\0\0\x02hi");
+        sim.settle();
+        assert!(paused_for_memory(&mut sim));
+    }
+    assert!(buffered(&mut sim) > LIMIT / 4 * 3, "tight all the time");
+}
+
+/// Says goodbye at the first frame, and counts what comes behind it.
+struct Hears;
+
+impl Handler<Vec<usize>> for Hears {
+    fn on_frame(&mut self, cx: &mut Context<'_, Vec<usize>>, frame: &[u8]) -> Outcome {
+        cx.app.push(frame.len());
+        cx.conn.finish();
+        Ok(())
+    }
+}
+
+/// Whoever has finished and still listens waits for memory like anybody: that it cannot write is no sign that its peer has gone.
+#[test]
+fn a_finished_end_waits_too() {
+    let config = Config::new().max_connections(5000).memory_limit(LIMIT);
+    let mut sim = Sim::new(1, config, Vec::new());
+    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4).backlog(5000);
+    let addr = sim.listen(listen, |_: &mut Vec<usize>, _| Hears).expect("listen");
+    let large = sim.connect(addr).expect("it listens");
+    let frame = [&300_000_u32.to_be_bytes()[..], &vec![b'y'; 300_000]].concat();
+    sim.send(large, b"\0\0\0\x03bye");
+    sim.settle();
+    sim.send(large, &frame[..150_000]);
+    sim.settle();
+    let hogs: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("it listens")).collect();
+    for hog in &hogs {
+        sim.send(*hog, &[&0x0080_0000_u32.to_be_bytes()[..], &[b'x'; 32_000]].concat());
+    }
+    sim.settle();
+    sim.send(hogs[0], &[b'x'; 32_000]);
+    sim.settle();
+    sim.send(large, &frame[150_000..]);
+    sim.settle();
+    assert!(sim.stats().paused_for_memory >= 1, "it waits");
+    sim.advance(Duration::from_secs(5));
+    assert_eq!(sim.app(), &[3, 300_000], "{:?}", sim.stats());
+}

@@ -1,0 +1,104 @@
+//! What connections have held comes back to the system, seen from outside: the private memory of the echo example's process.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::io::{Read, Write};
+
+use kit::net::{connect, packet2, ping, ChildProcess};
+
+const MIB: usize = 1024 * 1024;
+const AT_ONCE: usize = 250;
+
+/// What is the process's alone, in bytes (`proc_pid_smaps(5)`).
+fn private(process: u32) -> usize {
+    let smaps = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).expect("it runs");
+    let of = |name: &str| -> usize {
+        let line = smaps
+            .lines()
+            .find(|line| line.starts_with(name))
+            .expect("Linux says it");
+        let kib = line.split_whitespace().nth(1).expect("a number");
+        kib.parse::<usize>().expect("a number") * 1024
+    };
+    // The pages of the program itself are clean, and ours alone or not as other tests come and go.
+    of("Private_Dirty:")
+}
+
+/// Ten thousand of them, with small messages and some large ones.
+#[test]
+fn after_ten_thousand_connections_it_is_as_before() {
+    let (server, addr) = ChildProcess::echo(&["--max-connections", "1000"]);
+    let large = packet2(&[b'x'; 60_000]);
+    let wave = |large_ones: usize| {
+        let mut clients: Vec<_> = (0..AT_ONCE).map(|_| connect(addr)).collect();
+        for client in &mut clients {
+            ping(client, &[b'x'; 64]);
+        }
+        for client in &mut clients[..large_ones] {
+            client.write_all(&large).expect("sent");
+        }
+        let mut answer = vec![0; large.len()];
+        for client in &mut clients[..large_ones] {
+            client.read_exact(&mut answer).expect("the echo");
+        }
+        assert!(answer == large || large_ones == 0);
+    };
+    wave(0);
+    let before = private(server.process());
+    for _ in 0..40 {
+        wave(50);
+    }
+    // A last round trip: whoever went before is gone.
+    ping(&mut connect(addr), b"done");
+    let after = private(server.process());
+    assert!(
+        after < before + 8 * MIB,
+        "{} MiB, {} MiB before",
+        after / MIB,
+        before / MIB
+    );
+}
+
+/// TLS 1.3 with a real client, with its tickets, and with all that C holds of the keys.
+#[cfg(feature = "tls")]
+#[test]
+fn an_idle_connection_behind_tls_costs_4000_bytes() {
+    use kit::tls::{secure, Folder, Site};
+    use portcullis::tls::rustls::version::TLS13;
+
+    /// So many fill the cache of sessions that can be resumed.
+    const FEW: usize = 200;
+    const MANY: usize = 700;
+    /// The heap grows by pages, and its last hole may be anywhere.
+    const NOISE: usize = 64 * 1024;
+    let (folder, site) = (Folder::new(), Site::new());
+    let chain = folder.file("chain.pem", &site.identity.chain_pem);
+    let key = folder.file("key.pem", &site.identity.key_pem);
+    let files = [chain.to_str().expect("text"), key.to_str().expect("text")];
+    let options = [
+        "--tls-cert",
+        files[0],
+        "--tls-key",
+        files[1],
+        "--max-connections",
+        "1000",
+    ];
+    let (server, addr) = ChildProcess::echo(&options);
+    let client = site.client(&TLS13);
+    let mut clients = Vec::new();
+    let mut held = |connections| {
+        while clients.len() < connections {
+            let mut client = secure(addr, &client);
+            ping(&mut client, &[b'x'; 64]);
+            clients.push(client);
+        }
+        private(server.process())
+    };
+    let few = held(FEW);
+    let each = (held(MANY) - few) / (MANY - FEW);
+    println!("{each} bytes for each connection");
+    assert!(
+        (1000..4000 + NOISE / (MANY - FEW)).contains(&each),
+        "{each} bytes for each connection"
+    );
+}

@@ -1,0 +1,8 @@
+//! A server inside a program: its loop, its threads, its types.
+
+mod foreign_loops;
+mod handle;
+mod loops;
+mod misuse;
+mod spawn;
+mod stored;

@@ -1,0 +1,351 @@
+//! What a program may get wrong around its server is a typed error or a defined nothing: never a panic, a hang, or another's
+//! connection.
+
+use std::cell::Cell;
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd};
+use std::rc::Rc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kit::net::{await_end, connect, local, packet2, read_to_end, recv2, send2, Echo, PATIENCE};
+use portcullis::{
+    CloseReason, Config, ConnId, Context, DetachError, Error, Handle, HandleError, Handler, Listen, Message, Outcome,
+    SendError, Server, Turn,
+};
+
+fn echo(config: Config, listen: Listen) -> (Server, SocketAddr) {
+    let mut server = Server::new(config).expect("server");
+    server.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    (server, addr)
+}
+
+#[track_caller]
+fn turns_until<A>(server: &mut Server<A>, app: &mut A, mut condition: impl FnMut(&mut Server<A>, &A) -> bool) {
+    let begun = Instant::now();
+    while !condition(server, app) {
+        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {server:?}");
+        server.poll_once(app, Some(Duration::from_millis(10))).expect("a turn");
+    }
+}
+
+/// An id whose connection has gone, and whose slot is another's now.
+fn stale(server: &mut Server, addr: SocketAddr) -> (ConnId, TcpStream) {
+    let first = connect(addr);
+    turns_until(server, &mut (), |server, ()| server.stats().open == 1);
+    let id = server.connections()[0].id;
+    drop(first);
+    turns_until(server, &mut (), |server, ()| server.stats().open == 0);
+    let mut second = connect(addr);
+    turns_until(server, &mut (), |server, ()| server.stats().open == 1);
+    assert_ne!(server.connections()[0].id, id);
+    send2(&mut second, b"mine");
+    turns_until(server, &mut (), |server, ()| server.stats().frames_out == 1);
+    assert_eq!(recv2(&mut second), b"mine");
+    (id, second)
+}
+
+#[test]
+fn a_stale_id_reaches_nobody() {
+    let (mut server, addr) = echo(Config::new(), local());
+    let (id, mut tenant) = stale(&mut server, addr);
+    let handle = server.handle();
+    assert_eq!(handle.send(id, *b"for another"), Err(HandleError::NoConnection(id)));
+    assert_eq!(handle.notify(id, ()), Err(HandleError::NoConnection(id)));
+    assert_eq!(handle.kill(id), Err(HandleError::NoConnection(id)));
+    assert!(!server.kill(id));
+    assert!(server.control().conn(id).is_none());
+    // The slot's new tenant has noticed nothing.
+    send2(&mut tenant, b"still mine");
+    turns_until(&mut server, &mut (), |server, ()| server.stats().frames_out == 2);
+    assert_eq!(recv2(&mut tenant), b"still mine");
+    assert_eq!(server.stats().closed(CloseReason::Killed), 0);
+}
+
+#[test]
+fn a_stale_id_from_inside_a_callback_is_none() {
+    #[derive(Default)]
+    struct App {
+        gone: Option<ConnId>,
+        found: Option<bool>,
+    }
+    struct Asks;
+    impl Handler<App> for Asks {
+        fn on_open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+            if let Some(id) = cx.app.gone {
+                cx.app.found = Some(cx.conn.peer(id).is_some());
+            }
+            Ok(())
+        }
+        fn on_frame(&mut self, _: &mut Context<'_, App>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+        fn on_close(&mut self, cx: &mut Context<'_, App>, _: &portcullis::Closed) {
+            cx.app.gone = Some(cx.conn.id());
+            // It is on its way out: asking for anything is an error, or nothing at all.
+            assert!(matches!(cx.conn.send("last words"), Err(SendError::Closed)));
+            assert_eq!(cx.conn.detach(|_| ()), Err(DetachError::NotOpen));
+            cx.conn.set_timer(0, Duration::ZERO);
+            cx.conn.resume();
+            cx.conn.close();
+        }
+    }
+    let mut server = Server::new(Config::new()).expect("server");
+    server.listen(local(), |_: &mut App, _| Asks).expect("listen");
+    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let mut app = App::default();
+    drop(connect(addr));
+    turns_until(&mut server, &mut app, |_, app| app.gone.is_some());
+    let _second = connect(addr);
+    turns_until(&mut server, &mut app, |_, app| app.found.is_some());
+    assert_eq!(app.found, Some(false));
+    assert_eq!(
+        (server.stats().panics, server.stats().closed(CloseReason::Panicked)),
+        (0, 0)
+    );
+}
+
+#[test]
+fn to_detach_twice_is_an_error_and_the_first_stands() {
+    struct Leaves(mpsc::Sender<portcullis::Detached>);
+    impl Handler<Vec<Result<(), DetachError>>> for Leaves {
+        fn on_frame(&mut self, cx: &mut Context<'_, Vec<Result<(), DetachError>>>, frame: &[u8]) -> Outcome {
+            for _ in 0..2 {
+                let to = self.0.clone();
+                let outcome = cx.conn.detach(move |stream| drop(to.send(stream)));
+                cx.app.push(outcome);
+            }
+            // It has left: nothing more goes out through the loop.
+            assert!(matches!(cx.conn.send(frame), Err(SendError::Closed)));
+            Ok(())
+        }
+    }
+    let (sender, received) = mpsc::channel();
+    let mut server = Server::new(Config::new()).expect("server");
+    server
+        .listen(local(), move |_: &mut Vec<_>, _| Leaves(sender.clone()))
+        .expect("listen");
+    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let mut app = Vec::new();
+    let mut client = connect(addr);
+    send2(&mut client, b"out");
+    turns_until(&mut server, &mut app, |_, app| app.len() == 2);
+    assert_eq!(app, [Ok(()), Err(DetachError::NotOpen)]);
+    let mut stream = received.recv_timeout(PATIENCE).expect("the first");
+    assert!(received.try_recv().is_err(), "there is one stream");
+    // From outside, by its id, which is live until its place is given back.
+    let id = stream.id();
+    if let Some(mut conn) = server.control().conn(id) {
+        assert_eq!(conn.detach(|_| ()), Err(DetachError::NotOpen));
+        assert!(matches!(conn.send("more"), Err(SendError::Closed)));
+    }
+    stream.write_all(b"from the thread").expect("written");
+    drop(stream);
+    assert_eq!(read_to_end(&mut client), b"from the thread");
+    turns_until(&mut server, &mut app, |server, _| server.stats().open == 0);
+    assert_eq!(server.stats().closed(CloseReason::Detached), 1);
+}
+
+/// Whoever waits for the loop on the loop's own thread would wait for ever.
+#[test]
+fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
+    struct Asks(Handle<Vec<HandleError>>);
+    impl Handler<Vec<HandleError>> for Asks {
+        fn on_frame(&mut self, cx: &mut Context<'_, Vec<HandleError>>, frame: &[u8]) -> Outcome {
+            let handle = &self.0;
+            let asked = [
+                handle.call(Duration::MAX, |_, _| ()).err(),
+                handle.metrics(Duration::MAX).err(),
+                handle.tree(1, Duration::MAX).err(),
+                handle.recent_closes(Duration::MAX).err(),
+                handle.listener("any", Duration::MAX).err(),
+                handle.reconfigure(Duration::MAX, |config| config).err(),
+                handle.reconfigure_listener("any", Duration::MAX, |listen| listen).err(),
+            ];
+            cx.app.extend(asked.into_iter().flatten());
+            // What does not wait is as good here as anywhere: it is done in a later turn.
+            handle.send(cx.conn.id(), frame)?;
+            Ok(())
+        }
+    }
+    let mut server = Server::new(Config::new()).expect("server");
+    let handle = server.handle();
+    server
+        .listen(local(), move |_: &mut Vec<_>, _| Asks(handle.clone()))
+        .expect("listen");
+    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let mut app = Vec::new();
+    let mut client = connect(addr);
+    send2(&mut client, b"sent to itself");
+    turns_until(&mut server, &mut app, |server, _| server.stats().frames_out == 1);
+    assert_eq!(recv2(&mut client), b"sent to itself");
+    assert_eq!(
+        app,
+        vec![HandleError::OwnThread; 7],
+        "seven questions, and none of them waits"
+    );
+}
+
+/// A loop that has not polled for longer than every timeout: nobody who has spoken meanwhile is judged by that.
+#[test]
+fn a_loop_that_forgets_to_poll_harms_nobody() {
+    let limit = Duration::from_millis(50);
+    let listen = local()
+        .idle_timeout(limit)
+        .frame_timeout(limit)
+        .handshake_timeout(limit);
+    let (mut server, addr) = echo(Config::new(), listen);
+    let (mut talks, silent) = (connect(addr), connect(addr));
+    for client in [&talks, &silent] {
+        send2(&mut &*client, b"here");
+    }
+    turns_until(&mut server, &mut (), |server, ()| server.stats().frames_out == 2);
+    assert_eq!(recv2(&mut talks), b"here");
+    // Clients come and talk, and nobody polls: as long as the timeouts are, and longer.
+    let late = connect(addr);
+    let begun = Instant::now();
+    while begun.elapsed() < 2 * limit {
+        thread::park_timeout(limit);
+    }
+    send2(&mut talks, b"while nobody looked");
+    send2(&mut &late, b"I too");
+    // The very first turns find both what has come and what is overdue. The first is judged first.
+    turns_until(&mut server, &mut (), |server, ()| server.stats().frames_out == 4);
+    assert_eq!(recv2(&mut talks), b"while nobody looked");
+    drop(silent);
+}
+
+/// A loop that ignores the descriptor's events loses none: what was there is there at the next turn.
+#[test]
+fn a_loop_that_ignores_an_event_finds_it_later() {
+    let (mut server, addr) = echo(Config::new(), local().idle_timeout(Duration::MAX));
+    let mut client = connect(addr);
+    turns_until(&mut server, &mut (), |server, ()| server.stats().open == 1);
+    for _ in 0..100 {
+        send2(&mut client, b"unheard");
+    }
+    let mut poll = mio::Poll::new().expect("poll");
+    let fd = server.as_fd().as_raw_fd();
+    let mut source = mio::unix::SourceFd(&fd);
+    poll.registry()
+        .register(&mut source, mio::Token(0), mio::Interest::READABLE)
+        .expect("register");
+    let mut events = mio::Events::with_capacity(4);
+    // Told, and not acted upon; edge-triggered, it is not told again.
+    poll.poll(&mut events, Some(PATIENCE)).expect("poll");
+    assert!(!events.is_empty());
+    turns_until(&mut server, &mut (), |server, ()| server.stats().frames_out == 100);
+    for _ in 0..100 {
+        assert_eq!(recv2(&mut client), b"unheard");
+    }
+}
+
+/// Turns without any reason, and with the longest and the shortest timeouts, are turns in which nothing happens.
+#[test]
+fn a_loop_that_polls_too_often_does_nothing() {
+    let (mut server, addr) = echo(Config::new(), local());
+    let client = connect(addr);
+    turns_until(&mut server, &mut (), |server, ()| server.stats().open == 1);
+    let before = server.stats();
+    for _ in 0..1000 {
+        let turn = server.poll_once(&mut (), Some(Duration::ZERO)).expect("a turn");
+        assert_eq!(turn, Turn::Continue);
+    }
+    let after = server.stats();
+    assert_eq!(
+        (after.bytes_in, after.open, after.iterations),
+        (before.bytes_in, 1, before.iterations + 1000)
+    );
+    drop(client);
+}
+
+/// A worker whose answer comes when the drain is over, or the server gone: an error for the worker, and nothing else.
+#[test]
+fn a_workers_answer_after_the_drain_is_an_error() {
+    struct Asks {
+        jobs: mpsc::Sender<ConnId>,
+        told: Rc<Cell<u32>>,
+    }
+    impl Handler for Asks {
+        fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+            cx.conn.hold();
+            self.jobs.send(cx.conn.id())?;
+            Ok(())
+        }
+        fn on_message(&mut self, _: &mut Context<'_>, _: Message) -> Outcome {
+            self.told.set(self.told.get() + 1);
+            Ok(())
+        }
+    }
+    let (jobs, queue) = mpsc::channel();
+    let told = Rc::new(Cell::new(0));
+    let heard = Rc::clone(&told);
+    let mut server = Server::new(Config::new()).expect("server");
+    let service = move |_: &mut (), _| Asks {
+        jobs: jobs.clone(),
+        told: Rc::clone(&heard),
+    };
+    server.listen(local(), service).expect("listen");
+    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let (handle, mut client) = (server.handle(), connect(addr));
+    send2(&mut client, b"a long job");
+    turns_until(&mut server, &mut (), |server, ()| server.stats().frames_in == 1);
+    let id = queue.recv_timeout(PATIENCE).expect("a job");
+    // The grace is over before the worker is done.
+    server.drain(Duration::from_millis(1));
+    turns_until(&mut server, &mut (), |server, ()| server.drain_report().is_some());
+    assert_eq!(server.drain_report().map(|report| report.forced), Some(1));
+    assert_eq!(handle.notify(id, "the answer"), Err(HandleError::NoConnection(id)));
+    assert_eq!(handle.send(id, *b"the answer"), Err(HandleError::NoConnection(id)));
+    assert_eq!(
+        server.poll_once(&mut (), None).expect("a turn"),
+        Turn::Drained,
+        "it does not wait"
+    );
+    drop(server);
+    assert_eq!(handle.notify(id, "the answer"), Err(HandleError::ServerGone));
+    assert_eq!(handle.post(|(), _| ()), Err(HandleError::ServerGone));
+    assert_eq!(handle.call(PATIENCE, |(), _| ()), Err(HandleError::ServerGone));
+    assert_eq!(handle.drain(Duration::ZERO), Err(HandleError::ServerGone));
+    assert_eq!(told.get(), 0);
+    await_end(&mut client);
+}
+
+#[test]
+fn a_server_that_has_drained_takes_nothing_new() {
+    let (mut server, addr) = echo(Config::new(), local());
+    server.drain(Duration::ZERO);
+    turns_until(&mut server, &mut (), |server, ()| server.drain_report().is_some());
+    let again = server.listen(local(), |_: &mut (), _| Echo);
+    assert!(matches!(again, Err(Error::Draining)), "{again:?}");
+    server.drain(Duration::from_secs(60));
+    server.run(&mut ()).expect("it returns at once");
+    TcpStream::connect_timeout(&addr, PATIENCE).expect_err("the port is closed");
+}
+
+/// The state that is lent may be another one each time: the server keeps none of it.
+#[test]
+fn each_turn_may_lend_another_state() {
+    struct Count;
+    impl Handler<u32> for Count {
+        fn on_frame(&mut self, cx: &mut Context<'_, u32>, _: &[u8]) -> Outcome {
+            *cx.app += 1;
+            Ok(())
+        }
+    }
+    let mut server = Server::new(Config::new()).expect("server");
+    server.listen(local(), |_: &mut u32, _| Count).expect("listen");
+    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let mut client = connect(addr);
+    let mut counts = [0; 2];
+    for (number, count) in counts.iter_mut().enumerate() {
+        client.write_all(&packet2(b"one")).expect("sent");
+        turns_until(&mut server, count, |server, _| {
+            server.stats().frames_in == number as u64 + 1
+        });
+    }
+    assert_eq!(counts, [1, 1]);
+}

@@ -1,0 +1,397 @@
+//! What the handlers of one world share, and the account they keep of each client.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use portcullis::{
+    Addr, CloseReason, Conn, ConnId, Handle, HandleError, ListenerId, Peer, ProxyProtocol, SendError, State,
+};
+
+use super::header::Opening;
+use super::rules::Rules;
+use super::wire::Wire;
+
+/// The application.
+#[derive(Debug)]
+pub struct App {
+    pub talks: BTreeMap<SocketAddr, Talk>,
+    /// Who is open, and where.
+    pub members: Vec<(ConnId, SocketAddr)>,
+    /// Who got no place: all, and by listener.
+    pub turned_away: (u64, BTreeMap<ListenerId, u64>),
+    /// The server's own handle, for handlers that post to it.
+    pub handle: Option<Handle<App>>,
+    pub commands: Commands,
+    pub failed_accepts: u64,
+    /// Jobs and services that panicked as planned.
+    pub panics: u64,
+    /// Destructors that did.
+    pub blown: Rc<Cell<u64>>,
+    pub lost_listeners: u64,
+    /// The first thing that should not have happened.
+    pub fault: Option<String>,
+    /// Destructors may panic: not those of a world that is taken down.
+    pub armed: Rc<Cell<bool>>,
+}
+
+/// What the queue took, and what came out of it.
+#[derive(Debug, Default)]
+pub struct Commands {
+    pub sends: u64,
+    pub notifies: u64,
+    pub kills: u64,
+    pub posts: u64,
+    pub refused: u64,
+    /// Messages that arrived.
+    pub messages: u64,
+    /// Jobs that ran.
+    pub jobs: u64,
+}
+
+/// One client's conversation, as both sides must see it.
+#[derive(Debug)]
+pub struct Talk {
+    /// How the server cuts the stream now, and the longest payload it takes.
+    pub wire: Wire,
+    pub max: usize,
+    pub tls: bool,
+    /// Its handler has begun to upgrade it to TLS, when so much was promised in the clear.
+    pub upgraded_at: Option<usize>,
+    /// What it begins with, before TLS, and how much of that it has sent.
+    pub opening: Opening,
+    pub opening_sent: usize,
+    /// How often its listener's rules had changed when it came.
+    pub epoch: u64,
+    /// It is read no faster than its listener's rates say.
+    pub throttled: bool,
+    /// What the client has said, TLS taken off. What it began with is a part of that, but over TLS.
+    pub said: Vec<u8>,
+    /// How much of it was delivered.
+    pub heard: usize,
+    /// What was taken for the client, on the wire, TLS taken off.
+    pub promised: Vec<u8>,
+    /// Its handler, or another's, wants no frames.
+    pub paused: bool,
+    /// Something was sent to it whose place in the order nobody knows.
+    pub murky: bool,
+    pub opened: bool,
+    pub closed: Option<CloseReason>,
+    /// The service has told it to go away.
+    pub refused: bool,
+    /// It was gone before it was open.
+    pub failed_accept: Option<CloseReason>,
+}
+
+impl Talk {
+    pub fn new(wire: Wire, max: usize, tls: bool) -> Self {
+        Self {
+            wire,
+            max,
+            tls,
+            opening: Opening::default(),
+            opening_sent: 0,
+            epoch: 0,
+            throttled: false,
+            upgraded_at: None,
+            said: Vec::new(),
+            heard: 0,
+            promised: Vec::new(),
+            paused: false,
+            murky: false,
+            opened: false,
+            closed: None,
+            refused: false,
+            failed_accept: None,
+        }
+    }
+
+    /// The whole header has been sent, if it is to have one.
+    fn has_introduced_itself(&self) -> bool {
+        self.opening.says.is_some() && self.opening_sent == self.opening.bytes.len()
+    }
+
+    /// The service is asked about it: it may come in, with the header that it has sent and no other, and the next byte
+    /// is the one behind that.
+    pub fn introduce(&mut self, peer: &Peer, rules: &Rules, epoch: u64) -> Result<(), String> {
+        let from = tcp(&peer.addr).ip();
+        if !rules.admits(from) && self.epoch == epoch {
+            return Err(format!("{from} may not come in"));
+        }
+        let says = self.opening.says.as_ref().filter(|_| self.has_introduced_itself());
+        let is_right = match (&peer.proxy, says) {
+            (Some(header), Some(says)) => says.is(header),
+            (Some(_), None) => false,
+            // A header that somebody else sends is the beginning of his stream.
+            (None, Some(_)) => self.epoch != epoch || !rules.trusts(from),
+            (None, None) => {
+                let required = rules.trusts(from) && rules.proxy == ProxyProtocol::Required;
+                self.epoch != epoch || !(required || rules.trusts(from) && !self.opening.bytes.is_empty())
+            }
+        };
+        if !is_right {
+            return Err(format!("{from} comes in with {:?} and says {says:?}", peer.proxy));
+        }
+        let source = says.filter(|_| peer.proxy.is_some()).and_then(|says| says.source());
+        if source.is_some_and(|source| !rules.allows(source)) {
+            return Err(format!("{source:?} may not come in"));
+        }
+        // Or it was, when it came and its header had not: it keeps the rates that it came under.
+        self.throttled = rules.has_throttle() || self.epoch != epoch;
+        if peer.proxy.is_some() && !self.tls {
+            self.heard = self.opening.bytes.len();
+        }
+        Ok(())
+    }
+
+    /// It does not come in, for this reason.
+    pub fn judge_failed_accept(
+        &self,
+        reason: CloseReason,
+        peer: &Peer,
+        rules: &Rules,
+        epoch: u64,
+    ) -> Result<(), String> {
+        let from = tcp(&peer.addr).ip();
+        let says = self.opening.says.as_ref().filter(|_| self.has_introduced_itself());
+        let source = says.and_then(|says| says.source());
+        let had_place = peer.id.is_some();
+        let wrong = match reason {
+            // It may have been judged by the rules of before.
+            CloseReason::Denied | CloseReason::SourceLimited if had_place && self.epoch != epoch => false,
+            CloseReason::Denied if had_place => source.is_none_or(|source| rules.allows(source)),
+            CloseReason::Denied => rules.admits(from),
+            CloseReason::BadProxyHeader => says.is_some(),
+            CloseReason::SourceLimited => !rules.limits_sources(),
+            CloseReason::ClosedEarly if had_place => self.opening_sent > 0 || !self.said.is_empty(),
+            _ => false,
+        };
+        if wrong {
+            return Err(format!("{from} ended as {reason}: {peer:?}, {:?}", self.opening));
+        }
+        Ok(())
+    }
+
+    /// A naive reader finds another frame in what was not delivered.
+    pub fn has_more(&self) -> bool {
+        let rest = &self.said[self.heard..];
+        self.wire.cut(rest, self.max, rest.len()).is_some()
+    }
+
+    /// It ends for this reason, and the kernel has taken so many bytes for the client.
+    pub fn judge_end(&self, reason: CloseReason, taken: u64) -> Result<(), String> {
+        let (promised, unheard) = (self.promised.len() as u64, self.said.len() - self.heard);
+        // What it was before it was encrypted, nobody knows.
+        if is_orderly(reason) && !self.murky && !self.tls && taken != promised {
+            return Err(format!("it ended as {reason}, with {taken} of {promised} bytes sent"));
+        }
+        if reason == CloseReason::Finished && unheard > 0 {
+            return Err(format!("it ended as {reason}, with {unheard} bytes unheard"));
+        }
+        if is_in_the_stream(reason) && self.has_more() {
+            return Err(format!("it ended as {reason}, and the next frame is whole"));
+        }
+        Ok(())
+    }
+
+    /// The server delivers a frame: it must be what a naive reader finds next.
+    pub fn hear(&mut self, frame: &[u8]) -> Result<(), String> {
+        let rest = &self.said[self.heard..];
+        match self.wire.cut(rest, self.max, frame.len()) {
+            Some((payload, taken)) if rest[payload.clone()] == *frame => {
+                self.heard += taken;
+                Ok(())
+            }
+            found => Err(format!(
+                "{:?}: the frame {frame:?} was delivered, a naive reader finds {found:?} in {rest:?}",
+                self.wire
+            )),
+        }
+    }
+}
+
+/// Ends that lose nothing of what was sent: FIN comes behind all of it.
+pub fn is_orderly(reason: CloseReason) -> bool {
+    matches!(
+        reason,
+        CloseReason::Finished
+            | CloseReason::Closed
+            | CloseReason::Failed
+            | CloseReason::Panicked
+            | CloseReason::Drained
+            | CloseReason::FrameTimeout
+            | CloseReason::IdleTimeout
+            // At the frame timeout, for one.
+            | CloseReason::UnexpectedTls
+    ) || is_in_the_stream(reason)
+}
+
+/// Ends for which what comes next in the stream is the cause, and nothing that comes later can change it.
+fn is_in_the_stream(reason: CloseReason) -> bool {
+    matches!(
+        reason,
+        CloseReason::Truncated | CloseReason::FrameTooLarge | CloseReason::BadFrame | CloseReason::TlsTruncated
+    )
+}
+
+/// The simulated kernel has no other addresses.
+pub fn tcp(addr: &Addr) -> SocketAddr {
+    addr.as_tcp().expect("a TCP address")
+}
+
+impl App {
+    pub fn new() -> Self {
+        Self {
+            talks: BTreeMap::new(),
+            members: Vec::new(),
+            turned_away: Default::default(),
+            handle: None,
+            commands: Commands::default(),
+            failed_accepts: 0,
+            panics: 0,
+            blown: Rc::default(),
+            lost_listeners: 0,
+            fault: None,
+            armed: Rc::new(Cell::new(true)),
+        }
+    }
+
+    pub fn blame(&mut self, what: impl Into<String>) {
+        self.fault.get_or_insert(what.into());
+    }
+
+    /// The conversation with this peer. Clients that the world does not know do not exist.
+    pub fn talk(&mut self, peer: SocketAddr) -> &mut Talk {
+        self.talks.entry(peer).or_insert_with(|| Talk::new(Wire::Raw, 0, false))
+    }
+
+    /// Sends, and takes down what the client must get.
+    pub fn send(&mut self, conn: &mut Conn<'_, Self>, payload: &[u8]) -> Result<(), SendError> {
+        let sent = conn.send(payload);
+        if sent.is_ok() {
+            let talk = self.talk(tcp(&conn.peer_addr()));
+            talk.promised.extend(talk.wire.encode(payload));
+        }
+        sent
+    }
+
+    pub fn pause(&mut self, conn: &mut Conn<'_, Self>, on: bool) {
+        self.talk(tcp(&conn.peer_addr())).paused = on;
+        if on {
+            conn.pause();
+        } else {
+            conn.resume();
+        }
+    }
+
+    /// Upgrades a plain connection, once: in order if nothing is under way to the server, else that fails the handshake.
+    #[cfg(feature = "tls")]
+    pub fn start_tls(&mut self, conn: &mut Conn<'_, Self>) {
+        if conn.start_tls(crate::sim_tls::server_config()).is_ok() {
+            let talk = self.talk(tcp(&conn.peer_addr()));
+            talk.tls = true;
+            talk.upgraded_at = Some(talk.promised.len());
+            talk.murky |= talk.said.len() > talk.heard;
+        }
+    }
+
+    /// Changes the framing, in both accounts.
+    pub fn set_framing(&mut self, conn: &mut Conn<'_, Self>, wire: Wire, max: usize) {
+        conn.set_framing(&wire.framing());
+        let talk = self.talk(tcp(&conn.peer_addr()));
+        talk.wire = wire;
+        talk.max = max;
+    }
+}
+
+/// What somebody asks of the server through its handle.
+#[derive(Clone, Copy, Debug)]
+pub enum Order {
+    /// A frame, at a place in the order that nobody knows. To whom, and to which peer.
+    Send(ConnId, SocketAddr),
+    Notify(ConnId),
+    Kill(ConnId),
+    /// A job that sends, in a known order.
+    Talk(ConnId),
+    /// A job that changes the longest frame, of whoever it is, open or not.
+    Widen(ConnId, SocketAddr),
+    Cap(usize),
+    /// A job that posts a job that posts a job.
+    Chain(u8),
+    Panic,
+    /// Nothing, as jobs go.
+    Idle,
+}
+
+impl Commands {
+    /// Orders that the queue took.
+    pub fn taken(&self) -> u64 {
+        self.sends + self.notifies + self.kills + self.posts
+    }
+}
+
+impl App {
+    /// What is sent through the handle.
+    pub const FOREIGN: &'static str = "foreign";
+
+    /// Gives an order through the handle; false if the queue is full. From a handler, or from another thread.
+    pub fn order(&mut self, order: Order) -> bool {
+        let Some(handle) = self.handle.clone() else {
+            return false;
+        };
+        let (outcome, count) = match order {
+            Order::Send(id, peer) => {
+                self.talk(peer).murky = true;
+                (handle.send(id, Self::FOREIGN), &mut self.commands.sends)
+            }
+            Order::Notify(id) => (handle.notify(id, "noted"), &mut self.commands.notifies),
+            Order::Kill(id) => (handle.kill(id), &mut self.commands.kills),
+            order => (post(&handle, order), &mut self.commands.posts),
+        };
+        match outcome {
+            Ok(()) => *count += 1,
+            Err(HandleError::QueueFull) => {
+                self.commands.refused += 1;
+                return false;
+            }
+            // It has gone, and the handle knows.
+            Err(HandleError::NoConnection(_)) => {}
+            Err(error) => self.blame(format!("{order:?}: {error}")),
+        }
+        true
+    }
+}
+
+fn post(handle: &Handle<App>, order: Order) -> Result<(), HandleError> {
+    handle.post(move |app, control| {
+        app.commands.jobs += 1;
+        match order {
+            Order::Talk(id) => {
+                if let Some(mut conn) = control.conn(id) {
+                    // It may be closing, or full: both are results.
+                    let _ = app.send(&mut conn, b"posted");
+                }
+            }
+            Order::Widen(id, peer) => {
+                let conn = control.conn(id);
+                if let Some(mut conn) = conn.filter(|conn| conn.state() != State::Closing) {
+                    // Never to less: what is held already may be more.
+                    let max = app.talk(peer).max.max(255);
+                    conn.set_max_frame(max);
+                    app.talk(peer).max = max;
+                }
+            }
+            // A small number is never too many.
+            Order::Cap(connections) => drop(control.set_max_connections(connections)),
+            Order::Chain(more) if more > 0 => {
+                app.order(Order::Chain(more - 1));
+            }
+            Order::Panic => {
+                app.panics += 1;
+                crate::planned::blow();
+            }
+            _ => {}
+        }
+    })
+}

@@ -1,0 +1,734 @@
+//! A world in play: clients and a server in the simulator, and who judges them.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use portcullis::sim::{Answer, Call, ClientId, ClientState, Faults, Op, Random, Scripted, Sim, Violation};
+use portcullis::{CloseReason, ConnId, ListenerId, ProxyProtocol, Retry, State};
+
+use super::app::{is_orderly, tcp, App, Order, Talk};
+use super::header::{self, Opening};
+use super::plan::{Act, Action, Door, Plan};
+use super::rates::Meter;
+use super::rules::{bad_config, bad_listen, source, House, Rules};
+use super::sim_client::SimClient;
+use super::subject::{draw_order, HandlerKind, Live, Subject, TestService};
+use crate::script::ScriptedHandler;
+
+/// Clients that something happens to.
+const RECENT: usize = 8;
+
+pub struct World {
+    pub sim: Sim<App>,
+    doors: Vec<Entrance>,
+    house: House,
+    /// Of the whole server.
+    meter: Meter,
+    sim_clients: Vec<SimClient>,
+    /// Whom the server was told to connect to, and who is not there yet.
+    dialed: Vec<(SocketAddr, Rc<Door>)>,
+    dials: u16,
+    queue: (usize, usize),
+    heavy: bool,
+}
+
+/// A listener.
+#[derive(Clone)]
+struct Entrance {
+    door: Rc<Door>,
+    live: Rc<RefCell<Live>>,
+    addr: SocketAddr,
+    /// Since when: another listener may follow at the same address.
+    listener: ListenerId,
+    meter: Rc<RefCell<Meter>>,
+    /// Its limit on sources has been what it is since it listens.
+    limits_all: bool,
+}
+
+impl World {
+    pub fn new(plan: &Plan) -> Result<Self, String> {
+        let mut sim = Sim::new(plan.seed, plan.setup.config(), App::new());
+        sim.app_mut().handle = Some(sim.handle());
+        sim.keep_coverage();
+        let mut world = Self {
+            sim,
+            doors: Vec::new(),
+            house: plan.setup.house.clone(),
+            meter: Meter::default(),
+            sim_clients: Vec::new(),
+            dialed: Vec::new(),
+            dials: 0,
+            queue: plan.setup.queue,
+            heavy: plan.setup.heavy,
+        };
+        world.meter.set(world.house.accept_rate);
+        let mut random = Random::new(plan.seed ^ 0xC0FF_EE00);
+        for door in &plan.setup.doors {
+            let door = Rc::new(door.clone());
+            let live = Rc::new(RefCell::new(Live {
+                rules: door.rules.clone(),
+                epoch: 0,
+            }));
+            let test_service = TestService::new(&door, &live, Random::new(random.bits()));
+            let addr = world
+                .sim
+                .listen(door.listen(0), test_service)
+                .map_err(|error| error.to_string())?;
+            let info = world.sim.control().listener(addr.port());
+            let listener = info.map_err(|error| error.to_string())?.id;
+            let mut meter = Meter::default();
+            meter.set(door.rules.accept_rate);
+            world.doors.push(Entrance {
+                door,
+                live,
+                addr,
+                listener,
+                meter: Rc::new(RefCell::new(meter)),
+                limits_all: true,
+            });
+        }
+        Ok(world)
+    }
+
+    /// With faults, then without; then everybody must be gone, and nothing held.
+    pub fn play(&mut self, plan: &Plan) -> Result<(), String> {
+        self.sim.set_faults(plan.faults.clone());
+        for action in &plan.script {
+            self.perform(action)?;
+        }
+        let mut random = Random::new(plan.seed ^ 0x0DD5);
+        self.come_to_rest(&mut random)?;
+        self.serve_newcomers(&mut random)?;
+        self.end(&mut random)
+    }
+
+    fn perform(&mut self, action: &Action) -> Result<(), String> {
+        let mut random = Random::new(action.seed);
+        match action.act {
+            Act::Connect { door, odd } => {
+                let door = usize::from(door) % self.doors.len();
+                let from = random.chance(500).then(|| header::host(&mut random));
+                let opening = match self.doors[door].live.borrow().rules.proxy {
+                    ProxyProtocol::Off if random.chance(950) => Opening::default(),
+                    ProxyProtocol::Optional if random.chance(300) => Opening::default(),
+                    _ if random.chance(50) => Opening::default(),
+                    _ => Opening::draw(&mut random),
+                };
+                if let Some(at) = self.connect(door, odd, from, opening, &mut random) {
+                    let (door, id) = (&self.doors[door].door, self.sim_clients[at].id);
+                    self.sim.set_send_buffer(id, door.send_buffer);
+                    self.sim.set_reading(id, !random.chance(door.clogged));
+                    if random.chance(40) {
+                        // It goes before it says anything more.
+                        self.sim_clients[at].finished = true;
+                        self.sim.finish(id);
+                    }
+                }
+            }
+            Act::Dial { door } => self.dial(usize::from(door) % self.doors.len(), &mut random),
+            Act::Say { client, frames } => {
+                let frames = usize::from(if self.heavy { frames.min(2) } else { frames });
+                self.speak(client, |sim_client, talk| {
+                    Some(sim_client.say(talk, &mut random, frames))
+                });
+            }
+            Act::Rubbish { client, record } => {
+                self.speak(client, |sim_client, talk| {
+                    Some(sim_client.rave(talk, &mut random, record))
+                });
+            }
+            Act::Finish { client, notify, fin } => {
+                self.speak(client, |sim_client, _| {
+                    sim_client.finished = true;
+                    notify.then(|| sim_client.goodbye())
+                });
+                if let (Some(sim_client), true) = (self.sim_client(client), fin) {
+                    let id = sim_client.id;
+                    self.sim.finish(id);
+                }
+            }
+            Act::Clog { client } => {
+                if let Some(id) = self.sim_client(client).map(|sim_client| sim_client.id) {
+                    self.sim.set_reading(id, false);
+                    self.sim.set_send_buffer(id, random.between(1, 64));
+                }
+            }
+            Act::Sip { client } => {
+                if let Some(id) = self.sim_client(client).map(|sim_client| sim_client.id) {
+                    self.sim.read(id, random.between(1, 100));
+                }
+            }
+            Act::Strike { error } => self.strike(error, &mut random),
+            Act::Flood { orders } => self.flood(usize::from(orders), &mut random)?,
+            Act::DrainByHandle { millis } => {
+                let asked = self.sim.handle().drain(Duration::from_millis(u64::from(millis)));
+                asked.map_err(|error| format!("a drain is refused: {error}"))?;
+            }
+            Act::StopByHandle => {
+                let asked = self.sim.handle().stop();
+                asked.map_err(|error| format!("a stop is refused: {error}"))?;
+            }
+            Act::Suspend { door, on } => self.suspend(door, on),
+            Act::CloseDoor { door } => {
+                let port = self.door(door).addr.port();
+                // It may be closed already.
+                let _ = self.sim.control().close_listener(port);
+            }
+            Act::OpenDoor { door } => self.open(usize::from(door) % self.doors.len(), &mut random),
+            Act::ChangeRules { door, good } => {
+                let door = usize::from(door) % self.doors.len();
+                if good {
+                    let mut rules = self.doors[door].live.borrow().rules.clone();
+                    rules.redraw(&mut random);
+                    self.change_rules(door, rules)?;
+                } else {
+                    self.try_bad_rules(door, &mut random)?;
+                }
+            }
+            Act::ChangeHouse { good: true } => {
+                let house = House::draw(&mut random, self.heavy);
+                self.change_house(house)?;
+            }
+            Act::ChangeHouse { good: false } => self.try_bad_house(&mut random)?,
+            Act::World(ref op) => self.let_happen(op)?,
+        }
+        // Nothing may depend on how many turns lie between two things that happen.
+        if random.chance(500) {
+            checked(self.sim.try_step())?;
+        }
+        self.listen_to_all()
+    }
+
+    /// What the simulator can do by itself.
+    fn let_happen(&mut self, op: &Op) -> Result<(), String> {
+        let clients: Vec<ClientId> = self
+            .sim_clients
+            .iter()
+            .rev()
+            .take(RECENT)
+            .map(|sim_client| sim_client.id)
+            .collect();
+        let addr = self.doors[0].addr;
+        checked(self.sim.try_perform(addr, &clients, op))
+    }
+
+    fn door(&self, number: u8) -> &Entrance {
+        &self.doors[usize::from(number) % self.doors.len()]
+    }
+
+    fn sim_client(&self, number: u8) -> Option<&SimClient> {
+        self.sim_clients.get(self.recent(number))
+    }
+
+    /// Which client is meant: one of the latest, since most of the others are gone.
+    fn recent(&self, number: u8) -> usize {
+        let count = self.sim_clients.len();
+        count.saturating_sub(1 + usize::from(number) % count.clamp(1, RECENT))
+    }
+
+    /// A client says something, unless it has said that it would not.
+    fn speak(&mut self, number: u8, say: impl FnOnce(&mut SimClient, &mut Talk) -> Option<Vec<u8>>) {
+        let at = self.recent(number);
+        let Some(sim_client) = self.sim_clients.get_mut(at).filter(|sim_client| !sim_client.finished) else {
+            return;
+        };
+        let wire = say(sim_client, self.sim.app_mut().talk(sim_client.addr));
+        self.sim.send(sim_client.id, &wire.unwrap_or_default());
+    }
+
+    fn connect(
+        &mut self,
+        door: usize,
+        odd: bool,
+        from: Option<IpAddr>,
+        opening: Opening,
+        random: &mut Random,
+    ) -> Option<usize> {
+        let Entrance { door, live, addr, .. } = &self.doors[door];
+        let id = match from {
+            Some(host) => self.sim.connect_from(*addr, host)?,
+            None => self.sim.connect(*addr)?,
+        };
+        let peer = self.sim.client_addr(id)?;
+        let mut talk = Talk::new(door.wire, door.max_frame, door.tls);
+        talk.epoch = live.borrow().epoch;
+        let mut sim_client = SimClient::new(id, peer, door.tls, odd);
+        let beginning = sim_client.begin(&mut talk, opening, random);
+        self.sim.app_mut().talks.insert(peer, talk);
+        self.sim.send(id, &beginning);
+        if odd && !door.tls {
+            // Nothing else is said there, and what it says is judged as any other rubbish.
+            sim_client.odd = false;
+            let hello = sim_client.utter(self.sim.app_mut().talk(peer), &SimClient::hello());
+            self.sim.send(id, &hello);
+        }
+        self.sim_clients.push(sim_client);
+        Some(self.sim_clients.len() - 1)
+    }
+
+    /// The server connects, from a job.
+    fn dial(&mut self, door: usize, random: &mut Random) {
+        self.dials += 1;
+        let addr = SocketAddr::from(([203, 0, 113, 1], self.dials));
+        let after = Duration::from_millis(random.below(3_000) as u64);
+        let answer = match random.below(10) {
+            0..=3 => Answer::Accept,
+            4..=6 => Answer::AcceptAfter(after),
+            7 => Answer::FailAfter(
+                after,
+                *random.pick(Call::Connect.errors()).unwrap_or(&libc::ECONNREFUSED),
+            ),
+            8 => Answer::Silence,
+            _ => Answer::Refuse,
+        };
+        self.sim.remote(addr, answer);
+        let retry = random.chance(500).then(|| {
+            let attempts = [1, 2, 5, u32::MAX][random.below(4)];
+            Retry::new(attempts).jitter(random.below(101) as u8)
+        });
+        let timeout = [Duration::from_millis(20), Duration::from_secs(5), Duration::MAX][random.below(3)];
+        let door = &self.doors[door].door;
+        let talk = Talk::new(door.wire, door.max_frame, false);
+        self.sim.app_mut().talks.insert(addr, talk);
+        self.dialed.push((addr, Rc::clone(door)));
+        let (door, seed) = (Door::clone(door), random.bits());
+        let posted = self.sim.handle().post(move |app, control| {
+            app.commands.jobs += 1;
+            let door = Rc::new(door);
+            let subject = Subject::new(&door, app, Random::new(seed));
+            // At the cap, without a descriptor or in a drain it is refused.
+            let _ = control.connect(addr, door.connect(timeout, retry), ScriptedHandler::new(subject));
+        });
+        let commands = &mut self.sim.app_mut().commands;
+        match posted {
+            Ok(()) => commands.posts += 1,
+            Err(_) => commands.refused += 1,
+        }
+    }
+
+    /// Who was connected to speaks as a client does, once the server knows of it: before, it may give the attempt up and make another.
+    fn meet(&mut self) {
+        if self.dialed.is_empty() {
+            return;
+        }
+        let infos = self.sim.control().connections().into_iter();
+        let trying = infos.filter(|info| info.state == State::Connecting);
+        let trying: Vec<_> = trying.map(|info| tcp(&info.peer)).collect();
+        let (sim, sim_clients) = (&mut self.sim, &mut self.sim_clients);
+        self.dialed.retain(|(addr, door)| {
+            // The attempts before the last one have failed.
+            let met = sim.dialed(*addr).last().copied();
+            let Some(id) = met.filter(|_| !trying.contains(addr)) else {
+                return true;
+            };
+            sim.set_send_buffer(id, door.send_buffer);
+            sim_clients.push(SimClient::new(id, *addr, false, false));
+            false
+        });
+    }
+
+    fn strike(&mut self, error: u8, random: &mut Random) {
+        let closing = self.sim.control().connections().into_iter();
+        let mut closing = closing.filter(|info| info.state == State::Closing && info.queued > 0);
+        let flushed = closing.next().map(|info| tcp(&info.peer));
+        let sim_clients = self.sim_clients.iter_mut();
+        let mut rare = sim_clients.filter(|sim_client| sim_client.has_to_begin() || Some(sim_client.addr) == flushed);
+        let Some(sim_client) = rare.next() else {
+            return;
+        };
+        let (call, errors) = (Call::Write, Call::Write.errors());
+        let errno = errors[usize::from(error) % errors.len()];
+        self.sim.add_fault(Scripted { call, after: 0, errno });
+        if sim_client.has_to_begin() {
+            sim_client.speak_up();
+            let wire = sim_client.say(self.sim.app_mut().talk(sim_client.addr), random, 1);
+            self.sim.send(sim_client.id, &wire);
+        } else {
+            self.sim.read(sim_client.id, usize::MAX);
+        }
+    }
+
+    fn suspend(&mut self, door: u8, on: bool) {
+        let port = self.door(door).addr.port();
+        let mut control = self.sim.control();
+        // It may be closed.
+        let _ = if on {
+            control.suspend(port)
+        } else {
+            control.resume(port)
+        };
+    }
+
+    fn open(&mut self, at: usize, random: &mut Random) {
+        let Entrance { door, live, addr, .. } = &self.doors[at];
+        let test_service = TestService::new(door, live, Random::new(random.bits()));
+        let rules = live.borrow().rules.clone();
+        let listen = rules.apply(door.listen(addr.port()));
+        // It may be open still, or the server drains, or a call fails: the rest is as it was.
+        if self.sim.listen(listen, test_service).is_err() {
+            return;
+        }
+        if let Ok(info) = self.sim.control().listener(addr.port()) {
+            let entrance = &mut self.doors[at];
+            entrance.listener = info.id;
+            entrance.limits_all = true;
+            let mut meter = Meter::default();
+            meter.set(rules.accept_rate);
+            entrance.meter = Rc::new(RefCell::new(meter));
+        }
+    }
+
+    /// Other rules for a listener. It takes them, if it is open.
+    fn change_rules(&mut self, at: usize, rules: Rules) -> Result<(), String> {
+        let entrance = &mut self.doors[at];
+        let port = entrance.addr.port();
+        let mut control = self.sim.control();
+        if control.listener(port).is_err() {
+            return Ok(());
+        }
+        let changed = control.reconfigure_listener(port, |listen| rules.apply(listen));
+        changed.map_err(|error| format!("{rules:?} are refused: {error}"))?;
+        let mut live = entrance.live.borrow_mut();
+        if live.rules.accept_rate != rules.accept_rate {
+            entrance.meter.borrow_mut().set(rules.accept_rate);
+        }
+        entrance.limits_all &= live.rules.source_connections == rules.source_connections;
+        live.rules = rules;
+        live.epoch += 1;
+        Ok(())
+    }
+
+    fn change_house(&mut self, house: House) -> Result<(), String> {
+        let changed = self.sim.control().reconfigure(|config| house.apply(config));
+        changed.map_err(|error| format!("{house:?} is refused: {error}"))?;
+        if house.accept_rate != self.house.accept_rate {
+            self.meter.set(house.accept_rate);
+        }
+        self.house = house;
+        Ok(())
+    }
+
+    /// Rules that cannot work are refused as a whole.
+    fn try_bad_rules(&mut self, at: usize, random: &mut Random) -> Result<(), String> {
+        let port = self.doors[at].addr.port();
+        let mut control = self.sim.control();
+        if control.listener(port).is_err() {
+            return Ok(());
+        }
+        let (mut before, mut after) = (String::new(), String::new());
+        let refused = control.reconfigure_listener(port, |listen| {
+            before = format!("{listen:?}");
+            bad_listen(listen, random)
+        });
+        let same = control.reconfigure_listener(port, |listen| {
+            after = format!("{listen:?}");
+            listen
+        });
+        match (refused, same) {
+            (Err(_), Ok(())) if before == after => Ok(()),
+            (refused, same) => Err(format!("{refused:?}, {same:?}: {before} became {after}")),
+        }
+    }
+
+    fn try_bad_house(&mut self, random: &mut Random) -> Result<(), String> {
+        let (mut before, mut after) = (String::new(), String::new());
+        let mut control = self.sim.control();
+        let refused = control.reconfigure(|config| {
+            before = format!("{config:?}");
+            bad_config(config, random)
+        });
+        let same = control.reconfigure(|config| {
+            after = format!("{config:?}");
+            config
+        });
+        match (refused, same) {
+            (Err(_), Ok(())) if before == after => Ok(()),
+            (refused, same) => Err(format!("{refused:?}, {same:?}: {before} became {after}")),
+        }
+    }
+
+    /// Everybody of whom a thread may know.
+    fn connections(&mut self) -> Vec<(ConnId, SocketAddr)> {
+        let connections = self.sim.control().connections();
+        connections.iter().map(|info| (info.id, tcp(&info.peer))).collect()
+    }
+
+    /// Many orders at once: no more are taken than the queue has room for.
+    fn flood(&mut self, orders: usize, random: &mut Random) -> Result<(), String> {
+        let ids = self.connections();
+        let before = self.sim.app().commands.taken();
+        let mut bytes = 0;
+        for _ in 0..orders {
+            let order = match random.pick(&ids) {
+                Some(&id) => draw_order(random, id),
+                None => Order::Idle,
+            };
+            let sends = self.sim.app().commands.sends;
+            self.sim.app_mut().order(order);
+            if self.sim.app().commands.sends > sends {
+                bytes += App::FOREIGN.len();
+            }
+        }
+        let taken = self.sim.app().commands.taken() - before;
+        let (limit, limit_bytes) = self.queue;
+        if taken > limit as u64 || bytes > limit_bytes.max(App::FOREIGN.len()) {
+            return Err(format!("a queue of {limit} took {taken} orders with {bytes} bytes"));
+        }
+        Ok(())
+    }
+
+    /// Faults end, clients read, time passes.
+    fn come_to_rest(&mut self, random: &mut Random) -> Result<(), String> {
+        self.sim.set_faults(Faults::none());
+        self.sim.set_descriptor_limit(usize::MAX);
+        for at in 0..self.sim_clients.len() {
+            let id = self.sim_clients[at].id;
+            self.sim.set_reading(id, true);
+        }
+        for _ in 0..4 {
+            self.pass(Duration::from_millis(100))?;
+        }
+        self.miss_nothing(false)?;
+        self.pass(Duration::from_secs(120))?;
+        // What comes slowly comes all the same.
+        while self.house.memory.is_none() && self.sim.app().talks.values().any(|talk| talk.throttled) {
+            let heard = |world: &Self| -> usize { world.sim.app().talks.values().map(|talk| talk.heard).sum() };
+            let before = heard(self);
+            self.pass(Duration::from_secs(120))?;
+            if heard(self) == before {
+                break;
+            }
+        }
+        self.miss_nothing(true)?;
+        if random.chance(300) {
+            // Somebody must end those who sleep: here, or the drain.
+            for (id, _) in self.connections() {
+                self.sim.control().kill(id);
+            }
+            self.pass(Duration::ZERO)?;
+        }
+        Ok(())
+    }
+
+    /// At rest: whoever may hear has heard all there is.
+    fn miss_nothing(&mut self, at_last: bool) -> Result<(), String> {
+        if self.house.memory.is_some() {
+            // Somebody may wait until others hold less.
+            return Ok(());
+        }
+        for info in self.sim.control().connections() {
+            let talk = self.sim.app_mut().talk(tcp(&info.peer));
+            let idle = info.state == State::Open && info.queued == 0 && !talk.paused && (at_last || !talk.throttled);
+            if idle && talk.has_more() {
+                return Err(format!("{info} is not told a frame that has come"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whatever happened, who comes now is served.
+    fn serve_newcomers(&mut self, random: &mut Random) -> Result<(), String> {
+        for at in 0..self.doors.len() {
+            self.suspend(at as u8, false);
+            if random.chance(500) {
+                let proxy = self.doors[at].live.borrow().rules.proxy;
+                self.change_rules(at, Rules::none(proxy))?;
+            }
+            self.let_in()?;
+            let Entrance { door, live, addr, .. } = self.doors[at].clone();
+            let rules = live.borrow().rules.clone();
+            let full = match self.sim.control().listener(addr.port()) {
+                Ok(info) => info.connections >= info.max_connections,
+                // It was closed.
+                Err(_) => true,
+            };
+            let reliable = door.handler_kind == HandlerKind::Echo && door.refusals == 0 && !rules.limits_sources();
+            let (true, false, Some((peer, speaks_for))) = (reliable, full, rules.someone()) else {
+                continue;
+            };
+            // For the rates, and for somebody to give way.
+            self.pass(Duration::from_secs(2))?;
+            let mut opening = Opening::default();
+            if let Some(source) = speaks_for {
+                opening = Opening::of(source, random);
+            }
+            let Some(newcomer) = self.connect(at, false, Some(peer), opening, random) else {
+                return Err(format!("the backlog of {addr} is full for ever"));
+            };
+            self.sim_clients[newcomer].speak_up();
+            let sim_client = &mut self.sim_clients[newcomer];
+            let wire = sim_client.say(self.sim.app_mut().talk(sim_client.addr), random, 1);
+            self.sim.send(sim_client.id, &wire);
+            // A handshake takes three.
+            for _ in 0..4 {
+                self.pass(Duration::ZERO)?;
+            }
+            let sim_client = &self.sim_clients[newcomer];
+            let talk = self.sim.app_mut().talk(sim_client.addr);
+            if talk.failed_accept == Some(CloseReason::Evicted) && self.house.is_impatient() {
+                continue;
+            }
+            let deaf = !talk.throttled && self.house.memory.is_none() && talk.has_more();
+            if !talk.opened || (deaf && talk.closed.is_none()) {
+                return Err(format!("a newcomer at {addr} is not served"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Everybody who waits comes in. Handlers may lower the cap meanwhile.
+    fn let_in(&mut self) -> Result<(), String> {
+        loop {
+            let accepted = self.sim.stats().accepted;
+            // A thousand is not too many.
+            let _ = self.sim.control().set_max_connections(1000);
+            self.pass(Duration::from_secs(if self.has_rates() { 2 } else { 0 }))?;
+            let _ = self.sim.control().set_max_connections(1000);
+            if self.sim.stats().accepted == accepted {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Somebody may have to wait for his turn.
+    fn has_rates(&self) -> bool {
+        let limited = |entrance: &Entrance| entrance.live.borrow().rules.accept_rate.is_some();
+        self.house.accept_rate.is_some() || self.house.is_crowded() || self.doors.iter().any(limited)
+    }
+
+    fn end(&mut self, random: &mut Random) -> Result<(), String> {
+        let grace = Duration::from_secs(10);
+        if random.chance(500) {
+            self.sim.control().drain(grace);
+        } else {
+            let asked = self.sim.handle().drain(grace);
+            asked.map_err(|error| format!("the drain is refused: {error}"))?;
+        }
+        self.pass(Duration::from_secs(60))?;
+        if self.sim.drain_report().is_none() {
+            return Err(format!(
+                "the drain does not end: {:?}",
+                self.sim.control().connections()
+            ));
+        }
+        if self.sim.descriptors() != 0 {
+            return Err(format!("{} descriptors are left", self.sim.descriptors()));
+        }
+        self.check_books()
+    }
+
+    fn pass(&mut self, span: Duration) -> Result<(), String> {
+        checked(self.sim.try_advance(span))?;
+        self.listen_to_all()
+    }
+
+    fn check_books(&self) -> Result<(), String> {
+        let (app, stats) = (self.sim.app(), self.sim.stats());
+        let orders = &app.commands;
+        let opened = app.talks.values().filter(|talk| talk.opened).count() as u64;
+        let closed = app.talks.values().filter(|talk| talk.closed.is_some()).count() as u64;
+        let balances = [
+            ("opened and on_open", stats.opened, opened),
+            ("on_open and on_close", opened, closed),
+            (
+                "accepted or made, and opened or not",
+                stats.accepted + stats.outgoing,
+                opened + app.failed_accepts,
+            ),
+            (
+                "panics, planned and counted",
+                app.panics + app.blown.get(),
+                stats.panics,
+            ),
+            ("jobs, taken and done", orders.posts, orders.jobs),
+        ];
+        for (what, one, other) in balances {
+            if one != other {
+                return Err(format!("{what}: {one} and {other}"));
+            }
+        }
+        if orders.messages > orders.notifies || orders.notifies - orders.messages > stats.undeliverable {
+            return Err(format!(
+                "{} messages were taken and {} delivered, {} orders came to nothing",
+                orders.notifies, orders.messages, stats.undeliverable
+            ));
+        }
+        Ok(())
+    }
+
+    /// Every client reads what there is, and judges it.
+    fn listen_to_all(&mut self) -> Result<(), String> {
+        self.meet();
+        for sim_client in &mut self.sim_clients {
+            let bytes = self.sim.received(sim_client.id);
+            let talk = self.sim.app_mut().talk(sim_client.addr);
+            let reply = sim_client.hear(&bytes, talk)?;
+            let (closed, rest) = (talk.closed, talk.promised.len().saturating_sub(sim_client.received));
+            let murky = talk.murky;
+            self.sim.send(sim_client.id, &reply);
+            if murky || sim_client.deaf || self.sim.state(sim_client.id) != ClientState::Finished {
+                continue;
+            }
+            if closed.is_some_and(is_orderly) && rest > 0 {
+                return Err(format!(
+                    "client {:?} ended in order ({closed:?}) without the last {rest} bytes",
+                    sim_client.id
+                ));
+            }
+        }
+        self.audit()?;
+        self.sim.app_mut().fault.take().map_or(Ok(()), Err)
+    }
+
+    /// No more have come in than rates and limits on sources allow.
+    fn audit(&mut self) -> Result<(), String> {
+        let (now, accepted) = (self.sim.now(), self.sim.stats().accepted);
+        let (away, aways) = &self.sim.app().turned_away;
+        self.meter.check(now, accepted - away)?;
+        let aways = aways.clone();
+        let mut crowds: BTreeMap<(ListenerId, u128), usize> = BTreeMap::new();
+        for info in self.sim.control().connections() {
+            let Some(listener) = info.listener else {
+                continue;
+            };
+            let talk = self.sim.app_mut().talk(tcp(&info.peer));
+            let nobodys = talk.opening.says.as_ref().is_some_and(|says| says.source().is_none());
+            if info.state == State::Open && !nobodys {
+                *crowds.entry((listener, source(tcp(&info.source).ip()))).or_default() += 1;
+            }
+        }
+        for entrance in &self.doors {
+            let Ok(info) = self.sim.control().listener(entrance.addr.port()) else {
+                continue;
+            };
+            let away = aways.get(&info.id).copied().unwrap_or(0);
+            let mut meter = entrance.meter.borrow_mut();
+            meter
+                .check(now, info.accepted - away)
+                .map_err(|fault| format!("listener {}: {fault}", info.name))?;
+            let limit = entrance.live.borrow().rules.source_connections;
+            if let (Some(most), true) = (limit, entrance.limits_all) {
+                let crowd = crowds
+                    .iter()
+                    .find(|((listener, _), &count)| *listener == info.id && count > most);
+                if let Some(((_, source), count)) = crowd {
+                    return Err(format!("{count} connections of source {source:x}, {most} may be"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn checked(outcome: Result<(), Violation>) -> Result<(), String> {
+    outcome.map_err(|violation| violation.to_string())
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.sim.app_mut().armed.set(false);
+    }
+}

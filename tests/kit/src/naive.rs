@@ -1,0 +1,74 @@
+//! The simplest decoder that can be right: everything is there, and nothing is remembered.
+
+use portcullis::CloseReason;
+
+/// What is at the front of the input.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Front<'a> {
+    /// A frame, and how many bytes it takes.
+    Frame(&'a [u8], usize),
+    /// Not a whole frame.
+    Rest,
+    TooLarge,
+}
+
+/// What the framing with this number (see `Action::framing`) finds at the front of `bytes`.
+pub fn front(framing: u8, max: usize, bytes: &[u8]) -> Front<'_> {
+    let width = match framing % 6 {
+        0 if bytes.is_empty() => return Front::Rest,
+        0 => return Front::Frame(bytes, bytes.len()),
+        1 => 1,
+        2 => 2,
+        3 => 4,
+        number => {
+            let delimiter = if number == 4 { b'\n' } else { 0 };
+            return match bytes.iter().position(|&byte| byte == delimiter) {
+                Some(at) if at < max => Front::Frame(&bytes[..=at], at + 1),
+                _ if bytes.len() > max => Front::TooLarge,
+                _ => Front::Rest,
+            };
+        }
+    };
+    let Some(header) = bytes.get(..width) else {
+        return Front::Rest;
+    };
+    let length = header.iter().fold(0, |sum, &byte| sum << 8 | usize::from(byte));
+    if length > max {
+        return Front::TooLarge;
+    }
+    match bytes.get(width..width + length) {
+        Some(payload) => Front::Frame(payload, width + length),
+        None => Front::Rest,
+    }
+}
+
+/// A whole stream with its end: the frames, and how a connection that says this ends.
+pub fn whole(framing: u8, max: usize, mut bytes: &[u8]) -> (Vec<Vec<u8>>, CloseReason) {
+    let mut frames = Vec::new();
+    loop {
+        match front(framing, max, bytes) {
+            Front::Frame(frame, taken) => {
+                frames.push(frame.to_vec());
+                bytes = &bytes[taken..];
+            }
+            Front::Rest if bytes.is_empty() => return (frames, CloseReason::Finished),
+            Front::Rest => return (frames, CloseReason::Truncated),
+            Front::TooLarge => return (frames, CloseReason::FrameTooLarge),
+        }
+    }
+}
+
+/// How many bytes this frame takes at the front of `bytes`. Raw frames are pieces of any size.
+///
+/// # Errors
+///
+/// What is there instead.
+pub fn taken_by(frame: &[u8], framing: u8, max: usize, bytes: &[u8]) -> Result<usize, String> {
+    if framing % 6 == 0 && !frame.is_empty() && bytes.starts_with(frame) {
+        return Ok(frame.len());
+    }
+    match front(framing, max, bytes) {
+        Front::Frame(expected, taken) if expected == frame => Ok(taken),
+        other => Err(format!("a frame {frame:?} where there is {other:?}")),
+    }
+}

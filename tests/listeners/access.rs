@@ -1,0 +1,148 @@
+//! Access rules decide by address, before anything is spent on a peer.
+
+use std::net::{SocketAddr, TcpStream};
+
+use kit::net::{local, ping, read_to_end, spawn, spawn_echo, Echo, Running, PATIENCE};
+use portcullis::{
+    AccessRules, AtCapacity, CloseReason, Closed, Config, ConnId, Error, Handler, Listen, Peer, Refuse, Server,
+};
+use socket2::{Domain, Socket, Type};
+
+/// A connection from this address of the loopback network.
+#[track_caller]
+fn connect_from(source: &str, addr: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("socket");
+    let source: SocketAddr = source.parse().expect("an address");
+    socket.bind(&source.into()).expect("bind");
+    socket.connect_timeout(&addr.into(), PATIENCE).expect("connect");
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    stream.set_write_timeout(Some(PATIENCE)).expect("timeout");
+    stream
+}
+
+/// What one listener's service has heard.
+#[derive(Default)]
+struct Heard {
+    accepted: usize,
+    failed_accepts: Vec<(CloseReason, Option<ConnId>, SocketAddr)>,
+}
+
+struct Recorder;
+
+impl portcullis::Service<Heard> for Recorder {
+    fn accept(&mut self, heard: &mut Heard, _: Peer) -> Result<Box<dyn Handler<Heard>>, Refuse> {
+        heard.accepted += 1;
+        Ok(Box::new(Echo))
+    }
+
+    fn on_failed_accept(&mut self, heard: &mut Heard, peer: &Peer, closed: &Closed) {
+        heard
+            .failed_accepts
+            .push((closed.reason, peer.id, kit::net::tcp(&peer.addr)));
+    }
+}
+
+fn server(config: Config, listen: Listen) -> Running<Heard> {
+    spawn(move || {
+        let mut server = Server::new(config).expect("server");
+        server.listen(listen, Recorder).expect("listen");
+        (server, Heard::default())
+    })
+}
+
+/// esockd: t_allow_deny. faults A17.
+#[test]
+fn who_is_denied_costs_no_place_and_no_call() {
+    let rules = AccessRules::allow_all().deny("127.0.0.2/31").expect("a network");
+    let server = server(Config::new().max_connections(1), local().access_rules(rules));
+    let mut inside = connect_from("127.0.0.1:0", server.addr());
+    ping(&mut inside, b"inside");
+    drop(inside);
+    server.until("the place is free", |stats| stats.open == 0);
+    for source in ["127.0.0.2:0", "127.0.0.3:0"] {
+        assert_eq!(read_to_end(&mut connect_from(source, server.addr())), b"");
+    }
+    ping(&mut connect_from("127.0.0.4:0", server.addr()), b"still open to others");
+    let stats = server.until("all are counted", |stats| stats.closed_total() == 4);
+    assert_eq!(
+        (stats.closed(CloseReason::Denied), stats.accepted, stats.peak),
+        (2, 4, 1)
+    );
+    server.ask(|heard, _| {
+        assert_eq!(heard.accepted, 2, "the service is not asked");
+        let denied = heard.failed_accepts.iter().all(|(reason, id, addr)| {
+            *reason == CloseReason::Denied && id.is_none() && !addr.ip().to_string().ends_with(".1")
+        });
+        assert!(denied && heard.failed_accepts.len() == 2);
+    });
+}
+
+/// Denied comes before "no room": who may not come in is not told that there is none.
+#[test]
+fn the_rules_are_asked_before_the_cap() {
+    let rules = AccessRules::deny_all().allow("127.0.0.1").expect("an address");
+    let full = AtCapacity::Refuse {
+        farewell: b"full".to_vec(),
+    };
+    let server = server(
+        Config::new().max_connections(0),
+        local().access_rules(rules).at_capacity(full),
+    );
+    assert_eq!(read_to_end(&mut connect_from("127.0.0.2:0", server.addr())), b"");
+    assert_eq!(read_to_end(&mut connect_from("127.0.0.1:0", server.addr())), b"full");
+}
+
+/// faults A18: an IPv4 peer of a socket that listens to both is an IPv4 peer.
+#[test]
+fn an_ipv4_peer_is_one_on_an_ipv6_socket_too() {
+    let rules = AccessRules::allow_all().deny("127.0.0.2").expect("an address");
+    let listen = Listen::tcp("[::]:0").only_v6(false).access_rules(rules);
+    let server = server(Config::new(), listen);
+    let addr = SocketAddr::from(([127, 0, 0, 1], server.addr().port()));
+    assert_eq!(read_to_end(&mut connect_from("127.0.0.2:0", addr)), b"");
+    ping(&mut connect_from("127.0.0.1:0", addr), b"over IPv4");
+    let addr = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, server.addr().port()));
+    ping(&mut connect_from("[::1]:0", addr), b"over IPv6");
+}
+
+/// esockd: t_update_options. faults H9.
+#[test]
+fn rules_change_under_way() {
+    let server = server(Config::new(), local());
+    let id = server.listeners[0].id;
+    let mut inside = connect_from("127.0.0.2:0", server.addr());
+    ping(&mut inside, b"inside");
+    server.ask(move |_, control| {
+        let rules = AccessRules::allow_all().deny("127.0.0.0/8").expect("a network");
+        control.set_access_rules(id, rules).expect("it is there");
+    });
+    assert_eq!(read_to_end(&mut connect_from("127.0.0.2:0", server.addr())), b"");
+    ping(&mut inside, b"who is inside stays");
+    server.ask(move |_, control| {
+        let rules = control.access_rules(id).expect("it is there");
+        let found: Vec<_> = rules.iter().map(|rule| (rule.to_string(), rule.hits)).collect();
+        assert_eq!(found, [("deny 127.0.0.0/8".to_owned(), 1)]);
+        // Those that stay keep their counts, whoever comes before them has met nobody.
+        let more = rules.deny_first("10.0.0.0/8").expect("a network");
+        control.set_access_rules(id, more).expect("it is there");
+        let rules = control.access_rules(id).expect("it is there");
+        let found: Vec<_> = rules.iter().map(|rule| (rule.to_string(), rule.hits)).collect();
+        assert_eq!(
+            found,
+            [("deny 10.0.0.0/8".to_owned(), 0), ("deny 127.0.0.0/8".to_owned(), 1)]
+        );
+        control
+            .set_access_rules(id, AccessRules::allow_all())
+            .expect("it is there");
+        let gone = control.set_access_rules("nobody", AccessRules::deny_all());
+        assert!(matches!(gone, Err(Error::NoListener { .. })), "{gone:?}");
+    });
+    ping(&mut connect_from("127.0.0.2:0", server.addr()), b"again");
+}
+
+#[test]
+fn without_rules_everybody_may_come() {
+    let server = spawn_echo(Config::new(), local());
+    ping(&mut connect_from("127.0.0.9:0", server.addr()), b"welcome");
+}

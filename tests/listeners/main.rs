@@ -1,0 +1,16 @@
+//! Listeners, and what decides who gets in.
+
+mod accepting;
+mod access;
+mod capacity;
+mod enumeration;
+mod fairness;
+mod fd_exhaustion;
+mod listening;
+mod not_open_yet;
+mod pending;
+mod proxy_protocol;
+mod rates;
+mod reconfigure;
+mod stampede;
+mod unix_sockets;

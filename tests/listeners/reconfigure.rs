@@ -1,0 +1,168 @@
+//! Options change under way: those that are named, all or none, and nothing else with them.
+
+use std::time::Duration;
+
+use kit::net::{connect, local, ping, read_to_end, spawn_echo, PATIENCE};
+use portcullis::{AtCapacity, CloseReason, Config, Error, HandleError, Keepalive, Listen, Server};
+
+type Change = fn(Listen) -> Listen;
+
+/// A server that was never run, with one listener.
+fn idle() -> Server {
+    let mut server = Server::new(Config::new()).expect("server");
+    let listen = local().name("it").max_connections(7);
+    server.listen(listen, |_: &mut (), _| kit::net::Echo).expect("listen");
+    server
+}
+
+#[test]
+fn a_change_is_for_who_comes_next() {
+    let server = spawn_echo(Config::new(), local().name("it"));
+    let mut early = connect(server.addr());
+    ping(&mut early, b"early");
+    server
+        .handle
+        .reconfigure_listener("it", PATIENCE, |listen| listen.max_frame(4))
+        .expect("a good value");
+    let mut late = connect(server.addr());
+    ping(&mut late, b"late");
+    kit::net::send2(&mut late, b"longer");
+    assert_eq!(read_to_end(&mut late), b"");
+    ping(&mut early, b"those inside keep what they had");
+    let stats = server.until("it is counted", |stats| stats.closed_total() == 1);
+    assert_eq!(stats.closed(CloseReason::FrameTooLarge), 1);
+}
+
+/// The listener's limit and its policy hold from the next accept on.
+#[test]
+fn limits_are_live() {
+    let server = spawn_echo(Config::new(), local().name("it"));
+    let mut first = connect(server.addr());
+    ping(&mut first, b"in");
+    let full = AtCapacity::Refuse {
+        farewell: b"full".to_vec(),
+    };
+    server
+        .handle
+        .reconfigure_listener("it", PATIENCE, move |listen| {
+            listen.max_connections(1).at_capacity(full)
+        })
+        .expect("good values");
+    assert_eq!(read_to_end(&mut connect(server.addr())), b"full");
+    server
+        .handle
+        .reconfigure(PATIENCE, |config| config.max_connections(0))
+        .expect("a good value");
+    server.until("it is published", |stats| stats.max_connections == 0);
+    ping(&mut first, b"still in");
+    server
+        .handle
+        .reconfigure_listener("it", PATIENCE, |listen| listen.at_capacity(AtCapacity::Wait))
+        .expect("a good value");
+    let mut waiting = connect(server.addr());
+    server
+        .handle
+        .reconfigure(PATIENCE, |config| config.max_connections(2))
+        .expect("a good value");
+    drop(first);
+    ping(&mut waiting, b"at last");
+    // Its own limit is taken away, and the server's is the only one.
+    server
+        .handle
+        .reconfigure_listener("it", PATIENCE, |listen| listen.max_connections(None))
+        .expect("no limit");
+    ping(&mut connect(server.addr()), b"beside it");
+}
+
+#[test]
+fn a_bad_value_changes_nothing() {
+    let mut server = idle();
+    let before = server.listener("it").expect("there");
+    let changes: [(&str, Change); 5] = [
+        ("watermarks", |listen| listen.max_connections(1).watermarks(10, 5)),
+        ("max_frame", |listen| listen.max_connections(1).max_frame(0)),
+        ("idle_timeout", |listen| {
+            listen.max_connections(1).idle_timeout(Duration::ZERO)
+        }),
+        ("output_limit", |listen| listen.max_connections(1).output_limit(1)),
+        ("name", |listen| listen.max_connections(1).name("")),
+    ];
+    for (option, change) in changes {
+        match server.reconfigure_listener("it", change) {
+            Err(Error::Option { option: named, .. }) => assert_eq!(named, option),
+            other => panic!("{option}: {other:?}"),
+        }
+        assert_eq!(server.listener("it").expect("there"), before, "{option}");
+    }
+    let changed = server.reconfigure(|config| config.max_connections(3).accept_budget(0));
+    assert!(
+        matches!(
+            changed,
+            Err(Error::Option {
+                option: "accept_budget",
+                ..
+            })
+        ),
+        "{changed:?}"
+    );
+    assert_eq!(server.stats().max_connections, 1024);
+}
+
+/// What belongs to the socket waits for the next `listen`, and says so.
+#[test]
+fn an_open_port_keeps_its_socket() {
+    let mut server = idle();
+    let changes: [(&str, Change); 10] = [
+        ("tcp", |_| Listen::tcp("127.0.0.1:1").name("it")),
+        ("name", |listen| listen.name("another")),
+        ("backlog", |listen| listen.backlog(5)),
+        ("nodelay", |listen| listen.nodelay(false)),
+        ("only_v6", |listen| listen.only_v6(false)),
+        ("reuse_address", |listen| listen.reuse_address(false)),
+        ("reuse_port", |listen| listen.reuse_port(true)),
+        ("keepalive", |listen| {
+            listen.keepalive(Keepalive::new(Duration::from_secs(9), Duration::from_secs(9), 9))
+        }),
+        ("recv_buffer", |listen| listen.recv_buffer(4096)),
+        ("send_buffer", |listen| listen.send_buffer(4096)),
+    ];
+    for (option, change) in changes {
+        match server.reconfigure_listener("it", change) {
+            Err(Error::Option { option: named, problem }) => {
+                assert_eq!(named, option);
+                assert!(problem.contains("listen again"), "{problem}");
+            }
+            other => panic!("{option}: {other:?}"),
+        }
+    }
+    assert_eq!(server.listener("it").expect("there").max_connections, 7);
+}
+
+#[test]
+fn a_handle_tells_what_was_wrong() {
+    let server = spawn_echo(Config::new(), local());
+    let gone = server.handle.reconfigure_listener("nobody", PATIENCE, |listen| listen);
+    assert!(matches!(gone, Err(HandleError::NoListener(_))), "{gone:?}");
+    let bad = server.handle.reconfigure(PATIENCE, |config| config.read_budget(0));
+    match bad {
+        Err(HandleError::Refused(words)) => assert!(words.contains("read_budget"), "{words}"),
+        other => panic!("{other:?}"),
+    }
+    ping(&mut connect(server.addr()), b"unharmed");
+}
+
+/// esockd's `set_max_connections` made a TLS listener a plain one: what is not named stays.
+#[cfg(feature = "tls")]
+#[test]
+fn a_limit_does_not_strip_tls() {
+    let config = std::sync::Arc::new(kit::tls::Site::new().server());
+    let server = spawn_echo(Config::new(), local().name("it").tls(config));
+    server
+        .handle
+        .reconfigure_listener("it", PATIENCE, |listen| listen.max_connections(5))
+        .expect("a good value");
+    let mut plain = connect(server.addr());
+    kit::net::send2(&mut plain, b"plain");
+    let _ = read_to_end(&mut plain);
+    server.until("it is counted", |stats| stats.closed(CloseReason::NotTls) == 1);
+}

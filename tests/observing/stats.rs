@@ -1,0 +1,415 @@
+//! Every counter counts what its documentation says, and they add up.
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use kit::net::{
+    await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, spawn, spawn_echo, Echo, Running,
+    PATIENCE,
+};
+use portcullis::{
+    try_accept, AtCapacity, Close, CloseReason, Closed, Config, ConnId, Context, Handler, Message, Outcome, Peer,
+    Refuse, Server, Service, Stats,
+};
+
+/// What a [`Door`] has told about those who did not get in.
+type Told = (Option<ConnId>, SocketAddr, String, CloseReason);
+
+/// Refuses by turns: silently, with a farewell; lets the others in.
+struct Door {
+    refusals: Vec<Option<&'static str>>,
+    told: mpsc::Sender<Told>,
+}
+
+impl Service for Door {
+    fn accept(&mut self, (): &mut (), peer: Peer) -> Result<Box<dyn Handler>, Refuse> {
+        assert!(peer.id.is_some() && kit::net::tcp(&peer.addr).ip().is_loopback());
+        match self.refusals.pop() {
+            None => Ok(Box::new(Echo)),
+            Some(None) => Err(Refuse::silently()),
+            Some(Some(words)) => Err(Refuse::with_farewell(words)),
+        }
+    }
+
+    fn on_failed_accept(&mut self, (): &mut (), peer: &Peer, closed: &Closed) {
+        let told = (
+            peer.id,
+            kit::net::tcp(&peer.addr),
+            peer.listener_name.to_string(),
+            closed.reason,
+        );
+        self.told.send(told).expect("the test waits");
+    }
+}
+
+fn door(refusals: Vec<Option<&'static str>>) -> (Running, mpsc::Receiver<Told>) {
+    let (tell, told) = mpsc::channel();
+    let server = spawn(move || {
+        let mut server = Server::new(Config::new().max_connections(1)).expect("server");
+        let listen = local().name("door").at_capacity(AtCapacity::refuse());
+        server.listen(listen, Door { refusals, told: tell }).expect("listen");
+        (server, ())
+    });
+    (server, told)
+}
+
+fn next(told: &mpsc::Receiver<Told>) -> Told {
+    told.recv_timeout(PATIENCE).expect("the service is told")
+}
+
+#[test]
+fn a_new_server_has_counted_nothing() {
+    let server: Server = Server::new(Config::new().max_connections(7)).expect("server");
+    let stats = server.stats();
+    let counters = [
+        stats.accepted,
+        stats.opened,
+        stats.bytes_in,
+        stats.bytes_out,
+        stats.frames_in,
+        stats.frames_out,
+        stats.out_of_fds,
+        stats.accept_errors,
+        stats.undeliverable,
+        stats.panics,
+        stats.iterations,
+        stats.closed_total(),
+    ];
+    assert_eq!(counters, [0; 12]);
+    assert_eq!((stats.open, stats.peak, stats.max_connections), (0, 0, 7));
+    assert_eq!(server.handle().stats(), stats);
+    assert_eq!(stats.closed_by_reason().count(), 0);
+}
+
+#[test]
+fn who_comes_and_goes_is_counted_once() {
+    let server = spawn_echo(Config::new(), local());
+    let mut clients: Vec<_> = (0..5).map(|_| connect(server.addr())).collect();
+    for client in &mut clients {
+        ping(client, b"in");
+    }
+    let stats = server.until("five are in", |stats| stats.frames_out == 5);
+    assert_eq!((stats.accepted, stats.opened, stats.open, stats.peak), (5, 5, 5, 5));
+    clients.truncate(2);
+    let stats = server.until("three have gone", |stats| stats.open == 2);
+    assert_eq!((stats.closed_total(), stats.closed(CloseReason::Finished)), (3, 3));
+    clients.push(connect(server.addr()));
+    let stats = server.until("one more has come", |stats| stats.open == 3);
+    assert_eq!((stats.accepted, stats.opened, stats.peak), (6, 6, 5));
+    drop(clients);
+    let stats = server.until("all have gone", |stats| stats.open == 0);
+    let reasons: Vec<_> = stats.closed_by_reason().collect();
+    assert_eq!(reasons, [(CloseReason::Finished, 6)]);
+}
+
+/// As they were on the wire: headers count as bytes, and empty frames as frames.
+#[test]
+fn bytes_and_frames_are_those_on_the_wire() {
+    let server = spawn_echo(Config::new(), local());
+    let mut client = connect(server.addr());
+    for payload in [&b"hello"[..], b"", &[7; 1000]] {
+        ping(&mut client, payload);
+    }
+    let stats = server.until("three frames", |stats| stats.frames_out == 3 && stats.bytes_out == 1011);
+    assert_eq!((stats.bytes_in, stats.frames_in), (1011, 3));
+    // A piece of a frame is bytes, not a frame.
+    client.write_all(&packet2(b"rest")[..3]).expect("send");
+    server.until("a piece", |stats| stats.bytes_in == 1014 && stats.frames_in == 3);
+    client.write_all(b"est").expect("send");
+    assert_eq!(recv2(&mut client), b"rest");
+    server.until("the rest", |stats| stats.bytes_in == 1017 && stats.frames_in == 4);
+    // They stay when the connection goes.
+    drop(client);
+    let stats = server.until("it has gone", |stats| stats.open == 0);
+    assert_eq!((stats.bytes_in, stats.bytes_out, stats.frames_out), (1017, 1017, 4));
+}
+
+/// Ends as its first frame says.
+struct Obedient;
+
+impl Handler for Obedient {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        match frame {
+            b"close" => cx.conn.close(),
+            b"abort" => cx.conn.abort(),
+            b"new" => return Err(Close::new()),
+            b"fail" => return Err(Close::because("asked to")),
+            b"error" => cx.conn.send(vec![0; 70_000])?,
+            b"panic" => panic!("asked to"),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn on_message(&mut self, _: &mut Context<'_>, _: Message) -> Outcome {
+        panic!("told to")
+    }
+}
+
+#[test]
+fn each_end_has_its_reason() {
+    let server = spawn(|| {
+        let mut server = Server::new(Config::new()).expect("server");
+        let listen = local().max_frame(100);
+        server.listen(listen, |_: &mut (), _| Obedient).expect("listen");
+        (server, ())
+    });
+    let ends: [(&[u8], CloseReason, u64); 8] = [
+        (&packet2(b"close"), CloseReason::Closed, 1),
+        (&packet2(b"new"), CloseReason::Closed, 2),
+        (&packet2(b"abort"), CloseReason::Aborted, 1),
+        (&packet2(b"fail"), CloseReason::Failed, 1),
+        (&packet2(b"error"), CloseReason::Failed, 2),
+        (&packet2(b"panic"), CloseReason::Panicked, 1),
+        (&packet2(&[0; 101]), CloseReason::FrameTooLarge, 1),
+        (&[0, 9, 1], CloseReason::Truncated, 1),
+    ];
+    for (bytes, reason, count) in ends {
+        let mut client = connect(server.addr());
+        client.write_all(bytes).expect("send");
+        let _ = client.shutdown(std::net::Shutdown::Write);
+        await_end(&mut client);
+        let stats = server.until("it has ended", |stats| stats.open == 0 && stats.closed(reason) == count);
+        assert_eq!(stats.accepted, stats.closed_total());
+    }
+    let stats = server.handle.stats();
+    assert_eq!(
+        (stats.opened, stats.panics),
+        (8, 0),
+        "a handler's panic is its connection's end, not counted twice"
+    );
+    // From outside.
+    let mut client = connect(server.addr());
+    send2(&mut client, b"in");
+    server.until("it is in", |stats| stats.open == 1);
+    let id = server.ask(|(), control| control.connections()[0].id);
+    server.handle.notify(id, ()).expect("notify");
+    await_end(&mut client);
+    drop(client);
+    server.until("it has ended", |stats| stats.closed(CloseReason::Panicked) == 2);
+}
+
+#[test]
+fn the_refused_are_counted_and_their_service_hears_of_them() {
+    let (server, told) = door(vec![Some("not you\n"), None]);
+    for words in [&b""[..], b"not you\n"] {
+        let mut client = connect(server.addr());
+        let addr = client.local_addr().expect("addr");
+        assert_eq!(read_to_end(&mut client), words);
+        let (id, peer, name, reason) = next(&told);
+        assert!(id.is_some());
+        assert_eq!((peer, name.as_str(), reason), (addr, "door", CloseReason::Refused));
+    }
+    let mut client = connect(server.addr());
+    ping(&mut client, b"in");
+    let stats = server.until("all are counted", |stats| {
+        stats.closed(CloseReason::Refused) == 2 && stats.frames_out == 1
+    });
+    // Accepted they were; a slot they had not.
+    assert_eq!((stats.accepted, stats.opened, stats.open, stats.peak), (3, 1, 1, 1));
+    assert_eq!(stats.bytes_out, 8 + 4, "the farewell is on the wire too");
+}
+
+/// A refusal is an orderly end even for a client that has written already: its unread bytes do not make it a reset.
+#[test]
+fn a_farewell_reaches_a_client_that_speaks_first() {
+    let (server, told) = door(vec![Some("not you\n"); 10]);
+    for _ in 0..10 {
+        let held = kit::net::hold(&server.handle);
+        let mut client = connect(server.addr());
+        send2(&mut client, b"hello");
+        drop(held);
+        assert_eq!(read_to_end(&mut client), b"not you\n");
+        assert_eq!(next(&told).3, CloseReason::Refused);
+    }
+}
+
+#[test]
+fn who_comes_at_the_cap_has_no_id() {
+    let (server, told) = door(Vec::new());
+    let mut inside = connect(server.addr());
+    ping(&mut inside, b"in");
+    await_end(&mut connect(server.addr()));
+    let (id, _, _, reason) = next(&told);
+    assert_eq!((id, reason), (None, CloseReason::AtCapacity));
+    let stats = server.until("it is counted", |stats| stats.closed(CloseReason::AtCapacity) == 1);
+    assert_eq!((stats.accepted, stats.open, stats.peak, stats.opened), (2, 1, 1, 1));
+}
+
+#[test]
+fn a_closure_may_refuse() {
+    let server = spawn(|| {
+        let mut server = Server::new(Config::new()).expect("server");
+        let service = try_accept(|left: &mut u32, _: Peer| match left.checked_sub(1) {
+            Some(less) => {
+                *left = less;
+                Ok(Echo)
+            }
+            None => Err(Refuse::with_farewell("enough")),
+        });
+        server.listen(local(), service).expect("listen");
+        (server, 2_u32)
+    });
+    let mut inside = [connect(server.addr()), connect(server.addr())];
+    for client in &mut inside {
+        ping(client, b"in");
+    }
+    assert_eq!(read_to_end(&mut connect(server.addr())), b"enough");
+    drop(inside);
+    let (stats, left) = server.finish();
+    assert_eq!((stats.closed(CloseReason::Refused), left), (1, 0));
+}
+
+#[test]
+fn a_service_that_panics_is_counted_and_asked_again() {
+    struct Shaky(u32);
+    impl Service for Shaky {
+        fn accept(&mut self, (): &mut (), _: Peer) -> Result<Box<dyn Handler>, Refuse> {
+            self.0 += 1;
+            match self.0 {
+                1 => panic!("accept"),
+                2 => Err(Refuse::silently()),
+                _ => Ok(Box::new(Echo)),
+            }
+        }
+        fn on_failed_accept(&mut self, (): &mut (), _: &Peer, _: &Closed) {
+            panic!("on_failed_accept");
+        }
+    }
+    let server = spawn(|| {
+        let mut server = Server::new(Config::new()).expect("server");
+        server.listen(local(), Shaky(0)).expect("listen");
+        (server, ())
+    });
+    await_end(&mut connect(server.addr()));
+    await_end(&mut connect(server.addr()));
+    ping(&mut connect(server.addr()), b"the third is served");
+    let stats = server.until("all are counted", |stats| stats.panics == 3);
+    assert_eq!(
+        (stats.closed(CloseReason::Panicked), stats.closed(CloseReason::Refused)),
+        (1, 1)
+    );
+    assert_eq!((stats.accepted, stats.opened), (3, 1));
+}
+
+#[test]
+fn a_destructor_that_panics_is_counted() {
+    struct Fragile;
+    impl Handler for Fragile {
+        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+    }
+    impl Drop for Fragile {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    let server = spawn(|| {
+        let mut server = Server::new(Config::new()).expect("server");
+        server.listen(local(), |_: &mut (), _| Fragile).expect("listen");
+        (server, ())
+    });
+    drop(connect(server.addr()));
+    let stats = server.until("it has gone", |stats| stats.closed_total() == 1);
+    assert_eq!((stats.panics, stats.closed(CloseReason::Finished)), (1, 1));
+}
+
+/// A service is the user's code to its end.
+#[test]
+fn so_is_a_services() {
+    struct Fragile;
+    impl Service for Fragile {
+        fn accept(&mut self, (): &mut (), _: Peer) -> Result<Box<dyn Handler>, Refuse> {
+            Ok(Box::new(Echo))
+        }
+    }
+    impl Drop for Fragile {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    let server = spawn(|| {
+        let mut server = Server::new(Config::new()).expect("server");
+        server.listen(local(), |_: &mut (), _| Echo).expect("listen");
+        server.listen(local().name("fragile"), Fragile).expect("listen");
+        (server, ())
+    });
+    server
+        .ask(|(), control| control.close_listener("fragile"))
+        .expect("closed");
+    ping(&mut connect(server.addr()), b"the loop goes on");
+    server.until("it is counted", |stats| stats.panics == 1);
+}
+
+#[test]
+fn undeliverable_is_what_the_loop_could_not_do() {
+    let server = spawn_echo(Config::new(), local());
+    let mut client = connect(server.addr());
+    ping(&mut client, b"in");
+    let id = server.ask(|(), control| control.connections()[0].id);
+    server.handle.send(id, vec![0; 70_000]).expect("queued");
+    assert_eq!(
+        server.ask(|(), control| control.stats().undeliverable),
+        1,
+        "longer than packet-2 can say"
+    );
+    let held = kit::net::hold(&server.handle);
+    server.handle.kill(id).expect("live");
+    for _ in 0..2 {
+        server.handle.send(id, "late").expect("live");
+    }
+    drop(held);
+    let stats = server.until("three came to nothing", |stats| stats.undeliverable == 3);
+    assert_eq!((stats.frames_out, stats.closed(CloseReason::Killed)), (1, 1));
+}
+
+#[test]
+fn iterations_are_counted_one_by_one() {
+    let mut server: Server = Server::new(Config::new()).expect("server");
+    for iterations in 1..=3 {
+        server.poll_once(&mut (), Some(Duration::ZERO)).expect("a turn");
+        assert_eq!(
+            (server.stats().iterations, server.handle().stats().iterations),
+            (iterations, iterations)
+        );
+    }
+}
+
+#[test]
+fn the_peak_is_of_one_moment() {
+    let server = spawn_echo(Config::new(), local());
+    for _ in 0..5 {
+        ping(&mut connect(server.addr()), b"one at a time");
+        server.until("it has gone", |stats| stats.open == 0);
+    }
+    assert_eq!(server.handle.stats().peak, 1);
+}
+
+/// The sum of all reasons is the total, whatever happened.
+#[test]
+fn the_reasons_add_up_after_a_drain() {
+    let server = spawn_echo(Config::new(), local());
+    let mut clients: Vec<TcpStream> = (0..10).map(|_| connect(server.addr())).collect();
+    for client in &mut clients {
+        ping(client, b"in");
+    }
+    clients.truncate(7);
+    server.until("three have gone", |stats| stats.open == 7);
+    let ends = std::thread::spawn(move || {
+        for client in &mut clients {
+            assert_eq!(read_to_end(client), b"");
+        }
+    });
+    let (stats, ()): (Stats, ()) = server.finish();
+    eventually("all ended", || ends.is_finished());
+    ends.join().expect("in order");
+    assert_eq!(
+        (stats.closed(CloseReason::Finished), stats.closed(CloseReason::Drained)),
+        (3, 7)
+    );
+    let sum: u64 = stats.closed_by_reason().map(|(_, count)| count).sum();
+    assert_eq!((sum, stats.accepted, stats.open), (10, 10, 0));
+}

@@ -1,0 +1,5 @@
+//! What is written about the code is true of it.
+
+mod architecture;
+mod manual;
+mod peers_table;

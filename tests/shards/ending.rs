@@ -1,0 +1,146 @@
+//! All shards end in order: who waits is served, the reports are one, and one shard may end without the others.
+
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use kit::net::{
+    connect, eventually, example, hold, local, ping, read_to_end, recv2, send2, tcp, ChildProcess, Echo, PATIENCE,
+};
+use portcullis::{Config, Listen, Server, Shards, SpawnedShards};
+
+fn spawn(count: usize, listen: Listen) -> (SpawnedShards<()>, SocketAddr) {
+    let build = move |_, server: &mut Server<()>| {
+        server.listen(listen.clone(), |_: &mut (), _| Echo)?;
+        Ok(())
+    };
+    let shards = Shards::new(Config::new()).threads(count).spawn(build).expect("shards");
+    let addr = tcp(&shards.listeners[0].addr);
+    (shards, addr)
+}
+
+/// With one queue, and with a queue in each shard.
+#[test]
+fn a_drain_serves_who_waits_in_the_backlogs() {
+    for reuse_port in [false, true] {
+        let (shards, addr) = spawn(3, local().reuse_port(reuse_port));
+        let mut inside: Vec<_> = (0..9).map(|_| connect(addr)).collect();
+        for client in &mut inside {
+            ping(client, b"inside");
+        }
+        let busy: Vec<_> = shards.handle.shards().iter().map(hold).collect();
+        let mut waiting: Vec<_> = (0..60).map(|_| connect(addr)).collect();
+        for client in waiting.iter_mut().chain(&mut inside) {
+            send2(client, b"last words");
+        }
+        shards.handle.drain(PATIENCE).expect("they run");
+        drop(busy);
+        for client in waiting.iter_mut().chain(&mut inside) {
+            assert_eq!(recv2(client), b"last words");
+            assert_eq!(read_to_end(client), b"", "in order");
+        }
+        drop((waiting, inside));
+        eventually("the shards end", || shards.is_finished());
+        let report = shards.join().expect("no error").expect("drained");
+        assert_eq!((report.ended, report.forced), (69, 0));
+        TcpStream::connect(addr).expect_err("the port is closed");
+    }
+}
+
+#[test]
+fn one_deadline_ends_all() {
+    let (shards, addr) = spawn(2, local());
+    let mut clients: Vec<_> = (0..20).map(|_| connect(addr)).collect();
+    for client in &mut clients {
+        ping(client, b"inside");
+        // Half a frame, so that none ends by itself.
+        std::io::Write::write_all(client, b"\0").expect("sent");
+    }
+    shards.handle.drain(Duration::ZERO).expect("they run");
+    eventually("the shards end", || shards.is_finished());
+    let report = shards.join().expect("no error").expect("drained");
+    assert_eq!(report.ended + report.forced, 20);
+}
+
+/// The others have the queue: no connect is refused, lost or reset.
+#[test]
+fn one_shard_ends_and_nobody_notices() {
+    let (shards, addr) = spawn(3, local());
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            std::thread::spawn(move || {
+                for _ in 0..200 {
+                    // One that was accepted by the shard that drains is answered all the same.
+                    ping(&mut connect(addr), b"hello");
+                }
+            })
+        })
+        .collect();
+    for shard in [0, 2] {
+        let handle = shards.handle.shard(shard).expect("a shard");
+        handle.suspend_and_drain();
+        eventually("it has gone", || handle.stop().is_err());
+    }
+    for client in clients {
+        client.join().expect("served every time");
+    }
+    let answers = shards.handle.call_each(PATIENCE, |_, (), _| ()).expect("one answers");
+    assert_eq!(answers, [(1, ())]);
+    shards.handle.drain(PATIENCE).expect("one runs");
+    eventually("the shards end", || shards.is_finished());
+    assert!(shards.join().expect("no error").is_some(), "all were drained");
+}
+
+trait Leave {
+    fn suspend_and_drain(&self);
+}
+
+impl Leave for portcullis::Handle<()> {
+    /// Takes nobody any more, lets those inside finish, and ends.
+    fn suspend_and_drain(&self) {
+        let close = |(): &mut (), control: &mut portcullis::Control<'_, ()>| {
+            let id = control.listeners()[0].id;
+            control.close_listener(id)
+        };
+        self.call(PATIENCE, close).expect("answered").expect("open");
+        eventually("those inside have gone", || self.stats().open == 0);
+        self.drain(PATIENCE).expect("it runs");
+    }
+}
+
+#[test]
+fn the_example_serves_on_all_threads_and_drains_on_a_signal() {
+    let mut command = Command::new(example("shards"));
+    let server = ChildProcess::start(command.args(["127.0.0.1:0", "3"]));
+    let addr = server.address();
+    let mut clients: Vec<_> = (0..60).map(|_| connect(addr)).collect();
+    for client in &mut clients {
+        ping(client, b"hello");
+    }
+    server.signal("TERM");
+    for client in &mut clients {
+        assert_eq!(read_to_end(client), b"");
+    }
+    drop(clients);
+    let (status, words, log) = server.finish();
+    assert!(status.success() && !log.contains("panicked"), "{log}");
+    let mut connections = [0; 3];
+    let mut echoes = 0;
+    for line in words.lines() {
+        let Some((shard, rest)) = line.strip_prefix("shard ").and_then(|rest| rest.split_once(": ")) else {
+            continue;
+        };
+        let (count, what) = rest.split_once(' ').expect("a count");
+        let (shard, count): (usize, usize) = (shard.parse().expect("a number"), count.parse().expect("a number"));
+        match what {
+            "connections" => connections[shard] = count,
+            _ => echoes += count,
+        }
+    }
+    assert_eq!((connections.iter().sum::<usize>(), echoes), (60, 60), "{words}");
+    assert!(words.contains("all: 60 connections, 60 echoes"), "{words}");
+    assert!(
+        words.contains("60 connections ended by themselves, 0 were forced"),
+        "{words}"
+    );
+}

@@ -1,0 +1,8 @@
+//! Several servers that act as one.
+
+mod cap;
+mod ending;
+mod out_of_fds;
+mod places;
+mod tls;
+mod together;

@@ -1,0 +1,169 @@
+//! Client certificates, required and optional, with a configuration from PEM files; who has none or the wrong one, and what
+//! the handler sees.
+#![cfg(all(feature = "tls", any(feature = "ring", feature = "aws-lc-rs")))]
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use kit::net::{local, ping, Running};
+use kit::tls::{
+    handshake, notify, read_to_goodbye, secure, spawn_recorder, the_end, Agreed, Authority, Folder, Seen, Site,
+    VERSIONS,
+};
+use portcullis::tls::rustls::ClientConfig;
+use portcullis::tls::{server_config_with_clients, ClientAuth};
+use portcullis::{CloseReason, Config};
+
+/// The files, and who signs what.
+struct Desk {
+    folder: Folder,
+    site: Site,
+    clients: Authority,
+    chain: PathBuf,
+    key: PathBuf,
+    roots: PathBuf,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let (folder, site, clients) = (Folder::new(), Site::new(), Authority::new("clients"));
+        Self {
+            chain: folder.file("chain.pem", &site.identity.chain_pem),
+            key: folder.file("key.pem", &site.identity.key_pem),
+            roots: folder.file("roots.pem", clients.certificate.pem()),
+            folder,
+            site,
+            clients,
+        }
+    }
+
+    #[track_caller]
+    fn serve(&self, clients: ClientAuth) -> Running<Seen> {
+        let config = server_config_with_clients(&self.chain, &self.key, &self.roots, clients);
+        spawn_recorder(Config::new(), local().tls(config.expect("a configuration")))
+    }
+
+    /// The fault that is found in `roots`, which must be named.
+    #[track_caller]
+    fn refused(&self, roots: &PathBuf) -> String {
+        let error = server_config_with_clients(&self.chain, &self.key, roots, ClientAuth::Required);
+        let error = error.expect_err("it cannot be used");
+        assert_eq!(error.file(), roots, "{error}");
+        error.to_string()
+    }
+}
+
+/// Over TLS 1.3 the client's half of the handshake is over before the server has judged it: the alert comes with the first read.
+#[track_caller]
+fn refusal(server: &Running<Seen>, client: &ClientConfig) -> io::Error {
+    let outcome = handshake(server.addr(), client).and_then(|mut tls| tls.read_exact(&mut [0]));
+    outcome.expect_err("refused")
+}
+
+#[track_caller]
+fn visit(server: &Running<Seen>, client: &ClientConfig) {
+    let mut tls = secure(server.addr(), client);
+    ping(&mut tls, b"hello");
+    notify(&mut tls);
+    assert_eq!(read_to_goodbye(&mut tls), b"");
+}
+
+fn agreed(server: &Running<Seen>) -> Vec<Agreed> {
+    server.ask(|seen, _| seen.agreed.clone())
+}
+
+#[test]
+fn a_chain_that_leads_to_a_root_is_shown() {
+    let desk = Desk::new();
+    let alice = desk.clients.client("alice");
+    for version in VERSIONS {
+        for clients in [ClientAuth::Required, ClientAuth::Optional] {
+            let server = desk.serve(clients);
+            let client = desk.site.client_with(version, &alice);
+            visit(&server, &client);
+            visit(&server, &client);
+            let seen = agreed(&server);
+            assert_eq!((seen[0].resumed, seen[1].resumed), (false, true));
+            assert!(
+                seen.iter().all(|one| one.certificates == alice.chain),
+                "{version:?} {clients:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_certificate_will_do_only_where_it_is_optional() {
+    let desk = Desk::new();
+    for version in VERSIONS {
+        let anonymous = desk.site.client(version);
+        let server = desk.serve(ClientAuth::Optional);
+        visit(&server, &anonymous);
+        visit(&server, &anonymous);
+        let seen = agreed(&server);
+        assert!(seen[1].resumed && seen.iter().all(|one| one.certificates.is_empty()));
+        let server = desk.serve(ClientAuth::Required);
+        let error = refusal(&server, &anonymous).to_string();
+        assert!(
+            error.contains("CertificateRequired") || error.contains("HandshakeFailure"),
+            "{error}"
+        );
+        let (reason, cause) = the_end(&server);
+        assert_eq!(reason, CloseReason::TlsHandshake);
+        assert!(cause.contains("no certificates"), "{cause}");
+    }
+}
+
+/// Also where none would have done: a wrong one is a client that claims to be somebody.
+#[test]
+fn a_wrong_certificate_is_refused_in_any_case() {
+    let desk = Desk::new();
+    let stranger = Authority::new("strangers").client("alice");
+    let late = desk.clients.client_until("alice", 2020);
+    for version in VERSIONS {
+        for clients in [ClientAuth::Required, ClientAuth::Optional] {
+            for (identity, alert, fault) in [
+                (&stranger, "UnknownCA", "UnknownIssuer"),
+                (&late, "CertificateExpired", "expired"),
+            ] {
+                let server = desk.serve(clients);
+                let error = refusal(&server, &desk.site.client_with(version, identity)).to_string();
+                assert!(error.contains(alert), "{error}");
+                let (reason, cause) = the_end(&server);
+                assert_eq!(reason, CloseReason::TlsHandshake);
+                assert!(cause.contains(fault), "{cause}");
+            }
+        }
+    }
+}
+
+#[test]
+fn several_roots_may_share_a_file() {
+    let mut desk = Desk::new();
+    let others = Authority::new("others");
+    let both = format!("{}{}", desk.clients.certificate.pem(), others.certificate.pem());
+    desk.roots = desk.folder.file("both.pem", both);
+    let server = desk.serve(ClientAuth::Required);
+    visit(
+        &server,
+        &desk.site.client_with(VERSIONS[1], &desk.clients.client("alice")),
+    );
+    visit(&server, &desk.site.client_with(VERSIONS[0], &others.client("bob")));
+}
+
+#[test]
+fn roots_that_cannot_be_used_are_named() {
+    let desk = Desk::new();
+    let missing = desk.folder.path().join("missing.pem");
+    assert!(desk.refused(&missing).contains("No such file"));
+    let empty = desk.folder.file("empty.pem", "");
+    assert!(desk.refused(&empty).contains("no certificate in PEM form"));
+    let rubbish = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    let rubbish = desk.folder.file("rubbish.pem", rubbish);
+    assert!(desk.refused(&rubbish).contains("cannot vouch for clients"));
+    // Chain and key are looked at as ever.
+    let key = desk.folder.file("other.pem", &Site::new().identity.key_pem);
+    let error = server_config_with_clients(&desk.chain, &key, &desk.roots, ClientAuth::Optional);
+    let error = error.expect_err("they do not belong together");
+    assert_eq!(error.file(), key);
+}

@@ -1,0 +1,161 @@
+//! In small worlds every state of a connection is visited, and none breaks a promise or is a dead end.
+//!
+//! The worlds here are those that take seconds; `cargo run --release --bin exhaust` visits them all.
+
+use std::collections::BTreeSet;
+
+use kit::{closure, strings};
+#[cfg(feature = "tls")]
+use kit::{schedules, sim_tls};
+use portcullis::sim::Action;
+use portcullis::{CloseReason, State};
+
+fn close(framing: u8, on_frame: &[Action], on_end: &[Action]) -> closure::Findings {
+    let setting = closure::Setting {
+        framing,
+        on_frame: on_frame.to_vec(),
+        on_end: on_end.to_vec(),
+        proxied: false,
+        lazy: false,
+    };
+    visit_all(&setting)
+}
+
+fn visit_all(setting: &closure::Setting) -> closure::Findings {
+    match closure::close(setting) {
+        Ok(found) => found,
+        Err(what) => panic!("{what}"),
+    }
+}
+
+/// faults.md, Methods 1.
+#[test]
+fn every_state_keeps_its_promises_and_leads_to_the_end() {
+    let packets = close(1, &[], &[Action::CloseAfterInput]);
+    let lines = close(4, &[Action::Echo, Action::Fail], &[Action::Echo, Action::Close]);
+    let raw = close(0, &[Action::Echo, Action::Close], &[]);
+    let halves = close(0, &[Action::Finish], &[Action::Finish]);
+    let mut all = closure::Findings::default();
+    for found in [packets, lines, raw, halves] {
+        assert!(found.states > 5_000 && found.moves > 25 * found.states, "{found:?}");
+        all.add(found);
+    }
+    use CloseReason::*;
+    let reasons = BTreeSet::from([
+        Finished,
+        Closed,
+        Failed,
+        Aborted,
+        Drained,
+        DrainForced,
+        Reset,
+        Truncated,
+        FrameTooLarge,
+        HandshakeTimeout,
+        FrameTimeout,
+        IdleTimeout,
+        WriteTimeout,
+    ]);
+    assert_eq!(all.reasons, reasons, "each of them is reached, and no other");
+    // Without TLS there is no handshake.
+    assert_eq!(
+        all.changes,
+        BTreeSet::from([
+            (State::Accepting, State::Open),
+            (State::Accepting, State::Closing),
+            (State::Open, State::Closing)
+        ])
+    );
+}
+
+/// Behind a proxy a connection waits for its header first, and that may stop, be left out or be wrong at every byte.
+#[test]
+fn every_state_before_a_header_leads_to_the_end_too() {
+    let found = visit_all(&closure::Setting {
+        framing: 0,
+        on_frame: vec![Action::Echo, Action::Close],
+        on_end: vec![Action::CloseAfterInput],
+        proxied: true,
+        lazy: false,
+    });
+    use CloseReason::*;
+    let early = [ClosedEarly, BadProxyHeader, HandshakeTimeout, Reset, Finished];
+    assert!(early.iter().all(|reason| found.reasons.contains(reason)), "{found:?}");
+    assert!(found.changes.contains(&(State::Accepting, State::Open)));
+    assert!(found.changes.contains(&(State::Accepting, State::Closing)));
+}
+
+/// faults.md, Methods 2. All cuts of strings up to eight bytes are in the long run.
+#[test]
+fn every_short_string_is_the_same_frames_in_every_cut() {
+    for framing in 0..6 {
+        match strings::play(framing, 5) {
+            Ok(played) => assert_eq!(played, (0..=5).map(|length| 8_u64.pow(length)).sum::<u64>()),
+            Err(what) => panic!("{what}"),
+        }
+    }
+}
+
+/// What an outgoing connection can do before it is open, in the clear and over TLS.
+#[cfg(feature = "tls")]
+fn connecting() -> BTreeSet<(State, State)> {
+    use portcullis::sim::{ConnModel, Input};
+    let plain = || portcullis::Connect::new().framing(portcullis::Framing::Packet1);
+    let secure = || plain().tls(sim_tls::client_config(), "sim.test");
+    let mut changes = BTreeSet::new();
+    for connect in [plain(), secure()] {
+        for input in [
+            Input::Admit,
+            Input::Act(Action::Close),
+            Input::Act(Action::Abort),
+            Input::Act(Action::Fail),
+        ] {
+            let mut model = ConnModel::connecting(&connect).expect("options that work");
+            for input in [
+                Input::Act(Action::Send(3)),
+                Input::Act(Action::Finish),
+                Input::Act(Action::Send(3)),
+                Input::Turn,
+                input,
+                Input::Turn,
+            ] {
+                model.apply(&input).expect("as promised");
+            }
+            changes.extend(model.take_transitions());
+        }
+    }
+    changes
+}
+
+/// Every schedule of three moves behind TLS 1.3 and of two behind 1.2, and with the plain worlds every legal transition is seen and no other.
+#[cfg(feature = "tls")]
+#[test]
+fn every_short_schedule_behind_tls_keeps_its_promises() {
+    let mut changes = close(0, &[Action::Echo, Action::Close], &[]).changes;
+    use schedules::{Start, Version};
+    // The second version adds no transition; two moves of it find what is different.
+    for (version, start, longest) in [
+        (Version::Tls13, Start::Connected, 3),
+        (Version::Tls13, Start::Open, 3),
+        (Version::Tls13, Start::Upgrade, 3),
+        (Version::Tls12, Start::Connected, 2),
+        (Version::Tls12, Start::Open, 2),
+        (Version::Tls12, Start::Upgrade, 2),
+    ] {
+        for length in 1..=longest {
+            match schedules::play(version, start, length, || false) {
+                Ok(found) => {
+                    assert!(found.all && found.schedules == 16_u64.pow(length as u32));
+                    changes.extend(found.changes);
+                }
+                Err(what) => panic!("{what}"),
+            }
+        }
+    }
+    changes.extend(connecting());
+    let legal = State::ALL
+        .iter()
+        .flat_map(|&from| State::ALL.iter().map(move |&to| (from, to)));
+    let legal: BTreeSet<_> = legal.filter(|(from, to)| from.may_become(*to)).collect();
+    assert_eq!(changes, legal);
+}
