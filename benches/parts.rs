@@ -30,7 +30,9 @@ impl Handler for Echo {
 }
 
 fn world(connections: usize, listen: Listen, echo: bool) -> (Sim, SocketAddr, Vec<ClientId>) {
-    let config = Config::new().max_connections(connections).max_pending(connections);
+    let config = Config::new()
+        .max_connections(connections)
+        .max_pending(connections);
     let mut sim = Sim::new(1, config, ());
     sim.set_checks(false);
     let listen = listen.backlog(1024);
@@ -52,7 +54,12 @@ fn world(connections: usize, listen: Listen, echo: bool) -> (Sim, SocketAddr, Ve
 }
 
 /// Times the server alone: what `prepare` does before each round is not counted.
-fn timed<W>(rounds: u64, world: &mut W, prepare: impl Fn(&mut W), run: impl Fn(&mut W)) -> Duration {
+fn timed<W>(
+    rounds: u64,
+    world: &mut W,
+    prepare: impl Fn(&mut W),
+    run: impl Fn(&mut W),
+) -> Duration {
     let mut total = Duration::ZERO;
     for _ in 0..rounds {
         prepare(world);
@@ -93,8 +100,14 @@ fn decoders(criterion: &mut Criterion) {
         let (mut sim, _, clients) = world(1, Listen::tcp("127.0.0.1:0").framing(framing), false);
         group.throughput(Throughput::Bytes(batch.len() as u64));
         group.bench_function(name, |bencher| {
-            bencher
-                .iter_custom(|rounds| timed(rounds, &mut sim, |sim| sim.send(clients[0], &batch), |sim| sim.settle()));
+            bencher.iter_custom(|rounds| {
+                timed(
+                    rounds,
+                    &mut sim,
+                    |sim| sim.send(clients[0], &batch),
+                    |sim| sim.settle(),
+                )
+            });
         });
     }
     group.finish();
@@ -105,7 +118,11 @@ fn reactor(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("echo 64 bytes on each of");
     let bytes = frame(&Framing::Packet2, 64);
     for connections in [1, 64, 1_000] {
-        let (sim, _, clients) = world(connections, Listen::tcp("127.0.0.1:0").framing(Framing::Packet2), true);
+        let (sim, _, clients) = world(
+            connections,
+            Listen::tcp("127.0.0.1:0").framing(Framing::Packet2),
+            true,
+        );
         let mut world = (sim, clients);
         group.throughput(Throughput::Elements(connections as u64));
         let id = BenchmarkId::from_parameter(format!("{connections} connections"));
@@ -143,7 +160,9 @@ mod tls {
 
     use portcullis::tls::rustls::crypto::aws_lc_rs::default_provider;
     use portcullis::tls::rustls::pki_types::PrivatePkcs8KeyDer;
-    use portcullis::tls::rustls::{version, ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+    use portcullis::tls::rustls::{
+        version, ClientConfig, ClientConnection, RootCertStore, ServerConfig,
+    };
 
     use super::*;
 
@@ -160,7 +179,11 @@ mod tls {
             let mut came = came.as_slice();
             while !came.is_empty() {
                 self.tls.read_tls(&mut came).expect("in memory");
-                let read = self.tls.process_new_packets().expect("TLS").plaintext_bytes_to_read();
+                let read = self
+                    .tls
+                    .process_new_packets()
+                    .expect("TLS")
+                    .plaintext_bytes_to_read();
                 std::io::copy(
                     &mut std::io::Read::take(self.tls.reader(), read as u64),
                     &mut std::io::sink(),
@@ -180,7 +203,8 @@ mod tls {
     }
 
     fn connected(listen: Listen) -> Client {
-        let site = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let site =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
         let certificate = site.cert.der().clone();
         let key = PrivatePkcs8KeyDer::from(site.signing_key.serialize_der());
         let provider = Arc::new(default_provider());
@@ -198,7 +222,8 @@ mod tls {
             .with_root_certificates(roots)
             .with_no_client_auth();
         let (sim, _, clients) = world(1, listen.tls(Arc::new(server)), true);
-        let tls = ClientConnection::new(Arc::new(client), "localhost".try_into().expect("a name")).expect("a client");
+        let tls = ClientConnection::new(Arc::new(client), "localhost".try_into().expect("a name"))
+            .expect("a client");
         let mut client = Client {
             sim,
             id: clients[0],
@@ -235,7 +260,9 @@ mod tls {
                     client.tls.writer().write_all(&batch).expect("in memory");
                     client.speak();
                 };
-                bencher.iter_custom(|rounds| timed(rounds, &mut client, prepare, |client| client.sim.settle()));
+                bencher.iter_custom(|rounds| {
+                    timed(rounds, &mut client, prepare, |client| client.sim.settle())
+                });
             });
         }
         group.finish();

@@ -99,7 +99,9 @@ fn row(connections: usize) {
         for &client in clients.iter().step_by(connections / ACTIVE).take(ACTIVE) {
             sim.send(client, message);
         }
-        active.until(&mut sim, |sim| sim.stats().frames_in == before + ACTIVE as u64);
+        active.until(&mut sim, |sim| {
+            sim.stats().frames_in == before + ACTIVE as u64
+        });
     }
     let mut rest = Timed::default();
     for _ in 0..1_000 {
@@ -167,7 +169,9 @@ fn busy(sim: &Sim) -> bool {
 /// it allocates while it takes them in.
 fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
     const BACKLOG: usize = 1_024;
-    let config = Config::new().max_connections(connections).max_pending(connections);
+    let config = Config::new()
+        .max_connections(connections)
+        .max_pending(connections);
     let region = Region::new(ALLOCATOR);
     let mut sim = Sim::new(1, config, ());
     let mut memory = grown(&region);
@@ -177,14 +181,18 @@ fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
         .backlog(BACKLOG as u32)
         .idle_timeout(IDLE_TIMEOUT)
         .linger(Duration::ZERO, 0);
-    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("a listener");
+    let addr = sim
+        .listen(listen, |_: &mut (), _| Echo)
+        .expect("a listener");
     let mut clients = Vec::with_capacity(connections);
     let mut accept = Timed::default();
     while clients.len() < connections {
         let some = BACKLOG.min(connections - clients.len());
         clients.extend((0..some).filter_map(|_| sim.connect(addr)));
         let region = Region::new(ALLOCATOR);
-        accept.until(&mut sim, |sim| !busy(sim) && sim.stats().open == clients.len());
+        accept.until(&mut sim, |sim| {
+            !busy(sim) && sim.stats().open == clients.len()
+        });
         memory += grown(&region);
     }
     (sim, clients, memory as f64 / connections as f64, accept)

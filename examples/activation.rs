@@ -41,7 +41,9 @@ fn serve() -> Result<(), Box<dyn Error>> {
     let echo = |_app: &mut (), _peer: Peer| Echo;
     let passed = passed::sockets()?;
     if passed.is_empty() {
-        let addr = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:0".to_owned());
+        let addr = std::env::args()
+            .nth(1)
+            .unwrap_or_else(|| "127.0.0.1:0".to_owned());
         server.listen(Listen::tcp(addr).framing(Framing::Line), echo)?;
     }
     for socket in passed {

@@ -76,12 +76,17 @@ fn work(queue: &Mutex<Receiver<Work>>) {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     terminal::log_to_stderr();
-    let addr = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2828".to_owned());
+    let addr = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| "127.0.0.1:2828".to_owned());
     let connections = 256;
     let mut server = Server::new(Config::new().max_connections(connections))?;
     let listen = Listen::tcp(addr.as_str()).framing(Framing::Line);
     let id = server.listen(listen, |_: &mut Pool, _peer| Reception)?;
-    terminal::say(&format!("listening on {} (line)", server.listener(id)?.addr));
+    terminal::say(&format!(
+        "listening on {} (line)",
+        server.listener(id)?.addr
+    ));
 
     let (sender, queue) = sync_channel(connections);
     let queue = Arc::new(Mutex::new(queue));

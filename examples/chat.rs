@@ -4,7 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use portcullis::{Closed, Config, ConnId, Context, Framing, Handler, Listen, Outcome, SendError, Server};
+use portcullis::{
+    Closed, Config, ConnId, Context, Framing, Handler, Listen, Outcome, SendError, Server,
+};
 
 #[path = "support/terminal.rs"]
 mod terminal;
@@ -23,7 +25,11 @@ struct Member {
 
 impl Handler<Room> for Member {
     fn on_open(&mut self, cx: &mut Context<'_, Room>) -> Outcome {
-        let line = format!("* {} has come, {} are here\n", self.name, cx.app.members.len() + 1);
+        let line = format!(
+            "* {} has come, {} are here\n",
+            self.name,
+            cx.app.members.len() + 1
+        );
         cx.app.members.insert(cx.conn.id());
         tell_all(cx, line.as_bytes());
         Ok(())
@@ -64,7 +70,9 @@ fn tell_all(cx: &mut Context<'_, Room>, line: &[u8]) {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     terminal::log_to_stderr();
-    let addr = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2323".to_owned());
+    let addr = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| "127.0.0.1:2323".to_owned());
     let mut server = Server::new(Config::new().max_connections(10_000))?;
     let listen = Listen::tcp(addr.as_str())
         .framing(Framing::Line)
@@ -80,7 +88,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             name: format!("guest{guests}"),
         }
     })?;
-    terminal::say(&format!("listening on {} (line)", server.listener(id)?.addr));
+    terminal::say(&format!(
+        "listening on {} (line)",
+        server.listener(id)?.addr
+    ));
 
     terminal::drain_on_signal(server.handle(), std::time::Duration::from_secs(5))?;
     let mut room = Room::default();

@@ -57,7 +57,8 @@ fn main() -> ExitCode {
 
 fn talk(options: &Options) -> Result<(), Box<dyn Error>> {
     let server = &options.connect;
-    let socket = TcpStream::connect(server).map_err(|error| format!("cannot connect to {server}: {error}"))?;
+    let socket = TcpStream::connect(server)
+        .map_err(|error| format!("cannot connect to {server}: {error}"))?;
     socket.set_nodelay(true)?;
     socket.set_read_timeout(Some(Duration::from_secs(10)))?;
     if options.tls {
@@ -118,7 +119,9 @@ fn receive(framing: FramingName, stream: &mut impl BufRead, sent: usize) -> io::
         FramingName::Packet1 | FramingName::Packet2 | FramingName::Packet4 => {
             let mut length = [0; 8];
             stream.read_exact(&mut length[8 - framing.header()..])?;
-            stream.take(u64::from_be_bytes(length)).read_to_end(&mut answer)?;
+            stream
+                .take(u64::from_be_bytes(length))
+                .read_to_end(&mut answer)?;
             if answer.len() as u64 != u64::from_be_bytes(length) {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -129,7 +132,9 @@ fn receive(framing: FramingName, stream: &mut impl BufRead, sent: usize) -> io::
 
 fn explain(error: io::Error) -> String {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => "the server closed the connection before it answered".to_owned(),
+        io::ErrorKind::UnexpectedEof => {
+            "the server closed the connection before it answered".to_owned()
+        }
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => "no answer within 10 s".to_owned(),
         _ => format!("no answer: {error}"),
     }
@@ -137,7 +142,10 @@ fn explain(error: io::Error) -> String {
 
 #[cfg(not(feature = "tls"))]
 mod tls {
-    pub fn connect(_: &super::Options, _: std::net::TcpStream) -> Result<std::net::TcpStream, String> {
+    pub fn connect(
+        _: &super::Options,
+        _: std::net::TcpStream,
+    ) -> Result<std::net::TcpStream, String> {
         Err("built without the feature `tls`".into())
     }
 
@@ -151,12 +159,15 @@ mod tls {
     use std::net::TcpStream;
     use std::sync::Arc;
 
-    use portcullis::tls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+    use portcullis::tls::rustls::client::danger::{
+        HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
+    };
     use portcullis::tls::rustls::crypto::CryptoProvider;
     use portcullis::tls::rustls::pki_types::pem::PemObject;
     use portcullis::tls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
     use portcullis::tls::rustls::{
-        ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore, SignatureScheme, StreamOwned,
+        ClientConfig, ClientConnection, DigitallySignedStruct, Error, RootCertStore,
+        SignatureScheme, StreamOwned,
     };
 
     use super::{framing, Options};
@@ -166,15 +177,18 @@ mod tls {
         socket: TcpStream,
     ) -> Result<StreamOwned<ClientConnection, TcpStream>, Box<dyn std::error::Error>> {
         let provider = framing::provider();
-        let builder =
-            ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions()?;
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()?;
         let config = if options.insecure {
             builder
                 .dangerous()
                 .with_custom_certificate_verifier(Arc::new(TrustAnybody(provider)))
                 .with_no_client_auth()
         } else {
-            let ca = options.ca.as_deref().ok_or("--tls needs --ca PEM, or --insecure")?;
+            let ca = options
+                .ca
+                .as_deref()
+                .ok_or("--tls needs --ca PEM, or --insecure")?;
             let mut roots = RootCertStore::empty();
             for certificate in CertificateDer::pem_file_iter(ca)? {
                 roots.add(certificate?)?;
@@ -186,11 +200,16 @@ mod tls {
             .rsplit_once(':')
             .map_or(options.connect.as_str(), |(host, _)| host);
         let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
-        Ok(StreamOwned::new(ClientConnection::new(Arc::new(config), name)?, socket))
+        Ok(StreamOwned::new(
+            ClientConnection::new(Arc::new(config), name)?,
+            socket,
+        ))
     }
 
     /// close_notify, so that the server knows that nothing was cut off.
-    pub fn say_goodbye(stream: &mut StreamOwned<ClientConnection, TcpStream>) -> std::io::Result<()> {
+    pub fn say_goodbye(
+        stream: &mut StreamOwned<ClientConnection, TcpStream>,
+    ) -> std::io::Result<()> {
         use std::io::Write;
         stream.conn.send_close_notify();
         stream.flush()

@@ -32,7 +32,10 @@ impl Handler<Program> for Clock {
 }
 
 /// Waits for the first of these descriptors, or for the timeout.
-fn wait(descriptors: &mut [PollFd<'_>], timeout: Duration) -> Result<(), Box<dyn std::error::Error>> {
+fn wait(
+    descriptors: &mut [PollFd<'_>],
+    timeout: Duration,
+) -> Result<(), Box<dyn std::error::Error>> {
     // Milliseconds, rounded up: rounded down, the last of them would be spent in going round.
     let timeout = PollTimeout::try_from(timeout + Duration::from_micros(999))?;
     match poll(descriptors, timeout) {
@@ -43,11 +46,16 @@ fn wait(descriptors: &mut [PollFd<'_>], timeout: Duration) -> Result<(), Box<dyn
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     terminal::log_to_stderr();
-    let addr = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2525".to_owned());
+    let addr = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| "127.0.0.1:2525".to_owned());
     let mut server = Server::new(Config::new())?;
     let listen = Listen::tcp(addr.as_str()).framing(Framing::Line);
     let id = server.listen(listen, |_: &mut Program, _peer| Clock)?;
-    terminal::say(&format!("listening on {} (line)", server.listener(id)?.addr));
+    terminal::say(&format!(
+        "listening on {} (line)",
+        server.listener(id)?.addr
+    ));
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
 
     let mut program = Program::default();
@@ -55,9 +63,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     loop {
         // The server has deadlines too, and sometimes work that no event announces.
         let own = next_second.saturating_duration_since(Instant::now());
-        let timeout = server.next_timeout().map_or(own, |network| network.min(own));
+        let timeout = server
+            .next_timeout()
+            .map_or(own, |network| network.min(own));
         // The program's other descriptors go here.
-        wait(&mut [PollFd::new(server.as_fd(), PollFlags::POLLIN)], timeout)?;
+        wait(
+            &mut [PollFd::new(server.as_fd(), PollFlags::POLLIN)],
+            timeout,
+        )?;
         while Instant::now() >= next_second {
             program.seconds += 1;
             next_second += SECOND;

@@ -57,7 +57,9 @@ impl Handler<World> for Player {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     terminal::log_to_stderr();
     let mut arguments = std::env::args().skip(1);
-    let addr = arguments.next().unwrap_or_else(|| "127.0.0.1:2424".to_owned());
+    let addr = arguments
+        .next()
+        .unwrap_or_else(|| "127.0.0.1:2424".to_owned());
     let frames = arguments
         .next()
         .and_then(|count| count.parse().ok())
@@ -71,7 +73,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listen = Listen::tcp(addr.as_str()).frame_rate(Rate::per_second(120).burst(BURST));
     let mut server = Server::new(config)?;
     let id = server.listen(listen, |_: &mut World, _peer| Player)?;
-    terminal::say(&format!("listening on {} (packet-2)", server.listener(id)?.addr));
+    terminal::say(&format!(
+        "listening on {} (packet-2)",
+        server.listener(id)?.addr
+    ));
     terminal::drain_on_signal(server.handle(), Duration::ZERO)?;
 
     let mut world = World::default();
@@ -98,17 +103,28 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         show_everybody(&mut server, &world);
     }
     late.sort();
-    let share = |percent: usize| late.get((late.len() * percent / 100).min(late.len().saturating_sub(1)));
-    let [half, most, all] = [50, 99, 100].map(|percent| share(percent).copied().unwrap_or_default());
+    let share =
+        |percent: usize| late.get((late.len() * percent / 100).min(late.len().saturating_sub(1)));
+    let [half, most, all] =
+        [50, 99, 100].map(|percent| share(percent).copied().unwrap_or_default());
     terminal::say(&format!("{frame} frames, the latest was {all:.1?} late"));
-    terminal::say(&format!("jitter: half within {half:.1?}, 99 % within {most:.1?}"));
-    terminal::say(&format!("{} moves, {busiest} in the busiest turn", world.moves));
+    terminal::say(&format!(
+        "jitter: half within {half:.1?}, 99 % within {most:.1?}"
+    ));
+    terminal::say(&format!(
+        "{} moves, {busiest} in the busiest turn",
+        world.moves
+    ));
     Ok(())
 }
 
 /// The world has moved. Sent from outside a callback, so it goes out in the next turn.
 fn show_everybody(server: &mut Server<World>, world: &World) {
-    let positions: Vec<_> = world.players.values().map(|(x, y)| format!("{x},{y}")).collect();
+    let positions: Vec<_> = world
+        .players
+        .values()
+        .map(|(x, y)| format!("{x},{y}"))
+        .collect();
     let positions = positions.join(" ");
     let mut control = server.control();
     for &id in world.players.keys() {

@@ -55,7 +55,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     obey_signals(server.handle())?;
     for listener in server.listeners() {
-        terminal::say(&format!("listening on {} as {}", listener.addr, std::process::id()));
+        terminal::say(&format!(
+            "listening on {} as {}",
+            listener.addr,
+            std::process::id()
+        ));
     }
     if is_successor {
         // Our standard input is a socket of the process before us, which waits for this, and fails only if that is gone.
@@ -91,7 +95,9 @@ fn obey_signals(handle: Handle) -> std::io::Result<()> {
 fn start_successor(handle: &Handle) -> Result<(), Box<dyn Error>> {
     let sockets = handle.call(GRACE, |_, control| {
         let listeners = control.listeners();
-        let sockets = listeners.iter().map(|listener| control.listener_socket(listener.id));
+        let sockets = listeners
+            .iter()
+            .map(|listener| control.listener_socket(listener.id));
         sockets.collect::<portcullis::Result<Vec<_>>>()
     })??;
     let (mut ours, theirs) = UnixStream::pair()?;
@@ -99,14 +105,19 @@ fn start_successor(handle: &Handle) -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os();
     // By its name: there may be a new version under it.
     let mut command = Command::new(arguments.next().ok_or("this program has no name")?);
-    command.args(arguments).stdin(Stdio::from(OwnedFd::from(theirs)));
+    command
+        .args(arguments)
+        .stdin(Stdio::from(OwnedFd::from(theirs)));
     command
         .env("LISTEN_FDS", sockets.len().to_string())
         .env_remove("LISTEN_PID");
     let numbered = sockets.into_iter().zip(3..);
     command.fd_mappings(
         numbered
-            .map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd })
+            .map(|(parent_fd, child_fd)| FdMapping {
+                parent_fd,
+                child_fd,
+            })
             .collect(),
     )?;
     let mut child = command.spawn()?;

@@ -45,7 +45,10 @@ impl Handler<App> for Stranger {
     fn on_frame(&mut self, cx: &mut Context<'_, App>, line: &[u8]) -> Outcome {
         let line = std::str::from_utf8(line)?;
         let words: Vec<_> = line.split_whitespace().collect();
-        let verb = words.first().map(|verb| verb.to_ascii_uppercase()).unwrap_or_default();
+        let verb = words
+            .first()
+            .map(|verb| verb.to_ascii_uppercase())
+            .unwrap_or_default();
         let secure = cx.conn.tls().is_some();
         match (verb.as_str(), &words[words.len().min(1)..]) {
             ("EHLO", _) if secure => cx.conn.send("250 LOGIN\r\n")?,
@@ -63,7 +66,8 @@ impl Handler<App> for Stranger {
                     frames: 0,
                 };
                 // The answer is the last line; what the client has sent behind its own is cut as packets already.
-                cx.conn.send(format!("230 session {}\r\n", session.number))?;
+                cx.conn
+                    .send(format!("230 session {}\r\n", session.number))?;
                 cx.conn.cancel_timer(LOGIN);
                 cx.conn.set_framing(&Framing::Packet2);
                 cx.conn.replace_handler(session);
@@ -95,7 +99,10 @@ impl Handler<App> for Stranger {
 impl Handler<App> for Session {
     fn on_frame(&mut self, cx: &mut Context<'_, App>, frame: &[u8]) -> Outcome {
         self.frames += 1;
-        let head = format!("{}, session {}, frame {}: ", self.user, self.number, self.frames);
+        let head = format!(
+            "{}, session {}, frame {}: ",
+            self.user, self.number, self.frames
+        );
         cx.conn.send([head.as_bytes(), frame].concat())?;
         Ok(())
     }
@@ -104,12 +111,16 @@ impl Handler<App> for Session {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     terminal::log_to_stderr();
     let mut arguments = std::env::args().skip(1);
-    let (Some(addr), Some(chain), Some(key)) = (arguments.next(), arguments.next(), arguments.next()) else {
+    let (Some(addr), Some(chain), Some(key)) =
+        (arguments.next(), arguments.next(), arguments.next())
+    else {
         return Err("usage: login HOST:PORT CHAIN.PEM KEY.PEM".into());
     };
     let tls = server_config(chain, key)?;
     let mut server = Server::new(Config::new())?;
-    let listen = Listen::tcp(addr.as_str()).framing(Framing::Line).max_frame(512);
+    let listen = Listen::tcp(addr.as_str())
+        .framing(Framing::Line)
+        .max_frame(512);
     let id = server.listen(listen, |_: &mut App, _peer| Stranger::default())?;
     terminal::say(&format!(
         "listening on {} (lines, then packet-2)",

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use portcullis::{
-    Alarm, AlarmNotice, Close, Config, Context, Control, Framing, Handle, Handler, Listen, Metrics, Outcome, Quota,
-    Server,
+    Alarm, AlarmNotice, Close, Config, Context, Control, Framing, Handle, Handler, Listen, Metrics,
+    Outcome, Quota, Server,
 };
 
 #[path = "support/terminal.rs"]
@@ -87,9 +87,15 @@ fn answer(request: &str, control: &Control<'_>) -> String {
         ["GET", "/tree", _] => ("200 OK", format!("{}\n", control.tree(100))),
         ["GET", "/closes", _] => {
             let closes = control.recent_closes();
-            ("200 OK", closes.iter().map(|close| format!("{close}\n")).collect())
+            (
+                "200 OK",
+                closes.iter().map(|close| format!("{close}\n")).collect(),
+            )
         }
-        _ => ("404 Not Found", "GET /metrics, /tree or /closes\n".to_owned()),
+        _ => (
+            "404 Not Found",
+            "GET /metrics, /tree or /closes\n".to_owned(),
+        ),
     };
     let (kind, length) = (Metrics::CONTENT_TYPE, body.len());
     format!("HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
@@ -100,20 +106,34 @@ fn main() -> portcullis::Result<()> {
     let options = Options::parse();
     let most = options.max_connections;
     let mut server = Server::new(Config::new().max_connections(most.saturating_add(WATCHERS)))?;
-    let echo = Listen::tcp(options.listen.as_str()).name("echo").max_connections(most);
+    let echo = Listen::tcp(options.listen.as_str())
+        .name("echo")
+        .max_connections(most);
     let echo = server.listen(echo, |_: &mut (), _| Echo)?;
     let watch = Listen::tcp(options.metrics.as_str()).name("metrics");
-    let watch = watch.framing(Framing::Line).max_frame(8192).max_connections(WATCHERS);
+    let watch = watch
+        .framing(Framing::Line)
+        .max_frame(8192)
+        .max_connections(WATCHERS);
     let handle = server.handle();
     let watch = server.listen(watch, move |_: &mut (), _| Page {
         handle: handle.clone(),
         request: String::new(),
         lines: 0,
     })?;
-    server.on_alarm(Alarm::connections(Quota::Percent(90)), |_, _, notice: &AlarmNotice| {
-        terminal::complain(&notice.to_string());
-    })?;
-    terminal::say(&format!("listening on {} (echo)", server.listener(echo)?.addr));
-    terminal::say(&format!("listening on {} (metrics)", server.listener(watch)?.addr));
+    server.on_alarm(
+        Alarm::connections(Quota::Percent(90)),
+        |_, _, notice: &AlarmNotice| {
+            terminal::complain(&notice.to_string());
+        },
+    )?;
+    terminal::say(&format!(
+        "listening on {} (echo)",
+        server.listener(echo)?.addr
+    ));
+    terminal::say(&format!(
+        "listening on {} (metrics)",
+        server.listener(watch)?.addr
+    ));
     server.run(&mut ())
 }

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use portcullis::{
-    tls, Addr, Close, CloseReason, Closed, Config, Conn, ConnId, Connect, Context, Framing, Handler, Keepalive, Listen,
-    Outcome, Server,
+    tls, Addr, Close, CloseReason, Closed, Config, Conn, ConnId, Connect, Context, Framing,
+    Handler, Keepalive, Listen, Outcome, Server,
 };
 
 #[path = "support/proxy_options.rs"]
@@ -33,7 +33,11 @@ impl Handler<Behind> for Side {
         if self.0.is_none() {
             let (to, connect) = cx.app.clone();
             let back = Self(Some(cx.conn.id()));
-            self.0 = Some(cx.conn.connect(to, connect, back).map_err(|_| Close::abort())?);
+            self.0 = Some(
+                cx.conn
+                    .connect(to, connect, back)
+                    .map_err(|_| Close::abort())?,
+            );
         }
         Ok(())
     }

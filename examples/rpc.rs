@@ -36,7 +36,9 @@ impl Error for Malformed {}
 
 impl Handler<Words> for Session {
     fn on_frame(&mut self, cx: &mut Context<'_, Words>, frame: &[u8]) -> Outcome {
-        let (number, request) = frame.split_first_chunk::<4>().ok_or(Malformed("no number"))?;
+        let (number, request) = frame
+            .split_first_chunk::<4>()
+            .ok_or(Malformed("no number"))?;
         let request = std::str::from_utf8(request).map_err(|_| Malformed("not text"))?;
         self.requests += 1;
         let answer = match request.split(' ').collect::<Vec<_>>()[..] {
@@ -56,14 +58,19 @@ impl Handler<Words> for Session {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     terminal::log_to_stderr();
-    let addr = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2626".to_owned());
+    let addr = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| "127.0.0.1:2626".to_owned());
     let mut server = Server::new(Config::new())?;
     let listen = Listen::tcp(addr.as_str())
         .framing(Framing::Packet4)
         .max_frame(64 * 1024)
         .idle_timeout(Duration::from_secs(60));
     let id = server.listen(listen, |_: &mut Words, _peer| Session { requests: 0 })?;
-    terminal::say(&format!("listening on {} (packet-4)", server.listener(id)?.addr));
+    terminal::say(&format!(
+        "listening on {} (packet-4)",
+        server.listener(id)?.addr
+    ));
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     server.run(&mut Words::new())?;
     Ok(())

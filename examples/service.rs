@@ -7,7 +7,9 @@ use std::error::Error;
 use std::time::Duration;
 
 use clap::Parser;
-use portcullis::{AccessRules, Config, Context, Framing, Handle, Handler, Listen, Outcome, ProxyProtocol, Server};
+use portcullis::{
+    AccessRules, Config, Context, Framing, Handle, Handler, Listen, Outcome, ProxyProtocol, Server,
+};
 
 #[path = "support/passed.rs"]
 mod passed;
@@ -88,15 +90,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     let are_passed = !sockets.is_empty();
     if are_passed {
         for socket in sockets {
-            server.adopt(socket, behind(Listen::adopted(), &options)?, |_: &mut (), _peer| {
-                Echo::default()
-            })?;
+            server.adopt(
+                socket,
+                behind(Listen::adopted(), &options)?,
+                |_: &mut (), _peer| Echo::default(),
+            )?;
         }
     } else {
         let listen = behind(Listen::tcp(options.listen.as_str()), &options)?;
         server.listen(listen, |_: &mut (), _peer| Echo::default())?;
     }
-    end_on_sigterm(server.handle(), are_passed, Duration::from_secs(options.grace))?;
+    end_on_sigterm(
+        server.handle(),
+        are_passed,
+        Duration::from_secs(options.grace),
+    )?;
     for listener in server.listeners() {
         terminal::say(&format!("listening on {} (line)", listener.addr));
     }
@@ -117,7 +125,9 @@ fn behind(listen: Listen, options: &Options) -> portcullis::Result<Listen> {
     }
     let mut proxies = options.trusted_proxy.iter();
     let trusted = proxies.try_fold(AccessRules::deny_all(), |rules, proxy| rules.allow(proxy))?;
-    Ok(listen.proxy_protocol(ProxyProtocol::Required).trusted_proxies(trusted))
+    Ok(listen
+        .proxy_protocol(ProxyProtocol::Required)
+        .trusted_proxies(trusted))
 }
 
 fn end_on_sigterm(handle: Handle, are_passed: bool, grace: Duration) -> std::io::Result<()> {

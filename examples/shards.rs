@@ -34,7 +34,9 @@ impl Handler<Tally> for Echo {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let addr = arguments.next().unwrap_or_else(|| "127.0.0.1:7000".to_owned());
+    let addr = arguments
+        .next()
+        .unwrap_or_else(|| "127.0.0.1:7000".to_owned());
     terminal::log_to_stderr();
 
     let mut shards = Shards::new(Config::new().max_connections(10_000));
@@ -52,12 +54,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         let _ = handle.drain(Duration::from_secs(10));
     })?;
     let count = running.handle.shards().len();
-    terminal::say(&format!("listening on {} ({count} shards)", running.listeners[0].addr));
+    terminal::say(&format!(
+        "listening on {} ({count} shards)",
+        running.listeners[0].addr
+    ));
 
     let handle = running.handle.clone();
     let report = running.join()?;
     for (shard, handle) in handle.shards().iter().enumerate() {
-        terminal::say(&format!("shard {shard}: {} connections", handle.stats().accepted));
+        terminal::say(&format!(
+            "shard {shard}: {} connections",
+            handle.stats().accepted
+        ));
     }
     let stats = handle.stats();
     terminal::say(&format!(

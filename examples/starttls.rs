@@ -52,13 +52,17 @@ impl Handler<App> for Session {
 
     fn on_frame(&mut self, cx: &mut Context<'_, App>, line: &[u8]) -> Outcome {
         let line = String::from_utf8_lossy(line);
-        let (verb, rest) = line.trim_end().split_once(' ').unwrap_or((line.trim_end(), ""));
+        let (verb, rest) = line
+            .trim_end()
+            .split_once(' ')
+            .unwrap_or((line.trim_end(), ""));
         let secure = cx.conn.tls().is_some();
         match (verb.to_ascii_uppercase().as_str(), rest) {
             ("EHLO", name) => {
                 self.client = Some(name.to_owned());
                 let offer = if secure { "" } else { "250-STARTTLS\r\n" };
-                cx.conn.send(format!("250-localhost\r\n{offer}250 HELP\r\n"))?;
+                cx.conn
+                    .send(format!("250-localhost\r\n{offer}250 HELP\r\n"))?;
             }
             ("STARTTLS", "") if !secure => {
                 // In the clear; everything behind it is not.
@@ -70,7 +74,8 @@ impl Handler<App> for Session {
             ("HELP", _) => {
                 let name = self.client.as_deref().unwrap_or("stranger");
                 let how = if secure { "behind TLS" } else { "in the clear" };
-                cx.conn.send(format!("214 Hello {name}, we talk {how}\r\n"))?;
+                cx.conn
+                    .send(format!("214 Hello {name}, we talk {how}\r\n"))?;
             }
             ("QUIT", _) => {
                 cx.conn.send("221 Bye\r\n")?;

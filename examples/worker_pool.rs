@@ -10,7 +10,9 @@ use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use portcullis::{Config, ConnId, Context, Framing, Handle, Handler, Listen, Message, Outcome, Server};
+use portcullis::{
+    Config, ConnId, Context, Framing, Handle, Handler, Listen, Message, Outcome, Server,
+};
 
 #[path = "support/terminal.rs"]
 mod terminal;
@@ -65,11 +67,18 @@ fn work(jobs: &Mutex<Receiver<Job>>, handle: &Handle<Pool>) {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     terminal::log_to_stderr();
-    let addr = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2727".to_owned());
+    let addr = std::env::args()
+        .nth(1)
+        .unwrap_or_else(|| "127.0.0.1:2727".to_owned());
     let mut server = Server::new(Config::new().max_connections(CONNECTIONS))?;
-    let listen = Listen::tcp(addr.as_str()).framing(Framing::Line).max_frame(32);
+    let listen = Listen::tcp(addr.as_str())
+        .framing(Framing::Line)
+        .max_frame(32);
     let id = server.listen(listen, |_: &mut Pool, _peer| Session)?;
-    terminal::say(&format!("listening on {} (line)", server.listener(id)?.addr));
+    terminal::say(&format!(
+        "listening on {} (line)",
+        server.listener(id)?.addr
+    ));
 
     let (jobs, queue) = sync_channel(CONNECTIONS);
     let queue = Arc::new(Mutex::new(queue));

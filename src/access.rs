@@ -163,7 +163,10 @@ impl AccessRules {
             .map(|rule| ((rule.access, rule.network), rule.hits))
             .collect();
         for rule in &mut self.rules {
-            rule.hits = known.get(&(rule.access, rule.network)).copied().unwrap_or(0);
+            rule.hits = known
+                .get(&(rule.access, rule.network))
+                .copied()
+                .unwrap_or(0);
         }
         self.unmatched = if self.otherwise == former.otherwise {
             former.unmatched
@@ -187,7 +190,10 @@ impl AccessRules {
 
     fn find(&self, peer: IpAddr) -> Option<(usize, Access)> {
         let peer = peer.to_canonical();
-        let found = self.rules.iter().position(|rule| rule.network.contains(&peer))?;
+        let found = self
+            .rules
+            .iter()
+            .position(|rule| rule.network.contains(&peer))?;
         Some((found, self.rules.get(found)?.access))
     }
 }
@@ -237,7 +243,9 @@ fn parse(access: Access, word: &str) -> Result<Vec<IpNet>> {
         Some((address, prefix)) => (address, Some(prefix)),
         None => (word, None),
     };
-    let address = address.split_once('%').map_or(address, |(address, _)| address);
+    let address = address
+        .split_once('%')
+        .map_or(address, |(address, _)| address);
     let network = match prefix {
         None => address.parse::<IpAddr>().ok().map(IpNet::from),
         Some(prefix) => format!("{address}/{prefix}").parse::<IpNet>().ok(),
@@ -267,7 +275,10 @@ fn canonical(network: IpNet) -> IpNet {
     let IpNet::V6(mapped) = network else {
         return network;
     };
-    match (mapped.addr().to_ipv4_mapped(), mapped.prefix_len().checked_sub(96)) {
+    match (
+        mapped.addr().to_ipv4_mapped(),
+        mapped.prefix_len().checked_sub(96),
+    ) {
         (Some(address), Some(prefix)) => Ipv4Net::new(address, prefix).map_or(network, IpNet::V4),
         _ => network,
     }
@@ -299,7 +310,10 @@ mod tests {
         ] {
             assert_eq!(rules.check(ip(address)), access, "{address}");
         }
-        assert_eq!(AccessRules::allow_all().check(ip("192.0.2.1")), Access::Allow);
+        assert_eq!(
+            AccessRules::allow_all().check(ip("192.0.2.1")),
+            Access::Allow
+        );
         assert_eq!(AccessRules::deny_all().check(ip("192.0.2.1")), Access::Deny);
     }
 
@@ -338,11 +352,16 @@ mod tests {
 
     #[test]
     fn each_rule_counts_its_peers() {
-        let mut rules = AccessRules::allow_all().deny("10.1.2.3/8").expect("a network");
+        let mut rules = AccessRules::allow_all()
+            .deny("10.1.2.3/8")
+            .expect("a network");
         for address in ["10.0.0.1", "10.255.0.1", "11.0.0.1"] {
             rules.judge(ip(address));
         }
-        let found: Vec<_> = rules.iter().map(|rule| (rule.to_string(), rule.hits)).collect();
+        let found: Vec<_> = rules
+            .iter()
+            .map(|rule| (rule.to_string(), rule.hits))
+            .collect();
         assert_eq!(found, [("deny 10.0.0.0/8".to_owned(), 2)]);
         assert_eq!(rules.otherwise(), (Access::Allow, 1));
     }
@@ -350,7 +369,9 @@ mod tests {
     /// Rules that stay keep their counts, wherever they stand; and so does what becomes of the others, if it stays.
     #[test]
     fn counts_go_on() {
-        let mut former = AccessRules::allow_all().deny("10.0.0.0/8").expect("a network");
+        let mut former = AccessRules::allow_all()
+            .deny("10.0.0.0/8")
+            .expect("a network");
         former.judge(ip("10.0.0.1"));
         former.judge(ip("192.0.2.1"));
         let next = |begin: AccessRules| {
@@ -360,10 +381,16 @@ mod tests {
             rules.expect("networks").counting_on(&former)
         };
         let counts = |rules: &AccessRules| rules.iter().map(|rule| rule.hits).collect::<Vec<_>>();
-        let (same, other) = (next(AccessRules::allow_all()), next(AccessRules::deny_all()));
+        let (same, other) = (
+            next(AccessRules::allow_all()),
+            next(AccessRules::deny_all()),
+        );
         assert_eq!((counts(&same), same.otherwise().1), (vec![0, 1], 1));
         assert_eq!((counts(&other), other.otherwise().1), (vec![0, 1], 0));
-        assert_eq!(same.to_string(), "allow 10.9.0.0/16, deny 10.0.0.0/8, allow all");
+        assert_eq!(
+            same.to_string(),
+            "allow 10.9.0.0/16, deny 10.0.0.0/8, allow all"
+        );
     }
 
     #[test]

@@ -172,7 +172,10 @@ impl From<unix::SocketAddr> for Addr {
         if let Some(name) = addr.as_abstract_name() {
             return Self::Unix(UnixAddr::abstract_name(name));
         }
-        Self::Unix(addr.as_pathname().map_or_else(UnixAddr::unnamed, UnixAddr::pathname))
+        Self::Unix(
+            addr.as_pathname()
+                .map_or_else(UnixAddr::unnamed, UnixAddr::pathname),
+        )
     }
 }
 
@@ -226,7 +229,11 @@ impl fmt::Display for UnixAddr {
             Name::Path(path) => ("", path.as_os_str().as_bytes()),
             Name::Abstract(name) => ("@", &**name),
         };
-        write!(f, "unix:{mark}{}", String::from_utf8_lossy(name).escape_debug())
+        write!(
+            f,
+            "unix:{mark}{}",
+            String::from_utf8_lossy(name).escape_debug()
+        )
     }
 }
 
@@ -266,7 +273,10 @@ mod tests {
         assert_eq!(addr, tcp);
         assert_eq!(tcp, addr);
         assert_eq!(addr.as_unix(), None);
-        assert_eq!(addr.to_socket_addrs().expect("one").collect::<Vec<_>>(), [tcp]);
+        assert_eq!(
+            addr.to_socket_addrs().expect("one").collect::<Vec<_>>(),
+            [tcp]
+        );
 
         let unix = unix::SocketAddr::from_pathname("/run/x.sock").expect("short enough");
         let unix = Addr::from(unix);

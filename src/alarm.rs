@@ -23,7 +23,12 @@ pub enum AlarmKind {
 
 impl AlarmKind {
     /// All of them.
-    pub const ALL: &'static [Self] = &[Self::Connections, Self::Descriptors, Self::Memory, Self::FdExhaustion];
+    pub const ALL: &'static [Self] = &[
+        Self::Connections,
+        Self::Descriptors,
+        Self::Memory,
+        Self::FdExhaustion,
+    ];
 
     /// The words used in logs and metrics.
     pub const fn as_str(self) -> &'static str {
@@ -131,16 +136,23 @@ impl Alarm {
         };
         let problem = match (self.threshold, limit) {
             (Quota::Count(0), _) => format!("0 {what} would always be reached; use at least 1"),
-            (Quota::Percent(0), _) => format!("0 percent of all {what} would always be reached; use at least 1"),
+            (Quota::Percent(0), _) => {
+                format!("0 percent of all {what} would always be reached; use at least 1")
+            }
             (Quota::Percent(percent @ 101..), _) => {
                 format!("{percent} percent of all {what} would never be reached; use at most 100")
             }
             (Quota::Percent(_), None) if self.kind == AlarmKind::Memory => {
-                "a part of no limit would never be reached; set memory_limit, or give bytes".to_owned()
+                "a part of no limit would never be reached; set memory_limit, or give bytes"
+                    .to_owned()
             }
-            (Quota::Percent(_), None) => format!("the limit of {what} is not known on this system; give a number"),
+            (Quota::Percent(_), None) => {
+                format!("the limit of {what} is not known on this system; give a number")
+            }
             (Quota::Count(count), Some(limit)) if count > limit => {
-                format!("{count} {what} would never be reached, the limit is {limit}; use at most that")
+                format!(
+                    "{count} {what} would never be reached, the limit is {limit}; use at most that"
+                )
             }
             _ if self.cooldown < Duration::from_millis(1) => {
                 return Err(Error::option(
@@ -211,7 +223,10 @@ impl fmt::Display for AlarmNotice {
         } = self;
         match self.state {
             AlarmState::Raised => write!(f, "alarm: {kind} {value}, threshold {threshold}"),
-            AlarmState::StillRaised => write!(f, "alarm: {kind} {value}, threshold {threshold}, for {since:.1?}"),
+            AlarmState::StillRaised => write!(
+                f,
+                "alarm: {kind} {value}, threshold {threshold}, for {since:.1?}"
+            ),
             AlarmState::Cleared => write!(
                 f,
                 "alarm over: {kind} {value}, threshold {threshold}, after {since:.1?}"

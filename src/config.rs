@@ -185,7 +185,10 @@ impl Config {
         ];
         for (option, count) in counts {
             if count == 0 {
-                return Err(Error::option(option, "0 would stop the server; use at least 1"));
+                return Err(Error::option(
+                    option,
+                    "0 would stop the server; use at least 1",
+                ));
             }
         }
         if let Some(problem) = self.accept_rate.and_then(|rate| rate.problem()) {
@@ -199,7 +202,10 @@ impl Config {
                 ));
             }
             Quota::Percent(101..) => {
-                return Err(Error::option("max_pending", "more than 100 percent of the cap"));
+                return Err(Error::option(
+                    "max_pending",
+                    "more than 100 percent of the cap",
+                ));
             }
             Quota::Count(_) | Quota::Percent(_) => {}
         }
@@ -288,6 +294,8 @@ pub enum AtCapacity {
 impl AtCapacity {
     /// Refuses without a word.
     pub fn refuse() -> Self {
-        Self::Refuse { farewell: Vec::new() }
+        Self::Refuse {
+            farewell: Vec::new(),
+        }
     }
 }

@@ -317,7 +317,10 @@ impl Retry {
             return None;
         }
         let doubled = 2_u32.saturating_pow(failed.saturating_sub(1));
-        let delay = self.first_delay.saturating_mul(doubled).min(self.longest_delay);
+        let delay = self
+            .first_delay
+            .saturating_mul(doubled)
+            .min(self.longest_delay);
         let less = u128::from(delay.as_secs()) * 1_000_000_000 + u128::from(delay.subsec_nanos());
         // At most a Duration's seconds in nanoseconds, a hundred times 2³², and below 2¹²⁸.
         let less = (less * u128::from(self.jitter) / 100 * u128::from(chance >> 32)) >> 32;
@@ -329,7 +332,9 @@ impl Retry {
         if self.attempts == 0 {
             Some("0 attempts would never connect; use at least 1".to_owned())
         } else if self.first_delay < Duration::from_millis(1) {
-            Some("a first delay of less than a millisecond would spin; use at least 1 ms".to_owned())
+            Some(
+                "a first delay of less than a millisecond would spin; use at least 1 ms".to_owned(),
+            )
         } else if self.longest_delay < self.first_delay {
             Some(format!(
                 "the longest delay ({:?}) is below the first ({:?})",
@@ -353,15 +358,23 @@ mod tests {
 
     #[test]
     fn delays_double_up_to_the_longest() {
-        let retry = Retry::new(7).first_delay(secs(1)).longest_delay(secs(10)).jitter(0);
-        let delays: Vec<_> = (1..=7).map(|failed| retry.delay(failed, u64::MAX)).collect();
+        let retry = Retry::new(7)
+            .first_delay(secs(1))
+            .longest_delay(secs(10))
+            .jitter(0);
+        let delays: Vec<_> = (1..=7)
+            .map(|failed| retry.delay(failed, u64::MAX))
+            .collect();
         let seconds = [Some(1), Some(2), Some(4), Some(8), Some(10), Some(10), None];
         assert_eq!(delays, seconds.map(|seconds| seconds.map(secs)));
     }
 
     #[test]
     fn jitter_makes_a_delay_shorter_and_never_nothing() {
-        let retry = Retry::new(2).first_delay(secs(100)).longest_delay(secs(100)).jitter(25);
+        let retry = Retry::new(2)
+            .first_delay(secs(100))
+            .longest_delay(secs(100))
+            .jitter(25);
         assert_eq!(retry.delay(1, 0), Some(secs(100)));
         let most = retry.delay(1, u64::MAX).expect("one more");
         assert!(most >= secs(75) && most < secs(76), "{most:?}");

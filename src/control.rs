@@ -159,7 +159,12 @@ impl<'a, A> Control<'a, A> {
     /// ends has its place until they return; [`Error::Draining`](crate::Error::Draining);
     /// [`Error::Connect`](crate::Error::Connect) if the kernel says no at once (no descriptor, no route, nobody at a Unix socket), which
     /// with [`Connect::retry`] is a failed attempt instead. Nothing has begun, and the handler is dropped.
-    pub fn connect<T>(&mut self, addr: T, options: Connect, handler: impl Handler<A> + 'static) -> Result<ConnId>
+    pub fn connect<T>(
+        &mut self,
+        addr: T,
+        options: Connect,
+        handler: impl Handler<A> + 'static,
+    ) -> Result<ConnId>
     where
         A: 'a,
         T: TryInto<Addr>,
@@ -367,7 +372,11 @@ impl<'a, A> Control<'a, A> {
     /// [`Error::NoListener`](crate::Error::NoListener); [`Error::Option`](crate::Error::Option) for a plain listener, which does not
     /// become a TLS one by this. Its connections may: see [`Conn::start_tls`].
     #[cfg(feature = "tls")]
-    pub fn set_tls(&mut self, which: impl Into<ListenerRef>, config: impl Into<crate::tls::TlsConfig>) -> Result<()> {
+    pub fn set_tls(
+        &mut self,
+        which: impl Into<ListenerRef>,
+        config: impl Into<crate::tls::TlsConfig>,
+    ) -> Result<()> {
         self.reconfigure_listener(which, |listen| listen.tls(config))
     }
 
@@ -435,7 +444,11 @@ impl<'a, A> Control<'a, A> {
     /// # Errors
     ///
     /// [`Error::NoListener`](crate::Error::NoListener).
-    pub fn set_access_rules(&mut self, which: impl Into<ListenerRef>, rules: AccessRules) -> Result<()> {
+    pub fn set_access_rules(
+        &mut self,
+        which: impl Into<ListenerRef>,
+        rules: AccessRules,
+    ) -> Result<()> {
         self.reconfigure_listener(which, |listen| listen.access_rules(rules))
     }
 

@@ -80,7 +80,11 @@ impl fmt::Debug for Released {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut ids = self.released.ids.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ids = self
+            .released
+            .ids
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         ids.push(self.id);
         drop(ids);
         if !self.released.pending.swap(true, Ordering::SeqCst) {
@@ -276,7 +280,8 @@ impl Read for Detached {
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            self.detached_io.receive(wire.get_mut(..count).unwrap_or_default());
+            self.detached_io
+                .receive(wire.get_mut(..count).unwrap_or_default());
         }
         let unread = self.detached_io.unread();
         let count = unread.len().min(buffer.len());

@@ -139,7 +139,10 @@ impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Address { given, source } => {
-                write!(f, "{given} is no address to listen on (give HOST:PORT): {source}")
+                write!(
+                    f,
+                    "{given} is no address to listen on (give HOST:PORT): {source}"
+                )
             }
             Self::AddressInUse { addr } => {
                 let hint = match addr {
@@ -153,12 +156,16 @@ impl fmt::Display for Error {
             }
             Self::Listen { addr, source } => {
                 let hint = match (addr, source.kind()) {
-                    (Addr::Tcp(_), io::ErrorKind::PermissionDenied) => "; ports below 1024 need a privilege",
+                    (Addr::Tcp(_), io::ErrorKind::PermissionDenied) => {
+                        "; ports below 1024 need a privilege"
+                    }
                     (Addr::Tcp(_), io::ErrorKind::AddrNotAvailable) => {
                         "; no interface of this machine has that address"
                     }
                     (Addr::Unix(_), io::ErrorKind::NotFound) => "; its directory must exist",
-                    (Addr::Unix(_), io::ErrorKind::AlreadyExists) => "; remove it, or choose another path",
+                    (Addr::Unix(_), io::ErrorKind::AlreadyExists) => {
+                        "; remove it, or choose another path"
+                    }
                     _ => "",
                 };
                 write!(f, "cannot listen on {addr}: {source}{hint}")
@@ -185,7 +192,9 @@ impl fmt::Display for Error {
             Self::Option { option, problem } => write!(f, "option {option}: {problem}"),
             Self::NoListener { listener } => write!(f, "there is no listener {listener}"),
             Self::NoAlarm { alarm } => write!(f, "there is no alarm {alarm}"),
-            Self::Draining => f.write_str("the server drains: it takes no new listeners, and makes no connections"),
+            Self::Draining => f.write_str(
+                "the server drains: it takes no new listeners, and makes no connections",
+            ),
             Self::Os { doing, source } => write!(f, "{doing}: {source}"),
             Self::Other(cause) => cause.fmt(f),
         }

@@ -195,7 +195,9 @@ impl<A> Queue<A> {
                 self.drain.replace(shortest).is_some()
             }
             Command::Stop => std::mem::replace(&mut self.stop, true),
-            _ if self.commands.len() >= limit || (self.bytes > 0 && self.bytes + bytes > limit_bytes) => {
+            _ if self.commands.len() >= limit
+                || (self.bytes > 0 && self.bytes + bytes > limit_bytes) =>
+            {
                 return Err(command);
             }
             _ => false,
@@ -255,7 +257,8 @@ impl Liveness {
     }
 
     fn is_live(&self, id: ConnId) -> bool {
-        self.of(id.index).is_some_and(|generation| generation == id.generation)
+        self.of(id.index)
+            .is_some_and(|generation| generation == id.generation)
     }
 
     /// The generation that is alive in a slot; 0 for none. `None` if the slot was never used.
@@ -320,7 +323,11 @@ impl<A> Handle<A> {
     /// # Errors
     ///
     /// As for [`Handle::send`].
-    pub fn notify(&self, id: ConnId, message: impl std::any::Any + Send) -> Result<(), HandleError> {
+    pub fn notify(
+        &self,
+        id: ConnId,
+        message: impl std::any::Any + Send,
+    ) -> Result<(), HandleError> {
         self.check_live(id)?;
         self.shared.push(Command::Notify(id, Box::new(message)))
     }
@@ -341,7 +348,10 @@ impl<A> Handle<A> {
     /// # Errors
     ///
     /// [`HandleError::QueueFull`], [`HandleError::ServerGone`].
-    pub fn post(&self, job: impl FnOnce(&mut A, &mut Control<'_, A>) + Send + 'static) -> Result<(), HandleError> {
+    pub fn post(
+        &self,
+        job: impl FnOnce(&mut A, &mut Control<'_, A>) + Send + 'static,
+    ) -> Result<(), HandleError> {
         self.shared.push(Command::Post(Box::new(job)))
     }
 
@@ -369,7 +379,9 @@ impl<A> Handle<A> {
         })?;
         answered.recv_timeout(timeout).map_err(|error| match error {
             mpsc::RecvTimeoutError::Timeout => HandleError::Timeout,
-            mpsc::RecvTimeoutError::Disconnected if self.shared.is_closed() => HandleError::ServerGone,
+            mpsc::RecvTimeoutError::Disconnected if self.shared.is_closed() => {
+                HandleError::ServerGone
+            }
             mpsc::RecvTimeoutError::Disconnected => HandleError::Panicked,
         })
     }
@@ -379,7 +391,11 @@ impl<A> Handle<A> {
     /// # Errors
     ///
     /// [`HandleError::NoListener`] if there is none, as distinct from [`HandleError::Timeout`]; else as for [`Handle::call`].
-    pub fn listener(&self, which: impl Into<ListenerRef>, timeout: Duration) -> Result<ListenerInfo, HandleError> {
+    pub fn listener(
+        &self,
+        which: impl Into<ListenerRef>,
+        timeout: Duration,
+    ) -> Result<ListenerInfo, HandleError> {
         let which = which.into();
         self.call(timeout, move |_, control| control.listener(which))?
             .map_err(HandleError::from)
@@ -440,8 +456,10 @@ impl<A> Handle<A> {
         change: impl FnOnce(Listen) -> Listen + Send + 'static,
     ) -> Result<(), HandleError> {
         let which = which.into();
-        self.call(timeout, move |_, control| control.reconfigure_listener(which, change))?
-            .map_err(HandleError::from)
+        self.call(timeout, move |_, control| {
+            control.reconfigure_listener(which, change)
+        })?
+        .map_err(HandleError::from)
     }
 
     /// Changes the TLS of a listener and waits until that is done: see [`Control::set_tls`].
@@ -561,7 +579,9 @@ impl fmt::Display for HandleError {
             Self::Timeout => f.write_str("no answer from the server within the timeout"),
             Self::Panicked => f.write_str("the job panicked"),
             Self::Refused(words) => f.write_str(words),
-            Self::OwnThread => f.write_str("a blocking question on the server's own thread would wait for itself"),
+            Self::OwnThread => {
+                f.write_str("a blocking question on the server's own thread would wait for itself")
+            }
         }
     }
 }

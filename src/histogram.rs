@@ -135,7 +135,10 @@ mod tests {
         for value in (0..70_000).chain([u64::MAX, 1 << 63, (1 << 63) + 1]) {
             let mut histogram = Histogram::default();
             histogram.record(value);
-            let (bound, _) = histogram.buckets().find(|&(_, count)| count > 0).expect("counted");
+            let (bound, _) = histogram
+                .buckets()
+                .find(|&(_, count)| count > 0)
+                .expect("counted");
             match bound {
                 Some(2) => assert!(value <= 2),
                 Some(bound) => assert!(value <= bound && value > bound / 2, "{value} in {bound}"),
@@ -154,9 +157,15 @@ mod tests {
         }
         for part in [0.001, 0.1, 0.5, 0.9, 0.99, 1.0] {
             let (said, truth) = (histogram.quantile(part), (part * 1000.0) as u64);
-            assert!(said >= truth && said <= 2 * truth.max(1), "{part}: {said}, {truth}");
+            assert!(
+                said >= truth && said <= 2 * truth.max(1),
+                "{part}: {said}, {truth}"
+            );
         }
-        assert_eq!((histogram.quantile(-3.0), histogram.quantile(f64::NAN)), (2, 2));
+        assert_eq!(
+            (histogram.quantile(-3.0), histogram.quantile(f64::NAN)),
+            (2, 2)
+        );
         assert_eq!(histogram.quantile(7.0), 1024);
     }
 }

@@ -136,8 +136,8 @@ pub use metrics::Metrics;
 #[cfg(feature = "tls")]
 pub use proto::StartTlsError;
 pub use proto::{
-    Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing, ProxyError, ProxyHeader, ProxyOrigin, ProxySsl,
-    ProxyTlvs, Rate, SendError, State, TimeLeft, Traffic,
+    Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing, ProxyError, ProxyHeader,
+    ProxyOrigin, ProxySsl, ProxyTlvs, Rate, SendError, State, TimeLeft, Traffic,
 };
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;
@@ -150,8 +150,8 @@ pub use tree::{Branch, Cursor, Page, Tree};
 #[cfg(feature = "tls")]
 pub mod tls {
     pub use crate::proto::tls::{
-        client_config, server_config, server_config_with_clients, ClientAuth, NameError, PemError, ServerNames,
-        TlsConfig, TlsInfo,
+        client_config, server_config, server_config_with_clients, ClientAuth, NameError, PemError,
+        ServerNames, TlsConfig, TlsInfo,
     };
     pub use rustls;
     pub use rustls::{ClientConfig, ServerConfig};

@@ -59,8 +59,16 @@ impl Metrics {
     fn gauges(&self, text: &mut Exposition<'_, '_>) -> fmt::Result {
         let stats = &self.stats;
         let gauges = [
-            ("connections", "Connections in a slot, in any state.", stats.open),
-            ("connections_peak", "The most connections at one time.", stats.peak),
+            (
+                "connections",
+                "Connections in a slot, in any state.",
+                stats.open,
+            ),
+            (
+                "connections_peak",
+                "The most connections at one time.",
+                stats.peak,
+            ),
             (
                 "connections_pending",
                 "Connections that are not open yet.",
@@ -71,8 +79,16 @@ impl Metrics {
                 "Outgoing connections that are not there yet.",
                 stats.connecting,
             ),
-            ("max_connections", "The cap on connections.", stats.max_connections),
-            ("memory_bytes", "Bytes that connections hold in buffers.", stats.memory),
+            (
+                "max_connections",
+                "The cap on connections.",
+                stats.max_connections,
+            ),
+            (
+                "memory_bytes",
+                "Bytes that connections hold in buffers.",
+                stats.memory,
+            ),
             (
                 "connections_paused_for_memory",
                 "Connections that are not read from because memory is tight.",
@@ -103,18 +119,46 @@ impl Metrics {
         let stats = &self.stats;
         let counters = [
             ("accepted_total", "Sockets accepted.", stats.accepted),
-            ("outgoing_total", "Outgoing connections begun.", stats.outgoing),
-            ("opened_total", "Connections that have opened.", stats.opened),
-            ("bytes_in_total", "Bytes read, as on the wire.", stats.bytes_in),
-            ("bytes_out_total", "Bytes written, as on the wire.", stats.bytes_out),
-            ("frames_in_total", "Frames given to handlers.", stats.frames_in),
-            ("frames_out_total", "Frames sent by handlers.", stats.frames_out),
+            (
+                "outgoing_total",
+                "Outgoing connections begun.",
+                stats.outgoing,
+            ),
+            (
+                "opened_total",
+                "Connections that have opened.",
+                stats.opened,
+            ),
+            (
+                "bytes_in_total",
+                "Bytes read, as on the wire.",
+                stats.bytes_in,
+            ),
+            (
+                "bytes_out_total",
+                "Bytes written, as on the wire.",
+                stats.bytes_out,
+            ),
+            (
+                "frames_in_total",
+                "Frames given to handlers.",
+                stats.frames_in,
+            ),
+            (
+                "frames_out_total",
+                "Frames sent by handlers.",
+                stats.frames_out,
+            ),
             (
                 "out_of_fds_total",
                 "Times that descriptors or socket memory ran out.",
                 stats.out_of_fds,
             ),
-            ("accept_errors_total", "Passing errors of accept.", stats.accept_errors),
+            (
+                "accept_errors_total",
+                "Passing errors of accept.",
+                stats.accept_errors,
+            ),
             (
                 "undeliverable_total",
                 "Commands from other threads that came to nothing.",
@@ -125,15 +169,27 @@ impl Metrics {
                 "Panics of jobs, services, alarms and destructors.",
                 stats.panics,
             ),
-            ("iterations_total", "Iterations of the loop.", stats.iterations),
+            (
+                "iterations_total",
+                "Iterations of the loop.",
+                stats.iterations,
+            ),
         ];
         for (name, help, value) in counters {
             text.family(name, "counter", help)?;
             text.sample(name, &[], value)?;
         }
-        text.family("closed_total", "counter", "Connections that have ended, by reason.")?;
+        text.family(
+            "closed_total",
+            "counter",
+            "Connections that have ended, by reason.",
+        )?;
         for &reason in CloseReason::ALL {
-            text.sample("closed_total", &[("reason", reason.as_str())], stats.closed(reason))?;
+            text.sample(
+                "closed_total",
+                &[("reason", reason.as_str())],
+                stats.closed(reason),
+            )?;
         }
         Ok(())
     }
@@ -173,7 +229,10 @@ impl Metrics {
         )?;
         for listener in &self.listeners {
             for &state in ListenerState::ALL {
-                let labels = [("listener", listener.name.as_str()), ("state", state.as_str())];
+                let labels = [
+                    ("listener", listener.name.as_str()),
+                    ("state", state.as_str()),
+                ];
                 text.sample("listener_state", &labels, u8::from(listener.state == state))?;
             }
         }
@@ -186,7 +245,9 @@ impl Metrics {
             ("alarm_raised", "1 while an alarm is raised.", |alarm| {
                 usize::from(alarm.raised)
             }),
-            ("alarm_value", "The value that an alarm watches.", |alarm| alarm.value),
+            ("alarm_value", "The value that an alarm watches.", |alarm| {
+                alarm.value
+            }),
             (
                 "alarm_threshold",
                 "The value from which on an alarm is raised.",
@@ -197,7 +258,10 @@ impl Metrics {
             text.family(name, "gauge", help)?;
             for alarm in &self.alarms {
                 let id = alarm.id.to_string();
-                let labels = [("alarm", id.as_str()), ("kind", alarm.alarm.kind().as_str())];
+                let labels = [
+                    ("alarm", id.as_str()),
+                    ("kind", alarm.alarm.kind().as_str()),
+                ];
                 text.sample(name, &labels, value(alarm))?;
             }
         }
@@ -256,13 +320,22 @@ impl Exposition<'_, '_> {
         )
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl fmt::Display) -> fmt::Result {
+    fn sample(
+        &mut self,
+        name: &str,
+        labels: &[(&str, &str)],
+        value: impl fmt::Display,
+    ) -> fmt::Result {
         write!(self.0, "portcullis_{name}")?;
         for (at, (label, text)) in labels.iter().enumerate() {
             self.0.write_char(if at == 0 { '{' } else { ',' })?;
             write!(self.0, "{label}=\"{}\"", Escaped(text))?;
         }
-        writeln!(self.0, "{} {value}", if labels.is_empty() { "" } else { "}" })
+        writeln!(
+            self.0,
+            "{} {value}",
+            if labels.is_empty() { "" } else { "}" }
+        )
     }
 
     /// The buckets `first` to `last`, cumulative as the format wants them. `per_unit` of the values make one of the unit that is shown; `None` shows them as they are.

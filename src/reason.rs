@@ -142,7 +142,10 @@ pub struct Closed {
 
 impl Closed {
     pub(crate) fn new(reason: CloseReason) -> Self {
-        Self { reason, error: None }
+        Self {
+            reason,
+            error: None,
+        }
     }
 
     pub(crate) fn with(reason: CloseReason, error: impl Into<Box<dyn StdError>>) -> Self {

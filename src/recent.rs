@@ -80,7 +80,8 @@ impl Write for Bounded {
             return Ok(());
         }
         let end = (0..=room).rev().find(|&end| text.is_char_boundary(end));
-        self.0.push_str(text.get(..end.unwrap_or(0)).unwrap_or_default());
+        self.0
+            .push_str(text.get(..end.unwrap_or(0)).unwrap_or_default());
         Err(fmt::Error)
     }
 }

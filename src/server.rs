@@ -102,7 +102,11 @@ impl<A> Server<A> {
     ///
     /// [`Error::AddressInUse`], [`Error::Listen`], [`Error::Address`], [`Error::NameTaken`], [`Error::Option`],
     /// [`Error::Draining`]. The rest of the server is as it was.
-    pub fn listen(&mut self, listen: Listen, service: impl Service<A> + 'static) -> Result<ListenerId> {
+    pub fn listen(
+        &mut self,
+        listen: Listen,
+        service: impl Service<A> + 'static,
+    ) -> Result<ListenerId> {
         self.reactor.listen(listen, Box::new(service))
     }
 
@@ -140,7 +144,12 @@ impl<A> Server<A> {
     /// # Errors
     ///
     /// Those of [`Control::connect`].
-    pub fn connect<T>(&mut self, addr: T, options: Connect, handler: impl Handler<A> + 'static) -> Result<ConnId>
+    pub fn connect<T>(
+        &mut self,
+        addr: T,
+        options: Connect,
+        handler: impl Handler<A> + 'static,
+    ) -> Result<ConnId>
     where
         T: TryInto<Addr>,
         AddrError: From<T::Error>,
@@ -329,7 +338,11 @@ impl<A> Server<A> {
     ///
     /// [`Error::NoListener`], [`Error::Option`]; everything is as it was.
     #[cfg(feature = "tls")]
-    pub fn set_tls(&mut self, which: impl Into<ListenerRef>, config: impl Into<crate::tls::TlsConfig>) -> Result<()> {
+    pub fn set_tls(
+        &mut self,
+        which: impl Into<ListenerRef>,
+        config: impl Into<crate::tls::TlsConfig>,
+    ) -> Result<()> {
         self.control().set_tls(which, config)
     }
 
@@ -369,7 +382,9 @@ impl<A> Server<A> {
 
 /// Says in the log if the cap is more than the process's descriptors allow.
 pub(crate) fn warn_of_descriptors(cap: usize) {
-    if let Some(limit) = descriptor_limit().filter(|limit| cap.saturating_add(RESERVED_DESCRIPTORS) > *limit) {
+    if let Some(limit) =
+        descriptor_limit().filter(|limit| cap.saturating_add(RESERVED_DESCRIPTORS) > *limit)
+    {
         log::warn!(
             target: logs::SERVER,
             "max_connections is {cap}, but this process may open only {limit} descriptors: raise the limit (ulimit -n, \

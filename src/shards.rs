@@ -100,7 +100,10 @@ impl Shards {
     /// Shards with these options, one for each core. [`Config::max_connections`] is the cap on all of them together;
     /// every other limit, rate and budget is each shard's own.
     pub fn new(config: Config) -> Self {
-        Self { config, threads: None }
+        Self {
+            config,
+            threads: None,
+        }
     }
 
     /// How many. Defaults to [`std::thread::available_parallelism`]; at least 1, at most 1,024.

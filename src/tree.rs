@@ -114,7 +114,11 @@ struct Leaf<'a>(&'a ConnInfo);
 impl fmt::Display for Leaf<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let info = self.0;
-        let way = if info.listener.is_some() { "from" } else { "to" };
+        let way = if info.listener.is_some() {
+            "from"
+        } else {
+            "to"
+        };
         write!(f, "{} {way} {}", info.id, info.peer)?;
         if info.source != info.peer {
             write!(f, " for {}", info.source)?;

@@ -11,7 +11,10 @@ use portcullis::{AtCapacity, CloseReason, Config, Server};
 fn descriptors_are_back_at_their_base() {
     let count = || std::fs::read_dir("/proc/self/fd").expect("proc").count();
     if !std::path::Path::new("/proc/self/fd").exists() {
-        assert!(std::env::var_os("CI").is_none(), "CI needs /proc for this test");
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI needs /proc for this test"
+        );
         eprintln!("SKIPPED: there is no /proc, this test did not run");
         return;
     }
@@ -36,7 +39,9 @@ fn descriptors_are_back_at_their_base() {
         }
         // Ten more than there is room for, and one end of each kind.
         let refused: Vec<_> = (0..10).map(|_| connect(server.addr())).collect();
-        server.until("they are refused", |stats| stats.closed(CloseReason::AtCapacity) == 10);
+        server.until("they are refused", |stats| {
+            stats.closed(CloseReason::AtCapacity) == 10
+        });
         reset(clients.remove(0));
         clients[0].write_all(b"\x00").expect("half a header");
         drop(clients.remove(0));

@@ -56,7 +56,9 @@ fn echo_kill_report_and_the_others_live() {
     command.args(["-noshell", "-noinput", "-eval", TRANSCRIPT, "-extra", &port]);
     let erlang = ChildProcess::start(&mut command);
     let line = erlang.line();
-    let from = line.strip_prefix("echoed to ").unwrap_or_else(|| panic!("{line}"));
+    let from = line
+        .strip_prefix("echoed to ")
+        .unwrap_or_else(|| panic!("{line}"));
     let from: u16 = from.parse().expect("a port");
 
     // The connections can be seen at run time, and told apart.
@@ -74,10 +76,14 @@ fn echo_kill_report_and_the_others_live() {
     assert_eq!(erlang.line(), "closed");
     let (status, output, log) = erlang.finish();
     assert!(status.success(), "{output} {log}");
-    let stats = server.until("it is counted", |stats| stats.closed(CloseReason::Killed) == 1);
+    let stats = server.until("it is counted", |stats| {
+        stats.closed(CloseReason::Killed) == 1
+    });
     assert_eq!(stats.open, 1);
     assert!(!server.handle.is_live(id));
-    eventually("there is a report", || !REPORTS.0.lock().expect("lock").is_empty());
+    eventually("there is a report", || {
+        !REPORTS.0.lock().expect("lock").is_empty()
+    });
     let reports = REPORTS.0.lock().expect("lock").clone();
     // S1.11: what a supervisor's report tells: context, offender, where it came from, state, age.
     let [report] = reports.as_slice() else {

@@ -11,12 +11,15 @@ use std::sync::atomic::Ordering;
 use std::sync::{Mutex, Once};
 
 use kit::net::{
-    connect, eventually, have, local, packet2, ping, read_to_end, recv2, send2, spawn, while_asking, ChildProcess,
-    Running,
+    connect, eventually, have, local, packet2, ping, read_to_end, recv2, send2, spawn,
+    while_asking, ChildProcess, Running,
 };
 use kit::tls::{exchange, handshake_over, session, Authority, Folder, Site};
 use portcullis::tls::rustls::version;
-use portcullis::{AccessRules, Config, Context, Framing, Handler, Listen, Outcome, ProxyOrigin, ProxyProtocol, Server};
+use portcullis::{
+    AccessRules, Config, Context, Framing, Handler, Listen, Outcome, ProxyOrigin, ProxyProtocol,
+    Server,
+};
 use socket2::SockRef;
 
 /// A haproxy of this test's own.
@@ -31,7 +34,9 @@ impl Haproxy {
     fn start(folder: Folder, bind: &str, frontend: &str, backend: &str) -> Self {
         // The listening socket is made here, so that no port is guessed.
         let listening = TcpListener::bind("127.0.0.1:0").expect("a port");
-        SockRef::from(&listening).set_cloexec(false).expect("inherited");
+        SockRef::from(&listening)
+            .set_cloexec(false)
+            .expect("inherited");
         let config = format!(
             "global\n  stats socket {}/admin mode 600 level admin\n\
              defaults\n  mode tcp\n  timeout connect 10s\n  timeout client 30s\n  timeout server 30s\n  retries 10\n\
@@ -74,9 +79,14 @@ impl Haproxy {
             .trim_start_matches("# ")
             .split(',')
             .collect();
-        let at = names.iter().position(|name| *name == column).expect("a column");
+        let at = names
+            .iter()
+            .position(|name| *name == column)
+            .expect("a column");
         let prefix = format!("back,{server},");
-        let line = lines.find(|line| line.starts_with(&prefix)).expect("the server");
+        let line = lines
+            .find(|line| line.starts_with(&prefix))
+            .expect("the server");
         line.split(',').nth(at).expect("a value").to_owned()
     }
 }
@@ -91,8 +101,13 @@ impl Handler<Heard> for Recorder {
         let header = cx.conn.proxy().expect("a header");
         let (tlvs, ssl) = (&header.tlvs, header.tlvs.ssl());
         let origin = match &header.origin {
-            ProxyOrigin::Tcp { source, destination } => format!("{source} to {destination}"),
-            ProxyOrigin::Unix { destination, .. } => format!("unix {}", String::from_utf8_lossy(destination)),
+            ProxyOrigin::Tcp {
+                source,
+                destination,
+            } => format!("{source} to {destination}"),
+            ProxyOrigin::Unix { destination, .. } => {
+                format!("unix {}", String::from_utf8_lossy(destination))
+            }
             other => format!("{other:?}"),
         };
         let mut told = format!("v{} {origin}", header.version);
@@ -126,14 +141,22 @@ fn behind(listen: Listen) -> Running<Heard> {
         let mut server = Server::new(Config::new()).expect("server");
         let listen = listen
             .proxy_protocol(ProxyProtocol::Required)
-            .trusted_proxies(AccessRules::deny_all().allow("127.0.0.1").expect("an address"));
-        server.listen(listen, |_: &mut Heard, _| Recorder).expect("listen");
+            .trusted_proxies(
+                AccessRules::deny_all()
+                    .allow("127.0.0.1")
+                    .expect("an address"),
+            );
+        server
+            .listen(listen, |_: &mut Heard, _| Recorder)
+            .expect("listen");
         (server, Heard::new())
     })
 }
 
 fn last_heard(server: &Running<Heard>) -> String {
-    server.ask(|heard, _| heard.pop()).expect("somebody was served")
+    server
+        .ask(|heard, _| heard.pop())
+        .expect("somebody was served")
 }
 
 /// faults P10.
@@ -145,7 +168,11 @@ fn its_headers_are_understood() {
     for (options, version, tail) in [
         ("send-proxy", 1, ""),
         ("send-proxy-v2", 2, ""),
-        ("send-proxy-v2 proxy-v2-options crc32c,unique-id", 2, " id abc-"),
+        (
+            "send-proxy-v2 proxy-v2-options crc32c,unique-id",
+            2,
+            " id abc-",
+        ),
     ] {
         let server = behind(local());
         let backend = format!("  server one {} {options}\n", server.addr());
@@ -181,10 +208,15 @@ fn a_unix_socket_in_front_is_understood() {
     let backend = format!("  server one {} send-proxy-v2\n", server.addr());
     let _haproxy = Haproxy::start(folder, "", &frontend, &backend);
     let mut client = UnixStream::connect(&path).expect("connect");
-    client.set_read_timeout(Some(kit::net::PATIENCE)).expect("timeout");
+    client
+        .set_read_timeout(Some(kit::net::PATIENCE))
+        .expect("timeout");
     ping(&mut client, b"hello");
     let told = last_heard(&server);
-    assert!(told.starts_with("v2 unix ") || told.starts_with("v2 Unknown"), "{told}");
+    assert!(
+        told.starts_with("v2 unix ") || told.starts_with("v2 Unknown"),
+        "{told}"
+    );
 }
 
 /// TLS ends at haproxy: who the client is comes in TLVs.
@@ -196,7 +228,10 @@ fn it_tells_of_the_tls_that_it_ended() {
     let site = Site::new();
     let clients = Authority::new("clients");
     let (folder, identity) = (Folder::new(), &site.identity);
-    let pem = folder.file("site.pem", format!("{}{}", identity.chain_pem, identity.key_pem));
+    let pem = folder.file(
+        "site.pem",
+        format!("{}{}", identity.chain_pem, identity.key_pem),
+    );
     let roots = folder.file("clients.pem", clients.certificate.pem());
     let bind = format!(
         "ssl crt {} ca-file {} verify optional alpn mqtt",
@@ -271,13 +306,19 @@ fn health_checks_pass_and_make_no_noise() {
     ] {
         let server = behind(local().name(format!("checked {options}")));
         let port = server.addr().port().to_string();
-        let backend = format!("  server one {} {}\n", server.addr(), options.replace("PORT", &port));
+        let backend = format!(
+            "  server one {} {}\n",
+            server.addr(),
+            options.replace("PORT", &port)
+        );
         let haproxy = Haproxy::start(Folder::new(), "", "", &backend);
         if header {
             server.until("it has been checked", |stats| stats.closed_total() >= 20);
         } else {
             // Such a check is reset before the handshake of TCP is done: nobody is there to be accepted.
-            eventually("it has been checked", || haproxy.stat("one", "check_status") == "L4OK");
+            eventually("it has been checked", || {
+                haproxy.stat("one", "check_status") == "L4OK"
+            });
         }
         assert_eq!(haproxy.stat("one", "status"), "UP", "{options}");
         assert_eq!(haproxy.stat("one", "chkfail"), "0", "{options}");
@@ -287,7 +328,10 @@ fn health_checks_pass_and_make_no_noise() {
             header,
             "LOCAL is a connection like any other: {stats:?}"
         );
-        assert!(server.ask(|heard, _| heard.is_empty()), "no frame came of it");
+        assert!(
+            server.ask(|heard, _| heard.is_empty()),
+            "no frame came of it"
+        );
         let mut client = connect(haproxy.addr);
         ping(&mut client, b"hello");
         drop((client, haproxy));
@@ -342,11 +386,15 @@ fn a_rolling_restart_loses_no_request() {
     let backend: String = instances
         .iter()
         .enumerate()
-        .map(|(number, (_, addr))| format!("  server s{number} {addr} send-proxy-v2 check inter 20ms rise 1 fall 2\n"))
+        .map(|(number, (_, addr))| {
+            format!("  server s{number} {addr} send-proxy-v2 check inter 20ms rise 1 fall 2\n")
+        })
         .collect();
     let haproxy = Haproxy::start(Folder::new(), "", "  maxconn 500\n", &backend);
     for number in 0..2 {
-        eventually("it is up", || haproxy.stat(&format!("s{number}"), "status") == "UP");
+        eventually("it is up", || {
+            haproxy.stat(&format!("s{number}"), "status") == "UP"
+        });
     }
     let done = while_asking(
         |number| request(haproxy.addr, number),
@@ -356,7 +404,9 @@ fn a_rolling_restart_loses_no_request() {
                 let number = round % 2;
                 let name = format!("s{number}");
                 haproxy.ask(&format!("set server back/{name} state drain"));
-                eventually("it has no connection", || haproxy.stat(&name, "scur") == "0");
+                eventually("it has no connection", || {
+                    haproxy.stat(&name, "scur") == "0"
+                });
                 let (child, addr) = instances.swap_remove(number);
                 child.signal("TERM");
                 let (status, words, log) = child.finish();

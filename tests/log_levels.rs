@@ -8,8 +8,8 @@ use std::time::Duration;
 use log::Level;
 use portcullis::sim::{Call, ClientId, Scripted, Sim};
 use portcullis::{
-    AccessRules, AtCapacity, Close, CloseReason, Config, Context, Framing, Handler, Listen, Outcome, Peer,
-    ProxyProtocol, Quota, Rate, Refuse,
+    AccessRules, AtCapacity, Close, CloseReason, Config, Context, Framing, Handler, Listen,
+    Outcome, Peer, ProxyProtocol, Quota, Rate, Refuse,
 };
 
 struct Line {
@@ -61,8 +61,8 @@ fn capture() -> MutexGuard<'static, ()> {
 
 fn taken() -> Vec<Line> {
     let lines = std::mem::take(&mut *MEMORY.lines());
-    let known =
-        ["server", "listener", "fd_exhaustion", "connection", "panic"].map(|name| format!("portcullis::{name}"));
+    let known = ["server", "listener", "fd_exhaustion", "connection", "panic"]
+        .map(|name| format!("portcullis::{name}"));
     for line in &lines {
         assert!(
             known.contains(&line.target),
@@ -77,8 +77,14 @@ fn taken() -> Vec<Line> {
 /// Those above debug, as (level, target, text).
 fn loud(lines: &[Line]) -> Vec<(Level, &str, &str)> {
     let loud = lines.iter().filter(|line| line.level < Level::Debug);
-    loud.map(|line| (line.level, &line.target["portcullis::".len()..], line.text.as_str()))
-        .collect()
+    loud.map(|line| {
+        (
+            line.level,
+            &line.target["portcullis::".len()..],
+            line.text.as_str(),
+        )
+    })
+    .collect()
 }
 
 /// Nothing is loud, and each of these ends is there at debug.
@@ -88,7 +94,9 @@ fn quiet(reasons: &[CloseReason]) {
     assert_eq!(loud(&lines), []);
     for reason in reasons {
         let told = lines.iter().any(|line| {
-            line.level == Level::Debug && line.target == "portcullis::connection" && line.text.contains(reason.as_str())
+            line.level == Level::Debug
+                && line.target == "portcullis::connection"
+                && line.text.contains(reason.as_str())
         });
         let all: Vec<_> = lines.iter().map(|line| &line.text).collect();
         assert!(told, "{reason} is not in {all:#?}");
@@ -202,7 +210,12 @@ fn a_framer_that_refuses_is_not_news() {
 fn a_network_that_fails_is_not_news() {
     let _turn = capture();
     let (mut sim, addr) = world(Config::new(), listen());
-    for errno in [libc::ECONNRESET, libc::ETIMEDOUT, libc::EHOSTUNREACH, libc::EIO] {
+    for errno in [
+        libc::ECONNRESET,
+        libc::ETIMEDOUT,
+        libc::EHOSTUNREACH,
+        libc::EIO,
+    ] {
         let client = connect(&mut sim, addr);
         sim.add_fault(Scripted {
             call: Call::Read,
@@ -248,7 +261,10 @@ fn whoever_does_not_get_in_is_not_news() {
     }
     quiet(&[CloseReason::AtCapacity]);
 
-    let (mut sim, addr) = world(Config::new(), listen().access_rules(AccessRules::deny_all()));
+    let (mut sim, addr) = world(
+        Config::new(),
+        listen().access_rules(AccessRules::deny_all()),
+    );
     connect(&mut sim, addr);
     quiet(&[CloseReason::Denied]);
 
@@ -288,7 +304,11 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
     let mute = connect(&mut sim, addr);
     sim.finish(mute);
     for _ in 0..2 {
-        say(&mut sim, addr, b"PROXY TCP4 203.0.113.9 192.0.2.1 4711 25\r\n");
+        say(
+            &mut sim,
+            addr,
+            b"PROXY TCP4 203.0.113.9 192.0.2.1 4711 25\r\n",
+        );
     }
     sim.advance(AGES);
     quiet(&[
@@ -298,11 +318,16 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
         CloseReason::SourceLimited,
     ]);
     // Nobody is trusted.
-    let (mut sim, addr) = world(Config::new(), behind().trusted_proxies(AccessRules::deny_all()));
+    let (mut sim, addr) = world(
+        Config::new(),
+        behind().trusted_proxies(AccessRules::deny_all()),
+    );
     connect(&mut sim, addr);
     quiet(&[CloseReason::Denied]);
     // Too many that are not open yet.
-    let crowded = Config::new().max_connections(40).max_pending(Quota::Count(2));
+    let crowded = Config::new()
+        .max_connections(40)
+        .max_pending(Quota::Count(2));
     let (mut sim, addr) = world(crowded, behind());
     for _ in 0..10 {
         sim.connect(addr).expect("the backlog has room");
@@ -340,7 +365,10 @@ fn a_peer_that_fails_at_tls_is_not_news() {
     let server = spawn_echo(Config::new(), local().tls(Arc::new(site.server())));
     taken();
     // Not TLS; TLS that is none; a client that leaves in the middle, and one that trusts nobody we know.
-    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[22, 3, 3, 0, 4, 1, 0, 0, 99]] {
+    for garbage in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[22, 3, 3, 0, 4, 1, 0, 0, 99],
+    ] {
         let mut client = kit::net::connect(server.addr());
         client.write_all(garbage).expect("sent");
         client.shutdown(std::net::Shutdown::Write).expect("finish");
@@ -348,18 +376,29 @@ fn a_peer_that_fails_at_tls_is_not_news() {
     }
     drop(kit::net::connect(server.addr()));
     let stranger = Site::new();
-    let handshake = kit::tls::handshake_over(kit::net::connect(server.addr()), session(&stranger.client(VERSIONS[0])));
+    let handshake = kit::tls::handshake_over(
+        kit::net::connect(server.addr()),
+        session(&stranger.client(VERSIONS[0])),
+    );
     assert!(handshake.is_err());
     // Garbage on an open connection, and an end without goodbye.
     let mut client = secure(server.addr(), &site.client(VERSIONS[0]));
     ping(&mut client, b"hello");
-    client.sock.write_all(&[23, 3, 3, 0, 5, 1, 2, 3, 4, 5]).expect("sent");
+    client
+        .sock
+        .write_all(&[23, 3, 3, 0, 5, 1, 2, 3, 4, 5])
+        .expect("sent");
     await_end(&mut client.sock);
     let mut client = secure(server.addr(), &site.client(VERSIONS[0]));
     ping(&mut client, b"hello");
-    client.sock.shutdown(std::net::Shutdown::Write).expect("finish");
+    client
+        .sock
+        .shutdown(std::net::Shutdown::Write)
+        .expect("finish");
     await_end(&mut client.sock);
-    server.until("all have ended", |stats| stats.accepted == 6 && stats.open == 0);
+    server.until("all have ended", |stats| {
+        stats.accepted == 6 && stats.open == 0
+    });
     quiet(&[
         CloseReason::NotTls,
         CloseReason::TlsHandshake,
@@ -379,7 +418,9 @@ fn a_late_frame_is_not_news() {
     let id = sim.control().connections()[0].id;
     let handle = sim.handle();
     sim.reset(client);
-    handle.send(id, "too late").expect("it is alive as far as we know");
+    handle
+        .send(id, "too late")
+        .expect("it is alive as far as we know");
     sim.settle();
     assert_eq!(sim.stats().undeliverable, 1);
     quiet(&[CloseReason::Reset]);
@@ -403,18 +444,28 @@ fn what_concerns_the_owner_is_loud() {
         })
         .collect::<Vec<_>>()
     };
-    let said = |level: Level, target: &str, text: &str| vec![(level, target.to_owned(), text.to_owned())];
+    let said =
+        |level: Level, target: &str, text: &str| vec![(level, target.to_owned(), text.to_owned())];
 
     say(&mut sim, addr, &packet4(b"panic"));
-    assert_eq!(lines(&mut sim), said(Level::Error, "panic", "a handler panicked:"));
+    assert_eq!(
+        lines(&mut sim),
+        said(Level::Error, "panic", "a handler panicked:")
+    );
     connect(&mut sim, addr);
     let id = sim.control().connections()[0].id;
     sim.control().kill(id);
-    assert_eq!(lines(&mut sim), said(Level::Warn, "connection", "killed  listener"));
+    assert_eq!(
+        lines(&mut sim),
+        said(Level::Warn, "connection", "killed  listener")
+    );
     sim.control()
         .reconfigure_listener("games", |listen| listen.max_connections(9))
         .expect("an option");
-    assert_eq!(lines(&mut sim), said(Level::Info, "listener", "listener games: its"));
+    assert_eq!(
+        lines(&mut sim),
+        said(Level::Info, "listener", "listener games: its")
+    );
 
     // One warning however long it lasts, and one line at its end.
     sim.set_descriptor_limit(1);
@@ -426,7 +477,10 @@ fn what_concerns_the_owner_is_loud() {
     );
     sim.set_descriptor_limit(usize::MAX);
     sim.advance(Duration::from_secs(60));
-    assert_eq!(lines(&mut sim), said(Level::Info, "fd_exhaustion", "accepting again "));
+    assert_eq!(
+        lines(&mut sim),
+        said(Level::Info, "fd_exhaustion", "accepting again ")
+    );
 
     let handle = sim.handle();
     handle.post(|_, _| kit::planned::blow()).expect("posted");
@@ -439,7 +493,10 @@ fn what_concerns_the_owner_is_loud() {
     });
     sim.connect(addr).expect("the backlog has room");
     sim.advance(Duration::from_secs(1));
-    assert_eq!(lines(&mut sim), said(Level::Warn, "listener", "cannot accept from"));
+    assert_eq!(
+        lines(&mut sim),
+        said(Level::Warn, "listener", "cannot accept from")
+    );
 
     sim.control().drain(Duration::ZERO);
     sim.advance(Duration::from_secs(1));
@@ -463,10 +520,17 @@ fn what_concerns_the_owner_is_loud() {
 fn a_long_list_is_not_repeated_in_the_log() {
     let _turn = capture();
     let (mut sim, _) = world(Config::new(), listen().name("games"));
-    let mut rules = AccessRules::allow_all().deny("192.0.2.1").expect("an address");
-    sim.control().set_access_rules("games", rules.clone()).expect("good");
+    let mut rules = AccessRules::allow_all()
+        .deny("192.0.2.1")
+        .expect("an address");
+    sim.control()
+        .set_access_rules("games", rules.clone())
+        .expect("good");
     let lines = taken();
-    assert_eq!((lines[0].level, lines[1].level), (Level::Info, Level::Debug));
+    assert_eq!(
+        (lines[0].level, lines[1].level),
+        (Level::Info, Level::Debug)
+    );
     assert_eq!(lines[0].text, "listener games: its options have changed");
     assert!(
         lines[1].text.contains("deny 192.0.2.1/32, allow all"),

@@ -58,14 +58,20 @@ impl Load {
     pub fn connect(addr: SocketAddr, work: Work) -> Self {
         let poll = Poll::new().expect("a poll");
         let payload = (0..work.payload).map(|at| at as u8);
-        let message: Vec<u8> = (work.payload as u16).to_be_bytes().into_iter().chain(payload).collect();
+        let message: Vec<u8> = (work.payload as u16)
+            .to_be_bytes()
+            .into_iter()
+            .chain(payload)
+            .collect();
         let connect = |at| {
             let stream = std::net::TcpStream::connect(addr).expect("it listens");
             stream.set_nodelay(true).expect("a socket");
             stream.set_nonblocking(true).expect("a socket");
             let mut stream = TcpStream::from_std(stream);
             let both = Interest::READABLE | Interest::WRITABLE;
-            poll.registry().register(&mut stream, Token(at), both).expect("a poll");
+            poll.registry()
+                .register(&mut stream, Token(at), both)
+                .expect("a poll");
             Client {
                 stream,
                 owed: 0,
@@ -120,7 +126,10 @@ impl Load {
     pub fn latencies(&mut self) -> (Duration, Duration) {
         self.latencies.sort_unstable();
         let at = |per_cent: usize| self.latencies.get(self.latencies.len() * per_cent / 100);
-        (at(50).copied().unwrap_or_default(), at(99).copied().unwrap_or_default())
+        (
+            at(50).copied().unwrap_or_default(),
+            at(99).copied().unwrap_or_default(),
+        )
     }
 
     /// Sends so many messages more, as far as the kernel takes them.
@@ -153,7 +162,10 @@ impl Load {
                 Ok(0) => panic!("a server let a client go"),
                 Ok(count) => {
                     let expected = &self.pattern[client.received..client.received + count];
-                    assert!(self.scratch[..count] == *expected, "what comes back is what was sent");
+                    assert!(
+                        self.scratch[..count] == *expected,
+                        "what comes back is what was sent"
+                    );
                     let end = client.received + count;
                     whole += end / self.message;
                     client.received = end % self.message;

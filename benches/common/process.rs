@@ -21,7 +21,12 @@ impl Process {
     /// As [`Process::start`], letting others go first.
     pub fn start_nicely(arguments: &[&str]) -> Self {
         let me = std::env::current_exe().expect("a program");
-        Self::from(Command::new("nice").args(["-n", "19"]).arg(me).args(arguments))
+        Self::from(
+            Command::new("nice")
+                .args(["-n", "19"])
+                .arg(me)
+                .args(arguments),
+        )
     }
 
     fn from(command: &mut Command) -> Self {
@@ -48,7 +53,8 @@ impl Process {
 
     /// Processor time so far, of all its threads.
     pub fn cpu(&self) -> Duration {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("Linux's /proc");
+        let tasks =
+            std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("Linux's /proc");
         let times = tasks.flatten().filter_map(|task| {
             let line = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
             line.split(' ').next()?.parse::<u64>().ok()
@@ -58,8 +64,11 @@ impl Process {
 
     /// Bytes that are its own: not those of the program and its libraries.
     pub fn memory(&self) -> u64 {
-        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).expect("Linux's /proc");
-        let line = rollup.lines().find(|line| line.starts_with("Private_Dirty:"));
+        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id()))
+            .expect("Linux's /proc");
+        let line = rollup
+            .lines()
+            .find(|line| line.starts_with("Private_Dirty:"));
         let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
         kib.expect("a number") * 1024
     }

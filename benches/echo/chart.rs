@@ -21,16 +21,26 @@ fn color(kind: Kind) -> RGBColor {
 }
 
 /// Writes the chart: how cheap a message is in each row, the reference being 1, and bytes per idle connection.
-pub fn draw(path: &Path, rows: &[(&str, Vec<(Kind, f64)>)], idle: &[(Kind, f64)]) -> Result<(), Box<dyn Error>> {
-    let root = SVGBackend::new(path, (WIDTH, GROUP * (rows.len() as u32 + 1) + 30)).into_drawing_area();
+pub fn draw(
+    path: &Path,
+    rows: &[(&str, Vec<(Kind, f64)>)],
+    idle: &[(Kind, f64)],
+) -> Result<(), Box<dyn Error>> {
+    let root =
+        SVGBackend::new(path, (WIDTH, GROUP * (rows.len() as u32 + 1) + 30)).into_drawing_area();
     root.fill(&WHITE)?;
     let most = idle.iter().map(|(_, bytes)| *bytes).fold(1.0, f64::max);
     for (at, (name, ratios)) in rows.iter().enumerate() {
-        let title = format!("{name}: messages per processor time, mio by hand = 1 (longer is better)");
-        let bars = ratios.iter().map(|&(kind, ratio)| (kind, ratio, format!("{ratio:.2}")));
+        let title =
+            format!("{name}: messages per processor time, mio by hand = 1 (longer is better)");
+        let bars = ratios
+            .iter()
+            .map(|&(kind, ratio)| (kind, ratio, format!("{ratio:.2}")));
         group(&root, at as i32, &title, bars, 1.3)?;
     }
-    let bars = idle.iter().map(|&(kind, bytes)| (kind, bytes, format!("{bytes:.0}")));
+    let bars = idle
+        .iter()
+        .map(|&(kind, bytes)| (kind, bytes, format!("{bytes:.0}")));
     let title = "bytes of memory per idle connection (shorter is better)";
     group(&root, rows.len() as i32, title, bars, most * 1.1)?;
     root.present()?;

@@ -105,7 +105,9 @@ fn start(kind: Kind) -> (Process, SocketAddr) {
 /// One row: the table is printed, the ratios are returned.
 fn measure(row: &Row, options: &Options) -> Vec<(Kind, f64)> {
     println!("\n{}\n", row.name);
-    println!("| server | processor time per message | messages per second | as cheap as mio by hand |");
+    println!(
+        "| server | processor time per message | messages per second | as cheap as mio by hand |"
+    );
     println!("|---|---|---|---|");
     let mut costs = vec![Vec::new(); Kind::ALL.len()];
     let mut rates = vec![Vec::new(); Kind::ALL.len()];
@@ -129,16 +131,20 @@ fn measure(row: &Row, options: &Options) -> Vec<(Kind, f64)> {
         }
     }
     let reference = costs[0].clone();
-    let table = Kind::ALL.iter().zip(costs).zip(rates).map(|((&kind, costs), rates)| {
-        let ratio = median(reference.iter().zip(&costs).map(|(one, cost)| one / cost));
-        println!(
-            "| {} | {:.2} µs | {:.0} | {ratio:.2} |",
-            kind.name(),
-            median(costs),
-            median(rates)
-        );
-        (kind, ratio)
-    });
+    let table = Kind::ALL
+        .iter()
+        .zip(costs)
+        .zip(rates)
+        .map(|((&kind, costs), rates)| {
+            let ratio = median(reference.iter().zip(&costs).map(|(one, cost)| one / cost));
+            println!(
+                "| {} | {:.2} µs | {:.0} | {ratio:.2} |",
+                kind.name(),
+                median(costs),
+                median(rates)
+            );
+            (kind, ratio)
+        });
     table.collect()
 }
 

@@ -63,7 +63,9 @@ fn tell(addr: SocketAddr) {
 
 fn by_portcullis() {
     let mut server = Server::new(Config::new().max_connections(4_000)).expect("a server");
-    let listen = Listen::tcp("127.0.0.1:0").name("echo").framing(Framing::Packet2);
+    let listen = Listen::tcp("127.0.0.1:0")
+        .name("echo")
+        .framing(Framing::Packet2);
     server.listen(listen, |_: &mut (), _| Echo).expect("a port");
     let addr = server.listener("echo").expect("there").addr;
     tell(addr.as_tcp().expect("TCP"));
@@ -163,7 +165,9 @@ fn by_tokio(codec: bool) {
         .build()
         .expect("a runtime");
     runtime.block_on(async move {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a port");
         tell(listener.local_addr().expect("bound"));
         loop {
             let Ok((stream, _)) = listener.accept().await else {
@@ -212,7 +216,10 @@ async fn by_hand(mut stream: tokio::net::TcpStream) -> std::io::Result<()> {
 
 fn by_message_io() {
     let (handler, listener) = message_io::node::split::<()>();
-    let (_, addr) = handler.network().listen(Transport::Tcp, "127.0.0.1:0").expect("a port");
+    let (_, addr) = handler
+        .network()
+        .listen(Transport::Tcp, "127.0.0.1:0")
+        .expect("a port");
     tell(addr);
     listener.for_each(move |event| {
         if let NetEvent::Message(endpoint, data) = event.network() {

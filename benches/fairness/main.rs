@@ -69,7 +69,9 @@ fn main() {
         return serve();
     }
     pin(1);
-    if let (Some(nuisance), Some(addr), Some(certificate)) = (options.annoy, options.addr, &options.certificate) {
+    if let (Some(nuisance), Some(addr), Some(certificate)) =
+        (options.annoy, options.addr, &options.certificate)
+    {
         end_with_parent();
         return match nuisance {
             Nuisance::Flood => flood(addr),
@@ -86,15 +88,22 @@ fn main() {
 /// Serves plain and TLS until the process ends.
 fn serve() {
     let site = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-    let chain = std::env::temp_dir().join(format!("portcullis-fairness-{}.pem", std::process::id()));
+    let chain =
+        std::env::temp_dir().join(format!("portcullis-fairness-{}.pem", std::process::id()));
     let key = chain.with_extension("key");
     std::fs::write(&chain, site.cert.pem()).expect("a file");
     std::fs::write(&key, site.signing_key.serialize_pem()).expect("a file");
     let tls = portcullis::tls::server_config(&chain, &key).expect("a certificate");
     std::fs::remove_file(&key).expect("it is there");
     let mut server = Server::new(Config::new().max_connections(4_000)).expect("a server");
-    let listen = |name| Listen::tcp("127.0.0.1:0").name(name).framing(Framing::Packet2);
-    server.listen(listen("plain"), |_: &mut (), _| Echo).expect("a port");
+    let listen = |name| {
+        Listen::tcp("127.0.0.1:0")
+            .name(name)
+            .framing(Framing::Packet2)
+    };
+    server
+        .listen(listen("plain"), |_: &mut (), _| Echo)
+        .expect("a port");
     server
         .listen(listen("tls").tls(tls), |_: &mut (), _| Echo)
         .expect("a port");
@@ -150,14 +159,23 @@ fn measure(options: &Options) {
     let mut pings = Pings::connect(plain.parse().expect("an address"));
     let span = Duration::from_secs_f64(options.seconds);
     pings.run(span / 10);
-    println!("| {CLIENTS} clients, a ping each in {INTERVAL:?} | median | 99 % within | of quiet |");
+    println!(
+        "| {CLIENTS} clients, a ping each in {INTERVAL:?} | median | 99 % within | of quiet |"
+    );
     println!("|---|---|---|---|");
     let (mut rows, mut rates) = (vec![Vec::new(); 3], Vec::new());
     for _ in 0..options.rounds {
         let quiet = pings.run(span);
         rows[0].push((quiet, 1.0));
         for (row, nuisance, addr) in [(1, "flood", &plain), (2, "handshakes", &tls)] {
-            let arguments = ["--annoy", nuisance, "--addr", addr, "--certificate", &certificate];
+            let arguments = [
+                "--annoy",
+                nuisance,
+                "--addr",
+                addr,
+                "--certificate",
+                &certificate,
+            ];
             let mut annoying = Process::start_nicely(&arguments);
             assert_eq!(annoying.line(), "begun");
             let annoyed = pings.run(span);
@@ -167,8 +185,12 @@ fn measure(options: &Options) {
             }
         }
     }
-    for (name, row) in ["quiet", "beside a flood", "beside TLS handshakes"].iter().zip(rows) {
-        let middle = |of: fn(&((Duration, Duration), f64)) -> f64| common::median(row.iter().map(of));
+    for (name, row) in ["quiet", "beside a flood", "beside TLS handshakes"]
+        .iter()
+        .zip(rows)
+    {
+        let middle =
+            |of: fn(&((Duration, Duration), f64)) -> f64| common::median(row.iter().map(of));
         let typical = middle(|row| row.0 .0.as_secs_f64() * 1e6);
         let slow = middle(|row| row.0 .1.as_secs_f64() * 1e6);
         println!(

@@ -100,7 +100,9 @@ fn connect(addr: SocketAddr, from: Ipv4Addr, connections: usize) {
     };
     let mut streams = Vec::with_capacity(connections);
     while streams.len() < connections {
-        let mut some: Vec<TcpStream> = (0..TOGETHER.min(connections - streams.len())).map(&mut begin).collect();
+        let mut some: Vec<TcpStream> = (0..TOGETHER.min(connections - streams.len()))
+            .map(&mut begin)
+            .collect();
         for stream in &mut some {
             let mut echo = [0; MESSAGE.len()];
             stream.read_exact(&mut echo).expect("an echo");
@@ -128,7 +130,9 @@ fn measure(options: &Options) {
     let mut active = Load::connect(addr, Work::new(ACTIVE, 1, 64));
     let messages = active.run(span.max(Duration::from_millis(20)));
     let (alone, alone_slow) = active.latencies();
-    println!("{ACTIVE} alone: {messages} messages, {alone:?} in the median, 99 % within {alone_slow:?}");
+    println!(
+        "{ACTIVE} alone: {messages} messages, {alone:?} in the median, 99 % within {alone_slow:?}"
+    );
 
     let before: u64 = servers.iter().map(Process::memory).sum();
     let begun = Instant::now();
@@ -137,7 +141,14 @@ fn measure(options: &Options) {
             let from = Ipv4Addr::new(127, 1, (number / 200) as u8, (number % 200) as u8 + 1);
             let (addr, connections) = (addr.to_string(), options.connections.to_string());
             let from = from.to_string();
-            Process::start(&["--connect", &addr, "--from", &from, "--connections", &connections])
+            Process::start(&[
+                "--connect",
+                &addr,
+                "--from",
+                &from,
+                "--connections",
+                &connections,
+            ])
         })
         .collect();
     for client in &mut clients {
@@ -157,7 +168,10 @@ fn measure(options: &Options) {
     let before: Duration = servers.iter().map(Process::cpu).sum();
     std::thread::sleep(span);
     let after: Duration = servers.iter().map(Process::cpu).sum();
-    println!("at rest: {:?} of processor time in {span:?}", after - before);
+    println!(
+        "at rest: {:?} of processor time in {span:?}",
+        after - before
+    );
 
     let messages = active.run(span.max(Duration::from_millis(20)));
     let (among, among_slow) = active.latencies();

@@ -134,7 +134,9 @@ fn main() {
     let mut clients: Vec<_> = (0..work.conns)
         .map(|_| {
             dial(&addr, &mut || {
-                server.poll_once(&mut (), Some(Duration::ZERO)).expect("it polls");
+                server
+                    .poll_once(&mut (), Some(Duration::ZERO))
+                    .expect("it polls");
             })
         })
         .collect();
@@ -156,7 +158,10 @@ fn main() {
             assert!(echo == batch, "what was sent comes back");
         }
     }
-    println!("{} messages in {turns} turns", work.conns * work.window * work.rounds);
+    println!(
+        "{} messages in {turns} turns",
+        work.conns * work.window * work.rounds
+    );
 }
 
 trait Client: Read + Write {}

@@ -39,7 +39,8 @@ pub struct Client {
 
 impl Client {
     pub fn new(config: Arc<ClientConfig>, stream: TcpStream) -> Self {
-        let tls = ClientConnection::new(config, "localhost".try_into().expect("a name")).expect("a client");
+        let tls = ClientConnection::new(config, "localhost".try_into().expect("a name"))
+            .expect("a client");
         Self { tls, stream }
     }
 

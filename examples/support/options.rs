@@ -27,7 +27,12 @@ pub struct Options {
     pub framing: FramingName,
 
     /// The most connections at one time; more wait in the backlog
-    #[arg(long, value_name = "N", default_value_t = 1024, allow_negative_numbers = true)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1024,
+        allow_negative_numbers = true
+    )]
     pub max_connections: usize,
 
     /// The longest message accepted [default: the framing's: 8 MiB for packet-4, 64 KiB for line]
@@ -100,7 +105,8 @@ where
 {
     let matches = Options::command().try_get_matches_from(words)?;
     let mut options = Options::from_arg_matches(&matches)?;
-    let bad_value = |error| Options::command().error(clap::error::ErrorKind::ValueValidation, error);
+    let bad_value =
+        |error| Options::command().error(clap::error::ErrorKind::ValueValidation, error);
     options.access = access(&matches).map_err(bad_value)?;
     options.trusted = trusted(&options.trusted_proxy).map_err(bad_value)?;
     Ok(options)
@@ -140,7 +146,9 @@ fn trusted(proxies: &[String]) -> portcullis::Result<AccessRules> {
     } else {
         AccessRules::deny_all()
     };
-    proxies.iter().try_fold(first, |rules, proxy| rules.allow(proxy))
+    proxies
+        .iter()
+        .try_fold(first, |rules, proxy| rules.allow(proxy))
 }
 
 /// 0 on the command line is never.
@@ -168,7 +176,9 @@ fn network(text: &str) -> Result<String, String> {
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
-    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    let seconds: f64 = text
+        .parse()
+        .map_err(|_| "not a number of seconds".to_owned())?;
     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
@@ -219,7 +229,11 @@ impl Options {
 #[cfg(feature = "tls")]
 fn self_signed() -> Result<std::sync::Arc<portcullis::tls::ServerConfig>, Box<dyn Error>> {
     use portcullis::tls::rustls::{self, pki_types::PrivatePkcs8KeyDer};
-    let names = ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    let names = [
+        "localhost".to_owned(),
+        "127.0.0.1".to_owned(),
+        "::1".to_owned(),
+    ];
     let made = rcgen::generate_simple_self_signed(names)?;
     let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
     let config = rustls::ServerConfig::builder_with_provider(framing::provider())

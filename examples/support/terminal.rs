@@ -38,7 +38,10 @@ pub fn note_signals() -> std::io::Result<std::sync::Arc<std::sync::atomic::Atomi
 
 /// The first SIGTERM or SIGINT drains, the second ends the process.
 #[allow(dead_code)] // likewise
-pub fn drain_on_signal<A: 'static>(handle: portcullis::Handle<A>, grace: std::time::Duration) -> std::io::Result<()> {
+pub fn drain_on_signal<A: 'static>(
+    handle: portcullis::Handle<A>,
+    grace: std::time::Duration,
+) -> std::io::Result<()> {
     on_signal(move || {
         // It fails only if the server is gone already.
         let _ = handle.drain(grace);

@@ -72,8 +72,12 @@ fuzz_target!(|case: Case| {
 });
 
 fn decode(framing: Framing, max: usize, case: &Case<'_>) -> (Vec<Vec<u8>>, End) {
-    let listen = Listen::tcp("127.0.0.1:0").framing(framing).max_frame(max.max(1));
-    let listen = listen.idle_timeout(Duration::MAX).frame_timeout(Duration::MAX);
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(framing)
+        .max_frame(max.max(1));
+    let listen = listen
+        .idle_timeout(Duration::MAX)
+        .frame_timeout(Duration::MAX);
     let mut model = ConnModel::new(&listen).expect("settings that work");
     let apply = |model: &mut ConnModel, input| model.apply(&input).expect("it holds");
     apply(&mut model, Input::OnFrame(Vec::new()));
@@ -83,7 +87,10 @@ fn decode(framing: Framing, max: usize, case: &Case<'_>) -> (Vec<Vec<u8>>, End) 
     let mut rest = case.bytes;
     let mut cuts = case.cuts.iter().cycle();
     while !rest.is_empty() {
-        let (piece, behind) = rest.split_at(rest.len().min(1 + usize::from(*cuts.next().expect("a cycle"))));
+        let (piece, behind) = rest.split_at(
+            rest.len()
+                .min(1 + usize::from(*cuts.next().expect("a cycle"))),
+        );
         apply(&mut model, Input::Bytes(piece.to_vec()));
         apply(&mut model, Input::Turn);
         rest = behind;

@@ -27,7 +27,9 @@ struct Case {
 impl Case {
     fn listen(&self) -> Listen {
         let [low, more, most] = self.watermarks.map(usize::from);
-        let [frame, idle, write, linger] = self.timeouts.map(|ms| Duration::from_millis(u64::from(ms) + 1));
+        let [frame, idle, write, linger] = self
+            .timeouts
+            .map(|ms| Duration::from_millis(u64::from(ms) + 1));
         let mode = match self.framing {
             0..=191 => ProxyProtocol::Off,
             192..=223 => ProxyProtocol::Required,
@@ -92,7 +94,8 @@ fuzz_target!(|case: Case| {
         }
         for told in model.take_told() {
             if let (Told::Frame(frame), true) = (told, tame) {
-                let taken = naive::taken_by(&frame, case.framing, max, &underway).expect("as a naive decoder has it");
+                let taken = naive::taken_by(&frame, case.framing, max, &underway)
+                    .expect("as a naive decoder has it");
                 underway.drain(..taken);
             }
         }

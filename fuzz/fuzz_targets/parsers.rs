@@ -61,7 +61,8 @@ impl Identity {
         let params = rcgen::CertificateParams::new(Vec::new())?;
         let authority = params.self_signed(&authority_key)?;
         let issuer = rcgen::Issuer::new(params, authority_key);
-        let own = rcgen::CertificateParams::new(["localhost".to_owned()])?.signed_by(&key, &issuer)?;
+        let own =
+            rcgen::CertificateParams::new(["localhost".to_owned()])?.signed_by(&key, &issuer)?;
         Ok(Self {
             chain: [own.pem(), authority.pem()].concat().into_bytes(),
             key: key.serialize_pem().into_bytes(),
@@ -71,7 +72,9 @@ impl Identity {
 
 /// The key whose secret is this byte over and over, in PKCS #8 (RFC 8410, section 7).
 fn ed25519(secret: u8) -> Result<rcgen::KeyPair, rcgen::Error> {
-    const HEAD: [u8; 16] = [0x30, 0x2E, 2, 1, 0, 0x30, 5, 6, 3, 0x2B, 0x65, 0x70, 4, 0x22, 4, 0x20];
+    const HEAD: [u8; 16] = [
+        0x30, 0x2E, 2, 1, 0, 0x30, 5, 6, 3, 0x2B, 0x65, 0x70, 4, 0x22, 4, 0x20,
+    ];
     let der = PrivatePkcs8KeyDer::from([&HEAD[..], &[secret; 32]].concat());
     rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ED25519)
 }
@@ -85,9 +88,18 @@ fn load(chain: &[u8], key: &[u8]) {
             Ok(config) => drop(ServerConnection::new(config).expect("what is taken works")),
             Err(error) => {
                 let words = error.to_string();
-                assert!(files.iter().any(|file| file.path == error.file()), "{words}");
-                assert!(words.starts_with(&*error.file().to_string_lossy()), "{words}");
-                assert!(words.len() < 400 && !words.chars().any(char::is_control), "{words:?}");
+                assert!(
+                    files.iter().any(|file| file.path == error.file()),
+                    "{words}"
+                );
+                assert!(
+                    words.starts_with(&*error.file().to_string_lossy()),
+                    "{words}"
+                );
+                assert!(
+                    words.len() < 400 && !words.chars().any(char::is_control),
+                    "{words:?}"
+                );
                 let line = Identity::get()
                     .key
                     .split(|&byte| byte == b'\n')
@@ -95,7 +107,10 @@ fn load(chain: &[u8], key: &[u8]) {
                     .expect("a key has a body");
                 let mut parts = line.windows(16).map(String::from_utf8_lossy);
                 let words = format!("{error} {error:?}");
-                assert!(!parts.any(|part| words.contains(&*part)), "{words} tells the key");
+                assert!(
+                    !parts.any(|part| words.contains(&*part)),
+                    "{words} tells the key"
+                );
             }
         }
     });
@@ -129,7 +144,11 @@ fn damage(pem: &mut Vec<u8>, [what, high, low, how]: [u8; 4]) {
     match what % 5 {
         0 => drop(pem.drain(at..end)),
         1 => pem.insert(at, how),
-        2 => pem.iter_mut().skip(at).take(1).for_each(|byte| *byte ^= how),
+        2 => pem
+            .iter_mut()
+            .skip(at)
+            .take(1)
+            .for_each(|byte| *byte ^= how),
         3 => drop(pem.splice(at..at, pem[at..end].to_vec())),
         _ => drop(pem.splice(at..at, WORDS[usize::from(how) % WORDS.len()].bytes())),
     }
@@ -145,9 +164,17 @@ impl Unlinked {
     fn new(name: &str) -> Self {
         // Where there is one, a folder in memory: a disk's file system takes most of the time there is.
         let memory = PathBuf::from("/dev/shm");
-        let folder = if memory.is_dir() { memory } else { std::env::temp_dir() };
+        let folder = if memory.is_dir() {
+            memory
+        } else {
+            std::env::temp_dir()
+        };
         let linked = folder.join(format!("portcullis-fuzz-{}-{name}", std::process::id()));
-        let file = File::options().read(true).write(true).create_new(true).open(&linked);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&linked);
         let file = file.expect("a file in the folder for temporary files");
         fs::remove_file(linked).expect("our own file");
         let path = PathBuf::from(format!("/dev/fd/{}", file.as_raw_fd()));
@@ -181,8 +208,15 @@ fn parse_command_line(lines: &[u8]) {
         Ok(options) => serve(&options),
         Err(error) => {
             let words = error.to_string();
-            assert!(!error.use_stderr() || words.starts_with("error: "), "{words}");
-            assert_eq!(error.exit_code(), if error.use_stderr() { 2 } else { 0 }, "{words}");
+            assert!(
+                !error.use_stderr() || words.starts_with("error: "),
+                "{words}"
+            );
+            assert_eq!(
+                error.exit_code(),
+                if error.use_stderr() { 2 } else { 0 },
+                "{words}"
+            );
         }
     }
 }
@@ -201,7 +235,9 @@ fn serve(options: &Options) {
     }
     // Certificates in files are loaded elsewhere; these would be any files of this machine.
     if options.tls_self_signed {
-        listen = options.add_tls(listen).expect("a certificate for localhost");
+        listen = options
+            .add_tls(listen)
+            .expect("a certificate for localhost");
     }
     let config = Config::new().max_connections(options.max_connections);
     let listening = Sim::try_new(0, config, ()).and_then(|mut sim| {
@@ -218,7 +254,11 @@ fn serve(options: &Options) {
         let wire = one_byte(options.framing);
         sim.send(client, wire);
         sim.settle();
-        let echo = if options.max_connections > 0 { wire } else { b"" };
+        let echo = if options.max_connections > 0 {
+            wire
+        } else {
+            b""
+        };
         assert_eq!(sim.received(client), echo);
     }
     sim.control().drain(options.grace);

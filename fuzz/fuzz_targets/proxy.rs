@@ -65,7 +65,9 @@ impl Case<'_> {
             _ if self.stream.is_empty() => return Outcome::none(CloseReason::ClosedEarly),
             Found::Header(header, length) => (Some(header), &self.stream[length..]),
             Found::Nothing if self.optional => (None, self.stream),
-            Found::Nothing | Found::Wrong | Found::Part => return Outcome::none(CloseReason::BadProxyHeader),
+            Found::Nothing | Found::Wrong | Found::Part => {
+                return Outcome::none(CloseReason::BadProxyHeader)
+            }
         };
         let (frames, end) = naive::whole(self.framing, self.max, behind);
         let hello = matches!(behind, [0x16, 3, 0..=4, _, _, 1, ..]);
@@ -134,7 +136,10 @@ impl Case<'_> {
             assert_eq!(found.frames, expected.frames);
         }
         let is_tls = expected.may_be_tls && found.end == CloseReason::UnexpectedTls;
-        assert!(found.end == expected.end || is_tls, "{found:?}, not {expected:?}");
+        assert!(
+            found.end == expected.end || is_tls,
+            "{found:?}, not {expected:?}"
+        );
     }
 }
 
@@ -181,11 +186,21 @@ impl Header {
             version: header.version,
             addresses: match &header.origin {
                 ProxyOrigin::Unknown => Addresses::None,
-                ProxyOrigin::Tcp { source, destination } => Addresses::Tcp(*source, *destination),
-                ProxyOrigin::Unix { source, destination } => Addresses::Unix(source.clone(), destination.clone()),
+                ProxyOrigin::Tcp {
+                    source,
+                    destination,
+                } => Addresses::Tcp(*source, *destination),
+                ProxyOrigin::Unix {
+                    source,
+                    destination,
+                } => Addresses::Unix(source.clone(), destination.clone()),
                 other => panic!("nobody knows {other:?}"),
             },
-            tlvs: header.tlvs.iter().map(|(kind, value)| (kind, value.to_vec())).collect(),
+            tlvs: header
+                .tlvs
+                .iter()
+                .map(|(kind, value)| (kind, value.to_vec()))
+                .collect(),
         }
     }
 }
@@ -217,7 +232,11 @@ fn naive_header(bytes: &[u8]) -> Found {
 /// Version 1.
 fn line(bytes: &[u8]) -> Found {
     let Some(end) = bytes.iter().take(107).position(|&byte| byte == 10) else {
-        return if bytes.len() < 107 { Found::Part } else { Found::Wrong };
+        return if bytes.len() < 107 {
+            Found::Part
+        } else {
+            Found::Wrong
+        };
     };
     if bytes[end - 1] != 13 {
         return Found::Wrong;
@@ -242,10 +261,19 @@ fn line(bytes: &[u8]) -> Found {
     }
 }
 
-fn pair(address: fn(&[u8]) -> Option<IpAddr>, from: &[u8], to: &[u8], one: &[u8], other: &[u8]) -> Option<Addresses> {
+fn pair(
+    address: fn(&[u8]) -> Option<IpAddr>,
+    from: &[u8],
+    to: &[u8],
+    one: &[u8],
+    other: &[u8],
+) -> Option<Addresses> {
     let (one, other) = (decimal(one, 65_535)?, decimal(other, 65_535)?);
     let from = SocketAddr::new(address(from)?, one as u16);
-    Some(Addresses::Tcp(from, SocketAddr::new(address(to)?, other as u16)))
+    Some(Addresses::Tcp(
+        from,
+        SocketAddr::new(address(to)?, other as u16),
+    ))
 }
 
 /// As people write numbers: no sign, no zero in front.
@@ -329,12 +357,18 @@ fn block(header: &[u8]) -> Option<Header> {
         (1, 1) => {
             let address = |at| Some(IpAddr::from(<[u8; 4]>::try_from(field(at, 4)?).ok()?));
             let from = SocketAddr::new(address(16)?, port(24)?);
-            (Addresses::Tcp(from, SocketAddr::new(address(20)?, port(26)?)), 28)
+            (
+                Addresses::Tcp(from, SocketAddr::new(address(20)?, port(26)?)),
+                28,
+            )
         }
         (2, 1) => {
             let address = |at| Some(IpAddr::from(<[u8; 16]>::try_from(field(at, 16)?).ok()?));
             let from = SocketAddr::new(address(16)?, port(48)?);
-            (Addresses::Tcp(from, SocketAddr::new(address(32)?, port(50)?)), 52)
+            (
+                Addresses::Tcp(from, SocketAddr::new(address(32)?, port(50)?)),
+                52,
+            )
         }
         (3, 1) => {
             let path = |at| {
@@ -354,14 +388,20 @@ fn block(header: &[u8]) -> Option<Header> {
         let at = tlvs + checksum.at;
         let mut zeroed = header.to_vec();
         zeroed.get_mut(at..at + 4)?.fill(0);
-        if checksum.value.len() != 4 || checksums.next().is_some() || checksum.value != crc32c(&zeroed).to_be_bytes() {
+        if checksum.value.len() != 4
+            || checksums.next().is_some()
+            || checksum.value != crc32c(&zeroed).to_be_bytes()
+        {
             return None;
         }
     }
     for tlv in &found {
         let is_good = match tlv.kind {
             5 => tlv.value.len() <= 128,
-            0x20 => tlv.value.get(5..).is_some_and(|inside| tlvs_of(inside).is_some()),
+            0x20 => tlv
+                .value
+                .get(5..)
+                .is_some_and(|inside| tlvs_of(inside).is_some()),
             _ => true,
         };
         if !is_good {
@@ -405,10 +445,13 @@ fn tlvs_of(bytes: &[u8]) -> Option<Vec<Tlv<'_>>> {
 fn crc32c(bytes: &[u8]) -> u32 {
     let table: Vec<u32> = (0..256)
         .map(|byte| {
-            (0..8).fold(
-                byte,
-                |sum, _| if sum % 2 == 1 { sum / 2 ^ 0x82F6_3B78 } else { sum / 2 },
-            )
+            (0..8).fold(byte, |sum, _| {
+                if sum % 2 == 1 {
+                    sum / 2 ^ 0x82F6_3B78
+                } else {
+                    sum / 2
+                }
+            })
         })
         .collect();
     !bytes.iter().fold(u32::MAX, |sum, &byte| {
@@ -429,11 +472,16 @@ fn mend_checksum(stream: &mut [u8]) {
         0x31 => 232,
         _ => return,
     };
-    let Some(header) = stream.get_mut(..length).filter(|header| header.len() >= tlvs) else {
+    let Some(header) = stream
+        .get_mut(..length)
+        .filter(|header| header.len() >= tlvs)
+    else {
         return;
     };
     let found = tlvs_of(&header[tlvs..]).unwrap_or_default();
-    let sum = found.iter().find(|tlv| tlv.kind == 3 && tlv.value.len() == 4);
+    let sum = found
+        .iter()
+        .find(|tlv| tlv.kind == 3 && tlv.value.len() == 4);
     if let Some(at) = sum.map(|tlv| tlvs + tlv.at) {
         header[at..at + 4].fill(0);
         let sum = crc32c(header).to_be_bytes();

@@ -66,7 +66,9 @@ struct World {
 
 fuzz_target!(|case: Case| {
     let [low, more, most] = case.watermarks.map(usize::from);
-    let [handshake, idle, write, linger] = case.timeouts.map(|ms| Duration::from_millis(u64::from(ms) + 1));
+    let [handshake, idle, write, linger] = case
+        .timeouts
+        .map(|ms| Duration::from_millis(u64::from(ms) + 1));
     let (noise_only, upgrade) = (case.start & 1 != 0, case.start & 2 != 0);
     let listen = Listen::tcp("127.0.0.1:0")
         .framing(Framing::Packet1)
@@ -108,7 +110,10 @@ fuzz_target!(|case: Case| {
             .collect();
         world.apply(&Input::Bytes(bytes));
         world.apply(&Input::Turn);
-        assert!(world.model.take_told().contains(&Told::Frame(COMMAND.to_vec())));
+        assert!(world
+            .model
+            .take_told()
+            .contains(&Told::Frame(COMMAND.to_vec())));
     }
     for op in &case.ops {
         world.play(op);
@@ -145,12 +150,14 @@ impl World {
             }
             Op::Lose { at, count } => {
                 let at = place(at);
-                self.underway.drain(at..length.min(at + usize::from(*count)));
+                self.underway
+                    .drain(at..length.min(at + usize::from(*count)));
                 self.meddled = true;
             }
             Op::Repeat { at, count } => {
                 let at = place(at);
-                let again = self.underway[at.min(length)..length.min(at + usize::from(*count))].to_vec();
+                let again =
+                    self.underway[at.min(length)..length.min(at + usize::from(*count))].to_vec();
                 self.underway.splice(at.min(length)..at.min(length), again);
                 self.meddled = true;
             }
@@ -162,7 +169,10 @@ impl World {
             Op::Listen => self.listen(),
             Op::Happen(input) => {
                 self.shifted |= shifts(input);
-                self.meddled |= !matches!(input, Input::Turn | Input::Step | Input::Spurious | Input::Room(_));
+                self.meddled |= !matches!(
+                    input,
+                    Input::Turn | Input::Step | Input::Spurious | Input::Room(_)
+                );
                 self.apply(input);
             }
         }
@@ -173,7 +183,10 @@ impl World {
     }
 
     fn arrive(&mut self, count: usize) {
-        let bytes = self.underway.drain(..count.min(self.underway.len())).collect();
+        let bytes = self
+            .underway
+            .drain(..count.min(self.underway.len()))
+            .collect();
         self.apply(&Input::Bytes(bytes));
         self.apply(&Input::Turn);
     }
@@ -193,7 +206,11 @@ impl World {
     fn compare(&mut self) {
         for told in self.model.take_told() {
             if let (Told::Frame(frame), false) = (told, self.shifted) {
-                assert_eq!(Some(&frame), self.said.get(self.told), "a frame that nobody sent");
+                assert_eq!(
+                    Some(&frame),
+                    self.said.get(self.told),
+                    "a frame that nobody sent"
+                );
                 self.told += 1;
             }
         }
@@ -221,7 +238,11 @@ impl World {
             if self.model.has_deadline() {
                 self.apply(&Input::Expire);
             } else {
-                assert!(self.model.is_at_rest(), "no deadline is armed: {:?}", self.model);
+                assert!(
+                    self.model.is_at_rest(),
+                    "no deadline is armed: {:?}",
+                    self.model
+                );
                 self.apply(&Input::Act(Action::Resume));
             }
             self.apply(&Input::Turn);

@@ -47,7 +47,9 @@ impl FromStr for Addr {
             return Ok(addr.into());
         }
         if text.parse::<IpAddr>().is_ok() {
-            return Err(wrong("has no port: give IP:PORT, with an IPv6 address in brackets"));
+            return Err(wrong(
+                "has no port: give IP:PORT, with an IPv6 address in brackets",
+            ));
         }
         Err(match text.rsplit_once(':') {
             Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => wrong(A_HOST),
@@ -120,7 +122,11 @@ impl TryFrom<(&str, u16)> for Addr {
             .map(|ip| (ip, port).into())
             .map_err(|_| AddrError {
                 given: host.to_owned(),
-                problem: if host.is_empty() { "is no IP address" } else { A_HOST },
+                problem: if host.is_empty() {
+                    "is no IP address"
+                } else {
+                    A_HOST
+                },
             })
     }
 }
@@ -161,7 +167,12 @@ mod tests {
 
     #[test]
     fn an_address_is_what_it_displays_as() {
-        let mut addrs = vec!["127.0.0.1:80", "[::1]:65535", "unix:/run/a b.sock", "unix:relative"];
+        let mut addrs = vec![
+            "127.0.0.1:80",
+            "[::1]:65535",
+            "unix:/run/a b.sock",
+            "unix:relative",
+        ];
         if cfg!(any(target_os = "linux", target_os = "android")) {
             addrs.push("unix:@name");
         }
@@ -182,12 +193,19 @@ mod tests {
             (IpAddr::from(*four.ip()), 80).into(),
         ];
         assert!(fours.iter().all(|addr| *addr == v4), "{fours:?}");
-        let sixes: [Addr; 3] = [six.into(), (*six.ip(), 80).into(), (&SocketAddr::from(six)).into()];
+        let sixes: [Addr; 3] = [
+            six.into(),
+            (*six.ip(), 80).into(),
+            (&SocketAddr::from(six)).into(),
+        ];
         assert!(sixes.iter().all(|addr| *addr == v6), "{sixes:?}");
         assert_eq!(Addr::try_from(("127.0.0.1", 80)), Ok(v4));
         assert_eq!(Addr::try_from(("::1", 80)), Ok(v6));
         let host = Addr::try_from(("localhost", 80)).expect_err("a host");
-        assert!(host.to_string().contains("\"localhost\" names a host"), "{host}");
+        assert!(
+            host.to_string().contains("\"localhost\" names a host"),
+            "{host}"
+        );
         let none = Addr::try_from(("", 80)).expect_err("nothing");
         assert_eq!(none.to_string(), "\"\" is no IP address");
     }

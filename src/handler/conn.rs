@@ -11,7 +11,9 @@ use crate::connect::Connect;
 use crate::detached::{DetachError, Detached};
 use crate::error::Result as ServerResult;
 use crate::id::{ConnId, ListenerId};
-use crate::proto::{Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic};
+use crate::proto::{
+    Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic,
+};
 use crate::reason::Closed;
 
 /// What each callback is lent: the application's state and the connection, two fields so that both can be used at once.
@@ -53,8 +55,17 @@ pub(crate) trait ConnOps<A> {
     fn credentials(&self, id: ConnId) -> io::Result<Credentials>;
     fn listener_name(&self, listener: ListenerId) -> Rc<str>;
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
-    fn detach(&mut self, id: ConnId, receiver: Box<dyn FnOnce(Detached)>) -> Result<(), DetachError>;
-    fn connect(&mut self, addr: Addr, options: Connect, handler: Box<dyn Handler<A>>) -> ServerResult<ConnId>;
+    fn detach(
+        &mut self,
+        id: ConnId,
+        receiver: Box<dyn FnOnce(Detached)>,
+    ) -> Result<(), DetachError>;
+    fn connect(
+        &mut self,
+        addr: Addr,
+        options: Connect,
+        handler: Box<dyn Handler<A>>,
+    ) -> ServerResult<ConnId>;
     /// Reads the clock: durations that a callback passes count from the call, not from its turn.
     fn now(&mut self) -> Time;
 }
@@ -89,7 +100,9 @@ impl<'a, A> Conn<'a, A> {
     /// [`SendError`]: the connection is closing, its peer is too slow (the output limit), or the frame is too long
     /// for the framing. Nothing of the frame was queued.
     pub fn send(&mut self, frame: impl AsRef<[u8]>) -> Result<(), SendError> {
-        self.ops.send(self.id, frame.as_ref()).map_err(|error| *error)
+        self.ops
+            .send(self.id, frame.as_ref())
+            .map_err(|error| *error)
     }
 
     /// Closes in order: what was sent is flushed, then close_notify over TLS, then FIN; input is discarded.
@@ -137,7 +150,9 @@ impl<'a, A> Conn<'a, A> {
 
     /// Closes at once with RST. What was not sent yet is lost. [`CloseReason::Aborted`](crate::CloseReason::Aborted).
     pub fn abort(&mut self) {
-        self.change(|machine, _, pool| machine.reset(Closed::new(crate::CloseReason::Aborted), pool));
+        self.change(|machine, _, pool| {
+            machine.reset(Closed::new(crate::CloseReason::Aborted), pool)
+        });
     }
 
     /// Stops delivering frames, from the very next one on, and stops reading. The peer's idle and frame clocks stand.
@@ -213,7 +228,10 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// [`StartTlsError`](crate::StartTlsError): it speaks TLS already, or no handshake can come any more. Nothing has changed.
     #[cfg(feature = "tls")]
-    pub fn start_tls(&mut self, config: impl Into<crate::tls::TlsConfig>) -> Result<(), crate::StartTlsError> {
+    pub fn start_tls(
+        &mut self,
+        config: impl Into<crate::tls::TlsConfig>,
+    ) -> Result<(), crate::StartTlsError> {
         let now = self.ops.now();
         let Some((machine, pool)) = self.ops.machine(self.id) else {
             return Err(crate::StartTlsError::Closed);
@@ -295,7 +313,9 @@ impl<'a, A> Conn<'a, A> {
 
     /// The address of the peer at the other end.
     pub fn peer_addr(&self) -> Addr {
-        self.ops.info(self.id).map_or_else(Addr::unspecified, |info| info.peer)
+        self.ops
+            .info(self.id)
+            .map_or_else(Addr::unspecified, |info| info.peer)
     }
 
     /// Where the client is: the address behind a trusted proxy, if one was told, else the peer's.
@@ -357,7 +377,9 @@ impl<'a, A> Conn<'a, A> {
 
     /// Where the connection is in its life.
     pub fn state(&self) -> State {
-        self.ops.machine_ref(self.id).map_or(State::Closing, Machine::state)
+        self.ops
+            .machine_ref(self.id)
+            .map_or(State::Closing, Machine::state)
     }
 
     /// Bytes that wait for the peer.
@@ -372,7 +394,9 @@ impl<'a, A> Conn<'a, A> {
 
     /// The server drains.
     pub fn is_draining(&self) -> bool {
-        self.ops.machine_ref(self.id).is_some_and(Machine::is_draining)
+        self.ops
+            .machine_ref(self.id)
+            .is_some_and(Machine::is_draining)
     }
 
     /// What the TLS handshake agreed on: SNI, ALPN, client certificates. `None` on a plain connection, and until the handshake

@@ -98,7 +98,12 @@ impl<A> Conn<'_, A> {
     /// # Errors
     ///
     /// Those of [`Control::connect`](crate::Control::connect). The handler is dropped.
-    pub fn connect<T>(&mut self, addr: T, options: Connect, handler: impl Handler<A> + 'static) -> ServerResult<ConnId>
+    pub fn connect<T>(
+        &mut self,
+        addr: T,
+        options: Connect,
+        handler: impl Handler<A> + 'static,
+    ) -> ServerResult<ConnId>
     where
         T: TryInto<Addr>,
         AddrError: From<T::Error>,
@@ -110,6 +115,8 @@ impl<A> Conn<'_, A> {
     /// ([`Listen::watermarks`](crate::Listen::watermarks)): [`Handler::on_writable`] will be called. Who sends to a connection what
     /// comes from elsewhere stops there until then.
     pub fn is_congested(&self) -> bool {
-        self.ops.machine_ref(self.id).is_some_and(Machine::is_above_watermark)
+        self.ops
+            .machine_ref(self.id)
+            .is_some_and(Machine::is_above_watermark)
     }
 }

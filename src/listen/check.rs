@@ -13,10 +13,16 @@ impl Listen {
         check_limits(&self.limits)?;
         if let AtCapacity::Refuse { farewell } = &self.at_capacity {
             if farewell.len() > 4096 {
-                return Err(Error::option("at_capacity", "a farewell has at most 4096 bytes"));
+                return Err(Error::option(
+                    "at_capacity",
+                    "a farewell has at most 4096 bytes",
+                ));
             }
         }
-        let rates = [("accept_rate", self.accept_rate), ("source_rate", self.sources.rate)];
+        let rates = [
+            ("accept_rate", self.accept_rate),
+            ("source_rate", self.sources.rate),
+        ];
         check_rates(&rates)?;
         if self.sources.connections == Some(0) {
             return Err(Error::option(
@@ -24,7 +30,9 @@ impl Listen {
                 "0 would refuse everybody; use at least 1, or None for no limit",
             ));
         }
-        if !(1..=32).contains(&self.sources.prefixes.0) || !(1..=128).contains(&self.sources.prefixes.1) {
+        if !(1..=32).contains(&self.sources.prefixes.0)
+            || !(1..=128).contains(&self.sources.prefixes.1)
+        {
             return Err(Error::option(
                 "source_prefixes",
                 "an IPv4 prefix has 1 to 32 bits, an IPv6 prefix 1 to 128",
@@ -36,7 +44,11 @@ impl Listen {
                 "say whose PROXY headers are believed; AccessRules::allow_all() is everybody who can reach the port",
             ));
         }
-        if self.name.as_ref().is_some_and(|name| name.contains(char::is_control)) {
+        if self
+            .name
+            .as_ref()
+            .is_some_and(|name| name.contains(char::is_control))
+        {
             return Err(Error::option(
                 "name",
                 "a name has no line feeds and no other control characters",
@@ -54,7 +66,8 @@ impl Listen {
         if self.socket.mode.is_some_and(|mode| mode & !0o777 != 0) {
             return Err(Error::option("mode", "permissions go from 0o000 to 0o777"));
         }
-        let Some(Addr::Unix(name)) = self.addrs.as_ref().ok().and_then(|addrs| addrs.first()) else {
+        let Some(Addr::Unix(name)) = self.addrs.as_ref().ok().and_then(|addrs| addrs.first())
+        else {
             return Ok(());
         };
         check_unix_name(name).map_err(|(option, problem)| Error::option(option, problem))?;
@@ -79,10 +92,16 @@ impl Listen {
             ("backlog", socket.backlog != wanted.backlog),
             ("nodelay", socket.nodelay != wanted.nodelay),
             ("only_v6", socket.only_v6 != wanted.only_v6),
-            ("reuse_address", socket.reuse_address != wanted.reuse_address),
+            (
+                "reuse_address",
+                socket.reuse_address != wanted.reuse_address,
+            ),
             ("reuse_port", socket.reuse_port != wanted.reuse_port),
             ("keepalive", socket.keepalive != wanted.keepalive),
-            ("source_prefixes", self.sources.prefixes != next.sources.prefixes),
+            (
+                "source_prefixes",
+                self.sources.prefixes != next.sources.prefixes,
+            ),
             ("recv_buffer", socket.recv_buffer != wanted.recv_buffer),
             ("send_buffer", socket.send_buffer != wanted.send_buffer),
         ];
@@ -117,7 +136,10 @@ pub(crate) fn check_limits(limits: &Limits) -> Result<()> {
         ));
     }
     if limits.max_frame == Some(0) {
-        return Err(Error::option("max_frame", "0 admits no frame; use at least 1"));
+        return Err(Error::option(
+            "max_frame",
+            "0 admits no frame; use at least 1",
+        ));
     }
     let timeouts = [
         ("handshake_timeout", limits.handshake_timeout),
@@ -152,7 +174,8 @@ fn check_rates(rates: &[(&'static str, Option<Rate>)]) -> Result<()> {
 
 /// What a Unix socket cannot be called, and the option that called it so.
 pub(crate) fn check_unix_name(name: &UnixAddr) -> std::result::Result<(), (&'static str, String)> {
-    let room = size_of::<libc::sockaddr_un>() - std::mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
+    let room =
+        size_of::<libc::sockaddr_un>() - std::mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
     let (option, bytes) = match (name.as_pathname(), name.as_abstract_name()) {
         (Some(path), _) => ("unix", path.as_os_str().as_bytes()),
         (None, name) => ("unix_abstract", name.unwrap_or_default()),

@@ -74,7 +74,10 @@ impl SocketOptions {
                     "time and interval are whole seconds: the kernel takes nothing else",
                 ));
             }
-            if !in_range(keepalive.time) || !in_range(keepalive.interval) || !(1..=127).contains(&keepalive.retries) {
+            if !in_range(keepalive.time)
+                || !in_range(keepalive.interval)
+                || !(1..=127).contains(&keepalive.retries)
+            {
                 return Err(Error::option(
                     "keepalive",
                     format!(
@@ -84,9 +87,15 @@ impl SocketOptions {
                 ));
             }
         }
-        for (option, bytes) in [("recv_buffer", self.recv_buffer), ("send_buffer", self.send_buffer)] {
+        for (option, bytes) in [
+            ("recv_buffer", self.recv_buffer),
+            ("send_buffer", self.send_buffer),
+        ] {
             if bytes.is_some_and(|bytes| i32::try_from(bytes).is_err()) {
-                return Err(Error::option(option, "a socket's buffer is smaller than 2 GiB"));
+                return Err(Error::option(
+                    option,
+                    "a socket's buffer is smaller than 2 GiB",
+                ));
             }
         }
         Ok(())

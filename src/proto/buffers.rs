@@ -36,7 +36,10 @@ impl Buffers {
 
     #[inline]
     pub(super) fn take(&mut self) -> Vec<u8> {
-        self.large.pop().or_else(|| self.small.pop()).unwrap_or_default()
+        self.large
+            .pop()
+            .or_else(|| self.small.pop())
+            .unwrap_or_default()
     }
 
     #[inline]
@@ -203,6 +206,10 @@ mod tests {
         assert_eq!(seen, bytes);
         assert!(pending.is_empty());
         pending.shrink(&mut buffers);
-        assert_eq!(pending.capacity(), 0, "an empty buffer owns no memory beyond the turn");
+        assert_eq!(
+            pending.capacity(),
+            0,
+            "an empty buffer owns no memory beyond the turn"
+        );
     }
 }

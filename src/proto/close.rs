@@ -142,7 +142,10 @@ impl Ending {
     #[cfg(feature = "sim")]
     pub(super) fn fork(&self) -> Self {
         Self {
-            reason: self.reason.as_ref().map(|closed| Closed::new(closed.reason)),
+            reason: self
+                .reason
+                .as_ref()
+                .map(|closed| Closed::new(closed.reason)),
             ..*self
         }
     }
@@ -157,9 +160,13 @@ impl Ending {
 /// Returns the reason behind a socket error.
 pub(super) fn closed_by(error: io::Error) -> Closed {
     let reason = match error.raw_os_error() {
-        Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED | libc::ENOTCONN) => CloseReason::Reset,
+        Some(libc::ECONNRESET | libc::EPIPE | libc::ECONNABORTED | libc::ENOTCONN) => {
+            CloseReason::Reset
+        }
         Some(libc::ETIMEDOUT) => CloseReason::TimedOut,
-        Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN | libc::EHOSTDOWN) => CloseReason::Unreachable,
+        Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::ENETDOWN | libc::EHOSTDOWN) => {
+            CloseReason::Unreachable
+        }
         _ => CloseReason::Io,
     };
     match reason {

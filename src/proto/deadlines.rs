@@ -61,7 +61,10 @@ impl Deadlines {
     /// Returns the time of the handler's first timer.
     #[inline]
     pub(super) fn first_timer(&self) -> Time {
-        self.timers.iter().map(|timer| timer.at).fold(Time::NEVER, Time::min)
+        self.timers
+            .iter()
+            .map(|timer| timer.at)
+            .fold(Time::NEVER, Time::min)
     }
 
     /// True if no clock runs or is paused, the handler's timers excluded.
@@ -219,7 +222,9 @@ impl Deadlines {
     }
 
     pub(super) fn has_due_timer(&self) -> bool {
-        self.timers.iter().any(|timer| timer.at <= self.expired_through)
+        self.timers
+            .iter()
+            .any(|timer| timer.at <= self.expired_through)
     }
 
     /// Sets timer `key`.
@@ -239,7 +244,11 @@ impl Deadlines {
     /// Removes the first of the timers that are due.
     pub(super) fn take_due_timer(&mut self) -> Option<u8> {
         let due = |timer: &Timer| timer.at <= self.expired_through;
-        let first = self.timers.iter().enumerate().min_by_key(|(_, timer)| timer.at);
+        let first = self
+            .timers
+            .iter()
+            .enumerate()
+            .min_by_key(|(_, timer)| timer.at);
         let (index, _) = first.filter(|(_, timer)| due(timer))?;
         Some(self.timers.remove(index).key)
     }

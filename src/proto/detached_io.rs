@@ -77,7 +77,9 @@ impl DetachedIo {
 
     /// True if the peer's close_notify has come: nothing follows.
     pub(crate) fn is_over(&self) -> bool {
-        self.tls.as_ref().is_some_and(|session| session.peer_closed())
+        self.tls
+            .as_ref()
+            .is_some_and(|session| session.peer_closed())
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {

@@ -41,10 +41,17 @@ impl Phase {
     pub(super) fn state(self) -> State {
         match self {
             Self::Open => State::Open,
-            Self::HeaderRequired | Self::HeaderOptional | Self::HeaderDone | Self::Admitting => State::Accepting,
+            Self::HeaderRequired | Self::HeaderOptional | Self::HeaderDone | Self::Admitting => {
+                State::Accepting
+            }
             Self::Connecting => State::Connecting,
             Self::Handshaking => State::Handshaking,
-            Self::Flush | Self::Shutdown | Self::Linger | Self::Gone | Self::Reset | Self::Detached => State::Closing,
+            Self::Flush
+            | Self::Shutdown
+            | Self::Linger
+            | Self::Gone
+            | Self::Reset
+            | Self::Detached => State::Closing,
         }
     }
 }
@@ -102,7 +109,10 @@ impl Life {
 
     pub(super) fn enter(&mut self, next: Phase) {
         let (from, to) = (self.state(), next.state());
-        debug_assert!(from == to || from.may_become(to), "{from} cannot become {to}");
+        debug_assert!(
+            from == to || from.may_become(to),
+            "{from} cannot become {to}"
+        );
         self.phase = next;
     }
 

@@ -170,7 +170,9 @@ impl Machine {
     /// True if the connection is idle and in the clear, but that `on_open` is pending.
     #[inline]
     pub(crate) fn is_newly_open(&self) -> bool {
-        self.status.only_opened() && self.tls.is_none() && self.active.as_ref().is_none_or(|active| active.is_idle())
+        self.status.only_opened()
+            && self.tls.is_none()
+            && self.active.as_ref().is_none_or(|active| active.is_idle())
     }
 
     /// True if a read from the socket is allowed now, or [`Machine::handle_stash`] in its place.
@@ -274,14 +276,21 @@ impl Machine {
     /// Returns the bytes that are pending for the peer.
     #[inline]
     pub(crate) fn queued(&self) -> usize {
-        let tls = self.tls.as_ref().map_or(0, |session| session.pending().len());
+        let tls = self
+            .tls
+            .as_ref()
+            .map_or(0, |session| session.pending().len());
         self.parts().send_buf.len() + tls
     }
 
     /// Returns the pending bytes that the handler has sent: those of TLS itself are excluded.
     #[inline]
     pub(crate) fn unsent_app_bytes(&self) -> usize {
-        self.queued() - self.tls.as_ref().map_or(0, |session| session.tls_overhead())
+        self.queued()
+            - self
+                .tls
+                .as_ref()
+                .map_or(0, |session| session.tls_overhead())
     }
 
     // The state.
@@ -344,7 +353,10 @@ impl Machine {
 
     #[cfg(feature = "tls")]
     pub(crate) fn tls(&self) -> Option<TlsInfo<'_>> {
-        let session = self.tls.as_deref().filter(|session| !session.is_handshaking());
+        let session = self
+            .tls
+            .as_deref()
+            .filter(|session| !session.is_handshaking());
         session.map(TlsInfo::of)
     }
 
@@ -397,7 +409,11 @@ impl Machine {
 
     /// True if nothing more can arrive: FIN was read, or close_notify.
     fn is_input_over(&self) -> bool {
-        let notified = || self.tls.as_ref().is_some_and(|session| session.peer_closed());
+        let notified = || {
+            self.tls
+                .as_ref()
+                .is_some_and(|session| session.peer_closed())
+        };
         self.status.recv.is_eof() || notified()
     }
 
@@ -408,12 +424,16 @@ impl Machine {
 
     /// True until the keys are agreed on: nothing can be encrypted.
     fn is_tls_handshaking(&self) -> bool {
-        self.tls.as_ref().is_some_and(|session| session.is_handshaking())
+        self.tls
+            .as_ref()
+            .is_some_and(|session| session.is_handshaking())
     }
 
     /// True if TLS failed: nothing more can be decrypted or encrypted.
     fn has_tls_failed(&self) -> bool {
-        self.tls.as_ref().is_some_and(|session| session.has_failed())
+        self.tls
+            .as_ref()
+            .is_some_and(|session| session.has_failed())
     }
 
     /// True if part of a frame has arrived, or part of a record, which contains part of a frame.
@@ -431,7 +451,10 @@ impl Machine {
     fn closes_when_finished(&self) -> bool {
         self.closes_when_answered()
             || self.status.send.is_finishing()
-            || self.tls.as_ref().is_some_and(|session| session.closes_both_ways())
+            || self
+                .tls
+                .as_ref()
+                .is_some_and(|session| session.closes_both_ways())
     }
 
     /// True if something can be delivered to the handler, or decided, without a read.
@@ -461,14 +484,18 @@ impl Machine {
             || self.has_tls_failed()
             || (self.is_input_over() && !recv.is_end_reported())
             || (recv.is_end_reported() && self.closes_when_finished())
-            || (self.closes_when_answered() && close.is_read_drained() && self.parts().recv_buf.is_empty())
+            || (self.closes_when_answered()
+                && close.is_read_drained()
+                && self.parts().recv_buf.is_empty())
     }
 
     /// Returns `reason`, unless the stream never made a frame because it is a TLS ClientHello
     /// (RFC 8446 section 5.1).
     fn reason_for(&self, begun: &[u8], reason: CloseReason) -> CloseReason {
         match begun {
-            [0x16, 0x03, 0x00..=0x04, _, _, 0x01, ..] if self.tls.is_none() && self.traffic.frames_in == 0 => {
+            [0x16, 0x03, 0x00..=0x04, _, _, 0x01, ..]
+                if self.tls.is_none() && self.traffic.frames_in == 0 =>
+            {
                 CloseReason::UnexpectedTls
             }
             _ => reason,
@@ -484,7 +511,9 @@ impl Machine {
             return self.idle_deadline();
         };
         let first = active.deadlines.first().min(self.idle_deadline());
-        first.min(self.throttled_until()).min(active.deadlines.first_timer())
+        first
+            .min(self.throttled_until())
+            .min(active.deadlines.first_timer())
     }
 
     /// Returns when the idle timeout expires.
@@ -521,7 +550,9 @@ impl Machine {
     /// True if a timer of the handler's is set: the first deadline may have come nearer.
     #[inline]
     pub(crate) fn is_timed(&self) -> bool {
-        self.active.as_ref().is_some_and(|active| active.deadlines.has_timers())
+        self.active
+            .as_ref()
+            .is_some_and(|active| active.deadlines.has_timers())
     }
 
     /// Sets timer `key` to `at`, or cancels it with [`Time::NEVER`].
@@ -652,10 +683,14 @@ impl Machine {
             Phase::Connecting => false,
             Phase::Linger => lacks(deadlines.phase(), limits.linger_timeout),
             Phase::Flush | Phase::Shutdown => lacks(deadlines.write(), limits.write_timeout),
-            Phase::Open if self.queued() > 0 && !deadlines.write().is_armed() => !never(limits.write_timeout),
+            Phase::Open if self.queued() > 0 && !deadlines.write().is_armed() => {
+                !never(limits.write_timeout)
+            }
             Phase::Open if self.is_throttled() => !self.throttled_until().is_armed(),
             Phase::Open if self.is_paused() => false,
-            Phase::Open if self.has_begun() && !deadlines.frame().is_armed() => !never(limits.frame_timeout),
+            Phase::Open if self.has_begun() && !deadlines.frame().is_armed() => {
+                !never(limits.frame_timeout)
+            }
             Phase::Open => lacks(self.idle_deadline(), limits.idle_timeout),
             _ => lacks(deadlines.phase(), limits.handshake_timeout),
         }

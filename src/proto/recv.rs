@@ -214,7 +214,9 @@ impl RecvBuffer {
 
     /// Keeps the bytes that the decoder left.
     pub(super) fn keep(&mut self, cursor: InputCursor<'_>, buffers: &mut Buffers) {
-        let InputCursor { fresh, joined, at, .. } = cursor;
+        let InputCursor {
+            fresh, joined, at, ..
+        } = cursor;
         if !joined.is_empty() {
             self.keep_tail(joined, at, buffers);
         } else if let Some(rest @ [_, ..]) = fresh.get(at..) {
@@ -247,12 +249,15 @@ impl RecvBuffer {
     pub(super) fn broken_invariant(&self, max: usize) -> Option<String> {
         let length = self.len();
         if length > max {
-            return Some(format!("{length} bytes of input are buffered, the maximum is {max}"));
+            return Some(format!(
+                "{length} bytes of input are buffered, the maximum is {max}"
+            ));
         }
         if self.is_empty() && self.bytes.capacity() > 0 {
             return Some("an empty receive buffer owns memory".to_owned());
         }
-        (self.pos > length).then(|| "decoded input takes more memory than buffered input".to_owned())
+        (self.pos > length)
+            .then(|| "decoded input takes more memory than buffered input".to_owned())
     }
 
     #[cfg(test)]

@@ -66,8 +66,14 @@ impl Send {
 
 /// Appends one frame with `payload` to `out`, or leaves `out` as it was.
 #[inline]
-pub(super) fn append_frame(codec: &mut Codec, payload: &[u8], out: &mut Vec<u8>) -> Result<(), SendError> {
-    codec.encode(payload, out).map_err(|error| error_of(error, payload))
+pub(super) fn append_frame(
+    codec: &mut Codec,
+    payload: &[u8],
+    out: &mut Vec<u8>,
+) -> Result<(), SendError> {
+    codec
+        .encode(payload, out)
+        .map_err(|error| error_of(error, payload))
 }
 
 #[cold]

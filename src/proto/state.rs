@@ -133,7 +133,10 @@ impl fmt::Display for SendError {
         match self {
             Self::Closed => f.write_str("the connection is closing"),
             Self::Full { queued, limit } => {
-                write!(f, "{queued} bytes wait already, the output limit is {limit}")
+                write!(
+                    f,
+                    "{queued} bytes wait already, the output limit is {limit}"
+                )
             }
             Self::FrameTooLarge { length, max } => {
                 write!(

@@ -67,7 +67,9 @@ impl Status {
     /// True while no frame may be delivered, for a reason of this side's.
     #[inline]
     pub(super) fn is_paused(self, full_duplex: bool) -> bool {
-        self.recv.is_paused() || self.life.is_detaching() || (self.send.is_congested() && !full_duplex)
+        self.recv.is_paused()
+            || self.life.is_detaching()
+            || (self.send.is_congested() && !full_duplex)
     }
 }
 

@@ -108,7 +108,9 @@ fn defer_accept<O: Os>(core: &mut Core<O>, at: usize) -> bool {
     let Some(listener) = core.listeners.get(at) else {
         return false;
     };
-    let refusal = core.admission.refusal(&core.conns, listener, &core.config, core.now);
+    let refusal = core
+        .admission
+        .refusal(&core.conns, listener, &core.config, core.now);
     if refusal.is_some() || !listener.may_accept() || listener.deferred {
         return false;
     }
@@ -203,7 +205,9 @@ fn handle_error<A, O: Os>(
         }
         AcceptError::OutOfFds => core.begin_fd_exhaustion(&error),
         AcceptError::Broken => handle_broken(inner, app, at, error),
-        AcceptError::Yield => core.listeners.fail(at, retry_at, "cannot accept from", &error),
+        AcceptError::Yield => core
+            .listeners
+            .fail(at, retry_at, "cannot accept from", &error),
     }
     Step::Done
 }
@@ -213,7 +217,8 @@ fn end_budget<O: Os>(core: &mut Core<O>, at: usize, progress: &mut Progress) {
     let (Some(error), false) = (progress.lost.take(), progress.accepted) else {
         return;
     };
-    core.listeners.back_off(at, core.now.after(core.config.emfile_backoff));
+    core.listeners
+        .back_off(at, core.now.after(core.config.emfile_backoff));
     if let Some(listener) = core.listeners.get(at) {
         log::debug!(
             target: logs::LISTENER,
@@ -233,7 +238,9 @@ fn handle_broken<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize, erro
         return;
     };
     if !std::mem::replace(&mut listener.broken, true) {
-        return core.listeners.fail(at, retry_at, "cannot accept from", &error);
+        return core
+            .listeners
+            .fail(at, retry_at, "cannot accept from", &error);
     }
     log::error!(
         target: logs::LISTENER,
@@ -296,7 +303,11 @@ fn turn_away<A, O: Os>(
     reason: CloseReason,
 ) {
     let core = &mut inner.core;
-    let farewell = match core.listeners.get(at).map(|listener| &listener.options.at_capacity) {
+    let farewell = match core
+        .listeners
+        .get(at)
+        .map(|listener| &listener.options.at_capacity)
+    {
         Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
         _ => Vec::new(),
     };
@@ -333,7 +344,15 @@ fn admit<A, O: Os>(
     evict_for(inner, app, at);
     if !inner.core.conns.reserve() {
         uncount(&mut inner.core, at, ip, counted);
-        turn_away(inner, app, scratch, at, stream, incoming, CloseReason::AtCapacity);
+        turn_away(
+            inner,
+            app,
+            scratch,
+            at,
+            stream,
+            incoming,
+            CloseReason::AtCapacity,
+        );
         return None;
     }
     let id = inner.core.conns.next_id();
@@ -442,9 +461,9 @@ fn evict_for<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize) {
     let Some(listener) = core.listeners.get(at) else {
         return;
     };
-    let candidate = core
-        .admission
-        .eviction_candidate(&core.conns, listener, &core.config, core.now);
+    let candidate =
+        core.admission
+            .eviction_candidate(&core.conns, listener, &core.config, core.now);
     let Some(id) = candidate else {
         return;
     };
@@ -482,11 +501,18 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
     }
     match listener.count_source(source, now) {
         Some(counted) => conn.counted = counted,
-        None => return conn.machine.end(Closed::new(CloseReason::SourceLimited), pool),
+        None => {
+            return conn
+                .machine
+                .end(Closed::new(CloseReason::SourceLimited), pool)
+        }
     }
     let incoming = Incoming {
         addr: conn.peer(),
-        credentials: conn.stream.as_ref().and_then(|stream| stream.credentials().ok()),
+        credentials: conn
+            .stream
+            .as_ref()
+            .and_then(|stream| stream.credentials().ok()),
         proxy: header,
     };
     let peer = incoming.peer(listener, Some(id));
@@ -500,14 +526,20 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
                 .refuse(&farewell, Closed::new(CloseReason::Refused), now, pool);
         }
         Err(panic) => {
-            conn.machine.refuse(&[], Closed::new(CloseReason::Panicked), now, pool);
+            conn.machine
+                .refuse(&[], Closed::new(CloseReason::Panicked), now, pool);
             core.guard.report("a service's accept", panic, None);
         }
     }
 }
 
 /// Sends a client that gets no slot its farewell. Best effort: nothing here can wait.
-fn dismiss<O: Os>(core: &mut Core<O>, scratch: &mut Scratch, mut stream: O::Stream, farewell: &[u8]) {
+fn dismiss<O: Os>(
+    core: &mut Core<O>,
+    scratch: &mut Scratch,
+    mut stream: O::Stream,
+    farewell: &[u8],
+) {
     let traffic = &mut core.conns.pool.traffic;
     if !farewell.is_empty() {
         let written = core.os.write(&mut stream, farewell);
@@ -545,7 +577,8 @@ fn report_failed<A, O: Os>(
     };
     let (service, peer) = (listener.service, incoming.peer(listener, id));
     user.failed_accept(&mut core.guard, service, app, &peer, &closed);
-    core.history.record_close(&mut core.guard, record, &closed, core.now);
+    core.history
+        .record_close(&mut core.guard, record, &closed, core.now);
 }
 
 /// The client has reset the connection, or finished without a byte, while it was in the backlog.
@@ -553,7 +586,10 @@ fn is_gone<O: Os>(os: &mut O, stream: &mut O::Stream) -> bool {
     match os.peek(stream) {
         Ok(count) => count == 0,
         Err(error) => {
-            let passing = matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
+            let passing = matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            );
             !passing && !is_short_of_memory(&error)
         }
     }

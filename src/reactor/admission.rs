@@ -63,7 +63,12 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    pub(super) fn capacity<S>(&self, conns: &Connections<S>, config: &Config, now: Time) -> Capacity {
+    pub(super) fn capacity<S>(
+        &self,
+        conns: &Connections<S>,
+        config: &Config,
+        now: Time,
+    ) -> Capacity {
         // Most often none is pending, and the limit, at least 1, need not be computed.
         let crowded = self.pending.len() > 0 && self.pending.len() >= max_pending(conns, config);
         let crowded_until = crowded.then(|| {
@@ -138,8 +143,11 @@ impl Admission {
         config: &Config,
         now: Time,
     ) -> Option<ConnId> {
-        let crowded = listener.options.opens_later() && self.capacity(conns, config, now).crowded_until.is_some();
-        crowded.then(|| self.candidate(conns, config, now)).flatten()
+        let crowded = listener.options.opens_later()
+            && self.capacity(conns, config, now).crowded_until.is_some();
+        crowded
+            .then(|| self.candidate(conns, config, now))
+            .flatten()
     }
 
     fn candidate<S>(&self, conns: &Connections<S>, config: &Config, now: Time) -> Option<ConnId> {
@@ -176,7 +184,9 @@ impl Admission {
 
     /// A connection has opened, or ended before. True if it was pending.
     pub(super) fn end_pending<S>(&mut self, conns: &mut Connections<S>, id: ConnId) -> bool {
-        let was_pending = conns.get_mut(id).is_some_and(|conn| std::mem::take(&mut conn.pending));
+        let was_pending = conns
+            .get_mut(id)
+            .is_some_and(|conn| std::mem::take(&mut conn.pending));
         if was_pending {
             self.pending.leave(conns);
         }

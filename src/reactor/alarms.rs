@@ -34,7 +34,8 @@ impl<A> Watched<A> {
     /// When the callback is due for this value.
     fn due(&self, value: usize, threshold: usize) -> Time {
         if value >= threshold {
-            self.last_fired.map_or(Time::ZERO, |at| at.after(self.alarm.cooldown))
+            self.last_fired
+                .map_or(Time::ZERO, |at| at.after(self.alarm.cooldown))
         } else if self.raised_at.is_some() {
             Time::ZERO
         } else {
@@ -43,7 +44,8 @@ impl<A> Watched<A> {
     }
 
     fn threshold<O: Os>(&self, core: &Core<O>) -> usize {
-        self.alarm.threshold(self.alarm.limit(&core.config, self.descriptors))
+        self.alarm
+            .threshold(self.alarm.limit(&core.config, self.descriptors))
     }
 }
 
@@ -63,7 +65,12 @@ impl<A> Default for Alarms<A> {
 }
 
 impl<A> Alarms<A> {
-    pub(super) fn add<O: Os>(&mut self, core: &Core<O>, alarm: Alarm, callback: AlarmCallback<A>) -> Result<AlarmId> {
+    pub(super) fn add<O: Os>(
+        &mut self,
+        core: &Core<O>,
+        alarm: Alarm,
+        callback: AlarmCallback<A>,
+    ) -> Result<AlarmId> {
         let descriptors = core.os.descriptor_limit();
         alarm.check(alarm.limit(&core.config, descriptors))?;
         let id = AlarmId(self.next_id);
@@ -115,7 +122,9 @@ impl<A> Alarms<A> {
 
     /// When the next callback is due, if no value changes until then.
     pub(super) fn due<O: Os>(&self, core: &Core<O>) -> Time {
-        let due = |watched: &Watched<A>| watched.due(value(core, watched.alarm.kind), watched.threshold(core));
+        let due = |watched: &Watched<A>| {
+            watched.due(value(core, watched.alarm.kind), watched.threshold(core))
+        };
         self.all.iter().map(due).fold(Time::NEVER, Time::min)
     }
 
@@ -124,7 +133,11 @@ impl<A> Alarms<A> {
     }
 
     /// The notice and the callback of the alarm at `at`, if it is due.
-    pub(super) fn take_due<O: Os>(&mut self, core: &Core<O>, at: usize) -> Option<(AlarmNotice, AlarmCallback<A>)> {
+    pub(super) fn take_due<O: Os>(
+        &mut self,
+        core: &Core<O>,
+        at: usize,
+    ) -> Option<(AlarmNotice, AlarmCallback<A>)> {
         let watched = self.all.get_mut(at)?;
         let (value, threshold) = (value(core, watched.alarm.kind), watched.threshold(core));
         let now = core.now;
@@ -156,7 +169,12 @@ impl<A> Alarms<A> {
     }
 
     /// Released a callback that has run, unless its alarm was removed meanwhile.
-    pub(super) fn restore(&mut self, guard: &mut PanicGuard, id: AlarmId, callback: AlarmCallback<A>) {
+    pub(super) fn restore(
+        &mut self,
+        guard: &mut PanicGuard,
+        id: AlarmId,
+        callback: AlarmCallback<A>,
+    ) {
         match self.all.iter_mut().find(|watched| watched.id == id) {
             Some(watched) => watched.callback = Some(callback),
             None => guard.drop("an alarm's destructor", callback),

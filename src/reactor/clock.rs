@@ -53,7 +53,8 @@ impl Deadline {
     }
 
     pub(crate) fn left(&self) -> Duration {
-        self.0
-            .map_or(LONGEST_SLEEP, |at| at.saturating_duration_since(Instant::now()))
+        self.0.map_or(LONGEST_SLEEP, |at| {
+            at.saturating_duration_since(Instant::now())
+        })
     }
 }

@@ -11,7 +11,12 @@ use crate::logs;
 use crate::reason::{CloseReason, Closed};
 
 /// Ends a connection: the socket first, then the last callback, then the slot.
-pub(super) fn finish_close<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, reset: bool) {
+pub(super) fn finish_close<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    id: ConnId,
+    reset: bool,
+) {
     let core = &mut inner.core;
     let Some(conn) = core.conns.get_mut(id) else {
         return;
@@ -34,7 +39,8 @@ pub(super) fn finish_close<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: C
     });
     core.conns.hide(id);
     if let Some(receiver) = core.detached.take_receiver(id) {
-        core.guard.drop("the receiver of a detached connection", receiver);
+        core.guard
+            .drop("the receiver of a detached connection", receiver);
     }
     log_close(inner, id, &closed);
     inner.core.end_pending(id);
@@ -93,7 +99,10 @@ pub(super) fn hand_over<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Conn
     core.memory.forget(&mut core.conns, id);
     core.conns.disarm(id);
     core.conns.hide(id);
-    let socket = core.os.release(stream).and_then(|socket| Socket::new(socket, is_unix));
+    let socket = core
+        .os
+        .release(stream)
+        .and_then(|socket| Socket::new(socket, is_unix));
     let closed = Closed::new(CloseReason::Detached);
     inner.call(app, id, |handler, cx| {
         handler.on_close(cx, &closed);
@@ -106,11 +115,13 @@ pub(super) fn hand_over<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Conn
         Ok(socket) => socket,
         Err(error) => {
             log::debug!(target: logs::CONNECTION, "{}: {error}", core.describe(id));
-            core.guard.drop("the receiver of a detached connection", receiver);
+            core.guard
+                .drop("the receiver of a detached connection", receiver);
             return core.remove(id, &closed);
         }
     };
-    let (detached, socket) = Detached::new(id, socket, remains, addresses, core.detached.released());
+    let (detached, socket) =
+        Detached::new(id, socket, remains, addresses, core.detached.released());
     core.detached.insert(id, socket);
     core.guard
         .call("the receiver of a detached connection", || match receiver {
@@ -136,7 +147,11 @@ pub(super) fn remove_detached<A, O: Os>(inner: &mut Inner<A, O>, id: ConnId, rea
 }
 
 /// After a drain's deadline: ends the next connections.
-pub(super) fn force_late<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, due: Option<crate::proto::Time>) {
+pub(super) fn force_late<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    due: Option<crate::proto::Time>,
+) {
     for id in inner.core.drain.next_late(&inner.core.conns, due) {
         let core = &mut inner.core;
         if core.is_detached(id) {

@@ -113,7 +113,9 @@ impl<S> Connections<S> {
 
     /// This server's part of a limit that holds for all servers with the same cap.
     pub(super) fn part_of(&self, limit: usize) -> usize {
-        self.share.as_ref().map_or(limit, |share| share.part_of(limit))
+        self.share
+            .as_ref()
+            .map_or(limit, |share| share.part_of(limit))
     }
 
     pub(super) fn has_room(&self) -> bool {
@@ -439,7 +441,9 @@ impl<S> Connection<S> {
             return self.readable && !self.paused_for_memory;
         }
         let asks = self.machine.wants_fresh_blocked() && !self.retry;
-        (self.readable || asks || self.machine.has_stash()) && !self.is_paused_for_memory() && self.machine.wants_read()
+        (self.readable || asks || self.machine.has_stash())
+            && !self.is_paused_for_memory()
+            && self.machine.wants_read()
     }
 
     /// Input has arrived for a connection that only has to answer it, and a short read is the last.
@@ -506,7 +510,13 @@ mod tests {
     fn connection(id: ConnId) -> Connection<NonZeroU64> {
         let listen = Listen::tcp("127.0.0.1:0");
         let limits = Rc::new(listen.limits.clone());
-        let machine = Machine::new(&listen.framing, limits, None, Time::ZERO, &mut Pool::default());
+        let machine = Machine::new(
+            &listen.framing,
+            limits,
+            None,
+            Time::ZERO,
+            &mut Pool::default(),
+        );
         let listener = Some(ListenerId::nth(0));
         Connection::new(id, listener, Addr::unspecified(), machine, Time::ZERO, 0)
     }
@@ -525,12 +535,18 @@ mod tests {
         conns.remove(first).expect("it is there");
         let second = conns.next_id();
         conns.insert(connection(second));
-        assert_eq!((second.index, conns.len()), (first.index, 1), "the slot is reused");
+        assert_eq!(
+            (second.index, conns.len()),
+            (first.index, 1),
+            "the slot is reused"
+        );
         assert_ne!(second, first);
         assert!(conns.by_token(first.index, Token::of_conn(first)).is_none());
         assert!(conns.get(first).is_none() && conns.get_mut(first).is_none());
         assert!(conns.parts(first).is_none() && conns.remove(first).is_none());
-        assert!(conns.by_token(second.index, Token::of_conn(second)).is_some());
+        assert!(conns
+            .by_token(second.index, Token::of_conn(second))
+            .is_some());
     }
 
     #[test]
@@ -540,7 +556,10 @@ mod tests {
         conns.insert(connection(first));
         conns.wake(first);
         conns.wake(first);
-        assert_eq!((conns.next_ready(), conns.next_ready()), (Some(first), None));
+        assert_eq!(
+            (conns.next_ready(), conns.next_ready()),
+            (Some(first), None)
+        );
         conns.remove(first);
         conns.wake(first);
         assert!(!conns.has_work());

@@ -82,7 +82,11 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) {
         // A connection that is not admitted yet has no handler, and gets the service's.
-        let admitted = self.core.conns.get(id).is_some_and(|conn| conn.machine.was_admitted());
+        let admitted = self
+            .core
+            .conns
+            .get(id)
+            .is_some_and(|conn| conn.machine.was_admitted());
         let replaced = if admitted {
             self.user.replace_handler(id, handler)
         } else {
@@ -98,7 +102,11 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         if !core.os.can_release() {
             return Err(DetachError::Simulated);
         }
-        if !core.conns.get_mut(id).is_some_and(|conn| conn.machine.begin_detach()) {
+        if !core
+            .conns
+            .get_mut(id)
+            .is_some_and(|conn| conn.machine.begin_detach())
+        {
             return Err(DetachError::NotOpen);
         }
         core.detached.begin(id, receiver);
@@ -106,7 +114,12 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         Ok(())
     }
 
-    fn connect(&mut self, addr: Addr, options: Connect, handler: Box<dyn Handler<A>>) -> Result<ConnId> {
+    fn connect(
+        &mut self,
+        addr: Addr,
+        options: Connect,
+        handler: Box<dyn Handler<A>>,
+    ) -> Result<ConnId> {
         match self.core.start_connect(addr, options) {
             Ok(id) => {
                 self.user.set_handler(id, Some(handler));
@@ -127,7 +140,11 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 impl<A, O: Os> ControlOps<A> for Inner<A, O> {
     fn listeners(&self) -> Vec<ListenerInfo> {
         let capacity = self.core.capacity();
-        let open = self.core.listeners.iter().filter(|listener| listener.is_open());
+        let open = self
+            .core
+            .listeners
+            .iter()
+            .filter(|listener| listener.is_open());
         open.map(|listener| listener.info(&capacity)).collect()
     }
 
@@ -136,7 +153,11 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
     }
 
     fn connections(&self) -> Vec<ConnInfo> {
-        self.core.conns.iter().map(|conn| conn.info(self.core.now)).collect()
+        self.core
+            .conns
+            .iter()
+            .map(|conn| conn.info(self.core.now))
+            .collect()
     }
 
     fn connections_page(&self, from: Cursor, limit: usize) -> Page {
@@ -169,7 +190,9 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         let mut outgoing_left = outgoing.min(limit);
         let mut outgoing_connections = Vec::new();
         let mut missing: usize = listeners.iter().map(wanted).sum::<usize>() + outgoing_left;
-        let max = missing.saturating_mul(SLOTS_PER_LEAF).saturating_add(TREE_SLOTS);
+        let max = missing
+            .saturating_mul(SLOTS_PER_LEAF)
+            .saturating_add(TREE_SLOTS);
         let slots = (0..core.conns.slots()).take(max);
         for conn in slots.filter_map(|index| core.conns.by_index(index)) {
             if missing == 0 {
@@ -183,7 +206,9 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
                 }
                 continue;
             };
-            let branch = positions.get(&listener).and_then(|&at| listeners.get_mut(at));
+            let branch = positions
+                .get(&listener)
+                .and_then(|&at| listeners.get_mut(at));
             if let Some(branch) = branch.filter(|branch| branch.connections.len() < limit) {
                 branch.connections.push(conn.info(core.now));
                 missing -= 1;

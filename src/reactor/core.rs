@@ -164,7 +164,16 @@ impl<O: Os> Core<O> {
             now,
             ..
         } = self;
-        drain.close_listeners(os, listeners, admission, conns, config, stats.accepted, *now, due);
+        drain.close_listeners(
+            os,
+            listeners,
+            admission,
+            conns,
+            config,
+            stats.accepted,
+            *now,
+            due,
+        );
         drain.notify(conns, *now);
     }
 
@@ -190,7 +199,8 @@ impl<O: Os> Core<O> {
             self.guard.drop("a TLS configuration's destructor", attempt);
         }
         for receiver in self.detached.take_receivers() {
-            self.guard.drop("the receiver of a detached connection", receiver);
+            self.guard
+                .drop("the receiver of a detached connection", receiver);
         }
     }
 
@@ -242,7 +252,9 @@ impl<O: Os> Core<O> {
     }
 
     pub(super) fn is_detached(&self, id: ConnId) -> bool {
-        self.conns.get(id).is_some_and(|conn| conn.machine.is_detached())
+        self.conns
+            .get(id)
+            .is_some_and(|conn| conn.machine.is_detached())
     }
 
     /// Ends a connection at once, without flushing.
@@ -271,7 +283,8 @@ impl<O: Os> Core<O> {
         self.report_panic(id, source, panic);
         let now = self.now;
         if let Some((conn, pool)) = self.conns.parts(id) {
-            conn.machine.close(Closed::new(CloseReason::Panicked), now, pool);
+            conn.machine
+                .close(Closed::new(CloseReason::Panicked), now, pool);
         }
     }
 
@@ -302,7 +315,8 @@ impl<O: Os> Core<O> {
         self.guard.drop("a framer's destructor", conn);
         self.stats.count_closed(closed.reason);
         self.history.ages.record_time(record.age);
-        self.history.record_close(&mut self.guard, record, closed, self.now);
+        self.history
+            .record_close(&mut self.guard, record, closed, self.now);
         if let Some(listener) = listener.and_then(|id| self.listeners.by_id_mut(id)) {
             listener.uncount_source(source, counted, self.now);
             listener.connections = listener.connections.saturating_sub(1);
@@ -347,7 +361,8 @@ impl<O: Os> Core<O> {
     pub(super) fn set_config(&mut self, config: Config) -> Result<()> {
         config.check()?;
         let now = self.refresh();
-        self.published.set_limits(config.queue_limit, config.queue_bytes);
+        self.published
+            .set_limits(config.queue_limit, config.queue_bytes);
         if config.max_connections != self.config.max_connections {
             self.conns.set_cap(config.max_connections);
         }
@@ -367,7 +382,9 @@ impl<O: Os> Core<O> {
     pub(super) fn set_options(&mut self, which: &ListenerRef, mut options: Listen) -> Result<()> {
         let now = self.refresh();
         let listener = self.listeners.find_mut(which)?;
-        let checked = options.check().and_then(|()| listener.options.check_change(&options));
+        let checked = options
+            .check()
+            .and_then(|()| listener.options.check_change(&options));
         checked.map_err(|error| error.of_listener(&listener.name))?;
         options.access = options.access.counting_on(&listener.options.access);
         if listener.set_options(options, now) {
@@ -426,7 +443,11 @@ impl<O: Os> Core<O> {
 
     /// Number of outgoing connections, established or not.
     pub(super) fn outgoing(&self) -> usize {
-        let accepted: usize = self.listeners.iter().map(|listener| listener.connections).sum();
+        let accepted: usize = self
+            .listeners
+            .iter()
+            .map(|listener| listener.connections)
+            .sum();
         self.conns.len().saturating_sub(accepted)
     }
 
@@ -468,7 +489,8 @@ impl<O: Os> Core<O> {
     /// Begins a drain, or shortens one. `grace` counts from now.
     pub(super) fn begin_drain(&mut self, grace: Duration) -> bool {
         let (now, accepted) = (self.refresh(), self.stats.accepted);
-        self.drain.begin(&self.conns, &mut self.listeners, accepted, now, grace)
+        self.drain
+            .begin(&self.conns, &mut self.listeners, accepted, now, grace)
     }
 
     pub(super) fn stream(&self, id: ConnId) -> std::io::Result<&O::Stream> {

@@ -67,6 +67,8 @@ impl DetachedConns {
     pub(super) fn cut_off(&self, id: ConnId) -> bool {
         let socket = self.detached.get(&id).and_then(Weak::upgrade);
         // It fails if the peer has gone: then there is nothing to end.
-        socket.map(|socket| socket.shutdown(Shutdown::Both)).is_some()
+        socket
+            .map(|socket| socket.shutdown(Shutdown::Both))
+            .is_some()
     }
 }

@@ -145,7 +145,8 @@ impl Drain {
         let accepted = usize::try_from(accepted - plan.accepted_before).unwrap_or(usize::MAX);
         let spent = late || accepted > plan.max_accepts;
         for listener in listeners.iter_mut() {
-            let refused = admission.fds.is_on() || admission.refusal(conns, listener, config, now).is_some();
+            let refused =
+                admission.fds.is_on() || admission.refusal(conns, listener, config, now).is_some();
             if !listener.may_accept() || spent || refused {
                 listeners::close(os, listener);
             }
@@ -182,7 +183,11 @@ impl Drain {
 
     /// After the deadline: the next connections to be forced. Each counts with
     /// [`Drain::count_forced`] if it was owed something.
-    pub(super) fn next_late<S>(&mut self, conns: &Connections<S>, due: Option<Time>) -> Vec<ConnId> {
+    pub(super) fn next_late<S>(
+        &mut self,
+        conns: &Connections<S>,
+        due: Option<Time>,
+    ) -> Vec<ConnId> {
         match self {
             Self::Connections(plan) if due.is_some_and(|due| plan.deadline <= due) => {
                 let first = plan.forced_through % conns.slots().max(1);

@@ -168,7 +168,10 @@ fn answer<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget) -> 
     if finish(host, false) {
         return true;
     }
-    if let Some(Parts { conn, pool, now, .. }) = host.parts() {
+    if let Some(Parts {
+        conn, pool, now, ..
+    }) = host.parts()
+    {
         // Part of a TLS record may have come, and nothing else.
         conn.machine.end_input(input, *now, pool);
     }
@@ -263,7 +266,9 @@ fn serve<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget, begu
     }
     conn.machine.shrink(pool);
     let done = idle && conn.machine.only_frames() && conn.machine.queued() == 0;
-    let left = conn.machine.has_events() || conn.can_read() || (conn.writable && conn.machine.sendable() > 0);
+    let left = conn.machine.has_events()
+        || conn.can_read()
+        || (conn.writable && conn.machine.sendable() > 0);
     host.settle(!done && left);
 }
 
@@ -301,7 +306,10 @@ fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget
     if allowance == 0 {
         return Read::Nothing;
     }
-    let Some(Parts { conn, pool, now, .. }) = host.parts() else {
+    let Some(Parts {
+        conn, pool, now, ..
+    }) = host.parts()
+    else {
         return Read::Nothing;
     };
     if conn.machine.has_stash() {
@@ -341,8 +349,19 @@ fn probe<H: Host>(host: &mut H) -> bool {
 
 /// Reads from the socket, at most `allowance` bytes.
 #[inline(always)]
-fn read_socket<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget, allowance: usize) -> Read<'s> {
-    let Some(Parts { conn, pool, os, now }) = host.parts() else {
+fn read_socket<'s, H: Host>(
+    host: &mut H,
+    scratch: &'s mut Scratch,
+    budget: &mut Budget,
+    allowance: usize,
+) -> Read<'s> {
+    let Some(Parts {
+        conn,
+        pool,
+        os,
+        now,
+    }) = host.parts()
+    else {
         return Read::Nothing;
     };
     let Some(stream) = &mut conn.stream else {
@@ -405,7 +424,10 @@ fn deliver<H: Host>(host: &mut H, mut input: InputCursor<'_>, budget: &mut Budge
         if conn.machine.only_frames() {
             host.deliver_frames(&mut input, budget);
         }
-        let Some(Parts { conn, pool, now, .. }) = host.parts() else {
+        let Some(Parts {
+            conn, pool, now, ..
+        }) = host.parts()
+        else {
             return;
         };
         if conn.machine.only_frames() && input.is_used_up() {
@@ -430,14 +452,21 @@ fn deliver<H: Host>(host: &mut H, mut input: InputCursor<'_>, budget: &mut Budge
             Ok(None) => break,
             Err(panic) => {
                 host.report_panic("a framer", panic);
-                if let Some(Parts { conn, pool, now, .. }) = host.parts() {
-                    conn.machine.close(Closed::new(CloseReason::Panicked), *now, pool);
+                if let Some(Parts {
+                    conn, pool, now, ..
+                }) = host.parts()
+                {
+                    conn.machine
+                        .close(Closed::new(CloseReason::Panicked), *now, pool);
                 }
                 break;
             }
         }
     }
-    if let Some(Parts { conn, pool, now, .. }) = host.parts() {
+    if let Some(Parts {
+        conn, pool, now, ..
+    }) = host.parts()
+    {
         conn.machine.end_input(input, *now, pool);
         if spent {
             conn.machine.postpone(*now);
@@ -460,7 +489,13 @@ pub(crate) fn flush<H: Host>(host: &mut H) {
 /// As [`flush`], inlined into its caller.
 #[inline(always)]
 fn write_out<H: Host>(host: &mut H) {
-    if let Some(Parts { conn, pool, os, now }) = host.parts() {
+    if let Some(Parts {
+        conn,
+        pool,
+        os,
+        now,
+    }) = host.parts()
+    {
         conn.write_out(os, pool, now);
     }
 }
@@ -523,7 +558,8 @@ impl<S> Connection<S> {
         }
         if self.is_paused_for_memory() && self.machine.is_frame_overdue(due) {
             // The remainder of the frame may be in the kernel, unread.
-            self.machine.close(Closed::new(CloseReason::OverMemory), *now, pool);
+            self.machine
+                .close(Closed::new(CloseReason::OverMemory), *now, pool);
         } else if self.machine.deadline() <= due {
             self.machine.handle_timeout(due, *now, pool);
         }
@@ -532,7 +568,13 @@ impl<S> Connection<S> {
     /// Writes a large frame past the queue, if the queue is empty: only what the kernel does not
     /// accept is copied. False if the frame has to be queued.
     #[cold]
-    pub(crate) fn write_through<I>(&mut self, os: &mut I, pool: &mut Pool, now: Time, payload: &[u8]) -> bool
+    pub(crate) fn write_through<I>(
+        &mut self,
+        os: &mut I,
+        pool: &mut Pool,
+        now: Time,
+        payload: &[u8],
+    ) -> bool
     where
         I: StreamOps<Stream = S>,
     {
@@ -553,7 +595,8 @@ impl<S> Connection<S> {
                     0
                 }
             };
-            self.machine.handle_written_through(&header, payload, count, now, pool);
+            self.machine
+                .handle_written_through(&header, payload, count, now, pool);
         }
         pool.give(header);
         passes

@@ -45,7 +45,13 @@ impl FdExhaustion {
     }
 
     /// An accept failed; the listeners pause until `until`. True if an episode begins.
-    pub(super) fn begin(&mut self, until: Time, error: &io::Error, open: usize, cap: usize) -> bool {
+    pub(super) fn begin(
+        &mut self,
+        until: Time,
+        error: &io::Error,
+        open: usize,
+        cap: usize,
+    ) -> bool {
         self.until = Some(until);
         self.over_at = None;
         self.failures += 1;

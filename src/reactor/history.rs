@@ -47,7 +47,13 @@ impl History {
     }
 
     /// Remembers a close. Once the limit is reached, nothing but an error's text is allocated.
-    pub(super) fn record_close(&mut self, guard: &mut PanicGuard, record: CloseRecord, closed: &Closed, now: Time) {
+    pub(super) fn record_close(
+        &mut self,
+        guard: &mut PanicGuard,
+        record: CloseRecord,
+        closed: &Closed,
+        now: Time,
+    ) {
         if self.closes.limit == 0 {
             return;
         }
@@ -145,7 +151,11 @@ mod tests {
         // The latest stay when it shrinks.
         closes.set_limit(3);
         assert!(closes.ring.capacity() < 100);
-        let kept: Vec<_> = closes.ring.iter().map(|(_, close)| close.age.as_secs()).collect();
+        let kept: Vec<_> = closes
+            .ring
+            .iter()
+            .map(|(_, close)| close.age.as_secs())
+            .collect();
         assert_eq!(kept, [99_997, 99_998, 99_999]);
     }
 }

@@ -46,7 +46,9 @@ impl<A, O: Os> Inner<A, O> {
         self.lend(app, id, |app, inner, handler| {
             while !rest.is_empty() && left > 0 {
                 let parts = inner.core.conns.parts(id);
-                let Some((frame, behind)) = parts.and_then(|(conn, pool)| conn.machine.next_frame(rest, pool)) else {
+                let Some((frame, behind)) =
+                    parts.and_then(|(conn, pool)| conn.machine.next_frame(rest, pool))
+                else {
                     break;
                 };
                 rest = behind;
@@ -85,7 +87,11 @@ impl<A, O: Os> Inner<A, O> {
     }
 
     /// Binds and listens: the first address that works.
-    pub(super) fn listen(&mut self, listen: Listen, service: Box<dyn Service<A>>) -> Result<ListenerId> {
+    pub(super) fn listen(
+        &mut self,
+        listen: Listen,
+        service: Box<dyn Service<A>>,
+    ) -> Result<ListenerId> {
         self.core.check_listen(&listen)?;
         let mut failure = None;
         for addr in listen.resolved()? {

@@ -12,10 +12,21 @@ impl<O: Os> Core<O> {
     pub(crate) fn broken_invariant(&self, handlers: usize) -> Option<String> {
         let open = self.conns.len();
         if open > self.conns.cap().max(self.open_at_change) {
-            return Some(format!("{open} connections are open, the cap is {}", self.conns.cap()));
+            return Some(format!(
+                "{open} connections are open, the cap is {}",
+                self.conns.cap()
+            ));
         }
-        let streams = self.conns.iter().filter(|slot| slot.stream.is_some()).count();
-        let admitted = self.conns.iter().filter(|slot| slot.machine.was_admitted()).count();
+        let streams = self
+            .conns
+            .iter()
+            .filter(|slot| slot.stream.is_some())
+            .count();
+        let admitted = self
+            .conns
+            .iter()
+            .filter(|slot| slot.machine.was_admitted())
+            .count();
         let without = self.without_socket();
         if streams + without != open || handlers != admitted {
             return Some(format!(
@@ -26,8 +37,16 @@ impl<O: Os> Core<O> {
         if let Some(fault) = self.lost_attempt() {
             return Some(fault);
         }
-        let counted: usize = self.listeners.iter().map(|listener| listener.connections).sum();
-        let made = self.conns.iter().filter(|slot| slot.listener.is_none()).count();
+        let counted: usize = self
+            .listeners
+            .iter()
+            .map(|listener| listener.connections)
+            .sum();
+        let made = self
+            .conns
+            .iter()
+            .filter(|slot| slot.listener.is_none())
+            .count();
         if counted + made != open {
             return Some(format!(
                 "listeners count {counted} connections, {made} are outgoing, {open} are open"
@@ -49,10 +68,14 @@ impl<O: Os> Core<O> {
         }
         let most = max_pending(&self.conns, &self.config).max(self.pending_at_change);
         if unopened > most {
-            return Some(format!("{unopened} connections are not open yet, the most is {most}"));
+            return Some(format!(
+                "{unopened} connections are not open yet, the most is {most}"
+            ));
         }
         if !self.admission.pending_queue().is_compact(self.stats.peak) {
-            return Some("more unopened connections are remembered than there ever were".to_owned());
+            return Some(
+                "more unopened connections are remembered than there ever were".to_owned(),
+            );
         }
         let first = self.conns.iter().filter(|slot| slot.pending);
         let first = first.map(|slot| slot.accepted_at).min();
@@ -73,17 +96,26 @@ impl<O: Os> Core<O> {
         }
         for slot in self.conns.iter().filter(|slot| slot.paused_for_memory) {
             if !self.memory.is_tight() || !self.memory.is_paused(slot.id) {
-                return Some(format!("{}: nothing will make it read again", slot.info(self.now)));
+                return Some(format!(
+                    "{}: nothing will make it read again",
+                    slot.info(self.now)
+                ));
             }
         }
         if self.history.closes_len() > self.config.recent_closes {
-            return Some(format!("{} closes are kept, too many", self.history.closes_len()));
+            return Some(format!(
+                "{} closes are kept, too many",
+                self.history.closes_len()
+            ));
         }
         if self.conns.pool.sizes_in.count() != self.conns.pool.traffic.frames_in {
             return Some("not every frame has a size".to_owned());
         }
         if self.conns.timers().len() > open {
-            return Some(format!("{} timers for {open} connections", self.conns.timers().len()));
+            return Some(format!(
+                "{} timers for {open} connections",
+                self.conns.timers().len()
+            ));
         }
         if self.running.is_some() {
             return Some("somebody has the turn between two iterations".to_owned());
@@ -93,10 +125,15 @@ impl<O: Os> Core<O> {
             return fault;
         }
         for index in 0..self.conns.slots() {
-            let alive = self.conns.by_index(index).map_or(0, |slot| slot.id.generation);
+            let alive = self
+                .conns
+                .by_index(index)
+                .map_or(0, |slot| slot.id.generation);
             let said = self.conns.live_generation(index);
             if said != alive {
-                return Some(format!("handles take {index}.{said} for alive, it is {index}.{alive}"));
+                return Some(format!(
+                    "handles take {index}.{said} for alive, it is {index}.{alive}"
+                ));
             }
         }
         for slot in self.conns.iter() {
@@ -117,7 +154,11 @@ impl<O: Os> Core<O> {
 
     /// Who connects has an attempt, nobody else has one, and it will be looked at again.
     fn lost_attempt(&self) -> Option<String> {
-        for slot in self.conns.iter().filter(|slot| slot.machine.is_connecting()) {
+        for slot in self
+            .conns
+            .iter()
+            .filter(|slot| slot.machine.is_connecting())
+        {
             let attempt = self.outbound.contains(slot.id);
             let has_socket = slot.stream.is_some();
             if !attempt || !(has_socket || slot.machine.deadline().is_armed()) {
@@ -135,9 +176,14 @@ impl<O: Os> Core<O> {
     /// Each listener counts its connections under their sources as they say that they are counted.
     fn miscounted_source(&self) -> Option<String> {
         self.listeners.iter().find_map(|listener| {
-            let slots = self.conns.iter().filter(|slot| slot.listener == Some(listener.id));
+            let slots = self
+                .conns
+                .iter()
+                .filter(|slot| slot.listener == Some(listener.id));
             let counted = slots.filter_map(|slot| Some((slot.source().ip()?, slot.counted)));
-            let fault = listener.sources.miscount(counted, &listener.options.sources)?;
+            let fault = listener
+                .sources
+                .miscount(counted, &listener.options.sources)?;
             Some(format!("listener {}: {fault}", listener.name))
         })
     }
@@ -147,11 +193,13 @@ impl<O: Os> Core<O> {
         let (now, room) = (self.os.now(), self.capacity());
         let wake = self.wake_at(now);
         let waiting = self.listeners.iter().filter(|listener| {
-            let out = listener.socket.is_some() && !listener.registered && !listener.retry_at.is_armed();
+            let out =
+                listener.socket.is_some() && !listener.registered && !listener.retry_at.is_armed();
             out && !listener.suspended && !room.out_of_fds && listener.lets_wait()
         });
         let mut waiting = waiting.map(|listener| (listener, listener.admits_at(&room)));
-        let (listener, until) = waiting.find(|(_, until)| until.is_armed() && wake > (*until).max(now))?;
+        let (listener, until) =
+            waiting.find(|(_, until)| until.is_armed() && wake > (*until).max(now))?;
         Some(format!(
             "listener {} may accept at {until:?}, the next wake-up is at {wake:?}",
             listener.name
@@ -160,8 +208,15 @@ impl<O: Os> Core<O> {
 
     /// Sockets that the process holds.
     pub(crate) fn descriptors(&self) -> usize {
-        let listening = self.listeners.iter().filter(|listener| listener.socket.is_some());
-        self.conns.iter().filter(|slot| slot.stream.is_some()).count() + listening.count()
+        let listening = self
+            .listeners
+            .iter()
+            .filter(|listener| listener.socket.is_some());
+        self.conns
+            .iter()
+            .filter(|slot| slot.stream.is_some())
+            .count()
+            + listening.count()
     }
 
     /// For each connection that waits for an event: its socket, whether it waits for input, whether for room.

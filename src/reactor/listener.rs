@@ -61,9 +61,20 @@ pub(super) struct Listener<L> {
 }
 
 impl<L> Listener<L> {
-    pub(super) fn new(id: ListenerId, name: String, addr: Addr, service: usize, listen: Listen, now: Time) -> Self {
+    pub(super) fn new(
+        id: ListenerId,
+        name: String,
+        addr: Addr,
+        service: usize,
+        listen: Listen,
+        now: Time,
+    ) -> Self {
         let mut meters = SharedMeters::default();
-        meters.follow(listen.limits.total_read_rate, listen.limits.total_frame_rate, now);
+        meters.follow(
+            listen.limits.total_read_rate,
+            listen.limits.total_frame_rate,
+            now,
+        );
         Self {
             id,
             name: Rc::from(name),
@@ -96,7 +107,8 @@ impl<L> Listener<L> {
         log::debug!(target: logs::LISTENER, "listener {}: {options:?}", self.name);
         self.options = options;
         let limits = &self.options.limits;
-        self.meters.follow(limits.total_read_rate, limits.total_frame_rate, now)
+        self.meters
+            .follow(limits.total_read_rate, limits.total_frame_rate, now)
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -126,7 +138,10 @@ impl<L> Listener<L> {
 
     /// Too many of the server's connections are pending to add one of this listener.
     fn is_crowded(&self, capacity: &Capacity) -> bool {
-        self.options.opens_later() && capacity.crowded_until.is_some_and(|until| until > capacity.now)
+        self.options.opens_later()
+            && capacity
+                .crowded_until
+                .is_some_and(|until| until > capacity.now)
     }
 
     /// When its rate and the server's admit the next client.
@@ -144,8 +159,11 @@ impl<L> Listener<L> {
         if self.is_full(capacity) {
             return Time::NEVER;
         }
-        let crowded_until = capacity.crowded_until.filter(|_| self.options.opens_later());
-        self.limited_until(capacity).max(crowded_until.unwrap_or(Time::ZERO))
+        let crowded_until = capacity
+            .crowded_until
+            .filter(|_| self.options.opens_later());
+        self.limited_until(capacity)
+            .max(crowded_until.unwrap_or(Time::ZERO))
     }
 
     /// When to accept without an event: a client waits, and only time is in its way.

@@ -80,13 +80,18 @@ impl<L> Listeners<L> {
 
     /// Number of listening sockets.
     pub(super) fn open(&self) -> usize {
-        self.all.iter().filter(|listener| listener.is_open()).count()
+        self.all
+            .iter()
+            .filter(|listener| listener.is_open())
+            .count()
     }
 
     pub(super) fn check_name(&self, name: &str) -> Result<()> {
         let taken = |listener: &Listener<L>| listener.is_open() && *listener.name == *name;
         if self.all.iter().any(taken) {
-            return Err(Error::NameTaken { name: name.to_owned() });
+            return Err(Error::NameTaken {
+                name: name.to_owned(),
+            });
         }
         Ok(())
     }
@@ -191,7 +196,12 @@ impl<L> Listeners<L> {
     }
 
     /// Makes each listener's registration follow its state. A failure is retried at `retry_at`.
-    pub(super) fn reconcile<O: Os<Listener = L>>(&mut self, os: &mut O, capacity: &Capacity, retry_at: Time) {
+    pub(super) fn reconcile<O: Os<Listener = L>>(
+        &mut self,
+        os: &mut O,
+        capacity: &Capacity,
+        retry_at: Time,
+    ) {
         for at in 0..self.all.len() {
             let Some(listener) = self.all.get_mut(at) else {
                 return;
@@ -217,7 +227,11 @@ impl<L> Listeners<L> {
                     listener.readable |= wanted;
                 }
                 Err(error) => {
-                    let what = if wanted { "cannot register" } else { "cannot deregister" };
+                    let what = if wanted {
+                        "cannot register"
+                    } else {
+                        "cannot deregister"
+                    };
                     self.fail(at, retry_at, what, &error);
                 }
             }
@@ -255,7 +269,10 @@ pub(super) fn close<O: Os>(os: &mut O, listener: &mut Listener<O::Listener>) {
 fn default_name(addr: &Addr) -> String {
     match addr {
         Addr::Tcp(addr) => format!("portcullis_{}", addr.port()),
-        Addr::Unix(name) => match (name.as_pathname().and_then(Path::file_name), name.as_abstract_name()) {
+        Addr::Unix(name) => match (
+            name.as_pathname().and_then(Path::file_name),
+            name.as_abstract_name(),
+        ) {
             (Some(file), _) => format!("portcullis_{}", file.to_string_lossy()),
             (None, Some(name)) => format!("portcullis_{}", String::from_utf8_lossy(name)),
             (None, None) => "portcullis_unix".to_owned(),

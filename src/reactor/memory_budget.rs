@@ -121,9 +121,9 @@ impl MemoryBudget {
         if !self.usage.is_tight() || self.usage.of(id.index) <= self.usage.share() {
             return;
         }
-        let would_read = conns
-            .get(id)
-            .is_some_and(|conn| !conn.machine.has_events() && conn.can_read() && conn.machine.state() == State::Open);
+        let would_read = conns.get(id).is_some_and(|conn| {
+            !conn.machine.has_events() && conn.can_read() && conn.machine.state() == State::Open
+        });
         if would_read && self.grant.get_or_insert((id, now)).0 != id {
             if let Some(conn) = conns.get_mut(id) {
                 conn.paused_for_memory = true;
@@ -157,7 +157,8 @@ impl MemoryBudget {
                 continue;
             };
             if let Some((conn, pool)) = conns.parts(id) {
-                conn.machine.reset(Closed::new(CloseReason::OverMemory), pool);
+                conn.machine
+                    .reset(Closed::new(CloseReason::OverMemory), pool);
             }
             conns.wake(id);
         }

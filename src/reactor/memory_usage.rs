@@ -89,7 +89,11 @@ impl MemoryUsage {
         if !self.tight {
             return usize::MAX;
         }
-        let most = if granted { self.limit } else { self.reserve_mark() };
+        let most = if granted {
+            self.limit
+        } else {
+            self.reserve_mark()
+        };
         (most.saturating_sub(self.total) / 4).max(SMALL_FRAME)
     }
 
@@ -143,7 +147,10 @@ impl MemoryUsage {
 
     /// A slot that holds at least half as much as the largest.
     pub(super) fn largest(&self) -> Option<u32> {
-        self.classes.iter().rev().find_map(|class| class.first().copied())
+        self.classes
+            .iter()
+            .rev()
+            .find_map(|class| class.first().copied())
     }
 
     fn update_tight(&mut self) {
@@ -190,7 +197,13 @@ mod tests {
     #[test]
     fn it_is_tight_from_three_quarters_to_five_eighths() {
         let mut usage = MemoryUsage::new(8000);
-        for (bytes, tight) in [(6000, false), (6001, true), (5001, true), (5000, false), (5500, false)] {
+        for (bytes, tight) in [
+            (6000, false),
+            (6001, true),
+            (5001, true),
+            (5000, false),
+            (5500, false),
+        ] {
             usage.set(0, bytes);
             assert_eq!(usage.is_tight(), tight, "{bytes}");
         }

@@ -179,11 +179,17 @@ impl<A, O: Os> Reactor<A, O> {
     /// The first invariant that does not hold, in words.
     #[cfg(feature = "sim")]
     pub(crate) fn broken_invariant(&self) -> Option<String> {
-        self.inner.core.broken_invariant(self.inner.user.handlers_len())
+        self.inner
+            .core
+            .broken_invariant(self.inner.user.handlers_len())
     }
 
     /// Binds and listens: the first address that works.
-    pub(crate) fn listen(&mut self, listen: Listen, service: Box<dyn Service<A>>) -> Result<ListenerId> {
+    pub(crate) fn listen(
+        &mut self,
+        listen: Listen,
+        service: Box<dyn Service<A>>,
+    ) -> Result<ListenerId> {
         self.inner.listen(listen, service)
     }
 
@@ -228,7 +234,9 @@ impl<A, O: Os> Reactor<A, O> {
         self.run_queues(app, due);
         self.accept(app);
         let connections = self.inner.core.conns.len();
-        let due = self.backlog.expire_through(due, self.events.len(), connections);
+        let due = self
+            .backlog
+            .expire_through(due, self.events.len(), connections);
         if let Some(due) = due {
             self.expire(app, due);
         }
@@ -422,7 +430,11 @@ impl<A, O: Os> Reactor<A, O> {
         let core = &mut self.inner.core;
         debug_assert!(core.running.is_none(), "iterations do not nest");
         let iteration = core.stats.iterations as u16;
-        let Some(conn) = core.conns.get(id).filter(|conn| !conn.machine.is_detached()) else {
+        let Some(conn) = core
+            .conns
+            .get(id)
+            .filter(|conn| !conn.machine.is_detached())
+        else {
             return;
         };
         // A number from long ago that happens to match costs one small budget, and no more.
@@ -466,12 +478,19 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
     fn parts(&mut self) -> Option<Parts<'_, O>> {
         let Core { conns, os, now, .. } = &mut self.inner.core;
         let (conn, pool) = conns.parts(self.id)?;
-        Some(Parts { conn, pool, os, now })
+        Some(Parts {
+            conn,
+            pool,
+            os,
+            now,
+        })
     }
 
     #[inline(always)]
     fn deliver_frames(&mut self, input: &mut InputCursor<'_>, budget: &mut Budget) {
-        let (bytes, frames) = self.inner.call_for_frames(self.app, self.id, input, budget.frames);
+        let (bytes, frames) = self
+            .inner
+            .call_for_frames(self.app, self.id, input, budget.frames);
         budget.charge(frames);
         input.advance(bytes);
     }
@@ -513,7 +532,9 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
     }
 
     fn before_read(&mut self) {
-        let Core { memory, conns, now, .. } = &mut self.inner.core;
+        let Core {
+            memory, conns, now, ..
+        } = &mut self.inner.core;
         memory.before_read(conns, self.id, *now);
     }
 
@@ -576,8 +597,13 @@ impl<A, O: Os> Drop for Reactor<A, O> {
 /// address space. It is no memory before it is used, and a list that grew later would be copied
 /// whole in one iteration.
 fn reservable<O: Os>(cap: usize) -> usize {
-    let slot = size_of::<connections::Connection<O::Stream>>() + size_of::<Option<Box<dyn Handler<()>>>>();
-    let granted = || Vec::<u8>::new().try_reserve_exact(cap.saturating_mul(2 * slot)).is_ok();
+    let slot =
+        size_of::<connections::Connection<O::Stream>>() + size_of::<Option<Box<dyn Handler<()>>>>();
+    let granted = || {
+        Vec::<u8>::new()
+            .try_reserve_exact(cap.saturating_mul(2 * slot))
+            .is_ok()
+    };
     if cap <= RESERVED || granted() {
         cap
     } else {

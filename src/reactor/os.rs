@@ -91,7 +91,12 @@ pub(crate) trait StreamOps {
     fn write(&mut self, stream: &mut Self::Stream, bytes: &[u8]) -> io::Result<usize>;
 
     /// Writes `first` and then `second` in one call.
-    fn write_both(&mut self, stream: &mut Self::Stream, first: &[u8], second: &[u8]) -> io::Result<usize> {
+    fn write_both(
+        &mut self,
+        stream: &mut Self::Stream,
+        first: &[u8],
+        second: &[u8],
+    ) -> io::Result<usize> {
         self.write(stream, &[first, second].concat())
     }
 
@@ -168,11 +173,17 @@ mod tests {
     fn tokens_name_one_kind_each() {
         let conn = |index, generation| ConnId { index, generation };
         let last = MAX_CONNECTIONS as u32 - 1;
-        assert_eq!(Token::of_conn(conn(last, u32::MAX)).named(), Named::Slot(last));
+        assert_eq!(
+            Token::of_conn(conn(last, u32::MAX)).named(),
+            Named::Slot(last)
+        );
         assert_eq!(Token::of_conn(conn(0, 1)).named(), Named::Slot(0));
         assert_ne!(Token::of_conn(conn(7, 1)), Token::of_conn(conn(7, 2)));
         for id in [0, 1, 65_534, 65_535, u32::MAX] {
-            assert_eq!(Token::of_listener(ListenerId::nth(id)).named(), Named::Listener);
+            assert_eq!(
+                Token::of_listener(ListenerId::nth(id)).named(),
+                Named::Listener
+            );
         }
         assert_eq!(Token::WAKER.named(), Named::Waker);
     }

@@ -69,7 +69,9 @@ impl MioOs {
 /// The process's soft limit of open descriptors (RLIMIT_NOFILE), where the system says it without unsafe code: on Linux.
 pub(crate) fn descriptor_limit() -> Option<usize> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()
 }
 
@@ -166,7 +168,11 @@ fn credentials(stream: &UnixStream) -> io::Result<Credentials> {
     })
 }
 
-#[cfg(any(target_os = "freebsd", target_os = "dragonfly", target_vendor = "apple"))]
+#[cfg(any(
+    target_os = "freebsd",
+    target_os = "dragonfly",
+    target_vendor = "apple"
+))]
 fn credentials(stream: &UnixStream) -> io::Result<Credentials> {
     use nix::sys::socket::{getsockopt, sockopt::LocalPeerCred};
     let found = getsockopt(stream, LocalPeerCred)?;
@@ -189,7 +195,8 @@ fn credentials(_stream: &UnixStream) -> io::Result<Credentials> {
 }
 
 fn listen_tcp(addr: SocketAddr, options: &SocketOptions) -> io::Result<TcpListener> {
-    let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    let socket =
+        socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     if addr.is_ipv6() {
         socket.set_only_v6(options.only_v6)?;
@@ -224,8 +231,13 @@ fn set_tcp_options(socket: &socket2::Socket, options: &SocketOptions) -> io::Res
     Ok(())
 }
 
-fn connect_tcp(addr: SocketAddr, bind: Option<SocketAddr>, options: &SocketOptions) -> io::Result<(TcpStream, bool)> {
-    let socket = socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+fn connect_tcp(
+    addr: SocketAddr,
+    bind: Option<SocketAddr>,
+    options: &SocketOptions,
+) -> io::Result<(TcpStream, bool)> {
+    let socket =
+        socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // Before connect: the receive window is announced in the SYN.
     set_tcp_options(&socket, options)?;
@@ -250,7 +262,10 @@ fn connect_unix(name: &UnixAddr, options: &SocketOptions) -> io::Result<(UnixStr
         (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
     };
     let connected = begin_connect(&socket, &addr)?;
-    Ok((UnixStream::from_std(OwnedFd::from(socket).into()), connected))
+    Ok((
+        UnixStream::from_std(OwnedFd::from(socket).into()),
+        connected,
+    ))
 }
 
 fn begin_connect(socket: &socket2::Socket, addr: &SockAddr) -> io::Result<bool> {
@@ -259,7 +274,9 @@ fn begin_connect(socket: &socket2::Socket, addr: &SockAddr) -> io::Result<bool> 
     match socket.connect(addr) {
         Ok(()) => Ok(true),
         // connect(2): interrupted, it goes on all the same.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => Ok(false),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     }
 }
@@ -326,7 +343,10 @@ fn accept_unix(door: &UnixDoor) -> io::Result<(UnixStream, Addr)> {
         (None, Some(name)) => UnixAddr::abstract_name(name),
         (None, None) => UnixAddr::unnamed(),
     };
-    Ok((UnixStream::from_std(OwnedFd::from(socket).into()), name.into()))
+    Ok((
+        UnixStream::from_std(OwnedFd::from(socket).into()),
+        name.into(),
+    ))
 }
 
 impl StreamOps for MioOs {
@@ -355,14 +375,23 @@ impl StreamOps for MioOs {
         }
     }
 
-    fn write_both(&mut self, stream: &mut Stream, first: &[u8], second: &[u8]) -> io::Result<usize> {
+    fn write_both(
+        &mut self,
+        stream: &mut Stream,
+        first: &[u8],
+        second: &[u8],
+    ) -> io::Result<usize> {
         if first.is_empty() {
             return self.write(stream, second);
         }
         let pieces = [IoSlice::new(first), IoSlice::new(second)];
         match stream {
-            Stream::Tcp(stream) => SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL),
-            Stream::Unix(stream) => SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL),
+            Stream::Tcp(stream) => {
+                SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL)
+            }
+            Stream::Unix(stream) => {
+                SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL)
+            }
         }
     }
 
@@ -443,7 +472,10 @@ impl Os for MioOs {
 
     fn share_listener(&mut self, listener: &mut Listener) -> io::Result<OwnedFd> {
         let shared = listener.as_fd().try_clone_to_owned()?;
-        if let Listener::Unix(UnixDoor { file: Some(file), .. }) = listener {
+        if let Listener::Unix(UnixDoor {
+            file: Some(file), ..
+        }) = listener
+        {
             file.hand_out();
         }
         Ok(shared)
@@ -514,7 +546,14 @@ impl Os for MioOs {
         }
         match has_peer(stream) {
             Ok(()) => Ok(true),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::EINPROGRESS)) => Ok(false),
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::ENOTCONN | libc::EINPROGRESS)
+                ) =>
+            {
+                Ok(false)
+            }
             Err(error) => Err(error),
         }
     }
@@ -533,7 +572,9 @@ impl Os for MioOs {
             Stream::Tcp(stream) => stream,
             Stream::Unix(stream) => stream,
         };
-        self.poll.registry().register(source, mio::Token(token.0), interest)
+        self.poll
+            .registry()
+            .register(source, mio::Token(token.0), interest)
     }
 
     fn peek(&mut self, stream: &mut Stream) -> io::Result<usize> {

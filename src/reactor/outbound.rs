@@ -102,7 +102,8 @@ impl<O: Os> Core<O> {
         options.check(&addr)?;
         let now = self.now;
         // The framing's maker is foreign code: nothing has been done yet if it panics.
-        let mut machine = Machine::connecting(&options.framing, Rc::new(options.limits.clone()), now);
+        let mut machine =
+            Machine::connecting(&options.framing, Rc::new(options.limits.clone()), now);
         if !self.conns.reserve() {
             return Err(Error::AtCapacity {
                 max_connections: self.conns.cap(),
@@ -130,7 +131,10 @@ impl<O: Os> Core<O> {
                 }
                 None => {
                     self.guard.drop("a TLS configuration's destructor", attempt);
-                    return Err(Error::Connect { addr, source: error });
+                    return Err(Error::Connect {
+                        addr,
+                        source: error,
+                    });
                 }
             },
         };
@@ -144,7 +148,9 @@ impl<O: Os> Core<O> {
 
     /// Opens and registers the socket of one attempt. True if it is connected already.
     fn open_socket(&mut self, id: ConnId, attempt: &Attempt) -> io::Result<(O::Stream, bool)> {
-        let (mut stream, connected) = self.os.connect(&attempt.addr, attempt.bind, &attempt.socket)?;
+        let (mut stream, connected) =
+            self.os
+                .connect(&attempt.addr, attempt.bind, &attempt.socket)?;
         match self.os.register_stream(&mut stream, Token::of_conn(id)) {
             Ok(()) => Ok((stream, connected)),
             Err(error) => {
@@ -155,7 +161,12 @@ impl<O: Os> Core<O> {
     }
 
     /// An attempt has failed. Released when the next one begins, if there is one.
-    fn plan_retry(&mut self, id: ConnId, attempt: &mut Attempt, error: &dyn fmt::Display) -> Option<Time> {
+    fn plan_retry(
+        &mut self,
+        id: ConnId,
+        attempt: &mut Attempt,
+        error: &dyn fmt::Display,
+    ) -> Option<Time> {
         attempt.failed = attempt.failed.saturating_add(1);
         let delay = match &attempt.retry {
             Some(retry) if !self.drain.is_on() => retry.delay(attempt.failed, self.os.random())?,
@@ -197,7 +208,9 @@ impl<O: Os> Core<O> {
     }
 
     pub(crate) fn is_connecting(&self, id: ConnId) -> bool {
-        self.conns.get(id).is_some_and(|conn| conn.machine.is_connecting())
+        self.conns
+            .get(id)
+            .is_some_and(|conn| conn.machine.is_connecting())
     }
 
     fn on_connected(&mut self, id: ConnId) {
@@ -254,7 +267,9 @@ impl<O: Os> Core<O> {
             self.os.close(stream, false);
             self.free_descriptor();
         }
-        let text = error.as_ref().map_or_else(|| reason.to_string(), ToString::to_string);
+        let text = error
+            .as_ref()
+            .map_or_else(|| reason.to_string(), ToString::to_string);
         let next = self.outbound.remove(id).and_then(|mut attempt| {
             let next = self.plan_retry(id, &mut attempt, &text);
             self.outbound.attempts.insert(id, attempt);

@@ -35,7 +35,9 @@ pub(crate) fn catch<R>(code: impl FnOnce() -> R) -> Result<R, Panic> {
 impl PanicGuard {
     /// Runs foreign code; a panic is reported and makes the result `None`.
     pub(crate) fn call<R>(&mut self, source: &str, code: impl FnOnce() -> R) -> Option<R> {
-        catch(code).map_err(|panic| self.report(source, panic, None)).ok()
+        catch(code)
+            .map_err(|panic| self.report(source, panic, None))
+            .ok()
     }
 
     /// Drops a value whose destructor is foreign code.

@@ -40,8 +40,16 @@ impl Pending {
     }
 
     /// The oldest connection accepted by `accepted_by` whose peer keeps the server waiting.
-    pub(super) fn eviction_candidate<S>(&self, conns: &Connections<S>, accepted_by: Time) -> Option<ConnId> {
-        let mut oldest = self.queue.iter().take(CANDIDATES).filter_map(|&id| conns.get(id));
+    pub(super) fn eviction_candidate<S>(
+        &self,
+        conns: &Connections<S>,
+        accepted_by: Time,
+    ) -> Option<ConnId> {
+        let mut oldest = self
+            .queue
+            .iter()
+            .take(CANDIDATES)
+            .filter_map(|&id| conns.get(id));
         oldest
             .find(|conn| conn.pending && !conn.queued && conn.accepted_at <= accepted_by)
             .map(|conn| conn.id)

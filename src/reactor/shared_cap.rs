@@ -49,7 +49,8 @@ impl SharedCap {
         {
             let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
             let before = self.cap.swap(cap, Ordering::SeqCst);
-            self.free.fetch_add(signed(cap) - signed(before), Ordering::SeqCst);
+            self.free
+                .fetch_add(signed(cap) - signed(before), Ordering::SeqCst);
         }
         // All of them, whether they wait or not: the cap is in what they report.
         for sharer in &self.sharers {
@@ -383,7 +384,9 @@ mod tests {
                         for _ in 0..ROUNDS {
                             while !share.reserve() {
                                 if !share.await_room() {
-                                    rings.recv_timeout(std::time::Duration::from_secs(20)).expect("woken");
+                                    rings
+                                        .recv_timeout(std::time::Duration::from_secs(20))
+                                        .expect("woken");
                                 }
                             }
                             share.fill();

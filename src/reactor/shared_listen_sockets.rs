@@ -31,7 +31,11 @@ impl SharedListenSockets {
         bind: impl Fn(&Addr) -> io::Result<Listener>,
     ) -> io::Result<Listener> {
         let mut listen_sockets = self.lock();
-        if let Some(shared) = listen_sockets.iter().filter(|shared| shared.asked == *asked).nth(nth) {
+        if let Some(shared) = listen_sockets
+            .iter()
+            .filter(|shared| shared.asked == *asked)
+            .nth(nth)
+        {
             return match (asked, options.reuse_port) {
                 (Addr::Tcp(_), true) => bind(&shared.socket.local_addr()?),
                 _ => shared.socket.try_clone(),
@@ -51,6 +55,8 @@ impl SharedListenSockets {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<SharedSocket>> {
-        self.listen_sockets.lock().unwrap_or_else(PoisonError::into_inner)
+        self.listen_sockets
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -26,7 +26,12 @@ pub(super) struct SocketFile {
 
 impl SocketFile {
     /// Binds and listens. A file that is there is removed if it is a socket that refuses connections, and only then.
-    pub(super) fn listen(socket: &Socket, path: &Path, mode: Option<u32>, backlog: i32) -> io::Result<Self> {
+    pub(super) fn listen(
+        socket: &Socket,
+        path: &Path,
+        mode: Option<u32>,
+        backlog: i32,
+    ) -> io::Result<Self> {
         let addr = SockAddr::unix(path)?;
         if let Err(error) = socket.bind(&addr) {
             if error.kind() != io::ErrorKind::AddrInUse {

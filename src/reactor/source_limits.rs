@@ -59,7 +59,12 @@ impl Sources {
     }
 
     /// Counts a connection, unless its source has too many or comes too fast.
-    pub(super) fn admit(&mut self, peer: IpAddr, limits: &SourceLimits, now: Time) -> Option<Counted> {
+    pub(super) fn admit(
+        &mut self,
+        peer: IpAddr,
+        limits: &SourceLimits,
+        now: Time,
+    ) -> Option<Counted> {
         if limits.rate.is_none() && limits.connections.is_none() {
             return Some(Counted::No);
         }
@@ -73,10 +78,16 @@ impl Sources {
             Entry::Vacant(place) if has_room => (place.insert(Source::default()), Counted::Apart),
             Entry::Vacant(_) => (&mut self.together, Counted::Together),
         };
-        if limits.connections.is_some_and(|most| entry.connections >= most) {
+        if limits
+            .connections
+            .is_some_and(|most| entry.connections >= most)
+        {
             return None;
         }
-        if limits.rate.is_some_and(|rate| !entry.bucket.take(&rate, now)) {
+        if limits
+            .rate
+            .is_some_and(|rate| !entry.bucket.take(&rate, now))
+        {
             return None;
         }
         entry.connections += 1;
@@ -84,7 +95,13 @@ impl Sources {
     }
 
     /// A connection has gone that was counted like this.
-    pub(super) fn leave(&mut self, peer: IpAddr, limits: &SourceLimits, counted: Counted, now: Time) {
+    pub(super) fn leave(
+        &mut self,
+        peer: IpAddr,
+        limits: &SourceLimits,
+        counted: Counted,
+        now: Time,
+    ) {
         let source = source_of(peer, limits.prefixes);
         let entry = match counted {
             Counted::No => return,
@@ -126,14 +143,17 @@ impl Sources {
         }
         let (known, all) = (self.apart.len(), self.together.connections);
         if known > self.most || all != together {
-            return Some(format!("{known} sources, {all} connections beside them for {together}"));
+            return Some(format!(
+                "{known} sources, {all} connections beside them for {together}"
+            ));
         }
         let gone = apart.keys().find(|source| !self.apart.contains_key(source));
         let wrong = self.apart.iter().find_map(|(source, entry)| {
             let true_count = apart.get(source).copied().unwrap_or(0);
             (entry.connections != true_count).then_some(source)
         });
-        gone.or(wrong).map(|source| format!("{source} is miscounted"))
+        gone.or(wrong)
+            .map(|source| format!("{source} is miscounted"))
     }
 
     fn sweep(&mut self, now: Time) {
@@ -231,7 +251,11 @@ mod tests {
                 .count()
         };
         assert_eq!(admitted(&mut sources, at(0)), 3);
-        assert_eq!(admitted(&mut sources, at(999)), 0, "leaving does not make it forgotten");
+        assert_eq!(
+            admitted(&mut sources, at(999)),
+            0,
+            "leaving does not make it forgotten"
+        );
         assert_eq!(admitted(&mut sources, at(1000)), 1);
         assert_eq!(admitted(&mut sources, at(60_000)), 3);
     }
@@ -241,7 +265,10 @@ mod tests {
     fn a_full_table_is_shared() {
         let (mut sources, limits) = (Sources::with_room_for(2), most(1));
         let peers: Vec<_> = (1..=4).map(|last| ip(&format!("192.0.2.{last}"))).collect();
-        let counted: Vec<_> = peers.iter().map(|&peer| sources.admit(peer, &limits, at(0))).collect();
+        let counted: Vec<_> = peers
+            .iter()
+            .map(|&peer| sources.admit(peer, &limits, at(0)))
+            .collect();
         assert_eq!(
             counted,
             [
@@ -252,7 +279,10 @@ mod tests {
             ]
         );
         sources.leave(peers[0], &limits, Counted::Apart, at(1));
-        assert_eq!(sources.admit(peers[3], &limits, at(1)), Some(Counted::Apart));
+        assert_eq!(
+            sources.admit(peers[3], &limits, at(1)),
+            Some(Counted::Apart)
+        );
         sources.leave(peers[2], &limits, Counted::Together, at(2));
         assert_eq!(sources.together.connections, 0);
     }
@@ -268,8 +298,14 @@ mod tests {
         let (one, other) = (ip("192.0.2.1"), ip("192.0.2.2"));
         assert_eq!(sources.admit(one, &limits, at(0)), Some(Counted::Apart));
         sources.leave(one, &limits, Counted::Apart, at(0));
-        assert_eq!(sources.admit(other, &limits, at(500)), Some(Counted::Together));
-        assert_eq!(sources.admit(other, &limits, at(5000)), Some(Counted::Apart));
+        assert_eq!(
+            sources.admit(other, &limits, at(500)),
+            Some(Counted::Together)
+        );
+        assert_eq!(
+            sources.admit(other, &limits, at(5000)),
+            Some(Counted::Apart)
+        );
         assert_eq!(sources.apart.len(), 1);
     }
 
@@ -277,7 +313,10 @@ mod tests {
     fn without_limits_nobody_is_counted() {
         let mut sources = Sources::default();
         let limits = SourceLimits::default();
-        assert_eq!(sources.admit(ip("192.0.2.1"), &limits, at(0)), Some(Counted::No));
+        assert_eq!(
+            sources.admit(ip("192.0.2.1"), &limits, at(0)),
+            Some(Counted::No)
+        );
         assert!(sources.apart.is_empty());
     }
 }

@@ -83,7 +83,8 @@ impl Timers {
     /// When this slot will be looked at.
     #[cfg(feature = "sim")]
     pub(super) fn of(&self, slot: u32) -> Time {
-        self.place(slot).map_or(Time::NEVER, |place| self.time(place))
+        self.place(slot)
+            .map_or(Time::NEVER, |place| self.time(place))
     }
 
     #[cfg(any(test, feature = "sim"))]

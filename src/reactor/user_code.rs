@@ -37,7 +37,11 @@ impl<A> UserCode<A> {
     }
 
     /// Puts `handler` in the place of the present one, which is returned unless it is running.
-    pub(super) fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) -> Option<Box<dyn Handler<A>>> {
+    pub(super) fn replace_handler(
+        &mut self,
+        id: ConnId,
+        handler: Box<dyn Handler<A>>,
+    ) -> Option<Box<dyn Handler<A>>> {
         match self.handlers.get_mut(id.index as usize) {
             Some(entry) => entry.replace(handler),
             None => Some(handler),
@@ -52,12 +56,18 @@ impl<A> UserCode<A> {
     /// The running handler has been replaced.
     #[inline]
     pub(super) fn is_replaced(&self, id: ConnId) -> bool {
-        self.handlers.get(id.index as usize).is_some_and(Option::is_some)
+        self.handlers
+            .get(id.index as usize)
+            .is_some_and(Option::is_some)
     }
 
     /// Puts a handler back after its callback. Returned if a successor has its place.
     #[inline]
-    pub(super) fn restore_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) -> Option<Box<dyn Handler<A>>> {
+    pub(super) fn restore_handler(
+        &mut self,
+        id: ConnId,
+        handler: Box<dyn Handler<A>>,
+    ) -> Option<Box<dyn Handler<A>>> {
         match self.handlers.get_mut(id.index as usize) {
             Some(entry @ None) => {
                 *entry = Some(handler);

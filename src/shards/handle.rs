@@ -236,8 +236,9 @@ impl<A> ShardsHandle<A> {
         change: impl Fn(Listen) -> Listen + Send + Sync + 'static,
     ) -> Result<(), HandleError> {
         let which = which.into();
-        let job =
-            move |_, _: &mut A, control: &mut Control<'_, A>| control.reconfigure_listener(which.clone(), &change);
+        let job = move |_, _: &mut A, control: &mut Control<'_, A>| {
+            control.reconfigure_listener(which.clone(), &change)
+        };
         agree(self.call_each(timeout, job)?)
     }
 
@@ -262,7 +263,11 @@ impl<A> ShardsHandle<A> {
     /// # Errors
     ///
     /// [`HandleError::NoListener`] if no shard has it; else as for [`ShardsHandle::call_each`].
-    pub fn suspend(&self, which: impl Into<ListenerRef>, timeout: Duration) -> Result<(), HandleError> {
+    pub fn suspend(
+        &self,
+        which: impl Into<ListenerRef>,
+        timeout: Duration,
+    ) -> Result<(), HandleError> {
         let which = which.into();
         agree(self.call_each(timeout, move |_, _, control| control.suspend(which.clone()))?)
     }
@@ -272,7 +277,11 @@ impl<A> ShardsHandle<A> {
     /// # Errors
     ///
     /// As for [`ShardsHandle::suspend`].
-    pub fn resume(&self, which: impl Into<ListenerRef>, timeout: Duration) -> Result<(), HandleError> {
+    pub fn resume(
+        &self,
+        which: impl Into<ListenerRef>,
+        timeout: Duration,
+    ) -> Result<(), HandleError> {
         let which = which.into();
         agree(self.call_each(timeout, move |_, _, control| control.resume(which.clone()))?)
     }
@@ -282,9 +291,15 @@ impl<A> ShardsHandle<A> {
     /// # Errors
     ///
     /// As for [`ShardsHandle::suspend`].
-    pub fn close_listener(&self, which: impl Into<ListenerRef>, timeout: Duration) -> Result<(), HandleError> {
+    pub fn close_listener(
+        &self,
+        which: impl Into<ListenerRef>,
+        timeout: Duration,
+    ) -> Result<(), HandleError> {
         let which = which.into();
-        agree(self.call_each(timeout, move |_, _, control| control.close_listener(which.clone()))?)
+        agree(self.call_each(timeout, move |_, _, control| {
+            control.close_listener(which.clone())
+        })?)
     }
 
     /// Starts a drain of every shard: see [`Handle::drain`]. [`SpawnedShards::join`](crate::SpawnedShards::join) says how it went.
@@ -306,7 +321,10 @@ impl<A> ShardsHandle<A> {
     }
 
     /// Does something with all of them, whatever comes of it with one. The first failure; that some have gone is none.
-    fn each(&self, mut act: impl FnMut(usize, &Handle<A>) -> Result<(), HandleError>) -> Result<(), HandleError> {
+    fn each(
+        &self,
+        mut act: impl FnMut(usize, &Handle<A>) -> Result<(), HandleError>,
+    ) -> Result<(), HandleError> {
         let mut failure = Some(HandleError::ServerGone);
         for (shard, handle) in self.handles.iter().enumerate() {
             match (act(shard, handle), &failure) {
@@ -357,7 +375,10 @@ pub(super) fn add_listeners(all: &mut Vec<ListenerInfo>, more: Vec<ListenerInfo>
         };
         same.connections += listener.connections;
         same.accepted += listener.accepted;
-        same.max_connections = same.max_connections.saturating_add(listener.max_connections).min(cap);
+        same.max_connections = same
+            .max_connections
+            .saturating_add(listener.max_connections)
+            .min(cap);
         if listener.state == ListenerState::Listening {
             same.state = listener.state;
         }
@@ -390,7 +411,10 @@ mod tests {
         let verdict = |answers: Vec<Outcome<()>>| agree(answers.into_iter().enumerate().collect());
         assert_eq!(verdict(vec![Ok(()), Err(none())]), Ok(()));
         assert_eq!(verdict(vec![Err(none()), Ok(())]), Ok(()));
-        assert_eq!(verdict(vec![Err(none())]), Err(HandleError::NoListener(7.into())));
+        assert_eq!(
+            verdict(vec![Err(none())]),
+            Err(HandleError::NoListener(7.into()))
+        );
         assert_eq!(verdict(vec![]), Err(HandleError::ServerGone));
         for answers in [
             vec![Err(wrong()), Ok(())],

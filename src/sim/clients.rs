@@ -42,7 +42,10 @@ impl Kernel {
         listener.queue.push_back(index);
         listener.edge = true;
         let host = || Ipv4Addr::from(FIRST_HOST + (index / PORTS) as u32).into();
-        let peer = SocketAddr::new(from.unwrap_or_else(host), (FIRST_PORT + index % PORTS) as u16);
+        let peer = SocketAddr::new(
+            from.unwrap_or_else(host),
+            (FIRST_PORT + index % PORTS) as u16,
+        );
         self.sockets.push(SimSocket::new(peer, listener.addr));
         Some(ClientId(index))
     }
@@ -74,16 +77,18 @@ impl Kernel {
         match self.sockets.get(client.0) {
             None => ClientState::Reset,
             Some(socket) if socket.server_reset || socket.error.is_some() => ClientState::Reset,
-            Some(socket) if socket.server_finished && socket.sent.is_empty() => ClientState::Finished,
+            Some(socket) if socket.server_finished && socket.sent.is_empty() => {
+                ClientState::Finished
+            }
             Some(_) => ClientState::Connected,
         }
     }
 
     /// Clients wait, and no edge is under way that will say so.
     pub(super) fn has_missed_clients(&self, index: usize) -> bool {
-        self.listeners
-            .get(index)
-            .is_some_and(|listener| listener.token.is_some() && !listener.edge && !listener.queue.is_empty())
+        self.listeners.get(index).is_some_and(|listener| {
+            listener.token.is_some() && !listener.edge && !listener.queue.is_empty()
+        })
     }
 
     fn live(&mut self, client: ClientId) -> Option<&mut SimSocket> {

@@ -113,7 +113,8 @@ impl Recorder {
     pub(super) fn record(&mut self, notes: Notes, now: BTreeMap<usize, Stage>) -> Option<String> {
         let mut illegal = None;
         let Notes { struck, begun } = notes;
-        self.stages.extend(begun.into_iter().map(|client| (client, Stage::New)));
+        self.stages
+            .extend(begun.into_iter().map(|client| (client, Stage::New)));
         for (fault, client) in struck {
             let stage = client.map_or(Stage::Nobody, |client| {
                 self.stages.get(&client).copied().unwrap_or(Stage::Nobody)

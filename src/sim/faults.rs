@@ -69,8 +69,18 @@ impl Call {
             ],
             Self::Register | Self::RegisterListener => &[ENOMEM, ENOSPC],
             Self::DeregisterListener => &[ENOMEM],
-            Self::Read => &[EINTR, EAGAIN, ECONNRESET, ETIMEDOUT, EHOSTUNREACH, ENOMEM, EIO],
-            Self::Write => &[EINTR, EAGAIN, ECONNRESET, EPIPE, ETIMEDOUT, ENOBUFS, ENOMEM, EIO],
+            Self::Read => &[
+                EINTR,
+                EAGAIN,
+                ECONNRESET,
+                ETIMEDOUT,
+                EHOSTUNREACH,
+                ENOMEM,
+                EIO,
+            ],
+            Self::Write => &[
+                EINTR, EAGAIN, ECONNRESET, EPIPE, ETIMEDOUT, ENOBUFS, ENOMEM, EIO,
+            ],
             Self::Shutdown => &[ENOTCONN],
             Self::Connect => &[
                 ECONNREFUSED,
@@ -123,9 +133,11 @@ pub enum Fault {
 impl Fault {
     /// Every kind of fault, each error of each call included.
     pub fn all() -> impl Iterator<Item = Self> {
-        let errors = Call::ALL
-            .iter()
-            .flat_map(|&call| call.errors().iter().map(move |&errno| Self::Error(call, errno)));
+        let errors = Call::ALL.iter().flat_map(|&call| {
+            call.errors()
+                .iter()
+                .map(move |&errno| Self::Error(call, errno))
+        });
         errors.chain([
             Self::ShortRead,
             Self::ShortWrite,
@@ -230,7 +242,11 @@ impl Faults {
             None
         };
         Self {
-            errors: if only.is_some() { rate(random) } else { rate(random) / 4 },
+            errors: if only.is_some() {
+                rate(random)
+            } else {
+                rate(random) / 4
+            },
             only,
             short_reads: rate(random),
             short_writes: rate(random),
@@ -259,7 +275,10 @@ impl Faults {
             scripted.after = scripted.after.saturating_sub(1);
             true
         });
-        if struck.is_none() && self.only.is_none_or(|(only, _)| only == call) && random.chance(self.errors) {
+        if struck.is_none()
+            && self.only.is_none_or(|(only, _)| only == call)
+            && random.chance(self.errors)
+        {
             struck = match self.only {
                 Some((_, errno)) => Some(errno),
                 None => random.pick(call.errors()).copied(),

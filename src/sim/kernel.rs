@@ -88,7 +88,9 @@ impl Trace {
     pub(super) fn line(&mut self, parts: [u64; 4], text: impl FnOnce() -> String) {
         for part in parts {
             // FNV-1a over words: order matters, and that is all that is asked of it.
-            self.hash = (self.hash ^ part).wrapping_mul(0x0000_0100_0000_01B3).rotate_left(17);
+            self.hash = (self.hash ^ part)
+                .wrapping_mul(0x0000_0100_0000_01B3)
+                .rotate_left(17);
         }
         if let Some(lines) = &mut self.text {
             lines.push(text());
@@ -123,7 +125,11 @@ impl Kernel {
 
     // --- the server's side: called through `SimOs` ---
 
-    pub(super) fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<bool> {
+    pub(super) fn poll(
+        &mut self,
+        events: &mut Vec<Event>,
+        timeout: Option<Duration>,
+    ) -> io::Result<bool> {
         self.was_idle = false;
         if self.random.chance(self.faults.clock_leaps) {
             let leap = Duration::from_millis(self.random.below(60_000) as u64);
@@ -134,7 +140,9 @@ impl Kernel {
             self.note_all(Fault::ClockLeap);
         }
         if self.random.chance(self.faults.famines) {
-            self.famine_until = self.now.after(Duration::from_millis(self.random.below(3_000) as u64));
+            self.famine_until = self
+                .now
+                .after(Duration::from_millis(self.random.below(3_000) as u64));
             self.note_all(Fault::Famine);
         }
         if let Some(errno) = self.strike(Call::Poll, None) {
@@ -259,8 +267,14 @@ impl Kernel {
     fn note_all(&mut self, fault: Fault) {
         let Some(notes) = &mut self.notes else { return };
         let before = notes.struck.len();
-        let held = self.sockets.iter().enumerate().filter(|(_, socket)| socket.held);
-        notes.struck.extend(held.map(|(index, _)| (fault, Some(index))));
+        let held = self
+            .sockets
+            .iter()
+            .enumerate()
+            .filter(|(_, socket)| socket.held);
+        notes
+            .struck
+            .extend(held.map(|(index, _)| (fault, Some(index))));
         if notes.struck.len() == before {
             notes.struck.push((fault, None));
         }
@@ -269,7 +283,10 @@ impl Kernel {
     fn note_events(&mut self, fault: Fault, events: &[Event]) {
         let Some(notes) = &mut self.notes else { return };
         for event in events {
-            let socket = self.sockets.iter().position(|socket| socket.token == Some(event.token));
+            let socket = self
+                .sockets
+                .iter()
+                .position(|socket| socket.token == Some(event.token));
             notes.struck.push((fault, socket));
         }
     }
@@ -285,8 +302,9 @@ impl Kernel {
         }
         let errno = self.faults.strike(call, &mut self.random)?;
         note(&mut self.notes, Fault::Error(call, errno), socket);
-        self.trace
-            .line([3, call as u64, errno as u64, 0], || format!("  {call}: errno {errno}"));
+        self.trace.line([3, call as u64, errno as u64, 0], || {
+            format!("  {call}: errno {errno}")
+        });
         Some(errno)
     }
 
@@ -299,7 +317,11 @@ impl Kernel {
             return Err(io::Error::from_raw_os_error(libc::ENFILE));
         }
         let strike = self.strike(Call::Accept, None);
-        let Some(listening) = self.listeners.get_mut(listener).filter(|listening| listening.open) else {
+        let Some(listening) = self
+            .listeners
+            .get_mut(listener)
+            .filter(|listening| listening.open)
+        else {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         };
         match strike {
@@ -322,27 +344,37 @@ impl Kernel {
         let Some(index) = listening.queue.pop_front() else {
             return Err(io::ErrorKind::WouldBlock.into());
         };
-        let socket = self.sockets.get_mut(index).ok_or(io::ErrorKind::WouldBlock)?;
+        let socket = self
+            .sockets
+            .get_mut(index)
+            .ok_or(io::ErrorKind::WouldBlock)?;
         socket.held = true;
         self.fds += 1;
         let peer = socket.peer;
         if let Some(notes) = &mut self.notes {
             notes.begun.push(index);
         }
-        self.trace
-            .line([4, index as u64, 0, 0], || format!("  accept: client {index}"));
+        self.trace.line([4, index as u64, 0, 0], || {
+            format!("  accept: client {index}")
+        });
         Ok((index, peer))
     }
 
     pub(super) fn read(&mut self, index: usize, buffer: &mut [u8]) -> io::Result<usize> {
         let strike = self.strike(Call::Read, Some(index));
         let short = self.random.chance(self.faults.short_reads);
-        let cut = if short { self.random.between(1, 16) } else { usize::MAX };
+        let cut = if short {
+            self.random.between(1, 16)
+        } else {
+            usize::MAX
+        };
         let Some(socket) = self.sockets.get_mut(index).filter(|socket| socket.held) else {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         };
         match strike {
-            Some(errno @ (libc::EINTR | libc::ENOMEM)) => return Err(io::Error::from_raw_os_error(errno)),
+            Some(errno @ (libc::EINTR | libc::ENOMEM)) => {
+                return Err(io::Error::from_raw_os_error(errno))
+            }
             Some(errno @ libc::EAGAIN) => {
                 socket.edge |= socket.has_input();
                 return Err(io::Error::from_raw_os_error(errno));
@@ -385,7 +417,9 @@ impl Kernel {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         };
         match strike {
-            Some(errno @ (libc::EINTR | libc::ENOMEM | libc::EAGAIN)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(errno @ (libc::EINTR | libc::ENOMEM | libc::EAGAIN)) => {
+                Err(io::Error::from_raw_os_error(errno))
+            }
             Some(errno) => {
                 socket.die(errno);
                 Err(io::Error::from_raw_os_error(errno))
@@ -402,7 +436,11 @@ impl Kernel {
     pub(super) fn write(&mut self, index: usize, bytes: &[u8]) -> io::Result<usize> {
         let strike = self.strike(Call::Write, Some(index));
         let short = self.random.chance(self.faults.short_writes);
-        let cut = if short { self.random.between(1, 16) } else { usize::MAX };
+        let cut = if short {
+            self.random.between(1, 16)
+        } else {
+            usize::MAX
+        };
         let Some(socket) = self.sockets.get_mut(index).filter(|socket| socket.held) else {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         };
@@ -457,8 +495,9 @@ impl Kernel {
             return Err(io::Error::from_raw_os_error(libc::ENOTCONN));
         }
         socket.server_finished = true;
-        self.trace
-            .line([7, index as u64, 0, 0], || format!("  shutdown: client {index}"));
+        self.trace.line([7, index as u64, 0, 0], || {
+            format!("  shutdown: client {index}")
+        });
         Ok(())
     }
 
@@ -480,7 +519,10 @@ impl Kernel {
         }
         self.fds = self.fds.saturating_sub(1);
         self.trace.line([8, index as u64, u64::from(reset), 0], || {
-            format!("  close: client {index}{}", if reset { " with RST" } else { "" })
+            format!(
+                "  close: client {index}{}",
+                if reset { " with RST" } else { "" }
+            )
         });
     }
 
@@ -535,7 +577,9 @@ impl Kernel {
             return Err(io::Error::from_raw_os_error(errno));
         }
         match self.listeners.get_mut(index) {
-            Some(listener) if listener.token.is_some() => Err(io::Error::from_raw_os_error(libc::EEXIST)),
+            Some(listener) if listener.token.is_some() => {
+                Err(io::Error::from_raw_os_error(libc::EEXIST))
+            }
             Some(listener) => {
                 listener.token = Some(token);
                 listener.edge = !listener.queue.is_empty();
@@ -550,7 +594,9 @@ impl Kernel {
             return Err(io::Error::from_raw_os_error(errno));
         }
         match self.listeners.get_mut(index) {
-            Some(listener) if listener.token.is_none() => Err(io::Error::from_raw_os_error(libc::ENOENT)),
+            Some(listener) if listener.token.is_none() => {
+                Err(io::Error::from_raw_os_error(libc::ENOENT))
+            }
             Some(listener) => {
                 listener.token = None;
                 listener.edge = false;

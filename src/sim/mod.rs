@@ -172,11 +172,17 @@ impl<A> Sim<A> {
     /// # Errors
     ///
     /// Those of [`Server::listen`](crate::Server::listen).
-    pub fn listen(&mut self, listen: Listen, service: impl Service<A> + 'static) -> Result<SocketAddr> {
+    pub fn listen(
+        &mut self,
+        listen: Listen,
+        service: impl Service<A> + 'static,
+    ) -> Result<SocketAddr> {
         let id = self.reactor.listen(listen, Box::new(service))?;
         let addr = self.reactor.ops().listener(&id.into())?.addr;
         // The simulated kernel has no other.
-        Ok(addr.as_tcp().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))))
+        Ok(addr
+            .as_tcp()
+            .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))))
     }
 
     // --- clients ---
@@ -311,9 +317,12 @@ impl<A> Sim<A> {
         }
         let (held, open) = (self.reactor.core().descriptors(), self.kernel.borrow().fds);
         if held != open {
-            return Err(Violation(format!("{held} descriptors are held, {open} are open")));
+            return Err(Violation(format!(
+                "{held} descriptors are held, {open} are open"
+            )));
         }
-        self.record().map_or(Ok(()), |illegal| Err(Violation(illegal)))
+        self.record()
+            .map_or(Ok(()), |illegal| Err(Violation(illegal)))
     }
 
     /// Follows the connections through this turn, if somebody wants to know; a change that none of them may make.
@@ -321,7 +330,9 @@ impl<A> Sim<A> {
         let recorder = self.recorder.as_mut()?;
         let mut kernel = self.kernel.borrow_mut();
         let stages = self.reactor.core().sockets();
-        let stages: BTreeMap<usize, Stage> = stages.map(|(stream, state)| (stream.index, Stage::of(state))).collect();
+        let stages: BTreeMap<usize, Stage> = stages
+            .map(|(stream, state)| (stream.index, Stage::of(state)))
+            .collect();
         let notes = kernel.notes.replace(Notes::default()).unwrap_or_default();
         recorder.record(notes, stages)
     }
@@ -368,7 +379,11 @@ impl<A> Sim<A> {
             if rests && now >= until && !self.kernel.borrow_mut().has_news() {
                 break;
             }
-            idle = if was_idle && now == before { idle + 1 } else { 0 };
+            idle = if was_idle && now == before {
+                idle + 1
+            } else {
+                0
+            };
             if idle > SPIN {
                 // Frames that wait in memory are announced by no event, and are something to do.
                 let stats = self.reactor.ops().stats();
@@ -378,7 +393,11 @@ impl<A> Sim<A> {
                 idle = 0;
             }
         }
-        let missed = if self.checks { self.missed_event() } else { None };
+        let missed = if self.checks {
+            self.missed_event()
+        } else {
+            None
+        };
         missed.map_or(Ok(()), |missed| Err(Violation(missed)))
     }
 
@@ -392,7 +411,9 @@ impl<A> Sim<A> {
             if socket.has_edge() {
                 continue;
             }
-            if self.reactor.core().is_connecting(id) && (socket.error.is_some() || socket.dial == Dial::Done) {
+            if self.reactor.core().is_connecting(id)
+                && (socket.error.is_some() || socket.dial == Dial::Done)
+            {
                 return Some(format!("connection {id} waits for an attempt that is over"));
             }
             if for_input && socket.has_input() {
@@ -473,7 +494,12 @@ impl<A> Sim<A> {
     /// The trace so far, a line per call that mattered.
     pub fn take_trace(&mut self) -> Vec<String> {
         let mut kernel = self.kernel.borrow_mut();
-        kernel.trace.text.as_mut().map(std::mem::take).unwrap_or_default()
+        kernel
+            .trace
+            .text
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
     }
 
     /// How often the server has made a call.

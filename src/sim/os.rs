@@ -131,7 +131,10 @@ impl Os for SimOs {
     fn accept(&mut self, listener: &mut ListenerFd) -> io::Result<(StreamFd, Addr)> {
         let mut kernel = self.0.borrow_mut();
         let (index, peer) = kernel.accept(listener.index)?;
-        let local = kernel.sockets.get(index).map_or(peer, |socket| socket.local);
+        let local = kernel
+            .sockets
+            .get(index)
+            .map_or(peer, |socket| socket.local);
         Ok((StreamFd { index, local }, peer.into()))
     }
 

@@ -88,14 +88,19 @@ impl<A> Sim<A> {
         let addr = addr.try_into().expect("an address");
         let kernel = self.kernel.borrow();
         let sockets = kernel.sockets.iter().enumerate();
-        let dialed = sockets.filter(|(_, socket)| socket.dial == Dial::Done && socket.to.as_ref() == Some(&addr));
+        let dialed = sockets
+            .filter(|(_, socket)| socket.dial == Dial::Done && socket.to.as_ref() == Some(&addr));
         dialed.map(|(index, _)| ClientId(index)).collect()
     }
 }
 
 impl Kernel {
     /// A socket that connects; its number, its own address, and whether it is connected at once.
-    pub(super) fn dial(&mut self, to: &Addr, bind: Option<SocketAddr>) -> io::Result<(usize, SocketAddr, bool)> {
+    pub(super) fn dial(
+        &mut self,
+        to: &Addr,
+        bind: Option<SocketAddr>,
+    ) -> io::Result<(usize, SocketAddr, bool)> {
         if self.fds >= self.fd_limit {
             return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
@@ -113,7 +118,9 @@ impl Kernel {
             libc::ENETUNREACH,
         ];
         let answer = match strike {
-            Some(errno) if at_once.contains(&errno) => return Err(io::Error::from_raw_os_error(errno)),
+            Some(errno) if at_once.contains(&errno) => {
+                return Err(io::Error::from_raw_os_error(errno))
+            }
             Some(errno) => {
                 let after = Duration::from_millis(self.random.below(2_000) as u64);
                 Answer::FailAfter(after, errno)
@@ -122,7 +129,9 @@ impl Kernel {
         };
         let dial = match answer {
             Answer::Accept if to.as_unix().is_some() => Dial::Done,
-            Answer::Refuse if to.as_unix().is_some() => return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED)),
+            Answer::Refuse if to.as_unix().is_some() => {
+                return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED))
+            }
             Answer::Accept => Dial::Until(self.now, None),
             Answer::AcceptAfter(after) => Dial::Until(self.now.after(after), None),
             Answer::Refuse => Dial::Until(self.now, Some(libc::ECONNREFUSED)),
@@ -135,7 +144,9 @@ impl Kernel {
             Some(local) => SocketAddr::new(local.ip(), port),
             None => SocketAddr::from((HERE, port)),
         };
-        let peer = to.as_tcp().unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
+        let peer = to
+            .as_tcp()
+            .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
         let mut socket = SimSocket::new(peer, local);
         socket.held = true;
         socket.dial = dial;
@@ -149,9 +160,10 @@ impl Kernel {
         if let Some(notes) = &mut self.notes {
             notes.begun.push(index);
         }
-        self.trace.line([9, index as u64, u64::from(connected), 0], || {
-            format!("  connect: {index} to {to}")
-        });
+        self.trace
+            .line([9, index as u64, u64::from(connected), 0], || {
+                format!("  connect: {index} to {to}")
+            });
         Ok((index, local, connected))
     }
 
@@ -244,7 +256,10 @@ impl Kernel {
             };
             socket.take(room);
             let bytes = std::mem::take(&mut socket.inbox);
-            let (over, reset) = (socket.server_finished && socket.sent.is_empty(), socket.server_reset);
+            let (over, reset) = (
+                socket.server_finished && socket.sent.is_empty(),
+                socket.server_reset,
+            );
             if let Some(other) = self.sockets.get_mut(other) {
                 other.underway.extend(bytes);
                 other.client_finished |= over;
@@ -258,7 +273,10 @@ impl Kernel {
 
     /// When the next attempt is over.
     pub(super) fn next_answer(&self) -> Time {
-        let held = self.dialing.iter().filter_map(|&index| self.sockets.get(index));
+        let held = self
+            .dialing
+            .iter()
+            .filter_map(|&index| self.sockets.get(index));
         let dials = held.filter_map(|socket| match socket.dial {
             Dial::Until(at, _) if socket.held && socket.error.is_none() => Some(at),
             _ => None,

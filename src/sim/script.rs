@@ -221,7 +221,10 @@ impl<A> Sim<A> {
     pub fn play(&mut self, addr: SocketAddr, script: &Script) -> Vec<ClientId> {
         let played = self
             .try_play(addr, script, |_, _| Ok(()))
-            .and_then(|clients| self.try_advance(Duration::from_secs(3600)).map(|()| clients));
+            .and_then(|clients| {
+                self.try_advance(Duration::from_secs(3600))
+                    .map(|()| clients)
+            });
         match played {
             Ok(clients) => clients,
             Err(violation) => panic!("{violation} (seed {})", self.seed()),
@@ -256,7 +259,12 @@ impl<A> Sim<A> {
     /// # Errors
     ///
     /// The first invariant that is broken.
-    pub fn try_perform(&mut self, addr: SocketAddr, clients: &[ClientId], op: &Op) -> Result<(), Violation> {
+    pub fn try_perform(
+        &mut self,
+        addr: SocketAddr,
+        clients: &[ClientId],
+        op: &Op,
+    ) -> Result<(), Violation> {
         match op {
             Op::Connect => {
                 self.connect(addr);
@@ -287,7 +295,9 @@ impl<A> Sim<A> {
                 }
             }
             Op::Step => self.try_step()?,
-            Op::Advance { millis } => self.try_advance(Duration::from_millis(u64::from(*millis)))?,
+            Op::Advance { millis } => {
+                self.try_advance(Duration::from_millis(u64::from(*millis)))?
+            }
             Op::Fail { call, after, error } => {
                 if let Some(call) = one_of(Call::ALL, *call) {
                     if let Some(errno) = one_of(call.errors(), *error) {
@@ -297,7 +307,9 @@ impl<A> Sim<A> {
                 }
             }
             Op::Descriptors { more: u8::MAX } => self.set_descriptor_limit(usize::MAX),
-            Op::Descriptors { more } => self.set_descriptor_limit(self.descriptors() + usize::from(*more)),
+            Op::Descriptors { more } => {
+                self.set_descriptor_limit(self.descriptors() + usize::from(*more))
+            }
             Op::Kill { connection } => {
                 if let Some(id) = self.connection(*connection) {
                     self.control().kill(id);
@@ -316,7 +328,9 @@ impl<A> Sim<A> {
             }
             Op::Cap { connections } => {
                 // A u8 is never too many.
-                let _ = self.control().set_max_connections(usize::from(*connections));
+                let _ = self
+                    .control()
+                    .set_max_connections(usize::from(*connections));
             }
             Op::Suspend { on } => {
                 for listener in self.control().listeners() {
@@ -329,19 +343,28 @@ impl<A> Sim<A> {
                     };
                 }
             }
-            Op::Drain { millis } => self.control().drain(Duration::from_millis(u64::from(*millis))),
+            Op::Drain { millis } => self
+                .control()
+                .drain(Duration::from_millis(u64::from(*millis))),
         }
         Ok(())
     }
 
     fn connection(&mut self, number: u8) -> Option<ConnId> {
-        let ids: Vec<ConnId> = self.control().connections().iter().map(|info| info.id).collect();
+        let ids: Vec<ConnId> = self
+            .control()
+            .connections()
+            .iter()
+            .map(|info| info.id)
+            .collect();
         one_of(&ids, number)
     }
 }
 
 fn one_of<T: Copy>(choices: &[T], number: u8) -> Option<T> {
-    choices.get(usize::from(number) % choices.len().max(1)).copied()
+    choices
+        .get(usize::from(number) % choices.len().max(1))
+        .copied()
 }
 
 #[cfg(test)]
@@ -355,7 +378,10 @@ mod tests {
         ops[71] = Op::Finish { client: 3 };
         let fails = |script: &Script| {
             let connect = script.ops.iter().position(|op| *op == Op::Connect);
-            let finish = script.ops.iter().position(|op| matches!(op, Op::Finish { .. }));
+            let finish = script
+                .ops
+                .iter()
+                .position(|op| matches!(op, Op::Finish { .. }));
             matches!((connect, finish), (Some(first), Some(second)) if first < second)
         };
         let smallest = Script { ops }.shrink(fails);

@@ -58,9 +58,15 @@ impl Sockets {
     }
 
     /// Asks about each that has something to announce, until it is told to stop; the next time it goes on from there.
-    pub(super) fn for_announcing(&mut self, mut ask: impl FnMut(usize, &mut SimSocket, Token) -> ControlFlow<()>) {
+    pub(super) fn for_announcing(
+        &mut self,
+        mut ask: impl FnMut(usize, &mut SimSocket, Token) -> ControlFlow<()>,
+    ) {
         let first = std::mem::take(&mut self.next);
-        let indices = self.announcing.range(first..).chain(self.announcing.range(..first));
+        let indices = self
+            .announcing
+            .range(first..)
+            .chain(self.announcing.range(..first));
         let (mut told, mut stopped) = (Vec::new(), None);
         for &index in indices {
             let Some(socket) = self.all.get_mut(index) else {
@@ -83,7 +89,10 @@ impl Sockets {
     }
 
     pub(super) fn has_news(&self) -> bool {
-        let mut announcing = self.announcing.iter().filter_map(|&index| self.all.get(index));
+        let mut announcing = self
+            .announcing
+            .iter()
+            .filter_map(|&index| self.all.get(index));
         announcing.any(SimSocket::announces)
     }
 }

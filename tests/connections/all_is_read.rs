@@ -20,7 +20,9 @@ fn several_reads_that_came_at_once() {
         let mut server = Server::new(Config::new()).expect("server");
         // Room in the kernel for more than one read.
         let listen = local().framing(Framing::Raw).recv_buffer(1 << 20);
-        server.listen(listen, |_: &mut (), _| Silent).expect("listen");
+        server
+            .listen(listen, |_: &mut (), _| Silent)
+            .expect("listen");
         (server, ())
     });
     let mut client = connect(server.addr());

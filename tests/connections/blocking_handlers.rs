@@ -31,7 +31,9 @@ fn world<H: Handler + Clone + 'static>(listen: Listen, handler: H) -> (Server, T
     }
     // Whatever is judged at once is judged here.
     for _ in 0..3 {
-        server.poll_once(&mut (), Some(Duration::ZERO)).expect("a turn");
+        server
+            .poll_once(&mut (), Some(Duration::ZERO))
+            .expect("a turn");
     }
     (server, client)
 }
@@ -60,7 +62,10 @@ fn the_write_timeout_begins_with_the_write() {
         .output_limit(2 * MUCH)
         .watermarks(MUCH, 2 * MUCH);
     let (mut server, mut client) = world(listen, Answers);
-    assert!(server.connections().first().is_some_and(|info| info.queued > 0));
+    assert!(server
+        .connections()
+        .first()
+        .is_some_and(|info| info.queued > 0));
     let reader = thread::spawn(move || {
         let mut all = Vec::new();
         client.read_to_end(&mut all).map(|_| all.len())

@@ -39,7 +39,9 @@ fn crowd(listen: Listen) -> (Sim<Counts>, Vec<ClientId>) {
     let mut sim = Sim::new(1, config, Counts::default());
     let addr = sim.listen(listen.backlog(CROWD as u32), |_: &mut Counts, _| Member);
     let addr = addr.expect("a listener");
-    let clients = (0..CROWD).map(|_| sim.connect(addr).expect("room")).collect();
+    let clients = (0..CROWD)
+        .map(|_| sim.connect(addr).expect("room"))
+        .collect();
     sim.settle();
     assert_eq!(sim.stats().open, CROWD);
     (sim, clients)

@@ -49,7 +49,11 @@ fn a_reset_in_every_state() {
     });
     let addr = server.addr();
     let ended = |count: usize, reason: CloseReason| {
-        assert_eq!(journal.until_closed(count).last(), Some(&reason), "number {count}");
+        assert_eq!(
+            journal.until_closed(count).last(),
+            Some(&reason),
+            "number {count}"
+        );
     };
     // Connected.
     let client = connect(addr);
@@ -80,7 +84,12 @@ fn a_reset_in_every_state() {
         send2(&mut client, b"flood");
     }
     eventually("output waits", || {
-        server.ask(|(), control| control.connections().iter().any(|info| info.queued > 128 * 1024))
+        server.ask(|(), control| {
+            control
+                .connections()
+                .iter()
+                .any(|info| info.queued > 128 * 1024)
+        })
     });
     reset(client);
     ended(5, CloseReason::Reset);
@@ -89,7 +98,12 @@ fn a_reset_in_every_state() {
     send2(&mut client, b"echo");
     client.shutdown(Shutdown::Write).expect("FIN");
     eventually("output waits", || {
-        server.ask(|(), control| control.connections().iter().any(|info| info.queued > 128 * 1024))
+        server.ask(|(), control| {
+            control
+                .connections()
+                .iter()
+                .any(|info| info.queued > 128 * 1024)
+        })
     });
     reset(client);
     ended(6, CloseReason::Reset);
@@ -103,13 +117,21 @@ fn a_reset_in_every_state() {
     let mut client = connect_narrow(addr);
     send2(&mut client, b"close under output");
     eventually("it closes", || {
-        server.ask(|(), control| control.connections().iter().any(|info| info.state == State::Closing))
+        server.ask(|(), control| {
+            control
+                .connections()
+                .iter()
+                .any(|info| info.state == State::Closing)
+        })
     });
     reset(client);
     ended(8, CloseReason::Reset);
     journal.assert_whole_lives();
     let (stats, ()) = server.finish();
-    assert_eq!((stats.accepted, stats.closed_total(), stats.opened), (8, 8, 8));
+    assert_eq!(
+        (stats.accepted, stats.closed_total(), stats.opened),
+        (8, 8, 8)
+    );
 }
 
 /// faults C1: a peer that half-closed and then resets is gone, although nothing is sent or read any more.
@@ -212,7 +234,10 @@ fn a_handler_may_go_on_after_the_peer_finished() {
     });
     let mut client = connect(server.addr());
     client.shutdown(Shutdown::Write).expect("FIN");
-    assert_eq!(read_to_end(&mut client), b"\x00\x01\x01\x00\x01\x02\x00\x01\x03");
+    assert_eq!(
+        read_to_end(&mut client),
+        b"\x00\x01\x01\x00\x01\x02\x00\x01\x03"
+    );
     assert_eq!(journal.until_closed(1), [CloseReason::Finished]);
     assert_eq!(journal.count(&Entry::Finish), 1);
 }
@@ -257,7 +282,12 @@ fn an_orderly_close_reaches_a_slow_reader_that_keeps_sending() {
     let mut client = connect_narrow(server.addr());
     send2(&mut client, b"all of it");
     eventually("it closes", || {
-        server.ask(|(), control| control.connections().iter().any(|info| info.state == State::Closing))
+        server.ask(|(), control| {
+            control
+                .connections()
+                .iter()
+                .any(|info| info.state == State::Closing)
+        })
     });
     for _ in 0..FRAMES {
         // Nobody will look at this, but it must not destroy what is on its way to us.
@@ -360,7 +390,10 @@ fn a_kill_by_id_ends_one_and_leaves_the_others() {
     ping(&mut clients[0], b"still here");
     ping(&mut clients[2], b"still here");
     eventually("the id is dead", || !server.handle.is_live(id));
-    assert!(server.handle.kill(id).is_err(), "never the next tenant of its place");
+    assert!(
+        server.handle.kill(id).is_err(),
+        "never the next tenant of its place"
+    );
 }
 
 /// A kill of what is closing, with answers on their way, is a kill; after the last byte it is only an end.
@@ -379,7 +412,12 @@ fn a_kill_while_closing() {
     let mut client = connect_narrow(server.addr());
     send2(&mut client, b"?");
     eventually("it closes", || {
-        server.ask(|(), control| control.connections().iter().any(|info| info.state == State::Closing))
+        server.ask(|(), control| {
+            control
+                .connections()
+                .iter()
+                .any(|info| info.state == State::Closing)
+        })
     });
     assert!(server.ask(|(), control| {
         let id = control.connections()[0].id;
@@ -489,7 +527,10 @@ fn every_end_has_one_reason_and_one_goodbye() {
     journal.assert_whole_lives();
     let (stats, ()) = server.finish();
     for reason in CloseReason::ALL {
-        let count = expected.iter().filter(|expected| *expected == reason).count();
+        let count = expected
+            .iter()
+            .filter(|expected| *expected == reason)
+            .count();
         assert_eq!(stats.closed(*reason), count as u64, "{reason}");
     }
 }
@@ -505,7 +546,13 @@ fn no_frame_comes_after_close() {
         call => usual(cx, call),
     });
     let mut client = connect(server.addr());
-    let wire = [packet2(b"one"), packet2(b"stop"), packet2(b"three"), packet2(b"four")].concat();
+    let wire = [
+        packet2(b"one"),
+        packet2(b"stop"),
+        packet2(b"three"),
+        packet2(b"four"),
+    ]
+    .concat();
     assert_eq!(fill(&mut client, &wire), wire.len());
     assert_eq!(read_to_end(&mut client), packet2(b"one"));
     drop(client);

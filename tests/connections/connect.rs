@@ -5,10 +5,17 @@ use std::net::{Shutdown, SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use kit::net::{connect, local, ping, read_to_end, recv2, send2, spawn, spawn_echo, Echo, Place, Running, PATIENCE};
-use kit::outgoing::{accepted, full_listener, half_closing_probe, nobody, probe, std_listener, with_conn, Heard, Told};
+use kit::net::{
+    connect, local, ping, read_to_end, recv2, send2, spawn, spawn_echo, Echo, Place, Running,
+    PATIENCE,
+};
+use kit::outgoing::{
+    accepted, full_listener, half_closing_probe, nobody, probe, std_listener, with_conn, Heard,
+    Told,
+};
 use portcullis::{
-    Addr, CloseReason, Closed, Config, ConnId, Connect, Context, Error, Framing, Handler, Outcome, Retry, Server, State,
+    Addr, CloseReason, Closed, Config, ConnId, Connect, Context, Error, Framing, Handler, Outcome,
+    Retry, Server, State,
 };
 
 /// A server that listens nowhere.
@@ -37,10 +44,15 @@ fn frames_go_both_ways() {
     server.handle.send(id, b"and you".to_vec()).expect("sent");
     assert_eq!(recv2(&mut peer), b"and you");
     let info = server.ask(|(), control| control.connections().remove(0));
-    assert_eq!((info.id, info.listener, info.state), (id, None, State::Open));
+    assert_eq!(
+        (info.id, info.listener, info.state),
+        (id, None, State::Open)
+    );
     assert_eq!(info.peer, addr);
     assert_eq!(
-        server.ask(move |(), control| with_conn(control, id, |conn| conn.local_addr().expect("bound"))),
+        server.ask(move |(), control| with_conn(control, id, |conn| conn
+            .local_addr()
+            .expect("bound"))),
         peer.peer_addr().expect("connected")
     );
     drop(peer);
@@ -49,7 +61,10 @@ fn frames_go_both_ways() {
     heard.is_all();
     let stats = server.until("it is gone", |stats| stats.open == 0);
     assert_eq!((stats.accepted, stats.outgoing, stats.opened), (0, 1, 1));
-    assert_eq!((stats.closed(CloseReason::Finished), stats.closed_total()), (1, 1));
+    assert_eq!(
+        (stats.closed(CloseReason::Finished), stats.closed_total()),
+        (1, 1)
+    );
 }
 
 #[test]
@@ -57,17 +72,30 @@ fn a_refusal_is_told_once_with_the_kernels_error() {
     let server = client();
     let (_, heard) = dial(&server, nobody(), Connect::new());
     let (told, words) = heard.next_with_words();
-    assert_eq!(told, Told::Failed(CloseReason::ConnectFailed, Some(libc::ECONNREFUSED)));
-    assert!(words.starts_with("could not connect: Connection refused"), "{words}");
+    assert_eq!(
+        told,
+        Told::Failed(CloseReason::ConnectFailed, Some(libc::ECONNREFUSED))
+    );
+    assert!(
+        words.starts_with("could not connect: Connection refused"),
+        "{words}"
+    );
     heard.is_all();
     let stats = server.until("it is gone", |stats| stats.open == 0);
-    assert_eq!((stats.outgoing, stats.opened, stats.closed_total()), (1, 0, 1));
+    assert_eq!(
+        (stats.outgoing, stats.opened, stats.closed_total()),
+        (1, 0, 1)
+    );
     let closes = server.ask(|(), control| control.recent_closes());
     assert_eq!(
         (closes[0].listener, closes[0].reason),
         (None, CloseReason::ConnectFailed)
     );
-    assert!(closes[0].to_string().contains(" to 127.0.0.1:"), "{}", closes[0]);
+    assert!(
+        closes[0].to_string().contains(" to 127.0.0.1:"),
+        "{}",
+        closes[0]
+    );
 }
 
 /// What the kernel refuses at once is an error of the call: no slot, and the handler hears nothing.
@@ -77,7 +105,8 @@ fn what_cannot_be_begun_is_an_error_at_once() {
     let (handler, heard) = probe();
     // connect(2): a broadcast address, and no permission asked for (EACCES), or no route (ENETUNREACH).
     let broadcast = SocketAddr::from(([255, 255, 255, 255], 80));
-    let outcome = server.ask(move |(), control| control.connect(broadcast, Connect::new(), handler));
+    let outcome =
+        server.ask(move |(), control| control.connect(broadcast, Connect::new(), handler));
     let Err(Error::Connect { addr, source }) = outcome else {
         panic!("{outcome:?}");
     };
@@ -86,7 +115,8 @@ fn what_cannot_be_begun_is_an_error_at_once() {
     let place = Place::new();
     let path = place.path("nobody.sock");
     let (handler, heard) = probe();
-    let outcome = server.ask(move |(), control| control.connect(Addr::unix(path), Connect::new(), handler));
+    let outcome =
+        server.ask(move |(), control| control.connect(Addr::unix(path), Connect::new(), handler));
     assert!(
         matches!(&outcome, Err(Error::Connect { source, .. }) if source.kind() == std::io::ErrorKind::NotFound),
         "{outcome:?}"
@@ -106,7 +136,10 @@ fn silence_is_a_timeout() {
         full.addr,
         Connect::new().connect_timeout(Duration::from_millis(100)),
     );
-    assert_eq!(heard.next(), Told::Failed(CloseReason::ConnectTimeout, None));
+    assert_eq!(
+        heard.next(),
+        Told::Failed(CloseReason::ConnectTimeout, None)
+    );
     heard.is_all();
 }
 
@@ -128,7 +161,10 @@ fn what_cannot_work_is_said_before_anything_is_done() {
     let v6: SocketAddr = "[::1]:0".parse().expect("an address");
     let wrong = [
         ("watermarks", Connect::new().watermarks(2, 1)),
-        ("connect_timeout", Connect::new().connect_timeout(Duration::ZERO)),
+        (
+            "connect_timeout",
+            Connect::new().connect_timeout(Duration::ZERO),
+        ),
         ("idle_timeout", Connect::new().idle_timeout(Duration::ZERO)),
         ("max_frame", Connect::new().max_frame(0)),
         ("send_buffer", Connect::new().send_buffer(usize::MAX)),
@@ -158,7 +194,9 @@ fn a_unix_socket_is_reached_by_its_path() {
     let text = format!("unix:{}", path.display());
     let (handler, heard) = probe();
     let id = server
-        .ask(move |(), control| control.connect(text, Connect::new().framing(Framing::Line), handler))
+        .ask(move |(), control| {
+            control.connect(text, Connect::new().framing(Framing::Line), handler)
+        })
         .expect("begun");
     let (mut peer, _) = listener.accept().expect("accept");
     peer.set_read_timeout(Some(PATIENCE)).expect("timeout");
@@ -176,7 +214,8 @@ fn a_unix_socket_is_reached_by_its_path() {
 fn a_full_unix_socket_is_tried_again() {
     let place = Place::new();
     let path = place.path("full.sock");
-    let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).expect("socket");
+    let listener =
+        socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).expect("socket");
     let addr = socket2::SockAddr::unix(&path).expect("a path");
     listener.bind(&addr).expect("bind");
     listener.listen(0).expect("listen");
@@ -222,7 +261,8 @@ fn an_outgoing_connection_can_be_detached() {
         fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
             let to = self.0.clone();
             cx.conn.send("bye")?;
-            cx.conn.detach(move |stream| to.send(stream).expect("the test waits"))?;
+            cx.conn
+                .detach(move |stream| to.send(stream).expect("the test waits"))?;
             Ok(())
         }
         fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
@@ -243,7 +283,10 @@ fn an_outgoing_connection_can_be_detached() {
     assert_eq!((&raw, server.handle.stats().open), (b"raw", 1));
     drop(stream);
     let stats = server.until("its place is free", |stats| stats.open == 0);
-    assert_eq!((stats.outgoing, stats.closed(CloseReason::Detached)), (1, 1));
+    assert_eq!(
+        (stats.outgoing, stats.closed(CloseReason::Detached)),
+        (1, 1)
+    );
 }
 
 /// Outgoing connections have their places under the cap, and clients wait for them.
@@ -291,7 +334,9 @@ fn one_that_connects_can_be_killed_and_closed() {
     assert_eq!(state, State::Connecting);
     assert_eq!(heard.next(), Told::Failed(CloseReason::Closed, None));
     heard.is_all();
-    server.until("both are gone", |stats| stats.open == 0 && stats.outgoing == 2);
+    server.until("both are gone", |stats| {
+        stats.open == 0 && stats.outgoing == 2
+    });
 }
 
 /// A drain gives up what connects at once, and lets nobody begin.
@@ -302,7 +347,11 @@ fn a_drain_does_not_wait_for_what_connects() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     let (handler, heard) = probe();
     server
-        .connect(full.addr, Connect::new().connect_timeout(Duration::MAX), handler)
+        .connect(
+            full.addr,
+            Connect::new().connect_timeout(Duration::MAX),
+            handler,
+        )
         .expect("begun");
     server.drain(Duration::MAX);
     assert!(matches!(
@@ -364,7 +413,9 @@ fn what_is_sent_before_it_is_open_goes_out_when_it_is() {
     let server = client();
     let (handler, heard) = half_closing_probe();
     let id = server.ask(move |(), control| {
-        let id = control.connect(addr, Connect::new(), handler).expect("begun");
+        let id = control
+            .connect(addr, Connect::new(), handler)
+            .expect("begun");
         with_conn(control, id, |conn| {
             assert_eq!(conn.state(), State::Connecting);
             conn.send("first").expect("queued");
@@ -402,7 +453,9 @@ fn a_finished_end_goes_on_reading() {
     }
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(local(), |_: &mut (), _| Brief).expect("listen");
+        server
+            .listen(local(), |_: &mut (), _| Brief)
+            .expect("listen");
         (server, ())
     });
     let mut client = connect(server.addr());
@@ -412,7 +465,9 @@ fn a_finished_end_goes_on_reading() {
     for _ in 0..3 {
         send2(&mut client, b"and more");
     }
-    server.until("all is read", |stats| stats.frames_in == 4 && stats.open == 1);
+    server.until("all is read", |stats| {
+        stats.frames_in == 4 && stats.open == 1
+    });
     client.shutdown(Shutdown::Write).expect("shutdown");
     let stats = server.until("it is over", |stats| stats.open == 0);
     assert_eq!(stats.closed(CloseReason::Finished), 1);
@@ -433,7 +488,10 @@ impl Restless {
         if place != self.0 {
             return;
         }
-        let (to, probe) = (cx.app.to.expect("known"), cx.app.probes.pop().expect("one is left"));
+        let (to, probe) = (
+            cx.app.to.expect("known"),
+            cx.app.probes.pop().expect("one is left"),
+        );
         let outcome = cx.conn.connect(to, Connect::new(), probe);
         let outcome = match outcome {
             Ok(id) => {
@@ -488,7 +546,9 @@ impl Handler<App> for Restless {
 /// From every callback, while the caller has the turn.
 #[test]
 fn every_callback_can_connect() {
-    for place in ["open", "frame", "timer", "finish", "close", "failed", "drain"] {
+    for place in [
+        "open", "frame", "timer", "finish", "close", "failed", "drain",
+    ] {
         let (listener, to) = std_listener();
         let (probe, heard) = probe();
         let server = spawn(move || {
@@ -506,7 +566,8 @@ fn every_callback_can_connect() {
         let mut client = None;
         if place == "failed" {
             let nobody = nobody();
-            let begun = server.ask(move |_, control| control.connect(nobody, Connect::new(), Restless("failed")));
+            let begun = server
+                .ask(move |_, control| control.connect(nobody, Connect::new(), Restless("failed")));
             begun.expect("begun");
         } else {
             let client = client.insert(connect(server.addr()));
@@ -561,7 +622,10 @@ fn the_last_words_of_a_peer_are_heard() {
     peer.write_all(b"too many connections\n").expect("sent");
     drop(peer);
     heard.opened();
-    assert_eq!(heard.next(), Told::Frame(b"too many connections\n".to_vec()));
+    assert_eq!(
+        heard.next(),
+        Told::Frame(b"too many connections\n".to_vec())
+    );
     assert_eq!(heard.next(), Told::Finished);
 }
 
@@ -603,7 +667,12 @@ fn full_duplex_reads_while_it_cannot_write() {
 fn hundreds_leave_nothing_behind() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let addr = listener.local_addr().expect("bound");
-    let server = spawn(|| (Server::new(Config::new().max_connections(300)).expect("server"), ()));
+    let server = spawn(|| {
+        (
+            Server::new(Config::new().max_connections(300)).expect("server"),
+            (),
+        )
+    });
     let mut heard = Vec::new();
     let mut peers = Vec::new();
     for _ in 0..200 {
@@ -621,7 +690,10 @@ fn hundreds_leave_nothing_behind() {
         heard.is_all();
     }
     let (stats, ()) = server.finish();
-    assert_eq!((stats.outgoing, stats.open, stats.closed_total()), (200, 0, 200));
+    assert_eq!(
+        (stats.outgoing, stats.open, stats.closed_total()),
+        (200, 0, 200)
+    );
 }
 
 /// A handler that has blocked before it connects takes nothing from the attempt's time.
@@ -642,7 +714,9 @@ fn time_lost_before_is_not_the_attempts() {
     };
     server.handle().post(job).expect("posted");
     for _ in 0..3 {
-        server.poll_once(&mut (), Some(Duration::ZERO)).expect("a turn");
+        server
+            .poll_once(&mut (), Some(Duration::ZERO))
+            .expect("a turn");
     }
     assert_eq!(heard.so_far(), []);
     assert_eq!(server.stats().connecting, 1);
@@ -650,7 +724,10 @@ fn time_lost_before_is_not_the_attempts() {
     while server.stats().connecting > 0 {
         server.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
     }
-    assert_eq!(heard.next(), Told::Failed(CloseReason::ConnectTimeout, None));
+    assert_eq!(
+        heard.next(),
+        Told::Failed(CloseReason::ConnectTimeout, None)
+    );
 }
 
 /// What the peer said, and its end, may be there before anybody looks: one event tells all three.
@@ -664,7 +741,9 @@ fn words_and_an_end_may_come_with_the_connection() {
     send2(&mut peer, b"that is all");
     drop(peer);
     for _ in 0..10 {
-        server.poll_once(&mut (), Some(Duration::ZERO)).expect("a turn");
+        server
+            .poll_once(&mut (), Some(Duration::ZERO))
+            .expect("a turn");
     }
     let all = [
         Told::Opened(id),

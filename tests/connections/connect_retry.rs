@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use portcullis::sim::{Answer, Call, ClientState, Faults, Sim};
 use portcullis::{
-    Addr, CloseReason, Closed, Config, ConnId, Connect, Context, Error, Framing, Handler, Listen, Outcome, Retry, State,
+    Addr, CloseReason, Closed, Config, ConnId, Connect, Context, Error, Framing, Handler, Listen,
+    Outcome, Retry, State,
 };
 
 const REMOTE: &str = "203.0.113.7:7000";
@@ -58,7 +59,9 @@ fn steady(attempts: u32) -> Retry {
 }
 
 fn dial(sim: &mut Sim<Log>, options: Connect) -> ConnId {
-    sim.control().connect(REMOTE, options, Notes).expect("begun")
+    sim.control()
+        .connect(REMOTE, options, Notes)
+        .expect("begun")
 }
 
 fn secs(seconds: u64) -> Duration {
@@ -85,7 +88,11 @@ fn attempts_are_made_at_their_times_and_told_once() {
         sim.advance(secs(at).saturating_sub(now));
         assert_eq!(sim.calls(Call::Connect), attempts, "at {at} s");
         assert_eq!(heard(&sim), []);
-        assert_eq!(sim.descriptors(), 0, "between two attempts there is no socket");
+        assert_eq!(
+            sim.descriptors(),
+            0,
+            "between two attempts there is no socket"
+        );
         assert_eq!((sim.stats().open, sim.stats().connecting), (1, 1));
     }
     sim.advance(secs(8));
@@ -113,10 +120,21 @@ fn it_connects_when_somebody_listens_at_last() {
     let id = dial(&mut sim, line().retry(steady(u32::MAX)));
     sim.advance(secs(2));
     let mut control = sim.control();
-    control.conn(id).expect("it waits").send("early\n").expect("queued");
+    control
+        .conn(id)
+        .expect("it waits")
+        .send("early\n")
+        .expect("queued");
     let info = control.connections().remove(0);
-    assert_eq!((info.id, info.state, info.queued), (id, State::Connecting, 6));
-    assert_eq!(info.time_left.connect, Some(secs(1)), "the third comes at 3 s");
+    assert_eq!(
+        (info.id, info.state, info.queued),
+        (id, State::Connecting, 6)
+    );
+    assert_eq!(
+        info.time_left.connect,
+        Some(secs(1)),
+        "the third comes at 3 s"
+    );
     sim.remote(REMOTE, Answer::AcceptAfter(Duration::from_millis(300)));
     sim.advance(secs(2));
     assert_eq!(heard(&sim), [(3, "open")]);
@@ -174,7 +192,10 @@ fn without_retry_what_the_kernel_says_at_once_is_an_error_of_the_call() {
             other => panic!("{other:?}"),
         }
         sim.advance(secs(60));
-        assert_eq!((heard(&sim), sim.stats().outgoing, sim.descriptors()), (vec![], 0, 0));
+        assert_eq!(
+            (heard(&sim), sim.stats().outgoing, sim.descriptors()),
+            (vec![], 0, 0)
+        );
     }
 }
 
@@ -217,7 +238,9 @@ fn the_descriptor_of_an_attempt_is_free_for_a_client() {
     sim.set_descriptor_limit(sim.descriptors() + 1);
     dial(
         &mut sim,
-        line().connect_timeout(secs(1)).retry(steady(2).first_delay(secs(8))),
+        line()
+            .connect_timeout(secs(1))
+            .retry(steady(2).first_delay(secs(8))),
     );
     let client = sim.connect(addr).expect("it listens");
     sim.send(client, b"hello\n");
@@ -317,7 +340,9 @@ fn a_failure_can_be_answered_with_another_connection() {
     }
     let mut sim = world(1);
     sim.remote(Addr::unix("/run/other.sock"), Answer::Accept);
-    sim.control().connect(REMOTE, line(), Stubborn).expect("begun");
+    sim.control()
+        .connect(REMOTE, line(), Stubborn)
+        .expect("begun");
     sim.settle();
     assert_eq!(heard(&sim), [(0, "true"), (0, "open")]);
     assert_eq!(sim.dialed("unix:/run/other.sock").len(), 1);
@@ -343,13 +368,18 @@ fn the_place_of_one_that_failed_is_free_again() {
 fn the_simulated_server_can_connect_to_itself() {
     let mut sim = world(3);
     let addr = sim
-        .listen(Listen::tcp("127.0.0.1:0").framing(Framing::Line), |_: &mut Log, _| {
-            Notes
-        })
+        .listen(
+            Listen::tcp("127.0.0.1:0").framing(Framing::Line),
+            |_: &mut Log, _| Notes,
+        )
         .expect("listen");
     let id = sim.control().connect(addr, line(), Notes).expect("begun");
     sim.settle();
-    sim.control().conn(id).expect("open").send("once\n").expect("queued");
+    sim.control()
+        .conn(id)
+        .expect("open")
+        .send("once\n")
+        .expect("queued");
     sim.step();
     sim.control().conn(id).expect("open").close();
     sim.advance(secs(10));
@@ -357,7 +387,12 @@ fn the_simulated_server_can_connect_to_itself() {
     assert_eq!(words[..3], ["open", "open", "once\n"], "{words:?}");
     let stats = sim.stats();
     assert_eq!(
-        (stats.accepted, stats.outgoing, stats.open, stats.closed_total()),
+        (
+            stats.accepted,
+            stats.outgoing,
+            stats.open,
+            stats.closed_total()
+        ),
         (1, 1, 0, 2)
     );
 }
@@ -379,14 +414,23 @@ fn hostile_kernels_bring_no_connection_out_of_its_course() {
         for round in 0..40 {
             sim.remote(REMOTE, answers[(seed as usize + round) % answers.len()]);
             let retry = (round % 3 > 0).then(|| Retry::new(round as u32 % 5 + 1));
-            begun += u64::from(sim.control().connect(REMOTE, line().retry(retry), Notes).is_ok());
+            begun += u64::from(
+                sim.control()
+                    .connect(REMOTE, line().retry(retry), Notes)
+                    .is_ok(),
+            );
             for peer in sim.dialed(REMOTE) {
                 sim.send(peer, b"hello\n");
                 if round % 5 == 0 {
                     sim.finish(peer);
                 }
             }
-            if let Some(info) = sim.control().connections().first().filter(|_| round % 11 == 0) {
+            if let Some(info) = sim
+                .control()
+                .connections()
+                .first()
+                .filter(|_| round % 11 == 0)
+            {
                 let id = info.id;
                 sim.control().kill(id);
             }
@@ -399,7 +443,12 @@ fn hostile_kernels_bring_no_connection_out_of_its_course() {
             (begun, 0, begun),
             "seed {seed}"
         );
-        let count = |what: &str| sim.app().iter().filter(|(_, words)| words.starts_with(what)).count() as u64;
+        let count = |what: &str| {
+            sim.app()
+                .iter()
+                .filter(|(_, words)| words.starts_with(what))
+                .count() as u64
+        };
         assert_eq!(count("open"), stats.opened);
         assert_eq!(
             (count("closed"), count("failed")),
@@ -417,8 +466,15 @@ fn nobody_is_idle_before_it_is_connected() {
     sim.remote(REMOTE, Answer::AcceptAfter(secs(5)));
     let id = dial(&mut sim, line());
     sim.advance(secs(7));
-    let info = sim.control().conn(id).and_then(|conn| conn.info()).expect("it is open");
-    assert_eq!((info.age, info.idle, info.state), (secs(7), secs(2), State::Open));
+    let info = sim
+        .control()
+        .conn(id)
+        .and_then(|conn| conn.info())
+        .expect("it is open");
+    assert_eq!(
+        (info.age, info.idle, info.state),
+        (secs(7), secs(2), State::Open)
+    );
 }
 
 /// The one that ends has its place until its last callback returns: at the cap there is none for another.
@@ -438,10 +494,16 @@ fn at_the_cap_there_is_no_place_for_another_in_the_last_callback() {
     }
     let mut sim = Sim::new(1, Config::new().max_connections(1), Vec::new());
     sim.remote("203.0.113.7:25", Answer::Refuse);
-    let begun = sim.control().connect("203.0.113.7:25", Connect::new(), Again);
+    let begun = sim
+        .control()
+        .connect("203.0.113.7:25", Connect::new(), Again);
     begun.expect("a place");
     sim.settle();
     assert_eq!(sim.app().len(), 1);
-    assert!(sim.app()[0].contains("max_connections is 1"), "{:?}", sim.app());
+    assert!(
+        sim.app()[0].contains("max_connections is 1"),
+        "{:?}",
+        sim.app()
+    );
     assert_eq!(sim.stats().open, 0);
 }

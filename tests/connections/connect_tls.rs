@@ -14,7 +14,8 @@ use kit::tls::{reset, self_signed, Authority, Folder, Site, NAME, VERSIONS};
 use portcullis::tls::client_config;
 use portcullis::tls::rustls::{version, ClientConfig, HandshakeKind, ProtocolVersion};
 use portcullis::{
-    CloseReason, Config, ConnId, Connect, Context, Error, Framing, Handler, Listen, Outcome, Server, State,
+    CloseReason, Config, ConnId, Connect, Context, Error, Framing, Handler, Listen, Outcome,
+    Server, State,
 };
 
 fn client() -> Running {
@@ -38,7 +39,10 @@ fn dial(server: &Running, addr: SocketAddr, options: Connect) -> (ConnId, Heard)
 
 #[track_caller]
 fn say(server: &Running, id: ConnId, line: &str) {
-    server.handle.send(id, line.as_bytes().to_vec()).expect("sent");
+    server
+        .handle
+        .send(id, line.as_bytes().to_vec())
+        .expect("sent");
 }
 
 /// Both versions, with what was agreed on.
@@ -70,7 +74,11 @@ fn a_conversation_is_encrypted_and_the_server_is_who_it_is_said_to_be() {
         });
         assert_eq!(heard.next(), Told::Closed(CloseReason::Closed));
         let stats = server.until("it is gone", |stats| stats.open == 0);
-        assert_eq!(stats.closed(CloseReason::Finished), 1, "close_notify was said");
+        assert_eq!(
+            stats.closed(CloseReason::Finished),
+            1,
+            "close_notify was said"
+        );
     }
 }
 
@@ -79,7 +87,10 @@ fn a_conversation_is_encrypted_and_the_server_is_who_it_is_said_to_be() {
 fn much_goes_through_unchanged() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = spawn_echo(Config::new(), local().tls(site.server()).framing(Framing::Raw));
+        let server = spawn_echo(
+            Config::new(),
+            local().tls(site.server()).framing(Framing::Raw),
+        );
         let client = client();
         let options = Connect::new()
             .framing(Framing::Raw)
@@ -91,7 +102,9 @@ fn much_goes_through_unchanged() {
             .map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8)
             .collect();
         let sent = bytes.clone();
-        client.ask(move |(), control| with_conn(control, id, |conn| conn.send(sent).expect("queued")));
+        client.ask(move |(), control| {
+            with_conn(control, id, |conn| conn.send(sent).expect("queued"))
+        });
         assert!(heard.bytes(bytes.len()) == bytes);
     }
 }
@@ -107,7 +120,10 @@ fn fails(options: Connect, addr: SocketAddr, reason: CloseReason, words: &[&str]
     }
     heard.is_all();
     let stats = client.until("it is gone", |stats| stats.open == 0);
-    assert_eq!((stats.outgoing, stats.opened, stats.closed(reason)), (1, 0, 1));
+    assert_eq!(
+        (stats.outgoing, stats.opened, stats.closed(reason)),
+        (1, 0, 1)
+    );
 }
 
 #[test]
@@ -134,8 +150,14 @@ fn another_name_or_another_authority_is_no_connection() {
             &["invalid peer certificate", NAME],
         );
     }
-    let stats = server.until("they are gone", |stats| stats.open == 0 && stats.accepted == 6);
-    assert_eq!(stats.closed(CloseReason::TlsHandshake), 6, "each got our alert");
+    let stats = server.until("they are gone", |stats| {
+        stats.open == 0 && stats.accepted == 6
+    });
+    assert_eq!(
+        stats.closed(CloseReason::TlsHandshake),
+        6,
+        "each got our alert"
+    );
 }
 
 #[test]
@@ -160,7 +182,8 @@ fn a_server_without_tls_is_found_out() {
     let (listener, addr) = std_listener();
     let thread = std::thread::spawn(move || {
         let mut peer = accepted(&listener);
-        peer.write_all(b"220 mail.test ESMTP ready\r\n").expect("sent");
+        peer.write_all(b"220 mail.test ESMTP ready\r\n")
+            .expect("sent");
         let mut rest = Vec::new();
         let _ = peer.read_to_end(&mut rest);
     });
@@ -189,7 +212,8 @@ fn a_server_that_goes_or_says_nothing_is_no_connection() {
         reset(read_hello());
         read_hello()
     });
-    let options = || line(site.client(&version::TLS13), NAME).handshake_timeout(Duration::from_secs(20));
+    let options =
+        || line(site.client(&version::TLS13), NAME).handshake_timeout(Duration::from_secs(20));
     // What it has not read turns the first into a reset too, perhaps.
     let client = client();
     let (_, heard) = dial(&client, addr, options());
@@ -215,7 +239,10 @@ fn a_name_that_no_certificate_can_have_is_said_at_once() {
         let options = line(site.client(&version::TLS13), name);
         match server.connect("127.0.0.1:9", options, Echo) {
             Err(Error::Option { option, problem }) => {
-                assert!(option == "tls" && problem.contains("is no name"), "{problem}");
+                assert!(
+                    option == "tls" && problem.contains("is no name"),
+                    "{problem}"
+                );
             }
             other => panic!("{name:?}: {other:?}"),
         }
@@ -245,7 +272,10 @@ fn what_is_sent_early_is_encrypted() {
     peer.shutdown(std::net::Shutdown::Write).expect("shutdown");
     let _ = peer.read_to_end(&mut hello);
     assert!(!hello.windows(6).any(|window| window == b"secret"));
-    assert!(matches!(heard.next(), Told::Failed(CloseReason::TlsHandshake, None)));
+    assert!(matches!(
+        heard.next(),
+        Told::Failed(CloseReason::TlsHandshake, None)
+    ));
 }
 
 /// Half-close over TLS 1.3, both ways: close_notify is said, and reading goes on.
@@ -303,17 +333,24 @@ fn sessions_are_resumed() {
         let config = Arc::new(site.client(version));
         let mut kinds = Vec::new();
         for _ in 0..2 {
-            let options = Connect::new().framing(Framing::Line).tls(Arc::clone(&config), NAME);
+            let options = Connect::new()
+                .framing(Framing::Line)
+                .tls(Arc::clone(&config), NAME);
             let (id, heard) = dial(&client, server.addr(), options);
             heard.opened();
             // Tickets come before the answer.
             say(&client, id, "x\n");
             heard.bytes(2);
             kinds.push(client.ask(move |(), control| {
-                with_conn(control, id, |conn| conn.tls().and_then(|tls| tls.handshake_kind()))
+                with_conn(control, id, |conn| {
+                    conn.tls().and_then(|tls| tls.handshake_kind())
+                })
             }));
         }
-        assert_eq!(kinds, [Some(HandshakeKind::Full), Some(HandshakeKind::Resumed)]);
+        assert_eq!(
+            kinds,
+            [Some(HandshakeKind::Full), Some(HandshakeKind::Resumed)]
+        );
     }
 }
 
@@ -346,7 +383,9 @@ fn roots_come_from_a_file() {
     );
     heard.opened();
     let empty = folder.file("empty.pem", "");
-    let error = client_config(&empty).expect_err("no certificate").to_string();
+    let error = client_config(&empty)
+        .expect_err("no certificate")
+        .to_string();
     assert!(
         error.contains("empty.pem") && error.contains("holds no certificate"),
         "{error}"
@@ -404,7 +443,9 @@ fn an_open_connection_is_upgraded() {
             let mut server = Server::new(Config::new()).expect("server");
             let listen = local().framing(Framing::Line);
             server
-                .listen(listen, move |_: &mut (), _| Agrees(Arc::clone(&config), answer))
+                .listen(listen, move |_: &mut (), _| {
+                    Agrees(Arc::clone(&config), answer)
+                })
                 .expect("listen");
             (server, ())
         });
@@ -412,8 +453,9 @@ fn an_open_connection_is_upgraded() {
         let (probe, heard) = probe();
         let handler = Upgrades(Arc::new(site.client(&version::TLS13)), probe);
         let addr = server.addr();
-        let begun =
-            client.ask(move |(), control| control.connect(addr, Connect::new().framing(Framing::Line), handler));
+        let begun = client.ask(move |(), control| {
+            control.connect(addr, Connect::new().framing(Framing::Line), handler)
+        });
         begun.expect("begun");
         assert_eq!(heard.next(), Told::Frame(b"go\n".to_vec()));
         if good {
@@ -474,8 +516,9 @@ fn openssl_serves_us() {
         heard.opened();
         say(&client, id, "hello\n");
         assert_eq!(heard.next(), Told::Frame(b"olleh\n".to_vec()));
-        let agreed =
-            client.ask(move |(), control| with_conn(control, id, |conn| conn.tls().and_then(|tls| tls.version())));
+        let agreed = client.ask(move |(), control| {
+            with_conn(control, id, |conn| conn.tls().and_then(|tls| tls.version()))
+        });
         assert_eq!(agreed, Some(expected));
         client.ask(move |(), control| with_conn(control, id, |conn| conn.close()));
         assert_eq!(heard.next(), Told::Closed(CloseReason::Closed));

@@ -42,14 +42,19 @@ fn the_silent_leave_and_the_busy_stay() {
 /// UBF: own sends are no sign of life of the peer.
 #[test]
 fn own_sends_do_not_move_the_idle_deadline() {
-    let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(SHORT), |cx, call| match call {
-        Call::Open | Call::Timer(_) => {
-            cx.conn.send(b"are you there?")?;
-            cx.conn.set_timer(1, Duration::from_millis(50));
-            Ok(())
-        }
-        call => usual(cx, call),
-    });
+    let (server, journal) =
+        spawn_script(
+            Config::new(),
+            brief().idle_timeout(SHORT),
+            |cx, call| match call {
+                Call::Open | Call::Timer(_) => {
+                    cx.conn.send(b"are you there?")?;
+                    cx.conn.set_timer(1, Duration::from_millis(50));
+                    Ok(())
+                }
+                call => usual(cx, call),
+            },
+        );
     let mut silent = connect(server.addr());
     let heard = read_to_end(&mut silent);
     assert_eq!(journal.until_closed(1), [CloseReason::IdleTimeout]);
@@ -85,7 +90,11 @@ fn a_frame_begun_must_be_finished() {
             let _ = slow.write_all(b".");
             !journal.reasons().is_empty()
         });
-        assert_eq!(journal.reasons(), [CloseReason::FrameTimeout], "{framing:?}");
+        assert_eq!(
+            journal.reasons(),
+            [CloseReason::FrameTimeout],
+            "{framing:?}"
+        );
     }
 }
 
@@ -115,14 +124,18 @@ fn a_handshake_must_be_finished() {
     // Nothing; and the beginning of a ClientHello, then a byte now and then.
     let mut mute = connect(server.addr());
     let mut slow = connect(server.addr());
-    slow.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3]).expect("write");
+    slow.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xFC, 3, 3])
+        .expect("write");
     eventually("both end", || {
         let _ = slow.write_all(&[0]);
         server.handle.stats().closed_total() == 2
     });
     kit::net::await_end(&mut mute);
     let stats = server.handle.stats();
-    assert_eq!((stats.closed(CloseReason::HandshakeTimeout), stats.opened), (2, 0));
+    assert_eq!(
+        (stats.closed(CloseReason::HandshakeTimeout), stats.opened),
+        (2, 0)
+    );
 }
 
 /// The peer is owed bytes that it never takes. What is reported is that, also when we were closing already.
@@ -163,8 +176,17 @@ fn who_does_not_finish_after_our_fin_is_let_go() {
     let mut client = connect(server.addr());
     send2(&mut client, b"bye");
     assert_eq!(read_to_end(&mut client), b"");
-    let states = server.ask(|(), control| control.connections().iter().map(|info| info.state).collect::<Vec<_>>());
-    assert!(states.iter().all(|state| *state == State::Closing), "{states:?}");
+    let states = server.ask(|(), control| {
+        control
+            .connections()
+            .iter()
+            .map(|info| info.state)
+            .collect::<Vec<_>>()
+    });
+    assert!(
+        states.iter().all(|state| *state == State::Closing),
+        "{states:?}"
+    );
     // The client keeps its side open all the time.
     assert_eq!(journal.until_closed(1), [CloseReason::Closed]);
 }
@@ -217,18 +239,23 @@ fn timers_fire_in_order_move_and_are_cancelled() {
 /// A timer of a connection that has gone fires for nobody, its place's next tenant least of all.
 #[test]
 fn a_timer_dies_with_its_connection() {
-    let (server, journal) = spawn_script(Config::new().max_connections(1), brief(), |cx, call| match call {
-        Call::Frame(b"set") => {
-            cx.conn.set_timer(7, Duration::from_millis(100));
-            cx.conn.send(b"set")?;
-            Ok(())
-        }
-        Call::Frame(b"wait") => {
-            cx.conn.set_timer(8, Duration::from_millis(300));
-            Ok(())
-        }
-        call => usual(cx, call),
-    });
+    let (server, journal) =
+        spawn_script(
+            Config::new().max_connections(1),
+            brief(),
+            |cx, call| match call {
+                Call::Frame(b"set") => {
+                    cx.conn.set_timer(7, Duration::from_millis(100));
+                    cx.conn.send(b"set")?;
+                    Ok(())
+                }
+                Call::Frame(b"wait") => {
+                    cx.conn.set_timer(8, Duration::from_millis(300));
+                    Ok(())
+                }
+                call => usual(cx, call),
+            },
+        );
     let mut first = connect(server.addr());
     ping(&mut first, b"set");
     drop(first);
@@ -269,14 +296,21 @@ fn a_blocking_handler_does_not_make_others_idle() {
     let (block, blocked) = mpsc::channel::<()>();
     let (tell, told) = mpsc::channel();
     let blocked = std::sync::Arc::new(std::sync::Mutex::new(blocked));
-    let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(idle), move |cx, call| match call {
-        Call::Frame(b"block") => {
-            let _ = tell.send(());
-            let _ = blocked.lock().expect("only one blocks").recv_timeout(PATIENCE);
-            Ok(())
-        }
-        call => usual(cx, call),
-    });
+    let (server, journal) = spawn_script(
+        Config::new(),
+        brief().idle_timeout(idle),
+        move |cx, call| match call {
+            Call::Frame(b"block") => {
+                let _ = tell.send(());
+                let _ = blocked
+                    .lock()
+                    .expect("only one blocks")
+                    .recv_timeout(PATIENCE);
+                Ok(())
+            }
+            call => usual(cx, call),
+        },
+    );
     let mut blocker = connect(server.addr());
     let mut other = connect(server.addr());
     ping(&mut blocker, b"hello");
@@ -288,7 +322,9 @@ fn a_blocking_handler_does_not_make_others_idle() {
     drop(still);
     told.recv_timeout(PATIENCE).expect("it blocks");
     let start = Instant::now();
-    eventually("longer than the idle timeout", || start.elapsed() > idle + idle / 4);
+    eventually("longer than the idle timeout", || {
+        start.elapsed() > idle + idle / 4
+    });
     send2(&mut other, b"two");
     drop(block);
     assert_eq!(recv2(&mut other), b"one");
@@ -314,7 +350,9 @@ fn who_is_accepted_after_a_blocking_job_has_the_whole_time() {
         let still = hold(&server);
         let client = connect(server.addr());
         let start = Instant::now();
-        eventually("longer than the idle timeout", || start.elapsed() > idle + idle / 4);
+        eventually("longer than the idle timeout", || {
+            start.elapsed() > idle + idle / 4
+        });
         drop(still);
         client
     };

@@ -6,9 +6,12 @@ use std::sync::mpsc::{channel, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
 
-use kit::net::{connect, local, packet2, ping, read_to_end, recv2, send2, spawn, Running, PATIENCE};
+use kit::net::{
+    connect, local, packet2, ping, read_to_end, recv2, send2, spawn, Running, PATIENCE,
+};
 use portcullis::{
-    CloseReason, Closed, Config, Context, DetachError, Detached, Handler, Listen, Outcome, Server, State,
+    CloseReason, Closed, Config, Context, DetachError, Detached, Handler, Listen, Outcome, Server,
+    State,
 };
 
 /// Who gets the streams, and what handlers have heard.
@@ -58,7 +61,9 @@ where
     let (streams, received) = channel();
     let server = spawn(move || {
         let mut server = Server::new(config).expect("server");
-        server.listen(listen, move |_: &mut App, _| make()).expect("listen");
+        server
+            .listen(listen, move |_: &mut App, _| make())
+            .expect("listen");
         let app = App {
             streams,
             closed: Vec::new(),
@@ -69,9 +74,15 @@ where
     (server, received)
 }
 
-fn leave(server: &Running<App>, received: &Receiver<Detached>, behind: &[u8]) -> (TcpStream, Detached) {
+fn leave(
+    server: &Running<App>,
+    received: &Receiver<Detached>,
+    behind: &[u8],
+) -> (TcpStream, Detached) {
     let mut client = connect(server.addr());
-    client.write_all(&[&packet2(b"out"), behind].concat()).expect("sent");
+    client
+        .write_all(&[&packet2(b"out"), behind].concat())
+        .expect("sent");
     assert_eq!(recv2(&mut client), b"last words");
     let stream = received.recv_timeout(PATIENCE).expect("a stream");
     stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
@@ -137,7 +148,11 @@ fn a_plain_stream_may_be_taken_whole() {
     tcp.read_exact(&mut bytes).expect("more");
     drop(tcp);
     assert_eq!(read_to_end(&mut client), b"");
-    assert_eq!(server.handle.stats().open, 1, "its place is not given back yet");
+    assert_eq!(
+        server.handle.stats().open,
+        1,
+        "its place is not given back yet"
+    );
     drop(place);
     server.until("now it is", |stats| stats.open == 0);
 }
@@ -153,7 +168,10 @@ fn who_is_outside_can_be_reached() {
     drop(killed);
     server.until("its place is free", |stats| stats.open == 0);
     let (_second, mut late) = leave(&server, &received, b"");
-    server.handle.drain(Duration::from_millis(50)).expect("it runs");
+    server
+        .handle
+        .drain(Duration::from_millis(50))
+        .expect("it runs");
     assert_eq!(late.read(&mut [0; 8]).expect("an end"), 0);
     let (stats, _) = server.finish();
     assert_eq!((stats.open, stats.closed(CloseReason::DrainForced)), (0, 1));
@@ -246,7 +264,10 @@ fn a_session_goes_along() {
         assert_eq!(recv2(&mut client), b"last words");
         let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
         stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
-        assert_eq!(stream.tls().and_then(|tls| tls.version()), Some(version.version));
+        assert_eq!(
+            stream.tls().and_then(|tls| tls.version()),
+            Some(version.version)
+        );
         let echo = thread::spawn(move || -> std::io::Result<usize> {
             let mut unread = [0; 6];
             stream.read_exact(&mut unread)?;
@@ -287,7 +308,10 @@ fn sent_out_over_tls() -> (Running<App>, kit::tls::TlsClient, Detached) {
     use kit::tls::{secure, Site, VERSIONS};
 
     let site = Site::new();
-    let (server, received) = server(Config::new(), local().tls(std::sync::Arc::new(site.server())));
+    let (server, received) = server(
+        Config::new(),
+        local().tls(std::sync::Arc::new(site.server())),
+    );
     let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
     send2(&mut client, b"out");
     assert_eq!(recv2(&mut client), b"last words");
@@ -306,7 +330,12 @@ fn a_write_that_times_out_says_nothing_twice() {
     let (mut taken, mut number) = (Vec::new(), 0_u32);
     // The client does not read: at some write there is no room for the rest of a record.
     loop {
-        let chunk: Vec<u8> = number.to_be_bytes().into_iter().cycle().take(1000).collect();
+        let chunk: Vec<u8> = number
+            .to_be_bytes()
+            .into_iter()
+            .cycle()
+            .take(1000)
+            .collect();
         match stream.write(&chunk) {
             Ok(count) => taken.extend_from_slice(&chunk[..count]),
             Err(error) => {
@@ -398,7 +427,9 @@ fn a_goodbye_comes_behind_all_that_was_sent() {
     let (streams, received) = channel();
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(listen, |_: &mut App, _| Generous).expect("listen");
+        server
+            .listen(listen, |_: &mut App, _| Generous)
+            .expect("listen");
         let app = App {
             streams,
             closed: Vec::new(),
@@ -410,7 +441,10 @@ fn a_goodbye_comes_behind_all_that_was_sent() {
     send2(&mut client, b"more, please");
     let stream = received.recv_timeout(PATIENCE).expect("a stream");
     let end = thread::spawn(move || stream.finish());
-    assert_eq!(kit::tls::read_to_goodbye(&mut client).len(), GENEROSITY * 60_002);
+    assert_eq!(
+        kit::tls::read_to_goodbye(&mut client).len(),
+        GENEROSITY * 60_002
+    );
     drop(client);
     // Whether the peer says goodbye in turn is not what this is about.
     let _ = end.join().expect("the thread");
@@ -453,7 +487,9 @@ struct Finishes;
 impl Handler<App> for Finishes {
     fn on_frame(&mut self, cx: &mut Context<'_, App>, _: &[u8]) -> Outcome {
         cx.conn.finish();
-        let refused = cx.conn.detach(|_| unreachable!("it has said that it sends nothing"));
+        let refused = cx
+            .conn
+            .detach(|_| unreachable!("it has said that it sends nothing"));
         cx.app.refused.extend(refused.err());
         Ok(())
     }

@@ -5,9 +5,15 @@ use std::net::{Shutdown, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use kit::net::{await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, PATIENCE};
-use kit::script::{connect_narrow, fill, hold, spawn_script, usual, Call, Entry, Journal, ScriptedHandler};
-use portcullis::{AtCapacity, CloseReason, Config, Context, DrainReport, Error, Listen, Outcome, Server, Stats};
+use kit::net::{
+    await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, PATIENCE,
+};
+use kit::script::{
+    connect_narrow, fill, hold, spawn_script, usual, Call, Entry, Journal, ScriptedHandler,
+};
+use portcullis::{
+    AtCapacity, CloseReason, Config, Context, DrainReport, Error, Listen, Outcome, Server, Stats,
+};
 
 /// Long enough for every peer that does its part.
 const AMPLE: Duration = Duration::from_secs(25);
@@ -52,7 +58,9 @@ where
 impl Draining {
     #[cfg(feature = "tls")]
     fn is_over(&self) -> bool {
-        self.running.as_ref().is_none_or(|running| running.is_finished())
+        self.running
+            .as_ref()
+            .is_none_or(|running| running.is_finished())
     }
 
     /// Waits until `run` returns. Everybody has had one whole life then, and on_drain at most once.
@@ -75,7 +83,9 @@ impl Draining {
         assert_eq!((stats.accepted, stats.open), (stats.closed_total(), 0));
         assert_eq!(
             report.ended + report.forced,
-            all.iter().filter(|(_, entry)| *entry == Entry::Open).count()
+            all.iter()
+                .filter(|(_, entry)| *entry == Entry::Open)
+                .count()
         );
         (report, stats)
     }
@@ -90,7 +100,9 @@ impl Draining {
                 let _ = released.recv_timeout(PATIENCE);
             })
             .expect("post");
-        standing.recv_timeout(PATIENCE).expect("the loop takes the job");
+        standing
+            .recv_timeout(PATIENCE)
+            .expect("the loop takes the job");
         release
     }
 }
@@ -126,7 +138,8 @@ fn without_connections_it_is_over_at_once() {
     server.handle.drain(Duration::MAX).expect("drain");
     let (report, stats) = server.report();
     assert_eq!((report.ended, report.forced, stats.accepted), (0, 0, 0));
-    let refused = TcpStream::connect_timeout(&server.addr, PATIENCE).expect_err("the port is closed");
+    let refused =
+        TcpStream::connect_timeout(&server.addr, PATIENCE).expect_err("the port is closed");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
 
@@ -206,7 +219,9 @@ fn a_slow_reader_gets_all_it_was_owed() {
     });
     let mut client = connect_narrow(server.addr);
     send2(&mut client, b"nine megabytes");
-    eventually("output waits", || server.handle.stats().frames_out == FRAMES as u64);
+    eventually("output waits", || {
+        server.handle.stats().frames_out == FRAMES as u64
+    });
     server.handle.drain(AMPLE).expect("drain");
     for _ in 0..FRAMES {
         assert!(recv2(&mut client) == [9; 60_000]);
@@ -222,22 +237,33 @@ fn a_slow_reader_gets_all_it_was_owed() {
 #[test]
 fn the_stuck_are_forced() {
     let listen = local().send_buffer(16 * 1024).at_capacity(AtCapacity::Wait);
-    let mut server = start(Config::new().max_connections(4), listen, |cx, call| match call {
-        Call::Frame(b"flood") => {
-            for _ in 0..10 {
-                cx.conn.send([1; 60_000])?;
+    let mut server = start(
+        Config::new().max_connections(4),
+        listen,
+        |cx, call| match call {
+            Call::Frame(b"flood") => {
+                for _ in 0..10 {
+                    cx.conn.send([1; 60_000])?;
+                }
+                Ok(())
             }
-            Ok(())
-        }
-        Call::Frame(b"pause") => {
-            cx.conn.pause();
-            cx.conn.send(b"paused")?;
-            Ok(())
-        }
-        // Stays.
-        Call::Drain if cx.conn.info().is_some_and(|info| info.traffic.frames_in == 0) => Ok(()),
-        call => usual(cx, call),
-    });
+            Call::Frame(b"pause") => {
+                cx.conn.pause();
+                cx.conn.send(b"paused")?;
+                Ok(())
+            }
+            // Stays.
+            Call::Drain
+                if cx
+                    .conn
+                    .info()
+                    .is_some_and(|info| info.traffic.frames_in == 0) =>
+            {
+                Ok(())
+            }
+            call => usual(cx, call),
+        },
+    );
     let mut stuck = connect_narrow(server.addr);
     send2(&mut stuck, b"flood");
     let mut half = connect(server.addr);
@@ -249,7 +275,10 @@ fn the_stuck_are_forced() {
     eventually("all are in", || server.handle.stats().opened == 4);
     // The cap is full: this one cannot be served any more.
     let mut outside = connect(server.addr);
-    server.handle.drain(Duration::from_millis(500)).expect("drain");
+    server
+        .handle
+        .drain(Duration::from_millis(500))
+        .expect("drain");
     for client in [&mut half, &mut stays, &mut paused] {
         let error = client.read(&mut [0; 16]).expect_err("RST");
         assert_eq!(error.kind(), ErrorKind::ConnectionReset);
@@ -293,11 +322,17 @@ fn clients_in_the_accept_queue_are_served() {
 /// The accept budget cuts the round into many turns; still nobody is lost.
 #[test]
 fn the_accept_budget_loses_nobody_in_the_queue() {
-    let mut server = start(Config::new().accept_budget(1).read_budget(1), local(), usual);
+    let mut server = start(
+        Config::new().accept_budget(1).read_budget(1),
+        local(),
+        usual,
+    );
     let still = server.stand_still();
     let mut clients: Vec<_> = (0..60).map(|_| connect(server.addr)).collect();
     for client in &mut clients {
-        client.write_all(&packet2(b"served").repeat(10)).expect("write");
+        client
+            .write_all(&packet2(b"served").repeat(10))
+            .expect("write");
     }
     server.handle.drain(AMPLE).expect("drain");
     drop(still);
@@ -319,7 +354,12 @@ fn an_unfinished_handshake_does_not_hold_it_up() {
     await_end(&mut client);
     eventually("run returns", || server.is_over());
     assert!(start.elapsed() < AMPLE / 2);
-    let (report, stats) = server.running.take().expect("ran").join().expect("no panic");
+    let (report, stats) = server
+        .running
+        .take()
+        .expect("ran")
+        .join()
+        .expect("no panic");
     assert_eq!((report.ended, report.forced), (1, 0));
     assert_eq!(stats.closed(CloseReason::HandshakeTimeout), 1);
 }
@@ -336,7 +376,10 @@ fn a_second_drain_only_brings_the_deadline_forward() {
     eventually("told", || server.journal.count(&Entry::Drain) == 1);
     // Who stays is served.
     ping(&mut client, b"still served");
-    server.handle.drain(Duration::from_millis(50)).expect("again");
+    server
+        .handle
+        .drain(Duration::from_millis(50))
+        .expect("again");
     // A later deadline is none.
     server.handle.drain(Duration::MAX).expect("again");
     assert_eq!(
@@ -383,7 +426,8 @@ fn new_clients_are_refused_while_the_old_finish() {
     ping(&mut client, b"hello");
     server.handle.drain(AMPLE).expect("drain");
     assert_eq!(recv2(&mut client), b"last orders");
-    let refused = TcpStream::connect_timeout(&server.addr, PATIENCE).expect_err("the port is closed");
+    let refused =
+        TcpStream::connect_timeout(&server.addr, PATIENCE).expect_err("the port is closed");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
     ping(&mut client, b"one more");
     send2(&mut client, b"done");
@@ -401,7 +445,10 @@ fn who_only_lingers_at_the_deadline_is_not_forced() {
     let mut server = start(Config::new(), listen, usual);
     let mut client = connect(server.addr);
     ping(&mut client, b"hello");
-    server.handle.drain(Duration::from_millis(300)).expect("drain");
+    server
+        .handle
+        .drain(Duration::from_millis(300))
+        .expect("drain");
     let (report, stats) = server.report();
     assert_eq!((report.ended, report.forced), (1, 0));
     assert_eq!(stats.closed(CloseReason::Drained), 1);
@@ -436,12 +483,38 @@ fn a_handler_may_finish_its_work_within_the_grace() {
 #[test]
 fn the_report_counts_every_kind_of_end() {
     let mut server = start(Config::new(), local(), |cx, call| match call {
-        Call::Drain if cx.conn.info().is_some_and(|info| info.traffic.frames_in == 2) => {
+        Call::Drain
+            if cx
+                .conn
+                .info()
+                .is_some_and(|info| info.traffic.frames_in == 2) =>
+        {
             Err(portcullis::Close::because("no time"))
         }
-        Call::Drain if cx.conn.info().is_some_and(|info| info.traffic.frames_in == 3) => panic!("in on_drain"),
-        Call::Drain if cx.conn.info().is_some_and(|info| info.traffic.frames_in == 4) => Ok(()),
-        Call::Drain if cx.conn.info().is_some_and(|info| info.traffic.frames_in == 5) => Ok(()),
+        Call::Drain
+            if cx
+                .conn
+                .info()
+                .is_some_and(|info| info.traffic.frames_in == 3) =>
+        {
+            panic!("in on_drain")
+        }
+        Call::Drain
+            if cx
+                .conn
+                .info()
+                .is_some_and(|info| info.traffic.frames_in == 4) =>
+        {
+            Ok(())
+        }
+        Call::Drain
+            if cx
+                .conn
+                .info()
+                .is_some_and(|info| info.traffic.frames_in == 5) =>
+        {
+            Ok(())
+        }
         call => usual(cx, call),
     });
     let mut clients: Vec<_> = (0..5).map(|_| connect(server.addr)).collect();
@@ -460,7 +533,10 @@ fn the_report_counts_every_kind_of_end() {
     }
     drop(clients);
     server.journal.until_closed(4);
-    server.handle.drain(Duration::from_millis(1)).expect("again");
+    server
+        .handle
+        .drain(Duration::from_millis(1))
+        .expect("again");
     await_end(&mut last);
     let (report, stats) = server.report();
     assert_eq!((report.ended, report.forced), (4, 1));
@@ -481,7 +557,9 @@ fn a_suspended_listener_is_closed_and_its_connections_drain() {
     let mut client = connect(server.addr());
     ping(&mut client, b"hello");
     let port = server.addr().port();
-    server.ask(move |(), control| control.suspend(port)).expect("suspended");
+    server
+        .ask(move |(), control| control.suspend(port))
+        .expect("suspended");
     let mut waiting = connect(server.addr());
     server.handle.drain(AMPLE).expect("drain");
     assert_eq!(read_to_end(&mut client), b"");
@@ -513,7 +591,10 @@ fn a_job_may_drain() {
     ping(&mut client, b"hello");
     let still = hold(&server);
     send2(&mut client, b"in flight");
-    server.handle.post(|(), control| control.drain(AMPLE)).expect("post");
+    server
+        .handle
+        .post(|(), control| control.drain(AMPLE))
+        .expect("post");
     drop(still);
     assert_eq!(read_to_end(&mut client), packet2(b"in flight"));
     drop(client);

@@ -34,7 +34,9 @@ fn brittle() -> Running {
 #[track_caller]
 fn lives(server: Running, client: TcpStream) {
     drop(client);
-    server.until("it is counted", |stats| stats.closed(CloseReason::Panicked) == 1);
+    server.until("it is counted", |stats| {
+        stats.closed(CloseReason::Panicked) == 1
+    });
     let mut other = connect(server.addr());
     other.write_all(b"x").expect("send");
     other.shutdown(std::net::Shutdown::Write).expect("finish");
@@ -47,7 +49,11 @@ fn in_decode() {
     let server = brittle();
     let mut client = connect(server.addr());
     client.write_all(b"ab!c").expect("send");
-    assert_eq!(read_to_end(&mut client), b"<a<b", "the frames before it were answered");
+    assert_eq!(
+        read_to_end(&mut client),
+        b"<a<b",
+        "the frames before it were answered"
+    );
     lives(server, client);
 }
 
@@ -80,7 +86,10 @@ fn while_it_is_made() {
     use std::sync::atomic::{AtomicBool, Ordering};
     let first = AtomicBool::new(true);
     let framing = Framing::custom(move || {
-        assert!(!first.swap(false, Ordering::Relaxed), "as this test wants it");
+        assert!(
+            !first.swap(false, Ordering::Relaxed),
+            "as this test wants it"
+        );
         Brittle
     });
     let server = spawn_echo(Config::new(), local().framing(framing));

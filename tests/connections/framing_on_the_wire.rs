@@ -10,7 +10,10 @@ use portcullis::{CloseReason, Config, Framing, SendError, State};
 use socket2::SockRef;
 
 fn packet4(payload: &[u8]) -> Vec<u8> {
-    let mut wire = u32::try_from(payload.len()).expect("fits").to_be_bytes().to_vec();
+    let mut wire = u32::try_from(payload.len())
+        .expect("fits")
+        .to_be_bytes()
+        .to_vec();
     wire.extend_from_slice(payload);
     wire
 }
@@ -26,18 +29,27 @@ fn write_beside(stream: &TcpStream, wire: Vec<u8>) -> thread::JoinHandle<()> {
 fn a_byte_at_a_time() {
     for (framing, wire) in [
         (Framing::Packet1, b"\x05hello\x00\x02yo".to_vec()),
-        (Framing::Packet2, b"\x00\x05hello\x00\x00\x00\x02yo".to_vec()),
-        (Framing::Packet4, b"\x00\x00\x00\x05hello\x00\x00\x00\x00".to_vec()),
+        (
+            Framing::Packet2,
+            b"\x00\x05hello\x00\x00\x00\x02yo".to_vec(),
+        ),
+        (
+            Framing::Packet4,
+            b"\x00\x00\x00\x05hello\x00\x00\x00\x00".to_vec(),
+        ),
         (Framing::Line, b"hello\n\nyo\n".to_vec()),
         (Framing::Raw, b"hello".to_vec()),
     ] {
-        let (server, journal) = spawn_script(Config::new(), local().framing(framing.clone()), usual);
+        let (server, journal) =
+            spawn_script(Config::new(), local().framing(framing.clone()), usual);
         let mut client = connect(server.addr());
         let bytes = wire.len() as u64;
         for (sent, byte) in wire.iter().enumerate() {
             client.write_all(&[*byte]).expect("write");
             // Each byte is a segment and a read of its own.
-            server.until("the byte arrives", |stats| stats.bytes_in == sent as u64 + 1);
+            server.until("the byte arrives", |stats| {
+                stats.bytes_in == sent as u64 + 1
+            });
         }
         client.shutdown(Shutdown::Write).expect("FIN");
         assert_eq!(read_to_end(&mut client), wire, "{framing:?}");
@@ -116,8 +128,14 @@ fn the_largest_frame_of_each_framing_is_whole() {
 /// faults B5: judged by the header alone, and the bytes that follow are not kept.
 #[test]
 fn a_lying_header_costs_no_memory() {
-    for length in [0xFFFF_FFFF_u32, 0x8000_0000, 0x7FFF_FFFF, 8 * 1024 * 1024 + 1] {
-        let (server, journal) = spawn_script(Config::new(), local().framing(Framing::Packet4), usual);
+    for length in [
+        0xFFFF_FFFF_u32,
+        0x8000_0000,
+        0x7FFF_FFFF,
+        8 * 1024 * 1024 + 1,
+    ] {
+        let (server, journal) =
+            spawn_script(Config::new(), local().framing(Framing::Packet4), usual);
         let mut client = connect(server.addr());
         client.write_all(&length.to_be_bytes()).expect("write");
         // Nothing of the payload was needed for the verdict; the client hears of it by FIN.
@@ -125,7 +143,11 @@ fn a_lying_header_costs_no_memory() {
         let info = server.ask(|(), control| control.connections());
         assert!(info.iter().all(|info| info.buffered == 0), "{info:?}");
         drop(client);
-        assert_eq!(journal.until_closed(1), [CloseReason::FrameTooLarge], "{length:#x}");
+        assert_eq!(
+            journal.until_closed(1),
+            [CloseReason::FrameTooLarge],
+            "{length:#x}"
+        );
     }
 }
 
@@ -134,7 +156,9 @@ fn a_lying_header_costs_no_memory() {
 fn a_large_promise_holds_only_what_came() {
     let server = spawn_echo(Config::new(), local().framing(Framing::Packet4));
     let mut client = connect(server.addr());
-    client.write_all(&(8u32 * 1024 * 1024).to_be_bytes()).expect("write");
+    client
+        .write_all(&(8u32 * 1024 * 1024).to_be_bytes())
+        .expect("write");
     client.write_all(b"four").expect("write");
     server.until("it arrives", |stats| stats.bytes_in == 8);
     let info = server.ask(|(), control| control.connections());
@@ -152,7 +176,11 @@ fn a_line_without_end_ends_at_the_maximum() {
     client.write_all(b"short\n").expect("write");
     client.write_all(&[b'x'; 1000]).expect("write");
     server.until("it is there", |stats| stats.bytes_in == 1006);
-    assert_eq!(journal.reasons(), [], "a thousand bytes may still become a line");
+    assert_eq!(
+        journal.reasons(),
+        [],
+        "a thousand bytes may still become a line"
+    );
     client.write_all(b"x").expect("write");
     assert_eq!(read_to_end(&mut client), b"short\n");
     drop(client);
@@ -235,36 +263,50 @@ fn an_urgent_byte_is_skipped_and_hides_nothing() {
     ping(&mut client, b"before");
     let still = hold(&server);
     send2(&mut client, b"one");
-    SockRef::from(&client).send_out_of_band(b"!").expect("urgent");
+    SockRef::from(&client)
+        .send_out_of_band(b"!")
+        .expect("urgent");
     send2(&mut client, b"two");
     drop(still);
     assert_eq!(recv2(&mut client), b"one");
     assert_eq!(recv2(&mut client), b"two");
     // Also at a quiet moment, and several of them.
     for round in 0..10u8 {
-        SockRef::from(&client).send_out_of_band(b"!").expect("urgent");
+        SockRef::from(&client)
+            .send_out_of_band(b"!")
+            .expect("urgent");
         ping(&mut client, &[round]);
     }
     let iterations = server.ask(|(), control| control.stats().iterations);
     let later = server.ask(|(), control| control.stats().iterations);
-    assert!(later - iterations < 100, "the urgent byte keeps the loop awake");
+    assert!(
+        later - iterations < 100,
+        "the urgent byte keeps the loop awake"
+    );
 }
 
 /// faults B11: an error to the handler, and nothing of it on the wire.
 #[test]
 fn a_frame_too_long_for_its_header_is_an_error() {
-    let (server, journal) = spawn_script(Config::new(), local().framing(Framing::Packet1), |cx, call| {
-        if let Call::Frame(_) = call {
-            cx.conn.send(b"before")?;
-            match cx.conn.send([0; 256]) {
-                Err(SendError::FrameTooLarge { length: 256, max: 255 }) => {}
-                other => panic!("{other:?}"),
+    let (server, journal) = spawn_script(
+        Config::new(),
+        local().framing(Framing::Packet1),
+        |cx, call| {
+            if let Call::Frame(_) = call {
+                cx.conn.send(b"before")?;
+                match cx.conn.send([0; 256]) {
+                    Err(SendError::FrameTooLarge {
+                        length: 256,
+                        max: 255,
+                    }) => {}
+                    other => panic!("{other:?}"),
+                }
+                cx.conn.send([7; 255])?;
+                return Ok(());
             }
-            cx.conn.send([7; 255])?;
-            return Ok(());
-        }
-        usual(cx, call)
-    });
+            usual(cx, call)
+        },
+    );
     let mut client = connect(server.addr());
     client.write_all(b"\x01?").expect("write");
     client.shutdown(Shutdown::Write).expect("FIN");

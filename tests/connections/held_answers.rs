@@ -34,10 +34,16 @@ impl Handler<Option<ConnId>> for Slow {
 fn what_came_meanwhile_is_answered_before_the_close() {
     let mut sim = Sim::new(1, Config::new(), None);
     let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
-    let addr = sim.listen(listen, |_: &mut Option<ConnId>, _| Slow).expect("listen");
+    let addr = sim
+        .listen(listen, |_: &mut Option<ConnId>, _| Slow)
+        .expect("listen");
     let client = sim.connect(addr).expect("it listens");
     sim.settle();
-    assert_eq!(sim.state(client), ClientState::Connected, "an answer is to come");
+    assert_eq!(
+        sim.state(client),
+        ClientState::Connected,
+        "an answer is to come"
+    );
     sim.send(client, b"wait\n");
     sim.settle();
     sim.send(client, b"meanwhile\n");

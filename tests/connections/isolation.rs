@@ -8,14 +8,18 @@ use std::panic::panic_any;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
-use kit::net::{await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, spawn, Echo, Running};
+use kit::net::{
+    await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, spawn, Echo,
+    Running,
+};
 use kit::script::{
-    connect_narrow, hold, spawn_script, try_connect_narrow, usual, Call, Entry, Journal, ScriptedHandler,
+    connect_narrow, hold, spawn_script, try_connect_narrow, usual, Call, Entry, Journal,
+    ScriptedHandler,
 };
 use log::{Level, Log, Metadata, Record};
 use portcullis::{
-    Close, CloseReason, Config, ConnId, Context, Decoded, FrameBuf, FrameError, Framer, Framing, HandleError, Handler,
-    Outcome, SendError, Server,
+    Close, CloseReason, Config, ConnId, Context, Decoded, FrameBuf, FrameError, Framer, Framing,
+    HandleError, Handler, Outcome, SendError, Server,
 };
 
 /// Everything that any test's server has logged.
@@ -31,7 +35,10 @@ impl Log for Collector {
 
     fn log(&self, record: &Record<'_>) {
         let line = (record.level(), record.args().to_string());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(line);
     }
 
     fn flush(&self) {}
@@ -93,7 +100,8 @@ fn entry(call: &Call<'_>) -> Entry {
 
 /// Connects somebody whose handler will be told `wanted` sooner or later. Nobody, if it was reset before `connect` returned.
 fn provoke(server: &Running, wanted: &Entry) -> Option<TcpStream> {
-    let before: Vec<ConnId> = server.ask(|(), control| control.connections().iter().map(|info| info.id).collect());
+    let before: Vec<ConnId> =
+        server.ask(|(), control| control.connections().iter().map(|info| info.id).collect());
     if *wanted == Entry::Open {
         return try_connect_narrow(server.addr()).ok();
     }
@@ -107,10 +115,16 @@ fn provoke(server: &Running, wanted: &Entry) -> Option<TcpStream> {
             let mut id = None;
             eventually("it is in", || {
                 let now = server.ask(|(), control| control.connections());
-                id = now.iter().map(|info| info.id).find(|id| !before.contains(id));
+                id = now
+                    .iter()
+                    .map(|info| info.id)
+                    .find(|id| !before.contains(id));
                 id.is_some()
             });
-            server.handle.notify(id.expect("in"), "message").expect("alive");
+            server
+                .handle
+                .notify(id.expect("in"), "message")
+                .expect("alive");
         }
         Entry::Drain => server.handle.drain(Duration::from_secs(20)).expect("drain"),
         Entry::Close(..) => send2(&mut client, b"close"),
@@ -152,7 +166,9 @@ fn a_panic_in_each_callback_ends_that_connection_alone() {
         let (panicking, message) = (wanted.clone(), words.clone());
         // The first to connect is left alone.
         let mut armed = false;
-        let listen = local().send_buffer(16 * 1024).watermarks(4 * 1024, 64 * 1024);
+        let listen = local()
+            .send_buffer(16 * 1024)
+            .watermarks(4 * 1024, 64 * 1024);
         let first = Arc::new(Mutex::new(None));
         let (server, journal) = spawn_script(Config::new(), listen, move |cx, call| {
             let spared = *first.lock().expect("first").get_or_insert(cx.conn.id()) == cx.conn.id();
@@ -211,7 +227,10 @@ fn a_panic_whose_payload_panics_is_one_panic() {
     await_end(&mut client);
     drop(client);
     assert_eq!(journal.until_closed(1), [CloseReason::Panicked]);
-    assert!(server.handle.post(|(), _| panic_any(Bomb("a job's payload"))).is_ok());
+    assert!(server
+        .handle
+        .post(|(), _| panic_any(Bomb("a job's payload")))
+        .is_ok());
     ping(&mut bystander, b"after");
     server.until("the job is counted", |stats| stats.panics == 1);
 }
@@ -257,7 +276,9 @@ fn a_service_that_panics_loses_one_client() {
     let mut third = connect(server.addr());
     ping(&mut third, b"third");
     ping(&mut first, b"first again");
-    let stats = server.until("it is counted", |stats| stats.closed(CloseReason::Panicked) == 1);
+    let stats = server.until("it is counted", |stats| {
+        stats.closed(CloseReason::Panicked) == 1
+    });
     assert_eq!((stats.panics, stats.open, stats.opened), (1, 2, 2));
     await_error("the service's panic");
 }
@@ -292,7 +313,9 @@ fn a_handler_whose_drop_panics() {
     let mut client = connect(server.addr());
     ping(&mut client, b"hello");
     drop(client);
-    server.until("its drop is counted", |stats| stats.panics == 1 && stats.open == 0);
+    server.until("its drop is counted", |stats| {
+        stats.panics == 1 && stats.open == 0
+    });
     // Replaced while it runs.
     let mut client = connect(server.addr());
     send2(&mut client, b"replace");
@@ -304,11 +327,16 @@ fn a_handler_whose_drop_panics() {
     send2(&mut client, b"panic");
     await_end(&mut client);
     drop(client);
-    server.until("all have gone", |stats| stats.open == 0 && stats.panics == 3);
+    server.until("all have gone", |stats| {
+        stats.open == 0 && stats.panics == 3
+    });
     await_error("the handler's drop");
     let (stats, ()) = server.finish();
     assert_eq!(
-        (stats.closed(CloseReason::Finished), stats.closed(CloseReason::Panicked)),
+        (
+            stats.closed(CloseReason::Finished),
+            stats.closed(CloseReason::Panicked)
+        ),
         (2, 1)
     );
 }
@@ -337,7 +365,9 @@ impl Framer for Touchy {
 }
 
 fn line(client: &mut TcpStream, words: &str) {
-    client.write_all(format!("{words}\n").as_bytes()).expect("write");
+    client
+        .write_all(format!("{words}\n").as_bytes())
+        .expect("write");
     let mut echo = vec![0; words.len() + 1];
     client.read_exact(&mut echo).expect("the echo");
     assert_eq!(echo, format!("{words}\n").as_bytes());
@@ -459,7 +489,10 @@ fn an_error_whose_drop_panics() {
         server.until("its place is free", |stats| stats.open == 1);
         ping(&mut bystander, b"after");
     }
-    assert_eq!(journal.until_closed(2), [CloseReason::Failed, CloseReason::Closed]);
+    assert_eq!(
+        journal.until_closed(2),
+        [CloseReason::Failed, CloseReason::Closed]
+    );
 }
 
 #[test]
@@ -486,7 +519,10 @@ fn id_of(server: &Running, peer: SocketAddr) -> ConnId {
     let mut id = None;
     eventually("it is in", || {
         let all = server.ask(|(), control| control.connections());
-        id = all.iter().find(|info| info.peer == peer).map(|info| info.id);
+        id = all
+            .iter()
+            .find(|info| info.peer == peer)
+            .map(|info| info.id);
         id.is_some()
     });
     id.expect("in")
@@ -535,7 +571,9 @@ fn do_from(wanted: &Entry, action: Action) {
     let (known, reach) = (Arc::clone(&other), Arc::clone(&handle));
     let successor = Journal::default();
     let notes = successor.clone();
-    let listen = local().send_buffer(16 * 1024).watermarks(4 * 1024, 64 * 1024);
+    let listen = local()
+        .send_buffer(16 * 1024)
+        .watermarks(4 * 1024, 64 * 1024);
     let (server, journal) = spawn_script(Config::new(), listen, move |cx, call| {
         let other = *known.lock().expect("other").get_or_insert(cx.conn.id());
         if other == cx.conn.id() || entry(&call) != place {
@@ -587,7 +625,9 @@ fn do_from(wanted: &Entry, action: Action) {
         // The server goes with its thread, and everybody with it.
         client.iter().for_each(|client| drop(hear(client)));
         await_end(&mut bystander);
-        eventually(&what, || server.handle.stop() == Err(HandleError::ServerGone));
+        eventually(&what, || {
+            server.handle.stop() == Err(HandleError::ServerGone)
+        });
         return;
     }
     if let Some(client) = client {
@@ -608,7 +648,11 @@ fn do_from(wanted: &Entry, action: Action) {
     eventually(&what, || {
         server.handle.stats().open == 0 && server.handle.stats().closed_total() == 2
     });
-    let reasons: Vec<_> = journal.reasons().into_iter().chain(successor.reasons()).collect();
+    let reasons: Vec<_> = journal
+        .reasons()
+        .into_iter()
+        .chain(successor.reasons())
+        .collect();
     assert_eq!(reasons.len(), 2, "{what}: {reasons:?}");
     let own = match action {
         Action::Close if *wanted == Entry::Drain => Some(CloseReason::Drained),
@@ -618,10 +662,18 @@ fn do_from(wanted: &Entry, action: Action) {
         Action::AbortOther if *wanted != Entry::Drain => Some(CloseReason::Aborted),
         _ => None,
     };
-    assert!(own.is_none_or(|own| reasons.contains(&own)), "{what}: {reasons:?}");
+    assert!(
+        own.is_none_or(|own| reasons.contains(&own)),
+        "{what}: {reasons:?}"
+    );
     let stats = server.handle.stats();
     assert_eq!(
-        (stats.accepted, stats.opened, stats.closed_total(), stats.panics),
+        (
+            stats.accepted,
+            stats.opened,
+            stats.closed_total(),
+            stats.panics
+        ),
         (2, 2, 2, 0),
         "{what}"
     );
@@ -689,7 +741,10 @@ fn an_error_is_the_cause() {
     assert_eq!(
         causes,
         [
-            (CloseReason::Failed, Some("invalid digit found in string".to_owned())),
+            (
+                CloseReason::Failed,
+                Some("invalid digit found in string".to_owned())
+            ),
             (CloseReason::Failed, Some("no goodbye".to_owned()))
         ]
     );
@@ -785,7 +840,10 @@ fn a_pause_from_outside() {
     for _ in 0..20 {
         server.ask(|(), _| ());
     }
-    assert_eq!((journal.count(&Entry::Frame), journal.count(&Entry::Finish)), (1, 0));
+    assert_eq!(
+        (journal.count(&Entry::Frame), journal.count(&Entry::Finish)),
+        (1, 0)
+    );
     server.ask(move |(), control| control.conn(id).expect("there").resume());
     assert_eq!(read_to_end(&mut client), packet2(b"waits"));
     assert_eq!(journal.until_closed(1), [CloseReason::Finished]);

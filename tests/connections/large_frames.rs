@@ -33,7 +33,12 @@ fn answers(framing: &Framing, request: u8) -> Vec<u8> {
 /// Bytes that tell where they are.
 fn payload(request: u8, at: usize, length: usize) -> Vec<u8> {
     (0..length)
-        .map(|place| request.wrapping_mul(31) ^ (at as u8).wrapping_mul(57) ^ (place / 251) as u8 ^ (place % 251) as u8)
+        .map(|place| {
+            request.wrapping_mul(31)
+                ^ (at as u8).wrapping_mul(57)
+                ^ (place / 251) as u8
+                ^ (place % 251) as u8
+        })
         .collect()
 }
 
@@ -68,7 +73,9 @@ fn in_order_between_small_ones_for_slow_readers() {
         let listen = roomy().framing(framing.clone());
         let server = spawn(move || {
             let mut server = Server::new(Config::new()).expect("server");
-            server.listen(listen, |_: &mut (), _| Generous).expect("listen");
+            server
+                .listen(listen, |_: &mut (), _| Generous)
+                .expect("listen");
             (server, ())
         });
         for narrow in [true, false] {
@@ -84,7 +91,10 @@ fn in_order_between_small_ones_for_slow_readers() {
                 }
                 let expected = answers(&framing, request);
                 let came = read_slowly(&mut client, expected.len());
-                assert!(came == expected, "{framing:?}, request {request}, narrow: {narrow}");
+                assert!(
+                    came == expected,
+                    "{framing:?}, request {request}, narrow: {narrow}"
+                );
             }
         }
         let (stats, ()) = server.finish();
@@ -121,7 +131,9 @@ fn to_another_connection() {
     let listen = roomy().framing(Framing::Packet2);
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(listen, |_: &mut Vec<ConnId>, _| Crier).expect("listen");
+        server
+            .listen(listen, |_: &mut Vec<ConnId>, _| Crier)
+            .expect("listen");
         (server, Vec::new())
     });
     let addr = server.addr();
@@ -140,7 +152,10 @@ fn to_another_connection() {
     let speaking = thread::spawn(move || mouth.write_all(&written).expect("sent"));
     assert!(read_slowly(&mut speaker, wire.len()) == wire);
     for listener in &mut listeners {
-        assert!(read_slowly(listener, wire.len()) == wire, "each hears all of it");
+        assert!(
+            read_slowly(listener, wire.len()) == wire,
+            "each hears all of it"
+        );
     }
     speaking.join().expect("spoken");
     server.finish();
@@ -159,7 +174,9 @@ fn to_one_who_has_gone() {
             Ok(())
         }
     }
-    let listen = roomy().framing(Framing::Raw).linger(Duration::from_secs(1), 1024);
+    let listen = roomy()
+        .framing(Framing::Raw)
+        .linger(Duration::from_secs(1), 1024);
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
         server.listen(listen, |_: &mut (), _| Late).expect("listen");

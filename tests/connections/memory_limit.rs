@@ -18,8 +18,14 @@ impl Handler for Echo {
 const LIMIT: usize = 1024 * 1024;
 
 fn world() -> (Sim, SocketAddr) {
-    let mut sim = Sim::new(1, Config::new().max_connections(5000).memory_limit(LIMIT), ());
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4).backlog(5000);
+    let mut sim = Sim::new(
+        1,
+        Config::new().max_connections(5000).memory_limit(LIMIT),
+        (),
+    );
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(Framing::Packet4)
+        .backlog(5000);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     (sim, addr)
 }
@@ -42,7 +48,11 @@ fn ping(sim: &mut Sim, addr: SocketAddr) {
 }
 
 fn buffered(sim: &mut Sim) -> usize {
-    sim.control().connections().iter().map(|info| info.buffered).sum()
+    sim.control()
+        .connections()
+        .iter()
+        .map(|info| info.buffered)
+        .sum()
 }
 
 /// A thousand peers that each begin a frame as large as they may: the limit holds, whoever is small is served, and what
@@ -50,7 +60,9 @@ fn buffered(sim: &mut Sim) -> usize {
 #[test]
 fn hostile_peers_share_what_there_is() {
     let (mut sim, addr) = world();
-    let clients: Vec<_> = (0..1000).map(|_| sim.connect(addr).expect("it listens")).collect();
+    let clients: Vec<_> = (0..1000)
+        .map(|_| sim.connect(addr).expect("it listens"))
+        .collect();
     for client in &clients {
         begin(&mut sim, *client, 50_000);
     }
@@ -80,7 +92,9 @@ fn half_a_large_frame(sim: &mut Sim, addr: SocketAddr) -> (ClientId, Vec<u8>) {
 fn a_large_frame_waits_while_memory_is_tight() {
     let (mut sim, addr) = world();
     let (large, frame) = half_a_large_frame(&mut sim, addr);
-    let hogs: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("it listens")).collect();
+    let hogs: Vec<_> = (0..20)
+        .map(|_| sim.connect(addr).expect("it listens"))
+        .collect();
     for hog in &hogs {
         begin(&mut sim, *hog, 32_000);
     }
@@ -112,7 +126,12 @@ fn who_holds_the_most_goes_first() {
         clients.push(client);
     }
     sim.settle();
-    let ids: Vec<_> = sim.control().connections().iter().map(|info| info.id).collect();
+    let ids: Vec<_> = sim
+        .control()
+        .connections()
+        .iter()
+        .map(|info| info.id)
+        .collect();
     for (place, id) in ids.iter().enumerate() {
         let size = if place < 4 { 100_000 } else { 20_000 };
         if let Some(mut conn) = sim.control().conn(*id) {
@@ -124,7 +143,11 @@ fn who_holds_the_most_goes_first() {
     let closed = sim.stats().closed(CloseReason::OverMemory);
     assert!((1..=4).contains(&closed), "{closed}");
     for client in &clients[4..] {
-        assert_eq!(sim.state(*client), ClientState::Connected, "the small ones stay");
+        assert_eq!(
+            sim.state(*client),
+            ClientState::Connected,
+            "the small ones stay"
+        );
     }
     sim.step();
     assert_eq!(sim.stats().open as u64, 40 - closed);
@@ -134,7 +157,9 @@ fn who_holds_the_most_goes_first() {
 #[test]
 fn one_byte_does_not_keep_a_large_buffer() {
     let (mut sim, addr) = world();
-    let mut clients: Vec<_> = (0..400).map(|_| sim.connect(addr).expect("it listens")).collect();
+    let mut clients: Vec<_> = (0..400)
+        .map(|_| sim.connect(addr).expect("it listens"))
+        .collect();
     for _ in 0..3 {
         for client in &clients {
             let frame = [&60_000_u32.to_be_bytes()[..], &[b'x'; 60_000], &[0]].concat();
@@ -170,12 +195,18 @@ fn large_frames_are_finished_one_after_the_other() {
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let payload = 700_000_usize;
     let frame = [&(payload as u32).to_be_bytes()[..], &vec![b'y'; payload]].concat();
-    let clients: Vec<_> = (0..40).map(|_| sim.connect(addr).expect("it listens")).collect();
+    let clients: Vec<_> = (0..40)
+        .map(|_| sim.connect(addr).expect("it listens"))
+        .collect();
     for client in &clients {
         sim.send(*client, &frame[..300_000]);
     }
     sim.settle();
-    assert!(sim.stats().paused_for_memory > 20, "{}", sim.stats().paused_for_memory);
+    assert!(
+        sim.stats().paused_for_memory > 20,
+        "{}",
+        sim.stats().paused_for_memory
+    );
     for client in &clients {
         sim.send(*client, &frame[300_000..]);
     }
@@ -192,7 +223,9 @@ fn who_does_not_use_its_turn_loses_it() {
     let mut sim = Sim::new(1, Config::new().memory_limit(8 * LIMIT), ());
     let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
-    let clients: Vec<_> = (0..40).map(|_| sim.connect(addr).expect("it listens")).collect();
+    let clients: Vec<_> = (0..40)
+        .map(|_| sim.connect(addr).expect("it listens"))
+        .collect();
     for client in &clients {
         begin(&mut sim, *client, 300_000);
     }
@@ -289,7 +322,10 @@ fn a_limit_below_a_few_reads_is_refused() {
     let server: Result<Server, Error> = Server::new(Config::new().memory_limit(1000));
     match server {
         Err(Error::Option { option, problem }) => {
-            assert!(option == "memory_limit" && problem.contains("at least"), "{problem}");
+            assert!(
+                option == "memory_limit" && problem.contains("at least"),
+                "{problem}"
+            );
         }
         other => panic!("{other:?}"),
     }
@@ -299,9 +335,13 @@ fn a_limit_below_a_few_reads_is_refused() {
 #[test]
 fn a_crowd_of_small_holders_is_bounded_too() {
     const SMALL_LIMIT: usize = 256 * 1024;
-    let config = Config::new().max_connections(1000).memory_limit(SMALL_LIMIT);
+    let config = Config::new()
+        .max_connections(1000)
+        .memory_limit(SMALL_LIMIT);
     let mut sim = Sim::new(1, config, ());
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4).backlog(1000);
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(Framing::Packet4)
+        .backlog(1000);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     for _ in 0..1000 {
         let client = sim.connect(addr).expect("it listens");
@@ -326,7 +366,11 @@ fn who_holds_less_than_its_share_again_is_read_from_again() {
     sim.set_send_buffer(slow, 0);
     sim.settle();
     let id = sim.control().connections()[0].id;
-    let sent = sim.control().conn(id).expect("it is there").send(vec![b'x'; 100_000]);
+    let sent = sim
+        .control()
+        .conn(id)
+        .expect("it is there")
+        .send(vec![b'x'; 100_000]);
     sent.expect("there is room");
     let mut granted = slow;
     for _ in 0..20 {
@@ -354,7 +398,11 @@ fn who_holds_less_than_its_share_again_is_read_from_again() {
         assert!(!paused_for_memory(&mut sim));
         sim.set_reading(slow, false);
         sim.set_send_buffer(slow, 0);
-        let sent = sim.control().conn(id).expect("it is there").send(vec![b'x'; 60_000]);
+        let sent = sim
+            .control()
+            .conn(id)
+            .expect("it is there")
+            .send(vec![b'x'; 60_000]);
         sent.expect("there is room");
         sim.send(slow, b"\0\0\0\x02hi");
         sim.settle();
@@ -379,17 +427,26 @@ impl Handler<Vec<usize>> for Hears {
 fn a_finished_end_waits_too() {
     let config = Config::new().max_connections(5000).memory_limit(LIMIT);
     let mut sim = Sim::new(1, config, Vec::new());
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4).backlog(5000);
-    let addr = sim.listen(listen, |_: &mut Vec<usize>, _| Hears).expect("listen");
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(Framing::Packet4)
+        .backlog(5000);
+    let addr = sim
+        .listen(listen, |_: &mut Vec<usize>, _| Hears)
+        .expect("listen");
     let large = sim.connect(addr).expect("it listens");
     let frame = [&300_000_u32.to_be_bytes()[..], &vec![b'y'; 300_000]].concat();
     sim.send(large, b"\0\0\0\x03bye");
     sim.settle();
     sim.send(large, &frame[..150_000]);
     sim.settle();
-    let hogs: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("it listens")).collect();
+    let hogs: Vec<_> = (0..20)
+        .map(|_| sim.connect(addr).expect("it listens"))
+        .collect();
     for hog in &hogs {
-        sim.send(*hog, &[&0x0080_0000_u32.to_be_bytes()[..], &[b'x'; 32_000]].concat());
+        sim.send(
+            *hog,
+            &[&0x0080_0000_u32.to_be_bytes()[..], &[b'x'; 32_000]].concat(),
+        );
     }
     sim.settle();
     sim.send(hogs[0], &[b'x'; 32_000]);

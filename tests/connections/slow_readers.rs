@@ -4,9 +4,13 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use kit::net::{await_end, connect, eventually, local, packet2, ping, recv2, send2, spawn, Running};
+use kit::net::{
+    await_end, connect, eventually, local, packet2, ping, recv2, send2, spawn, Running,
+};
 use kit::script::{connect_narrow, fill, spawn_script, usual, Call, Entry};
-use portcullis::{CloseReason, Config, ConnId, ConnInfo, Context, Handler, Listen, Outcome, SendError, Server};
+use portcullis::{
+    CloseReason, Config, ConnId, ConnInfo, Context, Handler, Listen, Outcome, SendError, Server,
+};
 
 const HIGH: usize = 64 * 1024;
 const LOW: usize = 16 * 1024;
@@ -16,7 +20,10 @@ const FRAME: usize = 60_002;
 
 /// A listener where little is enough: the kernel's buffers are small, so that ours fill.
 fn tight() -> Listen {
-    local().watermarks(LOW, HIGH).output_limit(LIMIT).send_buffer(16 * 1024)
+    local()
+        .watermarks(LOW, HIGH)
+        .output_limit(LIMIT)
+        .send_buffer(16 * 1024)
 }
 
 /// A flood of requests from somebody who reads none of the answers; returns when the server has stopped reading too.
@@ -24,7 +31,9 @@ fn flood(server: &Running) -> (TcpStream, usize) {
     let mut client = connect_narrow(server.addr());
     let mut wire = Vec::new();
     for number in 0..20_000u32 {
-        wire.extend(packet2(&[number.to_be_bytes(), [0; 4]].concat().repeat(100)));
+        wire.extend(packet2(
+            &[number.to_be_bytes(), [0; 4]].concat().repeat(100),
+        ));
     }
     // Until the kernels' buffers are full and stay full: nobody reads.
     let mut sent = 0;
@@ -52,7 +61,10 @@ fn reading_stops_and_memory_is_bounded() {
     let info = only(&server);
     // One frame over the mark at the most, and one read of requests that wait for their turn.
     assert!(info.queued >= LOW && info.queued <= HIGH + FRAME, "{info}");
-    assert!(info.buffered <= HIGH + FRAME + 64 * 1024 + 65_537, "{info:?}");
+    assert!(
+        info.buffered <= HIGH + FRAME + 64 * 1024 + 65_537,
+        "{info:?}"
+    );
     assert!(
         (info.traffic.bytes_in as usize) < sent + 1 && info.traffic.frames_in > 0,
         "{info}"
@@ -90,7 +102,9 @@ fn who_reads_again_gets_everything_once() {
     // The rest of the frame in which the kernel's buffer was full.
     if sent % frame > 0 {
         let expected = [(whole as u32).to_be_bytes(), [0; 4]].concat().repeat(100);
-        client.write_all(&packet2(&expected)[sent % frame..]).expect("write");
+        client
+            .write_all(&packet2(&expected)[sent % frame..])
+            .expect("write");
         assert!(recv2(&mut client) == expected);
     }
     ping(&mut client, b"as before");
@@ -155,7 +169,10 @@ fn a_pushing_handler_is_told_full_and_then_writable() {
                     match cx.conn.send(frame) {
                         Ok(()) => next += 1,
                         Err(SendError::Full { queued, limit }) => {
-                            assert!(limit == LIMIT && (LIMIT..LIMIT + 5002).contains(&queued), "{queued}");
+                            assert!(
+                                limit == LIMIT && (LIMIT..LIMIT + 5002).contains(&queued),
+                                "{queued}"
+                            );
                             assert_eq!(queued, cx.conn.queued());
                             return Ok(());
                         }
@@ -207,7 +224,9 @@ impl Handler<Vec<ConnId>> for Chat {
 fn a_broadcast_to_a_stuck_peer_does_not_grow() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(tight(), |_: &mut Vec<ConnId>, _| Chat).expect("listen");
+        server
+            .listen(tight(), |_: &mut Vec<ConnId>, _| Chat)
+            .expect("listen");
         (server, Vec::new())
     });
     let stuck = connect_narrow(server.addr());
@@ -216,7 +235,8 @@ fn a_broadcast_to_a_stuck_peer_does_not_grow() {
     let words = [3; 10_000];
     for _ in 0..200 {
         ping(&mut speaker, &words);
-        let most = server.ask(|_, control| control.connections().iter().map(|info| info.queued).max());
+        let most =
+            server.ask(|_, control| control.connections().iter().map(|info| info.queued).max());
         assert!(most.expect("connections") <= LIMIT + 10_002);
     }
     let peer = stuck.local_addr().expect("addr");
@@ -228,7 +248,10 @@ fn a_broadcast_to_a_stuck_peer_does_not_grow() {
             .expect("there");
         (info.id, info.queued)
     });
-    assert!(queued >= LIMIT, "two megabytes were too much for it: {queued}");
+    assert!(
+        queued >= LIMIT,
+        "two megabytes were too much for it: {queued}"
+    );
     // A handle is told nothing at once, but what comes of it is counted.
     let before = server.handle.stats().undeliverable;
     server.handle.send(id, vec![1; 100]).expect("queued");

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
-use portcullis::{Close, CloseReason, Closed, Config, ConnId, Context, Framing, Handler, Listen, Message, Outcome};
+use portcullis::{
+    Close, CloseReason, Closed, Config, ConnId, Context, Framing, Handler, Listen, Message, Outcome,
+};
 
 /// What all handlers say, in order.
 type Told = Vec<String>;
@@ -107,7 +109,8 @@ impl Handler<Told> for Session {
 
     fn on_frame(&mut self, cx: &mut Context<'_, Told>, frame: &[u8]) -> Outcome {
         let words = String::from_utf8_lossy(frame);
-        cx.app.push(format!("{} after {}: {words}", self.user, self.lines));
+        cx.app
+            .push(format!("{} after {}: {words}", self.user, self.lines));
         if frame == b"logout" {
             cx.conn.set_framing(&Framing::Line);
             cx.conn.replace_handler(Login { lines: 0 });
@@ -213,7 +216,11 @@ fn nothing_is_lost_between_two_protocols_in_every_cut() {
             &packet("begin"),
         ]
         .concat();
-        assert_eq!(sim.received(client), answers, "each answer is in its own framing");
+        assert_eq!(
+            sim.received(client),
+            answers,
+            "each answer is in its own framing"
+        );
     }
     // A byte at a time.
     let (mut sim, addr) = world();
@@ -235,7 +242,11 @@ fn the_last_handler_hears_of_the_end_and_it_alone() {
             |sim, client| sim.finish(client),
             &["ada: finish", "ada: peer finished"],
         ),
-        ("RST", |sim, client| sim.reset(client), &["ada: reset by peer"]),
+        (
+            "RST",
+            |sim, client| sim.reset(client),
+            &["ada: reset by peer"],
+        ),
         (
             "kill",
             |sim, _| assert!(sim.handle().kill(id(sim)).is_ok()),
@@ -255,7 +266,11 @@ fn the_last_handler_hears_of_the_end_and_it_alone() {
     for (name, end, expected) in ends {
         let (mut sim, addr) = world();
         let client = say(&mut sim, addr, b"login ada\n");
-        assert_eq!(told(&mut sim), ["login: open", "login: login ada"], "no second on_open");
+        assert_eq!(
+            told(&mut sim),
+            ["login: open", "login: login ada"],
+            "no second on_open"
+        );
         assert_eq!(dropped(), 1, "{name}: the old one is gone at once");
         end(&mut sim, client);
         sim.advance(Duration::from_secs(3));
@@ -273,7 +288,11 @@ fn a_swap_and_an_end_in_the_same_callback() {
         ("and-panic ada\n", CloseReason::Panicked),
     ] {
         let (mut sim, addr) = world();
-        let client = say(&mut sim, addr, &[line.as_bytes(), &packet("not delivered")].concat());
+        let client = say(
+            &mut sim,
+            addr,
+            &[line.as_bytes(), &packet("not delivered")].concat(),
+        );
         sim.finish(client);
         sim.advance(Duration::from_secs(3));
         let expected = [
@@ -292,7 +311,11 @@ fn a_swap_and_an_end_in_the_same_callback() {
 #[test]
 fn of_two_successors_the_last_one_stays() {
     let (mut sim, addr) = world();
-    let client = say(&mut sim, addr, &[&b"twice ada\n"[..], &packet("who?")].concat());
+    let client = say(
+        &mut sim,
+        addr,
+        &[&b"twice ada\n"[..], &packet("who?")].concat(),
+    );
     sim.finish(client);
     sim.advance(Duration::from_secs(3));
     let expected = [
@@ -313,7 +336,10 @@ fn timers_pauses_and_messages_reach_the_successor() {
     let id = id(&mut sim);
     sim.handle().notify(id, "early").expect("live");
     sim.settle();
-    sim.send(client, &[&b"and-pause ada\n"[..], &packet("held back")].concat());
+    sim.send(
+        client,
+        &[&b"and-pause ada\n"[..], &packet("held back")].concat(),
+    );
     sim.settle();
     sim.handle().notify(id, "late").expect("live");
     sim.advance(Duration::from_secs(4));
@@ -344,11 +370,19 @@ fn a_peer_that_finishes_with_its_last_line() {
             ],
         ),
         // Inside a frame of the new protocol.
-        (b"login ada\n\0".to_vec(), &["login: login ada", "ada: truncated frame"]),
+        (
+            b"login ada\n\0".to_vec(),
+            &["login: login ada", "ada: truncated frame"],
+        ),
         // The rest of a raw connection is no frame that could be incomplete.
         (
             b"raw ada\n\0".to_vec(),
-            &["login: raw ada", "ada after 1: \0", "ada: finish", "ada: peer finished"],
+            &[
+                "login: raw ada",
+                "ada after 1: \0",
+                "ada: finish",
+                "ada: peer finished",
+            ],
         ),
     ] {
         let (mut sim, addr) = world();
@@ -365,10 +399,18 @@ fn a_peer_that_finishes_with_its_last_line() {
 fn the_longest_frame_is_the_new_framings() {
     let (mut sim, addr) = world();
     let long = "x".repeat(65_535);
-    say(&mut sim, addr, &[&b"login ada\n"[..], &packet(&long)].concat());
+    say(
+        &mut sim,
+        addr,
+        &[&b"login ada\n"[..], &packet(&long)].concat(),
+    );
     assert_eq!(told(&mut sim).last(), Some(&format!("ada after 1: {long}")));
     let (mut sim, addr) = world();
-    let client = say(&mut sim, addr, &[&b"large ada\n"[..], &packet("0123456789")].concat());
+    let client = say(
+        &mut sim,
+        addr,
+        &[&b"large ada\n"[..], &packet("0123456789")].concat(),
+    );
     assert_eq!(
         told(&mut sim).last().map(String::as_str),
         Some("ada after 1: 0123456789")

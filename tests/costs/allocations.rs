@@ -82,7 +82,12 @@ fn a_message_allocates_nothing() {
     let packet = per_thousand(Framing::Packet2, &packet2(&[b'x'; 64]));
     let large = per_thousand(Framing::Packet2, &packet2(&[b'x'; 9000]));
     let line = per_thousand(Framing::Line, &[&[b'x'; 80][..], b"\n"].concat());
-    for (what, info) in [("raw", raw), ("packet-2", packet), ("large", large), ("line", line)] {
+    for (what, info) in [
+        ("raw", raw),
+        ("packet-2", packet),
+        ("large", large),
+        ("line", line),
+    ] {
         assert_eq!((info.count_total, info.bytes_total), (0, 0), "{what}");
     }
 }
@@ -152,7 +157,10 @@ fn an_idle_connection_holds_200_bytes() {
     // mio's sockets are larger in debug builds, where they know which poll they belong to.
     let most = if cfg!(debug_assertions) { 216 } else { 200 };
     println!("{each} bytes for each connection");
-    assert!((100..=most).contains(&each), "{each} bytes for each connection");
+    assert!(
+        (100..=most).contains(&each),
+        "{each} bytes for each connection"
+    );
 }
 
 /// After a burst of large frames, an idle connection is as small as before.
@@ -226,7 +234,9 @@ mod behind_tls {
             opt_out(|| self.orders.send(order).expect("it runs"));
             self.given += 1;
             let (given, obeyed) = (self.given, &self.obeyed);
-            turned.until("the client is done", |_| obeyed.load(Ordering::SeqCst) == given);
+            turned.until("the client is done", |_| {
+                obeyed.load(Ordering::SeqCst) == given
+            });
         }
     }
 
@@ -255,6 +265,9 @@ mod behind_tls {
             |turned, clients| clients.carry_out(Order::Come, turned),
         );
         println!("{each} bytes for each connection");
-        assert!((1000..=3000).contains(&each), "{each} bytes for each connection");
+        assert!(
+            (1000..=3000).contains(&each),
+            "{each} bytes for each connection"
+        );
     }
 }

@@ -50,7 +50,9 @@ fn hostile_peers_do_not_get_more_than_there_is() {
     let mut hostile: Vec<TcpStream> = (0..PEERS)
         .map(|_| {
             let mut stream = connect(addr);
-            stream.write_all(&0x0080_0000_u32.to_be_bytes()).expect("sent");
+            stream
+                .write_all(&0x0080_0000_u32.to_be_bytes())
+                .expect("sent");
             stream.set_nonblocking(true).expect("nonblocking");
             stream
         })

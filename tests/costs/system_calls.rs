@@ -31,7 +31,10 @@ fn calls(sim: &mut Sim, what: impl FnOnce(&mut Sim)) -> Box<dyn Fn(Call) -> u64>
     what(sim);
     let after = count(sim);
     Box::new(move |call| {
-        let at = Call::ALL.iter().position(|&known| known == call).expect("one of all");
+        let at = Call::ALL
+            .iter()
+            .position(|&known| known == call)
+            .expect("one of all");
         after[at] - before[at]
     })
 }
@@ -92,9 +95,16 @@ fn a_connection_is_accepted_once_and_registered_once() {
     assert_eq!(made(Call::Register), CLIENTS);
     // The last one of each round finds nobody.
     let rounds = CLIENTS / 16 + 1;
-    assert!(made(Call::Accept) <= CLIENTS + rounds, "{} accepts", made(Call::Accept));
+    assert!(
+        made(Call::Accept) <= CLIENTS + rounds,
+        "{} accepts",
+        made(Call::Accept)
+    );
     assert_eq!((made(Call::Read), made(Call::Write)), (0, 0));
-    assert_eq!((made(Call::RegisterListener), made(Call::DeregisterListener)), (0, 0));
+    assert_eq!(
+        (made(Call::RegisterListener), made(Call::DeregisterListener)),
+        (0, 0)
+    );
 
     // Until its end: a read that finds it, our own FIN at the most, and no deregistration but the close itself.
     let made = calls(&mut sim, |sim| {
@@ -103,7 +113,9 @@ fn a_connection_is_accepted_once_and_registered_once() {
         }
         sim.settle();
     });
-    assert!(clients.iter().all(|&client| sim.state(client) == ClientState::Finished));
+    assert!(clients
+        .iter()
+        .all(|&client| sim.state(client) == ClientState::Finished));
     assert_eq!(
         (made(Call::Read), made(Call::Write), made(Call::Shutdown)),
         (CLIENTS, 0, 0)

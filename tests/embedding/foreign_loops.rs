@@ -48,7 +48,9 @@ fn talk(addr: SocketAddr, client: u64, batches: u64) {
         stream.write_all(&wire).expect("sent");
         echo.resize(wire.len(), 0);
         // Bounded by the patience of the stream.
-        stream.read_exact(&mut echo).expect("the echoes of this batch");
+        stream
+            .read_exact(&mut echo)
+            .expect("the echoes of this batch");
         assert!(echo == wire, "batch {batch} of client {client}");
     }
 }
@@ -65,7 +67,9 @@ fn wait(server: &Server) -> Duration {
 /// One turn, for a reason: an event, or work that was left over. Without one a wake-up is lost.
 fn turn(server: &mut Server, event: bool, waited: Duration) {
     assert!(event || waited < PATIENCE, "a wake-up is lost: {server:?}");
-    server.poll_once(&mut (), Some(Duration::ZERO)).expect("a turn");
+    server
+        .poll_once(&mut (), Some(Duration::ZERO))
+        .expect("a turn");
 }
 
 fn descriptor(server: &Server) -> OwnedFd {
@@ -96,7 +100,9 @@ fn in_polling(mode: PollMode, events: u64) {
         woken += ready.len() as u64;
         if !ready.is_empty() && matches!(mode, PollMode::Oneshot | PollMode::EdgeOneshot) {
             // Before the turn: what comes while it lasts is announced then.
-            poller.modify_with_mode(&fd, Event::readable(7), mode).expect("armed");
+            poller
+                .modify_with_mode(&fd, Event::readable(7), mode)
+                .expect("armed");
         }
         turn(&mut server, !ready.is_empty(), waited);
     }
@@ -152,7 +158,11 @@ fn a_million_events_in_polling_one_shot() {
 /// Not every system has both at once.
 #[test]
 fn polling_edge_triggered_and_one_shot() {
-    if cfg!(any(target_os = "linux", target_os = "macos", target_os = "freebsd")) {
+    if cfg!(any(
+        target_os = "linux",
+        target_os = "macos",
+        target_os = "freebsd"
+    )) {
         in_polling(PollMode::EdgeOneshot, EVENTS / 10);
     }
 }

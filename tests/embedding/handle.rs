@@ -7,10 +7,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kit::net::{
-    await_end, connect, eventually, hold, local, ping, recv2, send2, spawn, spawn_echo, Echo, Running, PATIENCE,
+    await_end, connect, eventually, hold, local, ping, recv2, send2, spawn, spawn_echo, Echo,
+    Running, PATIENCE,
 };
 use portcullis::{
-    CloseReason, Closed, Config, ConnId, Context, Handle, HandleError, Handler, ListenerState, Message, Outcome, Server,
+    CloseReason, Closed, Config, ConnId, Context, Handle, HandleError, Handler, ListenerState,
+    Message, Outcome, Server,
 };
 
 /// What the connections of a test have told.
@@ -40,7 +42,10 @@ impl Handler<Heard> for Member {
     fn on_message(&mut self, cx: &mut Context<'_, Heard>, message: Message) -> Outcome {
         match message.downcast::<String>() {
             Ok(text) => cx.conn.send(text.as_bytes())?,
-            Err(other) => cx.app.numbers.extend(other.downcast::<u32>().map(|number| *number)),
+            Err(other) => cx
+                .app
+                .numbers
+                .extend(other.downcast::<u32>().map(|number| *number)),
         }
         Ok(())
     }
@@ -53,7 +58,9 @@ impl Handler<Heard> for Member {
 fn members(config: Config) -> Running<Heard> {
     spawn(|| {
         let mut server = Server::new(config).expect("server");
-        server.listen(local(), |_: &mut Heard, _| Member).expect("listen");
+        server
+            .listen(local(), |_: &mut Heard, _| Member)
+            .expect("listen");
         (server, Heard::default())
     })
 }
@@ -83,7 +90,10 @@ fn a_frame_is_sent_from_another_thread() {
     let (mut client, id) = join(&server);
     server.handle.send(id, "one").expect("send");
     server.handle.send(id, b"two".to_vec()).expect("send");
-    assert_eq!((recv2(&mut client), recv2(&mut client)), (b"one".into(), b"two".into()));
+    assert_eq!(
+        (recv2(&mut client), recv2(&mut client)),
+        (b"one".into(), b"two".into())
+    );
 }
 
 #[test]
@@ -91,8 +101,14 @@ fn a_message_reaches_the_handler_as_what_it_is() {
     let server = members(Config::new());
     let (mut client, id) = join(&server);
     server.handle.notify(id, 7_u32).expect("notify");
-    server.handle.notify(id, ["neither", "nor"]).expect("notify");
-    server.handle.notify(id, String::from("text")).expect("notify");
+    server
+        .handle
+        .notify(id, ["neither", "nor"])
+        .expect("notify");
+    server
+        .handle
+        .notify(id, String::from("text"))
+        .expect("notify");
     assert_eq!(recv2(&mut client), b"text");
     assert_eq!(server.ask(|heard, _| heard.numbers.clone()), [7]);
 }
@@ -105,7 +121,9 @@ fn a_kill_ends_one_connection_and_no_other() {
     assert!(server.handle.is_live(id) && server.handle.is_live(other_id));
     server.handle.kill(id).expect("kill");
     await_end(&mut victim);
-    server.until("the kill is counted", |stats| stats.closed(CloseReason::Killed) == 1);
+    server.until("the kill is counted", |stats| {
+        stats.closed(CloseReason::Killed) == 1
+    });
     assert!(!server.handle.is_live(id) && server.handle.is_live(other_id));
     ping(&mut other, b"still here");
     assert_eq!(
@@ -159,7 +177,9 @@ fn a_message_that_nobody_gets_may_panic_when_it_is_dropped() {
     drop(held);
     ping(&mut other, b"the loop goes on");
     assert_eq!(
-        server.until("it is counted", |stats| stats.panics == 1).undeliverable,
+        server
+            .until("it is counted", |stats| stats.panics == 1)
+            .undeliverable,
         1
     );
 }
@@ -192,7 +212,9 @@ fn a_job_that_panics_is_reported_and_the_loop_goes_on() {
     let server = members(Config::new());
     let (mut client, _) = join(&server);
     server.handle.post(|_, _| panic!("a job")).expect("post");
-    let answer = server.handle.call(PATIENCE, |_, _| -> u32 { panic!("a question") });
+    let answer = server
+        .handle
+        .call(PATIENCE, |_, _| -> u32 { panic!("a question") });
     assert_eq!(answer, Err(HandleError::Panicked));
     ping(&mut client, b"goes on");
     assert_eq!(server.ask(|_, control| control.stats().panics), 2);
@@ -231,7 +253,10 @@ fn stop_ends_run_and_leaves_everything_as_it_is() {
     });
     server.run(&mut ()).expect("run");
     let mut client = client.join().expect("served");
-    assert_eq!((server.connections().len(), server.drain_report()), (1, None));
+    assert_eq!(
+        (server.connections().len(), server.drain_report()),
+        (1, None)
+    );
     assert_eq!(server.listeners()[0].state, ListenerState::Listening);
     // And it can be run again.
     let handle = server.handle();
@@ -288,7 +313,11 @@ fn every_snapshot_of_the_counters_adds_up() {
     let (mut snapshots, mut before) = (0, server.handle.stats());
     while clients.iter().any(|client| !client.is_finished()) {
         let stats = server.handle.stats();
-        assert_eq!(stats.accepted, stats.open as u64 + stats.closed_total(), "{stats:?}");
+        assert_eq!(
+            stats.accepted,
+            stats.open as u64 + stats.closed_total(),
+            "{stats:?}"
+        );
         assert!(stats.open <= stats.peak && stats.peak <= 20 && stats.opened <= stats.accepted);
         assert!(stats.accepted >= before.accepted && stats.iterations >= before.iterations);
         snapshots += 1;
@@ -298,7 +327,9 @@ fn every_snapshot_of_the_counters_adds_up() {
     for client in clients {
         client.join().expect("served");
     }
-    let stats = server.until("all have gone", |stats| stats.open == 0 && stats.accepted == 600);
+    let stats = server.until("all have gone", |stats| {
+        stats.open == 0 && stats.accepted == 600
+    });
     assert_eq!(stats.closed_total(), 600);
 }
 
@@ -352,7 +383,10 @@ fn a_drain_overtakes_nothing() {
     for _ in 0..FRAMES {
         server.handle.send(id, *b"x").expect("there is room");
     }
-    server.handle.drain(Duration::from_secs(3600)).expect("drain");
+    server
+        .handle
+        .drain(Duration::from_secs(3600))
+        .expect("drain");
     // Another, and a shorter one: the first has not begun yet.
     server.handle.drain(PATIENCE).expect("drain");
     drop(held);
@@ -369,14 +403,20 @@ fn waiting_bytes_are_bounded_too() {
     let held = hold(&server.handle);
     server.handle.send(id, vec![1; 6]).expect("six bytes");
     server.handle.send(id, vec![2; 4]).expect("ten bytes");
-    assert_eq!(server.handle.send(id, vec![3; 1]), Err(HandleError::QueueFull));
+    assert_eq!(
+        server.handle.send(id, vec![3; 1]),
+        Err(HandleError::QueueFull)
+    );
     server.handle.notify(id, 1_u32).expect("no bytes");
     drop(held);
     assert_eq!((recv2(&mut client).len(), recv2(&mut client).len()), (6, 4));
     // A frame that is longer than the limit passes alone.
     let held = hold(&server.handle);
     server.handle.send(id, vec![4; 100]).expect("alone");
-    assert_eq!(server.handle.send(id, vec![5; 1]), Err(HandleError::QueueFull));
+    assert_eq!(
+        server.handle.send(id, vec![5; 1]),
+        Err(HandleError::QueueFull)
+    );
     drop(held);
     assert_eq!(recv2(&mut client).len(), 100);
 }
@@ -385,10 +425,14 @@ fn waiting_bytes_are_bounded_too() {
 fn a_handle_outlives_its_server() {
     let mut heard = Heard::default();
     let mut server = Server::new(Config::new()).expect("server");
-    server.listen(local(), |_: &mut Heard, _| Member).expect("listen");
+    server
+        .listen(local(), |_: &mut Heard, _| Member)
+        .expect("listen");
     let _client = connect(kit::net::tcp(&server.listeners()[0].addr));
     while heard.opened.is_empty() {
-        server.poll_once(&mut heard, Some(PATIENCE)).expect("a turn");
+        server
+            .poll_once(&mut heard, Some(PATIENCE))
+            .expect("a turn");
     }
     let (handle, id) = (server.handle(), heard.opened[0]);
     assert!(handle.is_live(id));
@@ -403,10 +447,16 @@ fn a_handle_outlives_its_server() {
     assert_eq!(handle.drain(PATIENCE), Err(HandleError::ServerGone));
     assert_eq!(handle.stats().accepted, 1, "the last counters stay");
     // Also on the thread that was the loop's: nothing there would wait for itself any more.
-    assert_eq!(handle.call(PATIENCE, |_, _| ()), Err(HandleError::ServerGone));
+    assert_eq!(
+        handle.call(PATIENCE, |_, _| ()),
+        Err(HandleError::ServerGone)
+    );
     assert_eq!(handle.listener(80, PATIENCE), Err(HandleError::ServerGone));
     let other = thread::spawn(move || handle.call(PATIENCE, |_, _| ()));
-    assert_eq!(other.join().expect("no panic"), Err(HandleError::ServerGone));
+    assert_eq!(
+        other.join().expect("no panic"),
+        Err(HandleError::ServerGone)
+    );
 }
 
 #[test]
@@ -426,7 +476,10 @@ fn what_waits_when_the_server_goes_is_dropped_and_who_waits_is_told() {
     drop(server);
     let (answer, took) = asker.join().expect("no panic");
     assert_eq!(answer, Err(HandleError::ServerGone));
-    assert!(took < PATIENCE, "it was told, and did not wait for the timeout");
+    assert!(
+        took < PATIENCE,
+        "it was told, and did not wait for the timeout"
+    );
     assert_eq!(Arc::strong_count(&kept), 1);
 }
 
@@ -435,7 +488,11 @@ fn readable<A>(server: &Server<A>) -> bool {
     let mut poll = mio::Poll::new().expect("poll");
     let fd = server.as_fd().as_raw_fd();
     poll.registry()
-        .register(&mut mio::unix::SourceFd(&fd), mio::Token(0), mio::Interest::READABLE)
+        .register(
+            &mut mio::unix::SourceFd(&fd),
+            mio::Token(0),
+            mio::Interest::READABLE,
+        )
         .expect("register");
     let mut events = mio::Events::with_capacity(4);
     poll.poll(&mut events, Some(Duration::ZERO)).expect("poll");
@@ -449,7 +506,9 @@ fn a_question_on_the_loops_own_thread_is_an_error() {
     impl Handler<Heard> for Asker {
         fn on_frame(&mut self, cx: &mut Context<'_, Heard>, frame: &[u8]) -> Outcome {
             let handle = cx.app.handle.clone().expect("given");
-            cx.app.answers.extend(handle.call(PATIENCE, |_, _| ()).err());
+            cx.app
+                .answers
+                .extend(handle.call(PATIENCE, |_, _| ()).err());
             cx.app.answers.extend(handle.listener(80, PATIENCE).err());
             cx.conn.send(frame)?;
             Ok(())
@@ -457,7 +516,9 @@ fn a_question_on_the_loops_own_thread_is_an_error() {
     }
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(local(), |_: &mut Heard, _| Asker).expect("listen");
+        server
+            .listen(local(), |_: &mut Heard, _| Asker)
+            .expect("listen");
         let heard = Heard {
             handle: Some(server.handle()),
             ..Heard::default()
@@ -492,7 +553,12 @@ fn so_is_one_between_two_turns_or_before_the_first() {
 fn a_flood_from_eight_threads_arrives_once_and_in_order() {
     const THREADS: usize = 8;
     const EACH: u32 = 12_500;
-    let server: Running<Vec<Vec<u32>>> = spawn(|| (mine(Config::new().queue_limit(1000)), vec![Vec::new(); THREADS]));
+    let server: Running<Vec<Vec<u32>>> = spawn(|| {
+        (
+            mine(Config::new().queue_limit(1000)),
+            vec![Vec::new(); THREADS],
+        )
+    });
     let threads: Vec<_> = (0..THREADS)
         .map(|thread| {
             let handle = server.handle.clone();
@@ -565,7 +631,10 @@ fn clients_are_served_under_a_flood_of_commands() {
     let mut late = connect(server.addr());
     ping(&mut late, b"a new client too");
     done.store(true, Ordering::Relaxed);
-    let taken: u64 = threads.into_iter().map(|thread| thread.join().expect("flooded")).sum();
+    let taken: u64 = threads
+        .into_iter()
+        .map(|thread| thread.join().expect("flooded"))
+        .sum();
     assert!(taken > 0);
 }
 
@@ -582,7 +651,8 @@ fn nobody_waits_for_an_answer_and_the_loop_does_not_mind() {
     });
     assert_eq!(answer, Err(HandleError::Timeout));
     drop(held);
-    told.recv_timeout(PATIENCE).expect("the job runs all the same");
+    told.recv_timeout(PATIENCE)
+        .expect("the job runs all the same");
     send2(&mut client, b"served");
     assert_eq!(recv2(&mut client), b"served");
 }

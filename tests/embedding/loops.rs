@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kit::net::{await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn_echo, Echo, PATIENCE};
+use kit::net::{
+    await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn_echo, Echo, PATIENCE,
+};
 use mio::unix::SourceFd;
 use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Peer, Server};
 
@@ -29,11 +31,20 @@ fn turn<A>(server: &mut Server<A>, app: &mut A) {
 
 /// Turns that wait until `condition` holds.
 #[track_caller]
-fn turns_until<A>(server: &mut Server<A>, app: &mut A, mut condition: impl FnMut(&Server<A>, &A) -> bool) {
+fn turns_until<A>(
+    server: &mut Server<A>,
+    app: &mut A,
+    mut condition: impl FnMut(&Server<A>, &A) -> bool,
+) {
     let begun = Instant::now();
     while !condition(server, app) {
-        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {server:?}");
-        server.poll_once(app, Some(Duration::from_millis(10))).expect("a turn");
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {server:?}"
+        );
+        server
+            .poll_once(app, Some(Duration::from_millis(10)))
+            .expect("a turn");
     }
 }
 
@@ -61,14 +72,22 @@ fn a_game_serves_its_clients_between_two_frames() {
 #[test]
 fn a_turn_accepts_no_more_than_its_budget_of_each_listener() {
     let (mut server, one) = echo_server(Config::new().accept_budget(4), local());
-    server.listen(local(), |_: &mut (), _| Echo).expect("listen");
+    server
+        .listen(local(), |_: &mut (), _| Echo)
+        .expect("listen");
     let other = kit::net::tcp(&server.listeners()[1].addr);
-    let _clients: Vec<_> = (0..20).map(|n| connect(if n < 10 { one } else { other })).collect();
+    let _clients: Vec<_> = (0..20)
+        .map(|n| connect(if n < 10 { one } else { other }))
+        .collect();
     for expected in [8, 16, 20] {
         turn(&mut server, &mut ());
         assert_eq!(server.stats().accepted, expected);
         if expected < 20 {
-            assert_eq!(server.next_timeout(), Some(Duration::ZERO), "clients are left");
+            assert_eq!(
+                server.next_timeout(),
+                Some(Duration::ZERO),
+                "clients are left"
+            );
         }
     }
 }
@@ -100,7 +119,9 @@ fn a_turn_reads_no_more_than_its_budget_from_one_client() {
     for (budget, bound) in [(1, READ), (READ + 1, 2 * READ)] {
         let config = Config::new().read_budget(usize::try_from(budget).expect("fits"));
         let mut server = Server::new(config).expect("server");
-        server.listen(local(), |_: &mut (u64, u64), _| Count).expect("listen");
+        server
+            .listen(local(), |_: &mut (u64, u64), _| Count)
+            .expect("listen");
         let addr = kit::net::tcp(&server.listeners()[0].addr);
         let done = Arc::new(AtomicBool::new(false));
         let flooder = flood(addr, 510, &done);
@@ -111,7 +132,10 @@ fn a_turn_reads_no_more_than_its_budget_from_one_client() {
             let (before, frames) = (server.stats().bytes_in, app.0);
             server.poll_once(&mut app, Some(PATIENCE)).expect("a turn");
             let read = server.stats().bytes_in - before;
-            assert!(read <= bound, "{read} bytes in one turn, the budget is {budget}");
+            assert!(
+                read <= bound,
+                "{read} bytes in one turn, the budget is {budget}"
+            );
             assert!(app.0 - frames <= bound / 512 + 1, "more frames than bytes");
         }
         done.store(true, Ordering::Relaxed);
@@ -124,7 +148,9 @@ fn a_turn_reads_no_more_than_its_budget_from_one_client() {
 #[test]
 fn nor_when_commands_for_that_client_come_in_the_same_turn() {
     let mut server = Server::new(Config::new().read_budget(1)).expect("server");
-    server.listen(local(), |_: &mut (u64, u64), _| Count).expect("listen");
+    server
+        .listen(local(), |_: &mut (u64, u64), _| Count)
+        .expect("listen");
     let addr = kit::net::tcp(&server.listeners()[0].addr);
     let done = Arc::new(AtomicBool::new(false));
     let flooder = flood(addr, 510, &done);
@@ -157,17 +183,23 @@ fn what_is_left_over_is_due_at_once_and_then_nothing_is_due() {
     for _ in 0..100 {
         send2(&mut client, &[7; 4096]);
     }
-    turns_until(&mut server, &mut (), |server, ()| server.stats().frames_in > 0);
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.stats().frames_in > 0
+    });
     let begun = Instant::now();
     while server.stats().frames_in < 100 {
         assert!(begun.elapsed() < PATIENCE, "not all was read");
         let wait = server.next_timeout();
         assert!(matches!(wait, None | Some(Duration::ZERO)), "{wait:?}");
-        server.poll_once(&mut (), wait.or(Some(PATIENCE))).expect("a turn");
+        server
+            .poll_once(&mut (), wait.or(Some(PATIENCE)))
+            .expect("a turn");
         // The echo passes the high watermark: the client has to take some.
         while recv_waiting(&mut client) {}
     }
-    turns_until(&mut server, &mut (), |server, ()| server.next_timeout().is_none());
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.next_timeout().is_none()
+    });
 }
 
 /// Takes what has come already; whether there was anything.
@@ -183,7 +215,9 @@ fn recv_waiting(client: &mut TcpStream) -> bool {
 fn an_idle_server_waits_for_its_next_deadline() {
     let idle = Duration::from_secs(1000);
     let (mut server, addr) = echo_server(Config::new(), local().idle_timeout(idle));
-    turns_until(&mut server, &mut (), |server, ()| server.next_timeout().is_none());
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.next_timeout().is_none()
+    });
     let _client = connect(addr);
     turns_until(&mut server, &mut (), |server, ()| {
         server.stats().open == 1 && server.next_timeout() != Some(Duration::ZERO)
@@ -202,7 +236,9 @@ fn a_poll_ends_at_its_timeout_without_an_event() {
     }
     // The longest that can be said, with something to do: it does not overflow.
     server.handle().wake().expect("wake");
-    server.poll_once(&mut (), Some(Duration::MAX)).expect("a turn");
+    server
+        .poll_once(&mut (), Some(Duration::MAX))
+        .expect("a turn");
 }
 
 /// A poll of the program's own, edge-triggered as mio's is, with the server's descriptor in it.
@@ -228,7 +264,10 @@ impl Outer {
     fn turn<A>(&mut self, server: &mut Server<A>, app: &mut A) -> bool {
         let wait = server.next_timeout();
         self.poll
-            .poll(&mut self.events, Some(wait.unwrap_or(PATIENCE).min(PATIENCE)))
+            .poll(
+                &mut self.events,
+                Some(wait.unwrap_or(PATIENCE).min(PATIENCE)),
+            )
             .expect("poll");
         let woken = !self.events.is_empty() || wait.is_some_and(|wait| wait < PATIENCE);
         turn(server, app);
@@ -260,7 +299,10 @@ fn twenty_thousand_messages_through_another_poll_and_no_wake_up_is_lost() {
         }
     });
     while server.stats().closed_total() < u64::from(CLIENTS) {
-        assert!(outer.turn(&mut server, &mut ()), "a wake-up is lost: {server:?}");
+        assert!(
+            outer.turn(&mut server, &mut ()),
+            "a wake-up is lost: {server:?}"
+        );
     }
     clients.join().expect("all served");
     assert_eq!(server.stats().frames_in, u64::from(CLIENTS * EACH));
@@ -305,8 +347,12 @@ impl Outer {
 /// The soft limit of this process.
 fn descriptor_limit() -> usize {
     let limits = std::fs::read_to_string("/proc/self/limits").expect("proc");
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    let soft = line.and_then(|line| line.split_whitespace().next()).expect("a limit");
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line
+        .and_then(|line| line.split_whitespace().next())
+        .expect("a limit");
     soft.parse().unwrap_or(usize::MAX)
 }
 
@@ -320,7 +366,10 @@ fn more_events_than_a_batch_are_left_over_work() {
             "CI needs ulimit -n {}",
             2 * CLIENTS + 200
         );
-        eprintln!("SKIPPED: too few descriptors (ulimit -n {})", 2 * CLIENTS + 200);
+        eprintln!(
+            "SKIPPED: too few descriptors (ulimit -n {})",
+            2 * CLIENTS + 200
+        );
         return;
     }
     let config = Config::new().max_connections(CLIENTS);
@@ -334,13 +383,18 @@ fn more_events_than_a_batch_are_left_over_work() {
             server.stats().open == CLIENTS / 3 * (wave + 1)
         });
     }
-    turns_until(&mut server, &mut (), |server, ()| server.next_timeout().is_none());
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.next_timeout().is_none()
+    });
     let mut outer = Outer::around(&server);
     for client in &mut clients {
         send2(client, b"now");
     }
     while server.stats().frames_in < CLIENTS as u64 {
-        assert!(outer.turn(&mut server, &mut ()), "a wake-up is lost: {server:?}");
+        assert!(
+            outer.turn(&mut server, &mut ()),
+            "a wake-up is lost: {server:?}"
+        );
     }
     for client in &mut clients {
         assert_eq!(recv2(client), b"now");
@@ -366,7 +420,11 @@ fn two_hundred_idle_connections_wake_nobody() {
         ping(&mut other, &round.to_be_bytes());
     }
     let after = idle.handle.stats().iterations;
-    assert!(after - before <= 1, "{} turns without a reason", after - before);
+    assert!(
+        after - before <= 1,
+        "{} turns without a reason",
+        after - before
+    );
 }
 
 /// Neither Send nor 'static: the state borrows a local, and shares with it through an Rc.
@@ -415,7 +473,11 @@ fn the_state_may_borrow_and_share() {
 fn the_state_may_be_a_reference() {
     struct Note;
     impl<'a> Handler<&'a RefCell<Vec<u8>>> for Note {
-        fn on_frame(&mut self, cx: &mut Context<'_, &'a RefCell<Vec<u8>>>, frame: &[u8]) -> Outcome {
+        fn on_frame(
+            &mut self,
+            cx: &mut Context<'_, &'a RefCell<Vec<u8>>>,
+            frame: &[u8],
+        ) -> Outcome {
             cx.app.borrow_mut().extend_from_slice(frame);
             Ok(())
         }
@@ -427,7 +489,9 @@ fn the_state_may_be_a_reference() {
         .expect("listen");
     let mut client = connect(kit::net::tcp(&server.listeners()[0].addr));
     send2(&mut client, b"noted");
-    turns_until(&mut server, &mut &noted, |_, noted| !noted.borrow().is_empty());
+    turns_until(&mut server, &mut &noted, |_, noted| {
+        !noted.borrow().is_empty()
+    });
     assert_eq!(*noted.borrow(), b"noted");
 }
 
@@ -490,7 +554,8 @@ struct Game {
 
 impl Game {
     fn tick(&mut self) -> portcullis::Result<portcullis::Turn> {
-        self.server.poll_once(&mut self.players, Some(Duration::ZERO))
+        self.server
+            .poll_once(&mut self.players, Some(Duration::ZERO))
     }
 }
 

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use kit::net::{await_end, connect, local, packet2, read_to_end, recv2, send2, Echo, PATIENCE};
 use portcullis::{
-    CloseReason, Config, ConnId, Context, DetachError, Error, Handle, HandleError, Handler, Listen, Message, Outcome,
-    SendError, Server, Turn,
+    CloseReason, Config, ConnId, Context, DetachError, Error, Handle, HandleError, Handler, Listen,
+    Message, Outcome, SendError, Server, Turn,
 };
 
 fn echo(config: Config, listen: Listen) -> (Server, SocketAddr) {
@@ -24,11 +24,20 @@ fn echo(config: Config, listen: Listen) -> (Server, SocketAddr) {
 }
 
 #[track_caller]
-fn turns_until<A>(server: &mut Server<A>, app: &mut A, mut condition: impl FnMut(&mut Server<A>, &A) -> bool) {
+fn turns_until<A>(
+    server: &mut Server<A>,
+    app: &mut A,
+    mut condition: impl FnMut(&mut Server<A>, &A) -> bool,
+) {
     let begun = Instant::now();
     while !condition(server, app) {
-        assert!(begun.elapsed() < PATIENCE, "not within {PATIENCE:?}: {server:?}");
-        server.poll_once(app, Some(Duration::from_millis(10))).expect("a turn");
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {server:?}"
+        );
+        server
+            .poll_once(app, Some(Duration::from_millis(10)))
+            .expect("a turn");
     }
 }
 
@@ -53,14 +62,19 @@ fn a_stale_id_reaches_nobody() {
     let (mut server, addr) = echo(Config::new(), local());
     let (id, mut tenant) = stale(&mut server, addr);
     let handle = server.handle();
-    assert_eq!(handle.send(id, *b"for another"), Err(HandleError::NoConnection(id)));
+    assert_eq!(
+        handle.send(id, *b"for another"),
+        Err(HandleError::NoConnection(id))
+    );
     assert_eq!(handle.notify(id, ()), Err(HandleError::NoConnection(id)));
     assert_eq!(handle.kill(id), Err(HandleError::NoConnection(id)));
     assert!(!server.kill(id));
     assert!(server.control().conn(id).is_none());
     // The slot's new tenant has noticed nothing.
     send2(&mut tenant, b"still mine");
-    turns_until(&mut server, &mut (), |server, ()| server.stats().frames_out == 2);
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.stats().frames_out == 2
+    });
     assert_eq!(recv2(&mut tenant), b"still mine");
     assert_eq!(server.stats().closed(CloseReason::Killed), 0);
 }
@@ -94,7 +108,9 @@ fn a_stale_id_from_inside_a_callback_is_none() {
         }
     }
     let mut server = Server::new(Config::new()).expect("server");
-    server.listen(local(), |_: &mut App, _| Asks).expect("listen");
+    server
+        .listen(local(), |_: &mut App, _| Asks)
+        .expect("listen");
     let addr = kit::net::tcp(&server.listeners()[0].addr);
     let mut app = App::default();
     drop(connect(addr));
@@ -103,7 +119,10 @@ fn a_stale_id_from_inside_a_callback_is_none() {
     turns_until(&mut server, &mut app, |_, app| app.found.is_some());
     assert_eq!(app.found, Some(false));
     assert_eq!(
-        (server.stats().panics, server.stats().closed(CloseReason::Panicked)),
+        (
+            server.stats().panics,
+            server.stats().closed(CloseReason::Panicked)
+        ),
         (0, 0)
     );
 }
@@ -112,7 +131,11 @@ fn a_stale_id_from_inside_a_callback_is_none() {
 fn to_detach_twice_is_an_error_and_the_first_stands() {
     struct Leaves(mpsc::Sender<portcullis::Detached>);
     impl Handler<Vec<Result<(), DetachError>>> for Leaves {
-        fn on_frame(&mut self, cx: &mut Context<'_, Vec<Result<(), DetachError>>>, frame: &[u8]) -> Outcome {
+        fn on_frame(
+            &mut self,
+            cx: &mut Context<'_, Vec<Result<(), DetachError>>>,
+            frame: &[u8],
+        ) -> Outcome {
             for _ in 0..2 {
                 let to = self.0.clone();
                 let outcome = cx.conn.detach(move |stream| drop(to.send(stream)));
@@ -163,7 +186,9 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
                 handle.recent_closes(Duration::MAX).err(),
                 handle.listener("any", Duration::MAX).err(),
                 handle.reconfigure(Duration::MAX, |config| config).err(),
-                handle.reconfigure_listener("any", Duration::MAX, |listen| listen).err(),
+                handle
+                    .reconfigure_listener("any", Duration::MAX, |listen| listen)
+                    .err(),
             ];
             cx.app.extend(asked.into_iter().flatten());
             // What does not wait is as good here as anywhere: it is done in a later turn.
@@ -180,7 +205,9 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
     let mut app = Vec::new();
     let mut client = connect(addr);
     send2(&mut client, b"sent to itself");
-    turns_until(&mut server, &mut app, |server, _| server.stats().frames_out == 1);
+    turns_until(&mut server, &mut app, |server, _| {
+        server.stats().frames_out == 1
+    });
     assert_eq!(recv2(&mut client), b"sent to itself");
     assert_eq!(
         app,
@@ -202,7 +229,9 @@ fn a_loop_that_forgets_to_poll_harms_nobody() {
     for client in [&talks, &silent] {
         send2(&mut &*client, b"here");
     }
-    turns_until(&mut server, &mut (), |server, ()| server.stats().frames_out == 2);
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.stats().frames_out == 2
+    });
     assert_eq!(recv2(&mut talks), b"here");
     // Clients come and talk, and nobody polls: as long as the timeouts are, and longer.
     let late = connect(addr);
@@ -213,7 +242,9 @@ fn a_loop_that_forgets_to_poll_harms_nobody() {
     send2(&mut talks, b"while nobody looked");
     send2(&mut &late, b"I too");
     // The very first turns find both what has come and what is overdue. The first is judged first.
-    turns_until(&mut server, &mut (), |server, ()| server.stats().frames_out == 4);
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.stats().frames_out == 4
+    });
     assert_eq!(recv2(&mut talks), b"while nobody looked");
     drop(silent);
 }
@@ -237,7 +268,9 @@ fn a_loop_that_ignores_an_event_finds_it_later() {
     // Told, and not acted upon; edge-triggered, it is not told again.
     poll.poll(&mut events, Some(PATIENCE)).expect("poll");
     assert!(!events.is_empty());
-    turns_until(&mut server, &mut (), |server, ()| server.stats().frames_out == 100);
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.stats().frames_out == 100
+    });
     for _ in 0..100 {
         assert_eq!(recv2(&mut client), b"unheard");
     }
@@ -251,7 +284,9 @@ fn a_loop_that_polls_too_often_does_nothing() {
     turns_until(&mut server, &mut (), |server, ()| server.stats().open == 1);
     let before = server.stats();
     for _ in 0..1000 {
-        let turn = server.poll_once(&mut (), Some(Duration::ZERO)).expect("a turn");
+        let turn = server
+            .poll_once(&mut (), Some(Duration::ZERO))
+            .expect("a turn");
         assert_eq!(turn, Turn::Continue);
     }
     let after = server.stats();
@@ -292,23 +327,39 @@ fn a_workers_answer_after_the_drain_is_an_error() {
     let addr = kit::net::tcp(&server.listeners()[0].addr);
     let (handle, mut client) = (server.handle(), connect(addr));
     send2(&mut client, b"a long job");
-    turns_until(&mut server, &mut (), |server, ()| server.stats().frames_in == 1);
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.stats().frames_in == 1
+    });
     let id = queue.recv_timeout(PATIENCE).expect("a job");
     // The grace is over before the worker is done.
     server.drain(Duration::from_millis(1));
-    turns_until(&mut server, &mut (), |server, ()| server.drain_report().is_some());
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.drain_report().is_some()
+    });
     assert_eq!(server.drain_report().map(|report| report.forced), Some(1));
-    assert_eq!(handle.notify(id, "the answer"), Err(HandleError::NoConnection(id)));
-    assert_eq!(handle.send(id, *b"the answer"), Err(HandleError::NoConnection(id)));
+    assert_eq!(
+        handle.notify(id, "the answer"),
+        Err(HandleError::NoConnection(id))
+    );
+    assert_eq!(
+        handle.send(id, *b"the answer"),
+        Err(HandleError::NoConnection(id))
+    );
     assert_eq!(
         server.poll_once(&mut (), None).expect("a turn"),
         Turn::Drained,
         "it does not wait"
     );
     drop(server);
-    assert_eq!(handle.notify(id, "the answer"), Err(HandleError::ServerGone));
+    assert_eq!(
+        handle.notify(id, "the answer"),
+        Err(HandleError::ServerGone)
+    );
     assert_eq!(handle.post(|(), _| ()), Err(HandleError::ServerGone));
-    assert_eq!(handle.call(PATIENCE, |(), _| ()), Err(HandleError::ServerGone));
+    assert_eq!(
+        handle.call(PATIENCE, |(), _| ()),
+        Err(HandleError::ServerGone)
+    );
     assert_eq!(handle.drain(Duration::ZERO), Err(HandleError::ServerGone));
     assert_eq!(told.get(), 0);
     await_end(&mut client);
@@ -318,7 +369,9 @@ fn a_workers_answer_after_the_drain_is_an_error() {
 fn a_server_that_has_drained_takes_nothing_new() {
     let (mut server, addr) = echo(Config::new(), local());
     server.drain(Duration::ZERO);
-    turns_until(&mut server, &mut (), |server, ()| server.drain_report().is_some());
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.drain_report().is_some()
+    });
     let again = server.listen(local(), |_: &mut (), _| Echo);
     assert!(matches!(again, Err(Error::Draining)), "{again:?}");
     server.drain(Duration::from_secs(60));
@@ -337,7 +390,9 @@ fn each_turn_may_lend_another_state() {
         }
     }
     let mut server = Server::new(Config::new()).expect("server");
-    server.listen(local(), |_: &mut u32, _| Count).expect("listen");
+    server
+        .listen(local(), |_: &mut u32, _| Count)
+        .expect("listen");
     let addr = kit::net::tcp(&server.listeners()[0].addr);
     let mut client = connect(addr);
     let mut counts = [0; 2];

@@ -20,7 +20,10 @@ fn it_runs_until_it_is_drained() {
     let mut client = connect(addr);
     ping(&mut client, b"hello");
     assert!(!spawned.is_finished());
-    spawned.handle.drain(Duration::from_secs(5)).expect("it runs");
+    spawned
+        .handle
+        .drain(Duration::from_secs(5))
+        .expect("it runs");
     // It goes when it has seen the server's end, and so was there when the drain began.
     assert_eq!(read_to_end(&mut client), b"");
     drop(client);
@@ -52,7 +55,10 @@ fn what_is_not_the_servers_own_error_is_told_too() {
         matches!(&error, Error::Other(cause) if cause.is::<std::num::ParseIntError>()),
         "{error}"
     );
-    assert_eq!((error.to_string(), format!("{error:?}")), (words.clone(), words));
+    assert_eq!(
+        (error.to_string(), format!("{error:?}")),
+        (words.clone(), words)
+    );
 
     let error = failed(|| {
         "localhost:80".parse::<portcullis::Addr>()?;
@@ -77,8 +83,12 @@ fn a_certificate_that_is_not_there_is_told_at_once() {
     });
     let error = spawned.expect_err("there is no certificate");
     assert!(error.to_string().contains("/nowhere/chain.pem"), "{error}");
-    let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
-    assert_eq!(cause.map(std::io::Error::kind), Some(std::io::ErrorKind::NotFound));
+    let cause =
+        std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    assert_eq!(
+        cause.map(std::io::Error::kind),
+        Some(std::io::ErrorKind::NotFound)
+    );
 }
 
 #[test]
@@ -90,13 +100,17 @@ fn what_cannot_be_made_is_told_at_once() {
         server.listen(portcullis::Listen::tcp(addr), |_: &mut (), _| Echo)?;
         Ok((server, ()))
     });
-    assert!(matches!(spawned, Err(Error::AddressInUse { .. })), "{spawned:?}");
+    assert!(
+        matches!(spawned, Err(Error::AddressInUse { .. })),
+        "{spawned:?}"
+    );
 }
 
 #[test]
 fn a_panic_in_making_it_is_the_callers() {
     let caught = std::panic::catch_unwind(|| {
-        let _: Result<Spawned, Error> = Server::spawn(|| panic!("as planned (this panic belongs to the test)"));
+        let _: Result<Spawned, Error> =
+            Server::spawn(|| panic!("as planned (this panic belongs to the test)"));
     });
     let panic = caught.expect_err("it goes on here");
     assert!(panic

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 
 use kit::net::{connect, ping, read_to_end, tcp, Echo, PATIENCE};
 use portcullis::{
-    try_accept, Config, Conn, Connect, Context, Control, Handle, Listen, ListenerId, ListenerRef, Peer, Refuse, Server,
-    Service, Shards, ShardsHandle, Spawned, SpawnedShards,
+    try_accept, Config, Conn, Connect, Context, Control, Handle, Listen, ListenerId, ListenerRef,
+    Peer, Refuse, Server, Service, Shards, ShardsHandle, Spawned, SpawnedShards,
 };
 
 /// Has no trait at all.
@@ -58,7 +58,13 @@ fn services_are_chosen_while_the_program_runs() {
         Ok((server, ()))
     })
     .expect("it listens");
-    let addr = |name| tcp(&server.handle.listener(name, PATIENCE).expect("it listens").addr);
+    let addr = |name| {
+        tcp(&server
+            .handle
+            .listener(name, PATIENCE)
+            .expect("it listens")
+            .addr)
+    };
     ping(&mut connect(addr("echo")), b"hello");
     assert_eq!(read_to_end(&mut connect(addr("nobody"))), b"no");
     server.handle.drain(PATIENCE).expect("it runs");

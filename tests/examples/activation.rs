@@ -19,8 +19,13 @@ fn activate(sockets: Vec<OwnedFd>, whom: &str) -> ChildProcess {
     command.arg(example("activation"));
     command.env("LISTEN_FDS", sockets.len().to_string());
     let mappings = sockets.into_iter().zip(3..);
-    let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping { parent_fd, child_fd });
-    command.fd_mappings(mappings.collect()).expect("no number twice");
+    let mappings = mappings.map(|(parent_fd, child_fd)| FdMapping {
+        parent_fd,
+        child_fd,
+    });
+    command
+        .fd_mappings(mappings.collect())
+        .expect("no number twice");
     ChildProcess::start(&mut command)
 }
 
@@ -52,7 +57,10 @@ fn sockets_of_both_kinds_are_taken_over() {
     let early = connect(addr);
     let server = activate(vec![tcp.into(), unix.into()], "$$");
     assert_eq!(server.line(), format!("listening on {addr}"));
-    assert_eq!(server.line(), format!("listening on unix:{}", path.display()));
+    assert_eq!(
+        server.line(),
+        format!("listening on unix:{}", path.display())
+    );
     say(early, "early");
     say(connect(addr), "tcp");
     let client = UnixStream::connect(&path).expect("connect");
@@ -86,11 +94,15 @@ fn what_was_passed_to_another_process_is_not_touched() {
 fn what_is_no_listening_socket_is_an_error() {
     let file = std::fs::File::open("/dev/null").expect("open");
     let datagram = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
+    let socket =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
     for wrong in [file.into(), datagram.into(), OwnedFd::from(socket)] {
         let server = activate(vec![wrong], "$$");
         let (status, _, log) = server.finish();
         assert_eq!(status.code(), Some(1), "{log}");
-        assert!(log.starts_with("activation: ") && log.lines().count() == 1, "{log}");
+        assert!(
+            log.starts_with("activation: ") && log.lines().count() == 1,
+            "{log}"
+        );
     }
 }

@@ -28,7 +28,9 @@ fn setting(unit: &str, name: &str) -> String {
     let mut values = file
         .lines()
         .filter_map(|line| line.strip_prefix(name)?.strip_prefix('='));
-    let value = values.next().unwrap_or_else(|| panic!("{unit} has no {name}"));
+    let value = values
+        .next()
+        .unwrap_or_else(|| panic!("{unit} has no {name}"));
     assert_eq!(values.next(), None, "{unit} has {name} twice");
     value.to_owned()
 }
@@ -37,7 +39,10 @@ fn setting(unit: &str, name: &str) -> String {
 fn options() -> Vec<String> {
     let line = setting("portcullis-echo.service", "ExecStart");
     let mut words = line.split_whitespace().map(str::to_owned);
-    assert_eq!(words.next().as_deref(), Some("/usr/local/bin/portcullis-echo"));
+    assert_eq!(
+        words.next().as_deref(),
+        Some("/usr/local/bin/portcullis-echo")
+    );
     words.collect()
 }
 
@@ -45,7 +50,10 @@ fn options() -> Vec<String> {
 #[track_caller]
 fn option<T: std::str::FromStr>(name: &str) -> T {
     let options = options();
-    let at = options.iter().position(|option| option == name).expect("it is given");
+    let at = options
+        .iter()
+        .position(|option| option == name)
+        .expect("it is given");
     options[at + 1].parse().ok().expect("a value")
 }
 
@@ -60,7 +68,10 @@ fn activate(socket: &TcpListener) -> ChildProcess {
     command.env(name, value).env("LISTEN_FDS", "1");
     let parent_fd = OwnedFd::from(socket.try_clone().expect("a descriptor"));
     command
-        .fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }])
+        .fd_mappings(vec![FdMapping {
+            parent_fd,
+            child_fd: 3,
+        }])
         .expect("no number twice");
     let child = ChildProcess::start(&mut command);
     let addr = socket.local_addr().expect("an address");
@@ -87,7 +98,9 @@ impl Haproxy {
     fn before(service: SocketAddr) -> Self {
         // The listening socket is made here, so that no port is guessed.
         let listening = TcpListener::bind("127.0.0.1:0").expect("a port");
-        SockRef::from(&listening).set_cloexec(false).expect("inherited");
+        SockRef::from(&listening)
+            .set_cloexec(false)
+            .expect("inherited");
         let place = Place::new();
         let mut command = Command::new("haproxy");
         command
@@ -152,12 +165,17 @@ fn haproxy_accepts_the_file_without_a_warning() {
     ] {
         let mut command = Command::new("haproxy");
         command.args(["-c", "-f", &format!("{DEPLOY}/haproxy.cfg")]);
-        let output = command.envs(variables.iter().copied()).output().expect("it runs");
+        let output = command
+            .envs(variables.iter().copied())
+            .output()
+            .expect("it runs");
         let words = [output.stdout, output.stderr].concat();
         let words = String::from_utf8_lossy(&words);
         assert!(output.status.success(), "{words}");
         // Version 2.6 says this line, later ones nothing.
-        let complaints = words.lines().filter(|line| *line != "Configuration file is valid");
+        let complaints = words
+            .lines()
+            .filter(|line| *line != "Configuration file is valid");
         assert_eq!(complaints.count(), 0, "{words}");
     }
 }
@@ -187,7 +205,11 @@ fn the_files_fit_together() {
     );
     let memory: u64 = option("--memory-limit");
     let most = setting("portcullis-echo.service", "MemoryMax");
-    let most: u64 = most.strip_suffix('M').expect("MiB").parse().expect("a number");
+    let most: u64 = most
+        .strip_suffix('M')
+        .expect("MiB")
+        .parse()
+        .expect("a number");
     assert!(
         memory * 2 <= most << 20,
         "the limit on buffers is not all that the process takes"
@@ -209,7 +231,10 @@ fn systemd_accepts_the_units() {
     let binary = example("service");
     let mut units = Vec::new();
     for name in ["portcullis-echo.socket", "portcullis-echo.service"] {
-        let unit = file(name).replace("/usr/local/bin/portcullis-echo", binary.to_str().expect("text"));
+        let unit = file(name).replace(
+            "/usr/local/bin/portcullis-echo",
+            binary.to_str().expect("text"),
+        );
         units.push(place.path(name));
         fs::write(place.path(name), unit).expect("written");
     }
@@ -219,7 +244,10 @@ fn systemd_accepts_the_units() {
         .output()
         .expect("it runs");
     let words = String::from_utf8_lossy(&output.stderr);
-    let about_ours: Vec<_> = words.lines().filter(|line| line.contains("portcullis")).collect();
+    let about_ours: Vec<_> = words
+        .lines()
+        .filter(|line| line.contains("portcullis"))
+        .collect();
     assert!(about_ours.is_empty(), "{words}");
 }
 
@@ -300,7 +328,8 @@ fn a_restart_loses_no_request() {
 /// do not hold up the end.
 #[test]
 fn who_has_just_come_is_answered() {
-    let service = ChildProcess::start(Command::new(example("service")).args(["--listen", "127.0.0.1:0"]));
+    let service =
+        ChildProcess::start(Command::new(example("service")).args(["--listen", "127.0.0.1:0"]));
     let addr = service.address();
     let mut asked = BufReader::new(connect(addr));
     assert_eq!(ask(&mut asked, "hello"), "hello");
@@ -315,7 +344,10 @@ fn who_has_just_come_is_answered() {
     );
     assert_eq!(kit::net::read_to_end(new.get_mut()), b"");
     let (status, words, log) = service.finish();
-    assert!(status.success() && words.contains(" 0 were forced"), "{words}{log}");
+    assert!(
+        status.success() && words.contains(" 0 were forced"),
+        "{words}{log}"
+    );
 }
 
 /// The files are named where somebody looks for them.

@@ -46,7 +46,10 @@ fn everybody_hears_what_one_says_in_the_chat() {
     let mut members: Vec<Line> = Vec::new();
     for number in 1..=50 {
         let mut member = Line::connect(addr);
-        assert_eq!(member.hear(), format!("* guest{number} has come, {number} are here\n"));
+        assert_eq!(
+            member.hear(),
+            format!("* guest{number} has come, {number} are here\n")
+        );
         for other in &mut members {
             other.hear();
         }
@@ -68,11 +71,13 @@ fn everybody_hears_what_one_says_in_the_chat() {
 #[test]
 fn the_chat_evicts_who_does_not_read() {
     let (server, addr) = start("chat", &[]);
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
+    let socket =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
     socket.set_recv_buffer_size(4096).expect("a small buffer");
     socket.connect(&addr.into()).expect("connect");
     let mut deaf = TcpStream::from(socket);
-    deaf.set_read_timeout(Some(kit::net::PATIENCE)).expect("timeout");
+    deaf.set_read_timeout(Some(kit::net::PATIENCE))
+        .expect("timeout");
     let mut talks = Line::connect(addr);
     assert!(talks.hear().contains("guest2 has come"));
     let line = format!("{}\n", "x".repeat(1000));
@@ -140,7 +145,10 @@ fn the_worker_pool_answers_in_order() {
     let mut quick = Line::connect(addr);
     quick.say("10\n");
     assert_eq!(quick.hear(), "4\n");
-    slow.0.get_mut().shutdown(std::net::Shutdown::Write).expect("FIN");
+    slow.0
+        .get_mut()
+        .shutdown(std::net::Shutdown::Write)
+        .expect("FIN");
     let heard: Vec<_> = (0..4).map(|_| slow.hear()).collect();
     assert_eq!(heard, ["25997\n", "4\n", "25\n", ""]);
     // One that goes while its request is at work harms nobody.
@@ -163,7 +171,10 @@ fn the_blocking_pool_serves_whom_the_loop_hands_over() {
         // The first line of the thread's part stands behind it already.
         client.say(&format!("{wanted}\nhello\n"));
         assert_eq!(client.hear(), "go on\n");
-        assert_eq!(client.hear(), if wanted == "upper" { "HELLO\n" } else { "1\n" });
+        assert_eq!(
+            client.hear(),
+            if wanted == "upper" { "HELLO\n" } else { "1\n" }
+        );
     }
     let mut other = Line::connect(addr);
     other.say("what?\n");
@@ -171,7 +182,11 @@ fn the_blocking_pool_serves_whom_the_loop_hands_over() {
     for client in &mut clients {
         client.say("again\n");
         assert!(["AGAIN\n", "2\n"].contains(&client.hear().as_str()));
-        client.0.get_mut().shutdown(std::net::Shutdown::Write).expect("FIN");
+        client
+            .0
+            .get_mut()
+            .shutdown(std::net::Shutdown::Write)
+            .expect("FIN");
         assert_eq!(client.hear(), "");
     }
     drop((clients, other));
@@ -224,7 +239,10 @@ fn every_example_is_tested() {
     for entry in std::fs::read_dir(format!("{ROOT}/examples")).expect("the folder") {
         let path = entry.expect("an entry").path();
         if path.extension().is_some_and(|extension| extension == "rs") {
-            let name = path.file_stem().and_then(|name| name.to_str()).expect("text");
+            let name = path
+                .file_stem()
+                .and_then(|name| name.to_str())
+                .expect("text");
             let calls = ["start", "run", "example"].map(|call| format!("{call}(\"{name}\""));
             let is_run = calls.iter().any(|call| tests.contains(call));
             assert!(is_run, "no test runs the example {name}");
@@ -252,8 +270,13 @@ fn every_example_is_short_and_says_how_it_is_run() {
             "examples/README.md does not name {name}"
         );
         let text = std::fs::read_to_string(&path).expect("readable");
-        let head: Vec<_> = text.lines().take_while(|line| line.starts_with("//!")).collect();
-        let is_command = |line: &&&str| line.starts_with("//!     ") && line.contains(&format!("--example {name}"));
+        let head: Vec<_> = text
+            .lines()
+            .take_while(|line| line.starts_with("//!"))
+            .collect();
+        let is_command = |line: &&&str| {
+            line.starts_with("//!     ") && line.contains(&format!("--example {name}"))
+        };
         assert!(
             head.iter().any(|line| is_command(&line)),
             "{name} does not begin with its command"

@@ -6,11 +6,15 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use kit::net::{await_end, connect, eventually, example, ping, read_to_end, recv2, send2, ChildProcess, PATIENCE};
+use kit::net::{
+    await_end, connect, eventually, example, ping, read_to_end, recv2, send2, ChildProcess,
+    PATIENCE,
+};
 
 /// Runs an example to its end: status, standard output, standard error.
 fn run(name: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
-    let (status, output, log) = ChildProcess::start(Command::new(example(name)).args(arguments)).finish();
+    let (status, output, log) =
+        ChildProcess::start(Command::new(example(name)).args(arguments)).finish();
     assert!(!log.contains("panicked"), "{log}");
     (status.code(), output, log)
 }
@@ -34,7 +38,8 @@ fn terminate(server: ChildProcess, signal: &str) -> String {
 
 /// A client that sends and never reads, until the server takes no more from it.
 fn stuck_client(addr: SocketAddr) -> TcpStream {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
+    let socket =
+        socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
     socket.set_recv_buffer_size(4096).expect("buffer");
     socket.connect(&addr.into()).expect("connect");
     let mut stream = TcpStream::from(socket);
@@ -95,7 +100,9 @@ fn by_default_it_speaks_packet_2() {
     );
     let last = terminate(server, "TERM");
     assert!(
-        last.starts_with("2 accepted (at most 1 at once), 3 frames in, 3 frames out, 21 bytes in, 21 bytes out"),
+        last.starts_with(
+            "2 accepted (at most 1 at once), 3 frames in, 3 frames out, 21 bytes in, 21 bytes out"
+        ),
         "{last}"
     );
 }
@@ -145,10 +152,16 @@ fn the_cap_of_the_command_line_holds() {
 #[test]
 fn allow_and_deny_are_taken_in_order() {
     for (arguments, served) in [
-        (&["--deny", "127.0.0.0/8", "--allow", "127.0.0.1"][..], false),
+        (
+            &["--deny", "127.0.0.0/8", "--allow", "127.0.0.1"][..],
+            false,
+        ),
         (&["--allow", "127.0.0.1", "--deny", "127.0.0.0/8"], true),
         (&["--allow", "::1"], false),
-        (&["--allow=10.0.0.0/8", "--allow=127.0.0.1", "--allow=::1"], true),
+        (
+            &["--allow=10.0.0.0/8", "--allow=127.0.0.1", "--allow=::1"],
+            true,
+        ),
         (&["--deny", "10.0.0.0/8"], true),
         (&["--deny", "all"], false),
     ] {
@@ -161,7 +174,11 @@ fn allow_and_deny_are_taken_in_order() {
         }
         drop(client);
         let words = terminate(server, "TERM");
-        assert_eq!(words.contains("1 denied by access rules"), !served, "{words}");
+        assert_eq!(
+            words.contains("1 denied by access rules"),
+            !served,
+            "{words}"
+        );
     }
 }
 
@@ -169,9 +186,17 @@ fn allow_and_deny_are_taken_in_order() {
 fn a_proxy_header_is_required_and_believed_of_those_who_are_trusted() {
     for (arguments, warns, end) in [
         (&["--proxy-protocol"][..], true, None),
-        (&["--proxy-protocol", "--trusted-proxy", "127.0.0.0/8"], false, None),
         (
-            &["--proxy-protocol", "--trusted-proxy=10.0.0.0/8", "--trusted-proxy=::1"],
+            &["--proxy-protocol", "--trusted-proxy", "127.0.0.0/8"],
+            false,
+            None,
+        ),
+        (
+            &[
+                "--proxy-protocol",
+                "--trusted-proxy=10.0.0.0/8",
+                "--trusted-proxy=::1",
+            ],
             false,
             Some("1 denied by access rules"),
         ),
@@ -228,7 +253,12 @@ fn a_cap_above_the_descriptor_limit_is_a_warning() {
         let mut command = Command::new("sh");
         command.args(["-c", "ulimit -n 64; exec \"$@\"", "sh"]);
         command.arg(example("echo"));
-        let server = ChildProcess::start(command.args(["--listen", "127.0.0.1:0", "--max-connections", cap]));
+        let server = ChildProcess::start(command.args([
+            "--listen",
+            "127.0.0.1:0",
+            "--max-connections",
+            cap,
+        ]));
         server.address();
         server.signal("TERM");
         let (status, _, log) = server.finish();
@@ -254,7 +284,10 @@ fn either_signal_drains_and_ends_with_the_counters() {
         drop(clients);
         let (status, output, log) = server.finish();
         assert_eq!(status.code(), Some(0), "{log}");
-        assert!(output.contains("3 accepted (at most 3 at once)"), "{output}");
+        assert!(
+            output.contains("3 accepted (at most 3 at once)"),
+            "{output}"
+        );
         assert!(output.contains("closed: 3 drained\n"), "{output}");
         assert!(
             output.contains("3 connections ended by themselves, 0 were forced"),
@@ -280,7 +313,10 @@ fn a_drain_answers_what_is_on_its_way() {
     drop(client);
     let (status, output, _) = server.finish();
     assert_eq!(status.code(), Some(0));
-    assert!(output.contains("1001 frames in, 1001 frames out"), "{output}");
+    assert!(
+        output.contains("1001 frames in, 1001 frames out"),
+        "{output}"
+    );
 }
 
 /// faults H3, H4: at the deadline, and neither with it nor long after it.
@@ -344,7 +380,11 @@ fn bad_options_are_status_2_and_named() {
     ];
     for arguments in bad {
         let (status, output, log) = run("echo", arguments);
-        assert_eq!((status, output.as_str()), (Some(2), ""), "{arguments:?}: {log}");
+        assert_eq!(
+            (status, output.as_str()),
+            (Some(2), ""),
+            "{arguments:?}: {log}"
+        );
         let option = arguments[0].split('=').next().expect("an option");
         let first = log.lines().next().unwrap_or_default();
         let missing = first.contains("required arguments were not provided");
@@ -371,7 +411,11 @@ fn what_cannot_be_served_is_status_1_and_one_line() {
             all.extend(["--max-connections", "10"]);
         }
         let (status, output, log) = run("echo", &all);
-        assert_eq!((status, output.as_str()), (Some(1), ""), "{arguments:?}: {log}");
+        assert_eq!(
+            (status, output.as_str()),
+            (Some(1), ""),
+            "{arguments:?}: {log}"
+        );
         assert_eq!(log.lines().count(), 1, "{log}");
         assert!(log.starts_with("echo: ") && log.contains(word), "{log}");
     }
@@ -457,17 +501,31 @@ fn listening(server: &ChildProcess, table: &str) -> Option<SocketAddr> {
     let inodes: Vec<String> = std::fs::read_dir(format!("/proc/{}/fd", server.child.id()))
         .ok()?
         .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-        .filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .filter_map(|link| {
+            Some(
+                link.to_str()?
+                    .strip_prefix("socket:[")?
+                    .strip_suffix(']')?
+                    .to_owned(),
+            )
+        })
         .collect();
-    std::fs::read_to_string(table).ok()?.lines().find_map(|line| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        // Local address, state (0A is LISTEN) and inode (`proc(5)`).
-        if *fields.get(3)? != "0A" || !inodes.iter().any(|inode| fields.get(9) == Some(&inode.as_str())) {
-            return None;
-        }
-        let port = u16::from_str_radix(fields.get(1)?.rsplit(':').next()?, 16).ok()?;
-        Some(SocketAddr::from(([127, 0, 0, 1], port)))
-    })
+    std::fs::read_to_string(table)
+        .ok()?
+        .lines()
+        .find_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            // Local address, state (0A is LISTEN) and inode (`proc(5)`).
+            if *fields.get(3)? != "0A"
+                || !inodes
+                    .iter()
+                    .any(|inode| fields.get(9) == Some(&inode.as_str()))
+            {
+                return None;
+            }
+            let port = u16::from_str_radix(fields.get(1)?.rsplit(':').next()?, 16).ok()?;
+            Some(SocketAddr::from(([127, 0, 0, 1], port)))
+        })
 }
 
 /// faults H7: `echo | head -2`, and a log whose reader has gone.
@@ -551,7 +609,8 @@ mod tls {
 
     impl Scratch {
         fn new(name: &str) -> Self {
-            let path = std::env::temp_dir().join(format!("portcullis-echo-{}-{name}", std::process::id()));
+            let path =
+                std::env::temp_dir().join(format!("portcullis-echo-{}-{name}", std::process::id()));
             std::fs::create_dir_all(&path).expect("a directory");
             Self(path)
         }
@@ -581,7 +640,11 @@ mod tls {
         let (server, addr) = ChildProcess::echo(&["--tls-self-signed"]);
         assert!(server.line().contains("--tls --insecure"));
         let (status, output, log) = talk(addr, &["--tls", "--insecure", "hello", "world"]);
-        assert_eq!((status, output.as_str()), (Some(0), "hello\nworld\n"), "{log}");
+        assert_eq!(
+            (status, output.as_str()),
+            (Some(0), "hello\nworld\n"),
+            "{log}"
+        );
         // Plaintext is told so, and counted.
         let (status, _, log) = talk(addr, &["hello"]);
         assert_eq!((status, log.lines().count()), (Some(1), 1), "{log}");
@@ -593,15 +656,31 @@ mod tls {
     fn it_serves_tls_with_a_certificate_from_files() {
         let scratch = Scratch::new("good");
         let (chain, key) = made();
-        let (chain, key) = (scratch.file("chain.pem", &chain), scratch.file("key.pem", &key));
+        let (chain, key) = (
+            scratch.file("chain.pem", &chain),
+            scratch.file("key.pem", &key),
+        );
         for framing in ["packet-2", "line"] {
-            let options = ["--framing", framing, "--tls-cert", &chain, "--tls-key", &key];
+            let options = [
+                "--framing",
+                framing,
+                "--tls-cert",
+                &chain,
+                "--tls-key",
+                &key,
+            ];
             let (server, addr) = ChildProcess::echo(&options);
-            let (status, output, log) = talk(addr, &["--framing", framing, "--tls", "--ca", &chain, "hello"]);
+            let (status, output, log) = talk(
+                addr,
+                &["--framing", framing, "--tls", "--ca", &chain, "hello"],
+            );
             assert_eq!((status, output.as_str()), (Some(0), "hello\n"), "{log}");
             // Another's certificate is not trusted.
             let other = scratch.file("other.pem", &made().0);
-            let (status, _, log) = talk(addr, &["--framing", framing, "--tls", "--ca", &other, "hello"]);
+            let (status, _, log) = talk(
+                addr,
+                &["--framing", framing, "--tls", "--ca", &other, "hello"],
+            );
             assert_eq!((status, log.lines().count()), (Some(1), 1), "{log}");
             terminate(server, "TERM");
         }
@@ -664,8 +743,14 @@ mod tls {
             let case = format!("{chain} and {key}: {log}");
             assert_eq!((status, output.as_str()), (Some(1), ""), "{case}");
             assert_eq!(log.lines().count(), 1, "{case}");
-            assert!(log.starts_with("echo: ") && log.contains(named.as_str()), "{case}");
-            assert!(Path::new(named).exists() || log.contains("No such file"), "{case}");
+            assert!(
+                log.starts_with("echo: ") && log.contains(named.as_str()),
+                "{case}"
+            );
+            assert!(
+                Path::new(named).exists() || log.contains("No such file"),
+                "{case}"
+            );
         }
     }
 }

@@ -45,7 +45,9 @@ impl Handler<u64> for Count {
 fn a_turn_delivers_no_more_frames_than_the_bursts() {
     let mut server = Server::new(Config::new().read_budget(1)).expect("server");
     let listen = local().frame_rate(Rate::per_second(1000).burst(BURST));
-    server.listen(listen, |_: &mut u64, _| Count).expect("listen");
+    server
+        .listen(listen, |_: &mut u64, _| Count)
+        .expect("listen");
     let addr = kit::net::tcp(&server.listeners()[0].addr);
     let floods: Vec<_> = (0..PLAYERS).map(|_| flood(addr, b"n")).collect();
     let (mut frames, mut busiest, begun) = (0, 0, Instant::now());
@@ -56,9 +58,15 @@ fn a_turn_delivers_no_more_frames_than_the_bursts() {
             .poll_once(&mut frames, Some(Duration::from_millis(16)))
             .expect("a turn");
         let (delivered, read) = (frames - before.0, server.stats().bytes_in - before.1);
-        assert!(delivered <= PLAYERS as u64 * BURST, "{delivered} frames in one turn");
+        assert!(
+            delivered <= PLAYERS as u64 * BURST,
+            "{delivered} frames in one turn"
+        );
         // One read each, and none at all where frames wait already.
-        assert!(read <= PLAYERS as u64 * 64 * 1024, "{read} bytes in one turn");
+        assert!(
+            read <= PLAYERS as u64 * 64 * 1024,
+            "{read} bytes in one turn"
+        );
         busiest = busiest.max(delivered);
     }
     assert!(busiest > 1, "a turn delivers what it may");
@@ -99,7 +107,10 @@ fn the_game_goes_on_under_a_flood_and_says_how() {
         "{words}"
     );
     let last = words.lines().last().expect("a report");
-    let numbers: Vec<u64> = last.split(' ').filter_map(|word| word.parse().ok()).collect();
+    let numbers: Vec<u64> = last
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .collect();
     let [moves, busiest] = numbers[..] else {
         panic!("{last}");
     };

@@ -14,7 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use kit::net::{connect, eventually, local, recv2, send2, spawn_echo, ChildProcess, Place, PATIENCE};
+use kit::net::{
+    connect, eventually, local, recv2, send2, spawn_echo, ChildProcess, Place, PATIENCE,
+};
 use portcullis::{Config, Error, Listen, Server};
 
 /// Where a client connects.
@@ -51,7 +53,12 @@ fn ask(client: &mut BufReader<Box<dyn Talk>>, line: &str) -> io::Result<u32> {
     client.get_mut().write_all(format!("{line}\n").as_bytes())?;
     let mut answer = String::new();
     client.read_line(&mut answer)?;
-    let wrong = || io::Error::new(io::ErrorKind::UnexpectedEof, format!("{line:?} is answered {answer:?}"));
+    let wrong = || {
+        io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            format!("{line:?} is answered {answer:?}"),
+        )
+    };
     let (pid, echo) = answer.trim_end().split_once(' ').ok_or_else(wrong)?;
     if echo != line {
         return Err(wrong());
@@ -159,7 +166,9 @@ impl Drop for Family {
 }
 
 fn signal(name: &str, whom: &str) {
-    let status = Command::new("kill").args([&format!("-{name}"), "--", whom]).status();
+    let status = Command::new("kill")
+        .args([&format!("-{name}"), "--", whom])
+        .status();
     assert!(status.expect("kill").success(), "kill -{name} {whom}");
 }
 
@@ -204,7 +213,10 @@ fn no_client_is_refused_and_no_answer_is_lost() {
         }
         for _ in 0..HAND_OVERS {
             // They have connected to the old one, which does not send them away.
-            let mut early: Vec<_> = doors.iter().map(|door| door.connect().expect("connect")).collect();
+            let mut early: Vec<_> = doors
+                .iter()
+                .map(|door| door.connect().expect("connect"))
+                .collect();
             for client in &mut early {
                 assert_eq!(ask(client, "before").expect("answer"), pid);
             }
@@ -234,7 +246,11 @@ fn no_client_is_refused_and_no_answer_is_lost() {
     }
     signal("TERM", &last.to_string());
     let log = family.finish();
-    assert_eq!(log.matches("0 were forced").count(), HAND_OVERS + 1, "{log}");
+    assert_eq!(
+        log.matches("0 were forced").count(),
+        HAND_OVERS + 1,
+        "{log}"
+    );
     // Its maker has handed it on, and the last one does not know whose it is. It is stale, and no obstacle.
     assert_eq!(
         doors[1].connect().err().map(|error| error.kind()),
@@ -273,7 +289,10 @@ fn a_failed_hand_over_leaves_the_old_process_serving() {
             }
         }
         assert_eq!(ask(&mut inside, "inside").expect("answer"), old);
-        assert_eq!(ask(&mut door.connect().expect("connect"), "new").expect("answer"), old);
+        assert_eq!(
+            ask(&mut door.connect().expect("connect"), "new").expect("answer"),
+            old
+        );
     }
 
     install(&kit::net::example("handover"));
@@ -299,7 +318,9 @@ fn who_waits_in_the_queue_is_served_by_the_successor() {
         kit::net::spawn(move || {
             let mut server = Server::new(Config::new()).expect("server");
             for listen in listens {
-                server.listen(listen, |_: &mut (), _| kit::net::Echo).expect("listen");
+                server
+                    .listen(listen, |_: &mut (), _| kit::net::Echo)
+                    .expect("listen");
             }
             (server, ())
         })
@@ -310,7 +331,9 @@ fn who_waits_in_the_queue_is_served_by_the_successor() {
         let path = path.clone();
         move |(), control| {
             let tcp: Vec<_> = (0..20).map(|_| connect(addr)).collect();
-            let unix: Vec<_> = (0..20).map(|_| UnixStream::connect(&path).expect("connect")).collect();
+            let unix: Vec<_> = (0..20)
+                .map(|_| UnixStream::connect(&path).expect("connect"))
+                .collect();
             let sockets = ["tcp", "unix"].map(|name| {
                 let socket = control.listener_socket(name).expect("a descriptor");
                 control.close_listener(name).expect("there");
@@ -328,7 +351,9 @@ fn who_waits_in_the_queue_is_served_by_the_successor() {
         let mut server = Server::new(Config::new()).expect("server");
         for (socket, name) in sockets.into_iter().zip(["tcp", "unix"]) {
             server
-                .adopt(socket, Listen::adopted().name(name), |_: &mut (), _| kit::net::Echo)
+                .adopt(socket, Listen::adopted().name(name), |_: &mut (), _| {
+                    kit::net::Echo
+                })
                 .expect("adopt");
         }
         (server, ())
@@ -349,7 +374,11 @@ fn who_waits_in_the_queue_is_served_by_the_successor() {
 fn a_descriptor_that_is_handed_out_is_closed_by_exec() {
     let server = spawn_echo(Config::new(), local());
     let name = server.listeners[0].name.clone();
-    let socket: OwnedFd = server.ask(move |(), control| control.listener_socket(name.as_str()).expect("a descriptor"));
+    let socket: OwnedFd = server.ask(move |(), control| {
+        control
+            .listener_socket(name.as_str())
+            .expect("a descriptor")
+    });
     // exec closes it, unless the program says otherwise.
     let flags = fs::read_to_string(format!("/proc/self/fdinfo/{}", socket.as_raw_fd()));
     let flags = flags.expect("proc");
@@ -360,7 +389,11 @@ fn a_descriptor_that_is_handed_out_is_closed_by_exec() {
     let octal = u32::from_str_radix(octal.trim(), 8).expect("octal");
     // O_CLOEXEC
     assert_ne!(octal & 0o2_000_000, 0, "{flags}");
-    let error = server.ask(|(), control| control.listener_socket("nobody").expect_err("no such listener"));
+    let error = server.ask(|(), control| {
+        control
+            .listener_socket("nobody")
+            .expect_err("no such listener")
+    });
     assert!(matches!(error, Error::NoListener { .. }), "{error}");
 }
 
@@ -368,11 +401,15 @@ fn a_descriptor_that_is_handed_out_is_closed_by_exec() {
 #[test]
 fn a_listener_that_was_handed_over_wakes_the_old_server_no_more() {
     let mut server: Server = Server::new(Config::new()).expect("server");
-    let id = server.listen(local(), |_: &mut (), _| kit::net::Echo).expect("listen");
+    let id = server
+        .listen(local(), |_: &mut (), _| kit::net::Echo)
+        .expect("listen");
     let addr = kit::net::tcp(&server.listener(id).expect("there").addr);
     let socket = server.control().listener_socket(id).expect("a descriptor");
     server.control().close_listener(id).expect("there");
-    server.poll_once(&mut (), Some(Duration::ZERO)).expect("poll");
+    server
+        .poll_once(&mut (), Some(Duration::ZERO))
+        .expect("poll");
     let _client = connect(addr);
 
     let mut outer = mio::Poll::new().expect("poll");
@@ -383,7 +420,9 @@ fn a_listener_that_was_handed_over_wakes_the_old_server_no_more() {
         .registry()
         .register(&mut source, mio::Token(0), mio::Interest::READABLE);
     register.expect("register");
-    outer.poll(&mut events, Some(Duration::from_millis(200))).expect("poll");
+    outer
+        .poll(&mut events, Some(Duration::from_millis(200)))
+        .expect("poll");
     assert!(events.is_empty());
     drop(socket);
 }

@@ -54,14 +54,22 @@ fn a_stranger_becomes_a_user_on_the_same_connection() {
         ask(&mut tls, "EHLO me\r\n", "250 LOGIN\r\n");
         ask(&mut tls, "LOGIN ada wrong\r\n", "535 no\r\n");
         // The first packets stand right behind the last line, in one record.
-        let wire = [&b"LOGIN ada secret\r\n"[..], &packet2(b"one\r\n"), &packet2(b"")].concat();
+        let wire = [
+            &b"LOGIN ada secret\r\n"[..],
+            &packet2(b"one\r\n"),
+            &packet2(b""),
+        ]
+        .concat();
         tls.write_all(&wire).expect("sent");
         hear(&mut tls, &format!("230 session {number}\r\n"));
         assert_eq!(
             recv2(&mut tls),
             format!("ada, session {number}, frame 1: one\r\n").as_bytes()
         );
-        assert_eq!(recv2(&mut tls), format!("ada, session {number}, frame 2: ").as_bytes());
+        assert_eq!(
+            recv2(&mut tls),
+            format!("ada, session {number}, frame 2: ").as_bytes()
+        );
         send2(&mut tls, b"LOGIN bob secret");
         let third = format!("ada, session {number}, frame 3: LOGIN bob secret");
         assert_eq!(recv2(&mut tls), third.as_bytes(), "no line any more");
@@ -79,7 +87,8 @@ fn no_password_goes_in_the_clear_and_three_are_enough() {
     ask(&mut tcp, "LOGIN ada secret\r\n", "530 STARTTLS first\r\n");
     ask(&mut tcp, "dance\r\n", "500 EHLO, STARTTLS or LOGIN\r\n");
     ask(&mut tcp, "\r\n", "500 EHLO, STARTTLS or LOGIN\r\n");
-    tcp.write_all(b"STARTTLS\r\nLOGIN ada secret\r\n").expect("sent");
+    tcp.write_all(b"STARTTLS\r\nLOGIN ada secret\r\n")
+        .expect("sent");
     let rest = read_to_end(&mut tcp);
     assert!(
         rest.starts_with(b"220 go ahead\r\n") && !rest.windows(3).any(|word| word == b"230"),

@@ -28,14 +28,19 @@ fn answer(stream: &mut impl Read) -> (String, Vec<String>, String) {
     let text = String::from_utf8(kit::net::read_to_end(stream)).expect("UTF-8");
     let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
     let mut lines = head.split("\r\n").map(str::to_owned);
-    (lines.next().expect("a status"), lines.collect(), body.to_owned())
+    (
+        lines.next().expect("a status"),
+        lines.collect(),
+        body.to_owned(),
+    )
 }
 
 /// GET over HTTP/1.1, as curl does it.
 #[track_caller]
 fn get(addr: SocketAddr, path: &str) -> (String, String) {
     let mut stream = connect(addr);
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: {addr}\r\nUser-Agent: test\r\nAccept: */*\r\n\r\n");
     stream.write_all(request.as_bytes()).expect("sent");
     let (status, headers, body) = answer(&mut stream);
     assert!(
@@ -93,7 +98,10 @@ fn a_scraper_is_answered_under_load() {
             let open = seen.get("portcullis_connections", &[]);
             assert_eq!(seen.get("portcullis_accepted_total", &[]), open + now.1);
             assert_eq!(seen.get("portcullis_frame_in_bytes_count", &[]), now.0);
-            assert_eq!(seen.get("portcullis_connection_age_seconds_count", &[]), now.1);
+            assert_eq!(
+                seen.get("portcullis_connection_age_seconds_count", &[]),
+                now.1
+            );
             assert_eq!(seen.sum("portcullis_listener_connections"), open);
         }
         done.store(true, Ordering::Relaxed);
@@ -107,7 +115,10 @@ fn a_scraper_is_answered_under_load() {
     });
     let seen = scrape(watch);
     assert_eq!(
-        seen.get("portcullis_listener_accepted_total", &[("listener", "echo")]),
+        seen.get(
+            "portcullis_listener_accepted_total",
+            &[("listener", "echo")]
+        ),
         rounds as f64
     );
     // The echo's frames, and the lines of the requests beside them.
@@ -128,9 +139,14 @@ fn it_answers_when_the_echo_is_full() {
         ping(client, b"in");
     }
     let mut waits = connect(echo);
-    waits.write_all(&kit::net::packet2(b"hello?")).expect("sent");
+    waits
+        .write_all(&kit::net::packet2(b"hello?"))
+        .expect("sent");
     eventually("the echo is full", || {
-        scrape(watch).get("portcullis_listener_state", &[("listener", "echo"), ("state", "Full")]) == 1.0
+        scrape(watch).get(
+            "portcullis_listener_state",
+            &[("listener", "echo"), ("state", "Full")],
+        ) == 1.0
     });
     let seen = scrape(watch);
     assert_eq!(
@@ -138,7 +154,10 @@ fn it_answers_when_the_echo_is_full() {
         3.0
     );
     assert_eq!(
-        seen.get("portcullis_listener_max_connections", &[("listener", "echo")]),
+        seen.get(
+            "portcullis_listener_max_connections",
+            &[("listener", "echo")]
+        ),
         3.0
     );
     assert_eq!(
@@ -163,12 +182,17 @@ fn it_answers_when_the_echo_is_full() {
         "{tree}"
     );
     let peer = inside[2].local_addr().expect("an address");
-    assert!(tree.contains(&format!(" from {peer}: Open, age ")), "{tree}");
+    assert!(
+        tree.contains(&format!(" from {peer}: Open, age ")),
+        "{tree}"
+    );
 
     drop(inside.remove(0));
     assert_eq!(kit::net::recv2(&mut waits), b"hello?");
     eventually("the close is told", || {
-        get(watch, "/closes").1.contains("1 frames out: peer finished\n")
+        get(watch, "/closes")
+            .1
+            .contains("1 frames out: peer finished\n")
     });
     drop(server);
 }
@@ -181,12 +205,16 @@ fn odd_requests_are_answered_or_ended() {
     assert_eq!(get(watch, "/metrics/../tree").0, "HTTP/1.1 404 Not Found");
     // A client that finishes before it reads, one that says more than is asked, and one that sends byte by byte.
     let mut client = connect(watch);
-    client.write_all(b"GET /tree HTTP/1.0\r\n\r\n").expect("sent");
+    client
+        .write_all(b"GET /tree HTTP/1.0\r\n\r\n")
+        .expect("sent");
     client.shutdown(Shutdown::Write).expect("finish");
     assert_eq!(answer(&mut client).0, "HTTP/1.1 200 OK");
     let mut client = connect(watch);
     client
-        .write_all(b"POST /tree HTTP/1.1\r\nContent-Length: 9\r\n\r\nwhatever\nGET /tree HTTP/1.1\r\n\r\n")
+        .write_all(
+            b"POST /tree HTTP/1.1\r\nContent-Length: 9\r\n\r\nwhatever\nGET /tree HTTP/1.1\r\n\r\n",
+        )
         .expect("sent");
     assert_eq!(answer(&mut client).0, "HTTP/1.1 404 Not Found");
     let mut client = connect(watch);
@@ -201,7 +229,10 @@ fn odd_requests_are_answered_or_ended() {
         await_end(&mut client);
     }
     let (_, closes) = get(watch, "/closes");
-    assert!(closes.contains("handler failed: too many headers"), "{closes}");
+    assert!(
+        closes.contains("handler failed: too many headers"),
+        "{closes}"
+    );
     assert!(closes.contains("frame too large"), "{closes}");
     let seen = scrape(watch);
     assert_eq!(seen.get("portcullis_panics_total", &[]), 0.0);
@@ -211,11 +242,14 @@ fn odd_requests_are_answered_or_ended() {
 /// Everything that is measured is in the text, by any name of a listener.
 #[test]
 fn the_text_says_what_the_numbers_say() {
-    let mut server: Server = Server::new(Config::new().max_connections(10).memory_limit(1 << 20)).expect("server");
+    let mut server: Server =
+        Server::new(Config::new().max_connections(10).memory_limit(1 << 20)).expect("server");
     let names = ["plain", "with \"quotes\" and a \\", "ключ"];
     for name in names {
         let service = |_: &mut (), _| kit::net::Echo;
-        server.listen(kit::net::local().name(name), service).expect("listen");
+        server
+            .listen(kit::net::local().name(name), service)
+            .expect("listen");
     }
     let addr = server.listeners()[1].addr.as_tcp().expect("TCP");
     let alarm = server
@@ -224,11 +258,15 @@ fn the_text_says_what_the_numbers_say() {
     server.control().suspend("ключ").expect("it is there");
     let mut clients = [connect(addr), connect(addr)];
     for (client, size) in clients.iter_mut().zip([300, 5]) {
-        client.write_all(&kit::net::packet2(&vec![1; size])).expect("sent");
+        client
+            .write_all(&kit::net::packet2(&vec![1; size]))
+            .expect("sent");
     }
     let mut iterations = 0;
     while server.stats().frames_out < 2 {
-        server.poll_once(&mut (), Some(Duration::from_secs(1))).expect("a turn");
+        server
+            .poll_once(&mut (), Some(Duration::from_secs(1)))
+            .expect("a turn");
         iterations += 1;
         assert!(iterations < 1000, "{:?}", server.stats());
     }
@@ -237,7 +275,10 @@ fn the_text_says_what_the_numbers_say() {
     for (at, name) in names.iter().enumerate() {
         let label = ("listener", *name);
         let accepted = if at == 1 { 2.0 } else { 0.0 };
-        assert_eq!(seen.get("portcullis_listener_accepted_total", &[label]), accepted);
+        assert_eq!(
+            seen.get("portcullis_listener_accepted_total", &[label]),
+            accepted
+        );
         let state = if at == 2 {
             ListenerState::Suspended
         } else {
@@ -257,13 +298,22 @@ fn the_text_says_what_the_numbers_say() {
     assert_eq!(seen.get("portcullis_alarm_value", &labels), 2.0);
     assert_eq!(seen.get("portcullis_alarm_threshold", &labels), 1.0);
     for &reason in CloseReason::ALL {
-        assert_eq!(seen.get("portcullis_closed_total", &[("reason", reason.as_str())]), 0.0);
+        assert_eq!(
+            seen.get("portcullis_closed_total", &[("reason", reason.as_str())]),
+            0.0
+        );
     }
     assert_eq!(seen.get("portcullis_memory_limit_bytes", &[]), 1_048_576.0);
     assert_eq!(seen.get("portcullis_descriptors", &[]), 5.0);
     assert_eq!(seen.get("portcullis_frame_in_bytes_sum", &[]), 305.0);
-    assert_eq!(seen.get("portcullis_frame_in_bytes_bucket", &[("le", "8")]), 1.0);
-    assert_eq!(seen.get("portcullis_frame_in_bytes_bucket", &[("le", "512")]), 2.0);
+    assert_eq!(
+        seen.get("portcullis_frame_in_bytes_bucket", &[("le", "8")]),
+        1.0
+    );
+    assert_eq!(
+        seen.get("portcullis_frame_in_bytes_bucket", &[("le", "512")]),
+        2.0
+    );
     assert_eq!(
         seen.get("portcullis_bytes_out_total", &[]),
         metrics.stats.bytes_out as f64

@@ -40,7 +40,10 @@ struct Stream(u64);
 impl Stream {
     fn fill(&mut self, buffer: &mut [u8]) {
         for byte in buffer {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
             *byte = (self.0 >> 56) as u8;
         }
     }
@@ -69,12 +72,17 @@ fn hear_much(mut from: impl Read, seed: u64, count: usize) {
 /// Most memory that the process ever had, in bytes: VmHWM of proc(5).
 #[cfg(target_os = "linux")]
 fn peak_memory(process: &ChildProcess) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", process.process())).expect("proc");
+    let status =
+        std::fs::read_to_string(format!("/proc/{}/status", process.process())).expect("proc");
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("VmHWM:"))
         .expect("a peak");
-    let kilobytes: usize = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    let kilobytes: usize = line
+        .trim()
+        .trim_end_matches(" kB")
+        .parse()
+        .expect("a number");
     kilobytes * 1024
 }
 
@@ -174,7 +182,9 @@ fn a_client_that_has_said_all_at_once_is_answered() {
 
 #[track_caller]
 fn is_reset(stream: &mut TcpStream) {
-    let error = stream.read_to_end(&mut Vec::new()).expect_err("no orderly end");
+    let error = stream
+        .read_to_end(&mut Vec::new())
+        .expect_err("no orderly end");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
 }
 
@@ -226,12 +236,24 @@ fn tls_ends_at_the_proxy_and_begins_again() {
     let ca = folder.file("ca.pem", site.authority.certificate.pem());
     let backend = spawn_echo(
         Config::new(),
-        local().tls(site.server()).framing(Framing::Raw).full_duplex(false),
+        local()
+            .tls(site.server())
+            .framing(Framing::Raw)
+            .full_duplex(false),
     );
     let path = |path: &std::path::Path| path.to_str().expect("text").to_owned();
     let (chain, key, ca) = (path(&chain), path(&key), path(&ca));
     let with = |name: &str| {
-        let more = ["--tls-cert", &chain, "--tls-key", &key, "--ca", &ca, "--tls-to", name];
+        let more = [
+            "--tls-cert",
+            &chain,
+            "--tls-key",
+            &key,
+            "--ca",
+            &ca,
+            "--tls-to",
+            name,
+        ];
         start(backend.addr(), &more)
     };
     let (proxy, addr) = with(NAME);
@@ -251,7 +273,9 @@ fn tls_ends_at_the_proxy_and_begins_again() {
     terminate(proxy);
     let (proxy, addr) = with("other.test");
     let mut client = secure(addr, &site.client(&version::TLS13));
-    let error = client.read(&mut [0]).expect_err("the server behind is somebody else");
+    let error = client
+        .read(&mut [0])
+        .expect_err("the server behind is somebody else");
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
     terminate(proxy);
 }

@@ -23,7 +23,9 @@ fn start(site: &Site, folder: &Folder) -> (ChildProcess, SocketAddr) {
 /// Says a line and returns the last line of the answer.
 #[track_caller]
 fn ask(stream: &mut (impl Read + Write), line: &str) -> String {
-    stream.write_all(format!("{line}\r\n").as_bytes()).expect("sent");
+    stream
+        .write_all(format!("{line}\r\n").as_bytes())
+        .expect("sent");
     answer(stream)
 }
 
@@ -50,7 +52,10 @@ fn greet(addr: SocketAddr) -> TcpStream {
     let mut tcp = connect(addr);
     assert_eq!(answer(&mut tcp), "220 localhost ESMTP");
     assert_eq!(ask(&mut tcp, "EHLO tester"), "250 HELP");
-    assert_eq!(ask(&mut tcp, "help"), "214 Hello tester, we talk in the clear");
+    assert_eq!(
+        ask(&mut tcp, "help"),
+        "214 Hello tester, we talk in the clear"
+    );
     assert_eq!(ask(&mut tcp, "STARTTLS now"), "501 No parameters allowed");
     tcp
 }
@@ -62,8 +67,12 @@ fn a_client_upgrades_and_is_a_stranger_again() {
     for version in VERSIONS {
         let mut tcp = greet(addr);
         assert_eq!(ask(&mut tcp, "STARTTLS"), "220 Go ahead");
-        let mut tls: TlsClient = handshake_over(tcp, session(&site.client(version))).expect("the handshake");
-        assert_eq!(ask(&mut tls, "HELP"), "214 Hello stranger, we talk behind TLS");
+        let mut tls: TlsClient =
+            handshake_over(tcp, session(&site.client(version))).expect("the handshake");
+        assert_eq!(
+            ask(&mut tls, "HELP"),
+            "214 Hello stranger, we talk behind TLS"
+        );
         assert_eq!(ask(&mut tls, "EHLO again"), "250 HELP");
         assert_eq!(ask(&mut tls, "STARTTLS"), "503 TLS is on already");
         assert_eq!(ask(&mut tls, "QUIT"), "221 Bye");
@@ -77,7 +86,8 @@ fn an_injected_command_is_not_answered() {
     let (site, folder) = (Site::new(), Folder::new());
     let (_child, addr) = start(&site, &folder);
     let mut tcp = greet(addr);
-    tcp.write_all(b"STARTTLS\r\nEHLO injected\r\n").expect("sent");
+    tcp.write_all(b"STARTTLS\r\nEHLO injected\r\n")
+        .expect("sent");
     let rest = read_to_end(&mut tcp);
     assert!(rest.starts_with(b"220 Go ahead\r\n"), "{rest:?}");
     assert!(!rest.windows(3).any(|window| window == b"250"), "{rest:?}");
@@ -104,7 +114,13 @@ fn s_client_upgrades_over_smtp() {
                 "-quiet",
                 version,
             ])
-            .args(["-CAfile", "ca.pem", "-verify_return_error", "-verify_hostname", NAME]);
+            .args([
+                "-CAfile",
+                "ca.pem",
+                "-verify_return_error",
+                "-verify_hostname",
+                NAME,
+            ]);
         let (client, mut input) = ChildProcess::interactive(&mut command);
         input.write_all(b"HELP\r\n").expect("s_client reads");
         let mut line = client.line();

@@ -19,7 +19,10 @@ struct Desk {
 impl Desk {
     fn new(site: &Site) -> Self {
         let folder = Folder::new();
-        let (chain, key) = (folder.path().join("chain.pem"), folder.path().join("key.pem"));
+        let (chain, key) = (
+            folder.path().join("chain.pem"),
+            folder.path().join("key.pem"),
+        );
         let desk = Self { folder, chain, key };
         desk.put(site);
         desk
@@ -77,7 +80,8 @@ fn a_signal_brings_the_new_certificate_and_a_broken_file_does_not() {
     let addr = child.address();
     let mut early = serves(addr, &old);
 
-    desk.folder.file("chain.pem", "-----BEGIN CERTIFICATE-----\nhalf of it");
+    desk.folder
+        .file("chain.pem", "-----BEGIN CERTIFICATE-----\nhalf of it");
     let line = reload(&child);
     assert!(
         line.contains("stays as it was") && line.contains("chain.pem is cut off"),

@@ -14,7 +14,9 @@ fn freeze(child: &ChildProcess) {
     child.signal("STOP");
     eventually("it stands still", || {
         let stat = fs::read_to_string(format!("/proc/{}/stat", child.child.id())).expect("proc");
-        stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        stat.rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T'))
     });
 }
 
@@ -42,8 +44,12 @@ fn first_client(server: &ChildProcess, addr: SocketAddr) -> (TcpStream, usize) {
 /// The descriptors that this process may open.
 fn descriptor_limit() -> usize {
     let limits = fs::read_to_string("/proc/self/limits").expect("proc");
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    let soft = line.and_then(|line| line.split_whitespace().next()).expect("a limit");
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line
+        .and_then(|line| line.split_whitespace().next())
+        .expect("a limit");
     soft.parse().unwrap_or(usize::MAX)
 }
 
@@ -83,13 +89,18 @@ fn ten_thousand_at_once() {
     assert_eq!(server.descriptors(), descriptors + count);
     ping(&mut inside, b"at last");
     drop((clients, inside));
-    eventually("all descriptors are back", || server.descriptors() == descriptors);
+    eventually("all descriptors are back", || {
+        server.descriptors() == descriptors
+    });
     server.signal("TERM");
     let (status, output, log) = server.finish();
     assert!(status.success(), "{status} {log}");
     let all = format!("{count} accepted (at most {count} at once)");
     assert!(output.contains(&all), "{output}");
-    assert!(output.contains(&format!("closed: {count} peer finished")), "{output}");
+    assert!(
+        output.contains(&format!("closed: {count} peer finished")),
+        "{output}"
+    );
 }
 
 /// faults A15: the backlog holds 1024; the others' SYNs are lost, and sent again after a second.
@@ -97,7 +108,11 @@ fn ten_thousand_at_once() {
 fn a_backlog_that_overflows_loses_nobody() {
     const CLIENTS: usize = 2_500;
     if descriptor_limit() < CLIENTS + 500 {
-        assert!(std::env::var_os("CI").is_none(), "CI needs ulimit -n {}", CLIENTS + 500);
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI needs ulimit -n {}",
+            CLIENTS + 500
+        );
         eprintln!("SKIPPED: too few descriptors (ulimit -n {})", CLIENTS + 500);
         return;
     }
@@ -105,7 +120,10 @@ fn a_backlog_that_overflows_loses_nobody() {
     let (first, descriptors) = first_client(&server, addr);
     freeze(&server);
     let mut clients: Vec<_> = (1..CLIENTS).map(|_| begin_to_connect(addr)).collect();
-    let stuck = clients.iter().filter(|client| client.peer_addr().is_err()).count();
+    let stuck = clients
+        .iter()
+        .filter(|client| client.peer_addr().is_err())
+        .count();
     assert!(stuck > 0, "the backlog overflowed");
     server.signal("CONT");
     for client in &mut clients {
@@ -115,7 +133,9 @@ fn a_backlog_that_overflows_loses_nobody() {
         assert_eq!(recv2(client), b"patient");
     }
     drop((first, clients));
-    eventually("all descriptors are back", || server.descriptors() == descriptors);
+    eventually("all descriptors are back", || {
+        server.descriptors() == descriptors
+    });
     server.signal("TERM");
     let (status, output, log) = server.finish();
     assert!(status.success(), "{status} {log}");
@@ -134,14 +154,18 @@ fn a_flood_of_connect_and_reset_is_counted_and_forgotten() {
             if at % 2 == 0 {
                 send2(&mut client, b"some of them speak");
             }
-            Socket::from(client).set_linger(Some(Duration::ZERO)).expect("linger");
+            Socket::from(client)
+                .set_linger(Some(Duration::ZERO))
+                .expect("linger");
         }
         server.signal("CONT");
         ping(&mut inside, b"meanwhile");
         ping(&mut connect(addr), b"a newcomer");
     }
     drop(inside);
-    eventually("all descriptors are back", || server.descriptors() == descriptors);
+    eventually("all descriptors are back", || {
+        server.descriptors() == descriptors
+    });
     server.signal("TERM");
     let (status, output, log) = server.finish();
     assert!(status.success(), "{status} {log}");

@@ -4,7 +4,8 @@ use std::net::{SocketAddr, TcpStream};
 
 use kit::net::{local, ping, read_to_end, spawn, spawn_echo, Echo, Running, PATIENCE};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Closed, Config, ConnId, Error, Handler, Listen, Peer, Refuse, Server,
+    AccessRules, AtCapacity, CloseReason, Closed, Config, ConnId, Error, Handler, Listen, Peer,
+    Refuse, Server,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -14,7 +15,9 @@ fn connect_from(source: &str, addr: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("socket");
     let source: SocketAddr = source.parse().expect("an address");
     socket.bind(&source.into()).expect("bind");
-    socket.connect_timeout(&addr.into(), PATIENCE).expect("connect");
+    socket
+        .connect_timeout(&addr.into(), PATIENCE)
+        .expect("connect");
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
     stream.set_write_timeout(Some(PATIENCE)).expect("timeout");
@@ -54,8 +57,13 @@ fn server(config: Config, listen: Listen) -> Running<Heard> {
 /// esockd: t_allow_deny. faults A17.
 #[test]
 fn who_is_denied_costs_no_place_and_no_call() {
-    let rules = AccessRules::allow_all().deny("127.0.0.2/31").expect("a network");
-    let server = server(Config::new().max_connections(1), local().access_rules(rules));
+    let rules = AccessRules::allow_all()
+        .deny("127.0.0.2/31")
+        .expect("a network");
+    let server = server(
+        Config::new().max_connections(1),
+        local().access_rules(rules),
+    );
     let mut inside = connect_from("127.0.0.1:0", server.addr());
     ping(&mut inside, b"inside");
     drop(inside);
@@ -63,10 +71,17 @@ fn who_is_denied_costs_no_place_and_no_call() {
     for source in ["127.0.0.2:0", "127.0.0.3:0"] {
         assert_eq!(read_to_end(&mut connect_from(source, server.addr())), b"");
     }
-    ping(&mut connect_from("127.0.0.4:0", server.addr()), b"still open to others");
+    ping(
+        &mut connect_from("127.0.0.4:0", server.addr()),
+        b"still open to others",
+    );
     let stats = server.until("all are counted", |stats| stats.closed_total() == 4);
     assert_eq!(
-        (stats.closed(CloseReason::Denied), stats.accepted, stats.peak),
+        (
+            stats.closed(CloseReason::Denied),
+            stats.accepted,
+            stats.peak
+        ),
         (2, 4, 1)
     );
     server.ask(|heard, _| {
@@ -81,7 +96,9 @@ fn who_is_denied_costs_no_place_and_no_call() {
 /// Denied comes before "no room": who may not come in is not told that there is none.
 #[test]
 fn the_rules_are_asked_before_the_cap() {
-    let rules = AccessRules::deny_all().allow("127.0.0.1").expect("an address");
+    let rules = AccessRules::deny_all()
+        .allow("127.0.0.1")
+        .expect("an address");
     let full = AtCapacity::Refuse {
         farewell: b"full".to_vec(),
     };
@@ -89,14 +106,22 @@ fn the_rules_are_asked_before_the_cap() {
         Config::new().max_connections(0),
         local().access_rules(rules).at_capacity(full),
     );
-    assert_eq!(read_to_end(&mut connect_from("127.0.0.2:0", server.addr())), b"");
-    assert_eq!(read_to_end(&mut connect_from("127.0.0.1:0", server.addr())), b"full");
+    assert_eq!(
+        read_to_end(&mut connect_from("127.0.0.2:0", server.addr())),
+        b""
+    );
+    assert_eq!(
+        read_to_end(&mut connect_from("127.0.0.1:0", server.addr())),
+        b"full"
+    );
 }
 
 /// faults A18: an IPv4 peer of a socket that listens to both is an IPv4 peer.
 #[test]
 fn an_ipv4_peer_is_one_on_an_ipv6_socket_too() {
-    let rules = AccessRules::allow_all().deny("127.0.0.2").expect("an address");
+    let rules = AccessRules::allow_all()
+        .deny("127.0.0.2")
+        .expect("an address");
     let listen = Listen::tcp("[::]:0").only_v6(false).access_rules(rules);
     let server = server(Config::new(), listen);
     let addr = SocketAddr::from(([127, 0, 0, 1], server.addr().port()));
@@ -114,23 +139,37 @@ fn rules_change_under_way() {
     let mut inside = connect_from("127.0.0.2:0", server.addr());
     ping(&mut inside, b"inside");
     server.ask(move |_, control| {
-        let rules = AccessRules::allow_all().deny("127.0.0.0/8").expect("a network");
+        let rules = AccessRules::allow_all()
+            .deny("127.0.0.0/8")
+            .expect("a network");
         control.set_access_rules(id, rules).expect("it is there");
     });
-    assert_eq!(read_to_end(&mut connect_from("127.0.0.2:0", server.addr())), b"");
+    assert_eq!(
+        read_to_end(&mut connect_from("127.0.0.2:0", server.addr())),
+        b""
+    );
     ping(&mut inside, b"who is inside stays");
     server.ask(move |_, control| {
         let rules = control.access_rules(id).expect("it is there");
-        let found: Vec<_> = rules.iter().map(|rule| (rule.to_string(), rule.hits)).collect();
+        let found: Vec<_> = rules
+            .iter()
+            .map(|rule| (rule.to_string(), rule.hits))
+            .collect();
         assert_eq!(found, [("deny 127.0.0.0/8".to_owned(), 1)]);
         // Those that stay keep their counts, whoever comes before them has met nobody.
         let more = rules.deny_first("10.0.0.0/8").expect("a network");
         control.set_access_rules(id, more).expect("it is there");
         let rules = control.access_rules(id).expect("it is there");
-        let found: Vec<_> = rules.iter().map(|rule| (rule.to_string(), rule.hits)).collect();
+        let found: Vec<_> = rules
+            .iter()
+            .map(|rule| (rule.to_string(), rule.hits))
+            .collect();
         assert_eq!(
             found,
-            [("deny 10.0.0.0/8".to_owned(), 0), ("deny 127.0.0.0/8".to_owned(), 1)]
+            [
+                ("deny 10.0.0.0/8".to_owned(), 0),
+                ("deny 127.0.0.0/8".to_owned(), 1)
+            ]
         );
         control
             .set_access_rules(id, AccessRules::allow_all())

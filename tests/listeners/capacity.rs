@@ -1,6 +1,8 @@
 //! The cap is exact: for all listeners together, in every state, in both directions.
 
-use kit::net::{await_end, connect, eventually, local, ping, read_to_end, recv2, send2, spawn, spawn_echo, Echo};
+use kit::net::{
+    await_end, connect, eventually, local, ping, read_to_end, recv2, send2, spawn, spawn_echo, Echo,
+};
 use portcullis::{AtCapacity, CloseReason, Config, ListenerState, Server};
 
 /// UBF S3.11: at the maximum further clients wait in the backlog; as one leaves, the next is served.
@@ -36,8 +38,12 @@ fn fifty_more_than_the_cap_are_served_in_turn() {
 fn the_cap_holds_over_all_listeners() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new().max_connections(3)).expect("server");
-        server.listen(local(), |_: &mut (), _| Echo).expect("listen");
-        server.listen(local(), |_: &mut (), _| Echo).expect("listen");
+        server
+            .listen(local(), |_: &mut (), _| Echo)
+            .expect("listen");
+        server
+            .listen(local(), |_: &mut (), _| Echo)
+            .expect("listen");
         (server, ())
     });
     let [one, other] = [
@@ -97,15 +103,23 @@ fn refuse_says_goodbye_and_counts() {
     let farewell = AtCapacity::Refuse {
         farewell: b"full\n".to_vec(),
     };
-    let server = spawn_echo(Config::new().max_connections(1), local().at_capacity(farewell));
+    let server = spawn_echo(
+        Config::new().max_connections(1),
+        local().at_capacity(farewell),
+    );
     let mut inside = connect(server.addr());
     ping(&mut inside, b"in");
     for _ in 0..5 {
         assert_eq!(read_to_end(&mut connect(server.addr())), b"full\n");
     }
     ping(&mut inside, b"still in");
-    let stats = server.until("five are counted", |stats| stats.closed(CloseReason::AtCapacity) == 5);
-    assert_eq!((stats.accepted, stats.open, stats.peak, stats.opened), (6, 1, 1, 1));
+    let stats = server.until("five are counted", |stats| {
+        stats.closed(CloseReason::AtCapacity) == 5
+    });
+    assert_eq!(
+        (stats.accepted, stats.open, stats.peak, stats.opened),
+        (6, 1, 1, 1)
+    );
 }
 
 #[test]
@@ -156,7 +170,9 @@ fn zero_admits_nobody() {
         local().at_capacity(AtCapacity::refuse()),
     );
     await_end(&mut connect(refusing.addr()));
-    refusing.until("it is counted", |stats| stats.closed(CloseReason::AtCapacity) == 1);
+    refusing.until("it is counted", |stats| {
+        stats.closed(CloseReason::AtCapacity) == 1
+    });
 }
 
 #[test]
@@ -169,7 +185,9 @@ fn more_than_an_id_can_name_is_an_error_and_changes_nothing() {
     });
     assert!(error.expect_err("too many").contains("max_connections"));
     assert_eq!(server.ask(|(), control| control.stats().max_connections), 2);
-    eventually("it is published", || server.handle.stats().max_connections == 2);
+    eventually("it is published", || {
+        server.handle.stats().max_connections == 2
+    });
 }
 
 /// What is reserved for so many is an address space, and no memory before it is used.

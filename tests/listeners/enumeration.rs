@@ -5,10 +5,13 @@ use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use kit::net::{await_end, connect, eventually, hold, local, ping, recv2, spawn, spawn_echo, Echo, Running, PATIENCE};
+use kit::net::{
+    await_end, connect, eventually, hold, local, ping, recv2, spawn, spawn_echo, Echo, Running,
+    PATIENCE,
+};
 use portcullis::{
-    try_accept, CloseReason, Config, ConnId, ConnInfo, Context, Framing, HandleError, Handler, Listen, Message,
-    Outcome, Peer, Refuse, Server, State,
+    try_accept, CloseReason, Config, ConnId, ConnInfo, Context, Framing, HandleError, Handler,
+    Listen, Message, Outcome, Peer, Refuse, Server, State,
 };
 
 fn connections<A: Send + 'static>(server: &Running<A>) -> Vec<ConnInfo> {
@@ -19,7 +22,9 @@ fn connections<A: Send + 'static>(server: &Running<A>) -> Vec<ConnInfo> {
 #[track_caller]
 fn info<A: Send + 'static>(server: &Running<A>, client: &TcpStream) -> ConnInfo {
     let addr = client.local_addr().expect("addr");
-    let found = connections(server).into_iter().find(|info| info.peer == addr);
+    let found = connections(server)
+        .into_iter()
+        .find(|info| info.peer == addr);
     found.expect("it is listed")
 }
 
@@ -28,8 +33,12 @@ fn info<A: Send + 'static>(server: &Running<A>, client: &TcpStream) -> ConnInfo 
 fn everybody_is_listed_with_peer_and_listener() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(local(), |_: &mut (), _| Echo).expect("listen");
-        server.listen(local(), |_: &mut (), _| Echo).expect("listen");
+        server
+            .listen(local(), |_: &mut (), _| Echo)
+            .expect("listen");
+        server
+            .listen(local(), |_: &mut (), _| Echo)
+            .expect("listen");
         (server, ())
     });
     assert!(connections(&server).is_empty());
@@ -48,7 +57,11 @@ fn everybody_is_listed_with_peer_and_listener() {
             (Some(server.listeners[n % 2].id), State::Open)
         );
         assert!(server.handle.is_live(own.id));
-        assert_eq!(all.iter().filter(|other| other.id == own.id).count(), 1, "one id each");
+        assert_eq!(
+            all.iter().filter(|other| other.id == own.id).count(),
+            1,
+            "one id each"
+        );
     }
     clients.truncate(2);
     server.until("four have gone", |stats| stats.open == 2);
@@ -64,7 +77,9 @@ fn what_it_carried_and_how_long_it_has_been_silent() {
     ping(&mut client, b"");
     // Half a frame: its bytes count, and they are held.
     client.write_all(&[0, 9, 1, 2, 3]).expect("send");
-    eventually("it has come", || info(&server, &client).traffic.bytes_in == 14);
+    eventually("it has come", || {
+        info(&server, &client).traffic.bytes_in == 14
+    });
     let own = info(&server, &client);
     assert_eq!((own.traffic.frames_in, own.traffic.frames_out), (2, 2));
     assert_eq!((own.traffic.bytes_out, own.queued, own.buffered), (9, 0, 5));
@@ -78,7 +93,11 @@ fn what_it_carried_and_how_long_it_has_been_silent() {
     assert!(fresh.idle < fresh.age && fresh.age >= own.age && fresh.buffered == 0);
     // One line for a log names all of it.
     let line = fresh.to_string();
-    for part in [fresh.id.to_string(), fresh.peer.to_string(), "Open".to_owned()] {
+    for part in [
+        fresh.id.to_string(),
+        fresh.peer.to_string(),
+        "Open".to_owned(),
+    ] {
         assert!(line.contains(&part), "{line}");
     }
 }
@@ -121,7 +140,9 @@ fn one_that_is_closing_is_listed_as_such() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
         let listen = local().linger(Duration::MAX, usize::MAX);
-        server.listen(listen, |_: &mut (), _| OneAnswer).expect("listen");
+        server
+            .listen(listen, |_: &mut (), _| OneAnswer)
+            .expect("listen");
         (server, ())
     });
     let mut client = connect(server.addr());
@@ -131,8 +152,13 @@ fn one_that_is_closing_is_listed_as_such() {
     assert_eq!(own.state, State::Closing);
     assert_eq!(server.ask(|(), control| control.stats().open), 1);
     // It takes nothing more, and who tries is told.
-    server.handle.send(own.id, "late").expect("it is still live");
-    server.until("it did not take the frame", |stats| stats.undeliverable == 1);
+    server
+        .handle
+        .send(own.id, "late")
+        .expect("it is still live");
+    server.until("it did not take the frame", |stats| {
+        stats.undeliverable == 1
+    });
     // And it can be ended. The reason stays the first one: all that was promised has been sent.
     server.handle.kill(own.id).expect("killed");
     let stats = server.until("it is gone", |stats| stats.open == 0);
@@ -169,7 +195,11 @@ fn one_in_its_handshake_is_listed_as_such_and_can_be_killed() {
 #[test]
 fn server_control_and_handle_kill_by_id() {
     let server = spawn_echo(Config::new(), local());
-    let mut clients = [connect(server.addr()), connect(server.addr()), connect(server.addr())];
+    let mut clients = [
+        connect(server.addr()),
+        connect(server.addr()),
+        connect(server.addr()),
+    ];
     for client in &mut clients {
         ping(client, b"in");
     }
@@ -180,8 +210,13 @@ fn server_control_and_handle_kill_by_id() {
     await_end(by_control);
     await_end(by_handle);
     ping(stays, b"stays");
-    server.until("both are counted", |stats| stats.closed(CloseReason::Killed) == 2);
-    assert!(!server.ask(move |(), control| control.kill(first)), "it has gone");
+    server.until("both are counted", |stats| {
+        stats.closed(CloseReason::Killed) == 2
+    });
+    assert!(
+        !server.ask(move |(), control| control.kill(first)),
+        "it has gone"
+    );
 
     let mut own = Server::new(Config::new()).expect("server");
     own.listen(local(), |_: &mut (), _| Echo).expect("listen");
@@ -216,7 +251,9 @@ impl Handler<Vec<ConnId>> for Tenant {
 fn one_slot(listen: Listen) -> Running<Vec<ConnId>> {
     spawn(|| {
         let mut server = Server::new(Config::new().max_connections(1)).expect("server");
-        server.listen(listen, |_: &mut Vec<ConnId>, _| Tenant).expect("listen");
+        server
+            .listen(listen, |_: &mut Vec<ConnId>, _| Tenant)
+            .expect("listen");
         (server, Vec::new())
     })
 }
@@ -237,7 +274,8 @@ fn an_old_id_does_nothing_to_the_next_tenant() {
             assert_eq!(server.handle.send(old, "for another"), gone);
             assert_eq!(server.handle.notify(old, 1_u32), gone);
             assert_eq!(server.handle.kill(old), gone);
-            let found = server.ask(move |_, control| (control.kill(old), control.conn(old).is_some()));
+            let found =
+                server.ask(move |_, control| (control.kill(old), control.conn(old).is_some()));
             assert_eq!(found, (false, false));
         }
         ping(&mut client, b"undisturbed");
@@ -255,7 +293,9 @@ fn nor_does_a_command_that_waited_meanwhile() {
     let server = spawn(|| {
         let config = Config::new().max_connections(1).job_budget(1);
         let mut server = Server::new(config).expect("server");
-        server.listen(local(), |_: &mut Vec<ConnId>, _| Tenant).expect("listen");
+        server
+            .listen(local(), |_: &mut Vec<ConnId>, _| Tenant)
+            .expect("listen");
         (server, Vec::new())
     });
     let mut first = connect(server.addr());
@@ -286,7 +326,10 @@ fn a_refused_peers_id_is_not_given_again() {
         let mut server = Server::new(Config::new()).expect("server");
         let mut refuse = true;
         let service = try_accept(move |(): &mut (), peer: Peer| {
-            noted.lock().expect("lock").push(peer.id.expect("below the cap"));
+            noted
+                .lock()
+                .expect("lock")
+                .push(peer.id.expect("below the cap"));
             refuse = !refuse;
             if refuse {
                 Ok(Echo)
@@ -304,6 +347,9 @@ fn a_refused_peers_id_is_not_given_again() {
     assert_eq!(ids[1], info(&server, &served).id);
     assert_ne!(ids[0], ids[1]);
     assert!(!server.handle.is_live(ids[0]));
-    assert_eq!(server.handle.kill(ids[0]), Err(HandleError::NoConnection(ids[0])));
+    assert_eq!(
+        server.handle.kill(ids[0]),
+        Err(HandleError::NoConnection(ids[0]))
+    );
     ping(&mut served, b"undisturbed");
 }

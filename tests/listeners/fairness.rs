@@ -28,7 +28,9 @@ impl Handler for Answer {
 fn answering(config: Config) -> Running {
     spawn(|| {
         let mut server = Server::new(config).expect("server");
-        server.listen(local(), |_: &mut (), _| Answer).expect("listen");
+        server
+            .listen(local(), |_: &mut (), _| Answer)
+            .expect("listen");
         (server, ())
     })
 }
@@ -118,12 +120,16 @@ impl Handler<u64> for Tally {
 #[test]
 fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
     let mut server = Server::new(Config::new().read_budget(1)).expect("server");
-    server.listen(local(), |_: &mut u64, _| Tally).expect("listen");
+    server
+        .listen(local(), |_: &mut u64, _| Tally)
+        .expect("listen");
     let addr = kit::net::tcp(&server.listeners()[0].addr);
     let (mut writer, mut other) = (connect(addr), connect(addr));
     let writing = thread::spawn(move || {
         // 4 MB, of which each turn takes one read of 64 KiB: some 160 frames.
-        writer.write_all(&packet2(&[b'x'; 398]).repeat(10_000)).expect("send");
+        writer
+            .write_all(&packet2(&[b'x'; 398]).repeat(10_000))
+            .expect("send");
     });
     let (mut asked, mut answered, begun) = (0, 0, Instant::now());
     while server.stats().frames_in - answered < 10_000 {
@@ -132,7 +138,9 @@ fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
         while answered < asked {
             assert!(begun.elapsed() < PATIENCE, "no answer");
             let before = server.stats().frames_in;
-            server.poll_once(&mut answered, Some(PATIENCE)).expect("a turn");
+            server
+                .poll_once(&mut answered, Some(PATIENCE))
+                .expect("a turn");
             let taken = server.stats().frames_in - before;
             assert!(taken <= 170, "{taken} frames in one turn");
         }
@@ -148,7 +156,9 @@ fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
 fn a_read_full_of_empty_frames_is_told_in_several_turns() {
     const MOST: u64 = 64 * 1024 / 64;
     let mut server = Server::new(Config::new()).expect("server");
-    server.listen(local(), |_: &mut u64, _| Tally).expect("listen");
+    server
+        .listen(local(), |_: &mut u64, _| Tally)
+        .expect("listen");
     let mut client = connect(kit::net::tcp(&server.listeners()[0].addr));
     let mut wire = packet2(b"").repeat(20_000);
     wire.extend_from_slice(&packet2(b"?all"));
@@ -157,7 +167,9 @@ fn a_read_full_of_empty_frames_is_told_in_several_turns() {
     while answered == 0 {
         assert!(begun.elapsed() < PATIENCE, "no answer");
         let before = server.stats().frames_in;
-        server.poll_once(&mut answered, Some(PATIENCE)).expect("a turn");
+        server
+            .poll_once(&mut answered, Some(PATIENCE))
+            .expect("a turn");
         let taken = server.stats().frames_in - before;
         assert!(taken <= MOST, "{taken} frames in one turn");
     }
@@ -226,7 +238,10 @@ fn open_connections_are_served_in_a_flood_of_connects() {
         server.until("they come", |stats| stats.accepted > CLIENTS as u64 + 10);
         all_are_answered(&mut clients);
         done.store(true, Ordering::Relaxed);
-        let connects: u64 = floods.into_iter().map(|flood| flood.join().expect("flooded")).sum();
+        let connects: u64 = floods
+            .into_iter()
+            .map(|flood| flood.join().expect("flooded"))
+            .sum();
         assert!(connects > 0);
         drop(clients);
         let (stats, ()) = server.finish();
@@ -242,8 +257,12 @@ fn open_connections_are_served_in_a_flood_of_connects() {
 fn a_flood_on_one_listener_leaves_the_other_open() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new().accept_budget(1)).expect("server");
-        server.listen(local(), |_: &mut (), _| Answer).expect("listen");
-        server.listen(local(), |_: &mut (), _| Answer).expect("listen");
+        server
+            .listen(local(), |_: &mut (), _| Answer)
+            .expect("listen");
+        server
+            .listen(local(), |_: &mut (), _| Answer)
+            .expect("listen");
         (server, ())
     });
     let [flooded, quiet] = [

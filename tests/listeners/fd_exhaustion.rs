@@ -14,13 +14,20 @@ use portcullis::{Config, Context, Handler, Outcome, Server};
 fn limited(descriptors: usize, program: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -n \"$1\"; shift; exec \"$@\"", "sh"]);
-    command.arg(descriptors.to_string()).arg(program).args(arguments);
+    command
+        .arg(descriptors.to_string())
+        .arg(program)
+        .args(arguments);
     command
 }
 
 /// The echo example with so many descriptors, and how many of them are left for clients.
 fn limited_echo(descriptors: usize) -> (ChildProcess, SocketAddr, usize) {
-    let mut command = limited(descriptors, &kit::net::example("echo"), &["--listen", "127.0.0.1:0"]);
+    let mut command = limited(
+        descriptors,
+        &kit::net::example("echo"),
+        &["--listen", "127.0.0.1:0"],
+    );
     let server = ChildProcess::start(&mut command);
     let addr = server.address();
     // Once it serves, all that it needs is open.
@@ -28,14 +35,22 @@ fn limited_echo(descriptors: usize) -> (ChildProcess, SocketAddr, usize) {
     ping(&mut client, b"first");
     let base = taken(&server, descriptors) - 1;
     drop(client);
-    eventually("the first client has gone", || taken(&server, descriptors) == base);
+    eventually("the first client has gone", || {
+        taken(&server, descriptors) == base
+    });
     (server, addr, descriptors - base)
 }
 
 /// How many descriptors below the limit are open. What we inherited ourselves may lie above it.
 fn taken(server: &ChildProcess, limit: usize) -> usize {
     let table = std::fs::read_dir(format!("/proc/{}/fd", server.child.id())).expect("proc");
-    let numbers = table.map(|entry| entry.expect("proc").file_name().to_string_lossy().parse::<usize>());
+    let numbers = table.map(|entry| {
+        entry
+            .expect("proc")
+            .file_name()
+            .to_string_lossy()
+            .parse::<usize>()
+    });
     numbers
         .filter(|number| number.as_ref().is_ok_and(|number| *number < limit))
         .count()
@@ -138,7 +153,10 @@ fn a_full_table_and_nobody_waiting_is_no_news() {
     server.signal("TERM");
     let (status, output, log) = server.finish();
     assert!(status.success(), "{status} {log}");
-    assert!(output.contains(&format!("\n{} accepted ", room + 51)), "{output}");
+    assert!(
+        output.contains(&format!("\n{} accepted ", room + 51)),
+        "{output}"
+    );
     assert_eq!(complaints(&log), 1, "{log}");
     assert!(log.matches("accepting again").count() <= 1, "{log}");
 }
@@ -153,7 +171,9 @@ fn the_limit_falls_below_the_open_count_and_rises_again() {
     let set_limit = |soft: &str| {
         let limit = format!("--nofile={soft}:");
         let id = server.child.id().to_string();
-        let status = Command::new("prlimit").args(["--pid", &id, &limit]).status();
+        let status = Command::new("prlimit")
+            .args(["--pid", &id, &limit])
+            .status();
         assert!(status.expect("prlimit").success());
     };
     let mut inside: Vec<_> = (0..30).map(|_| connect(addr)).collect();
@@ -262,15 +282,25 @@ fn child_server() {
     let config = Config::new().emfile_backoff(Duration::from_secs(3600));
     let mut server = Server::new(config).expect("server");
     for _ in 0..2 {
-        server.listen(local(), |_: &mut Child, _| Report).expect("listen");
+        server
+            .listen(local(), |_: &mut Child, _| Report)
+            .expect("listen");
     }
     // The test runner writes before us on the same line.
-    let addrs: Vec<_> = server.listeners().iter().map(|l| l.addr.to_string()).collect();
+    let addrs: Vec<_> = server
+        .listeners()
+        .iter()
+        .map(|l| l.addr.to_string())
+        .collect();
     println!("\nserving {}", addrs.join(" "));
     let mut app = Child::default();
     while !app.stop {
         server.poll_once(&mut app, None).expect("turn");
-        let states: Vec<_> = server.listeners().iter().map(|l| format!("{:?}", l.state)).collect();
+        let states: Vec<_> = server
+            .listeners()
+            .iter()
+            .map(|l| format!("{:?}", l.state))
+            .collect();
         app.report = format!("{} {}", states.join(" "), server.stats().out_of_fds);
     }
 }
@@ -278,11 +308,18 @@ fn child_server() {
 /// The child, and where it listens.
 fn two_listeners(limit: usize) -> (ChildProcess, [SocketAddr; 2]) {
     let this = std::env::current_exe().expect("the test's own path");
-    let mut command = limited(limit, &this, &["--exact", "starvation::child_server", "--nocapture"]);
+    let mut command = limited(
+        limit,
+        &this,
+        &["--exact", "starvation::child_server", "--nocapture"],
+    );
     let server = ChildProcess::start(command.env(CHILD, "yes"));
     loop {
         if let Some(addrs) = server.line().strip_prefix("serving ") {
-            let addrs: Vec<_> = addrs.split(' ').map(|addr| addr.parse().expect("address")).collect();
+            let addrs: Vec<_> = addrs
+                .split(' ')
+                .map(|addr| addr.parse().expect("address"))
+                .collect();
             return (server, addrs.try_into().expect("two"));
         }
     }
@@ -309,7 +346,10 @@ fn report(client: &mut TcpStream) -> String {
 fn two_listeners_run_out_of_fds_and_recover_together() {
     const LIMIT: usize = 48;
     let (server, addrs) = two_listeners(LIMIT);
-    let (mut waiting, mut inside): (Vec<_>, _) = ((0..100).map(|at| connect(addrs[at % 2])).collect(), Vec::new());
+    let (mut waiting, mut inside): (Vec<_>, _) = (
+        (0..100).map(|at| connect(addrs[at % 2])).collect(),
+        Vec::new(),
+    );
     for client in &mut waiting {
         send2(client, b"report");
     }
@@ -343,7 +383,8 @@ fn two_listeners_run_out_of_fds_and_recover_together() {
 fn a_listener_without_clients_does_not_end_the_episode() {
     const LIMIT: usize = 48;
     let (server, [_, busy]) = two_listeners(LIMIT);
-    let (mut waiting, mut inside): (Vec<_>, _) = ((0..100).map(|_| connect(busy)).collect(), Vec::new());
+    let (mut waiting, mut inside): (Vec<_>, _) =
+        ((0..100).map(|_| connect(busy)).collect(), Vec::new());
     for client in &mut waiting {
         send2(client, b"report");
     }

@@ -8,11 +8,12 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use kit::net::{
-    await_end, connect, eventually, have, local, ping, recv2, send2, spawn, spawn_echo, ChildProcess, Echo, PATIENCE,
+    await_end, connect, eventually, have, local, ping, recv2, send2, spawn, spawn_echo,
+    ChildProcess, Echo, PATIENCE,
 };
 use portcullis::{
-    AtCapacity, Config, Context, Error, Framing, Handler, Keepalive, Listen, ListenerId, ListenerState, Outcome, Peer,
-    Refuse, Server, Service,
+    AtCapacity, Config, Context, Error, Framing, Handler, Keepalive, Listen, ListenerId,
+    ListenerState, Outcome, Peer, Refuse, Server, Service,
 };
 
 /// A server with no state.
@@ -36,11 +37,18 @@ impl<A> Handler<A> for Shout {
 
 #[test]
 fn port_zero_shows_the_real_port() {
-    for listen in [local(), Listen::tcp("[::1]:0"), Listen::tcp(("localhost", 0))] {
+    for listen in [
+        local(),
+        Listen::tcp("[::1]:0"),
+        Listen::tcp(("localhost", 0)),
+    ] {
         let server = spawn_echo(Config::new(), listen);
         let addr = server.addr();
         assert_ne!(addr.port(), 0);
-        assert_eq!(server.listeners[0].name, format!("portcullis_{}", addr.port()));
+        assert_eq!(
+            server.listeners[0].name,
+            format!("portcullis_{}", addr.port())
+        );
         ping(&mut connect(addr), b"hello");
     }
 }
@@ -80,26 +88,34 @@ fn an_ipv6_listener_takes_ipv4_only_if_told_to() {
             (server, ())
         });
         let port = server.addr().port();
-        ping(&mut connect(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port))), b"six");
+        ping(
+            &mut connect(SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, 1], port))),
+            b"six",
+        );
         let six = told
             .recv_timeout(PATIENCE)
             .expect("a peer")
             .ip()
             .expect("TCP")
             .to_string();
-        let four = TcpStream::connect(("127.0.0.1", port)).ok().map(|mut client| {
-            ping(&mut client, b"four");
-            told.recv_timeout(PATIENCE)
-                .expect("a peer")
-                .ip()
-                .expect("TCP")
-                .to_string()
-        });
+        let four = TcpStream::connect(("127.0.0.1", port))
+            .ok()
+            .map(|mut client| {
+                ping(&mut client, b"four");
+                told.recv_timeout(PATIENCE)
+                    .expect("a peer")
+                    .ip()
+                    .expect("TCP")
+                    .to_string()
+            });
         (six, four)
     };
     assert_eq!(peers(None), ("::1".into(), None));
     assert_eq!(peers(Some(true)), ("::1".into(), None));
-    assert_eq!(peers(Some(false)), ("::1".into(), Some("::ffff:127.0.0.1".into())));
+    assert_eq!(
+        peers(Some(false)),
+        ("::1".into(), Some("::ffff:127.0.0.1".into()))
+    );
 }
 
 #[test]
@@ -139,8 +155,12 @@ fn several_listeners_speak_different_protocols() {
     let mut four = connect(addr(2));
     four.write_all(b"\0\0\0\x03abc").expect("send");
     // A packet-4 header is an empty packet-2 frame and the length of the next.
-    assert_eq!((recv2(&mut four), recv2(&mut four)), (vec![], b"abc".to_vec()));
-    let seen: Vec<_> = server.ask(|(), control| control.listeners().iter().map(|l| l.accepted).collect());
+    assert_eq!(
+        (recv2(&mut four), recv2(&mut four)),
+        (vec![], b"abc".to_vec())
+    );
+    let seen: Vec<_> =
+        server.ask(|(), control| control.listeners().iter().map(|l| l.accepted).collect());
     assert_eq!(seen, [1, 1, 1]);
 }
 
@@ -150,7 +170,9 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
         let mut server = server();
         server.listen(local().name("games"), echo).expect("listen");
         let taken = kit::net::tcp(&server.listener("games").expect("there").addr);
-        let error = server.listen(local().name("games"), echo).expect_err("taken");
+        let error = server
+            .listen(local().name("games"), echo)
+            .expect_err("taken");
         assert!(
             matches!(&error, Error::NameTaken { name } if name == "games"),
             "{error:?}"
@@ -159,7 +181,9 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
         // The default name is a name like any other.
         let first = server.listen(local(), echo).expect("listen");
         let default = server.listener(first).expect("there").name;
-        let error = server.listen(local().name(default), echo).expect_err("taken");
+        let error = server
+            .listen(local().name(default), echo)
+            .expect_err("taken");
         assert!(matches!(error, Error::NameTaken { .. }), "{error:?}");
 
         let error = server.listen(Listen::tcp(taken), echo).expect_err("taken");
@@ -201,7 +225,9 @@ fn a_port_is_shared_only_if_all_ask_for_it() {
     let sharing = || Listen::tcp("127.0.0.1:0").reuse_port(true);
     let one = spawn_echo(Config::new(), sharing());
     let addr = one.addr();
-    let error = server().listen(Listen::tcp(addr), echo).expect_err("not shared");
+    let error = server()
+        .listen(Listen::tcp(addr), echo)
+        .expect_err("not shared");
     assert!(matches!(error, Error::AddressInUse { .. }), "{error:?}");
     let other = spawn_echo(Config::new(), Listen::tcp(addr).reuse_port(true));
     let alone = spawn_echo(Config::new(), local());
@@ -223,13 +249,24 @@ fn a_port_is_shared_only_if_all_ask_for_it() {
 
 #[test]
 fn a_bad_address_says_what_was_given() {
-    for given in ["nonsense", "127.0.0.1", "127.0.0.1:99999", "127.0.0.1:x", ":", ""] {
-        let error = server().listen(Listen::tcp(given), echo).expect_err("no address");
+    for given in [
+        "nonsense",
+        "127.0.0.1",
+        "127.0.0.1:99999",
+        "127.0.0.1:x",
+        ":",
+        "",
+    ] {
+        let error = server()
+            .listen(Listen::tcp(given), echo)
+            .expect_err("no address");
         assert!(matches!(error, Error::Address { .. }), "{given}: {error:?}");
         assert!(error.to_string().contains(&format!("{given:?}")), "{error}");
     }
     // TEST-NET-1 (RFC 5737): nobody's address.
-    let error = server().listen(Listen::tcp("192.0.2.1:0"), echo).expect_err("not ours");
+    let error = server()
+        .listen(Listen::tcp("192.0.2.1:0"), echo)
+        .expect_err("not ours");
     assert!(matches!(error, Error::Listen { .. }), "{error:?}");
     assert!(error.to_string().contains("192.0.2.1"), "{error}");
     assert!(server().listen(Listen::adopted(), echo).is_err());
@@ -238,12 +275,16 @@ fn a_bad_address_says_what_was_given() {
 #[test]
 fn a_bad_option_is_named() {
     let second = Duration::from_secs(1);
-    let keepalive = |time, interval, retries| local().keepalive(Keepalive::new(time, interval, retries));
+    let keepalive =
+        |time, interval, retries| local().keepalive(Keepalive::new(time, interval, retries));
     let bad = [
         ("watermarks", local().watermarks(10, 10)),
         ("output_limit", local().watermarks(10, 20).output_limit(19)),
         ("max_frame", local().max_frame(0)),
-        ("handshake_timeout", local().handshake_timeout(Duration::ZERO)),
+        (
+            "handshake_timeout",
+            local().handshake_timeout(Duration::ZERO),
+        ),
         ("frame_timeout", local().frame_timeout(Duration::ZERO)),
         ("idle_timeout", local().idle_timeout(Duration::ZERO)),
         ("write_timeout", local().write_timeout(Duration::ZERO)),
@@ -255,7 +296,10 @@ fn a_bad_option_is_named() {
         ),
         ("name", local().name("")),
         ("keepalive", keepalive(Duration::ZERO, second, 1)),
-        ("keepalive", keepalive(Duration::from_millis(999), second, 1)),
+        (
+            "keepalive",
+            keepalive(Duration::from_millis(999), second, 1),
+        ),
         ("keepalive", keepalive(Duration::MAX, second, 1)),
         ("keepalive", keepalive(second, Duration::ZERO, 1)),
         ("keepalive", keepalive(second, Duration::MAX, 1)),
@@ -281,8 +325,14 @@ fn a_bad_option_is_named() {
         ("job_budget", Config::new().job_budget(0)),
         ("queue_limit", Config::new().queue_limit(0)),
         ("max_connections", Config::new().max_connections(usize::MAX)),
-        ("emfile_backoff", Config::new().emfile_backoff(Duration::ZERO)),
-        ("emfile_backoff", Config::new().emfile_backoff(Duration::MAX)),
+        (
+            "emfile_backoff",
+            Config::new().emfile_backoff(Duration::ZERO),
+        ),
+        (
+            "emfile_backoff",
+            Config::new().emfile_backoff(Duration::MAX),
+        ),
     ];
     for (name, config) in bad {
         let error = Server::<()>::new(config).expect_err(name);
@@ -299,7 +349,11 @@ fn the_limits_of_the_options_work() {
     let longest = Duration::from_secs(32_767);
     for listen in [
         local().keepalive(Keepalive::new(longest, longest, 127)),
-        local().keepalive(Keepalive::new(Duration::from_secs(1), Duration::from_secs(1), 1)),
+        local().keepalive(Keepalive::new(
+            Duration::from_secs(1),
+            Duration::from_secs(1),
+            1,
+        )),
         local().recv_buffer(1).send_buffer(1),
         local().backlog(u32::MAX),
         local().backlog(0),
@@ -326,11 +380,16 @@ fn a_blocking_listener_can_be_adopted() {
     let mut early = connect(addr);
     let server = spawn(move || {
         let mut server = server();
-        server.adopt(socket, Listen::adopted(), echo).expect("adopt");
+        server
+            .adopt(socket, Listen::adopted(), echo)
+            .expect("adopt");
         (server, ())
     });
     assert_eq!(server.addr(), addr);
-    assert_eq!(server.listeners[0].name, format!("portcullis_{}", addr.port()));
+    assert_eq!(
+        server.listeners[0].name,
+        format!("portcullis_{}", addr.port())
+    );
     ping(&mut early, b"early");
     ping(&mut connect(addr), b"late");
     // A loop that is held in accept would not answer.
@@ -347,7 +406,9 @@ fn only_a_listening_socket_can_be_adopted() {
         .expect_err("no listener");
     assert!(matches!(error, Error::Os { .. }), "{error:?}");
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
-    let error = server.adopt(udp, Listen::adopted(), echo).expect_err("no TCP");
+    let error = server
+        .adopt(udp, Listen::adopted(), echo)
+        .expect_err("no TCP");
     assert!(matches!(error, Error::Os { .. }), "{error:?}");
     assert!(server.listeners().is_empty());
 }
@@ -361,7 +422,9 @@ impl Service<()> for Recorder {
     }
 
     fn on_listener_lost(&mut self, _app: &mut (), listener: ListenerId, error: &io::Error) {
-        self.0.send((listener, error.to_string())).expect("the test waits");
+        self.0
+            .send((listener, error.to_string()))
+            .expect("the test waits");
     }
 }
 
@@ -385,7 +448,10 @@ fn a_listener_that_is_shut_down_elsewhere_is_closed_and_reported() {
     assert_eq!(id, server.listeners[0].id);
     assert!(!error.is_empty());
     ping(&mut inside, b"lives on");
-    ping(&mut connect(kit::net::tcp(&server.listeners[1].addr)), b"untouched");
+    ping(
+        &mut connect(kit::net::tcp(&server.listeners[1].addr)),
+        b"untouched",
+    );
     assert_eq!(server.ask(|(), control| control.listeners().len()), 1);
     assert!(told.try_recv().is_err(), "told once");
 }
@@ -430,7 +496,9 @@ fn a_listener_can_be_suspended_before_it_has_run() {
     let mut client = connect(addr);
     send2(&mut client, b"hello");
     for _ in 0..10 {
-        server.poll_once(&mut (), Some(Duration::ZERO)).expect("turn");
+        server
+            .poll_once(&mut (), Some(Duration::ZERO))
+            .expect("turn");
     }
     // Nothing to do for it, and nothing that would make an outer loop spin.
     assert_eq!((server.stats().accepted, server.next_timeout()), (0, None));
@@ -471,8 +539,14 @@ fn a_closed_listener_frees_its_port_and_name_and_keeps_its_connections() {
     assert!(matches!(gone, Error::NoListener { .. }), "{gone:?}");
 
     // The same name and port again, although a connection of the former lives.
-    server.listen(Listen::tcp(door).name("door"), echo).expect("listen");
-    let mut clients = [inside.try_clone().expect("clone"), connect(door), connect(other)];
+    server
+        .listen(Listen::tcp(door).name("door"), echo)
+        .expect("listen");
+    let mut clients = [
+        inside.try_clone().expect("clone"),
+        connect(door),
+        connect(other),
+    ];
     for client in &mut clients {
         send2(client, b"served");
     }
@@ -519,16 +593,25 @@ mod linux {
         let mut client = connect(plain.addr());
         ping(&mut client, b"plain");
         let seen = far_end(&client);
-        assert!(seen.contains("skmem:") && !seen.contains("timer:(keepalive"), "{seen}");
+        assert!(
+            seen.contains("skmem:") && !seen.contains("timer:(keepalive"),
+            "{seen}"
+        );
 
         let keepalive = Keepalive::new(Duration::from_secs(30_000), Duration::from_secs(7), 3);
-        let listen = local().keepalive(keepalive).recv_buffer(50_000).send_buffer(60_000);
+        let listen = local()
+            .keepalive(keepalive)
+            .recv_buffer(50_000)
+            .send_buffer(60_000);
         let tuned = spawn_echo(Config::new(), listen);
         let mut client = connect(tuned.addr());
         ping(&mut client, b"tuned");
         let seen = far_end(&client);
         // The kernel doubles what it is asked for (`socket(7)`).
-        assert!(seen.contains(",rb100000,") && seen.contains(",tb120000,"), "{seen}");
+        assert!(
+            seen.contains(",rb100000,") && seen.contains(",tb120000,"),
+            "{seen}"
+        );
         // Once our answer is acknowledged, the keepalive timer is the one that runs.
         let mut seen = String::new();
         eventually("the keepalive timer runs", || {
@@ -543,7 +626,9 @@ mod linux {
 
     /// A number that `ss` reports, 0 if it does not.
     fn figure(seen: &str, name: &str) -> u32 {
-        let word = seen.split_whitespace().find_map(|word| word.strip_prefix(name));
+        let word = seen
+            .split_whitespace()
+            .find_map(|word| word.strip_prefix(name));
         word.map_or(0, |figure| figure.parse().expect("a number"))
     }
 
@@ -608,7 +693,10 @@ fn a_restart_finds_its_port_in_time_wait() {
     ended.join().expect("an orderly end");
     // It is in TIME_WAIT indeed: who does not reuse the address cannot have it.
     let strict = server().listen(Listen::tcp(addr).reuse_address(false), echo);
-    assert!(matches!(strict, Err(Error::AddressInUse { .. })), "{strict:?}");
+    assert!(
+        matches!(strict, Err(Error::AddressInUse { .. })),
+        "{strict:?}"
+    );
     let second = spawn_echo(Config::new(), Listen::tcp(addr));
     ping(&mut connect(addr), b"after");
     drop(second);

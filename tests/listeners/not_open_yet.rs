@@ -40,7 +40,12 @@ fn asked(ask: impl Fn(&mut Conn<'_>)) -> (Sim, ClientId) {
     let client = sim.connect(addr).expect("it listens");
     sim.send(client, b"PROXY UNK");
     sim.settle();
-    let ids: Vec<_> = sim.control().connections().iter().map(|info| info.id).collect();
+    let ids: Vec<_> = sim
+        .control()
+        .connections()
+        .iter()
+        .map(|info| info.id)
+        .collect();
     for id in ids {
         ask(&mut sim.control().conn(id).expect("it is there"));
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Closed, Config, Context, Error, Handler, Listen, ListenerState, Outcome,
-    Peer, ProxyProtocol, Quota, Refuse, Server, Service,
+    AccessRules, AtCapacity, CloseReason, Closed, Config, Context, Error, Handler, Listen,
+    ListenerState, Outcome, Peer, ProxyProtocol, Quota, Refuse, Server, Service,
 };
 
 struct Echo;
@@ -30,12 +30,16 @@ fn behind_a_proxy() -> Listen {
 
 fn world(config: Config) -> (Sim, SocketAddr) {
     let mut sim = Sim::new(1, config, ());
-    let addr = sim.listen(behind_a_proxy(), |_: &mut (), _| Echo).expect("listen");
+    let addr = sim
+        .listen(behind_a_proxy(), |_: &mut (), _| Echo)
+        .expect("listen");
     (sim, addr)
 }
 
 fn connect(sim: &mut Sim, addr: SocketAddr, count: usize) -> Vec<ClientId> {
-    let clients = (0..count).map(|_| sim.connect(addr).expect("it listens")).collect();
+    let clients = (0..count)
+        .map(|_| sim.connect(addr).expect("it listens"))
+        .collect();
     sim.settle();
     clients
 }
@@ -65,13 +69,20 @@ fn the_oldest_gives_way_to_a_newcomer() {
 /// One that is young may be honest: the newcomer waits until the oldest has had its time.
 #[test]
 fn nobody_gives_way_before_its_time() {
-    let (mut sim, addr) = world(Config::new().max_pending(2).pending_grace(Duration::from_secs(1)));
+    let (mut sim, addr) = world(
+        Config::new()
+            .max_pending(2)
+            .pending_grace(Duration::from_secs(1)),
+    );
     let silent = connect(&mut sim, addr, 2);
     let newcomer = connect(&mut sim, addr, 1)[0];
     let iterations = sim.stats().iterations;
     sim.advance(Duration::from_millis(999));
     assert_eq!(sim.stats().accepted, 2);
-    assert_eq!(sim.control().listener("it").expect("there").state, ListenerState::Full);
+    assert_eq!(
+        sim.control().listener("it").expect("there").state,
+        ListenerState::Full
+    );
     assert!(sim.stats().iterations - iterations < 5, "it does not spin");
     sim.advance(Duration::from_millis(1));
     assert_eq!((sim.stats().accepted, sim.stats().open), (3, 2));
@@ -90,7 +101,10 @@ fn who_has_opened_is_forgotten() {
         sim.reset(client);
         sim.settle();
     }
-    assert!(is_served(&mut sim, silent), "there is no handshake timeout yet");
+    assert!(
+        is_served(&mut sim, silent),
+        "there is no handshake timeout yet"
+    );
 }
 
 /// As soon as one opens, or goes, the next comes in.
@@ -180,14 +194,22 @@ fn a_slow_loris_keeps_nobody_out() {
     assert!(sim.stats().open - sim.stats().opened as usize <= 50);
     let evicted = sim.stats().closed(CloseReason::Evicted);
     assert!(evicted > 100);
-    let told = sim.app().0.iter().filter(|&&reason| reason == CloseReason::Evicted);
+    let told = sim
+        .app()
+        .0
+        .iter()
+        .filter(|&&reason| reason == CloseReason::Evicted);
     assert_eq!(told.count() as u64, evicted, "the service hears of each");
 }
 
 /// The default is half the cap, and it follows the cap.
 #[test]
 fn the_share_follows_the_cap() {
-    let (mut sim, addr) = world(Config::new().max_connections(60).pending_grace(Duration::MAX));
+    let (mut sim, addr) = world(
+        Config::new()
+            .max_connections(60)
+            .pending_grace(Duration::MAX),
+    );
     connect(&mut sim, addr, 100);
     assert_eq!(sim.stats().open, 30);
     sim.control().set_max_connections(80).expect("good");
@@ -252,7 +274,11 @@ fn nobody_gives_way_to_one_whose_source_has_too_many() {
     let mut sim = Sim::new(1, Config::new().max_pending(2), ());
     let listen = Listen::tcp("127.0.0.1:0")
         .proxy_protocol(ProxyProtocol::Optional)
-        .trusted_proxies(AccessRules::deny_all().allow("10.0.0.0/8").expect("a network"))
+        .trusted_proxies(
+            AccessRules::deny_all()
+                .allow("10.0.0.0/8")
+                .expect("a network"),
+        )
         .source_connections(1);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let guest = std::net::IpAddr::from([192, 0, 2, 1]);

@@ -4,15 +4,18 @@ use std::io::Write;
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
-use kit::net::{await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn, Running, PATIENCE};
+use kit::net::{
+    await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn, Running, PATIENCE,
+};
 use portcullis::{
-    AccessRules, CloseReason, Closed, Config, Context, Error, Framing, Handler, Listen, Outcome, Peer, ProxyProtocol,
-    Refuse, Server, Service,
+    AccessRules, CloseReason, Closed, Config, Context, Error, Framing, Handler, Listen, Outcome,
+    Peer, ProxyProtocol, Refuse, Server, Service,
 };
 
 const V1: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n";
 /// The same, with ALPN, authority and a unique id.
-const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x21\xC0\0\x02\x01\xC6\x33\x64\x02\xC3\x50\x01\xBB\
+const V2: &[u8] =
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x21\xC0\0\x02\x01\xC6\x33\x64\x02\xC3\x50\x01\xBB\
     \x01\0\x02h2\x02\0\x05a.tld\x05\0\x05id-77";
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
@@ -39,7 +42,10 @@ impl Handler<Heard> for Recorder {
             ),
             None => format!("none {}", source == cx.conn.peer_addr().to_string()),
         };
-        assert_eq!(cx.conn.info().expect("it is there").source.to_string(), source);
+        assert_eq!(
+            cx.conn.info().expect("it is there").source.to_string(),
+            source
+        );
         cx.app.opened.push(told);
         Ok(())
     }
@@ -72,7 +78,11 @@ impl Service<Heard> for Witnesses {
 fn required() -> Listen {
     local()
         .proxy_protocol(ProxyProtocol::Required)
-        .trusted_proxies(AccessRules::deny_all().allow("127.0.0.0/8").expect("a network"))
+        .trusted_proxies(
+            AccessRules::deny_all()
+                .allow("127.0.0.0/8")
+                .expect("a network"),
+        )
 }
 
 fn server(listen: Listen) -> Running<Heard> {
@@ -100,12 +110,18 @@ fn the_handler_knows_whom_it_serves() {
         ),
     ] {
         let mut client = connect(server.addr());
-        client.write_all(&[header, &packet2(b"hello")].concat()).expect("sent");
+        client
+            .write_all(&[header, &packet2(b"hello")].concat())
+            .expect("sent");
         assert_eq!(recv2(&mut client), b"hello");
         ping(&mut client, b"more");
         server.ask(move |heard, _| assert_eq!(heard.opened.pop().as_deref(), Some(told)));
     }
-    for header in [LOCAL, b"PROXY UNKNOWN\r\n", b"PROXY UNKNOWN what ever it says\r\n"] {
+    for header in [
+        LOCAL,
+        b"PROXY UNKNOWN\r\n",
+        b"PROXY UNKNOWN what ever it says\r\n",
+    ] {
         let mut client = connect(server.addr());
         let own = client.local_addr().expect("an address").to_string();
         client.write_all(header).expect("sent");
@@ -121,42 +137,58 @@ fn the_handler_knows_whom_it_serves() {
 /// faults P11.
 #[test]
 fn rules_hold_for_the_source() {
-    let rules = AccessRules::allow_all().deny("192.0.2.0/24").expect("a network");
+    let rules = AccessRules::allow_all()
+        .deny("192.0.2.0/24")
+        .expect("a network");
     let server = server(required().access_rules(rules));
     let mut client = connect(server.addr());
-    client.write_all(&[V1, &packet2(b"hello")].concat()).expect("sent");
+    client
+        .write_all(&[V1, &packet2(b"hello")].concat())
+        .expect("sent");
     await_end(&mut client);
     let mut other = connect(server.addr());
     other
         .write_all(b"PROXY TCP4 203.0.113.9 198.51.100.2 1 2\r\n")
         .expect("sent");
     ping(&mut other, b"hello");
-    server.until("it is counted", |stats| stats.closed(CloseReason::Denied) == 1);
+    server.until("it is counted", |stats| {
+        stats.closed(CloseReason::Denied) == 1
+    });
     server.ask(|heard, _| {
         assert_eq!(
             heard.accepted,
             ["203.0.113.9:1"],
             "the service is not asked about the other"
         );
-        assert_eq!(heard.failed_accepts, [(CloseReason::Denied, "192.0.2.1".to_owned())]);
+        assert_eq!(
+            heard.failed_accepts,
+            [(CloseReason::Denied, "192.0.2.1".to_owned())]
+        );
     });
 }
 
 #[test]
 fn only_trusted_proxies_may_come() {
-    let nobody = AccessRules::deny_all().allow("10.0.0.0/8").expect("a network");
+    let nobody = AccessRules::deny_all()
+        .allow("10.0.0.0/8")
+        .expect("a network");
     let server = server(required().trusted_proxies(nobody));
     let mut client = connect(server.addr());
     let _ = client.write_all(V1);
     await_end(&mut client);
-    server.until("it is counted", |stats| stats.closed(CloseReason::Denied) == 1);
+    server.until("it is counted", |stats| {
+        stats.closed(CloseReason::Denied) == 1
+    });
     server.ask(|heard, _| assert!(heard.accepted.is_empty()));
 }
 
 /// Where a header is optional, one from somebody who is not trusted is data like any other.
 #[test]
 fn an_optional_header_is_believed_of_the_trusted_alone() {
-    for (network, told) in [("127.0.0.0/8", "v1 192.0.2.1:50000"), ("10.0.0.0/8", "none true")] {
+    for (network, told) in [
+        ("127.0.0.0/8", "v1 192.0.2.1:50000"),
+        ("10.0.0.0/8", "none true"),
+    ] {
         let trusted = AccessRules::deny_all().allow(network).expect("a network");
         let listen = local()
             .framing(Framing::Line)
@@ -171,7 +203,8 @@ fn an_optional_header_is_believed_of_the_trusted_alone() {
         let echoes_it = answer.starts_with(b"PROXY TCP4");
         assert_eq!(echoes_it, network == "10.0.0.0/8");
         assert!(answer.ends_with(b"hello\n"));
-        server.ask(move |heard, _| assert!(heard.opened[0].starts_with(told), "{:?}", heard.opened));
+        server
+            .ask(move |heard, _| assert!(heard.opened[0].starts_with(told), "{:?}", heard.opened));
         let mut plain = connect(server.addr());
         plain.write_all(b"no header\n").expect("sent");
         plain.shutdown(Shutdown::Write).expect("FIN");
@@ -268,7 +301,10 @@ fn a_header_that_comes_during_a_drain_is_in_time() {
     send2(&mut client, b"hello");
     let answer = read_to_end(&mut client);
     // The drain may be told before the frame has come: then it is closed in order without an answer.
-    assert!(answer == packet2(b"hello") || answer.is_empty(), "{answer:?}");
+    assert!(
+        answer == packet2(b"hello") || answer.is_empty(),
+        "{answer:?}"
+    );
     let (stats, _) = server.finish();
     assert_eq!(
         stats.closed(CloseReason::Drained) + stats.closed(CloseReason::HandshakeTimeout),
@@ -309,7 +345,12 @@ fn tls_begins_right_behind_it() {
             // All in one segment, and cut in the hello.
             let mut tls = session(&client_config);
             let bytes = [header, &wire_of(&mut tls)].concat();
-            for cut in [bytes.len(), header.len() + 3, header.len(), header.len() - 1] {
+            for cut in [
+                bytes.len(),
+                header.len() + 3,
+                header.len(),
+                header.len() - 1,
+            ] {
                 let mut tls = session(&client_config);
                 let bytes = [header, &wire_of(&mut tls)].concat();
                 let mut tcp = connect(server.addr());
@@ -330,7 +371,9 @@ fn tls_begins_right_behind_it() {
     let mut tcp = connect(server.addr());
     tcp.write_all(&wire_of(&mut tls)).expect("sent");
     await_end(&mut tcp);
-    server.until("it is counted", |stats| stats.closed(CloseReason::BadProxyHeader) == 1);
+    server.until("it is counted", |stats| {
+        stats.closed(CloseReason::BadProxyHeader) == 1
+    });
 }
 
 /// Who is refused behind a proxy is told so in the clear, as everybody is who is refused before TLS.
@@ -344,7 +387,9 @@ fn a_refusal_before_tls_is_in_the_clear() {
         .expect("sent");
     assert_eq!(read_to_end(&mut client), b"not you");
     client.shutdown(Shutdown::Both).expect("still a socket");
-    server.until("it is counted", |stats| stats.closed(CloseReason::Refused) == 1);
+    server.until("it is counted", |stats| {
+        stats.closed(CloseReason::Refused) == 1
+    });
 }
 
 /// A message for who waits for its header finds nobody yet.

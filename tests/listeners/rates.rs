@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Config, Context, Error, Handler, Listen, ListenerState, Outcome,
-    ProxyProtocol, Rate, Server,
+    AccessRules, AtCapacity, CloseReason, Config, Context, Error, Handler, Listen, ListenerState,
+    Outcome, ProxyProtocol, Rate, Server,
 };
 
 struct Echo;
@@ -29,7 +29,9 @@ fn local() -> Listen {
 }
 
 fn connect(sim: &mut Sim, addr: SocketAddr, count: usize) -> Vec<ClientId> {
-    (0..count).map(|_| sim.connect(addr).expect("it listens")).collect()
+    (0..count)
+        .map(|_| sim.connect(addr).expect("it listens"))
+        .collect()
 }
 
 fn millis(millis: u64) -> Duration {
@@ -39,7 +41,10 @@ fn millis(millis: u64) -> Duration {
 /// A capacity of five admits five (esockd: four), then one each tenth of a second; those who wait lose nothing.
 #[test]
 fn the_listeners_rate_lets_clients_wait() {
-    let (mut sim, addr) = world(Config::new(), local().accept_rate(Rate::per_second(10).burst(5)));
+    let (mut sim, addr) = world(
+        Config::new(),
+        local().accept_rate(Rate::per_second(10).burst(5)),
+    );
     let clients = connect(&mut sim, addr, 20);
     for client in &clients {
         sim.send(*client, b"\0\x02hi");
@@ -72,7 +77,10 @@ fn the_listeners_rate_lets_clients_wait() {
 /// Saved up while nobody came, and never more than the burst. emqx #18355.
 #[test]
 fn a_quiet_time_is_worth_one_burst() {
-    let (mut sim, addr) = world(Config::new(), local().accept_rate(Rate::per_second(1).burst(3)));
+    let (mut sim, addr) = world(
+        Config::new(),
+        local().accept_rate(Rate::per_second(1).burst(3)),
+    );
     sim.advance(Duration::from_secs(3600));
     connect(&mut sim, addr, 9);
     sim.settle();
@@ -102,30 +110,52 @@ fn over_the_rate_clients_can_be_refused_with_a_word() {
 /// The server's rate is over all listeners; each listener's own holds besides.
 #[test]
 fn both_rates_hold() {
-    let mut sim = Sim::new(1, Config::new().accept_rate(Rate::per_second(10).burst(4)), ());
+    let mut sim = Sim::new(
+        1,
+        Config::new().accept_rate(Rate::per_second(10).burst(4)),
+        (),
+    );
     let slow = sim
-        .listen(local().accept_rate(Rate::per_second(1).burst(1)), |_: &mut (), _| Echo)
+        .listen(
+            local().accept_rate(Rate::per_second(1).burst(1)),
+            |_: &mut (), _| Echo,
+        )
         .expect("listen");
-    let other = sim.listen(local().name("other"), |_: &mut (), _| Echo).expect("listen");
+    let other = sim
+        .listen(local().name("other"), |_: &mut (), _| Echo)
+        .expect("listen");
     connect(&mut sim, slow, 3);
     sim.settle();
     connect(&mut sim, other, 9);
     sim.settle();
-    let accepted = |sim: &mut Sim, name: &str| sim.control().listener(name).expect("there").accepted;
+    let accepted =
+        |sim: &mut Sim, name: &str| sim.control().listener(name).expect("there").accepted;
     assert_eq!((accepted(&mut sim, "it"), sim.stats().accepted), (1, 4));
     sim.advance(millis(1000));
-    assert_eq!((accepted(&mut sim, "it"), accepted(&mut sim, "other")), (2, 9));
+    assert_eq!(
+        (accepted(&mut sim, "it"), accepted(&mut sim, "other")),
+        (2, 9)
+    );
     sim.advance(millis(1000));
-    assert_eq!((accepted(&mut sim, "it"), accepted(&mut sim, "other")), (3, 9));
+    assert_eq!(
+        (accepted(&mut sim, "it"), accepted(&mut sim, "other")),
+        (3, 9)
+    );
 }
 
 /// A listener that was out of the poll because others had spent the server's tokens comes back by itself, whatever becomes of
 /// those others.
 #[test]
 fn whoever_comes_while_the_rate_is_spent_is_served_when_it_is_not() {
-    let mut sim = Sim::new(1, Config::new().accept_rate(Rate::per_second(1).burst(1)), ());
+    let mut sim = Sim::new(
+        1,
+        Config::new().accept_rate(Rate::per_second(1).burst(1)),
+        (),
+    );
     let busy = sim.listen(local(), |_: &mut (), _| Echo).expect("listen");
-    let quiet = sim.listen(local().name("quiet"), |_: &mut (), _| Echo).expect("listen");
+    let quiet = sim
+        .listen(local().name("quiet"), |_: &mut (), _| Echo)
+        .expect("listen");
     sim.settle();
     connect(&mut sim, busy, 1);
     sim.settle();
@@ -144,7 +174,10 @@ fn whoever_comes_while_the_rate_is_spent_is_served_when_it_is_not() {
 /// emqx #14145, esockd PR #227: a backlog of clients that have given up costs no token and no time.
 #[test]
 fn no_token_is_spent_on_the_dead() {
-    let (mut sim, addr) = world(Config::new(), local().accept_rate(Rate::per_second(1).burst(1)));
+    let (mut sim, addr) = world(
+        Config::new(),
+        local().accept_rate(Rate::per_second(1).burst(1)),
+    );
     let clients = connect(&mut sim, addr, 50);
     sim.settle();
     assert_eq!(sim.stats().open, 1);
@@ -166,7 +199,10 @@ fn no_token_is_spent_on_the_dead() {
 /// A client that has sent its request and finished is alive.
 #[test]
 fn who_has_said_something_is_not_dead() {
-    let (mut sim, addr) = world(Config::new(), local().accept_rate(Rate::per_second(1).burst(1)));
+    let (mut sim, addr) = world(
+        Config::new(),
+        local().accept_rate(Rate::per_second(1).burst(1)),
+    );
     let client = sim.connect(addr).expect("it listens");
     sim.send(client, b"\0\x02hi");
     sim.finish(client);
@@ -178,12 +214,17 @@ fn who_has_said_something_is_not_dead() {
 /// esockd: t_update_options_limiter, and its `set_max_conn_rate`.
 #[test]
 fn rates_are_live() {
-    let (mut sim, addr) = world(Config::new(), local().accept_rate(Rate::per_second(1).burst(1)));
+    let (mut sim, addr) = world(
+        Config::new(),
+        local().accept_rate(Rate::per_second(1).burst(1)),
+    );
     connect(&mut sim, addr, 30);
     sim.settle();
     assert_eq!(sim.stats().accepted, 1);
     sim.control()
-        .reconfigure_listener("it", |listen| listen.accept_rate(Rate::per_second(1).burst(10)))
+        .reconfigure_listener("it", |listen| {
+            listen.accept_rate(Rate::per_second(1).burst(10))
+        })
         .expect("a good rate");
     sim.settle();
     assert_eq!(sim.stats().accepted, 10, "what was spent is spent");
@@ -197,7 +238,10 @@ fn rates_are_live() {
 /// A drain does not wait for tokens.
 #[test]
 fn a_drain_does_not_wait_for_the_rate() {
-    let (mut sim, addr) = world(Config::new(), local().accept_rate(Rate::per_second(1).burst(1)));
+    let (mut sim, addr) = world(
+        Config::new(),
+        local().accept_rate(Rate::per_second(1).burst(1)),
+    );
     connect(&mut sim, addr, 5);
     sim.settle();
     sim.control().drain(Duration::from_secs(60));
@@ -266,26 +310,41 @@ fn connections_share_what_their_listener_may_read() {
         sim.send(*client, &b"\0\x01x".repeat(1000));
     }
     sim.advance(Duration::from_secs(10));
-    let counts: Vec<_> = clients.iter().map(|&client| sim.received(client).len() / 3).collect();
+    let counts: Vec<_> = clients
+        .iter()
+        .map(|&client| sim.received(client).len() / 3)
+        .collect();
     let all: usize = counts.iter().sum();
     assert!((990..=1010).contains(&all), "{counts:?}");
-    assert!(counts.iter().all(|&count| (90..=115).contains(&count)), "{counts:?}");
+    assert!(
+        counts.iter().all(|&count| (90..=115).contains(&count)),
+        "{counts:?}"
+    );
     sim.advance(Duration::from_secs(100));
-    let rest: usize = clients.iter().map(|&client| sim.received(client).len() / 3).sum();
+    let rest: usize = clients
+        .iter()
+        .map(|&client| sim.received(client).len() / 3)
+        .sum();
     assert_eq!(all + rest, 10_000, "nothing is lost");
 }
 
 /// *Live* where there was such a rate before: those who are there are read faster, and then without a limit.
 #[test]
 fn what_connections_share_changes_under_way() {
-    let (mut sim, addr) = world(Config::new(), local().total_frame_rate(Rate::per_second(10).burst(10)));
+    let (mut sim, addr) = world(
+        Config::new(),
+        local().total_frame_rate(Rate::per_second(10).burst(10)),
+    );
     let clients = connect(&mut sim, addr, 5);
     for client in &clients {
         sim.send(*client, &b"\0\x01x".repeat(10_000));
     }
     let frames = |sim: &mut Sim| -> usize {
         sim.advance(Duration::from_secs(10));
-        clients.iter().map(|&client| sim.received(client).len() / 3).sum()
+        clients
+            .iter()
+            .map(|&client| sim.received(client).len() / 3)
+            .sum()
     };
     assert!((100..=120).contains(&frames(&mut sim)));
     let set = |sim: &mut Sim, rate: Option<Rate>| {
@@ -304,7 +363,10 @@ fn what_connections_share_changes_under_way() {
 
 #[test]
 fn a_connection_reads_no_faster_than_its_rate() {
-    let (mut sim, addr) = world(Config::new(), local().read_rate(Rate::per_second(1000).burst(500)));
+    let (mut sim, addr) = world(
+        Config::new(),
+        local().read_rate(Rate::per_second(1000).burst(500)),
+    );
     let client = sim.connect(addr).expect("it listens");
     sim.send(client, &b"\0\x08abcdefgh".repeat(1000));
     sim.settle();
@@ -313,8 +375,14 @@ fn a_connection_reads_no_faster_than_its_rate() {
         let iterations = sim.stats().iterations;
         sim.advance(millis(1000));
         let read = sim.stats().bytes_in;
-        assert!((460 + second * 1000..=500 + second * 1000).contains(&read), "{read}");
-        assert!(sim.stats().iterations - iterations < 100, "it is not read in crumbs");
+        assert!(
+            (460 + second * 1000..=500 + second * 1000).contains(&read),
+            "{read}"
+        );
+        assert!(
+            sim.stats().iterations - iterations < 100,
+            "it is not read in crumbs"
+        );
     }
     sim.advance(millis(2000));
     assert_eq!(sim.received(client).len(), 10_000);
@@ -330,15 +398,22 @@ fn a_rate_that_cannot_work_is_named() {
         ("source_rate", |listen, rate| listen.source_rate(rate)),
         ("read_rate", |listen, rate| listen.read_rate(rate)),
         ("frame_rate", |listen, rate| listen.frame_rate(rate)),
-        ("total_read_rate", |listen, rate| listen.total_read_rate(rate)),
-        ("total_frame_rate", |listen, rate| listen.total_frame_rate(rate)),
+        ("total_read_rate", |listen, rate| {
+            listen.total_read_rate(rate)
+        }),
+        ("total_frame_rate", |listen, rate| {
+            listen.total_frame_rate(rate)
+        }),
     ];
     let mut server: Server = Server::new(Config::new()).expect("server");
     for (name, set) in options {
         for rate in [none, no_burst] {
             match server.listen(set(local(), rate), |_: &mut (), _| Echo) {
                 Err(Error::Option { option, problem }) => {
-                    assert!(option == name && problem.contains("at least 1"), "{option}: {problem}");
+                    assert!(
+                        option == name && problem.contains("at least 1"),
+                        "{option}: {problem}"
+                    );
                 }
                 other => panic!("{name}: {other:?}"),
             }
@@ -387,7 +462,11 @@ fn a_faster_rate_is_faster_at_once() {
     assert_eq!((sim.stats().accepted, sim.stats().open), (101, 101));
     connect(&mut sim, addr, 99);
     sim.advance(millis(99));
-    assert_eq!((sim.stats().accepted, sim.stats().open), (200, 200), "and no faster");
+    assert_eq!(
+        (sim.stats().accepted, sim.stats().open),
+        (200, 200),
+        "and no faster"
+    );
 }
 
 /// The same for what connections share, and for those who wait already.
@@ -403,7 +482,10 @@ fn who_waits_for_a_shared_rate_hears_of_a_faster_one() {
                     listen.total_read_rate(rate)
                 }
             };
-            let (mut sim, addr) = world(Config::new(), set(local(), Some(Rate::per_second(1).burst(1))));
+            let (mut sim, addr) = world(
+                Config::new(),
+                set(local(), Some(Rate::per_second(1).burst(1))),
+            );
             let clients = connect(&mut sim, addr, 20);
             for client in &clients {
                 sim.send(*client, &b"\0\x02hi".repeat(50));
@@ -424,7 +506,10 @@ fn who_waits_for_a_shared_rate_hears_of_a_faster_one() {
 /// Who says a byte and goes has not spent what it might have read: others wait their turn, and not for the dead.
 #[test]
 fn who_comes_and_goes_does_not_spend_what_others_share() {
-    let (mut sim, addr) = world(Config::new(), local().total_read_rate(Rate::per_second(100_000)));
+    let (mut sim, addr) = world(
+        Config::new(),
+        local().total_read_rate(Rate::per_second(100_000)),
+    );
     let greedy = connect(&mut sim, addr, 1)[0];
     sim.send(greedy, &b"\0\x02hi".repeat(30_000));
     sim.settle();
@@ -449,9 +534,15 @@ fn who_comes_and_goes_does_not_spend_what_others_share() {
 /// What comes in one piece with the PROXY header is read with it, and paid for afterwards.
 #[test]
 fn what_stands_behind_a_header_counts() {
-    let (mut sim, addr) = world(Config::new(), behind_a_proxy().read_rate(Rate::per_second(1000)));
+    let (mut sim, addr) = world(
+        Config::new(),
+        behind_a_proxy().read_rate(Rate::per_second(1000)),
+    );
     let client = connect(&mut sim, addr, 1)[0];
-    sim.send(client, &[b"PROXY UNKNOWN\r\n", &b"\0\x02hi".repeat(5000)[..]].concat());
+    sim.send(
+        client,
+        &[b"PROXY UNKNOWN\r\n", &b"\0\x02hi".repeat(5000)[..]].concat(),
+    );
     sim.settle();
     assert_eq!(sim.received(client).len(), 20_000);
     sim.send(client, b"\0\x02hi");

@@ -11,7 +11,9 @@ type Change = fn(Listen) -> Listen;
 fn idle() -> Server {
     let mut server = Server::new(Config::new()).expect("server");
     let listen = local().name("it").max_connections(7);
-    server.listen(listen, |_: &mut (), _| kit::net::Echo).expect("listen");
+    server
+        .listen(listen, |_: &mut (), _| kit::net::Echo)
+        .expect("listen");
     server
 }
 
@@ -57,7 +59,9 @@ fn limits_are_live() {
     ping(&mut first, b"still in");
     server
         .handle
-        .reconfigure_listener("it", PATIENCE, |listen| listen.at_capacity(AtCapacity::Wait))
+        .reconfigure_listener("it", PATIENCE, |listen| {
+            listen.at_capacity(AtCapacity::Wait)
+        })
         .expect("a good value");
     let mut waiting = connect(server.addr());
     server
@@ -79,12 +83,16 @@ fn a_bad_value_changes_nothing() {
     let mut server = idle();
     let before = server.listener("it").expect("there");
     let changes: [(&str, Change); 5] = [
-        ("watermarks", |listen| listen.max_connections(1).watermarks(10, 5)),
+        ("watermarks", |listen| {
+            listen.max_connections(1).watermarks(10, 5)
+        }),
         ("max_frame", |listen| listen.max_connections(1).max_frame(0)),
         ("idle_timeout", |listen| {
             listen.max_connections(1).idle_timeout(Duration::ZERO)
         }),
-        ("output_limit", |listen| listen.max_connections(1).output_limit(1)),
+        ("output_limit", |listen| {
+            listen.max_connections(1).output_limit(1)
+        }),
         ("name", |listen| listen.max_connections(1).name("")),
     ];
     for (option, change) in changes {
@@ -121,14 +129,21 @@ fn an_open_port_keeps_its_socket() {
         ("reuse_address", |listen| listen.reuse_address(false)),
         ("reuse_port", |listen| listen.reuse_port(true)),
         ("keepalive", |listen| {
-            listen.keepalive(Keepalive::new(Duration::from_secs(9), Duration::from_secs(9), 9))
+            listen.keepalive(Keepalive::new(
+                Duration::from_secs(9),
+                Duration::from_secs(9),
+                9,
+            ))
         }),
         ("recv_buffer", |listen| listen.recv_buffer(4096)),
         ("send_buffer", |listen| listen.send_buffer(4096)),
     ];
     for (option, change) in changes {
         match server.reconfigure_listener("it", change) {
-            Err(Error::Option { option: named, problem }) => {
+            Err(Error::Option {
+                option: named,
+                problem,
+            }) => {
                 assert_eq!(named, option);
                 assert!(problem.contains("listen again"), "{problem}");
             }
@@ -141,9 +156,13 @@ fn an_open_port_keeps_its_socket() {
 #[test]
 fn a_handle_tells_what_was_wrong() {
     let server = spawn_echo(Config::new(), local());
-    let gone = server.handle.reconfigure_listener("nobody", PATIENCE, |listen| listen);
+    let gone = server
+        .handle
+        .reconfigure_listener("nobody", PATIENCE, |listen| listen);
     assert!(matches!(gone, Err(HandleError::NoListener(_))), "{gone:?}");
-    let bad = server.handle.reconfigure(PATIENCE, |config| config.read_budget(0));
+    let bad = server
+        .handle
+        .reconfigure(PATIENCE, |config| config.read_budget(0));
     match bad {
         Err(HandleError::Refused(words)) => assert!(words.contains("read_budget"), "{words}"),
         other => panic!("{other:?}"),
@@ -164,5 +183,7 @@ fn a_limit_does_not_strip_tls() {
     let mut plain = connect(server.addr());
     kit::net::send2(&mut plain, b"plain");
     let _ = read_to_end(&mut plain);
-    server.until("it is counted", |stats| stats.closed(CloseReason::NotTls) == 1);
+    server.until("it is counted", |stats| {
+        stats.closed(CloseReason::NotTls) == 1
+    });
 }

@@ -22,7 +22,9 @@ impl Handler for Fragile {
 fn server(config: Config, listen: Listen) -> Running {
     spawn(move || {
         let mut server = Server::new(config).expect("server");
-        server.listen(listen, |_: &mut (), _| Fragile).expect("listen");
+        server
+            .listen(listen, |_: &mut (), _| Fragile)
+            .expect("listen");
         (server, ())
     })
 }
@@ -105,7 +107,8 @@ fn the_port_answers_after_a_stampede() {
             .call(PATIENCE, |_, control| {
                 control.resume("it").expect("there");
                 control.set_max_connections(60).expect("good");
-                let free = |listen: Listen| listen.max_connections(60).at_capacity(AtCapacity::Wait);
+                let free =
+                    |listen: Listen| listen.max_connections(60).at_capacity(AtCapacity::Wait);
                 control.reconfigure_listener("it", free).expect("good");
             })
             .expect("the loop answers");
@@ -150,8 +153,15 @@ fn a_hundred_changes_of_the_cap_leave_it_working() {
 fn a_port_is_closed_and_opened_a_hundred_times() {
     let mut server = Server::new(Config::new()).expect("server");
     let service = |_: &mut (), _| Fragile;
-    server.listen(local().name("first"), service).expect("listen");
-    let addr = server.listener("first").expect("there").addr.as_tcp().expect("TCP");
+    server
+        .listen(local().name("first"), service)
+        .expect("listen");
+    let addr = server
+        .listener("first")
+        .expect("there")
+        .addr
+        .as_tcp()
+        .expect("TCP");
     let mut clients = Vec::new();
     for round in 0..100 {
         if round % 10 == 0 {
@@ -215,7 +225,8 @@ fn the_port_answers_after_a_stampede_of_handshakes() {
             let number = dice.roll(40);
             let killed = server.handle.call(PATIENCE, move |_, control| {
                 let ids: Vec<_> = control.connections().iter().map(|info| info.id).collect();
-                ids.get(number % ids.len().max(1)).map(|&id| control.kill(id))
+                ids.get(number % ids.len().max(1))
+                    .map(|&id| control.kill(id))
             });
             killed.expect("the loop answers");
         }

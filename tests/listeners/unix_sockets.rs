@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use kit::net::{local, ping, read_to_end, recv2, send2, spawn, Echo, Place, Running, PATIENCE};
 use portcullis::{
-    try_accept, AccessRules, Addr, CloseReason, Closed, Config, Context, Credentials, Error, Framing, Handler, Listen,
-    ListenerId, ListenerRef, Outcome, Peer, Refuse, Server, Service,
+    try_accept, AccessRules, Addr, CloseReason, Closed, Config, Context, Credentials, Error,
+    Framing, Handler, Listen, ListenerId, ListenerRef, Outcome, Peer, Refuse, Server, Service,
 };
 
 fn echo(_: &mut (), _: Peer) -> Echo {
@@ -84,15 +84,27 @@ fn a_unix_socket_serves_and_says_where_it_is() {
     let [peer, info, own] = told.recv_timeout(PATIENCE).expect("told");
     assert!(peer.as_unix().is_some_and(|name| name.is_unnamed()));
     assert_eq!((&info, peer.ip(), peer.port()), (&peer, None, None));
-    assert_eq!(own.as_unix().and_then(|name| name.as_pathname()), Some(&*path));
+    assert_eq!(
+        own.as_unix().and_then(|name| name.as_pathname()),
+        Some(&*path)
+    );
 
     let listener = &server.listeners[0];
     assert_eq!(listener.addr, own);
-    assert_eq!(listener.addr.to_string(), format!("unix:{}", path.display()));
+    assert_eq!(
+        listener.addr.to_string(),
+        format!("unix:{}", path.display())
+    );
     assert_eq!(listener.name, "portcullis_echo.sock");
-    assert!(server.handle.listener("portcullis_echo.sock", PATIENCE).is_ok());
+    assert!(server
+        .handle
+        .listener("portcullis_echo.sock", PATIENCE)
+        .is_ok());
     // It has no port, zero no more than another.
-    assert!(server.handle.listener(ListenerRef::Port(0), PATIENCE).is_err());
+    assert!(server
+        .handle
+        .listener(ListenerRef::Port(0), PATIENCE)
+        .is_err());
 }
 
 /// misc_multiple_ip_local_socket_opts (ranch): of several kinds of addresses each is taken for what it is.
@@ -106,7 +118,10 @@ fn one_server_has_both_kinds_of_listeners() {
         server.listen(local(), echo).expect("listen");
         for listen in listens {
             server
-                .listen(listen.framing(Framing::Line).nodelay(true).reuse_port(true), echo)
+                .listen(
+                    listen.framing(Framing::Line).nodelay(true).reuse_port(true),
+                    echo,
+                )
                 .expect("listen");
         }
         (server, ())
@@ -133,12 +148,16 @@ fn a_path_that_is_served_is_taken_and_stays_so() {
         matches!(&error, Error::AddressInUse { addr } if *addr == first.listeners[0].addr),
         "{error}"
     );
-    assert!(error.to_string().contains(path.to_str().expect("text")), "{error}");
+    assert!(
+        error.to_string().contains(path.to_str().expect("text")),
+        "{error}"
+    );
     ping(&mut connect(&path), b"untouched");
 
     // Nor is a server's that has no time: its backlog is full.
     let path = place.path("full.sock");
-    let full = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).expect("socket");
+    let full =
+        socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).expect("socket");
     full.bind(&socket2::SockAddr::unix(&path).expect("short"))
         .expect("bind");
     full.listen(0).expect("listen");
@@ -163,7 +182,11 @@ fn a_stale_socket_is_replaced() {
 #[test]
 fn what_is_no_socket_is_left_alone() {
     let place = Place::new();
-    let (file, directory, link) = (place.path("file"), place.path("directory"), place.path("link"));
+    let (file, directory, link) = (
+        place.path("file"),
+        place.path("directory"),
+        place.path("link"),
+    );
     fs::write(&file, "precious").expect("write");
     fs::create_dir(&directory).expect("mkdir");
     let stale = place.path("stale.sock");
@@ -173,7 +196,10 @@ fn what_is_no_socket_is_left_alone() {
         let error = refused(Listen::unix(path));
         let kind = matches!(&error, Error::Listen { source, .. } if source.kind() == ErrorKind::AlreadyExists);
         assert!(kind, "{error}");
-        assert!(error.to_string().contains(path.to_str().expect("text")), "{error}");
+        assert!(
+            error.to_string().contains(path.to_str().expect("text")),
+            "{error}"
+        );
         assert!(fs::symlink_metadata(path).is_ok());
     }
     assert_eq!(fs::read(&file).expect("read"), b"precious");
@@ -184,7 +210,10 @@ fn what_is_no_socket_is_left_alone() {
 fn a_missing_directory_is_named() {
     let place = Place::new();
     let error = refused(Listen::unix(place.path("no/such.sock")));
-    assert!(error.to_string().contains("its directory must exist"), "{error}");
+    assert!(
+        error.to_string().contains("its directory must exist"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -195,7 +224,10 @@ fn names_that_cannot_be_are_refused_with_the_reason() {
         place.path(&"x".repeat(room))
     };
     for (listen, words) in [
-        (Listen::unix(long(108)), "108 bytes, and the system takes at most 107"),
+        (
+            Listen::unix(long(108)),
+            "108 bytes, and the system takes at most 107",
+        ),
         (Listen::unix(""), "at least one byte"),
         (Listen::unix("a\0b"), "zero byte"),
         (Listen::unix("a").mode(0o1777), "0o777"),
@@ -262,7 +294,9 @@ fn the_file_goes_with_its_listener() {
         place.path("name"),
     ];
     let mut server = server();
-    let id = server.listen(Listen::unix(&paths[0]), echo).expect("listen");
+    let id = server
+        .listen(Listen::unix(&paths[0]), echo)
+        .expect("listen");
     server
         .listen(Listen::unix(&paths[1]).name("taken"), echo)
         .expect("listen");
@@ -282,7 +316,9 @@ fn the_file_goes_with_its_listener() {
 fn no_file_is_left_by_a_listen_that_fails() {
     let place = Place::new();
     let mut server = server();
-    server.listen(local().name("portcullis_late"), echo).expect("listen");
+    server
+        .listen(local().name("portcullis_late"), echo)
+        .expect("listen");
     let error = server
         .listen(Listen::unix(place.path("late")), echo)
         .expect_err("the default name is taken");
@@ -312,7 +348,10 @@ fn an_abstract_name_has_no_file() {
     let server = serve(Listen::unix_abstract(&name));
     let listener = &server.listeners[0];
     assert_eq!(
-        listener.addr.as_unix().and_then(|addr| addr.as_abstract_name()),
+        listener
+            .addr
+            .as_unix()
+            .and_then(|addr| addr.as_abstract_name()),
         Some(name.as_bytes())
     );
     assert_eq!(listener.addr.to_string(), format!("unix:@{name}"));
@@ -371,13 +410,19 @@ fn a_peer_s_credentials_are_known() {
         (server, ())
     });
     ping(&mut connect(&path), b"who am I");
-    let found = told.recv_timeout(PATIENCE).expect("told").expect("credentials");
+    let found = told
+        .recv_timeout(PATIENCE)
+        .expect("told")
+        .expect("credentials");
     assert_eq!((found.uid, found.gid, found.pid), ourselves());
     assert_eq!(told_peer.recv_timeout(PATIENCE).expect("told"), Some(found));
 
     let tcp = kit::net::tcp(&server.listeners[1].addr);
     ping(&mut kit::net::connect(tcp), b"who am I");
-    let error = told.recv_timeout(PATIENCE).expect("told").expect_err("TCP has none");
+    let error = told
+        .recv_timeout(PATIENCE)
+        .expect("told")
+        .expect_err("TCP has none");
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert_eq!(told_peer.recv_timeout(PATIENCE).expect("told"), None);
 }
@@ -434,7 +479,10 @@ fn access_rules_are_for_ip_addresses() {
     let path = place.path("denied.sock");
     let server = serve(Listen::unix(&path).access_rules(AccessRules::deny_all()));
     ping(&mut connect(&path), b"in");
-    assert_eq!(server.ask(|(), control| control.stats().closed(CloseReason::Denied)), 0);
+    assert_eq!(
+        server.ask(|(), control| control.stats().closed(CloseReason::Denied)),
+        0
+    );
 }
 
 /// A name without a zero at its end is one byte longer than others can be, and it may have bytes that no log should.
@@ -511,7 +559,9 @@ fn half_closing_is_as_over_tcp() {
     let listen = Listen::unix(&path).framing(Framing::Raw);
     let server = spawn(move || {
         let mut server = server();
-        server.listen(listen, |_: &mut (), _| Last(Vec::new())).expect("listen");
+        server
+            .listen(listen, |_: &mut (), _| Last(Vec::new()))
+            .expect("listen");
         (server, ())
     });
     let mut client = connect(&path);
@@ -538,17 +588,23 @@ fn ends_have_the_same_reasons() {
     let server = spawn(move || {
         let mut server = server();
         server.listen(listens.0, echo).expect("listen");
-        server.listen(listens.1, |_: &mut (), _| Rude).expect("listen");
+        server
+            .listen(listens.1, |_: &mut (), _| Rude)
+            .expect("listen");
         (server, ())
     });
     let mut cut = connect(&path);
     cut.write_all(&[0, 9, b'x']).expect("send");
     drop(cut);
-    server.until("one is cut", |stats| stats.closed(CloseReason::Truncated) == 1);
+    server.until("one is cut", |stats| {
+        stats.closed(CloseReason::Truncated) == 1
+    });
     let mut aborted = connect(&rude);
     send2(&mut aborted, b"go");
     kit::net::await_end(&mut aborted);
-    server.until("one is aborted", |stats| stats.closed(CloseReason::Aborted) == 1);
+    server.until("one is aborted", |stats| {
+        stats.closed(CloseReason::Aborted) == 1
+    });
     let mut killed = connect(&path);
     ping(&mut killed, b"there");
     server.ask(|(), control| {
@@ -556,7 +612,9 @@ fn ends_have_the_same_reasons() {
         assert!(control.kill(id));
     });
     kit::net::await_end(&mut killed);
-    server.until("one is killed", |stats| stats.closed(CloseReason::Killed) == 1);
+    server.until("one is killed", |stats| {
+        stats.closed(CloseReason::Killed) == 1
+    });
     // One that leaves answers unread: its end is a reset.
     let mut gone = connect(&path);
     send2(&mut gone, b"unread");
@@ -587,19 +645,24 @@ fn a_write_to_nobody_raises_no_signal() {
         }
     }
     let raised = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(signal_hook::consts::SIGPIPE, Arc::clone(&raised)).expect("a handler");
+    signal_hook::flag::register(signal_hook::consts::SIGPIPE, Arc::clone(&raised))
+        .expect("a handler");
     let place = Place::new();
     let path = place.path("pipe.sock");
     let listen = Listen::unix(&path);
     let server = spawn(move || {
         let mut server = server();
-        server.listen(listen, |_: &mut (), _| Talks).expect("listen");
+        server
+            .listen(listen, |_: &mut (), _| Talks)
+            .expect("listen");
         (server, ())
     });
     for _ in 0..20 {
         drop(connect(&path));
     }
-    server.until("they are found out", |stats| stats.accepted == 20 && stats.open == 0);
+    server.until("they are found out", |stats| {
+        stats.accepted == 20 && stats.open == 0
+    });
     assert!(!raised.load(Ordering::SeqCst));
 }
 
@@ -620,7 +683,10 @@ fn a_slow_reader_gets_everything_in_order() {
     // The server stops reading, and the writer stands.
     let stats = server.until("it is full", |stats| stats.bytes_in > 100_000);
     // The default would have taken all of it.
-    assert!(stats.bytes_out < 50_000, "the small buffer is in force: {stats:?}");
+    assert!(
+        stats.bytes_out < 50_000,
+        "the small buffer is in force: {stats:?}"
+    );
     assert_eq!(read_to_end(&mut client), sent);
     writer.join().expect("written");
 }
@@ -661,7 +727,9 @@ fn a_unix_listener_can_be_adopted_and_its_file_stays() {
     let mut early = connect(&path);
     let server = spawn(move || {
         let mut server = server();
-        server.adopt(socket, Listen::adopted(), echo).expect("adopt");
+        server
+            .adopt(socket, Listen::adopted(), echo)
+            .expect("adopt");
         (server, ())
     });
     assert_eq!(server.listeners[0].name, "portcullis_adopted.sock");
@@ -676,7 +744,8 @@ fn only_a_listening_stream_socket_can_be_adopted() {
     let place = Place::new();
     let path = place.path("connected.sock");
     let _listener = UnixListener::bind(&path).expect("bind");
-    let datagram = std::os::unix::net::UnixDatagram::bind(place.path("datagram.sock")).expect("bind");
+    let datagram =
+        std::os::unix::net::UnixDatagram::bind(place.path("datagram.sock")).expect("bind");
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
     let file = fs::File::open("/dev/null").expect("open");
     let mut server = server();
@@ -686,7 +755,9 @@ fn only_a_listening_stream_socket_can_be_adopted() {
         udp.into(),
         std::os::fd::OwnedFd::from(file),
     ] {
-        let error = server.adopt(fd, Listen::adopted(), echo).expect_err("no listener");
+        let error = server
+            .adopt(fd, Listen::adopted(), echo)
+            .expect_err("no listener");
         assert!(matches!(error, Error::Os { .. }), "{error}");
     }
     assert!(server.listeners().is_empty());
@@ -701,12 +772,17 @@ fn an_urgent_byte_does_not_stop_the_rest() {
     let listen = Listen::unix(&path).framing(Framing::Raw);
     let _server = spawn(move || {
         let mut server = server();
-        server.listen(listen, |_: &mut (), _| Last(Vec::new())).expect("listen");
+        server
+            .listen(listen, |_: &mut (), _| Last(Vec::new()))
+            .expect("listen");
         (server, ())
     });
     let mut client = connect(&path);
     client.write_all(b"before").expect("send");
-    if socket2::SockRef::from(&client).send_out_of_band(b"!").is_err() {
+    if socket2::SockRef::from(&client)
+        .send_out_of_band(b"!")
+        .is_err()
+    {
         return;
     }
     client.write_all(b"behind").expect("send");
@@ -730,7 +806,9 @@ fn out_of_descriptors_clients_wait() {
     server.line();
     let mut clients: Vec<_> = (0..60).map(|_| connect(&path)).collect();
     for (at, client) in clients.iter_mut().enumerate() {
-        client.write_all(format!("{at}\n").as_bytes()).expect("send");
+        client
+            .write_all(format!("{at}\n").as_bytes())
+            .expect("send");
     }
     for (at, mut client) in clients.into_iter().enumerate() {
         let expected = format!("{} {at}\n", server.child.id());
@@ -740,5 +818,9 @@ fn out_of_descriptors_clients_wait() {
     }
     server.signal("TERM");
     let (_, _, log) = server.finish();
-    assert_eq!(log.matches("no new connections for now").count(), 1, "{log}");
+    assert_eq!(
+        log.matches("no new connections for now").count(),
+        1,
+        "{log}"
+    );
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use portcullis::sim::{Call, ClientId, Scripted, Sim};
 use portcullis::{
-    Alarm, AlarmId, AlarmKind, AlarmNotice, AlarmState, Config, Context, Control, Error, Framing, Handler, Listen,
-    Outcome, Quota,
+    Alarm, AlarmId, AlarmKind, AlarmNotice, AlarmState, Config, Context, Control, Error, Framing,
+    Handler, Listen, Outcome, Quota,
 };
 
 /// What alarms have said, and when.
@@ -37,7 +37,8 @@ struct World {
 
 fn note(app: &mut App, _: &mut Control<'_, App>, notice: &AlarmNotice) {
     let when = app.epoch.get();
-    app.log.push((when, notice.state, notice.value, notice.threshold));
+    app.log
+        .push((when, notice.state, notice.value, notice.threshold));
 }
 
 impl World {
@@ -84,7 +85,10 @@ impl World {
     }
 
     fn alarm(&mut self, alarm: Alarm) -> AlarmId {
-        self.sim.control().on_alarm(alarm, note).expect("a good alarm")
+        self.sim
+            .control()
+            .on_alarm(alarm, note)
+            .expect("a good alarm")
     }
 
     fn said(&mut self) -> Log {
@@ -107,7 +111,10 @@ fn it_speaks_at_the_threshold_and_after_each_cooldown() {
     world.crowd(5);
     world.seconds(12);
     // At 25 and at 30, whatever happens in between.
-    assert_eq!(world.said(), [(25, StillRaised, 5, 3), (30, StillRaised, 5, 3)]);
+    assert_eq!(
+        world.said(),
+        [(25, StillRaised, 5, 3), (30, StillRaised, 5, 3)]
+    );
     world.crowd(2);
     assert_eq!(world.said(), [(32, Cleared, 2, 3)]);
     world.seconds(60);
@@ -166,7 +173,10 @@ fn a_server_with_alarms_sleeps() {
     let iterations = world.sim.stats().iterations;
     world.sim.advance(Duration::from_secs(3600));
     let woken = world.sim.stats().iterations - iterations;
-    assert!((720..730).contains(&woken), "one turn for each cooldown, not {woken}");
+    assert!(
+        (720..730).contains(&woken),
+        "one turn for each cooldown, not {woken}"
+    );
 }
 
 /// ranch: "changing the cooldown keeps the time already elapsed".
@@ -179,7 +189,11 @@ fn a_change_keeps_the_time_that_has_passed() {
     assert_eq!(world.said(), [(0, Raised, 1, 1)]);
     // 30 of 40 seconds are over.
     let forty = Alarm::connections(1).cooldown(Duration::from_secs(40));
-    world.sim.control().set_alarm(id, forty).expect("it is there");
+    world
+        .sim
+        .control()
+        .set_alarm(id, forty)
+        .expect("it is there");
     world.seconds(9);
     assert_eq!(world.said(), []);
     world.seconds(1);
@@ -187,7 +201,11 @@ fn a_change_keeps_the_time_that_has_passed() {
     // All of them are over: at once, though nothing else happens.
     world.seconds(10);
     let five = Alarm::connections(1).cooldown(Duration::from_secs(5));
-    world.sim.control().set_alarm(id, five).expect("it is there");
+    world
+        .sim
+        .control()
+        .set_alarm(id, five)
+        .expect("it is there");
     world.sim.settle();
     assert_eq!(world.said(), [(50, StillRaised, 1, 1)]);
     // Another threshold is another truth.
@@ -231,7 +249,12 @@ fn thresholds_follow_the_cap() {
     let infos = world.sim.control().alarms();
     assert_eq!(infos.len(), 1);
     assert_eq!(
-        (infos[0].id, infos[0].raised, infos[0].value, infos[0].threshold),
+        (
+            infos[0].id,
+            infos[0].raised,
+            infos[0].value,
+            infos[0].threshold
+        ),
         (number, true, 20, 10)
     );
 }
@@ -244,7 +267,10 @@ fn descriptors_are_those_of_listeners_and_connections() {
     world.crowd(18);
     assert_eq!((world.said(), world.sim.descriptors()), (vec![], 19));
     world.crowd(19);
-    assert_eq!((world.said(), world.sim.descriptors()), (vec![(0, Raised, 20, 20)], 20));
+    assert_eq!(
+        (world.said(), world.sim.descriptors()),
+        (vec![(0, Raised, 20, 20)], 20)
+    );
 }
 
 #[test]
@@ -262,7 +288,10 @@ fn memory_is_what_buffers_hold() {
         matches!(said[..], [(0, Raised, value, 262_144)] if value >= 262_144),
         "{said:?}"
     );
-    assert_eq!(world.sim.stats().memory, world.sim.control().alarms()[0].value);
+    assert_eq!(
+        world.sim.stats().memory,
+        world.sim.control().alarms()[0].value
+    );
     world.sim.send(client, &[7]);
     world.sim.settle();
     assert_eq!(world.said(), [(0, Cleared, 0, 262_144)]);
@@ -281,7 +310,10 @@ fn fd_exhaustion_is_told_as_an_episode() {
     world.seconds(6);
     let said = world.said();
     // An attempt each half second.
-    assert!(matches!(said[..], [(5, StillRaised, 10..=12, 1)]), "{said:?}");
+    assert!(
+        matches!(said[..], [(5, StillRaised, 10..=12, 1)]),
+        "{said:?}"
+    );
     assert_eq!(world.sim.stats().out_of_fds, 1);
     world.sim.set_descriptor_limit(usize::MAX);
     world.seconds(2);
@@ -339,7 +371,10 @@ fn a_callback_has_the_server_and_may_panic() {
     // The new one has panicked, and will again.
     assert_eq!(world.sim.stats().panics, 1);
     world.seconds(5);
-    assert_eq!((world.sim.stats().panics, world.sim.control().alarms().len()), (2, 1));
+    assert_eq!(
+        (world.sim.stats().panics, world.sim.control().alarms().len()),
+        (2, 1)
+    );
 }
 
 /// A callback that cannot be dropped in peace keeps nobody from ending, and is counted.
@@ -357,7 +392,10 @@ fn a_destructor_may_panic() {
         let callback = move |_: &mut App, _: &mut Control<'_, App>, _: &AlarmNotice| {
             let _ = &bomb;
         };
-        let armed = world.sim.control().on_alarm(Alarm::connections(1), callback);
+        let armed = world
+            .sim
+            .control()
+            .on_alarm(Alarm::connections(1), callback);
         armed.expect("a good alarm")
     };
     let id = arm(&mut world);
@@ -373,7 +411,11 @@ fn what_can_never_or_always_be_reached_is_refused_in_words() {
     let mut world = World::new(Config::new().max_connections(100).memory_limit(1 << 20));
     world.sim.set_descriptor_limit(64);
     let mut refusal = |alarm: Alarm| {
-        let error = world.sim.control().on_alarm(alarm, note).expect_err("a bad alarm");
+        let error = world
+            .sim
+            .control()
+            .on_alarm(alarm, note)
+            .expect_err("a bad alarm");
         assert!(matches!(error, Error::Option { .. }));
         error.to_string()
     };
@@ -411,7 +453,10 @@ fn what_can_never_or_always_be_reached_is_refused_in_words() {
     }
     // Parts of what has no limit, or none that is known.
     let mut world = World::new(Config::new());
-    let unlimited = world.sim.control().on_alarm(Alarm::memory(Quota::Percent(50)), note);
+    let unlimited = world
+        .sim
+        .control()
+        .on_alarm(Alarm::memory(Quota::Percent(50)), note);
     assert_eq!(
         unlimited.expect_err("no limit").to_string(),
         "option alarm: a part of no limit would never be reached; set memory_limit, or give bytes"
@@ -432,7 +477,10 @@ fn what_can_never_or_always_be_reached_is_refused_in_words() {
         .set_alarm(id, Alarm::connections(0))
         .expect_err("always reached");
     assert_eq!(world.sim.control().alarms()[0].alarm, Alarm::connections(1));
-    assert_eq!(world.sim.control().alarms()[0].alarm.kind(), AlarmKind::Connections);
+    assert_eq!(
+        world.sim.control().alarms()[0].alarm.kind(),
+        AlarmKind::Connections
+    );
     assert!(world.sim.control().remove_alarm(id));
     let gone = world.sim.control().set_alarm(id, Alarm::connections(1));
     assert_eq!(

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use portcullis::sim::Sim;
 use portcullis::{
-    AccessRules, AtCapacity, Config, Context, Framing, Handler, Histogram, Histograms, Listen, Outcome, ProxyProtocol,
+    AccessRules, AtCapacity, Config, Context, Framing, Handler, Histogram, Histograms, Listen,
+    Outcome, ProxyProtocol,
 };
 
 /// Answers with as many bytes as a frame's first byte says.
@@ -51,7 +52,15 @@ fn look(sim: &mut Sim) -> Histograms {
 fn frames_are_counted_by_the_size_of_their_payload() {
     let (mut sim, addr) = world(Config::new(), listen());
     let client = sim.connect(addr).expect("somebody listens");
-    for (size, answer) in [(1, 0), (2, 2), (3, 3), (64, 64), (65, 65), (5000, 200), (0, 0)] {
+    for (size, answer) in [
+        (1, 0),
+        (2, 2),
+        (3, 3),
+        (64, 64),
+        (65, 65),
+        (5000, 200),
+        (0, 0),
+    ] {
         sim.send(client, &packet4(&vec![answer; size]));
     }
     // Not whole yet, then too long: no frame is none.
@@ -60,10 +69,16 @@ fn frames_are_counted_by_the_size_of_their_payload() {
     let seen = look(&mut sim);
     let sizes = [(2, 3), (4, 1), (64, 1), (128, 1), (8192, 1)];
     assert_eq!(filled(&seen.frame_size_in), sizes);
-    assert_eq!((seen.frame_size_in.count(), seen.frame_size_in.sum()), (7, 5135));
+    assert_eq!(
+        (seen.frame_size_in.count(), seen.frame_size_in.sum()),
+        (7, 5135)
+    );
     let answers = [(2, 3), (4, 1), (64, 1), (128, 1), (256, 1)];
     assert_eq!(filled(&seen.frame_size_out), answers);
-    assert_eq!((seen.frame_size_out.count(), seen.frame_size_out.sum()), (7, 334));
+    assert_eq!(
+        (seen.frame_size_out.count(), seen.frame_size_out.sum()),
+        (7, 334)
+    );
     assert_eq!(seen.frame_size_in.quantile(0.5), 4);
     let stats = sim.stats();
     assert_eq!((stats.frames_in, stats.frames_out), (7, 7));
@@ -73,7 +88,8 @@ fn frames_are_counted_by_the_size_of_their_payload() {
 fn ages_are_those_of_all_that_had_a_slot() {
     let config = Config::new().max_connections(2);
     let (mut sim, addr) = world(config, listen().at_capacity(AtCapacity::refuse()));
-    let clients = [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("somebody listens"));
+    let clients =
+        [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("somebody listens"));
     sim.settle();
     let refused = sim.connect(addr);
     sim.settle();
@@ -98,7 +114,8 @@ fn handshakes_are_timed_where_there_are_any() {
         .trusted_proxies(AccessRules::allow_all());
     let (mut sim, addr) = world(Config::new(), behind);
     let plain = sim.listen(listen(), |_: &mut (), _| Sized).expect("listen");
-    let clients = [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("somebody listens"));
+    let clients =
+        [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("somebody listens"));
     sim.connect(plain).expect("somebody listens");
     sim.advance(Duration::from_secs(3));
     assert_eq!(look(&mut sim).handshake_time.count(), 0);
@@ -123,8 +140,13 @@ fn a_tls_handshake_is_timed() {
     ping(&mut client, b"hello");
     let seen = server.ask(|(), control| control.histograms());
     assert_eq!(seen.handshake_time.count(), 1);
-    assert!(seen.handshake_time.sum() > 0 && seen.handshake_time.sum() < PATIENCE.as_micros() as u64);
-    assert_eq!((seen.frame_size_in.sum(), seen.frame_size_out.sum()), (5, 5));
+    assert!(
+        seen.handshake_time.sum() > 0 && seen.handshake_time.sum() < PATIENCE.as_micros() as u64
+    );
+    assert_eq!(
+        (seen.frame_size_in.sum(), seen.frame_size_out.sum()),
+        (5, 5)
+    );
     drop(client);
     server.finish();
 }

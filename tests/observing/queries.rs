@@ -5,7 +5,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kit::net::{connect, hold, local, ping, recv2, send2, spawn, spawn_echo, Echo, Running, PATIENCE};
+use kit::net::{
+    connect, hold, local, ping, recv2, send2, spawn, spawn_echo, Echo, Running, PATIENCE,
+};
 use portcullis::{AtCapacity, Config, Error, HandleError, ListenerRef, ListenerState, Server};
 
 /// Long enough to be a wait, short enough for a test: nothing depends on its length.
@@ -15,9 +17,13 @@ fn two_listeners() -> Running {
     spawn(|| {
         let mut server = Server::new(Config::new().max_connections(10)).expect("server");
         server
-            .listen(local().name("games").max_connections(3), |_: &mut (), _| Echo)
+            .listen(local().name("games").max_connections(3), |_: &mut (), _| {
+                Echo
+            })
             .expect("listen");
-        server.listen(local(), |_: &mut (), _| Echo).expect("listen");
+        server
+            .listen(local(), |_: &mut (), _| Echo)
+            .expect("listen");
         (server, ())
     })
 }
@@ -29,7 +35,9 @@ fn by_id_by_port_and_by_name_it_is_the_same_one() {
     for known in &server.listeners {
         let found = [
             server.handle.listener(known.id, PATIENCE),
-            server.handle.listener(kit::net::tcp(&known.addr).port(), PATIENCE),
+            server
+                .handle
+                .listener(kit::net::tcp(&known.addr).port(), PATIENCE),
             server.handle.listener(known.name.as_str(), PATIENCE),
             server.handle.listener(known.name.clone(), PATIENCE),
         ];
@@ -79,8 +87,14 @@ fn not_there_is_not_no_answer_in_time() {
     assert_eq!(server.handle.listener(nobody, PATIENCE), missing);
     let held = hold(&server.handle);
     // The same question and the same listener, but nobody answers.
-    assert_eq!(server.handle.listener(nobody, SHORT), Err(HandleError::Timeout));
-    assert_eq!(server.handle.listener("games", SHORT), Err(HandleError::Timeout));
+    assert_eq!(
+        server.handle.listener(nobody, SHORT),
+        Err(HandleError::Timeout)
+    );
+    assert_eq!(
+        server.handle.listener("games", SHORT),
+        Err(HandleError::Timeout)
+    );
     drop(held);
     assert_eq!(server.handle.listener(nobody, PATIENCE), missing);
     assert!(server.handle.listener("games", PATIENCE).is_ok());
@@ -89,7 +103,10 @@ fn not_there_is_not_no_answer_in_time() {
         Err(HandleError::Timeout.to_string()),
     ];
     assert_ne!(texts[0], texts[1]);
-    let (port, id) = (ListenerRef::from(1), ListenerRef::from(server.listeners[1].id));
+    let (port, id) = (
+        ListenerRef::from(1),
+        ListenerRef::from(server.listeners[1].id),
+    );
     assert_eq!(
         server.handle.listener(port.clone(), PATIENCE),
         Err(HandleError::NoListener(port))
@@ -109,7 +126,10 @@ fn a_late_answer_is_never_the_next_ones() {
         }
         drop(held);
         // The three are answered before this one is, to nobody.
-        assert_eq!(server.handle.call(PATIENCE, move |(), _| (round, 9)), Ok((round, 9)));
+        assert_eq!(
+            server.handle.call(PATIENCE, move |(), _| (round, 9)),
+            Ok((round, 9))
+        );
     }
 }
 
@@ -117,7 +137,10 @@ fn a_late_answer_is_never_the_next_ones() {
 fn nor_when_the_next_question_waits_already() {
     let server = spawn_echo(Config::new(), local());
     let held = hold(&server.handle);
-    assert_eq!(server.handle.call(SHORT, |(), _| "late"), Err(HandleError::Timeout));
+    assert_eq!(
+        server.handle.call(SHORT, |(), _| "late"),
+        Err(HandleError::Timeout)
+    );
     let (asked, asking) = mpsc::channel();
     let askers: Vec<_> = (0..4_u32)
         .map(|number| {
@@ -171,7 +194,11 @@ fn closing_a_listener_twice_or_an_unknown_one_is_an_error() {
         })
     };
     let (id, port) = (server.listeners[0].id, server.addr().port());
-    let [by_id, by_port, by_name] = [ListenerRef::Id(id), ListenerRef::Port(port), ListenerRef::from("games")];
+    let [by_id, by_port, by_name] = [
+        ListenerRef::Id(id),
+        ListenerRef::Port(port),
+        ListenerRef::from("games"),
+    ];
     assert_eq!(close(by_name.clone()), Ok(()));
     // Its connection lives on, so it is remembered; but it is a listener no more.
     for which in [by_name, by_port, by_id] {
@@ -181,12 +208,22 @@ fn closing_a_listener_twice_or_an_unknown_one_is_an_error() {
             Err(HandleError::NoListener(which.clone()))
         );
         let errors = server.ask(move |(), control| {
-            [control.suspend(which.clone()), control.resume(which.clone())].map(|done| done.is_err())
+            [
+                control.suspend(which.clone()),
+                control.resume(which.clone()),
+            ]
+            .map(|done| done.is_err())
         });
         assert_eq!(errors, [true, true]);
     }
-    assert_eq!(close(ListenerRef::from("nobody")), Err(ListenerRef::from("nobody")));
-    assert_eq!(server.ask(|(), control| control.listeners()), server.listeners[1..]);
+    assert_eq!(
+        close(ListenerRef::from("nobody")),
+        Err(ListenerRef::from("nobody"))
+    );
+    assert_eq!(
+        server.ask(|(), control| control.listeners()),
+        server.listeners[1..]
+    );
     ping(&mut client, b"lives on");
 }
 
@@ -207,12 +244,18 @@ fn a_closed_listeners_name_can_be_taken_again() {
     }
     server.control().close_listener("games").expect("closed");
     let second = server
-        .listen(portcullis::Listen::tcp(addr).name("games"), |_: &mut (), _| Echo)
+        .listen(
+            portcullis::Listen::tcp(addr).name("games"),
+            |_: &mut (), _| Echo,
+        )
         .expect("the name and the port are free");
     assert_ne!(first, second);
     let found = server.listener("games").expect("there");
     assert_eq!((found.id, found.connections), (second, 0));
-    assert!(matches!(server.listener(first), Err(Error::NoListener { .. })));
+    assert!(matches!(
+        server.listener(first),
+        Err(Error::NoListener { .. })
+    ));
     assert_eq!(server.listener(addr.port()).expect("there").id, second);
     // The first one's connection is still its own.
     assert_eq!(server.connections()[0].listener, Some(first));
@@ -222,7 +265,13 @@ fn a_closed_listeners_name_can_be_taken_again() {
 #[test]
 fn the_state_tells_why_a_listener_takes_nobody() {
     let server = two_listeners();
-    let state = |which: &str| server.handle.listener(which, PATIENCE).expect("there").state;
+    let state = |which: &str| {
+        server
+            .handle
+            .listener(which, PATIENCE)
+            .expect("there")
+            .state
+    };
     assert_eq!(state("games"), ListenerState::Listening);
     let mut clients: Vec<_> = (0..3).map(|_| connect(server.addr())).collect();
     for client in &mut clients {
@@ -231,7 +280,9 @@ fn the_state_tells_why_a_listener_takes_nobody() {
     assert_eq!(state("games"), ListenerState::Full);
     // Suspended is what somebody asked for: it is told first. Twice is once.
     for _ in 0..2 {
-        server.ask(|(), control| control.suspend("games")).expect("suspended");
+        server
+            .ask(|(), control| control.suspend("games"))
+            .expect("suspended");
         assert_eq!(state("games"), ListenerState::Suspended);
     }
     clients.clear();
@@ -241,7 +292,9 @@ fn the_state_tells_why_a_listener_takes_nobody() {
     send2(&mut waiting, b"waits");
     assert_eq!(server.ask(|(), control| control.stats().open), 0);
     for _ in 0..2 {
-        server.ask(|(), control| control.resume("games")).expect("resumed");
+        server
+            .ask(|(), control| control.resume("games"))
+            .expect("resumed");
         assert_eq!(state("games"), ListenerState::Listening);
     }
     assert_eq!(recv2(&mut waiting), b"waits");

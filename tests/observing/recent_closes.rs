@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use portcullis::sim::{ClientId, Sim};
 use portcullis::{
-    AccessRules, AtCapacity, Close, CloseReason, Config, Context, Framing, Handler, Listen, Outcome, ProxyProtocol,
+    AccessRules, AtCapacity, Close, CloseReason, Config, Context, Framing, Handler, Listen,
+    Outcome, ProxyProtocol,
 };
 
 struct Echo;
@@ -140,7 +141,9 @@ fn whoever_was_turned_away_is_there_too() {
     let closes = sim.control().recent_closes();
     assert_eq!(
         closes[1].source,
-        "203.0.113.9:4711".parse::<SocketAddr>().expect("an address")
+        "203.0.113.9:4711"
+            .parse::<SocketAddr>()
+            .expect("an address")
     );
     assert_eq!(closes[1].peer.as_tcp(), sim.client_addr(client));
     assert_eq!(closes[0].reason, CloseReason::BadProxyHeader);
@@ -158,7 +161,10 @@ fn so_many_are_kept_and_no_more() {
             sim.advance(Duration::from_secs(1));
         }
         let closes = sim.control().recent_closes();
-        closes.iter().map(|close| close.ago.as_secs()).collect::<Vec<_>>()
+        closes
+            .iter()
+            .map(|close| close.ago.as_secs())
+            .collect::<Vec<_>>()
     };
     assert_eq!(visit(&mut sim, 3), [1, 2, 3]);
     assert_eq!(visit(&mut sim, 40), (1..=10).collect::<Vec<_>>());
@@ -174,7 +180,9 @@ fn so_many_are_kept_and_no_more() {
         .reconfigure(|config| config.recent_closes(6))
         .expect("some");
     assert_eq!(visit(&mut sim, 2), [1, 2]);
-    let refused = sim.control().reconfigure(|config| config.recent_closes(70_000));
+    let refused = sim
+        .control()
+        .reconfigure(|config| config.recent_closes(70_000));
     assert_eq!(
         refused.expect_err("too many").to_string(),
         "option recent_closes: 70000 is more than the 65536 that are kept at most"

@@ -6,12 +6,12 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use kit::net::{
-    await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, spawn, spawn_echo, Echo, Running,
-    PATIENCE,
+    await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, spawn,
+    spawn_echo, Echo, Running, PATIENCE,
 };
 use portcullis::{
-    try_accept, AtCapacity, Close, CloseReason, Closed, Config, ConnId, Context, Handler, Message, Outcome, Peer,
-    Refuse, Server, Service, Stats,
+    try_accept, AtCapacity, Close, CloseReason, Closed, Config, ConnId, Context, Handler, Message,
+    Outcome, Peer, Refuse, Server, Service, Stats,
 };
 
 /// What a [`Door`] has told about those who did not get in.
@@ -49,7 +49,15 @@ fn door(refusals: Vec<Option<&'static str>>) -> (Running, mpsc::Receiver<Told>) 
     let server = spawn(move || {
         let mut server = Server::new(Config::new().max_connections(1)).expect("server");
         let listen = local().name("door").at_capacity(AtCapacity::refuse());
-        server.listen(listen, Door { refusals, told: tell }).expect("listen");
+        server
+            .listen(
+                listen,
+                Door {
+                    refusals,
+                    told: tell,
+                },
+            )
+            .expect("listen");
         (server, ())
     });
     (server, told)
@@ -91,10 +99,16 @@ fn who_comes_and_goes_is_counted_once() {
         ping(client, b"in");
     }
     let stats = server.until("five are in", |stats| stats.frames_out == 5);
-    assert_eq!((stats.accepted, stats.opened, stats.open, stats.peak), (5, 5, 5, 5));
+    assert_eq!(
+        (stats.accepted, stats.opened, stats.open, stats.peak),
+        (5, 5, 5, 5)
+    );
     clients.truncate(2);
     let stats = server.until("three have gone", |stats| stats.open == 2);
-    assert_eq!((stats.closed_total(), stats.closed(CloseReason::Finished)), (3, 3));
+    assert_eq!(
+        (stats.closed_total(), stats.closed(CloseReason::Finished)),
+        (3, 3)
+    );
     clients.push(connect(server.addr()));
     let stats = server.until("one more has come", |stats| stats.open == 3);
     assert_eq!((stats.accepted, stats.opened, stats.peak), (6, 6, 5));
@@ -112,18 +126,27 @@ fn bytes_and_frames_are_those_on_the_wire() {
     for payload in [&b"hello"[..], b"", &[7; 1000]] {
         ping(&mut client, payload);
     }
-    let stats = server.until("three frames", |stats| stats.frames_out == 3 && stats.bytes_out == 1011);
+    let stats = server.until("three frames", |stats| {
+        stats.frames_out == 3 && stats.bytes_out == 1011
+    });
     assert_eq!((stats.bytes_in, stats.frames_in), (1011, 3));
     // A piece of a frame is bytes, not a frame.
     client.write_all(&packet2(b"rest")[..3]).expect("send");
-    server.until("a piece", |stats| stats.bytes_in == 1014 && stats.frames_in == 3);
+    server.until("a piece", |stats| {
+        stats.bytes_in == 1014 && stats.frames_in == 3
+    });
     client.write_all(b"est").expect("send");
     assert_eq!(recv2(&mut client), b"rest");
-    server.until("the rest", |stats| stats.bytes_in == 1017 && stats.frames_in == 4);
+    server.until("the rest", |stats| {
+        stats.bytes_in == 1017 && stats.frames_in == 4
+    });
     // They stay when the connection goes.
     drop(client);
     let stats = server.until("it has gone", |stats| stats.open == 0);
-    assert_eq!((stats.bytes_in, stats.bytes_out, stats.frames_out), (1017, 1017, 4));
+    assert_eq!(
+        (stats.bytes_in, stats.bytes_out, stats.frames_out),
+        (1017, 1017, 4)
+    );
 }
 
 /// Ends as its first frame says.
@@ -153,7 +176,9 @@ fn each_end_has_its_reason() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
         let listen = local().max_frame(100);
-        server.listen(listen, |_: &mut (), _| Obedient).expect("listen");
+        server
+            .listen(listen, |_: &mut (), _| Obedient)
+            .expect("listen");
         (server, ())
     });
     let ends: [(&[u8], CloseReason, u64); 8] = [
@@ -171,7 +196,9 @@ fn each_end_has_its_reason() {
         client.write_all(bytes).expect("send");
         let _ = client.shutdown(std::net::Shutdown::Write);
         await_end(&mut client);
-        let stats = server.until("it has ended", |stats| stats.open == 0 && stats.closed(reason) == count);
+        let stats = server.until("it has ended", |stats| {
+            stats.open == 0 && stats.closed(reason) == count
+        });
         assert_eq!(stats.accepted, stats.closed_total());
     }
     let stats = server.handle.stats();
@@ -188,7 +215,9 @@ fn each_end_has_its_reason() {
     server.handle.notify(id, ()).expect("notify");
     await_end(&mut client);
     drop(client);
-    server.until("it has ended", |stats| stats.closed(CloseReason::Panicked) == 2);
+    server.until("it has ended", |stats| {
+        stats.closed(CloseReason::Panicked) == 2
+    });
 }
 
 #[test]
@@ -200,7 +229,10 @@ fn the_refused_are_counted_and_their_service_hears_of_them() {
         assert_eq!(read_to_end(&mut client), words);
         let (id, peer, name, reason) = next(&told);
         assert!(id.is_some());
-        assert_eq!((peer, name.as_str(), reason), (addr, "door", CloseReason::Refused));
+        assert_eq!(
+            (peer, name.as_str(), reason),
+            (addr, "door", CloseReason::Refused)
+        );
     }
     let mut client = connect(server.addr());
     ping(&mut client, b"in");
@@ -208,7 +240,10 @@ fn the_refused_are_counted_and_their_service_hears_of_them() {
         stats.closed(CloseReason::Refused) == 2 && stats.frames_out == 1
     });
     // Accepted they were; a slot they had not.
-    assert_eq!((stats.accepted, stats.opened, stats.open, stats.peak), (3, 1, 1, 1));
+    assert_eq!(
+        (stats.accepted, stats.opened, stats.open, stats.peak),
+        (3, 1, 1, 1)
+    );
     assert_eq!(stats.bytes_out, 8 + 4, "the farewell is on the wire too");
 }
 
@@ -234,8 +269,13 @@ fn who_comes_at_the_cap_has_no_id() {
     await_end(&mut connect(server.addr()));
     let (id, _, _, reason) = next(&told);
     assert_eq!((id, reason), (None, CloseReason::AtCapacity));
-    let stats = server.until("it is counted", |stats| stats.closed(CloseReason::AtCapacity) == 1);
-    assert_eq!((stats.accepted, stats.open, stats.peak, stats.opened), (2, 1, 1, 1));
+    let stats = server.until("it is counted", |stats| {
+        stats.closed(CloseReason::AtCapacity) == 1
+    });
+    assert_eq!(
+        (stats.accepted, stats.open, stats.peak, stats.opened),
+        (2, 1, 1, 1)
+    );
 }
 
 #[test]
@@ -288,7 +328,10 @@ fn a_service_that_panics_is_counted_and_asked_again() {
     ping(&mut connect(server.addr()), b"the third is served");
     let stats = server.until("all are counted", |stats| stats.panics == 3);
     assert_eq!(
-        (stats.closed(CloseReason::Panicked), stats.closed(CloseReason::Refused)),
+        (
+            stats.closed(CloseReason::Panicked),
+            stats.closed(CloseReason::Refused)
+        ),
         (1, 1)
     );
     assert_eq!((stats.accepted, stats.opened), (3, 1));
@@ -309,7 +352,9 @@ fn a_destructor_that_panics_is_counted() {
     }
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(local(), |_: &mut (), _| Fragile).expect("listen");
+        server
+            .listen(local(), |_: &mut (), _| Fragile)
+            .expect("listen");
         (server, ())
     });
     drop(connect(server.addr()));
@@ -333,8 +378,12 @@ fn so_is_a_services() {
     }
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(local(), |_: &mut (), _| Echo).expect("listen");
-        server.listen(local().name("fragile"), Fragile).expect("listen");
+        server
+            .listen(local(), |_: &mut (), _| Echo)
+            .expect("listen");
+        server
+            .listen(local().name("fragile"), Fragile)
+            .expect("listen");
         (server, ())
     });
     server
@@ -363,16 +412,24 @@ fn undeliverable_is_what_the_loop_could_not_do() {
     }
     drop(held);
     let stats = server.until("three came to nothing", |stats| stats.undeliverable == 3);
-    assert_eq!((stats.frames_out, stats.closed(CloseReason::Killed)), (1, 1));
+    assert_eq!(
+        (stats.frames_out, stats.closed(CloseReason::Killed)),
+        (1, 1)
+    );
 }
 
 #[test]
 fn iterations_are_counted_one_by_one() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     for iterations in 1..=3 {
-        server.poll_once(&mut (), Some(Duration::ZERO)).expect("a turn");
+        server
+            .poll_once(&mut (), Some(Duration::ZERO))
+            .expect("a turn");
         assert_eq!(
-            (server.stats().iterations, server.handle().stats().iterations),
+            (
+                server.stats().iterations,
+                server.handle().stats().iterations
+            ),
             (iterations, iterations)
         );
     }
@@ -407,7 +464,10 @@ fn the_reasons_add_up_after_a_drain() {
     eventually("all ended", || ends.is_finished());
     ends.join().expect("in order");
     assert_eq!(
-        (stats.closed(CloseReason::Finished), stats.closed(CloseReason::Drained)),
+        (
+            stats.closed(CloseReason::Finished),
+            stats.closed(CloseReason::Drained)
+        ),
         (3, 7)
     );
     let sum: u64 = stats.closed_by_reason().map(|(_, count)| count).sum();

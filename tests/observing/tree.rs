@@ -8,8 +8,8 @@ use kit::net::{connect, local, ping, spawn_echo, PATIENCE};
 use portcullis::sim::{ClientId, Sim};
 use portcullis::{AccessRules, AtCapacity, CloseReason};
 use portcullis::{
-    Config, ConnId, ConnInfo, Context, Cursor, Framing, Handler, Listen, ListenerState, Outcome, ProxyProtocol, Rate,
-    State, Tree,
+    Config, ConnId, ConnInfo, Context, Cursor, Framing, Handler, Listen, ListenerState, Outcome,
+    ProxyProtocol, Rate, State, Tree,
 };
 
 /// Does what a frame says: echo, pause, a timer, a flood, close.
@@ -46,7 +46,9 @@ struct World {
 impl World {
     fn new(config: Config, listen: Listen) -> Self {
         let mut sim = Sim::new(3, config, ());
-        let addr = sim.listen(listen, |_: &mut (), _| Obedient).expect("listen");
+        let addr = sim
+            .listen(listen, |_: &mut (), _| Obedient)
+            .expect("listen");
         Self { sim, addr }
     }
 
@@ -69,7 +71,9 @@ impl World {
 }
 
 fn listen() -> Listen {
-    Listen::tcp("127.0.0.1:0").framing(Framing::Packet4).name("games")
+    Listen::tcp("127.0.0.1:0")
+        .framing(Framing::Packet4)
+        .name("games")
 }
 
 /// Every deadline is told while its clock runs, as the time that is left; a clock that stands is not.
@@ -80,7 +84,10 @@ fn a_connection_tells_when_its_deadlines_fall_due() {
     world.sim.advance(Duration::from_secs(20));
     let info = world.info(client);
     let left = info.time_left;
-    assert_eq!((info.idle, left.idle), (Duration::from_secs(20), seconds(100)));
+    assert_eq!(
+        (info.idle, left.idle),
+        (Duration::from_secs(20), seconds(100))
+    );
     assert_eq!(
         (left.handshake, left.frame, left.write, left.linger),
         (None, None, None, None)
@@ -119,7 +126,10 @@ fn a_connection_tells_when_its_deadlines_fall_due() {
     world.sim.advance(Duration::from_secs(10));
     let info = world.info(slow);
     assert!(info.congested && !info.paused && info.queued > 128 * 1024);
-    assert_eq!((info.time_left.write, info.time_left.idle), (seconds(20), None));
+    assert_eq!(
+        (info.time_left.write, info.time_left.idle),
+        (seconds(20), None)
+    );
     // And closes: FIN is sent, the peer's is awaited.
     let polite = world.connect();
     world.send(polite, b"close");
@@ -127,24 +137,36 @@ fn a_connection_tells_when_its_deadlines_fall_due() {
     let info = world.info(polite);
     assert_eq!(info.state, State::Closing);
     assert_eq!(info.time_left.linger, Some(Duration::from_millis(1500)));
-    assert_eq!((info.time_left.handshake, info.time_left.idle), (None, None));
+    assert_eq!(
+        (info.time_left.handshake, info.time_left.idle),
+        (None, None)
+    );
 }
 
 #[test]
 fn a_connection_tells_what_keeps_it_from_reading() {
     // The rate.
-    let mut world = World::new(Config::new(), listen().frame_rate(Rate::per_second(1).burst(1)));
+    let mut world = World::new(
+        Config::new(),
+        listen().frame_rate(Rate::per_second(1).burst(1)),
+    );
     let client = world.connect();
     world.send(client, b"one");
     world.send(client, b"two");
     let info = world.info(client);
     assert!(info.throttled);
-    assert_eq!((info.time_left.throttle, info.time_left.idle), (seconds(1), None));
+    assert_eq!(
+        (info.time_left.throttle, info.time_left.idle),
+        (seconds(1), None)
+    );
     world.sim.advance(Duration::from_secs(1));
     assert!(!world.info(client).throttled);
 
     // Memory: frames that are begun take more than three quarters of the limit, and only one is read from on.
-    let mut world = World::new(Config::new().memory_limit(1_200_000), listen().max_frame(2 << 20));
+    let mut world = World::new(
+        Config::new().memory_limit(1_200_000),
+        listen().max_frame(2 << 20),
+    );
     let clients = [world.connect(), world.connect(), world.connect()];
     for client in clients {
         world.sim.send(client, &900_000_u32.to_be_bytes());
@@ -153,7 +175,8 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     world.sim.settle();
     let infos = clients.map(|client| world.info(client));
     assert!(
-        infos.iter().any(|info| info.paused_for_memory) && infos.iter().any(|info| !info.paused_for_memory),
+        infos.iter().any(|info| info.paused_for_memory)
+            && infos.iter().any(|info| !info.paused_for_memory),
         "{infos:?}"
     );
 
@@ -165,26 +188,44 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     let client = world.connect();
     world.sim.advance(Duration::from_secs(3));
     let info = world.info(client);
-    assert_eq!((info.state, info.time_left.handshake), (State::Accepting, seconds(7)));
+    assert_eq!(
+        (info.state, info.time_left.handshake),
+        (State::Accepting, seconds(7))
+    );
     assert_eq!(world.sim.stats().pending, 1);
-    world.sim.send(client, b"PROXY TCP4 203.0.113.9 192.0.2.1 4711 25\r\n");
+    world
+        .sim
+        .send(client, b"PROXY TCP4 203.0.113.9 192.0.2.1 4711 25\r\n");
     world.sim.settle();
     let tree = world.sim.control().tree(9).to_string();
-    assert!(tree.contains(" for 203.0.113.9:4711: Open, age 3.0s"), "{tree}");
+    assert!(
+        tree.contains(" for 203.0.113.9:4711: Open, age 3.0s"),
+        "{tree}"
+    );
     assert_eq!(world.sim.stats().pending, 0);
 }
 
 /// S1.5, ranch: misc_info. The whole text, which is what a person reads.
 #[test]
 fn the_tree_as_text() {
-    let mut world = World::new(Config::new().max_connections(2000), listen().max_connections(1500));
+    let mut world = World::new(
+        Config::new().max_connections(2000),
+        listen().max_connections(1500),
+    );
     let clients: Vec<_> = (0..1003).map(|_| world.sim.connect(world.addr)).collect();
     world.sim.settle();
     let second = Listen::tcp("127.0.0.1:0").name("admin \"x\"");
-    let admin = world.sim.listen(second, |_: &mut (), _| Obedient).expect("listen");
+    let admin = world
+        .sim
+        .listen(second, |_: &mut (), _| Obedient)
+        .expect("listen");
     world.sim.advance(Duration::from_secs(2));
     world.send(clients[0].expect("connected"), b"timer");
-    world.sim.control().suspend("admin \"x\"").expect("it is there");
+    world
+        .sim
+        .control()
+        .suspend("admin \"x\"")
+        .expect("it is there");
     let peer = |client: usize| {
         world
             .sim
@@ -206,11 +247,20 @@ fn the_tree_as_text() {
     );
     assert_eq!(text, expected);
     // A closed listener stays as long as it has connections.
-    world.sim.control().close_listener("games").expect("it is there");
+    world
+        .sim
+        .control()
+        .close_listener("games")
+        .expect("it is there");
     world.sim.control().drain(Duration::from_secs(9));
     let tree = world.sim.control().tree(0);
     assert_eq!(tree.listeners[0].listener.state, ListenerState::Closed);
-    assert!(tree.draining && tree.to_string().starts_with("server (draining): 1,003 of 2,000"));
+    assert!(
+        tree.draining
+            && tree
+                .to_string()
+                .starts_with("server (draining): 1,003 of 2,000")
+    );
     assert!(tree.to_string().contains("\n    ... and 1,003 more\n"));
 }
 
@@ -218,7 +268,9 @@ const MANY: usize = 100_000;
 
 /// So many connections, all there at once.
 fn crowd(count: usize) -> World {
-    let config = Config::new().max_connections(count + 1).accept_budget(count);
+    let config = Config::new()
+        .max_connections(count + 1)
+        .accept_budget(count);
     let mut world = World::new(config, listen().backlog(count as u32));
     for _ in 0..count {
         world.sim.connect(world.addr).expect("the backlog has room");
@@ -272,16 +324,28 @@ fn a_page_is_not_moved_by_those_who_come_and_go() {
     for _ in 0..30 {
         world.connect();
     }
-    let all: Vec<_> = world.sim.control().connections().iter().map(|info| info.id).collect();
+    let all: Vec<_> = world
+        .sim
+        .control()
+        .connections()
+        .iter()
+        .map(|info| info.id)
+        .collect();
     let first = world.sim.control().connections_page(Cursor::default(), 10);
     for id in &all[3..15] {
         world.sim.control().kill(*id);
     }
     world.connect();
-    let rest = world.sim.control().connections_page(first.next.expect("more"), 1000);
+    let rest = world
+        .sim
+        .control()
+        .connections_page(first.next.expect("more"), 1000);
     let rest: Vec<_> = rest.connections.iter().map(|info| info.id).collect();
     assert_eq!(
-        rest.iter().filter(|id| all.contains(id)).copied().collect::<Vec<_>>(),
+        rest.iter()
+            .filter(|id| all.contains(id))
+            .copied()
+            .collect::<Vec<_>>(),
         all[15..]
     );
 }
@@ -293,8 +357,13 @@ fn the_tree_of_many_is_short() {
     let mut world = crowd(MANY);
     let admin = world
         .sim
-        .listen(Listen::tcp("127.0.0.1:0").name("admin"), |_: &mut (), _| Obedient);
-    world.sim.connect(admin.expect("listen")).expect("the backlog has room");
+        .listen(Listen::tcp("127.0.0.1:0").name("admin"), |_: &mut (), _| {
+            Obedient
+        });
+    world
+        .sim
+        .connect(admin.expect("listen"))
+        .expect("the backlog has room");
     world.sim.settle();
     let tree = world.sim.control().tree(100);
     let shown = |tree: &Tree| {
@@ -316,8 +385,13 @@ fn the_tree_of_many_is_short() {
     for _ in 0..1000 {
         world.connect();
     }
-    let admin = world.sim.listen(Listen::tcp("127.0.0.1:0"), |_: &mut (), _| Obedient);
-    world.sim.connect(admin.expect("listen")).expect("the backlog has room");
+    let admin = world
+        .sim
+        .listen(Listen::tcp("127.0.0.1:0"), |_: &mut (), _| Obedient);
+    world
+        .sim
+        .connect(admin.expect("listen"))
+        .expect("the backlog has room");
     world.sim.settle();
     assert_eq!(shown(&world.sim.control().tree(3)), [3, 1]);
 }
@@ -325,7 +399,10 @@ fn the_tree_of_many_is_short() {
 /// From another thread, of a real server.
 #[test]
 fn a_handle_shows_the_tree() {
-    let server = spawn_echo(Config::new(), local().name("echo").at_capacity(AtCapacity::refuse()));
+    let server = spawn_echo(
+        Config::new(),
+        local().name("echo").at_capacity(AtCapacity::refuse()),
+    );
     let mut client = connect(server.addr());
     ping(&mut client, b"hello");
     let tree = server.handle.tree(5, PATIENCE).expect("the loop answers");
@@ -337,11 +414,17 @@ fn a_handle_shows_the_tree() {
         .is_some_and(|left| left <= Duration::from_secs(120) && left > Duration::from_secs(60)));
     assert!(tree.to_string().contains(": Open, age "), "{tree}");
     server.handle.kill(info.id).expect("it is alive");
-    let closes = server.handle.recent_closes(PATIENCE).expect("the loop answers");
+    let closes = server
+        .handle
+        .recent_closes(PATIENCE)
+        .expect("the loop answers");
     // Killed before the question was asked, and gone at the end of that turn.
     assert!(closes.iter().all(|close| close.id == Some(info.id)));
     server.until("it has gone", |stats| stats.open == 0);
-    let closes = server.handle.recent_closes(PATIENCE).expect("the loop answers");
+    let closes = server
+        .handle
+        .recent_closes(PATIENCE)
+        .expect("the loop answers");
     assert_eq!((closes.len(), closes[0].reason), (1, CloseReason::Killed));
     let metrics = server.handle.metrics(PATIENCE).expect("the loop answers");
     assert_eq!(metrics.stats.closed(CloseReason::Killed), 1);

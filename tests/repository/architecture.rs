@@ -86,8 +86,9 @@ fn without_text(line: &str) -> String {
 /// Whether `path`, a piece of Rust such as `mio` or `Instant::now`, stands in `line` as words of its own.
 fn names(line: &str, path: &str) -> bool {
     let word = |character: Option<char>| character.is_some_and(|c| c.is_alphanumeric() || c == '_');
-    line.match_indices(path)
-        .any(|(at, _)| !word(line[..at].chars().next_back()) && !word(line[at + path.len()..].chars().next()))
+    line.match_indices(path).any(|(at, _)| {
+        !word(line[..at].chars().next_back()) && !word(line[at + path.len()..].chars().next())
+    })
 }
 
 /// Fails with every line of the files chosen by `whose` that names one of `paths`.
@@ -99,7 +100,11 @@ fn nobody_names(paths: &[&str], whose: impl Fn(&str) -> bool) {
         looked += 1;
         for (number, line) in &source.code {
             if let Some(path) = paths.iter().find(|path| names(line, path)) {
-                wrong.push(format!("{}:{number} names {path}: {}", source.name, line.trim()));
+                wrong.push(format!(
+                    "{}:{number} names {path}: {}",
+                    source.name,
+                    line.trim()
+                ));
             }
         }
     }
@@ -126,9 +131,10 @@ fn proto_has_no_socket_and_no_clock() {
         |name| in_proto(name) && name != "src/proto/tls/pem.rs",
     );
     // It reads certificates from files, before there is a connection.
-    nobody_names(&["mio", "std::net", "socket2", "Instant", "SystemTime"], |name| {
-        name == "src/proto/tls/pem.rs"
-    });
+    nobody_names(
+        &["mio", "std::net", "socket2", "Instant", "SystemTime"],
+        |name| name == "src/proto/tls/pem.rs",
+    );
 }
 
 #[test]
@@ -152,7 +158,9 @@ fn nobody_but_the_front_door_and_the_shards_know_the_server() {
     nobody_names(&["crate::server", "super::server"], |name| {
         name != "src/lib.rs" && name != "src/shards.rs" && !name.starts_with("src/sim/")
     });
-    nobody_names(&["crate::shards", "super::shards"], |name| name != "src/lib.rs");
+    nobody_names(&["crate::shards", "super::shards"], |name| {
+        name != "src/lib.rs"
+    });
 }
 
 /// The public vocabulary stands alone: everybody may import it.
@@ -221,7 +229,10 @@ fn one_room_names_rustls() {
         .find(|source| source.name == "src/lib.rs")
         .expect("there");
     for (number, line) in front.code.iter().filter(|(_, line)| names(line, "rustls")) {
-        assert!(line.trim().starts_with("pub use rustls"), "src/lib.rs:{number}: {line}");
+        assert!(
+            line.trim().starts_with("pub use rustls"),
+            "src/lib.rs:{number}: {line}"
+        );
     }
 }
 
@@ -232,19 +243,26 @@ fn one_file_names_mio() {
 
 #[test]
 fn the_clock_is_read_in_one_place() {
-    nobody_names(&["Instant::now", "Instant", "SystemTime", "clock_gettime"], |name| {
-        name != "src/reactor/clock.rs"
-    });
+    nobody_names(
+        &["Instant::now", "Instant", "SystemTime", "clock_gettime"],
+        |name| name != "src/reactor/clock.rs",
+    );
 }
 
 /// The greps above see what they are to see.
 #[test]
 fn the_reading_itself() {
     assert!(names("use mio::net::TcpStream;", "mio"));
-    assert!(names("    let now = std::time::Instant::now();", "Instant::now"));
+    assert!(names(
+        "    let now = std::time::Instant::now();",
+        "Instant::now"
+    ));
     assert!(!names("mod os_mio;", "mio"));
     assert!(!names("use crate::handler::Handler;", "crate::handle"));
-    assert_eq!(without_text(r#"let a = "mio \" // x"; b // mio"#), "let a = ; b ");
+    assert_eq!(
+        without_text(r#"let a = "mio \" // x"; b // mio"#),
+        "let a = ; b "
+    );
     let code = code_of("a\n/// mio\nb\n#[cfg(test)]\nmod tests {\n    mio\n}\n");
     assert_eq!(code, [(1, "a".to_owned()), (3, "b".to_owned())]);
 }

@@ -21,7 +21,10 @@ fn pages() -> Vec<(String, String)> {
             .expect("text")
             .to_owned();
         if let Some(name) = name.strip_suffix(".md") {
-            pages.push((name.to_owned(), fs::read_to_string(&path).expect("readable")));
+            pages.push((
+                name.to_owned(),
+                fs::read_to_string(&path).expect("readable"),
+            ));
         }
     }
     pages.sort();
@@ -38,7 +41,12 @@ fn cells(line: &str) -> Option<Vec<String>> {
     let inner = line.trim().strip_prefix('|')?.strip_suffix('|')?;
     // A bar inside a cell is written with a backslash.
     let inner = inner.replace("\\|", "\u{1}");
-    Some(inner.split('|').map(|cell| cell.trim().replace('\u{1}', "|")).collect())
+    Some(
+        inner
+            .split('|')
+            .map(|cell| cell.trim().replace('\u{1}', "|"))
+            .collect(),
+    )
 }
 
 /// All rows of a page's tables, without what is between fences.
@@ -70,10 +78,16 @@ fn the_table_of_reasons_has_all_of_them() {
         .iter()
         .map(|reason| (format!("`{reason:?}`"), reason.as_str().to_owned()))
         .collect();
-    let named: Vec<_> = rows.iter().map(|row| (row[0].clone(), row[1].clone())).collect();
+    let named: Vec<_> = rows
+        .iter()
+        .map(|row| (row[0].clone(), row[1].clone()))
+        .collect();
     assert_eq!(named, expected);
     for row in &rows {
-        assert!(row.len() == 4 && !row[2].is_empty() && !row[3].is_empty(), "{row:?}");
+        assert!(
+            row.len() == 4 && !row[2].is_empty() && !row[3].is_empty(),
+            "{row:?}"
+        );
     }
 }
 
@@ -108,7 +122,10 @@ fn what_the_pages_point_at_exists() {
                 .iter()
                 .any(|folder| path.starts_with(folder))
             {
-                assert!(Path::new(ROOT).join(path).exists(), "{name}.md points at {path}");
+                assert!(
+                    Path::new(ROOT).join(path).exists(),
+                    "{name}.md points at {path}"
+                );
                 pointed.insert(path.to_owned());
             }
         }
@@ -139,7 +156,9 @@ impl Handler for Talks {
 
 fn world(listen: Listen, frame: usize) -> (Sim, SocketAddr) {
     let mut sim = Sim::new(1, Config::new(), ());
-    let addr = sim.listen(listen, move |_: &mut (), _| Talks(frame)).expect("listen");
+    let addr = sim
+        .listen(listen, move |_: &mut (), _| Talks(frame))
+        .expect("listen");
     (sim, addr)
 }
 

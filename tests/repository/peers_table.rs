@@ -11,7 +11,10 @@ fn every_test_of_the_table_exists() {
         let ours = row.split(" | ").nth(1).expect("two columns");
         rows += 1;
         let mut file = String::new();
-        for word in ours.split([' ', ',', ':', '|']).filter(|word| !word.is_empty()) {
+        for word in ours
+            .split([' ', ',', ':', '|'])
+            .filter(|word| !word.is_empty())
+        {
             if word.ends_with(".rs") {
                 let folder = if word.starts_with("src/") {
                     root.to_owned()
@@ -19,9 +22,16 @@ fn every_test_of_the_table_exists() {
                     root.join("tests")
                 };
                 let path = folder.join(word);
-                file = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-            } else if let Some(name) = word.strip_prefix('`').and_then(|word| word.strip_suffix('`')) {
-                assert!(file.contains(&format!("fn {name}(")), "no test {name}: {row}");
+                file = std::fs::read_to_string(&path)
+                    .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            } else if let Some(name) = word
+                .strip_prefix('`')
+                .and_then(|word| word.strip_suffix('`'))
+            {
+                assert!(
+                    file.contains(&format!("fn {name}(")),
+                    "no test {name}: {row}"
+                );
                 found += 1;
             }
         }

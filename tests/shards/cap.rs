@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use kit::net::{connect, eventually, held_by_each, hold, local, ping, recv2, send2, tcp, PATIENCE};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Control, Error, Handler, Listen,
-    ListenerState, Outcome, ProxyProtocol, Server, Shards, SpawnedShards,
+    AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Control, Error,
+    Handler, Listen, ListenerState, Outcome, ProxyProtocol, Server, Shards, SpawnedShards,
 };
 
 /// How many are inside, over all shards, and the most that there were.
@@ -57,13 +57,19 @@ fn spawn(config: Config, count: usize, listen: Listen) -> (SpawnedShards<()>, So
         server.listen(listen.clone(), move |_: &mut (), _| Counted(seen.clone()))?;
         Ok(())
     };
-    let shards = Shards::new(config).threads(count).spawn(build).expect("shards");
+    let shards = Shards::new(config)
+        .threads(count)
+        .spawn(build)
+        .expect("shards");
     let addr = tcp(&shards.listeners[0].addr);
     (shards, addr, gauge)
 }
 
 fn finish(shards: SpawnedShards<()>) {
-    shards.handle.drain(Duration::from_secs(10)).expect("they run");
+    shards
+        .handle
+        .drain(Duration::from_secs(10))
+        .expect("they run");
     eventually("the shards end", || shards.is_finished());
     let stats = shards.handle.stats();
     assert_eq!((stats.open, stats.accepted), (0, stats.closed_total()));
@@ -75,7 +81,10 @@ fn home(shards: &SpawnedShards<()>) -> usize {
     let answers = shards
         .handle
         .call_each(PATIENCE, |_, (), control| control.connections().len());
-    let found = answers.expect("answers").into_iter().find(|&(_, held)| held > 0);
+    let found = answers
+        .expect("answers")
+        .into_iter()
+        .find(|&(_, held)| held > 0);
     found.expect("one has it").0
 }
 
@@ -84,7 +93,11 @@ fn a_storm_never_passes_the_cap_and_everybody_is_served() {
     const CLIENTS: usize = 16;
     const ROUNDS: usize = 40;
     for (cap, reuse_port) in [(1, false), (3, false), (3, true)] {
-        let (shards, addr, gauge) = spawn(Config::new().max_connections(cap), 4, local().reuse_port(reuse_port));
+        let (shards, addr, gauge) = spawn(
+            Config::new().max_connections(cap),
+            4,
+            local().reuse_port(reuse_port),
+        );
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| {
                 thread::spawn(move || {
@@ -97,10 +110,18 @@ fn a_storm_never_passes_the_cap_and_everybody_is_served() {
         for client in clients {
             client.join().expect("served every time");
         }
-        assert!((1..=cap).contains(&gauge.most()), "{} of {cap}", gauge.most());
+        assert!(
+            (1..=cap).contains(&gauge.most()),
+            "{} of {cap}",
+            gauge.most()
+        );
         let stats = shards.handle.stats();
         assert_eq!(stats.accepted, (CLIENTS * ROUNDS) as u64);
-        assert_eq!(stats.closed(CloseReason::AtCapacity), 0, "nobody is sent away");
+        assert_eq!(
+            stats.closed(CloseReason::AtCapacity),
+            0,
+            "nobody is sent away"
+        );
         finish(shards);
     }
 }
@@ -119,7 +140,9 @@ fn a_storm_of_refusals_never_passes_the_cap() {
                     let mut client = connect(addr);
                     let mut answer = [0; 4];
                     // A reset is a refusal too.
-                    if client.write_all(b"\0\x02hi").is_ok() && client.read_exact(&mut answer).is_ok() {
+                    if client.write_all(b"\0\x02hi").is_ok()
+                        && client.read_exact(&mut answer).is_ok()
+                    {
                         served += 1;
                     }
                 }
@@ -184,7 +207,9 @@ fn a_suspended_shard_strands_nobody() {
     let (shards, addr, _) = spawn(Config::new(), 2, local().name("door"));
     let suspend = |(): &mut (), control: &mut portcullis::Control<'_, ()>| control.suspend("door");
     let one = shards.handle.shard(0).expect("a shard");
-    one.call(PATIENCE, suspend).expect("answered").expect("there");
+    one.call(PATIENCE, suspend)
+        .expect("answered")
+        .expect("there");
     let mut clients: Vec<_> = (0..100).map(|_| connect(addr)).collect();
     for client in &mut clients {
         ping(client, b"served by the other");
@@ -224,16 +249,27 @@ fn the_cap_is_lowered_and_raised_for_all_at_once() {
         inside.pop();
         eventually("it has gone", || gauge.now() == left);
         // A turn of each shard, in which somebody could come in.
-        shards.handle.call_each(PATIENCE, |_, (), _| ()).expect("answers");
+        shards
+            .handle
+            .call_each(PATIENCE, |_, (), _| ())
+            .expect("answers");
         assert_eq!(shards.handle.stats().accepted, 10);
     }
     inside.pop();
-    eventually("one of those who wait is in", || shards.handle.stats().accepted == 11);
+    eventually("one of those who wait is in", || {
+        shards.handle.stats().accepted == 11
+    });
     assert_eq!(gauge.now(), 4);
     shards.handle.set_max_connections(9).expect("raised");
     eventually("five more are in", || shards.handle.stats().accepted == 16);
-    shards.handle.call_each(PATIENCE, |_, (), _| ()).expect("answers");
-    assert_eq!((gauge.now(), gauge.most(), shards.handle.stats().open), (9, 10, 9));
+    shards
+        .handle
+        .call_each(PATIENCE, |_, (), _| ())
+        .expect("answers");
+    assert_eq!(
+        (gauge.now(), gauge.most(), shards.handle.stats().open),
+        (9, 10, 9)
+    );
     let answered = |client: &mut TcpStream| match client.read(&mut [0; 9]) {
         Ok(count) => count == 9,
         Err(error) => {
@@ -277,7 +313,10 @@ fn the_cap_holds_while_it_changes() {
         let cap = [1, 6, 2, 4][round % 4];
         shards.handle.set_max_connections(cap).expect("changed");
         // Whoever had a place before that is in after this.
-        shards.handle.call_each(PATIENCE, |_, (), _| ()).expect("answers");
+        shards
+            .handle
+            .call_each(PATIENCE, |_, (), _| ())
+            .expect("answers");
         eventually("the others have gone", || gauge.now() <= cap);
         for _ in 0..100 {
             assert!(gauge.now() <= cap, "{} of {cap}", gauge.now());
@@ -296,7 +335,9 @@ fn the_oldest_gives_way_in_whichever_shard_it_is() {
     let listen = local()
         .proxy_protocol(ProxyProtocol::Required)
         .trusted_proxies(AccessRules::allow_all());
-    let config = Config::new().max_connections(6).pending_grace(Duration::from_millis(1));
+    let config = Config::new()
+        .max_connections(6)
+        .pending_grace(Duration::from_millis(1));
     let (shards, addr, gauge) = spawn(config, 3, listen);
     let silent: Vec<_> = (0..12).map(|_| connect(addr)).collect();
     for _ in 0..12 {
@@ -360,15 +401,32 @@ fn outgoing_connections_share_it() {
     dial(1).expect("a place");
     for shard in [0, 1] {
         let full = dial(shard).expect_err("there are three");
-        assert!(matches!(full, Error::AtCapacity { max_connections: 3, .. }), "{full}");
+        assert!(
+            matches!(
+                full,
+                Error::AtCapacity {
+                    max_connections: 3,
+                    ..
+                }
+            ),
+            "{full}"
+        );
     }
-    shards.handle.shard(0).expect("there").kill(first).expect("it runs");
+    shards
+        .handle
+        .shard(0)
+        .expect("there")
+        .kill(first)
+        .expect("it runs");
     // Its place is the other shard's to take once the turn in which it ended is over.
     eventually("the place of the other shard's", || dial(1).is_ok());
     drop(elsewhere);
     shards.handle.drain(Duration::ZERO).expect("they run");
     eventually("the shards end", || shards.is_finished());
     let stats = shards.handle.stats();
-    assert_eq!((stats.accepted, stats.outgoing, stats.closed_total()), (1, 3, 4));
+    assert_eq!(
+        (stats.accepted, stats.outgoing, stats.closed_total()),
+        (1, 3, 4)
+    );
     shards.join().expect("no error");
 }

@@ -5,7 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use kit::net::{
-    connect, eventually, example, hold, local, ping, read_to_end, recv2, send2, tcp, ChildProcess, Echo, PATIENCE,
+    connect, eventually, example, hold, local, ping, read_to_end, recv2, send2, tcp, ChildProcess,
+    Echo, PATIENCE,
 };
 use portcullis::{Config, Listen, Server, Shards, SpawnedShards};
 
@@ -14,7 +15,10 @@ fn spawn(count: usize, listen: Listen) -> (SpawnedShards<()>, SocketAddr) {
         server.listen(listen.clone(), |_: &mut (), _| Echo)?;
         Ok(())
     };
-    let shards = Shards::new(Config::new()).threads(count).spawn(build).expect("shards");
+    let shards = Shards::new(Config::new())
+        .threads(count)
+        .spawn(build)
+        .expect("shards");
     let addr = tcp(&shards.listeners[0].addr);
     (shards, addr)
 }
@@ -84,11 +88,17 @@ fn one_shard_ends_and_nobody_notices() {
     for client in clients {
         client.join().expect("served every time");
     }
-    let answers = shards.handle.call_each(PATIENCE, |_, (), _| ()).expect("one answers");
+    let answers = shards
+        .handle
+        .call_each(PATIENCE, |_, (), _| ())
+        .expect("one answers");
     assert_eq!(answers, [(1, ())]);
     shards.handle.drain(PATIENCE).expect("one runs");
     eventually("the shards end", || shards.is_finished());
-    assert!(shards.join().expect("no error").is_some(), "all were drained");
+    assert!(
+        shards.join().expect("no error").is_some(),
+        "all were drained"
+    );
 }
 
 trait Leave {
@@ -127,17 +137,27 @@ fn the_example_serves_on_all_threads_and_drains_on_a_signal() {
     let mut connections = [0; 3];
     let mut echoes = 0;
     for line in words.lines() {
-        let Some((shard, rest)) = line.strip_prefix("shard ").and_then(|rest| rest.split_once(": ")) else {
+        let Some((shard, rest)) = line
+            .strip_prefix("shard ")
+            .and_then(|rest| rest.split_once(": "))
+        else {
             continue;
         };
         let (count, what) = rest.split_once(' ').expect("a count");
-        let (shard, count): (usize, usize) = (shard.parse().expect("a number"), count.parse().expect("a number"));
+        let (shard, count): (usize, usize) = (
+            shard.parse().expect("a number"),
+            count.parse().expect("a number"),
+        );
         match what {
             "connections" => connections[shard] = count,
             _ => echoes += count,
         }
     }
-    assert_eq!((connections.iter().sum::<usize>(), echoes), (60, 60), "{words}");
+    assert_eq!(
+        (connections.iter().sum::<usize>(), echoes),
+        (60, 60),
+        "{words}"
+    );
     assert!(words.contains("all: 60 connections, 60 echoes"), "{words}");
     assert!(
         words.contains("60 connections ended by themselves, 0 were forced"),

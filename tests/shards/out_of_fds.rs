@@ -33,7 +33,8 @@ fn every_shard_comes_back_when_descriptors_do() {
         for client in &mut clients {
             send2(client, b"hello");
         }
-        let served = |clients: &[TcpStream]| clients.iter().filter(|client| is_answered(client)).count();
+        let served =
+            |clients: &[TcpStream]| clients.iter().filter(|client| is_answered(client)).count();
         eventually("as many as fit are served", || served(&clients) >= 30);
         assert!(served(&clients) < 64);
         let before = server.cpu_seconds();

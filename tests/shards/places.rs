@@ -10,8 +10,8 @@ use std::time::Duration;
 use kit::net::{eventually, local, tcp, PATIENCE};
 use kit::outgoing::nobody;
 use portcullis::{
-    try_accept, AccessRules, Close, Config, Connect, Context, Framing, Handler, Listen, Outcome, ProxyProtocol, Refuse,
-    Retry, Server, Shards,
+    try_accept, AccessRules, Close, Config, Connect, Context, Framing, Handler, Listen, Outcome,
+    ProxyProtocol, Refuse, Retry, Server, Shards,
 };
 
 const CAP: usize = 12;
@@ -47,7 +47,9 @@ impl Handler for Obeys {
             b"close\n" => return Err(Close::new()),
             b"abort\n" => return Err(Close::abort()),
             b"panic\n" => panic!("as told"),
-            b"detach\n" => cx.conn.detach(|stream| drop(thread::spawn(move || stream.finish())))?,
+            b"detach\n" => cx
+                .conn
+                .detach(|stream| drop(thread::spawn(move || stream.finish())))?,
             b"drop\n" => cx.conn.detach(drop)?,
             b"take\n" => cx.conn.detach(|stream| drop(stream.into_tcp()))?,
             // Whether there is a place is not what this is about.
@@ -73,12 +75,17 @@ impl Handler for Obeys {
 }
 
 fn plain() -> Listen {
-    local().framing(Framing::Line).idle_timeout(Duration::from_millis(200))
+    local()
+        .framing(Framing::Line)
+        .idle_timeout(Duration::from_millis(200))
 }
 
 #[test]
 fn places_are_neither_lost_nor_found() {
-    let (refused, elsewhere) = (nobody(), std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let (refused, elsewhere) = (
+        nobody(),
+        std::net::TcpListener::bind("127.0.0.1:0").expect("a port"),
+    );
     let echo = elsewhere.local_addr().expect("bound");
     thread::spawn(move || {
         // Accepts, and lets everybody go at once or a little later.
@@ -91,29 +98,41 @@ fn places_are_neither_lost_nor_found() {
         }
     });
     let turn = Arc::new(AtomicUsize::new(0));
-    let config = Config::new().max_connections(CAP).max_pending(CAP / 2).accept_budget(3);
+    let config = Config::new()
+        .max_connections(CAP)
+        .max_pending(CAP / 2)
+        .accept_budget(3);
     let shards = Shards::new(config)
         .threads(SHARDS)
         .spawn(move |_, server: &mut Server| {
             let obeys = Obeys { refused, echo };
             let (first, second) = (obeys.clone(), obeys.clone());
             let trusted = AccessRules::deny_all().allow("127.0.0.1")?;
-            let proxied = plain().proxy_protocol(ProxyProtocol::Required).trusted_proxies(trusted);
+            let proxied = plain()
+                .proxy_protocol(ProxyProtocol::Required)
+                .trusted_proxies(trusted);
             let turn = Arc::clone(&turn);
             server.listen(plain().name("plain"), move |_: &mut (), _| first.clone())?;
             server.listen(proxied.name("proxied"), move |_: &mut (), _| second.clone())?;
-            let moody = try_accept(move |(): &mut (), _| match turn.fetch_add(1, Ordering::Relaxed) % 3 {
-                0 => Err(Refuse::silently()),
-                1 => panic!("a service"),
-                _ => Ok(obeys.clone()),
-            });
+            let moody =
+                try_accept(
+                    move |(): &mut (), _| match turn.fetch_add(1, Ordering::Relaxed) % 3 {
+                        0 => Err(Refuse::silently()),
+                        1 => panic!("a service"),
+                        _ => Ok(obeys.clone()),
+                    },
+                );
             server.listen(plain().name("moody"), moody)?;
             let denied = plain().access_rules(AccessRules::deny_all());
             server.listen(denied.name("denied"), |_: &mut (), _| Errand)?;
             Ok(())
         });
     let shards = shards.expect("shards");
-    let addrs: Vec<_> = shards.listeners.iter().map(|listener| tcp(&listener.addr)).collect();
+    let addrs: Vec<_> = shards
+        .listeners
+        .iter()
+        .map(|listener| tcp(&listener.addr))
+        .collect();
     let orders: Vec<&[u8]> = vec![
         b"close\n",
         b"abort\n",
@@ -144,7 +163,9 @@ fn places_are_neither_lost_nor_found() {
                     (chance >> 33) as usize % below
                 };
                 for _ in 0..400 {
-                    let Ok(mut stream) = TcpStream::connect_timeout(&addrs[next(addrs.len())], PATIENCE) else {
+                    let Ok(mut stream) =
+                        TcpStream::connect_timeout(&addrs[next(addrs.len())], PATIENCE)
+                    else {
                         continue;
                     };
                     // It may have ended already.
@@ -170,10 +191,15 @@ fn places_are_neither_lost_nor_found() {
     shards.handle.set_max_connections(CAP).expect("they run");
     eventually("all have gone", || shards.handle.stats().open == 0);
     let free = format!("free: {CAP},");
-    eventually("all places are free", || format!("{:?}", shards.handle).contains(&free));
+    eventually("all places are free", || {
+        format!("{:?}", shards.handle).contains(&free)
+    });
     let stats = shards.handle.stats();
     assert_eq!(stats.accepted + stats.outgoing, stats.closed_total());
     assert!(stats.outgoing > 0 && stats.panics > 0, "{stats:?}");
-    shards.handle.drain(Duration::from_secs(1)).expect("they run");
+    shards
+        .handle
+        .drain(Duration::from_secs(1))
+        .expect("they run");
     shards.join().expect("no error");
 }

@@ -18,11 +18,17 @@ fn spawn(site: &Site) -> SpawnedShards<()> {
         server.listen(local().name("plain"), |_: &mut (), _| Echo)?;
         Ok(())
     };
-    Shards::new(Config::new()).threads(3).spawn(build).expect("shards")
+    Shards::new(Config::new())
+        .threads(3)
+        .spawn(build)
+        .expect("shards")
 }
 
 fn finish(shards: SpawnedShards<()>) {
-    shards.handle.drain(Duration::from_secs(10)).expect("they run");
+    shards
+        .handle
+        .drain(Duration::from_secs(10))
+        .expect("they run");
     eventually("the shards end", || shards.is_finished());
     assert!(shards.join().expect("no error").is_some());
 }
@@ -45,9 +51,16 @@ fn a_new_certificate_is_that_of_every_shard() {
         clients.push(client);
         handshake(addr, &old.client(VERSIONS[0])).expect_err("the old certificate is gone");
     }
-    assert!(shards.handle.shards().iter().all(|handle| handle.stats().accepted > 1));
+    assert!(shards
+        .handle
+        .shards()
+        .iter()
+        .all(|handle| handle.stats().accepted > 1));
     let refused = shards.handle.set_tls("plain", PATIENCE, new.server());
-    assert!(matches!(refused, Err(HandleError::Refused(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(HandleError::Refused(_))),
+        "{refused:?}"
+    );
     drop(clients);
     finish(shards);
 }
@@ -85,7 +98,11 @@ impl KeyLog for Sticky {
 impl Drop for Sticky {
     fn drop(&mut self) {
         let _ = self.inside.send(());
-        let _ = self.released.lock().expect("not poisoned").recv_timeout(PATIENCE);
+        let _ = self
+            .released
+            .lock()
+            .expect("not poisoned")
+            .recv_timeout(PATIENCE);
     }
 }
 
@@ -94,10 +111,12 @@ impl Drop for Sticky {
 fn a_place_given_back_at_the_end_of_a_turn_is_offered() {
     let site = Site::new();
     let config = Config::new().max_connections(2);
-    let shards = Shards::new(config).threads(2).spawn(|_, server: &mut Server| {
-        server.listen(local().name("door"), |_: &mut (), _| Echo)?;
-        Ok(())
-    });
+    let shards = Shards::new(config)
+        .threads(2)
+        .spawn(|_, server: &mut Server| {
+            server.listen(local().name("door"), |_: &mut (), _| Echo)?;
+            Ok(())
+        });
     let shards = shards.expect("shards");
     let addr = tcp(&shards.listeners[0].addr);
     let mut first = connect(addr);

@@ -10,10 +10,12 @@ use std::sync::{mpsc, Arc};
 use std::time::Duration;
 
 use kit::exposition::Exposition;
-use kit::net::{await_end, connect, eventually, held_by_each, local, ping, recv2, send2, tcp, Place, PATIENCE};
+use kit::net::{
+    await_end, connect, eventually, held_by_each, local, ping, recv2, send2, tcp, Place, PATIENCE,
+};
 use portcullis::{
-    Config, Context, Error, HandleError, Handler, Listen, ListenerState, Outcome, Result, Server, Shards, ShardsHandle,
-    SpawnedShards,
+    Config, Context, Error, HandleError, Handler, Listen, ListenerState, Outcome, Result, Server,
+    Shards, ShardsHandle, SpawnedShards,
 };
 
 /// Answers each frame with the number of its shard.
@@ -36,7 +38,10 @@ fn shards(count: usize, listen: Listen) -> SpawnedShards<usize> {
         server.listen(listen.clone(), who)?;
         Ok(shard)
     };
-    Shards::new(Config::new()).threads(count).spawn(build).expect("shards")
+    Shards::new(Config::new())
+        .threads(count)
+        .spawn(build)
+        .expect("shards")
 }
 
 fn addr(shards: &SpawnedShards<usize>) -> SocketAddr {
@@ -49,7 +54,10 @@ fn asked(client: &mut TcpStream) -> usize {
 }
 
 fn finish<A>(shards: SpawnedShards<A>) {
-    shards.handle.drain(Duration::from_secs(10)).expect("they run");
+    shards
+        .handle
+        .drain(Duration::from_secs(10))
+        .expect("they run");
     eventually("the shards end", || shards.is_finished());
     assert!(shards.join().expect("no error").is_some());
 }
@@ -77,7 +85,10 @@ fn one_for_each(shards: &SpawnedShards<usize>) -> Vec<TcpStream> {
 fn all_shards_have_clients_of_one_port() {
     for reuse_port in [false, true] {
         let shards = shards(3, local().reuse_port(reuse_port));
-        assert_eq!((shards.listeners.len(), shards.handle.shards().len()), (1, 3));
+        assert_eq!(
+            (shards.listeners.len(), shards.handle.shards().len()),
+            (1, 3)
+        );
         assert_ne!(addr(&shards).port(), 0);
         let clients = one_for_each(&shards);
         for (shard, mut client) in clients.into_iter().enumerate() {
@@ -97,7 +108,10 @@ fn who_has_fewer_connections_has_the_next() {
         let mut clients: Vec<_> = (0..100).map(|_| connect(addr(&shards))).collect();
         assert!(clients.iter_mut().all(|client| asked(client) == 0));
         drop(busy);
-        shards.handle.call_each(PATIENCE, |_, _, _| ()).expect("answers");
+        shards
+            .handle
+            .call_each(PATIENCE, |_, _, _| ())
+            .expect("answers");
         let mut next = 0;
         for _ in 0..50 {
             let mut client = connect(addr(&shards));
@@ -109,7 +123,10 @@ fn who_has_fewer_connections_has_the_next() {
         next
     });
     // Left to chance it would be half of them.
-    assert!(tries.any(|next| next >= 42), "the first goes on taking them");
+    assert!(
+        tries.any(|next| next >= 42),
+        "the first goes on taking them"
+    );
 }
 
 /// Clients that stay are not all one shard's, however quick it is.
@@ -150,8 +167,15 @@ fn each_listen_is_one_listener() {
         }
         Ok(shard)
     };
-    let shards = Shards::new(Config::new()).threads(2).spawn(build).expect("shards");
-    let names: Vec<_> = shards.listeners.iter().map(|listener| listener.name.as_str()).collect();
+    let shards = Shards::new(Config::new())
+        .threads(2)
+        .spawn(build)
+        .expect("shards");
+    let names: Vec<_> = shards
+        .listeners
+        .iter()
+        .map(|listener| listener.name.as_str())
+        .collect();
     assert_eq!(names, ["one", "two", "admin"]);
     let mut ports: Vec<_> = shards
         .listeners
@@ -164,8 +188,14 @@ fn each_listen_is_one_listener() {
     ports.dedup();
     assert_eq!(ports.len(), 3);
     // Whoever has it, does it.
-    shards.handle.suspend("admin", PATIENCE).expect("one has it");
-    let error = shards.handle.suspend("nobody", PATIENCE).expect_err("none has it");
+    shards
+        .handle
+        .suspend("admin", PATIENCE)
+        .expect("one has it");
+    let error = shards
+        .handle
+        .suspend("nobody", PATIENCE)
+        .expect_err("none has it");
     assert_eq!(error, HandleError::NoListener("nobody".into()));
     finish(shards);
 }
@@ -188,9 +218,13 @@ fn a_unix_socket_is_shared_and_removed_by_the_last() {
     let name = shards.listeners[0].name.clone();
     for shard in [1, 0] {
         let name = name.clone();
-        let close = move |_: &mut _, control: &mut portcullis::Control<'_, _>| control.close_listener(name);
+        let close =
+            move |_: &mut _, control: &mut portcullis::Control<'_, _>| control.close_listener(name);
         let handle = shards.handle.shard(shard).expect("a shard");
-        handle.call(PATIENCE, close).expect("answered").expect("open");
+        handle
+            .call(PATIENCE, close)
+            .expect("answered")
+            .expect("open");
         assert!(path.exists(), "another one has it");
         let mut late = UnixStream::connect(&path).expect("connect");
         late.set_read_timeout(Some(PATIENCE)).expect("timeout");
@@ -217,7 +251,9 @@ fn one_handle_reaches_all() {
     handle
         .post_each(move |shard, _, _| tell.send(shard).expect("the test waits"))
         .expect("posted");
-    let mut heard: Vec<_> = (0..2).map(|_| told.recv_timeout(PATIENCE).expect("each")).collect();
+    let mut heard: Vec<_> = (0..2)
+        .map(|_| told.recv_timeout(PATIENCE).expect("each"))
+        .collect();
     heard.sort_unstable();
     assert_eq!(heard, [0, 1]);
 
@@ -248,10 +284,16 @@ fn one_handle_reaches_all() {
 
     let metrics = handle.metrics(PATIENCE).expect("answers");
     let read = Exposition::read(&metrics.to_string());
-    assert_eq!(read.get("portcullis_accepted_total", &[]), stats.accepted as f64);
+    assert_eq!(
+        read.get("portcullis_accepted_total", &[]),
+        stats.accepted as f64
+    );
     assert_eq!(read.get("portcullis_max_connections", &[]), 1024.0);
     assert_eq!(
-        read.get("portcullis_listener_accepted_total", &[("listener", "door")]),
+        read.get(
+            "portcullis_listener_accepted_total",
+            &[("listener", "door")]
+        ),
         stats.accepted as f64
     );
     let frames = metrics.histograms.frame_size_in.count();
@@ -267,13 +309,24 @@ fn what_is_changed_is_changed_in_all() {
     let shards = shards(2, local().name("door"));
     let handle = shards.handle.clone();
     handle
-        .reconfigure(PATIENCE, |config| config.accept_budget(7).max_connections(50))
+        .reconfigure(PATIENCE, |config| {
+            config.accept_budget(7).max_connections(50)
+        })
         .expect("changed");
-    assert_eq!((handle.max_connections(), handle.stats().max_connections), (50, 50));
+    assert_eq!(
+        (handle.max_connections(), handle.stats().max_connections),
+        (50, 50)
+    );
     let refused = handle.reconfigure(PATIENCE, |config| config.accept_budget(0));
-    assert!(matches!(refused, Err(HandleError::Refused(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(HandleError::Refused(_))),
+        "{refused:?}"
+    );
     let refused = handle.set_max_connections(usize::MAX);
-    assert!(matches!(refused, Err(HandleError::Refused(_))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(HandleError::Refused(_))),
+        "{refused:?}"
+    );
     assert_eq!(handle.max_connections(), 50);
     // A change of another option keeps the cap that somebody else has set.
     handle.set_max_connections(60).expect("changed");
@@ -281,14 +334,21 @@ fn what_is_changed_is_changed_in_all() {
         .reconfigure(PATIENCE, |config| config.accept_budget(8))
         .expect("changed");
     assert_eq!(handle.max_connections(), 60);
-    let set = |_: &mut usize, control: &mut portcullis::Control<'_, usize>| control.set_max_connections(70);
+    let set = |_: &mut usize, control: &mut portcullis::Control<'_, usize>| {
+        control.set_max_connections(70)
+    };
     let one = handle.shard(1).expect("a shard");
     one.call(PATIENCE, set).expect("answered").expect("changed");
     assert_eq!(handle.max_connections(), 70, "it is the cap of all");
 
     let limit = |listen: Listen| listen.max_connections(3);
-    handle.reconfigure_listener("door", PATIENCE, limit).expect("changed");
-    assert_eq!(handle.listeners(PATIENCE).expect("answers")[0].max_connections, 6);
+    handle
+        .reconfigure_listener("door", PATIENCE, limit)
+        .expect("changed");
+    assert_eq!(
+        handle.listeners(PATIENCE).expect("answers")[0].max_connections,
+        6
+    );
     handle.suspend("door", PATIENCE).expect("suspended");
     assert_eq!(
         handle.listeners(PATIENCE).expect("answers")[0].state,
@@ -308,8 +368,13 @@ fn what_is_changed_is_changed_in_all() {
 #[test]
 fn a_shard_that_asks_all_does_not_wait_for_itself() {
     let shards = shards(2, local());
-    let (handle, own) = (shards.handle.clone(), shards.handle.shard(1).expect("a shard"));
-    let answer = own.call(PATIENCE, move |_, _| handle.call_each(PATIENCE, |_, _, _| ()));
+    let (handle, own) = (
+        shards.handle.clone(),
+        shards.handle.shard(1).expect("a shard"),
+    );
+    let answer = own.call(PATIENCE, move |_, _| {
+        handle.call_each(PATIENCE, |_, _, _| ())
+    });
     assert_eq!(answer, Ok(Err(HandleError::OwnThread)));
     finish(shards);
 }
@@ -317,11 +382,15 @@ fn a_shard_that_asks_all_does_not_wait_for_itself() {
 #[test]
 fn a_job_that_panics_or_is_late_is_told() {
     let shards = shards(2, local());
-    let panicked = shards.handle.call_each(PATIENCE, |shard, _, _| assert_eq!(shard, 0));
+    let panicked = shards
+        .handle
+        .call_each(PATIENCE, |shard, _, _| assert_eq!(shard, 0));
     assert_eq!(panicked, Err(HandleError::Panicked));
     eventually("it is counted", || shards.handle.stats().panics == 1);
     let busy = kit::net::hold(shards.handle.shard(0).expect("a shard"));
-    let late = shards.handle.call_each(Duration::from_millis(1), |_, _, _| ());
+    let late = shards
+        .handle
+        .call_each(Duration::from_millis(1), |_, _, _| ());
     assert_eq!(late, Err(HandleError::Timeout));
     drop(busy);
     finish(shards);
@@ -342,8 +411,15 @@ fn after_the_end_the_handle_says_so() {
     ping_who(&mut connect(addr(&shards)), 1);
     handle.stop().expect("one runs");
     eventually("the shards end", || shards.is_finished());
-    assert_eq!(shards.join().expect("no error"), None, "they were not drained");
-    assert_eq!(handle.call_each(PATIENCE, |_, _, _| ()), Err(HandleError::ServerGone));
+    assert_eq!(
+        shards.join().expect("no error"),
+        None,
+        "they were not drained"
+    );
+    assert_eq!(
+        handle.call_each(PATIENCE, |_, _, _| ()),
+        Err(HandleError::ServerGone)
+    );
     assert_eq!(handle.post_each(|_, _, _| {}), Err(HandleError::ServerGone));
     assert_eq!(handle.drain(PATIENCE), Err(HandleError::ServerGone));
     assert_eq!(handle.stop(), Err(HandleError::ServerGone));
@@ -381,26 +457,33 @@ fn an_error_in_one_build_ends_the_others() {
         .expect("bind")
         .local_addr()
         .expect("known");
-    let outcome = Shards::new(Config::new())
-        .threads(3)
-        .spawn(move |shard, server: &mut Server<Alive>| {
-            server.listen(Listen::tcp(free), |_: &mut Alive, _| kit::net::Echo)?;
-            if shard == 2 {
-                assert_eq!(count.load(Ordering::SeqCst), 2, "the others are there");
-                server.listen(Listen::tcp("no address"), |_: &mut Alive, _| kit::net::Echo)?;
-            }
-            Ok(Alive::new(&count))
-        });
+    let outcome =
+        Shards::new(Config::new())
+            .threads(3)
+            .spawn(move |shard, server: &mut Server<Alive>| {
+                server.listen(Listen::tcp(free), |_: &mut Alive, _| kit::net::Echo)?;
+                if shard == 2 {
+                    assert_eq!(count.load(Ordering::SeqCst), 2, "the others are there");
+                    server.listen(Listen::tcp("no address"), |_: &mut Alive, _| kit::net::Echo)?;
+                }
+                Ok(Alive::new(&count))
+            });
     assert!(matches!(outcome, Err(Error::Address { .. })), "{outcome:?}");
     assert_eq!(alive.load(Ordering::SeqCst), 0);
     TcpListener::bind(free).expect("the port is free");
     let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = taken.local_addr().expect("known");
-    let outcome: Result<SpawnedShards<usize>> = Shards::new(Config::new()).threads(2).spawn(move |shard, server| {
-        server.listen(Listen::tcp(port), who)?;
-        Ok(shard)
-    });
-    assert!(matches!(outcome, Err(Error::AddressInUse { .. })), "{outcome:?}");
+    let outcome: Result<SpawnedShards<usize>> =
+        Shards::new(Config::new())
+            .threads(2)
+            .spawn(move |shard, server| {
+                server.listen(Listen::tcp(port), who)?;
+                Ok(shard)
+            });
+    assert!(
+        matches!(outcome, Err(Error::AddressInUse { .. })),
+        "{outcome:?}"
+    );
     let config = Config::new().accept_budget(0);
     let outcome = Shards::new(config).spawn(|_, _: &mut Server<()>| Ok(()));
     assert!(matches!(outcome, Err(Error::Option { .. })), "{outcome:?}");
@@ -412,7 +495,13 @@ fn more_threads_than_make_sense_are_an_error() {
         .threads(usize::MAX)
         .spawn(|_, _: &mut Server<()>| Ok(()));
     assert!(
-        matches!(outcome, Err(Error::Option { option: "threads", .. })),
+        matches!(
+            outcome,
+            Err(Error::Option {
+                option: "threads",
+                ..
+            })
+        ),
         "{outcome:?}"
     );
 }

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use kit::net::{local, ping, Running};
 use kit::tls::{
-    handshake, notify, read_to_goodbye, secure, spawn_recorder, the_end, Agreed, Authority, Folder, Seen, Site,
-    VERSIONS,
+    handshake, notify, read_to_goodbye, secure, spawn_recorder, the_end, Agreed, Authority, Folder,
+    Seen, Site, VERSIONS,
 };
 use portcullis::tls::rustls::ClientConfig;
 use portcullis::tls::{server_config_with_clients, ClientAuth};
@@ -141,14 +141,23 @@ fn a_wrong_certificate_is_refused_in_any_case() {
 fn several_roots_may_share_a_file() {
     let mut desk = Desk::new();
     let others = Authority::new("others");
-    let both = format!("{}{}", desk.clients.certificate.pem(), others.certificate.pem());
+    let both = format!(
+        "{}{}",
+        desk.clients.certificate.pem(),
+        others.certificate.pem()
+    );
     desk.roots = desk.folder.file("both.pem", both);
     let server = desk.serve(ClientAuth::Required);
     visit(
         &server,
-        &desk.site.client_with(VERSIONS[1], &desk.clients.client("alice")),
+        &desk
+            .site
+            .client_with(VERSIONS[1], &desk.clients.client("alice")),
     );
-    visit(&server, &desk.site.client_with(VERSIONS[0], &others.client("bob")));
+    visit(
+        &server,
+        &desk.site.client_with(VERSIONS[0], &others.client("bob")),
+    );
 }
 
 #[test]

@@ -5,13 +5,17 @@ use std::io::{Read, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::net::{connect, eventually, hold, local, packet2, ping, recv2, send2, spawn, spawn_echo, Running};
+use kit::net::{
+    connect, eventually, hold, local, packet2, ping, recv2, send2, spawn, spawn_echo, Running,
+};
 use kit::tls::{
-    encrypt, exchange, exchange_after, fin, notify, read_to_goodbye, reset, secure, session, spawn_recorder, the_end,
-    wire_of, Recorder, Seen, Site, TlsClient, VERSIONS,
+    encrypt, exchange, exchange_after, fin, notify, read_to_goodbye, reset, secure, session,
+    spawn_recorder, the_end, wire_of, Recorder, Seen, Site, TlsClient, VERSIONS,
 };
 use portcullis::tls::rustls::{version, SupportedProtocolVersion};
-use portcullis::{Close, CloseReason, Closed, Config, Context, Framing, Handler, Listen, Outcome, Server, State};
+use portcullis::{
+    Close, CloseReason, Closed, Config, Context, Framing, Handler, Listen, Outcome, Server, State,
+};
 
 fn listen(site: &Site) -> Listen {
     local().tls(Arc::new(site.server()))
@@ -26,7 +30,9 @@ fn recorder(site: &Site) -> Running<Seen> {
 fn serve<H: Handler + 'static>(listen: Listen, make: impl Fn() -> H + Send + 'static) -> Running {
     spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(listen, move |_: &mut (), _| make()).expect("listen");
+        server
+            .listen(listen, move |_: &mut (), _| make())
+            .expect("listen");
         (server, ())
     })
 }
@@ -36,7 +42,9 @@ fn serve<H: Handler + 'static>(listen: Listen, make: impl Fn() -> H + Send + 'st
 fn send_wire<A: Send + 'static>(server: &Running<A>, client: &mut TlsClient, wire: &[u8]) {
     let before = server.handle.stats().bytes_in;
     client.sock.write_all(wire).expect("sent");
-    server.until("it has arrived", |stats| stats.bytes_in >= before + wire.len() as u64);
+    server.until("it has arrived", |stats| {
+        stats.bytes_in >= before + wire.len() as u64
+    });
 }
 
 /// A client whose handshake the server has read to its end.
@@ -83,7 +91,11 @@ fn a_handlers_close_flushes_and_says_goodbye() {
             let server = serve(listen(&site), || AsTold);
             let mut client = secure(server.addr(), &site.client(version));
             send2(&mut client, word.as_bytes());
-            assert_eq!(read_to_goodbye(&mut client), packet2(word.as_bytes()), "{word}");
+            assert_eq!(
+                read_to_goodbye(&mut client),
+                packet2(word.as_bytes()),
+                "{word}"
+            );
             drop(client);
             server.until("it ends", |stats| stats.closed(reason) == 1);
         }
@@ -121,12 +133,17 @@ fn what_was_sent_before_the_close_arrives_at_a_slow_reader() {
     }
     let site = Site::new();
     for version in VERSIONS {
-        let server = serve(listen(&site).framing(Framing::Raw).send_buffer(256 * 1024), || Gift);
+        let server = serve(
+            listen(&site).framing(Framing::Raw).send_buffer(256 * 1024),
+            || Gift,
+        );
         let mut client = secure(server.addr(), &site.client(version));
         eventually("the rest waits for the reader", || {
             server.ask(|(), control| {
                 let conns = control.connections();
-                conns.iter().any(|conn| conn.state == State::Closing && conn.queued > 0)
+                conns
+                    .iter()
+                    .any(|conn| conn.state == State::Closing && conn.queued > 0)
             })
         });
         let gift = read_to_goodbye(&mut client);
@@ -138,7 +155,10 @@ fn what_was_sent_before_the_close_arrives_at_a_slow_reader() {
 fn an_idle_peer_is_told_goodbye() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = spawn_recorder(Config::new(), listen(&site).idle_timeout(Duration::from_millis(100)));
+        let server = spawn_recorder(
+            Config::new(),
+            listen(&site).idle_timeout(Duration::from_millis(100)),
+        );
         let mut client = secure(server.addr(), &site.client(version));
         assert_eq!(read_to_goodbye(&mut client), b"");
         drop(client);
@@ -151,7 +171,10 @@ fn an_idle_peer_is_told_goodbye() {
 fn an_unfinished_frame_is_told_goodbye() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = spawn_recorder(Config::new(), listen(&site).frame_timeout(Duration::from_millis(100)));
+        let server = spawn_recorder(
+            Config::new(),
+            listen(&site).frame_timeout(Duration::from_millis(100)),
+        );
         let mut client = secure(server.addr(), &site.client(version));
         client.write_all(&[0, 9, b'h']).expect("begun");
         client.flush().expect("sent");
@@ -189,16 +212,27 @@ fn a_drain_answers_what_arrived_and_says_goodbye() {
     for version in VERSIONS {
         let server = recorder(&site);
         let mut client = settled(&server, &site, version);
-        let frames: Vec<u8> = (0..2000u32).flat_map(|number| packet2(&number.to_be_bytes())).collect();
+        let frames: Vec<u8> = (0..2000u32)
+            .flat_map(|number| packet2(&number.to_be_bytes()))
+            .collect();
         let wire = encrypt(&mut client.conn, &frames);
         // While a job holds the loop, everything arrives, and the drain is the next command.
         let held = hold(&server.handle);
         client.sock.write_all(&wire).expect("sent");
-        server.handle.drain(Duration::from_secs(600)).expect("drain");
+        server
+            .handle
+            .drain(Duration::from_secs(600))
+            .expect("drain");
         drop(held);
-        assert!(read_to_goodbye(&mut client) == frames, "every frame is answered");
+        assert!(
+            read_to_goodbye(&mut client) == frames,
+            "every frame is answered"
+        );
         drop(client);
-        assert_eq!(server.finish().1.closed, [(CloseReason::Drained, String::new())]);
+        assert_eq!(
+            server.finish().1.closed,
+            [(CloseReason::Drained, String::new())]
+        );
     }
 }
 
@@ -210,7 +244,10 @@ fn a_peers_goodbye_is_answered_after_all_echoes() {
         let server = recorder(&site);
         let frames = packet2(&[5; 30_000]).repeat(100);
         let client = secure(server.addr(), &site.client(version));
-        assert!(exchange(client, &frames) == frames, "every frame is answered");
+        assert!(
+            exchange(client, &frames) == frames,
+            "every frame is answered"
+        );
         assert_eq!(the_end(&server), (CloseReason::Finished, String::new()));
     }
 }
@@ -231,7 +268,12 @@ fn a_peers_goodbye_does_not_cost_it_the_answers_it_reads_late() {
                 server.ask(|_, control| control.connections()[0].queued > 2048)
             });
         });
-        assert!(answer == frames, "{} of {} bytes", answer.len(), frames.len());
+        assert!(
+            answer == frames,
+            "{} of {} bytes",
+            answer.len(),
+            frames.len()
+        );
         assert_eq!(the_end(&server), (CloseReason::Finished, String::new()));
     }
 }
@@ -266,7 +308,10 @@ fn after_the_peers_goodbye_tls_1_3_goes_on_and_1_2_closes() {
         } else {
             Vec::new()
         };
-        assert_eq!(read_to_goodbye(&mut client), [packet2(b"early"), late].concat());
+        assert_eq!(
+            read_to_goodbye(&mut client),
+            [packet2(b"early"), late].concat()
+        );
         drop(client);
         server.until("it ends", |stats| stats.closed(CloseReason::Finished) == 1);
     }
@@ -344,7 +389,10 @@ fn a_fin_without_goodbye_is_a_truncation() {
 fn an_end_inside_a_frame_is_told_by_its_goodbye() {
     let site = Site::new();
     for version in VERSIONS {
-        for (goodbye, reason) in [(true, CloseReason::Truncated), (false, CloseReason::TlsTruncated)] {
+        for (goodbye, reason) in [
+            (true, CloseReason::Truncated),
+            (false, CloseReason::TlsTruncated),
+        ] {
             let server = recorder(&site);
             let mut client = secure(server.addr(), &site.client(version));
             client
@@ -432,22 +480,32 @@ fn frames_before_a_forged_record_are_delivered() {
         let server = spawn(move || {
             let mut server = Server::new(Config::new()).expect("server");
             server.listen(one, |_: &mut Seen, _| Deaf).expect("listen");
-            server.listen(other, |_: &mut Seen, _| Recorder).expect("listen");
+            server
+                .listen(other, |_: &mut Seen, _| Recorder)
+                .expect("listen");
             (server, Seen::default())
         });
         for (at, frames) in [(0, 3), (1, 4)] {
-            let mut client = secure(kit::net::tcp(&server.listeners[at].addr), &site.client(version));
+            let mut client = secure(
+                kit::net::tcp(&server.listeners[at].addr),
+                &site.client(version),
+            );
             let mut wire = encrypt(&mut client.conn, &packet2(b"good").repeat(3));
             wire.extend_from_slice(&[0x17, 3, 3, 0, 32]);
             wire.extend_from_slice(&[0; 32]);
             client.sock.write_all(&wire).expect("sent");
             kit::net::await_end(&mut client);
             drop(client);
-            let stats = server.until("it ends", |stats| stats.closed(CloseReason::Tls) == at as u64 + 1);
+            let stats = server.until("it ends", |stats| {
+                stats.closed(CloseReason::Tls) == at as u64 + 1
+            });
             assert_eq!(stats.frames_in, frames);
         }
         let (_, seen) = server.finish();
-        assert!(seen.closed.iter().all(|(_, cause)| !cause.is_empty()), "{seen:?}");
+        assert!(
+            seen.closed.iter().all(|(_, cause)| !cause.is_empty()),
+            "{seen:?}"
+        );
     }
 }
 

@@ -5,9 +5,12 @@ use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::net::{await_end, eventually, local, packet2, ping, recv2, send2, spawn, spawn_echo, Echo};
+use kit::net::{
+    await_end, eventually, local, packet2, ping, recv2, send2, spawn, spawn_echo, Echo,
+};
 use kit::tls::{
-    encrypt, exchange, exchange_after, notify, read_to_goodbye, secure, spawn_recorder, wire_of, Site, VERSIONS,
+    encrypt, exchange, exchange_after, notify, read_to_goodbye, secure, spawn_recorder, wire_of,
+    Site, VERSIONS,
 };
 use portcullis::tls::rustls::version;
 use portcullis::{CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Server};
@@ -50,7 +53,10 @@ fn every_framing_echoes() {
     let streams = [
         (Framing::Raw, noise(100_000)),
         (Framing::Packet1, packets(1, &[0, 1, 255, 0, 128])),
-        (Framing::Packet2, packets(2, &[0, 1, 65_535, 16_384, 16_385, 0])),
+        (
+            Framing::Packet2,
+            packets(2, &[0, 1, 65_535, 16_384, 16_385, 0]),
+        ),
         (Framing::Packet4, packets(4, &[0, 1, 65_536, 300_000, 0])),
         (Framing::Line, lines),
         (Framing::Delimited(0), b"one\0two\0\0".to_vec()),
@@ -60,7 +66,11 @@ fn every_framing_echoes() {
             let server = spawn_echo(Config::new(), listen(&site).framing(framing.clone()));
             let answer = exchange(secure(server.addr(), &site.client(version)), stream);
             assert_same(&answer, stream);
-            assert_eq!(server.finish().0.closed(CloseReason::Finished), 1, "{framing:?}");
+            assert_eq!(
+                server.finish().0.closed(CloseReason::Finished),
+                1,
+                "{framing:?}"
+            );
         }
     }
 }
@@ -87,9 +97,13 @@ fn ten_thousand_frames_in_one_write() {
         let stream: Vec<u8> = (0..10_000u32)
             .flat_map(|number| packet2(&number.to_be_bytes()))
             .collect();
-        let answer = exchange_after(secure(server.addr(), &site.client(version)), &stream, || {
-            ping(&mut other, b"beside");
-        });
+        let answer = exchange_after(
+            secure(server.addr(), &site.client(version)),
+            &stream,
+            || {
+                ping(&mut other, b"beside");
+            },
+        );
         assert_same(&answer, &stream);
         drop(other);
         let (stats, ()) = server.finish();
@@ -126,7 +140,9 @@ fn records_and_frames_need_not_agree() {
             client.flush().expect("sent");
         }
         assert_same(&recv2(&mut client), &frame[2..]);
-        client.write_all(&packet2(b"tiny").repeat(100)).expect("one record");
+        client
+            .write_all(&packet2(b"tiny").repeat(100))
+            .expect("one record");
         client.flush().expect("sent");
         for _ in 0..100 {
             assert_eq!(recv2(&mut client), b"tiny");
@@ -161,11 +177,18 @@ fn a_slow_reader_is_bounded_and_gets_everything_later() {
                     "{} bytes are held for one connection",
                     conn.buffered
                 );
-                quiet = if conn.traffic.bytes_in == read { quiet + 1 } else { 0 };
+                quiet = if conn.traffic.bytes_in == read {
+                    quiet + 1
+                } else {
+                    0
+                };
                 read = conn.traffic.bytes_in;
                 conn.queued >= HIGH && quiet >= 50
             });
-            assert!(server.handle.stats().bytes_in < 12_000_000, "it did not read on");
+            assert!(
+                server.handle.stats().bytes_in < 12_000_000,
+                "it did not read on"
+            );
         });
         assert_same(&answer, &stream);
         server.finish();
@@ -191,7 +214,10 @@ fn an_idle_connection_holds_nothing() {
         });
         client.sock.write_all(&wire[500..]).expect("the rest");
         assert_same(&recv2(&mut client), &noise(1000));
-        assert_eq!(server.ask(|(), control| control.connections()[0].buffered), 0);
+        assert_eq!(
+            server.ask(|(), control| control.connections()[0].buffered),
+            0
+        );
     }
 }
 
@@ -245,7 +271,9 @@ fn the_framing_changes_inside_a_record() {
     let listen = listen(&site).framing(Framing::Line);
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(listen, |_: &mut (), _| Header).expect("listen");
+        server
+            .listen(listen, |_: &mut (), _| Header)
+            .expect("listen");
         (server, ())
     });
     let mut client = secure(server.addr(), &site.client(&version::TLS13));
@@ -278,7 +306,9 @@ fn a_handler_sends_to_another_connection() {
     let listen = listen(&site);
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(listen, |_: &mut Room, _| Member).expect("listen");
+        server
+            .listen(listen, |_: &mut Room, _| Member)
+            .expect("listen");
         (server, Room::default())
     });
     let mut members: Vec<_> = VERSIONS
@@ -338,7 +368,10 @@ fn a_flood_of_key_updates_is_ended() {
     for _ in 0..1000 {
         client.conn.refresh_traffic_keys().expect("TLS 1.3");
     }
-    client.sock.write_all(&wire_of(&mut client.conn)).expect("sent");
+    client
+        .sock
+        .write_all(&wire_of(&mut client.conn))
+        .expect("sent");
     // rustls has no alert for this.
     await_end(&mut client);
     drop(client);

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use kit::net::{connect, local, ping, read_to_end, recv2, send2, spawn, spawn_echo, Running};
 use kit::tls::{
-    agreed, encrypt, exchange, handshake, handshake_over, notify, read_to_goodbye, secure, session, spawn_recorder,
-    the_end, visit, wire_of, Authority, Seen, Site, TlsClient, NAME, VERSIONS,
+    agreed, encrypt, exchange, handshake, handshake_over, notify, read_to_goodbye, secure, session,
+    spawn_recorder, the_end, visit, wire_of, Authority, Seen, Site, TlsClient, NAME, VERSIONS,
 };
 use portcullis::tls::rustls::server::{NoServerSessionStorage, ServerConnection};
 use portcullis::tls::rustls::{version, ClientConfig, ServerConfig};
@@ -42,7 +42,11 @@ fn a_plain_connection_has_no_tls() {
     struct Tell;
     impl Handler for Tell {
         fn on_frame(&mut self, cx: &mut Context<'_>, _frame: &[u8]) -> Outcome {
-            let answer: &[u8] = if cx.conn.tls().is_some() { b"secret" } else { b"plain" };
+            let answer: &[u8] = if cx.conn.tls().is_some() {
+                b"secret"
+            } else {
+                b"plain"
+            };
             cx.conn.send(answer)?;
             Ok(())
         }
@@ -51,14 +55,19 @@ fn a_plain_connection_has_no_tls() {
     let secret = listen(site.server());
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(local(), |_: &mut (), _| Tell).expect("listen");
+        server
+            .listen(local(), |_: &mut (), _| Tell)
+            .expect("listen");
         server.listen(secret, |_: &mut (), _| Tell).expect("listen");
         (server, ())
     });
     let mut plain = connect(kit::net::tcp(&server.listeners[0].addr));
     send2(&mut plain, b"?");
     assert_eq!(recv2(&mut plain), b"plain");
-    let mut secret = secure(kit::net::tcp(&server.listeners[1].addr), &site.client(&version::TLS13));
+    let mut secret = secure(
+        kit::net::tcp(&server.listeners[1].addr),
+        &site.client(&version::TLS13),
+    );
     send2(&mut secret, b"?");
     assert_eq!(recv2(&mut secret), b"secret");
 }
@@ -72,7 +81,10 @@ fn the_name_asked_for_is_visible() {
         let mut nameless = site.client(version);
         nameless.enable_sni = false;
         visit(server.addr(), &nameless);
-        let names: Vec<_> = agreed(&server, 2).into_iter().map(|one| one.server_name).collect();
+        let names: Vec<_> = agreed(&server, 2)
+            .into_iter()
+            .map(|one| one.server_name)
+            .collect();
         assert_eq!(names, [Some(NAME.to_owned()), None]);
     }
 }
@@ -106,7 +118,10 @@ fn no_common_protocol_ends_the_handshake_with_an_alert() {
         let mut client = site.client(version);
         client.alpn_protocols = vec![b"other".to_vec()];
         let error = handshake(server.addr(), &client).expect_err("nothing in common");
-        assert!(error.to_string().contains("NoApplicationProtocol"), "{error}");
+        assert!(
+            error.to_string().contains("NoApplicationProtocol"),
+            "{error}"
+        );
         let (reason, cause) = the_end(&server);
         assert_eq!(reason, CloseReason::TlsHandshake, "{cause}");
     }
@@ -131,7 +146,10 @@ fn a_client_certificate_can_be_optional() {
         let alice = clients.client("alice");
         visit(server.addr(), &site.client(version));
         visit(server.addr(), &site.client_with(version, &alice));
-        let chains: Vec<_> = agreed(&server, 2).into_iter().map(|one| one.certificates).collect();
+        let chains: Vec<_> = agreed(&server, 2)
+            .into_iter()
+            .map(|one| one.certificates)
+            .collect();
         assert_eq!(chains, [Vec::new(), alice.chain]);
     }
 }
@@ -149,12 +167,21 @@ fn a_client_without_the_right_certificate_is_refused_with_an_alert() {
     let stranger = Authority::new("strangers").client("mallory");
     for version in VERSIONS {
         for (client, expected) in [
-            (site.client(version), ["CertificateRequired", "HandshakeFailure"]),
-            (site.client_with(version, &stranger), ["UnknownCA", "UnknownCA"]),
+            (
+                site.client(version),
+                ["CertificateRequired", "HandshakeFailure"],
+            ),
+            (
+                site.client_with(version, &stranger),
+                ["UnknownCA", "UnknownCA"],
+            ),
         ] {
             let server = recorder(site.server_for_clients_of(&clients, false));
             let refused = refusal(handshake(server.addr(), &client));
-            assert!(expected.iter().any(|words| refused.contains(words)), "{refused}");
+            assert!(
+                expected.iter().any(|words| refused.contains(words)),
+                "{refused}"
+            );
             let (reason, cause) = the_end(&server);
             assert_eq!(reason, CloseReason::TlsHandshake, "{cause}");
             assert!(!cause.is_empty(), "the service is told how");
@@ -224,7 +251,11 @@ fn early_data_is_neither_taken_nor_lost() {
     ticket_from_elsewhere(config, &client);
     let mut session = session(&client);
     let early = kit::net::packet2(&[b'e'; 1000]);
-    let written = session.early_data().expect("invited").write(&early).expect("room");
+    let written = session
+        .early_data()
+        .expect("invited")
+        .write(&early)
+        .expect("room");
     assert_eq!(written, early.len());
     let mut tls = handshake_over(connect(server.addr()), session).expect("the handshake");
     assert!(!tls.conn.is_early_data_accepted());
@@ -322,8 +353,14 @@ fn frames_and_goodbye_come_with_the_end_of_the_handshake() {
             session.process_new_packets().expect("good records");
         }
         // Finished, two frames, close_notify.
-        session.writer().write_all(&kit::net::packet2(b"one")).expect("room");
-        session.writer().write_all(&kit::net::packet2(b"two")).expect("room");
+        session
+            .writer()
+            .write_all(&kit::net::packet2(b"one"))
+            .expect("room");
+        session
+            .writer()
+            .write_all(&kit::net::packet2(b"two"))
+            .expect("room");
         session.send_close_notify();
         tcp.write_all(&wire_of(&mut session)).expect("all of it");
         let mut client = handshake_over(tcp, session).expect("the handshake");
@@ -355,7 +392,9 @@ fn a_banner_comes_without_asking() {
         let listen = listen(site.server()).framing(Framing::Line);
         let server = spawn(move || {
             let mut server = Server::new(Config::new()).expect("server");
-            server.listen(listen, |_: &mut (), _| Banner).expect("listen");
+            server
+                .listen(listen, |_: &mut (), _| Banner)
+                .expect("listen");
             (server, ())
         });
         let mut client = secure(server.addr(), &site.client(version));
@@ -390,7 +429,10 @@ fn three_hundred_handshakes_leave_the_open_connection_alive() {
     ping(&mut open, b"after");
     drop((clients, open));
     let (stats, ()) = server.finish();
-    assert_eq!((stats.opened, stats.peak), (CLIENTS as u64 + 1, CLIENTS + 1));
+    assert_eq!(
+        (stats.opened, stats.peak),
+        (CLIENTS as u64 + 1, CLIENTS + 1)
+    );
 }
 
 /// The smallest budget, one handshake a turn: slower, and nobody is forgotten.
@@ -435,7 +477,12 @@ fn the_servers_records_can_be_small() {
         let server = spawn_echo(Config::new(), listen);
         let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
         let answer = exchange(secure(server.addr(), &site.client(version)), &bytes);
-        assert!(answer == bytes, "{} of {} bytes, or others", answer.len(), bytes.len());
+        assert!(
+            answer == bytes,
+            "{} of {} bytes, or others",
+            answer.len(),
+            bytes.len()
+        );
     }
 }
 
@@ -449,9 +496,13 @@ fn a_drain_does_not_wait_for_handshakes() {
     let silent: Vec<_> = (0..20).map(|_| connect(server.addr())).collect();
     let mut half = connect(server.addr());
     let hello = wire_of(&mut session(&site.client(&version::TLS13)));
-    half.write_all(&hello[..hello.len() / 2]).expect("half a hello");
+    half.write_all(&hello[..hello.len() / 2])
+        .expect("half a hello");
     server.until("all are in", |stats| stats.open == 22);
-    server.handle.drain(Duration::from_secs(600)).expect("drain");
+    server
+        .handle
+        .drain(Duration::from_secs(600))
+        .expect("drain");
     assert_eq!(read_to_goodbye(&mut open), b"");
     drop(open);
     // A drain that waited would take ten minutes.
@@ -471,13 +522,22 @@ fn a_handshake_during_a_drain_ends_in_order() {
         let mut session = session(&site.client(version));
         let tcp = connect(server.addr());
         server.until("it is in", |stats| stats.open == 1);
-        server.handle.drain(Duration::from_secs(600)).expect("drain");
+        server
+            .handle
+            .drain(Duration::from_secs(600))
+            .expect("drain");
         server.ask(|_, control| assert!(control.drain_report().is_none()));
         send2(&mut session.writer(), b"late");
         let mut client = handshake_over(tcp, session).expect("the handshake");
         let answer = read_to_goodbye(&mut client);
-        assert!(answer.is_empty() || answer == kit::net::packet2(b"late"), "{answer:?}");
+        assert!(
+            answer.is_empty() || answer == kit::net::packet2(b"late"),
+            "{answer:?}"
+        );
         drop(client);
-        assert_eq!(server.finish().1.closed, [(CloseReason::Drained, String::new())]);
+        assert_eq!(
+            server.finish().1.closed,
+            [(CloseReason::Drained, String::new())]
+        );
     }
 }

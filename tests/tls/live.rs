@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use kit::net::{connect, local, ping, Running, PATIENCE};
 use kit::tls::{
-    agreed, handshake, handshake_over, secure, session, spawn_recorder, ticketer, visit, wire_of, Folder, Seen, Site,
-    VERSIONS,
+    agreed, handshake, handshake_over, secure, session, spawn_recorder, ticketer, visit, wire_of,
+    Folder, Seen, Site, VERSIONS,
 };
 use portcullis::tls::rustls::server::NoServerSessionStorage;
 use portcullis::tls::rustls::{version, ClientConfig, ServerConfig};
@@ -38,8 +38,12 @@ fn new_handshakes_get_the_new_certificate_and_the_others_keep_theirs() {
             .set_tls("it", PATIENCE, new.server())
             .expect("a TLS listener");
         visit(server.addr(), &new.client(version));
-        let error = handshake(server.addr(), &old.client(version)).expect_err("the old certificate is gone");
-        assert!(error.to_string().contains("invalid peer certificate"), "{error}");
+        let error = handshake(server.addr(), &old.client(version))
+            .expect_err("the old certificate is gone");
+        assert!(
+            error.to_string().contains("invalid peer certificate"),
+            "{error}"
+        );
 
         underway.write_all(&wire[wire.len() / 2..]).expect("sent");
         let mut late = handshake_over(underway, hello).expect("the old certificate");
@@ -85,11 +89,16 @@ fn a_port_keeps_speaking_what_it_speaks() {
     ];
     for outcome in attempts {
         match outcome {
-            Err(Error::Option { option: "tls", problem }) => assert!(problem.contains("listen again"), "{problem}"),
+            Err(Error::Option {
+                option: "tls",
+                problem,
+            }) => assert!(problem.contains("listen again"), "{problem}"),
             other => panic!("{other:?}"),
         }
     }
-    server.set_tls("secure", site.server()).expect("TLS before and after");
+    server
+        .set_tls("secure", site.server())
+        .expect("TLS before and after");
     match server.set_tls("nobody", site.server()) {
         Err(Error::NoListener { .. }) => {}
         other => panic!("{other:?}"),
@@ -114,9 +123,13 @@ fn the_old_certificate_stays_if_the_new_one_is_broken() {
     let chain = folder.file("chain.pem", &new.identity.chain_pem);
     let key = folder.file("key.pem", &old.identity.key_pem);
     let reload = || -> Result<(), Box<dyn std::error::Error>> {
-        Ok(server.handle.set_tls("it", PATIENCE, server_config(&chain, &key)?)?)
+        Ok(server
+            .handle
+            .set_tls("it", PATIENCE, server_config(&chain, &key)?)?)
     };
-    let error = reload().expect_err("they do not belong together").to_string();
+    let error = reload()
+        .expect_err("they do not belong together")
+        .to_string();
     assert!(error.contains("key.pem does not belong"), "{error}");
     visit(server.addr(), &old.client(&version::TLS13));
     folder.file("key.pem", &new.identity.key_pem);
@@ -189,11 +202,18 @@ fn an_old_session_leads_to_a_full_handshake() {
             let server = recorder(config());
             let client = site.client(version);
             visit(server.addr(), &client);
-            server.handle.set_tls("it", PATIENCE, config()).expect("a TLS listener");
+            server
+                .handle
+                .set_tls("it", PATIENCE, config())
+                .expect("a TLS listener");
             visit(server.addr(), &client);
             visit(server.addr(), &client);
             let resumed: Vec<bool> = agreed(&server, 3).iter().map(|one| one.resumed).collect();
-            assert_eq!(resumed, [false, false, true], "{version:?}, stateless {stateless}");
+            assert_eq!(
+                resumed,
+                [false, false, true],
+                "{version:?}, stateless {stateless}"
+            );
         }
     }
 }

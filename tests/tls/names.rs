@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use kit::net::{connect, local, ping, Running, PATIENCE};
 use kit::tls::{
-    alert, handshake_as, notify, read_to_goodbye, session_for, spawn_recorder, the_end, ticketer, wire_of, Agreed,
-    Authority, Seen, Site, TlsClient, VERSIONS,
+    alert, handshake_as, notify, read_to_goodbye, session_for, spawn_recorder, the_end, ticketer,
+    wire_of, Agreed, Authority, Seen, Site, TlsClient, VERSIONS,
 };
 use portcullis::tls::rustls::client::{
-    ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue, Tls13ClientSessionValue,
+    ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
+    Tls13ClientSessionValue,
 };
 use portcullis::tls::rustls::pki_types::ServerName;
 use portcullis::tls::rustls::{version, ClientConfig, NamedGroup, ServerConfig};
@@ -29,7 +30,8 @@ fn agreed(server: &Running<Seen>) -> Vec<Agreed> {
 
 #[track_caller]
 fn visit(addr: SocketAddr, config: &ClientConfig, name: &str) -> TlsClient {
-    let mut client = handshake_as(addr, config, name).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut client =
+        handshake_as(addr, config, name).unwrap_or_else(|error| panic!("{name}: {error}"));
     ping(&mut client, b"hello");
     notify(&mut client);
     assert_eq!(read_to_goodbye(&mut client), b"");
@@ -43,7 +45,10 @@ fn speaking(site: &Site, name: &str, protocol: &str) -> Arc<ServerConfig> {
     Arc::new(config)
 }
 
-fn client(site: &Site, version: &'static portcullis::tls::rustls::SupportedProtocolVersion) -> ClientConfig {
+fn client(
+    site: &Site,
+    version: &'static portcullis::tls::rustls::SupportedProtocolVersion,
+) -> ClientConfig {
     let mut client = site.client(version);
     client.alpn_protocols = ["one", "wild", "deep", "rest"]
         .map(|name| name.as_bytes().to_vec())
@@ -74,7 +79,11 @@ fn each_name_has_its_own() {
         ] {
             // It verifies the certificate for that name.
             let tls = visit(server.addr(), &client, name);
-            assert_eq!(tls.conn.alpn_protocol(), Some(protocol.as_bytes()), "{name}");
+            assert_eq!(
+                tls.conn.alpn_protocol(),
+                Some(protocol.as_bytes()),
+                "{name}"
+            );
             let seen = agreed(&server).pop().expect("it was open");
             assert_eq!(seen.server_name, Some(name.to_lowercase()));
         }
@@ -87,7 +96,11 @@ fn who_is_not_meant_is_refused_with_an_alert() {
     let site = Site::new();
     for version in VERSIONS {
         for (name, description, words) in [
-            ("two.test", 112, "no configuration for the name \"two.test\""),
+            (
+                "two.test",
+                112,
+                "no configuration for the name \"two.test\"",
+            ),
             ("wild.test", 112, "wild.test"),
             ("a.b.wild.test", 112, "a.b.wild.test"),
             ("test", 112, "test"),
@@ -116,9 +129,14 @@ fn a_default_is_for_everybody_else() {
         let client = client(&site, version);
         for (name, protocol) in [("127.0.0.1", "rest"), ("one.test", "one")] {
             let tls = visit(server.addr(), &client, name);
-            assert_eq!(tls.conn.alpn_protocol(), Some(protocol.as_bytes()), "{name}");
+            assert_eq!(
+                tls.conn.alpn_protocol(),
+                Some(protocol.as_bytes()),
+                "{name}"
+            );
         }
-        let error = handshake_as(server.addr(), &client, "wild.test").expect_err("the default's certificate");
+        let error = handshake_as(server.addr(), &client, "wild.test")
+            .expect_err("the default's certificate");
         assert!(error.to_string().contains("not valid for name"), "{error}");
     }
 }
@@ -153,7 +171,10 @@ fn what_is_no_name_is_an_error_that_says_so() {
     for (first, again) in [("one.test", "ONE.test."), ("*.one.test", "*.One.Test")] {
         let error = add(ServerNames::only(), first).and_then(|names| add(names, again));
         let error = error.expect_err("twice").to_string();
-        assert!(error.contains(again) && error.contains("given twice"), "{error}");
+        assert!(
+            error.contains(again) && error.contains("given twice"),
+            "{error}"
+        );
     }
     let _ = add(ServerNames::only(), "*.one.test")
         .and_then(|names| add(names, "one.test"))
@@ -166,7 +187,10 @@ fn what_is_no_name_is_an_error_that_says_so() {
 fn a_closure_chooses_by_what_the_hello_says() {
     let site = Site::new();
     for version in VERSIONS {
-        let (one, rest) = (speaking(&site, "one.test", "one"), speaking(&site, "one.test", "rest"));
+        let (one, rest) = (
+            speaking(&site, "one.test", "one"),
+            speaking(&site, "one.test", "rest"),
+        );
         let server = recorder(TlsConfig::choose(move |hello| {
             let wanted = hello.alpn()?.next()?;
             match wanted {
@@ -181,7 +205,8 @@ fn a_closure_chooses_by_what_the_hello_says() {
             let tls = visit(server.addr(), &client, "one.test");
             assert_eq!(tls.conn.alpn_protocol(), Some(wanted.as_bytes()));
         }
-        let error = handshake_as(server.addr(), &site.client(version), "one.test").expect_err("refused");
+        let error =
+            handshake_as(server.addr(), &site.client(version), "one.test").expect_err("refused");
         assert!(error.to_string().contains("UnrecognisedName"), "{error}");
     }
 }
@@ -198,7 +223,10 @@ fn no_choice_takes_early_data() {
     let chosen = Arc::clone(&one);
     let by_name = ServerNames::or(other).name("one.test", Arc::clone(&one));
     for (config, name) in [
-        (TlsConfig::choose(move |_| Some(Arc::clone(&chosen))), "one.test"),
+        (
+            TlsConfig::choose(move |_| Some(Arc::clone(&chosen))),
+            "one.test",
+        ),
         (by_name.clone().expect("a name").into(), "one.test"),
         (by_name.expect("a name").into(), "other.test"),
         (TlsConfig::from(one), "one.test"),
@@ -210,7 +238,10 @@ fn no_choice_takes_early_data() {
         let early = server.ask(|_, control| {
             let id = control.connections()[0].id;
             let conn = control.conn(id).expect("there");
-            let config = conn.tls().and_then(portcullis::tls::TlsInfo::config).cloned();
+            let config = conn
+                .tls()
+                .and_then(portcullis::tls::TlsInfo::config)
+                .cloned();
             config.map(|config| config.max_early_data_size)
         });
         assert_eq!(early, Some(0));
@@ -315,7 +346,8 @@ fn a_session_of_one_name_does_not_open_another() {
                 .expect("good names");
             let server = recorder(names);
             let mut client = site.client(version);
-            client.resumption = Resumption::store(Arc::new(Careless(ClientSessionMemoryCache::new(8))));
+            client.resumption =
+                Resumption::store(Arc::new(Careless(ClientSessionMemoryCache::new(8))));
             visit(server.addr(), &client, "open.test");
             visit(server.addr(), &client, "open.test");
             assert!(agreed(&server)[1].resumed, "the client does keep sessions");
@@ -329,7 +361,10 @@ fn a_session_of_one_name_does_not_open_another() {
                 "{version:?}, shared {shared}"
             );
             let failed_accepts = server.ask(|seen, _| seen.failed_accepts[0].1.clone());
-            assert!(failed_accepts.contains("no certificates"), "{failed_accepts}");
+            assert!(
+                failed_accepts.contains("no certificates"),
+                "{failed_accepts}"
+            );
         }
     }
 }

@@ -6,7 +6,9 @@ use std::process::{ChildStdin, Command};
 use std::sync::Arc;
 
 use kit::net::{have, local, ChildProcess, Running};
-use kit::tls::{agreed, secure, self_signed, spawn_recorder, Authority, Folder, Identity, Seen, Site, NAME};
+use kit::tls::{
+    agreed, secure, self_signed, spawn_recorder, Authority, Folder, Identity, Seen, Site, NAME,
+};
 use portcullis::tls::rustls::{version, ProtocolVersion, ServerConfig};
 use portcullis::{CloseReason, Config, Framing};
 
@@ -20,7 +22,10 @@ fn have_openssl() -> bool {
 }
 
 fn serve(config: ServerConfig) -> Running<Seen> {
-    spawn_recorder(Config::new(), local().framing(Framing::Line).tls(Arc::new(config)))
+    spawn_recorder(
+        Config::new(),
+        local().framing(Framing::Line).tls(Arc::new(config)),
+    )
 }
 
 /// What the certificates and keys are in, for `s_client` to read.
@@ -42,14 +47,21 @@ impl Desk {
         command
             .current_dir(self.folder.path())
             .args(["s_client", "-connect", &server.addr().to_string()])
-            .args(["-CAfile", "ca.pem", "-verify_return_error", "-verify_hostname", NAME])
+            .args([
+                "-CAfile",
+                "ca.pem",
+                "-verify_return_error",
+                "-verify_hostname",
+                NAME,
+            ])
             .args(options);
         Conversation::start(&mut command)
     }
 
     /// Writes a certificate and key for `-cert` and `-key`.
     fn identity(&self, name: &str, identity: &Identity) {
-        self.folder.file(&format!("{name}.pem"), &identity.chain_pem);
+        self.folder
+            .file(&format!("{name}.pem"), &identity.chain_pem);
         self.folder.file(&format!("{name}.key"), &identity.key_pem);
     }
 }
@@ -72,7 +84,9 @@ impl Conversation {
     fn say(&mut self, line: &str) {
         // In one write: a command letter works at once, and s_client may be gone before its line feed.
         let input = self.input.as_mut().expect("not finished");
-        input.write_all(format!("{line}\n").as_bytes()).expect("s_client reads");
+        input
+            .write_all(format!("{line}\n").as_bytes())
+            .expect("s_client reads");
     }
 
     /// Says a line and hears it back, among what else `s_client` prints.
@@ -111,7 +125,10 @@ fn a_conversation_in_lines() {
         let (success, log) = client.finish();
         assert!(success, "{log}");
         let seen = &agreed(&server, 1)[0];
-        assert_eq!((seen.version, seen.server_name.as_deref()), (Some(version), Some(NAME)));
+        assert_eq!(
+            (seen.version, seen.server_name.as_deref()),
+            (Some(version), Some(NAME))
+        );
         let (stats, seen) = server.finish();
         assert_eq!(stats.frames_in, 4);
         assert_eq!(seen.closed, [(CloseReason::Finished, String::new())]);
@@ -178,12 +195,18 @@ fn a_client_certificate_is_shown() {
         return;
     }
     let (desk, clients) = (Desk::new(), Authority::new("clients"));
-    let (alice, mallory) = (clients.client("alice"), Authority::new("strangers").client("mallory"));
+    let (alice, mallory) = (
+        clients.client("alice"),
+        Authority::new("strangers").client("mallory"),
+    );
     desk.identity("alice", &alice);
     desk.identity("mallory", &mallory);
     for (option, _) in VERSIONS {
         let server = serve(desk.site.server_for_clients_of(&clients, false));
-        let mut client = desk.client(&server, &[option, "-cert", "alice.pem", "-key", "alice.key"]);
+        let mut client = desk.client(
+            &server,
+            &[option, "-cert", "alice.pem", "-key", "alice.key"],
+        );
         client.echo("it is me");
         assert!(client.finish().0);
         assert_eq!(agreed(&server, 1)[0].certificates[0], alice.chain[0]);
@@ -278,7 +301,10 @@ fn renegotiation_is_refused() {
     client.echo("hello");
     client.say("R");
     let (status, out, err) = client.child.finish();
-    assert!(!status.success() && err.contains("no renegotiation"), "{out}{err}");
+    assert!(
+        !status.success() && err.contains("no renegotiation"),
+        "{out}{err}"
+    );
     server.until("it is gone", |stats| stats.open == 0);
     let mut other = desk.client(&server, &["-tls1_2"]);
     other.echo("served");
@@ -302,7 +328,10 @@ fn keys_change() {
     }
     client.echo("the last");
     assert!(client.finish().0);
-    assert_eq!(server.finish().1.closed, [(CloseReason::Finished, String::new())]);
+    assert_eq!(
+        server.finish().1.closed,
+        [(CloseReason::Finished, String::new())]
+    );
 }
 
 /// faults S5: a client of the past is told so.
@@ -339,7 +368,10 @@ fn a_drain_ends_the_conversation_in_order() {
         assert_eq!(stats.closed(CloseReason::Drained), 1);
         let (status, out, err) = client.child.finish();
         assert!(status.success(), "{out}{err}");
-        assert!(!err.contains("unexpected eof"), "close_notify came before FIN: {err}");
+        assert!(
+            !err.contains("unexpected eof"),
+            "close_notify came before FIN: {err}"
+        );
     }
 }
 

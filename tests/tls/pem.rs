@@ -39,7 +39,10 @@ fn refused(chain: &Path, key: &Path, file: &Path, fault: &str) {
     let words = error.to_string();
     assert!(words.starts_with(&file.display().to_string()), "{words}");
     assert!(words.contains(fault), "{words}");
-    assert!(!words.contains('\n') && words.len() < 400, "one line: {words}");
+    assert!(
+        !words.contains('\n') && words.len() < 400,
+        "one line: {words}"
+    );
 }
 
 /// A client that trusts `site` is served with this chain and key.
@@ -79,7 +82,9 @@ fn a_chain_with_its_authority_after_it_works() {
 #[test]
 fn chain_and_key_may_share_a_file() {
     let desk = Desk::new();
-    let Identity { chain_pem, key_pem, .. } = &desk.site.identity;
+    let Identity {
+        chain_pem, key_pem, ..
+    } = &desk.site.identity;
     for (at, text) in [
         format!("{chain_pem}{key_pem}"),
         format!("{key_pem}{chain_pem}"),
@@ -127,25 +132,39 @@ fn what_holds_nothing_is_named() {
 #[test]
 fn the_wrong_kind_of_file_is_named() {
     let desk = Desk::new();
-    refused(&desk.key, &desk.chain, &desk.key, "no certificate in PEM form");
+    refused(
+        &desk.key,
+        &desk.chain,
+        &desk.key,
+        "no certificate in PEM form",
+    );
     refused(&desk.chain, &desk.chain, &desk.chain, "no private key");
 }
 
 #[test]
 fn a_key_of_another_certificate_is_named() {
     let desk = Desk::new();
-    let other = desk.folder.file("other.pem", Authority::new("other").server().key_pem);
+    let other = desk
+        .folder
+        .file("other.pem", Authority::new("other").server().key_pem);
     refused(&desk.chain, &other, &other, "does not belong to");
-    let words = server_config(&desk.chain, &other).expect_err("mismatched").to_string();
+    let words = server_config(&desk.chain, &other)
+        .expect_err("mismatched")
+        .to_string();
     assert!(words.contains("chain.pem"), "both files are named: {words}");
     // The right two, with the authority's certificate first.
     let Identity { chain, .. } = &desk.site.identity;
     assert_eq!(chain.len(), 2);
     let pem = &desk.site.identity.chain_pem;
-    let second = pem.match_indices("-----BEGIN").nth(1).expect("two certificates").0;
-    let reversed = desk
-        .folder
-        .file("reversed.pem", format!("{}{}", &pem[second..], &pem[..second]));
+    let second = pem
+        .match_indices("-----BEGIN")
+        .nth(1)
+        .expect("two certificates")
+        .0;
+    let reversed = desk.folder.file(
+        "reversed.pem",
+        format!("{}{}", &pem[second..], &pem[..second]),
+    );
     refused(
         &reversed,
         &desk.key,
@@ -224,9 +243,18 @@ fn every_form_of_key_works() {
     let subject = ["-subj", "/CN=server", "-days", "30"];
     let name = format!("subjectAltName=DNS:{NAME}");
     for (kind, algorithm) in [
-        ("rsa", &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"][..]),
-        ("p256", &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"]),
-        ("p384", &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"]),
+        (
+            "rsa",
+            &["-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048"][..],
+        ),
+        (
+            "p256",
+            &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"],
+        ),
+        (
+            "p384",
+            &["-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-384"],
+        ),
         ("ed25519", &["-algorithm", "ED25519"]),
     ] {
         let (key, certificate, traditional) = (
@@ -234,14 +262,29 @@ fn every_form_of_key_works() {
             format!("{kind}.pem"),
             format!("{kind}.traditional.key"),
         );
-        openssl(&folder, &[&["genpkey", "-out", &key][..], algorithm].concat());
-        let request = ["req", "-x509", "-key", &key, "-out", &certificate, "-addext", &name];
+        openssl(
+            &folder,
+            &[&["genpkey", "-out", &key][..], algorithm].concat(),
+        );
+        let request = [
+            "req",
+            "-x509",
+            "-key",
+            &key,
+            "-out",
+            &certificate,
+            "-addext",
+            &name,
+        ];
         openssl(&folder, &[&request[..], &subject].concat());
         let path = |file: &str| folder.path().join(file);
         let config = server_config(path(&certificate), path(&key));
         config.unwrap_or_else(|error| panic!("{kind} in PKCS #8: {error}"));
         if kind != "ed25519" {
-            openssl(&folder, &["pkey", "-in", &key, "-traditional", "-out", &traditional]);
+            openssl(
+                &folder,
+                &["pkey", "-in", &key, "-traditional", "-out", &traditional],
+            );
             let text = std::fs::read_to_string(path(&traditional)).expect("a key");
             assert!(
                 text.contains("RSA PRIVATE KEY") || text.contains("EC PRIVATE KEY"),
@@ -254,7 +297,14 @@ fn every_form_of_key_works() {
     // With the curve's parameters in front, as `openssl ecparam -genkey` writes them.
     openssl(
         &folder,
-        &["ecparam", "-name", "prime256v1", "-genkey", "-out", "ecparam.key"],
+        &[
+            "ecparam",
+            "-name",
+            "prime256v1",
+            "-genkey",
+            "-out",
+            "ecparam.key",
+        ],
     );
     let request = [
         "req",
@@ -281,12 +331,22 @@ fn an_encrypted_key_is_named() {
         return;
     }
     let desk = Desk::new();
-    for (name, form) in [("pkcs8", &["pkcs8", "-topk8"][..]), ("sec1", &["ec", "-aes128"])] {
+    for (name, form) in [
+        ("pkcs8", &["pkcs8", "-topk8"][..]),
+        ("sec1", &["ec", "-aes128"]),
+    ] {
         let file = format!("{name}.key");
         let secret = ["-in", "key.pem", "-out", &file, "-passout", "pass:secret"];
         openssl(&desk.folder, &[form, &secret].concat());
         let file = desk.folder.path().join(file);
-        assert!(std::fs::read_to_string(&file).expect("a key").contains("ENCRYPTED"));
-        refused(&desk.chain, &file, &file, "encrypted private key: decrypt it");
+        assert!(std::fs::read_to_string(&file)
+            .expect("a key")
+            .contains("ENCRYPTED"));
+        refused(
+            &desk.chain,
+            &file,
+            &file,
+            "encrypted private key: decrypt it",
+        );
     }
 }

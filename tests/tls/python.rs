@@ -138,7 +138,9 @@ tls.unwrap().close()
 fn our_goodbye_is_an_orderly_end() {
     let Some((site, folder)) = desk() else { return };
     for (name, _) in VERSIONS {
-        let server = serve(site.server(), |listen| listen.idle_timeout(Duration::from_millis(200)));
+        let server = serve(site.server(), |listen| {
+            listen.idle_timeout(Duration::from_millis(200))
+        });
         run(
             &folder,
             &server,
@@ -149,7 +151,9 @@ assert tls.recv(1) == b""
 tls.close()
 "#,
         );
-        server.until("it is counted", |stats| stats.closed(CloseReason::IdleTimeout) == 1);
+        server.until("it is counted", |stats| {
+            stats.closed(CloseReason::IdleTimeout) == 1
+        });
     }
 }
 
@@ -180,7 +184,10 @@ for visit in range(2):
         let (_, seen) = server.finish();
         let resumed: Vec<_> = seen.agreed.iter().map(|one| one.resumed).collect();
         assert_eq!(resumed, [false, true]);
-        assert!(seen.agreed.iter().all(|one| one.certificates == alice.chain));
+        assert!(seen
+            .agreed
+            .iter()
+            .all(|one| one.certificates == alice.chain));
     }
 }
 
@@ -201,6 +208,8 @@ assert receive(tls) == b"hello"
 tls.close()
 "#,
         );
-        server.until("it is counted", |stats| stats.closed(CloseReason::TlsTruncated) == 1);
+        server.until("it is counted", |stats| {
+            stats.closed(CloseReason::TlsTruncated) == 1
+        });
     }
 }

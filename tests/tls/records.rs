@@ -31,7 +31,9 @@ fn begun_behind(before: &[u8]) {
         let record = encrypt(&mut client.conn, &packet2(&[7; 1000]));
         wire.extend_from_slice(&record[..record.len() / 2]);
         client.sock.write_all(&wire).expect("half a record");
-        server.until("it is late", |stats| stats.closed(CloseReason::FrameTimeout) == 1);
+        server.until("it is late", |stats| {
+            stats.closed(CloseReason::FrameTimeout) == 1
+        });
     }
 }
 

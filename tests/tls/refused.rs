@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use kit::net::{connect, local, ping, read_to_end, spawn, spawn_echo, Running, PATIENCE};
 use kit::tls::{
-    alert, handshake, provider, read_raw, secure, session, spawn_recorder, the_end, wire_of, Authority, Seen, Site,
-    Witnesses, VERSIONS,
+    alert, handshake, provider, read_raw, secure, session, spawn_recorder, the_end, wire_of,
+    Authority, Seen, Site, Witnesses, VERSIONS,
 };
 use portcullis::tls::rustls::crypto::CryptoProvider;
 use portcullis::tls::rustls::{version, ClientConfig, ServerConfig};
@@ -59,7 +59,10 @@ fn hello(minor: u8, suites: &[u16]) -> Vec<u8> {
     fn extension(kind: u16, content: &[u8]) -> Vec<u8> {
         [&kind.to_be_bytes()[..], &block(2, content)].concat()
     }
-    let suites: Vec<u8> = suites.iter().flat_map(|suite| suite.to_be_bytes()).collect();
+    let suites: Vec<u8> = suites
+        .iter()
+        .flat_map(|suite| suite.to_be_bytes())
+        .collect();
     let extensions = [
         // Signatures: ECDSA and RSA-PSS with SHA-256. Groups: X25519. Points: uncompressed. Renegotiation: empty.
         extension(13, &block(2, &[4, 3, 8, 4])),
@@ -111,9 +114,15 @@ fn silence_is_ended_and_frees_its_place() {
         assert!(end.is_none(), "{end:?}");
     }
     let stats = server.until("they are gone", |stats| stats.open == 1);
-    assert_eq!((stats.closed(CloseReason::HandshakeTimeout), stats.peak), (3, 3));
+    assert_eq!(
+        (stats.closed(CloseReason::HandshakeTimeout), stats.peak),
+        (3, 3)
+    );
     let failed_accepts = server.ask(|seen, _| seen.failed_accepts.clone());
-    assert_eq!(failed_accepts, vec![(CloseReason::HandshakeTimeout, String::new()); 3]);
+    assert_eq!(
+        failed_accepts,
+        vec![(CloseReason::HandshakeTimeout, String::new()); 3]
+    );
 }
 
 /// faults S1: the deadline counts from accept, so a byte now and then buys nothing.
@@ -123,10 +132,16 @@ fn dripping_buys_no_time() {
     let (server, [short, long]) = two_listeners(&site, Config::new());
     let mut other = secure(long, &site.client(&version::TLS13));
     let mut tcp = connect(short);
-    tcp.set_read_timeout(Some(Duration::from_millis(10))).expect("timeout");
+    tcp.set_read_timeout(Some(Duration::from_millis(10)))
+        .expect("timeout");
     // A hello that would take hours at this pace.
     let mut ended = false;
-    for byte in [&[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..], &[0; 16_000]].concat() {
+    for byte in [
+        &[22, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc, 3, 3][..],
+        &[0; 16_000],
+    ]
+    .concat()
+    {
         if tcp.write_all(&[byte]).is_err() {
             ended = true;
             break;
@@ -230,17 +245,29 @@ fn tls_that_is_no_hello_gets_an_alert() {
     .concat();
     let streams = [
         ("SSLv2", sslv2),
-        ("application data first", [&[23, 3, 3, 0, 20][..], &[1; 20]].concat()),
+        (
+            "application data first",
+            [&[23, 3, 3, 0, 20][..], &[1; 20]].concat(),
+        ),
         ("change cipher spec first", vec![20, 3, 3, 0, 1, 1]),
-        ("another handshake message", vec![22, 3, 3, 0, 4, 2, 0, 0, 0]),
+        (
+            "another handshake message",
+            vec![22, 3, 3, 0, 4, 2, 0, 0, 0],
+        ),
         ("heartbeat", vec![24, 3, 3, 0, 3, 1, 0, 0]),
-        ("a record that is too long", vec![22, 3, 3, 0xff, 0xff, 1, 0, 0, 0]),
+        (
+            "a record that is too long",
+            vec![22, 3, 3, 0xff, 0xff, 1, 0, 0, 0],
+        ),
         ("an empty record", vec![22, 3, 3, 0, 0]),
         (
             "a hello that lies about its length",
             vec![22, 3, 3, 0, 5, 1, 0, 0, 1, 0],
         ),
-        ("a hello of 16 MiB", vec![22, 3, 3, 0, 4, 1, 0xff, 0xff, 0xff]),
+        (
+            "a hello of 16 MiB",
+            vec![22, 3, 3, 0, 4, 1, 0xff, 0xff, 0xff],
+        ),
     ];
     for (what, stream) in streams {
         let server = recorder(&site);
@@ -264,7 +291,8 @@ fn a_client_that_does_not_trust_us_is_named() {
     let elsewhere = Site::of(Authority::new("another authority"));
     for version in VERSIONS {
         let server = recorder(&site);
-        let error = handshake(server.addr(), &elsewhere.client(version)).expect_err("unknown issuer");
+        let error =
+            handshake(server.addr(), &elsewhere.client(version)).expect_err("unknown issuer");
         assert!(error.to_string().contains("UnknownIssuer"), "{error}");
         let (reason, cause) = the_end(&server);
         assert_eq!(reason, CloseReason::TlsHandshake);
@@ -285,7 +313,10 @@ fn an_end_in_the_handshake_is_named() {
         drop(tcp);
         let (reason, cause) = the_end(&server);
         assert_eq!(reason, CloseReason::TlsHandshake, "cut at {cut}");
-        assert!(cause.contains("closed the connection during the handshake"), "{cause}");
+        assert!(
+            cause.contains("closed the connection during the handshake"),
+            "{cause}"
+        );
     }
 }
 
@@ -375,15 +406,27 @@ fn a_huge_hello_is_held_within_bounds() {
     let clients: Vec<_> = (0..CLIENTS).map(|_| talk(server.addr(), &stream)).collect();
     let total = (CLIENTS * stream.len()) as u64;
     server.until("all of it has been read", |stats| stats.bytes_in >= total);
-    let held: Vec<usize> = server.ask(|_, control| control.connections().iter().map(|conn| conn.buffered).collect());
+    let held: Vec<usize> = server.ask(|_, control| {
+        control
+            .connections()
+            .iter()
+            .map(|conn| conn.buffered)
+            .collect()
+    });
     assert_eq!(held.len(), CLIENTS, "nobody is refused yet");
-    assert!(held.iter().all(|&bytes| bytes <= 0x1_0000 + 0x4800), "{held:?}");
+    assert!(
+        held.iter().all(|&bytes| bytes <= 0x1_0000 + 0x4800),
+        "{held:?}"
+    );
     let mut other = secure(server.addr(), &site.client(&version::TLS13));
     ping(&mut other, b"beside");
     for mut tcp in clients {
         tcp.write_all(&[22, 3, 1, 0, 1, 0]).expect("the last byte");
         let (bytes, end) = read_raw(&mut tcp);
-        assert!(end.is_none() && bytes.first() == Some(&21), "{end:?} {bytes:?}");
+        assert!(
+            end.is_none() && bytes.first() == Some(&21),
+            "{end:?} {bytes:?}"
+        );
     }
     drop(other);
     server.finish();
@@ -396,7 +439,10 @@ fn tls_on_a_plain_port_is_named() {
     let hello = wire_of(&mut session(&site.client(&version::TLS13)));
     for framing in [Framing::Packet2, Framing::Packet4] {
         // To packet-2 it begins a frame of 5.6 KB that never ends; to packet-4 one that is too large.
-        let server = spawn_echo(Config::new(), local().framing(framing.clone()).frame_timeout(SOON));
+        let server = spawn_echo(
+            Config::new(),
+            local().framing(framing.clone()).frame_timeout(SOON),
+        );
         let mut tcp = talk(server.addr(), &hello);
         assert_eq!(read_to_end(&mut tcp), b"");
         drop(tcp);
@@ -408,7 +454,9 @@ fn tls_on_a_plain_port_is_named() {
     let mut tcp = talk(server.addr(), &hello);
     tcp.shutdown(Shutdown::Write).expect("FIN");
     assert_eq!(read_to_end(&mut tcp), b"");
-    server.until("it ends", |stats| stats.closed(CloseReason::UnexpectedTls) == 1);
+    server.until("it ends", |stats| {
+        stats.closed(CloseReason::UnexpectedTls) == 1
+    });
 }
 
 /// faults B8 on a TLS port: noise behind a believable header or none. Nothing panics, nobody is reset, the honest
@@ -464,6 +512,11 @@ fn a_service_refuses_before_the_handshake() {
         server.listen(listen, service).expect("listen");
         (server, ())
     });
-    assert_eq!(read_to_end(&mut connect(server.addr())), b"closed on Sundays\n");
-    server.until("it is counted", |stats| stats.closed(CloseReason::Refused) == 1);
+    assert_eq!(
+        read_to_end(&mut connect(server.addr())),
+        b"closed on Sundays\n"
+    );
+    server.until("it is counted", |stats| {
+        stats.closed(CloseReason::Refused) == 1
+    });
 }

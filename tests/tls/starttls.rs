@@ -7,10 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kit::net::{connect, local, read_to_end, spawn, Running, PATIENCE};
-use kit::tls::{alert, handshake_over, notify, read_to_goodbye, session, wire_of, Site, TlsClient, NAME, VERSIONS};
+use kit::tls::{
+    alert, handshake_over, notify, read_to_goodbye, session, wire_of, Site, TlsClient, NAME,
+    VERSIONS,
+};
 use portcullis::tls::TlsConfig;
 use portcullis::{
-    CloseReason, Closed, Config, Context, Framing, Handler, Listen, Message, Outcome, Server, StartTlsError, State,
+    CloseReason, Closed, Config, Context, Framing, Handler, Listen, Message, Outcome, Server,
+    StartTlsError, State,
 };
 
 /// What the handlers share: what they upgrade to, and everything they were told.
@@ -40,14 +44,19 @@ impl Handler<App> for Upgrades {
     }
 
     fn on_frame(&mut self, cx: &mut Context<'_, App>, line: &[u8]) -> Outcome {
-        cx.app.told.push(String::from_utf8_lossy(line).trim_end().to_owned());
+        cx.app
+            .told
+            .push(String::from_utf8_lossy(line).trim_end().to_owned());
         match line {
             b"starttls\n" => {
                 cx.conn.send("ready\n")?;
                 cx.conn.start_tls(cx.app.tls.clone())?;
                 assert!(cx.conn.tls().is_none(), "nothing is agreed on yet");
                 assert_eq!(cx.conn.state(), State::Handshaking);
-                assert_eq!(cx.conn.start_tls(cx.app.tls.clone()), Err(StartTlsError::AlreadyTls));
+                assert_eq!(
+                    cx.conn.start_tls(cx.app.tls.clone()),
+                    Err(StartTlsError::AlreadyTls)
+                );
             }
             b"starttls and say\n" => {
                 cx.conn.send("ready\n")?;
@@ -86,7 +95,13 @@ fn serve_with(tls: impl Into<TlsConfig>, listen: Listen) -> Running<App> {
         server
             .listen(listen.framing(Framing::Line), |_: &mut App, _| Upgrades)
             .expect("listen");
-        (server, App { tls, told: Vec::new() })
+        (
+            server,
+            App {
+                tls,
+                told: Vec::new(),
+            },
+        )
     })
 }
 
@@ -142,7 +157,8 @@ fn the_handler_is_told_in_order() {
     let site = Site::new();
     for version in VERSIONS {
         let server = serve(&site);
-        let mut tls: TlsClient = handshake_over(ready(&server), session(&site.client(version))).expect("TLS");
+        let mut tls: TlsClient =
+            handshake_over(ready(&server), session(&site.client(version))).expect("TLS");
         ask(&mut tls, "secret\n", "secret\n");
         notify(&mut tls);
         assert_eq!(read_to_goodbye(&mut tls), b"");
@@ -151,7 +167,14 @@ fn the_handler_is_told_in_order() {
         let secured = format!("secured for {NAME}");
         assert_eq!(
             told,
-            ["open", "hello", "starttls", &secured, "secret", "closed: peer finished"]
+            [
+                "open",
+                "hello",
+                "starttls",
+                &secured,
+                "secret",
+                "closed: peer finished"
+            ]
         );
     }
 }
@@ -182,13 +205,17 @@ fn what_is_no_handshake_closes_and_is_no_line() {
     let site = Site::new();
     for (behind, reason) in [
         (&b"injected\n"[..], CloseReason::NotTls),
-        (b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00", CloseReason::TlsHandshake),
+        (
+            b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00",
+            CloseReason::TlsHandshake,
+        ),
     ] {
         for together in [true, false] {
             let server = serve(&site);
             let mut tcp = connect(server.addr());
             if together {
-                tcp.write_all(&[b"starttls\n", behind].concat()).expect("sent");
+                tcp.write_all(&[b"starttls\n", behind].concat())
+                    .expect("sent");
                 hear(&mut tcp, "ready\n");
             } else {
                 ask(&mut tcp, "starttls\n", "ready\n");
@@ -214,7 +241,10 @@ fn a_client_that_leaves_or_says_nothing() {
     assert_eq!(read_to_end(&mut tcp), b"");
     assert_eq!(the_end(&server).0, CloseReason::TlsHandshake);
 
-    let server = serve_with(site.server(), local().handshake_timeout(Duration::from_millis(50)));
+    let server = serve_with(
+        site.server(),
+        local().handshake_timeout(Duration::from_millis(50)),
+    );
     let mut tcp = ready(&server);
     assert_eq!(read_to_end(&mut tcp), b"");
     assert_eq!(the_end(&server).0, CloseReason::HandshakeTimeout);
@@ -239,7 +269,11 @@ fn what_is_sent_in_the_handshake_is_behind_it() {
         tcp.set_nonblocking(false).expect("a socket");
         let mut tls = handshake_over(tcp, session(&site.client(version))).expect("TLS");
         hear(&mut tls, "secret\nfrom a thread\nnoted\n");
-        assert_eq!(told(&server)[2], "message noted\n", "a message does not wait");
+        assert_eq!(
+            told(&server)[2],
+            "message noted\n",
+            "a message does not wait"
+        );
     }
 }
 
@@ -297,7 +331,10 @@ fn a_drain_in_the_handshake() {
 #[test]
 fn a_choice_may_refuse_or_panic() {
     let site = Site::new();
-    for (panics, reason) in [(false, CloseReason::TlsHandshake), (true, CloseReason::Panicked)] {
+    for (panics, reason) in [
+        (false, CloseReason::TlsHandshake),
+        (true, CloseReason::Panicked),
+    ] {
         let server = serve_with(
             TlsConfig::choose(move |_| {
                 assert!(!panics, "as planned");

@@ -8,7 +8,11 @@ use portcullis::sim::{Call, Scripted};
 fn each_call_fails_once_with_each_error() {
     for &scenario in Scenario::ALL {
         let singles = scenario.singles().expect("holds without failures");
-        assert!(singles.len() > 70, "{scenario:?}: {} failures", singles.len());
+        assert!(
+            singles.len() > 70,
+            "{scenario:?}: {} failures",
+            singles.len()
+        );
         for failure in singles {
             if let Err(what) = scenario.play(&[failure]) {
                 panic!("{what}");

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use kit::campaign::Plan;
 use portcullis::sim::{Call, ClientState, Fault, Faults, Op, Script, Scripted, Sim, Stage};
-use portcullis::{CloseReason, Config, Context, Control, Framing, Handler, Listen, Message, Outcome};
+use portcullis::{
+    CloseReason, Config, Context, Control, Framing, Handler, Listen, Message, Outcome,
+};
 
 fn play(seeds: std::ops::Range<u64>, tls: bool) {
     for seed in seeds {
@@ -98,14 +100,20 @@ fn time_that_leaps_past_a_deadline_does_not_kill_who_has_spoken() {
     assert_eq!(sim.received(client), b"still here\n");
     assert_eq!(sim.state(client), ClientState::Connected);
     sim.advance(Duration::from_millis(200));
-    assert_eq!(sim.state(client), ClientState::Finished, "silent since then");
+    assert_eq!(
+        sim.state(client),
+        ClientState::Finished,
+        "silent since then"
+    );
 }
 
 #[test]
 fn fd_exhaustion_ends_when_a_descriptor_is_free() {
     let (mut sim, addr) = echo(listen());
     sim.set_descriptor_limit(1 + 3);
-    let clients: Vec<_> = (0..10).map(|_| sim.connect(addr).expect("connected")).collect();
+    let clients: Vec<_> = (0..10)
+        .map(|_| sim.connect(addr).expect("connected"))
+        .collect();
     for &client in &clients {
         sim.send(client, b"hi\n");
     }
@@ -136,7 +144,10 @@ fn a_slow_reader_is_no_stalled_one() {
         sim.read(client, 500);
         heard.extend(sim.received(client));
     }
-    assert_eq!((sim.state(client), heard.len()), (ClientState::Connected, 4000));
+    assert_eq!(
+        (sim.state(client), heard.len()),
+        (ClientState::Connected, 4000)
+    );
     // And who reads nothing is stalled.
     sim.advance(Duration::from_secs(3));
     assert_eq!(sim.stats().closed(CloseReason::WriteTimeout), 1);
@@ -163,7 +174,12 @@ fn time_that_leaps_behind_a_poll_does_not_kill_who_has_spoken() {
 /// A second drain can bring the deadline forward, and never put it off.
 #[test]
 fn the_shortest_drain_holds() {
-    for (spans, queued) in [([5, 60], false), ([60, 5], false), ([5, 60], true), ([60, 5], true)] {
+    for (spans, queued) in [
+        ([5, 60], false),
+        ([60, 5], false),
+        ([5, 60], true),
+        ([60, 5], true),
+    ] {
         let (mut sim, addr) = echo(listen());
         let client = sim.connect(addr).expect("connected");
         sim.set_send_buffer(client, 1);
@@ -178,7 +194,10 @@ fn the_shortest_drain_holds() {
             }
         }
         sim.advance(Duration::from_secs(4));
-        assert!(sim.drain_report().is_none(), "somebody is still owed something");
+        assert!(
+            sim.drain_report().is_none(),
+            "somebody is still owed something"
+        );
         sim.advance(Duration::from_secs(2));
         assert_eq!(sim.drain_report().map(|report| report.forced), Some(1));
     }
@@ -224,7 +243,9 @@ fn a_flood_of_handshakes_does_not_starve_one() {
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     // Events come in the order in which clients have connected: one speaks before the flood does, one behind it.
     let first = sim.connect(addr).expect("connected");
-    let flood: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("connected")).collect();
+    let flood: Vec<_> = (0..20)
+        .map(|_| sim.connect(addr).expect("connected"))
+        .collect();
     for &dripping in &flood {
         // The head of a long record that never ends.
         sim.send(dripping, &[0x16, 3, 1, 0x3F, 0xFF]);
@@ -272,7 +293,10 @@ fn who_waits_for_us_does_not_give_way() {
     sim.step();
     assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
     sim.settle();
-    assert_eq!((sim.stats().opened, sim.state(old)), (1, ClientState::Connected));
+    assert_eq!(
+        (sim.stats().opened, sim.state(old)),
+        (1, ClientState::Connected)
+    );
 }
 
 /// The loop was held up past the deadline and then spent its budget on others: what came in time is read first.
@@ -290,7 +314,12 @@ fn a_handshake_is_not_timed_out_unread() {
         faults.full_batches = full_batches;
         sim.set_faults(faults);
         let mut clients: Vec<_> = (0..40)
-            .map(|_| (sim.connect(addr).expect("connected"), sim_tls::Client::new()))
+            .map(|_| {
+                (
+                    sim.connect(addr).expect("connected"),
+                    sim_tls::Client::new(),
+                )
+            })
             .collect();
         for (client, tls) in &mut clients {
             sim.send(*client, &tls.encrypt(b""));
@@ -299,7 +328,9 @@ fn a_handshake_is_not_timed_out_unread() {
             sim.step();
         }
         for (client, tls) in &mut clients {
-            let flight = tls.decrypt(&sim.received(*client), &mut Vec::new()).expect("a hello");
+            let flight = tls
+                .decrypt(&sim.received(*client), &mut Vec::new())
+                .expect("a hello");
             sim.send(*client, &flight);
         }
         sim.leap(Duration::from_millis(1500));
@@ -320,7 +351,9 @@ fn a_handshake_that_drips_is_timed_out() {
         .tls(sim_tls::server_config())
         .handshake_timeout(Duration::from_secs(1));
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
-    let flood: Vec<_> = (0..20).map(|_| sim.connect(addr).expect("connected")).collect();
+    let flood: Vec<_> = (0..20)
+        .map(|_| sim.connect(addr).expect("connected"))
+        .collect();
     for &dripping in &flood {
         sim.send(dripping, &[0x16, 3, 1, 0x3F, 0xFF]);
     }
@@ -359,17 +392,25 @@ fn a_peer_that_resets_after_its_close_notify_is_noticed_by_a_write() {
     // One line is enough to stop its clocks.
     let listen = listen().tls(sim_tls::server_config()).watermarks(1, 2);
     let addr = sim.listen(listen, |_: &mut (), _| Late).expect("listen");
-    let (client, mut tls) = (sim.connect(addr).expect("connected"), sim_tls::Client::new());
+    let (client, mut tls) = (
+        sim.connect(addr).expect("connected"),
+        sim_tls::Client::new(),
+    );
     sim.send(client, &tls.encrypt(b""));
     sim.settle();
-    let flight = tls.decrypt(&sim.received(client), &mut Vec::new()).expect("a hello");
+    let flight = tls
+        .decrypt(&sim.received(client), &mut Vec::new())
+        .expect("a hello");
     sim.send(client, &flight);
     sim.settle();
     sim.send(client, &tls.close_notify());
     sim.settle();
     sim.reset(client);
     sim.advance(Duration::from_secs(2));
-    assert_eq!((sim.stats().closed(CloseReason::Reset), sim.stats().open), (1, 0));
+    assert_eq!(
+        (sim.stats().closed(CloseReason::Reset), sim.stats().open),
+        (1, 0)
+    );
 }
 
 /// A listener's token comes again after many others; its events are not taken for another's.
@@ -382,7 +423,9 @@ fn listeners_are_told_apart_after_a_long_life() {
             sim.step();
         }
         let addr = sim.listen(listen(), |_: &mut (), _| Echo).expect("listen");
-        sim.control().close_listener(addr.port()).expect("it is there");
+        sim.control()
+            .close_listener(addr.port())
+            .expect("it is there");
     }
     let second = sim.listen(listen(), |_: &mut (), _| Echo).expect("listen");
     sim.settle();
@@ -407,7 +450,10 @@ fn a_listener_that_cannot_be_registered_leaves_nothing() {
     assert!(sim.listen(again(), |_: &mut (), _| Echo).is_err());
     sim.settle();
     assert_eq!(sim.descriptors(), 1);
-    assert!(sim.listen(again(), |_: &mut (), _| Echo).is_ok(), "the port is free");
+    assert!(
+        sim.listen(again(), |_: &mut (), _| Echo).is_ok(),
+        "the port is free"
+    );
 }
 
 #[test]
@@ -443,9 +489,18 @@ fn a_world_tells_what_it_has_shown() {
     );
     let coverage = sim.take_coverage();
     let faults: Vec<_> = coverage.faults.into_iter().collect();
-    assert_eq!(faults, [((Fault::Error(Call::Read, libc::EINTR), Stage::Open), 1)]);
+    assert_eq!(
+        faults,
+        [((Fault::Error(Call::Read, libc::EINTR), Stage::Open), 1)]
+    );
     let moves: Vec<_> = coverage.moves.into_iter().collect();
-    assert_eq!(moves, [((Stage::New, Stage::Open), 1), ((Stage::Open, Stage::Gone), 1)]);
+    assert_eq!(
+        moves,
+        [
+            ((Stage::New, Stage::Open), 1),
+            ((Stage::Open, Stage::Gone), 1)
+        ]
+    );
 }
 
 #[test]
@@ -506,7 +561,8 @@ fn frames_that_wait_for_their_turn_run_into_no_deadline() {
     for client in clients {
         assert_eq!(sim.received(client), lines);
     }
-    let late = sim.stats().closed(CloseReason::FrameTimeout) + sim.stats().closed(CloseReason::IdleTimeout);
+    let late = sim.stats().closed(CloseReason::FrameTimeout)
+        + sim.stats().closed(CloseReason::IdleTimeout);
     assert_eq!(late, 3_000);
 }
 
@@ -568,7 +624,9 @@ fn a_long_pause_leaves_an_idle_deadline_behind() {
             sim.advance(2 * idle);
         } else {
             sim.leap(idle);
-            let pause = move |(): &mut (), control: &mut Control<'_, ()>| control.conn(id).expect("it is open").pause();
+            let pause = move |(): &mut (), control: &mut Control<'_, ()>| {
+                control.conn(id).expect("it is open").pause()
+            };
             sim.handle().post(pause).expect("it runs");
             sim.settle();
         }

@@ -32,12 +32,19 @@ fn visit_all(setting: &closure::Setting) -> closure::Findings {
 #[test]
 fn every_state_keeps_its_promises_and_leads_to_the_end() {
     let packets = close(1, &[], &[Action::CloseAfterInput]);
-    let lines = close(4, &[Action::Echo, Action::Fail], &[Action::Echo, Action::Close]);
+    let lines = close(
+        4,
+        &[Action::Echo, Action::Fail],
+        &[Action::Echo, Action::Close],
+    );
     let raw = close(0, &[Action::Echo, Action::Close], &[]);
     let halves = close(0, &[Action::Finish], &[Action::Finish]);
     let mut all = closure::Findings::default();
     for found in [packets, lines, raw, halves] {
-        assert!(found.states > 5_000 && found.moves > 25 * found.states, "{found:?}");
+        assert!(
+            found.states > 5_000 && found.moves > 25 * found.states,
+            "{found:?}"
+        );
         all.add(found);
     }
     use CloseReason::*;
@@ -56,7 +63,10 @@ fn every_state_keeps_its_promises_and_leads_to_the_end() {
         IdleTimeout,
         WriteTimeout,
     ]);
-    assert_eq!(all.reasons, reasons, "each of them is reached, and no other");
+    assert_eq!(
+        all.reasons, reasons,
+        "each of them is reached, and no other"
+    );
     // Without TLS there is no handshake.
     assert_eq!(
         all.changes,
@@ -79,8 +89,17 @@ fn every_state_before_a_header_leads_to_the_end_too() {
         lazy: false,
     });
     use CloseReason::*;
-    let early = [ClosedEarly, BadProxyHeader, HandshakeTimeout, Reset, Finished];
-    assert!(early.iter().all(|reason| found.reasons.contains(reason)), "{found:?}");
+    let early = [
+        ClosedEarly,
+        BadProxyHeader,
+        HandshakeTimeout,
+        Reset,
+        Finished,
+    ];
+    assert!(
+        early.iter().all(|reason| found.reasons.contains(reason)),
+        "{found:?}"
+    );
     assert!(found.changes.contains(&(State::Accepting, State::Open)));
     assert!(found.changes.contains(&(State::Accepting, State::Closing)));
 }

@@ -43,7 +43,11 @@ impl<'a> Arbitrary<'a> for Plan {
 
 impl fmt::Debug for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { setup, actions, script } = self;
+        let Self {
+            setup,
+            actions,
+            script,
+        } = self;
         write!(f, "{setup:#?}\n{actions:?}\n{:?}", Lines(script))
     }
 }
@@ -111,9 +115,14 @@ impl<'a> World<'a> {
                 Op::Send { client, bytes } => self.send(*client, bytes),
                 op => {
                     match op {
-                        Op::Finish { client } => self.with(*client, |client| client.finished = true),
+                        Op::Finish { client } => {
+                            self.with(*client, |client| client.finished = true)
+                        }
                         // Whom it reaches is the server's affair.
-                        Op::Push { .. } => self.clients.iter_mut().for_each(|client| client.echoed = false),
+                        Op::Push { .. } => self
+                            .clients
+                            .iter_mut()
+                            .for_each(|client| client.echoed = false),
                         _ => {}
                     }
                     let played = self.sim.try_perform(self.addrs[0], &self.ids, op);
@@ -135,7 +144,8 @@ impl<'a> World<'a> {
                 sent: Vec::new(),
                 received: Vec::new(),
                 finished: false,
-                echoed: self.plan.setup.is_wire_its_own_echo(which) && !self.plan.actions.iter().any(Action::talks),
+                echoed: self.plan.setup.is_wire_its_own_echo(which)
+                    && !self.plan.actions.iter().any(Action::talks),
             });
         }
     }
@@ -146,7 +156,8 @@ impl<'a> World<'a> {
         };
         let wire = self.plan.setup.wire(at % 2, bytes);
         let client = &mut self.clients[at];
-        self.sim.send(self.ids[at], std::mem::take(&mut client.header));
+        self.sim
+            .send(self.ids[at], std::mem::take(&mut client.header));
         self.sim.send(self.ids[at], &wire);
         if !client.finished {
             client.sent.extend_from_slice(&wire);
@@ -193,8 +204,14 @@ impl<'a> World<'a> {
                 .position(|&id| self.sim.client_addr(id) == connection.peer.as_tcp());
             let at = at.expect("a client of ours");
             let client = &self.clients[at];
-            if client.echoed && connection.state == State::Open && self.plan.setup.sends_whole_frames(at % 2) {
-                assert_eq!(client.sent, client.received, "{connection} has not answered");
+            if client.echoed
+                && connection.state == State::Open
+                && self.plan.setup.sends_whole_frames(at % 2)
+            {
+                assert_eq!(
+                    client.sent, client.received,
+                    "{connection} has not answered"
+                );
             }
         }
     }
@@ -206,8 +223,14 @@ impl<'a> World<'a> {
         assert_eq!(self.sim.descriptors(), 0, "descriptors are left");
         let (stats, app) = (self.sim.stats(), self.sim.app());
         assert_eq!((stats.open, stats.accepted), (0, stats.closed_total()));
-        assert_eq!((stats.opened, stats.opened), (app.opened, app.reasons.len() as u64));
-        assert_eq!(stats.accepted, stats.opened + app.failed_accepts.len() as u64);
+        assert_eq!(
+            (stats.opened, stats.opened),
+            (app.opened, app.reasons.len() as u64)
+        );
+        assert_eq!(
+            stats.accepted,
+            stats.opened + app.failed_accepts.len() as u64
+        );
         assert!(app.live.is_empty(), "never closed: {:?}", app.live);
     }
 
@@ -225,7 +248,10 @@ impl<'a> World<'a> {
             let app = self.sim.app();
             if let Some(reason) = app.failed_accepts.get(&addr) {
                 let farewell = setup::farewell(*reason);
-                assert!(farewell.starts_with(received), "client {at}, {reason}: {received:?}");
+                assert!(
+                    farewell.starts_with(received),
+                    "client {at}, {reason}: {received:?}"
+                );
             } else if client.echoed {
                 assert!(
                     client.sent.starts_with(received),

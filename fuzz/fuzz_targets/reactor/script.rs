@@ -28,7 +28,9 @@ fn op(input: &mut Unstructured<'_>) -> Result<Op> {
         },
         24..=27 => Op::Finish { client },
         28..=35 => Op::Connect,
-        36..=41 => Op::Advance { millis: span(input)? },
+        36..=41 => Op::Advance {
+            millis: span(input)?,
+        },
         42..=45 => Op::Read {
             client,
             on: what % 2 == 0,
@@ -55,7 +57,9 @@ fn op(input: &mut Unstructured<'_>) -> Result<Op> {
         58 => Op::Notify { connection },
         59 => Op::Cap { connections: whom },
         60..=62 => Op::Suspend { on: whom % 2 == 0 },
-        _ => Op::Drain { millis: span(input)? },
+        _ => Op::Drain {
+            millis: span(input)?,
+        },
     })
 }
 
@@ -80,9 +84,15 @@ impl fmt::Debug for Lines<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for op in &self.0.ops {
             match op {
-                Op::Send { client, bytes } => writeln!(f, "Send {{ client: {client}, bytes: {} }}", text(bytes))?,
+                Op::Send { client, bytes } => {
+                    writeln!(f, "Send {{ client: {client}, bytes: {} }}", text(bytes))?
+                }
                 Op::Push { connection, frame } => {
-                    writeln!(f, "Push {{ connection: {connection}, frame: {} }}", text(frame))?;
+                    writeln!(
+                        f,
+                        "Push {{ connection: {connection}, frame: {} }}",
+                        text(frame)
+                    )?;
                 }
                 op => writeln!(f, "{op:?}")?,
             }

@@ -7,8 +7,8 @@ use kit::script::ScriptedHandler;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use portcullis::sim::{Faults, Random};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Config, Decoded, FrameBuf, FrameError, Framer, Framing, Listen, Peer,
-    ProxyProtocol, Rate, Refuse, Service,
+    AccessRules, AtCapacity, CloseReason, Config, Decoded, FrameBuf, FrameError, Framer, Framing,
+    Listen, Peer, ProxyProtocol, Rate, Refuse, Service,
 };
 
 use crate::subject::{tcp, App, Subject};
@@ -66,7 +66,11 @@ impl Setup {
                 .accept_rate(Rate::per_second(100).burst(3))
                 .max_pending(2)
                 .pending_grace(Duration::from_millis(100))
-                .memory_limit(if self.limits_memory() { 1 << 20 } else { usize::MAX })
+                .memory_limit(if self.limits_memory() {
+                    1 << 20
+                } else {
+                    usize::MAX
+                })
         } else {
             Config::new()
         };
@@ -77,7 +81,9 @@ impl Setup {
             .job_budget(jobs)
             .queue_limit(amount(!self.queue[0]).max(1))
             .queue_bytes(amount(!self.queue[1]))
-            .emfile_backoff(Duration::from_millis(500 + 10 * u64::from(self.emfile_backoff)))
+            .emfile_backoff(Duration::from_millis(
+                500 + 10 * u64::from(self.emfile_backoff),
+            ))
     }
 
     pub fn listen(&self, which: usize) -> Listen {
@@ -92,7 +98,10 @@ impl Setup {
             .frame_timeout(frame)
             .idle_timeout(idle)
             .write_timeout(write)
-            .linger(linger.min(Duration::from_secs(20)), amount(!self.linger_bytes))
+            .linger(
+                linger.min(Duration::from_secs(20)),
+                amount(!self.linger_bytes),
+            )
             .backlog(u32::from(!self.backlog));
         if let bytes @ 1.. = amount(self.max_frame) {
             listen = listen.max_frame(bytes);
@@ -110,10 +119,14 @@ impl Setup {
                 .total_read_rate(Rate::per_second(1_000_000).burst(1000));
         }
         if let Some(mode) = self.proxy(which) {
-            listen = listen.proxy_protocol(mode).trusted_proxies(AccessRules::allow_all());
+            listen = listen
+                .proxy_protocol(mode)
+                .trusted_proxies(AccessRules::allow_all());
         }
         if which == 1 {
-            listen = listen.name("second").max_connections(usize::from(!self.own_cap));
+            listen = listen
+                .name("second")
+                .max_connections(usize::from(!self.own_cap));
         }
         listen
     }
@@ -250,7 +263,11 @@ impl TestService {
 }
 
 impl Service<App> for TestService {
-    fn accept(&mut self, _: &mut App, peer: Peer) -> Result<Box<dyn portcullis::Handler<App>>, Refuse> {
+    fn accept(
+        &mut self,
+        _: &mut App,
+        peer: Peer,
+    ) -> Result<Box<dyn portcullis::Handler<App>>, Refuse> {
         self.visitors += 1;
         match self.door() {
             Door::Open => Ok(Box::new(ScriptedHandler::new(Subject::of(tcp(&peer.addr))))),

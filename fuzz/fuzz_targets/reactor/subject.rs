@@ -8,7 +8,9 @@ use std::time::Duration;
 use kit::planned::{blow, Fuse};
 use kit::script::{Call, Inside, Play, ScriptedHandler};
 use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
-use portcullis::{Addr, Close, CloseReason, Conn, ConnId, Context, Control, Handle, HandleError, Outcome, State};
+use portcullis::{
+    Addr, Close, CloseReason, Conn, ConnId, Context, Control, Handle, HandleError, Outcome, State,
+};
 
 use crate::setup::framing;
 
@@ -194,7 +196,9 @@ impl App {
         match number {
             0 => me,
             u8::MAX => self.former,
-            number => usize::from(number).checked_rem(self.live.len()).map(|at| self.live[at]),
+            number => usize::from(number)
+                .checked_rem(self.live.len())
+                .map(|at| self.live[at]),
         }
     }
 }
@@ -211,7 +215,11 @@ impl Subject {
 
     /// What holds in every callback of an open connection.
     fn check(&self, cx: &mut Context<'_, App>) {
-        assert!(cx.app.live.contains(&cx.conn.id()), "not open: {:?}", cx.conn);
+        assert!(
+            cx.app.live.contains(&cx.conn.id()),
+            "not open: {:?}",
+            cx.conn
+        );
         let info = cx.conn.info().expect("a callback's own connection");
         assert_eq!(
             (tcp(&info.peer), info.state),
@@ -220,8 +228,15 @@ impl Subject {
         );
         assert!(cx.conn.state() == State::Open || cx.conn.send(b"too late").is_err());
         if let Some(former) = cx.app.former {
-            let is_live = cx.app.handle.as_ref().is_some_and(|handle| handle.is_live(former));
-            assert!(!is_live && cx.conn.peer(former).is_none(), "{former} has gone");
+            let is_live = cx
+                .app
+                .handle
+                .as_ref()
+                .is_some_and(|handle| handle.is_live(former));
+            assert!(
+                !is_live && cx.conn.peer(former).is_none(),
+                "{former} has gone"
+            );
         }
     }
 
@@ -270,11 +285,15 @@ fn perform(conn: &mut Conn<'_, App>, act: Act) {
         Act::Abort => conn.abort(),
         Act::Pause => conn.pause(),
         Act::Resume => conn.resume(),
-        Act::SetTimer(key, ticks) => conn.set_timer(key, Duration::from_millis(u64::from(ticks).pow(2))),
+        Act::SetTimer(key, ticks) => {
+            conn.set_timer(key, Duration::from_millis(u64::from(ticks).pow(2)))
+        }
         Act::CancelTimer(key) => conn.cancel_timer(key),
         Act::SetFraming(number) => conn.set_framing(&framing(number)),
         Act::SetMaxFrame(bytes) => conn.set_max_frame(usize::from(bytes)),
-        Act::Replace => conn.replace_handler(ScriptedHandler::successor(Subject::of(tcp(&conn.peer_addr())))),
+        Act::Replace => conn.replace_handler(ScriptedHandler::successor(Subject::of(tcp(
+            &conn.peer_addr()
+        )))),
     }
 }
 
@@ -307,7 +326,9 @@ fn carry_out(app: &mut App, control: &mut Control<'_, App>, job: Job) {
                 assert_eq!(control.kill(id), app.live.contains(&id), "{id}");
             }
         }
-        Job::SetCap(connections) => control.set_max_connections(connections.into()).expect("not too many"),
+        Job::SetCap(connections) => control
+            .set_max_connections(connections.into())
+            .expect("not too many"),
         Job::Suspend(on) => {
             for listener in control.listeners() {
                 let done = if on {

@@ -16,7 +16,10 @@ const MAX_HEADER: usize = 4;
 /// What the decoder found at the front of its input.
 #[derive(Debug)]
 pub(in crate::proto) enum Step {
-    Frame { payload: Range<usize>, consumed: usize },
+    Frame {
+        payload: Range<usize>,
+        consumed: usize,
+    },
     More,
     TooLarge,
     Bad(FrameError),
@@ -111,7 +114,11 @@ impl Codec {
             Framing::Delimited(byte) => Kind::Delimited(*byte),
             Framing::Custom(factory) => {
                 let framer = (factory.0)();
-                return Self::Custom(Box::new(Custom { framer, max, seen: 0 }));
+                return Self::Custom(Box::new(Custom {
+                    framer,
+                    max,
+                    seen: 0,
+                }));
             }
         };
         Self::BuiltIn(Cutter {
@@ -146,7 +153,11 @@ impl Codec {
 
     /// Appends one frame to `out`, or leaves `out` as it was.
     #[inline]
-    pub(in crate::proto) fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    pub(in crate::proto) fn encode(
+        &mut self,
+        payload: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
         match self {
             Self::BuiltIn(cutter) => cutter.encode(payload, out),
             Self::Custom(custom) => custom.encode(payload, out),
@@ -171,7 +182,13 @@ impl Codec {
 
     /// True if there are incomplete frames.
     pub(in crate::proto) fn has_frames(&self) -> bool {
-        !matches!(self, Self::BuiltIn(Cutter { kind: Kind::Raw, .. }))
+        !matches!(
+            self,
+            Self::BuiltIn(Cutter {
+                kind: Kind::Raw,
+                ..
+            })
+        )
     }
 
     pub(in crate::proto) fn max(&self) -> usize {
@@ -327,7 +344,9 @@ impl Custom {
         let limit = max.saturating_add(ENVELOPE);
         match framer.decode(input) {
             Ok(Decoded::Frame { payload, consumed }) => {
-                let inside = payload.start <= payload.end && payload.end <= consumed && consumed <= input.len();
+                let inside = payload.start <= payload.end
+                    && payload.end <= consumed
+                    && consumed <= input.len();
                 if consumed == 0 || !inside {
                     Step::Bad(FrameError::new(
                         "the framer reported a frame that is empty or outside its input",

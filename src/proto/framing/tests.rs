@@ -61,7 +61,11 @@ fn naive(framing: &Framing, max: usize, mut bytes: &[u8]) -> (Vec<Vec<u8>>, End)
 }
 
 /// The decoder under test, piece by piece: as the machine does, it decodes the remainder again.
-fn decode<'a>(framing: &Framing, max: usize, pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Vec<u8>>, End) {
+fn decode<'a>(
+    framing: &Framing,
+    max: usize,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+) -> (Vec<Vec<u8>>, End) {
     let mut codec = Codec::new(framing, max);
     let mut rest = Vec::new();
     let mut frames = Vec::new();
@@ -121,12 +125,18 @@ fn every_short_stream_in_every_cut() {
 
 #[test]
 fn zero_length_frames_are_frames() {
-    assert_eq!(decode(&Framing::Packet1, 10, [&[0, 0, 0][..]]).0, vec![vec![]; 3]);
+    assert_eq!(
+        decode(&Framing::Packet1, 10, [&[0, 0, 0][..]]).0,
+        vec![vec![]; 3]
+    );
     assert_eq!(
         decode(&Framing::Packet2, 10, [&[0, 0, 0][..]]),
         (vec![vec![]], End::Rest(1))
     );
-    assert_eq!(decode(&Framing::Packet4, 10, [&[0; 8][..]]).0, vec![vec![]; 2]);
+    assert_eq!(
+        decode(&Framing::Packet4, 10, [&[0; 8][..]]).0,
+        vec![vec![]; 2]
+    );
     assert_eq!(decode(&Framing::Line, 10, [&b"\n\n"[..]]).0, vec![b"\n"; 2]);
 }
 
@@ -143,16 +153,29 @@ fn a_packet_at_the_maximum_is_good_and_one_above_is_not() {
             (vec![b"12345".to_vec()], End::Rest(0))
         );
         // Refused by the header alone.
-        assert_eq!(decode(&framing, 4, [header]), (vec![], End::TooLarge), "{framing:?}");
+        assert_eq!(
+            decode(&framing, 4, [header]),
+            (vec![], End::TooLarge),
+            "{framing:?}"
+        );
     }
 }
 
 #[test]
 fn a_line_counts_its_delimiter() {
     assert_eq!(decode(&Framing::Line, 5, [&b"abcd\n"[..]]).0, [b"abcd\n"]);
-    assert_eq!(decode(&Framing::Line, 4, [&b"abcd\n"[..]]), (vec![], End::TooLarge));
-    assert_eq!(decode(&Framing::Line, 4, [&b"abcd"[..]]), (vec![], End::Rest(4)));
-    assert_eq!(decode(&Framing::Line, 4, [&b"abcde"[..]]), (vec![], End::TooLarge));
+    assert_eq!(
+        decode(&Framing::Line, 4, [&b"abcd\n"[..]]),
+        (vec![], End::TooLarge)
+    );
+    assert_eq!(
+        decode(&Framing::Line, 4, [&b"abcd"[..]]),
+        (vec![], End::Rest(4))
+    );
+    assert_eq!(
+        decode(&Framing::Line, 4, [&b"abcde"[..]]),
+        (vec![], End::TooLarge)
+    );
     assert_eq!(
         decode(&Framing::Line, 9, [&b"a\rb\r\n"[..]]).0,
         [b"a\rb\r\n"],
@@ -272,7 +295,9 @@ fn framing_width(framing: &Framing) -> usize {
 fn encoded_as_erlang_does() {
     let encoded = |framing: &Framing, payload: &[u8]| {
         let mut out = Vec::new();
-        Codec::new(framing, 1000).encode(payload, &mut out).expect("fits");
+        Codec::new(framing, 1000)
+            .encode(payload, &mut out)
+            .expect("fits");
         out
     };
     assert_eq!(encoded(&Framing::Packet1, b"ab"), b"\x02ab");
@@ -281,7 +306,11 @@ fn encoded_as_erlang_does() {
     assert_eq!(encoded(&Framing::Packet2, b""), b"\0\0");
     assert_eq!(encoded(&Framing::Line, b"ab"), b"ab", "no newline is added");
     assert_eq!(encoded(&Framing::Raw, b"ab"), b"ab");
-    assert_eq!(encoded(&Framing::Packet2, &[7; 258])[..2], [1, 2], "big-endian");
+    assert_eq!(
+        encoded(&Framing::Packet2, &[7; 258])[..2],
+        [1, 2],
+        "big-endian"
+    );
 }
 
 #[test]
@@ -306,7 +335,11 @@ fn any_stream_in_any_pieces() {
             rest = after;
         }
         assert_eq!(decode(&framing, max, pieces), expected, "seed {seed}");
-        assert_eq!(decode(&framing, max, stream.chunks(1)), expected, "seed {seed}");
+        assert_eq!(
+            decode(&framing, max, stream.chunks(1)),
+            expected,
+            "seed {seed}"
+        );
     }
 }
 
@@ -314,11 +347,16 @@ fn any_stream_in_any_pieces() {
 fn what_is_encoded_is_decoded() {
     for seed in 0..1000 {
         let mut random = Random::new(seed);
-        let framing = [Framing::Packet1, Framing::Packet2, Framing::Packet4][random.below(3)].clone();
+        let framing =
+            [Framing::Packet1, Framing::Packet2, Framing::Packet4][random.below(3)].clone();
         let mut payloads = Vec::new();
         for _ in 0..random.below(20) {
             let length = random.below(256);
-            payloads.push((0..length).map(|_| random.below(256) as u8).collect::<Vec<u8>>());
+            payloads.push(
+                (0..length)
+                    .map(|_| random.below(256) as u8)
+                    .collect::<Vec<u8>>(),
+            );
         }
         let mut codec = Codec::new(&framing, 255);
         let mut wire = Vec::new();

@@ -115,7 +115,12 @@ impl Machine {
     }
 
     /// Handles bytes that arrived before a handshake, as if they had been read now.
-    pub(crate) fn handle_stash<'a>(&mut self, now: Time, plain: &'a mut Vec<u8>, pool: &mut Pool) -> InputCursor<'a> {
+    pub(crate) fn handle_stash<'a>(
+        &mut self,
+        now: Time,
+        plain: &'a mut Vec<u8>,
+        pool: &mut Pool,
+    ) -> InputCursor<'a> {
         let mut wire = match &mut self.active {
             Some(active) => active.recv_buf.take(),
             None => Vec::new(),
@@ -238,7 +243,11 @@ impl Machine {
     ///
     /// Else [`Machine::next_event`] returns what is next.
     #[inline]
-    pub(crate) fn next_frame<'s>(&mut self, bytes: &'s [u8], pool: &mut Pool) -> Option<(&'s [u8], &'s [u8])> {
+    pub(crate) fn next_frame<'s>(
+        &mut self,
+        bytes: &'s [u8],
+        pool: &mut Pool,
+    ) -> Option<(&'s [u8], &'s [u8])> {
         if !self.only_frames() {
             return None;
         }
@@ -326,7 +335,10 @@ impl Machine {
                 truncated
             };
             self.close(Closed::new(reason), now, pool);
-        } else if between_frames && self.status.close.is_read_drained() && self.closes_when_answered() {
+        } else if between_frames
+            && self.status.close.is_read_drained()
+            && self.closes_when_answered()
+        {
             self.close_by_handler(now, pool);
         }
     }

@@ -93,7 +93,12 @@ impl Machine {
     /// frame begin the handshake or fail it, and are never a frame: they may be injected
     /// (CVE-2011-0411).
     #[cfg(feature = "tls")]
-    pub(crate) fn start_tls(&mut self, config: &TlsConfig, now: Time, pool: &mut Pool) -> Result<(), StartTlsError> {
+    pub(crate) fn start_tls(
+        &mut self,
+        config: &TlsConfig,
+        now: Time,
+        pool: &mut Pool,
+    ) -> Result<(), StartTlsError> {
         self.check_start_tls()?;
         let session = Session::behind(config, self.take_output());
         self.begin_handshake(session, now, pool);
@@ -194,7 +199,9 @@ impl Machine {
 
     /// True if FIN came without close_notify.
     pub(super) fn is_tls_truncated(&self) -> bool {
-        self.tls.as_ref().is_some_and(|session| !session.peer_closed())
+        self.tls
+            .as_ref()
+            .is_some_and(|session| !session.peer_closed())
     }
 
     // Leaving the loop.
@@ -308,7 +315,10 @@ impl Machine {
     fn expire_phase(&mut self, pool: &mut Pool) {
         match self.state() {
             State::Accepting | State::Handshaking => {
-                let not_tls = self.tls.as_ref().is_some_and(|session| session.is_not_tls());
+                let not_tls = self
+                    .tls
+                    .as_ref()
+                    .is_some_and(|session| session.is_not_tls());
                 let reason = if not_tls {
                     CloseReason::NotTls
                 } else {
@@ -481,7 +491,10 @@ impl Machine {
             && !send.has_sent_fin()
             && !self.write_closed()
             && self.queued() == 0
-            && self.tls.as_ref().is_none_or(|session| session.has_said_goodbye())
+            && self
+                .tls
+                .as_ref()
+                .is_none_or(|session| session.has_said_goodbye())
     }
 
     /// Handles our FIN; it could not be `sent` if the connection is gone already.
@@ -507,7 +520,10 @@ impl Machine {
 
     /// Returns why the connection ended, for the one report.
     pub(crate) fn take_closed(&mut self) -> Closed {
-        let reason = self.active.as_mut().and_then(|active| active.ending.take_reason());
+        let reason = self
+            .active
+            .as_mut()
+            .and_then(|active| active.ending.take_reason());
         reason.unwrap_or_else(|| Closed::new(CloseReason::Closed))
     }
     /// Gives all memory back: the connection is over, and its reason is taken.

@@ -18,7 +18,12 @@ impl Machine {
 
     /// Queues one frame.
     #[inline]
-    pub(crate) fn send(&mut self, payload: &[u8], now: Time, pool: &mut Pool) -> Result<(), SendError> {
+    pub(crate) fn send(
+        &mut self,
+        payload: &[u8],
+        now: Time,
+        pool: &mut Pool,
+    ) -> Result<(), SendError> {
         if !self.only_frames() && !self.can_queue() {
             return Err(SendError::Closed);
         }
@@ -32,7 +37,10 @@ impl Machine {
         let send_buf = &mut active.get_or_insert_with(|| pool.take_active()).send_buf;
         // Ciphertext counts, but for the bytes of TLS itself.
         let encrypted = tls.as_ref().map_or(0, |session| {
-            session.pending().len().saturating_sub(session.tls_overhead())
+            session
+                .pending()
+                .len()
+                .saturating_sub(session.tls_overhead())
         });
         let queued = send_buf.len() + encrypted;
         if queued >= limits.output_limit {
@@ -85,7 +93,9 @@ impl Machine {
         self.traffic.bytes_out += count as u64;
         pool.traffic.bytes_out += count as u64;
         self.count_sent(payload.len(), pool);
-        let rest = payload.get(count.saturating_sub(header.len())..).unwrap_or_default();
+        let rest = payload
+            .get(count.saturating_sub(header.len())..)
+            .unwrap_or_default();
         if rest.is_empty() || self.write_closed() {
             return;
         }
@@ -149,7 +159,8 @@ impl Machine {
     /// Appends close_notify behind the last frame, and goes on to FIN once all is written.
     fn prepare_end(&mut self, pool: &mut Pool) {
         let is_flushing = self.status.life.phase() == Phase::Flush;
-        let finishes = self.status.life.is_open() && self.status.send.is_finishing() && !self.write_closed();
+        let finishes =
+            self.status.life.is_open() && self.status.send.is_finishing() && !self.write_closed();
         if !(is_flushing || finishes) || !self.parts().send_buf.is_empty() {
             return;
         }

@@ -49,7 +49,12 @@ fn ipv6() -> Vec<u8> {
 fn good() -> Vec<(Vec<u8>, ProxyOrigin)> {
     let ssl = tlv(
         0x20,
-        &[&[7, 0, 0, 0, 0][..], &tlv(0x22, b"device 7"), &tlv(0x21, b"TLSv1.3")].concat(),
+        &[
+            &[7, 0, 0, 0, 0][..],
+            &tlv(0x22, b"device 7"),
+            &tlv(0x21, b"TLSv1.3"),
+        ]
+        .concat(),
     );
     let tlvs = [
         tlv(1, b"h2"),
@@ -68,8 +73,14 @@ fn good() -> Vec<(Vec<u8>, ProxyOrigin)> {
     let v4 = tcp("192.0.2.1:50000", "198.51.100.2:443");
     let v6 = tcp("[2001:db8::1]:50000", "[2001:db8::2]:443");
     vec![
-        (b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n".to_vec(), v4.clone()),
-        (b"PROXY TCP6 2001:db8::1 2001:DB8::2 50000 443\r\n".to_vec(), v6.clone()),
+        (
+            b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n".to_vec(),
+            v4.clone(),
+        ),
+        (
+            b"PROXY TCP6 2001:db8::1 2001:DB8::2 50000 443\r\n".to_vec(),
+            v6.clone(),
+        ),
         (
             b"PROXY TCP4 255.255.255.255 0.0.0.0 65535 0\r\n".to_vec(),
             tcp("255.255.255.255:65535", "0.0.0.0:0"),
@@ -85,12 +96,18 @@ fn good() -> Vec<(Vec<u8>, ProxyOrigin)> {
         (v2(0x21, 0x11, &IPV4), v4.clone()),
         (v2(0x21, 0x21, &ipv6()), v6),
         (v2(0x21, 0x11, &[&IPV4[..], &tlvs].concat()), v4.clone()),
-        (v2(0x21, 0x11, &[&IPV4[..], &tlv(0xEE, &[7; 4000])].concat()), v4),
+        (
+            v2(0x21, 0x11, &[&IPV4[..], &tlv(0xEE, &[7; 4000])].concat()),
+            v4,
+        ),
         (v2(0x20, 0x00, &[]), ProxyOrigin::Unknown),
         // LOCAL with any block: it is skipped.
         (v2(0x20, 0x11, &IPV4), ProxyOrigin::Unknown),
         (v2(0x20, 0xFF, b"whatever"), ProxyOrigin::Unknown),
-        (v2(0x21, 0x00, &tlv(2, b"example.org")), ProxyOrigin::Unknown),
+        (
+            v2(0x21, 0x00, &tlv(2, b"example.org")),
+            ProxyOrigin::Unknown,
+        ),
         (
             v2(0x21, 0x31, &unix(b"", b"/run/web.sock")),
             ProxyOrigin::Unix {
@@ -98,7 +115,10 @@ fn good() -> Vec<(Vec<u8>, ProxyOrigin)> {
                 destination: b"/run/web.sock".to_vec(),
             },
         ),
-        (b"PROXY UNKNOWN \xFF is no text\r\n".to_vec(), ProxyOrigin::Unknown),
+        (
+            b"PROXY UNKNOWN \xFF is no text\r\n".to_vec(),
+            ProxyOrigin::Unknown,
+        ),
     ]
 }
 
@@ -126,7 +146,10 @@ fn facts_about_tls_are_read() {
     let (bytes, _) = &good()[7];
     let (found, _) = header(bytes);
     let tlvs = &found.tlvs;
-    assert_eq!((tlvs.alpn(), tlvs.authority()), (Some(&b"h2"[..]), Some("example.org")));
+    assert_eq!(
+        (tlvs.alpn(), tlvs.authority()),
+        (Some(&b"h2"[..]), Some("example.org"))
+    );
     assert_eq!(
         (tlvs.get(0xE0), tlvs.unique_id(), tlvs.netns()),
         (Some(&b"?"[..]), None, None)
@@ -142,7 +165,11 @@ fn facts_about_tls_are_read() {
         (ssl.common_name(), ssl.version(), ssl.cipher()),
         (Some("device 7"), Some("TLSv1.3"), None)
     );
-    let unverified = v2(0x21, 0x11, &[&IPV4[..], &tlv(0x20, &[7, 0, 0, 0, 1])].concat());
+    let unverified = v2(
+        0x21,
+        0x11,
+        &[&IPV4[..], &tlv(0x20, &[7, 0, 0, 0, 1])].concat(),
+    );
     let ssl = header(&unverified).0;
     assert!(!ssl.tlvs.ssl().expect("a TLS part").is_verified());
 }
@@ -206,7 +233,10 @@ fn blocks_that_are_almost_headers() {
     for (bytes, words) in [
         (v2(0x11, 0x11, &IPV4), "a version other than 2"),
         (v2(0x31, 0x11, &IPV4), "a version other than 2"),
-        (v2(0x22, 0x11, &IPV4), "a command other than LOCAL and PROXY"),
+        (
+            v2(0x22, 0x11, &IPV4),
+            "a command other than LOCAL and PROXY",
+        ),
         (v2(0x21, 0x41, &IPV4), "an unknown address family"),
         (v2(0x21, 0x13, &IPV4), "an unknown transport"),
         (v2(0x21, 0x03, &IPV4), "an unknown transport"),
@@ -221,14 +251,26 @@ fn blocks_that_are_almost_headers() {
             v2(0x21, 0x21, &ipv6()[..35]),
             "a block that is shorter than its addresses",
         ),
-        (v2(0x21, 0x31, &[0; 215]), "a block that is shorter than its addresses"),
+        (
+            v2(0x21, 0x31, &[0; 215]),
+            "a block that is shorter than its addresses",
+        ),
         (with_tlvs(&[1]), "a TLV that ends behind the header"),
         (with_tlvs(&[1, 0]), "a TLV that ends behind the header"),
         (with_tlvs(&[1, 0, 1]), "a TLV that ends behind the header"),
-        (with_tlvs(&tlv(5, &[0; 129])), "a unique id of more than 128 bytes"),
-        (with_tlvs(&tlv(3, &[0; 3])), "a checksum that is not of four bytes"),
+        (
+            with_tlvs(&tlv(5, &[0; 129])),
+            "a unique id of more than 128 bytes",
+        ),
+        (
+            with_tlvs(&tlv(3, &[0; 3])),
+            "a checksum that is not of four bytes",
+        ),
         (with_tlvs(&tlv(3, &[1, 2, 3, 4])), "a wrong checksum"),
-        (with_tlvs(&tlv(0x20, &[0; 4])), "a TLS part of less than five bytes"),
+        (
+            with_tlvs(&tlv(0x20, &[0; 4])),
+            "a TLS part of less than five bytes",
+        ),
         (
             with_tlvs(&tlv(0x20, &[0, 0, 0, 0, 0, 0x22, 0, 1])),
             "a TLV that ends behind the header",
@@ -275,7 +317,10 @@ fn a_checksum_is_checked() {
         for bit in 0..8 {
             let mut changed = bytes.clone();
             changed[at] ^= 1 << bit;
-            assert!(matches!(front(&changed), Front::Bad(_)), "bit {bit} of byte {at}");
+            assert!(
+                matches!(front(&changed), Front::Bad(_)),
+                "bit {bit} of byte {at}"
+            );
         }
     }
 }

@@ -45,7 +45,9 @@ impl ProxyTlvs {
                         return Err(ProxyError("a wrong checksum"));
                     }
                 }
-                UNIQUE_ID if value.len() > MAX_ID => return Err(ProxyError("a unique id of more than 128 bytes")),
+                UNIQUE_ID if value.len() > MAX_ID => {
+                    return Err(ProxyError("a unique id of more than 128 bytes"))
+                }
                 SSL => drop(ProxySsl::parse(value)?),
                 _ => {}
             }
@@ -56,12 +58,16 @@ impl ProxyTlvs {
 
     /// Returns the type and value of every TLV in order, padding (`PP2_TYPE_NOOP`) excluded.
     pub fn iter(&self) -> impl Iterator<Item = (u8, &[u8])> {
-        Split(&self.0).filter_map(Result::ok).filter(|(kind, _)| *kind != NOOP)
+        Split(&self.0)
+            .filter_map(Result::ok)
+            .filter(|(kind, _)| *kind != NOOP)
     }
 
     /// Returns the first value of type `kind`.
     pub fn get(&self, kind: u8) -> Option<&[u8]> {
-        self.iter().find(|(found, _)| *found == kind).map(|(_, value)| value)
+        self.iter()
+            .find(|(found, _)| *found == kind)
+            .map(|(_, value)| value)
     }
 
     /// Returns the application protocol negotiated by the client and the proxy.
@@ -169,9 +175,9 @@ impl<'a> Iterator for Split<'a> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let (&kind, rest) = self.0.split_first()?;
-        let parts = rest
-            .split_first_chunk::<2>()
-            .and_then(|(length, rest)| rest.split_at_checked(usize::from(u16::from_be_bytes(*length))));
+        let parts = rest.split_first_chunk::<2>().and_then(|(length, rest)| {
+            rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))
+        });
         let Some((value, rest)) = parts else {
             self.0 = &[];
             return Some(Err(ProxyError("a TLV that ends behind the header")));

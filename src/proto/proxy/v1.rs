@@ -42,7 +42,9 @@ pub(super) fn parse(input: &[u8]) -> Parsed {
 fn origin(line: &str) -> Result<ProxyOrigin, ProxyError> {
     let mut words = line.split(' ').skip(1);
     let family = words.next().unwrap_or_default();
-    let [Some(source), Some(destination), Some(from), Some(to), None] = [(); 5].map(|()| words.next()) else {
+    let [Some(source), Some(destination), Some(from), Some(to), None] =
+        [(); 5].map(|()| words.next())
+    else {
         return Err(ProxyError("not two addresses and two ports"));
     };
     let address = match family {
@@ -72,6 +74,10 @@ fn ipv6(word: &str) -> Result<IpAddr, ProxyError> {
 
 /// Parses digits without a leading zero.
 fn port(word: &str) -> Result<u16, ProxyError> {
-    let plain = word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
-    word.parse().ok().filter(|_| plain).ok_or(ProxyError("a bad port"))
+    let plain =
+        word.bytes().all(|byte| byte.is_ascii_digit()) && (word == "0" || !word.starts_with('0'));
+    word.parse()
+        .ok()
+        .filter(|_| plain)
+        .ok_or(ProxyError("a bad port"))
 }

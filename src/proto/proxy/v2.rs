@@ -16,7 +16,8 @@ const LOCAL: u8 = 0x0;
 const PROXY: u8 = 0x1;
 
 pub(super) fn parse(input: &[u8]) -> Parsed {
-    let Some(&[version_command, family_transport, high, low]) = input.get(SIGNATURE.len()..FIXED) else {
+    let Some(&[version_command, family_transport, high, low]) = input.get(SIGNATURE.len()..FIXED)
+    else {
         return Ok(None);
     };
     if version_command >> 4 != 2 {
@@ -37,7 +38,10 @@ pub(super) fn parse(input: &[u8]) -> Parsed {
     if command == LOCAL {
         // "The receiver must accept this connection as valid and must use the real connection
         // endpoints and discard the protocol block".
-        return Ok(Some((header_of(ProxyOrigin::Unknown, ProxyTlvs::default()), taken)));
+        return Ok(Some((
+            header_of(ProxyOrigin::Unknown, ProxyTlvs::default()),
+            taken,
+        )));
     }
     let (origin, length) = origin(family_transport, body)?;
     let tlvs = ProxyTlvs::parse(header, FIXED + length)?;
@@ -64,17 +68,39 @@ fn origin(family_transport: u8, body: &[u8]) -> Result<(ProxyOrigin, usize), Pro
         (1, _) => {
             let (block, _) = body.split_first_chunk::<12>().ok_or(SHORT)?;
             let &[a, b, c, d, e, f, g, h, i, j, k, l] = block;
-            let source = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(a, b, c, d)), u16::from_be_bytes([i, j]));
-            let destination = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(e, f, g, h)), u16::from_be_bytes([k, l]));
-            Ok((ProxyOrigin::Tcp { source, destination }, block.len()))
+            let source = SocketAddr::new(
+                IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+                u16::from_be_bytes([i, j]),
+            );
+            let destination = SocketAddr::new(
+                IpAddr::V4(Ipv4Addr::new(e, f, g, h)),
+                u16::from_be_bytes([k, l]),
+            );
+            Ok((
+                ProxyOrigin::Tcp {
+                    source,
+                    destination,
+                },
+                block.len(),
+            ))
         }
         (2, _) => {
             let (from, rest) = body.split_first_chunk::<16>().ok_or(SHORT)?;
             let (to, rest) = rest.split_first_chunk::<16>().ok_or(SHORT)?;
             let (&[a, b, c, d], _) = rest.split_first_chunk::<4>().ok_or(SHORT)?;
-            let source = SocketAddr::new(IpAddr::V6(Ipv6Addr::from(*from)), u16::from_be_bytes([a, b]));
-            let destination = SocketAddr::new(IpAddr::V6(Ipv6Addr::from(*to)), u16::from_be_bytes([c, d]));
-            Ok((ProxyOrigin::Tcp { source, destination }, 36))
+            let source = SocketAddr::new(
+                IpAddr::V6(Ipv6Addr::from(*from)),
+                u16::from_be_bytes([a, b]),
+            );
+            let destination =
+                SocketAddr::new(IpAddr::V6(Ipv6Addr::from(*to)), u16::from_be_bytes([c, d]));
+            Ok((
+                ProxyOrigin::Tcp {
+                    source,
+                    destination,
+                },
+                36,
+            ))
         }
         (3, _) => {
             let (from, rest) = body.split_first_chunk::<108>().ok_or(SHORT)?;
@@ -91,6 +117,9 @@ fn origin(family_transport: u8, body: &[u8]) -> Result<(ProxyOrigin, usize), Pro
 
 /// Returns a path without trailing zeros. A leading zero is an abstract address (`unix(7)`).
 fn path(field: &[u8]) -> Vec<u8> {
-    let end = field.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1);
+    let end = field
+        .iter()
+        .rposition(|&byte| byte != 0)
+        .map_or(0, |last| last + 1);
     field.get(..end).unwrap_or_default().to_vec()
 }

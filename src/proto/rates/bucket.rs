@@ -40,8 +40,12 @@ impl Rate {
     /// Returns the fault of a rate that admits nothing.
     pub(crate) fn problem(&self) -> Option<&'static str> {
         match self {
-            Self { per_second: 0, .. } => Some("0 per second would admit nothing for ever; use at least 1"),
-            Self { burst: 0, .. } => Some("a burst of 0 would admit nothing at all; use at least 1"),
+            Self { per_second: 0, .. } => {
+                Some("0 per second would admit nothing for ever; use at least 1")
+            }
+            Self { burst: 0, .. } => {
+                Some("a burst of 0 would admit nothing at all; use at least 1")
+            }
             _ => None,
         }
     }
@@ -54,7 +58,8 @@ impl Rate {
 
     /// Returns the time in which `units` may pass, rounded up: never faster than configured.
     fn time_for(&self, units: u64) -> Duration {
-        let nanos = (u128::from(units) * 1_000_000_000).div_ceil(u128::from(self.per_second.max(1)));
+        let nanos =
+            (u128::from(units) * 1_000_000_000).div_ceil(u128::from(self.per_second.max(1)));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 }
@@ -68,7 +73,9 @@ pub(crate) struct Bucket {
 impl Default for Bucket {
     /// A full bucket.
     fn default() -> Self {
-        Self { full_at: Time::ZERO }
+        Self {
+            full_at: Time::ZERO,
+        }
     }
 }
 
@@ -124,7 +131,9 @@ impl Bucket {
         let slack = rate.time_for(rate.burst);
         let left = slack.saturating_sub(self.full_at.since(now));
         let units = left.as_nanos() * u128::from(rate.per_second) / 1_000_000_000;
-        u64::try_from(units).unwrap_or(u64::MAX).clamp(1, rate.burst.max(1))
+        u64::try_from(units)
+            .unwrap_or(u64::MAX)
+            .clamp(1, rate.burst.max(1))
     }
 
     /// Returns the time at which the units taken so far are covered.
@@ -238,7 +247,10 @@ mod tests {
             bucket.charge(&rate, u64::MAX, at(5));
             let _ = bucket.ready_at(&rate);
         }
-        assert!(Rate::per_second(0).problem().is_some() && Rate::per_second(1).burst(0).problem().is_some());
+        assert!(
+            Rate::per_second(0).problem().is_some()
+                && Rate::per_second(1).burst(0).problem().is_some()
+        );
     }
 
     /// In any span of time at most the burst passes, and what the rate allows for the span.
@@ -246,7 +258,8 @@ mod tests {
     fn never_more_than_configured() {
         for seed in 0..256 {
             let mut random = Random::new(seed);
-            let (per_second, burst) = (random.between(1, 4999) as u64, random.between(1, 49) as u64);
+            let (per_second, burst) =
+                (random.between(1, 4999) as u64, random.between(1, 49) as u64);
             let rate = Rate::per_second(per_second).burst(burst);
             let mut bucket = Bucket::default();
             let (mut now, mut all) = (0, Vec::new());

@@ -73,8 +73,15 @@ pub(in crate::proto) struct Throttle {
 
 impl Throttle {
     /// Meters of a connection's own rates and the shared ones; `None` if nothing is limited.
-    pub(in crate::proto) fn new(bytes: Option<Rate>, frames: Option<Rate>, shared: &SharedMeters) -> Option<Box<Self>> {
-        let limited = bytes.is_some() || frames.is_some() || shared.bytes.is_some() || shared.frames.is_some();
+    pub(in crate::proto) fn new(
+        bytes: Option<Rate>,
+        frames: Option<Rate>,
+        shared: &SharedMeters,
+    ) -> Option<Box<Self>> {
+        let limited = bytes.is_some()
+            || frames.is_some()
+            || shared.bytes.is_some()
+            || shared.frames.is_some();
         limited.then(|| {
             Box::new(Self {
                 bytes: Meter::new(bytes, shared.bytes.clone(), MAX_RESERVED),
@@ -153,7 +160,8 @@ impl Meter {
             None => u64::MAX,
         };
         let shared = self.shared.as_ref();
-        let Some((shared, rate)) = shared.and_then(|shared| Some((shared, shared.rate.get()?))) else {
+        let Some((shared, rate)) = shared.and_then(|shared| Some((shared, shared.rate.get()?)))
+        else {
             return Ok(own);
         };
         if self.reserved > 0 {
@@ -234,7 +242,10 @@ mod tests {
         }
         let all: u64 = got.iter().sum();
         assert!((990..=1005).contains(&all), "{got:?}");
-        assert!(got.iter().all(|&count| (95..=106).contains(&count)), "{got:?}");
+        assert!(
+            got.iter().all(|&count| (95..=106).contains(&count)),
+            "{got:?}"
+        );
     }
 
     /// No unit is reserved twice, and reserved units are used first.
@@ -273,12 +284,20 @@ mod tests {
             rate: Cell::new(Some(Rate::per_second(1000).burst(7))),
             bucket: Cell::default(),
         };
-        let mut meter = Meter::new(Some(Rate::per_second(10).burst(9)), Some(Rc::new(shared)), 4);
+        let mut meter = Meter::new(
+            Some(Rate::per_second(10).burst(9)),
+            Some(Rc::new(shared)),
+            4,
+        );
         assert_eq!(meter.available(at(0)), Ok(7));
         meter.charge(7, at(0));
         // The shared bucket is empty: four units are reserved, and available in 4 ms.
         assert_eq!(meter.available(at(0)), Err(at(4)));
-        assert_eq!(meter.available(at(4)), Ok(2), "of its own nine two are left");
+        assert_eq!(
+            meter.available(at(4)),
+            Ok(2),
+            "of its own nine two are left"
+        );
         meter.charge(2, at(4));
         assert_eq!(meter.available(at(4)), Err(at(100)));
         assert_eq!(meter.reserved, 2);

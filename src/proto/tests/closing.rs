@@ -48,7 +48,8 @@ fn the_first_reason_stays() {
     let mut rig = Rig::open(echo);
     rig.close();
     let now = rig.now;
-    rig.machine.close(Closed::new(CloseReason::Killed), now, &mut rig.pool);
+    rig.machine
+        .close(Closed::new(CloseReason::Killed), now, &mut rig.pool);
     rig.inbox.push_back(Input::Error(libc::ECONNRESET));
     rig.turn();
     assert_eq!(rig.ended(), CloseReason::Closed, "nothing was lost");
@@ -190,7 +191,11 @@ fn reset_in_every_state() {
     let mut rig = Rig::open(echo);
     rig.close();
     reset(&mut rig);
-    assert_eq!(rig.ended(), CloseReason::Closed, "closing, with nothing lost");
+    assert_eq!(
+        rig.ended(),
+        CloseReason::Closed,
+        "closing, with nothing lost"
+    );
 }
 
 /// "Finished" promises that the peer got every answer: it is not the reason when one was lost.
@@ -211,17 +216,27 @@ fn lost_output_is_the_reason() {
 
     let mut rig = half_closed();
     rig.pass(secs(20));
-    assert_eq!(rig.was_reset(), CloseReason::WriteTimeout, "a peer that does not read");
+    assert_eq!(
+        rig.was_reset(),
+        CloseReason::WriteTimeout,
+        "a peer that does not read"
+    );
 
     let mut rig = half_closed();
-    rig.machine.end(Closed::new(CloseReason::Killed), &mut rig.pool);
+    rig.machine
+        .end(Closed::new(CloseReason::Killed), &mut rig.pool);
     rig.turn();
     assert_eq!(rig.ended(), CloseReason::Killed, "a kill");
 
     let mut rig = half_closed();
-    rig.machine.reset(Closed::new(CloseReason::DrainForced), &mut rig.pool);
+    rig.machine
+        .reset(Closed::new(CloseReason::DrainForced), &mut rig.pool);
     rig.turn();
-    assert_eq!(rig.was_reset(), CloseReason::DrainForced, "the drain's deadline");
+    assert_eq!(
+        rig.was_reset(),
+        CloseReason::DrainForced,
+        "the drain's deadline"
+    );
 }
 
 /// After a write that fails all received bytes are read and delivered, then the connection ends.
@@ -238,7 +253,8 @@ fn after_a_write_error_the_rest_is_read() {
         rig.write_error = Some(libc::EPIPE);
         rig.inbox.push_back(Input::Bytes(packet2("one")));
         rig.inbox.push_back(Input::Bytes(packet2("two")));
-        rig.inbox.push_back(Input::Bytes([packet2("three"), vec![0]].concat()));
+        rig.inbox
+            .push_back(Input::Bytes([packet2("three"), vec![0]].concat()));
         rig.inbox.extend(end);
         rig.turn();
         assert_eq!(rig.events(), ["one", "two", "three"].map(frame));
@@ -283,8 +299,14 @@ fn drain_answers_what_has_arrived() {
     assert!(rig.machine.has_events());
     rig.inbox.push_back(Input::Bytes(packet2("in the kernel")));
     rig.turn();
-    assert_eq!(rig.events(), [frame("before"), Seen::Drain, frame("in the kernel")]);
-    assert_eq!(rig.answers(), [packet2("before"), packet2("in the kernel")].concat());
+    assert_eq!(
+        rig.events(),
+        [frame("before"), Seen::Drain, frame("in the kernel")]
+    );
+    assert_eq!(
+        rig.answers(),
+        [packet2("before"), packet2("in the kernel")].concat()
+    );
     assert_eq!(rig.finish(), CloseReason::Drained);
 }
 

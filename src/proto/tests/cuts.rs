@@ -81,10 +81,15 @@ fn cuts_make_no_difference() {
     let styles = [Style::Echo, Style::OneAtATime, Style::SlowReader];
     for seed in 0..400 {
         let mut random = Random::new(seed);
-        let (framing, style) = (&framings[random.below(framings.len())], styles[random.below(3)]);
+        let (framing, style) = (
+            &framings[random.below(framings.len())],
+            styles[random.below(3)],
+        );
         let length = random.below(200);
         let bytes: Vec<u8> = (0..length).map(|_| byte(&mut random)).collect();
-        let mut cuts: Vec<usize> = (0..random.below(12)).map(|_| random.below(length)).collect();
+        let mut cuts: Vec<usize> = (0..random.below(12))
+            .map(|_| random.below(length))
+            .collect();
         cuts.sort_unstable();
         let mut pieces = Vec::new();
         let mut from = 0;
@@ -93,7 +98,11 @@ fn cuts_make_no_difference() {
             from = cut;
         }
         pieces.retain(|piece| !piece.is_empty());
-        let whole = outcome(framing, style, &[bytes.as_slice()][..usize::from(length > 0)]);
+        let whole = outcome(
+            framing,
+            style,
+            &[bytes.as_slice()][..usize::from(length > 0)],
+        );
         let single: Vec<&[u8]> = bytes.chunks(1).collect();
         assert_eq!(outcome(framing, style, &pieces), whole, "seed {seed}");
         assert_eq!(outcome(framing, style, &single), whole, "seed {seed}");

@@ -367,7 +367,10 @@ fn timers_fire_in_the_order_of_their_times() {
     // All are overdue at the first call.
     rig.now = rig.now.after(secs(40));
     rig.expire();
-    assert_eq!(rig.events(), [Seen::Timer(2), Seen::Timer(1), Seen::Timer(3)]);
+    assert_eq!(
+        rig.events(),
+        [Seen::Timer(2), Seen::Timer(1), Seen::Timer(3)]
+    );
     rig.pass(secs(40));
     assert_eq!(rig.events(), [], "once each");
 }

@@ -12,7 +12,15 @@ fn above_the_high_mark_no_frame_is_taken() {
     let mut rig = Rig::open(echo);
     rig.room = 0;
     let forty = [b'x'; 40];
-    rig.receive([packet2(forty), packet2(forty), packet2(forty), packet2("after")].concat());
+    rig.receive(
+        [
+            packet2(forty),
+            packet2(forty),
+            packet2(forty),
+            packet2("after"),
+        ]
+        .concat(),
+    );
     assert_eq!(rig.events().len(), 3, "three answers reach the mark");
     assert_eq!(rig.machine.queued(), 3 * 42);
     assert!(!rig.machine.wants_read());
@@ -21,7 +29,11 @@ fn above_the_high_mark_no_frame_is_taken() {
     assert_eq!(rig.events(), []);
     assert!(!rig.machine.wants_read());
     rig.drain_to_peer(1);
-    assert_eq!(rig.events(), [Seen::Writable, frame("after")], "without another read");
+    assert_eq!(
+        rig.events(),
+        [Seen::Writable, frame("after")],
+        "without another read"
+    );
     assert!(rig.machine.wants_read());
     rig.drain_to_peer(usize::MAX / 2);
     assert_eq!(rig.events(), [], "writable is reported once");
@@ -63,14 +75,20 @@ fn the_hard_limit() {
         let queued = turn.machine.queued();
         assert_eq!(queued, 199 + 1002);
         match turn.send(b"") {
-            Err(SendError::Full { queued: waits, limit }) => assert_eq!((waits, limit), (queued, 200)),
+            Err(SendError::Full {
+                queued: waits,
+                limit,
+            }) => assert_eq!((waits, limit), (queued, 200)),
             other => panic!("{other:?}"),
         }
         assert_eq!(turn.machine.queued(), queued, "nothing was queued");
     });
     assert_eq!(rig.machine.traffic().frames_out, 2);
     rig.drain_to_peer(5000);
-    assert_eq!(rig.answers(), [packet2([1; 197]), packet2([2; 1000])].concat());
+    assert_eq!(
+        rig.answers(),
+        [packet2([1; 197]), packet2([2; 1000])].concat()
+    );
     rig.act(|turn| turn.send(b"again").expect("room again"));
 }
 
@@ -219,7 +237,11 @@ fn set_framing_recuts_later_input() {
     );
     let expected = ["hello\n", "packet\n", "a\nb", "line", "end\n"].map(frame);
     assert_eq!(rig.events(), expected);
-    assert_eq!(rig.machine.max_frame(), 64 * 1024, "the new framing's default");
+    assert_eq!(
+        rig.machine.max_frame(),
+        64 * 1024,
+        "the new framing's default"
+    );
 }
 
 /// From outside, with part of a frame buffered: it is decoded anew at once.
@@ -284,7 +306,11 @@ fn set_framing_limits_buffered_input() {
     rig.act(|turn| turn.machine.set_framing(&Framing::Line));
     assert!(rig.is_open());
     rig.receive("abcd");
-    assert_eq!(rig.finish(), CloseReason::FrameTooLarge, "the listener's maximum stays");
+    assert_eq!(
+        rig.finish(),
+        CloseReason::FrameTooLarge,
+        "the listener's maximum stays"
+    );
 }
 
 /// Good frames, then a bad one: the answers are sent, then the connection ends.
@@ -345,7 +371,10 @@ fn a_frame_written_through_is_cut_anywhere() {
                 .expect("short");
             assert_eq!(rig.answers(), expected, "{framing:?} at {count}");
             let traffic = rig.machine.traffic();
-            assert_eq!((traffic.frames_out, traffic.bytes_out), (2, expected.len() as u64));
+            assert_eq!(
+                (traffic.frames_out, traffic.bytes_out),
+                (2, expected.len() as u64)
+            );
         }
     }
 }

@@ -3,7 +3,8 @@
 use super::*;
 
 const V1: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n";
-const V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0C\xC0\0\x02\x01\xC6\x33\x64\x02\xC3\x50\x01\xBB";
+const V2: &[u8] =
+    b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0C\xC0\0\x02\x01\xC6\x33\x64\x02\xC3\x50\x01\xBB";
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
 fn waiting(required: bool, limits: Limits) -> Rig {
@@ -48,7 +49,10 @@ fn every_cut_makes_the_same_header_and_the_same_frames() {
         for byte in &bytes {
             rig.receive([*byte]);
         }
-        assert_eq!(rig.events(), [Seen::Header, Seen::Opened, frame("one"), frame("two")]);
+        assert_eq!(
+            rig.events(),
+            [Seen::Header, Seen::Opened, frame("one"), frame("two")]
+        );
     }
 }
 
@@ -121,8 +125,12 @@ fn a_peer_that_closes_first_has_closed_early() {
 #[test]
 fn a_refusal_sends_its_farewell_in_the_clear() {
     let mut rig = waiting(true, limits());
-    rig.machine
-        .refuse(b"no", Closed::new(CloseReason::Refused), rig.now, &mut rig.pool);
+    rig.machine.refuse(
+        b"no",
+        Closed::new(CloseReason::Refused),
+        rig.now,
+        &mut rig.pool,
+    );
     rig.turn();
     assert_eq!(rig.answers(), b"no");
     rig.receive_fin();

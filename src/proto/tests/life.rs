@@ -17,7 +17,11 @@ fn the_legal_transitions_are_these_and_no_others() {
     let all = [Accepting, Handshaking, Open, Closing];
     for from in all {
         for to in all {
-            assert_eq!(from.may_become(to), legal.contains(&(from, to)), "{from} -> {to}");
+            assert_eq!(
+                from.may_become(to),
+                legal.contains(&(from, to)),
+                "{from} -> {to}"
+            );
         }
     }
 }
@@ -26,7 +30,10 @@ fn the_legal_transitions_are_these_and_no_others() {
 fn accepted_then_open_then_closing_then_gone() {
     let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
     assert_eq!(rig.machine.state(), State::Accepting);
-    assert!(!rig.machine.wants_read(), "the service has not answered yet");
+    assert!(
+        !rig.machine.wants_read(),
+        "the service has not answered yet"
+    );
     assert!(!rig.machine.was_open());
     rig.machine.handle_admitted(rig.now);
     assert_eq!(rig.machine.state(), State::Open);
@@ -67,7 +74,8 @@ fn lost_before_it_is_open() {
 fn ended_before_on_open() {
     let mut rig = Rig::accepted(&Framing::Packet2, limits(), None, Box::new(echo));
     rig.machine.handle_admitted(rig.now);
-    rig.machine.end(Closed::new(CloseReason::Killed), &mut rig.pool);
+    rig.machine
+        .end(Closed::new(CloseReason::Killed), &mut rig.pool);
     rig.turn();
     assert_eq!(rig.ended(), CloseReason::Killed);
     assert_eq!(rig.events(), []);
@@ -215,5 +223,8 @@ fn traffic_is_counted_on_the_wire() {
         frames_out: 2,
     };
     assert_eq!(rig.machine.traffic(), expected);
-    assert_eq!(rig.pool.traffic, expected, "and for all connections together");
+    assert_eq!(
+        rig.pool.traffic, expected,
+        "and for all connections together"
+    );
 }

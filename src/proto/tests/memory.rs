@@ -55,7 +55,8 @@ fn an_ended_connection_gives_back_everything() {
     rig.room = 0;
     rig.receive([packet2("x"), vec![0]].concat());
     assert!(holds(&mut rig) > 0);
-    rig.machine.end(Closed::new(CloseReason::Killed), &mut rig.pool);
+    rig.machine
+        .end(Closed::new(CloseReason::Killed), &mut rig.pool);
     assert_eq!(holds(&mut rig), 0);
     assert_eq!(spares(&mut rig).len(), 2);
 }
@@ -63,7 +64,12 @@ fn an_ended_connection_gives_back_everything() {
 /// The header alone decides about the maximum; buffers grow with received bytes.
 #[test]
 fn a_header_alone_costs_nothing() {
-    for header in [0x8000_0000_u32, 0xFFFF_FFFF, 0x7FFF_FFFC, 8 * 1024 * 1024 + 1] {
+    for header in [
+        0x8000_0000_u32,
+        0xFFFF_FFFF,
+        0x7FFF_FFFC,
+        8 * 1024 * 1024 + 1,
+    ] {
         let mut rig = Rig::open_with(&Framing::Packet4, limits(), echo);
         rig.receive(header.to_be_bytes());
         assert_eq!(rig.finish(), CloseReason::FrameTooLarge, "{header:#x}");
@@ -96,7 +102,9 @@ fn a_large_frame_leaves_no_large_buffer() {
     rig.receive([3; 7]);
     assert_eq!(rig.events(), [frame([1, 2, 3, 3, 3, 3, 3, 3, 3])]);
     assert_eq!(holds(&mut rig), 0);
-    assert!(spares(&mut rig).iter().all(|capacity| *capacity <= 128 * 1024));
+    assert!(spares(&mut rig)
+        .iter()
+        .all(|capacity| *capacity <= 128 * 1024));
 }
 
 #[test]
@@ -105,7 +113,9 @@ fn a_large_answer_leaves_no_large_buffer() {
     rig.act(|turn| turn.send(&vec![1; 1 << 20]).expect("open"));
     assert_eq!(rig.answers().len(), 4 + (1 << 20));
     assert_eq!(holds(&mut rig), 0);
-    assert!(spares(&mut rig).iter().all(|capacity| *capacity <= 128 * 1024));
+    assert!(spares(&mut rig)
+        .iter()
+        .all(|capacity| *capacity <= 128 * 1024));
 }
 
 /// Taking single frames out of a large read copies no buffered bytes.

@@ -189,7 +189,12 @@ fn no_limits() -> Limits {
 
 impl Rig {
     /// A connection that is accepted and not yet admitted.
-    fn accepted(framing: &Framing, limits: Limits, tls: Option<&TlsConfig>, script: Script) -> Self {
+    fn accepted(
+        framing: &Framing,
+        limits: Limits,
+        tls: Option<&TlsConfig>,
+        script: Script,
+    ) -> Self {
         let mut pool = Pool::default();
         Self {
             machine: Machine::new(framing, Rc::new(limits), tls, Time::ZERO, &mut pool),
@@ -269,7 +274,9 @@ impl Rig {
         let mut wire;
         let mut plain = Vec::new();
         if self.machine.has_stash() {
-            let staged = self.machine.handle_stash(self.now, &mut plain, &mut self.pool);
+            let staged = self
+                .machine
+                .handle_stash(self.now, &mut plain, &mut self.pool);
             self.deliver(staged);
             return true;
         }
@@ -280,9 +287,9 @@ impl Rig {
                 if !rest.is_empty() {
                     self.inbox.push_front(Input::Bytes(rest));
                 }
-                let staged = self
-                    .machine
-                    .handle_input(self.now, &mut wire, &mut plain, &mut self.pool);
+                let staged =
+                    self.machine
+                        .handle_input(self.now, &mut wire, &mut plain, &mut self.pool);
                 (staged, true)
             }
             Some(Input::Fin) => {
@@ -306,7 +313,10 @@ impl Rig {
 
     fn deliver(&mut self, mut staged: InputCursor<'_>) {
         for _ in 0..SPIN {
-            let Some(event) = self.machine.next_event(&mut staged, self.now, &mut self.pool) else {
+            let Some(event) = self
+                .machine
+                .next_event(&mut staged, self.now, &mut self.pool)
+            else {
                 return self.machine.end_input(staged, self.now, &mut self.pool);
             };
             let event = Seen::from(event);
@@ -412,7 +422,8 @@ impl Rig {
 
     /// Expires deadlines up to now.
     fn expire(&mut self) {
-        self.machine.handle_timeout(self.now, self.now, &mut self.pool);
+        self.machine
+            .handle_timeout(self.now, self.now, &mut self.pool);
         self.turn();
     }
 
@@ -460,7 +471,10 @@ impl Rig {
 /// Returns a packet-2 frame as on the wire.
 fn packet2(payload: impl AsRef<[u8]>) -> Vec<u8> {
     let payload = payload.as_ref();
-    let mut wire = u16::try_from(payload.len()).expect("fits").to_be_bytes().to_vec();
+    let mut wire = u16::try_from(payload.len())
+        .expect("fits")
+        .to_be_bytes()
+        .to_vec();
     wire.extend_from_slice(payload);
     wire
 }

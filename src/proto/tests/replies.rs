@@ -49,7 +49,10 @@ fn a_drain_waits_for_replies_and_serves_new_frames() {
     answer(&mut rig, "2");
     assert!(rig.is_open());
     answer(&mut rig, "3");
-    assert_eq!(rig.answers(), [packet2("1"), packet2("2"), packet2("3")].concat());
+    assert_eq!(
+        rig.answers(),
+        [packet2("1"), packet2("2"), packet2("3")].concat()
+    );
     assert_eq!(rig.finish(), CloseReason::Drained);
 }
 

@@ -53,7 +53,10 @@ fn bytes_are_read_at_the_rate() {
         rig.pass(secs(1));
         // In pieces of one 32nd of a second.
         let read = rig.machine.traffic().bytes_in;
-        assert!((36 + second * 100..=40 + second * 100).contains(&read), "{read}");
+        assert!(
+            (36 + second * 100..=40 + second * 100).contains(&read),
+            "{read}"
+        );
     }
     rig.pass(secs(1));
     assert_eq!(rig.answers(), frames(100), "nothing is lost");
@@ -111,7 +114,10 @@ fn the_end_waits_behind_the_frames() {
 /// Closing ignores rates, and a drain is reported at once.
 #[test]
 fn closing_is_not_throttled() {
-    let mut rig = at_most(Some(Rate::per_second(1).burst(1)), Some(Rate::per_second(1).burst(1)));
+    let mut rig = at_most(
+        Some(Rate::per_second(1).burst(1)),
+        Some(Rate::per_second(1).burst(1)),
+    );
     rig.receive(frames(3));
     rig.machine.drain(rig.now);
     rig.turn();

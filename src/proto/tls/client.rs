@@ -33,9 +33,17 @@ impl ClientTls {
         ))
     }
 
-    pub(super) fn connection(&self) -> Result<UnbufferedClientConnection, Box<dyn StdError + Send + Sync>> {
-        let name = self.name.clone().map_err(|_| self.problem().unwrap_or_default())?;
-        Ok(UnbufferedClientConnection::new(Arc::clone(&self.config), name)?)
+    pub(super) fn connection(
+        &self,
+    ) -> Result<UnbufferedClientConnection, Box<dyn StdError + Send + Sync>> {
+        let name = self
+            .name
+            .clone()
+            .map_err(|_| self.problem().unwrap_or_default())?;
+        Ok(UnbufferedClientConnection::new(
+            Arc::clone(&self.config),
+            name,
+        )?)
     }
 
     pub(super) fn server(&self) -> Box<str> {

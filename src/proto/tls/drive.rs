@@ -4,7 +4,9 @@ use std::error::Error as StdError;
 
 use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
-use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncryptError, UnbufferedStatus, WriteTraffic,
+};
 use rustls::CommonState;
 
 use crate::proto::buffers::{Buffers, SendBuffer};
@@ -94,22 +96,26 @@ pub(super) fn drive<S: Side>(
             Ok(ConnectionState::EncodeTlsData(mut data)) => {
                 let before = send_buf.len();
                 // rustls reports the length when it is refused.
-                append(send_buf.tail(buffers), 0, |space| match data.encode(space) {
-                    Ok(written) => Ok(written),
-                    Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
-                    Err(EncodeError::AlreadyEncoded) => Err(None),
+                append(send_buf.tail(buffers), 0, |space| {
+                    match data.encode(space) {
+                        Ok(written) => Ok(written),
+                        Err(EncodeError::InsufficientSize(size)) => Err(Some(size.required_size)),
+                        Err(EncodeError::AlreadyEncoded) => Err(None),
+                    }
                 });
                 *tls_overhead += send_buf.len() - before;
             }
             Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
             Ok(ConnectionState::PeerClosed) => *peer_closed = true,
-            Ok(ConnectionState::WriteTraffic(traffic)) => match std::mem::replace(&mut wish, Wish::Nothing) {
-                Wish::Nothing => more = false,
-                wish => {
-                    grant(traffic, wish, send_buf.tail(buffers))?;
-                    silent = true;
+            Ok(ConnectionState::WriteTraffic(traffic)) => {
+                match std::mem::replace(&mut wish, Wish::Nothing) {
+                    Wish::Nothing => more = false,
+                    wish => {
+                        grant(traffic, wish, send_buf.tail(buffers))?;
+                        silent = true;
+                    }
                 }
-            },
+            }
             Err(error) if failure.is_none() => failure = Some(error),
             Ok(_) | Err(_) => more = false,
         }
@@ -161,7 +167,11 @@ fn grant<Data>(
 }
 
 /// Lets `write` fill space at the end of `out`, and once more with the space that it demands.
-fn append(out: &mut Vec<u8>, room: usize, mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>) -> bool {
+fn append(
+    out: &mut Vec<u8>,
+    room: usize,
+    mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>,
+) -> bool {
     let start = out.len();
     let mut space = room;
     let mut outcome = Err(None);

@@ -70,7 +70,12 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn receive(&mut self, _wire: &mut [u8], _plain: &mut Vec<u8>, _buffers: &mut Buffers) {
+    pub(super) fn receive(
+        &mut self,
+        _wire: &mut [u8],
+        _plain: &mut Vec<u8>,
+        _buffers: &mut Buffers,
+    ) {
         match *self {}
     }
 
@@ -82,7 +87,10 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn close_notify(&mut self, _buffers: &mut Buffers) -> Result<(), Box<dyn StdError + Send + Sync>> {
+    pub(super) fn close_notify(
+        &mut self,
+        _buffers: &mut Buffers,
+    ) -> Result<(), Box<dyn StdError + Send + Sync>> {
         match *self {}
     }
 

@@ -45,7 +45,9 @@ impl PemError {
             pem::Error::MissingSectionEnd { .. } => {
                 "is cut off, or has lost its line breaks: a PEM section has no END line".to_owned()
             }
-            pem::Error::Base64Decode(_) => "is damaged: a PEM section is not valid base64".to_owned(),
+            pem::Error::Base64Decode(_) => {
+                "is damaged: a PEM section is not valid base64".to_owned()
+            }
             _ => format!("is not a valid PEM file with a {what}"),
         };
         Self::new(file, fault)
@@ -54,7 +56,8 @@ impl PemError {
     /// Reports an encrypted key, which the parser takes for none or for a damaged one.
     fn parsing_key(file: &Path, error: pem::Error) -> Self {
         const MARK: &[u8] = b"ENCRYPTED";
-        if fs::read(file).is_ok_and(|bytes| bytes.windows(MARK.len()).any(|window| window == MARK)) {
+        if fs::read(file).is_ok_and(|bytes| bytes.windows(MARK.len()).any(|window| window == MARK))
+        {
             return Self::new(
                 file,
                 "holds an encrypted private key: \
@@ -82,7 +85,9 @@ impl fmt::Display for PemError {
 
 impl StdError for PemError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+        self.source
+            .as_deref()
+            .map(|source| source as &(dyn StdError + 'static))
     }
 }
 
@@ -142,7 +147,10 @@ impl From<PemError> for Error {
 /// let listen = portcullis::Listen::tcp("0.0.0.0:8883").tls(config);
 /// # let _ = listen; Ok(()) }
 /// ```
-pub fn server_config(chain: impl AsRef<Path>, key: impl AsRef<Path>) -> Result<Arc<ServerConfig>, PemError> {
+pub fn server_config(
+    chain: impl AsRef<Path>,
+    key: impl AsRef<Path>,
+) -> Result<Arc<ServerConfig>, PemError> {
     let (chain, key) = (chain.as_ref(), key.as_ref());
     build(chain, key, &provider(key)?, Arc::new(NoClientAuth))
 }
@@ -186,14 +194,15 @@ pub fn server_config_with_clients(
     let (chain, key, roots) = (chain.as_ref(), key.as_ref(), roots.as_ref());
     let provider = provider(key)?;
     let store = root_store(roots, "holds a certificate that cannot vouch for clients")?;
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider));
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider));
     let verifier = match clients {
         ClientAuth::Required => verifier,
         ClientAuth::Optional => verifier.allow_unauthenticated(),
     };
-    let verifier = verifier
-        .build()
-        .map_err(|error| PemError::new(roots, "cannot be used to verify clients").because(error.to_string()))?;
+    let verifier = verifier.build().map_err(|error| {
+        PemError::new(roots, "cannot be used to verify clients").because(error.to_string())
+    })?;
     build(chain, key, &provider, verifier)
 }
 
@@ -222,7 +231,9 @@ pub fn client_config(roots: impl AsRef<Path>) -> Result<Arc<ClientConfig>, PemEr
     let store = root_store(roots, "holds a certificate that cannot vouch for servers")?;
     let config = ClientConfig::builder_with_provider(provider(roots)?)
         .with_safe_default_protocol_versions()
-        .map_err(|error| PemError::new(roots, "cannot be used with this TLS provider").because(error))?
+        .map_err(|error| {
+            PemError::new(roots, "cannot be used with this TLS provider").because(error)
+        })?
         .with_root_certificates(store)
         .with_no_client_auth();
     Ok(Arc::new(config))
@@ -244,7 +255,11 @@ fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, PemError> {
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| PemError::parsing(file, "certificate", error))?;
     if certificates.is_empty() {
-        return Err(PemError::parsing(file, "certificate", pem::Error::NoItemsFound));
+        return Err(PemError::parsing(
+            file,
+            "certificate",
+            pem::Error::NoItemsFound,
+        ));
     }
     Ok(certificates)
 }
@@ -256,22 +271,31 @@ fn build(
     verifier: Arc<dyn ClientCertVerifier>,
 ) -> Result<Arc<ServerConfig>, PemError> {
     let chain = certificates(chain_file)?;
-    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| PemError::parsing_key(key_file, error))?;
+    let key = PrivateKeyDer::from_pem_file(key_file)
+        .map_err(|error| PemError::parsing_key(key_file, error))?;
     ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()
-        .map_err(|error| PemError::new(key_file, "cannot be used with this TLS provider").because(error))?
+        .map_err(|error| {
+            PemError::new(key_file, "cannot be used with this TLS provider").because(error)
+        })?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .map(Arc::new)
         .map_err(|error| match error {
             rustls::Error::InconsistentKeys(_) => PemError::new(
                 key_file,
-                format!("does not belong to the first certificate in {}", chain_file.display()),
+                format!(
+                    "does not belong to the first certificate in {}",
+                    chain_file.display()
+                ),
             ),
             rustls::Error::InvalidCertificate(error) => {
-                PemError::new(chain_file, "begins with a certificate that is not valid").because(error.to_string())
+                PemError::new(chain_file, "begins with a certificate that is not valid")
+                    .because(error.to_string())
             }
-            rustls::Error::General(words) => PemError::new(key_file, "holds no key that can be used").because(words),
+            rustls::Error::General(words) => {
+                PemError::new(key_file, "holds no key that can be used").because(words)
+            }
             error => PemError::new(key_file, "holds no key that can be used").because(error),
         })
 }

@@ -188,7 +188,12 @@ impl Session {
 
     /// Decrypts `wire` and appends the plaintext to `plain`. After a failure the alert for the peer
     /// is [`Session::pending`].
-    pub(in crate::proto) fn receive(&mut self, wire: &mut [u8], plain: &mut Vec<u8>, buffers: &mut Buffers) {
+    pub(in crate::proto) fn receive(
+        &mut self,
+        wire: &mut [u8],
+        plain: &mut Vec<u8>,
+        buffers: &mut Buffers,
+    ) {
         if self.peer_closed || self.has_failed() {
             return;
         }
@@ -204,7 +209,12 @@ impl Session {
         }
     }
 
-    fn decrypt(&mut self, wire: &mut [u8], plain: &mut Vec<u8>, buffers: &mut Buffers) -> Result<(), Failed> {
+    fn decrypt(
+        &mut self,
+        wire: &mut [u8],
+        plain: &mut Vec<u8>,
+        buffers: &mut Buffers,
+    ) -> Result<(), Failed> {
         self.first = self.first.or_else(|| wire.first().copied());
         if let Stage::Hello(acceptor, config) = &mut self.stage {
             let before = self.send_buf.len();
@@ -213,7 +223,11 @@ impl Session {
             if self.send_buf.is_empty() {
                 self.send_buf.clear(buffers);
             }
-            if let Some(Greeted { server_name, config }) = greeted? {
+            if let Some(Greeted {
+                server_name,
+                config,
+            }) = greeted?
+            {
                 self.server_name = server_name;
                 self.stage = Stage::Server(UnbufferedServerConnection::new(Arc::clone(&config))?);
                 self.config = Some(config);
@@ -250,8 +264,15 @@ impl Session {
     ///
     /// Returns how many bytes of `plain` were encrypted. TLS's own bytes may be pending, and bytes
     /// from before an upgrade.
-    pub(in crate::proto) fn encrypt(&mut self, plain: &[u8], buffers: &mut Buffers) -> Result<usize, Failed> {
-        let encrypted = self.send_buf.len().saturating_sub(self.clear + self.tls_overhead);
+    pub(in crate::proto) fn encrypt(
+        &mut self,
+        plain: &[u8],
+        buffers: &mut Buffers,
+    ) -> Result<usize, Failed> {
+        let encrypted = self
+            .send_buf
+            .len()
+            .saturating_sub(self.clear + self.tls_overhead);
         if plain.is_empty() || encrypted > 0 || self.notified || self.is_handshaking() {
             return Ok(0);
         }
@@ -301,7 +322,11 @@ impl Session {
 
     /// Returns the memory of its buffers. rustls keeps another copy of an incomplete ClientHello.
     pub(in crate::proto) fn memory(&self) -> usize {
-        let copies = if matches!(self.stage, Stage::Hello(..)) { 2 } else { 1 };
+        let copies = if matches!(self.stage, Stage::Hello(..)) {
+            2
+        } else {
+            1
+        };
         retained(&self.recv_buf) * copies + self.send_buf.memory()
     }
 
@@ -402,7 +427,11 @@ fn read_hello(
     Ok(None)
 }
 
-fn choose(config: &TlsConfig, hello: &ClientHello<'_>, alert: &mut Vec<u8>) -> Result<Greeted, Failed> {
+fn choose(
+    config: &TlsConfig,
+    hello: &ClientHello<'_>,
+    alert: &mut Vec<u8>,
+) -> Result<Greeted, Failed> {
     let server_name = hello.server_name();
     let Some(config) = config.for_client(hello) else {
         let (description, words) = match server_name {

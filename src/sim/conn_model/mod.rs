@@ -22,7 +22,9 @@ use crate::error::Result;
 use crate::id::ConnId;
 use crate::listen::{Listen, ProxyProtocol};
 use crate::proto::tls::ClientTls;
-use crate::proto::{Fingerprint, Framing, Limits, Machine, Pool, ProxyHeader, SharedMeters, State, Time, TlsConfig};
+use crate::proto::{
+    Fingerprint, Framing, Limits, Machine, Pool, ProxyHeader, SharedMeters, State, Time, TlsConfig,
+};
 use crate::reactor::connections::Connection;
 use crate::reactor::drive::Budget;
 
@@ -133,14 +135,25 @@ impl ConnModel {
         listen.check()?;
         let limits = Rc::new(listen.limits.clone());
         let (tls, mut pool) = (listen.tls.as_ref(), Pool::default());
-        let mut machine = Machine::new(&listen.framing, Rc::clone(&limits), tls, Time::ZERO, &mut pool);
+        let mut machine = Machine::new(
+            &listen.framing,
+            Rc::clone(&limits),
+            tls,
+            Time::ZERO,
+            &mut pool,
+        );
         let mut meters = SharedMeters::default();
         meters.follow(limits.total_read_rate, limits.total_frame_rate, Time::ZERO);
         machine.set_rates(&meters);
         if listen.proxy != ProxyProtocol::Off {
             machine.await_header(listen.proxy == ProxyProtocol::Required);
         }
-        Ok(Self::of(machine, limits, &listen.framing, listen.tls.is_some()))
+        Ok(Self::of(
+            machine,
+            limits,
+            &listen.framing,
+            listen.tls.is_some(),
+        ))
     }
 
     fn of(machine: Machine, limits: Rc<Limits>, framing: &Framing, is_tls: bool) -> Self {
@@ -228,7 +241,10 @@ impl ConnModel {
             Input::Room(bytes) => conn.writable |= socket.make_room(*bytes),
             Input::Spurious => (conn.readable, conn.writable) = (true, true),
             Input::Turn => self.run_turns()?,
-            Input::Step => self.run_turn(&mut Budget { bytes: 1, frames: 1 })?,
+            Input::Step => self.run_turn(&mut Budget {
+                bytes: 1,
+                frames: 1,
+            })?,
             Input::Pass { millis } => {
                 self.kernel.now = now.after(Duration::from_millis(u64::from(*millis)));
             }
@@ -362,7 +378,10 @@ impl ConnModel {
 
     /// Bytes that have arrived and were not read.
     pub fn unread(&self) -> usize {
-        self.conn.stream.as_ref().map_or(0, |socket| socket.inbox.len())
+        self.conn
+            .stream
+            .as_ref()
+            .map_or(0, |socket| socket.inbox.len())
     }
 
     /// The handler has paused it, and nothing waits for the peer: it may stay so for ever.

@@ -45,9 +45,13 @@ impl Oracle {
             Told::Frame(_) if self.paused => Some("a frame while it was paused"),
             Told::Frame(_) if self.finished => Some("a frame after the end"),
             Told::Frame(_) if self.congested => Some("a frame while too much waits for the peer"),
-            Told::Finished => std::mem::replace(&mut self.finished, true).then_some("finished twice"),
+            Told::Finished => {
+                std::mem::replace(&mut self.finished, true).then_some("finished twice")
+            }
             Told::Drain => std::mem::replace(&mut self.drained, true).then_some("drained twice"),
-            Told::Writable if !std::mem::take(&mut self.writable_due) => Some("writable without having been full"),
+            Told::Writable if !std::mem::take(&mut self.writable_due) => {
+                Some("writable without having been full")
+            }
             _ => None,
         };
         wrong.map_or(Ok(()), |words| Err(violation(words)))
@@ -124,7 +128,10 @@ impl Oracle {
 
     pub(super) fn sees_end(&mut self, end: End) -> Checked {
         self.end = Some(end);
-        let by_peer = matches!(end.reason, CloseReason::Reset | CloseReason::TimedOut | CloseReason::Io);
+        let by_peer = matches!(
+            end.reason,
+            CloseReason::Reset | CloseReason::TimedOut | CloseReason::Io
+        );
         if end.reset && !self.forced {
             return Err(violation("RST without a reason for it"));
         }

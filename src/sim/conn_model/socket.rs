@@ -158,7 +158,8 @@ impl StreamOps for Kernel {
                 usize::from(count)
             }
         };
-        self.accepted.extend_from_slice(bytes.get(..count).unwrap_or_default());
+        self.accepted
+            .extend_from_slice(bytes.get(..count).unwrap_or_default());
         Ok(count)
     }
 

@@ -32,7 +32,11 @@ impl ConnModel {
     pub(super) fn run_turn(&mut self, budget: &mut Budget) -> Checked {
         self.again = false;
         // Longer than the input by one: a full buffer is not the end of the input.
-        let unread = self.conn.stream.as_ref().map_or(0, |socket| socket.inbox.len());
+        let unread = self
+            .conn
+            .stream
+            .as_ref()
+            .map_or(0, |socket| socket.inbox.len());
         let mut scratch = Scratch {
             wire: vec![0; (unread + 1).min(READ_SIZE)],
             plain: std::mem::take(&mut self.plain),
@@ -75,7 +79,10 @@ impl ConnModel {
             let seen = self.oracle.sees_sent(&accepted);
             self.keep_fault(seen);
             self.sent.extend_from_slice(&accepted);
-            let (unsent, open) = (self.conn.machine.unsent_app_bytes(), self.conn.machine.is_established());
+            let (unsent, open) = (
+                self.conn.machine.unsent_app_bytes(),
+                self.conn.machine.is_established(),
+            );
             self.oracle.sees_room(&self.limits, unsent, open);
         }
         if std::mem::take(&mut self.kernel.write_failed) {
@@ -176,7 +183,12 @@ impl ConnModel {
             return false;
         };
         let now = self.kernel.now;
-        if self.conn.machine.start_tls(&config, now, &mut self.pool).is_ok() {
+        if self
+            .conn
+            .machine
+            .start_tls(&config, now, &mut self.pool)
+            .is_ok()
+        {
             self.oracle.sees_upgrade();
         }
         true
@@ -189,9 +201,12 @@ impl ConnModel {
     }
 
     fn send(&mut self, payload: &[u8]) -> Checked {
-        let Self { conn, kernel, pool, .. } = self;
+        let Self {
+            conn, kernel, pool, ..
+        } = self;
         let (now, before) = (kernel.now, conn.machine.unsent_app_bytes());
-        let written = payload.len() >= Kernel::LARGE_FRAME && conn.write_through(kernel, pool, now, payload);
+        let written =
+            payload.len() >= Kernel::LARGE_FRAME && conn.write_through(kernel, pool, now, payload);
         let taken = if written {
             true
         } else {
@@ -202,7 +217,9 @@ impl ConnModel {
             }
         };
         let queued = conn.machine.unsent_app_bytes();
-        let sent = self.oracle.sees_send(&self.limits, payload, taken, before, queued);
+        let sent = self
+            .oracle
+            .sees_send(&self.limits, payload, taken, before, queued);
         self.observe();
         sent
     }

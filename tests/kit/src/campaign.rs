@@ -119,7 +119,8 @@ impl Plan {
         for at in 0..smallest.script.len() {
             let mut fewer = smallest.clone();
             while let Some(Act::Say {
-                frames: frames @ 2.., ..
+                frames: frames @ 2..,
+                ..
             }) = fewer.script.get_mut(at).map(|action| &mut action.act)
             {
                 *frames -= 1;

@@ -149,7 +149,9 @@ impl World {
             Input::OnFrame(setting.on_frame.clone()),
             Input::OnEnd(setting.on_end.clone()),
         ] {
-            model.apply(&input).map_err(|violation| violation.to_string())?;
+            model
+                .apply(&input)
+                .map_err(|violation| violation.to_string())?;
         }
         model.take_told();
         Ok(Self {
@@ -172,7 +174,13 @@ impl World {
     /// A hash stands for a state. That two of some millions share one has a chance of one in a million.
     fn key(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
-        (self.model.snapshot(), self.phase, self.header.len(), &self.underway).hash(&mut hasher);
+        (
+            self.model.snapshot(),
+            self.phase,
+            self.header.len(),
+            &self.underway,
+        )
+            .hash(&mut hasher);
         hasher.finish()
     }
 
@@ -193,7 +201,9 @@ impl World {
             _ if self.phase == SPOILED => return Ok(None),
             Step::Bytes(count) => *count,
             // Without a header, or behind it: it may be left out.
-            Step::Nonsense if self.phase == 0 && [0, HEADER.len()].contains(&self.header.len()) => 1,
+            Step::Nonsense if self.phase == 0 && [0, HEADER.len()].contains(&self.header.len()) => {
+                1
+            }
             Step::Nonsense => return Ok(None),
         };
         if self.model.unread() + wanted > WINDOW {
@@ -219,7 +229,9 @@ impl World {
             Step::Do(input) => input.clone(),
         };
         let before = self.model.unread();
-        self.model.apply(&input).map_err(|violation| violation.to_string())?;
+        self.model
+            .apply(&input)
+            .map_err(|violation| violation.to_string())?;
         if let Input::Bytes(bytes) = &input {
             // After FIN or RST nothing arrives any more.
             if self.model.unread() > before {
@@ -229,11 +241,15 @@ impl World {
         for told in self.model.take_told() {
             match told {
                 Told::Frame(frame) => {
-                    let taken = naive::taken_by(&frame, setting.framing, MAX_FRAME, &self.underway)?;
+                    let taken =
+                        naive::taken_by(&frame, setting.framing, MAX_FRAME, &self.underway)?;
                     self.underway.drain(..taken);
                 }
                 Told::Finished if !self.underway.is_empty() => {
-                    return Err(format!("told that the peer finished before {:?}", self.underway));
+                    return Err(format!(
+                        "told that the peer finished before {:?}",
+                        self.underway
+                    ));
                 }
                 _ => {}
             }
@@ -259,7 +275,12 @@ fn stream(framing: u8) -> &'static [u8] {
 }
 
 fn moves(setting: &Setting) -> Vec<Move> {
-    let arrivals = [Step::Bytes(1), Step::Bytes(2), Step::Bytes(3), Step::Nonsense];
+    let arrivals = [
+        Step::Bytes(1),
+        Step::Bytes(2),
+        Step::Bytes(3),
+        Step::Nonsense,
+    ];
     let ends = [Input::Finish, Input::Reset].map(Step::Do);
     let others = [
         Input::Admit,
@@ -290,7 +311,10 @@ fn moves(setting: &Setting) -> Vec<Move> {
     moves.extend(steps.map(|step| vec![step.clone(), turn.clone()]));
     for arrival in &arrivals {
         moves.push(vec![arrival.clone(), round.clone()]);
-        moves.extend(ends.iter().map(|end| vec![arrival.clone(), end.clone(), turn.clone()]));
+        moves.extend(
+            ends.iter()
+                .map(|end| vec![arrival.clone(), end.clone(), turn.clone()]),
+        );
     }
     moves.push(ends.iter().chain([turn]).cloned().collect());
     moves
@@ -361,8 +385,15 @@ pub fn close(setting: &Setting) -> Result<Findings, String> {
 
 /// From here time alone leads to the end; where the handler has paused, once it goes on.
 fn ends(world: &World, findings: &mut Findings) -> Result<(), String> {
-    let mut model = world.model.fork().ok_or("a plain connection cannot be copied")?;
-    let apply = |model: &mut ConnModel, input| model.apply(&input).map_err(|violation| violation.to_string());
+    let mut model = world
+        .model
+        .fork()
+        .ok_or("a plain connection cannot be copied")?;
+    let apply = |model: &mut ConnModel, input| {
+        model
+            .apply(&input)
+            .map_err(|violation| violation.to_string())
+    };
     apply(&mut model, Input::Turn)?;
     for _ in 0..PATIENCE {
         if let Some(end) = model.end() {

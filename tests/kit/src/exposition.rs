@@ -58,7 +58,10 @@ impl Exposition {
         }
         let mut seen = HashSet::new();
         for sample in &samples {
-            assert!(seen.insert((&sample.name, &sample.labels)), "{sample:?} is there twice");
+            assert!(
+                seen.insert((&sample.name, &sample.labels)),
+                "{sample:?} is there twice"
+            );
         }
         let read = Self { samples };
         for (name, _) in families.iter().filter(|(_, kind)| *kind == "histogram") {
@@ -80,7 +83,9 @@ impl Exposition {
                     .all(|(one, other)| one.0 == other.0 && one.1 == other.1)
         };
         let found = self.samples.iter().find(same);
-        found.unwrap_or_else(|| panic!("no {name} {labels:?}")).value
+        found
+            .unwrap_or_else(|| panic!("no {name} {labels:?}"))
+            .value
     }
 
     /// What all samples of this name add up to.
@@ -105,7 +110,10 @@ impl Exposition {
             .collect();
         assert!(buckets.len() > 2, "{name} has buckets");
         for pair in buckets.windows(2) {
-            assert!(pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1, "{name}: {pair:?}");
+            assert!(
+                pair[0].0 < pair[1].0 && pair[0].1 <= pair[1].1,
+                "{name}: {pair:?}"
+            );
         }
         let (bound, all) = buckets[buckets.len() - 1];
         assert!(bound.is_infinite());
@@ -116,7 +124,9 @@ impl Exposition {
 }
 
 fn sample(line: &str) -> Sample {
-    let end = line.find(['{', ' ']).unwrap_or_else(|| panic!("{line:?} has a value"));
+    let end = line
+        .find(['{', ' '])
+        .unwrap_or_else(|| panic!("{line:?} has a value"));
     let (name, rest) = line.split_at(end);
     assert!(is_name(name), "{line}");
     let (labels, value) = match rest.strip_prefix('{') {
@@ -172,7 +182,8 @@ fn number(text: &str) -> f64 {
         "+Inf" => f64::INFINITY,
         _ => {
             assert!(!text.contains(['i', 'n', 'N', ' ']), "{text:?} is a number");
-            text.parse().unwrap_or_else(|_| panic!("{text:?} is a number"))
+            text.parse()
+                .unwrap_or_else(|_| panic!("{text:?} is a number"))
         }
     }
 }

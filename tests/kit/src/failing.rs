@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use portcullis::sim::{Call, ClientId, ClientState, Faults, Scripted, Sim, Violation};
 use portcullis::{
-    AccessRules, Close, Closed, Config, Context, Framing, Handler, Listen, ListenerId, Outcome, Peer, ProxyProtocol,
-    Rate, Refuse, Service,
+    AccessRules, Close, Closed, Config, Context, Framing, Handler, Listen, ListenerId, Outcome,
+    Peer, ProxyProtocol, Rate, Refuse, Service,
 };
 
 #[cfg(feature = "tls")]
@@ -71,7 +71,10 @@ impl Scenario {
                 if (second.call, second.after) == (first.call, first.after) {
                     continue;
                 }
-                let pair = [number(first).min(number(second)), number(first).max(number(second))];
+                let pair = [
+                    number(first).min(number(second)),
+                    number(first).max(number(second)),
+                ];
                 if !seen.insert(pair) {
                     continue;
                 }
@@ -96,7 +99,10 @@ impl Scenario {
 
     /// Plays it once, with these failures, and judges everything.
     pub fn play(self, failures: &[Scripted]) -> Result<Calls, String> {
-        let harmful = failures.iter().filter(|failure| is_harmful(self, failure)).count();
+        let harmful = failures
+            .iter()
+            .filter(|failure| is_harmful(self, failure))
+            .count();
         self.play_against(failures, harmful)
     }
 
@@ -137,7 +143,9 @@ fn is_harmful(scenario: Scenario, failure: &Scripted) -> bool {
         // What comes after a drain has found nothing more to read is owed no answer.
         Call::Read if failure.errno == libc::EAGAIN => drains,
         Call::Register | Call::Shutdown => true,
-        Call::Read | Call::Write => ![libc::EINTR, libc::EAGAIN, libc::ENOMEM, libc::ENOBUFS].contains(&failure.errno),
+        Call::Read | Call::Write => {
+            ![libc::EINTR, libc::EAGAIN, libc::ENOMEM, libc::ENOBUFS].contains(&failure.errno)
+        }
         _ => false,
     }
 }
@@ -219,7 +227,9 @@ impl Stage {
     fn new(scenario: Scenario) -> Played<Self> {
         let (is_tls, is_proxied) = (scenario.is_tls(), scenario == Scenario::Proxied);
         let listen = || {
-            let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line).watermarks(50, 100);
+            let listen = Listen::tcp("127.0.0.1:0")
+                .framing(Framing::Line)
+                .watermarks(50, 100);
             #[cfg(feature = "tls")]
             if is_tls {
                 return listen.tls(sim_tls::server_config());
@@ -323,13 +333,20 @@ impl Stage {
         Ok(())
     }
 
-    fn play(&mut self, scenario: Scenario, failures: &[Scripted], harmful: usize) -> Result<Calls, String> {
-        let count = |sim: &Sim<Books>| -> Calls { Call::ALL.iter().map(|&call| sim.calls(call)).collect() };
+    fn play(
+        &mut self,
+        scenario: Scenario,
+        failures: &[Scripted],
+        harmful: usize,
+    ) -> Result<Calls, String> {
+        let count =
+            |sim: &Sim<Books>| -> Calls { Call::ALL.iter().map(|&call| sim.calls(call)).collect() };
         let before = count(&self.sim);
         let mut faults = Faults::none();
         faults.script.extend(failures);
         self.sim.set_faults(faults);
-        self.act(scenario).map_err(|violation| violation.to_string())?;
+        self.act(scenario)
+            .map_err(|violation| violation.to_string())?;
         let calls = count(&self.sim)
             .iter()
             .zip(before)
@@ -441,11 +458,19 @@ impl Stage {
     }
 
     /// Everybody but those who were hit has had everything; who comes is served; the server ends, and the books balance.
-    fn judge(&mut self, scenario: Scenario, failures: &[Scripted], harmful: usize) -> Result<(), String> {
+    fn judge(
+        &mut self,
+        scenario: Scenario,
+        failures: &[Scripted],
+        harmful: usize,
+    ) -> Result<(), String> {
         let said = |violation: Violation| violation.to_string();
         self.pass(Duration::from_secs(5)).map_err(said)?;
         // The same listener may be found broken twice: it is lost then, with all who wait there.
-        let broken = failures.iter().filter(|failure| failure.errno == libc::EINVAL).count();
+        let broken = failures
+            .iter()
+            .filter(|failure| failure.errno == libc::EINVAL)
+            .count();
         let lost = self.sim.app().lost;
         if lost > 0 && broken < 2 {
             return Err("a listener is lost".to_owned());
@@ -471,7 +496,9 @@ impl Stage {
             harmed += usize::from(client.heard != client.said);
         }
         if lost == 0 && harmed > harmful {
-            return Err(format!("{harmed} clients were harmed by {harmful} failures"));
+            return Err(format!(
+                "{harmed} clients were harmed by {harmful} failures"
+            ));
         }
         if !drained {
             self.sim.control().drain(Duration::from_secs(1));

@@ -32,7 +32,9 @@ pub fn front(framing: u8, max: usize, bytes: &[u8]) -> Front<'_> {
     let Some(header) = bytes.get(..width) else {
         return Front::Rest;
     };
-    let length = header.iter().fold(0, |sum, &byte| sum << 8 | usize::from(byte));
+    let length = header
+        .iter()
+        .fold(0, |sum, &byte| sum << 8 | usize::from(byte));
     if length > max {
         return Front::TooLarge;
     }

@@ -10,7 +10,10 @@ use std::sync::{mpsc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use portcullis::{Addr, Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, SpawnedShards, Stats};
+use portcullis::{
+    Addr, Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, SpawnedShards,
+    Stats,
+};
 
 /// The longest that anything may take, on a machine that is busy with something else.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,7 +37,10 @@ pub fn held_by_each<A>(shards: &SpawnedShards<A>) -> Vec<usize> {
 /// Four clients make requests all the time while `run` does something, which sees how many were begun; none of them may fail. How
 /// many there were.
 #[track_caller]
-pub fn while_asking(ask: impl Fn(usize) -> Result<(), String> + Sync, run: impl FnOnce(&AtomicUsize)) -> usize {
+pub fn while_asking(
+    ask: impl Fn(usize) -> Result<(), String> + Sync,
+    run: impl FnOnce(&AtomicUsize),
+) -> usize {
     let (done, over) = (AtomicUsize::new(0), AtomicBool::new(false));
     let failures = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -53,7 +59,12 @@ pub fn while_asking(ask: impl Fn(usize) -> Result<(), String> + Sync, run: impl 
         outcome.expect("what was done meanwhile");
     });
     let failures = failures.into_inner().expect("not poisoned");
-    assert!(failures.is_empty(), "{} failed: {:?}", failures.len(), failures.first());
+    assert!(
+        failures.is_empty(),
+        "{} failed: {:?}",
+        failures.len(),
+        failures.first()
+    );
     done.into_inner()
 }
 
@@ -92,7 +103,9 @@ where
 pub fn spawn_echo(config: Config, listen: Listen) -> Running {
     spawn(move || {
         let mut server = Server::new(config).expect("server");
-        server.listen(listen, |_app: &mut (), _peer| Echo).expect("listen");
+        server
+            .listen(listen, |_app: &mut (), _peer| Echo)
+            .expect("listen");
         (server, ())
     })
 }
@@ -180,7 +193,10 @@ impl Drop for Place {
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(
+            start.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {what}"
+        );
         thread::park_timeout(Duration::from_millis(1));
     }
 }
@@ -195,7 +211,9 @@ pub fn hold<A>(handle: &Handle<A>) -> mpsc::Sender<()> {
         let _ = released.recv_timeout(PATIENCE);
     };
     handle.post(job).expect("post");
-    inside.recv_timeout(PATIENCE).expect("the loop takes the job");
+    inside
+        .recv_timeout(PATIENCE)
+        .expect("the loop takes the job");
     release
 }
 
@@ -211,7 +229,10 @@ pub fn connect(addr: SocketAddr) -> TcpStream {
 
 /// A packet-2 frame on the wire.
 pub fn packet2(payload: &[u8]) -> Vec<u8> {
-    let mut wire = u16::try_from(payload.len()).expect("fits").to_be_bytes().to_vec();
+    let mut wire = u16::try_from(payload.len())
+        .expect("fits")
+        .to_be_bytes()
+        .to_vec();
     wire.extend_from_slice(payload);
     wire
 }
@@ -256,7 +277,12 @@ pub fn await_end(stream: &mut impl Read) {
             Ok(0) => return,
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                ) =>
+            {
                 panic!("the connection did not end")
             }
             Err(_) => return,
@@ -274,7 +300,10 @@ pub fn have(program: &str, argument: &str) -> bool {
         .status()
         .is_ok();
     if !found {
-        assert!(std::env::var_os("CI").is_none(), "CI needs {program} for this test");
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI needs {program} for this test"
+        );
         eprintln!("SKIPPED: {program} is not installed, this test did not run");
     }
     found
@@ -315,7 +344,11 @@ impl ChildProcess {
             .expect("start the child");
         let stdout = lines_of(child.stdout.take().expect("piped"));
         let stderr = lines_of(child.stderr.take().expect("piped"));
-        Self { child, stdout, stderr }
+        Self {
+            child,
+            stdout,
+            stderr,
+        }
     }
 
     /// As [`ChildProcess::start`], with a standard input to write to. Dropping that is its end.
@@ -330,7 +363,14 @@ impl ChildProcess {
         let stdin = child.stdin.take().expect("piped");
         let stdout = lines_of(child.stdout.take().expect("piped"));
         let stderr = lines_of(child.stderr.take().expect("piped"));
-        (Self { child, stdout, stderr }, stdin)
+        (
+            Self {
+                child,
+                stdout,
+                stderr,
+            },
+            stdin,
+        )
     }
 
     /// The echo example with these options on a port of its own, and its address.
@@ -357,13 +397,17 @@ impl ChildProcess {
     /// The next line of its standard output.
     #[track_caller]
     pub fn line(&self) -> String {
-        self.stdout.recv_timeout(PATIENCE).expect("a line from the child")
+        self.stdout
+            .recv_timeout(PATIENCE)
+            .expect("a line from the child")
     }
 
     /// The next line of its standard error.
     #[track_caller]
     pub fn error_line(&self) -> String {
-        self.stderr.recv_timeout(PATIENCE).expect("a line from the child's log")
+        self.stderr
+            .recv_timeout(PATIENCE)
+            .expect("a line from the child's log")
     }
 
     /// Sends it a signal by name: "TERM".
@@ -393,7 +437,11 @@ impl ChildProcess {
             }
             text
         };
-        (status.expect("ended"), collect(&self.stdout), collect(&self.stderr))
+        (
+            status.expect("ended"),
+            collect(&self.stdout),
+            collect(&self.stderr),
+        )
     }
 
     /// Its process id.
@@ -412,10 +460,17 @@ impl ChildProcess {
     /// User and system CPU time so far, in seconds.
     #[track_caller]
     pub fn cpu_seconds(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("proc");
-        let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("proc");
+        let fields: Vec<&str> = stat
+            .rsplit(')')
+            .next()
+            .expect("fields")
+            .split_whitespace()
+            .collect();
         // Fields 14 and 15 of proc(5), in ticks of 10 ms; the split starts at field 3.
-        let ticks = fields[11].parse::<f64>().expect("utime") + fields[12].parse::<f64>().expect("stime");
+        let ticks =
+            fields[11].parse::<f64>().expect("utime") + fields[12].parse::<f64>().expect("stime");
         ticks / 100.0
     }
 }

@@ -177,7 +177,11 @@ pub fn full_listener() -> Full {
     let any = SocketAddr::from(([127, 0, 0, 1], 0));
     listener.bind(&any.into()).expect("bind");
     listener.listen(0).expect("listen");
-    let addr = listener.local_addr().expect("bound").as_socket().expect("TCP");
+    let addr = listener
+        .local_addr()
+        .expect("bound")
+        .as_socket()
+        .expect("TCP");
     let mut waiting = Vec::new();
     loop {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");

@@ -103,7 +103,10 @@ pub fn play(
         run(version, start, &moves, &mut findings)
             .map_err(|what| format!("{version:?} {start:?} {moves:?}: {what}"))?;
         // Counts up, the last digit first.
-        let Some(place) = schedule.iter().rposition(|&number| number + 1 < MOVES.len()) else {
+        let Some(place) = schedule
+            .iter()
+            .rposition(|&number| number + 1 < MOVES.len())
+        else {
             findings.all = true;
             return Ok(findings);
         };
@@ -129,7 +132,12 @@ struct World {
 /// The frame that is said, over packet-1.
 const FRAME: &[u8] = b"\x02hi";
 
-fn run(version: Version, start: Start, moves: &[Move], findings: &mut Findings) -> Result<(), String> {
+fn run(
+    version: Version,
+    start: Start,
+    moves: &[Move],
+    findings: &mut Findings,
+) -> Result<(), String> {
     let tick = Duration::from_millis(1);
     let listen = Listen::tcp("127.0.0.1:0")
         .framing(Framing::Packet1)
@@ -175,7 +183,9 @@ fn run(version: Version, start: Start, moves: &[Move], findings: &mut Findings) 
     world.come_to_rest()?;
     findings.schedules += 1;
     findings.changes.extend(world.model.take_transitions());
-    findings.reasons.extend(world.model.end().map(|end| end.reason));
+    findings
+        .reasons
+        .extend(world.model.end().map(|end| end.reason));
     Ok(())
 }
 
@@ -239,11 +249,16 @@ impl World {
     }
 
     fn apply(&mut self, input: Input) -> Result<(), String> {
-        self.model.apply(&input).map_err(|violation| violation.to_string())
+        self.model
+            .apply(&input)
+            .map_err(|violation| violation.to_string())
     }
 
     fn arrive(&mut self, count: usize) -> Result<(), String> {
-        let bytes = self.underway.drain(..count.min(self.underway.len())).collect();
+        let bytes = self
+            .underway
+            .drain(..count.min(self.underway.len()))
+            .collect();
         self.apply(Input::Bytes(bytes))
     }
 
@@ -257,9 +272,15 @@ impl World {
             }
         }
         if self.heard.len() > self.told * FRAME.len()
-            || self.heard.chunks(FRAME.len()).any(|echo| !FRAME.starts_with(echo))
+            || self
+                .heard
+                .chunks(FRAME.len())
+                .any(|echo| !FRAME.starts_with(echo))
         {
-            return Err(format!("the client hears what nobody said: {:?}", self.heard));
+            return Err(format!(
+                "the client hears what nobody said: {:?}",
+                self.heard
+            ));
         }
         Ok(())
     }
@@ -287,7 +308,10 @@ impl World {
         self.make(Move::Hear)?;
         let in_order = matches!(
             end.reason,
-            CloseReason::Finished | CloseReason::Closed | CloseReason::Drained | CloseReason::TlsTruncated
+            CloseReason::Finished
+                | CloseReason::Closed
+                | CloseReason::Drained
+                | CloseReason::TlsTruncated
         );
         let owed = self.told * FRAME.len() - self.heard.len();
         if in_order && !end.reset && self.client.is_some() && owed > 0 {

@@ -7,7 +7,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{mpsc, Arc, Mutex};
 use std::time::Duration;
 
-use portcullis::{CloseReason, Closed, Config, ConnId, Context, Handler, Listen, Message, Outcome, Server};
+use portcullis::{
+    CloseReason, Closed, Config, ConnId, Context, Handler, Listen, Message, Outcome, Server,
+};
 use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::net::{eventually, spawn, Running, PATIENCE};
@@ -80,12 +82,18 @@ pub struct ScriptedHandler<P> {
 
 impl<P> ScriptedHandler<P> {
     pub fn new(play: P) -> Self {
-        Self { life: Life::New, play }
+        Self {
+            life: Life::New,
+            play,
+        }
     }
 
     /// For a connection that is open: it takes the place of another handler, and is not told that it opens.
     pub fn successor(play: P) -> Self {
-        Self { life: Life::Open, play }
+        Self {
+            life: Life::Open,
+            play,
+        }
     }
 
     fn call<A>(&mut self, cx: &mut Context<'_, A>, call: Call<'_>) -> Outcome
@@ -118,7 +126,10 @@ impl Inside {
     ///
     /// If another one runs.
     pub fn begin() -> Self {
-        assert!(!INSIDE.replace(true), "a callback was entered from inside another");
+        assert!(
+            !INSIDE.replace(true),
+            "a callback was entered from inside another"
+        );
         Self(())
     }
 }
@@ -209,7 +220,10 @@ impl Call<'_> {
             Self::Timer(key) => Entry::Timer(*key),
             Self::Message(_) => Entry::Message,
             Self::Drain => Entry::Drain,
-            Self::Close(closed) => Entry::Close(closed.reason, closed.error.as_ref().map(ToString::to_string)),
+            Self::Close(closed) => Entry::Close(
+                closed.reason,
+                closed.error.as_ref().map(ToString::to_string),
+            ),
             Self::ConnectFailed(closed) => Entry::ConnectFailed(closed.reason),
         }
     }
@@ -229,12 +243,18 @@ impl Journal {
     }
 
     pub fn count(&self, wanted: &Entry) -> usize {
-        self.all().iter().filter(|(_, entry)| entry == wanted).count()
+        self.all()
+            .iter()
+            .filter(|(_, entry)| entry == wanted)
+            .count()
     }
 
     /// The entries of all connections that `pick` picks from.
     pub fn pick<T>(&self, pick: impl Fn(&Entry) -> Option<T>) -> Vec<T> {
-        self.all().iter().filter_map(|(_, entry)| pick(entry)).collect()
+        self.all()
+            .iter()
+            .filter_map(|(_, entry)| pick(entry))
+            .collect()
     }
 
     /// The reasons of those that ended so far, in order.
@@ -263,9 +283,16 @@ impl Journal {
             }
         }
         for id in ids {
-            let life: Vec<&Entry> = all.iter().filter(|(of, _)| *of == id).map(|(_, entry)| entry).collect();
+            let life: Vec<&Entry> = all
+                .iter()
+                .filter(|(of, _)| *of == id)
+                .map(|(_, entry)| entry)
+                .collect();
             let opens = life.iter().filter(|entry| ***entry == Entry::Open).count();
-            let closes = life.iter().filter(|entry| matches!(entry, Entry::Close(..))).count();
+            let closes = life
+                .iter()
+                .filter(|entry| matches!(entry, Entry::Close(..)))
+                .count();
             assert_eq!((opens, closes), (1, 1), "{life:?}");
             assert_eq!(life[0], &Entry::Open, "{life:?}");
             assert!(matches!(life[life.len() - 1], Entry::Close(..)), "{life:?}");
@@ -334,13 +361,17 @@ pub fn hold<A: Send + 'static>(running: &Running<A>) -> Hold {
             let _ = released.recv_timeout(PATIENCE);
         })
         .expect("post");
-    standing.recv_timeout(PATIENCE).expect("the loop takes the job");
+    standing
+        .recv_timeout(PATIENCE)
+        .expect("the loop takes the job");
     Hold { _release: release }
 }
 
 /// Closes a client with RST.
 pub fn reset(stream: TcpStream) {
-    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("linger");
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .expect("linger");
     drop(stream);
 }
 

@@ -101,7 +101,10 @@ impl Client {
     pub fn decrypt(&mut self, mut wire: &[u8], plain: &mut Vec<u8>) -> Result<Vec<u8>, String> {
         use std::io::Read;
         while !wire.is_empty() {
-            let taken = self.connection.read_tls(&mut wire).map_err(|error| error.to_string())?;
+            let taken = self
+                .connection
+                .read_tls(&mut wire)
+                .map_err(|error| error.to_string())?;
             let outcome = self.connection.process_new_packets();
             if let Err(error) = outcome {
                 // An alert from the server is an end like others; anything else is a broken stream.
@@ -122,7 +125,12 @@ impl Client {
     }
 
     /// As [`Client::decrypt`], of a stream that somebody may have meddled with: `None` once the client gives up.
-    pub fn hear(&mut self, wire: &[u8], plain: &mut Vec<u8>, meddled: bool) -> Result<Option<Vec<u8>>, String> {
+    pub fn hear(
+        &mut self,
+        wire: &[u8],
+        plain: &mut Vec<u8>,
+        meddled: bool,
+    ) -> Result<Option<Vec<u8>>, String> {
         // A rustls client that has said goodbye asserts, in debug builds, that it finds no fault afterwards.
         if meddled && self.goodbye {
             return Ok(None);
@@ -136,7 +144,9 @@ impl Client {
     fn flush(&mut self) -> Vec<u8> {
         let mut wire = Vec::new();
         while self.connection.wants_write() {
-            self.connection.write_tls(&mut wire).expect("a Vec takes all");
+            self.connection
+                .write_tls(&mut wire)
+                .expect("a Vec takes all");
         }
         wire
     }

@@ -46,7 +46,12 @@ struct Search {
 
 impl Search {
     /// `model` has read the string so far, up to the last cut; `frames` is what came of it.
-    fn go_on(&mut self, model: &ConnModel, frames: Vec<Vec<u8>>, left: usize) -> Result<(), String> {
+    fn go_on(
+        &mut self,
+        model: &ConnModel,
+        frames: Vec<Vec<u8>>,
+        left: usize,
+    ) -> Result<(), String> {
         self.finish(model, frames.clone())?;
         if left == 0 {
             return Ok(());
@@ -102,7 +107,9 @@ fn fork(model: &ConnModel) -> Result<ConnModel, String> {
 }
 
 fn apply(model: &mut ConnModel, input: Input) -> Result<(), String> {
-    model.apply(&input).map_err(|violation| violation.to_string())
+    model
+        .apply(&input)
+        .map_err(|violation| violation.to_string())
 }
 
 fn collect(model: &mut ConnModel, frames: &mut Vec<Vec<u8>>) {

@@ -10,14 +10,18 @@ use std::thread;
 #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
 use portcullis::tls::rustls::crypto;
 use portcullis::tls::rustls::crypto::CryptoProvider;
-use portcullis::tls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use portcullis::tls::rustls::pki_types::{
+    CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName,
+};
 use portcullis::tls::rustls::server::WebPkiClientVerifier;
 use portcullis::tls::rustls::{
-    version, ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, ServerConfig, StreamOwned,
-    SupportedProtocolVersion,
+    version, ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, ServerConfig,
+    StreamOwned, SupportedProtocolVersion,
 };
 use portcullis::{Context, Handler, Listen, Outcome, Peer, Refuse, Service};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 
 use crate::net::{connect, ping, spawn, Echo, Running};
 
@@ -52,7 +56,10 @@ impl Identity {
 
     fn new(chain: &[&rcgen::Certificate], key: &KeyPair) -> Self {
         Self {
-            chain: chain.iter().map(|certificate| certificate.der().clone()).collect(),
+            chain: chain
+                .iter()
+                .map(|certificate| certificate.der().clone())
+                .collect(),
             key: key.serialize_der(),
             chain_pem: chain.iter().map(|certificate| certificate.pem()).collect(),
             key_pem: key.serialize_pem(),
@@ -138,7 +145,10 @@ impl Site {
 
     pub fn of(authority: Authority) -> Self {
         let identity = authority.server();
-        Self { authority, identity }
+        Self {
+            authority,
+            identity,
+        }
     }
 
     /// The server's configuration, to be changed further.
@@ -164,7 +174,8 @@ impl Site {
 
     /// A server that asks for a client certificate of `authority`, and may do without.
     pub fn server_for_clients_of(&self, authority: &Authority, optional: bool) -> ServerConfig {
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(authority.roots()), provider());
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::new(authority.roots()), provider());
         let verifier = if optional {
             verifier.allow_unauthenticated()
         } else {
@@ -187,7 +198,11 @@ impl Site {
             .with_no_client_auth()
     }
 
-    pub fn client_with(&self, version: &'static SupportedProtocolVersion, identity: &Identity) -> ClientConfig {
+    pub fn client_with(
+        &self,
+        version: &'static SupportedProtocolVersion,
+        identity: &Identity,
+    ) -> ClientConfig {
         ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[version])
             .expect("versions")
@@ -261,9 +276,14 @@ pub fn notify(client: &mut TlsClient) {
 pub fn read_to_goodbye(client: &mut TlsClient) -> Vec<u8> {
     let mut bytes = Vec::new();
     // rustls reports a FIN without close_notify as an error.
-    client.read_to_end(&mut bytes).expect("close_notify before FIN");
+    client
+        .read_to_end(&mut bytes)
+        .expect("close_notify before FIN");
     assert_eq!(
-        client.sock.read(&mut [0; 1]).expect("no reset after close_notify"),
+        client
+            .sock
+            .read(&mut [0; 1])
+            .expect("no reset after close_notify"),
         0,
         "FIN after close_notify"
     );
@@ -274,7 +294,9 @@ pub fn read_to_goodbye(client: &mut TlsClient) -> Vec<u8> {
 pub fn wire_of(session: &mut ClientConnection) -> Vec<u8> {
     let mut wire = Vec::new();
     while session.wants_write() {
-        session.write_tls(&mut wire).expect("a vector takes everything");
+        session
+            .write_tls(&mut wire)
+            .expect("a vector takes everything");
     }
     wire
 }
@@ -327,14 +349,20 @@ pub fn exchange_after(client: TlsClient, plain: &[u8], wait: impl FnOnce()) -> V
                 goodbye |= state.peer_has_closed();
                 let start = answer.len();
                 answer.resize(start + state.plaintext_bytes_to_read(), 0);
-                session.reader().read_exact(&mut answer[start..]).expect("plaintext");
+                session
+                    .reader()
+                    .read_exact(&mut answer[start..])
+                    .expect("plaintext");
                 if goodbye {
                     break;
                 }
             }
         }
         assert!(goodbye, "close_notify before FIN");
-        writer.join().expect("writer").expect("everything was taken");
+        writer
+            .join()
+            .expect("writer")
+            .expect("everything was taken");
         answer
     })
 }
@@ -359,7 +387,10 @@ pub fn read_raw(stream: &mut TcpStream) -> (Vec<u8>, Option<io::Error>) {
     let mut bytes = Vec::new();
     let end = stream.read_to_end(&mut bytes).err();
     if let Some(error) = &end {
-        assert!(error.kind() != io::ErrorKind::WouldBlock, "the connection did not end");
+        assert!(
+            error.kind() != io::ErrorKind::WouldBlock,
+            "the connection did not end"
+        );
     }
     (bytes, end)
 }
@@ -369,7 +400,10 @@ pub fn read_raw(stream: &mut TcpStream) -> (Vec<u8>, Option<io::Error>) {
 #[track_caller]
 pub fn alert(stream: &mut TcpStream) -> u8 {
     let (bytes, end) = read_raw(stream);
-    assert!(end.is_none(), "the connection ended with {end:?}, not with FIN");
+    assert!(
+        end.is_none(),
+        "the connection ended with {end:?}, not with FIN"
+    );
     match bytes[..] {
         [21, 3, _, 0, 2, 2, description] => description,
         _ => panic!("no fatal alert: {bytes:02x?}"),
@@ -416,7 +450,11 @@ pub fn visit(addr: SocketAddr, config: &ClientConfig) {
 fn end(closed: &portcullis::Closed) -> End {
     (
         closed.reason,
-        closed.error.as_ref().map(ToString::to_string).unwrap_or_default(),
+        closed
+            .error
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
     )
 }
 
@@ -474,7 +512,12 @@ pub fn spawn_recorder(config: portcullis::Config, listen: Listen) -> Running<See
 pub fn the_end(server: &Running<Seen>) -> End {
     server.until("the connection ends", |stats| stats.closed_total() == 1);
     server.ask(|seen, _| {
-        let ends: Vec<End> = seen.closed.iter().chain(&seen.failed_accepts).cloned().collect();
+        let ends: Vec<End> = seen
+            .closed
+            .iter()
+            .chain(&seen.failed_accepts)
+            .cloned()
+            .collect();
         assert_eq!(ends.len(), 1, "one report: {ends:?}");
         ends[0].clone()
     })

@@ -6,8 +6,8 @@ use std::time::Duration;
 use portcullis::sim::{Call, ClientId, ClientState, Scripted, Sim};
 use portcullis::CloseReason::{Killed, Panicked, Reset, Unregistered, WriteTimeout};
 use portcullis::{
-    CloseReason, Config, Context, Decoded, FrameBuf, FrameError, Framer, Framing, Handle, HandleError, Handler, Listen,
-    Outcome, Server,
+    CloseReason, Config, Context, Decoded, FrameBuf, FrameError, Framer, Framing, Handle,
+    HandleError, Handler, Listen, Outcome, Server,
 };
 
 use kit::planned::PanicOnDrop;
@@ -77,7 +77,9 @@ fn an_error_is_dropped_whatever_overtakes_it() {
     type Overtake = fn(&mut Sim, ClientId);
     let cases: [(CloseReason, Overtake); 3] = [
         (Reset, |sim, client| sim.reset(client)),
-        (WriteTimeout, |sim, _| sim.advance(Duration::from_secs(3600))),
+        (WriteTimeout, |sim, _| {
+            sim.advance(Duration::from_secs(3600))
+        }),
         (Killed, |sim, _| {
             let id = sim.control().connections()[0].id;
             assert!(sim.control().kill(id));
@@ -106,7 +108,10 @@ fn a_framer_is_dropped_when_its_socket_cannot_be_registered() {
         errno: libc::ENOMEM,
     });
     sim.settle();
-    assert_eq!((sim.stats().closed(Unregistered), sim.stats().panics), (1, 1));
+    assert_eq!(
+        (sim.stats().closed(Unregistered), sim.stats().panics),
+        (1, 1)
+    );
 }
 
 #[test]
@@ -133,7 +138,10 @@ fn a_frame_that_the_framer_refuses_from_outside() {
     assert_eq!(sim.state(client), ClientState::Finished);
     sim.finish(client);
     sim.settle();
-    assert_eq!((sim.stats().undeliverable, sim.stats().closed(Panicked)), (1, 1));
+    assert_eq!(
+        (sim.stats().undeliverable, sim.stats().closed(Panicked)),
+        (1, 1)
+    );
     assert!(sim.connect(addr).is_some());
 }
 
@@ -188,6 +196,7 @@ fn a_refused_job_may_use_its_handle() {
         let refused = handle.post(move |(), _| drop(caller));
         assert_eq!(refused, Err(HandleError::QueueFull));
     });
-    told.recv_timeout(Duration::from_secs(20)).expect("no deadlock");
+    told.recv_timeout(Duration::from_secs(20))
+        .expect("no deadlock");
     thread.join().expect("no panic");
 }

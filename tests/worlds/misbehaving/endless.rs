@@ -44,8 +44,14 @@ fn pauses_for_ever() {
             assert_eq!(harness.sim.state(client), Connected, "it has its grace");
             harness.sim.advance(Duration::from_secs(6));
             let report = harness.sim.drain_report().expect("over");
-            assert_eq!((report.ended, report.forced, harness.sim.descriptors()), (1, 1, 0));
-            assert_eq!(harness.sim.app().reasons, [(0, CloseReason::Drained), (1, DrainForced)]);
+            assert_eq!(
+                (report.ended, report.forced, harness.sim.descriptors()),
+                (1, 1, 0)
+            );
+            assert_eq!(
+                harness.sim.app().reasons,
+                [(0, CloseReason::Drained), (1, DrainForced)]
+            );
             assert_eq!(harness.sim.app().told, ["open", "frame", "drain", "close"]);
             assert_eq!(harness.sim.state(client), Reset);
         } else {
@@ -68,7 +74,10 @@ fn pauses_for_ever() {
 fn floods_its_own_handle() {
     const QUEUE: usize = 10;
     const BUDGET: usize = 4;
-    let config = Config::new().queue_limit(QUEUE).queue_bytes(100).job_budget(BUDGET);
+    let config = Config::new()
+        .queue_limit(QUEUE)
+        .queue_bytes(100)
+        .job_budget(BUDGET);
     let mut harness = harness_of(config, lines(), Welcome::Accept, |cx, call| {
         let (id, handle) = (cx.conn.id(), cx.app.handle());
         match call {
@@ -83,7 +92,9 @@ fn floods_its_own_handle() {
                 for _ in 0..50 {
                     let posted = handle.post(|log, _| log.count += 1);
                     let noted = handle.notify(id, ());
-                    cx.app.results.extend([format!("{posted:?}"), format!("{noted:?}")]);
+                    cx.app
+                        .results
+                        .extend([format!("{posted:?}"), format!("{noted:?}")]);
                 }
                 return Ok(());
             }
@@ -97,7 +108,9 @@ fn floods_its_own_handle() {
         }
         behave(cx, call)
     });
-    let count = |results: &[String], wanted: &str| results.iter().filter(|result| *result == wanted).count();
+    let count = |results: &[String], wanted: &str| {
+        results.iter().filter(|result| *result == wanted).count()
+    };
     let full = format!("Err({:?})", HandleError::QueueFull);
     let client = harness.enter();
     harness.say(client, "bytes\n");
@@ -187,14 +200,19 @@ fn narrow() -> Listen {
 
 #[test]
 fn sends_without_end_to_who_does_not_read() {
-    let mut harness = harness_of(Config::new(), narrow(), Welcome::Accept, |cx, call| match call {
-        Call::Frame(_) | Call::Writable => {
-            let refused = flood(cx);
-            cx.app.results.push(format!("{refused:?}"));
-            Ok(())
-        }
-        call => behave(cx, call),
-    });
+    let mut harness = harness_of(
+        Config::new(),
+        narrow(),
+        Welcome::Accept,
+        |cx, call| match call {
+            Call::Frame(_) | Call::Writable => {
+                let refused = flood(cx);
+                cx.app.results.push(format!("{refused:?}"));
+                Ok(())
+            }
+            call => behave(cx, call),
+        },
+    );
     let client = harness.enter();
     harness.sim.set_reading(client, false);
     harness.sim.set_send_buffer(client, 150);
@@ -224,13 +242,18 @@ fn sends_without_end_to_who_does_not_read() {
 /// The peer reads, and is sent more for ever.
 #[test]
 fn sends_without_end_to_who_reads() {
-    let mut harness = harness_of(Config::new(), narrow(), Welcome::Accept, |cx, call| match call {
-        Call::Frame(_) | Call::Writable => {
-            let _ = flood(cx);
-            Ok(())
-        }
-        call => behave(cx, call),
-    });
+    let mut harness = harness_of(
+        Config::new(),
+        narrow(),
+        Welcome::Accept,
+        |cx, call| match call {
+            Call::Frame(_) | Call::Writable => {
+                let _ = flood(cx);
+                Ok(())
+            }
+            call => behave(cx, call),
+        },
+    );
     let client = harness.enter();
     harness.sim.set_send_buffer(client, 150);
     harness.sim.send(client, b"flood\n");
@@ -241,7 +264,9 @@ fn sends_without_end_to_who_reads() {
         heard += harness.heard(client).len();
         let connections = harness.sim.control().connections();
         assert!(
-            connections.iter().all(|info| info.buffered < LIMIT + LINE.len()),
+            connections
+                .iter()
+                .all(|info| info.buffered < LIMIT + LINE.len()),
             "{connections:?}"
         );
     }
@@ -259,14 +284,22 @@ fn sends_without_end_to_who_reads() {
 /// With `?` it closes with that error, and the peer gets what was taken.
 #[test]
 fn sends_until_its_own_error_ends_it() {
-    let mut harness = harness_of(Config::new(), narrow(), Welcome::Accept, |cx, call| match call {
-        Call::Frame(_) => Ok(flood(cx)?),
-        call => behave(cx, call),
-    });
+    let mut harness = harness_of(
+        Config::new(),
+        narrow(),
+        Welcome::Accept,
+        |cx, call| match call {
+            Call::Frame(_) => Ok(flood(cx)?),
+            call => behave(cx, call),
+        },
+    );
     let client = harness.enter();
     harness.say(client, "flood\n");
     assert_eq!(harness.leave(client), ClientState::Finished);
-    assert_eq!(harness.heard(client).as_bytes(), LINE.repeat(LIMIT / LINE.len()));
+    assert_eq!(
+        harness.heard(client).as_bytes(),
+        LINE.repeat(LIMIT / LINE.len())
+    );
     harness.ended(Failed);
     harness.end(0);
 }

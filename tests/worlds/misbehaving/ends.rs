@@ -18,7 +18,10 @@ fn sends_from_on_close() {
             cx.conn.set_timer(0, Duration::ZERO);
             cx.app.results.push(format!("{own:?}"));
             let bystander = cx.app.ids[0];
-            cx.conn.peer(bystander).expect("there").send(b"farewell\n")?;
+            cx.conn
+                .peer(bystander)
+                .expect("there")
+                .send(b"farewell\n")?;
             Ok(())
         }
         call => behave(cx, call),
@@ -106,8 +109,12 @@ impl Way {
             Self::ReturnError => drop("no number".parse::<u8>()?),
             Self::Panic => blow(),
             Self::CloseAfterInput => cx.conn.close_after_input(),
-            Self::PostClose => handle.post(move |_, control| control.conn(id).expect("there").close())?,
-            Self::PostAbort => handle.post(move |_, control| control.conn(id).expect("there").abort())?,
+            Self::PostClose => {
+                handle.post(move |_, control| control.conn(id).expect("there").close())?
+            }
+            Self::PostAbort => {
+                handle.post(move |_, control| control.conn(id).expect("there").abort())?
+            }
             Self::PostKill => handle.post(move |_, control| assert!(control.kill(id)))?,
             Self::Kill => handle.kill(id)?,
         }

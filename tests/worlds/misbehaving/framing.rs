@@ -18,24 +18,40 @@ fn changes_framing_inside_on_frame() {
             "go\na.b\n.",
             CloseReason::Finished,
         ),
-        (Framing::Raw, "go\nno frames", "go\nno frames", CloseReason::Finished),
-        (Framing::Line, "go\ngo\n\n", "go\ngo\n\n", CloseReason::Finished),
+        (
+            Framing::Raw,
+            "go\nno frames",
+            "go\nno frames",
+            CloseReason::Finished,
+        ),
+        (
+            Framing::Line,
+            "go\ngo\n\n",
+            "go\ngo\n\n",
+            CloseReason::Finished,
+        ),
         // By the new rule it is too long, or cut; by the old one it was neither.
-        (Framing::Packet1, "go\n\x01a\x0Fno\n", "go\n\x01a", FrameTooLarge),
+        (
+            Framing::Packet1,
+            "go\n\x01a\x0Fno\n",
+            "go\n\x01a",
+            FrameTooLarge,
+        ),
         (Framing::Packet4, "go\n\0\0\0\x04no\n", "go\n", Truncated),
     ];
     for (after, said, heard, reason) in cases {
         for cut in 0..=said.len() {
             let after = after.clone();
             let listen = lines().max_frame("still here\n".len());
-            let mut harness = harness_of(Config::new(), listen, Welcome::Accept, move |cx, call| {
-                if let Call::Frame(b"go\n") = call {
-                    behave(cx, call)?;
-                    cx.conn.set_framing(&after);
-                    return Ok(());
-                }
-                behave(cx, call)
-            });
+            let mut harness =
+                harness_of(Config::new(), listen, Welcome::Accept, move |cx, call| {
+                    if let Call::Frame(b"go\n") = call {
+                        behave(cx, call)?;
+                        cx.conn.set_framing(&after);
+                        return Ok(());
+                    }
+                    behave(cx, call)
+                });
             let client = harness.enter();
             harness.say(client, &said[..cut]);
             harness.say(client, &said[cut..]);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    CloseReason, Closed, Config, ConnId, Context, Framing, Handle, Handler, Listen, Outcome, Peer, Refuse, Service,
-    Stats,
+    CloseReason, Closed, Config, ConnId, Context, Framing, Handle, Handler, Listen, Outcome, Peer,
+    Refuse, Service, Stats,
 };
 
 use kit::planned::{blow, PanicOnDrop};
@@ -155,7 +155,11 @@ pub fn harness_of(
     };
     let addr = sim.listen(listen, usher).expect("listen");
     let bystander = sim.connect(addr).expect("connected");
-    let mut harness = Harness { sim, addr, bystander };
+    let mut harness = Harness {
+        sim,
+        addr,
+        bystander,
+    };
     harness.serve(bystander, "hello\n");
     harness
 }
@@ -193,7 +197,10 @@ impl Harness {
     #[track_caller]
     pub fn ended(&self, reason: CloseReason) {
         assert_eq!(self.sim.app().reasons, [(1, reason)]);
-        assert_eq!(self.sim.stats().closed_by_reason().collect::<Vec<_>>(), [(reason, 1)]);
+        assert_eq!(
+            self.sim.stats().closed_by_reason().collect::<Vec<_>>(),
+            [(reason, 1)]
+        );
     }
 
     /// The bystander is served as ever, and so is who comes; the server ends clean.

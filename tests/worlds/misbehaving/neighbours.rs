@@ -30,7 +30,12 @@ fn kills_its_neighbour() {
         ),
         (|cx, other| Ok(cx.app.handle().kill(other)?), Killed, Reset),
         (
-            |cx, other| Ok(cx.app.handle().post(move |_, control| assert!(control.kill(other)))?),
+            |cx, other| {
+                Ok(cx
+                    .app
+                    .handle()
+                    .post(move |_, control| assert!(control.kill(other)))?)
+            },
             Killed,
             Reset,
         ),
@@ -45,7 +50,10 @@ fn kills_its_neighbour() {
         let victim = harness.enter();
         let killer = harness.enter();
         harness.serve(killer, "kill\n");
-        assert_eq!((harness.leave(victim), harness.heard(victim)), (state, String::new()));
+        assert_eq!(
+            (harness.leave(victim), harness.heard(victim)),
+            (state, String::new())
+        );
         harness.ended(reason);
         harness.serve(killer, "unharmed\n");
         harness.leave(killer);
@@ -74,7 +82,11 @@ fn kills_a_neighbour_that_has_input_waiting() {
                 behave(cx, call)
             });
             let (one, other) = (harness.enter(), harness.enter());
-            let (killer, victim) = if killer_first { (one, other) } else { (other, one) };
+            let (killer, victim) = if killer_first {
+                (one, other)
+            } else {
+                (other, one)
+            };
             harness.sim.send(killer, b"kill\n");
             harness.sim.send(victim, b"waits\n");
             harness.sim.settle();
@@ -84,7 +96,10 @@ fn kills_a_neighbour_that_has_input_waiting() {
                 // A reset destroys what the client has not read.
                 _ => "",
             };
-            assert_eq!((harness.leave(victim), harness.heard(victim).as_str()), (state, heard));
+            assert_eq!(
+                (harness.leave(victim), harness.heard(victim).as_str()),
+                (state, heard)
+            );
             let frames = if killer_first { 1 } else { 2 };
             assert_eq!(harness.sim.app().times("frame"), frames);
             let number = if killer_first { 2 } else { 1 };
@@ -150,13 +165,19 @@ fn kills_a_neighbour_that_has_messages_waiting() {
         (Reset, String::new())
     );
     assert_eq!(
-        (harness.sim.stats().undeliverable, harness.sim.app().times("message")),
+        (
+            harness.sim.stats().undeliverable,
+            harness.sim.app().times("message")
+        ),
         (2, 0)
     );
     harness.ended(Killed);
     let handle = harness.sim.handle();
     let gone = harness.sim.app().ids[1];
-    assert_eq!(handle.send(gone, "more\n"), Err(HandleError::NoConnection(gone)));
+    assert_eq!(
+        handle.send(gone, "more\n"),
+        Err(HandleError::NoConnection(gone))
+    );
     assert_eq!(harness.heard(killer), "kill\n");
     harness.leave(killer);
     harness.leave(newcomer);

@@ -117,13 +117,23 @@ fn panics_in_on_drain() {
     harness.sim.send(client, b"one\n");
     harness.sim.control().drain(Duration::from_secs(5));
     harness.sim.settle();
-    assert_eq!(harness.heard(client), "one\n", "it was read before the drain was told");
+    assert_eq!(
+        harness.heard(client),
+        "one\n",
+        "it was read before the drain was told"
+    );
     for client in [client, harness.bystander] {
         assert_eq!(harness.leave(client), ClientState::Finished);
     }
-    assert_eq!(harness.sim.app().reasons, [(1, Panicked), (0, CloseReason::Drained)]);
+    assert_eq!(
+        harness.sim.app().reasons,
+        [(1, Panicked), (0, CloseReason::Drained)]
+    );
     let report = harness.sim.drain_report().expect("the drain goes on");
-    assert_eq!((report.ended, report.forced, harness.sim.descriptors()), (2, 0, 0));
+    assert_eq!(
+        (report.ended, report.forced, harness.sim.descriptors()),
+        (2, 0, 0)
+    );
 }
 
 #[test]
@@ -136,7 +146,10 @@ fn a_service_panics() {
     );
     assert_eq!(harness.sim.app().failed_accepts, [Panicked]);
     let stats = harness.end(1);
-    assert_eq!((stats.closed(Panicked), stats.accepted, stats.opened), (1, 3, 2));
+    assert_eq!(
+        (stats.closed(Panicked), stats.accepted, stats.opened),
+        (1, 3, 2)
+    );
 }
 
 #[test]
@@ -166,7 +179,8 @@ fn a_destructor_panics() {
                         play: Rc::new(behave),
                         _panic_on_drop: None,
                     };
-                    cx.conn.replace_handler(ScriptedHandler::successor(successor));
+                    cx.conn
+                        .replace_handler(ScriptedHandler::successor(successor));
                 }
                 Call::Frame(b"blow\n") => blow(),
                 _ => {}

@@ -42,7 +42,10 @@ fn have_erlang() -> bool {
         .status()
         .is_ok();
     if !found {
-        assert!(std::env::var_os("CI").is_none(), "CI needs erl for this test");
+        assert!(
+            std::env::var_os("CI").is_none(),
+            "CI needs erl for this test"
+        );
         eprintln!("SKIPPED: erl is not installed, this test did not run");
     }
     found
@@ -71,7 +74,14 @@ impl Numbers {
                 0 => stream.extend((0..self.below(8)).map(|_| self.pick(&[0, 1, 2, 9, 255]))),
                 1 => stream.extend_from_slice(b"line\r\n"),
                 2 => {
-                    let length = self.pick(&[0x7FFF_FFFB_u32, 0x7FFF_FFFC, 0x8000_0000, u32::MAX, 65_535, 256]);
+                    let length = self.pick(&[
+                        0x7FFF_FFFB_u32,
+                        0x7FFF_FFFC,
+                        0x8000_0000,
+                        u32::MAX,
+                        65_535,
+                        256,
+                    ]);
                     stream.extend_from_slice(&length.to_be_bytes()[4 - width..]);
                 }
                 _ => {

@@ -15,14 +15,21 @@ fn both_versions_in_pieces_of_any_size() {
             talk.exchange();
             talk.say(&[packet2("one"), packet2(""), packet2("three")].concat());
             talk.exchange();
-            assert_eq!(talk.heard(), [packet2("one"), packet2(""), packet2("three")].concat());
+            assert_eq!(
+                talk.heard(),
+                [packet2("one"), packet2(""), packet2("three")].concat()
+            );
             assert_eq!(
                 talk.rig.events(),
                 [Seen::Opened, frame("one"), frame(""), frame("three")],
                 "{version:?}, {cut}"
             );
             assert!(!talk.client.is_handshaking());
-            assert_eq!(talk.rig.machine.buffered(), 0, "an idle session holds nothing");
+            assert_eq!(
+                talk.rig.machine.buffered(),
+                0,
+                "an idle session holds nothing"
+            );
         }
     }
 }
@@ -42,7 +49,14 @@ fn everything_at_once() {
     let mut event = talk.rig.events();
     // The session tickets in front of the answer reach these tests' small watermark.
     event.retain(|event| *event != Seen::Writable);
-    assert_eq!(event, [Seen::Opened, frame("with the handshake's end"), Seen::Finished]);
+    assert_eq!(
+        event,
+        [
+            Seen::Opened,
+            frame("with the handshake's end"),
+            Seen::Finished
+        ]
+    );
     let answer = talk.rig.answers();
     talk.hear(&answer);
     assert_eq!(talk.heard(), packet2("with the handshake's end"));
@@ -54,9 +68,10 @@ fn everything_at_once() {
 fn the_outcome_is_reported() {
     for version in VERSIONS {
         let identity = Identity::new();
-        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(&identity.roots), provider())
-            .build()
-            .expect("a verifier");
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&identity.roots), provider())
+                .build()
+                .expect("a verifier");
         let mut server = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .expect("versions")
@@ -80,7 +95,9 @@ fn the_outcome_is_reported() {
         assert_eq!(info.version(), Some(version.version));
         assert_eq!(
             info.cipher_suite(),
-            talk.client.negotiated_cipher_suite().map(|suite| suite.suite())
+            talk.client
+                .negotiated_cipher_suite()
+                .map(|suite| suite.suite())
         );
         assert!(format!("{info:?}").contains("localhost"));
         talk.say(&packet2("x"));

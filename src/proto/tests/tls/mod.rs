@@ -10,7 +10,9 @@ use std::sync::Arc;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, SupportedProtocolVersion,
+};
 
 use super::*;
 
@@ -32,7 +34,8 @@ struct Identity {
 
 impl Identity {
     fn new() -> Self {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let made =
+            rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
         let mut roots = RootCertStore::empty();
         roots.add(made.cert.der().clone()).expect("a root");
         Self {
@@ -75,7 +78,12 @@ struct Talk {
 impl Talk {
     fn with(server: ServerConfig, client: ClientConfig, limits: Limits, script: Script) -> Self {
         let name = ServerName::try_from("localhost").expect("a name");
-        let mut rig = Rig::accepted(&Framing::Packet2, limits, Some(&TlsConfig::from(server)), script);
+        let mut rig = Rig::accepted(
+            &Framing::Packet2,
+            limits,
+            Some(&TlsConfig::from(server)),
+            script,
+        );
         rig.machine.handle_admitted(rig.now);
         assert_eq!(rig.machine.state(), State::Handshaking);
         Self {
@@ -89,7 +97,12 @@ impl Talk {
 
     fn new(version: &'static SupportedProtocolVersion, script: Script) -> Self {
         let identity = Identity::new();
-        Self::with(identity.server(), identity.client(version), limits(), script)
+        Self::with(
+            identity.server(),
+            identity.client(version),
+            limits(),
+            script,
+        )
     }
 
     /// A connection after the handshake.
@@ -135,10 +148,16 @@ impl Talk {
             if self.client.read_tls(&mut wire).expect("from memory") == 0 {
                 break;
             }
-            let state = self.client.process_new_packets().expect("the server speaks TLS");
+            let state = self
+                .client
+                .process_new_packets()
+                .expect("the server speaks TLS");
             self.goodbye |= state.peer_has_closed();
             let mut plain = vec![0; state.plaintext_bytes_to_read()];
-            self.client.reader().read_exact(&mut plain).expect("so many");
+            self.client
+                .reader()
+                .read_exact(&mut plain)
+                .expect("so many");
             self.heard.extend_from_slice(&plain);
         }
     }

@@ -204,17 +204,27 @@ fn large_payloads_in_tiny_writes() {
             output_limit: 1 << 20,
             ..limits()
         };
-        let mut talk = Talk::with(identity.server(), identity.client(version), limits, Box::new(echo));
+        let mut talk = Talk::with(
+            identity.server(),
+            identity.client(version),
+            limits,
+            Box::new(echo),
+        );
         talk.client.set_buffer_limit(None);
         talk.exchange();
         talk.rig.piece = 61;
         talk.cut = 5000;
-        let frames: Vec<Vec<u8>> = (0..6_u8).map(|n| packet2(vec![n; 65_000 - usize::from(n)])).collect();
+        let frames: Vec<Vec<u8>> = (0..6_u8)
+            .map(|n| packet2(vec![n; 65_000 - usize::from(n)]))
+            .collect();
         for frame in &frames {
             talk.say(frame);
         }
         talk.exchange();
-        assert!(talk.heard() == frames.concat(), "every byte, once, in order");
+        assert!(
+            talk.heard() == frames.concat(),
+            "every byte, once, in order"
+        );
         assert_eq!(talk.rig.machine.buffered(), 0);
     }
 }
@@ -255,11 +265,23 @@ fn tickets_do_not_fill_the_output() {
             Seen::Opened => Ok(turn.send(b"welcome")?),
             event => echo(turn, event),
         };
-        let mut talk = Talk::with(identity.server(), identity.client(version), limits, Box::new(script));
+        let mut talk = Talk::with(
+            identity.server(),
+            identity.client(version),
+            limits,
+            Box::new(script),
+        );
         talk.say(&packet2("first"));
         talk.exchange();
-        assert_eq!(talk.rig.events(), [Seen::Opened, frame("first")], "no peer was slow");
-        assert_eq!(talk.heard(), [packet2("welcome"), packet2("first")].concat());
+        assert_eq!(
+            talk.rig.events(),
+            [Seen::Opened, frame("first")],
+            "no peer was slow"
+        );
+        assert_eq!(
+            talk.heard(),
+            [packet2("welcome"), packet2("first")].concat()
+        );
     }
 }
 
@@ -308,7 +330,10 @@ fn one_at_a_time_with_the_end_in_the_same_read() {
         }
         let mut event = talk.rig.events();
         event.retain(|event| *event != Seen::Timer(1));
-        assert_eq!(event, [frame("one"), frame("two"), frame("three"), Seen::Finished]);
+        assert_eq!(
+            event,
+            [frame("one"), frame("two"), frame("three"), Seen::Finished]
+        );
         assert_eq!(talk.rig.finish(), CloseReason::Finished);
     }
 }

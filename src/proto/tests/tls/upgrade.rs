@@ -25,7 +25,11 @@ impl Talk {
     /// A connection that is open in the clear.
     fn plain(version: &'static SupportedProtocolVersion, limits: Limits) -> Self {
         let identity = Identity::new();
-        Self::plain_with(identity.client(version), limits, upgrading(identity.server()))
+        Self::plain_with(
+            identity.client(version),
+            limits,
+            upgrading(identity.server()),
+        )
     }
 
     fn plain_with(client: ClientConfig, limits: Limits, script: Script) -> Self {
@@ -89,7 +93,11 @@ fn bytes_behind_the_command_are_no_frame() {
         let rest = bytes.split_off(bytes.len() - cut);
         talk.rig.receive(bytes);
         talk.rig.receive(rest);
-        assert_eq!(talk.rig.events(), [frame("starttls")], "cut {cut} from the end");
+        assert_eq!(
+            talk.rig.events(),
+            [frame("starttls")],
+            "cut {cut} from the end"
+        );
         assert_eq!(talk.rig.machine.state(), State::Closing);
         assert!(talk.rig.answers().starts_with(&packet2(READY)));
         assert_eq!(talk.rig.finish(), CloseReason::NotTls);
@@ -138,7 +146,11 @@ fn output_during_the_handshake_is_never_in_the_clear() {
     talk.ask();
     talk.rig.act(|turn| turn.send(b"secret").expect("taken"));
     assert_eq!(talk.rig.answers(), [], "it waits");
-    assert_eq!(talk.rig.machine.sendable(), 0, "and no write timeout runs for it");
+    assert_eq!(
+        talk.rig.machine.sendable(),
+        0,
+        "and no write timeout runs for it"
+    );
     assert!(talk.rig.machine.queued() > 0);
     talk.exchange();
     assert_eq!(talk.heard(), packet2("secret"));
@@ -178,7 +190,8 @@ fn the_handshake_has_a_clock_of_its_own() {
     let mut talk = Talk::plain(&TLS13, limits());
     talk.rig.pass(secs(100));
     talk.ask();
-    talk.rig.act(|turn| turn.send(b"waits for it").expect("taken"));
+    talk.rig
+        .act(|turn| turn.send(b"waits for it").expect("taken"));
     talk.rig.pass(secs(9));
     assert_eq!(talk.rig.machine.state(), State::Handshaking);
     talk.rig.pass(secs(1));
@@ -195,7 +208,8 @@ fn no_other_clock_runs_in_the_handshake() {
     };
     let mut talk = Talk::plain(&TLS13, limits);
     talk.ask();
-    talk.rig.act(|turn| turn.send(b"waits for it").expect("taken"));
+    talk.rig
+        .act(|turn| turn.send(b"waits for it").expect("taken"));
     talk.rig.pass(secs(10_000));
     assert_eq!(talk.rig.machine.state(), State::Handshaking);
     talk.exchange();
@@ -214,7 +228,8 @@ fn the_end_in_the_handshake_is_a_failure() {
     talk.ask();
     let hello = talk.client_bytes();
     talk.rig.receive(&hello[..20]);
-    talk.rig.act(|turn| turn.send(b"waits for it").expect("taken"));
+    talk.rig
+        .act(|turn| turn.send(b"waits for it").expect("taken"));
     talk.rig.receive_fin();
     assert_eq!(talk.rig.ended(), CloseReason::TlsHandshake);
 }
@@ -311,7 +326,9 @@ fn no_upgrade_of_a_closing_or_unopened_connection() {
     new.machine.handle_admitted(new.now);
     refuses(&mut new);
     let mut closing = Rig::open(echo);
-    closing.machine.close_by_handler(closing.now, &mut closing.pool);
+    closing
+        .machine
+        .close_by_handler(closing.now, &mut closing.pool);
     refuses(&mut closing);
     let mut finished = Rig::open(silent);
     finished.receive_fin();
@@ -319,7 +336,9 @@ fn no_upgrade_of_a_closing_or_unopened_connection() {
     refuses(&mut finished);
     let mut dead = Rig::open(silent);
     dead.write_error = Some(libc::EPIPE);
-    dead.machine.send(b"x", dead.now, &mut dead.pool).expect("taken");
+    dead.machine
+        .send(b"x", dead.now, &mut dead.pool)
+        .expect("taken");
     dead.flush();
     refuses(&mut dead);
 }
@@ -382,7 +401,11 @@ fn a_drain_in_the_handshake() {
         if goes_on {
             talk.say(&packet2("last"));
             talk.exchange();
-            assert_eq!(talk.heard(), packet2("last"), "what has arrived is answered");
+            assert_eq!(
+                talk.heard(),
+                packet2("last"),
+                "what has arrived is answered"
+            );
             assert!(talk.goodbye);
             assert_eq!(talk.rig.finish(), CloseReason::Drained);
         } else {

@@ -44,7 +44,11 @@ enum Search {
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    let wanted = |search| options.only.map_or(search != Search::Piles, |only| only == search);
+    let wanted = |search| {
+        options
+            .only
+            .map_or(search != Search::Piles, |only| only == search)
+    };
     let outcome = (|| {
         if wanted(Search::States) {
             states(closure::settings(false))?;
@@ -78,7 +82,11 @@ fn states(settings: impl IntoIterator<Item = closure::Setting>) -> Result<(), St
         say(&format!(
             "{:?}{}, on a frame {:?}, at the end {:?}: {} states, {} moves, none farther than {}",
             portcullis::sim::Action::framing(setting.framing),
-            if setting.proxied { " behind a proxy" } else { "" },
+            if setting.proxied {
+                " behind a proxy"
+            } else {
+                ""
+            },
             setting.on_frame,
             setting.on_end,
             found.states,

@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use portcullis::{
-    Addr, CloseReason, Conn, ConnId, Handle, HandleError, ListenerId, Peer, ProxyProtocol, SendError, State,
+    Addr, CloseReason, Conn, ConnId, Handle, HandleError, ListenerId, Peer, ProxyProtocol,
+    SendError, State,
 };
 
 use super::header::Opening;
@@ -119,7 +120,11 @@ impl Talk {
         if !rules.admits(from) && self.epoch == epoch {
             return Err(format!("{from} may not come in"));
         }
-        let says = self.opening.says.as_ref().filter(|_| self.has_introduced_itself());
+        let says = self
+            .opening
+            .says
+            .as_ref()
+            .filter(|_| self.has_introduced_itself());
         let is_right = match (&peer.proxy, says) {
             (Some(header), Some(says)) => says.is(header),
             (Some(_), None) => false,
@@ -127,13 +132,19 @@ impl Talk {
             (None, Some(_)) => self.epoch != epoch || !rules.trusts(from),
             (None, None) => {
                 let required = rules.trusts(from) && rules.proxy == ProxyProtocol::Required;
-                self.epoch != epoch || !(required || rules.trusts(from) && !self.opening.bytes.is_empty())
+                self.epoch != epoch
+                    || !(required || rules.trusts(from) && !self.opening.bytes.is_empty())
             }
         };
         if !is_right {
-            return Err(format!("{from} comes in with {:?} and says {says:?}", peer.proxy));
+            return Err(format!(
+                "{from} comes in with {:?} and says {says:?}",
+                peer.proxy
+            ));
         }
-        let source = says.filter(|_| peer.proxy.is_some()).and_then(|says| says.source());
+        let source = says
+            .filter(|_| peer.proxy.is_some())
+            .and_then(|says| says.source());
         if source.is_some_and(|source| !rules.allows(source)) {
             return Err(format!("{source:?} may not come in"));
         }
@@ -154,12 +165,20 @@ impl Talk {
         epoch: u64,
     ) -> Result<(), String> {
         let from = tcp(&peer.addr).ip();
-        let says = self.opening.says.as_ref().filter(|_| self.has_introduced_itself());
+        let says = self
+            .opening
+            .says
+            .as_ref()
+            .filter(|_| self.has_introduced_itself());
         let source = says.and_then(|says| says.source());
         let had_place = peer.id.is_some();
         let wrong = match reason {
             // It may have been judged by the rules of before.
-            CloseReason::Denied | CloseReason::SourceLimited if had_place && self.epoch != epoch => false,
+            CloseReason::Denied | CloseReason::SourceLimited
+                if had_place && self.epoch != epoch =>
+            {
+                false
+            }
             CloseReason::Denied if had_place => source.is_none_or(|source| rules.allows(source)),
             CloseReason::Denied => rules.admits(from),
             CloseReason::BadProxyHeader => says.is_some(),
@@ -168,7 +187,10 @@ impl Talk {
             _ => false,
         };
         if wrong {
-            return Err(format!("{from} ended as {reason}: {peer:?}, {:?}", self.opening));
+            return Err(format!(
+                "{from} ended as {reason}: {peer:?}, {:?}",
+                self.opening
+            ));
         }
         Ok(())
     }
@@ -184,10 +206,14 @@ impl Talk {
         let (promised, unheard) = (self.promised.len() as u64, self.said.len() - self.heard);
         // What it was before it was encrypted, nobody knows.
         if is_orderly(reason) && !self.murky && !self.tls && taken != promised {
-            return Err(format!("it ended as {reason}, with {taken} of {promised} bytes sent"));
+            return Err(format!(
+                "it ended as {reason}, with {taken} of {promised} bytes sent"
+            ));
         }
         if reason == CloseReason::Finished && unheard > 0 {
-            return Err(format!("it ended as {reason}, with {unheard} bytes unheard"));
+            return Err(format!(
+                "it ended as {reason}, with {unheard} bytes unheard"
+            ));
         }
         if is_in_the_stream(reason) && self.has_more() {
             return Err(format!("it ended as {reason}, and the next frame is whole"));
@@ -231,7 +257,10 @@ pub fn is_orderly(reason: CloseReason) -> bool {
 fn is_in_the_stream(reason: CloseReason) -> bool {
     matches!(
         reason,
-        CloseReason::Truncated | CloseReason::FrameTooLarge | CloseReason::BadFrame | CloseReason::TlsTruncated
+        CloseReason::Truncated
+            | CloseReason::FrameTooLarge
+            | CloseReason::BadFrame
+            | CloseReason::TlsTruncated
     )
 }
 
@@ -263,7 +292,9 @@ impl App {
 
     /// The conversation with this peer. Clients that the world does not know do not exist.
     pub fn talk(&mut self, peer: SocketAddr) -> &mut Talk {
-        self.talks.entry(peer).or_insert_with(|| Talk::new(Wire::Raw, 0, false))
+        self.talks
+            .entry(peer)
+            .or_insert_with(|| Talk::new(Wire::Raw, 0, false))
     }
 
     /// Sends, and takes down what the client must get.

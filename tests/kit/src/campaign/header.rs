@@ -58,12 +58,23 @@ impl Says {
     pub fn is(&self, header: &ProxyHeader) -> bool {
         let origin = match &header.origin {
             ProxyOrigin::Unknown => Origin::Nobody,
-            ProxyOrigin::Tcp { source, destination } => Origin::Tcp(*source, *destination),
-            ProxyOrigin::Unix { source, destination } => Origin::Unix(source.clone(), destination.clone()),
+            ProxyOrigin::Tcp {
+                source,
+                destination,
+            } => Origin::Tcp(*source, *destination),
+            ProxyOrigin::Unix {
+                source,
+                destination,
+            } => Origin::Unix(source.clone(), destination.clone()),
             _ => return false,
         };
-        let tlvs = header.tlvs.iter().map(|(kind, value)| (kind, value.to_vec()));
-        self.version == header.version && self.origin == origin && tlvs.eq(self.tlvs.iter().cloned())
+        let tlvs = header
+            .tlvs
+            .iter()
+            .map(|(kind, value)| (kind, value.to_vec()));
+        self.version == header.version
+            && self.origin == origin
+            && tlvs.eq(self.tlvs.iter().cloned())
     }
 }
 
@@ -136,11 +147,18 @@ fn two(source: IpAddr, random: &mut Random) -> (SocketAddr, SocketAddr) {
     };
     let destination = destination.parse().expect("an address");
     let port = [0, 1, 50_000, u16::MAX][random.below(4)];
-    (SocketAddr::new(source, port), SocketAddr::new(destination, 443))
+    (
+        SocketAddr::new(source, port),
+        SocketAddr::new(destination, 443),
+    )
 }
 
 fn v2(random: &mut Random, source: Option<IpAddr>) -> Opening {
-    let kind = if source.is_some() { 9 } else { random.below(10) };
+    let kind = if source.is_some() {
+        9
+    } else {
+        random.below(10)
+    };
     let source = source.unwrap_or_else(|| host(random));
     // LOCAL, with any family; UNSPEC; Unix; else TCP.
     let (command, family, block, origin) = match kind {
@@ -155,7 +173,12 @@ fn v2(random: &mut Random, source: Option<IpAddr>) -> Opening {
             let mut block = vec![0; 216];
             block[..5].copy_from_slice(b"/here");
             block[108..112].copy_from_slice(b"\0abs");
-            (0x21, 0x31, block, Origin::Unix(b"/here".to_vec(), b"\0abs".to_vec()))
+            (
+                0x21,
+                0x31,
+                block,
+                Origin::Unix(b"/here".to_vec(), b"\0abs".to_vec()),
+            )
         }
         _ => {
             let (source, destination) = two(source, random);

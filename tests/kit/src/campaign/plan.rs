@@ -145,7 +145,9 @@ impl Plan {
         let doors = [1, 1, 2, 3][random.below(4)];
         let heavy = random.chance(60);
         let setup = Setup {
-            doors: (0..doors).map(|_| Door::draw(&mut random, tls, heavy)).collect(),
+            doors: (0..doors)
+                .map(|_| Door::draw(&mut random, tls, heavy))
+                .collect(),
             cap: random.below(9).max(random.below(3)),
             budgets: [
                 random.between(1, 3),
@@ -225,9 +227,14 @@ impl Door {
             ),
             timeouts,
             linger_bytes: [100, 10_000][random.below(2)],
-            max_frame: if heavy { 200_000 } else { random.between(8, 255) },
+            max_frame: if heavy {
+                200_000
+            } else {
+                random.between(8, 255)
+            },
             backlog: random.between(1, 16) as u32,
-            send_buffer: [64 * 1024, random.between(1, 2000), random.between(1, 100)][random.below(3)],
+            send_buffer: [64 * 1024, random.between(1, 2000), random.between(1, 100)]
+                [random.below(3)],
             clogged: [0, 0, 500][random.below(3)],
         }
     }
@@ -309,8 +316,13 @@ impl Act {
                 record: random.chance(500),
             },
             555..=599 => {
-                let [notify, fin] = [[true, true], [true, true], [true, false], [false, true]][random.below(4)];
-                Self::Finish { client, notify, fin }
+                let [notify, fin] =
+                    [[true, true], [true, true], [true, false], [false, true]][random.below(4)];
+                Self::Finish {
+                    client,
+                    notify,
+                    fin,
+                }
             }
             600..=614 => Self::World(Op::Reset { client }),
             615..=644 => Self::World(Op::Read {

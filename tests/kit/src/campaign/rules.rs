@@ -59,7 +59,8 @@ impl Networks {
     }
 
     fn draw(random: &mut Random) -> Self {
-        let rules = (0..random.below(4)).map(|_| (random.chance(600), NETWORKS[random.below(NETWORKS.len())]));
+        let rules = (0..random.below(4))
+            .map(|_| (random.chance(600), NETWORKS[random.below(NETWORKS.len())]));
         Self {
             rules: rules.collect(),
             otherwise: random.chance(600),
@@ -83,7 +84,10 @@ impl Networks {
     }
 
     fn let_in(&self, peer: IpAddr) -> bool {
-        let first = self.rules.iter().find(|(_, network)| contains(network, peer));
+        let first = self
+            .rules
+            .iter()
+            .find(|(_, network)| contains(network, peer));
         first.map_or(self.otherwise, |&(allow, _)| allow)
     }
 }
@@ -143,7 +147,11 @@ impl Rules {
                 farewell: b"full, come back later\n".to_vec(),
             },
         ];
-        let modes = [ProxyProtocol::Off, ProxyProtocol::Required, ProxyProtocol::Optional];
+        let modes = [
+            ProxyProtocol::Off,
+            ProxyProtocol::Required,
+            ProxyProtocol::Optional,
+        ];
         let (places, at_capacity) = (
             random.chance(300).then(|| random.below(4)),
             policies[random.below(4)].clone(),
@@ -234,7 +242,11 @@ impl Rules {
 
     /// A peer that may come in, and whom it speaks for if it has to.
     pub fn someone(&self) -> Option<(IpAddr, Option<IpAddr>)> {
-        let hosts = || HOSTS.iter().map(|host| host.parse::<IpAddr>().expect("an address"));
+        let hosts = || {
+            HOSTS
+                .iter()
+                .map(|host| host.parse::<IpAddr>().expect("an address"))
+        };
         let peer = hosts().find(|&peer| self.admits(peer))?;
         if !self.trusts(peer) {
             return Some((peer, None));
@@ -306,7 +318,10 @@ impl House {
 
 /// As [`bad_listen`].
 pub fn bad_config(config: Config, random: &mut Random) -> Config {
-    let config = config.max_connections(1).queue_limit(1).pending_grace(Duration::ZERO);
+    let config = config
+        .max_connections(1)
+        .queue_limit(1)
+        .pending_grace(Duration::ZERO);
     match random.below(7) {
         0 => config.accept_budget(0),
         1 => config.memory_limit(1000),

@@ -96,7 +96,11 @@ impl SimClient {
         let mut plain = Vec::new();
         for _ in 0..frames {
             // Up to the maximum: a line counts its delimiter.
-            let length = if random.chance(100) { 0 } else { random.below(talk.max) };
+            let length = if random.chance(100) {
+                0
+            } else {
+                random.below(talk.max)
+            };
             let payload: Vec<u8> = if length > 255 {
                 vec![b'a' + random.below(26) as u8; length]
             } else {
@@ -117,7 +121,9 @@ impl SimClient {
             return wire;
         }
         let _ = record;
-        let mut rubbish: Vec<u8> = (0..random.between(1, 40)).map(|_| random.below(256) as u8).collect();
+        let mut rubbish: Vec<u8> = (0..random.between(1, 40))
+            .map(|_| random.below(256) as u8)
+            .collect();
         if random.chance(100) {
             // What `Wire::Five` refuses.
             rubbish.fill(b'!');

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use portcullis::sim::Random;
 use portcullis::{
-    AtCapacity, Close, CloseReason, Closed, ConnId, Context, Handler, ListenerId, Outcome, Peer, Refuse, SendError,
-    Service, State,
+    AtCapacity, Close, CloseReason, Closed, ConnId, Context, Handler, ListenerId, Outcome, Peer,
+    Refuse, SendError, Service, State,
 };
 
 use super::app::{tcp, App, Order, Talk};
@@ -155,7 +155,11 @@ impl Subject {
             // To itself, or to somebody.
             let own = (cx.conn.id(), tcp(&cx.conn.peer_addr()));
             let &(id, peer) = self.random.pick(&cx.app.members).unwrap_or(&own);
-            let id = if self.random.chance(500) { own } else { (id, peer) };
+            let id = if self.random.chance(500) {
+                own
+            } else {
+                (id, peer)
+            };
             let order = draw_order(&mut self.random, id);
             cx.app.order(order);
         }
@@ -212,7 +216,9 @@ impl Subject {
             self.energy -= 1;
             let before = cx.conn.queued();
             match cx.app.send(&mut cx.conn, b"a flood of words") {
-                Ok(()) if plain && before >= self.door.watermarks.2 => cx.app.blame("taken above the limit"),
+                Ok(()) if plain && before >= self.door.watermarks.2 => {
+                    cx.app.blame("taken above the limit")
+                }
                 Ok(()) => {}
                 Err(SendError::Full { queued, limit }) if queued >= limit => return Ok(()),
                 Err(SendError::Closed) => return Ok(()),
@@ -254,8 +260,12 @@ impl Play<App> for Subject {
             },
             Call::Writable if self.door.handler_kind == HandlerKind::Flooding => self.flood(cx)?,
             Call::Timer(_) => self.go_on(cx),
-            Call::Drain if self.door.handler_kind != HandlerKind::Stubborn => cx.conn.close_after_input(),
-            Call::Close(_) if self.door.handler_kind == HandlerKind::Clinging => self.say_farewell(cx),
+            Call::Drain if self.door.handler_kind != HandlerKind::Stubborn => {
+                cx.conn.close_after_input()
+            }
+            Call::Close(_) if self.door.handler_kind == HandlerKind::Clinging => {
+                self.say_farewell(cx)
+            }
             _ => {}
         }
         Ok(())
@@ -422,7 +432,9 @@ impl TestService {
 impl Service<App> for TestService {
     fn accept(&mut self, app: &mut App, peer: Peer) -> Result<Box<dyn Handler<App>>, Refuse> {
         let live = self.live.borrow();
-        let introduced = app.talk(tcp(&peer.addr)).introduce(&peer, &live.rules, live.epoch);
+        let introduced = app
+            .talk(tcp(&peer.addr))
+            .introduce(&peer, &live.rules, live.epoch);
         drop(live);
         introduced.unwrap_or_else(|fault| app.blame(fault));
         if self.panics() {
@@ -439,13 +451,18 @@ impl Service<App> for TestService {
             return Err(Refuse::with_farewell("go away\n"));
         }
         let random = Random::new(self.random.bits());
-        Ok(Box::new(ScriptedHandler::new(Subject::new(&self.door, app, random))))
+        Ok(Box::new(ScriptedHandler::new(Subject::new(
+            &self.door, app, random,
+        ))))
     }
 
     fn on_failed_accept(&mut self, app: &mut App, peer: &Peer, closed: &Closed) {
         app.failed_accepts += 1;
         let live = self.live.borrow();
-        let is_full = matches!(closed.reason, CloseReason::AtCapacity | CloseReason::RateLimited);
+        let is_full = matches!(
+            closed.reason,
+            CloseReason::AtCapacity | CloseReason::RateLimited
+        );
         let farewell = match &live.rules.at_capacity {
             AtCapacity::Refuse { farewell } if is_full => farewell.clone(),
             _ => Vec::new(),

@@ -6,7 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
-use portcullis::sim::{Answer, Call, ClientId, ClientState, Faults, Op, Random, Scripted, Sim, Violation};
+use portcullis::sim::{
+    Answer, Call, ClientId, ClientState, Faults, Op, Random, Scripted, Sim, Violation,
+};
 use portcullis::{CloseReason, ConnId, ListenerId, ProxyProtocol, Retry, State};
 
 use super::app::{is_orderly, tcp, App, Order, Talk};
@@ -140,7 +142,11 @@ impl World {
                     Some(sim_client.rave(talk, &mut random, record))
                 });
             }
-            Act::Finish { client, notify, fin } => {
+            Act::Finish {
+                client,
+                notify,
+                fin,
+            } => {
                 self.speak(client, |sim_client, _| {
                     sim_client.finished = true;
                     notify.then(|| sim_client.goodbye())
@@ -164,7 +170,10 @@ impl World {
             Act::Strike { error } => self.strike(error, &mut random),
             Act::Flood { orders } => self.flood(usize::from(orders), &mut random)?,
             Act::DrainByHandle { millis } => {
-                let asked = self.sim.handle().drain(Duration::from_millis(u64::from(millis)));
+                let asked = self
+                    .sim
+                    .handle()
+                    .drain(Duration::from_millis(u64::from(millis)));
                 asked.map_err(|error| format!("a drain is refused: {error}"))?;
             }
             Act::StopByHandle => {
@@ -230,9 +239,17 @@ impl World {
     }
 
     /// A client says something, unless it has said that it would not.
-    fn speak(&mut self, number: u8, say: impl FnOnce(&mut SimClient, &mut Talk) -> Option<Vec<u8>>) {
+    fn speak(
+        &mut self,
+        number: u8,
+        say: impl FnOnce(&mut SimClient, &mut Talk) -> Option<Vec<u8>>,
+    ) {
         let at = self.recent(number);
-        let Some(sim_client) = self.sim_clients.get_mut(at).filter(|sim_client| !sim_client.finished) else {
+        let Some(sim_client) = self
+            .sim_clients
+            .get_mut(at)
+            .filter(|sim_client| !sim_client.finished)
+        else {
             return;
         };
         let wire = say(sim_client, self.sim.app_mut().talk(sim_client.addr));
@@ -247,7 +264,9 @@ impl World {
         opening: Opening,
         random: &mut Random,
     ) -> Option<usize> {
-        let Entrance { door, live, addr, .. } = &self.doors[door];
+        let Entrance {
+            door, live, addr, ..
+        } = &self.doors[door];
         let id = match from {
             Some(host) => self.sim.connect_from(*addr, host)?,
             None => self.sim.connect(*addr)?,
@@ -279,7 +298,9 @@ impl World {
             4..=6 => Answer::AcceptAfter(after),
             7 => Answer::FailAfter(
                 after,
-                *random.pick(Call::Connect.errors()).unwrap_or(&libc::ECONNREFUSED),
+                *random
+                    .pick(Call::Connect.errors())
+                    .unwrap_or(&libc::ECONNREFUSED),
             ),
             8 => Answer::Silence,
             _ => Answer::Refuse,
@@ -289,7 +310,11 @@ impl World {
             let attempts = [1, 2, 5, u32::MAX][random.below(4)];
             Retry::new(attempts).jitter(random.below(101) as u8)
         });
-        let timeout = [Duration::from_millis(20), Duration::from_secs(5), Duration::MAX][random.below(3)];
+        let timeout = [
+            Duration::from_millis(20),
+            Duration::from_secs(5),
+            Duration::MAX,
+        ][random.below(3)];
         let door = &self.doors[door].door;
         let talk = Talk::new(door.wire, door.max_frame, false);
         self.sim.app_mut().talks.insert(addr, talk);
@@ -300,7 +325,11 @@ impl World {
             let door = Rc::new(door);
             let subject = Subject::new(&door, app, Random::new(seed));
             // At the cap, without a descriptor or in a drain it is refused.
-            let _ = control.connect(addr, door.connect(timeout, retry), ScriptedHandler::new(subject));
+            let _ = control.connect(
+                addr,
+                door.connect(timeout, retry),
+                ScriptedHandler::new(subject),
+            );
         });
         let commands = &mut self.sim.app_mut().commands;
         match posted {
@@ -335,13 +364,18 @@ impl World {
         let mut closing = closing.filter(|info| info.state == State::Closing && info.queued > 0);
         let flushed = closing.next().map(|info| tcp(&info.peer));
         let sim_clients = self.sim_clients.iter_mut();
-        let mut rare = sim_clients.filter(|sim_client| sim_client.has_to_begin() || Some(sim_client.addr) == flushed);
+        let mut rare = sim_clients
+            .filter(|sim_client| sim_client.has_to_begin() || Some(sim_client.addr) == flushed);
         let Some(sim_client) = rare.next() else {
             return;
         };
         let (call, errors) = (Call::Write, Call::Write.errors());
         let errno = errors[usize::from(error) % errors.len()];
-        self.sim.add_fault(Scripted { call, after: 0, errno });
+        self.sim.add_fault(Scripted {
+            call,
+            after: 0,
+            errno,
+        });
         if sim_client.has_to_begin() {
             sim_client.speak_up();
             let wire = sim_client.say(self.sim.app_mut().talk(sim_client.addr), random, 1);
@@ -363,7 +397,9 @@ impl World {
     }
 
     fn open(&mut self, at: usize, random: &mut Random) {
-        let Entrance { door, live, addr, .. } = &self.doors[at];
+        let Entrance {
+            door, live, addr, ..
+        } = &self.doors[at];
         let test_service = TestService::new(door, live, Random::new(random.bits()));
         let rules = live.borrow().rules.clone();
         let listen = rules.apply(door.listen(addr.port()));
@@ -453,7 +489,10 @@ impl World {
     /// Everybody of whom a thread may know.
     fn connections(&mut self) -> Vec<(ConnId, SocketAddr)> {
         let connections = self.sim.control().connections();
-        connections.iter().map(|info| (info.id, tcp(&info.peer))).collect()
+        connections
+            .iter()
+            .map(|info| (info.id, tcp(&info.peer)))
+            .collect()
     }
 
     /// Many orders at once: no more are taken than the queue has room for.
@@ -475,7 +514,9 @@ impl World {
         let taken = self.sim.app().commands.taken() - before;
         let (limit, limit_bytes) = self.queue;
         if taken > limit as u64 || bytes > limit_bytes.max(App::FOREIGN.len()) {
-            return Err(format!("a queue of {limit} took {taken} orders with {bytes} bytes"));
+            return Err(format!(
+                "a queue of {limit} took {taken} orders with {bytes} bytes"
+            ));
         }
         Ok(())
     }
@@ -494,8 +535,12 @@ impl World {
         self.miss_nothing(false)?;
         self.pass(Duration::from_secs(120))?;
         // What comes slowly comes all the same.
-        while self.house.memory.is_none() && self.sim.app().talks.values().any(|talk| talk.throttled) {
-            let heard = |world: &Self| -> usize { world.sim.app().talks.values().map(|talk| talk.heard).sum() };
+        while self.house.memory.is_none()
+            && self.sim.app().talks.values().any(|talk| talk.throttled)
+        {
+            let heard = |world: &Self| -> usize {
+                world.sim.app().talks.values().map(|talk| talk.heard).sum()
+            };
             let before = heard(self);
             self.pass(Duration::from_secs(120))?;
             if heard(self) == before {
@@ -521,7 +566,10 @@ impl World {
         }
         for info in self.sim.control().connections() {
             let talk = self.sim.app_mut().talk(tcp(&info.peer));
-            let idle = info.state == State::Open && info.queued == 0 && !talk.paused && (at_last || !talk.throttled);
+            let idle = info.state == State::Open
+                && info.queued == 0
+                && !talk.paused
+                && (at_last || !talk.throttled);
             if idle && talk.has_more() {
                 return Err(format!("{info} is not told a frame that has come"));
             }
@@ -538,14 +586,18 @@ impl World {
                 self.change_rules(at, Rules::none(proxy))?;
             }
             self.let_in()?;
-            let Entrance { door, live, addr, .. } = self.doors[at].clone();
+            let Entrance {
+                door, live, addr, ..
+            } = self.doors[at].clone();
             let rules = live.borrow().rules.clone();
             let full = match self.sim.control().listener(addr.port()) {
                 Ok(info) => info.connections >= info.max_connections,
                 // It was closed.
                 Err(_) => true,
             };
-            let reliable = door.handler_kind == HandlerKind::Echo && door.refusals == 0 && !rules.limits_sources();
+            let reliable = door.handler_kind == HandlerKind::Echo
+                && door.refusals == 0
+                && !rules.limits_sources();
             let (true, false, Some((peer, speaks_for))) = (reliable, full, rules.someone()) else {
                 continue;
             };
@@ -596,7 +648,9 @@ impl World {
     /// Somebody may have to wait for his turn.
     fn has_rates(&self) -> bool {
         let limited = |entrance: &Entrance| entrance.live.borrow().rules.accept_rate.is_some();
-        self.house.accept_rate.is_some() || self.house.is_crowded() || self.doors.iter().any(limited)
+        self.house.accept_rate.is_some()
+            || self.house.is_crowded()
+            || self.doors.iter().any(limited)
     }
 
     fn end(&mut self, random: &mut Random) -> Result<(), String> {
@@ -629,7 +683,11 @@ impl World {
         let (app, stats) = (self.sim.app(), self.sim.stats());
         let orders = &app.commands;
         let opened = app.talks.values().filter(|talk| talk.opened).count() as u64;
-        let closed = app.talks.values().filter(|talk| talk.closed.is_some()).count() as u64;
+        let closed = app
+            .talks
+            .values()
+            .filter(|talk| talk.closed.is_some())
+            .count() as u64;
         let balances = [
             ("opened and on_open", stats.opened, opened),
             ("on_open and on_close", opened, closed),
@@ -650,7 +708,9 @@ impl World {
                 return Err(format!("{what}: {one} and {other}"));
             }
         }
-        if orders.messages > orders.notifies || orders.notifies - orders.messages > stats.undeliverable {
+        if orders.messages > orders.notifies
+            || orders.notifies - orders.messages > stats.undeliverable
+        {
             return Err(format!(
                 "{} messages were taken and {} delivered, {} orders came to nothing",
                 orders.notifies, orders.messages, stats.undeliverable
@@ -666,7 +726,10 @@ impl World {
             let bytes = self.sim.received(sim_client.id);
             let talk = self.sim.app_mut().talk(sim_client.addr);
             let reply = sim_client.hear(&bytes, talk)?;
-            let (closed, rest) = (talk.closed, talk.promised.len().saturating_sub(sim_client.received));
+            let (closed, rest) = (
+                talk.closed,
+                talk.promised.len().saturating_sub(sim_client.received),
+            );
             let murky = talk.murky;
             self.sim.send(sim_client.id, &reply);
             if murky || sim_client.deaf || self.sim.state(sim_client.id) != ClientState::Finished {
@@ -695,9 +758,15 @@ impl World {
                 continue;
             };
             let talk = self.sim.app_mut().talk(tcp(&info.peer));
-            let nobodys = talk.opening.says.as_ref().is_some_and(|says| says.source().is_none());
+            let nobodys = talk
+                .opening
+                .says
+                .as_ref()
+                .is_some_and(|says| says.source().is_none());
             if info.state == State::Open && !nobodys {
-                *crowds.entry((listener, source(tcp(&info.source).ip()))).or_default() += 1;
+                *crowds
+                    .entry((listener, source(tcp(&info.source).ip())))
+                    .or_default() += 1;
             }
         }
         for entrance in &self.doors {
@@ -715,7 +784,9 @@ impl World {
                     .iter()
                     .find(|((listener, _), &count)| *listener == info.id && count > most);
                 if let Some(((_, source), count)) = crowd {
-                    return Err(format!("{count} connections of source {source:x}, {most} may be"));
+                    return Err(format!(
+                        "{count} connections of source {source:x}, {most} may be"
+                    ));
                 }
             }
         }

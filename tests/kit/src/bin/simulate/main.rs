@@ -122,7 +122,11 @@ fn long_run(options: &Options) -> ExitCode {
         }
     }
     say(&totals.progress(start.elapsed()));
-    say(&table::render(&totals.coverage, &totals.reasons, !options.plain));
+    say(&table::render(
+        &totals.coverage,
+        &totals.reasons,
+        !options.plain,
+    ));
     ExitCode::SUCCESS
 }
 

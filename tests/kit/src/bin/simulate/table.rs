@@ -20,8 +20,10 @@ const STAGES: [Stage; 7] = [
 fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
     let of_a_connection = matches!(
         fault,
-        Fault::Error(Call::Register | Call::Read | Call::Write | Call::Shutdown, _)
-            | Fault::ShortRead
+        Fault::Error(
+            Call::Register | Call::Read | Call::Write | Call::Shutdown,
+            _
+        ) | Fault::ShortRead
             | Fault::ShortWrite
     );
     let of_all = matches!(fault, Fault::ClockLeap | Fault::FullBatch | Fault::Famine);
@@ -31,11 +33,10 @@ fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
             Some("a socket is registered once, in the turn that accepts it or begins to connect")
         }
         (_, Stage::Nobody) if of_a_connection => Some("it happens to a connection"),
-        (Fault::Error(Call::Poll | Call::RegisterListener | Call::DeregisterListener, _), stage)
-            if stage != Stage::Nobody =>
-        {
-            Some("it concerns no connection")
-        }
+        (
+            Fault::Error(Call::Poll | Call::RegisterListener | Call::DeregisterListener, _),
+            stage,
+        ) if stage != Stage::Nobody => Some("it concerns no connection"),
         (Fault::Error(Call::Accept | Call::Connect, _), stage) if stage != Stage::Nobody => {
             Some("there is no connection yet")
         }
@@ -53,7 +54,10 @@ fn is_rare(fault: Fault, stage: Stage) -> bool {
 fn is_reachable(reason: CloseReason, tls: bool) -> bool {
     tls || !matches!(
         reason,
-        CloseReason::TlsHandshake | CloseReason::Tls | CloseReason::TlsTruncated | CloseReason::NotTls
+        CloseReason::TlsHandshake
+            | CloseReason::Tls
+            | CloseReason::TlsTruncated
+            | CloseReason::NotTls
     )
 }
 
@@ -134,7 +138,11 @@ pub fn render(coverage: &Coverage, reasons: &BTreeMap<CloseReason, u64>, tls: bo
     for &reason in CloseReason::ALL {
         let count = reasons.get(&reason).copied().unwrap_or(0);
         if reason == CloseReason::Detached {
-            let _ = writeln!(text, "{:>12}  {reason} (no thread can have a simulated socket)", "-");
+            let _ = writeln!(
+                text,
+                "{:>12}  {reason} (no thread can have a simulated socket)",
+                "-"
+            );
             continue;
         }
         match (count, is_reachable(reason, tls)) {
