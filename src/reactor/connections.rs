@@ -8,48 +8,13 @@ use std::sync::Arc;
 
 use slab::Slab;
 
+use super::connection::Connection;
 use super::os::Token;
 use super::shared_cap::CapShare;
-use super::source_limits::Counted;
 use super::timers::Timers;
-use crate::addr::{Addr, PackedAddr};
 use crate::handle::Liveness;
-use crate::handler::ConnInfo;
 use crate::id::{ConnId, ListenerId};
-use crate::proto::{Machine, Pool, State, Time};
-
-/// One connection and what the reactor knows of its socket.
-pub(crate) struct Connection<S> {
-    pub(crate) id: ConnId,
-    pub(crate) machine: Machine,
-    /// `None` between two attempts to connect, and once the socket has left the loop.
-    pub(crate) stream: Option<S>,
-    /// `None` for an outgoing connection.
-    pub(crate) listener: Option<ListenerId>,
-    pub(crate) peer: PackedAddr,
-    pub(crate) accepted_at: Time,
-    /// The kernel may have input.
-    pub(crate) readable: bool,
-    /// The kernel may accept output.
-    pub(crate) writable: bool,
-    /// An end of stream, an error or urgent data was announced: a short read is not the last one.
-    /// Stays set.
-    pub(crate) hang_up: bool,
-    /// In a run queue.
-    pub(crate) queued: bool,
-    /// The kernel had no memory for this socket: retry when the timer fires.
-    pub(crate) retry: bool,
-    /// Counted among the pending connections.
-    pub(crate) pending: bool,
-    /// Not read because memory is tight.
-    pub(crate) paused_for_memory: bool,
-    pub(crate) counted: Counted,
-    /// Remaining read budget of the iteration `budget_iteration`, in units of a frame's cost: a
-    /// connection may have several iterations in one iteration.
-    pub(crate) budget: u16,
-    /// The low bits of the iteration's number.
-    pub(crate) budget_iteration: u16,
-}
+use crate::proto::{Pool, State, Time};
 
 /// All connections of one server. Their number never exceeds the cap:
 /// [`Connections::reserve`] comes before `accept`.
@@ -402,110 +367,15 @@ impl<S> Connections<S> {
     }
 }
 
-impl<S> Connection<S> {
-    /// A connection that begins now, in the loop's iteration number `iteration`, with a whole
-    /// budget and nothing known of its socket.
-    pub(crate) fn new(
-        id: ConnId,
-        listener: Option<ListenerId>,
-        peer: Addr,
-        machine: Machine,
-        now: Time,
-        iteration: u64,
-    ) -> Self {
-        Self {
-            id,
-            stream: None,
-            machine,
-            listener,
-            peer: peer.into(),
-            accepted_at: now,
-            readable: false,
-            writable: false,
-            hang_up: false,
-            queued: false,
-            retry: false,
-            pending: false,
-            paused_for_memory: false,
-            counted: Counted::No,
-            budget: 0,
-            budget_iteration: (iteration as u16).wrapping_sub(1),
-        }
-    }
-
-    /// A read is wanted and may return something. A connection that waits for a fresh "would
-    /// block" reads in any case: an edge that was consumed before announces nothing more.
-    #[inline]
-    pub(crate) fn can_read(&self) -> bool {
-        if self.machine.only_frames() {
-            return self.readable && !self.paused_for_memory;
-        }
-        let asks = self.machine.wants_fresh_blocked() && !self.retry;
-        (self.readable || asks || self.machine.has_stash())
-            && !self.is_paused_for_memory()
-            && self.machine.wants_read()
-    }
-
-    /// Input has arrived for a connection that only has to answer it, and a short read is the last.
-    #[inline]
-    pub(crate) fn is_at_rest(&self) -> bool {
-        self.readable
-            && self.writable
-            && !self.hang_up
-            && !self.paused_for_memory
-            && !self.retry
-            && self.machine.is_idle()
-    }
-
-    /// Not read because memory is tight.
-    #[inline]
-    pub(crate) fn is_paused_for_memory(&self) -> bool {
-        self.paused_for_memory && self.machine.state() == State::Open
-    }
-
-    /// Its handshake was due to end by `due`.
-    pub(super) fn is_late_handshake(&self, due: Time) -> bool {
-        self.machine.state() == State::Handshaking && self.machine.deadline() <= due
-    }
-
-    pub(crate) fn peer(&self) -> Addr {
-        self.peer.unpacked()
-    }
-
-    /// The client's address: the one behind a proxy if its header names one, else the peer's.
-    pub(super) fn source(&self) -> Addr {
-        let source = self.machine.proxy().and_then(|header| header.source());
-        source.map_or_else(|| self.peer(), Addr::from)
-    }
-
-    pub(super) fn info(&self, now: Time) -> ConnInfo {
-        ConnInfo {
-            id: self.id,
-            listener: self.listener,
-            peer: self.peer(),
-            source: self.source(),
-            state: self.machine.state(),
-            age: now.since(self.accepted_at),
-            idle: now.since(self.machine.last_input()),
-            traffic: self.machine.traffic(),
-            queued: self.machine.queued(),
-            buffered: self.machine.buffered(),
-            paused: self.machine.is_paused_by_handler(),
-            congested: self.machine.is_congested(),
-            throttled: self.machine.is_throttled(),
-            paused_for_memory: self.is_paused_for_memory(),
-            time_left: self.machine.time_left(now),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU64;
     use std::rc::Rc;
 
     use super::*;
+    use crate::addr::Addr;
     use crate::listen::Listen;
+    use crate::proto::Machine;
 
     fn connection(id: ConnId) -> Connection<NonZeroU64> {
         let listen = Listen::tcp("127.0.0.1:0");

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::admission::{Admission, Capacity};
-use super::connections::{Connection, Connections};
+use super::connection::Connection;
+use super::connections::Connections;
 use super::detached_conns::DetachedConns;
 use super::drain::Drain;
 use super::history::{CloseRecord, History};

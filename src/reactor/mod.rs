@@ -16,11 +16,13 @@
 
 mod accept;
 mod admission;
+mod admit;
 mod alarms;
 pub(crate) mod clock;
 mod close;
 mod commands;
-pub(crate) mod connections;
+pub(crate) mod connection;
+mod connections;
 mod control;
 mod core;
 pub(crate) mod detached_conns;
@@ -41,6 +43,7 @@ pub(crate) mod os_mio;
 mod outbound;
 pub(crate) mod panic_guard;
 mod pending;
+mod refuse;
 pub(crate) mod shared_cap;
 pub(crate) mod shared_listen_sockets;
 mod socket_file;
@@ -498,7 +501,7 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
     fn handle_event(&mut self, event: ConnEvent<'_>) {
         let Self { inner, app, id } = self;
         match event {
-            ConnEvent::Header => accept::ask_service(inner, app, *id),
+            ConnEvent::Header => admit::ask_service(inner, app, *id),
             ConnEvent::Frame(frame) => {
                 inner.call(app, *id, |handler, cx| handler.on_frame(cx, frame));
             }
@@ -598,7 +601,7 @@ impl<A, O: Os> Drop for Reactor<A, O> {
 /// whole in one iteration.
 fn reservable<O: Os>(cap: usize) -> usize {
     let slot =
-        size_of::<connections::Connection<O::Stream>>() + size_of::<Option<Box<dyn Handler<()>>>>();
+        size_of::<connection::Connection<O::Stream>>() + size_of::<Option<Box<dyn Handler<()>>>>();
     let granted = || {
         Vec::<u8>::new()
             .try_reserve_exact(cap.saturating_mul(2 * slot))

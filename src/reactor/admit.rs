@@ -1,0 +1,238 @@
+//! Admitting an accepted client: its source's limits, its slot, its service's handler.
+
+use std::io;
+
+use super::close::finish_close;
+use super::connection::Connection;
+use super::core::Core;
+use super::drive::Scratch;
+use super::incoming::Incoming;
+use super::inner::Inner;
+use super::os::{Os, Socket as _, Token};
+use super::panic_guard::catch;
+use super::refuse::{dismiss, report_failed, turn_away};
+use super::source_limits::Counted;
+use super::user_code::drop_handler;
+use crate::handler::{Handler, Refuse};
+use crate::id::ConnId;
+use crate::listen::ProxyProtocol;
+use crate::proto::{Machine, State};
+use crate::reason::{CloseReason, Closed};
+
+/// Gives the client a slot; asks the service first, unless a PROXY header is to come.
+pub(super) fn admit<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    scratch: &mut Scratch,
+    at: usize,
+    mut stream: O::Stream,
+    incoming: Incoming,
+    awaits_header: bool,
+) -> Option<ConnId> {
+    let Core {
+        os,
+        conns,
+        listeners,
+        now,
+        ..
+    } = &mut inner.core;
+    let ip = incoming.addr.ip().filter(|_| !awaits_header);
+    let Some(counted) = listeners.get_mut(at)?.count_source(ip, *now) else {
+        os.close(stream, false);
+        let id = conns.next_id();
+        let closed = Closed::new(CloseReason::SourceLimited);
+        report_failed(inner, app, at, Some(id), incoming, closed);
+        return None;
+    };
+    // Not before: a client whose source has too many evicts none.
+    evict_for(inner, app, at);
+    if !inner.core.conns.reserve() {
+        uncount(&mut inner.core, at, ip, counted);
+        turn_away(
+            inner,
+            app,
+            scratch,
+            at,
+            stream,
+            incoming,
+            CloseReason::AtCapacity,
+        );
+        return None;
+    }
+    let id = inner.core.conns.next_id();
+    let (handler, mut machine) = match prepare(inner, app, at, id, &incoming, awaits_header) {
+        Ok(prepared) => prepared,
+        Err((Refuse { farewell }, reason)) => {
+            uncount(&mut inner.core, at, ip, counted);
+            match reason {
+                CloseReason::Refused => dismiss(&mut inner.core, scratch, stream, &farewell),
+                _ => inner.core.os.close(stream, false),
+            }
+            report_failed(inner, app, at, Some(id), incoming, Closed::new(reason));
+            return None;
+        }
+    };
+    let core = &mut inner.core;
+    if let Err(error) = core.os.register_stream(&mut stream, Token::of_conn(id)) {
+        uncount(core, at, ip, counted);
+        core.os.close(stream, false);
+        if let Some(handler) = handler {
+            drop_handler(&mut core.guard, handler);
+        }
+        core.guard.drop("a framer's destructor", machine);
+        let closed = Closed::with(CloseReason::Unregistered, error);
+        report_failed(inner, app, at, Some(id), incoming, closed);
+        let no_memory = io::Error::from_raw_os_error(libc::ENOMEM);
+        inner.core.begin_fd_exhaustion(&no_memory);
+        return None;
+    }
+    let now = core.now;
+    let listener = core.listeners.get_mut(at)?;
+    listener.connections += 1;
+    if awaits_header {
+        machine.await_header(listener.options.proxy == ProxyProtocol::Required);
+    } else {
+        machine.handle_admitted(now);
+    }
+    if let Some(until) = core.drain.handshake_until() {
+        machine.drain(until);
+    }
+    let conn = Connection {
+        stream: Some(stream),
+        writable: true,
+        pending: machine.state() != State::Open,
+        counted,
+        ..Connection::new(
+            id,
+            Some(listener.id),
+            incoming.addr,
+            machine,
+            now,
+            core.stats.iterations,
+        )
+    };
+    core.insert(conn);
+    inner.user.set_handler(id, handler);
+    Some(id)
+}
+
+type Prepared<A> = (Option<Box<dyn Handler<A>>>, Machine);
+
+/// Makes the machine and, unless a PROXY header is to come, asks the service for a handler.
+fn prepare<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    at: usize,
+    id: ConnId,
+    incoming: &Incoming,
+    awaits_header: bool,
+) -> Result<Prepared<A>, (Refuse, CloseReason)> {
+    let Inner { core, user } = inner;
+    let panicked = (Refuse::silently(), CloseReason::Panicked);
+    let now = core.now;
+    let Some(listener) = core.listeners.get_mut(at) else {
+        return Err((Refuse::silently(), CloseReason::Refused));
+    };
+    core.admission.spend(listener, &core.config, now);
+    let mut handler = None;
+    if !awaits_header {
+        let peer = incoming.clone().peer(listener, Some(id));
+        match user.accept(listener.service, app, peer) {
+            Ok(Ok(accepted)) => handler = Some(accepted),
+            Ok(Err(refuse)) => return Err((refuse, CloseReason::Refused)),
+            Err(panic) => {
+                core.guard.report("a service's accept", panic, None);
+                return Err(panicked);
+            }
+        }
+    }
+    // The framing's maker is foreign code.
+    match catch(|| listener.machine(now, &mut core.conns.pool)) {
+        Ok(machine) => Ok((handler, machine)),
+        Err(panic) => {
+            core.guard.report("a framing's maker", panic, None);
+            if let Some(handler) = handler {
+                drop_handler(&mut core.guard, handler);
+            }
+            Err(panicked)
+        }
+    }
+}
+
+/// Too many connections are pending: evicts the oldest for a client of this listener.
+fn evict_for<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize) {
+    let core = &mut inner.core;
+    let Some(listener) = core.listeners.get(at) else {
+        return;
+    };
+    let candidate =
+        core.admission
+            .eviction_candidate(&core.conns, listener, &core.config, core.now);
+    let Some(id) = candidate else {
+        return;
+    };
+    core.end(id, CloseReason::Evicted);
+    core.conns.keep_next();
+    match core.next_step(id) {
+        Some(reset) => finish_close(inner, app, id, reset),
+        None => core.conns.wake(id),
+    }
+}
+
+fn uncount<O: Os>(core: &mut Core<O>, at: usize, ip: Option<std::net::IpAddr>, counted: Counted) {
+    if let Some(listener) = core.listeners.get_mut(at) {
+        listener.uncount_source(ip, counted, core.now);
+    }
+}
+
+/// The PROXY header has come, or there is none: the client is known, and the service is asked.
+pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId) {
+    let Inner { core, user } = inner;
+    let now = core.now;
+    let Some((conn, pool)) = core.conns.parts(id) else {
+        return;
+    };
+    let Some(listener) = conn.listener.and_then(|id| core.listeners.by_id_mut(id)) else {
+        return;
+    };
+    let header = conn.machine.proxy().cloned();
+    let source = match &header {
+        Some(header) => header.source().map(|source| source.ip()),
+        None => conn.peer().ip(),
+    };
+    if header.is_some() && listener.denies(source) {
+        return conn.machine.end(Closed::new(CloseReason::Denied), pool);
+    }
+    match listener.count_source(source, now) {
+        Some(counted) => conn.counted = counted,
+        None => {
+            return conn
+                .machine
+                .end(Closed::new(CloseReason::SourceLimited), pool)
+        }
+    }
+    let incoming = Incoming {
+        addr: conn.peer(),
+        credentials: conn
+            .stream
+            .as_ref()
+            .and_then(|stream| stream.credentials().ok()),
+        proxy: header,
+    };
+    let peer = incoming.peer(listener, Some(id));
+    match user.accept(listener.service, app, peer) {
+        Ok(Ok(handler)) => {
+            user.set_handler(id, Some(handler));
+            conn.machine.handle_admitted(now);
+        }
+        Ok(Err(Refuse { farewell })) => {
+            conn.machine
+                .refuse(&farewell, Closed::new(CloseReason::Refused), now, pool);
+        }
+        Err(panic) => {
+            conn.machine
+                .refuse(&[], Closed::new(CloseReason::Panicked), now, pool);
+            core.guard.report("a service's accept", panic, None);
+        }
+    }
+}

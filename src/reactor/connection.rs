@@ -1,0 +1,305 @@
+//! One connection with its socket: readiness, and what the socket's calls mean for the machine.
+
+use std::io;
+use std::ops::ControlFlow;
+
+use super::os::StreamOps;
+use super::source_limits::Counted;
+use crate::addr::{Addr, PackedAddr};
+use crate::handler::ConnInfo;
+use crate::id::{ConnId, ListenerId};
+use crate::proto::{Machine, NextStep, Pool, State, Time};
+use crate::reason::{CloseReason, Closed};
+
+/// One connection and what the reactor knows of its socket.
+pub(crate) struct Connection<S> {
+    pub(crate) id: ConnId,
+    pub(crate) machine: Machine,
+    /// `None` between two attempts to connect, and once the socket has left the loop.
+    pub(crate) stream: Option<S>,
+    /// `None` for an outgoing connection.
+    pub(crate) listener: Option<ListenerId>,
+    pub(crate) peer: PackedAddr,
+    pub(crate) accepted_at: Time,
+    /// The kernel may have input.
+    pub(crate) readable: bool,
+    /// The kernel may accept output.
+    pub(crate) writable: bool,
+    /// An end of stream, an error or urgent data was announced: a short read is not the last one.
+    /// Stays set.
+    pub(crate) hang_up: bool,
+    /// In a run queue.
+    pub(crate) queued: bool,
+    /// The kernel had no memory for this socket: retry when the timer fires.
+    pub(crate) retry: bool,
+    /// Counted among the pending connections.
+    pub(crate) pending: bool,
+    /// Not read because memory is tight.
+    pub(crate) paused_for_memory: bool,
+    pub(crate) counted: Counted,
+    /// Remaining read budget of the iteration `budget_iteration`, in units of a frame's cost: a
+    /// connection may have several iterations in one iteration.
+    pub(crate) budget: u16,
+    /// The low bits of the iteration's number.
+    pub(crate) budget_iteration: u16,
+}
+
+impl<S> Connection<S> {
+    /// A connection that begins now, in the loop's iteration number `iteration`, with a whole
+    /// budget and nothing known of its socket.
+    pub(crate) fn new(
+        id: ConnId,
+        listener: Option<ListenerId>,
+        peer: Addr,
+        machine: Machine,
+        now: Time,
+        iteration: u64,
+    ) -> Self {
+        Self {
+            id,
+            stream: None,
+            machine,
+            listener,
+            peer: peer.into(),
+            accepted_at: now,
+            readable: false,
+            writable: false,
+            hang_up: false,
+            queued: false,
+            retry: false,
+            pending: false,
+            paused_for_memory: false,
+            counted: Counted::No,
+            budget: 0,
+            budget_iteration: (iteration as u16).wrapping_sub(1),
+        }
+    }
+
+    /// A read is wanted and may return something. A connection that waits for a fresh "would
+    /// block" reads in any case: an edge that was consumed before announces nothing more.
+    #[inline]
+    pub(crate) fn can_read(&self) -> bool {
+        if self.machine.only_frames() {
+            return self.readable && !self.paused_for_memory;
+        }
+        let asks = self.machine.wants_fresh_blocked() && !self.retry;
+        (self.readable || asks || self.machine.has_stash())
+            && !self.is_paused_for_memory()
+            && self.machine.wants_read()
+    }
+
+    /// Input has arrived for a connection that only has to answer it, and a short read is the last.
+    #[inline]
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.readable
+            && self.writable
+            && !self.hang_up
+            && !self.paused_for_memory
+            && !self.retry
+            && self.machine.is_idle()
+    }
+
+    /// Not read because memory is tight.
+    #[inline]
+    pub(crate) fn is_paused_for_memory(&self) -> bool {
+        self.paused_for_memory && self.machine.state() == State::Open
+    }
+
+    /// Its handshake was due to end by `due`.
+    pub(super) fn is_late_handshake(&self, due: Time) -> bool {
+        self.machine.state() == State::Handshaking && self.machine.deadline() <= due
+    }
+
+    pub(crate) fn peer(&self) -> Addr {
+        self.peer.unpacked()
+    }
+
+    /// The client's address: the one behind a proxy if its header names one, else the peer's.
+    pub(super) fn source(&self) -> Addr {
+        let source = self.machine.proxy().and_then(|header| header.source());
+        source.map_or_else(|| self.peer(), Addr::from)
+    }
+
+    pub(super) fn info(&self, now: Time) -> ConnInfo {
+        ConnInfo {
+            id: self.id,
+            listener: self.listener,
+            peer: self.peer(),
+            source: self.source(),
+            state: self.machine.state(),
+            age: now.since(self.accepted_at),
+            idle: now.since(self.machine.last_input()),
+            traffic: self.machine.traffic(),
+            queued: self.machine.queued(),
+            buffered: self.machine.buffered(),
+            paused: self.machine.is_paused_by_handler(),
+            congested: self.machine.is_congested(),
+            throttled: self.machine.is_throttled(),
+            paused_for_memory: self.is_paused_for_memory(),
+            time_left: self.machine.time_left(now),
+        }
+    }
+}
+
+/// What a connection does with its own socket.
+impl<S> Connection<S> {
+    /// Writes pending output until the kernel accepts no more.
+    #[inline(always)]
+    pub(super) fn write_out<I>(&mut self, os: &mut I, pool: &mut Pool, now: &mut Time)
+    where
+        I: StreamOps<Stream = S>,
+    {
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
+        loop {
+            let bytes = self.machine.transmit(pool);
+            if bytes.is_empty() {
+                return;
+            }
+            if !self.writable {
+                break;
+            }
+            let length = bytes.len();
+            match os.write(stream, bytes) {
+                Ok(count) => {
+                    if count < length {
+                        // A callback may have blocked: its output could not be written before.
+                        *now = os.now();
+                    }
+                    self.machine.handle_sent(count, *now, pool);
+                    // A short write means full: the next edge says when there is room.
+                    self.writable = count == length;
+                }
+                Err(error) => match self.write_failed(error, pool) {
+                    ControlFlow::Continue(()) => break,
+                    ControlFlow::Break(()) => return,
+                },
+            }
+        }
+        *now = os.now();
+        self.machine.handle_unsent(*now);
+    }
+
+    /// A timer has fired: expires the deadlines that were due at `due`.
+    pub(crate) fn expire<I>(&mut self, os: &mut I, pool: &mut Pool, now: &mut Time, due: Time)
+    where
+        I: StreamOps<Stream = S>,
+    {
+        if self.machine.is_write_overdue(due) && !self.writable {
+            // The kernel announces room only when a good part of its buffer is free: a slow reader
+            // may have taken bytes all the time. A write shows whether it has.
+            self.writable = true;
+            *now = os.now();
+            self.write_out(os, pool, now);
+        }
+        if std::mem::take(&mut self.retry) {
+            self.readable = true;
+            self.writable = true;
+        }
+        if self.is_paused_for_memory() && self.machine.is_frame_overdue(due) {
+            // The remainder of the frame may be in the kernel, unread.
+            self.machine
+                .close(Closed::new(CloseReason::OverMemory), *now, pool);
+        } else if self.machine.deadline() <= due {
+            self.machine.handle_timeout(due, *now, pool);
+        }
+    }
+
+    /// Writes a large frame past the queue, if the queue is empty: only what the kernel does not
+    /// accept is copied. False if the frame has to be queued.
+    #[cold]
+    pub(crate) fn write_through<I>(
+        &mut self,
+        os: &mut I,
+        pool: &mut Pool,
+        now: Time,
+        payload: &[u8],
+    ) -> bool
+    where
+        I: StreamOps<Stream = S>,
+    {
+        let Some(stream) = &mut self.stream else {
+            return false;
+        };
+        let mut header = pool.take();
+        let passes = self.writable && self.machine.can_write_through(payload, &mut header);
+        if passes {
+            let count = match os.write_both(stream, &header, payload) {
+                Ok(count) => {
+                    self.writable = count == header.len() + payload.len();
+                    count
+                }
+                Err(error) => {
+                    // A final error ends the connection in its own turn, as after any other write.
+                    let _ = self.write_failed(error, pool);
+                    0
+                }
+            };
+            self.machine
+                .handle_written_through(&header, payload, count, now, pool);
+        }
+        pool.give(header);
+        passes
+    }
+
+    /// Shuts down the write side if that is due. `Some(reset)` once the connection is over.
+    pub(crate) fn next_step<I>(&mut self, os: &mut I, now: &mut Time) -> Option<bool>
+    where
+        I: StreamOps<Stream = S>,
+    {
+        if self.machine.next_step() == NextStep::Shutdown {
+            let sent = os.shutdown(self.stream.as_mut()?).is_ok();
+            // The linger timeout counts from now: a callback may have blocked.
+            *now = os.now();
+            self.machine.handle_shutdown(*now, sent);
+        }
+        match self.machine.next_step() {
+            NextStep::Gone { reset } => Some(reset),
+            NextStep::Wait | NextStep::Shutdown => None,
+        }
+    }
+
+    /// A read failed, for now or for good. False if the machine need not be asked for events.
+    #[cold]
+    pub(super) fn read_failed(&mut self, error: io::Error, pool: &mut Pool) -> bool {
+        if error.kind() == io::ErrorKind::Interrupted {
+            return false;
+        }
+        self.readable = false;
+        if error.kind() == io::ErrorKind::WouldBlock {
+            self.machine.handle_blocked(pool);
+        } else if is_short_of_memory(&error) {
+            self.retry = true;
+            return false;
+        } else {
+            self.machine.handle_read_error(error, pool);
+        }
+        true
+    }
+
+    /// A write failed: for now, or for good.
+    #[cold]
+    fn write_failed(&mut self, error: io::Error, pool: &mut Pool) -> ControlFlow<()> {
+        match error.kind() {
+            io::ErrorKind::WouldBlock => self.writable = false,
+            io::ErrorKind::Interrupted => {}
+            _ if is_short_of_memory(&error) => {
+                self.writable = false;
+                self.retry = true;
+            }
+            _ => {
+                self.machine.handle_write_error(error, pool);
+                // The peer's last bytes may be in the kernel already.
+                self.readable = true;
+                return ControlFlow::Break(());
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// The kernel has no memory for this call at the moment.
+pub(super) fn is_short_of_memory(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOBUFS | libc::ENOMEM))
+}

@@ -1,0 +1,86 @@
+//! Clients that get no slot: the farewell, the count, and the service's notice.
+
+use std::time::Duration;
+
+use super::core::Core;
+use super::drive::Scratch;
+use super::history::CloseRecord;
+use super::incoming::Incoming;
+use super::inner::Inner;
+use super::os::Os;
+use crate::config::AtCapacity;
+use crate::id::ConnId;
+use crate::logs;
+use crate::proto::Traffic;
+use crate::reason::{CloseReason, Closed};
+
+/// The cap or the rate is reached, and the listener's policy is to tell the client.
+pub(super) fn turn_away<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    scratch: &mut Scratch,
+    at: usize,
+    stream: O::Stream,
+    incoming: Incoming,
+    reason: CloseReason,
+) {
+    let core = &mut inner.core;
+    let farewell = match core
+        .listeners
+        .get(at)
+        .map(|listener| &listener.options.at_capacity)
+    {
+        Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
+        _ => Vec::new(),
+    };
+    dismiss(core, scratch, stream, &farewell);
+    report_failed(inner, app, at, None, incoming, Closed::new(reason));
+}
+
+/// Sends a client that gets no slot its farewell. Best effort: nothing here can wait.
+pub(super) fn dismiss<O: Os>(
+    core: &mut Core<O>,
+    scratch: &mut Scratch,
+    mut stream: O::Stream,
+    farewell: &[u8],
+) {
+    let traffic = &mut core.conns.pool.traffic;
+    if !farewell.is_empty() {
+        let written = core.os.write(&mut stream, farewell);
+        traffic.bytes_out += written.unwrap_or(0) as u64;
+    }
+    let _ = core.os.shutdown(&mut stream);
+    // Unread input would turn the close into a reset and destroy the farewell.
+    let read = core.os.read(&mut stream, &mut scratch.wire);
+    traffic.bytes_in += read.unwrap_or(0) as u64;
+    core.os.close(stream, false);
+}
+
+/// Counts a connection that never got a slot, and tells its service.
+pub(super) fn report_failed<A, O: Os>(
+    inner: &mut Inner<A, O>,
+    app: &mut A,
+    at: usize,
+    id: Option<ConnId>,
+    incoming: Incoming,
+    closed: Closed,
+) {
+    let Inner { core, user } = inner;
+    core.stats.count_closed(closed.reason);
+    let Some(listener) = core.listeners.get(at) else {
+        return;
+    };
+    log::debug!(target: logs::CONNECTION, "{} on {}: {closed}", incoming.addr, listener.name);
+    let record = CloseRecord {
+        id,
+        listener: Some(listener.id),
+        peer: incoming.addr.clone(),
+        source: incoming.addr.clone(),
+        age: Duration::ZERO,
+        traffic: Traffic::default(),
+    };
+    let (service, peer) = (listener.service, incoming.peer(listener, id));
+    user.failed_accept(&mut core.guard, service, app, &peer, &closed);
+    core.history
+        .record_close(&mut core.guard, record, &closed, core.now);
+}
