@@ -28,6 +28,7 @@ mod core;
 pub(crate) mod detached_conns;
 mod drain;
 pub(crate) mod drive;
+mod event_backlog;
 mod fd_exhaustion;
 mod history;
 mod incoming;
@@ -59,6 +60,7 @@ use std::time::Duration;
 use self::core::Core;
 use accept::Round;
 use drive::{drive, Budget, Host, Parts, Scratch};
+use event_backlog::EventBacklog;
 use inner::Inner;
 use os::{Event, Named, Os};
 use panic_guard::{catch, Panic};
@@ -94,37 +96,6 @@ pub(crate) struct Reactor<A, O: Os> {
     backlog: EventBacklog,
     /// Commands are left over from the last iteration.
     commands_left: bool,
-}
-
-/// What a full batch of events means for deadlines.
-#[derive(Debug, Default)]
-struct EventBacklog {
-    /// The last batch was full: sockets may be ready that an outer, edge-triggered poll does not
-    /// announce again.
-    full: bool,
-    /// In a run of full batches: what was due before the first of them, and how many more may come
-    /// until every socket that was ready then has been reported. The kernel reports them in turn.
-    postponed: Option<(Time, usize)>,
-}
-
-impl EventBacklog {
-    /// The time up to which deadlines may expire after this poll: not before the input that arrived
-    /// in time has been read. A flood that fills every batch does not stop the clocks.
-    fn expire_through(&mut self, due: Time, batch: usize, connections: usize) -> Option<Time> {
-        if !self.full {
-            self.postponed = None;
-            return Some(due);
-        }
-        let all = connections / batch.max(1) + 1;
-        let (since, left) = self.postponed.get_or_insert((due, all));
-        if *left > 0 {
-            *left -= 1;
-            return None;
-        }
-        let since = *since;
-        self.postponed = None;
-        Some(since)
-    }
 }
 
 impl<A, O: Os> Reactor<A, O> {

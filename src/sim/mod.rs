@@ -57,6 +57,7 @@ mod faults;
 mod input;
 mod kernel;
 mod os;
+mod poll;
 mod random;
 mod remotes;
 mod script;

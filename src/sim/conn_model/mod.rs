@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use oracle::Oracle;
-use socket::{Kernel, Socket};
+use socket::{ModelOs, Socket};
 
 use super::input::{Action, End, Input, Told};
 use super::Violation;
@@ -64,7 +64,7 @@ type Checked = std::result::Result<(), Violation>;
 /// ```
 pub struct ConnModel {
     conn: Connection<Socket>,
-    kernel: Kernel,
+    kernel: ModelOs,
     pool: Pool,
     plain: Vec<u8>,
     /// The time of the running turn.
@@ -168,7 +168,7 @@ impl ConnModel {
                 writable: true,
                 ..Connection::new(ID, None, Addr::unspecified(), machine, Time::ZERO, 0)
             },
-            kernel: Kernel::at(Time::ZERO),
+            kernel: ModelOs::at(Time::ZERO),
             pool: Pool::default(),
             plain: Vec::new(),
             now: Time::ZERO,
@@ -299,7 +299,7 @@ impl ConnModel {
     pub fn fork(&self) -> Option<Self> {
         Some(Self {
             conn: self.fork_conn()?,
-            kernel: Kernel::at(self.kernel.now),
+            kernel: ModelOs::at(self.kernel.now),
             pool: Pool::default(),
             plain: Vec::new(),
             now: self.now,

@@ -81,7 +81,7 @@ impl Socket {
 }
 
 /// The clock, and what the calls have shown since the model last looked.
-pub(crate) struct Kernel {
+pub(crate) struct ModelOs {
     pub(super) now: Time,
     /// Bytes that the kernel accepted.
     pub(super) accepted: Vec<u8>,
@@ -91,7 +91,7 @@ pub(crate) struct Kernel {
     pub(super) fault: Option<&'static str>,
 }
 
-impl Kernel {
+impl ModelOs {
     pub(super) fn at(now: Time) -> Self {
         Self {
             now,
@@ -106,7 +106,7 @@ fn errno(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
 }
 
-impl StreamOps for Kernel {
+impl StreamOps for ModelOs {
     type Stream = Socket;
 
     /// Small enough for the model's frames to be of both kinds.

@@ -11,7 +11,7 @@ use crate::reason::{Close, CloseReason, Closed};
 use crate::sim::input::{Action, End, Told};
 use crate::sim::Violation;
 
-use super::socket::Kernel;
+use super::socket::ModelOs;
 
 /// Turns in a row that no connection needs.
 const SPIN: usize = 100_000;
@@ -206,7 +206,7 @@ impl ConnModel {
         } = self;
         let (now, before) = (kernel.now, conn.machine.unsent_app_bytes());
         let written =
-            payload.len() >= Kernel::LARGE_FRAME && conn.write_through(kernel, pool, now, payload);
+            payload.len() >= ModelOs::LARGE_FRAME && conn.write_through(kernel, pool, now, payload);
         let taken = if written {
             true
         } else {
@@ -260,9 +260,9 @@ impl ConnModel {
 }
 
 impl Host for ConnModel {
-    type Os = Kernel;
+    type Os = ModelOs;
 
-    fn parts(&mut self) -> Option<Parts<'_, Kernel>> {
+    fn parts(&mut self) -> Option<Parts<'_, ModelOs>> {
         if self.oracle.end.is_some() {
             return None;
         }
