@@ -30,6 +30,8 @@ mod buffers;
 mod close;
 mod deadlines;
 mod framing;
+#[cfg(feature = "sim")]
+mod invariants;
 mod life;
 mod machine;
 mod pool;
