@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use super::active::Active;
 use super::buffers::Buffers;
-use super::deadlines::TimeLeft;
 use super::framing::{Codec, Framing};
+#[cfg(feature = "sim")]
+use super::invariants;
 use super::life::{Life, Phase};
 use super::pool::Pool;
 use super::proxy::ProxyHeader;
@@ -23,8 +24,6 @@ use super::rates::{SharedMeters, Throttle};
 #[cfg(feature = "sim")]
 use super::snapshot::Fingerprint;
 use super::state::{Limits, State, Traffic};
-#[cfg(feature = "sim")]
-use super::status::Events;
 use super::status::Status;
 use super::time::Time;
 #[cfg(feature = "tls")]
@@ -555,36 +554,6 @@ impl Machine {
             .is_some_and(|active| active.deadlines.has_timers())
     }
 
-    /// Sets timer `key` to `at`, or cancels it with [`Time::NEVER`].
-    pub(crate) fn set_timer(&mut self, key: u8, at: Time) {
-        if at.is_armed() && self.is_established() {
-            self.wake_unpooled().deadlines.set_timer(key, at);
-        } else if let Some(active) = &mut self.active {
-            active.deadlines.cancel_timer(key);
-        }
-    }
-
-    pub(crate) fn time_left(&self, now: Time) -> TimeLeft {
-        let left = |deadline: Time| deadline.is_armed().then(|| deadline.since(now));
-        let deadlines = &self.parts().deadlines;
-        let (mut connect, mut handshake, mut linger) = (None, None, None);
-        *match self.state() {
-            State::Connecting => &mut connect,
-            State::Closing => &mut linger,
-            State::Accepting | State::Handshaking | State::Open => &mut handshake,
-        } = left(deadlines.phase());
-        TimeLeft {
-            connect,
-            handshake,
-            frame: left(deadlines.frame()),
-            idle: left(self.idle_deadline()),
-            write: left(deadlines.write()),
-            linger,
-            throttle: left(self.throttled_until()),
-            timer: left(deadlines.first_timer()),
-        }
-    }
-
     /// Pauses the peer's clocks, if reading is paused.
     fn pause_clocks(&mut self, now: Time) {
         if self.status.life.is_open() && self.is_paused() {
@@ -628,9 +597,11 @@ impl Machine {
     /// Returns the first invariant that does not hold between two turns. `queued`: the connection
     /// has another turn soon, whatever its deadlines.
     pub(crate) fn broken_invariant(&self, read_size: usize, queued: bool) -> Option<String> {
-        let buffers = self.broken_buffer(read_size).or_else(|| self.broken_flag());
-        if buffers.is_some() || queued {
-            return buffers;
+        let session = self.tls.as_deref();
+        let limits = (self.codec.max(), read_size);
+        let broken = invariants::broken(self.status, self.parts(), session, limits);
+        if broken.is_some() || queued {
+            return broken;
         }
         if self.has_events() {
             return Some("events are pending and no turn will deliver them".to_owned());
@@ -640,36 +611,6 @@ impl Machine {
         }
         let missing = self.lacks_deadline();
         missing.then(|| format!("no deadline is armed: {:?}", self.parts().deadlines))
-    }
-
-    fn broken_buffer(&self, read_size: usize) -> Option<String> {
-        const ENVELOPE: usize = 16;
-        /// RFC 8446 section 5.2: 2^14 + 256 and the header.
-        const RECORD: usize = 0x4000 + 256 + 5;
-        // A PROXY header comes before frames.
-        let frame = self.codec.max().max(super::proxy::MAX_LENGTH);
-        let record = if self.tls.is_some() { RECORD } else { 0 };
-        let max = frame.saturating_add(ENVELOPE + read_size + record);
-        let parts = self.parts();
-        let broken = parts.recv_buf.broken_invariant(max);
-        let session = || self.tls.as_ref().is_none_or(|session| session.is_compact());
-        if broken.is_none() && !(parts.send_buf.is_compact() && session()) {
-            return Some("sent output takes more memory than pending output".to_owned());
-        }
-        broken
-    }
-
-    fn broken_flag(&self) -> Option<String> {
-        let parts = self.parts();
-        let over = |session: &Session| session.peer_closed() || session.has_failed();
-        if self.status.tls_ended != self.tls.as_deref().is_some_and(over) {
-            return Some("TLS has ended, or has not, and the flag says otherwise".to_owned());
-        }
-        if self.status.recv.has_rates() != parts.throttle.is_some() {
-            return Some("there are rates, or none, and the flag says otherwise".to_owned());
-        }
-        let due = parts.deadlines.has_due_timer() && !self.status.events.has(Events::TIMER);
-        due.then(|| "a timer is due and not pending".to_owned())
     }
 
     fn lacks_deadline(&self) -> bool {

@@ -31,6 +31,8 @@ mod close;
 mod deadlines;
 mod detached_io;
 mod framing;
+#[cfg(feature = "sim")]
+mod invariants;
 mod life;
 mod machine;
 mod pool;

@@ -1,10 +1,12 @@
-//! From state to state: how a connection opens, goes behind TLS, leaves the loop and ends.
+//! From state to state: how a connection opens, goes behind TLS, leaves the loop, and ends by its
+//! handler, its peer or its clocks.
 
 use std::error::Error as StdError;
 
 use super::Machine;
 #[cfg(feature = "tls")]
 use crate::proto::buffers::SendBuffer;
+use crate::proto::deadlines::TimeLeft;
 use crate::proto::detached_io::DetachedIo;
 use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
@@ -267,20 +269,35 @@ impl Machine {
         }
     }
 
-    // The end.
+    // The clocks.
 
-    /// The server drains: notifies the handler, and cuts a handshake short.
-    pub(crate) fn drain(&mut self, handshake_until: Time) {
-        self.status.life.drain();
-        match self.state() {
-            State::Accepting | State::Handshaking => {
-                let deadlines = &mut self.wake_unpooled().deadlines;
-                deadlines.arm_phase(deadlines.phase().min(handshake_until));
-                self.status.events.set(Events::DRAIN);
-            }
-            State::Open => self.status.events.set(Events::DRAIN),
-            // The reactor gives up attempts to connect.
-            State::Connecting | State::Closing => {}
+    /// Sets timer `key` to `at`, or cancels it with [`Time::NEVER`].
+    pub(crate) fn set_timer(&mut self, key: u8, at: Time) {
+        if at.is_armed() && self.is_established() {
+            self.wake_unpooled().deadlines.set_timer(key, at);
+        } else if let Some(active) = &mut self.active {
+            active.deadlines.cancel_timer(key);
+        }
+    }
+
+    pub(crate) fn time_left(&self, now: Time) -> TimeLeft {
+        let left = |deadline: Time| deadline.is_armed().then(|| deadline.since(now));
+        let deadlines = &self.parts().deadlines;
+        let (mut connect, mut handshake, mut linger) = (None, None, None);
+        *match self.state() {
+            State::Connecting => &mut connect,
+            State::Closing => &mut linger,
+            State::Accepting | State::Handshaking | State::Open => &mut handshake,
+        } = left(deadlines.phase());
+        TimeLeft {
+            connect,
+            handshake,
+            frame: left(deadlines.frame()),
+            idle: left(self.idle_deadline()),
+            write: left(deadlines.write()),
+            linger,
+            throttle: left(self.throttled_until()),
+            timer: left(deadlines.first_timer()),
         }
     }
 
@@ -329,6 +346,23 @@ impl Machine {
             // The reactor decides about an attempt that takes too long.
             State::Connecting | State::Open => {}
             State::Closing => self.status.life.enter(Phase::Gone),
+        }
+    }
+
+    // The end.
+
+    /// The server drains: notifies the handler, and cuts a handshake short.
+    pub(crate) fn drain(&mut self, handshake_until: Time) {
+        self.status.life.drain();
+        match self.state() {
+            State::Accepting | State::Handshaking => {
+                let deadlines = &mut self.wake_unpooled().deadlines;
+                deadlines.arm_phase(deadlines.phase().min(handshake_until));
+                self.status.events.set(Events::DRAIN);
+            }
+            State::Open => self.status.events.set(Events::DRAIN),
+            // The reactor gives up attempts to connect.
+            State::Connecting | State::Closing => {}
         }
     }
 

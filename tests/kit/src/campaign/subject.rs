@@ -115,7 +115,10 @@ impl Subject {
         match self.door.handler_kind {
             HandlerKind::Meddling if self.random.chance(100) => self.meddle(cx),
             HandlerKind::Posting if self.random.chance(200) => self.give_orders(cx),
-            HandlerKind::Panicking if self.random.chance(30) => blow(),
+            HandlerKind::Panicking if self.random.chance(30) => {
+                cx.app.panics += 1;
+                blow()
+            }
             HandlerKind::Suicidal if self.random.chance(150) => return self.end_itself(cx),
             _ => {}
         }
@@ -175,7 +178,10 @@ impl Subject {
             4 => return Err(Close::because("had enough")),
             5 => drop(cx.app.order(Order::Kill(id))),
             6 => cx.conn.close_after_input(),
-            7 => blow(),
+            7 => {
+                cx.app.panics += 1;
+                blow()
+            }
             8 => {
                 cx.conn.close();
                 cx.conn.close();
