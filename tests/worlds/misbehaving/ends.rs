@@ -165,7 +165,7 @@ fn kills_itself_in_every_way() {
             };
             assert_eq!(harness.sim.app().times("frame"), frames, "{what}");
             harness.ended(reason);
-            harness.end(0);
+            harness.end(u64::from(matches!(way, Way::Panic | Way::CloseThenPanic)));
         }
     }
 }
