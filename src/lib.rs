@@ -108,6 +108,7 @@ mod listen;
 mod logs;
 pub mod manual;
 mod metrics;
+mod panic_guard;
 mod proto;
 mod reactor;
 mod reason;

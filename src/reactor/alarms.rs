@@ -11,10 +11,10 @@
 
 use super::core::Core;
 use super::os::Os;
-use super::panic_guard::PanicGuard;
 use crate::alarm::{Alarm, AlarmId, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
 use crate::control::AlarmCallback;
 use crate::error::{Error, Result};
+use crate::panic_guard::PanicGuard;
 use crate::proto::Time;
 
 /// An alarm and its state.

@@ -4,10 +4,10 @@
 use super::incoming::Incoming;
 use super::inner::Inner;
 use super::os::{Os, Socket as _};
-use super::panic_guard::catch;
 use crate::detached::{Detached, Socket};
 use crate::id::ConnId;
 use crate::logs;
+use crate::panic_guard::catch;
 use crate::reason::{CloseReason, Closed};
 
 /// Ends a connection: the socket first, then the last callback, then the slot.

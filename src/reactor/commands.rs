@@ -2,11 +2,11 @@
 
 use super::inner::Inner;
 use super::os::Os;
-use super::panic_guard::catch;
 use crate::control::{Control, ControlOps};
 use crate::handle::Command;
 use crate::handler::Conn;
 use crate::logs;
+use crate::panic_guard::catch;
 
 /// Carries out one command. Connections that it changes are queued for a turn.
 pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command: Command<A>) {

@@ -7,7 +7,7 @@ use std::io;
 
 use super::connection::{is_short_of_memory, Connection};
 use super::os::StreamOps;
-use super::panic_guard::{catch, Panic};
+use crate::panic_guard::{catch, Panic};
 use crate::proto::{Event, InputCursor, Pool, State, Time};
 use crate::reason::{CloseReason, Closed};
 

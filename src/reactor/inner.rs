@@ -4,12 +4,12 @@ use std::os::fd::OwnedFd;
 
 use super::core::Core;
 use super::os::Os;
-use super::panic_guard::catch;
 use super::user_code::{drop_handler, UserCode};
 use crate::error::{Error, Result};
 use crate::handler::{Context, Handler, Service};
 use crate::id::{ConnId, ListenerId};
 use crate::listen::Listen;
+use crate::panic_guard::catch;
 use crate::proto::InputCursor;
 use crate::reason::Outcome;
 

@@ -42,7 +42,6 @@ mod memory_usage;
 pub(crate) mod os;
 pub(crate) mod os_mio;
 mod outbound;
-pub(crate) mod panic_guard;
 mod pending;
 mod refuse;
 pub(crate) mod shared_cap;
@@ -58,12 +57,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::core::Core;
+use crate::panic_guard::{catch, Panic};
 use accept::Round;
 use drive::{drive, Budget, Host, Parts, Scratch};
 use event_backlog::EventBacklog;
 use inner::Inner;
 use os::{Event, Named, Os};
-use panic_guard::{catch, Panic};
 use shared_cap::SharedCap;
 use user_code::UserCode;
 

@@ -3,9 +3,9 @@
 use slab::Slab;
 
 use super::alarms::Alarms;
-use super::panic_guard::{catch, Panic, PanicGuard};
 use crate::handler::{Handler, Peer, Refuse, Service};
 use crate::id::{ConnId, ListenerId};
+use crate::panic_guard::{catch, Panic, PanicGuard};
 use crate::reason::Closed;
 
 /// Handlers, services and alarms.

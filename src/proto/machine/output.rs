@@ -150,6 +150,7 @@ impl Machine {
                 Ok(taken) => active.send_buf.advance(taken),
                 Err(error) => {
                     let error: Box<dyn StdError> = error;
+                    self.status.tls_ended = true;
                     self.end(Closed::with(CloseReason::Tls, error), pool);
                 }
             }
@@ -167,6 +168,7 @@ impl Machine {
         if let Some(session) = &mut self.tls {
             // FIN follows in any case, also if close_notify cannot be sent.
             let _ = session.close_notify(&mut pool.buffers);
+            self.status.tls_ended |= session.has_failed();
         }
         if is_flushing && self.queued() == 0 {
             if let Some(active) = &mut self.active {

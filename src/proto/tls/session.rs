@@ -11,6 +11,7 @@ use rustls::{AlertDescription, CommonState, ProtocolVersion, ServerConfig};
 use super::client::{ClientTls, WithServer};
 use super::config::TlsConfig;
 use super::drive::{drive, Out, Side, Wish};
+use crate::panic_guard::catch;
 use crate::proto::buffers::{retained, Buffers, SendBuffer};
 
 type Failed = Box<dyn StdError + Send + Sync>;
@@ -372,6 +373,7 @@ impl Session {
     }
 
     /// Drives rustls until it needs more input; returns how many bytes of `input` it is done with.
+    /// The only place that drives it: after an error it is never driven again.
     fn pump(
         &mut self,
         input: &mut [u8],
@@ -379,11 +381,16 @@ impl Session {
         wish: Wish<'_>,
         buffers: &mut Buffers,
     ) -> Result<usize, Failed> {
+        // After a fatal alert rustls must not be driven again (RFC 8446 section 6.2).
+        if self.has_failed() {
+            return Err("TLS has failed".into());
+        }
         let Self {
             stage,
             send_buf,
             tls_overhead,
             peer_closed,
+            notified,
             ..
         } = self;
         let out = Out {
@@ -391,11 +398,22 @@ impl Session {
             tls_overhead,
             peer_closed,
         };
-        match stage {
+        let run = || match stage {
             Stage::Hello(..) => Ok(0),
             Stage::Server(connection) => drive(connection, out, input, plain, wish, buffers),
             Stage::Client(connection) => drive(connection, out, input, plain, wish, buffers),
+        };
+        let outcome = if *notified {
+            // rustls takes close_notify for its last alert, and asserts in debug builds that an
+            // error finds it unsent.
+            catch(run).unwrap_or_else(|_| Err("TLS failed behind our close_notify".into()))
+        } else {
+            run()
+        };
+        if outcome.is_err() {
+            self.failure = Failure::Taken;
         }
+        outcome
     }
 }
 

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::{violation, Checked, ConnModel};
+use crate::panic_guard::Panic;
 use crate::proto::{Event, InputCursor, SendError, State};
 use crate::reactor::drive::{drive, Budget, Host, Parts, Scratch, READ_SIZE};
 use crate::reactor::os::StreamOps;
-use crate::reactor::panic_guard::Panic;
 use crate::reason::{Close, CloseReason, Closed};
 use crate::sim::input::{Action, End, Told};
 use crate::sim::Violation;
