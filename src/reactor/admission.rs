@@ -86,7 +86,7 @@ impl Admission {
         }
     }
 
-    /// Released why no client may come in through this listener now. If there is no reason, a slot
+    /// Returns why no client may come in through this listener now. If there is no reason, a slot
     /// is reserved for the next client, or a pending connection can be evicted for it.
     pub(super) fn reserve<S, L>(
         &self,

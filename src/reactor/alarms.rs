@@ -168,7 +168,7 @@ impl<A> Alarms<A> {
         Some((notice, watched.callback.take()?))
     }
 
-    /// Released a callback that has run, unless its alarm was removed meanwhile.
+    /// Returns a callback that has run, unless its alarm was removed meanwhile.
     pub(super) fn restore(
         &mut self,
         guard: &mut PanicGuard,

@@ -64,7 +64,9 @@ pub(super) fn finish_close<A, O: Os>(
             user.failed_accept(&mut core.guard, service, app, &peer, &closed);
         }
     }
-    core.guard.drop("an error's destructor", closed);
+    if closed.error.is_some() {
+        core.guard.drop("an error's destructor", closed);
+    }
 }
 
 fn log_close<A, O: Os>(inner: &mut Inner<A, O>, id: ConnId, closed: &Closed) {

@@ -47,6 +47,7 @@ pub(crate) struct Connection<S> {
 impl<S> Connection<S> {
     /// A connection that begins now, in the loop's iteration number `iteration`, with a whole
     /// budget and nothing known of its socket.
+    #[inline(always)]
     pub(crate) fn new(
         id: ConnId,
         listener: Option<ListenerId>,

@@ -112,7 +112,7 @@ impl<S> Connections<S> {
         }
     }
 
-    /// Released a reservation that was not used.
+    /// Returns a reservation that was not used.
     pub(super) fn unreserve(&mut self) {
         self.keep_next = false;
         if let Some(share) = &mut self.share {
@@ -168,6 +168,7 @@ impl<S> Connections<S> {
     }
 
     /// Inserts a connection under the id that [`Connections::next_id`] returned last.
+    #[inline(always)]
     pub(super) fn insert(&mut self, conn: Connection<S>) {
         let id = conn.id;
         debug_assert!(self.has_room(), "the cap is checked before accept");
@@ -180,11 +181,11 @@ impl<S> Connections<S> {
         self.live.set(id, true);
     }
 
-    /// Frees the slot and everything that would give the connection another turn.
+    /// Frees the slot and everything that would give the connection another turn. Its id was hidden
+    /// before.
     pub(super) fn remove(&mut self, id: ConnId) -> Option<Connection<S>> {
         self.get(id)?;
         self.timers.disarm(id.index);
-        self.live.set(id, false);
         let keep = std::mem::take(&mut self.keep_next);
         if let Some(share) = &mut self.share {
             share.vacate(keep);

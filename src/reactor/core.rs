@@ -114,7 +114,7 @@ impl<O: Os> Core<O> {
             .min(self.admission.fds.over_at())
             .min(self.memory.grant_until())
             .min(self.drain.deadline())
-            .min(self.listeners.wake_at(&self.capacity_at(now)))
+            .min(self.listeners.wake_at(|| self.capacity_at(now)))
     }
 
     /// Expires what has a deadline of its own, connections apart.
@@ -218,6 +218,7 @@ impl<O: Os> Core<O> {
         }
     }
 
+    #[inline(always)]
     pub(super) fn insert(&mut self, conn: Connection<O::Stream>) {
         let id = conn.id;
         self.conns.insert(conn);
@@ -298,8 +299,9 @@ impl<O: Os> Core<O> {
     /// Removes a connection: counts and records it, and lets waiting clients have its slot.
     pub(super) fn remove(&mut self, id: ConnId, closed: &Closed) {
         self.memory.forget(&mut self.conns, id);
-        let attempt = self.outbound.remove(id);
-        self.guard.drop("a TLS configuration's destructor", attempt);
+        if let Some(attempt) = self.outbound.remove(id) {
+            self.guard.drop("a TLS configuration's destructor", attempt);
+        }
         let Some(mut conn) = self.conns.remove(id) else {
             return;
         };
@@ -313,7 +315,9 @@ impl<O: Os> Core<O> {
         };
         let (source, counted, listener) = (record.source.ip(), conn.counted, conn.listener);
         conn.machine.recycle(&mut self.conns.pool);
-        self.guard.drop("a framer's destructor", conn);
+        if conn.machine.has_framer() || conn.machine.has_tls() {
+            self.guard.drop("a framer's destructor", conn);
+        }
         self.stats.count_closed(closed.reason);
         self.history.ages.record_time(record.age);
         self.history

@@ -271,7 +271,7 @@ fn serve<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget, begu
     host.settle(!done && left);
 }
 
-/// Released input that the machine holds, or else reads from the socket.
+/// Returns input that the machine holds, or else reads from the socket.
 fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget) -> Read<'s> {
     let limited = host.is_memory_limited();
     let Some(Parts { conn, .. }) = host.parts() else {

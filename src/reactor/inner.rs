@@ -32,7 +32,7 @@ impl<A, O: Os> Inner<A, O> {
     }
 
     /// Calls the handler for one frame after the other, up to `max`, while nothing else is due.
-    /// Released how many bytes of `input` were consumed, and the number of frames.
+    /// Returns how many bytes of `input` were consumed, and the number of frames.
     #[inline(always)]
     pub(super) fn call_for_frames(
         &mut self,

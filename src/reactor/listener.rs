@@ -206,6 +206,7 @@ impl<L> Listener<L> {
     }
 
     /// The machine of a new connection of this listener.
+    #[inline]
     pub(super) fn machine(&self, now: Time, pool: &mut Pool) -> Machine {
         let (framing, tls) = (&self.options.framing, self.options.tls.as_ref());
         let mut machine = Machine::new(framing, Rc::clone(&self.limits), tls, now, pool);

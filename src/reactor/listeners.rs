@@ -139,10 +139,17 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// When a listener has to be looked at without an event.
-    pub(super) fn wake_at(&self, capacity: &Capacity) -> Time {
-        let due = |listener: &Listener<L>| listener.retry_at.min(listener.accepts_at(capacity));
-        self.all.iter().map(due).fold(Time::NEVER, Time::min)
+    /// When a listener has to be looked at without an event. `capacity` is computed only if a client
+    /// may be waiting.
+    pub(super) fn wake_at(&self, capacity: impl Fn() -> Capacity) -> Time {
+        let mut wake = Time::NEVER;
+        for listener in &self.all {
+            wake = wake.min(listener.retry_at);
+            if listener.is_open() && listener.may_accept() {
+                wake = wake.min(listener.accepts_at(&capacity()));
+            }
+        }
+        wake
     }
 
     /// Leaves a listener alone until `retry_at`.

@@ -99,7 +99,14 @@ impl MemoryBudget {
     }
 
     /// The connection ends or leaves: it holds nothing from here on.
+    #[inline]
     pub(super) fn forget<S>(&mut self, conns: &mut Connections<S>, id: ConnId) {
+        if self.usage.of(id.index) > 0 || self.grant.is_some() || !self.paused.is_empty() {
+            self.release(conns, id);
+        }
+    }
+
+    fn release<S>(&mut self, conns: &mut Connections<S>, id: ConnId) {
         self.set(conns, id.index, 0);
         self.paused.remove(&id);
         if let Some(conn) = conns.get_mut(id) {
