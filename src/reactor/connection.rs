@@ -8,7 +8,7 @@ use super::source_limits::Counted;
 use crate::addr::{Addr, PackedAddr};
 use crate::handler::ConnInfo;
 use crate::id::{ConnId, ListenerId};
-use crate::proto::{Machine, NextStep, Pool, State, Time};
+use crate::proto::{Machine, NextStep, Pool, SendError, State, Time};
 use crate::reason::{CloseReason, Closed};
 
 /// One connection and what the reactor knows of its socket.
@@ -207,16 +207,57 @@ impl<S> Connection<S> {
         }
     }
 
-    /// Writes a large frame past the queue, if the queue is empty: only what the kernel does not
-    /// accept is copied. False if the frame has to be queued.
-    #[cold]
-    pub(crate) fn write_through<I>(
+    /// Sends one frame: writes it past the queue if it is large, else queues it.
+    #[inline]
+    pub(crate) fn send<I>(
         &mut self,
         os: &mut I,
         pool: &mut Pool,
-        now: Time,
+        now: &mut Time,
         payload: &[u8],
-    ) -> bool
+    ) -> Result<(), SendError>
+    where
+        I: StreamOps<Stream = S>,
+    {
+        let is_large = payload.len() >= I::LARGE_FRAME;
+        self.make_room(os, pool, now, payload);
+        if is_large && self.write_through(os, pool, *now, payload) {
+            return Ok(());
+        }
+        self.machine.send(payload, *now, pool)
+    }
+
+    /// Writes pending output if a frame with `payload` would reach the high watermark, or is large:
+    /// a peer whose socket has room is never treated as slow. That is one more write for each high
+    /// watermark's worth of output.
+    #[inline]
+    pub(crate) fn make_room<I>(
+        &mut self,
+        os: &mut I,
+        pool: &mut Pool,
+        now: &mut Time,
+        payload: &[u8],
+    ) where
+        I: StreamOps<Stream = S>,
+    {
+        let is_large = payload.len() >= I::LARGE_FRAME;
+        if self.writable && (is_large || self.machine.would_congest(payload.len())) {
+            self.flush(os, pool, now);
+        }
+    }
+
+    #[cold]
+    fn flush<I>(&mut self, os: &mut I, pool: &mut Pool, now: &mut Time)
+    where
+        I: StreamOps<Stream = S>,
+    {
+        self.write_out(os, pool, now);
+    }
+
+    /// Writes a large frame past the queue, if the queue is empty: only what the kernel does not
+    /// accept is copied. False if the frame has to be queued.
+    #[cold]
+    fn write_through<I>(&mut self, os: &mut I, pool: &mut Pool, now: Time, payload: &[u8]) -> bool
     where
         I: StreamOps<Stream = S>,
     {

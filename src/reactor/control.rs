@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::detached_conns::Receiver;
 use super::inner::Inner;
 use super::listeners;
-use super::os::{Os, Socket, StreamOps};
+use super::os::{Os, Socket};
 use super::user_code::drop_handler;
 use crate::addr::{Addr, Credentials};
 use crate::alarm::{Alarm, AlarmId, AlarmInfo};
@@ -47,16 +47,12 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
     // Boxed, because an error is rare, and a large result would be copied each time.
     fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), Box<SendError>> {
         let core = &mut self.core;
-        let now = core.now;
         let Some((conn, pool)) = core.conns.parts(id) else {
             return Err(Box::new(SendError::Closed));
         };
-        let is_large = frame.len() >= <O as StreamOps>::LARGE_FRAME;
-        if !(is_large && conn.write_through(&mut core.os, pool, now, frame)) {
-            conn.machine.send(frame, now, pool).map_err(Box::new)?;
-        }
+        let sent = conn.send(&mut core.os, pool, &mut core.now, frame);
         core.touch(id);
-        Ok(())
+        sent.map_err(Box::new)
     }
 
     fn touch(&mut self, id: ConnId) {

@@ -12,6 +12,7 @@ mod detach;
 mod drain;
 mod framer_panics;
 mod framing_on_the_wire;
+mod full_queues;
 mod held_answers;
 mod isolation;
 mod large_frames;

@@ -55,6 +55,12 @@ impl Machine {
         Ok(())
     }
 
+    /// True if a frame with `length` bytes of payload would reach the high watermark.
+    #[inline]
+    pub(crate) fn would_congest(&self, length: usize) -> bool {
+        self.queued() + length >= self.limits.high_watermark
+    }
+
     #[cold]
     fn refuse_to_send(&mut self, queued: usize, now: Time) -> SendError {
         self.congest(now);

@@ -6,7 +6,6 @@ use super::{violation, Checked, ConnModel};
 use crate::panic_guard::Panic;
 use crate::proto::{Event, InputCursor, SendError, State};
 use crate::reactor::drive::{drive, Budget, Host, Parts, Scratch, READ_SIZE};
-use crate::reactor::os::StreamOps;
 use crate::reason::{Close, CloseReason, Closed};
 use crate::sim::input::{Action, End, Told};
 use crate::sim::Violation;
@@ -202,21 +201,28 @@ impl ConnModel {
 
     fn send(&mut self, payload: &[u8]) -> Checked {
         let Self {
-            conn, kernel, pool, ..
+            conn,
+            kernel,
+            pool,
+            now,
+            ..
         } = self;
-        let (now, before) = (kernel.now, conn.machine.unsent_app_bytes());
-        let written =
-            payload.len() >= ModelOs::LARGE_FRAME && conn.write_through(kernel, pool, now, payload);
-        let taken = if written {
-            true
-        } else {
-            match conn.machine.send(payload, now, pool) {
-                Ok(()) => true,
-                Err(SendError::Full { .. }) => false,
-                Err(_) => return Ok(()),
-            }
+        conn.make_room(kernel, pool, now, payload);
+        self.observe();
+        let Self {
+            conn,
+            kernel,
+            pool,
+            now,
+            ..
+        } = self;
+        let before = conn.machine.unsent_app_bytes();
+        let taken = match conn.send(kernel, pool, now, payload) {
+            Ok(()) => true,
+            Err(SendError::Full { .. }) => false,
+            Err(_) => return Ok(()),
         };
-        let queued = conn.machine.unsent_app_bytes();
+        let queued = self.conn.machine.unsent_app_bytes();
         let sent = self
             .oracle
             .sees_send(&self.limits, payload, taken, before, queued);

@@ -1,0 +1,94 @@
+//! The socket is written before a frame is refused: a peer whose socket has room is never slow.
+
+use std::time::Duration;
+
+use portcullis::sim::{ClientId, Sim};
+use portcullis::{
+    CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, SendError,
+};
+
+const FRAMES: usize = 2000;
+const FRAME: [u8; 1000] = [7; 1000];
+
+#[derive(Default)]
+struct App {
+    reader: Option<ConnId>,
+    refused: usize,
+}
+
+/// Sends many frames to itself, to another connection, or to itself until it is refused.
+struct Sender;
+
+impl Handler<App> for Sender {
+    fn on_open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        cx.app.reader.get_or_insert(cx.conn.id());
+        Ok(())
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_, App>, frame: &[u8]) -> Outcome {
+        match frame {
+            b"answer" => (0..FRAMES).try_for_each(|_| cx.conn.send(FRAME))?,
+            b"publish" => {
+                let reader = cx.app.reader.and_then(|id| cx.conn.peer(id));
+                if let Some(mut reader) = reader {
+                    let sent = (0..FRAMES).filter(|_| reader.send(FRAME).is_ok()).count();
+                    cx.app.refused += FRAMES - sent;
+                }
+            }
+            _ => while !matches!(cx.conn.send(FRAME), Err(SendError::Full { .. })) {},
+        }
+        Ok(())
+    }
+}
+
+fn world(buffer: usize) -> (Sim<App>, [ClientId; 2]) {
+    let mut sim = Sim::new(1, Config::new(), App::default());
+    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet2);
+    let service = |_: &mut App, _: portcullis::Peer| Sender;
+    let addr = sim.listen(listen, service).expect("listen");
+    let clients = [(); 2].map(|()| {
+        let client = sim.connect(addr).expect("connect");
+        sim.set_send_buffer(client, buffer);
+        sim.step();
+        client
+    });
+    sim.settle();
+    (sim, clients)
+}
+
+fn say(sim: &mut Sim<App>, client: ClientId, word: &[u8]) {
+    let mut wire = (word.len() as u16).to_be_bytes().to_vec();
+    wire.extend_from_slice(word);
+    sim.send(client, &wire);
+}
+
+/// More than the output limit of 1 MiB, while the kernel has room for all of it.
+#[test]
+fn one_callback_may_send_what_the_socket_takes() {
+    let (mut sim, [client, _]) = world(4 << 20);
+    say(&mut sim, client, b"answer");
+    sim.advance(Duration::from_millis(100));
+    assert_eq!(sim.received(client).len(), FRAMES * (FRAME.len() + 2));
+    assert_eq!(sim.stats().closed(CloseReason::Failed), 0);
+}
+
+#[test]
+fn many_senders_to_one_fast_reader_are_not_refused() {
+    let (mut sim, [reader, publisher]) = world(4 << 20);
+    say(&mut sim, publisher, b"publish");
+    sim.advance(Duration::from_millis(100));
+    assert_eq!(sim.app().refused, 0);
+    assert_eq!(sim.received(reader).len(), FRAMES * (FRAME.len() + 2));
+}
+
+/// Once the kernel takes no more, the queue is bounded by the output limit and one frame.
+#[test]
+fn a_full_socket_refuses_at_the_output_limit() {
+    let (mut sim, [client, _]) = world(10_000);
+    sim.set_reading(client, false);
+    say(&mut sim, client, b"flood");
+    sim.settle();
+    let queued = sim.control().connections()[0].queued;
+    let limit = 1 << 20;
+    assert!((limit..limit + 1002).contains(&queued), "{queued}");
+}
