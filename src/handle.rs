@@ -176,7 +176,7 @@ impl<A> Shared<A> {
         if !self.pending.swap(true, Ordering::SeqCst) {
             if let Err(error) = self.wake.wake() {
                 // The command stays queued and marked for the next turn, whatever brings it about.
-                log::warn!(target: logs::SERVER, "cannot wake the loop: {error}");
+                logs::warning!(target: logs::SERVER, "cannot wake the loop: {error}");
             }
         }
         Ok(())

@@ -385,7 +385,7 @@ pub(crate) fn warn_of_descriptors(cap: usize) {
     if let Some(limit) =
         descriptor_limit().filter(|limit| cap.saturating_add(RESERVED_DESCRIPTORS) > *limit)
     {
-        log::warn!(
+        logs::warning!(
             target: logs::SERVER,
             "max_connections is {cap}, but this process may open only {limit} descriptors: raise the limit (ulimit -n, \
              LimitNOFILE=) to {} or lower max_connections",

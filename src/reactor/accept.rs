@@ -214,7 +214,7 @@ fn end_budget<O: Os>(core: &mut Core<O>, at: usize, progress: &mut Progress) {
     core.listeners
         .back_off(at, core.now.after(core.config.emfile_backoff));
     if let Some(listener) = core.listeners.get(at) {
-        log::debug!(
+        logs::debug!(
             target: logs::LISTENER,
             "clients are lost in a row on listener {} on {}: {error}; trying again",
             listener.name,
@@ -236,7 +236,7 @@ fn handle_broken<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize, erro
             .listeners
             .fail(at, retry_at, "cannot accept from", &error);
     }
-    log::error!(
+    logs::error!(
         target: logs::LISTENER,
         "listener {} on {} is lost and closed: {error}",
         listener.name,

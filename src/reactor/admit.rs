@@ -12,10 +12,10 @@ use super::os::{Os, Socket as _, Token};
 use super::refuse::{dismiss, report_failed, turn_away};
 use super::source_limits::Counted;
 use super::user_code::drop_handler;
+use crate::catch::catch;
 use crate::handler::{Handler, Refuse};
 use crate::id::ConnId;
 use crate::listen::ProxyProtocol;
-use crate::panic_guard::catch;
 use crate::proto::{Machine, State};
 use crate::reason::{CloseReason, Closed};
 

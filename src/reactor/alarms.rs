@@ -1,20 +1,19 @@
 //! Alarms: which value each watches, and when its callback is due.
 //!
 //! ```text
-//!            value >= threshold, cooldown over: Raised
-//! quiet -----------------------------------------------> raised --cooldown over, still >= threshold: StillRaised--+
-//!   ^                                                      | ^                                                    |
-//!   +--------------------value < threshold: Cleared--------+ +----------------------------------------------------+
+//! quiet  --value >= threshold, cooldown over-->        raised   Raised
+//! raised --cooldown over, value still >= threshold-->  raised   StillRaised
+//! raised --value < threshold-->                        quiet    Cleared
 //! ```
 //!
 //! As in ranch (`ranch_conns_sup.erl`), with a notice when it is over.
 
 use super::core::Core;
 use super::os::Os;
+use super::panic_guard::PanicGuard;
 use crate::alarm::{Alarm, AlarmId, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
 use crate::control::AlarmCallback;
 use crate::error::{Error, Result};
-use crate::panic_guard::PanicGuard;
 use crate::proto::Time;
 
 /// An alarm and its state.

@@ -4,10 +4,10 @@
 use super::incoming::Incoming;
 use super::inner::Inner;
 use super::os::{Os, Socket as _};
+use crate::catch::catch;
 use crate::detached::{Detached, Socket};
 use crate::id::ConnId;
 use crate::logs;
-use crate::panic_guard::catch;
 use crate::reason::{CloseReason, Closed};
 
 /// Ends a connection: the socket first, then the last callback, then the slot.
@@ -70,7 +70,7 @@ pub(super) fn finish_close<A, O: Os>(
 }
 
 fn log_close<A, O: Os>(inner: &mut Inner<A, O>, id: ConnId, closed: &Closed) {
-    if !log::log_enabled!(target: logs::CONNECTION, log::Level::Debug) {
+    if !logs::is_enabled(logs::CONNECTION, log::Level::Debug) {
         return;
     }
     let core = &mut inner.core;
@@ -81,7 +81,7 @@ fn log_close<A, O: Os>(inner: &mut Inner<A, O>, id: ConnId, closed: &Closed) {
         text
     });
     if let Some(conn) = core.conns.get(id) {
-        log::debug!(target: logs::CONNECTION, "{}: {text}", conn.info(core.now));
+        logs::debug!(target: logs::CONNECTION, "{}: {text}", conn.info(core.now));
     }
 }
 
@@ -116,7 +116,7 @@ pub(super) fn hand_over<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Conn
     let socket = match socket {
         Ok(socket) => socket,
         Err(error) => {
-            log::debug!(target: logs::CONNECTION, "{}: {error}", core.describe(id));
+            logs::debug!(target: logs::CONNECTION, "{}: {error}", core.describe(id));
             core.guard
                 .drop("the receiver of a detached connection", receiver);
             return core.remove(id, &closed);

@@ -2,11 +2,11 @@
 
 use super::inner::Inner;
 use super::os::Os;
+use crate::catch::catch;
 use crate::control::{Control, ControlOps};
 use crate::handle::Command;
 use crate::handler::Conn;
 use crate::logs;
-use crate::panic_guard::catch;
 
 /// Carries out one command. Connections that it changes are queued for a turn.
 pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command: Command<A>) {
@@ -18,7 +18,7 @@ pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command:
             let sent = catch(|| {
                 let outcome = Conn::find(inner, id).map(|mut conn| conn.send(&frame));
                 if let Some(Err(error)) = &outcome {
-                    log::debug!(target: logs::CONNECTION, "a frame for connection {id} was not sent: {error}");
+                    logs::debug!(target: logs::CONNECTION, "a frame for connection {id} was not sent: {error}");
                 }
                 matches!(outcome, Some(Ok(())))
             });

@@ -273,7 +273,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         if core.conns.get(id).is_none() {
             return false;
         }
-        log::warn!(target: logs::CONNECTION, "killed; {}", core.describe(id));
+        logs::warning!(target: logs::CONNECTION, "killed; {}", core.describe(id));
         if let Some((conn, pool)) = core.conns.parts(id) {
             conn.machine.reset(Closed::new(CloseReason::Killed), pool);
         }

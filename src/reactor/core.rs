@@ -1,4 +1,4 @@
-//! Everything of a server that runs without the user's code: it does not know the application's type.
+//! Everything of a server that runs without the user's code, whatever the application's type.
 //!
 //! The parts are siblings: each has its own fields and takes the others as arguments.
 
@@ -15,13 +15,14 @@ use super::listeners::Listeners;
 use super::memory_budget::MemoryBudget;
 use super::os::Os;
 use super::outbound::Outbound;
+use super::panic_guard::PanicGuard;
 use super::shared_cap::{CapShare, SharedCap};
+use crate::catch::{catch, Panic};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::handle::Published;
 use crate::id::{ConnId, ListenerRef};
 use crate::listen::Listen;
-use crate::panic_guard::{catch, Panic, PanicGuard};
 use crate::proto::Time;
 use crate::reason::{Close, CloseReason, Closed};
 use crate::stats::Stats;
@@ -335,7 +336,7 @@ impl<O: Os> Core<O> {
         self.listeners.retry_unregistered();
     }
 
-    /// Accept or registration failed for lack of descriptors or memory: all listeners leave the poll.
+    /// Descriptors or memory ran out in accept or registration: all listeners leave the poll.
     pub(super) fn begin_fd_exhaustion(&mut self, error: &std::io::Error) {
         let until = self.now.after(self.config.emfile_backoff);
         let (open, cap) = (self.conns.len(), self.conns.cap());

@@ -98,7 +98,7 @@ impl Drain {
         let deadline = now.after(grace);
         match self {
             Self::No => {
-                log::info!(target: logs::SERVER, "draining {} connections, at most {grace:?}", conns.len());
+                logs::info!(target: logs::SERVER, "draining {} connections, at most {grace:?}", conns.len());
                 let mut max_accepts = 0;
                 for listener in listeners.iter_mut() {
                     listener.readable = true;
@@ -220,7 +220,7 @@ impl Drain {
             forced: plan.forced,
             took: now.since(plan.started),
         };
-        log::info!(
+        logs::info!(
             target: logs::SERVER,
             "drained: {} ended by themselves, {} were forced",
             report.ended,

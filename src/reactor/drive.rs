@@ -7,7 +7,7 @@ use std::io;
 
 use super::connection::{is_short_of_memory, Connection};
 use super::os::StreamOps;
-use crate::panic_guard::{catch, Panic};
+use crate::catch::{catch, Panic};
 use crate::proto::{Event, InputCursor, Pool, State, Time};
 use crate::reason::{CloseReason, Closed};
 
@@ -127,9 +127,9 @@ enum Read<'a> {
 
 /// Runs one turn of the connection.
 ///
-/// Most iterations take one of two shortcuts, which hold only while the machine's table of predicates
-/// says that nothing else can be due: [`answer`] for input to an idle connection, and [`open`] for a
-/// connection that opens at once. [`serve`] does everything.
+/// Most turns take one of two shortcuts, which hold only while the machine's table of predicates
+/// says that nothing else can be due: [`answer`] for input to an idle connection, and [`open`] for
+/// a connection that opens at once. [`serve`] does everything.
 pub(crate) fn drive<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget) {
     let tight = host.is_memory_tight();
     let Some(Parts { conn, .. }) = host.parts() else {
@@ -196,7 +196,8 @@ fn open<H: Host>(host: &mut H, tight: bool) -> bool {
 }
 
 /// The end of a turn that delivered nothing but frames: one write. True if the connection is at
-/// rest. Its deadline has only moved later since the timer was armed, unless a callback has set one.
+/// rest. Its deadline has only moved later since the timer was armed, unless a callback has set
+/// one.
 #[inline(always)]
 fn finish<H: Host>(host: &mut H, first: bool) -> bool {
     write_out(host);
@@ -376,7 +377,7 @@ fn read_socket<'s, H: Host>(
         }
         Ok(count) => {
             budget.bytes = budget.bytes.saturating_sub(count);
-            // Edge-triggered epoll and kqueue: a short read means empty, unless the end is behind it.
+            // With edge triggers a short read means empty, unless the end is behind it.
             if count < room && !conn.hang_up && !machine.wants_fresh_blocked() {
                 conn.readable = false;
             }

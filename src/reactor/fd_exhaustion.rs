@@ -60,7 +60,7 @@ impl FdExhaustion {
         }
         self.episode = true;
         self.failures = 1;
-        log::warn!(
+        logs::warning!(
             target: logs::FD_EXHAUSTION,
             "no new connections for now: {error}; {open} are served, new clients wait in the backlog; \
              raise the limit of open files (ulimit -n; fs.file-max for the system) or lower \
@@ -88,7 +88,7 @@ impl FdExhaustion {
         if self.over_at() <= due {
             self.episode = false;
             self.over_at = None;
-            log::info!(
+            logs::info!(
                 target: logs::FD_EXHAUSTION,
                 "accepting again; {} attempts failed for lack of descriptors or memory",
                 self.failures

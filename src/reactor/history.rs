@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::panic_guard::PanicGuard;
 use crate::addr::Addr;
+use crate::catch::catch;
 use crate::histogram::Histogram;
 use crate::id::{ConnId, ListenerId};
-use crate::panic_guard::{catch, PanicGuard};
 use crate::proto::{Time, Traffic};
 use crate::reason::Closed;
 use crate::recent::{bounded_words, RecentClose};

@@ -5,11 +5,11 @@ use std::os::fd::OwnedFd;
 use super::core::Core;
 use super::os::Os;
 use super::user_code::{drop_handler, UserCode};
+use crate::catch::catch;
 use crate::error::{Error, Result};
 use crate::handler::{Context, Handler, Service};
 use crate::id::{ConnId, ListenerId};
 use crate::listen::Listen;
-use crate::panic_guard::catch;
 use crate::proto::InputCursor;
 use crate::reason::Outcome;
 

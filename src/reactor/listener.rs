@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! Listening --cap reached--> Full --slot freed--> Listening
-//! Listening --EMFILE ENFILE ENOBUFS ENOMEM--> OutOfFds --interval over, or one of our fds closed--> Listening
+//! Listening --EMFILE ENFILE ENOBUFS ENOMEM--> OutOfFds --interval over, or fd closed--> Listening
 //! Listening <--suspend/resume--> Suspended          any --close/drain--> Closed
 //! ```
 //!
 //! In Full, OutOfFds and Suspended it is deregistered. [`Listener::registered`] is what the kernel
-//! has confirmed, never what is wanted; the reactor makes one follow the other, and retries by timer.
+//! has confirmed, never what is wanted; the reactor makes one follow the other, and retries by
+//! timer.
 
 use std::io;
 use std::net::IpAddr;
@@ -103,8 +104,8 @@ impl<L> Listener<L> {
         self.limits = Rc::new(options.limits.clone());
         self.bucket.follow(options.accept_rate, now);
         self.sources.follow(&options.sources, now);
-        log::info!(target: logs::LISTENER, "listener {}: its options have changed", self.name);
-        log::debug!(target: logs::LISTENER, "listener {}: {options:?}", self.name);
+        logs::info!(target: logs::LISTENER, "listener {}: its options have changed", self.name);
+        logs::debug!(target: logs::LISTENER, "listener {}: {options:?}", self.name);
         self.options = options;
         let limits = &self.options.limits;
         self.meters
@@ -256,7 +257,8 @@ impl<L> Listener<L> {
 pub(super) enum AcceptError {
     /// The backlog is empty.
     Drained,
-    /// This one client is lost; go on with the next (`accept(2)`: "treat them like EAGAIN by retrying").
+    /// This one client is lost; go on with the next (`accept(2)`: "treat them like EAGAIN by
+    /// retrying").
     Retry,
     /// Out of descriptors or socket memory: every listener of the process is concerned.
     OutOfFds,

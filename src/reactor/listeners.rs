@@ -139,8 +139,8 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// When a listener has to be looked at without an event. `capacity` is computed only if a client
-    /// may be waiting.
+    /// When a listener has to be looked at without an event. `capacity` is computed only if a
+    /// client may be waiting.
     pub(super) fn wake_at(&self, capacity: impl Fn() -> Capacity) -> Time {
         let mut wake = Time::NEVER;
         for listener in &self.all {
@@ -164,7 +164,7 @@ impl<L> Listeners<L> {
         self.back_off(at, retry_at);
         if let Some(listener) = self.all.get_mut(at) {
             if !std::mem::replace(&mut listener.failing, true) {
-                log::warn!(
+                logs::warning!(
                     target: logs::LISTENER,
                     "{what} listener {} on {}: {error}; trying again",
                     listener.name,
@@ -196,7 +196,7 @@ impl<L> Listeners<L> {
             listener.registered = true;
         }
         listener.socket = Some(socket);
-        log::info!(target: logs::LISTENER, "listener {} on {}", listener.name, listener.addr);
+        logs::info!(target: logs::LISTENER, "listener {} on {}", listener.name, listener.addr);
         self.next_id = self.next_id.wrapping_add(1);
         self.all.push(listener);
         Ok(id)
@@ -263,13 +263,13 @@ pub(super) fn close<O: Os>(os: &mut O, listener: &mut Listener<O::Listener>) {
     if std::mem::take(&mut listener.registered) {
         // Closing removes it from the poll too, unless another process holds the socket.
         if let Err(error) = os.deregister_listener(&mut socket) {
-            log::debug!(target: logs::LISTENER, "cannot deregister listener {}: {error}", listener.name);
+            logs::debug!(target: logs::LISTENER, "cannot deregister listener {}: {error}", listener.name);
         }
     }
     os.close_listener(socket);
     listener.readable = false;
     listener.retry_at = Time::NEVER;
-    log::info!(target: logs::LISTENER, "listener {} on {} is closed", listener.name, listener.addr);
+    logs::info!(target: logs::LISTENER, "listener {} on {} is closed", listener.name, listener.addr);
 }
 
 /// The name of a listener that was given none.

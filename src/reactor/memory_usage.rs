@@ -9,7 +9,7 @@ const NONE: u32 = u32::MAX;
 /// Slots whose accounts are allocated together.
 const CHUNK: usize = 1024;
 
-/// Bytes per slot, sorted by powers of two: the largest holder is found at once, within a factor of two.
+/// Bytes per slot, by powers of two: the largest holder is found at once, within a factor of two.
 #[derive(Debug)]
 pub(super) struct MemoryUsage {
     total: usize,

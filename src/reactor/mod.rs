@@ -5,7 +5,7 @@
 //! | [`Reactor`] | one iteration, in order, and nothing else |
 //! | `inner` | the core and the user's code: what a callback is lent |
 //! | `core` | everything that runs without the user's code |
-//! | `user_code` | handlers, services, alarms; `panic_guard` is the only place that catches a panic |
+//! | `user_code` | handlers, services, alarms |
 //! | `drive` | one connection's turn: the engine that the model checker runs too |
 //! | `connections` | slots, ids, the cap, run queues, timers, the buffer pool |
 //! | `admission` | whether the next client may come in |
@@ -42,6 +42,7 @@ mod memory_usage;
 pub(crate) mod os;
 pub(crate) mod os_mio;
 mod outbound;
+mod panic_guard;
 mod pending;
 mod refuse;
 pub(crate) mod shared_cap;
@@ -57,7 +58,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::core::Core;
-use crate::panic_guard::{catch, Panic};
+use crate::catch::{catch, Panic};
 use accept::Round;
 use drive::{drive, Budget, Host, Parts, Scratch};
 use event_backlog::EventBacklog;
@@ -297,7 +298,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.commands_left = true;
     }
 
-    /// Gives the connections in the run queues their iterations. One that is queued meanwhile waits for
+    /// Gives the connections in the run queues their turns. One that is queued meanwhile waits for
     /// the next iteration.
     fn run_queues(&mut self, app: &mut A, due: Time) {
         for _ in 0..self.inner.core.conns.handshakes_len() {

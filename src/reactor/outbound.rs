@@ -1,4 +1,4 @@
-//! Outgoing connections until they are established: attempts, their results, and the delays between.
+//! Outgoing connections until they are established: attempts, results, and the delays between.
 //!
 //! A connection keeps its slot and id from attempt to attempt; each attempt has its own socket. An
 //! event is only a reason to ask that socket for its result, so that one for an earlier socket is
@@ -15,12 +15,12 @@ use super::connection::Connection;
 use super::core::Core;
 use super::os::{Os, Token};
 use crate::addr::Addr;
+use crate::catch::catch;
 use crate::connect::{Connect, Retry};
 use crate::error::{Error, Result};
 use crate::id::ConnId;
 use crate::listen::SocketOptions;
 use crate::logs;
-use crate::panic_guard::catch;
 use crate::proto::tls::ClientTls;
 use crate::proto::{Machine, Time};
 use crate::reason::{CloseReason, Closed};
@@ -172,7 +172,7 @@ impl<O: Os> Core<O> {
             Some(retry) if !self.drain.is_on() => retry.delay(attempt.failed, self.os.random())?,
             _ => return None,
         };
-        log::debug!(
+        logs::debug!(
             target: logs::CONNECTION,
             "{id}: attempt {} to connect to {} failed: {error}; the next in {delay:?}",
             attempt.failed,

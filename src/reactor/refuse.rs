@@ -70,7 +70,7 @@ pub(super) fn report_failed<A, O: Os>(
     let Some(listener) = core.listeners.get(at) else {
         return;
     };
-    log::debug!(target: logs::CONNECTION, "{} on {}: {closed}", incoming.addr, listener.name);
+    logs::debug!(target: logs::CONNECTION, "{} on {}: {closed}", incoming.addr, listener.name);
     let record = CloseRecord {
         id,
         listener: Some(listener.id),

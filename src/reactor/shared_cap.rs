@@ -96,7 +96,7 @@ impl SharedCap {
 impl Sharer {
     fn wake(&self) {
         if let Some(Err(error)) = self.wake.get().map(|wake| wake.wake()) {
-            log::warn!(target: logs::SERVER, "cannot wake the loop: {error}");
+            logs::warning!(target: logs::SERVER, "cannot wake the loop: {error}");
         }
     }
 }

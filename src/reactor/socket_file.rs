@@ -73,7 +73,7 @@ impl Drop for SocketFile {
             return;
         }
         if let Err(error) = fs::remove_file(&self.path) {
-            log::warn!(target: logs::LISTENER, "cannot remove the socket {:?}: {error}", self.path);
+            logs::warning!(target: logs::LISTENER, "cannot remove the socket {:?}: {error}", self.path);
         }
     }
 }
@@ -100,7 +100,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !refused || !same {
         return Err(io::ErrorKind::AddrInUse.into());
     }
-    log::info!(target: logs::LISTENER, "the socket {path:?} refuses connections: nobody serves it, and it is removed");
+    logs::info!(target: logs::LISTENER, "the socket {path:?} refuses connections: nobody serves it, and it is removed");
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),

@@ -3,9 +3,10 @@
 use slab::Slab;
 
 use super::alarms::Alarms;
+use super::panic_guard::PanicGuard;
+use crate::catch::{catch, Panic};
 use crate::handler::{Handler, Peer, Refuse, Service};
 use crate::id::{ConnId, ListenerId};
-use crate::panic_guard::{catch, Panic, PanicGuard};
 use crate::reason::Closed;
 
 /// Handlers, services and alarms.

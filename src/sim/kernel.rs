@@ -1,5 +1,5 @@
-//! A kernel in memory: listeners with backlogs, sockets with buffers, descriptors with a limit, and readiness that is
-//! told once, at the edges that Linux gives and no others.
+//! A kernel in memory: listeners with backlogs, sockets with buffers, descriptors with a limit, and
+//! readiness that is told once, at the edges that Linux gives and no others.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
@@ -48,7 +48,7 @@ pub(super) struct Kernel {
     pub(super) was_idle: bool,
     /// How often each call was made, by its number.
     calls: [u64; Call::ALL.len()],
-    /// What happened to whom since the last turn, if somebody wants to know.
+    /// Faults and their sockets since the last iteration, if they are recorded.
     pub(super) notes: Option<Notes>,
 }
 
@@ -80,7 +80,7 @@ impl Trace {
         self.hash
     }
 
-    /// One line; the text is made only if somebody reads it.
+    /// Appends a line; the text is made only if the trace keeps texts.
     pub(super) fn line(&mut self, parts: [u64; 4], text: impl FnOnce() -> String) {
         for part in parts {
             // FNV-1a over words: order matters, and that is all that is asked of it.
@@ -164,7 +164,7 @@ impl Kernel {
                 return Err(io::Error::from_raw_os_error(errno));
             }
             Some(errno @ libc::EAGAIN) => {
-                // Spurious: somebody else took it, or it comes a moment later, with an edge of its own.
+                // Spurious: another process took it, or it comes later, with an edge of its own.
                 listening.edge = !listening.queue.is_empty();
                 return Err(io::Error::from_raw_os_error(errno));
             }
@@ -222,7 +222,8 @@ impl Kernel {
                 let _ = socket.received.read_exact(filled);
             }
             socket.arrive();
-            // What a cut has left has arrived behind it: that is a new edge. An end that was there already is none.
+            // What a cut has left has arrived behind it: that is a new edge. An end that was there
+            // already is none.
             socket.edge |= is_cut;
             self.trace.line([5, index as u64, count as u64, 0], || {
                 format!("  read: client {index}, {count} bytes")
@@ -340,7 +341,8 @@ impl Kernel {
         if let Dial::Until(..) = socket.dial {
             socket.client_gone = true;
         }
-        // tcp(7): closing with unread input resets the connection and destroys what the peer has not read.
+        // tcp(7): closing with unread input resets the connection and destroys what the peer has
+        // not read.
         if reset || !socket.received.is_empty() {
             socket.server_reset = true;
             socket.sent.clear();
@@ -362,7 +364,8 @@ impl Kernel {
         }
         if let Some(socket) = self.sockets.get_mut(index) {
             socket.token = Some(token);
-            // epoll reports what is ready at registration: at least that it is writable, if it is connected.
+            // epoll reports what is ready at registration: at least that it is writable, if it is
+            // connected.
             socket.edge = !matches!(socket.dial, Dial::Until(..));
         }
         Ok(())
@@ -451,7 +454,7 @@ impl Kernel {
     }
 }
 
-/// Not a method: whoever notes something holds a part of the kernel.
+/// Not a method: its callers hold a part of the kernel.
 pub(super) fn note(notes: &mut Option<Notes>, fault: Fault, socket: Option<usize>) {
     if let Some(notes) = notes {
         notes.struck.push((fault, socket));

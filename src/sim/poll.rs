@@ -123,7 +123,7 @@ impl Kernel {
         });
     }
 
-    /// Events nobody should rely on.
+    /// Adds late, spurious and unordered events.
     fn spoil(&mut self, events: &mut Vec<Event>) {
         if self.random.chance(self.faults.spurious_events) {
             let socket = self.random.below(self.sockets.len());

@@ -11,7 +11,7 @@ use rustls::{AlertDescription, CommonState, ProtocolVersion, ServerConfig};
 use super::client::{ClientTls, WithServer};
 use super::config::TlsConfig;
 use super::drive::{drive, Out, Side, Wish};
-use crate::panic_guard::catch;
+use crate::catch::catch;
 use crate::proto::buffers::{retained, Buffers, SendBuffer};
 
 type Failed = Box<dyn StdError + Send + Sync>;

@@ -1,7 +1,7 @@
-//! One connection alone, between a kernel of a few fields and a handler of a few words.
+//! One connection alone, between a kernel of a few fields and a handler of a few actions.
 //!
-//! The reactor's own engine drives it; only what needs a second connection is missing. Plain ones can be copied and
-//! compared, so that a search can visit every state there is.
+//! The reactor's own engine drives it; only what needs a second connection is missing. Plain ones
+//! can be copied and compared, so that a search can visit every state there is.
 
 mod oracle;
 mod socket;
@@ -40,11 +40,11 @@ type Checked = std::result::Result<(), Violation>;
 
 /// One connection, its peer, its kernel and its handler, moved by [`Input`] after [`Input`].
 ///
-/// This is for the connection machine: the handler is a built-in one that does [`Action`]s. To test your own, use
-/// [`Sim`](super::Sim).
+/// This is for the connection machine: the handler is a built-in one that does [`Action`]s. To test
+/// your own, use [`Sim`](super::Sim).
 ///
-/// After each one its invariants are checked, and that the handler was told nothing out of order and the peer got what
-/// was sent, in order.
+/// After each one its invariants are checked, and that the handler was told nothing out of order
+/// and the peer got what was sent, in order.
 ///
 /// ```
 /// use portcullis::sim::{Action, ConnModel, Input, Told};
@@ -92,7 +92,8 @@ struct Script {
     on_end: Vec<Action>,
 }
 
-/// All that the future of a plain [`ConnModel`] depends on: two with equal snapshots cannot be told apart any more.
+/// Everything that the future of a plain [`ConnModel`] depends on: equal snapshots have equal
+/// futures.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Snapshot {
     machine: Fingerprint,
@@ -104,9 +105,9 @@ pub struct Snapshot {
 }
 
 impl ConnModel {
-    /// A connection that a listener with these settings has accepted and its service has admitted; where the settings ask for a
-    /// PROXY header, from a trusted proxy, and admitted once that has come. It echoes, and closes
-    /// in order when the peer has finished or the server drains.
+    /// A connection that a listener with these settings has accepted and its service has admitted;
+    /// where the settings ask for a PROXY header, from a trusted proxy, and admitted once that has
+    /// come. It echoes, and closes in order when the peer has finished or the server drains.
     ///
     /// # Errors
     ///
@@ -205,11 +206,11 @@ impl ConnModel {
         Ok(model)
     }
 
-    /// Makes one thing happen. After the end nothing does.
+    /// Applies one input. After the end it has no effect.
     ///
     /// # Errors
     ///
-    /// The first thing that is not as promised.
+    /// The first broken promise.
     pub fn apply(&mut self, input: &Input) -> Checked {
         if self.oracle.end.is_some() {
             return Ok(());
@@ -288,13 +289,14 @@ impl ConnModel {
         }
     }
 
-    /// At the first frame with this payload the handler does [`Conn::start_tls`](crate::Conn::start_tls), and nothing else.
+    /// At the first frame with this payload the handler does
+    /// [`Conn::start_tls`](crate::Conn::start_tls), and nothing else.
     #[cfg(feature = "tls")]
     pub fn upgrade_at(&mut self, payload: &[u8], config: impl Into<TlsConfig>) {
         self.upgrade = Some((payload.to_vec(), config.into()));
     }
 
-    /// A copy, with the same past and nothing told or sent yet. `None` over TLS and with a framer of the user's.
+    /// A copy without recorded calls and bytes. `None` over TLS and with a custom framer.
     #[must_use]
     pub fn fork(&self) -> Option<Self> {
         Some(Self {
@@ -346,37 +348,37 @@ impl ConnModel {
         }
     }
 
-    /// How it ended, if it has. Not yet while it lingers for the peer's FIN.
+    /// The end, once there is one; not while the connection lingers for the peer's FIN.
     pub fn end(&self) -> Option<End> {
         self.oracle.end
     }
 
-    /// Where it is in its life; where it was last, once it has ended.
+    /// The state; after the end, the last one.
     pub fn state(&self) -> State {
         self.conn.machine.state()
     }
 
-    /// What the handler was told since the last time this was asked.
+    /// Takes the handler's calls since the last call.
     pub fn take_told(&mut self) -> Vec<Told> {
         std::mem::take(&mut self.told)
     }
 
-    /// What the peer got since the last time this was asked.
+    /// Takes the bytes that the peer received since the last call.
     pub fn take_sent(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.sent)
     }
 
-    /// What a proxy has said about whom it speaks for, once its header has come.
+    /// The PROXY header, once it has arrived.
     pub fn proxy(&self) -> Option<&ProxyHeader> {
         self.conn.machine.proxy().map(Rc::as_ref)
     }
 
-    /// Changes of state since the last time this was asked.
+    /// Takes the changes of state since the last call.
     pub fn take_transitions(&mut self) -> Vec<(State, State)> {
         std::mem::take(&mut self.transitions)
     }
 
-    /// Bytes that have arrived and were not read.
+    /// Number of received bytes that were not read.
     pub fn unread(&self) -> usize {
         self.conn
             .stream
@@ -384,7 +386,7 @@ impl ConnModel {
             .map_or(0, |socket| socket.inbox.len())
     }
 
-    /// The handler has paused it, and nothing waits for the peer: it may stay so for ever.
+    /// True if the handler has paused it and no output is pending: it may stay so for ever.
     pub fn is_at_rest(&self) -> bool {
         self.oracle.paused && self.conn.machine.queued() == 0
     }

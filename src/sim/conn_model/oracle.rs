@@ -1,4 +1,4 @@
-//! What must be true of one connection, whatever happens to it, as far as it can be seen from outside.
+//! What must hold for one connection, as seen from outside.
 
 use std::collections::VecDeque;
 
@@ -8,23 +8,23 @@ use crate::reason::CloseReason;
 use crate::sim::input::{End, Told};
 use crate::sim::Violation;
 
-/// What has been seen, as far as it says what may come.
+/// What was observed, as far as it restricts what may follow.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct Oracle {
-    /// The number of the framing; over TLS and with a framer of the user's nobody knows what goes over the wire.
+    /// The number of the framing. `None` over TLS and with a custom framer: the wire is not known.
     pub(super) framing: Option<u8>,
     opened: bool,
     finished: bool,
     drained: bool,
     pub(super) paused: bool,
-    /// Too much waits for the peer.
+    /// Pending output has reached the high watermark.
     congested: bool,
     writable_due: bool,
     /// The handler has nothing more to send.
     goodbye: bool,
-    /// Somebody wanted RST.
+    /// RST was asked for.
     pub(super) forced: bool,
-    /// What `send` took and the kernel has not.
+    /// Bytes that `send` accepted and the kernel has not.
     owed: VecDeque<u8>,
     pub(super) end: Option<End>,
 }
@@ -99,7 +99,7 @@ impl Oracle {
         }
         for &byte in bytes {
             if self.owed.pop_front() != Some(byte) {
-                return Err(violation("the peer gets what nobody sent"));
+                return Err(violation("the peer gets bytes that were not sent"));
             }
         }
         Ok(())
@@ -113,7 +113,7 @@ impl Oracle {
         }
     }
 
-    /// From now on nobody knows what goes over the wire.
+    /// From now on the wire is not known.
     #[cfg(feature = "tls")]
     pub(super) fn sees_upgrade(&mut self) {
         self.framing = None;

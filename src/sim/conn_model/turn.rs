@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{violation, Checked, ConnModel};
-use crate::panic_guard::Panic;
+use crate::catch::Panic;
 use crate::proto::{Event, InputCursor, SendError, State};
 use crate::reactor::drive::{drive, Budget, Host, Parts, Scratch, READ_SIZE};
 use crate::reason::{Close, CloseReason, Closed};

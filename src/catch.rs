@@ -1,18 +1,16 @@
 //! The only place that catches panics: every call into foreign code goes through it.
 //!
 //! Foreign code is what the library's user supplies: handlers, services, framers, jobs, alarm
-//! callbacks, TLS callbacks, the texts of errors, and the destructors of all of these.
+//! callbacks, TLS callbacks, the texts of errors, the logger, and the destructors of these.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
-use crate::logs;
-
-/// Counts the panics of one server's foreign code.
-#[derive(Debug, Default)]
-pub(crate) struct PanicGuard {
-    count: u64,
+thread_local! {
+    /// Panics of the logger on this thread.
+    static LOGGER_PANICS: Cell<u64> = const { Cell::new(0) };
 }
 
 /// A caught panic. Counted when it is reported.
@@ -32,36 +30,18 @@ pub(crate) fn catch<R>(code: impl FnOnce() -> R) -> Result<R, Panic> {
     catch_unwind(AssertUnwindSafe(code)).map_err(Panic::new)
 }
 
-impl PanicGuard {
-    /// Runs foreign code; a panic is reported and makes the result `None`.
-    pub(crate) fn call<R>(&mut self, source: &str, code: impl FnOnce() -> R) -> Option<R> {
-        catch(code)
-            .map_err(|panic| self.report(source, panic, None))
-            .ok()
-    }
+/// Number of panics of the logger on this thread.
+pub(crate) fn logger_panics() -> u64 {
+    LOGGER_PANICS.get()
+}
 
-    /// Drops a value whose destructor is foreign code.
-    #[inline]
-    pub(crate) fn drop<T>(&mut self, source: &str, value: T) {
-        if std::mem::needs_drop::<T>() {
-            self.call(source, || drop(value));
-        }
+/// Runs the logger, which cannot report its own panic: it is counted. `None` if it panics.
+pub(crate) fn catch_logger<R>(code: impl FnOnce() -> R) -> Option<R> {
+    let result = catch(code);
+    if result.is_err() {
+        LOGGER_PANICS.set(LOGGER_PANICS.get() + 1);
     }
-
-    /// Counts a panic and logs it, with the description of the connection that it belongs to.
-    #[cold]
-    pub(crate) fn report(&mut self, source: &str, panic: Panic, conn: Option<&str>) {
-        self.count += 1;
-        match conn {
-            Some(conn) => log::error!(target: logs::PANIC, "{source} panicked: {panic}; {conn}"),
-            None => log::error!(target: logs::PANIC, "{source} panicked: {panic}"),
-        }
-    }
-
-    /// Number of panics since the server was created.
-    pub(crate) fn count(&self) -> u64 {
-        self.count
-    }
+    result.ok()
 }
 
 impl Panic {
@@ -100,19 +80,18 @@ mod tests {
     }
 
     #[test]
-    fn every_reported_panic_is_counted() {
-        let mut guard = PanicGuard::default();
-        assert_eq!(guard.call("a job", || 7), Some(7));
-        assert_eq!(guard.call("a job", || panic!("no")), None::<()>);
-        guard.drop("a destructor", PanicOnDrop);
-        assert_eq!(guard.count(), 2);
-    }
-
-    #[test]
     fn a_panic_keeps_its_text() {
         let text = |code: fn()| catch(code).expect_err("it panics").to_string();
         assert_eq!(text(|| panic!("literal")), "literal");
         assert_eq!(text(|| panic!("{}", 1)), "1");
         assert_eq!(text(|| std::panic::panic_any(PanicOnDrop)), "(not text)");
+    }
+
+    #[test]
+    fn a_panic_of_the_logger_is_counted() {
+        let before = logger_panics();
+        assert_eq!(catch_logger(|| 1), Some(1));
+        assert_eq!(catch_logger(|| panic!("no")), None::<()>);
+        assert_eq!(logger_panics(), before + 1);
     }
 }
