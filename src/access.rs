@@ -317,7 +317,8 @@ mod tests {
         assert_eq!(AccessRules::deny_all().check(ip("192.0.2.1")), Access::Deny);
     }
 
-    /// esockd: t_match_ipv6, t_ipv6_match. faults A18.
+    /// esockd: t_match_ipv6, t_ipv6_match. Addresses are brought into canonical form before they
+    /// are matched.
     #[test]
     fn a_mapped_address_is_an_ipv4_address() {
         let rules = AccessRules::deny_all()

@@ -159,7 +159,7 @@ fn last_heard(server: &Running<Heard>) -> String {
         .expect("somebody was served")
 }
 
-/// faults P10.
+/// `send-proxy`, `send-proxy-v2` and health checks of a real haproxy.
 #[test]
 fn its_headers_are_understood() {
     if !have("haproxy", "-v") {

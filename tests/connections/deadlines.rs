@@ -24,7 +24,7 @@ fn timer_keys(journal: &kit::script::Journal) -> Vec<u8> {
     })
 }
 
-/// faults C13
+/// Only bytes from the peer move the idle timeout: a silent client is closed, a busy one stays.
 #[test]
 fn the_silent_leave_and_the_busy_stay() {
     let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(SHORT), usual);
@@ -77,7 +77,7 @@ fn messages_do_not_move_the_idle_deadline() {
     assert_eq!(journal.reasons(), [CloseReason::IdleTimeout]);
 }
 
-/// faults B9: counted from the frame's first byte, however many follow.
+/// The frame timeout counts from the frame's first byte, however many follow.
 #[test]
 fn a_frame_begun_must_be_finished() {
     for framing in [Framing::Packet4, Framing::Line] {
@@ -264,7 +264,7 @@ fn a_timer_dies_with_its_connection() {
     eventually("the second's timer", || timer_keys(&journal) == [8]);
 }
 
-/// faults T4
+/// A timeout of `Duration::MAX` never expires, and arithmetic with it saturates.
 #[test]
 fn never_is_never_and_needs_no_clock() {
     let listen = brief()
@@ -288,8 +288,8 @@ fn never_is_never_and_needs_no_clock() {
     assert_eq!(read_to_end(&mut client), b"");
 }
 
-/// faults C17, T2: a handler that blocks makes the others late, and their time limits wait too. What came while it
-/// blocked counts from when it is read.
+/// A handler that blocks delays the others, and pauses their timeouts. Bytes that arrived while it
+/// blocked count from when they are read.
 #[test]
 fn a_blocking_handler_does_not_make_others_idle() {
     let idle = Duration::from_secs(2);

@@ -113,7 +113,7 @@ impl Drop for Draining {
     }
 }
 
-/// faults H1
+/// A drain sends FIN to idle clients.
 #[test]
 fn idle_clients_get_a_fin() {
     let mut server = start(Config::new(), local(), usual);
@@ -143,7 +143,7 @@ fn without_connections_it_is_over_at_once() {
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
 
-/// faults H2, traps 2: what lies unread in the kernel is answered, although the last read before found nothing.
+/// A drain answers bytes that lie unread in the kernel, although the last read found nothing.
 #[test]
 fn what_was_in_flight_is_answered() {
     const FRAMES: u32 = 2000;
@@ -171,7 +171,7 @@ fn what_was_in_flight_is_answered() {
     assert_eq!(stats.frames_in, u64::from(5 * FRAMES + 5));
 }
 
-/// traps 2: reading was paused by the watermark when the drain began, and more has arrived since.
+/// The watermark had paused reading when the drain began, and more bytes have arrived since.
 #[test]
 fn what_arrived_while_reading_was_paused_is_answered() {
     let listen = local().watermarks(1024, 16 * 1024).send_buffer(16 * 1024);
@@ -203,7 +203,7 @@ fn what_arrived_while_reading_was_paused_is_answered() {
     assert_eq!(server.report().0.forced, 0);
 }
 
-/// faults H3
+/// A slow reader gets all pending output and then FIN, while no new client is accepted.
 #[test]
 fn a_slow_reader_gets_all_it_was_owed() {
     const FRAMES: usize = 150;
@@ -233,7 +233,7 @@ fn a_slow_reader_gets_all_it_was_owed() {
     assert_eq!(stats.closed(CloseReason::Drained), 1);
 }
 
-/// faults H4: who does not end is ended, at the one deadline.
+/// A connection that does not end by itself is ended at the one deadline.
 #[test]
 fn the_stuck_are_forced() {
     let listen = local().send_buffer(16 * 1024).at_capacity(AtCapacity::Wait);
@@ -297,7 +297,7 @@ fn ping_paused(client: &mut TcpStream) {
     assert_eq!(recv2(client), b"paused");
 }
 
-/// faults H5, traps 8: who connected before the drain is served, although we had not accepted yet.
+/// A client that connected before the drain is served, although it was not accepted yet.
 #[test]
 fn clients_in_the_accept_queue_are_served() {
     let mut server = start(Config::new(), local(), usual);

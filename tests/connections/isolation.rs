@@ -155,7 +155,7 @@ fn hear(mut client: &TcpStream) -> Vec<u8> {
     heard
 }
 
-/// faults C15
+/// A panic in a callback ends that connection and frees its slot; the next turn works.
 #[test]
 fn a_panic_in_each_callback_ends_that_connection_alone() {
     collect_logs();
@@ -551,7 +551,7 @@ const ACTIONS: [Action; 8] = [
     Action::Stop,
 ];
 
-/// faults C16: each deed from each callback, `on_close` too.
+/// Each action from each callback, `on_close` included.
 #[test]
 fn any_action_from_any_callback() {
     let mut callbacks = CALLBACKS.to_vec();

@@ -53,7 +53,7 @@ fn only(server: &Running) -> ConnInfo {
     server.ask(|(), control| control.connections()[0].clone())
 }
 
-/// faults C5
+/// While a client does not read, reading from it stops at the high watermark.
 #[test]
 fn reading_stops_and_memory_is_bounded() {
     let (server, _journal) = spawn_script(Config::new(), tight(), usual);
@@ -88,7 +88,7 @@ fn reading_stops_and_memory_is_bounded() {
     drop(client);
 }
 
-/// faults C6
+/// A client that reads again gets everything, once.
 #[test]
 fn who_reads_again_gets_everything_once() {
     let (server, journal) = spawn_script(Config::new(), tight(), usual);
@@ -113,7 +113,7 @@ fn who_reads_again_gets_everything_once() {
     assert_eq!(journal.until_closed(1), [CloseReason::Finished]);
 }
 
-/// faults C5: bounded in time too.
+/// Pending output that makes no progress is bounded in time too.
 #[test]
 fn the_write_timeout_ends_who_takes_nothing() {
     let listen = tight()
@@ -156,7 +156,7 @@ fn a_slow_reader_keeps_its_connection() {
     assert_eq!(journal.until_closed(1), [CloseReason::Finished]);
 }
 
-/// faults C5: a handler that pushes without being asked meets the hard limit, and is told when there is room.
+/// A handler that sends unprompted reaches the output limit, and is notified when there is room.
 #[test]
 fn a_pushing_handler_is_told_full_and_then_writable() {
     let (server, journal) = spawn_script(Config::new(), tight(), {

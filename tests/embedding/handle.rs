@@ -113,7 +113,7 @@ fn a_message_reaches_the_handler_as_what_it_is() {
     assert_eq!(server.ask(|heard, _| heard.numbers.clone()), [7]);
 }
 
-/// The founding transcript, S1.10 to S1.12: the killed one goes, the others live.
+/// The killed connection ends, and the others live.
 #[test]
 fn a_kill_ends_one_connection_and_no_other() {
     let server = members(Config::new());
@@ -548,7 +548,7 @@ fn so_is_one_between_two_turns_or_before_the_first() {
     assert_eq!(runs, 0, "nothing was queued");
 }
 
-/// faults H8.
+/// Wake-ups of a flood are coalesced, and the queue is bounded.
 #[test]
 fn a_flood_from_eight_threads_arrives_once_and_in_order() {
     const THREADS: usize = 8;

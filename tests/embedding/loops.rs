@@ -401,7 +401,7 @@ fn more_events_than_a_batch_are_left_over_work() {
     }
 }
 
-/// faults H12: nothing happens, so nothing is done. The quiet is as long as another server's 200 round trips.
+/// Without events there is no work. The quiet is as long as another server's 200 round trips.
 #[test]
 fn two_hundred_idle_connections_wake_nobody() {
     let idle = spawn_echo(Config::new(), local());

@@ -268,7 +268,7 @@ fn a_cap_above_the_descriptor_limit_is_a_warning() {
     }
 }
 
-/// faults H1.
+/// A signal while clients are idle sends FIN to all and ends with status 0.
 #[test]
 fn either_signal_drains_and_ends_with_the_counters() {
     for signal in ["TERM", "INT"] {
@@ -296,7 +296,7 @@ fn either_signal_drains_and_ends_with_the_counters() {
     }
 }
 
-/// faults H2: what was sent before the signal is answered.
+/// Frames that were sent before the signal are answered.
 #[test]
 fn a_drain_answers_what_is_on_its_way() {
     let (server, addr) = ChildProcess::echo(&[]);
@@ -319,7 +319,7 @@ fn a_drain_answers_what_is_on_its_way() {
     );
 }
 
-/// faults H3, H4: at the deadline, and neither with it nor long after it.
+/// A client that is stuck is ended at the deadline, neither before it nor long after it.
 #[test]
 fn a_stuck_client_is_forced_when_the_grace_is_over() {
     let (server, addr) = ChildProcess::echo(&["--grace", "1"]);
@@ -339,7 +339,7 @@ fn a_stuck_client_is_forced_when_the_grace_is_over() {
     await_end(&mut stuck);
 }
 
-/// faults H6.
+/// The second signal does not wait for the drain.
 #[test]
 fn a_second_signal_aborts_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT")] {
@@ -355,7 +355,7 @@ fn a_second_signal_aborts_at_once() {
     }
 }
 
-/// faults H14.
+/// A wrong command line gives a message and a status other than 0.
 #[test]
 fn bad_options_are_status_2_and_named() {
     let bad: [&[&str]; 18] = [
@@ -459,7 +459,8 @@ fn the_client_says_in_one_line_what_went_wrong() {
     terminate(server, "TERM");
 }
 
-/// faults H7: started by a daemon that closes the standard streams, or on a full disk.
+/// A daemon may close the standard streams, and the disk may be full: logging never ends the
+/// server.
 #[cfg(target_os = "linux")] // /dev/full, /proc
 #[test]
 fn closed_standard_streams_do_not_kill_it() {
@@ -528,7 +529,7 @@ fn listening(server: &ChildProcess, table: &str) -> Option<SocketAddr> {
         })
 }
 
-/// faults H7: `echo | head -2`, and a log whose reader has gone.
+/// `echo | head -2`, and a log whose reader has gone: logging never ends the server.
 #[test]
 fn a_broken_pipe_does_not_kill_it() {
     let mut child = Command::new(example("echo"))
@@ -566,7 +567,7 @@ fn a_broken_pipe_does_not_kill_it() {
     assert_eq!(status.and_then(|status| status.code()), Some(0));
 }
 
-/// faults H10: nothing of ours is inherited by what the host starts.
+/// A program that the host starts inherits no descriptor.
 #[cfg(target_os = "linux")] // /proc
 #[test]
 fn every_descriptor_is_close_on_exec() {
@@ -696,7 +697,7 @@ mod tls {
         assert!(last.contains("1 handshake timeout"), "{last}");
     }
 
-    /// faults S13.
+    /// A missing, empty, damaged or mismatched certificate or key is refused at the start.
     #[test]
     fn a_bad_certificate_or_key_is_named() {
         let scratch = Scratch::new("bad");

@@ -54,7 +54,7 @@ fn server(config: Config, listen: Listen) -> Running<Heard> {
     })
 }
 
-/// esockd: t_allow_deny. faults A17.
+/// esockd: t_allow_deny. A denied client is closed before TLS, and takes no slot.
 #[test]
 fn who_is_denied_costs_no_place_and_no_call() {
     let rules = AccessRules::allow_all()
@@ -116,7 +116,7 @@ fn the_rules_are_asked_before_the_cap() {
     );
 }
 
-/// faults A18: an IPv4 peer of a socket that listens to both is an IPv4 peer.
+/// An IPv4 peer of a dual-stack socket is matched as IPv4.
 #[test]
 fn an_ipv4_peer_is_one_on_an_ipv6_socket_too() {
     let rules = AccessRules::allow_all()
@@ -131,7 +131,7 @@ fn an_ipv4_peer_is_one_on_an_ipv6_socket_too() {
     ping(&mut connect_from("[::1]:0", addr), b"over IPv6");
 }
 
-/// esockd: t_update_options. faults H9.
+/// esockd: t_update_options. A change is atomic, and open connections are not touched.
 #[test]
 fn rules_change_under_way() {
     let server = server(Config::new(), local());

@@ -28,7 +28,7 @@ fn info<A: Send + 'static>(server: &Running<A>, client: &TcpStream) -> ConnInfo 
     found.expect("it is listed")
 }
 
-/// UBF S1.9 and S3.23.
+/// Each entry names the peer and the listener.
 #[test]
 fn everybody_is_listed_with_peer_and_listener() {
     let server = spawn(|| {
@@ -191,7 +191,7 @@ fn one_in_its_handshake_is_listed_as_such_and_can_be_killed() {
     assert_eq!((stats.closed(CloseReason::Killed), stats.opened), (1, 0));
 }
 
-/// S1.10, from each of the three places that can do it.
+/// A kill works from each of the three places that can do it.
 #[test]
 fn server_control_and_handle_kill_by_id() {
     let server = spawn_echo(Config::new(), local());

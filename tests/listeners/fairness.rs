@@ -92,7 +92,7 @@ fn fifty_are_answered_beside_one_that_floods() {
     assert!(flood.stop() > 0);
 }
 
-/// faults B3: an empty frame costs two bytes and a call.
+/// An empty frame costs two bytes and a call.
 #[test]
 fn empty_frames_are_no_way_around_the_budget() {
     let server = answering(Config::new());
@@ -116,7 +116,8 @@ impl Handler<u64> for Tally {
     }
 }
 
-/// faults B2: the work that one write of one client makes is done in several turns, and the others have theirs between.
+/// The work of one client's write is spread over several turns, and the other clients have theirs
+/// in between.
 #[test]
 fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
     let mut server = Server::new(Config::new().read_budget(1)).expect("server");

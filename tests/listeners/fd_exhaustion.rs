@@ -84,7 +84,7 @@ fn is_answered(client: &TcpStream) -> bool {
     answered
 }
 
-/// faults A1, S1.13: 200 clients and 64 descriptors.
+/// 200 clients and 64 descriptors.
 #[test]
 fn more_clients_than_descriptors() {
     const CLIENTS: usize = 200;
@@ -128,7 +128,7 @@ fn more_clients_than_descriptors() {
     assert!(log.matches("accepting again").count() <= 1, "{log}");
 }
 
-/// faults A7: with a full table `accept` fails although nobody waits.
+/// With a full descriptor table `accept` fails even with an empty backlog.
 #[test]
 fn a_full_table_and_nobody_waiting_is_no_news() {
     let (server, addr, room) = limited_echo(64);
@@ -161,7 +161,7 @@ fn a_full_table_and_nobody_waiting_is_no_news() {
     assert!(log.matches("accepting again").count() <= 1, "{log}");
 }
 
-/// faults A11: another part of the program, or an operator, moves the limit.
+/// Another part of the program, or an operator, changes the limit.
 #[test]
 fn the_limit_falls_below_the_open_count_and_rises_again() {
     if !have("prlimit", "--version") {
@@ -231,7 +231,7 @@ fn every_episode_is_told() {
     assert_eq!(log.matches("accepting again").count(), 2, "{log}");
 }
 
-/// faults H4: at the end of a drain without descriptors nobody is left, and it does not hang.
+/// A drain without descriptors ends every connection, and does not hang.
 #[test]
 fn it_can_be_drained_while_out_of_fds() {
     let (server, addr, room) = limited_echo(64);
@@ -341,7 +341,7 @@ fn report(client: &mut TcpStream) -> String {
     String::from_utf8(recv2(client)).expect("text")
 }
 
-/// faults A21: descriptors are the process's, so both listeners pause, and both come back.
+/// Descriptors belong to the process, so both listeners pause, and both resume.
 #[test]
 fn two_listeners_run_out_of_fds_and_recover_together() {
     const LIMIT: usize = 48;

@@ -134,7 +134,7 @@ fn the_handler_knows_whom_it_serves() {
 }
 
 /// The rules are asked about the proxy, whether it may come, and about the source. esockd asks about the proxy alone.
-/// faults P11.
+/// Access rules hold for the peer and for the source that its header names.
 #[test]
 fn rules_hold_for_the_source() {
     let rules = AccessRules::allow_all()
@@ -241,7 +241,7 @@ fn a_service_that_panics_ends_that_connection_alone() {
     ping(&mut other, b"unharmed");
 }
 
-/// faults P1, P9: no guess, no fallback.
+/// There is no guess, and no fallback to a connection without a header.
 #[test]
 fn what_is_no_header_is_refused() {
     let server = server(required());
@@ -265,7 +265,7 @@ fn what_is_no_header_is_refused() {
     server.ask(|heard, _| assert!(heard.accepted.is_empty() && heard.opened.is_empty()));
 }
 
-/// faults P6, P7: it takes no longer than a handshake may, and a drain shortens that.
+/// A missing header takes no longer than the handshake timeout, and a drain shortens that.
 #[test]
 fn who_never_sends_one_has_no_handler_and_no_long_life() {
     let listen = required().handshake_timeout(Duration::from_millis(200));
@@ -329,7 +329,8 @@ fn whom_to_trust_must_be_said() {
     }
 }
 
-/// Before TLS, and with the ClientHello in the same segment. ranch: recv_v1|v2_proxy_header_ssl, _extra_data. faults P8.
+/// The header comes before TLS, with the ClientHello in the same segment: no byte is lost between.
+/// ranch: recv_v1|v2_proxy_header_ssl, _extra_data.
 #[cfg(feature = "tls")]
 #[test]
 fn tls_begins_right_behind_it() {

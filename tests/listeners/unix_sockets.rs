@@ -167,7 +167,7 @@ fn a_path_that_is_served_is_taken_and_stays_so() {
     assert!(path.exists());
 }
 
-/// "Unlink only a socket that refuses connections" (lineage.md, S4 #16; ranch #320).
+/// Only a socket file that refuses connections is unlinked (ranch #320).
 #[test]
 fn a_stale_socket_is_replaced() {
     let place = Place::new();

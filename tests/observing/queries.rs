@@ -28,7 +28,7 @@ fn two_listeners() -> Running {
     })
 }
 
-/// UBF S3.21 to S3.23, and S3.3 for the default name.
+/// Without a name of its own a listener is called by its address.
 #[test]
 fn by_id_by_port_and_by_name_it_is_the_same_one() {
     let server = two_listeners();
@@ -52,7 +52,7 @@ fn by_id_by_port_and_by_name_it_is_the_same_one() {
     );
 }
 
-/// UBF S3.22: `{Num, Max}`.
+/// UBF's `proc_socket_server` answers `{Num, Max}`.
 #[test]
 fn a_listener_tells_how_many_it_has_and_may_have() {
     let server = two_listeners();
@@ -78,7 +78,7 @@ fn a_listener_tells_how_many_it_has_and_may_have() {
     assert_eq!((counts("games").1, counts(&other).1), (2, 2));
 }
 
-/// UBF S3.24 and S3.25 have one answer each for these; so have we.
+/// An unknown listener and a late answer are different errors.
 #[test]
 fn not_there_is_not_no_answer_in_time() {
     let server = two_listeners();
@@ -114,7 +114,7 @@ fn not_there_is_not_no_answer_in_time() {
     assert!(server.handle.listener(id, PATIENCE).is_ok());
 }
 
-/// UBF S3.26: there the reply to a question that timed out answers the next one.
+/// In UBF's `proc_socket_server` the reply to a timed-out question answers the next one.
 #[test]
 fn a_late_answer_is_never_the_next_ones() {
     let server = spawn_echo(Config::new(), local());
@@ -178,7 +178,7 @@ fn a_question_waits_no_longer_than_it_says_and_the_longest_is_for_ever() {
     assert_eq!(server.handle.call(Duration::MAX, |(), _| 1), Ok(1));
 }
 
-/// UBF S3.27 says `ok` to everything.
+/// UBF's `proc_socket_server` says `ok` to everything.
 #[test]
 fn closing_a_listener_twice_or_an_unknown_one_is_an_error() {
     let server = two_listeners();

@@ -205,7 +205,7 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     assert_eq!(world.sim.stats().pending, 0);
 }
 
-/// S1.5, ranch: misc_info. The whole text, which is what a person reads.
+/// ranch: misc_info. The whole text, as a person reads it.
 #[test]
 fn the_tree_as_text() {
     let mut world = World::new(

@@ -190,7 +190,8 @@ fn a_client_without_the_right_certificate_is_refused_with_an_alert() {
     }
 }
 
-/// Tickets and session ids: the second visit is shorter. faults S16: tickets go out without application data.
+/// Tickets and session ids make the second handshake shorter. Tickets are sent even if no
+/// application data follows.
 #[test]
 fn the_second_visit_resumes() {
     let site = Site::new();
@@ -283,7 +284,7 @@ fn ticket_from_elsewhere(config: ServerConfig, client: &ClientConfig) {
     });
 }
 
-/// faults S2: a ClientHello in one byte a segment, in records of a few bytes, or all at once with what follows.
+/// A ClientHello in one byte a segment, in records of a few bytes, or at once with what follows.
 #[test]
 fn a_client_hello_comes_in_any_pieces() {
     let site = Site::new();
@@ -402,7 +403,7 @@ fn a_banner_comes_without_asking() {
     }
 }
 
-/// faults S12, "many handshakes at once": all are served, and the open connection beside them too.
+/// All handshakes are served, and the open connection beside them too.
 #[test]
 fn three_hundred_handshakes_leave_the_open_connection_alive() {
     const CLIENTS: usize = 300;
