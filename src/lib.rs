@@ -1,7 +1,7 @@
 //! An embeddable, single-threaded TCP/TLS server for code that is not async.
 //!
 //! You give it listeners and handlers. It gives you framed messages, a hard connection cap, and a
-//! promise: whatever the peers, the kernel or the handlers do, the loop goes on, memory stays
+//! promise. Whatever the peers, the kernel or the handlers do: the loop goes on, memory stays
 //! bounded, and every connection ends with exactly one named reason.
 //!
 //! ```no_run
