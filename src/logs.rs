@@ -1,4 +1,4 @@
-//! The targets under which the library logs. What goes where is in the crate's documentation.
+//! The targets under which the library logs. The crate's documentation lists the messages of each.
 
 pub(crate) const SERVER: &str = "portcullis::server";
 pub(crate) const LISTENER: &str = "portcullis::listener";
