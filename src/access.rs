@@ -39,7 +39,11 @@ impl fmt::Display for Access {
 ///     .allow("192.0.2.0/24")?
 ///     .allow("2001:db8::/32")?
 ///     .allow("127.0.0.1")?;
-/// assert_eq!(rules.to_string(), "deny 192.0.2.66/32, allow 192.0.2.0/24, allow 2001:db8::/32, allow 127.0.0.1/32, deny all");
+/// assert_eq!(
+///     rules.to_string(),
+///     "deny 192.0.2.66/32, allow 192.0.2.0/24, allow 2001:db8::/32, \
+///      allow 127.0.0.1/32, deny all"
+/// );
 /// # Ok(()) }
 /// ```
 ///
@@ -262,7 +266,8 @@ fn parse(access: Access, word: &str) -> Result<Vec<IpNet>> {
             Access::Deny => "deny",
         };
         if is_long {
-            return Error::option(option, format!("{word:?}: the prefix has at most {longest} bits"));
+            let problem = format!("{word:?}: the prefix has at most {longest} bits");
+            return Error::option(option, problem);
         }
         Error::option(
             option,

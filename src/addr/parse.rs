@@ -10,8 +10,8 @@ use std::str::FromStr;
 use super::{Addr, UnixAddr};
 
 const A_HOST: &str =
-    "names a host, and looking that up would block: resolve it first, with std::net::ToSocketAddrs on \
-                      another thread, and give the address";
+    "names a host, and looking that up would block: resolve it first, with std::net::ToSocketAddrs \
+     on another thread, and give the address";
 
 impl Addr {
     /// A Unix socket's file.
