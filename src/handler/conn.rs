@@ -215,7 +215,7 @@ impl<'a, A> Conn<'a, A> {
     /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), [`NotTls`](crate::CloseReason::NotTls)
     /// or [`HandshakeTimeout`](crate::CloseReason::HandshakeTimeout). [`Conn::close`] does not wait
     /// for the handshake. Output that it should encrypt is lost then, and the reason is
-    /// `TlsHandshake`.
+    /// `TlsHandshake`; without such output the close keeps its own reason.
     ///
     /// Keep the configuration in the application's state, where a reload can replace it.
     ///
