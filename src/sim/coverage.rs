@@ -11,7 +11,7 @@ use crate::proto::State;
 #[non_exhaustive]
 pub enum Stage {
     /// No connection is concerned: a poll, a listener, an event without an owner.
-    Nobody,
+    NoConnection,
     /// Accepted in this very iteration, or an attempt to connect that was started in it.
     New,
     /// [`State::Accepting`], since an earlier iteration: its PROXY header is incomplete.
@@ -118,8 +118,8 @@ impl Recorder {
         self.stages
             .extend(begun.into_iter().map(|client| (client, Stage::New)));
         for (fault, client) in struck {
-            let stage = client.map_or(Stage::Nobody, |client| {
-                self.stages.get(&client).copied().unwrap_or(Stage::Nobody)
+            let stage = client.map_or(Stage::NoConnection, |client| {
+                self.stages.get(&client).copied().unwrap_or(Stage::NoConnection)
             });
             *self.coverage.faults.entry((fault, stage)).or_default() += 1;
         }

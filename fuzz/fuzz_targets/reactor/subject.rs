@@ -382,15 +382,15 @@ impl Play<App> for Subject {
 }
 
 /// Reads the log and forgets it: making its lines must not panic.
-struct Nobody;
+struct NullLog;
 
-impl Write for Nobody {
+impl Write for NullLog {
     fn write_str(&mut self, _: &str) -> fmt::Result {
         Ok(())
     }
 }
 
-impl log::Log for Nobody {
+impl log::Log for NullLog {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }
@@ -403,6 +403,6 @@ impl log::Log for Nobody {
 }
 
 pub fn log_to_nobody() {
-    log::set_logger(&Nobody).expect("the only logger");
+    log::set_logger(&NullLog).expect("the only logger");
     log::set_max_level(log::LevelFilter::Trace);
 }

@@ -40,7 +40,7 @@ pub struct Says {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Origin {
-    Nobody,
+    Unknown,
     Tcp(SocketAddr, SocketAddr),
     Unix(Vec<u8>, Vec<u8>),
 }
@@ -50,14 +50,14 @@ impl Says {
     pub fn source(&self) -> Option<IpAddr> {
         match self.origin {
             Origin::Tcp(source, _) => Some(source.ip()),
-            Origin::Nobody | Origin::Unix(..) => None,
+            Origin::Unknown | Origin::Unix(..) => None,
         }
     }
 
     /// The server has understood it.
     pub fn is(&self, header: &ProxyHeader) -> bool {
         let origin = match &header.origin {
-            ProxyOrigin::Unknown => Origin::Nobody,
+            ProxyOrigin::Unknown => Origin::Unknown,
             ProxyOrigin::Tcp {
                 source,
                 destination,
@@ -115,7 +115,7 @@ impl Opening {
 fn v1(random: &mut Random) -> Opening {
     let (line, origin) = if random.chance(200) {
         let words = ["PROXY UNKNOWN", "PROXY UNKNOWN whatever they say 1 2"];
-        (words[random.below(2)].to_owned(), Origin::Nobody)
+        (words[random.below(2)].to_owned(), Origin::Unknown)
     } else {
         let (source, destination) = two(host(random), random);
         let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
@@ -166,9 +166,9 @@ fn v2(random: &mut Random, source: Option<IpAddr>) -> Opening {
             0x20,
             [0, 0x11, 0xFF][random.below(3)],
             vec![7; random.below(20)],
-            Origin::Nobody,
+            Origin::Unknown,
         ),
-        1 => (0x21, random.below(3) as u8, Vec::new(), Origin::Nobody),
+        1 => (0x21, random.below(3) as u8, Vec::new(), Origin::Unknown),
         2 => {
             let mut block = vec![0; 216];
             block[..5].copy_from_slice(b"/here");

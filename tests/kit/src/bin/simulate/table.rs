@@ -7,7 +7,7 @@ use portcullis::sim::{Call, Coverage, Fault, Stage};
 use portcullis::CloseReason;
 
 const STAGES: [Stage; 7] = [
-    Stage::Nobody,
+    Stage::NoConnection,
     Stage::New,
     Stage::Accepting,
     Stage::Connecting,
@@ -32,12 +32,12 @@ fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
         (Fault::Error(Call::Register, _), stage) if stage != Stage::New => {
             Some("a socket is registered once, in the turn that accepts it or begins to connect")
         }
-        (_, Stage::Nobody) if of_a_connection => Some("it happens to a connection"),
+        (_, Stage::NoConnection) if of_a_connection => Some("it happens to a connection"),
         (
             Fault::Error(Call::Poll | Call::RegisterListener | Call::DeregisterListener, _),
             stage,
-        ) if stage != Stage::Nobody => Some("it concerns no connection"),
-        (Fault::Error(Call::Accept | Call::Connect, _), stage) if stage != Stage::Nobody => {
+        ) if stage != Stage::NoConnection => Some("it concerns no connection"),
+        (Fault::Error(Call::Accept | Call::Connect, _), stage) if stage != Stage::NoConnection => {
             Some("there is no connection yet")
         }
         (_, Stage::New) if of_all || !of_a_connection => Some("a turn polls before it accepts"),
