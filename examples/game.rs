@@ -100,7 +100,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         late[frame as usize % REMEMBERED] = next.elapsed();
         frame += 1;
-        show_everybody(&mut server, &world);
+        show_all(&mut server, &world);
     }
     late.sort();
     let share =
@@ -119,7 +119,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// The world has moved. Sent from outside a callback, so it goes out in the next turn.
-fn show_everybody(server: &mut Server<World>, world: &World) {
+fn show_all(server: &mut Server<World>, world: &World) {
     let positions: Vec<_> = world
         .players
         .values()

@@ -252,7 +252,7 @@ fn a_network_that_fails_is_not_news() {
 }
 
 #[test]
-fn whoever_does_not_get_in_is_not_news() {
+fn a_client_that_is_not_admitted_is_not_logged_above_debug() {
     let _turn = capture();
     let config = Config::new().max_connections(1);
     let (mut sim, addr) = world(config, listen().at_capacity(AtCapacity::refuse()));
@@ -338,7 +338,7 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
 
 /// One connection that fills the server's memory.
 #[test]
-fn whoever_holds_too_much_is_not_news() {
+fn a_connection_with_large_buffers_is_not_logged_above_debug() {
     let _turn = capture();
     let (mut sim, addr) = world(Config::new().memory_limit(300_000), listen());
     let greedy: Vec<_> = (0..3).map(|_| connect(&mut sim, addr)).collect();

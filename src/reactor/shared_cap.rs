@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_kept_for_who_comes_next() {
+    fn a_slot_is_kept_for_the_next_client() {
         let shared_cap = Arc::new(SharedCap::new(1, 2));
         let ((mut first, _), (mut second, _)) = (share(&shared_cap, 0), share(&shared_cap, 1));
         assert!(first.reserve());
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lowered_cap_lets_nobody_in_and_takes_nothing_away() {
+    fn a_lowered_cap_admits_no_client_and_ends_none() {
         let shared_cap = Arc::new(SharedCap::new(4, 1));
         let (mut one, rings) = share(&shared_cap, 0);
         for _ in 0..4 {
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_more_than_the_others_is_ahead() {
+    fn a_server_with_more_than_the_others_is_ahead() {
         let shared_cap = Arc::new(SharedCap::new(100, 2));
         let ((mut first, _), (mut second, _)) = (share(&shared_cap, 0), share(&shared_cap, 1));
         let come = |share: &mut CapShare, count| {
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_leaves_its_places_to_the_others() {
+    fn a_server_that_ends_leaves_its_permits_to_the_others() {
         let shared_cap = Arc::new(SharedCap::new(2, 2));
         let ((mut first, _), (mut second, rings)) = (share(&shared_cap, 0), share(&shared_cap, 1));
         assert!(first.reserve());

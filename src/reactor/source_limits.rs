@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn without_limits_nobody_is_counted() {
+    fn without_limits_no_source_is_counted() {
         let mut sources = Sources::default();
         let limits = SourceLimits::default();
         assert_eq!(

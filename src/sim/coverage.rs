@@ -119,7 +119,10 @@ impl Recorder {
             .extend(begun.into_iter().map(|client| (client, Stage::New)));
         for (fault, client) in struck {
             let stage = client.map_or(Stage::NoConnection, |client| {
-                self.stages.get(&client).copied().unwrap_or(Stage::NoConnection)
+                self.stages
+                    .get(&client)
+                    .copied()
+                    .unwrap_or(Stage::NoConnection)
             });
             *self.coverage.faults.entry((fault, stage)).or_default() += 1;
         }

@@ -592,7 +592,7 @@ fn every_callback_can_connect() {
 
 /// Its handler is the user's code.
 #[test]
-fn a_panic_when_it_hears_of_the_failure_harms_nobody() {
+fn a_panic_in_on_connect_failed_harms_no_connection() {
     struct Touchy;
     impl Handler for Touchy {
         fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {

@@ -115,7 +115,7 @@ fn without_retry_there_is_one_attempt() {
 
 /// It keeps its id from attempt to attempt; what was sent meanwhile goes out in the end.
 #[test]
-fn it_connects_when_somebody_listens_at_last() {
+fn it_connects_when_a_server_listens_at_last() {
     let mut sim = world(1);
     let id = dial(&mut sim, line().retry(steady(u32::MAX)));
     sim.advance(secs(2));
@@ -461,7 +461,7 @@ fn hostile_kernels_bring_no_connection_out_of_its_course() {
 
 /// The peer's silence begins when it could have said something.
 #[test]
-fn nobody_is_idle_before_it_is_connected() {
+fn no_connection_is_idle_before_it_is_connected() {
     let mut sim = world(1);
     sim.remote(REMOTE, Answer::AcceptAfter(secs(5)));
     let id = dial(&mut sim, line());

@@ -47,7 +47,7 @@ fn say(server: &Running, id: ConnId, line: &str) {
 
 /// Both versions, with what was agreed on.
 #[test]
-fn a_conversation_is_encrypted_and_the_server_is_who_it_is_said_to_be() {
+fn a_conversation_is_encrypted_and_the_server_is_verified() {
     let site = Site::new();
     for version in VERSIONS {
         let mut config = site.server();
@@ -560,7 +560,7 @@ impl Drop for Spiteful {
 
 /// What cannot be begun is an error, and takes no place, whatever the configuration's destructor does.
 #[test]
-fn a_panic_in_a_configurations_destructor_harms_nobody() {
+fn a_panic_in_a_configurations_destructor_harms_no_client() {
     let site = Site::new();
     let mut server: Server = Server::new(Config::new().max_connections(1)).expect("server");
     let mut config = site.client(VERSIONS[1]);

@@ -164,7 +164,7 @@ fn what_is_owed_must_be_taken() {
 
 /// After our FIN the peer has the linger's time for its own.
 #[test]
-fn who_does_not_finish_after_our_fin_is_let_go() {
+fn a_peer_that_does_not_finish_after_our_fin_is_let_go() {
     let listen = local().linger(SHORT, 1024);
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
@@ -343,7 +343,7 @@ fn a_blocking_handler_does_not_make_others_idle() {
 
 /// The same for those who come in during the turn in which something blocked: their clocks start when they are accepted.
 #[test]
-fn who_is_accepted_after_a_blocking_job_has_the_whole_time() {
+fn a_connection_accepted_after_a_blocking_job_has_its_whole_timeout() {
     let idle = Duration::from_secs(2);
     let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(idle), usual);
     let mut blocked_out = {

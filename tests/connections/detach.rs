@@ -159,7 +159,7 @@ fn a_plain_stream_may_be_taken_whole() {
 
 /// A kill, and a drain at its deadline, end what a thread waits for.
 #[test]
-fn who_is_outside_can_be_reached() {
+fn a_detached_connection_can_be_reached() {
     let (server, received) = server(Config::new(), local());
     let (_first, mut killed) = leave(&server, &received, b"");
     let id = killed.id();
@@ -362,7 +362,7 @@ fn a_write_that_times_out_says_nothing_twice() {
 
 /// One whose socket was taken whole cannot be reached; that is said, and its place is still kept.
 #[test]
-fn a_kill_of_what_was_taken_whole_finds_nobody() {
+fn a_kill_of_what_was_taken_whole_finds_no_connection() {
     let (server, received) = server(Config::new(), local());
     let (mut client, stream) = leave(&server, &received, b"");
     let id = stream.id();
@@ -497,7 +497,7 @@ impl Handler<App> for Finishes {
 
 /// A FIN that is due is the loop's to send.
 #[test]
-fn whoever_has_finished_stays() {
+fn a_peer_that_has_finished_stays() {
     let (server, _received) = server_of(Config::new(), local(), || Finishes);
     let mut client = connect(server.addr());
     send2(&mut client, b"go");

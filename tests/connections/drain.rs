@@ -321,7 +321,7 @@ fn clients_in_the_accept_queue_are_served() {
 
 /// The accept budget cuts the round into many turns; still nobody is lost.
 #[test]
-fn the_accept_budget_loses_nobody_in_the_queue() {
+fn the_accept_budget_loses_no_client_in_the_queue() {
     let mut server = start(
         Config::new().accept_budget(1).read_budget(1),
         local(),
@@ -440,7 +440,7 @@ fn new_clients_are_refused_while_the_old_finish() {
 
 /// Who has had everything and our FIN has ended, however long it keeps its own side open: it is neither reset nor forced.
 #[test]
-fn who_only_lingers_at_the_deadline_is_not_forced() {
+fn a_connection_that_only_lingers_at_the_deadline_is_not_forced() {
     let listen = local().linger(Duration::MAX, usize::MAX);
     let mut server = start(Config::new(), listen, usual);
     let mut client = connect(server.addr);

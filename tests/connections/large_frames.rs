@@ -163,7 +163,7 @@ fn to_another_connection() {
 
 /// A write that fails inside of `send` ends the connection as one at the end of the turn does, with its own reason.
 #[test]
-fn to_one_who_has_gone() {
+fn to_one_that_has_gone() {
     struct Late;
     impl Handler for Late {
         fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {

@@ -116,7 +116,7 @@ fn a_large_frame_waits_while_memory_is_tight() {
 /// Output counts too. What is sent to peers that do not read is the handler's doing: reading less does not help, and those
 /// who hold the most are closed.
 #[test]
-fn who_holds_the_most_goes_first() {
+fn the_largest_buffers_go_first() {
     let (mut sim, addr) = world();
     let mut clients = Vec::new();
     for _ in 0..40 {
@@ -219,7 +219,7 @@ fn large_frames_are_finished_one_after_the_other() {
 
 /// One that has the read grant and sends nothing is so for a second only; and who could not be read from is not told that it was late.
 #[test]
-fn who_does_not_use_its_turn_loses_it() {
+fn a_grant_that_is_not_used_is_lost() {
     let mut sim = Sim::new(1, Config::new().memory_limit(8 * LIMIT), ());
     let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
@@ -359,7 +359,7 @@ fn a_crowd_of_small_holders_is_bounded_too() {
 
 /// Whose output has gone holds nothing any more: it is read from again, however tight memory is for others.
 #[test]
-fn who_holds_less_than_its_share_again_is_read_from_again() {
+fn a_connection_within_its_share_is_read_again() {
     let (mut sim, addr) = world();
     let slow = sim.connect(addr).expect("it listens");
     sim.set_reading(slow, false);

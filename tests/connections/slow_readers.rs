@@ -90,7 +90,7 @@ fn reading_stops_and_memory_is_bounded() {
 
 /// A client that reads again gets everything, once.
 #[test]
-fn who_reads_again_gets_everything_once() {
+fn a_client_that_reads_again_gets_everything_once() {
     let (server, journal) = spawn_script(Config::new(), tight(), usual);
     let (mut client, sent) = flood(&server);
     let frame = 802;
@@ -115,7 +115,7 @@ fn who_reads_again_gets_everything_once() {
 
 /// Pending output that makes no progress is bounded in time too.
 #[test]
-fn the_write_timeout_ends_who_takes_nothing() {
+fn the_write_timeout_ends_a_peer_that_takes_nothing() {
     let listen = tight()
         .write_timeout(Duration::from_millis(300))
         .idle_timeout(Duration::MAX);

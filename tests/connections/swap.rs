@@ -422,7 +422,7 @@ fn the_longest_frame_is_the_new_framings() {
 
 /// From outside a callback too: between two turns, and by another connection's handler.
 #[test]
-fn somebody_else_may_swap_it() {
+fn another_connection_may_swap_it() {
     let (mut sim, addr) = world();
     let client = say(&mut sim, addr, b"half a li");
     let id = id(&mut sim);

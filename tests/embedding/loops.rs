@@ -403,7 +403,7 @@ fn more_events_than_a_batch_are_left_over_work() {
 
 /// Without events there is no work. The quiet is as long as another server's 200 round trips.
 #[test]
-fn two_hundred_idle_connections_wake_nobody() {
+fn two_hundred_idle_connections_do_not_wake_the_loop() {
     let idle = spawn_echo(Config::new(), local());
     let mut clients: Vec<_> = (0..200).map(|_| connect(idle.addr())).collect();
     for client in &mut clients {

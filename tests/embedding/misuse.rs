@@ -58,7 +58,7 @@ fn stale(server: &mut Server, addr: SocketAddr) -> (ConnId, TcpStream) {
 }
 
 #[test]
-fn a_stale_id_reaches_nobody() {
+fn a_stale_id_reaches_no_connection() {
     let (mut server, addr) = echo(Config::new(), local());
     let (id, mut tenant) = stale(&mut server, addr);
     let handle = server.handle();
@@ -218,7 +218,7 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
 
 /// A loop that has not polled for longer than every timeout: nobody who has spoken meanwhile is judged by that.
 #[test]
-fn a_loop_that_forgets_to_poll_harms_nobody() {
+fn a_loop_that_forgets_to_poll_harms_no_client() {
     let limit = Duration::from_millis(50);
     let listen = local()
         .idle_timeout(limit)

@@ -327,7 +327,7 @@ fn a_restart_loses_no_request() {
 /// A client that has connected and whose words are still on their way when SIGTERM comes has its answer; those who are silent
 /// do not hold up the end.
 #[test]
-fn who_has_just_come_is_answered() {
+fn a_client_that_has_just_come_is_answered() {
     let service =
         ChildProcess::start(Command::new(example("service")).args(["--listen", "127.0.0.1:0"]));
     let addr = service.address();

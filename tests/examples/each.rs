@@ -41,7 +41,7 @@ impl Line {
 }
 
 #[test]
-fn everybody_hears_what_one_says_in_the_chat() {
+fn every_client_hears_what_one_says_in_the_chat() {
     let (server, addr) = start("chat", &[]);
     let mut members: Vec<Line> = Vec::new();
     for number in 1..=50 {
@@ -69,7 +69,7 @@ fn everybody_hears_what_one_says_in_the_chat() {
 
 /// One that does not read is thrown out when its share is full; the others lose nothing.
 #[test]
-fn the_chat_evicts_who_does_not_read() {
+fn the_chat_evicts_clients_that_do_not_read() {
     let (server, addr) = start("chat", &[]);
     let socket =
         socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
@@ -162,7 +162,7 @@ fn the_worker_pool_answers_in_order() {
 
 /// More clients than threads: those at a thread are served by it, the others by the loop meanwhile.
 #[test]
-fn the_blocking_pool_serves_whom_the_loop_hands_over() {
+fn the_blocking_pool_serves_the_connections_of_the_loop() {
     let (server, addr) = start("blocking", &[]);
     let mut clients: Vec<Line> = (0..3).map(|_| Line::connect(addr)).collect();
     for (client, wanted) in clients.iter_mut().zip(["upper", "count", "upper"]) {

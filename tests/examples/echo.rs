@@ -183,7 +183,7 @@ fn allow_and_deny_are_taken_in_order() {
 }
 
 #[test]
-fn a_proxy_header_is_required_and_believed_of_those_who_are_trusted() {
+fn a_proxy_header_is_required_and_believed_of_trusted_proxies() {
     for (arguments, warns, end) in [
         (&["--proxy-protocol"][..], true, None),
         (

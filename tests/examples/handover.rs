@@ -310,7 +310,7 @@ fn a_failed_hand_over_leaves_the_old_process_serving() {
 
 /// The queue is the socket's, not the process's: closing one end of it loses nobody who waits.
 #[test]
-fn who_waits_in_the_queue_is_served_by_the_successor() {
+fn a_client_in_the_queue_is_served_by_the_successor() {
     let place = Place::new();
     let path = place.path("queue.sock");
     let old = {

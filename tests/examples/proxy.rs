@@ -112,7 +112,7 @@ fn fifty_megabytes_go_each_way_and_each_end_is_carried_through() {
 /// One direction stands still: the proxy holds little, and the other direction goes on.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_slow_reader_costs_little_and_holds_up_nobody_else() {
+fn a_slow_reader_costs_little_and_delays_no_other_client() {
     let (listener, back) = std_listener();
     let (proxy, addr) = start(back, &[]);
     let client = connect(addr);
@@ -189,7 +189,7 @@ fn is_reset(stream: &mut TcpStream) {
 }
 
 #[test]
-fn nobody_behind_is_a_reset_for_the_client() {
+fn no_server_behind_is_a_reset_for_the_client() {
     let (proxy, addr) = start(nobody(), &[]);
     for _ in 0..10 {
         // The reset may be there before `connect` returns.

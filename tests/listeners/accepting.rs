@@ -106,7 +106,7 @@ fn ten_thousand_at_once() {
 /// The backlog holds 1024; the kernel drops the other SYNs, and the clients send them again after a
 /// second.
 #[test]
-fn a_backlog_that_overflows_loses_nobody() {
+fn a_backlog_that_overflows_loses_no_client() {
     const CLIENTS: usize = 2_500;
     if descriptor_limit() < CLIENTS + 500 {
         assert!(

@@ -56,7 +56,7 @@ fn server(config: Config, listen: Listen) -> Running<Heard> {
 
 /// esockd: t_allow_deny. A denied client is closed before TLS, and takes no slot.
 #[test]
-fn who_is_denied_costs_no_place_and_no_call() {
+fn a_denied_client_costs_no_slot_and_no_call() {
     let rules = AccessRules::allow_all()
         .deny("127.0.0.2/31")
         .expect("a network");
@@ -181,7 +181,7 @@ fn rules_change_under_way() {
 }
 
 #[test]
-fn without_rules_everybody_may_come() {
+fn without_rules_every_peer_may_connect() {
     let server = spawn_echo(Config::new(), local());
     ping(&mut connect_from("127.0.0.9:0", server.addr()), b"welcome");
 }

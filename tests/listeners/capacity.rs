@@ -155,7 +155,7 @@ fn the_cap_changes_live_in_both_directions() {
 
 /// A cap of 0 admits no client. UBF's `proc_socket_server` admits one.
 #[test]
-fn zero_admits_nobody() {
+fn zero_admits_no_client() {
     let waiting = spawn_echo(Config::new().max_connections(0), local());
     let mut client = connect(waiting.addr());
     send2(&mut client, b"hello");

@@ -30,7 +30,7 @@ fn info<A: Send + 'static>(server: &Running<A>, client: &TcpStream) -> ConnInfo 
 
 /// Each entry names the peer and the listener.
 #[test]
-fn everybody_is_listed_with_peer_and_listener() {
+fn every_connection_is_listed_with_peer_and_listener() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
         server

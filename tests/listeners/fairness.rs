@@ -180,7 +180,7 @@ fn a_read_full_of_empty_frames_is_told_in_several_turns() {
 
 /// One whose answers nobody takes is left alone, however much it sends.
 #[test]
-fn one_that_does_not_read_its_answers_stops_nobody() {
+fn one_that_does_not_read_its_answers_stops_no_other() {
     let listen = local().framing(Framing::Packet2).send_buffer(16 * 1024);
     let server = spawn_echo(Config::new(), listen);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr())).collect();

@@ -130,7 +130,7 @@ fn more_clients_than_descriptors() {
 
 /// With a full descriptor table `accept` fails even with an empty backlog.
 #[test]
-fn a_full_table_and_nobody_waiting_is_no_news() {
+fn a_full_table_and_an_empty_backlog_is_not_logged() {
     let (server, addr, room) = limited_echo(64);
     let mut inside: Vec<_> = (0..room).map(|_| connect(addr)).collect();
     for client in &mut inside {

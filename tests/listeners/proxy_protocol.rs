@@ -96,7 +96,7 @@ fn server(listen: Listen) -> Running<Heard> {
 /// ranch: recv_v1_proxy_header_tcp, recv_v2_proxy_header_tcp, recv_v2_local_header_tcp, each with extra data.
 /// esockd: t_ppv1_tcp4_connect, t_ppv1_unknown.
 #[test]
-fn the_handler_knows_whom_it_serves() {
+fn the_handler_knows_its_client() {
     let server = server(required());
     for (header, told) in [
         (V1, "v1 192.0.2.1:50000 alpn None authority None id None"),
@@ -267,7 +267,7 @@ fn what_is_no_header_is_refused() {
 
 /// A missing header takes no longer than the handshake timeout, and a drain shortens that.
 #[test]
-fn who_never_sends_one_has_no_handler_and_no_long_life() {
+fn a_client_without_a_header_has_no_handler_and_no_long_life() {
     let listen = required().handshake_timeout(Duration::from_millis(200));
     let late = server(listen);
     let mut client = connect(late.addr());
@@ -313,7 +313,7 @@ fn a_header_that_comes_during_a_drain_is_in_time() {
 }
 
 #[test]
-fn whom_to_trust_must_be_said() {
+fn the_trusted_proxies_must_be_named() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     for mode in [ProxyProtocol::Required, ProxyProtocol::Optional] {
         let refused = server.listen(local().proxy_protocol(mode), |_: &mut (), _| kit::net::Echo);
@@ -395,7 +395,7 @@ fn a_refusal_before_tls_is_in_the_clear() {
 
 /// A message for who waits for its header finds nobody yet.
 #[test]
-fn nobody_can_talk_to_it_before() {
+fn no_client_can_talk_to_it_before() {
     let server = server(required());
     let mut client = connect(server.addr());
     server.until("it is in", |stats| stats.open == 1);

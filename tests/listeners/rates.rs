@@ -146,7 +146,7 @@ fn both_rates_hold() {
 /// A listener that was out of the poll because others had spent the server's tokens comes back by itself, whatever becomes of
 /// those others.
 #[test]
-fn whoever_comes_while_the_rate_is_spent_is_served_when_it_is_not() {
+fn a_client_above_the_rate_is_served_later() {
     let mut sim = Sim::new(
         1,
         Config::new().accept_rate(Rate::per_second(1).burst(1)),
@@ -198,7 +198,7 @@ fn no_token_is_spent_on_the_dead() {
 
 /// A client that has sent its request and finished is alive.
 #[test]
-fn who_has_said_something_is_not_dead() {
+fn a_peer_that_has_sent_something_is_not_dead() {
     let (mut sim, addr) = world(
         Config::new(),
         local().accept_rate(Rate::per_second(1).burst(1)),
@@ -471,7 +471,7 @@ fn a_faster_rate_is_faster_at_once() {
 
 /// The same for what connections share, and for those who wait already.
 #[test]
-fn who_waits_for_a_shared_rate_hears_of_a_faster_one() {
+fn a_connection_that_waits_for_a_shared_rate_follows_a_faster_one() {
     let none: Option<Rate> = None;
     for next in [Some(Rate::per_second(1_000_000)), none] {
         for frames in [false, true] {
@@ -505,7 +505,7 @@ fn who_waits_for_a_shared_rate_hears_of_a_faster_one() {
 
 /// Who says a byte and goes has not spent what it might have read: others wait their turn, and not for the dead.
 #[test]
-fn who_comes_and_goes_does_not_spend_what_others_share() {
+fn connections_that_come_and_go_do_not_spend_a_shared_rate() {
     let (mut sim, addr) = world(
         Config::new(),
         local().total_read_rate(Rate::per_second(100_000)),

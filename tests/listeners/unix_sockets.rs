@@ -247,7 +247,7 @@ fn names_that_cannot_be_are_refused_with_the_reason() {
 
 /// Whoever can connect finds the permissions in force, from the first moment on.
 #[test]
-fn permissions_are_set_before_anybody_can_connect() {
+fn permissions_are_set_before_a_client_can_connect() {
     const ROUNDS: usize = 2000;
     let place = Place::new();
     let round = Arc::new(AtomicUsize::new(0));
@@ -625,7 +625,7 @@ fn ends_have_the_same_reasons() {
 
 /// Else it would kill a process that does not ignore SIGPIPE, as C programs do not. (std's own write raised it for long.)
 #[test]
-fn a_write_to_nobody_raises_no_signal() {
+fn a_write_to_a_closed_peer_raises_no_signal() {
     struct Talks;
     impl Handler for Talks {
         fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
@@ -692,7 +692,7 @@ fn a_slow_reader_gets_everything_in_order() {
 }
 
 #[test]
-fn who_finds_it_full_waits() {
+fn a_server_that_finds_it_full_waits() {
     let place = Place::new();
     let path = place.path("full.sock");
     let server = serve(Listen::unix(&path).max_connections(1));

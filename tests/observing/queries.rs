@@ -263,7 +263,7 @@ fn a_closed_listeners_name_can_be_taken_again() {
 }
 
 #[test]
-fn the_state_tells_why_a_listener_takes_nobody() {
+fn the_state_tells_why_a_listener_takes_no_client() {
     let server = two_listeners();
     let state = |which: &str| {
         server

@@ -114,7 +114,7 @@ fn an_error_may_say_anything() {
 
 /// Those who never got a slot too, and behind a proxy the client itself.
 #[test]
-fn whoever_was_turned_away_is_there_too() {
+fn a_refused_client_is_listed_too() {
     let (mut sim, addr) = world(
         Config::new().max_connections(1),
         listen().at_capacity(AtCapacity::refuse()),

@@ -282,7 +282,7 @@ fn crowd(count: usize) -> World {
 
 /// A page costs what it shows: so many slots are looked at, whoever is in them. All pages are everybody, once.
 #[test]
-fn pages_are_bounded_and_show_everybody_once() {
+fn pages_are_bounded_and_show_each_connection_once() {
     let mut world = crowd(MANY);
     let walk = |world: &mut World, limit: usize| {
         let (mut seen, mut pages, mut from) = (Vec::<ConnId>::new(), 0, Some(Cursor::default()));
@@ -319,7 +319,7 @@ fn pages_are_bounded_and_show_everybody_once() {
 
 /// Who comes and goes between two pages does not move the others.
 #[test]
-fn a_page_is_not_moved_by_those_who_come_and_go() {
+fn a_page_is_not_moved_by_connections_that_come_and_go() {
     let mut world = World::new(Config::new(), listen());
     for _ in 0..30 {
         world.connect();

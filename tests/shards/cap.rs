@@ -89,7 +89,7 @@ fn home(shards: &SpawnedShards<()>) -> usize {
 }
 
 #[test]
-fn a_storm_never_passes_the_cap_and_everybody_is_served() {
+fn a_storm_never_exceeds_the_cap_and_every_client_is_served() {
     const CLIENTS: usize = 16;
     const ROUNDS: usize = 40;
     for (cap, reuse_port) in [(1, false), (3, false), (3, true)] {
@@ -189,7 +189,7 @@ fn a_free_place_is_found_by_another_shard() {
 
 /// A shard whose handler blocks keeps nobody waiting but its own.
 #[test]
-fn a_busy_shard_strands_nobody() {
+fn a_busy_shard_strands_no_client() {
     let (shards, addr, _) = spawn(Config::new(), 2, local());
     for shard in [0, 1] {
         let busy = hold(shards.handle.shard(shard).expect("a shard"));
@@ -203,7 +203,7 @@ fn a_busy_shard_strands_nobody() {
 }
 
 #[test]
-fn a_suspended_shard_strands_nobody() {
+fn a_suspended_shard_strands_no_client() {
     let (shards, addr, _) = spawn(Config::new(), 2, local().name("door"));
     let suspend = |(): &mut (), control: &mut portcullis::Control<'_, ()>| control.suspend("door");
     let one = shards.handle.shard(0).expect("a shard");
@@ -220,7 +220,7 @@ fn a_suspended_shard_strands_nobody() {
 }
 
 #[test]
-fn a_listeners_own_limit_in_one_shard_strands_nobody() {
+fn a_listeners_own_limit_in_one_shard_strands_no_client() {
     let (shards, addr, gauge) = spawn(Config::new(), 2, local().max_connections(5));
     let mut clients: Vec<_> = (0..10).map(|_| connect(addr)).collect();
     for client in &mut clients {

@@ -25,7 +25,7 @@ fn spawn(count: usize, listen: Listen) -> (SpawnedShards<()>, SocketAddr) {
 
 /// With one queue, and with a queue in each shard.
 #[test]
-fn a_drain_serves_who_waits_in_the_backlogs() {
+fn a_drain_serves_the_backlogs() {
     for reuse_port in [false, true] {
         let (shards, addr) = spawn(3, local().reuse_port(reuse_port));
         let mut inside: Vec<_> = (0..9).map(|_| connect(addr)).collect();
@@ -68,7 +68,7 @@ fn one_deadline_ends_all() {
 
 /// The others have the queue: no connect is refused, lost or reset.
 #[test]
-fn one_shard_ends_and_nobody_notices() {
+fn one_shard_ends_and_no_client_notices() {
     let (shards, addr) = spawn(3, local());
     let clients: Vec<_> = (0..4)
         .map(|_| {

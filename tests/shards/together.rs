@@ -101,7 +101,7 @@ fn all_shards_have_clients_of_one_port() {
 /// Who has more connections than the others leaves them the next. Not for long: on a machine that is busy with something else
 /// they may be too late for it.
 #[test]
-fn who_has_fewer_connections_has_the_next() {
+fn the_shard_with_fewer_connections_takes_the_next() {
     let mut tries = (0..20).map(|_| {
         let shards = shards(2, local());
         let busy = kit::net::hold(&shards.handle.shards()[1]);

@@ -530,7 +530,7 @@ fn input_after_our_close_does_not_destroy_the_goodbye() {
 
 /// An echo server beside many that vanish: nothing is left of them.
 #[test]
-fn those_who_vanish_leave_nothing_behind() {
+fn clients_that_vanish_leave_nothing_behind() {
     let site = Site::new();
     let server = spawn_echo(Config::new(), listen(&site));
     for number in 0..60 {

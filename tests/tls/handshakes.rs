@@ -438,7 +438,7 @@ fn three_hundred_handshakes_leave_the_open_connection_alive() {
 
 /// The smallest budget, one handshake a turn: slower, and nobody is forgotten.
 #[test]
-fn a_handshake_budget_of_one_forgets_nobody() {
+fn a_handshake_budget_of_one_forgets_no_client() {
     let site = Site::new();
     let server = spawn_echo(Config::new().handshake_budget(1), listen(site.server()));
     std::thread::scope(|scope| {

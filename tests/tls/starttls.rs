@@ -289,7 +289,7 @@ fn handler_and_framing_may_change_with_it() {
 
 /// Between two turns, from outside: the peer that speaks first is then the server.
 #[test]
-fn somebody_else_may_upgrade_it() {
+fn another_connection_may_upgrade_it() {
     let site = Site::new();
     let server = serve(&site);
     let mut tcp = connect(server.addr());

@@ -89,7 +89,7 @@ fn a_day_passes_in_virtual_time() {
 }
 
 #[test]
-fn time_that_leaps_past_a_deadline_does_not_kill_who_has_spoken() {
+fn time_that_leaps_past_a_deadline_does_not_end_a_peer_that_has_sent() {
     let (mut sim, addr) = echo(listen().idle_timeout(Duration::from_secs(2)));
     let client = sim.connect(addr).expect("connected");
     sim.settle();
@@ -155,7 +155,7 @@ fn a_slow_reader_is_no_stalled_one() {
 
 /// The process is stopped between its poll and the rest of its turn: what came meanwhile is read before anybody is judged.
 #[test]
-fn time_that_leaps_behind_a_poll_does_not_kill_who_has_spoken() {
+fn time_that_leaps_behind_a_poll_does_not_end_a_peer_that_has_sent() {
     let (mut sim, addr) = echo(listen().idle_timeout(Duration::from_secs(2)));
     let client = sim.connect(addr).expect("connected");
     sim.advance(Duration::from_secs(1));
@@ -269,7 +269,7 @@ fn a_flood_of_handshakes_does_not_starve_one() {
 /// Whoever's input waits for us does not give way, however old it is: one for whom we wait does.
 #[cfg(feature = "tls")]
 #[test]
-fn who_waits_for_us_does_not_give_way() {
+fn a_connection_with_unread_input_is_not_evicted() {
     use kit::sim_tls;
     let config = Config::new().handshake_budget(1).max_pending(3);
     let mut sim = Sim::new(3, config.pending_grace(Duration::ZERO), ());

@@ -70,7 +70,7 @@ struct World<'a> {
     ids: Vec<ClientId>,
 }
 
-fuzz_target!(init: subject::log_to_nobody(), |plan: Plan| {
+fuzz_target!(init: subject::log_without_a_reader(), |plan: Plan| {
     let mut world = World::new(&plan);
     world.play();
     if !plan.setup.is_abrupt() {

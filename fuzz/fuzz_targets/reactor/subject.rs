@@ -402,7 +402,7 @@ impl log::Log for NullLog {
     fn flush(&self) {}
 }
 
-pub fn log_to_nobody() {
+pub fn log_without_a_reader() {
     log::set_logger(&NullLog).expect("the only logger");
     log::set_max_level(log::LevelFilter::Trace);
 }

@@ -199,7 +199,7 @@ fn narrow() -> Listen {
 }
 
 #[test]
-fn sends_without_end_to_who_does_not_read() {
+fn sends_without_end_to_a_peer_that_does_not_read() {
     let mut harness = harness_of(
         Config::new(),
         narrow(),
@@ -241,7 +241,7 @@ fn sends_without_end_to_who_does_not_read() {
 
 /// The peer reads, and is sent more for ever.
 #[test]
-fn sends_without_end_to_who_reads() {
+fn sends_without_end_to_a_peer_that_reads() {
     let mut harness = harness_of(
         Config::new(),
         narrow(),
