@@ -129,7 +129,7 @@ fn show_all(server: &mut Server<World>, world: &World) {
     let mut control = server.control();
     for &id in world.players.keys() {
         if let Some(mut player) = control.conn(id) {
-            // Who does not keep up misses a frame, and sees the next.
+            // A player that does not keep up misses a frame, and sees the next.
             let _ = player.send(&positions);
         }
     }

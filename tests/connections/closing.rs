@@ -291,14 +291,14 @@ fn an_orderly_close_reaches_a_slow_reader_that_keeps_sending() {
         })
     });
     for _ in 0..FRAMES {
-        // Nobody will look at this, but it must not destroy what is on its way to us.
+        // The bytes are discarded, but they must not destroy the server's output.
         client.write_all(&[1; 250_000]).expect("still open");
         assert!(recv2(&mut client) == ANSWER);
     }
     assert_eq!(read_to_end(&mut client), b"");
     drop(client);
     assert_eq!(journal.until_closed(1), [CloseReason::Closed]);
-    // What came after the close was read, and given to nobody.
+    // Bytes after the close were read, and not delivered.
     assert_eq!(journal.count(&Entry::Frame), 1);
 }
 

@@ -166,7 +166,7 @@ fn silence_is_given_up_attempt_by_attempt() {
     assert_eq!(sim.calls(Call::Connect), 3);
 }
 
-/// What the kernel says late, and what it says at once, is the same to one who may try again.
+/// A late error of the kernel and an immediate one have the same effect when a retry is allowed.
 #[test]
 fn every_error_is_an_attempt_that_failed() {
     for &errno in Call::Connect.errors() {
@@ -324,7 +324,7 @@ fn what_was_open_is_not_made_again() {
     assert_eq!(sim.calls(Call::Connect), 1);
 }
 
-/// The one who tries again by hand: from the callback itself.
+/// A handler that retries by itself, from the callback.
 #[test]
 fn a_failure_can_be_answered_with_another_connection() {
     struct Stubborn;

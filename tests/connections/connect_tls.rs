@@ -421,7 +421,8 @@ impl Handler for Upgrades {
     }
 }
 
-/// STARTTLS from the client's side; what somebody in the middle has put behind the server's answer fails the handshake.
+/// STARTTLS from the client's side. Bytes that an attacker puts behind the server's answer fail the
+/// handshake.
 #[test]
 fn an_open_connection_is_upgraded() {
     struct Agrees(Arc<portcullis::tls::ServerConfig>, &'static str);

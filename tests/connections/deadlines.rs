@@ -1,4 +1,4 @@
-//! Every state ends in time, for its own reason, and whoever is busy stays.
+//! Every state ends in time, for its own reason, and a busy connection stays.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -12,7 +12,7 @@ use portcullis::{CloseReason, Config, Framing, Listen, State};
 /// Short, but much longer than a busy machine needs between two of our own steps.
 const SHORT: Duration = Duration::from_millis(400);
 
-/// Goodbyes are short too, for those who do not answer ours.
+/// Linger is short too, for peers that do not send FIN.
 fn brief() -> Listen {
     local().linger(Duration::from_millis(50), 1024 * 1024)
 }
@@ -236,7 +236,7 @@ fn timers_fire_in_order_move_and_are_cancelled() {
     assert_eq!(timer_keys(&journal), [1, 2, 5, 4, 4, 4]);
 }
 
-/// A timer of a connection that has gone fires for nobody, its place's next tenant least of all.
+/// A timer of a connection that has gone never fires, least of all for the slot's next connection.
 #[test]
 fn a_timer_dies_with_its_connection() {
     let (server, journal) =
@@ -341,7 +341,8 @@ fn a_blocking_handler_does_not_make_others_idle() {
     ping(&mut other, b"three");
 }
 
-/// The same for those who come in during the turn in which something blocked: their clocks start when they are accepted.
+/// The same for connections accepted in the iteration in which a handler blocked: their timeouts
+/// count from accept.
 #[test]
 fn a_connection_accepted_after_a_blocking_job_has_its_whole_timeout() {
     let idle = Duration::from_secs(2);

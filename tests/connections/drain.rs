@@ -1,4 +1,5 @@
-//! A drain ends in order: nothing that was owed is lost, nobody holds it up past its deadline, and the report is true.
+//! A drain ends in order: no output is lost, no connection delays it past its deadline, and the
+//! report is true.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -63,7 +64,8 @@ impl Draining {
             .is_none_or(|running| running.is_finished())
     }
 
-    /// Waits until `run` returns. Everybody has had one whole life then, and on_drain at most once.
+    /// Waits until `run` returns. Then every connection has had one whole life, and `on_drain` at
+    /// most once.
     #[track_caller]
     fn report(&mut self) -> (DrainReport, Stats) {
         let running = self.running.take().expect("asked once");
@@ -319,7 +321,7 @@ fn clients_in_the_accept_queue_are_served() {
     assert_eq!((report.ended, report.forced, stats.accepted), (100, 0, 100));
 }
 
-/// The accept budget cuts the round into many turns; still nobody is lost.
+/// The accept budget spreads the backlog over many iterations; no client is lost.
 #[test]
 fn the_accept_budget_loses_no_client_in_the_queue() {
     let mut server = start(
@@ -374,7 +376,7 @@ fn a_second_drain_only_brings_the_deadline_forward() {
     ping(&mut client, b"hello");
     server.handle.drain(Duration::MAX).expect("drain");
     eventually("told", || server.journal.count(&Entry::Drain) == 1);
-    // Who stays is served.
+    // A client that stays is served.
     ping(&mut client, b"still served");
     server
         .handle
@@ -405,7 +407,7 @@ fn a_grace_of_zero_resets_at_once() {
     assert_eq!(report.ended + report.forced, 3);
 }
 
-/// The port goes first; whoever is in may finish.
+/// The port closes first; open connections may finish.
 #[test]
 fn new_clients_are_refused_while_the_old_finish() {
     let mut server = start(Config::new(), local(), |cx, call| match call {
@@ -438,7 +440,8 @@ fn new_clients_are_refused_while_the_old_finish() {
     assert_eq!(stats.closed(CloseReason::Drained), 1);
 }
 
-/// Who has had everything and our FIN has ended, however long it keeps its own side open: it is neither reset nor forced.
+/// A peer that got all output and FIN has ended, even if it keeps its own side open: it is neither
+/// reset nor forced.
 #[test]
 fn a_connection_that_only_lingers_at_the_deadline_is_not_forced() {
     let listen = local().linger(Duration::MAX, usize::MAX);
@@ -526,7 +529,7 @@ fn the_report_counts_every_kind_of_end() {
     server.handle.drain(AMPLE).expect("drain");
     eventually("told", || server.journal.count(&Entry::Drain) == 5);
     clients[3].shutdown(Shutdown::Write).expect("FIN");
-    // All but the last end by themselves, and nobody lingers.
+    // All but the last end by themselves, and none lingers.
     let mut last = clients.pop().expect("five");
     for client in &mut clients {
         assert_eq!(read_to_end(client), b"");
@@ -583,7 +586,7 @@ impl FinishDrained for kit::net::Running {
     }
 }
 
-/// A drain that a job asks for, from the loop itself; those who hold still do not keep it.
+/// A drain that a job starts, from the loop itself; connections with a hold do not prevent it.
 #[test]
 fn a_job_may_drain() {
     let (server, _journal) = spawn_script(Config::new(), local(), usual);

@@ -1,4 +1,5 @@
-//! Frames on real sockets are what the bytes say, however they are cut, and bad bytes cost nobody else anything.
+//! Frames on real sockets equal the bytes' frames in every cut, and bad bytes cost no other client
+//! anything.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};

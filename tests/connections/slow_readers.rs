@@ -1,4 +1,5 @@
-//! A peer that does not read costs a bounded amount of memory and its own connection, and nobody else anything.
+//! A peer that does not read costs a bounded amount of memory and its own connection, and no other
+//! client anything.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -26,7 +27,8 @@ fn tight() -> Listen {
         .send_buffer(16 * 1024)
 }
 
-/// A flood of requests from somebody who reads none of the answers; returns when the server has stopped reading too.
+/// A flood of requests from a client that reads no answers; returns when the server has stopped
+/// reading too.
 fn flood(server: &Running) -> (TcpStream, usize) {
     let mut client = connect_narrow(server.addr());
     let mut wire = Vec::new();
@@ -35,7 +37,7 @@ fn flood(server: &Running) -> (TcpStream, usize) {
             &[number.to_be_bytes(), [0; 4]].concat().repeat(100),
         ));
     }
-    // Until the kernels' buffers are full and stay full: nobody reads.
+    // Until the kernels' buffers are full and stay full: neither side reads.
     let mut sent = 0;
     let mut quiet = 0;
     while quiet < 20 {
@@ -69,7 +71,7 @@ fn reading_stops_and_memory_is_bounded() {
         (info.traffic.bytes_in as usize) < sent + 1 && info.traffic.frames_in > 0,
         "{info}"
     );
-    // It stays so, and nobody else notices.
+    // It stays so, and no other client notices.
     let mut other = connect(server.addr());
     for _ in 0..100 {
         ping(&mut other, b"still served");
@@ -200,7 +202,7 @@ fn a_pushing_handler_is_told_full_and_then_writable() {
     journal.until_closed(1);
 }
 
-/// Sends every frame to everybody.
+/// Sends every frame to every connection.
 struct Chat;
 
 impl Handler<Vec<ConnId>> for Chat {

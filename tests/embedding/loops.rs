@@ -323,7 +323,8 @@ fn commands_wake_the_outer_poll_too() {
         }
     });
     while !asker.is_finished() {
-        // The last turn may find the asker gone: it is woken for that by nobody, and has nothing left to do.
+        // The last iteration may find the caller gone: nothing wakes it for that, and it has
+        // nothing left to do.
         if !outer.turn_within(&mut server, Duration::from_millis(100)) {
             assert_eq!(server.next_timeout(), None);
         }

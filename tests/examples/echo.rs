@@ -148,7 +148,8 @@ fn the_cap_of_the_command_line_holds() {
     assert!(last.contains("2 accepted (at most 1 at once)"), "{last}");
 }
 
-/// The first that matches decides, in the order of the command line; with --allow alone nobody else is served.
+/// The first match decides, in the order of the command line; with --allow alone no other client is
+/// served.
 #[test]
 fn allow_and_deny_are_taken_in_order() {
     for (arguments, served) in [
@@ -208,7 +209,7 @@ fn a_proxy_header_is_required_and_believed_of_trusted_proxies() {
     ] {
         let (server, addr) = ChildProcess::echo(arguments);
         let mut client = connect(addr);
-        // Who is denied may be gone before it has written.
+        // A denied client may be disconnected before it has written.
         let _ = client.write_all(b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n");
         match end {
             None => {
@@ -401,7 +402,7 @@ fn what_cannot_be_served_is_status_1_and_one_line() {
         (["--listen", "192.0.2.1:0"], "192.0.2.1:0"),
         (["--max-connections", "99999999999"], "max_connections"),
     ] {
-        // Never the default port, which may be somebody's.
+        // Never the default port, which may be in use.
         let mut all = arguments.to_vec();
         if arguments[0] != "--listen" {
             all.extend(["--listen", "127.0.0.1:0"]);

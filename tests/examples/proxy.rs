@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use kit::net::{connect, example, local, read_to_end, spawn_echo, ChildProcess, PATIENCE};
-use kit::outgoing::{accepted, nobody, std_listener};
+use kit::outgoing::{accepted, closed_addr, std_listener};
 use kit::tls::{read_to_goodbye, reset, secure, Folder, Site, NAME};
 use portcullis::tls::rustls::version;
 use portcullis::{Config, Framing};
@@ -190,7 +190,7 @@ fn is_reset(stream: &mut TcpStream) {
 
 #[test]
 fn no_server_behind_is_a_reset_for_the_client() {
-    let (proxy, addr) = start(nobody(), &[]);
+    let (proxy, addr) = start(closed_addr(), &[]);
     for _ in 0..10 {
         // The reset may be there before `connect` returns.
         match TcpStream::connect_timeout(&addr, PATIENCE) {

@@ -20,7 +20,7 @@ fn freeze(child: &ChildProcess) {
     });
 }
 
-/// Begins to connect and does not wait for it; whoever writes does (`connect(2)`, `send(2)`).
+/// Starts to connect and does not wait for it; a write does (`connect(2)`, `send(2)`).
 fn begin_to_connect(addr: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("socket");
     socket.set_nonblocking(true).expect("nonblocking");

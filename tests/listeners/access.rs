@@ -93,7 +93,7 @@ fn a_denied_client_costs_no_slot_and_no_call() {
     });
 }
 
-/// Denied comes before "no room": who may not come in is not told that there is none.
+/// Denied comes before "no slot": a denied client does not learn that there is none.
 #[test]
 fn the_rules_are_asked_before_the_cap() {
     let rules = AccessRules::deny_all()
@@ -156,7 +156,7 @@ fn rules_change_under_way() {
             .map(|rule| (rule.to_string(), rule.hits))
             .collect();
         assert_eq!(found, [("deny 127.0.0.0/8".to_owned(), 1)]);
-        // Those that stay keep their counts, whoever comes before them has met nobody.
+        // Rules that stay keep their counts; a rule in front of them starts at 0.
         let more = rules.deny_first("10.0.0.0/8").expect("a network");
         control.set_access_rules(id, more).expect("it is there");
         let rules = control.access_rules(id).expect("it is there");

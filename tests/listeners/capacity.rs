@@ -135,7 +135,7 @@ fn the_cap_changes_live_in_both_directions() {
         .ask(|(), control| control.set_max_connections(3))
         .expect("raised");
     assert_eq!(recv2(&mut third), b"third");
-    // Lowered below what is open: they stay, and nobody comes.
+    // Lowered below the open connections: they stay, and no new one is admitted.
     server
         .ask(|(), control| control.set_max_connections(1))
         .expect("lowered");

@@ -151,7 +151,7 @@ fn one_that_is_closing_is_listed_as_such() {
     let own = info(&server, &client);
     assert_eq!(own.state, State::Closing);
     assert_eq!(server.ask(|(), control| control.stats().open), 1);
-    // It takes nothing more, and who tries is told.
+    // It accepts no more frames, and a sender gets an error.
     server
         .handle
         .send(own.id, "late")
@@ -317,7 +317,7 @@ fn nor_does_a_command_that_waited_meanwhile() {
     assert_eq!((stats.closed(CloseReason::Killed), stats.open), (1, 1));
 }
 
-/// A service may pass an id on before it refuses: that id is nobody else's.
+/// A service may pass an id on before it refuses: no other connection gets that id.
 #[test]
 fn a_refused_peers_id_is_not_given_again() {
     let seen = Arc::new(Mutex::new(Vec::new()));

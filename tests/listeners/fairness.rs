@@ -1,4 +1,4 @@
-//! Nobody starves: a client that floods and a flood of clients leave the others served.
+//! No connection starves: a client that floods and a flood of clients leave the others served.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -63,7 +63,7 @@ impl Flood {
     }
 }
 
-/// All have an answer to each of their questions before anybody asks the next.
+/// Every question of a round is answered before the next round begins.
 fn all_are_answered(clients: &mut [TcpStream]) {
     for round in 0..ROUNDS {
         let question = [b"?", &round.to_be_bytes()[..]].concat();
@@ -178,7 +178,7 @@ fn a_read_full_of_empty_frames_is_told_in_several_turns() {
     assert_eq!(server.stats().frames_in, 20_001);
 }
 
-/// One whose answers nobody takes is left alone, however much it sends.
+/// A client that does not read its answers is paused, however much it sends.
 #[test]
 fn one_that_does_not_read_its_answers_stops_no_other() {
     let listen = local().framing(Framing::Packet2).send_buffer(16 * 1024);

@@ -138,7 +138,7 @@ fn a_full_table_and_an_empty_backlog_is_not_logged() {
     }
     let share = cpu_share(&server);
     assert!(share <= 0.05, "{share} of a core with a full table");
-    // At the limit clients come and go: nobody is refused, and the log must not tell of each.
+    // At the limit clients come and go: none is refused, and the log must not report each.
     for _ in 0..50 {
         drop(inside.remove(0));
         eventually("it has gone", || taken(&server, 64) == 63);
@@ -325,7 +325,7 @@ fn two_listeners(limit: usize) -> (ChildProcess, [SocketAddr; 2]) {
     }
 }
 
-/// Moves who has an answer from `waiting` to `inside`.
+/// Moves a client that has an answer from `waiting` to `inside`.
 fn move_in(waiting: &mut Vec<TcpStream>, inside: &mut Vec<TcpStream>) {
     let (served, rest): (Vec<_>, _) = std::mem::take(waiting).into_iter().partition(is_answered);
     *waiting = rest;
@@ -360,7 +360,8 @@ fn two_listeners_run_out_of_fds_and_recover_together() {
     });
     let share = cpu_share(&server);
     assert!(share <= 0.05, "{share} of a core while out of descriptors");
-    // One after the other leaves, and somebody comes: neither listener forgets its clients.
+    // One client after the other leaves, and another connects: neither listener forgets its
+    // clients.
     while !waiting.is_empty() {
         assert!(!inside.is_empty(), "{} are left waiting", waiting.len());
         drop(inside.remove(0));
@@ -378,7 +379,8 @@ fn two_listeners_run_out_of_fds_and_recover_together() {
     assert!(status.success(), "{status} {output}");
 }
 
-/// Of two listeners one has a crowd before it, the other nobody: its empty queue does not end the episode.
+/// Of two listeners one has a crowd in its backlog, the other an empty one, which does not end the
+/// episode.
 #[test]
 fn a_listener_without_clients_does_not_end_the_episode() {
     const LIMIT: usize = 48;

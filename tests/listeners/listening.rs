@@ -203,7 +203,7 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
 #[test]
 fn a_default_name_that_is_taken_leaves_no_port_behind() {
     let mut server = server();
-    // Held by nobody who listens: it only keeps the number for us.
+    // The socket does not listen: it only reserves the number.
     let port = TcpListener::bind("127.0.0.1:0")
         .expect("bind")
         .local_addr()
@@ -263,7 +263,7 @@ fn a_bad_address_says_what_was_given() {
         assert!(matches!(error, Error::Address { .. }), "{given}: {error:?}");
         assert!(error.to_string().contains(&format!("{given:?}")), "{error}");
     }
-    // TEST-NET-1 (RFC 5737): nobody's address.
+    // TEST-NET-1 (RFC 5737): an address without a host.
     let error = server()
         .listen(Listen::tcp("192.0.2.1:0"), echo)
         .expect_err("not ours");
@@ -691,7 +691,7 @@ fn a_restart_finds_its_port_in_time_wait() {
     }
     drop(clients);
     ended.join().expect("an orderly end");
-    // It is in TIME_WAIT indeed: who does not reuse the address cannot have it.
+    // It is in TIME_WAIT indeed: without address reuse the bind fails.
     let strict = server().listen(Listen::tcp(addr).reuse_address(false), echo);
     assert!(
         matches!(strict, Err(Error::AddressInUse { .. })),

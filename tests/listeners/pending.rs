@@ -90,7 +90,8 @@ fn no_connection_is_evicted_within_its_grace() {
     assert!(is_served(&mut sim, newcomer));
 }
 
-/// One that stays for ever costs no memory for all who come and open meanwhile: an invariant of the simulator.
+/// One that stays for ever costs no memory for later connections that open meanwhile: an invariant
+/// of the simulator.
 #[test]
 fn a_connection_that_has_opened_is_forgotten() {
     let (mut sim, addr) = world(Config::new().max_pending(2).pending_grace(Duration::MAX));
@@ -239,8 +240,8 @@ fn a_limit_that_cannot_work_is_named() {
     }
 }
 
-/// With every place taken as well: by silent peers alone where the cap is small, or by as many as may be and by those who are
-/// open.
+/// With every slot taken as well: by silent peers alone where the cap is small, or by the permitted
+/// number of them and by open connections.
 #[test]
 fn silent_peers_at_the_cap_keep_no_client_out() {
     for (cap, open) in [(10, 0), (1, 0), (100, 50)] {
@@ -260,7 +261,7 @@ fn silent_peers_at_the_cap_keep_no_client_out() {
         assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
         assert!(is_served(&mut sim, newcomer), "cap {cap}");
         assert_eq!(sim.stats().peak, cap, "and the cap is the cap");
-        // Above a cap that was lowered nobody comes in for another.
+        // Above a cap that was lowered no connection is evicted for another.
         sim.control().set_max_connections(cap - 1).expect("good");
         connect(&mut sim, addr, 1);
         sim.advance(Duration::from_secs(3));
@@ -268,7 +269,7 @@ fn silent_peers_at_the_cap_keep_no_client_out() {
     }
 }
 
-/// Nobody gives way to a newcomer who may not come in anyway.
+/// No connection is evicted for a new one that is not admitted anyway.
 #[test]
 fn no_connection_is_evicted_for_one_whose_source_has_too_many() {
     let mut sim = Sim::new(1, Config::new().max_pending(2), ());

@@ -1,4 +1,5 @@
-//! The PROXY protocol on real sockets: whom a trusted proxy speaks for is known to rules, service and handler.
+//! The PROXY protocol on real sockets: rules, service and handler know the source that a trusted
+//! proxy names.
 
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr};
@@ -182,7 +183,7 @@ fn only_trusted_proxies_may_come() {
     server.ask(|heard, _| assert!(heard.accepted.is_empty()));
 }
 
-/// Where a header is optional, one from somebody who is not trusted is data like any other.
+/// Where a header is optional, one from an untrusted peer is data like any other.
 #[test]
 fn an_optional_header_is_believed_of_the_trusted_alone() {
     for (network, told) in [
@@ -377,7 +378,8 @@ fn tls_begins_right_behind_it() {
     });
 }
 
-/// Who is refused behind a proxy is told so in the clear, as everybody is who is refused before TLS.
+/// A client that is refused behind a proxy gets the farewell in the clear, like every refusal
+/// before TLS.
 #[cfg(feature = "tls")]
 #[test]
 fn a_refusal_before_tls_is_in_the_clear() {
@@ -393,7 +395,7 @@ fn a_refusal_before_tls_is_in_the_clear() {
     });
 }
 
-/// A message for who waits for its header finds nobody yet.
+/// A message for a connection that waits for its header has no receiver yet.
 #[test]
 fn no_client_can_talk_to_it_before() {
     let server = server(required());

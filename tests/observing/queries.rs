@@ -86,7 +86,7 @@ fn not_there_is_not_no_answer_in_time() {
     let missing = Err(HandleError::NoListener(ListenerRef::from(nobody)));
     assert_eq!(server.handle.listener(nobody, PATIENCE), missing);
     let held = hold(&server.handle);
-    // The same question and the same listener, but nobody answers.
+    // The same query and the same listener, without an answer.
     assert_eq!(
         server.handle.listener(nobody, SHORT),
         Err(HandleError::Timeout)
@@ -125,7 +125,7 @@ fn a_late_answer_is_never_the_next_ones() {
             assert_eq!(answer, Err(HandleError::Timeout));
         }
         drop(held);
-        // The three are answered before this one is, to nobody.
+        // The three are answered before this one is, without a receiver.
         assert_eq!(
             server.handle.call(PATIENCE, move |(), _| (round, 9)),
             Ok((round, 9))
@@ -278,7 +278,7 @@ fn the_state_tells_why_a_listener_takes_no_client() {
         ping(client, b"in");
     }
     assert_eq!(state("games"), ListenerState::Full);
-    // Suspended is what somebody asked for: it is told first. Twice is once.
+    // Suspended by request: it is reported first. A second call changes nothing.
     for _ in 0..2 {
         server
             .ask(|(), control| control.suspend("games"))

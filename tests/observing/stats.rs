@@ -14,7 +14,7 @@ use portcullis::{
     Outcome, Peer, Refuse, Server, Service, Stats,
 };
 
-/// What a [`Door`] has told about those who did not get in.
+/// The calls of a [`Door`] about clients that were not admitted.
 type Told = (Option<ConnId>, SocketAddr, String, CloseReason);
 
 /// Refuses by turns: silently, with a farewell; lets the others in.

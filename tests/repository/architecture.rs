@@ -163,7 +163,7 @@ fn only_the_front_door_and_the_shards_know_the_server() {
     });
 }
 
-/// The public vocabulary stands alone: everybody may import it.
+/// The public vocabulary imports nothing: every module may import it.
 #[test]
 fn the_vocabulary_imports_nothing_above_it() {
     let rooms = [

@@ -1,4 +1,5 @@
-//! All shards end in order: who waits is served, the reports are one, and one shard may end without the others.
+//! All shards end in order: waiting clients are served, the reports are one, and one shard may end
+//! without the others.
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -106,7 +107,7 @@ trait Leave {
 }
 
 impl Leave for portcullis::Handle<()> {
-    /// Takes nobody any more, lets those inside finish, and ends.
+    /// Admits no more clients, lets open connections finish, and ends.
     fn suspend_and_drain(&self) {
         let close = |(): &mut (), control: &mut portcullis::Control<'_, ()>| {
             let id = control.listeners()[0].id;

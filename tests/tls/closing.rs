@@ -467,7 +467,7 @@ fn frames_before_a_forged_record_are_delivered() {
     struct Deaf;
     impl Handler<Seen> for Deaf {
         fn on_frame(&mut self, cx: &mut Context<'_, Seen>, frame: &[u8]) -> Outcome {
-            // Nobody hears it.
+            // No peer reads it.
             let _ = cx.conn.send(frame);
             Ok(())
         }

@@ -436,7 +436,7 @@ fn three_hundred_handshakes_leave_the_open_connection_alive() {
     );
 }
 
-/// The smallest budget, one handshake a turn: slower, and nobody is forgotten.
+/// The smallest budget, one handshake an iteration: slower, and no client is forgotten.
 #[test]
 fn a_handshake_budget_of_one_forgets_no_client() {
     let site = Site::new();
@@ -450,7 +450,7 @@ fn a_handshake_budget_of_one_forgets_no_client() {
     assert_eq!(server.finish().0.opened, 20);
 }
 
-/// The cap's farewell is in the clear, as documented: no handshake is spent on those who get no place.
+/// The cap's farewell is in the clear, as documented: a refused client costs no handshake.
 #[test]
 fn the_refused_cost_no_handshake() {
     let site = Site::new();
@@ -487,7 +487,7 @@ fn the_servers_records_can_be_small() {
     }
 }
 
-/// A grace of a second is not spent on waiting: those who are served end, those in the handshake are let go.
+/// A grace of a second is not spent on waiting: open connections end, and handshakes are dropped.
 #[test]
 fn a_drain_does_not_wait_for_handshakes() {
     let site = Site::new();
@@ -514,7 +514,7 @@ fn a_drain_does_not_wait_for_handshakes() {
     drop((silent, half));
 }
 
-/// Who completes the handshake after the drain began is told goodbye in order.
+/// A connection that completes its handshake after the drain began is closed in order.
 #[test]
 fn a_handshake_during_a_drain_ends_in_order() {
     let site = Site::new();

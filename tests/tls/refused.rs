@@ -500,7 +500,7 @@ fn noise_ends_in_order() {
     assert_eq!(server.ask(|seen, _| seen.failed_accepts.len()), 60);
 }
 
-/// Who is refused before TLS, or cannot be served by the service, costs no handshake and no handler call.
+/// A client that is refused before TLS, or by the service, costs no handshake and no handler call.
 #[test]
 fn a_service_refuses_before_the_handshake() {
     let site = Site::new();

@@ -350,7 +350,8 @@ fn a_choice_may_refuse_or_panic() {
     }
 }
 
-/// Many at once on a budget of one handshake a turn: who is open already is served in between, and all get through.
+/// Many at once on a budget of one handshake an iteration: open connections are served in between,
+/// and all handshakes complete.
 #[test]
 fn upgrades_keep_to_the_handshake_budget() {
     let site = Site::new();

@@ -8,7 +8,8 @@ use portcullis::{Config, HandleError, Listen, SendError};
 
 use super::harness::{behave, harness, harness_of, lines, Call, Cx, Welcome};
 
-/// Neither the idle timeout ends who is paused, nor the frame timeout; a kill does, and a drain.
+/// Neither the idle timeout nor the frame timeout ends a paused connection; a kill does, and a
+/// drain.
 #[test]
 fn pauses_for_ever() {
     for drains in [false, true] {
@@ -136,7 +137,7 @@ fn floods_its_own_handle() {
         served += harness.heard(harness.bystander).len();
     }
     assert_eq!(served, 100 * "ping\n".len());
-    // Who wants to end the server is heard although the queue is full.
+    // A request to end the server arrives although the queue is full.
     let (id, handle) = (harness.sim.app().ids[1], harness.sim.handle());
     assert_eq!(
         (handle.notify(id, ()), handle.stop()),

@@ -46,7 +46,7 @@ enum Origin {
 }
 
 impl Says {
-    /// Whom the proxy speaks for.
+    /// The source that the proxy names.
     pub fn source(&self) -> Option<IpAddr> {
         match self.origin {
             Origin::Tcp(source, _) => Some(source.ip()),
@@ -79,7 +79,7 @@ impl Says {
 }
 
 impl Opening {
-    /// A header that says for whom, or one of any kind; now and then something that is none.
+    /// A header that names this source, or one of any kind; sometimes bytes that are no header.
     pub fn draw(random: &mut Random) -> Self {
         let mut opening = match random.below(10) {
             0..=3 => v1(random),
@@ -104,7 +104,8 @@ impl Opening {
             // Of version 1: another family, and no carriage return.
             (0, b'P') => self.bytes[6] = b'X',
             (_, b'P') => self.bytes[last - 1] = b' ',
-            // Of version 2: another version, another command, a family that nobody knows with no command to ignore it.
+            // Of version 2: another version, another command, or an unknown family without a
+            // command to ignore it.
             (0, _) => self.bytes[12] = 0x31,
             (1, _) => self.bytes[12] = 0x22,
             _ => self.bytes[12..14].copy_from_slice(&[0x21, 0xF1]),

@@ -45,8 +45,8 @@ fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
     }
 }
 
-/// What only a large campaign reaches, and no small one has to: who is connected to speaks a turn later, unless a batch that was
-/// full has kept back the word that it is connected.
+/// Cells that only a large campaign reaches. A remote server sends an iteration after the connect,
+/// unless a full batch has held back the event that reports the connect.
 fn is_rare(fault: Fault, stage: Stage) -> bool {
     (fault, stage) == (Fault::ShortRead, Stage::Connecting)
 }
@@ -126,7 +126,7 @@ pub fn render(coverage: &Coverage, reasons: &BTreeMap<CloseReason, u64>, tls: bo
             continue;
         }
         if (before, after) == (Stage::Connecting, Stage::Handshaking) {
-            // Nobody here connects over TLS; `tests/connections/connect_tls.rs` does.
+            // No world connects over TLS; `tests/connections/connect_tls.rs` does.
             continue;
         }
         if count == 0 {
