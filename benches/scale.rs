@@ -4,7 +4,8 @@
 //!     cargo bench --bench scale                      up to a million: half a minute, 1.5 GiB
 //!     cargo bench --bench scale -- --most 4000000    three minutes, 6 GiB
 //!
-//! Times are per connection, or per turn where it says so. "Longest turn" is what anybody else would have waited for.
+//! Times are per connection, or per iteration where stated. "Longest turn" is the longest time for
+//! which another connection would have waited.
 
 use std::alloc::System;
 use std::time::{Duration, Instant};
@@ -165,8 +166,8 @@ fn busy(sim: &Sim) -> bool {
     sim.next_timeout() == Some(Duration::ZERO)
 }
 
-/// Everybody is connected and at rest. Memory is the server's, per connection: what it reserves at its start for so many, and what
-/// it allocates while it takes them in.
+/// All connections are open and at rest. Memory is the server's, per connection: its reservation at
+/// the start, and its allocations while it accepts them.
 fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
     const BACKLOG: usize = 1_024;
     let config = Config::new()

@@ -49,7 +49,7 @@ fn serve() -> Result<(), Box<dyn Error>> {
     for socket in passed {
         server.adopt(socket, Listen::adopted().framing(Framing::Line), echo)?;
     }
-    // Before the addresses are said: who reads them may send a signal at once.
+    // Before the addresses are printed: their reader may send a signal at once.
     drain_on_sigterm(server.handle())?;
     for listener in server.listeners() {
         terminal::say(&format!("listening on {}", listener.addr));

@@ -1,4 +1,5 @@
-//! A chat: every line goes to everybody. Who reads too slowly is evicted, and nobody waits for them.
+//! A chat: every line goes to every client. A client that reads too slowly is evicted, and delays
+//! no other.
 //!
 //!     cargo run --release --example chat -- 127.0.0.1:2323      (then: nc 127.0.0.1 2323, several times)
 

@@ -54,7 +54,7 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     let mut server = Server::new(config)?;
     let id = server.listen(listen, |_app: &mut (), _peer| Echo)?;
     let addr = server.listener(id)?.addr;
-    // Before the address is said: who reads it may send a signal at once.
+    // Before the address is printed: its reader may send a signal at once.
     let signalled = terminal::note_signals()?;
     terminal::say(&format!("listening on {addr} ({})", options.framing.name()));
     terminal::say(&format!("try:  {}", options.try_it(&addr)));

@@ -36,7 +36,7 @@ struct Options {
     #[arg(long, value_name = "PEM", requires = "tls")]
     ca: Option<std::path::PathBuf>,
 
-    /// With --tls: trust whoever answers
+    /// With --tls: trust any certificate
     #[arg(long, requires = "tls", conflicts_with = "ca")]
     insecure: bool,
 

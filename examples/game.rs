@@ -100,7 +100,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         late[frame as usize % REMEMBERED] = next.elapsed();
         frame += 1;
-        show_everybody(&mut server, &world);
+        show_all(&mut server, &world);
     }
     late.sort();
     let share =
@@ -119,7 +119,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// The world has moved. Sent from outside a callback, so it goes out in the next turn.
-fn show_everybody(server: &mut Server<World>, world: &World) {
+fn show_all(server: &mut Server<World>, world: &World) {
     let positions: Vec<_> = world
         .players
         .values()
@@ -129,7 +129,7 @@ fn show_everybody(server: &mut Server<World>, world: &World) {
     let mut control = server.control();
     for &id in world.players.keys() {
         if let Some(mut player) = control.conn(id) {
-            // Who does not keep up misses a frame, and sees the next.
+            // A player that does not keep up misses a frame, and sees the next.
             let _ = player.send(&positions);
         }
     }

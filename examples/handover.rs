@@ -80,7 +80,7 @@ fn obey_signals(handle: Handle) -> std::io::Result<()> {
             }
             // It fails only if the server is gone already.
             let _ = handle.post(move |_, control| {
-                // First, so that whoever waits, or comes yet, is the successor's.
+                // First, so that clients in the queue, and later ones, are the successor's.
                 for listener in control.listeners().iter().filter(|_| signal == SIGUSR2) {
                     let _ = control.close_listener(listener.id);
                 }

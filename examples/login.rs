@@ -3,7 +3,8 @@
 //!     cargo run --release --example login -- 127.0.0.1:2929 chain.pem key.pem
 //!     openssl s_client -connect 127.0.0.1:2929 -starttls smtp -quiet      (EHLO is understood; then: LOGIN ada secret)
 //!
-//! Passwords are taken behind TLS alone. Whoever is in speaks packet-2: each frame comes back with the user's name and a number.
+//! Passwords are accepted over TLS alone. After the login a client speaks packet-2: each frame
+//! comes back with the user's name and a number.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use portcullis::{Close, Config, Context, Framing, Handler, Listen, Outcome, Serv
 #[path = "support/terminal.rs"]
 mod terminal;
 
-/// The timer by which somebody must be in.
+/// The timer of the login.
 const LOGIN: u8 = 0;
 
 struct App {
@@ -22,13 +23,13 @@ struct App {
     sessions: u64,
 }
 
-/// Before: a stranger, who speaks lines.
+/// Before the login: a stranger, in lines.
 #[derive(Default)]
 struct Stranger {
     failures: u8,
 }
 
-/// Behind it: a user, who speaks packets. What the stranger became is carried over.
+/// After the login: a user, in packets. The stranger's state is carried over.
 struct Session {
     user: String,
     number: u64,
@@ -85,7 +86,7 @@ impl Handler<App> for Stranger {
     }
 
     fn on_secured(&mut self, _cx: &mut Context<'_, App>) -> Outcome {
-        // RFC 3207 section 4.2: what was said in the clear, anybody may have said.
+        // RFC 3207 section 4.2: an attacker may have sent anything in the clear.
         *self = Self::default();
         Ok(())
     }

@@ -15,7 +15,7 @@ use portcullis::{
 #[path = "support/terminal.rs"]
 mod terminal;
 
-/// Who watches, at one time. They come on top of those who are served.
+/// The number of concurrent observers. They come on top of the served clients.
 const WATCHERS: usize = 4;
 
 /// Echoes frames, and shows what it does.
@@ -24,7 +24,7 @@ struct Options {
     /// Where frames are echoed.
     #[arg(long, default_value = "127.0.0.1:2222")]
     listen: String,
-    /// Where to watch. Nobody is asked who they are: keep it on loopback.
+    /// Address for observers. There is no authentication: keep it on loopback.
     #[arg(long, default_value = "127.0.0.1:9222")]
     metrics: String,
     /// The most connections that are served.

@@ -1,4 +1,4 @@
-//! A TCP/TLS proxy: whoever connects is connected to a server behind it, and what each side says the other hears.
+//! A TCP/TLS proxy: each client is connected to a server behind it, and bytes go both ways.
 //!
 //!     cargo run --release --example proxy -- --listen 127.0.0.1:2222 --to 127.0.0.1:7
 //!     cargo run --release --example proxy -- --to 10.0.0.7:443 --tls-to backend.example.org --ca ca.pem
@@ -110,7 +110,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let mut server = Server::new(Config::new().max_connections(2 * options.max_clients))?;
     let id = server.listen(front, |_: &mut Behind, _| Side(None))?;
-    // Before the address is said: who reads it may send a signal at once.
+    // Before the address is printed: its reader may send a signal at once.
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     terminal::say(&format!(
         "listening on {} (to {})",

@@ -1,5 +1,6 @@
-//! A service as systemd and haproxy run it: an echo for lines on sockets that are passed on, behind proxies that say whom they
-//! speak for, which is stopped and started anew without a lost request. Its units and haproxy's configuration are in `deploy/`.
+//! A service as systemd and haproxy run it: an echo for lines, on sockets that are passed on,
+//! behind proxies that send the client's address. It is stopped and started without a lost request.
+//! Its units and haproxy's configuration are in `deploy/`.
 //!
 //!     cargo run --release --example service -- --listen 127.0.0.1:2222
 
@@ -63,7 +64,8 @@ impl Handler for Echo {
         Ok(())
     }
 
-    /// Who has just come is owed an answer; anybody else has had theirs, or has it behind this.
+    /// A client that has just connected is still owed an answer; all others have had theirs, or get
+    /// it behind this.
     fn on_drain(&mut self, cx: &mut Context<'_>) -> Outcome {
         if self.asked {
             cx.conn.close_after_input();
@@ -137,7 +139,8 @@ fn end_on_sigterm(handle: Handle, are_passed: bool, grace: Duration) -> std::io:
         signals.forever().next();
         // It fails only if the server is gone already.
         let _ = handle.post(move |_, control| {
-            // A socket that was passed on is systemd's too: whoever waits in its queue is left to the next process.
+            // A socket that was passed on is systemd's too: clients in its queue are left to the
+            // next process.
             for listener in control.listeners().iter().filter(|_| are_passed) {
                 let _ = control.close_listener(listener.id);
             }

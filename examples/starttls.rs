@@ -33,7 +33,7 @@ struct Options {
     tls_key: PathBuf,
 }
 
-/// What all connections share. Whoever replaces `tls` changes it for the next STARTTLS.
+/// The state that all connections share. A new `tls` counts from the next STARTTLS on.
 struct App {
     tls: Arc<ServerConfig>,
 }

@@ -64,7 +64,7 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let mut server = Server::new(Config::new())?;
     server.listen(listen, |_app: &mut (), _peer| Echo)?;
     let addr = server.listener(LISTENER)?.addr;
-    // Before the address is said: who reads it may send a signal at once.
+    // Before the address is printed: its reader may send a signal at once.
     obey_signals(server.handle(), options)?;
     terminal::say(&format!("listening on {addr} (line, TLS)"));
     server.run(&mut ())?;

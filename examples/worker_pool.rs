@@ -20,7 +20,7 @@ mod terminal;
 const CONNECTIONS: usize = 256;
 const WORKERS: usize = 4;
 
-/// A request at work, and whom to tell.
+/// A request at work, and the connection that wants the answer.
 type Job = (ConnId, u64);
 
 /// What all connections share.
@@ -60,7 +60,7 @@ fn work(jobs: &Mutex<Receiver<Job>>, handle: &Handle<Pool>) {
         let primes = (2..number)
             .filter(|n| (2..).take_while(|d| d * d <= *n).all(|d| n % d != 0))
             .count() as u64;
-        // The peer may have gone meanwhile: then nobody wants the answer.
+        // The peer may have gone meanwhile: then the answer is dropped.
         let _ = handle.notify(client, primes);
     }
 }

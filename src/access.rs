@@ -1,4 +1,4 @@
-//! Who may connect, by address.
+//! Access rules: which addresses may connect.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -8,12 +8,12 @@ use ipnet::{IpNet, Ipv4Net};
 
 use crate::error::{Error, Result};
 
-/// Whether a peer may come in.
+/// Whether a peer may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Access {
-    /// It may.
+    /// The peer may connect.
     Allow,
-    /// It may not.
+    /// The peer may not connect.
     Deny,
 }
 
@@ -26,7 +26,8 @@ impl fmt::Display for Access {
     }
 }
 
-/// Rules that allow or deny peers by address. The first that matches decides; where none does, what they began with.
+/// Rules that allow or deny peers by address. The first match decides; without a match, the default
+/// does.
 ///
 /// ```
 /// use portcullis::AccessRules;
@@ -38,15 +39,19 @@ impl fmt::Display for Access {
 ///     .allow("192.0.2.0/24")?
 ///     .allow("2001:db8::/32")?
 ///     .allow("127.0.0.1")?;
-/// assert_eq!(rules.to_string(), "deny 192.0.2.66/32, allow 192.0.2.0/24, allow 2001:db8::/32, allow 127.0.0.1/32, deny all");
+/// assert_eq!(
+///     rules.to_string(),
+///     "deny 192.0.2.66/32, allow 192.0.2.0/24, allow 2001:db8::/32, \
+///      allow 127.0.0.1/32, deny all"
+/// );
 /// # Ok(()) }
 /// ```
 ///
-/// An IPv4 peer that comes to an IPv6 socket (`::ffff:192.0.2.1`, RFC 4291 section 2.5.5.2) is an IPv4 peer here, and a
-/// rule for such a network is one for IPv4. The zone of a link-local address (`%eth0`) does not count. Bits behind a
-/// network's prefix do not count either: `10.1.2.3/8` is `10.0.0.0/8`.
+/// An IPv4 peer of an IPv6 socket (`::ffff:192.0.2.1`, RFC 4291 section 2.5.5.2) is matched as
+/// IPv4, and a rule for such a network is a rule for IPv4. The zone of a link-local address
+/// (`%eth0`) is ignored. So are bits behind a network's prefix: `10.1.2.3/8` is `10.0.0.0/8`.
 ///
-/// Peers of a Unix socket have no IP address, and no rule applies to them, `deny_all` no more than another.
+/// Peers of a Unix socket have no IP address, and no rule applies to them, not even `deny_all`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessRules {
     rules: Vec<AccessRule>,
@@ -54,25 +59,25 @@ pub struct AccessRules {
     unmatched: u64,
 }
 
-/// One of [`AccessRules`]. `Display` says which, as in `deny 10.0.0.0/8`.
+/// One of [`AccessRules`]. `Display` prints it, as in `deny 10.0.0.0/8`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AccessRule {
-    /// What it says.
+    /// Whether the rule allows or denies.
     pub access: Access,
     network: IpNet,
-    /// How many peers it has decided about since it was set.
+    /// Number of peers that the rule has decided about since it was set.
     pub hits: u64,
 }
 
 impl AccessRules {
-    /// Everybody may come in whom no rule denies. The default of a listener.
+    /// Allows every peer that no rule denies. The default of a listener.
     #[must_use]
     pub fn allow_all() -> Self {
         Self::beginning_with(Access::Allow)
     }
 
-    /// Nobody may come in whom no rule allows.
+    /// Denies every peer that no rule allows.
     #[must_use]
     pub fn deny_all() -> Self {
         Self::beginning_with(Access::Deny)
@@ -86,16 +91,17 @@ impl AccessRules {
         }
     }
 
-    /// Allows peers of `network` whom no rule before it denies: an address, a network as in `10.0.0.0/8`, or `all`.
+    /// Allows peers of `network` that no earlier rule denies: an address, a network as in
+    /// `10.0.0.0/8`, or `all`.
     ///
     /// # Errors
     ///
-    /// [`Error::Option`] if it is none of these.
+    /// [`Error::Option`] if `network` is none of these.
     pub fn allow(self, network: &str) -> Result<Self> {
         self.with(Access::Allow, network)
     }
 
-    /// Denies peers of `network` whom no rule before it allows.
+    /// Denies peers of `network` that no earlier rule allows.
     ///
     /// # Errors
     ///
@@ -104,7 +110,7 @@ impl AccessRules {
         self.with(Access::Deny, network)
     }
 
-    /// As [`AccessRules::allow`], in front of all others.
+    /// As [`AccessRules::allow`], in front of all other rules.
     ///
     /// # Errors
     ///
@@ -113,7 +119,7 @@ impl AccessRules {
         self.in_front(Access::Allow, network)
     }
 
-    /// As [`AccessRules::deny`], in front of all others: for one who misbehaves.
+    /// As [`AccessRules::deny`], in front of all other rules: for a peer that misbehaves.
     ///
     /// # Errors
     ///
@@ -145,17 +151,17 @@ impl AccessRules {
         self.rules.iter()
     }
 
-    /// What becomes of peers whom no rule matches, and how many those were.
+    /// The decision about peers that no rule matches, and their number.
     pub fn otherwise(&self) -> (Access, u64) {
         (self.otherwise, self.unmatched)
     }
 
-    /// What the rules say about a peer.
+    /// Returns the decision about a peer.
     pub fn check(&self, peer: IpAddr) -> Access {
         self.find(peer).map_or(self.otherwise, |(_, access)| access)
     }
 
-    /// These rules, each with what it has counted in `former`: a new one has met nobody.
+    /// These rules, each with its count in `former`. A new rule starts at 0.
     pub(crate) fn counting_on(mut self, former: &Self) -> Self {
         let known: HashMap<_, _> = former
             .rules
@@ -176,7 +182,7 @@ impl AccessRules {
         self
     }
 
-    /// As [`AccessRules::check`], and counts it.
+    /// As [`AccessRules::check`], and counts the decision.
     pub(crate) fn judge(&mut self, peer: IpAddr) -> Access {
         let Some((at, access)) = self.find(peer) else {
             self.unmatched += 1;
@@ -198,8 +204,8 @@ impl AccessRules {
     }
 }
 
-/// For a log: the rules if they are few, else how many they are. A list of thousands may be set again for each peer that is put
-/// on it.
+/// For a log: the rules if they are few, else their number. A list of thousands may be set again
+/// for each peer that is added to it.
 pub(crate) struct Brief<'a>(pub(crate) &'a AccessRules);
 
 impl fmt::Debug for Brief<'_> {
@@ -233,12 +239,12 @@ impl fmt::Display for AccessRules {
     }
 }
 
-/// The networks that a word means, in their shortest form.
+/// The networks that a word denotes, in their shortest form.
 fn parse(access: Access, word: &str) -> Result<Vec<IpNet>> {
     if word == "all" {
         return Ok(vec![IpNet::default(), IpNet::V6(ipnet::Ipv6Net::default())]);
     }
-    // A zone says on which link an address is; peers are told apart by the address alone.
+    // A zone names the link of an address. Rules compare the address alone.
     let (address, prefix) = match word.split_once('/') {
         Some((address, prefix)) => (address, Some(prefix)),
         None => (word, None),
@@ -260,11 +266,15 @@ fn parse(access: Access, word: &str) -> Result<Vec<IpNet>> {
             Access::Deny => "deny",
         };
         if is_long {
-            return Error::option(option, format!("{word:?}: the prefix has at most {longest} bits"));
+            let problem = format!("{word:?}: the prefix has at most {longest} bits");
+            return Error::option(option, problem);
         }
         Error::option(
             option,
-            format!("{word:?} is no address, no network (as in 10.0.0.0/8 or 2001:db8::/32) and not \"all\""),
+            format!(
+                "{word:?} is no address, no network (as in 10.0.0.0/8 or 2001:db8::/32) \
+                 and not \"all\""
+            ),
         )
     })?;
     Ok(vec![canonical(network.trunc())])
@@ -317,7 +327,8 @@ mod tests {
         assert_eq!(AccessRules::deny_all().check(ip("192.0.2.1")), Access::Deny);
     }
 
-    /// esockd: t_match_ipv6, t_ipv6_match. faults A18.
+    /// esockd: t_match_ipv6, t_ipv6_match. Addresses are brought into canonical form before they
+    /// are matched.
     #[test]
     fn a_mapped_address_is_an_ipv4_address() {
         let rules = AccessRules::deny_all()
@@ -340,7 +351,7 @@ mod tests {
         ] {
             assert_eq!(rules.check(ip(address)), access, "{address}");
         }
-        // A wide network of IPv6 holds no IPv4, as `all` does.
+        // A wide IPv6 network contains no IPv4 address; `all` does.
         let wide = AccessRules::deny_all().allow("::/0").expect("a network");
         assert_eq!(wide.check(ip("::ffff:192.0.2.1")), Access::Deny);
         let all = AccessRules::deny_all().allow("all").expect("all");
@@ -366,7 +377,7 @@ mod tests {
         assert_eq!(rules.otherwise(), (Access::Allow, 1));
     }
 
-    /// Rules that stay keep their counts, wherever they stand; and so does what becomes of the others, if it stays.
+    /// Rules that stay keep their counts, at any position, and so does the default.
     #[test]
     fn counts_go_on() {
         let mut former = AccessRules::allow_all()

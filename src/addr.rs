@@ -1,4 +1,4 @@
-//! Where a socket is: an IP address with a port, or a Unix socket's name.
+//! Addresses of sockets: an IP address with a port, or a Unix socket's name.
 
 mod parse;
 
@@ -21,7 +21,7 @@ pub use parse::AddrError;
 /// assert_eq!(addr.port(), Some(2222));
 /// ```
 ///
-/// What takes a `ToSocketAddrs` takes a TCP one: `TcpStream::connect(&info.addr)`.
+/// A TCP address fits where `ToSocketAddrs` is expected: `TcpStream::connect(&info.addr)`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Addr {
@@ -31,7 +31,8 @@ pub enum Addr {
     Unix(UnixAddr),
 }
 
-/// Who was at the other end of a Unix socket when it connected, as the kernel says (SO_PEERCRED, `unix(7)`).
+/// The process at the other end of a Unix socket when it connected, as the kernel reports it
+/// (SO_PEERCRED, `unix(7)`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Credentials {
@@ -39,8 +40,9 @@ pub struct Credentials {
     pub uid: u32,
     /// The effective group.
     pub gid: u32,
-    /// The process. `None` if the kernel does not say: on BSD, and for a process that ours cannot see, as outside its
-    /// container. It may have ended since, and its number may be another's: decide by user and group.
+    /// The process. `None` if the kernel does not report it: on BSD, and for a process that this
+    /// one cannot see, as outside its container. It may have ended since, and its number may belong
+    /// to another process: decide by user and group.
     pub pid: Option<u32>,
 }
 
@@ -48,7 +50,7 @@ pub struct Credentials {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UnixAddr(Name);
 
-/// Shared, so that an [`Addr`] takes no more room than a `SocketAddr`: one is held for each connection.
+/// Shared, so that an [`Addr`] is not larger than a `SocketAddr`: every connection has one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Name {
     Unnamed,
@@ -83,17 +85,17 @@ impl Addr {
         Some(self.as_tcp()?.port())
     }
 
-    /// What is said of a connection that has gone.
+    /// Describes a connection that has ended.
     pub(crate) fn unspecified() -> Self {
         Self::Tcp(SocketAddr::from(([0, 0, 0, 0], 0)))
     }
 }
 
-/// An [`Addr`] in less room, nearly always: one is held for each connection.
+/// A smaller [`Addr`] for nearly all cases: every connection has one.
 #[derive(Clone, Debug)]
 pub(crate) enum PackedAddr {
     V4(Ipv4Addr, u16),
-    /// Without a flow and without a scope.
+    /// No flow and no scope.
     V6(Ipv6Addr, u16),
     Other(Box<Addr>),
 }
@@ -149,7 +151,7 @@ impl UnixAddr {
         }
     }
 
-    /// It has no name, as nearly all clients.
+    /// The socket has no name, as most clients.
     pub fn is_unnamed(&self) -> bool {
         self.0 == Name::Unnamed
     }
@@ -211,7 +213,8 @@ impl ToSocketAddrs for Addr {
     }
 }
 
-/// `127.0.0.1:2222`, `[::1]:2222`, `unix:/run/server.sock`, `unix:@abstract`, `unix:` without a name.
+/// `127.0.0.1:2222`, `[::1]:2222`, `unix:/run/server.sock`, `unix:@abstract`, `unix:` without a
+/// name.
 impl fmt::Display for Addr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -221,7 +224,7 @@ impl fmt::Display for Addr {
     }
 }
 
-/// As in [`Addr`]'s. Control characters are escaped: a client chooses its name, and this goes into the log.
+/// As for [`Addr`]. Control characters are escaped: a client chooses its name, and logs print it.
 impl fmt::Display for UnixAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (mark, name) = match &self.0 {

@@ -1,4 +1,4 @@
-//! When to call somebody: what an alarm watches, from where on, and how often it says so.
+//! Alarms: the watched value, the threshold, and the cooldown.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,18 +6,19 @@ use std::time::Duration;
 use crate::config::{Config, Quota};
 use crate::error::{Error, Result};
 
-/// What an alarm watches.
+/// The value that an alarm watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AlarmKind {
     /// Connections in a slot, in any state; a part of [`Config::max_connections`].
     Connections,
-    /// Descriptors that this server has open: its listeners and connections. A part of the process's RLIMIT_NOFILE.
+    /// Descriptors that this server has open: listeners and connections. A part of the process's
+    /// RLIMIT_NOFILE.
     Descriptors,
-    /// Bytes that all connections together hold in buffers; a part of [`Config::memory_limit`].
+    /// Bytes in the buffers of all connections; a part of [`Config::memory_limit`].
     Memory,
-    /// Accepts that failed for lack of descriptors or socket memory (EMFILE, ENFILE, ENOBUFS, ENOMEM), in an episode that is
-    /// not over.
+    /// Accepts that failed for lack of descriptors or socket memory (EMFILE, ENFILE, ENOBUFS,
+    /// ENOMEM), in the present episode.
     FdExhaustion,
 }
 
@@ -47,7 +48,7 @@ impl fmt::Display for AlarmKind {
     }
 }
 
-/// An alarm: what it watches, from which value on, and how long it is silent after it has spoken. Set with
+/// An alarm: its value, its threshold, and its cooldown. Set with
 /// [`Control::on_alarm`](crate::Control::on_alarm).
 ///
 /// ```
@@ -65,23 +66,26 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// From so many connections on: a number, or a [`Quota::Percent`] of the cap, which follows a change of the cap.
+    /// From a number of connections on, or from a [`Quota::Percent`] of the cap, which follows
+    /// changes of the cap.
     pub fn connections(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Connections, threshold.into())
     }
 
-    /// From so many descriptors on that this server has open: a number, or a [`Quota::Percent`] of RLIMIT_NOFILE as it is when the
-    /// alarm is set (known on Linux). What the rest of the program has open is not known here.
+    /// From a number of descriptors on that this server has open, or from a [`Quota::Percent`] of
+    /// RLIMIT_NOFILE, as it is when the alarm is set (known on Linux). Other open files of the
+    /// program are not counted.
     pub fn descriptors(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Descriptors, threshold.into())
     }
 
-    /// From so many bytes in buffers on: a number, or a [`Quota::Percent`] of [`Config::memory_limit`], which follows a change of it.
+    /// From a number of bytes in buffers on, or from a [`Quota::Percent`] of
+    /// [`Config::memory_limit`], which follows changes of that limit.
     pub fn memory(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Memory, threshold.into())
     }
 
-    /// When descriptors or socket memory have run out and no client can be accepted, until that is over.
+    /// While descriptors or socket memory have run out and no client can be accepted.
     pub fn fd_exhaustion() -> Self {
         Self::new(AlarmKind::FdExhaustion, Quota::Count(1))
     }
@@ -94,19 +98,21 @@ impl Alarm {
         }
     }
 
-    /// How long it is silent after it has been raised. At the end it speaks again if the value is still, or again, at or above the
-    /// threshold. Defaults to 5 s; at least 1 ms. `Duration::MAX` is for good: it speaks once.
+    /// Silence after the alarm was raised. At its end the alarm is repeated if the value is at or
+    /// above the threshold. Defaults to 5 s; at least 1 ms. With `Duration::MAX` it is never
+    /// repeated.
     pub fn cooldown(mut self, cooldown: Duration) -> Self {
         self.cooldown = cooldown;
         self
     }
 
-    /// What it watches.
+    /// The watched value.
     pub fn kind(&self) -> AlarmKind {
         self.kind
     }
 
-    /// The whole of which a percentage is a part; `None` if nobody knows it. `descriptors` is RLIMIT_NOFILE.
+    /// The whole of which a percentage is a part; `None` if it is unknown. `descriptors` is
+    /// RLIMIT_NOFILE.
     pub(crate) fn limit(&self, config: &Config, descriptors: Option<usize>) -> Option<usize> {
         match self.kind {
             AlarmKind::Connections => Some(config.max_connections),
@@ -116,8 +122,8 @@ impl Alarm {
         }
     }
 
-    /// The value from which on it is raised: never more than the limit, so that one which is lowered later is still reported, and
-    /// at least 1.
+    /// The value from which on the alarm is raised, at least 1. It never exceeds the limit, so that
+    /// a limit which is lowered later is still reported.
     pub(crate) fn threshold(&self, limit: Option<usize>) -> usize {
         let threshold = match (self.threshold, limit) {
             (Quota::Count(count), limit) => count.min(limit.unwrap_or(usize::MAX)),
@@ -166,7 +172,7 @@ impl Alarm {
     }
 }
 
-/// So many percent of `whole`, rounded up.
+/// `percent` percent of `whole`, rounded up.
 fn part(whole: usize, percent: u8) -> usize {
     let percent = usize::from(percent);
     whole / 100 * percent + (whole % 100 * percent).div_ceil(100)
@@ -182,33 +188,34 @@ impl fmt::Display for AlarmId {
     }
 }
 
-/// What an alarm says.
+/// The event of an alarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AlarmState {
-    /// The threshold is reached.
+    /// The value has reached the threshold.
     Raised,
-    /// A cooldown later it still is.
+    /// A cooldown later the value is still at or above the threshold.
     StillRaised,
-    /// The value is below the threshold again. Said at once, and once for each [`AlarmState::Raised`].
+    /// The value is below the threshold again. Reported at once, and once for each
+    /// [`AlarmState::Raised`].
     Cleared,
 }
 
-/// What the callback of an alarm is told.
+/// The argument of an alarm's callback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AlarmNotice {
     /// The alarm.
     pub id: AlarmId,
-    /// What it watches.
+    /// The watched value's kind.
     pub kind: AlarmKind,
-    /// What it says.
+    /// The event.
     pub state: AlarmState,
-    /// The value at the end of this turn.
+    /// The value at the end of this iteration.
     pub value: usize,
-    /// From where on it is raised: percentages as numbers.
+    /// The threshold: percentages as numbers.
     pub threshold: usize,
-    /// Since it was raised.
+    /// Time since the alarm was raised.
     pub since: Duration,
 }
 
@@ -241,13 +248,13 @@ impl fmt::Display for AlarmNotice {
 pub struct AlarmInfo {
     /// Its id.
     pub id: AlarmId,
-    /// What it was set to.
+    /// The options that were set.
     pub alarm: Alarm,
-    /// It is raised.
+    /// Whether the alarm is raised.
     pub raised: bool,
     /// The value now.
     pub value: usize,
-    /// From where on it is raised: percentages as numbers.
+    /// The threshold: percentages as numbers.
     pub threshold: usize,
 }
 

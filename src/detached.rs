@@ -1,4 +1,4 @@
-//! A connection that has left the loop: a blocking stream for a thread of its own.
+//! Detached connections: blocking streams for threads of their own.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -22,9 +22,9 @@ const READ_SIZE: usize = 0x4000 + 256 + 5;
 
 /// A connection as a blocking stream: from [`Conn::detach`](crate::Conn::detach).
 ///
-/// `Read` and `Write` are those of `std::net::TcpStream`, over TLS too; what had come before and was not delivered is read
-/// first. The server counts it among its connections until this is dropped, which closes it: use [`Detached::finish`] to say
-/// goodbye in order.
+/// `Read` and `Write` are those of `std::net::TcpStream`, over TLS too; received bytes that were
+/// not delivered yet are read first. The server counts the connection as its own until this value
+/// is dropped, which closes it. Use [`Detached::finish`] for an orderly close.
 pub struct Detached {
     socket: Arc<Socket>,
     detached_io: Box<DetachedIo>,
@@ -33,7 +33,7 @@ pub struct Detached {
     place: Place,
 }
 
-/// A connection's place in its server. It is free for another when this is dropped.
+/// A connection's slot in its server. Dropping this value frees the slot.
 #[derive(Debug)]
 #[must_use = "the place is free as soon as this is dropped"]
 pub struct Place {
@@ -41,7 +41,7 @@ pub struct Place {
     released: Arc<Released>,
 }
 
-/// Places that were given back and that the server has not taken yet.
+/// Slots that were given back and that the server has not taken yet.
 pub(crate) struct Released {
     ids: Mutex<Vec<ConnId>>,
     pending: AtomicBool,
@@ -63,7 +63,7 @@ impl Released {
         }
     }
 
-    /// Those that came since this was asked last: as many as there are connections, at most.
+    /// Takes the ids that arrived since the last call: at most one for each connection.
     pub(crate) fn take(&self) -> Vec<ConnId> {
         if !self.pending.load(Ordering::Relaxed) || !self.pending.swap(false, Ordering::SeqCst) {
             return Vec::new();
@@ -88,14 +88,14 @@ impl Drop for Place {
         ids.push(self.id);
         drop(ids);
         if !self.released.pending.swap(true, Ordering::SeqCst) {
-            // It stays marked for the next turn, whatever brings that about.
+            // The mark stays for the next iteration, whatever starts that.
             let _ = self.released.wake.wake();
         }
     }
 }
 
 impl Socket {
-    /// A blocking one.
+    /// A blocking socket.
     pub(crate) fn new(socket: OwnedFd, is_unix: bool) -> io::Result<Self> {
         SockRef::from(&socket).set_nonblocking(false)?;
         Ok(if is_unix {
@@ -105,7 +105,7 @@ impl Socket {
         })
     }
 
-    /// Wakes whoever reads or writes.
+    /// Wakes threads that read or write.
     pub(crate) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match self {
             Self::Tcp(stream) => stream.shutdown(how),
@@ -153,7 +153,7 @@ impl Detached {
         (detached, weak)
     }
 
-    /// The id that it had, and has until its place is given back.
+    /// The connection's id, valid until its slot is given back.
     pub fn id(&self) -> ConnId {
         self.place.id
     }
@@ -163,24 +163,26 @@ impl Detached {
         &self.peer
     }
 
-    /// Where the client is: the address behind a trusted proxy, if one was told, else the peer's.
+    /// The client's address: the one behind a trusted proxy if its header named one, else the
+    /// peer's.
     pub fn source(&self) -> &Addr {
         &self.source
     }
 
-    /// What has come and was not delivered. It is read first; over TLS it is decrypted already.
+    /// Received bytes that were not delivered. They are read first; over TLS they are decrypted
+    /// already.
     pub fn unread(&self) -> &[u8] {
         self.detached_io.unread()
     }
 
-    /// What the TLS handshake agreed on. `None` on a plain connection.
+    /// The result of the TLS handshake. `None` on a plain connection.
     #[cfg(feature = "tls")]
     pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
         self.detached_io.tls()
     }
 
-    /// The TCP socket under it, for its options and timeouts; `None` for a Unix socket. Over TLS its bytes are records: do not
-    /// read or write here.
+    /// The TCP socket, for its options and timeouts; `None` for a Unix socket. Over TLS its bytes
+    /// are records: do not read or write here.
     pub fn as_tcp(&self) -> Option<&TcpStream> {
         match &*self.socket {
             Socket::Tcp(stream) => Some(stream),
@@ -188,11 +190,12 @@ impl Detached {
         }
     }
 
-    /// The longest that one read may take; `None`, the default, is for ever. Over it reads fail with `WouldBlock`.
+    /// Sets the limit on the time of one read; `None`, the default, is no limit. After it reads
+    /// fail with `WouldBlock`.
     ///
     /// # Errors
     ///
-    /// The kernel's; a timeout of zero is one (`std::net::TcpStream::set_read_timeout`).
+    /// The kernel's. A timeout of zero is refused (`std::net::TcpStream::set_read_timeout`).
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         match &*self.socket {
             Socket::Tcp(stream) => stream.set_read_timeout(timeout),
@@ -200,7 +203,7 @@ impl Detached {
         }
     }
 
-    /// The longest that one write may take; `None`, the default, is for ever.
+    /// Sets the limit on the time of one write; `None`, the default, is no limit.
     ///
     /// # Errors
     ///
@@ -212,12 +215,12 @@ impl Detached {
         }
     }
 
-    /// The plain `TcpStream`, what had come and was not read, and the connection's place in the server. Everything sent before
-    /// goes out first.
+    /// Returns the plain `TcpStream`, received bytes that were not read, and the connection's slot.
+    /// Pending output is written first.
     ///
     /// # Errors
     ///
-    /// Gives itself back over TLS, on a Unix socket, and if what was sent before cannot be written.
+    /// Returns itself over TLS, on a Unix socket, and if pending output cannot be written.
     pub fn into_tcp(mut self) -> Result<(TcpStream, Vec<u8>, Place), Self> {
         if self.detached_io.is_tls() || self.flush().is_err() {
             return Err(self);
@@ -229,14 +232,14 @@ impl Detached {
         Ok((stream, unread, self.place))
     }
 
-    /// Ends it in order: what was written goes out, then close_notify over TLS, then FIN; waits for the peer's end, and drops
-    /// what comes before that.
+    /// Closes in order: writes pending output, then close_notify over TLS, then FIN. Waits for the
+    /// peer's end, and discards input before that.
     ///
     /// # Errors
     ///
-    /// The socket's. [`Detached::set_read_timeout`] bounds the wait.
+    /// The socket's error. [`Detached::set_read_timeout`] bounds the wait.
     pub fn finish(mut self) -> io::Result<()> {
-        // Nothing can be encrypted behind the goodbye.
+        // Nothing can be encrypted after close_notify.
         self.flush()?;
         self.detached_io.finish();
         self.flush()?;
@@ -254,8 +257,8 @@ impl Detached {
 }
 
 impl Read for Detached {
-    /// 0 is the peer's end. Over TLS an end without close_notify is `UnexpectedEof`: what came before it may have been cut by
-    /// somebody else.
+    /// 0 is the peer's end. Over TLS an end without close_notify is `UnexpectedEof`: an attacker
+    /// may have cut the data before it.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.detached_io.unread().is_empty() {
             if buffer.is_empty() {
@@ -273,7 +276,7 @@ impl Read for Detached {
                 self.flush()?;
                 return self.socket.read(buffer);
             }
-            // Answers of TLS itself, and what was written before.
+            // Replies of TLS itself, and earlier output.
             self.flush()?;
             let mut wire = [0; READ_SIZE];
             let count = self.socket.read(&mut wire)?;
@@ -294,14 +297,16 @@ impl Read for Detached {
 }
 
 impl Write for Detached {
-    /// Over TLS what is taken may still be here when this returns: [`Write::flush`] and the next write send it.
+    /// Over TLS accepted bytes may be unsent when this returns: [`Write::flush`] and the next write
+    /// send them.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.flush()?;
         if !self.detached_io.is_tls() {
             return self.socket.write(bytes);
         }
-        // One record at a time, as `TcpStream` takes what fits. From here on it is taken: an error may not say otherwise, or
-        // whoever tries again sends it twice. One that lasts comes at the next write.
+        // One record at a time, as `TcpStream` takes what fits. From here on the bytes are
+        // accepted: an error would make the caller send them twice. A lasting error comes back at
+        // the next write.
         let taken = bytes.get(..0x4000).unwrap_or(bytes);
         self.detached_io.send(taken);
         let _ = self.flush();
@@ -339,9 +344,9 @@ impl fmt::Debug for Detached {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum DetachError {
-    /// It is detached already, closing, gone, or not open yet.
+    /// The connection is detached already, closing, gone, or not open yet.
     NotOpen,
-    /// The simulator has no sockets that a thread could have.
+    /// The simulator has no sockets for a thread.
     Simulated,
 }
 

@@ -1,4 +1,4 @@
-//! What can go wrong outside any connection.
+//! Errors outside any connection.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -8,18 +8,19 @@ use crate::addr::{Addr, AddrError};
 use crate::alarm::AlarmId;
 use crate::id::ListenerRef;
 
-/// The result of what a program asks of its [`Server`](crate::Server).
+/// The result of a request to the [`Server`](crate::Server).
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, with which listener, and what can be done about it. Whatever it was, the rest
-/// of the server is as it was before the call.
+/// An error, the listener it concerns, and a remedy. After any of them the rest of the server is as
+/// it was before the call.
 ///
-/// `Debug` says the same words as `Display`, so that a `main` which returns this tells its user something.
+/// `Debug` prints the same text as `Display`, so that a `main` which returns this value gives its
+/// user a readable error.
 #[non_exhaustive]
 pub enum Error {
     /// The address given to [`Listen::tcp`](crate::Listen::tcp) cannot be resolved.
     Address {
-        /// What was given.
+        /// The given text.
         given: String,
         /// Why it is no address.
         source: io::Error,
@@ -29,23 +30,24 @@ pub enum Error {
         /// The address.
         addr: Addr,
     },
-    /// The socket could not be made, bound or put to listening.
+    /// The socket could not be created, bound or set to listen.
     Listen {
         /// The address.
         addr: Addr,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The address given to [`Server::connect`](crate::Server::connect) is none: the name of a host among them.
+    /// The address given to [`Server::connect`](crate::Server::connect) is invalid, or is a host
+    /// name.
     ConnectAddress(AddrError),
-    /// An outgoing connection could not even be begun: the kernel said no at once, and no retry was asked for.
+    /// The kernel refused an outgoing connection at once, and no retry was requested.
     Connect {
         /// The address.
         addr: Addr,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// The cap on connections is reached: no place for an outgoing one.
+    /// The cap on connections is reached: no slot for an outgoing one.
     AtCapacity {
         /// The cap.
         max_connections: usize,
@@ -59,36 +61,36 @@ pub enum Error {
     Option {
         /// The option, by the name of its setter.
         option: &'static str,
-        /// What is wrong, and what would be right.
+        /// The problem, and a value that would work.
         problem: String,
     },
     /// No listener of this server has this id, port or name (any more).
     NoListener {
-        /// What was asked for.
+        /// The given id, port or name.
         listener: ListenerRef,
     },
     /// No alarm of this server has this id (any more).
     NoAlarm {
-        /// What was asked for.
+        /// The given id.
         alarm: AlarmId,
     },
     /// The server drains: it takes no new listeners, and makes no connections.
     Draining,
-    /// The kernel refused something that the server cannot do without.
+    /// The kernel refused an operation that the server needs.
     Os {
-        /// What was being done.
+        /// The operation.
         doing: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Something that is not the server's own: see [`Error::other`].
+    /// An error from outside the server: see [`Error::other`].
     Other(Box<dyn StdError + Send + Sync>),
 }
 
 impl Error {
-    /// An error of the program's own, with these words or with this error as its cause: for what goes wrong while
-    /// [`Server::spawn`](crate::Server::spawn) or [`Shards::spawn`](crate::Shards::spawn) makes the application's state. This
-    /// library's other errors become one by `?`.
+    /// An error of the program's own, with a text or another error as its cause. For failures while
+    /// [`Server::spawn`](crate::Server::spawn) or [`Shards::spawn`](crate::Shards::spawn) makes the
+    /// application's state. This library's other errors convert by `?`.
     ///
     /// ```no_run
     /// # use portcullis::{Config, Error, Server};
@@ -112,7 +114,7 @@ impl Error {
         }
     }
 
-    /// Says which listener's option it is.
+    /// Names the listener whose option it is.
     pub(crate) fn of_listener(self, name: &str) -> Self {
         match self {
             Self::Option { option, problem } => Self::Option {
@@ -151,7 +153,8 @@ impl fmt::Display for Error {
                 };
                 write!(
                     f,
-                    "cannot listen on {addr}: the address is in use; stop its owner, or choose another {hint}"
+                    "cannot listen on {addr}: the address is in use; stop its owner, or choose \
+                     another {hint}"
                 )
             }
             Self::Listen { addr, source } => {

@@ -1,4 +1,5 @@
-//! What the user writes: [`Handler`], [`Service`]; and what they are given: [`Context`], [`Conn`], [`Peer`].
+//! What the user writes, [`Handler`] and [`Service`], and what each call is lent: [`Context`],
+//! [`Conn`], [`Peer`].
 
 mod conn;
 mod outgoing;
@@ -15,17 +16,18 @@ pub(crate) use conn::ConnOps;
 pub use conn::{Conn, ConnInfo, Context};
 pub(crate) use outgoing::connect;
 
-/// What a [`Handle`](crate::Handle) sends to a connection: see [`Handler::on_message`].
+/// A message that a [`Handle`](crate::Handle) sends to a connection: see [`Handler::on_message`].
 pub type Message = Box<dyn Any + Send>;
 
-/// One connection's protocol: what to do with its frames.
+/// One connection's protocol: the reactions to its frames and events.
 ///
-/// `A` is the application's state, owned by the caller of [`Server::run`](crate::Server::run) and lent to every callback.
-/// All callbacks run on the loop's thread, one at a time; none is ever called from inside another.
-/// One that blocks makes every connection wait.
+/// `A` is the application's state, owned by the caller of [`Server::run`](crate::Server::run) and
+/// lent to every callback. All callbacks run on the loop's thread, one at a time; none is ever
+/// called from inside another. A callback that blocks makes every connection wait.
 ///
-/// A panic in a callback is a crash of its connection alone: it is caught, reported, and the connection closes as
-/// [`Panicked`](crate::CloseReason::Panicked). (Built with `panic = "abort"` there is nothing to catch.)
+/// A panic in a callback ends its connection alone. The panic is caught and reported, and the
+/// connection closes as [`Panicked`](crate::CloseReason::Panicked). Built with `panic = "abort"`, a
+/// panic ends the process.
 ///
 /// ```
 /// use portcullis::{Context, Handler, Outcome};
@@ -43,51 +45,58 @@ pub type Message = Box<dyn Any + Send>;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a handler for an application of type `{A}`",
     label = "not a handler",
-    note = "implement `Handler<{A}>` for it; a closure that may refuse, and returns `Result<_, Refuse>`, goes through `try_accept`"
+    note = "implement `Handler<{A}>` for it; a closure that may refuse, and returns \
+            `Result<_, Refuse>`, goes through `try_accept`"
 )]
 pub trait Handler<A = ()> {
-    /// The connection is open; over TLS the handshake is done. Called once, before everything else.
+    /// The connection is open; over TLS the handshake is done. Called once, before every other
+    /// callback.
     #[allow(unused_variables)]
     fn on_open(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         Ok(())
     }
 
-    /// The handshake that `Conn::start_tls` began is over: `Conn::tls` tells what it agreed on. Called once, before any frame
-    /// that came through it. A handshake that fails closes the connection instead.
+    /// The handshake after `Conn::start_tls` is done: `Conn::tls` has its result. Called once,
+    /// before any frame that came through TLS. A handshake that fails closes the connection
+    /// instead.
     ///
-    /// What the peer has said in the clear, anybody on the way may have said or changed: forget it (RFC 3207 section 4.2).
+    /// Forget everything that was received in the clear: an attacker may have sent or changed it
+    /// (RFC 3207 section 4.2).
     #[allow(unused_variables)]
     fn on_secured(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         Ok(())
     }
 
-    /// A whole frame came: the payload, without header. Raw connections get bytes in pieces of any size.
+    /// A whole frame has arrived: the payload, without header. Raw connections get bytes in pieces
+    /// of any size.
     fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome;
 
-    /// The peer finished sending (FIN, or close_notify over TLS) at the end of a frame. It may still read.
-    /// The default closes once everything sent so far is flushed. Not called for a peer that finishes inside a frame.
+    /// The peer finished sending (FIN, or close_notify over TLS) at the end of a frame. It may
+    /// still read. The default closes once all pending output is flushed. Not called for a peer
+    /// that finishes inside a frame.
     ///
-    /// **If you answer later** (from another thread, on a timer), say so with [`Conn::hold`], or override this: else the default
-    /// closes before your answer comes. A handler that does not close may go on sending, until the idle timeout at the latest;
-    /// over TLS 1.2 the connection closes after this call in any case (RFC 5246 section 7.2.1).
+    /// **If you answer later** (from another thread, on a timer), call [`Conn::hold`], or override
+    /// this. Otherwise the default closes before your answer. A handler that does not close may go
+    /// on sending, until the idle timeout at the latest. Over TLS 1.2 the connection closes after
+    /// this call in any case (RFC 5246 section 7.2.1).
     fn on_finish(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         cx.conn.close_after_input();
         Ok(())
     }
 
-    /// What waits for the peer has fallen to the low watermark, after it had reached the high one.
+    /// Pending output has fallen to the low watermark, after it had reached the high one.
     #[allow(unused_variables)]
     fn on_writable(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         Ok(())
     }
 
-    /// A timer set with [`Conn::set_timer`] is due.
+    /// A timer of [`Conn::set_timer`] is due.
     #[allow(unused_variables)]
     fn on_timer(&mut self, cx: &mut Context<'_, A>, key: u8) -> Outcome {
         Ok(())
     }
 
-    /// Something was sent with [`Handle::notify`](crate::Handle::notify). The default ignores it.
+    /// A message of [`Handle::notify`](crate::Handle::notify) has arrived. The default ignores it.
     ///
     /// ```
     /// # use portcullis::{Context, Handler, Message, Outcome};
@@ -108,25 +117,28 @@ pub trait Handler<A = ()> {
         Ok(())
     }
 
-    /// The server drains: the moment to say goodbye. The default answers what has arrived already and closes in order
-    /// ([`Conn::close_after_input`]). A handler that does not close is served until the drain's deadline, then reset:
-    /// if you answer later use [`Conn::hold`], or override this and close when the last answer is sent.
+    /// The server drains: send your goodbye. The default answers received frames and closes in
+    /// order ([`Conn::close_after_input`]). A handler that does not close is served until the
+    /// drain's deadline, then reset. If you answer later use [`Conn::hold`], or override this and
+    /// close after the last answer.
     fn on_drain(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         cx.conn.close_after_input();
         Ok(())
     }
 
-    /// The connection is gone. Called exactly once for each `on_open`, after everything else.
+    /// The connection is gone. Called exactly once for each `on_open`, after every other callback.
     ///
-    /// An orderly close takes as long as the peer takes: up to the write timeout and the linger timeout after
-    /// [`Conn::close`]. Whoever must know at once who takes part no longer notes it where it closes.
+    /// An orderly close takes as long as the peer takes: up to the write timeout and the linger
+    /// timeout after [`Conn::close`]. If you need to know at once that a client has left, note it
+    /// where you close.
     #[allow(unused_variables)]
     fn on_close(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {}
 
-    /// An outgoing connection ([`Conn::connect`]) has ended before it was open: it could not connect, all attempts of a
-    /// [`Connect::retry`](crate::Connect::retry) included, its TLS handshake failed, or somebody closed or killed it. Called exactly
-    /// once, instead of `on_open` and `on_close`, and only here: what was accepted is told to
-    /// [`Service::on_failed_accept`]. What was sent to it is lost.
+    /// An outgoing connection ([`Conn::connect`]) has ended before it was open. It could not
+    /// connect, with all attempts of a [`Connect::retry`](crate::Connect::retry), or its TLS
+    /// handshake failed, or it was closed or killed. Called exactly once, instead of `on_open` and
+    /// `on_close`. An accepted connection is reported to [`Service::on_failed_accept`] instead.
+    /// Frames sent to it are lost.
     ///
     /// [`CloseReason::ConnectFailed`](crate::CloseReason::ConnectFailed) has the kernel's error in
     /// [`Closed::error`](crate::Closed::error).
@@ -178,27 +190,29 @@ impl<A, H: Handler<A> + ?Sized> Handler<A> for Box<H> {
 
 /// Makes a [`Handler`] for each peer of one listener, or refuses the peer.
 ///
-/// A closure `FnMut(&mut A, Peer) -> impl Handler<A>` is a service that refuses nobody;
-/// [`try_accept`] makes one of a closure that may.
+/// A closure `FnMut(&mut A, Peer) -> impl Handler<A>` is a service that refuses no peer;
+/// [`try_accept`] makes a service of a closure that may refuse.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not make handlers for an application of type `{A}`",
     label = "not a service",
-    note = "pass a closure that makes a handler, with the type of its first parameter written: `|_app: &mut {A}, _peer| MyHandler`"
+    note = "pass a closure that makes a handler, with the type of its first parameter written: \
+            `|_app: &mut {A}, _peer| MyHandler`"
 )]
 pub trait Service<A = ()> {
     /// A peer has connected. Called before TLS, so that a refusal costs nothing.
     ///
     /// # Errors
     ///
-    /// [`Refuse`] closes the connection, which is counted as [`Refused`](crate::CloseReason::Refused).
+    /// [`Refuse`] closes the connection, which is counted as
+    /// [`Refused`](crate::CloseReason::Refused).
     fn accept(&mut self, app: &mut A, peer: Peer) -> Result<Box<dyn Handler<A>>, Refuse>;
 
-    /// A connection ended before it was open: refused, a failed or late handshake, a reset. Its handler, if it had one,
-    /// was dropped without a call.
+    /// A connection ended before it was open: refused, a failed or late handshake, a reset. Its
+    /// handler, if it had one, was dropped without a call.
     #[allow(unused_variables)]
     fn on_failed_accept(&mut self, app: &mut A, peer: &Peer, closed: &Closed) {}
 
-    /// The listener is gone although nobody asked for it: its socket was shut down elsewhere. Its connections live on.
+    /// The listener is gone unasked: its socket was shut down elsewhere. Its connections live on.
     #[allow(unused_variables)]
     fn on_listener_lost(&mut self, app: &mut A, listener: ListenerId, error: &io::Error) {}
 }
@@ -213,7 +227,7 @@ where
     }
 }
 
-/// A service that is chosen while the program runs.
+/// A service that is chosen at run time.
 impl<A> Service<A> for Box<dyn Service<A>> {
     fn accept(&mut self, app: &mut A, peer: Peer) -> Result<Box<dyn Handler<A>>, Refuse> {
         (**self).accept(app, peer)
@@ -228,17 +242,23 @@ impl<A> Service<A> for Box<dyn Service<A>> {
     }
 }
 
-/// A [`Service`] of a closure that may refuse.
+/// Makes a [`Service`] of a closure that may refuse.
 ///
 /// ```
 /// use portcullis::{try_accept, Context, Handler, Outcome, Peer, Refuse};
 /// # struct Echo;
 /// # impl Handler for Echo {
-/// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+/// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+/// #         cx.conn.send(frame)?;
+/// #         Ok(())
+/// #     }
 /// # }
 /// let loopback_only = try_accept(|_app: &mut (), peer: Peer| {
 ///     // Canonical: on a dual-stack listener IPv4 peers show as ::ffff:a.b.c.d.
-///     if peer.addr.ip().is_some_and(|ip| ip.to_canonical().is_loopback()) { Ok(Echo) } else { Err(Refuse::silently()) }
+///     match peer.addr.ip() {
+///         Some(ip) if ip.to_canonical().is_loopback() => Ok(Echo),
+///         _ => Err(Refuse::silently()),
+///     }
 /// });
 /// # let _ = loopback_only;
 /// ```
@@ -271,12 +291,13 @@ pub struct Refuse {
 }
 
 impl Refuse {
-    /// Closes without a word.
+    /// Closes without a farewell.
     pub fn silently() -> Self {
         Self::default()
     }
 
-    /// Sends these bytes, as they are and in the clear, then closes. What the socket does not take at once is lost.
+    /// Sends these bytes, unframed and in the clear, then closes. Bytes that the socket does not
+    /// take at once are lost.
     pub fn with_farewell(farewell: impl Into<Vec<u8>>) -> Self {
         Self {
             farewell: farewell.into(),
@@ -284,7 +305,7 @@ impl Refuse {
     }
 }
 
-/// Who has connected, and where.
+/// A peer that has connected, and its listener.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Peer {
@@ -292,18 +313,19 @@ pub struct Peer {
     pub id: Option<ConnId>,
     /// The peer's address.
     pub addr: Addr,
-    /// On a Unix socket, who the peer is, if the system says it.
+    /// On a Unix socket, the peer's process, user and group, if the system reports them.
     pub credentials: Option<Credentials>,
-    /// The listener it came through.
+    /// The listener that accepted it.
     pub listener: ListenerId,
     /// That listener's name.
     pub listener_name: Rc<str>,
-    /// What a trusted proxy has said about whom it speaks for ([`Listen::proxy_protocol`](crate::Listen::proxy_protocol)).
+    /// A trusted proxy's header about the client
+    /// ([`Listen::proxy_protocol`](crate::Listen::proxy_protocol)).
     pub proxy: Option<Rc<ProxyHeader>>,
 }
 
 impl Peer {
-    /// Where the client is: the address behind the proxy, if one was told, else the peer's.
+    /// The client's address: the one behind the proxy if its header named one, else the peer's.
     pub fn source(&self) -> Addr {
         let told = self.proxy.as_ref().and_then(|header| header.source());
         told.map_or_else(|| self.addr.clone(), Addr::from)

@@ -1,11 +1,12 @@
-//! How values are spread: fixed buckets, one per power of two.
+//! Histograms: fixed buckets, one per power of two.
 
 use std::fmt;
 use std::time::Duration;
 
 const BUCKETS: usize = u64::BITS as usize;
 
-/// How often a value fell between two powers of two. Fixed in size; counting costs a few instructions and no memory.
+/// Number of values between each two powers of two. Fixed in size; counting costs a few
+/// instructions and no memory.
 ///
 /// ```
 /// use std::time::Duration;
@@ -49,8 +50,8 @@ impl Histogram {
         self.record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     }
 
-    /// Each bucket's largest value (2, 4, 8, ...; `None` for the last, which has no bound) and how many values fell into it
-    /// and not into the one before.
+    /// Each bucket's largest value and its number of values. The largest values are 2, 4, 8 and so
+    /// on; `None` for the last bucket, which has no bound.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<u64>, u64)> + '_ {
         let bounded = |bucket: usize| (bucket < BUCKETS - 1).then_some(2 << bucket);
         self.counts
@@ -59,7 +60,7 @@ impl Histogram {
             .map(move |(bucket, &count)| (bounded(bucket), count))
     }
 
-    /// Adds another's values.
+    /// Adds the values of another histogram.
     pub(crate) fn add(&mut self, other: &Self) {
         for (sum, count) in self.counts.iter_mut().zip(&other.counts) {
             *sum += count;
@@ -67,18 +68,19 @@ impl Histogram {
         self.sum = self.sum.wrapping_add(other.sum);
     }
 
-    /// How many values there were.
+    /// Number of values.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// What they add up to, modulo 2⁶⁴.
+    /// Sum of the values, modulo 2⁶⁴.
     pub fn sum(&self) -> u64 {
         self.sum
     }
 
-    /// A bound that the given part of the values (0.0 to 1.0) does not pass: the upper end of the bucket in which that
-    /// quantile lies, so at most twice the quantile itself. 0 if there were none, `u64::MAX` in the last bucket.
+    /// An upper bound of the given part of the values (0.0 to 1.0): the upper end of the bucket
+    /// with that quantile. So it is at most twice the quantile. 0 without values, `u64::MAX` in the
+    /// last bucket.
     pub fn quantile(&self, part: f64) -> u64 {
         let count = self.count();
         // A cast of NaN is 0.
@@ -102,22 +104,25 @@ impl fmt::Debug for Histogram {
     }
 }
 
-/// The histograms of a server, since it started. On demand, and not part of [`Stats`](crate::Stats), which is copied every turn.
+/// The histograms of a server since its start. On demand, and not part of [`Stats`](crate::Stats),
+/// which is copied in every iteration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Histograms {
-    /// From accept to the end, of every connection that had a slot. In microseconds.
+    /// Time from accept to the end, of every connection with a slot. In microseconds.
     pub connection_age: Histogram,
-    /// From accept to open, of those that begin with a TLS handshake or a PROXY header and have opened. In microseconds.
+    /// Time from accept to open, of connections that begin with a TLS handshake or a PROXY header.
+    /// In microseconds.
     pub handshake_time: Histogram,
-    /// Payloads given to handlers, in bytes. With [`Framing::Raw`](crate::Framing::Raw) each piece.
+    /// Payloads given to handlers, in bytes. With [`Framing::Raw`](crate::Framing::Raw) each piece
+    /// counts.
     pub frame_size_in: Histogram,
     /// Payloads that handlers sent, in bytes.
     pub frame_size_out: Histogram,
 }
 
 impl Histograms {
-    /// Adds another server's.
+    /// Adds the values of another server.
     pub(crate) fn add(&mut self, other: &Self) {
         self.connection_age.add(&other.connection_age);
         self.handshake_time.add(&other.handshake_time);

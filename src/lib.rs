@@ -1,8 +1,8 @@
 //! An embeddable, single-threaded TCP/TLS server for code that is not async.
 //!
-//! You give it listeners and handlers; it gives you framed messages, a hard connection cap, and a promise: whatever the
-//! peers, the kernel or the handlers do, the loop goes on, memory stays bounded, and every connection ends with exactly
-//! one named reason.
+//! You give it listeners and handlers. It gives you framed messages, a hard connection cap, and a
+//! promise. Whatever the peers, the kernel or the handlers do: the loop goes on, memory stays
+//! bounded, and every connection ends with exactly one named reason.
 //!
 //! ```no_run
 //! use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
@@ -17,64 +17,80 @@
 //!
 //! fn main() -> portcullis::Result<()> {
 //!     let mut server = Server::new(Config::new().max_connections(1024))?;
-//!     server.listen(Listen::tcp("127.0.0.1:2222").framing(Framing::Packet2), |_app: &mut (), _peer| Echo)?;
+//!     let listen = Listen::tcp("127.0.0.1:2222").framing(Framing::Packet2);
+//!     server.listen(listen, |_app: &mut (), _peer| Echo)?;
 //!     server.run(&mut ())
 //! }
 //! ```
 //!
 //! # Where to look
 //!
-//! - [`Server`]: listen, run, or [`Server::poll_once`] in a loop of your own.
-//! - [`Handler`] and [`Service`]: what you write. [`Context`] and [`Conn`]: what you are lent.
-//! - [`Server::connect`], [`Control::connect`] and [`Conn::connect`]: connections that the server makes.
+//! What you own:
+//!
+//! - [`Server`]: listeners and connections; [`Server::run`], or [`Server::poll_once`] in your loop.
+//! - [`Shards`]: several servers on several threads, with one port and one cap.
+//! - [`Control`]: queries and changes, between and within callbacks.
+//! - [`Handle`]: the same from other threads.
+//!
+//! What you write, and what each call is lent:
+//!
+//! - [`Handler`]: the callbacks of a connection. [`Service`]: makes a handler for each peer.
+//! - [`Context`]: your application's state and the connection, [`Conn`]. [`Peer`]: the other end.
+//! - [`Outcome`] and [`Close`]: what a callback returns.
+//! - [`CloseReason`] and [`Closed`]: every way in which a connection can end.
+//!
+//! What you choose:
+//!
 //! - [`Config`], [`Listen`] and [`Connect`]: every option, with unit and default.
-//! - [`Handle`]: the one thing that crosses threads. [`Control`]: the running server between two turns.
-//! - [`Shards`]: the same on several cores.
-//! - [`CloseReason`]: every way a connection can end.
-//! - [`manual`]: the handbook. Limits, what the operating system does, every kind of loop, TLS, testing, operating, and what is
-//!   different from tokio, mio, message-io, esockd and ranch.
+//! - [`Framing`] and [`Framer`]: how bytes become frames.
+//! - [`AccessRules`], [`ProxyProtocol`] and [`Rate`]: protection of a listener.
+//! - [`Server::connect`], [`Conn::connect`] and [`Retry`]: outgoing connections.
+//! - [`Conn::detach`] and [`Detached`]: a connection handed to code that blocks.
+#![cfg_attr(
+    feature = "tls",
+    doc = "- [`mod@tls`]: certificates, configurations, what a handshake agreed on."
+)]
 //!
-//! # The house
+//! What you observe: [`Stats`], [`Metrics`], [`Histograms`], [`Tree`], [`RecentClose`] and
+//! [`Alarm`].
 //!
-//! Imports run one way, from the top of this list to its end.
-//!
-//! | room | what is in it |
-//! |---|---|
-//! | `shards` | several servers as one, on as many threads |
-//! | `server` | what the user owns |
-//! | `reactor/` | many connections and the operating system; never looks at a payload byte |
-//! | `handle`, `control`, `handler/`, `detached`, `tree`, `metrics` | what the user holds, asks, writes and sees |
-//! | `proto/` | one connection, sans-IO: bytes and time are arguments; no fd, no clock |
-//! | `access`, `addr`, `alarm`, `config`, `connect`, `error`, `histogram`, `id`, `listen/`, `reason`, `recent`, `stats` | the vocabulary |
-//! | `manual/` | the handbook: no code |
+//! What you read: [`manual`], the handbook on limits, the operating system, loops, TLS,
+//! testing, operating, and comparisons with other libraries.
 //!
 //! # What is promised
 //!
-//! - The number of connections never passes the cap, in any state, for any number of listeners, and of shards.
-//! - `accepted + outgoing == open + closed`, one [`CloseReason`] each; `on_close` once for each `on_open`.
-//! - Frames are what a naive decoder makes of the same bytes, however they are cut.
-//! - What `send` took is delivered in order, or the reason tells why not.
-//! - Output held for a connection is at most the output limit and one frame; input at most one frame, one TLS record and one read.
-//! - A turn's work is bounded by its budgets, and an idle server does not wake up.
-//! - No stale event, timer, job or id reaches a slot's next connection.
+//! - The number of connections never exceeds the cap: in any state, over all listeners and shards.
+//! - `accepted + outgoing == open + closed`, with one [`CloseReason`] each. [`Handler::on_close`]
+//!   runs once for each [`Handler::on_open`].
+//! - Frames equal what a naive decoder makes of the same bytes, for every split of the input.
+//! - Bytes that [`Conn::send`] accepted are delivered in order, or the reason tells the loss.
+//! - Queued output of a connection is at most the output limit and one frame. Buffered input is at
+//!   most one frame, one TLS record and one read.
+//! - The work of one [`Server::poll_once`] is bounded by budgets. An idle server does not wake up.
+//! - A stale event, timer, job or id never reaches a slot's next connection.
 //!
 //! # What is logged
 //!
-//! Through the `log` crate, under these targets. What a peer does or suffers is never above debug: nobody who can connect
-//! can fill the log of a server that logs what concerns its owner.
+//! Events go through the `log` crate, under these targets. Peer behaviour is logged at debug at
+//! most, so remote clients cannot fill the log.
 //!
-//! | target | error | warn | info | debug |
-//! |---|---|---|---|---|
-//! | `portcullis::server` | | cap above the descriptor limit, a waker that fails | a drain, its end | |
-//! | `portcullis::listener` | a listening socket that was lost | a socket that cannot be accepted from or registered, once until it works again | opened, changed, closed | clients lost by the kernel |
-//! | `portcullis::fd_exhaustion` | | descriptors or memory ran out, once per episode | the end of the episode | |
-//! | `portcullis::connection` | | killed | | the end of each, with its reason; a frame from another thread that was not sent; an attempt to connect that failed and is made again |
-//! | `portcullis::panic` | the user's code panicked | | | |
+//! - `portcullis::server`. Warn: a cap above the descriptor limit, a waker that fails. Info: begin
+//!   and end of a drain.
+//! - `portcullis::listener`. Error: a lost listening socket. Warn: a socket that cannot be accepted
+//!   from or registered, once until it works again. Info: opened, changed, closed. Debug: clients
+//!   lost by the kernel.
+//! - `portcullis::fd_exhaustion`. Warn: descriptors or memory ran out, once per episode. Info: end
+//!   of the episode.
+//! - `portcullis::connection`. Warn: a killed connection. Debug: each end of a connection with its
+//!   reason; an unsent frame from another thread; a failed attempt to connect that is retried.
+//! - `portcullis::panic`. Error: a panic of the user's code.
 //!
 //! # Features
 //!
-//! `tls` (default): TLS through rustls. `aws-lc-rs` (default) or `ring`: its cryptography, for `tls::server_config`; with
-//! neither, bring your own provider. `sim`: the simulator. `arbitrary`: scripts for the simulator from a fuzzer.
+//! - `tls` (default): TLS through rustls. Without a provider, bring your own.
+//! - `aws-lc-rs` (default) or `ring`: the cryptography for `tls::server_config`.
+//! - `sim`: the simulator, for tests of your handlers.
+//! - `arbitrary`: scripts for the simulator, made by a fuzzer.
 
 #![forbid(unsafe_code)]
 #![warn(

@@ -1,4 +1,4 @@
-//! Everything that is counted and measured, and its text for Prometheus.
+//! All counters and measurements, and their text for Prometheus.
 
 use std::fmt::{self, Write};
 
@@ -8,11 +8,12 @@ use crate::histogram::{Histogram, Histograms};
 use crate::reason::CloseReason;
 use crate::stats::Stats;
 
-/// Everything that is counted and measured, at one moment: [`Control::metrics`](crate::Control::metrics).
+/// All counters and measurements at one moment: [`Control::metrics`](crate::Control::metrics).
 ///
-/// `Display` is the text exposition format of Prometheus, version 0.0.4 ([`Metrics::CONTENT_TYPE`]): names begin with
-/// `portcullis_`, units are bytes and seconds, counters end in `_total`. Its size depends on the number of listeners and alarms,
-/// not on that of connections.
+/// `Display` is the text exposition format of Prometheus, version 0.0.4
+/// ([`Metrics::CONTENT_TYPE`]). Names begin with `portcullis_`, units are bytes and seconds,
+/// counters end in `_total`. Its size depends on the number of listeners and alarms, not on that of
+/// connections.
 ///
 /// ```
 /// # use portcullis::{Config, Server};
@@ -27,7 +28,7 @@ use crate::stats::Stats;
 pub struct Metrics {
     /// The counters.
     pub stats: Stats,
-    /// How values are spread.
+    /// The histograms.
     pub histograms: Histograms,
     /// The listeners that have not been closed.
     pub listeners: Vec<ListenerInfo>,
@@ -271,7 +272,7 @@ impl Metrics {
     fn spreads(&self, text: &mut Exposition<'_, '_>) -> fmt::Result {
         const MICROSECONDS: f64 = 1e6;
         let histograms = &self.histograms;
-        // From a bucket to a bucket: where the values of interest lie.
+        // The first and last bucket, around the values of interest.
         let spreads = [
             (
                 "connection_age_seconds",
@@ -338,7 +339,8 @@ impl Exposition<'_, '_> {
         )
     }
 
-    /// The buckets `first` to `last`, cumulative as the format wants them. `per_unit` of the values make one of the unit that is shown; `None` shows them as they are.
+    /// The buckets `first` to `last`, cumulative as the format requires. `per_unit` of the values
+    /// make one of the displayed unit; `None` shows them unchanged.
     fn histogram(
         &mut self,
         name: &str,
@@ -366,7 +368,7 @@ impl Exposition<'_, '_> {
     }
 }
 
-/// The value of a label: a backslash, a quote and a line feed are written with a backslash.
+/// A label's value: a backslash, a quote and a line feed are written with a backslash.
 struct Escaped<'a>(&'a str);
 
 impl fmt::Display for Escaped<'_> {

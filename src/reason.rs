@@ -5,7 +5,8 @@ use std::fmt;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
-        /// Why a connection ended: exactly one of these for each accepted socket and each outgoing connection.
+        /// The one reason for which a connection ended, for each accepted socket and each outgoing
+        /// connection.
         ///
         /// Counters per reason are a fixed array, see [`Stats::closed`](crate::Stats::closed).
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -29,7 +30,8 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// The peer finished sending (FIN, and close_notify over TLS), got every answer, and the connection closed in order.
+    /// The peer finished sending (FIN, and close_notify over TLS) and got every answer, and the
+    /// connection closed in order.
     Finished => "peer finished",
     /// The handler closed it: [`Conn::close`](crate::Conn::close) or [`Close::new`].
     Closed => "closed by handler",
@@ -37,19 +39,21 @@ reasons! {
     Failed => "handler failed",
     /// The handler aborted it (RST): [`Conn::abort`](crate::Conn::abort) or [`Close::abort`].
     Aborted => "aborted by handler",
-    /// A handler callback, a [`Framer`](crate::Framer) or what a TLS configuration calls panicked. Only this connection ends.
+    /// A handler callback, a [`Framer`](crate::Framer) or a callback of a TLS configuration
+    /// panicked. Only this connection ends.
     Panicked => "handler panicked",
     /// Killed by id from outside the handler.
     Killed => "killed",
-    /// It went elsewhere as a blocking stream ([`Conn::detach`](crate::Conn::detach)), which has been dropped since.
+    /// It was detached as a blocking stream ([`Conn::detach`](crate::Conn::detach)), which has been
+    /// dropped since.
     Detached => "detached",
-    /// The server drained and this connection ended by itself within the grace period.
+    /// The server drained, and this connection ended by itself within the grace period.
     Drained => "drained",
-    /// The server drained and this connection was still there when the grace period was over.
+    /// The server drained, and this connection was still there after the grace period.
     DrainForced => "forced by drain deadline",
     /// The peer reset the connection (ECONNRESET, EPIPE, ECONNABORTED).
     Reset => "reset by peer",
-    /// The kernel gave the peer up (ETIMEDOUT: retransmissions or keepalive).
+    /// No reply from the peer to retransmissions or keepalive probes (ETIMEDOUT).
     TimedOut => "connection timed out",
     /// No route to the peer any more (EHOSTUNREACH, ENETUNREACH, ENETDOWN).
     Unreachable => "peer unreachable",
@@ -57,55 +61,59 @@ reasons! {
     Io => "socket error",
     /// The peer finished inside a frame.
     Truncated => "truncated frame",
-    /// A frame longer than the listener's maximum, judged by its header alone.
+    /// A frame's header announced more than the listener's maximum.
     FrameTooLarge => "frame too large",
     /// A [`Framer`](crate::Framer) refused the bytes.
     BadFrame => "bad frame",
-    /// The connection was not open within the handshake timeout, counted from accept, or of an outgoing one from
-    /// when it was connected; or its handshake was not over within it, counted from `Conn::start_tls`.
+    /// The connection was not open within the handshake timeout. It counts from accept, or for an
+    /// outgoing connection from when it was connected. Or a handshake was not complete within it
+    /// after `Conn::start_tls`.
     HandshakeTimeout => "handshake timeout",
-    /// A frame was begun and not finished within the frame timeout, counted from its first byte.
+    /// A frame was incomplete at the frame timeout, counted from its first byte.
     FrameTimeout => "frame timeout",
     /// No byte from the peer within the idle timeout.
     IdleTimeout => "idle timeout",
-    /// The peer took no byte of what waits for it within the write timeout.
+    /// The peer took no byte of pending output within the write timeout.
     WriteTimeout => "write timeout",
-    /// The TLS handshake failed; [`Closed::error`] tells how. Or one after `Conn::start_tls` was cut short
-    /// by a close, and what was sent for it to encrypt is lost.
+    /// The TLS handshake failed, and [`Closed::error`] has the cause. Or a close cut short a
+    /// handshake after `Conn::start_tls`, and the output that it should encrypt is lost.
     TlsHandshake => "TLS handshake failed",
     /// A TLS error on an open connection.
     Tls => "TLS error",
-    /// The peer's FIN came without close_notify: what it sent may have been cut by someone else.
+    /// The peer's FIN came without close_notify: an attacker may have cut its data.
     TlsTruncated => "TLS truncated",
-    /// Something that is not TLS came to a TLS listener, behind `Conn::start_tls`, or as the answer of a server that was to speak
-    /// TLS.
+    /// The peer sent something else than TLS: to a TLS listener, after `Conn::start_tls`, or as a
+    /// server's answer to a TLS client.
     NotTls => "plaintext on a TLS port",
-    /// A TLS ClientHello came to a plain listener. Found out when the first frame fails: on its header, at the peer's
-    /// end, or at the frame timeout.
+    /// A TLS ClientHello came to a plain listener. Detected when the first frame fails: on its
+    /// header, at the peer's end, or at the frame timeout.
     UnexpectedTls => "TLS on a plain port",
-    /// The server or the listener was at its connection cap ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)).
+    /// The server or the listener was at its connection cap
+    /// ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)).
     AtCapacity => "at capacity",
     /// The listener's [`AccessRules`](crate::AccessRules) deny the peer's address.
     Denied => "denied by access rules",
-    /// The server or the listener was over its accept rate ([`Listen::accept_rate`](crate::Listen::accept_rate)).
+    /// The server or the listener was over its accept rate
+    /// ([`Listen::accept_rate`](crate::Listen::accept_rate)).
     RateLimited => "over the accept rate",
-    /// Too many connections of this source, or too fast ([`Listen::source_connections`](crate::Listen::source_connections),
-    /// [`Listen::source_rate`](crate::Listen::source_rate)).
+    /// Too many connections of this source, or too fast. See
+    /// [`Listen::source_connections`](crate::Listen::source_connections) and
+    /// [`Listen::source_rate`](crate::Listen::source_rate).
     SourceLimited => "too many of this source",
-    /// The peer had gone before anything was spent on it: while it waited in the backlog, or before its PROXY header.
+    /// The peer had gone before it was served: in the backlog, or before its PROXY header.
     ClosedEarly => "gone before it was served",
-    /// No PROXY header where one is required, or a bad one; [`Closed::error`] tells what is wrong with it.
+    /// A required PROXY header was missing, or a header was bad; [`Closed::error`] has the cause.
     BadProxyHeader => "bad PROXY header",
-    /// It was not open yet, the oldest of too many such, and gave way to a newcomer
+    /// It was the oldest of too many pending connections, and was evicted for a new one
     /// ([`Config::max_pending`](crate::Config::max_pending)).
     Evicted => "evicted while pending",
-    /// The server's buffers were over their limit, and this connection held the most
+    /// The server's buffers were over their limit, and this connection had the largest
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).
     OverMemory => "over the memory limit",
     /// The [`Service`](crate::Service) refused the peer.
     Refused => "refused by service",
-    /// An outgoing connection never came about: refused, no route, no descriptor, or whatever else; [`Closed::error`] is the kernel's
-    /// `io::Error` of the last attempt.
+    /// An outgoing connection failed: refused, no route, no descriptor, or another cause.
+    /// [`Closed::error`] is the kernel's `io::Error` of the last attempt.
     ConnectFailed => "could not connect",
     /// The last attempt of an outgoing connection took longer than
     /// [`Connect::connect_timeout`](crate::Connect::connect_timeout).
@@ -128,15 +136,16 @@ impl fmt::Display for CloseReason {
     }
 }
 
-/// What [`Handler::on_close`](crate::Handler::on_close) is told: the one reason, and the error behind it if there is one.
+/// The argument of [`Handler::on_close`](crate::Handler::on_close): the one reason, and the error
+/// behind it if there is one.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Closed {
     /// Why the connection ended.
     pub reason: CloseReason,
-    /// The error behind [`CloseReason::Failed`], [`CloseReason::Io`], [`CloseReason::BadFrame`], [`CloseReason::ConnectFailed`]
-    /// and the TLS reasons. It stays
-    /// when what was sent before it is lost, and the loss becomes the reason ([`CloseReason::WriteTimeout`] and its like).
+    /// The error behind [`CloseReason::Failed`], [`CloseReason::Io`], [`CloseReason::BadFrame`],
+    /// [`CloseReason::ConnectFailed`] and the TLS reasons. If earlier output is lost, the loss
+    /// becomes the reason ([`CloseReason::WriteTimeout`] and its like), and the error stays.
     pub error: Option<Box<dyn StdError>>,
 }
 
@@ -167,9 +176,9 @@ impl fmt::Display for Closed {
 
 /// How a callback ends its connection: the error half of [`Outcome`].
 ///
-/// Any type that implements [`std::error::Error`] converts into it, so `?` inside a callback closes the connection in order with that
-/// error as the cause ([`CloseReason::Failed`]). For what does not, a `Box<dyn Error>` or a `String`:
-/// `work().map_err(Close::because)?`.
+/// Any type that implements [`std::error::Error`] converts into it. So `?` inside a callback closes
+/// the connection in order, with that error as the cause ([`CloseReason::Failed`]). For a `Box<dyn
+/// Error>` or a `String` use `work().map_err(Close::because)?`.
 ///
 /// ```
 /// use portcullis::{Close, Context, Handler, Outcome};
@@ -193,11 +202,12 @@ pub struct Close {
     pub(crate) abort: bool,
 }
 
-/// What a callback returns. `Ok(())` goes on, [`Close`] ends this connection.
+/// The result of a callback. `Ok(())` goes on, [`Close`] ends this connection.
 pub type Outcome = Result<(), Close>;
 
 impl Close {
-    /// Closes in order: what was sent is flushed, then close_notify and FIN. [`CloseReason::Closed`].
+    /// Closes in order: flushes pending output, then sends close_notify and FIN.
+    /// [`CloseReason::Closed`].
     #[allow(clippy::new_without_default)] // `Close::default()` would not say what it does
     pub fn new() -> Self {
         Self {
@@ -206,7 +216,7 @@ impl Close {
         }
     }
 
-    /// Closes at once with RST; what was not sent yet is dropped. [`CloseReason::Aborted`].
+    /// Closes at once with RST; pending output is dropped. [`CloseReason::Aborted`].
     pub fn abort() -> Self {
         Self {
             closed: Closed::new(CloseReason::Aborted),
@@ -214,7 +224,8 @@ impl Close {
         }
     }
 
-    /// Closes in order, with a cause for [`Handler::on_close`](crate::Handler::on_close) and the log. [`CloseReason::Failed`].
+    /// Closes in order, with a cause for [`Handler::on_close`](crate::Handler::on_close) and the
+    /// log. [`CloseReason::Failed`].
     pub fn because(cause: impl Into<Box<dyn StdError>>) -> Self {
         Self {
             closed: Closed::with(CloseReason::Failed, cause),

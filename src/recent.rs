@@ -8,31 +8,31 @@ use crate::id::{ConnId, ListenerId};
 use crate::proto::Traffic;
 use crate::reason::CloseReason;
 
-/// The most bytes of an error's words that are kept.
+/// Limit on the remembered bytes of an error's text.
 const MAX_WORDS: usize = 256;
 
-/// A connection that has ended, or a client that was not let in. The last of them are kept:
-/// [`Config::recent_closes`](crate::Config::recent_closes).
+/// A connection that has ended, or a client that was not admitted. The server remembers the last of
+/// them: [`Config::recent_closes`](crate::Config::recent_closes).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecentClose {
-    /// Its id; `None` if it was turned away before it got one.
+    /// Its id; `None` if it was refused before it got one.
     pub id: Option<ConnId>,
-    /// The listener it came through; `None` for one that the server made.
+    /// Its listener; `None` for an outgoing connection.
     pub listener: Option<ListenerId>,
     /// The peer's address.
     pub peer: Addr,
-    /// The address behind a trusted proxy, if one was told, else the peer's.
+    /// The address behind a trusted proxy if its header named one, else the peer's.
     pub source: Addr,
     /// Why it ended.
     pub reason: CloseReason,
-    /// What the error behind it says, if there is one; at most 256 bytes.
+    /// The text of the error behind it, if there is one; at most 256 bytes.
     pub error: Option<Box<str>>,
-    /// From accept to its end; zero for whoever was turned away.
+    /// Time from accept to its end; zero for a client that was refused.
     pub age: Duration,
-    /// Bytes and frames it carried.
+    /// Its bytes and frames.
     pub traffic: Traffic,
-    /// How long ago that was.
+    /// Time since then.
     pub ago: Duration,
 }
 
@@ -62,10 +62,10 @@ impl fmt::Display for RecentClose {
     }
 }
 
-/// What `words` says, as far as it is kept. Stops the writing there: an error may say anything.
+/// Formats `words` up to the limit, and stops there: the text of an error may be endless.
 pub(crate) fn bounded_words(words: &dyn fmt::Display) -> Box<str> {
     let mut bounded = Bounded(String::new());
-    // It fails when there is enough.
+    // The writer fails when the limit is reached.
     let _ = write!(bounded, "{words}");
     bounded.0.into_boxed_str()
 }
@@ -90,7 +90,7 @@ impl Write for Bounded {
 mod tests {
     use super::*;
 
-    /// Says something for ever, as long as it is let.
+    /// An endless text.
     struct Endless(&'static str);
 
     impl fmt::Display for Endless {

@@ -1,53 +1,56 @@
-//! Counters, and the snapshot of them.
+//! Counters, and their snapshot.
 
 use crate::reason::CloseReason;
 
-/// What a server has done since it started, at one moment: every field is from the end of the same turn.
+/// A server's counters since its start, at one moment: all fields are from the end of the same
+/// iteration.
 ///
 /// `accepted + outgoing == open + closed_total()`, always.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Sockets accepted, those that were refused at once included.
+    /// Accepted sockets, including those that were refused at once.
     pub accepted: u64,
-    /// Outgoing connections that were begun and got a slot, however many attempts each made.
+    /// Outgoing connections that got a slot, whatever the number of their attempts.
     pub outgoing: u64,
-    /// Outgoing connections that are not there yet ([`State::Connecting`](crate::State::Connecting)): an attempt is under way, or
-    /// waits for its time.
+    /// Outgoing connections that are not connected yet
+    /// ([`State::Connecting`](crate::State::Connecting)): an attempt is in progress, or scheduled.
     pub connecting: usize,
-    /// Connections in a slot now, in any state.
+    /// Connections in a slot, in any state.
     pub open: usize,
-    /// The most connections that were in a slot at one time.
+    /// The largest number of concurrent connections in a slot.
     pub peak: usize,
-    /// Of those now in a slot, those accepted that are not open yet: in a TLS handshake, or before their PROXY
-    /// header.
+    /// Pending connections among those in a slot: accepted and not open yet, in a TLS handshake or
+    /// before their PROXY header.
     pub pending: usize,
-    /// Bytes that all connections together hold in buffers: what [`Config::memory_limit`](crate::Config::memory_limit) limits.
+    /// Bytes in the buffers of all connections:
+    /// [`Config::memory_limit`](crate::Config::memory_limit) limits them.
     pub memory: usize,
-    /// Connections from which nothing is read because memory is tight and they hold more than their share.
+    /// Connections that are not read because memory is tight and their buffers exceed their share.
     pub paused_for_memory: usize,
     /// The cap on all connections together.
     pub max_connections: usize,
-    /// Connections that reached [`State::Open`](crate::State::Open): their handlers got `on_open`.
+    /// Connections that reached [`State::Open`](crate::State::Open): their handlers' `on_open` was
+    /// called.
     pub opened: u64,
-    /// Bytes read, as they were on the wire.
+    /// Bytes read, as on the wire.
     pub bytes_in: u64,
-    /// Bytes written, as they were on the wire.
+    /// Bytes written, as on the wire.
     pub bytes_out: u64,
     /// Frames given to handlers.
     pub frames_in: u64,
     /// Frames that handlers sent.
     pub frames_out: u64,
-    /// Times the process or the system ran out of descriptors or socket memory (EMFILE, ENFILE, ENOBUFS, ENOMEM):
-    /// one per episode, however long it lasted.
+    /// Times the process or the system ran out of descriptors or socket memory (EMFILE, ENFILE,
+    /// ENOBUFS, ENOMEM): one per episode of any length.
     pub out_of_fds: u64,
-    /// Connections that were gone before they could be accepted, and other passing accept errors.
+    /// Connections that were gone before they could be accepted, and other transient accept errors.
     pub accept_errors: u64,
-    /// Commands through a [`Handle`](crate::Handle) that came to nothing: their connection had gone by the time they
-    /// arrived, or did not take the frame.
+    /// Failed commands of a [`Handle`](crate::Handle): their connection had gone when they arrived,
+    /// or did not take the frame.
     pub undeliverable: u64,
-    /// Jobs, service callbacks, alarms and destructors that panicked. Handlers' callbacks are counted as
-    /// [`Panicked`](CloseReason::Panicked).
+    /// Panics of jobs, service callbacks, alarms and destructors. A panic of a handler's callback
+    /// is counted as [`Panicked`](CloseReason::Panicked).
     pub panics: u64,
     /// Iterations of the loop.
     pub iterations: u64,
@@ -82,12 +85,12 @@ impl Default for Stats {
 }
 
 impl Stats {
-    /// How many connections ended for this reason.
+    /// Number of connections that ended for this reason.
     pub fn closed(&self, reason: CloseReason) -> u64 {
         self.closed.get(reason.index()).copied().unwrap_or(0)
     }
 
-    /// How many connections have ended.
+    /// Number of connections that have ended.
     pub fn closed_total(&self) -> u64 {
         self.closed.iter().sum()
     }
@@ -100,7 +103,7 @@ impl Stats {
             .filter(|&(_, count)| count > 0)
     }
 
-    /// Adds another server's. `max_connections` stays.
+    /// Adds the counters of another server. `max_connections` stays.
     pub(crate) fn add(&mut self, other: &Self) {
         let Self {
             accepted,
@@ -154,20 +157,21 @@ impl Stats {
     }
 }
 
-/// How a drain went.
+/// The result of a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {
-    /// Connections that ended by themselves: answered, flushed and closed in order, or lost by their peers.
+    /// Connections that ended by themselves: answered, flushed and closed in order, or lost by
+    /// their peers.
     pub ended: usize,
-    /// Connections that were still there at the deadline and were reset.
+    /// Connections that were reset at the deadline.
     pub forced: usize,
-    /// How long it took.
+    /// Duration of the drain.
     pub took: std::time::Duration,
 }
 
 impl DrainReport {
-    /// Of two servers that drained at the same time.
+    /// The result of two servers that drained at the same time.
     pub(crate) fn and(self, other: Self) -> Self {
         Self {
             ended: self.ended + other.ended,

@@ -1,4 +1,4 @@
-//! The supervision tree: server, listeners, connections; page by page, or as a text that stays short.
+//! The supervision tree: server, listeners, connections. In pages, or as a text of bounded length.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,42 +7,44 @@ use crate::control::ListenerInfo;
 use crate::handler::ConnInfo;
 use crate::proto::TimeLeft;
 
-/// Where [`Control::connections_page`](crate::Control::connections_page) goes on. The default is the beginning.
+/// Where [`Control::connections_page`](crate::Control::connections_page) continues. The default is
+/// the beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Cursor(pub(crate) u32);
 
-/// Some of the connections, in the order of their slots.
+/// A page of the connections, in the order of their slots.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Page {
-    /// Those in the slots that were looked at. May be empty although more follow: slots stay when connections go.
+    /// The connections in the visited slots. May be empty although more follow: an empty slot
+    /// counts too.
     pub connections: Vec<ConnInfo>,
-    /// Where to go on; `None` at the end.
+    /// Where to continue; `None` at the end.
     pub next: Option<Cursor>,
 }
 
-/// A server with its listeners and some of their connections, at one moment: [`Control::tree`](crate::Control::tree).
-/// `Display` draws it, a line for each.
+/// A server with its listeners and some of their connections, at one moment:
+/// [`Control::tree`](crate::Control::tree). `Display` draws it, a line for each.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Tree {
     /// Connections in a slot, in any state.
     pub connections: usize,
-    /// The cap on them.
+    /// The cap on connections.
     pub max_connections: usize,
-    /// Of those, the ones that are not open yet.
+    /// Pending ones among these connections.
     pub pending: usize,
-    /// Bytes that they hold in buffers.
+    /// Bytes in their buffers.
     pub memory: usize,
     /// Descriptors that the server has open: listeners and connections.
     pub descriptors: usize,
-    /// The server drains, or has drained.
+    /// Whether the server drains, or has drained.
     pub draining: bool,
-    /// Its listeners, oldest first, with those that are closed and still have connections.
+    /// Its listeners, oldest first, including closed ones that still have connections.
     pub listeners: Vec<Branch>,
-    /// Connections that the server has made, or is about to, in any state.
+    /// Number of outgoing connections, in any state.
     pub outgoing: usize,
-    /// Some of those, in the order of their slots.
+    /// Some of these, in the order of their slots.
     pub outgoing_connections: Vec<ConnInfo>,
 }
 
@@ -52,7 +54,8 @@ pub struct Tree {
 pub struct Branch {
     /// The listener.
     pub listener: ListenerInfo,
-    /// Connections of it, in the order of their slots; [`ListenerInfo::connections`] says how many there are.
+    /// Some of its connections, in the order of their slots; [`ListenerInfo::connections`] is their
+    /// number.
     pub connections: Vec<ConnInfo>,
 }
 
@@ -60,7 +63,8 @@ impl fmt::Display for Tree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "server{}: {} of {} connections, {} of them not open yet, {} bytes buffered, {} descriptors",
+            "server{}: {} of {} connections, {} of them not open yet, {} bytes buffered, {} \
+             descriptors",
             if self.draining { " (draining)" } else { "" },
             Grouped(self.connections),
             Grouped(self.max_connections),
@@ -97,7 +101,7 @@ impl fmt::Display for Branch {
     }
 }
 
-/// Some of so many connections.
+/// Some connections out of a number.
 fn leaves(f: &mut fmt::Formatter<'_>, connections: &[ConnInfo], all: usize) -> fmt::Result {
     for connection in connections {
         write!(f, "\n    {}", Leaf(connection))?;
@@ -135,7 +139,8 @@ impl fmt::Display for Leaf<'_> {
         }
         write!(
             f,
-            ", age {:.1?}, silent for {:.1?}, {} bytes and {} frames in, {} bytes and {} frames out",
+            ", age {:.1?}, silent for {:.1?}, {} bytes and {} frames in, {} bytes and {} frames \
+             out",
             info.age,
             info.idle,
             info.traffic.bytes_in,
@@ -153,7 +158,7 @@ impl fmt::Display for Leaf<'_> {
     }
 }
 
-/// The clocks that run.
+/// The timeouts that run.
 fn clocks(left: &TimeLeft) -> impl Iterator<Item = (&'static str, Duration)> {
     [
         ("connect timeout", left.connect),

@@ -38,7 +38,7 @@ const TRANSCRIPT: &str = r#"
     after 60000 -> io:format("still open~n"), halt(1) end.
 "#;
 
-/// S1.7 to S1.12.
+/// One session of the first server: echo, list, kill one, read the report, echo on.
 #[test]
 fn echo_kill_report_and_the_others_live() {
     // Any argument but this one starts a shell that does not end.
@@ -85,7 +85,7 @@ fn echo_kill_report_and_the_others_live() {
         !REPORTS.0.lock().expect("lock").is_empty()
     });
     let reports = REPORTS.0.lock().expect("lock").clone();
-    // S1.11: what a supervisor's report tells: context, offender, where it came from, state, age.
+    // A supervisor's report has context, offender, peer, state and age.
     let [report] = reports.as_slice() else {
         panic!("{reports:?}")
     };
@@ -102,7 +102,7 @@ fn echo_kill_report_and_the_others_live() {
         assert!(report.contains(part), "{part}: {report}");
     }
 
-    // S1.12: nobody else noticed, and newcomers are served.
+    // The other connections are not disturbed, and new clients are served.
     ping(&mut bystander, b"after");
     ping(&mut connect(server.addr()), b"newcomer");
 }

@@ -159,7 +159,7 @@ fn last_heard(server: &Running<Heard>) -> String {
         .expect("somebody was served")
 }
 
-/// faults P10.
+/// `send-proxy`, `send-proxy-v2` and health checks of a real haproxy.
 #[test]
 fn its_headers_are_understood() {
     if !have("haproxy", "-v") {
@@ -186,7 +186,7 @@ fn its_headers_are_understood() {
             told.starts_with(&format!("v{version} {own} to {}{tail}", haproxy.addr)),
             "{told}"
         );
-        // Large, both ways, half-closed: as without anybody between.
+        // Large, both ways, half-closed: as without a proxy.
         let large = vec![b'x'; 60_000];
         send2(&mut client, &large);
         client.shutdown(Shutdown::Write).expect("FIN");
@@ -219,7 +219,7 @@ fn a_unix_socket_in_front_is_understood() {
     );
 }
 
-/// TLS ends at haproxy: who the client is comes in TLVs.
+/// TLS ends at haproxy: TLVs describe the client.
 #[test]
 fn it_tells_of_the_tls_that_it_ended() {
     if !have("haproxy", "-v") {
@@ -290,8 +290,8 @@ fn listen_for_noise() {
     });
 }
 
-/// Health checks say LOCAL, or nothing at all: the server stays UP, nobody is told of them, and no line is logged.
-/// esockd #9, #10, #11.
+/// Health checks say LOCAL, or nothing at all: the server stays UP, no handler is called, and no
+/// line is logged. esockd #9, #10, #11.
 #[test]
 fn health_checks_pass_and_make_no_noise() {
     if !have("haproxy", "-v") {
@@ -315,7 +315,8 @@ fn health_checks_pass_and_make_no_noise() {
         if header {
             server.until("it has been checked", |stats| stats.closed_total() >= 20);
         } else {
-            // Such a check is reset before the handshake of TCP is done: nobody is there to be accepted.
+            // Such a check is reset before TCP's handshake is done: there is no connection to
+            // accept.
             eventually("it has been checked", || {
                 haproxy.stat("one", "check_status") == "L4OK"
             });

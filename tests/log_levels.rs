@@ -140,7 +140,7 @@ fn packet4(payload: &[u8]) -> Vec<u8> {
 }
 
 fn connect(sim: &mut Sim, addr: SocketAddr) -> ClientId {
-    let client = sim.connect(addr).expect("somebody listens");
+    let client = sim.connect(addr).expect("a listener");
     sim.settle();
     client
 }
@@ -252,7 +252,7 @@ fn a_network_that_fails_is_not_news() {
 }
 
 #[test]
-fn whoever_does_not_get_in_is_not_news() {
+fn a_client_that_is_not_admitted_is_not_logged_above_debug() {
     let _turn = capture();
     let config = Config::new().max_connections(1);
     let (mut sim, addr) = world(config, listen().at_capacity(AtCapacity::refuse()));
@@ -317,7 +317,7 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
         CloseReason::ClosedEarly,
         CloseReason::SourceLimited,
     ]);
-    // Nobody is trusted.
+    // No proxy is trusted.
     let (mut sim, addr) = world(
         Config::new(),
         behind().trusted_proxies(AccessRules::deny_all()),
@@ -338,7 +338,7 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
 
 /// One connection that fills the server's memory.
 #[test]
-fn whoever_holds_too_much_is_not_news() {
+fn a_connection_with_large_buffers_is_not_logged_above_debug() {
     let _turn = capture();
     let (mut sim, addr) = world(Config::new().memory_limit(300_000), listen());
     let greedy: Vec<_> = (0..3).map(|_| connect(&mut sim, addr)).collect();
@@ -364,7 +364,8 @@ fn a_peer_that_fails_at_tls_is_not_news() {
     let site = Site::new();
     let server = spawn_echo(Config::new(), local().tls(Arc::new(site.server())));
     taken();
-    // Not TLS; TLS that is none; a client that leaves in the middle, and one that trusts nobody we know.
+    // Not TLS; broken TLS; a client that leaves in the middle, and one that does not trust the
+    // issuer.
     for garbage in [
         &b"GET / HTTP/1.1\r\n\r\n"[..],
         &[22, 3, 3, 0, 4, 1, 0, 0, 99],
@@ -515,7 +516,7 @@ fn what_concerns_the_owner_is_loud() {
     );
 }
 
-/// A list of those who are not wanted is set again with each that is put on it: one line each, and not the list in each.
+/// A deny list is set again with each new entry: one line each, and not the list in each.
 #[test]
 fn a_long_list_is_not_repeated_in_the_log() {
     let _turn = capture();

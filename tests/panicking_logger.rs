@@ -53,7 +53,10 @@ fn a_logger_that_panics_harms_no_connection() {
     let stats = sim.stats();
     assert_eq!(stats.closed(CloseReason::Panicked), 1);
     assert_eq!(stats.closed(CloseReason::Killed), 1);
-    assert!(stats.panics > 1, "the logger's panics are counted: {stats:?}");
+    assert!(
+        stats.panics > 1,
+        "the logger's panics are counted: {stats:?}"
+    );
     // Those that stay, and those that come, are served.
     let newcomer = sim.connect(addr).expect("connect");
     for client in [bystander, newcomer] {

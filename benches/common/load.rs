@@ -108,7 +108,7 @@ impl Load {
         while self.clients.iter().any(|client| client.in_flight > 0) {
             let mut events = std::mem::replace(&mut self.events, Events::with_capacity(0));
             self.poll.poll(&mut events, Some(PATIENCE)).expect("a poll");
-            assert!(!events.is_empty(), "the server answers nobody");
+            assert!(!events.is_empty(), "the server does not answer");
             open = open && Instant::now() < end;
             for event in &events {
                 let at = event.token().0;

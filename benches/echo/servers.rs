@@ -9,7 +9,7 @@ use portcullis::{Config, Framing, Listen, Server};
 
 use crate::common::Echo;
 
-/// Who serves.
+/// The kind of server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "lower")]
 pub enum Kind {

@@ -3,7 +3,8 @@
 //!
 //!     cargo bench --bench fairness
 //!
-//! The server has one processor; the clients have the other, and those who ping go first there. Needs Linux.
+//! The server has one processor. The clients have the other, and the pinging ones have priority
+//! there. Needs Linux.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -42,7 +43,7 @@ struct Options {
     /// Be a nuisance: for the bench itself
     #[arg(long, hide = true, requires_all = ["addr", "certificate"])]
     annoy: Option<Nuisance>,
-    /// Whom: for the bench itself
+    /// Which role: for the bench itself
     #[arg(long, hide = true)]
     addr: Option<SocketAddr>,
     /// What it trusts: for the bench itself
@@ -202,7 +203,7 @@ fn measure(options: &Options) {
     let _ = std::fs::remove_file(certificate);
 }
 
-/// Those who ping, evenly spread over the interval.
+/// The pinging clients, evenly spread over the interval.
 struct Pings {
     poll: Poll,
     streams: Vec<mio::net::TcpStream>,
@@ -250,7 +251,7 @@ impl Pings {
             }
             let patience = if over { PATIENCE } else { due - now };
             self.poll.poll(&mut events, Some(patience)).expect("a poll");
-            assert!(!over || !events.is_empty(), "the server answers nobody");
+            assert!(!over || !events.is_empty(), "the server does not answer");
             for event in &events {
                 let at = event.token().0;
                 let mut answer = [0; 64];

@@ -63,7 +63,8 @@ pub struct Options {
     #[arg(long, value_name = "CIDR")]
     pub allow: Vec<String>,
 
-    /// Turn clients of this address or network away. Whom nothing matches is served, unless there are only --allow
+    /// Refuse clients of this address or network. Clients that nothing matches are served, unless
+    /// there are only --allow
     #[arg(long, value_name = "CIDR")]
     pub deny: Vec<String>,
 
@@ -71,12 +72,13 @@ pub struct Options {
     #[arg(skip)]
     pub access: AccessRules,
 
-    /// Each connection begins with a PROXY protocol header (version 1 or 2) that says whom it is for. --allow and --deny hold for
-    /// the proxy and for the client that it speaks for
+    /// Each connection begins with a PROXY protocol header (version 1 or 2) that names the client.
+    /// --allow and --deny hold for the proxy and for that client
     #[arg(long)]
     pub proxy_protocol: bool,
 
-    /// Take --proxy-protocol headers from proxies of this address or network only; may be given often. Default: from everybody
+    /// Take --proxy-protocol headers from proxies of this address or network only; may be given
+    /// often. Default: from every peer
     #[arg(long, value_name = "CIDR", requires = "proxy_protocol", value_parser = network)]
     pub trusted_proxy: Vec<String>,
 
@@ -189,7 +191,9 @@ impl Options {
             return listen;
         }
         if self.trusted_proxy.is_empty() {
-            log::warn!("--proxy-protocol without --trusted-proxy: whoever reaches the port can say whom it speaks for");
+            log::warn!(
+                "--proxy-protocol without --trusted-proxy: any peer can claim any source address"
+            );
         }
         listen
             .proxy_protocol(ProxyProtocol::Required)

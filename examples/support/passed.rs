@@ -1,4 +1,5 @@
-//! What was passed on to this process, if anything was (`sd_listen_fds(3)`): `LISTEN_PID` says to whom it was.
+//! Sockets that were passed on to this process, if any (`sd_listen_fds(3)`): `LISTEN_PID` names the
+//! receiver.
 
 use std::io;
 use std::os::fd::OwnedFd;

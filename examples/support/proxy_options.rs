@@ -33,7 +33,7 @@ pub struct Options {
     #[arg(long, value_name = "NAME", requires = "ca")]
     pub tls_to: Option<String>,
 
-    /// Who vouches for that certificate
+    /// The issuer of that certificate
     #[arg(long, value_name = "PEM", requires = "tls_to")]
     pub ca: Option<PathBuf>,
 }

@@ -59,7 +59,7 @@ impl Case {
         [head, tail]
     }
 
-    /// Nobody changes the framing on the way.
+    /// The framing does not change on the way.
     fn is_tame(&self) -> bool {
         let shifts = |action: &Action| matches!(action, Action::Framing(_) | Action::MaxFrame(_));
         !self.inputs.iter().any(|input| match input {

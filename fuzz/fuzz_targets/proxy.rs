@@ -194,7 +194,7 @@ impl Header {
                     source,
                     destination,
                 } => Addresses::Unix(source.clone(), destination.clone()),
-                other => panic!("nobody knows {other:?}"),
+                other => panic!("unknown: {other:?}"),
             },
             tlvs: header
                 .tlvs

@@ -1,8 +1,8 @@
 //! One connection behind TLS, or in the clear until its handler upgrades it: a real client in memory, whose records are cut, changed, lost and repeated on their way; or
 //! nothing but noise.
 //!
-//! Whatever arrives, the handler is told no frame that the client did not send, in order; and as long as nobody has
-//! meddled, the client gets what an honest echo says.
+//! For any input the handler gets only frames that the client sent, in order. Without tampering the
+//! client gets the replies of an honest echo.
 #![no_main]
 
 use std::time::Duration;
@@ -29,7 +29,7 @@ enum Op {
     Lose { at: u16, count: u8 },
     /// Bytes under way come twice.
     Repeat { at: u16, count: u8 },
-    /// Bytes come from somebody else.
+    /// Bytes come from an attacker.
     Noise { at: u16, bytes: Vec<u8> },
     /// The client reads what the server has sent, and answers.
     Listen,
@@ -195,7 +195,7 @@ impl World {
         let sent = self.model.take_sent();
         if let Some(client) = &mut self.client {
             let heard = client.hear(&sent, &mut self.heard, self.meddled);
-            match heard.expect("nobody has meddled") {
+            match heard.expect("no tampering") {
                 Some(answer) => self.underway.extend(answer),
                 None => self.client = None,
             }
@@ -209,7 +209,7 @@ impl World {
                 assert_eq!(
                     Some(&frame),
                     self.said.get(self.told),
-                    "a frame that nobody sent"
+                    "a frame that was not sent"
                 );
                 self.told += 1;
             }

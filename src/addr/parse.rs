@@ -1,4 +1,4 @@
-//! Addresses from text, and from what a program has instead.
+//! Addresses from text and from other types.
 
 use std::convert::Infallible;
 use std::error::Error as StdError;
@@ -10,8 +10,8 @@ use std::str::FromStr;
 use super::{Addr, UnixAddr};
 
 const A_HOST: &str =
-    "names a host, and looking that up would block: resolve it first, with std::net::ToSocketAddrs on \
-                      another thread, and give the address";
+    "names a host, and looking that up would block: resolve it first, with std::net::ToSocketAddrs \
+     on another thread, and give the address";
 
 impl Addr {
     /// A Unix socket's file.
@@ -26,7 +26,8 @@ impl Addr {
     }
 }
 
-/// `127.0.0.1:2222`, `[::1]:2222`, `unix:/run/server.sock`, `unix:@abstract`. No name of a host: see [`AddrError`].
+/// `127.0.0.1:2222`, `[::1]:2222`, `unix:/run/server.sock`, `unix:@abstract`. Host names are
+/// refused: see [`AddrError`].
 impl FromStr for Addr {
     type Err = AddrError;
 
@@ -88,7 +89,7 @@ impl From<&Self> for Addr {
     }
 }
 
-/// What a [`SocketAddr`] is made of.
+/// The sources of a [`SocketAddr`].
 macro_rules! from_socket_addr {
     ($($parts:ty),*) => {$(
         impl From<$parts> for Addr {
@@ -113,7 +114,7 @@ impl From<&SocketAddr> for Addr {
     }
 }
 
-/// An IP address as a text, without brackets, and a port. No name of a host: see [`AddrError`].
+/// An IP address as text, without brackets, and a port. Host names are refused: see [`AddrError`].
 impl TryFrom<(&str, u16)> for Addr {
     type Error = AddrError;
 
@@ -131,8 +132,8 @@ impl TryFrom<(&str, u16)> for Addr {
     }
 }
 
-/// Why a text is no [`Addr`]. The name of a host is none either: looking it up (`getaddrinfo(3)`) can block for a minute, and this
-/// library never does.
+/// Why a text is no [`Addr`]. A host name is refused too: looking it up (`getaddrinfo(3)`) can
+/// block for a minute, and this library never blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddrError {
     given: String,
@@ -154,7 +155,7 @@ impl fmt::Display for AddrError {
 
 impl StdError for AddrError {}
 
-/// An address that is one already.
+/// A value that is an address already.
 impl From<Infallible> for AddrError {
     fn from(never: Infallible) -> Self {
         match never {}

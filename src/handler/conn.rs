@@ -1,4 +1,4 @@
-//! What a callback is lent: the connection, and what can be asked of it.
+//! The connection that a callback is lent, and its operations.
 
 use std::fmt;
 use std::io;
@@ -16,12 +16,13 @@ use crate::proto::{
 };
 use crate::reason::Closed;
 
-/// What each callback is lent: the application's state and the connection, two fields so that both can be used at once.
+/// The argument of each callback: the application's state and the connection, two fields so that
+/// both can be borrowed at once.
 #[non_exhaustive]
 pub struct Context<'a, A = ()> {
     /// The application's state, owned by the caller of [`Server::run`](crate::Server::run).
     pub app: &'a mut A,
-    /// The connection that this is about.
+    /// The connection of this callback.
     pub conn: Conn<'a, A>,
 }
 
@@ -42,13 +43,13 @@ impl<A> fmt::Debug for Context<'_, A> {
     }
 }
 
-/// What a [`Conn`] can ask of its server. Effects on sockets wait for the end of the connection's turn,
+/// The server's side of a [`Conn`]. Effects on sockets wait for the end of the connection's turn,
 /// so that no callback is entered from inside another.
 pub(crate) trait ConnOps<A> {
     fn machine(&mut self, id: ConnId) -> Option<(&mut Machine, &mut Pool)>;
     fn send(&mut self, id: ConnId, frame: &[u8]) -> Result<(), Box<SendError>>;
     fn machine_ref(&self, id: ConnId) -> Option<&Machine>;
-    /// Something was asked of this connection: give it a turn.
+    /// Schedules a turn of the connection after an operation on it.
     fn touch(&mut self, id: ConnId);
     fn info(&self, id: ConnId) -> Option<ConnInfo>;
     fn local_addr(&self, id: ConnId) -> io::Result<Addr>;
@@ -70,10 +71,10 @@ pub(crate) trait ConnOps<A> {
     fn now(&mut self) -> Time;
 }
 
-/// One connection as its handler, or another's, sees it.
+/// One connection, as seen by its handler or another connection's.
 ///
-/// Nothing here blocks or touches the socket: [`Conn::send`] queues, and what was queued goes out in one write
-/// at the end of the turn.
+/// No method blocks or touches the socket: [`Conn::send`] queues, and one write at the end of the
+/// turn flushes the queue.
 pub struct Conn<'a, A = ()> {
     pub(super) ops: &'a mut (dyn ConnOps<A> + 'a),
     pub(super) id: ConnId,
@@ -87,38 +88,41 @@ impl<'a, A> Conn<'a, A> {
 
     /// Queues one frame.
     ///
-    /// What is sent in a connection's turn leaves in one write at its end. A frame of 32 KiB or more that nothing is in front of is
-    /// given to the kernel at once, and only what it does not take is queued.
+    /// One write at the end of the turn sends all frames of that turn. A frame of 32 KiB or more
+    /// with no output in front of it is written at once, and only the remainder is queued.
     ///
-    /// Anything that is bytes will do: `&[u8]`, `"text"`, a `Vec<u8>`. Line framing adds no delimiter: send it with the line.
+    /// Takes all kinds of bytes: `&[u8]`, `"text"`, a `Vec<u8>`. Line framing adds no delimiter:
+    /// send it with the line.
     ///
-    /// When the high watermark is reached, reading from this connection stops by itself until the peer has taken
-    /// enough: a handler that only answers needs nothing else.
+    /// At the high watermark, reading from this connection stops until the peer has taken enough. A
+    /// handler that only answers needs nothing else.
     ///
     /// # Errors
     ///
-    /// [`SendError`]: the connection is closing, its peer is too slow (the output limit), or the frame is too long
-    /// for the framing. Nothing of the frame was queued.
+    /// [`SendError`]: the connection is closing, its peer is too slow (the output limit), or the
+    /// frame is too long for the framing. No part of the frame was queued.
     pub fn send(&mut self, frame: impl AsRef<[u8]>) -> Result<(), SendError> {
         self.ops
             .send(self.id, frame.as_ref())
             .map_err(|error| *error)
     }
 
-    /// Closes in order: what was sent is flushed, then close_notify over TLS, then FIN; input is discarded.
-    /// No frame is delivered any more. [`CloseReason::Closed`](crate::CloseReason::Closed).
+    /// Closes in order: flushes pending output, then sends close_notify over TLS, then FIN; input
+    /// is discarded. No more frames are delivered.
+    /// [`CloseReason::Closed`](crate::CloseReason::Closed).
     pub fn close(&mut self) {
         self.change(Machine::close_by_handler);
     }
 
-    /// As [`Conn::close`], but what has arrived already, in the kernel's buffer too, is delivered and answered first.
+    /// As [`Conn::close`], but received bytes, in the kernel's buffer too, are delivered and
+    /// answered first.
     pub fn close_after_input(&mut self) {
         self.change(|machine, _, _| machine.close_after_input());
     }
 
-    /// An answer is still to come, from another thread or on a timer: until [`Conn::release`] is called as often,
-    /// [`Conn::close_after_input`] waits, and so do the defaults of [`Handler::on_finish`] and [`Handler::on_drain`]. The idle
-    /// timeout and a drain's deadline do not.
+    /// Announces a later answer, from another thread or on a timer. [`Conn::close_after_input`] and
+    /// the defaults of [`Handler::on_finish`] and [`Handler::on_drain`] wait until
+    /// [`Conn::release`] is called as often. The idle timeout and a drain's deadline do not wait.
     ///
     /// ```
     /// # use std::sync::mpsc::Sender;
@@ -127,7 +131,8 @@ impl<'a, A> Conn<'a, A> {
     /// impl Handler for Query {
     ///     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
     ///         cx.conn.hold();
-    ///         self.jobs.send((cx.conn.id(), frame.to_vec()))?; // a worker calls handle.notify(id, answer)
+    ///         // A worker calls handle.notify(id, answer).
+    ///         self.jobs.send((cx.conn.id(), frame.to_vec()))?;
     ///         Ok(())
     ///     }
     ///     fn on_message(&mut self, cx: &mut Context<'_>, answer: Message) -> Outcome {
@@ -143,68 +148,76 @@ impl<'a, A> Conn<'a, A> {
         self.change(|machine, _, _| machine.await_reply());
     }
 
-    /// An answer has come, or will not: see [`Conn::hold`]. Once too often is no error.
+    /// Ends one [`Conn::hold`], with or without an answer. Extra calls are ignored.
     pub fn release(&mut self) {
         self.change(|machine, _, _| machine.end_reply());
     }
 
-    /// Closes at once with RST. What was not sent yet is lost. [`CloseReason::Aborted`](crate::CloseReason::Aborted).
+    /// Closes at once with RST. Pending output is lost.
+    /// [`CloseReason::Aborted`](crate::CloseReason::Aborted).
     pub fn abort(&mut self) {
         self.change(|machine, _, pool| {
             machine.reset(Closed::new(crate::CloseReason::Aborted), pool)
         });
     }
 
-    /// Stops delivering frames, from the very next one on, and stops reading. The peer's idle and frame clocks stand.
+    /// Stops delivering frames, from the very next one on, and stops reading. The peer's idle and
+    /// frame timeouts are paused.
     ///
-    /// A paused connection does not notice that its peer has gone until it is resumed or written to.
+    /// A paused connection does not notice that its peer has gone until it is resumed or written
+    /// to.
     pub fn pause(&mut self) {
         self.change(|machine, now, _| machine.pause(now));
     }
 
-    /// Goes on where [`Conn::pause`] stopped. What waits already is delivered without another read.
+    /// Ends [`Conn::pause`]. Buffered frames are delivered without another read.
     pub fn resume(&mut self) {
         self.change(|machine, now, _| machine.resume(now));
     }
 
-    /// Calls [`Handler::on_timer`] with `key` once, `after` this turn's time. Setting a key again moves it. Without effect before the
-    /// connection is open and once it closes.
+    /// Calls [`Handler::on_timer`] with `key` once, `after` this time. Setting a key again moves
+    /// its timer. Without effect before the connection is open and once it closes.
     pub fn set_timer(&mut self, key: u8, after: Duration) {
         self.change(|machine, now, _| machine.set_timer(key, now.after(after)));
     }
 
-    /// Forgets a timer.
+    /// Cancels a timer.
     pub fn cancel_timer(&mut self, key: u8) {
         self.change(|machine, _, _| machine.set_timer(key, Time::NEVER));
     }
 
-    /// Changes the framing, both ways, from the next frame on. Bytes that have arrived and are not delivered yet
-    /// are cut in the new framing. The maximum is the listener's if it sets one, else the framing's default.
+    /// Changes the framing, both ways, from the next frame on. Received bytes that are not
+    /// delivered yet are cut in the new framing. The maximum is the listener's if it sets one, else
+    /// the framing's default.
     pub fn set_framing(&mut self, framing: &Framing) {
         self.change(|machine, _, _| machine.set_framing(framing));
     }
 
-    /// Changes the longest payload accepted from the peer, in bytes, from the next frame on; at least 1. Until the next
-    /// [`Conn::set_framing`], which sets it anew.
+    /// Changes the longest payload accepted from the peer, in bytes, from the next frame on; at
+    /// least 1. The next [`Conn::set_framing`] replaces it.
     pub fn set_max_frame(&mut self, bytes: usize) {
         self.change(|machine, _, _| machine.set_max_frame(bytes.max(1)));
     }
 
-    /// Upgrades an open plain connection to TLS, as STARTTLS does (RFC 3207): send the answer to the peer's command, then call this.
+    /// Upgrades an open plain connection to TLS, as STARTTLS does (RFC 3207). Send the answer to
+    /// the peer's command, then call this.
     ///
-    /// What was sent before goes out in the clear, in front of the handshake; what is sent from here on is encrypted once the
-    /// handshake is over, and never goes in the clear. What the peer has sent behind its command, frames that a paused
-    /// connection has not delivered among them, is taken for the beginning of its handshake: anything else fails it.
+    /// Earlier output goes out in the clear, in front of the handshake. Later output is encrypted
+    /// after the handshake, and never goes out in the clear. Bytes that the peer has sent behind
+    /// its command count as the beginning of its handshake, undelivered frames of a paused
+    /// connection included. Anything but a handshake fails it.
     ///
-    /// Until the handshake is over the connection is [`State::Handshaking`], has a new
-    /// [`Listen::handshake_timeout`](crate::Listen::handshake_timeout) instead of the idle and frame timeouts, and delivers no frame;
-    /// timers, messages, `on_writable` and `on_drain` come as ever, and a pause holds for the frames behind it. Then comes
-    /// [`Handler::on_secured`], and the framing begins anew with the first byte. If it fails the connection closes as
-    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), [`NotTls`](crate::CloseReason::NotTls) or
-    /// [`HandshakeTimeout`](crate::CloseReason::HandshakeTimeout), with `on_close`. [`Conn::close`] does not wait for it: what it was
-    /// to encrypt is lost, and the reason is `TlsHandshake`, unless nothing was.
+    /// During the handshake the connection is [`State::Handshaking`] and delivers no frame. A new
+    /// [`Listen::handshake_timeout`](crate::Listen::handshake_timeout) replaces the idle and frame
+    /// timeouts. Timers, messages, `on_writable` and `on_drain` go on, and a pause holds for the
+    /// later frames. Then comes [`Handler::on_secured`], and the framing begins anew with the first
+    /// byte. A failure closes the connection, with `on_close`, as
+    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), [`NotTls`](crate::CloseReason::NotTls)
+    /// or [`HandshakeTimeout`](crate::CloseReason::HandshakeTimeout). [`Conn::close`] does not wait
+    /// for the handshake. Output that it should encrypt is lost then, and the reason is
+    /// `TlsHandshake`; without such output the close keeps its own reason.
     ///
-    /// Keep the configuration in the application's state, where a reload can change it for the next.
+    /// Keep the configuration in the application's state, where a reload can replace it.
     ///
     /// ```
     /// use std::sync::Arc;
@@ -226,7 +239,8 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// # Errors
     ///
-    /// [`StartTlsError`](crate::StartTlsError): it speaks TLS already, or no handshake can come any more. Nothing has changed.
+    /// [`StartTlsError`](crate::StartTlsError): the connection speaks TLS already, or no handshake
+    /// is possible any more. Nothing has changed.
     #[cfg(feature = "tls")]
     pub fn start_tls(
         &mut self,
@@ -241,10 +255,11 @@ impl<'a, A> Conn<'a, A> {
         started
     }
 
-    /// Replaces the handler once the running callback has returned. The old one is dropped without `on_close`,
-    /// the new one gets no `on_open`: hand over what it needs. Timers and a pause stay as they are, and what was on its way to the
-    /// old one reaches the new one. Of several in one callback the last stays. If that callback also ends the connection, by an
-    /// error or a panic too, it is the new one that is told by `on_close`.
+    /// Replaces the handler once the running callback has returned. The old one is dropped without
+    /// `on_close`, and the new one gets no `on_open`: hand over what it needs. Timers and a pause
+    /// stay, and later events reach the new handler. Of several calls in one callback the last
+    /// counts. If that callback also ends the connection, by an error or a panic too, the new
+    /// handler gets `on_close`.
     ///
     /// ```
     /// # use portcullis::{Context, Framing, Handler, Outcome};
@@ -267,10 +282,11 @@ impl<'a, A> Conn<'a, A> {
         self.ops.replace_handler(self.id, Box::new(handler));
     }
 
-    /// Takes the connection out of the loop, as a blocking stream for code that blocks: `to` gets it once the running callback
-    /// has returned, and most often sends it to a thread. What was sent before goes out first; what has come and was not
-    /// delivered is read first. [`Handler::on_close`] is called with [`Detached`](crate::CloseReason::Detached), and the server
-    /// has no more to do with it, but that its place is taken until the stream is dropped: it counts for every limit, and a
+    /// Takes the connection out of the loop, as a blocking stream for code that blocks. `to` gets
+    /// it once the running callback has returned, and most often sends it to a thread. Pending
+    /// output is written first; received bytes that were not delivered are read first.
+    /// [`Handler::on_close`] is called with [`Detached`](crate::CloseReason::Detached). The
+    /// connection keeps its slot until the stream is dropped: it counts for every limit, and a
     /// drain waits for it until its deadline.
     ///
     /// ```
@@ -282,7 +298,7 @@ impl<'a, A> Conn<'a, A> {
     ///         cx.conn.detach(|mut stream| {
     ///             std::thread::spawn(move || -> std::io::Result<()> {
     ///                 let mut file = Vec::new();
-    ///                 stream.read_to_end(&mut file)?; // blocks this thread, and nobody else
+    ///                 stream.read_to_end(&mut file)?; // blocks this thread alone
     ///                 stream.write_all(b"thanks")?;
     ///                 stream.finish()
     ///             });
@@ -294,14 +310,15 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// # Errors
     ///
-    /// [`DetachError`]: it is detached already, closing or not open, or only simulated.
+    /// [`DetachError`]: the connection is detached already, closing or not open, or simulated.
     pub fn detach(&mut self, to: impl FnOnce(Detached) + 'static) -> Result<(), DetachError> {
         self.ops.detach(self.id, Box::new(to))
     }
 
-    /// Another connection of the same server (or this one); `None` if it has gone.
+    /// Another connection of the same server, or this one; `None` if it has gone.
     ///
-    /// Mind the `?`: another's slowness ([`SendError::Full`]) is seldom a reason to close this one.
+    /// Mind the `?`: a slow peer of another connection ([`SendError::Full`]) is seldom a reason to
+    /// close this one.
     pub fn peer(&mut self, id: ConnId) -> Option<Conn<'_, A>> {
         Conn::find(&mut *self.ops, id)
     }
@@ -318,39 +335,45 @@ impl<'a, A> Conn<'a, A> {
             .map_or_else(Addr::unspecified, |info| info.peer)
     }
 
-    /// Where the client is: the address behind a trusted proxy, if one was told, else the peer's.
+    /// The client's address: the one behind a trusted proxy if its header named one, else the
+    /// peer's.
     pub fn source(&self) -> Addr {
         let told = self.proxy().and_then(ProxyHeader::source);
         told.map_or_else(|| self.peer_addr(), Addr::from)
     }
 
-    /// What a trusted proxy has said about whom it speaks for
+    /// A trusted proxy's header about the client
     /// ([`Listen::proxy_protocol`](crate::Listen::proxy_protocol)).
     pub fn proxy(&self) -> Option<&ProxyHeader> {
         self.ops.machine_ref(self.id)?.proxy().map(Rc::as_ref)
     }
 
-    /// State, addresses, age and traffic. `None` if the connection has gone, which a handler's own never has.
+    /// State, addresses, age and traffic. `None` if the connection has gone, which is never so for
+    /// a handler's own.
     pub fn info(&self) -> Option<ConnInfo> {
         self.ops.info(self.id)
     }
 
-    /// Our end's address.
+    /// The local address.
     ///
     /// # Errors
     ///
-    /// The kernel's, if the connection has been reset already.
+    /// The kernel's error, if the connection has been reset already.
     pub fn local_addr(&self) -> io::Result<Addr> {
         self.ops.local_addr(self.id)
     }
 
-    /// Who the peer of a Unix socket is; [`Peer::credentials`](crate::Peer::credentials) says the same to a service, which can refuse by it.
+    /// The process, user and group of a Unix socket's peer. A service gets them as
+    /// [`Peer::credentials`](crate::Peer::credentials), and can refuse by them.
     ///
     /// ```
     /// # use portcullis::{try_accept, Context, Handler, Outcome, Peer, Refuse};
     /// # struct Echo;
     /// # impl Handler for Echo {
-    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+    /// #         cx.conn.send(frame)?;
+    /// #         Ok(())
+    /// #     }
     /// # }
     /// let root_only = try_accept(|_app: &mut (), peer: Peer| match peer.credentials {
     ///     Some(credentials) if credentials.uid == 0 => Ok(Echo),
@@ -361,13 +384,13 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// # Errors
     ///
-    /// `Unsupported` over TCP, and where the system does not say it (it does on Linux, Android, FreeBSD, DragonFly and
-    /// Apple's systems); the kernel's.
+    /// `Unsupported` over TCP, and on systems that do not report it. Linux, Android, FreeBSD,
+    /// DragonFly and Apple's systems do. Otherwise the kernel's error.
     pub fn credentials(&self) -> io::Result<Credentials> {
         self.ops.credentials(self.id)
     }
 
-    /// The name of the listener it came through; empty for one that the server has made.
+    /// The name of its listener; empty for an outgoing connection.
     pub fn listener_name(&self) -> Rc<str> {
         match self.ops.info(self.id).and_then(|info| info.listener) {
             Some(listener) => self.ops.listener_name(listener),
@@ -375,14 +398,14 @@ impl<'a, A> Conn<'a, A> {
         }
     }
 
-    /// Where the connection is in its life.
+    /// The connection's state.
     pub fn state(&self) -> State {
         self.ops
             .machine_ref(self.id)
             .map_or(State::Closing, Machine::state)
     }
 
-    /// Bytes that wait for the peer.
+    /// Number of bytes of pending output.
     pub fn queued(&self) -> usize {
         self.ops.machine_ref(self.id).map_or(0, Machine::queued)
     }
@@ -392,15 +415,15 @@ impl<'a, A> Conn<'a, A> {
         self.ops.machine_ref(self.id).map_or(0, Machine::max_frame)
     }
 
-    /// The server drains.
+    /// Whether the server drains.
     pub fn is_draining(&self) -> bool {
         self.ops
             .machine_ref(self.id)
             .is_some_and(Machine::is_draining)
     }
 
-    /// What the TLS handshake agreed on: SNI, ALPN, client certificates. `None` on a plain connection, and until the handshake
-    /// is over.
+    /// The result of the TLS handshake: SNI, ALPN, client certificates. `None` on a plain
+    /// connection, and during the handshake.
     #[cfg(feature = "tls")]
     pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
         self.ops.machine_ref(self.id)?.tls()
@@ -430,35 +453,39 @@ impl<A> fmt::Debug for Conn<'_, A> {
 pub struct ConnInfo {
     /// Its id.
     pub id: ConnId,
-    /// The listener it came through; `None` for one that the server has made, or is to ([`Server::connect`](crate::Server::connect)).
+    /// Its listener; `None` for an outgoing connection
+    /// ([`Server::connect`](crate::Server::connect)).
     pub listener: Option<ListenerId>,
     /// The peer's address.
     pub peer: Addr,
-    /// The address behind a trusted proxy, if one was told, else the peer's.
+    /// The address behind a trusted proxy if its header named one, else the peer's.
     pub source: Addr,
-    /// Where it is in its life.
+    /// Its state.
     pub state: State,
-    /// Since accept; of an outgoing one since it was asked for.
+    /// Time since accept; for an outgoing connection since it was requested.
     pub age: Duration,
-    /// Since the last byte from the peer, or since accept; of an outgoing one since it was connected.
+    /// Time since the last byte from the peer, or since accept; for an outgoing connection since it
+    /// was connected.
     pub idle: Duration,
-    /// Bytes and frames it carried.
+    /// Its bytes and frames.
     pub traffic: Traffic,
-    /// Bytes that wait for the peer.
+    /// Number of bytes of pending output.
     pub queued: usize,
-    /// Bytes held for it in either direction, [`ConnInfo::queued`] included.
+    /// Bytes in its buffers in both directions, [`ConnInfo::queued`] included.
     pub buffered: usize,
     /// Its handler has paused it ([`Conn::pause`]).
     pub paused: bool,
-    /// Too much waits for the peer, and nothing is read unless [`Listen::full_duplex`](crate::Listen::full_duplex) says so
-    /// ([`Listen::watermarks`](crate::Listen::watermarks)).
+    /// Its pending output is above the watermarks
+    /// ([`Listen::watermarks`](crate::Listen::watermarks)), and it is not read, except with
+    /// [`Listen::full_duplex`](crate::Listen::full_duplex).
     pub congested: bool,
-    /// Nothing is read because it came too fast ([`Listen::read_rate`](crate::Listen::read_rate) and its like).
+    /// It is not read because a rate is used up ([`Listen::read_rate`](crate::Listen::read_rate)
+    /// and its like).
     pub throttled: bool,
-    /// Nothing is read because memory is tight and it holds more than its share
+    /// It is not read because memory is tight and its buffers exceed its share
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).
     pub paused_for_memory: bool,
-    /// Which of its clocks run, and how long.
+    /// The timeouts that run, and their remaining time.
     pub time_left: TimeLeft,
 }
 
@@ -471,7 +498,8 @@ impl fmt::Display for ConnInfo {
         }
         write!(
             f,
-            ": {}, age {:.1?}, idle {:.1?}, {} bytes and {} frames in, {} bytes and {} frames out, {} queued",
+            ": {}, age {:.1?}, idle {:.1?}, {} bytes and {} frames in, {} bytes and {} frames \
+             out, {} queued",
             self.state,
             self.age,
             self.idle,

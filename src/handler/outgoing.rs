@@ -1,4 +1,5 @@
-//! What a connection can do beyond answering: connect to others, end one direction, and keep the pace of somebody else.
+//! Operations beyond answering: connect to other servers, close one direction, follow the pace of
+//! another connection.
 
 use super::conn::{Conn, ConnOps};
 use super::Handler;
@@ -8,7 +9,7 @@ use crate::error::{Error, Result as ServerResult};
 use crate::id::ConnId;
 use crate::proto::Machine;
 
-/// Connects through whatever can.
+/// Connects through any of the types that can.
 pub(crate) fn connect<A, T>(
     ops: &mut dyn ConnOps<A>,
     addr: T,
@@ -26,25 +27,28 @@ where
 }
 
 impl<A> Conn<'_, A> {
-    /// Says that nothing more will be sent, and goes on reading: what was sent is flushed, then close_notify over TLS, then FIN
-    /// (half-close). [`Conn::send`] fails from here on. Once the peer has finished too, and its handler was told
-    /// ([`Handler::on_finish`]), the connection closes.
+    /// Ends the sending direction, and goes on reading (half-close). Pending output is flushed,
+    /// then close_notify over TLS, then FIN. [`Conn::send`] fails from here on. The connection
+    /// closes once the peer has finished too and [`Handler::on_finish`] was called.
     ///
-    /// A peer that speaks TLS 1.2 may answer close_notify with its own at once, and drop what it had to say (RFC 5246 section 7.2.1).
+    /// A peer that speaks TLS 1.2 may answer close_notify with its own at once, and drop its
+    /// pending output (RFC 5246 section 7.2.1).
     pub fn finish(&mut self) {
         self.change(|machine, _, _| machine.finish());
     }
 
-    /// As [`Conn::start_tls`], but as the client of the handshake: with the server that has a certificate for `server_name`
-    /// ([`Connect::tls`]). Send the command first, and call this when the peer has agreed.
+    /// As [`Conn::start_tls`], but as the client of the handshake, with a server that has a
+    /// certificate for `server_name` ([`Connect::tls`]). Send the command first, and call this when
+    /// the peer has agreed.
     ///
-    /// What the peer has sent behind its answer is taken for the beginning of its handshake, never for frames: somebody on the way
-    /// may have put it there (CVE-2011-0411).
+    /// Bytes behind the peer's answer count as the beginning of its handshake, never as frames: an
+    /// attacker may have inserted them (CVE-2011-0411).
     ///
     /// # Errors
     ///
-    /// [`StartTlsError`](crate::StartTlsError): it speaks TLS already, or no handshake can come any more. Nothing has changed. A
-    /// `server_name` that is none ends the connection as [`TlsHandshake`](crate::CloseReason::TlsHandshake).
+    /// [`StartTlsError`](crate::StartTlsError): the connection speaks TLS already, or no handshake
+    /// is possible any more. Nothing has changed. An invalid `server_name` ends the connection as
+    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake).
     #[cfg(feature = "tls")]
     pub fn start_tls_client(
         &mut self,
@@ -61,8 +65,9 @@ impl<A> Conn<'_, A> {
         started
     }
 
-    /// Connects to another server: see [`Control::connect`](crate::Control::connect). The new connection can be reached at once, with
-    /// [`Conn::peer`]; its handler is not called before this callback has returned.
+    /// Connects to another server: see [`Control::connect`](crate::Control::connect). The new
+    /// connection can be reached at once, with [`Conn::peer`]. Its handler is not called before
+    /// this callback has returned.
     ///
     /// ```
     /// # use portcullis::{Close, Closed, Connect, ConnId, Context, Framing, Handler, Outcome};
@@ -97,7 +102,7 @@ impl<A> Conn<'_, A> {
     ///
     /// # Errors
     ///
-    /// Those of [`Control::connect`](crate::Control::connect). The handler is dropped.
+    /// The errors of [`Control::connect`](crate::Control::connect). The handler is dropped.
     pub fn connect<T>(
         &mut self,
         addr: T,
@@ -111,9 +116,9 @@ impl<A> Conn<'_, A> {
         connect(&mut *self.ops, addr, options, handler)
     }
 
-    /// So much waits for the peer that the high watermark was reached, and the low one was not since
-    /// ([`Listen::watermarks`](crate::Listen::watermarks)): [`Handler::on_writable`] will be called. Who sends to a connection what
-    /// comes from elsewhere stops there until then.
+    /// Whether pending output has reached the high watermark, and not fallen to the low one since
+    /// ([`Listen::watermarks`](crate::Listen::watermarks)). [`Handler::on_writable`] will be
+    /// called. A handler that forwards data to this connection should stop until then.
     pub fn is_congested(&self) -> bool {
         self.ops
             .machine_ref(self.id)

@@ -1,33 +1,34 @@
-//! The handbook: what one needs to know around the API.
+//! The handbook: everything around the API.
 //!
-//! | page | for whoever asks |
+//! | page | topics |
 //! |---|---|
-//! | [`limits`] | which limits to set, what each costs in memory, and how long each wait may be |
-//! | [`os`] | what the kernel does: readiness, descriptors, backlog, FIN, RST, TIME_WAIT, clocks |
-//! | [`kernel`] | which settings of the kernel and of the process matter, and how to look at them |
-//! | [`embedding`] | how a server lives in a thread, a game's tick, and every other kind of loop; what one can get wrong |
+//! | [`limits`] | limits to set, their cost in memory, timeouts |
+//! | [`os`] | the operating system: readiness, descriptors, backlog, FIN, RST, TIME_WAIT, clocks |
+//! | [`kernel`] | settings of the kernel and of the process, and commands that show them |
+//! | [`embedding`] | a server in a thread, a game's tick and other loops; common mistakes |
 #![cfg_attr(
     feature = "tls",
-    doc = "| [`tls`] | where certificates come from, names, client certificates, reload, resumption, memory |"
+    doc = "| [`tls`] | certificates, names, client certificates, reload, resumption, memory |"
 )]
 #![cfg_attr(
     not(feature = "tls"),
-    doc = "| `tls` (with the feature) | where certificates come from, names, client certificates, reload, resumption, memory |"
+    doc = "| `tls` (feature `tls`) | certificates, names, reload, resumption, memory |"
 )]
 #![cfg_attr(
     feature = "sim",
-    doc = "| [`testing`] | how to test a handler: the simulator, faults, a fuzz target |"
+    doc = "| [`testing`] | tests of a handler: the simulator, faults, a fuzz target |"
 )]
 #![cfg_attr(
     not(feature = "sim"),
-    doc = "| `testing` (with the feature `sim`) | how to test a handler: the simulator, faults, a fuzz target |"
+    doc = "| `testing` (feature `sim`) | tests of a handler: the simulator, faults, a fuzz target |"
 )]
-//! | [`operating`] | what runs in production: logs, metrics, alarms, draining, restarts; what each reason for a close means |
-//! | [`performance`] | what a message costs and where it goes; what each feature costs; what to set for latency, throughput or memory |
-//! | [`from_tokio`], [`from_mio`], [`from_message_io`], [`from_erlang`] | what is different here: the same program on both sides |
+//! | [`operating`] | logs, metrics, alarms, draining, restarts; each close reason |
+//! | [`performance`] | cost of a message and of each feature; settings for each goal |
+//! | [`from_tokio`], [`from_mio`] | differences, with the same program on both sides |
+//! | [`from_message_io`], [`from_erlang`] | likewise |
 //!
-//! Sources are named where a fact is not the crate's own: manual pages as `listen(2)` (of Linux, where nothing else is said), RFCs
-//! by number. *Measured* means: on Linux, x86-64, with this crate.
+//! Facts that are not the crate's own name their source: manual pages as `listen(2)` (Linux's,
+//! unless stated otherwise), RFCs by number. *Measured* means: on Linux, x86-64, with this crate.
 
 #[doc = include_str!("limits.md")]
 pub mod limits {}

@@ -1,13 +1,13 @@
-//! The clock: the only room that reads it.
+//! The clock: the only module that reads it.
 
 use std::time::{Duration, Instant};
 
 use crate::proto::Time;
 
-/// Very long sleeps are cut, which costs a wake-up a day.
+/// Limit on the length of a sleep, which costs a wake-up a day.
 pub(super) const LONGEST_SLEEP: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A server's clock. It begins when it is made and never goes back.
+/// A server's clock. It starts when it is made and never goes back.
 pub(super) struct Clock {
     start: u64,
 }
@@ -23,13 +23,13 @@ impl Clock {
     }
 }
 
-/// What [`Instant`] reads, as one number: a connection's turn costs a reading, and two of `Instant`'s two numbers take longer to
-/// subtract than to read.
+/// The time of [`Instant`] as one number. A connection's turn costs a reading, and subtracting two
+/// pairs of `Instant` takes longer than the reading.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 #[inline]
 fn monotonic() -> u64 {
     use nix::time::{clock_gettime, ClockId};
-    // Without a clock (`clock_gettime(2)` knows no other error here) time would stand.
+    // Without a clock (`clock_gettime(2)` has no other error here) time would stand still.
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
         let seconds = u64::try_from(now.tv_sec()).unwrap_or(0);
         seconds.saturating_mul(1_000_000_000) + now.tv_nsec() as u64
@@ -44,7 +44,7 @@ fn monotonic() -> u64 {
     u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// When somebody outside a loop has waited long enough.
+/// When a caller outside a loop has waited long enough.
 pub(crate) struct Deadline(Option<Instant>);
 
 impl Deadline {

@@ -1,4 +1,4 @@
-//! What must hold after every iteration. Checked by the simulator.
+//! The invariants of every iteration, checked by the simulator.
 
 use super::admission::max_pending;
 use super::core::Core;
@@ -8,7 +8,7 @@ use crate::id::ConnId;
 use crate::proto::State;
 
 impl<O: Os> Core<O> {
-    /// The first invariant that does not hold, in words. `handlers` is their number.
+    /// The first invariant that does not hold, as text. `handlers` is their number.
     pub(crate) fn broken_invariant(&self, handlers: usize) -> Option<String> {
         let open = self.conns.len();
         if open > self.conns.cap().max(self.open_at_change) {
@@ -30,8 +30,8 @@ impl<O: Os> Core<O> {
         let without = self.without_socket();
         if streams + without != open || handlers != admitted {
             return Some(format!(
-                "{open} slots, {admitted} of them admitted and {without} between two attempts, hold {streams} sockets and {handlers} \
-                 handlers"
+                "{open} slots, {admitted} of them admitted and {without} between two attempts, \
+                 hold {streams} sockets and {handlers} handlers"
             ));
         }
         if let Some(fault) = self.lost_attempt() {
@@ -62,37 +62,35 @@ impl<O: Os> Core<O> {
         let unopened = self.conns.iter().filter(|slot| slot.pending).count();
         if unopened != self.admission.pending() {
             return Some(format!(
-                "{} are counted as unopened, {unopened} are",
+                "{} are counted as pending, {unopened} are",
                 self.admission.pending()
             ));
         }
         let most = max_pending(&self.conns, &self.config).max(self.pending_at_change);
         if unopened > most {
             return Some(format!(
-                "{unopened} connections are not open yet, the most is {most}"
+                "{unopened} connections are pending, the limit is {most}"
             ));
         }
         if !self.admission.pending_queue().is_compact(self.stats.peak) {
-            return Some(
-                "more unopened connections are remembered than there ever were".to_owned(),
-            );
+            return Some("more pending connections are remembered than there ever were".to_owned());
         }
         let first = self.conns.iter().filter(|slot| slot.pending);
         let first = first.map(|slot| slot.accepted_at).min();
         if self.admission.pending_queue().oldest(&self.conns) != first {
             return Some(format!(
-                "the oldest that is not open came at {first:?}, another is taken for it"
+                "the oldest pending connection came at {first:?}, another is taken for it"
             ));
         }
         let memory: usize = self.conns.iter().map(|slot| slot.machine.memory()).sum();
         if memory != self.memory.total() {
             return Some(format!(
-                "{} bytes are accounted for, {memory} are held",
+                "{} bytes are accounted for, {memory} are buffered",
                 self.memory.total()
             ));
         }
         if self.memory.is_over() {
-            return Some(format!("{memory} bytes are held, more than the limit"));
+            return Some(format!("{memory} bytes are buffered, more than the limit"));
         }
         for slot in self.conns.iter().filter(|slot| slot.paused_for_memory) {
             if !self.memory.is_tight() || !self.memory.is_paused(slot.id) {
@@ -118,7 +116,7 @@ impl<O: Os> Core<O> {
             ));
         }
         if self.running.is_some() {
-            return Some("somebody has the turn between two iterations".to_owned());
+            return Some("a connection's turn is running between two iterations".to_owned());
         }
         let fault = self.miscounted_source().or_else(|| self.deaf_listener());
         if fault.is_some() {
@@ -152,7 +150,7 @@ impl<O: Os> Core<O> {
         None
     }
 
-    /// Who connects has an attempt, nobody else has one, and it will be looked at again.
+    /// A connecting connection has an attempt, no other one has, and its timer is armed.
     fn lost_attempt(&self) -> Option<String> {
         for slot in self
             .conns
@@ -165,7 +163,7 @@ impl<O: Os> Core<O> {
                 return Some(format!("{}: it connects for ever", slot.info(self.now)));
             }
         }
-        // One that was ended from outside keeps its attempt until its next turn.
+        // A connection that was ended from outside keeps its attempt until its next turn.
         let ending = self.outbound.ids().filter(|&id| !self.is_connecting(id));
         let mut ending = ending.filter(|&id| self.conns.get(id).is_none_or(|slot| !slot.queued));
         ending
@@ -173,7 +171,7 @@ impl<O: Os> Core<O> {
             .map(|id| format!("{id} has an attempt and does not connect"))
     }
 
-    /// Each listener counts its connections under their sources as they say that they are counted.
+    /// Each listener counts its connections under the sources that they name.
     fn miscounted_source(&self) -> Option<String> {
         self.listeners.iter().find_map(|listener| {
             let slots = self
@@ -188,7 +186,7 @@ impl<O: Os> Core<O> {
         })
     }
 
-    /// A listener is out of the poll for a time, and nothing will wake the loop when that is over.
+    /// A listener is paused until a time at which no timer wakes the loop.
     fn deaf_listener(&self) -> Option<String> {
         let (now, room) = (self.os.now(), self.capacity());
         let wake = self.wake_at(now);
@@ -206,7 +204,7 @@ impl<O: Os> Core<O> {
         ))
     }
 
-    /// Sockets that the process holds.
+    /// Sockets that the process has open.
     pub(crate) fn descriptors(&self) -> usize {
         let listening = self
             .listeners
@@ -219,20 +217,21 @@ impl<O: Os> Core<O> {
             + listening.count()
     }
 
-    /// For each connection that waits for an event: its socket, whether it waits for input, whether for room.
+    /// For each connection that waits for an event: its socket, and whether it waits to read or to
+    /// write.
     pub(crate) fn waiting(&self) -> impl Iterator<Item = (ConnId, &O::Stream, bool, bool)> {
         self.conns
             .iter()
             .filter(|slot| !slot.queued && !slot.retry)
             .filter_map(|slot| {
                 let stream = slot.stream.as_ref()?;
-                // Who is paused_for_memory waits for others to hold less.
+                // A connection that is paused for memory waits until others use less.
                 let for_input = slot.machine.wants_read() && !slot.is_paused_for_memory();
                 Some((slot.id, stream, for_input, slot.machine.sendable() > 0))
             })
     }
 
-    /// Each connection's socket, and where it is in its life.
+    /// Each connection's socket, and its state.
     pub(crate) fn sockets(&self) -> impl Iterator<Item = (&O::Stream, State)> {
         self.conns.iter().filter_map(|slot| {
             let stream = slot.stream.as_ref()?;
@@ -240,7 +239,7 @@ impl<O: Os> Core<O> {
         })
     }
 
-    /// The listeners that could accept now and wait for an event to do so.
+    /// Listeners that could accept now and wait for an event.
     pub(crate) fn listening(&self) -> impl Iterator<Item = &O::Listener> {
         self.listeners
             .iter()

@@ -1,4 +1,4 @@
-//! Everything the reactor asks of the operating system. The real one is `os_mio`.
+//! The reactor's interface to the operating system. The real one is `os_mio`.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +11,8 @@ use crate::id::{ConnId, ListenerId};
 use crate::listen::SocketOptions;
 use crate::proto::Time;
 
-/// What an event belongs to, small enough for `epoll_data` on 32 bits too: 24 bits of slot, the rest generation.
+/// Names the owner of an event, small enough for `epoll_data` on 32 bits too: 24 bits of slot, the
+/// rest generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Token(pub(crate) usize);
 
@@ -21,7 +22,7 @@ const INDEX_MASK: usize = (1 << INDEX_BITS) - 1;
 const FIRST_LISTENER: usize = INDEX_MASK + 1 - LISTENERS;
 const LISTENERS: usize = 1 << 16;
 
-/// Whom a token names.
+/// The owner that a token names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Named {
     /// The connection in this slot, if its own token is the same.
@@ -63,15 +64,16 @@ pub(crate) struct Event {
     pub(crate) token: Token,
     pub(crate) readable: bool,
     pub(crate) writable: bool,
-    /// The peer's end, an error, or what stands behind an urgent byte is to be read out: a short read is not the last.
+    /// The peer's end, an error, or data behind an urgent byte follows: a short read is not the
+    /// last.
     pub(crate) closed: bool,
 }
 
-/// A connected socket as handlers may ask about it.
+/// A connected socket, with the queries of handlers.
 pub(crate) trait Socket {
     fn local_addr(&self) -> io::Result<Addr>;
 
-    /// Of the peer's process, where the system says it: on a Unix socket.
+    /// Credentials of the peer's process, where the system reports them: on a Unix socket.
     fn credentials(&self) -> io::Result<Credentials>;
 }
 
@@ -79,7 +81,7 @@ pub(crate) trait Socket {
 pub(crate) trait StreamOps {
     type Stream;
 
-    /// The size from which a frame is written by itself, because copying it would cost more.
+    /// The size from which a frame is written by itself, because a copy would cost more.
     const LARGE_FRAME: usize = 32 * 1024;
 
     /// Monotonic time since the creation of `self`.
@@ -108,20 +110,20 @@ pub(crate) trait StreamOps {
 pub(crate) trait Os: StreamOps<Stream: Socket> {
     type Listener;
 
-    /// How many descriptors this process may have open, where the system says so.
+    /// Number of descriptors that this process may have open, where the system reports it.
     fn descriptor_limit(&self) -> Option<usize>;
 
-    /// Waits for events, at most `timeout`, and appends them. True if there may be more than fitted.
+    /// Waits for events, at most `timeout`, and appends them. True if more may be pending.
     fn poll(&mut self, events: &mut Vec<Event>, timeout: Option<Duration>) -> io::Result<bool>;
 
     fn waker(&self) -> Box<dyn Wake>;
 
     fn listen(&mut self, addr: &Addr, options: &SocketOptions) -> io::Result<Self::Listener>;
 
-    /// Makes an existing listening socket ours, if it is one.
+    /// Adopts an existing listening socket, if it is one.
     fn adopt(&mut self, socket: OwnedFd) -> io::Result<Self::Listener>;
 
-    /// Another descriptor of the socket, for another process; what belongs to the socket is that one's from now on.
+    /// Another descriptor of the socket, for another process, which then owns the socket's file.
     fn share_listener(&mut self, listener: &mut Self::Listener) -> io::Result<OwnedFd>;
 
     fn listener_addr(&self, listener: &Self::Listener) -> io::Result<Addr>;
@@ -134,7 +136,8 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
 
     fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Self::Stream, Addr)>;
 
-    /// Begins to connect; true if it is connected already. Until it is, an event says when to ask [`Os::connected`].
+    /// Starts to connect; true if it is connected already. Otherwise an event says when to call
+    /// [`Os::connected`].
     fn connect(
         &mut self,
         addr: &Addr,
@@ -142,19 +145,19 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
         options: &SocketOptions,
     ) -> io::Result<(Self::Stream, bool)>;
 
-    /// Whether it is connected: false while it may still be.
+    /// Whether it is connected: false while the attempt goes on.
     fn connected(&mut self, stream: &mut Self::Stream) -> io::Result<bool>;
 
-    /// Any number.
+    /// A random number.
     fn random(&mut self) -> u64;
 
     /// For reading and writing, edge-triggered, once.
     fn register_stream(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
 
-    /// How many bytes could be read, at most one, without reading them; 0 at the end.
+    /// Number of readable bytes, at most one, without reading them; 0 at the end.
     fn peek(&mut self, stream: &mut Self::Stream) -> io::Result<usize>;
 
-    /// Takes a stream out of the poll and gives it away.
+    /// Takes a stream out of the poll and returns its socket.
     fn release(&mut self, stream: Self::Stream) -> io::Result<OwnedFd>;
 
     /// Whether [`Os::release`] can work at all.

@@ -25,9 +25,9 @@ use crate::handle::Wake;
 use crate::listen::SocketOptions;
 use crate::proto::Time;
 
-/// Events taken per turn.
+/// Events taken per iteration.
 const BATCH: usize = 1024;
-/// With a send: an error, and no signal. Darwin has an option of the socket instead.
+/// For sends: an error, and no signal. Darwin has an option of the socket instead.
 #[cfg(not(target_vendor = "apple"))]
 const NO_SIGNAL: libc::c_int = libc::MSG_NOSIGNAL;
 #[cfg(target_vendor = "apple")]
@@ -38,7 +38,7 @@ pub(crate) struct MioOs {
     events: Events,
     waker: Arc<Waker>,
     clock: Clock,
-    /// What it opens together with other servers, and what it has opened so far.
+    /// Sockets shared with other servers, and the number of those opened so far.
     listen_sockets: Option<(Arc<SharedListenSockets>, Vec<Addr>)>,
 }
 
@@ -55,7 +55,7 @@ impl MioOs {
         })
     }
 
-    /// Listens on the sockets that other servers listen on.
+    /// Shares listening sockets with other servers.
     pub(crate) fn share_listen_sockets(&mut self, listen_sockets: Arc<SharedListenSockets>) {
         self.listen_sockets = Some((listen_sockets, Vec::new()));
     }
@@ -66,7 +66,8 @@ impl MioOs {
     }
 }
 
-/// The process's soft limit of open descriptors (RLIMIT_NOFILE), where the system says it without unsafe code: on Linux.
+/// The process's soft limit of open descriptors (RLIMIT_NOFILE), where the system reports it
+/// without unsafe code: on Linux.
 pub(crate) fn descriptor_limit() -> Option<usize> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits
@@ -93,7 +94,7 @@ pub(crate) enum Listener {
 pub(crate) struct UnixDoor {
     file: Option<Arc<SocketFile>>,
     socket: UnixListener,
-    /// Of each connection; they do not inherit it.
+    /// Options of each connection; it does not inherit them.
     send_buffer: Option<usize>,
 }
 
@@ -118,7 +119,8 @@ impl Listener {
         }
     }
 
-    /// The same socket and queue under another descriptor, for another poll. The last one removes a Unix socket's file.
+    /// The same socket and queue under another descriptor, for another poll. The last one removes a
+    /// Unix socket's file.
     pub(super) fn try_clone(&self) -> io::Result<Self> {
         let descriptor = self.as_fd().try_clone_to_owned()?;
         Ok(match self {
@@ -205,14 +207,15 @@ fn listen_tcp(addr: SocketAddr, options: &SocketOptions) -> io::Result<TcpListen
     if options.reuse_port {
         socket.set_reuse_port(true)?;
     }
-    // Before listen: accepted sockets inherit these, and the receive window is announced in the SYN-ACK (tcp(7)).
+    // Before listen: accepted sockets inherit these, and the SYN-ACK announces the receive window
+    // (`tcp(7)`).
     set_tcp_options(&socket, options)?;
     socket.bind(&addr.into())?;
     socket.listen(backlog(options))?;
     Ok(TcpListener::from_std(socket.into()))
 }
 
-/// What holds for every connection.
+/// Options of every connection.
 fn set_tcp_options(socket: &socket2::Socket, options: &SocketOptions) -> io::Result<()> {
     if let Some(bytes) = options.recv_buffer {
         socket.set_recv_buffer_size(bytes)?;
@@ -239,10 +242,10 @@ fn connect_tcp(
     let socket =
         socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
-    // Before connect: the receive window is announced in the SYN.
+    // Before connect: the SYN announces the receive window.
     set_tcp_options(&socket, options)?;
     if let Some(local) = bind {
-        // A port of one's own is not to be taken for two minutes by the connection before.
+        // TIME_WAIT of an earlier connection must not occupy a chosen local port.
         socket.set_reuse_address(local.port() != 0)?;
         socket.bind(&local.into())?;
     }
@@ -273,7 +276,7 @@ fn begin_connect(socket: &socket2::Socket, addr: &SockAddr) -> io::Result<bool> 
     socket.set_nosigpipe(true)?;
     match socket.connect(addr) {
         Ok(()) => Ok(true),
-        // connect(2): interrupted, it goes on all the same.
+        // `connect(2)`: an interrupted connect goes on.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EINTR)) => {
             Ok(false)
         }
@@ -281,13 +284,14 @@ fn begin_connect(socket: &socket2::Socket, addr: &SockAddr) -> io::Result<bool> 
     }
 }
 
-/// How socket2 spells it.
+/// The address in socket2's form.
 fn abstract_address(name: &[u8]) -> io::Result<SockAddr> {
     SockAddr::unix(OsStr::from_bytes(&[&[0], name].concat()))
 }
 
-/// Who is at the other end, if anybody is. A TCP socket that connects to a free port of the range from which the system chooses local
-/// ones may be given that very port, and then it connects to itself (RFC 9293 section 3.5, simultaneous open).
+/// Fails if the socket is not connected to a peer. A connect to a free port of the range for local
+/// ports may get that very port. Then the socket connects to itself (RFC 9293 section 3.5,
+/// simultaneous open).
 fn has_peer(stream: &Stream) -> io::Result<()> {
     match stream {
         Stream::Tcp(stream) if stream.peer_addr()? == stream.local_addr()? => {
@@ -326,7 +330,8 @@ fn backlog(options: &SocketOptions) -> i32 {
     i32::try_from(options.backlog).unwrap_or(i32::MAX)
 }
 
-/// mio's own accept panics on the longest name that a client can take, which has no zero at its end (`unix(7)`, "Bugs").
+/// mio's own accept panics on the longest name of a client, which has no zero at its end
+/// (`unix(7)`, "Bugs").
 fn accept_unix(door: &UnixDoor) -> io::Result<(UnixStream, Addr)> {
     let listener = SockRef::from(&door.socket);
     #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -415,7 +420,7 @@ impl Os for MioOs {
         let timeout = Some(timeout.unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP));
         self.poll.poll(&mut self.events, timeout)?;
         events.extend(self.events.iter().map(|event| {
-            // A read ends in front of an urgent byte, so that more may stand behind a short one.
+            // A read ends in front of an urgent byte, so data may follow a short read.
             let closed = event.is_read_closed() || event.is_error() || event.is_priority();
             Event {
                 token: Token(event.token().0),
@@ -451,7 +456,7 @@ impl Os for MioOs {
         if known.r#type()? != Type::STREAM {
             return wrong("the socket is not a stream socket");
         }
-        // Where the system cannot be asked, the first accept finds out.
+        // Where the system cannot report it, the first accept fails.
         #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
         if !known.is_listener()? {
             return wrong("the socket is not listening");
@@ -559,13 +564,13 @@ impl Os for MioOs {
     }
 
     fn random(&mut self) -> u64 {
-        // Keys of its own each time.
+        // New keys for each one.
         RandomState::new().hash_one(0_u8)
     }
 
     fn register_stream(&mut self, stream: &mut Stream, token: Token) -> io::Result<()> {
         let interest = Interest::READABLE | Interest::WRITABLE;
-        // Told of urgent bytes where the system can; an edge, so it cannot spin.
+        // Reports urgent bytes where the system can; edge-triggered, so it cannot spin.
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let interest = interest | Interest::PRIORITY;
         let source: &mut dyn Source = match stream {
@@ -603,9 +608,10 @@ impl Os for MioOs {
     }
 
     fn close(&mut self, stream: Stream, reset: bool) {
-        // A Unix socket has no RST: its peer sees the end, or ECONNRESET if it had sent more than was read.
+        // A Unix socket has no RST: its peer sees the end, or ECONNRESET if it had sent unread
+        // data.
         if let (Stream::Tcp(stream), true) = (&stream, reset) {
-            // Fails only for a socket that is dead already.
+            // Fails only for a socket that has failed already.
             let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
         }
         drop(stream);

@@ -1,4 +1,4 @@
-//! One cap over several servers: how many places are free, exactly, and who waits for one.
+//! One exact cap over several servers: the free permits, and the servers that wait for one.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
@@ -7,19 +7,20 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use crate::handle::Wake;
 use crate::logs;
 
-/// The places that several servers share.
+/// The permits that several servers share.
 ///
-/// A server takes a place before it accepts, so that no two of them take the last one. Who finds none says that it waits
-/// and then looks once more; who gives one back looks for those who wait afterwards. In that order one of the two sees
-/// the other (all of it is sequentially consistent), so that nobody sleeps beside a free place.
+/// A server takes a permit before it accepts, so that no two of them take the last one. A server
+/// that finds none marks itself as waiting and checks once more. A server that gives one back
+/// checks for waiting ones afterwards. All of it is sequentially consistent, so in that order one
+/// of the two sees the other. So no server sleeps while a permit is free.
 pub(crate) struct SharedCap {
-    /// Negative while the cap is lower than what was taken before it was lowered.
+    /// Negative while the cap is lower than the number of permits taken before.
     free: AtomicIsize,
     cap: AtomicUsize,
-    /// Held while the cap changes: two changes at once must not add up.
+    /// Held while the cap changes: concurrent changes must not add up.
     changing: Mutex<()>,
     sharers: Box<[Sharer]>,
-    /// Those of them that have not gone.
+    /// Number of servers that are still there.
     present: AtomicUsize,
 }
 
@@ -44,7 +45,7 @@ impl SharedCap {
         self.cap.load(Ordering::Relaxed)
     }
 
-    /// From when this returns, no place is taken beyond the new cap.
+    /// Sets the cap. When this returns, no permit beyond the new cap is taken any more.
     pub(crate) fn set_cap(&self, cap: usize) {
         {
             let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -52,7 +53,7 @@ impl SharedCap {
             self.free
                 .fetch_add(signed(cap) - signed(before), Ordering::SeqCst);
         }
-        // All of them, whether they wait or not: the cap is in what they report.
+        // All servers, waiting or not: each reports the cap.
         for sharer in &self.sharers {
             sharer.waits.store(false, Ordering::SeqCst);
             sharer.wake();
@@ -63,7 +64,7 @@ impl SharedCap {
         self.free.load(Ordering::SeqCst)
     }
 
-    /// What each of those present has on average.
+    /// The average number of permits per present server.
     fn average(&self) -> usize {
         let taken = usize::try_from(signed(self.cap()) - self.free()).unwrap_or(0);
         taken / self.present.load(Ordering::Relaxed).max(1)
@@ -80,7 +81,7 @@ impl SharedCap {
         self.free.fetch_add(signed(permits), Ordering::SeqCst);
     }
 
-    /// Wakes those who wait, if there is a place for them.
+    /// Wakes the waiting servers if a permit is free.
     fn offer(&self) {
         if self.free() <= 0 {
             return;
@@ -101,10 +102,10 @@ impl Sharer {
     }
 }
 
-/// So many connections more than the others have are no imbalance.
+/// A smaller excess over the other servers is no imbalance.
 const SLACK: usize = 4;
 
-/// No more than [`MAX_CONNECTIONS`](crate::config::MAX_CONNECTIONS).
+/// At most [`MAX_CONNECTIONS`](crate::config::MAX_CONNECTIONS).
 fn signed(permits: usize) -> isize {
     isize::try_from(permits).unwrap_or(isize::MAX / 4)
 }
@@ -118,23 +119,23 @@ impl fmt::Debug for SharedCap {
     }
 }
 
-/// What one server has of them. Given back when it is dropped.
+/// One server's permits. Given back on drop.
 pub(super) struct CapShare {
     shared_cap: Arc<SharedCap>,
     index: usize,
-    /// Of its connections, and of one that is to come.
+    /// Permits of its connections, and of one to come.
     held: usize,
-    /// One of those held is for the next connection.
+    /// One of the permits is reserved for the next connection.
     reserved: bool,
-    /// Some were given back since this was last offered.
+    /// Some were given back since the other servers were last notified.
     gave: bool,
 }
 
 impl CapShare {
-    /// `wake` is how others wake the server when there is a place again.
+    /// `wake` lets other servers wake this one when a permit is free again.
     pub(super) fn new(shared_cap: Arc<SharedCap>, index: usize, wake: Box<dyn Wake>) -> Self {
         if let Some(sharer) = shared_cap.sharers.get(index) {
-            // Once for each server.
+            // Called once for each server.
             let _ = sharer.wake.set(wake);
         }
         shared_cap.present.fetch_add(1, Ordering::Relaxed);
@@ -155,7 +156,7 @@ impl CapShare {
         self.shared_cap.set_cap(cap);
     }
 
-    /// Its part of a limit that holds for all.
+    /// This server's part of a limit on all servers.
     pub(super) fn part_of(&self, limit: usize) -> usize {
         limit.div_ceil(self.shared_cap.sharers.len().max(1))
     }
@@ -164,9 +165,10 @@ impl CapShare {
         self.reserved || self.shared_cap.free() > 0
     }
 
-    /// It has clearly more connections than the others.
+    /// Whether this server has clearly more connections than the others.
     pub(super) fn is_ahead(&self) -> bool {
-        // Few are never many more, and looking costs a cache line that all of them write.
+        // A small number is never an excess, and the comparison costs a cache line that all servers
+        // write.
         if self.held <= SLACK {
             return false;
         }
@@ -174,12 +176,12 @@ impl CapShare {
         self.held > average + average / 8 + SLACK
     }
 
-    /// None is free, and the cap is not passed.
+    /// Whether no permit is free, and the cap is not exceeded.
     pub(super) fn is_exhausted(&self) -> bool {
         !self.reserved && self.shared_cap.free() == 0
     }
 
-    /// Takes a place for the next connection, if it is not taken already.
+    /// Reserves a permit for the next connection, unless one is reserved already.
     pub(super) fn reserve(&mut self) -> bool {
         if !self.reserved && self.shared_cap.take() {
             self.reserved = true;
@@ -188,23 +190,23 @@ impl CapShare {
         self.reserved
     }
 
-    /// Nobody came for it.
+    /// Gives back an unused reservation.
     pub(super) fn unreserve(&mut self) {
         if std::mem::take(&mut self.reserved) {
             self.give_back();
         }
     }
 
-    /// A connection moves in, on the place that was reserved.
+    /// A connection takes the reserved permit.
     pub(super) fn fill(&mut self) {
         if !std::mem::take(&mut self.reserved) {
-            // Not asked for: the count is right all the same.
+            // Without a reservation: the count is right all the same.
             self.shared_cap.free.fetch_sub(1, Ordering::SeqCst);
             self.held += 1;
         }
     }
 
-    /// A connection moves out, for the next one or for anybody.
+    /// A connection has ended: its permit goes to the next one or to another server.
     pub(super) fn vacate(&mut self, keep: bool) {
         if keep && !self.reserved {
             self.reserved = true;
@@ -219,8 +221,8 @@ impl CapShare {
         self.gave = true;
     }
 
-    /// The last look for room in a turn. Who finds none will be woken when there is some. Who finds some is not: a later look
-    /// must not be what it goes to sleep on.
+    /// The last check for a permit in an iteration. If none is free, the server will be woken when
+    /// one is. If one is free it is not woken, so this check must be the last one before it sleeps.
     pub(super) fn await_room(&self) -> bool {
         if self.has_room() {
             return true;
@@ -231,7 +233,7 @@ impl CapShare {
         self.has_room()
     }
 
-    /// At the end of a turn: what it gave back and has not taken again is for the others.
+    /// Called at the end of an iteration: offers returned permits to the other servers.
     pub(super) fn offer(&mut self) {
         if std::mem::take(&mut self.gave) {
             self.shared_cap.offer();
@@ -260,7 +262,7 @@ mod tests {
 
     impl Wake for Bell {
         fn wake(&self) -> io::Result<()> {
-            // One that waits already is enough.
+            // One pending message is enough.
             let _ = self.0.try_send(());
             Ok(())
         }
@@ -292,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_kept_for_who_comes_next() {
+    fn a_slot_is_kept_for_the_next_client() {
         let shared_cap = Arc::new(SharedCap::new(1, 2));
         let ((mut first, _), (mut second, _)) = (share(&shared_cap, 0), share(&shared_cap, 1));
         assert!(first.reserve());
@@ -308,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lowered_cap_lets_nobody_in_and_takes_nothing_away() {
+    fn a_lowered_cap_admits_no_client_and_ends_none() {
         let shared_cap = Arc::new(SharedCap::new(4, 1));
         let (mut one, rings) = share(&shared_cap, 0);
         for _ in 0..4 {
@@ -333,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_more_than_the_others_is_ahead() {
+    fn a_server_with_more_than_the_others_is_ahead() {
         let shared_cap = Arc::new(SharedCap::new(100, 2));
         let ((mut first, _), (mut second, _)) = (share(&shared_cap, 0), share(&shared_cap, 1));
         let come = |share: &mut CapShare, count| {
@@ -355,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_leaves_its_places_to_the_others() {
+    fn a_server_that_ends_leaves_its_permits_to_the_others() {
         let shared_cap = Arc::new(SharedCap::new(2, 2));
         let ((mut first, _), (mut second, rings)) = (share(&shared_cap, 0), share(&shared_cap, 1));
         assert!(first.reserve());
@@ -368,7 +370,8 @@ mod tests {
         assert_eq!(shared_cap.free(), 1);
     }
 
-    /// Threads that come, wait and go as servers do: never more than the cap inside, and nobody sleeps beside a free place.
+    /// Threads that take permits, wait and give them back as servers do. The cap is never exceeded,
+    /// and no thread sleeps while a permit is free.
     #[test]
     fn no_wake_up_is_lost_and_the_cap_holds() {
         const SHARERS: usize = 4;

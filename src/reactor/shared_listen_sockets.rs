@@ -1,4 +1,5 @@
-//! Listening sockets that several servers have in common: the first to listen on an address opens it, the others follow.
+//! Listening sockets that several servers share: the first to listen on an address opens it, the
+//! others follow.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -7,22 +8,22 @@ use super::os_mio::Listener;
 use crate::addr::Addr;
 use crate::listen::SocketOptions;
 
-/// The sockets that were opened, until all servers are there.
+/// The opened sockets, until all servers are there.
 #[derive(Default)]
 pub(crate) struct SharedListenSockets {
     listen_sockets: Mutex<Vec<SharedSocket>>,
 }
 
 struct SharedSocket {
-    /// As it was asked for, perhaps with port 0.
+    /// The requested address, perhaps with port 0.
     asked: Addr,
     socket: Listener,
 }
 
 impl SharedListenSockets {
-    /// The socket for the listener that a server has opened as its `nth` on this address: with port 0 there may be several.
-    /// `bind` makes a new one. With [`Listen::reuse_port`](crate::Listen::reuse_port) each server has a socket, and so a
-    /// queue, of its own on the address of the first.
+    /// The socket for the `nth` listener of a server on this address: with port 0 there may be
+    /// several. `bind` makes a new one. With [`Listen::reuse_port`](crate::Listen::reuse_port) each
+    /// server has a socket and a queue of its own, on the address of the first.
     pub(super) fn open(
         &self,
         asked: &Addr,
@@ -49,7 +50,7 @@ impl SharedListenSockets {
         Ok(socket)
     }
 
-    /// All servers are there: each socket is from now on as long open as one of them holds it.
+    /// All servers are there: from now on each socket is open as long as one of them has it.
     pub(crate) fn forget(&self) {
         self.lock().clear();
     }

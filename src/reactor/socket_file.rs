@@ -1,5 +1,5 @@
-//! The file of a Unix socket: bound where nobody listens, with its permissions before anybody can connect, and removed
-//! at the end if it is still the same.
+//! The file of a Unix socket: bound only if no server listens there, with its permissions before
+//! the first connect, and removed at the end if it is still the same.
 
 use std::fs;
 use std::io;
@@ -11,21 +11,22 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::logs;
 
-/// Device and inode. While a socket is open its inode cannot be given to another file.
+/// Device and inode. While a socket is open, no other file gets its inode.
 type Identity = (u64, u64);
 
-/// A file that we have made. Removed when this is dropped, which must be before its socket is.
+/// A file that this server has made. Removed on drop, which must be before its socket's.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     /// Absolute: the process may change its directory.
     path: PathBuf,
     identity: Identity,
-    /// Another process may serve it as well: it stays.
+    /// Another process may serve it as well: it is not removed.
     handed_out: AtomicBool,
 }
 
 impl SocketFile {
-    /// Binds and listens. A file that is there is removed if it is a socket that refuses connections, and only then.
+    /// Binds and listens. An existing file is removed only if it is a socket that refuses
+    /// connections.
     pub(super) fn listen(
         socket: &Socket,
         path: &Path,
@@ -46,7 +47,7 @@ impl SocketFile {
             path,
             handed_out: AtomicBool::new(false),
         };
-        // A socket refuses everybody until it listens: nobody comes in under wider permissions.
+        // A socket refuses clients until it listens, so no client connects under wider permissions.
         if let Some(mode) = mode {
             fs::set_permissions(&file.path, fs::Permissions::from_mode(mode))?;
         }
@@ -100,14 +101,18 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     if !refused || !same {
         return Err(io::ErrorKind::AddrInUse.into());
     }
-    logs::info!(target: logs::LISTENER, "the socket {path:?} refuses connections: nobody serves it, and it is removed");
+    logs::info!(
+        target: logs::LISTENER,
+        "the socket {path:?} refuses connections: no server uses it, and it is removed"
+    );
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
-/// Whether nobody listens there. Whoever has no time for us, or no permission for us, lives.
+/// Whether the file is stale. EAGAIN and EACCES mean that a server is listening; only ECONNREFUSED
+/// means that none is.
 fn refuses(path: &Path) -> io::Result<bool> {
     let probe = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     probe.set_nonblocking(true)?;

@@ -1,4 +1,4 @@
-//! Connections by where they come from: how many, and how fast.
+//! Limits on connections per source: number and rate.
 
 use std::collections::hash_map::Entry;
 use std::collections::HashMap;
@@ -10,16 +10,16 @@ use ipnet::IpNet;
 use crate::listen::SourceLimits;
 use crate::proto::{Bucket, Time};
 
-/// Sources that are told apart.
+/// Number of sources with a count of their own.
 const MAX_SOURCES: usize = 65_536;
-/// How often a full table is searched for sources that need no place any more.
+/// Interval at which a full table is searched for entries that can be removed.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The sources of one listener's connections.
 #[derive(Debug)]
 pub(super) struct Sources {
     apart: HashMap<IpAddr, Source>,
-    /// All who found the table full.
+    /// Shared by all sources that found the table full.
     together: Source,
     most: usize,
     next_sweep: Time,
@@ -31,14 +31,14 @@ struct Source {
     bucket: Bucket,
 }
 
-/// Under what a connection is counted.
+/// Where a connection is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Counted {
-    /// Not at all.
+    /// Nowhere.
     No,
     /// Under its source.
     Apart,
-    /// With all who found the table full.
+    /// With all sources that found the table full.
     Together,
 }
 
@@ -58,7 +58,7 @@ impl Sources {
         }
     }
 
-    /// Counts a connection, unless its source has too many or comes too fast.
+    /// Counts a connection, unless its source has too many or connects too fast.
     pub(super) fn admit(
         &mut self,
         peer: IpAddr,
@@ -94,7 +94,7 @@ impl Sources {
         Some(counted)
     }
 
-    /// A connection has gone that was counted like this.
+    /// Uncounts a connection that was counted like this.
     pub(super) fn leave(
         &mut self,
         peer: IpAddr,
@@ -117,7 +117,7 @@ impl Sources {
         }
     }
 
-    /// The rate may be another one from now on.
+    /// Adapts to a rate that may have changed.
     pub(super) fn follow(&mut self, limits: &SourceLimits, now: Time) {
         if let Some(rate) = limits.rate {
             for source in self.apart.values_mut().chain([&mut self.together]) {
@@ -126,7 +126,7 @@ impl Sources {
         }
     }
 
-    /// What is wrong with the counts, if these are the connections that they are about.
+    /// The fault in the counts, if these are the connections that they should count.
     #[cfg(feature = "sim")]
     pub(super) fn miscount(
         &self,
@@ -165,13 +165,13 @@ impl Sources {
 }
 
 impl Source {
-    /// As if nobody had ever come from there.
+    /// Whether the entry equals that of an unknown source.
     fn is_idle(&self, now: Time) -> bool {
         self.connections == 0 && self.bucket.is_full(now)
     }
 }
 
-/// The network of an address. An IPv4 peer of an IPv6 socket is an IPv4 peer.
+/// The network of an address. An IPv4 peer of an IPv6 socket counts as IPv4.
 fn source_of(peer: IpAddr, (ipv4, ipv6): (u8, u8)) -> IpAddr {
     let peer = peer.to_canonical();
     let prefix = if peer.is_ipv4() { ipv4 } else { ipv6 };
@@ -260,7 +260,8 @@ mod tests {
         assert_eq!(admitted(&mut sources, at(60_000)), 3);
     }
 
-    /// The table is bounded: whoever finds it full shares one limit with the others, and those inside keep theirs.
+    /// The table is bounded: sources that find it full share one limit, and those in it keep
+    /// theirs.
     #[test]
     fn a_full_table_is_shared() {
         let (mut sources, limits) = (Sources::with_room_for(2), most(1));
@@ -287,7 +288,7 @@ mod tests {
         assert_eq!(sources.together.connections, 0);
     }
 
-    /// Sources that came long ago make room.
+    /// Old entries are removed for new sources.
     #[test]
     fn a_full_table_is_swept() {
         let limits = SourceLimits {
@@ -310,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn without_limits_nobody_is_counted() {
+    fn without_limits_no_source_is_counted() {
         let mut sources = Sources::default();
         let limits = SourceLimits::default();
         assert_eq!(

@@ -1,17 +1,19 @@
-//! When to look at whom again: one entry per connection, in a heap that knows where each entry is.
+//! Timers: one entry per connection, in a heap that knows the position of each entry.
 //!
-//! A connection's deadline moves later all the time and that costs nothing here: the entry fires, the reactor looks,
-//! and arms again. Only a deadline earlier than the entry moves it. Closed connections leave nothing behind.
+//! A connection's deadline often moves later, and that costs nothing here: the entry fires, the
+//! reactor compares the deadline, and arms again. Only an earlier deadline moves the entry. Closed
+//! connections leave nothing behind.
 
 use crate::proto::Time;
 
-/// A binary heap of times and slots, earliest first, with each slot's place in it. Two lists, which take less room than pairs.
+/// A binary heap of times and slots, earliest first, with each slot's position. Two lists take less
+/// memory than pairs.
 #[derive(Debug, Default)]
 pub(super) struct Timers {
     whens: Vec<Time>,
-    /// Whose entry each is.
+    /// The slot of each entry.
     slots: Vec<u32>,
-    /// Place in the heap of each slot, or `NONE`.
+    /// Position in the heap of each slot, or `NONE`.
     places: Vec<u32>,
 }
 
@@ -26,7 +28,7 @@ impl Timers {
         }
     }
 
-    /// Looks at `slot` at `when` at the latest.
+    /// Arms the timer of `slot` for `when`, unless an earlier time is set.
     #[inline]
     pub(super) fn arm(&mut self, slot: u32, when: Time) {
         if !when.is_armed() {
@@ -69,7 +71,7 @@ impl Timers {
         self.time(0)
     }
 
-    /// Takes one slot whose time is `due`.
+    /// Removes and returns one slot whose time is `due`.
     #[inline]
     pub(super) fn pop(&mut self, due: Time) -> Option<u32> {
         let slot = *self.slots.first()?;
@@ -80,7 +82,7 @@ impl Timers {
         Some(slot)
     }
 
-    /// When this slot will be looked at.
+    /// The time at which this slot's timer fires.
     #[cfg(feature = "sim")]
     pub(super) fn of(&self, slot: u32) -> Time {
         self.place(slot)
@@ -111,7 +113,8 @@ impl Timers {
         self.whens.get(place).copied().unwrap_or(Time::NEVER)
     }
 
-    /// Moves the entry at `place` towards the root, and notes the places of all that moved.
+    /// Moves the entry at `place` towards the root, and notes the positions of all entries that
+    /// moved.
     fn sift_up(&mut self, mut place: usize) {
         while place > 0 {
             let parent = (place - 1) / 2;

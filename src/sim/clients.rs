@@ -14,22 +14,23 @@ const PORTS: usize = 50_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientId(pub(super) usize);
 
-/// How a connection stands, as its client sees it.
+/// The state of a connection, as its client sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ClientState {
     /// Connected, perhaps still in the backlog.
     Connected,
-    /// The server has finished sending, and everything it sent has been received. The client does not finish by itself:
-    /// without [`Sim::finish`](super::Sim::finish) the server lingers ([`Listen::linger`](crate::Listen::linger)) before
-    /// its handler hears `on_close`.
+    /// The server has finished sending, and the client has received everything. The client does not
+    /// finish by itself. Without [`Sim::finish`](super::Sim::finish) the server lingers
+    /// ([`Listen::linger`](crate::Listen::linger)) before it calls `on_close`.
     Finished,
     /// The connection was reset.
     Reset,
 }
 
 impl Kernel {
-    /// Connects to a listener, from a host of its own choice; `None` if nobody listens there or its backlog is full.
+    /// Connects to a listener, from a host of its own choice; `None` without a listener there, or
+    /// if its backlog is full.
     pub(super) fn connect(&mut self, addr: SocketAddr, from: Option<IpAddr>) -> Option<ClientId> {
         let index = self.sockets.len();
         let listener = self
@@ -84,7 +85,7 @@ impl Kernel {
         }
     }
 
-    /// Clients wait, and no edge is under way that will say so.
+    /// The backlog is not empty, and no edge is due that will announce it.
     pub(super) fn has_missed_clients(&self, index: usize) -> bool {
         self.listeners.get(index).is_some_and(|listener| {
             listener.token.is_some() && !listener.edge && !listener.queue.is_empty()

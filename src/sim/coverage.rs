@@ -1,4 +1,4 @@
-//! What a world has shown: which faults met connections at which stage of their lives, and how those lives went on.
+//! Coverage of a world: which faults hit connections at which stage, and the changes of stage.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,15 +6,15 @@ use std::fmt;
 use super::faults::Fault;
 use crate::proto::State;
 
-/// Where a connection is in its life, as the simulator sees it between two turns.
+/// A connection's stage, as the simulator sees it between two iterations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Stage {
-    /// No connection is concerned: a poll, a listener, an event for nobody.
-    Nobody,
-    /// Accepted in this very turn, or an attempt to connect that was begun in it.
+    /// No connection is concerned: a poll, a listener, an event without an owner.
+    NoConnection,
+    /// Accepted in this very iteration, or an attempt to connect that was started in it.
     New,
-    /// [`State::Accepting`], since an earlier turn: its PROXY header has not come.
+    /// [`State::Accepting`], since an earlier iteration: its PROXY header is incomplete.
     Accepting,
     /// [`State::Connecting`].
     Connecting,
@@ -29,7 +29,8 @@ pub enum Stage {
 }
 
 impl Stage {
-    /// Every change that a turn may bring. One that goes through several states in a turn is seen in the last.
+    /// Every change that an iteration may cause. Of several changes in one iteration the last is
+    /// seen.
     pub const MOVES: &'static [(Self, Self)] = &[
         (Self::New, Self::Accepting),
         (Self::New, Self::Connecting),
@@ -71,18 +72,18 @@ impl fmt::Display for Stage {
     }
 }
 
-/// How often what happened to whom. From [`Sim::take_coverage`](super::Sim::take_coverage).
+/// Counts of faults and changes. From [`Sim::take_coverage`](super::Sim::take_coverage).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Coverage {
-    /// Faults, by the stage at which the turn met the connection that they hit.
+    /// Faults, by the stage of the connection that they hit.
     pub faults: BTreeMap<(Fault, Stage), u64>,
     /// Changes from one stage to another.
     pub moves: BTreeMap<(Stage, Stage), u64>,
 }
 
 impl Coverage {
-    /// Adds what another world has shown.
+    /// Adds the coverage of another world.
     pub fn add(&mut self, other: &Self) {
         for (&cell, &count) in &other.faults {
             *self.faults.entry(cell).or_default() += count;
@@ -93,31 +94,35 @@ impl Coverage {
     }
 }
 
-/// What the kernel notes in a turn, if somebody wants to know. Clients by number.
+/// The kernel's notes of one iteration, if coverage is kept. Clients by number.
 #[derive(Debug, Default)]
 pub(super) struct Notes {
     pub(super) struck: Vec<(Fault, Option<usize>)>,
     pub(super) begun: Vec<usize>,
 }
 
-/// Follows each connection from turn to turn.
+/// Follows each connection from iteration to iteration.
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     pub(super) coverage: Coverage,
-    /// After the last turn.
+    /// The stages after the last iteration.
     stages: BTreeMap<usize, Stage>,
 }
 
 impl Recorder {
-    /// Takes down one turn: what the kernel has noted, and who is where after it. A change that no connection may make.
+    /// Records one iteration: the kernel's notes, and the stages after it. Returns a change that is
+    /// not permitted.
     pub(super) fn record(&mut self, notes: Notes, now: BTreeMap<usize, Stage>) -> Option<String> {
         let mut illegal = None;
         let Notes { struck, begun } = notes;
         self.stages
             .extend(begun.into_iter().map(|client| (client, Stage::New)));
         for (fault, client) in struck {
-            let stage = client.map_or(Stage::Nobody, |client| {
-                self.stages.get(&client).copied().unwrap_or(Stage::Nobody)
+            let stage = client.map_or(Stage::NoConnection, |client| {
+                self.stages
+                    .get(&client)
+                    .copied()
+                    .unwrap_or(Stage::NoConnection)
             });
             *self.coverage.faults.entry((fault, stage)).or_default() += 1;
         }

@@ -1,4 +1,4 @@
-//! What may go wrong in the simulated kernel, and how often.
+//! Faults of the simulated kernel, and their rates.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -23,9 +23,9 @@ pub enum Call {
     Read,
     /// Writing to a connection.
     Write,
-    /// Shutting the writing half down.
+    /// Shutting down the write side.
     Shutdown,
-    /// Connecting: what it gives at once, and what becomes of the attempt.
+    /// Connecting: the immediate result, and the end of the attempt.
     Connect,
 }
 
@@ -43,8 +43,8 @@ impl Call {
         Self::Connect,
     ];
 
-    /// The errors that this call may give (`accept(2)`, `recv(2)`, `send(2)`, `epoll_ctl(2)`, `shutdown(2)`,
-    /// `connect(2)`).
+    /// The errors that this call may give (`accept(2)`, `recv(2)`, `send(2)`, `epoll_ctl(2)`,
+    /// `shutdown(2)`, `connect(2)`).
     pub const fn errors(self) -> &'static [i32] {
         use libc::*;
         match self {
@@ -64,7 +64,7 @@ impl Call {
                 ENOBUFS,
                 ENOMEM,
                 EAGAIN,
-                // Shut down elsewhere, by whoever shares the socket.
+                // Shut down elsewhere, by another owner of the socket.
                 EINVAL,
             ],
             Self::Register | Self::RegisterListener => &[ENOMEM, ENOSPC],
@@ -104,27 +104,27 @@ impl fmt::Display for Call {
     }
 }
 
-/// One thing that went wrong.
+/// One fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Fault {
     /// A call gave this error.
     Error(Call, i32),
-    /// A read brought less than was there.
+    /// A read returned less than was there.
     ShortRead,
     /// A write took less than fitted.
     ShortWrite,
-    /// An event came that nobody should rely on.
+    /// An event came that must not be relied on.
     SpuriousEvent,
     /// An event came a poll later than it could.
     LateEvent,
-    /// An event came among others in another order.
+    /// The events of a poll came in another order.
     Reordered,
     /// An event came twice.
     Duplicated,
-    /// The clock leapt.
+    /// The clock jumped.
     ClockLeap,
-    /// A poll said that there were more events than it showed.
+    /// A poll said that there were more events than it returned.
     FullBatch,
     /// Descriptors ran out for a while.
     Famine,
@@ -152,7 +152,8 @@ impl Fault {
     }
 }
 
-/// How often what goes wrong, in times per thousand calls. All zero by default: a kernel as from the book.
+/// Rates of faults, in times per thousand calls. All zero by default: a kernel that behaves as its
+/// manual says.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Faults {
@@ -160,11 +161,11 @@ pub struct Faults {
     pub errors: u16,
     /// If set, only this call fails, with this error alone.
     pub only: Option<(Call, i32)>,
-    /// Reads that bring less than is there.
+    /// Reads that return less than is there.
     pub short_reads: u16,
     /// Writes that take less than fits.
     pub short_writes: u16,
-    /// Events for nobody, for sockets that are not ready, or for a slot's former tenant.
+    /// Events without an owner, for sockets that are not ready, or for a slot's former connection.
     pub spurious_events: u16,
     /// Events that come one poll later than they could.
     pub late_events: u16,
@@ -172,9 +173,9 @@ pub struct Faults {
     pub reordered: u16,
     /// Events that come twice.
     pub duplicated: u16,
-    /// Polls after which the clock leaps by up to a minute.
+    /// Polls after which the clock jumps by up to a minute.
     pub clock_leaps: u16,
-    /// Polls that say there are more events than they show.
+    /// Polls that say there are more events than they return.
     pub full_batches: u16,
     /// Polls from which on descriptors have run out, for a while.
     pub famines: u16,
@@ -194,12 +195,12 @@ pub struct Scripted {
 }
 
 impl Faults {
-    /// Nothing goes wrong.
+    /// No faults.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// Everything may go wrong, `per_mille` times in a thousand.
+    /// All faults, each `per_mille` times in a thousand.
     pub fn everything(per_mille: u16) -> Self {
         Self {
             errors: per_mille,
@@ -217,15 +218,15 @@ impl Faults {
         }
     }
 
-    /// Makes a call fail: the `after`th from now, 0 being the next.
+    /// Makes a call fail: the `after`th from now, where 0 is the next.
     #[must_use]
     pub fn with(mut self, call: Call, after: usize, errno: i32) -> Self {
         self.script.push_back(Scripted { call, after, errno });
         self
     }
 
-    /// A swarm member (Groce et al. 2012): each kind of fault is on or off for this seed, at a rate of its own. Half of
-    /// those with errors have one alone, and more of it.
+    /// A swarm member (Groce et al. 2012): each kind of fault is on or off for this seed, at a rate
+    /// of its own. Half of those with errors have a single error, at a higher rate.
     pub fn swarm(random: &mut Random) -> Self {
         let rate = |random: &mut Random| {
             if random.chance(500) {
@@ -261,7 +262,7 @@ impl Faults {
         }
     }
 
-    /// The error that this call is to give, if any.
+    /// The error that this call must give, if any.
     pub(super) fn strike(&mut self, call: Call, random: &mut Random) -> Option<i32> {
         let mut struck = None;
         self.script.retain_mut(|scripted| {

@@ -1,63 +1,66 @@
-//! What can happen to one connection, and what can be seen of it: the words of [`ConnModel`](super::ConnModel).
+//! Inputs of one connection, and their visible results: the vocabulary of
+//! [`ConnModel`](super::ConnModel).
 
 use crate::proto::Framing;
 use crate::reason::CloseReason;
 
-/// One thing that happens to one connection. Those from outside are noticed at the next [`Input::Turn`] or
+/// One input of one connection. Inputs from outside are noticed at the next [`Input::Turn`] or
 /// [`Input::Step`], in any combination.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 #[non_exhaustive]
 pub enum Input {
-    /// The service admits the peer, once. An outgoing connection comes about.
+    /// The service admits the peer, once. An outgoing connection gets connected.
     Admit,
     /// Bytes arrive from the peer, unless it has finished or is gone.
     Bytes(Vec<u8>),
     /// The peer's FIN arrives.
     Finish,
-    /// The peer's RST arrives: what is there can be read, then reads and writes fail (ECONNRESET).
+    /// The peer's RST arrives: received bytes can be read, then reads and writes fail (ECONNRESET).
     Reset,
     /// Writes fail from now on (EPIPE), and nothing announces it.
     BreakPipe,
     /// The next read or write finds no memory (ENOBUFS).
     OutOfMemory,
-    /// The kernel's send buffer has room for so many bytes, `u16::MAX` for any number, and says so unless it is 0.
+    /// The kernel's send buffer has room for a number of bytes, `u16::MAX` for any number. Unless
+    /// it is 0, an event announces it.
     Room(u16),
-    /// An event that means nothing.
+    /// A spurious event.
     Spurious,
-    /// The connection's turn: it reads, calls its handler, and writes, until there is nothing left to do.
+    /// The connection's turn: it reads, calls its handler, and writes, until nothing is left to do.
     Turn,
     /// A turn with a budget of one frame.
     Step,
-    /// The clock goes on and nobody looks at it.
+    /// The clock advances, without a turn.
     Pass {
-        /// By how much.
+        /// The time.
         millis: u16,
     },
-    /// A turn, and then what is due by now is judged.
+    /// A turn, after which deadlines that are due expire.
     Judge,
-    /// The clock goes on to the next deadline, if one is armed, and it is judged.
+    /// The clock advances to the next deadline, if one is armed, and that expires.
     Expire,
-    /// What the handler does with each frame from now on, in this order.
+    /// The handler's actions for each frame from now on, in this order.
     OnFrame(Vec<Action>),
-    /// What the handler does from now on when the peer has finished, and when the server drains.
+    /// The handler's actions from now on when the peer has finished, and when the server drains.
     OnEnd(Vec<Action>),
-    /// Somebody outside does this now, between two turns: a neighbour's callback, or a command of another thread.
+    /// An action from outside, between two turns: another connection's callback, or a command of
+    /// another thread.
     Act(Action),
     /// The server drains.
     Drain,
-    /// The drain's deadline is over.
+    /// The drain's deadline has passed.
     CutShort,
 }
 
-/// What a handler does with its connection.
+/// An action of a handler on its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 #[non_exhaustive]
 pub enum Action {
     /// Sends the frame back. Outside [`Input::OnFrame`], an empty one.
     Echo,
-    /// Sends a frame of so many bytes.
+    /// Sends a frame of this number of bytes.
     Send(u8),
     /// [`Conn::pause`](crate::Conn::pause).
     Pause,
@@ -84,7 +87,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The framing that [`Action::Framing`] means by this number.
+    /// The framing with this number in [`Action::Framing`].
     pub fn framing(number: u8) -> Framing {
         match number % 6 {
             0 => Framing::Raw,
@@ -97,7 +100,7 @@ impl Action {
     }
 }
 
-/// What the handler was told.
+/// A call of the handler.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Told {
@@ -117,12 +120,12 @@ pub enum Told {
     Drain,
 }
 
-/// How it ended.
+/// The connection's end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct End {
     /// The one reason.
     pub reason: CloseReason,
-    /// With RST.
+    /// Whether by RST.
     pub reset: bool,
 }

@@ -1,8 +1,9 @@
 //! The real server on a simulated kernel: one seed decides everything. Feature `sim`.
 //!
-//! [`Sim`] runs the same reactor and the same connection machine as [`Server`](crate::Server), on a kernel in memory with
-//! a clock that you move. Use it to test your own [`Handler`](crate::Handler): connect clients, send bytes, read what
-//! comes back, let time pass, inject [`Faults`]. After every turn the server's own invariants are checked.
+//! [`Sim`] runs the same reactor and the same connection machine as [`Server`](crate::Server), on a
+//! kernel in memory with a clock that you move. Use it to test your own
+//! [`Handler`](crate::Handler): connect clients, send bytes, read the replies, let time pass,
+//! inject [`Faults`]. After every iteration the server's own invariants are checked.
 //!
 //! A login protocol with a timeout, tested for a peer that stalls, in virtual time:
 //!
@@ -34,7 +35,8 @@
 //! }
 //!
 //! let mut sim = Sim::new(1, Config::new(), ());
-//! let addr = sim.listen(Listen::tcp("127.0.0.1:0").framing(Framing::Line), |_: &mut (), _| Login::default()).unwrap();
+//! let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
+//! let addr = sim.listen(listen, |_: &mut (), _| Login::default()).unwrap();
 //!
 //! let quick = sim.connect(addr).unwrap();
 //! let stalls = sim.connect(addr).unwrap();
@@ -94,7 +96,7 @@ use crate::proto::Time;
 use crate::reactor::Reactor;
 use crate::stats::{DrainReport, Stats};
 
-/// Turns in which nothing happens and no time passes, after which the loop is said to spin.
+/// Iterations without an event and without time passing, after which the loop counts as spinning.
 const SPIN: usize = 10_000;
 
 /// An invariant of the server that did not hold.
@@ -116,17 +118,18 @@ impl fmt::Display for Violation {
 
 impl std::error::Error for Violation {}
 
-/// A server in a world of its own.
+/// A server in a simulated world.
 ///
-/// Nothing runs until [`Sim::settle`] (no time passes), [`Sim::advance`] (time passes) or [`Sim::step`] (one turn). What
-/// clients send and receive are bytes on the wire, with headers: nothing is framed for you.
+/// Nothing runs until [`Sim::settle`] (no time passes), [`Sim::advance`] (time passes) or
+/// [`Sim::step`] (one iteration). Clients send and receive bytes as on the wire, with headers:
+/// nothing is framed for you.
 ///
 /// A panic in a handler is caught here as it is in a server: its connection ends as
-/// [`Panicked`](crate::CloseReason::Panicked) and the test goes on. A test that wants no panics asserts that
-/// `sim.stats().panics` is 0.
+/// [`Panicked`](crate::CloseReason::Panicked) and the test goes on. A test that wants no panics
+/// asserts that `sim.stats().panics` is 0.
 ///
-/// Every call that runs the server panics, with the seed in the message, if an invariant is broken; [`Sim::try_step`]
-/// returns it instead.
+/// Every call that runs the server panics, with the seed in the message, if an invariant is broken;
+/// [`Sim::try_step`] returns it instead.
 pub struct Sim<A = ()> {
     seed: u64,
     kernel: Rc<RefCell<Kernel>>,
@@ -154,7 +157,7 @@ impl<A> Sim<A> {
     ///
     /// # Errors
     ///
-    /// Those of [`Server::new`](crate::Server::new).
+    /// The errors of [`Server::new`](crate::Server::new).
     pub fn try_new(seed: u64, config: Config, app: A) -> Result<Self> {
         let kernel = Rc::new(RefCell::new(Kernel::new(seed)));
         let reactor = Reactor::new(SimOs(Rc::clone(&kernel)), config)?;
@@ -168,11 +171,11 @@ impl<A> Sim<A> {
         })
     }
 
-    /// Opens a listener; the address to connect to.
+    /// Opens a listener, and returns the address to connect to.
     ///
     /// # Errors
     ///
-    /// Those of [`Server::listen`](crate::Server::listen).
+    /// The errors of [`Server::listen`](crate::Server::listen).
     pub fn listen(
         &mut self,
         listen: Listen,
@@ -180,7 +183,7 @@ impl<A> Sim<A> {
     ) -> Result<SocketAddr> {
         let id = self.reactor.listen(listen, Box::new(service))?;
         let addr = self.reactor.ops().listener(&id.into())?.addr;
-        // The simulated kernel has no other.
+        // The simulated kernel has no other kind.
         Ok(addr
             .as_tcp()
             .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))))
@@ -188,23 +191,24 @@ impl<A> Sim<A> {
 
     // --- clients ---
 
-    /// A client connects. `None` if nobody listens there, or the backlog is full.
+    /// A client connects. `None` without a listener there, or if the backlog is full.
     pub fn connect(&mut self, addr: SocketAddr) -> Option<ClientId> {
         self.kernel.borrow_mut().connect(addr, None)
     }
 
-    /// As [`Sim::connect`], from this host: for access rules, trusted proxies and limits on sources. The port is the
-    /// simulator's choice ([`Sim::client_addr`]).
+    /// As [`Sim::connect`], from this host: for access rules, trusted proxies and limits on
+    /// sources. The port is the simulator's choice ([`Sim::client_addr`]).
     pub fn connect_from(&mut self, addr: SocketAddr, host: IpAddr) -> Option<ClientId> {
         self.kernel.borrow_mut().connect(addr, Some(host))
     }
 
-    /// A client sends bytes; none after [`Sim::finish`] or [`Sim::reset`]. They arrive as the receive buffer has room.
+    /// A client sends bytes; none after [`Sim::finish`] or [`Sim::reset`]. They arrive as the
+    /// receive buffer has room.
     pub fn send(&mut self, client: ClientId, bytes: &[u8]) {
         self.kernel.borrow_mut().client_send(client, bytes);
     }
 
-    /// A client finishes sending (FIN, behind what it has sent).
+    /// A client finishes sending (FIN, behind its data).
     pub fn finish(&mut self, client: ClientId) {
         self.kernel.borrow_mut().client_finish(client);
     }
@@ -214,14 +218,15 @@ impl<A> Sim<A> {
         self.kernel.borrow_mut().client_reset(client);
     }
 
-    /// Whether a client reads what the server sends. It does at first; if not, the server's send buffer fills up.
+    /// Whether a client reads the server's output. It does at first; if not, the server's send
+    /// buffer fills up.
     pub fn set_reading(&mut self, client: ClientId, reads: bool) {
         if let Some(socket) = self.kernel.borrow_mut().sockets.get_mut(client.0) {
             socket.reads = reads;
         }
     }
 
-    /// A client that does not read by itself ([`Sim::set_reading`]) reads at most so many bytes.
+    /// A client that does not read by itself ([`Sim::set_reading`]) reads up to a number of bytes.
     pub fn read(&mut self, client: ClientId, bytes: usize) {
         if let Some(socket) = self.kernel.borrow_mut().sockets.get_mut(client.0) {
             socket.take(bytes);
@@ -235,7 +240,7 @@ impl<A> Sim<A> {
         }
     }
 
-    /// What a client has read since the last time this was asked.
+    /// Returns the bytes that a client has read since the last call.
     pub fn received(&mut self, client: ClientId) -> Vec<u8> {
         let mut kernel = self.kernel.borrow_mut();
         let socket = kernel.sockets.get_mut(client.0);
@@ -249,19 +254,19 @@ impl<A> Sim<A> {
         Some(self.kernel.borrow().sockets.get(client.0)?.peer)
     }
 
-    /// How a connection stands, as its client sees it.
+    /// The state of a connection, as its client sees it.
     pub fn state(&self, client: ClientId) -> ClientState {
         self.kernel.borrow().client_state(client)
     }
 
     // --- the world ---
 
-    /// What may go wrong from now on.
+    /// Sets the faults from now on.
     pub fn set_faults(&mut self, faults: Faults) {
         self.kernel.borrow_mut().faults = faults;
     }
 
-    /// Adds one failure by script to what may go wrong.
+    /// Adds one failure by script to the faults.
     pub fn add_fault(&mut self, scripted: Scripted) {
         self.kernel.borrow_mut().faults.script.push_back(scripted);
     }
@@ -271,8 +276,9 @@ impl<A> Sim<A> {
         self.kernel.borrow().fds
     }
 
-    /// Descriptors that the process may have open, listeners included, as RLIMIT_NOFILE; `usize::MAX`, as at first, is no
-    /// limit. Who finds none waits for [`Config::emfile_backoff`](crate::Config::emfile_backoff), or until one is free.
+    /// Sets the number of descriptors that the process may have open, listeners included, as
+    /// RLIMIT_NOFILE. `usize::MAX`, the initial value, is no limit. Out of descriptors, the server
+    /// waits for [`Config::emfile_backoff`](crate::Config::emfile_backoff), or until one is free.
     pub fn set_descriptor_limit(&mut self, descriptors: usize) {
         self.kernel.borrow_mut().fd_limit = descriptors;
     }
@@ -282,18 +288,21 @@ impl<A> Sim<A> {
         self.kernel.borrow().now.since(Time::ZERO)
     }
 
-    /// The clock leaps ahead and nobody runs meanwhile; all that has fallen due is judged at once. As when the process is stopped (SIGSTOP, a debugger).
+    /// The clock jumps ahead while nothing runs, and all deadlines passed meanwhile expire at once.
+    /// As when the process is stopped (SIGSTOP, a debugger).
     pub fn leap(&mut self, span: Duration) {
         let mut kernel = self.kernel.borrow_mut();
         kernel.now = kernel.now.after(span);
     }
 
-    /// As [`Sim::leap`], at the moment when the next poll returns: what comes meanwhile it does not report.
+    /// As [`Sim::leap`], at the moment when the next poll returns. That poll does not report events
+    /// of the meantime.
     pub fn leap_after_poll(&mut self, span: Duration) {
         self.kernel.borrow_mut().leap_after_poll = span;
     }
 
-    /// One turn of the loop. It sleeps through at most what is left of [`Sim::advance`]; alone, it does not sleep.
+    /// Runs one iteration of the loop. It sleeps for at most the remainder of [`Sim::advance`];
+    /// alone, it does not sleep.
     #[track_caller]
     pub fn step(&mut self) {
         if let Err(violation) = self.try_step() {
@@ -305,7 +314,7 @@ impl<A> Sim<A> {
     ///
     /// # Errors
     ///
-    /// The first invariant that is broken after the turn.
+    /// The first invariant that is broken after the iteration.
     pub fn try_step(&mut self) -> std::result::Result<(), Violation> {
         self.reactor
             .iterate(&mut self.app, None)
@@ -326,7 +335,8 @@ impl<A> Sim<A> {
             .map_or(Ok(()), |illegal| Err(Violation(illegal)))
     }
 
-    /// Follows the connections through this turn, if somebody wants to know; a change that none of them may make.
+    /// Follows the connections through this iteration, if coverage is kept. Returns a change that
+    /// is not permitted.
     fn record(&mut self) -> Option<String> {
         let recorder = self.recorder.as_mut()?;
         let mut kernel = self.kernel.borrow_mut();
@@ -338,19 +348,20 @@ impl<A> Sim<A> {
         recorder.record(notes, stages)
     }
 
-    /// How long the server would sleep now: zero while something is left to do. As
+    /// Time for which the server would sleep now: zero while work is left. As
     /// [`Server::next_timeout`](crate::Server::next_timeout).
     pub fn next_timeout(&self) -> Option<Duration> {
         self.reactor.next_timeout()
     }
 
-    /// Turns until nothing is left to do without time passing.
+    /// Runs iterations until no work is left that needs no time to pass.
     #[track_caller]
     pub fn settle(&mut self) {
         self.advance(Duration::ZERO);
     }
 
-    /// Lets time pass: turns until nothing is left to do before `span` is over. A day takes milliseconds.
+    /// Lets time pass: runs iterations until no work is left before `span` is over. A day takes
+    /// milliseconds.
     #[track_caller]
     pub fn advance(&mut self, span: Duration) {
         if let Err(violation) = self.try_advance(span) {
@@ -362,8 +373,8 @@ impl<A> Sim<A> {
     ///
     /// # Errors
     ///
-    /// The first invariant that is broken after a turn, or that the loop spins, or that at the end somebody who waits
-    /// for an event has missed it.
+    /// The first invariant that is broken after an iteration. Also a loop that spins, and a missed
+    /// event for which a connection still waits at the end.
     pub fn try_advance(&mut self, span: Duration) -> std::result::Result<(), Violation> {
         let until = self.kernel.borrow().now.after(span);
         self.kernel.borrow_mut().horizon = until;
@@ -376,7 +387,7 @@ impl<A> Sim<A> {
                 (kernel.now, kernel.was_idle)
             };
             let rests = was_idle && self.reactor.next_timeout() != Some(Duration::ZERO);
-            // The turn itself may have brought something about: an accept, a write.
+            // The iteration itself may have caused an event: an accept, a write.
             if rests && now >= until && !self.kernel.borrow_mut().has_news() {
                 break;
             }
@@ -386,7 +397,7 @@ impl<A> Sim<A> {
                 0
             };
             if idle > SPIN {
-                // Frames that wait in memory are announced by no event, and are something to do.
+                // Buffered frames have no event, and are work.
                 let stats = self.reactor.ops().stats();
                 if done.replace(stats.frames_in) == Some(stats.frames_in) {
                     return Err(Violation(format!("the loop spins at {now:?}")));
@@ -402,7 +413,7 @@ impl<A> Sim<A> {
         missed.map_or(Ok(()), |missed| Err(Violation(missed)))
     }
 
-    /// At rest: somebody waits for an event that the kernel has told already.
+    /// Checks the world at rest: nothing waits for an event that the kernel has reported already.
     fn missed_event(&self) -> Option<String> {
         let kernel = self.kernel.borrow();
         for (id, stream, for_input, for_room) in self.reactor.core().waiting() {
@@ -434,12 +445,13 @@ impl<A> Sim<A> {
 
     // --- the server ---
 
-    /// Everything that can be asked of a server between two turns.
+    /// The server's queries and changes between two iterations.
     pub fn control(&mut self) -> Control<'_, A> {
         Control::new(self.reactor.ops_mut())
     }
 
-    /// As for other threads. [`Handle::call`] answers nobody here: nothing runs while it waits.
+    /// The handle of other threads. [`Handle::call`] gets no answer here, because nothing runs
+    /// while it waits.
     pub fn handle(&self) -> Handle<A> {
         Handle::new(std::sync::Arc::clone(self.reactor.shared()))
     }
@@ -449,7 +461,7 @@ impl<A> Sim<A> {
         self.reactor.ops().stats()
     }
 
-    /// How a drain went, once it is over.
+    /// The result of a drain, once it is over.
     pub fn drain_report(&self) -> Option<DrainReport> {
         self.reactor.ops().drain_report()
     }
@@ -469,8 +481,8 @@ impl<A> Sim<A> {
         self.seed
     }
 
-    /// Whether the invariants are checked after each turn, of every connection. They are, but a world of a million
-    /// connections that is to show how fast it is wants it otherwise.
+    /// Sets whether the invariants of every connection are checked after each iteration. They are
+    /// by default; switch it off to measure the speed of a world with a million connections.
     pub fn set_checks(&mut self, on: bool) {
         self.checks = on;
     }
@@ -482,7 +494,7 @@ impl<A> Sim<A> {
         self.kernel.borrow().delivered
     }
 
-    /// A hash over everything that happened: the same for the same seed and the same calls.
+    /// A hash over all events: the same for the same seed and the same calls.
     pub fn trace_hash(&self) -> u64 {
         self.kernel.borrow().trace.hash()
     }
@@ -492,7 +504,7 @@ impl<A> Sim<A> {
         self.kernel.borrow_mut().trace.text = Some(Vec::new());
     }
 
-    /// The trace so far, a line per call that mattered.
+    /// The trace so far, a line per relevant call.
     pub fn take_trace(&mut self) -> Vec<String> {
         let mut kernel = self.kernel.borrow_mut();
         kernel
@@ -503,19 +515,19 @@ impl<A> Sim<A> {
             .unwrap_or_default()
     }
 
-    /// How often the server has made a call.
+    /// Number of times the server has made a call.
     pub fn calls(&self, call: Call) -> u64 {
         self.kernel.borrow().calls(call)
     }
 
-    /// Records from now on which faults meet connections at which stage, and checks that each goes from stage to stage
-    /// as it may.
+    /// Records from now on which faults hit connections at which stage, and checks each change of
+    /// stage.
     pub fn keep_coverage(&mut self) {
         self.recorder = Some(Recorder::default());
         self.kernel.borrow_mut().notes = Some(Notes::default());
     }
 
-    /// What was recorded since this was asked last. Nothing without [`Sim::keep_coverage`].
+    /// Returns the records since the last call. Empty without [`Sim::keep_coverage`].
     pub fn take_coverage(&mut self) -> Coverage {
         let recorder = self.recorder.as_mut();
         recorder

@@ -16,10 +16,10 @@ use crate::listen::SocketOptions;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Os, Socket, StreamOps, Token};
 
-/// The simulated kernel as the reactor sees it; the [`Sim`](super::Sim) holds the other end.
+/// The simulated kernel as the reactor sees it; the [`Sim`](super::Sim) has the other end.
 pub(super) struct SimOs(pub(super) Rc<RefCell<Kernel>>);
 
-/// A listening socket's number. It closes when it is dropped, as the real one does.
+/// A listening socket's number. Closes on drop, as the real one does.
 pub(super) struct ListenerFd {
     pub(super) index: usize,
     kernel: Rc<RefCell<Kernel>>,
@@ -31,7 +31,7 @@ impl Drop for ListenerFd {
     }
 }
 
-/// A connected socket's number, and where it ends.
+/// A connected socket's number, and its local address.
 pub(super) struct StreamFd {
     pub(super) index: usize,
     local: SocketAddr,

@@ -1,4 +1,4 @@
-//! The servers that the simulated one connects to.
+//! The servers to which the simulated one connects.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,32 +12,33 @@ use super::Sim;
 use crate::addr::Addr;
 use crate::proto::Time;
 
-/// The simulated server's own host, and its first port for what it connects to.
+/// The simulated server's own host, and its first port for outgoing connections.
 const HERE: [u8; 4] = [192, 0, 2, 1];
 const FIRST_PORT: usize = 20_000;
 const PORTS: usize = 40_000;
 
-/// What becomes of an attempt to connect to some address: [`Sim::remote`].
+/// The result of an attempt to connect to an address: [`Sim::remote`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Answer {
-    /// Somebody listens there: connected, as soon as the server asks for events (at once, through a Unix socket).
+    /// Connected, as soon as the server registers the socket (at once, through a Unix socket).
     Accept,
     /// The same after a while.
     AcceptAfter(Duration),
-    /// Nobody listens there (ECONNREFUSED). What an address does of which nothing was said.
+    /// Refused (ECONNREFUSED). The default of every address.
     Refuse,
     /// The connection fails after a while, with this errno.
     FailAfter(Duration, i32),
-    /// Nothing ever comes back.
+    /// No reply ever.
     Silence,
 }
 
 impl<A> Sim<A> {
-    /// What becomes of the server's connections to this address from now on. An address of one of the server's own listeners needs
-    /// none: those are connected to it.
+    /// Sets the result of the server's attempts to connect to this address from now on. The
+    /// server's own listeners need none: attempts reach them.
     ///
-    /// A connection that has come about is held from its other end like a client's, by the [`ClientId`] from [`Sim::dialed`]:
+    /// The other end of such a connection is used like a client, by its [`ClientId`] from
+    /// [`Sim::dialed`]:
     ///
     /// ```
     /// use portcullis::sim::{Answer, Sim};
@@ -74,7 +75,8 @@ impl<A> Sim<A> {
         self.kernel.borrow_mut().answers.insert(addr, answer);
     }
 
-    /// The other ends of the connections that have come about to this address, oldest first, with those that have ended since.
+    /// The other ends of the connections to this address, oldest first, including those that have
+    /// ended.
     ///
     /// # Panics
     ///
@@ -95,7 +97,8 @@ impl<A> Sim<A> {
 }
 
 impl Kernel {
-    /// A socket that connects; its number, its own address, and whether it is connected at once.
+    /// Creates a socket that connects. Returns its number, its local address, and whether it is
+    /// connected at once.
     pub(super) fn dial(
         &mut self,
         to: &Addr,
@@ -192,7 +195,7 @@ impl Kernel {
         }
     }
 
-    /// Attempts whose time has come are over, in the one way or the other.
+    /// Ends the attempts whose time has come, with success or failure.
     pub(super) fn answer_dials(&mut self) {
         for index in std::mem::take(&mut self.dialing) {
             let now = self.now;
@@ -218,7 +221,8 @@ impl Kernel {
         }
     }
 
-    /// One of the server's own listeners gets the other end, if it is what is connected to; the errno if it is full.
+    /// Hands the other end to one of the server's own listeners, if it is the target; the errno if
+    /// its backlog is full.
     fn meet(&mut self, index: usize, from: SocketAddr, to: SocketAddr) -> Option<i32> {
         let other = self.sockets.len();
         let mut listeners = self.listeners.iter_mut();
@@ -238,7 +242,7 @@ impl Kernel {
         None
     }
 
-    /// What one end of a connection of the server with itself has sent reaches the other.
+    /// Moves bytes between the two ends of a connection of the server with itself.
     pub(super) fn carry(&mut self) {
         for at in 0..self.joined.len() {
             let Some(&index) = self.joined.get(at) else {
@@ -271,7 +275,7 @@ impl Kernel {
         }
     }
 
-    /// When the next attempt is over.
+    /// The time at which the next attempt ends.
     pub(super) fn next_answer(&self) -> Time {
         let held = self
             .dialing

@@ -1,4 +1,4 @@
-//! What clients and the world do, as a list: drawn from a seed, made by a fuzzer, or shrunk to what matters.
+//! Scripts for clients and the world: drawn from a seed, made by a fuzzer, or shrunk.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use super::faults::{Call, Scripted};
 use super::{ClientId, Sim, Violation};
 use crate::id::ConnId;
 
-/// One thing that happens. Clients and connections are named by number, modulo how many there are.
+/// One operation. Clients and connections are named by number, modulo their count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 #[non_exhaustive]
@@ -18,7 +18,7 @@ pub enum Op {
     Send {
         /// Which client.
         client: u8,
-        /// What it sends.
+        /// The bytes.
         bytes: Vec<u8>,
     },
     /// A client finishes sending.
@@ -31,7 +31,7 @@ pub enum Op {
         /// Which client.
         client: u8,
     },
-    /// A client begins or stops to read.
+    /// A client starts or stops reading.
     Read {
         /// Which client.
         client: u8,
@@ -45,42 +45,42 @@ pub enum Op {
         /// Its new size in bytes.
         bytes: u16,
     },
-    /// One turn of the loop.
+    /// One iteration of the loop.
     Step,
     /// Time passes.
     Advance {
-        /// How much.
+        /// The time.
         millis: u16,
     },
-    /// The next such call but `after` fails.
+    /// One call fails, after a number of such calls.
     Fail {
         /// Which call, by number.
         call: u8,
-        /// After how many more.
+        /// The number of calls before it.
         after: u8,
         /// Which of its errors, by number.
         error: u8,
     },
     /// Descriptors that the process may have open, beyond those it has open now; 255 is no limit.
     Descriptors {
-        /// How many more.
+        /// The number.
         more: u8,
     },
-    /// Somebody outside kills a connection.
+    /// A command from outside kills a connection.
     Kill {
-        /// Which of those open.
+        /// Which of the open ones.
         connection: u8,
     },
     /// Another thread sends a frame to a connection.
     Push {
-        /// Which of those open.
+        /// Which of the open ones.
         connection: u8,
         /// The frame.
         frame: Vec<u8>,
     },
     /// Another thread notifies a connection (with the message `()`).
     Notify {
-        /// Which of those open.
+        /// Which of the open ones.
         connection: u8,
     },
     /// The cap changes.
@@ -102,7 +102,8 @@ pub enum Op {
 
 /// A list of [`Op`]s.
 ///
-/// With the feature `arbitrary` a fuzzer makes them, and a fuzz target for a handler of your own is five lines:
+/// With the feature `arbitrary` a fuzzer makes scripts. A fuzz target for a handler of your own is
+/// five lines:
 ///
 /// ```text
 /// fuzz_target!(|script: portcullis::sim::Script| {
@@ -115,7 +116,7 @@ pub enum Op {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "arbitrary", derive(arbitrary::Arbitrary))]
 pub struct Script {
-    /// What happens, in order.
+    /// The operations, in order.
     pub ops: Vec<Op>,
 }
 
@@ -130,17 +131,19 @@ impl Op {
 }
 
 impl Script {
-    /// The smallest script that can be found, by leaving out ops and then bytes, for which `fails` is still true: see
-    /// [`shrink`]. Each try wants a world of its own.
+    /// Returns the smallest script that can be found for which `fails` is still true, by leaving
+    /// out ops and then bytes: see [`shrink`]. Each try needs a world of its own.
     ///
     /// ```
     /// use portcullis::sim::{Op, Script, Sim, Violation};
-    /// use portcullis::{Config, Context, Framing, Handler, Listen, Outcome};
+    /// use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Outcome};
     ///
     /// struct Fragile;
     /// impl Handler for Fragile {
     ///     fn on_frame(&mut self, _: &mut Context<'_>, frame: &[u8]) -> Outcome {
-    ///         if frame.contains(&b'!') { Err("fragile") .map_err(portcullis::Close::because)? }
+    ///         if frame.contains(&b'!') {
+    ///             return Err(portcullis::Close::because("fragile"));
+    ///         }
     ///         Ok(())
     ///     }
     /// }
@@ -149,14 +152,16 @@ impl Script {
     ///     let mut sim = Sim::new(0, Config::new(), ());
     ///     let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
     ///     let addr = sim.listen(listen, |_: &mut (), _| Fragile).unwrap();
-    ///     let unbroken = |sim: &mut Sim, _: &[_]| match sim.stats().closed(portcullis::CloseReason::Failed) {
+    ///     let unbroken = |sim: &mut Sim, _: &[_]| match sim.stats().closed(CloseReason::Failed) {
     ///         0 => Ok(()),
     ///         _ => Err(Violation::new("it broke")),
     ///     };
     ///     sim.try_play(addr, script, unbroken).is_err()
     /// };
     /// let send = |bytes: &[u8]| Op::Send { client: 0, bytes: bytes.to_vec() };
-    /// let long = Script { ops: vec![Op::Connect, send(b"hello\n"), Op::Step, send(b"hey! you\n"), Op::Step, Op::Finish { client: 0 }, Op::Advance { millis: 9000 }] };
+    /// let (finish, advance) = (Op::Finish { client: 0 }, Op::Advance { millis: 9000 });
+    /// let sends = [Op::Connect, send(b"hello\n"), Op::Step, send(b"hey! you\n"), Op::Step];
+    /// let long = Script { ops: sends.into_iter().chain([finish, advance]).collect() };
     /// assert!(fails(&long));
     /// let short = long.shrink(fails);
     /// assert_eq!(short.ops[..2], [Op::Connect, send(b"!\n")]);
@@ -183,10 +188,11 @@ impl Script {
     }
 }
 
-/// The shortest list that can be found, by leaving items out, for which `fails` is still true.
+/// Returns the shortest list that can be found, by leaving items out, for which `fails` is still
+/// true.
 ///
-/// Leaves out runs of half the length, then a quarter, down to single items, again and again until nothing helps
-/// (delta debugging, Zeller 1999). `fails(items)` should be true.
+/// Leaves out runs of half the length, then a quarter, down to single items, again and again until
+/// nothing helps (delta debugging, Zeller 1999). `fails(items)` should be true.
 pub fn shrink<T: Clone>(items: &[T], mut fails: impl FnMut(&[T]) -> bool) -> Vec<T> {
     let mut smallest = items.to_vec();
     let mut run = smallest.len().div_ceil(2);
@@ -211,8 +217,8 @@ pub fn shrink<T: Clone>(items: &[T], mut fails: impl FnMut(&[T]) -> bool) -> Vec
 }
 
 impl<A> Sim<A> {
-    /// Plays a script against one listener and then lets an hour pass, so that every deadline that is going to fire
-    /// does. Returns the clients, in the order in which they connected.
+    /// Plays a script against one listener and then lets an hour pass, so that every deadline
+    /// fires. Returns the clients, in the order in which they connected.
     ///
     /// # Panics
     ///
@@ -231,8 +237,8 @@ impl<A> Sim<A> {
         }
     }
 
-    /// Plays a script, and calls `after` with the clients after each op. Unlike [`Sim::play`] it lets no time pass at the
-    /// end: [`Sim::try_advance`] does.
+    /// Plays a script, and calls `after` with the clients after each op. Unlike [`Sim::play`] it
+    /// lets no time pass at the end: [`Sim::try_advance`] does.
     ///
     /// # Errors
     ///
@@ -254,7 +260,7 @@ impl<A> Sim<A> {
         Ok(clients)
     }
 
-    /// Makes one thing happen. [`Op::Connect`] connects a client that nobody holds.
+    /// Executes one operation. A client of [`Op::Connect`] can be reached by its number alone.
     ///
     /// # Errors
     ///
@@ -317,7 +323,7 @@ impl<A> Sim<A> {
             }
             Op::Push { connection, frame } => {
                 if let Some(id) = self.connection(*connection) {
-                    // Refused when the queue is full, which is a result too.
+                    // Refused when the queue is full, which is a valid result too.
                     let _ = self.handle().send(id, frame.clone());
                 }
             }
@@ -327,7 +333,7 @@ impl<A> Sim<A> {
                 }
             }
             Op::Cap { connections } => {
-                // A u8 is never too many.
+                // A u8 is never above the limit.
                 let _ = self
                     .control()
                     .set_max_connections(usize::from(*connections));
@@ -335,7 +341,7 @@ impl<A> Sim<A> {
             Op::Suspend { on } => {
                 for listener in self.control().listeners() {
                     let mut control = self.control();
-                    // It is there: nothing has run since it was listed.
+                    // The connection exists: nothing has run since it was listed.
                     let _ = if *on {
                         control.suspend(listener.id)
                     } else {

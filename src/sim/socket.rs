@@ -1,4 +1,4 @@
-//! One simulated connection: its buffers in both directions, and the edges that are due.
+//! One simulated connection: its buffers in both directions, and its due edges.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -7,12 +7,12 @@ use crate::addr::Addr;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Token};
 
-/// Whether the server has connected.
+/// The connection's progress.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dial {
-    /// It has accepted.
+    /// Accepted.
     No,
-    /// It is to connect then, or to fail with this errno.
+    /// An attempt that succeeds at this time, or fails with this errno.
     Until(Time, Option<i32>),
     Done,
 }
@@ -21,23 +21,23 @@ pub(super) enum Dial {
 pub(super) struct SimSocket {
     pub(super) peer: SocketAddr,
     pub(super) local: SocketAddr,
-    /// The server holds a descriptor for it.
+    /// The server has a descriptor for it.
     pub(super) held: bool,
     pub(super) token: Option<Token>,
     /// An edge that no poll has reported yet.
     pub(super) edge: bool,
-    /// Sent by the client, not in the server's kernel yet.
+    /// Sent by the client, and not in the server's kernel yet.
     pub(super) underway: VecDeque<u8>,
     /// In the server's receive buffer.
     pub(super) received: VecDeque<u8>,
     pub(super) receive_buffer: usize,
-    /// The client has sent FIN; it arrives behind what is under way.
+    /// The client has sent FIN; it arrives behind earlier data.
     pub(super) client_finished: bool,
     /// FIN is in the receive buffer.
     pub(super) fin: bool,
-    /// The connection is dead, and reads give this error once the receive buffer is empty.
+    /// The connection has failed, and reads give this error once the receive buffer is empty.
     pub(super) error: Option<i32>,
-    /// Taken from the server, not read by the client yet.
+    /// Written by the server, and not read by the client yet.
     pub(super) sent: VecDeque<u8>,
     pub(super) send_buffer: usize,
     /// A write was refused or cut: an edge is due when there is room.
@@ -45,14 +45,14 @@ pub(super) struct SimSocket {
     pub(super) server_finished: bool,
     pub(super) server_reset: bool,
     pub(super) client_gone: bool,
-    /// What the client has read.
+    /// Bytes that the client has read.
     pub(super) inbox: Vec<u8>,
-    /// The client reads what comes.
+    /// The client reads incoming bytes.
     pub(super) reads: bool,
     pub(super) dial: Dial,
-    /// Where the server connects to.
+    /// The target of an outgoing connection.
     pub(super) to: Option<Addr>,
-    /// The other end is the server's too.
+    /// The other end belongs to the server too.
     pub(super) joined: Option<usize>,
 }
 
@@ -95,17 +95,17 @@ impl SimSocket {
         }
     }
 
-    /// An edge is under way.
+    /// Whether an edge is due.
     pub(super) fn has_edge(&self) -> bool {
         self.edge
     }
 
-    /// The next poll reports it.
+    /// Whether the next poll reports it.
     pub(super) fn announces(&self) -> bool {
         self.edge && self.token.is_some()
     }
 
-    /// A read would bring something: bytes, the end, or an error.
+    /// Whether a read would return something: bytes, the end, or an error.
     pub(super) fn has_input(&self) -> bool {
         !self.received.is_empty() || self.fin || self.error.is_some()
     }
@@ -114,7 +114,8 @@ impl SimSocket {
         self.send_buffer.saturating_sub(self.sent.len())
     }
 
-    /// An edge that announced room which is gone by this is due again.
+    /// Changes the size. If that removes room which an edge has announced, another edge becomes
+    /// due.
     pub(super) fn resize(&mut self, send_buffer: usize) {
         self.send_buffer = send_buffer.max(1);
         self.wants_room |= self.room() == 0;
@@ -144,7 +145,7 @@ impl SimSocket {
         }
     }
 
-    /// The client reads what has been sent, at most so much.
+    /// The client reads sent bytes, up to a limit.
     pub(super) fn take(&mut self, bytes: usize) {
         let count = bytes.min(self.sent.len());
         pour(&mut self.sent, count, &mut self.inbox);

@@ -1,4 +1,4 @@
-//! All connections of the simulated kernel, and to which of them something has happened.
+//! All connections of the simulated kernel, with those that have changed.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -6,16 +6,17 @@ use std::ops::ControlFlow;
 use super::socket::SimSocket;
 use crate::reactor::os::Token;
 
-/// A poll looks at those alone that were touched since the last one, and at those who have something to announce: a world of
-/// a million quiet connections is as quick as one of ten.
+/// A poll visits only connections that changed since the last one, and those with due edges. So a
+/// world of a million quiet connections is as fast as one of ten.
 #[derive(Default)]
 pub(super) struct Sockets {
     all: Vec<SimSocket>,
-    /// Something may move for these.
+    /// Connections with bytes to move, perhaps.
     touched: Vec<usize>,
-    /// These have an edge that no poll has reported yet, or had one, in the order in which they are reported.
+    /// Connections with an edge that no poll has reported yet, or that had one, in the order of
+    /// reports.
     announcing: BTreeSet<usize>,
-    /// Whose event did not fit into the last batch.
+    /// The connection whose event did not fit into the last batch.
     next: usize,
 }
 
@@ -44,7 +45,8 @@ impl Sockets {
         self.all.push(socket);
     }
 
-    /// The network: what is under way arrives as far as there is room; what was sent reaches clients that read.
+    /// Moves bytes: data in flight arrives as far as there is room, and clients that read get the
+    /// server's output.
     pub(super) fn move_bytes(&mut self) {
         for index in self.touched.drain(..) {
             if let Some(socket) = self.all.get_mut(index) {
@@ -57,7 +59,8 @@ impl Sockets {
         }
     }
 
-    /// Asks about each that has something to announce, until it is told to stop; the next time it goes on from there.
+    /// Visits each connection with due edges, until told to stop; the next call continues from
+    /// there.
     pub(super) fn for_announcing(
         &mut self,
         mut ask: impl FnMut(usize, &mut SimSocket, Token) -> ControlFlow<()>,

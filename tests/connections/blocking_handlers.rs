@@ -1,4 +1,4 @@
-//! A handler that blocks costs others their time, and nobody a deadline that had not begun.
+//! A handler that blocks delays others, and expires no deadline that had not begun.
 
 use std::io::Read;
 use std::net::TcpStream;

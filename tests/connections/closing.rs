@@ -12,7 +12,7 @@ use portcullis::{Close, CloseReason, Config, Framing, State};
 /// A long answer to every frame.
 static ANSWER: [u8; 60_000] = [0x5A; 60_000];
 
-/// faults C1: the peer resets, at every point of a connection's life.
+/// The peer resets at every point of a connection's life.
 #[test]
 fn a_reset_in_every_state() {
     let listen = local().send_buffer(16 * 1024);
@@ -134,7 +134,7 @@ fn a_reset_in_every_state() {
     );
 }
 
-/// faults C1: a peer that half-closed and then resets is gone, although nothing is sent or read any more.
+/// A peer that half-closed and then resets is gone, although nothing is sent or read any more.
 #[test]
 fn a_reset_after_the_finish_is_noticed() {
     let (server, journal) = spawn_script(Config::new(), local(), |cx, call| match call {
@@ -149,7 +149,7 @@ fn a_reset_after_the_finish_is_noticed() {
     assert_eq!(journal.until_closed(1), [CloseReason::Reset]);
 }
 
-/// faults A16, C1: reset before we accept.
+/// A connection that is reset in the backlog is dropped and counted.
 #[test]
 fn a_reset_in_the_accept_queue() {
     let (server, journal) = spawn_script(Config::new(), local(), usual);
@@ -169,7 +169,7 @@ fn a_reset_in_the_accept_queue() {
     assert_eq!(stats.accepted, stats.closed_total());
 }
 
-/// faults C2
+/// A client that half-closes after sending gets every echo, then FIN.
 #[test]
 fn half_close_gets_every_echo() {
     let (server, journal) = spawn_script(Config::new(), local(), usual);
@@ -185,7 +185,8 @@ fn half_close_gets_every_echo() {
     journal.assert_whole_lives();
 }
 
-/// faults C3, traps 3: the FIN stands behind answers that fit into no buffer, and the client begins to read late.
+/// The FIN comes behind answers that fit into no buffer, and the client begins to read late. With
+/// less data the kernel's buffers would hide a lost answer.
 #[test]
 fn answers_that_fit_in_no_buffer_come_behind_a_fin() {
     const FRAMES: usize = 300;
@@ -242,7 +243,7 @@ fn a_handler_may_go_on_after_the_peer_finished() {
     assert_eq!(journal.count(&Entry::Finish), 1);
 }
 
-/// faults C4: what came before is answered, the part is dropped, and the handler is not told of a proper finish.
+/// Whole frames before the FIN are answered, the part is dropped, and `on_finish` is not called.
 #[test]
 fn a_fin_inside_a_frame() {
     for part in [&b"\x00"[..], b"\x00\x05", b"\x00\x05hell"] {
@@ -290,14 +291,14 @@ fn an_orderly_close_reaches_a_slow_reader_that_keeps_sending() {
         })
     });
     for _ in 0..FRAMES {
-        // Nobody will look at this, but it must not destroy what is on its way to us.
+        // The bytes are discarded, but they must not destroy the server's output.
         client.write_all(&[1; 250_000]).expect("still open");
         assert!(recv2(&mut client) == ANSWER);
     }
     assert_eq!(read_to_end(&mut client), b"");
     drop(client);
     assert_eq!(journal.until_closed(1), [CloseReason::Closed]);
-    // What came after the close was read, and given to nobody.
+    // Bytes after the close were read, and not delivered.
     assert_eq!(journal.count(&Entry::Frame), 1);
 }
 

@@ -10,8 +10,8 @@ use kit::net::{
     PATIENCE,
 };
 use kit::outgoing::{
-    accepted, full_listener, half_closing_probe, nobody, probe, std_listener, with_conn, Heard,
-    Told,
+    accepted, closed_addr, full_listener, half_closing_probe, probe, std_listener, with_conn,
+    Heard, Told,
 };
 use portcullis::{
     Addr, CloseReason, Closed, Config, ConnId, Connect, Context, Error, Framing, Handler, Outcome,
@@ -70,7 +70,7 @@ fn frames_go_both_ways() {
 #[test]
 fn a_refusal_is_told_once_with_the_kernels_error() {
     let server = client();
-    let (_, heard) = dial(&server, nobody(), Connect::new());
+    let (_, heard) = dial(&server, closed_addr(), Connect::new());
     let (told, words) = heard.next_with_words();
     assert_eq!(
         told,
@@ -125,7 +125,7 @@ fn what_cannot_be_begun_is_an_error_at_once() {
     assert_eq!(server.handle.stats().outgoing, 0);
 }
 
-/// Nobody answers: the attempt is given up in time.
+/// Without a reply the attempt ends at its timeout.
 #[cfg(target_os = "linux")]
 #[test]
 fn silence_is_a_timeout() {
@@ -236,10 +236,10 @@ fn a_full_unix_socket_is_tried_again() {
     second.opened();
 }
 
-/// Nobody listens at first.
+/// No server listens at first.
 #[test]
 fn a_server_that_starts_late_is_found() {
-    let addr = nobody();
+    let addr = closed_addr();
     let server = client();
     let retry = Retry::new(u32::MAX)
         .first_delay(Duration::from_millis(1))
@@ -339,7 +339,7 @@ fn one_that_connects_can_be_killed_and_closed() {
     });
 }
 
-/// A drain gives up what connects at once, and lets nobody begin.
+/// A drain ends attempts at once, and refuses new ones.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_drain_does_not_wait_for_what_connects() {
@@ -364,12 +364,12 @@ fn a_drain_does_not_wait_for_what_connects() {
     assert_eq!((report.ended, report.forced), (1, 0));
 }
 
-/// A TCP socket may be connected to itself, where nobody listens.
+/// Without a listener a TCP socket may connect to itself.
 #[cfg(target_os = "linux")]
 #[test]
 fn to_oneself_is_refused() {
     let server = client();
-    let oneself = nobody();
+    let oneself = closed_addr();
     let (_, heard) = dial(&server, oneself, Connect::new().bind(oneself));
     assert_eq!(
         heard.next(),
@@ -381,7 +381,7 @@ fn to_oneself_is_refused() {
 #[test]
 fn the_local_address_is_as_wished() {
     let (listener, addr) = std_listener();
-    let from = nobody();
+    let from = closed_addr();
     let server = client();
     let (_, heard) = dial(&server, addr, Connect::new().bind(from));
     let peer = accepted(&listener);
@@ -565,9 +565,9 @@ fn every_callback_can_connect() {
         });
         let mut client = None;
         if place == "failed" {
-            let nobody = nobody();
+            let closed = closed_addr();
             let begun = server
-                .ask(move |_, control| control.connect(nobody, Connect::new(), Restless("failed")));
+                .ask(move |_, control| control.connect(closed, Connect::new(), Restless("failed")));
             begun.expect("begun");
         } else {
             let client = client.insert(connect(server.addr()));
@@ -592,7 +592,7 @@ fn every_callback_can_connect() {
 
 /// Its handler is the user's code.
 #[test]
-fn a_panic_when_it_hears_of_the_failure_harms_nobody() {
+fn a_panic_in_on_connect_failed_harms_no_connection() {
     struct Touchy;
     impl Handler for Touchy {
         fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
@@ -603,9 +603,9 @@ fn a_panic_when_it_hears_of_the_failure_harms_nobody() {
         }
     }
     let server = spawn_echo(Config::new(), local());
-    let nobody = nobody();
+    let closed = closed_addr();
     server
-        .ask(move |(), control| control.connect(nobody, Connect::new(), Touchy))
+        .ask(move |(), control| control.connect(closed, Connect::new(), Touchy))
         .expect("begun");
     let stats = server.until("it is gone", |stats| stats.closed_total() == 1);
     assert_eq!(stats.closed(CloseReason::ConnectFailed), 1);
@@ -730,7 +730,7 @@ fn time_lost_before_is_not_the_attempts() {
     );
 }
 
-/// What the peer said, and its end, may be there before anybody looks: one event tells all three.
+/// The peer's bytes and its end may be there before the first event: one event reports all three.
 #[test]
 fn words_and_an_end_may_come_with_the_connection() {
     let (listener, addr) = std_listener();

@@ -115,7 +115,7 @@ fn without_retry_there_is_one_attempt() {
 
 /// It keeps its id from attempt to attempt; what was sent meanwhile goes out in the end.
 #[test]
-fn it_connects_when_somebody_listens_at_last() {
+fn it_connects_when_a_server_listens_at_last() {
     let mut sim = world(1);
     let id = dial(&mut sim, line().retry(steady(u32::MAX)));
     sim.advance(secs(2));
@@ -166,7 +166,7 @@ fn silence_is_given_up_attempt_by_attempt() {
     assert_eq!(sim.calls(Call::Connect), 3);
 }
 
-/// What the kernel says late, and what it says at once, is the same to one who may try again.
+/// A late error of the kernel and an immediate one have the same effect when a retry is allowed.
 #[test]
 fn every_error_is_an_attempt_that_failed() {
     for &errno in Call::Connect.errors() {
@@ -324,7 +324,7 @@ fn what_was_open_is_not_made_again() {
     assert_eq!(sim.calls(Call::Connect), 1);
 }
 
-/// The one who tries again by hand: from the callback itself.
+/// A handler that retries by itself, from the callback.
 #[test]
 fn a_failure_can_be_answered_with_another_connection() {
     struct Stubborn;
@@ -461,7 +461,7 @@ fn hostile_kernels_bring_no_connection_out_of_its_course() {
 
 /// The peer's silence begins when it could have said something.
 #[test]
-fn nobody_is_idle_before_it_is_connected() {
+fn no_connection_is_idle_before_it_is_connected() {
     let mut sim = world(1);
     sim.remote(REMOTE, Answer::AcceptAfter(secs(5)));
     let id = dial(&mut sim, line());

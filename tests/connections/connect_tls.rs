@@ -47,7 +47,7 @@ fn say(server: &Running, id: ConnId, line: &str) {
 
 /// Both versions, with what was agreed on.
 #[test]
-fn a_conversation_is_encrypted_and_the_server_is_who_it_is_said_to_be() {
+fn a_conversation_is_encrypted_and_the_server_is_verified() {
     let site = Site::new();
     for version in VERSIONS {
         let mut config = site.server();
@@ -421,7 +421,8 @@ impl Handler for Upgrades {
     }
 }
 
-/// STARTTLS from the client's side; what somebody in the middle has put behind the server's answer fails the handshake.
+/// STARTTLS from the client's side. Bytes that an attacker puts behind the server's answer fail the
+/// handshake.
 #[test]
 fn an_open_connection_is_upgraded() {
     struct Agrees(Arc<portcullis::tls::ServerConfig>, &'static str);
@@ -560,7 +561,7 @@ impl Drop for Spiteful {
 
 /// What cannot be begun is an error, and takes no place, whatever the configuration's destructor does.
 #[test]
-fn a_panic_in_a_configurations_destructor_harms_nobody() {
+fn a_panic_in_a_configurations_destructor_harms_no_client() {
     let site = Site::new();
     let mut server: Server = Server::new(Config::new().max_connections(1)).expect("server");
     let mut config = site.client(VERSIONS[1]);

@@ -1,4 +1,4 @@
-//! Every state ends in time, for its own reason, and whoever is busy stays.
+//! Every state ends in time, for its own reason, and a busy connection stays.
 
 use std::io::Write;
 use std::net::Shutdown;
@@ -12,7 +12,7 @@ use portcullis::{CloseReason, Config, Framing, Listen, State};
 /// Short, but much longer than a busy machine needs between two of our own steps.
 const SHORT: Duration = Duration::from_millis(400);
 
-/// Goodbyes are short too, for those who do not answer ours.
+/// Linger is short too, for peers that do not send FIN.
 fn brief() -> Listen {
     local().linger(Duration::from_millis(50), 1024 * 1024)
 }
@@ -24,7 +24,7 @@ fn timer_keys(journal: &kit::script::Journal) -> Vec<u8> {
     })
 }
 
-/// faults C13
+/// Only bytes from the peer move the idle timeout: a silent client is closed, a busy one stays.
 #[test]
 fn the_silent_leave_and_the_busy_stay() {
     let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(SHORT), usual);
@@ -77,7 +77,7 @@ fn messages_do_not_move_the_idle_deadline() {
     assert_eq!(journal.reasons(), [CloseReason::IdleTimeout]);
 }
 
-/// faults B9: counted from the frame's first byte, however many follow.
+/// The frame timeout counts from the frame's first byte, however many follow.
 #[test]
 fn a_frame_begun_must_be_finished() {
     for framing in [Framing::Packet4, Framing::Line] {
@@ -164,7 +164,7 @@ fn what_is_owed_must_be_taken() {
 
 /// After our FIN the peer has the linger's time for its own.
 #[test]
-fn who_does_not_finish_after_our_fin_is_let_go() {
+fn a_peer_that_does_not_finish_after_our_fin_is_let_go() {
     let listen = local().linger(SHORT, 1024);
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
@@ -236,7 +236,7 @@ fn timers_fire_in_order_move_and_are_cancelled() {
     assert_eq!(timer_keys(&journal), [1, 2, 5, 4, 4, 4]);
 }
 
-/// A timer of a connection that has gone fires for nobody, its place's next tenant least of all.
+/// A timer of a connection that has gone never fires, least of all for the slot's next connection.
 #[test]
 fn a_timer_dies_with_its_connection() {
     let (server, journal) =
@@ -264,7 +264,7 @@ fn a_timer_dies_with_its_connection() {
     eventually("the second's timer", || timer_keys(&journal) == [8]);
 }
 
-/// faults T4
+/// A timeout of `Duration::MAX` never expires, and arithmetic with it saturates.
 #[test]
 fn never_is_never_and_needs_no_clock() {
     let listen = brief()
@@ -288,8 +288,8 @@ fn never_is_never_and_needs_no_clock() {
     assert_eq!(read_to_end(&mut client), b"");
 }
 
-/// faults C17, T2: a handler that blocks makes the others late, and their time limits wait too. What came while it
-/// blocked counts from when it is read.
+/// A handler that blocks delays the others, and pauses their timeouts. Bytes that arrived while it
+/// blocked count from when they are read.
 #[test]
 fn a_blocking_handler_does_not_make_others_idle() {
     let idle = Duration::from_secs(2);
@@ -341,9 +341,10 @@ fn a_blocking_handler_does_not_make_others_idle() {
     ping(&mut other, b"three");
 }
 
-/// The same for those who come in during the turn in which something blocked: their clocks start when they are accepted.
+/// The same for connections accepted in the iteration in which a handler blocked: their timeouts
+/// count from accept.
 #[test]
-fn who_is_accepted_after_a_blocking_job_has_the_whole_time() {
+fn a_connection_accepted_after_a_blocking_job_has_its_whole_timeout() {
     let idle = Duration::from_secs(2);
     let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(idle), usual);
     let mut blocked_out = {

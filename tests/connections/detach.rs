@@ -14,14 +14,14 @@ use portcullis::{
     State,
 };
 
-/// Who gets the streams, and what handlers have heard.
+/// The receiver of the streams, and the handlers' calls.
 struct App {
     streams: Sender<Detached>,
     closed: Vec<CloseReason>,
     refused: Vec<DetachError>,
 }
 
-/// Echoes until somebody says "out".
+/// Echoes until a line says "out".
 struct Leaves;
 
 impl Handler<App> for Leaves {
@@ -159,7 +159,7 @@ fn a_plain_stream_may_be_taken_whole() {
 
 /// A kill, and a drain at its deadline, end what a thread waits for.
 #[test]
-fn who_is_outside_can_be_reached() {
+fn a_detached_connection_can_be_reached() {
     let (server, received) = server(Config::new(), local());
     let (_first, mut killed) = leave(&server, &received, b"");
     let id = killed.id();
@@ -176,7 +176,7 @@ fn who_is_outside_can_be_reached() {
     let (stats, _) = server.finish();
     assert_eq!((stats.open, stats.closed(CloseReason::DrainForced)), (0, 1));
     assert_eq!(stats.accepted, stats.closed_total());
-    // Its place is nobody's any more, and giving it back is harmless.
+    // Its slot is free already, and giving it back again is harmless.
     drop(late);
 }
 
@@ -362,7 +362,7 @@ fn a_write_that_times_out_says_nothing_twice() {
 
 /// One whose socket was taken whole cannot be reached; that is said, and its place is still kept.
 #[test]
-fn a_kill_of_what_was_taken_whole_finds_nobody() {
+fn a_kill_of_what_was_taken_whole_finds_no_connection() {
     let (server, received) = server(Config::new(), local());
     let (mut client, stream) = leave(&server, &received, b"");
     let id = stream.id();
@@ -376,7 +376,7 @@ fn a_kill_of_what_was_taken_whole_finds_nobody() {
     server.until("its place is free", |stats| stats.open == 0);
 }
 
-/// Whoever was outside is among the last closes, with what it carried in the loop.
+/// A detached connection is among the last closes, with its traffic in the loop.
 #[test]
 fn it_is_remembered_like_any_other() {
     let (server, received) = server(Config::new(), local());
@@ -461,7 +461,7 @@ fn a_fault_comes_behind_what_was_whole() {
     while client.conn.wants_write() {
         client.conn.write_tls(&mut wire).expect("into memory");
     }
-    // A record that nobody has encrypted.
+    // A record that was not encrypted.
     wire.extend_from_slice(&[23, 3, 3, 0, 20]);
     wire.extend_from_slice(&[0; 20]);
     client.sock.write_all(&wire).expect("sent");
@@ -472,7 +472,7 @@ fn a_fault_comes_behind_what_was_whole() {
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
 }
 
-/// Whoever has left hears nothing more through the handle, and whoever asks is told.
+/// A detached connection gets nothing through the handle, and the caller gets an error.
 #[test]
 fn the_handle_knows_that_it_has_left() {
     let (server, received) = server(Config::new(), local());
@@ -497,7 +497,7 @@ impl Handler<App> for Finishes {
 
 /// A FIN that is due is the loop's to send.
 #[test]
-fn whoever_has_finished_stays() {
+fn a_peer_that_has_finished_stays() {
     let (server, _received) = server_of(Config::new(), local(), || Finishes);
     let mut client = connect(server.addr());
     send2(&mut client, b"go");

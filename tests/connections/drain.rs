@@ -1,4 +1,5 @@
-//! A drain ends in order: nothing that was owed is lost, nobody holds it up past its deadline, and the report is true.
+//! A drain ends in order: no output is lost, no connection delays it past its deadline, and the
+//! report is true.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -63,7 +64,8 @@ impl Draining {
             .is_none_or(|running| running.is_finished())
     }
 
-    /// Waits until `run` returns. Everybody has had one whole life then, and on_drain at most once.
+    /// Waits until `run` returns. Then every connection has had one whole life, and `on_drain` at
+    /// most once.
     #[track_caller]
     fn report(&mut self) -> (DrainReport, Stats) {
         let running = self.running.take().expect("asked once");
@@ -113,7 +115,7 @@ impl Drop for Draining {
     }
 }
 
-/// faults H1
+/// A drain sends FIN to idle clients.
 #[test]
 fn idle_clients_get_a_fin() {
     let mut server = start(Config::new(), local(), usual);
@@ -143,7 +145,7 @@ fn without_connections_it_is_over_at_once() {
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
 }
 
-/// faults H2, traps 2: what lies unread in the kernel is answered, although the last read before found nothing.
+/// A drain answers bytes that lie unread in the kernel, although the last read found nothing.
 #[test]
 fn what_was_in_flight_is_answered() {
     const FRAMES: u32 = 2000;
@@ -171,7 +173,7 @@ fn what_was_in_flight_is_answered() {
     assert_eq!(stats.frames_in, u64::from(5 * FRAMES + 5));
 }
 
-/// traps 2: reading was paused by the watermark when the drain began, and more has arrived since.
+/// The watermark had paused reading when the drain began, and more bytes have arrived since.
 #[test]
 fn what_arrived_while_reading_was_paused_is_answered() {
     let listen = local().watermarks(1024, 16 * 1024).send_buffer(16 * 1024);
@@ -203,7 +205,7 @@ fn what_arrived_while_reading_was_paused_is_answered() {
     assert_eq!(server.report().0.forced, 0);
 }
 
-/// faults H3
+/// A slow reader gets all pending output and then FIN, while no new client is accepted.
 #[test]
 fn a_slow_reader_gets_all_it_was_owed() {
     const FRAMES: usize = 150;
@@ -233,7 +235,7 @@ fn a_slow_reader_gets_all_it_was_owed() {
     assert_eq!(stats.closed(CloseReason::Drained), 1);
 }
 
-/// faults H4: who does not end is ended, at the one deadline.
+/// A connection that does not end by itself is ended at the one deadline.
 #[test]
 fn the_stuck_are_forced() {
     let listen = local().send_buffer(16 * 1024).at_capacity(AtCapacity::Wait);
@@ -297,7 +299,7 @@ fn ping_paused(client: &mut TcpStream) {
     assert_eq!(recv2(client), b"paused");
 }
 
-/// faults H5, traps 8: who connected before the drain is served, although we had not accepted yet.
+/// A client that connected before the drain is served, although it was not accepted yet.
 #[test]
 fn clients_in_the_accept_queue_are_served() {
     let mut server = start(Config::new(), local(), usual);
@@ -319,9 +321,9 @@ fn clients_in_the_accept_queue_are_served() {
     assert_eq!((report.ended, report.forced, stats.accepted), (100, 0, 100));
 }
 
-/// The accept budget cuts the round into many turns; still nobody is lost.
+/// The accept budget spreads the backlog over many iterations; no client is lost.
 #[test]
-fn the_accept_budget_loses_nobody_in_the_queue() {
+fn the_accept_budget_loses_no_client_in_the_queue() {
     let mut server = start(
         Config::new().accept_budget(1).read_budget(1),
         local(),
@@ -374,7 +376,7 @@ fn a_second_drain_only_brings_the_deadline_forward() {
     ping(&mut client, b"hello");
     server.handle.drain(Duration::MAX).expect("drain");
     eventually("told", || server.journal.count(&Entry::Drain) == 1);
-    // Who stays is served.
+    // A client that stays is served.
     ping(&mut client, b"still served");
     server
         .handle
@@ -405,7 +407,7 @@ fn a_grace_of_zero_resets_at_once() {
     assert_eq!(report.ended + report.forced, 3);
 }
 
-/// The port goes first; whoever is in may finish.
+/// The port closes first; open connections may finish.
 #[test]
 fn new_clients_are_refused_while_the_old_finish() {
     let mut server = start(Config::new(), local(), |cx, call| match call {
@@ -438,9 +440,10 @@ fn new_clients_are_refused_while_the_old_finish() {
     assert_eq!(stats.closed(CloseReason::Drained), 1);
 }
 
-/// Who has had everything and our FIN has ended, however long it keeps its own side open: it is neither reset nor forced.
+/// A peer that got all output and FIN has ended, even if it keeps its own side open: it is neither
+/// reset nor forced.
 #[test]
-fn who_only_lingers_at_the_deadline_is_not_forced() {
+fn a_connection_that_only_lingers_at_the_deadline_is_not_forced() {
     let listen = local().linger(Duration::MAX, usize::MAX);
     let mut server = start(Config::new(), listen, usual);
     let mut client = connect(server.addr);
@@ -526,7 +529,7 @@ fn the_report_counts_every_kind_of_end() {
     server.handle.drain(AMPLE).expect("drain");
     eventually("told", || server.journal.count(&Entry::Drain) == 5);
     clients[3].shutdown(Shutdown::Write).expect("FIN");
-    // All but the last end by themselves, and nobody lingers.
+    // All but the last end by themselves, and none lingers.
     let mut last = clients.pop().expect("five");
     for client in &mut clients {
         assert_eq!(read_to_end(client), b"");
@@ -583,7 +586,7 @@ impl FinishDrained for kit::net::Running {
     }
 }
 
-/// A drain that a job asks for, from the loop itself; those who hold still do not keep it.
+/// A drain that a job starts, from the loop itself; connections with a hold do not prevent it.
 #[test]
 fn a_job_may_drain() {
     let (server, _journal) = spawn_script(Config::new(), local(), usual);

@@ -1,4 +1,4 @@
-//! A framer that panics ends its own connection, whoever called it; the server goes on.
+//! A framer that panics ends its own connection, from any caller; the server goes on.
 
 use std::io::Write;
 use std::net::TcpStream;

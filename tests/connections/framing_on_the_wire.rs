@@ -1,4 +1,5 @@
-//! Frames on real sockets are what the bytes say, however they are cut, and bad bytes cost nobody else anything.
+//! Frames on real sockets equal the bytes' frames in every cut, and bad bytes cost no other client
+//! anything.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -24,7 +25,7 @@ fn write_beside(stream: &TcpStream, wire: Vec<u8>) -> thread::JoinHandle<()> {
     thread::spawn(move || stream.write_all(&wire).expect("write"))
 }
 
-/// faults B1
+/// A frame may be cut anywhere, down to one byte a segment.
 #[test]
 fn a_byte_at_a_time() {
     for (framing, wire) in [
@@ -58,7 +59,7 @@ fn a_byte_at_a_time() {
     }
 }
 
-/// faults B2
+/// All frames of one write are answered in order, and another client is served meanwhile.
 #[test]
 fn ten_thousand_frames_in_one_write_while_another_is_served() {
     let server = spawn_echo(Config::new(), local());
@@ -81,7 +82,7 @@ fn ten_thousand_frames_in_one_write_while_another_is_served() {
     assert_eq!((stats.frames_in, stats.frames_out), (10_010, 10_010));
 }
 
-/// faults B3: Erlang delivers `<<>>`, and so do we.
+/// An empty frame is a message: Erlang delivers `<<>>`, and so does this server.
 #[test]
 fn empty_frames_are_frames() {
     let (server, journal) = spawn_script(Config::new(), local(), usual);
@@ -94,7 +95,7 @@ fn empty_frames_are_frames() {
     assert_eq!(journal.count(&kit::script::Entry::Frame), 5001);
 }
 
-/// faults B4
+/// The largest frame of each framing arrives whole.
 #[test]
 fn the_largest_frame_of_each_framing_is_whole() {
     let pattern = |length: usize| (0..length).map(|at| (at % 251) as u8).collect::<Vec<u8>>();
@@ -125,7 +126,8 @@ fn the_largest_frame_of_each_framing_is_whole() {
     }
 }
 
-/// faults B5: judged by the header alone, and the bytes that follow are not kept.
+/// A length above the maximum is refused on the header alone, and the bytes that follow are not
+/// kept.
 #[test]
 fn a_lying_header_costs_no_memory() {
     for length in [
@@ -151,7 +153,7 @@ fn a_lying_header_costs_no_memory() {
     }
 }
 
-/// faults B5: a length within the maximum is believed only as far as bytes arrive.
+/// A length within the maximum takes memory only for received bytes.
 #[test]
 fn a_large_promise_holds_only_what_came() {
     let server = spawn_echo(Config::new(), local().framing(Framing::Packet4));
@@ -166,7 +168,7 @@ fn a_large_promise_holds_only_what_came() {
     assert_eq!(info[0].state, State::Open);
 }
 
-/// faults B6
+/// A line without an end is refused at the maximum.
 #[test]
 fn a_line_without_end_ends_at_the_maximum() {
     let listen = local().framing(Framing::Line).max_frame(1000);
@@ -194,7 +196,8 @@ fn a_line_without_end_ends_at_the_maximum() {
     assert_eq!(echo, line);
 }
 
-/// faults B7, traps 7: what was good is answered, and a megabyte of garbage behind the bad header does not reset it away.
+/// Good frames are answered, and a megabyte of garbage behind the bad header does not destroy the
+/// answers by a reset.
 #[test]
 fn good_frames_before_a_bad_one_are_answered() {
     for garbage in [0, 1024 * 1024] {
@@ -219,7 +222,7 @@ fn good_frames_before_a_bad_one_are_answered() {
     }
 }
 
-/// faults B8
+/// Random garbage ends its own connection, and honest clients get the right echoes.
 #[test]
 fn garbage_among_honest_clients() {
     let (server, journal) = spawn_script(Config::new(), local().max_frame(300), usual);
@@ -255,7 +258,8 @@ fn garbage_among_honest_clients() {
     journal.assert_whole_lives();
 }
 
-/// faults B10: not part of the stream, and what stands behind it is read although the kernel ends a read in front of it.
+/// An urgent byte is not part of the stream. Bytes behind it are read, although the kernel ends a
+/// read in front of it.
 #[test]
 fn an_urgent_byte_is_skipped_and_hides_nothing() {
     let server = spawn_echo(Config::new(), local());
@@ -285,7 +289,7 @@ fn an_urgent_byte_is_skipped_and_hides_nothing() {
     );
 }
 
-/// faults B11: an error to the handler, and nothing of it on the wire.
+/// The handler gets an error, and nothing of the frame is sent.
 #[test]
 fn a_frame_too_long_for_its_header_is_an_error() {
     let (server, journal) = spawn_script(

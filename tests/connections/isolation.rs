@@ -98,7 +98,8 @@ fn entry(call: &Call<'_>) -> Entry {
     }
 }
 
-/// Connects somebody whose handler will be told `wanted` sooner or later. Nobody, if it was reset before `connect` returned.
+/// Connects a client whose handler will get the call `wanted` sooner or later. None, if it was
+/// reset before `connect` returned.
 fn provoke(server: &Running, wanted: &Entry) -> Option<TcpStream> {
     let before: Vec<ConnId> =
         server.ask(|(), control| control.connections().iter().map(|info| info.id).collect());
@@ -155,7 +156,7 @@ fn hear(mut client: &TcpStream) -> Vec<u8> {
     heard
 }
 
-/// faults C15
+/// A panic in a callback ends that connection and frees its slot; the next turn works.
 #[test]
 fn a_panic_in_each_callback_ends_that_connection_alone() {
     collect_logs();
@@ -551,7 +552,7 @@ const ACTIONS: [Action; 8] = [
     Action::Stop,
 ];
 
-/// faults C16: each deed from each callback, `on_close` too.
+/// Each action from each callback, `on_close` included.
 #[test]
 fn any_action_from_any_callback() {
     let mut callbacks = CALLBACKS.to_vec();
@@ -606,7 +607,7 @@ fn do_from(wanted: &Entry, action: Action) {
             }
         }
         if matches!(action, Action::Close | Action::Abort) {
-            // Nothing goes to who is closing.
+            // Nothing is sent to a closing connection.
             assert!(matches!(cx.conn.send(b"late"), Err(SendError::Closed)));
         }
         // The rest is as usual, for the peer to come to its end.
@@ -622,7 +623,7 @@ fn do_from(wanted: &Entry, action: Action) {
         eventually(&what, || journal.count(wanted) > before);
     }
     if action == Action::Stop {
-        // The server goes with its thread, and everybody with it.
+        // The server ends with its thread, and all connections with it.
         client.iter().for_each(|client| drop(hear(client)));
         await_end(&mut bystander);
         eventually(&what, || {
@@ -849,7 +850,7 @@ fn a_pause_from_outside() {
     assert_eq!(journal.until_closed(1), [CloseReason::Finished]);
 }
 
-/// Everybody says goodbye to everybody from `on_close`, while they all go at once.
+/// Every connection sends to every other from `on_close`, while all end at once.
 #[test]
 fn farewells_from_on_close_while_all_are_killed() {
     let members: Arc<Mutex<Vec<ConnId>>> = Arc::default();

@@ -1,5 +1,5 @@
-//! A frame of 32 KiB or more leaves from where it is, past what waits: every byte once and in order, whoever sends it and however
-//! slowly it is read.
+//! A frame of 32 KiB or more is written without a copy, behind pending output. Every byte comes
+//! once and in order, from every sender and to every slow reader.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -163,11 +163,11 @@ fn to_another_connection() {
 
 /// A write that fails inside of `send` ends the connection as one at the end of the turn does, with its own reason.
 #[test]
-fn to_one_who_has_gone() {
+fn to_one_that_has_gone() {
     struct Late;
     impl Handler for Late {
         fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
-            // Until the kernel says that nobody is there, and then some more.
+            // Until the kernel reports an empty backlog, and then some more.
             for _ in 0..200 {
                 cx.conn.send(vec![7; 64 * 1024])?;
             }

@@ -55,8 +55,8 @@ fn buffered(sim: &mut Sim) -> usize {
         .sum()
 }
 
-/// A thousand peers that each begin a frame as large as they may: the limit holds, whoever is small is served, and what
-/// is not finished in its time makes room.
+/// A thousand peers that each begin a frame of the largest size. The limit holds, small connections
+/// are served, and frames that are late make room.
 #[test]
 fn hostile_peers_share_what_there_is() {
     let (mut sim, addr) = world();
@@ -113,10 +113,10 @@ fn a_large_frame_waits_while_memory_is_tight() {
     assert!(sim.received(large) == frame);
 }
 
-/// Output counts too. What is sent to peers that do not read is the handler's doing: reading less does not help, and those
-/// who hold the most are closed.
+/// Output counts too. Output to peers that do not read is the handler's doing. Reading less does
+/// not help, so the connections with the largest buffers are closed.
 #[test]
-fn who_holds_the_most_goes_first() {
+fn the_largest_buffers_go_first() {
     let (mut sim, addr) = world();
     let mut clients = Vec::new();
     for _ in 0..40 {
@@ -217,9 +217,10 @@ fn large_frames_are_finished_one_after_the_other() {
     assert_eq!(sim.stats().paused_for_memory, 0);
 }
 
-/// One that has the read grant and sends nothing is so for a second only; and who could not be read from is not told that it was late.
+/// A connection that has the read grant and sends nothing has it for a second only. A connection
+/// that could not be read does not time out.
 #[test]
-fn who_does_not_use_its_turn_loses_it() {
+fn a_grant_that_is_not_used_is_lost() {
     let mut sim = Sim::new(1, Config::new().memory_limit(8 * LIMIT), ());
     let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
@@ -297,7 +298,7 @@ fn a_lower_limit_ends_several() {
     assert_eq!(sim.stats().closed(CloseReason::OverMemory), 6 - left as u64);
 }
 
-/// A higher one lets those go on who were not read from, without a word from anybody.
+/// A higher limit resumes paused connections without another event.
 #[test]
 fn a_higher_limit_makes_room_at_once() {
     let (mut sim, addr) = world();
@@ -331,7 +332,7 @@ fn a_limit_below_a_few_reads_is_refused() {
     }
 }
 
-/// Many who hold little hold much: below a kilobyte each as well, the limit is the limit.
+/// Many small buffers are much together: the limit holds below a kilobyte each too.
 #[test]
 fn a_crowd_of_small_holders_is_bounded_too() {
     const SMALL_LIMIT: usize = 256 * 1024;
@@ -359,7 +360,7 @@ fn a_crowd_of_small_holders_is_bounded_too() {
 
 /// Whose output has gone holds nothing any more: it is read from again, however tight memory is for others.
 #[test]
-fn who_holds_less_than_its_share_again_is_read_from_again() {
+fn a_connection_within_its_share_is_read_again() {
     let (mut sim, addr) = world();
     let slow = sim.connect(addr).expect("it listens");
     sim.set_reading(slow, false);
@@ -422,7 +423,8 @@ impl Handler<Vec<usize>> for Hears {
     }
 }
 
-/// Whoever has finished and still listens waits for memory like anybody: that it cannot write is no sign that its peer has gone.
+/// A peer that has finished and still reads waits for memory like any other: a pause is no sign
+/// that its peer has gone.
 #[test]
 fn a_finished_end_waits_too() {
     let config = Config::new().max_connections(5000).memory_limit(LIMIT);

@@ -1,4 +1,5 @@
-//! A peer that does not read costs a bounded amount of memory and its own connection, and nobody else anything.
+//! A peer that does not read costs a bounded amount of memory and its own connection, and no other
+//! client anything.
 
 use std::io::Write;
 use std::net::TcpStream;
@@ -26,7 +27,8 @@ fn tight() -> Listen {
         .send_buffer(16 * 1024)
 }
 
-/// A flood of requests from somebody who reads none of the answers; returns when the server has stopped reading too.
+/// A flood of requests from a client that reads no answers; returns when the server has stopped
+/// reading too.
 fn flood(server: &Running) -> (TcpStream, usize) {
     let mut client = connect_narrow(server.addr());
     let mut wire = Vec::new();
@@ -35,7 +37,7 @@ fn flood(server: &Running) -> (TcpStream, usize) {
             &[number.to_be_bytes(), [0; 4]].concat().repeat(100),
         ));
     }
-    // Until the kernels' buffers are full and stay full: nobody reads.
+    // Until the kernels' buffers are full and stay full: neither side reads.
     let mut sent = 0;
     let mut quiet = 0;
     while quiet < 20 {
@@ -53,7 +55,7 @@ fn only(server: &Running) -> ConnInfo {
     server.ask(|(), control| control.connections()[0].clone())
 }
 
-/// faults C5
+/// While a client does not read, reading from it stops at the high watermark.
 #[test]
 fn reading_stops_and_memory_is_bounded() {
     let (server, _journal) = spawn_script(Config::new(), tight(), usual);
@@ -69,7 +71,7 @@ fn reading_stops_and_memory_is_bounded() {
         (info.traffic.bytes_in as usize) < sent + 1 && info.traffic.frames_in > 0,
         "{info}"
     );
-    // It stays so, and nobody else notices.
+    // It stays so, and no other client notices.
     let mut other = connect(server.addr());
     for _ in 0..100 {
         ping(&mut other, b"still served");
@@ -88,9 +90,9 @@ fn reading_stops_and_memory_is_bounded() {
     drop(client);
 }
 
-/// faults C6
+/// A client that reads again gets everything, once.
 #[test]
-fn who_reads_again_gets_everything_once() {
+fn a_client_that_reads_again_gets_everything_once() {
     let (server, journal) = spawn_script(Config::new(), tight(), usual);
     let (mut client, sent) = flood(&server);
     let frame = 802;
@@ -113,9 +115,9 @@ fn who_reads_again_gets_everything_once() {
     assert_eq!(journal.until_closed(1), [CloseReason::Finished]);
 }
 
-/// faults C5: bounded in time too.
+/// Pending output that makes no progress is bounded in time too.
 #[test]
-fn the_write_timeout_ends_who_takes_nothing() {
+fn the_write_timeout_ends_a_peer_that_takes_nothing() {
     let listen = tight()
         .write_timeout(Duration::from_millis(300))
         .idle_timeout(Duration::MAX);
@@ -156,7 +158,7 @@ fn a_slow_reader_keeps_its_connection() {
     assert_eq!(journal.until_closed(1), [CloseReason::Finished]);
 }
 
-/// faults C5: a handler that pushes without being asked meets the hard limit, and is told when there is room.
+/// A handler that sends unprompted reaches the output limit, and is notified when there is room.
 #[test]
 fn a_pushing_handler_is_told_full_and_then_writable() {
     let (server, journal) = spawn_script(Config::new(), tight(), {
@@ -200,7 +202,7 @@ fn a_pushing_handler_is_told_full_and_then_writable() {
     journal.until_closed(1);
 }
 
-/// Sends every frame to everybody.
+/// Sends every frame to every connection.
 struct Chat;
 
 impl Handler<Vec<ConnId>> for Chat {

@@ -422,7 +422,7 @@ fn the_longest_frame_is_the_new_framings() {
 
 /// From outside a callback too: between two turns, and by another connection's handler.
 #[test]
-fn somebody_else_may_swap_it() {
+fn another_connection_may_swap_it() {
     let (mut sim, addr) = world();
     let client = say(&mut sim, addr, b"half a li");
     let id = id(&mut sim);
@@ -431,7 +431,7 @@ fn somebody_else_may_swap_it() {
     conn.set_framing(&Framing::Delimited(b'!'));
     conn.replace_handler(session("eve", 9));
     sim.settle();
-    // What had come belongs to nobody until it is a frame: it is the new handler's, in the new framing.
+    // Received bytes that are no frame yet go to the new handler, in the new framing.
     sim.send(client, b"ne!");
     sim.settle();
     assert_eq!(told(&mut sim), ["login: open", "eve after 9: half a line!"]);

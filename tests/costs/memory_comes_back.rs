@@ -48,7 +48,7 @@ fn after_ten_thousand_connections_it_is_as_before() {
     for _ in 0..40 {
         wave(50);
     }
-    // A last round trip: whoever went before is gone.
+    // A last round trip: earlier connections are gone.
     ping(&mut connect(addr), b"done");
     let after = private(server.process());
     assert!(

@@ -69,7 +69,8 @@ fn hostile_peers_do_not_get_more_than_there_is() {
     }
     let grown = peak(server.process()) - before;
     assert!(sent > 3 * LIMIT, "{sent} bytes are no attack");
-    // What a connection takes besides its buffers, one read for everybody, the pool's spare buffers.
+    // A connection's own memory besides its buffers, the shared read buffer, the pool's spare
+    // buffers.
     let besides = PEERS * 1024 + 16 * MIB;
     assert!(grown < LIMIT + besides, "{} MiB", grown / MIB);
     assert!(grown > LIMIT / 4, "{} MiB: nothing was held", grown / MIB);

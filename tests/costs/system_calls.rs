@@ -47,7 +47,7 @@ fn come(sim: &mut Sim, addr: SocketAddr) -> Vec<ClientId> {
     clients
 }
 
-/// Everybody sends `window` messages at once, and has them back.
+/// Every client sends `window` messages at once, and reads them back.
 fn rounds(sim: &mut Sim, clients: &[ClientId], window: usize) {
     let wire = packet2(&[b'x'; 64]).repeat(window);
     for _ in 0..ROUNDS {
@@ -93,7 +93,7 @@ fn a_connection_is_accepted_once_and_registered_once() {
     let mut clients = Vec::new();
     let made = calls(&mut sim, |sim| clients = come(sim, addr));
     assert_eq!(made(Call::Register), CLIENTS);
-    // The last one of each round finds nobody.
+    // The last accept of each round finds an empty backlog.
     let rounds = CLIENTS / 16 + 1;
     assert!(
         made(Call::Accept) <= CLIENTS + rounds,

@@ -1,5 +1,5 @@
-//! A server's descriptor in somebody else's loop, `polling`'s and `calloop`'s, in every mode that they offer: a million events
-//! each, and none of the wake-ups is lost.
+//! A server's descriptor in other event loops, `polling`'s and `calloop`'s, in all their modes: a
+//! million events each, without a lost wake-up.
 
 use std::io::{Read, Write};
 use std::net::SocketAddr;

@@ -113,7 +113,7 @@ fn a_message_reaches_the_handler_as_what_it_is() {
     assert_eq!(server.ask(|heard, _| heard.numbers.clone()), [7]);
 }
 
-/// The founding transcript, S1.10 to S1.12: the killed one goes, the others live.
+/// The killed connection ends, and the others live.
 #[test]
 fn a_kill_ends_one_connection_and_no_other() {
     let server = members(Config::new());
@@ -134,7 +134,7 @@ fn a_kill_ends_one_connection_and_no_other() {
 }
 
 #[test]
-fn who_has_gone_is_an_error_at_once() {
+fn a_connection_that_has_gone_is_an_error_at_once() {
     let server = members(Config::new());
     let (client, id) = join(&server);
     drop(client);
@@ -148,7 +148,7 @@ fn who_has_gone_is_an_error_at_once() {
 }
 
 #[test]
-fn who_goes_while_a_command_waits_is_counted() {
+fn a_command_for_a_connection_that_has_gone_is_counted() {
     let server = members(Config::new());
     let (_client, id) = join(&server);
     let held = hold(&server.handle);
@@ -162,7 +162,7 @@ fn who_goes_while_a_command_waits_is_counted() {
 
 /// The message's destructor is the user's code, as the handler's is.
 #[test]
-fn a_message_that_nobody_gets_may_panic_when_it_is_dropped() {
+fn a_message_without_a_receiver_may_panic_when_it_is_dropped() {
     struct Bomb;
     impl Drop for Bomb {
         fn drop(&mut self) {
@@ -460,7 +460,7 @@ fn a_handle_outlives_its_server() {
 }
 
 #[test]
-fn what_waits_when_the_server_goes_is_dropped_and_who_waits_is_told() {
+fn what_waits_when_the_server_goes_is_dropped_and_callers_get_an_error() {
     let server = mine::<()>(Config::new());
     let (handle, kept) = (server.handle(), Arc::new(()));
     let asking = handle.clone();
@@ -548,7 +548,7 @@ fn so_is_one_between_two_turns_or_before_the_first() {
     assert_eq!(runs, 0, "nothing was queued");
 }
 
-/// faults H8.
+/// Wake-ups of a flood are coalesced, and the queue is bounded.
 #[test]
 fn a_flood_from_eight_threads_arrives_once_and_in_order() {
     const THREADS: usize = 8;
@@ -640,7 +640,7 @@ fn clients_are_served_under_a_flood_of_commands() {
 
 /// A stopped asker does not stop the loop: the late answer is dropped where it is made.
 #[test]
-fn nobody_waits_for_an_answer_and_the_loop_does_not_mind() {
+fn a_query_without_a_reader_does_not_disturb_the_loop() {
     let server = members(Config::new());
     let (mut client, _) = join(&server);
     let held = hold(&server.handle);

@@ -323,7 +323,8 @@ fn commands_wake_the_outer_poll_too() {
         }
     });
     while !asker.is_finished() {
-        // The last turn may find the asker gone: it is woken for that by nobody, and has nothing left to do.
+        // The last iteration may find the caller gone: nothing wakes it for that, and it has
+        // nothing left to do.
         if !outer.turn_within(&mut server, Duration::from_millis(100)) {
             assert_eq!(server.next_timeout(), None);
         }
@@ -401,9 +402,9 @@ fn more_events_than_a_batch_are_left_over_work() {
     }
 }
 
-/// faults H12: nothing happens, so nothing is done. The quiet is as long as another server's 200 round trips.
+/// Without events there is no work. The quiet is as long as another server's 200 round trips.
 #[test]
-fn two_hundred_idle_connections_wake_nobody() {
+fn two_hundred_idle_connections_do_not_wake_the_loop() {
     let idle = spawn_echo(Config::new(), local());
     let mut clients: Vec<_> = (0..200).map(|_| connect(idle.addr())).collect();
     for client in &mut clients {

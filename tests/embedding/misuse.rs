@@ -58,7 +58,7 @@ fn stale(server: &mut Server, addr: SocketAddr) -> (ConnId, TcpStream) {
 }
 
 #[test]
-fn a_stale_id_reaches_nobody() {
+fn a_stale_id_reaches_no_connection() {
     let (mut server, addr) = echo(Config::new(), local());
     let (id, mut tenant) = stale(&mut server, addr);
     let handle = server.handle();
@@ -172,7 +172,7 @@ fn to_detach_twice_is_an_error_and_the_first_stands() {
     assert_eq!(server.stats().closed(CloseReason::Detached), 1);
 }
 
-/// Whoever waits for the loop on the loop's own thread would wait for ever.
+/// A wait for the loop on the loop's own thread would never end.
 #[test]
 fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
     struct Asks(Handle<Vec<HandleError>>);
@@ -216,9 +216,10 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
     );
 }
 
-/// A loop that has not polled for longer than every timeout: nobody who has spoken meanwhile is judged by that.
+/// A loop that has not polled for longer than every timeout: no peer that has sent meanwhile times
+/// out.
 #[test]
-fn a_loop_that_forgets_to_poll_harms_nobody() {
+fn a_loop_that_forgets_to_poll_harms_no_client() {
     let limit = Duration::from_millis(50);
     let listen = local()
         .idle_timeout(limit)
@@ -233,7 +234,7 @@ fn a_loop_that_forgets_to_poll_harms_nobody() {
         server.stats().frames_out == 2
     });
     assert_eq!(recv2(&mut talks), b"here");
-    // Clients come and talk, and nobody polls: as long as the timeouts are, and longer.
+    // Clients connect and send without a poll: as long as the timeouts are, and longer.
     let late = connect(addr);
     let begun = Instant::now();
     while begun.elapsed() < 2 * limit {

@@ -1,5 +1,5 @@
-//! Socket activation, with the example: sockets that were passed on are served, of both kinds, and only by whom they were
-//! passed to.
+//! Socket activation, with the example: sockets of both kinds that were passed on are served, and
+//! only by the process that they were passed to.
 #![cfg(target_os = "linux")] // as it is there: sd_listen_fds(3)
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,7 +11,8 @@ use std::process::Command;
 use command_fds::{CommandFdExt, FdMapping};
 use kit::net::{connect, example, ChildProcess, Place, PATIENCE};
 
-/// The example with these sockets from descriptor 3 on, for the process `whom`: a number, or `$$`, which is its own.
+/// The example with these sockets from descriptor 3 on, for the process `whom`: a number, or `$$`,
+/// which is its own.
 fn activate(sockets: Vec<OwnedFd>, whom: &str) -> ChildProcess {
     let mut command = Command::new("sh");
     // Only the process itself knows its id before it runs.
@@ -53,7 +54,7 @@ fn sockets_of_both_kinds_are_taken_over() {
     let tcp = TcpListener::bind("127.0.0.1:0").expect("bind");
     let addr = tcp.local_addr().expect("addr");
     let unix = UnixListener::bind(&path).expect("bind");
-    // Who comes before the server does is the reason for all of this.
+    // Clients that come before the server are the reason for socket activation.
     let early = connect(addr);
     let server = activate(vec![tcp.into(), unix.into()], "$$");
     assert_eq!(server.line(), format!("listening on {addr}"));

@@ -251,7 +251,8 @@ fn systemd_accepts_the_units() {
     assert!(about_ours.is_empty(), "{words}");
 }
 
-/// A socket that is passed on, a proxy that is trusted, a check that asks: and the service knows for whom it works.
+/// A socket that is passed on, a trusted proxy, a check that wants an answer: and the service knows
+/// its clients.
 #[test]
 fn the_service_knows_its_clients_and_passes_its_check() {
     if !have("haproxy", "-v") {
@@ -324,10 +325,10 @@ fn a_restart_loses_no_request() {
     terminate(service.expect("it runs"));
 }
 
-/// A client that has connected and whose words are still on their way when SIGTERM comes has its answer; those who are silent
-/// do not hold up the end.
+/// A client that has connected and whose request is in flight at SIGTERM gets its answer. Silent
+/// clients do not delay the end.
 #[test]
-fn who_has_just_come_is_answered() {
+fn a_client_that_has_just_come_is_answered() {
     let service =
         ChildProcess::start(Command::new(example("service")).args(["--listen", "127.0.0.1:0"]));
     let addr = service.address();
@@ -336,7 +337,7 @@ fn who_has_just_come_is_answered() {
     let mut new = BufReader::new(connect(addr));
     let _silent = connect(addr);
     service.signal("TERM");
-    // Whoever has had an answer is let go: then the drain has begun.
+    // A client that has had its answer is let go: then the drain has begun.
     assert_eq!(kit::net::read_to_end(asked.get_mut()), b"");
     assert_eq!(
         ask(&mut new, "whoami"),
@@ -350,7 +351,7 @@ fn who_has_just_come_is_answered() {
     );
 }
 
-/// The files are named where somebody looks for them.
+/// The README names every file.
 #[test]
 fn the_files_are_documented() {
     let readme = fs::read_to_string(Path::new(DEPLOY).join("../README.md")).expect("it is there");

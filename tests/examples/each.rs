@@ -41,7 +41,7 @@ impl Line {
 }
 
 #[test]
-fn everybody_hears_what_one_says_in_the_chat() {
+fn every_client_hears_what_one_says_in_the_chat() {
     let (server, addr) = start("chat", &[]);
     let mut members: Vec<Line> = Vec::new();
     for number in 1..=50 {
@@ -69,7 +69,7 @@ fn everybody_hears_what_one_says_in_the_chat() {
 
 /// One that does not read is thrown out when its share is full; the others lose nothing.
 #[test]
-fn the_chat_evicts_who_does_not_read() {
+fn the_chat_evicts_clients_that_do_not_read() {
     let (server, addr) = start("chat", &[]);
     let socket =
         socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("socket");
@@ -99,7 +99,7 @@ fn the_chat_evicts_who_does_not_read() {
     assert!(terminate(server).contains("1 evicted"));
 }
 
-/// Players move, and see everybody after each step; the frames go on whatever the players do.
+/// Players move, and see every player after each step; the frames go on whatever the players do.
 #[test]
 fn the_game_moves_sixty_times_a_second() {
     let (server, addr) = start("game", &["120"]);
@@ -136,7 +136,8 @@ fn the_foreign_loop_serves_and_keeps_its_own_time() {
     terminate(server);
 }
 
-/// Answers come in the order of the requests, to a peer that has finished sending too, and nobody waits for another's work.
+/// Answers come in the order of the requests, to a peer that has finished sending too, and no
+/// connection waits for another's work.
 #[test]
 fn the_worker_pool_answers_in_order() {
     let (server, addr) = start("worker_pool", &[]);
@@ -151,7 +152,7 @@ fn the_worker_pool_answers_in_order() {
         .expect("FIN");
     let heard: Vec<_> = (0..4).map(|_| slow.hear()).collect();
     assert_eq!(heard, ["25997\n", "4\n", "25\n", ""]);
-    // One that goes while its request is at work harms nobody.
+    // One that leaves while its request is at work harms no other.
     let mut gone = Line::connect(addr);
     gone.say("300000\n");
     drop(gone);
@@ -162,7 +163,7 @@ fn the_worker_pool_answers_in_order() {
 
 /// More clients than threads: those at a thread are served by it, the others by the loop meanwhile.
 #[test]
-fn the_blocking_pool_serves_whom_the_loop_hands_over() {
+fn the_blocking_pool_serves_the_connections_of_the_loop() {
     let (server, addr) = start("blocking", &[]);
     let mut clients: Vec<Line> = (0..3).map(|_| Line::connect(addr)).collect();
     for (client, wanted) in clients.iter_mut().zip(["upper", "count", "upper"]) {
@@ -250,7 +251,7 @@ fn every_example_is_tested() {
     }
 }
 
-/// Each example is where somebody looks for it, says how to run it, and is short enough to be read at one sitting.
+/// Each example is in the README, says how to run it, and is short.
 #[test]
 fn every_example_is_short_and_says_how_it_is_run() {
     let folder = format!("{ROOT}/examples");

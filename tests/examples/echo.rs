@@ -148,7 +148,8 @@ fn the_cap_of_the_command_line_holds() {
     assert!(last.contains("2 accepted (at most 1 at once)"), "{last}");
 }
 
-/// The first that matches decides, in the order of the command line; with --allow alone nobody else is served.
+/// The first match decides, in the order of the command line; with --allow alone no other client is
+/// served.
 #[test]
 fn allow_and_deny_are_taken_in_order() {
     for (arguments, served) in [
@@ -183,7 +184,7 @@ fn allow_and_deny_are_taken_in_order() {
 }
 
 #[test]
-fn a_proxy_header_is_required_and_believed_of_those_who_are_trusted() {
+fn a_proxy_header_is_required_and_believed_of_trusted_proxies() {
     for (arguments, warns, end) in [
         (&["--proxy-protocol"][..], true, None),
         (
@@ -208,7 +209,7 @@ fn a_proxy_header_is_required_and_believed_of_those_who_are_trusted() {
     ] {
         let (server, addr) = ChildProcess::echo(arguments);
         let mut client = connect(addr);
-        // Who is denied may be gone before it has written.
+        // A denied client may be disconnected before it has written.
         let _ = client.write_all(b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n");
         match end {
             None => {
@@ -268,7 +269,7 @@ fn a_cap_above_the_descriptor_limit_is_a_warning() {
     }
 }
 
-/// faults H1.
+/// A signal while clients are idle sends FIN to all and ends with status 0.
 #[test]
 fn either_signal_drains_and_ends_with_the_counters() {
     for signal in ["TERM", "INT"] {
@@ -296,7 +297,7 @@ fn either_signal_drains_and_ends_with_the_counters() {
     }
 }
 
-/// faults H2: what was sent before the signal is answered.
+/// Frames that were sent before the signal are answered.
 #[test]
 fn a_drain_answers_what_is_on_its_way() {
     let (server, addr) = ChildProcess::echo(&[]);
@@ -319,7 +320,7 @@ fn a_drain_answers_what_is_on_its_way() {
     );
 }
 
-/// faults H3, H4: at the deadline, and neither with it nor long after it.
+/// A client that is stuck is ended at the deadline, neither before it nor long after it.
 #[test]
 fn a_stuck_client_is_forced_when_the_grace_is_over() {
     let (server, addr) = ChildProcess::echo(&["--grace", "1"]);
@@ -339,7 +340,7 @@ fn a_stuck_client_is_forced_when_the_grace_is_over() {
     await_end(&mut stuck);
 }
 
-/// faults H6.
+/// The second signal does not wait for the drain.
 #[test]
 fn a_second_signal_aborts_at_once() {
     for (first, second) in [("TERM", "TERM"), ("INT", "TERM"), ("TERM", "INT")] {
@@ -355,7 +356,7 @@ fn a_second_signal_aborts_at_once() {
     }
 }
 
-/// faults H14.
+/// A wrong command line gives a message and a status other than 0.
 #[test]
 fn bad_options_are_status_2_and_named() {
     let bad: [&[&str]; 18] = [
@@ -401,7 +402,7 @@ fn what_cannot_be_served_is_status_1_and_one_line() {
         (["--listen", "192.0.2.1:0"], "192.0.2.1:0"),
         (["--max-connections", "99999999999"], "max_connections"),
     ] {
-        // Never the default port, which may be somebody's.
+        // Never the default port, which may be in use.
         let mut all = arguments.to_vec();
         if arguments[0] != "--listen" {
             all.extend(["--listen", "127.0.0.1:0"]);
@@ -459,7 +460,8 @@ fn the_client_says_in_one_line_what_went_wrong() {
     terminate(server, "TERM");
 }
 
-/// faults H7: started by a daemon that closes the standard streams, or on a full disk.
+/// A daemon may close the standard streams, and the disk may be full: logging never ends the
+/// server.
 #[cfg(target_os = "linux")] // /dev/full, /proc
 #[test]
 fn closed_standard_streams_do_not_kill_it() {
@@ -528,7 +530,7 @@ fn listening(server: &ChildProcess, table: &str) -> Option<SocketAddr> {
         })
 }
 
-/// faults H7: `echo | head -2`, and a log whose reader has gone.
+/// `echo | head -2`, and a log whose reader has gone: logging never ends the server.
 #[test]
 fn a_broken_pipe_does_not_kill_it() {
     let mut child = Command::new(example("echo"))
@@ -566,7 +568,7 @@ fn a_broken_pipe_does_not_kill_it() {
     assert_eq!(status.and_then(|status| status.code()), Some(0));
 }
 
-/// faults H10: nothing of ours is inherited by what the host starts.
+/// A program that the host starts inherits no descriptor.
 #[cfg(target_os = "linux")] // /proc
 #[test]
 fn every_descriptor_is_close_on_exec() {
@@ -696,7 +698,7 @@ mod tls {
         assert!(last.contains("1 handshake timeout"), "{last}");
     }
 
-    /// faults S13.
+    /// A missing, empty, damaged or mismatched certificate or key is refused at the start.
     #[test]
     fn a_bad_certificate_or_key_is_named() {
         let scratch = Scratch::new("bad");

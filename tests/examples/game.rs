@@ -14,7 +14,7 @@ use portcullis::{Config, Context, Handler, Outcome, Rate, Server};
 const BURST: u64 = 8;
 const PLAYERS: usize = 6;
 
-/// Somebody who sends as fast as they can, until their connection is shut down.
+/// A client that sends as fast as it can, until its connection is shut down.
 fn flood(addr: SocketAddr, frame: &[u8]) -> (TcpStream, JoinHandle<()>) {
     let (client, many) = (connect(addr), packet2(frame).repeat(10_000));
     let mut writer = client.try_clone().expect("a descriptor");

@@ -48,7 +48,7 @@ impl Door {
     }
 }
 
-/// One line there and back. Says who has answered.
+/// One line there and back. Returns the process that has answered.
 fn ask(client: &mut BufReader<Box<dyn Talk>>, line: &str) -> io::Result<u32> {
     client.get_mut().write_all(format!("{line}\n").as_bytes())?;
     let mut answer = String::new();
@@ -259,7 +259,8 @@ fn no_client_is_refused_and_no_answer_is_lost() {
     drop(spawn_echo(Config::new(), Listen::unix(&path)));
 }
 
-/// A new version that does not start costs nobody anything, and the next one is tried as the first was.
+/// A new version that does not start costs no client anything, and the next one is tried like the
+/// first.
 #[test]
 fn a_failed_hand_over_leaves_the_old_process_serving() {
     let place = Place::new();
@@ -308,9 +309,9 @@ fn a_failed_hand_over_leaves_the_old_process_serving() {
     family.finish();
 }
 
-/// The queue is the socket's, not the process's: closing one end of it loses nobody who waits.
+/// The queue is the socket's, not the process's: closing one end of it loses no waiting client.
 #[test]
-fn who_waits_in_the_queue_is_served_by_the_successor() {
+fn a_client_in_the_queue_is_served_by_the_successor() {
     let place = Place::new();
     let path = place.path("queue.sock");
     let old = {
@@ -326,7 +327,7 @@ fn who_waits_in_the_queue_is_served_by_the_successor() {
         })
     };
     let addr = old.addr();
-    // In one job: nobody accepts while these connect.
+    // In one job: nothing is accepted while these connect.
     let (sockets, mut tcp, mut unix) = old.ask({
         let path = path.clone();
         move |(), control| {

@@ -8,7 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 
 use kit::net::{connect, example, local, read_to_end, spawn_echo, ChildProcess, PATIENCE};
-use kit::outgoing::{accepted, nobody, std_listener};
+use kit::outgoing::{accepted, closed_addr, std_listener};
 use kit::tls::{read_to_goodbye, reset, secure, Folder, Site, NAME};
 use portcullis::tls::rustls::version;
 use portcullis::{Config, Framing};
@@ -112,7 +112,7 @@ fn fifty_megabytes_go_each_way_and_each_end_is_carried_through() {
 /// One direction stands still: the proxy holds little, and the other direction goes on.
 #[cfg(target_os = "linux")]
 #[test]
-fn a_slow_reader_costs_little_and_holds_up_nobody_else() {
+fn a_slow_reader_costs_little_and_delays_no_other_client() {
     let (listener, back) = std_listener();
     let (proxy, addr) = start(back, &[]);
     let client = connect(addr);
@@ -189,8 +189,8 @@ fn is_reset(stream: &mut TcpStream) {
 }
 
 #[test]
-fn nobody_behind_is_a_reset_for_the_client() {
-    let (proxy, addr) = start(nobody(), &[]);
+fn no_server_behind_is_a_reset_for_the_client() {
+    let (proxy, addr) = start(closed_addr(), &[]);
     for _ in 0..10 {
         // The reset may be there before `connect` returns.
         match TcpStream::connect_timeout(&addr, PATIENCE) {

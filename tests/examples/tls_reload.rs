@@ -1,5 +1,5 @@
-//! The reload example: SIGHUP brings the new certificate, a broken file changes nothing and is named, and who is connected
-//! does not notice.
+//! The reload example: SIGHUP brings the new certificate, a broken file changes nothing and is
+//! named, and open connections go on.
 #![cfg(all(feature = "tls", any(feature = "ring", feature = "aws-lc-rs")))]
 
 use std::io::{Read, Write};

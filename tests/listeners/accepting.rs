@@ -20,7 +20,7 @@ fn freeze(child: &ChildProcess) {
     });
 }
 
-/// Begins to connect and does not wait for it; whoever writes does (`connect(2)`, `send(2)`).
+/// Starts to connect and does not wait for it; a write does (`connect(2)`, `send(2)`).
 fn begin_to_connect(addr: SocketAddr) -> TcpStream {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("socket");
     socket.set_nonblocking(true).expect("nonblocking");
@@ -53,7 +53,7 @@ fn descriptor_limit() -> usize {
     soft.parse().unwrap_or(usize::MAX)
 }
 
-/// faults A14. Those who are in already are served while the others come.
+/// The accept budget keeps the open connections served while the others come.
 #[test]
 fn ten_thousand_at_once() {
     const WANTED: usize = 10_000;
@@ -103,9 +103,10 @@ fn ten_thousand_at_once() {
     );
 }
 
-/// faults A15: the backlog holds 1024; the others' SYNs are lost, and sent again after a second.
+/// The backlog holds 1024; the kernel drops the other SYNs, and the clients send them again after a
+/// second.
 #[test]
-fn a_backlog_that_overflows_loses_nobody() {
+fn a_backlog_that_overflows_loses_no_client() {
     const CLIENTS: usize = 2_500;
     if descriptor_limit() < CLIENTS + 500 {
         assert!(
@@ -142,7 +143,7 @@ fn a_backlog_that_overflows_loses_nobody() {
     assert!(output.contains("\n2500 accepted "), "{output}");
 }
 
-/// faults A8 and A16: they are gone before the server looks at them.
+/// Connections that were reset before the accept leave no descriptor and no error.
 #[test]
 fn a_flood_of_connect_and_reset_is_counted_and_forgotten() {
     let (server, addr) = ChildProcess::echo(&[]);
@@ -177,7 +178,7 @@ fn a_flood_of_connect_and_reset_is_counted_and_forgotten() {
     assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
 }
 
-/// faults A19.
+/// The error names the address.
 #[test]
 fn a_busy_port_is_one_clear_line_and_status_1() {
     let (_owner, addr) = ChildProcess::echo(&[]);
@@ -191,7 +192,7 @@ fn a_busy_port_is_one_clear_line_and_status_1() {
     assert!(log.contains(&addr) && log.contains("in use"), "{log}");
 }
 
-/// faults T2: what arrived while the process stood still is read before the silence is judged.
+/// Bytes that arrived while the process stood still are read before timeouts expire.
 #[test]
 fn standing_still_is_not_the_clients_silence() {
     let (server, addr) = ChildProcess::echo(&["--idle-timeout", "2"]);

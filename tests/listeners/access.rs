@@ -54,9 +54,9 @@ fn server(config: Config, listen: Listen) -> Running<Heard> {
     })
 }
 
-/// esockd: t_allow_deny. faults A17.
+/// esockd: t_allow_deny. A denied client is closed before TLS, and takes no slot.
 #[test]
-fn who_is_denied_costs_no_place_and_no_call() {
+fn a_denied_client_costs_no_slot_and_no_call() {
     let rules = AccessRules::allow_all()
         .deny("127.0.0.2/31")
         .expect("a network");
@@ -93,7 +93,7 @@ fn who_is_denied_costs_no_place_and_no_call() {
     });
 }
 
-/// Denied comes before "no room": who may not come in is not told that there is none.
+/// Denied comes before "no slot": a denied client does not learn that there is none.
 #[test]
 fn the_rules_are_asked_before_the_cap() {
     let rules = AccessRules::deny_all()
@@ -116,7 +116,7 @@ fn the_rules_are_asked_before_the_cap() {
     );
 }
 
-/// faults A18: an IPv4 peer of a socket that listens to both is an IPv4 peer.
+/// An IPv4 peer of a dual-stack socket is matched as IPv4.
 #[test]
 fn an_ipv4_peer_is_one_on_an_ipv6_socket_too() {
     let rules = AccessRules::allow_all()
@@ -131,7 +131,7 @@ fn an_ipv4_peer_is_one_on_an_ipv6_socket_too() {
     ping(&mut connect_from("[::1]:0", addr), b"over IPv6");
 }
 
-/// esockd: t_update_options. faults H9.
+/// esockd: t_update_options. A change is atomic, and open connections are not touched.
 #[test]
 fn rules_change_under_way() {
     let server = server(Config::new(), local());
@@ -156,7 +156,7 @@ fn rules_change_under_way() {
             .map(|rule| (rule.to_string(), rule.hits))
             .collect();
         assert_eq!(found, [("deny 127.0.0.0/8".to_owned(), 1)]);
-        // Those that stay keep their counts, whoever comes before them has met nobody.
+        // Rules that stay keep their counts; a rule in front of them starts at 0.
         let more = rules.deny_first("10.0.0.0/8").expect("a network");
         control.set_access_rules(id, more).expect("it is there");
         let rules = control.access_rules(id).expect("it is there");
@@ -181,7 +181,7 @@ fn rules_change_under_way() {
 }
 
 #[test]
-fn without_rules_everybody_may_come() {
+fn without_rules_every_peer_may_connect() {
     let server = spawn_echo(Config::new(), local());
     ping(&mut connect_from("127.0.0.9:0", server.addr()), b"welcome");
 }

@@ -5,7 +5,7 @@ use kit::net::{
 };
 use portcullis::{AtCapacity, CloseReason, Config, ListenerState, Server};
 
-/// UBF S3.11: at the maximum further clients wait in the backlog; as one leaves, the next is served.
+/// At the maximum further clients wait in the backlog; as one leaves, the next is served.
 #[test]
 fn fifty_more_than_the_cap_are_served_in_turn() {
     const CAP: usize = 20;
@@ -135,7 +135,7 @@ fn the_cap_changes_live_in_both_directions() {
         .ask(|(), control| control.set_max_connections(3))
         .expect("raised");
     assert_eq!(recv2(&mut third), b"third");
-    // Lowered below what is open: they stay, and nobody comes.
+    // Lowered below the open connections: they stay, and no new one is admitted.
     server
         .ask(|(), control| control.set_max_connections(1))
         .expect("lowered");
@@ -153,9 +153,9 @@ fn the_cap_changes_live_in_both_directions() {
     assert_eq!(recv2(&mut fourth), b"fourth");
 }
 
-/// UBF S3.12 admits one at 0; we admit nobody.
+/// A cap of 0 admits no client. UBF's `proc_socket_server` admits one.
 #[test]
-fn zero_admits_nobody() {
+fn zero_admits_no_client() {
     let waiting = spawn_echo(Config::new().max_connections(0), local());
     let mut client = connect(waiting.addr());
     send2(&mut client, b"hello");

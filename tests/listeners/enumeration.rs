@@ -28,9 +28,9 @@ fn info<A: Send + 'static>(server: &Running<A>, client: &TcpStream) -> ConnInfo 
     found.expect("it is listed")
 }
 
-/// UBF S1.9 and S3.23.
+/// Each entry names the peer and the listener.
 #[test]
-fn everybody_is_listed_with_peer_and_listener() {
+fn every_connection_is_listed_with_peer_and_listener() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
         server
@@ -151,7 +151,7 @@ fn one_that_is_closing_is_listed_as_such() {
     let own = info(&server, &client);
     assert_eq!(own.state, State::Closing);
     assert_eq!(server.ask(|(), control| control.stats().open), 1);
-    // It takes nothing more, and who tries is told.
+    // It accepts no more frames, and a sender gets an error.
     server
         .handle
         .send(own.id, "late")
@@ -191,7 +191,7 @@ fn one_in_its_handshake_is_listed_as_such_and_can_be_killed() {
     assert_eq!((stats.closed(CloseReason::Killed), stats.opened), (1, 0));
 }
 
-/// S1.10, from each of the three places that can do it.
+/// A kill works from each of the three places that can do it.
 #[test]
 fn server_control_and_handle_kill_by_id() {
     let server = spawn_echo(Config::new(), local());
@@ -317,7 +317,7 @@ fn nor_does_a_command_that_waited_meanwhile() {
     assert_eq!((stats.closed(CloseReason::Killed), stats.open), (1, 1));
 }
 
-/// A service may pass an id on before it refuses: that id is nobody else's.
+/// A service may pass an id on before it refuses: no other connection gets that id.
 #[test]
 fn a_refused_peers_id_is_not_given_again() {
     let seen = Arc::new(Mutex::new(Vec::new()));

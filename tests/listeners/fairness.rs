@@ -1,4 +1,4 @@
-//! Nobody starves: a client that floods and a flood of clients leave the others served.
+//! No connection starves: a client that floods and a flood of clients leave the others served.
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
@@ -63,7 +63,7 @@ impl Flood {
     }
 }
 
-/// All have an answer to each of their questions before anybody asks the next.
+/// Every question of a round is answered before the next round begins.
 fn all_are_answered(clients: &mut [TcpStream]) {
     for round in 0..ROUNDS {
         let question = [b"?", &round.to_be_bytes()[..]].concat();
@@ -92,7 +92,7 @@ fn fifty_are_answered_beside_one_that_floods() {
     assert!(flood.stop() > 0);
 }
 
-/// faults B3: an empty frame costs two bytes and a call.
+/// An empty frame costs two bytes and a call.
 #[test]
 fn empty_frames_are_no_way_around_the_budget() {
     let server = answering(Config::new());
@@ -116,7 +116,8 @@ impl Handler<u64> for Tally {
     }
 }
 
-/// faults B2: the work that one write of one client makes is done in several turns, and the others have theirs between.
+/// The work of one client's write is spread over several turns, and the other clients have theirs
+/// in between.
 #[test]
 fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
     let mut server = Server::new(Config::new().read_budget(1)).expect("server");
@@ -177,9 +178,9 @@ fn a_read_full_of_empty_frames_is_told_in_several_turns() {
     assert_eq!(server.stats().frames_in, 20_001);
 }
 
-/// One whose answers nobody takes is left alone, however much it sends.
+/// A client that does not read its answers is paused, however much it sends.
 #[test]
-fn one_that_does_not_read_its_answers_stops_nobody() {
+fn one_that_does_not_read_its_answers_stops_no_other() {
     let listen = local().framing(Framing::Packet2).send_buffer(16 * 1024);
     let server = spawn_echo(Config::new(), listen);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr())).collect();

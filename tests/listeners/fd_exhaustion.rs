@@ -84,7 +84,7 @@ fn is_answered(client: &TcpStream) -> bool {
     answered
 }
 
-/// faults A1, S1.13: 200 clients and 64 descriptors.
+/// 200 clients and 64 descriptors.
 #[test]
 fn more_clients_than_descriptors() {
     const CLIENTS: usize = 200;
@@ -128,9 +128,9 @@ fn more_clients_than_descriptors() {
     assert!(log.matches("accepting again").count() <= 1, "{log}");
 }
 
-/// faults A7: with a full table `accept` fails although nobody waits.
+/// With a full descriptor table `accept` fails even with an empty backlog.
 #[test]
-fn a_full_table_and_nobody_waiting_is_no_news() {
+fn a_full_table_and_an_empty_backlog_is_not_logged() {
     let (server, addr, room) = limited_echo(64);
     let mut inside: Vec<_> = (0..room).map(|_| connect(addr)).collect();
     for client in &mut inside {
@@ -138,7 +138,7 @@ fn a_full_table_and_nobody_waiting_is_no_news() {
     }
     let share = cpu_share(&server);
     assert!(share <= 0.05, "{share} of a core with a full table");
-    // At the limit clients come and go: nobody is refused, and the log must not tell of each.
+    // At the limit clients come and go: none is refused, and the log must not report each.
     for _ in 0..50 {
         drop(inside.remove(0));
         eventually("it has gone", || taken(&server, 64) == 63);
@@ -161,7 +161,7 @@ fn a_full_table_and_nobody_waiting_is_no_news() {
     assert!(log.matches("accepting again").count() <= 1, "{log}");
 }
 
-/// faults A11: another part of the program, or an operator, moves the limit.
+/// Another part of the program, or an operator, changes the limit.
 #[test]
 fn the_limit_falls_below_the_open_count_and_rises_again() {
     if !have("prlimit", "--version") {
@@ -231,7 +231,7 @@ fn every_episode_is_told() {
     assert_eq!(log.matches("accepting again").count(), 2, "{log}");
 }
 
-/// faults H4: at the end of a drain without descriptors nobody is left, and it does not hang.
+/// A drain without descriptors ends every connection, and does not hang.
 #[test]
 fn it_can_be_drained_while_out_of_fds() {
     let (server, addr, room) = limited_echo(64);
@@ -325,7 +325,7 @@ fn two_listeners(limit: usize) -> (ChildProcess, [SocketAddr; 2]) {
     }
 }
 
-/// Moves who has an answer from `waiting` to `inside`.
+/// Moves a client that has an answer from `waiting` to `inside`.
 fn move_in(waiting: &mut Vec<TcpStream>, inside: &mut Vec<TcpStream>) {
     let (served, rest): (Vec<_>, _) = std::mem::take(waiting).into_iter().partition(is_answered);
     *waiting = rest;
@@ -341,7 +341,7 @@ fn report(client: &mut TcpStream) -> String {
     String::from_utf8(recv2(client)).expect("text")
 }
 
-/// faults A21: descriptors are the process's, so both listeners pause, and both come back.
+/// Descriptors belong to the process, so both listeners pause, and both resume.
 #[test]
 fn two_listeners_run_out_of_fds_and_recover_together() {
     const LIMIT: usize = 48;
@@ -360,7 +360,8 @@ fn two_listeners_run_out_of_fds_and_recover_together() {
     });
     let share = cpu_share(&server);
     assert!(share <= 0.05, "{share} of a core while out of descriptors");
-    // One after the other leaves, and somebody comes: neither listener forgets its clients.
+    // One client after the other leaves, and another connects: neither listener forgets its
+    // clients.
     while !waiting.is_empty() {
         assert!(!inside.is_empty(), "{} are left waiting", waiting.len());
         drop(inside.remove(0));
@@ -378,7 +379,8 @@ fn two_listeners_run_out_of_fds_and_recover_together() {
     assert!(status.success(), "{status} {output}");
 }
 
-/// Of two listeners one has a crowd before it, the other nobody: its empty queue does not end the episode.
+/// Of two listeners one has a crowd in its backlog, the other an empty one, which does not end the
+/// episode.
 #[test]
 fn a_listener_without_clients_does_not_end_the_episode() {
     const LIMIT: usize = 48;

@@ -203,7 +203,7 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
 #[test]
 fn a_default_name_that_is_taken_leaves_no_port_behind() {
     let mut server = server();
-    // Held by nobody who listens: it only keeps the number for us.
+    // The socket does not listen: it only reserves the number.
     let port = TcpListener::bind("127.0.0.1:0")
         .expect("bind")
         .local_addr()
@@ -219,7 +219,7 @@ fn a_default_name_that_is_taken_leaves_no_port_behind() {
     TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
 }
 
-/// faults A19: never a silent share.
+/// A port is never shared without a word.
 #[test]
 fn a_port_is_shared_only_if_all_ask_for_it() {
     let sharing = || Listen::tcp("127.0.0.1:0").reuse_port(true);
@@ -263,7 +263,7 @@ fn a_bad_address_says_what_was_given() {
         assert!(matches!(error, Error::Address { .. }), "{given}: {error:?}");
         assert!(error.to_string().contains(&format!("{given:?}")), "{error}");
     }
-    // TEST-NET-1 (RFC 5737): nobody's address.
+    // TEST-NET-1 (RFC 5737): an address without a host.
     let error = server()
         .listen(Listen::tcp("192.0.2.1:0"), echo)
         .expect_err("not ours");
@@ -428,7 +428,7 @@ impl Service<()> for Recorder {
     }
 }
 
-/// faults A6: whoever handed us the socket still has it too.
+/// The process that passed the socket on still has it too, and may shut it down.
 #[test]
 fn a_listener_that_is_shut_down_elsewhere_is_closed_and_reported() {
     let socket = TcpListener::bind("127.0.0.1:0").expect("bind");
@@ -583,7 +583,7 @@ mod linux {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// The accepted sockets are not touched: what the listening one has is inherited (`tcp(7)`, S1.17).
+    /// Accepted sockets are not configured: they inherit the listening socket's options (`tcp(7)`).
     #[test]
     fn connections_inherit_keepalive_and_buffer_sizes() {
         if !have("ss", "-V") {
@@ -675,7 +675,7 @@ mod linux {
     }
 }
 
-/// faults A20: the end that closes first keeps the address for a minute.
+/// The end that closes first keeps the address in TIME_WAIT for a minute.
 #[test]
 fn a_restart_finds_its_port_in_time_wait() {
     let first = spawn_echo(Config::new(), local());
@@ -691,7 +691,7 @@ fn a_restart_finds_its_port_in_time_wait() {
     }
     drop(clients);
     ended.join().expect("an orderly end");
-    // It is in TIME_WAIT indeed: who does not reuse the address cannot have it.
+    // It is in TIME_WAIT indeed: without address reuse the bind fails.
     let strict = server().listen(Listen::tcp(addr).reuse_address(false), echo);
     assert!(
         matches!(strict, Err(Error::AddressInUse { .. })),
@@ -702,7 +702,7 @@ fn a_restart_finds_its_port_in_time_wait() {
     drop(second);
 }
 
-/// faults A20: kill -9 with clients connected.
+/// After kill -9 with clients connected.
 #[test]
 fn a_killed_server_restarts_at_once() {
     let (first, addr) = ChildProcess::echo(&[]);

@@ -1,4 +1,4 @@
-//! Listeners, and what decides who gets in.
+//! Listeners and admission.
 
 mod accepting;
 mod access;

@@ -1,4 +1,4 @@
-//! What is asked of a connection that is not open yet, as of all connections by a job, harms nobody.
+//! Operations of a job on a connection that is not open yet harm no connection.
 
 use std::time::Duration;
 

@@ -68,7 +68,7 @@ fn the_oldest_gives_way_to_a_newcomer() {
 
 /// One that is young may be honest: the newcomer waits until the oldest has had its time.
 #[test]
-fn nobody_gives_way_before_its_time() {
+fn no_connection_is_evicted_within_its_grace() {
     let (mut sim, addr) = world(
         Config::new()
             .max_pending(2)
@@ -90,9 +90,10 @@ fn nobody_gives_way_before_its_time() {
     assert!(is_served(&mut sim, newcomer));
 }
 
-/// One that stays for ever costs no memory for all who come and open meanwhile: an invariant of the simulator.
+/// One that stays for ever costs no memory for later connections that open meanwhile: an invariant
+/// of the simulator.
 #[test]
-fn who_has_opened_is_forgotten() {
+fn a_connection_that_has_opened_is_forgotten() {
     let (mut sim, addr) = world(Config::new().max_pending(2).pending_grace(Duration::MAX));
     let silent = connect(&mut sim, addr, 1)[0];
     for _ in 0..300 {
@@ -109,7 +110,7 @@ fn who_has_opened_is_forgotten() {
 
 /// As soon as one opens, or goes, the next comes in.
 #[test]
-fn who_opens_makes_room_at_once() {
+fn a_connection_that_opens_makes_room_at_once() {
     let (mut sim, addr) = world(Config::new().max_pending(1));
     let clients = connect(&mut sim, addr, 3);
     assert_eq!(sim.stats().accepted, 1);
@@ -137,7 +138,7 @@ fn plain_connections_do_not_wait_for_them() {
 }
 
 #[test]
-fn who_refuses_instead_of_waiting_refuses() {
+fn a_listener_that_refuses_does_not_let_clients_wait() {
     let mut sim = Sim::new(1, Config::new().max_pending(1), ());
     let listen = behind_a_proxy().at_capacity(AtCapacity::Refuse {
         farewell: b"full".to_vec(),
@@ -175,7 +176,7 @@ impl Service<Heard> for Listens {
 
 /// A slow loris with as many connections as it likes: honest clients are served all the time, each within a second.
 #[test]
-fn a_slow_loris_keeps_nobody_out() {
+fn a_slow_loris_keeps_no_client_out() {
     let mut sim = Sim::new(1, Config::new().max_connections(100), Heard::default());
     let addr = sim.listen(behind_a_proxy(), Listens).expect("listen");
     for _ in 0..20 {
@@ -239,10 +240,10 @@ fn a_limit_that_cannot_work_is_named() {
     }
 }
 
-/// With every place taken as well: by silent peers alone where the cap is small, or by as many as may be and by those who are
-/// open.
+/// With every slot taken as well: by silent peers alone where the cap is small, or by the permitted
+/// number of them and by open connections.
 #[test]
-fn silent_peers_at_the_cap_keep_nobody_out() {
+fn silent_peers_at_the_cap_keep_no_client_out() {
     for (cap, open) in [(10, 0), (1, 0), (100, 50)] {
         let (mut sim, addr) = world(Config::new().max_connections(cap));
         for client in connect(&mut sim, addr, open) {
@@ -260,7 +261,7 @@ fn silent_peers_at_the_cap_keep_nobody_out() {
         assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
         assert!(is_served(&mut sim, newcomer), "cap {cap}");
         assert_eq!(sim.stats().peak, cap, "and the cap is the cap");
-        // Above a cap that was lowered nobody comes in for another.
+        // Above a cap that was lowered no connection is evicted for another.
         sim.control().set_max_connections(cap - 1).expect("good");
         connect(&mut sim, addr, 1);
         sim.advance(Duration::from_secs(3));
@@ -268,9 +269,9 @@ fn silent_peers_at_the_cap_keep_nobody_out() {
     }
 }
 
-/// Nobody gives way to a newcomer who may not come in anyway.
+/// No connection is evicted for a new one that is not admitted anyway.
 #[test]
-fn nobody_gives_way_to_one_whose_source_has_too_many() {
+fn no_connection_is_evicted_for_one_whose_source_has_too_many() {
     let mut sim = Sim::new(1, Config::new().max_pending(2), ());
     let listen = Listen::tcp("127.0.0.1:0")
         .proxy_protocol(ProxyProtocol::Optional)

@@ -1,4 +1,5 @@
-//! The PROXY protocol on real sockets: whom a trusted proxy speaks for is known to rules, service and handler.
+//! The PROXY protocol on real sockets: rules, service and handler know the source that a trusted
+//! proxy names.
 
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr};
@@ -96,7 +97,7 @@ fn server(listen: Listen) -> Running<Heard> {
 /// ranch: recv_v1_proxy_header_tcp, recv_v2_proxy_header_tcp, recv_v2_local_header_tcp, each with extra data.
 /// esockd: t_ppv1_tcp4_connect, t_ppv1_unknown.
 #[test]
-fn the_handler_knows_whom_it_serves() {
+fn the_handler_knows_its_client() {
     let server = server(required());
     for (header, told) in [
         (V1, "v1 192.0.2.1:50000 alpn None authority None id None"),
@@ -134,7 +135,7 @@ fn the_handler_knows_whom_it_serves() {
 }
 
 /// The rules are asked about the proxy, whether it may come, and about the source. esockd asks about the proxy alone.
-/// faults P11.
+/// Access rules hold for the peer and for the source that its header names.
 #[test]
 fn rules_hold_for_the_source() {
     let rules = AccessRules::allow_all()
@@ -182,7 +183,7 @@ fn only_trusted_proxies_may_come() {
     server.ask(|heard, _| assert!(heard.accepted.is_empty()));
 }
 
-/// Where a header is optional, one from somebody who is not trusted is data like any other.
+/// Where a header is optional, one from an untrusted peer is data like any other.
 #[test]
 fn an_optional_header_is_believed_of_the_trusted_alone() {
     for (network, told) in [
@@ -241,7 +242,7 @@ fn a_service_that_panics_ends_that_connection_alone() {
     ping(&mut other, b"unharmed");
 }
 
-/// faults P1, P9: no guess, no fallback.
+/// There is no guess, and no fallback to a connection without a header.
 #[test]
 fn what_is_no_header_is_refused() {
     let server = server(required());
@@ -265,9 +266,9 @@ fn what_is_no_header_is_refused() {
     server.ask(|heard, _| assert!(heard.accepted.is_empty() && heard.opened.is_empty()));
 }
 
-/// faults P6, P7: it takes no longer than a handshake may, and a drain shortens that.
+/// A missing header takes no longer than the handshake timeout, and a drain shortens that.
 #[test]
-fn who_never_sends_one_has_no_handler_and_no_long_life() {
+fn a_client_without_a_header_has_no_handler_and_no_long_life() {
     let listen = required().handshake_timeout(Duration::from_millis(200));
     let late = server(listen);
     let mut client = connect(late.addr());
@@ -313,7 +314,7 @@ fn a_header_that_comes_during_a_drain_is_in_time() {
 }
 
 #[test]
-fn whom_to_trust_must_be_said() {
+fn the_trusted_proxies_must_be_named() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     for mode in [ProxyProtocol::Required, ProxyProtocol::Optional] {
         let refused = server.listen(local().proxy_protocol(mode), |_: &mut (), _| kit::net::Echo);
@@ -329,7 +330,8 @@ fn whom_to_trust_must_be_said() {
     }
 }
 
-/// Before TLS, and with the ClientHello in the same segment. ranch: recv_v1|v2_proxy_header_ssl, _extra_data. faults P8.
+/// The header comes before TLS, with the ClientHello in the same segment: no byte is lost between.
+/// ranch: recv_v1|v2_proxy_header_ssl, _extra_data.
 #[cfg(feature = "tls")]
 #[test]
 fn tls_begins_right_behind_it() {
@@ -376,7 +378,8 @@ fn tls_begins_right_behind_it() {
     });
 }
 
-/// Who is refused behind a proxy is told so in the clear, as everybody is who is refused before TLS.
+/// A client that is refused behind a proxy gets the farewell in the clear, like every refusal
+/// before TLS.
 #[cfg(feature = "tls")]
 #[test]
 fn a_refusal_before_tls_is_in_the_clear() {
@@ -392,9 +395,9 @@ fn a_refusal_before_tls_is_in_the_clear() {
     });
 }
 
-/// A message for who waits for its header finds nobody yet.
+/// A message for a connection that waits for its header has no receiver yet.
 #[test]
-fn nobody_can_talk_to_it_before() {
+fn no_client_can_talk_to_it_before() {
     let server = server(required());
     let mut client = connect(server.addr());
     server.until("it is in", |stats| stats.open == 1);

@@ -38,7 +38,8 @@ fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// A capacity of five admits five (esockd: four), then one each tenth of a second; those who wait lose nothing.
+/// A capacity of five admits five (esockd: four), then one each tenth of a second; waiting clients
+/// lose nothing.
 #[test]
 fn the_listeners_rate_lets_clients_wait() {
     let (mut sim, addr) = world(
@@ -74,7 +75,7 @@ fn the_listeners_rate_lets_clients_wait() {
     );
 }
 
-/// Saved up while nobody came, and never more than the burst. emqx #18355.
+/// Saved up without clients, and never more than the burst. emqx #18355.
 #[test]
 fn a_quiet_time_is_worth_one_burst() {
     let (mut sim, addr) = world(
@@ -146,7 +147,7 @@ fn both_rates_hold() {
 /// A listener that was out of the poll because others had spent the server's tokens comes back by itself, whatever becomes of
 /// those others.
 #[test]
-fn whoever_comes_while_the_rate_is_spent_is_served_when_it_is_not() {
+fn a_client_above_the_rate_is_served_later() {
     let mut sim = Sim::new(
         1,
         Config::new().accept_rate(Rate::per_second(1).burst(1)),
@@ -198,7 +199,7 @@ fn no_token_is_spent_on_the_dead() {
 
 /// A client that has sent its request and finished is alive.
 #[test]
-fn who_has_said_something_is_not_dead() {
+fn a_peer_that_has_sent_something_is_not_dead() {
     let (mut sim, addr) = world(
         Config::new(),
         local().accept_rate(Rate::per_second(1).burst(1)),
@@ -260,7 +261,7 @@ fn behind_a_proxy() -> Listen {
         .trusted_proxies(AccessRules::allow_all())
 }
 
-/// Behind a proxy the header's source counts; a health check of the proxy itself counts as nobody.
+/// Behind a proxy the header's source counts; a health check of the proxy itself has no source.
 #[test]
 fn each_source_has_a_limit() {
     let listen = behind_a_proxy()
@@ -328,7 +329,8 @@ fn connections_share_what_their_listener_may_read() {
     assert_eq!(all + rest, 10_000, "nothing is lost");
 }
 
-/// *Live* where there was such a rate before: those who are there are read faster, and then without a limit.
+/// *Live* where there was such a rate before: open connections are read faster, and then without a
+/// limit.
 #[test]
 fn what_connections_share_changes_under_way() {
     let (mut sim, addr) = world(
@@ -469,9 +471,9 @@ fn a_faster_rate_is_faster_at_once() {
     );
 }
 
-/// The same for what connections share, and for those who wait already.
+/// The same for a shared rate, and for connections that wait already.
 #[test]
-fn who_waits_for_a_shared_rate_hears_of_a_faster_one() {
+fn a_connection_that_waits_for_a_shared_rate_follows_a_faster_one() {
     let none: Option<Rate> = None;
     for next in [Some(Rate::per_second(1_000_000)), none] {
         for frames in [false, true] {
@@ -503,9 +505,10 @@ fn who_waits_for_a_shared_rate_hears_of_a_faster_one() {
     }
 }
 
-/// Who says a byte and goes has not spent what it might have read: others wait their turn, and not for the dead.
+/// A client that sends a byte and leaves gives its remaining share back: the others do not wait for
+/// it.
 #[test]
-fn who_comes_and_goes_does_not_spend_what_others_share() {
+fn connections_that_come_and_go_do_not_spend_a_shared_rate() {
     let (mut sim, addr) = world(
         Config::new(),
         local().total_read_rate(Rate::per_second(100_000)),
@@ -520,7 +523,7 @@ fn who_comes_and_goes_does_not_spend_what_others_share() {
     }
     let honest = connect(&mut sim, addr, 1)[0];
     sim.send(honest, b"\0\x02hi");
-    // A thirty-second of a second for each who came before.
+    // A thirty-second of a second for each earlier client.
     sim.advance(Duration::from_secs(17));
     assert_eq!(sim.received(honest), b"\0\x02hi");
     let late = connect(&mut sim, addr, 1)[0];

@@ -18,7 +18,7 @@ fn idle() -> Server {
 }
 
 #[test]
-fn a_change_is_for_who_comes_next() {
+fn a_change_is_for_later_connections() {
     let server = spawn_echo(Config::new(), local().name("it"));
     let mut early = connect(server.addr());
     ping(&mut early, b"early");

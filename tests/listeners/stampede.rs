@@ -101,7 +101,7 @@ fn the_port_answers_after_a_stampede() {
             done.expect("the loop answers");
         }
         over.store(true, Ordering::Relaxed);
-        // Who waits in a backlog would wait for ever.
+        // A client in a backlog would wait for ever.
         server
             .handle
             .call(PATIENCE, |_, control| {

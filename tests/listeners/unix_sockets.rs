@@ -1,4 +1,4 @@
-//! Unix sockets: who may connect and who does, what becomes of the file, and that everything else is as over TCP.
+//! Unix sockets: access, credentials, the socket file, and everything else as over TCP.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -167,7 +167,7 @@ fn a_path_that_is_served_is_taken_and_stays_so() {
     assert!(path.exists());
 }
 
-/// "Unlink only a socket that refuses connections" (lineage.md, S4 #16; ranch #320).
+/// Only a socket file that refuses connections is unlinked (ranch #320).
 #[test]
 fn a_stale_socket_is_replaced() {
     let place = Place::new();
@@ -245,13 +245,13 @@ fn names_that_cannot_be_are_refused_with_the_reason() {
     }
 }
 
-/// Whoever can connect finds the permissions in force, from the first moment on.
+/// Every client finds the permissions in force, from the first moment on.
 #[test]
-fn permissions_are_set_before_anybody_can_connect() {
+fn permissions_are_set_before_a_client_can_connect() {
     const ROUNDS: usize = 2000;
     let place = Place::new();
     let round = Arc::new(AtomicUsize::new(0));
-    // A path for each round, so that who has connected looks at what it has connected to.
+    // A path for each round, so that a connected client checks the file that it has connected to.
     let path = |round: usize| place.path(&round.to_string());
     thread::scope(|scope| {
         let watcher = scope.spawn(|| {
@@ -374,7 +374,7 @@ fn an_abstract_name_has_no_file() {
     }
 }
 
-/// Who we are, from `proc(5)`: files there belong to the process's effective user.
+/// The own user, from `proc(5)`: files there belong to the process's effective user.
 #[cfg(target_os = "linux")]
 fn ourselves() -> (u32, u32, Option<u32>) {
     let own = fs::metadata("/proc/self").expect("proc");
@@ -427,7 +427,7 @@ fn a_peer_s_credentials_are_known() {
     assert_eq!(told_peer.recv_timeout(PATIENCE).expect("told"), None);
 }
 
-/// A service that lets one user in, and notes who did not come in.
+/// A service that admits one user, and notes the refused ones.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_service_can_refuse_by_credentials() {
@@ -625,7 +625,7 @@ fn ends_have_the_same_reasons() {
 
 /// Else it would kill a process that does not ignore SIGPIPE, as C programs do not. (std's own write raised it for long.)
 #[test]
-fn a_write_to_nobody_raises_no_signal() {
+fn a_write_to_a_closed_peer_raises_no_signal() {
     struct Talks;
     impl Handler for Talks {
         fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
@@ -692,7 +692,7 @@ fn a_slow_reader_gets_everything_in_order() {
 }
 
 #[test]
-fn who_finds_it_full_waits() {
+fn a_server_that_finds_it_full_waits() {
     let place = Place::new();
     let path = place.path("full.sock");
     let server = serve(Listen::unix(&path).max_connections(1));
@@ -791,7 +791,8 @@ fn an_urgent_byte_does_not_stop_the_rest() {
     assert_eq!(heard.replace('!', ""), "beforebehind");
 }
 
-/// Out of descriptors, those who wait are served when others leave, and it is said once, as over TCP (`tests/listeners/fd_exhaustion.rs`).
+/// Out of descriptors, waiting clients are served when others leave, and it is logged once, as over
+/// TCP (`tests/listeners/fd_exhaustion.rs`).
 #[cfg(target_os = "linux")]
 #[test]
 fn out_of_descriptors_clients_wait() {

@@ -78,7 +78,7 @@ impl World {
         }
         while self.clients.len() < count {
             self.clients
-                .push(self.sim.connect(self.addr).expect("somebody listens"));
+                .push(self.sim.connect(self.addr).expect("a listener"));
         }
         self.sim.settle();
         assert_eq!(self.sim.stats().open, count);
@@ -124,7 +124,7 @@ fn it_speaks_at_the_threshold_and_after_each_cooldown() {
     assert_eq!(world.said(), [(92, Raised, 3, 3)]);
 }
 
-/// Whoever goes to and fro around a threshold does not make it speak more than twice in a cooldown.
+/// A value that oscillates around a threshold causes at most two calls in a cooldown.
 #[test]
 fn it_does_not_flap() {
     let mut world = World::new(Config::new());
@@ -363,7 +363,7 @@ fn a_callback_has_the_server_and_may_panic() {
     for _ in 0..4 {
         world
             .clients
-            .push(world.sim.connect(world.addr).expect("somebody listens"));
+            .push(world.sim.connect(world.addr).expect("a listener"));
     }
     world.sim.settle();
     assert_eq!(world.said(), [(0, Raised, 4, 4), (0, Cleared, 3, 4)]);
@@ -377,7 +377,7 @@ fn a_callback_has_the_server_and_may_panic() {
     );
 }
 
-/// A callback that cannot be dropped in peace keeps nobody from ending, and is counted.
+/// A callback whose destructor panics prevents no end, and is counted.
 #[test]
 fn a_destructor_may_panic() {
     struct Bomb;

@@ -51,7 +51,7 @@ fn look(sim: &mut Sim) -> Histograms {
 #[test]
 fn frames_are_counted_by_the_size_of_their_payload() {
     let (mut sim, addr) = world(Config::new(), listen());
-    let client = sim.connect(addr).expect("somebody listens");
+    let client = sim.connect(addr).expect("a listener");
     for (size, answer) in [
         (1, 0),
         (2, 2),
@@ -88,8 +88,7 @@ fn frames_are_counted_by_the_size_of_their_payload() {
 fn ages_are_those_of_all_that_had_a_slot() {
     let config = Config::new().max_connections(2);
     let (mut sim, addr) = world(config, listen().at_capacity(AtCapacity::refuse()));
-    let clients =
-        [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("somebody listens"));
+    let clients = [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("a listener"));
     sim.settle();
     let refused = sim.connect(addr);
     sim.settle();
@@ -106,7 +105,8 @@ fn ages_are_those_of_all_that_had_a_slot() {
     assert_eq!((sim.stats().accepted, sim.stats().closed_total()), (3, 3));
 }
 
-/// With a PROXY header, from accept to open. A plain connection is open at once and has no such time; who never opens neither.
+/// With a PROXY header, from accept to open. A plain connection is open at once and has no such
+/// time; neither has one that never opens.
 #[test]
 fn handshakes_are_timed_where_there_are_any() {
     let behind = listen()
@@ -114,9 +114,8 @@ fn handshakes_are_timed_where_there_are_any() {
         .trusted_proxies(AccessRules::allow_all());
     let (mut sim, addr) = world(Config::new(), behind);
     let plain = sim.listen(listen(), |_: &mut (), _| Sized).expect("listen");
-    let clients =
-        [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("somebody listens"));
-    sim.connect(plain).expect("somebody listens");
+    let clients = [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("a listener"));
+    sim.connect(plain).expect("a listener");
     sim.advance(Duration::from_secs(3));
     assert_eq!(look(&mut sim).handshake_time.count(), 0);
     sim.send(clients[0], b"PROXY UNKNOWN\r\n");

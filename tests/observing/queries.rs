@@ -28,7 +28,7 @@ fn two_listeners() -> Running {
     })
 }
 
-/// UBF S3.21 to S3.23, and S3.3 for the default name.
+/// Without a name of its own a listener is called by its address.
 #[test]
 fn by_id_by_port_and_by_name_it_is_the_same_one() {
     let server = two_listeners();
@@ -52,7 +52,7 @@ fn by_id_by_port_and_by_name_it_is_the_same_one() {
     );
 }
 
-/// UBF S3.22: `{Num, Max}`.
+/// UBF's `proc_socket_server` answers `{Num, Max}`.
 #[test]
 fn a_listener_tells_how_many_it_has_and_may_have() {
     let server = two_listeners();
@@ -78,7 +78,7 @@ fn a_listener_tells_how_many_it_has_and_may_have() {
     assert_eq!((counts("games").1, counts(&other).1), (2, 2));
 }
 
-/// UBF S3.24 and S3.25 have one answer each for these; so have we.
+/// An unknown listener and a late answer are different errors.
 #[test]
 fn not_there_is_not_no_answer_in_time() {
     let server = two_listeners();
@@ -86,7 +86,7 @@ fn not_there_is_not_no_answer_in_time() {
     let missing = Err(HandleError::NoListener(ListenerRef::from(nobody)));
     assert_eq!(server.handle.listener(nobody, PATIENCE), missing);
     let held = hold(&server.handle);
-    // The same question and the same listener, but nobody answers.
+    // The same query and the same listener, without an answer.
     assert_eq!(
         server.handle.listener(nobody, SHORT),
         Err(HandleError::Timeout)
@@ -114,7 +114,7 @@ fn not_there_is_not_no_answer_in_time() {
     assert!(server.handle.listener(id, PATIENCE).is_ok());
 }
 
-/// UBF S3.26: there the reply to a question that timed out answers the next one.
+/// In UBF's `proc_socket_server` the reply to a timed-out question answers the next one.
 #[test]
 fn a_late_answer_is_never_the_next_ones() {
     let server = spawn_echo(Config::new(), local());
@@ -125,7 +125,7 @@ fn a_late_answer_is_never_the_next_ones() {
             assert_eq!(answer, Err(HandleError::Timeout));
         }
         drop(held);
-        // The three are answered before this one is, to nobody.
+        // The three are answered before this one is, without a receiver.
         assert_eq!(
             server.handle.call(PATIENCE, move |(), _| (round, 9)),
             Ok((round, 9))
@@ -178,7 +178,7 @@ fn a_question_waits_no_longer_than_it_says_and_the_longest_is_for_ever() {
     assert_eq!(server.handle.call(Duration::MAX, |(), _| 1), Ok(1));
 }
 
-/// UBF S3.27 says `ok` to everything.
+/// UBF's `proc_socket_server` says `ok` to everything.
 #[test]
 fn closing_a_listener_twice_or_an_unknown_one_is_an_error() {
     let server = two_listeners();
@@ -263,7 +263,7 @@ fn a_closed_listeners_name_can_be_taken_again() {
 }
 
 #[test]
-fn the_state_tells_why_a_listener_takes_nobody() {
+fn the_state_tells_why_a_listener_takes_no_client() {
     let server = two_listeners();
     let state = |which: &str| {
         server
@@ -278,7 +278,7 @@ fn the_state_tells_why_a_listener_takes_nobody() {
         ping(client, b"in");
     }
     assert_eq!(state("games"), ListenerState::Full);
-    // Suspended is what somebody asked for: it is told first. Twice is once.
+    // Suspended by request: it is reported first. A second call changes nothing.
     for _ in 0..2 {
         server
             .ask(|(), control| control.suspend("games"))

@@ -47,7 +47,7 @@ fn world(config: Config, listen: Listen) -> (Sim, SocketAddr) {
 }
 
 fn connect(sim: &mut Sim, addr: SocketAddr) -> ClientId {
-    let client = sim.connect(addr).expect("somebody listens");
+    let client = sim.connect(addr).expect("a listener");
     sim.settle();
     client
 }
@@ -112,9 +112,9 @@ fn an_error_may_say_anything() {
     assert_eq!(sim.stats().closed(CloseReason::Failed), 2);
 }
 
-/// Those who never got a slot too, and behind a proxy the client itself.
+/// Clients that never got a slot too, and behind a proxy the client itself.
 #[test]
-fn whoever_was_turned_away_is_there_too() {
+fn a_refused_client_is_listed_too() {
     let (mut sim, addr) = world(
         Config::new().max_connections(1),
         listen().at_capacity(AtCapacity::refuse()),

@@ -14,7 +14,7 @@ use portcullis::{
     Outcome, Peer, Refuse, Server, Service, Stats,
 };
 
-/// What a [`Door`] has told about those who did not get in.
+/// The calls of a [`Door`] about clients that were not admitted.
 type Told = (Option<ConnId>, SocketAddr, String, CloseReason);
 
 /// Refuses by turns: silently, with a farewell; lets the others in.
@@ -92,7 +92,7 @@ fn a_new_server_has_counted_nothing() {
 }
 
 #[test]
-fn who_comes_and_goes_is_counted_once() {
+fn each_connection_is_counted_once() {
     let server = spawn_echo(Config::new(), local());
     let mut clients: Vec<_> = (0..5).map(|_| connect(server.addr())).collect();
     for client in &mut clients {
@@ -262,7 +262,7 @@ fn a_farewell_reaches_a_client_that_speaks_first() {
 }
 
 #[test]
-fn who_comes_at_the_cap_has_no_id() {
+fn a_client_at_the_cap_has_no_id() {
     let (server, told) = door(Vec::new());
     let mut inside = connect(server.addr());
     ping(&mut inside, b"in");

@@ -53,7 +53,7 @@ impl World {
     }
 
     fn connect(&mut self) -> ClientId {
-        let client = self.sim.connect(self.addr).expect("somebody listens");
+        let client = self.sim.connect(self.addr).expect("a listener");
         self.sim.settle();
         client
     }
@@ -205,7 +205,7 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     assert_eq!(world.sim.stats().pending, 0);
 }
 
-/// S1.5, ranch: misc_info. The whole text, which is what a person reads.
+/// ranch: misc_info. The whole text, as a person reads it.
 #[test]
 fn the_tree_as_text() {
     let mut world = World::new(
@@ -280,9 +280,10 @@ fn crowd(count: usize) -> World {
     world
 }
 
-/// A page costs what it shows: so many slots are looked at, whoever is in them. All pages are everybody, once.
+/// A page costs a number of visited slots, full or empty. All pages together show every connection
+/// once.
 #[test]
-fn pages_are_bounded_and_show_everybody_once() {
+fn pages_are_bounded_and_show_each_connection_once() {
     let mut world = crowd(MANY);
     let walk = |world: &mut World, limit: usize| {
         let (mut seen, mut pages, mut from) = (Vec::<ConnId>::new(), 0, Some(Cursor::default()));
@@ -301,7 +302,8 @@ fn pages_are_bounded_and_show_everybody_once() {
     assert_eq!(walk(&mut world, MANY * 2).1, 1);
     assert_eq!(walk(&mut world, usize::MAX).0, seen);
 
-    // A smaller crowd, of which all but three go: their slots are passed over at the same price, and nobody is missed.
+    // A smaller crowd, of which all but three leave: their slots are passed over at the same cost,
+    // and no connection is missed.
     const FEW: usize = 5000;
     let mut world = crowd(FEW);
     let (seen, _) = walk(&mut world, usize::MAX);
@@ -317,9 +319,9 @@ fn pages_are_bounded_and_show_everybody_once() {
     assert!(page.connections.len() == 1 && page.next.is_some());
 }
 
-/// Who comes and goes between two pages does not move the others.
+/// Connections that come and go between two pages do not move the others.
 #[test]
-fn a_page_is_not_moved_by_those_who_come_and_go() {
+fn a_page_is_not_moved_by_connections_that_come_and_go() {
     let mut world = World::new(Config::new(), listen());
     for _ in 0..30 {
         world.connect();
@@ -380,7 +382,7 @@ fn the_tree_of_many_is_short() {
         "{text}"
     );
     assert!(text.len() < 30_000, "{} bytes", text.len());
-    // With few connections nobody is missed.
+    // With few connections none is missed.
     let mut world = World::new(Config::new(), listen());
     for _ in 0..1000 {
         world.connect();

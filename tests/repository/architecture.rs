@@ -93,7 +93,7 @@ fn names(line: &str, path: &str) -> bool {
 
 /// Fails with every line of the files chosen by `whose` that names one of `paths`.
 #[track_caller]
-fn nobody_names(paths: &[&str], whose: impl Fn(&str) -> bool) {
+fn no_file_names(paths: &[&str], whose: impl Fn(&str) -> bool) {
     let mut wrong = Vec::new();
     let mut looked = 0;
     for source in sources().iter().filter(|source| whose(&source.name)) {
@@ -118,7 +118,7 @@ fn in_proto(name: &str) -> bool {
 
 #[test]
 fn proto_has_no_socket_and_no_clock() {
-    nobody_names(
+    no_file_names(
         &[
             "mio",
             "std::net",
@@ -131,14 +131,14 @@ fn proto_has_no_socket_and_no_clock() {
         |name| in_proto(name) && name != "src/proto/tls/pem.rs",
     );
     // It reads certificates from files, before there is a connection.
-    nobody_names(
+    no_file_names(
         &["mio", "std::net", "socket2", "Instant", "SystemTime"],
         |name| name == "src/proto/tls/pem.rs",
     );
 }
 
 #[test]
-fn proto_knows_nobody_above_it() {
+fn proto_names_nothing_above_it() {
     let above = [
         "crate::reactor",
         "crate::server",
@@ -150,20 +150,20 @@ fn proto_knows_nobody_above_it() {
         "crate::access",
         "crate::sim",
     ];
-    nobody_names(&above, in_proto);
+    no_file_names(&above, in_proto);
 }
 
 #[test]
-fn nobody_but_the_front_door_and_the_shards_know_the_server() {
-    nobody_names(&["crate::server", "super::server"], |name| {
+fn only_the_front_door_and_the_shards_know_the_server() {
+    no_file_names(&["crate::server", "super::server"], |name| {
         name != "src/lib.rs" && name != "src/shards.rs" && !name.starts_with("src/sim/")
     });
-    nobody_names(&["crate::shards", "super::shards"], |name| {
+    no_file_names(&["crate::shards", "super::shards"], |name| {
         name != "src/lib.rs"
     });
 }
 
-/// The public vocabulary stands alone: everybody may import it.
+/// The public vocabulary imports nothing: every module may import it.
 #[test]
 fn the_vocabulary_imports_nothing_above_it() {
     let rooms = [
@@ -190,7 +190,7 @@ fn the_vocabulary_imports_nothing_above_it() {
         "src/histogram.rs",
         "src/recent.rs",
     ] {
-        nobody_names(&rooms, |name| name == file);
+        no_file_names(&rooms, |name| name == file);
     }
 }
 
@@ -207,20 +207,20 @@ fn what_the_user_holds_does_not_know_the_reactor() {
         "src/tree.rs",
         "src/metrics.rs",
     ] {
-        nobody_names(&["crate::reactor", "crate::server"], |name| name == file);
+        no_file_names(&["crate::reactor", "crate::server"], |name| name == file);
     }
 }
 
 #[test]
 fn the_reactor_does_not_know_its_owner() {
-    nobody_names(&["crate::server", "crate::sim"], |name| {
+    no_file_names(&["crate::server", "crate::sim"], |name| {
         name.starts_with("src/reactor/")
     });
 }
 
 #[test]
 fn one_room_names_rustls() {
-    nobody_names(&["rustls"], |name| {
+    no_file_names(&["rustls"], |name| {
         !name.starts_with("src/proto/tls/") && name != "src/lib.rs"
     });
     // The front door shows it to users, and does nothing else with it.
@@ -238,12 +238,12 @@ fn one_room_names_rustls() {
 
 #[test]
 fn one_file_names_mio() {
-    nobody_names(&["mio"], |name| name != "src/reactor/os_mio.rs");
+    no_file_names(&["mio"], |name| name != "src/reactor/os_mio.rs");
 }
 
 #[test]
 fn the_clock_is_read_in_one_place() {
-    nobody_names(
+    no_file_names(
         &["Instant::now", "Instant", "SystemTime", "clock_gettime"],
         |name| name != "src/reactor/clock.rs",
     );

@@ -140,7 +140,7 @@ fn worst(frame_in: usize, output_limit: usize, frame_out: usize) -> usize {
     2 * (frame_in + 64 * KIB + output_limit + frame_out)
 }
 
-/// When it is told to, sends until there is no more room, whoever reads.
+/// On request sends until there is no more room, for any reader.
 struct Talks(usize);
 
 impl Handler for Talks {
@@ -196,7 +196,8 @@ fn the_formula_for_memory_holds() {
     }
 }
 
-/// "Buffers grow with what arrives": a header alone is worth nothing, and who is idle holds nothing.
+/// "Buffers grow with received bytes": a header alone costs nothing, and an idle connection owns
+/// nothing.
 #[test]
 fn a_promise_costs_nothing() {
     struct Echo;

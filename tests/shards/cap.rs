@@ -1,5 +1,5 @@
-//! One cap over all shards, exact at every instant, and nobody waits beside a free place: whichever shard it is in, and
-//! whatever keeps another one.
+//! One cap over all shards, exact at every instant. No client waits while a slot is free, in
+//! whichever shard it is, and whatever delays another one.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -89,7 +89,7 @@ fn home(shards: &SpawnedShards<()>) -> usize {
 }
 
 #[test]
-fn a_storm_never_passes_the_cap_and_everybody_is_served() {
+fn a_storm_never_exceeds_the_cap_and_every_client_is_served() {
     const CLIENTS: usize = 16;
     const ROUNDS: usize = 40;
     for (cap, reuse_port) in [(1, false), (3, false), (3, true)] {
@@ -126,7 +126,7 @@ fn a_storm_never_passes_the_cap_and_everybody_is_served() {
     }
 }
 
-/// Who is turned away is turned away for want of a place, and finds one later.
+/// A refused client is refused for want of a slot, and gets one later.
 #[test]
 fn a_storm_of_refusals_never_passes_the_cap() {
     const CLIENTS: usize = 8;
@@ -156,7 +156,8 @@ fn a_storm_of_refusals_never_passes_the_cap() {
     finish(shards);
 }
 
-/// A place that is free in one shard is for those who wait, although that shard takes nobody.
+/// A slot that is free in one shard is for waiting clients of others, although that shard admits
+/// none.
 #[test]
 fn a_free_place_is_found_by_another_shard() {
     for _ in 0..50 {
@@ -187,9 +188,9 @@ fn a_free_place_is_found_by_another_shard() {
     }
 }
 
-/// A shard whose handler blocks keeps nobody waiting but its own.
+/// A shard whose handler blocks delays its own clients alone.
 #[test]
-fn a_busy_shard_strands_nobody() {
+fn a_busy_shard_strands_no_client() {
     let (shards, addr, _) = spawn(Config::new(), 2, local());
     for shard in [0, 1] {
         let busy = hold(shards.handle.shard(shard).expect("a shard"));
@@ -203,7 +204,7 @@ fn a_busy_shard_strands_nobody() {
 }
 
 #[test]
-fn a_suspended_shard_strands_nobody() {
+fn a_suspended_shard_strands_no_client() {
     let (shards, addr, _) = spawn(Config::new(), 2, local().name("door"));
     let suspend = |(): &mut (), control: &mut portcullis::Control<'_, ()>| control.suspend("door");
     let one = shards.handle.shard(0).expect("a shard");
@@ -220,7 +221,7 @@ fn a_suspended_shard_strands_nobody() {
 }
 
 #[test]
-fn a_listeners_own_limit_in_one_shard_strands_nobody() {
+fn a_listeners_own_limit_in_one_shard_strands_no_client() {
     let (shards, addr, gauge) = spawn(Config::new(), 2, local().max_connections(5));
     let mut clients: Vec<_> = (0..10).map(|_| connect(addr)).collect();
     for client in &mut clients {
@@ -248,7 +249,7 @@ fn the_cap_is_lowered_and_raised_for_all_at_once() {
     for left in (4..10).rev() {
         inside.pop();
         eventually("it has gone", || gauge.now() == left);
-        // A turn of each shard, in which somebody could come in.
+        // An iteration of each shard, in which a client could be admitted.
         shards
             .handle
             .call_each(PATIENCE, |_, (), _| ())
@@ -289,12 +290,12 @@ fn the_cap_is_lowered_and_raised_for_all_at_once() {
     drop((inside, waiting));
     eventually("all have gone", || gauge.now() == 0);
     shards.handle.set_max_connections(1).expect("raised");
-    // Those who waited have gone too, and are served as far as they go.
+    // The waiting clients have gone too, and are served as far as possible.
     ping(&mut connect(addr), b"hello");
     finish(shards);
 }
 
-/// The cap goes up and down under a storm: nobody comes in beyond what it is.
+/// The cap goes up and down under a storm: no client is admitted beyond it.
 #[test]
 fn the_cap_holds_while_it_changes() {
     let (shards, addr, gauge) = spawn(Config::new().max_connections(6), 3, local());
@@ -312,7 +313,7 @@ fn the_cap_holds_while_it_changes() {
         round += 1;
         let cap = [1, 6, 2, 4][round % 4];
         shards.handle.set_max_connections(cap).expect("changed");
-        // Whoever had a place before that is in after this.
+        // A client that had a slot before that is admitted after this.
         shards
             .handle
             .call_each(PATIENCE, |_, (), _| ())

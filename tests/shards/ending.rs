@@ -1,4 +1,5 @@
-//! All shards end in order: who waits is served, the reports are one, and one shard may end without the others.
+//! All shards end in order: waiting clients are served, the reports are one, and one shard may end
+//! without the others.
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -25,7 +26,7 @@ fn spawn(count: usize, listen: Listen) -> (SpawnedShards<()>, SocketAddr) {
 
 /// With one queue, and with a queue in each shard.
 #[test]
-fn a_drain_serves_who_waits_in_the_backlogs() {
+fn a_drain_serves_the_backlogs() {
     for reuse_port in [false, true] {
         let (shards, addr) = spawn(3, local().reuse_port(reuse_port));
         let mut inside: Vec<_> = (0..9).map(|_| connect(addr)).collect();
@@ -68,7 +69,7 @@ fn one_deadline_ends_all() {
 
 /// The others have the queue: no connect is refused, lost or reset.
 #[test]
-fn one_shard_ends_and_nobody_notices() {
+fn one_shard_ends_and_no_client_notices() {
     let (shards, addr) = spawn(3, local());
     let clients: Vec<_> = (0..4)
         .map(|_| {
@@ -106,7 +107,7 @@ trait Leave {
 }
 
 impl Leave for portcullis::Handle<()> {
-    /// Takes nobody any more, lets those inside finish, and ends.
+    /// Admits no more clients, lets open connections finish, and ends.
     fn suspend_and_drain(&self) {
         let close = |(): &mut (), control: &mut portcullis::Control<'_, ()>| {
             let id = control.listeners()[0].id;

@@ -42,7 +42,7 @@ fn every_shard_comes_back_when_descriptors_do() {
         Command::new("sleep").arg("2").status().expect("sleep");
         let share = (server.cpu_seconds() - before) / 2.0;
         assert!(share < 0.1, "out of descriptors it takes {share} of a core");
-        // Those inside go, one after the other, and each frees the place of one who waits.
+        // Open connections end, one after the other, and each frees a slot for a waiting client.
         while !clients.is_empty() {
             let mut inside = None;
             eventually("somebody is served", || {

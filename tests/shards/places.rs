@@ -1,4 +1,5 @@
-//! The places that shards share, after everything that can become of somebody: none is lost, and none is given back twice.
+//! The permits of the shared cap, after every kind of end: none is lost, and none is given back
+//! twice.
 
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr, TcpStream};
@@ -8,7 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use kit::net::{eventually, local, tcp, PATIENCE};
-use kit::outgoing::nobody;
+use kit::outgoing::closed_addr;
 use portcullis::{
     try_accept, AccessRules, Close, Config, Connect, Context, Framing, Handler, Listen, Outcome,
     ProxyProtocol, Refuse, Retry, Server, Shards,
@@ -83,12 +84,12 @@ fn plain() -> Listen {
 #[test]
 fn places_are_neither_lost_nor_found() {
     let (refused, elsewhere) = (
-        nobody(),
+        closed_addr(),
         std::net::TcpListener::bind("127.0.0.1:0").expect("a port"),
     );
     let echo = elsewhere.local_addr().expect("bound");
     thread::spawn(move || {
-        // Accepts, and lets everybody go at once or a little later.
+        // Accepts, and closes each connection at once or a little later.
         let mut kept = Vec::new();
         while let Ok((stream, _)) = elsewhere.accept() {
             kept.push(stream);

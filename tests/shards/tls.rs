@@ -84,7 +84,7 @@ fn a_session_is_resumed_in_any_shard() {
     }
 }
 
-/// Blocks whoever drops it.
+/// Blocks on drop.
 #[derive(Debug)]
 struct Sticky {
     inside: mpsc::Sender<()>,

@@ -98,10 +98,10 @@ fn all_shards_have_clients_of_one_port() {
     }
 }
 
-/// Who has more connections than the others leaves them the next. Not for long: on a machine that is busy with something else
-/// they may be too late for it.
+/// A shard with more connections than the others leaves them the next. Not for long: on a busy
+/// machine they may be too late for it.
 #[test]
-fn who_has_fewer_connections_has_the_next() {
+fn the_shard_with_fewer_connections_takes_the_next() {
     let mut tries = (0..20).map(|_| {
         let shards = shards(2, local());
         let busy = kit::net::hold(&shards.handle.shards()[1]);
@@ -187,7 +187,7 @@ fn each_listen_is_one_listener() {
     }
     ports.dedup();
     assert_eq!(ports.len(), 3);
-    // Whoever has it, does it.
+    // Whichever shard has the listener does it.
     shards
         .handle
         .suspend("admin", PATIENCE)
@@ -328,7 +328,7 @@ fn what_is_changed_is_changed_in_all() {
         "{refused:?}"
     );
     assert_eq!(handle.max_connections(), 50);
-    // A change of another option keeps the cap that somebody else has set.
+    // A change of another option keeps a cap that was set elsewhere.
     handle.set_max_connections(60).expect("changed");
     handle
         .reconfigure(PATIENCE, |config| config.accept_budget(8))
@@ -433,7 +433,7 @@ fn ping_who(client: &mut TcpStream, shard: usize) {
     assert_eq!(asked(client), shard);
 }
 
-/// What a failed build leaves: nobody was served, every port is free again, every state is dropped.
+/// After a failed build no client was served, every port is free again, every state is dropped.
 struct Alive(Arc<AtomicUsize>);
 
 impl Alive {

@@ -1,5 +1,5 @@
-//! Client certificates, required and optional, with a configuration from PEM files; who has none or the wrong one, and what
-//! the handler sees.
+//! Client certificates, required and optional, with a configuration from PEM files; clients with
+//! none or a wrong one, and the handler's view.
 #![cfg(all(feature = "tls", any(feature = "ring", feature = "aws-lc-rs")))]
 
 use std::io::{self, Read};
@@ -14,7 +14,7 @@ use portcullis::tls::rustls::ClientConfig;
 use portcullis::tls::{server_config_with_clients, ClientAuth};
 use portcullis::{CloseReason, Config};
 
-/// The files, and who signs what.
+/// The files, and the issuer of each.
 struct Desk {
     folder: Folder,
     site: Site,
@@ -114,7 +114,7 @@ fn no_certificate_will_do_only_where_it_is_optional() {
     }
 }
 
-/// Also where none would have done: a wrong one is a client that claims to be somebody.
+/// Also where no certificate is required: a wrong one is a false claim.
 #[test]
 fn a_wrong_certificate_is_refused_in_any_case() {
     let desk = Desk::new();

@@ -166,7 +166,7 @@ fn an_idle_peer_is_told_goodbye() {
     }
 }
 
-/// faults B9 over TLS: the frame's clock runs, records or not.
+/// The frame timeout runs over TLS too, whether whole records come or not.
 #[test]
 fn an_unfinished_frame_is_told_goodbye() {
     let site = Site::new();
@@ -205,7 +205,7 @@ fn a_peer_that_never_reads_is_reset() {
     }
 }
 
-/// faults H2 over TLS: what waits in the kernel is answered before the goodbye.
+/// Bytes in the kernel's buffer are answered before close_notify.
 #[test]
 fn a_drain_answers_what_arrived_and_says_goodbye() {
     let site = Site::new();
@@ -236,7 +236,7 @@ fn a_drain_answers_what_arrived_and_says_goodbye() {
     }
 }
 
-/// faults S8: TLS 1.3 may go on after the peer's goodbye, so everything is answered; 1.2 here too.
+/// After the peer's close_notify all frames are answered, as TLS 1.3 permits; over TLS 1.2 too.
 #[test]
 fn a_peers_goodbye_is_answered_after_all_echoes() {
     let site = Site::new();
@@ -342,8 +342,8 @@ fn data_and_goodbye_are_cut_anywhere() {
     }
 }
 
-/// faults S9: two frames, cut off by FIN at every byte. Whole frames are answered, whatever the end,
-/// and only the peer's own goodbye makes it a good one.
+/// Two frames, cut off by FIN at every byte. Whole frames are answered in every case. Only the
+/// peer's close_notify makes it an orderly end.
 #[test]
 fn a_fin_without_goodbye_is_a_truncation() {
     let site = Site::new();
@@ -384,7 +384,8 @@ fn a_fin_without_goodbye_is_a_truncation() {
     }
 }
 
-/// faults C4 over TLS: an end inside a frame. With a goodbye it is the peer's fault, without it may be anybody's.
+/// An end inside a frame. With close_notify the peer itself cut it; without it anything on the way
+/// may have.
 #[test]
 fn an_end_inside_a_frame_is_told_by_its_goodbye() {
     let site = Site::new();
@@ -411,7 +412,7 @@ fn an_end_inside_a_frame_is_told_by_its_goodbye() {
     }
 }
 
-/// faults S10: in each state of the handshake, and after.
+/// A reset in each state of the handshake, and after.
 #[test]
 fn a_reset_is_a_reset() {
     let site = Site::new();
@@ -466,7 +467,7 @@ fn frames_before_a_forged_record_are_delivered() {
     struct Deaf;
     impl Handler<Seen> for Deaf {
         fn on_frame(&mut self, cx: &mut Context<'_, Seen>, frame: &[u8]) -> Outcome {
-            // Nobody hears it.
+            // No peer reads it.
             let _ = cx.conn.send(frame);
             Ok(())
         }
@@ -529,7 +530,7 @@ fn input_after_our_close_does_not_destroy_the_goodbye() {
 
 /// An echo server beside many that vanish: nothing is left of them.
 #[test]
-fn those_who_vanish_leave_nothing_behind() {
+fn clients_that_vanish_leave_nothing_behind() {
     let site = Site::new();
     let server = spawn_echo(Config::new(), listen(&site));
     for number in 0..60 {

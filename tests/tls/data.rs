@@ -75,7 +75,7 @@ fn every_framing_echoes() {
     }
 }
 
-/// Several megabytes in flight both ways, which fit in no buffer; then half-close (faults C3 over TLS).
+/// Several megabytes in flight both ways, which fit in no buffer; then half-close.
 #[test]
 fn megabytes_go_both_ways_at_once() {
     let site = Site::new();
@@ -87,7 +87,7 @@ fn megabytes_go_both_ways_at_once() {
     }
 }
 
-/// faults B2.
+/// All frames of one write are answered, in order.
 #[test]
 fn ten_thousand_frames_in_one_write() {
     let site = Site::new();
@@ -111,7 +111,7 @@ fn ten_thousand_frames_in_one_write() {
     }
 }
 
-/// faults B1.
+/// A record may be cut anywhere, down to one byte a segment.
 #[test]
 fn one_byte_a_segment() {
     let site = Site::new();
@@ -150,8 +150,8 @@ fn records_and_frames_need_not_agree() {
     }
 }
 
-/// faults C5, C6, S11: a client that does not read is not read from; nothing is lost, and memory stays within the
-/// high watermark, what one read brings (64 KiB, answered whole) and what is encrypted ahead of the kernel.
+/// A client that does not read is not read from, and nothing is lost. Memory is at most the high
+/// watermark, one read (64 KiB, answered whole), and what is encrypted ahead of the kernel.
 #[test]
 fn a_slow_reader_is_bounded_and_gets_everything_later() {
     const HIGH: usize = 128 * 1024;
@@ -195,7 +195,7 @@ fn a_slow_reader_is_bounded_and_gets_everything_later() {
     }
 }
 
-/// DESIGN section 2: buffers are owned only while something is incomplete or unsent.
+/// Buffers are owned only while something is incomplete or unsent.
 #[test]
 fn an_idle_connection_holds_nothing() {
     let site = Site::new();
@@ -221,7 +221,7 @@ fn an_idle_connection_holds_nothing() {
     }
 }
 
-/// faults S12: what is decrypted already waits for no event of the socket.
+/// Decrypted bytes are delivered without another event of the socket.
 #[test]
 fn a_paused_handler_loses_nothing_that_was_decrypted() {
     /// Takes one frame, rests, takes the next.
@@ -325,7 +325,7 @@ fn a_handler_sends_to_another_connection() {
     assert_eq!(recv2(&mut members[1]), b"from outside");
 }
 
-/// faults S7: our own keys change too, as the client asks.
+/// The server's own keys change too, as the client asks.
 #[test]
 fn keys_change_between_frames() {
     let site = Site::new();
@@ -358,7 +358,7 @@ fn keys_change_under_load() {
     assert_same(&read_to_goodbye(&mut client), &plain);
 }
 
-/// faults S7: a flood of requests without data ends that connection; others do not notice.
+/// A flood of key updates without data ends that connection, and no other.
 #[test]
 fn a_flood_of_key_updates_is_ended() {
     let site = Site::new();

@@ -190,7 +190,8 @@ fn a_client_without_the_right_certificate_is_refused_with_an_alert() {
     }
 }
 
-/// Tickets and session ids: the second visit is shorter. faults S16: tickets go out without application data.
+/// Tickets and session ids make the second handshake shorter. Tickets are sent even if no
+/// application data follows.
 #[test]
 fn the_second_visit_resumes() {
     let site = Site::new();
@@ -283,7 +284,7 @@ fn ticket_from_elsewhere(config: ServerConfig, client: &ClientConfig) {
     });
 }
 
-/// faults S2: a ClientHello in one byte a segment, in records of a few bytes, or all at once with what follows.
+/// A ClientHello in one byte a segment, in records of a few bytes, or at once with what follows.
 #[test]
 fn a_client_hello_comes_in_any_pieces() {
     let site = Site::new();
@@ -402,7 +403,7 @@ fn a_banner_comes_without_asking() {
     }
 }
 
-/// faults S12, "many handshakes at once": all are served, and the open connection beside them too.
+/// All handshakes are served, and the open connection beside them too.
 #[test]
 fn three_hundred_handshakes_leave_the_open_connection_alive() {
     const CLIENTS: usize = 300;
@@ -435,9 +436,9 @@ fn three_hundred_handshakes_leave_the_open_connection_alive() {
     );
 }
 
-/// The smallest budget, one handshake a turn: slower, and nobody is forgotten.
+/// The smallest budget, one handshake an iteration: slower, and no client is forgotten.
 #[test]
-fn a_handshake_budget_of_one_forgets_nobody() {
+fn a_handshake_budget_of_one_forgets_no_client() {
     let site = Site::new();
     let server = spawn_echo(Config::new().handshake_budget(1), listen(site.server()));
     std::thread::scope(|scope| {
@@ -449,7 +450,7 @@ fn a_handshake_budget_of_one_forgets_nobody() {
     assert_eq!(server.finish().0.opened, 20);
 }
 
-/// The cap's farewell is in the clear, as documented: no handshake is spent on those who get no place.
+/// The cap's farewell is in the clear, as documented: a refused client costs no handshake.
 #[test]
 fn the_refused_cost_no_handshake() {
     let site = Site::new();
@@ -486,7 +487,7 @@ fn the_servers_records_can_be_small() {
     }
 }
 
-/// A grace of a second is not spent on waiting: those who are served end, those in the handshake are let go.
+/// A grace of a second is not spent on waiting: open connections end, and handshakes are dropped.
 #[test]
 fn a_drain_does_not_wait_for_handshakes() {
     let site = Site::new();
@@ -513,7 +514,7 @@ fn a_drain_does_not_wait_for_handshakes() {
     drop((silent, half));
 }
 
-/// Who completes the handshake after the drain began is told goodbye in order.
+/// A connection that completes its handshake after the drain began is closed in order.
 #[test]
 fn a_handshake_during_a_drain_ends_in_order() {
     let site = Site::new();

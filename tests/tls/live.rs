@@ -115,7 +115,7 @@ fn a_handle_tells_that_a_listener_is_plain() {
     ping(&mut connect(server.addr()), b"unharmed");
 }
 
-/// Faults S14: what cannot be read changes nothing, and says which file it is.
+/// A file that cannot be read changes nothing, and the error names it.
 #[test]
 fn the_old_certificate_stays_if_the_new_one_is_broken() {
     let (folder, old, new) = (Folder::new(), Site::new(), Site::new());

@@ -92,7 +92,7 @@ fn each_name_has_its_own() {
 
 /// RFC 6066 section 3: unrecognized_name (112). RFC 8446 section 9.2: missing_extension (109).
 #[test]
-fn who_is_not_meant_is_refused_with_an_alert() {
+fn an_unknown_name_is_refused_with_an_alert() {
     let site = Site::new();
     for version in VERSIONS {
         for (name, description, words) in [
@@ -121,7 +121,7 @@ fn who_is_not_meant_is_refused_with_an_alert() {
 }
 
 #[test]
-fn a_default_is_for_everybody_else() {
+fn a_default_is_for_all_other_names() {
     let site = Site::new();
     for version in VERSIONS {
         let rest = speaking(&site, "127.0.0.1", "rest");

@@ -289,7 +289,8 @@ fn every_suite_is_spoken() {
     }
 }
 
-/// faults S6: refused with a warning alert, over which OpenSSL gives up. Nothing hangs, others are served.
+/// Renegotiation is refused with a warning alert, on which OpenSSL gives up. Nothing hangs, and
+/// others are served.
 #[test]
 fn renegotiation_is_refused() {
     if !have_openssl() {
@@ -311,7 +312,7 @@ fn renegotiation_is_refused() {
     assert!(other.finish().0);
 }
 
-/// faults S7: `K` asks for new keys both ways.
+/// `K` asks for new keys in both directions.
 #[test]
 fn keys_change() {
     if !have_openssl() {
@@ -334,7 +335,7 @@ fn keys_change() {
     );
 }
 
-/// faults S5: a client of the past is told so.
+/// A client with an old version gets an alert.
 #[test]
 fn tls_1_1_is_refused_with_an_alert() {
     if !have_openssl() {

@@ -98,8 +98,8 @@ fn a_good_hello_is_answered() {
     assert_eq!((header[0], header[5]), (22, 2), "a ServerHello");
 }
 
-/// faults S1, A13: nothing, half a hello, a whole one and then nothing. All places are taken by such clients; the deadline
-/// frees them for one who waits in the backlog.
+/// Nothing; half a hello; a whole one and then nothing. Such clients take all slots, and the
+/// deadline frees these for a client in the backlog.
 #[test]
 fn silence_is_ended_and_frees_its_place() {
     let site = Site::new();
@@ -125,7 +125,7 @@ fn silence_is_ended_and_frees_its_place() {
     );
 }
 
-/// faults S1: the deadline counts from accept, so a byte now and then buys nothing.
+/// The deadline counts from accept, so a byte now and then does not extend it.
 #[test]
 fn dripping_buys_no_time() {
     let site = Site::new();
@@ -173,7 +173,7 @@ fn an_open_connection_has_no_handshake_deadline() {
     ping(&mut open, b"still here");
 }
 
-/// faults S3: alert if rustls has one, then FIN. A reset would destroy the alert.
+/// An alert if rustls has one, then FIN. A reset would destroy the alert.
 #[test]
 fn plaintext_on_a_tls_port_is_named() {
     let site = Site::new();
@@ -233,7 +233,7 @@ fn an_upload_in_plaintext_gets_its_alert() {
     assert_eq!(the_end(&server).0, CloseReason::NotTls);
 }
 
-/// faults S3: things that look like TLS and are no hello. Each is answered with an alert and FIN.
+/// Bytes that look like TLS and are no hello are answered with an alert and FIN.
 #[test]
 fn tls_that_is_no_hello_gets_an_alert() {
     let site = Site::new();
@@ -320,7 +320,7 @@ fn an_end_in_the_handshake_is_named() {
     }
 }
 
-/// faults S5: alert protocol_version (70).
+/// Alert protocol_version (70).
 #[test]
 fn old_versions_are_refused_with_an_alert() {
     for minor in [0, 1, 2] {
@@ -332,7 +332,7 @@ fn old_versions_are_refused_with_an_alert() {
     }
 }
 
-/// faults S5: alert handshake_failure (40).
+/// Alert handshake_failure (40).
 #[test]
 fn no_common_suite_is_refused_with_an_alert() {
     let server = recorder(&Site::new());
@@ -389,7 +389,8 @@ fn a_version_the_configuration_excludes_is_refused() {
     assert_eq!(the_end(&server).0, CloseReason::TlsHandshake);
 }
 
-/// faults S4: a handshake message may have 64 KiB, and is held in pieces; more is refused on its header.
+/// A handshake message may have 64 KiB, and is buffered in pieces; a longer one is refused on its
+/// header.
 #[test]
 fn a_huge_hello_is_held_within_bounds() {
     const CLIENTS: usize = 20;
@@ -459,7 +460,7 @@ fn tls_on_a_plain_port_is_named() {
     });
 }
 
-/// faults B8 on a TLS port: noise behind a believable header or none. Nothing panics, nobody is reset, the honest
+/// Noise on a TLS port, with a valid header or none. Nothing panics, no client is reset, the honest
 /// client beside it is served, and each is counted once.
 #[test]
 fn noise_ends_in_order() {
@@ -499,7 +500,7 @@ fn noise_ends_in_order() {
     assert_eq!(server.ask(|seen, _| seen.failed_accepts.len()), 60);
 }
 
-/// Who is refused before TLS, or cannot be served by the service, costs no handshake and no handler call.
+/// A client that is refused before TLS, or by the service, costs no handshake and no handler call.
 #[test]
 fn a_service_refuses_before_the_handshake() {
     let site = Site::new();

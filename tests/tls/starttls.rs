@@ -289,7 +289,7 @@ fn handler_and_framing_may_change_with_it() {
 
 /// Between two turns, from outside: the peer that speaks first is then the server.
 #[test]
-fn somebody_else_may_upgrade_it() {
+fn another_connection_may_upgrade_it() {
     let site = Site::new();
     let server = serve(&site);
     let mut tcp = connect(server.addr());
@@ -350,7 +350,8 @@ fn a_choice_may_refuse_or_panic() {
     }
 }
 
-/// Many at once on a budget of one handshake a turn: who is open already is served in between, and all get through.
+/// Many at once on a budget of one handshake an iteration: open connections are served in between,
+/// and all handshakes complete.
 #[test]
 fn upgrades_keep_to_the_handshake_budget() {
     let site = Site::new();

@@ -89,7 +89,7 @@ fn a_day_passes_in_virtual_time() {
 }
 
 #[test]
-fn time_that_leaps_past_a_deadline_does_not_kill_who_has_spoken() {
+fn time_that_leaps_past_a_deadline_does_not_end_a_peer_that_has_sent() {
     let (mut sim, addr) = echo(listen().idle_timeout(Duration::from_secs(2)));
     let client = sim.connect(addr).expect("connected");
     sim.settle();
@@ -128,7 +128,8 @@ fn fd_exhaustion_ends_when_a_descriptor_is_free() {
     assert_eq!((sim.stats().open, sim.stats().out_of_fds), (0, 1));
 }
 
-/// The kernel announces room only when a good part of its buffer is free: who reads slowly makes progress all the same.
+/// The kernel announces room only when a good part of its buffer is free: a slow reader makes
+/// progress all the same.
 #[test]
 fn a_slow_reader_is_no_stalled_one() {
     let (mut sim, addr) = echo(listen().write_timeout(Duration::from_secs(1)));
@@ -148,14 +149,15 @@ fn a_slow_reader_is_no_stalled_one() {
         (sim.state(client), heard.len()),
         (ClientState::Connected, 4000)
     );
-    // And who reads nothing is stalled.
+    // And a client that reads nothing is stalled.
     sim.advance(Duration::from_secs(3));
     assert_eq!(sim.stats().closed(CloseReason::WriteTimeout), 1);
 }
 
-/// The process is stopped between its poll and the rest of its turn: what came meanwhile is read before anybody is judged.
+/// The process is stopped between its poll and the rest of its iteration: bytes that arrived
+/// meanwhile are read before deadlines expire.
 #[test]
-fn time_that_leaps_behind_a_poll_does_not_kill_who_has_spoken() {
+fn time_that_leaps_behind_a_poll_does_not_end_a_peer_that_has_sent() {
     let (mut sim, addr) = echo(listen().idle_timeout(Duration::from_secs(2)));
     let client = sim.connect(addr).expect("connected");
     sim.advance(Duration::from_secs(1));
@@ -203,7 +205,8 @@ fn the_shortest_drain_holds() {
     }
 }
 
-/// Clients that come and come keep no port open: the drain takes who waits already, and as many as the backlog holds.
+/// An endless stream of clients keeps no port open: the drain accepts those that wait already, at
+/// most a full backlog.
 #[test]
 fn a_flood_of_connects_does_not_hold_up_a_drain() {
     let (mut sim, addr) = echo(listen().backlog(4));
@@ -233,7 +236,7 @@ fn full_batches_do_not_stop_the_clocks() {
     assert_eq!(sim.state(client), ClientState::Finished);
 }
 
-/// Whoever comes later, and however many: handshakes are worked on in the order in which they have input.
+/// For any number of later clients, handshakes are worked on in the order in which they have input.
 #[cfg(feature = "tls")]
 #[test]
 fn a_flood_of_handshakes_does_not_starve_one() {
@@ -266,10 +269,10 @@ fn a_flood_of_handshakes_does_not_starve_one() {
     }
 }
 
-/// Whoever's input waits for us does not give way, however old it is: one for whom we wait does.
+/// A connection with unread input is not evicted, however old it is; one that has sent nothing is.
 #[cfg(feature = "tls")]
 #[test]
-fn who_waits_for_us_does_not_give_way() {
+fn a_connection_with_unread_input_is_not_evicted() {
     use kit::sim_tls;
     let config = Config::new().handshake_budget(1).max_pending(3);
     let mut sim = Sim::new(3, config.pending_grace(Duration::ZERO), ());
@@ -341,7 +344,7 @@ fn a_handshake_is_not_timed_out_unread() {
     }
 }
 
-/// That it always has something to say keeps nobody in the handshake.
+/// Constant input does not keep a connection in the handshake.
 #[cfg(feature = "tls")]
 #[test]
 fn a_handshake_that_drips_is_timed_out() {
@@ -467,7 +470,7 @@ fn a_command_wakes_the_loop() {
     assert!(report.took < Duration::from_secs(10), "{report:?}");
 }
 
-/// What happened to whom is counted: that is what the table of a campaign is made of.
+/// Faults are counted by the stage that they hit: a campaign's table consists of that.
 #[test]
 fn a_world_tells_what_it_has_shown() {
     let (mut sim, addr) = echo(listen());
@@ -533,7 +536,8 @@ fn turns_without_events_are_no_spinning_while_frames_come() {
     assert_eq!(sim.received(client), lines);
 }
 
-/// What has come and waits for its turn is not late, however long the turns before it take: it is we who keep it waiting.
+/// Input that waits for its turn is not late, however long the turns before it take: the server
+/// delays it.
 #[test]
 fn frames_that_wait_for_their_turn_run_into_no_deadline() {
     let second = Duration::from_secs(1);
@@ -566,7 +570,7 @@ fn frames_that_wait_for_their_turn_run_into_no_deadline() {
     assert_eq!(late, 3_000);
 }
 
-/// As Linux has it: whoever takes a short read for the last one waits for the end for ever.
+/// As on Linux: a server that takes a short read for the last one would wait for the end for ever.
 #[test]
 fn bytes_and_the_end_behind_them_are_one_event() {
     struct Stays;
@@ -593,7 +597,8 @@ fn bytes_and_the_end_behind_them_are_one_event() {
     );
 }
 
-/// While it is paused it has no deadline, and its timer may come and go; who goes on may be idle as long as all others.
+/// While it is paused it has no deadline, and its timer may come and go; once resumed it may be
+/// idle as long as all others.
 #[test]
 fn a_long_pause_leaves_an_idle_deadline_behind() {
     struct Waits;

@@ -28,7 +28,8 @@ fn visit_all(setting: &closure::Setting) -> closure::Findings {
     }
 }
 
-/// faults.md, Methods 1.
+/// Visits every state of one connection with tiny limits. From each the invariants hold and some
+/// inputs lead to the end.
 #[test]
 fn every_state_keeps_its_promises_and_leads_to_the_end() {
     let packets = close(1, &[], &[Action::CloseAfterInput]);
@@ -104,7 +105,7 @@ fn every_state_before_a_header_leads_to_the_end_too() {
     assert!(found.changes.contains(&(State::Accepting, State::Closing)));
 }
 
-/// faults.md, Methods 2. All cuts of strings up to eight bytes are in the long run.
+/// Short strings in every cut give the same frames. `exhaust` plays strings of up to eight bytes.
 #[test]
 fn every_short_string_is_the_same_frames_in_every_cut() {
     for framing in 0..6 {

@@ -70,7 +70,7 @@ struct World<'a> {
     ids: Vec<ClientId>,
 }
 
-fuzz_target!(init: subject::log_to_nobody(), |plan: Plan| {
+fuzz_target!(init: subject::log_without_a_reader(), |plan: Plan| {
     let mut world = World::new(&plan);
     world.play();
     if !plan.setup.is_abrupt() {
@@ -118,7 +118,7 @@ impl<'a> World<'a> {
                         Op::Finish { client } => {
                             self.with(*client, |client| client.finished = true)
                         }
-                        // Whom it reaches is the server's affair.
+                        // The server decides which connection it reaches.
                         Op::Push { .. } => self
                             .clients
                             .iter_mut()
@@ -170,7 +170,8 @@ impl<'a> World<'a> {
         }
     }
 
-    /// Faults end, clients read, time passes, the server drains: everybody must be gone, and nothing held.
+    /// Faults end, clients read, time passes, the server drains: every connection must be gone, and
+    /// nothing buffered.
     fn come_to_rest(&mut self) {
         self.sim.set_faults(Faults::none());
         self.sim.set_descriptor_limit(usize::MAX);
@@ -184,14 +185,14 @@ impl<'a> World<'a> {
         self.sim.advance(Duration::from_secs(60));
     }
 
-    /// Descriptors are there again, and whoever waited for them knows.
+    /// Descriptors are free again, and the server has noticed.
     fn check_awake(&mut self) {
         for listener in self.sim.control().listeners() {
             assert_ne!(listener.state, ListenerState::OutOfFds, "{}", listener.name);
         }
     }
 
-    /// An echo that does nothing else owes nobody anything for long.
+    /// An echo that does nothing else has no pending output for long.
     fn check_answered(&mut self) {
         self.listen();
         if !self.plan.actions.is_empty() || self.plan.setup.limits_memory() {

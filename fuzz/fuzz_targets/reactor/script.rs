@@ -18,8 +18,8 @@ pub fn script(input: &mut Unstructured<'_>) -> Result<Script> {
 }
 
 fn op(input: &mut Unstructured<'_>) -> Result<Op> {
-    let [what, whom] = input.arbitrary()?;
-    let (client, connection) = (whom, whom);
+    let [what, target] = input.arbitrary()?;
+    let (client, connection) = (target, target);
     Ok(match what % 64 {
         0..=7 => Op::Step,
         8..=23 => Op::Send {
@@ -42,21 +42,25 @@ fn op(input: &mut Unstructured<'_>) -> Result<Op> {
         48..=52 => {
             let [after, error] = input.arbitrary()?;
             Op::Fail {
-                call: whom,
+                call: target,
                 after: after % 4,
                 error,
             }
         }
         53 => Op::Reset { client },
-        54 => Op::Descriptors { more: whom },
+        54 => Op::Descriptors { more: target },
         55 => Op::Kill { connection },
         56..=57 => Op::Push {
             connection,
             frame: bytes(input)?,
         },
         58 => Op::Notify { connection },
-        59 => Op::Cap { connections: whom },
-        60..=62 => Op::Suspend { on: whom % 2 == 0 },
+        59 => Op::Cap {
+            connections: target,
+        },
+        60..=62 => Op::Suspend {
+            on: target % 2 == 0,
+        },
         _ => Op::Drain {
             millis: span(input)?,
         },
@@ -77,7 +81,7 @@ fn span(input: &mut Unstructured<'_>) -> Result<u16> {
     Ok(u16::try_from(amount(byte / 4 * 3)).unwrap_or(u16::MAX))
 }
 
-/// A script as somebody would like to read it: a line for each op, however many bytes it sends.
+/// A readable script: a line for each op, for any number of bytes.
 pub struct Lines<'a>(pub &'a Script);
 
 impl fmt::Debug for Lines<'_> {

@@ -135,7 +135,7 @@ impl Setup {
         self.seed >= 224
     }
 
-    /// Somebody may not be read from because others hold too much.
+    /// Some connections may be paused for memory because others use too much.
     pub fn limits_memory(&self) -> bool {
         self.seed >= 240
     }

@@ -76,13 +76,13 @@ pub enum End {
 impl<'a> Arbitrary<'a> for Action {
     /// Three bytes each: one byte changed changes one thing.
     fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
-        let [what, whom, how] = input.arbitrary()?;
+        let [what, target, how] = input.arbitrary()?;
         let (kind, which) = (what % 16, what / 16);
         Ok(match kind {
             0..=4 => Self::Rest,
-            5..=9 => Self::Act(whom, Act::new(which, how)),
-            10..=11 => Self::Order(whom, Order::new(which, how)),
-            12..=13 => Self::Post(Job::new(which, whom, how)),
+            5..=9 => Self::Act(target, Act::new(which, how)),
+            10..=11 => Self::Order(target, Order::new(which, how)),
+            12..=13 => Self::Post(Job::new(which, target, how)),
             14 => Self::End(END[usize::from(which % 4)]),
             _ if which == 0 => Self::PanicLater,
             _ => Self::Act(0, Act::new(which, how)),
@@ -124,10 +124,10 @@ impl Order {
 }
 
 impl Job {
-    fn new(which: u8, whom: u8, how: u8) -> Self {
+    fn new(which: u8, target: u8, how: u8) -> Self {
         match which {
-            0..=7 => Self::Act(whom, Act::new(how % 16, how)),
-            8..=9 => Self::Kill(whom),
+            0..=7 => Self::Act(target, Act::new(how % 16, how)),
+            8..=9 => Self::Kill(target),
             10 => Self::SetCap(how),
             11..=12 => Self::Suspend(how % 2 == 0),
             13 => Self::CloseListener,
@@ -246,15 +246,15 @@ impl Subject {
             match action {
                 Action::Rest => break,
                 Action::Act(number, act) => {
-                    let whom = cx.app.one_of(Some(me), number);
-                    if let Some(mut conn) = whom.and_then(|id| cx.conn.peer(id)) {
+                    let target = cx.app.one_of(Some(me), number);
+                    if let Some(mut conn) = target.and_then(|id| cx.conn.peer(id)) {
                         perform(&mut conn, act);
                     }
                 }
                 Action::Order(number, order) => {
-                    let whom = cx.app.one_of(Some(me), number);
-                    if let (Some(handle), Some(whom)) = (&cx.app.handle, whom) {
-                        give(handle, whom, order);
+                    let target = cx.app.one_of(Some(me), number);
+                    if let (Some(handle), Some(target)) = (&cx.app.handle, target) {
+                        give(handle, target, order);
                     }
                 }
                 Action::Post(job) => {
@@ -297,12 +297,12 @@ fn perform(conn: &mut Conn<'_, App>, act: Act) {
     }
 }
 
-fn give(handle: &Handle<App>, whom: ConnId, order: Order) {
+fn give(handle: &Handle<App>, target: ConnId, order: Order) {
     // Refused if the connection has gone or too much waits, which are results too.
     let _ = match order {
-        Order::Send(length) => handle.send(whom, vec![length; usize::from(length)]),
-        Order::Notify => handle.notify(whom, ()),
-        Order::Kill => handle.kill(whom),
+        Order::Send(length) => handle.send(target, vec![length; usize::from(length)]),
+        Order::Notify => handle.notify(target, ()),
+        Order::Kill => handle.kill(target),
         Order::Drain(ticks) => handle.drain(Duration::from_millis(u64::from(ticks).pow(2))),
         Order::Stop => handle.stop(),
         Order::Call => {
@@ -382,15 +382,15 @@ impl Play<App> for Subject {
 }
 
 /// Reads the log and forgets it: making its lines must not panic.
-struct Nobody;
+struct NullLog;
 
-impl Write for Nobody {
+impl Write for NullLog {
     fn write_str(&mut self, _: &str) -> fmt::Result {
         Ok(())
     }
 }
 
-impl log::Log for Nobody {
+impl log::Log for NullLog {
     fn enabled(&self, _: &log::Metadata<'_>) -> bool {
         true
     }
@@ -402,7 +402,7 @@ impl log::Log for Nobody {
     fn flush(&self) {}
 }
 
-pub fn log_to_nobody() {
-    log::set_logger(&Nobody).expect("the only logger");
+pub fn log_without_a_reader() {
+    log::set_logger(&NullLog).expect("the only logger");
     log::set_max_level(log::LevelFilter::Trace);
 }

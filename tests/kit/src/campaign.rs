@@ -1,9 +1,10 @@
 //! Worlds drawn from seeds: a server, clients, and everything that can go wrong between them.
 //!
-//! Each seed draws its own listeners, kinds of handlers, script and faults. The script is played with faults, then faults
-//! end, who comes is served, and everything must come to rest. After every turn the simulator checks the server's
-//! invariants. Here handlers compare each frame with what a naive reader makes of what the client has said, and clients
-//! compare each byte with what the handlers have sent: a prefix of it, and all of it if the end was in order.
+//! Each seed draws its own listeners, kinds of handlers, script and faults. The script is played
+//! with faults. Then faults end, later clients are served, and everything must come to rest. After
+//! every iteration the simulator checks the server's invariants. Handlers compare each frame with a
+//! naive reader's of the client's bytes. Clients compare each byte with the handlers' output: a
+//! prefix of it, and all of it after an orderly end.
 
 use std::collections::BTreeMap;
 

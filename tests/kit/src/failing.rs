@@ -23,12 +23,13 @@ pub enum Scenario {
     HalfClose,
     /// The client reads a little now and then.
     SlowReader,
-    /// The server drains with somebody idle, somebody who does not read, somebody who does not finish, and somebody who
-    /// waits in the backlog.
+    /// The server drains with four clients: one is idle, one does not read, one does not finish,
+    /// and one waits in the backlog.
     Drain,
     /// Descriptors for two clients, and four of them at two listeners.
     OutOfFds,
-    /// Behind a proxy whose header comes in two pieces, with rates for whoever comes, for bytes and for frames.
+    /// Behind a proxy whose header comes in two pieces, with rates for connections, bytes and
+    /// frames.
     Proxied,
     /// [`Scenario::Echo`] over TLS.
     #[cfg(feature = "tls")]
@@ -106,7 +107,7 @@ impl Scenario {
         self.play_against(failures, harmful)
     }
 
-    /// As [`Scenario::play`], if nobody may notice any of these failures.
+    /// As [`Scenario::play`], for failures that no client may notice.
     pub fn play_as_harmless(self, failures: &[Scripted]) -> Result<Calls, String> {
         self.play_against(failures, 0)
     }
@@ -138,7 +139,7 @@ fn number(failure: Scripted) -> (Call, usize, i32) {
 fn is_harmful(scenario: Scenario, failure: &Scripted) -> bool {
     let drains = scenario == Scenario::Drain;
     match failure.call {
-        // Who cannot be accepted when the ports close is lost.
+        // A client that cannot be accepted when the ports close is lost.
         Call::Accept => failure.errno == libc::ECONNABORTED || drains,
         // What comes after a drain has found nothing more to read is owed no answer.
         Call::Read if failure.errno == libc::EAGAIN => drains,
@@ -205,12 +206,12 @@ struct Client {
     tls: Option<sim_tls::Client>,
 }
 
-/// A server with two listeners and somebody who was there before.
+/// A server with two listeners and one earlier client.
 struct Stage {
     sim: Sim<Books>,
     doors: [SocketAddr; 2],
     clients: Vec<Client>,
-    /// Nobody could connect any more.
+    /// No client could connect any more.
     lost: usize,
     is_tls: bool,
     is_proxied: bool,
@@ -270,7 +271,7 @@ impl Stage {
         client
     }
 
-    /// A client comes; its number, if there is still somebody to come to.
+    /// A client connects; its number, if a listener is left.
     fn come(&mut self, door: usize) -> usize {
         let id = self.sim.connect(self.doors[door]);
         self.lost += usize::from(id.is_none());
@@ -405,7 +406,7 @@ impl Stage {
         self.pass(Duration::ZERO)
     }
 
-    /// Somebody who does not read by itself, and has little room.
+    /// A client that does not read by itself, and has a small buffer.
     fn connect_clogged(&mut self, door: usize) -> usize {
         let client = self.connect(door);
         let id = self.clients[client].id;
@@ -436,7 +437,7 @@ impl Stage {
         self.sim.control().drain(Duration::from_secs(5));
         self.pass(Duration::from_millis(100))?;
         self.read_slowly(clogged)?;
-        // All but the one who lingers finish, as they are told to.
+        // All but the lingering client finish when the server does.
         for client in [0, clogged, waiting] {
             self.finish(client);
         }
@@ -457,7 +458,8 @@ impl Stage {
         self.pass(Duration::from_secs(1))
     }
 
-    /// Everybody but those who were hit has had everything; who comes is served; the server ends, and the books balance.
+    /// Every client but those that were hit has all its output; new clients are served; the server
+    /// ends, and the counters add up.
     fn judge(
         &mut self,
         scenario: Scenario,
@@ -466,7 +468,7 @@ impl Stage {
     ) -> Result<(), String> {
         let said = |violation: Violation| violation.to_string();
         self.pass(Duration::from_secs(5)).map_err(said)?;
-        // The same listener may be found broken twice: it is lost then, with all who wait there.
+        // The same listener may fail twice: then it is lost, with all clients in its backlog.
         let broken = failures
             .iter()
             .filter(|failure| failure.errno == libc::EINVAL)

@@ -149,7 +149,7 @@ pub fn std_listener() -> (TcpListener, SocketAddr) {
     (listener, addr)
 }
 
-/// Who has connected, with bounded waits.
+/// A connected client, with bounded waits.
 #[track_caller]
 pub fn accepted(listener: &TcpListener) -> TcpStream {
     let (stream, _) = listener.accept().expect("accept");
@@ -158,13 +158,14 @@ pub fn accepted(listener: &TcpListener) -> TcpStream {
     stream
 }
 
-/// A port where nobody listens.
+/// Address of a port without a listener.
 #[track_caller]
-pub fn nobody() -> SocketAddr {
+pub fn closed_addr() -> SocketAddr {
     std_listener().1
 }
 
-/// A listener whose backlog is full: who connects hears nothing. Linux drops the SYN then (`tcp_conn_request`).
+/// A listener whose backlog is full: a connect gets no reply. Linux drops the SYN then
+/// (`tcp_conn_request`).
 pub struct Full {
     pub addr: SocketAddr,
     _listener: Socket,
@@ -185,7 +186,7 @@ pub fn full_listener() -> Full {
     let mut waiting = Vec::new();
     loop {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("socket");
-        // The first is let in at once, whoever comes when it is full never.
+        // The first is accepted at once, later ones never.
         let connected = socket.connect_timeout(&addr.into(), Duration::from_millis(200));
         waiting.push(socket);
         if connected.is_err() {

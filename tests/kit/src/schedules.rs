@@ -125,7 +125,7 @@ struct World {
     said: usize,
     told: usize,
     heard: Vec<u8>,
-    /// Somebody has meddled with what is under way, or with the handler.
+    /// Bytes in flight, or the handler, were tampered with.
     meddled: bool,
 }
 

@@ -37,7 +37,8 @@ fn make() -> Result<Configs, Box<dyn std::error::Error>> {
             .with_protocol_versions(versions)?
             .with_root_certificates(roots.clone())
             .with_no_client_auth();
-        // A resumed handshake has other lengths than a full one, and who resumes depends on what ran before.
+        // A resumed handshake has other lengths than a full one, and earlier tests decide which
+        // clients resume.
         client.resumption = rustls::client::Resumption::disabled();
         Ok(Arc::new(client))
     };
@@ -124,7 +125,7 @@ impl Client {
         Ok(self.flush())
     }
 
-    /// As [`Client::decrypt`], of a stream that somebody may have meddled with: `None` once the client gives up.
+    /// As [`Client::decrypt`], of a stream that may be damaged: `None` once the client gives up.
     pub fn hear(
         &mut self,
         wire: &[u8],

@@ -484,7 +484,7 @@ impl Handler<Seen> for Recorder {
     }
 }
 
-/// Makes [`Recorder`]s, and notes who never opened.
+/// Makes [`Recorder`]s, and notes connections that never opened.
 pub struct Witnesses;
 
 impl Service<Seen> for Witnesses {

@@ -1,4 +1,5 @@
-//! Errors, framers and jobs whose destructors panic, or call back: the user's code runs where nobody expects it.
+//! Errors, framers and jobs whose destructors panic, or call back: the user's code runs in
+//! unexpected places.
 
 use std::sync::mpsc;
 use std::time::Duration;
@@ -63,7 +64,7 @@ fn world(framing: Framing) -> (Sim, ClientId, std::net::SocketAddr) {
     (sim, client, addr)
 }
 
-/// The loop goes on, and takes who comes next.
+/// The loop goes on, and serves the next client.
 fn goes_on(sim: &mut Sim, addr: std::net::SocketAddr) {
     let client = sim.connect(addr).expect("connected");
     sim.send(client, b"still there\n");

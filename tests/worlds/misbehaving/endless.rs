@@ -8,7 +8,8 @@ use portcullis::{Config, HandleError, Listen, SendError};
 
 use super::harness::{behave, harness, harness_of, lines, Call, Cx, Welcome};
 
-/// Neither the idle timeout ends who is paused, nor the frame timeout; a kill does, and a drain.
+/// Neither the idle timeout nor the frame timeout ends a paused connection; a kill does, and a
+/// drain.
 #[test]
 fn pauses_for_ever() {
     for drains in [false, true] {
@@ -136,7 +137,7 @@ fn floods_its_own_handle() {
         served += harness.heard(harness.bystander).len();
     }
     assert_eq!(served, 100 * "ping\n".len());
-    // Who wants to end the server is heard although the queue is full.
+    // A request to end the server arrives although the queue is full.
     let (id, handle) = (harness.sim.app().ids[1], harness.sim.handle());
     assert_eq!(
         (handle.notify(id, ()), handle.stop()),
@@ -199,7 +200,7 @@ fn narrow() -> Listen {
 }
 
 #[test]
-fn sends_without_end_to_who_does_not_read() {
+fn sends_without_end_to_a_peer_that_does_not_read() {
     let mut harness = harness_of(
         Config::new(),
         narrow(),
@@ -241,7 +242,7 @@ fn sends_without_end_to_who_does_not_read() {
 
 /// The peer reads, and is sent more for ever.
 #[test]
-fn sends_without_end_to_who_reads() {
+fn sends_without_end_to_a_peer_that_reads() {
     let mut harness = harness_of(
         Config::new(),
         narrow(),

@@ -1,4 +1,5 @@
-//! A server whose handlers are closures, and a bystander who is served from the beginning to the end.
+//! A server whose handlers are closures, and a bystander that is served from the beginning to the
+//! end.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -19,12 +20,12 @@ pub struct Log {
     pub accepted: usize,
     /// What all but the bystander were told.
     pub told: Vec<&'static str>,
-    /// Why who has ended, by number in the order of accept.
+    /// Close reasons, by number in the order of accept.
     pub reasons: Vec<(usize, CloseReason)>,
     pub failed_accepts: Vec<CloseReason>,
     pub ids: Vec<ConnId>,
     pub handle: Option<Handle<Log>>,
-    /// From now on everybody behaves.
+    /// From now on every handler behaves.
     pub over: bool,
     /// For the test's own use.
     pub count: usize,
@@ -44,7 +45,7 @@ impl Log {
 pub type Cx<'a> = Context<'a, Log>;
 pub type Script = Rc<dyn Fn(&mut Cx<'_>, Call<'_>) -> Outcome>;
 
-/// What the test says. The bystander behaves, and so does everybody in the end.
+/// The test's input. The bystander behaves, and so does every handler in the end.
 pub struct Part {
     pub number: usize,
     pub play: Script,
@@ -115,7 +116,7 @@ impl Service<Log> for Usher {
     }
 }
 
-/// A server, and a bystander who is served from the beginning to the end.
+/// A server, and a bystander that is served from the beginning to the end.
 pub struct Harness {
     pub sim: Sim<Log>,
     pub addr: SocketAddr,
@@ -193,7 +194,7 @@ impl Harness {
         self.sim.state(client)
     }
 
-    /// The first client after the bystander has ended for this reason, and nobody else has ended.
+    /// The first client after the bystander has ended for this reason, and no other has ended.
     #[track_caller]
     pub fn ended(&self, reason: CloseReason) {
         assert_eq!(self.sim.app().reasons, [(1, reason)]);
@@ -203,7 +204,7 @@ impl Harness {
         );
     }
 
-    /// The bystander is served as ever, and so is who comes; the server ends clean.
+    /// The bystander is served as before, and so is a new client; the server ends clean.
     #[track_caller]
     pub fn end(mut self, panics: u64) -> Stats {
         self.sim.app_mut().over = true;

@@ -1,4 +1,4 @@
-//! A handler that misbehaves ends as documented, and nobody else notices.
+//! A handler that misbehaves ends as documented, and no other connection notices.
 
 mod destructors;
 mod endless;

@@ -61,7 +61,7 @@ fn kills_its_neighbour() {
     }
 }
 
-/// Both have events in one batch, in either order: after its end nobody is told anything.
+/// Both have events in one batch, in either order: after its end a connection gets no call.
 #[test]
 fn kills_a_neighbour_that_has_input_waiting() {
     for (abort, reason, state) in [
@@ -143,7 +143,7 @@ fn kills_a_neighbour_whose_timer_is_due() {
     harness.end(0);
 }
 
-/// What was on its way to it comes to nothing and is counted; who takes its place gets none of it.
+/// A command in flight to it fails and is counted; the slot's next connection gets none of it.
 #[test]
 fn kills_a_neighbour_that_has_messages_waiting() {
     let mut harness = harness(|cx, call| {

@@ -11,7 +11,7 @@ use super::harness::{behave, harness, harness_of, lines, Call, Harness, Part, We
 use kit::planned::blow;
 use kit::script::ScriptedHandler;
 
-/// faults C15
+/// A panic in a callback ends that connection, frees its slot, and the next turn works.
 #[test]
 fn panics_in_each_callback() {
     type Provoke = fn(&mut Harness, ClientId);

@@ -18,9 +18,9 @@ use super::wire::Wire;
 #[derive(Debug)]
 pub struct App {
     pub talks: BTreeMap<SocketAddr, Talk>,
-    /// Who is open, and where.
+    /// Open connections, by place.
     pub members: Vec<(ConnId, SocketAddr)>,
-    /// Who got no place: all, and by listener.
+    /// Refused clients: all, and by listener.
     pub turned_away: (u64, BTreeMap<ListenerId, u64>),
     /// The server's own handle, for handlers that post to it.
     pub handle: Option<Handle<App>>,
@@ -75,7 +75,7 @@ pub struct Talk {
     pub promised: Vec<u8>,
     /// Its handler, or another's, wants no frames.
     pub paused: bool,
-    /// Something was sent to it whose place in the order nobody knows.
+    /// A frame was sent to it whose position in the order is unknown.
     pub murky: bool,
     pub opened: bool,
     pub closed: Option<CloseReason>,
@@ -128,7 +128,7 @@ impl Talk {
         let is_right = match (&peer.proxy, says) {
             (Some(header), Some(says)) => says.is(header),
             (Some(_), None) => false,
-            // A header that somebody else sends is the beginning of his stream.
+            // A header from an untrusted peer is the beginning of its stream.
             (None, Some(_)) => self.epoch != epoch || !rules.trusts(from),
             (None, None) => {
                 let required = rules.trusts(from) && rules.proxy == ProxyProtocol::Required;
@@ -204,7 +204,7 @@ impl Talk {
     /// It ends for this reason, and the kernel has taken so many bytes for the client.
     pub fn judge_end(&self, reason: CloseReason, taken: u64) -> Result<(), String> {
         let (promised, unheard) = (self.promised.len() as u64, self.said.len() - self.heard);
-        // What it was before it was encrypted, nobody knows.
+        // The plaintext is unknown.
         if is_orderly(reason) && !self.murky && !self.tls && taken != promised {
             return Err(format!(
                 "it ended as {reason}, with {taken} of {promised} bytes sent"
@@ -336,16 +336,16 @@ impl App {
     }
 }
 
-/// What somebody asks of the server through its handle.
+/// A request to the server through its handle.
 #[derive(Clone, Copy, Debug)]
 pub enum Order {
-    /// A frame, at a place in the order that nobody knows. To whom, and to which peer.
+    /// A frame, at an unknown position in the order. The connection, and its peer.
     Send(ConnId, SocketAddr),
     Notify(ConnId),
     Kill(ConnId),
     /// A job that sends, in a known order.
     Talk(ConnId),
-    /// A job that changes the longest frame, of whoever it is, open or not.
+    /// A job that changes the longest frame of a connection, open or not.
     Widen(ConnId, SocketAddr),
     Cap(usize),
     /// A job that posts a job that posts a job.

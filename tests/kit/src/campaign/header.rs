@@ -40,24 +40,24 @@ pub struct Says {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Origin {
-    Nobody,
+    Unknown,
     Tcp(SocketAddr, SocketAddr),
     Unix(Vec<u8>, Vec<u8>),
 }
 
 impl Says {
-    /// Whom the proxy speaks for.
+    /// The source that the proxy names.
     pub fn source(&self) -> Option<IpAddr> {
         match self.origin {
             Origin::Tcp(source, _) => Some(source.ip()),
-            Origin::Nobody | Origin::Unix(..) => None,
+            Origin::Unknown | Origin::Unix(..) => None,
         }
     }
 
     /// The server has understood it.
     pub fn is(&self, header: &ProxyHeader) -> bool {
         let origin = match &header.origin {
-            ProxyOrigin::Unknown => Origin::Nobody,
+            ProxyOrigin::Unknown => Origin::Unknown,
             ProxyOrigin::Tcp {
                 source,
                 destination,
@@ -79,7 +79,7 @@ impl Says {
 }
 
 impl Opening {
-    /// A header that says for whom, or one of any kind; now and then something that is none.
+    /// A header that names this source, or one of any kind; sometimes bytes that are no header.
     pub fn draw(random: &mut Random) -> Self {
         let mut opening = match random.below(10) {
             0..=3 => v1(random),
@@ -104,7 +104,8 @@ impl Opening {
             // Of version 1: another family, and no carriage return.
             (0, b'P') => self.bytes[6] = b'X',
             (_, b'P') => self.bytes[last - 1] = b' ',
-            // Of version 2: another version, another command, a family that nobody knows with no command to ignore it.
+            // Of version 2: another version, another command, or an unknown family without a
+            // command to ignore it.
             (0, _) => self.bytes[12] = 0x31,
             (1, _) => self.bytes[12] = 0x22,
             _ => self.bytes[12..14].copy_from_slice(&[0x21, 0xF1]),
@@ -115,7 +116,7 @@ impl Opening {
 fn v1(random: &mut Random) -> Opening {
     let (line, origin) = if random.chance(200) {
         let words = ["PROXY UNKNOWN", "PROXY UNKNOWN whatever they say 1 2"];
-        (words[random.below(2)].to_owned(), Origin::Nobody)
+        (words[random.below(2)].to_owned(), Origin::Unknown)
     } else {
         let (source, destination) = two(host(random), random);
         let family = if source.is_ipv4() { "TCP4" } else { "TCP6" };
@@ -166,9 +167,9 @@ fn v2(random: &mut Random, source: Option<IpAddr>) -> Opening {
             0x20,
             [0, 0x11, 0xFF][random.below(3)],
             vec![7; random.below(20)],
-            Origin::Nobody,
+            Origin::Unknown,
         ),
-        1 => (0x21, random.below(3) as u8, Vec::new(), Origin::Nobody),
+        1 => (0x21, random.below(3) as u8, Vec::new(), Origin::Unknown),
         2 => {
             let mut block = vec![0; 216];
             block[..5].copy_from_slice(b"/here");

@@ -26,7 +26,7 @@ pub struct Setup {
     pub budgets: [usize; 4],
     /// The handle's queue, in commands and in bytes.
     pub queue: (usize, usize),
-    /// Who may come, and how much all may hold.
+    /// Access rules, and the limit on memory.
     pub house: House,
     /// Frames are large, buffers too.
     pub heavy: bool,
@@ -74,7 +74,7 @@ pub enum Act {
         door: u8,
         odd: bool,
     },
-    /// The server connects to somebody, who answers in one way or another.
+    /// The server connects to an address, which answers in one way or another.
     Dial {
         door: u8,
     },
@@ -102,8 +102,8 @@ pub enum Act {
     Sip {
         client: u8,
     },
-    /// The next write fails, and it is one of those that are rare: an answer to whoever has waited with its PROXY header, or
-    /// what is still to be flushed.
+    /// The next write fails, and it is a rare one: an answer to a client that was late with its
+    /// PROXY header, or output to be flushed.
     Strike {
         error: u8,
     },

@@ -16,7 +16,7 @@ pub struct Meter {
 const ONE: u128 = 1_000_000_000;
 
 impl Meter {
-    /// This rate from now on, as if nobody had come before.
+    /// Starts anew with this rate, as if no client had come before.
     pub fn set(&mut self, speed: Option<Speed>) {
         self.speed = speed;
         self.level = speed.map_or(0, |(_, burst)| u128::from(burst) * ONE);

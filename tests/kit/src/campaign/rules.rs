@@ -1,4 +1,5 @@
-//! What a listener's rules say about who may come and how fast, which may change under way; and what they mean, once more.
+//! A listener's rules on access and rates, which may change while it runs; and a second
+//! implementation of them.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -123,7 +124,7 @@ fn speed(random: &mut Random, least: usize, most: usize) -> Speed {
 }
 
 impl Rules {
-    /// Nobody is turned away, and nothing slowed down.
+    /// No client is refused, and none is slowed down.
     pub fn none(proxy: ProxyProtocol) -> Self {
         Self {
             places: None,
@@ -222,7 +223,7 @@ impl Rules {
         self.proxy != ProxyProtocol::Off && self.trusted.let_in(peer)
     }
 
-    /// A peer, or whom a proxy speaks for.
+    /// A peer, or the source that a proxy names.
     pub fn allows(&self, source: IpAddr) -> bool {
         self.access.let_in(source)
     }
@@ -240,7 +241,7 @@ impl Rules {
         self.source_connections.is_some() || self.source_rate.is_some()
     }
 
-    /// A peer that may come in, and whom it speaks for if it has to.
+    /// A peer that is allowed, and the source that it names if it has to.
     pub fn someone(&self) -> Option<(IpAddr, Option<IpAddr>)> {
         let hosts = || {
             HOSTS
@@ -275,7 +276,7 @@ pub fn bad_listen(listen: Listen, random: &mut Random) -> Listen {
     }
 }
 
-/// What the whole server says about who may come, which may change too.
+/// The server's own rules on access, which may change too.
 #[derive(Clone, Debug, Default)]
 pub struct House {
     pub accept_rate: Option<Speed>,

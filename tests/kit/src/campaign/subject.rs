@@ -41,7 +41,7 @@ pub enum HandlerKind {
     Posting,
     /// Ends itself in every way there is.
     Suicidal,
-    /// Says farewell to everybody from `on_close`.
+    /// Sends a farewell to every connection from `on_close`.
     Clinging,
     /// Closes neither when its peer finishes nor when the server drains.
     Stubborn,
@@ -155,7 +155,7 @@ impl Subject {
                 return;
             }
             self.energy -= 1;
-            // To itself, or to somebody.
+            // To itself, or to another connection.
             let own = (cx.conn.id(), tcp(&cx.conn.peer_addr()));
             let &(id, peer) = self.random.pick(&cx.app.members).unwrap_or(&own);
             let id = if self.random.chance(500) {
@@ -235,7 +235,7 @@ impl Subject {
     }
 }
 
-/// What comes to somebody's mind who has a handle.
+/// A random action of an owner of a handle.
 pub fn draw_order(random: &mut Random, (id, peer): (ConnId, SocketAddr)) -> Order {
     match random.below(100) {
         0..=9 => Order::Send(id, peer),
@@ -478,7 +478,7 @@ impl Service<App> for TestService {
         let judged = talk.judge_failed_accept(closed.reason, peer, &live.rules, live.epoch);
         drop(live);
         judged.unwrap_or_else(|fault| app.blame(fault));
-        // Who is limited by its source may have had a place; nobody can tell.
+        // A client over its source's limit may have had a slot or not.
         if peer.id.is_none() || closed.reason == CloseReason::SourceLimited {
             app.turned_away.0 += 1;
             *app.turned_away.1.entry(peer.listener).or_default() += 1;

@@ -1,4 +1,4 @@
-//! A world in play: clients and a server in the simulator, and who judges them.
+//! A world in play: clients and a server in the simulator, and the oracle.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ pub struct World {
     /// Of the whole server.
     meter: Meter,
     sim_clients: Vec<SimClient>,
-    /// Whom the server was told to connect to, and who is not there yet.
+    /// Targets of outgoing connections that are not connected yet.
     dialed: Vec<(SocketAddr, Rc<Door>)>,
     dials: u16,
     queue: (usize, usize),
@@ -95,7 +95,7 @@ impl World {
         Ok(world)
     }
 
-    /// With faults, then without; then everybody must be gone, and nothing held.
+    /// With faults, then without. At the end every connection must be gone, and nothing buffered.
     pub fn play(&mut self, plan: &Plan) -> Result<(), String> {
         self.sim.set_faults(plan.faults.clone());
         for action in &plan.script {
@@ -338,7 +338,8 @@ impl World {
         }
     }
 
-    /// Who was connected to speaks as a client does, once the server knows of it: before, it may give the attempt up and make another.
+    /// A remote server sends as a client does, once the server knows of the connection. Before, the
+    /// attempt may be given up and repeated.
     fn meet(&mut self) {
         if self.dialed.is_empty() {
             return;
@@ -486,7 +487,7 @@ impl World {
         }
     }
 
-    /// Everybody of whom a thread may know.
+    /// All connections that a thread may know.
     fn connections(&mut self) -> Vec<(ConnId, SocketAddr)> {
         let connections = self.sim.control().connections();
         connections
@@ -549,7 +550,7 @@ impl World {
         }
         self.miss_nothing(true)?;
         if random.chance(300) {
-            // Somebody must end those who sleep: here, or the drain.
+            // Paused connections must be ended: here, or by the drain.
             for (id, _) in self.connections() {
                 self.sim.control().kill(id);
             }
@@ -558,10 +559,10 @@ impl World {
         Ok(())
     }
 
-    /// At rest: whoever may hear has heard all there is.
+    /// At rest: every client that reads has received all output.
     fn miss_nothing(&mut self, at_last: bool) -> Result<(), String> {
         if self.house.memory.is_some() {
-            // Somebody may wait until others hold less.
+            // A connection may be paused until others use less memory.
             return Ok(());
         }
         for info in self.sim.control().connections() {
@@ -577,7 +578,7 @@ impl World {
         Ok(())
     }
 
-    /// Whatever happened, who comes now is served.
+    /// After any faults, a new client is served.
     fn serve_newcomers(&mut self, random: &mut Random) -> Result<(), String> {
         for at in 0..self.doors.len() {
             self.suspend(at as u8, false);
@@ -601,7 +602,7 @@ impl World {
             let (true, false, Some((peer, speaks_for))) = (reliable, full, rules.someone()) else {
                 continue;
             };
-            // For the rates, and for somebody to give way.
+            // For the rates, and for the grace of pending connections.
             self.pass(Duration::from_secs(2))?;
             let mut opening = Opening::default();
             if let Some(source) = speaks_for {
@@ -631,7 +632,7 @@ impl World {
         Ok(())
     }
 
-    /// Everybody who waits comes in. Handlers may lower the cap meanwhile.
+    /// Every waiting client is admitted. Handlers may lower the cap meanwhile.
     fn let_in(&mut self) -> Result<(), String> {
         loop {
             let accepted = self.sim.stats().accepted;
@@ -645,7 +646,7 @@ impl World {
         }
     }
 
-    /// Somebody may have to wait for his turn.
+    /// A client may have to wait for its turn.
     fn has_rates(&self) -> bool {
         let limited = |entrance: &Entrance| entrance.live.borrow().rules.accept_rate.is_some();
         self.house.accept_rate.is_some()

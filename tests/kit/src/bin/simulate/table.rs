@@ -7,7 +7,7 @@ use portcullis::sim::{Call, Coverage, Fault, Stage};
 use portcullis::CloseReason;
 
 const STAGES: [Stage; 7] = [
-    Stage::Nobody,
+    Stage::NoConnection,
     Stage::New,
     Stage::Accepting,
     Stage::Connecting,
@@ -32,12 +32,12 @@ fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
         (Fault::Error(Call::Register, _), stage) if stage != Stage::New => {
             Some("a socket is registered once, in the turn that accepts it or begins to connect")
         }
-        (_, Stage::Nobody) if of_a_connection => Some("it happens to a connection"),
+        (_, Stage::NoConnection) if of_a_connection => Some("it happens to a connection"),
         (
             Fault::Error(Call::Poll | Call::RegisterListener | Call::DeregisterListener, _),
             stage,
-        ) if stage != Stage::Nobody => Some("it concerns no connection"),
-        (Fault::Error(Call::Accept | Call::Connect, _), stage) if stage != Stage::Nobody => {
+        ) if stage != Stage::NoConnection => Some("it concerns no connection"),
+        (Fault::Error(Call::Accept | Call::Connect, _), stage) if stage != Stage::NoConnection => {
             Some("there is no connection yet")
         }
         (_, Stage::New) if of_all || !of_a_connection => Some("a turn polls before it accepts"),
@@ -45,8 +45,8 @@ fn unreachable(fault: Fault, stage: Stage, tls: bool) -> Option<&'static str> {
     }
 }
 
-/// What only a large campaign reaches, and no small one has to: who is connected to speaks a turn later, unless a batch that was
-/// full has kept back the word that it is connected.
+/// Cells that only a large campaign reaches. A remote server sends an iteration after the connect,
+/// unless a full batch has held back the event that reports the connect.
 fn is_rare(fault: Fault, stage: Stage) -> bool {
     (fault, stage) == (Fault::ShortRead, Stage::Connecting)
 }
@@ -126,7 +126,7 @@ pub fn render(coverage: &Coverage, reasons: &BTreeMap<CloseReason, u64>, tls: bo
             continue;
         }
         if (before, after) == (Stage::Connecting, Stage::Handshaking) {
-            // Nobody here connects over TLS; `tests/connections/connect_tls.rs` does.
+            // No world connects over TLS; `tests/connections/connect_tls.rs` does.
             continue;
         }
         if count == 0 {
