@@ -22,6 +22,8 @@ pub(super) struct SocketFile {
     identity: Identity,
     /// Another process may serve it as well: it is not removed.
     handed_out: AtomicBool,
+    /// The process that has made it: a forked child does not remove it.
+    process: u32,
 }
 
 impl SocketFile {
@@ -46,6 +48,7 @@ impl SocketFile {
             identity: identity(&fs::symlink_metadata(&path)?),
             path,
             handed_out: AtomicBool::new(false),
+            process: std::process::id(),
         };
         // A socket refuses clients until it listens, so no client connects under wider permissions.
         if let Some(mode) = mode {
@@ -70,7 +73,8 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.handed_out.load(Ordering::Relaxed) || !self.is_ours() {
+        let is_copy = std::process::id() != self.process;
+        if is_copy || self.handed_out.load(Ordering::Relaxed) || !self.is_ours() {
             return;
         }
         if let Err(error) = fs::remove_file(&self.path) {

@@ -6,6 +6,7 @@ mod capacity;
 mod enumeration;
 mod fairness;
 mod fd_exhaustion;
+mod foreign_sockets;
 mod listening;
 mod not_open_yet;
 mod pending;

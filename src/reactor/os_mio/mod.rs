@@ -1,4 +1,6 @@
-//! The real system calls: mio for readiness, socket2 for options. The only file that names mio.
+//! The real system calls: mio for readiness, socket2 for options. The only folder that names mio.
+
+mod sockets;
 
 use std::ffi::OsStr;
 use std::fs;
@@ -14,13 +16,17 @@ use std::time::Duration;
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Waker};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, SockAddr, SockRef, TcpKeepalive, Type};
 
+pub(crate) use sockets::{Listener, Stream};
+
 use super::clock::{Clock, LONGEST_SLEEP};
-use super::os::{Event, Os, Socket, StreamOps, Token};
+use super::os::{Event, Os, StreamOps, Token};
 use super::shared_listen_sockets::SharedListenSockets;
 use super::socket_file::SocketFile;
-use crate::addr::{Addr, Credentials, UnixAddr};
+use crate::addr::{Addr, UnixAddr};
 use crate::handle::Wake;
 use crate::listen::SocketOptions;
 use crate::proto::Time;
@@ -38,6 +44,8 @@ pub(crate) struct MioOs {
     events: Events,
     waker: Arc<Waker>,
     clock: Clock,
+    /// The process that created the poll. A forked child shares the poll with it (`epoll(7)`).
+    process: u32,
     /// Sockets shared with other servers, and the number of those opened so far.
     listen_sockets: Option<(Arc<SharedListenSockets>, Vec<Addr>)>,
 }
@@ -51,6 +59,7 @@ impl MioOs {
             events: Events::with_capacity(BATCH),
             waker: Arc::new(waker),
             clock: Clock::new(),
+            process: std::process::id(),
             listen_sockets: None,
         })
     }
@@ -82,118 +91,6 @@ impl Wake for MioWaker {
     fn wake(&self) -> io::Result<()> {
         self.0.wake()
     }
-}
-
-/// A listening socket.
-pub(crate) enum Listener {
-    Tcp(TcpListener),
-    Unix(UnixDoor),
-}
-
-/// A listening Unix socket. Its file is dropped, and removed, first.
-pub(crate) struct UnixDoor {
-    file: Option<Arc<SocketFile>>,
-    socket: UnixListener,
-    /// Options of each connection; it does not inherit them.
-    send_buffer: Option<usize>,
-}
-
-/// A connected socket.
-pub(crate) enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
-}
-
-impl Listener {
-    fn source(&mut self) -> &mut dyn Source {
-        match self {
-            Self::Tcp(socket) => socket,
-            Self::Unix(door) => &mut door.socket,
-        }
-    }
-
-    pub(super) fn local_addr(&self) -> io::Result<Addr> {
-        match self {
-            Self::Tcp(socket) => Ok(socket.local_addr()?.into()),
-            Self::Unix(door) => Ok(door.socket.local_addr()?.into()),
-        }
-    }
-
-    /// The same socket and queue under another descriptor, for another poll. The last one removes a
-    /// Unix socket's file.
-    pub(super) fn try_clone(&self) -> io::Result<Self> {
-        let descriptor = self.as_fd().try_clone_to_owned()?;
-        Ok(match self {
-            Self::Tcp(_) => Self::Tcp(TcpListener::from_std(descriptor.into())),
-            Self::Unix(door) => Self::Unix(UnixDoor {
-                file: door.file.clone(),
-                socket: UnixListener::from_std(descriptor.into()),
-                send_buffer: door.send_buffer,
-            }),
-        })
-    }
-}
-
-impl AsFd for Listener {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(socket) => socket.as_fd(),
-            Self::Unix(door) => door.socket.as_fd(),
-        }
-    }
-}
-
-impl Socket for Stream {
-    fn local_addr(&self) -> io::Result<Addr> {
-        match self {
-            Self::Tcp(stream) => Ok(stream.local_addr()?.into()),
-            Self::Unix(stream) => Ok(stream.local_addr()?.into()),
-        }
-    }
-
-    fn credentials(&self) -> io::Result<Credentials> {
-        match self {
-            Self::Tcp(_) => Err(io::ErrorKind::Unsupported.into()),
-            Self::Unix(stream) => credentials(stream),
-        }
-    }
-}
-
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn credentials(stream: &UnixStream) -> io::Result<Credentials> {
-    use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-    let found = getsockopt(stream, PeerCredentials)?;
-    Ok(Credentials {
-        uid: found.uid(),
-        gid: found.gid(),
-        pid: u32::try_from(found.pid()).ok().filter(|&pid| pid != 0),
-    })
-}
-
-#[cfg(any(
-    target_os = "freebsd",
-    target_os = "dragonfly",
-    target_vendor = "apple"
-))]
-fn credentials(stream: &UnixStream) -> io::Result<Credentials> {
-    use nix::sys::socket::{getsockopt, sockopt::LocalPeerCred};
-    let found = getsockopt(stream, LocalPeerCred)?;
-    Ok(Credentials {
-        uid: found.uid(),
-        gid: *found.groups().first().ok_or(io::ErrorKind::InvalidData)?,
-        pid: None,
-    })
-}
-
-#[cfg(not(any(
-    target_os = "linux",
-    target_os = "android",
-    target_os = "freebsd",
-    target_os = "dragonfly",
-    target_vendor = "apple"
-)))]
-fn credentials(_stream: &UnixStream) -> io::Result<Credentials> {
-    Err(io::ErrorKind::Unsupported.into())
 }
 
 fn listen_tcp(addr: SocketAddr, options: &SocketOptions) -> io::Result<TcpListener> {
@@ -247,6 +144,11 @@ fn connect_tcp(
     if let Some(local) = bind {
         // TIME_WAIT of an earlier connection must not occupy a chosen local port.
         socket.set_reuse_address(local.port() != 0)?;
+        // A port is chosen at connect, where only this peer's pairs of ports count (`ip(7)`).
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if local.port() == 0 {
+            setsockopt(&socket, IpBindAddressNoPort, &true)?;
+        }
         socket.bind(&local.into())?;
     }
     let connected = begin_connect(&socket, &addr.into())?;
@@ -302,7 +204,7 @@ fn has_peer(stream: &Stream) -> io::Result<()> {
     }
 }
 
-fn listen_unix(name: &UnixAddr, options: &SocketOptions) -> io::Result<UnixDoor> {
+fn listen_unix(name: &UnixAddr, options: &SocketOptions) -> io::Result<Listener> {
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     let file = match (name.as_pathname(), name.as_abstract_name()) {
@@ -319,10 +221,10 @@ fn listen_unix(name: &UnixAddr, options: &SocketOptions) -> io::Result<UnixDoor>
         }
         (None, None) => return Err(io::ErrorKind::InvalidInput.into()),
     };
-    Ok(UnixDoor {
+    Ok(Listener {
         file,
-        socket: UnixListener::from_std(OwnedFd::from(socket).into()),
         send_buffer: options.send_buffer,
+        ..Listener::unix(UnixListener::from_std(OwnedFd::from(socket).into()))
     })
 }
 
@@ -332,28 +234,6 @@ fn backlog(options: &SocketOptions) -> i32 {
 
 /// mio's own accept panics on the longest name of a client, which has no zero at its end
 /// (`unix(7)`, "Bugs").
-fn accept_unix(door: &UnixDoor) -> io::Result<(UnixStream, Addr)> {
-    let listener = SockRef::from(&door.socket);
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    let (socket, peer) = listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let (socket, peer) = listener.accept()?;
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    socket.set_nonblocking(true)?;
-    if let Some(bytes) = door.send_buffer {
-        socket.set_send_buffer_size(bytes)?;
-    }
-    let name = match (peer.as_pathname(), peer.as_abstract_namespace()) {
-        (Some(path), _) => UnixAddr::pathname(path),
-        (None, Some(name)) => UnixAddr::abstract_name(name),
-        (None, None) => UnixAddr::unnamed(),
-    };
-    Ok((
-        UnixStream::from_std(OwnedFd::from(socket).into()),
-        name.into(),
-    ))
-}
-
 impl StreamOps for MioOs {
     type Stream = Stream;
 
@@ -438,8 +318,8 @@ impl Os for MioOs {
 
     fn listen(&mut self, addr: &Addr, options: &SocketOptions) -> io::Result<Listener> {
         let bind = |addr: &Addr| match addr {
-            Addr::Tcp(addr) => listen_tcp(*addr, options).map(Listener::Tcp),
-            Addr::Unix(name) => listen_unix(name, options).map(Listener::Unix),
+            Addr::Tcp(addr) => listen_tcp(*addr, options).map(Listener::tcp),
+            Addr::Unix(name) => listen_unix(name, options),
         };
         let Some((listen_sockets, opened)) = &mut self.listen_sockets else {
             return bind(addr);
@@ -464,23 +344,21 @@ impl Os for MioOs {
         let domain = known.local_addr()?.domain();
         known.set_nonblocking(true)?;
         known.set_cloexec(true)?;
-        match domain {
-            Domain::IPV4 | Domain::IPV6 => Ok(Listener::Tcp(TcpListener::from_std(socket.into()))),
-            Domain::UNIX => Ok(Listener::Unix(UnixDoor {
-                file: None,
-                socket: UnixListener::from_std(socket.into()),
-                send_buffer: None,
-            })),
-            _ => wrong("the socket is neither TCP nor Unix"),
-        }
+        let listener = match domain {
+            Domain::IPV4 | Domain::IPV6 => Listener::tcp(TcpListener::from_std(socket.into())),
+            Domain::UNIX => Listener::unix(UnixListener::from_std(socket.into())),
+            _ => return wrong("the socket is neither TCP nor Unix"),
+        };
+        Ok(Listener {
+            is_foreign: true,
+            ..listener
+        })
     }
 
     fn share_listener(&mut self, listener: &mut Listener) -> io::Result<OwnedFd> {
         let shared = listener.as_fd().try_clone_to_owned()?;
-        if let Listener::Unix(UnixDoor {
-            file: Some(file), ..
-        }) = listener
-        {
+        listener.is_foreign = true;
+        if let Some(file) = &listener.file {
             file.hand_out();
         }
         Ok(shared)
@@ -497,6 +375,10 @@ impl Os for MioOs {
     }
 
     fn deregister_listener(&mut self, listener: &mut Listener) -> io::Result<()> {
+        // A forked child would take the listener out of its parent's poll.
+        if std::process::id() != self.process {
+            return Ok(());
+        }
         self.poll.registry().deregister(listener.source())
     }
 
@@ -505,22 +387,7 @@ impl Os for MioOs {
     }
 
     fn accept(&mut self, listener: &mut Listener) -> io::Result<(Stream, Addr)> {
-        let (stream, peer) = match listener {
-            Listener::Tcp(socket) => {
-                let (stream, peer) = socket.accept()?;
-                (Stream::Tcp(stream), peer.into())
-            }
-            Listener::Unix(door) => {
-                let (stream, peer) = accept_unix(door)?;
-                (Stream::Unix(stream), peer)
-            }
-        };
-        #[cfg(target_vendor = "apple")]
-        match &stream {
-            Stream::Tcp(stream) => SockRef::from(stream).set_nosigpipe(true)?,
-            Stream::Unix(stream) => SockRef::from(stream).set_nosigpipe(true)?,
-        }
-        Ok((stream, peer))
+        listener.accept()
     }
 
     fn connect(

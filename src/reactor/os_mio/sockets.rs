@@ -1,0 +1,203 @@
+//! Listening and connected sockets, TCP and Unix.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use mio::event::Source;
+use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use socket2::SockRef;
+
+use crate::addr::{Addr, Credentials, UnixAddr};
+use crate::reactor::os::Socket;
+use crate::reactor::socket_file::SocketFile;
+
+/// A listening socket. Its file is dropped, and removed, before the socket.
+pub(crate) struct Listener {
+    pub(super) file: Option<Arc<SocketFile>>,
+    pub(super) socket: ListenSocket,
+    /// The size of each accepted Unix socket's send buffer, which is not inherited.
+    pub(super) send_buffer: Option<usize>,
+    /// Another process may use the same socket, or has made it: its flags and options are not known.
+    pub(super) is_foreign: bool,
+}
+
+pub(super) enum ListenSocket {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A connected socket.
+pub(crate) enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    pub(super) fn tcp(socket: TcpListener) -> Self {
+        Self::new(ListenSocket::Tcp(socket))
+    }
+
+    pub(super) fn unix(socket: UnixListener) -> Self {
+        Self::new(ListenSocket::Unix(socket))
+    }
+
+    fn new(socket: ListenSocket) -> Self {
+        Self {
+            file: None,
+            socket,
+            send_buffer: None,
+            is_foreign: false,
+        }
+    }
+
+    pub(super) fn source(&mut self) -> &mut dyn Source {
+        match &mut self.socket {
+            ListenSocket::Tcp(socket) => socket,
+            ListenSocket::Unix(socket) => socket,
+        }
+    }
+
+    pub(in crate::reactor) fn local_addr(&self) -> io::Result<Addr> {
+        match &self.socket {
+            ListenSocket::Tcp(socket) => Ok(socket.local_addr()?.into()),
+            ListenSocket::Unix(socket) => Ok(socket.local_addr()?.into()),
+        }
+    }
+
+    /// The same socket and queue under another descriptor, for another poll. The last one removes a
+    /// Unix socket's file.
+    pub(in crate::reactor) fn try_clone(&self) -> io::Result<Self> {
+        let descriptor = self.as_fd().try_clone_to_owned()?;
+        let socket = match &self.socket {
+            ListenSocket::Tcp(_) => ListenSocket::Tcp(TcpListener::from_std(descriptor.into())),
+            ListenSocket::Unix(_) => ListenSocket::Unix(UnixListener::from_std(descriptor.into())),
+        };
+        Ok(Self {
+            file: self.file.clone(),
+            socket,
+            send_buffer: self.send_buffer,
+            is_foreign: self.is_foreign,
+        })
+    }
+
+    /// Accepts one client. Never blocks: O_NONBLOCK belongs to the socket and not to the
+    /// descriptor, so another process can clear it (`fcntl(2)`).
+    pub(super) fn accept(&self) -> io::Result<(Stream, Addr)> {
+        if self.is_foreign {
+            SockRef::from(self).set_nonblocking(true)?;
+        }
+        let (stream, peer) = match &self.socket {
+            ListenSocket::Tcp(socket) => {
+                let (stream, peer) = socket.accept()?;
+                (Stream::Tcp(stream), peer.into())
+            }
+            ListenSocket::Unix(socket) => accept_unix(socket)?,
+        };
+        match self.set_options(&stream) {
+            Ok(()) => Ok((stream, peer)),
+            // Not the listener's error: this one client is lost.
+            Err(_) => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+
+    /// Sets the options of an accepted socket that are not inherited, and resets those that are.
+    fn set_options(&self, stream: &Stream) -> io::Result<()> {
+        let socket = match stream {
+            Stream::Tcp(stream) => SockRef::from(stream),
+            Stream::Unix(stream) => SockRef::from(stream),
+        };
+        if let Some(bytes) = self.send_buffer {
+            socket.set_send_buffer_size(bytes)?;
+        }
+        if self.is_foreign {
+            // With SO_LINGER, close would block (`socket(7)`).
+            socket.set_linger(None)?;
+        }
+        // Fails on Unix sockets, where Rust programs ignore SIGPIPE all the same.
+        #[cfg(target_vendor = "apple")]
+        if let Stream::Tcp(_) = stream {
+            socket.set_nosigpipe(true)?;
+        }
+        Ok(())
+    }
+}
+
+fn accept_unix(listener: &UnixListener) -> io::Result<(Stream, Addr)> {
+    let listener = SockRef::from(listener);
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let (socket, peer) = listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let (socket, peer) = listener.accept()?;
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    socket.set_nonblocking(true)?;
+    let name = match (peer.as_pathname(), peer.as_abstract_namespace()) {
+        (Some(path), _) => UnixAddr::pathname(path),
+        (None, Some(name)) => UnixAddr::abstract_name(name),
+        (None, None) => UnixAddr::unnamed(),
+    };
+    let stream = UnixStream::from_std(OwnedFd::from(socket).into());
+    Ok((Stream::Unix(stream), name.into()))
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            ListenSocket::Tcp(socket) => socket.as_fd(),
+            ListenSocket::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl Socket for Stream {
+    fn local_addr(&self) -> io::Result<Addr> {
+        match self {
+            Self::Tcp(stream) => Ok(stream.local_addr()?.into()),
+            Self::Unix(stream) => Ok(stream.local_addr()?.into()),
+        }
+    }
+
+    fn credentials(&self) -> io::Result<Credentials> {
+        match self {
+            Self::Tcp(_) => Err(io::ErrorKind::Unsupported.into()),
+            Self::Unix(stream) => credentials(stream),
+        }
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn credentials(stream: &UnixStream) -> io::Result<Credentials> {
+    use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+    let found = getsockopt(stream, PeerCredentials)?;
+    Ok(Credentials {
+        uid: found.uid(),
+        gid: found.gid(),
+        pid: u32::try_from(found.pid()).ok().filter(|&pid| pid != 0),
+    })
+}
+
+#[cfg(any(
+    target_os = "freebsd",
+    target_os = "dragonfly",
+    target_vendor = "apple"
+))]
+fn credentials(stream: &UnixStream) -> io::Result<Credentials> {
+    use nix::sys::socket::{getsockopt, sockopt::LocalPeerCred};
+    let found = getsockopt(stream, LocalPeerCred)?;
+    Ok(Credentials {
+        uid: found.uid(),
+        gid: *found.groups().first().ok_or(io::ErrorKind::InvalidData)?,
+        pid: None,
+    })
+}
+
+#[cfg(not(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "freebsd",
+    target_os = "dragonfly",
+    target_vendor = "apple"
+)))]
+fn credentials(_stream: &UnixStream) -> io::Result<Credentials> {
+    Err(io::ErrorKind::Unsupported.into())
+}

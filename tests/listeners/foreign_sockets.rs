@@ -1,0 +1,74 @@
+//! A listening socket that another process uses, or has made, blocks no system call of the loop.
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::time::Duration;
+
+use kit::net::{connect, local, packet2, ping, recv2, spawn};
+use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Outcome, Server};
+use socket2::SockRef;
+
+struct Echo;
+
+impl Handler for Echo {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        match frame {
+            b"flood" => {
+                for _ in 0..400 {
+                    cx.conn.send([0; 10_000])?;
+                }
+                cx.conn.abort();
+            }
+            frame => cx.conn.send(frame)?,
+        }
+        Ok(())
+    }
+}
+
+/// O_NONBLOCK belongs to the socket: the other owner's mode is not the server's.
+#[test]
+fn a_shared_listener_that_was_made_blocking_does_not_block_the_loop() {
+    let server = spawn(|| {
+        let mut server = Server::new(Config::new()).expect("server");
+        let service = |_: &mut (), _: portcullis::Peer| Echo;
+        server
+            .listen(local().framing(Framing::Packet2).name("shared"), service)
+            .expect("listen");
+        (server, ())
+    });
+    let shared = server.ask(|(), control| control.listener_socket("shared").expect("shared"));
+    let other = TcpListener::from(shared);
+    for round in 0..3 {
+        other.set_nonblocking(false).expect("blocking");
+        // Each accept finds the backlog empty behind its client, where a blocking one would stay.
+        let mut client = connect(server.addr());
+        ping(&mut client, format!("round {round}").as_bytes());
+    }
+}
+
+/// Accepted sockets inherit SO_LINGER, with which close waits for the peer.
+#[test]
+fn an_adopted_listener_with_linger_does_not_block_the_loop() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    let linger = Some(Duration::from_secs(3600));
+    SockRef::from(&listener).set_linger(linger).expect("linger");
+    let server = spawn(move || {
+        let mut server = Server::new(Config::new()).expect("server");
+        let listen = Listen::adopted().framing(Framing::Packet2);
+        let service = |_: &mut (), _: portcullis::Peer| Echo;
+        server.adopt(listener, listen, service).expect("adopt");
+        (server, ())
+    });
+    // A peer that reads nothing, and a connection that ends with output in the kernel.
+    let mut slow = connect(server.addr());
+    slow.write_all(&packet2(b"flood")).expect("send");
+    server.until("it has ended", |stats| {
+        stats.closed(CloseReason::Aborted) == 1
+    });
+    let mut orderly = connect(server.addr());
+    orderly.write_all(&packet2(b"hello")).expect("send");
+    assert_eq!(recv2(&mut orderly), b"hello");
+    orderly.shutdown(std::net::Shutdown::Write).expect("FIN");
+    assert_eq!(orderly.read(&mut [0; 1]).expect("FIN"), 0);
+    ping(&mut connect(server.addr()), b"served");
+}
