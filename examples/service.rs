@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use portcullis::{
-    AccessRules, Config, Context, Framing, Handle, Handler, Listen, Outcome, ProxyProtocol, Server,
+    AccessRules, Config, ConnConfig, Context, Framing, Handle, Handler, Listen, Outcome,
+    ProxyProtocol, Server,
 };
 
 #[path = "support/passed.rs"]
@@ -119,7 +120,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn behind(listen: Listen, options: &Options) -> portcullis::Result<Listen> {
-    let listen = listen.framing(Framing::Line).max_frame(4096);
+    let listen = listen
+        .framing(Framing::Line)
+        .conn(ConnConfig::new().max_frame(4096));
     if options.trusted_proxy.is_empty() {
         return Ok(listen);
     }

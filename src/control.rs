@@ -8,12 +8,12 @@ use crate::access::AccessRules;
 use crate::addr::{Addr, AddrError};
 use crate::alarm::{Alarm, AlarmId, AlarmInfo, AlarmNotice};
 use crate::config::Config;
-use crate::connect::Connect;
+use crate::config::Connect;
+use crate::config::Listen;
 use crate::error::Result;
 use crate::handler::{connect, Conn, ConnInfo, ConnOps, Handler};
 use crate::histogram::Histograms;
 use crate::id::{ConnId, ListenerId, ListenerRef};
-use crate::listen::Listen;
 use crate::metrics::Metrics;
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
@@ -308,7 +308,7 @@ impl<'a, A> Control<'a, A> {
     /// # use portcullis::{Config, Server};
     /// # fn main() -> portcullis::Result<()> {
     /// let mut server: Server = Server::new(Config::new())?;
-    /// server.control().reconfigure(|config| config.max_connections(20_000).accept_budget(128))?;
+    /// server.control().reconfigure(|config| config.max_connections(20_000).recent_closes(1024))?;
     /// # Ok(()) }
     /// ```
     ///
@@ -435,7 +435,7 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::NoListener`](crate::Error::NoListener).
     pub fn access_rules(&self, which: impl Into<ListenerRef>) -> Result<AccessRules> {
-        Ok(self.ops.options(&which.into())?.access.clone())
+        Ok(self.ops.options(&which.into())?.access_rules.clone())
     }
 
     /// Replaces a listener's access rules: for whoever is accepted from now on, not for those inside. Rules that were there

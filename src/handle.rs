@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::Duration;
 
-use crate::config::{Config, MAX_CONNECTIONS};
+use crate::config::Listen;
+use crate::config::{Config, QueueLimits, MAX_CONNECTIONS};
 use crate::control::{Control, ListenerInfo};
 use crate::error::Error;
 use crate::handler::Message;
 use crate::id::{ConnId, ListenerRef};
-use crate::listen::Listen;
 use crate::logs;
 use crate::metrics::Metrics;
 use crate::recent::RecentClose;
@@ -62,19 +62,17 @@ pub(crate) struct Shared<A> {
 pub(crate) struct Published {
     stats: Mutex<Stats>,
     live: Arc<Liveness>,
-    /// Maximum number of queued commands.
     queue_limit: AtomicUsize,
-    /// Maximum number of bytes in queued commands.
     queue_bytes: AtomicUsize,
 }
 
 impl Published {
-    pub(crate) fn new(queue_limit: usize, queue_bytes: usize) -> Self {
+    pub(crate) fn new(limits: QueueLimits) -> Self {
         Self {
             stats: Mutex::default(),
             live: Arc::default(),
-            queue_limit: AtomicUsize::new(queue_limit),
-            queue_bytes: AtomicUsize::new(queue_bytes),
+            queue_limit: AtomicUsize::new(limits.commands),
+            queue_bytes: AtomicUsize::new(limits.bytes),
         }
     }
 
@@ -87,9 +85,9 @@ impl Published {
     }
 
     /// Changes the limits for commands that are queued from now on.
-    pub(crate) fn set_limits(&self, commands: usize, bytes: usize) {
-        self.queue_limit.store(commands, Ordering::Relaxed);
-        self.queue_bytes.store(bytes, Ordering::Relaxed);
+    pub(crate) fn set_limits(&self, limits: QueueLimits) {
+        self.queue_limit.store(limits.commands, Ordering::Relaxed);
+        self.queue_bytes.store(limits.bytes, Ordering::Relaxed);
     }
 }
 
@@ -273,7 +271,7 @@ impl Liveness {
 ///
 /// `Clone`, `Send` and `Sync` whatever the application's state is. Nothing here waits for the loop but what takes a timeout, as
 /// [`Handle::call`]. Commands are carried out in the order in which one thread gives them, at most
-/// [`Config::job_budget`](crate::Config::job_budget) per turn.
+/// [`Budgets::commands`](crate::Budgets::commands) per iteration.
 ///
 /// Handlers that give it to workers find it in the application's state: [`Server::handle`](crate::Server::handle) has it before
 /// the server runs.

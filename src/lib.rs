@@ -45,7 +45,7 @@
 //! | `reactor/` | many connections and the operating system; never looks at a payload byte |
 //! | `handle`, `control`, `handler/`, `detached`, `tree`, `metrics` | what the user holds, asks, writes and sees |
 //! | `proto/` | one connection, sans-IO: bytes and time are arguments; no fd, no clock |
-//! | `access`, `addr`, `alarm`, `config`, `connect`, `error`, `histogram`, `id`, `listen/`, `reason`, `recent`, `stats` | the vocabulary |
+//! | `access`, `addr`, `alarm`, `config/`, `error`, `histogram`, `id`, `reason`, `recent`, `stats` | the vocabulary |
 //! | `manual/` | the handbook: no code |
 //!
 //! # What is promised
@@ -96,7 +96,6 @@ mod access;
 mod addr;
 mod alarm;
 mod config;
-mod connect;
 mod control;
 mod detached;
 mod error;
@@ -104,7 +103,6 @@ mod handle;
 mod handler;
 mod histogram;
 mod id;
-mod listen;
 mod logs;
 pub mod manual;
 mod metrics;
@@ -122,8 +120,10 @@ mod tree;
 pub use access::{Access, AccessRule, AccessRules};
 pub use addr::{Addr, AddrError, Credentials, UnixAddr};
 pub use alarm::{Alarm, AlarmId, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
-pub use config::{AtCapacity, Config, Quota};
-pub use connect::{Connect, Retry};
+pub use config::{
+    AtCapacity, Budgets, Config, ConnConfig, Connect, Keepalive, Listen, PendingLimits,
+    ProxyProtocol, QueueLimits, Quota, Retry, SocketOptions, SourceLimits,
+};
 pub use control::{Control, ListenerInfo, ListenerState};
 pub use detached::{DetachError, Detached, Place};
 pub use error::{Error, Result};
@@ -131,7 +131,6 @@ pub use handle::{Handle, HandleError};
 pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service};
 pub use histogram::{Histogram, Histograms};
 pub use id::{ConnId, ListenerId, ListenerRef};
-pub use listen::{Keepalive, Listen, ProxyProtocol};
 pub use metrics::Metrics;
 #[cfg(feature = "tls")]
 pub use proto::StartTlsError;

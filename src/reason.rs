@@ -89,15 +89,15 @@ reasons! {
     Denied => "denied by access rules",
     /// The server or the listener was over its accept rate ([`Listen::accept_rate`](crate::Listen::accept_rate)).
     RateLimited => "over the accept rate",
-    /// Too many connections of this source, or too fast ([`Listen::source_connections`](crate::Listen::source_connections),
-    /// [`Listen::source_rate`](crate::Listen::source_rate)).
+    /// Too many connections of this source, or too fast ([`SourceLimits::connections`](crate::SourceLimits::connections),
+    /// [`SourceLimits::rate`](crate::SourceLimits::rate)).
     SourceLimited => "too many of this source",
     /// The peer had gone before anything was spent on it: while it waited in the backlog, or before its PROXY header.
     ClosedEarly => "gone before it was served",
     /// No PROXY header where one is required, or a bad one; [`Closed::error`] tells what is wrong with it.
     BadProxyHeader => "bad PROXY header",
     /// It was not open yet, the oldest of too many such, and gave way to a newcomer
-    /// ([`Config::max_pending`](crate::Config::max_pending)).
+    /// ([`Config::pending_limits`](crate::Config::pending_limits)).
     Evicted => "evicted while pending",
     /// The server's buffers were over their limit, and this connection held the most
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).

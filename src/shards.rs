@@ -47,7 +47,7 @@ use crate::stats::DrainReport;
 /// | | |
 /// |---|---|
 /// | [`Config::max_connections`] | one cap over all shards, exact at every instant, also while it changes; a change in one shard is one for all |
-/// | [`Config::max_pending`] | over all shards: each has its part of it |
+/// | [`Config::pending_limits`] | over all shards: each has its part of it |
 /// | listening sockets | the first shard that listens on an address opens it, port 0 included, and [`Server::listen`] with the same address in another has the same socket; what only one listens on is its own; a Unix socket's file goes with the last |
 /// | [`ShardsHandle`] | reaches all |
 /// | every other limit, rate, budget, alarm and count | each shard's own: for so many connections *of one source* in all, give each shard its part |
@@ -70,7 +70,7 @@ use crate::stats::DrainReport;
 /// | closes its listener, drains alone, or has ended | the others take them | those in its queue are reset (Linux: unless `net.ipv4.tcp_migrate_req` is set) |
 /// | is at the common cap | first come, first served | a free place is for the queue of the shard in which it came free, if somebody waits there |
 ///
-/// With [`Listen::reuse_port`](crate::Listen::reuse_port) each shard has a socket and a queue of its own, and Linux chooses
+/// With [`SocketOptions::reuse_port`](crate::SocketOptions::reuse_port) each shard has a socket and a queue of its own, and Linux chooses
 /// among them by a hash of the addresses, whatever the shards are doing. Connections are spread evenly and an accept wakes one shard only: worth it where very many short connections
 /// come and no handler blocks. Other systems may give all clients to one of the sockets. Unix sockets have one queue in any case.
 ///

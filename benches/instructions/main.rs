@@ -11,7 +11,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use portcullis::{Addr, Config, Context, Framing, Handler, Listen, Outcome, Rate, Server, Turn};
+use portcullis::{
+    Addr, Config, ConnConfig, Context, Framing, Handler, Listen, Outcome, Rate, Server,
+    SourceLimits, Turn,
+};
 
 struct Echo {
     /// Sets a timer anew with each message.
@@ -93,13 +96,19 @@ fn main() {
     let mut config = Config::new().max_connections(work.conns + 1);
     let mut listen = Listen::tcp("127.0.0.1:0")
         .framing(framing)
-        .idle_timeout(Duration::from_secs(300));
+        .conn(ConnConfig::new().idle_timeout(Duration::from_secs(300)));
     // None of them is ever reached.
     let much = Rate::per_second(1_000_000_000);
     match work.with.as_str() {
-        "rates" => listen = listen.read_rate(much).frame_rate(much),
+        "rates" => listen.conn = listen.conn.read_rate(much).frame_rate(much),
         "memory-limit" => config = config.memory_limit(1 << 30),
-        "source-limits" => listen = listen.source_connections(1_000_000).source_rate(much),
+        "source-limits" => {
+            listen = listen.source_limits(SourceLimits {
+                connections: Some(1_000_000),
+                rate: Some(much),
+                ..SourceLimits::default()
+            })
+        }
         "timer" | "tls" | "connects" | "handshakes" | "" => {}
         other => panic!("nothing is called {other}"),
     }

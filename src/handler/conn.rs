@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Handler;
 use crate::addr::{Addr, Credentials};
-use crate::connect::Connect;
+use crate::config::Connect;
 use crate::detached::{DetachError, Detached};
 use crate::error::Result as ServerResult;
 use crate::id::{ConnId, ListenerId};
@@ -197,7 +197,7 @@ impl<'a, A> Conn<'a, A> {
     /// connection has not delivered among them, is taken for the beginning of its handshake: anything else fails it.
     ///
     /// Until the handshake is over the connection is [`State::Handshaking`], has a new
-    /// [`Listen::handshake_timeout`](crate::Listen::handshake_timeout) instead of the idle and frame timeouts, and delivers no frame;
+    /// [`ConnConfig::handshake_timeout`](crate::ConnConfig::handshake_timeout) instead of the idle and frame timeouts, and delivers no frame;
     /// timers, messages, `on_writable` and `on_drain` come as ever, and a pause holds for the frames behind it. Then comes
     /// [`Handler::on_secured`], and the framing begins anew with the first byte. If it fails the connection closes as
     /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), [`NotTls`](crate::CloseReason::NotTls) or
@@ -450,10 +450,10 @@ pub struct ConnInfo {
     pub buffered: usize,
     /// Its handler has paused it ([`Conn::pause`]).
     pub paused: bool,
-    /// Too much waits for the peer, and nothing is read unless [`Listen::full_duplex`](crate::Listen::full_duplex) says so
-    /// ([`Listen::watermarks`](crate::Listen::watermarks)).
+    /// Too much waits for the peer, and nothing is read unless [`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex) says so
+    /// ([`ConnConfig::watermarks`](crate::ConnConfig::watermarks)).
     pub congested: bool,
-    /// Nothing is read because it came too fast ([`Listen::read_rate`](crate::Listen::read_rate) and its like).
+    /// Nothing is read because it came too fast ([`ConnConfig::read_rate`](crate::ConnConfig::read_rate) and its like).
     pub throttled: bool,
     /// Nothing is read because memory is tight and it holds more than its share
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).

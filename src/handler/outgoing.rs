@@ -3,7 +3,7 @@
 use super::conn::{Conn, ConnOps};
 use super::Handler;
 use crate::addr::{Addr, AddrError};
-use crate::connect::Connect;
+use crate::config::Connect;
 use crate::error::{Error, Result as ServerResult};
 use crate::id::ConnId;
 use crate::proto::Machine;
@@ -112,7 +112,7 @@ impl<A> Conn<'_, A> {
     }
 
     /// So much waits for the peer that the high watermark was reached, and the low one was not since
-    /// ([`Listen::watermarks`](crate::Listen::watermarks)): [`Handler::on_writable`] will be called. Who sends to a connection what
+    /// ([`ConnConfig::watermarks`](crate::ConnConfig::watermarks)): [`Handler::on_writable`] will be called. Who sends to a connection what
     /// comes from elsewhere stops there until then.
     pub fn is_congested(&self) -> bool {
         self.ops

@@ -17,9 +17,9 @@ use super::panic_guard::catch;
 use super::source_limits::Counted;
 use super::user_code::drop_handler;
 use crate::config::AtCapacity;
+use crate::config::ProxyProtocol;
 use crate::handler::{Handler, Refuse};
 use crate::id::ConnId;
-use crate::listen::ProxyProtocol;
 use crate::logs;
 use crate::proto::{Machine, State, Traffic};
 use crate::reason::{CloseReason, Closed};
@@ -76,7 +76,7 @@ impl Round {
             let at = (self.first + self.offset) % self.listeners;
             if self.current.is_none() && !defer_accept(&mut inner.core, at) {
                 self.current = Some(Progress {
-                    accepts_left: inner.core.config.accept_budget,
+                    accepts_left: inner.core.config.budgets.accepts,
                     accepted: false,
                     lost: None,
                 });
@@ -267,11 +267,11 @@ fn handle_accepted<A, O: Os>(
     let ip = incoming.addr.ip();
     let trusted = listener.trusts(ip);
     let mut denied = listener.denies(ip);
-    denied |= listener.options.proxy == ProxyProtocol::Required && !trusted;
+    denied |= listener.options.proxy_protocol == ProxyProtocol::Required && !trusted;
     // Where a rate would be charged for it, a client that has gone is recognised.
     let has_rates = core.config.accept_rate.is_some()
         || listener.options.accept_rate.is_some()
-        || listener.options.sources.rate.is_some();
+        || listener.options.source_limits.rate.is_some();
     let reason = if denied {
         Some(CloseReason::Denied)
     } else if has_rates && is_gone(&mut core.os, &mut stream) {
@@ -386,7 +386,7 @@ fn admit<A, O: Os>(
     let listener = core.listeners.get_mut(at)?;
     listener.connections += 1;
     if awaits_header {
-        machine.await_header(listener.options.proxy == ProxyProtocol::Required);
+        machine.await_header(listener.options.proxy_protocol == ProxyProtocol::Required);
     } else {
         machine.handle_admitted(now);
     }

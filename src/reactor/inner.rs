@@ -6,10 +6,10 @@ use super::core::Core;
 use super::os::Os;
 use super::panic_guard::catch;
 use super::user_code::{drop_handler, UserCode};
+use crate::config::Listen;
 use crate::error::{Error, Result};
 use crate::handler::{Context, Handler, Service};
 use crate::id::{ConnId, ListenerId};
-use crate::listen::Listen;
 use crate::proto::InputCursor;
 use crate::reason::Outcome;
 

@@ -21,8 +21,8 @@ use super::os::{Event, Os, Socket, StreamOps, Token};
 use super::shared_listen_sockets::SharedListenSockets;
 use super::socket_file::SocketFile;
 use crate::addr::{Addr, Credentials, UnixAddr};
+use crate::config::SocketOptions;
 use crate::handle::Wake;
-use crate::listen::SocketOptions;
 use crate::proto::Time;
 
 /// Events taken per turn.

@@ -16,10 +16,10 @@ use super::core::Core;
 use super::os::{Os, Token};
 use super::panic_guard::catch;
 use crate::addr::Addr;
-use crate::connect::{Connect, Retry};
+use crate::config::SocketOptions;
+use crate::config::{Connect, Retry};
 use crate::error::{Error, Result};
 use crate::id::ConnId;
-use crate::listen::SocketOptions;
 use crate::logs;
 use crate::proto::tls::ClientTls;
 use crate::proto::{Machine, Time};
@@ -102,8 +102,7 @@ impl<O: Os> Core<O> {
         options.check(&addr)?;
         let now = self.now;
         // The framing's maker is foreign code: nothing has been done yet if it panics.
-        let mut machine =
-            Machine::connecting(&options.framing, Rc::new(options.limits.clone()), now);
+        let mut machine = Machine::connecting(&options.framing, Rc::new(options.conn.clone()), now);
         if !self.conns.reserve() {
             return Err(Error::AtCapacity {
                 max_connections: self.conns.cap(),

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::os_mio::Listener;
 use crate::addr::Addr;
-use crate::listen::SocketOptions;
+use crate::config::SocketOptions;
 
 /// The sockets that were opened, until all servers are there.
 #[derive(Default)]
@@ -21,7 +21,7 @@ struct SharedSocket {
 
 impl SharedListenSockets {
     /// The socket for the listener that a server has opened as its `nth` on this address: with port 0 there may be several.
-    /// `bind` makes a new one. With [`Listen::reuse_port`](crate::Listen::reuse_port) each server has a socket, and so a
+    /// `bind` makes a new one. With [`SocketOptions::reuse_port`](crate::SocketOptions::reuse_port) each server has a socket, and so a
     /// queue, of its own on the address of the first.
     pub(super) fn open(
         &self,

@@ -4,12 +4,12 @@ use std::fmt;
 use std::sync::{mpsc, Arc};
 use std::time::Duration;
 
+use crate::config::Listen;
 use crate::config::{Config, MAX_CONNECTIONS};
 use crate::control::{Control, ListenerInfo, ListenerState};
 use crate::error::{Error, Result as Outcome};
 use crate::handle::{Handle, HandleError};
 use crate::id::ListenerRef;
-use crate::listen::Listen;
 use crate::metrics::Metrics;
 use crate::reactor::clock::Deadline;
 use crate::reactor::shared_cap::SharedCap;

@@ -21,7 +21,7 @@ pub enum ClientState {
     /// Connected, perhaps still in the backlog.
     Connected,
     /// The server has finished sending, and everything it sent has been received. The client does not finish by itself:
-    /// without [`Sim::finish`](super::Sim::finish) the server lingers ([`Listen::linger`](crate::Listen::linger)) before
+    /// without [`Sim::finish`](super::Sim::finish) the server lingers ([`ConnConfig::linger`](crate::ConnConfig::linger)) before
     /// its handler hears `on_close`.
     Finished,
     /// The connection was reset.

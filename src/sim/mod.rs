@@ -84,11 +84,11 @@ pub use script::{shrink, Op, Script};
 use socket::Dial;
 
 use crate::config::Config;
+use crate::config::Listen;
 use crate::control::{Control, ControlOps as _};
 use crate::error::Result;
 use crate::handle::Handle;
 use crate::handler::Service;
-use crate::listen::Listen;
 use crate::proto::Time;
 use crate::reactor::Reactor;
 use crate::stats::{DrainReport, Stats};

@@ -14,8 +14,8 @@ use kit::outgoing::{
     Told,
 };
 use portcullis::{
-    Addr, CloseReason, Closed, Config, ConnId, Connect, Context, Error, Framing, Handler, Outcome,
-    Retry, Server, State,
+    Addr, CloseReason, Closed, Config, ConnConfig, ConnId, Connect, Context, Error, Framing,
+    Handler, Outcome, Retry, Server, SocketOptions, State,
 };
 
 /// A server that listens nowhere.
@@ -160,14 +160,26 @@ fn what_cannot_work_is_said_before_anything_is_done() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     let v6: SocketAddr = "[::1]:0".parse().expect("an address");
     let wrong = [
-        ("watermarks", Connect::new().watermarks(2, 1)),
+        (
+            "watermarks",
+            Connect::new().conn(ConnConfig::new().watermarks(2, 1)),
+        ),
         (
             "connect_timeout",
             Connect::new().connect_timeout(Duration::ZERO),
         ),
-        ("idle_timeout", Connect::new().idle_timeout(Duration::ZERO)),
-        ("max_frame", Connect::new().max_frame(0)),
-        ("send_buffer", Connect::new().send_buffer(usize::MAX)),
+        (
+            "idle_timeout",
+            Connect::new().conn(ConnConfig::new().idle_timeout(Duration::ZERO)),
+        ),
+        (
+            "max_frame",
+            Connect::new().conn(ConnConfig::new().max_frame(0)),
+        ),
+        (
+            "send_buffer",
+            Connect::new().socket(SocketOptions::new().send_buffer(usize::MAX)),
+        ),
         ("bind", Connect::new().bind(v6)),
         ("retry", Connect::new().retry(Retry::new(0))),
     ];
@@ -635,10 +647,11 @@ fn full_duplex_reads_while_it_cannot_write() {
     for full_duplex in [true, false] {
         let (listener, addr) = std_listener();
         let server = client();
-        let options = Connect::new()
-            .framing(Framing::Raw)
-            .output_limit(64 * 1024 * 1024)
-            .full_duplex(full_duplex);
+        let options = Connect::new().framing(Framing::Raw).conn(
+            ConnConfig::new()
+                .output_limit(64 * 1024 * 1024)
+                .full_duplex(full_duplex),
+        );
         let (id, heard) = dial(&server, addr, options);
         let mut peer = accepted(&listener);
         heard.opened();

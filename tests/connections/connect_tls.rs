@@ -14,8 +14,8 @@ use kit::tls::{reset, self_signed, Authority, Folder, Site, NAME, VERSIONS};
 use portcullis::tls::client_config;
 use portcullis::tls::rustls::{version, ClientConfig, HandshakeKind, ProtocolVersion};
 use portcullis::{
-    CloseReason, Config, ConnId, Connect, Context, Error, Framing, Handler, Listen, Outcome,
-    Server, State,
+    CloseReason, Config, ConnConfig, ConnId, Connect, Context, Error, Framing, Handler, Listen,
+    Outcome, Server, State,
 };
 
 fn client() -> Running {
@@ -95,7 +95,7 @@ fn much_goes_through_unchanged() {
         let options = Connect::new()
             .framing(Framing::Raw)
             .tls(site.client(version), NAME)
-            .output_limit(usize::MAX);
+            .conn(ConnConfig::new().output_limit(usize::MAX));
         let (id, heard) = dial(&client, server.addr(), options);
         heard.opened();
         let bytes: Vec<u8> = (0..3_000_000_u32)
@@ -212,8 +212,10 @@ fn a_server_that_goes_or_says_nothing_is_no_connection() {
         reset(read_hello());
         read_hello()
     });
-    let options =
-        || line(site.client(&version::TLS13), NAME).handshake_timeout(Duration::from_secs(20));
+    let options = || {
+        line(site.client(&version::TLS13), NAME)
+            .conn(ConnConfig::new().handshake_timeout(Duration::from_secs(20)))
+    };
     // What it has not read turns the first into a reset too, perhaps.
     let client = client();
     let (_, heard) = dial(&client, addr, options());
@@ -223,7 +225,7 @@ fn a_server_that_goes_or_says_nothing_is_no_connection() {
     ));
     fails(options(), addr, CloseReason::Reset, &[]);
     fails(
-        options().handshake_timeout(Duration::from_millis(50)),
+        options().conn(ConnConfig::new().handshake_timeout(Duration::from_millis(50))),
         addr,
         CloseReason::HandshakeTimeout,
         &[],

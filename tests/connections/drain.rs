@@ -12,7 +12,8 @@ use kit::script::{
     connect_narrow, fill, hold, spawn_script, usual, Call, Entry, Journal, ScriptedHandler,
 };
 use portcullis::{
-    AtCapacity, CloseReason, Config, Context, DrainReport, Error, Listen, Outcome, Server, Stats,
+    AtCapacity, Budgets, CloseReason, Config, ConnConfig, Context, DrainReport, Error, Listen,
+    Outcome, Server, SocketOptions, Stats,
 };
 
 /// Long enough for every peer that does its part.
@@ -174,7 +175,9 @@ fn what_was_in_flight_is_answered() {
 /// traps 2: reading was paused by the watermark when the drain began, and more has arrived since.
 #[test]
 fn what_arrived_while_reading_was_paused_is_answered() {
-    let listen = local().watermarks(1024, 16 * 1024).send_buffer(16 * 1024);
+    let listen = local()
+        .conn(ConnConfig::new().watermarks(1024, 16 * 1024))
+        .socket(SocketOptions::new().send_buffer(16 * 1024));
     let mut server = start(Config::new(), listen, |cx, call| match call {
         Call::Frame(frame) => {
             cx.conn.send(frame.repeat(5000))?;
@@ -207,7 +210,7 @@ fn what_arrived_while_reading_was_paused_is_answered() {
 #[test]
 fn a_slow_reader_gets_all_it_was_owed() {
     const FRAMES: usize = 150;
-    let listen = local().output_limit(16 * 1024 * 1024);
+    let listen = local().conn(ConnConfig::new().output_limit(16 * 1024 * 1024));
     let mut server = start(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..FRAMES {
@@ -236,7 +239,9 @@ fn a_slow_reader_gets_all_it_was_owed() {
 /// faults H4: who does not end is ended, at the one deadline.
 #[test]
 fn the_stuck_are_forced() {
-    let listen = local().send_buffer(16 * 1024).at_capacity(AtCapacity::Wait);
+    let listen = local()
+        .socket(SocketOptions::new().send_buffer(16 * 1024))
+        .at_capacity(AtCapacity::Wait);
     let mut server = start(
         Config::new().max_connections(4),
         listen,
@@ -323,7 +328,11 @@ fn clients_in_the_accept_queue_are_served() {
 #[test]
 fn the_accept_budget_loses_nobody_in_the_queue() {
     let mut server = start(
-        Config::new().accept_budget(1).read_budget(1),
+        Config::new().budgets(Budgets {
+            accepts: 1,
+            read_bytes: 1,
+            ..Budgets::default()
+        }),
         local(),
         usual,
     );
@@ -441,7 +450,7 @@ fn new_clients_are_refused_while_the_old_finish() {
 /// Who has had everything and our FIN has ended, however long it keeps its own side open: it is neither reset nor forced.
 #[test]
 fn who_only_lingers_at_the_deadline_is_not_forced() {
-    let listen = local().linger(Duration::MAX, usize::MAX);
+    let listen = local().conn(ConnConfig::new().linger(Duration::MAX, usize::MAX));
     let mut server = start(Config::new(), listen, usual);
     let mut client = connect(server.addr);
     ping(&mut client, b"hello");

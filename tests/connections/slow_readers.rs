@@ -9,7 +9,8 @@ use kit::net::{
 };
 use kit::script::{connect_narrow, fill, spawn_script, usual, Call, Entry};
 use portcullis::{
-    CloseReason, Config, ConnId, ConnInfo, Context, Handler, Listen, Outcome, SendError, Server,
+    CloseReason, Config, ConnConfig, ConnId, ConnInfo, Context, Handler, Listen, Outcome,
+    SendError, Server, SocketOptions,
 };
 
 const HIGH: usize = 64 * 1024;
@@ -21,9 +22,12 @@ const FRAME: usize = 60_002;
 /// A listener where little is enough: the kernel's buffers are small, so that ours fill.
 fn tight() -> Listen {
     local()
-        .watermarks(LOW, HIGH)
-        .output_limit(LIMIT)
-        .send_buffer(16 * 1024)
+        .conn(tight_conn())
+        .socket(SocketOptions::new().send_buffer(16 * 1024))
+}
+
+fn tight_conn() -> ConnConfig {
+    ConnConfig::new().watermarks(LOW, HIGH).output_limit(LIMIT)
 }
 
 /// A flood of requests from somebody who reads none of the answers; returns when the server has stopped reading too.
@@ -116,9 +120,11 @@ fn who_reads_again_gets_everything_once() {
 /// faults C5: bounded in time too.
 #[test]
 fn the_write_timeout_ends_who_takes_nothing() {
-    let listen = tight()
-        .write_timeout(Duration::from_millis(300))
-        .idle_timeout(Duration::MAX);
+    let listen = tight().conn(
+        tight_conn()
+            .write_timeout(Duration::from_millis(300))
+            .idle_timeout(Duration::MAX),
+    );
     let (server, journal) = spawn_script(Config::new(), listen, usual);
     let mut other = connect(server.addr());
     ping(&mut other, b"first");
@@ -132,9 +138,11 @@ fn the_write_timeout_ends_who_takes_nothing() {
 /// A reader that is slow but takes something now and then is not ended by the write timeout.
 #[test]
 fn a_slow_reader_keeps_its_connection() {
-    let listen = tight()
-        .write_timeout(Duration::from_secs(5))
-        .idle_timeout(Duration::from_secs(5));
+    let listen = tight().conn(
+        tight_conn()
+            .write_timeout(Duration::from_secs(5))
+            .idle_timeout(Duration::from_secs(5)),
+    );
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..4 {

@@ -11,8 +11,8 @@ use kit::net::{
     Running, PATIENCE,
 };
 use portcullis::{
-    CloseReason, Closed, Config, ConnId, Context, Handle, HandleError, Handler, ListenerState,
-    Message, Outcome, Server,
+    Budgets, CloseReason, Closed, Config, ConnId, Context, Handle, HandleError, Handler,
+    ListenerState, Message, Outcome, QueueLimits, Server,
 };
 
 /// What the connections of a test have told.
@@ -335,7 +335,10 @@ fn every_snapshot_of_the_counters_adds_up() {
 
 #[test]
 fn a_full_queue_refuses_and_says_so() {
-    let server = members(Config::new().queue_limit(3));
+    let server = members(Config::new().queue_limits(QueueLimits {
+        commands: 3,
+        ..QueueLimits::default()
+    }));
     let (_client, id) = join(&server);
     let held = hold(&server.handle);
     for _ in 0..3 {
@@ -358,7 +361,10 @@ fn a_full_queue_refuses_and_says_so() {
 /// A SIGTERM in the middle of a flood must not be lost.
 #[test]
 fn a_full_queue_keeps_no_drain_out() {
-    let server = members(Config::new().queue_limit(1));
+    let server = members(Config::new().queue_limits(QueueLimits {
+        commands: 1,
+        ..QueueLimits::default()
+    }));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     server.handle.notify(id, 1_u32).expect("there is room");
@@ -398,7 +404,10 @@ fn a_drain_overtakes_nothing() {
 
 #[test]
 fn waiting_bytes_are_bounded_too() {
-    let server = members(Config::new().queue_bytes(10));
+    let server = members(Config::new().queue_limits(QueueLimits {
+        bytes: 10,
+        ..QueueLimits::default()
+    }));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     server.handle.send(id, vec![1; 6]).expect("six bytes");
@@ -555,7 +564,10 @@ fn a_flood_from_eight_threads_arrives_once_and_in_order() {
     const EACH: u32 = 12_500;
     let server: Running<Vec<Vec<u32>>> = spawn(|| {
         (
-            mine(Config::new().queue_limit(1000)),
+            mine(Config::new().queue_limits(QueueLimits {
+                commands: 1000,
+                ..QueueLimits::default()
+            })),
             vec![Vec::new(); THREADS],
         )
     });
@@ -587,7 +599,10 @@ fn a_flood_from_eight_threads_arrives_once_and_in_order() {
 
 #[test]
 fn a_turn_carries_out_no_more_than_its_budget() {
-    let mut server = mine::<u32>(Config::new().job_budget(10));
+    let mut server = mine::<u32>(Config::new().budgets(Budgets {
+        commands: 10,
+        ..Budgets::default()
+    }));
     let mut runs = 0;
     // The listener's first look for clients is over.
     turn(&mut server, &mut runs);
@@ -603,7 +618,13 @@ fn a_turn_carries_out_no_more_than_its_budget() {
 
 #[test]
 fn clients_are_served_under_a_flood_of_commands() {
-    let server = spawn_echo(Config::new().job_budget(64), local());
+    let server = spawn_echo(
+        Config::new().budgets(Budgets {
+            commands: 64,
+            ..Budgets::default()
+        }),
+        local(),
+    );
     let mut client = connect(server.addr());
     ping(&mut client, b"before");
     let done = Arc::new(AtomicBool::new(false));

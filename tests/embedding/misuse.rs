@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use kit::net::{await_end, connect, local, packet2, read_to_end, recv2, send2, Echo, PATIENCE};
 use portcullis::{
-    CloseReason, Config, ConnId, Context, DetachError, Error, Handle, HandleError, Handler, Listen,
-    Message, Outcome, SendError, Server, Turn,
+    CloseReason, Config, ConnConfig, ConnId, Context, DetachError, Error, Handle, HandleError,
+    Handler, Listen, Message, Outcome, SendError, Server, Turn,
 };
 
 fn echo(config: Config, listen: Listen) -> (Server, SocketAddr) {
@@ -220,10 +220,12 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
 #[test]
 fn a_loop_that_forgets_to_poll_harms_nobody() {
     let limit = Duration::from_millis(50);
-    let listen = local()
-        .idle_timeout(limit)
-        .frame_timeout(limit)
-        .handshake_timeout(limit);
+    let listen = local().conn(
+        ConnConfig::new()
+            .idle_timeout(limit)
+            .frame_timeout(limit)
+            .handshake_timeout(limit),
+    );
     let (mut server, addr) = echo(Config::new(), listen);
     let (mut talks, silent) = (connect(addr), connect(addr));
     for client in [&talks, &silent] {
@@ -252,7 +254,10 @@ fn a_loop_that_forgets_to_poll_harms_nobody() {
 /// A loop that ignores the descriptor's events loses none: what was there is there at the next turn.
 #[test]
 fn a_loop_that_ignores_an_event_finds_it_later() {
-    let (mut server, addr) = echo(Config::new(), local().idle_timeout(Duration::MAX));
+    let (mut server, addr) = echo(
+        Config::new(),
+        local().conn(ConnConfig::new().idle_timeout(Duration::MAX)),
+    );
     let mut client = connect(addr);
     turns_until(&mut server, &mut (), |server, ()| server.stats().open == 1);
     for _ in 0..100 {

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use kit::net::{local, ping, read_to_end, spawn, spawn_echo, Echo, Running, PATIENCE};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, ConnId, Error, Handler, Listen, Peer,
-    Refuse, Server,
+    Refuse, Server, SocketOptions,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -122,7 +122,9 @@ fn an_ipv4_peer_is_one_on_an_ipv6_socket_too() {
     let rules = AccessRules::allow_all()
         .deny("127.0.0.2")
         .expect("an address");
-    let listen = Listen::tcp("[::]:0").only_v6(false).access_rules(rules);
+    let listen = Listen::tcp("[::]:0")
+        .socket(SocketOptions::new().only_v6(false))
+        .access_rules(rules);
     let server = server(Config::new(), listen);
     let addr = SocketAddr::from(([127, 0, 0, 1], server.addr().port()));
     assert_eq!(read_to_end(&mut connect_from("127.0.0.2:0", addr)), b"");

@@ -8,7 +8,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use kit::net::{connect, local, packet2, ping, recv2, send2, spawn, spawn_echo, Running, PATIENCE};
-use portcullis::{AtCapacity, CloseReason, Config, Context, Framing, Handler, Outcome, Server};
+use portcullis::{
+    AtCapacity, Budgets, CloseReason, Config, Context, Framing, Handler, Outcome, Server,
+    SocketOptions,
+};
 
 const CLIENTS: usize = 50;
 const ROUNDS: u32 = 20;
@@ -119,7 +122,11 @@ impl Handler<u64> for Tally {
 /// faults B2: the work that one write of one client makes is done in several turns, and the others have theirs between.
 #[test]
 fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
-    let mut server = Server::new(Config::new().read_budget(1)).expect("server");
+    let mut server = Server::new(Config::new().budgets(Budgets {
+        read_bytes: 1,
+        ..Budgets::default()
+    }))
+    .expect("server");
     server
         .listen(local(), |_: &mut u64, _| Tally)
         .expect("listen");
@@ -180,7 +187,9 @@ fn a_read_full_of_empty_frames_is_told_in_several_turns() {
 /// One whose answers nobody takes is left alone, however much it sends.
 #[test]
 fn one_that_does_not_read_its_answers_stops_nobody() {
-    let listen = local().framing(Framing::Packet2).send_buffer(16 * 1024);
+    let listen = local()
+        .framing(Framing::Packet2)
+        .socket(SocketOptions::new().send_buffer(16 * 1024));
     let server = spawn_echo(Config::new(), listen);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr())).collect();
     let addr = server.addr();
@@ -212,7 +221,12 @@ fn one_that_does_not_read_its_answers_stops_nobody() {
 fn open_connections_are_served_in_a_flood_of_connects() {
     for policy in [AtCapacity::Wait, AtCapacity::refuse()] {
         let server = spawn_echo(
-            Config::new().max_connections(CLIENTS + 10).accept_budget(8),
+            Config::new()
+                .max_connections(CLIENTS + 10)
+                .budgets(Budgets {
+                    accepts: 8,
+                    ..Budgets::default()
+                }),
             local().at_capacity(policy),
         );
         let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr())).collect();
@@ -256,7 +270,11 @@ fn open_connections_are_served_in_a_flood_of_connects() {
 #[test]
 fn a_flood_on_one_listener_leaves_the_other_open() {
     let server = spawn(|| {
-        let mut server = Server::new(Config::new().accept_budget(1)).expect("server");
+        let mut server = Server::new(Config::new().budgets(Budgets {
+            accepts: 1,
+            ..Budgets::default()
+        }))
+        .expect("server");
         server
             .listen(local(), |_: &mut (), _| Answer)
             .expect("listen");

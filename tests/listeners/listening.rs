@@ -12,8 +12,8 @@ use kit::net::{
     ChildProcess, Echo, PATIENCE,
 };
 use portcullis::{
-    AtCapacity, Config, Context, Error, Framing, Handler, Keepalive, Listen, ListenerId,
-    ListenerState, Outcome, Peer, Refuse, Server, Service,
+    AtCapacity, Budgets, Config, ConnConfig, Context, Error, Framing, Handler, Keepalive, Listen,
+    ListenerId, ListenerState, Outcome, Peer, QueueLimits, Refuse, Server, Service, SocketOptions,
 };
 
 /// A server with no state.
@@ -78,7 +78,7 @@ fn an_ipv6_listener_takes_ipv4_only_if_told_to() {
             let mut server = server();
             let mut listen = Listen::tcp("[::]:0");
             if let Some(on) = only_v6 {
-                listen = listen.only_v6(on);
+                listen = listen.socket(SocketOptions::new().only_v6(on));
             }
             let service = move |_: &mut (), peer: Peer| {
                 tell.send(peer.addr).expect("the test waits");
@@ -222,17 +222,23 @@ fn a_default_name_that_is_taken_leaves_no_port_behind() {
 /// faults A19: never a silent share.
 #[test]
 fn a_port_is_shared_only_if_all_ask_for_it() {
-    let sharing = || Listen::tcp("127.0.0.1:0").reuse_port(true);
+    let sharing = || Listen::tcp("127.0.0.1:0").socket(SocketOptions::new().reuse_port(true));
     let one = spawn_echo(Config::new(), sharing());
     let addr = one.addr();
     let error = server()
         .listen(Listen::tcp(addr), echo)
         .expect_err("not shared");
     assert!(matches!(error, Error::AddressInUse { .. }), "{error:?}");
-    let other = spawn_echo(Config::new(), Listen::tcp(addr).reuse_port(true));
+    let other = spawn_echo(
+        Config::new(),
+        Listen::tcp(addr).socket(SocketOptions::new().reuse_port(true)),
+    );
     let alone = spawn_echo(Config::new(), local());
     let error = server()
-        .listen(Listen::tcp(alone.addr()).reuse_port(true), echo)
+        .listen(
+            Listen::tcp(alone.addr()).socket(SocketOptions::new().reuse_port(true)),
+            echo,
+        )
         .expect_err("not shared");
     assert!(matches!(error, Error::AddressInUse { .. }), "{error:?}");
 
@@ -275,19 +281,35 @@ fn a_bad_address_says_what_was_given() {
 #[test]
 fn a_bad_option_is_named() {
     let second = Duration::from_secs(1);
-    let keepalive =
-        |time, interval, retries| local().keepalive(Keepalive::new(time, interval, retries));
+    let keepalive = |time, interval, retries| {
+        local().socket(SocketOptions::new().keepalive(Keepalive::new(time, interval, retries)))
+    };
     let bad = [
-        ("watermarks", local().watermarks(10, 10)),
-        ("output_limit", local().watermarks(10, 20).output_limit(19)),
-        ("max_frame", local().max_frame(0)),
+        (
+            "watermarks",
+            local().conn(ConnConfig::new().watermarks(10, 10)),
+        ),
+        (
+            "output_limit",
+            local().conn(ConnConfig::new().watermarks(10, 20).output_limit(19)),
+        ),
+        ("max_frame", local().conn(ConnConfig::new().max_frame(0))),
         (
             "handshake_timeout",
-            local().handshake_timeout(Duration::ZERO),
+            local().conn(ConnConfig::new().handshake_timeout(Duration::ZERO)),
         ),
-        ("frame_timeout", local().frame_timeout(Duration::ZERO)),
-        ("idle_timeout", local().idle_timeout(Duration::ZERO)),
-        ("write_timeout", local().write_timeout(Duration::ZERO)),
+        (
+            "frame_timeout",
+            local().conn(ConnConfig::new().frame_timeout(Duration::ZERO)),
+        ),
+        (
+            "idle_timeout",
+            local().conn(ConnConfig::new().idle_timeout(Duration::ZERO)),
+        ),
+        (
+            "write_timeout",
+            local().conn(ConnConfig::new().write_timeout(Duration::ZERO)),
+        ),
         (
             "at_capacity",
             local().at_capacity(AtCapacity::Refuse {
@@ -305,8 +327,14 @@ fn a_bad_option_is_named() {
         ("keepalive", keepalive(second, Duration::MAX, 1)),
         ("keepalive", keepalive(second, second, 0)),
         ("keepalive", keepalive(second, second, u32::MAX)),
-        ("recv_buffer", local().recv_buffer(usize::MAX)),
-        ("send_buffer", local().send_buffer(usize::MAX)),
+        (
+            "recv_buffer",
+            local().socket(SocketOptions::new().recv_buffer(usize::MAX)),
+        ),
+        (
+            "send_buffer",
+            local().socket(SocketOptions::new().send_buffer(usize::MAX)),
+        ),
     ];
     for (name, listen) in bad {
         let mut server = server();
@@ -319,11 +347,41 @@ fn a_bad_option_is_named() {
         assert!(server.listeners().is_empty());
     }
     let bad = [
-        ("accept_budget", Config::new().accept_budget(0)),
-        ("handshake_budget", Config::new().handshake_budget(0)),
-        ("read_budget", Config::new().read_budget(0)),
-        ("job_budget", Config::new().job_budget(0)),
-        ("queue_limit", Config::new().queue_limit(0)),
+        (
+            "budgets.accepts",
+            Config::new().budgets(Budgets {
+                accepts: 0,
+                ..Budgets::default()
+            }),
+        ),
+        (
+            "budgets.handshakes",
+            Config::new().budgets(Budgets {
+                handshakes: 0,
+                ..Budgets::default()
+            }),
+        ),
+        (
+            "budgets.read_bytes",
+            Config::new().budgets(Budgets {
+                read_bytes: 0,
+                ..Budgets::default()
+            }),
+        ),
+        (
+            "budgets.commands",
+            Config::new().budgets(Budgets {
+                commands: 0,
+                ..Budgets::default()
+            }),
+        ),
+        (
+            "queue_limits.commands",
+            Config::new().queue_limits(QueueLimits {
+                commands: 0,
+                ..QueueLimits::default()
+            }),
+        ),
         ("max_connections", Config::new().max_connections(usize::MAX)),
         (
             "emfile_backoff",
@@ -348,21 +406,23 @@ fn a_bad_option_is_named() {
 fn the_limits_of_the_options_work() {
     let longest = Duration::from_secs(32_767);
     for listen in [
-        local().keepalive(Keepalive::new(longest, longest, 127)),
-        local().keepalive(Keepalive::new(
+        local().socket(SocketOptions::new().keepalive(Keepalive::new(longest, longest, 127))),
+        local().socket(SocketOptions::new().keepalive(Keepalive::new(
             Duration::from_secs(1),
             Duration::from_secs(1),
             1,
-        )),
-        local().recv_buffer(1).send_buffer(1),
-        local().backlog(u32::MAX),
-        local().backlog(0),
-        local()
-            .idle_timeout(Duration::MAX)
-            .frame_timeout(Duration::MAX)
-            .write_timeout(Duration::MAX)
-            .linger(Duration::MAX, usize::MAX)
-            .max_frame(usize::MAX),
+        ))),
+        local().socket(SocketOptions::new().recv_buffer(1).send_buffer(1)),
+        local().socket(SocketOptions::new().backlog(u32::MAX)),
+        local().socket(SocketOptions::new().backlog(0)),
+        local().conn(
+            ConnConfig::new()
+                .idle_timeout(Duration::MAX)
+                .frame_timeout(Duration::MAX)
+                .write_timeout(Duration::MAX)
+                .linger(Duration::MAX, usize::MAX)
+                .max_frame(usize::MAX),
+        ),
     ] {
         let what = format!("{listen:?}");
         let server = spawn_echo(Config::new(), listen);
@@ -599,10 +659,12 @@ mod linux {
         );
 
         let keepalive = Keepalive::new(Duration::from_secs(30_000), Duration::from_secs(7), 3);
-        let listen = local()
-            .keepalive(keepalive)
-            .recv_buffer(50_000)
-            .send_buffer(60_000);
+        let listen = local().socket(
+            SocketOptions::new()
+                .keepalive(keepalive)
+                .recv_buffer(50_000)
+                .send_buffer(60_000),
+        );
         let tuned = spawn_echo(Config::new(), listen);
         let mut client = connect(tuned.addr());
         ping(&mut client, b"tuned");
@@ -635,7 +697,7 @@ mod linux {
     /// The segments in which ten small writes reach a client that acknowledges late.
     fn segments(nodelay: Option<bool>) -> u32 {
         let listen = match nodelay {
-            Some(on) => local().nodelay(on),
+            Some(on) => local().socket(SocketOptions::new().nodelay(on)),
             None => local(),
         };
         let server = spawn_echo(Config::new(), listen);
@@ -692,7 +754,10 @@ fn a_restart_finds_its_port_in_time_wait() {
     drop(clients);
     ended.join().expect("an orderly end");
     // It is in TIME_WAIT indeed: who does not reuse the address cannot have it.
-    let strict = server().listen(Listen::tcp(addr).reuse_address(false), echo);
+    let strict = server().listen(
+        Listen::tcp(addr).socket(SocketOptions::new().reuse_address(false)),
+        echo,
+    );
     assert!(
         matches!(strict, Err(Error::AddressInUse { .. })),
         "{strict:?}"

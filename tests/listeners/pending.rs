@@ -6,7 +6,8 @@ use std::time::Duration;
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Context, Error, Handler, Listen,
-    ListenerState, Outcome, Peer, ProxyProtocol, Quota, Refuse, Server, Service,
+    ListenerState, Outcome, Peer, PendingLimits, ProxyProtocol, Quota, Refuse, Server, Service,
+    SourceLimits,
 };
 
 struct Echo;
@@ -53,7 +54,10 @@ fn is_served(sim: &mut Sim, client: ClientId) -> bool {
 
 #[test]
 fn the_oldest_gives_way_to_a_newcomer() {
-    let (mut sim, addr) = world(Config::new().max_pending(3).pending_grace(Duration::ZERO));
+    let (mut sim, addr) = world(Config::new().pending_limits(PendingLimits {
+        connections: Quota::Count(3),
+        grace: Duration::ZERO,
+    }));
     let silent = connect(&mut sim, addr, 3);
     for (round, oldest) in silent.into_iter().enumerate() {
         let newcomer = sim.connect(addr).expect("it listens");
@@ -69,11 +73,10 @@ fn the_oldest_gives_way_to_a_newcomer() {
 /// One that is young may be honest: the newcomer waits until the oldest has had its time.
 #[test]
 fn nobody_gives_way_before_its_time() {
-    let (mut sim, addr) = world(
-        Config::new()
-            .max_pending(2)
-            .pending_grace(Duration::from_secs(1)),
-    );
+    let (mut sim, addr) = world(Config::new().pending_limits(PendingLimits {
+        connections: Quota::Count(2),
+        grace: Duration::from_secs(1),
+    }));
     let silent = connect(&mut sim, addr, 2);
     let newcomer = connect(&mut sim, addr, 1)[0];
     let iterations = sim.stats().iterations;
@@ -93,7 +96,10 @@ fn nobody_gives_way_before_its_time() {
 /// One that stays for ever costs no memory for all who come and open meanwhile: an invariant of the simulator.
 #[test]
 fn who_has_opened_is_forgotten() {
-    let (mut sim, addr) = world(Config::new().max_pending(2).pending_grace(Duration::MAX));
+    let (mut sim, addr) = world(Config::new().pending_limits(PendingLimits {
+        connections: Quota::Count(2),
+        grace: Duration::MAX,
+    }));
     let silent = connect(&mut sim, addr, 1)[0];
     for _ in 0..300 {
         let client = sim.connect(addr).expect("it listens");
@@ -110,7 +116,10 @@ fn who_has_opened_is_forgotten() {
 /// As soon as one opens, or goes, the next comes in.
 #[test]
 fn who_opens_makes_room_at_once() {
-    let (mut sim, addr) = world(Config::new().max_pending(1));
+    let (mut sim, addr) = world(Config::new().pending_limits(PendingLimits {
+        connections: Quota::Count(1),
+        ..PendingLimits::default()
+    }));
     let clients = connect(&mut sim, addr, 3);
     assert_eq!(sim.stats().accepted, 1);
     assert!(is_served(&mut sim, clients[0]));
@@ -124,7 +133,10 @@ fn who_opens_makes_room_at_once() {
 /// A listener whose connections are open at once is not concerned.
 #[test]
 fn plain_connections_do_not_wait_for_them() {
-    let (mut sim, addr) = world(Config::new().max_pending(1));
+    let (mut sim, addr) = world(Config::new().pending_limits(PendingLimits {
+        connections: Quota::Count(1),
+        ..PendingLimits::default()
+    }));
     let plain = sim
         .listen(Listen::tcp("127.0.0.1:0"), |_: &mut (), _| Echo)
         .expect("listen");
@@ -138,7 +150,14 @@ fn plain_connections_do_not_wait_for_them() {
 
 #[test]
 fn who_refuses_instead_of_waiting_refuses() {
-    let mut sim = Sim::new(1, Config::new().max_pending(1), ());
+    let mut sim = Sim::new(
+        1,
+        Config::new().pending_limits(PendingLimits {
+            connections: Quota::Count(1),
+            ..PendingLimits::default()
+        }),
+        (),
+    );
     let listen = behind_a_proxy().at_capacity(AtCapacity::Refuse {
         farewell: b"full".to_vec(),
     });
@@ -208,7 +227,10 @@ fn the_share_follows_the_cap() {
     let (mut sim, addr) = world(
         Config::new()
             .max_connections(60)
-            .pending_grace(Duration::MAX),
+            .pending_limits(PendingLimits {
+                grace: Duration::MAX,
+                ..PendingLimits::default()
+            }),
     );
     connect(&mut sim, addr, 100);
     assert_eq!(sim.stats().open, 30);
@@ -216,7 +238,12 @@ fn the_share_follows_the_cap() {
     sim.settle();
     assert_eq!(sim.stats().open, 40);
     sim.control()
-        .reconfigure(|config| config.max_pending(Quota::Percent(100)))
+        .reconfigure(|config| {
+            config.pending_limits(PendingLimits {
+                connections: Quota::Percent(100),
+                ..PendingLimits::default()
+            })
+        })
         .expect("good");
     sim.settle();
     assert_eq!(sim.stats().open, 80);
@@ -225,12 +252,16 @@ fn the_share_follows_the_cap() {
 #[test]
 fn a_limit_that_cannot_work_is_named() {
     for quota in [Quota::Count(0), Quota::Percent(0), Quota::Percent(101)] {
-        let server: Result<Server, Error> = Server::new(Config::new().max_pending(quota));
+        let server: Result<Server, Error> =
+            Server::new(Config::new().pending_limits(PendingLimits {
+                connections: quota,
+                ..PendingLimits::default()
+            }));
         assert!(
             matches!(
                 &server,
                 Err(Error::Option {
-                    option: "max_pending",
+                    option: "pending_limits.connections",
                     ..
                 })
             ),
@@ -271,7 +302,14 @@ fn silent_peers_at_the_cap_keep_nobody_out() {
 /// Nobody gives way to a newcomer who may not come in anyway.
 #[test]
 fn nobody_gives_way_to_one_whose_source_has_too_many() {
-    let mut sim = Sim::new(1, Config::new().max_pending(2), ());
+    let mut sim = Sim::new(
+        1,
+        Config::new().pending_limits(PendingLimits {
+            connections: Quota::Count(2),
+            ..PendingLimits::default()
+        }),
+        (),
+    );
     let listen = Listen::tcp("127.0.0.1:0")
         .proxy_protocol(ProxyProtocol::Optional)
         .trusted_proxies(
@@ -279,7 +317,10 @@ fn nobody_gives_way_to_one_whose_source_has_too_many() {
                 .allow("10.0.0.0/8")
                 .expect("a network"),
         )
-        .source_connections(1);
+        .source_limits(SourceLimits {
+            connections: Some(1),
+            ..SourceLimits::default()
+        });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let guest = std::net::IpAddr::from([192, 0, 2, 1]);
     sim.connect_from(addr, guest).expect("it listens");

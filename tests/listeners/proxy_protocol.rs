@@ -8,8 +8,8 @@ use kit::net::{
     await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn, Running, PATIENCE,
 };
 use portcullis::{
-    AccessRules, CloseReason, Closed, Config, Context, Error, Framing, Handler, Listen, Outcome,
-    Peer, ProxyProtocol, Refuse, Server, Service,
+    AccessRules, CloseReason, Closed, Config, ConnConfig, Context, Error, Framing, Handler, Listen,
+    Outcome, Peer, ProxyProtocol, Refuse, Server, Service,
 };
 
 const V1: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n";
@@ -268,7 +268,7 @@ fn what_is_no_header_is_refused() {
 /// faults P6, P7: it takes no longer than a handshake may, and a drain shortens that.
 #[test]
 fn who_never_sends_one_has_no_handler_and_no_long_life() {
-    let listen = required().handshake_timeout(Duration::from_millis(200));
+    let listen = required().conn(ConnConfig::new().handshake_timeout(Duration::from_millis(200)));
     let late = server(listen);
     let mut client = connect(late.addr());
     client.write_all(&V1[..20]).expect("sent");

@@ -11,7 +11,8 @@ use std::time::Duration;
 use kit::net::{connect, eventually, held_by_each, hold, local, ping, recv2, send2, tcp, PATIENCE};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Control, Error,
-    Handler, Listen, ListenerState, Outcome, ProxyProtocol, Server, Shards, SpawnedShards,
+    Handler, Listen, ListenerState, Outcome, PendingLimits, ProxyProtocol, Server, Shards,
+    SocketOptions, SpawnedShards,
 };
 
 /// How many are inside, over all shards, and the most that there were.
@@ -96,7 +97,7 @@ fn a_storm_never_passes_the_cap_and_everybody_is_served() {
         let (shards, addr, gauge) = spawn(
             Config::new().max_connections(cap),
             4,
-            local().reuse_port(reuse_port),
+            local().socket(SocketOptions::new().reuse_port(reuse_port)),
         );
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| {
@@ -337,7 +338,10 @@ fn the_oldest_gives_way_in_whichever_shard_it_is() {
         .trusted_proxies(AccessRules::allow_all());
     let config = Config::new()
         .max_connections(6)
-        .pending_grace(Duration::from_millis(1));
+        .pending_limits(PendingLimits {
+            grace: Duration::from_millis(1),
+            ..PendingLimits::default()
+        });
     let (shards, addr, gauge) = spawn(config, 3, listen);
     let silent: Vec<_> = (0..12).map(|_| connect(addr)).collect();
     for _ in 0..12 {

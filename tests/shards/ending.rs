@@ -8,7 +8,7 @@ use kit::net::{
     connect, eventually, example, hold, local, ping, read_to_end, recv2, send2, tcp, ChildProcess,
     Echo, PATIENCE,
 };
-use portcullis::{Config, Listen, Server, Shards, SpawnedShards};
+use portcullis::{Config, Listen, Server, Shards, SocketOptions, SpawnedShards};
 
 fn spawn(count: usize, listen: Listen) -> (SpawnedShards<()>, SocketAddr) {
     let build = move |_, server: &mut Server<()>| {
@@ -27,7 +27,10 @@ fn spawn(count: usize, listen: Listen) -> (SpawnedShards<()>, SocketAddr) {
 #[test]
 fn a_drain_serves_who_waits_in_the_backlogs() {
     for reuse_port in [false, true] {
-        let (shards, addr) = spawn(3, local().reuse_port(reuse_port));
+        let (shards, addr) = spawn(
+            3,
+            local().socket(SocketOptions::new().reuse_port(reuse_port)),
+        );
         let mut inside: Vec<_> = (0..9).map(|_| connect(addr)).collect();
         for client in &mut inside {
             ping(client, b"inside");

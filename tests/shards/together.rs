@@ -14,8 +14,8 @@ use kit::net::{
     await_end, connect, eventually, held_by_each, local, ping, recv2, send2, tcp, Place, PATIENCE,
 };
 use portcullis::{
-    Config, Context, Error, HandleError, Handler, Listen, ListenerState, Outcome, Result, Server,
-    Shards, ShardsHandle, SpawnedShards,
+    Budgets, Config, Context, Error, HandleError, Handler, Listen, ListenerState, Outcome, Result,
+    Server, Shards, ShardsHandle, SocketOptions, SpawnedShards,
 };
 
 /// Answers each frame with the number of its shard.
@@ -84,7 +84,10 @@ fn one_for_each(shards: &SpawnedShards<usize>) -> Vec<TcpStream> {
 #[test]
 fn all_shards_have_clients_of_one_port() {
     for reuse_port in [false, true] {
-        let shards = shards(3, local().reuse_port(reuse_port));
+        let shards = shards(
+            3,
+            local().socket(SocketOptions::new().reuse_port(reuse_port)),
+        );
         assert_eq!(
             (shards.listeners.len(), shards.handle.shards().len()),
             (1, 3)
@@ -310,14 +313,24 @@ fn what_is_changed_is_changed_in_all() {
     let handle = shards.handle.clone();
     handle
         .reconfigure(PATIENCE, |config| {
-            config.accept_budget(7).max_connections(50)
+            config
+                .budgets(Budgets {
+                    accepts: 7,
+                    ..Budgets::default()
+                })
+                .max_connections(50)
         })
         .expect("changed");
     assert_eq!(
         (handle.max_connections(), handle.stats().max_connections),
         (50, 50)
     );
-    let refused = handle.reconfigure(PATIENCE, |config| config.accept_budget(0));
+    let refused = handle.reconfigure(PATIENCE, |config| {
+        config.budgets(Budgets {
+            accepts: 0,
+            ..Budgets::default()
+        })
+    });
     assert!(
         matches!(refused, Err(HandleError::Refused(_))),
         "{refused:?}"
@@ -331,7 +344,12 @@ fn what_is_changed_is_changed_in_all() {
     // A change of another option keeps the cap that somebody else has set.
     handle.set_max_connections(60).expect("changed");
     handle
-        .reconfigure(PATIENCE, |config| config.accept_budget(8))
+        .reconfigure(PATIENCE, |config| {
+            config.budgets(Budgets {
+                accepts: 8,
+                ..Budgets::default()
+            })
+        })
         .expect("changed");
     assert_eq!(handle.max_connections(), 60);
     let set = |_: &mut usize, control: &mut portcullis::Control<'_, usize>| {
@@ -484,7 +502,10 @@ fn an_error_in_one_build_ends_the_others() {
         matches!(outcome, Err(Error::AddressInUse { .. })),
         "{outcome:?}"
     );
-    let config = Config::new().accept_budget(0);
+    let config = Config::new().budgets(Budgets {
+        accepts: 0,
+        ..Budgets::default()
+    });
     let outcome = Shards::new(config).spawn(|_, _: &mut Server<()>| Ok(()));
     assert!(matches!(outcome, Err(Error::Option { .. })), "{outcome:?}");
 }

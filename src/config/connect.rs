@@ -4,19 +4,19 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::check::check_unix_name;
+use super::SocketOptions;
 use crate::addr::Addr;
 use crate::error::{Error, Result};
-use crate::listen::check::{check_limits, check_unix_name};
-use crate::listen::{default_limits, Keepalive, SocketOptions};
 use crate::proto::tls::ClientTls;
-use crate::proto::{Framing, Limits, Rate};
+use crate::proto::{ConnConfig, Framing};
 
 /// One outgoing connection: in which framing, under which limits. For [`Server::connect`](crate::Server::connect),
 /// [`Control::connect`](crate::Control::connect) and [`Conn::connect`](crate::Conn::connect).
 ///
 /// Where an option has the name of one of [`Listen`](crate::Listen), it means the same and has the same default. What concerns
 /// clients does not apply: access rules, limits on sources, accept rates, PROXY headers,
-/// [`Config::max_pending`](crate::Config::max_pending). The cap does, and so do the memory limit and all budgets.
+/// [`PendingLimits::connections`](crate::PendingLimits::connections). The cap does, and so do the memory limit and all budgets.
 ///
 /// ```
 /// use std::time::Duration;
@@ -30,22 +30,29 @@ use crate::proto::{Framing, Limits, Rate};
 /// ```
 #[derive(Clone)]
 #[must_use]
+#[non_exhaustive]
 pub struct Connect {
-    pub(crate) framing: Framing,
     pub(crate) tls: Option<ClientTls>,
-    pub(crate) limits: Limits,
-    pub(crate) socket: SocketOptions,
-    pub(crate) bind: Option<SocketAddr>,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) retry: Option<Retry>,
+    /// See [`Connect::framing`].
+    pub framing: Framing,
+    /// See [`Connect::conn`].
+    pub conn: ConnConfig,
+    /// See [`Connect::socket`].
+    pub socket: SocketOptions,
+    /// See [`Connect::bind`].
+    pub bind: Option<SocketAddr>,
+    /// See [`Connect::connect_timeout`].
+    pub connect_timeout: Duration,
+    /// See [`Connect::retry`].
+    pub retry: Option<Retry>,
 }
 
 impl Default for Connect {
     fn default() -> Self {
         Self {
-            framing: Framing::default(),
             tls: None,
-            limits: default_limits(),
+            framing: Framing::default(),
+            conn: ConnConfig::default(),
             socket: SocketOptions::default(),
             bind: None,
             connect_timeout: Duration::from_secs(10),
@@ -66,10 +73,15 @@ impl Connect {
         self
     }
 
-    /// The longest payload accepted, in bytes; a line counts its delimiter. Defaults to the framing's:
-    /// [`Listen::max_frame`](crate::Listen::max_frame).
-    pub fn max_frame(mut self, bytes: usize) -> Self {
-        self.limits.max_frame = Some(bytes);
+    /// Options of the connection: timeouts, limits, rates. Replaces all of them.
+    pub fn conn(mut self, config: ConnConfig) -> Self {
+        self.conn = config;
+        self
+    }
+
+    /// Options of the socket. Replaces all of them. Those of listeners have no effect.
+    pub fn socket(mut self, options: SocketOptions) -> Self {
+        self.socket = options;
         self
     }
 
@@ -115,102 +127,9 @@ impl Connect {
         self
     }
 
-    /// Bytes per second read, on the wire; `None` is no limit. Above it reading pauses, and the peer is slowed down by TCP. Defaults to
-    /// no limit.
-    pub fn read_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
-        self.limits.read_rate = rate.into();
-        self
-    }
-
-    /// Frames per second delivered; `None` is no limit. With [`Framing::Raw`] each piece counts. Defaults to no limit.
-    pub fn frame_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
-        self.limits.frame_rate = rate.into();
-        self
-    }
-
-    /// From connected to open: the TLS handshake must be done by then. It is also the time for a handshake that
-    /// `Conn::start_tls_client` begins, from there. Defaults to 10 s; `Duration::MAX` is never.
-    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.handshake_timeout = timeout;
-        self
-    }
-
-    /// From the first byte of a frame to its last. Defaults to 30 s; `Duration::MAX` is never.
-    pub fn frame_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.frame_timeout = timeout;
-        self
-    }
-
-    /// The longest silence of the peer once the connection is open. Only bytes from the peer count, and the clock stands while we do
-    /// not read. Defaults to 120 s; `Duration::MAX` is never.
-    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.idle_timeout = timeout;
-        self
-    }
-
-    /// The longest time in which the peer takes no byte of what waits for it. Defaults to 30 s; `Duration::MAX` is never.
-    pub fn write_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.write_timeout = timeout;
-        self
-    }
-
-    /// How long, and how many bytes, input is discarded after our FIN while we wait for the peer's:
-    /// [`Listen::linger`](crate::Listen::linger). Defaults to 2 s and 16 MiB.
-    pub fn linger(mut self, timeout: Duration, bytes: usize) -> Self {
-        self.limits.linger_timeout = timeout;
-        self.limits.linger_bytes = bytes;
-        self
-    }
-
-    /// Reading stops when `high` bytes wait for the peer and goes on at `low`. Defaults to 32 KiB and 128 KiB. `low` must be below
-    /// `high`.
-    pub fn watermarks(mut self, low: usize, high: usize) -> Self {
-        self.limits.low_watermark = low;
-        self.limits.high_watermark = high;
-        self
-    }
-
-    /// `send` fails while this many bytes wait for the peer; a frame that is begun below the limit is taken whole. What is sent before
-    /// the connection is open waits, and counts. Defaults to 1 MiB; at least the high watermark.
-    pub fn output_limit(mut self, bytes: usize) -> Self {
-        self.limits.output_limit = bytes;
-        self
-    }
-
-    /// Whether reading goes on although enough waits for the peer: [`Listen::full_duplex`](crate::Listen::full_duplex). Defaults to
-    /// false.
-    pub fn full_duplex(mut self, on: bool) -> Self {
-        self.limits.full_duplex = on;
-        self
-    }
-
-    /// TCP_NODELAY: send small frames at once. Defaults to true.
-    pub fn nodelay(mut self, on: bool) -> Self {
-        self.socket.nodelay = on;
-        self
-    }
-
-    /// SO_KEEPALIVE with these times. Defaults to off.
-    pub fn keepalive(mut self, keepalive: Keepalive) -> Self {
-        self.socket.keepalive = Some(keepalive);
-        self
-    }
-
-    /// SO_RCVBUF, in bytes. Defaults to the system's automatic size. Not for Unix sockets: what waits there is in the sender's buffer.
-    pub fn recv_buffer(mut self, bytes: usize) -> Self {
-        self.socket.recv_buffer = Some(bytes);
-        self
-    }
-
-    /// SO_SNDBUF, in bytes. Defaults to the system's automatic size.
-    pub fn send_buffer(mut self, bytes: usize) -> Self {
-        self.socket.send_buffer = Some(bytes);
-        self
-    }
-
     /// What cannot work, with this peer.
     pub(crate) fn check(&self, addr: &Addr) -> Result<()> {
-        check_limits(&self.limits)?;
+        self.conn.check()?;
         self.socket.check()?;
         if self.connect_timeout.is_zero() {
             return Err(Error::option(
@@ -249,9 +168,9 @@ impl Connect {
 impl fmt::Debug for Connect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connect")
-            .field("framing", &self.framing)
             .field("tls", &self.tls)
-            .field("limits", &self.limits)
+            .field("framing", &self.framing)
+            .field("conn", &self.conn)
             .field("socket", &self.socket)
             .field("bind", &self.bind)
             .field("connect_timeout", &self.connect_timeout)
