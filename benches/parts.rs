@@ -42,9 +42,9 @@ fn world(connections: usize, listen: Listen, echo: bool) -> (Sim, SocketAddr, Ve
     sim.set_checks(false);
     let listen = listen.socket(SocketOptions::new().backlog(1024));
     let addr = if echo {
-        sim.listen(listen, |_: &mut (), _| Echo)
+        sim.listen(listen, |_app, _peer| Echo)
     } else {
-        sim.listen(listen, |_: &mut (), _| Sink)
+        sim.listen(listen, |_app, _peer| Sink)
     };
     let addr = addr.expect("a listener");
     let mut clients = Vec::new();

@@ -190,9 +190,7 @@ fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
                 .idle_timeout(IDLE_TIMEOUT)
                 .linger(Duration::ZERO, 0),
         );
-    let addr = sim
-        .listen(listen, |_: &mut (), _| Echo)
-        .expect("a listener");
+    let addr = sim.listen(listen, |_app, _peer| Echo).expect("a listener");
     let mut clients = Vec::with_capacity(connections);
     let mut accept = Timed::default();
     while clients.len() < connections {

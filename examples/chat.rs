@@ -86,7 +86,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 .output_limit(64 * 1024),
         );
     let mut guests = 0;
-    let id = server.listen(listen, move |_room: &mut Room, _peer| {
+    let id = server.listen(listen, move |_app, _peer| {
         guests += 1;
         Member {
             name: format!("guest{guests}"),

@@ -55,7 +55,7 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
         config = config.memory_limit(bytes);
     }
     let mut server = Server::new(config)?;
-    let id = server.listen(listen, |_app: &mut (), _peer| Echo)?;
+    let id = server.listen(listen, |_app, _peer| Echo)?;
     let addr = server.listener(id)?.addr;
     // Before the address is said: who reads it may send a signal at once.
     let signalled = terminal::note_signals()?;

@@ -77,7 +77,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listen = Listen::tcp(addr.as_str())
         .conn(ConnConfig::new().frame_rate(Rate::per_second(120).burst(BURST)));
     let mut server = Server::new(config)?;
-    let id = server.listen(listen, |_: &mut World, _peer| Player)?;
+    let id = server.listen(listen, |_app, _peer| Player)?;
     terminal::say(&format!(
         "listening on {} (packet-2)",
         server.listener(id)?.addr

@@ -121,7 +121,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listen = Listen::tcp(addr.as_str())
         .framing(Framing::Line)
         .conn(ConnConfig::new().max_frame(512));
-    let id = server.listen(listen, |_: &mut App, _peer| Stranger::default())?;
+    let id = server.listen(listen, |_app, _peer| Stranger::default())?;
     terminal::say(&format!(
         "listening on {} (lines, then packet-2)",
         server.listener(id)?.addr

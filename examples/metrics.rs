@@ -109,14 +109,14 @@ fn main() -> portcullis::Result<()> {
     let echo = Listen::tcp(options.listen.as_str())
         .name("echo")
         .max_connections(most);
-    let echo = server.listen(echo, |_: &mut (), _| Echo)?;
+    let echo = server.listen(echo, |_app, _peer| Echo)?;
     let watch = Listen::tcp(options.metrics.as_str()).name("metrics");
     let watch = watch
         .framing(Framing::Line)
         .conn(ConnConfig::new().max_frame(8192))
         .max_connections(WATCHERS);
     let handle = server.handle();
-    let watch = server.listen(watch, move |_: &mut (), _| Page {
+    let watch = server.listen(watch, move |_app, _peer| Page {
         handle: handle.clone(),
         request: String::new(),
         lines: 0,

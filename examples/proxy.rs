@@ -112,7 +112,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         back = back.tls(tls::client_config(roots)?, name);
     }
     let mut server = Server::new(Config::new().max_connections(2 * options.max_clients))?;
-    let id = server.listen(front, |_: &mut Behind, _| Side(None))?;
+    let id = server.listen(front, |_app, _peer| Side(None))?;
     // Before the address is said: who reads it may send a signal at once.
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     terminal::say(&format!(

@@ -67,7 +67,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .max_frame(64 * 1024)
             .idle_timeout(Duration::from_secs(60)),
     );
-    let id = server.listen(listen, |_: &mut Words, _peer| Session { requests: 0 })?;
+    let id = server.listen(listen, |_app, _peer| Session { requests: 0 })?;
     terminal::say(&format!(
         "listening on {} (packet-4)",
         server.listener(id)?.addr

@@ -94,12 +94,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             server.adopt(
                 socket,
                 behind(Listen::adopted(), &options)?,
-                |_: &mut (), _peer| Echo::default(),
+                |_app, _peer| Echo::default(),
             )?;
         }
     } else {
         let listen = behind(Listen::tcp(options.listen.as_str()), &options)?;
-        server.listen(listen, |_: &mut (), _peer| Echo::default())?;
+        server.listen(listen, |_app, _peer| Echo::default())?;
     }
     end_on_sigterm(
         server.handle(),

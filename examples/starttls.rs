@@ -116,7 +116,7 @@ fn serve(options: &Options) -> Result<(), Box<dyn Error>> {
                 .idle_timeout(Duration::from_secs(300)),
         );
     let mut server = Server::new(Config::new())?;
-    server.listen(listen, |_app: &mut App, _peer| Session::default())?;
+    server.listen(listen, |_app, _peer| Session::default())?;
     let addr = server.listener("mail")?.addr;
     terminal::say(&format!("listening on {addr} (lines, STARTTLS)"));
     server.run(&mut App { tls })?;

@@ -62,7 +62,7 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
         .framing(Framing::Line)
         .tls(config);
     let mut server = Server::new(Config::new())?;
-    server.listen(listen, |_app: &mut (), _peer| Echo)?;
+    server.listen(listen, |_app, _peer| Echo)?;
     let addr = server.listener(LISTENER)?.addr;
     // Before the address is said: who reads it may send a signal at once.
     obey_signals(server.handle(), options)?;

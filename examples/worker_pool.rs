@@ -74,7 +74,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listen = Listen::tcp(addr.as_str())
         .framing(Framing::Line)
         .conn(ConnConfig::new().max_frame(32));
-    let id = server.listen(listen, |_: &mut Pool, _peer| Session)?;
+    let id = server.listen(listen, |_app, _peer| Session)?;
     terminal::say(&format!(
         "listening on {} (line)",
         server.listener(id)?.addr

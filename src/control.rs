@@ -332,7 +332,7 @@ impl<'a, A> Control<'a, A> {
     /// # }
     /// # fn main() -> portcullis::Result<()> {
     /// # let mut server = Server::new(Config::new())?;
-    /// server.listen(Listen::tcp("127.0.0.1:0").name("games"), |_app: &mut (), _peer| Echo)?;
+    /// server.listen(Listen::tcp("127.0.0.1:0").name("games"), |_app, _peer| Echo)?;
     /// server.control().reconfigure_listener("games", |listen| {
     ///     listen.max_connections(500).idle_timeout(Duration::from_secs(30))
     /// })?;

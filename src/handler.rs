@@ -179,11 +179,12 @@ impl<A, H: Handler<A> + ?Sized> Handler<A> for Box<H> {
 /// Makes a [`Handler`] for each peer of one listener, or refuses the peer.
 ///
 /// A closure `FnMut(&mut A, Peer) -> impl Handler<A>` is a service that refuses nobody;
-/// [`try_accept`] makes one of a closure that may.
+/// [`try_accept`] makes one of a closure that may. Any other goes through
+/// [`Server::listen_with`](crate::Server::listen_with).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` does not make handlers for an application of type `{A}`",
     label = "not a service",
-    note = "pass a closure that makes a handler, with the type of its first parameter written: `|_app: &mut {A}, _peer| MyHandler`"
+    note = "pass a closure that makes a handler, `|app: &mut {A}, peer: Peer| MyHandler`, or implement `Service<{A}>`"
 )]
 pub trait Service<A = ()> {
     /// A peer has connected. Called before TLS, so that a refusal costs nothing.

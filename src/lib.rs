@@ -17,7 +17,7 @@
 //!
 //! fn main() -> portcullis::Result<()> {
 //!     let mut server = Server::new(Config::new().max_connections(1024))?;
-//!     server.listen(Listen::tcp("127.0.0.1:2222").framing(Framing::Packet2), |_app: &mut (), _peer| Echo)?;
+//!     server.listen(Listen::tcp("127.0.0.1:2222").framing(Framing::Packet2), |_app, _peer| Echo)?;
 //!     server.run(&mut ())
 //! }
 //! ```

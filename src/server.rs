@@ -14,7 +14,7 @@ use crate::config::Listen;
 use crate::control::{Control, ControlOps as _, ListenerInfo};
 use crate::error::{Error, Result};
 use crate::handle::Handle;
-use crate::handler::{ConnInfo, Handler, Service};
+use crate::handler::{ConnInfo, Handler, Peer, Service};
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::logs;
 use crate::metrics::Metrics;
@@ -44,7 +44,7 @@ const RESERVED_DESCRIPTORS: usize = 32;
 ///
 /// fn main() -> portcullis::Result<()> {
 ///     let mut server = Server::new(Config::new().max_connections(1024))?;
-///     server.listen(Listen::tcp("127.0.0.1:2222").framing(Framing::Packet2), |_app: &mut (), _peer| Echo)?;
+///     server.listen(Listen::tcp("127.0.0.1:2222").framing(Framing::Packet2), |_app, _peer| Echo)?;
 ///     server.run(&mut ())
 /// }
 /// ```
@@ -93,26 +93,60 @@ impl<A> Server<A> {
         Ok(Self { reactor })
     }
 
-    /// Opens a listener. When this returns, clients can connect; they are served once the server runs.
+    /// Opens a listener; `accept` makes a handler for each client.
     ///
-    /// The service is most often a closure that makes a handler. The type of its first parameter must be written:
-    /// `|_app: &mut MyApp, _peer| MyHandler::new()`.
+    /// When this returns, clients can connect; they are served once the server runs. A service that
+    /// refuses peers, or is told of failed connections, goes through [`Server::listen_with`].
     ///
     /// # Errors
     ///
-    /// [`Error::AddressInUse`], [`Error::Listen`], [`Error::Address`], [`Error::NameTaken`], [`Error::Option`],
-    /// [`Error::Draining`]. The rest of the server is as it was.
-    pub fn listen(
-        &mut self,
-        listen: Listen,
-        service: impl Service<A> + 'static,
-    ) -> Result<ListenerId> {
-        self.reactor.listen(listen, Box::new(service))
+    /// [`Error::AddressInUse`], [`Error::Listen`], [`Error::Address`], [`Error::NameTaken`],
+    /// [`Error::Option`], [`Error::Draining`]. The rest of the server is unchanged.
+    pub fn listen<F, H>(&mut self, options: Listen, accept: F) -> Result<ListenerId>
+    where
+        F: FnMut(&mut A, Peer) -> H + 'static,
+        H: Handler<A> + 'static,
+    {
+        self.listen_with(options, accept)
     }
 
-    /// As [`Server::listen`], with a socket that is listening already, TCP or Unix: inherited, or handed over by systemd or by
-    /// another server ([`Control::listener_socket`]). It is made non-blocking and close-on-exec. The file of a Unix socket is
-    /// its maker's, and stays when the listener closes.
+    /// Opens a listener with a [`Service`]. Otherwise like [`Server::listen`].
+    ///
+    /// ```
+    /// # use portcullis::{try_accept, Config, Context, Handler, Listen, Outcome, Refuse, Server};
+    /// # struct Echo;
+    /// # impl Handler<u32> for Echo {
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_, u32>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+    /// # }
+    /// # fn main() -> portcullis::Result<()> {
+    /// let mut server = Server::new(Config::new())?;
+    /// let first_ten = try_accept(|left: &mut u32, _peer| {
+    ///     *left = left.checked_sub(1).ok_or(Refuse::silently())?;
+    ///     Ok(Echo)
+    /// });
+    /// server.listen_with(Listen::tcp("127.0.0.1:0"), first_ten)?;
+    /// # server.control().stop();
+    /// server.run(&mut 10)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::listen`].
+    pub fn listen_with(
+        &mut self,
+        options: Listen,
+        service: impl Service<A> + 'static,
+    ) -> Result<ListenerId> {
+        self.reactor.listen(options, Box::new(service))
+    }
+
+    /// Opens a listener on a socket that is listening already, TCP or Unix: inherited, or handed
+    /// over by systemd or by another server ([`Control::listener_socket`]). Otherwise like
+    /// [`Server::listen`].
+    ///
+    /// The socket is made non-blocking and close-on-exec. The file of a Unix socket belongs to its
+    /// maker, and stays when the listener closes.
     ///
     /// ```
     /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
@@ -122,21 +156,42 @@ impl<A> Server<A> {
     /// # }
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
-    /// let mut server = Server::new(Config::new())?;
-    /// server.adopt(socket, Listen::adopted().name("inherited"), |_app: &mut (), _peer| Echo)?;
+    /// let mut server: Server = Server::new(Config::new())?;
+    /// server.adopt(socket, Listen::adopted().name("inherited"), |_app, _peer| Echo)?;
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::NameTaken`], [`Error::Option`], [`Error::Draining`], or [`Error::Os`] if it is no usable socket.
-    pub fn adopt(
+    /// [`Error::NameTaken`], [`Error::Option`], [`Error::Draining`], or [`Error::Os`] for a socket
+    /// that is not usable.
+    pub fn adopt<F, H>(
         &mut self,
         socket: impl Into<OwnedFd>,
-        listen: Listen,
+        options: Listen,
+        accept: F,
+    ) -> Result<ListenerId>
+    where
+        F: FnMut(&mut A, Peer) -> H + 'static,
+        H: Handler<A> + 'static,
+    {
+        self.adopt_with(socket, options, accept)
+    }
+
+    /// Opens a listener on a socket that is listening already, with a [`Service`]. Otherwise like
+    /// [`Server::adopt`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::adopt`].
+    pub fn adopt_with(
+        &mut self,
+        socket: impl Into<OwnedFd>,
+        options: Listen,
         service: impl Service<A> + 'static,
     ) -> Result<ListenerId> {
-        self.reactor.adopt(socket.into(), listen, Box::new(service))
+        self.reactor
+            .adopt(socket.into(), options, Box::new(service))
     }
 
     /// Makes an outgoing connection: see [`Control::connect`].
@@ -182,7 +237,7 @@ impl<A> Server<A> {
     /// # fn main() -> portcullis::Result<()> {
     /// let spawned = Server::spawn(|| {
     ///     let mut server = Server::new(Config::new())?;
-    ///     server.listen(Listen::tcp("127.0.0.1:0"), |_app: &mut (), _peer| Echo)?;
+    ///     server.listen(Listen::tcp("127.0.0.1:0"), |_app, _peer| Echo)?;
     ///     Ok((server, ()))
     /// })?;
     /// println!("listening on {}", spawned.listeners[0].addr);

@@ -32,7 +32,7 @@ use crate::stats::DrainReport;
 /// # }
 /// # fn main() -> portcullis::Result<()> {
 /// let shards = Shards::new(Config::new().max_connections(10_000)).spawn(|_shard, server| {
-///     server.listen(Listen::tcp("127.0.0.1:0"), |_app: &mut (), _peer| Echo)?;
+///     server.listen(Listen::tcp("127.0.0.1:0"), |_app, _peer| Echo)?;
 ///     Ok(())
 /// })?;
 /// println!("listening on {}", shards.listeners[0].addr);

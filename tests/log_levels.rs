@@ -288,7 +288,7 @@ fn whoever_does_not_get_in_is_not_news() {
 
     let mut sim = Sim::new(13, Config::new(), ());
     let door = portcullis::try_accept(|_: &mut (), _: Peer| Err::<Echo, _>(Refuse::silently()));
-    let addr = sim.listen(listen(), door).expect("listen");
+    let addr = sim.listen_with(listen(), door).expect("listen");
     taken();
     connect(&mut sim, addr);
     quiet(&[CloseReason::Refused]);

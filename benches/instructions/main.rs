@@ -116,7 +116,7 @@ fn main() {
     let timer = work.with == "timer";
     let mut server: Server = Server::new(config).expect("a server");
     let id = server
-        .listen(listen, move |_: &mut (), _| Echo { timer })
+        .listen(listen, move |_app, _peer| Echo { timer })
         .expect("a port");
     let addr = server.listener(id).expect("it listens").addr;
     let mut turns = 0;

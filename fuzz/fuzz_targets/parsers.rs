@@ -244,7 +244,7 @@ fn serve(options: &Options) {
     }
     let config = Config::new().max_connections(options.max_connections);
     let listening = Sim::try_new(0, config, ()).and_then(|mut sim| {
-        let addr = sim.listen(listen, |_: &mut (), _| Echo)?;
+        let addr = sim.listen(listen, |_app, _peer| Echo)?;
         Ok((sim, addr))
     });
     let (mut sim, addr) = match listening {

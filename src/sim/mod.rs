@@ -34,7 +34,7 @@
 //! }
 //!
 //! let mut sim = Sim::new(1, Config::new(), ());
-//! let addr = sim.listen(Listen::tcp("127.0.0.1:0").framing(Framing::Line), |_: &mut (), _| Login::default()).unwrap();
+//! let addr = sim.listen(Listen::tcp("127.0.0.1:0").framing(Framing::Line), |_app, _peer| Login::default()).unwrap();
 //!
 //! let quick = sim.connect(addr).unwrap();
 //! let stalls = sim.connect(addr).unwrap();
@@ -88,7 +88,7 @@ use crate::config::Listen;
 use crate::control::{Control, ControlOps as _};
 use crate::error::Result;
 use crate::handle::Handle;
-use crate::handler::Service;
+use crate::handler::{Handler, Peer, Service};
 use crate::proto::Time;
 use crate::reactor::Reactor;
 use crate::stats::{DrainReport, Stats};
@@ -172,12 +172,25 @@ impl<A> Sim<A> {
     /// # Errors
     ///
     /// Those of [`Server::listen`](crate::Server::listen).
-    pub fn listen(
+    pub fn listen<F, H>(&mut self, options: Listen, accept: F) -> Result<SocketAddr>
+    where
+        F: FnMut(&mut A, Peer) -> H + 'static,
+        H: Handler<A> + 'static,
+    {
+        self.listen_with(options, accept)
+    }
+
+    /// As [`Sim::listen`], with a service.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::listen`](crate::Server::listen).
+    pub fn listen_with(
         &mut self,
-        listen: Listen,
+        options: Listen,
         service: impl Service<A> + 'static,
     ) -> Result<SocketAddr> {
-        let id = self.reactor.listen(listen, Box::new(service))?;
+        let id = self.reactor.listen(options, Box::new(service))?;
         let addr = self.reactor.ops().listener(&id.into())?.addr;
         // The simulated kernel has no other.
         Ok(addr

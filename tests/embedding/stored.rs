@@ -53,7 +53,7 @@ fn services_are_chosen_while_the_program_runs() {
         let mut server = Server::new(Config::new())?;
         for name in ["echo", "nobody"] {
             let service = protocols.remove(name).expect("it is in the table");
-            server.listen(Listen::tcp("127.0.0.1:0").name(name), service)?;
+            server.listen_with(Listen::tcp("127.0.0.1:0").name(name), service)?;
         }
         Ok((server, ()))
     })

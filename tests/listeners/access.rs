@@ -49,7 +49,7 @@ impl portcullis::Service<Heard> for Recorder {
 fn server(config: Config, listen: Listen) -> Running<Heard> {
     spawn(move || {
         let mut server = Server::new(config).expect("server");
-        server.listen(listen, Recorder).expect("listen");
+        server.listen_with(listen, Recorder).expect("listen");
         (server, Heard::default())
     })
 }

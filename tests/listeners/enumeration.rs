@@ -339,7 +339,7 @@ fn a_refused_peers_id_is_not_given_again() {
                 Err(Refuse::silently())
             }
         });
-        server.listen(local(), service).expect("listen");
+        server.listen_with(local(), service).expect("listen");
         (server, ())
     });
     await_end(&mut connect(server.addr()));

@@ -497,7 +497,9 @@ fn a_listener_that_is_shut_down_elsewhere_is_closed_and_reported() {
     let server = spawn(move || {
         let mut server = server();
         let listen = Listen::adopted().name("shared");
-        server.adopt(socket, listen, Recorder(tell)).expect("adopt");
+        server
+            .adopt_with(socket, listen, Recorder(tell))
+            .expect("adopt");
         server.listen(local(), echo).expect("listen");
         (server, ())
     });

@@ -196,7 +196,7 @@ impl Service<Heard> for Listens {
 #[test]
 fn a_slow_loris_keeps_nobody_out() {
     let mut sim = Sim::new(1, Config::new().max_connections(100), Heard::default());
-    let addr = sim.listen(behind_a_proxy(), Listens).expect("listen");
+    let addr = sim.listen_with(behind_a_proxy(), Listens).expect("listen");
     for _ in 0..20 {
         for _ in 0..200 {
             // Those that find the backlog full are not even that far.

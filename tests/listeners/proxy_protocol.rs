@@ -88,7 +88,7 @@ fn required() -> Listen {
 fn server(listen: Listen) -> Running<Heard> {
     spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(listen, Witnesses).expect("listen");
+        server.listen_with(listen, Witnesses).expect("listen");
         (server, Heard::default())
     })
 }

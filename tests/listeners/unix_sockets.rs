@@ -469,7 +469,9 @@ fn a_service_can_refuse_by_credentials() {
         let mut server = server();
         for (listen, uid) in listens {
             let tell = tell.clone();
-            server.listen(listen, Only { uid, tell }).expect("listen");
+            server
+                .listen_with(listen, Only { uid, tell })
+                .expect("listen");
         }
         (server, ())
     });
@@ -726,7 +728,7 @@ fn a_service_may_refuse() {
     let _server = spawn(move || {
         let mut server = server();
         let nobody = try_accept(|_: &mut (), _| Err::<Echo, _>(Refuse::with_farewell("no")));
-        server.listen(listen, nobody).expect("listen");
+        server.listen_with(listen, nobody).expect("listen");
         (server, ())
     });
     assert_eq!(read_to_end(&mut connect(&path)), b"no");

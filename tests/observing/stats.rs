@@ -50,7 +50,7 @@ fn door(refusals: Vec<Option<&'static str>>) -> (Running, mpsc::Receiver<Told>) 
         let mut server = Server::new(Config::new().max_connections(1)).expect("server");
         let listen = local().name("door").at_capacity(AtCapacity::refuse());
         server
-            .listen(
+            .listen_with(
                 listen,
                 Door {
                     refusals,
@@ -289,7 +289,7 @@ fn a_closure_may_refuse() {
             }
             None => Err(Refuse::with_farewell("enough")),
         });
-        server.listen(local(), service).expect("listen");
+        server.listen_with(local(), service).expect("listen");
         (server, 2_u32)
     });
     let mut inside = [connect(server.addr()), connect(server.addr())];
@@ -320,7 +320,7 @@ fn a_service_that_panics_is_counted_and_asked_again() {
     }
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(local(), Shaky(0)).expect("listen");
+        server.listen_with(local(), Shaky(0)).expect("listen");
         (server, ())
     });
     await_end(&mut connect(server.addr()));
@@ -382,7 +382,7 @@ fn so_is_a_services() {
             .listen(local(), |_: &mut (), _| Echo)
             .expect("listen");
         server
-            .listen(local().name("fragile"), Fragile)
+            .listen_with(local().name("fragile"), Fragile)
             .expect("listen");
         (server, ())
     });

@@ -128,7 +128,7 @@ fn places_are_neither_lost_nor_found() {
                         _ => Ok(obeys.clone()),
                     },
                 );
-            server.listen(plain().name("moody"), moody)?;
+            server.listen_with(plain().name("moody"), moody)?;
             let denied = plain().access_rules(AccessRules::deny_all());
             server.listen(denied.name("denied"), |_: &mut (), _| Errand)?;
             Ok(())

@@ -31,8 +31,8 @@ fn two_listeners(site: &Site, config: Config) -> (Running<Seen>, [SocketAddr; 2]
         .map(|timeout| listen(site).conn(ConnConfig::new().handshake_timeout(timeout)));
     let server = spawn(move || {
         let mut server = Server::new(config).expect("server");
-        server.listen(short, Witnesses).expect("listen");
-        server.listen(long, Witnesses).expect("listen");
+        server.listen_with(short, Witnesses).expect("listen");
+        server.listen_with(long, Witnesses).expect("listen");
         (server, Seen::default())
     });
     let addrs = [
@@ -518,7 +518,7 @@ fn a_service_refuses_before_the_handshake() {
         let service = portcullis::try_accept(|_: &mut (), _| -> Result<kit::net::Echo, _> {
             Err(portcullis::Refuse::with_farewell(*b"closed on Sundays\n"))
         });
-        server.listen(listen, service).expect("listen");
+        server.listen_with(listen, service).expect("listen");
         (server, ())
     });
     assert_eq!(

@@ -253,7 +253,7 @@ impl Stage {
                 .total_frame_rate(Rate::per_second(20).burst(5))
         };
         let mut sim = Sim::new(7, Config::new(), Books::default());
-        let doors = [(); 2].map(|()| sim.listen(listen(), Door).expect("listen"));
+        let doors = [(); 2].map(|()| sim.listen_with(listen(), Door).expect("listen"));
         let mut stage = Self {
             sim,
             doors,
