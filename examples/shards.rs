@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let handle = running.handle.clone();
     let report = running.join()?;
-    for (shard, handle) in handle.shards().iter().enumerate() {
+    for (shard, handle) in handle.shards().enumerate() {
         terminal::say(&format!(
             "shard {shard}: {} connections",
             handle.stats().accepted

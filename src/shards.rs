@@ -1,19 +1,15 @@
 //! Several servers on several threads that act as one.
 
-mod handle;
-
 use std::any::Any;
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{mpsc, Arc};
 use std::thread::{self, JoinHandle};
 
-pub use handle::ShardsHandle;
-
 use crate::config::Config;
 use crate::control::ListenerInfo;
 use crate::error::{Error, Result};
-use crate::handle::Handle;
+use crate::handle::{add_listeners, CommonCap, Handle};
 use crate::reactor::shared_cap::SharedCap;
 use crate::reactor::shared_listen_sockets::SharedListenSockets;
 use crate::server::{warn_of_descriptors, Common, Server};
@@ -49,7 +45,7 @@ use crate::stats::DrainReport;
 /// | [`Config::max_connections`] | one cap over all shards, exact at every instant, also while it changes; a change in one shard is one for all |
 /// | [`Config::pending_limits`] | over all shards: each has its part of it |
 /// | listening sockets | the first shard that listens on an address opens it, port 0 included, and [`Server::listen`] with the same address in another has the same socket; what only one listens on is its own; a Unix socket's file goes with the last |
-/// | [`ShardsHandle`] | reaches all |
+/// | [`Handle`] | reaches all |
 /// | every other limit, rate, budget, alarm and count | each shard's own: for so many connections *of one source* in all, give each shard its part |
 ///
 /// Make a TLS configuration once, outside of `build`, and clone its `Arc`: with one for each shard, a client's session is resumed only
@@ -163,16 +159,29 @@ impl Shards {
         let mut threads = Vec::with_capacity(count);
         for shard in shards {
             handles.push(shard.handle);
-            handle::add_listeners(&mut listeners, shard.listeners, self.config.max_connections);
+            add_listeners(&mut listeners, shard.listeners, self.config.max_connections);
             threads.push(shard.thread);
             // It waits for this.
             let _ = shard.go.send(());
         }
         Ok(SpawnedShards {
-            handle: ShardsHandle::new(handles, Arc::clone(&common.shared_cap)),
+            handle: Handle::of_shards(
+                handles,
+                Arc::clone(&common.shared_cap) as Arc<dyn CommonCap>,
+            ),
             listeners,
             threads,
         })
+    }
+}
+
+impl CommonCap for SharedCap {
+    fn get(&self) -> usize {
+        self.cap()
+    }
+
+    fn set(&self, connections: usize) {
+        self.set_cap(connections);
     }
 }
 
@@ -259,7 +268,7 @@ where
 #[non_exhaustive]
 pub struct SpawnedShards<A = ()> {
     /// Reaches all of them.
-    pub handle: ShardsHandle<A>,
+    pub handle: Handle<A>,
     /// Their listeners when they began to run, with their real ports; those of one name are one.
     pub listeners: Vec<ListenerInfo>,
     threads: Vec<Thread>,

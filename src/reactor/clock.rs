@@ -1,6 +1,8 @@
 //! The clock: the only room that reads it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+use std::time::Instant;
 
 use crate::proto::Time;
 
@@ -23,7 +25,7 @@ impl Clock {
     }
 }
 
-/// What [`Instant`] reads, as one number: a connection's turn costs a reading, and two of `Instant`'s two numbers take longer to
+/// What `std::time::Instant` reads, as one number: a connection's turn costs a reading, and two of `Instant`'s two numbers take longer to
 /// subtract than to read.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 #[inline]
@@ -42,19 +44,4 @@ fn monotonic() -> u64 {
     static EPOCH: OnceLock<Instant> = OnceLock::new();
     let elapsed = EPOCH.get_or_init(Instant::now).elapsed();
     u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// When somebody outside a loop has waited long enough.
-pub(crate) struct Deadline(Option<Instant>);
-
-impl Deadline {
-    pub(crate) fn after(timeout: Duration) -> Self {
-        Self(Instant::now().checked_add(timeout))
-    }
-
-    pub(crate) fn left(&self) -> Duration {
-        self.0.map_or(LONGEST_SLEEP, |at| {
-            at.saturating_duration_since(Instant::now())
-        })
-    }
 }

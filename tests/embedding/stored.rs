@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use kit::net::{connect, ping, read_to_end, tcp, Echo, PATIENCE};
 use portcullis::{
     try_accept, Config, Conn, Connect, Context, Control, Handle, Listen, ListenerId, ListenerRef,
-    Peer, Refuse, Server, Service, Shards, ShardsHandle, Spawned, SpawnedShards,
+    Peer, Refuse, Server, Service, Shards, Spawned, SpawnedShards,
 };
 
 /// Has no trait at all.
@@ -22,7 +22,7 @@ enum Held {
     },
     OnAThread(Spawned<State>),
     OnThreads(SpawnedShards<State>),
-    Elsewhere(Handle<State>, Option<ShardsHandle<State>>),
+    Elsewhere(Handle<State>, Option<Handle<State>>),
     NotYet(Config, Listen, Connect, Shards),
 }
 

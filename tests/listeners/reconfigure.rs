@@ -52,7 +52,7 @@ fn limits_are_live() {
     server
         .handle
         .reconfigure_listener("it", PATIENCE, move |listen| {
-            listen.max_connections(1).at_capacity(full)
+            listen.max_connections(1).at_capacity(full.clone())
         })
         .expect("good values");
     assert_eq!(read_to_end(&mut connect(server.addr())), b"full");

@@ -193,7 +193,7 @@ fn a_free_place_is_found_by_another_shard() {
 fn a_busy_shard_strands_nobody() {
     let (shards, addr, _) = spawn(Config::new(), 2, local());
     for shard in [0, 1] {
-        let busy = hold(shards.handle.shard(shard).expect("a shard"));
+        let busy = hold(&shards.handle.shard(shard).expect("a shard"));
         let mut clients: Vec<_> = (0..100).map(|_| connect(addr)).collect();
         for client in &mut clients {
             ping(client, b"served meanwhile");
@@ -370,8 +370,13 @@ fn the_places_of_a_shard_that_ends_are_free() {
         send2(client, b"waiting");
     }
     let going = home(&shards);
-    let held = shards.handle.shards()[going].stats().open;
-    shards.handle.shards()[going].stop().expect("it runs");
+    let held = shards.handle.shard(going).expect("a shard").stats().open;
+    shards
+        .handle
+        .shard(going)
+        .expect("a shard")
+        .stop()
+        .expect("it runs");
     for client in waiting.iter_mut().take(held) {
         assert_eq!(recv2(client), b"waiting");
     }

@@ -35,7 +35,7 @@ fn a_drain_serves_who_waits_in_the_backlogs() {
         for client in &mut inside {
             ping(client, b"inside");
         }
-        let busy: Vec<_> = shards.handle.shards().iter().map(hold).collect();
+        let busy: Vec<_> = shards.handle.shards().map(|shard| hold(&shard)).collect();
         let mut waiting: Vec<_> = (0..60).map(|_| connect(addr)).collect();
         for client in waiting.iter_mut().chain(&mut inside) {
             send2(client, b"last words");

@@ -14,8 +14,8 @@ use kit::net::{
     await_end, connect, eventually, held_by_each, local, ping, recv2, send2, tcp, Place, PATIENCE,
 };
 use portcullis::{
-    Budgets, Config, Context, Error, HandleError, Handler, Listen, ListenerState, Outcome, Result,
-    Server, Shards, ShardsHandle, SocketOptions, SpawnedShards,
+    Budgets, Config, Context, Error, Handle, HandleError, Handler, Listen, ListenerState, Outcome,
+    Result, Server, Shards, SocketOptions, SpawnedShards,
 };
 
 /// Answers each frame with the number of its shard.
@@ -107,7 +107,7 @@ fn all_shards_have_clients_of_one_port() {
 fn who_has_fewer_connections_has_the_next() {
     let mut tries = (0..20).map(|_| {
         let shards = shards(2, local());
-        let busy = kit::net::hold(&shards.handle.shards()[1]);
+        let busy = kit::net::hold(&shards.handle.shard(1).expect("a shard"));
         let mut clients: Vec<_> = (0..100).map(|_| connect(addr(&shards))).collect();
         assert!(clients.iter_mut().all(|client| asked(client) == 0));
         drop(busy);
@@ -193,11 +193,11 @@ fn each_listen_is_one_listener() {
     // Whoever has it, does it.
     shards
         .handle
-        .suspend("admin", PATIENCE)
+        .change(PATIENCE, |control| control.suspend("admin"))
         .expect("one has it");
     let error = shards
         .handle
-        .suspend("nobody", PATIENCE)
+        .change(PATIENCE, |control| control.suspend("nobody"))
         .expect_err("none has it");
     assert_eq!(error, HandleError::NoListener("nobody".into()));
     finish(shards);
@@ -280,7 +280,7 @@ fn one_handle_reaches_all() {
     });
     let (stats, each) = (
         handle.stats(),
-        handle.shards().iter().map(|handle| handle.stats().accepted),
+        handle.shards().map(|handle| handle.stats().accepted),
     );
     assert_eq!((stats.accepted, stats.max_connections), (each.sum(), 1024));
     assert_eq!(stats.accepted, stats.open as u64 + stats.closed_total());
@@ -322,7 +322,10 @@ fn what_is_changed_is_changed_in_all() {
         })
         .expect("changed");
     assert_eq!(
-        (handle.max_connections(), handle.stats().max_connections),
+        (
+            handle.stats().max_connections,
+            handle.stats().max_connections
+        ),
         (50, 50)
     );
     let refused = handle.reconfigure(PATIENCE, |config| {
@@ -340,7 +343,7 @@ fn what_is_changed_is_changed_in_all() {
         matches!(refused, Err(HandleError::Refused(_))),
         "{refused:?}"
     );
-    assert_eq!(handle.max_connections(), 50);
+    assert_eq!(handle.stats().max_connections, 50);
     // A change of another option keeps the cap that somebody else has set.
     handle.set_max_connections(60).expect("changed");
     handle
@@ -351,13 +354,13 @@ fn what_is_changed_is_changed_in_all() {
             })
         })
         .expect("changed");
-    assert_eq!(handle.max_connections(), 60);
+    assert_eq!(handle.stats().max_connections, 60);
     let set = |_: &mut usize, control: &mut portcullis::Control<'_, usize>| {
         control.set_max_connections(70)
     };
     let one = handle.shard(1).expect("a shard");
     one.call(PATIENCE, set).expect("answered").expect("changed");
-    assert_eq!(handle.max_connections(), 70, "it is the cap of all");
+    assert_eq!(handle.stats().max_connections, 70, "it is the cap of all");
 
     let limit = |listen: Listen| listen.max_connections(3);
     handle
@@ -367,16 +370,22 @@ fn what_is_changed_is_changed_in_all() {
         handle.listeners(PATIENCE).expect("answers")[0].max_connections,
         6
     );
-    handle.suspend("door", PATIENCE).expect("suspended");
+    handle
+        .change(PATIENCE, |control| control.suspend("door"))
+        .expect("suspended");
     assert_eq!(
         handle.listeners(PATIENCE).expect("answers")[0].state,
         ListenerState::Suspended
     );
     let mut waits = connect(addr(&shards));
     send2(&mut waits, b"who");
-    handle.resume("door", PATIENCE).expect("resumed");
+    handle
+        .change(PATIENCE, |control| control.resume("door"))
+        .expect("resumed");
     recv2(&mut waits);
-    handle.close_listener("door", PATIENCE).expect("closed");
+    handle
+        .change(PATIENCE, |control| control.close_listener("door"))
+        .expect("closed");
     assert_eq!(handle.listeners(PATIENCE).expect("answers"), []);
     let refused = TcpStream::connect(addr(&shards)).expect_err("no port");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
@@ -405,7 +414,7 @@ fn a_job_that_panics_or_is_late_is_told() {
         .call_each(PATIENCE, |shard, _, _| assert_eq!(shard, 0));
     assert_eq!(panicked, Err(HandleError::Panicked));
     eventually("it is counted", || shards.handle.stats().panics == 1);
-    let busy = kit::net::hold(shards.handle.shard(0).expect("a shard"));
+    let busy = kit::net::hold(&shards.handle.shard(0).expect("a shard"));
     let late = shards
         .handle
         .call_each(Duration::from_millis(1), |_, _, _| ());
@@ -417,7 +426,7 @@ fn a_job_that_panics_or_is_late_is_told() {
 #[test]
 fn after_the_end_the_handle_says_so() {
     let shards = shards(2, local());
-    let handle: ShardsHandle<usize> = shards.handle.clone();
+    let handle: Handle<usize> = shards.handle.clone();
     // Those that still run are asked without those that have gone.
     handle.shard(0).expect("a shard").stop().expect("it runs");
     eventually("one has gone", || {
@@ -441,7 +450,10 @@ fn after_the_end_the_handle_says_so() {
     assert_eq!(handle.post_each(|_, _, _| {}), Err(HandleError::ServerGone));
     assert_eq!(handle.drain(PATIENCE), Err(HandleError::ServerGone));
     assert_eq!(handle.stop(), Err(HandleError::ServerGone));
-    assert_eq!(handle.suspend(7, PATIENCE), Err(HandleError::ServerGone));
+    assert_eq!(
+        handle.change(PATIENCE, |control| control.suspend(7)),
+        Err(HandleError::ServerGone)
+    );
     assert!(handle.metrics(PATIENCE).is_err());
     assert_eq!(handle.stats().accepted, 1, "the counters stay");
 }

@@ -30,7 +30,7 @@ impl<A> Handler<A> for Echo {
 
 /// How many connections each shard has.
 pub fn held_by_each<A>(shards: &SpawnedShards<A>) -> Vec<usize> {
-    let handles = shards.handle.shards().iter();
+    let handles = shards.handle.shards();
     handles.map(|handle| handle.stats().open).collect()
 }
 
