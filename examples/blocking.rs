@@ -85,7 +85,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let id = server.listen(listen, |_app, _peer| Reception)?;
     terminal::say(&format!(
         "listening on {} (line)",
-        server.listener(id)?.addr
+        server.control().listener(id)?.addr
     ));
 
     let (sender, queue) = sync_channel(connections);

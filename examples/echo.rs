@@ -56,7 +56,7 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     }
     let mut server = Server::new(config)?;
     let id = server.listen(listen, |_app, _peer| Echo)?;
-    let addr = server.listener(id)?.addr;
+    let addr = server.control().listener(id)?.addr;
     // Before the address is said: who reads it may send a signal at once.
     let signalled = terminal::note_signals()?;
     terminal::say(&format!("listening on {addr} ({})", options.framing.name()));
@@ -69,8 +69,8 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     server.control().drain(options.grace);
     server.run(&mut ())?;
 
-    terminal::say(&summary(&server.stats()));
-    if let Some(report) = server.drain_report() {
+    terminal::say(&summary(&server.control().stats()));
+    if let Some(report) = server.control().drain_report() {
         terminal::say(&format!(
             "drained in {:.1?}: {} connections ended by themselves, {} were forced",
             report.took, report.ended, report.forced

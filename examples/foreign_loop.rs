@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let id = server.listen(listen, |_app, _peer| Clock)?;
     terminal::say(&format!(
         "listening on {} (line)",
-        server.listener(id)?.addr
+        server.control().listener(id)?.addr
     ));
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
 

@@ -80,7 +80,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let id = server.listen(listen, |_app, _peer| Player)?;
     terminal::say(&format!(
         "listening on {} (packet-2)",
-        server.listener(id)?.addr
+        server.control().listener(id)?.addr
     ));
     terminal::drain_on_signal(server.handle(), Duration::ZERO)?;
 

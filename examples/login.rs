@@ -124,7 +124,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let id = server.listen(listen, |_app, _peer| Stranger::default())?;
     terminal::say(&format!(
         "listening on {} (lines, then packet-2)",
-        server.listener(id)?.addr
+        server.control().listener(id)?.addr
     ));
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     server.run(&mut App { tls, sessions: 0 })?;

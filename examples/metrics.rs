@@ -121,7 +121,7 @@ fn main() -> portcullis::Result<()> {
         request: String::new(),
         lines: 0,
     })?;
-    server.on_alarm(
+    server.control().on_alarm(
         Alarm::connections(Quota::Percent(90)),
         |_, _, notice: &AlarmNotice| {
             terminal::complain(&notice.to_string());
@@ -129,11 +129,11 @@ fn main() -> portcullis::Result<()> {
     )?;
     terminal::say(&format!(
         "listening on {} (echo)",
-        server.listener(echo)?.addr
+        server.control().listener(echo)?.addr
     ));
     terminal::say(&format!(
         "listening on {} (metrics)",
-        server.listener(watch)?.addr
+        server.control().listener(watch)?.addr
     ));
     server.run(&mut ())
 }

@@ -117,7 +117,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     terminal::say(&format!(
         "listening on {} (to {})",
-        server.listener(id)?.addr,
+        server.control().listener(id)?.addr,
         options.to
     ));
     server.run(&mut (options.to.clone(), back))?;

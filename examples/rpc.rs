@@ -70,7 +70,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let id = server.listen(listen, |_app, _peer| Session { requests: 0 })?;
     terminal::say(&format!(
         "listening on {} (packet-4)",
-        server.listener(id)?.addr
+        server.control().listener(id)?.addr
     ));
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     server.run(&mut Words::new())?;

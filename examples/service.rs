@@ -106,11 +106,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         are_passed,
         Duration::from_secs(options.grace),
     )?;
-    for listener in server.listeners() {
+    for listener in server.control().listeners() {
         terminal::say(&format!("listening on {} (line)", listener.addr));
     }
     server.run(&mut ())?;
-    if let Some(report) = server.drain_report() {
+    if let Some(report) = server.control().drain_report() {
         terminal::say(&format!(
             "drained: {} ended by themselves, {} were forced",
             report.ended, report.forced

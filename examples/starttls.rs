@@ -117,7 +117,7 @@ fn serve(options: &Options) -> Result<(), Box<dyn Error>> {
         );
     let mut server = Server::new(Config::new())?;
     server.listen(listen, |_app, _peer| Session::default())?;
-    let addr = server.listener("mail")?.addr;
+    let addr = server.control().listener("mail")?.addr;
     terminal::say(&format!("listening on {addr} (lines, STARTTLS)"));
     server.run(&mut App { tls })?;
     Ok(())

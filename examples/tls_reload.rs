@@ -63,7 +63,7 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
         .tls(config);
     let mut server = Server::new(Config::new())?;
     server.listen(listen, |_app, _peer| Echo)?;
-    let addr = server.listener(LISTENER)?.addr;
+    let addr = server.control().listener(LISTENER)?.addr;
     // Before the address is said: who reads it may send a signal at once.
     obey_signals(server.handle(), options)?;
     terminal::say(&format!("listening on {addr} (line, TLS)"));

@@ -36,7 +36,7 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
-    /// The address given to [`Server::connect`](crate::Server::connect) is none: the name of a host among them.
+    /// The address given to [`Control::connect`](crate::Control::connect) is none: the name of a host among them.
     ConnectAddress(AddrError),
     /// An outgoing connection could not even be begun: the kernel said no at once, and no retry was asked for.
     Connect {

@@ -26,7 +26,7 @@
 //!
 //! - [`Server`]: listen, run, or [`Server::poll_once`] in a loop of your own.
 //! - [`Handler`] and [`Service`]: what you write. [`Context`] and [`Conn`]: what you are lent.
-//! - [`Server::connect`], [`Control::connect`] and [`Conn::connect`]: connections that the server makes.
+//! - [`Control::connect`] and [`Conn::connect`]: connections that the server makes.
 //! - [`Config`], [`Listen`] and [`Connect`]: every option, with unit and default.
 //! - [`Handle`]: the one thing that crosses threads. [`Control`]: the running server between two turns.
 //! - [`Shards`]: the same on several cores.

@@ -6,23 +6,18 @@ use std::sync::{mpsc, Arc};
 use std::thread;
 use std::time::Duration;
 
-use crate::addr::{Addr, AddrError};
-use crate::alarm::{Alarm, AlarmId, AlarmNotice};
-use crate::config::Config;
-use crate::config::Connect;
-use crate::config::Listen;
+use crate::config::{Config, Listen};
 use crate::control::{Control, ControlOps as _, ListenerInfo};
 use crate::error::{Error, Result};
 use crate::handle::Handle;
-use crate::handler::{ConnInfo, Handler, Peer, Service};
-use crate::id::{ConnId, ListenerId, ListenerRef};
+use crate::handler::{Handler, Peer, Service};
+use crate::id::ListenerId;
 use crate::logs;
-use crate::metrics::Metrics;
 use crate::reactor::os_mio::{descriptor_limit, MioOs};
 use crate::reactor::shared_cap::SharedCap;
 use crate::reactor::shared_listen_sockets::SharedListenSockets;
 use crate::reactor::Reactor;
-use crate::stats::{DrainReport, Stats};
+use crate::stats::DrainReport;
 
 /// Descriptors that the rest of a small program needs: standard streams, the poll, the waker, listeners, logs.
 const RESERVED_DESCRIPTORS: usize = 32;
@@ -64,7 +59,7 @@ const RESERVED_DESCRIPTORS: usize = 32;
 /// # Ok(()) }
 /// ```
 ///
-/// Dropping a server closes its ports and connections without calling any handler; [`Server::drain`] is the orderly way.
+/// Dropping a server closes its ports and connections without calling any handler; [`Control::drain`] ends it in order.
 /// Panics in the destructors of what it holds are caught and logged.
 pub struct Server<A = ()> {
     reactor: Reactor<A, MioOs>,
@@ -194,24 +189,6 @@ impl<A> Server<A> {
             .adopt(socket.into(), options, Box::new(service))
     }
 
-    /// Makes an outgoing connection: see [`Control::connect`].
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Control::connect`].
-    pub fn connect<T>(
-        &mut self,
-        addr: T,
-        options: Connect,
-        handler: impl Handler<A> + 'static,
-    ) -> Result<ConnId>
-    where
-        T: TryInto<Addr>,
-        AddrError: From<T::Error>,
-    {
-        self.control().connect(addr, options, handler)
-    }
-
     /// Serves until a drain is over or [`Control::stop`] is called.
     ///
     /// # Errors
@@ -269,9 +246,9 @@ impl<A> Server<A> {
                     return Ok(None);
                 }
             };
-            let _ = tell.send(Ok((server.handle(), server.listeners())));
+            let _ = tell.send(Ok((server.handle(), server.control().listeners())));
             server.run(&mut app)?;
-            Ok(server.drain_report())
+            Ok(server.control().drain_report())
         };
         let thread = thread::Builder::new()
             .name("portcullis".to_owned())
@@ -327,111 +304,9 @@ impl<A> Server<A> {
         Handle::new(Arc::clone(self.reactor.shared()))
     }
 
-    /// Everything that can be asked between two turns; the methods below are shorthands for some of it.
+    /// Returns the controls: everything that can be asked and changed between two iterations.
     pub fn control(&mut self) -> Control<'_, A> {
         Control::new(self.reactor.ops_mut())
-    }
-
-    /// All listeners, oldest first.
-    pub fn listeners(&self) -> Vec<ListenerInfo> {
-        self.reactor.ops().listeners()
-    }
-
-    /// One listener, by id, port or name: `server.listener("games")?.addr`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoListener`].
-    pub fn listener(&self, which: impl Into<ListenerRef>) -> Result<ListenerInfo> {
-        self.reactor.ops().listener(&which.into())
-    }
-
-    /// All connections as of now.
-    pub fn connections(&mut self) -> Vec<ConnInfo> {
-        self.control().connections()
-    }
-
-    /// Ends one connection at once: see [`Control::kill`].
-    pub fn kill(&mut self, id: ConnId) -> bool {
-        self.control().kill(id)
-    }
-
-    /// Changes the cap: see [`Control::set_max_connections`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Option`]; the cap is as it was.
-    pub fn set_max_connections(&mut self, connections: usize) -> Result<()> {
-        self.control().set_max_connections(connections)
-    }
-
-    /// Changes options of the server: see [`Control::reconfigure`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Option`]; everything is as it was.
-    pub fn reconfigure(&mut self, change: impl FnOnce(Config) -> Config) -> Result<()> {
-        self.control().reconfigure(change)
-    }
-
-    /// Changes options of a listener: see [`Control::reconfigure_listener`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoListener`], [`Error::Option`]; everything is as it was.
-    pub fn reconfigure_listener(
-        &mut self,
-        which: impl Into<ListenerRef>,
-        change: impl FnOnce(Listen) -> Listen,
-    ) -> Result<()> {
-        self.control().reconfigure_listener(which, change)
-    }
-
-    /// Changes the TLS of a listener: see [`Control::set_tls`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoListener`], [`Error::Option`]; everything is as it was.
-    #[cfg(feature = "tls")]
-    pub fn set_tls(
-        &mut self,
-        which: impl Into<ListenerRef>,
-        config: impl Into<crate::tls::TlsConfig>,
-    ) -> Result<()> {
-        self.control().set_tls(which, config)
-    }
-
-    /// The counters.
-    pub fn stats(&self) -> Stats {
-        self.reactor.ops().stats()
-    }
-
-    /// Everything that is counted and measured: see [`Control::metrics`].
-    pub fn metrics(&self) -> Metrics {
-        self.reactor.ops().metrics()
-    }
-
-    /// Sets an alarm: see [`Control::on_alarm`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Option`] for a threshold that is always or never reached.
-    pub fn on_alarm(
-        &mut self,
-        alarm: Alarm,
-        callback: impl FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice) + 'static,
-    ) -> Result<AlarmId> {
-        self.control().on_alarm(alarm, callback)
-    }
-
-    /// Starts to end in order: see [`Control::drain`]. [`Server::run`] returns when it is over.
-    pub fn drain(&mut self, grace: Duration) {
-        self.control().drain(grace);
-    }
-
-    /// How the drain went, once it is over.
-    pub fn drain_report(&self) -> Option<DrainReport> {
-        self.reactor.ops().drain_report()
     }
 }
 
@@ -517,9 +392,10 @@ impl<A> AsFd for Server<A> {
 
 impl<A> fmt::Debug for Server<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ops = self.reactor.ops();
         f.debug_struct("Server")
-            .field("listeners", &self.listeners())
-            .field("stats", &self.stats())
+            .field("listeners", &ops.listeners())
+            .field("stats", &ops.stats())
             .finish()
     }
 }

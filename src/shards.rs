@@ -232,12 +232,12 @@ where
                 return Ok(None);
             }
         };
-        let _ = tell.send(Ok((server.handle(), server.listeners())));
+        let _ = tell.send(Ok((server.handle(), server.control().listeners())));
         if may_go.recv().is_err() {
             return Ok(None);
         }
         server.run(&mut app)?;
-        Ok(server.drain_report())
+        Ok(server.control().drain_report())
     };
     let thread = thread::Builder::new()
         .name(format!("portcullis-{shard}"))

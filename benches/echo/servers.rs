@@ -67,7 +67,7 @@ fn by_portcullis() {
         .name("echo")
         .framing(Framing::Packet2);
     server.listen(listen, |_app, _peer| Echo).expect("a port");
-    let addr = server.listener("echo").expect("there").addr;
+    let addr = server.control().listener("echo").expect("there").addr;
     tell(addr.as_tcp().expect("TCP"));
     server.run(&mut ()).expect("it runs");
 }

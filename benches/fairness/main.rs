@@ -107,8 +107,11 @@ fn serve() {
     server
         .listen(listen("tls").tls(tls), |_app, _peer| Echo)
         .expect("a port");
-    println!("{}", server.listener("plain").expect("there").addr);
-    println!("{}", server.listener("tls").expect("there").addr);
+    println!(
+        "{}",
+        server.control().listener("plain").expect("there").addr
+    );
+    println!("{}", server.control().listener("tls").expect("there").addr);
     println!("{}", chain.display());
     server.run(&mut ()).expect("it runs");
 }

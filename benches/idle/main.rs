@@ -77,7 +77,7 @@ fn serve(addr: SocketAddr, most: usize) {
         .socket(SocketOptions::new().reuse_port(true))
         .conn(ConnConfig::new().idle_timeout(Duration::from_secs(3_600)));
     server.listen(listen, |_app, _peer| Echo).expect("a port");
-    println!("{}", server.listener("echo").expect("there").addr);
+    println!("{}", server.control().listener("echo").expect("there").addr);
     server.run(&mut ()).expect("it runs");
 }
 

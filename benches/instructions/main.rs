@@ -118,7 +118,7 @@ fn main() {
     let id = server
         .listen(listen, move |_app, _peer| Echo { timer })
         .expect("a port");
-    let addr = server.listener(id).expect("it listens").addr;
+    let addr = server.control().listener(id).expect("it listens").addr;
     let mut turns = 0;
     let mut echo = vec![0; batch.len()];
     if matches!(&*work.with, "connects" | "handshakes") {
@@ -132,7 +132,7 @@ fn main() {
             turn();
             client.read_exact(&mut echo).expect("the echo");
             drop(client);
-            while server.stats().closed_total() == round {
+            while server.control().stats().closed_total() == round {
                 measured_turn(&mut server, None);
                 turns += 1;
             }
@@ -149,16 +149,16 @@ fn main() {
             })
         })
         .collect();
-    while server.stats().opened < work.conns as u64 {
+    while server.control().stats().opened < work.conns as u64 {
         server.poll_once(&mut (), None).expect("it polls");
     }
-    let first = server.stats().frames_in;
+    let first = server.control().stats().frames_in;
     for round in 0..work.rounds {
         for client in &mut clients {
             client.write_all(&batch).expect("sent");
         }
         let all = first + ((round + 1) * work.conns * work.window) as u64;
-        while server.stats().frames_in < all {
+        while server.control().stats().frames_in < all {
             measured_turn(&mut server, None);
             turns += 1;
         }

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::proto::tls::ClientTls;
 use crate::proto::{ConnConfig, Framing};
 
-/// One outgoing connection: in which framing, under which limits. For [`Server::connect`](crate::Server::connect),
+/// One outgoing connection: in which framing, under which limits. For
 /// [`Control::connect`](crate::Control::connect) and [`Conn::connect`](crate::Conn::connect).
 ///
 /// Where an option has the name of one of [`Listen`](crate::Listen), it means the same and has the same default. What concerns

@@ -430,7 +430,7 @@ impl<A> fmt::Debug for Conn<'_, A> {
 pub struct ConnInfo {
     /// Its id.
     pub id: ConnId,
-    /// The listener it came through; `None` for one that the server has made, or is to ([`Server::connect`](crate::Server::connect)).
+    /// The listener it came through; `None` for one that the server has made, or is to ([`Control::connect`](crate::Control::connect)).
     pub listener: Option<ListenerId>,
     /// The peer's address.
     pub peer: Addr,

@@ -15,7 +15,7 @@ use super::framing::FrameError;
 /// ```
 ///
 /// An accepted connection begins in the first row, an outgoing one
-/// ([`Server::connect`](crate::Server::connect)) in the second.
+/// ([`Control::connect`](crate::Control::connect)) in the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum State {

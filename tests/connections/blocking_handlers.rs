@@ -24,9 +24,9 @@ fn world<H: Handler + Clone + 'static>(listen: Listen, handler: H) -> (Server, T
     server
         .listen(listen, move |_: &mut (), _| handler.clone())
         .expect("listen");
-    let mut client = connect(tcp(&server.listeners()[0].addr));
+    let mut client = connect(tcp(&server.control().listeners()[0].addr));
     send2(&mut client, b"go");
-    while server.stats().frames_in == 0 {
+    while server.control().stats().frames_in == 0 {
         server.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
     }
     // Whatever is judged at once is judged here.
@@ -65,6 +65,7 @@ fn the_write_timeout_begins_with_the_write() {
     );
     let (mut server, mut client) = world(listen, Answers);
     assert!(server
+        .control()
         .connections()
         .first()
         .is_some_and(|info| info.queued > 0));
@@ -72,7 +73,7 @@ fn the_write_timeout_begins_with_the_write() {
         let mut all = Vec::new();
         client.read_to_end(&mut all).map(|_| all.len())
     });
-    while server.stats().open > 0 {
+    while server.control().stats().open > 0 {
         server
             .poll_once(&mut (), Some(Duration::from_millis(10)))
             .expect("a turn");
@@ -108,7 +109,12 @@ fn the_handshake_of_an_upgrade_has_its_time() {
         upgrades,
     );
     assert_eq!(kit::net::recv2(&mut client), b"go ahead");
-    let states: Vec<_> = server.connections().iter().map(|info| info.state).collect();
+    let states: Vec<_> = server
+        .control()
+        .connections()
+        .iter()
+        .map(|info| info.state)
+        .collect();
     assert_eq!(states, [portcullis::State::Handshaking]);
     client.write_all(b"no handshake").expect("it is there");
 }

@@ -239,7 +239,7 @@ fn a_name_that_no_certificate_can_have_is_said_at_once() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     for name in ["", "server.test:443", "a b", "*.test", "bücher.example"] {
         let options = line(site.client(&version::TLS13), name);
-        match server.connect("127.0.0.1:9", options, Echo) {
+        match server.control().connect("127.0.0.1:9", options, Echo) {
             Err(Error::Option { option, problem }) => {
                 assert!(
                     option == "tls" && problem.contains("is no name"),
@@ -569,12 +569,13 @@ fn a_panic_in_a_configurations_destructor_harms_nobody() {
     config.key_log = Arc::new(Spiteful);
     // No address of ours (RFC 5737): it fails at once.
     let options = line(config, "localhost").bind("192.0.2.1:0".parse().expect("an address"));
-    let refused = server.connect("127.0.0.1:9", options, probe().0);
+    let refused = server.control().connect("127.0.0.1:9", options, probe().0);
     assert!(matches!(refused, Err(Error::Connect { .. })), "{refused:?}");
-    let stats = server.stats();
+    let stats = server.control().stats();
     assert_eq!((stats.open, stats.outgoing, stats.panics), (0, 0, 1));
     let (listener, addr) = std_listener();
     server
+        .control()
         .connect(addr, Connect::new(), probe().0)
         .expect("the place is free");
     drop(listener);

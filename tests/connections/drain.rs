@@ -38,14 +38,22 @@ where
         let mut server = Server::new(config).expect("server");
         let service = move |_: &mut (), _| ScriptedHandler::new(notes.noting(play.clone()));
         server.listen(listen, service).expect("listen");
-        tell.send((server.handle(), kit::net::tcp(&server.listeners()[0].addr)))
-            .expect("the test waits");
+        tell.send((
+            server.handle(),
+            kit::net::tcp(&server.control().listeners()[0].addr),
+        ))
+        .expect("the test waits");
         server.run(&mut ()).expect("run");
-        let report = server.drain_report().expect("run ends with the drain");
-        assert!(server.connections().is_empty() && server.listeners().is_empty());
+        let report = server
+            .control()
+            .drain_report()
+            .expect("run ends with the drain");
+        assert!(
+            server.control().connections().is_empty() && server.control().listeners().is_empty()
+        );
         let late = server.listen(local(), |_: &mut (), _| kit::net::Echo);
         assert!(matches!(late, Err(Error::Draining)), "{late:?}");
-        (report, server.stats())
+        (report, server.control().stats())
     });
     let (handle, addr) = told.recv_timeout(PATIENCE).expect("built");
     Draining {

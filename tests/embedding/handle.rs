@@ -244,7 +244,10 @@ fn a_wake_ends_the_poll() {
 #[test]
 fn stop_ends_run_and_leaves_everything_as_it_is() {
     let mut server = mine::<()>(Config::new());
-    let (handle, addr) = (server.handle(), kit::net::tcp(&server.listeners()[0].addr));
+    let (handle, addr) = (
+        server.handle(),
+        kit::net::tcp(&server.control().listeners()[0].addr),
+    );
     let client = thread::spawn(move || {
         let mut client = connect(addr);
         ping(&mut client, b"one");
@@ -254,10 +257,16 @@ fn stop_ends_run_and_leaves_everything_as_it_is() {
     server.run(&mut ()).expect("run");
     let mut client = client.join().expect("served");
     assert_eq!(
-        (server.connections().len(), server.drain_report()),
+        (
+            server.control().connections().len(),
+            server.control().drain_report()
+        ),
         (1, None)
     );
-    assert_eq!(server.listeners()[0].state, ListenerState::Listening);
+    assert_eq!(
+        server.control().listeners()[0].state,
+        ListenerState::Listening
+    );
     // And it can be run again.
     let handle = server.handle();
     let again = thread::spawn(move || {
@@ -437,7 +446,7 @@ fn a_handle_outlives_its_server() {
     server
         .listen(local(), |_: &mut Heard, _| Member)
         .expect("listen");
-    let _client = connect(kit::net::tcp(&server.listeners()[0].addr));
+    let _client = connect(kit::net::tcp(&server.control().listeners()[0].addr));
     while heard.opened.is_empty() {
         server
             .poll_once(&mut heard, Some(PATIENCE))

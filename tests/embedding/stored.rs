@@ -33,13 +33,13 @@ fn all_is_printed_whatever_the_state_is() {
     printed::<Context<'_, State>>();
     printed::<Conn<'_, State>>();
     printed::<Control<'_, State>>();
-    let server: Server<State> = Server::new(Config::new()).expect("a server");
+    let mut server: Server<State> = Server::new(Config::new()).expect("a server");
     let name = String::from("games");
     let held = Held::Elsewhere(server.handle(), None);
     assert_eq!(format!("{held:?}"), "Elsewhere(Handle { .. }, None)");
     let by_name = ListenerRef::from(&name);
     assert_eq!(by_name, ListenerRef::from("games"));
-    assert!(server.listener(&name).is_err());
+    assert!(server.control().listener(&name).is_err());
 }
 
 /// From a table of protocols, by name: closures and others alike.

@@ -52,16 +52,19 @@ fn a_turn_delivers_no_more_frames_than_the_bursts() {
     server
         .listen(listen, |_: &mut u64, _| Count)
         .expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let floods: Vec<_> = (0..PLAYERS).map(|_| flood(addr, b"n")).collect();
     let (mut frames, mut busiest, begun) = (0, 0, Instant::now());
     while frames < 2000 {
         assert!(begun.elapsed() < PATIENCE, "only {frames} frames");
-        let before = (frames, server.stats().bytes_in);
+        let before = (frames, server.control().stats().bytes_in);
         server
             .poll_once(&mut frames, Some(Duration::from_millis(16)))
             .expect("a turn");
-        let (delivered, read) = (frames - before.0, server.stats().bytes_in - before.1);
+        let (delivered, read) = (
+            frames - before.0,
+            server.control().stats().bytes_in - before.1,
+        );
         assert!(
             delivered <= PLAYERS as u64 * BURST,
             "{delivered} frames in one turn"

@@ -219,13 +219,13 @@ fn server_control_and_handle_kill_by_id() {
 
     let mut own = Server::new(Config::new()).expect("server");
     own.listen(local(), |_: &mut (), _| Echo).expect("listen");
-    let mut client = connect(kit::net::tcp(&own.listeners()[0].addr));
+    let mut client = connect(kit::net::tcp(&own.control().listeners()[0].addr));
     own.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
-    let id = own.connections()[0].id;
-    assert!(own.kill(id));
+    let id = own.control().connections()[0].id;
+    assert!(own.control().kill(id));
     own.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
     await_end(&mut client);
-    assert!(!own.kill(id) && own.connections().is_empty());
+    assert!(!own.control().kill(id) && own.control().connections().is_empty());
 }
 
 /// Notes its id, and every message.

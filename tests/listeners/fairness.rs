@@ -130,7 +130,7 @@ fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
     server
         .listen(local(), |_: &mut u64, _| Tally)
         .expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let (mut writer, mut other) = (connect(addr), connect(addr));
     let writing = thread::spawn(move || {
         // 4 MB, of which each turn takes one read of 64 KiB: some 160 frames.
@@ -139,16 +139,16 @@ fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
             .expect("send");
     });
     let (mut asked, mut answered, begun) = (0, 0, Instant::now());
-    while server.stats().frames_in - answered < 10_000 {
+    while server.control().stats().frames_in - answered < 10_000 {
         send2(&mut other, b"?now");
         asked += 1;
         while answered < asked {
             assert!(begun.elapsed() < PATIENCE, "no answer");
-            let before = server.stats().frames_in;
+            let before = server.control().stats().frames_in;
             server
                 .poll_once(&mut answered, Some(PATIENCE))
                 .expect("a turn");
-            let taken = server.stats().frames_in - before;
+            let taken = server.control().stats().frames_in - before;
             assert!(taken <= 170, "{taken} frames in one turn");
         }
         assert_eq!(recv2(&mut other), b"?now");
@@ -166,22 +166,22 @@ fn a_read_full_of_empty_frames_is_told_in_several_turns() {
     server
         .listen(local(), |_: &mut u64, _| Tally)
         .expect("listen");
-    let mut client = connect(kit::net::tcp(&server.listeners()[0].addr));
+    let mut client = connect(kit::net::tcp(&server.control().listeners()[0].addr));
     let mut wire = packet2(b"").repeat(20_000);
     wire.extend_from_slice(&packet2(b"?all"));
     client.write_all(&wire).expect("send");
     let (mut answered, begun) = (0, Instant::now());
     while answered == 0 {
         assert!(begun.elapsed() < PATIENCE, "no answer");
-        let before = server.stats().frames_in;
+        let before = server.control().stats().frames_in;
         server
             .poll_once(&mut answered, Some(PATIENCE))
             .expect("a turn");
-        let taken = server.stats().frames_in - before;
+        let taken = server.control().stats().frames_in - before;
         assert!(taken <= MOST, "{taken} frames in one turn");
     }
     assert_eq!(recv2(&mut client), b"?all");
-    assert_eq!(server.stats().frames_in, 20_001);
+    assert_eq!(server.control().stats().frames_in, 20_001);
 }
 
 /// One whose answers nobody takes is left alone, however much it sends.

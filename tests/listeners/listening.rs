@@ -58,13 +58,15 @@ fn port_zero_shows_the_real_port() {
 fn clients_can_connect_before_the_first_turn() {
     let mut server = server();
     let id = server.listen(local(), echo).expect("listen");
-    let mut client = connect(kit::net::tcp(&server.listener(id).expect("there").addr));
+    let mut client = connect(kit::net::tcp(
+        &server.control().listener(id).expect("there").addr,
+    ));
     send2(&mut client, b"early");
     eventually("it is answered", || {
         server
             .poll_once(&mut (), Some(Duration::from_millis(10)))
             .expect("turn");
-        server.stats().frames_out == 1
+        server.control().stats().frames_out == 1
     });
     assert_eq!(recv2(&mut client), b"early");
 }
@@ -123,7 +125,7 @@ fn ipv4_and_ipv6_can_have_the_same_port() {
     let server = spawn(|| {
         let mut server = server();
         server.listen(local().name("four"), echo).expect("listen");
-        let port = kit::net::tcp(&server.listener("four").expect("there").addr).port();
+        let port = kit::net::tcp(&server.control().listener("four").expect("there").addr).port();
         let six = Listen::tcp(("::1", port)).name("six");
         server.listen(six, echo).expect("listen");
         (server, ())
@@ -169,7 +171,7 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
     let server = spawn(|| {
         let mut server = server();
         server.listen(local().name("games"), echo).expect("listen");
-        let taken = kit::net::tcp(&server.listener("games").expect("there").addr);
+        let taken = kit::net::tcp(&server.control().listener("games").expect("there").addr);
         let error = server
             .listen(local().name("games"), echo)
             .expect_err("taken");
@@ -180,7 +182,7 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
         assert!(error.to_string().contains("\"games\""), "{error}");
         // The default name is a name like any other.
         let first = server.listen(local(), echo).expect("listen");
-        let default = server.listener(first).expect("there").name;
+        let default = server.control().listener(first).expect("there").name;
         let error = server
             .listen(local().name(default), echo)
             .expect_err("taken");
@@ -192,7 +194,7 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
             "{error:?}"
         );
         assert!(error.to_string().contains(&taken.to_string()), "{error}");
-        assert_eq!(server.listeners().len(), 2);
+        assert_eq!(server.control().listeners().len(), 2);
         (server, ())
     });
     for listener in &server.listeners {
@@ -344,7 +346,7 @@ fn a_bad_option_is_named() {
             "{name}: {error:?}"
         );
         assert!(error.to_string().contains(name), "{error}");
-        assert!(server.listeners().is_empty());
+        assert!(server.control().listeners().is_empty());
     }
     let bad = [
         (
@@ -470,7 +472,7 @@ fn only_a_listening_socket_can_be_adopted() {
         .adopt(udp, Listen::adopted(), echo)
         .expect_err("no TCP");
     assert!(matches!(error, Error::Os { .. }), "{error:?}");
-    assert!(server.listeners().is_empty());
+    assert!(server.control().listeners().is_empty());
 }
 
 /// An echo service that passes on what it hears of its listener's end.
@@ -553,7 +555,7 @@ fn a_suspended_listener_lets_clients_wait() {
 fn a_listener_can_be_suspended_before_it_has_run() {
     let mut server = server();
     let id = server.listen(local(), echo).expect("listen");
-    let addr = kit::net::tcp(&server.listener(id).expect("there").addr);
+    let addr = kit::net::tcp(&server.control().listener(id).expect("there").addr);
     server.control().suspend(id).expect("there");
     let mut client = connect(addr);
     send2(&mut client, b"hello");
@@ -563,13 +565,16 @@ fn a_listener_can_be_suspended_before_it_has_run() {
             .expect("turn");
     }
     // Nothing to do for it, and nothing that would make an outer loop spin.
-    assert_eq!((server.stats().accepted, server.next_timeout()), (0, None));
+    assert_eq!(
+        (server.control().stats().accepted, server.next_timeout()),
+        (0, None)
+    );
     server.control().resume(id).expect("there");
     eventually("it is answered", || {
         server
             .poll_once(&mut (), Some(Duration::from_millis(10)))
             .expect("turn");
-        server.stats().frames_out == 1
+        server.control().stats().frames_out == 1
     });
     assert_eq!(recv2(&mut client), b"hello");
 }
@@ -580,8 +585,8 @@ fn a_closed_listener_frees_its_port_and_name_and_keeps_its_connections() {
     server.listen(local().name("door"), echo).expect("listen");
     server.listen(local().name("other"), echo).expect("listen");
     let (door, other) = (
-        kit::net::tcp(&server.listeners()[0].addr),
-        kit::net::tcp(&server.listeners()[1].addr),
+        kit::net::tcp(&server.control().listeners()[0].addr),
+        kit::net::tcp(&server.control().listeners()[1].addr),
     );
     let turn = |server: &mut Server| {
         server
@@ -591,7 +596,7 @@ fn a_closed_listener_frees_its_port_and_name_and_keeps_its_connections() {
     let inside = connect(door);
     eventually("it is in", || {
         turn(&mut server);
-        server.stats().open == 1
+        server.control().stats().open == 1
     });
     let mut waiting = connect(door);
     server.control().close_listener("door").expect("there");
@@ -614,19 +619,26 @@ fn a_closed_listener_frees_its_port_and_name_and_keeps_its_connections() {
     }
     eventually("all are answered", || {
         turn(&mut server);
-        server.stats().frames_out == 3
+        server.control().stats().frames_out == 3
     });
     for client in &mut clients {
         assert_eq!(recv2(client), b"served");
     }
-    assert_eq!(server.listener("door").expect("there").connections, 1);
+    assert_eq!(
+        server
+            .control()
+            .listener("door")
+            .expect("there")
+            .connections,
+        1
+    );
     drop(clients);
     inside.shutdown(std::net::Shutdown::Both).expect("shutdown");
     eventually("all are gone", || {
         turn(&mut server);
-        server.stats().open == 0
+        server.control().stats().open == 0
     });
-    assert_eq!(server.listeners().len(), 2);
+    assert_eq!(server.control().listeners().len(), 2);
 }
 
 #[cfg(target_os = "linux")]

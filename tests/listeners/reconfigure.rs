@@ -86,7 +86,7 @@ fn limits_are_live() {
 #[test]
 fn a_bad_value_changes_nothing() {
     let mut server = idle();
-    let before = server.listener("it").expect("there");
+    let before = server.control().listener("it").expect("there");
     let changes: [(&str, Change); 5] = [
         ("watermarks", |listen| {
             listen
@@ -111,13 +111,17 @@ fn a_bad_value_changes_nothing() {
         ("name", |listen| listen.max_connections(1).name("")),
     ];
     for (option, change) in changes {
-        match server.reconfigure_listener("it", change) {
+        match server.control().reconfigure_listener("it", change) {
             Err(Error::Option { option: named, .. }) => assert_eq!(named, option),
             other => panic!("{option}: {other:?}"),
         }
-        assert_eq!(server.listener("it").expect("there"), before, "{option}");
+        assert_eq!(
+            server.control().listener("it").expect("there"),
+            before,
+            "{option}"
+        );
     }
-    let changed = server.reconfigure(|config| {
+    let changed = server.control().reconfigure(|config| {
         config.max_connections(3).budgets(Budgets {
             accepts: 0,
             ..Budgets::default()
@@ -133,7 +137,7 @@ fn a_bad_value_changes_nothing() {
         ),
         "{changed:?}"
     );
-    assert_eq!(server.stats().max_connections, 1024);
+    assert_eq!(server.control().stats().max_connections, 1024);
 }
 
 /// What belongs to the socket waits for the next `listen`, and says so.
@@ -173,7 +177,7 @@ fn an_open_port_keeps_its_socket() {
         }),
     ];
     for (option, change) in changes {
-        match server.reconfigure_listener("it", change) {
+        match server.control().reconfigure_listener("it", change) {
             Err(Error::Option {
                 option: named,
                 problem,
@@ -184,7 +188,14 @@ fn an_open_port_keeps_its_socket() {
             other => panic!("{option}: {other:?}"),
         }
     }
-    assert_eq!(server.listener("it").expect("there").max_connections, 7);
+    assert_eq!(
+        server
+            .control()
+            .listener("it")
+            .expect("there")
+            .max_connections,
+        7
+    );
 }
 
 #[test]

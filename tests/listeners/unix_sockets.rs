@@ -775,7 +775,7 @@ fn only_a_listening_stream_socket_can_be_adopted() {
             .expect_err("no listener");
         assert!(matches!(error, Error::Os { .. }), "{error}");
     }
-    assert!(server.listeners().is_empty());
+    assert!(server.control().listeners().is_empty());
 }
 
 /// Urgent bytes exist here too since Linux 5.15: a read ends in front of one, and what stands behind it is not forgotten.

@@ -69,8 +69,8 @@ fn next(told: &mpsc::Receiver<Told>) -> Told {
 
 #[test]
 fn a_new_server_has_counted_nothing() {
-    let server: Server = Server::new(Config::new().max_connections(7)).expect("server");
-    let stats = server.stats();
+    let mut server: Server = Server::new(Config::new().max_connections(7)).expect("server");
+    let stats = server.control().stats();
     let counters = [
         stats.accepted,
         stats.opened,
@@ -427,7 +427,7 @@ fn iterations_are_counted_one_by_one() {
             .expect("a turn");
         assert_eq!(
             (
-                server.stats().iterations,
+                server.control().stats().iterations,
                 server.handle().stats().iterations
             ),
             (iterations, iterations)

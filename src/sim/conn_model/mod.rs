@@ -194,7 +194,7 @@ impl ConnModel {
     ///
     /// # Errors
     ///
-    /// Those of [`Server::connect`](crate::Server::connect) for options that cannot work.
+    /// Those of [`Control::connect`](crate::Control::connect) for options that cannot work.
     pub fn connecting(connect: &Connect) -> Result<Self> {
         connect.check(&Addr::unspecified())?;
         let limits = Rc::new(connect.conn.clone());

@@ -85,10 +85,10 @@ where
     let (tell, told) = mpsc::channel();
     let thread = thread::spawn(move || {
         let (mut server, mut app) = build();
-        tell.send((server.handle(), server.listeners()))
+        tell.send((server.handle(), server.control().listeners()))
             .expect("the test waits");
         server.run(&mut app).expect("run");
-        (server.stats(), app)
+        (server.control().stats(), app)
     });
     let (handle, listeners) = told.recv_timeout(PATIENCE).expect("the server was built");
     Running {
