@@ -14,9 +14,7 @@ use crate::control::{Control, ListenerInfo};
 use crate::error::Error;
 use crate::id::{ConnId, ListenerRef};
 use crate::metrics::Metrics;
-use crate::recent::RecentClose;
 use crate::stats::Stats;
-use crate::tree::Tree;
 pub(crate) use liveness::Liveness;
 pub(crate) use merge::add_listeners;
 pub(crate) use queue::{Command, Published, Shared, Wake};
@@ -52,7 +50,7 @@ pub(crate) trait CommonCap: Send + Sync {
 ///
 /// # Several shards
 ///
-/// The handle of [`SpawnedShards`](crate::SpawnedShards) asks, changes and drains all shards that
+/// The handle of spawned shards asks, changes and drains all shards that
 /// still run; [`HandleError::ServerGone`] means that none does. A change is no transaction: each
 /// shard makes it in an iteration of its own.
 ///
@@ -60,12 +58,12 @@ pub(crate) trait CommonCap: Send + Sync {
 /// ([`Handle::shard`]). Otherwise they are [`HandleError::ManyShards`].
 ///
 /// ```
-/// use portcullis::{Handle, SpawnedShards};
+/// use portcullis::{Handle, Spawned};
 ///
 /// #[derive(Default)]
 /// struct State { all: Option<Handle<State>> }
 ///
-/// # fn introduce(shards: &SpawnedShards<State>) -> Result<(), portcullis::HandleError> {
+/// # fn introduce(shards: &Spawned<State>) -> Result<(), portcullis::HandleError> {
 /// let all = shards.handle.clone();
 /// shards.handle.post_each(move |_shard, state, _control| state.all = Some(all.clone()))?;
 /// # Ok(()) }
@@ -192,25 +190,6 @@ impl<A> Handle<A> {
         })
     }
 
-    /// Returns the supervision tree, with at most `limit` connections of each listener: see
-    /// [`Control::tree`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`Handle::call`].
-    pub fn tree(&self, limit: usize, timeout: Duration) -> Result<Tree, HandleError> {
-        self.call(timeout, move |_, control| control.tree(limit))
-    }
-
-    /// Returns the last closes, the latest first: see [`Control::recent_closes`].
-    ///
-    /// # Errors
-    ///
-    /// As for [`Handle::call`].
-    pub fn recent_closes(&self, timeout: Duration) -> Result<Vec<RecentClose>, HandleError> {
-        self.call(timeout, |_, control| control.recent_closes())
-    }
-
     // One server, or all shards.
 
     /// Returns the handle of one shard, by its number: to send to its connections, to ask it alone.
@@ -312,8 +291,8 @@ impl<A> Handle<A> {
     /// Returns every counter and measurement: see [`Control::metrics`]. For the counters alone,
     /// [`Handle::stats`] does not ask the loop.
     ///
-    /// Of several shards the sum; listeners of one name are one, and alarms, each a shard's own, are
-    /// left out.
+    /// Of several shards the sum; listeners of one name are one, and alarms, each a shard's own,
+    /// are left out.
     ///
     /// # Errors
     ///
@@ -484,8 +463,7 @@ impl<A> Handle<A> {
     /// Starts a drain, after the commands that are queued already: see [`Control::drain`].
     ///
     /// Never refused for their number, so that a flood does not keep it out. The shortest grace of
-    /// several queued drains counts. `join` of [`Spawned`](crate::Spawned) and
-    /// [`SpawnedShards`](crate::SpawnedShards) returns the report.
+    /// several queued drains counts. [`Spawned::join`](crate::Spawned::join) returns the report.
     ///
     /// # Errors
     ///
@@ -541,7 +519,7 @@ impl<A> Handle<A> {
         failure.map_or(Ok(()), Err)
     }
 
-    /// The cap of all shards; none of one server, whose listeners need no sum.
+    /// The cap of all shards; no limit for one server: its listeners need no sum.
     fn cap(&self) -> usize {
         self.common_cap.as_ref().map_or(usize::MAX, |cap| cap.get())
     }

@@ -141,7 +141,7 @@ pub use proto::{
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;
 pub use server::{Server, Spawned, Turn};
-pub use shards::{Shards, SpawnedShards};
+pub use shards::Shards;
 pub use stats::{DrainReport, Stats};
 pub use tree::{Branch, Cursor, Page, Tree};
 

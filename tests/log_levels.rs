@@ -536,7 +536,7 @@ fn a_long_list_is_not_repeated_in_the_log() {
         .deny("192.0.2.1")
         .expect("an address");
     sim.control()
-        .set_access_rules("games", rules.clone())
+        .reconfigure_listener("games", |listen| listen.access_rules(rules.clone()))
         .expect("good");
     let lines = taken();
     assert_eq!(

@@ -42,8 +42,8 @@ impl Listen {
         if self.proxy_protocol != ProxyProtocol::Off && self.trusted_proxies.is_none() {
             return Err(Error::option(
                 "trusted_proxies",
-                "name the proxies whose PROXY headers are believed; AccessRules::allow_all() is every \
-                 host that can reach the port",
+                "name the proxies that are believed; AccessRules::allow_all() is every host that can \
+                 reach the port",
             ));
         }
         if self
@@ -89,7 +89,8 @@ impl Listen {
             ("tcp", self.addrs != next.addrs),
             ("mode", socket.mode != wanted.mode),
             ("name", self.name != next.name),
-            // Its clients could not talk to the other kind, and TLS must not be lost by an oversight.
+            // Its clients could not talk to the other kind, and TLS must not be lost by an
+            // oversight.
             ("tls", self.tls.is_some() != next.tls.is_some()),
             ("backlog", socket.backlog != wanted.backlog),
             ("nodelay", socket.nodelay != wanted.nodelay),
@@ -117,7 +118,8 @@ impl Listen {
     }
 }
 
-/// Finds names that no Unix socket can have; returns the option that gave the name, and the problem.
+/// Finds names that no Unix socket can have; returns the option that gave the name, and the
+/// problem.
 pub(crate) fn check_unix_name(name: &UnixAddr) -> std::result::Result<(), (&'static str, String)> {
     let room =
         size_of::<libc::sockaddr_un>() - std::mem::offset_of!(libc::sockaddr_un, sun_path) - 1;
@@ -129,7 +131,8 @@ pub(crate) fn check_unix_name(name: &UnixAddr) -> std::result::Result<(), (&'sta
         "a name has at least one byte".to_owned()
     } else if bytes.len() > room {
         format!(
-            "{name} has {} bytes, and the system takes at most {room}: use a shorter one, perhaps a relative path",
+            "{name} has {} bytes, and the system takes at most {room}: use a shorter one, perhaps a \
+             relative path",
             bytes.len()
         )
     } else if option == "unix" && bytes.contains(&0) {

@@ -11,12 +11,11 @@ use crate::error::{Error, Result};
 use crate::proto::tls::ClientTls;
 use crate::proto::{ConnConfig, Framing};
 
-/// One outgoing connection: in which framing, under which limits. For
+/// One outgoing connection: its framing, its limits. For
 /// [`Control::connect`](crate::Control::connect) and [`Conn::connect`](crate::Conn::connect).
 ///
-/// Where an option has the name of one of [`Listen`](crate::Listen), it means the same and has the same default. What concerns
-/// clients does not apply: access rules, limits on sources, accept rates, PROXY headers,
-/// [`PendingLimits::connections`](crate::PendingLimits::connections). The cap does, and so do the memory limit and all budgets.
+/// Options for clients do not apply: access rules, source limits, accept rates, PROXY headers,
+/// [`PendingLimits`](crate::PendingLimits). The cap, the memory limit and all budgets do.
 ///
 /// ```
 /// use std::time::Duration;
@@ -85,15 +84,18 @@ impl Connect {
         self
     }
 
-    /// Speaks TLS 1.2 and 1.3 as a client, with the server that has a certificate for `server_name`: a DNS name, which is sent to it
-    /// (SNI, RFC 6066 section 3), or an IP address, which is not. [`tls::client_config`](crate::tls::client_config) makes a
-    /// configuration of root certificates in a file. Defaults to plain TCP; for STARTTLS leave it so, and see
+    /// Speaks TLS 1.2 and 1.3 as a client, with a server that has a certificate for `server_name`: a
+    /// DNS name, which is sent (SNI, RFC 6066 section 3), or an IP address, which is not.
+    ///
+    /// [`tls::client_config`](crate::tls::client_config) makes a configuration of root certificates
+    /// in a file. Defaults to plain TCP; for STARTTLS keep that default, and see
     /// [`Conn::start_tls_client`](crate::Conn::start_tls_client).
     ///
-    /// A certificate that is not good, or for another name, ends the connection as
-    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake); [`Closed::error`](crate::Closed::error) says what is wrong with it and
-    /// which name was wanted. A server that speaks no TLS is [`NotTls`](crate::CloseReason::NotTls). ALPN, client certificates and
-    /// resumption are the configuration's. Early data (0-RTT) is never sent, because it can be replayed.
+    /// An invalid certificate, or one for another name, ends the connection as
+    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), with the problem and the expected name in
+    /// [`Closed::error`](crate::Closed::error). A server without TLS is
+    /// [`NotTls`](crate::CloseReason::NotTls). ALPN, client certificates and resumption belong to
+    /// the configuration. Early data (0-RTT) is never sent, because it can be replayed.
     #[cfg(feature = "tls")]
     pub fn tls(
         mut self,
@@ -104,37 +106,38 @@ impl Connect {
         self
     }
 
-    /// How long one attempt to connect may take (TCP's handshake, not that of TLS). Over it the attempt ends as
-    /// [`ConnectTimeout`](crate::CloseReason::ConnectTimeout). Defaults to 10 s; with `Duration::MAX` it is the kernel that gives up, on
-    /// Linux after two minutes (`net.ipv4.tcp_syn_retries`).
+    /// Maximum time of one attempt to connect (the handshake of TCP, not of TLS). After it the attempt
+    /// ends as [`ConnectTimeout`](crate::CloseReason::ConnectTimeout). Defaults to 10 s; with
+    /// `Duration::MAX` the kernel gives up, on Linux after two minutes (`net.ipv4.tcp_syn_retries`).
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// What becomes of an attempt that fails: another one is made, after a while. An attempt has failed when there is no TCP (or Unix)
-    /// connection; what comes after that, a TLS handshake that fails among it, is no reason for another. Defaults to no retry.
+    /// Further attempts after a failed one. An attempt fails if there is no TCP (or Unix)
+    /// connection; a later failure, as of the TLS handshake, is no reason for another attempt.
+    /// Defaults to no retry.
     pub fn retry(mut self, retry: impl Into<Option<Retry>>) -> Self {
         self.retry = retry.into();
         self
     }
 
-    /// The local address to connect from, of the same family as the peer's; port 0 lets the system choose one. With a port of your own
-    /// only one connection to each peer can be there at a time, and SO_REUSEADDR is set. Not for Unix sockets. Defaults to the
-    /// system's choice.
+    /// Local address to connect from, of the same family as the peer's; port 0 lets the system choose
+    /// one. With another port only one connection to each peer is possible at a time, and
+    /// SO_REUSEADDR is set. Not for Unix sockets. Defaults to the system's choice.
     pub fn bind(mut self, local: SocketAddr) -> Self {
         self.bind = Some(local);
         self
     }
 
-    /// What cannot work, with this peer.
+    /// Finds values that cannot work, with this peer.
     pub(crate) fn check(&self, addr: &Addr) -> Result<()> {
         self.conn.check()?;
         self.socket.check()?;
         if self.connect_timeout.is_zero() {
             return Err(Error::option(
                 "connect_timeout",
-                "zero would give no connection the time to come about; use Duration::MAX for never",
+                "zero would fail every attempt at once; use Duration::MAX for never",
             ));
         }
         if let Some(problem) = self.tls.as_ref().and_then(ClientTls::problem) {
@@ -179,8 +182,9 @@ impl fmt::Debug for Connect {
     }
 }
 
-/// How often to try to connect, and how long to wait in between: twice as long after each attempt, up to a limit, and less by
-/// chance so that many who lost the same server do not come back all at once.
+/// Number of attempts to connect, and the delay between them. It doubles after each attempt, up to a
+/// limit. A random part makes each delay shorter, so that clients that lost the same server do not
+/// return all at once.
 ///
 /// ```
 /// use std::time::Duration;
@@ -202,7 +206,7 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// So many attempts in all, the first among them; `u32::MAX` never gives up.
+    /// Up to `attempts` attempts, the first included; `u32::MAX` never gives up.
     pub fn new(attempts: u32) -> Self {
         Self {
             attempts,
@@ -212,25 +216,28 @@ impl Retry {
         }
     }
 
-    /// From the end of the first attempt to the second. Defaults to 100 ms, at least 1 ms.
+    /// Delay from the end of the first attempt to the second. Defaults to 100 ms, at least 1 ms.
     pub fn first_delay(mut self, delay: Duration) -> Self {
         self.first_delay = delay;
         self
     }
 
-    /// The longest time from the end of one attempt to the next. Defaults to 10 s; at least the first delay.
+    /// Maximum delay from the end of one attempt to the next. Defaults to 10 s; at least the
+    /// first delay.
     pub fn longest_delay(mut self, delay: Duration) -> Self {
         self.longest_delay = delay;
         self
     }
 
-    /// By how much each delay may be shorter, by chance: 0 to 100 percent. In the simulator chance is the seed's. Defaults to 50.
+    /// By how much each delay may be shorter, by chance: 0 to 100 percent. In the simulator chance
+    /// is the seed's. Defaults to 50.
     pub fn jitter(mut self, percent: u8) -> Self {
         self.jitter = percent;
         self
     }
 
-    /// How long to wait after so many attempts that have failed; `None` if that were all. `chance` is any number.
+    /// How long to wait after so many attempts that have failed; `None` if that were all. `chance`
+    /// is any number.
     pub(crate) fn delay(&self, failed: u32, chance: u64) -> Option<Duration> {
         if failed >= self.attempts && self.attempts < u32::MAX {
             return None;

@@ -119,8 +119,8 @@ impl<A> Shared<A> {
         }
     }
 
-    /// Whether commands were queued since the last call. A push from now on wakes the loop again, so
-    /// the queue must be read *after* this.
+    /// Whether commands were queued since the last call. A push from now on wakes the loop again,
+    /// so the queue must be read *after* this.
     pub(crate) fn take_pending(&self) -> bool {
         self.pending.load(Ordering::Relaxed) && self.pending.swap(false, Ordering::SeqCst)
     }
@@ -139,8 +139,8 @@ impl<A> Shared<A> {
         })
     }
 
-    /// Closes the queue. Returns the queued commands, to be dropped outside the lock: a job may own a
-    /// handle.
+    /// Closes the queue. Returns the queued commands, to be dropped outside the lock: a job may own
+    /// a handle.
     #[must_use]
     pub(crate) fn close(&self) -> VecDeque<Command<A>> {
         let mut queue = lock(&self.queue);
@@ -183,7 +183,8 @@ impl<A> Shared<A> {
                 refused.map(|command| (HandleError::QueueFull, command))
             }
         };
-        // Dropped outside the lock: a job or message may own a handle, and use it in its destructor.
+        // Dropped outside the lock: a job or message may own a handle, and use it in its
+        // destructor.
         if let Some((error, _command)) = refused {
             return Err(error);
         }

@@ -390,7 +390,7 @@ fn it_is_remembered_like_any_other() {
             (last.id, last.reason, last.traffic.frames_in),
             (Some(id), CloseReason::Detached, 1)
         );
-        assert_eq!(control.histograms().connection_age.count(), 1);
+        assert_eq!(control.metrics().histograms.connection_age.count(), 1);
     });
 }
 

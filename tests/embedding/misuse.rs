@@ -192,8 +192,8 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
             let asked = [
                 handle.call(Duration::MAX, |_, _| ()).err(),
                 handle.metrics(Duration::MAX).err(),
-                handle.tree(1, Duration::MAX).err(),
-                handle.recent_closes(Duration::MAX).err(),
+                handle.call_each(Duration::MAX, |_, _, _| ()).err(),
+                handle.listeners(Duration::MAX).err(),
                 handle.listener("any", Duration::MAX).err(),
                 handle.reconfigure(Duration::MAX, |config| config).err(),
                 handle

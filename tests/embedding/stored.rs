@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use kit::net::{connect, ping, read_to_end, tcp, Echo, PATIENCE};
 use portcullis::{
     try_accept, Config, Conn, Connect, Context, Control, Handle, Listen, ListenerId, ListenerRef,
-    Peer, Refuse, Server, Service, Shards, Spawned, SpawnedShards,
+    Peer, Refuse, Server, Service, Shards, Spawned,
 };
 
 /// Has no trait at all.
@@ -21,7 +21,7 @@ enum Held {
         name: String,
     },
     OnAThread(Spawned<State>),
-    OnThreads(SpawnedShards<State>),
+    OnThreads(Spawned<State>),
     Elsewhere(Handle<State>, Option<Handle<State>>),
     NotYet(Config, Listen, Connect, Shards),
 }

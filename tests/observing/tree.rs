@@ -409,7 +409,10 @@ fn a_handle_shows_the_tree() {
     );
     let mut client = connect(server.addr());
     ping(&mut client, b"hello");
-    let tree = server.handle.tree(5, PATIENCE).expect("the loop answers");
+    let tree = server
+        .handle
+        .call(PATIENCE, |(), control| control.tree(5))
+        .expect("the loop answers");
     let info = &tree.listeners[0].connections[0];
     assert_eq!(info.peer, client.local_addr().expect("an address"));
     assert!(info
@@ -420,14 +423,14 @@ fn a_handle_shows_the_tree() {
     server.handle.kill(info.id).expect("it is alive");
     let closes = server
         .handle
-        .recent_closes(PATIENCE)
+        .call(PATIENCE, |(), control| control.recent_closes())
         .expect("the loop answers");
     // Killed before the question was asked, and gone at the end of that turn.
     assert!(closes.iter().all(|close| close.id == Some(info.id)));
     server.until("it has gone", |stats| stats.open == 0);
     let closes = server
         .handle
-        .recent_closes(PATIENCE)
+        .call(PATIENCE, |(), control| control.recent_closes())
         .expect("the loop answers");
     assert_eq!((closes.len(), closes[0].reason), (1, CloseReason::Killed));
     let metrics = server.handle.metrics(PATIENCE).expect("the loop answers");

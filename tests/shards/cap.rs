@@ -12,7 +12,7 @@ use kit::net::{connect, eventually, held_by_each, hold, local, ping, recv2, send
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Control, Error,
     Handler, Listen, ListenerState, Outcome, PendingLimits, ProxyProtocol, Server, Shards,
-    SocketOptions, SpawnedShards,
+    SocketOptions, Spawned,
 };
 
 /// How many are inside, over all shards, and the most that there were.
@@ -50,7 +50,7 @@ impl<A> Handler<A> for Counted {
     }
 }
 
-fn spawn(config: Config, count: usize, listen: Listen) -> (SpawnedShards<()>, SocketAddr, Gauge) {
+fn spawn(config: Config, count: usize, listen: Listen) -> (Spawned<()>, SocketAddr, Gauge) {
     let gauge = Gauge::default();
     let seen = gauge.clone();
     let build = move |_, server: &mut Server<()>| {
@@ -66,7 +66,7 @@ fn spawn(config: Config, count: usize, listen: Listen) -> (SpawnedShards<()>, So
     (shards, addr, gauge)
 }
 
-fn finish(shards: SpawnedShards<()>) {
+fn finish(shards: Spawned<()>) {
     shards
         .handle
         .drain(Duration::from_secs(10))
@@ -78,7 +78,7 @@ fn finish(shards: SpawnedShards<()>) {
 }
 
 /// The shard that the only connection is in.
-fn home(shards: &SpawnedShards<()>) -> usize {
+fn home(shards: &Spawned<()>) -> usize {
     let answers = shards
         .handle
         .call_each(PATIENCE, |_, (), control| control.connections().len());

@@ -8,9 +8,9 @@ use kit::net::{
     connect, eventually, example, hold, local, ping, read_to_end, recv2, send2, tcp, ChildProcess,
     Echo, PATIENCE,
 };
-use portcullis::{Config, Listen, Server, Shards, SocketOptions, SpawnedShards};
+use portcullis::{Config, Listen, Server, Shards, SocketOptions, Spawned};
 
-fn spawn(count: usize, listen: Listen) -> (SpawnedShards<()>, SocketAddr) {
+fn spawn(count: usize, listen: Listen) -> (Spawned<()>, SocketAddr) {
     let build = move |_, server: &mut Server<()>| {
         server.listen(listen.clone(), |_: &mut (), _| Echo)?;
         Ok(())

@@ -8,9 +8,9 @@ use std::time::Duration;
 use kit::net::{connect, eventually, local, ping, tcp, Echo, PATIENCE};
 use kit::tls::{handshake, notify, read_to_goodbye, secure, Site, VERSIONS};
 use portcullis::tls::rustls::{HandshakeKind, KeyLog};
-use portcullis::{Alarm, Config, Connect, HandleError, Server, Shards, SpawnedShards};
+use portcullis::{Alarm, Config, Connect, HandleError, Server, Shards, Spawned};
 
-fn spawn(site: &Site) -> SpawnedShards<()> {
+fn spawn(site: &Site) -> Spawned<()> {
     let config = Arc::new(site.server());
     let build = move |_, server: &mut Server<()>| {
         let listen = local().name("secure").tls(Arc::clone(&config));
@@ -24,7 +24,7 @@ fn spawn(site: &Site) -> SpawnedShards<()> {
         .expect("shards")
 }
 
-fn finish(shards: SpawnedShards<()>) {
+fn finish(shards: Spawned<()>) {
     shards
         .handle
         .drain(Duration::from_secs(10))

@@ -15,7 +15,7 @@ use kit::net::{
 };
 use portcullis::{
     Budgets, Config, Context, Error, Handle, HandleError, Handler, Listen, ListenerState, Outcome,
-    Result, Server, Shards, SocketOptions, SpawnedShards,
+    Result, Server, Shards, SocketOptions, Spawned,
 };
 
 /// Answers each frame with the number of its shard.
@@ -33,7 +33,7 @@ fn who(_app: &mut usize, _peer: portcullis::Peer) -> Who {
     Who
 }
 
-fn shards(count: usize, listen: Listen) -> SpawnedShards<usize> {
+fn shards(count: usize, listen: Listen) -> Spawned<usize> {
     let build = move |shard, server: &mut Server<usize>| {
         server.listen(listen.clone(), who)?;
         Ok(shard)
@@ -44,7 +44,7 @@ fn shards(count: usize, listen: Listen) -> SpawnedShards<usize> {
         .expect("shards")
 }
 
-fn addr(shards: &SpawnedShards<usize>) -> SocketAddr {
+fn addr(shards: &Spawned<usize>) -> SocketAddr {
     tcp(&shards.listeners[0].addr)
 }
 
@@ -53,7 +53,7 @@ fn asked(client: &mut TcpStream) -> usize {
     usize::from(recv2(client)[0])
 }
 
-fn finish<A>(shards: SpawnedShards<A>) {
+fn finish<A>(shards: Spawned<A>) {
     shards
         .handle
         .drain(Duration::from_secs(10))
@@ -63,7 +63,7 @@ fn finish<A>(shards: SpawnedShards<A>) {
 }
 
 /// Clients that stay, until each shard has one.
-fn one_for_each(shards: &SpawnedShards<usize>) -> Vec<TcpStream> {
+fn one_for_each(shards: &Spawned<usize>) -> Vec<TcpStream> {
     let count = shards.handle.shards().len();
     let mut clients: Vec<Option<TcpStream>> = (0..count).map(|_| None).collect();
     let mut others = Vec::new();
@@ -503,7 +503,7 @@ fn an_error_in_one_build_ends_the_others() {
     TcpListener::bind(free).expect("the port is free");
     let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = taken.local_addr().expect("known");
-    let outcome: Result<SpawnedShards<usize>> =
+    let outcome: Result<Spawned<usize>> =
         Shards::new(Config::new())
             .threads(2)
             .spawn(move |shard, server| {

@@ -11,8 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use portcullis::{
-    Addr, Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, SpawnedShards,
-    Stats,
+    Addr, Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, Spawned, Stats,
 };
 
 /// The longest that anything may take, on a machine that is busy with something else.
@@ -29,7 +28,7 @@ impl<A> Handler<A> for Echo {
 }
 
 /// How many connections each shard has.
-pub fn held_by_each<A>(shards: &SpawnedShards<A>) -> Vec<usize> {
+pub fn held_by_each<A>(shards: &Spawned<A>) -> Vec<usize> {
     let handles = shards.handle.shards();
     handles.map(|handle| handle.stats().open).collect()
 }
