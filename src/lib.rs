@@ -27,7 +27,8 @@
 //! - [`Server`]: listen, run, or [`Server::poll_once`] in a loop of your own.
 //! - [`Handler`] and [`Service`]: what you write. [`Context`] and [`Conn`]: what you are lent.
 //! - [`Control::connect`] and [`Conn::connect`]: connections that the server makes.
-//! - [`Config`], [`Listen`] and [`Connect`]: every option, with unit and default.
+//! - [`Config`], [`Listen`], [`Connect`], [`ConnConfig`] and [`SocketOptions`]: every option, with
+//!   unit and default.
 //! - [`Handle`]: the one thing that crosses threads. [`Control`]: the running server between two turns.
 //! - [`Shards`]: the same on several cores.
 //! - [`CloseReason`]: every way a connection can end.

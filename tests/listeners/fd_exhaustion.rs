@@ -317,7 +317,7 @@ fn two_listeners(limit: usize) -> (ChildProcess, [SocketAddr; 2]) {
     let mut command = limited(
         limit,
         &this,
-        &["--exact", "starvation::child_server", "--nocapture"],
+        &["--exact", "fd_exhaustion::child_server", "--nocapture"],
     );
     let server = ChildProcess::start(command.env(CHILD, "yes"));
     loop {

@@ -21,6 +21,28 @@ fn idle() -> Server {
 }
 
 #[test]
+fn the_options_in_force_are_read_back() {
+    let config = Config::new().max_connections(9);
+    let mut server: Server = Server::new(config.clone()).expect("server");
+    let conn = ConnConfig::new().max_frame(77);
+    let listen = local().name("it").conn(conn.clone());
+    server
+        .listen(listen, |_app, _peer| kit::net::Echo)
+        .expect("listen");
+    let mut control = server.control();
+    assert_eq!(control.config(), &config);
+    let late = |mut listen: Listen| {
+        listen.conn.idle_timeout = Duration::from_secs(7);
+        listen
+    };
+    control.reconfigure_listener("it", late).expect("good");
+    let options = control.options("it").expect("it is there");
+    assert_eq!(options.conn, conn.idle_timeout(Duration::from_secs(7)));
+    assert_eq!(options.socket, SocketOptions::new());
+    assert!(control.options("another").is_err());
+}
+
+#[test]
 fn a_change_is_for_who_comes_next() {
     let server = spawn_echo(Config::new(), local().name("it"));
     let mut early = connect(server.addr());

@@ -268,7 +268,13 @@ fn one_handle_reaches_all() {
         .iter()
         .find(|info| info.peer == local_addr)
         .expect("in shard 1");
+    let many = Err(HandleError::ManyShards);
+    assert_eq!(handle.send(found.id, "news"), many);
+    assert_eq!(handle.post(|_, _| ()), many);
+    assert_eq!(handle.call(PATIENCE, |_, _| ()), many);
+    assert!(!handle.is_live(found.id));
     let own = handle.shard(shard).expect("a shard");
+    assert!(own.is_live(found.id));
     own.send(found.id, "news").expect("alive");
     assert_eq!(recv2(&mut clients[1]), b"news");
     assert!(handle.shard(2).is_none());
