@@ -20,7 +20,7 @@ pub(crate) use merge::add_listeners;
 pub(crate) use queue::{Command, Published, Shared, Wake};
 
 /// The cap that shards share.
-pub(crate) trait CommonCap: Send + Sync {
+pub(crate) trait CommonCap: fmt::Debug + Send + Sync {
     fn get(&self) -> usize;
     fn set(&self, connections: usize);
 }
@@ -543,7 +543,12 @@ impl<A> Handle<A> {
 
 impl<A> fmt::Debug for Handle<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").finish_non_exhaustive()
+        let mut shown = f.debug_struct("Handle");
+        if let Some(cap) = &self.common_cap {
+            shown.field("shards", &self.shards.len());
+            shown.field("common_cap", cap);
+        }
+        shown.finish_non_exhaustive()
     }
 }
 
