@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
 use portcullis::sim::{ClientId, Sim};
-use portcullis::{Config, Context, Framing, Handler, Listen, Outcome};
+use portcullis::{
+    Config, Context, Framing, Handler, Listen, Outcome, PendingLimits, Quota, SocketOptions,
+};
 
 /// Looks at every frame and says nothing.
 struct Sink;
@@ -32,14 +34,17 @@ impl Handler for Echo {
 fn world(connections: usize, listen: Listen, echo: bool) -> (Sim, SocketAddr, Vec<ClientId>) {
     let config = Config::new()
         .max_connections(connections)
-        .max_pending(connections);
+        .pending_limits(PendingLimits {
+            connections: Quota::Count(connections),
+            ..PendingLimits::default()
+        });
     let mut sim = Sim::new(1, config, ());
     sim.set_checks(false);
-    let listen = listen.backlog(1024);
+    let listen = listen.socket(SocketOptions::new().backlog(1024));
     let addr = if echo {
-        sim.listen(listen, |_: &mut (), _| Echo)
+        sim.listen(listen, |_app, _peer| Echo)
     } else {
-        sim.listen(listen, |_: &mut (), _| Sink)
+        sim.listen(listen, |_app, _peer| Sink)
     };
     let addr = addr.expect("a listener");
     let mut clients = Vec::new();

@@ -12,7 +12,10 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use portcullis::sim::{ClientId, Sim};
-use portcullis::{Config, Context, Cursor, Framing, Handler, Listen, Outcome};
+use portcullis::{
+    Config, ConnConfig, Context, Cursor, Framing, Handler, Listen, Outcome, PendingLimits, Quota,
+    SocketOptions,
+};
 use stats_alloc::{Region, StatsAlloc, INSTRUMENTED_SYSTEM};
 
 #[global_allocator]
@@ -172,19 +175,23 @@ fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
     const BACKLOG: usize = 1_024;
     let config = Config::new()
         .max_connections(connections)
-        .max_pending(connections);
+        .pending_limits(PendingLimits {
+            connections: Quota::Count(connections),
+            ..PendingLimits::default()
+        });
     let region = Region::new(ALLOCATOR);
     let mut sim = Sim::new(1, config, ());
     let mut memory = grown(&region);
     sim.set_checks(false);
     let listen = Listen::tcp("127.0.0.1:0")
         .framing(Framing::Packet2)
-        .backlog(BACKLOG as u32)
-        .idle_timeout(IDLE_TIMEOUT)
-        .linger(Duration::ZERO, 0);
-    let addr = sim
-        .listen(listen, |_: &mut (), _| Echo)
-        .expect("a listener");
+        .socket(SocketOptions::new().backlog(BACKLOG as u32))
+        .conn(
+            ConnConfig::new()
+                .idle_timeout(IDLE_TIMEOUT)
+                .linger(Duration::ZERO, 0),
+        );
+    let addr = sim.listen(listen, |_app, _peer| Echo).expect("a listener");
     let mut clients = Vec::with_capacity(connections);
     let mut accept = Timed::default();
     while clients.len() < connections {

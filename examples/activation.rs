@@ -51,7 +51,7 @@ fn serve() -> Result<(), Box<dyn Error>> {
     }
     // Before the addresses are printed: their reader may send a signal at once.
     drain_on_sigterm(server.handle())?;
-    for listener in server.listeners() {
+    for listener in server.control().listeners() {
         terminal::say(&format!("listening on {}", listener.addr));
     }
     server.run(&mut ())?;

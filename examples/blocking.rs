@@ -82,10 +82,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let connections = 256;
     let mut server = Server::new(Config::new().max_connections(connections))?;
     let listen = Listen::tcp(addr.as_str()).framing(Framing::Line);
-    let id = server.listen(listen, |_: &mut Pool, _peer| Reception)?;
+    let id = server.listen(listen, |_app, _peer| Reception)?;
     terminal::say(&format!(
         "listening on {} (line)",
-        server.listener(id)?.addr
+        server.control().listener(id)?.addr
     ));
 
     let (sender, queue) = sync_channel(connections);

@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 
 use portcullis::{
-    Closed, Config, ConnId, Context, Framing, Handler, Listen, Outcome, SendError, Server,
+    Closed, Config, ConnConfig, ConnId, Context, Framing, Handler, Listen, Outcome, SendError,
+    Server,
 };
 
 #[path = "support/terminal.rs"]
@@ -77,13 +78,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut server = Server::new(Config::new().max_connections(10_000))?;
     let listen = Listen::tcp(addr.as_str())
         .framing(Framing::Line)
-        .max_frame(1024)
+        .conn(ConnConfig::new().max_frame(1024))
         // Members may only listen for a day, and reading goes on while others are slow to take what they say.
-        .idle_timeout(std::time::Duration::from_secs(24 * 60 * 60))
-        .watermarks(32 * 1024, 64 * 1024)
-        .output_limit(64 * 1024);
+        .conn(
+            ConnConfig::new()
+                .idle_timeout(std::time::Duration::from_secs(24 * 60 * 60))
+                .watermarks(32 * 1024, 64 * 1024)
+                .output_limit(64 * 1024),
+        );
     let mut guests = 0;
-    let id = server.listen(listen, move |_room: &mut Room, _peer| {
+    let id = server.listen(listen, move |_app, _peer| {
         guests += 1;
         Member {
             name: format!("guest{guests}"),
@@ -91,7 +95,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })?;
     terminal::say(&format!(
         "listening on {} (line)",
-        server.listener(id)?.addr
+        server.control().listener(id)?.addr
     ));
 
     terminal::drain_on_signal(server.handle(), std::time::Duration::from_secs(5))?;

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use portcullis::{Config, Context, Handler, Listen, Outcome, Server, Stats};
+use portcullis::{Config, ConnConfig, Context, Handler, Listen, Outcome, Server, Stats};
 
 #[path = "support/options.rs"]
 mod options;
@@ -40,10 +40,13 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     let mut listen = Listen::tcp(options.listen.as_str())
         .framing(options.framing.framing())
         .access_rules(options.access.clone())
-        .idle_timeout(options::or_never(options.idle_timeout))
-        .handshake_timeout(options::or_never(options.handshake_timeout));
+        .conn(
+            ConnConfig::new()
+                .idle_timeout(options::or_never(options.idle_timeout))
+                .handshake_timeout(options::or_never(options.handshake_timeout)),
+        );
     if let Some(bytes) = options.max_packet {
-        listen = listen.max_frame(bytes);
+        listen.conn.max_frame = Some(bytes);
     }
     listen = options.add_tls(options.add_proxy(listen))?;
 
@@ -66,8 +69,8 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     server.control().drain(options.grace);
     server.run(&mut ())?;
 
-    terminal::say(&summary(&server.stats()));
-    if let Some(report) = server.drain_report() {
+    terminal::say(&summary(&server.control().stats()));
+    if let Some(report) = server.control().drain_report() {
         terminal::say(&format!(
             "drained in {:.1?}: {} connections ended by themselves, {} were forced",
             report.took, report.ended, report.forced

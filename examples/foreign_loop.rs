@@ -51,10 +51,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .unwrap_or_else(|| "127.0.0.1:2525".to_owned());
     let mut server = Server::new(Config::new())?;
     let listen = Listen::tcp(addr.as_str()).framing(Framing::Line);
-    let id = server.listen(listen, |_: &mut Program, _peer| Clock)?;
+    let id = server.listen(listen, |_app, _peer| Clock)?;
     terminal::say(&format!(
         "listening on {} (line)",
-        server.listener(id)?.addr
+        server.control().listener(id)?.addr
     ));
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
 

@@ -54,7 +54,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         server.listen(listen.framing(Framing::Line), echo)?;
     }
     obey_signals(server.handle())?;
-    for listener in server.listeners() {
+    for listener in server.control().listeners() {
         terminal::say(&format!(
             "listening on {} as {}",
             listener.addr,

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use portcullis::{
-    Alarm, AlarmNotice, Close, Config, Context, Control, Framing, Handle, Handler, Listen, Metrics,
-    Outcome, Quota, Server,
+    Alarm, AlarmNotice, Close, Config, ConnConfig, Context, Control, Framing, Handle, Handler,
+    Listen, Metrics, Outcome, Quota, Server,
 };
 
 #[path = "support/terminal.rs"]
@@ -109,19 +109,19 @@ fn main() -> portcullis::Result<()> {
     let echo = Listen::tcp(options.listen.as_str())
         .name("echo")
         .max_connections(most);
-    let echo = server.listen(echo, |_: &mut (), _| Echo)?;
+    let echo = server.listen(echo, |_app, _peer| Echo)?;
     let watch = Listen::tcp(options.metrics.as_str()).name("metrics");
     let watch = watch
         .framing(Framing::Line)
-        .max_frame(8192)
+        .conn(ConnConfig::new().max_frame(8192))
         .max_connections(WATCHERS);
     let handle = server.handle();
-    let watch = server.listen(watch, move |_: &mut (), _| Page {
+    let watch = server.listen(watch, move |_app, _peer| Page {
         handle: handle.clone(),
         request: String::new(),
         lines: 0,
     })?;
-    server.on_alarm(
+    server.control().on_alarm(
         Alarm::connections(Quota::Percent(90)),
         |_, _, notice: &AlarmNotice| {
             terminal::complain(&notice.to_string());
@@ -129,11 +129,11 @@ fn main() -> portcullis::Result<()> {
     )?;
     terminal::say(&format!(
         "listening on {} (echo)",
-        server.listener(echo)?.addr
+        server.control().listener(echo)?.addr
     ));
     terminal::say(&format!(
         "listening on {} (metrics)",
-        server.listener(watch)?.addr
+        server.control().listener(watch)?.addr
     ));
     server.run(&mut ())
 }

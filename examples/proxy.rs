@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use portcullis::{
-    tls, Addr, Close, CloseReason, Closed, Config, Conn, ConnId, Connect, Context, Framing,
-    Handler, Keepalive, Listen, Outcome, Server,
+    tls, Addr, Close, CloseReason, Closed, Config, Conn, ConnConfig, ConnId, Connect, Context,
+    Framing, Handler, Keepalive, Listen, Outcome, Server, SocketOptions,
 };
 
 #[path = "support/proxy_options.rs"]
@@ -93,18 +93,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     let keepalive = Keepalive::new(Duration::from_secs(60), Duration::from_secs(10), 6);
     let mut front = Listen::tcp(&options.listen)
         .framing(Framing::Raw)
-        .full_duplex(true) // each direction waits for its own reader only
-        .idle_timeout(Duration::MAX) // one may be silent while the other speaks
-        .keepalive(keepalive)
+        .conn(ConnConfig::new().full_duplex(true)) // each direction waits for its own reader only
+        .conn(ConnConfig::new().idle_timeout(Duration::MAX)) // one may be silent while the other speaks
+        .socket(SocketOptions::new().keepalive(keepalive))
         .max_connections(options.max_clients);
     if let (Some(chain), Some(key)) = (&options.tls_cert, &options.tls_key) {
         front = front.tls(tls::server_config(chain, key)?);
     }
     let mut back = Connect::new()
         .framing(Framing::Raw)
-        .full_duplex(true)
-        .idle_timeout(Duration::MAX)
-        .keepalive(keepalive);
+        .conn(
+            ConnConfig::new()
+                .full_duplex(true)
+                .idle_timeout(Duration::MAX),
+        )
+        .socket(SocketOptions::new().keepalive(keepalive));
     if let (Some(name), Some(roots)) = (&options.tls_to, &options.ca) {
         back = back.tls(tls::client_config(roots)?, name);
     }
@@ -114,7 +117,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     terminal::say(&format!(
         "listening on {} (to {})",
-        server.listener(id)?.addr,
+        server.control().listener(id)?.addr,
         options.to
     ));
     server.run(&mut (options.to.clone(), back))?;

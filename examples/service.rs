@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use portcullis::{
-    AccessRules, Config, Context, Framing, Handle, Handler, Listen, Outcome, ProxyProtocol, Server,
+    AccessRules, Config, ConnConfig, Context, Framing, Handle, Handler, Listen, Outcome,
+    ProxyProtocol, Server,
 };
 
 #[path = "support/passed.rs"]
@@ -95,23 +96,23 @@ fn main() -> Result<(), Box<dyn Error>> {
             server.adopt(
                 socket,
                 behind(Listen::adopted(), &options)?,
-                |_: &mut (), _peer| Echo::default(),
+                |_app, _peer| Echo::default(),
             )?;
         }
     } else {
         let listen = behind(Listen::tcp(options.listen.as_str()), &options)?;
-        server.listen(listen, |_: &mut (), _peer| Echo::default())?;
+        server.listen(listen, |_app, _peer| Echo::default())?;
     }
     end_on_sigterm(
         server.handle(),
         are_passed,
         Duration::from_secs(options.grace),
     )?;
-    for listener in server.listeners() {
+    for listener in server.control().listeners() {
         terminal::say(&format!("listening on {} (line)", listener.addr));
     }
     server.run(&mut ())?;
-    if let Some(report) = server.drain_report() {
+    if let Some(report) = server.control().drain_report() {
         terminal::say(&format!(
             "drained: {} ended by themselves, {} were forced",
             report.ended, report.forced
@@ -121,7 +122,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn behind(listen: Listen, options: &Options) -> portcullis::Result<Listen> {
-    let listen = listen.framing(Framing::Line).max_frame(4096);
+    let listen = listen
+        .framing(Framing::Line)
+        .conn(ConnConfig::new().max_frame(4096));
     if options.trusted_proxy.is_empty() {
         return Ok(listen);
     }

@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         shards = shards.threads(threads.parse()?);
     }
     let running = shards.spawn(move |shard, server| {
-        server.listen(Listen::tcp(addr.as_str()), |_: &mut Tally, _peer| Echo)?;
+        server.listen(Listen::tcp(addr.as_str()), |_app, _peer| Echo)?;
         Ok(Tally { shard, echoes: 0 })
     })?;
 
@@ -61,7 +61,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let handle = running.handle.clone();
     let report = running.join()?;
-    for (shard, handle) in handle.shards().iter().enumerate() {
+    for (shard, handle) in handle.shards().enumerate() {
         terminal::say(&format!(
             "shard {shard}: {} connections",
             handle.stats().accepted

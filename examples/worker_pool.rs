@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use portcullis::{
-    Config, ConnId, Context, Framing, Handle, Handler, Listen, Message, Outcome, Server,
+    Config, ConnConfig, ConnId, Context, Framing, Handle, Handler, Listen, Message, Outcome, Server,
 };
 
 #[path = "support/terminal.rs"]
@@ -73,11 +73,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut server = Server::new(Config::new().max_connections(CONNECTIONS))?;
     let listen = Listen::tcp(addr.as_str())
         .framing(Framing::Line)
-        .max_frame(32);
-    let id = server.listen(listen, |_: &mut Pool, _peer| Session)?;
+        .conn(ConnConfig::new().max_frame(32));
+    let id = server.listen(listen, |_app, _peer| Session)?;
     terminal::say(&format!(
         "listening on {} (line)",
-        server.listener(id)?.addr
+        server.control().listener(id)?.addr
     ));
 
     let (jobs, queue) = sync_channel(CONNECTIONS);

@@ -117,7 +117,7 @@ impl Alarm {
         match self.kind {
             AlarmKind::Connections => Some(config.max_connections),
             AlarmKind::Descriptors => descriptors,
-            AlarmKind::Memory => Some(config.memory_limit).filter(|&bytes| bytes < usize::MAX),
+            AlarmKind::Memory => config.memory_limit,
             AlarmKind::FdExhaustion => None,
         }
     }

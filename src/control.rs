@@ -1,44 +1,45 @@
-//! What can be asked of a running server between two callbacks.
+//! Queries and changes of a running server, between two callbacks.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
-use crate::access::AccessRules;
 use crate::addr::{Addr, AddrError};
 use crate::alarm::{Alarm, AlarmId, AlarmInfo, AlarmNotice};
 use crate::config::Config;
-use crate::connect::Connect;
+use crate::config::Connect;
+use crate::config::Listen;
 use crate::error::Result;
 use crate::handler::{connect, Conn, ConnInfo, ConnOps, Handler};
 use crate::histogram::Histograms;
 use crate::id::{ConnId, ListenerId, ListenerRef};
-use crate::listen::Listen;
 use crate::metrics::Metrics;
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
 use crate::tree::{Cursor, Page, Tree};
 
-/// Why a listener takes clients, or takes none, now.
+/// Whether a listener accepts clients at this moment, and why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ListenerState {
-    /// It is in the poll and accepts.
+    /// In the poll and accepting.
     Listening,
-    /// The cap is reached, or that on connections which are not open yet; it is out of the poll until a place is free.
+    /// The cap is reached, or the limit of pending connections; out of the poll until a slot is
+    /// free.
     Full,
-    /// The accept rate is reached; it is out of the poll until there is another token.
+    /// The accept rate is reached; out of the poll until there is another token.
     RateLimited,
-    /// Descriptors or socket memory ran out; it is out of the poll for the interval, or until one of ours closes.
+    /// Descriptors or socket memory ran out; out of the poll for the interval, or until one of our
+    /// descriptors closes.
     OutOfFds,
-    /// It was suspended; clients wait in its backlog.
+    /// Suspended; clients wait in the backlog.
     Suspended,
-    /// Its port is closed.
+    /// The port is closed.
     Closed,
 }
 
 impl ListenerState {
-    /// All of them.
+    /// Every state.
     pub const ALL: &'static [Self] = &[
         Self::Listening,
         Self::Full,
@@ -48,7 +49,7 @@ impl ListenerState {
         Self::Closed,
     ];
 
-    /// Its name.
+    /// Returns the state's name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Listening => "Listening",
@@ -65,26 +66,26 @@ impl ListenerState {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListenerInfo {
-    /// Its id.
+    /// The id.
     pub id: ListenerId,
-    /// Its name.
+    /// The name.
     pub name: String,
-    /// Where it listens, with the real port.
+    /// The address, with the real port.
     pub addr: Addr,
-    /// Whether it takes clients.
+    /// Whether it accepts clients.
     pub state: ListenerState,
-    /// Its connections now, in any state.
+    /// Number of open connections, in every state.
     pub connections: usize,
-    /// The most it may have: its own limit or the server's cap, whichever is smaller.
+    /// Maximum number of connections: the smaller of its own limit and the server's cap.
     pub max_connections: usize,
-    /// Connections it has accepted.
+    /// Number of accepted connections.
     pub accepted: u64,
 }
 
-/// Whom an alarm calls.
+/// The callback of an alarm.
 pub(crate) type AlarmCallback<A> = Box<dyn FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice)>;
 
-/// What the reactor lets be asked of it.
+/// The reactor's side of [`Control`].
 pub(crate) trait ControlOps<A>: ConnOps<A> {
     fn listeners(&self) -> Vec<ListenerInfo>;
     fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo>;
@@ -112,8 +113,8 @@ pub(crate) trait ControlOps<A>: ConnOps<A> {
     fn stop(&mut self);
 }
 
-/// A server between two turns: from [`Server::control`](crate::Server::control), or lent to a job that was sent with
-/// [`Handle::post`](crate::Handle::post).
+/// A server between two iterations: from [`Server::control`](crate::Server::control), or lent to a
+/// job of [`Handle::post`](crate::Handle::post).
 pub struct Control<'a, A = ()> {
     ops: &'a mut (dyn ControlOps<A> + 'a),
 }
@@ -123,7 +124,7 @@ impl<'a, A> Control<'a, A> {
         Self { ops }
     }
 
-    /// One connection, to send to it, change it or close it; `None` if it has gone.
+    /// Returns a connection, to send to it, change it or close it; `None` if it has gone.
     pub fn conn(&mut self, id: ConnId) -> Option<Conn<'_, A>>
     where
         A: 'a,
@@ -132,12 +133,16 @@ impl<'a, A> Control<'a, A> {
         Conn::find(ops, id)
     }
 
-    /// Makes an outgoing connection. It has a slot and an id from here on, under the cap, and is
-    /// [`State::Connecting`](crate::State::Connecting) until it is there; `handler` hears `on_open` then, or
-    /// [`Handler::on_connect_failed`] when it has come to nothing. What is sent to it meanwhile goes out when it is open.
+    /// Makes an outgoing connection.
     ///
-    /// `addr` is a `SocketAddr`, an [`Addr`], or a text: `"10.0.0.7:2222"`, `"[::1]:2222"`, `"unix:/run/games.sock"`. **The name of a
-    /// host is none**: looking it up blocks, so that is the caller's, on another thread if need be (`std::net::ToSocketAddrs`, then
+    /// From here on it has a slot and an id, under the cap, and is
+    /// [`State::Connecting`](crate::State::Connecting). When it is established, `on_open` of
+    /// `handler` is called; if it fails, [`Handler::on_connect_failed`] is. Output queued meanwhile
+    /// is sent when it is open.
+    ///
+    /// `addr` is a `SocketAddr`, an [`Addr`], or a text: `"10.0.0.7:2222"`, `"[::1]:2222"`,
+    /// `"unix:/run/games.sock"`. **A host name is no address**: a lookup blocks. Resolve it before,
+    /// on another thread if necessary (`std::net::ToSocketAddrs`, then
     /// [`Handle::post`](crate::Handle::post)).
     ///
     /// ```
@@ -148,17 +153,21 @@ impl<'a, A> Control<'a, A> {
     /// # }
     /// # fn main() -> portcullis::Result<()> {
     /// # let mut server: Server = Server::new(Config::new())?;
-    /// let id = server.control().connect("127.0.0.1:2222", Connect::new().framing(Framing::Line), Client)?;
+    /// let options = Connect::new().framing(Framing::Line);
+    /// let id = server.control().connect("127.0.0.1:2222", options, Client)?;
     /// # let _ = id; Ok(()) }
     /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::ConnectAddress`](crate::Error::ConnectAddress); [`Error::Option`](crate::Error::Option) for a value that cannot work;
-    /// [`Error::AtCapacity`](crate::Error::AtCapacity), also in `on_close` and `on_connect_failed` at the cap, because the connection that
-    /// ends has its place until they return; [`Error::Draining`](crate::Error::Draining);
-    /// [`Error::Connect`](crate::Error::Connect) if the kernel says no at once (no descriptor, no route, nobody at a Unix socket), which
-    /// with [`Connect::retry`] is a failed attempt instead. Nothing has begun, and the handler is dropped.
+    /// [`Error::ConnectAddress`](crate::Error::ConnectAddress);
+    /// [`Error::Option`](crate::Error::Option) for a value that cannot work;
+    /// [`Error::AtCapacity`](crate::Error::AtCapacity), also in `on_close` and `on_connect_failed`
+    /// at the cap, because the ending connection keeps its slot until they return;
+    /// [`Error::Draining`](crate::Error::Draining); [`Error::Connect`](crate::Error::Connect) if
+    /// the kernel refuses at once (no descriptor, no route, no listener on a Unix socket). With
+    /// [`Connect::retry`] the last is a failed attempt instead. After an error the handler is
+    /// dropped, and nothing else has changed.
     pub fn connect<T>(
         &mut self,
         addr: T,
@@ -174,12 +183,12 @@ impl<'a, A> Control<'a, A> {
         connect(ops, addr, options, handler)
     }
 
-    /// All listeners that have not been closed, oldest first.
+    /// Returns all listeners that have not been closed, oldest first.
     pub fn listeners(&self) -> Vec<ListenerInfo> {
         self.ops.listeners()
     }
 
-    /// One listener, by id, port or name.
+    /// Returns one listener, by id, port or name: `server.control().listener("games")?.addr`.
     ///
     /// # Errors
     ///
@@ -188,13 +197,15 @@ impl<'a, A> Control<'a, A> {
         self.ops.listener(&which.into())
     }
 
-    /// All connections, in the order of their slots. With many of them rather [`Control::connections_page`].
+    /// Returns all connections, in the order of their slots. For many connections see
+    /// [`Control::connections_page`].
     pub fn connections(&self) -> Vec<ConnInfo> {
         self.ops.connections()
     }
 
-    /// Some of the connections, in the order of their slots: `limit` slots are looked at, so a page costs no more and has at most
-    /// so many. A connection that is there all the time is on exactly one page, whoever comes and goes meanwhile.
+    /// Returns the connections in the next `limit` slots, so that a page has bounded cost and
+    /// length. A connection that stays open is on exactly one page, even if others open and close
+    /// meanwhile.
     ///
     /// ```
     /// # use portcullis::{Config, Cursor, Server};
@@ -206,7 +217,7 @@ impl<'a, A> Control<'a, A> {
     ///     for connection in &page.connections {
     ///         println!("{connection}");
     ///     }
-    ///     from = page.next; // and perhaps a turn of the loop
+    ///     from = page.next; // and perhaps an iteration of the loop
     /// }
     /// # Ok(()) }
     /// ```
@@ -214,43 +225,41 @@ impl<'a, A> Control<'a, A> {
         self.ops.connections_page(from, limit)
     }
 
-    /// The supervision tree, with at most `limit` connections of each listener; [`Display`](fmt::Display) draws it. At most 16 slots
-    /// are looked at for each that may be shown, and 4096, however many connections there are.
+    /// Returns the supervision tree, with at most `limit` connections of each listener;
+    /// [`Display`](fmt::Display) draws it. At most 4096 slots are visited, and 16 for each
+    /// connection that may be shown.
     pub fn tree(&self, limit: usize) -> Tree {
         self.ops.tree(limit)
     }
 
-    /// The last closes, the latest first: [`Config::recent_closes`] of them at most.
+    /// Returns the last closes, the latest first, up to [`Config::recent_closes`].
     pub fn recent_closes(&self) -> Vec<RecentClose> {
         self.ops.recent_closes()
     }
 
-    /// How ages, handshake times and frame sizes are spread.
-    pub fn histograms(&self) -> Histograms {
-        self.ops.histograms()
-    }
-
-    /// Everything that is counted and measured; its [`Display`](fmt::Display) is for Prometheus.
+    /// Returns every counter and measurement; its [`Display`](fmt::Display) is for Prometheus.
     pub fn metrics(&self) -> Metrics {
         self.ops.metrics()
     }
 
-    /// Sets an alarm. `callback` is called at the end of a turn, never from inside another callback: when the value is at or above the
-    /// threshold ([`AlarmState::Raised`](crate::AlarmState::Raised)), after each cooldown while it still is
-    /// ([`AlarmState::StillRaised`](crate::AlarmState::StillRaised)), and when it is below again
-    /// ([`AlarmState::Cleared`](crate::AlarmState::Cleared)). Within a cooldown it is not raised again, so that a value which
-    /// goes to and fro around the threshold costs two calls for each. What comes and goes within one turn is not seen.
+    /// Sets an alarm. `callback` is called at the end of an iteration, never from inside another
+    /// callback:
     ///
-    /// A panic in it is caught, logged and counted; the alarm stays.
+    /// - when the value reaches the threshold ([`AlarmState::Raised`](crate::AlarmState::Raised)),
+    /// - after each cooldown while it stays there
+    ///   ([`AlarmState::StillRaised`](crate::AlarmState::StillRaised)),
+    /// - when it is below again ([`AlarmState::Cleared`](crate::AlarmState::Cleared)).
+    ///
+    /// Within a cooldown it is not raised again, so that a value around the threshold costs two
+    /// calls per cooldown. A peak within one iteration is not seen. A panic of `callback` is caught,
+    /// logged and counted; the alarm stays.
     ///
     /// ```
-    /// # use portcullis::{Alarm, AlarmNotice, Config, Control, Quota, Server};
+    /// # use portcullis::{Alarm, Config, Quota, Server};
     /// # fn main() -> portcullis::Result<()> {
     /// # let mut server: Server = Server::new(Config::new())?;
-    /// server.control().on_alarm(
-    ///     Alarm::connections(Quota::Percent(90)),
-    ///     |_app: &mut (), _control: &mut Control<'_>, notice: &AlarmNotice| eprintln!("{notice}"),
-    /// )?;
+    /// let alarm = Alarm::connections(Quota::Percent(90));
+    /// server.control().on_alarm(alarm, |_app, _control, notice| eprintln!("{notice}"))?;
     /// # Ok(()) }
     /// ```
     ///
@@ -265,85 +274,116 @@ impl<'a, A> Control<'a, A> {
         self.ops.add_alarm(alarm, Box::new(callback))
     }
 
-    /// Changes an alarm. The time since it has spoken last counts under the new cooldown too; one that watches something else from now
-    /// on starts anew.
+    /// Changes an alarm. The time since its last call counts under the new cooldown too, unless it
+    /// watches another value from now on.
     ///
     /// # Errors
     ///
-    /// [`Error::NoAlarm`](crate::Error::NoAlarm); [`Error::Option`](crate::Error::Option), with the alarm as it was.
+    /// [`Error::NoAlarm`](crate::Error::NoAlarm); [`Error::Option`](crate::Error::Option), with the
+    /// alarm unchanged.
     pub fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()> {
         self.ops.set_alarm(id, alarm)
     }
 
-    /// Forgets an alarm, without another word from it. False if it has gone already.
+    /// Removes an alarm, without another call of it. False if it has gone already.
     pub fn remove_alarm(&mut self, id: AlarmId) -> bool {
         self.ops.remove_alarm(id)
     }
 
-    /// All alarms, oldest first.
+    /// Returns all alarms, oldest first.
     pub fn alarms(&self) -> Vec<AlarmInfo> {
         self.ops.alarms()
     }
 
-    /// Ends one connection at once with RST, and logs a report. [`CloseReason::Killed`](crate::CloseReason::Killed).
-    /// False if it has gone already.
+    /// Ends one connection at once with RST, and logs a report.
+    /// [`CloseReason::Killed`](crate::CloseReason::Killed). False if it has gone already.
     pub fn kill(&mut self, id: ConnId) -> bool {
         self.ops.kill(id)
     }
 
-    /// Changes the cap. Lowered below what is open, the open ones stay and no new ones come; raised, waiting
-    /// clients are accepted at once. 0 admits nobody. In one of several [`Shards`](crate::Shards) it changes the cap of all.
+    /// Returns the options of the server.
+    ///
+    /// ```
+    /// # use portcullis::{Config, Server};
+    /// # fn main() -> portcullis::Result<()> {
+    /// let config = Config::new().max_connections(100);
+    /// let mut server: Server = Server::new(config.clone())?;
+    /// assert_eq!(server.control().config(), &config);
+    /// # Ok(()) }
+    /// ```
+    pub fn config(&self) -> &Config {
+        self.ops.config()
+    }
+
+    /// Returns the options of a listener; its access rules with the number of peers that each has
+    /// decided about.
     ///
     /// # Errors
     ///
-    /// [`Error::Option`](crate::Error::Option) for more than 16 million; the cap is as it was.
+    /// [`Error::NoListener`](crate::Error::NoListener).
+    pub fn options(&self, which: impl Into<ListenerRef>) -> Result<&Listen> {
+        self.ops.options(&which.into())
+    }
+
+    /// Changes the cap. Below the number of open connections, these stay and no others are accepted;
+    /// raised, waiting clients are accepted at once. 0 admits none. In one of several
+    /// [`Shards`](crate::Shards) it changes the cap of all.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`](crate::Error::Option) for more than 16 million, with the cap unchanged.
     pub fn set_max_connections(&mut self, connections: usize) -> Result<()> {
         self.reconfigure(|config| config.max_connections(connections))
     }
 
-    /// Changes options of the server: all of those that `change` changes, or none. Each option of [`Config`] says when a
-    /// change takes effect.
+    /// Changes options of the server: all of those that `change` changes, or none.
     ///
     /// ```
     /// # use portcullis::{Config, Server};
     /// # fn main() -> portcullis::Result<()> {
     /// let mut server: Server = Server::new(Config::new())?;
-    /// server.control().reconfigure(|config| config.max_connections(20_000).accept_budget(128))?;
+    /// server.control().reconfigure(|config| config.max_connections(20_000).recent_closes(1024))?;
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::Option`](crate::Error::Option) for a value that cannot work; everything is as it was.
+    /// [`Error::Option`](crate::Error::Option) for a value that cannot work, with all options
+    /// unchanged.
     pub fn reconfigure(&mut self, change: impl FnOnce(Config) -> Config) -> Result<()> {
         let config = change(self.ops.config().clone());
         self.ops.set_config(config)
     }
 
-    /// Changes options of a listener: all of those that `change` changes, or none. What it does not name stays, TLS too.
-    /// Each option of [`Listen`] says when a change takes effect; connections that are there keep what they were made with.
+    /// Changes options of a listener: all of those that `change` changes, or none. The others stay,
+    /// TLS too. Each option of [`Listen`] says when a change takes effect; open connections keep
+    /// their options.
     ///
     /// ```
     /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
     /// # use std::time::Duration;
     /// # struct Echo;
     /// # impl Handler for Echo {
-    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+    /// #         cx.conn.send(frame)?;
+    /// #         Ok(())
+    /// #     }
     /// # }
     /// # fn main() -> portcullis::Result<()> {
     /// # let mut server = Server::new(Config::new())?;
-    /// server.listen(Listen::tcp("127.0.0.1:0").name("games"), |_app: &mut (), _peer| Echo)?;
-    /// server.control().reconfigure_listener("games", |listen| {
-    ///     listen.max_connections(500).idle_timeout(Duration::from_secs(30))
+    /// server.listen(Listen::tcp("127.0.0.1:0").name("games"), |_app, _peer| Echo)?;
+    /// server.control().reconfigure_listener("games", |mut listen| {
+    ///     listen.conn.idle_timeout = Duration::from_secs(30);
+    ///     listen.max_connections(500)
     /// })?;
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::NoListener`](crate::Error::NoListener); [`Error::Option`](crate::Error::Option) for a value that cannot work
-    /// and for an option that an open port cannot change (its address, its name, its socket's options, whether it speaks TLS).
-    /// Everything is as it was.
+    /// [`Error::NoListener`](crate::Error::NoListener); [`Error::Option`](crate::Error::Option) for
+    /// a value that cannot work and for an option that an open port cannot change (its address, its
+    /// name, its socket's options, whether it speaks TLS). All options are unchanged then.
     pub fn reconfigure_listener(
         &mut self,
         which: impl Into<ListenerRef>,
@@ -354,11 +394,12 @@ impl<'a, A> Control<'a, A> {
         self.ops.set_options(&which, options)
     }
 
-    /// Changes the TLS of a listener, for the connections that are accepted from now on. Those in the handshake and open ones
-    /// keep theirs; [`TlsInfo::config`](crate::tls::TlsInfo::config) tells which. A session of the old configuration is not
-    /// resumed under the new one, unless both share a storage or a ticketer: its client does a full handshake.
+    /// Changes the TLS of a listener, for connections accepted from now on. Connections in the
+    /// handshake and open ones keep theirs ([`TlsInfo::config`](crate::tls::TlsInfo::config)).
     ///
-    /// Read the new files before: [`tls::server_config`](crate::tls::server_config) fails before anything is changed.
+    /// A session of the old configuration is not resumed under the new one, unless both share a
+    /// storage or a ticketer: its client does a full handshake. Load the new files first:
+    /// [`tls::server_config`](crate::tls::server_config) fails before anything is changed.
     ///
     /// ```no_run
     /// # fn reload(mut server: portcullis::Server) -> Result<(), Box<dyn std::error::Error>> {
@@ -369,8 +410,8 @@ impl<'a, A> Control<'a, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::NoListener`](crate::Error::NoListener); [`Error::Option`](crate::Error::Option) for a plain listener, which does not
-    /// become a TLS one by this. Its connections may: see [`Conn::start_tls`].
+    /// [`Error::NoListener`](crate::Error::NoListener); [`Error::Option`](crate::Error::Option) for
+    /// a plain listener. Its connections may upgrade: see [`Conn::start_tls`].
     #[cfg(feature = "tls")]
     pub fn set_tls(
         &mut self,
@@ -380,7 +421,8 @@ impl<'a, A> Control<'a, A> {
         self.reconfigure_listener(which, |listen| listen.tls(config))
     }
 
-    /// Takes a listener out of the poll. Its connections live on, new clients wait in its backlog. Again is no error.
+    /// Suspends a listener: takes it out of the poll. Its connections stay open, new clients wait in
+    /// its backlog. Extra calls are ignored.
     ///
     /// # Errors
     ///
@@ -389,7 +431,7 @@ impl<'a, A> Control<'a, A> {
         self.ops.set_suspended(&which.into(), true)
     }
 
-    /// Accepts again after [`Control::suspend`], those who waited first. Again is no error.
+    /// Resumes a listener after [`Control::suspend`]. Extra calls are ignored.
     ///
     /// # Errors
     ///
@@ -398,8 +440,8 @@ impl<'a, A> Control<'a, A> {
         self.ops.set_suspended(&which.into(), false)
     }
 
-    /// Closes a listener's port. Clients that wait in its backlog are reset by the kernel, unless another process has the
-    /// socket too ([`Control::listener_socket`]); its connections live on.
+    /// Closes a listener's port. The kernel resets the clients in its backlog, unless another process
+    /// has the socket too ([`Control::listener_socket`]). Its connections stay open.
     ///
     /// # Errors
     ///
@@ -408,68 +450,49 @@ impl<'a, A> Control<'a, A> {
         self.ops.close_listener(&which.into())
     }
 
-    /// Another descriptor of a listener's socket, close-on-exec, for another process: to hand the listener over without
-    /// refusing a single client. Both have one queue of clients, and each client is accepted by one of them.
+    /// Returns another descriptor of a listener's socket, close-on-exec, to hand the listener over to
+    /// another process without refusing a client. Both processes share one backlog, and each client
+    /// is accepted by one of them.
     ///
     /// In this order:
     ///
-    /// 1. Give the descriptor to the new process: as file 3 with `LISTEN_FDS=1` in its environment, or over a Unix socket
-    ///    (SCM_RIGHTS). It calls [`Server::adopt`](crate::Server::adopt), runs, and says that it does.
-    /// 2. [`Control::close_listener`]. The queue stays as it is, for the new process.
-    /// 3. [`Control::drain`]. A client that was accepted here and has not asked yet is answered only if
-    ///    [`Handler::on_drain`](crate::Handler::on_drain) leaves it the time: the default closes once what has arrived is answered.
+    /// 1. Give the descriptor to the new process: as file 3 with `LISTEN_FDS=1` in its environment,
+    ///    or over a Unix socket (SCM_RIGHTS). It calls [`Server::adopt`](crate::Server::adopt), runs,
+    ///    and reports that.
+    /// 2. [`Control::close_listener`]. The backlog stays, for the new process.
+    /// 3. [`Control::drain`]. A client that was accepted here and has not sent its request yet is
+    ///    answered only if [`Handler::on_drain`](crate::Handler::on_drain) waits for it: the default
+    ///    closes once the received input is answered.
     ///
-    /// A drain without the second step accepts whoever waits, as always, and begins to send them away. The file of a Unix
-    /// socket is left to the new process, and is not removed from here on. `examples/handover.rs` does all of this.
+    /// A drain without the second step accepts the backlog first. The file of a Unix socket is left
+    /// to the new process, and is not removed from here on. `examples/handover.rs` does all of this.
     ///
     /// # Errors
     ///
-    /// [`Error::NoListener`](crate::Error::NoListener), or [`Error::Os`](crate::Error::Os) if there is no descriptor left.
+    /// [`Error::NoListener`](crate::Error::NoListener), or [`Error::Os`](crate::Error::Os) if no
+    /// descriptor is left.
     pub fn listener_socket(&mut self, which: impl Into<ListenerRef>) -> Result<OwnedFd> {
         self.ops.listener_socket(&which.into())
     }
 
-    /// A listener's access rules, each with the number of peers it has decided about.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoListener`](crate::Error::NoListener).
-    pub fn access_rules(&self, which: impl Into<ListenerRef>) -> Result<AccessRules> {
-        Ok(self.ops.options(&which.into())?.access.clone())
-    }
-
-    /// Replaces a listener's access rules: for whoever is accepted from now on, not for those inside. Rules that were there
-    /// keep their counts.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoListener`](crate::Error::NoListener).
-    pub fn set_access_rules(
-        &mut self,
-        which: impl Into<ListenerRef>,
-        rules: AccessRules,
-    ) -> Result<()> {
-        self.reconfigure_listener(which, |listen| listen.access_rules(rules))
-    }
-
-    /// The counters.
+    /// Returns the counters.
     pub fn stats(&self) -> Stats {
         self.ops.stats()
     }
 
-    /// Ends in order: accepts who waits already, closes the ports, tells each handler
-    /// ([`Handler::on_drain`](crate::Handler::on_drain)), and resets whoever is left after `grace`. One deadline for all;
-    /// a second call can only bring it forward.
+    /// Starts a graceful shutdown: accepts the backlog, closes the ports, notifies every handler
+    /// ([`Handler::on_drain`](crate::Handler::on_drain)), and resets the remaining connections after
+    /// `grace`. One deadline for all; a second call can only shorten it.
     pub fn drain(&mut self, grace: Duration) {
         self.ops.drain(grace);
     }
 
-    /// How the drain went, once it is over.
+    /// Returns the report of the drain, once it is over.
     pub fn drain_report(&self) -> Option<DrainReport> {
         self.ops.drain_report()
     }
 
-    /// Ends [`Server::run`](crate::Server::run) after this turn and leaves everything as it is.
+    /// Ends [`Server::run`](crate::Server::run) after this iteration; nothing is closed.
     pub fn stop(&mut self) {
         self.ops.stop();
     }

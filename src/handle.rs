@@ -1,30 +1,28 @@
-//! The one thing that crosses threads.
+//! The part of a server, or of all shards, that other threads reach.
 
-use std::collections::VecDeque;
+mod liveness;
+mod merge;
+mod queue;
+
 use std::error::Error as StdError;
 use std::fmt;
-use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{self, ThreadId};
+use std::sync::{mpsc, Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::config::{Config, MAX_CONNECTIONS};
+use crate::config::{Config, Listen};
 use crate::control::{Control, ListenerInfo};
 use crate::error::Error;
-use crate::handler::Message;
 use crate::id::{ConnId, ListenerRef};
-use crate::listen::Listen;
-use crate::logs;
 use crate::metrics::Metrics;
-use crate::recent::RecentClose;
 use crate::stats::Stats;
-use crate::tree::Tree;
+pub(crate) use liveness::Liveness;
+pub(crate) use merge::add_listeners;
+pub(crate) use queue::{Command, Published, Shared, Wake};
 
-/// Wakes the loop out of its poll, from any thread.
-pub(crate) trait Wake: Send + Sync {
-    fn wake(&self) -> io::Result<()>;
+/// The cap that shards share.
+pub(crate) trait CommonCap: fmt::Debug + Send + Sync {
+    fn get(&self) -> usize;
+    fn set(&self, connections: usize);
 }
 
 type Job<A> = Box<dyn FnOnce(&mut A, &mut Control<'_, A>) + Send>;
@@ -213,70 +211,12 @@ impl<A> Queue<A> {
 
 /// Which ids are alive, for every thread to read: the generation of each slot, zero when it is free.
 ///
-/// In chunks, so that it grows without moving what others read: of `FIRST` slots, of twice as many, and so on up to `LARGEST`,
-/// which is filled in no time that anybody notices.
-pub(crate) struct Liveness {
-    chunks: [OnceLock<Box<[AtomicU32]>>; CHUNKS],
-}
-
-const FIRST: usize = 64;
-const LARGEST: usize = 1 << 16;
-/// Chunks that are smaller than the next one.
-const GROWING: usize = (LARGEST / FIRST).ilog2() as usize + 1;
-const CHUNKS: usize = GROWING + MAX_CONNECTIONS / LARGEST;
-
-impl Default for Liveness {
-    fn default() -> Self {
-        Self {
-            chunks: [const { OnceLock::new() }; CHUNKS],
-        }
-    }
-}
-
-impl Liveness {
-    /// The chunk of a slot, the chunk's size, and the place in it.
-    fn place(index: u32) -> (usize, usize, usize) {
-        let shifted = index as usize + FIRST;
-        if let Some(beyond) = shifted.checked_sub(2 * LARGEST) {
-            return (GROWING + beyond / LARGEST, LARGEST, beyond % LARGEST);
-        }
-        let chunk = (shifted / FIRST).ilog2() as usize;
-        let size = FIRST << chunk;
-        (chunk, size, shifted - size)
-    }
-
-    pub(crate) fn set(&self, id: ConnId, live: bool) {
-        let (chunk, size, at) = Self::place(id.index);
-        let Some(chunk) = self.chunks.get(chunk) else {
-            return;
-        };
-        let slots = chunk.get_or_init(|| (0..size).map(|_| AtomicU32::new(0)).collect());
-        if let Some(slot) = slots.get(at) {
-            slot.store(if live { id.generation } else { 0 }, Ordering::Release);
-        }
-    }
-
-    fn is_live(&self, id: ConnId) -> bool {
-        self.of(id.index)
-            .is_some_and(|generation| generation == id.generation)
-    }
-
-    /// The generation that is alive in a slot; 0 for none. `None` if the slot was never used.
-    pub(crate) fn of(&self, index: u32) -> Option<u32> {
-        let (chunk, _, at) = Self::place(index);
-        let slot = self.chunks.get(chunk)?.get()?.get(at)?;
-        Some(slot.load(Ordering::Acquire))
-    }
-}
-
-/// Reaches a server from other threads: send, notify, kill, post work, ask, drain.
+/// `Clone`, `Send` and `Sync` for every application state. Only methods with a timeout, like
+/// [`Handle::call`], wait for the loop. Commands from one thread are executed in their order, up to
+/// [`Budgets::commands`](crate::Budgets::commands) per iteration.
 ///
-/// `Clone`, `Send` and `Sync` whatever the application's state is. Nothing here waits for the loop but what takes a timeout, as
-/// [`Handle::call`]. Commands are carried out in the order in which one thread gives them, at most
-/// [`Config::job_budget`](crate::Config::job_budget) per turn.
-///
-/// Handlers that give it to workers find it in the application's state: [`Server::handle`](crate::Server::handle) has it before
-/// the server runs.
+/// Handlers that pass it to workers keep it in the application's state:
+/// [`Server::handle`](crate::Server::handle) returns it before the server runs.
 ///
 /// ```no_run
 /// # use portcullis::{Config, Server};
@@ -290,35 +230,77 @@ impl Liveness {
 /// server.run(&mut ())
 /// # }
 /// ```
+///
+/// # Several shards
+///
+/// The handle of spawned shards asks, changes and drains all shards that
+/// still run; [`HandleError::ServerGone`] means that none does. A change is no transaction: each
+/// shard makes it in an iteration of its own.
+///
+/// A [`ConnId`], a job and a call belong to one shard: for them take that shard's handle
+/// ([`Handle::shard`]). Otherwise they are [`HandleError::ManyShards`].
+///
+/// ```
+/// use portcullis::{Handle, Spawned};
+///
+/// #[derive(Default)]
+/// struct State { all: Option<Handle<State>> }
+///
+/// # fn introduce(shards: &Spawned<State>) -> Result<(), portcullis::HandleError> {
+/// let all = shards.handle.clone();
+/// shards.handle.post_each(move |_shard, state, _control| state.all = Some(all.clone()))?;
+/// # Ok(()) }
+/// ```
 pub struct Handle<A = ()> {
-    shared: Arc<Shared<A>>,
+    /// At least one.
+    shards: Arc<[Arc<Shared<A>>]>,
+    common_cap: Option<Arc<dyn CommonCap>>,
 }
 
 impl<A> Clone for Handle<A> {
     fn clone(&self) -> Self {
         Self {
-            shared: Arc::clone(&self.shared),
+            shards: Arc::clone(&self.shards),
+            common_cap: self.common_cap.clone(),
         }
     }
 }
 
 impl<A> Handle<A> {
     pub(crate) fn new(shared: Arc<Shared<A>>) -> Self {
-        Self { shared }
+        Self {
+            shards: Arc::new([shared]),
+            common_cap: None,
+        }
     }
 
-    /// Queues one frame for a connection. It is framed on the loop; what the loop finds wrong with it then
-    /// (too long, peer too slow) is logged at debug level and counted as undeliverable.
+    /// Returns one handle for all shards, in the order of their numbers.
+    pub(crate) fn of_shards(
+        shards: impl IntoIterator<Item = Self>,
+        common_cap: Arc<dyn CommonCap>,
+    ) -> Self {
+        let all = shards.into_iter().flat_map(|one| one.shards.to_vec());
+        Self {
+            shards: all.collect(),
+            common_cap: Some(common_cap),
+        }
+    }
+
+    // One server, or one shard.
+
+    /// Queues one frame for a connection. The loop frames it; a failure there (too long, peer too
+    /// slow) is logged at debug level and counted as undeliverable.
     ///
     /// # Errors
     ///
-    /// [`HandleError::NoConnection`] if it has gone already, [`HandleError::QueueFull`], [`HandleError::ServerGone`].
+    /// [`HandleError::NoConnection`] if it has gone already, [`HandleError::QueueFull`],
+    /// [`HandleError::ServerGone`], [`HandleError::ManyShards`].
     pub fn send(&self, id: ConnId, frame: impl Into<Vec<u8>>) -> Result<(), HandleError> {
-        self.check_live(id)?;
-        self.shared.push(Command::Send(id, frame.into()))
+        self.live(id)?.push(Command::Send(id, frame.into()))
     }
 
-    /// Gives a connection's handler a message: [`Handler::on_message`](crate::Handler::on_message).
+    /// Gives a connection's handler a message:
+    /// [`Handler::on_message`](crate::Handler::on_message).
     ///
     /// # Errors
     ///
@@ -328,145 +310,297 @@ impl<A> Handle<A> {
         id: ConnId,
         message: impl std::any::Any + Send,
     ) -> Result<(), HandleError> {
-        self.check_live(id)?;
-        self.shared.push(Command::Notify(id, Box::new(message)))
+        self.live(id)?.push(Command::Notify(id, Box::new(message)))
     }
 
-    /// Ends a connection at once with RST. [`CloseReason::Killed`](crate::CloseReason::Killed).
+    /// Ends a connection at once with RST.
+    /// [`CloseReason::Killed`](crate::CloseReason::Killed).
     ///
     /// # Errors
     ///
     /// As for [`Handle::send`].
     pub fn kill(&self, id: ConnId) -> Result<(), HandleError> {
-        self.check_live(id)?;
-        self.shared.push(Command::Kill(id))
+        self.live(id)?.push(Command::Kill(id))
     }
 
-    /// Runs a job on the loop, with the application's state and the server's controls. A panic in it is caught,
-    /// logged and counted.
+    /// Whether a connection is alive at this moment. False on a handle of several shards.
+    pub fn is_live(&self, id: ConnId) -> bool {
+        self.one().is_ok_and(|server| server.is_live(id))
+    }
+
+    /// Runs a job on the loop, with the application's state and the server's controls. A panic in
+    /// it is caught, logged and counted.
     ///
     /// # Errors
     ///
-    /// [`HandleError::QueueFull`], [`HandleError::ServerGone`].
+    /// [`HandleError::QueueFull`], [`HandleError::ServerGone`], [`HandleError::ManyShards`].
     pub fn post(
         &self,
         job: impl FnOnce(&mut A, &mut Control<'_, A>) + Send + 'static,
     ) -> Result<(), HandleError> {
-        self.shared.push(Command::Post(Box::new(job)))
+        self.one()?.push(Command::Post(Box::new(job)))
     }
 
-    /// Runs a job on the loop and waits for what it returns, at most `timeout`. An answer that comes too late
-    /// is dropped: it is never taken for the answer to another question.
+    /// Runs a job on the loop and returns its result, after at most `timeout`. A later result is
+    /// dropped: it is never taken for the answer to another call.
     ///
     /// # Errors
     ///
-    /// [`HandleError::Timeout`]: no answer in time, the job may still run. [`HandleError::OwnThread`]: asked on the
-    /// loop's own thread, which would wait for itself; nothing was queued. [`HandleError::ServerGone`], also when the
-    /// server goes while we wait. [`HandleError::Panicked`]: the job did. [`HandleError::QueueFull`].
+    /// [`HandleError::Timeout`]: no answer in time; the job may still run.
+    /// [`HandleError::OwnThread`]: called on the loop's own thread, which would wait for itself;
+    /// nothing was queued. [`HandleError::ServerGone`], also when the server ends meanwhile.
+    /// [`HandleError::Panicked`]: the job did. [`HandleError::QueueFull`],
+    /// [`HandleError::ManyShards`].
     pub fn call<R: Send + 'static>(
         &self,
         timeout: Duration,
         job: impl FnOnce(&mut A, &mut Control<'_, A>) -> R + Send + 'static,
     ) -> Result<R, HandleError> {
-        if self.is_on_own_thread() {
+        let server = self.one()?;
+        if server.is_on_own_thread() {
             return Err(HandleError::OwnThread);
         }
-        // Of this question alone: the answer cannot reach another.
+        // A channel of this call alone: the answer cannot reach another.
         let (answer, answered) = mpsc::sync_channel(1);
         self.post(move |app, control| {
-            // Nobody listens any more if this fails: the asker timed out.
+            // Fails if the caller timed out.
             let _ = answer.send(job(app, control));
         })?;
         answered.recv_timeout(timeout).map_err(|error| match error {
             mpsc::RecvTimeoutError::Timeout => HandleError::Timeout,
-            mpsc::RecvTimeoutError::Disconnected if self.shared.is_closed() => {
-                HandleError::ServerGone
-            }
+            mpsc::RecvTimeoutError::Disconnected if server.is_closed() => HandleError::ServerGone,
             mpsc::RecvTimeoutError::Disconnected => HandleError::Panicked,
         })
     }
 
-    /// Asks about one listener, by id, port or name: its state, its connections, its limit.
+    // One server, or all shards.
+
+    /// Returns the handle of one shard, by its number: to send to its connections, to ask it alone.
+    ///
+    /// ```
+    /// # use portcullis::{ConnId, Handle, HandleError};
+    /// # fn tell(shards: &Handle, shard: usize, id: ConnId) -> Result<(), HandleError> {
+    /// if let Some(handle) = shards.shard(shard) {
+    ///     handle.send(id, "news")?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn shard(&self, shard: usize) -> Option<Self> {
+        Some(Self::new(Arc::clone(self.shards.get(shard)?)))
+    }
+
+    /// Returns the handles of all shards, in the order of their numbers.
+    pub fn shards(&self) -> impl ExactSizeIterator<Item = Self> + '_ {
+        self.shards.iter().map(|shard| Self::new(Arc::clone(shard)))
+    }
+
+    /// Runs a job on each shard, with the shard's number, state and controls. A panic in it is
+    /// caught, logged and counted.
     ///
     /// # Errors
     ///
-    /// [`HandleError::NoListener`] if there is none, as distinct from [`HandleError::Timeout`]; else as for [`Handle::call`].
+    /// [`HandleError::QueueFull`] if a shard's queue was full; the others run the job.
+    /// [`HandleError::ServerGone`].
+    pub fn post_each(
+        &self,
+        job: impl Fn(usize, &mut A, &mut Control<'_, A>) + Send + Sync + 'static,
+    ) -> Result<(), HandleError> {
+        let job = Arc::new(job);
+        self.each(|shard, server| {
+            let job = Arc::clone(&job);
+            let job = move |app: &mut A, control: &mut Control<'_, A>| job(shard, app, control);
+            server.push(Command::Post(Box::new(job)))
+        })
+    }
+
+    /// Runs a job on all shards at the same time and returns their results, after at most
+    /// `timeout`: each with the number of its shard, in their order. A shard that has ended gives
+    /// none.
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::Timeout`]: not all have answered in time; jobs may still run.
+    /// [`HandleError::OwnThread`]: called on the thread of a shard; nothing was queued.
+    /// [`HandleError::Panicked`], [`HandleError::QueueFull`]: the job panicked or was not queued on
+    /// one of them; the others have run it. [`HandleError::ServerGone`].
+    pub fn call_each<R: Send + 'static>(
+        &self,
+        timeout: Duration,
+        job: impl Fn(usize, &mut A, &mut Control<'_, A>) -> R + Send + Sync + 'static,
+    ) -> Result<Vec<(usize, R)>, HandleError> {
+        if self.shards.iter().any(|server| server.is_on_own_thread()) {
+            return Err(HandleError::OwnThread);
+        }
+        let answers = Arc::new(Mutex::new(Vec::with_capacity(self.shards.len())));
+        // Nothing is sent: it ends when no job is left, run or dropped.
+        let (unfinished, finished) = mpsc::channel::<()>();
+        let asked = {
+            let answers = Arc::clone(&answers);
+            self.post_each(move |shard, app, control| {
+                let _unfinished = &unfinished;
+                let answer = job(shard, app, control);
+                let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+                answers.push((shard, answer));
+            })
+        };
+        if let Err(mpsc::RecvTimeoutError::Timeout) = finished.recv_timeout(timeout) {
+            return Err(HandleError::Timeout);
+        }
+        asked?;
+        let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = std::mem::take(&mut *answers);
+        answers.sort_by_key(|&(shard, _)| shard);
+        let has_answered = |shard| answers.iter().any(|&(other, _)| other == shard);
+        let mut silent = (0..)
+            .zip(self.shards.iter())
+            .filter(|&(shard, _)| !has_answered(shard));
+        if silent.any(|(_, server)| !server.is_closed()) {
+            return Err(HandleError::Panicked);
+        }
+        if answers.is_empty() {
+            return Err(HandleError::ServerGone);
+        }
+        Ok(answers)
+    }
+
+    /// Returns the counters at the end of the last iteration, without asking the loop.
+    ///
+    /// Of several shards the sum: `max_connections` is the cap of all; `peak` is no less than the
+    /// highest number of concurrent connections, and no more than the cap or one shard's own peak.
+    pub fn stats(&self) -> Stats {
+        self.sum(self.shards.iter().map(|server| server.stats()))
+    }
+
+    /// Returns every counter and measurement: see [`Control::metrics`]. For the counters alone,
+    /// [`Handle::stats`] does not ask the loop.
+    ///
+    /// Of several shards the sum; listeners of one name are one, and alarms, each a shard's own,
+    /// are left out.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Handle::call_each`].
+    pub fn metrics(&self, timeout: Duration) -> Result<Metrics, HandleError> {
+        let answers = self.call_each(timeout, |_, _, control| control.metrics())?;
+        let mut all = answers.into_iter().map(|(_, metrics)| metrics);
+        let Some(mut sum) = all.next() else {
+            return Err(HandleError::ServerGone);
+        };
+        if self.one().is_ok() {
+            return Ok(sum);
+        }
+        sum.alarms.clear();
+        let mut stats = vec![sum.stats.clone()];
+        for other in all {
+            stats.push(other.stats);
+            sum.histograms.add(&other.histograms);
+            sum.descriptors += other.descriptors;
+            sum.memory_limit = sum
+                .memory_limit
+                .zip(other.memory_limit)
+                .map(|(one, other)| one.saturating_add(other));
+            add_listeners(&mut sum.listeners, other.listeners, self.cap());
+        }
+        sum.stats = self.sum(stats);
+        Ok(sum)
+    }
+
+    /// Returns all listeners; listeners of one name are one, which listens if one of them does.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Handle::call_each`].
+    pub fn listeners(&self, timeout: Duration) -> Result<Vec<ListenerInfo>, HandleError> {
+        let mut all = Vec::new();
+        for (_, listeners) in self.call_each(timeout, |_, _, control| control.listeners())? {
+            add_listeners(&mut all, listeners, self.cap());
+        }
+        Ok(all)
+    }
+
+    /// Returns one listener, by id, port or name: its state, its connections, its limit.
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::NoListener`] if there is none, as distinct from [`HandleError::Timeout`];
+    /// otherwise as for [`Handle::call_each`].
     pub fn listener(
         &self,
         which: impl Into<ListenerRef>,
         timeout: Duration,
     ) -> Result<ListenerInfo, HandleError> {
         let which = which.into();
-        self.call(timeout, move |_, control| control.listener(which))?
-            .map_err(HandleError::from)
+        let missing = HandleError::NoListener(which.clone());
+        let answers = self.call_each(timeout, move |_, _, control| {
+            control.listener(which.clone())
+        })?;
+        let mut found = Vec::new();
+        for (_, answer) in answers {
+            add_listeners(&mut found, answer.ok(), self.cap());
+        }
+        found.into_iter().next().ok_or(missing)
     }
 
-    /// The supervision tree, with at most `limit` connections of each listener: see [`Control::tree`].
+    /// Changes the cap: see [`Control::set_max_connections`]. Of several shards at once: when this
+    /// returns, no connection above the new cap is accepted.
     ///
     /// # Errors
     ///
-    /// As for [`Handle::call`].
-    pub fn tree(&self, limit: usize, timeout: Duration) -> Result<Tree, HandleError> {
-        self.call(timeout, move |_, control| control.tree(limit))
+    /// [`HandleError::Refused`] for more than 16 million, with the cap unchanged; otherwise as for
+    /// [`Handle::post_each`].
+    pub fn set_max_connections(&self, connections: usize) -> Result<(), HandleError> {
+        Config::new().max_connections(connections).check()?;
+        if let Some(cap) = &self.common_cap {
+            cap.set(connections);
+            return Ok(());
+        }
+        self.post_each(move |_, _, control| {
+            // It was checked above.
+            let _ = control.set_max_connections(connections);
+        })
     }
 
-    /// The last closes, the latest first: see [`Control::recent_closes`].
+    /// Changes options and waits until every shard has done it: see [`Control::reconfigure`].
     ///
     /// # Errors
     ///
-    /// As for [`Handle::call`].
-    pub fn recent_closes(&self, timeout: Duration) -> Result<Vec<RecentClose>, HandleError> {
-        self.call(timeout, |_, control| control.recent_closes())
-    }
-
-    /// Everything that is counted and measured: see [`Control::metrics`]. For the counters alone there is [`Handle::stats`],
-    /// which does not ask the loop.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Handle::call`].
-    pub fn metrics(&self, timeout: Duration) -> Result<Metrics, HandleError> {
-        self.call(timeout, |_, control| control.metrics())
-    }
-
-    /// Changes options of the server and waits until that is done: see [`Control::reconfigure`].
-    ///
-    /// # Errors
-    ///
-    /// [`HandleError::Refused`] for a value that cannot work, with everything as it was; else as for [`Handle::call`].
+    /// [`HandleError::Refused`] for a value that cannot work, with all options unchanged; otherwise
+    /// as for [`Handle::call_each`].
     pub fn reconfigure(
         &self,
         timeout: Duration,
-        change: impl FnOnce(Config) -> Config + Send + 'static,
+        change: impl Fn(Config) -> Config + Send + Sync + 'static,
     ) -> Result<(), HandleError> {
-        self.call(timeout, move |_, control| control.reconfigure(change))?
-            .map_err(HandleError::from)
+        self.change(timeout, move |control| control.reconfigure(&change))
     }
 
-    /// Changes options of a listener and waits until that is done: see [`Control::reconfigure_listener`].
+    /// Changes options of a listener, on every shard that has it, and waits until that is done: see
+    /// [`Control::reconfigure_listener`].
     ///
     /// # Errors
     ///
-    /// [`HandleError::NoListener`]; [`HandleError::Refused`] for a value that cannot work or that an open port cannot change, with
-    /// everything as it was; else as for [`Handle::call`].
+    /// [`HandleError::NoListener`] if no shard has it; [`HandleError::Refused`] for a value that
+    /// cannot work or that an open port cannot change, with all options unchanged; otherwise as for
+    /// [`Handle::call_each`].
     pub fn reconfigure_listener(
         &self,
         which: impl Into<ListenerRef>,
         timeout: Duration,
-        change: impl FnOnce(Listen) -> Listen + Send + 'static,
+        change: impl Fn(Listen) -> Listen + Send + Sync + 'static,
     ) -> Result<(), HandleError> {
         let which = which.into();
-        self.call(timeout, move |_, control| {
-            control.reconfigure_listener(which, change)
-        })?
-        .map_err(HandleError::from)
+        self.change(timeout, move |control| {
+            control.reconfigure_listener(which.clone(), &change)
+        })
     }
 
-    /// Changes the TLS of a listener and waits until that is done: see [`Control::set_tls`].
+    /// Changes the TLS of a listener, on every shard that has it, and waits until that is done: see
+    /// [`Control::set_tls`].
     ///
     /// # Errors
     ///
-    /// [`HandleError::NoListener`]; [`HandleError::Refused`] for a plain listener; else as for [`Handle::call`].
+    /// [`HandleError::Refused`] for a plain listener; otherwise as for
+    /// [`Handle::reconfigure_listener`].
     #[cfg(feature = "tls")]
     pub fn set_tls(
         &self,
@@ -475,79 +609,133 @@ impl<A> Handle<A> {
         config: impl Into<crate::tls::TlsConfig>,
     ) -> Result<(), HandleError> {
         let config = config.into();
-        self.reconfigure_listener(which, timeout, move |listen| listen.tls(config))
+        self.reconfigure_listener(which, timeout, move |listen| listen.tls(config.clone()))
     }
 
-    /// A blocking question would wait for itself.
-    pub(crate) fn is_on_own_thread(&self) -> bool {
-        self.shared.looping == thread::current().id() && !self.is_closed()
+    /// Changes something on every shard through its [`Control`], and waits until that is done.
+    ///
+    /// ```
+    /// # use portcullis::{Handle, HandleError};
+    /// # fn pause(handle: &Handle) -> Result<(), HandleError> {
+    /// let second = std::time::Duration::from_secs(1);
+    /// handle.change(second, |control| control.suspend("games"))?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::NoListener`] if no shard has the listener; [`HandleError::Refused`] for any
+    /// other error of a shard; otherwise as for [`Handle::call_each`].
+    pub fn change(
+        &self,
+        timeout: Duration,
+        change: impl Fn(&mut Control<'_, A>) -> crate::Result<()> + Send + Sync + 'static,
+    ) -> Result<(), HandleError> {
+        merge::agree(self.call_each(timeout, move |_, _, control| change(control))?)
     }
 
-    /// The server is gone for good.
-    pub(crate) fn is_closed(&self) -> bool {
-        self.shared.is_closed()
-    }
-
-    /// Whether a connection is alive at this moment.
-    pub fn is_live(&self, id: ConnId) -> bool {
-        self.shared.published.live.is_live(id)
-    }
-
-    /// The counters at the end of the last turn, without asking the loop.
-    pub fn stats(&self) -> Stats {
-        lock(&self.shared.published.stats).clone()
-    }
-
-    /// Makes the loop's poll return, for whatever the loop's owner has to do.
+    /// Makes the poll of each loop return, for work of the loop's owner.
     ///
     /// # Errors
     ///
     /// [`HandleError::ServerGone`].
     pub fn wake(&self) -> Result<(), HandleError> {
-        if self.shared.is_closed() {
-            return Err(HandleError::ServerGone);
-        }
-        self.shared.wake.wake().map_err(|_| HandleError::ServerGone)
+        self.each(|_, server| server.wake())
     }
 
-    /// Starts a drain, after the commands that wait already: see [`Control::drain`]. Never refused for their number, so
-    /// that a flood does not keep it out. One that waits has the shortest grace that was asked for.
+    /// Starts a drain, after the commands that are queued already: see [`Control::drain`].
+    ///
+    /// Never refused for their number, so that a flood does not keep it out. The shortest grace of
+    /// several queued drains counts. [`Spawned::join`](crate::Spawned::join) returns the report.
     ///
     /// # Errors
     ///
     /// [`HandleError::ServerGone`].
     pub fn drain(&self, grace: Duration) -> Result<(), HandleError> {
-        self.shared.push(Command::Drain(grace))
+        self.each(|_, server| server.push(Command::Drain(grace)))
     }
 
-    /// Ends [`Server::run`](crate::Server::run), after the commands that wait already: see [`Control::stop`]. Never refused
-    /// for their number.
+    /// Ends [`Server::run`](crate::Server::run), after the commands that are queued already: see
+    /// [`Control::stop`]. Never refused for their number.
     ///
     /// # Errors
     ///
     /// [`HandleError::ServerGone`].
     pub fn stop(&self) -> Result<(), HandleError> {
-        self.shared.push(Command::Stop)
+        self.each(|_, server| server.push(Command::Stop))
     }
 
-    fn check_live(&self, id: ConnId) -> Result<(), HandleError> {
-        if self.shared.is_closed() {
+    fn one(&self) -> Result<&Shared<A>, HandleError> {
+        match &*self.shards {
+            [server] => Ok(server),
+            _ => Err(HandleError::ManyShards),
+        }
+    }
+
+    /// Returns the server, if the connection is alive there.
+    fn live(&self, id: ConnId) -> Result<&Shared<A>, HandleError> {
+        let server = self.one()?;
+        if server.is_closed() {
             Err(HandleError::ServerGone)
-        } else if self.is_live(id) {
-            Ok(())
+        } else if server.is_live(id) {
+            Ok(server)
         } else {
             Err(HandleError::NoConnection(id))
         }
+    }
+
+    /// Calls `act` for every shard, and returns the first failure. Shards that have gone are no
+    /// failure, unless all have.
+    fn each(
+        &self,
+        mut act: impl FnMut(usize, &Shared<A>) -> Result<(), HandleError>,
+    ) -> Result<(), HandleError> {
+        let mut failure = Some(HandleError::ServerGone);
+        for (shard, server) in self.shards.iter().enumerate() {
+            match (act(shard, server), &failure) {
+                (Ok(()), Some(HandleError::ServerGone)) => failure = None,
+                (Err(HandleError::ServerGone), _) | (Ok(()), _) => {}
+                (Err(error), None | Some(HandleError::ServerGone)) => failure = Some(error),
+                (Err(_), Some(_)) => {}
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// The cap of all shards; no limit for one server: its listeners need no sum.
+    fn cap(&self) -> usize {
+        self.common_cap.as_ref().map_or(usize::MAX, |cap| cap.get())
+    }
+
+    fn sum(&self, all: impl IntoIterator<Item = Stats>) -> Stats {
+        let mut all = all.into_iter();
+        let mut sum = all.next().unwrap_or_default();
+        let Some(cap) = &self.common_cap else {
+            return sum;
+        };
+        let mut largest = sum.peak;
+        for stats in all {
+            largest = largest.max(stats.peak);
+            sum.add(&stats);
+        }
+        sum.max_connections = cap.get();
+        sum.peak = sum.peak.min(sum.max_connections.max(largest));
+        sum
     }
 }
 
 impl<A> fmt::Debug for Handle<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Handle").finish_non_exhaustive()
+        let mut shown = f.debug_struct("Handle");
+        if let Some(cap) = &self.common_cap {
+            shown.field("shards", &self.shards.len());
+            shown.field("common_cap", cap);
+        }
+        shown.finish_non_exhaustive()
     }
 }
 
-/// Why a [`Handle`] could not do what was asked.
+/// Why a [`Handle`] did not do it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HandleError {
@@ -555,7 +743,7 @@ pub enum HandleError {
     NoConnection(ConnId),
     /// There is no such listener (any more).
     NoListener(ListenerRef),
-    /// Too many commands wait; try again later.
+    /// The command queue is full; try again later.
     QueueFull,
     /// The server is gone for good.
     ServerGone,
@@ -563,10 +751,13 @@ pub enum HandleError {
     Timeout,
     /// The job panicked on the loop, which goes on.
     Panicked,
-    /// The server refused it: what [`Error`] said.
+    /// The server refused it: the text of [`Error`].
     Refused(String),
-    /// A blocking question on the loop's own thread would wait for itself. Use [`Server::control`](crate::Server::control), or post a job.
+    /// A blocking call on the loop's own thread would wait for itself. Use
+    /// [`Server::control`](crate::Server::control), or post a job.
     OwnThread,
+    /// The handle reaches several shards, and this concerns one. Use [`Handle::shard`].
+    ManyShards,
 }
 
 impl fmt::Display for HandleError {
@@ -580,7 +771,10 @@ impl fmt::Display for HandleError {
             Self::Panicked => f.write_str("the job panicked"),
             Self::Refused(words) => f.write_str(words),
             Self::OwnThread => {
-                f.write_str("a blocking question on the server's own thread would wait for itself")
+                f.write_str("a blocking call on the server's own thread would wait for itself")
+            }
+            Self::ManyShards => {
+                f.write_str("this concerns one of several shards: use the handle of that shard")
             }
         }
     }
@@ -606,38 +800,6 @@ impl From<Error> for HandleError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn each_slot_has_its_own_place() {
-        let mut seen = std::collections::HashSet::new();
-        for index in 0..5 * LARGEST as u32 {
-            let (chunk, size, at) = Liveness::place(index);
-            assert!(chunk < CHUNKS && at < size && size == (FIRST << chunk.min(32)).min(LARGEST));
-            assert!(seen.insert((chunk, at)), "slot {index} shares a place");
-        }
-        let (chunk, size, at) = Liveness::place(MAX_CONNECTIONS as u32 - 1);
-        assert!(chunk < CHUNKS && at < size, "the last id has a place");
-    }
-
-    #[test]
-    fn an_id_is_live_until_its_slot_has_another_tenant() {
-        let live = Liveness::default();
-        let first = ConnId {
-            index: 77,
-            generation: 1,
-        };
-        let second = ConnId {
-            index: 77,
-            generation: 2,
-        };
-        assert!(!live.is_live(first));
-        live.set(first, true);
-        assert!(live.is_live(first) && !live.is_live(second));
-        live.set(first, false);
-        assert!(!live.is_live(first));
-        live.set(second, true);
-        assert!(!live.is_live(first) && live.is_live(second));
-    }
 
     #[test]
     fn a_handle_is_send_and_sync_for_every_state() {

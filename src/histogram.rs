@@ -14,7 +14,7 @@ const BUCKETS: usize = u64::BITS as usize;
 ///
 /// # fn main() -> portcullis::Result<()> {
 /// # let mut server: Server = Server::new(Config::new())?;
-/// let sizes = server.control().histograms().frame_size_in;
+/// let sizes = server.control().metrics().histograms.frame_size_in;
 /// println!("{} frames, half of them of at most {} bytes", sizes.count(), sizes.quantile(0.5));
 /// # Ok(()) }
 /// ```

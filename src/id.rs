@@ -1,13 +1,13 @@
-//! Names for connections and listeners that a later connection never inherits.
+//! Names of connections and listeners, never reused by a later connection.
 
 use std::fmt;
 use std::num::NonZeroU32;
 
 /// Names one connection of one server, for ever.
 ///
-/// Slots are reused, ids are not: a late kill, message or timer for a connection that has
-/// gone finds nobody, never the slot's next connection. (The generation wraps after 2³² connections
-/// of one slot.)
+/// Slots are reused, ids are not: a late kill, message or timer for a closed connection has no
+/// effect, and never reaches the slot's next connection. (The generation wraps after 2³²
+/// connections of one slot.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId {
     pub(crate) index: u32,

@@ -113,7 +113,6 @@ mod addr;
 mod alarm;
 mod catch;
 mod config;
-mod connect;
 mod control;
 mod detached;
 mod error;
@@ -121,7 +120,6 @@ mod handle;
 mod handler;
 mod histogram;
 mod id;
-mod listen;
 mod logs;
 pub mod manual;
 mod metrics;
@@ -139,8 +137,10 @@ mod tree;
 pub use access::{Access, AccessRule, AccessRules};
 pub use addr::{Addr, AddrError, Credentials, UnixAddr};
 pub use alarm::{Alarm, AlarmId, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
-pub use config::{AtCapacity, Config, Quota};
-pub use connect::{Connect, Retry};
+pub use config::{
+    AtCapacity, Budgets, Config, ConnConfig, Connect, Keepalive, Listen, PendingLimits,
+    ProxyProtocol, QueueLimits, Quota, Retry, SocketOptions, SourceLimits,
+};
 pub use control::{Control, ListenerInfo, ListenerState};
 pub use detached::{DetachError, Detached, Place};
 pub use error::{Error, Result};
@@ -148,7 +148,6 @@ pub use handle::{Handle, HandleError};
 pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service};
 pub use histogram::{Histogram, Histograms};
 pub use id::{ConnId, ListenerId, ListenerRef};
-pub use listen::{Keepalive, Listen, ProxyProtocol};
 pub use metrics::Metrics;
 #[cfg(feature = "tls")]
 pub use proto::StartTlsError;
@@ -159,7 +158,7 @@ pub use proto::{
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;
 pub use server::{Server, Spawned, Turn};
-pub use shards::{Shards, ShardsHandle, SpawnedShards};
+pub use shards::Shards;
 pub use stats::{DrainReport, Stats};
 pub use tree::{Branch, Cursor, Page, Tree};
 

@@ -1,4 +1,4 @@
-//! What the user owns.
+//! The server, which the user owns.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -6,30 +6,28 @@ use std::sync::{mpsc, Arc};
 use std::thread;
 use std::time::Duration;
 
-use crate::addr::{Addr, AddrError};
-use crate::alarm::{Alarm, AlarmId, AlarmNotice};
-use crate::config::Config;
-use crate::connect::Connect;
+use crate::config::{Config, Listen};
 use crate::control::{Control, ControlOps as _, ListenerInfo};
 use crate::error::{Error, Result};
 use crate::handle::Handle;
-use crate::handler::{ConnInfo, Handler, Service};
-use crate::id::{ConnId, ListenerId, ListenerRef};
-use crate::listen::Listen;
+use crate::handler::{Handler, Peer, Service};
+use crate::id::ListenerId;
 use crate::logs;
-use crate::metrics::Metrics;
 use crate::reactor::os_mio::{descriptor_limit, MioOs};
 use crate::reactor::shared_cap::SharedCap;
 use crate::reactor::shared_listen_sockets::SharedListenSockets;
 use crate::reactor::Reactor;
-use crate::stats::{DrainReport, Stats};
+use crate::stats::DrainReport;
 
-/// Descriptors that the rest of a small program needs: standard streams, the poll, the waker, listeners, logs.
+/// Descriptors that the rest of a small program needs: standard streams, the poll, the waker,
+/// listeners, logs.
 const RESERVED_DESCRIPTORS: usize = 32;
 
-/// A TCP/TLS server on one thread, the one that makes it: it is not `Send`. [`Server::spawn`] runs one on a thread of its own.
+/// A TCP/TLS server on one thread, the one that makes it: it is not `Send`. [`Server::spawn`] runs
+/// one on a thread of its own.
 ///
-/// `A` is your application's state. You own it and lend it for each turn; nothing is demanded of it.
+/// `A` is your application's state. You own it and lend it for each iteration; it needs no trait
+/// and no lifetime.
 ///
 /// ```no_run
 /// use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
@@ -44,12 +42,12 @@ const RESERVED_DESCRIPTORS: usize = 32;
 ///
 /// fn main() -> portcullis::Result<()> {
 ///     let mut server = Server::new(Config::new().max_connections(1024))?;
-///     server.listen(Listen::tcp("127.0.0.1:2222").framing(Framing::Packet2), |_app: &mut (), _peer| Echo)?;
+///     server.listen(Listen::tcp("127.0.0.1:2222").framing(Framing::Packet2), |_app, _peer| Echo)?;
 ///     server.run(&mut ())
 /// }
 /// ```
 ///
-/// Or inside your own loop, until somebody stops or drains it:
+/// Or inside your own loop, until it is stopped or drained:
 ///
 /// ```
 /// # use portcullis::{Config, Server, Turn};
@@ -64,14 +62,16 @@ const RESERVED_DESCRIPTORS: usize = 32;
 /// # Ok(()) }
 /// ```
 ///
-/// Dropping a server closes its ports and connections without calling any handler; [`Server::drain`] is the orderly way.
-/// Panics in the destructors of what it holds are caught and logged.
+/// Dropping a server closes its ports and connections without calling any handler;
+/// [`Control::drain`] ends it in order. Panics in the destructors of what it holds are caught and
+/// logged.
 pub struct Server<A = ()> {
     reactor: Reactor<A, MioOs>,
 }
 
 impl<A> Server<A> {
-    /// A server without listeners. Warns in the log if the cap is more than the process's descriptors allow (on Linux).
+    /// A server without listeners. Warns in the log if the cap is more than the process's
+    /// descriptors allow (on Linux).
     ///
     /// # Errors
     ///
@@ -93,75 +93,118 @@ impl<A> Server<A> {
         Ok(Self { reactor })
     }
 
-    /// Opens a listener. When this returns, clients can connect; they are served once the server runs.
+    /// Opens a listener; `accept` makes a handler for each client.
     ///
-    /// The service is most often a closure that makes a handler. The type of its first parameter must be written:
-    /// `|_app: &mut MyApp, _peer| MyHandler::new()`.
+    /// When this returns, clients can connect; they are served once the server runs. A service that
+    /// refuses peers, or is told of failed connections, goes through [`Server::listen_with`].
     ///
     /// # Errors
     ///
-    /// [`Error::AddressInUse`], [`Error::Listen`], [`Error::Address`], [`Error::NameTaken`], [`Error::Option`],
-    /// [`Error::Draining`]. The rest of the server is as it was.
-    pub fn listen(
-        &mut self,
-        listen: Listen,
-        service: impl Service<A> + 'static,
-    ) -> Result<ListenerId> {
-        self.reactor.listen(listen, Box::new(service))
+    /// [`Error::AddressInUse`], [`Error::Listen`], [`Error::Address`], [`Error::NameTaken`],
+    /// [`Error::Option`], [`Error::Draining`]. The rest of the server is unchanged.
+    pub fn listen<F, H>(&mut self, options: Listen, accept: F) -> Result<ListenerId>
+    where
+        F: FnMut(&mut A, Peer) -> H + 'static,
+        H: Handler<A> + 'static,
+    {
+        self.listen_with(options, accept)
     }
 
-    /// As [`Server::listen`], with a socket that is listening already, TCP or Unix: inherited, or handed over by systemd or by
-    /// another server ([`Control::listener_socket`]). It is made non-blocking and close-on-exec. The file of a Unix socket is
-    /// its maker's, and stays when the listener closes.
+    /// Opens a listener with a [`Service`]. Otherwise like [`Server::listen`].
+    ///
+    /// ```
+    /// # use portcullis::{try_accept, Config, Context, Handler, Listen, Outcome, Refuse, Server};
+    /// # struct Echo;
+    /// # impl Handler<u32> for Echo {
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_, u32>, frame: &[u8]) -> Outcome {
+    /// #         cx.conn.send(frame)?;
+    /// #         Ok(())
+    /// #     }
+    /// # }
+    /// # fn main() -> portcullis::Result<()> {
+    /// let mut server = Server::new(Config::new())?;
+    /// let first_ten = try_accept(|left: &mut u32, _peer| {
+    ///     *left = left.checked_sub(1).ok_or(Refuse::silently())?;
+    ///     Ok(Echo)
+    /// });
+    /// server.listen_with(Listen::tcp("127.0.0.1:0"), first_ten)?;
+    /// # server.control().stop();
+    /// server.run(&mut 10)
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::listen`].
+    pub fn listen_with(
+        &mut self,
+        options: Listen,
+        service: impl Service<A> + 'static,
+    ) -> Result<ListenerId> {
+        self.reactor.listen(options, Box::new(service))
+    }
+
+    /// Opens a listener on a socket that is listening already, TCP or Unix: inherited, or handed
+    /// over by systemd or by another server ([`Control::listener_socket`]). Otherwise like
+    /// [`Server::listen`].
+    ///
+    /// The socket is made non-blocking and close-on-exec. The file of a Unix socket belongs to its
+    /// maker, and stays when the listener closes.
     ///
     /// ```
     /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
     /// # struct Echo;
     /// # impl Handler for Echo {
-    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+    /// #         cx.conn.send(frame)?;
+    /// #         Ok(())
+    /// #     }
     /// # }
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
-    /// let mut server = Server::new(Config::new())?;
-    /// server.adopt(socket, Listen::adopted().name("inherited"), |_app: &mut (), _peer| Echo)?;
+    /// let mut server: Server = Server::new(Config::new())?;
+    /// server.adopt(socket, Listen::adopted().name("inherited"), |_app, _peer| Echo)?;
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::NameTaken`], [`Error::Option`], [`Error::Draining`], or [`Error::Os`] if it is no usable socket.
-    pub fn adopt(
+    /// [`Error::NameTaken`], [`Error::Option`], [`Error::Draining`], or [`Error::Os`] for a socket
+    /// that is not usable.
+    pub fn adopt<F, H>(
         &mut self,
         socket: impl Into<OwnedFd>,
-        listen: Listen,
-        service: impl Service<A> + 'static,
-    ) -> Result<ListenerId> {
-        self.reactor.adopt(socket.into(), listen, Box::new(service))
+        options: Listen,
+        accept: F,
+    ) -> Result<ListenerId>
+    where
+        F: FnMut(&mut A, Peer) -> H + 'static,
+        H: Handler<A> + 'static,
+    {
+        self.adopt_with(socket, options, accept)
     }
 
-    /// Makes an outgoing connection: see [`Control::connect`].
+    /// Opens a listener on a socket that is listening already, with a [`Service`]. Otherwise like
+    /// [`Server::adopt`].
     ///
     /// # Errors
     ///
-    /// Those of [`Control::connect`].
-    pub fn connect<T>(
+    /// Those of [`Server::adopt`].
+    pub fn adopt_with(
         &mut self,
-        addr: T,
-        options: Connect,
-        handler: impl Handler<A> + 'static,
-    ) -> Result<ConnId>
-    where
-        T: TryInto<Addr>,
-        AddrError: From<T::Error>,
-    {
-        self.control().connect(addr, options, handler)
+        socket: impl Into<OwnedFd>,
+        options: Listen,
+        service: impl Service<A> + 'static,
+    ) -> Result<ListenerId> {
+        self.reactor
+            .adopt(socket.into(), options, Box::new(service))
     }
 
     /// Serves until a drain is over or [`Control::stop`] is called.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`] if the poll fails, which no peer can bring about.
+    /// [`Error::Os`] if the poll fails, which no peer can cause.
     pub fn run(&mut self, app: &mut A) -> Result<()> {
         if self.reactor.take_stopped() || self.reactor.ops().drain_report().is_some() {
             return Ok(());
@@ -170,19 +213,23 @@ impl<A> Server<A> {
         Ok(())
     }
 
-    /// Runs a server on a thread of its own. `build` makes it there, with its listeners and the application's state, which need
-    /// not be `Send`; what it returns as an error is returned here, before anything runs: its own too, with [`Error::other`].
+    /// Runs a server on a thread of its own. `build` makes it there, with its listeners and the
+    /// application's state, which need not be `Send`. An error of `build` (also your own, with
+    /// [`Error::other`]) is returned here, before anything runs.
     ///
     /// ```
     /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
     /// # struct Echo;
     /// # impl Handler for Echo {
-    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+    /// #         cx.conn.send(frame)?;
+    /// #         Ok(())
+    /// #     }
     /// # }
     /// # fn main() -> portcullis::Result<()> {
     /// let spawned = Server::spawn(|| {
     ///     let mut server = Server::new(Config::new())?;
-    ///     server.listen(Listen::tcp("127.0.0.1:0"), |_app: &mut (), _peer| Echo)?;
+    ///     server.listen(Listen::tcp("127.0.0.1:0"), |_app, _peer| Echo)?;
     ///     Ok((server, ()))
     /// })?;
     /// println!("listening on {}", spawned.listeners[0].addr);
@@ -194,7 +241,7 @@ impl<A> Server<A> {
     ///
     /// # Errors
     ///
-    /// What `build` returns; [`Error::Os`] if the system starts no thread.
+    /// Those of `build`; [`Error::Os`] if the system starts no thread.
     ///
     /// # Panics
     ///
@@ -209,14 +256,14 @@ impl<A> Server<A> {
             let (mut server, mut app) = match build() {
                 Ok(built) => built,
                 Err(error) => {
-                    // Who spawned it waits for this.
+                    // The spawning thread waits for this.
                     let _ = tell.send(Err(error));
                     return Ok(None);
                 }
             };
-            let _ = tell.send(Ok((server.handle(), server.listeners())));
+            let _ = tell.send(Ok((server.handle(), server.control().listeners())));
             server.run(&mut app)?;
-            Ok(server.drain_report())
+            Ok(server.control().drain_report())
         };
         let thread = thread::Builder::new()
             .name("portcullis".to_owned())
@@ -226,10 +273,10 @@ impl<A> Server<A> {
             Ok(Ok((handle, listeners))) => Ok(Spawned {
                 handle,
                 listeners,
-                thread,
+                threads: vec![thread],
             }),
             Ok(Err(error)) => Err(error),
-            // Nothing was told: `build` has panicked.
+            // Nothing was sent: `build` has panicked.
             Err(_) => match thread.join() {
                 Err(panic) => std::panic::resume_unwind(panic),
                 Ok(outcome) => Err(outcome.err().unwrap_or(Error::Draining)),
@@ -237,17 +284,19 @@ impl<A> Server<A> {
         }
     }
 
-    /// One turn: waits for events at most `timeout` (`None`: until there is something to do), then does a bounded amount
-    /// of work. What is left over is done in the next turn, and [`Server::next_timeout`] is zero until then.
+    /// Runs one iteration: waits for events up to `timeout` (`None`: until there is work), then does
+    /// a bounded amount of work. The remainder is done in the next iteration, and
+    /// [`Server::next_timeout`] is zero until then.
     ///
-    /// What is sent from outside a callback, through [`Server::control`], goes out in the next turn: send before you poll.
+    /// Frames sent from outside a callback, through [`Server::control`], are written in the next
+    /// iteration: send before you poll.
     ///
     /// # Errors
     ///
-    /// [`Error::Os`] if the poll fails, which no peer can bring about.
+    /// [`Error::Os`] if the poll fails, which no peer can cause.
     pub fn poll_once(&mut self, app: &mut A, timeout: Option<Duration>) -> Result<Turn> {
         let over = self.reactor.ops().drain_report().is_some();
-        // Nothing will ever come to wait for once a drain is over.
+        // Once a drain is over there is no event to wait for.
         self.reactor
             .iterate(app, if over { Some(Duration::ZERO) } else { timeout })?;
         Ok(if self.reactor.take_stopped() {
@@ -259,177 +308,98 @@ impl<A> Server<A> {
         })
     }
 
-    /// How long the server can be left alone while its descriptor ([`AsFd`]) is not readable. `None`: for ever.
+    /// Returns the time until the next iteration is due while the descriptor ([`AsFd`]) is not
+    /// readable; `None` is never.
     ///
-    /// Ask after each turn: a program that nests the server in its own poll waits on the descriptor for at most this
-    /// long, then calls [`Server::poll_once`] with a timeout of zero.
+    /// Call it after each iteration: a program that nests the server in its own poll waits on the
+    /// descriptor for at most this time, then calls [`Server::poll_once`] with a timeout of zero.
     pub fn next_timeout(&self) -> Option<Duration> {
         self.reactor.next_timeout()
     }
 
-    /// For other threads.
+    /// Returns a handle, for other threads.
     pub fn handle(&self) -> Handle<A> {
         Handle::new(Arc::clone(self.reactor.shared()))
     }
 
-    /// Everything that can be asked between two turns; the methods below are shorthands for some of it.
+    /// Returns the controls: everything that can be asked and changed between two iterations.
     pub fn control(&mut self) -> Control<'_, A> {
         Control::new(self.reactor.ops_mut())
     }
-
-    /// All listeners, oldest first.
-    pub fn listeners(&self) -> Vec<ListenerInfo> {
-        self.reactor.ops().listeners()
-    }
-
-    /// One listener, by id, port or name: `server.listener("games")?.addr`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoListener`].
-    pub fn listener(&self, which: impl Into<ListenerRef>) -> Result<ListenerInfo> {
-        self.reactor.ops().listener(&which.into())
-    }
-
-    /// All connections as of now.
-    pub fn connections(&mut self) -> Vec<ConnInfo> {
-        self.control().connections()
-    }
-
-    /// Ends one connection at once: see [`Control::kill`].
-    pub fn kill(&mut self, id: ConnId) -> bool {
-        self.control().kill(id)
-    }
-
-    /// Changes the cap: see [`Control::set_max_connections`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Option`]; the cap is as it was.
-    pub fn set_max_connections(&mut self, connections: usize) -> Result<()> {
-        self.control().set_max_connections(connections)
-    }
-
-    /// Changes options of the server: see [`Control::reconfigure`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Option`]; everything is as it was.
-    pub fn reconfigure(&mut self, change: impl FnOnce(Config) -> Config) -> Result<()> {
-        self.control().reconfigure(change)
-    }
-
-    /// Changes options of a listener: see [`Control::reconfigure_listener`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoListener`], [`Error::Option`]; everything is as it was.
-    pub fn reconfigure_listener(
-        &mut self,
-        which: impl Into<ListenerRef>,
-        change: impl FnOnce(Listen) -> Listen,
-    ) -> Result<()> {
-        self.control().reconfigure_listener(which, change)
-    }
-
-    /// Changes the TLS of a listener: see [`Control::set_tls`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoListener`], [`Error::Option`]; everything is as it was.
-    #[cfg(feature = "tls")]
-    pub fn set_tls(
-        &mut self,
-        which: impl Into<ListenerRef>,
-        config: impl Into<crate::tls::TlsConfig>,
-    ) -> Result<()> {
-        self.control().set_tls(which, config)
-    }
-
-    /// The counters.
-    pub fn stats(&self) -> Stats {
-        self.reactor.ops().stats()
-    }
-
-    /// Everything that is counted and measured: see [`Control::metrics`].
-    pub fn metrics(&self) -> Metrics {
-        self.reactor.ops().metrics()
-    }
-
-    /// Sets an alarm: see [`Control::on_alarm`].
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Option`] for a threshold that is always or never reached.
-    pub fn on_alarm(
-        &mut self,
-        alarm: Alarm,
-        callback: impl FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice) + 'static,
-    ) -> Result<AlarmId> {
-        self.control().on_alarm(alarm, callback)
-    }
-
-    /// Starts to end in order: see [`Control::drain`]. [`Server::run`] returns when it is over.
-    pub fn drain(&mut self, grace: Duration) {
-        self.control().drain(grace);
-    }
-
-    /// How the drain went, once it is over.
-    pub fn drain_report(&self) -> Option<DrainReport> {
-        self.reactor.ops().drain_report()
-    }
 }
 
-/// Says in the log if the cap is more than the process's descriptors allow.
+/// Warns in the log if the cap is more than the process's descriptors allow.
 pub(crate) fn warn_of_descriptors(cap: usize) {
     if let Some(limit) =
         descriptor_limit().filter(|limit| cap.saturating_add(RESERVED_DESCRIPTORS) > *limit)
     {
         logs::warning!(
             target: logs::SERVER,
-            "max_connections is {cap}, but this process may open only {limit} descriptors: raise the limit (ulimit -n, \
-             LimitNOFILE=) to {} or lower max_connections",
+            "max_connections is {cap}, but this process may open only {limit} descriptors: raise the \
+             limit (ulimit -n, LimitNOFILE=) to {} or lower max_connections",
             cap.saturating_add(RESERVED_DESCRIPTORS)
         );
     }
 }
 
-/// What servers that share a cap and listening sockets have in common.
+/// The cap and the listening sockets that servers share.
 pub(crate) struct Common {
     pub(crate) shared_cap: Arc<SharedCap>,
     pub(crate) listen_sockets: Arc<SharedListenSockets>,
 }
 
-/// A server on a thread of its own: see [`Server::spawn`].
+/// A running server on a thread of its own ([`Server::spawn`]), or running shards
+/// ([`Shards::spawn`](crate::Shards::spawn)).
 #[must_use]
 #[non_exhaustive]
 pub struct Spawned<A = ()> {
-    /// Reaches the server.
+    /// Reaches the server, or all shards.
     pub handle: Handle<A>,
-    /// Its listeners when it began to run, with their real ports.
+    /// The listeners at the start, with their real ports; those of one name are one.
     pub listeners: Vec<ListenerInfo>,
-    thread: thread::JoinHandle<Result<Option<DrainReport>>>,
+    pub(crate) threads: Vec<Thread>,
 }
 
+/// The thread of one server.
+pub(crate) type Thread = thread::JoinHandle<Result<Option<DrainReport>>>;
+
 impl<A> Spawned<A> {
-    /// Waits until the server has ended: drained or stopped through a handle. How the drain went, if it was drained.
+    /// Waits until every server has ended: drained, or stopped through a handle. Returns the
+    /// report of the drain, of all together, if all of them were drained.
     ///
     /// # Errors
     ///
-    /// Those of [`Server::run`].
+    /// The first error of [`Server::run`]. A shard that fails leaves its clients to the others,
+    /// which go on.
     ///
     /// # Panics
     ///
-    /// If the server's thread did, which no handler can bring about.
+    /// If a server's thread did, which no handler can cause; after all have ended.
     pub fn join(self) -> Result<Option<DrainReport>> {
-        self.thread
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        let mut outcome: Result<Option<DrainReport>> = Ok(None);
+        let mut panicked = None;
+        let mut undrained = false;
+        for thread in self.threads {
+            match thread.join() {
+                Err(panic) => panicked = panicked.or(Some(panic)),
+                Ok(Err(error)) => outcome = outcome.and(Err(error)),
+                Ok(Ok(None)) => undrained = true,
+                Ok(Ok(Some(report))) => {
+                    if let Ok(so_far) = &mut outcome {
+                        *so_far = Some(so_far.map_or(report, |so_far| so_far.and(report)));
+                    }
+                }
+            }
+        }
+        if let Some(panic) = panicked {
+            std::panic::resume_unwind(panic);
+        }
+        outcome.map(|report| report.filter(|_| !undrained))
     }
 
-    /// Its thread has ended.
+    /// Whether every thread has ended.
     pub fn is_finished(&self) -> bool {
-        self.thread.is_finished()
+        self.threads.iter().all(thread::JoinHandle::is_finished)
     }
 }
 
@@ -441,19 +411,21 @@ impl<A> fmt::Debug for Spawned<A> {
     }
 }
 
-/// What [`Server::poll_once`] says of the server.
+/// Result of [`Server::poll_once`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Turn {
-    /// It goes on.
+    /// The server goes on.
     Continue,
-    /// Somebody called [`Control::stop`] or [`Handle::stop`]; said once. Everything is as it was, and it can go on.
+    /// [`Control::stop`] or [`Handle::stop`] was called; reported once. Nothing is closed, and the
+    /// server can go on.
     Stopped,
-    /// A drain is over: nobody is connected, and nobody can come.
+    /// A drain is over: there are no connections and no listeners.
     Drained,
 }
 
-/// The poll's descriptor: readable when there are events. For nesting in another loop, with [`Server::next_timeout`].
+/// The poll's descriptor: readable when there are events. For nesting in another loop, with
+/// [`Server::next_timeout`].
 impl<A> AsFd for Server<A> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.reactor.os().as_fd()
@@ -462,9 +434,10 @@ impl<A> AsFd for Server<A> {
 
 impl<A> fmt::Debug for Server<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ops = self.reactor.ops();
         f.debug_struct("Server")
-            .field("listeners", &self.listeners())
-            .field("stats", &self.stats())
+            .field("listeners", &ops.listeners())
+            .field("stats", &ops.stats())
             .finish()
     }
 }

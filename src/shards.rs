@@ -1,38 +1,37 @@
 //! Several servers on several threads that act as one.
 
-mod handle;
-
 use std::any::Any;
-use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::{mpsc, Arc};
-use std::thread::{self, JoinHandle};
-
-pub use handle::ShardsHandle;
+use std::thread;
 
 use crate::config::Config;
 use crate::control::ListenerInfo;
 use crate::error::{Error, Result};
-use crate::handle::Handle;
+use crate::handle::{add_listeners, CommonCap, Handle};
 use crate::reactor::shared_cap::SharedCap;
 use crate::reactor::shared_listen_sockets::SharedListenSockets;
-use crate::server::{warn_of_descriptors, Common, Server};
-use crate::stats::DrainReport;
+use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 
-/// More cores: servers on threads of their own, with the same listening sockets, one cap and one handle.
+/// Several servers on threads of their own, for several cores, with the same listening sockets, one
+/// cap and one handle.
 ///
-/// Each shard is a [`Server`] as any other: its connections, handlers and application state stay on its thread, and nothing in them
-/// is locked or `Send`. A connection stays in the shard that accepted it.
+/// Each shard is a [`Server`] as any other: its connections, handlers and application state stay on
+/// its thread, and nothing in them is locked or `Send`. A connection stays in the shard that
+/// accepted it.
 ///
 /// ```
 /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Shards};
 /// # struct Echo;
 /// # impl Handler for Echo {
-/// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome { cx.conn.send(frame)?; Ok(()) }
+/// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+/// #         cx.conn.send(frame)?;
+/// #         Ok(())
+/// #     }
 /// # }
 /// # fn main() -> portcullis::Result<()> {
 /// let shards = Shards::new(Config::new().max_connections(10_000)).spawn(|_shard, server| {
-///     server.listen(Listen::tcp("127.0.0.1:0"), |_app: &mut (), _peer| Echo)?;
+///     server.listen(Listen::tcp("127.0.0.1:0"), |_app, _peer| Echo)?;
 ///     Ok(())
 /// })?;
 /// println!("listening on {}", shards.listeners[0].addr);
@@ -46,47 +45,60 @@ use crate::stats::DrainReport;
 ///
 /// | | |
 /// |---|---|
-/// | [`Config::max_connections`] | one cap over all shards, exact at every instant, also while it changes; a change in one shard is one for all |
-/// | [`Config::max_pending`] | over all shards: each has its part of it |
-/// | listening sockets | the first shard that listens on an address opens it, port 0 included, and [`Server::listen`] with the same address in another has the same socket; what only one listens on is its own; a Unix socket's file goes with the last |
-/// | [`ShardsHandle`] | reaches all |
-/// | every other limit, rate, budget, alarm and count | each shard's own: for so many connections *of one source* in all, give each shard its part |
+/// | [`Config::max_connections`] | one exact cap over all shards; changed in one, changed in all |
+/// | [`Config::pending_limits`] | over all shards: each has its part |
+/// | listening sockets | see below |
+/// | [`Handle`] | reaches all shards |
+/// | every other limit, rate, budget, alarm and count | each shard's own |
 ///
-/// Make a TLS configuration once, outside of `build`, and clone its `Arc`: with one for each shard, a client's session is resumed only
-/// where it began. The cap is not divided, because a divided one refuses clients while there are places: see below.
+/// The first shard that listens on an address opens the socket, port 0 included;
+/// [`Server::listen`] with the same address in another shard shares it. A Unix socket's file is
+/// removed with the last.
 ///
-/// # Who takes a client
+/// Make a TLS configuration once, outside of `build`, and clone its `Arc`: with one for each shard,
+/// a client's session is resumed only where it began. The cap is not divided, because a divided cap
+/// refuses clients while slots are free: see below. A limit of connections per source is each
+/// shard's own, so give each shard its part.
 ///
-/// By default all shards wait at one queue, and a client is taken by any that has time and room. A shard that has clearly more connections
-/// than the average (an eighth, and 4) leaves the client to the others for a millisecond. When the cap is reached all shards leave the
-/// queue, and a place that comes free in one of them wakes the others, unless it takes the next client itself. So a client waits
-/// only if every shard is kept from it:
+/// # Which shard accepts a client
 ///
-/// | a shard | its clients, with one queue | with a queue each |
+/// By default all shards share one backlog, and a client is accepted by any shard with time and a
+/// free slot. A shard with clearly more connections than the average (an eighth, and 4) defers to
+/// the others for a millisecond.
+///
+/// At the cap all shards leave the poll. A freed slot wakes the other shards, unless the freeing
+/// shard accepts the next client itself. So a client waits only if no shard can accept it:
+///
+/// | a shard | its clients, with one backlog | with a backlog each |
 /// |---|---|---|
-/// | is blocked by a handler | the others take them | those that the kernel gave to it wait until it goes on |
-/// | is suspended, or full by its listener's own limit | the others take them | wait until it is resumed or somebody leaves |
-/// | ran out of descriptors | whichever tries first when there are some again | wait for its own next try, [`Config::emfile_backoff`] at most |
-/// | closes its listener, drains alone, or has ended | the others take them | those in its queue are reset (Linux: unless `net.ipv4.tcp_migrate_req` is set) |
-/// | is at the common cap | first come, first served | a free place is for the queue of the shard in which it came free, if somebody waits there |
+/// | is blocked by a handler | are accepted by others | wait until it goes on |
+/// | is suspended, or at its listener's limit | are accepted by others | wait for it |
+/// | ran out of descriptors | are accepted by the next to try | wait for its next try |
+/// | closes its listener, drains, or ended | are accepted by others | are reset |
+/// | is at the common cap | first come, first served | go to the shard with the free slot |
 ///
-/// With [`Listen::reuse_port`](crate::Listen::reuse_port) each shard has a socket and a queue of its own, and Linux chooses
-/// among them by a hash of the addresses, whatever the shards are doing. Connections are spread evenly and an accept wakes one shard only: worth it where very many short connections
-/// come and no handler blocks. Other systems may give all clients to one of the sockets. Unix sockets have one queue in any case.
+/// With [`SocketOptions::reuse_port`](crate::SocketOptions::reuse_port) each shard has a socket and
+/// a backlog of its own, and Linux chooses among them by a hash of the addresses, even while a shard
+/// is blocked. With `net.ipv4.tcp_migrate_req` Linux does not reset the clients of a closed one.
 ///
-/// Measured on Linux 6.18 with two cores, one queue against a queue for each (clients on the same two cores):
+/// Connections are spread evenly and an accept wakes one shard only: useful for very many short
+/// connections and handlers that never block. Other systems may give all clients to one of the
+/// sockets. Unix sockets have one backlog in any case.
 ///
-/// | | one queue | a queue each |
+/// Measured on Linux 6.18 with two cores, one backlog against a backlog each (clients on the
+/// same two cores):
+///
+/// | | one backlog | a backlog each |
 /// |---|---|---|
-/// | 50 clients come while one of 2 shards blocks for 1 s: served late | 0 | 26 |
-/// | 50 clients come while one of 2 shards is suspended: not served | 0 | 17 to 21 |
-/// | 100 clients for 100 places in 2, 4, 8 shards, each with its part of the cap: not served at the worst | 0, 0, 0 (with the common cap) | 11, 11, 17 |
-/// | 256 clients that come one by one and stay, on 2 shards | 115 and 141 | 129 and 127 |
-/// | CPU for a connect, an echo and a close, both ends, with 1, 4, 16 shards | 80, 119, 206 µs | 79, 112, 108 µs |
+/// | 50 clients while one of 2 shards blocks for 1 s: served late | 0 | 26 |
+/// | 50 clients while one of 2 shards is suspended: not served | 0 | 17 to 21 |
+/// | 100 clients for 100 slots in 2, 4, 8 shards: not served | 0, 0, 0 | 11, 11, 17 (cap divided) |
+/// | 256 clients, one by one, on 2 shards | 115 and 141 | 129 and 127 |
+/// | CPU per connect, echo, close; 1, 4, 16 shards | 80, 119, 206 µs | 79, 112, 108 µs |
 ///
-/// The last row is the price: the kernel wakes every idle shard for each client that comes. Two shards whose handlers take 50 µs for a
-/// message answer twice as many as one server (30 100 to 15 200 messages per second at 64 connections); a bare echo costs the
-/// same 6 to 8 µs of CPU in both.
+/// The last row is the price: the kernel wakes every idle shard for each new client. Two shards with
+/// handlers of 50 µs answer twice as many messages as one server (30 100 to 15 200 per second at 64
+/// connections); a bare echo costs the same 6 to 8 µs of CPU in both.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Shards {
@@ -97,8 +109,8 @@ pub struct Shards {
 const MAX_THREADS: usize = 1024;
 
 impl Shards {
-    /// Shards with these options, one for each core. [`Config::max_connections`] is the cap on all of them together;
-    /// every other limit, rate and budget is each shard's own.
+    /// Shards with these options, one for each core. [`Config::max_connections`] is the cap on all
+    /// of them together; every other limit, rate and budget is each shard's own.
     pub fn new(config: Config) -> Self {
         Self {
             config,
@@ -106,25 +118,26 @@ impl Shards {
         }
     }
 
-    /// How many. Defaults to [`std::thread::available_parallelism`]; at least 1, at most 1,024.
+    /// Number of shards. Defaults to [`std::thread::available_parallelism`]; at least 1, at most 1,024.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads.max(1));
         self
     }
 
-    /// Makes the shards, one after the other, and runs them once all are there. `build` is called on each shard's own thread
-    /// with its number, from 0, and its server; it opens the listeners and returns the shard's application state, which need not
-    /// be `Send`.
+    /// Makes the shards, one after the other, and runs them once all are made. `build` is called on
+    /// each shard's own thread with its number, from 0, and its server. It opens the listeners and
+    /// returns the shard's application state, which need not be `Send`.
     ///
     /// # Errors
     ///
-    /// The first error of `build`, with [`Error::Option`] for the config and [`Error::Os`] if the system gives no thread or poll.
-    /// Nobody was served: the shards that were made already have ended when this returns.
+    /// The first error of `build`, with [`Error::Option`] for the config and [`Error::Os`] if the
+    /// system gives no thread or poll. No client was served: the shards made before have ended
+    /// when this returns.
     ///
     /// # Panics
     ///
     /// If `build` does, with the same panic; likewise.
-    pub fn spawn<A, F>(self, build: F) -> Result<SpawnedShards<A>>
+    pub fn spawn<A, F>(self, build: F) -> Result<Spawned<A>>
     where
         F: Fn(usize, &mut Server<A>) -> Result<A> + Send + Sync + 'static,
         A: 'static,
@@ -145,7 +158,7 @@ impl Shards {
             match start(shard, &self.config, &common, &build) {
                 Ok(waiting) => shards.push(waiting),
                 Err(failure) => {
-                    // Without a word to start they end.
+                    // Without a signal to start they end.
                     for Waiting { thread, go, .. } in shards {
                         drop(go);
                         let _ = thread.join();
@@ -163,16 +176,29 @@ impl Shards {
         let mut threads = Vec::with_capacity(count);
         for shard in shards {
             handles.push(shard.handle);
-            handle::add_listeners(&mut listeners, shard.listeners, self.config.max_connections);
+            add_listeners(&mut listeners, shard.listeners, self.config.max_connections);
             threads.push(shard.thread);
             // It waits for this.
             let _ = shard.go.send(());
         }
-        Ok(SpawnedShards {
-            handle: ShardsHandle::new(handles, Arc::clone(&common.shared_cap)),
+        Ok(Spawned {
+            handle: Handle::of_shards(
+                handles,
+                Arc::clone(&common.shared_cap) as Arc<dyn CommonCap>,
+            ),
             listeners,
             threads,
         })
+    }
+}
+
+impl CommonCap for SharedCap {
+    fn get(&self) -> usize {
+        self.cap()
+    }
+
+    fn set(&self, connections: usize) {
+        self.set_cap(connections);
     }
 }
 
@@ -180,15 +206,13 @@ fn cores() -> usize {
     thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
-/// A shard that is made and does not run yet.
+/// A shard that was made and does not run yet.
 struct Waiting<A> {
     handle: Handle<A>,
     listeners: Vec<ListenerInfo>,
     thread: Thread,
     go: mpsc::SyncSender<()>,
 }
-
-type Thread = JoinHandle<Result<Option<DrainReport>>>;
 
 /// Why a shard was not made.
 enum Failure {
@@ -218,17 +242,17 @@ where
         let (mut server, mut app) = match built {
             Ok(built) => built,
             Err(error) => {
-                // Who spawned it waits for this.
+                // The spawning thread waits for this.
                 let _ = tell.send(Err(error));
                 return Ok(None);
             }
         };
-        let _ = tell.send(Ok((server.handle(), server.listeners())));
+        let _ = tell.send(Ok((server.handle(), server.control().listeners())));
         if may_go.recv().is_err() {
             return Ok(None);
         }
         server.run(&mut app)?;
-        Ok(server.drain_report())
+        Ok(server.control().drain_report())
     };
     let thread = thread::Builder::new()
         .name(format!("portcullis-{shard}"))
@@ -242,72 +266,14 @@ where
             go,
         }),
         Ok(Err(error)) => {
-            // What it has opened is closed when this returns.
+            // Its listeners are closed when this returns.
             let _ = thread.join();
             Err(Failure::Error(error))
         }
-        // Nothing was told: `build` has panicked.
+        // Nothing was sent: `build` has panicked.
         Err(_) => Err(match thread.join() {
             Err(panic) => Failure::Panic(panic),
             Ok(outcome) => Failure::Error(outcome.err().unwrap_or(Error::Draining)),
         }),
-    }
-}
-
-/// Shards that run: see [`Shards::spawn`].
-#[must_use]
-#[non_exhaustive]
-pub struct SpawnedShards<A = ()> {
-    /// Reaches all of them.
-    pub handle: ShardsHandle<A>,
-    /// Their listeners when they began to run, with their real ports; those of one name are one.
-    pub listeners: Vec<ListenerInfo>,
-    threads: Vec<Thread>,
-}
-
-impl<A> SpawnedShards<A> {
-    /// Waits until every shard has ended: drained or stopped. How the drain went, all together, if all of them were drained.
-    ///
-    /// # Errors
-    ///
-    /// The first of those of [`Server::run`]. A shard that fails leaves its clients to the others, which go on.
-    ///
-    /// # Panics
-    ///
-    /// If a shard's thread did, which no handler can bring about; after all have ended.
-    pub fn join(self) -> Result<Option<DrainReport>> {
-        let mut outcome: Result<Option<DrainReport>> = Ok(None);
-        let mut panicked = None;
-        let mut undrained = false;
-        for thread in self.threads {
-            match thread.join() {
-                Err(panic) => panicked = panicked.or(Some(panic)),
-                Ok(Err(error)) => outcome = outcome.and(Err(error)),
-                Ok(Ok(None)) => undrained = true,
-                Ok(Ok(Some(report))) => {
-                    if let Ok(so_far) = &mut outcome {
-                        *so_far = Some(so_far.map_or(report, |so_far| so_far.and(report)));
-                    }
-                }
-            }
-        }
-        if let Some(panic) = panicked {
-            std::panic::resume_unwind(panic);
-        }
-        outcome.map(|report| report.filter(|_| !undrained))
-    }
-
-    /// All their threads have ended.
-    pub fn is_finished(&self) -> bool {
-        self.threads.iter().all(JoinHandle::is_finished)
-    }
-}
-
-impl<A> fmt::Debug for SpawnedShards<A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SpawnedShards")
-            .field("handle", &self.handle)
-            .field("listeners", &self.listeners)
-            .finish_non_exhaustive()
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kit::net::{connect, eventually, local, ping};
 use kit::script::{reset, usual, Journal, ScriptedHandler};
-use portcullis::{AtCapacity, CloseReason, Config, Server};
+use portcullis::{AtCapacity, CloseReason, Config, ConnConfig, Server};
 
 #[test]
 fn descriptors_are_back_at_their_base() {
@@ -28,7 +28,7 @@ fn descriptors_are_back_at_their_base() {
             let service = move |_: &mut (), _| ScriptedHandler::new(notes.noting(usual));
             let listen = local()
                 .at_capacity(AtCapacity::refuse())
-                .linger(Duration::from_millis(100), 1024);
+                .conn(ConnConfig::new().linger(Duration::from_millis(100), 1024));
             server.listen(listen, service).expect("listen");
             (server, ())
         });

@@ -8,8 +8,8 @@ use std::time::Duration;
 use log::Level;
 use portcullis::sim::{Call, ClientId, Scripted, Sim};
 use portcullis::{
-    AccessRules, AtCapacity, Close, CloseReason, Config, Context, Framing, Handler, Listen,
-    Outcome, Peer, ProxyProtocol, Quota, Rate, Refuse,
+    AccessRules, AtCapacity, Close, CloseReason, Config, ConnConfig, Context, Framing, Handler,
+    Listen, Outcome, Peer, PendingLimits, ProxyProtocol, Quota, Rate, Refuse, SourceLimits,
 };
 
 struct Line {
@@ -157,7 +157,10 @@ const AGES: Duration = Duration::from_secs(600);
 #[test]
 fn a_peer_that_breaks_the_protocol_is_not_news() {
     let _turn = capture();
-    let (mut sim, addr) = world(Config::new(), listen().max_frame(1000));
+    let (mut sim, addr) = world(
+        Config::new(),
+        listen().conn(ConnConfig::new().max_frame(1000)),
+    );
     say(&mut sim, addr, &u32::MAX.to_be_bytes());
     let cut = say(&mut sim, addr, &packet4(b"whole")[..6]);
     sim.finish(cut);
@@ -285,7 +288,7 @@ fn a_client_that_is_not_admitted_is_not_logged_above_debug() {
 
     let mut sim = Sim::new(13, Config::new(), ());
     let door = portcullis::try_accept(|_: &mut (), _: Peer| Err::<Echo, _>(Refuse::silently()));
-    let addr = sim.listen(listen(), door).expect("listen");
+    let addr = sim.listen_with(listen(), door).expect("listen");
     taken();
     connect(&mut sim, addr);
     quiet(&[CloseReason::Refused]);
@@ -298,7 +301,13 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
         let listen = listen().proxy_protocol(ProxyProtocol::Required);
         listen.trusted_proxies(AccessRules::allow_all())
     };
-    let (mut sim, addr) = world(Config::new(), behind().source_connections(1));
+    let (mut sim, addr) = world(
+        Config::new(),
+        behind().source_limits(SourceLimits {
+            connections: Some(1),
+            ..SourceLimits::default()
+        }),
+    );
     say(&mut sim, addr, b"GET / HTTP/1.1\r\n\r\n");
     connect(&mut sim, addr);
     let mute = connect(&mut sim, addr);
@@ -327,7 +336,10 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
     // Too many that are not open yet.
     let crowded = Config::new()
         .max_connections(40)
-        .max_pending(Quota::Count(2));
+        .pending_limits(PendingLimits {
+            connections: Quota::Count(2),
+            ..PendingLimits::default()
+        });
     let (mut sim, addr) = world(crowded, behind());
     for _ in 0..10 {
         sim.connect(addr).expect("the backlog has room");
@@ -525,7 +537,7 @@ fn a_long_list_is_not_repeated_in_the_log() {
         .deny("192.0.2.1")
         .expect("an address");
     sim.control()
-        .set_access_rules("games", rules.clone())
+        .reconfigure_listener("games", |listen| listen.access_rules(rules.clone()))
         .expect("good");
     let lines = taken();
     assert_eq!(

@@ -66,8 +66,8 @@ fn by_portcullis() {
     let listen = Listen::tcp("127.0.0.1:0")
         .name("echo")
         .framing(Framing::Packet2);
-    server.listen(listen, |_: &mut (), _| Echo).expect("a port");
-    let addr = server.listener("echo").expect("there").addr;
+    server.listen(listen, |_app, _peer| Echo).expect("a port");
+    let addr = server.control().listener("echo").expect("there").addr;
     tell(addr.as_tcp().expect("TCP"));
     server.run(&mut ()).expect("it runs");
 }

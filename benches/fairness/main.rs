@@ -103,13 +103,16 @@ fn serve() {
             .framing(Framing::Packet2)
     };
     server
-        .listen(listen("plain"), |_: &mut (), _| Echo)
+        .listen(listen("plain"), |_app, _peer| Echo)
         .expect("a port");
     server
-        .listen(listen("tls").tls(tls), |_: &mut (), _| Echo)
+        .listen(listen("tls").tls(tls), |_app, _peer| Echo)
         .expect("a port");
-    println!("{}", server.listener("plain").expect("there").addr);
-    println!("{}", server.listener("tls").expect("there").addr);
+    println!(
+        "{}",
+        server.control().listener("plain").expect("there").addr
+    );
+    println!("{}", server.control().listener("tls").expect("there").addr);
     println!("{}", chain.display());
     server.run(&mut ()).expect("it runs");
 }

@@ -19,7 +19,7 @@ use clap::Parser;
 use common::load::{Load, Work};
 use common::process::{end_with_parent, Process};
 use common::Echo;
-use portcullis::{Config, Framing, Listen, Server};
+use portcullis::{Config, ConnConfig, Framing, Listen, Server, SocketOptions};
 use socket2::{Domain, Socket, Type};
 
 /// Connections that speak.
@@ -74,10 +74,10 @@ fn serve(addr: SocketAddr, most: usize) {
     let listen = Listen::tcp(addr)
         .name("echo")
         .framing(Framing::Packet2)
-        .reuse_port(true)
-        .idle_timeout(Duration::from_secs(3_600));
-    server.listen(listen, |_: &mut (), _| Echo).expect("a port");
-    println!("{}", server.listener("echo").expect("there").addr);
+        .socket(SocketOptions::new().reuse_port(true))
+        .conn(ConnConfig::new().idle_timeout(Duration::from_secs(3_600)));
+    server.listen(listen, |_app, _peer| Echo).expect("a port");
+    println!("{}", server.control().listener("echo").expect("there").addr);
     server.run(&mut ()).expect("it runs");
 }
 

@@ -11,7 +11,10 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use portcullis::{Addr, Config, Context, Framing, Handler, Listen, Outcome, Rate, Server, Turn};
+use portcullis::{
+    Addr, Config, ConnConfig, Context, Framing, Handler, Listen, Outcome, Rate, Server,
+    SourceLimits, Turn,
+};
 
 struct Echo {
     /// Sets a timer anew with each message.
@@ -93,13 +96,19 @@ fn main() {
     let mut config = Config::new().max_connections(work.conns + 1);
     let mut listen = Listen::tcp("127.0.0.1:0")
         .framing(framing)
-        .idle_timeout(Duration::from_secs(300));
+        .conn(ConnConfig::new().idle_timeout(Duration::from_secs(300)));
     // None of them is ever reached.
     let much = Rate::per_second(1_000_000_000);
     match work.with.as_str() {
-        "rates" => listen = listen.read_rate(much).frame_rate(much),
+        "rates" => listen.conn = listen.conn.read_rate(much).frame_rate(much),
         "memory-limit" => config = config.memory_limit(1 << 30),
-        "source-limits" => listen = listen.source_connections(1_000_000).source_rate(much),
+        "source-limits" => {
+            listen = listen.source_limits(SourceLimits {
+                connections: Some(1_000_000),
+                rate: Some(much),
+                ..SourceLimits::default()
+            })
+        }
         "timer" | "tls" | "connects" | "handshakes" | "" => {}
         other => panic!("nothing is called {other}"),
     }
@@ -107,9 +116,9 @@ fn main() {
     let timer = work.with == "timer";
     let mut server: Server = Server::new(config).expect("a server");
     let id = server
-        .listen(listen, move |_: &mut (), _| Echo { timer })
+        .listen(listen, move |_app, _peer| Echo { timer })
         .expect("a port");
-    let addr = server.listener(id).expect("it listens").addr;
+    let addr = server.control().listener(id).expect("it listens").addr;
     let mut turns = 0;
     let mut echo = vec![0; batch.len()];
     if matches!(&*work.with, "connects" | "handshakes") {
@@ -123,7 +132,7 @@ fn main() {
             turn();
             client.read_exact(&mut echo).expect("the echo");
             drop(client);
-            while server.stats().closed_total() == round {
+            while server.control().stats().closed_total() == round {
                 measured_turn(&mut server, None);
                 turns += 1;
             }
@@ -140,16 +149,16 @@ fn main() {
             })
         })
         .collect();
-    while server.stats().opened < work.conns as u64 {
+    while server.control().stats().opened < work.conns as u64 {
         server.poll_once(&mut (), None).expect("it polls");
     }
-    let first = server.stats().frames_in;
+    let first = server.control().stats().frames_in;
     for round in 0..work.rounds {
         for client in &mut clients {
             client.write_all(&batch).expect("sent");
         }
         let all = first + ((round + 1) * work.conns * work.window) as u64;
-        while server.stats().frames_in < all {
+        while server.control().stats().frames_in < all {
             measured_turn(&mut server, None);
             turns += 1;
         }

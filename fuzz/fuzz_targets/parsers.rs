@@ -19,7 +19,7 @@ use libfuzzer_sys::fuzz_target;
 use portcullis::sim::Sim;
 use portcullis::tls::rustls::pki_types::PrivatePkcs8KeyDer;
 use portcullis::tls::rustls::ServerConnection;
-use portcullis::{Config, Context, Handler, Listen, Outcome};
+use portcullis::{Config, ConnConfig, Context, Handler, Listen, Outcome};
 
 #[path = "../../examples/support/options.rs"]
 #[allow(dead_code)] // the example uses more of it
@@ -228,10 +228,13 @@ fn serve(options: &Options) {
     }
     let mut listen = Listen::tcp(options.listen.as_str())
         .framing(options.framing.framing())
-        .idle_timeout(or_never(options.idle_timeout))
-        .handshake_timeout(or_never(options.handshake_timeout));
+        .conn(
+            ConnConfig::new()
+                .idle_timeout(or_never(options.idle_timeout))
+                .handshake_timeout(or_never(options.handshake_timeout)),
+        );
     if let Some(bytes) = options.max_packet {
-        listen = listen.max_frame(bytes);
+        listen.conn.max_frame = Some(bytes);
     }
     // Certificates in files are loaded elsewhere; these would be any files of this machine.
     if options.tls_self_signed {
@@ -241,7 +244,7 @@ fn serve(options: &Options) {
     }
     let config = Config::new().max_connections(options.max_connections);
     let listening = Sim::try_new(0, config, ()).and_then(|mut sim| {
-        let addr = sim.listen(listen, |_: &mut (), _| Echo)?;
+        let addr = sim.listen(listen, |_app, _peer| Echo)?;
         Ok((sim, addr))
     });
     let (mut sim, addr) = match listening {

@@ -12,7 +12,9 @@ use std::time::Duration;
 use kit::naive;
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Action, ConnModel, Input, Told};
-use portcullis::{AccessRules, CloseReason, Listen, ProxyHeader, ProxyOrigin, ProxyProtocol};
+use portcullis::{
+    AccessRules, CloseReason, ConnConfig, Listen, ProxyHeader, ProxyOrigin, ProxyProtocol,
+};
 
 const SIGNATURE: [u8; 12] = [13, 10, 13, 10, 0, 13, 10, 81, 85, 73, 84, 10];
 /// The longest header of version 2.
@@ -87,12 +89,15 @@ impl Case<'_> {
         };
         let listen = Listen::tcp("127.0.0.1:0")
             .framing(Action::framing(self.framing))
-            .max_frame(self.max)
+            .conn(
+                ConnConfig::new()
+                    .max_frame(self.max)
+                    .handshake_timeout(Duration::MAX)
+                    .idle_timeout(Duration::MAX)
+                    .frame_timeout(Duration::MAX),
+            )
             .proxy_protocol(mode)
-            .trusted_proxies(AccessRules::allow_all())
-            .handshake_timeout(Duration::MAX)
-            .idle_timeout(Duration::MAX)
-            .frame_timeout(Duration::MAX);
+            .trusted_proxies(AccessRules::allow_all());
         let mut model = ConnModel::new(&listen).expect("settings that work");
         let apply = |model: &mut ConnModel, input| model.apply(&input).expect("it holds");
         apply(&mut model, Input::OnFrame(Vec::new()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Handler;
 use crate::addr::{Addr, Credentials};
-use crate::connect::Connect;
+use crate::config::Connect;
 use crate::detached::{DetachError, Detached};
 use crate::error::Result as ServerResult;
 use crate::id::{ConnId, ListenerId};

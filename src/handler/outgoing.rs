@@ -4,7 +4,7 @@
 use super::conn::{Conn, ConnOps};
 use super::Handler;
 use crate::addr::{Addr, AddrError};
-use crate::connect::Connect;
+use crate::config::Connect;
 use crate::error::{Error, Result as ServerResult};
 use crate::id::ConnId;
 use crate::proto::Machine;

@@ -303,22 +303,22 @@ pub struct TimeLeft {
     /// begins ([`Connect::retry`](crate::Connect::retry)).
     pub connect: Option<Duration>,
     /// Until the connection must be open
-    /// ([`Listen::handshake_timeout`](crate::Listen::handshake_timeout)).
+    /// ([`ConnConfig::handshake_timeout`](crate::ConnConfig::handshake_timeout)).
     pub handshake: Option<Duration>,
     /// Until the incomplete frame must be complete
-    /// ([`Listen::frame_timeout`](crate::Listen::frame_timeout)).
+    /// ([`ConnConfig::frame_timeout`](crate::ConnConfig::frame_timeout)).
     pub frame: Option<Duration>,
     /// Until the peer must have sent a byte
-    /// ([`Listen::idle_timeout`](crate::Listen::idle_timeout)).
+    /// ([`ConnConfig::idle_timeout`](crate::ConnConfig::idle_timeout)).
     pub idle: Option<Duration>,
     /// Until the peer must have taken a byte of the pending output
-    /// ([`Listen::write_timeout`](crate::Listen::write_timeout)).
+    /// ([`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout)).
     pub write: Option<Duration>,
     /// Until the socket is closed without the peer's FIN
-    /// ([`Listen::linger`](crate::Listen::linger)).
+    /// ([`ConnConfig::linger`](crate::ConnConfig::linger)).
     pub linger: Option<Duration>,
     /// Until reading resumes that a rate has paused
-    /// ([`Listen::read_rate`](crate::Listen::read_rate) and the other rates).
+    /// ([`ConnConfig::read_rate`](crate::ConnConfig::read_rate) and the other rates).
     pub throttle: Option<Duration>,
     /// Until the first of the handler's timers ([`Conn::set_timer`](crate::Conn::set_timer)).
     pub timer: Option<Duration>,

@@ -29,6 +29,7 @@ use super::time::Time;
 #[cfg(feature = "tls")]
 use super::tls::TlsInfo;
 use super::tls::{Session, TlsConfig};
+use super::ConnConfig;
 use crate::reason::CloseReason;
 
 /// The state machine of one connection.
@@ -36,7 +37,7 @@ use crate::reason::CloseReason;
 /// Contains what an idle connection needs. All else is in [`Active`] and in the TLS session.
 pub(crate) struct Machine {
     status: Status,
-    limits: Rc<Limits>,
+    limits: Rc<ConnConfig>,
     codec: Codec,
     tls: Option<Box<Session>>,
     last_input: Time,
@@ -55,7 +56,7 @@ impl Machine {
     /// A connection that was accepted; `tls` begins once the service has accepted the peer.
     pub(crate) fn new(
         framing: &Framing,
-        limits: Rc<Limits>,
+        limits: Rc<ConnConfig>,
         tls: Option<&TlsConfig>,
         now: Time,
         pool: &mut Pool,
@@ -68,7 +69,7 @@ impl Machine {
     }
 
     /// A connection that the server makes. It has a handler from the beginning.
-    pub(crate) fn connecting(framing: &Framing, limits: Rc<Limits>, now: Time) -> Self {
+    pub(crate) fn connecting(framing: &Framing, limits: Rc<ConnConfig>, now: Time) -> Self {
         let mut machine = Self::in_state(Life::connecting(), framing, limits, now);
         machine.set_throttle(Throttle::new(
             machine.limits.read_rate,
@@ -78,7 +79,7 @@ impl Machine {
         machine
     }
 
-    fn in_state(life: Life, framing: &Framing, limits: Rc<Limits>, now: Time) -> Self {
+    fn in_state(life: Life, framing: &Framing, limits: Rc<ConnConfig>, now: Time) -> Self {
         let max = limits.max_frame.unwrap_or(framing.default_max());
         Self {
             status: Status::new(life),

@@ -28,6 +28,7 @@
 mod active;
 mod buffers;
 mod close;
+mod conn_config;
 mod deadlines;
 mod detached_io;
 mod framing;
@@ -48,6 +49,8 @@ mod time;
 #[cfg_attr(not(feature = "tls"), path = "tls/none.rs")]
 pub(crate) mod tls;
 
+pub(crate) use conn_config::check_rates;
+pub use conn_config::ConnConfig;
 pub use deadlines::TimeLeft;
 pub(crate) use detached_io::DetachedIo;
 pub use framing::{Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing};
@@ -59,7 +62,7 @@ pub(crate) use rates::{Bucket, SharedMeters};
 pub(crate) use recv::InputCursor;
 #[cfg(feature = "sim")]
 pub(crate) use snapshot::Fingerprint;
-pub(crate) use state::{Event, Limits, NextStep};
+pub(crate) use state::{Event, NextStep};
 pub use state::{SendError, State, Traffic};
 pub(crate) use time::Time;
 #[cfg(feature = "tls")]

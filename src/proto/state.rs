@@ -2,10 +2,8 @@
 
 use std::error::Error as StdError;
 use std::fmt;
-use std::time::Duration;
 
 use super::framing::FrameError;
-use super::rates::Rate;
 
 /// The state of a connection.
 ///
@@ -17,7 +15,7 @@ use super::rates::Rate;
 /// ```
 ///
 /// An accepted connection begins in the first row, an outgoing one
-/// ([`Server::connect`](crate::Server::connect)) in the second.
+/// ([`Control::connect`](crate::Control::connect)) in the second.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum State {
@@ -61,32 +59,6 @@ impl fmt::Display for State {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
-}
-
-/// The limits of a listener's connections, or of an outgoing one. `Duration::MAX` is never.
-#[derive(Clone, Debug)]
-pub(crate) struct Limits {
-    pub(crate) handshake_timeout: Duration,
-    pub(crate) frame_timeout: Duration,
-    pub(crate) idle_timeout: Duration,
-    pub(crate) write_timeout: Duration,
-    pub(crate) linger_timeout: Duration,
-    pub(crate) linger_bytes: usize,
-    pub(crate) high_watermark: usize,
-    pub(crate) low_watermark: usize,
-    pub(crate) output_limit: usize,
-    /// Whether reading goes on above the high watermark.
-    pub(crate) full_duplex: bool,
-    /// `None`: the framing's own default.
-    pub(crate) max_frame: Option<usize>,
-    /// Bytes per second of each connection.
-    pub(crate) read_rate: Option<Rate>,
-    /// Frames per second of each connection.
-    pub(crate) frame_rate: Option<Rate>,
-    /// Bytes per second of all connections of the listener together.
-    pub(crate) total_read_rate: Option<Rate>,
-    /// Frames per second of all connections of the listener together.
-    pub(crate) total_frame_rate: Option<Rate>,
 }
 
 /// Numbers of bytes and frames. Bytes are those on the wire: ciphertext over TLS.

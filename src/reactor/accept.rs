@@ -14,7 +14,6 @@ use super::listeners;
 use super::os::{Os, Socket as _};
 use super::refuse::{report_failed, turn_away};
 use crate::id::ConnId;
-use crate::listen::ProxyProtocol;
 use crate::logs;
 use crate::reason::{CloseReason, Closed};
 
@@ -70,7 +69,7 @@ impl Round {
             let at = (self.first + self.offset) % self.listeners;
             if self.current.is_none() && !defer_accept(&mut inner.core, at) {
                 self.current = Some(Progress {
-                    accepts_left: inner.core.config.accept_budget,
+                    accepts_left: inner.core.config.budgets.accepts,
                     accepted: false,
                     lost: None,
                 });
@@ -261,11 +260,11 @@ fn handle_accepted<A, O: Os>(
     let ip = incoming.addr.ip();
     let trusted = listener.trusts(ip);
     let mut denied = listener.denies(ip);
-    denied |= listener.options.proxy == ProxyProtocol::Required && !trusted;
+    denied |= listener.options.proxy_protocol == ProxyProtocol::Required && !trusted;
     // Where a rate would be charged for it, a client that has gone is recognised.
     let has_rates = core.config.accept_rate.is_some()
         || listener.options.accept_rate.is_some()
-        || listener.options.sources.rate.is_some();
+        || listener.options.source_limits.rate.is_some();
     let reason = if denied {
         Some(CloseReason::Denied)
     } else if has_rates && is_gone(&mut core.os, &mut stream) {

@@ -73,7 +73,7 @@ impl Admission {
         let crowded = self.pending.len() > 0 && self.pending.len() >= max_pending(conns, config);
         let crowded_until = crowded.then(|| {
             let oldest = self.pending.oldest(conns).unwrap_or(now);
-            oldest.after(config.pending_grace)
+            oldest.after(config.pending_limits.grace)
         });
         Capacity {
             has_slot: conns.has_room(),
@@ -151,7 +151,7 @@ impl Admission {
     }
 
     fn candidate<S>(&self, conns: &Connections<S>, config: &Config, now: Time) -> Option<ConnId> {
-        let grace = config.pending_grace;
+        let grace = config.pending_limits.grace;
         // No connection is older than the server.
         if now < Time::ZERO.after(grace) {
             return None;
@@ -201,5 +201,5 @@ impl Admission {
 
 /// The maximum number of pending connections in this server.
 pub(super) fn max_pending<S>(conns: &Connections<S>, config: &Config) -> usize {
-    conns.part_of(config.pending_limit()).max(1)
+    conns.part_of(config.max_pending()).max(1)
 }

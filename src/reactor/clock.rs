@@ -1,6 +1,8 @@
 //! The clock: the only module that reads it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+use std::time::Instant;
 
 use crate::proto::Time;
 

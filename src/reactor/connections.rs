@@ -380,7 +380,7 @@ mod tests {
 
     fn connection(id: ConnId) -> Connection<NonZeroU64> {
         let listen = Listen::tcp("127.0.0.1:0");
-        let limits = Rc::new(listen.limits.clone());
+        let limits = Rc::new(listen.conn.clone());
         let machine = Machine::new(
             &listen.framing,
             limits,

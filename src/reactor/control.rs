@@ -14,14 +14,14 @@ use super::user_code::drop_handler;
 use crate::addr::{Addr, Credentials};
 use crate::alarm::{Alarm, AlarmId, AlarmInfo};
 use crate::config::Config;
-use crate::connect::Connect;
+use crate::config::Connect;
+use crate::config::Listen;
 use crate::control::{AlarmCallback, ControlOps, ListenerInfo};
 use crate::detached::DetachError;
 use crate::error::{Error, Result};
 use crate::handler::{ConnInfo, ConnOps, Handler};
 use crate::histogram::Histograms;
 use crate::id::{ConnId, ListenerId, ListenerRef};
-use crate::listen::Listen;
 use crate::logs;
 use crate::metrics::Metrics;
 use crate::proto::{Machine, Pool, SendError, Time};
@@ -238,14 +238,13 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
     }
 
     fn metrics(&self) -> Metrics {
-        let limit = self.core.config.memory_limit;
         Metrics {
             stats: self.stats(),
             histograms: self.histograms(),
             listeners: self.listeners(),
             alarms: self.alarms(),
             descriptors: self.core.open_descriptors(),
-            memory_limit: (limit < usize::MAX).then_some(limit),
+            memory_limit: self.core.config.memory_limit,
         }
     }
 

@@ -19,10 +19,10 @@ use super::panic_guard::PanicGuard;
 use super::shared_cap::{CapShare, SharedCap};
 use crate::catch::{catch, Panic};
 use crate::config::Config;
+use crate::config::Listen;
 use crate::error::{Error, Result};
 use crate::handle::Published;
 use crate::id::{ConnId, ListenerRef};
-use crate::listen::Listen;
 use crate::proto::Time;
 use crate::reason::{Close, CloseReason, Closed};
 use crate::stats::Stats;
@@ -62,7 +62,7 @@ impl<O: Os> Core<O> {
         Self {
             now: os.now(),
             conns: Connections::new(config.max_connections, slots, Arc::clone(published.live())),
-            memory: MemoryBudget::new(config.memory_limit),
+            memory: MemoryBudget::new(config.memory_limit.unwrap_or(usize::MAX)),
             history: History::new(config.recent_closes),
             detached: DetachedConns::new(os.waker()),
             stats: Stats::default(),
@@ -132,7 +132,7 @@ impl<O: Os> Core<O> {
             // A server that shares it may have changed it.
             self.config.max_connections = cap;
         }
-        self.handshakes_left = self.config.handshake_budget;
+        self.handshakes_left = self.config.budgets.handshakes;
     }
 
     /// A connection's timer has fired. True if the connection has a turn now.
@@ -367,12 +367,12 @@ impl<O: Os> Core<O> {
     pub(super) fn set_config(&mut self, config: Config) -> Result<()> {
         config.check()?;
         let now = self.refresh();
-        self.published
-            .set_limits(config.queue_limit, config.queue_bytes);
+        self.published.set_limits(config.queue_limits);
         if config.max_connections != self.config.max_connections {
             self.conns.set_cap(config.max_connections);
         }
-        self.memory.set_limit(&mut self.conns, config.memory_limit);
+        let memory_limit = config.memory_limit.unwrap_or(usize::MAX);
+        self.memory.set_limit(&mut self.conns, memory_limit);
         self.history.set_limit(config.recent_closes);
         self.admission.follow(&config, now);
         self.config = config;
@@ -392,7 +392,9 @@ impl<O: Os> Core<O> {
             .check()
             .and_then(|()| listener.options.check_change(&options));
         checked.map_err(|error| error.of_listener(&listener.name))?;
-        options.access = options.access.counting_on(&listener.options.access);
+        options.access_rules = options
+            .access_rules
+            .counting_on(&listener.options.access_rules);
         if listener.set_options(options, now) {
             let id = Some(listener.id);
             let ids: Vec<_> = self.conns.ids_of(id).collect();

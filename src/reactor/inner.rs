@@ -9,7 +9,6 @@ use crate::catch::catch;
 use crate::error::{Error, Result};
 use crate::handler::{Context, Handler, Service};
 use crate::id::{ConnId, ListenerId};
-use crate::listen::Listen;
 use crate::proto::InputCursor;
 use crate::reason::Outcome;
 

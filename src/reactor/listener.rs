@@ -19,11 +19,11 @@ use super::source_limits::{Counted, Sources};
 use crate::access::Access;
 use crate::addr::Addr;
 use crate::config::AtCapacity;
+use crate::config::{Listen, ProxyProtocol};
 use crate::control::{ListenerInfo, ListenerState};
 use crate::id::{ListenerId, ListenerRef};
-use crate::listen::{Listen, ProxyProtocol};
 use crate::logs;
-use crate::proto::{Limits, Machine, Pool, SharedMeters, Time};
+use crate::proto::{ConnConfig, Machine, Pool, SharedMeters, Time};
 
 /// A listener of one server, without its service.
 pub(super) struct Listener<L> {
@@ -37,7 +37,7 @@ pub(super) struct Listener<L> {
     /// As given to `listen`, with later changes.
     pub(super) options: Listen,
     /// The part of the options that its connections share.
-    pub(super) limits: Rc<Limits>,
+    pub(super) limits: Rc<ConnConfig>,
     /// The part of its rates that its connections share.
     pub(super) meters: SharedMeters,
     /// Of its accept rate.
@@ -71,18 +71,14 @@ impl<L> Listener<L> {
         now: Time,
     ) -> Self {
         let mut meters = SharedMeters::default();
-        meters.follow(
-            listen.limits.total_read_rate,
-            listen.limits.total_frame_rate,
-            now,
-        );
+        meters.follow(listen.total_read_rate, listen.total_frame_rate, now);
         Self {
             id,
             name: Rc::from(name),
             addr,
             socket: None,
             service,
-            limits: Rc::new(listen.limits.clone()),
+            limits: Rc::new(listen.conn.clone()),
             options: listen,
             meters,
             bucket: OptionalBucket::default(),
@@ -101,15 +97,15 @@ impl<L> Listener<L> {
 
     /// Changes its options. True if a rate that its connections share has changed.
     pub(super) fn set_options(&mut self, options: Listen, now: Time) -> bool {
-        self.limits = Rc::new(options.limits.clone());
+        self.limits = Rc::new(options.conn.clone());
         self.bucket.follow(options.accept_rate, now);
         self.sources.follow(&options.sources, now);
         logs::info!(target: logs::LISTENER, "listener {}: its options have changed", self.name);
         logs::debug!(target: logs::LISTENER, "listener {}: {options:?}", self.name);
         self.options = options;
-        let limits = &self.options.limits;
+        let options = &self.options;
         self.meters
-            .follow(limits.total_read_rate, limits.total_frame_rate, now)
+            .follow(options.total_read_rate, options.total_frame_rate, now)
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -178,7 +174,10 @@ impl<L> Listener<L> {
 
     /// Whether the peer at this address sends PROXY headers that are believed.
     pub(super) fn trusts(&mut self, ip: Option<IpAddr>) -> bool {
-        match (&mut self.options.trusted, self.options.proxy) {
+        match (
+            &mut self.options.trusted_proxies,
+            self.options.proxy_protocol,
+        ) {
             (Some(trusted), ProxyProtocol::Required | ProxyProtocol::Optional) => {
                 ip.is_none_or(|ip| trusted.judge(ip) == Access::Allow)
             }
@@ -188,13 +187,13 @@ impl<L> Listener<L> {
 
     /// Whether its access rules deny the client at this address.
     pub(super) fn denies(&mut self, ip: Option<IpAddr>) -> bool {
-        ip.is_some_and(|ip| self.options.access.judge(ip) == Access::Deny)
+        ip.is_some_and(|ip| self.options.access_rules.judge(ip) == Access::Deny)
     }
 
     /// Counts a connection under its source. `None` if the source has too many or is too fast.
     pub(super) fn count_source(&mut self, ip: Option<IpAddr>, now: Time) -> Option<Counted> {
         match ip {
-            Some(ip) => self.sources.admit(ip, &self.options.sources, now),
+            Some(ip) => self.sources.admit(ip, &self.options.source_limits, now),
             None => Some(Counted::No),
         }
     }
@@ -202,7 +201,8 @@ impl<L> Listener<L> {
     /// Reverses [`Listener::count_source`].
     pub(super) fn uncount_source(&mut self, ip: Option<IpAddr>, counted: Counted, now: Time) {
         if let Some(ip) = ip {
-            self.sources.leave(ip, &self.options.sources, counted, now);
+            self.sources
+                .leave(ip, &self.options.source_limits, counted, now);
         }
     }
 

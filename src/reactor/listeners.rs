@@ -6,10 +6,10 @@ use super::admission::Capacity;
 use super::listener::Listener;
 use super::os::{Os, Token};
 use crate::addr::Addr;
+use crate::config::Listen;
 use crate::control::ListenerState;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, ListenerRef};
-use crate::listen::Listen;
 use crate::logs;
 use crate::proto::Time;
 

@@ -68,12 +68,12 @@ use shared_cap::SharedCap;
 use user_code::UserCode;
 
 use crate::config::Config;
+use crate::config::Listen;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::handle::{Published, Shared};
 use crate::handler::{Handler, Service};
 use crate::id::{ConnId, ListenerId};
-use crate::listen::Listen;
 use crate::proto::{Event as ConnEvent, InputCursor, State, Time};
 
 /// Slots that are reserved at the start in any case, if the cap allows them: see [`reservable`].
@@ -101,7 +101,7 @@ pub(crate) struct Reactor<A, O: Os> {
 impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn new(os: O, config: Config) -> Result<Self> {
         config.check()?;
-        let published = Arc::new(Published::new(config.queue_limit, config.queue_bytes));
+        let published = Arc::new(Published::new(config.queue_limits));
         let shared = Shared::new(os.waker(), Arc::clone(&published));
         let slots = reservable::<O>(config.max_connections);
         let reactor = Self {
@@ -289,7 +289,7 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         }
         self.commands_left = false;
-        for _ in 0..self.inner.core.config.job_budget {
+        for _ in 0..self.inner.core.config.budgets.commands {
             match self.shared.take() {
                 Some(command) => commands::carry_out(&mut self.inner, app, command),
                 None => return,
@@ -415,7 +415,7 @@ impl<A, O: Os> Reactor<A, O> {
         let bytes = if conn.budget_iteration == iteration {
             usize::from(conn.budget) * drive::FRAME_COST
         } else {
-            core.config.read_budget
+            core.config.budgets.read_bytes
         };
         let mut budget = Budget::new(bytes);
         core.running = Some(id);

@@ -6,9 +6,9 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use crate::addr::{Addr, Credentials};
+use crate::config::SocketOptions;
 use crate::handle::Wake;
 use crate::id::{ConnId, ListenerId};
-use crate::listen::SocketOptions;
 use crate::proto::Time;
 
 /// Names the owner of an event, small enough for `epoll_data` on 32 bits too: 24 bits of slot, the

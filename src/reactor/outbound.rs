@@ -19,7 +19,6 @@ use crate::catch::catch;
 use crate::connect::{Connect, Retry};
 use crate::error::{Error, Result};
 use crate::id::ConnId;
-use crate::listen::SocketOptions;
 use crate::logs;
 use crate::proto::tls::ClientTls;
 use crate::proto::{Machine, Time};
@@ -102,8 +101,7 @@ impl<O: Os> Core<O> {
         options.check(&addr)?;
         let now = self.now;
         // The framing's maker is foreign code: nothing has been done yet if it panics.
-        let mut machine =
-            Machine::connecting(&options.framing, Rc::new(options.limits.clone()), now);
+        let mut machine = Machine::connecting(&options.framing, Rc::new(options.conn.clone()), now);
         if !self.conns.reserve() {
             return Err(Error::AtCapacity {
                 max_connections: self.conns.cap(),

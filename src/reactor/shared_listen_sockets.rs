@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::os_mio::Listener;
 use crate::addr::Addr;
-use crate::listen::SocketOptions;
+use crate::config::SocketOptions;
 
 /// The opened sockets, until all servers are there.
 #[derive(Default)]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::listen::SourceLimits;
+use crate::config::SourceLimits;
 use crate::proto::{Bucket, Time};
 
 /// Number of sources with a count of their own.

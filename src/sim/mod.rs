@@ -87,11 +87,11 @@ pub use script::{shrink, Op, Script};
 use socket::Dial;
 
 use crate::config::Config;
+use crate::config::Listen;
 use crate::control::{Control, ControlOps as _};
 use crate::error::Result;
 use crate::handle::Handle;
-use crate::handler::Service;
-use crate::listen::Listen;
+use crate::handler::{Handler, Peer, Service};
 use crate::proto::Time;
 use crate::reactor::Reactor;
 use crate::stats::{DrainReport, Stats};
@@ -178,10 +178,10 @@ impl<A> Sim<A> {
     /// The errors of [`Server::listen`](crate::Server::listen).
     pub fn listen(
         &mut self,
-        listen: Listen,
+        options: Listen,
         service: impl Service<A> + 'static,
     ) -> Result<SocketAddr> {
-        let id = self.reactor.listen(listen, Box::new(service))?;
+        let id = self.reactor.listen(options, Box::new(service))?;
         let addr = self.reactor.ops().listener(&id.into())?.addr;
         // The simulated kernel has no other kind.
         Ok(addr

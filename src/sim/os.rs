@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use super::kernel::Kernel;
 use crate::addr::{Addr, Credentials};
+use crate::config::SocketOptions;
 use crate::handle::Wake;
-use crate::listen::SocketOptions;
 use crate::proto::Time;
 use crate::reactor::os::{Event, Os, Socket, StreamOps, Token};
 

@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Write};
 
 use kit::net::{connect, hold, local, spawn};
-use portcullis::{Config, Context, Framing, Handler, Outcome, Server};
+use portcullis::{Config, Context, Framing, Handler, Outcome, Server, SocketOptions};
 
 /// Says nothing, whatever comes.
 struct Silent;
@@ -19,7 +19,9 @@ fn several_reads_that_came_at_once() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
         // Room in the kernel for more than one read.
-        let listen = local().framing(Framing::Raw).recv_buffer(1 << 20);
+        let listen = local()
+            .framing(Framing::Raw)
+            .socket(SocketOptions::new().recv_buffer(1 << 20));
         server
             .listen(listen, |_: &mut (), _| Silent)
             .expect("listen");

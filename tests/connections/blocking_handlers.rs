@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kit::net::{connect, local, send2, tcp, PATIENCE};
-use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
+use portcullis::{Config, ConnConfig, Context, Handler, Listen, Outcome, Server};
 
 /// The limit, and how long the handler blocks.
 const TIME: Duration = Duration::from_secs(2);
@@ -24,9 +24,9 @@ fn world<H: Handler + Clone + 'static>(listen: Listen, handler: H) -> (Server, T
     server
         .listen(listen, move |_: &mut (), _| handler.clone())
         .expect("listen");
-    let mut client = connect(tcp(&server.listeners()[0].addr));
+    let mut client = connect(tcp(&server.control().listeners()[0].addr));
     send2(&mut client, b"go");
-    while server.stats().frames_in == 0 {
+    while server.control().stats().frames_in == 0 {
         server.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
     }
     // Whatever is judged at once is judged here.
@@ -57,12 +57,15 @@ impl Handler for Answers {
 /// The peer has its time to take what waits for it from when it could.
 #[test]
 fn the_write_timeout_begins_with_the_write() {
-    let listen = local()
-        .write_timeout(TIME)
-        .output_limit(2 * MUCH)
-        .watermarks(MUCH, 2 * MUCH);
+    let listen = local().conn(
+        ConnConfig::new()
+            .write_timeout(TIME)
+            .output_limit(2 * MUCH)
+            .watermarks(MUCH, 2 * MUCH),
+    );
     let (mut server, mut client) = world(listen, Answers);
     assert!(server
+        .control()
         .connections()
         .first()
         .is_some_and(|info| info.queued > 0));
@@ -70,7 +73,7 @@ fn the_write_timeout_begins_with_the_write() {
         let mut all = Vec::new();
         client.read_to_end(&mut all).map(|_| all.len())
     });
-    while server.stats().open > 0 {
+    while server.control().stats().open > 0 {
         server
             .poll_once(&mut (), Some(Duration::from_millis(10)))
             .expect("a turn");
@@ -101,9 +104,17 @@ fn the_handshake_of_an_upgrade_has_its_time() {
 
     let site = kit::tls::Site::new();
     let upgrades = Upgrades(std::sync::Arc::new(site.server()));
-    let (mut server, mut client) = world(local().handshake_timeout(TIME), upgrades);
+    let (mut server, mut client) = world(
+        local().conn(ConnConfig::new().handshake_timeout(TIME)),
+        upgrades,
+    );
     assert_eq!(kit::net::recv2(&mut client), b"go ahead");
-    let states: Vec<_> = server.connections().iter().map(|info| info.state).collect();
+    let states: Vec<_> = server
+        .control()
+        .connections()
+        .iter()
+        .map(|info| info.state)
+        .collect();
     assert_eq!(states, [portcullis::State::Handshaking]);
     client.write_all(b"no handshake").expect("it is there");
 }

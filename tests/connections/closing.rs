@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kit::net::{await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2};
 use kit::script::{connect_narrow, fill, reset, spawn_script, usual, Call, Entry};
-use portcullis::{Close, CloseReason, Config, Framing, State};
+use portcullis::{Close, CloseReason, Config, ConnConfig, Framing, SocketOptions, State};
 
 /// A long answer to every frame.
 static ANSWER: [u8; 60_000] = [0x5A; 60_000];
@@ -15,7 +15,7 @@ static ANSWER: [u8; 60_000] = [0x5A; 60_000];
 /// The peer resets at every point of a connection's life.
 #[test]
 fn a_reset_in_every_state() {
-    let listen = local().send_buffer(16 * 1024);
+    let listen = local().socket(SocketOptions::new().send_buffer(16 * 1024));
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(b"flood") => {
             for _ in 0..16 {
@@ -268,7 +268,9 @@ fn an_orderly_close_reaches_a_slow_reader_that_keeps_sending() {
     const FRAMES: usize = 40;
     let (server, journal) = spawn_script(
         Config::new(),
-        local().output_limit(8 * 1024 * 1024).recv_buffer(16 * 1024),
+        local()
+            .conn(ConnConfig::new().output_limit(8 * 1024 * 1024))
+            .socket(SocketOptions::new().recv_buffer(16 * 1024)),
         |cx, call| match call {
             Call::Frame(b"all of it") => {
                 for _ in 0..FRAMES {
@@ -324,7 +326,7 @@ fn a_close_does_not_block_a_peer_that_writes_first() {
 /// More than the linger's bytes: the patience with a peer that never ends is bounded.
 #[test]
 fn lingering_is_bounded_in_bytes() {
-    let listen = local().linger(Duration::MAX, 100_000);
+    let listen = local().conn(ConnConfig::new().linger(Duration::MAX, 100_000));
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => Err(Close::new()),
         call => usual(cx, call),
@@ -400,7 +402,7 @@ fn a_kill_by_id_ends_one_and_leaves_the_others() {
 /// A kill of what is closing, with answers on their way, is a kill; after the last byte it is only an end.
 #[test]
 fn a_kill_while_closing() {
-    let listen = local().send_buffer(16 * 1024);
+    let listen = local().socket(SocketOptions::new().send_buffer(16 * 1024));
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..16 {
@@ -480,10 +482,11 @@ fn close_after_input_answers_what_has_come_and_ends() {
 /// One life each, whatever ends it.
 #[test]
 fn every_end_has_one_reason_and_one_goodbye() {
-    let listen = local()
-        .framing(Framing::Packet2)
-        .max_frame(100)
-        .linger(Duration::from_millis(50), 1024 * 1024);
+    let listen = local().framing(Framing::Packet2).conn(
+        ConnConfig::new()
+            .max_frame(100)
+            .linger(Duration::from_millis(50), 1024 * 1024),
+    );
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(b"close") => Err(Close::new()),
         Call::Frame(b"abort") => Err(Close::abort()),

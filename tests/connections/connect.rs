@@ -14,8 +14,8 @@ use kit::outgoing::{
     Heard, Told,
 };
 use portcullis::{
-    Addr, CloseReason, Closed, Config, ConnId, Connect, Context, Error, Framing, Handler, Outcome,
-    Retry, Server, State,
+    Addr, CloseReason, Closed, Config, ConnConfig, ConnId, Connect, Context, Error, Framing,
+    Handler, Outcome, Retry, Server, SocketOptions, State,
 };
 
 /// A server that listens nowhere.
@@ -147,12 +147,15 @@ fn silence_is_a_timeout() {
 fn a_name_is_no_address() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     for name in ["localhost:80", "example.org:443"] {
-        let outcome = server.connect(name, Connect::new(), Echo);
+        let outcome = server.control().connect(name, Connect::new(), Echo);
         let error = outcome.expect_err("a name");
         assert!(matches!(error, Error::ConnectAddress(_)));
         assert!(error.to_string().contains("resolve it first"), "{error}");
     }
-    assert!(server.connect("127.0.0.1", Connect::new(), Echo).is_err());
+    assert!(server
+        .control()
+        .connect("127.0.0.1", Connect::new(), Echo)
+        .is_err());
 }
 
 #[test]
@@ -160,29 +163,41 @@ fn what_cannot_work_is_said_before_anything_is_done() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     let v6: SocketAddr = "[::1]:0".parse().expect("an address");
     let wrong = [
-        ("watermarks", Connect::new().watermarks(2, 1)),
+        (
+            "watermarks",
+            Connect::new().conn(ConnConfig::new().watermarks(2, 1)),
+        ),
         (
             "connect_timeout",
             Connect::new().connect_timeout(Duration::ZERO),
         ),
-        ("idle_timeout", Connect::new().idle_timeout(Duration::ZERO)),
-        ("max_frame", Connect::new().max_frame(0)),
-        ("send_buffer", Connect::new().send_buffer(usize::MAX)),
+        (
+            "idle_timeout",
+            Connect::new().conn(ConnConfig::new().idle_timeout(Duration::ZERO)),
+        ),
+        (
+            "max_frame",
+            Connect::new().conn(ConnConfig::new().max_frame(0)),
+        ),
+        (
+            "send_buffer",
+            Connect::new().socket(SocketOptions::new().send_buffer(usize::MAX)),
+        ),
         ("bind", Connect::new().bind(v6)),
         ("retry", Connect::new().retry(Retry::new(0))),
     ];
     for (name, options) in wrong {
-        match server.connect("127.0.0.1:9", options, Echo) {
+        match server.control().connect("127.0.0.1:9", options, Echo) {
             Err(Error::Option { option, .. }) => assert_eq!(option, name),
             other => panic!("{name}: {other:?}"),
         }
     }
     let long = Addr::unix("x".repeat(200));
     assert!(matches!(
-        server.connect(long, Connect::new(), Echo),
+        server.control().connect(long, Connect::new(), Echo),
         Err(Error::Option { option: "unix", .. })
     ));
-    assert_eq!(server.stats().outgoing, 0);
+    assert_eq!(server.control().stats().outgoing, 0);
 }
 
 #[test]
@@ -347,20 +362,21 @@ fn a_drain_does_not_wait_for_what_connects() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     let (handler, heard) = probe();
     server
+        .control()
         .connect(
             full.addr,
             Connect::new().connect_timeout(Duration::MAX),
             handler,
         )
         .expect("begun");
-    server.drain(Duration::MAX);
+    server.control().drain(Duration::MAX);
     assert!(matches!(
-        server.connect(full.addr, Connect::new(), Echo),
+        server.control().connect(full.addr, Connect::new(), Echo),
         Err(Error::Draining)
     ));
     server.run(&mut ()).expect("run");
     assert_eq!(heard.next(), Told::Failed(CloseReason::Drained, None));
-    let report = server.drain_report().expect("it is over");
+    let report = server.control().drain_report().expect("it is over");
     assert_eq!((report.ended, report.forced), (1, 0));
 }
 
@@ -635,10 +651,11 @@ fn full_duplex_reads_while_it_cannot_write() {
     for full_duplex in [true, false] {
         let (listener, addr) = std_listener();
         let server = client();
-        let options = Connect::new()
-            .framing(Framing::Raw)
-            .output_limit(64 * 1024 * 1024)
-            .full_duplex(full_duplex);
+        let options = Connect::new().framing(Framing::Raw).conn(
+            ConnConfig::new()
+                .output_limit(64 * 1024 * 1024)
+                .full_duplex(full_duplex),
+        );
         let (id, heard) = dial(&server, addr, options);
         let mut peer = accepted(&listener);
         heard.opened();
@@ -719,9 +736,9 @@ fn time_lost_before_is_not_the_attempts() {
             .expect("a turn");
     }
     assert_eq!(heard.so_far(), []);
-    assert_eq!(server.stats().connecting, 1);
+    assert_eq!(server.control().stats().connecting, 1);
     // It is not for ever either.
-    while server.stats().connecting > 0 {
+    while server.control().stats().connecting > 0 {
         server.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
     }
     assert_eq!(
@@ -736,7 +753,10 @@ fn words_and_an_end_may_come_with_the_connection() {
     let (listener, addr) = std_listener();
     let mut server: Server = Server::new(Config::new()).expect("server");
     let (probe, heard) = probe();
-    let id = server.connect(addr, Connect::new(), probe).expect("begun");
+    let id = server
+        .control()
+        .connect(addr, Connect::new(), probe)
+        .expect("begun");
     let mut peer = accepted(&listener);
     send2(&mut peer, b"that is all");
     drop(peer);

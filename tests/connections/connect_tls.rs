@@ -14,8 +14,8 @@ use kit::tls::{reset, self_signed, Authority, Folder, Site, NAME, VERSIONS};
 use portcullis::tls::client_config;
 use portcullis::tls::rustls::{version, ClientConfig, HandshakeKind, ProtocolVersion};
 use portcullis::{
-    CloseReason, Config, ConnId, Connect, Context, Error, Framing, Handler, Listen, Outcome,
-    Server, State,
+    CloseReason, Config, ConnConfig, ConnId, Connect, Context, Error, Framing, Handler, Listen,
+    Outcome, Server, State,
 };
 
 fn client() -> Running {
@@ -95,7 +95,7 @@ fn much_goes_through_unchanged() {
         let options = Connect::new()
             .framing(Framing::Raw)
             .tls(site.client(version), NAME)
-            .output_limit(usize::MAX);
+            .conn(ConnConfig::new().output_limit(usize::MAX));
         let (id, heard) = dial(&client, server.addr(), options);
         heard.opened();
         let bytes: Vec<u8> = (0..3_000_000_u32)
@@ -212,8 +212,10 @@ fn a_server_that_goes_or_says_nothing_is_no_connection() {
         reset(read_hello());
         read_hello()
     });
-    let options =
-        || line(site.client(&version::TLS13), NAME).handshake_timeout(Duration::from_secs(20));
+    let options = || {
+        line(site.client(&version::TLS13), NAME)
+            .conn(ConnConfig::new().handshake_timeout(Duration::from_secs(20)))
+    };
     // What it has not read turns the first into a reset too, perhaps.
     let client = client();
     let (_, heard) = dial(&client, addr, options());
@@ -223,7 +225,7 @@ fn a_server_that_goes_or_says_nothing_is_no_connection() {
     ));
     fails(options(), addr, CloseReason::Reset, &[]);
     fails(
-        options().handshake_timeout(Duration::from_millis(50)),
+        options().conn(ConnConfig::new().handshake_timeout(Duration::from_millis(50))),
         addr,
         CloseReason::HandshakeTimeout,
         &[],
@@ -237,7 +239,7 @@ fn a_name_that_no_certificate_can_have_is_said_at_once() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     for name in ["", "server.test:443", "a b", "*.test", "bücher.example"] {
         let options = line(site.client(&version::TLS13), name);
-        match server.connect("127.0.0.1:9", options, Echo) {
+        match server.control().connect("127.0.0.1:9", options, Echo) {
             Err(Error::Option { option, problem }) => {
                 assert!(
                     option == "tls" && problem.contains("is no name"),
@@ -568,12 +570,13 @@ fn a_panic_in_a_configurations_destructor_harms_no_client() {
     config.key_log = Arc::new(Spiteful);
     // No address of ours (RFC 5737): it fails at once.
     let options = line(config, "localhost").bind("192.0.2.1:0".parse().expect("an address"));
-    let refused = server.connect("127.0.0.1:9", options, probe().0);
+    let refused = server.control().connect("127.0.0.1:9", options, probe().0);
     assert!(matches!(refused, Err(Error::Connect { .. })), "{refused:?}");
-    let stats = server.stats();
+    let stats = server.control().stats();
     assert_eq!((stats.open, stats.outgoing, stats.panics), (0, 0, 1));
     let (listener, addr) = std_listener();
     server
+        .control()
         .connect(addr, Connect::new(), probe().0)
         .expect("the place is free");
     drop(listener);

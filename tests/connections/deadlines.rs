@@ -7,14 +7,18 @@ use std::time::{Duration, Instant};
 
 use kit::net::{connect, eventually, local, ping, read_to_end, recv2, send2, PATIENCE};
 use kit::script::{connect_narrow, hold, spawn_script, usual, Call, Entry};
-use portcullis::{CloseReason, Config, Framing, Listen, State};
+use portcullis::{CloseReason, Config, ConnConfig, Framing, Listen, SocketOptions, State};
 
 /// Short, but much longer than a busy machine needs between two of our own steps.
 const SHORT: Duration = Duration::from_millis(400);
 
 /// Linger is short too, for peers that do not send FIN.
 fn brief() -> Listen {
-    local().linger(Duration::from_millis(50), 1024 * 1024)
+    local().conn(brief_conn())
+}
+
+fn brief_conn() -> ConnConfig {
+    ConnConfig::new().linger(Duration::from_millis(50), 1024 * 1024)
 }
 
 fn timer_keys(journal: &kit::script::Journal) -> Vec<u8> {
@@ -27,7 +31,11 @@ fn timer_keys(journal: &kit::script::Journal) -> Vec<u8> {
 /// Only bytes from the peer move the idle timeout: a silent client is closed, a busy one stays.
 #[test]
 fn the_silent_leave_and_the_busy_stay() {
-    let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(SHORT), usual);
+    let (server, journal) = spawn_script(
+        Config::new(),
+        brief().conn(brief_conn().idle_timeout(SHORT)),
+        usual,
+    );
     let mut busy = connect(server.addr());
     let mut silent = connect(server.addr());
     ping(&mut silent, b"once");
@@ -42,19 +50,18 @@ fn the_silent_leave_and_the_busy_stay() {
 /// UBF: own sends are no sign of life of the peer.
 #[test]
 fn own_sends_do_not_move_the_idle_deadline() {
-    let (server, journal) =
-        spawn_script(
-            Config::new(),
-            brief().idle_timeout(SHORT),
-            |cx, call| match call {
-                Call::Open | Call::Timer(_) => {
-                    cx.conn.send(b"are you there?")?;
-                    cx.conn.set_timer(1, Duration::from_millis(50));
-                    Ok(())
-                }
-                call => usual(cx, call),
-            },
-        );
+    let (server, journal) = spawn_script(
+        Config::new(),
+        brief().conn(brief_conn().idle_timeout(SHORT)),
+        |cx, call| match call {
+            Call::Open | Call::Timer(_) => {
+                cx.conn.send(b"are you there?")?;
+                cx.conn.set_timer(1, Duration::from_millis(50));
+                Ok(())
+            }
+            call => usual(cx, call),
+        },
+    );
     let mut silent = connect(server.addr());
     let heard = read_to_end(&mut silent);
     assert_eq!(journal.until_closed(1), [CloseReason::IdleTimeout]);
@@ -65,7 +72,11 @@ fn own_sends_do_not_move_the_idle_deadline() {
 /// So are messages from our own threads.
 #[test]
 fn messages_do_not_move_the_idle_deadline() {
-    let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(SHORT), usual);
+    let (server, journal) = spawn_script(
+        Config::new(),
+        brief().conn(brief_conn().idle_timeout(SHORT)),
+        usual,
+    );
     let _silent = connect(server.addr());
     server.until("it is in", |stats| stats.opened == 1);
     let id = server.ask(|(), control| control.connections()[0].id);
@@ -81,7 +92,9 @@ fn messages_do_not_move_the_idle_deadline() {
 #[test]
 fn a_frame_begun_must_be_finished() {
     for framing in [Framing::Packet4, Framing::Line] {
-        let listen = brief().framing(framing.clone()).frame_timeout(SHORT);
+        let listen = brief()
+            .framing(framing.clone())
+            .conn(brief_conn().frame_timeout(SHORT));
         let (server, journal) = spawn_script(Config::new(), listen, usual);
         let mut slow = connect(server.addr());
         slow.write_all(b"\x00\x00\x10\x00").expect("write");
@@ -101,7 +114,7 @@ fn a_frame_begun_must_be_finished() {
 /// Whole frames restart the clock: only an unfinished one is late.
 #[test]
 fn finished_frames_are_never_late() {
-    let listen = brief().frame_timeout(SHORT);
+    let listen = brief().conn(brief_conn().frame_timeout(SHORT));
     let (server, journal) = spawn_script(Config::new(), listen, usual);
     let mut steady = connect(server.addr());
     let start = Instant::now();
@@ -119,7 +132,9 @@ fn finished_frames_are_never_late() {
 #[test]
 fn a_handshake_must_be_finished() {
     let config = std::sync::Arc::new(kit::tls::Site::new().server());
-    let listen = brief().tls(config).handshake_timeout(SHORT);
+    let listen = brief()
+        .tls(config)
+        .conn(brief_conn().handshake_timeout(SHORT));
     let server = kit::tls::spawn_recorder(Config::new(), listen);
     // Nothing; and the beginning of a ClientHello, then a byte now and then.
     let mut mute = connect(server.addr());
@@ -141,7 +156,9 @@ fn a_handshake_must_be_finished() {
 /// The peer is owed bytes that it never takes. What is reported is that, also when we were closing already.
 #[test]
 fn what_is_owed_must_be_taken() {
-    let listen = brief().write_timeout(SHORT).send_buffer(16 * 1024);
+    let listen = brief()
+        .conn(brief_conn().write_timeout(SHORT))
+        .socket(SocketOptions::new().send_buffer(16 * 1024));
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(how) => {
             for _ in 0..10 {
@@ -267,11 +284,13 @@ fn a_timer_dies_with_its_connection() {
 /// A timeout of `Duration::MAX` never expires, and arithmetic with it saturates.
 #[test]
 fn never_is_never_and_needs_no_clock() {
-    let listen = brief()
-        .idle_timeout(Duration::MAX)
-        .frame_timeout(Duration::MAX)
-        .write_timeout(Duration::MAX)
-        .handshake_timeout(Duration::MAX);
+    let listen = brief().conn(
+        brief_conn()
+            .idle_timeout(Duration::MAX)
+            .frame_timeout(Duration::MAX)
+            .write_timeout(Duration::MAX)
+            .handshake_timeout(Duration::MAX),
+    );
     let (server, _journal) = spawn_script(Config::new(), listen, usual);
     let mut client = connect(server.addr());
     ping(&mut client, b"hello");
@@ -298,7 +317,7 @@ fn a_blocking_handler_does_not_make_others_idle() {
     let blocked = std::sync::Arc::new(std::sync::Mutex::new(blocked));
     let (server, journal) = spawn_script(
         Config::new(),
-        brief().idle_timeout(idle),
+        brief().conn(brief_conn().idle_timeout(idle)),
         move |cx, call| match call {
             Call::Frame(b"block") => {
                 let _ = tell.send(());
@@ -346,7 +365,11 @@ fn a_blocking_handler_does_not_make_others_idle() {
 #[test]
 fn a_connection_accepted_after_a_blocking_job_has_its_whole_timeout() {
     let idle = Duration::from_secs(2);
-    let (server, journal) = spawn_script(Config::new(), brief().idle_timeout(idle), usual);
+    let (server, journal) = spawn_script(
+        Config::new(),
+        brief().conn(brief_conn().idle_timeout(idle)),
+        usual,
+    );
     let mut blocked_out = {
         let still = hold(&server);
         let client = connect(server.addr());

@@ -13,7 +13,8 @@ use kit::script::{
     connect_narrow, fill, hold, spawn_script, usual, Call, Entry, Journal, ScriptedHandler,
 };
 use portcullis::{
-    AtCapacity, CloseReason, Config, Context, DrainReport, Error, Listen, Outcome, Server, Stats,
+    AtCapacity, Budgets, CloseReason, Config, ConnConfig, Context, DrainReport, Error, Listen,
+    Outcome, Server, SocketOptions, Stats,
 };
 
 /// Long enough for every peer that does its part.
@@ -38,14 +39,22 @@ where
         let mut server = Server::new(config).expect("server");
         let service = move |_: &mut (), _| ScriptedHandler::new(notes.noting(play.clone()));
         server.listen(listen, service).expect("listen");
-        tell.send((server.handle(), kit::net::tcp(&server.listeners()[0].addr)))
-            .expect("the test waits");
+        tell.send((
+            server.handle(),
+            kit::net::tcp(&server.control().listeners()[0].addr),
+        ))
+        .expect("the test waits");
         server.run(&mut ()).expect("run");
-        let report = server.drain_report().expect("run ends with the drain");
-        assert!(server.connections().is_empty() && server.listeners().is_empty());
+        let report = server
+            .control()
+            .drain_report()
+            .expect("run ends with the drain");
+        assert!(
+            server.control().connections().is_empty() && server.control().listeners().is_empty()
+        );
         let late = server.listen(local(), |_: &mut (), _| kit::net::Echo);
         assert!(matches!(late, Err(Error::Draining)), "{late:?}");
-        (report, server.stats())
+        (report, server.control().stats())
     });
     let (handle, addr) = told.recv_timeout(PATIENCE).expect("built");
     Draining {
@@ -176,7 +185,9 @@ fn what_was_in_flight_is_answered() {
 /// The watermark had paused reading when the drain began, and more bytes have arrived since.
 #[test]
 fn what_arrived_while_reading_was_paused_is_answered() {
-    let listen = local().watermarks(1024, 16 * 1024).send_buffer(16 * 1024);
+    let listen = local()
+        .conn(ConnConfig::new().watermarks(1024, 16 * 1024))
+        .socket(SocketOptions::new().send_buffer(16 * 1024));
     let mut server = start(Config::new(), listen, |cx, call| match call {
         Call::Frame(frame) => {
             cx.conn.send(frame.repeat(5000))?;
@@ -209,7 +220,7 @@ fn what_arrived_while_reading_was_paused_is_answered() {
 #[test]
 fn a_slow_reader_gets_all_it_was_owed() {
     const FRAMES: usize = 150;
-    let listen = local().output_limit(16 * 1024 * 1024);
+    let listen = local().conn(ConnConfig::new().output_limit(16 * 1024 * 1024));
     let mut server = start(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..FRAMES {
@@ -238,7 +249,9 @@ fn a_slow_reader_gets_all_it_was_owed() {
 /// A connection that does not end by itself is ended at the one deadline.
 #[test]
 fn the_stuck_are_forced() {
-    let listen = local().send_buffer(16 * 1024).at_capacity(AtCapacity::Wait);
+    let listen = local()
+        .socket(SocketOptions::new().send_buffer(16 * 1024))
+        .at_capacity(AtCapacity::Wait);
     let mut server = start(
         Config::new().max_connections(4),
         listen,
@@ -325,7 +338,11 @@ fn clients_in_the_accept_queue_are_served() {
 #[test]
 fn the_accept_budget_loses_no_client_in_the_queue() {
     let mut server = start(
-        Config::new().accept_budget(1).read_budget(1),
+        Config::new().budgets(Budgets {
+            accepts: 1,
+            read_bytes: 1,
+            ..Budgets::default()
+        }),
         local(),
         usual,
     );

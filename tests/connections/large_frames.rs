@@ -8,7 +8,10 @@ use std::time::Duration;
 
 use kit::net::{connect, eventually, local, packet2, spawn};
 use kit::script::connect_narrow;
-use portcullis::{CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Server};
+use portcullis::{
+    CloseReason, Config, ConnConfig, ConnId, Context, Framing, Handler, Listen, Outcome, Server,
+    SocketOptions,
+};
 
 /// Larger than what two narrow kernels hold.
 const LARGE: usize = 300_000;
@@ -62,9 +65,12 @@ fn read_slowly(stream: &mut TcpStream, length: usize) -> Vec<u8> {
 
 fn roomy() -> Listen {
     local()
-        .send_buffer(16 * 1024)
-        .output_limit(16 * 1024 * 1024)
-        .max_frame(1024 * 1024)
+        .socket(SocketOptions::new().send_buffer(16 * 1024))
+        .conn(
+            ConnConfig::new()
+                .output_limit(16 * 1024 * 1024)
+                .max_frame(1024 * 1024),
+        )
 }
 
 #[test]
@@ -174,9 +180,8 @@ fn to_one_that_has_gone() {
             Ok(())
         }
     }
-    let listen = roomy()
-        .framing(Framing::Raw)
-        .linger(Duration::from_secs(1), 1024);
+    let mut listen = roomy().framing(Framing::Raw);
+    listen.conn = listen.conn.linger(Duration::from_secs(1), 1024);
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
         server.listen(listen, |_: &mut (), _| Late).expect("listen");

@@ -10,7 +10,8 @@ use kit::net::{
 };
 use kit::script::{connect_narrow, fill, spawn_script, usual, Call, Entry};
 use portcullis::{
-    CloseReason, Config, ConnId, ConnInfo, Context, Handler, Listen, Outcome, SendError, Server,
+    CloseReason, Config, ConnConfig, ConnId, ConnInfo, Context, Handler, Listen, Outcome,
+    SendError, Server, SocketOptions,
 };
 
 const HIGH: usize = 64 * 1024;
@@ -22,9 +23,12 @@ const FRAME: usize = 60_002;
 /// A listener where little is enough: the kernel's buffers are small, so that ours fill.
 fn tight() -> Listen {
     local()
-        .watermarks(LOW, HIGH)
-        .output_limit(LIMIT)
-        .send_buffer(16 * 1024)
+        .conn(tight_conn())
+        .socket(SocketOptions::new().send_buffer(16 * 1024))
+}
+
+fn tight_conn() -> ConnConfig {
+    ConnConfig::new().watermarks(LOW, HIGH).output_limit(LIMIT)
 }
 
 /// A flood of requests from a client that reads no answers; returns when the server has stopped
@@ -134,9 +138,11 @@ fn the_write_timeout_ends_a_peer_that_takes_nothing() {
 /// A reader that is slow but takes something now and then is not ended by the write timeout.
 #[test]
 fn a_slow_reader_keeps_its_connection() {
-    let listen = tight()
-        .write_timeout(Duration::from_secs(5))
-        .idle_timeout(Duration::from_secs(5));
+    let listen = tight().conn(
+        tight_conn()
+            .write_timeout(Duration::from_secs(5))
+            .idle_timeout(Duration::from_secs(5)),
+    );
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..4 {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use allocation_counter::{measure, AllocationInfo};
 use kit::net::{connect, local, packet2, Echo};
-use portcullis::{Config, Framing, Listen, Server};
+use portcullis::{Config, ConnConfig, Framing, Listen, Server};
 
 /// Does something that is not counted.
 fn opt_out<T>(what: impl FnOnce() -> T) -> T {
@@ -26,19 +26,19 @@ impl Turned {
     fn new(config: Config, listen: Listen) -> Self {
         let mut server = Server::new(config).expect("a server");
         // Deadlines are armed, as everywhere.
-        let listen = listen.idle_timeout(Duration::from_secs(300));
+        let listen = listen.conn(ConnConfig::new().idle_timeout(Duration::from_secs(300)));
         server.listen(listen, |_: &mut (), _| Echo).expect("a port");
-        let addr = kit::net::tcp(&server.listeners()[0].addr);
+        let addr = kit::net::tcp(&server.control().listeners()[0].addr);
         Self { server, addr }
     }
 
     /// Turns it until `wanted` holds.
     #[track_caller]
-    fn until(&mut self, what: &str, mut wanted: impl FnMut(&Server) -> bool) {
+    fn until(&mut self, what: &str, mut wanted: impl FnMut(&mut Server) -> bool) {
         kit::net::eventually(what, || {
             let patience = Some(Duration::from_millis(10));
             self.server.poll_once(&mut (), patience).expect("it polls");
-            wanted(&self.server)
+            wanted(&mut self.server)
         });
     }
 
@@ -46,16 +46,20 @@ impl Turned {
     #[track_caller]
     fn echo(&mut self, client: &mut TcpStream, message: &[u8], answer: &mut [u8]) {
         client.write_all(message).expect("sent");
-        let all = self.server.stats().bytes_out + message.len() as u64;
-        self.until("the echo", |server| server.stats().bytes_out >= all);
+        let all = self.server.control().stats().bytes_out + message.len() as u64;
+        self.until("the echo", |server| {
+            server.control().stats().bytes_out >= all
+        });
         client.read_exact(answer).expect("the echo");
         assert!(answer == message);
     }
 
     fn client(&mut self) -> TcpStream {
         let client = opt_out(|| connect(self.addr));
-        let open = self.server.stats().open + 1;
-        self.until("it is served", |server| server.stats().open == open);
+        let open = self.server.control().stats().open + 1;
+        self.until("it is served", |server| {
+            server.control().stats().open == open
+        });
         client
     }
 }
@@ -101,15 +105,19 @@ fn a_frame_in_pieces_allocates_nothing() {
     let (front, back) = message.split_at(333);
     let mut answer = vec![0; message.len()];
     let mut echo_in_pieces = |turned: &mut Turned| {
-        let stats = turned.server.stats();
+        let stats = turned.server.control().stats();
         let (read, sent) = (
             stats.bytes_in + front.len() as u64,
             stats.bytes_out + message.len() as u64,
         );
         client.write_all(front).expect("sent");
-        turned.until("the front", |server| server.stats().bytes_in >= read);
+        turned.until("the front", |server| {
+            server.control().stats().bytes_in >= read
+        });
         client.write_all(back).expect("sent");
-        turned.until("the echo", |server| server.stats().bytes_out >= sent);
+        turned.until("the echo", |server| {
+            server.control().stats().bytes_out >= sent
+        });
         client.read_exact(&mut answer).expect("the echo");
     };
     // Spare buffers find their size.
@@ -133,7 +141,7 @@ fn per_idle_connection<C>(
             for _ in 0..connections {
                 visit(&mut turned, &mut clients);
             }
-            assert_eq!(turned.server.stats().open, connections);
+            assert_eq!(turned.server.control().stats().open, connections);
             all = Some((turned, clients));
         });
         drop(all);
@@ -179,7 +187,7 @@ fn large_frames_leave_nothing_behind() {
     burst(&mut turned, &mut clients[..1]);
     let info = measure(|| burst(&mut turned, &mut clients));
     assert_eq!(info.bytes_current, 0, "{info:?}");
-    assert_eq!(turned.server.stats().memory, 0);
+    assert_eq!(turned.server.control().stats().memory, 0);
 }
 
 /// Clients with their TLS on a thread of their own, whose allocations are not counted.

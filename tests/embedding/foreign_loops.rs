@@ -11,7 +11,7 @@ use calloop::generic::Generic;
 use calloop::{EventLoop, Interest, Mode, PostAction};
 use kit::net::{connect, local, packet2, Echo, PATIENCE};
 use polling::{Event, Events, PollMode, Poller};
-use portcullis::{Config, Server};
+use portcullis::{Config, ConnConfig, Server};
 
 const CLIENTS: u64 = 4;
 /// Frames in one write: each write is a wake-up, and the next comes when all of its echoes are there.
@@ -22,12 +22,14 @@ const EVENTS: u64 = 1_000_000;
 /// An echo server without deadlines, so that a lost wake-up is a stall; and clients that each send their share.
 fn serve(events: u64) -> (Server, JoinHandle<()>) {
     let mut server = Server::new(Config::new()).expect("server");
-    let listen = local()
-        .idle_timeout(Duration::MAX)
-        .frame_timeout(Duration::MAX)
-        .write_timeout(Duration::MAX);
+    let listen = local().conn(
+        ConnConfig::new()
+            .idle_timeout(Duration::MAX)
+            .frame_timeout(Duration::MAX)
+            .write_timeout(Duration::MAX),
+    );
     server.listen(listen, |_: &mut (), _| Echo).expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let clients = thread::spawn(move || {
         let clients: Vec<_> = (0..CLIENTS)
             .map(|client| thread::spawn(move || talk(addr, client, events / CLIENTS / BATCH)))
@@ -55,8 +57,8 @@ fn talk(addr: SocketAddr, client: u64, batches: u64) {
     }
 }
 
-fn is_over(server: &Server) -> bool {
-    server.stats().closed_total() == CLIENTS
+fn is_over(server: &mut Server) -> bool {
+    server.control().stats().closed_total() == CLIENTS
 }
 
 /// How long the loop may sleep.
@@ -77,9 +79,9 @@ fn descriptor(server: &Server) -> OwnedFd {
 }
 
 /// What it comes to: that the events were there, and that they woke the loop often.
-fn check(server: &Server, clients: JoinHandle<()>, events: u64, woken: u64) {
+fn check(server: &mut Server, clients: JoinHandle<()>, events: u64, woken: u64) {
     clients.join().expect("all served");
-    assert_eq!(server.stats().frames_in, events);
+    assert_eq!(server.control().stats().frames_in, events);
     // Clients that are ready at the same time share a wake-up.
     assert!(
         woken > events / BATCH / CLIENTS / 4,
@@ -93,7 +95,7 @@ fn in_polling(mode: PollMode, events: u64) {
     // SAFETY: `delete` below comes before the descriptor is closed.
     unsafe { poller.add_with_mode(&fd, Event::readable(7), mode) }.expect("added");
     let (mut ready, mut woken) = (Events::new(), 0);
-    while !is_over(&server) {
+    while !is_over(&mut server) {
         let waited = wait(&server);
         ready.clear();
         poller.wait(&mut ready, Some(waited)).expect("wait");
@@ -107,7 +109,7 @@ fn in_polling(mode: PollMode, events: u64) {
         turn(&mut server, !ready.is_empty(), waited);
     }
     poller.delete(&fd).expect("deleted");
-    check(&server, clients, events, woken);
+    check(&mut server, clients, events, woken);
 }
 
 fn in_calloop(mode: Mode, events: u64) {
@@ -126,7 +128,7 @@ fn in_calloop(mode: Mode, events: u64) {
         })
         .expect("inserted");
     let mut nested = Nested { server, events: 0 };
-    while !is_over(&nested.server) {
+    while !is_over(&mut nested.server) {
         let (waited, before) = (wait(&nested.server), nested.events);
         event_loop.dispatch(waited, &mut nested).expect("dispatch");
         let event = nested.events > before;
@@ -136,7 +138,7 @@ fn in_calloop(mode: Mode, events: u64) {
         turn(&mut nested.server, event, waited);
     }
     let woken = nested.events;
-    check(&nested.server, clients, events, woken);
+    check(&mut nested.server, clients, events, woken);
 }
 
 #[test]

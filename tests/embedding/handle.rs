@@ -11,8 +11,8 @@ use kit::net::{
     Running, PATIENCE,
 };
 use portcullis::{
-    CloseReason, Closed, Config, ConnId, Context, Handle, HandleError, Handler, ListenerState,
-    Message, Outcome, Server,
+    Budgets, CloseReason, Closed, Config, ConnId, Context, Handle, HandleError, Handler,
+    ListenerState, Message, Outcome, QueueLimits, Server,
 };
 
 /// What the connections of a test have told.
@@ -244,7 +244,10 @@ fn a_wake_ends_the_poll() {
 #[test]
 fn stop_ends_run_and_leaves_everything_as_it_is() {
     let mut server = mine::<()>(Config::new());
-    let (handle, addr) = (server.handle(), kit::net::tcp(&server.listeners()[0].addr));
+    let (handle, addr) = (
+        server.handle(),
+        kit::net::tcp(&server.control().listeners()[0].addr),
+    );
     let client = thread::spawn(move || {
         let mut client = connect(addr);
         ping(&mut client, b"one");
@@ -254,10 +257,16 @@ fn stop_ends_run_and_leaves_everything_as_it_is() {
     server.run(&mut ()).expect("run");
     let mut client = client.join().expect("served");
     assert_eq!(
-        (server.connections().len(), server.drain_report()),
+        (
+            server.control().connections().len(),
+            server.control().drain_report()
+        ),
         (1, None)
     );
-    assert_eq!(server.listeners()[0].state, ListenerState::Listening);
+    assert_eq!(
+        server.control().listeners()[0].state,
+        ListenerState::Listening
+    );
     // And it can be run again.
     let handle = server.handle();
     let again = thread::spawn(move || {
@@ -335,7 +344,10 @@ fn every_snapshot_of_the_counters_adds_up() {
 
 #[test]
 fn a_full_queue_refuses_and_says_so() {
-    let server = members(Config::new().queue_limit(3));
+    let server = members(Config::new().queue_limits(QueueLimits {
+        commands: 3,
+        ..QueueLimits::default()
+    }));
     let (_client, id) = join(&server);
     let held = hold(&server.handle);
     for _ in 0..3 {
@@ -358,7 +370,10 @@ fn a_full_queue_refuses_and_says_so() {
 /// A SIGTERM in the middle of a flood must not be lost.
 #[test]
 fn a_full_queue_keeps_no_drain_out() {
-    let server = members(Config::new().queue_limit(1));
+    let server = members(Config::new().queue_limits(QueueLimits {
+        commands: 1,
+        ..QueueLimits::default()
+    }));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     server.handle.notify(id, 1_u32).expect("there is room");
@@ -398,7 +413,10 @@ fn a_drain_overtakes_nothing() {
 
 #[test]
 fn waiting_bytes_are_bounded_too() {
-    let server = members(Config::new().queue_bytes(10));
+    let server = members(Config::new().queue_limits(QueueLimits {
+        bytes: 10,
+        ..QueueLimits::default()
+    }));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     server.handle.send(id, vec![1; 6]).expect("six bytes");
@@ -428,7 +446,7 @@ fn a_handle_outlives_its_server() {
     server
         .listen(local(), |_: &mut Heard, _| Member)
         .expect("listen");
-    let _client = connect(kit::net::tcp(&server.listeners()[0].addr));
+    let _client = connect(kit::net::tcp(&server.control().listeners()[0].addr));
     while heard.opened.is_empty() {
         server
             .poll_once(&mut heard, Some(PATIENCE))
@@ -555,7 +573,10 @@ fn a_flood_from_eight_threads_arrives_once_and_in_order() {
     const EACH: u32 = 12_500;
     let server: Running<Vec<Vec<u32>>> = spawn(|| {
         (
-            mine(Config::new().queue_limit(1000)),
+            mine(Config::new().queue_limits(QueueLimits {
+                commands: 1000,
+                ..QueueLimits::default()
+            })),
             vec![Vec::new(); THREADS],
         )
     });
@@ -587,7 +608,10 @@ fn a_flood_from_eight_threads_arrives_once_and_in_order() {
 
 #[test]
 fn a_turn_carries_out_no_more_than_its_budget() {
-    let mut server = mine::<u32>(Config::new().job_budget(10));
+    let mut server = mine::<u32>(Config::new().budgets(Budgets {
+        commands: 10,
+        ..Budgets::default()
+    }));
     let mut runs = 0;
     // The listener's first look for clients is over.
     turn(&mut server, &mut runs);
@@ -603,7 +627,13 @@ fn a_turn_carries_out_no_more_than_its_budget() {
 
 #[test]
 fn clients_are_served_under_a_flood_of_commands() {
-    let server = spawn_echo(Config::new().job_budget(64), local());
+    let server = spawn_echo(
+        Config::new().budgets(Budgets {
+            commands: 64,
+            ..Budgets::default()
+        }),
+        local(),
+    );
     let mut client = connect(server.addr());
     ping(&mut client, b"before");
     let done = Arc::new(AtomicBool::new(false));

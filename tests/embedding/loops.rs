@@ -15,12 +15,14 @@ use kit::net::{
     await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn_echo, Echo, PATIENCE,
 };
 use mio::unix::SourceFd;
-use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Peer, Server};
+use portcullis::{
+    Budgets, Config, ConnConfig, Context, Framing, Handler, Listen, Outcome, Peer, Server,
+};
 
 fn echo_server(config: Config, listen: Listen) -> (Server, SocketAddr) {
     let mut server = Server::new(config).expect("server");
     server.listen(listen, |_: &mut (), _| Echo).expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     (server, addr)
 }
 
@@ -34,7 +36,7 @@ fn turn<A>(server: &mut Server<A>, app: &mut A) {
 fn turns_until<A>(
     server: &mut Server<A>,
     app: &mut A,
-    mut condition: impl FnMut(&Server<A>, &A) -> bool,
+    mut condition: impl FnMut(&mut Server<A>, &A) -> bool,
 ) {
     let begun = Instant::now();
     while !condition(server, app) {
@@ -66,22 +68,28 @@ fn a_game_serves_its_clients_between_two_frames() {
         thread::yield_now();
     }
     player.join().expect("served");
-    assert!(ticks >= 100 && server.stats().iterations == ticks);
+    assert!(ticks >= 100 && server.control().stats().iterations == ticks);
 }
 
 #[test]
 fn a_turn_accepts_no_more_than_its_budget_of_each_listener() {
-    let (mut server, one) = echo_server(Config::new().accept_budget(4), local());
+    let (mut server, one) = echo_server(
+        Config::new().budgets(Budgets {
+            accepts: 4,
+            ..Budgets::default()
+        }),
+        local(),
+    );
     server
         .listen(local(), |_: &mut (), _| Echo)
         .expect("listen");
-    let other = kit::net::tcp(&server.listeners()[1].addr);
+    let other = kit::net::tcp(&server.control().listeners()[1].addr);
     let _clients: Vec<_> = (0..20)
         .map(|n| connect(if n < 10 { one } else { other }))
         .collect();
     for expected in [8, 16, 20] {
         turn(&mut server, &mut ());
-        assert_eq!(server.stats().accepted, expected);
+        assert_eq!(server.control().stats().accepted, expected);
         if expected < 20 {
             assert_eq!(
                 server.next_timeout(),
@@ -117,21 +125,24 @@ fn flood(addr: SocketAddr, size: usize, done: &Arc<AtomicBool>) -> thread::JoinH
 fn a_turn_reads_no_more_than_its_budget_from_one_client() {
     const READ: u64 = 64 * 1024;
     for (budget, bound) in [(1, READ), (READ + 1, 2 * READ)] {
-        let config = Config::new().read_budget(usize::try_from(budget).expect("fits"));
+        let config = Config::new().budgets(Budgets {
+            read_bytes: usize::try_from(budget).expect("fits"),
+            ..Budgets::default()
+        });
         let mut server = Server::new(config).expect("server");
         server
             .listen(local(), |_: &mut (u64, u64), _| Count)
             .expect("listen");
-        let addr = kit::net::tcp(&server.listeners()[0].addr);
+        let addr = kit::net::tcp(&server.control().listeners()[0].addr);
         let done = Arc::new(AtomicBool::new(false));
         let flooder = flood(addr, 510, &done);
         let mut app = (0, 0);
         turns_until(&mut server, &mut app, |_, app| app.0 > 0);
         for _ in 0..200 {
             // So that every turn has an event and work left over, the dearest case.
-            let (before, frames) = (server.stats().bytes_in, app.0);
+            let (before, frames) = (server.control().stats().bytes_in, app.0);
             server.poll_once(&mut app, Some(PATIENCE)).expect("a turn");
-            let read = server.stats().bytes_in - before;
+            let read = server.control().stats().bytes_in - before;
             assert!(
                 read <= bound,
                 "{read} bytes in one turn, the budget is {budget}"
@@ -147,23 +158,27 @@ fn a_turn_reads_no_more_than_its_budget_from_one_client() {
 /// Messages from other threads are no way around the budget.
 #[test]
 fn nor_when_commands_for_that_client_come_in_the_same_turn() {
-    let mut server = Server::new(Config::new().read_budget(1)).expect("server");
+    let mut server = Server::new(Config::new().budgets(Budgets {
+        read_bytes: 1,
+        ..Budgets::default()
+    }))
+    .expect("server");
     server
         .listen(local(), |_: &mut (u64, u64), _| Count)
         .expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let done = Arc::new(AtomicBool::new(false));
     let flooder = flood(addr, 510, &done);
     let mut app = (0, 0);
     turns_until(&mut server, &mut app, |_, app| app.0 > 0);
-    let (handle, id) = (server.handle(), server.connections()[0].id);
+    let (handle, id) = (server.handle(), server.control().connections()[0].id);
     for _ in 0..50 {
         for _ in 0..20 {
             handle.notify(id, ()).expect("notify");
         }
-        let before = server.stats().bytes_in;
+        let before = server.control().stats().bytes_in;
         turn(&mut server, &mut app);
-        let read = server.stats().bytes_in - before;
+        let read = server.control().stats().bytes_in - before;
         assert!(read <= 64 * 1024, "{read} bytes in one turn");
     }
     done.store(true, Ordering::Relaxed);
@@ -173,21 +188,29 @@ fn nor_when_commands_for_that_client_come_in_the_same_turn() {
 
 #[test]
 fn what_is_left_over_is_due_at_once_and_then_nothing_is_due() {
-    let never = local()
-        .idle_timeout(Duration::MAX)
-        .frame_timeout(Duration::MAX)
-        .write_timeout(Duration::MAX);
-    let (mut server, addr) = echo_server(Config::new().read_budget(1), never);
+    let never = local().conn(
+        ConnConfig::new()
+            .idle_timeout(Duration::MAX)
+            .frame_timeout(Duration::MAX)
+            .write_timeout(Duration::MAX),
+    );
+    let (mut server, addr) = echo_server(
+        Config::new().budgets(Budgets {
+            read_bytes: 1,
+            ..Budgets::default()
+        }),
+        never,
+    );
     let mut client = connect(addr);
     // Some 400 KiB: several turns of one read each.
     for _ in 0..100 {
         send2(&mut client, &[7; 4096]);
     }
     turns_until(&mut server, &mut (), |server, ()| {
-        server.stats().frames_in > 0
+        server.control().stats().frames_in > 0
     });
     let begun = Instant::now();
-    while server.stats().frames_in < 100 {
+    while server.control().stats().frames_in < 100 {
         assert!(begun.elapsed() < PATIENCE, "not all was read");
         let wait = server.next_timeout();
         assert!(matches!(wait, None | Some(Duration::ZERO)), "{wait:?}");
@@ -214,13 +237,16 @@ fn recv_waiting(client: &mut TcpStream) -> bool {
 #[test]
 fn an_idle_server_waits_for_its_next_deadline() {
     let idle = Duration::from_secs(1000);
-    let (mut server, addr) = echo_server(Config::new(), local().idle_timeout(idle));
+    let (mut server, addr) = echo_server(
+        Config::new(),
+        local().conn(ConnConfig::new().idle_timeout(idle)),
+    );
     turns_until(&mut server, &mut (), |server, ()| {
         server.next_timeout().is_none()
     });
     let _client = connect(addr);
     turns_until(&mut server, &mut (), |server, ()| {
-        server.stats().open == 1 && server.next_timeout() != Some(Duration::ZERO)
+        server.control().stats().open == 1 && server.next_timeout() != Some(Duration::ZERO)
     });
     let wait = server.next_timeout().expect("the idle timeout");
     assert!(wait <= idle && wait > idle - PATIENCE, "{wait:?}");
@@ -279,7 +305,7 @@ impl Outer {
 fn twenty_thousand_messages_through_another_poll_and_no_wake_up_is_lost() {
     const CLIENTS: u32 = 4;
     const EACH: u32 = 5_000;
-    let never = local().idle_timeout(Duration::MAX);
+    let never = local().conn(ConnConfig::new().idle_timeout(Duration::MAX));
     let (mut server, addr) = echo_server(Config::new(), never);
     let mut outer = Outer::around(&server);
     let clients = thread::spawn(move || {
@@ -298,14 +324,17 @@ fn twenty_thousand_messages_through_another_poll_and_no_wake_up_is_lost() {
             client.join().expect("served");
         }
     });
-    while server.stats().closed_total() < u64::from(CLIENTS) {
+    while server.control().stats().closed_total() < u64::from(CLIENTS) {
         assert!(
             outer.turn(&mut server, &mut ()),
             "a wake-up is lost: {server:?}"
         );
     }
     clients.join().expect("all served");
-    assert_eq!(server.stats().frames_in, u64::from(CLIENTS * EACH));
+    assert_eq!(
+        server.control().stats().frames_in,
+        u64::from(CLIENTS * EACH)
+    );
 }
 
 #[test]
@@ -374,14 +403,17 @@ fn more_events_than_a_batch_are_left_over_work() {
         return;
     }
     let config = Config::new().max_connections(CLIENTS);
-    let (mut server, addr) = echo_server(config, local().idle_timeout(Duration::MAX));
+    let (mut server, addr) = echo_server(
+        config,
+        local().conn(ConnConfig::new().idle_timeout(Duration::MAX)),
+    );
     let mut clients = Vec::new();
     for wave in 0..3 {
         for _ in 0..CLIENTS / 3 {
             clients.push(connect(addr));
         }
         turns_until(&mut server, &mut (), |server, ()| {
-            server.stats().open == CLIENTS / 3 * (wave + 1)
+            server.control().stats().open == CLIENTS / 3 * (wave + 1)
         });
     }
     turns_until(&mut server, &mut (), |server, ()| {
@@ -391,7 +423,7 @@ fn more_events_than_a_batch_are_left_over_work() {
     for client in &mut clients {
         send2(client, b"now");
     }
-    while server.stats().frames_in < CLIENTS as u64 {
+    while server.control().stats().frames_in < CLIENTS as u64 {
         assert!(
             outer.turn(&mut server, &mut ()),
             "a wake-up is lost: {server:?}"
@@ -462,7 +494,7 @@ fn the_state_may_borrow_and_share() {
             Visitor
         })
         .expect("listen");
-    let mut client = connect(kit::net::tcp(&server.listeners()[0].addr));
+    let mut client = connect(kit::net::tcp(&server.control().listeners()[0].addr));
     send2(&mut client, b"hello");
     turns_until(&mut server, &mut world, |_, world| world.visits.get() == 11);
     assert_eq!(recv2(&mut client), b"world: hello");
@@ -488,7 +520,7 @@ fn the_state_may_be_a_reference() {
     server
         .listen(local(), |_: &mut &RefCell<Vec<u8>>, _| Note)
         .expect("listen");
-    let mut client = connect(kit::net::tcp(&server.listeners()[0].addr));
+    let mut client = connect(kit::net::tcp(&server.control().listeners()[0].addr));
     send2(&mut client, b"noted");
     turns_until(&mut server, &mut &noted, |_, noted| {
         !noted.borrow().is_empty()
@@ -503,14 +535,20 @@ fn two_servers_live_in_one_thread() {
     let (mut a, mut b) = (connect(first), connect(second));
     send2(&mut a, b"a");
     send2(&mut b, b"b");
-    turns_until(&mut one, &mut (), |one, ()| one.stats().frames_out == 1);
-    turns_until(&mut two, &mut (), |two, ()| two.stats().frames_out == 1);
+    turns_until(&mut one, &mut (), |one, ()| {
+        one.control().stats().frames_out == 1
+    });
+    turns_until(&mut two, &mut (), |two, ()| {
+        two.control().stats().frames_out == 1
+    });
     assert_eq!((recv2(&mut a), recv2(&mut b)), (b"a".into(), b"b".into()));
     // One ends, the other does not.
     drop(one);
     await_end(&mut a);
     send2(&mut b, b"b again");
-    turns_until(&mut two, &mut (), |two, ()| two.stats().frames_out == 2);
+    turns_until(&mut two, &mut (), |two, ()| {
+        two.control().stats().frames_out == 2
+    });
     assert_eq!(recv2(&mut b), b"b again");
 }
 
@@ -536,9 +574,11 @@ fn a_dropped_server_closes_its_ports_and_connections() {
     server
         .listen(local(), move |_: &mut (), _| Watched(Rc::clone(&handlers)))
         .expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let mut clients = [connect(addr), connect(addr)];
-    turns_until(&mut server, &mut (), |server, ()| server.stats().open == 2);
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.control().stats().open == 2
+    });
     drop(server);
     for client in &mut clients {
         assert_eq!(read_to_end(client), b"", "FIN: nothing was unread");
@@ -588,7 +628,7 @@ fn a_server_is_a_field_and_its_handlers_are_chosen_at_run_time() {
         server,
         players: Vec::new(),
     };
-    let addr = kit::net::tcp(&game.server.listeners()[0].addr);
+    let addr = kit::net::tcp(&game.server.control().listeners()[0].addr);
     let begun = Instant::now();
     let mut first = connect(addr);
     first.write_all(b"hello\n").expect("send");
@@ -599,7 +639,7 @@ fn a_server_is_a_field_and_its_handlers_are_chosen_at_run_time() {
     assert!(game.players[0].starts_with("HELLO"));
     let mut second = connect(addr);
     second.write_all(b"echo\n").expect("send");
-    while game.server.stats().frames_out == 0 {
+    while game.server.control().stats().frames_out == 0 {
         assert!(begun.elapsed() < PATIENCE);
         game.tick().expect("a turn");
     }

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 
 use kit::net::{await_end, connect, local, packet2, read_to_end, recv2, send2, Echo, PATIENCE};
 use portcullis::{
-    CloseReason, Config, ConnId, Context, DetachError, Error, Handle, HandleError, Handler, Listen,
-    Message, Outcome, SendError, Server, Turn,
+    CloseReason, Config, ConnConfig, ConnId, Context, DetachError, Error, Handle, HandleError,
+    Handler, Listen, Message, Outcome, SendError, Server, Turn,
 };
 
 fn echo(config: Config, listen: Listen) -> (Server, SocketAddr) {
     let mut server = Server::new(config).expect("server");
     server.listen(listen, |_: &mut (), _| Echo).expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     (server, addr)
 }
 
@@ -44,15 +44,23 @@ fn turns_until<A>(
 /// An id whose connection has gone, and whose slot is another's now.
 fn stale(server: &mut Server, addr: SocketAddr) -> (ConnId, TcpStream) {
     let first = connect(addr);
-    turns_until(server, &mut (), |server, ()| server.stats().open == 1);
-    let id = server.connections()[0].id;
+    turns_until(server, &mut (), |server, ()| {
+        server.control().stats().open == 1
+    });
+    let id = server.control().connections()[0].id;
     drop(first);
-    turns_until(server, &mut (), |server, ()| server.stats().open == 0);
+    turns_until(server, &mut (), |server, ()| {
+        server.control().stats().open == 0
+    });
     let mut second = connect(addr);
-    turns_until(server, &mut (), |server, ()| server.stats().open == 1);
-    assert_ne!(server.connections()[0].id, id);
+    turns_until(server, &mut (), |server, ()| {
+        server.control().stats().open == 1
+    });
+    assert_ne!(server.control().connections()[0].id, id);
     send2(&mut second, b"mine");
-    turns_until(server, &mut (), |server, ()| server.stats().frames_out == 1);
+    turns_until(server, &mut (), |server, ()| {
+        server.control().stats().frames_out == 1
+    });
     assert_eq!(recv2(&mut second), b"mine");
     (id, second)
 }
@@ -68,15 +76,15 @@ fn a_stale_id_reaches_no_connection() {
     );
     assert_eq!(handle.notify(id, ()), Err(HandleError::NoConnection(id)));
     assert_eq!(handle.kill(id), Err(HandleError::NoConnection(id)));
-    assert!(!server.kill(id));
+    assert!(!server.control().kill(id));
     assert!(server.control().conn(id).is_none());
     // The slot's new tenant has noticed nothing.
     send2(&mut tenant, b"still mine");
     turns_until(&mut server, &mut (), |server, ()| {
-        server.stats().frames_out == 2
+        server.control().stats().frames_out == 2
     });
     assert_eq!(recv2(&mut tenant), b"still mine");
-    assert_eq!(server.stats().closed(CloseReason::Killed), 0);
+    assert_eq!(server.control().stats().closed(CloseReason::Killed), 0);
 }
 
 #[test]
@@ -111,7 +119,7 @@ fn a_stale_id_from_inside_a_callback_is_none() {
     server
         .listen(local(), |_: &mut App, _| Asks)
         .expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let mut app = App::default();
     drop(connect(addr));
     turns_until(&mut server, &mut app, |_, app| app.gone.is_some());
@@ -120,8 +128,8 @@ fn a_stale_id_from_inside_a_callback_is_none() {
     assert_eq!(app.found, Some(false));
     assert_eq!(
         (
-            server.stats().panics,
-            server.stats().closed(CloseReason::Panicked)
+            server.control().stats().panics,
+            server.control().stats().closed(CloseReason::Panicked)
         ),
         (0, 0)
     );
@@ -151,7 +159,7 @@ fn to_detach_twice_is_an_error_and_the_first_stands() {
     server
         .listen(local(), move |_: &mut Vec<_>, _| Leaves(sender.clone()))
         .expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let mut app = Vec::new();
     let mut client = connect(addr);
     send2(&mut client, b"out");
@@ -168,8 +176,10 @@ fn to_detach_twice_is_an_error_and_the_first_stands() {
     stream.write_all(b"from the thread").expect("written");
     drop(stream);
     assert_eq!(read_to_end(&mut client), b"from the thread");
-    turns_until(&mut server, &mut app, |server, _| server.stats().open == 0);
-    assert_eq!(server.stats().closed(CloseReason::Detached), 1);
+    turns_until(&mut server, &mut app, |server, _| {
+        server.control().stats().open == 0
+    });
+    assert_eq!(server.control().stats().closed(CloseReason::Detached), 1);
 }
 
 /// A wait for the loop on the loop's own thread would never end.
@@ -182,8 +192,8 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
             let asked = [
                 handle.call(Duration::MAX, |_, _| ()).err(),
                 handle.metrics(Duration::MAX).err(),
-                handle.tree(1, Duration::MAX).err(),
-                handle.recent_closes(Duration::MAX).err(),
+                handle.call_each(Duration::MAX, |_, _, _| ()).err(),
+                handle.listeners(Duration::MAX).err(),
                 handle.listener("any", Duration::MAX).err(),
                 handle.reconfigure(Duration::MAX, |config| config).err(),
                 handle
@@ -201,12 +211,12 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
     server
         .listen(local(), move |_: &mut Vec<_>, _| Asks(handle.clone()))
         .expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let mut app = Vec::new();
     let mut client = connect(addr);
     send2(&mut client, b"sent to itself");
     turns_until(&mut server, &mut app, |server, _| {
-        server.stats().frames_out == 1
+        server.control().stats().frames_out == 1
     });
     assert_eq!(recv2(&mut client), b"sent to itself");
     assert_eq!(
@@ -221,17 +231,19 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
 #[test]
 fn a_loop_that_forgets_to_poll_harms_no_client() {
     let limit = Duration::from_millis(50);
-    let listen = local()
-        .idle_timeout(limit)
-        .frame_timeout(limit)
-        .handshake_timeout(limit);
+    let listen = local().conn(
+        ConnConfig::new()
+            .idle_timeout(limit)
+            .frame_timeout(limit)
+            .handshake_timeout(limit),
+    );
     let (mut server, addr) = echo(Config::new(), listen);
     let (mut talks, silent) = (connect(addr), connect(addr));
     for client in [&talks, &silent] {
         send2(&mut &*client, b"here");
     }
     turns_until(&mut server, &mut (), |server, ()| {
-        server.stats().frames_out == 2
+        server.control().stats().frames_out == 2
     });
     assert_eq!(recv2(&mut talks), b"here");
     // Clients connect and send without a poll: as long as the timeouts are, and longer.
@@ -244,7 +256,7 @@ fn a_loop_that_forgets_to_poll_harms_no_client() {
     send2(&mut &late, b"I too");
     // The very first turns find both what has come and what is overdue. The first is judged first.
     turns_until(&mut server, &mut (), |server, ()| {
-        server.stats().frames_out == 4
+        server.control().stats().frames_out == 4
     });
     assert_eq!(recv2(&mut talks), b"while nobody looked");
     drop(silent);
@@ -253,9 +265,14 @@ fn a_loop_that_forgets_to_poll_harms_no_client() {
 /// A loop that ignores the descriptor's events loses none: what was there is there at the next turn.
 #[test]
 fn a_loop_that_ignores_an_event_finds_it_later() {
-    let (mut server, addr) = echo(Config::new(), local().idle_timeout(Duration::MAX));
+    let (mut server, addr) = echo(
+        Config::new(),
+        local().conn(ConnConfig::new().idle_timeout(Duration::MAX)),
+    );
     let mut client = connect(addr);
-    turns_until(&mut server, &mut (), |server, ()| server.stats().open == 1);
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.control().stats().open == 1
+    });
     for _ in 0..100 {
         send2(&mut client, b"unheard");
     }
@@ -270,7 +287,7 @@ fn a_loop_that_ignores_an_event_finds_it_later() {
     poll.poll(&mut events, Some(PATIENCE)).expect("poll");
     assert!(!events.is_empty());
     turns_until(&mut server, &mut (), |server, ()| {
-        server.stats().frames_out == 100
+        server.control().stats().frames_out == 100
     });
     for _ in 0..100 {
         assert_eq!(recv2(&mut client), b"unheard");
@@ -282,15 +299,17 @@ fn a_loop_that_ignores_an_event_finds_it_later() {
 fn a_loop_that_polls_too_often_does_nothing() {
     let (mut server, addr) = echo(Config::new(), local());
     let client = connect(addr);
-    turns_until(&mut server, &mut (), |server, ()| server.stats().open == 1);
-    let before = server.stats();
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.control().stats().open == 1
+    });
+    let before = server.control().stats();
     for _ in 0..1000 {
         let turn = server
             .poll_once(&mut (), Some(Duration::ZERO))
             .expect("a turn");
         assert_eq!(turn, Turn::Continue);
     }
-    let after = server.stats();
+    let after = server.control().stats();
     assert_eq!(
         (after.bytes_in, after.open, after.iterations),
         (before.bytes_in, 1, before.iterations + 1000)
@@ -325,19 +344,22 @@ fn a_workers_answer_after_the_drain_is_an_error() {
         told: Rc::clone(&heard),
     };
     server.listen(local(), service).expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let (handle, mut client) = (server.handle(), connect(addr));
     send2(&mut client, b"a long job");
     turns_until(&mut server, &mut (), |server, ()| {
-        server.stats().frames_in == 1
+        server.control().stats().frames_in == 1
     });
     let id = queue.recv_timeout(PATIENCE).expect("a job");
     // The grace is over before the worker is done.
-    server.drain(Duration::from_millis(1));
+    server.control().drain(Duration::from_millis(1));
     turns_until(&mut server, &mut (), |server, ()| {
-        server.drain_report().is_some()
+        server.control().drain_report().is_some()
     });
-    assert_eq!(server.drain_report().map(|report| report.forced), Some(1));
+    assert_eq!(
+        server.control().drain_report().map(|report| report.forced),
+        Some(1)
+    );
     assert_eq!(
         handle.notify(id, "the answer"),
         Err(HandleError::NoConnection(id))
@@ -369,13 +391,13 @@ fn a_workers_answer_after_the_drain_is_an_error() {
 #[test]
 fn a_server_that_has_drained_takes_nothing_new() {
     let (mut server, addr) = echo(Config::new(), local());
-    server.drain(Duration::ZERO);
+    server.control().drain(Duration::ZERO);
     turns_until(&mut server, &mut (), |server, ()| {
-        server.drain_report().is_some()
+        server.control().drain_report().is_some()
     });
     let again = server.listen(local(), |_: &mut (), _| Echo);
     assert!(matches!(again, Err(Error::Draining)), "{again:?}");
-    server.drain(Duration::from_secs(60));
+    server.control().drain(Duration::from_secs(60));
     server.run(&mut ()).expect("it returns at once");
     TcpStream::connect_timeout(&addr, PATIENCE).expect_err("the port is closed");
 }
@@ -394,13 +416,13 @@ fn each_turn_may_lend_another_state() {
     server
         .listen(local(), |_: &mut u32, _| Count)
         .expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let mut client = connect(addr);
     let mut counts = [0; 2];
     for (number, count) in counts.iter_mut().enumerate() {
         client.write_all(&packet2(b"one")).expect("sent");
         turns_until(&mut server, count, |server, _| {
-            server.stats().frames_in == number as u64 + 1
+            server.control().stats().frames_in == number as u64 + 1
         });
     }
     assert_eq!(counts, [1, 1]);

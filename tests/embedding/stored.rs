@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use kit::net::{connect, ping, read_to_end, tcp, Echo, PATIENCE};
 use portcullis::{
     try_accept, Config, Conn, Connect, Context, Control, Handle, Listen, ListenerId, ListenerRef,
-    Peer, Refuse, Server, Service, Shards, ShardsHandle, Spawned, SpawnedShards,
+    Peer, Refuse, Server, Service, Shards, Spawned,
 };
 
 /// Has no trait at all.
@@ -21,8 +21,8 @@ enum Held {
         name: String,
     },
     OnAThread(Spawned<State>),
-    OnThreads(SpawnedShards<State>),
-    Elsewhere(Handle<State>, Option<ShardsHandle<State>>),
+    OnThreads(Spawned<State>),
+    Elsewhere(Handle<State>, Option<Handle<State>>),
     NotYet(Config, Listen, Connect, Shards),
 }
 
@@ -33,13 +33,13 @@ fn all_is_printed_whatever_the_state_is() {
     printed::<Context<'_, State>>();
     printed::<Conn<'_, State>>();
     printed::<Control<'_, State>>();
-    let server: Server<State> = Server::new(Config::new()).expect("a server");
+    let mut server: Server<State> = Server::new(Config::new()).expect("a server");
     let name = String::from("games");
     let held = Held::Elsewhere(server.handle(), None);
     assert_eq!(format!("{held:?}"), "Elsewhere(Handle { .. }, None)");
     let by_name = ListenerRef::from(&name);
     assert_eq!(by_name, ListenerRef::from("games"));
-    assert!(server.listener(&name).is_err());
+    assert!(server.control().listener(&name).is_err());
 }
 
 /// From a table of protocols, by name: closures and others alike.
@@ -53,7 +53,7 @@ fn services_are_chosen_while_the_program_runs() {
         let mut server = Server::new(Config::new())?;
         for name in ["echo", "nobody"] {
             let service = protocols.remove(name).expect("it is in the table");
-            server.listen(Listen::tcp("127.0.0.1:0").name(name), service)?;
+            server.listen_with(Listen::tcp("127.0.0.1:0").name(name), service)?;
         }
         Ok((server, ()))
     })

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kit::net::{connect, example, local, packet2, recv2, send2, ChildProcess, PATIENCE};
-use portcullis::{Config, Context, Handler, Outcome, Rate, Server};
+use portcullis::{Budgets, Config, ConnConfig, Context, Handler, Outcome, Rate, Server};
 
 /// The example's own.
 const BURST: u64 = 8;
@@ -43,21 +43,28 @@ impl Handler<u64> for Count {
 /// With a rate for each connection: its burst, and no more, whatever has come meanwhile.
 #[test]
 fn a_turn_delivers_no_more_frames_than_the_bursts() {
-    let mut server = Server::new(Config::new().read_budget(1)).expect("server");
-    let listen = local().frame_rate(Rate::per_second(1000).burst(BURST));
+    let mut server = Server::new(Config::new().budgets(Budgets {
+        read_bytes: 1,
+        ..Budgets::default()
+    }))
+    .expect("server");
+    let listen = local().conn(ConnConfig::new().frame_rate(Rate::per_second(1000).burst(BURST)));
     server
         .listen(listen, |_: &mut u64, _| Count)
         .expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let floods: Vec<_> = (0..PLAYERS).map(|_| flood(addr, b"n")).collect();
     let (mut frames, mut busiest, begun) = (0, 0, Instant::now());
     while frames < 2000 {
         assert!(begun.elapsed() < PATIENCE, "only {frames} frames");
-        let before = (frames, server.stats().bytes_in);
+        let before = (frames, server.control().stats().bytes_in);
         server
             .poll_once(&mut frames, Some(Duration::from_millis(16)))
             .expect("a turn");
-        let (delivered, read) = (frames - before.0, server.stats().bytes_in - before.1);
+        let (delivered, read) = (
+            frames - before.0,
+            server.control().stats().bytes_in - before.1,
+        );
         assert!(
             delivered <= PLAYERS as u64 * BURST,
             "{delivered} frames in one turn"

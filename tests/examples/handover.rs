@@ -405,7 +405,7 @@ fn a_listener_that_was_handed_over_wakes_the_old_server_no_more() {
     let id = server
         .listen(local(), |_: &mut (), _| kit::net::Echo)
         .expect("listen");
-    let addr = kit::net::tcp(&server.listener(id).expect("there").addr);
+    let addr = kit::net::tcp(&server.control().listener(id).expect("there").addr);
     let socket = server.control().listener_socket(id).expect("a descriptor");
     server.control().close_listener(id).expect("there");
     server

@@ -251,8 +251,9 @@ fn the_text_says_what_the_numbers_say() {
             .listen(kit::net::local().name(name), service)
             .expect("listen");
     }
-    let addr = server.listeners()[1].addr.as_tcp().expect("TCP");
+    let addr = server.control().listeners()[1].addr.as_tcp().expect("TCP");
     let alarm = server
+        .control()
         .on_alarm(Alarm::connections(1), |_, _, _| {})
         .expect("a good alarm");
     server.control().suspend("ключ").expect("it is there");
@@ -263,14 +264,14 @@ fn the_text_says_what_the_numbers_say() {
             .expect("sent");
     }
     let mut iterations = 0;
-    while server.stats().frames_out < 2 {
+    while server.control().stats().frames_out < 2 {
         server
             .poll_once(&mut (), Some(Duration::from_secs(1)))
             .expect("a turn");
         iterations += 1;
-        assert!(iterations < 1000, "{:?}", server.stats());
+        assert!(iterations < 1000, "{:?}", server.control().stats());
     }
-    let metrics = server.metrics();
+    let metrics = server.control().metrics();
     let seen = Exposition::read(&metrics.to_string());
     for (at, name) in names.iter().enumerate() {
         let label = ("listener", *name);

@@ -4,8 +4,8 @@ use std::net::{SocketAddr, TcpStream};
 
 use kit::net::{local, ping, read_to_end, spawn, spawn_echo, Echo, Running, PATIENCE};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Closed, Config, ConnId, Error, Handler, Listen, Peer,
-    Refuse, Server,
+    AccessRules, AtCapacity, CloseReason, Closed, Config, ConnId, Control, Error, Handler, Listen,
+    ListenerRef, Peer, Refuse, Server, SocketOptions,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -49,7 +49,7 @@ impl portcullis::Service<Heard> for Recorder {
 fn server(config: Config, listen: Listen) -> Running<Heard> {
     spawn(move || {
         let mut server = Server::new(config).expect("server");
-        server.listen(listen, Recorder).expect("listen");
+        server.listen_with(listen, Recorder).expect("listen");
         (server, Heard::default())
     })
 }
@@ -122,7 +122,9 @@ fn an_ipv4_peer_is_one_on_an_ipv6_socket_too() {
     let rules = AccessRules::allow_all()
         .deny("127.0.0.2")
         .expect("an address");
-    let listen = Listen::tcp("[::]:0").only_v6(false).access_rules(rules);
+    let listen = Listen::tcp("[::]:0")
+        .socket(SocketOptions::new().only_v6(false))
+        .access_rules(rules);
     let server = server(Config::new(), listen);
     let addr = SocketAddr::from(([127, 0, 0, 1], server.addr().port()));
     assert_eq!(read_to_end(&mut connect_from("127.0.0.2:0", addr)), b"");
@@ -142,7 +144,7 @@ fn rules_change_under_way() {
         let rules = AccessRules::allow_all()
             .deny("127.0.0.0/8")
             .expect("a network");
-        control.set_access_rules(id, rules).expect("it is there");
+        set(control, id.into(), rules).expect("it is there");
     });
     assert_eq!(
         read_to_end(&mut connect_from("127.0.0.2:0", server.addr())),
@@ -150,7 +152,8 @@ fn rules_change_under_way() {
     );
     ping(&mut inside, b"who is inside stays");
     server.ask(move |_, control| {
-        let rules = control.access_rules(id).expect("it is there");
+        let options = control.options(id).expect("it is there");
+        let rules = options.access_rules.clone();
         let found: Vec<_> = rules
             .iter()
             .map(|rule| (rule.to_string(), rule.hits))
@@ -158,8 +161,9 @@ fn rules_change_under_way() {
         assert_eq!(found, [("deny 127.0.0.0/8".to_owned(), 1)]);
         // Rules that stay keep their counts; a rule in front of them starts at 0.
         let more = rules.deny_first("10.0.0.0/8").expect("a network");
-        control.set_access_rules(id, more).expect("it is there");
-        let rules = control.access_rules(id).expect("it is there");
+        set(control, id.into(), more).expect("it is there");
+        let options = control.options(id).expect("it is there");
+        let rules = options.access_rules.clone();
         let found: Vec<_> = rules
             .iter()
             .map(|rule| (rule.to_string(), rule.hits))
@@ -171,10 +175,8 @@ fn rules_change_under_way() {
                 ("deny 127.0.0.0/8".to_owned(), 1)
             ]
         );
-        control
-            .set_access_rules(id, AccessRules::allow_all())
-            .expect("it is there");
-        let gone = control.set_access_rules("nobody", AccessRules::deny_all());
+        set(control, id.into(), AccessRules::allow_all()).expect("it is there");
+        let gone = set(control, "nobody".into(), AccessRules::deny_all());
         assert!(matches!(gone, Err(Error::NoListener { .. })), "{gone:?}");
     });
     ping(&mut connect_from("127.0.0.2:0", server.addr()), b"again");

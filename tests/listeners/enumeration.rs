@@ -10,8 +10,8 @@ use kit::net::{
     PATIENCE,
 };
 use portcullis::{
-    try_accept, CloseReason, Config, ConnId, ConnInfo, Context, Framing, HandleError, Handler,
-    Listen, Message, Outcome, Peer, Refuse, Server, State,
+    try_accept, Budgets, CloseReason, Config, ConnConfig, ConnId, ConnInfo, Context, Framing,
+    HandleError, Handler, Listen, Message, Outcome, Peer, Refuse, Server, SocketOptions, State,
 };
 
 fn connections<A: Send + 'static>(server: &Running<A>) -> Vec<ConnInfo> {
@@ -106,9 +106,8 @@ fn what_it_carried_and_how_long_it_has_been_silent() {
 fn what_waits_for_a_peer_that_does_not_read_is_told() {
     let listen = local()
         .framing(Framing::Packet4)
-        .send_buffer(8 * 1024)
-        .watermarks(1, 1000)
-        .output_limit(1 << 20);
+        .socket(SocketOptions::new().send_buffer(8 * 1024))
+        .conn(ConnConfig::new().watermarks(1, 1000).output_limit(1 << 20));
     let server = spawn_echo(Config::new(), listen);
     let mut client = connect(server.addr());
     server.until("it is accepted", |stats| stats.opened == 1);
@@ -139,7 +138,7 @@ fn one_that_is_closing_is_listed_as_such() {
     }
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        let listen = local().linger(Duration::MAX, usize::MAX);
+        let listen = local().conn(ConnConfig::new().linger(Duration::MAX, usize::MAX));
         server
             .listen(listen, |_: &mut (), _| OneAnswer)
             .expect("listen");
@@ -220,13 +219,13 @@ fn server_control_and_handle_kill_by_id() {
 
     let mut own = Server::new(Config::new()).expect("server");
     own.listen(local(), |_: &mut (), _| Echo).expect("listen");
-    let mut client = connect(kit::net::tcp(&own.listeners()[0].addr));
+    let mut client = connect(kit::net::tcp(&own.control().listeners()[0].addr));
     own.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
-    let id = own.connections()[0].id;
-    assert!(own.kill(id));
+    let id = own.control().connections()[0].id;
+    assert!(own.control().kill(id));
     own.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
     await_end(&mut client);
-    assert!(!own.kill(id) && own.connections().is_empty());
+    assert!(!own.control().kill(id) && own.control().connections().is_empty());
 }
 
 /// Notes its id, and every message.
@@ -291,7 +290,10 @@ fn an_old_id_does_nothing_to_the_next_tenant() {
 fn nor_does_a_command_that_waited_meanwhile() {
     // Each turn carries out one command, then accepts.
     let server = spawn(|| {
-        let config = Config::new().max_connections(1).job_budget(1);
+        let config = Config::new().max_connections(1).budgets(Budgets {
+            commands: 1,
+            ..Budgets::default()
+        });
         let mut server = Server::new(config).expect("server");
         server
             .listen(local(), |_: &mut Vec<ConnId>, _| Tenant)
@@ -337,7 +339,7 @@ fn a_refused_peers_id_is_not_given_again() {
                 Err(Refuse::silently())
             }
         });
-        server.listen(local(), service).expect("listen");
+        server.listen_with(local(), service).expect("listen");
         (server, ())
     });
     await_end(&mut connect(server.addr()));

@@ -8,7 +8,10 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use kit::net::{connect, local, packet2, ping, recv2, send2, spawn, spawn_echo, Running, PATIENCE};
-use portcullis::{AtCapacity, CloseReason, Config, Context, Framing, Handler, Outcome, Server};
+use portcullis::{
+    AtCapacity, Budgets, CloseReason, Config, Context, Framing, Handler, Outcome, Server,
+    SocketOptions,
+};
 
 const CLIENTS: usize = 50;
 const ROUNDS: u32 = 20;
@@ -120,11 +123,15 @@ impl Handler<u64> for Tally {
 /// in between.
 #[test]
 fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
-    let mut server = Server::new(Config::new().read_budget(1)).expect("server");
+    let mut server = Server::new(Config::new().budgets(Budgets {
+        read_bytes: 1,
+        ..Budgets::default()
+    }))
+    .expect("server");
     server
         .listen(local(), |_: &mut u64, _| Tally)
         .expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let (mut writer, mut other) = (connect(addr), connect(addr));
     let writing = thread::spawn(move || {
         // 4 MB, of which each turn takes one read of 64 KiB: some 160 frames.
@@ -133,16 +140,16 @@ fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
             .expect("send");
     });
     let (mut asked, mut answered, begun) = (0, 0, Instant::now());
-    while server.stats().frames_in - answered < 10_000 {
+    while server.control().stats().frames_in - answered < 10_000 {
         send2(&mut other, b"?now");
         asked += 1;
         while answered < asked {
             assert!(begun.elapsed() < PATIENCE, "no answer");
-            let before = server.stats().frames_in;
+            let before = server.control().stats().frames_in;
             server
                 .poll_once(&mut answered, Some(PATIENCE))
                 .expect("a turn");
-            let taken = server.stats().frames_in - before;
+            let taken = server.control().stats().frames_in - before;
             assert!(taken <= 170, "{taken} frames in one turn");
         }
         assert_eq!(recv2(&mut other), b"?now");
@@ -160,22 +167,22 @@ fn a_read_full_of_empty_frames_is_told_in_several_turns() {
     server
         .listen(local(), |_: &mut u64, _| Tally)
         .expect("listen");
-    let mut client = connect(kit::net::tcp(&server.listeners()[0].addr));
+    let mut client = connect(kit::net::tcp(&server.control().listeners()[0].addr));
     let mut wire = packet2(b"").repeat(20_000);
     wire.extend_from_slice(&packet2(b"?all"));
     client.write_all(&wire).expect("send");
     let (mut answered, begun) = (0, Instant::now());
     while answered == 0 {
         assert!(begun.elapsed() < PATIENCE, "no answer");
-        let before = server.stats().frames_in;
+        let before = server.control().stats().frames_in;
         server
             .poll_once(&mut answered, Some(PATIENCE))
             .expect("a turn");
-        let taken = server.stats().frames_in - before;
+        let taken = server.control().stats().frames_in - before;
         assert!(taken <= MOST, "{taken} frames in one turn");
     }
     assert_eq!(recv2(&mut client), b"?all");
-    assert_eq!(server.stats().frames_in, 20_001);
+    assert_eq!(server.control().stats().frames_in, 20_001);
 }
 
 /// A client that does not read its answers is paused, however much it sends.
@@ -213,7 +220,12 @@ fn one_that_does_not_read_its_answers_stops_no_other() {
 fn open_connections_are_served_in_a_flood_of_connects() {
     for policy in [AtCapacity::Wait, AtCapacity::refuse()] {
         let server = spawn_echo(
-            Config::new().max_connections(CLIENTS + 10).accept_budget(8),
+            Config::new()
+                .max_connections(CLIENTS + 10)
+                .budgets(Budgets {
+                    accepts: 8,
+                    ..Budgets::default()
+                }),
             local().at_capacity(policy),
         );
         let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr())).collect();
@@ -257,7 +269,11 @@ fn open_connections_are_served_in_a_flood_of_connects() {
 #[test]
 fn a_flood_on_one_listener_leaves_the_other_open() {
     let server = spawn(|| {
-        let mut server = Server::new(Config::new().accept_budget(1)).expect("server");
+        let mut server = Server::new(Config::new().budgets(Budgets {
+            accepts: 1,
+            ..Budgets::default()
+        }))
+        .expect("server");
         server
             .listen(local(), |_: &mut (), _| Answer)
             .expect("listen");

@@ -288,6 +288,7 @@ fn child_server() {
     }
     // The test runner writes before us on the same line.
     let addrs: Vec<_> = server
+        .control()
         .listeners()
         .iter()
         .map(|l| l.addr.to_string())
@@ -297,11 +298,16 @@ fn child_server() {
     while !app.stop {
         server.poll_once(&mut app, None).expect("turn");
         let states: Vec<_> = server
+            .control()
             .listeners()
             .iter()
             .map(|l| format!("{:?}", l.state))
             .collect();
-        app.report = format!("{} {}", states.join(" "), server.stats().out_of_fds);
+        app.report = format!(
+            "{} {}",
+            states.join(" "),
+            server.control().stats().out_of_fds
+        );
     }
 }
 

@@ -12,8 +12,8 @@ use kit::net::{
     ChildProcess, Echo, PATIENCE,
 };
 use portcullis::{
-    AtCapacity, Config, Context, Error, Framing, Handler, Keepalive, Listen, ListenerId,
-    ListenerState, Outcome, Peer, Refuse, Server, Service,
+    AtCapacity, Budgets, Config, ConnConfig, Context, Error, Framing, Handler, Keepalive, Listen,
+    ListenerId, ListenerState, Outcome, Peer, QueueLimits, Refuse, Server, Service, SocketOptions,
 };
 
 /// A server with no state.
@@ -58,13 +58,15 @@ fn port_zero_shows_the_real_port() {
 fn clients_can_connect_before_the_first_turn() {
     let mut server = server();
     let id = server.listen(local(), echo).expect("listen");
-    let mut client = connect(kit::net::tcp(&server.listener(id).expect("there").addr));
+    let mut client = connect(kit::net::tcp(
+        &server.control().listener(id).expect("there").addr,
+    ));
     send2(&mut client, b"early");
     eventually("it is answered", || {
         server
             .poll_once(&mut (), Some(Duration::from_millis(10)))
             .expect("turn");
-        server.stats().frames_out == 1
+        server.control().stats().frames_out == 1
     });
     assert_eq!(recv2(&mut client), b"early");
 }
@@ -78,7 +80,7 @@ fn an_ipv6_listener_takes_ipv4_only_if_told_to() {
             let mut server = server();
             let mut listen = Listen::tcp("[::]:0");
             if let Some(on) = only_v6 {
-                listen = listen.only_v6(on);
+                listen = listen.socket(SocketOptions::new().only_v6(on));
             }
             let service = move |_: &mut (), peer: Peer| {
                 tell.send(peer.addr).expect("the test waits");
@@ -123,7 +125,7 @@ fn ipv4_and_ipv6_can_have_the_same_port() {
     let server = spawn(|| {
         let mut server = server();
         server.listen(local().name("four"), echo).expect("listen");
-        let port = kit::net::tcp(&server.listener("four").expect("there").addr).port();
+        let port = kit::net::tcp(&server.control().listener("four").expect("there").addr).port();
         let six = Listen::tcp(("::1", port)).name("six");
         server.listen(six, echo).expect("listen");
         (server, ())
@@ -169,7 +171,7 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
     let server = spawn(|| {
         let mut server = server();
         server.listen(local().name("games"), echo).expect("listen");
-        let taken = kit::net::tcp(&server.listener("games").expect("there").addr);
+        let taken = kit::net::tcp(&server.control().listener("games").expect("there").addr);
         let error = server
             .listen(local().name("games"), echo)
             .expect_err("taken");
@@ -180,7 +182,7 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
         assert!(error.to_string().contains("\"games\""), "{error}");
         // The default name is a name like any other.
         let first = server.listen(local(), echo).expect("listen");
-        let default = server.listener(first).expect("there").name;
+        let default = server.control().listener(first).expect("there").name;
         let error = server
             .listen(local().name(default), echo)
             .expect_err("taken");
@@ -192,7 +194,7 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
             "{error:?}"
         );
         assert!(error.to_string().contains(&taken.to_string()), "{error}");
-        assert_eq!(server.listeners().len(), 2);
+        assert_eq!(server.control().listeners().len(), 2);
         (server, ())
     });
     for listener in &server.listeners {
@@ -222,17 +224,23 @@ fn a_default_name_that_is_taken_leaves_no_port_behind() {
 /// A port is never shared without a word.
 #[test]
 fn a_port_is_shared_only_if_all_ask_for_it() {
-    let sharing = || Listen::tcp("127.0.0.1:0").reuse_port(true);
+    let sharing = || Listen::tcp("127.0.0.1:0").socket(SocketOptions::new().reuse_port(true));
     let one = spawn_echo(Config::new(), sharing());
     let addr = one.addr();
     let error = server()
         .listen(Listen::tcp(addr), echo)
         .expect_err("not shared");
     assert!(matches!(error, Error::AddressInUse { .. }), "{error:?}");
-    let other = spawn_echo(Config::new(), Listen::tcp(addr).reuse_port(true));
+    let other = spawn_echo(
+        Config::new(),
+        Listen::tcp(addr).socket(SocketOptions::new().reuse_port(true)),
+    );
     let alone = spawn_echo(Config::new(), local());
     let error = server()
-        .listen(Listen::tcp(alone.addr()).reuse_port(true), echo)
+        .listen(
+            Listen::tcp(alone.addr()).socket(SocketOptions::new().reuse_port(true)),
+            echo,
+        )
         .expect_err("not shared");
     assert!(matches!(error, Error::AddressInUse { .. }), "{error:?}");
 
@@ -275,19 +283,35 @@ fn a_bad_address_says_what_was_given() {
 #[test]
 fn a_bad_option_is_named() {
     let second = Duration::from_secs(1);
-    let keepalive =
-        |time, interval, retries| local().keepalive(Keepalive::new(time, interval, retries));
+    let keepalive = |time, interval, retries| {
+        local().socket(SocketOptions::new().keepalive(Keepalive::new(time, interval, retries)))
+    };
     let bad = [
-        ("watermarks", local().watermarks(10, 10)),
-        ("output_limit", local().watermarks(10, 20).output_limit(19)),
-        ("max_frame", local().max_frame(0)),
+        (
+            "watermarks",
+            local().conn(ConnConfig::new().watermarks(10, 10)),
+        ),
+        (
+            "output_limit",
+            local().conn(ConnConfig::new().watermarks(10, 20).output_limit(19)),
+        ),
+        ("max_frame", local().conn(ConnConfig::new().max_frame(0))),
         (
             "handshake_timeout",
-            local().handshake_timeout(Duration::ZERO),
+            local().conn(ConnConfig::new().handshake_timeout(Duration::ZERO)),
         ),
-        ("frame_timeout", local().frame_timeout(Duration::ZERO)),
-        ("idle_timeout", local().idle_timeout(Duration::ZERO)),
-        ("write_timeout", local().write_timeout(Duration::ZERO)),
+        (
+            "frame_timeout",
+            local().conn(ConnConfig::new().frame_timeout(Duration::ZERO)),
+        ),
+        (
+            "idle_timeout",
+            local().conn(ConnConfig::new().idle_timeout(Duration::ZERO)),
+        ),
+        (
+            "write_timeout",
+            local().conn(ConnConfig::new().write_timeout(Duration::ZERO)),
+        ),
         (
             "at_capacity",
             local().at_capacity(AtCapacity::Refuse {
@@ -305,8 +329,14 @@ fn a_bad_option_is_named() {
         ("keepalive", keepalive(second, Duration::MAX, 1)),
         ("keepalive", keepalive(second, second, 0)),
         ("keepalive", keepalive(second, second, u32::MAX)),
-        ("recv_buffer", local().recv_buffer(usize::MAX)),
-        ("send_buffer", local().send_buffer(usize::MAX)),
+        (
+            "recv_buffer",
+            local().socket(SocketOptions::new().recv_buffer(usize::MAX)),
+        ),
+        (
+            "send_buffer",
+            local().socket(SocketOptions::new().send_buffer(usize::MAX)),
+        ),
     ];
     for (name, listen) in bad {
         let mut server = server();
@@ -316,14 +346,44 @@ fn a_bad_option_is_named() {
             "{name}: {error:?}"
         );
         assert!(error.to_string().contains(name), "{error}");
-        assert!(server.listeners().is_empty());
+        assert!(server.control().listeners().is_empty());
     }
     let bad = [
-        ("accept_budget", Config::new().accept_budget(0)),
-        ("handshake_budget", Config::new().handshake_budget(0)),
-        ("read_budget", Config::new().read_budget(0)),
-        ("job_budget", Config::new().job_budget(0)),
-        ("queue_limit", Config::new().queue_limit(0)),
+        (
+            "budgets.accepts",
+            Config::new().budgets(Budgets {
+                accepts: 0,
+                ..Budgets::default()
+            }),
+        ),
+        (
+            "budgets.handshakes",
+            Config::new().budgets(Budgets {
+                handshakes: 0,
+                ..Budgets::default()
+            }),
+        ),
+        (
+            "budgets.read_bytes",
+            Config::new().budgets(Budgets {
+                read_bytes: 0,
+                ..Budgets::default()
+            }),
+        ),
+        (
+            "budgets.commands",
+            Config::new().budgets(Budgets {
+                commands: 0,
+                ..Budgets::default()
+            }),
+        ),
+        (
+            "queue_limits.commands",
+            Config::new().queue_limits(QueueLimits {
+                commands: 0,
+                ..QueueLimits::default()
+            }),
+        ),
         ("max_connections", Config::new().max_connections(usize::MAX)),
         (
             "emfile_backoff",
@@ -348,21 +408,23 @@ fn a_bad_option_is_named() {
 fn the_limits_of_the_options_work() {
     let longest = Duration::from_secs(32_767);
     for listen in [
-        local().keepalive(Keepalive::new(longest, longest, 127)),
-        local().keepalive(Keepalive::new(
+        local().socket(SocketOptions::new().keepalive(Keepalive::new(longest, longest, 127))),
+        local().socket(SocketOptions::new().keepalive(Keepalive::new(
             Duration::from_secs(1),
             Duration::from_secs(1),
             1,
-        )),
-        local().recv_buffer(1).send_buffer(1),
-        local().backlog(u32::MAX),
-        local().backlog(0),
-        local()
-            .idle_timeout(Duration::MAX)
-            .frame_timeout(Duration::MAX)
-            .write_timeout(Duration::MAX)
-            .linger(Duration::MAX, usize::MAX)
-            .max_frame(usize::MAX),
+        ))),
+        local().socket(SocketOptions::new().recv_buffer(1).send_buffer(1)),
+        local().socket(SocketOptions::new().backlog(u32::MAX)),
+        local().socket(SocketOptions::new().backlog(0)),
+        local().conn(
+            ConnConfig::new()
+                .idle_timeout(Duration::MAX)
+                .frame_timeout(Duration::MAX)
+                .write_timeout(Duration::MAX)
+                .linger(Duration::MAX, usize::MAX)
+                .max_frame(usize::MAX),
+        ),
     ] {
         let what = format!("{listen:?}");
         let server = spawn_echo(Config::new(), listen);
@@ -410,7 +472,7 @@ fn only_a_listening_socket_can_be_adopted() {
         .adopt(udp, Listen::adopted(), echo)
         .expect_err("no TCP");
     assert!(matches!(error, Error::Os { .. }), "{error:?}");
-    assert!(server.listeners().is_empty());
+    assert!(server.control().listeners().is_empty());
 }
 
 /// An echo service that passes on what it hears of its listener's end.
@@ -437,7 +499,9 @@ fn a_listener_that_is_shut_down_elsewhere_is_closed_and_reported() {
     let server = spawn(move || {
         let mut server = server();
         let listen = Listen::adopted().name("shared");
-        server.adopt(socket, listen, Recorder(tell)).expect("adopt");
+        server
+            .adopt_with(socket, listen, Recorder(tell))
+            .expect("adopt");
         server.listen(local(), echo).expect("listen");
         (server, ())
     });
@@ -491,7 +555,7 @@ fn a_suspended_listener_lets_clients_wait() {
 fn a_listener_can_be_suspended_before_it_has_run() {
     let mut server = server();
     let id = server.listen(local(), echo).expect("listen");
-    let addr = kit::net::tcp(&server.listener(id).expect("there").addr);
+    let addr = kit::net::tcp(&server.control().listener(id).expect("there").addr);
     server.control().suspend(id).expect("there");
     let mut client = connect(addr);
     send2(&mut client, b"hello");
@@ -501,13 +565,16 @@ fn a_listener_can_be_suspended_before_it_has_run() {
             .expect("turn");
     }
     // Nothing to do for it, and nothing that would make an outer loop spin.
-    assert_eq!((server.stats().accepted, server.next_timeout()), (0, None));
+    assert_eq!(
+        (server.control().stats().accepted, server.next_timeout()),
+        (0, None)
+    );
     server.control().resume(id).expect("there");
     eventually("it is answered", || {
         server
             .poll_once(&mut (), Some(Duration::from_millis(10)))
             .expect("turn");
-        server.stats().frames_out == 1
+        server.control().stats().frames_out == 1
     });
     assert_eq!(recv2(&mut client), b"hello");
 }
@@ -518,8 +585,8 @@ fn a_closed_listener_frees_its_port_and_name_and_keeps_its_connections() {
     server.listen(local().name("door"), echo).expect("listen");
     server.listen(local().name("other"), echo).expect("listen");
     let (door, other) = (
-        kit::net::tcp(&server.listeners()[0].addr),
-        kit::net::tcp(&server.listeners()[1].addr),
+        kit::net::tcp(&server.control().listeners()[0].addr),
+        kit::net::tcp(&server.control().listeners()[1].addr),
     );
     let turn = |server: &mut Server| {
         server
@@ -529,7 +596,7 @@ fn a_closed_listener_frees_its_port_and_name_and_keeps_its_connections() {
     let inside = connect(door);
     eventually("it is in", || {
         turn(&mut server);
-        server.stats().open == 1
+        server.control().stats().open == 1
     });
     let mut waiting = connect(door);
     server.control().close_listener("door").expect("there");
@@ -552,19 +619,26 @@ fn a_closed_listener_frees_its_port_and_name_and_keeps_its_connections() {
     }
     eventually("all are answered", || {
         turn(&mut server);
-        server.stats().frames_out == 3
+        server.control().stats().frames_out == 3
     });
     for client in &mut clients {
         assert_eq!(recv2(client), b"served");
     }
-    assert_eq!(server.listener("door").expect("there").connections, 1);
+    assert_eq!(
+        server
+            .control()
+            .listener("door")
+            .expect("there")
+            .connections,
+        1
+    );
     drop(clients);
     inside.shutdown(std::net::Shutdown::Both).expect("shutdown");
     eventually("all are gone", || {
         turn(&mut server);
-        server.stats().open == 0
+        server.control().stats().open == 0
     });
-    assert_eq!(server.listeners().len(), 2);
+    assert_eq!(server.control().listeners().len(), 2);
 }
 
 #[cfg(target_os = "linux")]
@@ -599,10 +673,12 @@ mod linux {
         );
 
         let keepalive = Keepalive::new(Duration::from_secs(30_000), Duration::from_secs(7), 3);
-        let listen = local()
-            .keepalive(keepalive)
-            .recv_buffer(50_000)
-            .send_buffer(60_000);
+        let listen = local().socket(
+            SocketOptions::new()
+                .keepalive(keepalive)
+                .recv_buffer(50_000)
+                .send_buffer(60_000),
+        );
         let tuned = spawn_echo(Config::new(), listen);
         let mut client = connect(tuned.addr());
         ping(&mut client, b"tuned");
@@ -635,7 +711,7 @@ mod linux {
     /// The segments in which ten small writes reach a client that acknowledges late.
     fn segments(nodelay: Option<bool>) -> u32 {
         let listen = match nodelay {
-            Some(on) => local().nodelay(on),
+            Some(on) => local().socket(SocketOptions::new().nodelay(on)),
             None => local(),
         };
         let server = spawn_echo(Config::new(), listen);

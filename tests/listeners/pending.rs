@@ -6,7 +6,8 @@ use std::time::Duration;
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Context, Error, Handler, Listen,
-    ListenerState, Outcome, Peer, ProxyProtocol, Quota, Refuse, Server, Service,
+    ListenerState, Outcome, Peer, PendingLimits, ProxyProtocol, Quota, Refuse, Server, Service,
+    SourceLimits,
 };
 
 struct Echo;
@@ -53,7 +54,10 @@ fn is_served(sim: &mut Sim, client: ClientId) -> bool {
 
 #[test]
 fn the_oldest_gives_way_to_a_newcomer() {
-    let (mut sim, addr) = world(Config::new().max_pending(3).pending_grace(Duration::ZERO));
+    let (mut sim, addr) = world(Config::new().pending_limits(PendingLimits {
+        connections: Quota::Count(3),
+        grace: Duration::ZERO,
+    }));
     let silent = connect(&mut sim, addr, 3);
     for (round, oldest) in silent.into_iter().enumerate() {
         let newcomer = sim.connect(addr).expect("it listens");
@@ -125,7 +129,10 @@ fn a_connection_that_opens_makes_room_at_once() {
 /// A listener whose connections are open at once is not concerned.
 #[test]
 fn plain_connections_do_not_wait_for_them() {
-    let (mut sim, addr) = world(Config::new().max_pending(1));
+    let (mut sim, addr) = world(Config::new().pending_limits(PendingLimits {
+        connections: Quota::Count(1),
+        ..PendingLimits::default()
+    }));
     let plain = sim
         .listen(Listen::tcp("127.0.0.1:0"), |_: &mut (), _| Echo)
         .expect("listen");
@@ -178,7 +185,7 @@ impl Service<Heard> for Listens {
 #[test]
 fn a_slow_loris_keeps_no_client_out() {
     let mut sim = Sim::new(1, Config::new().max_connections(100), Heard::default());
-    let addr = sim.listen(behind_a_proxy(), Listens).expect("listen");
+    let addr = sim.listen_with(behind_a_proxy(), Listens).expect("listen");
     for _ in 0..20 {
         for _ in 0..200 {
             // Those that find the backlog full are not even that far.
@@ -209,7 +216,10 @@ fn the_share_follows_the_cap() {
     let (mut sim, addr) = world(
         Config::new()
             .max_connections(60)
-            .pending_grace(Duration::MAX),
+            .pending_limits(PendingLimits {
+                grace: Duration::MAX,
+                ..PendingLimits::default()
+            }),
     );
     connect(&mut sim, addr, 100);
     assert_eq!(sim.stats().open, 30);
@@ -217,7 +227,12 @@ fn the_share_follows_the_cap() {
     sim.settle();
     assert_eq!(sim.stats().open, 40);
     sim.control()
-        .reconfigure(|config| config.max_pending(Quota::Percent(100)))
+        .reconfigure(|config| {
+            config.pending_limits(PendingLimits {
+                connections: Quota::Percent(100),
+                ..PendingLimits::default()
+            })
+        })
         .expect("good");
     sim.settle();
     assert_eq!(sim.stats().open, 80);
@@ -226,12 +241,16 @@ fn the_share_follows_the_cap() {
 #[test]
 fn a_limit_that_cannot_work_is_named() {
     for quota in [Quota::Count(0), Quota::Percent(0), Quota::Percent(101)] {
-        let server: Result<Server, Error> = Server::new(Config::new().max_pending(quota));
+        let server: Result<Server, Error> =
+            Server::new(Config::new().pending_limits(PendingLimits {
+                connections: quota,
+                ..PendingLimits::default()
+            }));
         assert!(
             matches!(
                 &server,
                 Err(Error::Option {
-                    option: "max_pending",
+                    option: "pending_limits.connections",
                     ..
                 })
             ),
@@ -280,7 +299,10 @@ fn no_connection_is_evicted_for_one_whose_source_has_too_many() {
                 .allow("10.0.0.0/8")
                 .expect("a network"),
         )
-        .source_connections(1);
+        .source_limits(SourceLimits {
+            connections: Some(1),
+            ..SourceLimits::default()
+        });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let guest = std::net::IpAddr::from([192, 0, 2, 1]);
     sim.connect_from(addr, guest).expect("it listens");

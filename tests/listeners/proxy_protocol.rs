@@ -9,8 +9,8 @@ use kit::net::{
     await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn, Running, PATIENCE,
 };
 use portcullis::{
-    AccessRules, CloseReason, Closed, Config, Context, Error, Framing, Handler, Listen, Outcome,
-    Peer, ProxyProtocol, Refuse, Server, Service,
+    AccessRules, CloseReason, Closed, Config, ConnConfig, Context, Error, Framing, Handler, Listen,
+    Outcome, Peer, ProxyProtocol, Refuse, Server, Service,
 };
 
 const V1: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n";
@@ -89,7 +89,7 @@ fn required() -> Listen {
 fn server(listen: Listen) -> Running<Heard> {
     spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(listen, Witnesses).expect("listen");
+        server.listen_with(listen, Witnesses).expect("listen");
         (server, Heard::default())
     })
 }

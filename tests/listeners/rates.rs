@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Config, Context, Error, Handler, Listen, ListenerState,
-    Outcome, ProxyProtocol, Rate, Server,
+    AccessRules, AtCapacity, CloseReason, Config, ConnConfig, Context, Error, Handler, Listen,
+    ListenerState, Outcome, ProxyProtocol, Rate, Server, SourceLimits,
 };
 
 struct Echo;
@@ -265,9 +265,12 @@ fn behind_a_proxy() -> Listen {
 #[test]
 fn each_source_has_a_limit() {
     let listen = behind_a_proxy()
-        .source_connections(2)
-        .source_rate(Rate::per_second(1).burst(3))
-        .linger(Duration::ZERO, 0);
+        .source_limits(SourceLimits {
+            connections: Some(2),
+            rate: Some(Rate::per_second(1).burst(3)),
+            ..SourceLimits::default()
+        })
+        .conn(ConnConfig::new().linger(Duration::ZERO, 0));
     let (mut sim, addr) = world(Config::new(), listen);
     let come = |sim: &mut Sim, source: &str| {
         let client = sim.connect(addr).expect("it listens");
@@ -293,7 +296,10 @@ fn each_source_has_a_limit() {
     }
     let open = sim.stats().open;
     sim.control()
-        .reconfigure_listener("it", |listen| listen.source_connections(100))
+        .reconfigure_listener("it", |mut listen| {
+            listen.source_limits.connections = Some(100);
+            listen
+        })
         .expect("good");
     assert!(!come(&mut sim, "192.0.2.1").1, "too fast");
     sim.advance(millis(1000));
@@ -367,7 +373,7 @@ fn what_connections_share_changes_under_way() {
 fn a_connection_reads_no_faster_than_its_rate() {
     let (mut sim, addr) = world(
         Config::new(),
-        local().read_rate(Rate::per_second(1000).burst(500)),
+        local().conn(ConnConfig::new().read_rate(Rate::per_second(1000).burst(500))),
     );
     let client = sim.connect(addr).expect("it listens");
     sim.send(client, &b"\0\x08abcdefgh".repeat(1000));
@@ -397,9 +403,18 @@ fn a_rate_that_cannot_work_is_named() {
     type Change = fn(Listen, Rate) -> Listen;
     let options: [(&str, Change); 6] = [
         ("accept_rate", |listen, rate| listen.accept_rate(rate)),
-        ("source_rate", |listen, rate| listen.source_rate(rate)),
-        ("read_rate", |listen, rate| listen.read_rate(rate)),
-        ("frame_rate", |listen, rate| listen.frame_rate(rate)),
+        ("source_limits.rate", |listen, rate| {
+            listen.source_limits(SourceLimits {
+                rate: Some(rate),
+                ..SourceLimits::default()
+            })
+        }),
+        ("read_rate", |listen, rate| {
+            listen.conn(ConnConfig::new().read_rate(rate))
+        }),
+        ("frame_rate", |listen, rate| {
+            listen.conn(ConnConfig::new().frame_rate(rate))
+        }),
         ("total_read_rate", |listen, rate| {
             listen.total_read_rate(rate)
         }),
@@ -430,9 +445,27 @@ fn a_rate_that_cannot_work_is_named() {
         })
     ));
     for (option, listen) in [
-        ("source_connections", local().source_connections(0)),
-        ("source_prefixes", local().source_prefixes(33, 64)),
-        ("source_prefixes", local().source_prefixes(32, 0)),
+        (
+            "source_limits.connections",
+            local().source_limits(SourceLimits {
+                connections: Some(0),
+                ..SourceLimits::default()
+            }),
+        ),
+        (
+            "source_limits.prefixes",
+            local().source_limits(SourceLimits {
+                prefixes: (33, 64),
+                ..SourceLimits::default()
+            }),
+        ),
+        (
+            "source_limits.prefixes",
+            local().source_limits(SourceLimits {
+                prefixes: (32, 0),
+                ..SourceLimits::default()
+            }),
+        ),
     ] {
         let refused = server.listen(listen, |_: &mut (), _| Echo);
         assert!(
@@ -449,7 +482,10 @@ fn a_faster_rate_is_faster_at_once() {
     let (slow, fast) = (Rate::per_second(1).burst(100), Rate::per_second(1000));
     let (mut sim, addr) = world(
         Config::new().accept_rate(slow),
-        local().accept_rate(slow).source_rate(slow),
+        local().accept_rate(slow).source_limits(SourceLimits {
+            rate: Some(slow),
+            ..SourceLimits::default()
+        }),
     );
     connect(&mut sim, addr, 101);
     sim.settle();
@@ -458,7 +494,12 @@ fn a_faster_rate_is_faster_at_once() {
         .reconfigure(|config| config.accept_rate(fast))
         .expect("good");
     sim.control()
-        .reconfigure_listener("it", |listen| listen.accept_rate(fast).source_rate(fast))
+        .reconfigure_listener("it", |listen| {
+            listen.accept_rate(fast).source_limits(SourceLimits {
+                rate: Some(fast),
+                ..SourceLimits::default()
+            })
+        })
         .expect("good");
     sim.advance(millis(1));
     assert_eq!((sim.stats().accepted, sim.stats().open), (101, 101));
@@ -539,7 +580,7 @@ fn connections_that_come_and_go_do_not_spend_a_shared_rate() {
 fn what_stands_behind_a_header_counts() {
     let (mut sim, addr) = world(
         Config::new(),
-        behind_a_proxy().read_rate(Rate::per_second(1000)),
+        behind_a_proxy().conn(ConnConfig::new().read_rate(Rate::per_second(1000))),
     );
     let client = connect(&mut sim, addr, 1)[0];
     sim.send(

@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use kit::net::{connect, local, ping, read_to_end, spawn_echo, PATIENCE};
-use portcullis::{AtCapacity, CloseReason, Config, Error, HandleError, Keepalive, Listen, Server};
+use portcullis::{
+    AtCapacity, Budgets, CloseReason, Config, ConnConfig, Error, HandleError, Keepalive, Listen,
+    Server, SocketOptions,
+};
 
 type Change = fn(Listen) -> Listen;
 
@@ -24,7 +27,9 @@ fn a_change_is_for_later_connections() {
     ping(&mut early, b"early");
     server
         .handle
-        .reconfigure_listener("it", PATIENCE, |listen| listen.max_frame(4))
+        .reconfigure_listener("it", PATIENCE, |listen| {
+            listen.conn(ConnConfig::new().max_frame(4))
+        })
         .expect("a good value");
     let mut late = connect(server.addr());
     ping(&mut late, b"late");
@@ -47,7 +52,7 @@ fn limits_are_live() {
     server
         .handle
         .reconfigure_listener("it", PATIENCE, move |listen| {
-            listen.max_connections(1).at_capacity(full)
+            listen.max_connections(1).at_capacity(full.clone())
         })
         .expect("good values");
     assert_eq!(read_to_end(&mut connect(server.addr())), b"full");
@@ -81,39 +86,58 @@ fn limits_are_live() {
 #[test]
 fn a_bad_value_changes_nothing() {
     let mut server = idle();
-    let before = server.listener("it").expect("there");
+    let before = server.control().listener("it").expect("there");
     let changes: [(&str, Change); 5] = [
         ("watermarks", |listen| {
-            listen.max_connections(1).watermarks(10, 5)
+            listen
+                .max_connections(1)
+                .conn(ConnConfig::new().watermarks(10, 5))
         }),
-        ("max_frame", |listen| listen.max_connections(1).max_frame(0)),
+        ("max_frame", |listen| {
+            listen
+                .max_connections(1)
+                .conn(ConnConfig::new().max_frame(0))
+        }),
         ("idle_timeout", |listen| {
-            listen.max_connections(1).idle_timeout(Duration::ZERO)
+            listen
+                .max_connections(1)
+                .conn(ConnConfig::new().idle_timeout(Duration::ZERO))
         }),
         ("output_limit", |listen| {
-            listen.max_connections(1).output_limit(1)
+            listen
+                .max_connections(1)
+                .conn(ConnConfig::new().output_limit(1))
         }),
         ("name", |listen| listen.max_connections(1).name("")),
     ];
     for (option, change) in changes {
-        match server.reconfigure_listener("it", change) {
+        match server.control().reconfigure_listener("it", change) {
             Err(Error::Option { option: named, .. }) => assert_eq!(named, option),
             other => panic!("{option}: {other:?}"),
         }
-        assert_eq!(server.listener("it").expect("there"), before, "{option}");
+        assert_eq!(
+            server.control().listener("it").expect("there"),
+            before,
+            "{option}"
+        );
     }
-    let changed = server.reconfigure(|config| config.max_connections(3).accept_budget(0));
+    let changed = server.control().reconfigure(|config| {
+        config.max_connections(3).budgets(Budgets {
+            accepts: 0,
+            ..Budgets::default()
+        })
+    });
     assert!(
         matches!(
             changed,
             Err(Error::Option {
-                option: "accept_budget",
+                option: "budgets.accepts",
                 ..
             })
         ),
         "{changed:?}"
     );
-    assert_eq!(server.stats().max_connections, 1024);
+    assert_eq!(server.control().stats().max_connections, 1024);
 }
 
 /// What belongs to the socket waits for the next `listen`, and says so.
@@ -123,23 +147,37 @@ fn an_open_port_keeps_its_socket() {
     let changes: [(&str, Change); 10] = [
         ("tcp", |_| Listen::tcp("127.0.0.1:1").name("it")),
         ("name", |listen| listen.name("another")),
-        ("backlog", |listen| listen.backlog(5)),
-        ("nodelay", |listen| listen.nodelay(false)),
-        ("only_v6", |listen| listen.only_v6(false)),
-        ("reuse_address", |listen| listen.reuse_address(false)),
-        ("reuse_port", |listen| listen.reuse_port(true)),
+        ("backlog", |listen| {
+            listen.socket(SocketOptions::new().backlog(5))
+        }),
+        ("nodelay", |listen| {
+            listen.socket(SocketOptions::new().nodelay(false))
+        }),
+        ("only_v6", |listen| {
+            listen.socket(SocketOptions::new().only_v6(false))
+        }),
+        ("reuse_address", |listen| {
+            listen.socket(SocketOptions::new().reuse_address(false))
+        }),
+        ("reuse_port", |listen| {
+            listen.socket(SocketOptions::new().reuse_port(true))
+        }),
         ("keepalive", |listen| {
-            listen.keepalive(Keepalive::new(
+            listen.socket(SocketOptions::new().keepalive(Keepalive::new(
                 Duration::from_secs(9),
                 Duration::from_secs(9),
                 9,
-            ))
+            )))
         }),
-        ("recv_buffer", |listen| listen.recv_buffer(4096)),
-        ("send_buffer", |listen| listen.send_buffer(4096)),
+        ("recv_buffer", |listen| {
+            listen.socket(SocketOptions::new().recv_buffer(4096))
+        }),
+        ("send_buffer", |listen| {
+            listen.socket(SocketOptions::new().send_buffer(4096))
+        }),
     ];
     for (option, change) in changes {
-        match server.reconfigure_listener("it", change) {
+        match server.control().reconfigure_listener("it", change) {
             Err(Error::Option {
                 option: named,
                 problem,
@@ -150,7 +188,14 @@ fn an_open_port_keeps_its_socket() {
             other => panic!("{option}: {other:?}"),
         }
     }
-    assert_eq!(server.listener("it").expect("there").max_connections, 7);
+    assert_eq!(
+        server
+            .control()
+            .listener("it")
+            .expect("there")
+            .max_connections,
+        7
+    );
 }
 
 #[test]
@@ -160,11 +205,16 @@ fn a_handle_tells_what_was_wrong() {
         .handle
         .reconfigure_listener("nobody", PATIENCE, |listen| listen);
     assert!(matches!(gone, Err(HandleError::NoListener(_))), "{gone:?}");
-    let bad = server
-        .handle
-        .reconfigure(PATIENCE, |config| config.read_budget(0));
+    let bad = server.handle.reconfigure(PATIENCE, |config| {
+        config.budgets(Budgets {
+            read_bytes: 0,
+            ..Budgets::default()
+        })
+    });
     match bad {
-        Err(HandleError::Refused(words)) => assert!(words.contains("read_budget"), "{words}"),
+        Err(HandleError::Refused(words)) => {
+            assert!(words.contains("budgets.read_bytes"), "{words}")
+        }
         other => panic!("{other:?}"),
     }
     ping(&mut connect(server.addr()), b"unharmed");

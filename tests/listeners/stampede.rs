@@ -157,6 +157,7 @@ fn a_port_is_closed_and_opened_a_hundred_times() {
         .listen(local().name("first"), service)
         .expect("listen");
     let addr = server
+        .control()
         .listener("first")
         .expect("there")
         .addr

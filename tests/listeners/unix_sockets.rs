@@ -15,6 +15,7 @@ use kit::net::{local, ping, read_to_end, recv2, send2, spawn, Echo, Place, Runni
 use portcullis::{
     try_accept, AccessRules, Addr, CloseReason, Closed, Config, Context, Credentials, Error,
     Framing, Handler, Listen, ListenerId, ListenerRef, Outcome, Peer, Refuse, Server, Service,
+    SocketOptions,
 };
 
 fn echo(_: &mut (), _: Peer) -> Echo {
@@ -119,7 +120,9 @@ fn one_server_has_both_kinds_of_listeners() {
         for listen in listens {
             server
                 .listen(
-                    listen.framing(Framing::Line).nodelay(true).reuse_port(true),
+                    listen
+                        .framing(Framing::Line)
+                        .socket(SocketOptions::new().nodelay(true).reuse_port(true)),
                     echo,
                 )
                 .expect("listen");
@@ -174,7 +177,7 @@ fn a_stale_socket_is_replaced() {
     let path = place.path("stale.sock");
     leave_stale(&path);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("mode");
-    let _server = serve(Listen::unix(&path).mode(0o600));
+    let _server = serve(Listen::unix(&path).socket(SocketOptions::new().mode(0o600)));
     ping(&mut connect(&path), b"new");
     assert_eq!(mode(&path), 0o600);
 }
@@ -230,7 +233,10 @@ fn names_that_cannot_be_are_refused_with_the_reason() {
         ),
         (Listen::unix(""), "at least one byte"),
         (Listen::unix("a\0b"), "zero byte"),
-        (Listen::unix("a").mode(0o1777), "0o777"),
+        (
+            Listen::unix("a").socket(SocketOptions::new().mode(0o1777)),
+            "0o777",
+        ),
     ] {
         let error = refused(listen);
         assert!(matches!(error, Error::Option { .. }), "{error}");
@@ -275,7 +281,10 @@ fn permissions_are_set_before_a_client_can_connect() {
             round.store(now, Ordering::Relaxed);
             let mut server = server();
             server
-                .listen(Listen::unix(path(now)).mode(0o606), echo)
+                .listen(
+                    Listen::unix(path(now)).socket(SocketOptions::new().mode(0o606)),
+                    echo,
+                )
                 .expect("listen");
             assert_eq!(mode(&path(now)), 0o606);
         }
@@ -365,7 +374,7 @@ fn an_abstract_name_has_no_file() {
     let error = refused(Listen::unix_abstract(&name));
     assert!(matches!(error, Error::AddressInUse { .. }), "{error}");
     for listen in [
-        Listen::unix_abstract("x").mode(0o600),
+        Listen::unix_abstract("x").socket(SocketOptions::new().mode(0o600)),
         Listen::unix_abstract(""),
         Listen::unix_abstract([7; 108]),
     ] {
@@ -460,7 +469,9 @@ fn a_service_can_refuse_by_credentials() {
         let mut server = server();
         for (listen, uid) in listens {
             let tell = tell.clone();
-            server.listen(listen, Only { uid, tell }).expect("listen");
+            server
+                .listen_with(listen, Only { uid, tell })
+                .expect("listen");
         }
         (server, ())
     });
@@ -670,7 +681,11 @@ fn a_write_to_a_closed_peer_raises_no_signal() {
 fn a_slow_reader_gets_everything_in_order() {
     let place = Place::new();
     let path = place.path("slow.sock");
-    let server = serve(Listen::unix(&path).framing(Framing::Raw).send_buffer(4096));
+    let server = serve(
+        Listen::unix(&path)
+            .framing(Framing::Raw)
+            .socket(SocketOptions::new().send_buffer(4096)),
+    );
     let mut client = connect(&path);
     let sent: Vec<u8> = (0..2_000_000_u32).map(|n| (n / 7) as u8).collect();
     let writer = thread::spawn({
@@ -713,7 +728,7 @@ fn a_service_may_refuse() {
     let _server = spawn(move || {
         let mut server = server();
         let nobody = try_accept(|_: &mut (), _| Err::<Echo, _>(Refuse::with_farewell("no")));
-        server.listen(listen, nobody).expect("listen");
+        server.listen_with(listen, nobody).expect("listen");
         (server, ())
     });
     assert_eq!(read_to_end(&mut connect(&path)), b"no");
@@ -760,7 +775,7 @@ fn only_a_listening_stream_socket_can_be_adopted() {
             .expect_err("no listener");
         assert!(matches!(error, Error::Os { .. }), "{error}");
     }
-    assert!(server.listeners().is_empty());
+    assert!(server.control().listeners().is_empty());
 }
 
 /// Urgent bytes exist here too since Linux 5.15: a read ends in front of one, and what stands behind it is not forgotten.

@@ -45,7 +45,7 @@ fn filled(histogram: &Histogram) -> Vec<(u64, u64)> {
 }
 
 fn look(sim: &mut Sim) -> Histograms {
-    sim.control().histograms()
+    sim.control().metrics().histograms
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn a_tls_handshake_is_timed() {
     let server = spawn_echo(Config::new(), local().tls(Arc::new(site.server())));
     let mut client = secure(server.addr(), &site.client(VERSIONS[0]));
     ping(&mut client, b"hello");
-    let seen = server.ask(|(), control| control.histograms());
+    let seen = server.ask(|(), control| control.metrics().histograms);
     assert_eq!(seen.handshake_time.count(), 1);
     assert!(
         seen.handshake_time.sum() > 0 && seen.handshake_time.sum() < PATIENCE.as_micros() as u64

@@ -234,11 +234,11 @@ fn a_closed_listeners_name_can_be_taken_again() {
     let first = server
         .listen(local().name("games"), |_: &mut (), _| Echo)
         .expect("listen");
-    let addr = kit::net::tcp(&server.listeners()[0].addr);
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let mut client = connect(addr);
     send2(&mut client, b"in");
     let begun = Instant::now();
-    while server.stats().frames_out == 0 {
+    while server.control().stats().frames_out == 0 {
         assert!(begun.elapsed() < PATIENCE);
         server.poll_once(&mut (), Some(SHORT)).expect("a turn");
     }
@@ -250,15 +250,18 @@ fn a_closed_listeners_name_can_be_taken_again() {
         )
         .expect("the name and the port are free");
     assert_ne!(first, second);
-    let found = server.listener("games").expect("there");
+    let found = server.control().listener("games").expect("there");
     assert_eq!((found.id, found.connections), (second, 0));
     assert!(matches!(
-        server.listener(first),
+        server.control().listener(first),
         Err(Error::NoListener { .. })
     ));
-    assert_eq!(server.listener(addr.port()).expect("there").id, second);
+    assert_eq!(
+        server.control().listener(addr.port()).expect("there").id,
+        second
+    );
     // The first one's connection is still its own.
-    assert_eq!(server.connections()[0].listener, Some(first));
+    assert_eq!(server.control().connections()[0].listener, Some(first));
     assert_eq!(recv2(&mut client), b"in");
 }
 

@@ -10,8 +10,8 @@ use kit::net::{
     spawn_echo, Echo, Running, PATIENCE,
 };
 use portcullis::{
-    try_accept, AtCapacity, Close, CloseReason, Closed, Config, ConnId, Context, Handler, Message,
-    Outcome, Peer, Refuse, Server, Service, Stats,
+    try_accept, AtCapacity, Close, CloseReason, Closed, Config, ConnConfig, ConnId, Context,
+    Handler, Message, Outcome, Peer, Refuse, Server, Service, Stats,
 };
 
 /// The calls of a [`Door`] about clients that were not admitted.
@@ -50,7 +50,7 @@ fn door(refusals: Vec<Option<&'static str>>) -> (Running, mpsc::Receiver<Told>) 
         let mut server = Server::new(Config::new().max_connections(1)).expect("server");
         let listen = local().name("door").at_capacity(AtCapacity::refuse());
         server
-            .listen(
+            .listen_with(
                 listen,
                 Door {
                     refusals,
@@ -69,8 +69,8 @@ fn next(told: &mpsc::Receiver<Told>) -> Told {
 
 #[test]
 fn a_new_server_has_counted_nothing() {
-    let server: Server = Server::new(Config::new().max_connections(7)).expect("server");
-    let stats = server.stats();
+    let mut server: Server = Server::new(Config::new().max_connections(7)).expect("server");
+    let stats = server.control().stats();
     let counters = [
         stats.accepted,
         stats.opened,
@@ -175,7 +175,7 @@ impl Handler for Obedient {
 fn each_end_has_its_reason() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        let listen = local().max_frame(100);
+        let listen = local().conn(ConnConfig::new().max_frame(100));
         server
             .listen(listen, |_: &mut (), _| Obedient)
             .expect("listen");
@@ -289,7 +289,7 @@ fn a_closure_may_refuse() {
             }
             None => Err(Refuse::with_farewell("enough")),
         });
-        server.listen(local(), service).expect("listen");
+        server.listen_with(local(), service).expect("listen");
         (server, 2_u32)
     });
     let mut inside = [connect(server.addr()), connect(server.addr())];
@@ -320,7 +320,7 @@ fn a_service_that_panics_is_counted_and_asked_again() {
     }
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        server.listen(local(), Shaky(0)).expect("listen");
+        server.listen_with(local(), Shaky(0)).expect("listen");
         (server, ())
     });
     await_end(&mut connect(server.addr()));
@@ -382,7 +382,7 @@ fn so_is_a_services() {
             .listen(local(), |_: &mut (), _| Echo)
             .expect("listen");
         server
-            .listen(local().name("fragile"), Fragile)
+            .listen_with(local().name("fragile"), Fragile)
             .expect("listen");
         (server, ())
     });
@@ -427,7 +427,7 @@ fn iterations_are_counted_one_by_one() {
             .expect("a turn");
         assert_eq!(
             (
-                server.stats().iterations,
+                server.control().stats().iterations,
                 server.handle().stats().iterations
             ),
             (iterations, iterations)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kit::net::{connect, local, ping, spawn_echo, PATIENCE};
 use portcullis::sim::{ClientId, Sim};
-use portcullis::{AccessRules, AtCapacity, CloseReason};
+use portcullis::{AccessRules, AtCapacity, Budgets, CloseReason, ConnConfig, SocketOptions};
 use portcullis::{
     Config, ConnId, ConnInfo, Context, Cursor, Framing, Handler, Listen, ListenerState, Outcome,
     ProxyProtocol, Rate, State, Tree,
@@ -148,7 +148,7 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     // The rate.
     let mut world = World::new(
         Config::new(),
-        listen().frame_rate(Rate::per_second(1).burst(1)),
+        listen().conn(ConnConfig::new().frame_rate(Rate::per_second(1).burst(1))),
     );
     let client = world.connect();
     world.send(client, b"one");
@@ -165,7 +165,7 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     // Memory: frames that are begun take more than three quarters of the limit, and only one is read from on.
     let mut world = World::new(
         Config::new().memory_limit(1_200_000),
-        listen().max_frame(2 << 20),
+        listen().conn(ConnConfig::new().max_frame(2 << 20)),
     );
     let clients = [world.connect(), world.connect(), world.connect()];
     for client in clients {
@@ -268,10 +268,14 @@ const MANY: usize = 100_000;
 
 /// So many connections, all there at once.
 fn crowd(count: usize) -> World {
-    let config = Config::new()
-        .max_connections(count + 1)
-        .accept_budget(count);
-    let mut world = World::new(config, listen().backlog(count as u32));
+    let config = Config::new().max_connections(count + 1).budgets(Budgets {
+        accepts: count,
+        ..Budgets::default()
+    });
+    let mut world = World::new(
+        config,
+        listen().socket(SocketOptions::new().backlog(count as u32)),
+    );
     for _ in 0..count {
         world.sim.connect(world.addr).expect("the backlog has room");
     }
@@ -407,7 +411,10 @@ fn a_handle_shows_the_tree() {
     );
     let mut client = connect(server.addr());
     ping(&mut client, b"hello");
-    let tree = server.handle.tree(5, PATIENCE).expect("the loop answers");
+    let tree = server
+        .handle
+        .call(PATIENCE, |(), control| control.tree(5))
+        .expect("the loop answers");
     let info = &tree.listeners[0].connections[0];
     assert_eq!(info.peer, client.local_addr().expect("an address"));
     assert!(info
@@ -418,14 +425,14 @@ fn a_handle_shows_the_tree() {
     server.handle.kill(info.id).expect("it is alive");
     let closes = server
         .handle
-        .recent_closes(PATIENCE)
+        .call(PATIENCE, |(), control| control.recent_closes())
         .expect("the loop answers");
     // Killed before the question was asked, and gone at the end of that turn.
     assert!(closes.iter().all(|close| close.id == Some(info.id)));
     server.until("it has gone", |stats| stats.open == 0);
     let closes = server
         .handle
-        .recent_closes(PATIENCE)
+        .call(PATIENCE, |(), control| control.recent_closes())
         .expect("the loop answers");
     assert_eq!((closes.len(), closes[0].reason), (1, CloseReason::Killed));
     let metrics = server.handle.metrics(PATIENCE).expect("the loop answers");

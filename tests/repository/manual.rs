@@ -8,7 +8,9 @@ use std::path::Path;
 
 use kit::ROOT;
 use portcullis::sim::Sim;
-use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Message, Outcome};
+use portcullis::{
+    CloseReason, Config, ConnConfig, Context, Framing, Handler, Listen, Message, Outcome,
+};
 
 /// The pages, by name.
 fn pages() -> Vec<(String, String)> {
@@ -172,11 +174,12 @@ fn the_formula_for_memory_holds() {
         (4 * KIB, 33 * KIB, 4 * KIB),
         (4 * KIB, 256 * KIB, 60 * KIB),
     ] {
-        let listen = Listen::tcp("127.0.0.1:0")
-            .framing(Framing::Packet2)
-            .max_frame(frame_in)
-            .watermarks(KIB, 32 * KIB)
-            .output_limit(limit);
+        let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet2).conn(
+            ConnConfig::new()
+                .max_frame(frame_in)
+                .watermarks(KIB, 32 * KIB)
+                .output_limit(limit),
+        );
         let (mut sim, addr) = world(listen, frame_out);
         let client = sim.connect(addr).expect("it listens");
         sim.set_reading(client, false);

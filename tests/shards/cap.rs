@@ -11,7 +11,8 @@ use std::time::Duration;
 use kit::net::{connect, eventually, held_by_each, hold, local, ping, recv2, send2, tcp, PATIENCE};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Control, Error,
-    Handler, Listen, ListenerState, Outcome, ProxyProtocol, Server, Shards, SpawnedShards,
+    Handler, Listen, ListenerState, Outcome, PendingLimits, ProxyProtocol, Server, Shards,
+    SocketOptions, Spawned,
 };
 
 /// How many are inside, over all shards, and the most that there were.
@@ -49,7 +50,7 @@ impl<A> Handler<A> for Counted {
     }
 }
 
-fn spawn(config: Config, count: usize, listen: Listen) -> (SpawnedShards<()>, SocketAddr, Gauge) {
+fn spawn(config: Config, count: usize, listen: Listen) -> (Spawned<()>, SocketAddr, Gauge) {
     let gauge = Gauge::default();
     let seen = gauge.clone();
     let build = move |_, server: &mut Server<()>| {
@@ -65,7 +66,7 @@ fn spawn(config: Config, count: usize, listen: Listen) -> (SpawnedShards<()>, So
     (shards, addr, gauge)
 }
 
-fn finish(shards: SpawnedShards<()>) {
+fn finish(shards: Spawned<()>) {
     shards
         .handle
         .drain(Duration::from_secs(10))
@@ -77,7 +78,7 @@ fn finish(shards: SpawnedShards<()>) {
 }
 
 /// The shard that the only connection is in.
-fn home(shards: &SpawnedShards<()>) -> usize {
+fn home(shards: &Spawned<()>) -> usize {
     let answers = shards
         .handle
         .call_each(PATIENCE, |_, (), control| control.connections().len());
@@ -96,7 +97,7 @@ fn a_storm_never_exceeds_the_cap_and_every_client_is_served() {
         let (shards, addr, gauge) = spawn(
             Config::new().max_connections(cap),
             4,
-            local().reuse_port(reuse_port),
+            local().socket(SocketOptions::new().reuse_port(reuse_port)),
         );
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| {
@@ -193,7 +194,7 @@ fn a_free_place_is_found_by_another_shard() {
 fn a_busy_shard_strands_no_client() {
     let (shards, addr, _) = spawn(Config::new(), 2, local());
     for shard in [0, 1] {
-        let busy = hold(shards.handle.shard(shard).expect("a shard"));
+        let busy = hold(&shards.handle.shard(shard).expect("a shard"));
         let mut clients: Vec<_> = (0..100).map(|_| connect(addr)).collect();
         for client in &mut clients {
             ping(client, b"served meanwhile");
@@ -338,7 +339,10 @@ fn the_oldest_gives_way_in_whichever_shard_it_is() {
         .trusted_proxies(AccessRules::allow_all());
     let config = Config::new()
         .max_connections(6)
-        .pending_grace(Duration::from_millis(1));
+        .pending_limits(PendingLimits {
+            grace: Duration::from_millis(1),
+            ..PendingLimits::default()
+        });
     let (shards, addr, gauge) = spawn(config, 3, listen);
     let silent: Vec<_> = (0..12).map(|_| connect(addr)).collect();
     for _ in 0..12 {
@@ -367,8 +371,13 @@ fn the_places_of_a_shard_that_ends_are_free() {
         send2(client, b"waiting");
     }
     let going = home(&shards);
-    let held = shards.handle.shards()[going].stats().open;
-    shards.handle.shards()[going].stop().expect("it runs");
+    let held = shards.handle.shard(going).expect("a shard").stats().open;
+    shards
+        .handle
+        .shard(going)
+        .expect("a shard")
+        .stop()
+        .expect("it runs");
     for client in waiting.iter_mut().take(held) {
         assert_eq!(recv2(client), b"waiting");
     }

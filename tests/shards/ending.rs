@@ -9,9 +9,9 @@ use kit::net::{
     connect, eventually, example, hold, local, ping, read_to_end, recv2, send2, tcp, ChildProcess,
     Echo, PATIENCE,
 };
-use portcullis::{Config, Listen, Server, Shards, SpawnedShards};
+use portcullis::{Config, Listen, Server, Shards, SocketOptions, Spawned};
 
-fn spawn(count: usize, listen: Listen) -> (SpawnedShards<()>, SocketAddr) {
+fn spawn(count: usize, listen: Listen) -> (Spawned<()>, SocketAddr) {
     let build = move |_, server: &mut Server<()>| {
         server.listen(listen.clone(), |_: &mut (), _| Echo)?;
         Ok(())
@@ -28,12 +28,15 @@ fn spawn(count: usize, listen: Listen) -> (SpawnedShards<()>, SocketAddr) {
 #[test]
 fn a_drain_serves_the_backlogs() {
     for reuse_port in [false, true] {
-        let (shards, addr) = spawn(3, local().reuse_port(reuse_port));
+        let (shards, addr) = spawn(
+            3,
+            local().socket(SocketOptions::new().reuse_port(reuse_port)),
+        );
         let mut inside: Vec<_> = (0..9).map(|_| connect(addr)).collect();
         for client in &mut inside {
             ping(client, b"inside");
         }
-        let busy: Vec<_> = shards.handle.shards().iter().map(hold).collect();
+        let busy: Vec<_> = shards.handle.shards().map(|shard| hold(&shard)).collect();
         let mut waiting: Vec<_> = (0..60).map(|_| connect(addr)).collect();
         for client in waiting.iter_mut().chain(&mut inside) {
             send2(client, b"last words");

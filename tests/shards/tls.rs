@@ -8,9 +8,9 @@ use std::time::Duration;
 use kit::net::{connect, eventually, local, ping, tcp, Echo, PATIENCE};
 use kit::tls::{handshake, notify, read_to_goodbye, secure, Site, VERSIONS};
 use portcullis::tls::rustls::{HandshakeKind, KeyLog};
-use portcullis::{Alarm, Config, Connect, HandleError, Server, Shards, SpawnedShards};
+use portcullis::{Alarm, Config, Connect, HandleError, Server, Shards, Spawned};
 
-fn spawn(site: &Site) -> SpawnedShards<()> {
+fn spawn(site: &Site) -> Spawned<()> {
     let config = Arc::new(site.server());
     let build = move |_, server: &mut Server<()>| {
         let listen = local().name("secure").tls(Arc::clone(&config));
@@ -24,7 +24,7 @@ fn spawn(site: &Site) -> SpawnedShards<()> {
         .expect("shards")
 }
 
-fn finish(shards: SpawnedShards<()>) {
+fn finish(shards: Spawned<()>) {
     shards
         .handle
         .drain(Duration::from_secs(10))
@@ -54,7 +54,6 @@ fn a_new_certificate_is_that_of_every_shard() {
     assert!(shards
         .handle
         .shards()
-        .iter()
         .all(|handle| handle.stats().accepted > 1));
     let refused = shards.handle.set_tls("plain", PATIENCE, new.server());
     assert!(
@@ -121,7 +120,7 @@ fn a_place_given_back_at_the_end_of_a_turn_is_offered() {
     let addr = tcp(&shards.listeners[0].addr);
     let mut first = connect(addr);
     ping(&mut first, b"hello");
-    let handles = shards.handle.shards();
+    let handles: Vec<_> = shards.handle.shards().collect();
     eventually("it is counted", || {
         handles.iter().any(|handle| handle.stats().open == 1)
     });

@@ -14,8 +14,8 @@ use kit::net::{
     await_end, connect, eventually, held_by_each, local, ping, recv2, send2, tcp, Place, PATIENCE,
 };
 use portcullis::{
-    Config, Context, Error, HandleError, Handler, Listen, ListenerState, Outcome, Result, Server,
-    Shards, ShardsHandle, SpawnedShards,
+    Budgets, Config, Context, Error, Handle, HandleError, Handler, Listen, ListenerState, Outcome,
+    Result, Server, Shards, SocketOptions, Spawned,
 };
 
 /// Answers each frame with the number of its shard.
@@ -33,7 +33,7 @@ fn who(_app: &mut usize, _peer: portcullis::Peer) -> Who {
     Who
 }
 
-fn shards(count: usize, listen: Listen) -> SpawnedShards<usize> {
+fn shards(count: usize, listen: Listen) -> Spawned<usize> {
     let build = move |shard, server: &mut Server<usize>| {
         server.listen(listen.clone(), who)?;
         Ok(shard)
@@ -44,7 +44,7 @@ fn shards(count: usize, listen: Listen) -> SpawnedShards<usize> {
         .expect("shards")
 }
 
-fn addr(shards: &SpawnedShards<usize>) -> SocketAddr {
+fn addr(shards: &Spawned<usize>) -> SocketAddr {
     tcp(&shards.listeners[0].addr)
 }
 
@@ -53,7 +53,7 @@ fn asked(client: &mut TcpStream) -> usize {
     usize::from(recv2(client)[0])
 }
 
-fn finish<A>(shards: SpawnedShards<A>) {
+fn finish<A>(shards: Spawned<A>) {
     shards
         .handle
         .drain(Duration::from_secs(10))
@@ -63,7 +63,7 @@ fn finish<A>(shards: SpawnedShards<A>) {
 }
 
 /// Clients that stay, until each shard has one.
-fn one_for_each(shards: &SpawnedShards<usize>) -> Vec<TcpStream> {
+fn one_for_each(shards: &Spawned<usize>) -> Vec<TcpStream> {
     let count = shards.handle.shards().len();
     let mut clients: Vec<Option<TcpStream>> = (0..count).map(|_| None).collect();
     let mut others = Vec::new();
@@ -84,7 +84,10 @@ fn one_for_each(shards: &SpawnedShards<usize>) -> Vec<TcpStream> {
 #[test]
 fn all_shards_have_clients_of_one_port() {
     for reuse_port in [false, true] {
-        let shards = shards(3, local().reuse_port(reuse_port));
+        let shards = shards(
+            3,
+            local().socket(SocketOptions::new().reuse_port(reuse_port)),
+        );
         assert_eq!(
             (shards.listeners.len(), shards.handle.shards().len()),
             (1, 3)
@@ -104,7 +107,7 @@ fn all_shards_have_clients_of_one_port() {
 fn the_shard_with_fewer_connections_takes_the_next() {
     let mut tries = (0..20).map(|_| {
         let shards = shards(2, local());
-        let busy = kit::net::hold(&shards.handle.shards()[1]);
+        let busy = kit::net::hold(&shards.handle.shard(1).expect("a shard"));
         let mut clients: Vec<_> = (0..100).map(|_| connect(addr(&shards))).collect();
         assert!(clients.iter_mut().all(|client| asked(client) == 0));
         drop(busy);
@@ -190,11 +193,11 @@ fn each_listen_is_one_listener() {
     // Whichever shard has the listener does it.
     shards
         .handle
-        .suspend("admin", PATIENCE)
+        .change(PATIENCE, |control| control.suspend("admin"))
         .expect("one has it");
     let error = shards
         .handle
-        .suspend("nobody", PATIENCE)
+        .change(PATIENCE, |control| control.suspend("nobody"))
         .expect_err("none has it");
     assert_eq!(error, HandleError::NoListener("nobody".into()));
     finish(shards);
@@ -265,7 +268,13 @@ fn one_handle_reaches_all() {
         .iter()
         .find(|info| info.peer == local_addr)
         .expect("in shard 1");
+    let many = Err(HandleError::ManyShards);
+    assert_eq!(handle.send(found.id, "news"), many);
+    assert_eq!(handle.post(|_, _| ()), many);
+    assert_eq!(handle.call(PATIENCE, |_, _| ()), many);
+    assert!(!handle.is_live(found.id));
     let own = handle.shard(shard).expect("a shard");
+    assert!(own.is_live(found.id));
     own.send(found.id, "news").expect("alive");
     assert_eq!(recv2(&mut clients[1]), b"news");
     assert!(handle.shard(2).is_none());
@@ -277,7 +286,7 @@ fn one_handle_reaches_all() {
     });
     let (stats, each) = (
         handle.stats(),
-        handle.shards().iter().map(|handle| handle.stats().accepted),
+        handle.shards().map(|handle| handle.stats().accepted),
     );
     assert_eq!((stats.accepted, stats.max_connections), (each.sum(), 1024));
     assert_eq!(stats.accepted, stats.open as u64 + stats.closed_total());
@@ -310,14 +319,27 @@ fn what_is_changed_is_changed_in_all() {
     let handle = shards.handle.clone();
     handle
         .reconfigure(PATIENCE, |config| {
-            config.accept_budget(7).max_connections(50)
+            config
+                .budgets(Budgets {
+                    accepts: 7,
+                    ..Budgets::default()
+                })
+                .max_connections(50)
         })
         .expect("changed");
     assert_eq!(
-        (handle.max_connections(), handle.stats().max_connections),
+        (
+            handle.stats().max_connections,
+            handle.stats().max_connections
+        ),
         (50, 50)
     );
-    let refused = handle.reconfigure(PATIENCE, |config| config.accept_budget(0));
+    let refused = handle.reconfigure(PATIENCE, |config| {
+        config.budgets(Budgets {
+            accepts: 0,
+            ..Budgets::default()
+        })
+    });
     assert!(
         matches!(refused, Err(HandleError::Refused(_))),
         "{refused:?}"
@@ -331,15 +353,20 @@ fn what_is_changed_is_changed_in_all() {
     // A change of another option keeps a cap that was set elsewhere.
     handle.set_max_connections(60).expect("changed");
     handle
-        .reconfigure(PATIENCE, |config| config.accept_budget(8))
+        .reconfigure(PATIENCE, |config| {
+            config.budgets(Budgets {
+                accepts: 8,
+                ..Budgets::default()
+            })
+        })
         .expect("changed");
-    assert_eq!(handle.max_connections(), 60);
+    assert_eq!(handle.stats().max_connections, 60);
     let set = |_: &mut usize, control: &mut portcullis::Control<'_, usize>| {
         control.set_max_connections(70)
     };
     let one = handle.shard(1).expect("a shard");
     one.call(PATIENCE, set).expect("answered").expect("changed");
-    assert_eq!(handle.max_connections(), 70, "it is the cap of all");
+    assert_eq!(handle.stats().max_connections, 70, "it is the cap of all");
 
     let limit = |listen: Listen| listen.max_connections(3);
     handle
@@ -349,16 +376,22 @@ fn what_is_changed_is_changed_in_all() {
         handle.listeners(PATIENCE).expect("answers")[0].max_connections,
         6
     );
-    handle.suspend("door", PATIENCE).expect("suspended");
+    handle
+        .change(PATIENCE, |control| control.suspend("door"))
+        .expect("suspended");
     assert_eq!(
         handle.listeners(PATIENCE).expect("answers")[0].state,
         ListenerState::Suspended
     );
     let mut waits = connect(addr(&shards));
     send2(&mut waits, b"who");
-    handle.resume("door", PATIENCE).expect("resumed");
+    handle
+        .change(PATIENCE, |control| control.resume("door"))
+        .expect("resumed");
     recv2(&mut waits);
-    handle.close_listener("door", PATIENCE).expect("closed");
+    handle
+        .change(PATIENCE, |control| control.close_listener("door"))
+        .expect("closed");
     assert_eq!(handle.listeners(PATIENCE).expect("answers"), []);
     let refused = TcpStream::connect(addr(&shards)).expect_err("no port");
     assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
@@ -387,7 +420,7 @@ fn a_job_that_panics_or_is_late_is_told() {
         .call_each(PATIENCE, |shard, _, _| assert_eq!(shard, 0));
     assert_eq!(panicked, Err(HandleError::Panicked));
     eventually("it is counted", || shards.handle.stats().panics == 1);
-    let busy = kit::net::hold(shards.handle.shard(0).expect("a shard"));
+    let busy = kit::net::hold(&shards.handle.shard(0).expect("a shard"));
     let late = shards
         .handle
         .call_each(Duration::from_millis(1), |_, _, _| ());
@@ -399,7 +432,7 @@ fn a_job_that_panics_or_is_late_is_told() {
 #[test]
 fn after_the_end_the_handle_says_so() {
     let shards = shards(2, local());
-    let handle: ShardsHandle<usize> = shards.handle.clone();
+    let handle: Handle<usize> = shards.handle.clone();
     // Those that still run are asked without those that have gone.
     handle.shard(0).expect("a shard").stop().expect("it runs");
     eventually("one has gone", || {
@@ -423,7 +456,10 @@ fn after_the_end_the_handle_says_so() {
     assert_eq!(handle.post_each(|_, _, _| {}), Err(HandleError::ServerGone));
     assert_eq!(handle.drain(PATIENCE), Err(HandleError::ServerGone));
     assert_eq!(handle.stop(), Err(HandleError::ServerGone));
-    assert_eq!(handle.suspend(7, PATIENCE), Err(HandleError::ServerGone));
+    assert_eq!(
+        handle.change(PATIENCE, |control| control.suspend(7)),
+        Err(HandleError::ServerGone)
+    );
     assert!(handle.metrics(PATIENCE).is_err());
     assert_eq!(handle.stats().accepted, 1, "the counters stay");
 }
@@ -473,7 +509,7 @@ fn an_error_in_one_build_ends_the_others() {
     TcpListener::bind(free).expect("the port is free");
     let taken = TcpListener::bind("127.0.0.1:0").expect("bind");
     let port = taken.local_addr().expect("known");
-    let outcome: Result<SpawnedShards<usize>> =
+    let outcome: Result<Spawned<usize>> =
         Shards::new(Config::new())
             .threads(2)
             .spawn(move |shard, server| {
@@ -484,7 +520,10 @@ fn an_error_in_one_build_ends_the_others() {
         matches!(outcome, Err(Error::AddressInUse { .. })),
         "{outcome:?}"
     );
-    let config = Config::new().accept_budget(0);
+    let config = Config::new().budgets(Budgets {
+        accepts: 0,
+        ..Budgets::default()
+    });
     let outcome = Shards::new(config).spawn(|_, _: &mut Server<()>| Ok(()));
     assert!(matches!(outcome, Err(Error::Option { .. })), "{outcome:?}");
 }

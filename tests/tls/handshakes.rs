@@ -13,7 +13,9 @@ use kit::tls::{
 };
 use portcullis::tls::rustls::server::{NoServerSessionStorage, ServerConnection};
 use portcullis::tls::rustls::{version, ClientConfig, ServerConfig};
-use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Outcome, Server};
+use portcullis::{
+    Budgets, CloseReason, Config, ConnConfig, Context, Framing, Handler, Listen, Outcome, Server,
+};
 
 fn listen(config: ServerConfig) -> Listen {
     local().tls(Arc::new(config))
@@ -410,7 +412,7 @@ fn three_hundred_handshakes_leave_the_open_connection_alive() {
     let site = Site::new();
     let server = spawn_echo(
         Config::new().max_connections(CLIENTS + 1),
-        listen(site.server()).handshake_timeout(kit::net::PATIENCE),
+        listen(site.server()).conn(ConnConfig::new().handshake_timeout(kit::net::PATIENCE)),
     );
     let mut open = secure(server.addr(), &site.client(&version::TLS13));
     ping(&mut open, b"before");
@@ -440,7 +442,13 @@ fn three_hundred_handshakes_leave_the_open_connection_alive() {
 #[test]
 fn a_handshake_budget_of_one_forgets_no_client() {
     let site = Site::new();
-    let server = spawn_echo(Config::new().handshake_budget(1), listen(site.server()));
+    let server = spawn_echo(
+        Config::new().budgets(Budgets {
+            handshakes: 1,
+            ..Budgets::default()
+        }),
+        listen(site.server()),
+    );
     std::thread::scope(|scope| {
         for number in 0..20 {
             let (config, addr) = (site.client(VERSIONS[number % 2]), server.addr());

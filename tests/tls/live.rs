@@ -83,9 +83,13 @@ fn a_port_keeps_speaking_what_it_speaks() {
         .listen(local().name("secure").tls(site.server()), echo)
         .expect("listen");
     let attempts = [
-        server.set_tls("plain", site.server()),
-        server.reconfigure_listener("plain", |listen| listen.tls(site.server())),
-        server.reconfigure_listener("secure", |_| local().name("secure")),
+        server.control().set_tls("plain", site.server()),
+        server
+            .control()
+            .reconfigure_listener("plain", |listen| listen.tls(site.server())),
+        server
+            .control()
+            .reconfigure_listener("secure", |_| local().name("secure")),
     ];
     for outcome in attempts {
         match outcome {
@@ -97,9 +101,10 @@ fn a_port_keeps_speaking_what_it_speaks() {
         }
     }
     server
+        .control()
         .set_tls("secure", site.server())
         .expect("TLS before and after");
-    match server.set_tls("nobody", site.server()) {
+    match server.control().set_tls("nobody", site.server()) {
         Err(Error::NoListener { .. }) => {}
         other => panic!("{other:?}"),
     }

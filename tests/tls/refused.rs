@@ -13,7 +13,7 @@ use kit::tls::{
 };
 use portcullis::tls::rustls::crypto::CryptoProvider;
 use portcullis::tls::rustls::{version, ClientConfig, ServerConfig};
-use portcullis::{CloseReason, Config, Framing, Listen, Server};
+use portcullis::{CloseReason, Config, ConnConfig, Framing, Listen, Server};
 
 const SOON: Duration = Duration::from_millis(200);
 
@@ -27,11 +27,12 @@ fn recorder(site: &Site) -> Running<Seen> {
 
 /// Two listeners: the first has no patience, the second has all of it, for clients that are to be served on a busy machine.
 fn two_listeners(site: &Site, config: Config) -> (Running<Seen>, [SocketAddr; 2]) {
-    let [short, long] = [SOON, PATIENCE].map(|timeout| listen(site).handshake_timeout(timeout));
+    let [short, long] = [SOON, PATIENCE]
+        .map(|timeout| listen(site).conn(ConnConfig::new().handshake_timeout(timeout)));
     let server = spawn(move || {
         let mut server = Server::new(config).expect("server");
-        server.listen(short, Witnesses).expect("listen");
-        server.listen(long, Witnesses).expect("listen");
+        server.listen_with(short, Witnesses).expect("listen");
+        server.listen_with(long, Witnesses).expect("listen");
         (server, Seen::default())
     });
     let addrs = [
@@ -164,7 +165,10 @@ fn dripping_buys_no_time() {
 #[test]
 fn an_open_connection_has_no_handshake_deadline() {
     let site = Site::new();
-    let server = spawn_recorder(Config::new(), listen(&site).handshake_timeout(5 * SOON));
+    let server = spawn_recorder(
+        Config::new(),
+        listen(&site).conn(ConnConfig::new().handshake_timeout(5 * SOON)),
+    );
     let mut open = secure(server.addr(), &site.client(&version::TLS13));
     let _silent = connect(server.addr());
     server.until("the silent one is gone", |stats| {
@@ -200,7 +204,10 @@ fn plaintext_on_a_tls_port_is_named() {
 fn a_short_word_of_plaintext_is_named_too() {
     let site = Site::new();
     for finish in [false, true] {
-        let server = spawn_recorder(Config::new(), listen(&site).handshake_timeout(SOON));
+        let server = spawn_recorder(
+            Config::new(),
+            listen(&site).conn(ConnConfig::new().handshake_timeout(SOON)),
+        );
         let mut tcp = talk(server.addr(), b"hi");
         if finish {
             tcp.shutdown(Shutdown::Write).expect("FIN");
@@ -442,7 +449,9 @@ fn tls_on_a_plain_port_is_named() {
         // To packet-2 it begins a frame of 5.6 KB that never ends; to packet-4 one that is too large.
         let server = spawn_echo(
             Config::new(),
-            local().framing(framing.clone()).frame_timeout(SOON),
+            local()
+                .framing(framing.clone())
+                .conn(ConnConfig::new().frame_timeout(SOON)),
         );
         let mut tcp = talk(server.addr(), &hello);
         assert_eq!(read_to_end(&mut tcp), b"");
@@ -510,7 +519,7 @@ fn a_service_refuses_before_the_handshake() {
         let service = portcullis::try_accept(|_: &mut (), _| -> Result<kit::net::Echo, _> {
             Err(portcullis::Refuse::with_farewell(*b"closed on Sundays\n"))
         });
-        server.listen(listen, service).expect("listen");
+        server.listen_with(listen, service).expect("listen");
         (server, ())
     });
     assert_eq!(

@@ -5,7 +5,8 @@ use std::time::Duration;
 use kit::campaign::Plan;
 use portcullis::sim::{Call, ClientState, Fault, Faults, Op, Script, Scripted, Sim, Stage};
 use portcullis::{
-    CloseReason, Config, Context, Control, Framing, Handler, Listen, Message, Outcome,
+    Budgets, CloseReason, Config, ConnConfig, Context, Control, Framing, Handler, Listen, Message,
+    Outcome, PendingLimits, Quota, SocketOptions,
 };
 
 fn play(seeds: std::ops::Range<u64>, tls: bool) {
@@ -64,7 +65,8 @@ fn listen() -> Listen {
 
 #[test]
 fn a_day_passes_in_virtual_time() {
-    let (mut sim, addr) = echo(listen().idle_timeout(Duration::from_secs(24 * 3600)));
+    let (mut sim, addr) =
+        echo(listen().conn(ConnConfig::new().idle_timeout(Duration::from_secs(24 * 3600))));
     let client = sim.connect(addr).expect("connected");
     sim.send(client, b"hello\n");
     sim.advance(Duration::from_secs(24 * 3600 - 1));
@@ -132,7 +134,8 @@ fn fd_exhaustion_ends_when_a_descriptor_is_free() {
 /// progress all the same.
 #[test]
 fn a_slow_reader_is_no_stalled_one() {
-    let (mut sim, addr) = echo(listen().write_timeout(Duration::from_secs(1)));
+    let (mut sim, addr) =
+        echo(listen().conn(ConnConfig::new().write_timeout(Duration::from_secs(1))));
     let client = sim.connect(addr).expect("connected");
     sim.set_reading(client, false);
     sim.set_send_buffer(client, 10_000);
@@ -209,7 +212,7 @@ fn the_shortest_drain_holds() {
 /// most a full backlog.
 #[test]
 fn a_flood_of_connects_does_not_hold_up_a_drain() {
-    let (mut sim, addr) = echo(listen().backlog(4));
+    let (mut sim, addr) = echo(listen().socket(SocketOptions::new().backlog(4)));
     sim.control().drain(Duration::from_secs(60));
     let mut taken = 0;
     while sim.connect(addr).is_some() {
@@ -223,7 +226,8 @@ fn a_flood_of_connects_does_not_hold_up_a_drain() {
 /// A flood that fills every batch of events must not stop the clocks.
 #[test]
 fn full_batches_do_not_stop_the_clocks() {
-    let (mut sim, addr) = echo(listen().idle_timeout(Duration::from_secs(1)));
+    let (mut sim, addr) =
+        echo(listen().conn(ConnConfig::new().idle_timeout(Duration::from_secs(1))));
     let client = sim.connect(addr).expect("connected");
     sim.settle();
     let mut faults = Faults::none();
@@ -241,7 +245,14 @@ fn full_batches_do_not_stop_the_clocks() {
 #[test]
 fn a_flood_of_handshakes_does_not_starve_one() {
     use kit::sim_tls;
-    let mut sim = Sim::new(3, Config::new().handshake_budget(1), ());
+    let mut sim = Sim::new(
+        3,
+        Config::new().budgets(Budgets {
+            handshakes: 1,
+            ..Budgets::default()
+        }),
+        (),
+    );
     let listen = listen().tls(sim_tls::server_config());
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     // Events come in the order in which clients have connected: one speaks before the flood does, one behind it.
@@ -274,8 +285,23 @@ fn a_flood_of_handshakes_does_not_starve_one() {
 #[test]
 fn a_connection_with_unread_input_is_not_evicted() {
     use kit::sim_tls;
-    let config = Config::new().handshake_budget(1).max_pending(3);
-    let mut sim = Sim::new(3, config.pending_grace(Duration::ZERO), ());
+    let config = Config::new()
+        .budgets(Budgets {
+            handshakes: 1,
+            ..Budgets::default()
+        })
+        .pending_limits(PendingLimits {
+            connections: Quota::Count(3),
+            ..PendingLimits::default()
+        });
+    let mut sim = Sim::new(
+        3,
+        config.pending_limits(PendingLimits {
+            grace: Duration::ZERO,
+            ..PendingLimits::default()
+        }),
+        (),
+    );
     let listen = listen().tls(sim_tls::server_config());
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let old = sim.connect(addr).expect("connected");
@@ -308,10 +334,17 @@ fn a_connection_with_unread_input_is_not_evicted() {
 fn a_handshake_is_not_timed_out_unread() {
     use kit::sim_tls;
     for full_batches in [0, 1000] {
-        let mut sim = Sim::new(3, Config::new().handshake_budget(3), ());
+        let mut sim = Sim::new(
+            3,
+            Config::new().budgets(Budgets {
+                handshakes: 3,
+                ..Budgets::default()
+            }),
+            (),
+        );
         let listen = listen()
             .tls(sim_tls::server_config())
-            .handshake_timeout(Duration::from_secs(1));
+            .conn(ConnConfig::new().handshake_timeout(Duration::from_secs(1)));
         let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
         let mut faults = Faults::none();
         faults.full_batches = full_batches;
@@ -349,10 +382,17 @@ fn a_handshake_is_not_timed_out_unread() {
 #[test]
 fn a_handshake_that_drips_is_timed_out() {
     use kit::sim_tls;
-    let mut sim = Sim::new(3, Config::new().handshake_budget(1), ());
+    let mut sim = Sim::new(
+        3,
+        Config::new().budgets(Budgets {
+            handshakes: 1,
+            ..Budgets::default()
+        }),
+        (),
+    );
     let listen = listen()
         .tls(sim_tls::server_config())
-        .handshake_timeout(Duration::from_secs(1));
+        .conn(ConnConfig::new().handshake_timeout(Duration::from_secs(1)));
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let flood: Vec<_> = (0..20)
         .map(|_| sim.connect(addr).expect("connected"))
@@ -393,7 +433,9 @@ fn a_peer_that_resets_after_its_close_notify_is_noticed_by_a_write() {
     }
     let mut sim = Sim::new(3, Config::new(), ());
     // One line is enough to stop its clocks.
-    let listen = listen().tls(sim_tls::server_config()).watermarks(1, 2);
+    let listen = listen()
+        .tls(sim_tls::server_config())
+        .conn(ConnConfig::new().watermarks(1, 2));
     let addr = sim.listen(listen, |_: &mut (), _| Late).expect("listen");
     let (client, mut tls) = (
         sim.connect(addr).expect("connected"),
@@ -526,8 +568,15 @@ fn a_script_made_by_a_fuzzer_is_played() {
 /// Frames that wait in the server's memory are announced by no event: a turn for each is no spinning.
 #[test]
 fn turns_without_events_are_no_spinning_while_frames_come() {
-    let mut sim = Sim::new(7, Config::new().read_budget(1), ());
-    let listen = listen().watermarks(0, 1);
+    let mut sim = Sim::new(
+        7,
+        Config::new().budgets(Budgets {
+            read_bytes: 1,
+            ..Budgets::default()
+        }),
+        (),
+    );
+    let listen = listen().conn(ConnConfig::new().watermarks(0, 1));
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let client = sim.connect(addr).expect("connected");
     let lines = vec![b'\n'; 30_000];
@@ -542,9 +591,18 @@ fn turns_without_events_are_no_spinning_while_frames_come() {
 fn frames_that_wait_for_their_turn_run_into_no_deadline() {
     let second = Duration::from_secs(1);
     // One frame in a turn.
-    let mut sim = Sim::new(7, Config::new().read_budget(64).max_connections(3_000), ());
+    let mut sim = Sim::new(
+        7,
+        Config::new()
+            .budgets(Budgets {
+                read_bytes: 64,
+                ..Budgets::default()
+            })
+            .max_connections(3_000),
+        (),
+    );
     sim.set_descriptor_limit(4_000);
-    let listen = listen().idle_timeout(second).frame_timeout(second);
+    let listen = listen().conn(ConnConfig::new().idle_timeout(second).frame_timeout(second));
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     // More than have their turns in one turn of the loop.
     let mut clients = Vec::new();
@@ -619,7 +677,11 @@ fn a_long_pause_leaves_an_idle_deadline_behind() {
     // Paused long before its timer comes, and in the same moment.
     for (by_itself, early) in [(true, true), (false, true), (true, false), (false, false)] {
         let mut sim = Sim::new(7, Config::new(), ());
-        let options = listen().idle_timeout(idle).linger(Duration::ZERO, 1024);
+        let options = listen().conn(
+            ConnConfig::new()
+                .idle_timeout(idle)
+                .linger(Duration::ZERO, 1024),
+        );
         let addr = sim.listen(options, |_: &mut (), _| Waits).expect("listen");
         let client = sim.connect(addr).expect("connected");
         sim.send(client, if early { b"wait\n" } else { b"said\n" });

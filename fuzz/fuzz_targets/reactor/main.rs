@@ -92,7 +92,7 @@ impl<'a> World<'a> {
         sim.app_mut().handle = Some(handle);
         let addrs = [0, 1].map(|which| {
             let test_service = plan.setup.test_service();
-            sim.listen(plan.setup.listen(which), test_service)
+            sim.listen_with(plan.setup.listen(which), test_service)
                 .expect("a listener in an empty world")
         });
         sim.set_faults(plan.setup.faults());

@@ -7,8 +7,9 @@ use kit::script::ScriptedHandler;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use portcullis::sim::{Faults, Random};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Config, Decoded, FrameBuf, FrameError, Framer, Framing,
-    Listen, Peer, ProxyProtocol, Rate, Refuse, Service,
+    AccessRules, AtCapacity, Budgets, CloseReason, Config, ConnConfig, Decoded, FrameBuf,
+    FrameError, Framer, Framing, Listen, Peer, PendingLimits, ProxyProtocol, QueueLimits, Quota,
+    Rate, Refuse, Service, SocketOptions, SourceLimits,
 };
 
 use crate::subject::{tcp, App, Subject};
@@ -64,8 +65,10 @@ impl Setup {
         let config = if self.has_limits() {
             Config::new()
                 .accept_rate(Rate::per_second(100).burst(3))
-                .max_pending(2)
-                .pending_grace(Duration::from_millis(100))
+                .pending_limits(PendingLimits {
+                    connections: Quota::Count(2),
+                    grace: Duration::from_millis(100),
+                })
                 .memory_limit(if self.limits_memory() {
                     1 << 20
                 } else {
@@ -76,11 +79,16 @@ impl Setup {
         };
         config
             .max_connections(usize::from(16 - self.cap % 17))
-            .accept_budget(accept)
-            .read_budget(read)
-            .job_budget(jobs)
-            .queue_limit(amount(!self.queue[0]).max(1))
-            .queue_bytes(amount(!self.queue[1]))
+            .budgets(Budgets {
+                accepts: accept,
+                read_bytes: read,
+                commands: jobs,
+                ..Budgets::default()
+            })
+            .queue_limits(QueueLimits {
+                commands: amount(!self.queue[0]).max(1),
+                bytes: amount(!self.queue[1]),
+            })
             .emfile_backoff(Duration::from_millis(
                 500 + 10 * u64::from(self.emfile_backoff),
             ))
@@ -92,19 +100,22 @@ impl Setup {
         let [handshake, frame, idle, write, linger] = self.timeouts.map(time);
         let mut listen = Listen::tcp("127.0.0.1:0")
             .framing(self.framing(which))
-            .watermarks(low, high)
-            .output_limit(high + amount(!most))
-            .handshake_timeout(handshake)
-            .frame_timeout(frame)
-            .idle_timeout(idle)
-            .write_timeout(write)
-            .linger(
-                linger.min(Duration::from_secs(20)),
-                amount(!self.linger_bytes),
+            .conn(
+                ConnConfig::new()
+                    .watermarks(low, high)
+                    .output_limit(high + amount(!most))
+                    .handshake_timeout(handshake)
+                    .frame_timeout(frame)
+                    .idle_timeout(idle)
+                    .write_timeout(write)
+                    .linger(
+                        linger.min(Duration::from_secs(20)),
+                        amount(!self.linger_bytes),
+                    ),
             )
-            .backlog(u32::from(!self.backlog));
+            .socket(SocketOptions::new().backlog(u32::from(!self.backlog)));
         if let bytes @ 1.. = amount(self.max_frame) {
-            listen = listen.max_frame(bytes);
+            listen.conn.max_frame = Some(bytes);
         }
         if self.refuse[which] % 2 == 1 {
             listen = listen.at_capacity(AtCapacity::Refuse {
@@ -112,10 +123,13 @@ impl Setup {
             });
         }
         if self.has_limits() {
+            listen.conn.frame_rate = Some(Rate::per_second(10_000).burst(10));
             listen = listen
                 .accept_rate(Rate::per_second(50).burst(2))
-                .source_connections(5)
-                .frame_rate(Rate::per_second(10_000).burst(10))
+                .source_limits(SourceLimits {
+                    connections: Some(5),
+                    ..SourceLimits::default()
+                })
                 .total_read_rate(Rate::per_second(1_000_000).burst(1000));
         }
         if let Some(mode) = self.proxy(which) {

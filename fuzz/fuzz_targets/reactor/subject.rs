@@ -5,7 +5,7 @@ use std::fmt::{self, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use kit::planned::{blow, Fuse};
+use kit::planned::{blow, PanicOnDrop};
 use kit::script::{Call, Inside, Play, ScriptedHandler};
 use libfuzzer_sys::arbitrary::{self, Arbitrary, Unstructured};
 use portcullis::{
@@ -205,7 +205,7 @@ impl App {
 
 pub struct Subject {
     peer: SocketAddr,
-    fuse: Option<Fuse>,
+    fuse: Option<PanicOnDrop>,
 }
 
 impl Subject {
@@ -268,7 +268,7 @@ impl Subject {
                 Action::End(End::Fail) => return Err(Close::because("as planned")),
                 Action::End(End::Panic) => blow(),
                 Action::PanicLater => {
-                    self.fuse.get_or_insert_with(|| Fuse);
+                    self.fuse.get_or_insert_with(|| PanicOnDrop);
                 }
             }
         }

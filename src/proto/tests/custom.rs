@@ -144,7 +144,7 @@ impl Framer for Greedy {
 
 #[test]
 fn always_more_is_bounded() {
-    let small = Limits {
+    let small = ConnConfig {
         max_frame: Some(100),
         ..limits()
     };
@@ -159,7 +159,7 @@ fn always_more_is_bounded() {
 
 #[test]
 fn a_payload_above_the_maximum_is_too_large() {
-    let small = Limits {
+    let small = ConnConfig {
         max_frame: Some(3),
         ..limits()
     };
@@ -184,7 +184,7 @@ fn the_envelope_is_bounded_however_it_is_cut() {
     });
     let wire = [vec![b'.'; 200], b"x>".to_vec()].concat();
     for piece in [1, 202] {
-        let small = Limits {
+        let small = ConnConfig {
             max_frame: Some(10),
             ..limits()
         };

@@ -12,7 +12,7 @@ enum Style {
 
 /// Returns the handler's events, the bytes for the peer, and the reason.
 fn outcome(framing: &Framing, style: Style, pieces: &[&[u8]]) -> (Vec<Seen>, Vec<u8>, CloseReason) {
-    let limits = Limits {
+    let limits = ConnConfig {
         max_frame: Some(40),
         ..limits()
     };

@@ -305,7 +305,7 @@ fn never_is_never() {
 /// Limits of zero expire at once, without a spin.
 #[test]
 fn zero_is_at_once() {
-    let zero = Limits {
+    let zero = ConnConfig {
         handshake_timeout: Duration::ZERO,
         frame_timeout: Duration::ZERO,
         idle_timeout: Duration::ZERO,

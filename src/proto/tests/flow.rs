@@ -95,7 +95,7 @@ fn the_hard_limit() {
 /// A limit below the high watermark still leads to `on_writable`.
 #[test]
 fn full_below_the_high_mark_leads_to_writable() {
-    let small = Limits {
+    let small = ConnConfig {
         output_limit: 5,
         ..limits()
     };
@@ -297,7 +297,7 @@ fn set_framing_applies_both_ways() {
 /// Buffered input may be too long for the new framing.
 #[test]
 fn set_framing_limits_buffered_input() {
-    let small = Limits {
+    let small = ConnConfig {
         max_frame: Some(4),
         ..limits()
     };
@@ -316,7 +316,7 @@ fn set_framing_limits_buffered_input() {
 /// Good frames, then a bad one: the answers are sent, then the connection ends.
 #[test]
 fn the_answers_to_good_frames_arrive_before_the_end() {
-    let small = Limits {
+    let small = ConnConfig {
         max_frame: Some(4),
         ..limits()
     };

@@ -7,7 +7,7 @@ const V2: &[u8] =
     b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0C\xC0\0\x02\x01\xC6\x33\x64\x02\xC3\x50\x01\xBB";
 const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
-fn waiting(required: bool, limits: Limits) -> Rig {
+fn waiting(required: bool, limits: ConnConfig) -> Rig {
     let mut rig = Rig::accepted(&Framing::Packet2, limits, None, Box::new(echo));
     rig.machine.await_header(required);
     rig.turn();

@@ -193,7 +193,7 @@ fn a_client_hello_on_a_plain_port_is_named() {
     assert_eq!(rig.finish(), CloseReason::UnexpectedTls);
 
     for framing in [Framing::Packet2, Framing::Packet4, Framing::Line] {
-        let small = Limits {
+        let small = ConnConfig {
             max_frame: Some(8),
             ..limits()
         };

@@ -146,8 +146,8 @@ fn secs(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn limits() -> Limits {
-    Limits {
+fn limits() -> ConnConfig {
+    ConnConfig {
         handshake_timeout: secs(10),
         frame_timeout: secs(30),
         idle_timeout: secs(120),
@@ -161,14 +161,12 @@ fn limits() -> Limits {
         max_frame: None,
         read_rate: None,
         frame_rate: None,
-        total_read_rate: None,
-        total_frame_rate: None,
     }
 }
 
 /// All clocks off.
-fn no_limits() -> Limits {
-    Limits {
+fn no_limits() -> ConnConfig {
+    ConnConfig {
         handshake_timeout: Duration::MAX,
         frame_timeout: Duration::MAX,
         idle_timeout: Duration::MAX,
@@ -182,8 +180,6 @@ fn no_limits() -> Limits {
         max_frame: None,
         read_rate: None,
         frame_rate: None,
-        total_read_rate: None,
-        total_frame_rate: None,
     }
 }
 
@@ -191,7 +187,7 @@ impl Rig {
     /// A connection that is accepted and not yet admitted.
     fn accepted(
         framing: &Framing,
-        limits: Limits,
+        limits: ConnConfig,
         tls: Option<&TlsConfig>,
         script: Script,
     ) -> Self {
@@ -215,7 +211,7 @@ impl Rig {
     /// A connection that is open, after `on_open`.
     fn open_with(
         framing: &Framing,
-        limits: Limits,
+        limits: ConnConfig,
         script: impl FnMut(&mut Turn<'_>, &Seen) -> Outcome + 'static,
     ) -> Self {
         let mut rig = Self::accepted(framing, limits, None, Box::new(script));

@@ -3,7 +3,7 @@
 use super::*;
 
 fn at_most(read_rate: Option<Rate>, frame_rate: Option<Rate>) -> Rig {
-    let limits = Limits {
+    let limits = ConnConfig {
         read_rate,
         frame_rate,
         idle_timeout: secs(5),

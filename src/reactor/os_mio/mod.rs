@@ -28,7 +28,6 @@ use super::shared_listen_sockets::SharedListenSockets;
 use super::socket_file::SocketFile;
 use crate::addr::{Addr, UnixAddr};
 use crate::handle::Wake;
-use crate::listen::SocketOptions;
 use crate::proto::Time;
 
 /// Events taken per iteration.

@@ -17,13 +17,14 @@ use socket::{ModelOs, Socket};
 use super::input::{Action, End, Input, Told};
 use super::Violation;
 use crate::addr::Addr;
-use crate::connect::Connect;
+use crate::config::Connect;
+use crate::config::{Listen, ProxyProtocol};
 use crate::error::Result;
 use crate::id::ConnId;
-use crate::listen::{Listen, ProxyProtocol};
 use crate::proto::tls::ClientTls;
 use crate::proto::{
-    Fingerprint, Framing, Limits, Machine, Pool, ProxyHeader, SharedMeters, State, Time, TlsConfig,
+    ConnConfig, Fingerprint, Framing, Machine, Pool, ProxyHeader, SharedMeters, State, Time,
+    TlsConfig,
 };
 use crate::reactor::connection::Connection;
 use crate::reactor::drive::Budget;
@@ -69,7 +70,7 @@ pub struct ConnModel {
     plain: Vec<u8>,
     /// The time of the running turn.
     now: Time,
-    limits: Rc<Limits>,
+    limits: Rc<ConnConfig>,
     /// Work is left after a turn that no event will announce.
     again: bool,
     fault: Option<Violation>,
@@ -134,7 +135,7 @@ impl ConnModel {
     /// Those of [`Server::listen`](crate::Server::listen).
     pub fn accepted(listen: &Listen) -> Result<Self> {
         listen.check()?;
-        let limits = Rc::new(listen.limits.clone());
+        let limits = Rc::new(listen.conn.clone());
         let (tls, mut pool) = (listen.tls.as_ref(), Pool::default());
         let mut machine = Machine::new(
             &listen.framing,
@@ -144,10 +145,10 @@ impl ConnModel {
             &mut pool,
         );
         let mut meters = SharedMeters::default();
-        meters.follow(limits.total_read_rate, limits.total_frame_rate, Time::ZERO);
+        meters.follow(listen.total_read_rate, listen.total_frame_rate, Time::ZERO);
         machine.set_rates(&meters);
-        if listen.proxy != ProxyProtocol::Off {
-            machine.await_header(listen.proxy == ProxyProtocol::Required);
+        if listen.proxy_protocol != ProxyProtocol::Off {
+            machine.await_header(listen.proxy_protocol == ProxyProtocol::Required);
         }
         Ok(Self::of(
             machine,
@@ -157,7 +158,7 @@ impl ConnModel {
         ))
     }
 
-    fn of(machine: Machine, limits: Rc<Limits>, framing: &Framing, is_tls: bool) -> Self {
+    fn of(machine: Machine, limits: Rc<ConnConfig>, framing: &Framing, is_tls: bool) -> Self {
         let framing = match framing {
             _ if is_tls => None,
             Framing::Custom(_) => None,
@@ -194,10 +195,10 @@ impl ConnModel {
     ///
     /// # Errors
     ///
-    /// Those of [`Server::connect`](crate::Server::connect) for options that cannot work.
+    /// Those of [`Control::connect`](crate::Control::connect) for options that cannot work.
     pub fn connecting(connect: &Connect) -> Result<Self> {
         connect.check(&Addr::unspecified())?;
-        let limits = Rc::new(connect.limits.clone());
+        let limits = Rc::new(connect.conn.clone());
         let machine = Machine::connecting(&connect.framing, Rc::clone(&limits), Time::ZERO);
         let is_tls = connect.tls.is_some();
         let mut model = Self::of(machine, limits, &connect.framing, is_tls);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::{violation, Checked};
-use crate::proto::Limits;
+use crate::proto::ConnConfig;
 use crate::reason::CloseReason;
 use crate::sim::input::{End, Told};
 use crate::sim::Violation;
@@ -60,7 +60,7 @@ impl Oracle {
     /// A frame was taken, or refused because too much waits; so much waited before, and waits now.
     pub(super) fn sees_send(
         &mut self,
-        limits: &Limits,
+        limits: &ConnConfig,
         payload: &[u8],
         taken: bool,
         before: usize,
@@ -106,7 +106,7 @@ impl Oracle {
     }
 
     /// So many bytes still wait for the peer of a connection that is open or not.
-    pub(super) fn sees_room(&mut self, limits: &Limits, queued: usize, open: bool) {
+    pub(super) fn sees_room(&mut self, limits: &ConnConfig, queued: usize, open: bool) {
         if self.congested && queued <= limits.low_watermark {
             self.congested = false;
             self.writable_due = open;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use portcullis::sim::{Call, ClientId, ClientState, Faults, Scripted, Sim, Violation};
 use portcullis::{
-    AccessRules, Close, Closed, Config, Context, Framing, Handler, Listen, ListenerId, Outcome,
-    Peer, ProxyProtocol, Rate, Refuse, Service,
+    AccessRules, Close, Closed, Config, ConnConfig, Context, Framing, Handler, Listen, ListenerId,
+    Outcome, Peer, ProxyProtocol, Rate, Refuse, Service, SourceLimits,
 };
 
 #[cfg(feature = "tls")]
@@ -230,7 +230,7 @@ impl Stage {
         let listen = || {
             let listen = Listen::tcp("127.0.0.1:0")
                 .framing(Framing::Line)
-                .watermarks(50, 100);
+                .conn(ConnConfig::new().watermarks(50, 100));
             #[cfg(feature = "tls")]
             if is_tls {
                 return listen.tls(sim_tls::server_config());
@@ -242,13 +242,19 @@ impl Stage {
                 .proxy_protocol(ProxyProtocol::Required)
                 .trusted_proxies(AccessRules::allow_all())
                 .accept_rate(Rate::per_second(10).burst(2))
-                .source_connections(100)
-                .read_rate(Rate::per_second(100).burst(20))
-                .frame_rate(Rate::per_second(10).burst(1))
+                .source_limits(SourceLimits {
+                    connections: Some(100),
+                    ..SourceLimits::default()
+                })
+                .conn(
+                    ConnConfig::new()
+                        .read_rate(Rate::per_second(100).burst(20))
+                        .frame_rate(Rate::per_second(10).burst(1)),
+                )
                 .total_frame_rate(Rate::per_second(20).burst(5))
         };
         let mut sim = Sim::new(7, Config::new(), Books::default());
-        let doors = [(); 2].map(|()| sim.listen(listen(), Door).expect("listen"));
+        let doors = [(); 2].map(|()| sim.listen_with(listen(), Door).expect("listen"));
         let mut stage = Self {
             sim,
             doors,

@@ -11,8 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use portcullis::{
-    Addr, Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, SpawnedShards,
-    Stats,
+    Addr, Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, Spawned, Stats,
 };
 
 /// The longest that anything may take, on a machine that is busy with something else.
@@ -29,8 +28,8 @@ impl<A> Handler<A> for Echo {
 }
 
 /// How many connections each shard has.
-pub fn held_by_each<A>(shards: &SpawnedShards<A>) -> Vec<usize> {
-    let handles = shards.handle.shards().iter();
+pub fn held_by_each<A>(shards: &Spawned<A>) -> Vec<usize> {
+    let handles = shards.handle.shards();
     handles.map(|handle| handle.stats().open).collect()
 }
 
@@ -85,10 +84,10 @@ where
     let (tell, told) = mpsc::channel();
     let thread = thread::spawn(move || {
         let (mut server, mut app) = build();
-        tell.send((server.handle(), server.listeners()))
+        tell.send((server.handle(), server.control().listeners()))
             .expect("the test waits");
         server.run(&mut app).expect("run");
-        (server.stats(), app)
+        (server.control().stats(), app)
     });
     let (handle, listeners) = told.recv_timeout(PATIENCE).expect("the server was built");
     Running {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portcullis::sim::{Action, ConnModel, Input, Told};
-use portcullis::Listen;
+use portcullis::{ConnConfig, Listen};
 
 use crate::naive;
 
@@ -20,9 +20,12 @@ const MAX_FRAME: usize = 2;
 pub fn play(framing: u8, length: usize) -> Result<u64, String> {
     let listen = Listen::tcp("127.0.0.1:0")
         .framing(Action::framing(framing))
-        .max_frame(MAX_FRAME)
-        .idle_timeout(Duration::MAX)
-        .frame_timeout(Duration::MAX);
+        .conn(
+            ConnConfig::new()
+                .max_frame(MAX_FRAME)
+                .idle_timeout(Duration::MAX)
+                .frame_timeout(Duration::MAX),
+        );
     let mut model = ConnModel::new(&listen).map_err(|error| error.to_string())?;
     apply(&mut model, Input::OnFrame(Vec::new()))?;
     model.take_told();

@@ -502,7 +502,7 @@ impl Service<Seen> for Witnesses {
 pub fn spawn_recorder(config: portcullis::Config, listen: Listen) -> Running<Seen> {
     spawn(move || {
         let mut server = portcullis::Server::new(config).expect("server");
-        server.listen(listen, Witnesses).expect("listen");
+        server.listen_with(listen, Witnesses).expect("listen");
         (server, Seen::default())
     })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portcullis::sim::ClientState::{self, Connected, Reset};
 use portcullis::CloseReason::{self, DrainForced, Failed, Finished, Killed, WriteTimeout};
-use portcullis::{Config, HandleError, Listen, SendError};
+use portcullis::{Budgets, Config, ConnConfig, HandleError, Listen, QueueLimits, SendError};
 
 use super::harness::{behave, harness, harness_of, lines, Call, Cx, Welcome};
 
@@ -14,7 +14,7 @@ use super::harness::{behave, harness, harness_of, lines, Call, Cx, Welcome};
 fn pauses_for_ever() {
     for drains in [false, true] {
         let hour = Duration::from_secs(3600);
-        let listen = lines().idle_timeout(2 * hour).frame_timeout(hour);
+        let listen = lines().conn(ConnConfig::new().idle_timeout(2 * hour).frame_timeout(hour));
         let mut harness = harness_of(Config::new(), listen, Welcome::Accept, |cx, call| {
             if let Call::Frame(_) = call {
                 cx.conn.pause();
@@ -76,9 +76,14 @@ fn floods_its_own_handle() {
     const QUEUE: usize = 10;
     const BUDGET: usize = 4;
     let config = Config::new()
-        .queue_limit(QUEUE)
-        .queue_bytes(100)
-        .job_budget(BUDGET);
+        .queue_limits(QueueLimits {
+            commands: QUEUE,
+            bytes: 100,
+        })
+        .budgets(Budgets {
+            commands: BUDGET,
+            ..Budgets::default()
+        });
     let mut harness = harness_of(config, lines(), Welcome::Accept, |cx, call| {
         let (id, handle) = (cx.conn.id(), cx.app.handle());
         match call {
@@ -193,10 +198,12 @@ fn flood(cx: &mut Cx<'_>) -> Result<(), SendError> {
 const LIMIT: usize = 2000;
 
 fn narrow() -> Listen {
-    lines()
-        .watermarks(100, 1000)
-        .output_limit(LIMIT)
-        .write_timeout(Duration::from_secs(5))
+    lines().conn(
+        ConnConfig::new()
+            .watermarks(100, 1000)
+            .output_limit(LIMIT)
+            .write_timeout(Duration::from_secs(5)),
+    )
 }
 
 #[test]

@@ -154,7 +154,7 @@ pub fn harness_of(
         play: Rc::new(play),
         welcome,
     };
-    let addr = sim.listen(listen, usher).expect("listen");
+    let addr = sim.listen_with(listen, usher).expect("listen");
     let bystander = sim.connect(addr).expect("connected");
     let mut harness = Harness {
         sim,

@@ -76,7 +76,12 @@ struct Talk {
 }
 
 impl Talk {
-    fn with(server: ServerConfig, client: ClientConfig, limits: Limits, script: Script) -> Self {
+    fn with(
+        server: ServerConfig,
+        client: ClientConfig,
+        limits: ConnConfig,
+        script: Script,
+    ) -> Self {
         let name = ServerName::try_from("localhost").expect("a name");
         let mut rig = Rig::accepted(
             &Framing::Packet2,

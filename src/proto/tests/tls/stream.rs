@@ -200,7 +200,7 @@ fn a_key_update_one_byte_at_a_time() {
 fn large_payloads_in_tiny_writes() {
     for version in VERSIONS {
         let identity = Identity::new();
-        let limits = Limits {
+        let limits = ConnConfig {
             output_limit: 1 << 20,
             ..limits()
         };
@@ -255,7 +255,7 @@ fn a_pause_in_on_finish_does_not_keep_tls_1_2_open() {
 fn tickets_do_not_fill_the_output() {
     for version in VERSIONS {
         let identity = Identity::new();
-        let limits = Limits {
+        let limits = ConnConfig {
             low_watermark: 10,
             high_watermark: 60,
             output_limit: 60,

@@ -23,7 +23,7 @@ fn start_tls(turn: &mut Turn<'_>, config: &TlsConfig) -> Result<(), StartTlsErro
 
 impl Talk {
     /// A connection that is open in the clear.
-    fn plain(version: &'static SupportedProtocolVersion, limits: Limits) -> Self {
+    fn plain(version: &'static SupportedProtocolVersion, limits: ConnConfig) -> Self {
         let identity = Identity::new();
         Self::plain_with(
             identity.client(version),
@@ -32,7 +32,7 @@ impl Talk {
         )
     }
 
-    fn plain_with(client: ClientConfig, limits: Limits, script: Script) -> Self {
+    fn plain_with(client: ClientConfig, limits: ConnConfig, script: Script) -> Self {
         let name = ServerName::try_from("localhost").expect("a name");
         Self {
             client: ClientConnection::new(Arc::new(client), name).expect("client"),
@@ -202,7 +202,7 @@ fn the_handshake_has_a_clock_of_its_own() {
 /// Neither the idle nor the write timeout runs for a peer that has nothing to read.
 #[test]
 fn no_other_clock_runs_in_the_handshake() {
-    let limits = Limits {
+    let limits = ConnConfig {
         handshake_timeout: Duration::MAX,
         ..limits()
     };

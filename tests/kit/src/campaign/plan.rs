@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portcullis::sim::{Faults, Op, Random};
-use portcullis::{Config, Connect, Listen, Retry};
+use portcullis::{Budgets, Config, ConnConfig, Connect, Listen, QueueLimits, Retry, SocketOptions};
 
 use super::rules::{House, Rules};
 use super::subject::HandlerKind;
@@ -183,12 +183,16 @@ impl Setup {
         let [accept, handshakes, read, jobs] = self.budgets;
         let config = Config::new()
             .max_connections(self.cap)
-            .accept_budget(accept)
-            .handshake_budget(handshakes)
-            .read_budget(read)
-            .job_budget(jobs)
-            .queue_limit(self.queue.0)
-            .queue_bytes(self.queue.1);
+            .budgets(Budgets {
+                accepts: accept,
+                handshakes,
+                read_bytes: read,
+                commands: jobs,
+            })
+            .queue_limits(QueueLimits {
+                commands: self.queue.0,
+                bytes: self.queue.1,
+            });
         self.house.apply(config)
     }
 }
@@ -245,15 +249,18 @@ impl Door {
         let (low, high, limit) = self.watermarks;
         let listen = Listen::tcp(("127.0.0.1", port))
             .framing(self.wire.framing())
-            .max_frame(self.max_frame)
-            .handshake_timeout(handshake)
-            .frame_timeout(frame)
-            .idle_timeout(idle)
-            .write_timeout(write)
-            .linger(linger, self.linger_bytes)
-            .watermarks(low, high)
-            .output_limit(limit)
-            .backlog(self.backlog);
+            .conn(
+                ConnConfig::new()
+                    .max_frame(self.max_frame)
+                    .handshake_timeout(handshake)
+                    .frame_timeout(frame)
+                    .idle_timeout(idle)
+                    .write_timeout(write)
+                    .linger(linger, self.linger_bytes)
+                    .watermarks(low, high)
+                    .output_limit(limit),
+            )
+            .socket(SocketOptions::new().backlog(self.backlog));
         #[cfg(feature = "tls")]
         let listen = if self.tls {
             listen.tls(crate::sim_tls::server_config())
@@ -269,16 +276,19 @@ impl Door {
         let (low, high, limit) = self.watermarks;
         Connect::new()
             .framing(self.wire.framing())
-            .max_frame(self.max_frame)
+            .conn(
+                ConnConfig::new()
+                    .max_frame(self.max_frame)
+                    .handshake_timeout(handshake)
+                    .frame_timeout(frame)
+                    .idle_timeout(idle)
+                    .write_timeout(write)
+                    .linger(linger, self.linger_bytes)
+                    .watermarks(low, high)
+                    .output_limit(limit),
+            )
             .connect_timeout(timeout)
             .retry(retry)
-            .handshake_timeout(handshake)
-            .frame_timeout(frame)
-            .idle_timeout(idle)
-            .write_timeout(write)
-            .linger(linger, self.linger_bytes)
-            .watermarks(low, high)
-            .output_limit(limit)
     }
 }
 

@@ -5,7 +5,10 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portcullis::sim::Random;
-use portcullis::{AccessRules, AtCapacity, Config, Listen, ProxyProtocol, Quota, Rate};
+use portcullis::{
+    AccessRules, AtCapacity, Config, Listen, PendingLimits, ProxyProtocol, Quota, Rate,
+    SourceLimits,
+};
 
 use super::header::HOSTS;
 
@@ -202,16 +205,19 @@ impl Rules {
 
     pub fn apply(&self, listen: Listen) -> Listen {
         let [read, frames, all_read, all_frames] = self.throttles.map(rate);
+        let conn = listen.conn.clone().read_rate(read).frame_rate(frames);
         let listen = listen
             .at_capacity(self.at_capacity.clone())
             .proxy_protocol(self.proxy)
             .trusted_proxies(self.trusted.rules())
             .access_rules(self.access.rules())
             .accept_rate(rate(self.accept_rate))
-            .source_connections(self.source_connections)
-            .source_rate(rate(self.source_rate))
-            .read_rate(read)
-            .frame_rate(frames)
+            .source_limits(SourceLimits {
+                connections: self.source_connections,
+                rate: rate(self.source_rate),
+                ..SourceLimits::default()
+            })
+            .conn(conn)
             .total_read_rate(all_read)
             .total_frame_rate(all_frames);
         // There is no word for "no limit" but a large one.
@@ -257,23 +263,26 @@ impl Rules {
 }
 
 /// A change of a listener that must be refused as a whole: a part of it is good.
-pub fn bad_listen(listen: Listen, random: &mut Random) -> Listen {
-    let listen = listen.idle_timeout(Duration::from_millis(77));
+pub fn bad_listen(mut listen: Listen, random: &mut Random) -> Listen {
+    listen.conn.idle_timeout = Duration::from_millis(77);
     let never = Rate::per_second(0);
     match random.below(10) {
-        0 => listen.watermarks(5, 5),
-        1 => listen.backlog(77),
-        2 => listen.name("another"),
-        3 => listen.source_connections(0),
-        4 => listen.source_prefixes(24, 64),
-        5 => listen.accept_rate(never),
-        6 => listen.total_read_rate(Rate::per_second(9).burst(0)),
-        7 => listen.max_frame(0),
-        8 => listen.handshake_timeout(Duration::ZERO),
-        _ => listen.at_capacity(AtCapacity::Refuse {
-            farewell: vec![b'!'; 5000],
-        }),
+        0 => (listen.conn.low_watermark, listen.conn.high_watermark) = (5, 5),
+        1 => listen.socket.backlog = 77,
+        2 => listen.name = Some("another".to_owned()),
+        3 => listen.source_limits.connections = Some(0),
+        4 => listen.source_limits.prefixes = (24, 64),
+        5 => listen.accept_rate = Some(never),
+        6 => listen.total_read_rate = Some(Rate::per_second(9).burst(0)),
+        7 => listen.conn.max_frame = Some(0),
+        8 => listen.conn.handshake_timeout = Duration::ZERO,
+        _ => {
+            listen.at_capacity = AtCapacity::Refuse {
+                farewell: vec![b'!'; 5000],
+            }
+        }
     }
+    listen
 }
 
 /// The server's own rules on access, which may change too.
@@ -311,25 +320,27 @@ impl House {
     pub fn apply(&self, config: Config) -> Config {
         config
             .accept_rate(rate(self.accept_rate))
-            .max_pending(self.pending.unwrap_or(Quota::Percent(50)))
-            .pending_grace(self.patience)
+            .pending_limits(PendingLimits {
+                connections: self.pending.unwrap_or(Quota::Percent(50)),
+                grace: self.patience,
+            })
             .memory_limit(self.memory.unwrap_or(usize::MAX))
     }
 }
 
 /// As [`bad_listen`].
-pub fn bad_config(config: Config, random: &mut Random) -> Config {
-    let config = config
-        .max_connections(1)
-        .queue_limit(1)
-        .pending_grace(Duration::ZERO);
+pub fn bad_config(mut config: Config, random: &mut Random) -> Config {
+    config.max_connections = 1;
+    config.queue_limits.commands = 1;
+    config.pending_limits.grace = Duration::ZERO;
     match random.below(7) {
-        0 => config.accept_budget(0),
-        1 => config.memory_limit(1000),
-        2 => config.max_pending(0),
-        3 => config.max_pending(Quota::Percent(101)),
-        4 => config.emfile_backoff(Duration::ZERO),
-        5 => config.accept_rate(Rate::per_second(0)),
-        _ => config.max_connections(usize::MAX),
+        0 => config.budgets.accepts = 0,
+        1 => config.memory_limit = Some(1000),
+        2 => config.pending_limits.connections = Quota::Count(0),
+        3 => config.pending_limits.connections = Quota::Percent(101),
+        4 => config.emfile_backoff = Duration::ZERO,
+        5 => config.accept_rate = Some(Rate::per_second(0)),
+        _ => config.max_connections = usize::MAX,
     }
+    config
 }

@@ -77,7 +77,7 @@ impl World {
             let test_service = TestService::new(&door, &live, Random::new(random.bits()));
             let addr = world
                 .sim
-                .listen(door.listen(0), test_service)
+                .listen_with(door.listen(0), test_service)
                 .map_err(|error| error.to_string())?;
             let info = world.sim.control().listener(addr.port());
             let listener = info.map_err(|error| error.to_string())?.id;
@@ -405,7 +405,7 @@ impl World {
         let rules = live.borrow().rules.clone();
         let listen = rules.apply(door.listen(addr.port()));
         // It may be open still, or the server drains, or a call fails: the rest is as it was.
-        if self.sim.listen(listen, test_service).is_err() {
+        if self.sim.listen_with(listen, test_service).is_err() {
             return;
         }
         if let Ok(info) = self.sim.control().listener(addr.port()) {

@@ -4,19 +4,18 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::check::check_unix_name;
+use super::SocketOptions;
 use crate::addr::Addr;
 use crate::error::{Error, Result};
-use crate::listen::check::{check_limits, check_unix_name};
-use crate::listen::{default_limits, Keepalive, SocketOptions};
 use crate::proto::tls::ClientTls;
-use crate::proto::{Framing, Limits, Rate};
+use crate::proto::{ConnConfig, Framing};
 
-/// One outgoing connection: in which framing, under which limits. For [`Server::connect`](crate::Server::connect),
+/// One outgoing connection: its framing, its limits. For
 /// [`Control::connect`](crate::Control::connect) and [`Conn::connect`](crate::Conn::connect).
 ///
-/// Where an option has the name of one of [`Listen`](crate::Listen), it means the same and has the same default. What concerns
-/// clients does not apply: access rules, limits on sources, accept rates, PROXY headers,
-/// [`Config::max_pending`](crate::Config::max_pending). The cap does, and so do the memory limit and all budgets.
+/// Options for clients do not apply: access rules, source limits, accept rates, PROXY headers,
+/// [`PendingLimits`](crate::PendingLimits). The cap, the memory limit and all budgets do.
 ///
 /// ```
 /// use std::time::Duration;
@@ -30,22 +29,29 @@ use crate::proto::{Framing, Limits, Rate};
 /// ```
 #[derive(Clone)]
 #[must_use]
+#[non_exhaustive]
 pub struct Connect {
-    pub(crate) framing: Framing,
     pub(crate) tls: Option<ClientTls>,
-    pub(crate) limits: Limits,
-    pub(crate) socket: SocketOptions,
-    pub(crate) bind: Option<SocketAddr>,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) retry: Option<Retry>,
+    /// See [`Connect::framing`].
+    pub framing: Framing,
+    /// See [`Connect::conn`].
+    pub conn: ConnConfig,
+    /// See [`Connect::socket`].
+    pub socket: SocketOptions,
+    /// See [`Connect::bind`].
+    pub bind: Option<SocketAddr>,
+    /// See [`Connect::connect_timeout`].
+    pub connect_timeout: Duration,
+    /// See [`Connect::retry`].
+    pub retry: Option<Retry>,
 }
 
 impl Default for Connect {
     fn default() -> Self {
         Self {
-            framing: Framing::default(),
             tls: None,
-            limits: default_limits(),
+            framing: Framing::default(),
+            conn: ConnConfig::default(),
             socket: SocketOptions::default(),
             bind: None,
             connect_timeout: Duration::from_secs(10),
@@ -66,22 +72,30 @@ impl Connect {
         self
     }
 
-    /// The longest payload accepted, in bytes; a line counts its delimiter. Defaults to the framing's:
-    /// [`Listen::max_frame`](crate::Listen::max_frame).
-    pub fn max_frame(mut self, bytes: usize) -> Self {
-        self.limits.max_frame = Some(bytes);
+    /// Options of the connection: timeouts, limits, rates. Replaces all of them.
+    pub fn conn(mut self, config: ConnConfig) -> Self {
+        self.conn = config;
         self
     }
 
-    /// Speaks TLS 1.2 and 1.3 as a client, with the server that has a certificate for `server_name`: a DNS name, which is sent to it
-    /// (SNI, RFC 6066 section 3), or an IP address, which is not. [`tls::client_config`](crate::tls::client_config) makes a
-    /// configuration of root certificates in a file. Defaults to plain TCP; for STARTTLS leave it so, and see
+    /// Options of the socket. Replaces all of them. Those of listeners have no effect.
+    pub fn socket(mut self, options: SocketOptions) -> Self {
+        self.socket = options;
+        self
+    }
+
+    /// Speaks TLS 1.2 and 1.3 as a client, with a server that has a certificate for `server_name`: a
+    /// DNS name, which is sent (SNI, RFC 6066 section 3), or an IP address, which is not.
+    ///
+    /// [`tls::client_config`](crate::tls::client_config) makes a configuration of root certificates
+    /// in a file. Defaults to plain TCP; for STARTTLS keep that default, and see
     /// [`Conn::start_tls_client`](crate::Conn::start_tls_client).
     ///
-    /// A certificate that is not good, or for another name, ends the connection as
-    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake); [`Closed::error`](crate::Closed::error) says what is wrong with it and
-    /// which name was wanted. A server that speaks no TLS is [`NotTls`](crate::CloseReason::NotTls). ALPN, client certificates and
-    /// resumption are the configuration's. Early data (0-RTT) is never sent, because it can be replayed.
+    /// An invalid certificate, or one for another name, ends the connection as
+    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), with the problem and the expected name in
+    /// [`Closed::error`](crate::Closed::error). A server without TLS is
+    /// [`NotTls`](crate::CloseReason::NotTls). ALPN, client certificates and resumption belong to
+    /// the configuration. Early data (0-RTT) is never sent, because it can be replayed.
     #[cfg(feature = "tls")]
     pub fn tls(
         mut self,
@@ -92,130 +106,38 @@ impl Connect {
         self
     }
 
-    /// How long one attempt to connect may take (TCP's handshake, not that of TLS). Over it the attempt ends as
-    /// [`ConnectTimeout`](crate::CloseReason::ConnectTimeout). Defaults to 10 s; with `Duration::MAX` it is the kernel that gives up, on
-    /// Linux after two minutes (`net.ipv4.tcp_syn_retries`).
+    /// Maximum time of one attempt to connect (the handshake of TCP, not of TLS). After it the attempt
+    /// ends as [`ConnectTimeout`](crate::CloseReason::ConnectTimeout). Defaults to 10 s; with
+    /// `Duration::MAX` the kernel gives up, on Linux after two minutes (`net.ipv4.tcp_syn_retries`).
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// What becomes of an attempt that fails: another one is made, after a while. An attempt has failed when there is no TCP (or Unix)
-    /// connection; what comes after that, a TLS handshake that fails among it, is no reason for another. Defaults to no retry.
+    /// Further attempts after a failed one. An attempt fails if there is no TCP (or Unix)
+    /// connection; a later failure, as of the TLS handshake, is no reason for another attempt.
+    /// Defaults to no retry.
     pub fn retry(mut self, retry: impl Into<Option<Retry>>) -> Self {
         self.retry = retry.into();
         self
     }
 
-    /// The local address to connect from, of the same family as the peer's; port 0 lets the system choose one. With a port of your own
-    /// only one connection to each peer can be there at a time, and SO_REUSEADDR is set. Not for Unix sockets. Defaults to the
-    /// system's choice.
+    /// Local address to connect from, of the same family as the peer's; port 0 lets the system choose
+    /// one. With another port only one connection to each peer is possible at a time, and
+    /// SO_REUSEADDR is set. Not for Unix sockets. Defaults to the system's choice.
     pub fn bind(mut self, local: SocketAddr) -> Self {
         self.bind = Some(local);
         self
     }
 
-    /// Bytes per second read, on the wire; `None` is no limit. Above it reading pauses, and the peer is slowed down by TCP. Defaults to
-    /// no limit.
-    pub fn read_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
-        self.limits.read_rate = rate.into();
-        self
-    }
-
-    /// Frames per second delivered; `None` is no limit. With [`Framing::Raw`] each piece counts. Defaults to no limit.
-    pub fn frame_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
-        self.limits.frame_rate = rate.into();
-        self
-    }
-
-    /// From connected to open: the TLS handshake must be done by then. It is also the time for a handshake that
-    /// `Conn::start_tls_client` begins, from there. Defaults to 10 s; `Duration::MAX` is never.
-    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.handshake_timeout = timeout;
-        self
-    }
-
-    /// From the first byte of a frame to its last. Defaults to 30 s; `Duration::MAX` is never.
-    pub fn frame_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.frame_timeout = timeout;
-        self
-    }
-
-    /// The longest silence of the peer once the connection is open. Only bytes from the peer count, and the clock stands while we do
-    /// not read. Defaults to 120 s; `Duration::MAX` is never.
-    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.idle_timeout = timeout;
-        self
-    }
-
-    /// The longest time in which the peer takes no byte of what waits for it. Defaults to 30 s; `Duration::MAX` is never.
-    pub fn write_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.write_timeout = timeout;
-        self
-    }
-
-    /// How long, and how many bytes, input is discarded after our FIN while we wait for the peer's:
-    /// [`Listen::linger`](crate::Listen::linger). Defaults to 2 s and 16 MiB.
-    pub fn linger(mut self, timeout: Duration, bytes: usize) -> Self {
-        self.limits.linger_timeout = timeout;
-        self.limits.linger_bytes = bytes;
-        self
-    }
-
-    /// Reading stops when `high` bytes wait for the peer and goes on at `low`. Defaults to 32 KiB and 128 KiB. `low` must be below
-    /// `high`.
-    pub fn watermarks(mut self, low: usize, high: usize) -> Self {
-        self.limits.low_watermark = low;
-        self.limits.high_watermark = high;
-        self
-    }
-
-    /// `send` fails while this many bytes wait for the peer; a frame that is begun below the limit is taken whole. What is sent before
-    /// the connection is open waits, and counts. Defaults to 1 MiB; at least the high watermark.
-    pub fn output_limit(mut self, bytes: usize) -> Self {
-        self.limits.output_limit = bytes;
-        self
-    }
-
-    /// Whether reading goes on although enough waits for the peer: [`Listen::full_duplex`](crate::Listen::full_duplex). Defaults to
-    /// false.
-    pub fn full_duplex(mut self, on: bool) -> Self {
-        self.limits.full_duplex = on;
-        self
-    }
-
-    /// TCP_NODELAY: send small frames at once. Defaults to true.
-    pub fn nodelay(mut self, on: bool) -> Self {
-        self.socket.nodelay = on;
-        self
-    }
-
-    /// SO_KEEPALIVE with these times. Defaults to off.
-    pub fn keepalive(mut self, keepalive: Keepalive) -> Self {
-        self.socket.keepalive = Some(keepalive);
-        self
-    }
-
-    /// SO_RCVBUF, in bytes. Defaults to the system's automatic size. Not for Unix sockets: what waits there is in the sender's buffer.
-    pub fn recv_buffer(mut self, bytes: usize) -> Self {
-        self.socket.recv_buffer = Some(bytes);
-        self
-    }
-
-    /// SO_SNDBUF, in bytes. Defaults to the system's automatic size.
-    pub fn send_buffer(mut self, bytes: usize) -> Self {
-        self.socket.send_buffer = Some(bytes);
-        self
-    }
-
-    /// What cannot work, with this peer.
+    /// Finds values that cannot work, with this peer.
     pub(crate) fn check(&self, addr: &Addr) -> Result<()> {
-        check_limits(&self.limits)?;
+        self.conn.check()?;
         self.socket.check()?;
         if self.connect_timeout.is_zero() {
             return Err(Error::option(
                 "connect_timeout",
-                "zero would give no connection the time to come about; use Duration::MAX for never",
+                "zero would fail every attempt at once; use Duration::MAX for never",
             ));
         }
         if let Some(problem) = self.tls.as_ref().and_then(ClientTls::problem) {
@@ -249,9 +171,9 @@ impl Connect {
 impl fmt::Debug for Connect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connect")
-            .field("framing", &self.framing)
             .field("tls", &self.tls)
-            .field("limits", &self.limits)
+            .field("framing", &self.framing)
+            .field("conn", &self.conn)
             .field("socket", &self.socket)
             .field("bind", &self.bind)
             .field("connect_timeout", &self.connect_timeout)
@@ -260,8 +182,9 @@ impl fmt::Debug for Connect {
     }
 }
 
-/// How often to try to connect, and how long to wait in between: twice as long after each attempt, up to a limit, and less by
-/// chance so that many who lost the same server do not come back all at once.
+/// Number of attempts to connect, and the delay between them. It doubles after each attempt, up to a
+/// limit. A random part makes each delay shorter, so that clients that lost the same server do not
+/// return all at once.
 ///
 /// ```
 /// use std::time::Duration;
@@ -283,7 +206,7 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// So many attempts in all, the first among them; `u32::MAX` never gives up.
+    /// Up to `attempts` attempts, the first included; `u32::MAX` never gives up.
     pub fn new(attempts: u32) -> Self {
         Self {
             attempts,
@@ -293,25 +216,28 @@ impl Retry {
         }
     }
 
-    /// From the end of the first attempt to the second. Defaults to 100 ms, at least 1 ms.
+    /// Delay from the end of the first attempt to the second. Defaults to 100 ms, at least 1 ms.
     pub fn first_delay(mut self, delay: Duration) -> Self {
         self.first_delay = delay;
         self
     }
 
-    /// The longest time from the end of one attempt to the next. Defaults to 10 s; at least the first delay.
+    /// Maximum delay from the end of one attempt to the next. Defaults to 10 s; at least the
+    /// first delay.
     pub fn longest_delay(mut self, delay: Duration) -> Self {
         self.longest_delay = delay;
         self
     }
 
-    /// By how much each delay may be shorter, by chance: 0 to 100 percent. In the simulator chance is the seed's. Defaults to 50.
+    /// By how much each delay may be shorter, by chance: 0 to 100 percent. In the simulator chance
+    /// is the seed's. Defaults to 50.
     pub fn jitter(mut self, percent: u8) -> Self {
         self.jitter = percent;
         self
     }
 
-    /// How long to wait after so many attempts that have failed; `None` if that were all. `chance` is any number.
+    /// How long to wait after so many attempts that have failed; `None` if that were all. `chance`
+    /// is any number.
     pub(crate) fn delay(&self, failed: u32, chance: u64) -> Option<Duration> {
         if failed >= self.attempts && self.attempts < u32::MAX {
             return None;

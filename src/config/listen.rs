@@ -1,0 +1,394 @@
+//! The options of a listener, each with its unit and default.
+
+use std::fmt;
+use std::io;
+use std::net::ToSocketAddrs;
+use std::path::Path;
+
+use super::SocketOptions;
+use crate::access::{AccessRules, Brief};
+use crate::addr::{Addr, UnixAddr};
+use crate::error::{Error, Result};
+use crate::proto::{ConnConfig, Framing, Rate, TlsConfig};
+
+/// One listener: its address, its framing, its limits.
+///
+/// Each option says when a change of it through
+/// [`Control::reconfigure_listener`](crate::Control::reconfigure_listener) takes effect. *Live*: at
+/// once. *Next connection*: for connections accepted from then on. *Next listen*: an open port
+/// cannot change it, and the change is an error.
+///
+/// ```
+/// use std::time::Duration;
+/// use portcullis::{AtCapacity, ConnConfig, Framing, Listen};
+///
+/// let listen = Listen::tcp("127.0.0.1:0")
+///     .name("games")
+///     .framing(Framing::Line)
+///     .conn(ConnConfig::new().max_frame(512).idle_timeout(Duration::from_secs(30)))
+///     .at_capacity(AtCapacity::Refuse { farewell: b"full, try later\n".to_vec() });
+/// # let _ = listen;
+/// ```
+#[derive(Clone)]
+#[must_use]
+#[non_exhaustive]
+pub struct Listen {
+    pub(crate) addrs: std::result::Result<Vec<Addr>, (String, io::ErrorKind, String)>,
+    pub(crate) tls: Option<TlsConfig>,
+    /// See [`Listen::name`].
+    pub name: Option<String>,
+    /// See [`Listen::framing`].
+    pub framing: Framing,
+    /// See [`Listen::conn`].
+    pub conn: ConnConfig,
+    /// See [`Listen::socket`].
+    pub socket: SocketOptions,
+    /// See [`Listen::max_connections`].
+    pub max_connections: Option<usize>,
+    /// See [`Listen::at_capacity`].
+    pub at_capacity: AtCapacity,
+    /// See [`Listen::access_rules`].
+    pub access_rules: AccessRules,
+    /// See [`Listen::proxy_protocol`].
+    pub proxy_protocol: ProxyProtocol,
+    /// See [`Listen::trusted_proxies`].
+    pub trusted_proxies: Option<AccessRules>,
+    /// See [`Listen::accept_rate`].
+    pub accept_rate: Option<Rate>,
+    /// See [`Listen::source_limits`].
+    pub source_limits: SourceLimits,
+    /// See [`Listen::total_read_rate`].
+    pub total_read_rate: Option<Rate>,
+    /// See [`Listen::total_frame_rate`].
+    pub total_frame_rate: Option<Rate>,
+}
+
+/// Policy for a client that connects while the cap is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AtCapacity {
+    /// The client waits in the kernel's accept queue (the backlog) until a slot is free. The
+    /// listener leaves the poll meanwhile.
+    #[default]
+    Wait,
+    /// The client is accepted, sent `farewell`, and closed at once
+    /// ([`CloseReason::AtCapacity`](crate::CloseReason::AtCapacity)). This takes one descriptor for
+    /// a moment. The farewell is sent as it is, unframed and in the clear, over TLS listeners too.
+    Refuse {
+        /// Bytes sent before the close, at most 4 KiB; none if empty.
+        farewell: Vec<u8>,
+    },
+}
+
+impl AtCapacity {
+    /// Refuses without a farewell.
+    pub fn refuse() -> Self {
+        Self::Refuse {
+            farewell: Vec::new(),
+        }
+    }
+}
+
+/// Whether peers begin with a header that names the client they forward: the PROXY protocol,
+/// version 1 or 2 (haproxy, `doc/proxy-protocol.txt`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ProxyProtocol {
+    /// No header is expected. If a peer sends one, its bytes are input like any other.
+    #[default]
+    Off,
+    /// Only trusted proxies may connect, and each must begin with a header. For a port that only
+    /// proxies use.
+    Required,
+    /// Trusted proxies may begin with a header; other peers connect without one.
+    ///
+    /// The specification advises against it: a peer that can connect from a trusted address can
+    /// forge its source. If the server speaks first, a client at a trusted address waits for the
+    /// handshake timeout.
+    Optional,
+}
+
+/// Limits for each source of connections: an address, or the network that contains it.
+///
+/// A connection above a limit is closed as [`SourceLimited`](crate::CloseReason::SourceLimited).
+/// Behind a trusted proxy the header's source counts. At most 65 536 sources are counted apart;
+/// further ones share one rate and one limit.
+///
+/// ```
+/// use portcullis::{Listen, Rate, SourceLimits};
+/// let listen = Listen::tcp("127.0.0.1:0").source_limits(SourceLimits {
+///     connections: Some(8),
+///     rate: Some(Rate::per_second(2).burst(10)),
+///     ..SourceLimits::default()
+/// });
+/// # let _ = listen;
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SourceLimits {
+    /// Maximum number of connections per second; `None` is no limit. Defaults to no limit. *Live.*
+    pub rate: Option<Rate>,
+    /// Maximum number of concurrent connections; `None` is no limit. Connections accepted before
+    /// the first limit was set are not counted. Defaults to no limit. *Live.*
+    pub connections: Option<usize>,
+    /// Number of leading bits of an IPv4 and of an IPv6 address that make a source. Defaults to 32
+    /// and 64, because a household or a host has 2⁶⁴ IPv6 addresses. *Next listen.*
+    pub prefixes: (u8, u8),
+}
+
+impl Default for SourceLimits {
+    fn default() -> Self {
+        Self {
+            rate: None,
+            connections: None,
+            prefixes: (32, 64),
+        }
+    }
+}
+
+impl Listen {
+    /// Listens on a TCP address: `"127.0.0.1:2222"`, `("::1", 2222)`, a `SocketAddr`.
+    ///
+    /// Port 0 lets the system choose; [`Control::listener`](crate::Control::listener) returns the
+    /// real one. If a name resolves to several addresses, the first that can be bound is used. An
+    /// invalid address is an error of `listen`.
+    pub fn tcp(addr: impl ToSocketAddrs + fmt::Debug) -> Self {
+        let addrs = match addr.to_socket_addrs() {
+            Ok(found) => Ok(found.map(Addr::from).collect()),
+            Err(error) => Err((format!("{addr:?}"), error.kind(), error.to_string())),
+        };
+        Self::with(addrs)
+    }
+
+    /// Listens on a Unix socket, at this path (`unix(7)`). Options of TCP have no effect.
+    ///
+    /// A socket file that refuses connections is removed first: its server was killed. A socket in
+    /// use is [`Error::AddressInUse`](crate::Error::AddressInUse), and any other file is an error
+    /// too. The file is removed when the listener closes, unless it was replaced or handed over
+    /// ([`Control::listener_socket`](crate::Control::listener_socket)).
+    ///
+    /// ```
+    /// # use portcullis::{Framing, Listen, SocketOptions};
+    /// let listen = Listen::unix("/run/games.sock")
+    ///     .framing(Framing::Line)
+    ///     .socket(SocketOptions::new().mode(0o660));
+    /// # let _ = listen;
+    /// ```
+    pub fn unix(path: impl AsRef<Path>) -> Self {
+        Self::with(Ok(vec![UnixAddr::pathname(path.as_ref()).into()]))
+    }
+
+    /// Listens on a Unix socket with a name in Linux's abstract namespace, which has neither files
+    /// nor permissions: every process in the network namespace can connect. See
+    /// [`Conn::credentials`](crate::Conn::credentials).
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub fn unix_abstract(name: impl AsRef<[u8]>) -> Self {
+        Self::with(Ok(vec![UnixAddr::abstract_name(name.as_ref()).into()]))
+    }
+
+    /// Options for a socket that is listening already: see
+    /// [`Server::adopt`](crate::Server::adopt). Its address and socket options stay as they are;
+    /// [`Listen::socket`] has no effect.
+    pub fn adopted() -> Self {
+        Self::with(Ok(Vec::new()))
+    }
+
+    fn with(addrs: std::result::Result<Vec<Addr>, (String, io::ErrorKind, String)>) -> Self {
+        Self {
+            addrs,
+            tls: None,
+            name: None,
+            framing: Framing::default(),
+            conn: ConnConfig::default(),
+            socket: SocketOptions::default(),
+            max_connections: None,
+            at_capacity: AtCapacity::default(),
+            access_rules: AccessRules::default(),
+            proxy_protocol: ProxyProtocol::Off,
+            trusted_proxies: None,
+            accept_rate: None,
+            source_limits: SourceLimits::default(),
+            total_read_rate: None,
+            total_frame_rate: None,
+        }
+    }
+
+    /// The listener's name, unique in its server. Defaults to `portcullis_PORT` with the real port,
+    /// and to `portcullis_FILE` with the name of a Unix socket's file. *Next listen.*
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// How the stream is cut into frames. Defaults to [`Framing::Packet2`]. *Next connection.*
+    pub fn framing(mut self, framing: Framing) -> Self {
+        self.framing = framing;
+        self
+    }
+
+    /// Options of each connection: timeouts, limits, rates. Replaces all of them. *Next
+    /// connection.*
+    pub fn conn(mut self, config: ConnConfig) -> Self {
+        self.conn = config;
+        self
+    }
+
+    /// Options of the sockets. Replaces all of them. *Next listen.*
+    pub fn socket(mut self, options: SocketOptions) -> Self {
+        self.socket = options;
+        self
+    }
+
+    /// Speaks TLS 1.2 and 1.3 with this configuration, or chooses one for each client: an
+    /// `Arc<ServerConfig>`, [`ServerNames`](crate::tls::ServerNames) or
+    /// [`TlsConfig::choose`](crate::tls::TlsConfig::choose). Defaults to plain TCP; for STARTTLS
+    /// keep that default, and see [`Conn::start_tls`](crate::Conn::start_tls).
+    ///
+    /// A failed handshake is logged at debug level, counted
+    /// ([`Stats::closed`](crate::Stats::closed)) and reported to
+    /// [`Service::on_failed_accept`](crate::Service::on_failed_accept).
+    ///
+    /// Early data (0-RTT) is never taken, whatever `max_early_data_size` says, because it can be
+    /// replayed: clients send it again after the handshake. *Next connection*, by
+    /// [`Control::set_tls`](crate::Control::set_tls), for a listener that speaks TLS already.
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, config: impl Into<TlsConfig>) -> Self {
+        self.tls = Some(config.into());
+        self
+    }
+
+    /// Maximum number of connections of this listener, within the server's cap; `None` is no limit
+    /// of its own. Defaults to none. *Live.*
+    pub fn max_connections(mut self, connections: impl Into<Option<usize>>) -> Self {
+        self.max_connections = connections.into();
+        self
+    }
+
+    /// Policy for clients that connect while the cap is reached. Defaults to [`AtCapacity::Wait`].
+    /// *Live.*
+    pub fn at_capacity(mut self, policy: AtCapacity) -> Self {
+        self.at_capacity = policy;
+        self
+    }
+
+    /// Addresses that may connect. Checked before a peer costs anything: no slot, no TLS, no call
+    /// of the service but [`Service::on_failed_accept`](crate::Service::on_failed_accept).
+    ///
+    /// A denied peer is closed as [`Denied`](crate::CloseReason::Denied). Rules that were there
+    /// before a change keep their counts. Defaults to every address. *Live.*
+    pub fn access_rules(mut self, rules: AccessRules) -> Self {
+        self.access_rules = rules;
+        self
+    }
+
+    /// Whether peers begin with a PROXY header. With [`ProxyProtocol::Required`] and
+    /// [`ProxyProtocol::Optional`] name the proxies you trust: [`Listen::trusted_proxies`].
+    ///
+    /// The header comes before TLS, within the handshake timeout. One of more than 16 KiB, or one
+    /// with any error, closes the connection as
+    /// [`BadProxyHeader`](crate::CloseReason::BadProxyHeader). The service is called after the
+    /// header, so that [`Peer::proxy`](crate::Peer::proxy) is known; source limits then apply to
+    /// the header's source.
+    ///
+    /// [`Listen::access_rules`] are applied twice: to the proxy when it connects, and to the
+    /// header's source. An allow-list of clients has to allow the proxies too. Defaults to
+    /// [`ProxyProtocol::Off`]. *Next connection.*
+    ///
+    /// ```
+    /// use portcullis::{AccessRules, Listen, ProxyProtocol};
+    ///
+    /// # fn main() -> portcullis::Result<()> {
+    /// let listen = Listen::tcp("0.0.0.0:8080")
+    ///     .proxy_protocol(ProxyProtocol::Required)
+    ///     .trusted_proxies(AccessRules::deny_all().allow("10.0.0.0/8")?);
+    /// # let _ = listen; Ok(()) }
+    /// ```
+    pub fn proxy_protocol(mut self, mode: ProxyProtocol) -> Self {
+        self.proxy_protocol = mode;
+        self
+    }
+
+    /// Addresses of TCP peers whose PROXY headers are believed. Other peers are closed as
+    /// [`Denied`](crate::CloseReason::Denied) where a header is required; elsewhere their bytes are
+    /// input.
+    ///
+    /// There is no default: `AccessRules::allow_all()` trusts every host that can reach the port. A
+    /// peer on a Unix socket has no address and is trusted: the file's permissions decide. *Live.*
+    pub fn trusted_proxies(mut self, proxies: AccessRules) -> Self {
+        self.trusted_proxies = Some(proxies);
+        self
+    }
+
+    /// Maximum number of connections accepted per second; `None` is no limit.
+    ///
+    /// Above it [`Listen::at_capacity`] decides: clients wait in the backlog, or are refused as
+    /// [`RateLimited`](crate::CloseReason::RateLimited). A client that left while it waited
+    /// ([`ClosedEarly`](crate::CloseReason::ClosedEarly)) does not count. Defaults to no limit.
+    /// *Live.*
+    pub fn accept_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.accept_rate = rate.into();
+        self
+    }
+
+    /// Limits for each source of connections. Defaults to none. *Live*, but for the prefixes.
+    pub fn source_limits(mut self, limits: SourceLimits) -> Self {
+        self.source_limits = limits;
+        self
+    }
+
+    /// Maximum bytes per second read from all connections of this listener together, shared evenly
+    /// among those with input; `None` is no limit. Otherwise like [`ConnConfig::read_rate`]. *Live*
+    /// if there was such a rate before, else *next connection*.
+    pub fn total_read_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.total_read_rate = rate.into();
+        self
+    }
+
+    /// Maximum frames per second delivered from all connections of this listener together.
+    /// Otherwise like [`Listen::total_read_rate`].
+    pub fn total_frame_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.total_frame_rate = rate.into();
+        self
+    }
+
+    /// Whether connections of this listener have a state before they are open.
+    pub(crate) fn opens_later(&self) -> bool {
+        self.tls.is_some() || self.proxy_protocol != ProxyProtocol::Off
+    }
+
+    /// Returns the addresses to try, in order.
+    pub(crate) fn resolved(&self) -> Result<&[Addr]> {
+        match &self.addrs {
+            Ok(addrs) if addrs.is_empty() => Err(Error::Address {
+                given: "the listener".to_owned(),
+                source: io::Error::new(io::ErrorKind::InvalidInput, "no address given"),
+            }),
+            Ok(addrs) => Ok(addrs),
+            Err((given, kind, text)) => Err(Error::Address {
+                given: given.clone(),
+                source: io::Error::new(*kind, text.clone()),
+            }),
+        }
+    }
+}
+
+impl fmt::Debug for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Listen")
+            .field("addrs", &self.addrs)
+            .field("tls", &self.tls)
+            .field("name", &self.name)
+            .field("framing", &self.framing)
+            .field("conn", &self.conn)
+            .field("socket", &self.socket)
+            .field("max_connections", &self.max_connections)
+            .field("at_capacity", &self.at_capacity)
+            .field("access_rules", &Brief(&self.access_rules))
+            .field("proxy_protocol", &self.proxy_protocol)
+            .field("trusted_proxies", &self.trusted_proxies.as_ref().map(Brief))
+            .field("accept_rate", &self.accept_rate)
+            .field("source_limits", &self.source_limits)
+            .field("total_read_rate", &self.total_read_rate)
+            .field("total_frame_rate", &self.total_frame_rate)
+            .finish()
+    }
+}

@@ -1,0 +1,317 @@
+//! The options of a server, each with its unit and default.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+use crate::proto::{check_rates, Rate};
+
+/// Options of a whole server. All defaults are safe on the open internet, and all options are
+/// *live*: [`Control::reconfigure`](crate::Control::reconfigure) changes them at once.
+///
+/// ```
+/// use portcullis::{Budgets, Config};
+/// let config = Config::new()
+///     .max_connections(10_000)
+///     .budgets(Budgets { accepts: 32, ..Budgets::default() });
+/// # let _ = config;
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+#[non_exhaustive]
+pub struct Config {
+    /// See [`Config::max_connections`].
+    pub max_connections: usize,
+    /// See [`Config::pending_limits`].
+    pub pending_limits: PendingLimits,
+    /// See [`Config::accept_rate`].
+    pub accept_rate: Option<Rate>,
+    /// See [`Config::memory_limit`].
+    pub memory_limit: Option<usize>,
+    /// See [`Config::budgets`].
+    pub budgets: Budgets,
+    /// See [`Config::queue_limits`].
+    pub queue_limits: QueueLimits,
+    /// See [`Config::emfile_backoff`].
+    pub emfile_backoff: Duration,
+    /// See [`Config::recent_closes`].
+    pub recent_closes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_connections: 1024,
+            pending_limits: PendingLimits::default(),
+            accept_rate: None,
+            memory_limit: None,
+            budgets: Budgets::default(),
+            queue_limits: QueueLimits::default(),
+            emfile_backoff: Duration::from_millis(500),
+            recent_closes: 256,
+        }
+    }
+}
+
+/// Limits of the work in one iteration of the loop. Each is at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Budgets {
+    /// Number of connections accepted per listener, so that a flood of connects does not stop the
+    /// open connections. Defaults to 64.
+    pub accepts: usize,
+    /// Number of connections whose TLS handshake is advanced: handshakes are the most expensive
+    /// step. Defaults to 16.
+    pub handshakes: usize,
+    /// Work for one connection: each byte read counts 1, each delivered frame 64 more. Defaults to
+    /// 64 KiB, which is 1,024 frames.
+    ///
+    /// A read (up to 64 KiB) begins while any of the budget is left. At least one frame is
+    /// delivered; further input waits for the next iteration. A budget below 64 KiB bounds the
+    /// frames, not the bytes of a read.
+    pub read_bytes: usize,
+    /// Number of commands from [`Handle`](crate::Handle)s. Defaults to 1024.
+    pub commands: usize,
+}
+
+impl Default for Budgets {
+    fn default() -> Self {
+        Self {
+            accepts: 64,
+            handshakes: 16,
+            read_bytes: 64 * 1024,
+            commands: 1024,
+        }
+    }
+}
+
+/// Limits of the queue of commands from [`Handle`](crate::Handle)s. Commands above a limit are
+/// refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct QueueLimits {
+    /// Maximum number of queued commands. Defaults to 65 536, at least 1.
+    pub commands: usize,
+    /// Maximum number of bytes in queued [`Handle::send`](crate::Handle::send) commands. An empty
+    /// queue takes one command of any size. Defaults to 64 MiB.
+    pub bytes: usize,
+}
+
+impl Default for QueueLimits {
+    fn default() -> Self {
+        Self {
+            commands: 65_536,
+            bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// Limits of pending connections: those in a TLS handshake, or before their PROXY header.
+///
+/// When [`PendingLimits::connections`] are pending and another client connects, the oldest of them
+/// is evicted, if it has been pending for [`PendingLimits::grace`] and its peer is the side that we
+/// wait for. It is closed as [`Evicted`](crate::CloseReason::Evicted). Otherwise the new client
+/// waits as at the cap ([`Listen::at_capacity`](crate::Listen::at_capacity)).
+///
+/// So peers that connect and send nothing (slow loris) cannot keep others out, and a crowd of
+/// honest clients is only slowed down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PendingLimits {
+    /// Maximum number of concurrent pending connections: a number, or a part of the cap. Defaults
+    /// to half the cap, at least 16 (and never more than the cap).
+    pub connections: Quota,
+    /// Time for which a pending connection cannot be evicted. Defaults to 1 s.
+    pub grace: Duration,
+}
+
+impl Default for PendingLimits {
+    fn default() -> Self {
+        Self {
+            connections: Quota::Percent(50),
+            grace: Duration::from_secs(1),
+        }
+    }
+}
+
+/// A number, or a part of a limit: of the cap on connections, if the docs name no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Quota {
+    /// A number.
+    Count(usize),
+    /// A percentage of the limit, 1 to 100. In [`PendingLimits`] at least 16 connections.
+    Percent(u8),
+}
+
+impl From<usize> for Quota {
+    fn from(connections: usize) -> Self {
+        Self::Count(connections)
+    }
+}
+
+impl Config {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The cap: maximum number of concurrent connections, over all listeners, in every state.
+    /// Exact, and checked before `accept`. 0 admits none. Defaults to 1024. In
+    /// [`Shards`](crate::Shards) it is one cap over all of them.
+    ///
+    /// Each connection takes a descriptor, so RLIMIT_NOFILE should be larger than the cap by the
+    /// number that the rest of the program needs; [`Server::new`](crate::Server::new) warns if it
+    /// is not. Some 200 bytes of address space are reserved for each connection from the start, if
+    /// the system grants as much. They become memory at their first use.
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.max_connections = connections;
+        self
+    }
+
+    /// Limits of connections that are not open yet.
+    pub fn pending_limits(mut self, limits: PendingLimits) -> Self {
+        self.pending_limits = limits;
+        self
+    }
+
+    /// Maximum number of connections accepted per second, over all listeners; `None` is no limit.
+    /// Above it each listener's [`Listen::at_capacity`](crate::Listen::at_capacity) decides.
+    /// Defaults to no limit.
+    pub fn accept_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
+        self.accept_rate = rate.into();
+        self
+    }
+
+    /// Maximum number of bytes in the buffers of all connections together, in both directions:
+    /// incomplete frames and records, and pending output. `None` leaves only the limits of each
+    /// connection. Defaults to none.
+    ///
+    /// From three quarters of the limit on, connections that hold more than their share are not
+    /// read, except one at a time, for a second or until its frame is complete. So large frames
+    /// are finished one after the other. Their timeouts run meanwhile: a connection whose frame is
+    /// late because it was not read is closed as [`OverMemory`](crate::CloseReason::OverMemory).
+    ///
+    /// Above the limit the connections that hold the most are closed for the same reason, until the
+    /// others fit. Memory of handlers is not counted, nor the state of each connection itself. A
+    /// quarter of the limit should hold the longest frame.
+    pub fn memory_limit(mut self, bytes: impl Into<Option<usize>>) -> Self {
+        self.memory_limit = bytes.into();
+        self
+    }
+
+    /// Limits of the work in one iteration of the loop.
+    pub fn budgets(mut self, budgets: Budgets) -> Self {
+        self.budgets = budgets;
+        self
+    }
+
+    /// Limits of the queue of commands from other threads.
+    pub fn queue_limits(mut self, limits: QueueLimits) -> Self {
+        self.queue_limits = limits;
+        self
+    }
+
+    /// Time for which all listeners leave the poll when descriptors or socket memory run out
+    /// (EMFILE, ENFILE, ENOBUFS, ENOMEM; `accept(2)`), unless one of our own descriptors closes
+    /// before. Defaults to 500 ms, at least 1 ms, at most a day.
+    pub fn emfile_backoff(mut self, interval: Duration) -> Self {
+        self.emfile_backoff = interval;
+        self
+    }
+
+    /// Number of last closes kept for [`Control::recent_closes`](crate::Control::recent_closes), at
+    /// most 65 536; 0 keeps none. Each takes about 200 bytes, and the text of its error. Defaults
+    /// to 256.
+    pub fn recent_closes(mut self, closes: usize) -> Self {
+        self.recent_closes = closes;
+        self
+    }
+
+    /// Returns the limit of pending connections as a number.
+    pub(crate) fn max_pending(&self) -> usize {
+        const FLOOR: usize = 16;
+        let max = match self.pending_limits.connections {
+            Quota::Count(connections) => connections,
+            Quota::Percent(percent) => (self.max_connections / 100 * usize::from(percent)
+                + self.max_connections % 100 * usize::from(percent) / 100)
+                .max(FLOOR),
+        };
+        max.min(self.max_connections)
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        let counts = [
+            ("budgets.accepts", self.budgets.accepts),
+            ("budgets.handshakes", self.budgets.handshakes),
+            ("budgets.read_bytes", self.budgets.read_bytes),
+            ("budgets.commands", self.budgets.commands),
+            ("queue_limits.commands", self.queue_limits.commands),
+        ];
+        for (option, count) in counts {
+            if count == 0 {
+                return Err(Error::option(
+                    option,
+                    "0 would stop the server; use at least 1",
+                ));
+            }
+        }
+        check_rates(&[("accept_rate", self.accept_rate)])?;
+        match self.pending_limits.connections {
+            Quota::Count(0) | Quota::Percent(0) => {
+                return Err(Error::option(
+                    "pending_limits.connections",
+                    "0 would let no TLS handshake begin; use at least 1",
+                ));
+            }
+            Quota::Percent(101..) => {
+                return Err(Error::option(
+                    "pending_limits.connections",
+                    "more than 100 percent of the cap",
+                ));
+            }
+            Quota::Count(_) | Quota::Percent(_) => {}
+        }
+        if let Some(bytes) = self.memory_limit.filter(|&bytes| bytes < MIN_MEMORY) {
+            return Err(Error::option(
+                "memory_limit",
+                format!("{bytes} is less than one read takes; use at least {MIN_MEMORY}"),
+            ));
+        }
+        if self.max_connections > MAX_CONNECTIONS {
+            return Err(Error::option(
+                "max_connections",
+                format!(
+                    "{} is more than the {MAX_CONNECTIONS} that one server can hold",
+                    self.max_connections
+                ),
+            ));
+        }
+        if self.recent_closes > MAX_RECENT {
+            return Err(Error::option(
+                "recent_closes",
+                format!(
+                    "{} is more than the {MAX_RECENT} that are kept at most",
+                    self.recent_closes
+                ),
+            ));
+        }
+        if self.emfile_backoff < Duration::from_millis(1) {
+            return Err(Error::option(
+                "emfile_backoff",
+                "less than a millisecond would spin; use at least 1 ms",
+            ));
+        }
+        if self.emfile_backoff > MAX_EMFILE_BACKOFF {
+            return Err(Error::option(
+                "emfile_backoff",
+                "more than a day would leave the ports deaf; use at most 24 h",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// A few reads.
+const MIN_MEMORY: usize = 256 * 1024;
+const MAX_RECENT: usize = 65_536;
+const MAX_EMFILE_BACKOFF: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Maximum number of slots that a poll token can name beside the listeners' (`reactor::os`).
+pub(crate) const MAX_CONNECTIONS: usize = 16_000_000;

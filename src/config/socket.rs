@@ -1,0 +1,192 @@
+//! The options of a socket, each with its unit and default.
+
+use std::time::Duration;
+
+use crate::error::{Error, Result};
+
+/// TCP keepalive (`tcp(7)`): finds peers that vanished without a FIN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[must_use]
+#[non_exhaustive]
+pub struct Keepalive {
+    /// Idle time before the first probe (TCP_KEEPIDLE). Whole seconds, 1 to 32767.
+    pub time: Duration,
+    /// Time between probes (TCP_KEEPINTVL). Whole seconds, 1 to 32767.
+    pub interval: Duration,
+    /// Number of unanswered probes after which the connection ends (TCP_KEEPCNT), 1 to 127.
+    pub retries: u32,
+}
+
+impl Keepalive {
+    /// Probes after `time`, then every `interval`, and gives up after `retries` probes.
+    pub fn new(time: Duration, interval: Duration, retries: u32) -> Self {
+        Self {
+            time,
+            interval,
+            retries,
+        }
+    }
+}
+
+/// Options of a listening socket and of the sockets accepted from it
+/// ([`Listen::socket`](crate::Listen::socket)), or of an outgoing one
+/// ([`Connect::socket`](crate::Connect::socket)).
+///
+/// An open port cannot change them (*next listen*). Accepted sockets inherit what concerns them
+/// (`tcp(7)`, `socket(7)`).
+///
+/// ```
+/// use portcullis::{Listen, SocketOptions};
+/// let listen = Listen::tcp("127.0.0.1:0").socket(SocketOptions::new().backlog(4096));
+/// assert!(listen.socket.nodelay, "the default");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+#[non_exhaustive]
+pub struct SocketOptions {
+    /// See [`SocketOptions::nodelay`].
+    pub nodelay: bool,
+    /// See [`SocketOptions::keepalive`].
+    pub keepalive: Option<Keepalive>,
+    /// See [`SocketOptions::recv_buffer`].
+    pub recv_buffer: Option<usize>,
+    /// See [`SocketOptions::send_buffer`].
+    pub send_buffer: Option<usize>,
+    /// See [`SocketOptions::backlog`].
+    pub backlog: u32,
+    /// See [`SocketOptions::mode`].
+    pub mode: Option<u32>,
+    /// See [`SocketOptions::only_v6`].
+    pub only_v6: bool,
+    /// See [`SocketOptions::reuse_address`].
+    pub reuse_address: bool,
+    /// See [`SocketOptions::reuse_port`].
+    pub reuse_port: bool,
+}
+
+impl Default for SocketOptions {
+    fn default() -> Self {
+        Self {
+            nodelay: true,
+            keepalive: None,
+            recv_buffer: None,
+            send_buffer: None,
+            backlog: 1024,
+            mode: None,
+            only_v6: true,
+            reuse_address: true,
+            reuse_port: false,
+        }
+    }
+}
+
+impl SocketOptions {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// TCP_NODELAY: sends small frames at once. Defaults to true.
+    pub fn nodelay(mut self, on: bool) -> Self {
+        self.nodelay = on;
+        self
+    }
+
+    /// SO_KEEPALIVE with these times; `None` is off. Defaults to off.
+    pub fn keepalive(mut self, keepalive: impl Into<Option<Keepalive>>) -> Self {
+        self.keepalive = keepalive.into();
+        self
+    }
+
+    /// SO_RCVBUF of each connection, in bytes. Defaults to the system's automatic size. Not for
+    /// Unix sockets: there the sender's buffer holds the bytes.
+    pub fn recv_buffer(mut self, bytes: usize) -> Self {
+        self.recv_buffer = Some(bytes);
+        self
+    }
+
+    /// SO_SNDBUF of each connection, in bytes. Defaults to the system's automatic size.
+    pub fn send_buffer(mut self, bytes: usize) -> Self {
+        self.send_buffer = Some(bytes);
+        self
+    }
+
+    /// Maximum number of connections that the kernel queues for accept; for listeners. Defaults to
+    /// 1024. The kernel caps it silently (`net.core.somaxconn` on Linux, 4096 since 5.4), see
+    /// `listen(2)`.
+    pub fn backlog(mut self, connections: u32) -> Self {
+        self.backlog = connections;
+        self
+    }
+
+    /// Permissions of a Unix listener's file, as in `0o660`: on Linux, write permission lets a
+    /// process connect. In force before the first client can connect. Defaults to the permissions
+    /// that the process's umask leaves.
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.mode = Some(mode);
+        self
+    }
+
+    /// IPV6_V6ONLY: an IPv6 listener takes no IPv4 clients. Set explicitly, whatever the system's
+    /// default. Defaults to true; with false, IPv4 peers show as `::ffff:a.b.c.d`.
+    pub fn only_v6(mut self, on: bool) -> Self {
+        self.only_v6 = on;
+        self
+    }
+
+    /// SO_REUSEADDR of a listener: a restarted server binds although old connections are in
+    /// TIME_WAIT. Defaults to true.
+    pub fn reuse_address(mut self, on: bool) -> Self {
+        self.reuse_address = on;
+        self
+    }
+
+    /// SO_REUSEPORT: several listening sockets share the port. Linux spreads clients over them by a
+    /// hash of their addresses, also over sockets that accept nothing at the moment. In
+    /// [`Shards`](crate::Shards): a queue for each shard instead of one for all. Defaults to false.
+    pub fn reuse_port(mut self, on: bool) -> Self {
+        self.reuse_port = on;
+        self
+    }
+
+    /// Finds values that the kernel would refuse without naming the option, or cut silently.
+    pub(crate) fn check(&self) -> Result<()> {
+        if let Some(keepalive) = &self.keepalive {
+            // The limits of Linux (`tcp(7)`, MAX_TCP_KEEPIDLE and its like).
+            let seconds = 1..=32_767;
+            let in_range = |time: Duration| seconds.contains(&time.as_secs());
+            let whole = |time: Duration| time.subsec_nanos() == 0;
+            if !whole(keepalive.time) || !whole(keepalive.interval) {
+                return Err(Error::option(
+                    "keepalive",
+                    "time and interval are whole seconds: the kernel takes nothing else",
+                ));
+            }
+            if !in_range(keepalive.time)
+                || !in_range(keepalive.interval)
+                || !(1..=127).contains(&keepalive.retries)
+            {
+                return Err(Error::option(
+                    "keepalive",
+                    format!(
+                        "time ({:?}) and interval ({:?}) go from 1 s to 32767 s, retries ({}) \
+                         from 1 to 127",
+                        keepalive.time, keepalive.interval, keepalive.retries
+                    ),
+                ));
+            }
+        }
+        for (option, bytes) in [
+            ("recv_buffer", self.recv_buffer),
+            ("send_buffer", self.send_buffer),
+        ] {
+            if bytes.is_some_and(|bytes| i32::try_from(bytes).is_err()) {
+                return Err(Error::option(
+                    option,
+                    "a socket's buffer is smaller than 2 GiB",
+                ));
+            }
+        }
+        Ok(())
+    }
+}

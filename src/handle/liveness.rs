@@ -1,0 +1,102 @@
+//! Which connections are alive, for threads that do not ask the loop.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::OnceLock;
+
+use crate::config::MAX_CONNECTIONS;
+use crate::id::ConnId;
+
+/// The live ids, readable by every thread: the generation of each slot, zero when it is free.
+///
+/// Kept in chunks, so that it grows without moving slots that other threads read: of `FIRST` slots,
+/// of twice as many, and so on up to `LARGEST`, which is filled in microseconds.
+pub(crate) struct Liveness {
+    chunks: [OnceLock<Box<[AtomicU32]>>; CHUNKS],
+}
+
+const FIRST: usize = 64;
+const LARGEST: usize = 1 << 16;
+/// Chunks that are smaller than the next one.
+const GROWING: usize = (LARGEST / FIRST).ilog2() as usize + 1;
+const CHUNKS: usize = GROWING + MAX_CONNECTIONS / LARGEST;
+
+impl Default for Liveness {
+    fn default() -> Self {
+        Self {
+            chunks: [const { OnceLock::new() }; CHUNKS],
+        }
+    }
+}
+
+impl Liveness {
+    /// Returns the chunk of a slot, the chunk's size, and the position in it.
+    fn place(index: u32) -> (usize, usize, usize) {
+        let shifted = index as usize + FIRST;
+        if let Some(beyond) = shifted.checked_sub(2 * LARGEST) {
+            return (GROWING + beyond / LARGEST, LARGEST, beyond % LARGEST);
+        }
+        let chunk = (shifted / FIRST).ilog2() as usize;
+        let size = FIRST << chunk;
+        (chunk, size, shifted - size)
+    }
+
+    pub(crate) fn set(&self, id: ConnId, live: bool) {
+        let (chunk, size, at) = Self::place(id.index);
+        let Some(chunk) = self.chunks.get(chunk) else {
+            return;
+        };
+        let slots = chunk.get_or_init(|| (0..size).map(|_| AtomicU32::new(0)).collect());
+        if let Some(slot) = slots.get(at) {
+            slot.store(if live { id.generation } else { 0 }, Ordering::Release);
+        }
+    }
+
+    pub(super) fn is_live(&self, id: ConnId) -> bool {
+        self.of(id.index)
+            .is_some_and(|generation| generation == id.generation)
+    }
+
+    /// Returns the live generation of a slot; 0 for none. `None` if the slot was never used.
+    pub(crate) fn of(&self, index: u32) -> Option<u32> {
+        let (chunk, _, at) = Self::place(index);
+        let slot = self.chunks.get(chunk)?.get()?.get(at)?;
+        Some(slot.load(Ordering::Acquire))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_slot_has_its_own_place() {
+        let mut seen = std::collections::HashSet::new();
+        for index in 0..5 * LARGEST as u32 {
+            let (chunk, size, at) = Liveness::place(index);
+            assert!(chunk < CHUNKS && at < size && size == (FIRST << chunk.min(32)).min(LARGEST));
+            assert!(seen.insert((chunk, at)), "slot {index} shares a place");
+        }
+        let (chunk, size, at) = Liveness::place(MAX_CONNECTIONS as u32 - 1);
+        assert!(chunk < CHUNKS && at < size, "the last id has a place");
+    }
+
+    #[test]
+    fn an_id_is_live_until_its_slot_has_another_connection() {
+        let live = Liveness::default();
+        let first = ConnId {
+            index: 77,
+            generation: 1,
+        };
+        let second = ConnId {
+            index: 77,
+            generation: 2,
+        };
+        assert!(!live.is_live(first));
+        live.set(first, true);
+        assert!(live.is_live(first) && !live.is_live(second));
+        live.set(first, false);
+        assert!(!live.is_live(first));
+        live.set(second, true);
+        assert!(!live.is_live(first) && live.is_live(second));
+    }
+}
