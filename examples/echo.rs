@@ -55,8 +55,8 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
         config = config.memory_limit(bytes);
     }
     let mut server = Server::new(config)?;
-    let id = server.listen(listen, |_app: &mut (), _peer| Echo)?;
-    let addr = server.listener(id)?.addr;
+    let id = server.listen(listen, |_app, _peer| Echo)?;
+    let addr = server.control().listener(id)?.addr;
     // Before the address is printed: its reader may send a signal at once.
     let signalled = terminal::note_signals()?;
     terminal::say(&format!("listening on {addr} ({})", options.framing.name()));

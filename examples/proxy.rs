@@ -93,8 +93,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let keepalive = Keepalive::new(Duration::from_secs(60), Duration::from_secs(10), 6);
     let mut front = Listen::tcp(&options.listen)
         .framing(Framing::Raw)
-        .conn(ConnConfig::new().full_duplex(true)) // each direction waits for its own reader only
-        .conn(ConnConfig::new().idle_timeout(Duration::MAX)) // one may be silent while the other speaks
+        .conn(
+            // Each direction waits for its own reader only, and may be silent while the other speaks.
+            ConnConfig::new()
+                .full_duplex(true)
+                .idle_timeout(Duration::MAX),
+        )
         .socket(SocketOptions::new().keepalive(keepalive))
         .max_connections(options.max_clients);
     if let (Some(chain), Some(key)) = (&options.tls_cert, &options.tls_key) {
@@ -112,7 +116,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         back = back.tls(tls::client_config(roots)?, name);
     }
     let mut server = Server::new(Config::new().max_connections(2 * options.max_clients))?;
-    let id = server.listen(front, |_: &mut Behind, _| Side(None))?;
+    let id = server.listen(front, |_app, _peer| Side(None))?;
     // Before the address is printed: its reader may send a signal at once.
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
     terminal::say(&format!(

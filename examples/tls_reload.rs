@@ -62,8 +62,8 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
         .framing(Framing::Line)
         .tls(config);
     let mut server = Server::new(Config::new())?;
-    server.listen(listen, |_app: &mut (), _peer| Echo)?;
-    let addr = server.listener(LISTENER)?.addr;
+    server.listen(listen, |_app, _peer| Echo)?;
+    let addr = server.control().listener(LISTENER)?.addr;
     // Before the address is printed: its reader may send a signal at once.
     obey_signals(server.handle(), options)?;
     terminal::say(&format!("listening on {addr} (line, TLS)"));

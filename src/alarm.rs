@@ -1,4 +1,4 @@
-//! Alarms: the watched value, the threshold, and the cooldown.
+//! When to call somebody: what an alarm watches, from where on, and how often it says so.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,19 +6,18 @@ use std::time::Duration;
 use crate::config::{Config, Quota};
 use crate::error::{Error, Result};
 
-/// The value that an alarm watches.
+/// What an alarm watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AlarmKind {
     /// Connections in a slot, in any state; a part of [`Config::max_connections`].
     Connections,
-    /// Descriptors that this server has open: listeners and connections. A part of the process's
-    /// RLIMIT_NOFILE.
+    /// Descriptors that this server has open: its listeners and connections. A part of the process's RLIMIT_NOFILE.
     Descriptors,
-    /// Bytes in the buffers of all connections; a part of [`Config::memory_limit`].
+    /// Bytes that all connections together hold in buffers; a part of [`Config::memory_limit`].
     Memory,
-    /// Accepts that failed for lack of descriptors or socket memory (EMFILE, ENFILE, ENOBUFS,
-    /// ENOMEM), in the present episode.
+    /// Accepts that failed for lack of descriptors or socket memory (EMFILE, ENFILE, ENOBUFS, ENOMEM), in an episode that is
+    /// not over.
     FdExhaustion,
 }
 
@@ -48,7 +47,7 @@ impl fmt::Display for AlarmKind {
     }
 }
 
-/// An alarm: its value, its threshold, and its cooldown. Set with
+/// An alarm: what it watches, from which value on, and how long it is silent after it has spoken. Set with
 /// [`Control::on_alarm`](crate::Control::on_alarm).
 ///
 /// ```
@@ -66,26 +65,23 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// From a number of connections on, or from a [`Quota::Percent`] of the cap, which follows
-    /// changes of the cap.
+    /// From so many connections on: a number, or a [`Quota::Percent`] of the cap, which follows a change of the cap.
     pub fn connections(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Connections, threshold.into())
     }
 
-    /// From a number of descriptors on that this server has open, or from a [`Quota::Percent`] of
-    /// RLIMIT_NOFILE, as it is when the alarm is set (known on Linux). Other open files of the
-    /// program are not counted.
+    /// From so many descriptors on that this server has open: a number, or a [`Quota::Percent`] of RLIMIT_NOFILE as it is when the
+    /// alarm is set (known on Linux). What the rest of the program has open is not known here.
     pub fn descriptors(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Descriptors, threshold.into())
     }
 
-    /// From a number of bytes in buffers on, or from a [`Quota::Percent`] of
-    /// [`Config::memory_limit`], which follows changes of that limit.
+    /// From so many bytes in buffers on: a number, or a [`Quota::Percent`] of [`Config::memory_limit`], which follows a change of it.
     pub fn memory(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Memory, threshold.into())
     }
 
-    /// While descriptors or socket memory have run out and no client can be accepted.
+    /// When descriptors or socket memory have run out and no client can be accepted, until that is over.
     pub fn fd_exhaustion() -> Self {
         Self::new(AlarmKind::FdExhaustion, Quota::Count(1))
     }
@@ -98,21 +94,19 @@ impl Alarm {
         }
     }
 
-    /// Silence after the alarm was raised. At its end the alarm is repeated if the value is at or
-    /// above the threshold. Defaults to 5 s; at least 1 ms. With `Duration::MAX` it is never
-    /// repeated.
+    /// How long it is silent after it has been raised. At the end it speaks again if the value is still, or again, at or above the
+    /// threshold. Defaults to 5 s; at least 1 ms. `Duration::MAX` is for good: it speaks once.
     pub fn cooldown(mut self, cooldown: Duration) -> Self {
         self.cooldown = cooldown;
         self
     }
 
-    /// The watched value.
+    /// What it watches.
     pub fn kind(&self) -> AlarmKind {
         self.kind
     }
 
-    /// The whole of which a percentage is a part; `None` if it is unknown. `descriptors` is
-    /// RLIMIT_NOFILE.
+    /// The whole of which a percentage is a part; `None` if nobody knows it. `descriptors` is RLIMIT_NOFILE.
     pub(crate) fn limit(&self, config: &Config, descriptors: Option<usize>) -> Option<usize> {
         match self.kind {
             AlarmKind::Connections => Some(config.max_connections),
@@ -122,8 +116,8 @@ impl Alarm {
         }
     }
 
-    /// The value from which on the alarm is raised, at least 1. It never exceeds the limit, so that
-    /// a limit which is lowered later is still reported.
+    /// The value from which on it is raised: never more than the limit, so that one which is lowered later is still reported, and
+    /// at least 1.
     pub(crate) fn threshold(&self, limit: Option<usize>) -> usize {
         let threshold = match (self.threshold, limit) {
             (Quota::Count(count), limit) => count.min(limit.unwrap_or(usize::MAX)),
@@ -172,7 +166,7 @@ impl Alarm {
     }
 }
 
-/// `percent` percent of `whole`, rounded up.
+/// So many percent of `whole`, rounded up.
 fn part(whole: usize, percent: u8) -> usize {
     let percent = usize::from(percent);
     whole / 100 * percent + (whole % 100 * percent).div_ceil(100)
@@ -188,34 +182,33 @@ impl fmt::Display for AlarmId {
     }
 }
 
-/// The event of an alarm.
+/// What an alarm says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AlarmState {
-    /// The value has reached the threshold.
+    /// The threshold is reached.
     Raised,
-    /// A cooldown later the value is still at or above the threshold.
+    /// A cooldown later it still is.
     StillRaised,
-    /// The value is below the threshold again. Reported at once, and once for each
-    /// [`AlarmState::Raised`].
+    /// The value is below the threshold again. Said at once, and once for each [`AlarmState::Raised`].
     Cleared,
 }
 
-/// The argument of an alarm's callback.
+/// What the callback of an alarm is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AlarmNotice {
     /// The alarm.
     pub id: AlarmId,
-    /// The watched value's kind.
+    /// What it watches.
     pub kind: AlarmKind,
-    /// The event.
+    /// What it says.
     pub state: AlarmState,
-    /// The value at the end of this iteration.
+    /// The value at the end of this turn.
     pub value: usize,
-    /// The threshold: percentages as numbers.
+    /// From where on it is raised: percentages as numbers.
     pub threshold: usize,
-    /// Time since the alarm was raised.
+    /// Since it was raised.
     pub since: Duration,
 }
 
@@ -248,13 +241,13 @@ impl fmt::Display for AlarmNotice {
 pub struct AlarmInfo {
     /// Its id.
     pub id: AlarmId,
-    /// The options that were set.
+    /// What it was set to.
     pub alarm: Alarm,
-    /// Whether the alarm is raised.
+    /// It is raised.
     pub raised: bool,
     /// The value now.
     pub value: usize,
-    /// The threshold: percentages as numbers.
+    /// From where on it is raised: percentages as numbers.
     pub threshold: usize,
 }
 

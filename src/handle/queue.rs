@@ -191,7 +191,7 @@ impl<A> Shared<A> {
         if !self.pending.swap(true, Ordering::SeqCst) {
             if let Err(error) = self.wake.wake() {
                 // The command stays queued and marked for the next iteration.
-                log::warn!(target: logs::SERVER, "cannot wake the loop: {error}");
+                logs::warning!(target: logs::SERVER, "cannot wake the loop: {error}");
             }
         }
         Ok(())

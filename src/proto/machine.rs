@@ -23,7 +23,7 @@ use super::proxy::ProxyHeader;
 use super::rates::{SharedMeters, Throttle};
 #[cfg(feature = "sim")]
 use super::snapshot::Fingerprint;
-use super::state::{Limits, State, Traffic};
+use super::state::{State, Traffic};
 use super::status::Status;
 use super::time::Time;
 #[cfg(feature = "tls")]
@@ -220,7 +220,7 @@ impl Machine {
         self.active.get_or_insert_default()
     }
 
-    /// Limits the rates of reading to the connection's own, and to `shared` ones of its listener.
+    /// ConnConfig the rates of reading to the connection's own, and to `shared` ones of its listener.
     pub(crate) fn set_rates(&mut self, shared: &SharedMeters) {
         let (bytes, frames) = (self.limits.read_rate, self.limits.frame_rate);
         self.set_throttle(Throttle::new(bytes, frames, shared));

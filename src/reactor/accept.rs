@@ -13,6 +13,7 @@ use super::listener::AcceptError;
 use super::listeners;
 use super::os::{Os, Socket as _};
 use super::refuse::{report_failed, turn_away};
+use crate::config::ProxyProtocol;
 use crate::id::ConnId;
 use crate::logs;
 use crate::reason::{CloseReason, Closed};

@@ -13,9 +13,9 @@ use super::refuse::{dismiss, report_failed, turn_away};
 use super::source_limits::Counted;
 use super::user_code::drop_handler;
 use crate::catch::catch;
+use crate::config::ProxyProtocol;
 use crate::handler::{Handler, Refuse};
 use crate::id::ConnId;
-use crate::listen::ProxyProtocol;
 use crate::proto::{Machine, State};
 use crate::reason::{CloseReason, Closed};
 
@@ -90,7 +90,7 @@ pub(super) fn admit<A, O: Os>(
     let listener = core.listeners.get_mut(at)?;
     listener.connections += 1;
     if awaits_header {
-        machine.await_header(listener.options.proxy == ProxyProtocol::Required);
+        machine.await_header(listener.options.proxy_protocol == ProxyProtocol::Required);
     } else {
         machine.handle_admitted(now);
     }

@@ -45,18 +45,3 @@ fn monotonic() -> u64 {
     let elapsed = EPOCH.get_or_init(Instant::now).elapsed();
     u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX)
 }
-
-/// When a caller outside a loop has waited long enough.
-pub(crate) struct Deadline(Option<Instant>);
-
-impl Deadline {
-    pub(crate) fn after(timeout: Duration) -> Self {
-        Self(Instant::now().checked_add(timeout))
-    }
-
-    pub(crate) fn left(&self) -> Duration {
-        self.0.map_or(LONGEST_SLEEP, |at| {
-            at.saturating_duration_since(Instant::now())
-        })
-    }
-}

@@ -375,7 +375,7 @@ mod tests {
 
     use super::*;
     use crate::addr::Addr;
-    use crate::listen::Listen;
+    use crate::config::Listen;
     use crate::proto::Machine;
 
     fn connection(id: ConnId) -> Connection<NonZeroU64> {

@@ -6,6 +6,7 @@ use super::core::Core;
 use super::os::Os;
 use super::user_code::{drop_handler, UserCode};
 use crate::catch::catch;
+use crate::config::Listen;
 use crate::error::{Error, Result};
 use crate::handler::{Context, Handler, Service};
 use crate::id::{ConnId, ListenerId};

@@ -99,7 +99,7 @@ impl<L> Listener<L> {
     pub(super) fn set_options(&mut self, options: Listen, now: Time) -> bool {
         self.limits = Rc::new(options.conn.clone());
         self.bucket.follow(options.accept_rate, now);
-        self.sources.follow(&options.sources, now);
+        self.sources.follow(&options.source_limits, now);
         logs::info!(target: logs::LISTENER, "listener {}: its options have changed", self.name);
         logs::debug!(target: logs::LISTENER, "listener {}: {options:?}", self.name);
         self.options = options;

@@ -36,7 +36,7 @@
 //!
 //! let mut sim = Sim::new(1, Config::new(), ());
 //! let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
-//! let addr = sim.listen(listen, |_: &mut (), _| Login::default()).unwrap();
+//! let addr = sim.listen(listen, |_app, _peer| Login::default()).unwrap();
 //!
 //! let quick = sim.connect(addr).unwrap();
 //! let stalls = sim.connect(addr).unwrap();
@@ -176,7 +176,20 @@ impl<A> Sim<A> {
     /// # Errors
     ///
     /// The errors of [`Server::listen`](crate::Server::listen).
-    pub fn listen(
+    pub fn listen<F, H>(&mut self, options: Listen, accept: F) -> Result<SocketAddr>
+    where
+        F: FnMut(&mut A, Peer) -> H + 'static,
+        H: Handler<A> + 'static,
+    {
+        self.listen_with(options, accept)
+    }
+
+    /// As [`Sim::listen`], with a service.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Server::listen`](crate::Server::listen).
+    pub fn listen_with(
         &mut self,
         options: Listen,
         service: impl Service<A> + 'static,

@@ -182,7 +182,7 @@ fn what_is_owed_must_be_taken() {
 /// After our FIN the peer has the linger's time for its own.
 #[test]
 fn a_peer_that_does_not_finish_after_our_fin_is_let_go() {
-    let listen = local().linger(SHORT, 1024);
+    let listen = local().conn(ConnConfig::new().linger(SHORT, 1024));
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             cx.conn.close();

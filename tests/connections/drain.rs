@@ -461,7 +461,7 @@ fn new_clients_are_refused_while_the_old_finish() {
 /// reset nor forced.
 #[test]
 fn a_connection_that_only_lingers_at_the_deadline_is_not_forced() {
-    let listen = local().linger(Duration::MAX, usize::MAX);
+    let listen = local().conn(ConnConfig::new().linger(Duration::MAX, usize::MAX));
     let mut server = start(Config::new(), listen, usual);
     let mut client = connect(server.addr);
     ping(&mut client, b"hello");

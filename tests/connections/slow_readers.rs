@@ -122,9 +122,11 @@ fn a_client_that_reads_again_gets_everything_once() {
 /// Pending output that makes no progress is bounded in time too.
 #[test]
 fn the_write_timeout_ends_a_peer_that_takes_nothing() {
-    let listen = tight()
-        .write_timeout(Duration::from_millis(300))
-        .idle_timeout(Duration::MAX);
+    let listen = tight().conn(
+        tight_conn()
+            .write_timeout(Duration::from_millis(300))
+            .idle_timeout(Duration::MAX),
+    );
     let (server, journal) = spawn_script(Config::new(), listen, usual);
     let mut other = connect(server.addr());
     ping(&mut other, b"first");

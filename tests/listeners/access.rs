@@ -133,6 +133,14 @@ fn an_ipv4_peer_is_one_on_an_ipv6_socket_too() {
     ping(&mut connect_from("[::1]:0", addr), b"over IPv6");
 }
 
+fn set(
+    control: &mut Control<'_, Heard>,
+    which: ListenerRef,
+    rules: AccessRules,
+) -> portcullis::Result<()> {
+    control.reconfigure_listener(which, |listen| listen.access_rules(rules))
+}
+
 /// esockd: t_update_options. A change is atomic, and open connections are not touched.
 #[test]
 fn rules_change_under_way() {

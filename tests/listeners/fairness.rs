@@ -188,7 +188,9 @@ fn a_read_full_of_empty_frames_is_told_in_several_turns() {
 /// A client that does not read its answers is paused, however much it sends.
 #[test]
 fn one_that_does_not_read_its_answers_stops_no_other() {
-    let listen = local().framing(Framing::Packet2).send_buffer(16 * 1024);
+    let listen = local()
+        .framing(Framing::Packet2)
+        .socket(SocketOptions::new().send_buffer(16 * 1024));
     let server = spawn_echo(Config::new(), listen);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr())).collect();
     let addr = server.addr();

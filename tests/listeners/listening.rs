@@ -768,7 +768,10 @@ fn a_restart_finds_its_port_in_time_wait() {
     drop(clients);
     ended.join().expect("an orderly end");
     // It is in TIME_WAIT indeed: without address reuse the bind fails.
-    let strict = server().listen(Listen::tcp(addr).reuse_address(false), echo);
+    let strict = server().listen(
+        Listen::tcp(addr).socket(SocketOptions::new().reuse_address(false)),
+        echo,
+    );
     assert!(
         matches!(strict, Err(Error::AddressInUse { .. })),
         "{strict:?}"

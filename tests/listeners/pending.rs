@@ -52,6 +52,14 @@ fn is_served(sim: &mut Sim, client: ClientId) -> bool {
     sim.received(client) == b"\0\x02hi"
 }
 
+/// At most so many pending connections, each with this grace.
+fn limited(connections: usize, grace: Duration) -> Config {
+    Config::new().pending_limits(PendingLimits {
+        connections: Quota::Count(connections),
+        grace,
+    })
+}
+
 #[test]
 fn the_oldest_gives_way_to_a_newcomer() {
     let (mut sim, addr) = world(Config::new().pending_limits(PendingLimits {
@@ -73,11 +81,7 @@ fn the_oldest_gives_way_to_a_newcomer() {
 /// One that is young may be honest: the newcomer waits until the oldest has had its time.
 #[test]
 fn no_connection_is_evicted_within_its_grace() {
-    let (mut sim, addr) = world(
-        Config::new()
-            .max_pending(2)
-            .pending_grace(Duration::from_secs(1)),
-    );
+    let (mut sim, addr) = world(limited(2, Duration::from_secs(1)));
     let silent = connect(&mut sim, addr, 2);
     let newcomer = connect(&mut sim, addr, 1)[0];
     let iterations = sim.stats().iterations;
@@ -98,7 +102,7 @@ fn no_connection_is_evicted_within_its_grace() {
 /// of the simulator.
 #[test]
 fn a_connection_that_has_opened_is_forgotten() {
-    let (mut sim, addr) = world(Config::new().max_pending(2).pending_grace(Duration::MAX));
+    let (mut sim, addr) = world(limited(2, Duration::MAX));
     let silent = connect(&mut sim, addr, 1)[0];
     for _ in 0..300 {
         let client = sim.connect(addr).expect("it listens");
@@ -115,7 +119,7 @@ fn a_connection_that_has_opened_is_forgotten() {
 /// As soon as one opens, or goes, the next comes in.
 #[test]
 fn a_connection_that_opens_makes_room_at_once() {
-    let (mut sim, addr) = world(Config::new().max_pending(1));
+    let (mut sim, addr) = world(limited(1, PendingLimits::default().grace));
     let clients = connect(&mut sim, addr, 3);
     assert_eq!(sim.stats().accepted, 1);
     assert!(is_served(&mut sim, clients[0]));
@@ -146,7 +150,7 @@ fn plain_connections_do_not_wait_for_them() {
 
 #[test]
 fn a_listener_that_refuses_does_not_let_clients_wait() {
-    let mut sim = Sim::new(1, Config::new().max_pending(1), ());
+    let mut sim = Sim::new(1, limited(1, PendingLimits::default().grace), ());
     let listen = behind_a_proxy().at_capacity(AtCapacity::Refuse {
         farewell: b"full".to_vec(),
     });
@@ -291,7 +295,7 @@ fn silent_peers_at_the_cap_keep_no_client_out() {
 /// No connection is evicted for a new one that is not admitted anyway.
 #[test]
 fn no_connection_is_evicted_for_one_whose_source_has_too_many() {
-    let mut sim = Sim::new(1, Config::new().max_pending(2), ());
+    let mut sim = Sim::new(1, limited(2, PendingLimits::default().grace), ());
     let listen = Listen::tcp("127.0.0.1:0")
         .proxy_protocol(ProxyProtocol::Optional)
         .trusted_proxies(

@@ -269,7 +269,7 @@ fn what_is_no_header_is_refused() {
 /// A missing header takes no longer than the handshake timeout, and a drain shortens that.
 #[test]
 fn a_client_without_a_header_has_no_handler_and_no_long_life() {
-    let listen = required().handshake_timeout(Duration::from_millis(200));
+    let listen = required().conn(ConnConfig::new().handshake_timeout(Duration::from_millis(200)));
     let late = server(listen);
     let mut client = connect(late.addr());
     client.write_all(&V1[..20]).expect("sent");

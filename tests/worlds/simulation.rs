@@ -92,7 +92,8 @@ fn a_day_passes_in_virtual_time() {
 
 #[test]
 fn time_that_leaps_past_a_deadline_does_not_end_a_peer_that_has_sent() {
-    let (mut sim, addr) = echo(listen().idle_timeout(Duration::from_secs(2)));
+    let (mut sim, addr) =
+        echo(listen().conn(ConnConfig::new().idle_timeout(Duration::from_secs(2))));
     let client = sim.connect(addr).expect("connected");
     sim.settle();
     // Like a process that was stopped: the data is there when it looks at its clock again.
@@ -161,7 +162,8 @@ fn a_slow_reader_is_no_stalled_one() {
 /// meanwhile are read before deadlines expire.
 #[test]
 fn time_that_leaps_behind_a_poll_does_not_end_a_peer_that_has_sent() {
-    let (mut sim, addr) = echo(listen().idle_timeout(Duration::from_secs(2)));
+    let (mut sim, addr) =
+        echo(listen().conn(ConnConfig::new().idle_timeout(Duration::from_secs(2))));
     let client = sim.connect(addr).expect("connected");
     sim.advance(Duration::from_secs(1));
     sim.send(client, b"in time\n");

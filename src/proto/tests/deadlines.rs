@@ -302,7 +302,7 @@ fn never_is_never() {
     assert_eq!(rig.finish(), CloseReason::Closed);
 }
 
-/// Limits of zero expire at once, without a spin.
+/// ConnConfig of zero expire at once, without a spin.
 #[test]
 fn zero_is_at_once() {
     let zero = ConnConfig {

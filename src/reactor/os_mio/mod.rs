@@ -27,6 +27,7 @@ use super::os::{Event, Os, StreamOps, Token};
 use super::shared_listen_sockets::SharedListenSockets;
 use super::socket_file::SocketFile;
 use crate::addr::{Addr, UnixAddr};
+use crate::config::SocketOptions;
 use crate::handle::Wake;
 use crate::proto::Time;
 
