@@ -78,10 +78,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut server = Server::new(Config::new().max_connections(10_000))?;
     let listen = Listen::tcp(addr.as_str())
         .framing(Framing::Line)
-        .conn(ConnConfig::new().max_frame(1024))
-        // Members may only listen for a day, and reading goes on while others are slow to take what they say.
+        // Members may only listen for a day, and reading goes on while others are slow.
         .conn(
             ConnConfig::new()
+                .max_frame(1024)
                 .idle_timeout(std::time::Duration::from_secs(24 * 60 * 60))
                 .watermarks(32 * 1024, 64 * 1024)
                 .output_limit(64 * 1024),

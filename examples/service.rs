@@ -93,21 +93,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let are_passed = !sockets.is_empty();
     if are_passed {
         for socket in sockets {
-            server.adopt(
-                socket,
-                behind(Listen::adopted(), &options)?,
-                |_app, _peer| Echo::default(),
-            )?;
+            let listen = behind(Listen::adopted(), &options)?;
+            server.adopt(socket, listen, |_app, _peer| Echo::default())?;
         }
     } else {
         let listen = behind(Listen::tcp(options.listen.as_str()), &options)?;
         server.listen(listen, |_app, _peer| Echo::default())?;
     }
-    end_on_sigterm(
-        server.handle(),
-        are_passed,
-        Duration::from_secs(options.grace),
-    )?;
+    let grace = Duration::from_secs(options.grace);
+    end_on_sigterm(server.handle(), are_passed, grace)?;
     for listener in server.control().listeners() {
         terminal::say(&format!("listening on {} (line)", listener.addr));
     }

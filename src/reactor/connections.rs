@@ -66,7 +66,7 @@ impl<S> Connections<S> {
     }
 
     pub(super) fn shared_cap(&self) -> Option<usize> {
-        self.share.as_ref().map(|share| share.cap())
+        self.share.as_ref().map(CapShare::cap)
     }
 
     pub(super) fn set_cap(&mut self, cap: usize) {

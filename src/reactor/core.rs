@@ -11,7 +11,8 @@ use super::connections::Connections;
 use super::detached_conns::DetachedConns;
 use super::drain::Drain;
 use super::history::{CloseRecord, History};
-use super::listeners::Listeners;
+use super::listener::Listener;
+use super::listeners::{self, Listeners};
 use super::memory_budget::MemoryBudget;
 use super::os::Os;
 use super::outbound::Outbound;
@@ -166,16 +167,13 @@ impl<O: Os> Core<O> {
             now,
             ..
         } = self;
-        drain.close_listeners(
-            os,
-            listeners,
-            admission,
-            conns,
-            config,
-            stats.accepted,
-            *now,
-            due,
-        );
+        let refused = |listener: &Listener<O::Listener>| {
+            let refusal = admission.refusal(conns, listener, config, *now);
+            admission.fds.is_on() || refusal.is_some()
+        };
+        drain.close_listeners(listeners, stats.accepted, due, refused, |listener| {
+            listeners::close(os, listener);
+        });
         drain.notify(conns, *now);
     }
 

@@ -3,11 +3,9 @@
 
 use std::time::Duration;
 
-use super::admission::Admission;
 use super::connections::Connections;
-use super::listeners::{self, Listeners};
-use super::os::Os;
-use crate::config::Config;
+use super::listener::Listener;
+use super::listeners::Listeners;
 use crate::id::ConnId;
 use crate::logs;
 use crate::proto::Time;
@@ -125,18 +123,15 @@ impl Drain {
         }
     }
 
-    /// Closes each listener whose backlog is empty or cannot be accepted. `due` is the time up to
-    /// which deadlines expire, if any do in this iteration.
-    pub(super) fn close_listeners<O: Os>(
+    /// Calls `close` for each listener whose backlog is empty, or that has `refused` its clients.
+    /// `due` is the time up to which deadlines expire, if any do in this iteration.
+    pub(super) fn close_listeners<L>(
         &mut self,
-        os: &mut O,
-        listeners: &mut Listeners<O::Listener>,
-        admission: &Admission,
-        conns: &Connections<O::Stream>,
-        config: &Config,
+        listeners: &mut Listeners<L>,
         accepted: u64,
-        now: Time,
         due: Option<Time>,
+        refused: impl Fn(&Listener<L>) -> bool,
+        mut close: impl FnMut(&mut Listener<L>),
     ) {
         let Self::Listeners(plan) = self else {
             return;
@@ -145,10 +140,8 @@ impl Drain {
         let accepted = usize::try_from(accepted - plan.accepted_before).unwrap_or(usize::MAX);
         let spent = late || accepted > plan.max_accepts;
         for listener in listeners.iter_mut() {
-            let refused =
-                admission.fds.is_on() || admission.refusal(conns, listener, config, now).is_some();
-            if !listener.may_accept() || spent || refused {
-                listeners::close(os, listener);
+            if spent || !listener.may_accept() || refused(listener) {
+                close(listener);
             }
         }
         if listeners.open() == 0 {

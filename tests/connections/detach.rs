@@ -10,8 +10,8 @@ use kit::net::{
     connect, local, packet2, ping, read_to_end, recv2, send2, spawn, Running, PATIENCE,
 };
 use portcullis::{
-    CloseReason, Closed, Config, ConnConfig, Context, DetachError, Detached, Handler, Listen,
-    Outcome, Server, State,
+    CloseReason, Closed, Config, Context, DetachError, Detached, Handler, Listen, Outcome, Server,
+    State,
 };
 
 /// The receiver of the streams, and the handlers' calls.
@@ -423,7 +423,7 @@ fn a_goodbye_comes_behind_all_that_was_sent() {
     let site = Site::new();
     let listen = local()
         .tls(std::sync::Arc::new(site.server()))
-        .conn(ConnConfig::new().output_limit(GENEROSITY * 60_002));
+        .conn(portcullis::ConnConfig::new().output_limit(GENEROSITY * 60_002));
     let (streams, received) = channel();
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");

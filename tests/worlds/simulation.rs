@@ -6,7 +6,7 @@ use kit::campaign::Plan;
 use portcullis::sim::{Call, ClientState, Fault, Faults, Op, Script, Scripted, Sim, Stage};
 use portcullis::{
     Budgets, CloseReason, Config, ConnConfig, Context, Control, Framing, Handler, Listen, Message,
-    Outcome, PendingLimits, Quota, SocketOptions,
+    Outcome, SocketOptions,
 };
 
 fn play(seeds: std::ops::Range<u64>, tls: bool) {
@@ -287,6 +287,7 @@ fn a_flood_of_handshakes_does_not_starve_one() {
 #[test]
 fn a_connection_with_unread_input_is_not_evicted() {
     use kit::sim_tls;
+    use portcullis::{PendingLimits, Quota};
     let config = Config::new()
         .budgets(Budgets {
             handshakes: 1,
@@ -294,16 +295,9 @@ fn a_connection_with_unread_input_is_not_evicted() {
         })
         .pending_limits(PendingLimits {
             connections: Quota::Count(3),
-            ..PendingLimits::default()
-        });
-    let mut sim = Sim::new(
-        3,
-        config.pending_limits(PendingLimits {
             grace: Duration::ZERO,
-            ..PendingLimits::default()
-        }),
-        (),
-    );
+        });
+    let mut sim = Sim::new(3, config, ());
     let listen = listen().tls(sim_tls::server_config());
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let old = sim.connect(addr).expect("connected");

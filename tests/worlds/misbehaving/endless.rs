@@ -225,17 +225,19 @@ fn sends_without_end_to_a_peer_that_does_not_read() {
     harness.sim.set_reading(client, false);
     harness.sim.set_send_buffer(client, 150);
     harness.say(client, "flood\nflood\nflood\n");
+    // The socket has taken what it has room for; the queue is at its limit, within one frame.
+    let queued = harness.sim.app().count - 150;
+    assert!((LIMIT..LIMIT + LINE.len()).contains(&queued), "{queued}");
     let full = SendError::Full {
-        queued: LIMIT,
+        queued,
         limit: LIMIT,
     };
     // Reading stops by itself: one frame is delivered.
     assert_eq!(harness.sim.app().results, [format!("Err({full:?})")]);
-    assert_eq!(harness.sim.app().count, LIMIT);
     let info = harness.sim.control().connections().pop().expect("there");
     assert_eq!(
         (info.queued, info.buffered - info.queued),
-        (LIMIT - 150, "flood\nflood\n".len())
+        (queued, "flood\nflood\n".len())
     );
     harness.serve(harness.bystander, "unharmed\n");
     harness.sim.advance(Duration::from_secs(6));
@@ -304,10 +306,9 @@ fn sends_until_its_own_error_ends_it() {
     let client = harness.enter();
     harness.say(client, "flood\n");
     assert_eq!(harness.leave(client), ClientState::Finished);
-    assert_eq!(
-        harness.heard(client).as_bytes(),
-        LINE.repeat(LIMIT / LINE.len())
-    );
+    let heard = harness.heard(client);
+    assert!(heard.len() > LIMIT, "{}", heard.len());
+    assert!(heard.as_bytes().chunks(LINE.len()).all(|line| line == LINE));
     harness.ended(Failed);
     harness.end(0);
 }
