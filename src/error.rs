@@ -37,7 +37,7 @@ pub enum Error {
         /// The kernel's error.
         source: io::Error,
     },
-    /// The address given to [`Server::connect`](crate::Server::connect) is invalid, or is a host
+    /// The address given to [`Control::connect`](crate::Control::connect) is invalid, or is a host
     /// name.
     ConnectAddress(AddrError),
     /// The kernel refused an outgoing connection at once, and no retry was requested.

@@ -44,7 +44,7 @@
 //! - [`Config`], [`Listen`] and [`Connect`]: every option, with unit and default.
 //! - [`Framing`] and [`Framer`]: how bytes become frames.
 //! - [`AccessRules`], [`ProxyProtocol`] and [`Rate`]: protection of a listener.
-//! - [`Server::connect`], [`Conn::connect`] and [`Retry`]: outgoing connections.
+//! - [`Control::connect`], [`Conn::connect`] and [`Retry`]: outgoing connections.
 //! - [`Conn::detach`] and [`Detached`]: a connection handed to code that blocks.
 #![cfg_attr(
     feature = "tls",

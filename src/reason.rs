@@ -97,15 +97,15 @@ reasons! {
     /// ([`Listen::accept_rate`](crate::Listen::accept_rate)).
     RateLimited => "over the accept rate",
     /// Too many connections of this source, or too fast. See
-    /// [`Listen::source_connections`](crate::Listen::source_connections) and
-    /// [`Listen::source_rate`](crate::Listen::source_rate).
+    /// [`SourceLimits::connections`](crate::SourceLimits::connections) and
+    /// [`SourceLimits::rate`](crate::SourceLimits::rate).
     SourceLimited => "too many of this source",
     /// The peer had gone before it was served: in the backlog, or before its PROXY header.
     ClosedEarly => "gone before it was served",
     /// A required PROXY header was missing, or a header was bad; [`Closed::error`] has the cause.
     BadProxyHeader => "bad PROXY header",
     /// It was the oldest of too many pending connections, and was evicted for a new one
-    /// ([`Config::max_pending`](crate::Config::max_pending)).
+    /// ([`PendingLimits::connections`](crate::PendingLimits::connections)).
     Evicted => "evicted while pending",
     /// The server's buffers were over their limit, and this connection had the largest
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).

@@ -208,7 +208,7 @@ impl<'a, A> Conn<'a, A> {
     /// connection included. Anything but a handshake fails it.
     ///
     /// During the handshake the connection is [`State::Handshaking`] and delivers no frame. A new
-    /// [`Listen::handshake_timeout`](crate::Listen::handshake_timeout) replaces the idle and frame
+    /// [`ConnConfig::handshake_timeout`](crate::ConnConfig::handshake_timeout) replaces the idle and frame
     /// timeouts. Timers, messages, `on_writable` and `on_drain` go on, and a pause holds for the
     /// later frames. Then comes [`Handler::on_secured`], and the framing begins anew with the first
     /// byte. A failure closes the connection, with `on_close`, as
@@ -454,7 +454,7 @@ pub struct ConnInfo {
     /// Its id.
     pub id: ConnId,
     /// Its listener; `None` for an outgoing connection
-    /// ([`Server::connect`](crate::Server::connect)).
+    /// ([`Control::connect`](crate::Control::connect)).
     pub listener: Option<ListenerId>,
     /// The peer's address.
     pub peer: Addr,
@@ -476,10 +476,10 @@ pub struct ConnInfo {
     /// Its handler has paused it ([`Conn::pause`]).
     pub paused: bool,
     /// Its pending output is above the watermarks
-    /// ([`Listen::watermarks`](crate::Listen::watermarks)), and it is not read, except with
-    /// [`Listen::full_duplex`](crate::Listen::full_duplex).
+    /// ([`ConnConfig::watermarks`](crate::ConnConfig::watermarks)), and it is not read, except with
+    /// [`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex).
     pub congested: bool,
-    /// It is not read because a rate is used up ([`Listen::read_rate`](crate::Listen::read_rate)
+    /// It is not read because a rate is used up ([`ConnConfig::read_rate`](crate::ConnConfig::read_rate)
     /// and its like).
     pub throttled: bool,
     /// It is not read because memory is tight and its buffers exceed its share

@@ -90,7 +90,7 @@ impl ConnConfig {
     }
 
     /// Maximum time from accepted or connected to open: for the PROXY header and the TLS handshake.
-    /// A handshake that [`Conn::start_tls`](crate::Conn::start_tls) begins has the same time, from
+    /// A handshake that `Conn::start_tls` begins has the same time, from
     /// there. Defaults to 10 s.
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;

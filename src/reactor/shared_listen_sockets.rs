@@ -22,7 +22,7 @@ struct SharedSocket {
 
 impl SharedListenSockets {
     /// The socket for the `nth` listener of a server on this address: with port 0 there may be
-    /// several. `bind` makes a new one. With [`Listen::reuse_port`](crate::Listen::reuse_port) each
+    /// several. `bind` makes a new one. With [`SocketOptions::reuse_port`](crate::SocketOptions::reuse_port) each
     /// server has a socket and a queue of its own, on the address of the first.
     pub(super) fn open(
         &self,

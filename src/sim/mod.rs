@@ -2,7 +2,7 @@
 //!
 //! [`Sim`] runs the same reactor and the same connection machine as [`Server`](crate::Server), on a
 //! kernel in memory with a clock that you move. Use it to test your own
-//! [`Handler`](crate::Handler): connect clients, send bytes, read the replies, let time pass,
+//! [`Handler`]: connect clients, send bytes, read the replies, let time pass,
 //! inject [`Faults`]. After every iteration the server's own invariants are checked.
 //!
 //! A login protocol with a timeout, tested for a peer that stalls, in virtual time:
