@@ -105,8 +105,10 @@ impl<A> Handle<A> {
 
     // One server, or one shard.
 
-    /// Queues one frame for a connection. The loop frames it; a failure there (too long, peer too
-    /// slow) is logged at debug level and counted as undeliverable.
+    /// Queues one frame for a connection. The loop frames it. A frame that the connection does not
+    /// take is counted as undeliverable and ends the connection in order, so that the stream has no
+    /// hole: a peer that is too slow as [`SlowConsumer`](crate::CloseReason::SlowConsumer), a frame
+    /// that is too long as [`Failed`](crate::CloseReason::Failed).
     ///
     /// # Errors
     ///

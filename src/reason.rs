@@ -37,6 +37,10 @@ reasons! {
     Closed => "closed by handler",
     /// The handler returned an error through `?`; [`Closed::error`] is that error.
     Failed => "handler failed",
+    /// The peer reads too slowly: a frame found pending output at the output limit
+    /// ([`SendError::Full`](crate::SendError::Full)), and the handler returned that error, or the
+    /// frame came from [`Handle::send`](crate::Handle::send).
+    SlowConsumer => "slow consumer",
     /// The handler aborted it (RST): [`Conn::abort`](crate::Conn::abort) or [`Close::abort`].
     Aborted => "aborted by handler",
     /// A handler callback, a [`Framer`](crate::Framer) or a callback of a TLS configuration

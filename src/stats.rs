@@ -49,8 +49,9 @@ pub struct Stats {
     /// Failed commands of a [`Handle`](crate::Handle): their connection had gone when they arrived,
     /// or did not take the frame.
     pub undeliverable: u64,
-    /// Panics of jobs, service callbacks, alarms and destructors. A panic of a handler's callback
-    /// is counted as [`Panicked`](CloseReason::Panicked).
+    /// Panics of the user's code: handlers, services, framers, jobs, alarms, TLS callbacks, the
+    /// logger, and destructors. A handler's panic is also its connection's reason,
+    /// [`Panicked`](crate::CloseReason::Panicked).
     pub panics: u64,
     /// Iterations of the loop.
     pub iterations: u64,

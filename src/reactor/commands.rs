@@ -6,7 +6,7 @@ use crate::catch::catch;
 use crate::control::{Control, ControlOps};
 use crate::handle::Command;
 use crate::handler::Conn;
-use crate::logs;
+use crate::reason::Close;
 
 /// Carries out one command. Connections that it changes are queued for a turn.
 pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command: Command<A>) {
@@ -15,19 +15,16 @@ pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command:
     match command {
         Command::Send(id, frame) => {
             // A connection's framer is foreign code, and so is its error.
-            let sent = catch(|| {
-                let outcome = Conn::find(inner, id).map(|mut conn| conn.send(&frame));
-                if let Some(Err(error)) = &outcome {
-                    logs::debug!(target: logs::CONNECTION, "a frame for connection {id} was not sent: {error}");
-                }
-                matches!(outcome, Some(Ok(())))
-            });
+            let sent = catch(|| Conn::find(inner, id).map(|mut conn| conn.send(&frame)));
             let core = &mut inner.core;
-            core.stats.undeliverable += u64::from(!matches!(sent, Ok(true)));
-            if let Err(panic) = sent {
-                core.close_in_panic(id, "a framer", panic);
-                core.touch(id);
+            core.stats.undeliverable += u64::from(!matches!(sent, Ok(Some(Ok(())))));
+            match sent {
+                Ok(Some(Ok(())) | None) => {}
+                // The handle has accepted the frame: the stream ends rather than has a hole.
+                Ok(Some(Err(error))) => core.close_as(id, Close::because(error)),
+                Err(panic) => core.close_in_panic(id, "a framer", panic),
             }
+            core.touch(id);
         }
         Command::Notify(id, message) => {
             let core = &mut inner.core;

@@ -92,3 +92,41 @@ fn a_full_socket_refuses_at_the_output_limit() {
     let limit = 1 << 20;
     assert!((limit..limit + 1002).contains(&queued), "{queued}");
 }
+
+/// What a handle has accepted has no hole: the stream ends where a frame finds the queue full.
+#[test]
+fn a_slow_consumer_of_a_handle_is_closed_with_a_reason_of_its_own() {
+    let (mut sim, [client, _]) = world(10_000);
+    sim.set_reading(client, false);
+    let id = sim.control().connections()[0].id;
+    for number in 0..FRAMES as u32 {
+        let mut frame = FRAME.to_vec();
+        frame[..4].copy_from_slice(&number.to_be_bytes());
+        sim.handle().send(id, frame).expect("queued");
+    }
+    sim.settle();
+    sim.set_reading(client, true);
+    sim.advance(Duration::from_secs(5));
+    let received = sim.received(client);
+    let numbers = received
+        .chunks(FRAME.len() + 2)
+        .map(|frame| u32::from_be_bytes([frame[2], frame[3], frame[4], frame[5]]));
+    assert!(numbers.eq(0..(received.len() / (FRAME.len() + 2)) as u32));
+    assert!(received.len() > 1 << 20, "{}", received.len());
+    let stats = sim.stats();
+    assert_eq!(stats.closed(CloseReason::SlowConsumer), 1);
+    assert!(stats.undeliverable > 0);
+}
+
+/// A handler that returns the error of `send` has the same reason.
+#[test]
+fn a_handler_that_gives_up_on_a_slow_consumer_says_so() {
+    let (mut sim, [client, _]) = world(10_000);
+    sim.set_reading(client, false);
+    say(&mut sim, client, b"answer");
+    sim.settle();
+    sim.set_reading(client, true);
+    sim.advance(Duration::from_secs(5));
+    assert_eq!(sim.stats().closed(CloseReason::SlowConsumer), 1);
+    assert!(sim.received(client).len() > 1 << 20);
+}

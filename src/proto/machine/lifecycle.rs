@@ -10,7 +10,7 @@ use crate::proto::deadlines::TimeLeft;
 use crate::proto::detached_io::DetachedIo;
 use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
-use crate::proto::state::{NextStep, State};
+use crate::proto::state::{NextStep, SendError, State};
 use crate::proto::status::Events;
 use crate::proto::time::Time;
 use crate::proto::tls::{ClientTls, Session};
@@ -393,7 +393,11 @@ impl Machine {
     }
 
     /// Ends as the [`Close`] of a callback demands.
-    pub(crate) fn close_as(&mut self, close: Close, now: Time, pool: &mut Pool) {
+    pub(crate) fn close_as(&mut self, mut close: Close, now: Time, pool: &mut Pool) {
+        let error = close.closed.error.as_deref();
+        if let Some(SendError::Full { .. }) = error.and_then(|error| error.downcast_ref()) {
+            close.closed.reason = CloseReason::SlowConsumer;
+        }
         if close.abort {
             self.reset(close.closed, pool);
         } else if close.closed.reason == CloseReason::Closed {
