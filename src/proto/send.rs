@@ -65,7 +65,7 @@ impl Send {
 }
 
 /// Appends one frame with `payload` to `out`, or leaves `out` as it was.
-#[inline]
+#[inline(always)]
 pub(super) fn append_frame(
     codec: &mut Codec,
     payload: &[u8],

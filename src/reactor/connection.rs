@@ -207,9 +207,32 @@ impl<S> Connection<S> {
         }
     }
 
-    /// Sends one frame: writes it past the queue if it is large, else queues it.
+    /// Sends one frame: writes it past the queue if it is large, else queues it. An error is boxed:
+    /// it is rare, and a large result would be copied each time.
     #[inline]
     pub(crate) fn send<I>(
+        &mut self,
+        os: &mut I,
+        pool: &mut Pool,
+        now: &mut Time,
+        payload: &[u8],
+    ) -> Result<(), Box<SendError>>
+    where
+        I: StreamOps<Stream = S>,
+    {
+        if payload.len() < I::LARGE_FRAME {
+            match self.machine.send_below_watermark(payload, *now, pool) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) => return Err(Box::new(error)),
+            }
+        }
+        self.send_to_full(os, pool, now, payload).map_err(Box::new)
+    }
+
+    /// Sends a frame that is large or would reach the high watermark.
+    #[cold]
+    fn send_to_full<I>(
         &mut self,
         os: &mut I,
         pool: &mut Pool,
@@ -219,8 +242,8 @@ impl<S> Connection<S> {
     where
         I: StreamOps<Stream = S>,
     {
-        let is_large = payload.len() >= I::LARGE_FRAME;
         self.make_room(os, pool, now, payload);
+        let is_large = payload.len() >= I::LARGE_FRAME;
         if is_large && self.write_through(os, pool, *now, payload) {
             return Ok(());
         }
@@ -230,7 +253,6 @@ impl<S> Connection<S> {
     /// Writes pending output if a frame with `payload` would reach the high watermark, or is large:
     /// a peer whose socket has room is never treated as slow. That is one more write for each high
     /// watermark's worth of output.
-    #[inline]
     pub(crate) fn make_room<I>(
         &mut self,
         os: &mut I,
@@ -242,16 +264,8 @@ impl<S> Connection<S> {
     {
         let is_large = payload.len() >= I::LARGE_FRAME;
         if self.writable && (is_large || self.machine.would_congest(payload.len())) {
-            self.flush(os, pool, now);
+            self.write_out(os, pool, now);
         }
-    }
-
-    #[cold]
-    fn flush<I>(&mut self, os: &mut I, pool: &mut Pool, now: &mut Time)
-    where
-        I: StreamOps<Stream = S>,
-    {
-        self.write_out(os, pool, now);
     }
 
     /// Writes a large frame past the queue, if the queue is empty: only what the kernel does not

@@ -44,7 +44,6 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         Some(&self.core.conns.get(id)?.machine)
     }
 
-    // Boxed, because an error is rare, and a large result would be copied each time.
     fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), Box<SendError>> {
         let core = &mut self.core;
         let Some((conn, pool)) = core.conns.parts(id) else {
@@ -52,7 +51,7 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         };
         let sent = conn.send(&mut core.os, pool, &mut core.now, frame);
         core.touch(id);
-        sent.map_err(Box::new)
+        sent
     }
 
     fn touch(&mut self, id: ConnId) {

@@ -17,13 +17,35 @@ impl Machine {
     // From the handler.
 
     /// Queues one frame.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn send(
         &mut self,
         payload: &[u8],
         now: Time,
         pool: &mut Pool,
     ) -> Result<(), SendError> {
+        self.queue::<true>(payload, now, pool).map(|_| ())
+    }
+
+    /// As [`Machine::send`]. `false`, with nothing queued, if the frame would reach the high
+    /// watermark.
+    #[inline]
+    pub(crate) fn send_below_watermark(
+        &mut self,
+        payload: &[u8],
+        now: Time,
+        pool: &mut Pool,
+    ) -> Result<bool, SendError> {
+        self.queue::<false>(payload, now, pool)
+    }
+
+    #[inline(always)]
+    fn queue<const MAY_CONGEST: bool>(
+        &mut self,
+        payload: &[u8],
+        now: Time,
+        pool: &mut Pool,
+    ) -> Result<bool, SendError> {
         if !self.only_frames() && !self.can_queue() {
             return Err(SendError::Closed);
         }
@@ -43,7 +65,10 @@ impl Machine {
                 .saturating_sub(session.tls_overhead())
         });
         let queued = send_buf.len() + encrypted;
-        if queued >= limits.output_limit {
+        if !MAY_CONGEST && queued + payload.len() >= limits.high_watermark {
+            return Ok(false);
+        }
+        if MAY_CONGEST && queued >= limits.output_limit {
             return Err(self.refuse_to_send(queued, now));
         }
         append_frame(codec, payload, send_buf.tail(&mut pool.buffers))?;
@@ -52,7 +77,7 @@ impl Machine {
         if is_high {
             self.congest(now);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// True if a frame with `length` bytes of payload would reach the high watermark.

@@ -219,7 +219,7 @@ impl ConnModel {
         let before = conn.machine.unsent_app_bytes();
         let taken = match conn.send(kernel, pool, now, payload) {
             Ok(()) => true,
-            Err(SendError::Full { .. }) => false,
+            Err(error) if matches!(*error, SendError::Full { .. }) => false,
             Err(_) => return Ok(()),
         };
         let queued = self.conn.machine.unsent_app_bytes();
