@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::config::{Config, Quota};
 use crate::error::{Error, Result};
+use crate::id::AlarmId;
 
 /// What an alarm watches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -170,16 +171,6 @@ impl Alarm {
 fn part(whole: usize, percent: u8) -> usize {
     let percent = usize::from(percent);
     whole / 100 * percent + (whole % 100 * percent).div_ceil(100)
-}
-
-/// Names one alarm of one server. Never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AlarmId(pub(crate) u32);
-
-impl fmt::Display for AlarmId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "A{}", self.0)
-    }
 }
 
 /// What an alarm says.

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 
 use crate::addr::{Addr, AddrError};
-use crate::alarm::AlarmId;
+use crate::id::AlarmId;
 use crate::id::ListenerRef;
 
 /// The result of a request to the [`Server`](crate::Server).

@@ -10,9 +10,10 @@ use std::sync::{mpsc, Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::{Config, Listen};
-use crate::control::{Control, ListenerInfo};
+use crate::control::Control;
 use crate::error::Error;
 use crate::id::{ConnId, ListenerRef};
+use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
 use crate::stats::Stats;
 pub(crate) use liveness::Liveness;

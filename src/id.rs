@@ -98,3 +98,13 @@ impl From<String> for ListenerRef {
         Self::Name(name)
     }
 }
+
+/// Names one alarm of one server. Never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AlarmId(pub(crate) u32);
+
+impl fmt::Display for AlarmId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "A{}", self.0)
+    }
+}

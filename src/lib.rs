@@ -120,6 +120,7 @@ mod handle;
 mod handler;
 mod histogram;
 mod id;
+mod listener_info;
 mod logs;
 pub mod manual;
 mod metrics;
@@ -136,18 +137,19 @@ mod tree;
 
 pub use access::{Access, AccessRule, AccessRules};
 pub use addr::{Addr, AddrError, Credentials, UnixAddr};
-pub use alarm::{Alarm, AlarmId, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
+pub use alarm::{Alarm, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
 pub use config::{
     AtCapacity, Budgets, Config, ConnConfig, Connect, Keepalive, Listen, PendingLimits,
     ProxyProtocol, QueueLimits, Quota, Retry, SocketOptions, SourceLimits,
 };
-pub use control::{Control, ListenerInfo, ListenerState};
+pub use control::Control;
 pub use detached::{DetachError, Detached, Place};
 pub use error::{Error, Result};
 pub use handle::{Handle, HandleError};
 pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service};
 pub use histogram::{Histogram, Histograms};
-pub use id::{ConnId, ListenerId, ListenerRef};
+pub use id::{AlarmId, ConnId, ListenerId, ListenerRef};
+pub use listener_info::{ListenerInfo, ListenerState};
 pub use metrics::Metrics;
 #[cfg(feature = "tls")]
 pub use proto::StartTlsError;

@@ -3,8 +3,8 @@
 use std::fmt::{self, Write};
 
 use crate::alarm::AlarmInfo;
-use crate::control::{ListenerInfo, ListenerState};
 use crate::histogram::{Histogram, Histograms};
+use crate::listener_info::{ListenerInfo, ListenerState};
 use crate::reason::CloseReason;
 use crate::stats::Stats;
 

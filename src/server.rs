@@ -7,15 +7,16 @@ use std::thread;
 use std::time::Duration;
 
 use crate::config::{Config, Listen};
-use crate::control::{Control, ControlOps as _, ListenerInfo};
+use crate::control::{Control, ControlOps as _};
 use crate::error::{Error, Result};
 use crate::handle::Handle;
 use crate::handler::{Handler, Peer, Service};
 use crate::id::ListenerId;
+use crate::listener_info::ListenerInfo;
 use crate::logs;
+use crate::reactor::os_mio::SharedListenSockets;
 use crate::reactor::os_mio::{descriptor_limit, MioOs};
 use crate::reactor::shared_cap::SharedCap;
-use crate::reactor::shared_listen_sockets::SharedListenSockets;
 use crate::reactor::Reactor;
 use crate::stats::DrainReport;
 

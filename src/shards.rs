@@ -6,11 +6,11 @@ use std::sync::{mpsc, Arc};
 use std::thread;
 
 use crate::config::Config;
-use crate::control::ListenerInfo;
 use crate::error::{Error, Result};
 use crate::handle::{add_listeners, CommonCap, Handle};
+use crate::listener_info::ListenerInfo;
+use crate::reactor::os_mio::SharedListenSockets;
 use crate::reactor::shared_cap::SharedCap;
-use crate::reactor::shared_listen_sockets::SharedListenSockets;
 use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 
 /// Several servers on threads of their own, for several cores, with the same listening sockets, one

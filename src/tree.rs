@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::control::ListenerInfo;
 use crate::handler::ConnInfo;
+use crate::listener_info::ListenerInfo;
 use crate::proto::TimeLeft;
 
 /// Where [`Control::connections_page`](crate::Control::connections_page) continues. The default is

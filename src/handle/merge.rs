@@ -1,8 +1,8 @@
 //! One answer from those of several shards.
 
 use super::HandleError;
-use crate::control::{ListenerInfo, ListenerState};
 use crate::error::{Error, Result};
+use crate::listener_info::{ListenerInfo, ListenerState};
 
 /// Returns the first error, if any. Shards without the listener do not count, unless all lack it.
 pub(super) fn agree(answers: Vec<(usize, Result<()>)>) -> std::result::Result<(), HandleError> {

@@ -3,55 +3,15 @@
 //! It rests on the cap, the listener's own limit, the accept rates, the pending connections (those
 //! that have not opened yet) and on whether descriptors ran out.
 
+use super::capacity::{Capacity, OptionalBucket};
 use super::connections::Connections;
 use super::fd_exhaustion::FdExhaustion;
 use super::listener::Listener;
 use super::pending::Pending;
 use crate::config::Config;
 use crate::id::ConnId;
-use crate::proto::{Bucket, Rate, Time};
+use crate::proto::Time;
 use crate::reason::CloseReason;
-
-/// What admission depends on beside the listener, at one moment.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Capacity {
-    /// A slot is free.
-    pub(super) has_slot: bool,
-    /// No slot is free, but evicting the oldest pending connection would free one.
-    pub(super) may_evict: bool,
-    pub(super) cap: usize,
-    /// Descriptors or socket memory ran out.
-    pub(super) out_of_fds: bool,
-    /// Too many connections are pending, and none can be evicted before then.
-    pub(super) crowded_until: Option<Time>,
-    /// The server's own rate admits no client before then.
-    pub(super) limited_until: Time,
-    pub(super) now: Time,
-}
-
-/// The bucket of a rate that may not be set.
-#[derive(Debug, Default)]
-pub(super) struct OptionalBucket(Bucket);
-
-impl OptionalBucket {
-    /// When the next token is there.
-    pub(super) fn ready_at(&self, rate: Option<Rate>) -> Time {
-        rate.map_or(Time::ZERO, |rate| self.0.ready_at(&rate))
-    }
-
-    /// Adapts to a rate that may have changed.
-    pub(super) fn follow(&mut self, rate: Option<Rate>, now: Time) {
-        if let Some(rate) = rate {
-            self.0.follow(&rate, now);
-        }
-    }
-
-    pub(super) fn spend(&mut self, rate: Option<Rate>, now: Time) {
-        if let Some(rate) = rate {
-            self.0.charge(&rate, 1, now);
-        }
-    }
-}
 
 /// The server's side of admission.
 #[derive(Default)]

@@ -11,9 +11,10 @@
 use super::core::Core;
 use super::os::Os;
 use super::panic_guard::PanicGuard;
-use crate::alarm::{Alarm, AlarmId, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
+use crate::alarm::{Alarm, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
 use crate::control::AlarmCallback;
 use crate::error::{Error, Result};
+use crate::id::AlarmId;
 use crate::proto::Time;
 
 /// An alarm and its state.

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::admission::{Admission, Capacity};
+use super::admission::Admission;
+use super::capacity::Capacity;
 use super::connection::Connection;
 use super::connections::Connections;
 use super::detached_conns::DetachedConns;

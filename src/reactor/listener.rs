@@ -14,14 +14,14 @@ use std::io;
 use std::net::IpAddr;
 use std::rc::Rc;
 
-use super::admission::{Capacity, OptionalBucket};
+use super::capacity::{Capacity, OptionalBucket};
 use super::source_limits::{Counted, Sources};
 use crate::access::Access;
 use crate::addr::Addr;
 use crate::config::AtCapacity;
 use crate::config::{Listen, ProxyProtocol};
-use crate::control::{ListenerInfo, ListenerState};
 use crate::id::{ListenerId, ListenerRef};
+use crate::listener_info::{ListenerInfo, ListenerState};
 use crate::logs;
 use crate::proto::{ConnConfig, Machine, Pool, SharedMeters, Time};
 

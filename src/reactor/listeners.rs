@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use super::admission::Capacity;
+use super::capacity::Capacity;
 use super::listener::Listener;
 use super::os::{Os, Token};
 use crate::addr::Addr;
 use crate::config::Listen;
-use crate::control::ListenerState;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, ListenerRef};
+use crate::listener_info::ListenerState;
 use crate::logs;
 use crate::proto::Time;
 

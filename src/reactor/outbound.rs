@@ -1,29 +1,13 @@
-//! Outgoing connections until they are established: attempts, results, and the delays between.
-//!
-//! A connection keeps its slot and id from attempt to attempt; each attempt has its own socket. An
-//! event is only a reason to ask that socket for its result, so that one for an earlier socket is
-//! harmless.
+//! The outgoing connections that are not established yet, with the options of their attempts.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::time::Duration;
 
-use super::connection::Connection;
-use super::core::Core;
-use super::os::{Os, Token};
 use crate::addr::Addr;
-use crate::catch::catch;
-use crate::config::SocketOptions;
-use crate::config::{Connect, Retry};
-use crate::error::{Error, Result};
+use crate::config::{Retry, SocketOptions};
 use crate::id::ConnId;
-use crate::logs;
 use crate::proto::tls::ClientTls;
-use crate::proto::{Machine, Time};
-use crate::reason::{CloseReason, Closed};
 
 /// The outgoing connections that are not established yet.
 #[derive(Debug, Default)]
@@ -34,17 +18,21 @@ pub(super) struct Outbound {
 /// The options of an attempt and of its retries.
 #[derive(Debug)]
 pub(super) struct Attempt {
-    addr: Addr,
-    bind: Option<SocketAddr>,
-    socket: SocketOptions,
-    tls: Option<ClientTls>,
-    timeout: Duration,
-    retry: Option<Retry>,
+    pub(super) addr: Addr,
+    pub(super) bind: Option<SocketAddr>,
+    pub(super) socket: SocketOptions,
+    pub(super) tls: Option<ClientTls>,
+    pub(super) timeout: Duration,
+    pub(super) retry: Option<Retry>,
     /// Attempts that have failed.
-    failed: u32,
+    pub(super) failed: u32,
 }
 
 impl Outbound {
+    pub(super) fn insert(&mut self, id: ConnId, attempt: Attempt) {
+        self.attempts.insert(id, attempt);
+    }
+
     pub(super) fn len(&self) -> usize {
         self.attempts.len()
     }
@@ -68,229 +56,5 @@ impl Outbound {
     #[must_use = "their TLS configurations' destructors are foreign code"]
     pub(super) fn take_all(&mut self) -> Vec<Attempt> {
         std::mem::take(&mut self.attempts).into_values().collect()
-    }
-}
-
-impl<O: Os> Core<O> {
-    /// Takes a slot and makes the first attempt.
-    pub(super) fn start_connect(&mut self, addr: Addr, options: Connect) -> Result<ConnId> {
-        // The timeout counts from now: the callback that asks may have blocked.
-        self.refresh();
-        let started = self.first_attempt(addr, options);
-        match started {
-            Ok(conn) => {
-                let (id, connected) = (conn.id, conn.writable);
-                self.stats.outgoing += 1;
-                self.insert(conn);
-                self.conns.arm_deadline(id);
-                if connected {
-                    self.conns.wake(id);
-                }
-                Ok(id)
-            }
-            Err(error) => {
-                self.conns.unreserve();
-                Err(error)
-            }
-        }
-    }
-
-    fn first_attempt(&mut self, addr: Addr, options: Connect) -> Result<Connection<O::Stream>> {
-        if self.drain.is_on() {
-            return Err(Error::Draining);
-        }
-        options.check(&addr)?;
-        let now = self.now;
-        // The framing's maker is foreign code: nothing has been done yet if it panics.
-        let mut machine = Machine::connecting(&options.framing, Rc::new(options.conn.clone()), now);
-        if !self.conns.reserve() {
-            return Err(Error::AtCapacity {
-                max_connections: self.conns.cap(),
-            });
-        }
-        let mut attempt = Attempt {
-            addr: addr.clone(),
-            bind: options.bind,
-            socket: options.socket,
-            tls: options.tls,
-            timeout: options.connect_timeout,
-            retry: options.retry,
-            failed: 0,
-        };
-        let id = self.conns.next_id();
-        let (stream, connected) = match self.open_socket(id, &attempt) {
-            Ok((stream, connected)) => {
-                machine.set_connect_deadline(now.after(attempt.timeout));
-                (Some(stream), connected)
-            }
-            Err(error) => match self.plan_retry(id, &mut attempt, &error) {
-                Some(at) => {
-                    machine.set_connect_deadline(at);
-                    (None, false)
-                }
-                None => {
-                    self.guard.drop("a TLS configuration's destructor", attempt);
-                    return Err(Error::Connect {
-                        addr,
-                        source: error,
-                    });
-                }
-            },
-        };
-        self.outbound.attempts.insert(id, attempt);
-        Ok(Connection {
-            stream,
-            writable: connected,
-            ..Connection::new(id, None, addr, machine, now, self.stats.iterations)
-        })
-    }
-
-    /// Opens and registers the socket of one attempt. True if it is connected already.
-    fn open_socket(&mut self, id: ConnId, attempt: &Attempt) -> io::Result<(O::Stream, bool)> {
-        let (mut stream, connected) =
-            self.os
-                .connect(&attempt.addr, attempt.bind, &attempt.socket)?;
-        match self.os.register_stream(&mut stream, Token::of_conn(id)) {
-            Ok(()) => Ok((stream, connected)),
-            Err(error) => {
-                self.os.close(stream, false);
-                Err(error)
-            }
-        }
-    }
-
-    /// An attempt has failed. Released when the next one begins, if there is one.
-    fn plan_retry(
-        &mut self,
-        id: ConnId,
-        attempt: &mut Attempt,
-        error: &dyn fmt::Display,
-    ) -> Option<Time> {
-        attempt.failed = attempt.failed.saturating_add(1);
-        let delay = match &attempt.retry {
-            Some(retry) if !self.drain.is_on() => retry.delay(attempt.failed, self.os.random())?,
-            _ => return None,
-        };
-        logs::debug!(
-            target: logs::CONNECTION,
-            "{id}: attempt {} to connect to {} failed: {error}; the next in {delay:?}",
-            attempt.failed,
-            attempt.addr
-        );
-        Some(self.now.after(delay))
-    }
-
-    /// Asks the socket of an attempt for its result, if an event came for it. True if the
-    /// connection is not connecting any more.
-    pub(super) fn check_connect(&mut self, id: ConnId) -> bool {
-        let Some(conn) = self.conns.get_mut(id) else {
-            return true;
-        };
-        let (announced, hang_up) = (conn.readable || conn.writable || conn.hang_up, conn.hang_up);
-        (conn.readable, conn.writable, conn.hang_up) = (false, false, false);
-        if let (true, Some(stream)) = (announced, &mut conn.stream) {
-            match self.os.connected(stream) {
-                Ok(true) => {
-                    // These edges are used up, and an end that came with them is reported once.
-                    (conn.readable, conn.writable, conn.hang_up) = (true, true, hang_up);
-                    self.on_connected(id);
-                }
-                Ok(false) => {}
-                Err(error) => self.fail_attempt(id, CloseReason::ConnectFailed, Some(error)),
-            }
-        }
-        if !self.is_connecting(id) {
-            return true;
-        }
-        self.conns.arm_deadline(id);
-        false
-    }
-
-    pub(crate) fn is_connecting(&self, id: ConnId) -> bool {
-        self.conns
-            .get(id)
-            .is_some_and(|conn| conn.machine.is_connecting())
-    }
-
-    fn on_connected(&mut self, id: ConnId) {
-        let attempt = self.outbound.remove(id);
-        let now = self.now;
-        let Some((conn, pool)) = self.conns.parts(id) else {
-            return;
-        };
-        let tls = attempt.as_ref().and_then(|attempt| attempt.tls.as_ref());
-        // A TLS configuration may hold foreign code, such as a session store.
-        let begun = catch(|| conn.machine.handle_connected(tls, now, pool));
-        if let Err(panic) = begun {
-            self.report_panic(id, "a TLS configuration", panic);
-            self.end(id, CloseReason::Panicked);
-        }
-        self.guard.drop("a TLS configuration's destructor", attempt);
-    }
-
-    /// The deadline of a connection that is not established: its attempt has timed out, or the next
-    /// one begins.
-    pub(super) fn expire_attempt(&mut self, id: ConnId, due: Time) {
-        let Some(conn) = self.conns.get(id) else {
-            return;
-        };
-        if conn.machine.deadline() > due {
-            return;
-        }
-        let has_socket = conn.stream.is_some();
-        self.refresh();
-        if has_socket {
-            return self.fail_attempt(id, CloseReason::ConnectTimeout, None);
-        }
-        let Some(attempt) = self.outbound.remove(id) else {
-            return;
-        };
-        let opened = self.open_socket(id, &attempt);
-        let until = self.now.after(attempt.timeout);
-        self.outbound.attempts.insert(id, attempt);
-        match opened {
-            Ok((stream, connected)) => {
-                if let Some(conn) = self.conns.get_mut(id) {
-                    conn.machine.set_connect_deadline(until);
-                    conn.stream = Some(stream);
-                    conn.writable = connected;
-                }
-            }
-            Err(error) => self.fail_attempt(id, CloseReason::ConnectFailed, Some(error)),
-        }
-    }
-
-    /// Closes the attempt's socket, and plans the next attempt or ends the connection.
-    fn fail_attempt(&mut self, id: ConnId, reason: CloseReason, error: Option<io::Error>) {
-        if let Some(stream) = self.conns.get_mut(id).and_then(|conn| conn.stream.take()) {
-            self.os.close(stream, false);
-            self.free_descriptor();
-        }
-        let text = error
-            .as_ref()
-            .map_or_else(|| reason.to_string(), ToString::to_string);
-        let next = self.outbound.remove(id).and_then(|mut attempt| {
-            let next = self.plan_retry(id, &mut attempt, &text);
-            self.outbound.attempts.insert(id, attempt);
-            next
-        });
-        let Some((conn, pool)) = self.conns.parts(id) else {
-            return;
-        };
-        match (next, error) {
-            (Some(at), _) => conn.machine.set_connect_deadline(at),
-            (None, Some(error)) => conn.machine.end(Closed::with(reason, error), pool),
-            (None, None) => conn.machine.end(Closed::new(reason), pool),
-        }
-    }
-
-    /// The server drains: no attempt is awaited.
-    pub(super) fn give_up_attempts(&mut self) {
-        for id in self.outbound.ids() {
-            if let Some((conn, pool)) = self.conns.parts(id) {
-                conn.machine.end(Closed::new(CloseReason::Drained), pool);
-            }
-            self.conns.wake(id);
-        }
     }
 }

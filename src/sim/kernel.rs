@@ -8,10 +8,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::answer::Answer;
 use super::coverage::Notes;
 use super::faults::{Call, Fault, Faults};
 use super::random::Random;
-use super::remotes::Answer;
 use super::socket::Dial;
 use super::sockets::Sockets;
 use crate::addr::Addr;

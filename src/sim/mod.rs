@@ -52,6 +52,7 @@
 //! assert_eq!(sim.state(quick), ClientState::Connected);
 //! ```
 
+mod answer;
 mod clients;
 mod conn_model;
 mod coverage;
@@ -73,6 +74,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
+pub use answer::Answer;
 pub use clients::{ClientId, ClientState};
 pub use conn_model::{ConnModel, Snapshot};
 pub use coverage::{Coverage, Stage};
@@ -82,7 +84,6 @@ pub use input::{Action, End, Input, Told};
 use kernel::Kernel;
 use os::SimOs;
 pub use random::Random;
-pub use remotes::Answer;
 pub use script::{shrink, Op, Script};
 use socket::Dial;
 

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::answer::Answer;
 use super::clients::ClientId;
 use super::faults::Call;
 use super::kernel::Kernel;
@@ -16,22 +17,6 @@ use crate::proto::Time;
 const HERE: [u8; 4] = [192, 0, 2, 1];
 const FIRST_PORT: usize = 20_000;
 const PORTS: usize = 40_000;
-
-/// The result of an attempt to connect to an address: [`Sim::remote`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Answer {
-    /// Connected, as soon as the server registers the socket (at once, through a Unix socket).
-    Accept,
-    /// The same after a while.
-    AcceptAfter(Duration),
-    /// Refused (ECONNREFUSED). The default of every address.
-    Refuse,
-    /// The connection fails after a while, with this errno.
-    FailAfter(Duration, i32),
-    /// No reply ever.
-    Silence,
-}
 
 impl<A> Sim<A> {
     /// Sets the result of the server's attempts to connect to this address from now on. The

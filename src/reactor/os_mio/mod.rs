@@ -1,5 +1,6 @@
 //! The real system calls: mio for readiness, socket2 for options. The only folder that names mio.
 
+mod shared;
 mod sockets;
 
 use std::ffi::OsStr;
@@ -20,11 +21,11 @@ use mio::{Events, Interest, Poll, Waker};
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, SockAddr, SockRef, TcpKeepalive, Type};
 
+pub(crate) use shared::SharedListenSockets;
 pub(crate) use sockets::{Listener, Stream};
 
 use super::clock::{Clock, LONGEST_SLEEP};
 use super::os::{Event, Os, StreamOps, Token};
-use super::shared_listen_sockets::SharedListenSockets;
 use super::socket_file::SocketFile;
 use crate::addr::{Addr, UnixAddr};
 use crate::config::SocketOptions;

@@ -58,7 +58,7 @@ impl Listener {
         }
     }
 
-    pub(in crate::reactor) fn local_addr(&self) -> io::Result<Addr> {
+    pub(super) fn local_addr(&self) -> io::Result<Addr> {
         match &self.socket {
             ListenSocket::Tcp(socket) => Ok(socket.local_addr()?.into()),
             ListenSocket::Unix(socket) => Ok(socket.local_addr()?.into()),
@@ -67,7 +67,7 @@ impl Listener {
 
     /// The same socket and queue under another descriptor, for another poll. The last one removes a
     /// Unix socket's file.
-    pub(in crate::reactor) fn try_clone(&self) -> io::Result<Self> {
+    pub(super) fn try_clone(&self) -> io::Result<Self> {
         let descriptor = self.as_fd().try_clone_to_owned()?;
         let socket = match &self.socket {
             ListenSocket::Tcp(_) => ListenSocket::Tcp(TcpListener::from_std(descriptor.into())),

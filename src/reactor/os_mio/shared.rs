@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::os_mio::Listener;
+use super::sockets::Listener;
 use crate::addr::Addr;
 use crate::config::SocketOptions;
 

@@ -1,0 +1,44 @@
+//! The state of the whole server that decides, with the listener's own, whether a client may come in.
+
+use crate::proto::{Bucket, Rate, Time};
+
+/// What admission depends on beside the listener, at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Capacity {
+    /// A slot is free.
+    pub(super) has_slot: bool,
+    /// No slot is free, but evicting the oldest pending connection would free one.
+    pub(super) may_evict: bool,
+    pub(super) cap: usize,
+    /// Descriptors or socket memory ran out.
+    pub(super) out_of_fds: bool,
+    /// Too many connections are pending, and none can be evicted before then.
+    pub(super) crowded_until: Option<Time>,
+    /// The server's own rate admits no client before then.
+    pub(super) limited_until: Time,
+    pub(super) now: Time,
+}
+
+/// The bucket of a rate that may not be set.
+#[derive(Debug, Default)]
+pub(super) struct OptionalBucket(Bucket);
+
+impl OptionalBucket {
+    /// When the next token is there.
+    pub(super) fn ready_at(&self, rate: Option<Rate>) -> Time {
+        rate.map_or(Time::ZERO, |rate| self.0.ready_at(&rate))
+    }
+
+    /// Adapts to a rate that may have changed.
+    pub(super) fn follow(&mut self, rate: Option<Rate>, now: Time) {
+        if let Some(rate) = rate {
+            self.0.follow(&rate, now);
+        }
+    }
+
+    pub(super) fn spend(&mut self, rate: Option<Rate>, now: Time) {
+        if let Some(rate) = rate {
+            self.0.charge(&rate, 1, now);
+        }
+    }
+}
