@@ -1,4 +1,4 @@
-//! Queries and changes of a running server, between two callbacks.
+//! Queries and changes of a running server, between two iterations.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
@@ -52,7 +52,7 @@ pub(crate) trait ControlOps<A>: ConnOps<A> {
 }
 
 /// A server between two iterations: from [`Server::control`](crate::Server::control), or lent to a
-/// job of [`Handle::post`](crate::Handle::post).
+/// job of [`Handle::post`](crate::Handle::post) or to the callback of an [`Alarm`].
 pub struct Control<'a, A = ()> {
     ops: &'a mut (dyn ControlOps<A> + 'a),
 }

@@ -29,7 +29,7 @@
 //!
 //! - [`Server`]: listeners and connections; [`Server::run`], or [`Server::poll_once`] in your loop.
 //! - [`Shards`]: several servers on several threads, with one port and one cap.
-//! - [`Control`]: queries and changes, between and within callbacks.
+//! - [`Control`]: queries and changes, between two iterations and in jobs and alarms.
 //! - [`Handle`]: the same from other threads.
 //!
 //! What you write, and what each call is lent:
@@ -41,7 +41,9 @@
 //!
 //! What you choose:
 //!
-//! - [`Config`], [`Listen`] and [`Connect`]: every option, with unit and default.
+//! - [`Config`], [`Listen`] and [`Connect`]: the options of a server, a listener and an outgoing
+//!   connection, with unit and default. [`ConnConfig`] and [`SocketOptions`] are parts of both
+//!   [`Listen`] and [`Connect`].
 //! - [`Framing`] and [`Framer`]: how bytes become frames.
 //! - [`AccessRules`], [`ProxyProtocol`] and [`Rate`]: protection of a listener.
 //! - [`Control::connect`], [`Conn::connect`] and [`Retry`]: outgoing connections.
@@ -51,7 +53,7 @@
     doc = "- [`mod@tls`]: certificates, configurations, what a handshake agreed on."
 )]
 //!
-//! What you observe: [`Stats`], [`Metrics`], [`Histograms`], [`Tree`], [`RecentClose`] and
+//! What you observe: [`Stats`], [`Metrics`] with [`Histograms`], [`Tree`], [`RecentClose`] and
 //! [`Alarm`].
 //!
 //! What you read: [`manual`], the handbook on limits, the operating system, loops, TLS,

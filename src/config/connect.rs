@@ -84,8 +84,8 @@ impl Connect {
         self
     }
 
-    /// Speaks TLS 1.2 and 1.3 as a client, with a server that has a certificate for `server_name`: a
-    /// DNS name, which is sent (SNI, RFC 6066 section 3), or an IP address, which is not.
+    /// Speaks TLS 1.2 and 1.3 as a client, with a server that has a certificate for `server_name`.
+    /// This is a DNS name, which is sent (SNI, RFC 6066 section 3), or an IP address, which is not.
     ///
     /// [`tls::client_config`](crate::tls::client_config) makes a configuration of root certificates
     /// in a file. Defaults to plain TCP; for STARTTLS keep that default, and see
@@ -236,7 +236,7 @@ impl Retry {
         self
     }
 
-    /// How long to wait after so many attempts that have failed; `None` if that were all. `chance`
+    /// Returns the delay after this number of failed attempts; `None` after the last. `chance`
     /// is any number.
     pub(crate) fn delay(&self, failed: u32, chance: u64) -> Option<Duration> {
         if failed >= self.attempts && self.attempts < u32::MAX {

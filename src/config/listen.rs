@@ -178,7 +178,7 @@ impl Listen {
     }
 
     /// Listens on a Unix socket with a name in Linux's abstract namespace, which has neither files
-    /// nor permissions: every process in the network namespace can connect. See
+    /// nor permissions. Every process in the network namespace can connect: see
     /// [`Conn::credentials`](crate::Conn::credentials).
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub fn unix_abstract(name: impl AsRef<[u8]>) -> Self {

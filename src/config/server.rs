@@ -106,9 +106,9 @@ impl Default for QueueLimits {
 /// Limits of pending connections: those in a TLS handshake, or before their PROXY header.
 ///
 /// When [`PendingLimits::connections`] are pending and another client connects, the oldest of them
-/// is evicted, if it has been pending for [`PendingLimits::grace`] and its peer is the side that we
-/// wait for. It is closed as [`Evicted`](crate::CloseReason::Evicted). Otherwise the new client
-/// waits as at the cap ([`Listen::at_capacity`](crate::Listen::at_capacity)).
+/// is evicted: closed as [`Evicted`](crate::CloseReason::Evicted). It must have been pending for
+/// [`PendingLimits::grace`], and its peer must be the side that we wait for. Otherwise
+/// [`Listen::at_capacity`](crate::Listen::at_capacity) decides about the new client, as at the cap.
 ///
 /// So peers that connect and send nothing (slow loris) cannot keep others out, and a crowd of
 /// honest clients is only slowed down.
@@ -156,10 +156,10 @@ impl Config {
     /// Exact, and checked before `accept`. 0 admits none. Defaults to 1024. In
     /// [`Shards`](crate::Shards) it is one cap over all of them.
     ///
-    /// Each connection takes a descriptor, so RLIMIT_NOFILE should be larger than the cap by the
-    /// number that the rest of the program needs; [`Server::new`](crate::Server::new) warns if it
-    /// is not. Some 200 bytes of address space are reserved for each connection from the start, if
-    /// the system grants as much. They become memory at their first use.
+    /// Each connection takes a descriptor. So RLIMIT_NOFILE should be larger than the cap by the
+    /// number that the rest of the program needs. [`Server::new`](crate::Server::new) warns if the
+    /// difference is below 32. Some 200 bytes of address space are reserved for each connection
+    /// from the start, if the system grants as much. They become memory at their first use.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = connections;
         self
@@ -184,9 +184,10 @@ impl Config {
     /// connection. Defaults to none.
     ///
     /// From three quarters of the limit on, connections that hold more than their share are not
-    /// read, except one at a time, for a second or until its frame is complete. So large frames
-    /// are finished one after the other. Their timeouts run meanwhile: a connection whose frame is
-    /// late because it was not read is closed as [`OverMemory`](crate::CloseReason::OverMemory).
+    /// read. One at a time is excepted, for a second or until its frame is complete. So large
+    /// frames are finished one after the other. Their timeouts run meanwhile: a connection whose
+    /// frame is late because it was not read is closed as
+    /// [`OverMemory`](crate::CloseReason::OverMemory).
     ///
     /// Above the limit the connections that hold the most are closed for the same reason, until the
     /// others fit. Memory of handlers is not counted, nor the state of each connection itself. A
@@ -209,8 +210,8 @@ impl Config {
     }
 
     /// Time for which all listeners leave the poll when descriptors or socket memory run out
-    /// (EMFILE, ENFILE, ENOBUFS, ENOMEM; `accept(2)`), unless one of our own descriptors closes
-    /// before. Defaults to 500 ms, at least 1 ms, at most a day.
+    /// (EMFILE, ENFILE, ENOBUFS, ENOMEM; `accept(2)`). They return earlier when one of our own
+    /// descriptors closes. Defaults to 500 ms, at least 1 ms, at most a day.
     pub fn emfile_backoff(mut self, interval: Duration) -> Self {
         self.emfile_backoff = interval;
         self

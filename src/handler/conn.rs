@@ -73,8 +73,7 @@ pub(crate) trait ConnOps<A> {
 
 /// One connection, as seen by its handler or another connection's.
 ///
-/// No method blocks or touches the socket: [`Conn::send`] queues, and one write at the end of the
-/// turn flushes the queue.
+/// No method blocks. [`Conn::send`] queues, and one write at the end of the turn flushes the queue.
 pub struct Conn<'a, A = ()> {
     pub(super) ops: &'a mut (dyn ConnOps<A> + 'a),
     pub(super) id: ConnId,
@@ -88,8 +87,9 @@ impl<'a, A> Conn<'a, A> {
 
     /// Queues one frame.
     ///
-    /// One write at the end of the turn sends all frames of that turn. A frame of 32 KiB or more
-    /// with no output in front of it is written at once, and only the remainder is queued.
+    /// One write at the end of the turn sends all frames of that turn. Pending output is written
+    /// before if this frame would reach the high watermark. A frame of 32 KiB or more with no
+    /// output in front of it is written at once, and only the remainder is queued.
     ///
     /// Takes all kinds of bytes: `&[u8]`, `"text"`, a `Vec<u8>`. Line framing adds no delimiter:
     /// send it with the line.

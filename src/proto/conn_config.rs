@@ -90,8 +90,7 @@ impl ConnConfig {
     }
 
     /// Maximum time from accepted or connected to open: for the PROXY header and the TLS handshake.
-    /// A handshake that `Conn::start_tls` begins has the same time, from
-    /// there. Defaults to 10 s.
+    /// A handshake that `Conn::start_tls` begins has the same time, from there. Defaults to 10 s.
     pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
         self.handshake_timeout = timeout;
         self
@@ -126,7 +125,7 @@ impl ConnConfig {
     }
 
     /// Pauses reading at `high` bytes of pending output, and resumes it at `low`. Defaults to
-    /// 32 KiB and 128 KiB. `low` must be below `high`.
+    /// 32 KiB (`low`) and 128 KiB (`high`). `low` must be below `high`.
     pub fn watermarks(mut self, low: usize, high: usize) -> Self {
         self.low_watermark = low;
         self.high_watermark = high;
@@ -141,8 +140,8 @@ impl ConnConfig {
         self
     }
 
-    /// Keeps reading above the high watermark: for output that is no answer to the input, as in a
-    /// proxy, where the two directions must not wait for each other. Check
+    /// Keeps reading above the high watermark: for output that is no answer to the input. In a
+    /// proxy, for example, the two directions must not wait for each other. Check
     /// [`Conn::is_congested`](crate::Conn::is_congested) before you send more. Defaults to false.
     pub fn full_duplex(mut self, on: bool) -> Self {
         self.full_duplex = on;

@@ -86,7 +86,7 @@ pub enum SendError {
     Full {
         /// Number of pending bytes.
         queued: usize,
-        /// The listener's output limit.
+        /// The connection's output limit.
         limit: usize,
     },
     /// The payload is longer than the framing's header can announce.
