@@ -6,6 +6,7 @@ use crate::catch::catch;
 use crate::control::{Control, ControlOps};
 use crate::handle::Command;
 use crate::handler::Conn;
+use crate::proto::SendError;
 use crate::reason::Close;
 
 /// Carries out one command. Connections that it changes are queued for a turn.
@@ -19,7 +20,8 @@ pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command:
             let core = &mut inner.core;
             core.stats.undeliverable += u64::from(!matches!(sent, Ok(Some(Ok(())))));
             match sent {
-                Ok(Some(Ok(())) | None) => {}
+                // Nothing was sent before on a connection that is not open, or nothing follows.
+                Ok(Some(Ok(()) | Err(SendError::Closed)) | None) => {}
                 // The handle has accepted the frame: the stream ends rather than has a hole.
                 Ok(Some(Err(error))) => core.close_as(id, Close::because(error)),
                 Err(panic) => core.close_in_panic(id, "a framer", panic),
