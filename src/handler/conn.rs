@@ -89,7 +89,8 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// One write at the end of the turn sends all frames of that turn. Pending output is written
     /// before if this frame would reach the high watermark. A frame of 32 KiB or more with no
-    /// output in front of it is written at once, and only the remainder is queued.
+    /// output in front of it is written at once, and only the remainder is queued. Once 64 MiB were
+    /// written in an iteration, frames are only queued, so that every callback ends.
     ///
     /// Takes all kinds of bytes: `&[u8]`, `"text"`, a `Vec<u8>`. Line framing adds no delimiter:
     /// send it with the line.

@@ -24,7 +24,7 @@ use super::rates::{SharedMeters, Throttle};
 #[cfg(feature = "sim")]
 use super::snapshot::Fingerprint;
 use super::state::{State, Traffic};
-use super::status::Status;
+use super::status::{Events, Status};
 use super::time::Time;
 #[cfg(feature = "tls")]
 use super::tls::TlsInfo;
@@ -298,6 +298,12 @@ impl Machine {
     #[inline]
     pub(crate) fn state(&self) -> State {
         self.status.life.state()
+    }
+
+    /// True if a message reaches the handler: the connection has opened, and neither closes nor
+    /// leaves the loop.
+    pub(crate) fn takes_messages(&self) -> bool {
+        self.is_established() && self.was_open() && !self.is_detaching()
     }
 
     /// True if `on_open` was called, so that `on_close` is due.
@@ -578,6 +584,8 @@ impl Machine {
     /// Pauses reading until the peer has taken enough of the pending output.
     fn congest(&mut self, now: Time) {
         self.status.send.congest();
+        // Room that was made and is used up again is not announced.
+        self.status.events.clear(Events::WRITABLE);
         self.pause_clocks(now);
     }
 }

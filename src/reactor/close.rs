@@ -18,6 +18,10 @@ pub(super) fn finish_close<A, O: Os>(
     reset: bool,
 ) {
     let core = &mut inner.core;
+    if core.running.is_none() {
+        // Outside of a turn: another connection's last callback may have blocked.
+        core.refresh();
+    }
     let Some(conn) = core.conns.get_mut(id) else {
         return;
     };

@@ -33,7 +33,7 @@ pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command:
             let open = core
                 .conns
                 .get(id)
-                .is_some_and(|conn| conn.machine.is_established() && conn.machine.was_open());
+                .is_some_and(|conn| conn.machine.takes_messages());
             if open {
                 inner.call(app, id, |handler, cx| handler.on_message(cx, message));
                 inner.core.touch(id);

@@ -208,7 +208,8 @@ impl<S> Connection<S> {
     }
 
     /// Sends one frame: writes it past the queue if it is large, else queues it. An error is boxed:
-    /// it is rare, and a large result would be copied each time.
+    /// it is rare, and a large result would be copied each time. Nothing is written once
+    /// `early_until` bytes were written in all.
     #[inline]
     pub(crate) fn send<I>(
         &mut self,
@@ -216,6 +217,7 @@ impl<S> Connection<S> {
         pool: &mut Pool,
         now: &mut Time,
         payload: &[u8],
+        early_until: u64,
     ) -> Result<(), Box<SendError>>
     where
         I: StreamOps<Stream = S>,
@@ -227,7 +229,8 @@ impl<S> Connection<S> {
                 Err(error) => return Err(Box::new(error)),
             }
         }
-        self.send_to_full(os, pool, now, payload).map_err(Box::new)
+        self.send_to_full(os, pool, now, payload, early_until)
+            .map_err(Box::new)
     }
 
     /// Sends a frame that is large or would reach the high watermark.
@@ -238,10 +241,14 @@ impl<S> Connection<S> {
         pool: &mut Pool,
         now: &mut Time,
         payload: &[u8],
+        early_until: u64,
     ) -> Result<(), SendError>
     where
         I: StreamOps<Stream = S>,
     {
+        if pool.traffic.bytes_out >= early_until {
+            return self.machine.send(payload, *now, pool);
+        }
         self.make_room(os, pool, now, payload);
         let is_large = payload.len() >= I::LARGE_FRAME;
         if is_large && self.write_through(os, pool, *now, payload) {

@@ -51,7 +51,13 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         let Some((conn, pool)) = core.conns.parts(id) else {
             return Err(Box::new(SendError::Closed));
         };
-        let sent = conn.send(&mut core.os, pool, &mut core.now, frame);
+        let sent = conn.send(
+            &mut core.os,
+            pool,
+            &mut core.now,
+            frame,
+            core.early_output_until,
+        );
         core.touch(id);
         sent
     }

@@ -29,6 +29,9 @@ use crate::proto::Time;
 use crate::reason::{Close, CloseReason, Closed};
 use crate::stats::Stats;
 
+/// Bytes that an iteration's callbacks may write before their connections' turns end.
+const EARLY_OUTPUT: u64 = 64 << 20;
+
 pub(crate) struct Core<O: Os> {
     pub(super) os: O,
     /// The time of the running turn. Durations from user code count from [`Core::refresh`].
@@ -49,6 +52,9 @@ pub(crate) struct Core<O: Os> {
     /// TLS handshakes that this iteration may still drive.
     pub(super) handshakes_left: usize,
     pub(super) stopped: bool,
+    /// Callbacks write to sockets until this many bytes were written in all: a callback that sends
+    /// for as long as its peer reads would never end.
+    pub(super) early_output_until: u64,
     published: Arc<Published>,
     /// Number of connections when the cap was last lowered: they may stay.
     #[cfg(feature = "sim")]
@@ -76,6 +82,7 @@ impl<O: Os> Core<O> {
             running: None,
             handshakes_left: 0,
             stopped: false,
+            early_output_until: EARLY_OUTPUT,
             published,
             #[cfg(feature = "sim")]
             open_at_change: 0,
@@ -135,6 +142,7 @@ impl<O: Os> Core<O> {
             self.config.max_connections = cap;
         }
         self.handshakes_left = self.config.budgets.handshakes;
+        self.early_output_until = self.conns.pool.traffic.bytes_out + EARLY_OUTPUT;
     }
 
     /// A connection's timer has fired. True if the connection has a turn now.
@@ -398,10 +406,16 @@ impl<O: Os> Core<O> {
             let id = Some(listener.id);
             let ids: Vec<_> = self.conns.ids_of(id).collect();
             for id in ids {
+                let mut retry = false;
                 if let Some(conn) = self.conns.get_mut(id) {
                     conn.machine.recheck_rates(now);
+                    retry = conn.retry;
                 }
                 self.conns.arm_deadline(id);
+                if retry {
+                    // Its timer was for the retry: its turn sets it again.
+                    self.conns.wake(id);
+                }
             }
         }
         self.listeners.retry_unregistered();

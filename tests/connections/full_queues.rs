@@ -130,3 +130,27 @@ fn a_handler_that_gives_up_on_a_slow_consumer_says_so() {
     assert_eq!(sim.stats().closed(CloseReason::SlowConsumer), 1);
     assert!(sim.received(client).len() > 1 << 20);
 }
+
+/// Sends until the connection is congested, to a peer that reads as fast as the server writes.
+#[test]
+fn a_callback_that_sends_while_there_is_room_ends() {
+    struct Endless;
+    impl Handler for Endless {
+        fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+            while !cx.conn.is_congested() {
+                cx.conn.send([7; 60_000])?;
+            }
+            Ok(())
+        }
+    }
+    let mut sim = Sim::new(1, Config::new(), ());
+    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet2);
+    let addr = sim
+        .listen(listen, |_: &mut (), _: portcullis::Peer| Endless)
+        .expect("listen");
+    let client = sim.connect(addr).expect("connect");
+    sim.set_send_buffer(client, usize::MAX / 2);
+    sim.send(client, b"\0\x01x");
+    sim.settle();
+    assert!(sim.stats().bytes_out >= 64 << 20);
+}

@@ -11,6 +11,7 @@ use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -350,15 +351,13 @@ impl Os for MioOs {
             Domain::UNIX => Listener::unix(UnixListener::from_std(socket.into())),
             _ => return wrong("the socket is neither TCP nor Unix"),
         };
-        Ok(Listener {
-            is_foreign: true,
-            ..listener
-        })
+        listener.is_foreign.store(true, Ordering::Relaxed);
+        Ok(listener)
     }
 
     fn share_listener(&mut self, listener: &mut Listener) -> io::Result<OwnedFd> {
         let shared = listener.as_fd().try_clone_to_owned()?;
-        listener.is_foreign = true;
+        listener.is_foreign.store(true, Ordering::Relaxed);
         if let Some(file) = &listener.file {
             file.hand_out();
         }

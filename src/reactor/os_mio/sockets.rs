@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use mio::event::Source;
@@ -19,7 +20,8 @@ pub(crate) struct Listener {
     /// The size of each accepted Unix socket's send buffer, which is not inherited.
     pub(super) send_buffer: Option<usize>,
     /// Another process may use the same socket, or has made it: its flags and options are not known.
-    pub(super) is_foreign: bool,
+    /// Shared by all clones.
+    pub(super) is_foreign: Arc<AtomicBool>,
 }
 
 pub(super) enum ListenSocket {
@@ -47,7 +49,7 @@ impl Listener {
             file: None,
             socket,
             send_buffer: None,
-            is_foreign: false,
+            is_foreign: Arc::default(),
         }
     }
 
@@ -77,14 +79,14 @@ impl Listener {
             file: self.file.clone(),
             socket,
             send_buffer: self.send_buffer,
-            is_foreign: self.is_foreign,
+            is_foreign: Arc::clone(&self.is_foreign),
         })
     }
 
     /// Accepts one client. Never blocks: O_NONBLOCK belongs to the socket and not to the
     /// descriptor, so another process can clear it (`fcntl(2)`).
     pub(super) fn accept(&self) -> io::Result<(Stream, Addr)> {
-        if self.is_foreign {
+        if self.is_foreign.load(Ordering::Relaxed) {
             SockRef::from(self).set_nonblocking(true)?;
         }
         let (stream, peer) = match &self.socket {
@@ -110,7 +112,7 @@ impl Listener {
         if let Some(bytes) = self.send_buffer {
             socket.set_send_buffer_size(bytes)?;
         }
-        if self.is_foreign {
+        if self.is_foreign.load(Ordering::Relaxed) {
             // With SO_LINGER, close would block (`socket(7)`).
             socket.set_linger(None)?;
         }

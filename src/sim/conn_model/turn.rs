@@ -217,7 +217,7 @@ impl ConnModel {
             ..
         } = self;
         let before = conn.machine.unsent_app_bytes();
-        let taken = match conn.send(kernel, pool, now, payload) {
+        let taken = match conn.send(kernel, pool, now, payload, u64::MAX) {
             Ok(()) => true,
             Err(error) if matches!(*error, SendError::Full { .. }) => false,
             Err(_) => return Ok(()),
