@@ -396,15 +396,23 @@ fn so_is_a_services() {
 #[test]
 fn undeliverable_is_what_the_loop_could_not_do() {
     let server = spawn_echo(Config::new(), local());
-    let mut client = connect(server.addr());
-    ping(&mut client, b"in");
-    let id = server.ask(|(), control| control.connections()[0].id);
+    let enter = || {
+        let mut client = connect(server.addr());
+        ping(&mut client, b"in");
+        let id = server.ask(|(), control| control.connections()[0].id);
+        (client, id)
+    };
+    // Longer than packet-2 can say: the stream ends there.
+    let (mut client, id) = enter();
     server.handle.send(id, vec![0; 70_000]).expect("queued");
+    await_end(&mut client);
+    drop(client);
+    let stats = server.until("it has ended", |stats| stats.open == 0);
     assert_eq!(
-        server.ask(|(), control| control.stats().undeliverable),
-        1,
-        "longer than packet-2 can say"
+        (stats.undeliverable, stats.closed(CloseReason::Failed)),
+        (1, 1)
     );
+    let (_client, id) = enter();
     let held = kit::net::hold(&server.handle);
     server.handle.kill(id).expect("live");
     for _ in 0..2 {
@@ -414,7 +422,7 @@ fn undeliverable_is_what_the_loop_could_not_do() {
     let stats = server.until("three came to nothing", |stats| stats.undeliverable == 3);
     assert_eq!(
         (stats.frames_out, stats.closed(CloseReason::Killed)),
-        (1, 1)
+        (2, 1)
     );
 }
 
