@@ -7,8 +7,8 @@ use std::collections::BTreeSet;
 use kit::{closure, strings};
 #[cfg(feature = "tls")]
 use kit::{schedules, sim_tls};
-use portcullis::sim::Action;
-use portcullis::{CloseReason, State};
+use portcullis::sim::{Action, ConnModel, Input, Random};
+use portcullis::{CloseReason, ConnConfig, Listen, State};
 
 fn close(framing: u8, on_frame: &[Action], on_end: &[Action]) -> closure::Findings {
     let setting = closure::Setting {
@@ -178,4 +178,50 @@ fn every_short_schedule_behind_tls_keeps_its_promises() {
         .flat_map(|&from| State::ALL.iter().map(move |&to| (from, to)));
     let legal: BTreeSet<_> = legal.filter(|(from, to)| from.may_become(*to)).collect();
     assert_eq!(changes, legal);
+}
+
+/// Random inputs, a socket without memory among them, which the searches leave out.
+#[test]
+fn random_inputs_break_no_promise() {
+    const ACTIONS: [Action; 9] = [
+        Action::Echo,
+        Action::Send(200),
+        Action::Pause,
+        Action::Resume,
+        Action::CloseAfterInput,
+        Action::Finish,
+        Action::Close,
+        Action::Timer(7),
+        Action::MaxFrame(3),
+    ];
+    for seed in 0..4000 {
+        let mut random = Random::new(seed);
+        let framing = Action::framing(random.below(6) as u8);
+        let listen = Listen::tcp("127.0.0.1:0")
+            .framing(framing)
+            .conn(ConnConfig::new().watermarks(10, 300).output_limit(400));
+        let mut model = ConnModel::new(&listen).expect("options that work");
+        let mut inputs = Vec::new();
+        for _ in 0..random.between(1, 40) {
+            let action = ACTIONS[random.below(ACTIONS.len())];
+            inputs.push(match random.below(16) {
+                0..=3 => Input::Bytes(vec![random.below(3) as u8; random.between(1, 5)]),
+                4 | 5 => Input::OutOfMemory,
+                6 => Input::Room(random.below(400) as u16),
+                7 => Input::Spurious,
+                8 | 9 => Input::Turn,
+                10 => Input::Step,
+                11 => Input::Judge,
+                12 => Input::Expire,
+                13 => Input::OnFrame(vec![Action::Echo, action]),
+                14 => Input::Act(action),
+                _ => [Input::Finish, Input::Reset, Input::BreakPipe, Input::Drain][random.below(4)]
+                    .clone(),
+            });
+            let input = inputs.last().expect("just pushed");
+            if let Err(violation) = model.apply(input) {
+                panic!("seed {seed}: {violation} after {inputs:?}");
+            }
+        }
+    }
 }
