@@ -394,7 +394,7 @@ impl ConnModel {
 
     /// A deadline is armed.
     pub fn has_deadline(&self) -> bool {
-        self.conn.machine.deadline().is_armed()
+        self.next_timer().is_armed()
     }
 }
 
