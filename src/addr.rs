@@ -10,6 +10,7 @@ use std::os::unix::net as unix;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::escape::Escaped;
 pub use parse::AddrError;
 
 /// The address of one end of a connection, or of a listener.
@@ -224,7 +225,8 @@ impl fmt::Display for Addr {
     }
 }
 
-/// As for [`Addr`]. Control characters are escaped: a client chooses its name, and logs print it.
+/// As for [`Addr`]. Control characters are escaped, and at most 1 KiB is printed: a client chooses its
+/// name, and logs print it.
 impl fmt::Display for UnixAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (mark, name) = match &self.0 {
@@ -235,7 +237,7 @@ impl fmt::Display for UnixAddr {
         write!(
             f,
             "unix:{mark}{}",
-            String::from_utf8_lossy(name).escape_debug()
+            Escaped::new(String::from_utf8_lossy(name))
         )
     }
 }

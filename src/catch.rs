@@ -8,6 +8,8 @@ use std::cell::Cell;
 use std::fmt;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
+use crate::escape::Escaped;
+
 thread_local! {
     /// Panics of the logger on this thread.
     static LOGGER_PANICS: Cell<u64> = const { Cell::new(0) };
@@ -63,7 +65,8 @@ impl Panic {
 
 impl fmt::Display for Panic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        // The code may have printed what a peer sent.
+        Escaped::new(&self.text).fmt(f)
     }
 }
 
@@ -84,6 +87,7 @@ mod tests {
         let text = |code: fn()| catch(code).expect_err("it panics").to_string();
         assert_eq!(text(|| panic!("literal")), "literal");
         assert_eq!(text(|| panic!("{}", 1)), "1");
+        assert_eq!(text(|| panic!("a\nb\u{1b}")), r"a\nb\u{1b}");
         assert_eq!(text(|| std::panic::panic_any(PanicOnDrop)), "(not text)");
     }
 

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 
 use crate::addr::{Addr, AddrError};
+use crate::escape::Escaped;
 use crate::id::AlarmId;
 use crate::id::ListenerRef;
 
@@ -143,7 +144,8 @@ impl fmt::Display for Error {
             Self::Address { given, source } => {
                 write!(
                     f,
-                    "{given} is no address to listen on (give HOST:PORT): {source}"
+                    "{} is no address to listen on (give HOST:PORT): {source}",
+                    Escaped::new(given)
                 )
             }
             Self::AddressInUse { addr } => {

@@ -118,6 +118,7 @@ mod config;
 mod control;
 mod detached;
 mod error;
+mod escape;
 mod handle;
 mod handler;
 mod histogram;

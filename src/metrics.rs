@@ -3,6 +3,7 @@
 use std::fmt::{self, Write};
 
 use crate::alarm::AlarmInfo;
+use crate::escape::{is_escaped, Escaped};
 use crate::histogram::{Histogram, Histograms};
 use crate::listener_info::{ListenerInfo, ListenerState};
 use crate::reason::CloseReason;
@@ -330,7 +331,7 @@ impl Exposition<'_, '_> {
         write!(self.0, "portcullis_{name}")?;
         for (at, (label, text)) in labels.iter().enumerate() {
             self.0.write_char(if at == 0 { '{' } else { ',' })?;
-            write!(self.0, "{label}=\"{}\"", Escaped(text))?;
+            write!(self.0, "{label}=\"{}\"", LabelValue(text))?;
         }
         writeln!(
             self.0,
@@ -368,16 +369,18 @@ impl Exposition<'_, '_> {
     }
 }
 
-/// A label's value: a backslash, a quote and a line feed are written with a backslash.
-struct Escaped<'a>(&'a str);
+/// A label's value: a backslash, a quote and a line feed are written with a backslash. The format has
+/// no escape for other control characters, so their escapes are text.
+struct LabelValue<'a>(&'a str);
 
-impl fmt::Display for Escaped<'_> {
+impl fmt::Display for LabelValue<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for character in self.0.chars() {
             match character {
                 '\\' => f.write_str("\\\\")?,
                 '"' => f.write_str("\\\"")?,
                 '\n' => f.write_str("\\n")?,
+                other if is_escaped(other) => write!(f, "\\{}", Escaped::new(other))?,
                 other => f.write_char(other)?,
             }
         }
@@ -391,6 +394,10 @@ mod tests {
 
     #[test]
     fn labels_are_escaped() {
-        assert_eq!(Escaped("a\\b\"c\nd€").to_string(), r#"a\\b\"c\nd€"#);
+        assert_eq!(LabelValue("a\\b\"c\nd€").to_string(), r#"a\\b\"c\nd€"#);
+        assert_eq!(
+            LabelValue("\u{1b}\u{202e}\r").to_string(),
+            r"\\u{1b}\\u{202e}\\r"
+        );
     }
 }

@@ -3,6 +3,8 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use crate::escape::Escaped;
+
 macro_rules! reasons {
     ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
         /// The one reason for which a connection ended, for each accepted socket and each outgoing
@@ -169,10 +171,12 @@ impl Closed {
     }
 }
 
+/// The reason and the text of the error, of which control characters are escaped and at most 1 KiB is
+/// printed: a peer may have chosen it.
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.error {
-            Some(error) => write!(f, "{}: {error}", self.reason),
+            Some(error) => write!(f, "{}: {}", self.reason, Escaped::new(error)),
             None => self.reason.fmt(f),
         }
     }

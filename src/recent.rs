@@ -1,15 +1,16 @@
 //! The last closes: which connections, when and why.
 
-use std::fmt::{self, Write};
+use std::fmt;
 use std::time::Duration;
 
 use crate::addr::Addr;
+use crate::escape::Escaped;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::Traffic;
 use crate::reason::CloseReason;
 
 /// Limit on the remembered bytes of an error's text.
-const MAX_WORDS: usize = 256;
+const MAX_TEXT: usize = 256;
 
 /// A connection that has ended, or a client that was not admitted. The server remembers the last of
 /// them: [`Config::recent_closes`](crate::Config::recent_closes).
@@ -26,7 +27,8 @@ pub struct RecentClose {
     pub source: Addr,
     /// Why it ended.
     pub reason: CloseReason,
-    /// The text of the error behind it, if there is one; at most 256 bytes.
+    /// The text of the error behind it, if there is one: on one line, with control characters
+    /// escaped, at most 256 bytes.
     pub error: Option<Box<str>>,
     /// Time from accept to its end; zero for a client that was refused.
     pub age: Duration,
@@ -62,49 +64,9 @@ impl fmt::Display for RecentClose {
     }
 }
 
-/// Formats `words` up to the limit, and stops there: the text of an error may be endless.
-pub(crate) fn bounded_words(words: &dyn fmt::Display) -> Box<str> {
-    let mut bounded = Bounded(String::new());
-    // The writer fails when the limit is reached.
-    let _ = write!(bounded, "{words}");
-    bounded.0.into_boxed_str()
-}
-
-struct Bounded(String);
-
-impl Write for Bounded {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let room = MAX_WORDS - self.0.len().min(MAX_WORDS);
-        if text.len() <= room {
-            self.0.push_str(text);
-            return Ok(());
-        }
-        let end = (0..=room).rev().find(|&end| text.is_char_boundary(end));
-        self.0
-            .push_str(text.get(..end.unwrap_or(0)).unwrap_or_default());
-        Err(fmt::Error)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// An endless text.
-    struct Endless(&'static str);
-
-    impl fmt::Display for Endless {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            loop {
-                f.write_str(self.0)?;
-            }
-        }
-    }
-
-    #[test]
-    fn words_are_cut_between_characters() {
-        assert_eq!(&*bounded_words(&"short"), "short");
-        assert_eq!(bounded_words(&Endless("ab")).len(), 256);
-        assert_eq!(bounded_words(&Endless("€")).len(), 255, "three bytes each");
-    }
+/// Formats the text of an error on one line, up to the limit: it may be endless, or a peer's.
+pub(crate) fn bounded_text(text: &dyn fmt::Display) -> Box<str> {
+    Escaped::with_max(text, MAX_TEXT)
+        .to_string()
+        .into_boxed_str()
 }

@@ -529,6 +529,63 @@ fn what_concerns_the_owner_is_loud() {
 }
 
 /// A deny list is set again with each new entry: one line each, and not the list in each.
+/// Quotes its peer in the text of an error or of a panic.
+struct Quoting;
+
+impl Handler for Quoting {
+    fn on_frame(&mut self, _: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        let text = String::from_utf8_lossy(frame);
+        match text.strip_prefix("panic ") {
+            Some(text) => std::panic::resume_unwind(Box::new(text.to_owned())),
+            None => Err(Close::because(text)),
+        }
+    }
+}
+
+/// A line feed would forge a record, ESC would command a terminal, U+202E would turn a line around.
+#[test]
+fn a_peer_cannot_forge_a_line() {
+    let _turn = capture();
+    let evil = "bad\n2026 ERROR all is lost\r\u{1b}[2J\u{9b}31m\0\u{202e}\u{2066}\u{2028}";
+    let (mut sim, _) = world(Config::new(), listen());
+    let addr = sim
+        .listen(listen().name("quoting"), |_: &mut (), _| Quoting)
+        .expect("listen");
+    taken();
+    say(&mut sim, addr, &packet4(evil.as_bytes()));
+    say(&mut sim, addr, &packet4(format!("panic {evil}").as_bytes()));
+    say(&mut sim, addr, &packet4("long ".repeat(2000).as_bytes()));
+    sim.advance(AGES);
+    let closes = sim.control().recent_closes();
+    let mut shown: Vec<String> = taken().into_iter().map(|line| line.text).collect();
+    shown.extend(closes.iter().map(ToString::to_string));
+    shown.extend(
+        closes
+            .iter()
+            .filter_map(|close| close.error.as_ref())
+            .map(ToString::to_string),
+    );
+    shown.push(sim.control().tree(10).to_string());
+    let quoted = shown
+        .iter()
+        .filter(|text| text.contains("bad\\n2026 ERROR"));
+    assert!(
+        quoted.count() >= 4,
+        "three log lines, a close and its error: {shown:#?}"
+    );
+    for text in &shown {
+        let hidden = |character: char| {
+            let turns = matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            turns || character == '\u{2028}' || (character.is_control() && character != '\n')
+        };
+        assert!(!text.contains(hidden) && text.len() < 2000, "{text:?}");
+        assert!(
+            text.starts_with("server") || !text.contains('\n'),
+            "{text:?}"
+        );
+    }
+}
+
 #[test]
 fn a_long_list_is_not_repeated_in_the_log() {
     let _turn = capture();

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use super::{AtCapacity, Listen, ProxyProtocol};
 use crate::addr::{Addr, UnixAddr};
 use crate::error::{Error, Result};
+use crate::escape::is_escaped;
 use crate::proto::check_rates;
 
 impl Listen {
@@ -49,11 +50,11 @@ impl Listen {
         if self
             .name
             .as_ref()
-            .is_some_and(|name| name.contains(char::is_control))
+            .is_some_and(|name| name.contains(is_escaped))
         {
             return Err(Error::option(
                 "name",
-                "a name has no line feeds and no other control characters",
+                "a name has no line feeds, and no other control or invisible characters",
             ));
         }
         if self.name.as_deref() == Some("") {

@@ -10,7 +10,7 @@ use crate::histogram::Histogram;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Time, Traffic};
 use crate::reason::Closed;
-use crate::recent::{bounded_words, RecentClose};
+use crate::recent::{bounded_text, RecentClose};
 
 /// An ended connection.
 pub(super) struct CloseRecord {
@@ -60,8 +60,8 @@ impl History {
         }
         // The text of an error is foreign code.
         let error = closed.error.as_ref().map(|error| {
-            catch(|| bounded_words(error)).unwrap_or_else(|panic| {
-                let text = bounded_words(&panic);
+            catch(|| bounded_text(error)).unwrap_or_else(|panic| {
+                let text = bounded_text(&panic);
                 guard.report("an error's text", panic, None);
                 text
             })

@@ -5,6 +5,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::escape::Escaped;
+
 /// How a byte stream is cut into frames.
 #[derive(Clone, Default)]
 #[non_exhaustive]
@@ -182,9 +184,10 @@ impl FrameError {
     }
 }
 
+/// The text of the cause, with control characters escaped: it may contain what the peer sent.
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+        Escaped::new(&self.0).fmt(f)
     }
 }
 

@@ -8,6 +8,8 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use rustls::ClientConfig;
 
+use crate::escape::Escaped;
+
 /// The TLS of an outgoing connection.
 #[derive(Clone)]
 pub(crate) struct ClientTls {
@@ -78,7 +80,9 @@ pub(super) struct WithServer {
 
 impl fmt::Display for WithServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (the server wanted was {})", self.source, self.wanted)
+        // The source may quote the certificate.
+        let source = Escaped::new(&self.source);
+        write!(f, "{source} (the server wanted was {})", self.wanted)
     }
 }
 

@@ -14,6 +14,7 @@ use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::error::Error;
+use crate::escape::Escaped;
 
 /// Why a certificate chain and key make no configuration: a file and its fault.
 #[derive(Debug)]
@@ -75,9 +76,9 @@ impl PemError {
 
 impl fmt::Display for PemError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.file.display(), self.fault)?;
+        write!(f, "{} {}", Escaped::new(self.file.display()), self.fault)?;
         match &self.source {
-            Some(source) => write!(f, ": {source}"),
+            Some(source) => write!(f, ": {}", Escaped::new(source)),
             None => Ok(()),
         }
     }
