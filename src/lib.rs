@@ -67,7 +67,9 @@
 //! - Frames equal what a naive decoder makes of the same bytes, for every split of the input.
 //! - Bytes that [`Conn::send`] accepted are delivered in order, or the reason tells the loss.
 //! - Queued output of a connection is at most the output limit and one frame. Buffered input is at
-//!   most one frame, one TLS record and one read.
+//!   most one frame, one TLS record and one read. The maximum frame is that of the framing under
+//!   which the bytes were read: [`Conn::set_framing`] drops none, and no read follows until they
+//!   are decoded.
 //! - The work of one [`Server::poll_once`] is bounded by budgets. An idle server does not wake up.
 //! - A stale event, timer, job or id never reaches a slot's next connection.
 //!

@@ -7,12 +7,13 @@ use super::tls::Session;
 
 /// Returns the first invariant that does not hold.
 ///
-/// `limits`: the maximum frame, and the size of one read.
+/// `limits`: the maximum frame, and the size of one read. `reads`: the next read is allowed.
 pub(super) fn broken(
     status: Status,
     parts: &Active,
     session: Option<&Session>,
     limits: (usize, usize),
+    reads: bool,
 ) -> Option<String> {
     /// A frame's header and trailer.
     const ENVELOPE: usize = 16;
@@ -23,6 +24,8 @@ pub(super) fn broken(
     // A PROXY header comes before frames.
     let max_frame = max_frame.max(proxy::MAX_LENGTH);
     let max = max_frame.saturating_add(ENVELOPE + read_size + record);
+    // Bytes that the former framing let in stay until they are decoded. No read follows before.
+    let max = if reads { max } else { usize::MAX };
     if let Some(fault) = parts.recv_buf.broken_invariant(max) {
         return Some(fault);
     }

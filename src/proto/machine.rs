@@ -608,7 +608,8 @@ impl Machine {
     pub(crate) fn broken_invariant(&self, read_size: usize, queued: bool) -> Option<String> {
         let session = self.tls.as_deref();
         let limits = (self.codec.max(), read_size);
-        let broken = invariants::broken(self.status, self.parts(), session, limits);
+        let reads = self.wants_read();
+        let broken = invariants::broken(self.status, self.parts(), session, limits, reads);
         if broken.is_some() || queued {
             return broken;
         }

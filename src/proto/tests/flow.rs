@@ -279,6 +279,28 @@ fn set_framing_while_paused() {
     assert_eq!(rig.events(), [frame("tail")]);
 }
 
+/// A pause keeps bytes that are more than the new framing would let in. None is dropped, and no
+/// read adds to them before they are decoded.
+#[test]
+fn set_framing_keeps_what_the_former_framing_let_in() {
+    const BEHIND: usize = 50_000;
+    let mut rig = Rig::open_with(&Framing::Packet4, no_limits(), |turn, event| {
+        if *event == frame([b'x'; 30_000]) {
+            turn.machine.set_framing(&Framing::Packet1);
+            turn.pause();
+        }
+        Ok(())
+    });
+    rig.receive([&30_000_u32.to_be_bytes()[..], &[b'x'; 30_000], &[0; BEHIND]].concat());
+    assert_eq!(rig.events().len(), 1);
+    assert!(!rig.machine.wants_read());
+    assert_eq!(rig.machine.broken_invariant(1_000, true), None);
+    rig.resume();
+    assert_eq!(rig.events(), vec![frame(""); BEHIND]);
+    assert!(rig.machine.wants_read());
+    assert_eq!(rig.machine.broken_invariant(1_000, true), None);
+}
+
 /// Answers before the change are in the old framing, those after in the new one.
 #[test]
 fn set_framing_applies_both_ways() {
