@@ -165,7 +165,7 @@ pub struct DrainReport {
     /// Connections that ended by themselves: answered, flushed and closed in order, or lost by
     /// their peers.
     pub ended: usize,
-    /// Connections that were reset at the deadline.
+    /// Connections that were reset at the deadline, or whose peers had not got all output by then.
     pub forced: usize,
     /// Duration of the drain.
     pub took: std::time::Duration,

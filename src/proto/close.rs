@@ -59,6 +59,44 @@ impl CloseAfterInput {
     }
 }
 
+/// Whether the peer's system has all output of a connection that closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Delivery {
+    /// The kernel was not asked yet.
+    Unknown,
+    /// Not all of it: the kernel still holds some, by its last answer a measure of this size.
+    Owed(usize),
+    /// All of it, or there was none.
+    Done,
+    /// This system cannot tell.
+    Untold,
+}
+
+impl Delivery {
+    /// Takes the kernel's answer. `queued`: output is pending that the kernel has not got yet.
+    /// True if the peer has taken bytes since the last answer.
+    pub(super) fn note(&mut self, unsent: Option<usize>, queued: bool) -> bool {
+        let (before, now) = match (*self, unsent) {
+            (Self::Unknown, _) if queued => return self.replace(Self::Owed(usize::MAX)),
+            (_, None) => return self.replace(Self::Untold),
+            (_, Some(0)) => return self.replace(Self::Done),
+            (Self::Owed(before), Some(now)) => (before, now),
+            (_, Some(now)) => (usize::MAX, now),
+        };
+        *self = Self::Owed(now.min(before));
+        now < before
+    }
+
+    fn replace(&mut self, by: Self) -> bool {
+        *self = by;
+        true
+    }
+
+    pub(super) fn is_owed(self) -> bool {
+        matches!(self, Self::Owed(_))
+    }
+}
+
 /// What a connection accumulates on its way to the end.
 #[derive(Debug)]
 pub(super) struct Ending {
@@ -69,6 +107,7 @@ pub(super) struct Ending {
     /// Replies promised by the handler: the connection does not close by itself before they are
     /// sent.
     pending_replies: u32,
+    pub(super) delivery: Delivery,
 }
 
 impl Ending {
@@ -77,6 +116,7 @@ impl Ending {
             reason: None,
             discarded: 0,
             pending_replies: 0,
+            delivery: Delivery::Unknown,
         }
     }
 
@@ -151,9 +191,9 @@ impl Ending {
     }
 
     #[cfg(feature = "sim")]
-    pub(super) fn fingerprint(&self) -> (Option<CloseReason>, usize, u32) {
+    pub(super) fn fingerprint(&self) -> (Option<CloseReason>, usize, u32, Delivery) {
         let reason = self.reason.as_ref().map(|closed| closed.reason);
-        (reason, self.discarded, self.pending_replies)
+        (reason, self.discarded, self.pending_replies, self.delivery)
     }
 }
 

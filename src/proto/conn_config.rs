@@ -109,7 +109,8 @@ impl ConnConfig {
         self
     }
 
-    /// Maximum time in which the peer takes no byte of its pending output. Defaults to 30 s.
+    /// Maximum time in which the peer takes no byte of its pending output. While the connection
+    /// closes, output that only the kernel holds counts too. Defaults to 30 s.
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.write_timeout = timeout;
         self
@@ -118,6 +119,12 @@ impl ConnConfig {
     /// Maximum time, and number of bytes, for which input is discarded after our FIN until the
     /// peer's FIN. Without this a close would reset the connection under bytes that the peer has
     /// not read yet. Defaults to 2 s and 16 MiB.
+    ///
+    /// The time counts once the peer's system has all output. Until then the write timeout counts,
+    /// and a peer that takes nothing ends as [`WriteTimeout`](crate::CloseReason::WriteTimeout).
+    /// The kernel is asked for its unsent bytes once per `timeout`, so up to twice the time may
+    /// pass. On systems that cannot tell (neither Linux nor Apple's) each input of the peer starts
+    /// `timeout` anew, within the write timeout. Zero: the socket is closed right behind FIN.
     pub fn linger(mut self, timeout: Duration, bytes: usize) -> Self {
         self.linger_timeout = timeout;
         self.linger_bytes = bytes;

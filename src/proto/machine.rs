@@ -119,8 +119,7 @@ impl Machine {
     /// | [`Machine::is_newly_open`] | idle in the clear, but for `on_open` | the same |
     fn allows(&self) -> Allows {
         let (life, recv, send) = (self.status.life, self.status.recv, self.status.send);
-        let ending = &self.parts().ending;
-        let may_discard = ending.discarded() <= self.limits.linger_bytes;
+        let may_discard = self.may_discard();
         let (read, write, queue) = match life.phase() {
             Phase::HeaderRequired | Phase::HeaderOptional => (true, false, false),
             Phase::HeaderDone | Phase::Admitting => (false, false, false),
@@ -148,6 +147,11 @@ impl Machine {
             self.status
         );
         allows
+    }
+
+    /// True while input may be discarded.
+    fn may_discard(&self) -> bool {
+        self.parts().ending.discarded() <= self.limits.linger_bytes
     }
 
     /// True if the connection is open and has nothing to do but frames: no end, no pause, no rate,

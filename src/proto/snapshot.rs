@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::active::Active;
+use super::close::Delivery;
 use super::deadlines::Deadlines;
 use super::status::Status;
 use super::time::Time;
@@ -18,7 +19,7 @@ pub(crate) struct Fingerprint {
     pending: Vec<u8>,
     deadlines: Deadlines,
     idle: Time,
-    ending: (Option<CloseReason>, usize, u32),
+    ending: (Option<CloseReason>, usize, u32, Delivery),
     /// Whether a frame was received: a stream that never made one may be TLS.
     made_frames: bool,
 }

@@ -1,6 +1,7 @@
 //! The end of a connection: its socket, its last callback, its slot; and connections that leave the
 //! loop as blocking streams.
 
+use super::core::Core;
 use super::incoming::Incoming;
 use super::inner::Inner;
 use super::os::{Os, Socket as _};
@@ -166,9 +167,13 @@ pub(super) fn force_late<A, O: Os>(
             remove_detached(inner, id, CloseReason::DrainForced);
             continue;
         }
-        let Some((conn, pool)) = core.conns.parts(id) else {
+        let Core { conns, os, now, .. } = core;
+        let Some((conn, pool)) = conns.parts(id) else {
             continue;
         };
+        if conn.machine.is_delivery_owed() {
+            conn.ask_delivery(os, *now);
+        }
         if !conn.machine.cut_short(pool) {
             core.drain.count_forced();
         }

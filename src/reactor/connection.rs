@@ -198,6 +198,9 @@ impl<S> Connection<S> {
             self.readable = true;
             self.writable = true;
         }
+        if self.machine.is_delivery_due(due) {
+            self.ask_delivery(os, *now);
+        }
         if self.is_paused_for_memory() && self.machine.is_frame_overdue(due) {
             // The remainder of the frame may be in the kernel, unread.
             self.machine
@@ -306,12 +309,34 @@ impl<S> Connection<S> {
         passes
     }
 
+    /// Asks how many bytes the kernel has not sent, if the end of the connection depends on them.
+    pub(super) fn note_delivery<I>(&mut self, os: &mut I, now: Time)
+    where
+        I: StreamOps<Stream = S>,
+    {
+        if self.machine.wants_delivery() {
+            self.ask_delivery(os, now);
+        }
+    }
+
+    #[cold]
+    pub(super) fn ask_delivery<I>(&mut self, os: &mut I, now: Time)
+    where
+        I: StreamOps<Stream = S>,
+    {
+        if let Some(stream) = &mut self.stream {
+            let unsent = os.unsent(stream);
+            self.machine.handle_delivery(unsent, now);
+        }
+    }
+
     /// Shuts down the write side if that is due. `Some(reset)` once the connection is over.
     pub(crate) fn next_step<I>(&mut self, os: &mut I, now: &mut Time) -> Option<bool>
     where
         I: StreamOps<Stream = S>,
     {
         if self.machine.next_step() == NextStep::Shutdown {
+            self.note_delivery(os, *now);
             let sent = os.shutdown(self.stream.as_mut()?).is_ok();
             // The linger timeout counts from now: a callback may have blocked.
             *now = os.now();

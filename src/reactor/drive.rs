@@ -483,6 +483,9 @@ fn next_step<H: Host>(host: &mut H) -> Option<bool> {
 /// Writes pending output until the kernel accepts no more.
 #[inline(never)]
 pub(crate) fn flush<H: Host>(host: &mut H) {
+    if let Some(Parts { conn, os, now, .. }) = host.parts() {
+        conn.note_delivery(os, *now);
+    }
     write_out(host);
 }
 

@@ -102,6 +102,11 @@ pub(crate) trait StreamOps {
         self.write(stream, &[first, second].concat())
     }
 
+    /// Returns a measure of the bytes that the kernel has taken and the peer's system has not: zero
+    /// if there are none, less than before if the peer has taken some. `None` where the system
+    /// cannot tell.
+    fn unsent(&mut self, stream: &mut Self::Stream) -> Option<usize>;
+
     /// Shuts down the write side.
     fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
 }

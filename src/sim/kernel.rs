@@ -312,6 +312,10 @@ impl Kernel {
         Ok(count)
     }
 
+    pub(super) fn unsent(&self, index: usize) -> Option<usize> {
+        self.sockets.get(index).map(|socket| socket.sent.len())
+    }
+
     pub(super) fn shutdown(&mut self, index: usize) -> io::Result<()> {
         if let Some(errno) = self.strike(Call::Shutdown, Some(index)) {
             if let Some(socket) = self.sockets.get_mut(index) {

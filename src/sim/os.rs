@@ -75,6 +75,10 @@ impl StreamOps for SimOs {
         self.0.borrow_mut().write(stream.index, bytes)
     }
 
+    fn unsent(&mut self, stream: &mut StreamFd) -> Option<usize> {
+        self.0.borrow().unsent(stream.index)
+    }
+
     fn shutdown(&mut self, stream: &mut StreamFd) -> io::Result<()> {
         self.0.borrow_mut().shutdown(stream.index)
     }

@@ -2,12 +2,16 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
 use kit::net::{await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2};
 use kit::script::{connect_narrow, fill, reset, spawn_script, usual, Call, Entry};
-use portcullis::{Close, CloseReason, Config, ConnConfig, Framing, SocketOptions, State};
+use portcullis::{
+    Close, CloseReason, Config, ConnConfig, Context, Framing, Handler, Listen, Outcome, Server,
+    SocketOptions, State,
+};
 
 /// A long answer to every frame.
 static ANSWER: [u8; 60_000] = [0x5A; 60_000];
@@ -302,6 +306,68 @@ fn an_orderly_close_reaches_a_slow_reader_that_keeps_sending() {
     assert_eq!(journal.until_closed(1), [CloseReason::Closed]);
     // Bytes after the close were read, and not delivered.
     assert_eq!(journal.count(&Entry::Frame), 1);
+}
+
+/// The kernel has the whole answer at once, the peer reads it bit by bit and goes on writing. The
+/// linger timeout does not run meanwhile: a close would make RST of the peer's next byte.
+#[test]
+fn the_linger_begins_once_the_peer_has_everything() {
+    const LENGTH: usize = 100_000;
+    const STEPS: usize = 25;
+    struct Answers;
+    impl Handler for Answers {
+        fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+            cx.conn.send([7; LENGTH])?;
+            cx.conn.close();
+            Ok(())
+        }
+    }
+    fn talk(server: &mut Server, mut client: impl Read + Write) {
+        client.write_all(b"get\n").expect("write");
+        while server.control().stats().bytes_out < LENGTH as u64 {
+            server.poll_once(&mut (), None).expect("poll");
+        }
+        let mut part = [0; LENGTH / STEPS];
+        for _ in 0..STEPS {
+            client.write_all(b"ping\n").expect("it is not closed");
+            client.read_exact(&mut part).expect("the answer");
+            // The ping, and a look at the kernel's bytes.
+            for _ in 0..2 {
+                server
+                    .poll_once(&mut (), Some(Duration::from_secs(1)))
+                    .expect("poll");
+            }
+        }
+        assert_eq!(client.read(&mut part).expect("the end"), 0);
+        drop(client);
+        while server.control().stats().closed_total() == 0 {
+            server.poll_once(&mut (), None).expect("poll");
+        }
+        assert_eq!(server.control().stats().closed(CloseReason::Closed), 1);
+    }
+    let options = |listen: Listen| {
+        let socket = SocketOptions::new().send_buffer(1024 * 1024);
+        let conn = ConnConfig::new().linger(Duration::from_millis(10), 1024 * 1024);
+        listen.framing(Framing::Line).socket(socket).conn(conn)
+    };
+    let mut server = Server::new(Config::new()).expect("server");
+    let listener = server
+        .listen(options(local()), |_: &mut (), _| Answers)
+        .expect("listen");
+    let addr = server
+        .control()
+        .listener(listener)
+        .expect("it is there")
+        .addr;
+    talk(&mut server, connect_narrow(addr.as_tcp().expect("TCP")));
+
+    let name = format!("portcullis-linger-{}", std::process::id());
+    let path = std::env::temp_dir().join(name);
+    let mut server = Server::new(Config::new()).expect("server");
+    server
+        .listen(options(Listen::unix(&path)), |_: &mut (), _| Answers)
+        .expect("listen");
+    talk(&mut server, UnixStream::connect(&path).expect("connect"));
 }
 
 /// The peer writes everything before it reads anything, and we close in the middle of it.

@@ -706,3 +706,87 @@ fn a_long_pause_leaves_an_idle_deadline_behind() {
         assert_eq!(sim.stats().closed(CloseReason::IdleTimeout), 1);
     }
 }
+
+const LONG_ANSWER: usize = 40_000;
+
+struct Answers {
+    closes: bool,
+}
+
+impl Handler for Answers {
+    fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+        cx.conn.send(vec![b'a'; LONG_ANSWER])?;
+        if self.closes {
+            cx.conn.close();
+        }
+        Ok(())
+    }
+}
+
+/// A client that reads only when it is told to, and an answer that the kernel has whole.
+fn answered(closes: bool) -> (Sim, portcullis::sim::ClientId) {
+    let mut sim = Sim::new(7, Config::new(), ());
+    let addr = sim
+        .listen(listen(), move |_: &mut (), _| Answers { closes })
+        .expect("listen");
+    let client = sim.connect(addr).expect("connected");
+    sim.set_reading(client, false);
+    sim.send(client, b"get\n");
+    sim.settle();
+    assert_eq!(sim.stats().bytes_out, LONG_ANSWER as u64);
+    (sim, client)
+}
+
+/// While the peer takes what the kernel holds, no linger time runs: a close would answer the
+/// peer's next byte with RST, and the remainder would be lost.
+#[test]
+fn a_peer_that_reads_slowly_and_talks_meanwhile_gets_all_of_it() {
+    let (mut sim, client) = answered(true);
+    for _ in 0..20 {
+        sim.advance(Duration::from_millis(1900));
+        sim.read(client, LONG_ANSWER / 20);
+        sim.send(client, b"ping\n");
+        sim.settle();
+    }
+    assert_eq!(sim.received(client).len(), LONG_ANSWER);
+    assert_eq!(sim.state(client), ClientState::Finished);
+    assert_eq!(
+        sim.stats().closed_total(),
+        0,
+        "it lingers for the peer's FIN"
+    );
+    sim.advance(Duration::from_secs(5));
+    assert_eq!(sim.stats().closed(CloseReason::Closed), 1);
+}
+
+/// The write timeout counts for the kernel's bytes as for the server's, and is the reason.
+#[test]
+fn a_peer_that_takes_nothing_of_what_the_kernel_holds_is_a_write_timeout() {
+    let (mut sim, client) = answered(true);
+    sim.advance(Duration::from_secs(29));
+    assert_eq!(sim.stats().closed_total(), 0);
+    sim.advance(Duration::from_secs(2));
+    assert_eq!(sim.stats().closed(CloseReason::WriteTimeout), 1);
+    assert_eq!(sim.state(client), ClientState::Reset);
+}
+
+/// A drain waits for such a peer until its deadline, and its report tells whether the peer has all.
+#[test]
+fn a_drain_lingers_until_its_deadline_while_the_peer_reads() {
+    for (rounds, (ended, forced), reason) in [
+        (20, (1, 0), CloseReason::Drained),
+        (10, (0, 1), CloseReason::DrainForced),
+    ] {
+        let (mut sim, client) = answered(false);
+        sim.control().drain(Duration::from_secs(30));
+        for _ in 0..rounds {
+            sim.advance(Duration::from_secs(1));
+            sim.read(client, LONG_ANSWER / 20);
+            sim.send(client, b"ping\n");
+        }
+        sim.advance(Duration::from_secs(31));
+        let report = sim.drain_report().expect("it is over");
+        assert_eq!((report.ended, report.forced), (ended, forced));
+        assert_eq!(sim.stats().closed(reason), 1, "{rounds}");
+    }
+}

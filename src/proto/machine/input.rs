@@ -63,9 +63,8 @@ impl Machine {
             phase => {
                 let (active, _) = self.wake(pool);
                 active.ending.discard(wire.len());
-                let too_many = active.ending.discarded() > self.limits.linger_bytes;
-                if phase == Phase::Linger && too_many {
-                    self.status.life.enter(Phase::Gone);
+                if phase == Phase::Linger {
+                    self.linger_on(now);
                 }
                 false
             }

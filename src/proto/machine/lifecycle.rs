@@ -2,10 +2,12 @@
 //! handler, its peer or its clocks.
 
 use std::error::Error as StdError;
+use std::time::Duration;
 
 use super::Machine;
 #[cfg(feature = "tls")]
 use crate::proto::buffers::SendBuffer;
+use crate::proto::close::Delivery;
 use crate::proto::deadlines::TimeLeft;
 use crate::proto::detached_io::DetachedIo;
 use crate::proto::life::Phase;
@@ -17,6 +19,9 @@ use crate::proto::tls::{ClientTls, Session};
 #[cfg(feature = "tls")]
 use crate::proto::tls::{StartTlsError, TlsConfig};
 use crate::reason::{Close, CloseReason, Closed};
+
+/// The shortest time between two looks at the kernel's unsent bytes.
+const MIN_LOOK: Duration = Duration::from_millis(10);
 
 impl Machine {
     // Opening.
@@ -314,7 +319,7 @@ impl Machine {
             self.expire_phase(pool);
         }
         if self.is_write_overdue(due) {
-            self.reset(Closed::new(CloseReason::WriteTimeout), pool);
+            self.expire_write(pool);
         }
         if self.throttled_until() <= due {
             self.status.recv.set_throttled(false);
@@ -327,6 +332,17 @@ impl Machine {
         } else if self.idle_deadline() <= due {
             self.close(Closed::new(CloseReason::IdleTimeout), now, pool);
         }
+    }
+
+    fn expire_write(&mut self, pool: &mut Pool) {
+        let closed = || Closed::new(CloseReason::WriteTimeout);
+        if self.status.life.phase() == Phase::Linger {
+            if !self.is_delivery_owed() {
+                return self.status.life.enter(Phase::Gone);
+            }
+            self.wake(pool).0.ending.set_loss(closed());
+        }
+        self.reset(closed(), pool);
     }
 
     fn expire_phase(&mut self, pool: &mut Pool) {
@@ -462,15 +478,104 @@ impl Machine {
 
     /// Ends at the drain's deadline.
     ///
-    /// True if the peer has all output and our FIN: an orderly end. False: the connection is reset.
+    /// True if the peer has all output and our FIN: an orderly end. False: the connection is reset,
+    /// or the kernel alone goes on sending.
     pub(crate) fn cut_short(&mut self, pool: &mut Pool) -> bool {
-        let ended = self.status.life.phase() == Phase::Linger;
-        if ended {
-            self.status.life.enter(Phase::Gone);
-        } else {
-            self.reset(Closed::new(CloseReason::DrainForced), pool);
+        let closed = || Closed::new(CloseReason::DrainForced);
+        if self.status.life.phase() != Phase::Linger {
+            self.reset(closed(), pool);
+            return false;
         }
-        ended
+        let owed = self.is_delivery_owed();
+        if owed {
+            self.wake(pool).0.ending.set_loss(closed());
+        }
+        self.status.life.enter(Phase::Gone);
+        !owed
+    }
+
+    // The kernel's part of the end: its unsent bytes.
+
+    /// True if the kernel must be asked now how many bytes it has not sent yet.
+    ///
+    /// Before close_notify is written, and again before FIN: neither is output that can be lost.
+    pub(crate) fn wants_delivery(&self) -> bool {
+        let delivery = self.parts().ending.delivery;
+        let wants = match self.status.life.phase() {
+            Phase::Flush | Phase::Linger => delivery == Delivery::Unknown,
+            Phase::Shutdown => delivery == Delivery::Unknown || delivery.is_owed(),
+            _ => false,
+        };
+        wants && self.was_open() && !self.limits.linger_timeout.is_zero()
+    }
+
+    /// True if a deadline is due that depends on the kernel's unsent bytes.
+    pub(crate) fn is_delivery_due(&self, due: Time) -> bool {
+        self.status.life.phase() == Phase::Linger
+            && self.is_delivery_owed()
+            && self.parts().deadlines.first() <= due
+    }
+
+    /// True if the peer's system has not got all output of the handler, as far as is known.
+    pub(crate) fn is_delivery_owed(&self) -> bool {
+        self.parts().ending.delivery.is_owed()
+    }
+
+    /// Handles the kernel's answer: the linger begins once the peer's system has everything.
+    pub(crate) fn handle_delivery(&mut self, unsent: Option<usize>, now: Time) {
+        let queued = self.unsent_app_bytes() > 0;
+        let progress = self.wake_unpooled().ending.delivery.note(unsent, queued);
+        if self.status.life.phase() == Phase::Linger {
+            self.begin_linger(now, progress);
+        }
+    }
+
+    /// Sets the clocks of the linger.
+    ///
+    /// While the peer's system takes output, the write timeout counts, and the linger timeout is
+    /// only the time of the next look. Where the system cannot tell, the peer's input is the proof
+    /// that it lives, within the write timeout.
+    fn begin_linger(&mut self, now: Time, progress: bool) {
+        let (look_at, write_until) = (
+            now.after(self.limits.linger_timeout.max(MIN_LOOK)),
+            now.after(self.limits.write_timeout),
+        );
+        let linger_until = now.after(self.limits.linger_timeout);
+        let may_discard = self.may_discard();
+        let active = self.wake_unpooled();
+        match active.ending.delivery {
+            Delivery::Owed(_) => {
+                active.deadlines.arm_phase(look_at);
+                if progress || !active.deadlines.write().is_armed() {
+                    active.deadlines.arm_write(write_until);
+                }
+            }
+            Delivery::Untold => {
+                active.deadlines.arm_phase(linger_until);
+                active.deadlines.arm_write(write_until.max(linger_until));
+            }
+            Delivery::Unknown | Delivery::Done => {
+                active.deadlines.arm_phase(linger_until);
+                active.deadlines.clear_write();
+                if !may_discard {
+                    self.status.life.enter(Phase::Gone);
+                }
+            }
+        }
+    }
+
+    /// Handles input while lingering: where the system cannot tell, it prolongs the linger.
+    pub(super) fn linger_on(&mut self, now: Time) {
+        let until = now.after(self.limits.linger_timeout);
+        let may_discard = self.may_discard();
+        let active = self.wake_unpooled();
+        match active.ending.delivery {
+            // Not read any more, and the peer's system may still take output.
+            Delivery::Owed(_) => {}
+            _ if !may_discard => self.status.life.enter(Phase::Gone),
+            Delivery::Untold => active.deadlines.arm_phase(until),
+            Delivery::Unknown | Delivery::Done => {}
+        }
     }
 
     fn leave(&mut self, phase: Phase, closed: Closed, pool: &mut Pool) {
@@ -544,8 +649,7 @@ impl Machine {
             }
         } else if sent && !self.status.recv.is_eof() {
             self.status.life.enter(Phase::Linger);
-            let until = now.after(self.limits.linger_timeout);
-            self.wake_unpooled().deadlines.arm_phase(until);
+            self.begin_linger(now, true);
         } else {
             self.status.life.enter(Phase::Gone);
         }

@@ -282,6 +282,10 @@ impl StreamOps for MioOs {
         }
     }
 
+    fn unsent(&mut self, stream: &mut Stream) -> Option<usize> {
+        sockets::unsent(stream)
+    }
+
     fn shutdown(&mut self, stream: &mut Stream) -> io::Result<()> {
         match stream {
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),

@@ -203,3 +203,62 @@ fn credentials(stream: &UnixStream) -> io::Result<Credentials> {
 fn credentials(_stream: &UnixStream) -> io::Result<Credentials> {
     Err(io::ErrorKind::Unsupported.into())
 }
+
+/// Sizes of a socket's buffers: SO_MEMINFO, since Linux 4.12 (`linux/sock_diag.h`).
+#[cfg(target_os = "linux")]
+#[derive(Clone, Copy)]
+struct MemInfo;
+
+#[cfg(target_os = "linux")]
+nix::getsockopt_impl!(
+    MemInfo,
+    libc::SOL_SOCKET,
+    libc::SO_MEMINFO,
+    [u32; 6],
+    nix::sys::socket::sockopt::GetStruct<[u32; 6]>
+);
+
+/// The memory of output that the peer has not acknowledged, or on a Unix socket not read.
+#[cfg(target_os = "linux")]
+pub(super) fn unsent(stream: &Stream) -> Option<usize> {
+    use nix::sys::socket::getsockopt;
+    let [_, _, wmem_alloc, _, _, wmem_queued] = match stream {
+        Stream::Tcp(stream) => getsockopt(stream, MemInfo),
+        Stream::Unix(stream) => getsockopt(stream, MemInfo),
+    }
+    .ok()?;
+    usize::try_from(match stream {
+        Stream::Tcp(_) => wmem_queued,
+        Stream::Unix(_) => wmem_alloc,
+    })
+    .ok()
+}
+
+/// Number of bytes in the send buffer (SO_NWRITE).
+#[cfg(target_vendor = "apple")]
+#[derive(Clone, Copy)]
+struct NWrite;
+
+#[cfg(target_vendor = "apple")]
+nix::getsockopt_impl!(
+    NWrite,
+    libc::SOL_SOCKET,
+    libc::SO_NWRITE,
+    libc::c_int,
+    nix::sys::socket::sockopt::GetStruct<libc::c_int>
+);
+
+#[cfg(target_vendor = "apple")]
+pub(super) fn unsent(stream: &Stream) -> Option<usize> {
+    use nix::sys::socket::getsockopt;
+    let unsent = match stream {
+        Stream::Tcp(stream) => getsockopt(stream, NWrite),
+        Stream::Unix(stream) => getsockopt(stream, NWrite),
+    };
+    usize::try_from(unsent.ok()?).ok()
+}
+
+#[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
+pub(super) fn unsent(_stream: &Stream) -> Option<usize> {
+    None
+}

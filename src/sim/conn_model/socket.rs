@@ -163,6 +163,11 @@ impl StreamOps for ModelOs {
         Ok(count)
     }
 
+    /// The peer gets at once what the kernel accepts.
+    fn unsent(&mut self, _: &mut Socket) -> Option<usize> {
+        Some(0)
+    }
+
     fn shutdown(&mut self, socket: &mut Socket) -> io::Result<()> {
         if std::mem::replace(&mut socket.fin_sent, true) {
             self.fault.get_or_insert("a second FIN");
