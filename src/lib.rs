@@ -173,8 +173,8 @@ pub use tree::{Branch, Cursor, Page, Tree};
 #[cfg(feature = "tls")]
 pub mod tls {
     pub use crate::proto::tls::{
-        client_config, server_config, server_config_with_clients, ClientAuth, NameError, PemError,
-        ServerNames, TlsConfig, TlsInfo,
+        client_config, server_config, server_config_with_clients, BoundedVerifier, ClientAuth,
+        NameError, PemError, ServerNames, TlsConfig, TlsInfo,
     };
     pub use rustls;
     pub use rustls::{ClientConfig, ServerConfig};

@@ -398,6 +398,26 @@ fn roots_come_from_a_file() {
     assert!(error.contains("cannot be read"), "{error}");
 }
 
+/// A server's crafted chain makes path building expensive: it is refused before that.
+#[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
+#[test]
+fn an_expensive_chain_of_a_server_is_refused() {
+    let (mut site, folder) = (Site::new(), Folder::new());
+    let roots = folder.file("ca.pem", site.authority.certificate.pem());
+    site.identity.chain.truncate(1);
+    let ways = (0..7).map(|n| Authority::new(&format!("ca{n}")));
+    let ways = ways.map(|way| way.certificate.der().clone());
+    site.identity.chain.extend(ways);
+    let config = client_config(&roots).expect("roots");
+    let server = echo(local().tls(site.server()));
+    fails(
+        Connect::new().framing(Framing::Line).tls(config, NAME),
+        server.addr(),
+        CloseReason::TlsHandshake,
+        &["7 intermediate certificates, at most 6", NAME],
+    );
+}
+
 const STARTTLS: &[u8] = b"starttls\n";
 
 /// Upgrades when the peer has agreed.

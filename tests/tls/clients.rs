@@ -176,3 +176,42 @@ fn roots_that_cannot_be_used_are_named() {
     let error = error.expect_err("they do not belong together");
     assert_eq!(error.file(), key);
 }
+
+/// A crafted chain makes path building expensive: it is refused before that, on both sides, by the configurations of our own
+/// functions.
+#[test]
+fn an_expensive_chain_is_refused() {
+    let desk = Desk::new();
+    let mut client = desk.clients.client("mallory");
+    let ways: Vec<_> = (0..5).map(|_| Authority::new("clients")).collect();
+    let ways = ways.iter().map(|way| way.certificate.der().clone());
+    client.chain.extend(ways);
+    for version in VERSIONS {
+        for clients in [ClientAuth::Required, ClientAuth::Optional] {
+            let server = desk.serve(clients);
+            refusal(&server, &desk.site.client_with(version, &client));
+            let (reason, cause) = the_end(&server);
+            assert_eq!(reason, CloseReason::TlsHandshake);
+            assert!(cause.contains("too many ways"), "{cause}");
+            // The server goes on.
+            visit(
+                &server,
+                &desk
+                    .site
+                    .client_with(version, &desk.clients.client("alice")),
+            );
+        }
+    }
+    let long = (0..7).map(|n| Authority::new(&format!("ca{n}")));
+    client.chain.truncate(1);
+    client
+        .chain
+        .extend(long.map(|way| way.certificate.der().clone()));
+    let server = desk.serve(ClientAuth::Required);
+    refusal(&server, &desk.site.client_with(VERSIONS[1], &client));
+    let (_, cause) = the_end(&server);
+    assert!(
+        cause.contains("7 intermediate certificates, at most 6"),
+        "{cause}"
+    );
+}

@@ -2,6 +2,7 @@
 //!
 //! The machine asks a [`Session`] and nothing else.
 
+mod chain;
 mod client;
 mod config;
 mod drive;
@@ -10,6 +11,7 @@ mod pem;
 mod session;
 mod upgrade;
 
+pub use chain::BoundedVerifier;
 pub(crate) use client::ClientTls;
 pub use config::{NameError, ServerNames, TlsConfig};
 pub use info::TlsInfo;

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -13,6 +14,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
+use super::chain::BoundedVerifier;
 use crate::error::Error;
 use crate::escape::Escaped;
 
@@ -172,7 +174,8 @@ pub enum ClientAuth {
 ///
 /// The verified chain is in [`TlsInfo::client_certificates`](super::TlsInfo::client_certificates),
 /// after a resumed handshake too. Only the issuer is verified: decide by the certificate what
-/// *this* client may do. For revocation lists build a [`rustls::ServerConfig`] yourself.
+/// *this* client may do. A chain that is expensive to verify is refused, with the bounds of
+/// [`BoundedVerifier`]. For revocation lists build a [`rustls::ServerConfig`] yourself.
 ///
 /// # Errors
 ///
@@ -204,7 +207,12 @@ pub fn server_config_with_clients(
     let verifier = verifier.build().map_err(|error| {
         PemError::new(roots, "cannot be used to verify clients").because(error.to_string())
     })?;
-    build(chain, key, &provider, verifier)
+    build(
+        chain,
+        key,
+        &provider,
+        Arc::new(BoundedVerifier::new(verifier)),
+    )
 }
 
 /// Makes a TLS 1.2 and 1.3 configuration for outgoing connections
@@ -213,8 +221,9 @@ pub fn server_config_with_clients(
 /// It accepts servers whose certificates lead to one in the PEM file `roots`. This library contains
 /// no certificates; the system's are often in a file such as `/etc/ssl/certs/ca-certificates.crt`.
 ///
-/// The provider is that of [`server_config`]. For ALPN or a certificate of your own change the
-/// result. For roots in memory (`RootCertStore`) build a [`rustls::ClientConfig`] yourself.
+/// The provider is that of [`server_config`]. A chain that is expensive to verify is refused, with
+/// the bounds of [`BoundedVerifier`]. For ALPN or a certificate of your own change the result. For
+/// roots in memory (`RootCertStore`) build a [`rustls::ClientConfig`] yourself.
 ///
 /// # Errors
 ///
@@ -230,12 +239,21 @@ pub fn server_config_with_clients(
 pub fn client_config(roots: impl AsRef<Path>) -> Result<Arc<ClientConfig>, PemError> {
     let roots = roots.as_ref();
     let store = root_store(roots, "holds a certificate that cannot vouch for servers")?;
-    let config = ClientConfig::builder_with_provider(provider(roots)?)
+    let provider = provider(roots)?;
+    let verifier =
+        WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(&provider))
+            .build()
+            .map_err(|error| {
+                PemError::new(roots, "cannot be used to verify servers").because(error.to_string())
+            })?;
+    let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| {
             PemError::new(roots, "cannot be used with this TLS provider").because(error)
         })?
-        .with_root_certificates(store)
+        // "Dangerous" is any verifier but rustls' own, even one around it.
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(BoundedVerifier::new(verifier)))
         .with_no_client_auth();
     Ok(Arc::new(config))
 }
