@@ -55,8 +55,9 @@ pub(crate) trait CommonCap: fmt::Debug + Send + Sync {
 /// still run; [`HandleError::ServerGone`] means that none does. A change is no transaction: each
 /// shard makes it in an iteration of its own.
 ///
-/// A [`ConnId`], a job and a call belong to one shard: for them take that shard's handle
-/// ([`Handle::shard`]). Otherwise they are [`HandleError::ManyShards`].
+/// A [`ConnId`] names its shard, so frames, messages and kills find their connection. A job and a call
+/// belong to one shard: for them take that shard's handle ([`Handle::shard`]). Otherwise they are
+/// [`HandleError::ManyShards`].
 ///
 /// ```
 /// use portcullis::{Handle, Spawned};
@@ -104,7 +105,7 @@ impl<A> Handle<A> {
         }
     }
 
-    // One server, or one shard.
+    // One connection.
 
     /// Queues one frame for a connection. The loop frames it. A frame that the connection does not
     /// take is counted as undeliverable and ends the connection in order, so that the stream has no
@@ -113,8 +114,8 @@ impl<A> Handle<A> {
     ///
     /// # Errors
     ///
-    /// [`HandleError::NoConnection`] if it has gone already, [`HandleError::QueueFull`],
-    /// [`HandleError::ServerGone`], [`HandleError::ManyShards`].
+    /// [`HandleError::NoConnection`] if it has gone already, or if it is another server's;
+    /// [`HandleError::QueueFull`], [`HandleError::ServerGone`].
     pub fn send(&self, id: ConnId, frame: impl Into<Vec<u8>>) -> Result<(), HandleError> {
         self.live(id)?.push(Command::Send(id, frame.into()))
     }
@@ -143,10 +144,12 @@ impl<A> Handle<A> {
         self.live(id)?.push(Command::Kill(id))
     }
 
-    /// Whether a connection is alive at this moment. False on a handle of several shards.
+    /// Whether a connection of this server, or of one of these shards, is alive at this moment.
     pub fn is_live(&self, id: ConnId) -> bool {
-        self.one().is_ok_and(|server| server.is_live(id))
+        self.shards.iter().any(|server| server.is_live(id))
     }
+
+    // One server, or one shard.
 
     /// Runs a job on the loop, with the application's state and the server's controls. A panic in
     /// it is caught, logged and counted.
@@ -195,13 +198,13 @@ impl<A> Handle<A> {
 
     // One server, or all shards.
 
-    /// Returns the handle of one shard, by its number: to send to its connections, to ask it alone.
+    /// Returns the handle of one shard, by its number: to ask it alone, to run a job on it.
     ///
     /// ```
-    /// # use portcullis::{ConnId, Handle, HandleError};
-    /// # fn tell(shards: &Handle, shard: usize, id: ConnId) -> Result<(), HandleError> {
+    /// # use portcullis::{Handle, HandleError};
+    /// # fn stop_one(shards: &Handle, shard: usize) -> Result<(), HandleError> {
     /// if let Some(handle) = shards.shard(shard) {
-    ///     handle.send(id, "news")?;
+    ///     handle.post(|_app, control| control.stop())?;
     /// }
     /// # Ok(()) }
     /// ```
@@ -492,15 +495,15 @@ impl<A> Handle<A> {
         }
     }
 
-    /// Returns the server, if the connection is alive there.
+    /// Returns the server whose connection it is, if it is alive.
     fn live(&self, id: ConnId) -> Result<&Shared<A>, HandleError> {
-        let server = self.one()?;
-        if server.is_closed() {
-            Err(HandleError::ServerGone)
-        } else if server.is_live(id) {
-            Ok(server)
-        } else {
-            Err(HandleError::NoConnection(id))
+        match self.shards.iter().find(|server| server.owns(id)) {
+            Some(server) if server.is_closed() => Err(HandleError::ServerGone),
+            Some(server) if server.is_live(id) => Ok(server),
+            None if self.shards.iter().all(|server| server.is_closed()) => {
+                Err(HandleError::ServerGone)
+            }
+            _ => Err(HandleError::NoConnection(id)),
         }
     }
 
@@ -559,7 +562,7 @@ impl<A> fmt::Debug for Handle<A> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HandleError {
-    /// The connection has gone.
+    /// The connection has gone, or is one of another server.
     NoConnection(ConnId),
     /// There is no such listener (any more).
     NoListener(ListenerRef),
@@ -576,14 +579,16 @@ pub enum HandleError {
     /// A blocking call on the loop's own thread would wait for itself. Use
     /// [`Server::control`](crate::Server::control), or post a job.
     OwnThread,
-    /// The handle reaches several shards, and this concerns one. Use [`Handle::shard`].
+    /// The handle reaches several shards, and a job or a call concerns one. Use [`Handle::shard`].
     ManyShards,
 }
 
 impl fmt::Display for HandleError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NoConnection(id) => write!(f, "connection {id} has gone"),
+            Self::NoConnection(id) => {
+                write!(f, "connection {id} has gone, or is one of another server")
+            }
             Self::NoListener(which) => write!(f, "there is no listener {which}"),
             Self::QueueFull => f.write_str("the server's command queue is full; try again later"),
             Self::ServerGone => f.write_str("the server is gone"),

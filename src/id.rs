@@ -2,21 +2,83 @@
 
 use std::fmt;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Names one connection of one server, for ever.
 ///
 /// Slots are reused, ids are not: a late kill, message or timer for a closed connection has no
-/// effect, and never reaches the slot's next connection. (The generation wraps after 2³²
-/// connections of one slot.)
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnId {
-    pub(crate) index: u32,
-    pub(crate) generation: u32,
+/// effect, and never reaches the slot's next connection. Nor does it reach a connection of another
+/// server of this process, be it another shard or a later server: there the id names no connection.
+///
+/// `Display` prints the slot and how many connections it has had, as in `7.3`. It leaves out the
+/// server, so that a simulated world has the same trace in each process. To log ids of several
+/// servers, name the server beside them.
+///
+/// # Reuse
+///
+/// An id has 8 bytes: 24 bits of slot, 30 bits of generation, 10 bits of server. It is reused after
+/// 2³⁰ connections in one slot, or by every 1,024th server that the process creates, for the
+/// same slot and generation.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(u64);
+
+const SERVER_BITS: u32 = 10;
+const GENERATION_BITS: u32 = 30;
+const INDEX_BITS: u32 = 24;
+
+impl ConnId {
+    /// The last generation before the first one, which is 1.
+    pub(crate) const MAX_GENERATION: u32 = (1 << GENERATION_BITS) - 1;
+
+    /// `index` is below 2²⁴, because [`MAX_CONNECTIONS`](crate::config::MAX_CONNECTIONS) is.
+    #[inline]
+    pub(crate) const fn new(server: ServerNumber, index: u32, generation: u32) -> Self {
+        debug_assert!(index < 1 << INDEX_BITS && generation <= Self::MAX_GENERATION);
+        let (index, generation) = (index as u64, generation as u64);
+        Self(index << (GENERATION_BITS + SERVER_BITS) | generation << SERVER_BITS | server.0 as u64)
+    }
+
+    #[inline]
+    pub(crate) const fn index(self) -> u32 {
+        (self.0 >> (GENERATION_BITS + SERVER_BITS)) as u32
+    }
+
+    #[inline]
+    pub(crate) const fn generation(self) -> u32 {
+        (self.0 >> SERVER_BITS) as u32 & Self::MAX_GENERATION
+    }
+
+    pub(crate) const fn server(self) -> ServerNumber {
+        ServerNumber(self.0 as u16 & ServerNumber::MASK)
+    }
 }
 
 impl fmt::Display for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.index, self.generation)
+        write!(f, "{}.{}", self.index(), self.generation())
+    }
+}
+
+impl fmt::Debug for ConnId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ConnId({self} of server {})", self.server().0)
+    }
+}
+
+/// Tells the servers of this process apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ServerNumber(u16);
+
+impl ServerNumber {
+    const MASK: u16 = (1 << SERVER_BITS) - 1;
+    /// That of a modelled connection, which has no server.
+    #[cfg(any(test, feature = "sim"))]
+    pub(crate) const NONE: Self = Self(0);
+
+    /// The number of the next server.
+    pub(crate) fn next() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed) as u16 & Self::MASK)
     }
 }
 
@@ -106,5 +168,32 @@ pub struct AlarmId(pub(crate) u32);
 impl fmt::Display for AlarmId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "A{}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::MAX_CONNECTIONS;
+
+    #[test]
+    fn an_id_keeps_its_parts() {
+        let last = MAX_CONNECTIONS as u32;
+        for server in [0, 1, ServerNumber::MASK].map(ServerNumber) {
+            for index in [0, 1, last] {
+                for generation in [1, 2, ConnId::MAX_GENERATION] {
+                    let id = ConnId::new(server, index, generation);
+                    let parts = (id.server(), id.index(), id.generation());
+                    assert_eq!(parts, (server, index, generation));
+                    assert_eq!(id.to_string(), format!("{index}.{generation}"));
+                }
+            }
+        }
+        assert_eq!(size_of::<ConnId>(), 8);
+    }
+
+    #[test]
+    fn servers_have_numbers_of_their_own() {
+        assert_ne!(ServerNumber::next(), ServerNumber::next());
     }
 }

@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::OnceLock;
 
 use crate::config::MAX_CONNECTIONS;
-use crate::id::ConnId;
+use crate::id::{ConnId, ServerNumber};
 
-/// The live ids, readable by every thread: the generation of each slot, zero when it is free.
+/// The live ids of one server, readable by every thread: the generation of each slot, zero when it is free.
 ///
 /// Kept in chunks, so that it grows without moving slots that other threads read: of `FIRST` slots,
 /// of twice as many, and so on up to `LARGEST`, which is filled in microseconds.
 pub(crate) struct Liveness {
+    server: ServerNumber,
     chunks: [OnceLock<Box<[AtomicU32]>>; CHUNKS],
 }
 
@@ -23,6 +24,7 @@ const CHUNKS: usize = GROWING + MAX_CONNECTIONS / LARGEST;
 impl Default for Liveness {
     fn default() -> Self {
         Self {
+            server: ServerNumber::next(),
             chunks: [const { OnceLock::new() }; CHUNKS],
         }
     }
@@ -40,20 +42,27 @@ impl Liveness {
         (chunk, size, shifted - size)
     }
 
+    /// The server whose ids these are.
+    pub(crate) fn server(&self) -> ServerNumber {
+        self.server
+    }
+
     pub(crate) fn set(&self, id: ConnId, live: bool) {
-        let (chunk, size, at) = Self::place(id.index);
+        let (chunk, size, at) = Self::place(id.index());
         let Some(chunk) = self.chunks.get(chunk) else {
             return;
         };
         let slots = chunk.get_or_init(|| (0..size).map(|_| AtomicU32::new(0)).collect());
         if let Some(slot) = slots.get(at) {
-            slot.store(if live { id.generation } else { 0 }, Ordering::Release);
+            slot.store(if live { id.generation() } else { 0 }, Ordering::Release);
         }
     }
 
     pub(super) fn is_live(&self, id: ConnId) -> bool {
-        self.of(id.index)
-            .is_some_and(|generation| generation == id.generation)
+        self.server == id.server()
+            && self
+                .of(id.index())
+                .is_some_and(|generation| generation == id.generation())
     }
 
     /// Returns the live generation of a slot; 0 for none. `None` if the slot was never used.
@@ -83,17 +92,12 @@ mod tests {
     #[test]
     fn an_id_is_live_until_its_slot_has_another_connection() {
         let live = Liveness::default();
-        let first = ConnId {
-            index: 77,
-            generation: 1,
-        };
-        let second = ConnId {
-            index: 77,
-            generation: 2,
-        };
+        let first = ConnId::new(live.server(), 77, 1);
+        let second = ConnId::new(live.server(), 77, 2);
+        let foreign = ConnId::new(Liveness::default().server(), 77, 1);
         assert!(!live.is_live(first));
         live.set(first, true);
-        assert!(live.is_live(first) && !live.is_live(second));
+        assert!(live.is_live(first) && !live.is_live(second) && !live.is_live(foreign));
         live.set(first, false);
         assert!(!live.is_live(first));
         live.set(second, true);

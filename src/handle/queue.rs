@@ -158,6 +158,11 @@ impl<A> Shared<A> {
         self.looping == thread::current().id() && !self.is_closed()
     }
 
+    /// True if this server gave the id.
+    pub(super) fn owns(&self, id: ConnId) -> bool {
+        self.published.live.server() == id.server()
+    }
+
     pub(super) fn is_live(&self, id: ConnId) -> bool {
         self.published.live.is_live(id)
     }

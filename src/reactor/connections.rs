@@ -158,13 +158,14 @@ impl<S> Connections<S> {
         }
         let mut generation = 1;
         if let Some(latest) = self.generations.get_mut(index) {
-            generation = latest.wrapping_add(1).max(1);
+            generation = if *latest < ConnId::MAX_GENERATION {
+                *latest + 1
+            } else {
+                1
+            };
             *latest = generation;
         }
-        ConnId {
-            index: index as u32,
-            generation,
-        }
+        ConnId::new(self.live.server(), index as u32, generation)
     }
 
     /// Inserts a connection under the id that [`Connections::next_id`] returned last.
@@ -177,7 +178,7 @@ impl<S> Connections<S> {
             share.fill();
         }
         let index = self.slab.insert(conn);
-        debug_assert_eq!(index, id.index as usize);
+        debug_assert_eq!(index, id.index() as usize);
         self.live.set(id, true);
     }
 
@@ -185,12 +186,12 @@ impl<S> Connections<S> {
     /// before.
     pub(super) fn remove(&mut self, id: ConnId) -> Option<Connection<S>> {
         self.get(id)?;
-        self.timers.disarm(id.index);
+        self.timers.disarm(id.index());
         let keep = std::mem::take(&mut self.keep_next);
         if let Some(share) = &mut self.share {
             share.vacate(keep);
         }
-        self.slab.try_remove(id.index as usize)
+        self.slab.try_remove(id.index() as usize)
     }
 
     /// Handles on other threads no longer find the connection.
@@ -206,21 +207,21 @@ impl<S> Connections<S> {
 
     #[inline]
     pub(super) fn get(&self, id: ConnId) -> Option<&Connection<S>> {
-        let conn = self.slab.get(id.index as usize)?;
-        (conn.id.generation == id.generation).then_some(conn)
+        let conn = self.slab.get(id.index() as usize)?;
+        (conn.id == id).then_some(conn)
     }
 
     #[inline]
     pub(super) fn get_mut(&mut self, id: ConnId) -> Option<&mut Connection<S>> {
-        let conn = self.slab.get_mut(id.index as usize)?;
-        (conn.id.generation == id.generation).then_some(conn)
+        let conn = self.slab.get_mut(id.index() as usize)?;
+        (conn.id == id).then_some(conn)
     }
 
     /// The connection together with the buffer pool.
     #[inline]
     pub(super) fn parts(&mut self, id: ConnId) -> Option<(&mut Connection<S>, &mut Pool)> {
-        let conn = self.slab.get_mut(id.index as usize)?;
-        (conn.id.generation == id.generation).then_some((conn, &mut self.pool))
+        let conn = self.slab.get_mut(id.index() as usize)?;
+        (conn.id == id).then_some((conn, &mut self.pool))
     }
 
     /// The connection in this slot now.
@@ -267,8 +268,8 @@ impl<S> Connections<S> {
     /// Queues another turn, once.
     #[inline]
     pub(super) fn wake(&mut self, id: ConnId) {
-        if let Some(conn) = self.slab.get_mut(id.index as usize) {
-            if conn.id.generation == id.generation && !std::mem::replace(&mut conn.queued, true) {
+        if let Some(conn) = self.slab.get_mut(id.index() as usize) {
+            if conn.id == id && !std::mem::replace(&mut conn.queued, true) {
                 self.ready.push_back(id);
             }
         }
@@ -326,19 +327,19 @@ impl<S> Connections<S> {
     /// Gives the connection a turn at `at` at the latest.
     #[inline]
     pub(super) fn arm(&mut self, id: ConnId, at: Time) {
-        self.timers.arm(id.index, at);
+        self.timers.arm(id.index(), at);
     }
 
     /// As [`Connections::arm`], at the connection's own deadline.
     #[inline]
     pub(super) fn arm_deadline(&mut self, id: ConnId) {
         if let Some(deadline) = self.get(id).map(|conn| conn.machine.deadline()) {
-            self.timers.arm(id.index, deadline);
+            self.timers.arm(id.index(), deadline);
         }
     }
 
     pub(super) fn disarm(&mut self, id: ConnId) {
-        self.timers.disarm(id.index);
+        self.timers.disarm(id.index());
     }
 
     /// When the first timer fires.
@@ -402,21 +403,25 @@ mod tests {
         let first = conns.next_id();
         conns.insert(connection(first));
         assert!(!conns.has_room());
-        assert!(conns.by_token(first.index, Token::of_conn(first)).is_some());
+        assert!(conns
+            .by_token(first.index(), Token::of_conn(first))
+            .is_some());
         conns.remove(first).expect("it is there");
         let second = conns.next_id();
         conns.insert(connection(second));
         assert_eq!(
-            (second.index, conns.len()),
-            (first.index, 1),
+            (second.index(), conns.len()),
+            (first.index(), 1),
             "the slot is reused"
         );
         assert_ne!(second, first);
-        assert!(conns.by_token(first.index, Token::of_conn(first)).is_none());
+        assert!(conns
+            .by_token(first.index(), Token::of_conn(first))
+            .is_none());
         assert!(conns.get(first).is_none() && conns.get_mut(first).is_none());
         assert!(conns.parts(first).is_none() && conns.remove(first).is_none());
         assert!(conns
-            .by_token(second.index, Token::of_conn(second))
+            .by_token(second.index(), Token::of_conn(second))
             .is_some());
     }
 
@@ -462,7 +467,7 @@ mod tests {
     #[test]
     fn generations_wrap_without_zero() {
         let mut conns = table(1);
-        conns.generations = vec![u32::MAX];
-        assert_eq!(conns.next_id().generation, 1);
+        conns.generations = vec![ConnId::MAX_GENERATION];
+        assert_eq!(conns.next_id().generation(), 1);
     }
 }

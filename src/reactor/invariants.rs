@@ -126,7 +126,7 @@ impl<O: Os> Core<O> {
             let alive = self
                 .conns
                 .by_index(index)
-                .map_or(0, |slot| slot.id.generation);
+                .map_or(0, |slot| slot.id.generation());
             let said = self.conns.live_generation(index);
             if said != alive {
                 return Some(format!(
@@ -140,7 +140,7 @@ impl<O: Os> Core<O> {
                 .broken_invariant(READ_SIZE, slot.queued || slot.retry)
                 .or_else(|| {
                     let deadline = slot.machine.deadline();
-                    let unseen = !slot.queued && self.conns.timers().of(slot.id.index) > deadline;
+                    let unseen = !slot.queued && self.conns.timers().of(slot.id.index()) > deadline;
                     unseen.then(|| format!("no timer for its deadline at {deadline:?}"))
                 });
             if let Some(fault) = fault {

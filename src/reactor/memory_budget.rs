@@ -83,16 +83,16 @@ impl MemoryBudget {
     #[inline]
     pub(super) fn account<S>(&mut self, conns: &mut Connections<S>, id: ConnId, bytes: usize) {
         let at_rest = self.grant.is_none() && self.paused.is_empty() && !self.usage.is_over();
-        if !at_rest || self.usage.of(id.index) != bytes {
+        if !at_rest || self.usage.of(id.index()) != bytes {
             self.rebalance(conns, id, bytes);
         }
     }
 
     fn rebalance<S>(&mut self, conns: &mut Connections<S>, id: ConnId, bytes: usize) {
-        self.set(conns, id.index, bytes);
+        self.set(conns, id.index(), bytes);
         self.shed(conns);
         // It may have written its output, and other connections hold the rest.
-        if self.usage.of(id.index) <= self.usage.share() {
+        if self.usage.of(id.index()) <= self.usage.share() {
             self.resume(conns, id);
             self.end_grant(conns, id);
         }
@@ -101,13 +101,13 @@ impl MemoryBudget {
     /// The connection ends or leaves: it holds nothing from here on.
     #[inline]
     pub(super) fn forget<S>(&mut self, conns: &mut Connections<S>, id: ConnId) {
-        if self.usage.of(id.index) > 0 || self.grant.is_some() || !self.paused.is_empty() {
+        if self.usage.of(id.index()) > 0 || self.grant.is_some() || !self.paused.is_empty() {
             self.release(conns, id);
         }
     }
 
     fn release<S>(&mut self, conns: &mut Connections<S>, id: ConnId) {
-        self.set(conns, id.index, 0);
+        self.set(conns, id.index(), 0);
         self.paused.remove(&id);
         if let Some(conn) = conns.get_mut(id) {
             conn.paused_for_memory = false;
@@ -123,9 +123,9 @@ impl MemoryBudget {
         };
         if self.usage.is_limited() {
             let bytes = conn.machine.memory();
-            self.set(conns, id.index, bytes);
+            self.set(conns, id.index(), bytes);
         }
-        if !self.usage.is_tight() || self.usage.of(id.index) <= self.usage.share() {
+        if !self.usage.is_tight() || self.usage.of(id.index()) <= self.usage.share() {
             return;
         }
         let would_read = conns.get(id).is_some_and(|conn| {

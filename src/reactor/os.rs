@@ -38,7 +38,7 @@ impl Token {
 
     #[inline]
     pub(crate) fn of_conn(id: ConnId) -> Self {
-        Self((id.generation as usize) << INDEX_BITS | id.index as usize)
+        Self((id.generation() as usize) << INDEX_BITS | id.index() as usize)
     }
 
     pub(crate) fn of_listener(id: ListenerId) -> Self {
@@ -176,13 +176,14 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
 mod tests {
     use super::*;
     use crate::config::MAX_CONNECTIONS;
+    use crate::id::ServerNumber;
 
     #[test]
     fn tokens_name_one_kind_each() {
-        let conn = |index, generation| ConnId { index, generation };
+        let conn = |index, generation| ConnId::new(ServerNumber::NONE, index, generation);
         let last = MAX_CONNECTIONS as u32 - 1;
         assert_eq!(
-            Token::of_conn(conn(last, u32::MAX)).named(),
+            Token::of_conn(conn(last, ConnId::MAX_GENERATION)).named(),
             Named::Slot(last)
         );
         assert_eq!(Token::of_conn(conn(0, 1)).named(), Named::Slot(0));

@@ -28,7 +28,7 @@ impl<A> UserCode<A> {
     }
 
     pub(super) fn set_handler(&mut self, id: ConnId, handler: Option<Box<dyn Handler<A>>>) {
-        let index = id.index as usize;
+        let index = id.index() as usize;
         if self.handlers.len() <= index {
             self.handlers.resize_with(index + 1, || None);
         }
@@ -43,7 +43,7 @@ impl<A> UserCode<A> {
         id: ConnId,
         handler: Box<dyn Handler<A>>,
     ) -> Option<Box<dyn Handler<A>>> {
-        match self.handlers.get_mut(id.index as usize) {
+        match self.handlers.get_mut(id.index() as usize) {
             Some(entry) => entry.replace(handler),
             None => Some(handler),
         }
@@ -51,14 +51,14 @@ impl<A> UserCode<A> {
 
     #[inline]
     pub(super) fn take_handler(&mut self, id: ConnId) -> Option<Box<dyn Handler<A>>> {
-        self.handlers.get_mut(id.index as usize)?.take()
+        self.handlers.get_mut(id.index() as usize)?.take()
     }
 
     /// The running handler has been replaced.
     #[inline]
     pub(super) fn is_replaced(&self, id: ConnId) -> bool {
         self.handlers
-            .get(id.index as usize)
+            .get(id.index() as usize)
             .is_some_and(Option::is_some)
     }
 
@@ -69,7 +69,7 @@ impl<A> UserCode<A> {
         id: ConnId,
         handler: Box<dyn Handler<A>>,
     ) -> Option<Box<dyn Handler<A>>> {
-        match self.handlers.get_mut(id.index as usize) {
+        match self.handlers.get_mut(id.index() as usize) {
             Some(entry @ None) => {
                 *entry = Some(handler);
                 None

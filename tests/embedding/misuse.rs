@@ -87,6 +87,40 @@ fn a_stale_id_reaches_no_connection() {
     assert_eq!(server.control().stats().closed(CloseReason::Killed), 0);
 }
 
+/// In the same slot, at the same age: only the server differs. Also when a later server replaces it.
+#[test]
+fn an_id_of_another_server_reaches_no_connection() {
+    let served = || {
+        let (mut server, addr) = echo(Config::new(), local());
+        let client = connect(addr);
+        turns_until(&mut server, &mut (), |server, ()| {
+            server.control().stats().opened == 1
+        });
+        (server, client)
+    };
+    let (mut first, _client) = served();
+    let id = first.control().connections()[0].id;
+    let refuses = |server: &mut Server, id: ConnId| {
+        let own = server.control().connections()[0].id;
+        assert_eq!(own.to_string(), id.to_string(), "the same slot");
+        assert_ne!(own, id);
+        let handle = server.handle();
+        let gone = Err(HandleError::NoConnection(id));
+        assert!(handle.is_live(own) && !handle.is_live(id));
+        assert_eq!(handle.send(id, *b"for another"), gone);
+        assert_eq!(handle.notify(id, ()), gone);
+        assert_eq!(handle.kill(id), gone);
+        assert!(!server.control().kill(id));
+        assert!(server.control().conn(id).is_none());
+        assert_eq!(server.control().stats().open, 1);
+    };
+    let (mut second, _other) = served();
+    refuses(&mut second, id);
+    drop(first);
+    let (mut third, _third) = served();
+    refuses(&mut third, id);
+}
+
 #[test]
 fn a_stale_id_from_inside_a_callback_is_none() {
     #[derive(Default)]

@@ -260,7 +260,7 @@ fn one_handle_reaches_all() {
     heard.sort_unstable();
     assert_eq!(heard, [0, 1]);
 
-    // A connection's id is its own server's.
+    // A connection's id names its shard, and is refused in another one.
     let ids = handle.call_each(PATIENCE, |_, _, control| control.connections());
     let (shard, connections) = ids.expect("answers").into_iter().last().expect("two");
     let local_addr = clients[1].local_addr().expect("known");
@@ -269,17 +269,30 @@ fn one_handle_reaches_all() {
         .find(|info| info.peer == local_addr)
         .expect("in shard 1");
     let many = Err(HandleError::ManyShards);
-    assert_eq!(handle.send(found.id, "news"), many);
     assert_eq!(handle.post(|_, _| ()), many);
     assert_eq!(handle.call(PATIENCE, |_, _| ()), many);
-    assert!(!handle.is_live(found.id));
     let own = handle.shard(shard).expect("a shard");
-    assert!(own.is_live(found.id));
-    own.send(found.id, "news").expect("alive");
-    assert_eq!(recv2(&mut clients[1]), b"news");
+    for knows in [&own, &handle] {
+        assert!(knows.is_live(found.id));
+        knows.send(found.id, "news").expect("alive");
+        assert_eq!(recv2(&mut clients[1]), b"news");
+    }
+    let id = found.id;
+    let other = handle.shard(0).expect("a shard");
+    let gone = Err(HandleError::NoConnection(id));
+    assert!(!other.is_live(id));
+    assert_eq!(other.send(id, "news"), gone);
+    assert_eq!(other.notify(id, 7), gone);
+    assert_eq!(other.kill(id), gone);
+    let asked = other.call(PATIENCE, move |_, control| {
+        (control.kill(id), control.conn(id).is_none())
+    });
+    assert_eq!(asked, Ok((false, true)));
     assert!(handle.shard(2).is_none());
-    own.kill(found.id).expect("alive");
+    handle.kill(id).expect("alive");
     await_end(&mut clients[1]);
+    eventually("its slot is free", || !handle.is_live(id));
+    assert_eq!(handle.send(id, "news"), Err(HandleError::NoConnection(id)));
 
     eventually("it is counted", || {
         handle.stats().closed(portcullis::CloseReason::Killed) == 1

@@ -20,7 +20,7 @@ use crate::addr::Addr;
 use crate::config::Connect;
 use crate::config::{Listen, ProxyProtocol};
 use crate::error::Result;
-use crate::id::ConnId;
+use crate::id::{ConnId, ServerNumber};
 use crate::proto::tls::ClientTls;
 use crate::proto::{
     ConnConfig, Fingerprint, Framing, Machine, Pool, ProxyHeader, SharedMeters, State, Time,
@@ -30,10 +30,7 @@ use crate::reactor::connection::Connection;
 use crate::reactor::drive::Budget;
 
 /// The id of every modelled connection.
-const ID: ConnId = ConnId {
-    index: 0,
-    generation: 1,
-};
+const ID: ConnId = ConnId::new(ServerNumber::NONE, 0, 1);
 /// How long a handshake may take once the server drains.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
