@@ -111,7 +111,9 @@ pub enum ProxyProtocol {
 /// Limits for each source of connections: an address, or the network that contains it.
 ///
 /// A connection above a limit is closed as [`SourceLimited`](crate::CloseReason::SourceLimited).
-/// Behind a trusted proxy the header's source counts. At most 65 536 sources are counted apart;
+/// Behind a trusted proxy the header's source counts; without an internet address in the header, as
+/// in a proxy's health check, the proxy's own address counts. A peer of a Unix socket that names no
+/// internet address has no source, and no limit. At most 65 536 sources are counted apart;
 /// further ones share one rate and one limit.
 ///
 /// ```
@@ -287,7 +289,8 @@ impl Listen {
     /// with any error, closes the connection as
     /// [`BadProxyHeader`](crate::CloseReason::BadProxyHeader). The service is called after the
     /// header, so that [`Peer::proxy`](crate::Peer::proxy) is known; source limits then apply to
-    /// the header's source.
+    /// the header's source. A header without an internet address (UNKNOWN, LOCAL, UNSPEC, a Unix
+    /// socket) makes the proxy's own address the source.
     ///
     /// [`Listen::access_rules`] are applied twice: to the proxy when it connects, and to the
     /// header's source. An allow-list of clients has to allow the proxies too. Defaults to

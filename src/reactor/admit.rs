@@ -196,10 +196,8 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
         return;
     };
     let header = conn.machine.proxy().cloned();
-    let source = match &header {
-        Some(header) => header.source().map(|source| source.ip()),
-        None => conn.peer().ip(),
-    };
+    // A header without an address says nothing of the client: the proxy's own is judged and counted.
+    let source = conn.source().ip();
     if header.is_some() && listener.denies(source) {
         return conn.machine.end(Closed::new(CloseReason::Denied), pool);
     }

@@ -261,7 +261,7 @@ fn behind_a_proxy() -> Listen {
         .trusted_proxies(AccessRules::allow_all())
 }
 
-/// Behind a proxy the header's source counts; a health check of the proxy itself has no source.
+/// Behind a proxy the header's source counts.
 #[test]
 fn each_source_has_a_limit() {
     let listen = behind_a_proxy()
@@ -274,11 +274,7 @@ fn each_source_has_a_limit() {
     let (mut sim, addr) = world(Config::new(), listen);
     let come = |sim: &mut Sim, source: &str| {
         let client = sim.connect(addr).expect("it listens");
-        let bytes = match source {
-            "" => b"PROXY UNKNOWN\r\n".to_vec(),
-            source => header(source),
-        };
-        sim.send(client, &bytes);
+        sim.send(client, &header(source));
         sim.settle();
         (client, sim.state(client) == ClientState::Connected)
     };
@@ -291,9 +287,6 @@ fn each_source_has_a_limit() {
     sim.finish(first);
     sim.settle();
     assert!(come(&mut sim, "192.0.2.1").1, "the third token");
-    for _ in 0..20 {
-        assert!(come(&mut sim, "").1, "nobody's");
-    }
     let open = sim.stats().open;
     sim.control()
         .reconfigure_listener("it", |mut listen| {
@@ -305,6 +298,71 @@ fn each_source_has_a_limit() {
     sim.advance(millis(1000));
     assert!(come(&mut sim, "192.0.2.1").1);
     assert_eq!(sim.stats().open, open + 1);
+}
+
+/// A header without an internet address: LOCAL, UNSPEC and Unix of version 2, UNKNOWN of version 1.
+fn headers_without_an_address() -> [(&'static str, Vec<u8>); 4] {
+    let v2 = |command_and_family: &[u8], block: &[u8]| {
+        let length = (block.len() as u16).to_be_bytes();
+        [b"\r\n\r\n\0\r\nQUIT\n", command_and_family, &length, block].concat()
+    };
+    [
+        ("UNKNOWN", b"PROXY UNKNOWN\r\n".to_vec()),
+        ("LOCAL", v2(b"\x20\x11", &[9; 12])),
+        ("UNSPEC", v2(b"\x21\x00", b"")),
+        ("Unix", v2(b"\x21\x31", &[b'p'; 216])),
+    ]
+}
+
+/// It is no way around the limits: the proxy's own address is counted, with its number and its rate.
+#[test]
+fn a_header_without_an_address_counts_as_the_proxys() {
+    for (kind, header) in headers_without_an_address() {
+        let listen = behind_a_proxy()
+            .source_limits(SourceLimits {
+                connections: Some(2),
+                rate: Some(Rate::per_second(1).burst(3)),
+                ..SourceLimits::default()
+            })
+            .conn(ConnConfig::new().linger(Duration::ZERO, 0));
+        let (mut sim, addr) = world(Config::new(), listen);
+        let come = |sim: &mut Sim| {
+            let client = sim.connect(addr).expect("it listens");
+            sim.send(client, &header);
+            sim.settle();
+            (client, sim.state(client) == ClientState::Connected)
+        };
+        let (first, inside) = come(&mut sim);
+        assert!(inside && come(&mut sim).1, "{kind}");
+        assert!(!come(&mut sim).1, "{kind}: the third is one too many");
+        sim.finish(first);
+        sim.settle();
+        assert!(come(&mut sim).1, "{kind}: its place is free again");
+        sim.control()
+            .reconfigure_listener("it", |mut listen| {
+                listen.source_limits.connections = Some(100);
+                listen
+            })
+            .expect("good");
+        assert!(!come(&mut sim).1, "{kind}: too fast");
+        assert_eq!(sim.stats().closed(CloseReason::SourceLimited), 2, "{kind}");
+    }
+}
+
+/// Rules that change before the header comes hold for the proxy's own address too.
+#[test]
+fn a_header_without_an_address_is_judged_as_the_proxys() {
+    for (kind, header) in headers_without_an_address() {
+        let (mut sim, addr) = world(Config::new(), behind_a_proxy());
+        let client = sim.connect(addr).expect("it listens");
+        sim.settle();
+        sim.control()
+            .reconfigure_listener("it", |listen| listen.access_rules(AccessRules::deny_all()))
+            .expect("good");
+        sim.send(client, &header);
+        sim.settle();
+        assert_eq!(sim.stats().closed(CloseReason::Denied), 1, "{kind}");
+    }
 }
 
 /// Nothing is delivered faster than was said, over all connections of a listener, and each has its turn.

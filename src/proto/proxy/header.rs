@@ -22,7 +22,8 @@ pub struct ProxyHeader {
 #[non_exhaustive]
 pub enum ProxyOrigin {
     /// The proxy itself (version 2 LOCAL: a health check), or a peer that it cannot name (version 1
-    /// UNKNOWN, version 2 UNSPEC). The addresses of the connection itself apply.
+    /// UNKNOWN, version 2 UNSPEC). The addresses of the connection itself apply: rules and limits
+    /// judge and count the proxy.
     Unknown,
     /// A client that connected to the proxy by TCP.
     Tcp {
@@ -31,7 +32,8 @@ pub enum ProxyOrigin {
         /// The address that the client connected to.
         destination: SocketAddr,
     },
-    /// A client that connected to the proxy through a Unix socket (version 2).
+    /// A client that connected to the proxy through a Unix socket (version 2). Rules and limits judge
+    /// and count the proxy.
     Unix {
         /// The client's path, without trailing zeros; mostly empty.
         source: Vec<u8>,

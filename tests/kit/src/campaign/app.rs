@@ -142,9 +142,10 @@ impl Talk {
                 peer.proxy
             ));
         }
+        // A header without an address counts as the proxy's own.
         let source = says
             .filter(|_| peer.proxy.is_some())
-            .and_then(|says| says.source());
+            .map(|says| says.source().unwrap_or(from));
         if source.is_some_and(|source| !rules.allows(source)) {
             return Err(format!("{source:?} may not come in"));
         }
@@ -179,7 +180,7 @@ impl Talk {
             {
                 false
             }
-            CloseReason::Denied if had_place => source.is_none_or(|source| rules.allows(source)),
+            CloseReason::Denied if had_place => rules.allows(source.unwrap_or(from)),
             CloseReason::Denied => rules.admits(from),
             CloseReason::BadProxyHeader => says.is_some(),
             CloseReason::SourceLimited => !rules.limits_sources(),

@@ -758,13 +758,7 @@ impl World {
             let Some(listener) = info.listener else {
                 continue;
             };
-            let talk = self.sim.app_mut().talk(tcp(&info.peer));
-            let nobodys = talk
-                .opening
-                .says
-                .as_ref()
-                .is_some_and(|says| says.source().is_none());
-            if info.state == State::Open && !nobodys {
+            if info.state == State::Open {
                 *crowds
                     .entry((listener, source(tcp(&info.source).ip())))
                     .or_default() += 1;
