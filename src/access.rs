@@ -1,11 +1,16 @@
 //! Access rules: which addresses may connect.
 
-use std::collections::HashMap;
+mod table;
+
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 
+pub(crate) use self::table::Prefix;
+use self::table::Table;
 use crate::error::{Error, Result};
 
 /// Whether a peer may connect.
@@ -19,10 +24,16 @@ pub enum Access {
 
 impl fmt::Display for Access {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.write_str(self.name())
+    }
+}
+
+impl Access {
+    fn name(self) -> &'static str {
+        match self {
             Self::Allow => "allow",
             Self::Deny => "deny",
-        })
+        }
     }
 }
 
@@ -52,11 +63,35 @@ impl fmt::Display for Access {
 /// (`%eth0`) is ignored. So are bits behind a network's prefix: `10.1.2.3/8` is `10.0.0.0/8`.
 ///
 /// Peers of a Unix socket have no IP address, and no rule applies to them, not even `deny_all`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// # Long lists
+///
+/// A check takes at most one step for each bit of the address, however many rules there are, and so
+/// does a change: a clone shares the rules with the original. A rule needs about 250 bytes. To add
+/// one while the server runs:
+///
+/// ```
+/// fn deny(control: &mut portcullis::Control<'_>, network: &str) -> portcullis::Result<()> {
+///     let rules = control.options("games")?.access_rules.clone();
+///     let rules = rules.deny_first(network)?;
+///     control.reconfigure_listener("games", |listen| listen.access_rules(rules))
+/// }
+/// ```
+///
+/// For a time instead of for good: [`Control::ban`](crate::Control::ban).
+#[derive(Clone, Debug)]
 pub struct AccessRules {
-    rules: Vec<AccessRule>,
+    /// Clones share the rules, and so their counts.
+    table: Table<Arc<Rule>>,
     otherwise: Access,
     unmatched: u64,
+}
+
+#[derive(Debug)]
+struct Rule {
+    access: Access,
+    network: IpNet,
+    hits: AtomicU64,
 }
 
 /// One of [`AccessRules`]. `Display` prints it, as in `deny 10.0.0.0/8`.
@@ -66,7 +101,8 @@ pub struct AccessRule {
     /// Whether the rule allows or denies.
     pub access: Access,
     network: IpNet,
-    /// Number of peers that the rule has decided about since it was set.
+    /// Number of peers that the rule has decided about since it was set, in all listeners that have
+    /// a clone of it.
     pub hits: u64,
 }
 
@@ -85,14 +121,14 @@ impl AccessRules {
 
     fn beginning_with(otherwise: Access) -> Self {
         Self {
-            rules: Vec::new(),
+            table: Table::default(),
             otherwise,
             unmatched: 0,
         }
     }
 
     /// Allows peers of `network` that no earlier rule denies: an address, a network as in
-    /// `10.0.0.0/8`, or `all`.
+    /// `10.0.0.0/8`, or `all`. If there is a rule for exactly this network, that one stays.
     ///
     /// # Errors
     ///
@@ -101,7 +137,8 @@ impl AccessRules {
         self.with(Access::Allow, network)
     }
 
-    /// Denies peers of `network` that no earlier rule allows.
+    /// Denies peers of `network` that no earlier rule allows. If there is a rule for exactly this
+    /// network, that one stays.
     ///
     /// # Errors
     ///
@@ -110,7 +147,8 @@ impl AccessRules {
         self.with(Access::Deny, network)
     }
 
-    /// As [`AccessRules::allow`], in front of all other rules.
+    /// As [`AccessRules::allow`], in front of all other rules. A rule for exactly this network is
+    /// replaced.
     ///
     /// # Errors
     ///
@@ -119,7 +157,8 @@ impl AccessRules {
         self.in_front(Access::Allow, network)
     }
 
-    /// As [`AccessRules::deny`], in front of all other rules: for a peer that misbehaves.
+    /// As [`AccessRules::deny`], in front of all other rules: for a peer that misbehaves. A rule for
+    /// exactly this network is replaced.
     ///
     /// # Errors
     ///
@@ -129,26 +168,29 @@ impl AccessRules {
     }
 
     fn in_front(mut self, access: Access, network: &str) -> Result<Self> {
-        let mut first = Self::beginning_with(self.otherwise).with(access, network)?;
-        first.unmatched = self.unmatched;
-        first.rules.append(&mut self.rules);
-        Ok(first)
+        for network in parse(access.name(), network)?.into_iter().rev() {
+            self.table
+                .prepend(Prefix::of_network(network), Rule::new(access, network));
+        }
+        Ok(self)
     }
 
     fn with(mut self, access: Access, network: &str) -> Result<Self> {
-        let networks = parse(access, network)?;
-        let rules = networks.into_iter().map(|network| AccessRule {
-            access,
-            network,
-            hits: 0,
-        });
-        self.rules.extend(rules);
+        for network in parse(access.name(), network)? {
+            self.table
+                .append(Prefix::of_network(network), Rule::new(access, network));
+        }
         Ok(self)
     }
 
     /// The rules, in order, each with its count.
-    pub fn iter(&self) -> impl Iterator<Item = &AccessRule> {
-        self.rules.iter()
+    pub fn iter(&self) -> impl Iterator<Item = AccessRule> {
+        let rules: Vec<_> = self.table.in_order().into_iter().map(Arc::clone).collect();
+        rules.into_iter().map(|rule| AccessRule {
+            access: rule.access,
+            network: rule.network,
+            hits: rule.hits.load(Ordering::Relaxed),
+        })
     }
 
     /// The decision about peers that no rule matches, and their number.
@@ -158,22 +200,18 @@ impl AccessRules {
 
     /// Returns the decision about a peer.
     pub fn check(&self, peer: IpAddr) -> Access {
-        self.find(peer).map_or(self.otherwise, |(_, access)| access)
+        self.find(peer).map_or(self.otherwise, |rule| rule.access)
     }
 
     /// These rules, each with its count in `former`. A new rule starts at 0.
     pub(crate) fn counting_on(mut self, former: &Self) -> Self {
-        let known: HashMap<_, _> = former
-            .rules
-            .iter()
-            .map(|rule| ((rule.access, rule.network), rule.hits))
-            .collect();
-        for rule in &mut self.rules {
-            rule.hits = known
-                .get(&(rule.access, rule.network))
-                .copied()
-                .unwrap_or(0);
-        }
+        self.table
+            .visit_changed(&former.table, &mut |rule, former| {
+                if rule.access == former.access {
+                    let hits = former.hits.load(Ordering::Relaxed);
+                    rule.hits.store(hits, Ordering::Relaxed);
+                }
+            });
         self.unmatched = if self.otherwise == former.otherwise {
             former.unmatched
         } else {
@@ -184,25 +222,44 @@ impl AccessRules {
 
     /// As [`AccessRules::check`], and counts the decision.
     pub(crate) fn judge(&mut self, peer: IpAddr) -> Access {
-        let Some((at, access)) = self.find(peer) else {
+        let Some(rule) = self.find(peer) else {
             self.unmatched += 1;
             return self.otherwise;
         };
-        if let Some(rule) = self.rules.get_mut(at) {
-            rule.hits += 1;
-        }
-        access
+        rule.hits.fetch_add(1, Ordering::Relaxed);
+        rule.access
     }
 
-    fn find(&self, peer: IpAddr) -> Option<(usize, Access)> {
-        let peer = peer.to_canonical();
-        let found = self
-            .rules
-            .iter()
-            .position(|rule| rule.network.contains(&peer))?;
-        Some((found, self.rules.get(found)?.access))
+    fn find(&self, peer: IpAddr) -> Option<&Rule> {
+        let found = self.table.find(Prefix::of_address(peer))?;
+        Some(found)
     }
 }
+
+impl Rule {
+    fn new(access: Access, network: IpNet) -> Arc<Self> {
+        Arc::new(Self {
+            access,
+            network,
+            hits: AtomicU64::new(0),
+        })
+    }
+}
+
+/// Equal rules in the same order, whatever they have counted.
+impl PartialEq for AccessRules {
+    fn eq(&self, other: &Self) -> bool {
+        let rules = |rules: &Self| {
+            let rules = rules.iter().map(|rule| (rule.access, rule.network));
+            rules.collect::<Vec<_>>()
+        };
+        self.otherwise == other.otherwise
+            && self.table.len() == other.table.len()
+            && rules(self) == rules(other)
+    }
+}
+
+impl Eq for AccessRules {}
 
 /// For a log: the rules if they are few, else their number. A list of thousands may be set again
 /// for each peer that is added to it.
@@ -211,7 +268,7 @@ pub(crate) struct Brief<'a>(pub(crate) &'a AccessRules);
 impl fmt::Debug for Brief<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const FEW: usize = 16;
-        match self.0.rules.len() {
+        match self.0.table.len() {
             0..=FEW => write!(f, "{}", self.0),
             many => write!(f, "{many} rules, {} all", self.0.otherwise),
         }
@@ -232,15 +289,15 @@ impl fmt::Display for AccessRule {
 
 impl fmt::Display for AccessRules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for rule in &self.rules {
+        for rule in self.iter() {
             write!(f, "{rule}, ")?;
         }
         write!(f, "{} all", self.otherwise)
     }
 }
 
-/// The networks that a word denotes, in their shortest form.
-fn parse(access: Access, word: &str) -> Result<Vec<IpNet>> {
+/// The networks that a word denotes, in their shortest form. An error names the option.
+pub(crate) fn parse(option: &'static str, word: &str) -> Result<Vec<IpNet>> {
     if word == "all" {
         return Ok(vec![IpNet::default(), IpNet::V6(ipnet::Ipv6Net::default())]);
     }
@@ -261,10 +318,6 @@ fn parse(access: Access, word: &str) -> Result<Vec<IpNet>> {
         .and_then(|prefix| prefix.parse::<u32>().ok())
         .is_some_and(|prefix| prefix > longest);
     let network = network.ok_or_else(|| {
-        let option = match access {
-            Access::Allow => "allow",
-            Access::Deny => "deny",
-        };
         if is_long {
             let problem = format!("{word:?}: the prefix has at most {longest} bits");
             return Error::option(option, problem);
@@ -401,6 +454,63 @@ mod tests {
         assert_eq!(
             same.to_string(),
             "allow 10.9.0.0/16, deny 10.0.0.0/8, allow all"
+        );
+    }
+
+    /// A network has one rule: a hidden one would never decide.
+    #[test]
+    fn a_network_has_one_rule() {
+        let rules = AccessRules::allow_all()
+            .deny("10.0.0.0/8")
+            .and_then(|rules| rules.allow("10.0.0.0/8"))
+            .and_then(|rules| rules.deny("192.0.2.1"))
+            .expect("networks");
+        assert_eq!(
+            rules.to_string(),
+            "deny 10.0.0.0/8, deny 192.0.2.1/32, allow all"
+        );
+        let lifted = rules.clone().allow_first("192.0.2.1").expect("an address");
+        assert_eq!(
+            lifted.to_string(),
+            "allow 192.0.2.1/32, deny 10.0.0.0/8, allow all"
+        );
+        assert_ne!(rules, lifted);
+        let all = lifted.deny_first("all").expect("all");
+        assert_eq!(
+            all.to_string(),
+            "deny 0.0.0.0/0, deny ::/0, allow 192.0.2.1/32, deny 10.0.0.0/8, allow all"
+        );
+    }
+
+    /// A clone that has one rule more shares the others, with their counts.
+    #[test]
+    fn a_long_list_is_changed_without_a_copy() {
+        let mut former = AccessRules::allow_all();
+        for n in 0..100_000u32 {
+            let [_, b, c, d] = n.to_be_bytes();
+            former = former.deny(&format!("10.{b}.{c}.{d}")).expect("an address");
+        }
+        former.judge(ip("10.0.0.77"));
+        let next = former.clone().deny_first("192.0.2.1").expect("an address");
+        let mut changed = 0;
+        next.table
+            .visit_changed(&former.table, &mut |_, _| changed += 1);
+        assert_eq!(changed, 0, "nothing is visited but the new rule");
+        let mut next = next.counting_on(&former);
+        assert_eq!(next.judge(ip("10.0.0.77")), Access::Deny);
+        assert_eq!(next.judge(ip("::ffff:192.0.2.1")), Access::Deny);
+        assert_eq!(next.judge(ip("192.0.2.2")), Access::Allow);
+        let hits: Vec<_> = next.iter().filter(|rule| rule.hits > 0).collect();
+        let hits: Vec<_> = hits
+            .iter()
+            .map(|rule| (rule.to_string(), rule.hits))
+            .collect();
+        assert_eq!(
+            hits,
+            [
+                ("deny 192.0.2.1/32".to_owned(), 1),
+                ("deny 10.0.0.77/32".to_owned(), 2)
+            ]
         );
     }
 

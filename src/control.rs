@@ -4,6 +4,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use crate::access::{parse, Prefix};
 use crate::addr::{Addr, AddrError};
 use crate::alarm::{Alarm, AlarmInfo, AlarmNotice};
 use crate::config::Config;
@@ -42,6 +43,8 @@ pub(crate) trait ControlOps<A>: ConnOps<A> {
     fn set_config(&mut self, config: Config) -> Result<()>;
     fn options(&self, which: &ListenerRef) -> Result<&Listen>;
     fn set_options(&mut self, which: &ListenerRef, options: Listen) -> Result<()>;
+    fn ban(&mut self, network: Prefix, duration: Duration);
+    fn unban(&mut self, network: Prefix) -> bool;
     fn set_suspended(&mut self, which: &ListenerRef, suspended: bool) -> Result<()>;
     fn close_listener(&mut self, which: &ListenerRef) -> Result<()>;
     fn listener_socket(&mut self, which: &ListenerRef) -> Result<OwnedFd>;
@@ -357,6 +360,52 @@ impl<'a, A> Control<'a, A> {
         config: impl Into<crate::tls::TlsConfig>,
     ) -> Result<()> {
         self.reconfigure_listener(which, |listen| listen.tls(config))
+    }
+
+    /// Denies a network for a time, from this call on: an address, a network as in `10.0.0.0/8`, or
+    /// `all`. A second ban of the same network replaces the first; one without end is
+    /// `Duration::MAX`.
+    ///
+    /// A ban comes before the [`AccessRules`](crate::AccessRules) of every listener and counts as
+    /// [`Denied`](crate::CloseReason::Denied), for the TCP peer and for the client that a PROXY
+    /// header names. Connections that are open stay: see [`Control::kill`]. A ban and its check
+    /// take the same time however many there are. At most 65,536 networks are banned (some 10 MB);
+    /// one more replaces the ban that would end first.
+    ///
+    /// From a callback or another thread: [`Handle::post`](crate::Handle::post), or
+    /// [`Handle::post_each`](crate::Handle::post_each) for all shards.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// fn misbehaves(handle: &portcullis::Handle, peer: std::net::IpAddr) {
+    ///     let _ = handle.post(move |_, control| {
+    ///         let banned = control.ban(&peer.to_string(), Duration::from_secs(600));
+    ///         banned.expect("an address is a network");
+    ///     }); // an error: the server has ended
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`](crate::Error::Option) if `network` is none of these.
+    pub fn ban(&mut self, network: &str, duration: Duration) -> Result<()> {
+        for network in parse("ban", network)? {
+            self.ops.ban(Prefix::of_network(network), duration);
+        }
+        Ok(())
+    }
+
+    /// Ends a ban of exactly this network. Returns whether it was banned.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Control::ban`].
+    pub fn unban(&mut self, network: &str) -> Result<bool> {
+        let mut was_banned = false;
+        for network in parse("unban", network)? {
+            was_banned |= self.ops.unban(Prefix::of_network(network));
+        }
+        Ok(was_banned)
     }
 
     /// Suspends a listener: takes it out of the poll. Its connections stay open, new clients wait in

@@ -260,7 +260,8 @@ fn handle_accepted<A, O: Os>(
     let listener = core.listeners.get_mut(at)?;
     let ip = incoming.addr.ip();
     let trusted = listener.trusts(ip);
-    let mut denied = listener.denies(ip);
+    let is_banned = core.admission.bans.contains(ip, core.now);
+    let mut denied = is_banned || listener.denies(ip);
     denied |= listener.options.proxy_protocol == ProxyProtocol::Required && !trusted;
     // Where a rate would be charged for it, a client that has gone is recognised.
     let has_rates = core.config.accept_rate.is_some()

@@ -3,6 +3,7 @@
 //! It rests on the cap, the listener's own limit, the accept rates, the pending connections (those
 //! that have not opened yet) and on whether descriptors ran out.
 
+use super::bans::Bans;
 use super::capacity::{Capacity, OptionalBucket};
 use super::connections::Connections;
 use super::fd_exhaustion::FdExhaustion;
@@ -20,6 +21,7 @@ pub(super) struct Admission {
     bucket: OptionalBucket,
     pending: Pending,
     pub(super) fds: FdExhaustion,
+    pub(super) bans: Bans,
 }
 
 impl Admission {

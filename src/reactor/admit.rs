@@ -198,7 +198,8 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
     let header = conn.machine.proxy().cloned();
     // A header without an address says nothing of the client: the proxy's own is judged and counted.
     let source = conn.source().ip();
-    if header.is_some() && listener.denies(source) {
+    let is_banned = core.admission.bans.contains(source, now);
+    if header.is_some() && (is_banned || listener.denies(source)) {
         return conn.machine.end(Closed::new(CloseReason::Denied), pool);
     }
     match listener.count_source(source, now) {

@@ -11,6 +11,7 @@ use super::inner::Inner;
 use super::listeners;
 use super::os::{Os, Socket};
 use super::user_code::drop_handler;
+use crate::access::Prefix;
 use crate::addr::{Addr, Credentials};
 use crate::alarm::{Alarm, AlarmInfo};
 use crate::config::Config;
@@ -301,6 +302,19 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
 
     fn set_options(&mut self, which: &ListenerRef, options: Listen) -> Result<()> {
         self.core.set_options(which, options)
+    }
+
+    fn ban(&mut self, network: Prefix, duration: Duration) {
+        let now = self.core.refresh();
+        self.core
+            .admission
+            .bans
+            .ban(network, now.after(duration), now);
+    }
+
+    fn unban(&mut self, network: Prefix) -> bool {
+        let now = self.core.refresh();
+        self.core.admission.bans.unban(network, now)
     }
 
     fn set_suspended(&mut self, which: &ListenerRef, suspended: bool) -> Result<()> {

@@ -18,6 +18,7 @@ mod accept;
 mod admission;
 mod admit;
 mod alarms;
+mod bans;
 mod capacity;
 pub(crate) mod clock;
 mod close;

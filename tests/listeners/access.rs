@@ -1,11 +1,13 @@
 //! Access rules decide by address, before anything is spent on a peer.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 use kit::net::{local, ping, read_to_end, spawn, spawn_echo, Echo, Running, PATIENCE};
+use portcullis::sim::{ClientState, Sim};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, ConnId, Control, Error, Handler, Listen,
-    ListenerRef, Peer, Refuse, Server, SocketOptions,
+    ListenerRef, Peer, ProxyProtocol, Refuse, Server, SocketOptions,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -194,4 +196,96 @@ fn rules_change_under_way() {
 fn without_rules_every_peer_may_connect() {
     let server = spawn_echo(Config::new(), local());
     ping(&mut connect_from("127.0.0.9:0", server.addr()), b"welcome");
+}
+
+/// Whether a new client of this host is served.
+fn is_served(sim: &mut Sim, addr: SocketAddr, host: &str) -> bool {
+    let host: IpAddr = host.parse().expect("an address");
+    let client = sim.connect_from(addr, host).expect("it listens");
+    sim.settle();
+    let denied = sim.state(client) != ClientState::Connected;
+    sim.reset(client);
+    sim.settle();
+    !denied
+}
+
+/// A ban holds for its time, from the call on, for all listeners, and comes before every rule.
+#[test]
+fn a_ban_ends_by_itself() {
+    let mut sim = Sim::new(1, Config::new(), ());
+    let rules = AccessRules::allow_all()
+        .allow("192.0.2.7")
+        .and_then(|rules| rules.deny("198.51.100.0/24"))
+        .expect("networks");
+    let addr = sim
+        .listen(local().access_rules(rules), |_: &mut (), _| Echo)
+        .expect("listen");
+    let other = sim
+        .listen(local().name("other"), |_: &mut (), _| Echo)
+        .expect("listen");
+    let inside = sim
+        .connect_from(addr, "192.0.2.7".parse().expect("an address"))
+        .expect("it listens");
+    sim.settle();
+    let minute = Duration::from_secs(60);
+    sim.control()
+        .ban("192.0.2.0/24", minute)
+        .expect("a network");
+    sim.control()
+        .ban("203.0.113.5", Duration::MAX)
+        .expect("an address");
+    for addr in [addr, other] {
+        for (host, served) in [
+            ("192.0.2.7", false),
+            ("::ffff:192.0.2.7", false),
+            ("192.0.3.7", true),
+            ("203.0.113.5", false),
+            ("2001:db8::1", true),
+        ] {
+            assert_eq!(is_served(&mut sim, addr, host), served, "{host}");
+        }
+    }
+    assert_eq!(sim.stats().closed(CloseReason::Denied), 6);
+    assert_eq!(sim.state(inside), ClientState::Connected, "it is open");
+    sim.advance(minute - Duration::from_millis(1));
+    assert!(!is_served(&mut sim, other, "192.0.2.7"));
+    sim.advance(Duration::from_millis(1));
+    assert!(is_served(&mut sim, other, "192.0.2.7"));
+    sim.advance(minute * 60 * 24);
+    assert!(!is_served(&mut sim, other, "203.0.113.5"));
+    let mut control = sim.control();
+    assert!(control.unban("203.0.113.5").expect("an address"));
+    assert!(!control.unban("203.0.113.5").expect("an address"));
+    assert!(
+        !control.unban("192.0.2.0/24").expect("a network"),
+        "it is over"
+    );
+    for wrong in [
+        control.ban("nowhere", minute),
+        control.unban("").map(|_| ()),
+    ] {
+        assert!(matches!(wrong, Err(Error::Option { .. })), "{wrong:?}");
+    }
+    assert!(is_served(&mut sim, addr, "203.0.113.5"));
+}
+
+/// Behind a proxy the client that the header names is banned, not the proxy.
+#[test]
+fn a_client_behind_a_proxy_is_banned() {
+    let mut sim = Sim::new(1, Config::new(), ());
+    let listen = local()
+        .proxy_protocol(ProxyProtocol::Required)
+        .trusted_proxies(AccessRules::allow_all());
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let ban = sim.control().ban("192.0.2.7", Duration::from_secs(60));
+    ban.expect("an address");
+    let mut come = |source: &str| {
+        let client = sim.connect(addr).expect("it listens");
+        let header = format!("PROXY TCP4 {source} 198.51.100.2 50000 443\r\n");
+        sim.send(client, header.as_bytes());
+        sim.settle();
+        sim.state(client) == ClientState::Connected
+    };
+    assert!(come("192.0.2.8") && !come("192.0.2.7"));
+    assert_eq!(sim.stats().closed(CloseReason::Denied), 1);
 }
