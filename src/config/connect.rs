@@ -115,7 +115,9 @@ impl Connect {
     }
 
     /// Further attempts after a failed one. An attempt fails if there is no TCP (or Unix)
-    /// connection; a later failure, as of the TLS handshake, is no reason for another attempt.
+    /// connection; a later failure, as of the TLS handshake, is no reason for another attempt. A
+    /// connection that the peer resets as soon as it is established has opened: its input is
+    /// delivered, and it ends as [`Reset`](crate::CloseReason::Reset).
     /// Defaults to no retry.
     pub fn retry(mut self, retry: impl Into<Option<Retry>>) -> Self {
         self.retry = retry.into();

@@ -28,6 +28,9 @@ impl Recv {
     /// The connection has a [`Throttle`](super::rates::Throttle).
     const HAS_RATES: u8 = 32;
 
+    /// The kernel has reported RST already, and reports an end of stream from then on.
+    const WAS_RESET: u8 = 64;
+
     /// All flags, for the one test of [`Status::only_frames`](super::status::Status::only_frames).
     #[inline]
     pub(super) fn bits(self) -> u8 {
@@ -45,6 +48,14 @@ impl Recv {
         } else {
             self.0 &= !flag;
         }
+    }
+
+    pub(super) fn expect_reset(&mut self) {
+        self.0 |= Self::WAS_RESET;
+    }
+
+    pub(super) fn was_reset(self) -> bool {
+        self.has(Self::WAS_RESET)
     }
 
     pub(super) fn set_eof(&mut self) {

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use super::connection::Connection;
 use super::core::Core;
-use super::os::{Os, Token};
+use super::os::{Connected, Os, Token};
 use super::outbound::Attempt;
 use crate::addr::Addr;
 use crate::catch::catch;
@@ -140,12 +140,15 @@ impl<O: Os> Core<O> {
         (conn.readable, conn.writable, conn.hang_up) = (false, false, false);
         if let (true, Some(stream)) = (announced, &mut conn.stream) {
             match self.os.connected(stream) {
-                Ok(true) => {
+                Ok(Connected::NotYet) => {}
+                Ok(connected) => {
                     // These edges are used up, and an end that came with them is reported once.
                     (conn.readable, conn.writable, conn.hang_up) = (true, true, hang_up);
+                    if connected == Connected::Reset {
+                        conn.machine.expect_reset();
+                    }
                     self.on_connected(id);
                 }
-                Ok(false) => {}
                 Err(error) => self.fail_attempt(id, CloseReason::ConnectFailed, Some(error)),
             }
         }

@@ -69,6 +69,17 @@ pub(crate) struct Event {
     pub(crate) closed: bool,
 }
 
+/// The state of an attempt to connect that has not failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Connected {
+    /// The attempt goes on.
+    NotYet,
+    /// It succeeded. Reads give what the peer has sent since, then its end or its reset.
+    Yes,
+    /// It succeeded, and the peer has sent nothing but RST. Only this answer reports the reset.
+    Reset,
+}
+
 /// A connected socket, with the queries of handlers.
 pub(crate) trait Socket {
     fn local_addr(&self) -> io::Result<Addr>;
@@ -150,8 +161,8 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
         options: &SocketOptions,
     ) -> io::Result<(Self::Stream, bool)>;
 
-    /// Whether it is connected: false while the attempt goes on.
-    fn connected(&mut self, stream: &mut Self::Stream) -> io::Result<bool>;
+    /// Returns the state of an attempt to connect, or why it failed.
+    fn connected(&mut self, stream: &mut Self::Stream) -> io::Result<Connected>;
 
     /// A random number.
     fn random(&mut self) -> u64;

@@ -14,7 +14,7 @@ use crate::addr::{Addr, Credentials};
 use crate::config::SocketOptions;
 use crate::handle::Wake;
 use crate::proto::Time;
-use crate::reactor::os::{Event, Os, Socket, StreamOps, Token};
+use crate::reactor::os::{Connected, Event, Os, Socket, StreamOps, Token};
 
 /// The simulated kernel as the reactor sees it; the [`Sim`](super::Sim) has the other end.
 pub(super) struct SimOs(pub(super) Rc<RefCell<Kernel>>);
@@ -152,7 +152,7 @@ impl Os for SimOs {
         Ok((StreamFd { index, local }, connected))
     }
 
-    fn connected(&mut self, stream: &mut StreamFd) -> io::Result<bool> {
+    fn connected(&mut self, stream: &mut StreamFd) -> io::Result<Connected> {
         self.0.borrow_mut().connected(stream.index)
     }
 

@@ -12,6 +12,7 @@ use super::socket::{Dial, SimSocket};
 use super::Sim;
 use crate::addr::Addr;
 use crate::proto::Time;
+use crate::reactor::os::Connected;
 
 /// The simulated server's own host, and its first port for outgoing connections.
 const HERE: [u8; 4] = [192, 0, 2, 1];
@@ -168,15 +169,15 @@ impl Kernel {
         }
     }
 
-    /// SO_ERROR and getpeername.
-    pub(super) fn connected(&mut self, index: usize) -> io::Result<bool> {
+    /// The state of an attempt; once it has succeeded, reads report what follows.
+    pub(super) fn connected(&mut self, index: usize) -> io::Result<Connected> {
         let Some(socket) = self.sockets.get_mut(index).filter(|socket| socket.held) else {
             return Err(io::Error::from_raw_os_error(libc::EBADF));
         };
         match (socket.error, socket.dial) {
-            (Some(errno), _) => Err(io::Error::from_raw_os_error(errno)),
-            (None, Dial::Until(..)) => Ok(false),
-            (None, Dial::No | Dial::Done) => Ok(true),
+            (_, Dial::No | Dial::Done) => Ok(Connected::Yes),
+            (Some(errno), Dial::Until(..)) => Err(io::Error::from_raw_os_error(errno)),
+            (None, Dial::Until(..)) => Ok(Connected::NotYet),
         }
     }
 

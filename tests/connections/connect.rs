@@ -13,6 +13,7 @@ use kit::outgoing::{
     accepted, closed_addr, full_listener, half_closing_probe, probe, std_listener, with_conn,
     Heard, Told,
 };
+use kit::script::reset;
 use portcullis::{
     Addr, CloseReason, Closed, Config, ConnConfig, ConnId, Connect, Context, Error, Framing,
     Handler, Outcome, Retry, Server, SocketOptions, State,
@@ -772,4 +773,75 @@ fn words_and_an_end_may_come_with_the_connection() {
         Told::Closed(CloseReason::Finished),
     ];
     assert_eq!(heard.so_far(), all);
+}
+
+/// The connection is established, used and reset before the loop looks: it opens, what was sent
+/// before RST is delivered, and no attempt is repeated. As on the accepting side.
+#[test]
+fn a_reset_before_the_first_event_is_no_failed_attempt() {
+    for (words, finishes) in [(&b""[..], false), (b"moved", false), (b"moved", true)] {
+        let (listener, addr) = std_listener();
+        let mut server: Server = Server::new(Config::new()).expect("server");
+        let (probe, heard) = probe();
+        let options = Connect::new().retry(Retry::new(5));
+        let id = server
+            .control()
+            .connect(addr, options, probe)
+            .expect("begun");
+        let mut peer = accepted(&listener);
+        if !words.is_empty() {
+            send2(&mut peer, words);
+        }
+        if finishes {
+            peer.shutdown(Shutdown::Write).expect("FIN");
+        }
+        reset(peer);
+        while server.control().stats().open > 0 {
+            server.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
+        }
+        let mut all = vec![Told::Opened(id)];
+        if !words.is_empty() {
+            all.push(Told::Frame(words.to_vec()));
+        }
+        if finishes {
+            all.push(Told::Finished);
+        }
+        all.push(Told::Closed(if finishes {
+            CloseReason::Finished
+        } else {
+            CloseReason::Reset
+        }));
+        assert_eq!(heard.so_far(), all);
+    }
+}
+
+/// The same while the handler writes first: its failed write loses no input.
+#[test]
+fn a_handler_that_writes_first_hears_what_came_before_the_reset() {
+    struct Greets(std::sync::mpsc::Sender<Vec<u8>>);
+    impl Handler for Greets {
+        fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
+            cx.conn.send(b"hello")?;
+            Ok(())
+        }
+        fn on_frame(&mut self, _: &mut Context<'_>, frame: &[u8]) -> Outcome {
+            let _ = self.0.send(frame.to_vec());
+            Ok(())
+        }
+    }
+    let (listener, addr) = std_listener();
+    let mut server: Server = Server::new(Config::new()).expect("server");
+    let (sender, frames) = std::sync::mpsc::channel();
+    server
+        .control()
+        .connect(addr, Connect::new(), Greets(sender))
+        .expect("begun");
+    let mut peer = accepted(&listener);
+    send2(&mut peer, b"moved");
+    reset(peer);
+    while server.control().stats().open > 0 {
+        server.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
+    }
+    assert_eq!(frames.try_iter().collect::<Vec<_>>(), [b"moved".to_vec()]);
+    assert_eq!(server.control().stats().closed(CloseReason::Reset), 1);
 }

@@ -129,8 +129,16 @@ impl Machine {
         self.begin_input(plain)
     }
 
+    /// The peer has sent RST behind nothing, and the kernel will report it as an end of stream.
+    pub(crate) fn expect_reset(&mut self) {
+        self.status.recv.expect_reset();
+    }
+
     /// Handles the peer's FIN.
     pub(crate) fn handle_eof(&mut self, now: Time, pool: &mut Pool) {
+        if self.status.recv.was_reset() {
+            return self.handle_read_error(io::Error::from_raw_os_error(libc::ECONNRESET), pool);
+        }
         self.status.recv.set_eof();
         match self.state() {
             State::Accepting if self.parts().recv_buf.is_empty() => {

@@ -26,7 +26,7 @@ pub(crate) use shared::SharedListenSockets;
 pub(crate) use sockets::{Listener, Stream};
 
 use super::clock::{Clock, LONGEST_SLEEP};
-use super::os::{Event, Os, StreamOps, Token};
+use super::os::{Connected, Event, Os, StreamOps, Token};
 use super::socket_file::SocketFile;
 use crate::addr::{Addr, UnixAddr};
 use crate::config::SocketOptions;
@@ -412,25 +412,28 @@ impl Os for MioOs {
         }
     }
 
-    fn connected(&mut self, stream: &mut Stream) -> io::Result<bool> {
-        let error = match stream {
-            Stream::Tcp(stream) => stream.take_error()?,
-            Stream::Unix(stream) => stream.take_error()?,
-        };
-        if let Some(error) = error {
-            return Err(error);
-        }
+    fn connected(&mut self, stream: &mut Stream) -> io::Result<Connected> {
         match has_peer(stream) {
-            Ok(()) => Ok(true),
+            Ok(()) => return Ok(Connected::Yes),
+            // EINVAL on Apple's systems, once the connection is over (`getpeername(2)`).
             Err(error)
                 if matches!(
                     error.raw_os_error(),
-                    Some(libc::ENOTCONN | libc::EINPROGRESS)
-                ) =>
-            {
-                Ok(false)
-            }
-            Err(error) => Err(error),
+                    Some(libc::ENOTCONN | libc::EINPROGRESS | libc::EINVAL)
+                ) => {}
+            Err(error) => return Err(error),
+        }
+        // Without a peer the attempt goes on, or has failed, or the connection is over already. A
+        // look at the input tells them apart, and leaves the input and an error behind it for reads.
+        match self.peek(stream) {
+            Ok(_) => Ok(Connected::Yes),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::EINTR) => Ok(Connected::NotYet),
+                // An attempt that meets RST fails with ECONNREFUSED. These are from an established
+                // connection (RFC 9293 section 3.10.7.3).
+                Some(libc::ECONNRESET | libc::EPIPE) => Ok(Connected::Reset),
+                _ => Err(error),
+            },
         }
     }
 
