@@ -554,3 +554,21 @@ fn clients_that_vanish_leave_nothing_behind() {
         stats.open == 0 && stats.accepted == 60 && stats.closed_total() == 60
     });
 }
+
+/// A client says close_notify and closes with its tickets unread, on either side of the handshake:
+/// close_notify and RST are there before the server looks.
+#[test]
+fn close_notify_and_rst_in_one_event_are_a_good_end() {
+    for version in VERSIONS {
+        let site = Site::new();
+        let server = recorder(&site);
+        let mut client = settled(&server, &site, version);
+        let held = hold(&server.handle);
+        client.conn.send_close_notify();
+        let wire = wire_of(&mut client.conn);
+        client.sock.write_all(&wire).expect("sent");
+        reset(client.sock);
+        drop(held);
+        assert_eq!(the_end(&server).0, CloseReason::Finished, "{version:?}");
+    }
+}

@@ -37,6 +37,8 @@ pub(in crate::proto) struct Session {
     clear: usize,
     /// How many bytes of `send_buf` are TLS's own: handshake, tickets, key updates.
     tls_overhead: usize,
+    /// The length of our close_notify, which is the end of `send_buf` until it is sent.
+    goodbye: usize,
     /// The first byte from the peer, which distinguishes TLS from other protocols.
     first: Option<u8>,
     /// The name in the ClientHello, which rustls' unbuffered connection does not expose; or, on the
@@ -80,6 +82,7 @@ impl Session {
             send_buf: SendBuffer::default(),
             clear: 0,
             tls_overhead: 0,
+            goodbye: 0,
             first: None,
             server_name: None,
             config: None,
@@ -289,7 +292,10 @@ impl Session {
             return Ok(());
         }
         self.notified = true;
-        self.wish(Wish::CloseNotify, buffers)
+        let before = self.send_buf.len();
+        let outcome = self.wish(Wish::CloseNotify, buffers);
+        self.goodbye = self.send_buf.len().saturating_sub(before);
+        outcome
     }
 
     pub(in crate::proto) fn pending(&self) -> &[u8] {
@@ -303,9 +309,9 @@ impl Session {
     }
 
     /// Returns how many pending bytes are TLS's own. They come first, but for the answer to a key
-    /// update.
+    /// update, and close_notify comes last.
     pub(in crate::proto) fn tls_overhead(&self) -> usize {
-        self.tls_overhead
+        self.tls_overhead + self.goodbye.min(self.send_buf.len())
     }
 
     #[inline]

@@ -411,3 +411,55 @@ fn after_a_write_error_the_rest_is_read() {
         assert_eq!(talk.rig.ended(), CloseReason::Reset);
     }
 }
+
+/// A client that has left its tickets unread sends RST behind its close_notify. It has said that it
+/// finished, and nothing but our close_notify is lost.
+#[test]
+fn a_reset_behind_the_peers_close_notify_is_a_good_end() {
+    for version in VERSIONS {
+        for noticed_by_read in [false, true] {
+            let mut talk = Talk::open(version, Box::new(echo));
+            talk.client.send_close_notify();
+            let wire = talk.client_bytes();
+            if noticed_by_read {
+                talk.rig.room = 0;
+            } else {
+                talk.rig.write_error = Some(libc::ECONNRESET);
+            }
+            talk.rig.inbox.push_back(Input::Bytes(wire));
+            talk.rig.inbox.push_back(Input::Error(libc::ECONNRESET));
+            talk.rig.turn();
+            assert_eq!(talk.rig.events(), [Seen::Finished]);
+            assert_eq!(talk.rig.ended(), CloseReason::Finished);
+        }
+    }
+}
+
+/// The same with an answer pending: it is lost, and that is the reason.
+#[test]
+fn a_reset_under_an_answer_is_a_reset() {
+    for version in VERSIONS {
+        let mut talk = Talk::open(version, Box::new(echo));
+        talk.say(&packet2("answer me"));
+        talk.client.send_close_notify();
+        let wire = talk.client_bytes();
+        talk.rig.room = 0;
+        talk.rig.inbox.push_back(Input::Bytes(wire));
+        talk.rig.inbox.push_back(Input::Error(libc::ECONNRESET));
+        talk.rig.turn();
+        assert_eq!(talk.rig.ended(), CloseReason::Reset);
+    }
+}
+
+/// An end of ours that a reset meets keeps its reason, if only our close_notify is lost.
+#[test]
+fn a_reset_under_our_close_notify_loses_nothing() {
+    for version in VERSIONS {
+        let mut talk = Talk::open(version, Box::new(reticent));
+        talk.rig.room = 0;
+        talk.rig.pass(secs(120));
+        talk.rig.inbox.push_back(Input::Error(libc::ECONNRESET));
+        talk.rig.turn();
+        assert_eq!(talk.rig.ended(), CloseReason::IdleTimeout);
+    }
+}
