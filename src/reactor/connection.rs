@@ -225,7 +225,7 @@ impl<S> Connection<S> {
     where
         I: StreamOps<Stream = S>,
     {
-        if payload.len() < I::LARGE_FRAME {
+        if payload.len() < os.large_frame() {
             match self.machine.send_below_watermark(payload, *now, pool) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
@@ -253,7 +253,7 @@ impl<S> Connection<S> {
             return self.machine.send(payload, *now, pool);
         }
         self.make_room(os, pool, now, payload);
-        let is_large = payload.len() >= I::LARGE_FRAME;
+        let is_large = payload.len() >= os.large_frame();
         if is_large && self.write_through(os, pool, *now, payload) {
             return Ok(());
         }
@@ -272,7 +272,7 @@ impl<S> Connection<S> {
     ) where
         I: StreamOps<Stream = S>,
     {
-        let is_large = payload.len() >= I::LARGE_FRAME;
+        let is_large = payload.len() >= os.large_frame();
         if self.writable && (is_large || self.machine.would_congest(payload.len())) {
             self.write_out(os, pool, now);
         }

@@ -88,12 +88,19 @@ pub(crate) trait Socket {
     fn credentials(&self) -> io::Result<Credentials>;
 }
 
+/// See [`StreamOps::large_frame`].
+pub(crate) const LARGE_FRAME: usize = 32 * 1024;
+
 /// The clock and the system calls of one connection's turn. None of them blocks.
 pub(crate) trait StreamOps {
     type Stream;
 
-    /// The size from which a frame is written by itself, because a copy would cost more.
-    const LARGE_FRAME: usize = 32 * 1024;
+    /// The size from which a frame is written by itself, because a copy would cost more. Smaller
+    /// only in simulations.
+    #[inline]
+    fn large_frame(&self) -> usize {
+        LARGE_FRAME
+    }
 
     /// Monotonic time since the creation of `self`.
     fn now(&self) -> Time;

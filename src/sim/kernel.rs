@@ -16,7 +16,7 @@ use super::socket::Dial;
 use super::sockets::Sockets;
 use crate::addr::Addr;
 use crate::proto::Time;
-use crate::reactor::os::Token;
+use crate::reactor::os::{Token, LARGE_FRAME};
 
 pub(super) struct Kernel {
     pub(super) now: Time,
@@ -28,6 +28,8 @@ pub(super) struct Kernel {
     pub(super) leap_after_poll: Duration,
     /// Descriptors that the process may have open.
     pub(super) fd_limit: usize,
+    /// See [`StreamOps::large_frame`](crate::reactor::os::StreamOps::large_frame).
+    pub(super) large_frame: usize,
     pub(super) fds: usize,
     /// Descriptors have run out for the whole system until then.
     pub(super) famine_until: Time,
@@ -103,6 +105,7 @@ impl Kernel {
             faults: Faults::none(),
             leap_after_poll: Duration::ZERO,
             fd_limit: usize::MAX,
+            large_frame: LARGE_FRAME,
             fds: 0,
             famine_until: Time::ZERO,
             listeners: Vec::new(),

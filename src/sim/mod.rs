@@ -297,6 +297,12 @@ impl<A> Sim<A> {
         self.kernel.borrow_mut().fd_limit = descriptors;
     }
 
+    /// The size from which a frame is written by itself, without a copy: 32 KiB, as over sockets.
+    /// A smaller one lets small frames take that way too.
+    pub fn set_large_frame(&mut self, bytes: usize) {
+        self.kernel.borrow_mut().large_frame = bytes;
+    }
+
     /// Time since the world began.
     pub fn now(&self) -> Duration {
         self.kernel.borrow().now.since(Time::ZERO)

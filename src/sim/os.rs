@@ -60,8 +60,9 @@ impl Wake for SimWake {
 impl StreamOps for SimOs {
     type Stream = StreamFd;
 
-    /// Simulated frames are small: some of each kind.
-    const LARGE_FRAME: usize = 128;
+    fn large_frame(&self) -> usize {
+        self.0.borrow().large_frame
+    }
 
     fn now(&self) -> Time {
         self.0.borrow().now

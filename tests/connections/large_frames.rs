@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use kit::net::{connect, eventually, local, packet2, spawn};
 use kit::script::connect_narrow;
+use portcullis::sim::{Call, Sim};
 use portcullis::{
     CloseReason, Config, ConnConfig, ConnId, Context, Framing, Handler, Listen, Outcome, Server,
     SocketOptions,
@@ -198,4 +199,41 @@ fn to_one_that_has_gone() {
     eventually("all have ended", || server.handle.stats().open == 0);
     let (stats, ()) = server.finish();
     assert_eq!(stats.closed(CloseReason::Reset), 20);
+}
+
+/// The simulator writes as sockets do: smaller frames of one callback go out together, those of
+/// 32 KiB each by itself.
+#[test]
+fn the_simulator_has_the_same_sizes() {
+    struct Four;
+    impl Handler for Four {
+        fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+            let length = std::str::from_utf8(frame)?.trim_end().parse()?;
+            for _ in 0..4 {
+                cx.conn.send(vec![b'x'; length])?;
+            }
+            Ok(())
+        }
+    }
+    let mut sim = Sim::new(1, Config::new(), ());
+    let conn = ConnConfig::new().watermarks(1024, 1024 * 1024);
+    let listen = local().framing(Framing::Line).conn(conn);
+    let addr = sim.listen(listen, |_: &mut (), _| Four).expect("listen");
+    let client = sim.connect(addr).expect("a listener");
+    sim.set_send_buffer(client, 1024 * 1024);
+    let mut writes = |length: usize| {
+        let before = sim.calls(Call::Write);
+        sim.send(client, format!("{length}\n").as_bytes());
+        sim.settle();
+        assert_eq!(sim.received(client).len(), 4 * length);
+        sim.calls(Call::Write) - before
+    };
+    assert_eq!(writes(1_000), 1);
+    assert_eq!(writes(32 * 1024 - 1), 1);
+    assert_eq!(writes(32 * 1024), 4);
+    sim.set_large_frame(100);
+    sim.send(client, b"1000\n");
+    let before = sim.calls(Call::Write);
+    sim.settle();
+    assert_eq!(sim.calls(Call::Write) - before, 4);
 }

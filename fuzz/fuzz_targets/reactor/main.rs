@@ -88,6 +88,8 @@ impl<'a> World<'a> {
     fn new(plan: &'a Plan) -> Self {
         let app = App::new(plan.actions.clone(), ACTIONS);
         let mut sim = Sim::new(u64::from(plan.setup.seed), plan.setup.config(), app);
+        // Small frames take the way of large ones too.
+        sim.set_large_frame(128);
         let handle = sim.handle();
         sim.app_mut().handle = Some(handle);
         let addrs = [0, 1].map(|which| {

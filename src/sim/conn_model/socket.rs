@@ -110,7 +110,9 @@ impl StreamOps for ModelOs {
     type Stream = Socket;
 
     /// Small enough for the model's frames to be of both kinds.
-    const LARGE_FRAME: usize = 128;
+    fn large_frame(&self) -> usize {
+        128
+    }
 
     fn now(&self) -> Time {
         self.now
