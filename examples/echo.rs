@@ -72,8 +72,8 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     terminal::say(&summary(&server.control().stats()));
     if let Some(report) = server.control().drain_report() {
         terminal::say(&format!(
-            "drained in {:.1?}: {} connections ended by themselves, {} were forced",
-            report.took, report.ended, report.forced
+            "drained in {:.1?}: {} connections ended in order, {} otherwise, {} were forced",
+            report.took, report.ended, report.failed, report.forced
         ));
     }
     Ok(())

@@ -108,8 +108,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     server.run(&mut ())?;
     if let Some(report) = server.control().drain_report() {
         terminal::say(&format!(
-            "drained: {} ended by themselves, {} were forced",
-            report.ended, report.forced
+            "drained: {} ended in order, {} otherwise, {} were forced",
+            report.ended, report.failed, report.forced
         ));
     }
     Ok(())

@@ -74,8 +74,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     ));
     if let Some(report) = report {
         terminal::say(&format!(
-            "drained in {:.1?}: {} connections ended by themselves, {} were forced",
-            report.took, report.ended, report.forced
+            "drained in {:.1?}: {} connections ended in order, {} otherwise, {} were forced",
+            report.took, report.ended, report.failed, report.forced
         ));
     }
     Ok(())

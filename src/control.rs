@@ -409,7 +409,7 @@ impl<'a, A> Control<'a, A> {
     }
 
     /// Suspends a listener: takes it out of the poll. Its connections stay open, new clients wait in
-    /// its backlog. Extra calls are ignored.
+    /// its backlog. Extra calls are ignored. A drain accepts the backlog all the same.
     ///
     /// # Errors
     ///
@@ -470,6 +470,10 @@ impl<'a, A> Control<'a, A> {
     /// Starts a graceful shutdown: accepts the backlog, closes the ports, notifies every handler
     /// ([`Handler::on_drain`](crate::Handler::on_drain)), and resets the remaining connections after
     /// `grace`. One deadline for all; a second call can only shorten it.
+    ///
+    /// Rates and suspensions hold back no client in the backlog. Where a cap does, or a lack of
+    /// descriptors, the port stays open until slots have become free for those that wait, at most
+    /// to the deadline. A handshake may take a quarter of `grace`, or a second if that is longer.
     pub fn drain(&mut self, grace: Duration) {
         self.ops.drain(grace);
     }

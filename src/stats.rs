@@ -158,15 +158,28 @@ impl Stats {
     }
 }
 
-/// The result of a drain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The result of a drain: how each connection ended that was there when it began, or was accepted
+/// since.
+///
+/// If `failed`, `forced` and `unserved` are zero, each client got everything that was sent to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {
-    /// Connections that ended by themselves: answered, flushed and closed in order, or lost by
-    /// their peers.
+    /// Connections that ended in order: the handler or the peer closed, all output and FIN were
+    /// sent, and the peer finished too. Also detached connections that their threads have dropped.
     pub ended: usize,
-    /// Connections that were reset at the deadline, or whose peers had not got all output by then.
+    /// Connections that ended otherwise before the deadline, or without the peer's FIN: the reason
+    /// is none of [`Finished`](CloseReason::Finished), [`Closed`](CloseReason::Closed) and
+    /// [`Drained`](CloseReason::Drained), the peer reset the connection, or the linger timeout or
+    /// the deadline came before the peer's end. Also clients that were refused, and outgoing
+    /// connections that were not established yet.
+    pub failed: usize,
+    /// Connections that were reset at the deadline, or whose peers had not got all output by then
+    /// ([`DrainForced`](CloseReason::DrainForced)).
     pub forced: usize,
+    /// Listeners that were closed while clients waited in their backlogs: no slot became free for
+    /// these before the deadline. The kernel resets them, unless another process has the socket.
+    pub unserved: usize,
     /// Duration of the drain.
     pub took: std::time::Duration,
 }
@@ -176,7 +189,9 @@ impl DrainReport {
     pub(crate) fn and(self, other: Self) -> Self {
         Self {
             ended: self.ended + other.ended,
+            failed: self.failed + other.failed,
             forced: self.forced + other.forced,
+            unserved: self.unserved + other.unserved,
             took: self.took.max(other.took),
         }
     }

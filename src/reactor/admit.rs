@@ -94,7 +94,7 @@ pub(super) fn admit<A, O: Os>(
     } else {
         machine.handle_admitted(now);
     }
-    if let Some(until) = core.drain.handshake_until() {
+    if let Some(until) = core.drain.handshake_until(now) {
         machine.drain(until);
     }
     let conn = Connection {

@@ -163,7 +163,6 @@ pub(super) fn force_late<A, O: Os>(
         let core = &mut inner.core;
         if core.is_detached(id) {
             core.detached.cut_off(id);
-            core.drain.count_forced();
             remove_detached(inner, id, CloseReason::DrainForced);
             continue;
         }
@@ -174,9 +173,7 @@ pub(super) fn force_late<A, O: Os>(
         if conn.machine.is_delivery_owed() {
             conn.ask_delivery(os, *now);
         }
-        if !conn.machine.cut_short(pool) {
-            core.drain.count_forced();
-        }
+        conn.machine.cut_short(pool);
         match core.next_step(id) {
             Some(reset) => finish_close(inner, app, id, reset),
             None => core.conns.wake(id),

@@ -319,8 +319,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
 
     fn set_suspended(&mut self, which: &ListenerRef, suspended: bool) -> Result<()> {
         let listener = self.core.listeners.find_mut(which)?;
-        listener.suspended = suspended;
-        listener.readable |= !suspended;
+        listener.set_suspended(suspended);
         // At once, so that it holds when this returns.
         self.core.reconcile();
         Ok(())

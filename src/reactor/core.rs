@@ -13,7 +13,7 @@ use super::detached_conns::DetachedConns;
 use super::drain::Drain;
 use super::history::{CloseRecord, History};
 use super::listener::Listener;
-use super::listeners::{self, Listeners};
+use super::listeners::Listeners;
 use super::memory_budget::MemoryBudget;
 use super::os::Os;
 use super::outbound::Outbound;
@@ -115,7 +115,7 @@ impl<O: Os> Core<O> {
 
     /// When the loop has to run again without an event; `ZERO` for at once.
     pub(super) fn wake_at(&self, now: Time) -> Time {
-        if self.conns.has_work() || self.drain.has_work(&self.conns) {
+        if self.conns.has_work() {
             return Time::ZERO;
         }
         self.conns
@@ -123,7 +123,7 @@ impl<O: Os> Core<O> {
             .min(self.admission.fds.until())
             .min(self.admission.fds.over_at())
             .min(self.memory.grant_until())
-            .min(self.drain.deadline())
+            .min(self.drain.wake_at(&self.conns, &self.listeners, now))
             .min(self.listeners.wake_at(|| self.capacity_at(now)))
     }
 
@@ -176,13 +176,11 @@ impl<O: Os> Core<O> {
             now,
             ..
         } = self;
-        let refused = |listener: &Listener<O::Listener>| {
-            let refusal = admission.refusal(conns, listener, config, *now);
-            admission.fds.is_on() || refusal.is_some()
+        let is_full = |listener: &Listener<O::Listener>| {
+            listener.lets_wait() && admission.refusal(conns, listener, config, *now).is_some()
         };
-        drain.close_listeners(listeners, stats.accepted, due, refused, |listener| {
-            listeners::close(os, listener);
-        });
+        let waits = (admission.fds.is_on(), is_full);
+        drain.close_listeners(os, conns, listeners, stats.accepted, (due, *now), waits);
         drain.notify(conns, *now);
     }
 
@@ -322,11 +320,13 @@ impl<O: Os> Core<O> {
             traffic: conn.machine.traffic(),
         };
         let (source, counted, listener) = (record.source.ip(), conn.counted, conn.listener);
+        let is_confirmed = conn.machine.is_end_confirmed();
         conn.machine.recycle(&mut self.conns.pool);
         if conn.machine.has_framer() || conn.machine.has_tls() {
             self.guard.drop("a framer's destructor", conn);
         }
         self.stats.count_closed(closed.reason);
+        self.drain.count(closed.reason, is_confirmed);
         self.history.ages.record_time(record.age);
         self.history
             .record_close(&mut self.guard, record, closed, self.now);

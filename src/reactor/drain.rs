@@ -1,30 +1,35 @@
 //! Graceful shutdown: accept the backlog, close the listeners, notify every connection, enforce one
 //! deadline.
+//!
+//! A client in a backlog that cannot be accepted at once waits: its listener stays open until a
+//! connection ends and frees its slot, or until the deadline.
 
 use std::time::Duration;
 
 use super::connections::Connections;
 use super::listener::Listener;
-use super::listeners::Listeners;
+use super::listeners::{self, Listeners};
+use super::os::Os;
 use crate::id::ConnId;
 use crate::logs;
 use crate::proto::Time;
+use crate::reason::CloseReason;
 use crate::stats::DrainReport;
 
 /// Slots that are visited in one iteration, to notify or to force.
 const BATCH: u32 = 1024;
 
-/// How long a handshake may still take once the server drains.
-const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
+/// The least time for a handshake, if the grace is as long.
+const MIN_HANDSHAKE_TIME: Duration = Duration::from_secs(1);
+
+/// Without connections a listener whose accepts fail is given up after this time.
+const FAILING_LISTENER_TIME: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 pub(super) enum Drain {
     #[default]
     No,
-    /// Accepting the backlogs, then closing the listeners.
-    Listeners(Plan),
-    /// Waiting for the connections to end.
-    Connections(Plan),
+    On(Plan),
     Done(DrainReport),
 }
 
@@ -32,13 +37,21 @@ pub(super) enum Drain {
 pub(super) struct Plan {
     started: Time,
     deadline: Time,
+    /// Time for a handshake, from the moment at which its connection is notified.
+    handshake_time: Duration,
     /// Connections at the start.
     present: usize,
     accepted_before: u64,
-    forced: usize,
+    /// What has ended so far.
+    report: DrainReport,
     /// Maximum number of clients that are still accepted: the sum of the backlogs, so that a flood
     /// of clients cannot keep the listeners open.
     max_accepts: usize,
+    /// The first step was made.
+    has_begun: bool,
+    /// No client can be accepted at once: connections are notified, which frees slots for those
+    /// that wait.
+    notifies: bool,
     /// Slots before this one have been notified.
     notified: u32,
     /// After the deadline: slots before this one have been forced.
@@ -46,34 +59,43 @@ pub(super) struct Plan {
 }
 
 impl Drain {
-    pub(super) fn deadline(&self) -> Time {
-        match self {
-            Self::Listeners(plan) | Self::Connections(plan) => plan.deadline,
-            Self::No | Self::Done(_) => Time::NEVER,
+    /// When the next step is due without an event; `ZERO` for at once.
+    pub(super) fn wake_at<S, L>(
+        &self,
+        conns: &Connections<S>,
+        listeners: &Listeners<L>,
+        now: Time,
+    ) -> Time {
+        let Some(plan) = self.plan() else {
+            return Time::NEVER;
+        };
+        let is_due = !plan.has_begun || plan.notifies && plan.notified < conns.slots();
+        if is_due || conns.is_empty() && listeners.open() == 0 {
+            return Time::ZERO;
+        }
+        let give_up = plan.started.after(FAILING_LISTENER_TIME);
+        if conns.is_empty() && now < give_up {
+            plan.deadline.min(give_up)
+        } else {
+            plan.deadline
         }
     }
 
-    /// While the server drains: when handshakes have to be over.
-    pub(super) fn handshake_until(&self) -> Option<Time> {
+    fn plan(&self) -> Option<&Plan> {
         match self {
-            Self::Listeners(plan) | Self::Connections(plan) => {
-                Some(plan.deadline.min(plan.started.after(HANDSHAKE_GRACE)))
-            }
+            Self::On(plan) => Some(plan),
             Self::No | Self::Done(_) => None,
         }
     }
 
-    pub(super) fn is_on(&self) -> bool {
-        !matches!(self, Self::No)
+    /// While the server drains: when a handshake that is notified now has to be over.
+    pub(super) fn handshake_until(&self, now: Time) -> Option<Time> {
+        let plan = self.plan()?;
+        Some(plan.deadline.min(now.after(plan.handshake_time)))
     }
 
-    /// The next step needs no event.
-    pub(super) fn has_work<S>(&self, conns: &Connections<S>) -> bool {
-        match self {
-            Self::Listeners(_) => true,
-            Self::Connections(plan) => conns.is_empty() || plan.notified < conns.slots(),
-            Self::No | Self::Done(_) => false,
-        }
+    pub(super) fn is_on(&self) -> bool {
+        !matches!(self, Self::No)
     }
 
     /// The result, once the drain is over.
@@ -94,70 +116,87 @@ impl Drain {
         grace: Duration,
     ) -> bool {
         let deadline = now.after(grace);
+        let handshake_time = MIN_HANDSHAKE_TIME.max(grace / 4);
         match self {
             Self::No => {
                 logs::info!(target: logs::SERVER, "draining {} connections, at most {grace:?}", conns.len());
                 let mut max_accepts = 0;
                 for listener in listeners.iter_mut() {
-                    listener.readable = true;
-                    listener.retry_at = Time::NEVER;
+                    listener.begin_drain();
                     max_accepts += listener.options.socket.backlog as usize;
                 }
-                *self = Self::Listeners(Plan {
+                *self = Self::On(Plan {
                     started: now,
                     deadline,
+                    handshake_time,
                     present: conns.len(),
                     accepted_before: accepted,
-                    forced: 0,
+                    report: DrainReport::default(),
                     max_accepts,
+                    has_begun: false,
+                    notifies: false,
                     notified: 0,
                     forced_through: 0,
                 });
                 true
             }
-            Self::Listeners(plan) | Self::Connections(plan) => {
+            Self::On(plan) => {
                 plan.deadline = plan.deadline.min(deadline);
+                plan.handshake_time = plan.handshake_time.min(handshake_time);
                 false
             }
             Self::Done(_) => false,
         }
     }
 
-    /// Calls `close` for each listener whose backlog is empty, or that has `refused` its clients.
-    /// `due` is the time up to which deadlines expire, if any do in this iteration.
-    pub(super) fn close_listeners<L>(
+    /// Closes each listener whose backlog is empty, and at the end the others. `is_full` is whether
+    /// a listener's clients wait for a slot, `due` the time up to which deadlines expire, if any do
+    /// in this iteration.
+    pub(super) fn close_listeners<S, O: Os<Stream = S>>(
         &mut self,
-        listeners: &mut Listeners<L>,
+        os: &mut O,
+        conns: &Connections<S>,
+        listeners: &mut Listeners<O::Listener>,
         accepted: u64,
-        due: Option<Time>,
-        refused: impl Fn(&Listener<L>) -> bool,
-        mut close: impl FnMut(&mut Listener<L>),
+        (due, now): (Option<Time>, Time),
+        (out_of_fds, is_full): (bool, impl Fn(&Listener<O::Listener>) -> bool),
     ) {
-        let Self::Listeners(plan) = self else {
+        let Self::On(plan) = self else {
             return;
         };
-        let late = due.is_some_and(|due| plan.deadline <= due);
+        plan.has_begun = true;
         let accepted = usize::try_from(accepted - plan.accepted_before).unwrap_or(usize::MAX);
-        let spent = late || accepted > plan.max_accepts;
-        for listener in listeners.iter_mut() {
-            if spent || !listener.may_accept() || refused(listener) {
-                close(listener);
+        let is_over = due.is_some_and(|due| plan.deadline <= due) || accepted > plan.max_accepts;
+        let gives_up = conns.is_empty() && plan.started.after(FAILING_LISTENER_TIME) <= now;
+        let mut may_accept = false;
+        for listener in listeners.iter_mut().filter(|listener| listener.is_open()) {
+            let fails = out_of_fds || listener.retry_at.is_armed();
+            let waits = fails || is_full(listener);
+            if is_over || !listener.readable || (waits && !has_client(os, listener)) {
+                if is_over && has_client(os, listener) {
+                    plan.report.unserved += 1;
+                }
+                listeners::close(os, listener);
+            } else if fails && gives_up {
+                plan.report.unserved += 1;
+                listeners::close(os, listener);
+            } else {
+                may_accept |= !waits;
             }
         }
-        if listeners.open() == 0 {
-            if let Self::Listeners(plan) = std::mem::take(self) {
-                *self = Self::Connections(plan);
-            }
-        }
+        plan.notifies |= !may_accept;
     }
 
     /// Notifies the next connections. Each reads again: it does not rely on a "would block" from
     /// before the drain.
     pub(super) fn notify<S>(&mut self, conns: &mut Connections<S>, now: Time) {
-        let until = self.handshake_until().unwrap_or(now);
-        let Self::Connections(plan) = self else {
+        let until = self.handshake_until(now).unwrap_or(now);
+        let Self::On(plan) = self else {
             return;
         };
+        if !plan.notifies {
+            return;
+        }
         let first = plan.notified;
         plan.notified = first.saturating_add(BATCH).min(conns.slots());
         for index in first..plan.notified {
@@ -174,15 +213,14 @@ impl Drain {
         }
     }
 
-    /// After the deadline: the next connections to be forced. Each counts with
-    /// [`Drain::count_forced`] if it was owed something.
+    /// After the deadline: the next connections to be forced.
     pub(super) fn next_late<S>(
         &mut self,
         conns: &Connections<S>,
         due: Option<Time>,
     ) -> Vec<ConnId> {
         match self {
-            Self::Connections(plan) if due.is_some_and(|due| plan.deadline <= due) => {
+            Self::On(plan) if due.is_some_and(|due| plan.deadline <= due) => {
                 let first = plan.forced_through % conns.slots().max(1);
                 plan.forced_through = first.saturating_add(BATCH).min(conns.slots());
                 let late = first..plan.forced_through;
@@ -193,32 +231,59 @@ impl Drain {
         }
     }
 
-    pub(super) fn count_forced(&mut self) {
-        if let Self::Connections(plan) = self {
-            plan.forced += 1;
+    /// Counts an end. `is_confirmed` if the peer has finished after all output and our FIN.
+    pub(super) fn count(&mut self, reason: CloseReason, is_confirmed: bool) {
+        let Self::On(Plan { report, .. }) = self else {
+            return;
+        };
+        match reason {
+            CloseReason::DrainForced => report.forced += 1,
+            // The thread that had it has dropped it.
+            CloseReason::Detached => report.ended += 1,
+            CloseReason::Finished | CloseReason::Closed | CloseReason::Drained if is_confirmed => {
+                report.ended += 1;
+            }
+            _ => report.failed += 1,
         }
     }
 
-    /// Ends the drain once no connection is left.
-    pub(super) fn finish<S>(&mut self, conns: &Connections<S>, accepted: u64, now: Time) {
-        let Self::Connections(plan) = self else {
+    /// Ends the drain once no connection and no listener is left.
+    pub(super) fn finish<S, L>(
+        &mut self,
+        conns: &Connections<S>,
+        listeners: &Listeners<L>,
+        accepted: u64,
+        now: Time,
+    ) {
+        let Self::On(plan) = self else {
             return;
         };
-        if !conns.is_empty() {
+        if !plan.has_begun || !conns.is_empty() || listeners.open() > 0 {
             return;
         }
-        let accepted = usize::try_from(accepted - plan.accepted_before).unwrap_or(usize::MAX);
         let report = DrainReport {
-            ended: (plan.present + accepted).saturating_sub(plan.forced),
-            forced: plan.forced,
             took: now.since(plan.started),
+            ..plan.report
         };
+        debug_assert_eq!(
+            (report.ended + report.failed + report.forced) as u64,
+            plan.present as u64 + accepted - plan.accepted_before,
+            "each connection is counted once"
+        );
         logs::info!(
             target: logs::SERVER,
-            "drained: {} ended by themselves, {} were forced",
+            "drained: {} ended in order, {} otherwise, {} were forced; clients left in {} backlogs",
             report.ended,
-            report.forced
+            report.failed,
+            report.forced,
+            report.unserved
         );
         *self = Self::Done(report);
     }
+}
+
+/// Whether a client waits in the backlog.
+fn has_client<O: Os>(os: &mut O, listener: &mut Listener<O::Listener>) -> bool {
+    let socket = listener.socket.as_mut();
+    socket.is_some_and(|socket| os.has_client(socket))
 }

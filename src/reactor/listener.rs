@@ -19,7 +19,7 @@ use super::source_limits::{Counted, Sources};
 use crate::access::Access;
 use crate::addr::Addr;
 use crate::config::AtCapacity;
-use crate::config::{Listen, ProxyProtocol};
+use crate::config::{Listen, ProxyProtocol, SourceLimits};
 use crate::id::{ListenerId, ListenerRef};
 use crate::listener_info::{ListenerInfo, ListenerState};
 use crate::logs;
@@ -46,6 +46,8 @@ pub(super) struct Listener<L> {
     pub(super) connections: usize,
     pub(super) accepted: u64,
     pub(super) suspended: bool,
+    /// The server drains: neither a suspension nor a rate holds back the clients in the backlog.
+    pub(super) is_draining: bool,
     /// The kernel reports events of this socket.
     pub(super) registered: bool,
     /// Accept may find a client: an event came, the budget ended, or the listener was out of the
@@ -86,6 +88,7 @@ impl<L> Listener<L> {
             connections: 0,
             accepted: 0,
             suspended: false,
+            is_draining: false,
             registered: false,
             readable: true,
             retry_at: Time::NEVER,
@@ -110,6 +113,20 @@ impl<L> Listener<L> {
 
     pub(super) fn is_open(&self) -> bool {
         self.socket.is_some()
+    }
+
+    /// The server drains: accepts the backlog.
+    pub(super) fn begin_drain(&mut self) {
+        self.is_draining = true;
+        self.suspended = false;
+        self.readable = true;
+        self.retry_at = Time::NEVER;
+    }
+
+    /// Suspends or resumes it. A drain accepts the backlog all the same.
+    pub(super) fn set_suspended(&mut self, suspended: bool) {
+        self.suspended = suspended && !self.is_draining;
+        self.readable |= !self.suspended;
     }
 
     /// The limit of this listener alone.
@@ -143,6 +160,9 @@ impl<L> Listener<L> {
 
     /// When its rate and the server's admit the next client.
     pub(super) fn limited_until(&self, capacity: &Capacity) -> Time {
+        if self.is_draining {
+            return Time::ZERO;
+        }
         self.bucket
             .ready_at(self.options.accept_rate)
             .max(capacity.limited_until)
@@ -193,6 +213,13 @@ impl<L> Listener<L> {
     /// Counts a connection under its source. `None` if the source has too many or is too fast.
     pub(super) fn count_source(&mut self, ip: Option<IpAddr>, now: Time) -> Option<Counted> {
         match ip {
+            Some(ip) if self.is_draining => {
+                let limits = SourceLimits {
+                    rate: None,
+                    ..self.options.source_limits
+                };
+                self.sources.admit(ip, &limits, now)
+            }
             Some(ip) => self.sources.admit(ip, &self.options.source_limits, now),
             None => Some(Counted::No),
         }

@@ -376,11 +376,12 @@ impl<A, O: Os> Reactor<A, O> {
         let Core {
             drain,
             conns,
+            listeners,
             stats,
             now,
             ..
         } = &mut self.inner.core;
-        drain.finish(conns, stats.accepted, *now);
+        drain.finish(conns, listeners, stats.accepted, *now);
     }
 
     /// Calls the alarms that are due, each at most once.

@@ -159,6 +159,9 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
 
     fn accept(&mut self, listener: &mut Self::Listener) -> io::Result<(Self::Stream, Addr)>;
 
+    /// Whether a client waits in the backlog. True if the system cannot say.
+    fn has_client(&mut self, listener: &mut Self::Listener) -> bool;
+
     /// Starts to connect; true if it is connected already. Otherwise an event says when to call
     /// [`Os::connected`].
     fn connect(

@@ -67,6 +67,7 @@ pub(super) fn report_failed<A, O: Os>(
 ) {
     let Inner { core, user } = inner;
     core.stats.count_closed(closed.reason);
+    core.drain.count(closed.reason, false);
     let Some(listener) = core.listeners.get(at) else {
         return;
     };

@@ -143,6 +143,12 @@ impl Os for SimOs {
         Ok((StreamFd { index, local }, peer.into()))
     }
 
+    fn has_client(&mut self, listener: &mut ListenerFd) -> bool {
+        let kernel = self.0.borrow();
+        let listening = kernel.listeners.get(listener.index);
+        listening.is_some_and(|listening| !listening.queue.is_empty())
+    }
+
     fn connect(
         &mut self,
         addr: &Addr,

@@ -273,7 +273,7 @@ fn a_drain_makes_no_further_attempt() {
         sim.settle();
         assert_eq!(heard(&sim), [(2, "failed: drained")]);
         let report = sim.drain_report().expect("over at once");
-        assert_eq!((report.ended, report.forced), (1, 0));
+        assert_eq!((report.ended, report.failed, report.forced), (0, 1, 0));
         assert!(matches!(
             sim.control().connect(REMOTE, line(), Notes),
             Err(Error::Draining)

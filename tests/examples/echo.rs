@@ -291,7 +291,7 @@ fn either_signal_drains_and_ends_with_the_counters() {
         );
         assert!(output.contains("closed: 3 drained\n"), "{output}");
         assert!(
-            output.contains("3 connections ended by themselves, 0 were forced"),
+            output.contains("3 connections ended in order, 0 otherwise, 0 were forced"),
             "{output}"
         );
     }
@@ -333,7 +333,7 @@ fn a_stuck_client_is_forced_when_the_grace_is_over() {
     let (status, output, log) = server.finish();
     assert_eq!(status.code(), Some(0), "{log}");
     assert!(
-        output.contains("1 connections ended by themselves, 1 were forced"),
+        output.contains("1 connections ended in order, 0 otherwise, 1 were forced"),
         "{output}"
     );
     assert!(output.contains("1 forced by drain deadline"), "{output}");

@@ -3,6 +3,7 @@
 mod accepting;
 mod access;
 mod capacity;
+mod drain_backlog;
 mod enumeration;
 mod fairness;
 mod fd_exhaustion;

@@ -168,6 +168,7 @@ impl Machine {
     pub(crate) fn handle_read_error(&mut self, error: io::Error, pool: &mut Pool) {
         self.status.recv.set_eof();
         self.end(closed_by(error), pool);
+        self.status.send.fail();
     }
 
     // From bytes to events.

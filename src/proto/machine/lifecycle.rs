@@ -651,8 +651,18 @@ impl Machine {
             self.status.life.enter(Phase::Linger);
             self.begin_linger(now, true);
         } else {
+            if !sent {
+                self.status.send.fail();
+            }
             self.status.life.enter(Phase::Gone);
         }
+    }
+
+    /// True if the peer has all output: it finished, and no call failed.
+    ///
+    /// Whether all output was sent is a matter of the reason.
+    pub(crate) fn is_end_confirmed(&self) -> bool {
+        self.status.recv.is_eof() && !self.status.send.has_failed()
     }
 
     /// True if our FIN was sent while the handler goes on reading: a write fails in any case.

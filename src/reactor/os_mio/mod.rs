@@ -394,6 +394,10 @@ impl Os for MioOs {
         listener.accept()
     }
 
+    fn has_client(&mut self, listener: &mut Listener) -> bool {
+        listener.has_client()
+    }
+
     fn connect(
         &mut self,
         addr: &Addr,

@@ -103,6 +103,31 @@ impl Listener {
         }
     }
 
+    /// Whether a client waits in the backlog. A socket that cannot be asked has one.
+    #[cfg(any(
+        target_os = "linux",
+        target_os = "android",
+        target_os = "freebsd",
+        target_os = "dragonfly",
+        target_vendor = "apple"
+    ))]
+    pub(super) fn has_client(&self) -> bool {
+        use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
+        let mut asked = [PollFd::new(self.as_fd(), PollFlags::POLLIN)];
+        poll(&mut asked, PollTimeout::ZERO) != Ok(0)
+    }
+
+    #[cfg(not(any(
+        target_os = "linux",
+        target_os = "android",
+        target_os = "freebsd",
+        target_os = "dragonfly",
+        target_vendor = "apple"
+    )))]
+    pub(super) fn has_client(&self) -> bool {
+        true
+    }
+
     /// Sets the options of an accepted socket that are not inherited, and resets those that are.
     fn set_options(&self, stream: &Stream) -> io::Result<()> {
         let socket = match stream {
