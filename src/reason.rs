@@ -75,11 +75,15 @@ reasons! {
     /// outgoing connection from when it was connected. Or a handshake was not complete within it
     /// after `Conn::start_tls`.
     HandshakeTimeout => "handshake timeout",
-    /// A frame was incomplete at the frame timeout, counted from its first byte.
+    /// An incomplete frame made no progress within the frame timeout, or arrived more slowly than
+    /// [`ConnConfig::min_rate`](crate::ConnConfig::min_rate).
     FrameTimeout => "frame timeout",
     /// No byte from the peer within the idle timeout.
     IdleTimeout => "idle timeout",
-    /// The peer took no byte of pending output within the write timeout.
+    /// The peer took nothing of the pending output within the write timeout, or less than
+    /// [`ConnConfig::min_rate`](crate::ConnConfig::min_rate). Also a client that writes all its
+    /// requests before it reads an answer: see
+    /// [`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex).
     WriteTimeout => "write timeout",
     /// The TLS handshake failed, and [`Closed::error`] has the cause. Or a close cut short a
     /// handshake after `Conn::start_tls`, and the output that it should encrypt is lost.

@@ -96,7 +96,8 @@ impl<'a, A> Conn<'a, A> {
     /// send it with the line.
     ///
     /// At the high watermark, reading from this connection stops until the peer has taken enough. A
-    /// handler that only answers needs nothing else.
+    /// handler that only answers needs nothing else, unless its clients write all their requests
+    /// before they read an answer ([`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex)).
     ///
     /// # Errors
     ///

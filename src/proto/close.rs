@@ -74,22 +74,22 @@ pub(super) enum Delivery {
 
 impl Delivery {
     /// Takes the kernel's answer. `queued`: output is pending that the kernel has not got yet.
-    /// True if the peer has taken bytes since the last answer.
-    pub(super) fn note(&mut self, unsent: Option<usize>, queued: bool) -> bool {
-        let (before, now) = match (*self, unsent) {
-            (Self::Unknown, _) if queued => return self.replace(Self::Owed(usize::MAX)),
-            (_, None) => return self.replace(Self::Untold),
-            (_, Some(0)) => return self.replace(Self::Done),
-            (Self::Owed(before), Some(now)) => (before, now),
-            (_, Some(now)) => (usize::MAX, now),
+    /// Returns how many bytes the peer has taken since the last answer.
+    pub(super) fn note(&mut self, unsent: Option<usize>, queued: bool) -> usize {
+        let before = match *self {
+            Self::Owed(before) if before != usize::MAX => Some(before),
+            _ => None,
         };
-        *self = Self::Owed(now.min(before));
-        now < before
-    }
-
-    fn replace(&mut self, by: Self) -> bool {
-        *self = by;
-        true
+        *self = match unsent {
+            _ if queued && *self == Self::Unknown => Self::Owed(usize::MAX),
+            None => Self::Untold,
+            Some(0) => Self::Done,
+            Some(now) => Self::Owed(before.map_or(now, |before| now.min(before))),
+        };
+        match (before, *self) {
+            (Some(before), Self::Owed(now)) => before - now,
+            _ => 0,
+        }
     }
 
     pub(super) fn is_owed(self) -> bool {

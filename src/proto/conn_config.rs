@@ -34,6 +34,8 @@ pub struct ConnConfig {
     pub idle_timeout: Duration,
     /// See [`ConnConfig::write_timeout`].
     pub write_timeout: Duration,
+    /// See [`ConnConfig::min_rate`].
+    pub min_rate: u32,
     /// See [`ConnConfig::linger`].
     pub linger_timeout: Duration,
     /// See [`ConnConfig::linger`].
@@ -60,6 +62,7 @@ impl Default for ConnConfig {
             frame_timeout: Duration::from_secs(30),
             idle_timeout: Duration::from_secs(120),
             write_timeout: Duration::from_secs(30),
+            min_rate: 500,
             linger_timeout: Duration::from_secs(2),
             linger_bytes: 16 * 1024 * 1024,
             low_watermark: 32 * 1024,
@@ -96,7 +99,9 @@ impl ConnConfig {
         self
     }
 
-    /// Maximum time from the first byte of a frame to its last. Defaults to 30 s.
+    /// Maximum time in which an incomplete frame makes no progress. Received bytes extend the time
+    /// by [`ConnConfig::min_rate`]. So a short frame must be complete within it, and a long one must
+    /// arrive at that rate. The time is paused while reading is paused. Defaults to 30 s.
     pub fn frame_timeout(mut self, timeout: Duration) -> Self {
         self.frame_timeout = timeout;
         self
@@ -109,10 +114,30 @@ impl ConnConfig {
         self
     }
 
-    /// Maximum time in which the peer takes no byte of its pending output. While the connection
-    /// closes, output that only the kernel holds counts too. Defaults to 30 s.
+    /// Maximum time in which the peer takes nothing of its pending output. Taken bytes extend the
+    /// time by [`ConnConfig::min_rate`]. Defaults to 30 s.
+    ///
+    /// This also ends a client that writes all its requests before it reads an answer, if the
+    /// answers exceed the high watermark and the kernel's buffers: see [`ConnConfig::full_duplex`].
+    ///
+    /// While the connection closes, output that only the kernel holds counts too, in the same time.
+    /// So closing takes at most this timeout, the time of the output at the minimum rate, and the
+    /// linger timeout ([`ConnConfig::linger`]).
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.write_timeout = timeout;
+        self
+    }
+
+    /// Minimum rate of progress, in bytes per second: of pending output that the peer takes, and of
+    /// an incomplete frame that it sends. Defaults to 500 (Apache's `mod_reqtimeout` has the same),
+    /// at least 1.
+    ///
+    /// [`ConnConfig::write_timeout`] and [`ConnConfig::frame_timeout`] are how far a peer may fall
+    /// behind. Each byte makes up for its time at this rate, and no more than the timeout is left.
+    /// So a stall may take a whole timeout. A slower peer runs out of time, however it spreads its
+    /// bytes: at 29 bytes per second after 32 s, with the defaults.
+    pub fn min_rate(mut self, bytes_per_second: u32) -> Self {
+        self.min_rate = bytes_per_second;
         self
     }
 
@@ -131,8 +156,11 @@ impl ConnConfig {
         self
     }
 
-    /// Pauses reading at `high` bytes of pending output, and resumes it at `low`. Defaults to
-    /// 32 KiB (`low`) and 128 KiB (`high`). `low` must be below `high`.
+    /// Pauses reading at `high` bytes of pending output, and resumes it at `low`: backpressure.
+    /// Defaults to 32 KiB (`low`) and 128 KiB (`high`). `low` must be below `high`.
+    ///
+    /// So a client must read answers while it writes requests. One that writes a long pipeline
+    /// first waits for this side, which waits for it: see [`ConnConfig::full_duplex`].
     pub fn watermarks(mut self, low: usize, high: usize) -> Self {
         self.low_watermark = low;
         self.high_watermark = high;
@@ -147,9 +175,18 @@ impl ConnConfig {
         self
     }
 
-    /// Keeps reading above the high watermark: for output that is no answer to the input. In a
-    /// proxy, for example, the two directions must not wait for each other. Check
-    /// [`Conn::is_congested`](crate::Conn::is_congested) before you send more. Defaults to false.
+    /// Keeps reading while output is pending above the high watermark. Defaults to false.
+    ///
+    /// Two kinds of programs need it:
+    ///
+    /// - Output is no answer to the input. In a proxy, for example, the two directions must not
+    ///   wait for each other. Check [`Conn::is_congested`](crate::Conn::is_congested) before you
+    ///   send more.
+    /// - Clients write all their requests before they read the first answer (a pipeline). Without
+    ///   it both sides wait for each other at the high watermark, until the connection ends as
+    ///   [`WriteTimeout`](crate::CloseReason::WriteTimeout). Then
+    ///   [`ConnConfig::output_limit`] must hold all answers of a pipeline: one more fails.
+    #[doc(alias = "pipelining")]
     pub fn full_duplex(mut self, on: bool) -> Self {
         self.full_duplex = on;
         self
@@ -209,6 +246,12 @@ impl ConnConfig {
                     "zero would close every connection at once; use Duration::MAX for never",
                 ));
             }
+        }
+        if self.min_rate == 0 {
+            return Err(Error::option(
+                "min_rate",
+                "0 is no rate; use at least 1, or timeouts of Duration::MAX for never",
+            ));
         }
         check_rates(&[
             ("read_rate", self.read_rate),

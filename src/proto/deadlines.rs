@@ -6,14 +6,44 @@ use std::time::Duration;
 
 use super::time::Time;
 
+/// A timeout that progress extends, at a minimum rate: for pending output and incomplete frames.
+///
+/// It is a bucket of time. Each byte adds its time at that rate, up to the whole timeout, so that
+/// no pattern of bytes below the rate keeps the deadline away for ever.
+#[derive(Clone, Copy)]
+pub(super) struct Pace {
+    pub(super) timeout: Duration,
+    /// Bytes per second.
+    pub(super) min_rate: u32,
+}
+
+impl Pace {
+    /// Returns the deadline of what begins now.
+    fn begin(self, now: Time) -> Time {
+        now.after(self.timeout)
+    }
+
+    /// Returns the deadline that follows `deadline` after progress of `bytes`.
+    ///
+    /// It counts from now if that is later: the loop has not looked before.
+    fn extend(self, deadline: Time, bytes: usize, now: Time) -> Time {
+        let (bytes, rate) = (bytes as u64, u64::from(self.min_rate.max(1)));
+        let worth = Duration::from_secs(bytes / rate)
+            + Duration::from_nanos(bytes % rate * 1_000_000_000 / rate);
+        deadline.max(now).after(worth).min(self.begin(now))
+    }
+}
+
 /// The deadlines and timers of one connection, all but the idle timeout's beginning.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Deadlines {
     /// Of the attempt to connect, the handshake or the linger: no state has two of them.
     phase: Time,
-    /// The incomplete frame must be complete by then.
+    /// More of the incomplete frame must have arrived by then.
     frame: Time,
-    /// The peer must have taken a byte of the pending output by then.
+    /// How many bytes of that frame have moved its deadline.
+    frame_credit: usize,
+    /// The peer must have taken more of the pending output by then.
     write: Time,
     /// Set while reading is paused.
     paused: Option<Paused>,
@@ -44,6 +74,7 @@ impl Deadlines {
         Self {
             phase: Time::NEVER,
             frame: Time::NEVER,
+            frame_credit: 0,
             write: Time::NEVER,
             paused: None,
             paused_for: Duration::ZERO,
@@ -124,8 +155,18 @@ impl Deadlines {
         self.write
     }
 
-    pub(super) fn arm_write(&mut self, at: Time) {
-        self.write = at;
+    /// Arms the deadline of pending output, unless it is armed.
+    pub(super) fn begin_write(&mut self, pace: Pace, now: Time) {
+        if !self.write.is_armed() {
+            self.write = pace.begin(now);
+        }
+    }
+
+    /// The peer took `count` bytes, and output is still pending.
+    pub(super) fn extend_write(&mut self, count: usize, pace: Pace, now: Time) {
+        if count > 0 {
+            self.write = pace.extend(self.write, count, now);
+        }
     }
 
     #[inline]
@@ -140,12 +181,28 @@ impl Deadlines {
         self.frame
     }
 
-    /// Sets the deadline of the incomplete frame, also while it is paused.
+    /// No frame is incomplete: stops its clock, also while it is paused.
     #[inline]
-    pub(super) fn set_frame(&mut self, at: Time) {
+    pub(super) fn clear_frame(&mut self) {
         match &mut self.paused {
-            Some(paused) => paused.frame = at,
-            None => self.frame = at,
+            Some(paused) => paused.frame = Time::NEVER,
+            None => self.frame = Time::NEVER,
+        }
+    }
+
+    /// A frame has begun to arrive, with `received` bytes. Reading is not paused.
+    pub(super) fn begin_frame(&mut self, received: usize, pace: Pace, now: Time) {
+        self.frame = pace.begin(now);
+        self.frame_credit = received;
+    }
+
+    /// Of the same frame `received` bytes are there now. Reading is not paused.
+    ///
+    /// TLS records take more bytes than their content: only growth beyond the most counts.
+    pub(super) fn extend_frame(&mut self, received: usize, pace: Pace, now: Time) {
+        if let Some(count @ 1..) = received.checked_sub(self.frame_credit) {
+            self.frame = pace.extend(self.frame, count, now);
+            self.frame_credit = received;
         }
     }
 
@@ -277,9 +334,14 @@ impl Deadlines {
             key: timer.key,
             at: timer.at.ahead_of(now),
         });
+        let has_frame = self.frame.is_armed()
+            || paused
+                .as_ref()
+                .is_some_and(|paused| paused.frame.is_armed());
         let deadlines = Self {
             phase: self.phase.ahead_of(now),
             frame: self.frame.ahead_of(now),
+            frame_credit: if has_frame { self.frame_credit } else { 0 },
             write: self.write.ahead_of(now),
             paused,
             // Part of the idle timeout.
@@ -305,13 +367,13 @@ pub struct TimeLeft {
     /// Until the connection must be open
     /// ([`ConnConfig::handshake_timeout`](crate::ConnConfig::handshake_timeout)).
     pub handshake: Option<Duration>,
-    /// Until the incomplete frame must be complete
+    /// Until more of the incomplete frame must have arrived
     /// ([`ConnConfig::frame_timeout`](crate::ConnConfig::frame_timeout)).
     pub frame: Option<Duration>,
     /// Until the peer must have sent a byte
     /// ([`ConnConfig::idle_timeout`](crate::ConnConfig::idle_timeout)).
     pub idle: Option<Duration>,
-    /// Until the peer must have taken a byte of the pending output
+    /// Until the peer must have taken more of the pending output
     /// ([`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout)).
     pub write: Option<Duration>,
     /// Until the socket is closed without the peer's FIN

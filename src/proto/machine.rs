@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::active::Active;
 use super::buffers::Buffers;
+use super::deadlines::Pace;
 use super::framing::{Codec, Framing};
 #[cfg(feature = "sim")]
 use super::invariants;
@@ -449,7 +450,32 @@ impl Machine {
     /// True if part of a frame has arrived, or part of a record, which contains part of a frame.
     fn has_begun(&self) -> bool {
         (self.codec.has_frames() && !self.parts().recv_buf.is_empty())
-            || self.tls.as_ref().is_some_and(|session| session.has_begun())
+            || self
+                .tls
+                .as_ref()
+                .is_some_and(|session| session.begun_bytes() > 0)
+    }
+
+    /// Returns how much of a frame has arrived, with the incomplete record.
+    fn begun_bytes(&self) -> usize {
+        let record = self.tls.as_ref().map_or(0, |session| session.begun_bytes());
+        self.parts().recv_buf.len() + record
+    }
+
+    /// How fast an incomplete frame must arrive.
+    fn frame_pace(&self) -> Pace {
+        Pace {
+            timeout: self.limits.frame_timeout,
+            min_rate: self.limits.min_rate,
+        }
+    }
+
+    /// How fast the peer must take pending output.
+    fn write_pace(&self) -> Pace {
+        Pace {
+            timeout: self.limits.write_timeout,
+            min_rate: self.limits.min_rate,
+        }
     }
 
     /// True if the connection closes once the input is answered, and no reply is pending.
@@ -552,7 +578,7 @@ impl Machine {
         self.parts().deadlines.write() <= due
     }
 
-    /// True if the incomplete frame must have been complete at `due`.
+    /// True if more of the incomplete frame must have arrived by `due`.
     pub(crate) fn is_frame_overdue(&self, due: Time) -> bool {
         self.status.life.is_open() && self.parts().deadlines.frame() <= due
     }

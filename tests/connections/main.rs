@@ -17,5 +17,6 @@ mod held_answers;
 mod isolation;
 mod large_frames;
 mod memory_limit;
+mod min_rate;
 mod slow_readers;
 mod swap;

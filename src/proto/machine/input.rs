@@ -354,10 +354,13 @@ impl Machine {
     /// Buffers what the decoder left.
     #[inline]
     pub(crate) fn end_input(&mut self, cursor: InputCursor<'_>, now: Time, pool: &mut Pool) {
-        let begun = self.tls.as_ref().is_some_and(|session| session.has_begun());
+        let begun = self
+            .tls
+            .as_ref()
+            .is_some_and(|session| session.begun_bytes() > 0);
         if cursor.is_used_up() && self.only_frames() && !begun && self.parts().recv_buf.is_empty() {
             if let Some(active) = &mut self.active {
-                active.deadlines.set_frame(Time::NEVER);
+                active.deadlines.clear_frame();
             }
             return;
         }
@@ -373,15 +376,17 @@ impl Machine {
             self.status.recv.decode_buffered(&active.recv_buf);
         }
         let has_begun = is_open && self.has_begun();
-        let has_clock = self.parts().deadlines.frame().is_armed();
-        let until = if !has_begun || (is_paused && advanced) {
-            Time::NEVER
-        } else if !is_paused && (advanced || !has_clock) {
-            now.after(self.limits.frame_timeout)
+        let (pace, received) = (self.frame_pace(), self.begun_bytes());
+        let deadlines = &mut self.wake(pool).0.deadlines;
+        if !has_begun || (is_paused && advanced) {
+            deadlines.clear_frame();
+        } else if is_paused {
+            // The bytes count once reading resumes.
+        } else if advanced || !deadlines.frame().is_armed() {
+            deadlines.begin_frame(received, pace, now);
         } else {
-            return;
-        };
-        self.wake(pool).0.deadlines.set_frame(until);
+            deadlines.extend_frame(received, pace, now);
+        }
     }
 
     /// Leaves the buffered frames to the next turn.
@@ -395,7 +400,7 @@ impl Machine {
         match &mut self.active {
             Some(active) if !active.recv_buf.is_empty() => {
                 self.status.recv.decode_buffered(&active.recv_buf);
-                active.deadlines.set_frame(Time::NEVER);
+                active.deadlines.clear_frame();
                 active.deadlines.note_input();
                 self.last_input = now;
             }

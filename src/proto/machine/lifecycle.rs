@@ -8,7 +8,7 @@ use super::Machine;
 #[cfg(feature = "tls")]
 use crate::proto::buffers::SendBuffer;
 use crate::proto::close::Delivery;
-use crate::proto::deadlines::TimeLeft;
+use crate::proto::deadlines::{Pace, TimeLeft};
 use crate::proto::detached_io::DetachedIo;
 use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
@@ -447,13 +447,10 @@ impl Machine {
             }
         }
         let has_output = self.queued() > 0;
-        let (write_until, linger_until) = (
-            now.after(self.limits.write_timeout),
-            now.after(self.limits.linger_timeout),
-        );
+        let (pace, linger_until) = (self.write_pace(), now.after(self.limits.linger_timeout));
         let active = self.active.get_or_insert_with(|| pool.take_active());
-        if has_output && !active.deadlines.write().is_armed() {
-            active.deadlines.arm_write(write_until);
+        if has_output {
+            active.deadlines.begin_write(pace, now);
         }
         if fin_sent {
             active.deadlines.arm_phase(linger_until);
@@ -524,35 +521,37 @@ impl Machine {
     /// Handles the kernel's answer: the linger begins once the peer's system has everything.
     pub(crate) fn handle_delivery(&mut self, unsent: Option<usize>, now: Time) {
         let queued = self.unsent_app_bytes() > 0;
-        let progress = self.wake_unpooled().ending.delivery.note(unsent, queued);
+        let taken = self.wake_unpooled().ending.delivery.note(unsent, queued);
         if self.status.life.phase() == Phase::Linger {
-            self.begin_linger(now, progress);
+            self.begin_linger(now, taken);
         }
     }
 
     /// Sets the clocks of the linger.
     ///
-    /// While the peer's system takes output, the write timeout counts, and the linger timeout is
-    /// only the time of the next look. Where the system cannot tell, the peer's input is the proof
-    /// that it lives, within the write timeout.
-    fn begin_linger(&mut self, now: Time, progress: bool) {
-        let (look_at, write_until) = (
-            now.after(self.limits.linger_timeout.max(MIN_LOOK)),
-            now.after(self.limits.write_timeout),
-        );
+    /// While the peer's system takes output, the write timeout goes on, which `taken` bytes extend,
+    /// and the linger timeout is only the time of the next look. Where the system cannot tell, the
+    /// peer's input is the proof that it lives, within the write timeout.
+    fn begin_linger(&mut self, now: Time, taken: usize) {
+        let look_at = now.after(self.limits.linger_timeout.max(MIN_LOOK));
+        let pace = self.write_pace();
+        let total = Pace {
+            timeout: pace.timeout.max(self.limits.linger_timeout),
+            ..pace
+        };
         let linger_until = now.after(self.limits.linger_timeout);
         let may_discard = self.may_discard();
         let active = self.wake_unpooled();
         match active.ending.delivery {
             Delivery::Owed(_) => {
                 active.deadlines.arm_phase(look_at);
-                if progress || !active.deadlines.write().is_armed() {
-                    active.deadlines.arm_write(write_until);
-                }
+                active.deadlines.begin_write(pace, now);
+                active.deadlines.extend_write(taken, pace, now);
             }
             Delivery::Untold => {
                 active.deadlines.arm_phase(linger_until);
-                active.deadlines.arm_write(write_until.max(linger_until));
+                active.deadlines.clear_write();
+                active.deadlines.begin_write(total, now);
             }
             Delivery::Unknown | Delivery::Done => {
                 active.deadlines.arm_phase(linger_until);
@@ -649,7 +648,7 @@ impl Machine {
             }
         } else if sent && !self.status.recv.is_eof() {
             self.status.life.enter(Phase::Linger);
-            self.begin_linger(now, true);
+            self.begin_linger(now, 0);
         } else {
             if !sent {
                 self.status.send.fail();

@@ -202,9 +202,6 @@ impl Machine {
             self.status.tls_ended |= session.has_failed();
         }
         if is_flushing && self.queued() == 0 {
-            if let Some(active) = &mut self.active {
-                active.deadlines.clear_write();
-            }
             self.status.life.enter(if self.status.recv.is_eof() {
                 Phase::Gone
             } else {
@@ -230,16 +227,19 @@ impl Machine {
         }
     }
 
-    /// Starts the write timeout anew, or ends it; relieves the congestion at the low watermark.
+    /// Extends the write timeout, or ends it; relieves the congestion at the low watermark.
     #[inline(never)]
     fn note_sent(&mut self, count: usize, now: Time) {
-        if self.sendable() == 0 {
+        if self.sendable() > 0 {
+            let pace = self.write_pace();
+            let deadlines = &mut self.wake_unpooled().deadlines;
+            deadlines.begin_write(pace, now);
+            deadlines.extend_write(count, pace, now);
+        } else if self.status.life.phase() != Phase::Flush {
+            // Behind what is flushed the kernel's part follows, in the same time.
             if let Some(active) = &mut self.active {
                 active.deadlines.clear_write();
             }
-        } else if count > 0 {
-            let until = now.after(self.limits.write_timeout);
-            self.wake_unpooled().deadlines.arm_write(until);
         }
         let is_low = || self.unsent_app_bytes() <= self.limits.low_watermark;
         if self.status.send.is_congested() && is_low() {
@@ -254,11 +254,8 @@ impl Machine {
     /// Starts the write timeout: the kernel takes no more for now.
     pub(crate) fn handle_unsent(&mut self, now: Time) {
         if self.sendable() > 0 {
-            let until = now.after(self.limits.write_timeout);
-            let deadlines = &mut self.wake_unpooled().deadlines;
-            if !deadlines.write().is_armed() {
-                deadlines.arm_write(until);
-            }
+            let pace = self.write_pace();
+            self.wake_unpooled().deadlines.begin_write(pace, now);
         }
     }
 

@@ -152,6 +152,8 @@ fn limits() -> ConnConfig {
         frame_timeout: secs(30),
         idle_timeout: secs(120),
         write_timeout: secs(20),
+        // A byte is worth a second.
+        min_rate: 1,
         linger_timeout: secs(2),
         linger_bytes: 1000,
         high_watermark: 100,
@@ -171,6 +173,7 @@ fn no_limits() -> ConnConfig {
         frame_timeout: Duration::MAX,
         idle_timeout: Duration::MAX,
         write_timeout: Duration::MAX,
+        min_rate: 500,
         linger_timeout: Duration::MAX,
         linger_bytes: usize::MAX,
         high_watermark: usize::MAX,

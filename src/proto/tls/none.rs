@@ -46,7 +46,7 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn has_begun(&self) -> bool {
+    pub(super) fn begun_bytes(&self) -> usize {
         match *self {}
     }
 

@@ -185,9 +185,9 @@ impl Session {
         version == Some(ProtocolVersion::TLSv1_2)
     }
 
-    /// True if a record or a handshake message has begun to arrive and is incomplete.
-    pub(in crate::proto) fn has_begun(&self) -> bool {
-        !self.recv_buf.is_empty()
+    /// Returns how many bytes of an incomplete record or handshake message have arrived.
+    pub(in crate::proto) fn begun_bytes(&self) -> usize {
+        self.recv_buf.len()
     }
 
     /// Decrypts `wire` and appends the plaintext to `plain`. After a failure the alert for the peer

@@ -345,9 +345,10 @@ fn an_unfinished_record_is_late_as_a_frame_is() {
     talk.say(&packet2([7; 100]));
     let wire = talk.client_bytes();
     let mut bytes = wire.iter();
-    for _ in 0..31 {
+    // Each byte is worth a second.
+    for _ in 0..16 {
         talk.rig.receive([*bytes.next().expect("more")]);
-        talk.rig.pass(secs(1));
+        talk.rig.pass(secs(3));
     }
     assert_eq!(talk.rig.machine.state(), State::Closing);
     let answer = talk.rig.answers();
