@@ -13,6 +13,7 @@ use portcullis::CloseReason;
 
 mod app;
 mod header;
+mod pace;
 mod plan;
 mod rates;
 mod rules;

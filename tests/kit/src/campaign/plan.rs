@@ -48,6 +48,8 @@ pub struct Door {
     pub watermarks: (usize, usize, usize),
     /// Handshake, frame, idle, write, linger.
     pub timeouts: [Duration; 5],
+    /// Bytes per second.
+    pub min_rate: u32,
     pub linger_bytes: usize,
     pub max_frame: usize,
     pub backlog: u32,
@@ -101,6 +103,11 @@ pub enum Act {
     /// It reads a little all the same.
     Sip {
         client: u8,
+    },
+    /// A client sends a frame and reads, a few bytes at a time while time passes.
+    Trickle {
+        client: u8,
+        rounds: u8,
     },
     /// The next write fails, and it is a rare one: an answer to a client that was late with its
     /// PROXY header, or output to be flushed.
@@ -230,6 +237,7 @@ impl Door {
                 high + [0, 1, random.below(4000)][random.below(3)],
             ),
             timeouts,
+            min_rate: [500, 1, 100, 1_000_000][random.below(4)],
             linger_bytes: [100, 10_000][random.below(2)],
             max_frame: if heavy {
                 200_000
@@ -256,6 +264,7 @@ impl Door {
                     .frame_timeout(frame)
                     .idle_timeout(idle)
                     .write_timeout(write)
+                    .min_rate(self.min_rate)
                     .linger(linger, self.linger_bytes)
                     .watermarks(low, high)
                     .output_limit(limit),
@@ -283,6 +292,7 @@ impl Door {
                     .frame_timeout(frame)
                     .idle_timeout(idle)
                     .write_timeout(write)
+                    .min_rate(self.min_rate)
                     .linger(linger, self.linger_bytes)
                     .watermarks(low, high)
                     .output_limit(limit),
@@ -315,7 +325,11 @@ impl Act {
                 client,
                 frames: random.between(1, 12) as u8,
             },
-            490..=509 => Self::Sip { client },
+            490..=499 => Self::Sip { client },
+            500..=509 => Self::Trickle {
+                client,
+                rounds: random.between(1, 20) as u8,
+            },
             510..=529 => Self::Strike { error: number },
             530..=539 => Self::ChangeRules {
                 door,

@@ -13,6 +13,7 @@ use portcullis::{CloseReason, ConnId, ListenerId, ProxyProtocol, Retry, State};
 
 use super::app::{is_orderly, tcp, App, Order, Talk};
 use super::header::{self, Opening};
+use super::pace::Pace;
 use super::plan::{Act, Action, Door, Plan};
 use super::rates::Meter;
 use super::rules::{bad_config, bad_listen, source, House, Rules};
@@ -29,6 +30,8 @@ pub struct World {
     house: House,
     /// Of the whole server.
     meter: Meter,
+    /// `None` in a world whose clock leaps: what was late then is late for the server alone.
+    pace: Option<Pace>,
     sim_clients: Vec<SimClient>,
     /// Targets of outgoing connections that are not connected yet.
     dialed: Vec<(SocketAddr, Rc<Door>)>,
@@ -65,6 +68,7 @@ impl World {
             doors: Vec::new(),
             house: plan.setup.house.clone(),
             meter: Meter::default(),
+            pace: (plan.faults.clock_leaps == 0).then(Pace::default),
             sim_clients: Vec::new(),
             dialed: Vec::new(),
             dials: 0,
@@ -172,6 +176,7 @@ impl World {
                     self.sim.read(id, random.between(1, 100));
                 }
             }
+            Act::Trickle { client, rounds } => self.trickle(client, rounds, &mut random)?,
             Act::Strike { error } => self.strike(error, &mut random),
             Act::Flood { orders } => self.flood(usize::from(orders), &mut random)?,
             Act::DrainByHandle { millis } => {
@@ -214,6 +219,30 @@ impl World {
             checked(self.sim.try_step())?;
         }
         self.listen_to_all()
+    }
+
+    /// A frame that arrives byte by byte, from a client that reads byte by byte.
+    fn trickle(&mut self, client: u8, rounds: u8, random: &mut Random) -> Result<(), String> {
+        let Some((id, addr)) = self.sim_client(client).map(|found| (found.id, found.addr)) else {
+            return Ok(());
+        };
+        self.sim.set_reading(id, false);
+        let talk = self.sim.app_mut().talk(addr);
+        let frame = talk.wire.utter(&vec![b'a'; talk.max.min(255)]);
+        let at = self.recent(client);
+        let pause = Duration::from_millis([1, 10, 100, 1000][random.below(4)]);
+        for piece in frame.chunks(random.between(1, 3)).take(rounds.into()) {
+            let Some(sim_client) = self.sim_clients.get_mut(at) else {
+                break;
+            };
+            if !sim_client.finished {
+                let wire = sim_client.utter(self.sim.app_mut().talk(addr), piece);
+                self.sim.send(id, &wire);
+            }
+            self.sim.read(id, random.between(1, 3));
+            self.pass(pause)?;
+        }
+        Ok(())
     }
 
     /// What the simulator can do by itself.
@@ -752,6 +781,20 @@ impl World {
         self.sim.app_mut().fault.take().map_or(Ok(()), Err)
     }
 
+    /// No peer is slower than the minimum rate allows.
+    fn keep_pace(&mut self, now: Duration) -> Result<(), String> {
+        let Some(pace) = &mut self.pace else {
+            return Ok(());
+        };
+        let doors = &self.doors;
+        pace.check(now, &self.sim.control().connections(), |info| {
+            let of = |entrance: &&Entrance| Some(entrance.listener) == info.listener;
+            let door = &doors.iter().find(of)?.door;
+            let [_, frame, _, write, _] = door.timeouts;
+            Some([(write, door.min_rate), (frame, door.min_rate)])
+        })
+    }
+
     /// No more have come in than rates and limits on sources allow. A drain ignores rates.
     fn audit(&mut self) -> Result<(), String> {
         let (now, accepted) = (self.sim.now(), self.sim.stats().accepted);
@@ -761,6 +804,7 @@ impl World {
             self.meter.check(now, accepted - away)?;
         }
         let aways = aways.clone();
+        self.keep_pace(now)?;
         let mut crowds: BTreeMap<(ListenerId, u128), usize> = BTreeMap::new();
         for info in self.sim.control().connections() {
             let Some(listener) = info.listener else {

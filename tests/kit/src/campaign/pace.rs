@@ -1,0 +1,98 @@
+//! A second account of how fast peers take output and send frames: whoever is too slow must be gone.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use portcullis::{ConnId, ConnInfo, State};
+
+/// Timeout and bytes per second.
+pub type Limit = (Duration, u32);
+
+/// A peer that has something to do, and since when.
+#[derive(Clone, Copy)]
+struct Task {
+    since: Duration,
+    /// Bytes that had passed by then.
+    passed: u64,
+    /// It may be done once so many more have.
+    left: u64,
+    /// Frames that had been delivered by then.
+    frames: u64,
+}
+
+/// What every connection has to do.
+#[derive(Default)]
+pub struct Pace {
+    output: BTreeMap<ConnId, Task>,
+    frames: BTreeMap<ConnId, Task>,
+}
+
+impl Pace {
+    /// Looks at all connections; `limits` are the write and the frame timeout of one, with the minimum rate.
+    pub fn check(
+        &mut self,
+        now: Duration,
+        infos: &[ConnInfo],
+        limits: impl Fn(&ConnInfo) -> Option<[Limit; 2]>,
+    ) -> Result<(), String> {
+        let (mut output, mut frames) = (BTreeMap::new(), BTreeMap::new());
+        for info in infos {
+            let Some([write, frame]) = limits(info) else {
+                continue;
+            };
+            let out = info.traffic.bytes_out;
+            if info.queued > 0 && matches!(info.state, State::Open | State::Closing) {
+                let begun = Task {
+                    since: now,
+                    passed: out,
+                    left: info.queued as u64,
+                    frames: 0,
+                };
+                let known = self.output.get(&info.id).copied();
+                let task = known.filter(|task| out - task.passed < task.left);
+                let task = task.unwrap_or(begun);
+                task.is_in_time(now, out, write)
+                    .map_err(|late| format!("pending output {late}: {info}"))?;
+                output.insert(info.id, task);
+            }
+            let is_read =
+                !(info.paused || info.congested || info.throttled || info.paused_for_memory);
+            let inside = info.buffered > info.queued;
+            if inside && is_read && info.state == State::Open {
+                let (passed, delivered) = (info.traffic.bytes_in, info.traffic.frames_in);
+                let begun = Task {
+                    since: now,
+                    passed,
+                    left: 0,
+                    frames: delivered,
+                };
+                let known = self.frames.get(&info.id).copied();
+                let task = known.filter(|task| task.frames == delivered);
+                let task = task.unwrap_or(begun);
+                task.is_in_time(now, passed, frame)
+                    .map_err(|late| format!("an incomplete frame {late}: {info}"))?;
+                frames.insert(info.id, task);
+            }
+        }
+        (self.output, self.frames) = (output, frames);
+        Ok(())
+    }
+}
+
+impl Task {
+    /// Each byte is worth its time at the minimum rate, and the peer may be behind by the timeout.
+    fn is_in_time(&self, now: Duration, passed: u64, (timeout, rate): Limit) -> Result<(), String> {
+        let (took, bytes) = (now - self.since, passed - self.passed);
+        let worth = Duration::from_secs_f64(bytes as f64 / f64::from(rate));
+        // The simulator's clock ticks between calls.
+        let may = timeout
+            .saturating_add(worth)
+            .saturating_add(Duration::from_millis(1));
+        if took <= may {
+            return Ok(());
+        }
+        Err(format!(
+            "moved by {bytes} bytes in {took:?}, {may:?} is the most"
+        ))
+    }
+}
