@@ -350,3 +350,110 @@ fn an_encrypted_key_is_named() {
         );
     }
 }
+
+/// Every certificate of the file reaches the client, however the files were joined.
+#[test]
+fn no_certificate_is_lost() {
+    let desk = Desk::new();
+    let Identity {
+        chain_pem, key_pem, ..
+    } = &desk.site.identity;
+    let joined = chain_pem.replace("-----\n-----BEGIN", "----------BEGIN");
+    assert!(joined.contains("----------BEGIN"));
+    let mark = '\u{FEFF}';
+    for (at, content) in [
+        joined.clone(),
+        format!("{}{}", key_pem.trim_end(), joined),
+        format!(
+            "{mark}{}",
+            chain_pem.replace("-----BEGIN", &format!("{mark}-----BEGIN"))
+        ),
+        chain_pem.replace('\n', "\r"),
+        chain_pem.replace('\n', "\n    "),
+        chain_pem.replace("CERTIFICATE", "X509 CERTIFICATE"),
+        format!(
+            "{chain_pem}-----BEGIN DH PARAMETERS-----\nMAYCAQUCAQI=\n-----END DH PARAMETERS-----"
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let chain = desk.folder.file(&format!("joined{at}.pem"), &content);
+        let config = server_config(&chain, &desk.key);
+        let config = config.unwrap_or_else(|error| panic!("{content}: {error}"));
+        let server = spawn_echo(Config::new(), local().tls(config));
+        let mut client = secure(server.addr(), &desk.site.client(VERSIONS[0]));
+        kit::net::ping(&mut client, b"hello");
+        let shown = client.conn.peer_certificates().expect("a chain").len();
+        assert_eq!(shown, 2, "{content}");
+    }
+}
+
+/// A certificate that OpenSSL or another reader would skip in silence is an error with its line.
+#[test]
+fn a_certificate_that_cannot_be_read_is_named_by_its_line() {
+    let desk = Desk::new();
+    let pem = &desk.site.identity.chain_pem;
+    let second = pem.match_indices("-----BEGIN").nth(1).expect("two").0;
+    let (first, second) = pem.split_at(second);
+    let begins = first.lines().count() + 1;
+    let cut = &second[..second.find("-----END").expect("an end")];
+    for (at, (content, fault)) in [
+        (cut.to_owned(), "cut off"),
+        (format!("{cut}{second}"), "no END line"),
+        (second.replacen("-----BEGIN", "----BEGIN", 1), "BEGIN line"),
+        (second.replacen("TE-----", "TE----", 1), "BEGIN line"),
+        (
+            second.replace("END CERTIFICATE", "END PRIVATE KEY"),
+            "END line",
+        ),
+        (
+            second.replace("CERTIFICATE", "TRUSTED CERTIFICATE"),
+            "trust settings",
+        ),
+        (
+            second.replace("CERTIFICATE", "PKCS7"),
+            "no certificate of a known kind",
+        ),
+        (
+            second.replace("CERTIFICATE", "certificate"),
+            "no certificate of a known kind",
+        ),
+        (second.replacen("MII", "MI!", 1), "not valid base64"),
+        (second.replacen("MII", "MMI", 1), "not valid"),
+        (
+            "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n".to_owned(),
+            "not valid",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let file = desk
+            .folder
+            .file(&format!("part{at}.pem"), format!("{first}{content}"));
+        refused(&file, &desk.key, &file, fault);
+        refused(&file, &desk.key, &file, &format!("line {begins}"));
+        // Where certificates are trusted, too.
+        let roots = portcullis::tls::client_config(&file).expect_err("it cannot be used");
+        assert!(roots.to_string().contains(fault), "{content}: {roots}");
+    }
+    let utf16: Vec<u8> = pem.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let file = desk
+        .folder
+        .file("utf16.pem", [b"\xFF\xFE", &utf16[..]].concat());
+    refused(&file, &desk.key, &file, "UTF-16");
+    let other = desk.folder.file(
+        "ssh.key",
+        desk.site
+            .identity
+            .key_pem
+            .replace("PRIVATE", "OPENSSH PRIVATE"),
+    );
+    refused(
+        &desk.chain,
+        &other,
+        &other,
+        "line 1, a private key in a form",
+    );
+}

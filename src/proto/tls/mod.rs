@@ -8,6 +8,7 @@ mod config;
 mod drive;
 mod info;
 mod pem;
+mod pem_sections;
 mod session;
 mod upgrade;
 

@@ -8,17 +8,19 @@ use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use super::chain::BoundedVerifier;
+use super::pem_sections::sections;
 use crate::error::Error;
 use crate::escape::Escaped;
 
-/// Why a certificate chain and key make no configuration: a file and its fault.
+/// Why a certificate chain and key make no configuration: a file and its fault, with the line where it
+/// has one.
 #[derive(Debug)]
 pub struct PemError {
     file: PathBuf,
@@ -38,36 +40,6 @@ impl PemError {
     fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
-    }
-
-    /// Reports no contents of the file: a key without line breaks is a single line.
-    fn parsing(file: &Path, what: &str, error: pem::Error) -> Self {
-        let fault = match error {
-            pem::Error::Io(error) => return Self::new(file, "cannot be read").because(error),
-            pem::Error::NoItemsFound => format!("holds no {what} in PEM form"),
-            pem::Error::MissingSectionEnd { .. } => {
-                "is cut off, or has lost its line breaks: a PEM section has no END line".to_owned()
-            }
-            pem::Error::Base64Decode(_) => {
-                "is damaged: a PEM section is not valid base64".to_owned()
-            }
-            _ => format!("is not a valid PEM file with a {what}"),
-        };
-        Self::new(file, fault)
-    }
-
-    /// Reports an encrypted key, which the parser takes for none or for a damaged one.
-    fn parsing_key(file: &Path, error: pem::Error) -> Self {
-        const MARK: &[u8] = b"ENCRYPTED";
-        if fs::read(file).is_ok_and(|bytes| bytes.windows(MARK.len()).any(|window| window == MARK))
-        {
-            return Self::new(
-                file,
-                "holds an encrypted private key: \
-                 decrypt it first (openssl pkey -in FILE -out DECRYPTED)",
-            );
-        }
-        Self::parsing(file, "private key", error)
     }
 
     /// Returns the file that has the fault.
@@ -142,7 +114,9 @@ impl From<PemError> for Error {
 /// # Errors
 ///
 /// A file that cannot be read or contains no certificate or key, or a key of another certificate:
-/// [`PemError`] names the file and the fault.
+/// [`PemError`] names the file and the fault. A damaged section is an error with its line, and never
+/// skipped: the chain has as many certificates as the file has BEGIN lines of certificates. Sections
+/// of other kinds, such as keys, may stand in the same file; of several keys the first is used.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -260,27 +234,122 @@ pub fn client_config(roots: impl AsRef<Path>) -> Result<Arc<ClientConfig>, PemEr
 
 fn root_store(roots: &Path, fault: &str) -> Result<RootCertStore, PemError> {
     let mut store = RootCertStore::empty();
-    for certificate in certificates(roots)? {
-        store
-            .add(certificate)
-            .map_err(|error| PemError::new(roots, fault).because(error.to_string()))?;
+    for (certificate, line) in certificates(roots)? {
+        store.add(certificate).map_err(|error| {
+            PemError::new(roots, format!("{fault}, in line {line}")).because(error.to_string())
+        })?;
     }
     Ok(store)
 }
 
-/// Reads the certificates in a file, at least one.
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, PemError> {
-    let certificates = CertificateDer::pem_file_iter(file)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| PemError::parsing(file, "certificate", error))?;
+fn read(file: &Path) -> Result<Vec<u8>, PemError> {
+    fs::read(file).map_err(|error| PemError::new(file, "cannot be read").because(error))
+}
+
+/// Reads the certificates in a file, at least one, each with the number of its line: as many as there
+/// are BEGIN lines of certificates.
+fn certificates(file: &Path) -> Result<Vec<(CertificateDer<'static>, usize)>, PemError> {
+    let bytes = read(file)?;
+    let fault = |fault: String| PemError::new(file, fault);
+    let mut certificates = Vec::new();
+    for section in sections(&bytes).map_err(fault)? {
+        let line = section.line;
+        match section.label {
+            // The second is an old name, which OpenSSL reads too.
+            b"CERTIFICATE" | b"X509 CERTIFICATE" => {}
+            label if is_other_kind(label) => continue,
+            b"TRUSTED CERTIFICATE" => {
+                return Err(fault(format!(
+                    "has, in line {line}, a certificate with OpenSSL's trust settings, which are \
+                     not read: convert it (openssl x509 -in FILE -out PLAIN)"
+                )));
+            }
+            _ => {
+                return Err(fault(format!(
+                    "has, in line {line}, a PEM section that is no certificate of a known kind"
+                )));
+            }
+        }
+        let certificate = CertificateDer::from_pem_slice(&section.to_pem("CERTIFICATE"))
+            .map_err(|_| fault(not_base64(line)))?;
+        if !is_one_sequence(&certificate) {
+            return Err(fault(format!(
+                "has, in line {line}, a certificate that is not valid"
+            )));
+        }
+        certificates.push((certificate, line));
+    }
     if certificates.is_empty() {
-        return Err(PemError::parsing(
-            file,
-            "certificate",
-            pem::Error::NoItemsFound,
-        ));
+        return Err(fault("holds no certificate in PEM form".to_owned()));
     }
     Ok(certificates)
+}
+
+/// Reads the first private key in a file, as OpenSSL does.
+fn private_key(file: &Path) -> Result<PrivateKeyDer<'static>, PemError> {
+    let bytes = read(file)?;
+    let fault = |fault: String| PemError::new(file, fault);
+    let sections = sections(&bytes).map_err(fault)?;
+    let mut keys = sections.iter();
+    let Some(section) = keys.find(|section| section.label.ends_with(b"PRIVATE KEY")) else {
+        return Err(fault("holds no private key in PEM form".to_owned()));
+    };
+    let line = section.line;
+    let label = match section.label {
+        b"ENCRYPTED PRIVATE KEY" => None,
+        // The old form, of RFC 1421.
+        _ if section.contains(b"ENCRYPTED") => None,
+        b"PRIVATE KEY" => Some("PRIVATE KEY"),
+        b"RSA PRIVATE KEY" => Some("RSA PRIVATE KEY"),
+        b"EC PRIVATE KEY" => Some("EC PRIVATE KEY"),
+        _ => {
+            return Err(fault(format!(
+                "has, in line {line}, a private key in a form that cannot be used: convert it to \
+                 PKCS #8 (openssl pkey -in FILE -out PKCS8)"
+            )));
+        }
+    };
+    let Some(label) = label else {
+        return Err(fault(format!(
+            "holds, in line {line}, an encrypted private key: \
+             decrypt it first (openssl pkey -in FILE -out DECRYPTED)"
+        )));
+    };
+    PrivateKeyDer::from_pem_slice(&section.to_pem(label)).map_err(|_| fault(not_base64(line)))
+}
+
+/// Shows nothing of the contents: they may be a key.
+fn not_base64(line: usize) -> String {
+    format!("is damaged: the PEM section of line {line} is not valid base64")
+}
+
+/// True for sections that may stand beside certificates.
+fn is_other_kind(label: &[u8]) -> bool {
+    let ends = [
+        &b"PRIVATE KEY"[..],
+        b"PUBLIC KEY",
+        b"PARAMETERS",
+        b"CERTIFICATE REQUEST",
+        b"X509 CRL",
+        b"ECHCONFIG",
+    ];
+    ends.iter().any(|end| label.ends_with(end))
+}
+
+/// True if `der` is one sequence (X.690, section 8.9) and nothing else: no certificate that is cut
+/// off or has something behind it.
+fn is_one_sequence(der: &[u8]) -> bool {
+    const SEQUENCE: u8 = 0x30;
+    let (length, behind) = match der {
+        [SEQUENCE, length @ 0..=0x7F, behind @ ..] => (usize::from(*length), behind),
+        [SEQUENCE, 0x81, a, behind @ ..] => (usize::from(*a), behind),
+        [SEQUENCE, 0x82, a, b, behind @ ..] => (usize::from(u16::from_be_bytes([*a, *b])), behind),
+        [SEQUENCE, 0x83, a, b, c, behind @ ..] => {
+            (u32::from_be_bytes([0, *a, *b, *c]) as usize, behind)
+        }
+        _ => return false,
+    };
+    behind.len() == length
 }
 
 fn build(
@@ -289,9 +358,9 @@ fn build(
     provider: &Arc<CryptoProvider>,
     verifier: Arc<dyn ClientCertVerifier>,
 ) -> Result<Arc<ServerConfig>, PemError> {
-    let chain = certificates(chain_file)?;
-    let key = PrivateKeyDer::from_pem_file(key_file)
-        .map_err(|error| PemError::parsing_key(key_file, error))?;
+    let chain = certificates(chain_file)?.into_iter();
+    let chain = chain.map(|(certificate, _)| certificate).collect();
+    let key = private_key(key_file)?;
     ServerConfig::builder_with_provider(Arc::clone(provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| {
