@@ -236,7 +236,8 @@ impl<'a, A> Control<'a, A> {
         self.ops.alarms()
     }
 
-    /// Ends one connection at once with RST, and logs a report.
+    /// Ends one connection at once with RST, and logs a report. Output that was sent before is
+    /// written as far as the kernel takes it.
     /// [`CloseReason::Killed`](crate::CloseReason::Killed). False if it has gone already.
     pub fn kill(&mut self, id: ConnId) -> bool {
         self.ops.kill(id)

@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::stats::Stats;
 pub(crate) use liveness::Liveness;
 pub(crate) use merge::add_listeners;
+use queue::Job;
 pub(crate) use queue::{Command, Published, Shared, Wake};
 
 /// The cap that shards share.
@@ -32,6 +33,14 @@ pub(crate) trait CommonCap: fmt::Debug + Send + Sync {
 /// `Clone`, `Send` and `Sync` for every application state. Only methods with a timeout, like
 /// [`Handle::call`], wait for the loop. Commands from one thread are executed in their order, up to
 /// [`Budgets::commands`](crate::Budgets::commands) per iteration.
+///
+/// [`Handle::kill`], [`Handle::stop`] and a [`Handle::drain`] without grace pass the commands
+/// before them if these exceed that budget or take longer than 50 ms. Frames sent before a stop or
+/// drain are sent first all the same.
+///
+/// A command that was queued and cannot be carried out is counted in
+/// [`Stats::undeliverable`](crate::Stats::undeliverable), also one that a server leaves behind at
+/// its end.
 ///
 /// Handlers that pass it to workers keep it in the application's state:
 /// [`Server::handle`](crate::Server::handle) returns it before the server runs.
@@ -107,7 +116,8 @@ impl<A> Handle<A> {
 
     // One connection.
 
-    /// Queues one frame for a connection. The loop frames it. A frame that the connection does not
+    /// Queues one frame for a connection. The loop frames it. Before the connection is open the
+    /// frame waits until it is; while it closes the frame is undeliverable. A frame that the connection does not
     /// take is counted as undeliverable and ends the connection in order, so that the stream has no
     /// hole: a peer that is too slow as [`SlowConsumer`](crate::CloseReason::SlowConsumer), a frame
     /// that is too long as [`Failed`](crate::CloseReason::Failed).
@@ -121,7 +131,8 @@ impl<A> Handle<A> {
     }
 
     /// Gives a connection's handler a message:
-    /// [`Handler::on_message`](crate::Handler::on_message).
+    /// [`Handler::on_message`](crate::Handler::on_message). Before the connection is open the message
+    /// waits until it is; while it closes or leaves the loop the message is undeliverable.
     ///
     /// # Errors
     ///
@@ -134,8 +145,8 @@ impl<A> Handle<A> {
         self.live(id)?.push(Command::Notify(id, Box::new(message)))
     }
 
-    /// Ends a connection at once with RST.
-    /// [`CloseReason::Killed`](crate::CloseReason::Killed).
+    /// Ends a connection at once with RST: see [`Control::kill`]. Not refused for the number of
+    /// queued frames, messages and jobs.
     ///
     /// # Errors
     ///
@@ -185,10 +196,10 @@ impl<A> Handle<A> {
         }
         // A channel of this call alone: the answer cannot reach another.
         let (answer, answered) = mpsc::sync_channel(1);
-        self.post(move |app, control| {
+        server.push(Command::Call(Box::new(move |app, control| {
             // Fails if the caller timed out.
             let _ = answer.send(job(app, control));
-        })?;
+        })))?;
         answered.recv_timeout(timeout).map_err(|error| match error {
             mpsc::RecvTimeoutError::Timeout => HandleError::Timeout,
             mpsc::RecvTimeoutError::Disconnected if server.is_closed() => HandleError::ServerGone,
@@ -228,11 +239,20 @@ impl<A> Handle<A> {
         &self,
         job: impl Fn(usize, &mut A, &mut Control<'_, A>) + Send + Sync + 'static,
     ) -> Result<(), HandleError> {
+        self.push_each(job, Command::Post)
+    }
+
+    /// Queues `job` for each shard, as the command that `command` makes.
+    fn push_each(
+        &self,
+        job: impl Fn(usize, &mut A, &mut Control<'_, A>) + Send + Sync + 'static,
+        command: fn(Job<A>) -> Command<A>,
+    ) -> Result<(), HandleError> {
         let job = Arc::new(job);
         self.each(|shard, server| {
             let job = Arc::clone(&job);
             let job = move |app: &mut A, control: &mut Control<'_, A>| job(shard, app, control);
-            server.push(Command::Post(Box::new(job)))
+            server.push(command(Box::new(job)))
         })
     }
 
@@ -259,12 +279,13 @@ impl<A> Handle<A> {
         let (unfinished, finished) = mpsc::channel::<()>();
         let asked = {
             let answers = Arc::clone(&answers);
-            self.post_each(move |shard, app, control| {
+            let job = move |shard, app: &mut A, control: &mut Control<'_, A>| {
                 let _unfinished = &unfinished;
                 let answer = job(shard, app, control);
                 let mut answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
                 answers.push((shard, answer));
-            })
+            };
+            self.push_each(job, Command::Call)
         };
         if let Err(mpsc::RecvTimeoutError::Timeout) = finished.recv_timeout(timeout) {
             return Err(HandleError::Timeout);
@@ -377,10 +398,11 @@ impl<A> Handle<A> {
             cap.set(connections);
             return Ok(());
         }
-        self.post_each(move |_, _, control| {
+        let change = move |_, _: &mut A, control: &mut Control<'_, A>| {
             // It was checked above.
             let _ = control.set_max_connections(connections);
-        })
+        };
+        self.push_each(change, Command::Call)
     }
 
     /// Changes options and waits until every shard has done it: see [`Control::reconfigure`].
@@ -466,10 +488,11 @@ impl<A> Handle<A> {
         self.each(|_, server| server.wake())
     }
 
-    /// Starts a drain, after the commands that are queued already: see [`Control::drain`].
+    /// Starts a drain, after the commands that are queued already: see [`Control::drain`]. Without
+    /// grace it passes them, as described above.
     ///
-    /// Never refused for their number, so that a flood does not keep it out. The shortest grace of
-    /// several queued drains counts. [`Spawned::join`](crate::Spawned::join) returns the report.
+    /// Never refused for their number, so that a flood does not keep it out.
+    /// [`Spawned::join`](crate::Spawned::join) returns the report.
     ///
     /// # Errors
     ///
@@ -478,8 +501,8 @@ impl<A> Handle<A> {
         self.each(|_, server| server.push(Command::Drain(grace)))
     }
 
-    /// Ends [`Server::run`](crate::Server::run), after the commands that are queued already: see
-    /// [`Control::stop`]. Never refused for their number.
+    /// Ends [`Server::run`](crate::Server::run): see [`Control::stop`]. Passes the commands that are
+    /// queued already, as described above; they stay queued. Never refused for their number.
     ///
     /// # Errors
     ///

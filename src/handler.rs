@@ -309,7 +309,9 @@ impl Refuse {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Peer {
-    /// The connection's id; `None` for one that was refused because the cap was reached.
+    /// The connection's id; `None` for one that was refused because the cap was reached. A
+    /// [`Handle`](crate::Handle) knows it from here on: frames and messages wait until the connection
+    /// is open.
     pub id: Option<ConnId>,
     /// The peer's address.
     pub addr: Addr,

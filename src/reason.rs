@@ -48,7 +48,7 @@ reasons! {
     /// A handler callback, a [`Framer`](crate::Framer) or a callback of a TLS configuration
     /// panicked. Only this connection ends.
     Panicked => "handler panicked",
-    /// Killed by id from outside the handler.
+    /// Killed by id from outside the handler, or its server was dropped without a drain.
     Killed => "killed",
     /// It was detached as a blocking stream ([`Conn::detach`](crate::Conn::detach)), which has been
     /// dropped since.

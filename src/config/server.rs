@@ -84,13 +84,15 @@ impl Default for Budgets {
 }
 
 /// Limits of the queue of commands from [`Handle`](crate::Handle)s. Commands above a limit are
-/// refused.
+/// refused. Frames and messages for connections that are not open yet have the same limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct QueueLimits {
-    /// Maximum number of queued commands. Defaults to 65 536, at least 1.
+    /// Maximum number of queued frames, messages and posted jobs. Kills, and methods that wait for
+    /// an answer, are refused at twice this number. Defaults to 65 536, at least 1.
     pub commands: usize,
-    /// Maximum number of bytes in queued [`Handle::send`](crate::Handle::send) commands. An empty
-    /// queue takes one command of any size. Defaults to 64 MiB.
+    /// Maximum number of bytes that queued frames, messages and posted jobs occupy, with their
+    /// places in the queue. What a message or job owns elsewhere is not counted. An empty queue
+    /// takes one command of any size. Defaults to 64 MiB.
     pub bytes: usize,
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
@@ -21,22 +22,57 @@ pub(crate) trait Wake: Send + Sync {
     fn wake(&self) -> io::Result<()>;
 }
 
-type Job<A> = Box<dyn FnOnce(&mut A, &mut Control<'_, A>) + Send>;
+pub(super) type Job<A> = Box<dyn FnOnce(&mut A, &mut Control<'_, A>) + Send>;
 
 pub(crate) enum Command<A> {
     Send(ConnId, Vec<u8>),
     Notify(ConnId, Message),
     Kill(ConnId),
     Post(Job<A>),
+    /// A job whose caller waits for the answer.
+    Call(Job<A>),
     Drain(Duration),
     Stop,
 }
 
 impl<A> Command<A> {
+    /// Bytes of memory that it occupies, without what a job or message owns elsewhere.
     fn bytes(&self) -> usize {
+        let owned = match self {
+            Self::Send(_, frame) => frame.capacity(),
+            Self::Notify(_, message) => size_of_val(&**message),
+            Self::Post(job) | Self::Call(job) => size_of_val(&**job),
+            Self::Kill(_) | Self::Drain(_) | Self::Stop => 0,
+        };
+        // The queue's buffer may be twice as large as what it holds.
+        2 * size_of::<Self>() + owned
+    }
+
+    /// It may pass the commands before it.
+    fn is_urgent(&self) -> bool {
+        matches!(self, Self::Kill(_)) || self.ends()
+    }
+
+    /// Its caller is not told that it was dropped.
+    pub(crate) fn is_silent(&self) -> bool {
+        !matches!(self, Self::Call(_) | Self::Drain(_) | Self::Stop)
+    }
+
+    /// Ends the server at once.
+    fn ends(&self) -> bool {
         match self {
-            Self::Send(_, frame) => frame.len(),
-            _ => 0,
+            Self::Drain(grace) => grace.is_zero(),
+            Self::Stop => true,
+            _ => false,
+        }
+    }
+
+    /// Returns a frame's spare capacity, if that is more than the frame.
+    fn shrink(&mut self) {
+        if let Self::Send(_, frame) = self {
+            if frame.capacity() / 2 > frame.len() {
+                frame.shrink_to_fit();
+            }
         }
     }
 }
@@ -46,6 +82,8 @@ pub(crate) struct Shared<A> {
     queue: Mutex<Queue<A>>,
     /// A wake-up was sent and not handled yet, so that a flood of commands costs one.
     pending: AtomicBool,
+    /// Number of urgent commands in the queue.
+    urgent: AtomicUsize,
     wake: Box<dyn Wake>,
     published: Arc<Published>,
     /// The loop's thread: a server cannot be sent to another.
@@ -89,12 +127,12 @@ struct Queue<A> {
     commands: VecDeque<Command<A>>,
     bytes: usize,
     closed: bool,
-    /// The grace of the queued drain: the shortest of all calls. At most one is queued, so that it
-    /// needs no room and a flood cannot keep it out.
-    drain: Option<Duration>,
-    /// A stop is queued. At most one, likewise.
+    /// A stop is queued. At most one, so that it needs no room and a flood cannot keep it out.
     stop: bool,
 }
+
+/// Commands for which the memory of an empty queue is kept.
+const KEPT_COMMANDS: usize = 1024;
 
 /// Ignores poison: each critical section here is one push, pop or copy, and a panic leaves none
 /// half done.
@@ -109,10 +147,10 @@ impl<A> Shared<A> {
                 commands: VecDeque::new(),
                 bytes: 0,
                 closed: false,
-                drain: None,
                 stop: false,
             }),
             pending: AtomicBool::new(false),
+            urgent: AtomicUsize::new(0),
             wake,
             published,
             looping: thread::current().id(),
@@ -125,18 +163,45 @@ impl<A> Shared<A> {
         self.pending.load(Ordering::Relaxed) && self.pending.swap(false, Ordering::SeqCst)
     }
 
+    /// Number of queued commands.
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.queue).commands.len()
+    }
+
+    /// Whether an urgent command is queued: a kill, a stop, or a drain without grace.
+    pub(crate) fn has_urgent(&self) -> bool {
+        self.urgent.load(Ordering::Relaxed) > 0
+    }
+
     pub(crate) fn take(&self) -> Option<Command<A>> {
         let mut queue = lock(&self.queue);
         let command = queue.commands.pop_front()?;
-        queue.bytes -= command.bytes();
-        Some(match command {
-            Command::Drain(first) => Command::Drain(queue.drain.take().unwrap_or(first)),
-            Command::Stop => {
-                queue.stop = false;
-                Command::Stop
+        queue.forget(&command);
+        self.urgent
+            .fetch_sub(usize::from(command.is_urgent()), Ordering::Relaxed);
+        if queue.commands.is_empty() && queue.commands.capacity() > KEPT_COMMANDS {
+            queue.commands.shrink_to(KEPT_COMMANDS);
+        }
+        Some(command)
+    }
+
+    /// Takes the urgent commands, past those before them. Frames that were sent before the end of
+    /// the server go with them, in their order.
+    pub(crate) fn take_urgent(&self) -> Vec<Command<A>> {
+        let mut queue = lock(&self.queue);
+        let end = queue.commands.iter().rposition(Command::ends);
+        let mut urgent = Vec::with_capacity(self.urgent.swap(0, Ordering::Relaxed));
+        for (at, command) in mem::take(&mut queue.commands).into_iter().enumerate() {
+            let is_last_frame =
+                matches!(command, Command::Send(..)) && end.is_some_and(|end| at < end);
+            if command.is_urgent() || is_last_frame {
+                queue.forget(&command);
+                urgent.push(command);
+            } else {
+                queue.commands.push_back(command);
             }
-            other => other,
-        })
+        }
+        urgent
     }
 
     /// Closes the queue. Returns the queued commands, to be dropped outside the lock: a job may own
@@ -146,7 +211,7 @@ impl<A> Shared<A> {
         let mut queue = lock(&self.queue);
         queue.closed = true;
         queue.bytes = 0;
-        std::mem::take(&mut queue.commands)
+        mem::take(&mut queue.commands)
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -178,14 +243,21 @@ impl<A> Shared<A> {
         self.wake.wake().map_err(|_| HandleError::ServerGone)
     }
 
-    pub(super) fn push(&self, command: Command<A>) -> Result<(), HandleError> {
+    pub(super) fn push(&self, mut command: Command<A>) -> Result<(), HandleError> {
+        command.shrink();
         let refused = {
             let mut queue = lock(&self.queue);
             if queue.closed {
                 Some((HandleError::ServerGone, command))
             } else {
-                let refused = queue.append(command, &self.published).err();
-                refused.map(|command| (HandleError::QueueFull, command))
+                match queue.append(command, &self.published) {
+                    Ok(is_urgent) => {
+                        self.urgent
+                            .fetch_add(usize::from(is_urgent), Ordering::Relaxed);
+                        None
+                    }
+                    Err(command) => Some((HandleError::QueueFull, command)),
+                }
             }
         };
         // Dropped outside the lock: a job or message may own a handle, and use it in its
@@ -204,29 +276,45 @@ impl<A> Shared<A> {
 }
 
 impl<A> Queue<A> {
-    /// Returns the command if there is no room for it.
-    fn append(&mut self, command: Command<A>, limits: &Published) -> Result<(), Command<A>> {
-        let bytes = command.bytes();
+    /// True if the queue has an urgent command more. Returns the command if there is no room for
+    /// it.
+    fn append(&mut self, command: Command<A>, limits: &Published) -> Result<bool, Command<A>> {
         let limit = limits.queue_limit.load(Ordering::Relaxed);
-        let limit_bytes = limits.queue_bytes.load(Ordering::Relaxed);
-        let waits_already = match &command {
-            Command::Drain(grace) => {
-                let shortest = self.drain.map_or(*grace, |other| other.min(*grace));
-                self.drain.replace(shortest).is_some()
+        let bytes = command.bytes();
+        let has_room = match &command {
+            Command::Drain(_) | Command::Stop => true,
+            // A caller that waits, or wants an end, is not kept out by commands that do neither.
+            Command::Kill(_) | Command::Call(_) => self.commands.len() < limit.saturating_mul(2),
+            Command::Send(..) | Command::Notify(..) | Command::Post(_) => {
+                let limit_bytes = limits.queue_bytes.load(Ordering::Relaxed);
+                let fits = self.bytes == 0 || self.bytes.saturating_add(bytes) <= limit_bytes;
+                self.commands.len() < limit && fits
             }
-            Command::Stop => std::mem::replace(&mut self.stop, true),
-            _ if self.commands.len() >= limit
-                || (self.bytes > 0 && self.bytes + bytes > limit_bytes) =>
-            {
-                return Err(command);
-            }
-            _ => false,
         };
-        if waits_already {
-            return Ok(());
+        if !has_room {
+            return Err(command);
         }
-        self.bytes += bytes;
+        match (&command, self.commands.back_mut()) {
+            (Command::Stop, _) if mem::replace(&mut self.stop, true) => return Ok(false),
+            // No command stands between the two: the shorter grace counts.
+            (Command::Drain(grace), Some(Command::Drain(last))) => {
+                let was_urgent = last.is_zero();
+                *last = (*last).min(*grace);
+                return Ok(last.is_zero() && !was_urgent);
+            }
+            _ => {}
+        }
+        let is_urgent = command.is_urgent();
+        self.bytes = self.bytes.saturating_add(bytes);
         self.commands.push_back(command);
-        Ok(())
+        Ok(is_urgent)
+    }
+
+    /// A command leaves the queue.
+    fn forget(&mut self, command: &Command<A>) {
+        self.bytes = self.bytes.saturating_sub(command.bytes());
+        if matches!(command, Command::Stop) {
+            self.stop = false;
+        }
     }
 }

@@ -311,6 +311,11 @@ impl Machine {
         self.is_established() && self.was_open() && !self.is_detaching()
     }
 
+    /// True if the connection has not opened yet, and does not close.
+    pub(crate) fn will_open(&self) -> bool {
+        !self.was_open() && self.state() != State::Closing
+    }
+
     /// True if `on_open` was called, so that `on_close` is due.
     pub(crate) fn was_open(&self) -> bool {
         self.status.life.was_open()

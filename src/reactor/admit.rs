@@ -60,9 +60,12 @@ pub(super) fn admit<A, O: Os>(
         return None;
     }
     let id = inner.core.conns.next_id();
+    // The service may pass the id on.
+    inner.core.conns.show(id);
     let (handler, mut machine) = match prepare(inner, app, at, id, &incoming, awaits_header) {
         Ok(prepared) => prepared,
         Err((Refuse { farewell }, reason)) => {
+            inner.core.conns.hide(id);
             uncount(&mut inner.core, at, ip, counted);
             match reason {
                 CloseReason::Refused => dismiss(&mut inner.core, scratch, stream, &farewell),
@@ -74,6 +77,7 @@ pub(super) fn admit<A, O: Os>(
     };
     let core = &mut inner.core;
     if let Err(error) = core.os.register_stream(&mut stream, Token::of_conn(id)) {
+        core.conns.hide(id);
         uncount(core, at, ip, counted);
         core.os.close(stream, false);
         if let Some(handler) = handler {

@@ -1,11 +1,14 @@
 //! Commands from other threads, carried out on the loop.
 
+use super::core::Core;
+use super::deferred::ForConn;
 use super::inner::Inner;
 use super::os::Os;
 use crate::catch::catch;
 use crate::control::{Control, ControlOps};
 use crate::handle::Command;
 use crate::handler::Conn;
+use crate::id::ConnId;
 use crate::proto::SendError;
 use crate::reason::Close;
 
@@ -14,40 +17,14 @@ pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command:
     // A command before may have taken long.
     inner.core.refresh();
     match command {
-        Command::Send(id, frame) => {
-            // A connection's framer is foreign code, and so is its error.
-            let sent = catch(|| Conn::find(inner, id).map(|mut conn| conn.send(&frame)));
-            let core = &mut inner.core;
-            core.stats.undeliverable += u64::from(!matches!(sent, Ok(Some(Ok(())))));
-            match sent {
-                // Nothing was sent before on a connection that is not open, or nothing follows.
-                Ok(Some(Ok(()) | Err(SendError::Closed)) | None) => {}
-                // The handle has accepted the frame: the stream ends rather than has a hole.
-                Ok(Some(Err(error))) => core.close_as(id, Close::because(error)),
-                Err(panic) => core.close_in_panic(id, "a framer", panic),
-            }
-            core.touch(id);
-        }
-        Command::Notify(id, message) => {
-            let core = &mut inner.core;
-            let open = core
-                .conns
-                .get(id)
-                .is_some_and(|conn| conn.machine.takes_messages());
-            if open {
-                inner.call(app, id, |handler, cx| handler.on_message(cx, message));
-                inner.core.touch(id);
-            } else {
-                core.stats.undeliverable += 1;
-                core.guard.drop("a message's destructor", message);
-            }
-        }
+        Command::Send(id, frame) => for_conn(inner, app, id, ForConn::Send(frame)),
+        Command::Notify(id, message) => for_conn(inner, app, id, ForConn::Notify(message)),
         Command::Kill(id) => {
             if !inner.kill(id) {
                 inner.core.stats.undeliverable += 1;
             }
         }
-        Command::Post(job) => {
+        Command::Post(job) | Command::Call(job) => {
             let done = catch(|| job(app, &mut Control::new(inner)));
             if let Err(panic) = done {
                 inner.core.guard.report("a posted job", panic, None);
@@ -55,5 +32,82 @@ pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command:
         }
         Command::Drain(grace) => inner.drain(grace),
         Command::Stop => inner.core.stopped = true,
+    }
+}
+
+/// Carries out the next command that has waited for its connection to open. False if there is
+/// none.
+pub(super) fn carry_out_deferred<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A) -> bool {
+    let Some((id, command)) = inner.core.deferred.next_due() else {
+        return false;
+    };
+    inner.core.refresh();
+    deliver(inner, app, id, command);
+    true
+}
+
+/// Carries out a command for a connection, or defers it until the connection is open.
+fn for_conn<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command: ForConn) {
+    let core = &mut inner.core;
+    // Most often none is deferred, and the connection is open.
+    let waits = core.deferred.has(id)
+        || core
+            .conns
+            .get(id)
+            .is_some_and(|conn| conn.machine.will_open());
+    if !waits {
+        return deliver(inner, app, id, command);
+    }
+    let Err(refused) = core.deferred.push(id, command, core.config.queue_limits) else {
+        return;
+    };
+    let is_frame = matches!(refused, ForConn::Send(_));
+    drop_undelivered(core, refused);
+    if is_frame {
+        // The handle has accepted it: the connection ends rather than has a hole in its stream.
+        let limit = core.config.queue_limits.bytes;
+        let queued = limit;
+        core.close_as(id, Close::because(SendError::Full { queued, limit }));
+        core.touch(id);
+    }
+}
+
+fn deliver<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command: ForConn) {
+    match command {
+        ForConn::Send(frame) => {
+            // A connection's framer is foreign code, and so is its error.
+            let sent = catch(|| Conn::find(inner, id).map(|mut conn| conn.send(&frame)));
+            let core = &mut inner.core;
+            core.stats.undeliverable += u64::from(!matches!(sent, Ok(Some(Ok(())))));
+            match sent {
+                // Nothing follows on a connection that closes.
+                Ok(Some(Ok(()) | Err(SendError::Closed)) | None) => {}
+                // The handle has accepted the frame: the stream ends rather than has a hole.
+                Ok(Some(Err(error))) => core.close_as(id, Close::because(error)),
+                Err(panic) => core.close_in_panic(id, "a framer", panic),
+            }
+            core.touch(id);
+        }
+        ForConn::Notify(message) => {
+            let core = &mut inner.core;
+            let takes = core
+                .conns
+                .get(id)
+                .is_some_and(|conn| conn.machine.takes_messages());
+            if takes {
+                inner.call(app, id, |handler, cx| handler.on_message(cx, message));
+                inner.core.touch(id);
+            } else {
+                drop_undelivered(core, ForConn::Notify(message));
+            }
+        }
+    }
+}
+
+/// Counts a command that its connection did not get.
+pub(super) fn drop_undelivered<O: Os>(core: &mut Core<O>, command: ForConn) {
+    core.stats.undeliverable += 1;
+    if let ForConn::Notify(message) = command {
+        core.guard.drop("a message's destructor", message);
     }
 }

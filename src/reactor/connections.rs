@@ -194,6 +194,11 @@ impl<S> Connections<S> {
         self.slab.try_remove(id.index() as usize)
     }
 
+    /// Handles find the id, before its connection is inserted.
+    pub(super) fn show(&self, id: ConnId) {
+        self.live.set(id, true);
+    }
+
     /// Handles on other threads no longer find the connection.
     pub(super) fn hide(&self, id: ConnId) {
         self.live.set(id, false);

@@ -282,6 +282,8 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         }
         logs::warning!(target: logs::CONNECTION, "killed; {}", core.describe(id));
         if let Some((conn, pool)) = core.conns.parts(id) {
+            // What was sent before has been accepted: as far as the kernel takes it now.
+            conn.write_out(&mut core.os, pool, &mut core.now);
             conn.machine.reset(Closed::new(CloseReason::Killed), pool);
         }
         core.touch(id);

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use super::admission::Admission;
 use super::capacity::Capacity;
+use super::commands;
 use super::connection::Connection;
 use super::connections::Connections;
+use super::deferred::Deferred;
 use super::detached_conns::DetachedConns;
 use super::drain::Drain;
 use super::history::{CloseRecord, History};
@@ -44,6 +46,8 @@ pub(crate) struct Core<O: Os> {
     pub(super) memory: MemoryBudget,
     pub(super) outbound: Outbound,
     pub(super) detached: DetachedConns,
+    /// Commands of handles for connections that have not opened yet.
+    pub(super) deferred: Deferred,
     pub(super) drain: Drain,
     pub(super) history: History,
     pub(super) guard: PanicGuard,
@@ -77,6 +81,7 @@ impl<O: Os> Core<O> {
             listeners: Listeners::default(),
             admission: Admission::default(),
             outbound: Outbound::default(),
+            deferred: Deferred::default(),
             drain: Drain::default(),
             guard: PanicGuard::default(),
             running: None,
@@ -216,6 +221,7 @@ impl<O: Os> Core<O> {
     /// A connection opens: counts it, and its handshake time if it had one.
     pub(super) fn handle_opened(&mut self, id: ConnId) {
         self.stats.opened += 1;
+        self.deferred.open(id);
         if let Some(conn) = self.conns.get(id).filter(|conn| conn.pending) {
             self.history
                 .handshake_times
@@ -307,6 +313,9 @@ impl<O: Os> Core<O> {
         self.memory.forget(&mut self.conns, id);
         if let Some(attempt) = self.outbound.remove(id) {
             self.guard.drop("a TLS configuration's destructor", attempt);
+        }
+        for command in self.deferred.remove(id) {
+            commands::drop_undelivered(self, command);
         }
         let Some(mut conn) = self.conns.remove(id) else {
             return;
@@ -504,6 +513,21 @@ impl<O: Os> Core<O> {
                 stats.open as u64 + stats.closed_total(),
                 "accepted + outgoing = open + closed"
             );
+        });
+    }
+
+    /// Publishes the last counters: nothing is open any more.
+    pub(super) fn publish_end(&self) {
+        self.published.update(|stats| {
+            stats.clone_from(&self.stats);
+            self.complete(stats);
+            for _ in 0..std::mem::take(&mut stats.open) {
+                stats.count_closed(CloseReason::Killed);
+            }
+            stats.pending = 0;
+            stats.connecting = 0;
+            stats.memory = 0;
+            stats.paused_for_memory = 0;
         });
     }
 

@@ -28,6 +28,7 @@ pub(crate) mod connection;
 mod connections;
 mod control;
 mod core;
+mod deferred;
 pub(crate) mod detached_conns;
 mod drain;
 pub(crate) mod drive;
@@ -84,6 +85,10 @@ const RESERVED: usize = 1 << 16;
 const READY_BUDGET: usize = 1024;
 /// Connections whose timers expire in one iteration. The remainder keeps the poll from sleeping.
 const TIMER_BUDGET: usize = 1024;
+/// For how long the loop goes on with commands before other work has its turn.
+const COMMANDS_FOR: Duration = Duration::from_millis(20);
+/// For how long an urgent command waits for those before it, once the loop has noticed it.
+const URGENT_AFTER: Duration = Duration::from_millis(50);
 /// When to retry after the kernel had no memory for a socket's read or write.
 const RETRY_AFTER: Duration = Duration::from_millis(10);
 
@@ -185,10 +190,10 @@ impl<A, O: Os> Reactor<A, O> {
     }
 
     fn sleep_from(&self, now: Time) -> Option<Duration> {
-        if self.backlog.full || self.commands_left {
+        let Inner { core, user } = &self.inner;
+        if self.backlog.full || self.commands_left || core.deferred.is_due() {
             return Some(Duration::ZERO);
         }
-        let Inner { core, user } = &self.inner;
         let wake = core.wake_at(now).min(user.alarms.due(core));
         wake.is_armed().then(|| wake.since(now))
     }
@@ -286,18 +291,44 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
+    /// Carries out commands in their order, within the budget. One that is queued meanwhile waits
+    /// for the next iteration.
+    ///
+    /// Urgent commands that are not reached within the budget, or soon, pass the others.
     fn run_commands(&mut self, app: &mut A) {
-        if !self.shared.take_pending() && !self.commands_left {
+        let is_due = self.inner.core.deferred.is_due();
+        if !self.shared.take_pending() && !self.commands_left && !is_due {
             return;
         }
-        self.commands_left = false;
-        for _ in 0..self.inner.core.config.budgets.commands {
-            match self.shared.take() {
-                Some(command) => commands::carry_out(&mut self.inner, app, command),
-                None => return,
+        let started = self.inner.core.refresh();
+        let mut left = self.inner.core.config.budgets.commands;
+        while left > 0 && commands::carry_out_deferred(&mut self.inner, app) {
+            left -= 1;
+        }
+        let queued = self.shared.len();
+        let (mut passes, mut noticed) = (queued > left, None);
+        for _ in 0..queued.min(left) {
+            let Some(command) = self.shared.take() else {
+                break;
+            };
+            commands::carry_out(&mut self.inner, app, command);
+            if self.shared.has_urgent() {
+                let now = self.inner.core.refresh();
+                if now.since(*noticed.get_or_insert(now)) >= URGENT_AFTER {
+                    passes = true;
+                    break;
+                }
+            } else if self.inner.core.now.since(started) >= COMMANDS_FOR {
+                // As of the begin of that command.
+                break;
             }
         }
-        self.commands_left = true;
+        if passes && self.shared.has_urgent() {
+            for command in self.shared.take_urgent() {
+                commands::carry_out(&mut self.inner, app, command);
+            }
+        }
+        self.commands_left = self.shared.len() > 0;
     }
 
     /// Gives the connections in the run queues their turns. One that is queued meanwhile waits for
@@ -562,7 +593,11 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         core.close_all();
         // All of these are foreign code: a panic in one must not stop the others, or meet another
         // panic and abort.
-        for command in self.shared.close() {
+        let commands = self.shared.close();
+        core.stats.undeliverable += commands.iter().filter(|one| one.is_silent()).count() as u64;
+        core.stats.undeliverable += core.deferred.len() as u64;
+        core.publish_end();
+        for command in commands {
             core.guard.drop("a command's destructor", command);
         }
         user.clear(&mut core.guard);

@@ -1,8 +1,8 @@
 //! What other threads ask of a server through its handle happens once and in order, or they are told why not.
 
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{mpsc, Arc};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{mpsc, Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -356,15 +356,27 @@ fn a_full_queue_refuses_and_says_so() {
     let full = Err(HandleError::QueueFull);
     assert_eq!(server.handle.notify(id, 2_u32), full);
     assert_eq!(server.handle.send(id, "frame"), full);
-    assert_eq!(server.handle.kill(id), full);
     assert_eq!(server.handle.post(|heard, _| heard.numbers.push(2)), full);
-    assert_eq!(server.handle.call(PATIENCE, |_, _| ()), full);
+    // A caller that waits is not kept out, and is not let in without end.
+    let asked = |number| {
+        let asks = move |heard: &mut Heard, _: &mut portcullis::Control<'_, Heard>| {
+            heard.numbers.push(number);
+        };
+        server.handle.call(Duration::ZERO, asks)
+    };
+    for number in [4, 5, 6] {
+        assert_eq!(asked(number), Err(HandleError::Timeout));
+    }
+    assert_eq!(asked(7), Err(HandleError::QueueFull));
     drop(held);
     // The loop has made room, and nothing of what was refused happened.
     eventually("there is room again", || {
         server.handle.notify(id, 3_u32) != Err(HandleError::QueueFull)
     });
-    assert_eq!(server.ask(|heard, _| heard.numbers.clone()), [1, 1, 1, 3]);
+    assert_eq!(
+        server.ask(|heard, _| heard.numbers.clone()),
+        [1, 1, 1, 4, 5, 6, 3]
+    );
 }
 
 /// A SIGTERM in the middle of a flood must not be lost.
@@ -414,29 +426,267 @@ fn a_drain_overtakes_nothing() {
 #[test]
 fn waiting_bytes_are_bounded_too() {
     let server = members(Config::new().queue_limits(QueueLimits {
-        bytes: 10,
+        bytes: 2000,
         ..QueueLimits::default()
     }));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
-    server.handle.send(id, vec![1; 6]).expect("six bytes");
-    server.handle.send(id, vec![2; 4]).expect("ten bytes");
-    assert_eq!(
-        server.handle.send(id, vec![3; 1]),
-        Err(HandleError::QueueFull)
-    );
-    server.handle.notify(id, 1_u32).expect("no bytes");
+    server.handle.send(id, vec![1; 600]).expect("600 bytes");
+    server.handle.send(id, vec![2; 1200]).expect("1800 bytes");
+    let full = Err(HandleError::QueueFull);
+    assert_eq!(server.handle.send(id, vec![3; 100]), full);
     drop(held);
-    assert_eq!((recv2(&mut client).len(), recv2(&mut client).len()), (6, 4));
+    let lengths = (recv2(&mut client).len(), recv2(&mut client).len());
+    assert_eq!(lengths, (600, 1200));
     // A frame that is longer than the limit passes alone.
     let held = hold(&server.handle);
-    server.handle.send(id, vec![4; 100]).expect("alone");
-    assert_eq!(
-        server.handle.send(id, vec![5; 1]),
-        Err(HandleError::QueueFull)
-    );
+    server.handle.send(id, vec![4; 3000]).expect("alone");
+    assert_eq!(server.handle.send(id, vec![5; 1]), full);
     drop(held);
-    assert_eq!(recv2(&mut client).len(), 100);
+    assert_eq!(recv2(&mut client).len(), 3000);
+}
+
+/// What a command occupies counts: its place in the queue, and its job or message.
+#[test]
+fn every_command_takes_bytes_of_the_queue() {
+    let server = members(Config::new().queue_limits(QueueLimits {
+        bytes: 100_000,
+        ..QueueLimits::default()
+    }));
+    let (_client, id) = join(&server);
+    let handle = &server.handle;
+    let most = |push: &dyn Fn() -> Result<(), HandleError>| {
+        let held = hold(handle);
+        let taken = (0..100_000).take_while(|_| push().is_ok()).count();
+        drop(held);
+        server.ask(|_, _| ());
+        taken
+    };
+    let frames = most(&|| handle.send(id, Vec::new()));
+    assert!((500..5000).contains(&frames), "{frames}");
+    let large = [0_u8; 1000];
+    let messages = most(&|| handle.notify(id, large));
+    assert!((50..=100).contains(&messages), "{messages}");
+    let jobs = most(&|| {
+        handle.post(move |_, _| {
+            std::hint::black_box(large);
+        })
+    });
+    assert!((50..=100).contains(&jobs), "{jobs}");
+}
+
+/// A short frame in a large buffer does not keep the buffer.
+#[test]
+fn a_frame_takes_no_more_memory_than_it_needs() {
+    let server = members(Config::new().queue_limits(QueueLimits {
+        bytes: 1_000_000,
+        ..QueueLimits::default()
+    }));
+    let (mut client, id) = join(&server);
+    let held = hold(&server.handle);
+    for _ in 0..1000 {
+        let mut frame = Vec::with_capacity(64 * 1024);
+        frame.extend_from_slice(b"0123456789");
+        server.handle.send(id, frame).expect("there is room");
+    }
+    // Less than twice its length: that is kept, and counts.
+    let mut frame = vec![0; 600_000];
+    frame.reserve_exact(400_000);
+    let refused = server.handle.send(id, frame);
+    assert_eq!(refused, Err(HandleError::QueueFull));
+    drop(held);
+    for _ in 0..1000 {
+        assert_eq!(recv2(&mut client), b"0123456789");
+    }
+}
+
+/// Stays until it is cut off, and sends on the texts it is notified of.
+struct Stays;
+
+impl Handler<Heard> for Stays {
+    fn on_frame(&mut self, cx: &mut Context<'_, Heard>, frame: &[u8]) -> Outcome {
+        cx.app.opened.push(cx.conn.id());
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+
+    fn on_message(&mut self, cx: &mut Context<'_, Heard>, message: Message) -> Outcome {
+        if let Ok(text) = message.downcast::<String>() {
+            cx.conn.send(text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn on_drain(&mut self, _: &mut Context<'_, Heard>) -> Outcome {
+        Ok(())
+    }
+}
+
+fn stayers(config: Config) -> Running<Heard> {
+    spawn(|| {
+        let mut server = Server::new(config).expect("server");
+        server
+            .listen(local(), |_: &mut Heard, _| Stays)
+            .expect("listen");
+        (server, Heard::default())
+    })
+}
+
+/// A later drain has its own place: frames that were queued before it are sent before it.
+#[test]
+fn a_second_drain_does_not_take_the_first_ones_place() {
+    const FRAMES: usize = 5000;
+    for grace in [Duration::ZERO, Duration::from_nanos(1)] {
+        let server = stayers(Config::new());
+        let (mut client, id) = join(&server);
+        let held = hold(&server.handle);
+        let hour = Duration::from_secs(3600);
+        server.handle.drain(hour).expect("drain");
+        for _ in 0..FRAMES {
+            server.handle.send(id, *b"x").expect("there is room");
+        }
+        server.handle.drain(grace).expect("drain");
+        drop(held);
+        let mut bytes = Vec::new();
+        // It ends with a reset.
+        let _ = std::io::Read::read_to_end(&mut client, &mut bytes);
+        assert_eq!(bytes.len(), FRAMES * kit::net::packet2(b"x").len());
+        let stats = server.finish().0;
+        assert_eq!(
+            (stats.undeliverable, stats.closed(CloseReason::DrainForced)),
+            (0, 1)
+        );
+    }
+}
+
+/// Posts jobs that take 20 ms each until the first result is dropped. The second counts those that
+/// have run.
+fn slow_jobs(server: &Running<Heard>, count: usize) -> (mpsc::Sender<()>, Arc<AtomicUsize>) {
+    let (finish, finished) = mpsc::channel::<()>();
+    let finished = Arc::new(Mutex::new(finished));
+    let runs = Arc::new(AtomicUsize::new(0));
+    for _ in 0..count {
+        let (finished, runs) = (Arc::clone(&finished), Arc::clone(&runs));
+        let job = move |_: &mut Heard, _: &mut portcullis::Control<'_, Heard>| {
+            let finished = finished.lock().expect("no panic");
+            let _ = finished.recv_timeout(Duration::from_millis(20));
+            runs.fetch_add(1, Ordering::SeqCst);
+        };
+        server.handle.post(job).expect("there is room");
+    }
+    (finish, runs)
+}
+
+#[test]
+fn an_end_passes_jobs() {
+    const JOBS: usize = 5000;
+    for ends in ["kill", "stop", "drain"] {
+        let server = stayers(Config::new());
+        let (mut client, id) = join(&server);
+        let held = hold(&server.handle);
+        let (jobs, runs) = slow_jobs(&server, JOBS);
+        server.handle.send(id, "last words").expect("room");
+        let handle = server.handle.clone();
+        match ends {
+            "kill" => handle.kill(id),
+            "stop" => handle.stop(),
+            _ => handle.drain(Duration::ZERO),
+        }
+        .expect("it passes");
+        drop(held);
+        if ends != "kill" {
+            assert_eq!(recv2(&mut client), b"last words", "{ends}");
+        }
+        if ends != "stop" {
+            await_end(&mut client);
+        }
+        assert!(runs.load(Ordering::SeqCst) < JOBS / 2, "{ends}");
+        drop(jobs);
+        let (stats, _) = server.finish();
+        // None is lost without a trace.
+        if ends == "kill" {
+            assert_eq!(stats.undeliverable, 1, "the frame behind the jobs");
+        }
+    }
+}
+
+/// A short queue is carried out in order before the kill, and answers are sent.
+#[test]
+fn a_kill_leaves_time_for_what_was_asked_before() {
+    for round in 0..20_u32 {
+        let server = members(Config::new());
+        let (mut client, id) = join(&server);
+        let held = (round % 2 == 0).then(|| hold(&server.handle));
+        let text = String::from("an answer");
+        server.handle.notify(id, text).expect("notify");
+        server.handle.send(id, "a frame").expect("send");
+        // It may have ended by itself only if it was killed.
+        server.handle.kill(id).expect("kill");
+        drop(held);
+        assert_eq!(recv2(&mut client), b"an answer");
+        assert_eq!(recv2(&mut client), b"a frame");
+        await_end(&mut client);
+        let stats = server.finish().0;
+        assert_eq!(
+            (stats.undeliverable, stats.closed(CloseReason::Killed)),
+            (0, 1)
+        );
+    }
+}
+
+/// A job that posts itself again runs once in each iteration.
+#[test]
+fn a_job_that_posts_itself_runs_once_in_an_iteration() {
+    fn again(handle: &Handle<u32>) {
+        let next = handle.clone();
+        let posted = handle.post(move |runs, _| {
+            *runs += 1;
+            again(&next);
+        });
+        posted.expect("there is room");
+    }
+    let mut server = mine::<u32>(Config::new());
+    again(&server.handle());
+    let mut runs = 0;
+    for expected in 1..20 {
+        turn(&mut server, &mut runs);
+        assert_eq!(runs, expected);
+        assert_eq!(server.next_timeout(), Some(Duration::ZERO));
+    }
+}
+
+/// What waits behind a stop, and is dropped with the server, is counted.
+#[test]
+fn commands_that_a_server_leaves_behind_are_counted() {
+    let mut heard = Heard::default();
+    let mut server = Server::new(Config::new()).expect("server");
+    server
+        .listen(local(), |_: &mut Heard, _| Member)
+        .expect("listen");
+    let mut client = connect(kit::net::tcp(&server.control().listeners()[0].addr));
+    while heard.opened.is_empty() {
+        turn(&mut server, &mut heard);
+    }
+    let (handle, id) = (server.handle(), heard.opened[0]);
+    for _ in 0..100 {
+        handle.post(|_, _| ()).expect("post");
+        handle.send(id, "frame").expect("send");
+        handle.notify(id, 1_u32).expect("notify");
+    }
+    handle.kill(id).expect("kill");
+    let waiting = handle.clone();
+    let asks = thread::spawn(move || waiting.call(PATIENCE, |_, _| ()));
+    handle.stop().expect("stop");
+    drop(server);
+    assert!(matches!(
+        asks.join().expect("no panic"),
+        Err(HandleError::ServerGone)
+    ));
+    let stats = handle.stats();
+    assert_eq!(stats.undeliverable, 301);
+    // Its connections have ended with it.
+    assert_eq!((stats.open, stats.accepted), (0, stats.closed_total()));
+    await_end(&mut client);
 }
 
 #[test]
@@ -685,4 +935,109 @@ fn a_query_without_a_reader_does_not_disturb_the_loop() {
         .expect("the job runs all the same");
     send2(&mut client, b"served");
     assert_eq!(recv2(&mut client), b"served");
+}
+
+/// A service knows the id already: what it gives the handle waits until the connection is open.
+#[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
+#[test]
+fn a_service_may_pass_its_peers_id_on() {
+    let site = kit::tls::Site::new();
+    for secure in [false, true] {
+        let tls = secure.then(|| Arc::new(site.server()));
+        let server = spawn(move || {
+            let mut server = Server::new(Config::new()).expect("server");
+            let listen = match tls {
+                Some(tls) => local().tls(tls),
+                None => local(),
+            };
+            let service = |heard: &mut Heard, peer: portcullis::Peer| {
+                let handle = heard.handle.as_ref().expect("given");
+                let id = peer.id.expect("it was not refused");
+                assert!(handle.is_live(id));
+                handle.notify(id, String::from("first")).expect("it waits");
+                handle.send(id, "second").expect("it waits");
+                handle.notify(id, String::from("third")).expect("it waits");
+                Member
+            };
+            server.listen(listen, service).expect("listen");
+            let handle = Some(server.handle());
+            let heard = Heard {
+                handle,
+                ..Heard::default()
+            };
+            (server, heard)
+        });
+        let mut words = Vec::new();
+        if secure {
+            let config = site.client(&portcullis::tls::rustls::version::TLS13);
+            let mut client = kit::tls::handshake(server.addr(), &config).expect("a handshake");
+            words.extend((0..3).map(|_| recv2(&mut client)));
+        } else {
+            let mut client = connect(server.addr());
+            words.extend((0..3).map(|_| recv2(&mut client)));
+        }
+        assert_eq!(words, [&b"first"[..], b"second", b"third"]);
+        let stats = server.finish().0;
+        assert_eq!((stats.undeliverable, stats.panics), (0, 0));
+    }
+}
+
+/// The id of a peer that the service refuses leads nowhere, and that is counted.
+#[test]
+fn nothing_is_sent_to_a_refused_peer() {
+    let server = spawn(|| {
+        let mut server = Server::new(Config::new()).expect("server");
+        let service = portcullis::try_accept(|heard: &mut Heard, peer: portcullis::Peer| {
+            let handle = heard.handle.as_ref().expect("given");
+            let id = peer.id.expect("it is not at the cap");
+            heard.opened.push(id);
+            handle.notify(id, 1_u32).expect("it is not known yet");
+            Err::<Member, _>(portcullis::Refuse::silently())
+        });
+        server.listen_with(local(), service).expect("listen");
+        let handle = Some(server.handle());
+        let heard = Heard {
+            handle,
+            ..Heard::default()
+        };
+        (server, heard)
+    });
+    await_end(&mut connect(server.addr()));
+    server.until("it is counted", |stats| stats.undeliverable == 1);
+    let id = server.ask(|heard, _| heard.opened[0]);
+    assert!(!server.handle.is_live(id));
+}
+
+/// An outgoing connection gets what was given to the handle before it was connected.
+#[test]
+fn a_message_waits_for_an_outgoing_connection() {
+    let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let to = elsewhere.local_addr().expect("bound");
+    let server = members(Config::new());
+    let handle = server.handle.clone();
+    let connects = move |_: &mut Heard, control: &mut portcullis::Control<'_, Heard>| {
+        let id = control.connect(to, portcullis::Connect::new(), Member);
+        let id = id.expect("begun");
+        handle.notify(id, String::from("one")).expect("it is live");
+        handle.send(id, "two").expect("it is live");
+        id
+    };
+    let id = server.ask(connects);
+    let (mut peer, _) = elsewhere.accept().expect("it comes");
+    peer.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    assert_eq!(recv2(&mut peer), b"one");
+    assert_eq!(recv2(&mut peer), b"two");
+    server.handle.send(id, "three").expect("it is live");
+    assert_eq!(recv2(&mut peer), b"three");
+    // One that never connects: each is counted.
+    drop((peer, elsewhere));
+    let handle = server.handle.clone();
+    let fails = move |_: &mut Heard, control: &mut portcullis::Control<'_, Heard>| {
+        let id = control.connect(to, portcullis::Connect::new(), Member);
+        let id = id.expect("begun");
+        handle.notify(id, String::from("one")).expect("it is live");
+        handle.send(id, "two").expect("it is live");
+    };
+    server.ask(fails);
+    server.until("both are counted", |stats| stats.undeliverable == 2);
 }

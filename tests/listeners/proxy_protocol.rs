@@ -395,7 +395,7 @@ fn a_refusal_before_tls_is_in_the_clear() {
     });
 }
 
-/// A message for a connection that waits for its header has no receiver yet.
+/// A frame for a connection that waits for its header is sent once it is open.
 #[test]
 fn no_client_can_talk_to_it_before() {
     let server = server(required());
@@ -404,8 +404,11 @@ fn no_client_can_talk_to_it_before() {
     let id = server.ask(|_, control| control.connections()[0].id);
     server.handle.notify(id, "hello").expect("it is alive");
     server.handle.send(id, "hello").expect("it is alive");
-    server.until("both are counted", |stats| stats.undeliverable == 2);
+    let queued = server.ask(|_, control| control.connections()[0].queued);
+    assert_eq!(queued, 0, "it is not admitted yet");
     client.write_all(V1).expect("sent");
+    assert_eq!(recv2(&mut client), b"hello");
     ping(&mut client, b"now");
+    assert_eq!(server.ask(|_, control| control.stats().undeliverable), 0);
     let _: SocketAddr = client.local_addr().expect("an address");
 }

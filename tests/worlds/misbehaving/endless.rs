@@ -78,7 +78,7 @@ fn floods_its_own_handle() {
     let config = Config::new()
         .queue_limits(QueueLimits {
             commands: QUEUE,
-            bytes: 100,
+            bytes: 2000,
         })
         .budgets(Budgets {
             commands: BUDGET,
@@ -89,7 +89,7 @@ fn floods_its_own_handle() {
         match call {
             Call::Frame(b"bytes\n") => {
                 for _ in 0..5 {
-                    let sent = handle.send(id, vec![b'x'; 60]);
+                    let sent = handle.send(id, vec![b'x'; 1200]);
                     cx.app.results.push(format!("{sent:?}"));
                 }
                 return Ok(());
@@ -122,7 +122,7 @@ fn floods_its_own_handle() {
     harness.say(client, "bytes\n");
     let results = std::mem::take(&mut harness.sim.app_mut().results);
     assert_eq!((count(&results, "Ok(())"), count(&results, &full)), (1, 4));
-    assert_eq!(harness.heard(client), "x".repeat(60));
+    assert_eq!(harness.heard(client), "x".repeat(1200));
     harness.sim.send(client, b"flood\n");
     harness.sim.step();
     let results = std::mem::take(&mut harness.sim.app_mut().results);
