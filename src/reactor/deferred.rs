@@ -114,12 +114,10 @@ impl Deferred {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::ServerNumber;
 
     fn id(index: u32) -> ConnId {
-        ConnId {
-            index,
-            generation: 1,
-        }
+        ConnId::new(ServerNumber::NONE, index, 1)
     }
 
     fn frame(byte: u8) -> ForConn {

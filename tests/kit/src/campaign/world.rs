@@ -534,6 +534,7 @@ impl World {
     fn flood(&mut self, orders: usize, random: &mut Random) -> Result<(), String> {
         let ids = self.connections();
         let before = self.sim.app().commands.taken();
+        let kills_before = self.sim.app().commands.kills;
         let mut bytes = 0;
         for _ in 0..orders {
             let order = match random.pick(&ids) {
@@ -546,9 +547,12 @@ impl World {
                 bytes += App::FOREIGN.len();
             }
         }
+        // A kill has room where the others have none.
+        let kills = self.sim.app().commands.kills - kills_before;
         let taken = self.sim.app().commands.taken() - before;
         let (limit, limit_bytes) = self.queue;
-        if taken > limit as u64 || bytes > limit_bytes.max(App::FOREIGN.len()) {
+        let too_many = taken - kills > limit as u64 || taken > 2 * limit as u64;
+        if too_many || bytes > limit_bytes.max(App::FOREIGN.len()) {
             return Err(format!(
                 "a queue of {limit} took {taken} orders with {bytes} bytes"
             ));
