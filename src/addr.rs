@@ -225,8 +225,8 @@ impl fmt::Display for Addr {
     }
 }
 
-/// As for [`Addr`]. Control characters are escaped, and at most 1 KiB is printed: a client chooses its
-/// name, and logs print it.
+/// As for [`Addr`]. Control characters, backslashes and bytes that are no UTF-8 are escaped, and at
+/// most 1 KiB is printed: a client chooses its name, and logs print it.
 impl fmt::Display for UnixAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (mark, name) = match &self.0 {
@@ -234,11 +234,22 @@ impl fmt::Display for UnixAddr {
             Name::Path(path) => ("", path.as_os_str().as_bytes()),
             Name::Abstract(name) => ("@", &**name),
         };
-        write!(
-            f,
-            "unix:{mark}{}",
-            Escaped::new(String::from_utf8_lossy(name))
-        )
+        write!(f, "unix:{mark}{}", Escaped::new(Bytes(name)))
+    }
+}
+
+/// Bytes as text. No two names look the same.
+struct Bytes<'a>(&'a [u8]);
+
+impl fmt::Display for Bytes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            f.write_str(&chunk.valid().replace('\\', "\\\\"))?;
+            for byte in chunk.invalid() {
+                write!(f, "\\x{byte:02x}")?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -292,5 +303,7 @@ mod tests {
         assert_eq!(UnixAddr(Name::Unnamed).to_string(), "unix:");
         let strange = Name::Abstract(Arc::from(&b"x\n\0"[..]));
         assert_eq!(UnixAddr(strange).to_string(), "unix:@x\\n\\0");
+        let bytes = Name::Abstract(Arc::from(&b"\xff\\\xfe"[..]));
+        assert_eq!(UnixAddr(bytes).to_string(), r"unix:@\xff\\\xfe");
     }
 }

@@ -107,7 +107,7 @@ impl fmt::Display for ListenerId {
 /// ```
 /// use portcullis::ListenerRef;
 /// let by_port: ListenerRef = 2222.into();
-/// let by_name: ListenerRef = "portcullis_2222".into();
+/// let by_name: ListenerRef = "127.0.0.1:2222".into();
 /// assert_ne!(by_port, by_name);
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -87,7 +87,7 @@ impl Listen {
     pub(crate) fn check_change(&self, next: &Self) -> Result<()> {
         let (socket, wanted) = (&self.socket, &next.socket);
         let changed = [
-            ("tcp", self.addrs != next.addrs),
+            (next.addr_option(), self.addrs != next.addrs),
             ("mode", socket.mode != wanted.mode),
             ("name", self.name != next.name),
             // Its clients could not talk to the other kind, and TLS must not be lost by an

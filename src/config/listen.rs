@@ -214,8 +214,9 @@ impl Listen {
         }
     }
 
-    /// The listener's name, unique in its server. Defaults to `portcullis_PORT` with the real port,
-    /// and to `portcullis_FILE` with the name of a Unix socket's file. *Next listen.*
+    /// The listener's name, unique in its server: without control characters. Defaults to its full
+    /// address with the real port, as in `127.0.0.1:2222`, `[::1]:2222` or `unix:/run/games.sock`.
+    /// *Next listen.*
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
@@ -356,6 +357,16 @@ impl Listen {
     /// Whether connections of this listener have a state before they are open.
     pub(crate) fn opens_later(&self) -> bool {
         self.tls.is_some() || self.proxy_protocol != ProxyProtocol::Off
+    }
+
+    /// Returns the option that gave the address.
+    pub(super) fn addr_option(&self) -> &'static str {
+        let addr = self.addrs.as_ref().ok().and_then(|addrs| addrs.first());
+        match addr.and_then(Addr::as_unix) {
+            Some(name) if name.as_abstract_name().is_some() => "unix_abstract",
+            Some(_) => "unix",
+            None => "tcp",
+        }
     }
 
     /// Returns the addresses to try, in order.

@@ -95,9 +95,18 @@ impl<A, O: Os> Inner<A, O> {
         self.core.check_listen(&listen)?;
         let mut failure = None;
         for addr in listen.resolved()? {
-            match self.core.os.listen(addr, &listen.socket) {
+            let Core { os, listeners, .. } = &mut self.core;
+            let checked = match listen.name {
+                Some(_) => Ok(()),
+                None => listeners.check_default_name(addr, listen.socket.reuse_port),
+            };
+            let opened = checked.and_then(|()| {
+                let opened = os.listen(addr, &listen.socket);
+                opened.map_err(|error| Error::listen(addr.clone(), error))
+            });
+            match opened {
                 Ok(socket) => return self.add_listener(listen, socket, service),
-                Err(error) => failure = failure.or(Some(Error::listen(addr.clone(), error))),
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
         // `resolved` has at least one address.

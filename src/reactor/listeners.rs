@@ -1,7 +1,5 @@
 //! All listeners of one server: opened, found, registered and closed.
 
-use std::path::Path;
-
 use super::capacity::Capacity;
 use super::listener::Listener;
 use super::os::{Os, Token};
@@ -96,6 +94,19 @@ impl<L> Listeners<L> {
         Ok(())
     }
 
+    /// Checks the name that a listener on `addr` would have by default, before the port is open. The
+    /// name of port 0 is not known before.
+    pub(super) fn check_default_name(&self, addr: &Addr, shares_port: bool) -> Result<()> {
+        if addr.port() == Some(0) {
+            return Ok(());
+        }
+        let same = |listener: &Listener<L>| listener.is_open() && listener.addr == *addr;
+        if !shares_port && self.all.iter().any(same) {
+            return Err(Error::AddressInUse { addr: addr.clone() });
+        }
+        self.check_name(&addr.to_string())
+    }
+
     /// Begins an accept round: each round starts with another listener. `None` if none can have a
     /// client.
     pub(super) fn begin_round(&mut self) -> Option<usize> {
@@ -186,7 +197,7 @@ impl<L> Listeners<L> {
         let addr = os
             .listener_addr(&socket)
             .map_err(Error::os("reading the address of a listening socket"))?;
-        let name = listen.name.clone().unwrap_or_else(|| default_name(&addr));
+        let name = listen.name.clone().unwrap_or_else(|| addr.to_string());
         self.check_name(&name)?;
         let id = ListenerId::nth(self.next_id);
         let mut listener = Listener::new(id, name, addr, service, listen, capacity.now);
@@ -270,21 +281,6 @@ pub(super) fn close<O: Os>(os: &mut O, listener: &mut Listener<O::Listener>) {
     listener.readable = false;
     listener.retry_at = Time::NEVER;
     logs::info!(target: logs::LISTENER, "listener {} on {} is closed", listener.name, listener.addr);
-}
-
-/// The name of a listener that was given none.
-fn default_name(addr: &Addr) -> String {
-    match addr {
-        Addr::Tcp(addr) => format!("portcullis_{}", addr.port()),
-        Addr::Unix(name) => match (
-            name.as_pathname().and_then(Path::file_name),
-            name.as_abstract_name(),
-        ) {
-            (Some(file), _) => format!("portcullis_{}", file.to_string_lossy()),
-            (None, Some(name)) => format!("portcullis_{}", String::from_utf8_lossy(name)),
-            (None, None) => "portcullis_unix".to_owned(),
-        },
-    }
 }
 
 fn no_listener(which: &ListenerRef) -> Error {

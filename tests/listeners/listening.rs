@@ -45,10 +45,7 @@ fn port_zero_shows_the_real_port() {
         let server = spawn_echo(Config::new(), listen);
         let addr = server.addr();
         assert_ne!(addr.port(), 0);
-        assert_eq!(
-            server.listeners[0].name,
-            format!("portcullis_{}", addr.port())
-        );
+        assert_eq!(server.listeners[0].name, addr.to_string());
         ping(&mut connect(addr), b"hello");
     }
 }
@@ -212,13 +209,47 @@ fn a_default_name_that_is_taken_leaves_no_port_behind() {
         .expect("addr")
         .port();
     server
-        .listen(local().name(format!("portcullis_{port}")), echo)
+        .listen(local().name(format!("127.0.0.1:{port}")), echo)
         .expect("listen");
     let error = server
         .listen(Listen::tcp(("127.0.0.1", port)), echo)
         .expect_err("taken");
     assert!(matches!(error, Error::NameTaken { .. }), "{error:?}");
     TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
+}
+
+/// One port on two addresses and in both families: each listener has a name of its own.
+#[test]
+fn one_port_on_several_addresses_needs_no_names() {
+    let mut server = server();
+    let id = server.listen(local(), echo).expect("listen");
+    let port = server.control().listener(id).expect("open").addr.port();
+    let port = port.expect("TCP");
+    for host in ["127.0.0.2", "::1"] {
+        server
+            .listen(Listen::tcp((host, port)), echo)
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+    let listeners = server.control().listeners();
+    let names: Vec<_> = listeners.iter().map(|listener| &*listener.name).collect();
+    let expected = [
+        format!("127.0.0.1:{port}"),
+        format!("127.0.0.2:{port}"),
+        format!("[::1]:{port}"),
+    ];
+    assert_eq!(names, expected);
+    for listener in &listeners {
+        let found = server
+            .control()
+            .listener(&*listener.name)
+            .expect("by its name");
+        assert_eq!(found.id, listener.id);
+    }
+    // The same address twice is in use, by this server too.
+    let error = server
+        .listen(Listen::tcp(("127.0.0.1", port)), echo)
+        .expect_err("in use");
+    assert!(matches!(error, Error::AddressInUse { .. }), "{error:?}");
 }
 
 /// A port is never shared without a word.
@@ -448,10 +479,7 @@ fn a_blocking_listener_can_be_adopted() {
         (server, ())
     });
     assert_eq!(server.addr(), addr);
-    assert_eq!(
-        server.listeners[0].name,
-        format!("portcullis_{}", addr.port())
-    );
+    assert_eq!(server.listeners[0].name, addr.to_string());
     ping(&mut early, b"early");
     ping(&mut connect(addr), b"late");
     // A loop that is held in accept would not answer.

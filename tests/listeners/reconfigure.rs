@@ -198,6 +198,38 @@ fn an_open_port_keeps_its_socket() {
     );
 }
 
+/// The error names the option that was used: the address of a Unix listener is no option `tcp`.
+#[test]
+fn a_changed_address_is_named_by_its_kind() {
+    let place = kit::net::Place::new();
+    let (path, other) = (place.path("one"), place.path("two"));
+    let mut server = idle();
+    server
+        .listen(Listen::unix(&path).name("unix"), |_: &mut (), _| {
+            kit::net::Echo
+        })
+        .expect("listen");
+    for (which, listen, option) in [
+        ("unix", Listen::unix(&other).name("unix"), "unix"),
+        ("unix", Listen::tcp("127.0.0.1:1").name("unix"), "tcp"),
+        ("it", Listen::unix(&other).name("it"), "unix"),
+        #[cfg(target_os = "linux")]
+        (
+            "it",
+            Listen::unix_abstract("it").name("it"),
+            "unix_abstract",
+        ),
+    ] {
+        let changed = server
+            .control()
+            .reconfigure_listener(which, |_| listen.clone());
+        match changed {
+            Err(Error::Option { option: named, .. }) => assert_eq!(named, option),
+            other => panic!("{option}: {other:?}"),
+        }
+    }
+}
+
 #[test]
 fn a_handle_tells_what_was_wrong() {
     let server = spawn_echo(Config::new(), local());

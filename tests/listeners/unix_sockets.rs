@@ -96,11 +96,8 @@ fn a_unix_socket_serves_and_says_where_it_is() {
         listener.addr.to_string(),
         format!("unix:{}", path.display())
     );
-    assert_eq!(listener.name, "portcullis_echo.sock");
-    assert!(server
-        .handle
-        .listener("portcullis_echo.sock", PATIENCE)
-        .is_ok());
+    assert_eq!(listener.name, listener.addr.to_string());
+    assert!(server.handle.listener(&listener.name, PATIENCE).is_ok());
     // It has no port, zero no more than another.
     assert!(server
         .handle
@@ -326,13 +323,49 @@ fn no_file_is_left_by_a_listen_that_fails() {
     let place = Place::new();
     let mut server = server();
     server
-        .listen(local().name("portcullis_late"), echo)
+        .listen(
+            local().name(format!("unix:{}", place.path("late").display())),
+            echo,
+        )
         .expect("listen");
     let error = server
         .listen(Listen::unix(place.path("late")), echo)
         .expect_err("the default name is taken");
     assert!(matches!(error, Error::NameTaken { .. }), "{error}");
     assert!(!place.path("late").exists());
+}
+
+/// One file name in several directories, and names that only their bytes tell apart: each listener
+/// has a name of its own, without control characters.
+#[test]
+fn one_file_name_in_several_places_needs_no_names() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let (one, other) = (Place::new(), Place::new());
+    let mut server = server();
+    let names = [
+        &b"a.sock"[..],
+        b"\xff",
+        b"\xfe",
+        b"\\xfe",
+        b"a\nb\x1b",
+        b"a\\nb",
+    ];
+    for place in [&one, &other] {
+        let folder = place.path("");
+        for name in names {
+            let path = folder.join(OsStr::from_bytes(name));
+            server
+                .listen(Listen::unix(&path), echo)
+                .unwrap_or_else(|error| panic!("{path:?}: {error}"));
+        }
+    }
+    let listeners = server.control().listeners();
+    let distinct: std::collections::BTreeSet<_> =
+        listeners.iter().map(|listener| &*listener.name).collect();
+    assert_eq!(distinct.len(), 12);
+    assert!(distinct.iter().all(|name| !name.contains(char::is_control)));
 }
 
 #[test]
@@ -364,7 +397,7 @@ fn an_abstract_name_has_no_file() {
         Some(name.as_bytes())
     );
     assert_eq!(listener.addr.to_string(), format!("unix:@{name}"));
-    assert_eq!(listener.name, format!("portcullis_{name}"));
+    assert_eq!(listener.name, format!("unix:@{name}"));
     let addr = std::os::unix::net::SocketAddr::from_abstract_name(&name).expect("a name");
     ping(
         &mut bounded(UnixStream::connect_addr(&addr).expect("connect")),
@@ -747,7 +780,7 @@ fn a_unix_listener_can_be_adopted_and_its_file_stays() {
             .expect("adopt");
         (server, ())
     });
-    assert_eq!(server.listeners[0].name, "portcullis_adopted.sock");
+    assert_eq!(server.listeners[0].name, format!("unix:{}", path.display()));
     ping(&mut early, b"early");
     ping(&mut connect(&path), b"late");
     server.finish();
