@@ -8,9 +8,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
 use portcullis::sim::{ClientId, Sim};
-use portcullis::{
-    Config, Context, Framing, Handler, Listen, Outcome, PendingLimits, Quota, SocketOptions,
-};
+use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Quota};
 
 /// Looks at every frame and says nothing.
 struct Sink;
@@ -34,13 +32,10 @@ impl Handler for Echo {
 fn world(connections: usize, listen: Listen, echo: bool) -> (Sim, SocketAddr, Vec<ClientId>) {
     let config = Config::new()
         .max_connections(connections)
-        .pending_limits(PendingLimits {
-            connections: Quota::Count(connections),
-            ..PendingLimits::default()
-        });
+        .pending_limits(|pending| pending.connections = Quota::Count(connections));
     let mut sim = Sim::new(1, config, ());
     sim.set_checks(false);
-    let listen = listen.socket(SocketOptions::new().backlog(1024));
+    let listen = listen.socket(|socket| socket.backlog = 1024);
     let addr = if echo {
         sim.listen(listen, |_app, _peer| Echo)
     } else {

@@ -12,10 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use portcullis::sim::{ClientId, Sim};
-use portcullis::{
-    Config, ConnConfig, Context, Cursor, Framing, Handler, Listen, Outcome, PendingLimits, Quota,
-    SocketOptions,
-};
+use portcullis::{Config, Context, Cursor, Framing, Handler, Listen, Outcome, Quota};
 use stats_alloc::{Region, StatsAlloc, INSTRUMENTED_SYSTEM};
 
 #[global_allocator]
@@ -175,22 +172,19 @@ fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
     const BACKLOG: usize = 1_024;
     let config = Config::new()
         .max_connections(connections)
-        .pending_limits(PendingLimits {
-            connections: Quota::Count(connections),
-            ..PendingLimits::default()
-        });
+        .pending_limits(|pending| pending.connections = Quota::Count(connections));
     let region = Region::new(ALLOCATOR);
     let mut sim = Sim::new(1, config, ());
     let mut memory = grown(&region);
     sim.set_checks(false);
     let listen = Listen::tcp("127.0.0.1:0")
         .framing(Framing::Packet2)
-        .socket(SocketOptions::new().backlog(BACKLOG as u32))
-        .conn(
-            ConnConfig::new()
-                .idle_timeout(IDLE_TIMEOUT)
-                .linger(Duration::ZERO, 0),
-        );
+        .socket(|socket| socket.backlog = BACKLOG as u32)
+        .conn(|conn| {
+            conn.idle_timeout = IDLE_TIMEOUT;
+            conn.linger_timeout = Duration::ZERO;
+            conn.linger_bytes = 0;
+        });
     let addr = sim.listen(listen, |_app, _peer| Echo).expect("a listener");
     let mut clients = Vec::with_capacity(connections);
     let mut accept = Timed::default();

@@ -6,8 +6,7 @@
 use std::collections::BTreeSet;
 
 use portcullis::{
-    Closed, Config, ConnConfig, ConnId, Context, Framing, Handler, Listen, Outcome, SendError,
-    Server,
+    Closed, Config, ConnId, Context, Framing, Handler, Listen, Outcome, SendError, Server,
 };
 
 #[path = "support/terminal.rs"]
@@ -79,13 +78,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let listen = Listen::tcp(addr.as_str())
         .framing(Framing::Line)
         // Members may only listen for a day, and reading goes on while others are slow.
-        .conn(
-            ConnConfig::new()
-                .max_frame(1024)
-                .idle_timeout(std::time::Duration::from_secs(24 * 60 * 60))
-                .watermarks(32 * 1024, 64 * 1024)
-                .output_limit(64 * 1024),
-        );
+        .conn(|conn| {
+            conn.max_frame = Some(1024);
+            conn.idle_timeout = std::time::Duration::from_secs(24 * 60 * 60);
+            conn.low_watermark = 32 * 1024;
+            conn.high_watermark = 64 * 1024;
+            conn.output_limit = 64 * 1024;
+        });
     let mut guests = 0;
     let id = server.listen(listen, move |_app, _peer| {
         guests += 1;

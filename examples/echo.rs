@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use portcullis::{Config, ConnConfig, Context, Handler, Listen, Outcome, Server, Stats};
+use portcullis::{Config, Context, Handler, Listen, Outcome, Server, Stats};
 
 #[path = "support/options.rs"]
 mod options;
@@ -40,11 +40,10 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
     let mut listen = Listen::tcp(options.listen.as_str())
         .framing(options.framing.framing())
         .access_rules(options.access.clone())
-        .conn(
-            ConnConfig::new()
-                .idle_timeout(options::or_never(options.idle_timeout))
-                .handshake_timeout(options::or_never(options.handshake_timeout)),
-        );
+        .conn(|conn| {
+            conn.idle_timeout = options::or_never(options.idle_timeout);
+            conn.handshake_timeout = options::or_never(options.handshake_timeout);
+        });
     if let Some(bytes) = options.max_packet {
         listen.conn.max_frame = Some(bytes);
     }

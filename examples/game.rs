@@ -8,10 +8,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use portcullis::{
-    Budgets, Closed, Config, ConnConfig, ConnId, Context, Handler, Listen, Outcome, Rate, Server,
-    Turn,
-};
+use portcullis::{Closed, Config, ConnId, Context, Handler, Listen, Outcome, Rate, Server, Turn};
 
 #[path = "support/terminal.rs"]
 mod terminal;
@@ -69,13 +66,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .unwrap_or(u64::MAX);
 
     // Small budgets, few players and a rate for each: a turn of the server is a small part of a frame, whatever players do.
-    let config = Config::new().max_connections(64).budgets(Budgets {
-        accepts: 4,
-        read_bytes: 16 * 1024,
-        ..Budgets::default()
+    let config = Config::new().max_connections(64).budgets(|budgets| {
+        budgets.accepts = 4;
+        budgets.read_bytes = 16 * 1024;
     });
     let listen = Listen::tcp(addr.as_str())
-        .conn(ConnConfig::new().frame_rate(Rate::per_second(120).burst(BURST)));
+        .conn(|conn| conn.frame_rate = Some(Rate::per_second(120).burst(BURST)));
     let mut server = Server::new(config)?;
     let id = server.listen(listen, |_app, _peer| Player)?;
     terminal::say(&format!(

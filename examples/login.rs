@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use portcullis::tls::{server_config, ServerConfig};
-use portcullis::{Close, Config, ConnConfig, Context, Framing, Handler, Listen, Outcome, Server};
+use portcullis::{Close, Config, Context, Framing, Handler, Listen, Outcome, Server};
 
 #[path = "support/terminal.rs"]
 mod terminal;
@@ -121,7 +121,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut server = Server::new(Config::new())?;
     let listen = Listen::tcp(addr.as_str())
         .framing(Framing::Line)
-        .conn(ConnConfig::new().max_frame(512));
+        .conn(|conn| conn.max_frame = Some(512));
     let id = server.listen(listen, |_app, _peer| Stranger::default())?;
     terminal::say(&format!(
         "listening on {} (lines, then packet-2)",

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use clap::Parser;
 use portcullis::{
-    Alarm, AlarmNotice, Close, Config, ConnConfig, Context, Control, Framing, Handle, Handler,
-    Listen, Metrics, Outcome, Quota, Server,
+    Alarm, AlarmNotice, Close, Config, Context, Control, Framing, Handle, Handler, Listen, Metrics,
+    Outcome, Quota, Server,
 };
 
 #[path = "support/terminal.rs"]
@@ -113,7 +113,7 @@ fn main() -> portcullis::Result<()> {
     let watch = Listen::tcp(options.metrics.as_str()).name("metrics");
     let watch = watch
         .framing(Framing::Line)
-        .conn(ConnConfig::new().max_frame(8192))
+        .conn(|conn| conn.max_frame = Some(8192))
         .max_connections(WATCHERS);
     let handle = server.handle();
     let watch = server.listen(watch, move |_app, _peer| Page {

@@ -12,7 +12,7 @@ use std::time::Duration;
 use clap::Parser;
 use portcullis::{
     tls, Addr, Close, CloseReason, Closed, Config, Conn, ConnConfig, ConnId, Connect, Context,
-    Framing, Handler, Keepalive, Listen, Outcome, Server, SocketOptions,
+    Framing, Handler, Keepalive, Listen, Outcome, Server,
 };
 
 #[path = "support/proxy_options.rs"]
@@ -91,27 +91,23 @@ fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
     terminal::log_to_stderr();
     let keepalive = Keepalive::new(Duration::from_secs(60), Duration::from_secs(10), 6);
+    // Each direction waits for its own reader only, and may be silent while the other speaks.
+    let relay = |conn: &mut ConnConfig| {
+        conn.full_duplex = true;
+        conn.idle_timeout = Duration::MAX;
+    };
     let mut front = Listen::tcp(&options.listen)
         .framing(Framing::Raw)
-        .conn(
-            // Each direction waits for its own reader only, and may be silent while the other speaks.
-            ConnConfig::new()
-                .full_duplex(true)
-                .idle_timeout(Duration::MAX),
-        )
-        .socket(SocketOptions::new().keepalive(keepalive))
+        .conn(relay)
+        .socket(|socket| socket.keepalive = Some(keepalive))
         .max_connections(options.max_clients);
     if let (Some(chain), Some(key)) = (&options.tls_cert, &options.tls_key) {
         front = front.tls(tls::server_config(chain, key)?);
     }
     let mut back = Connect::new()
         .framing(Framing::Raw)
-        .conn(
-            ConnConfig::new()
-                .full_duplex(true)
-                .idle_timeout(Duration::MAX),
-        )
-        .socket(SocketOptions::new().keepalive(keepalive));
+        .conn(relay)
+        .socket(|socket| socket.keepalive = Some(keepalive));
     if let (Some(name), Some(roots)) = (&options.tls_to, &options.ca) {
         back = back.tls(tls::client_config(roots)?, name);
     }

@@ -10,7 +10,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use portcullis::{Config, ConnConfig, Context, Framing, Handler, Listen, Outcome, Server};
+use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
 
 #[path = "support/terminal.rs"]
 mod terminal;
@@ -62,11 +62,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .nth(1)
         .unwrap_or_else(|| "127.0.0.1:2626".to_owned());
     let mut server = Server::new(Config::new())?;
-    let listen = Listen::tcp(addr.as_str()).framing(Framing::Packet4).conn(
-        ConnConfig::new()
-            .max_frame(64 * 1024)
-            .idle_timeout(Duration::from_secs(60)),
-    );
+    let listen = Listen::tcp(addr.as_str())
+        .framing(Framing::Packet4)
+        .conn(|conn| {
+            conn.max_frame = Some(64 * 1024);
+            conn.idle_timeout = Duration::from_secs(60);
+        });
     let id = server.listen(listen, |_app, _peer| Session { requests: 0 })?;
     terminal::say(&format!(
         "listening on {} (packet-4)",

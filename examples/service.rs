@@ -9,8 +9,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use portcullis::{
-    AccessRules, Config, ConnConfig, Context, Framing, Handle, Handler, Listen, Outcome,
-    ProxyProtocol, Server,
+    AccessRules, Config, Context, Framing, Handle, Handler, Listen, Outcome, ProxyProtocol, Server,
 };
 
 #[path = "support/passed.rs"]
@@ -118,7 +117,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn behind(listen: Listen, options: &Options) -> portcullis::Result<Listen> {
     let listen = listen
         .framing(Framing::Line)
-        .conn(ConnConfig::new().max_frame(4096));
+        .conn(|conn| conn.max_frame = Some(4096));
     if options.trusted_proxy.is_empty() {
         return Ok(listen);
     }

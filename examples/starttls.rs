@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use portcullis::tls::{self, ServerConfig};
-use portcullis::{Config, ConnConfig, Context, Framing, Handler, Listen, Outcome, Server};
+use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
 
 #[path = "support/terminal.rs"]
 mod terminal;
@@ -110,11 +110,10 @@ fn serve(options: &Options) -> Result<(), Box<dyn Error>> {
     let listen = Listen::tcp(options.listen.as_str())
         .name("mail")
         .framing(Framing::Line)
-        .conn(
-            ConnConfig::new()
-                .max_frame(512)
-                .idle_timeout(Duration::from_secs(300)),
-        );
+        .conn(|conn| {
+            conn.max_frame = Some(512);
+            conn.idle_timeout = Duration::from_secs(300);
+        });
     let mut server = Server::new(Config::new())?;
     server.listen(listen, |_app, _peer| Session::default())?;
     let addr = server.control().listener("mail")?.addr;

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use portcullis::{
-    Config, ConnConfig, ConnId, Context, Framing, Handle, Handler, Listen, Message, Outcome, Server,
+    Config, ConnId, Context, Framing, Handle, Handler, Listen, Message, Outcome, Server,
 };
 
 #[path = "support/terminal.rs"]
@@ -73,7 +73,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut server = Server::new(Config::new().max_connections(CONNECTIONS))?;
     let listen = Listen::tcp(addr.as_str())
         .framing(Framing::Line)
-        .conn(ConnConfig::new().max_frame(32));
+        .conn(|conn| conn.max_frame = Some(32));
     let id = server.listen(listen, |_app, _peer| Session)?;
     terminal::say(&format!(
         "listening on {} (line)",

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kit::net::{connect, eventually, local, ping};
 use kit::script::{reset, usual, Journal, ScriptedHandler};
-use portcullis::{AtCapacity, CloseReason, Config, ConnConfig, Server};
+use portcullis::{AtCapacity, CloseReason, Config, Server};
 
 #[test]
 fn descriptors_are_back_at_their_base() {
@@ -26,9 +26,10 @@ fn descriptors_are_back_at_their_base() {
         let server = kit::net::spawn(move || {
             let mut server = Server::new(Config::new().max_connections(20)).expect("server");
             let service = move |_: &mut (), _| ScriptedHandler::new(notes.noting(usual));
-            let listen = local()
-                .at_capacity(AtCapacity::refuse())
-                .conn(ConnConfig::new().linger(Duration::from_millis(100), 1024));
+            let listen = local().at_capacity(AtCapacity::refuse()).conn(|conn| {
+                conn.linger_timeout = Duration::from_millis(100);
+                conn.linger_bytes = 1024;
+            });
             server.listen(listen, service).expect("listen");
             (server, ())
         });

@@ -8,8 +8,8 @@ use std::time::Duration;
 use log::Level;
 use portcullis::sim::{Call, ClientId, Scripted, Sim};
 use portcullis::{
-    AccessRules, AtCapacity, Close, CloseReason, Config, ConnConfig, Context, Framing, Handler,
-    Listen, Outcome, Peer, PendingLimits, ProxyProtocol, Quota, Rate, Refuse, SourceLimits,
+    AccessRules, AtCapacity, Close, CloseReason, Config, Context, Framing, Handler, Listen,
+    Outcome, Peer, ProxyProtocol, Quota, Rate, Refuse,
 };
 
 struct Line {
@@ -159,7 +159,7 @@ fn a_peer_that_breaks_the_protocol_is_not_news() {
     let _turn = capture();
     let (mut sim, addr) = world(
         Config::new(),
-        listen().conn(ConnConfig::new().max_frame(1000)),
+        listen().conn(|conn| conn.max_frame = Some(1000)),
     );
     say(&mut sim, addr, &u32::MAX.to_be_bytes());
     let cut = say(&mut sim, addr, &packet4(b"whole")[..6]);
@@ -303,10 +303,7 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
     };
     let (mut sim, addr) = world(
         Config::new(),
-        behind().source_limits(SourceLimits {
-            connections: Some(1),
-            ..SourceLimits::default()
-        }),
+        behind().source_limits(|limits| limits.connections = Some(1)),
     );
     say(&mut sim, addr, b"GET / HTTP/1.1\r\n\r\n");
     connect(&mut sim, addr);
@@ -336,10 +333,7 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
     // Too many that are not open yet.
     let crowded = Config::new()
         .max_connections(40)
-        .pending_limits(PendingLimits {
-            connections: Quota::Count(2),
-            ..PendingLimits::default()
-        });
+        .pending_limits(|pending| pending.connections = Quota::Count(2));
     let (mut sim, addr) = world(crowded, behind());
     for _ in 0..10 {
         sim.connect(addr).expect("the backlog has room");

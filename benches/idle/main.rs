@@ -19,7 +19,7 @@ use clap::Parser;
 use common::load::{Load, Work};
 use common::process::{end_with_parent, Process};
 use common::Echo;
-use portcullis::{Config, ConnConfig, Framing, Listen, Server, SocketOptions};
+use portcullis::{Config, Framing, Listen, Server};
 use socket2::{Domain, Socket, Type};
 
 /// Connections that speak.
@@ -74,8 +74,8 @@ fn serve(addr: SocketAddr, most: usize) {
     let listen = Listen::tcp(addr)
         .name("echo")
         .framing(Framing::Packet2)
-        .socket(SocketOptions::new().reuse_port(true))
-        .conn(ConnConfig::new().idle_timeout(Duration::from_secs(3_600)));
+        .socket(|socket| socket.reuse_port = true)
+        .conn(|conn| conn.idle_timeout = Duration::from_secs(3_600));
     server.listen(listen, |_app, _peer| Echo).expect("a port");
     println!("{}", server.control().listener("echo").expect("there").addr);
     server.run(&mut ()).expect("it runs");

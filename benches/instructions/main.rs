@@ -11,10 +11,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-use portcullis::{
-    Addr, Config, ConnConfig, Context, Framing, Handler, Listen, Outcome, Rate, Server,
-    SourceLimits, Turn,
-};
+use portcullis::{Addr, Config, Context, Framing, Handler, Listen, Outcome, Rate, Server, Turn};
 
 struct Echo {
     /// Sets a timer anew with each message.
@@ -96,17 +93,19 @@ fn main() {
     let mut config = Config::new().max_connections(work.conns + 1);
     let mut listen = Listen::tcp("127.0.0.1:0")
         .framing(framing)
-        .conn(ConnConfig::new().idle_timeout(Duration::from_secs(300)));
+        .conn(|conn| conn.idle_timeout = Duration::from_secs(300));
     // None of them is ever reached.
     let much = Rate::per_second(1_000_000_000);
     match work.with.as_str() {
-        "rates" => listen.conn = listen.conn.read_rate(much).frame_rate(much),
+        "rates" => {
+            listen.conn.read_rate = Some(much);
+            listen.conn.frame_rate = Some(much);
+        }
         "memory-limit" => config = config.memory_limit(1 << 30),
         "source-limits" => {
-            listen = listen.source_limits(SourceLimits {
-                connections: Some(1_000_000),
-                rate: Some(much),
-                ..SourceLimits::default()
+            listen = listen.source_limits(|limits| {
+                limits.connections = Some(1_000_000);
+                limits.rate = Some(much);
             })
         }
         "timer" | "tls" | "connects" | "handshakes" | "" => {}

@@ -7,7 +7,7 @@ use kit::naive;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Action, ConnModel, End, Input, Told};
-use portcullis::{CloseReason, ConnConfig, Decoded, FrameBuf, FrameError, Framer, Framing, Listen};
+use portcullis::{CloseReason, Decoded, FrameBuf, FrameError, Framer, Framing, Listen};
 
 #[derive(Arbitrary, Debug)]
 struct Case<'a> {
@@ -72,12 +72,11 @@ fuzz_target!(|case: Case| {
 });
 
 fn decode(framing: Framing, max: usize, case: &Case<'_>) -> (Vec<Vec<u8>>, End) {
-    let listen = Listen::tcp("127.0.0.1:0").framing(framing).conn(
-        ConnConfig::new()
-            .max_frame(max.max(1))
-            .idle_timeout(Duration::MAX)
-            .frame_timeout(Duration::MAX),
-    );
+    let listen = Listen::tcp("127.0.0.1:0").framing(framing).conn(|conn| {
+        conn.max_frame = Some(max.max(1));
+        conn.idle_timeout = Duration::MAX;
+        conn.frame_timeout = Duration::MAX;
+    });
     let mut model = ConnModel::new(&listen).expect("settings that work");
     let apply = |model: &mut ConnModel, input| model.apply(&input).expect("it holds");
     apply(&mut model, Input::OnFrame(Vec::new()));

@@ -10,7 +10,7 @@ use kit::naive;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Action, ConnModel, Input, Told};
-use portcullis::{AccessRules, ConnConfig, Listen, ProxyProtocol};
+use portcullis::{AccessRules, Listen, ProxyProtocol};
 
 #[derive(Arbitrary, Debug)]
 struct Case {
@@ -39,16 +39,17 @@ impl Case {
             .proxy_protocol(mode)
             .trusted_proxies(AccessRules::allow_all())
             .framing(Action::framing(self.framing))
-            .conn(
-                ConnConfig::new()
-                    .max_frame(usize::from(self.max_frame) + 1)
-                    .watermarks(low, low + more + 1)
-                    .output_limit(low + more + 1 + most)
-                    .frame_timeout(frame)
-                    .idle_timeout(idle)
-                    .write_timeout(write)
-                    .linger(linger, usize::from(self.linger_bytes)),
-            )
+            .conn(|conn| {
+                conn.max_frame = Some(usize::from(self.max_frame) + 1);
+                conn.low_watermark = low;
+                conn.high_watermark = low + more + 1;
+                conn.output_limit = low + more + 1 + most;
+                conn.frame_timeout = frame;
+                conn.idle_timeout = idle;
+                conn.write_timeout = write;
+                conn.linger_timeout = linger;
+                conn.linger_bytes = usize::from(self.linger_bytes);
+            })
     }
 
     /// What the peer begins with, before and after the first input.

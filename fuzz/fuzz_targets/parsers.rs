@@ -19,7 +19,7 @@ use libfuzzer_sys::fuzz_target;
 use portcullis::sim::Sim;
 use portcullis::tls::rustls::pki_types::PrivatePkcs8KeyDer;
 use portcullis::tls::rustls::ServerConnection;
-use portcullis::{Config, ConnConfig, Context, Handler, Listen, Outcome};
+use portcullis::{Config, Context, Handler, Listen, Outcome};
 
 #[path = "../../examples/support/options.rs"]
 #[allow(dead_code)] // the example uses more of it
@@ -228,11 +228,10 @@ fn serve(options: &Options) {
     }
     let mut listen = Listen::tcp(options.listen.as_str())
         .framing(options.framing.framing())
-        .conn(
-            ConnConfig::new()
-                .idle_timeout(or_never(options.idle_timeout))
-                .handshake_timeout(or_never(options.handshake_timeout)),
-        );
+        .conn(|conn| {
+            conn.idle_timeout = or_never(options.idle_timeout);
+            conn.handshake_timeout = or_never(options.handshake_timeout);
+        });
     if let Some(bytes) = options.max_packet {
         listen.conn.max_frame = Some(bytes);
     }

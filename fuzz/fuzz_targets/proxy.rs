@@ -12,9 +12,7 @@ use std::time::Duration;
 use kit::naive;
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Action, ConnModel, Input, Told};
-use portcullis::{
-    AccessRules, CloseReason, ConnConfig, Listen, ProxyHeader, ProxyOrigin, ProxyProtocol,
-};
+use portcullis::{AccessRules, CloseReason, Listen, ProxyHeader, ProxyOrigin, ProxyProtocol};
 
 const SIGNATURE: [u8; 12] = [13, 10, 13, 10, 0, 13, 10, 81, 85, 73, 84, 10];
 /// The longest header of version 2.
@@ -89,13 +87,12 @@ impl Case<'_> {
         };
         let listen = Listen::tcp("127.0.0.1:0")
             .framing(Action::framing(self.framing))
-            .conn(
-                ConnConfig::new()
-                    .max_frame(self.max)
-                    .handshake_timeout(Duration::MAX)
-                    .idle_timeout(Duration::MAX)
-                    .frame_timeout(Duration::MAX),
-            )
+            .conn(|conn| {
+                conn.max_frame = Some(self.max);
+                conn.handshake_timeout = Duration::MAX;
+                conn.idle_timeout = Duration::MAX;
+                conn.frame_timeout = Duration::MAX;
+            })
             .proxy_protocol(mode)
             .trusted_proxies(AccessRules::allow_all());
         let mut model = ConnModel::new(&listen).expect("settings that work");

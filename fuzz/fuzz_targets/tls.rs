@@ -11,7 +11,7 @@ use kit::sim_tls;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Action, ConnModel, Input, Told};
-use portcullis::{ConnConfig, Framing, Listen};
+use portcullis::{Framing, Listen};
 
 #[derive(Arbitrary, Debug)]
 enum Op {
@@ -70,16 +70,19 @@ fuzz_target!(|case: Case| {
         .timeouts
         .map(|ms| Duration::from_millis(u64::from(ms) + 1));
     let (noise_only, upgrade) = (case.start & 1 != 0, case.start & 2 != 0);
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet1).conn(
-        ConnConfig::new()
-            .watermarks(low, low + more + 1)
-            .output_limit(low + more + 1 + most)
-            .handshake_timeout(handshake)
-            .idle_timeout(idle)
-            .frame_timeout(idle)
-            .write_timeout(write)
-            .linger(linger, 1000),
-    );
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(Framing::Packet1)
+        .conn(|conn| {
+            conn.low_watermark = low;
+            conn.high_watermark = low + more + 1;
+            conn.output_limit = low + more + 1 + most;
+            conn.handshake_timeout = handshake;
+            conn.idle_timeout = idle;
+            conn.frame_timeout = idle;
+            conn.write_timeout = write;
+            conn.linger_timeout = linger;
+            conn.linger_bytes = 1000;
+        });
     let listen = if upgrade {
         listen
     } else {

@@ -72,15 +72,15 @@ impl Connect {
         self
     }
 
-    /// Options of the connection: timeouts, limits, rates. Replaces all of them.
-    pub fn conn(mut self, config: ConnConfig) -> Self {
-        self.conn = config;
+    /// Changes options of the connection: timeouts, limits, rates.
+    pub fn conn(mut self, set: impl FnOnce(&mut ConnConfig)) -> Self {
+        set(&mut self.conn);
         self
     }
 
-    /// Options of the socket. Replaces all of them. Those of listeners have no effect.
-    pub fn socket(mut self, options: SocketOptions) -> Self {
-        self.socket = options;
+    /// Changes options of the socket. Those of listeners have no effect.
+    pub fn socket(mut self, set: impl FnOnce(&mut SocketOptions)) -> Self {
+        set(&mut self.socket);
         self
     }
 

@@ -20,12 +20,15 @@ use crate::proto::{ConnConfig, Framing, Rate, TlsConfig};
 ///
 /// ```
 /// use std::time::Duration;
-/// use portcullis::{AtCapacity, ConnConfig, Framing, Listen};
+/// use portcullis::{AtCapacity, Framing, Listen};
 ///
 /// let listen = Listen::tcp("127.0.0.1:0")
 ///     .name("games")
 ///     .framing(Framing::Line)
-///     .conn(ConnConfig::new().max_frame(512).idle_timeout(Duration::from_secs(30)))
+///     .conn(|conn| {
+///         conn.max_frame = Some(512);
+///         conn.idle_timeout = Duration::from_secs(30);
+///     })
 ///     .at_capacity(AtCapacity::Refuse { farewell: b"full, try later\n".to_vec() });
 /// # let _ = listen;
 /// ```
@@ -117,15 +120,15 @@ pub enum ProxyProtocol {
 /// further ones share one rate and one limit.
 ///
 /// ```
-/// use portcullis::{Listen, Rate, SourceLimits};
-/// let listen = Listen::tcp("127.0.0.1:0").source_limits(SourceLimits {
-///     connections: Some(8),
-///     rate: Some(Rate::per_second(2).burst(10)),
-///     ..SourceLimits::default()
+/// use portcullis::{Listen, Rate};
+/// let listen = Listen::tcp("127.0.0.1:0").source_limits(|limits| {
+///     limits.connections = Some(8);
+///     limits.rate = Some(Rate::per_second(2).burst(10));
 /// });
 /// # let _ = listen;
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct SourceLimits {
     /// Maximum number of connections per second; `None` is no limit. Defaults to no limit. *Live.*
     pub rate: Option<Rate>,
@@ -169,10 +172,10 @@ impl Listen {
     /// ([`Control::listener_socket`](crate::Control::listener_socket)).
     ///
     /// ```
-    /// # use portcullis::{Framing, Listen, SocketOptions};
+    /// # use portcullis::{Framing, Listen};
     /// let listen = Listen::unix("/run/games.sock")
     ///     .framing(Framing::Line)
-    ///     .socket(SocketOptions::new().mode(0o660));
+    ///     .socket(|socket| socket.mode = Some(0o660));
     /// # let _ = listen;
     /// ```
     pub fn unix(path: impl AsRef<Path>) -> Self {
@@ -228,16 +231,15 @@ impl Listen {
         self
     }
 
-    /// Options of each connection: timeouts, limits, rates. Replaces all of them. *Next
-    /// connection.*
-    pub fn conn(mut self, config: ConnConfig) -> Self {
-        self.conn = config;
+    /// Changes options of each connection: timeouts, limits, rates. *Next connection.*
+    pub fn conn(mut self, set: impl FnOnce(&mut ConnConfig)) -> Self {
+        set(&mut self.conn);
         self
     }
 
-    /// Options of the sockets. Replaces all of them. *Next listen.*
-    pub fn socket(mut self, options: SocketOptions) -> Self {
-        self.socket = options;
+    /// Changes options of the sockets. *Next listen.*
+    pub fn socket(mut self, set: impl FnOnce(&mut SocketOptions)) -> Self {
+        set(&mut self.socket);
         self
     }
 
@@ -333,9 +335,10 @@ impl Listen {
         self
     }
 
-    /// Limits for each source of connections. Defaults to none. *Live*, but for the prefixes.
-    pub fn source_limits(mut self, limits: SourceLimits) -> Self {
-        self.source_limits = limits;
+    /// Changes the limits for each source of connections. Defaults to none. *Live*, but for the
+    /// prefixes.
+    pub fn source_limits(mut self, set: impl FnOnce(&mut SourceLimits)) -> Self {
+        set(&mut self.source_limits);
         self
     }
 

@@ -12,7 +12,7 @@ use crate::proto::{check_rates, Rate};
 /// use portcullis::{Budgets, Config};
 /// let config = Config::new()
 ///     .max_connections(10_000)
-///     .budgets(Budgets { accepts: 32, ..Budgets::default() });
+///     .budgets(|budgets| budgets.accepts = 32);
 /// # let _ = config;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +54,7 @@ impl Default for Config {
 
 /// Limits of the work in one iteration of the loop. Each is at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Budgets {
     /// Number of connections accepted per listener, so that a flood of connects does not stop the
     /// open connections. Defaults to 64.
@@ -86,6 +87,7 @@ impl Default for Budgets {
 /// Limits of the queue of commands from [`Handle`](crate::Handle)s. Commands above a limit are
 /// refused. Frames and messages for connections that are not open yet have the same limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct QueueLimits {
     /// Maximum number of queued frames, messages and posted jobs. Kills, and methods that wait for
     /// an answer, are refused at twice this number. Defaults to 65 536, at least 1.
@@ -115,6 +117,7 @@ impl Default for QueueLimits {
 /// So peers that connect and send nothing (slow loris) cannot keep others out, and a crowd of
 /// honest clients is only slowed down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct PendingLimits {
     /// Maximum number of concurrent pending connections: a number, or a part of the cap. Defaults
     /// to half the cap, at least 16 (and never more than the cap).
@@ -167,9 +170,9 @@ impl Config {
         self
     }
 
-    /// Limits of connections that are not open yet.
-    pub fn pending_limits(mut self, limits: PendingLimits) -> Self {
-        self.pending_limits = limits;
+    /// Changes the limits of connections that are not open yet.
+    pub fn pending_limits(mut self, set: impl FnOnce(&mut PendingLimits)) -> Self {
+        set(&mut self.pending_limits);
         self
     }
 
@@ -199,15 +202,15 @@ impl Config {
         self
     }
 
-    /// Limits of the work in one iteration of the loop.
-    pub fn budgets(mut self, budgets: Budgets) -> Self {
-        self.budgets = budgets;
+    /// Changes the limits of the work in one iteration of the loop.
+    pub fn budgets(mut self, set: impl FnOnce(&mut Budgets)) -> Self {
+        set(&mut self.budgets);
         self
     }
 
-    /// Limits of the queue of commands from other threads.
-    pub fn queue_limits(mut self, limits: QueueLimits) -> Self {
-        self.queue_limits = limits;
+    /// Changes the limits of the queue of commands from other threads.
+    pub fn queue_limits(mut self, set: impl FnOnce(&mut QueueLimits)) -> Self {
+        set(&mut self.queue_limits);
         self
     }
 

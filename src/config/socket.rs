@@ -36,31 +36,40 @@ impl Keepalive {
 /// (`tcp(7)`, `socket(7)`).
 ///
 /// ```
-/// use portcullis::{Listen, SocketOptions};
-/// let listen = Listen::tcp("127.0.0.1:0").socket(SocketOptions::new().backlog(4096));
+/// use portcullis::Listen;
+/// let listen = Listen::tcp("127.0.0.1:0").socket(|socket| socket.backlog = 4096);
 /// assert!(listen.socket.nodelay, "the default");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use]
 #[non_exhaustive]
 pub struct SocketOptions {
-    /// See [`SocketOptions::nodelay`].
+    /// TCP_NODELAY: sends small frames at once. Defaults to true.
     pub nodelay: bool,
-    /// See [`SocketOptions::keepalive`].
+    /// SO_KEEPALIVE with these times; `None` is off. Defaults to off.
     pub keepalive: Option<Keepalive>,
-    /// See [`SocketOptions::recv_buffer`].
+    /// SO_RCVBUF of each connection, in bytes; `None` is the system's automatic size. Not for Unix
+    /// sockets: there the sender's buffer holds the bytes. Defaults to `None`.
     pub recv_buffer: Option<usize>,
-    /// See [`SocketOptions::send_buffer`].
+    /// SO_SNDBUF of each connection, in bytes; `None` is the system's automatic size. Defaults to
+    /// `None`.
     pub send_buffer: Option<usize>,
-    /// See [`SocketOptions::backlog`].
+    /// Maximum number of connections that the kernel queues for accept; for listeners. Defaults to
+    /// 1024. The kernel caps it silently (`net.core.somaxconn` on Linux, 4096 since 5.4), see
+    /// `listen(2)`.
     pub backlog: u32,
-    /// See [`SocketOptions::mode`].
+    /// Permissions of a Unix listener's file, as in `0o660`: on Linux, write permission lets a
+    /// process connect. In force before the first client can connect. Defaults to `None`: the
+    /// permissions that the process's umask leaves.
     pub mode: Option<u32>,
-    /// See [`SocketOptions::only_v6`].
+    /// IPV6_V6ONLY: an IPv6 listener takes no IPv4 clients. Set explicitly, whatever the system's
+    /// default. Defaults to true; with false, IPv4 peers show as `::ffff:a.b.c.d`.
     pub only_v6: bool,
-    /// See [`SocketOptions::reuse_address`].
+    /// SO_REUSEADDR of a listener: a restarted server binds although old connections are in
+    /// TIME_WAIT. Defaults to true.
     pub reuse_address: bool,
-    /// See [`SocketOptions::reuse_port`].
+    /// SO_REUSEPORT: several listening sockets share the port. Linux spreads clients over them by a
+    /// hash of their addresses, also over sockets that accept nothing at the moment. In
+    /// [`Shards`](crate::Shards): a queue for each shard instead of one for all. Defaults to false.
     pub reuse_port: bool,
 }
 
@@ -81,74 +90,6 @@ impl Default for SocketOptions {
 }
 
 impl SocketOptions {
-    /// The defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// TCP_NODELAY: sends small frames at once. Defaults to true.
-    pub fn nodelay(mut self, on: bool) -> Self {
-        self.nodelay = on;
-        self
-    }
-
-    /// SO_KEEPALIVE with these times; `None` is off. Defaults to off.
-    pub fn keepalive(mut self, keepalive: impl Into<Option<Keepalive>>) -> Self {
-        self.keepalive = keepalive.into();
-        self
-    }
-
-    /// SO_RCVBUF of each connection, in bytes. Defaults to the system's automatic size. Not for
-    /// Unix sockets: there the sender's buffer holds the bytes.
-    pub fn recv_buffer(mut self, bytes: usize) -> Self {
-        self.recv_buffer = Some(bytes);
-        self
-    }
-
-    /// SO_SNDBUF of each connection, in bytes. Defaults to the system's automatic size.
-    pub fn send_buffer(mut self, bytes: usize) -> Self {
-        self.send_buffer = Some(bytes);
-        self
-    }
-
-    /// Maximum number of connections that the kernel queues for accept; for listeners. Defaults to
-    /// 1024. The kernel caps it silently (`net.core.somaxconn` on Linux, 4096 since 5.4), see
-    /// `listen(2)`.
-    pub fn backlog(mut self, connections: u32) -> Self {
-        self.backlog = connections;
-        self
-    }
-
-    /// Permissions of a Unix listener's file, as in `0o660`: on Linux, write permission lets a
-    /// process connect. In force before the first client can connect. Defaults to the permissions
-    /// that the process's umask leaves.
-    pub fn mode(mut self, mode: u32) -> Self {
-        self.mode = Some(mode);
-        self
-    }
-
-    /// IPV6_V6ONLY: an IPv6 listener takes no IPv4 clients. Set explicitly, whatever the system's
-    /// default. Defaults to true; with false, IPv4 peers show as `::ffff:a.b.c.d`.
-    pub fn only_v6(mut self, on: bool) -> Self {
-        self.only_v6 = on;
-        self
-    }
-
-    /// SO_REUSEADDR of a listener: a restarted server binds although old connections are in
-    /// TIME_WAIT. Defaults to true.
-    pub fn reuse_address(mut self, on: bool) -> Self {
-        self.reuse_address = on;
-        self
-    }
-
-    /// SO_REUSEPORT: several listening sockets share the port. Linux spreads clients over them by a
-    /// hash of their addresses, also over sockets that accept nothing at the moment. In
-    /// [`Shards`](crate::Shards): a queue for each shard instead of one for all. Defaults to false.
-    pub fn reuse_port(mut self, on: bool) -> Self {
-        self.reuse_port = on;
-        self
-    }
-
     /// Finds values that the kernel would refuse without naming the option, or cut silently.
     pub(crate) fn check(&self) -> Result<()> {
         if let Some(keepalive) = &self.keepalive {

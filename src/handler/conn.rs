@@ -478,7 +478,7 @@ pub struct ConnInfo {
     /// Its handler has paused it ([`Conn::pause`]).
     pub paused: bool,
     /// Its pending output is above the watermarks
-    /// ([`ConnConfig::watermarks`](crate::ConnConfig::watermarks)), and it is not read, except with
+    /// ([`ConnConfig::high_watermark`](crate::ConnConfig::high_watermark)), and it is not read, except with
     /// [`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex).
     pub congested: bool,
     /// It is not read because a rate is used up ([`ConnConfig::read_rate`](crate::ConnConfig::read_rate)

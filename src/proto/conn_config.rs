@@ -13,44 +13,98 @@ use crate::error::{Error, Result};
 ///
 /// ```
 /// use std::time::Duration;
-/// use portcullis::{Connect, ConnConfig, Listen};
+/// use portcullis::{Connect, Listen};
 ///
-/// let conn = ConnConfig::new().max_frame(512).idle_timeout(Duration::from_secs(30));
-/// let listen = Listen::tcp("127.0.0.1:0").conn(conn.clone());
-/// let connect = Connect::new().conn(conn.write_timeout(Duration::from_secs(5)));
-/// assert_eq!(listen.conn.max_frame, connect.conn.max_frame);
+/// let listen = Listen::tcp("127.0.0.1:0").conn(|conn| {
+///     conn.max_frame = Some(512);
+///     conn.idle_timeout = Duration::from_secs(30);
+/// });
+/// let connect = Connect::new().conn(|conn| *conn = listen.conn.clone());
+/// assert_eq!(connect.conn.max_frame, Some(512));
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[must_use]
 #[non_exhaustive]
 pub struct ConnConfig {
-    /// See [`ConnConfig::max_frame`]; `None` is the framing's own maximum.
+    /// Maximum length of a received payload, in bytes; a line counts its delimiter. A longer one
+    /// closes the connection as soon as its header is read. `None` is the framing's own maximum.
+    ///
+    /// Defaults to `None`: the header's own maximum for packet-1 and packet-2, 8 MiB for packet-4,
+    /// 64 KiB for lines and custom framings. Raw has none. A packet's header cannot announce more
+    /// than its own maximum, whatever is set here.
     pub max_frame: Option<usize>,
-    /// See [`ConnConfig::handshake_timeout`].
+    /// Maximum time from accepted or connected to open: for the PROXY header and the TLS handshake.
+    /// A handshake that `Conn::start_tls` begins has the same time, from there. Defaults to 10 s.
     pub handshake_timeout: Duration,
-    /// See [`ConnConfig::frame_timeout`].
+    /// Maximum time in which an incomplete frame makes no progress. Received bytes extend the time
+    /// by [`ConnConfig::min_rate`]. So a short frame must be complete within it, and a long one must
+    /// arrive at that rate. The time is paused while reading is paused. Defaults to 30 s.
     pub frame_timeout: Duration,
-    /// See [`ConnConfig::idle_timeout`].
+    /// Maximum time without a byte from the peer, once the connection is open. The time is paused
+    /// while we do not read. Defaults to 120 s.
     pub idle_timeout: Duration,
-    /// See [`ConnConfig::write_timeout`].
+    /// Maximum time in which the peer takes nothing of its pending output. Taken bytes extend the
+    /// time by [`ConnConfig::min_rate`]. Defaults to 30 s.
+    ///
+    /// This also ends a client that writes all its requests before it reads an answer, if the
+    /// answers exceed the high watermark and the kernel's buffers: see [`ConnConfig::full_duplex`].
+    ///
+    /// While the connection closes, output that only the kernel holds counts too, in the same time.
+    /// So closing takes at most this timeout, the time of the output at the minimum rate, and
+    /// [`ConnConfig::linger_timeout`].
     pub write_timeout: Duration,
-    /// See [`ConnConfig::min_rate`].
+    /// Minimum rate of progress, in bytes per second: of pending output that the peer takes, and of
+    /// an incomplete frame that it sends. Defaults to 500 (Apache's `mod_reqtimeout` has the same),
+    /// at least 1.
+    ///
+    /// [`ConnConfig::write_timeout`] and [`ConnConfig::frame_timeout`] are how far a peer may fall
+    /// behind. Each byte makes up for its time at this rate, and no more than the timeout is left.
+    /// So a stall may take a whole timeout. A slower peer runs out of time, however it spreads its
+    /// bytes: at 29 bytes per second after 32 s, with the defaults.
     pub min_rate: u32,
-    /// See [`ConnConfig::linger`].
+    /// Maximum time for which input is discarded after our FIN until the peer's FIN. Without this
+    /// a close would reset the connection under bytes that the peer has not read yet. Defaults to
+    /// 2 s.
+    ///
+    /// The time counts once the peer's system has all output. Until then the write timeout counts,
+    /// and a peer that takes nothing ends as [`WriteTimeout`](crate::CloseReason::WriteTimeout).
+    /// The kernel is asked for its unsent bytes once per timeout, so up to twice the time may
+    /// pass. On systems that cannot tell (neither Linux nor Apple's) each input of the peer starts
+    /// the timeout anew, within the write timeout. Zero: the socket is closed right behind FIN.
     pub linger_timeout: Duration,
-    /// See [`ConnConfig::linger`].
+    /// Maximum number of bytes that are discarded in that time. Defaults to 16 MiB.
     pub linger_bytes: usize,
-    /// See [`ConnConfig::watermarks`].
+    /// Number of bytes of pending output at which paused reading resumes. Defaults to 32 KiB; must
+    /// be below [`ConnConfig::high_watermark`].
     pub low_watermark: usize,
-    /// See [`ConnConfig::watermarks`].
+    /// Number of bytes of pending output at which reading pauses: backpressure. Defaults to
+    /// 128 KiB.
+    ///
+    /// So a client must read answers while it writes requests. One that writes a long pipeline
+    /// first waits for this side, which waits for it: see [`ConnConfig::full_duplex`].
     pub high_watermark: usize,
-    /// See [`ConnConfig::output_limit`].
+    /// Number of bytes of pending output at which `send` fails. A frame begun below the limit is
+    /// queued whole; output sent before the connection is open is queued too, and counts.
+    /// Defaults to 1 MiB; at least the high watermark.
     pub output_limit: usize,
-    /// See [`ConnConfig::full_duplex`].
+    /// Keeps reading while output is pending above the high watermark. Defaults to false.
+    ///
+    /// Two kinds of programs need it:
+    ///
+    /// - Output is no answer to the input. In a proxy, for example, the two directions must not
+    ///   wait for each other. Check [`Conn::is_congested`](crate::Conn::is_congested) before you
+    ///   send more.
+    /// - Clients write all their requests before they read the first answer (a pipeline). Without
+    ///   it both sides wait for each other at the high watermark, until the connection ends as
+    ///   [`WriteTimeout`](crate::CloseReason::WriteTimeout). Then
+    ///   [`ConnConfig::output_limit`] must hold all answers of a pipeline: one more fails.
+    #[doc(alias = "pipelining")]
     pub full_duplex: bool,
-    /// See [`ConnConfig::read_rate`].
+    /// Maximum bytes per second read, on the wire; `None` is no limit. Above it reading pauses:
+    /// nothing is lost, TCP slows the peer down, and its idle and frame timeouts are paused.
+    /// Defaults to no limit.
     pub read_rate: Option<Rate>,
-    /// See [`ConnConfig::frame_rate`].
+    /// Maximum frames per second delivered; `None` is no limit. Otherwise like
+    /// [`ConnConfig::read_rate`]. With [`Framing::Raw`](crate::Framing::Raw) each piece counts.
     pub frame_rate: Option<Rate>,
 }
 
@@ -76,137 +130,6 @@ impl Default for ConnConfig {
 }
 
 impl ConnConfig {
-    /// The defaults.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Maximum length of a received payload, in bytes; a line counts its delimiter. A longer one
-    /// closes the connection as soon as its header is read.
-    ///
-    /// Defaults to the header's own maximum for packet-1 and packet-2, 8 MiB for packet-4, 64 KiB
-    /// for lines and custom framings. Raw has none. A packet's header cannot announce more than
-    /// its own maximum, whatever is set here.
-    pub fn max_frame(mut self, bytes: usize) -> Self {
-        self.max_frame = Some(bytes);
-        self
-    }
-
-    /// Maximum time from accepted or connected to open: for the PROXY header and the TLS handshake.
-    /// A handshake that `Conn::start_tls` begins has the same time, from there. Defaults to 10 s.
-    pub fn handshake_timeout(mut self, timeout: Duration) -> Self {
-        self.handshake_timeout = timeout;
-        self
-    }
-
-    /// Maximum time in which an incomplete frame makes no progress. Received bytes extend the time
-    /// by [`ConnConfig::min_rate`]. So a short frame must be complete within it, and a long one must
-    /// arrive at that rate. The time is paused while reading is paused. Defaults to 30 s.
-    pub fn frame_timeout(mut self, timeout: Duration) -> Self {
-        self.frame_timeout = timeout;
-        self
-    }
-
-    /// Maximum time without a byte from the peer, once the connection is open. The time is paused
-    /// while we do not read. Defaults to 120 s.
-    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
-        self.idle_timeout = timeout;
-        self
-    }
-
-    /// Maximum time in which the peer takes nothing of its pending output. Taken bytes extend the
-    /// time by [`ConnConfig::min_rate`]. Defaults to 30 s.
-    ///
-    /// This also ends a client that writes all its requests before it reads an answer, if the
-    /// answers exceed the high watermark and the kernel's buffers: see [`ConnConfig::full_duplex`].
-    ///
-    /// While the connection closes, output that only the kernel holds counts too, in the same time.
-    /// So closing takes at most this timeout, the time of the output at the minimum rate, and the
-    /// linger timeout ([`ConnConfig::linger`]).
-    pub fn write_timeout(mut self, timeout: Duration) -> Self {
-        self.write_timeout = timeout;
-        self
-    }
-
-    /// Minimum rate of progress, in bytes per second: of pending output that the peer takes, and of
-    /// an incomplete frame that it sends. Defaults to 500 (Apache's `mod_reqtimeout` has the same),
-    /// at least 1.
-    ///
-    /// [`ConnConfig::write_timeout`] and [`ConnConfig::frame_timeout`] are how far a peer may fall
-    /// behind. Each byte makes up for its time at this rate, and no more than the timeout is left.
-    /// So a stall may take a whole timeout. A slower peer runs out of time, however it spreads its
-    /// bytes: at 29 bytes per second after 32 s, with the defaults.
-    pub fn min_rate(mut self, bytes_per_second: u32) -> Self {
-        self.min_rate = bytes_per_second;
-        self
-    }
-
-    /// Maximum time, and number of bytes, for which input is discarded after our FIN until the
-    /// peer's FIN. Without this a close would reset the connection under bytes that the peer has
-    /// not read yet. Defaults to 2 s and 16 MiB.
-    ///
-    /// The time counts once the peer's system has all output. Until then the write timeout counts,
-    /// and a peer that takes nothing ends as [`WriteTimeout`](crate::CloseReason::WriteTimeout).
-    /// The kernel is asked for its unsent bytes once per `timeout`, so up to twice the time may
-    /// pass. On systems that cannot tell (neither Linux nor Apple's) each input of the peer starts
-    /// `timeout` anew, within the write timeout. Zero: the socket is closed right behind FIN.
-    pub fn linger(mut self, timeout: Duration, bytes: usize) -> Self {
-        self.linger_timeout = timeout;
-        self.linger_bytes = bytes;
-        self
-    }
-
-    /// Pauses reading at `high` bytes of pending output, and resumes it at `low`: backpressure.
-    /// Defaults to 32 KiB (`low`) and 128 KiB (`high`). `low` must be below `high`.
-    ///
-    /// So a client must read answers while it writes requests. One that writes a long pipeline
-    /// first waits for this side, which waits for it: see [`ConnConfig::full_duplex`].
-    pub fn watermarks(mut self, low: usize, high: usize) -> Self {
-        self.low_watermark = low;
-        self.high_watermark = high;
-        self
-    }
-
-    /// Number of bytes of pending output at which `send` fails. A frame begun below the limit is
-    /// queued whole; output sent before the connection is open is queued too, and counts.
-    /// Defaults to 1 MiB; at least the high watermark.
-    pub fn output_limit(mut self, bytes: usize) -> Self {
-        self.output_limit = bytes;
-        self
-    }
-
-    /// Keeps reading while output is pending above the high watermark. Defaults to false.
-    ///
-    /// Two kinds of programs need it:
-    ///
-    /// - Output is no answer to the input. In a proxy, for example, the two directions must not
-    ///   wait for each other. Check [`Conn::is_congested`](crate::Conn::is_congested) before you
-    ///   send more.
-    /// - Clients write all their requests before they read the first answer (a pipeline). Without
-    ///   it both sides wait for each other at the high watermark, until the connection ends as
-    ///   [`WriteTimeout`](crate::CloseReason::WriteTimeout). Then
-    ///   [`ConnConfig::output_limit`] must hold all answers of a pipeline: one more fails.
-    #[doc(alias = "pipelining")]
-    pub fn full_duplex(mut self, on: bool) -> Self {
-        self.full_duplex = on;
-        self
-    }
-
-    /// Maximum bytes per second read, on the wire; `None` is no limit. Above it reading pauses:
-    /// nothing is lost, TCP slows the peer down, and its idle and frame timeouts are paused.
-    /// Defaults to no limit.
-    pub fn read_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
-        self.read_rate = rate.into();
-        self
-    }
-
-    /// Maximum frames per second delivered; `None` is no limit. Otherwise like
-    /// [`ConnConfig::read_rate`]. With [`Framing::Raw`](crate::Framing::Raw) each piece counts.
-    pub fn frame_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
-        self.frame_rate = rate.into();
-        self
-    }
-
     /// Finds values that no connection can work with.
     pub(crate) fn check(&self) -> Result<()> {
         if self.low_watermark >= self.high_watermark {

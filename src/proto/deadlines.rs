@@ -377,7 +377,7 @@ pub struct TimeLeft {
     /// ([`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout)).
     pub write: Option<Duration>,
     /// Until the socket is closed without the peer's FIN
-    /// ([`ConnConfig::linger`](crate::ConnConfig::linger)).
+    /// ([`ConnConfig::linger_timeout`](crate::ConnConfig::linger_timeout)).
     pub linger: Option<Duration>,
     /// Until reading resumes that a rate has paused
     /// ([`ConnConfig::read_rate`](crate::ConnConfig::read_rate) and the other rates).

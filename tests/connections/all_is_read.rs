@@ -3,7 +3,7 @@
 use std::io::{ErrorKind, Write};
 
 use kit::net::{connect, hold, local, spawn};
-use portcullis::{Config, Context, Framing, Handler, Outcome, Server, SocketOptions};
+use portcullis::{Config, Context, Framing, Handler, Outcome, Server};
 
 /// Says nothing, whatever comes.
 struct Silent;
@@ -21,7 +21,7 @@ fn several_reads_that_came_at_once() {
         // Room in the kernel for more than one read.
         let listen = local()
             .framing(Framing::Raw)
-            .socket(SocketOptions::new().recv_buffer(1 << 20));
+            .socket(|socket| socket.recv_buffer = Some(1 << 20));
         server
             .listen(listen, |_: &mut (), _| Silent)
             .expect("listen");

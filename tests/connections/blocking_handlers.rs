@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kit::net::{connect, local, send2, tcp, PATIENCE};
-use portcullis::{Config, ConnConfig, Context, Handler, Listen, Outcome, Server};
+use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
 
 /// The limit, and how long the handler blocks.
 const TIME: Duration = Duration::from_secs(2);
@@ -57,12 +57,12 @@ impl Handler for Answers {
 /// The peer has its time to take what waits for it from when it could.
 #[test]
 fn the_write_timeout_begins_with_the_write() {
-    let listen = local().conn(
-        ConnConfig::new()
-            .write_timeout(TIME)
-            .output_limit(2 * MUCH)
-            .watermarks(MUCH, 2 * MUCH),
-    );
+    let listen = local().conn(|conn| {
+        conn.write_timeout = TIME;
+        conn.output_limit = 2 * MUCH;
+        conn.low_watermark = MUCH;
+        conn.high_watermark = 2 * MUCH;
+    });
     let (mut server, mut client) = world(listen, Answers);
     assert!(server
         .control()
@@ -104,10 +104,8 @@ fn the_handshake_of_an_upgrade_has_its_time() {
 
     let site = kit::tls::Site::new();
     let upgrades = Upgrades(std::sync::Arc::new(site.server()));
-    let (mut server, mut client) = world(
-        local().conn(ConnConfig::new().handshake_timeout(TIME)),
-        upgrades,
-    );
+    let (mut server, mut client) =
+        world(local().conn(|conn| conn.handshake_timeout = TIME), upgrades);
     assert_eq!(kit::net::recv2(&mut client), b"go ahead");
     let states: Vec<_> = server
         .control()

@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use portcullis::sim::{ClientId, Sim};
-use portcullis::{
-    CloseReason, Config, ConnConfig, Context, Handler, Listen, Outcome, PendingLimits, Quota,
-    SocketOptions,
-};
+use portcullis::{CloseReason, Config, Context, Handler, Listen, Outcome, Quota};
 
 const CROWD: usize = 5_000;
 /// Of due timers, of told connections, of forced ends; each turn may also give as many turns from the ready list.
@@ -40,13 +37,10 @@ impl Handler<Counts> for Member {
 fn crowd(listen: Listen) -> (Sim<Counts>, Vec<ClientId>) {
     let config = Config::new()
         .max_connections(CROWD)
-        .pending_limits(PendingLimits {
-            connections: Quota::Count(CROWD),
-            ..PendingLimits::default()
-        });
+        .pending_limits(|pending| pending.connections = Quota::Count(CROWD));
     let mut sim = Sim::new(1, config, Counts::default());
     let addr = sim.listen(
-        listen.socket(SocketOptions::new().backlog(CROWD as u32)),
+        listen.socket(|socket| socket.backlog = CROWD as u32),
         |_: &mut Counts, _| Member,
     );
     let addr = addr.expect("a listener");
@@ -75,13 +69,11 @@ fn steepest(sim: &mut Sim<Counts>, count: impl Fn(&Counts) -> usize) -> usize {
 
 #[test]
 fn timers_that_are_due_together() {
-    let (mut sim, _) = crowd(
-        Listen::tcp("127.0.0.1:0").conn(
-            ConnConfig::new()
-                .idle_timeout(Duration::from_secs(10))
-                .linger(Duration::ZERO, 0),
-        ),
-    );
+    let (mut sim, _) = crowd(Listen::tcp("127.0.0.1:0").conn(|conn| {
+        conn.idle_timeout = Duration::from_secs(10);
+        conn.linger_timeout = Duration::ZERO;
+        conn.linger_bytes = 0;
+    }));
     sim.leap(Duration::from_secs(11));
     let most = steepest(&mut sim, |counts| counts.closed);
     assert!((1..=BATCH).contains(&most), "{most} in one turn");

@@ -9,8 +9,7 @@ use std::time::Duration;
 use kit::net::{await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2};
 use kit::script::{connect_narrow, fill, reset, spawn_script, usual, Call, Entry};
 use portcullis::{
-    Close, CloseReason, Config, ConnConfig, Context, Framing, Handler, Listen, Outcome, Server,
-    SocketOptions, State,
+    Close, CloseReason, Config, Context, Framing, Handler, Listen, Outcome, Server, State,
 };
 
 /// A long answer to every frame.
@@ -19,7 +18,7 @@ static ANSWER: [u8; 60_000] = [0x5A; 60_000];
 /// The peer resets at every point of a connection's life.
 #[test]
 fn a_reset_in_every_state() {
-    let listen = local().socket(SocketOptions::new().send_buffer(16 * 1024));
+    let listen = local().socket(|socket| socket.send_buffer = Some(16 * 1024));
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(b"flood") => {
             for _ in 0..16 {
@@ -273,8 +272,8 @@ fn an_orderly_close_reaches_a_slow_reader_that_keeps_sending() {
     let (server, journal) = spawn_script(
         Config::new(),
         local()
-            .conn(ConnConfig::new().output_limit(8 * 1024 * 1024))
-            .socket(SocketOptions::new().recv_buffer(16 * 1024)),
+            .conn(|conn| conn.output_limit = 8 * 1024 * 1024)
+            .socket(|socket| socket.recv_buffer = Some(16 * 1024)),
         |cx, call| match call {
             Call::Frame(b"all of it") => {
                 for _ in 0..FRAMES {
@@ -346,9 +345,10 @@ fn the_linger_begins_once_the_peer_has_everything() {
         assert_eq!(server.control().stats().closed(CloseReason::Closed), 1);
     }
     let options = |listen: Listen| {
-        let socket = SocketOptions::new().send_buffer(1024 * 1024);
-        let conn = ConnConfig::new().linger(Duration::from_millis(10), 1024 * 1024);
-        listen.framing(Framing::Line).socket(socket).conn(conn)
+        listen
+            .framing(Framing::Line)
+            .socket(|socket| socket.send_buffer = Some(1024 * 1024))
+            .conn(|conn| conn.linger_timeout = Duration::from_millis(10))
     };
     let mut server = Server::new(Config::new()).expect("server");
     let listener = server
@@ -392,7 +392,10 @@ fn a_close_does_not_block_a_peer_that_writes_first() {
 /// More than the linger's bytes: the patience with a peer that never ends is bounded.
 #[test]
 fn lingering_is_bounded_in_bytes() {
-    let listen = local().conn(ConnConfig::new().linger(Duration::MAX, 100_000));
+    let listen = local().conn(|conn| {
+        conn.linger_timeout = Duration::MAX;
+        conn.linger_bytes = 100_000;
+    });
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => Err(Close::new()),
         call => usual(cx, call),
@@ -468,7 +471,7 @@ fn a_kill_by_id_ends_one_and_leaves_the_others() {
 /// A kill of what is closing, with answers on their way, is a kill; after the last byte it is only an end.
 #[test]
 fn a_kill_while_closing() {
-    let listen = local().socket(SocketOptions::new().send_buffer(16 * 1024));
+    let listen = local().socket(|socket| socket.send_buffer = Some(16 * 1024));
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..16 {
@@ -548,11 +551,11 @@ fn close_after_input_answers_what_has_come_and_ends() {
 /// One life each, whatever ends it.
 #[test]
 fn every_end_has_one_reason_and_one_goodbye() {
-    let listen = local().framing(Framing::Packet2).conn(
-        ConnConfig::new()
-            .max_frame(100)
-            .linger(Duration::from_millis(50), 1024 * 1024),
-    );
+    let listen = local().framing(Framing::Packet2).conn(|conn| {
+        conn.max_frame = Some(100);
+        conn.linger_timeout = Duration::from_millis(50);
+        conn.linger_bytes = 1024 * 1024;
+    });
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(b"close") => Err(Close::new()),
         Call::Frame(b"abort") => Err(Close::abort()),

@@ -15,8 +15,8 @@ use kit::outgoing::{
 };
 use kit::script::reset;
 use portcullis::{
-    Addr, CloseReason, Closed, Config, ConnConfig, ConnId, Connect, Context, Error, Framing,
-    Handler, Outcome, Retry, Server, SocketOptions, State,
+    Addr, CloseReason, Closed, Config, ConnId, Connect, Context, Error, Framing, Handler, Outcome,
+    Retry, Server, State,
 };
 
 /// A server that listens nowhere.
@@ -166,7 +166,10 @@ fn what_cannot_work_is_said_before_anything_is_done() {
     let wrong = [
         (
             "watermarks",
-            Connect::new().conn(ConnConfig::new().watermarks(2, 1)),
+            Connect::new().conn(|conn| {
+                conn.low_watermark = 2;
+                conn.high_watermark = 1;
+            }),
         ),
         (
             "connect_timeout",
@@ -174,15 +177,15 @@ fn what_cannot_work_is_said_before_anything_is_done() {
         ),
         (
             "idle_timeout",
-            Connect::new().conn(ConnConfig::new().idle_timeout(Duration::ZERO)),
+            Connect::new().conn(|conn| conn.idle_timeout = Duration::ZERO),
         ),
         (
             "max_frame",
-            Connect::new().conn(ConnConfig::new().max_frame(0)),
+            Connect::new().conn(|conn| conn.max_frame = Some(0)),
         ),
         (
             "send_buffer",
-            Connect::new().socket(SocketOptions::new().send_buffer(usize::MAX)),
+            Connect::new().socket(|socket| socket.send_buffer = Some(usize::MAX)),
         ),
         ("bind", Connect::new().bind(v6)),
         ("retry", Connect::new().retry(Retry::new(0))),
@@ -652,11 +655,10 @@ fn full_duplex_reads_while_it_cannot_write() {
     for full_duplex in [true, false] {
         let (listener, addr) = std_listener();
         let server = client();
-        let options = Connect::new().framing(Framing::Raw).conn(
-            ConnConfig::new()
-                .output_limit(64 * 1024 * 1024)
-                .full_duplex(full_duplex),
-        );
+        let options = Connect::new().framing(Framing::Raw).conn(|conn| {
+            conn.output_limit = 64 * 1024 * 1024;
+            conn.full_duplex = full_duplex;
+        });
         let (id, heard) = dial(&server, addr, options);
         let mut peer = accepted(&listener);
         heard.opened();

@@ -14,8 +14,8 @@ use kit::tls::{reset, self_signed, Authority, Folder, Site, NAME, VERSIONS};
 use portcullis::tls::client_config;
 use portcullis::tls::rustls::{version, ClientConfig, HandshakeKind, ProtocolVersion};
 use portcullis::{
-    CloseReason, Config, ConnConfig, ConnId, Connect, Context, Error, Framing, Handler, Listen,
-    Outcome, Server, State,
+    CloseReason, Config, ConnId, Connect, Context, Error, Framing, Handler, Listen, Outcome,
+    Server, State,
 };
 
 fn client() -> Running {
@@ -95,7 +95,7 @@ fn much_goes_through_unchanged() {
         let options = Connect::new()
             .framing(Framing::Raw)
             .tls(site.client(version), NAME)
-            .conn(ConnConfig::new().output_limit(usize::MAX));
+            .conn(|conn| conn.output_limit = usize::MAX);
         let (id, heard) = dial(&client, server.addr(), options);
         heard.opened();
         let bytes: Vec<u8> = (0..3_000_000_u32)
@@ -214,7 +214,7 @@ fn a_server_that_goes_or_says_nothing_is_no_connection() {
     });
     let options = || {
         line(site.client(&version::TLS13), NAME)
-            .conn(ConnConfig::new().handshake_timeout(Duration::from_secs(20)))
+            .conn(|conn| conn.handshake_timeout = Duration::from_secs(20))
     };
     // What it has not read turns the first into a reset too, perhaps.
     let client = client();
@@ -225,7 +225,7 @@ fn a_server_that_goes_or_says_nothing_is_no_connection() {
     ));
     fails(options(), addr, CloseReason::Reset, &[]);
     fails(
-        options().conn(ConnConfig::new().handshake_timeout(Duration::from_millis(50))),
+        options().conn(|conn| conn.handshake_timeout = Duration::from_millis(50)),
         addr,
         CloseReason::HandshakeTimeout,
         &[],

@@ -7,18 +7,19 @@ use std::time::{Duration, Instant};
 
 use kit::net::{connect, eventually, local, ping, read_to_end, recv2, send2, PATIENCE};
 use kit::script::{connect_narrow, hold, spawn_script, usual, Call, Entry};
-use portcullis::{CloseReason, Config, ConnConfig, Framing, Listen, SocketOptions, State};
+use portcullis::{CloseReason, Config, ConnConfig, Framing, Listen, State};
 
 /// Short, but much longer than a busy machine needs between two of our own steps.
 const SHORT: Duration = Duration::from_millis(400);
 
 /// Linger is short too, for peers that do not send FIN.
 fn brief() -> Listen {
-    local().conn(brief_conn())
+    local().conn(brief_conn)
 }
 
-fn brief_conn() -> ConnConfig {
-    ConnConfig::new().linger(Duration::from_millis(50), 1024 * 1024)
+fn brief_conn(conn: &mut ConnConfig) {
+    conn.linger_timeout = Duration::from_millis(50);
+    conn.linger_bytes = 1024 * 1024;
 }
 
 fn timer_keys(journal: &kit::script::Journal) -> Vec<u8> {
@@ -33,7 +34,7 @@ fn timer_keys(journal: &kit::script::Journal) -> Vec<u8> {
 fn the_silent_leave_and_the_busy_stay() {
     let (server, journal) = spawn_script(
         Config::new(),
-        brief().conn(brief_conn().idle_timeout(SHORT)),
+        brief().conn(|conn| conn.idle_timeout = SHORT),
         usual,
     );
     let mut busy = connect(server.addr());
@@ -52,7 +53,7 @@ fn the_silent_leave_and_the_busy_stay() {
 fn own_sends_do_not_move_the_idle_deadline() {
     let (server, journal) = spawn_script(
         Config::new(),
-        brief().conn(brief_conn().idle_timeout(SHORT)),
+        brief().conn(|conn| conn.idle_timeout = SHORT),
         |cx, call| match call {
             Call::Open | Call::Timer(_) => {
                 cx.conn.send(b"are you there?")?;
@@ -74,7 +75,7 @@ fn own_sends_do_not_move_the_idle_deadline() {
 fn messages_do_not_move_the_idle_deadline() {
     let (server, journal) = spawn_script(
         Config::new(),
-        brief().conn(brief_conn().idle_timeout(SHORT)),
+        brief().conn(|conn| conn.idle_timeout = SHORT),
         usual,
     );
     let _silent = connect(server.addr());
@@ -92,9 +93,10 @@ fn messages_do_not_move_the_idle_deadline() {
 #[test]
 fn a_frame_begun_must_be_finished() {
     for framing in [Framing::Packet4, Framing::Line] {
-        let listen = brief()
-            .framing(framing.clone())
-            .conn(brief_conn().frame_timeout(SHORT).min_rate(1_000_000));
+        let listen = brief().framing(framing.clone()).conn(|conn| {
+            conn.frame_timeout = SHORT;
+            conn.min_rate = 1_000_000;
+        });
         let (server, journal) = spawn_script(Config::new(), listen, usual);
         let mut slow = connect(server.addr());
         slow.write_all(b"\x00\x10\x00\x00").expect("write");
@@ -114,7 +116,7 @@ fn a_frame_begun_must_be_finished() {
 /// Whole frames restart the clock: only an unfinished one is late.
 #[test]
 fn finished_frames_are_never_late() {
-    let listen = brief().conn(brief_conn().frame_timeout(SHORT));
+    let listen = brief().conn(|conn| conn.frame_timeout = SHORT);
     let (server, journal) = spawn_script(Config::new(), listen, usual);
     let mut steady = connect(server.addr());
     let start = Instant::now();
@@ -134,7 +136,7 @@ fn a_handshake_must_be_finished() {
     let config = std::sync::Arc::new(kit::tls::Site::new().server());
     let listen = brief()
         .tls(config)
-        .conn(brief_conn().handshake_timeout(SHORT));
+        .conn(|conn| conn.handshake_timeout = SHORT);
     let server = kit::tls::spawn_recorder(Config::new(), listen);
     // Nothing; and the beginning of a ClientHello, then a byte now and then.
     let mut mute = connect(server.addr());
@@ -157,8 +159,8 @@ fn a_handshake_must_be_finished() {
 #[test]
 fn what_is_owed_must_be_taken() {
     let listen = brief()
-        .conn(brief_conn().write_timeout(SHORT))
-        .socket(SocketOptions::new().send_buffer(16 * 1024));
+        .conn(|conn| conn.write_timeout = SHORT)
+        .socket(|socket| socket.send_buffer = Some(16 * 1024));
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(how) => {
             for _ in 0..10 {
@@ -182,7 +184,10 @@ fn what_is_owed_must_be_taken() {
 /// After our FIN the peer has the linger's time for its own.
 #[test]
 fn a_peer_that_does_not_finish_after_our_fin_is_let_go() {
-    let listen = local().conn(ConnConfig::new().linger(SHORT, 1024));
+    let listen = local().conn(|conn| {
+        conn.linger_timeout = SHORT;
+        conn.linger_bytes = 1024;
+    });
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             cx.conn.close();
@@ -284,13 +289,12 @@ fn a_timer_dies_with_its_connection() {
 /// A timeout of `Duration::MAX` never expires, and arithmetic with it saturates.
 #[test]
 fn never_is_never_and_needs_no_clock() {
-    let listen = brief().conn(
-        brief_conn()
-            .idle_timeout(Duration::MAX)
-            .frame_timeout(Duration::MAX)
-            .write_timeout(Duration::MAX)
-            .handshake_timeout(Duration::MAX),
-    );
+    let listen = brief().conn(|conn| {
+        conn.idle_timeout = Duration::MAX;
+        conn.frame_timeout = Duration::MAX;
+        conn.write_timeout = Duration::MAX;
+        conn.handshake_timeout = Duration::MAX;
+    });
     let (server, _journal) = spawn_script(Config::new(), listen, usual);
     let mut client = connect(server.addr());
     ping(&mut client, b"hello");
@@ -317,7 +321,7 @@ fn a_blocking_handler_does_not_make_others_idle() {
     let blocked = std::sync::Arc::new(std::sync::Mutex::new(blocked));
     let (server, journal) = spawn_script(
         Config::new(),
-        brief().conn(brief_conn().idle_timeout(idle)),
+        brief().conn(|conn| conn.idle_timeout = idle),
         move |cx, call| match call {
             Call::Frame(b"block") => {
                 let _ = tell.send(());
@@ -367,7 +371,7 @@ fn a_connection_accepted_after_a_blocking_job_has_its_whole_timeout() {
     let idle = Duration::from_secs(2);
     let (server, journal) = spawn_script(
         Config::new(),
-        brief().conn(brief_conn().idle_timeout(idle)),
+        brief().conn(|conn| conn.idle_timeout = idle),
         usual,
     );
     let mut blocked_out = {

@@ -423,7 +423,7 @@ fn a_goodbye_comes_behind_all_that_was_sent() {
     let site = Site::new();
     let listen = local()
         .tls(std::sync::Arc::new(site.server()))
-        .conn(portcullis::ConnConfig::new().output_limit(GENEROSITY * 60_002));
+        .conn(|conn| conn.output_limit = GENEROSITY * 60_002);
     let (streams, received) = channel();
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");

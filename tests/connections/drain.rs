@@ -13,8 +13,7 @@ use kit::script::{
     connect_narrow, fill, hold, spawn_script, usual, Call, Entry, Journal, ScriptedHandler,
 };
 use portcullis::{
-    AtCapacity, Budgets, CloseReason, Config, ConnConfig, Context, DrainReport, Error, Listen,
-    Outcome, Server, SocketOptions, Stats,
+    AtCapacity, CloseReason, Config, Context, DrainReport, Error, Listen, Outcome, Server, Stats,
 };
 
 /// Long enough for every peer that does its part.
@@ -186,8 +185,11 @@ fn what_was_in_flight_is_answered() {
 #[test]
 fn what_arrived_while_reading_was_paused_is_answered() {
     let listen = local()
-        .conn(ConnConfig::new().watermarks(1024, 16 * 1024))
-        .socket(SocketOptions::new().send_buffer(16 * 1024));
+        .conn(|conn| {
+            conn.low_watermark = 1024;
+            conn.high_watermark = 16 * 1024;
+        })
+        .socket(|socket| socket.send_buffer = Some(16 * 1024));
     let mut server = start(Config::new(), listen, |cx, call| match call {
         Call::Frame(frame) => {
             cx.conn.send(frame.repeat(5000))?;
@@ -220,7 +222,7 @@ fn what_arrived_while_reading_was_paused_is_answered() {
 #[test]
 fn a_slow_reader_gets_all_it_was_owed() {
     const FRAMES: usize = 150;
-    let listen = local().conn(ConnConfig::new().output_limit(16 * 1024 * 1024));
+    let listen = local().conn(|conn| conn.output_limit = 16 * 1024 * 1024);
     let mut server = start(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..FRAMES {
@@ -250,7 +252,7 @@ fn a_slow_reader_gets_all_it_was_owed() {
 #[test]
 fn the_stuck_are_forced() {
     let listen = local()
-        .socket(SocketOptions::new().send_buffer(16 * 1024))
+        .socket(|socket| socket.send_buffer = Some(16 * 1024))
         .at_capacity(AtCapacity::Wait);
     let mut server = start(
         Config::new().max_connections(4),
@@ -338,10 +340,9 @@ fn clients_in_the_accept_queue_are_served() {
 #[test]
 fn the_accept_budget_loses_no_client_in_the_queue() {
     let mut server = start(
-        Config::new().budgets(Budgets {
-            accepts: 1,
-            read_bytes: 1,
-            ..Budgets::default()
+        Config::new().budgets(|budgets| {
+            budgets.accepts = 1;
+            budgets.read_bytes = 1;
         }),
         local(),
         usual,
@@ -461,7 +462,10 @@ fn new_clients_are_refused_while_the_old_finish() {
 /// Without its FIN nothing proves that it got everything.
 #[test]
 fn a_connection_that_only_lingers_at_the_deadline_is_not_forced() {
-    let listen = local().conn(ConnConfig::new().linger(Duration::MAX, usize::MAX));
+    let listen = local().conn(|conn| {
+        conn.linger_timeout = Duration::MAX;
+        conn.linger_bytes = usize::MAX;
+    });
     let mut server = start(Config::new(), listen, usual);
     let mut client = connect(server.addr);
     ping(&mut client, b"hello");

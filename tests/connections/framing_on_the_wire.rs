@@ -7,7 +7,7 @@ use std::thread;
 
 use kit::net::{await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn_echo};
 use kit::script::{hold, spawn_script, usual, Call};
-use portcullis::{CloseReason, Config, ConnConfig, Framing, SendError, State};
+use portcullis::{CloseReason, Config, Framing, SendError, State};
 use socket2::SockRef;
 
 fn packet4(payload: &[u8]) -> Vec<u8> {
@@ -173,7 +173,7 @@ fn a_large_promise_holds_only_what_came() {
 fn a_line_without_end_ends_at_the_maximum() {
     let listen = local()
         .framing(Framing::Line)
-        .conn(ConnConfig::new().max_frame(1000));
+        .conn(|conn| conn.max_frame = Some(1000));
     let (server, journal) = spawn_script(Config::new(), listen, usual);
     let mut honest = connect(server.addr());
     let mut client = connect(server.addr());
@@ -205,7 +205,7 @@ fn good_frames_before_a_bad_one_are_answered() {
     for garbage in [0, 1024 * 1024] {
         let (server, journal) = spawn_script(
             Config::new(),
-            local().conn(ConnConfig::new().max_frame(1000)),
+            local().conn(|conn| conn.max_frame = Some(1000)),
             usual,
         );
         let mut wire = Vec::new();
@@ -233,7 +233,7 @@ fn good_frames_before_a_bad_one_are_answered() {
 fn garbage_among_honest_clients() {
     let (server, journal) = spawn_script(
         Config::new(),
-        local().conn(ConnConfig::new().max_frame(300)),
+        local().conn(|conn| conn.max_frame = Some(300)),
         usual,
     );
     let mut honest: Vec<_> = (0..5).map(|_| connect(server.addr())).collect();

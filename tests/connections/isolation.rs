@@ -18,8 +18,8 @@ use kit::script::{
 };
 use log::{Level, Log, Metadata, Record};
 use portcullis::{
-    Close, CloseReason, Config, ConnConfig, ConnId, Context, Decoded, FrameBuf, FrameError, Framer,
-    Framing, HandleError, Handler, Outcome, SendError, Server, SocketOptions,
+    Close, CloseReason, Config, ConnId, Context, Decoded, FrameBuf, FrameError, Framer, Framing,
+    HandleError, Handler, Outcome, SendError, Server,
 };
 
 /// Everything that any test's server has logged.
@@ -168,8 +168,11 @@ fn a_panic_in_each_callback_ends_that_connection_alone() {
         // The first to connect is left alone.
         let mut armed = false;
         let listen = local()
-            .socket(SocketOptions::new().send_buffer(16 * 1024))
-            .conn(ConnConfig::new().watermarks(4 * 1024, 64 * 1024));
+            .socket(|socket| socket.send_buffer = Some(16 * 1024))
+            .conn(|conn| {
+                conn.low_watermark = 4 * 1024;
+                conn.high_watermark = 64 * 1024;
+            });
         let first = Arc::new(Mutex::new(None));
         let (server, journal) = spawn_script(Config::new(), listen, move |cx, call| {
             let spared = *first.lock().expect("first").get_or_insert(cx.conn.id()) == cx.conn.id();
@@ -573,8 +576,11 @@ fn do_from(wanted: &Entry, action: Action) {
     let successor = Journal::default();
     let notes = successor.clone();
     let listen = local()
-        .socket(SocketOptions::new().send_buffer(16 * 1024))
-        .conn(ConnConfig::new().watermarks(4 * 1024, 64 * 1024));
+        .socket(|socket| socket.send_buffer = Some(16 * 1024))
+        .conn(|conn| {
+            conn.low_watermark = 4 * 1024;
+            conn.high_watermark = 64 * 1024;
+        });
     let (server, journal) = spawn_script(Config::new(), listen, move |cx, call| {
         let other = *known.lock().expect("other").get_or_insert(cx.conn.id());
         if other == cx.conn.id() || entry(&call) != place {

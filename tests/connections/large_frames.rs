@@ -9,10 +9,7 @@ use std::time::Duration;
 use kit::net::{connect, eventually, local, packet2, spawn};
 use kit::script::connect_narrow;
 use portcullis::sim::{Call, Sim};
-use portcullis::{
-    CloseReason, Config, ConnConfig, ConnId, Context, Framing, Handler, Listen, Outcome, Server,
-    SocketOptions,
-};
+use portcullis::{CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Server};
 
 /// Larger than what two narrow kernels hold.
 const LARGE: usize = 300_000;
@@ -66,12 +63,11 @@ fn read_slowly(stream: &mut TcpStream, length: usize) -> Vec<u8> {
 
 fn roomy() -> Listen {
     local()
-        .socket(SocketOptions::new().send_buffer(16 * 1024))
-        .conn(
-            ConnConfig::new()
-                .output_limit(16 * 1024 * 1024)
-                .max_frame(1024 * 1024),
-        )
+        .socket(|socket| socket.send_buffer = Some(16 * 1024))
+        .conn(|conn| {
+            conn.output_limit = 16 * 1024 * 1024;
+            conn.max_frame = Some(1024 * 1024);
+        })
 }
 
 #[test]
@@ -182,7 +178,8 @@ fn to_one_that_has_gone() {
         }
     }
     let mut listen = roomy().framing(Framing::Raw);
-    listen.conn = listen.conn.linger(Duration::from_secs(1), 1024);
+    listen.conn.linger_timeout = Duration::from_secs(1);
+    listen.conn.linger_bytes = 1024;
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
         server.listen(listen, |_: &mut (), _| Late).expect("listen");
@@ -216,8 +213,10 @@ fn the_simulator_has_the_same_sizes() {
         }
     }
     let mut sim = Sim::new(1, Config::new(), ());
-    let conn = ConnConfig::new().watermarks(1024, 1024 * 1024);
-    let listen = local().framing(Framing::Line).conn(conn);
+    let listen = local().framing(Framing::Line).conn(|conn| {
+        conn.low_watermark = 1024;
+        conn.high_watermark = 1024 * 1024;
+    });
     let addr = sim.listen(listen, |_: &mut (), _| Four).expect("listen");
     let client = sim.connect(addr).expect("a listener");
     sim.set_send_buffer(client, 1024 * 1024);

@@ -4,10 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
-use portcullis::{
-    CloseReason, Config, ConnConfig, Context, Error, Framing, Handler, Listen, Outcome, Server,
-    SocketOptions,
-};
+use portcullis::{CloseReason, Config, Context, Error, Framing, Handler, Listen, Outcome, Server};
 
 struct Echo;
 
@@ -28,7 +25,7 @@ fn world() -> (Sim, SocketAddr) {
     );
     let listen = Listen::tcp("127.0.0.1:0")
         .framing(Framing::Packet4)
-        .socket(SocketOptions::new().backlog(5000));
+        .socket(|socket| socket.backlog = 5000);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     (sim, addr)
 }
@@ -191,11 +188,12 @@ fn one_byte_does_not_keep_a_large_buffer() {
 #[test]
 fn large_frames_are_finished_one_after_the_other() {
     let mut sim = Sim::new(1, Config::new().memory_limit(8 * LIMIT), ());
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4).conn(
-        ConnConfig::new()
-            .output_limit(4 * LIMIT)
-            .frame_timeout(Duration::from_secs(60)),
-    );
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(Framing::Packet4)
+        .conn(|conn| {
+            conn.output_limit = 4 * LIMIT;
+            conn.frame_timeout = Duration::from_secs(60);
+        });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let payload = 700_000_usize;
     let frame = [&(payload as u32).to_be_bytes()[..], &vec![b'y'; payload]].concat();
@@ -346,7 +344,7 @@ fn a_crowd_of_small_holders_is_bounded_too() {
     let mut sim = Sim::new(1, config, ());
     let listen = Listen::tcp("127.0.0.1:0")
         .framing(Framing::Packet4)
-        .socket(SocketOptions::new().backlog(1000));
+        .socket(|socket| socket.backlog = 1000);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     for _ in 0..1000 {
         let client = sim.connect(addr).expect("it listens");
@@ -435,7 +433,7 @@ fn a_finished_end_waits_too() {
     let mut sim = Sim::new(1, config, Vec::new());
     let listen = Listen::tcp("127.0.0.1:0")
         .framing(Framing::Packet4)
-        .socket(SocketOptions::new().backlog(5000));
+        .socket(|socket| socket.backlog = 5000);
     let addr = sim
         .listen(listen, |_: &mut Vec<usize>, _| Hears)
         .expect("listen");

@@ -9,8 +9,8 @@ use kit::net::{local, packet2, Place, Running, PATIENCE};
 use kit::script::{connect_narrow, spawn_script, usual, Call, Journal};
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    CloseReason, Config, ConnConfig, Context, Decoded, Error, FrameBuf, FrameError, Framer,
-    Framing, Handler, Listen, Outcome, Server, SocketOptions,
+    CloseReason, Config, Context, Decoded, Error, FrameBuf, FrameError, Framer, Framing, Handler,
+    Listen, Outcome, Server,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -46,11 +46,10 @@ fn world(listen: Listen, answer: usize) -> (Sim, SocketAddr) {
 }
 
 fn listen(framing: Framing) -> Listen {
-    Listen::tcp("127.0.0.1:0").framing(framing).conn(
-        ConnConfig::new()
-            .max_frame(UPLOAD + 1)
-            .output_limit(1 << 20),
-    )
+    Listen::tcp("127.0.0.1:0").framing(framing).conn(|conn| {
+        conn.max_frame = Some(UPLOAD + 1);
+        conn.output_limit = 1 << 20;
+    })
 }
 
 /// Ends its frames with a bar, and knows how many bytes have none.
@@ -367,14 +366,13 @@ fn a_fast_reader_may_stall() {
 /// The kernel's buffers are small, and a byte within the timeout would be enough without the rate.
 fn strict(listen: Listen) -> Listen {
     listen
-        .conn(
-            ConnConfig::new()
-                .write_timeout(Duration::from_millis(500))
-                .min_rate(100_000_000)
-                .output_limit(4 << 20)
-                .idle_timeout(Duration::MAX),
-        )
-        .socket(SocketOptions::new().send_buffer(16 * 1024))
+        .conn(|conn| {
+            conn.write_timeout = Duration::from_millis(500);
+            conn.min_rate = 100_000_000;
+            conn.output_limit = 4 << 20;
+            conn.idle_timeout = Duration::MAX;
+        })
+        .socket(|socket| socket.send_buffer = Some(16 * 1024))
 }
 
 /// Answers with 2.4 MB, and perhaps closes behind that.
@@ -433,10 +431,9 @@ fn a_trickle_over_a_unix_socket() {
 #[test]
 fn a_rate_of_zero_is_named() {
     let mut server: Server = Server::new(Config::new()).expect("server");
-    let refused = server.listen(
-        local().conn(ConnConfig::new().min_rate(0)),
-        |_: &mut (), _| Download(0),
-    );
+    let refused = server.listen(local().conn(|conn| conn.min_rate = 0), |_: &mut (), _| {
+        Download(0)
+    });
     assert!(
         matches!(
             refused,

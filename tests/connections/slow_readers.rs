@@ -11,7 +11,7 @@ use kit::net::{
 use kit::script::{connect_narrow, fill, spawn_script, usual, Call, Entry};
 use portcullis::{
     CloseReason, Config, ConnConfig, ConnId, ConnInfo, Context, Handler, Listen, Outcome,
-    SendError, Server, SocketOptions,
+    SendError, Server,
 };
 
 const HIGH: usize = 64 * 1024;
@@ -23,12 +23,14 @@ const FRAME: usize = 60_002;
 /// A listener where little is enough: the kernel's buffers are small, so that ours fill.
 fn tight() -> Listen {
     local()
-        .conn(tight_conn())
-        .socket(SocketOptions::new().send_buffer(16 * 1024))
+        .conn(tight_conn)
+        .socket(|socket| socket.send_buffer = Some(16 * 1024))
 }
 
-fn tight_conn() -> ConnConfig {
-    ConnConfig::new().watermarks(LOW, HIGH).output_limit(LIMIT)
+fn tight_conn(conn: &mut ConnConfig) {
+    conn.low_watermark = LOW;
+    conn.high_watermark = HIGH;
+    conn.output_limit = LIMIT;
 }
 
 /// A flood of requests from a client that reads no answers; returns when the server has stopped
@@ -122,11 +124,10 @@ fn a_client_that_reads_again_gets_everything_once() {
 /// Pending output that makes no progress is bounded in time too.
 #[test]
 fn the_write_timeout_ends_a_peer_that_takes_nothing() {
-    let listen = tight().conn(
-        tight_conn()
-            .write_timeout(Duration::from_millis(300))
-            .idle_timeout(Duration::MAX),
-    );
+    let listen = tight().conn(|conn| {
+        conn.write_timeout = Duration::from_millis(300);
+        conn.idle_timeout = Duration::MAX;
+    });
     let (server, journal) = spawn_script(Config::new(), listen, usual);
     let mut other = connect(server.addr());
     ping(&mut other, b"first");
@@ -140,11 +141,10 @@ fn the_write_timeout_ends_a_peer_that_takes_nothing() {
 /// A reader that is slow but takes something now and then is not ended by the write timeout.
 #[test]
 fn a_slow_reader_keeps_its_connection() {
-    let listen = tight().conn(
-        tight_conn()
-            .write_timeout(Duration::from_secs(5))
-            .idle_timeout(Duration::from_secs(5)),
-    );
+    let listen = tight().conn(|conn| {
+        conn.write_timeout = Duration::from_secs(5);
+        conn.idle_timeout = Duration::from_secs(5);
+    });
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..4 {

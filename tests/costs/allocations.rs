@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use allocation_counter::{measure, AllocationInfo};
 use kit::net::{connect, local, packet2, Echo};
-use portcullis::{Config, ConnConfig, Framing, Listen, Server};
+use portcullis::{Config, Framing, Listen, Server};
 
 /// Does something that is not counted.
 fn opt_out<T>(what: impl FnOnce() -> T) -> T {
@@ -26,7 +26,7 @@ impl Turned {
     fn new(config: Config, listen: Listen) -> Self {
         let mut server = Server::new(config).expect("a server");
         // Deadlines are armed, as everywhere.
-        let listen = listen.conn(ConnConfig::new().idle_timeout(Duration::from_secs(300)));
+        let listen = listen.conn(|conn| conn.idle_timeout = Duration::from_secs(300));
         server.listen(listen, |_: &mut (), _| Echo).expect("a port");
         let addr = kit::net::tcp(&server.control().listeners()[0].addr);
         Self { server, addr }

@@ -11,7 +11,7 @@ use calloop::generic::Generic;
 use calloop::{EventLoop, Interest, Mode, PostAction};
 use kit::net::{connect, local, packet2, Echo, PATIENCE};
 use polling::{Event, Events, PollMode, Poller};
-use portcullis::{Config, ConnConfig, Server};
+use portcullis::{Config, Server};
 
 const CLIENTS: u64 = 4;
 /// Frames in one write: each write is a wake-up, and the next comes when all of its echoes are there.
@@ -22,12 +22,11 @@ const EVENTS: u64 = 1_000_000;
 /// An echo server without deadlines, so that a lost wake-up is a stall; and clients that each send their share.
 fn serve(events: u64) -> (Server, JoinHandle<()>) {
     let mut server = Server::new(Config::new()).expect("server");
-    let listen = local().conn(
-        ConnConfig::new()
-            .idle_timeout(Duration::MAX)
-            .frame_timeout(Duration::MAX)
-            .write_timeout(Duration::MAX),
-    );
+    let listen = local().conn(|conn| {
+        conn.idle_timeout = Duration::MAX;
+        conn.frame_timeout = Duration::MAX;
+        conn.write_timeout = Duration::MAX;
+    });
     server.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let clients = thread::spawn(move || {

@@ -11,8 +11,8 @@ use kit::net::{
     Running, PATIENCE,
 };
 use portcullis::{
-    Budgets, CloseReason, Closed, Config, ConnId, Context, Handle, HandleError, Handler,
-    ListenerState, Message, Outcome, QueueLimits, Server,
+    CloseReason, Closed, Config, ConnId, Context, Handle, HandleError, Handler, ListenerState,
+    Message, Outcome, Server,
 };
 
 /// What the connections of a test have told.
@@ -344,10 +344,7 @@ fn every_snapshot_of_the_counters_adds_up() {
 
 #[test]
 fn a_full_queue_refuses_and_says_so() {
-    let server = members(Config::new().queue_limits(QueueLimits {
-        commands: 3,
-        ..QueueLimits::default()
-    }));
+    let server = members(Config::new().queue_limits(|limits| limits.commands = 3));
     let (_client, id) = join(&server);
     let held = hold(&server.handle);
     for _ in 0..3 {
@@ -382,10 +379,7 @@ fn a_full_queue_refuses_and_says_so() {
 /// A SIGTERM in the middle of a flood must not be lost.
 #[test]
 fn a_full_queue_keeps_no_drain_out() {
-    let server = members(Config::new().queue_limits(QueueLimits {
-        commands: 1,
-        ..QueueLimits::default()
-    }));
+    let server = members(Config::new().queue_limits(|limits| limits.commands = 1));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     server.handle.notify(id, 1_u32).expect("there is room");
@@ -425,10 +419,7 @@ fn a_drain_overtakes_nothing() {
 
 #[test]
 fn waiting_bytes_are_bounded_too() {
-    let server = members(Config::new().queue_limits(QueueLimits {
-        bytes: 2000,
-        ..QueueLimits::default()
-    }));
+    let server = members(Config::new().queue_limits(|limits| limits.bytes = 2000));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     server.handle.send(id, vec![1; 600]).expect("600 bytes");
@@ -449,10 +440,7 @@ fn waiting_bytes_are_bounded_too() {
 /// What a command occupies counts: its place in the queue, and its job or message.
 #[test]
 fn every_command_takes_bytes_of_the_queue() {
-    let server = members(Config::new().queue_limits(QueueLimits {
-        bytes: 100_000,
-        ..QueueLimits::default()
-    }));
+    let server = members(Config::new().queue_limits(|limits| limits.bytes = 100_000));
     let (_client, id) = join(&server);
     let handle = &server.handle;
     let most = |push: &dyn Fn() -> Result<(), HandleError>| {
@@ -478,10 +466,7 @@ fn every_command_takes_bytes_of_the_queue() {
 /// A short frame in a large buffer does not keep the buffer.
 #[test]
 fn a_frame_takes_no_more_memory_than_it_needs() {
-    let server = members(Config::new().queue_limits(QueueLimits {
-        bytes: 1_000_000,
-        ..QueueLimits::default()
-    }));
+    let server = members(Config::new().queue_limits(|limits| limits.bytes = 1_000_000));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     for _ in 0..1000 {
@@ -823,10 +808,7 @@ fn a_flood_from_eight_threads_arrives_once_and_in_order() {
     const EACH: u32 = 12_500;
     let server: Running<Vec<Vec<u32>>> = spawn(|| {
         (
-            mine(Config::new().queue_limits(QueueLimits {
-                commands: 1000,
-                ..QueueLimits::default()
-            })),
+            mine(Config::new().queue_limits(|limits| limits.commands = 1000)),
             vec![Vec::new(); THREADS],
         )
     });
@@ -858,10 +840,7 @@ fn a_flood_from_eight_threads_arrives_once_and_in_order() {
 
 #[test]
 fn a_turn_carries_out_no_more_than_its_budget() {
-    let mut server = mine::<u32>(Config::new().budgets(Budgets {
-        commands: 10,
-        ..Budgets::default()
-    }));
+    let mut server = mine::<u32>(Config::new().budgets(|budgets| budgets.commands = 10));
     let mut runs = 0;
     // The listener's first look for clients is over.
     turn(&mut server, &mut runs);
@@ -878,10 +857,7 @@ fn a_turn_carries_out_no_more_than_its_budget() {
 #[test]
 fn clients_are_served_under_a_flood_of_commands() {
     let server = spawn_echo(
-        Config::new().budgets(Budgets {
-            commands: 64,
-            ..Budgets::default()
-        }),
+        Config::new().budgets(|budgets| budgets.commands = 64),
         local(),
     );
     let mut client = connect(server.addr());

@@ -15,9 +15,7 @@ use kit::net::{
     await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn_echo, Echo, PATIENCE,
 };
 use mio::unix::SourceFd;
-use portcullis::{
-    Budgets, Config, ConnConfig, Context, Framing, Handler, Listen, Outcome, Peer, Server,
-};
+use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Peer, Server};
 
 fn echo_server(config: Config, listen: Listen) -> (Server, SocketAddr) {
     let mut server = Server::new(config).expect("server");
@@ -74,10 +72,7 @@ fn a_game_serves_its_clients_between_two_frames() {
 #[test]
 fn a_turn_accepts_no_more_than_its_budget_of_each_listener() {
     let (mut server, one) = echo_server(
-        Config::new().budgets(Budgets {
-            accepts: 4,
-            ..Budgets::default()
-        }),
+        Config::new().budgets(|budgets| budgets.accepts = 4),
         local(),
     );
     server
@@ -125,10 +120,8 @@ fn flood(addr: SocketAddr, size: usize, done: &Arc<AtomicBool>) -> thread::JoinH
 fn a_turn_reads_no_more_than_its_budget_from_one_client() {
     const READ: u64 = 64 * 1024;
     for (budget, bound) in [(1, READ), (READ + 1, 2 * READ)] {
-        let config = Config::new().budgets(Budgets {
-            read_bytes: usize::try_from(budget).expect("fits"),
-            ..Budgets::default()
-        });
+        let config = Config::new()
+            .budgets(|budgets| budgets.read_bytes = usize::try_from(budget).expect("fits"));
         let mut server = Server::new(config).expect("server");
         server
             .listen(local(), |_: &mut (u64, u64), _| Count)
@@ -158,11 +151,8 @@ fn a_turn_reads_no_more_than_its_budget_from_one_client() {
 /// Messages from other threads are no way around the budget.
 #[test]
 fn nor_when_commands_for_that_client_come_in_the_same_turn() {
-    let mut server = Server::new(Config::new().budgets(Budgets {
-        read_bytes: 1,
-        ..Budgets::default()
-    }))
-    .expect("server");
+    let mut server =
+        Server::new(Config::new().budgets(|budgets| budgets.read_bytes = 1)).expect("server");
     server
         .listen(local(), |_: &mut (u64, u64), _| Count)
         .expect("listen");
@@ -188,17 +178,13 @@ fn nor_when_commands_for_that_client_come_in_the_same_turn() {
 
 #[test]
 fn what_is_left_over_is_due_at_once_and_then_nothing_is_due() {
-    let never = local().conn(
-        ConnConfig::new()
-            .idle_timeout(Duration::MAX)
-            .frame_timeout(Duration::MAX)
-            .write_timeout(Duration::MAX),
-    );
+    let never = local().conn(|conn| {
+        conn.idle_timeout = Duration::MAX;
+        conn.frame_timeout = Duration::MAX;
+        conn.write_timeout = Duration::MAX;
+    });
     let (mut server, addr) = echo_server(
-        Config::new().budgets(Budgets {
-            read_bytes: 1,
-            ..Budgets::default()
-        }),
+        Config::new().budgets(|budgets| budgets.read_bytes = 1),
         never,
     );
     let mut client = connect(addr);
@@ -237,10 +223,8 @@ fn recv_waiting(client: &mut TcpStream) -> bool {
 #[test]
 fn an_idle_server_waits_for_its_next_deadline() {
     let idle = Duration::from_secs(1000);
-    let (mut server, addr) = echo_server(
-        Config::new(),
-        local().conn(ConnConfig::new().idle_timeout(idle)),
-    );
+    let (mut server, addr) =
+        echo_server(Config::new(), local().conn(|conn| conn.idle_timeout = idle));
     turns_until(&mut server, &mut (), |server, ()| {
         server.next_timeout().is_none()
     });
@@ -305,7 +289,7 @@ impl Outer {
 fn twenty_thousand_messages_through_another_poll_and_no_wake_up_is_lost() {
     const CLIENTS: u32 = 4;
     const EACH: u32 = 5_000;
-    let never = local().conn(ConnConfig::new().idle_timeout(Duration::MAX));
+    let never = local().conn(|conn| conn.idle_timeout = Duration::MAX);
     let (mut server, addr) = echo_server(Config::new(), never);
     let mut outer = Outer::around(&server);
     let clients = thread::spawn(move || {
@@ -405,7 +389,7 @@ fn more_events_than_a_batch_are_left_over_work() {
     let config = Config::new().max_connections(CLIENTS);
     let (mut server, addr) = echo_server(
         config,
-        local().conn(ConnConfig::new().idle_timeout(Duration::MAX)),
+        local().conn(|conn| conn.idle_timeout = Duration::MAX),
     );
     let mut clients = Vec::new();
     for wave in 0..3 {

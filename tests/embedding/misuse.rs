@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use kit::net::{await_end, connect, local, packet2, read_to_end, recv2, send2, Echo, PATIENCE};
 use portcullis::{
-    CloseReason, Config, ConnConfig, ConnId, Context, DetachError, Error, Handle, HandleError,
-    Handler, Listen, Message, Outcome, SendError, Server, Turn,
+    CloseReason, Config, ConnId, Context, DetachError, Error, Handle, HandleError, Handler, Listen,
+    Message, Outcome, SendError, Server, Turn,
 };
 
 fn echo(config: Config, listen: Listen) -> (Server, SocketAddr) {
@@ -265,12 +265,11 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
 #[test]
 fn a_loop_that_forgets_to_poll_harms_no_client() {
     let limit = Duration::from_millis(50);
-    let listen = local().conn(
-        ConnConfig::new()
-            .idle_timeout(limit)
-            .frame_timeout(limit)
-            .handshake_timeout(limit),
-    );
+    let listen = local().conn(|conn| {
+        conn.idle_timeout = limit;
+        conn.frame_timeout = limit;
+        conn.handshake_timeout = limit;
+    });
     let (mut server, addr) = echo(Config::new(), listen);
     let (mut talks, silent) = (connect(addr), connect(addr));
     for client in [&talks, &silent] {
@@ -301,7 +300,7 @@ fn a_loop_that_forgets_to_poll_harms_no_client() {
 fn a_loop_that_ignores_an_event_finds_it_later() {
     let (mut server, addr) = echo(
         Config::new(),
-        local().conn(ConnConfig::new().idle_timeout(Duration::MAX)),
+        local().conn(|conn| conn.idle_timeout = Duration::MAX),
     );
     let mut client = connect(addr);
     turns_until(&mut server, &mut (), |server, ()| {

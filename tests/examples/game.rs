@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use kit::net::{connect, example, local, packet2, recv2, send2, ChildProcess, PATIENCE};
-use portcullis::{Budgets, Config, ConnConfig, Context, Handler, Outcome, Rate, Server};
+use portcullis::{Config, Context, Handler, Outcome, Rate, Server};
 
 /// The example's own.
 const BURST: u64 = 8;
@@ -43,12 +43,9 @@ impl Handler<u64> for Count {
 /// With a rate for each connection: its burst, and no more, whatever has come meanwhile.
 #[test]
 fn a_turn_delivers_no_more_frames_than_the_bursts() {
-    let mut server = Server::new(Config::new().budgets(Budgets {
-        read_bytes: 1,
-        ..Budgets::default()
-    }))
-    .expect("server");
-    let listen = local().conn(ConnConfig::new().frame_rate(Rate::per_second(1000).burst(BURST)));
+    let mut server =
+        Server::new(Config::new().budgets(|budgets| budgets.read_bytes = 1)).expect("server");
+    let listen = local().conn(|conn| conn.frame_rate = Some(Rate::per_second(1000).burst(BURST)));
     server
         .listen(listen, |_: &mut u64, _| Count)
         .expect("listen");

@@ -11,7 +11,7 @@ use kit::net::{connect, example, local, read_to_end, spawn_echo, ChildProcess, P
 use kit::outgoing::{accepted, closed_addr, std_listener};
 use kit::tls::{read_to_goodbye, reset, secure, Folder, Site, NAME};
 use portcullis::tls::rustls::version;
-use portcullis::{Config, ConnConfig, Framing};
+use portcullis::{Config, Framing};
 
 const MEGABYTE: usize = 1024 * 1024;
 const MUCH: usize = 50 * MEGABYTE;
@@ -239,7 +239,7 @@ fn tls_ends_at_the_proxy_and_begins_again() {
         local()
             .tls(site.server())
             .framing(Framing::Raw)
-            .conn(ConnConfig::new().full_duplex(false)),
+            .conn(|conn| conn.full_duplex = false),
     );
     let path = |path: &std::path::Path| path.to_str().expect("text").to_owned();
     let (chain, key, ca) = (path(&chain), path(&key), path(&ca));

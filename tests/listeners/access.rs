@@ -7,7 +7,7 @@ use kit::net::{local, ping, read_to_end, spawn, spawn_echo, Echo, Running, PATIE
 use portcullis::sim::{ClientState, Sim};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, ConnId, Control, Error, Handler, Listen,
-    ListenerRef, Peer, ProxyProtocol, Refuse, Server, SocketOptions,
+    ListenerRef, Peer, ProxyProtocol, Refuse, Server,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -125,7 +125,7 @@ fn an_ipv4_peer_is_one_on_an_ipv6_socket_too() {
         .deny("127.0.0.2")
         .expect("an address");
     let listen = Listen::tcp("[::]:0")
-        .socket(SocketOptions::new().only_v6(false))
+        .socket(|socket| socket.only_v6 = false)
         .access_rules(rules);
     let server = server(Config::new(), listen);
     let addr = SocketAddr::from(([127, 0, 0, 1], server.addr().port()));

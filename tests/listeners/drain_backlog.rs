@@ -109,10 +109,7 @@ fn over_a_rate() {
 /// A rate of the source closes its clients when they are accepted: during a drain it does not.
 #[test]
 fn over_the_rate_of_their_source() {
-    let limits = SourceLimits {
-        rate: Some(Rate::per_second(1).burst(1)),
-        ..SourceLimits::default()
-    };
+    let limits = |limits: &mut SourceLimits| limits.rate = Some(Rate::per_second(1).burst(1));
     let suspend = |sim: &mut Sim| sim.control().suspend("it").expect("open");
     waiting(Config::new(), local().source_limits(limits), 1, suspend).assert_all_are_served();
 }

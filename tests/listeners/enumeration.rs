@@ -10,8 +10,8 @@ use kit::net::{
     PATIENCE,
 };
 use portcullis::{
-    try_accept, Budgets, CloseReason, Config, ConnConfig, ConnId, ConnInfo, Context, Framing,
-    HandleError, Handler, Listen, Message, Outcome, Peer, Refuse, Server, SocketOptions, State,
+    try_accept, CloseReason, Config, ConnId, ConnInfo, Context, Framing, HandleError, Handler,
+    Listen, Message, Outcome, Peer, Refuse, Server, State,
 };
 
 fn connections<A: Send + 'static>(server: &Running<A>) -> Vec<ConnInfo> {
@@ -106,8 +106,12 @@ fn what_it_carried_and_how_long_it_has_been_silent() {
 fn what_waits_for_a_peer_that_does_not_read_is_told() {
     let listen = local()
         .framing(Framing::Packet4)
-        .socket(SocketOptions::new().send_buffer(8 * 1024))
-        .conn(ConnConfig::new().watermarks(1, 1000).output_limit(1 << 20));
+        .socket(|socket| socket.send_buffer = Some(8 * 1024))
+        .conn(|conn| {
+            conn.low_watermark = 1;
+            conn.high_watermark = 1000;
+            conn.output_limit = 1 << 20;
+        });
     let server = spawn_echo(Config::new(), listen);
     let mut client = connect(server.addr());
     server.until("it is accepted", |stats| stats.opened == 1);
@@ -138,7 +142,10 @@ fn one_that_is_closing_is_listed_as_such() {
     }
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        let listen = local().conn(ConnConfig::new().linger(Duration::MAX, usize::MAX));
+        let listen = local().conn(|conn| {
+            conn.linger_timeout = Duration::MAX;
+            conn.linger_bytes = usize::MAX;
+        });
         server
             .listen(listen, |_: &mut (), _| OneAnswer)
             .expect("listen");
@@ -292,10 +299,9 @@ fn an_old_id_does_nothing_to_the_next_tenant() {
 fn nor_does_a_command_that_waited_meanwhile() {
     // Each turn carries out one command, then accepts.
     let server = spawn(|| {
-        let config = Config::new().max_connections(1).budgets(Budgets {
-            commands: 1,
-            ..Budgets::default()
-        });
+        let config = Config::new()
+            .max_connections(1)
+            .budgets(|budgets| budgets.commands = 1);
         let mut server = Server::new(config).expect("server");
         server
             .listen(local(), |_: &mut Vec<ConnId>, _| Tenant)

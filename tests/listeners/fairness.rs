@@ -8,10 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use kit::net::{connect, local, packet2, ping, recv2, send2, spawn, spawn_echo, Running, PATIENCE};
-use portcullis::{
-    AtCapacity, Budgets, CloseReason, Config, Context, Framing, Handler, Outcome, Server,
-    SocketOptions,
-};
+use portcullis::{AtCapacity, CloseReason, Config, Context, Framing, Handler, Outcome, Server};
 
 const CLIENTS: usize = 50;
 const ROUNDS: u32 = 20;
@@ -123,11 +120,8 @@ impl Handler<u64> for Tally {
 /// in between.
 #[test]
 fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
-    let mut server = Server::new(Config::new().budgets(Budgets {
-        read_bytes: 1,
-        ..Budgets::default()
-    }))
-    .expect("server");
+    let mut server =
+        Server::new(Config::new().budgets(|budgets| budgets.read_bytes = 1)).expect("server");
     server
         .listen(local(), |_: &mut u64, _| Tally)
         .expect("listen");
@@ -190,7 +184,7 @@ fn a_read_full_of_empty_frames_is_told_in_several_turns() {
 fn one_that_does_not_read_its_answers_stops_no_other() {
     let listen = local()
         .framing(Framing::Packet2)
-        .socket(SocketOptions::new().send_buffer(16 * 1024));
+        .socket(|socket| socket.send_buffer = Some(16 * 1024));
     let server = spawn_echo(Config::new(), listen);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr())).collect();
     let addr = server.addr();
@@ -224,10 +218,7 @@ fn open_connections_are_served_in_a_flood_of_connects() {
         let server = spawn_echo(
             Config::new()
                 .max_connections(CLIENTS + 10)
-                .budgets(Budgets {
-                    accepts: 8,
-                    ..Budgets::default()
-                }),
+                .budgets(|budgets| budgets.accepts = 8),
             local().at_capacity(policy),
         );
         let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr())).collect();
@@ -271,11 +262,8 @@ fn open_connections_are_served_in_a_flood_of_connects() {
 #[test]
 fn a_flood_on_one_listener_leaves_the_other_open() {
     let server = spawn(|| {
-        let mut server = Server::new(Config::new().budgets(Budgets {
-            accepts: 1,
-            ..Budgets::default()
-        }))
-        .expect("server");
+        let mut server =
+            Server::new(Config::new().budgets(|budgets| budgets.accepts = 1)).expect("server");
         server
             .listen(local(), |_: &mut (), _| Answer)
             .expect("listen");

@@ -12,8 +12,8 @@ use kit::net::{
     ChildProcess, Echo, PATIENCE,
 };
 use portcullis::{
-    AtCapacity, Budgets, Config, ConnConfig, Context, Error, Framing, Handler, Keepalive, Listen,
-    ListenerId, ListenerState, Outcome, Peer, QueueLimits, Refuse, Server, Service, SocketOptions,
+    AtCapacity, Config, Context, Error, Framing, Handler, Keepalive, Listen, ListenerId,
+    ListenerState, Outcome, Peer, Refuse, Server, Service,
 };
 
 /// A server with no state.
@@ -77,7 +77,7 @@ fn an_ipv6_listener_takes_ipv4_only_if_told_to() {
             let mut server = server();
             let mut listen = Listen::tcp("[::]:0");
             if let Some(on) = only_v6 {
-                listen = listen.socket(SocketOptions::new().only_v6(on));
+                listen = listen.socket(|socket| socket.only_v6 = on);
             }
             let service = move |_: &mut (), peer: Peer| {
                 tell.send(peer.addr).expect("the test waits");
@@ -255,7 +255,7 @@ fn one_port_on_several_addresses_needs_no_names() {
 /// A port is never shared without a word.
 #[test]
 fn a_port_is_shared_only_if_all_ask_for_it() {
-    let sharing = || Listen::tcp("127.0.0.1:0").socket(SocketOptions::new().reuse_port(true));
+    let sharing = || Listen::tcp("127.0.0.1:0").socket(|socket| socket.reuse_port = true);
     let one = spawn_echo(Config::new(), sharing());
     let addr = one.addr();
     let error = server()
@@ -264,12 +264,12 @@ fn a_port_is_shared_only_if_all_ask_for_it() {
     assert!(matches!(error, Error::AddressInUse { .. }), "{error:?}");
     let other = spawn_echo(
         Config::new(),
-        Listen::tcp(addr).socket(SocketOptions::new().reuse_port(true)),
+        Listen::tcp(addr).socket(|socket| socket.reuse_port = true),
     );
     let alone = spawn_echo(Config::new(), local());
     let error = server()
         .listen(
-            Listen::tcp(alone.addr()).socket(SocketOptions::new().reuse_port(true)),
+            Listen::tcp(alone.addr()).socket(|socket| socket.reuse_port = true),
             echo,
         )
         .expect_err("not shared");
@@ -315,33 +315,40 @@ fn a_bad_address_says_what_was_given() {
 fn a_bad_option_is_named() {
     let second = Duration::from_secs(1);
     let keepalive = |time, interval, retries| {
-        local().socket(SocketOptions::new().keepalive(Keepalive::new(time, interval, retries)))
+        local().socket(|socket| socket.keepalive = Some(Keepalive::new(time, interval, retries)))
     };
     let bad = [
         (
             "watermarks",
-            local().conn(ConnConfig::new().watermarks(10, 10)),
+            local().conn(|conn| {
+                conn.low_watermark = 10;
+                conn.high_watermark = 10;
+            }),
         ),
         (
             "output_limit",
-            local().conn(ConnConfig::new().watermarks(10, 20).output_limit(19)),
+            local().conn(|conn| {
+                conn.low_watermark = 10;
+                conn.high_watermark = 20;
+                conn.output_limit = 19;
+            }),
         ),
-        ("max_frame", local().conn(ConnConfig::new().max_frame(0))),
+        ("max_frame", local().conn(|conn| conn.max_frame = Some(0))),
         (
             "handshake_timeout",
-            local().conn(ConnConfig::new().handshake_timeout(Duration::ZERO)),
+            local().conn(|conn| conn.handshake_timeout = Duration::ZERO),
         ),
         (
             "frame_timeout",
-            local().conn(ConnConfig::new().frame_timeout(Duration::ZERO)),
+            local().conn(|conn| conn.frame_timeout = Duration::ZERO),
         ),
         (
             "idle_timeout",
-            local().conn(ConnConfig::new().idle_timeout(Duration::ZERO)),
+            local().conn(|conn| conn.idle_timeout = Duration::ZERO),
         ),
         (
             "write_timeout",
-            local().conn(ConnConfig::new().write_timeout(Duration::ZERO)),
+            local().conn(|conn| conn.write_timeout = Duration::ZERO),
         ),
         (
             "at_capacity",
@@ -362,11 +369,11 @@ fn a_bad_option_is_named() {
         ("keepalive", keepalive(second, second, u32::MAX)),
         (
             "recv_buffer",
-            local().socket(SocketOptions::new().recv_buffer(usize::MAX)),
+            local().socket(|socket| socket.recv_buffer = Some(usize::MAX)),
         ),
         (
             "send_buffer",
-            local().socket(SocketOptions::new().send_buffer(usize::MAX)),
+            local().socket(|socket| socket.send_buffer = Some(usize::MAX)),
         ),
     ];
     for (name, listen) in bad {
@@ -382,38 +389,23 @@ fn a_bad_option_is_named() {
     let bad = [
         (
             "budgets.accepts",
-            Config::new().budgets(Budgets {
-                accepts: 0,
-                ..Budgets::default()
-            }),
+            Config::new().budgets(|budgets| budgets.accepts = 0),
         ),
         (
             "budgets.handshakes",
-            Config::new().budgets(Budgets {
-                handshakes: 0,
-                ..Budgets::default()
-            }),
+            Config::new().budgets(|budgets| budgets.handshakes = 0),
         ),
         (
             "budgets.read_bytes",
-            Config::new().budgets(Budgets {
-                read_bytes: 0,
-                ..Budgets::default()
-            }),
+            Config::new().budgets(|budgets| budgets.read_bytes = 0),
         ),
         (
             "budgets.commands",
-            Config::new().budgets(Budgets {
-                commands: 0,
-                ..Budgets::default()
-            }),
+            Config::new().budgets(|budgets| budgets.commands = 0),
         ),
         (
             "queue_limits.commands",
-            Config::new().queue_limits(QueueLimits {
-                commands: 0,
-                ..QueueLimits::default()
-            }),
+            Config::new().queue_limits(|limits| limits.commands = 0),
         ),
         ("max_connections", Config::new().max_connections(usize::MAX)),
         (
@@ -439,23 +431,28 @@ fn a_bad_option_is_named() {
 fn the_limits_of_the_options_work() {
     let longest = Duration::from_secs(32_767);
     for listen in [
-        local().socket(SocketOptions::new().keepalive(Keepalive::new(longest, longest, 127))),
-        local().socket(SocketOptions::new().keepalive(Keepalive::new(
-            Duration::from_secs(1),
-            Duration::from_secs(1),
-            1,
-        ))),
-        local().socket(SocketOptions::new().recv_buffer(1).send_buffer(1)),
-        local().socket(SocketOptions::new().backlog(u32::MAX)),
-        local().socket(SocketOptions::new().backlog(0)),
-        local().conn(
-            ConnConfig::new()
-                .idle_timeout(Duration::MAX)
-                .frame_timeout(Duration::MAX)
-                .write_timeout(Duration::MAX)
-                .linger(Duration::MAX, usize::MAX)
-                .max_frame(usize::MAX),
-        ),
+        local().socket(|socket| socket.keepalive = Some(Keepalive::new(longest, longest, 127))),
+        local().socket(|socket| {
+            socket.keepalive = Some(Keepalive::new(
+                Duration::from_secs(1),
+                Duration::from_secs(1),
+                1,
+            ))
+        }),
+        local().socket(|socket| {
+            socket.recv_buffer = Some(1);
+            socket.send_buffer = Some(1);
+        }),
+        local().socket(|socket| socket.backlog = u32::MAX),
+        local().socket(|socket| socket.backlog = 0),
+        local().conn(|conn| {
+            conn.idle_timeout = Duration::MAX;
+            conn.frame_timeout = Duration::MAX;
+            conn.write_timeout = Duration::MAX;
+            conn.linger_timeout = Duration::MAX;
+            conn.linger_bytes = usize::MAX;
+            conn.max_frame = Some(usize::MAX);
+        }),
     ] {
         let what = format!("{listen:?}");
         let server = spawn_echo(Config::new(), listen);
@@ -701,12 +698,11 @@ mod linux {
         );
 
         let keepalive = Keepalive::new(Duration::from_secs(30_000), Duration::from_secs(7), 3);
-        let listen = local().socket(
-            SocketOptions::new()
-                .keepalive(keepalive)
-                .recv_buffer(50_000)
-                .send_buffer(60_000),
-        );
+        let listen = local().socket(|socket| {
+            socket.keepalive = Some(keepalive);
+            socket.recv_buffer = Some(50_000);
+            socket.send_buffer = Some(60_000);
+        });
         let tuned = spawn_echo(Config::new(), listen);
         let mut client = connect(tuned.addr());
         ping(&mut client, b"tuned");
@@ -739,7 +735,7 @@ mod linux {
     /// The segments in which ten small writes reach a client that acknowledges late.
     fn segments(nodelay: Option<bool>) -> u32 {
         let listen = match nodelay {
-            Some(on) => local().socket(SocketOptions::new().nodelay(on)),
+            Some(on) => local().socket(|socket| socket.nodelay = on),
             None => local(),
         };
         let server = spawn_echo(Config::new(), listen);
@@ -797,7 +793,7 @@ fn a_restart_finds_its_port_in_time_wait() {
     ended.join().expect("an orderly end");
     // It is in TIME_WAIT indeed: without address reuse the bind fails.
     let strict = server().listen(
-        Listen::tcp(addr).socket(SocketOptions::new().reuse_address(false)),
+        Listen::tcp(addr).socket(|socket| socket.reuse_address = false),
         echo,
     );
     assert!(

@@ -7,7 +7,6 @@ use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Context, Error, Handler, Listen,
     ListenerState, Outcome, Peer, PendingLimits, ProxyProtocol, Quota, Refuse, Server, Service,
-    SourceLimits,
 };
 
 struct Echo;
@@ -54,17 +53,17 @@ fn is_served(sim: &mut Sim, client: ClientId) -> bool {
 
 /// At most so many pending connections, each with this grace.
 fn limited(connections: usize, grace: Duration) -> Config {
-    Config::new().pending_limits(PendingLimits {
-        connections: Quota::Count(connections),
-        grace,
+    Config::new().pending_limits(|pending| {
+        pending.connections = Quota::Count(connections);
+        pending.grace = grace;
     })
 }
 
 #[test]
 fn the_oldest_gives_way_to_a_newcomer() {
-    let (mut sim, addr) = world(Config::new().pending_limits(PendingLimits {
-        connections: Quota::Count(3),
-        grace: Duration::ZERO,
+    let (mut sim, addr) = world(Config::new().pending_limits(|pending| {
+        pending.connections = Quota::Count(3);
+        pending.grace = Duration::ZERO;
     }));
     let silent = connect(&mut sim, addr, 3);
     for (round, oldest) in silent.into_iter().enumerate() {
@@ -133,10 +132,8 @@ fn a_connection_that_opens_makes_room_at_once() {
 /// A listener whose connections are open at once is not concerned.
 #[test]
 fn plain_connections_do_not_wait_for_them() {
-    let (mut sim, addr) = world(Config::new().pending_limits(PendingLimits {
-        connections: Quota::Count(1),
-        ..PendingLimits::default()
-    }));
+    let (mut sim, addr) =
+        world(Config::new().pending_limits(|pending| pending.connections = Quota::Count(1)));
     let plain = sim
         .listen(Listen::tcp("127.0.0.1:0"), |_: &mut (), _| Echo)
         .expect("listen");
@@ -220,10 +217,7 @@ fn the_share_follows_the_cap() {
     let (mut sim, addr) = world(
         Config::new()
             .max_connections(60)
-            .pending_limits(PendingLimits {
-                grace: Duration::MAX,
-                ..PendingLimits::default()
-            }),
+            .pending_limits(|pending| pending.grace = Duration::MAX),
     );
     connect(&mut sim, addr, 100);
     assert_eq!(sim.stats().open, 30);
@@ -232,10 +226,7 @@ fn the_share_follows_the_cap() {
     assert_eq!(sim.stats().open, 40);
     sim.control()
         .reconfigure(|config| {
-            config.pending_limits(PendingLimits {
-                connections: Quota::Percent(100),
-                ..PendingLimits::default()
-            })
+            config.pending_limits(|pending| pending.connections = Quota::Percent(100))
         })
         .expect("good");
     sim.settle();
@@ -246,10 +237,7 @@ fn the_share_follows_the_cap() {
 fn a_limit_that_cannot_work_is_named() {
     for quota in [Quota::Count(0), Quota::Percent(0), Quota::Percent(101)] {
         let server: Result<Server, Error> =
-            Server::new(Config::new().pending_limits(PendingLimits {
-                connections: quota,
-                ..PendingLimits::default()
-            }));
+            Server::new(Config::new().pending_limits(|pending| pending.connections = quota));
         assert!(
             matches!(
                 &server,
@@ -303,10 +291,7 @@ fn no_connection_is_evicted_for_one_whose_source_has_too_many() {
                 .allow("10.0.0.0/8")
                 .expect("a network"),
         )
-        .source_limits(SourceLimits {
-            connections: Some(1),
-            ..SourceLimits::default()
-        });
+        .source_limits(|limits| limits.connections = Some(1));
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let guest = std::net::IpAddr::from([192, 0, 2, 1]);
     sim.connect_from(addr, guest).expect("it listens");

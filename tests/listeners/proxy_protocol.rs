@@ -9,8 +9,8 @@ use kit::net::{
     await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn, Running, PATIENCE,
 };
 use portcullis::{
-    AccessRules, CloseReason, Closed, Config, ConnConfig, Context, Error, Framing, Handler, Listen,
-    Outcome, Peer, ProxyProtocol, Refuse, Server, Service,
+    AccessRules, CloseReason, Closed, Config, Context, Error, Framing, Handler, Listen, Outcome,
+    Peer, ProxyProtocol, Refuse, Server, Service,
 };
 
 const V1: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n";
@@ -269,7 +269,7 @@ fn what_is_no_header_is_refused() {
 /// A missing header takes no longer than the handshake timeout, and a drain shortens that.
 #[test]
 fn a_client_without_a_header_has_no_handler_and_no_long_life() {
-    let listen = required().conn(ConnConfig::new().handshake_timeout(Duration::from_millis(200)));
+    let listen = required().conn(|conn| conn.handshake_timeout = Duration::from_millis(200));
     let late = server(listen);
     let mut client = connect(late.addr());
     client.write_all(&V1[..20]).expect("sent");

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Config, ConnConfig, Context, Error, Handler, Listen,
-    ListenerState, Outcome, ProxyProtocol, Rate, Server, SourceLimits,
+    AccessRules, AtCapacity, CloseReason, Config, Context, Error, Handler, Listen, ListenerState,
+    Outcome, ProxyProtocol, Rate, Server,
 };
 
 struct Echo;
@@ -266,12 +266,14 @@ fn behind_a_proxy() -> Listen {
 #[test]
 fn each_source_has_a_limit() {
     let listen = behind_a_proxy()
-        .source_limits(SourceLimits {
-            connections: Some(2),
-            rate: Some(Rate::per_second(1).burst(3)),
-            ..SourceLimits::default()
+        .source_limits(|limits| {
+            limits.connections = Some(2);
+            limits.rate = Some(Rate::per_second(1).burst(3));
         })
-        .conn(ConnConfig::new().linger(Duration::ZERO, 0));
+        .conn(|conn| {
+            conn.linger_timeout = Duration::ZERO;
+            conn.linger_bytes = 0;
+        });
     let (mut sim, addr) = world(Config::new(), listen);
     let come = |sim: &mut Sim, source: &str| {
         let client = sim.connect(addr).expect("it listens");
@@ -320,12 +322,14 @@ fn headers_without_an_address() -> [(&'static str, Vec<u8>); 4] {
 fn a_header_without_an_address_counts_as_the_proxys() {
     for (kind, header) in headers_without_an_address() {
         let listen = behind_a_proxy()
-            .source_limits(SourceLimits {
-                connections: Some(2),
-                rate: Some(Rate::per_second(1).burst(3)),
-                ..SourceLimits::default()
+            .source_limits(|limits| {
+                limits.connections = Some(2);
+                limits.rate = Some(Rate::per_second(1).burst(3));
             })
-            .conn(ConnConfig::new().linger(Duration::ZERO, 0));
+            .conn(|conn| {
+                conn.linger_timeout = Duration::ZERO;
+                conn.linger_bytes = 0;
+            });
         let (mut sim, addr) = world(Config::new(), listen);
         let come = |sim: &mut Sim| {
             let client = sim.connect(addr).expect("it listens");
@@ -432,7 +436,7 @@ fn what_connections_share_changes_under_way() {
 fn a_connection_reads_no_faster_than_its_rate() {
     let (mut sim, addr) = world(
         Config::new(),
-        local().conn(ConnConfig::new().read_rate(Rate::per_second(1000).burst(500))),
+        local().conn(|conn| conn.read_rate = Some(Rate::per_second(1000).burst(500))),
     );
     let client = sim.connect(addr).expect("it listens");
     sim.send(client, &b"\0\x08abcdefgh".repeat(1000));
@@ -463,16 +467,13 @@ fn a_rate_that_cannot_work_is_named() {
     let options: [(&str, Change); 6] = [
         ("accept_rate", |listen, rate| listen.accept_rate(rate)),
         ("source_limits.rate", |listen, rate| {
-            listen.source_limits(SourceLimits {
-                rate: Some(rate),
-                ..SourceLimits::default()
-            })
+            listen.source_limits(|limits| limits.rate = Some(rate))
         }),
         ("read_rate", |listen, rate| {
-            listen.conn(ConnConfig::new().read_rate(rate))
+            listen.conn(|conn| conn.read_rate = Some(rate))
         }),
         ("frame_rate", |listen, rate| {
-            listen.conn(ConnConfig::new().frame_rate(rate))
+            listen.conn(|conn| conn.frame_rate = Some(rate))
         }),
         ("total_read_rate", |listen, rate| {
             listen.total_read_rate(rate)
@@ -506,24 +507,15 @@ fn a_rate_that_cannot_work_is_named() {
     for (option, listen) in [
         (
             "source_limits.connections",
-            local().source_limits(SourceLimits {
-                connections: Some(0),
-                ..SourceLimits::default()
-            }),
+            local().source_limits(|limits| limits.connections = Some(0)),
         ),
         (
             "source_limits.prefixes",
-            local().source_limits(SourceLimits {
-                prefixes: (33, 64),
-                ..SourceLimits::default()
-            }),
+            local().source_limits(|limits| limits.prefixes = (33, 64)),
         ),
         (
             "source_limits.prefixes",
-            local().source_limits(SourceLimits {
-                prefixes: (32, 0),
-                ..SourceLimits::default()
-            }),
+            local().source_limits(|limits| limits.prefixes = (32, 0)),
         ),
     ] {
         let refused = server.listen(listen, |_: &mut (), _| Echo);
@@ -541,10 +533,9 @@ fn a_faster_rate_is_faster_at_once() {
     let (slow, fast) = (Rate::per_second(1).burst(100), Rate::per_second(1000));
     let (mut sim, addr) = world(
         Config::new().accept_rate(slow),
-        local().accept_rate(slow).source_limits(SourceLimits {
-            rate: Some(slow),
-            ..SourceLimits::default()
-        }),
+        local()
+            .accept_rate(slow)
+            .source_limits(|limits| limits.rate = Some(slow)),
     );
     connect(&mut sim, addr, 101);
     sim.settle();
@@ -554,10 +545,9 @@ fn a_faster_rate_is_faster_at_once() {
         .expect("good");
     sim.control()
         .reconfigure_listener("it", |listen| {
-            listen.accept_rate(fast).source_limits(SourceLimits {
-                rate: Some(fast),
-                ..SourceLimits::default()
-            })
+            listen
+                .accept_rate(fast)
+                .source_limits(|limits| limits.rate = Some(fast))
         })
         .expect("good");
     sim.advance(millis(1));
@@ -639,7 +629,7 @@ fn connections_that_come_and_go_do_not_spend_a_shared_rate() {
 fn what_stands_behind_a_header_counts() {
     let (mut sim, addr) = world(
         Config::new(),
-        behind_a_proxy().conn(ConnConfig::new().read_rate(Rate::per_second(1000))),
+        behind_a_proxy().conn(|conn| conn.read_rate = Some(Rate::per_second(1000))),
     );
     let client = connect(&mut sim, addr, 1)[0];
     sim.send(

@@ -3,10 +3,7 @@
 use std::time::Duration;
 
 use kit::net::{connect, local, ping, read_to_end, spawn_echo, PATIENCE};
-use portcullis::{
-    AtCapacity, Budgets, CloseReason, Config, ConnConfig, Error, HandleError, Keepalive, Listen,
-    Server, SocketOptions,
-};
+use portcullis::{AtCapacity, CloseReason, Config, Error, HandleError, Keepalive, Listen, Server};
 
 type Change = fn(Listen) -> Listen;
 
@@ -28,7 +25,7 @@ fn a_change_is_for_later_connections() {
     server
         .handle
         .reconfigure_listener("it", PATIENCE, |listen| {
-            listen.conn(ConnConfig::new().max_frame(4))
+            listen.conn(|conn| conn.max_frame = Some(4))
         })
         .expect("a good value");
     let mut late = connect(server.addr());
@@ -89,24 +86,23 @@ fn a_bad_value_changes_nothing() {
     let before = server.control().listener("it").expect("there");
     let changes: [(&str, Change); 5] = [
         ("watermarks", |listen| {
-            listen
-                .max_connections(1)
-                .conn(ConnConfig::new().watermarks(10, 5))
+            listen.max_connections(1).conn(|conn| {
+                conn.low_watermark = 10;
+                conn.high_watermark = 5;
+            })
         }),
         ("max_frame", |listen| {
             listen
                 .max_connections(1)
-                .conn(ConnConfig::new().max_frame(0))
+                .conn(|conn| conn.max_frame = Some(0))
         }),
         ("idle_timeout", |listen| {
             listen
                 .max_connections(1)
-                .conn(ConnConfig::new().idle_timeout(Duration::ZERO))
+                .conn(|conn| conn.idle_timeout = Duration::ZERO)
         }),
         ("output_limit", |listen| {
-            listen
-                .max_connections(1)
-                .conn(ConnConfig::new().output_limit(1))
+            listen.max_connections(1).conn(|conn| conn.output_limit = 1)
         }),
         ("name", |listen| listen.max_connections(1).name("")),
     ];
@@ -122,10 +118,9 @@ fn a_bad_value_changes_nothing() {
         );
     }
     let changed = server.control().reconfigure(|config| {
-        config.max_connections(3).budgets(Budgets {
-            accepts: 0,
-            ..Budgets::default()
-        })
+        config
+            .max_connections(3)
+            .budgets(|budgets| budgets.accepts = 0)
     });
     assert!(
         matches!(
@@ -148,32 +143,34 @@ fn an_open_port_keeps_its_socket() {
         ("tcp", |_| Listen::tcp("127.0.0.1:1").name("it")),
         ("name", |listen| listen.name("another")),
         ("backlog", |listen| {
-            listen.socket(SocketOptions::new().backlog(5))
+            listen.socket(|socket| socket.backlog = 5)
         }),
         ("nodelay", |listen| {
-            listen.socket(SocketOptions::new().nodelay(false))
+            listen.socket(|socket| socket.nodelay = false)
         }),
         ("only_v6", |listen| {
-            listen.socket(SocketOptions::new().only_v6(false))
+            listen.socket(|socket| socket.only_v6 = false)
         }),
         ("reuse_address", |listen| {
-            listen.socket(SocketOptions::new().reuse_address(false))
+            listen.socket(|socket| socket.reuse_address = false)
         }),
         ("reuse_port", |listen| {
-            listen.socket(SocketOptions::new().reuse_port(true))
+            listen.socket(|socket| socket.reuse_port = true)
         }),
         ("keepalive", |listen| {
-            listen.socket(SocketOptions::new().keepalive(Keepalive::new(
-                Duration::from_secs(9),
-                Duration::from_secs(9),
-                9,
-            )))
+            listen.socket(|socket| {
+                socket.keepalive = Some(Keepalive::new(
+                    Duration::from_secs(9),
+                    Duration::from_secs(9),
+                    9,
+                ))
+            })
         }),
         ("recv_buffer", |listen| {
-            listen.socket(SocketOptions::new().recv_buffer(4096))
+            listen.socket(|socket| socket.recv_buffer = Some(4096))
         }),
         ("send_buffer", |listen| {
-            listen.socket(SocketOptions::new().send_buffer(4096))
+            listen.socket(|socket| socket.send_buffer = Some(4096))
         }),
     ];
     for (option, change) in changes {
@@ -238,10 +235,7 @@ fn a_handle_tells_what_was_wrong() {
         .reconfigure_listener("nobody", PATIENCE, |listen| listen);
     assert!(matches!(gone, Err(HandleError::NoListener(_))), "{gone:?}");
     let bad = server.handle.reconfigure(PATIENCE, |config| {
-        config.budgets(Budgets {
-            read_bytes: 0,
-            ..Budgets::default()
-        })
+        config.budgets(|budgets| budgets.read_bytes = 0)
     });
     match bad {
         Err(HandleError::Refused(words)) => {

@@ -15,7 +15,6 @@ use kit::net::{local, ping, read_to_end, recv2, send2, spawn, Echo, Place, Runni
 use portcullis::{
     try_accept, AccessRules, Addr, CloseReason, Closed, Config, Context, Credentials, Error,
     Framing, Handler, Listen, ListenerId, ListenerRef, Outcome, Peer, Refuse, Server, Service,
-    SocketOptions,
 };
 
 fn echo(_: &mut (), _: Peer) -> Echo {
@@ -117,9 +116,10 @@ fn one_server_has_both_kinds_of_listeners() {
         for listen in listens {
             server
                 .listen(
-                    listen
-                        .framing(Framing::Line)
-                        .socket(SocketOptions::new().nodelay(true).reuse_port(true)),
+                    listen.framing(Framing::Line).socket(|socket| {
+                        socket.nodelay = true;
+                        socket.reuse_port = true;
+                    }),
                     echo,
                 )
                 .expect("listen");
@@ -174,7 +174,7 @@ fn a_stale_socket_is_replaced() {
     let path = place.path("stale.sock");
     leave_stale(&path);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("mode");
-    let _server = serve(Listen::unix(&path).socket(SocketOptions::new().mode(0o600)));
+    let _server = serve(Listen::unix(&path).socket(|socket| socket.mode = Some(0o600)));
     ping(&mut connect(&path), b"new");
     assert_eq!(mode(&path), 0o600);
 }
@@ -231,7 +231,7 @@ fn names_that_cannot_be_are_refused_with_the_reason() {
         (Listen::unix(""), "at least one byte"),
         (Listen::unix("a\0b"), "zero byte"),
         (
-            Listen::unix("a").socket(SocketOptions::new().mode(0o1777)),
+            Listen::unix("a").socket(|socket| socket.mode = Some(0o1777)),
             "0o777",
         ),
     ] {
@@ -279,7 +279,7 @@ fn permissions_are_set_before_a_client_can_connect() {
             let mut server = server();
             server
                 .listen(
-                    Listen::unix(path(now)).socket(SocketOptions::new().mode(0o606)),
+                    Listen::unix(path(now)).socket(|socket| socket.mode = Some(0o606)),
                     echo,
                 )
                 .expect("listen");
@@ -407,7 +407,7 @@ fn an_abstract_name_has_no_file() {
     let error = refused(Listen::unix_abstract(&name));
     assert!(matches!(error, Error::AddressInUse { .. }), "{error}");
     for listen in [
-        Listen::unix_abstract("x").socket(SocketOptions::new().mode(0o600)),
+        Listen::unix_abstract("x").socket(|socket| socket.mode = Some(0o600)),
         Listen::unix_abstract(""),
         Listen::unix_abstract([7; 108]),
     ] {
@@ -717,7 +717,7 @@ fn a_slow_reader_gets_everything_in_order() {
     let server = serve(
         Listen::unix(&path)
             .framing(Framing::Raw)
-            .socket(SocketOptions::new().send_buffer(4096)),
+            .socket(|socket| socket.send_buffer = Some(4096)),
     );
     let mut client = connect(&path);
     let sent: Vec<u8> = (0..2_000_000_u32).map(|n| (n / 7) as u8).collect();

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use portcullis::sim::{Call, ClientId, Scripted, Sim};
 use portcullis::{
-    Alarm, AlarmId, AlarmKind, AlarmNotice, AlarmState, Config, ConnConfig, Context, Control,
-    Error, Framing, Handler, Listen, Outcome, Quota,
+    Alarm, AlarmId, AlarmKind, AlarmNotice, AlarmState, Config, Context, Control, Error, Framing,
+    Handler, Listen, Outcome, Quota,
 };
 
 /// What alarms have said, and when.
@@ -49,12 +49,13 @@ impl World {
             epoch: Rc::clone(&clock),
         };
         let mut sim = Sim::new(7, config, app);
-        let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4).conn(
-            ConnConfig::new()
-                .idle_timeout(Duration::MAX)
-                .frame_timeout(Duration::MAX)
-                .max_frame(1 << 20),
-        );
+        let listen = Listen::tcp("127.0.0.1:0")
+            .framing(Framing::Packet4)
+            .conn(|conn| {
+                conn.idle_timeout = Duration::MAX;
+                conn.frame_timeout = Duration::MAX;
+                conn.max_frame = Some(1 << 20);
+            });
         let addr = sim.listen(listen, |_: &mut App, _| Silent).expect("listen");
         Self {
             sim,

@@ -10,8 +10,8 @@ use kit::net::{
     spawn_echo, Echo, Running, PATIENCE,
 };
 use portcullis::{
-    try_accept, AtCapacity, Close, CloseReason, Closed, Config, ConnConfig, ConnId, Context,
-    Handler, Message, Outcome, Peer, Refuse, Server, Service, Stats,
+    try_accept, AtCapacity, Close, CloseReason, Closed, Config, ConnId, Context, Handler, Message,
+    Outcome, Peer, Refuse, Server, Service, Stats,
 };
 
 /// The calls of a [`Door`] about clients that were not admitted.
@@ -175,7 +175,7 @@ impl Handler for Obedient {
 fn each_end_has_its_reason() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        let listen = local().conn(ConnConfig::new().max_frame(100));
+        let listen = local().conn(|conn| conn.max_frame = Some(100));
         server
             .listen(listen, |_: &mut (), _| Obedient)
             .expect("listen");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use kit::net::{connect, local, ping, spawn_echo, PATIENCE};
 use portcullis::sim::{ClientId, Sim};
-use portcullis::{AccessRules, AtCapacity, Budgets, CloseReason, ConnConfig, SocketOptions};
+use portcullis::{AccessRules, AtCapacity, CloseReason};
 use portcullis::{
     Config, ConnId, ConnInfo, Context, Cursor, Framing, Handler, Listen, ListenerState, Outcome,
     ProxyProtocol, Rate, State, Tree,
@@ -148,7 +148,7 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     // The rate.
     let mut world = World::new(
         Config::new(),
-        listen().conn(ConnConfig::new().frame_rate(Rate::per_second(1).burst(1))),
+        listen().conn(|conn| conn.frame_rate = Some(Rate::per_second(1).burst(1))),
     );
     let client = world.connect();
     world.send(client, b"one");
@@ -165,7 +165,7 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     // Memory: frames that are begun take more than three quarters of the limit, and only one is read from on.
     let mut world = World::new(
         Config::new().memory_limit(1_200_000),
-        listen().conn(ConnConfig::new().max_frame(2 << 20)),
+        listen().conn(|conn| conn.max_frame = Some(2 << 20)),
     );
     let clients = [world.connect(), world.connect(), world.connect()];
     for client in clients {
@@ -268,13 +268,12 @@ const MANY: usize = 100_000;
 
 /// So many connections, all there at once.
 fn crowd(count: usize) -> World {
-    let config = Config::new().max_connections(count + 1).budgets(Budgets {
-        accepts: count,
-        ..Budgets::default()
-    });
+    let config = Config::new()
+        .max_connections(count + 1)
+        .budgets(|budgets| budgets.accepts = count);
     let mut world = World::new(
         config,
-        listen().socket(SocketOptions::new().backlog(count as u32)),
+        listen().socket(|socket| socket.backlog = count as u32),
     );
     for _ in 0..count {
         world.sim.connect(world.addr).expect("the backlog has room");

@@ -8,9 +8,7 @@ use std::path::Path;
 
 use kit::ROOT;
 use portcullis::sim::Sim;
-use portcullis::{
-    CloseReason, Config, ConnConfig, Context, Framing, Handler, Listen, Message, Outcome,
-};
+use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Message, Outcome};
 
 /// The pages, by name.
 fn pages() -> Vec<(String, String)> {
@@ -174,12 +172,14 @@ fn the_formula_for_memory_holds() {
         (4 * KIB, 33 * KIB, 4 * KIB),
         (4 * KIB, 256 * KIB, 60 * KIB),
     ] {
-        let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet2).conn(
-            ConnConfig::new()
-                .max_frame(frame_in)
-                .watermarks(KIB, 32 * KIB)
-                .output_limit(limit),
-        );
+        let listen = Listen::tcp("127.0.0.1:0")
+            .framing(Framing::Packet2)
+            .conn(|conn| {
+                conn.max_frame = Some(frame_in);
+                conn.low_watermark = KIB;
+                conn.high_watermark = 32 * KIB;
+                conn.output_limit = limit;
+            });
         let (mut sim, addr) = world(listen, frame_out);
         let client = sim.connect(addr).expect("it listens");
         sim.set_reading(client, false);

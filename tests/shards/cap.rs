@@ -11,8 +11,7 @@ use std::time::Duration;
 use kit::net::{connect, eventually, held_by_each, hold, local, ping, recv2, send2, tcp, PATIENCE};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Control, Error,
-    Handler, Listen, ListenerState, Outcome, PendingLimits, ProxyProtocol, Server, Shards,
-    SocketOptions, Spawned,
+    Handler, Listen, ListenerState, Outcome, ProxyProtocol, Server, Shards, Spawned,
 };
 
 /// How many are inside, over all shards, and the most that there were.
@@ -97,7 +96,7 @@ fn a_storm_never_exceeds_the_cap_and_every_client_is_served() {
         let (shards, addr, gauge) = spawn(
             Config::new().max_connections(cap),
             4,
-            local().socket(SocketOptions::new().reuse_port(reuse_port)),
+            local().socket(|socket| socket.reuse_port = reuse_port),
         );
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| {
@@ -339,10 +338,7 @@ fn the_oldest_gives_way_in_whichever_shard_it_is() {
         .trusted_proxies(AccessRules::allow_all());
     let config = Config::new()
         .max_connections(6)
-        .pending_limits(PendingLimits {
-            grace: Duration::from_millis(1),
-            ..PendingLimits::default()
-        });
+        .pending_limits(|pending| pending.grace = Duration::from_millis(1));
     let (shards, addr, gauge) = spawn(config, 3, listen);
     let silent: Vec<_> = (0..12).map(|_| connect(addr)).collect();
     for _ in 0..12 {

@@ -9,7 +9,7 @@ use kit::net::{
     connect, eventually, example, hold, local, ping, read_to_end, recv2, send2, tcp, ChildProcess,
     Echo, PATIENCE,
 };
-use portcullis::{Config, Listen, Server, Shards, SocketOptions, Spawned};
+use portcullis::{Config, Listen, Server, Shards, Spawned};
 
 fn spawn(count: usize, listen: Listen) -> (Spawned<()>, SocketAddr) {
     let build = move |_, server: &mut Server<()>| {
@@ -28,10 +28,7 @@ fn spawn(count: usize, listen: Listen) -> (Spawned<()>, SocketAddr) {
 #[test]
 fn a_drain_serves_the_backlogs() {
     for reuse_port in [false, true] {
-        let (shards, addr) = spawn(
-            3,
-            local().socket(SocketOptions::new().reuse_port(reuse_port)),
-        );
+        let (shards, addr) = spawn(3, local().socket(|socket| socket.reuse_port = reuse_port));
         let mut inside: Vec<_> = (0..9).map(|_| connect(addr)).collect();
         for client in &mut inside {
             ping(client, b"inside");

@@ -11,8 +11,8 @@ use std::time::Duration;
 use kit::net::{eventually, local, tcp, PATIENCE};
 use kit::outgoing::closed_addr;
 use portcullis::{
-    try_accept, AccessRules, Budgets, Close, Config, ConnConfig, Connect, Context, Framing,
-    Handler, Listen, Outcome, PendingLimits, ProxyProtocol, Quota, Refuse, Retry, Server, Shards,
+    try_accept, AccessRules, Close, Config, Connect, Context, Framing, Handler, Listen, Outcome,
+    ProxyProtocol, Quota, Refuse, Retry, Server, Shards,
 };
 
 const CAP: usize = 12;
@@ -43,7 +43,7 @@ impl Handler for Obeys {
     fn on_frame(&mut self, cx: &mut Context<'_>, line: &[u8]) -> Outcome {
         let quick = Connect::new()
             .framing(Framing::Line)
-            .conn(ConnConfig::new().idle_timeout(Duration::from_millis(50)));
+            .conn(|conn| conn.idle_timeout = Duration::from_millis(50));
         match line {
             b"close\n" => return Err(Close::new()),
             b"abort\n" => return Err(Close::abort()),
@@ -78,7 +78,7 @@ impl Handler for Obeys {
 fn plain() -> Listen {
     local()
         .framing(Framing::Line)
-        .conn(ConnConfig::new().idle_timeout(Duration::from_millis(200)))
+        .conn(|conn| conn.idle_timeout = Duration::from_millis(200))
 }
 
 #[test]
@@ -101,14 +101,8 @@ fn places_are_neither_lost_nor_found() {
     let turn = Arc::new(AtomicUsize::new(0));
     let config = Config::new()
         .max_connections(CAP)
-        .pending_limits(PendingLimits {
-            connections: Quota::Count(CAP / 2),
-            ..PendingLimits::default()
-        })
-        .budgets(Budgets {
-            accepts: 3,
-            ..Budgets::default()
-        });
+        .pending_limits(|pending| pending.connections = Quota::Count(CAP / 2))
+        .budgets(|budgets| budgets.accepts = 3);
     let shards = Shards::new(config)
         .threads(SHARDS)
         .spawn(move |_, server: &mut Server| {

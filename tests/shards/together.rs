@@ -14,8 +14,8 @@ use kit::net::{
     await_end, connect, eventually, held_by_each, local, ping, recv2, send2, tcp, Place, PATIENCE,
 };
 use portcullis::{
-    Budgets, Config, Context, Error, Handle, HandleError, Handler, Listen, ListenerState, Outcome,
-    Result, Server, Shards, SocketOptions, Spawned,
+    Config, Context, Error, Handle, HandleError, Handler, Listen, ListenerState, Outcome, Result,
+    Server, Shards, Spawned,
 };
 
 /// Answers each frame with the number of its shard.
@@ -84,10 +84,7 @@ fn one_for_each(shards: &Spawned<usize>) -> Vec<TcpStream> {
 #[test]
 fn all_shards_have_clients_of_one_port() {
     for reuse_port in [false, true] {
-        let shards = shards(
-            3,
-            local().socket(SocketOptions::new().reuse_port(reuse_port)),
-        );
+        let shards = shards(3, local().socket(|socket| socket.reuse_port = reuse_port));
         assert_eq!(
             (shards.listeners.len(), shards.handle.shards().len()),
             (1, 3)
@@ -333,10 +330,7 @@ fn what_is_changed_is_changed_in_all() {
     handle
         .reconfigure(PATIENCE, |config| {
             config
-                .budgets(Budgets {
-                    accepts: 7,
-                    ..Budgets::default()
-                })
+                .budgets(|budgets| budgets.accepts = 7)
                 .max_connections(50)
         })
         .expect("changed");
@@ -348,10 +342,7 @@ fn what_is_changed_is_changed_in_all() {
         (50, 50)
     );
     let refused = handle.reconfigure(PATIENCE, |config| {
-        config.budgets(Budgets {
-            accepts: 0,
-            ..Budgets::default()
-        })
+        config.budgets(|budgets| budgets.accepts = 0)
     });
     assert!(
         matches!(refused, Err(HandleError::Refused(_))),
@@ -367,10 +358,7 @@ fn what_is_changed_is_changed_in_all() {
     handle.set_max_connections(60).expect("changed");
     handle
         .reconfigure(PATIENCE, |config| {
-            config.budgets(Budgets {
-                accepts: 8,
-                ..Budgets::default()
-            })
+            config.budgets(|budgets| budgets.accepts = 8)
         })
         .expect("changed");
     assert_eq!(handle.stats().max_connections, 60);
@@ -533,10 +521,7 @@ fn an_error_in_one_build_ends_the_others() {
         matches!(outcome, Err(Error::AddressInUse { .. })),
         "{outcome:?}"
     );
-    let config = Config::new().budgets(Budgets {
-        accepts: 0,
-        ..Budgets::default()
-    });
+    let config = Config::new().budgets(|budgets| budgets.accepts = 0);
     let outcome = Shards::new(config).spawn(|_, _: &mut Server<()>| Ok(()));
     assert!(matches!(outcome, Err(Error::Option { .. })), "{outcome:?}");
 }

@@ -14,8 +14,7 @@ use kit::tls::{
 };
 use portcullis::tls::rustls::{version, SupportedProtocolVersion};
 use portcullis::{
-    Close, CloseReason, Closed, Config, ConnConfig, Context, Framing, Handler, Listen, Outcome,
-    Server, SocketOptions, State,
+    Close, CloseReason, Closed, Config, Context, Framing, Handler, Listen, Outcome, Server, State,
 };
 
 fn listen(site: &Site) -> Listen {
@@ -137,7 +136,7 @@ fn what_was_sent_before_the_close_arrives_at_a_slow_reader() {
         let server = serve(
             listen(&site)
                 .framing(Framing::Raw)
-                .socket(SocketOptions::new().send_buffer(256 * 1024)),
+                .socket(|socket| socket.send_buffer = Some(256 * 1024)),
             || Gift,
         );
         let mut client = secure(server.addr(), &site.client(version));
@@ -160,7 +159,7 @@ fn an_idle_peer_is_told_goodbye() {
     for version in VERSIONS {
         let server = spawn_recorder(
             Config::new(),
-            listen(&site).conn(ConnConfig::new().idle_timeout(Duration::from_millis(100))),
+            listen(&site).conn(|conn| conn.idle_timeout = Duration::from_millis(100)),
         );
         let mut client = secure(server.addr(), &site.client(version));
         assert_eq!(read_to_goodbye(&mut client), b"");
@@ -176,7 +175,7 @@ fn an_unfinished_frame_is_told_goodbye() {
     for version in VERSIONS {
         let server = spawn_recorder(
             Config::new(),
-            listen(&site).conn(ConnConfig::new().frame_timeout(Duration::from_millis(100))),
+            listen(&site).conn(|conn| conn.frame_timeout = Duration::from_millis(100)),
         );
         let mut client = secure(server.addr(), &site.client(version));
         client.write_all(&[0, 9, b'h']).expect("begun");
@@ -194,8 +193,8 @@ fn a_peer_that_never_reads_is_reset() {
     for version in VERSIONS {
         let listen = listen(&site)
             .framing(Framing::Raw)
-            .socket(SocketOptions::new().send_buffer(32 * 1024))
-            .conn(ConnConfig::new().write_timeout(Duration::from_millis(200)));
+            .socket(|socket| socket.send_buffer = Some(32 * 1024))
+            .conn(|conn| conn.write_timeout = Duration::from_millis(200));
         let server = spawn_recorder(Config::new(), listen);
         let client = settled(&server, &site, version);
         std::thread::scope(|scope| {
@@ -263,8 +262,11 @@ fn a_peers_goodbye_does_not_cost_it_the_answers_it_reads_late() {
         let server = spawn_recorder(
             Config::new(),
             listen(&site)
-                .socket(SocketOptions::new().send_buffer(16 * 1024))
-                .conn(ConnConfig::new().watermarks(1024, 2048)),
+                .socket(|socket| socket.send_buffer = Some(16 * 1024))
+                .conn(|conn| {
+                    conn.low_watermark = 1024;
+                    conn.high_watermark = 2048;
+                }),
         );
         let frames = packet2(&[5; 60_000]).repeat(30);
         let client = secure(server.addr(), &site.client(version));

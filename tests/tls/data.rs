@@ -13,9 +13,7 @@ use kit::tls::{
     Site, VERSIONS,
 };
 use portcullis::tls::rustls::version;
-use portcullis::{
-    CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Server, SocketOptions,
-};
+use portcullis::{CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Server};
 
 fn listen(site: &Site) -> Listen {
     local().tls(Arc::new(site.server()))
@@ -164,11 +162,10 @@ fn a_slow_reader_is_bounded_and_gets_everything_later() {
         // Small enough that a few megabytes do not fit in the kernel.
         let server = spawn_echo(
             Config::new(),
-            listen(&site).socket(
-                SocketOptions::new()
-                    .send_buffer(64 * 1024)
-                    .recv_buffer(64 * 1024),
-            ),
+            listen(&site).socket(|socket| {
+                socket.send_buffer = Some(64 * 1024);
+                socket.recv_buffer = Some(64 * 1024);
+            }),
         );
         let client = secure(server.addr(), &site.client(version));
         let stream = packets(2, &[60_000; 200]);

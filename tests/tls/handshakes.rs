@@ -13,9 +13,7 @@ use kit::tls::{
 };
 use portcullis::tls::rustls::server::{NoServerSessionStorage, ServerConnection};
 use portcullis::tls::rustls::{version, ClientConfig, ServerConfig};
-use portcullis::{
-    Budgets, CloseReason, Config, ConnConfig, Context, Framing, Handler, Listen, Outcome, Server,
-};
+use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Outcome, Server};
 
 fn listen(config: ServerConfig) -> Listen {
     local().tls(Arc::new(config))
@@ -412,7 +410,7 @@ fn three_hundred_handshakes_leave_the_open_connection_alive() {
     let site = Site::new();
     let server = spawn_echo(
         Config::new().max_connections(CLIENTS + 1),
-        listen(site.server()).conn(ConnConfig::new().handshake_timeout(kit::net::PATIENCE)),
+        listen(site.server()).conn(|conn| conn.handshake_timeout = kit::net::PATIENCE),
     );
     let mut open = secure(server.addr(), &site.client(&version::TLS13));
     ping(&mut open, b"before");
@@ -443,10 +441,7 @@ fn three_hundred_handshakes_leave_the_open_connection_alive() {
 fn a_handshake_budget_of_one_forgets_no_client() {
     let site = Site::new();
     let server = spawn_echo(
-        Config::new().budgets(Budgets {
-            handshakes: 1,
-            ..Budgets::default()
-        }),
+        Config::new().budgets(|budgets| budgets.handshakes = 1),
         listen(site.server()),
     );
     std::thread::scope(|scope| {

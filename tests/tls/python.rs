@@ -8,7 +8,7 @@ use std::time::Duration;
 use kit::net::{have, local, ChildProcess, Running, PATIENCE};
 use kit::tls::{spawn_recorder, Authority, Folder, Seen, Site, NAME};
 use portcullis::tls::rustls::{ProtocolVersion, ServerConfig};
-use portcullis::{CloseReason, Config, ConnConfig, Listen};
+use portcullis::{CloseReason, Config, Listen};
 
 const VERSIONS: [(&str, ProtocolVersion); 2] = [
     ("TLSv1_2", ProtocolVersion::TLSv1_2),
@@ -139,7 +139,7 @@ fn our_goodbye_is_an_orderly_end() {
     let Some((site, folder)) = desk() else { return };
     for (name, _) in VERSIONS {
         let server = serve(site.server(), |listen| {
-            listen.conn(ConnConfig::new().idle_timeout(Duration::from_millis(200)))
+            listen.conn(|conn| conn.idle_timeout = Duration::from_millis(200))
         });
         run(
             &folder,

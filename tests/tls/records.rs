@@ -8,18 +8,17 @@ use std::time::Duration;
 
 use kit::net::{local, packet2, ping, spawn_echo};
 use kit::tls::{encrypt, secure, Site, VERSIONS};
-use portcullis::{CloseReason, Config, ConnConfig};
+use portcullis::{CloseReason, Config};
 
 /// Half a record, behind `before` in the same segment, and then nothing.
 fn begun_behind(before: &[u8]) {
     let site = Site::new();
     for version in VERSIONS {
         let listen = local().tls(Arc::new(site.server()));
-        let listen = listen.conn(
-            ConnConfig::new()
-                .frame_timeout(Duration::from_millis(100))
-                .idle_timeout(Duration::MAX),
-        );
+        let listen = listen.conn(|conn| {
+            conn.frame_timeout = Duration::from_millis(100);
+            conn.idle_timeout = Duration::MAX;
+        });
         let server = spawn_echo(Config::new(), listen);
         let mut client = secure(server.addr(), &site.client(version));
         // From here on it is at rest between two messages.

@@ -13,7 +13,7 @@ use kit::tls::{
 };
 use portcullis::tls::rustls::crypto::CryptoProvider;
 use portcullis::tls::rustls::{version, ClientConfig, ServerConfig};
-use portcullis::{CloseReason, Config, ConnConfig, Framing, Listen, Server};
+use portcullis::{CloseReason, Config, Framing, Listen, Server};
 
 const SOON: Duration = Duration::from_millis(200);
 
@@ -27,8 +27,8 @@ fn recorder(site: &Site) -> Running<Seen> {
 
 /// Two listeners: the first has no patience, the second has all of it, for clients that are to be served on a busy machine.
 fn two_listeners(site: &Site, config: Config) -> (Running<Seen>, [SocketAddr; 2]) {
-    let [short, long] = [SOON, PATIENCE]
-        .map(|timeout| listen(site).conn(ConnConfig::new().handshake_timeout(timeout)));
+    let [short, long] =
+        [SOON, PATIENCE].map(|timeout| listen(site).conn(|conn| conn.handshake_timeout = timeout));
     let server = spawn(move || {
         let mut server = Server::new(config).expect("server");
         server.listen_with(short, Witnesses).expect("listen");
@@ -167,7 +167,7 @@ fn an_open_connection_has_no_handshake_deadline() {
     let site = Site::new();
     let server = spawn_recorder(
         Config::new(),
-        listen(&site).conn(ConnConfig::new().handshake_timeout(5 * SOON)),
+        listen(&site).conn(|conn| conn.handshake_timeout = 5 * SOON),
     );
     let mut open = secure(server.addr(), &site.client(&version::TLS13));
     let _silent = connect(server.addr());
@@ -206,7 +206,7 @@ fn a_short_word_of_plaintext_is_named_too() {
     for finish in [false, true] {
         let server = spawn_recorder(
             Config::new(),
-            listen(&site).conn(ConnConfig::new().handshake_timeout(SOON)),
+            listen(&site).conn(|conn| conn.handshake_timeout = SOON),
         );
         let mut tcp = talk(server.addr(), b"hi");
         if finish {
@@ -451,7 +451,7 @@ fn tls_on_a_plain_port_is_named() {
             Config::new(),
             local()
                 .framing(framing.clone())
-                .conn(ConnConfig::new().frame_timeout(SOON)),
+                .conn(|conn| conn.frame_timeout = SOON),
         );
         let mut tcp = talk(server.addr(), &hello);
         assert_eq!(read_to_end(&mut tcp), b"");

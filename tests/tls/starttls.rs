@@ -13,8 +13,8 @@ use kit::tls::{
 };
 use portcullis::tls::TlsConfig;
 use portcullis::{
-    Budgets, CloseReason, Closed, Config, ConnConfig, Context, Framing, Handler, Listen, Message,
-    Outcome, Server, StartTlsError, State,
+    CloseReason, Closed, Config, Context, Framing, Handler, Listen, Message, Outcome, Server,
+    StartTlsError, State,
 };
 
 /// What the handlers share: what they upgrade to, and everything they were told.
@@ -243,7 +243,7 @@ fn a_client_that_leaves_or_says_nothing() {
 
     let server = serve_with(
         site.server(),
-        local().conn(ConnConfig::new().handshake_timeout(Duration::from_millis(50))),
+        local().conn(|conn| conn.handshake_timeout = Duration::from_millis(50)),
     );
     let mut tcp = ready(&server);
     assert_eq!(read_to_end(&mut tcp), b"");
@@ -357,11 +357,8 @@ fn upgrades_keep_to_the_handshake_budget() {
     let site = Site::new();
     let tls = Arc::new(site.server());
     let server = spawn(move || {
-        let mut server = Server::new(Config::new().budgets(Budgets {
-            handshakes: 1,
-            ..Budgets::default()
-        }))
-        .expect("server");
+        let mut server =
+            Server::new(Config::new().budgets(|budgets| budgets.handshakes = 1)).expect("server");
         server
             .listen(local().framing(Framing::Line), |_: &mut App, _| Upgrades)
             .expect("listen");

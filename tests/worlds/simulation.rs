@@ -5,8 +5,7 @@ use std::time::Duration;
 use kit::campaign::Plan;
 use portcullis::sim::{Call, ClientState, Fault, Faults, Op, Script, Scripted, Sim, Stage};
 use portcullis::{
-    Budgets, CloseReason, Config, ConnConfig, Context, Control, Framing, Handler, Listen, Message,
-    Outcome, SocketOptions,
+    CloseReason, Config, Context, Control, Framing, Handler, Listen, Message, Outcome,
 };
 
 fn play(seeds: std::ops::Range<u64>, tls: bool) {
@@ -66,7 +65,7 @@ fn listen() -> Listen {
 #[test]
 fn a_day_passes_in_virtual_time() {
     let (mut sim, addr) =
-        echo(listen().conn(ConnConfig::new().idle_timeout(Duration::from_secs(24 * 3600))));
+        echo(listen().conn(|conn| conn.idle_timeout = Duration::from_secs(24 * 3600)));
     let client = sim.connect(addr).expect("connected");
     sim.send(client, b"hello\n");
     sim.advance(Duration::from_secs(24 * 3600 - 1));
@@ -92,8 +91,7 @@ fn a_day_passes_in_virtual_time() {
 
 #[test]
 fn time_that_leaps_past_a_deadline_does_not_end_a_peer_that_has_sent() {
-    let (mut sim, addr) =
-        echo(listen().conn(ConnConfig::new().idle_timeout(Duration::from_secs(2))));
+    let (mut sim, addr) = echo(listen().conn(|conn| conn.idle_timeout = Duration::from_secs(2)));
     let client = sim.connect(addr).expect("connected");
     sim.settle();
     // Like a process that was stopped: the data is there when it looks at its clock again.
@@ -135,8 +133,7 @@ fn fd_exhaustion_ends_when_a_descriptor_is_free() {
 /// progress all the same.
 #[test]
 fn a_slow_reader_is_no_stalled_one() {
-    let (mut sim, addr) =
-        echo(listen().conn(ConnConfig::new().write_timeout(Duration::from_secs(1))));
+    let (mut sim, addr) = echo(listen().conn(|conn| conn.write_timeout = Duration::from_secs(1)));
     let client = sim.connect(addr).expect("connected");
     sim.set_reading(client, false);
     sim.set_send_buffer(client, 10_000);
@@ -162,8 +159,7 @@ fn a_slow_reader_is_no_stalled_one() {
 /// meanwhile are read before deadlines expire.
 #[test]
 fn time_that_leaps_behind_a_poll_does_not_end_a_peer_that_has_sent() {
-    let (mut sim, addr) =
-        echo(listen().conn(ConnConfig::new().idle_timeout(Duration::from_secs(2))));
+    let (mut sim, addr) = echo(listen().conn(|conn| conn.idle_timeout = Duration::from_secs(2)));
     let client = sim.connect(addr).expect("connected");
     sim.advance(Duration::from_secs(1));
     sim.send(client, b"in time\n");
@@ -214,7 +210,7 @@ fn the_shortest_drain_holds() {
 /// most a full backlog.
 #[test]
 fn a_flood_of_connects_does_not_hold_up_a_drain() {
-    let (mut sim, addr) = echo(listen().socket(SocketOptions::new().backlog(4)));
+    let (mut sim, addr) = echo(listen().socket(|socket| socket.backlog = 4));
     sim.control().drain(Duration::from_secs(60));
     let mut taken = 0;
     while sim.connect(addr).is_some() {
@@ -228,8 +224,7 @@ fn a_flood_of_connects_does_not_hold_up_a_drain() {
 /// A flood that fills every batch of events must not stop the clocks.
 #[test]
 fn full_batches_do_not_stop_the_clocks() {
-    let (mut sim, addr) =
-        echo(listen().conn(ConnConfig::new().idle_timeout(Duration::from_secs(1))));
+    let (mut sim, addr) = echo(listen().conn(|conn| conn.idle_timeout = Duration::from_secs(1)));
     let client = sim.connect(addr).expect("connected");
     sim.settle();
     let mut faults = Faults::none();
@@ -249,10 +244,7 @@ fn a_flood_of_handshakes_does_not_starve_one() {
     use kit::sim_tls;
     let mut sim = Sim::new(
         3,
-        Config::new().budgets(Budgets {
-            handshakes: 1,
-            ..Budgets::default()
-        }),
+        Config::new().budgets(|budgets| budgets.handshakes = 1),
         (),
     );
     let listen = listen().tls(sim_tls::server_config());
@@ -287,15 +279,12 @@ fn a_flood_of_handshakes_does_not_starve_one() {
 #[test]
 fn a_connection_with_unread_input_is_not_evicted() {
     use kit::sim_tls;
-    use portcullis::{PendingLimits, Quota};
+    use portcullis::Quota;
     let config = Config::new()
-        .budgets(Budgets {
-            handshakes: 1,
-            ..Budgets::default()
-        })
-        .pending_limits(PendingLimits {
-            connections: Quota::Count(3),
-            grace: Duration::ZERO,
+        .budgets(|budgets| budgets.handshakes = 1)
+        .pending_limits(|pending| {
+            pending.connections = Quota::Count(3);
+            pending.grace = Duration::ZERO;
         });
     let mut sim = Sim::new(3, config, ());
     let listen = listen().tls(sim_tls::server_config());
@@ -332,15 +321,12 @@ fn a_handshake_is_not_timed_out_unread() {
     for full_batches in [0, 1000] {
         let mut sim = Sim::new(
             3,
-            Config::new().budgets(Budgets {
-                handshakes: 3,
-                ..Budgets::default()
-            }),
+            Config::new().budgets(|budgets| budgets.handshakes = 3),
             (),
         );
         let listen = listen()
             .tls(sim_tls::server_config())
-            .conn(ConnConfig::new().handshake_timeout(Duration::from_secs(1)));
+            .conn(|conn| conn.handshake_timeout = Duration::from_secs(1));
         let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
         let mut faults = Faults::none();
         faults.full_batches = full_batches;
@@ -380,15 +366,12 @@ fn a_handshake_that_drips_is_timed_out() {
     use kit::sim_tls;
     let mut sim = Sim::new(
         3,
-        Config::new().budgets(Budgets {
-            handshakes: 1,
-            ..Budgets::default()
-        }),
+        Config::new().budgets(|budgets| budgets.handshakes = 1),
         (),
     );
     let listen = listen()
         .tls(sim_tls::server_config())
-        .conn(ConnConfig::new().handshake_timeout(Duration::from_secs(1)));
+        .conn(|conn| conn.handshake_timeout = Duration::from_secs(1));
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let flood: Vec<_> = (0..20)
         .map(|_| sim.connect(addr).expect("connected"))
@@ -429,9 +412,10 @@ fn a_peer_that_resets_after_its_close_notify_is_noticed_by_a_write() {
     }
     let mut sim = Sim::new(3, Config::new(), ());
     // One line is enough to stop its clocks.
-    let listen = listen()
-        .tls(sim_tls::server_config())
-        .conn(ConnConfig::new().watermarks(1, 2));
+    let listen = listen().tls(sim_tls::server_config()).conn(|conn| {
+        conn.low_watermark = 1;
+        conn.high_watermark = 2;
+    });
     let addr = sim.listen(listen, |_: &mut (), _| Late).expect("listen");
     let (client, mut tls) = (
         sim.connect(addr).expect("connected"),
@@ -566,13 +550,13 @@ fn a_script_made_by_a_fuzzer_is_played() {
 fn turns_without_events_are_no_spinning_while_frames_come() {
     let mut sim = Sim::new(
         7,
-        Config::new().budgets(Budgets {
-            read_bytes: 1,
-            ..Budgets::default()
-        }),
+        Config::new().budgets(|budgets| budgets.read_bytes = 1),
         (),
     );
-    let listen = listen().conn(ConnConfig::new().watermarks(0, 1));
+    let listen = listen().conn(|conn| {
+        conn.low_watermark = 0;
+        conn.high_watermark = 1;
+    });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let client = sim.connect(addr).expect("connected");
     let lines = vec![b'\n'; 30_000];
@@ -590,15 +574,15 @@ fn frames_that_wait_for_their_turn_run_into_no_deadline() {
     let mut sim = Sim::new(
         7,
         Config::new()
-            .budgets(Budgets {
-                read_bytes: 64,
-                ..Budgets::default()
-            })
+            .budgets(|budgets| budgets.read_bytes = 64)
             .max_connections(3_000),
         (),
     );
     sim.set_descriptor_limit(4_000);
-    let listen = listen().conn(ConnConfig::new().idle_timeout(second).frame_timeout(second));
+    let listen = listen().conn(|conn| {
+        conn.idle_timeout = second;
+        conn.frame_timeout = second;
+    });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     // More than have their turns in one turn of the loop.
     let mut clients = Vec::new();
@@ -673,11 +657,11 @@ fn a_long_pause_leaves_an_idle_deadline_behind() {
     // Paused long before its timer comes, and in the same moment.
     for (by_itself, early) in [(true, true), (false, true), (true, false), (false, false)] {
         let mut sim = Sim::new(7, Config::new(), ());
-        let options = listen().conn(
-            ConnConfig::new()
-                .idle_timeout(idle)
-                .linger(Duration::ZERO, 1024),
-        );
+        let options = listen().conn(|conn| {
+            conn.idle_timeout = idle;
+            conn.linger_timeout = Duration::ZERO;
+            conn.linger_bytes = 1024;
+        });
         let addr = sim.listen(options, |_: &mut (), _| Waits).expect("listen");
         let client = sim.connect(addr).expect("connected");
         sim.send(client, if early { b"wait\n" } else { b"said\n" });

@@ -8,7 +8,7 @@ use kit::{closure, strings};
 #[cfg(feature = "tls")]
 use kit::{schedules, sim_tls};
 use portcullis::sim::{Action, ConnModel, Input, Random};
-use portcullis::{CloseReason, ConnConfig, Listen, State};
+use portcullis::{CloseReason, Listen, State};
 
 fn close(framing: u8, on_frame: &[Action], on_end: &[Action]) -> closure::Findings {
     let setting = closure::Setting {
@@ -197,9 +197,11 @@ fn random_inputs_break_no_promise() {
     for seed in 0..4000 {
         let mut random = Random::new(seed);
         let framing = Action::framing(random.below(6) as u8);
-        let listen = Listen::tcp("127.0.0.1:0")
-            .framing(framing)
-            .conn(ConnConfig::new().watermarks(10, 300).output_limit(400));
+        let listen = Listen::tcp("127.0.0.1:0").framing(framing).conn(|conn| {
+            conn.low_watermark = 10;
+            conn.high_watermark = 300;
+            conn.output_limit = 400;
+        });
         let mut model = ConnModel::new(&listen).expect("options that work");
         let mut inputs = Vec::new();
         for _ in 0..random.between(1, 40) {

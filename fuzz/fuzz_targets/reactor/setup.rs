@@ -7,9 +7,8 @@ use kit::script::ScriptedHandler;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use portcullis::sim::{Faults, Random};
 use portcullis::{
-    AccessRules, AtCapacity, Budgets, CloseReason, Config, ConnConfig, Decoded, FrameBuf,
-    FrameError, Framer, Framing, Listen, Peer, PendingLimits, ProxyProtocol, QueueLimits, Quota,
-    Rate, Refuse, Service, SocketOptions, SourceLimits,
+    AccessRules, AtCapacity, CloseReason, Config, Decoded, FrameBuf, FrameError, Framer, Framing,
+    Listen, Peer, ProxyProtocol, Quota, Rate, Refuse, Service,
 };
 
 use crate::subject::{tcp, App, Subject};
@@ -65,9 +64,9 @@ impl Setup {
         let config = if self.has_limits() {
             Config::new()
                 .accept_rate(Rate::per_second(100).burst(3))
-                .pending_limits(PendingLimits {
-                    connections: Quota::Count(2),
-                    grace: Duration::from_millis(100),
+                .pending_limits(|pending| {
+                    pending.connections = Quota::Count(2);
+                    pending.grace = Duration::from_millis(100);
                 })
                 .memory_limit(if self.limits_memory() {
                     1 << 20
@@ -79,15 +78,14 @@ impl Setup {
         };
         config
             .max_connections(usize::from(16 - self.cap % 17))
-            .budgets(Budgets {
-                accepts: accept,
-                read_bytes: read,
-                commands: jobs,
-                ..Budgets::default()
+            .budgets(|budgets| {
+                budgets.accepts = accept;
+                budgets.read_bytes = read;
+                budgets.commands = jobs;
             })
-            .queue_limits(QueueLimits {
-                commands: amount(!self.queue[0]).max(1),
-                bytes: amount(!self.queue[1]),
+            .queue_limits(|limits| {
+                limits.commands = amount(!self.queue[0]).max(1);
+                limits.bytes = amount(!self.queue[1]);
             })
             .emfile_backoff(Duration::from_millis(
                 500 + 10 * u64::from(self.emfile_backoff),
@@ -100,20 +98,18 @@ impl Setup {
         let [handshake, frame, idle, write, linger] = self.timeouts.map(time);
         let mut listen = Listen::tcp("127.0.0.1:0")
             .framing(self.framing(which))
-            .conn(
-                ConnConfig::new()
-                    .watermarks(low, high)
-                    .output_limit(high + amount(!most))
-                    .handshake_timeout(handshake)
-                    .frame_timeout(frame)
-                    .idle_timeout(idle)
-                    .write_timeout(write)
-                    .linger(
-                        linger.min(Duration::from_secs(20)),
-                        amount(!self.linger_bytes),
-                    ),
-            )
-            .socket(SocketOptions::new().backlog(u32::from(!self.backlog)));
+            .conn(|conn| {
+                conn.low_watermark = low;
+                conn.high_watermark = high;
+                conn.output_limit = high + amount(!most);
+                conn.handshake_timeout = handshake;
+                conn.frame_timeout = frame;
+                conn.idle_timeout = idle;
+                conn.write_timeout = write;
+                conn.linger_timeout = linger.min(Duration::from_secs(20));
+                conn.linger_bytes = amount(!self.linger_bytes);
+            })
+            .socket(|socket| socket.backlog = u32::from(!self.backlog));
         if let bytes @ 1.. = amount(self.max_frame) {
             listen.conn.max_frame = Some(bytes);
         }
@@ -126,10 +122,7 @@ impl Setup {
             listen.conn.frame_rate = Some(Rate::per_second(10_000).burst(10));
             listen = listen
                 .accept_rate(Rate::per_second(50).burst(2))
-                .source_limits(SourceLimits {
-                    connections: Some(5),
-                    ..SourceLimits::default()
-                })
+                .source_limits(|limits| limits.connections = Some(5))
                 .total_read_rate(Rate::per_second(1_000_000).burst(1000));
         }
         if let Some(mode) = self.proxy(which) {

@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use portcullis::sim::{Action, ConnModel, Input, Told};
-use portcullis::{AccessRules, CloseReason, ConnConfig, Listen, ProxyProtocol, State};
+use portcullis::{AccessRules, CloseReason, Listen, ProxyProtocol, State};
 
 use crate::naive;
 
@@ -129,17 +129,18 @@ impl World {
         let tick = Duration::from_millis(1);
         let listen = Listen::tcp("127.0.0.1:0")
             .framing(Action::framing(setting.framing))
-            .conn(
-                ConnConfig::new()
-                    .max_frame(MAX_FRAME)
-                    .handshake_timeout(tick)
-                    .frame_timeout(tick)
-                    .idle_timeout(2 * tick)
-                    .write_timeout(tick)
-                    .linger(tick, 1)
-                    .watermarks(1, 2)
-                    .output_limit(4),
-            );
+            .conn(|conn| {
+                conn.max_frame = Some(MAX_FRAME);
+                conn.handshake_timeout = tick;
+                conn.frame_timeout = tick;
+                conn.idle_timeout = 2 * tick;
+                conn.write_timeout = tick;
+                conn.linger_timeout = tick;
+                conn.linger_bytes = 1;
+                conn.low_watermark = 1;
+                conn.high_watermark = 2;
+                conn.output_limit = 4;
+            });
         let listen = if setting.proxied {
             listen
                 .proxy_protocol(ProxyProtocol::Optional)

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use portcullis::sim::{Call, ClientId, ClientState, Faults, Scripted, Sim, Violation};
 use portcullis::{
-    AccessRules, Close, Closed, Config, ConnConfig, Context, Framing, Handler, Listen, ListenerId,
-    Outcome, Peer, ProxyProtocol, Rate, Refuse, Service, SourceLimits,
+    AccessRules, Close, Closed, Config, Context, Framing, Handler, Listen, ListenerId, Outcome,
+    Peer, ProxyProtocol, Rate, Refuse, Service,
 };
 
 #[cfg(feature = "tls")]
@@ -230,7 +230,10 @@ impl Stage {
         let listen = || {
             let listen = Listen::tcp("127.0.0.1:0")
                 .framing(Framing::Line)
-                .conn(ConnConfig::new().watermarks(50, 100));
+                .conn(|conn| {
+                    conn.low_watermark = 50;
+                    conn.high_watermark = 100;
+                });
             #[cfg(feature = "tls")]
             if is_tls {
                 return listen.tls(sim_tls::server_config());
@@ -242,15 +245,11 @@ impl Stage {
                 .proxy_protocol(ProxyProtocol::Required)
                 .trusted_proxies(AccessRules::allow_all())
                 .accept_rate(Rate::per_second(10).burst(2))
-                .source_limits(SourceLimits {
-                    connections: Some(100),
-                    ..SourceLimits::default()
+                .source_limits(|limits| limits.connections = Some(100))
+                .conn(|conn| {
+                    conn.read_rate = Some(Rate::per_second(100).burst(20));
+                    conn.frame_rate = Some(Rate::per_second(10).burst(1));
                 })
-                .conn(
-                    ConnConfig::new()
-                        .read_rate(Rate::per_second(100).burst(20))
-                        .frame_rate(Rate::per_second(10).burst(1)),
-                )
                 .total_frame_rate(Rate::per_second(20).burst(5))
         };
         let mut sim = Sim::new(7, Config::new(), Books::default());

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use portcullis::sim::{Action, ConnModel, End, Input, Told};
-use portcullis::{CloseReason, ConnConfig, Framing, Listen, State};
+use portcullis::{CloseReason, Framing, Listen, State};
 
 use crate::sim_tls;
 
@@ -139,16 +139,19 @@ fn run(
     findings: &mut Findings,
 ) -> Result<(), String> {
     let tick = Duration::from_millis(1);
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet1).conn(
-        ConnConfig::new()
-            .handshake_timeout(2 * tick)
-            .idle_timeout(3 * tick)
-            .frame_timeout(2 * tick)
-            .write_timeout(2 * tick)
-            .linger(tick, 100)
-            .watermarks(1, 3)
-            .output_limit(6),
-    );
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(Framing::Packet1)
+        .conn(|conn| {
+            conn.handshake_timeout = 2 * tick;
+            conn.idle_timeout = 3 * tick;
+            conn.frame_timeout = 2 * tick;
+            conn.write_timeout = 2 * tick;
+            conn.linger_timeout = tick;
+            conn.linger_bytes = 100;
+            conn.low_watermark = 1;
+            conn.high_watermark = 3;
+            conn.output_limit = 6;
+        });
     let listen = match start {
         Start::Connected | Start::Open => listen.tls(sim_tls::server_config()),
         Start::Upgrade => listen,

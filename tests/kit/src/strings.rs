@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portcullis::sim::{Action, ConnModel, Input, Told};
-use portcullis::{ConnConfig, Listen};
+use portcullis::Listen;
 
 use crate::naive;
 
@@ -20,12 +20,11 @@ const MAX_FRAME: usize = 2;
 pub fn play(framing: u8, length: usize) -> Result<u64, String> {
     let listen = Listen::tcp("127.0.0.1:0")
         .framing(Action::framing(framing))
-        .conn(
-            ConnConfig::new()
-                .max_frame(MAX_FRAME)
-                .idle_timeout(Duration::MAX)
-                .frame_timeout(Duration::MAX),
-        );
+        .conn(|conn| {
+            conn.max_frame = Some(MAX_FRAME);
+            conn.idle_timeout = Duration::MAX;
+            conn.frame_timeout = Duration::MAX;
+        });
     let mut model = ConnModel::new(&listen).map_err(|error| error.to_string())?;
     apply(&mut model, Input::OnFrame(Vec::new()))?;
     model.take_told();

@@ -8,7 +8,7 @@ use portcullis::sim::{Call, ClientId, ClientState, Scripted, Sim};
 use portcullis::CloseReason::{Failed, Killed, Reset, Unregistered, WriteTimeout};
 use portcullis::{
     CloseReason, Config, Context, Decoded, FrameBuf, FrameError, Framer, Framing, Handle,
-    HandleError, Handler, Listen, Outcome, QueueLimits, Server,
+    HandleError, Handler, Listen, Outcome, Server,
 };
 
 use kit::planned::PanicOnDrop;
@@ -191,11 +191,8 @@ impl Drop for Caller {
 fn a_refused_job_may_use_its_handle() {
     let (done, told) = mpsc::channel();
     let thread = std::thread::spawn(move || {
-        let server: Server<()> = Server::new(Config::new().queue_limits(QueueLimits {
-            commands: 1,
-            ..QueueLimits::default()
-        }))
-        .expect("server");
+        let server: Server<()> =
+            Server::new(Config::new().queue_limits(|limits| limits.commands = 1)).expect("server");
         let handle = server.handle();
         handle.post(|(), _| {}).expect("there is room");
         let caller = Caller(handle.clone(), done);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use portcullis::sim::ClientState::{self, Connected, Reset};
 use portcullis::CloseReason::{self, DrainForced, Finished, Killed, SlowConsumer, WriteTimeout};
-use portcullis::{Budgets, Config, ConnConfig, HandleError, Listen, QueueLimits, SendError};
+use portcullis::{Config, HandleError, Listen, SendError};
 
 use super::harness::{behave, harness, harness_of, lines, Call, Cx, Welcome};
 
@@ -14,7 +14,10 @@ use super::harness::{behave, harness, harness_of, lines, Call, Cx, Welcome};
 fn pauses_for_ever() {
     for drains in [false, true] {
         let hour = Duration::from_secs(3600);
-        let listen = lines().conn(ConnConfig::new().idle_timeout(2 * hour).frame_timeout(hour));
+        let listen = lines().conn(|conn| {
+            conn.idle_timeout = 2 * hour;
+            conn.frame_timeout = hour;
+        });
         let mut harness = harness_of(Config::new(), listen, Welcome::Accept, |cx, call| {
             if let Call::Frame(_) = call {
                 cx.conn.pause();
@@ -76,14 +79,11 @@ fn floods_its_own_handle() {
     const QUEUE: usize = 10;
     const BUDGET: usize = 4;
     let config = Config::new()
-        .queue_limits(QueueLimits {
-            commands: QUEUE,
-            bytes: 2000,
+        .queue_limits(|limits| {
+            limits.commands = QUEUE;
+            limits.bytes = 2000;
         })
-        .budgets(Budgets {
-            commands: BUDGET,
-            ..Budgets::default()
-        });
+        .budgets(|budgets| budgets.commands = BUDGET);
     let mut harness = harness_of(config, lines(), Welcome::Accept, |cx, call| {
         let (id, handle) = (cx.conn.id(), cx.app.handle());
         match call {
@@ -198,12 +198,12 @@ fn flood(cx: &mut Cx<'_>) -> Result<(), SendError> {
 const LIMIT: usize = 2000;
 
 fn narrow() -> Listen {
-    lines().conn(
-        ConnConfig::new()
-            .watermarks(100, 1000)
-            .output_limit(LIMIT)
-            .write_timeout(Duration::from_secs(5)),
-    )
+    lines().conn(|conn| {
+        conn.low_watermark = 100;
+        conn.high_watermark = 1000;
+        conn.output_limit = LIMIT;
+        conn.write_timeout = Duration::from_secs(5);
+    })
 }
 
 #[test]

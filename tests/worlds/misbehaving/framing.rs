@@ -2,7 +2,7 @@
 
 use portcullis::sim::ClientState;
 use portcullis::CloseReason::{self, FrameTooLarge, Truncated};
-use portcullis::{Config, ConnConfig, Framing};
+use portcullis::{Config, Framing};
 
 use super::harness::{behave, harness_of, lines, Call, Welcome};
 
@@ -42,7 +42,7 @@ fn changes_framing_inside_on_frame() {
     for (after, said, heard, reason) in cases {
         for cut in 0..=said.len() {
             let after = after.clone();
-            let listen = lines().conn(ConnConfig::new().max_frame("still here\n".len()));
+            let listen = lines().conn(|conn| conn.max_frame = Some("still here\n".len()));
             let mut harness =
                 harness_of(Config::new(), listen, Welcome::Accept, move |cx, call| {
                     if let Call::Frame(b"go\n") = call {

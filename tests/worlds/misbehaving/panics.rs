@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState};
 use portcullis::CloseReason::{self, Finished, Panicked, Refused};
-use portcullis::{Config, ConnConfig};
+use portcullis::Config;
 
 use super::harness::{behave, harness, harness_of, lines, Call, Harness, Part, Welcome};
 use kit::planned::blow;
@@ -71,7 +71,10 @@ fn panics_in_each_callback() {
         ),
     ];
     for (callback, provoke, heard, told) in cases {
-        let listen = lines().conn(ConnConfig::new().watermarks(1, 8));
+        let listen = lines().conn(|conn| {
+            conn.low_watermark = 1;
+            conn.high_watermark = 8;
+        });
         let mut harness = harness_of(Config::new(), listen, Welcome::Accept, move |cx, call| {
             let frame = if let Call::Frame(frame) = call {
                 frame

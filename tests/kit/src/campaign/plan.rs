@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portcullis::sim::{Faults, Op, Random};
-use portcullis::{Budgets, Config, ConnConfig, Connect, Listen, QueueLimits, Retry, SocketOptions};
+use portcullis::{Config, Connect, Listen, Retry};
 
 use super::rules::{House, Rules};
 use super::subject::HandlerKind;
@@ -190,15 +190,15 @@ impl Setup {
         let [accept, handshakes, read, jobs] = self.budgets;
         let config = Config::new()
             .max_connections(self.cap)
-            .budgets(Budgets {
-                accepts: accept,
-                handshakes,
-                read_bytes: read,
-                commands: jobs,
+            .budgets(|budgets| {
+                budgets.accepts = accept;
+                budgets.handshakes = handshakes;
+                budgets.read_bytes = read;
+                budgets.commands = jobs;
             })
-            .queue_limits(QueueLimits {
-                commands: self.queue.0,
-                bytes: self.queue.1,
+            .queue_limits(|limits| {
+                limits.commands = self.queue.0;
+                limits.bytes = self.queue.1;
             });
         self.house.apply(config)
     }
@@ -257,19 +257,20 @@ impl Door {
         let (low, high, limit) = self.watermarks;
         let listen = Listen::tcp(("127.0.0.1", port))
             .framing(self.wire.framing())
-            .conn(
-                ConnConfig::new()
-                    .max_frame(self.max_frame)
-                    .handshake_timeout(handshake)
-                    .frame_timeout(frame)
-                    .idle_timeout(idle)
-                    .write_timeout(write)
-                    .min_rate(self.min_rate)
-                    .linger(linger, self.linger_bytes)
-                    .watermarks(low, high)
-                    .output_limit(limit),
-            )
-            .socket(SocketOptions::new().backlog(self.backlog));
+            .conn(|conn| {
+                conn.max_frame = Some(self.max_frame);
+                conn.handshake_timeout = handshake;
+                conn.frame_timeout = frame;
+                conn.idle_timeout = idle;
+                conn.write_timeout = write;
+                conn.min_rate = self.min_rate;
+                conn.linger_timeout = linger;
+                conn.linger_bytes = self.linger_bytes;
+                conn.low_watermark = low;
+                conn.high_watermark = high;
+                conn.output_limit = limit;
+            })
+            .socket(|socket| socket.backlog = self.backlog);
         #[cfg(feature = "tls")]
         let listen = if self.tls {
             listen.tls(crate::sim_tls::server_config())
@@ -285,18 +286,19 @@ impl Door {
         let (low, high, limit) = self.watermarks;
         Connect::new()
             .framing(self.wire.framing())
-            .conn(
-                ConnConfig::new()
-                    .max_frame(self.max_frame)
-                    .handshake_timeout(handshake)
-                    .frame_timeout(frame)
-                    .idle_timeout(idle)
-                    .write_timeout(write)
-                    .min_rate(self.min_rate)
-                    .linger(linger, self.linger_bytes)
-                    .watermarks(low, high)
-                    .output_limit(limit),
-            )
+            .conn(|conn| {
+                conn.max_frame = Some(self.max_frame);
+                conn.handshake_timeout = handshake;
+                conn.frame_timeout = frame;
+                conn.idle_timeout = idle;
+                conn.write_timeout = write;
+                conn.min_rate = self.min_rate;
+                conn.linger_timeout = linger;
+                conn.linger_bytes = self.linger_bytes;
+                conn.low_watermark = low;
+                conn.high_watermark = high;
+                conn.output_limit = limit;
+            })
             .connect_timeout(timeout)
             .retry(retry)
     }

@@ -5,10 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use portcullis::sim::Random;
-use portcullis::{
-    AccessRules, AtCapacity, Config, Listen, PendingLimits, ProxyProtocol, Quota, Rate,
-    SourceLimits,
-};
+use portcullis::{AccessRules, AtCapacity, Config, Listen, ProxyProtocol, Quota, Rate};
 
 use super::header::HOSTS;
 
@@ -205,19 +202,20 @@ impl Rules {
 
     pub fn apply(&self, listen: Listen) -> Listen {
         let [read, frames, all_read, all_frames] = self.throttles.map(rate);
-        let conn = listen.conn.clone().read_rate(read).frame_rate(frames);
         let listen = listen
             .at_capacity(self.at_capacity.clone())
             .proxy_protocol(self.proxy)
             .trusted_proxies(self.trusted.rules())
             .access_rules(self.access.rules())
             .accept_rate(rate(self.accept_rate))
-            .source_limits(SourceLimits {
-                connections: self.source_connections,
-                rate: rate(self.source_rate),
-                ..SourceLimits::default()
+            .source_limits(|limits| {
+                limits.connections = self.source_connections;
+                limits.rate = rate(self.source_rate);
             })
-            .conn(conn)
+            .conn(|conn| {
+                conn.read_rate = read;
+                conn.frame_rate = frames;
+            })
             .total_read_rate(all_read)
             .total_frame_rate(all_frames);
         // There is no word for "no limit" but a large one.
@@ -320,9 +318,9 @@ impl House {
     pub fn apply(&self, config: Config) -> Config {
         config
             .accept_rate(rate(self.accept_rate))
-            .pending_limits(PendingLimits {
-                connections: self.pending.unwrap_or(Quota::Percent(50)),
-                grace: self.patience,
+            .pending_limits(|pending| {
+                pending.connections = self.pending.unwrap_or(Quota::Percent(50));
+                pending.grace = self.patience;
             })
             .memory_limit(self.memory.unwrap_or(usize::MAX))
     }
