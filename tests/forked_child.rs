@@ -11,7 +11,9 @@ use std::time::Duration;
 use kit::net::Place;
 use nix::sys::wait::{waitpid, WaitStatus};
 use nix::unistd::{fork, ForkResult};
-use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Peer, Server};
+use portcullis::{
+    Config, Connect, Context, Framing, Handler, Listen, Outcome, Peer, Retry, Server,
+};
 
 struct Echo;
 
@@ -71,4 +73,65 @@ fn a_child_that_drops_the_server_takes_nothing_from_its_parent() {
     echoes(&mut server, &mut connect(), b"a new connection\n");
     let mut unix = UnixStream::connect(&path).expect("the file is there");
     echoes(&mut server, &mut unix, b"over the Unix socket\n");
+}
+
+/// Processes that were forked from one another, which have lost the same server, do not come back in step.
+#[test]
+fn forked_processes_retry_at_different_times() {
+    // A server that has drawn numbers before the fork.
+    drop(Server::<()>::new(Config::new()).expect("server"));
+    let closed = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("its address")
+    };
+    let delay = move || -> u64 {
+        let mut server: Server = Server::new(Config::new()).expect("server");
+        let first = Duration::from_secs(80_000);
+        let retry = Retry::new(2)
+            .first_delay(first)
+            .longest_delay(first)
+            .jitter(100);
+        // Short: until its timer fires, the loop sleeps no longer than for this attempt.
+        let options = Connect::new()
+            .retry(retry)
+            .connect_timeout(Duration::from_millis(100));
+        let mut control = server.control();
+        control.connect(closed, options, Echo).expect("an attempt");
+        for _ in 0..200 {
+            let timeout = server.next_timeout().unwrap_or(first);
+            // Nearly always the retry is hours away.
+            if timeout > Duration::from_secs(60) {
+                return timeout.as_secs();
+            }
+            server
+                .poll_once(&mut (), Some(Duration::from_millis(50)))
+                .expect("poll");
+        }
+        0
+    };
+    let delays: Vec<u64> = (0..4)
+        .map(|_| {
+            let (mut ours, mut theirs) = UnixStream::pair().expect("a pair");
+            // SAFETY: the child only runs a server of its own and exits.
+            match unsafe { fork() }.expect("fork") {
+                ForkResult::Child => {
+                    let sent = theirs.write_all(&delay().to_be_bytes());
+                    std::process::exit(i32::from(sent.is_err()));
+                }
+                ForkResult::Parent { child } => {
+                    let mut delay = [0; 8];
+                    ours.set_read_timeout(Some(Duration::from_secs(60)))
+                        .expect("timeout");
+                    ours.read_exact(&mut delay).expect("a delay");
+                    let ended = waitpid(child, None).expect("wait");
+                    assert_eq!(ended, WaitStatus::Exited(child, 0));
+                    u64::from_be_bytes(delay)
+                }
+            }
+        })
+        .collect();
+    // Equal but for the time that passes in between, they would be seconds apart. By chance, once in thousands, two are.
+    let apart = |(one, other): (&u64, &u64)| one.abs_diff(*other) > 2;
+    let pairs = delays.iter().zip(delays.iter().skip(1));
+    assert!(pairs.filter(|&pair| apart(pair)).count() >= 2, "{delays:?}");
 }

@@ -231,8 +231,9 @@ impl Retry {
         self
     }
 
-    /// By how much each delay may be shorter, by chance: 0 to 100 percent. In the simulator chance
-    /// is the seed's. Defaults to 50.
+    /// By how much each delay may be shorter, by chance: 0 to 100 percent. Processes that were forked
+    /// from one another draw different numbers; in the simulator chance is the seed's. Defaults to
+    /// 50.
     pub fn jitter(mut self, percent: u8) -> Self {
         self.jitter = percent;
         self

@@ -442,8 +442,9 @@ impl Os for MioOs {
     }
 
     fn random(&mut self) -> u64 {
-        // New keys for each one.
-        RandomState::new().hash_one(0_u8)
+        // New keys for each one, but the same in processes that were forked from one another: the
+        // process and the time tell them apart.
+        RandomState::new().hash_one((std::process::id(), self.now()))
     }
 
     fn register_stream(&mut self, stream: &mut Stream, token: Token) -> io::Result<()> {
