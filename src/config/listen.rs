@@ -171,6 +171,10 @@ impl Listen {
     /// too. The file is removed when the listener closes, unless it was replaced or handed over
     /// ([`Control::listener_socket`](crate::Control::listener_socket)).
     ///
+    /// Of several servers that start at the same moment one gets the path: meanwhile each locks the
+    /// folder (`flock(2)`), on Linux, Android, FreeBSD, DragonFly and Apple's systems. If another
+    /// process keeps the folder locked, the start waits for a second and goes on without.
+    ///
     /// ```
     /// # use portcullis::{Framing, Listen};
     /// let listen = Listen::unix("/run/games.sock")

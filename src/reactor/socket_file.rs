@@ -1,5 +1,19 @@
 //! The file of a Unix socket: bound only if no server listens there, with its permissions before
 //! the first connect, and removed at the end if it is still the same.
+//!
+//! Of several servers that start at the same moment over a stale file one gets it. From the look at
+//! the file to the listening socket each holds a lock of the folder (`flock(2)`), so that none
+//! removes the file of another that is about to listen. A process that dies in between leaves a
+//! stale file and no lock. A system for which nix is not built here has no lock.
+
+#[cfg(any(
+    target_os = "linux",
+    target_os = "android",
+    target_os = "freebsd",
+    target_os = "dragonfly",
+    target_vendor = "apple"
+))]
+mod lock;
 
 use std::fs;
 use std::io;
@@ -36,6 +50,14 @@ impl SocketFile {
         backlog: i32,
     ) -> io::Result<Self> {
         let addr = SockAddr::unix(path)?;
+        #[cfg(any(
+            target_os = "linux",
+            target_os = "android",
+            target_os = "freebsd",
+            target_os = "dragonfly",
+            target_vendor = "apple"
+        ))]
+        let _lock = lock::FolderLock::of(path);
         if let Err(error) = socket.bind(&addr) {
             if error.kind() != io::ErrorKind::AddrInUse {
                 return Err(error);
@@ -55,7 +77,7 @@ impl SocketFile {
             fs::set_permissions(&file.path, fs::Permissions::from_mode(mode))?;
         }
         socket.listen(backlog)?;
-        // Until then it looked stale to another server that started at the same moment.
+        // Until then it looked stale to a server that knows no lock and started at the same moment.
         if !file.is_ours() {
             return Err(io::ErrorKind::AddrInUse.into());
         }

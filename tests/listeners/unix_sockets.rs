@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{mpsc, Arc};
+use std::sync::{mpsc, Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
@@ -177,6 +177,43 @@ fn a_stale_socket_is_replaced() {
     let _server = serve(Listen::unix(&path).socket(|socket| socket.mode = Some(0o600)));
     ping(&mut connect(&path), b"new");
     assert_eq!(mode(&path), 0o600);
+}
+
+/// Of several servers that start over a stale file at the same moment one gets it, and is reached.
+#[test]
+fn a_start_over_a_stale_socket_has_one_winner() {
+    const SERVERS: usize = 6;
+    let place = Place::new();
+    for round in 0..200 {
+        let path = place.path(&format!("race{round}.sock"));
+        leave_stale(&path);
+        let (together, over) = (Barrier::new(SERVERS), Barrier::new(SERVERS));
+        let winners = thread::scope(|scope| {
+            let start = || {
+                let mut server = server();
+                together.wait();
+                let listened = server.listen(Listen::unix(&path), echo);
+                // None leaves before all have tried.
+                over.wait();
+                match listened {
+                    Ok(_) => {
+                        let _client = connect(&path);
+                        true
+                    }
+                    Err(error) => {
+                        assert!(error.to_string().contains("is in use"), "{error}");
+                        false
+                    }
+                }
+            };
+            let starts: Vec<_> = (0..SERVERS).map(|_| scope.spawn(start)).collect();
+            let results = starts
+                .into_iter()
+                .map(|start| start.join().expect("it ends"));
+            results.filter(|&has_won| has_won).count()
+        });
+        assert_eq!(winners, 1, "round {round}");
+    }
 }
 
 #[test]
