@@ -163,8 +163,10 @@ impl Config {
     ///
     /// Each connection takes a descriptor. So RLIMIT_NOFILE should be larger than the cap by the
     /// number that the rest of the program needs. [`Server::new`](crate::Server::new) warns if the
-    /// difference is below 32. Some 200 bytes of address space are reserved for each connection
-    /// from the start, if the system grants as much. They become memory at their first use.
+    /// difference is below 32. Some 200 bytes of address space are reserved for each connection, for
+    /// at most 65,536 of them from the start. They become memory at their first use. Room for more
+    /// is requested when it is needed, and if the system refuses it, the number that there is acts
+    /// as the cap until a connection has ended.
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = connections;
         self

@@ -3,28 +3,38 @@
 //! Nothing else schedules a connection: [`Connections::wake`] queues its next turn, and
 //! [`Connections::arm`] sets the latest time for it.
 
-use std::collections::VecDeque;
+use std::collections::{TryReserveError, VecDeque};
 use std::sync::Arc;
-
-use slab::Slab;
 
 use super::connection::Connection;
 use super::os::Token;
 use super::shared_cap::CapShare;
+use super::slots::Slots;
 use super::timers::Timers;
 use crate::handle::Liveness;
 use crate::id::{ConnId, ListenerId};
+use crate::logs;
 use crate::proto::{Pool, State, Time};
+
+/// Slots for which memory is there from the start, if the cap allows them. Address space only: a
+/// page becomes memory when it is used first.
+const RESERVED: usize = 1 << 16;
+/// Slots that are there in any case.
+const MIN_SLOTS: usize = 64;
 
 /// All connections of one server. Their number never exceeds the cap:
 /// [`Connections::reserve`] comes before `accept`.
 pub(super) struct Connections<S> {
-    slab: Slab<Connection<S>>,
+    slots: Slots<Connection<S>>,
     /// The generation last used in each slot; never zero.
     generations: Vec<u32>,
     /// Ids in use, for handles on other threads.
     live: Arc<Liveness>,
     cap: usize,
+    /// The number of connections beyond which the system grants no memory, until one is removed.
+    granted: usize,
+    /// That is logged once, until memory is granted again.
+    is_refused: bool,
     /// Set when several servers share the cap.
     share: Option<CapShare>,
     /// The next slot to be freed stays reserved for the next connection.
@@ -37,20 +47,63 @@ pub(super) struct Connections<S> {
 }
 
 impl<S> Connections<S> {
-    /// With room for `slots` connections reserved.
-    pub(super) fn new(cap: usize, slots: usize, live: Arc<Liveness>) -> Self {
-        Self {
-            slab: Slab::with_capacity(slots),
-            generations: Vec::with_capacity(slots),
+    pub(super) fn new(cap: usize, live: Arc<Liveness>) -> Self {
+        let mut conns = Self {
+            slots: Slots::new(),
+            generations: Vec::new(),
             live,
             cap,
+            granted: usize::MAX,
+            is_refused: false,
             share: None,
             keep_next: false,
             ready: VecDeque::new(),
             handshakes: VecDeque::new(),
-            timers: Timers::with_room_for(slots),
+            timers: Timers::default(),
             pool: Pool::default(),
+        };
+        // What is refused now is requested again when it is needed.
+        if conns.request(cap.min(RESERVED)).is_err() {
+            let _ = conns.request(cap.min(MIN_SLOTS));
         }
+        conns
+    }
+
+    // Memory for the slots. A large cap reserves nothing that the machine may not have: their
+    // number doubles as they are needed, and where the system refuses it, there is no room.
+
+    fn request(&mut self, slots: usize) -> Result<(), TryReserveError> {
+        let more = |len: usize| slots.saturating_sub(len);
+        self.generations
+            .try_reserve_exact(more(self.generations.len()))?;
+        self.ready.try_reserve_exact(more(self.ready.len()))?;
+        self.timers.try_reserve(slots)?;
+        // The last one: where a slot is vacant, there is memory for all that belongs to it.
+        self.slots.try_reserve(slots)
+    }
+
+    /// Whether there is memory for one connection more. If not, that is so until a slot is free.
+    fn has_memory(&mut self) -> bool {
+        if self.slots.has_vacant() {
+            return true;
+        }
+        let slots = self.slots.len();
+        let doubled = slots.saturating_mul(2).min(self.cap()).max(MIN_SLOTS);
+        let few = slots.saturating_add(MIN_SLOTS);
+        match self.request(doubled).or_else(|_| self.request(few)) {
+            Ok(()) => self.is_refused = false,
+            Err(error) => {
+                self.granted = slots;
+                if !std::mem::replace(&mut self.is_refused, true) {
+                    logs::warning!(
+                        target: logs::SERVER,
+                        "no memory for more than {slots} connections, as if that were the cap: \
+                         {error}"
+                    );
+                }
+            }
+        }
+        !self.is_refused
     }
 
     // The cap.
@@ -84,17 +137,19 @@ impl<S> Connections<S> {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        match &self.share {
-            Some(share) => share.has_room(),
-            None => self.slab.len() < self.cap,
-        }
+        self.len() < self.granted
+            && match &self.share {
+                Some(share) => share.has_room(),
+                None => self.len() < self.cap,
+            }
     }
 
     /// The cap is reached but not exceeded: one connection less makes room.
     pub(super) fn is_exhausted(&self) -> bool {
         match &self.share {
+            _ if self.len() >= self.granted => true,
             Some(share) => share.is_exhausted(),
-            None => self.slab.len() == self.cap,
+            None => self.len() == self.cap,
         }
     }
 
@@ -106,6 +161,9 @@ impl<S> Connections<S> {
     /// Reserves a slot for the next connection: another server may have taken the slot that
     /// [`Connections::has_room`] reported.
     pub(super) fn reserve(&mut self) -> bool {
+        if !self.has_room() || !self.has_memory() {
+            return false;
+        }
         match &mut self.share {
             Some(share) => share.reserve(),
             None => self.has_room(),
@@ -128,6 +186,8 @@ impl<S> Connections<S> {
     /// The last look for room in an iteration: if there is none, the loop is woken when there is.
     pub(super) fn await_room(&self) -> bool {
         match &self.share {
+            // A slot of this server is awaited, not a permit.
+            Some(_) if self.len() >= self.granted => false,
             Some(share) => share.await_room(),
             None => self.has_room(),
         }
@@ -143,16 +203,16 @@ impl<S> Connections<S> {
     // The slots.
 
     pub(super) fn len(&self) -> usize {
-        self.slab.len()
+        self.slots.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.slab.is_empty()
+        self.slots.is_empty()
     }
 
     /// The id for the next connection. Never used twice: a peer that is refused keeps its id.
     pub(super) fn next_id(&mut self) -> ConnId {
-        let index = self.slab.vacant_key();
+        let index = self.slots.vacant_key();
         if self.generations.len() <= index {
             self.generations.resize(index + 1, 0);
         }
@@ -177,7 +237,7 @@ impl<S> Connections<S> {
         if let Some(share) = &mut self.share {
             share.fill();
         }
-        let index = self.slab.insert(conn);
+        let index = self.slots.insert(conn);
         debug_assert_eq!(index, id.index() as usize);
         self.live.set(id, true);
     }
@@ -191,7 +251,8 @@ impl<S> Connections<S> {
         if let Some(share) = &mut self.share {
             share.vacate(keep);
         }
-        self.slab.try_remove(id.index() as usize)
+        self.granted = usize::MAX;
+        self.slots.remove(id.index() as usize)
     }
 
     /// Handles find the id, before its connection is inserted.
@@ -212,37 +273,37 @@ impl<S> Connections<S> {
 
     #[inline]
     pub(super) fn get(&self, id: ConnId) -> Option<&Connection<S>> {
-        let conn = self.slab.get(id.index() as usize)?;
+        let conn = self.slots.get(id.index() as usize)?;
         (conn.id == id).then_some(conn)
     }
 
     #[inline]
     pub(super) fn get_mut(&mut self, id: ConnId) -> Option<&mut Connection<S>> {
-        let conn = self.slab.get_mut(id.index() as usize)?;
+        let conn = self.slots.get_mut(id.index() as usize)?;
         (conn.id == id).then_some(conn)
     }
 
     /// The connection together with the buffer pool.
     #[inline]
     pub(super) fn parts(&mut self, id: ConnId) -> Option<(&mut Connection<S>, &mut Pool)> {
-        let conn = self.slab.get_mut(id.index() as usize)?;
+        let conn = self.slots.get_mut(id.index() as usize)?;
         (conn.id == id).then_some((conn, &mut self.pool))
     }
 
     /// The connection in this slot now.
     #[inline]
     pub(super) fn by_index(&self, index: u32) -> Option<&Connection<S>> {
-        self.slab.get(index as usize)
+        self.slots.get(index as usize)
     }
 
     pub(super) fn by_index_mut(&mut self, index: u32) -> Option<&mut Connection<S>> {
-        self.slab.get_mut(index as usize)
+        self.slots.get_mut(index as usize)
     }
 
     /// The connection that an event is for, unless it was removed since.
     #[inline]
     pub(super) fn by_token(&mut self, index: u32, token: Token) -> Option<&mut Connection<S>> {
-        self.slab
+        self.slots
             .get_mut(index as usize)
             .filter(|conn| Token::of_conn(conn.id) == token)
     }
@@ -253,11 +314,11 @@ impl<S> Connections<S> {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Connection<S>> {
-        self.slab.iter().map(|(_, conn)| conn)
+        self.slots.iter()
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Connection<S>> {
-        self.slab.iter_mut().map(|(_, conn)| conn)
+        self.slots.iter_mut()
     }
 
     /// The connections of one listener; `None` for outgoing ones.
@@ -273,7 +334,7 @@ impl<S> Connections<S> {
     /// Queues another turn, once.
     #[inline]
     pub(super) fn wake(&mut self, id: ConnId) {
-        if let Some(conn) = self.slab.get_mut(id.index() as usize) {
+        if let Some(conn) = self.slots.get_mut(id.index() as usize) {
             if conn.id == id && !std::mem::replace(&mut conn.queued, true) {
                 self.ready.push_back(id);
             }
@@ -382,6 +443,7 @@ mod tests {
     use super::*;
     use crate::addr::Addr;
     use crate::config::Listen;
+    use crate::config::MAX_CONNECTIONS;
     use crate::proto::Machine;
 
     fn connection(id: ConnId) -> Connection<NonZeroU64> {
@@ -399,7 +461,7 @@ mod tests {
     }
 
     fn table(cap: usize) -> Connections<NonZeroU64> {
-        Connections::new(cap, 0, Arc::default())
+        Connections::new(cap, Arc::default())
     }
 
     #[test]
@@ -456,6 +518,53 @@ mod tests {
         assert_eq!(conns.pop_due(Time::ZERO), None);
     }
 
+    /// A cap beyond all memory reserves little, also where the optimiser is at work.
+    #[test]
+    fn a_cap_beyond_all_memory_reserves_little() {
+        for (cap, slots) in [
+            (0, 0),
+            (1, 1),
+            (RESERVED, RESERVED),
+            (MAX_CONNECTIONS, RESERVED),
+            (1 << 50, RESERVED),
+            (usize::MAX, RESERVED),
+        ] {
+            let conns = table(cap);
+            let reserved = conns.slots.capacity();
+            assert!((slots..=2 * slots).contains(&reserved), "{cap}: {reserved}");
+        }
+    }
+
+    /// Where the system grants no more memory, there is no room, until a slot is free.
+    #[test]
+    fn without_memory_there_is_no_room() {
+        let mut conns = table(1 << 20);
+        conns.slots = Slots::new();
+        conns.slots.granted = 100;
+        let add = |conns: &mut Connections<NonZeroU64>| {
+            let granted = conns.has_room() && conns.reserve();
+            if granted {
+                let id = conns.next_id();
+                conns.insert(connection(id));
+            }
+            granted
+        };
+        let count = (0..1000).filter(|_| add(&mut conns)).count();
+        assert!((64..=128).contains(&count), "{count}");
+        assert_eq!(conns.len(), count);
+        assert!(!conns.has_room() && !conns.await_room() && conns.is_exhausted());
+        let id = conns.iter().next().expect("a connection").id;
+        conns.remove(id);
+        assert!(conns.has_room() && !conns.is_exhausted());
+        assert!(add(&mut conns) && !add(&mut conns) && !add(&mut conns));
+        // Memory is there again.
+        conns.slots.granted = usize::MAX;
+        let id = conns.iter().next().expect("a connection").id;
+        conns.remove(id);
+        let count = (0..1000).filter(|_| add(&mut conns)).count();
+        assert_eq!(count, 1000);
+    }
+
     /// The size that every idle connection costs, with a socket of 8 bytes.
     #[test]
     #[cfg(target_pointer_width = "64")]
@@ -464,7 +573,7 @@ mod tests {
         assert_eq!(
             size_of::<Option<Connection<NonZeroU64>>>(),
             size,
-            "the slab needs no more"
+            "a slot needs no more"
         );
         assert!(size <= 152, "{size}");
     }

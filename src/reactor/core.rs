@@ -69,11 +69,10 @@ pub(crate) struct Core<O: Os> {
 }
 
 impl<O: Os> Core<O> {
-    /// With room for `slots` connections reserved.
-    pub(super) fn new(os: O, config: Config, slots: usize, published: Arc<Published>) -> Self {
+    pub(super) fn new(os: O, config: Config, published: Arc<Published>) -> Self {
         Self {
             now: os.now(),
-            conns: Connections::new(config.max_connections, slots, Arc::clone(published.live())),
+            conns: Connections::new(config.max_connections, Arc::clone(published.live())),
             memory: MemoryBudget::new(config.memory_limit.unwrap_or(usize::MAX)),
             history: History::new(config.recent_closes),
             detached: DetachedConns::new(os.waker()),

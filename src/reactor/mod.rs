@@ -50,6 +50,7 @@ mod panic_guard;
 mod pending;
 mod refuse;
 pub(crate) mod shared_cap;
+mod slots;
 mod socket_file;
 mod source_limits;
 mod timers;
@@ -75,12 +76,10 @@ use crate::config::Listen;
 use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::handle::{Published, Shared};
-use crate::handler::{Handler, Service};
+use crate::handler::Service;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Event as ConnEvent, InputCursor, State, Time};
 
-/// Slots that are reserved at the start in any case, if the cap allows them: see [`reservable`].
-const RESERVED: usize = 1 << 16;
 /// Turns given from the run queue in one iteration.
 const READY_BUDGET: usize = 1024;
 /// Connections whose timers expire in one iteration. The remainder keeps the poll from sleeping.
@@ -110,11 +109,10 @@ impl<A, O: Os> Reactor<A, O> {
         config.check()?;
         let published = Arc::new(Published::new(config.queue_limits));
         let shared = Shared::new(os.waker(), Arc::clone(&published));
-        let slots = reservable::<O>(config.max_connections);
         let reactor = Self {
             inner: Inner {
-                core: Core::new(os, config, slots, published),
-                user: UserCode::new(slots),
+                core: Core::new(os, config, published),
+                user: UserCode::new(),
             },
             shared: Arc::new(shared),
             scratch: Box::new(Scratch::new()),
@@ -602,38 +600,5 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         }
         user.clear(&mut core.guard);
         core.clear();
-    }
-}
-
-/// Number of slots to reserve at the start: all that the cap allows, if the system grants the
-/// address space. It is no memory before it is used, and a list that grew later would be copied
-/// whole in one iteration.
-fn reservable<O: Os>(cap: usize) -> usize {
-    let slot =
-        size_of::<connection::Connection<O::Stream>>() + size_of::<Option<Box<dyn Handler<()>>>>();
-    let granted = || {
-        Vec::<u8>::new()
-            .try_reserve_exact(cap.saturating_mul(2 * slot))
-            .is_ok()
-    };
-    if cap <= RESERVED || granted() {
-        cap
-    } else {
-        RESERVED
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::os_mio::MioOs;
-    use super::*;
-
-    /// What the system does not grant is requested later, piece by piece.
-    #[test]
-    fn a_cap_beyond_all_memory_reserves_little() {
-        assert_eq!(reservable::<MioOs>(0), 0);
-        assert_eq!(reservable::<MioOs>(RESERVED), RESERVED);
-        assert_eq!(reservable::<MioOs>(usize::MAX), RESERVED);
-        assert_eq!(reservable::<MioOs>(1 << 50), RESERVED);
     }
 }

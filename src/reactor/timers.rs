@@ -4,6 +4,8 @@
 //! reactor compares the deadline, and arms again. Only an earlier deadline moves the entry. Closed
 //! connections leave nothing behind.
 
+use std::collections::TryReserveError;
+
 use crate::proto::Time;
 
 /// A binary heap of times and slots, earliest first, with each slot's position. Two lists take less
@@ -20,12 +22,12 @@ pub(super) struct Timers {
 const NONE: u32 = u32::MAX;
 
 impl Timers {
-    pub(super) fn with_room_for(slots: usize) -> Self {
-        Self {
-            whens: Vec::with_capacity(slots),
-            slots: Vec::with_capacity(slots),
-            places: Vec::with_capacity(slots),
-        }
+    /// Requests memory for `slots` slots in all.
+    pub(super) fn try_reserve(&mut self, slots: usize) -> Result<(), TryReserveError> {
+        let more = |len: usize| slots.saturating_sub(len);
+        self.whens.try_reserve_exact(more(self.whens.len()))?;
+        self.slots.try_reserve_exact(more(self.slots.len()))?;
+        self.places.try_reserve_exact(more(self.places.len()))
     }
 
     /// Arms the timer of `slot` for `when`, unless an earlier time is set.

@@ -18,10 +18,9 @@ pub(super) struct UserCode<A> {
 }
 
 impl<A> UserCode<A> {
-    /// With room for the handlers of `slots` connections reserved.
-    pub(super) fn new(slots: usize) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            handlers: Vec::with_capacity(slots),
+            handlers: Vec::new(),
             services: Slab::new(),
             alarms: Alarms::default(),
         }
