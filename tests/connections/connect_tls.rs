@@ -9,10 +9,14 @@ use std::time::Duration;
 
 use kit::net::{have, local, spawn, spawn_echo, ChildProcess, Echo, Running};
 use kit::outgoing::{accepted, half_closing_probe, probe, std_listener, with_conn, Heard, Told};
+#[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
+use kit::tls::provider;
 use kit::tls::{reset, self_signed, Authority, Folder, Site, NAME, VERSIONS};
 #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
 use portcullis::tls::client_config;
-use portcullis::tls::rustls::{version, ClientConfig, HandshakeKind, ProtocolVersion};
+use portcullis::tls::rustls::{
+    version, ClientConfig, HandshakeKind, ProtocolVersion, ServerConfig,
+};
 use portcullis::{
     CloseReason, Config, ConnId, Connect, Context, Error, Framing, Handler, Listen, Outcome,
     Server, State,
@@ -325,34 +329,55 @@ fn one_direction_ends_before_the_other() {
     assert_eq!(stats.closed(CloseReason::Finished), 1);
 }
 
-/// The second handshake of one configuration is resumed.
+/// Two connections with one configuration: the second handshake is resumed.
+#[track_caller]
+fn resumes(server: ServerConfig, config: &Arc<ClientConfig>) {
+    let server = echo(local().tls(server));
+    let client = client();
+    let mut kinds = Vec::new();
+    for _ in 0..2 {
+        let options = Connect::new()
+            .framing(Framing::Line)
+            .tls(Arc::clone(config), NAME);
+        let (id, heard) = dial(&client, server.addr(), options);
+        heard.opened();
+        // Tickets come before the answer.
+        say(&client, id, "x\n");
+        heard.bytes(2);
+        kinds.push(client.ask(move |(), control| {
+            with_conn(control, id, |conn| {
+                conn.tls().and_then(|tls| tls.handshake_kind())
+            })
+        }));
+    }
+    assert_eq!(
+        kinds,
+        [Some(HandshakeKind::Full), Some(HandshakeKind::Resumed)]
+    );
+}
+
 #[test]
 fn sessions_are_resumed() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = echo(local().tls(site.server()));
-        let client = client();
-        let config = Arc::new(site.client(version));
-        let mut kinds = Vec::new();
-        for _ in 0..2 {
-            let options = Connect::new()
-                .framing(Framing::Line)
-                .tls(Arc::clone(&config), NAME);
-            let (id, heard) = dial(&client, server.addr(), options);
-            heard.opened();
-            // Tickets come before the answer.
-            say(&client, id, "x\n");
-            heard.bytes(2);
-            kinds.push(client.ask(move |(), control| {
-                with_conn(control, id, |conn| {
-                    conn.tls().and_then(|tls| tls.handshake_kind())
-                })
-            }));
-        }
-        assert_eq!(
-            kinds,
-            [Some(HandshakeKind::Full), Some(HandshakeKind::Resumed)]
-        );
+        resumes(site.server(), &Arc::new(site.client(version)));
+    }
+}
+
+/// The configuration from a file keeps few sessions, and those of each version.
+#[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
+#[test]
+fn sessions_of_a_configuration_from_a_file_are_resumed() {
+    let (site, folder) = (Site::new(), Folder::new());
+    let roots = folder.file("ca.pem", site.authority.certificate.pem());
+    for version in VERSIONS {
+        let server = ServerConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[version])
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(site.identity.chain.clone(), site.identity.key())
+            .expect("certificate and key");
+        resumes(server, &client_config(&roots).expect("roots"));
     }
 }
 

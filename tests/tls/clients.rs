@@ -4,6 +4,7 @@
 
 use std::io::{self, Read};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use kit::net::{local, ping, Running};
 use kit::tls::{
@@ -214,4 +215,21 @@ fn an_expensive_chain_is_refused() {
         cause.contains("7 intermediate certificates, at most 6"),
         "{cause}"
     );
+}
+
+/// A session contains its client's chain, which the client chooses: the configuration keeps a megabyte of them.
+#[test]
+fn stored_sessions_are_bounded_in_bytes() {
+    let desk = Desk::new();
+    let clients = ClientAuth::Required;
+    let config = server_config_with_clients(&desk.chain, &desk.key, &desk.roots, clients);
+    let sessions = Arc::clone(&config.expect("a configuration").session_storage);
+    assert!(!sessions.put(vec![1; 32], vec![0; 60_000]), "too large");
+    let id = |number: u32| number.to_be_bytes().repeat(8);
+    for number in 0..1000 {
+        assert!(sessions.put(id(number), vec![0; 15_000]));
+    }
+    let stored = (0..1000).filter_map(|number| sessions.get(&id(number)));
+    let stored: usize = stored.map(|session| session.len()).sum();
+    assert!((900_000..=1 << 20).contains(&stored), "{stored} bytes");
 }

@@ -10,6 +10,7 @@ mod info;
 mod pem;
 mod pem_sections;
 mod session;
+mod sessions;
 mod upgrade;
 
 pub use chain::BoundedVerifier;
