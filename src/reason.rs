@@ -114,9 +114,10 @@ reasons! {
     ClosedEarly => "gone before it was served",
     /// A required PROXY header was missing, or a header was bad; [`Closed::error`] has the cause.
     BadProxyHeader => "bad PROXY header",
-    /// It was the oldest of too many pending connections, and was evicted for a new one
-    /// ([`PendingLimits::connections`](crate::PendingLimits::connections)).
-    Evicted => "evicted while pending",
+    /// It was evicted for a new connection: the oldest of too many pending ones
+    /// ([`PendingLimits::connections`](crate::PendingLimits::connections)), or at the cap the
+    /// oldest that had not sent a frame ([`Listen::evict_silent`](crate::Listen::evict_silent)).
+    Evicted => "evicted for a newcomer",
     /// The server's buffers were over their limit, and this connection had the largest
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).
     OverMemory => "over the memory limit",

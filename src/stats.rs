@@ -21,7 +21,7 @@ pub struct Stats {
     /// The largest number of concurrent connections in a slot.
     pub peak: usize,
     /// Pending connections among those in a slot: accepted and not open yet, in a TLS handshake or
-    /// before their PROXY header.
+    /// before their PROXY header; or in an upgrade to TLS.
     pub pending: usize,
     /// Bytes in the buffers of all connections:
     /// [`Config::memory_limit`](crate::Config::memory_limit) limits them.

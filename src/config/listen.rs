@@ -50,6 +50,8 @@ pub struct Listen {
     pub max_connections: Option<usize>,
     /// See [`Listen::at_capacity`].
     pub at_capacity: AtCapacity,
+    /// See [`Listen::evict_silent`].
+    pub evict_silent: bool,
     /// See [`Listen::access_rules`].
     pub access_rules: AccessRules,
     /// See [`Listen::proxy_protocol`].
@@ -211,6 +213,7 @@ impl Listen {
             socket: SocketOptions::default(),
             max_connections: None,
             at_capacity: AtCapacity::default(),
+            evict_silent: true,
             access_rules: AccessRules::default(),
             proxy_protocol: ProxyProtocol::Off,
             trusted_proxies: None,
@@ -276,6 +279,24 @@ impl Listen {
     /// *Live.*
     pub fn at_capacity(mut self, policy: AtCapacity) -> Self {
         self.at_capacity = policy;
+        self
+    }
+
+    /// Whether connections of this listener make room at the server's cap until each has sent its
+    /// first whole frame. Defaults to true.
+    ///
+    /// At the cap the oldest such connection is evicted for the next client
+    /// ([`Evicted`](crate::CloseReason::Evicted)), whichever listener that is of. It must be older
+    /// than [`PendingLimits::grace`](crate::PendingLimits::grace), and its peer must be the side
+    /// that we wait for: one that this server does not read, or owes a reply
+    /// ([`Conn::hold`](crate::Conn::hold)), stays. So connections that say nothing cannot keep
+    /// others out until the idle timeout.
+    ///
+    /// Turn it off for protocols whose clients may be silent for longer than the grace: subscribers
+    /// that only listen, servers that speak first to people who think. With
+    /// [`Framing::Raw`](crate::Framing::Raw) the first byte is a frame. *Next connection.*
+    pub fn evict_silent(mut self, on: bool) -> Self {
+        self.evict_silent = on;
         self
     }
 
@@ -403,6 +424,7 @@ impl fmt::Debug for Listen {
             .field("socket", &self.socket)
             .field("max_connections", &self.max_connections)
             .field("at_capacity", &self.at_capacity)
+            .field("evict_silent", &self.evict_silent)
             .field("access_rules", &Brief(&self.access_rules))
             .field("proxy_protocol", &self.proxy_protocol)
             .field("trusted_proxies", &self.trusted_proxies.as_ref().map(Brief))

@@ -107,12 +107,16 @@ impl Default for QueueLimits {
     }
 }
 
-/// Limits of pending connections: those in a TLS handshake, or before their PROXY header.
+/// Limits of pending connections: those in a TLS handshake, or before their PROXY header. An
+/// upgrade by `Conn::start_tls` is one again.
 ///
 /// When [`PendingLimits::connections`] are pending and another client connects, the oldest of them
 /// is evicted: closed as [`Evicted`](crate::CloseReason::Evicted). It must have been pending for
 /// [`PendingLimits::grace`], and its peer must be the side that we wait for. Otherwise
 /// [`Listen::at_capacity`](crate::Listen::at_capacity) decides about the new client, as at the cap.
+///
+/// At the server's cap the oldest pending connection is evicted in any case, or an open one that
+/// has not sent a frame: see [`Listen::evict_silent`](crate::Listen::evict_silent).
 ///
 /// So peers that connect and send nothing (slow loris) cannot keep others out, and a crowd of
 /// honest clients is only slowed down.
@@ -122,7 +126,8 @@ pub struct PendingLimits {
     /// Maximum number of concurrent pending connections: a number, or a part of the cap. Defaults
     /// to half the cap, at least 16 (and never more than the cap).
     pub connections: Quota,
-    /// Time for which a pending connection cannot be evicted. Defaults to 1 s.
+    /// Time for which a connection cannot be evicted: from the beginning of its handshake, or from
+    /// accept. Defaults to 1 s.
     pub grace: Duration,
 }
 

@@ -321,6 +321,29 @@ impl Machine {
         self.status.life.was_open()
     }
 
+    /// True while a connection that has opened is in a handshake (`start_tls`).
+    #[inline]
+    pub(crate) fn is_upgrading(&self) -> bool {
+        self.state() == State::Handshaking && self.was_open()
+    }
+
+    /// True if no whole frame has come since the connection was made, and one still may.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.traffic.frames_in == 0 && !self.status.life.is_closing()
+    }
+
+    /// True if the connection has opened, and nothing but the peer keeps its first frame from
+    /// the handler.
+    pub(crate) fn awaits_first_frame(&self) -> bool {
+        let Status { life, recv, .. } = self.status;
+        self.is_silent()
+            && life.is_open()
+            && self.was_open()
+            && !self.is_paused()
+            && !recv.has_frames_buffered()
+            && !self.parts().ending.has_pending_replies()
+    }
+
     /// True if the service has accepted the peer, so that there is a handler.
     pub(crate) fn was_admitted(&self) -> bool {
         self.status.life.was_admitted()

@@ -1,14 +1,15 @@
 //! Admission control: the one decision whether the next client of a listener may come in.
 //!
 //! It rests on the cap, the listener's own limit, the accept rates, the pending connections (those
-//! that have not opened yet) and on whether descriptors ran out.
+//! that have not opened yet), the silent ones (those that have not sent a frame yet) and on whether
+//! descriptors ran out.
 
 use super::bans::Bans;
 use super::capacity::{Capacity, OptionalBucket};
 use super::connections::Connections;
 use super::fd_exhaustion::FdExhaustion;
 use super::listener::Listener;
-use super::pending::Pending;
+use super::pending::{Pending, Silent};
 use crate::config::Config;
 use crate::id::ConnId;
 use crate::proto::Time;
@@ -20,6 +21,7 @@ pub(super) struct Admission {
     /// Of the server's accept rate.
     bucket: OptionalBucket,
     pending: Pending,
+    silent: Silent,
     pub(super) fds: FdExhaustion,
     pub(super) bans: Bans,
 }
@@ -34,12 +36,18 @@ impl Admission {
         // Most often none is pending, and the limit, at least 1, need not be computed.
         let crowded = self.pending.len() > 0 && self.pending.len() >= max_pending(conns, config);
         let crowded_until = crowded.then(|| {
-            let oldest = self.pending.oldest(conns).unwrap_or(now);
+            let oldest = self.pending.oldest().unwrap_or(now);
             oldest.after(config.pending_limits.grace)
         });
+        let has_slot = conns.has_room();
+        let evicts_at = match self.unproven(conns) {
+            _ if has_slot => Time::NEVER,
+            Some((since, _)) => since.after(config.pending_limits.grace),
+            None => Time::NEVER,
+        };
         Capacity {
-            has_slot: conns.has_room(),
-            may_evict: crowded && conns.is_exhausted(),
+            has_slot,
+            evicts_at,
             cap: conns.cap(),
             out_of_fds: self.fds.is_on(),
             crowded_until,
@@ -91,35 +99,62 @@ impl Admission {
         if listener.limited_until(capacity) > capacity.now {
             return Some(CloseReason::RateLimited);
         }
-        let crowded = capacity.crowded_until.is_some() && listener.options.opens_later();
         // The oldest may be evictable by age, but wait for this server and not for its peer.
-        let refused = crowded && self.candidate(conns, config, capacity.now).is_none();
+        let crowded = capacity.crowded_until.is_some() && listener.options.opens_later();
+        let refused = if crowded {
+            self.pending_candidate(conns, config, capacity.now)
+                .is_none()
+        } else {
+            !capacity.has_slot && capacity.evicts_at > capacity.now
+        };
         refused.then_some(CloseReason::AtCapacity)
     }
 
-    /// The pending connection to evict for a client of this listener, if too many are pending.
+    /// The connection to evict for a client of this listener: a pending one if too many are, or at
+    /// the cap the oldest that has not sent a frame.
     pub(super) fn eviction_candidate<S, L>(
-        &self,
+        &mut self,
         conns: &Connections<S>,
         listener: &Listener<L>,
         config: &Config,
         now: Time,
     ) -> Option<ConnId> {
-        let crowded = listener.options.opens_later()
-            && self.capacity(conns, config, now).crowded_until.is_some();
-        crowded
-            .then(|| self.candidate(conns, config, now))
-            .flatten()
+        self.trim(conns);
+        let capacity = self.capacity(conns, config, now);
+        if capacity.crowded_until.is_some() && listener.options.opens_later() {
+            self.pending_candidate(conns, config, now)
+        } else if !capacity.has_slot && capacity.evicts_at <= now {
+            self.unproven(conns).map(|(_, id)| id)
+        } else {
+            None
+        }
     }
 
-    fn candidate<S>(&self, conns: &Connections<S>, config: &Config, now: Time) -> Option<ConnId> {
-        let grace = config.pending_limits.grace;
-        // No connection is older than the server.
-        if now < Time::ZERO.after(grace) {
+    fn pending_candidate<S>(
+        &self,
+        conns: &Connections<S>,
+        config: &Config,
+        now: Time,
+    ) -> Option<ConnId> {
+        let (since, id) = self.pending.candidate(conns)?;
+        (since.after(config.pending_limits.grace) <= now).then_some(id)
+    }
+
+    /// At the cap: the oldest connection that has not sent a frame, pending or open.
+    fn unproven<S>(&self, conns: &Connections<S>) -> Option<(Time, ConnId)> {
+        if !conns.is_exhausted() {
             return None;
         }
-        let accepted_by = Time::ZERO.after(now.since(Time::ZERO.after(grace)));
-        self.pending.eviction_candidate(conns, accepted_by)
+        let (pending, silent) = (self.pending.candidate(conns), self.silent.candidate(conns));
+        pending
+            .into_iter()
+            .chain(silent)
+            .min_by_key(|&(since, _)| since)
+    }
+
+    /// Forgets connections that have sent a frame since they opened.
+    pub(super) fn trim<S>(&mut self, conns: &Connections<S>) {
+        self.silent.trim(conns);
     }
 
     /// A client was admitted: spends a token of each rate.
@@ -137,11 +172,31 @@ impl Admission {
         self.pending.len()
     }
 
-    /// Counts a connection that has just been inserted, if it is pending.
-    pub(super) fn add_pending<S>(&mut self, conns: &Connections<S>, id: ConnId) {
-        if conns.get(id).is_some_and(|conn| conn.pending) {
-            self.pending.push(id, conns);
+    /// Adds a connection that is not open yet.
+    pub(super) fn add_pending<S>(&mut self, conns: &Connections<S>, id: ConnId, since: Time) {
+        self.pending.push(id, since, conns);
+    }
+
+    /// Adds a connection that has opened, and may be evicted until it has sent a frame.
+    pub(super) fn add_silent<S>(&mut self, conns: &Connections<S>, id: ConnId) {
+        self.silent.push(id, conns);
+    }
+
+    /// An open connection is in a handshake again. Returns the oldest of too many pending ones.
+    pub(super) fn begin_pending<S>(
+        &mut self,
+        conns: &mut Connections<S>,
+        id: ConnId,
+        config: &Config,
+        now: Time,
+    ) -> Option<ConnId> {
+        let conn = conns.get_mut(id).filter(|conn| !conn.pending)?;
+        conn.pending = true;
+        self.pending.push_again(id, now, conns);
+        if self.pending.len() <= max_pending(conns, config) {
+            return None;
         }
+        self.pending_candidate(conns, config, now)
     }
 
     /// A connection has opened, or ended before. True if it was pending.

@@ -163,15 +163,22 @@ fn prepare<A, O: Os>(
     }
 }
 
-/// Too many connections are pending: evicts the oldest for a client of this listener.
+/// At the cap, or if too many connections are pending: evicts the oldest for a client of this
+/// listener.
 fn evict_for<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize) {
     let core = &mut inner.core;
-    let Some(listener) = core.listeners.get(at) else {
+    let Core {
+        admission,
+        conns,
+        listeners,
+        config,
+        now,
+        ..
+    } = core;
+    let Some(listener) = listeners.get(at) else {
         return;
     };
-    let candidate =
-        core.admission
-            .eviction_candidate(&core.conns, listener, &core.config, core.now);
+    let candidate = admission.eviction_candidate(conns, listener, config, *now);
     let Some(id) = candidate else {
         return;
     };

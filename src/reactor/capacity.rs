@@ -7,8 +7,8 @@ use crate::proto::{Bucket, Rate, Time};
 pub(super) struct Capacity {
     /// A slot is free.
     pub(super) has_slot: bool,
-    /// No slot is free, but evicting the oldest pending connection would free one.
-    pub(super) may_evict: bool,
+    /// No slot is free, but one that a connection can be evicted from is, from then on.
+    pub(super) evicts_at: Time,
     pub(super) cap: usize,
     /// Descriptors or socket memory ran out.
     pub(super) out_of_fds: bool,

@@ -226,15 +226,29 @@ impl<O: Os> Core<O> {
                 .handshake_times
                 .record_time(self.now.since(conn.accepted_at));
             self.end_pending(id);
+            self.add_silent(id);
         }
     }
 
     #[inline(always)]
     pub(super) fn insert(&mut self, conn: Connection<O::Stream>) {
-        let id = conn.id;
+        let (id, pending, since) = (conn.id, conn.pending, conn.accepted_at);
         self.conns.insert(conn);
-        self.admission.add_pending(&self.conns, id);
+        if pending {
+            self.admission.add_pending(&self.conns, id, since);
+        } else {
+            self.add_silent(id);
+        }
         self.stats.peak = self.stats.peak.max(self.conns.len());
+    }
+
+    /// A connection is open, and may be evicted at the cap until it has sent a frame.
+    fn add_silent(&mut self, id: ConnId) {
+        let listener = self.conns.get(id).and_then(|conn| conn.listener);
+        let listener = listener.and_then(|id| self.listeners.by_id(id));
+        if listener.is_some_and(|listener| listener.options.evict_silent) {
+            self.admission.add_silent(&self.conns, id);
+        }
     }
 
     /// A connection has opened or ended: it is pending no more.
@@ -244,6 +258,28 @@ impl<O: Os> Core<O> {
             self.listeners.retry_unregistered();
         }
         was_pending
+    }
+
+    /// An accepted connection is in a handshake again: it is pending.
+    ///
+    /// If too many are, the oldest is evicted, and ends in its own turn.
+    #[cold]
+    pub(super) fn begin_pending(&mut self, id: ConnId) {
+        let Self {
+            admission,
+            conns,
+            config,
+            now,
+            ..
+        } = self;
+        if let Some(oldest) = admission.begin_pending(conns, id, config, *now) {
+            self.end(oldest, CloseReason::Evicted);
+            self.conns.wake(oldest);
+        }
+        #[cfg(feature = "sim")]
+        {
+            self.pending_at_change = self.pending_at_change.max(self.admission.pending());
+        }
     }
 
     /// Another connection's callback, or a command, has changed this one: gives it a turn.
@@ -432,6 +468,9 @@ impl<O: Os> Core<O> {
 
     /// Makes each listener's registration follow its state.
     pub(super) fn reconcile(&mut self) {
+        if !self.conns.has_room() {
+            self.admission.trim(&self.conns);
+        }
         let capacity = Capacity {
             has_slot: self.conns.await_room(),
             ..self.capacity()

@@ -77,7 +77,12 @@ impl<O: Os> Core<O> {
         }
         let first = self.conns.iter().filter(|slot| slot.pending);
         let first = first.map(|slot| slot.accepted_at).min();
-        if self.admission.pending_queue().oldest(&self.conns) != first {
+        // An upgrade is pending since it began.
+        let upgrades = self
+            .conns
+            .iter()
+            .any(|slot| slot.pending && slot.machine.was_open());
+        if !upgrades && self.admission.pending_queue().oldest() != first {
             return Some(format!(
                 "the oldest pending connection came at {first:?}, another is taken for it"
             ));

@@ -146,16 +146,25 @@ impl<L> Listener<L> {
 
     /// The cap of the server or of this listener is reached.
     pub(super) fn is_full(&self, capacity: &Capacity) -> bool {
-        let has_slot = capacity.has_slot || (capacity.may_evict && self.options.opens_later());
+        let has_slot = capacity.has_slot || capacity.evicts_at.is_armed();
         !has_slot || self.connections >= self.max_connections()
     }
 
-    /// Too many of the server's connections are pending to add one of this listener.
+    /// When a connection can be evicted for the next client, if one must be.
+    fn evicts_at(&self, capacity: &Capacity) -> Time {
+        let crowded_until = capacity
+            .crowded_until
+            .filter(|_| self.options.opens_later());
+        match crowded_until {
+            Some(until) => until,
+            None if capacity.has_slot => Time::ZERO,
+            None => capacity.evicts_at,
+        }
+    }
+
+    /// No connection can be evicted yet for one of this listener.
     fn is_crowded(&self, capacity: &Capacity) -> bool {
-        self.options.opens_later()
-            && capacity
-                .crowded_until
-                .is_some_and(|until| until > capacity.now)
+        self.evicts_at(capacity) > capacity.now
     }
 
     /// When its rate and the server's admit the next client.
@@ -176,11 +185,7 @@ impl<L> Listener<L> {
         if self.is_full(capacity) {
             return Time::NEVER;
         }
-        let crowded_until = capacity
-            .crowded_until
-            .filter(|_| self.options.opens_later());
-        self.limited_until(capacity)
-            .max(crowded_until.unwrap_or(Time::ZERO))
+        self.limited_until(capacity).max(self.evicts_at(capacity))
     }
 
     /// When to accept without an event: a client waits, and only time is in its way.

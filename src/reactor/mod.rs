@@ -509,7 +509,10 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
                 inner.call(app, *id, |handler, cx| handler.on_frame(cx, frame));
             }
             ConnEvent::Opened => self.handle_opened(),
-            ConnEvent::Secured => inner.call(app, *id, |handler, cx| handler.on_secured(cx)),
+            ConnEvent::Secured => {
+                inner.core.end_pending(*id);
+                inner.call(app, *id, |handler, cx| handler.on_secured(cx));
+            }
             ConnEvent::Finished => inner.call(app, *id, |handler, cx| handler.on_finish(cx)),
             ConnEvent::Writable => inner.call(app, *id, |handler, cx| handler.on_writable(cx)),
             ConnEvent::Timer(key) => inner.call(app, *id, |handler, cx| handler.on_timer(cx, key)),
@@ -562,6 +565,12 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
     fn settle(&mut self, again: bool) {
         let core = &mut self.inner.core;
         core.account(self.id);
+        let Some(conn) = core.conns.get(self.id) else {
+            return;
+        };
+        if conn.machine.is_upgrading() && !conn.pending && conn.listener.is_some() {
+            core.begin_pending(self.id);
+        }
         let Some(conn) = core.conns.get(self.id) else {
             return;
         };

@@ -1,7 +1,11 @@
-//! Connections that have not opened yet, oldest first: the candidates for eviction.
+//! Connections whose peers have proved nothing yet, oldest first: the candidates for eviction.
+//!
+//! Pending ones are in a handshake or before their PROXY header. Silent ones are open, and have not
+//! sent a whole frame.
 
 use std::collections::VecDeque;
 
+use super::connection::Connection;
 use super::connections::Connections;
 use crate::id::ConnId;
 use crate::proto::Time;
@@ -10,11 +14,11 @@ use crate::proto::Time;
 /// waits for this server is none.
 const CANDIDATES: usize = 64;
 
-/// Pending connections in the order in which they were accepted.
+/// Pending connections in the order in which they became so: by accept, or by an upgrade to TLS.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     /// Some of these have opened or ended since; the first one has not.
-    queue: VecDeque<ConnId>,
+    queue: VecDeque<(ConnId, Time)>,
     count: usize,
 }
 
@@ -23,36 +27,45 @@ impl Pending {
         self.count
     }
 
-    pub(super) fn push<S>(&mut self, id: ConnId, conns: &Connections<S>) {
+    /// Adds a connection that is pending since `since`: its entry in the table says so already.
+    pub(super) fn push<S>(&mut self, id: ConnId, since: Time, conns: &Connections<S>) {
         self.count += 1;
-        self.queue.push_back(id);
+        self.queue.push_back((id, since));
         if self.queue.len() > 2 * self.count + CANDIDATES {
-            self.queue.retain(|&id| is_pending(conns, id));
+            self.queue.retain(|&(id, _)| is_pending(conns, id));
         }
+    }
+
+    /// Adds a connection that may have been pending before.
+    pub(super) fn push_again<S>(&mut self, id: ConnId, since: Time, conns: &Connections<S>) {
+        self.queue.retain(|&(other, _)| other != id);
+        self.push(id, since, conns);
+        self.trim(conns);
     }
 
     /// One connection is not pending any more: its entry in the table says so already.
     pub(super) fn leave<S>(&mut self, conns: &Connections<S>) {
         self.count = self.count.saturating_sub(1);
-        while self.queue.front().is_some_and(|&id| !is_pending(conns, id)) {
+        self.trim(conns);
+    }
+
+    fn trim<S>(&mut self, conns: &Connections<S>) {
+        let stale = |&(id, _): &(ConnId, Time)| !is_pending(conns, id);
+        while self.queue.front().is_some_and(stale) {
             self.queue.pop_front();
         }
     }
 
-    /// The oldest connection accepted by `accepted_by` whose peer keeps the server waiting.
-    pub(super) fn eviction_candidate<S>(
-        &self,
-        conns: &Connections<S>,
-        accepted_by: Time,
-    ) -> Option<ConnId> {
-        let mut oldest = self
-            .queue
-            .iter()
-            .take(CANDIDATES)
-            .filter_map(|&id| conns.get(id));
-        oldest
-            .find(|conn| conn.pending && !conn.queued && conn.accepted_at <= accepted_by)
-            .map(|conn| conn.id)
+    /// The oldest connection whose peer keeps the server waiting, and since when it is pending.
+    pub(super) fn candidate<S>(&self, conns: &Connections<S>) -> Option<(Time, ConnId)> {
+        let mut oldest = self.queue.iter().take(CANDIDATES);
+        let waits = |id| {
+            conns
+                .get(id)
+                .is_some_and(|conn| conn.pending && !conn.queued)
+        };
+        let &(id, since) = oldest.find(|&&(id, _)| waits(id))?;
+        Some((since, id))
     }
 
     /// The queue is no longer than `peak` pending connections justify.
@@ -61,13 +74,67 @@ impl Pending {
         self.queue.len() <= 2 * peak + CANDIDATES
     }
 
-    /// When the oldest was accepted.
-    pub(super) fn oldest<S>(&self, conns: &Connections<S>) -> Option<Time> {
-        let conn = conns.get(*self.queue.front()?)?;
-        Some(conn.accepted_at)
+    /// Since when the oldest is pending.
+    pub(super) fn oldest(&self) -> Option<Time> {
+        self.queue.front().map(|&(_, since)| since)
     }
 }
 
 fn is_pending<S>(conns: &Connections<S>, id: ConnId) -> bool {
     conns.get(id).is_some_and(|conn| conn.pending)
+}
+
+/// Open connections in the order in which they opened, from which no whole frame has come.
+///
+/// What a frame costs does not change: its connection leaves the queue when the queue is next
+/// looked at.
+#[derive(Debug, Default)]
+pub(super) struct Silent {
+    queue: VecDeque<ConnId>,
+    /// The length at which all that have spoken or ended are removed.
+    compact_at: usize,
+}
+
+impl Silent {
+    pub(super) fn push<S>(&mut self, id: ConnId, conns: &Connections<S>) {
+        if self.queue.len() >= self.compact_at.max(CANDIDATES) {
+            self.queue.retain(|&id| is_silent(conns, id));
+            self.compact_at = 2 * self.queue.len();
+            self.queue.shrink_to(self.compact_at.max(CANDIDATES));
+        }
+        self.queue.push_back(id);
+    }
+
+    /// Removes connections that have spoken or ended from the front, where candidates are searched.
+    pub(super) fn trim<S>(&mut self, conns: &Connections<S>) {
+        let mut at = 0;
+        for _ in 0..CANDIDATES {
+            match self.queue.get(at) {
+                Some(&id) if is_silent(conns, id) => at += 1,
+                Some(_) => drop(self.queue.remove(at)),
+                None => break,
+            }
+        }
+    }
+
+    /// The oldest connection whose peer keeps the server waiting, and when it was accepted.
+    pub(super) fn candidate<S>(&self, conns: &Connections<S>) -> Option<(Time, ConnId)> {
+        let oldest = self.queue.iter().take(CANDIDATES);
+        let mut oldest = oldest.filter_map(|&id| conns.get(id));
+        let conn = oldest.find(|conn| waits_for_peer(conn))?;
+        Some((conn.accepted_at, conn.id))
+    }
+}
+
+fn is_silent<S>(conns: &Connections<S>, id: ConnId) -> bool {
+    conns.get(id).is_some_and(|conn| conn.machine.is_silent())
+}
+
+/// Everything that the kernel has is read, and the first frame is incomplete.
+fn waits_for_peer<S>(conn: &Connection<S>) -> bool {
+    !conn.queued
+        && !conn.readable
+        && !conn.retry
+        && !conn.paused_for_memory
+        && conn.machine.awaits_first_frame()
 }

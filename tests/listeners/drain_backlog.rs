@@ -168,7 +168,8 @@ impl Handler for Stays {
 #[test]
 fn clients_that_are_not_served_by_the_deadline_are_reported() {
     let mut sim = Sim::new(1, Config::new().max_connections(1), ());
-    let addr = sim.listen(local(), |_: &mut (), _| Stays).expect("listens");
+    let listen = local().evict_silent(false);
+    let addr = sim.listen(listen, |_: &mut (), _| Stays).expect("listens");
     sim.connect(addr).expect("a listener");
     sim.settle();
     let outside = sim.connect(addr).expect("a listener");

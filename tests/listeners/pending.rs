@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use portcullis::sim::{ClientId, ClientState, Sim};
+use portcullis::sim::{Answer, ClientId, ClientState, Sim};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Closed, Config, Context, Error, Handler, Listen,
-    ListenerState, Outcome, Peer, PendingLimits, ProxyProtocol, Quota, Refuse, Server, Service,
+    AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Error, Framing,
+    Handler, Listen, ListenerState, Outcome, Peer, PendingLimits, ProxyProtocol, Quota, Refuse,
+    Server, Service,
 };
 
 struct Echo;
@@ -170,6 +171,10 @@ impl Handler<Heard> for Listens {
     fn on_frame(&mut self, _: &mut Context<'_, Heard>, _: &[u8]) -> Outcome {
         Ok(())
     }
+
+    fn on_close(&mut self, cx: &mut Context<'_, Heard>, closed: &Closed) {
+        cx.app.0.push(closed.reason);
+    }
 }
 
 impl Service<Heard> for Listens {
@@ -302,4 +307,266 @@ fn no_connection_is_evicted_for_one_whose_source_has_too_many() {
     sim.settle();
     assert_eq!(sim.stats().closed(CloseReason::SourceLimited), 1);
     assert_eq!(sim.stats().closed(CloseReason::Evicted), 0);
+}
+
+/// Silent peers of a plain listener are open, and keep no client out all the same.
+#[test]
+fn silent_peers_of_a_plain_listener_make_room_at_the_cap() {
+    let mut sim = Sim::new(1, Config::new().max_connections(4), Heard::default());
+    let addr = sim.listen_with(plain(), Listens).expect("listen");
+    let silent: Vec<_> = (0..4)
+        .map(|_| sim.connect(addr).expect("it listens"))
+        .collect();
+    sim.settle();
+    // The beginning of a frame is none.
+    sim.send(silent[0], b"\0\x05hel");
+    let newcomer = sim.connect(addr).expect("it listens");
+    let iterations = sim.stats().iterations;
+    sim.advance(Duration::from_millis(999));
+    assert_eq!((sim.stats().accepted, sim.stats().closed_total()), (4, 0));
+    assert_eq!(
+        sim.control().listener("plain").expect("there").state,
+        ListenerState::Full
+    );
+    assert!(sim.stats().iterations - iterations < 8, "it does not spin");
+    sim.advance(Duration::from_millis(1));
+    assert_eq!(sim.state(silent[0]), ClientState::Finished, "the oldest");
+    assert_eq!((sim.stats().accepted, sim.stats().open), (5, 4));
+    sim.send(newcomer, b"\0\x02hi");
+    sim.settle();
+    assert_eq!(sim.stats().frames_in, 1);
+    assert_eq!(
+        sim.app().0,
+        [CloseReason::Evicted],
+        "its handler hears of it"
+    );
+}
+
+/// A listener whose connections are open at once.
+fn plain() -> Listen {
+    Listen::tcp("127.0.0.1:0").name("plain")
+}
+
+/// A full server whose clients, `spoken` of them, have sent a frame; and the next client, a minute later.
+fn full_of(listen: Listen, spoken: usize) -> (Sim, SocketAddr, Vec<ClientId>, ClientId) {
+    let mut sim = Sim::new(1, Config::new().max_connections(4), ());
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let clients = connect(&mut sim, addr, 4);
+    for &client in clients.iter().take(spoken) {
+        sim.send(client, b"\0\x02hi");
+    }
+    let newcomer = connect(&mut sim, addr, 1)[0];
+    sim.advance(Duration::from_secs(60));
+    (sim, addr, clients, newcomer)
+}
+
+#[test]
+fn a_connection_that_has_sent_a_frame_is_never_evicted() {
+    for spoken in 0..=4 {
+        let (mut sim, addr, clients, _) = full_of(plain(), spoken);
+        connect(&mut sim, addr, 10);
+        sim.advance(Duration::from_secs(30));
+        let gone = clients
+            .iter()
+            .map(|&client| sim.state(client) != ClientState::Connected);
+        let gone: Vec<bool> = gone.collect();
+        let expected: Vec<bool> = (0..4).map(|at| at >= spoken).collect();
+        assert_eq!(gone, expected);
+        let evicted = sim.stats().closed(CloseReason::Evicted);
+        assert_eq!(evicted > 0, spoken < 4);
+        assert_eq!(sim.stats().closed_total(), evicted);
+    }
+}
+
+/// A frame in the first byte, where there are no others.
+#[test]
+fn a_raw_byte_is_a_frame() {
+    let (sim, _, clients, _) = full_of(plain().framing(Framing::Raw), 4);
+    assert_eq!(sim.stats().closed_total(), 0);
+    assert_eq!(sim.state(clients[0]), ClientState::Connected);
+}
+
+#[test]
+fn a_listener_of_subscribers_keeps_its_silent_connections() {
+    let (mut sim, addr, _, _) = full_of(plain().evict_silent(false), 0);
+    assert_eq!((sim.stats().accepted, sim.stats().closed_total()), (4, 0));
+    let info = sim.control().listener(addr.port()).expect("there");
+    assert_eq!(info.state, ListenerState::Full);
+}
+
+#[test]
+fn a_listener_that_refuses_evicts_first() {
+    let refuses = plain().at_capacity(AtCapacity::refuse());
+    let (mut sim, addr, clients, newcomer) = full_of(refuses, 0);
+    assert_eq!(sim.state(newcomer), ClientState::Finished, "all were young");
+    let late = connect(&mut sim, addr, 1)[0];
+    assert_eq!(sim.state(late), ClientState::Connected);
+    assert_eq!(sim.state(clients[0]), ClientState::Finished);
+}
+
+/// Waits for this server: it is not read, or owed a reply.
+enum Waits {
+    Paused,
+    Held,
+}
+
+impl Handler for Waits {
+    fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
+        match self {
+            Self::Paused => cx.conn.pause(),
+            Self::Held => cx.conn.hold(),
+        }
+        Ok(())
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+}
+
+/// That is no fault of the peer's; and outgoing connections are this server's own.
+#[test]
+fn a_connection_that_waits_for_the_server_is_not_evicted() {
+    let mut sim = Sim::new(1, Config::new().max_connections(3), ());
+    let mut kinds = [Waits::Paused, Waits::Held].into_iter();
+    let addr = sim
+        .listen(plain(), move |_: &mut (), _| {
+            kinds.next().unwrap_or(Waits::Held)
+        })
+        .expect("listen");
+    let remote = SocketAddr::from(([203, 0, 113, 1], 80));
+    sim.remote(remote, Answer::Accept);
+    sim.control()
+        .connect(remote, Connect::new(), Echo)
+        .expect("it connects");
+    let clients = connect(&mut sim, addr, 2);
+    let newcomer = connect(&mut sim, addr, 1)[0];
+    sim.advance(Duration::from_secs(60));
+    assert_eq!(sim.stats().closed_total(), 0);
+    for info in sim.control().connections() {
+        if let (true, Some(mut conn)) = (info.paused, sim.control().conn(info.id)) {
+            conn.resume();
+        }
+    }
+    sim.advance(Duration::from_secs(2));
+    assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
+    assert_eq!(sim.state(clients[0]), ClientState::Finished);
+    assert_eq!(sim.state(newcomer), ClientState::Connected);
+}
+
+/// A slow loris in the clear, as [`a_slow_loris_keeps_no_client_out`].
+#[test]
+fn a_slow_loris_in_the_clear_keeps_no_client_out() {
+    let mut sim = Sim::new(1, Config::new().max_connections(100), ());
+    let addr = sim.listen(plain(), |_: &mut (), _| Echo).expect("listen");
+    let mut served = 0;
+    for _ in 0..20 {
+        for _ in 0..200 {
+            // Those that find the backlog full are not even that far.
+            let _ = sim.connect(addr);
+        }
+        let honest = sim.connect(addr);
+        if let Some(honest) = honest {
+            sim.send(honest, b"\0\x02hi");
+        }
+        sim.advance(Duration::from_secs(5));
+        served += u32::from(honest.is_some_and(|honest| sim.received(honest) == b"\0\x02hi"));
+    }
+    assert!(served >= 4, "{served} of the honest were served");
+    assert_eq!(sim.stats().peak, 100);
+}
+
+#[cfg(feature = "tls")]
+mod upgrades {
+    use super::*;
+
+    /// The first frame is the command to upgrade.
+    struct StartTls;
+
+    impl Handler for StartTls {
+        fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+            if frame == b"tls" {
+                cx.conn.start_tls(kit::sim_tls::server_config())?;
+            } else {
+                cx.conn.send(frame)?;
+            }
+            Ok(())
+        }
+    }
+
+    fn upgrading(config: Config, count: usize) -> (Sim, SocketAddr, Vec<ClientId>) {
+        let mut sim = Sim::new(1, config, ());
+        let addr = sim
+            .listen(plain(), |_: &mut (), _| StartTls)
+            .expect("listen");
+        let clients = connect(&mut sim, addr, count);
+        // Long after accept: the grace is the handshake's.
+        sim.advance(Duration::from_secs(8));
+        for &client in &clients {
+            sim.send(client, b"\0\x03tls");
+            sim.settle();
+        }
+        (sim, addr, clients)
+    }
+
+    #[test]
+    fn an_upgrade_is_pending_until_it_is_done() {
+        let (mut sim, _, clients) = upgrading(Config::new(), 1);
+        assert_eq!((sim.stats().pending, sim.stats().open), (1, 1));
+        let mut tls = kit::sim_tls::Client::new();
+        let mut wire = tls.encrypt(b"");
+        for _ in 0..5 {
+            sim.send(clients[0], &wire);
+            sim.settle();
+            let answer = sim.received(clients[0]);
+            wire = tls.decrypt(&answer, &mut Vec::new()).expect("TLS");
+        }
+        assert_eq!((sim.stats().pending, sim.stats().open), (0, 1));
+    }
+
+    #[test]
+    fn an_upgrade_that_stalls_makes_room_at_the_cap() {
+        let (mut sim, addr, clients) = upgrading(Config::new().max_connections(2), 2);
+        let newcomer = connect(&mut sim, addr, 1)[0];
+        sim.advance(Duration::from_millis(999));
+        assert_eq!(sim.stats().closed_total(), 0);
+        sim.advance(Duration::from_millis(1));
+        assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
+        assert_eq!(sim.state(clients[0]), ClientState::Finished);
+        sim.send(newcomer, b"\0\x02hi");
+        sim.settle();
+        assert_eq!(sim.received(newcomer), b"\0\x02hi");
+    }
+
+    #[test]
+    fn too_many_upgrades_evict_the_oldest() {
+        let (sim, _, clients) = upgrading(limited(2, Duration::ZERO), 5);
+        assert_eq!(sim.stats().pending, 2);
+        assert_eq!(sim.stats().closed(CloseReason::Evicted), 3);
+        assert_eq!(sim.state(clients[2]), ClientState::Finished);
+        assert_eq!(sim.state(clients[3]), ClientState::Connected);
+    }
+
+    /// A client of a TLS listener is open after its handshake, and silent.
+    #[test]
+    fn a_silent_client_behind_tls_makes_room_at_the_cap() {
+        let mut sim = Sim::new(1, Config::new().max_connections(1), ());
+        let listen = plain().tls(kit::sim_tls::server_config());
+        let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+        let silent = connect(&mut sim, addr, 1)[0];
+        let mut tls = kit::sim_tls::Client::new();
+        let mut wire = tls.encrypt(b"");
+        for _ in 0..5 {
+            sim.send(silent, &wire);
+            sim.settle();
+            let answer = sim.received(silent);
+            wire = tls.decrypt(&answer, &mut Vec::new()).expect("TLS");
+        }
+        assert_eq!((sim.stats().opened, sim.stats().pending), (1, 0));
+        connect(&mut sim, addr, 1);
+        sim.advance(Duration::from_secs(1));
+        assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
+        assert_eq!(sim.state(silent), ClientState::Finished);
+    }
 }
