@@ -216,6 +216,11 @@ impl Talk {
                 "it ended as {reason}, with {unheard} bytes unheard"
             ));
         }
+        // In the handshake of an upgrade it is evicted like any other in a handshake.
+        let spoke = self.heard > self.opening.bytes.len() && self.upgraded_at.is_none();
+        if reason == CloseReason::Evicted && spoke {
+            return Err("it was evicted, and had sent a frame".to_owned());
+        }
         if is_in_the_stream(reason) && self.has_more() {
             return Err(format!("it ended as {reason}, and the next frame is whole"));
         }
