@@ -166,8 +166,11 @@ impl<'a, A> Conn<'a, A> {
     /// Stops delivering frames, from the very next one on, and stops reading. The peer's idle and
     /// frame timeouts are paused.
     ///
-    /// A paused connection does not notice that its peer has gone until it is resumed or written
-    /// to.
+    /// A peer that is gone is noticed all the same, unless input from before waits for the handler:
+    /// after a reset, and after a Unix peer's close, the connection ends as
+    /// [`Reset`](crate::CloseReason::Reset). A peer that has only finished may still read, so
+    /// [`Handler::on_finish`](crate::Handler::on_finish) waits for [`Conn::resume`]; the idle
+    /// timeout runs from there on.
     pub fn pause(&mut self) {
         self.change(|machine, now, _| machine.pause(now));
     }

@@ -456,6 +456,12 @@ impl Machine {
         self.status.recv.is_eof() || notified()
     }
 
+    /// True if nothing more can arrive, be delivered or be sent before the handler does something:
+    /// the idle timeout runs, also while the handler has paused.
+    fn waits_for_handler(&self) -> bool {
+        self.is_input_over() && self.parts().recv_buf.is_empty() && !self.status.send.is_congested()
+    }
+
     /// True if bytes that arrived before a handshake are to be handled before any read.
     pub(crate) fn has_stash(&self) -> bool {
         self.state() == State::Handshaking && !self.parts().recv_buf.is_empty()
@@ -621,7 +627,7 @@ impl Machine {
 
     /// Pauses the peer's clocks, if reading is paused.
     fn pause_clocks(&mut self, now: Time) {
-        if self.status.life.is_open() && self.is_paused() {
+        if self.status.life.is_open() && self.is_paused() && !self.waits_for_handler() {
             self.wake_unpooled().deadlines.pause(now);
         }
     }

@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use std::rc::Rc;
 
-use super::connection::Connection;
+use super::connection::{Connection, HangUp};
 use super::core::Core;
 use super::os::{Connected, Os, Token};
 use super::outbound::Attempt;
@@ -136,8 +136,9 @@ impl<O: Os> Core<O> {
         let Some(conn) = self.conns.get_mut(id) else {
             return true;
         };
-        let (announced, hang_up) = (conn.readable || conn.writable || conn.hang_up, conn.hang_up);
-        (conn.readable, conn.writable, conn.hang_up) = (false, false, false);
+        let hang_up = conn.hang_up;
+        let announced = conn.readable || conn.writable || hang_up != HangUp::None;
+        (conn.readable, conn.writable, conn.hang_up) = (false, false, HangUp::None);
         if let (true, Some(stream)) = (announced, &mut conn.stream) {
             match self.os.connected(stream) {
                 Ok(Connected::NotYet) => {}

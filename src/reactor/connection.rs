@@ -11,6 +11,17 @@ use crate::id::{ConnId, ListenerId};
 use crate::proto::{Machine, NextStep, Pool, SendError, State, Time};
 use crate::reason::{CloseReason, Closed};
 
+/// Whether an end of stream, an error or urgent data was announced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum HangUp {
+    /// A short read is the last one.
+    None,
+    /// A short read is not the last one, from now on.
+    Known,
+    /// The same, and the peer may be gone for good: a connection that will not read asks the socket.
+    New,
+}
+
 /// One connection and what the reactor knows of its socket.
 pub(crate) struct Connection<S> {
     pub(crate) id: ConnId,
@@ -25,9 +36,7 @@ pub(crate) struct Connection<S> {
     pub(crate) readable: bool,
     /// The kernel may accept output.
     pub(crate) writable: bool,
-    /// An end of stream, an error or urgent data was announced: a short read is not the last one.
-    /// Stays set.
-    pub(crate) hang_up: bool,
+    pub(crate) hang_up: HangUp,
     /// In a run queue.
     pub(crate) queued: bool,
     /// The kernel had no memory for this socket: retry when the timer fires.
@@ -65,7 +74,7 @@ impl<S> Connection<S> {
             accepted_at: now,
             readable: false,
             writable: false,
-            hang_up: false,
+            hang_up: HangUp::None,
             queued: false,
             retry: false,
             pending: false,
@@ -89,12 +98,21 @@ impl<S> Connection<S> {
             && self.machine.wants_read()
     }
 
+    /// A hang-up was announced to a connection that its handler has paused: one read is allowed to
+    /// find the end, as long as nothing that it returns has to wait.
+    pub(crate) fn looks_for_end(&self) -> bool {
+        self.hang_up == HangUp::New
+            && self.readable
+            && !self.is_paused_for_memory()
+            && self.machine.may_look_for_end()
+    }
+
     /// Input has arrived for a connection that only has to answer it, and a short read is the last.
     #[inline]
     pub(crate) fn is_at_rest(&self) -> bool {
         self.readable
             && self.writable
-            && !self.hang_up
+            && self.hang_up == HangUp::None
             && !self.paused_for_memory
             && !self.retry
             && self.machine.is_idle()

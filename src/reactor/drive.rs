@@ -5,7 +5,7 @@
 
 use std::io;
 
-use super::connection::{is_short_of_memory, Connection};
+use super::connection::{is_short_of_memory, Connection, HangUp};
 use super::os::StreamOps;
 use crate::catch::{catch, Panic};
 use crate::proto::{Event, InputCursor, Pool, State, Time};
@@ -268,6 +268,7 @@ fn serve<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget, begu
     let done = idle && conn.machine.only_frames() && conn.machine.queued() == 0;
     let left = conn.machine.has_events()
         || conn.can_read()
+        || conn.looks_for_end()
         || (conn.writable && conn.machine.sendable() > 0);
     host.settle(!done && left);
 }
@@ -294,7 +295,7 @@ fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget
     if conn.machine.has_events() {
         return Read::Input(conn.machine.begin_buffered());
     }
-    if !conn.can_read() {
+    if !conn.can_read() && !conn.looks_for_end() {
         return Read::Idle;
     }
     let is_handshake = conn.machine.state() == State::Handshaking;
@@ -325,11 +326,13 @@ fn probe<H: Host>(host: &mut H) -> bool {
     let Some(Parts { conn, pool, os, .. }) = host.parts() else {
         return true;
     };
-    if !conn.readable || !(conn.paused_for_memory || conn.machine.wants_error()) {
+    let is_new = conn.hang_up == HangUp::New && conn.machine.wants_error();
+    if !is_new && !(conn.readable && conn.paused_for_memory) {
         return false;
     }
-    // A paused connection is read once there is memory.
-    conn.readable = conn.paused_for_memory;
+    if is_new {
+        conn.hang_up = HangUp::Known;
+    }
     // Reads say "end" for ever; a write of nothing says whether there was a reset.
     let Some(Err(error)) = conn.stream.as_mut().map(|stream| os.write(stream, &[])) else {
         return false;
@@ -378,7 +381,7 @@ fn read_socket<'s, H: Host>(
         Ok(count) => {
             budget.bytes = budget.bytes.saturating_sub(count);
             // With edge triggers a short read means empty, unless the end is behind it.
-            if count < room && !conn.hang_up && !machine.wants_fresh_blocked() {
+            if count < room && conn.hang_up == HangUp::None && !machine.wants_fresh_blocked() {
                 conn.readable = false;
             }
             let Scratch { wire, plain } = scratch;

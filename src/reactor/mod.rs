@@ -64,6 +64,7 @@ use std::time::Duration;
 use self::core::Core;
 use crate::catch::{catch, Panic};
 use accept::Round;
+use connection::HangUp;
 use drive::{drive, Budget, Host, Parts, Scratch};
 use event_backlog::EventBacklog;
 use inner::Inner;
@@ -277,7 +278,9 @@ impl<A, O: Os> Reactor<A, O> {
                     }
                     conn.readable |= event.readable;
                     conn.writable |= event.writable;
-                    conn.hang_up |= event.closed;
+                    if event.closed {
+                        conn.hang_up = HangUp::New;
+                    }
                     let id = conn.id;
                     if conn.machine.state() == State::Handshaking {
                         conns.wake_in_order(id);

@@ -13,6 +13,7 @@ mod drain;
 mod framer_panics;
 mod framing_on_the_wire;
 mod full_queues;
+mod gone_peers;
 mod held_answers;
 mod isolation;
 mod large_frames;

@@ -574,3 +574,36 @@ fn close_notify_and_rst_in_one_event_are_a_good_end() {
         assert_eq!(the_end(&server).0, CloseReason::Finished, "{version:?}");
     }
 }
+
+/// A paused connection learns that its peer is gone, although close_notify is in front of the end.
+#[test]
+fn a_paused_connection_notices_the_end_behind_close_notify() {
+    struct Pauses;
+    impl Handler for Pauses {
+        fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+            cx.conn.send(b"paused")?;
+            cx.conn.pause();
+            Ok(())
+        }
+    }
+    let idle = Duration::from_secs(1);
+    for version in VERSIONS {
+        for resets in [false, true] {
+            let site = Site::new();
+            let listen = listen(&site).conn(ConnConfig::new().idle_timeout(idle));
+            let server = serve(listen, || Pauses);
+            let mut client = secure(server.addr(), &site.client(version));
+            send2(&mut client, b"pause");
+            assert_eq!(recv2(&mut client), b"paused");
+            notify(&mut client);
+            if resets {
+                reset(client.sock);
+            } else {
+                drop(client);
+            }
+            let stats = server.until("it is gone", |stats| stats.open == 0);
+            let ends = stats.closed(CloseReason::IdleTimeout) + stats.closed(CloseReason::Reset);
+            assert_eq!(ends, 1, "{version:?}");
+        }
+    }
+}

@@ -768,6 +768,9 @@ fn a_drain_lingers_until_its_deadline_while_the_peer_reads() {
             sim.read(client, LONG_ANSWER / 20);
             sim.send(client, b"ping\n");
         }
+        if forced == 0 {
+            sim.finish(client);
+        }
         sim.advance(Duration::from_secs(31));
         let report = sim.drain_report().expect("it is over");
         assert_eq!((report.ended, report.forced), (ended, forced));

@@ -364,6 +364,15 @@ impl Machine {
             }
             return;
         }
+        self.keep_input(cursor, now, pool);
+        if self.status.life.is_open() && self.waits_for_handler() {
+            if let Some(active) = &mut self.active {
+                self.status.clocks_resumed |= active.deadlines.resume(now);
+            }
+        }
+    }
+
+    fn keep_input(&mut self, cursor: InputCursor<'_>, now: Time, pool: &mut Pool) {
         let advanced = cursor.has_advanced();
         let (is_open, is_paused) = (self.status.life.is_open(), self.is_paused());
         let active = self.active.get_or_insert_with(|| pool.take_active());
@@ -450,11 +459,24 @@ impl Machine {
     // What the reactor asks.
 
     /// True if the next event of the socket can only announce that the peer is gone for good: the
-    /// peer has finished, and the handler goes on.
+    /// peer has finished, all its frames are delivered, and the handler goes on.
     pub(crate) fn wants_error(&self) -> bool {
         // Behind our own FIN a write fails in any case.
-        let asks = self.status.recv.is_eof() && !self.status.send.has_sent_fin();
-        self.status.life.is_open() && asks && !self.is_paused()
+        let asks = self.is_input_over() && !self.status.send.has_sent_fin();
+        self.status.life.is_open() && asks && self.parts().recv_buf.is_empty()
+    }
+
+    /// True if a paused connection may be read to find the peer's end: nothing waits to be
+    /// delivered.
+    pub(crate) fn may_look_for_end(&self) -> bool {
+        let recv = self.status.recv;
+        self.status.life.is_open()
+            && recv.is_paused_by_handler()
+            && !recv.is_throttled()
+            && !self.status.life.is_detaching()
+            && !self.status.tls_ended
+            && !recv.is_eof()
+            && self.parts().recv_buf.is_empty()
     }
 
     /// True if only a fresh "would block" proves that the kernel's buffer is empty, not a short

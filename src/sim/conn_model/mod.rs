@@ -26,7 +26,7 @@ use crate::proto::{
     ConnConfig, Fingerprint, Framing, Machine, Pool, ProxyHeader, SharedMeters, State, Time,
     TlsConfig,
 };
-use crate::reactor::connection::Connection;
+use crate::reactor::connection::{Connection, HangUp};
 use crate::reactor::drive::Budget;
 
 /// The id of every modelled connection.
@@ -97,7 +97,7 @@ pub struct Snapshot {
     machine: Fingerprint,
     socket: Option<Socket>,
     /// Readable, writable, hang-up, retry.
-    readiness: (bool, bool, bool, bool),
+    readiness: (bool, bool, HangUp, bool),
     script: Script,
     oracle: Oracle,
 }
@@ -228,12 +228,12 @@ impl ConnModel {
             Input::Bytes(bytes) => conn.readable |= socket.arrive(bytes),
             Input::Finish => {
                 if socket.finish() {
-                    (conn.readable, conn.hang_up) = (true, true);
+                    (conn.readable, conn.hang_up) = (true, HangUp::New);
                 }
             }
             Input::Reset => {
                 socket.reset();
-                (conn.readable, conn.writable, conn.hang_up) = (true, true, true);
+                (conn.readable, conn.writable, conn.hang_up) = (true, true, HangUp::New);
             }
             Input::BreakPipe => socket.break_pipe(),
             Input::OutOfMemory => socket.run_out_of_memory(),
