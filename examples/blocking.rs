@@ -9,7 +9,7 @@
 use std::io::{self, BufRead, BufReader, Write};
 use std::sync::mpsc::{sync_channel, Receiver, SyncSender};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use portcullis::{Config, Context, Detached, Framing, Handler, Listen, Outcome, Server};
 
@@ -17,6 +17,8 @@ use portcullis::{Config, Context, Detached, Framing, Handler, Listen, Outcome, S
 mod terminal;
 
 const THREADS: usize = 4;
+const MAX_LINE: usize = 64 * 1024;
+const LINE_TIME: Duration = Duration::from_secs(60);
 
 type Work = (String, Detached);
 
@@ -46,20 +48,48 @@ impl Handler<Pool> for Reception {
 
 /// The part at a thread: as if there were no loop.
 fn serve(wanted: &str, stream: Detached) -> io::Result<()> {
-    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    stream.set_read_timeout(Some(LINE_TIME))?;
+    stream.set_write_timeout(Some(Duration::from_secs(10)))?;
     let mut stream = BufReader::new(stream);
-    let mut line = String::new();
     let mut lines = 0;
-    while stream.read_line(&mut line)? > 0 {
+    while let Some(line) = read_line(&mut stream)? {
         lines += 1;
         let answer = match wanted {
             "upper" => line.to_uppercase(),
             _ => format!("{lines}\n"),
         };
         stream.get_mut().write_all(answer.as_bytes())?;
-        line.clear();
     }
     stream.into_inner().finish()
+}
+
+/// Reads the next line, within limits of length and time: a thread is worth more than a slot, and a client that sends a byte
+/// now and then must not keep it. `None` at the end.
+fn read_line(stream: &mut impl BufRead) -> io::Result<Option<String>> {
+    let late = Instant::now() + LINE_TIME;
+    let mut line = Vec::new();
+    loop {
+        let part = stream.fill_buf()?;
+        if part.is_empty() && line.is_empty() {
+            return Ok(None);
+        }
+        let end = part.iter().position(|&byte| byte == b'\n');
+        let count = end.map_or(part.len(), |end| end + 1);
+        line.extend_from_slice(&part[..count]);
+        stream.consume(count);
+        if line.len() > MAX_LINE {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a line is too long",
+            ));
+        }
+        if count == 0 || end.is_some() {
+            return Ok(Some(String::from_utf8_lossy(&line).into_owned()));
+        }
+        if Instant::now() > late {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+    }
 }
 
 fn work(queue: &Mutex<Receiver<Work>>) {

@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -15,10 +15,15 @@ use socket2::SockRef;
 use crate::addr::Addr;
 use crate::handle::Wake;
 use crate::id::ConnId;
-use crate::proto::DetachedIo;
+use crate::proto::{DetachedIo, EndLimits, Time};
 
 /// One read from the socket under TLS: a record and its header (RFC 8446 section 5.2).
 const READ_SIZE: usize = 0x4000 + 256 + 5;
+
+/// Ciphertext that one read takes without a byte of data: more of it is no peer that means to talk.
+const MAX_WITHOUT_DATA: usize = 1024 * 1024;
+/// One write to a Unix socket: a longer one waits several times.
+const MAX_UNIX_WRITE: usize = 16 * 1024;
 
 /// A connection as a blocking stream: from [`Conn::detach`](crate::Conn::detach).
 ///
@@ -28,9 +33,18 @@ const READ_SIZE: usize = 0x4000 + 256 + 5;
 pub struct Detached {
     socket: Arc<Socket>,
     detached_io: Box<DetachedIo>,
+    calls: SystemCalls,
     peer: Addr,
     source: Addr,
     place: Place,
+}
+
+/// What a blocking stream asks of the system beside its socket.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SystemCalls {
+    pub(crate) now: fn() -> Time,
+    /// A measure of the bytes that the peer's system has not got. True for a Unix socket.
+    pub(crate) unsent: fn(BorrowedFd<'_>, bool) -> Option<usize>,
 }
 
 /// A connection's slot in its server. Dropping this value frees the slot.
@@ -113,6 +127,41 @@ impl Socket {
         }
     }
 
+    fn read_timeout(&self) -> io::Result<Option<Duration>> {
+        match self {
+            Self::Tcp(stream) => stream.read_timeout(),
+            Self::Unix(stream) => stream.read_timeout(),
+        }
+    }
+
+    fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_read_timeout(timeout),
+            Self::Unix(stream) => stream.set_read_timeout(timeout),
+        }
+    }
+
+    fn write_timeout(&self) -> io::Result<Option<Duration>> {
+        match self {
+            Self::Tcp(stream) => stream.write_timeout(),
+            Self::Unix(stream) => stream.write_timeout(),
+        }
+    }
+
+    fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.set_write_timeout(timeout),
+            Self::Unix(stream) => stream.set_write_timeout(timeout),
+        }
+    }
+
+    fn unsent(&self, calls: SystemCalls) -> Option<usize> {
+        match self {
+            Self::Tcp(stream) => (calls.unsent)(stream.as_fd(), false),
+            Self::Unix(stream) => (calls.unsent)(stream.as_fd(), true),
+        }
+    }
+
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => (&mut &*stream).read(buffer),
@@ -121,6 +170,10 @@ impl Socket {
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = match self {
+            Self::Tcp(_) => bytes,
+            Self::Unix(_) => bytes.get(..MAX_UNIX_WRITE).unwrap_or(bytes),
+        };
         match self {
             Self::Tcp(stream) => (&mut &*stream).write(bytes),
             #[cfg(not(target_vendor = "apple"))]
@@ -131,10 +184,105 @@ impl Socket {
     }
 }
 
+#[derive(Clone, Copy)]
+enum Direction {
+    Read,
+    Write,
+}
+
+/// The time of one call that may need several system calls: the socket's timeout bounds each of
+/// them alone, so that a trickle would extend the whole for ever.
+struct Limit<'a> {
+    socket: &'a Socket,
+    calls: SystemCalls,
+    direction: Direction,
+    since: Time,
+    /// The time of the whole call, once it is known.
+    whole: Option<Option<Duration>>,
+    begun: bool,
+    narrowed: bool,
+}
+
+impl<'a> Limit<'a> {
+    fn of(socket: &'a Socket, calls: SystemCalls, direction: Direction) -> Self {
+        Self {
+            socket,
+            calls,
+            direction,
+            since: (calls.now)(),
+            whole: None,
+            begun: false,
+            narrowed: false,
+        }
+    }
+
+    /// Of this time instead of the socket's.
+    fn within(mut self, time: Duration) -> Self {
+        (self.whole, self.begun) = (Some(Some(time)), true);
+        self
+    }
+
+    /// Before each system call: the first has the socket's timeout, the others what is left of it.
+    fn next(&mut self) -> io::Result<()> {
+        if !std::mem::replace(&mut self.begun, true) {
+            return Ok(());
+        }
+        let whole = match self.whole {
+            Some(whole) => whole,
+            None => *self.whole.insert(match self.direction {
+                Direction::Read => self.socket.read_timeout()?,
+                Direction::Write => self.socket.write_timeout()?,
+            }),
+        };
+        let Some(whole) = whole else {
+            return Ok(());
+        };
+        let left = whole.saturating_sub((self.calls.now)().since(self.since));
+        if left.is_zero() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.narrowed = true;
+        self.set(Some(left))
+    }
+
+    fn set(&self, timeout: Option<Duration>) -> io::Result<()> {
+        match self.direction {
+            Direction::Read => self.socket.set_read_timeout(timeout),
+            Direction::Write => self.socket.set_write_timeout(timeout),
+        }
+    }
+}
+
+impl Drop for Limit<'_> {
+    fn drop(&mut self) {
+        if let (true, Some(whole)) = (self.narrowed, self.whole) {
+            // It was accepted before.
+            let _ = self.set(whole);
+        }
+    }
+}
+
+/// Writes everything that is pending.
+fn flush(detached_io: &mut DetachedIo, limit: &mut Limit<'_>) -> io::Result<()> {
+    loop {
+        let bytes = detached_io.transmit().map_err(io::Error::other)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        limit.next()?;
+        match limit.socket.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => detached_io.sent(count),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
 impl Detached {
     pub(crate) fn new(
         id: ConnId,
-        socket: Socket,
+        (socket, calls): (Socket, SystemCalls),
         detached_io: DetachedIo,
         (peer, source): (Addr, Addr),
         released: &Arc<Released>,
@@ -146,6 +294,7 @@ impl Detached {
         let detached = Self {
             socket,
             detached_io: Box::new(detached_io),
+            calls,
             peer,
             source,
             place,
@@ -191,28 +340,23 @@ impl Detached {
     }
 
     /// Sets the limit on the time of one read; `None`, the default, is no limit. After it reads
-    /// fail with `WouldBlock`.
+    /// fail with `WouldBlock`. Over TLS it is the time until a record with data is complete, and
+    /// replies of TLS itself may take the write timeout besides.
     ///
     /// # Errors
     ///
     /// The kernel's. A timeout of zero is refused (`std::net::TcpStream::set_read_timeout`).
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match &*self.socket {
-            Socket::Tcp(stream) => stream.set_read_timeout(timeout),
-            Socket::Unix(stream) => stream.set_read_timeout(timeout),
-        }
+        self.socket.set_read_timeout(timeout)
     }
 
-    /// Sets the limit on the time of one write; `None`, the default, is no limit.
+    /// Sets the limit on the time of one write or flush; `None`, the default, is no limit.
     ///
     /// # Errors
     ///
     /// As for [`Detached::set_read_timeout`].
     pub fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match &*self.socket {
-            Socket::Tcp(stream) => stream.set_write_timeout(timeout),
-            Socket::Unix(stream) => stream.set_write_timeout(timeout),
-        }
+        self.socket.set_write_timeout(timeout)
     }
 
     /// Returns the plain `TcpStream`, received bytes that were not read, and the connection's slot.
@@ -235,23 +379,69 @@ impl Detached {
     /// Closes in order: writes pending output, then close_notify over TLS, then FIN. Waits for the
     /// peer's end, and discards input before that.
     ///
+    /// The output must be taken within the write timeout, by the peer's system too. The wait after
+    /// that is bounded by the read timeout. Without such a timeout, those of the connection's
+    /// options hold: [`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout) and
+    /// [`ConnConfig::linger`](crate::ConnConfig::linger), whose number of bytes bounds the
+    /// discarded input.
+    ///
     /// # Errors
     ///
-    /// The socket's error. [`Detached::set_read_timeout`] bounds the wait.
+    /// The socket's error; `WouldBlock` after a timeout, `InvalidData` after too much input.
     pub fn finish(mut self) -> io::Result<()> {
+        let Self {
+            socket,
+            detached_io,
+            calls,
+            ..
+        } = &mut self;
+        let limits = detached_io.end_limits();
+        let write_timeout = socket.write_timeout()?.unwrap_or(limits.write_timeout);
+        let mut limit = Limit::of(socket, *calls, Direction::Write).within(write_timeout);
         // Nothing can be encrypted after close_notify.
-        self.flush()?;
-        self.detached_io.finish();
-        self.flush()?;
-        self.socket.shutdown(Shutdown::Write)?;
-        let mut buffer = [0; 4096];
-        loop {
-            match self.socket.read(&mut buffer) {
-                Ok(0) => return Ok(()),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        flush(detached_io, &mut limit)?;
+        detached_io.finish();
+        flush(detached_io, &mut limit)?;
+        let deliver_until = limit.since.after(write_timeout);
+        drop(limit);
+        socket.shutdown(Shutdown::Write)?;
+        linger(socket, *calls, limits, deliver_until)
+    }
+}
+
+/// Discards input until the peer's end. The time counts once the peer's system has all output.
+fn linger(
+    socket: &Socket,
+    calls: SystemCalls,
+    limits: EndLimits,
+    deliver_until: Time,
+) -> io::Result<()> {
+    let timeout = socket.read_timeout()?.unwrap_or(limits.linger_timeout);
+    let (mut buffer, mut discarded) = ([0; 4096], 0_usize);
+    let mut owed = socket.unsent(calls).is_some_and(|unsent| unsent > 0);
+    let mut limit = Limit::of(socket, calls, Direction::Read).within(timeout);
+    loop {
+        let read = match limit.next() {
+            Ok(()) => socket.read(&mut buffer),
+            Err(error) => Err(error),
+        };
+        match read {
+            Ok(0) => return Ok(()),
+            Ok(count) if discarded + count > limits.linger_bytes => {
+                let words = "the peer goes on sending behind the end";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, words));
             }
+            Ok(count) => discarded += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock
+                    && owed
+                    && (calls.now)() < deliver_until =>
+            {
+                owed = socket.unsent(calls).is_some_and(|unsent| unsent > 0);
+                limit = Limit::of(socket, calls, Direction::Read).within(timeout);
+            }
+            Err(error) => return Err(error),
         }
     }
 }
@@ -260,31 +450,44 @@ impl Read for Detached {
     /// 0 is the peer's end. Over TLS an end without close_notify is `UnexpectedEof`: an attacker
     /// may have cut the data before it.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.detached_io.unread().is_empty() {
+        let Self {
+            socket,
+            detached_io,
+            calls,
+            ..
+        } = self;
+        let mut read_limit = Limit::of(socket, *calls, Direction::Read);
+        let mut write_limit = Limit::of(socket, *calls, Direction::Write);
+        let mut without_data = 0;
+        while detached_io.unread().is_empty() {
             if buffer.is_empty() {
                 return Ok(0);
             }
-            if let Some(failure) = self.detached_io.take_failure() {
+            if let Some(failure) = detached_io.take_failure() {
                 // The alert for the peer.
-                let _ = self.flush();
+                let _ = flush(detached_io, &mut write_limit);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, failure));
             }
-            if self.detached_io.is_over() {
+            if detached_io.is_over() {
                 return Ok(0);
             }
-            if !self.detached_io.is_tls() {
-                self.flush()?;
-                return self.socket.read(buffer);
-            }
             // Replies of TLS itself, and earlier output.
-            self.flush()?;
+            flush(detached_io, &mut write_limit)?;
+            if !detached_io.is_tls() {
+                return socket.read(buffer);
+            }
+            if without_data > MAX_WITHOUT_DATA {
+                let words = "the peer sends records without data";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+            }
+            read_limit.next()?;
             let mut wire = [0; READ_SIZE];
-            let count = self.socket.read(&mut wire)?;
+            let count = socket.read(&mut wire)?;
             if count == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            self.detached_io
-                .receive(wire.get_mut(..count).unwrap_or_default());
+            without_data += count;
+            detached_io.receive(wire.get_mut(..count).unwrap_or_default());
         }
         let unread = self.detached_io.unread();
         let count = unread.len().min(buffer.len());
@@ -300,32 +503,38 @@ impl Write for Detached {
     /// Over TLS accepted bytes may be unsent when this returns: [`Write::flush`] and the next write
     /// send them.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.flush()?;
-        if !self.detached_io.is_tls() {
-            return self.socket.write(bytes);
+        let Self {
+            socket,
+            detached_io,
+            calls,
+            ..
+        } = self;
+        let mut limit = Limit::of(socket, *calls, Direction::Write);
+        flush(detached_io, &mut limit)?;
+        if !detached_io.is_tls() {
+            limit.next()?;
+            return socket.write(bytes);
         }
         // One record at a time, as `TcpStream` takes what fits. From here on the bytes are
         // accepted: an error would make the caller send them twice. A lasting error comes back at
         // the next write.
         let taken = bytes.get(..0x4000).unwrap_or(bytes);
-        self.detached_io.send(taken);
-        let _ = self.flush();
+        detached_io.send(taken);
+        let _ = flush(detached_io, &mut limit);
         Ok(taken.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        loop {
-            let bytes = self.detached_io.transmit().map_err(io::Error::other)?;
-            if bytes.is_empty() {
-                return Ok(());
-            }
-            match self.socket.write(bytes) {
-                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(count) => self.detached_io.sent(count),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
+        let Self {
+            socket,
+            detached_io,
+            calls,
+            ..
+        } = self;
+        flush(
+            detached_io,
+            &mut Limit::of(socket, *calls, Direction::Write),
+        )
     }
 }
 

@@ -2,6 +2,7 @@
 //! session.
 
 use std::error::Error as StdError;
+use std::time::Duration;
 
 use super::buffers::Buffers;
 use super::tls::Session;
@@ -10,6 +11,7 @@ use super::tls::TlsInfo;
 
 /// The bytes and the TLS session of a detached connection. Still sans-IO.
 pub(crate) struct DetachedIo {
+    limits: EndLimits,
     tls: Option<Box<Session>>,
     /// Received bytes that no handler got; over TLS decrypted.
     unread: Vec<u8>,
@@ -21,17 +23,35 @@ pub(crate) struct DetachedIo {
     buffers: Vec<Vec<u8>>,
 }
 
+/// The options that bound the end of a connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EndLimits {
+    pub(crate) write_timeout: Duration,
+    pub(crate) linger_timeout: Duration,
+    pub(crate) linger_bytes: usize,
+}
+
 type Failure = Box<dyn StdError + Send + Sync>;
 
 impl DetachedIo {
-    pub(super) fn new(tls: Option<Box<Session>>, unread: &[u8], unsent: &[u8]) -> Self {
+    pub(super) fn new(
+        limits: EndLimits,
+        tls: Option<Box<Session>>,
+        unread: &[u8],
+        unsent: &[u8],
+    ) -> Self {
         Self {
+            limits,
             tls,
             unread: unread.to_vec(),
             read: 0,
             unsent: unsent.to_vec(),
             buffers: Vec::new(),
         }
+    }
+
+    pub(crate) fn end_limits(&self) -> EndLimits {
+        self.limits
     }
 
     pub(crate) fn is_tls(&self) -> bool {

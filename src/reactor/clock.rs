@@ -25,6 +25,11 @@ impl Clock {
     }
 }
 
+/// The time without a server's clock, for code outside of its loop.
+pub(super) fn now() -> Time {
+    Time::from_nanos(monotonic())
+}
+
 /// The time of [`Instant`] as one number. A connection's turn costs a reading, and subtracting two
 /// pairs of `Instant` takes longer than the reading.
 #[cfg(any(target_os = "linux", target_os = "android"))]

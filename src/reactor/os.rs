@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::addr::{Addr, Credentials};
 use crate::config::SocketOptions;
+use crate::detached::SystemCalls;
 use crate::handle::Wake;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::Time;
@@ -183,8 +184,8 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
     /// Number of readable bytes, at most one, without reading them; 0 at the end.
     fn peek(&mut self, stream: &mut Self::Stream) -> io::Result<usize>;
 
-    /// Takes a stream out of the poll and returns its socket.
-    fn release(&mut self, stream: Self::Stream) -> io::Result<OwnedFd>;
+    /// Takes a stream out of the poll and returns its socket, with the calls that it needs.
+    fn release(&mut self, stream: Self::Stream) -> io::Result<(OwnedFd, SystemCalls)>;
 
     /// Whether [`Os::release`] can work at all.
     fn can_release(&self) -> bool;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use super::kernel::Kernel;
 use crate::addr::{Addr, Credentials};
 use crate::config::SocketOptions;
+use crate::detached::SystemCalls;
 use crate::handle::Wake;
 use crate::proto::Time;
 use crate::reactor::os::{Connected, Event, Os, Socket, StreamOps, Token};
@@ -175,7 +176,7 @@ impl Os for SimOs {
         self.0.borrow_mut().peek(stream.index)
     }
 
-    fn release(&mut self, _stream: StreamFd) -> io::Result<OwnedFd> {
+    fn release(&mut self, _stream: StreamFd) -> io::Result<(OwnedFd, SystemCalls)> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -10,8 +10,8 @@ use kit::net::{
     connect, local, packet2, ping, read_to_end, recv2, send2, spawn, Running, PATIENCE,
 };
 use portcullis::{
-    CloseReason, Closed, Config, Context, DetachError, Detached, Handler, Listen, Outcome, Server,
-    State,
+    CloseReason, Closed, Config, ConnConfig, Context, DetachError, Detached, Handler, Listen,
+    Outcome, Server, SocketOptions, State,
 };
 
 /// The receiver of the streams, and the handlers' calls.
@@ -505,4 +505,102 @@ fn a_peer_that_has_finished_stays() {
     drop(client);
     server.until("it has gone", |stats| stats.open == 0);
     server.ask(|app, _| assert_eq!(app.refused, [DetachError::NotOpen]));
+}
+
+/// Sends bytes of `wire` one by one, far apart, until the connection fails or all are sent.
+fn trickle(mut socket: TcpStream, wire: Vec<u8>) {
+    thread::spawn(move || {
+        for byte in wire {
+            if socket.write_all(&[byte]).is_err() {
+                return;
+            }
+            thread::park_timeout(Duration::from_millis(10));
+        }
+    });
+}
+
+/// Runs what must come back by itself.
+#[track_caller]
+fn in_time<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
+    let (sender, result) = channel();
+    thread::spawn(move || sender.send(run()));
+    result.recv_timeout(PATIENCE).expect("it comes back")
+}
+
+/// A peer that sends on after our end is heard for a time, whatever the pauses between its bytes.
+#[test]
+fn a_trickle_does_not_keep_finish() {
+    let options = local().conn(ConnConfig::new().linger(Duration::from_millis(50), usize::MAX));
+    for timeout in [None, Some(Duration::from_millis(50))] {
+        let (server, received) = server(Config::new(), options.clone());
+        let (client, stream) = leave(&server, &received, b"");
+        stream.set_read_timeout(timeout).expect("timeout");
+        trickle(client.try_clone().expect("clone"), vec![b'x'; 1_000_000]);
+        let error = in_time(|| stream.finish()).expect_err("the peer does not end");
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    }
+}
+
+/// A flood is bounded by its bytes.
+#[test]
+fn a_flood_does_not_keep_finish() {
+    let options = local().conn(ConnConfig::new().linger(Duration::MAX, 1_000_000));
+    let (server, received) = server(Config::new(), options);
+    let (mut client, stream) = leave(&server, &received, b"");
+    thread::spawn(move || while client.write_all(&[0; 10_000]).is_ok() {});
+    let error = in_time(|| stream.finish()).expect_err("the peer does not end");
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+}
+
+/// The time to wait for the peer's end begins once the peer's system has everything.
+#[test]
+fn finish_waits_for_what_the_kernel_still_holds() {
+    const LENGTH: usize = 100_000;
+    let listen = local().socket(SocketOptions::new().send_buffer(1024 * 1024));
+    let (server, received) = server(Config::new(), listen);
+    let mut client = kit::script::connect_narrow(server.addr());
+    send2(&mut client, b"out");
+    assert_eq!(recv2(&mut client), b"last words");
+    let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+    stream
+        .set_read_timeout(Some(Duration::from_millis(10)))
+        .expect("timeout");
+    stream.write_all(&[7; LENGTH]).expect("the kernel has room");
+    let (sender, finished) = channel();
+    thread::spawn(move || sender.send(stream.finish()));
+    // Longer than the time to wait, if nothing were owed.
+    assert!(finished.recv_timeout(Duration::from_millis(200)).is_err());
+    let mut part = [0; LENGTH / 25];
+    for _ in 0..25 {
+        client.write_all(b"ping").expect("it is not closed");
+        client.read_exact(&mut part).expect("the answer");
+    }
+    assert_eq!(read_to_end(&mut client), b"");
+    drop(client);
+    let _ = finished.recv_timeout(PATIENCE).expect("it comes back");
+}
+
+/// The read timeout is the time of one read, not of each byte of a record; and nothing is lost.
+#[cfg(feature = "tls")]
+#[test]
+fn a_trickled_record_does_not_keep_a_read() {
+    let (_server, mut client, mut stream) = sent_out_over_tls();
+    let wire = kit::tls::encrypt(&mut client.conn, &[b'x'; 300]);
+    let timeout = Some(Duration::from_millis(100));
+    stream.set_read_timeout(timeout).expect("timeout");
+    trickle(client.sock.try_clone().expect("clone"), wire);
+    let (stream, error) = in_time(move || {
+        let error = stream.read(&mut [0; 300]).expect_err("it is not complete");
+        (stream, error)
+    });
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+    let mut stream = stream;
+    let socket = stream.as_tcp().expect("TCP");
+    assert_eq!(socket.read_timeout().expect("an option"), timeout);
+    stream.set_read_timeout(None).expect("timeout");
+    let all = in_time(move || {
+        let mut all = [0; 300];
+        stream.read_exact(&mut all).map(|()| all)
+    });
+    assert_eq!(all.expect("the whole record"), [b'x'; 300]);
 }

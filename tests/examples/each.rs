@@ -190,7 +190,15 @@ fn the_blocking_pool_serves_the_connections_of_the_loop() {
             .expect("FIN");
         assert_eq!(client.hear(), "");
     }
-    drop((clients, other));
+    // A line has a limit.
+    let mut endless = Line::connect(addr);
+    endless.say("count\n");
+    assert_eq!(endless.hear(), "go on\n");
+    endless.say(&"x".repeat(100_000));
+    let mut rest = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut endless.0, &mut rest);
+    assert!(rest.is_empty(), "it is not answered");
+    drop((clients, other, endless));
     terminate(server);
 }
 

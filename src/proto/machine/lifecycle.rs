@@ -9,7 +9,7 @@ use super::Machine;
 use crate::proto::buffers::SendBuffer;
 use crate::proto::close::Delivery;
 use crate::proto::deadlines::{Pace, TimeLeft};
-use crate::proto::detached_io::DetachedIo;
+use crate::proto::detached_io::{DetachedIo, EndLimits};
 use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
 use crate::proto::state::{NextStep, SendError, State};
@@ -233,7 +233,17 @@ impl Machine {
     pub(crate) fn detach(&mut self, pool: &mut Pool) -> DetachedIo {
         let tls = self.tls.take();
         let parts = self.parts();
-        let remains = DetachedIo::new(tls, parts.recv_buf.pending(), parts.send_buf.pending());
+        let limits = EndLimits {
+            write_timeout: self.limits.write_timeout,
+            linger_timeout: self.limits.linger_timeout,
+            linger_bytes: self.limits.linger_bytes,
+        };
+        let remains = DetachedIo::new(
+            limits,
+            tls,
+            parts.recv_buf.pending(),
+            parts.send_buf.pending(),
+        );
         self.drop_output(pool);
         self.enter_closing(Phase::Detached, pool);
         let (active, _) = self.wake(pool);

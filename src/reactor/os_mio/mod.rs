@@ -25,11 +25,12 @@ use socket2::{Domain, Protocol, SockAddr, SockRef, TcpKeepalive, Type};
 pub(crate) use shared::SharedListenSockets;
 pub(crate) use sockets::{Listener, Stream};
 
-use super::clock::{Clock, LONGEST_SLEEP};
+use super::clock::{self, Clock, LONGEST_SLEEP};
 use super::os::{Connected, Event, Os, StreamOps, Token};
 use super::socket_file::SocketFile;
 use crate::addr::{Addr, UnixAddr};
 use crate::config::SocketOptions;
+use crate::detached::SystemCalls;
 use crate::handle::Wake;
 use crate::proto::Time;
 
@@ -283,7 +284,10 @@ impl StreamOps for MioOs {
     }
 
     fn unsent(&mut self, stream: &mut Stream) -> Option<usize> {
-        sockets::unsent(stream)
+        match stream {
+            Stream::Tcp(stream) => sockets::unsent(stream.as_fd(), false),
+            Stream::Unix(stream) => sockets::unsent(stream.as_fd(), true),
+        }
     }
 
     fn shutdown(&mut self, stream: &mut Stream) -> io::Result<()> {
@@ -469,17 +473,22 @@ impl Os for MioOs {
         }
     }
 
-    fn release(&mut self, stream: Stream) -> io::Result<OwnedFd> {
-        match stream {
+    fn release(&mut self, stream: Stream) -> io::Result<(OwnedFd, SystemCalls)> {
+        let socket = match stream {
             Stream::Tcp(mut stream) => {
                 self.poll.registry().deregister(&mut stream)?;
-                Ok(stream.into())
+                stream.into()
             }
             Stream::Unix(mut stream) => {
                 self.poll.registry().deregister(&mut stream)?;
-                Ok(stream.into())
+                stream.into()
             }
-        }
+        };
+        let calls = SystemCalls {
+            now: clock::now,
+            unsent: sockets::unsent,
+        };
+        Ok((socket, calls))
     }
 
     fn can_release(&self) -> bool {

@@ -245,18 +245,10 @@ nix::getsockopt_impl!(
 
 /// The memory of output that the peer has not acknowledged, or on a Unix socket not read.
 #[cfg(target_os = "linux")]
-pub(super) fn unsent(stream: &Stream) -> Option<usize> {
-    use nix::sys::socket::getsockopt;
-    let [_, _, wmem_alloc, _, _, wmem_queued] = match stream {
-        Stream::Tcp(stream) => getsockopt(stream, MemInfo),
-        Stream::Unix(stream) => getsockopt(stream, MemInfo),
-    }
-    .ok()?;
-    usize::try_from(match stream {
-        Stream::Tcp(_) => wmem_queued,
-        Stream::Unix(_) => wmem_alloc,
-    })
-    .ok()
+pub(super) fn unsent(socket: BorrowedFd<'_>, is_unix: bool) -> Option<usize> {
+    let found = nix::sys::socket::getsockopt(&socket, MemInfo).ok()?;
+    let [_, _, wmem_alloc, _, _, wmem_queued] = found;
+    usize::try_from(if is_unix { wmem_alloc } else { wmem_queued }).ok()
 }
 
 /// Number of bytes in the send buffer (SO_NWRITE).
@@ -274,16 +266,12 @@ nix::getsockopt_impl!(
 );
 
 #[cfg(target_vendor = "apple")]
-pub(super) fn unsent(stream: &Stream) -> Option<usize> {
-    use nix::sys::socket::getsockopt;
-    let unsent = match stream {
-        Stream::Tcp(stream) => getsockopt(stream, NWrite),
-        Stream::Unix(stream) => getsockopt(stream, NWrite),
-    };
+pub(super) fn unsent(socket: BorrowedFd<'_>, _is_unix: bool) -> Option<usize> {
+    let unsent = nix::sys::socket::getsockopt(&socket, NWrite);
     usize::try_from(unsent.ok()?).ok()
 }
 
 #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
-pub(super) fn unsent(_stream: &Stream) -> Option<usize> {
+pub(super) fn unsent(_socket: BorrowedFd<'_>, _is_unix: bool) -> Option<usize> {
     None
 }
