@@ -327,7 +327,7 @@ fn probe<H: Host>(host: &mut H) -> bool {
         return true;
     };
     let is_new = conn.hang_up == HangUp::New && conn.machine.wants_error();
-    if !is_new && !(conn.readable && conn.paused_for_memory) {
+    if !(is_new || conn.readable && conn.paused_for_memory) {
         return false;
     }
     if is_new {
