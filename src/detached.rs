@@ -382,8 +382,8 @@ impl Detached {
     /// The output must be taken within the write timeout, by the peer's system too. The wait after
     /// that is bounded by the read timeout. Without such a timeout, those of the connection's
     /// options hold: [`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout) and
-    /// [`ConnConfig::linger`](crate::ConnConfig::linger), whose number of bytes bounds the
-    /// discarded input.
+    /// [`ConnConfig::linger_timeout`](crate::ConnConfig::linger_timeout).
+    /// [`ConnConfig::linger_bytes`](crate::ConnConfig::linger_bytes) bounds the discarded input.
     ///
     /// # Errors
     ///

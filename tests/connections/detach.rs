@@ -10,8 +10,8 @@ use kit::net::{
     connect, local, packet2, ping, read_to_end, recv2, send2, spawn, Running, PATIENCE,
 };
 use portcullis::{
-    CloseReason, Closed, Config, ConnConfig, Context, DetachError, Detached, Handler, Listen,
-    Outcome, Server, SocketOptions, State,
+    CloseReason, Closed, Config, Context, DetachError, Detached, Handler, Listen, Outcome, Server,
+    State,
 };
 
 /// The receiver of the streams, and the handlers' calls.
@@ -530,7 +530,10 @@ fn in_time<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
 /// A peer that sends on after our end is heard for a time, whatever the pauses between its bytes.
 #[test]
 fn a_trickle_does_not_keep_finish() {
-    let options = local().conn(ConnConfig::new().linger(Duration::from_millis(50), usize::MAX));
+    let options = local().conn(|conn| {
+        conn.linger_timeout = Duration::from_millis(50);
+        conn.linger_bytes = usize::MAX;
+    });
     for timeout in [None, Some(Duration::from_millis(50))] {
         let (server, received) = server(Config::new(), options.clone());
         let (client, stream) = leave(&server, &received, b"");
@@ -544,7 +547,10 @@ fn a_trickle_does_not_keep_finish() {
 /// A flood is bounded by its bytes.
 #[test]
 fn a_flood_does_not_keep_finish() {
-    let options = local().conn(ConnConfig::new().linger(Duration::MAX, 1_000_000));
+    let options = local().conn(|conn| {
+        conn.linger_timeout = Duration::MAX;
+        conn.linger_bytes = 1_000_000;
+    });
     let (server, received) = server(Config::new(), options);
     let (mut client, stream) = leave(&server, &received, b"");
     thread::spawn(move || while client.write_all(&[0; 10_000]).is_ok() {});
@@ -556,7 +562,7 @@ fn a_flood_does_not_keep_finish() {
 #[test]
 fn finish_waits_for_what_the_kernel_still_holds() {
     const LENGTH: usize = 100_000;
-    let listen = local().socket(SocketOptions::new().send_buffer(1024 * 1024));
+    let listen = local().socket(|socket| socket.send_buffer = Some(1024 * 1024));
     let (server, received) = server(Config::new(), listen);
     let mut client = kit::script::connect_narrow(server.addr());
     send2(&mut client, b"out");

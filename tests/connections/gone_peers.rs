@@ -9,8 +9,7 @@ use kit::net::{local, packet2, PATIENCE};
 use kit::script::reset;
 use portcullis::sim::{ClientId, Sim};
 use portcullis::{
-    CloseReason, Config, ConnConfig, ConnId, Context, Framing, Handler, Listen, Outcome, Server,
-    Stats,
+    CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Server, Stats,
 };
 
 /// Pauses at "pause", holds at "hold", and records everything.
@@ -223,7 +222,7 @@ fn a_tcp_peer_that_goes_is_noticed() {
     for in_one_event in [false, true] {
         for resets in [false, true] {
             let mut server = Server::new(Config::new()).expect("server");
-            let listen = local().conn(ConnConfig::new().idle_timeout(idle));
+            let listen = local().conn(|conn| conn.idle_timeout = idle);
             let listener = server
                 .listen(listen, |_: &mut Log, _| Stalls)
                 .expect("listen");

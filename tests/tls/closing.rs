@@ -590,7 +590,7 @@ fn a_paused_connection_notices_the_end_behind_close_notify() {
     for version in VERSIONS {
         for resets in [false, true] {
             let site = Site::new();
-            let listen = listen(&site).conn(ConnConfig::new().idle_timeout(idle));
+            let listen = listen(&site).conn(|conn| conn.idle_timeout = idle);
             let server = serve(listen, || Pauses);
             let mut client = secure(server.addr(), &site.client(version));
             send2(&mut client, b"pause");
