@@ -398,14 +398,20 @@ impl Detached {
         let limits = detached_io.end_limits();
         let write_timeout = socket.write_timeout()?.unwrap_or(limits.write_timeout);
         let mut limit = Limit::of(socket, *calls, Direction::Write).within(write_timeout);
-        // Nothing can be encrypted after close_notify.
-        flush(detached_io, &mut limit)?;
+        // Nothing can be encrypted after close_notify, which ends a session with worn out keys too.
+        let flushed = flush(detached_io, &mut limit);
+        if let Err(error) = &flushed {
+            if error.kind() != io::ErrorKind::Other {
+                return flushed;
+            }
+        }
         detached_io.finish();
         flush(detached_io, &mut limit)?;
         let deliver_until = limit.since.after(write_timeout);
         drop(limit);
         socket.shutdown(Shutdown::Write)?;
-        linger(socket, *calls, limits, deliver_until)
+        linger(socket, *calls, limits, deliver_until)?;
+        flushed
     }
 }
 

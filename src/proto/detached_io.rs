@@ -113,9 +113,16 @@ impl DetachedIo {
         };
         if session.pending().is_empty() && !self.unsent.is_empty() {
             let mut buffers = Buffers::of(std::mem::take(&mut self.buffers));
-            let taken = session.encrypt(&self.unsent, &mut buffers)?;
+            let encrypted = session.encrypt(&self.unsent, &mut buffers);
             self.buffers = buffers.into_large();
-            self.unsent.drain(..taken);
+            match encrypted {
+                Ok(taken) => drop(self.unsent.drain(..taken)),
+                Err(error) => {
+                    // Worn out keys: the remainder cannot be sent, and close_notify is pending.
+                    self.unsent.clear();
+                    return Err(error);
+                }
+            }
         }
         Ok(session.pending())
     }

@@ -172,7 +172,7 @@ impl<S> Connection<S> {
             return;
         };
         loop {
-            let bytes = self.machine.transmit(pool);
+            let bytes = self.machine.transmit(*now, pool);
             if bytes.is_empty() {
                 return;
             }

@@ -617,7 +617,7 @@ impl Machine {
         }
     }
 
-    fn drop_output(&mut self, pool: &mut Pool) {
+    pub(super) fn drop_output(&mut self, pool: &mut Pool) {
         if let Some(active) = &mut self.active {
             active.send_buf.clear(&mut pool.buffers);
         }

@@ -143,18 +143,18 @@ impl Machine {
 
     /// Returns the bytes to write now; encrypts as late as this.
     #[inline]
-    pub(crate) fn transmit(&mut self, pool: &mut Pool) -> &[u8] {
+    pub(crate) fn transmit(&mut self, now: Time, pool: &mut Pool) -> &[u8] {
         if self.only_frames() && self.tls.is_none() {
             self.parts().send_buf.pending()
         } else {
-            self.prepare(pool)
+            self.prepare(now, pool)
         }
     }
 
     #[inline(never)]
-    fn prepare(&mut self, pool: &mut Pool) -> &[u8] {
+    fn prepare(&mut self, now: Time, pool: &mut Pool) -> &[u8] {
         if self.only_frames() {
-            self.encrypt(pool);
+            self.encrypt(now, pool);
         } else if !self.allows().write {
             // TLS may answer by itself behind our FIN, where nothing can be written.
             if let (true, Some(session)) = (self.status.send.has_sent_fin(), &mut self.tls) {
@@ -163,7 +163,7 @@ impl Machine {
             return &[];
         } else {
             if !self.write_closed() {
-                self.encrypt(pool);
+                self.encrypt(now, pool);
             }
             self.prepare_end(pool);
         }
@@ -175,16 +175,28 @@ impl Machine {
 
     /// Encrypts pending output.
     #[inline]
-    fn encrypt(&mut self, pool: &mut Pool) {
+    fn encrypt(&mut self, now: Time, pool: &mut Pool) {
         if let (Some(session), Some(active)) = (&mut self.tls, &mut self.active) {
             match session.encrypt(active.send_buf.pending(), &mut pool.buffers) {
                 Ok(taken) => active.send_buf.advance(taken),
-                Err(error) => {
-                    let error: Box<dyn StdError> = error;
-                    self.status.tls_ended = true;
-                    self.end(Closed::with(CloseReason::Tls, error), pool);
-                }
+                Err(error) => self.end_worn_out(error, now, pool),
             }
+        }
+    }
+
+    /// The keys of TLS 1.2 are worn out: closes in order behind what was encrypted. The remainder
+    /// is lost, which the reason says.
+    #[cold]
+    fn end_worn_out(&mut self, error: Box<dyn StdError + Send + Sync>, now: Time, pool: &mut Pool) {
+        let error: Box<dyn StdError> = error;
+        let closed = Closed::with(CloseReason::Tls, error);
+        self.status.tls_ended = true;
+        self.status.send.relieve();
+        self.drop_output(pool);
+        if self.status.life.is_closing() {
+            self.wake(pool).0.ending.set_loss(closed);
+        } else {
+            self.close(closed, now, pool);
         }
     }
 

@@ -367,7 +367,7 @@ impl Rig {
 
     fn flush(&mut self) {
         loop {
-            let bytes = self.machine.transmit(&mut self.pool);
+            let bytes = self.machine.transmit(self.now, &mut self.pool);
             if bytes.is_empty() {
                 return;
             }

@@ -78,7 +78,7 @@ pub(super) fn drive<S: Side>(
         peer_closed,
     } = out;
     let mut consumed = 0;
-    let mut failure = None;
+    let (mut failure, mut worn_out) = (None, false);
     loop {
         let unread = input.get_mut(consumed..).unwrap_or_default();
         let UnbufferedStatus { mut discard, state } = connection.process(unread);
@@ -111,7 +111,10 @@ pub(super) fn drive<S: Side>(
                 match std::mem::replace(&mut wish, Wish::Nothing) {
                     Wish::Nothing => more = false,
                     wish => {
-                        grant(traffic, wish, send_buf.tail(buffers))?;
+                        if !grant(traffic, wish, send_buf.tail(buffers)) {
+                            // rustls has queued close_notify, which it hands over next.
+                            worn_out = true;
+                        }
                         silent = true;
                     }
                 }
@@ -134,22 +137,20 @@ pub(super) fn drive<S: Side>(
     }
     match (failure, wish) {
         (Some(error), _) => Err(error.into()),
+        (None, _) if worn_out => Err("the keys of this connection are worn out".into()),
         (None, Wish::Encrypt(_)) => Err("TLS takes no more data".into()),
         (None, _) => Ok(consumed),
     }
 }
 
-/// Encrypts, or appends close_notify, at the end of `out`.
-fn grant<Data>(
-    mut traffic: WriteTraffic<'_, Data>,
-    wish: Wish<'_>,
-    out: &mut Vec<u8>,
-) -> Result<(), Box<dyn StdError + Send + Sync>> {
+/// Encrypts, or appends close_notify, at the end of `out`. False if the keys are worn out: TLS 1.2
+/// cannot change them (RFC 8446 section 5.5).
+fn grant<Data>(mut traffic: WriteTraffic<'_, Data>, wish: Wish<'_>, out: &mut Vec<u8>) -> bool {
     let room = match wish {
         Wish::Encrypt(plain) => plain.len() + (plain.len() / MAX_PAYLOAD + 1) * MAX_OVERHEAD,
         Wish::CloseNotify | Wish::Nothing => MAX_OVERHEAD,
     };
-    let granted = append(out, room, |space| {
+    append(out, room, |space| {
         let written = match wish {
             Wish::Encrypt(plain) => traffic.encrypt(plain, space),
             Wish::CloseNotify | Wish::Nothing => traffic.queue_close_notify(space),
@@ -158,12 +159,7 @@ fn grant<Data>(
             EncryptError::InsufficientSize(size) => Some(size.required_size),
             EncryptError::EncryptExhausted => None,
         })
-    });
-    if granted {
-        Ok(())
-    } else {
-        Err("the keys of this connection are worn out".into())
-    }
+    })
 }
 
 /// Lets `write` fill space at the end of `out`, and once more with the space that it demands.

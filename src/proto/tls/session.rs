@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustls::client::UnbufferedClientConnection;
 use rustls::server::{Acceptor, ClientHello, UnbufferedServerConnection};
-use rustls::{AlertDescription, CommonState, ProtocolVersion, ServerConfig};
+use rustls::{AlertDescription, CommonState, ContentType, ProtocolVersion, ServerConfig};
 
 use super::client::{ClientTls, WithServer};
 use super::config::TlsConfig;
@@ -281,7 +281,11 @@ impl Session {
             return Ok(0);
         }
         let chunk = plain.get(..ENCRYPT_CHUNK).unwrap_or(plain);
-        self.wish(Wish::Encrypt(chunk), buffers)?;
+        if let Err(error) = self.wish(Wish::Encrypt(chunk), buffers) {
+            // Worn out keys: close_notify is in the buffer.
+            self.notified = true;
+            return Err(error);
+        }
         Ok(chunk.len())
     }
 
@@ -443,12 +447,32 @@ fn read_hello(
             Ok(Some(accepted)) => return choose(config, &accepted.client_hello(), alert).map(Some),
             Ok(None) => {}
             Err((error, mut farewell)) => {
+                let before = alert.len();
                 farewell.write_all(alert)?;
+                if alert.len() == before && is_unexpected(&error) {
+                    alert.extend_from_slice(&fatal_alert(AlertDescription::UnexpectedMessage));
+                }
                 return Err(error.into());
             }
         }
     }
     Ok(None)
+}
+
+/// True if rustls' connection would send `unexpected_message`, which `Acceptor` does not: the first
+/// message is no ClientHello. An alert is not answered.
+fn is_unexpected(error: &rustls::Error) -> bool {
+    match error {
+        rustls::Error::InappropriateMessage { got_type, .. } => *got_type != ContentType::Alert,
+        rustls::Error::InappropriateHandshakeMessage { .. } => true,
+        _ => false,
+    }
+}
+
+/// A fatal alert in a record of its own (RFC 8446 sections 5.1 and 6), in the clear like everything
+/// before ServerHello.
+fn fatal_alert(description: AlertDescription) -> [u8; 7] {
+    [21, 3, 3, 0, 2, 2, description.into()]
 }
 
 fn choose(
@@ -468,9 +492,7 @@ fn choose(
                 "the client asks for no name, and there is no configuration for that".to_owned(),
             ),
         };
-        // A fatal alert in a record of its own (RFC 8446 sections 5.1 and 6), in the clear like
-        // everything before ServerHello.
-        alert.extend_from_slice(&[21, 3, 3, 0, 2, 2, description.into()]);
+        alert.extend_from_slice(&fatal_alert(description));
         return Err(words.into());
     };
     Ok(Greeted {

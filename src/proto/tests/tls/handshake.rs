@@ -283,3 +283,27 @@ fn nothing_in_common_is_refused_with_an_alert() {
     }
     assert_eq!(talk.rig.finish(), CloseReason::TlsHandshake);
 }
+
+/// The first message is no ClientHello: rustls' own server sends `unexpected_message`.
+#[test]
+fn a_first_message_that_is_no_client_hello_is_answered_by_an_alert() {
+    let finished = [&[22, 3, 3, 0, 16, 20, 0, 0, 12][..], &[0; 12]].concat();
+    for (wire, alert) in [
+        (finished, &[21, 3, 3, 0, 2, 2, 10][..]),
+        (
+            [&[23, 3, 3, 0, 5][..], b"hello"].concat(),
+            &[21, 3, 3, 0, 2, 2, 10],
+        ),
+        (vec![20, 3, 3, 0, 1, 1], &[21, 3, 3, 0, 2, 2, 10]),
+        // A ClientHello that is none, and a record that is none.
+        (vec![22, 3, 3, 0, 4, 1, 0, 0, 0], &[21, 3, 3, 0, 2, 2, 50]),
+        // An alert is not answered.
+        (vec![21, 3, 3, 0, 2, 2, 40], &[]),
+    ] {
+        let mut talk = Talk::new(&TLS13, Box::new(echo));
+        talk.rig.receive(&wire);
+        assert_eq!(talk.rig.answers(), alert, "{wire:?}");
+        talk.rig.receive_fin();
+        assert_eq!(talk.rig.ended(), CloseReason::TlsHandshake);
+    }
+}
