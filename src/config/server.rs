@@ -71,6 +71,17 @@ pub struct Budgets {
     pub read_bytes: usize,
     /// Number of commands from [`Handle`](crate::Handle)s. Defaults to 1024.
     pub commands: usize,
+    /// Work of the whole iteration, whatever the number of connections. Each byte read or written
+    /// counts 1, each frame in or out 64 more. In the same unit, a connection's turn, a close and an
+    /// accepted client count 24 KiB, an attempt to connect 64, a step of a TLS handshake 512.
+    /// Defaults to 8 MiB, which takes 2 to 4 ms.
+    ///
+    /// No step begins once the budget is spent. The remainder waits for the next iteration, in
+    /// which connections that had no turn come first. Their timeouts wait for their turns, and
+    /// [`Server::next_timeout`](crate::Server::next_timeout) is zero until then. A sixteenth of the
+    /// budget is kept for each kind of work, so that none of them starves. The time that callbacks
+    /// take is not counted.
+    pub work: usize,
 }
 
 impl Default for Budgets {
@@ -80,6 +91,7 @@ impl Default for Budgets {
             handshakes: 16,
             read_bytes: 64 * 1024,
             commands: 1024,
+            work: 8 * 1024 * 1024,
         }
     }
 }
@@ -255,6 +267,7 @@ impl Config {
             ("budgets.handshakes", self.budgets.handshakes),
             ("budgets.read_bytes", self.budgets.read_bytes),
             ("budgets.commands", self.budgets.commands),
+            ("budgets.work", self.budgets.work),
             ("queue_limits.commands", self.queue_limits.commands),
         ];
         for (option, count) in counts {

@@ -13,6 +13,7 @@ use super::listener::AcceptError;
 use super::listeners;
 use super::os::{Os, Socket as _};
 use super::refuse::{report_failed, turn_away};
+use super::work;
 use crate::config::ProxyProtocol;
 use crate::id::ConnId;
 use crate::logs;
@@ -67,6 +68,11 @@ impl Round {
         scratch: &mut Scratch,
     ) -> Option<ConnId> {
         while self.offset < self.listeners {
+            if !inner.core.has_work_left() {
+                // The listeners that are left are readable still.
+                inner.core.conns.unreserve();
+                return None;
+            }
             let at = (self.first + self.offset) % self.listeners;
             if self.current.is_none() && !defer_accept(&mut inner.core, at) {
                 self.current = Some(Progress {
@@ -137,6 +143,7 @@ fn accept_next<A, O: Os>(
         config,
         now,
         stats,
+        work,
         ..
     } = core;
     let Some(listener) = listeners.get_mut(at) else {
@@ -153,8 +160,10 @@ fn accept_next<A, O: Os>(
         listener.readable = false;
         return Step::Done;
     };
+    work.charge(work::STEP);
     match os.accept(socket) {
         Ok((stream, addr)) => {
+            work.charge(work::ACCEPT);
             progress.accepted = true;
             listener.failing = false;
             listener.broken = false;

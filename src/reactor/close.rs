@@ -2,9 +2,11 @@
 //! loop as blocking streams.
 
 use super::core::Core;
+use super::drain;
 use super::incoming::Incoming;
 use super::inner::Inner;
 use super::os::{Os, Socket as _};
+use super::work;
 use crate::catch::catch;
 use crate::detached::{Detached, Socket};
 use crate::id::ConnId;
@@ -139,7 +141,15 @@ pub(super) fn hand_over<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Conn
 
 /// Frees the slots of detached connections whose streams were dropped.
 pub(super) fn collect_released<A, O: Os>(inner: &mut Inner<A, O>) {
-    for id in inner.core.detached.collect_released() {
+    inner.core.detached.collect_released();
+    if !inner.core.detached.has_released() {
+        return;
+    }
+    inner.core.begin_stage();
+    while inner.core.has_work_left() {
+        let Some(id) = inner.core.detached.next_released() else {
+            return;
+        };
         remove_detached(inner, id, CloseReason::Detached);
     }
 }
@@ -159,8 +169,13 @@ pub(super) fn force_late<A, O: Os>(
     app: &mut A,
     due: Option<crate::proto::Time>,
 ) {
-    for id in inner.core.drain.next_late(&inner.core.conns, due) {
+    let mut slots = drain::BATCH;
+    while inner.core.has_work_left() {
         let core = &mut inner.core;
+        let Some(id) = core.drain.next_late(&core.conns, due, &mut slots) else {
+            return;
+        };
+        core.work.charge(work::STEP);
         if core.is_detached(id) {
             core.detached.cut_off(id);
             remove_detached(inner, id, CloseReason::DrainForced);

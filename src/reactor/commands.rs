@@ -4,6 +4,7 @@ use super::core::Core;
 use super::deferred::ForConn;
 use super::inner::Inner;
 use super::os::Os;
+use super::work;
 use crate::catch::catch;
 use crate::control::{Control, ControlOps};
 use crate::handle::Command;
@@ -16,6 +17,7 @@ use crate::reason::Close;
 pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command: Command<A>) {
     // A command before may have taken long.
     inner.core.refresh();
+    inner.core.work.charge(work::STEP);
     match command {
         Command::Send(id, frame) => for_conn(inner, app, id, ForConn::Send(frame)),
         Command::Notify(id, message) => for_conn(inner, app, id, ForConn::Notify(message)),
@@ -42,6 +44,7 @@ pub(super) fn carry_out_deferred<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A)
         return false;
     };
     inner.core.refresh();
+    inner.core.work.charge(work::STEP);
     deliver(inner, app, id, command);
     true
 }
@@ -75,6 +78,8 @@ fn for_conn<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command:
 fn deliver<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command: ForConn) {
     match command {
         ForConn::Send(frame) => {
+            // The copy; the bytes themselves count when they are written.
+            inner.core.work.charge(frame.len() as u64);
             // A connection's framer is foreign code, and so is its error.
             let sent = catch(|| Conn::find(inner, id).map(|mut conn| conn.send(&frame)));
             let core = &mut inner.core;

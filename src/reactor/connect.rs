@@ -12,6 +12,7 @@ use super::connection::{Connection, HangUp};
 use super::core::Core;
 use super::os::{Connected, Os, Token};
 use super::outbound::Attempt;
+use super::work;
 use crate::addr::Addr;
 use crate::catch::catch;
 use crate::config::Connect;
@@ -97,6 +98,7 @@ impl<O: Os> Core<O> {
 
     /// Opens and registers the socket of one attempt. True if it is connected already.
     fn open_socket(&mut self, id: ConnId, attempt: &Attempt) -> io::Result<(O::Stream, bool)> {
+        self.work.charge(work::CONNECT);
         let (mut stream, connected) =
             self.os
                 .connect(&attempt.addr, attempt.bind, &attempt.socket)?;
@@ -240,10 +242,9 @@ impl<O: Os> Core<O> {
 
     /// The server drains: no attempt is awaited.
     pub(super) fn give_up_attempts(&mut self) {
-        for id in self.outbound.ids() {
-            if let Some((conn, pool)) = self.conns.parts(id) {
-                conn.machine.end(Closed::new(CloseReason::Drained), pool);
-            }
+        let ids: Vec<ConnId> = self.outbound.ids().collect();
+        for id in ids {
+            self.end(id, CloseReason::Drained);
             self.conns.wake(id);
         }
     }

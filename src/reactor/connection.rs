@@ -124,11 +124,6 @@ impl<S> Connection<S> {
         self.paused_for_memory && self.machine.state() == State::Open
     }
 
-    /// Its handshake was due to end by `due`.
-    pub(super) fn is_late_handshake(&self, due: Time) -> bool {
-        self.machine.state() == State::Handshaking && self.machine.deadline() <= due
-    }
-
     pub(crate) fn peer(&self) -> Addr {
         self.peer.unpacked()
     }

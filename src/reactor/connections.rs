@@ -356,8 +356,18 @@ impl<S> Connections<S> {
         }
     }
 
+    /// A turn of the connection is queued.
+    pub(super) fn is_queued(&self, id: ConnId) -> bool {
+        self.get(id).is_some_and(|conn| conn.queued)
+    }
+
     pub(super) fn ready_len(&self) -> usize {
         self.ready.len()
+    }
+
+    /// The first `count` of the run queue go to its end.
+    pub(super) fn move_behind(&mut self, count: usize) {
+        self.ready.rotate_left(count.min(self.ready.len()));
     }
 
     pub(super) fn handshakes_len(&self) -> usize {
@@ -401,6 +411,13 @@ impl<S> Connections<S> {
     pub(super) fn arm_deadline(&mut self, id: ConnId) {
         if let Some(deadline) = self.get(id).map(|conn| conn.machine.deadline()) {
             self.timers.arm(id.index(), deadline);
+        }
+    }
+
+    /// As [`Connections::arm_deadline`], at `at` at the latest.
+    pub(super) fn arm_by(&mut self, id: ConnId, at: Time) {
+        if let Some(deadline) = self.get(id).map(|conn| conn.machine.deadline()) {
+            self.timers.arm(id.index(), deadline.min(at));
         }
     }
 

@@ -21,13 +21,14 @@ use super::os::Os;
 use super::outbound::Outbound;
 use super::panic_guard::PanicGuard;
 use super::shared_cap::{CapShare, SharedCap};
+use super::work::{self, Work};
 use crate::catch::{catch, Panic};
 use crate::config::Config;
 use crate::config::Listen;
 use crate::error::{Error, Result};
 use crate::handle::Published;
 use crate::id::{ConnId, ListenerRef};
-use crate::proto::Time;
+use crate::proto::{State, Time};
 use crate::reason::{Close, CloseReason, Closed};
 use crate::stats::Stats;
 
@@ -53,6 +54,8 @@ pub(crate) struct Core<O: Os> {
     pub(super) guard: PanicGuard,
     /// The connection whose turn is running: it is flushed when the turn ends.
     pub(super) running: Option<ConnId>,
+    /// What this iteration has done and may still do.
+    pub(super) work: Work,
     /// TLS handshakes that this iteration may still drive.
     pub(super) handshakes_left: usize,
     pub(super) stopped: bool,
@@ -84,6 +87,7 @@ impl<O: Os> Core<O> {
             drain: Drain::default(),
             guard: PanicGuard::default(),
             running: None,
+            work: Work::default(),
             handshakes_left: 0,
             stopped: false,
             early_output_until: EARLY_OUTPUT,
@@ -119,7 +123,7 @@ impl<O: Os> Core<O> {
 
     /// When the loop has to run again without an event; `ZERO` for at once.
     pub(super) fn wake_at(&self, now: Time) -> Time {
-        if self.conns.has_work() {
+        if self.conns.has_work() || self.detached.has_released() {
             return Time::ZERO;
         }
         self.conns
@@ -145,8 +149,39 @@ impl<O: Os> Core<O> {
             // A server that shares it may have changed it.
             self.config.max_connections = cap;
         }
+        self.work
+            .begin(self.config.budgets.work, &self.conns.pool.traffic);
         self.handshakes_left = self.config.budgets.handshakes;
         self.early_output_until = self.conns.pool.traffic.bytes_out + EARLY_OUTPUT;
+    }
+
+    /// Begins another kind of work in this iteration.
+    pub(super) fn begin_stage(&mut self) {
+        self.work.begin_stage(&self.conns.pool.traffic);
+    }
+
+    /// The budget of this iteration allows another step.
+    #[inline]
+    pub(super) fn has_work_left(&self) -> bool {
+        self.work.is_left(&self.conns.pool.traffic)
+    }
+
+    /// After a turn for which the connection was queued: whether its deadlines have passed. Its
+    /// timer may have fired while it waited, so it is armed again if not.
+    pub(super) fn is_late_after_turn(&mut self, id: ConnId, due: Time) -> bool {
+        let Some(conn) = self.conns.get(id) else {
+            return false;
+        };
+        if conn.machine.is_detached() {
+            return false;
+        }
+        if conn.machine.deadline() > due {
+            self.conns.arm_deadline(id);
+            return false;
+        }
+        // The budget for handshakes has kept its input from being read.
+        let unread = conn.machine.state() == State::Handshaking && conn.queued && conn.can_read();
+        !unread
     }
 
     /// A connection's timer has fired. True if the connection has a turn now.
@@ -154,10 +189,6 @@ impl<O: Os> Core<O> {
         let Some((conn, pool)) = self.conns.parts(id) else {
             return false;
         };
-        if conn.queued && conn.can_read() && conn.is_late_handshake(due) {
-            // Its input arrived in time, and only the budget has kept it from being read.
-            return false;
-        }
         conn.expire(&mut self.os, pool, &mut self.now, due);
         if conn.machine.is_idle() {
             // Its turn arms no timer.
@@ -311,6 +342,8 @@ impl<O: Os> Core<O> {
         if let Some((conn, pool)) = self.conns.parts(id) {
             conn.machine.end(Closed::new(reason), pool);
         }
+        // Its turn, in which it is removed, may have to wait.
+        self.account(id);
     }
 
     /// A callback closes its connection.
@@ -369,6 +402,7 @@ impl<O: Os> Core<O> {
         if conn.machine.has_framer() || conn.machine.has_tls() {
             self.guard.drop("a framer's destructor", conn);
         }
+        self.work.charge(work::CLOSE);
         self.stats.count_closed(closed.reason);
         self.drain.count(closed.reason, is_confirmed);
         self.history.ages.record_time(record.age);

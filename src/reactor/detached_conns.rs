@@ -1,6 +1,6 @@
 //! Connections that have left the loop as blocking streams, and whose slots stay taken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::Shutdown;
 use std::sync::{Arc, Weak};
 
@@ -17,6 +17,8 @@ pub(super) struct DetachedConns {
     /// The sockets of those that have left, while they are open.
     detached: BTreeMap<ConnId, Weak<Socket>>,
     released: Arc<Released>,
+    /// Connections whose streams were dropped, and whose slots are not free yet.
+    to_free: VecDeque<ConnId>,
 }
 
 impl DetachedConns {
@@ -25,6 +27,7 @@ impl DetachedConns {
             leaving: BTreeMap::new(),
             detached: BTreeMap::new(),
             released: Arc::new(Released::new(wake)),
+            to_free: VecDeque::new(),
         }
     }
 
@@ -57,9 +60,19 @@ impl DetachedConns {
         self.detached.remove(&id);
     }
 
-    /// Connections whose streams were dropped since the last call.
-    pub(super) fn collect_released(&mut self) -> Vec<ConnId> {
-        self.released.take().into_iter().collect()
+    /// Takes over the connections whose streams were dropped since the last call.
+    pub(super) fn collect_released(&mut self) {
+        self.to_free.extend(self.released.take());
+    }
+
+    /// The next connection whose slot is to be freed.
+    pub(super) fn next_released(&mut self) -> Option<ConnId> {
+        self.to_free.pop_front()
+    }
+
+    /// Slots wait to be freed.
+    pub(super) fn has_released(&self) -> bool {
+        !self.to_free.is_empty()
     }
 
     /// Makes the reads and writes of a detached stream end. False if its socket was taken whole, or

@@ -17,7 +17,7 @@ use crate::reason::CloseReason;
 use crate::stats::DrainReport;
 
 /// Slots that are visited in one iteration, to notify or to force.
-const BATCH: u32 = 1024;
+pub(super) const BATCH: u32 = 1024;
 
 /// The least time for a handshake, if the grace is as long.
 const MIN_HANDSHAKE_TIME: Duration = Duration::from_secs(1);
@@ -213,22 +213,29 @@ impl Drain {
         }
     }
 
-    /// After the deadline: the next connections to be forced.
+    /// After the deadline: the next connection to be forced, if there is one in the next `slots`
+    /// slots.
     pub(super) fn next_late<S>(
         &mut self,
         conns: &Connections<S>,
         due: Option<Time>,
-    ) -> Vec<ConnId> {
-        match self {
-            Self::On(plan) if due.is_some_and(|due| plan.deadline <= due) => {
-                let first = plan.forced_through % conns.slots().max(1);
-                plan.forced_through = first.saturating_add(BATCH).min(conns.slots());
-                let late = first..plan.forced_through;
-                late.filter_map(|index| conns.by_index(index).map(|conn| conn.id))
-                    .collect()
-            }
-            _ => Vec::new(),
+        slots: &mut u32,
+    ) -> Option<ConnId> {
+        let Self::On(plan) = self else {
+            return None;
+        };
+        if due.is_none_or(|due| plan.deadline > due) {
+            return None;
         }
+        while *slots > 0 && !conns.is_empty() {
+            *slots -= 1;
+            let index = plan.forced_through % conns.slots().max(1);
+            plan.forced_through = index + 1;
+            if let Some(conn) = conns.by_index(index) {
+                return Some(conn.id);
+            }
+        }
+        None
     }
 
     /// Counts an end. `is_confirmed` if the peer has finished after all output and our FIN.

@@ -55,6 +55,7 @@ mod socket_file;
 mod source_limits;
 mod timers;
 mod user_code;
+mod work;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -81,8 +82,6 @@ use crate::handler::Service;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Event as ConnEvent, InputCursor, State, Time};
 
-/// Turns given from the run queue in one iteration.
-const READY_BUDGET: usize = 1024;
 /// Connections whose timers expire in one iteration. The remainder keeps the poll from sleeping.
 const TIMER_BUDGET: usize = 1024;
 /// For how long the loop goes on with commands before other work has its turn.
@@ -211,7 +210,8 @@ impl<A, O: Os> Reactor<A, O> {
         self.handle_events(app);
         close::collect_released(&mut self.inner);
         self.run_commands(app);
-        self.run_queues(app, due);
+        self.run_handshakes(app, due);
+        self.run_ready(app, due);
         self.accept(app);
         let connections = self.inner.core.conns.len();
         let due = self
@@ -258,10 +258,14 @@ impl<A, O: Os> Reactor<A, O> {
         Ok(())
     }
 
+    /// Marks the sockets of all events. Their connections have their turns at once, unless others
+    /// have waited for longer or the budget is spent.
     fn handle_events(&mut self, app: &mut A) {
+        let in_turn = self.inner.core.conns.ready_len() == 0;
+        let mut had_turns = None;
         for at in 0..self.events.len() {
             let Some(&event) = self.events.get(at) else {
-                return;
+                break;
             };
             match event.token.named() {
                 Named::Waker => {}
@@ -284,11 +288,19 @@ impl<A, O: Os> Reactor<A, O> {
                     let id = conn.id;
                     if conn.machine.state() == State::Handshaking {
                         conns.wake_in_order(id);
-                    } else {
+                    } else if in_turn && self.inner.core.has_work_left() {
                         self.turn(app, id);
+                    } else {
+                        let conns = &mut self.inner.core.conns;
+                        had_turns.get_or_insert(conns.ready_len());
+                        conns.wake(id);
                     }
                 }
             }
+        }
+        if let (true, Some(first)) = (in_turn, had_turns) {
+            // Those that were queued again in their turns come after those that had none.
+            self.inner.core.conns.move_behind(first);
         }
     }
 
@@ -302,13 +314,21 @@ impl<A, O: Os> Reactor<A, O> {
             return;
         }
         let started = self.inner.core.refresh();
+        self.inner.core.begin_stage();
         let mut left = self.inner.core.config.budgets.commands;
-        while left > 0 && commands::carry_out_deferred(&mut self.inner, app) {
+        while left > 0
+            && self.inner.core.has_work_left()
+            && commands::carry_out_deferred(&mut self.inner, app)
+        {
             left -= 1;
         }
         let queued = self.shared.len();
         let (mut passes, mut noticed) = (queued > left, None);
         for _ in 0..queued.min(left) {
+            if !self.inner.core.has_work_left() {
+                passes = true;
+                break;
+            }
             let Some(command) = self.shared.take() else {
                 break;
             };
@@ -332,36 +352,50 @@ impl<A, O: Os> Reactor<A, O> {
         self.commands_left = self.shared.len() > 0;
     }
 
-    /// Gives the connections in the run queues their turns. One that is queued meanwhile waits for
-    /// the next iteration.
-    fn run_queues(&mut self, app: &mut A, due: Time) {
-        for _ in 0..self.inner.core.conns.handshakes_len() {
+    /// Gives handshakes with input their turns, in the order in which the input arrived. One that
+    /// is queued meanwhile waits for the next iteration, as in [`Reactor::run_ready`].
+    fn run_handshakes(&mut self, app: &mut A, due: Time) {
+        let queued = self.inner.core.conns.handshakes_len();
+        if queued == 0 {
+            return;
+        }
+        self.inner.core.begin_stage();
+        for _ in 0..queued {
             let core = &mut self.inner.core;
-            if core.handshakes_left == 0 {
-                break;
+            if core.handshakes_left == 0 || !core.has_work_left() {
+                return;
             }
-            let Some(id) = core.conns.next_handshake() else {
-                break;
-            };
-            let Some(conn) = core.conns.get(id) else {
-                continue;
-            };
-            let had_input = conn.can_read();
-            self.turn(app, id);
-            // Its deadline waited for this turn, and waits for no other.
-            let core = &mut self.inner.core;
-            if let Some((conn, pool)) = core.conns.parts(id) {
-                if had_input && conn.is_late_handshake(due) {
-                    conn.machine.handle_timeout(due, core.now, pool);
-                    self.turn(app, id);
-                }
+            match core.conns.next_handshake() {
+                Some(id) => self.turn_from_queue(app, id, due),
+                None => return,
             }
         }
-        for _ in 0..self.inner.core.conns.ready_len().min(READY_BUDGET) {
-            let Some(id) = self.inner.core.conns.next_ready() else {
+    }
+
+    /// Gives the connections in the run queue their turns, the longest wait first.
+    fn run_ready(&mut self, app: &mut A, due: Time) {
+        let queued = self.inner.core.conns.ready_len();
+        if queued == 0 {
+            return;
+        }
+        self.inner.core.begin_stage();
+        for _ in 0..queued {
+            let core = &mut self.inner.core;
+            if !core.has_work_left() {
                 return;
-            };
-            self.turn(app, id);
+            }
+            match core.conns.next_ready() {
+                Some(id) => self.turn_from_queue(app, id, due),
+                None => return,
+            }
+        }
+    }
+
+    /// A turn for which the connection has waited, and then its deadlines, which have waited too.
+    fn turn_from_queue(&mut self, app: &mut A, id: ConnId, due: Time) {
+        self.turn(app, id);
+        if self.inner.core.is_late_after_turn(id, due) {
+            self.expire_one(app, id, due);
         }
     }
 
@@ -369,6 +403,7 @@ impl<A, O: Os> Reactor<A, O> {
         let Some(mut round) = Round::begin(&mut self.inner.core) else {
             return;
         };
+        self.inner.core.begin_stage();
         while let Some(id) = round.next(&mut self.inner, app, &mut self.scratch) {
             self.turn(app, id);
         }
@@ -381,6 +416,7 @@ impl<A, O: Os> Reactor<A, O> {
         if core.conns.next_timer() > due {
             return;
         }
+        core.begin_stage();
         // Each connection once: one that is due again is so in the next iteration.
         self.fired.clear();
         while self.fired.len() < TIMER_BUDGET {
@@ -390,19 +426,34 @@ impl<A, O: Os> Reactor<A, O> {
             }
         }
         for at in 0..self.fired.len() {
-            if let Some(&id) = self.fired.get(at) {
-                let core = &mut self.inner.core;
-                if core.is_connecting(id) {
-                    core.expire_attempt(id, due);
-                    self.turn(app, id);
-                } else if core.expire_connection(id, due) {
-                    self.turn(app, id);
-                }
+            let Some(&id) = self.fired.get(at) else {
+                return;
+            };
+            let core = &mut self.inner.core;
+            if core.conns.is_queued(id) {
+                // It has waited for this server: its turn comes first, and expires it.
+            } else if core.has_work_left() {
+                core.work.charge(work::STEP);
+                self.expire_one(app, id, due);
+            } else {
+                core.conns.arm_by(id, due);
             }
         }
     }
 
+    /// Expires a connection's deadlines as of `due`.
+    fn expire_one(&mut self, app: &mut A, id: ConnId, due: Time) {
+        let core = &mut self.inner.core;
+        if core.is_connecting(id) {
+            core.expire_attempt(id, due);
+            self.turn(app, id);
+        } else if core.expire_connection(id, due) {
+            self.turn(app, id);
+        }
+    }
+
     fn drain(&mut self, app: &mut A, due: Option<Time>) {
+        self.inner.core.begin_stage();
         self.inner.core.drain_step(due);
         close::force_late(&mut self.inner, app, due);
         let Core {
@@ -453,6 +504,7 @@ impl<A, O: Os> Reactor<A, O> {
             core.config.budgets.read_bytes
         };
         let mut budget = Budget::new(bytes);
+        core.work.charge(work::TURN);
         core.running = Some(id);
         core.refresh();
         let mut turn = Turn {
@@ -555,9 +607,12 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
     }
 
     fn take_handshake(&mut self) -> bool {
-        let left = &mut self.inner.core.handshakes_left;
-        let some = *left > 0;
-        *left = left.saturating_sub(1);
+        let core = &mut self.inner.core;
+        let some = core.handshakes_left > 0;
+        if some {
+            core.handshakes_left -= 1;
+            core.work.charge(work::HANDSHAKE);
+        }
         some
     }
 

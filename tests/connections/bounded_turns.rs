@@ -1,9 +1,10 @@
 //! However many connections come due, drain or end at once, one turn of the loop sees to a bounded number of them.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use portcullis::sim::{ClientId, Sim};
-use portcullis::{CloseReason, Config, Context, Handler, Listen, Outcome, Quota};
+use portcullis::{CloseReason, Config, ConnId, Context, Handler, Listen, Outcome, Quota};
 
 const CROWD: usize = 5_000;
 /// Of due timers, of told connections, of forced ends; each turn may also give as many turns from the ready list.
@@ -13,6 +14,9 @@ const BATCH: usize = 1_024;
 struct Counts {
     drained: usize,
     closed: usize,
+    timers: usize,
+    /// The connections that had a frame, in order.
+    turns: Vec<ConnId>,
 }
 
 /// Has something to say when the server drains, and so stays.
@@ -65,6 +69,198 @@ fn steepest(sim: &mut Sim<Counts>, count: impl Fn(&Counts) -> usize) -> usize {
         most = most.max(count(sim.app()) - before);
     }
     panic!("it has an end");
+}
+
+/// Answers each frame, and notes whose it was.
+struct Noted;
+
+impl Handler<Counts> for Noted {
+    fn on_open(&mut self, cx: &mut Context<'_, Counts>) -> Outcome {
+        cx.conn.set_timer(0, Duration::from_secs(5));
+        Ok(())
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_, Counts>, frame: &[u8]) -> Outcome {
+        let id = cx.conn.id();
+        cx.app.turns.push(id);
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+
+    fn on_timer(&mut self, cx: &mut Context<'_, Counts>, _: u8) -> Outcome {
+        cx.app.timers += 1;
+        Ok(())
+    }
+}
+
+const PEERS: usize = 1_000;
+const EMPTY: [u8; 2] = [0; 2];
+/// In one turn of a connection.
+const FRAMES: usize = 64;
+/// The work of a whole iteration, with what is kept for each kind of work.
+const WORK: usize = 1 << 20;
+const MOST: usize = WORK + 6 * WORK / 16;
+/// Of a connection's turn beside its frames.
+const TURN: usize = 24 << 10;
+
+/// A server with a small budget for a whole iteration, and its peers.
+fn busy(idle: Duration) -> (Sim<Counts>, Vec<ClientId>) {
+    let config = Config::new().max_connections(PEERS + 1).budgets(|budgets| {
+        budgets.work = WORK;
+        budgets.read_bytes = 64 * FRAMES;
+    });
+    let mut sim = Sim::new(1, config, Counts::default());
+    let listen = Listen::tcp("127.0.0.1:0")
+        .conn(|conn| {
+            conn.idle_timeout = idle;
+            conn.frame_timeout = idle;
+        })
+        .socket(|socket| socket.backlog = PEERS as u32 + 1);
+    let addr = sim
+        .listen(listen, |_: &mut Counts, _| Noted)
+        .expect("a listener");
+    let clients = (0..PEERS)
+        .map(|_| sim.connect(addr).expect("room"))
+        .collect();
+    sim.settle();
+    (sim, clients)
+}
+
+/// Each peer sends many small frames: one budget holds for all of them.
+#[test]
+fn frames_of_all_peers_together() {
+    let (mut sim, clients) = busy(Duration::from_secs(3600));
+    let frames = 300;
+    for &client in &clients {
+        sim.send(client, &EMPTY.repeat(frames));
+    }
+    let (mut rounds, mut steps) = (HashMap::new(), 0);
+    while sim.app().turns.len() < PEERS * frames {
+        let before = sim.app().turns.len();
+        sim.step();
+        steps += 1;
+        let served = sim.app().turns.get(before..).expect("no fewer").to_vec();
+        // A frame and its answer; the last turn begins within the budget.
+        let work = served.len() * 2 * (EMPTY.len() + 64);
+        assert!(work <= MOST + FRAMES * 132, "{work} in one iteration");
+        // In turns: none has a second one before each has had its first.
+        let mut last = None;
+        for id in served {
+            if last.replace(id) != Some(id) {
+                *rounds.entry(id).or_insert(0) += 1;
+            }
+        }
+        let most = rounds.values().max().copied().unwrap_or(0);
+        let least = rounds.values().min().filter(|_| rounds.len() == PEERS);
+        assert!(most <= least.map_or(1, |least| least + 1), "{rounds:?}");
+        if sim.app().turns.len() < PEERS * frames {
+            assert_eq!(sim.next_timeout(), Some(Duration::ZERO), "work is left");
+        }
+    }
+    assert!(steps > 100, "{steps}");
+    sim.settle();
+    for client in clients {
+        assert_eq!(sim.received(client), EMPTY.repeat(frames));
+    }
+}
+
+/// Peers whose input waits for this server run into no timeout, and their timers fire in their turns.
+#[test]
+fn input_that_waits_for_the_budget_is_not_late() {
+    let (mut sim, clients) = busy(Duration::from_secs(10));
+    sim.leap(Duration::from_secs(9));
+    for &client in &clients {
+        sim.send(client, &EMPTY);
+    }
+    for _ in 0..PEERS {
+        // The turns of most come after their deadlines.
+        sim.leap_after_poll(Duration::from_millis(300));
+        sim.step();
+        if sim.app().turns.len() == PEERS {
+            break;
+        }
+    }
+    assert_eq!((sim.app().turns.len(), sim.stats().open), (PEERS, PEERS));
+    sim.settle();
+    assert_eq!(sim.app().timers, PEERS);
+    // Silence ends them all the same.
+    sim.advance(Duration::from_secs(21));
+    assert_eq!(sim.stats().closed(CloseReason::IdleTimeout), PEERS as u64);
+}
+
+/// While peers flood it, the server accepts, runs commands and fires timers.
+#[test]
+fn a_flood_starves_no_other_work() {
+    let (mut sim, clients) = busy(Duration::from_secs(3600));
+    for &client in &clients {
+        sim.send(client, &EMPTY.repeat(20_000));
+    }
+    sim.step();
+    let addr = sim.control().listeners()[0].addr.as_tcp().expect("TCP");
+    sim.connect(addr).expect("room");
+    sim.handle()
+        .post(|counts: &mut Counts, _| counts.drained += 1)
+        .expect("room in the queue");
+    sim.leap(Duration::from_secs(6));
+    for _ in 0..3 {
+        sim.step();
+    }
+    assert_eq!(sim.stats().accepted, PEERS as u64 + 1);
+    assert_eq!(sim.app().drained, 1);
+    // Of two rounds each: one for its input, one for its timer.
+    for _ in 0..PEERS / 8 {
+        sim.step();
+    }
+    assert_eq!(sim.app().timers, PEERS);
+    assert_eq!(
+        sim.next_timeout(),
+        Some(Duration::ZERO),
+        "the flood goes on"
+    );
+}
+
+/// Accepts, timers and closes count too.
+#[test]
+fn every_kind_of_step_is_in_the_budget() {
+    let config = Config::new().max_connections(PEERS).budgets(|budgets| {
+        budgets.accepts = PEERS;
+        budgets.work = WORK;
+    });
+    let mut sim = Sim::new(1, config, Counts::default());
+    sim.set_descriptor_limit(2 * PEERS);
+    for _ in 0..4 {
+        let listen = Listen::tcp("127.0.0.1:0").socket(|socket| socket.backlog = PEERS as u32);
+        let addr = sim.listen(listen, |_: &mut Counts, _| Noted).expect("room");
+        for _ in 0..PEERS / 4 {
+            sim.connect(addr).expect("room");
+        }
+    }
+    let mut most = 0;
+    for _ in 0..PEERS {
+        let before = sim.stats().open;
+        sim.step();
+        most = most.max(sim.stats().open - before);
+    }
+    assert_eq!(sim.stats().open, PEERS);
+    assert!(most <= MOST / TURN, "{most} accepted in one iteration");
+    sim.leap(Duration::from_secs(6));
+    let mut most = 0;
+    while sim.app().timers < PEERS {
+        let before = sim.app().timers;
+        sim.step();
+        most = most.max(sim.app().timers - before);
+        assert!(sim.app().timers > before, "each iteration fires some");
+    }
+    assert!(most <= MOST / TURN, "{most} timers in one iteration");
+    sim.control().drain(Duration::ZERO);
+    let mut most = 0;
+    for _ in 0..PEERS {
+        let before = sim.stats().open;
+        sim.step();
+        most = most.max(before - sim.stats().open);
+    }
+    assert_eq!(sim.stats().open, 0);
+    assert!(most <= MOST / TURN, "{most} closed in one iteration");
 }
 
 #[test]

@@ -404,6 +404,10 @@ fn a_bad_option_is_named() {
             Config::new().budgets(|budgets| budgets.commands = 0),
         ),
         (
+            "budgets.work",
+            Config::new().budgets(|budgets| budgets.work = 0),
+        ),
+        (
             "queue_limits.commands",
             Config::new().queue_limits(|limits| limits.commands = 0),
         ),

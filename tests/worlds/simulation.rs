@@ -595,7 +595,7 @@ fn frames_that_wait_for_their_turn_run_into_no_deadline() {
         // The last one is not whole: that is late, once it is its turn.
         sim.send(client, &[&lines[..], b"half"].concat());
     }
-    for _ in 0..100 {
+    for _ in 0..200 {
         sim.leap_after_poll(5 * second);
         sim.step();
     }

@@ -24,6 +24,8 @@ pub struct Setup {
     pub cap: usize,
     /// Per turn: accepts, handshakes, bytes read, commands.
     pub budgets: [usize; 4],
+    /// Of a whole iteration.
+    pub work: usize,
     /// The handle's queue, in commands and in bytes.
     pub queue: (usize, usize),
     /// Access rules, and the limit on memory.
@@ -151,7 +153,7 @@ impl Plan {
         let tls = tls && cfg!(feature = "tls");
         let doors = [1, 1, 2, 3][random.below(4)];
         let heavy = random.chance(60);
-        let setup = Setup {
+        let mut setup = Setup {
             doors: (0..doors)
                 .map(|_| Door::draw(&mut random, tls, heavy))
                 .collect(),
@@ -162,6 +164,7 @@ impl Plan {
                 [1, 64, random.between(1, 4000)][random.below(3)],
                 [1, 3, 1024][random.below(3)],
             ],
+            work: Config::new().budgets.work,
             queue: (
                 [1, 3, random.between(1, 60), 65_536][random.below(4)],
                 [0, 10, 1 << 20][random.below(3)],
@@ -176,6 +179,11 @@ impl Plan {
         };
         let length = random.between(5, 150);
         let script = (0..length).map(|_| Action::draw(&mut random)).collect();
+        setup.work = match random.below(4) {
+            0 => 1,
+            1 => random.between(1, 100_000),
+            _ => setup.work,
+        };
         Self {
             seed,
             setup,
@@ -195,6 +203,7 @@ impl Setup {
                 budgets.handshakes = handshakes;
                 budgets.read_bytes = read;
                 budgets.commands = jobs;
+                budgets.work = self.work;
             })
             .queue_limits(|limits| {
                 limits.commands = self.queue.0;
