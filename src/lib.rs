@@ -78,14 +78,15 @@
 //! Events go through the `log` crate, under these targets. Peer behaviour is logged at debug at
 //! most, so remote clients cannot fill the log.
 //!
-//! - `portcullis::server`. Warn: a cap above the descriptor limit, a waker that fails. Info: begin
-//!   and end of a drain.
+//! - `portcullis::server`. Warn: a cap above the descriptor limit, a waker that fails; the cap is
+//!   reached, once per episode. Info: end of the episode; begin and end of a drain.
 //! - `portcullis::listener`. Error: a lost listening socket. Warn: a socket that cannot be accepted
-//!   from or registered, once until it works again. Info: opened, changed, closed. Debug: clients
-//!   lost by the kernel.
+//!   from or registered, once until it works again; a listener's own cap is reached, once per
+//!   episode. Info: opened, changed, closed; end of the episode. Debug: clients lost by the kernel.
 //! - `portcullis::fd_exhaustion`. Warn: descriptors or memory ran out, once per episode. Info: end
 //!   of the episode.
-//! - `portcullis::connection`. Warn: a killed connection. Debug: each end of a connection with its
+//! - `portcullis::connection`. Warn: a killed connection; an address that cannot be connected to,
+//!   once per episode. Info: end of the episode. Debug: each end of a connection with its
 //!   reason; an unsent frame from another thread; a failed attempt to connect that is retried.
 //! - `portcullis::panic`. Error: a panic of the user's code.
 //!

@@ -2,6 +2,9 @@
 
 use crate::addr::Addr;
 use crate::id::ListenerId;
+use crate::proto::Traffic;
+use crate::reason::CloseReason;
+use crate::stats::ClosedCounts;
 
 /// Whether a listener accepts clients at this moment, and why not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -65,4 +68,22 @@ pub struct ListenerInfo {
     pub max_connections: usize,
     /// Number of accepted connections.
     pub accepted: u64,
+    /// Bytes and frames of its connections that have ended. Those of an open connection are in
+    /// [`ConnInfo::traffic`](crate::ConnInfo::traffic).
+    pub traffic: Traffic,
+    pub(crate) closed: ClosedCounts,
+}
+
+impl ListenerInfo {
+    /// Number of its connections that ended for this reason, those that were refused included.
+    ///
+    /// `accepted` is the sum over all reasons and `connections`.
+    pub fn closed(&self, reason: CloseReason) -> u64 {
+        self.closed.of(reason)
+    }
+
+    /// The reasons that have occurred, with their counts.
+    pub fn closed_by_reason(&self) -> impl Iterator<Item = (CloseReason, u64)> + '_ {
+        self.closed.by_reason()
+    }
 }

@@ -189,7 +189,7 @@ impl Metrics {
         for &reason in CloseReason::ALL {
             text.sample(
                 "closed_total",
-                &[("reason", reason.as_str())],
+                &[("reason", reason.name())],
                 stats.closed(reason),
             )?;
         }
@@ -198,7 +198,7 @@ impl Metrics {
 
     fn of_listeners(&self, text: &mut Exposition<'_, '_>) -> fmt::Result {
         type Value = fn(&ListenerInfo) -> u64;
-        let families: [(&str, &str, &str, Value); 3] = [
+        let families: [(&str, &str, &str, Value); 7] = [
             (
                 "listener_connections",
                 "gauge",
@@ -217,11 +217,49 @@ impl Metrics {
                 "Sockets accepted by a listener.",
                 |listener| listener.accepted,
             ),
+            (
+                "listener_bytes_in_total",
+                "counter",
+                "Bytes read from connections of a listener that have ended.",
+                |listener| listener.traffic.bytes_in,
+            ),
+            (
+                "listener_bytes_out_total",
+                "counter",
+                "Bytes written to connections of a listener that have ended.",
+                |listener| listener.traffic.bytes_out,
+            ),
+            (
+                "listener_frames_in_total",
+                "counter",
+                "Frames from connections of a listener that have ended.",
+                |listener| listener.traffic.frames_in,
+            ),
+            (
+                "listener_frames_out_total",
+                "counter",
+                "Frames to connections of a listener that have ended.",
+                |listener| listener.traffic.frames_out,
+            ),
         ];
         for (name, kind, help, value) in families {
             text.family(name, kind, help)?;
             for listener in &self.listeners {
                 text.sample(name, &[("listener", &listener.name)], value(listener))?;
+            }
+        }
+        text.family(
+            "listener_closed_total",
+            "counter",
+            "Connections of a listener that have ended, by the reasons that occurred.",
+        )?;
+        for listener in &self.listeners {
+            for (reason, count) in listener.closed_by_reason() {
+                let labels = [
+                    ("listener", listener.name.as_str()),
+                    ("reason", reason.name()),
+                ];
+                text.sample("listener_closed_total", &labels, count)?;
             }
         }
         text.family(

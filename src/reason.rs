@@ -6,7 +6,7 @@ use std::fmt;
 use crate::escape::Escaped;
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident => $text:literal,)*) => {
+    ($($(#[$doc:meta])* $variant:ident: $name:literal => $text:literal,)*) => {
         /// The one reason for which a connection ended, for each accepted socket and each outgoing
         /// connection.
         ///
@@ -14,17 +14,25 @@ macro_rules! reasons {
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         pub enum CloseReason {
-            $($(#[$doc])* $name,)*
+            $($(#[$doc])* $variant,)*
         }
 
         impl CloseReason {
             /// Every reason, in the order of their counters.
-            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// The words used in logs.
+            /// Returns the words used in logs. They may be reworded: a program compares the
+            /// [`name`](Self::name).
             pub const fn as_str(self) -> &'static str {
                 match self {
-                    $(Self::$name => $text,)*
+                    $(Self::$variant => $text,)*
+                }
+            }
+
+            /// Returns the stable name, in snake_case: the label in [`Metrics`](crate::Metrics).
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
                 }
             }
         }
@@ -34,103 +42,103 @@ macro_rules! reasons {
 reasons! {
     /// The peer finished sending (FIN, and close_notify over TLS) and got every answer, and the
     /// connection closed in order.
-    Finished => "peer finished",
+    Finished: "finished" => "peer finished",
     /// The handler closed it: [`Conn::close`](crate::Conn::close) or [`Close::new`].
-    Closed => "closed by handler",
+    Closed: "closed" => "closed by handler",
     /// The handler returned an error through `?`; [`Closed::error`] is that error.
-    Failed => "handler failed",
+    Failed: "failed" => "handler failed",
     /// The peer reads too slowly: a frame found pending output at the output limit
     /// ([`SendError::Full`](crate::SendError::Full)), and the handler returned that error, or the
     /// frame came from [`Handle::send`](crate::Handle::send).
-    SlowConsumer => "slow consumer",
+    SlowConsumer: "slow_consumer" => "slow consumer",
     /// The handler aborted it (RST): [`Conn::abort`](crate::Conn::abort) or [`Close::abort`].
-    Aborted => "aborted by handler",
+    Aborted: "aborted" => "aborted by handler",
     /// A handler callback, a [`Framer`](crate::Framer) or a callback of a TLS configuration
     /// panicked. Only this connection ends.
-    Panicked => "handler panicked",
+    Panicked: "panicked" => "handler panicked",
     /// Killed by id from outside the handler, or its server was dropped without a drain.
-    Killed => "killed",
+    Killed: "killed" => "killed",
     /// It was detached as a blocking stream ([`Conn::detach`](crate::Conn::detach)), which has been
     /// dropped since.
-    Detached => "detached",
+    Detached: "detached" => "detached",
     /// The server drained, and this connection ended by itself within the grace period.
-    Drained => "drained",
+    Drained: "drained" => "drained",
     /// The server drained, and this connection was still there after the grace period.
-    DrainForced => "forced by drain deadline",
+    DrainForced: "drain_forced" => "forced by drain deadline",
     /// The peer reset the connection (ECONNRESET, EPIPE, ECONNABORTED).
-    Reset => "reset by peer",
+    Reset: "reset" => "reset by peer",
     /// No reply from the peer to retransmissions or keepalive probes (ETIMEDOUT).
-    TimedOut => "connection timed out",
+    TimedOut: "timed_out" => "connection timed out",
     /// No route to the peer any more (EHOSTUNREACH, ENETUNREACH, ENETDOWN).
-    Unreachable => "peer unreachable",
+    Unreachable: "unreachable" => "peer unreachable",
     /// Another socket error; [`Closed::error`] is that error.
-    Io => "socket error",
+    Io: "io" => "socket error",
     /// The peer finished inside a frame.
-    Truncated => "truncated frame",
+    Truncated: "truncated" => "truncated frame",
     /// A frame's header announced more than the listener's maximum.
-    FrameTooLarge => "frame too large",
+    FrameTooLarge: "frame_too_large" => "frame too large",
     /// A [`Framer`](crate::Framer) refused the bytes.
-    BadFrame => "bad frame",
+    BadFrame: "bad_frame" => "bad frame",
     /// The connection was not open within the handshake timeout. It counts from accept, or for an
     /// outgoing connection from when it was connected. Or a handshake was not complete within it
     /// after `Conn::start_tls`.
-    HandshakeTimeout => "handshake timeout",
+    HandshakeTimeout: "handshake_timeout" => "handshake timeout",
     /// An incomplete frame made no progress within the frame timeout, or arrived more slowly than
     /// [`ConnConfig::min_rate`](crate::ConnConfig::min_rate).
-    FrameTimeout => "frame timeout",
+    FrameTimeout: "frame_timeout" => "frame timeout",
     /// No byte from the peer within the idle timeout.
-    IdleTimeout => "idle timeout",
+    IdleTimeout: "idle_timeout" => "idle timeout",
     /// The peer took nothing of the pending output within the write timeout, or less than
     /// [`ConnConfig::min_rate`](crate::ConnConfig::min_rate). Also a client that writes all its
     /// requests before it reads an answer: see
     /// [`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex).
-    WriteTimeout => "write timeout",
+    WriteTimeout: "write_timeout" => "write timeout",
     /// The TLS handshake failed, and [`Closed::error`] has the cause. Or a close cut short a
     /// handshake after `Conn::start_tls`, and the output that it should encrypt is lost.
-    TlsHandshake => "TLS handshake failed",
+    TlsHandshake: "tls_handshake" => "TLS handshake failed",
     /// A TLS error on an open connection.
-    Tls => "TLS error",
+    Tls: "tls" => "TLS error",
     /// The peer's FIN came without close_notify: an attacker may have cut its data.
-    TlsTruncated => "TLS truncated",
+    TlsTruncated: "tls_truncated" => "TLS truncated",
     /// The peer sent something else than TLS: to a TLS listener, after `Conn::start_tls`, or as a
     /// server's answer to a TLS client.
-    NotTls => "plaintext on a TLS port",
+    NotTls: "not_tls" => "plaintext on a TLS port",
     /// A TLS ClientHello came to a plain listener. Detected when the first frame fails: on its
     /// header, at the peer's end, or at the frame timeout.
-    UnexpectedTls => "TLS on a plain port",
+    UnexpectedTls: "unexpected_tls" => "TLS on a plain port",
     /// The server or the listener was at its connection cap
     /// ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)).
-    AtCapacity => "at capacity",
+    AtCapacity: "at_capacity" => "at capacity",
     /// The listener's [`AccessRules`](crate::AccessRules) deny the peer's address.
-    Denied => "denied by access rules",
+    Denied: "denied" => "denied by access rules",
     /// The server or the listener was over its accept rate
     /// ([`Listen::accept_rate`](crate::Listen::accept_rate)).
-    RateLimited => "over the accept rate",
+    RateLimited: "rate_limited" => "over the accept rate",
     /// Too many connections of this source, or too fast. See
     /// [`SourceLimits::connections`](crate::SourceLimits::connections) and
     /// [`SourceLimits::rate`](crate::SourceLimits::rate).
-    SourceLimited => "too many of this source",
+    SourceLimited: "source_limited" => "too many of this source",
     /// The peer had gone before it was served: in the backlog, or before its PROXY header.
-    ClosedEarly => "gone before it was served",
+    ClosedEarly: "closed_early" => "gone before it was served",
     /// A required PROXY header was missing, or a header was bad; [`Closed::error`] has the cause.
-    BadProxyHeader => "bad PROXY header",
+    BadProxyHeader: "bad_proxy_header" => "bad PROXY header",
     /// It was evicted for a new connection: the oldest of too many pending ones
     /// ([`PendingLimits::connections`](crate::PendingLimits::connections)), or at the cap the
     /// oldest that had not sent a frame ([`Listen::evict_silent`](crate::Listen::evict_silent)).
-    Evicted => "evicted for a newcomer",
+    Evicted: "evicted" => "evicted for a newcomer",
     /// The server's buffers were over their limit, and this connection had the largest
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).
-    OverMemory => "over the memory limit",
+    OverMemory: "over_memory" => "over the memory limit",
     /// The [`Service`](crate::Service) refused the peer.
-    Refused => "refused by service",
+    Refused: "refused" => "refused by service",
     /// An outgoing connection failed: refused, no route, no descriptor, or another cause.
     /// [`Closed::error`] is the kernel's `io::Error` of the last attempt.
-    ConnectFailed => "could not connect",
+    ConnectFailed: "connect_failed" => "could not connect",
     /// The last attempt of an outgoing connection took longer than
     /// [`Connect::connect_timeout`](crate::Connect::connect_timeout).
-    ConnectTimeout => "connect timeout",
+    ConnectTimeout: "connect_timeout" => "connect timeout",
     /// The kernel could not register the new socket for events (ENOMEM, ENOSPC).
-    Unregistered => "could not be registered",
+    Unregistered: "unregistered" => "could not be registered",
 }
 
 impl CloseReason {
@@ -261,6 +269,21 @@ mod tests {
     fn a_reason_is_found_at_its_own_counter() {
         for (position, reason) in CloseReason::ALL.iter().enumerate() {
             assert_eq!(reason.index(), position, "{reason}");
+        }
+    }
+
+    /// Each variant's own name in snake_case, which no rewording changes.
+    #[test]
+    fn a_name_is_the_variant_in_snake_case() {
+        for reason in CloseReason::ALL {
+            let mut expected = String::new();
+            for character in format!("{reason:?}").chars() {
+                if character.is_uppercase() && !expected.is_empty() {
+                    expected.push('_');
+                }
+                expected.extend(character.to_lowercase());
+            }
+            assert_eq!(reason.name(), expected);
         }
     }
 

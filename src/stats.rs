@@ -6,7 +6,7 @@ use crate::reason::CloseReason;
 /// iteration.
 ///
 /// `accepted + outgoing == open + closed_total()`, always.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Accepted sockets, including those that were refused at once.
@@ -56,53 +56,23 @@ pub struct Stats {
     pub panics: u64,
     /// Iterations of the loop.
     pub iterations: u64,
-    closed: [u64; CloseReason::COUNT],
-}
-
-impl Default for Stats {
-    fn default() -> Self {
-        Self {
-            accepted: 0,
-            outgoing: 0,
-            connecting: 0,
-            open: 0,
-            peak: 0,
-            pending: 0,
-            memory: 0,
-            paused_for_memory: 0,
-            max_connections: 0,
-            opened: 0,
-            bytes_in: 0,
-            bytes_out: 0,
-            frames_in: 0,
-            frames_out: 0,
-            out_of_fds: 0,
-            accept_errors: 0,
-            undeliverable: 0,
-            panics: 0,
-            iterations: 0,
-            closed: [0; CloseReason::COUNT],
-        }
-    }
+    closed: ClosedCounts,
 }
 
 impl Stats {
     /// Number of connections that ended for this reason.
     pub fn closed(&self, reason: CloseReason) -> u64 {
-        self.closed.get(reason.index()).copied().unwrap_or(0)
+        self.closed.of(reason)
     }
 
     /// Number of connections that have ended.
     pub fn closed_total(&self) -> u64 {
-        self.closed.iter().sum()
+        self.closed.total()
     }
 
     /// The reasons that have occurred, with their counts.
     pub fn closed_by_reason(&self) -> impl Iterator<Item = (CloseReason, u64)> + '_ {
-        CloseReason::ALL
-            .iter()
-            .map(|&reason| (reason, self.closed(reason)))
-            .filter(|&(_, count)| count > 0)
+        self.closed.by_reason()
     }
 
     /// Adds the counters of another server. `max_connections` stays.
@@ -147,14 +117,49 @@ impl Stats {
         self.undeliverable += undeliverable;
         self.panics += panics;
         self.iterations += iterations;
-        for (sum, count) in self.closed.iter_mut().zip(closed) {
-            *sum += count;
-        }
+        self.closed.add(closed);
     }
 
     pub(crate) fn count_closed(&mut self, reason: CloseReason) {
-        if let Some(count) = self.closed.get_mut(reason.index()) {
+        self.closed.count(reason);
+    }
+}
+
+/// A counter for each reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ClosedCounts([u64; CloseReason::COUNT]);
+
+impl Default for ClosedCounts {
+    fn default() -> Self {
+        Self([0; CloseReason::COUNT])
+    }
+}
+
+impl ClosedCounts {
+    pub(crate) fn of(&self, reason: CloseReason) -> u64 {
+        self.0.get(reason.index()).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    pub(crate) fn by_reason(&self) -> impl Iterator<Item = (CloseReason, u64)> + '_ {
+        CloseReason::ALL
+            .iter()
+            .map(|&reason| (reason, self.of(reason)))
+            .filter(|&(_, count)| count > 0)
+    }
+
+    pub(crate) fn count(&mut self, reason: CloseReason) {
+        if let Some(count) = self.0.get_mut(reason.index()) {
             *count += 1;
+        }
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (sum, count) in self.0.iter_mut().zip(&other.0) {
+            *sum += count;
         }
     }
 }

@@ -257,8 +257,12 @@ fn a_network_that_fails_is_not_news() {
 #[test]
 fn a_client_that_is_not_admitted_is_not_logged_above_debug() {
     let _turn = capture();
-    let config = Config::new().max_connections(1);
-    let (mut sim, addr) = world(config, listen().at_capacity(AtCapacity::refuse()));
+    let config = Config::new().max_connections(2);
+    let listen_one = listen().max_connections(1);
+    let (mut sim, addr) = world(config, listen_one.at_capacity(AtCapacity::refuse()));
+    connect(&mut sim, addr);
+    // The owner's warning: the cap is reached.
+    assert_eq!(loud(&taken()).len(), 1);
     for _ in 0..100 {
         connect(&mut sim, addr);
     }
@@ -612,4 +616,110 @@ fn a_long_list_is_not_repeated_in_the_log() {
         .expect("good");
     let lines = taken();
     assert!(lines[1].text.contains("5001 rules, allow all") && lines[1].text.len() < 2000);
+}
+
+/// The lines above debug since the last call, as one text.
+fn loud_text() -> String {
+    let lines = taken();
+    let loud = loud(&lines);
+    let lines = loud
+        .iter()
+        .map(|(level, target, text)| format!("{level} {target}: {text}\n"));
+    lines.collect()
+}
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Its connections do not end by themselves.
+fn patient() -> Listen {
+    listen().conn(ConnConfig::new().idle_timeout(Duration::MAX))
+}
+
+/// Clients that come and go at the cap write two lines, whatever their number.
+#[test]
+fn a_cap_that_is_reached_has_one_warning_and_one_end() {
+    for (config, listen, target) in [
+        (Config::new().max_connections(2), patient(), "server"),
+        (Config::new(), patient().max_connections(2), "listener"),
+    ] {
+        let _turn = capture();
+        let (mut sim, addr) = world(config, listen);
+        let _stays = connect(&mut sim, addr);
+        assert_eq!(loud_text(), "");
+        let mut other = connect(&mut sim, addr);
+        let begun = loud_text();
+        assert!(begun.starts_with(&format!("WARN {target}: ")), "{begun}");
+        assert_eq!(begun.lines().count(), 1);
+        for _ in 0..100 {
+            sim.reset(other);
+            sim.advance(MINUTE - Duration::from_secs(1));
+            other = connect(&mut sim, addr);
+            assert_eq!(loud_text(), "", "the same episode");
+        }
+        sim.reset(other);
+        sim.advance(2 * MINUTE);
+        let over = loud_text();
+        assert!(over.starts_with(&format!("INFO {target}: ")), "{over}");
+        assert!(over.contains("101 times"), "{over}");
+        assert_eq!(over.lines().count(), 1);
+        assert_eq!(sim.next_timeout(), None, "nothing is left to do");
+        connect(&mut sim, addr);
+        connect(&mut sim, addr);
+        assert!(loud_text().starts_with("WARN"), "another episode");
+    }
+}
+
+/// So is a cap that is lowered below the number of connections.
+#[test]
+fn a_lowered_cap_is_reached() {
+    let _turn = capture();
+    let (mut sim, addr) = world(Config::new(), patient());
+    for _ in 0..3 {
+        connect(&mut sim, addr);
+    }
+    sim.control().set_max_connections(2).expect("changed");
+    sim.settle();
+    assert!(loud_text().starts_with("WARN server: "));
+    sim.control().set_max_connections(10).expect("changed");
+    sim.advance(Duration::from_secs(61));
+    assert!(loud_text().starts_with("INFO server: "));
+}
+
+/// An address that cannot be reached: one warning, however many connections try it how often.
+#[test]
+fn a_backend_that_is_gone_has_one_warning_and_one_end() {
+    use portcullis::sim::Answer;
+    use portcullis::{Connect, Retry};
+    let _turn = capture();
+    let (mut sim, _) = world(Config::new(), listen());
+    let [gone, silent] = ["192.0.2.7:80", "192.0.2.8:80"]
+        .map(|addr| addr.parse::<SocketAddr>().expect("an address"));
+    sim.remote(gone, Answer::Refuse);
+    sim.remote(silent, Answer::Silence);
+    for _ in 0..20 {
+        let connect = Connect::new().retry(Retry::new(u32::MAX));
+        sim.control().connect(gone, connect, Echo).expect("begun");
+    }
+    sim.advance(20 * MINUTE);
+    let begun = loud_text();
+    assert_eq!(begun.lines().count(), 1, "{begun}");
+    assert!(begun.starts_with("WARN connection: cannot connect to 192.0.2.7:80: "));
+    // Another address has an episode of its own.
+    sim.control()
+        .connect(silent, Connect::new(), Echo)
+        .expect("begun");
+    sim.advance(MINUTE / 2);
+    let other = loud_text();
+    assert!(
+        other.starts_with("WARN connection: cannot connect to 192.0.2.8:80: "),
+        "{other}"
+    );
+    assert_eq!(other.lines().count(), 1, "{other}");
+    sim.remote(gone, Answer::Accept);
+    sim.advance(20 * MINUTE);
+    let over = loud_text();
+    assert_eq!(over.lines().count(), 2, "{over}");
+    assert!(over
+        .lines()
+        .all(|line| line.starts_with("INFO connection: no connect to ")));
 }

@@ -75,6 +75,15 @@ pub struct Traffic {
     pub frames_out: u64,
 }
 
+impl Traffic {
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.frames_in += other.frames_in;
+        self.frames_out += other.frames_out;
+    }
+}
+
 /// Why [`Conn::send`](crate::Conn::send) did not queue a frame, nor any part of it.
 #[derive(Debug)]
 #[non_exhaustive]

@@ -68,7 +68,7 @@ pub(super) fn admit<A, O: Os>(
             inner.core.conns.hide(id);
             uncount(&mut inner.core, at, ip, counted);
             match reason {
-                CloseReason::Refused => dismiss(&mut inner.core, scratch, stream, &farewell),
+                CloseReason::Refused => dismiss(&mut inner.core, scratch, at, stream, &farewell),
                 _ => inner.core.os.close(stream, false),
             }
             report_failed(inner, app, at, Some(id), incoming, Closed::new(reason));
@@ -93,6 +93,7 @@ pub(super) fn admit<A, O: Os>(
     let now = core.now;
     let listener = core.listeners.get_mut(at)?;
     listener.connections += 1;
+    let (listener_id, is_full) = (listener.id, listener.reached_cap().is_some());
     if awaits_header {
         machine.await_header(listener.options.proxy_protocol == ProxyProtocol::Required);
     } else {
@@ -116,6 +117,9 @@ pub(super) fn admit<A, O: Os>(
         )
     };
     core.insert(conn);
+    if is_full {
+        core.watch_listener_cap(listener_id);
+    }
     inner.user.set_handler(id, handler);
     Some(id)
 }

@@ -80,6 +80,7 @@ impl<O: Os> Core<O> {
                     (None, false)
                 }
                 None => {
+                    self.episodes.calm_backend(&attempt.addr, now);
                     self.guard.drop("a TLS configuration's destructor", attempt);
                     return Err(Error::Connect {
                         addr,
@@ -119,6 +120,7 @@ impl<O: Os> Core<O> {
         error: &dyn fmt::Display,
     ) -> Option<Time> {
         attempt.failed = attempt.failed.saturating_add(1);
+        self.episodes.note_backend(&attempt.addr, error);
         let delay = match &attempt.retry {
             Some(retry) if !self.drain.is_on() => retry.delay(attempt.failed, self.os.random())?,
             _ => return None,
@@ -171,6 +173,9 @@ impl<O: Os> Core<O> {
     fn on_connected(&mut self, id: ConnId) {
         let attempt = self.outbound.remove(id);
         let now = self.now;
+        if let Some(attempt) = &attempt {
+            self.episodes.calm_backend(&attempt.addr, now);
+        }
         let Some((conn, pool)) = self.conns.parts(id) else {
             return;
         };

@@ -200,6 +200,18 @@ impl<S> Connections<S> {
         }
     }
 
+    /// True if this server reports that the cap is reached: of the servers that share it, one does.
+    pub(super) fn claim_cap_report(&mut self) -> bool {
+        self.share.as_mut().is_none_or(CapShare::claim_report)
+    }
+
+    /// The report is over: another server may report the next time.
+    pub(super) fn release_cap_report(&mut self) {
+        if let Some(share) = &mut self.share {
+            share.release_report();
+        }
+    }
+
     // The slots.
 
     pub(super) fn len(&self) -> usize {

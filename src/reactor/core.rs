@@ -13,6 +13,7 @@ use super::connections::Connections;
 use super::deferred::Deferred;
 use super::detached_conns::DetachedConns;
 use super::drain::Drain;
+use super::episodes::{Cause, Episodes};
 use super::history::{CloseRecord, History};
 use super::listener::Listener;
 use super::listeners::Listeners;
@@ -27,7 +28,8 @@ use crate::config::Config;
 use crate::config::Listen;
 use crate::error::{Error, Result};
 use crate::handle::Published;
-use crate::id::{ConnId, ListenerRef};
+use crate::id::{ConnId, ListenerId, ListenerRef};
+use crate::logs;
 use crate::proto::{State, Time};
 use crate::reason::{Close, CloseReason, Closed};
 use crate::stats::Stats;
@@ -52,6 +54,9 @@ pub(crate) struct Core<O: Os> {
     pub(super) drain: Drain,
     pub(super) history: History,
     pub(super) guard: PanicGuard,
+    pub(super) episodes: Episodes,
+    /// No slot was free at the end of the last iteration.
+    was_full: bool,
     /// The connection whose turn is running: it is flushed when the turn ends.
     pub(super) running: Option<ConnId>,
     /// What this iteration has done and may still do.
@@ -86,6 +91,8 @@ impl<O: Os> Core<O> {
             deferred: Deferred::default(),
             drain: Drain::default(),
             guard: PanicGuard::default(),
+            episodes: Episodes::default(),
+            was_full: false,
             running: None,
             work: Work::default(),
             handshakes_left: 0,
@@ -130,6 +137,7 @@ impl<O: Os> Core<O> {
             .next_timer()
             .min(self.admission.fds.until())
             .min(self.admission.fds.over_at())
+            .min(self.episodes.next_over())
             .min(self.memory.grant_until())
             .min(self.drain.wake_at(&self.conns, &self.listeners, now))
             .min(self.listeners.wake_at(|| self.capacity_at(now)))
@@ -139,6 +147,7 @@ impl<O: Os> Core<O> {
     pub(super) fn expire(&mut self, due: Time) {
         self.admission.fds.expire(due);
         self.memory.expire(&mut self.conns, due);
+        self.expire_episodes(due);
         self.listeners.expire(due);
     }
 
@@ -380,6 +389,7 @@ impl<O: Os> Core<O> {
     pub(super) fn remove(&mut self, id: ConnId, closed: &Closed) {
         self.memory.forget(&mut self.conns, id);
         if let Some(attempt) = self.outbound.remove(id) {
+            self.episodes.calm_backend(&attempt.addr, self.now);
             self.guard.drop("a TLS configuration's destructor", attempt);
         }
         for command in self.deferred.remove(id) {
@@ -397,6 +407,7 @@ impl<O: Os> Core<O> {
             traffic: conn.machine.traffic(),
         };
         let (source, counted, listener) = (record.source.ip(), conn.counted, conn.listener);
+        let traffic = record.traffic;
         let is_confirmed = conn.machine.is_end_confirmed();
         conn.machine.recycle(&mut self.conns.pool);
         if conn.machine.has_framer() || conn.machine.has_tls() {
@@ -409,8 +420,13 @@ impl<O: Os> Core<O> {
         self.history
             .record_close(&mut self.guard, record, closed, self.now);
         if let Some(listener) = listener.and_then(|id| self.listeners.by_id_mut(id)) {
+            listener.count_closed(closed.reason, &traffic);
             listener.uncount_source(source, counted, self.now);
             listener.connections = listener.connections.saturating_sub(1);
+            if listener.reached_cap().is_none() {
+                self.episodes
+                    .calm(&Cause::ListenerCap(listener.id), self.now);
+            }
         }
         self.free_descriptor();
     }
@@ -480,8 +496,14 @@ impl<O: Os> Core<O> {
         options.access_rules = options
             .access_rules
             .counting_on(&listener.options.access_rules);
-        if listener.set_options(options, now) {
-            let id = Some(listener.id);
+        let (id, rates_changed) = (listener.id, listener.set_options(options, now));
+        if listener.reached_cap().is_none() {
+            self.episodes.calm(&Cause::ListenerCap(id), now);
+        } else if !self.episodes.is_on(&Cause::ListenerCap(id)) {
+            self.watch_listener_cap(id);
+        }
+        if rates_changed {
+            let id = Some(id);
             let ids: Vec<_> = self.conns.ids_of(id).collect();
             for id in ids {
                 let mut retry = false;
@@ -498,6 +520,57 @@ impl<O: Os> Core<O> {
         }
         self.listeners.retry_unregistered();
         Ok(())
+    }
+
+    /// Notes whether the cap is reached, at the end of an iteration.
+    pub(super) fn watch_cap(&mut self) {
+        let is_full = !self.conns.has_room();
+        if is_full && !self.was_full {
+            let begins = self.conns.claim_cap_report() && self.episodes.note(Cause::Cap);
+            if begins {
+                logs::warning!(
+                    target: logs::SERVER,
+                    "all {} slots are taken (max_connections); new clients wait or are refused",
+                    self.conns.cap()
+                );
+            }
+        } else if !is_full && self.was_full {
+            self.episodes.calm(&Cause::Cap, self.now);
+        }
+        self.was_full = is_full;
+    }
+
+    /// Notes that a listener has as many connections as it may.
+    pub(super) fn watch_listener_cap(&mut self, id: ListenerId) {
+        let Some(listener) = self.listeners.by_id(id) else {
+            return;
+        };
+        let Some(max) = listener.reached_cap() else {
+            return;
+        };
+        if self.episodes.note(Cause::ListenerCap(id)) {
+            logs::warning!(
+                target: logs::LISTENER,
+                "listener {} on {} has all of its {max} connections (Listen::max_connections); \
+                 new clients wait or are refused",
+                listener.name,
+                listener.addr
+            );
+        }
+    }
+
+    fn expire_episodes(&mut self, due: Time) {
+        if self.episodes.next_over() > due {
+            return;
+        }
+        let listeners = &self.listeners;
+        self.episodes.expire(due, |id| match listeners.by_id(id) {
+            Some(listener) => format!("listener {} on {}", listener.name, listener.addr),
+            None => "a listener that is closed".to_owned(),
+        });
+        if !self.episodes.is_on(&Cause::Cap) {
+            self.conns.release_cap_report();
+        }
     }
 
     /// Makes each listener's registration follow its state.

@@ -5,6 +5,7 @@
 
 use std::io;
 
+use super::episodes::Episode;
 use crate::logs;
 use crate::proto::Time;
 
@@ -12,13 +13,9 @@ use crate::proto::Time;
 pub(super) struct FdExhaustion {
     /// All listeners are out of the poll until then.
     until: Option<Time>,
-    /// From the first failure until the backlog was empty and no accept failed for an interval.
-    episode: bool,
-    /// When the episode ends: the backlog was empty an interval before. At the limit each new
-    /// client makes accept fail again, and other listeners may have clients left.
-    over_at: Option<Time>,
-    /// Failed accepts of this episode.
-    failures: u64,
+    /// The failed accepts, until the backlog was empty and none failed for an interval. At the
+    /// limit each new client makes accept fail again, and other listeners may have clients left.
+    episode: Episode,
 }
 
 impl FdExhaustion {
@@ -32,16 +29,12 @@ impl FdExhaustion {
 
     /// Failed accepts of the current episode.
     pub(super) fn failures(&self) -> usize {
-        if self.episode {
-            usize::try_from(self.failures).unwrap_or(usize::MAX)
-        } else {
-            0
-        }
+        usize::try_from(self.episode.count()).unwrap_or(usize::MAX)
     }
 
     /// When the episode ends, if no accept fails before.
     pub(super) fn over_at(&self) -> Time {
-        self.over_at.unwrap_or(Time::NEVER)
+        self.episode.over_at()
     }
 
     /// An accept failed; the listeners pause until `until`. True if an episode begins.
@@ -53,13 +46,9 @@ impl FdExhaustion {
         cap: usize,
     ) -> bool {
         self.until = Some(until);
-        self.over_at = None;
-        self.failures += 1;
-        if self.episode {
+        if !self.episode.note() {
             return false;
         }
-        self.episode = true;
-        self.failures = 1;
         logs::warning!(
             target: logs::FD_EXHAUSTION,
             "no new connections for now: {error}; {open} are served, new clients wait in the backlog; \
@@ -71,9 +60,7 @@ impl FdExhaustion {
 
     /// A backlog was found empty.
     pub(super) fn handle_drained(&mut self, over_at: Time) {
-        if self.episode && self.over_at.is_none() {
-            self.over_at = Some(over_at);
-        }
+        self.episode.calm(over_at);
     }
 
     /// A descriptor was freed, or the interval has passed.
@@ -85,13 +72,11 @@ impl FdExhaustion {
         if self.until() <= due {
             self.end_pause();
         }
-        if self.over_at() <= due {
-            self.episode = false;
-            self.over_at = None;
+        if let Some(failures) = self.episode.expire(due) {
             logs::info!(
                 target: logs::FD_EXHAUSTION,
                 "accepting again; {} attempts failed for lack of descriptors or memory",
-                self.failures
+                failures
             );
         }
     }

@@ -52,6 +52,18 @@ impl<O: Os> Core<O> {
                 "listeners count {counted} connections, {made} are outgoing, {open} are open"
             ));
         }
+        let wrong = self.listeners.iter().find(|listener| {
+            listener.accepted != listener.connections as u64 + listener.closed.total()
+        });
+        if let Some(listener) = wrong {
+            return Some(format!(
+                "listener {}: {} accepted, {} open, {} closed",
+                listener.name,
+                listener.accepted,
+                listener.connections,
+                listener.closed.total()
+            ));
+        }
         let closed = self.stats.closed_total();
         if self.stats.accepted + self.stats.outgoing != open as u64 + closed {
             return Some(format!(

@@ -23,7 +23,9 @@ use crate::config::{Listen, ProxyProtocol, SourceLimits};
 use crate::id::{ListenerId, ListenerRef};
 use crate::listener_info::{ListenerInfo, ListenerState};
 use crate::logs;
-use crate::proto::{ConnConfig, Machine, Pool, SharedMeters, Time};
+use crate::proto::{ConnConfig, Machine, Pool, SharedMeters, Time, Traffic};
+use crate::reason::CloseReason;
+use crate::stats::ClosedCounts;
 
 /// A listener of one server, without its service.
 pub(super) struct Listener<L> {
@@ -45,6 +47,9 @@ pub(super) struct Listener<L> {
     pub(super) sources: Sources,
     pub(super) connections: usize,
     pub(super) accepted: u64,
+    /// Of its connections that have ended.
+    pub(super) traffic: Traffic,
+    pub(super) closed: ClosedCounts,
     pub(super) suspended: bool,
     /// The server drains: neither a suspension nor a rate holds back the clients in the backlog.
     pub(super) is_draining: bool,
@@ -87,6 +92,8 @@ impl<L> Listener<L> {
             sources: Sources::default(),
             connections: 0,
             accepted: 0,
+            traffic: Traffic::default(),
+            closed: ClosedCounts::default(),
             suspended: false,
             is_draining: false,
             registered: false,
@@ -111,6 +118,12 @@ impl<L> Listener<L> {
             .follow(options.total_read_rate, options.total_frame_rate, now)
     }
 
+    /// A connection of this listener has ended, or got no slot.
+    pub(super) fn count_closed(&mut self, reason: CloseReason, traffic: &Traffic) {
+        self.closed.count(reason);
+        self.traffic.add(traffic);
+    }
+
     pub(super) fn is_open(&self) -> bool {
         self.socket.is_some()
     }
@@ -132,6 +145,13 @@ impl<L> Listener<L> {
     /// The limit of this listener alone.
     fn max_connections(&self) -> usize {
         self.options.max_connections.unwrap_or(usize::MAX)
+    }
+
+    /// Its maximum number of connections, if it has them.
+    pub(super) fn reached_cap(&self) -> Option<usize> {
+        self.options
+            .max_connections
+            .filter(|&max| self.connections >= max)
     }
 
     /// Clients that find it full wait in the backlog.
@@ -272,6 +292,8 @@ impl<L> Listener<L> {
             connections: self.connections,
             max_connections: self.max_connections().min(capacity.cap),
             accepted: self.accepted,
+            traffic: self.traffic,
+            closed: self.closed.clone(),
         }
     }
 

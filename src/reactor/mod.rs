@@ -32,6 +32,7 @@ mod deferred;
 pub(crate) mod detached_conns;
 mod drain;
 pub(crate) mod drive;
+mod episodes;
 mod event_backlog;
 mod fd_exhaustion;
 mod history;
@@ -225,6 +226,7 @@ impl<A, O: Os> Reactor<A, O> {
         }
         self.inner.remove_closed_listeners();
         self.inner.core.reconcile();
+        self.inner.core.watch_cap();
         self.run_alarms(app);
         let core = &mut self.inner.core;
         // Last: slots that were freed in this iteration and not reused are for the other servers.

@@ -33,7 +33,7 @@ pub(super) fn turn_away<A, O: Os>(
         Some(AtCapacity::Refuse { farewell }) => farewell.clone(),
         _ => Vec::new(),
     };
-    dismiss(core, scratch, stream, &farewell);
+    dismiss(core, scratch, at, stream, &farewell);
     report_failed(inner, app, at, None, incoming, Closed::new(reason));
 }
 
@@ -41,18 +41,23 @@ pub(super) fn turn_away<A, O: Os>(
 pub(super) fn dismiss<O: Os>(
     core: &mut Core<O>,
     scratch: &mut Scratch,
+    at: usize,
     mut stream: O::Stream,
     farewell: &[u8],
 ) {
-    let traffic = &mut core.conns.pool.traffic;
+    let mut traffic = Traffic::default();
     if !farewell.is_empty() {
         let written = core.os.write(&mut stream, farewell);
-        traffic.bytes_out += written.unwrap_or(0) as u64;
+        traffic.bytes_out = written.unwrap_or(0) as u64;
     }
     let _ = core.os.shutdown(&mut stream);
     // Unread input would turn the close into a reset and destroy the farewell.
     let read = core.os.read(&mut stream, &mut scratch.wire);
-    traffic.bytes_in += read.unwrap_or(0) as u64;
+    traffic.bytes_in = read.unwrap_or(0) as u64;
+    core.conns.pool.traffic.add(&traffic);
+    if let Some(listener) = core.listeners.get_mut(at) {
+        listener.traffic.add(&traffic);
+    }
     core.os.close(stream, false);
 }
 
@@ -68,9 +73,10 @@ pub(super) fn report_failed<A, O: Os>(
     let Inner { core, user } = inner;
     core.stats.count_closed(closed.reason);
     core.drain.count(closed.reason, false);
-    let Some(listener) = core.listeners.get(at) else {
+    let Some(listener) = core.listeners.get_mut(at) else {
         return;
     };
+    listener.closed.count(closed.reason);
     logs::debug!(target: logs::CONNECTION, "{} on {}: {closed}", incoming.addr, listener.name);
     let record = CloseRecord {
         id,

@@ -22,6 +22,8 @@ pub(crate) struct SharedCap {
     sharers: Box<[Sharer]>,
     /// Number of servers that are still there.
     present: AtomicUsize,
+    /// One of the servers reports that the cap is reached.
+    is_reported: AtomicBool,
 }
 
 #[derive(Default)]
@@ -38,6 +40,7 @@ impl SharedCap {
             changing: Mutex::new(()),
             sharers: (0..sharers).map(|_| Sharer::default()).collect(),
             present: AtomicUsize::new(0),
+            is_reported: AtomicBool::new(false),
         }
     }
 
@@ -129,6 +132,8 @@ pub(super) struct CapShare {
     reserved: bool,
     /// Some were given back since the other servers were last notified.
     gave: bool,
+    /// It reports that the cap is reached.
+    reports: bool,
 }
 
 impl CapShare {
@@ -145,6 +150,19 @@ impl CapShare {
             held: 0,
             reserved: false,
             gave: false,
+            reports: false,
+        }
+    }
+
+    /// True if this server reports that the cap is reached, and no other one.
+    pub(super) fn claim_report(&mut self) -> bool {
+        self.reports = self.reports || !self.shared_cap.is_reported.swap(true, Ordering::Relaxed);
+        self.reports
+    }
+
+    pub(super) fn release_report(&mut self) {
+        if std::mem::take(&mut self.reports) {
+            self.shared_cap.is_reported.store(false, Ordering::Relaxed);
         }
     }
 
@@ -243,6 +261,7 @@ impl CapShare {
 
 impl Drop for CapShare {
     fn drop(&mut self) {
+        self.release_report();
         self.shared_cap.present.fetch_sub(1, Ordering::Relaxed);
         self.shared_cap.give_back(std::mem::take(&mut self.held));
         self.shared_cap.offer();

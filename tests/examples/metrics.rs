@@ -300,7 +300,7 @@ fn the_text_says_what_the_numbers_say() {
     assert_eq!(seen.get("portcullis_alarm_threshold", &labels), 1.0);
     for &reason in CloseReason::ALL {
         assert_eq!(
-            seen.get("portcullis_closed_total", &[("reason", reason.as_str())]),
+            seen.get("portcullis_closed_total", &[("reason", reason.name())]),
             0.0
         );
     }

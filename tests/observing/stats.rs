@@ -481,3 +481,80 @@ fn the_reasons_add_up_after_a_drain() {
     let sum: u64 = stats.closed_by_reason().map(|(_, count)| count).sum();
     assert_eq!((sum, stats.accepted, stats.open), (10, 10, 0));
 }
+
+/// Each listener counts its own: reasons at once, traffic once a connection has ended.
+#[test]
+fn listeners_count_apart_and_add_up() {
+    use portcullis::sim::Sim;
+    let mut sim = Sim::new(1, Config::new(), ());
+    let mut addrs = Vec::new();
+    for name in ["one", "two"] {
+        let farewell = AtCapacity::Refuse {
+            farewell: b"full".to_vec(),
+        };
+        let listen = local().name(name).max_connections(2).at_capacity(farewell);
+        addrs.push(sim.listen(listen, |_: &mut (), _| Echo).expect("listens"));
+    }
+    // At the first: one finishes, one resets, one is refused. At the second: one stays open.
+    let [finishes, resets, refused] = [0; 3].map(|_| {
+        let client = sim.connect(addrs[0]).expect("a listener");
+        sim.send(client, b"\0\x05hello");
+        sim.settle();
+        client
+    });
+    let stays = sim.connect(addrs[1]).expect("a listener");
+    sim.send(stays, b"\0\x02hi");
+    sim.finish(finishes);
+    sim.reset(resets);
+    sim.settle();
+    assert_eq!(sim.received(refused), b"full");
+    let stats = sim.stats();
+    let open: u64 = sim
+        .control()
+        .connections()
+        .iter()
+        .map(|info| info.traffic.bytes_in)
+        .sum();
+    let metrics = sim.control().metrics();
+    let [one, two] = &metrics.listeners[..] else {
+        panic!("two listeners");
+    };
+    let reasons: Vec<_> = one.closed_by_reason().collect();
+    assert_eq!(
+        reasons,
+        [
+            (CloseReason::Finished, 1),
+            (CloseReason::Reset, 1),
+            (CloseReason::AtCapacity, 1)
+        ]
+    );
+    assert_eq!((one.accepted, one.connections), (3, 0));
+    assert_eq!((two.accepted, two.connections), (1, 1));
+    assert_eq!(two.closed_by_reason().count(), 0);
+    for &reason in CloseReason::ALL {
+        assert_eq!(
+            one.closed(reason) + two.closed(reason),
+            stats.closed(reason)
+        );
+    }
+    // The refused client's request was read, and its farewell written.
+    assert_eq!((one.traffic.bytes_in, one.traffic.bytes_out), (21, 18));
+    assert_eq!((one.traffic.frames_in, one.traffic.frames_out), (2, 2));
+    assert_eq!(
+        one.traffic.bytes_in + two.traffic.bytes_in + open,
+        stats.bytes_in
+    );
+    let text = metrics.to_string();
+    for line in [
+        "portcullis_listener_closed_total{listener=\"one\",reason=\"finished\"} 1",
+        "portcullis_listener_closed_total{listener=\"one\",reason=\"at_capacity\"} 1",
+        "portcullis_listener_bytes_out_total{listener=\"one\"} 18",
+        "portcullis_listener_frames_in_total{listener=\"two\"} 0",
+        "portcullis_closed_total{reason=\"slow_consumer\"} 0",
+    ] {
+        assert!(
+            text.contains(&format!("{line}\n")),
+            "{line} is not in {text}"
+        );
+    }
+}
