@@ -137,11 +137,10 @@ fn prepare<A, O: Os>(
 ) -> Result<Prepared<A>, (Refuse, CloseReason)> {
     let Inner { core, user } = inner;
     let panicked = (Refuse::silently(), CloseReason::Panicked);
-    let now = core.now;
     let Some(listener) = core.listeners.get_mut(at) else {
         return Err((Refuse::silently(), CloseReason::Refused));
     };
-    core.admission.spend(listener, &core.config, now);
+    core.admission.spend(listener, &core.config, core.now);
     let mut handler = None;
     if !awaits_header {
         let peer = incoming.clone().peer(listener, Some(id));
@@ -154,6 +153,9 @@ fn prepare<A, O: Os>(
             }
         }
     }
+    // The service may have blocked: the connection's timeouts count from now.
+    core.now = core.os.now();
+    let now = core.now;
     // The framing's maker is foreign code.
     match catch(|| listener.machine(now, &mut core.conns.pool)) {
         Ok(machine) => Ok((handler, machine)),
@@ -203,7 +205,6 @@ fn uncount<O: Os>(core: &mut Core<O>, at: usize, ip: Option<std::net::IpAddr>, c
 /// The PROXY header has come, or there is none: the client is known, and the service is asked.
 pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId) {
     let Inner { core, user } = inner;
-    let now = core.now;
     let Some((conn, pool)) = core.conns.parts(id) else {
         return;
     };
@@ -213,11 +214,11 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
     let header = conn.machine.proxy().cloned();
     // A header without an address says nothing of the client: the proxy's own is judged and counted.
     let source = conn.source().ip();
-    let is_banned = core.admission.bans.contains(source, now);
+    let is_banned = core.admission.bans.contains(source, core.now);
     if header.is_some() && (is_banned || listener.denies(source)) {
         return conn.machine.end(Closed::new(CloseReason::Denied), pool);
     }
-    match listener.count_source(source, now) {
+    match listener.count_source(source, core.now) {
         Some(counted) => conn.counted = counted,
         None => {
             return conn
@@ -234,7 +235,11 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
         proxy: header,
     };
     let peer = incoming.peer(listener, Some(id));
-    match user.accept(listener.service, app, peer) {
+    let accepted = user.accept(listener.service, app, peer);
+    // The service may have blocked: the connection's timeouts count from now.
+    core.now = core.os.now();
+    let now = core.now;
+    match accepted {
         Ok(Ok(handler)) => {
             user.set_handler(id, Some(handler));
             conn.machine.handle_admitted(now);

@@ -358,7 +358,8 @@ impl<O: Os> Core<O> {
     /// A callback closes its connection.
     #[cold]
     pub(super) fn close_as(&mut self, id: ConnId, close: Close) {
-        let now = self.now;
+        // The callback may have blocked.
+        let now = self.refresh();
         let Some((conn, pool)) = self.conns.parts(id) else {
             return self.guard.drop("an error's destructor", close);
         };
@@ -372,7 +373,7 @@ impl<O: Os> Core<O> {
     #[cold]
     pub(super) fn close_in_panic(&mut self, id: ConnId, source: &str, panic: Panic) {
         self.report_panic(id, source, panic);
-        let now = self.now;
+        let now = self.refresh();
         if let Some((conn, pool)) = self.conns.parts(id) {
             conn.machine
                 .close(Closed::new(CloseReason::Panicked), now, pool);

@@ -90,4 +90,6 @@ pub(super) fn report_failed<A, O: Os>(
     user.failed_accept(&mut core.guard, service, app, &peer, &closed);
     core.history
         .record_close(&mut core.guard, record, &closed, core.now);
+    // The service may have blocked: the next client's timeouts count from now.
+    core.refresh();
 }

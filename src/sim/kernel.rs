@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ use crate::reactor::os::{Token, LARGE_FRAME};
 
 pub(super) struct Kernel {
     pub(super) now: Time,
+    /// Nanoseconds that callbacks have worked since the clock was read.
+    pub(super) worked: Arc<AtomicU64>,
     /// A poll may sleep until here, then it returns.
     pub(super) horizon: Time,
     pub(super) random: Random,
@@ -100,6 +102,7 @@ impl Kernel {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             now: Time::ZERO,
+            worked: Arc::default(),
             horizon: Time::ZERO,
             random: Random::new(seed),
             faults: Faults::none(),
@@ -123,6 +126,16 @@ impl Kernel {
     }
 
     // --- the server's side: called through `SimOs` ---
+
+    /// Reads the clock.
+    pub(super) fn clock(&mut self) -> Time {
+        let worked = self.worked.load(Ordering::SeqCst);
+        if worked > 0 {
+            self.worked.fetch_sub(worked, Ordering::SeqCst);
+            self.now = self.now.after(Duration::from_nanos(worked));
+        }
+        self.now
+    }
 
     /// How often a call was made.
     pub(super) fn calls(&self, call: Call) -> u64 {

@@ -72,6 +72,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::Duration;
 
 pub use answer::Answer;
@@ -305,20 +307,42 @@ impl<A> Sim<A> {
 
     /// Time since the world began.
     pub fn now(&self) -> Duration {
-        self.kernel.borrow().now.since(Time::ZERO)
+        self.kernel.borrow_mut().clock().since(Time::ZERO)
     }
 
     /// The clock jumps ahead while nothing runs, and all deadlines passed meanwhile expire at once.
     /// As when the process is stopped (SIGSTOP, a debugger).
     pub fn leap(&mut self, span: Duration) {
         let mut kernel = self.kernel.borrow_mut();
-        kernel.now = kernel.now.after(span);
+        kernel.now = kernel.clock().after(span);
     }
 
     /// As [`Sim::leap`], at the moment when the next poll returns. That poll does not report events
     /// of the meantime.
     pub fn leap_after_poll(&mut self, span: Duration) {
         self.kernel.borrow_mut().leap_after_poll = span;
+    }
+
+    /// Returns a function that lets time pass inside a callback, a service or a job, as work that
+    /// blocks does. Nothing else runs meanwhile.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use portcullis::sim::Sim;
+    /// use portcullis::Config;
+    ///
+    /// let mut sim = Sim::new(1, Config::new(), ());
+    /// let work = sim.work();
+    /// let _ = sim.handle().post(move |_, _| work(Duration::from_secs(1)));
+    /// sim.settle();
+    /// assert_eq!(sim.now(), Duration::from_secs(1));
+    /// ```
+    pub fn work(&self) -> impl Fn(Duration) + Clone + Send + 'static {
+        let worked = Arc::clone(&self.kernel.borrow().worked);
+        move |span| {
+            let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+            worked.fetch_add(nanos, Ordering::SeqCst);
+        }
     }
 
     /// Runs one iteration of the loop. It sleeps for at most the remainder of [`Sim::advance`];
@@ -396,7 +420,7 @@ impl<A> Sim<A> {
     /// The first invariant that is broken after an iteration. Also a loop that spins, and a missed
     /// event for which a connection still waits at the end.
     pub fn try_advance(&mut self, span: Duration) -> std::result::Result<(), Violation> {
-        let until = self.kernel.borrow().now.after(span);
+        let until = self.kernel.borrow_mut().clock().after(span);
         self.kernel.borrow_mut().horizon = until;
         let (mut idle, mut done) = (0, None);
         loop {
@@ -473,7 +497,7 @@ impl<A> Sim<A> {
     /// The handle of other threads. [`Handle::call`] gets no answer here, because nothing runs
     /// while it waits.
     pub fn handle(&self) -> Handle<A> {
-        Handle::new(std::sync::Arc::clone(self.reactor.shared()))
+        Handle::new(Arc::clone(self.reactor.shared()))
     }
 
     /// The counters.

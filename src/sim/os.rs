@@ -66,7 +66,7 @@ impl StreamOps for SimOs {
     }
 
     fn now(&self) -> Time {
-        self.0.borrow().now
+        self.0.borrow_mut().clock()
     }
 
     fn read(&mut self, stream: &mut StreamFd, buffer: &mut [u8]) -> io::Result<usize> {

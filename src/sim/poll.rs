@@ -20,6 +20,7 @@ impl Kernel {
         timeout: Option<Duration>,
     ) -> io::Result<bool> {
         self.was_idle = false;
+        self.clock();
         if self.random.chance(self.faults.clock_leaps) {
             let leap = Duration::from_millis(self.random.below(60_000) as u64);
             self.now = self.now.after(leap);

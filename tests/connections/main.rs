@@ -10,6 +10,7 @@ mod connect_tls;
 mod deadlines;
 mod detach;
 mod drain;
+mod durations;
 mod framer_panics;
 mod framing_on_the_wire;
 mod full_queues;

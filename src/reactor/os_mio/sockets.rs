@@ -86,6 +86,13 @@ impl Listener {
     /// Accepts one client. Never blocks: O_NONBLOCK belongs to the socket and not to the
     /// descriptor, so another process can clear it (`fcntl(2)`).
     pub(super) fn accept(&self) -> io::Result<(Stream, Addr)> {
+        self.accept_with(|stream| self.set_options(stream))
+    }
+
+    fn accept_with(
+        &self,
+        set_options: impl FnOnce(&Stream) -> io::Result<()>,
+    ) -> io::Result<(Stream, Addr)> {
         if self.is_foreign.load(Ordering::Relaxed) {
             SockRef::from(self).set_nonblocking(true)?;
         }
@@ -96,11 +103,8 @@ impl Listener {
             }
             ListenSocket::Unix(socket) => accept_unix(socket)?,
         };
-        match self.set_options(&stream) {
-            Ok(()) => Ok((stream, peer)),
-            // Not the listener's error: this one client is lost.
-            Err(_) => Err(io::ErrorKind::ConnectionAborted.into()),
-        }
+        set_options(&stream).map_err(lost)?;
+        Ok((stream, peer))
     }
 
     /// Whether a client waits in the backlog. A socket that cannot be asked has one.
@@ -150,14 +154,23 @@ impl Listener {
     }
 }
 
+/// An error of an accepted socket is not the listener's: this one client is lost.
+fn lost(_: io::Error) -> io::Error {
+    io::ErrorKind::ConnectionAborted.into()
+}
+
 fn accept_unix(listener: &UnixListener) -> io::Result<(Stream, Addr)> {
     let listener = SockRef::from(listener);
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let (socket, peer) = listener.accept4(libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC)?;
+    // Without options: one that cannot be set is not the listener's error.
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let (socket, peer) = listener.accept()?;
+    let (socket, peer) = listener.accept_raw()?;
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    socket.set_nonblocking(true)?;
+    socket
+        .set_cloexec(true)
+        .and_then(|()| socket.set_nonblocking(true))
+        .map_err(lost)?;
     let name = match (peer.as_pathname(), peer.as_abstract_namespace()) {
         (Some(path), _) => UnixAddr::pathname(path),
         (None, Some(name)) => UnixAddr::abstract_name(name),
@@ -274,4 +287,47 @@ pub(super) fn unsent(socket: BorrowedFd<'_>, _is_unix: bool) -> Option<usize> {
 #[cfg(not(any(target_os = "linux", target_vendor = "apple")))]
 pub(super) fn unsent(_socket: BorrowedFd<'_>, _is_unix: bool) -> Option<usize> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream as StdUnixStream;
+
+    use super::*;
+    use crate::reactor::listener::AcceptError;
+
+    /// Whatever the error: the next client is accepted.
+    #[test]
+    fn an_option_that_cannot_be_set_loses_one_client() {
+        let path = std::env::temp_dir().join(format!("portcullis-options-{}", std::process::id()));
+        let _ = std::fs::remove_file(&path);
+        let tcp = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("bind");
+        let tcp_addr = tcp.local_addr().expect("an address");
+        let unix = UnixListener::bind(&path).expect("bind");
+        let connects: [(Listener, Box<dyn Fn() -> OwnedFd>); 2] = [
+            (
+                Listener::tcp(tcp),
+                Box::new(|| {
+                    std::net::TcpStream::connect(tcp_addr)
+                        .expect("connect")
+                        .into()
+                }),
+            ),
+            (
+                Listener::unix(unix),
+                Box::new(|| StdUnixStream::connect(&path).expect("connect").into()),
+            ),
+        ];
+        for (listener, connect) in &connects {
+            for errno in [libc::EINVAL, libc::EBADF, libc::ENOTSOCK, libc::EMFILE] {
+                let _lost = connect();
+                let fails = |_: &Stream| Err(io::Error::from_raw_os_error(errno));
+                let error = listener.accept_with(fails).err().expect("refused");
+                assert_eq!(AcceptError::of(&error), AcceptError::Retry, "{errno}");
+            }
+            let _client = connect();
+            assert!(listener.accept().is_ok());
+        }
+        std::fs::remove_file(&path).expect("removed");
+    }
 }

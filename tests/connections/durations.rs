@@ -1,0 +1,223 @@
+//! A duration counts from the call that passes it, however long a callback, a job, an alarm or a
+//! service has worked before. In virtual time.
+
+use std::cell::RefCell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::Duration;
+
+use kit::net::local;
+use portcullis::sim::{Answer, ClientId, ClientState, Sim};
+use portcullis::{
+    Alarm, CloseReason, Closed, Config, ConnConfig, Connect, Context, Framing, Handler, Listen,
+    Outcome, Quota, Retry,
+};
+
+/// How long each callback works before it asks for [`SPAN`].
+const WORK: Duration = Duration::from_secs(3);
+const SPAN: Duration = Duration::from_secs(1);
+
+type Work = Rc<dyn Fn(Duration)>;
+/// The times at which something was asked for and happened.
+type Times = Rc<RefCell<Vec<Duration>>>;
+
+/// What a handler asks for after its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Timer,
+    Close,
+    Fail,
+    Panic,
+    Connect,
+}
+
+#[derive(Clone)]
+struct Works {
+    work: Work,
+    wish: Wish,
+    times: Times,
+}
+
+impl Works {
+    fn ask(&self, cx: &mut Context<'_>) -> Outcome {
+        (self.work)(WORK);
+        match self.wish {
+            Wish::Timer => cx.conn.set_timer(0, SPAN),
+            Wish::Close => cx.conn.close(),
+            Wish::Fail => return Err(portcullis::Close::because("as planned")),
+            Wish::Panic => kit::planned::blow(),
+            Wish::Connect => {
+                let connect = Connect::new().connect_timeout(SPAN);
+                cx.conn.connect(silent(), connect, self.clone())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Handler for Works {
+    fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+        self.ask(cx)
+    }
+    fn on_message(&mut self, cx: &mut Context<'_>, _: portcullis::Message) -> Outcome {
+        self.ask(cx)
+    }
+    fn on_timer(&mut self, _: &mut Context<'_>, _: u8) -> Outcome {
+        self.times.borrow_mut().push(Duration::ZERO);
+        Ok(())
+    }
+    fn on_connect_failed(&mut self, _: &mut Context<'_>, _: &Closed) {
+        self.times.borrow_mut().push(Duration::ZERO);
+    }
+}
+
+fn silent() -> SocketAddr {
+    "192.0.2.9:80".parse().expect("an address")
+}
+
+/// A world with one client whose handler works, and the times that its handler notes.
+fn world(wish: Wish, listen: Listen) -> (Sim, ClientId, Times) {
+    let mut sim = Sim::new(1, Config::new(), ());
+    sim.remote(silent(), Answer::Silence);
+    let works = Works {
+        work: Rc::new(sim.work()),
+        wish,
+        times: Times::default(),
+    };
+    let times = Rc::clone(&works.times);
+    let listen = listen.framing(Framing::Line);
+    let addr = sim.listen(listen, move |_: &mut (), _| works.clone());
+    let client = sim.connect(addr.expect("listens")).expect("a listener");
+    sim.settle();
+    (sim, client, times)
+}
+
+/// Happens [`SPAN`] after the work, and not before.
+#[track_caller]
+fn after_the_span(sim: &mut Sim, happened: impl Fn(&mut Sim) -> bool) {
+    assert_eq!(sim.now(), WORK, "the work is done");
+    sim.advance(SPAN - Duration::from_millis(1));
+    assert!(!happened(sim), "early");
+    sim.advance(Duration::from_millis(2));
+    assert!(happened(sim), "late");
+}
+
+#[test]
+fn a_timer_counts_from_the_call() {
+    let (mut sim, client, times) = world(Wish::Timer, local());
+    sim.send(client, b"go\n");
+    sim.settle();
+    after_the_span(&mut sim, |_| !times.borrow().is_empty());
+
+    // From a message of another thread.
+    let (mut sim, _, times) = world(Wish::Timer, local());
+    let id = sim.control().connections()[0].id;
+    sim.handle().notify(id, ()).expect("open");
+    sim.settle();
+    after_the_span(&mut sim, |_| !times.borrow().is_empty());
+}
+
+/// However the handler ends the connection.
+#[test]
+fn the_linger_timeout_counts_from_the_close() {
+    for wish in [Wish::Close, Wish::Fail, Wish::Panic] {
+        let conn = ConnConfig::new().linger(SPAN, usize::MAX);
+        let (mut sim, client, _) = world(wish, local().conn(conn));
+        sim.send(client, b"go\n");
+        sim.settle();
+        assert_eq!(sim.state(client), ClientState::Finished, "{wish:?}");
+        after_the_span(&mut sim, |sim| sim.stats().open == 0);
+    }
+}
+
+#[test]
+fn a_connect_timeout_counts_from_the_call() {
+    let (mut sim, client, times) = world(Wish::Connect, local());
+    sim.send(client, b"go\n");
+    sim.settle();
+    after_the_span(&mut sim, |_| !times.borrow().is_empty());
+}
+
+#[test]
+fn a_retry_counts_from_the_call() {
+    let (mut sim, _, times) = world(Wish::Timer, local());
+    let (work, notes) = (sim.work(), Rc::clone(&times));
+    sim.remote(silent(), Answer::Refuse);
+    let works = Works {
+        work: Rc::new(|_| ()),
+        wish: Wish::Timer,
+        times: notes,
+    };
+    work(WORK);
+    let retry = Retry::new(2).first_delay(SPAN).jitter(0);
+    let connect = Connect::new().retry(retry);
+    sim.control()
+        .connect(silent(), connect, works)
+        .expect("begun");
+    after_the_span(&mut sim, |_| !times.borrow().is_empty());
+}
+
+/// From a job, an alarm's callback and a callback of a handler alike.
+#[test]
+fn a_drains_grace_counts_from_the_call() {
+    struct Stays;
+    impl Handler for Stays {
+        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+        fn on_drain(&mut self, _: &mut Context<'_>) -> Outcome {
+            Ok(())
+        }
+    }
+    for from_alarm in [false, true] {
+        let mut sim = Sim::new(1, Config::new(), ());
+        let addr = sim.listen(local(), |_: &mut (), _| Stays).expect("listens");
+        let work = sim.work();
+        let drain = move |control: &mut portcullis::Control<'_>| {
+            work(WORK);
+            control.drain(SPAN);
+        };
+        if from_alarm {
+            let alarm = Alarm::connections(Quota::Count(1));
+            let added = sim
+                .control()
+                .on_alarm(alarm, move |_: &mut (), control, _| drain(control));
+            added.expect("added");
+        } else {
+            sim.connect(addr).expect("a listener");
+            sim.settle();
+            let posted = sim.handle().post(move |_, control| drain(control));
+            posted.expect("it runs");
+        }
+        if from_alarm {
+            sim.connect(addr).expect("a listener");
+        }
+        sim.settle();
+        after_the_span(&mut sim, |sim| sim.drain_report().is_some());
+        assert_eq!(sim.drain_report().map(|report| report.forced), Some(1));
+    }
+}
+
+/// A service that works takes nothing of its clients' time.
+#[test]
+fn a_connections_timeouts_count_from_its_services_answer() {
+    let mut sim = Sim::new(1, Config::new(), ());
+    let work = sim.work();
+    let listen = local().conn(ConnConfig::new().idle_timeout(SPAN));
+    let addr = sim.listen(listen, move |_: &mut (), _| {
+        work(WORK);
+        kit::net::Echo
+    });
+    sim.connect(addr.expect("listens")).expect("a listener");
+    sim.settle();
+    after_the_span(&mut sim, |sim| {
+        sim.stats().closed(CloseReason::IdleTimeout)
+            + sim
+                .control()
+                .connections()
+                .iter()
+                .filter(|info| info.state == portcullis::State::Closing)
+                .count() as u64
+            > 0
+    });
+}
