@@ -2,9 +2,12 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::time::Duration;
 
+use portcullis::sim::Random;
 use portcullis::{
     Addr, CloseReason, Conn, ConnId, Handle, HandleError, ListenerId, Peer, ProxyProtocol,
     SendError, State,
@@ -35,6 +38,32 @@ pub struct App {
     pub fault: Option<String>,
     /// Destructors may panic: not those of a world that is taken down.
     pub armed: Rc<Cell<bool>>,
+    /// In worlds with slow callbacks.
+    pub slow: Option<Slow>,
+}
+
+/// Callbacks that take time now and then, whatever else they do.
+pub struct Slow {
+    pub work: Box<dyn Fn(Duration)>,
+    pub random: Random,
+}
+
+impl fmt::Debug for Slow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Slow").finish_non_exhaustive()
+    }
+}
+
+impl App {
+    /// Blocks the loop, in a world with slow callbacks.
+    pub fn work(&mut self) {
+        if let Some(slow) = &mut self.slow {
+            if slow.random.chance(20) {
+                let millis = slow.random.between(1, 4_000) as u64;
+                (slow.work)(Duration::from_millis(millis));
+            }
+        }
+    }
 }
 
 /// What the queue took, and what came out of it.
@@ -289,6 +318,7 @@ impl App {
             lost_listeners: 0,
             fault: None,
             armed: Rc::new(Cell::new(true)),
+            slow: None,
         }
     }
 

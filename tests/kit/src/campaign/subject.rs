@@ -112,6 +112,7 @@ impl Subject {
     }
 
     fn misbehave(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        cx.app.work();
         match self.door.handler_kind {
             HandlerKind::Meddling if self.random.chance(100) => self.meddle(cx),
             HandlerKind::Posting if self.random.chance(200) => self.give_orders(cx),

@@ -11,7 +11,7 @@ use portcullis::sim::{
 };
 use portcullis::{CloseReason, ConnId, ListenerId, ProxyProtocol, Retry, State};
 
-use super::app::{is_orderly, tcp, App, Order, Talk};
+use super::app::{is_orderly, tcp, App, Order, Slow, Talk};
 use super::header::{self, Opening};
 use super::pace::Pace;
 use super::plan::{Act, Action, Door, Plan};
@@ -61,6 +61,13 @@ impl World {
         // have the real size.
         if !plan.setup.heavy || plan.seed % 2 == 0 {
             sim.set_large_frame(128);
+        }
+        if plan.seed % 8 == 5 {
+            sim.app_mut().slow = Some(Slow {
+                work: Box::new(sim.work()),
+                // A stream of its own: all else in the world is the same.
+                random: Random::new(plan.seed ^ 0x510E),
+            });
         }
         sim.keep_coverage();
         let mut world = Self {
