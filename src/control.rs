@@ -354,6 +354,7 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::NoListener`](crate::Error::NoListener); [`Error::Option`](crate::Error::Option) for
     /// a plain listener. Its connections may upgrade: see [`Conn::start_tls`].
+    #[doc(alias = "certificate renewal")]
     #[cfg(feature = "tls")]
     pub fn set_tls(
         &mut self,
@@ -475,6 +476,7 @@ impl<'a, A> Control<'a, A> {
     /// Rates and suspensions hold back no client in the backlog. Where a cap does, or a lack of
     /// descriptors, the port stays open until slots have become free for those that wait, at most
     /// to the deadline. A handshake may take a quarter of `grace`, or a second if that is longer.
+    #[doc(alias = "graceful shutdown")]
     pub fn drain(&mut self, grace: Duration) {
         self.ops.drain(grace);
     }

@@ -446,6 +446,7 @@ impl<A> Handle<A> {
     ///
     /// [`HandleError::Refused`] for a plain listener; otherwise as for
     /// [`Handle::reconfigure_listener`].
+    #[doc(alias = "certificate renewal")]
     #[cfg(feature = "tls")]
     pub fn set_tls(
         &self,
@@ -497,6 +498,7 @@ impl<A> Handle<A> {
     /// # Errors
     ///
     /// [`HandleError::ServerGone`].
+    #[doc(alias = "graceful shutdown")]
     pub fn drain(&self, grace: Duration) -> Result<(), HandleError> {
         self.each(|_, server| server.push(Command::Drain(grace)))
     }

@@ -85,6 +85,7 @@ pub trait Handler<A = ()> {
     }
 
     /// Pending output has fallen to the low watermark, after it had reached the high one.
+    #[doc(alias = "backpressure")]
     #[allow(unused_variables)]
     fn on_writable(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         Ok(())
@@ -121,6 +122,7 @@ pub trait Handler<A = ()> {
     /// order ([`Conn::close_after_input`]). A handler that does not close is served until the
     /// drain's deadline, then reset. If you answer later use [`Conn::hold`], or override this and
     /// close after the last answer.
+    #[doc(alias = "graceful shutdown")]
     fn on_drain(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         cx.conn.close_after_input();
         Ok(())

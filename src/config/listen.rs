@@ -270,6 +270,7 @@ impl Listen {
 
     /// Maximum number of connections of this listener, within the server's cap; `None` is no limit
     /// of its own. Defaults to none. *Live.*
+    #[doc(alias = "connection limit")]
     pub fn max_connections(mut self, connections: impl Into<Option<usize>>) -> Self {
         self.max_connections = connections.into();
         self
@@ -355,6 +356,7 @@ impl Listen {
     /// [`RateLimited`](crate::CloseReason::RateLimited). A client that left while it waited
     /// ([`ClosedEarly`](crate::CloseReason::ClosedEarly)) does not count. Defaults to no limit.
     /// *Live.*
+    #[doc(alias = "rate limit")]
     pub fn accept_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
         self.accept_rate = rate.into();
         self

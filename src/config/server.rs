@@ -184,6 +184,7 @@ impl Config {
     /// at most 65,536 of them from the start. They become memory at their first use. Room for more
     /// is requested when it is needed, and if the system refuses it, the number that there is acts
     /// as the cap until a connection has ended.
+    #[doc(alias = "connection limit")]
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = connections;
         self
@@ -198,6 +199,7 @@ impl Config {
     /// Maximum number of connections accepted per second, over all listeners; `None` is no limit.
     /// Above it each listener's [`Listen::at_capacity`](crate::Listen::at_capacity) decides.
     /// Defaults to no limit.
+    #[doc(alias = "rate limit")]
     pub fn accept_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
         self.accept_rate = rate.into();
         self

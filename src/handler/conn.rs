@@ -171,6 +171,7 @@ impl<'a, A> Conn<'a, A> {
     /// [`Reset`](crate::CloseReason::Reset). A peer that has only finished may still read, so
     /// [`Handler::on_finish`](crate::Handler::on_finish) waits for [`Conn::resume`]; the idle
     /// timeout runs from there on.
+    #[doc(alias = "backpressure")]
     pub fn pause(&mut self) {
         self.change(|machine, now, _| machine.pause(now));
     }
@@ -324,6 +325,7 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// Mind the `?`: a slow peer of another connection ([`SendError::Full`]) is seldom a reason to
     /// close this one.
+    #[doc(alias = "broadcast")]
     pub fn peer(&mut self, id: ConnId) -> Option<Conn<'_, A>> {
         Conn::find(&mut *self.ops, id)
     }

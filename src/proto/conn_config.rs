@@ -51,6 +51,7 @@ pub struct ConnConfig {
     /// While the connection closes, output that only the kernel holds counts too, in the same time.
     /// So closing takes at most this timeout, the time of the output at the minimum rate, and
     /// [`ConnConfig::linger_timeout`].
+    #[doc(alias = "slow consumer")]
     pub write_timeout: Duration,
     /// Minimum rate of progress, in bytes per second: of pending output that the peer takes, and of
     /// an incomplete frame that it sends. Defaults to 500 (Apache's `mod_reqtimeout` has the same),
@@ -81,10 +82,13 @@ pub struct ConnConfig {
     ///
     /// So a client must read answers while it writes requests. One that writes a long pipeline
     /// first waits for this side, which waits for it: see [`ConnConfig::full_duplex`].
+    #[doc(alias = "backpressure")]
     pub high_watermark: usize,
     /// Number of bytes of pending output at which `send` fails. A frame begun below the limit is
     /// queued whole; output sent before the connection is open is queued too, and counts.
     /// Defaults to 1 MiB; at least the high watermark.
+    #[doc(alias = "backpressure")]
+    #[doc(alias = "slow consumer")]
     pub output_limit: usize,
     /// Keeps reading while output is pending above the high watermark. Defaults to false.
     ///
@@ -102,9 +106,11 @@ pub struct ConnConfig {
     /// Maximum bytes per second read, on the wire; `None` is no limit. Above it reading pauses:
     /// nothing is lost, TCP slows the peer down, and its idle and frame timeouts are paused.
     /// Defaults to no limit.
+    #[doc(alias = "rate limit")]
     pub read_rate: Option<Rate>,
     /// Maximum frames per second delivered; `None` is no limit. Otherwise like
     /// [`ConnConfig::read_rate`]. With [`Framing::Raw`](crate::Framing::Raw) each piece counts.
+    #[doc(alias = "rate limit")]
     pub frame_rate: Option<Rate>,
 }
 

@@ -133,9 +133,11 @@ pub enum Decoded {
 
 /// A framing of your own: a frame and its length, *more*, or an error.
 ///
-/// One value per connection, so it may keep state. The input always begins at a frame's first byte,
-/// and is never longer than the listener's maximum frame and 16 bytes for header and trailer. A
-/// longer frame closes the connection as [`FrameTooLarge`](crate::CloseReason::FrameTooLarge).
+/// One value per connection, so it may keep state. The input always begins at a frame's first byte.
+/// It may hold many frames: at most the listener's maximum frame, 16 bytes for header and trailer,
+/// and one read of 64 KiB (over TLS a record of 16 KiB more). A frame that is longer than the
+/// maximum and 16 bytes closes the connection as
+/// [`FrameTooLarge`](crate::CloseReason::FrameTooLarge).
 pub trait Framer {
     /// Looks for one frame at the front of `input`, which is never empty.
     ///
