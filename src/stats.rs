@@ -157,7 +157,7 @@ impl ClosedCounts {
         }
     }
 
-    fn add(&mut self, other: &Self) {
+    pub(crate) fn add(&mut self, other: &Self) {
         for (sum, count) in self.0.iter_mut().zip(&other.0) {
             *sum += count;
         }

@@ -723,3 +723,39 @@ fn a_backend_that_is_gone_has_one_warning_and_one_end() {
         .lines()
         .all(|line| line.starts_with("INFO connection: no connect to ")));
 }
+
+/// The servers of [`portcullis::Shards`] share the cap, and one of them warns.
+#[test]
+fn a_cap_that_is_shared_is_reported_once() {
+    use kit::net::{connect, eventually, ping, tcp, Echo};
+    let _turn = capture();
+    let shards = portcullis::Shards::new(Config::new().max_connections(4))
+        .threads(3)
+        .spawn(|_, server: &mut portcullis::Server| {
+            let listen = Listen::tcp("127.0.0.1:0");
+            server.listen(listen, |_: &mut (), _| Echo).map(drop)
+        })
+        .expect("spawned");
+    let addr = tcp(&shards.listeners[0].addr);
+    let mut clients: Vec<_> = (0..4).map(|_| connect(addr)).collect();
+    for client in &mut clients {
+        ping(client, b"hello");
+    }
+    let warnings = || {
+        let lines = MEMORY.lines();
+        lines
+            .iter()
+            .filter(|line| line.level == Level::Warn)
+            .count()
+    };
+    eventually("it is reported", || warnings() > 0);
+    for _ in 0..10 {
+        for client in &mut clients {
+            ping(client, b"again");
+        }
+    }
+    assert_eq!(warnings(), 1);
+    drop(clients);
+    let _ = shards.handle.drain(Duration::from_secs(5));
+    let _ = shards.join();
+}

@@ -33,6 +33,8 @@ pub(crate) fn add_listeners(
         };
         same.connections += listener.connections;
         same.accepted += listener.accepted;
+        same.traffic.add(&listener.traffic);
+        same.closed.add(&listener.closed);
         same.max_connections = same
             .max_connections
             .saturating_add(listener.max_connections)

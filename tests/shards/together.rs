@@ -572,3 +572,24 @@ fn a_single_shard_is_a_server() {
     ping(&mut connect(tcp(&shards.listeners[0].addr)), b"hello");
     finish(shards);
 }
+
+/// The listener of the list is that of all shards: reasons and traffic too.
+#[test]
+fn a_listeners_counts_are_those_of_all_shards() {
+    let shards = shards(3, local().name("it"));
+    let addr = tcp(&shards.listeners[0].addr);
+    let mut clients: Vec<_> = (0..12).map(|_| connect(addr)).collect();
+    for client in &mut clients {
+        send2(client, b"hello");
+        recv2(client);
+    }
+    drop(clients);
+    let handle = &shards.handle;
+    eventually("all have ended", || handle.stats().closed_total() == 12);
+    let all = handle.listeners(PATIENCE).expect("answers");
+    let reasons: Vec<_> = all[0].closed_by_reason().collect();
+    assert_eq!(reasons, [(portcullis::CloseReason::Finished, 12)]);
+    let traffic = all[0].traffic;
+    assert_eq!((traffic.frames_in, traffic.frames_out), (12, 12));
+    assert_eq!((traffic.bytes_in, traffic.bytes_out), (12 * 7, 12 * 3));
+}
