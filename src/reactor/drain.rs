@@ -22,8 +22,9 @@ pub(super) const BATCH: u32 = 1024;
 /// The least time for a handshake, if the grace is as long.
 const MIN_HANDSHAKE_TIME: Duration = Duration::from_secs(1);
 
-/// Without connections a listener whose accepts fail is given up after this time.
-const FAILING_LISTENER_TIME: Duration = Duration::from_secs(1);
+/// Without connections nothing frees a slot or a descriptor: a listener whose clients cannot be
+/// accepted is given up after this time.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 pub(super) enum Drain {
@@ -73,7 +74,7 @@ impl Drain {
         if is_due || conns.is_empty() && listeners.open() == 0 {
             return Time::ZERO;
         }
-        let give_up = plan.started.after(FAILING_LISTENER_TIME);
+        let give_up = plan.started.after(GIVE_UP_AFTER);
         if conns.is_empty() && now < give_up {
             plan.deadline.min(give_up)
         } else {
@@ -167,7 +168,9 @@ impl Drain {
         plan.has_begun = true;
         let accepted = usize::try_from(accepted - plan.accepted_before).unwrap_or(usize::MAX);
         let is_over = due.is_some_and(|due| plan.deadline <= due) || accepted > plan.max_accepts;
-        let gives_up = conns.is_empty() && plan.started.after(FAILING_LISTENER_TIME) <= now;
+        // Other servers may free a slot of a shared cap.
+        let is_shared = conns.shared_cap().is_some();
+        let gives_up = conns.is_empty() && plan.started.after(GIVE_UP_AFTER) <= now;
         let mut may_accept = false;
         for listener in listeners.iter_mut().filter(|listener| listener.is_open()) {
             let fails = out_of_fds || listener.retry_at.is_armed();
@@ -177,7 +180,7 @@ impl Drain {
                     plan.report.unserved += 1;
                 }
                 listeners::close(os, listener);
-            } else if fails && gives_up {
+            } else if waits && gives_up && (fails || !is_shared) {
                 plan.report.unserved += 1;
                 listeners::close(os, listener);
             } else {

@@ -228,6 +228,24 @@ fn a_listener_that_only_fails_does_not_hold_up_the_drain() {
     assert_eq!((report.unserved, sim.stats().accepted), (1, 0));
 }
 
+/// Nor does a cap of zero: no connection will free a slot.
+#[test]
+fn a_cap_of_zero_does_not_hold_up_the_drain() {
+    for (config, listen) in [
+        (Config::new().max_connections(0), local()),
+        (Config::new(), local().max_connections(0)),
+    ] {
+        let mut sim = Sim::new(1, config, ());
+        let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listens");
+        sim.connect(addr).expect("a listener");
+        sim.settle();
+        sim.control().drain(Duration::MAX);
+        sim.advance(Duration::from_secs(2));
+        let report = sim.drain_report().expect("over");
+        assert_eq!((report.unserved, sim.stats().accepted), (1, 0));
+    }
+}
+
 /// A client may take a quarter of the grace for its handshake, from when it is accepted.
 #[test]
 fn a_handshake_has_a_quarter_of_the_grace() {
