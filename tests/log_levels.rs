@@ -632,7 +632,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// Its connections do not end by themselves.
 fn patient() -> Listen {
-    listen().conn(ConnConfig::new().idle_timeout(Duration::MAX))
+    listen().conn(|conn| conn.idle_timeout = Duration::MAX)
 }
 
 /// Clients that come and go at the cap write two lines, whatever their number.

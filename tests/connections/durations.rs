@@ -9,8 +9,8 @@ use std::time::Duration;
 use kit::net::local;
 use portcullis::sim::{Answer, ClientId, ClientState, Sim};
 use portcullis::{
-    Alarm, CloseReason, Closed, Config, ConnConfig, Connect, Context, Framing, Handler, Listen,
-    Outcome, Quota, Retry,
+    Alarm, CloseReason, Closed, Config, Connect, Context, Framing, Handler, Listen, Outcome, Quota,
+    Retry,
 };
 
 /// How long each callback works before it asks for [`SPAN`].
@@ -121,8 +121,11 @@ fn a_timer_counts_from_the_call() {
 #[test]
 fn the_linger_timeout_counts_from_the_close() {
     for wish in [Wish::Close, Wish::Fail, Wish::Panic] {
-        let conn = ConnConfig::new().linger(SPAN, usize::MAX);
-        let (mut sim, client, _) = world(wish, local().conn(conn));
+        let listen = local().conn(|conn| {
+            conn.linger_timeout = SPAN;
+            conn.linger_bytes = usize::MAX;
+        });
+        let (mut sim, client, _) = world(wish, listen);
         sim.send(client, b"go\n");
         sim.settle();
         assert_eq!(sim.state(client), ClientState::Finished, "{wish:?}");
@@ -203,7 +206,7 @@ fn a_drains_grace_counts_from_the_call() {
 fn a_connections_timeouts_count_from_its_services_answer() {
     let mut sim = Sim::new(1, Config::new(), ());
     let work = sim.work();
-    let listen = local().conn(ConnConfig::new().idle_timeout(SPAN));
+    let listen = local().conn(|conn| conn.idle_timeout = SPAN);
     let addr = sim.listen(listen, move |_: &mut (), _| {
         work(WORK);
         kit::net::Echo
