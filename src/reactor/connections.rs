@@ -76,7 +76,6 @@ impl<S> Connections<S> {
         let more = |len: usize| slots.saturating_sub(len);
         self.generations
             .try_reserve_exact(more(self.generations.len()))?;
-        self.ready.try_reserve_exact(more(self.ready.len()))?;
         self.timers.try_reserve(slots)?;
         // The last one: where a slot is vacant, there is memory for all that belongs to it.
         self.slots.try_reserve(slots)
