@@ -168,7 +168,8 @@ fn roots_that_cannot_be_used_are_named() {
     assert!(desk.refused(&missing).contains("No such file"));
     let empty = desk.folder.file("empty.pem", "");
     assert!(desk.refused(&empty).contains("no certificate in PEM form"));
-    let rubbish = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+    // An empty sequence: whole, and no certificate.
+    let rubbish = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
     let rubbish = desk.folder.file("rubbish.pem", rubbish);
     assert!(desk.refused(&rubbish).contains("cannot vouch for clients"));
     // Chain and key are looked at as ever.
