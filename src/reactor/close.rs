@@ -35,6 +35,7 @@ pub(super) fn finish_close<A, O: Os>(
             credentials = stream.credentials().ok();
         }
         core.os.close(stream, reset);
+        core.outbound.lose_socket(id);
     }
     let closed = conn.machine.take_closed();
     let (listener, is_outgoing) = (conn.listener, conn.machine.is_outgoing());

@@ -67,6 +67,7 @@ impl<O: Os> Core<O> {
             timeout: options.connect_timeout,
             retry: options.retry,
             failed: 0,
+            has_socket: false,
         };
         let id = self.conns.next_id();
         let (stream, connected) = match self.open_socket(id, &attempt) {
@@ -89,6 +90,7 @@ impl<O: Os> Core<O> {
                 }
             },
         };
+        attempt.has_socket = stream.is_some();
         self.outbound.insert(id, attempt);
         Ok(Connection {
             stream,
@@ -203,11 +205,12 @@ impl<O: Os> Core<O> {
         if has_socket {
             return self.fail_attempt(id, CloseReason::ConnectTimeout, None);
         }
-        let Some(attempt) = self.outbound.remove(id) else {
+        let Some(mut attempt) = self.outbound.remove(id) else {
             return;
         };
         let opened = self.open_socket(id, &attempt);
         let until = self.now.after(attempt.timeout);
+        attempt.has_socket = opened.is_ok();
         self.outbound.insert(id, attempt);
         match opened {
             Ok((stream, connected)) => {
@@ -225,6 +228,7 @@ impl<O: Os> Core<O> {
     fn fail_attempt(&mut self, id: ConnId, reason: CloseReason, error: Option<io::Error>) {
         if let Some(stream) = self.conns.get_mut(id).and_then(|conn| conn.stream.take()) {
             self.os.close(stream, false);
+            self.outbound.lose_socket(id);
             self.free_descriptor();
         }
         let text = error

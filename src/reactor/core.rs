@@ -608,8 +608,7 @@ impl<O: Os> Core<O> {
 
     /// Outgoing connections that wait for their next attempt.
     pub(super) fn without_socket(&self) -> usize {
-        let waits = |id: &ConnId| self.conns.get(*id).is_none_or(|conn| conn.stream.is_none());
-        self.outbound.ids().filter(waits).count()
+        self.outbound.without_socket()
     }
 
     /// Number of sockets of listeners and connections.
