@@ -207,7 +207,8 @@ impl Config {
 
     /// Maximum number of bytes in the buffers of all connections together, in both directions:
     /// incomplete frames and records, and pending output. `None` leaves only the limits of each
-    /// connection. Defaults to none.
+    /// connection, and an allocation that fails aborts the process. Defaults to none, for the
+    /// reasons in [`limits`](crate::manual::limits#without-a-memory-limit).
     ///
     /// From three quarters of the limit on, connections that hold more than their share are not
     /// read. One at a time is excepted, for a second or until its frame is complete. So large
