@@ -50,7 +50,8 @@ enum Step {
 impl Round {
     /// `None` if no listener can have a client.
     pub(super) fn begin<O: Os>(core: &mut Core<O>) -> Option<Self> {
-        let first = core.listeners.begin_round()?;
+        let capacity = core.capacity();
+        let first = core.listeners.begin_round(&capacity)?;
         core.refresh();
         Some(Self {
             first,

@@ -3,7 +3,7 @@
 use crate::proto::{Bucket, Rate, Time};
 
 /// What admission depends on beside the listener, at one moment.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Capacity {
     /// A slot is free.
     pub(super) has_slot: bool,
@@ -17,6 +17,16 @@ pub(super) struct Capacity {
     /// The server's own rate admits no client before then.
     pub(super) limited_until: Time,
     pub(super) now: Time,
+}
+
+impl Capacity {
+    /// True if both say the same about every listener, as long as no time passes.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Self {
+            now: other.now,
+            ..*self
+        } == *other
+    }
 }
 
 /// The bucket of a rate that may not be set.

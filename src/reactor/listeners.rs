@@ -16,6 +16,11 @@ pub(super) struct Listeners<L> {
     next_id: u32,
     /// The listener that accepts first in the next round.
     first: usize,
+    /// Set while no listener has changed since all were visited: for which capacity, and when one
+    /// of them has to be visited again. An iteration without events for listeners visits none.
+    settled: Option<(Capacity, Time)>,
+    /// A connection or a descriptor was freed: the next visit tries all that are out of the poll.
+    retries: bool,
 }
 
 impl<L> Default for Listeners<L> {
@@ -24,6 +29,8 @@ impl<L> Default for Listeners<L> {
             all: Vec::new(),
             next_id: 0,
             first: 0,
+            settled: None,
+            retries: false,
         }
     }
 }
@@ -38,6 +45,8 @@ impl<L> Listeners<L> {
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Listener<L>> {
+        self.settled = None;
+        self.apply_retries();
         self.all.iter_mut()
     }
 
@@ -50,15 +59,26 @@ impl<L> Listeners<L> {
     }
 
     pub(super) fn get_mut(&mut self, at: usize) -> Option<&mut Listener<L>> {
+        self.settled = None;
         self.all.get_mut(at)
     }
 
     pub(super) fn by_id(&self, id: ListenerId) -> Option<&Listener<L>> {
-        self.all.iter().find(|listener| listener.id == id)
+        self.all.get(self.position(id)?)
     }
 
     pub(super) fn by_id_mut(&mut self, id: ListenerId) -> Option<&mut Listener<L>> {
-        self.all.iter_mut().find(|listener| listener.id == id)
+        let at = self.position(id)?;
+        self.get_mut(at)
+    }
+
+    fn position(&self, id: ListenerId) -> Option<usize> {
+        let number = |listener: &Listener<L>| listener.id.number();
+        match self.all.binary_search_by_key(&id.number(), number) {
+            Ok(at) => Some(at),
+            // They are in order until the numbers wrap.
+            Err(_) => self.all.iter().position(|listener| listener.id == id),
+        }
     }
 
     /// The open listener that `which` names.
@@ -71,6 +91,7 @@ impl<L> Listeners<L> {
     }
 
     pub(super) fn find_mut(&mut self, which: &ListenerRef) -> Result<&mut Listener<L>> {
+        self.settled = None;
         let mut open = self.all.iter_mut().filter(|listener| listener.is_open());
         let found = open.find(|listener| listener.matches(which));
         found.ok_or_else(|| no_listener(which))
@@ -107,9 +128,24 @@ impl<L> Listeners<L> {
         self.check_name(&addr.to_string())
     }
 
+    /// No listener needs a visit before `wake`, if the capacity is still the same.
+    fn settled_until(&self, capacity: impl Fn() -> Capacity) -> Option<Time> {
+        let (settled, wake) = self.settled.as_ref()?;
+        settled.is_same(&capacity()).then_some(*wake)
+    }
+
+    fn is_settled(&self, capacity: &Capacity) -> bool {
+        self.settled_until(|| *capacity)
+            .is_some_and(|wake| wake > capacity.now)
+    }
+
     /// Begins an accept round: each round starts with another listener. `None` if none can have a
     /// client.
-    pub(super) fn begin_round(&mut self) -> Option<usize> {
+    pub(super) fn begin_round(&mut self, capacity: &Capacity) -> Option<usize> {
+        if self.is_settled(capacity) {
+            return None;
+        }
+        self.apply_retries();
         if !self.all.iter().any(|listener| listener.readable) {
             return None;
         }
@@ -120,13 +156,21 @@ impl<L> Listeners<L> {
     /// A connection or a descriptor was freed: tries every listener that is out of the poll,
     /// without waiting for an event.
     pub(super) fn retry_unregistered(&mut self) {
-        for listener in &mut self.all {
-            listener.readable |= !listener.registered && listener.is_open();
+        self.settled = None;
+        self.retries = true;
+    }
+
+    fn apply_retries(&mut self) {
+        if std::mem::take(&mut self.retries) {
+            for listener in &mut self.all {
+                listener.readable |= !listener.registered && listener.is_open();
+            }
         }
     }
 
     /// Marks every listener: accept without waiting for an event.
     pub(super) fn mark_all_readable(&mut self) {
+        self.settled = None;
         for listener in &mut self.all {
             listener.readable = true;
         }
@@ -135,6 +179,7 @@ impl<L> Listeners<L> {
     /// An event for a listener. Tokens repeat after many listens; an accept that finds no client is
     /// cheap.
     pub(super) fn handle_event(&mut self, token: Token) {
+        self.settled = None;
         for listener in &mut self.all {
             listener.readable |= Token::of_listener(listener.id) == token;
         }
@@ -142,6 +187,10 @@ impl<L> Listeners<L> {
 
     /// Ends the waiting of listeners whose retry time has come.
     pub(super) fn expire(&mut self, due: Time) {
+        if self.settled.as_ref().is_some_and(|(_, wake)| *wake > due) {
+            return;
+        }
+        self.settled = None;
         for listener in &mut self.all {
             if listener.retry_at <= due {
                 listener.retry_at = Time::NEVER;
@@ -153,6 +202,16 @@ impl<L> Listeners<L> {
     /// When a listener has to be looked at without an event. `capacity` is computed only if a
     /// client may be waiting.
     pub(super) fn wake_at(&self, capacity: impl Fn() -> Capacity) -> Time {
+        if let Some(wake) = self.settled_until(&capacity) {
+            return wake;
+        }
+        if self.retries {
+            return Time::ZERO;
+        }
+        self.visit_at(capacity)
+    }
+
+    fn visit_at(&self, capacity: impl Fn() -> Capacity) -> Time {
         let mut wake = Time::NEVER;
         for listener in &self.all {
             wake = wake.min(listener.retry_at);
@@ -165,6 +224,7 @@ impl<L> Listeners<L> {
 
     /// Leaves a listener alone until `retry_at`.
     pub(super) fn back_off(&mut self, at: usize, retry_at: Time) {
+        self.settled = None;
         if let Some(listener) = self.all.get_mut(at) {
             listener.retry_at = retry_at;
         }
@@ -209,6 +269,7 @@ impl<L> Listeners<L> {
         listener.socket = Some(socket);
         logs::info!(target: logs::LISTENER, "listener {} on {}", listener.name, listener.addr);
         self.next_id = self.next_id.wrapping_add(1);
+        self.settled = None;
         self.all.push(listener);
         Ok(id)
     }
@@ -220,9 +281,13 @@ impl<L> Listeners<L> {
         capacity: &Capacity,
         retry_at: Time,
     ) {
+        if self.is_settled(capacity) {
+            return;
+        }
+        self.apply_retries();
         for at in 0..self.all.len() {
             let Some(listener) = self.all.get_mut(at) else {
-                return;
+                break;
             };
             let wanted = listener.state(capacity) == ListenerState::Listening;
             // No event announces the clients that come while it is out of the poll.
@@ -254,12 +319,17 @@ impl<L> Listeners<L> {
                 }
             }
         }
+        self.settled = Some((*capacity, self.visit_at(|| *capacity)));
     }
 
     /// Removes a closed listener that has no connections left. Released the key of its service.
     pub(super) fn remove_closed(&mut self) -> Option<(Listener<L>, usize)> {
+        if self.settled.is_some() {
+            return None;
+        }
         let over = |listener: &Listener<L>| !listener.is_open() && listener.connections == 0;
-        let at = self.all.iter().position(over)?;
+        // From the end: there the removal moves the fewest.
+        let at = self.all.iter().rposition(over)?;
         let listener = self.all.remove(at);
         let service = listener.service;
         Some((listener, service))
