@@ -66,7 +66,8 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// From so many connections on: a number, or a [`Quota::Percent`] of the cap, which follows a change of the cap.
+    /// From so many connections on: a number, or a [`Quota::Percent`] of the cap, which follows a change of the cap. In one of
+    /// several [`Shards`](crate::Shards) the connections of all shards count, as the cap is on all of them.
     pub fn connections(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Connections, threshold.into())
     }

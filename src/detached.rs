@@ -47,13 +47,19 @@ pub(crate) struct SystemCalls {
     pub(crate) unsent: fn(BorrowedFd<'_>, bool) -> Option<usize>,
 }
 
-/// A connection's slot in its server. Dropping this value frees the slot.
+/// A connection's slot in its server. Dropping this value frees the slot; of a cap that
+/// [`Shards`](crate::Shards) share at once, otherwise in the server's next iteration.
 #[derive(Debug)]
 #[must_use = "the place is free as soon as this is dropped"]
 pub struct Place {
     id: ConnId,
     released: Arc<Released>,
+    /// Of a cap that several servers share: free at once, whatever the server is doing.
+    permit: Option<Box<dyn Permit>>,
 }
+
+/// A connection's share of a cap, given back on drop.
+pub(crate) trait Permit: fmt::Debug + Send + Sync {}
 
 /// Slots that were given back and that the server has not taken yet.
 pub(crate) struct Released {
@@ -101,6 +107,7 @@ impl Drop for Place {
             .unwrap_or_else(PoisonError::into_inner);
         ids.push(self.id);
         drop(ids);
+        drop(self.permit.take());
         if !self.released.pending.swap(true, Ordering::SeqCst) {
             // The mark stays for the next iteration, whatever starts that.
             let _ = self.released.wake.wake();
@@ -286,11 +293,16 @@ impl Detached {
         detached_io: DetachedIo,
         (peer, source): (Addr, Addr),
         released: &Arc<Released>,
+        permit: Option<Box<dyn Permit>>,
     ) -> (Self, Weak<Socket>) {
         let socket = Arc::new(socket);
         let weak = Arc::downgrade(&socket);
         let released = Arc::clone(released);
-        let place = Place { id, released };
+        let place = Place {
+            id,
+            released,
+            permit,
+        };
         let detached = Self {
             socket,
             detached_io: Box::new(detached_io),

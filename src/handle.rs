@@ -326,6 +326,13 @@ impl<A> Handle<A> {
     /// As for [`Handle::call_each`].
     pub fn metrics(&self, timeout: Duration) -> Result<Metrics, HandleError> {
         let answers = self.call_each(timeout, |_, _, control| control.metrics())?;
+        let has_answered = |shard| answers.iter().any(|&(other, _)| other == shard);
+        // What an ended shard has counted is not forgotten.
+        let ended: Vec<_> = (0..)
+            .zip(self.shards.iter())
+            .filter(|&(shard, _)| !has_answered(shard))
+            .map(|(_, server)| server.stats())
+            .collect();
         let mut all = answers.into_iter().map(|(_, metrics)| metrics);
         let Some(mut sum) = all.next() else {
             return Err(HandleError::ServerGone);
@@ -335,6 +342,7 @@ impl<A> Handle<A> {
         }
         sum.alarms.clear();
         let mut stats = vec![sum.stats.clone()];
+        stats.extend(ended);
         for other in all {
             stats.push(other.stats);
             sum.histograms.add(&other.histograms);

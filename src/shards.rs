@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::handle::{add_listeners, CommonCap, Handle};
 use crate::listener_info::ListenerInfo;
+use crate::logs;
 use crate::reactor::os_mio::SharedListenSockets;
 use crate::reactor::shared_cap::SharedCap;
 use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
@@ -49,11 +50,12 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// | [`Config::pending_limits`] | over all shards: each has its part |
 /// | listening sockets | see below |
 /// | [`Handle`] | reaches all shards |
+/// | [`Alarm::connections`](crate::Alarm::connections) | each shard's own alarm, on the connections of all shards |
 /// | every other limit, rate, budget, alarm and count | each shard's own |
 ///
-/// The first shard that listens on an address opens the socket, port 0 included;
-/// [`Server::listen`] with the same address in another shard shares it. A Unix socket's file is
-/// removed with the last.
+/// The first shard that listens on an address opens the socket; [`Server::listen`] with the same
+/// address in another shard shares it. With port 0 those of one name share a port, and those
+/// without a name in the order of their calls. A Unix socket's file is removed with the last.
 ///
 /// Make a TLS configuration once, outside of `build`, and clone its `Arc`: with one for each shard,
 /// a client's session is resumed only where it began. The cap is not divided, because a divided cap
@@ -66,15 +68,17 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// free slot. A shard with clearly more connections than the average (an eighth, and 4) defers to
 /// the others for a millisecond.
 ///
-/// At the cap all shards leave the poll. A freed slot wakes the other shards, unless the freeing
-/// shard accepts the next client itself. So a client waits only if no shard can accept it:
+/// At the cap all shards leave the poll. The shard that frees a slot accepts the next client, or
+/// wakes one of the others before it calls a handler. A slot is taken only while a connection has
+/// it, also a detached one, even of a shard that has ended. So a client waits only if no shard can
+/// accept it:
 ///
 /// | a shard | its clients, with one backlog | with a backlog each |
 /// |---|---|---|
 /// | is blocked by a handler | are accepted by others | wait until it goes on |
 /// | is suspended, or at its listener's limit | are accepted by others | wait for it |
 /// | ran out of descriptors | are accepted by the next to try | wait for its next try |
-/// | closes its listener, drains, or ended | are accepted by others | are reset |
+/// | closes its listener, drains, ended or failed | are accepted by others | are reset |
 /// | is at the common cap | first come, first served | go to the shard with the free slot |
 ///
 /// With [`SocketOptions::reuse_port`](crate::SocketOptions::reuse_port) each shard has a socket and
@@ -170,7 +174,9 @@ impl Shards {
                 }
             }
         }
-        common.listen_sockets.forget();
+        if common.listen_sockets.forget(count) {
+            common.shared_cap.set_one_backlog();
+        }
         let mut handles = Vec::with_capacity(count);
         let mut listeners = Vec::new();
         let mut threads = Vec::with_capacity(count);
@@ -214,6 +220,27 @@ struct Waiting<A> {
     go: mpsc::SyncSender<()>,
 }
 
+/// Reports a shard that ends otherwise than drained or stopped, at once: the others go on.
+struct Unexpected(Option<usize>);
+
+impl Unexpected {
+    /// The shard has returned from its loop.
+    fn is(mut self, ran: Result<()>) -> Result<()> {
+        if let (Some(shard), Err(error)) = (self.0.take(), &ran) {
+            logs::error!(target: logs::SERVER, "shard {shard} has failed and is closed: {error}");
+        }
+        ran
+    }
+}
+
+impl Drop for Unexpected {
+    fn drop(&mut self) {
+        if let Some(shard) = self.0 {
+            logs::error!(target: logs::SERVER, "shard {shard} has panicked and is closed");
+        }
+    }
+}
+
 /// Why a shard was not made.
 enum Failure {
     Error(Error),
@@ -251,8 +278,12 @@ where
         if may_go.recv().is_err() {
             return Ok(None);
         }
-        server.run(&mut app)?;
-        Ok(server.control().drain_report())
+        let end = Unexpected(Some(shard));
+        let ran = end.is(server.run(&mut app));
+        let report = server.control().drain_report();
+        // Its clients and its slots do not wait for the state's destructor.
+        drop(server);
+        ran.map(|()| report)
     };
     let thread = thread::Builder::new()
         .name(format!("portcullis-{shard}"))

@@ -759,3 +759,43 @@ fn a_cap_that_is_shared_is_reported_once() {
     let _ = shards.handle.drain(Duration::from_secs(5));
     let _ = shards.join();
 }
+
+/// A shard whose poll fails is reported at once and closed, and the others go on.
+#[test]
+fn a_shard_that_fails_is_logged() {
+    let _turn = capture();
+    let build = |shard, server: &mut portcullis::Server| {
+        let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet2);
+        server.listen(listen, |_: &mut (), _| Echo)?;
+        if shard == 1 {
+            let null = std::fs::File::open("/dev/null").map_err(portcullis::Error::other)?;
+            let poll = std::os::fd::AsFd::as_fd(server);
+            let poll = std::os::fd::AsRawFd::as_raw_fd(&poll);
+            // The poll's descriptor is no poll any more.
+            // SAFETY: both descriptors are open, and the server owns the second one still.
+            unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), poll) };
+        }
+        Ok(())
+    };
+    let shards = portcullis::Shards::new(Config::new())
+        .threads(2)
+        .spawn(build)
+        .expect("shards");
+    let failed = shards.handle.shard(1).expect("a shard");
+    kit::net::eventually("it has gone", || failed.stop().is_err());
+    let mut client = kit::net::connect(kit::net::tcp(&shards.listeners[0].addr));
+    kit::net::ping(&mut client, b"the other one goes on");
+    kit::net::eventually("it is reported", || {
+        let lines = MEMORY.lines();
+        let mut errors = lines.iter().filter(|line| line.level == Level::Error);
+        errors.any(|line| line.text.starts_with("shard 1 has failed and is closed: "))
+    });
+    assert_eq!(shards.handle.stats().open, 1);
+    drop(client);
+    shards
+        .handle
+        .drain(Duration::from_secs(10))
+        .expect("one runs");
+    kit::net::eventually("the shards end", || shards.is_finished());
+    shards.join().expect_err("the failure");
+}

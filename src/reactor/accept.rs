@@ -92,7 +92,6 @@ impl Round {
                 Step::Done => {
                     self.offset += 1;
                     self.current = None;
-                    inner.core.conns.unreserve();
                 }
             }
         }
@@ -153,7 +152,12 @@ fn accept_next<A, O: Os>(
     if !listener.may_accept() || admission.fds.is_on() {
         return Step::Done;
     }
-    let refusal = admission.reserve(conns, listener, config, *now);
+    // Until the client has its slot, no other server looks for one: none takes a slot without a
+    // client, and none finds one that is only reserved.
+    conns.prepare();
+    let gate = conns.gate();
+    let locked = gate.as_ref().map(|shared_cap| shared_cap.lock());
+    let refusal = admission.refusal(conns, listener, config, *now);
     if refusal.is_some() && listener.lets_wait() {
         return Step::Done;
     }
@@ -162,7 +166,13 @@ fn accept_next<A, O: Os>(
         return Step::Done;
     };
     work.charge(work::STEP);
-    match os.accept(socket) {
+    let accepted = os.accept(socket);
+    if refusal.is_none() && accepted.is_ok() {
+        // Without a slot, one that is evicted leaves its own.
+        conns.claim();
+    }
+    drop(locked);
+    match accepted {
         Ok((stream, addr)) => {
             work.charge(work::ACCEPT);
             progress.accepted = true;
@@ -252,6 +262,7 @@ fn handle_broken<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize, erro
         listener.name,
         listener.addr
     );
+    core.conns.offer_room();
     user.listener_lost(&mut core.guard, listener.service, app, listener.id, &error);
     listeners::close(&mut core.os, listener);
 }
@@ -267,6 +278,7 @@ fn handle_accepted<A, O: Os>(
     refusal: Option<CloseReason>,
 ) -> Option<ConnId> {
     let core = &mut inner.core;
+    core.conns.offer_room();
     let listener = core.listeners.get_mut(at)?;
     let ip = incoming.addr.ip();
     let trusted = listener.trusts(ip);
@@ -290,6 +302,7 @@ fn handle_accepted<A, O: Os>(
             turn_away(inner, app, scratch, at, stream, incoming, reason);
         }
         Some(reason) => {
+            core.conns.unclaim();
             core.os.close(stream, false);
             report_failed(inner, app, at, None, incoming, Closed::new(reason));
         }

@@ -57,25 +57,7 @@ impl Admission {
     }
 
     /// Returns why no client may come in through this listener now. If there is no reason, a slot
-    /// is reserved for the next client, or a pending connection can be evicted for it.
-    pub(super) fn reserve<S, L>(
-        &self,
-        conns: &mut Connections<S>,
-        listener: &Listener<L>,
-        config: &Config,
-        now: Time,
-    ) -> Option<CloseReason> {
-        loop {
-            let capacity = self.capacity(conns, config, now);
-            let refusal = self.refusal_at(conns, listener, config, &capacity);
-            // Another server with the same cap may have been faster.
-            if refusal.is_some() || !capacity.has_slot || conns.reserve() {
-                return refusal;
-            }
-        }
-    }
-
-    /// As [`Admission::reserve`], without a reservation.
+    /// is free for the next client, or a pending connection can be evicted for it.
     pub(super) fn refusal<S, L>(
         &self,
         conns: &Connections<S>,

@@ -38,6 +38,7 @@ pub(super) fn admit<A, O: Os>(
     } = &mut inner.core;
     let ip = incoming.addr.ip().filter(|_| !awaits_header);
     let Some(counted) = listeners.get_mut(at)?.count_source(ip, *now) else {
+        conns.unclaim();
         os.close(stream, false);
         let id = conns.next_id();
         let closed = Closed::new(CloseReason::SourceLimited);
@@ -46,7 +47,7 @@ pub(super) fn admit<A, O: Os>(
     };
     // Not before: a client whose source has too many evicts none.
     evict_for(inner, app, at);
-    if !inner.core.conns.reserve() {
+    if !inner.core.conns.has_claim() && !inner.core.conns.claim() {
         uncount(&mut inner.core, at, ip, counted);
         turn_away(
             inner,
@@ -66,6 +67,7 @@ pub(super) fn admit<A, O: Os>(
         Ok(prepared) => prepared,
         Err((Refuse { farewell }, reason)) => {
             inner.core.conns.hide(id);
+            inner.core.conns.unclaim();
             uncount(&mut inner.core, at, ip, counted);
             match reason {
                 CloseReason::Refused => dismiss(&mut inner.core, scratch, at, stream, &farewell),
@@ -78,6 +80,7 @@ pub(super) fn admit<A, O: Os>(
     let core = &mut inner.core;
     if let Err(error) = core.os.register_stream(&mut stream, Token::of_conn(id)) {
         core.conns.hide(id);
+        core.conns.unclaim();
         uncount(core, at, ip, counted);
         core.os.close(stream, false);
         if let Some(handler) = handler {
@@ -189,7 +192,9 @@ fn evict_for<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize) {
         return;
     };
     core.end(id, CloseReason::Evicted);
-    core.conns.keep_next();
+    if !core.conns.has_claim() {
+        core.conns.keep_next();
+    }
     match core.next_step(id) {
         Some(reset) => finish_close(inner, app, id, reset),
         None => core.conns.wake(id),

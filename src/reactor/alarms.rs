@@ -128,6 +128,26 @@ impl<A> Alarms<A> {
         self.all.iter().map(due).fold(Time::NEVER, Time::min)
     }
 
+    /// The numbers of connections at which an alarm is due: below the first, or from the second on.
+    pub(super) fn bounds<O: Os>(&self, core: &Core<O>) -> Option<(usize, usize)> {
+        let watched = self.all.iter();
+        let mut watched = watched
+            .filter(|watched| watched.alarm.kind == AlarmKind::Connections)
+            .peekable();
+        watched.peek()?;
+        let value = value(core, AlarmKind::Connections);
+        let (mut least, mut most) = (0, usize::MAX);
+        for watched in watched {
+            let threshold = watched.threshold(core);
+            if watched.raised_at.is_some() {
+                least = least.max(threshold);
+            } else if value < threshold {
+                most = most.min(threshold);
+            }
+        }
+        Some((least, most))
+    }
+
     pub(super) fn len(&self) -> usize {
         self.all.len()
     }
@@ -190,7 +210,7 @@ impl<A> Alarms<A> {
 
 fn value<O: Os>(core: &Core<O>, kind: AlarmKind) -> usize {
     match kind {
-        AlarmKind::Connections => core.conns.len(),
+        AlarmKind::Connections => core.conns.under_cap(),
         AlarmKind::Descriptors => core.open_descriptors(),
         AlarmKind::Memory => core.memory.total(),
         AlarmKind::FdExhaustion => core.admission.fds.failures(),

@@ -25,6 +25,7 @@ pub(super) fn finish_close<A, O: Os>(
         // Outside of a turn: another connection's last callback may have blocked.
         core.refresh();
     }
+    core.conns.offer_room();
     let Some(conn) = core.conns.get_mut(id) else {
         return;
     };
@@ -68,11 +69,13 @@ pub(super) fn finish_close<A, O: Os>(
     core.remove(id, &closed);
     if let (Some(incoming), Some(listener)) = (incoming, listener) {
         if let Some(listener) = core.listeners.by_id(listener) {
+            core.conns.offer_room();
             let (service, peer) = (listener.service, incoming.peer(listener, Some(id)));
             user.failed_accept(&mut core.guard, service, app, &peer, &closed);
         }
     }
     if closed.error.is_some() {
+        core.conns.offer_room();
         core.guard.drop("an error's destructor", closed);
     }
 }
@@ -127,11 +130,13 @@ pub(super) fn hand_over<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Conn
             logs::debug!(target: logs::CONNECTION, "{}: {error}", core.describe(id));
             core.guard
                 .drop("the receiver of a detached connection", receiver);
-            return core.remove(id, &closed);
+            core.remove(id, &closed);
+            return core.conns.free();
         }
     };
-    let (detached, socket) =
-        Detached::new(id, socket, remains, addresses, core.detached.released());
+    let permit = core.conns.detach_permit();
+    let released = core.detached.released();
+    let (detached, socket) = Detached::new(id, socket, remains, addresses, released, permit);
     core.detached.insert(id, socket);
     core.guard
         .call("the receiver of a detached connection", || match receiver {

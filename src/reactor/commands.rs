@@ -18,6 +18,7 @@ pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command:
     // A command before may have taken long.
     inner.core.refresh();
     inner.core.work.charge(work::STEP);
+    inner.core.conns.offer_room();
     match command {
         Command::Send(id, frame) => for_conn(inner, app, id, ForConn::Send(frame)),
         Command::Notify(id, message) => for_conn(inner, app, id, ForConn::Notify(message)),
@@ -45,6 +46,7 @@ pub(super) fn carry_out_deferred<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A)
     };
     inner.core.refresh();
     inner.core.work.charge(work::STEP);
+    inner.core.conns.offer_room();
     deliver(inner, app, id, command);
     true
 }

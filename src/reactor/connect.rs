@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use super::connection::{Connection, HangUp};
 use super::core::Core;
-use super::os::{Connected, Os, Token};
+use super::os::{Connected, Os, StreamOps, Token};
 use super::outbound::Attempt;
 use super::work;
 use crate::addr::Addr;
@@ -22,28 +22,23 @@ use crate::logs;
 use crate::proto::{Machine, Time};
 use crate::reason::{CloseReason, Closed};
 
+/// The socket of an attempt, and whether it is connected already.
+type Opened<O> = io::Result<(<O as StreamOps>::Stream, bool)>;
+
 impl<O: Os> Core<O> {
     /// Takes a slot and makes the first attempt.
     pub(super) fn start_connect(&mut self, addr: Addr, options: Connect) -> Result<ConnId> {
         // The timeout counts from now: the callback that asks may have blocked.
         self.refresh();
-        let started = self.first_attempt(addr, options);
-        match started {
-            Ok(conn) => {
-                let (id, connected) = (conn.id, conn.writable);
-                self.stats.outgoing += 1;
-                self.insert(conn);
-                self.conns.arm_deadline(id);
-                if connected {
-                    self.conns.wake(id);
-                }
-                Ok(id)
-            }
-            Err(error) => {
-                self.conns.unreserve();
-                Err(error)
-            }
+        let conn = self.first_attempt(addr, options)?;
+        let (id, connected) = (conn.id, conn.writable);
+        self.stats.outgoing += 1;
+        self.insert(conn);
+        self.conns.arm_deadline(id);
+        if connected {
+            self.conns.wake(id);
         }
+        Ok(id)
     }
 
     fn first_attempt(&mut self, addr: Addr, options: Connect) -> Result<Connection<O::Stream>> {
@@ -54,11 +49,6 @@ impl<O: Os> Core<O> {
         let now = self.now;
         // The framing's maker is foreign code: nothing has been done yet if it panics.
         let mut machine = Machine::connecting(&options.framing, Rc::new(options.conn.clone()), now);
-        if !self.conns.reserve() {
-            return Err(Error::AtCapacity {
-                max_connections: self.conns.cap(),
-            });
-        }
         let mut attempt = Attempt {
             addr: addr.clone(),
             bind: options.bind,
@@ -69,8 +59,13 @@ impl<O: Os> Core<O> {
             failed: 0,
             has_socket: false,
         };
-        let id = self.conns.next_id();
-        let (stream, connected) = match self.open_socket(id, &attempt) {
+        let Some((id, opened)) = self.open_first_socket(&attempt) else {
+            self.guard.drop("a TLS configuration's destructor", attempt);
+            return Err(Error::AtCapacity {
+                max_connections: self.conns.cap(),
+            });
+        };
+        let (stream, connected) = match opened {
             Ok((stream, connected)) => {
                 machine.set_connect_deadline(now.after(attempt.timeout));
                 (Some(stream), connected)
@@ -81,6 +76,7 @@ impl<O: Os> Core<O> {
                     (None, false)
                 }
                 None => {
+                    self.conns.unclaim();
                     self.episodes.calm_backend(&attempt.addr, now);
                     self.guard.drop("a TLS configuration's destructor", attempt);
                     return Err(Error::Connect {
@@ -99,8 +95,25 @@ impl<O: Os> Core<O> {
         })
     }
 
+    /// Claims a slot and opens the socket of the first attempt; no slot is claimed for one that
+    /// fails for good. `None` if no slot is free.
+    fn open_first_socket(&mut self, attempt: &Attempt) -> Option<(ConnId, Opened<O>)> {
+        self.conns.prepare();
+        let gate = self.conns.gate();
+        let _locked = gate.as_ref().map(|shared_cap| shared_cap.lock());
+        if !self.conns.has_room() {
+            return None;
+        }
+        let id = self.conns.next_id();
+        let opened = self.open_socket(id, attempt);
+        if opened.is_ok() || attempt.retry.is_some() {
+            self.conns.claim();
+        }
+        Some((id, opened))
+    }
+
     /// Opens and registers the socket of one attempt. True if it is connected already.
-    fn open_socket(&mut self, id: ConnId, attempt: &Attempt) -> io::Result<(O::Stream, bool)> {
+    fn open_socket(&mut self, id: ConnId, attempt: &Attempt) -> Opened<O> {
         self.work.charge(work::CONNECT);
         let (mut stream, connected) =
             self.os

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use super::connection::Connection;
 use super::os::Token;
-use super::shared_cap::CapShare;
+use super::shared_cap::{CapShare, SharedCap};
 use super::slots::Slots;
 use super::timers::Timers;
+use crate::detached::Permit;
 use crate::handle::Liveness;
 use crate::id::{ConnId, ListenerId};
 use crate::logs;
@@ -23,7 +24,7 @@ const RESERVED: usize = 1 << 16;
 const MIN_SLOTS: usize = 64;
 
 /// All connections of one server. Their number never exceeds the cap:
-/// [`Connections::reserve`] comes before `accept`.
+/// [`Connections::claim`] comes with `accept`.
 pub(super) struct Connections<S> {
     slots: Slots<Connection<S>>,
     /// The generation last used in each slot; never zero.
@@ -37,7 +38,9 @@ pub(super) struct Connections<S> {
     is_refused: bool,
     /// Set when several servers share the cap.
     share: Option<CapShare>,
-    /// The next slot to be freed stays reserved for the next connection.
+    /// Slots taken for connections that exist and are not inserted yet.
+    claimed: usize,
+    /// The next slot to be freed is claimed.
     keep_next: bool,
     ready: VecDeque<ConnId>,
     /// Handshakes with input: served in the order in which the input arrived.
@@ -56,6 +59,7 @@ impl<S> Connections<S> {
             granted: usize::MAX,
             is_refused: false,
             share: None,
+            claimed: 0,
             keep_next: false,
             ready: VecDeque::new(),
             handshakes: VecDeque::new(),
@@ -136,10 +140,10 @@ impl<S> Connections<S> {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.len() < self.granted
+        self.len() + self.claimed < self.granted
             && match &self.share {
                 Some(share) => share.has_room(),
-                None => self.len() < self.cap,
+                None => self.len() + self.claimed < self.cap,
             }
     }
 
@@ -148,7 +152,7 @@ impl<S> Connections<S> {
         match &self.share {
             _ if self.len() >= self.granted => true,
             Some(share) => share.is_exhausted(),
-            None => self.len() == self.cap,
+            None => self.len() + self.claimed == self.cap,
         }
     }
 
@@ -157,27 +161,62 @@ impl<S> Connections<S> {
         self.share.as_ref().is_some_and(CapShare::is_ahead)
     }
 
-    /// Reserves a slot for the next connection: another server may have taken the slot that
-    /// [`Connections::has_room`] reported.
-    pub(super) fn reserve(&mut self) -> bool {
-        if !self.has_room() || !self.has_memory() {
-            return false;
-        }
-        match &mut self.share {
-            Some(share) => share.reserve(),
-            None => self.has_room(),
+    /// Requests memory for the next connection, if a slot is free: if the system grants none, no
+    /// slot is free.
+    pub(super) fn prepare(&mut self) {
+        if self.has_room() {
+            self.has_memory();
         }
     }
 
-    /// Returns a reservation that was not used.
-    pub(super) fn unreserve(&mut self) {
+    /// For [`SharedCap::lock`], while a client or an outgoing connection may come to be.
+    pub(super) fn gate(&self) -> Option<Arc<SharedCap>> {
+        self.share
+            .as_ref()
+            .map(|share| Arc::clone(share.shared_cap()))
+    }
+
+    /// Number of connections under the cap: those of all servers that share it.
+    pub(super) fn under_cap(&self) -> usize {
+        self.share.as_ref().map_or(self.len(), CapShare::taken)
+    }
+
+    /// Takes a slot for a connection that exists and will be inserted. False if none is free.
+    pub(super) fn claim(&mut self) -> bool {
+        let has_room = self.has_room() && self.has_memory();
+        let claimed = match &mut self.share {
+            Some(share) => has_room && share.take(),
+            None => has_room,
+        };
+        self.claimed += usize::from(claimed);
+        claimed
+    }
+
+    pub(super) fn has_claim(&self) -> bool {
+        self.claimed > 0
+    }
+
+    /// The connection will not be inserted: its slot is free, and offered to other servers.
+    pub(super) fn unclaim(&mut self) {
         self.keep_next = false;
+        if self.claimed == 0 {
+            return;
+        }
+        self.claimed -= 1;
         if let Some(share) = &mut self.share {
-            share.unreserve();
+            share.give_back();
+            share.offer();
         }
     }
 
-    /// Reserves the slot of the next connection that is removed.
+    /// No connection is being admitted: a panic may have left a claim.
+    pub(super) fn drop_claims(&mut self) {
+        while self.claimed > 0 {
+            self.unclaim();
+        }
+    }
+
+    /// Claims the slot of the next connection that is removed.
     pub(super) fn keep_next(&mut self) {
         self.keep_next = true;
     }
@@ -192,9 +231,17 @@ impl<S> Connections<S> {
         }
     }
 
-    /// Lets the other servers have the slots that were freed and not reused.
-    pub(super) fn offer_room(&mut self) {
-        if let Some(share) = &mut self.share {
+    /// The poll has returned.
+    pub(super) fn wake_up(&self) {
+        if let Some(share) = &self.share {
+            share.wake_up();
+        }
+    }
+
+    /// Before foreign code runs: lets a waiting server have a slot that is free.
+    #[inline]
+    pub(super) fn offer_room(&self) {
+        if let Some(share) = &self.share {
             share.offer();
         }
     }
@@ -208,6 +255,22 @@ impl<S> Connections<S> {
     pub(super) fn release_cap_report(&mut self) {
         if let Some(share) = &mut self.share {
             share.release_report();
+        }
+    }
+
+    /// At the end of an iteration that has found room. The server `listens` if all its listeners
+    /// are in the poll.
+    pub(super) fn rest(&self, listens: bool) {
+        if let Some(share) = &self.share {
+            share.rest(listens);
+        }
+    }
+
+    /// Wakes the loop once the number of connections under the cap is below the first of `bounds`,
+    /// or reaches the second.
+    pub(super) fn watch(&self, bounds: Option<(usize, usize)>) {
+        if let Some(share) = &self.share {
+            share.watch(bounds);
         }
     }
 
@@ -243,27 +306,41 @@ impl<S> Connections<S> {
     #[inline(always)]
     pub(super) fn insert(&mut self, conn: Connection<S>) {
         let id = conn.id;
-        debug_assert!(self.has_room(), "the cap is checked before accept");
-        self.keep_next = false;
-        if let Some(share) = &mut self.share {
-            share.fill();
+        debug_assert!(
+            self.has_claim() || self.has_room(),
+            "the cap is checked before accept"
+        );
+        if self.claimed > 0 {
+            self.claimed -= 1;
+        } else if let Some(share) = &mut self.share {
+            share.take_anyway();
         }
         let index = self.slots.insert(conn);
         debug_assert_eq!(index, id.index() as usize);
         self.live.set(id, true);
     }
 
-    /// Frees the slot and everything that would give the connection another turn. Its id was hidden
-    /// before.
+    /// Takes the connection out of its slot, with everything that would give it another turn. Its
+    /// id was hidden before. [`Connections::free`] is due afterwards.
     pub(super) fn remove(&mut self, id: ConnId) -> Option<Connection<S>> {
         self.get(id)?;
         self.timers.disarm(id.index());
-        let keep = std::mem::take(&mut self.keep_next);
-        if let Some(share) = &mut self.share {
-            share.vacate(keep);
-        }
         self.granted = usize::MAX;
         self.slots.remove(id.index() as usize)
+    }
+
+    /// Lets another connection have the slot of one that was removed.
+    pub(super) fn free(&mut self) {
+        if std::mem::take(&mut self.keep_next) {
+            self.claimed += 1;
+        } else if let Some(share) = &mut self.share {
+            share.give_back();
+        }
+    }
+
+    /// The permit of a connection that leaves the loop, and will not be given back here.
+    pub(super) fn detach_permit(&mut self) -> Option<Box<dyn Permit>> {
+        self.share.as_mut().map(CapShare::detach)
     }
 
     /// Handles find the id, before its connection is inserted.
@@ -570,7 +647,7 @@ mod tests {
         conns.slots = Slots::new();
         conns.slots.granted = 100;
         let add = |conns: &mut Connections<NonZeroU64>| {
-            let granted = conns.has_room() && conns.reserve();
+            let granted = conns.has_room() && conns.claim();
             if granted {
                 let id = conns.next_id();
                 conns.insert(connection(id));

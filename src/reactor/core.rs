@@ -154,6 +154,8 @@ impl<O: Os> Core<O> {
     /// After a poll: the time, the shared cap, the iteration's budgets.
     pub(super) fn begin_iteration(&mut self) {
         self.refresh();
+        self.conns.wake_up();
+        self.conns.drop_claims();
         if let Some(cap) = self.conns.shared_cap() {
             // A server that shares it may have changed it.
             self.config.max_connections = cap;
@@ -407,6 +409,7 @@ impl<O: Os> Core<O> {
             age: self.now.since(conn.accepted_at),
             traffic: conn.machine.traffic(),
         };
+        let detached = conn.machine.is_detached();
         let (source, counted, listener) = (record.source.ip(), conn.counted, conn.listener);
         let traffic = record.traffic;
         let is_confirmed = conn.machine.is_end_confirmed();
@@ -428,6 +431,10 @@ impl<O: Os> Core<O> {
                 self.episodes
                     .calm(&Cause::ListenerCap(listener.id), self.now);
             }
+        }
+        // The permit of a detached connection is given back with its stream.
+        if !detached {
+            self.conns.free();
         }
         self.free_descriptor();
     }
@@ -576,15 +583,32 @@ impl<O: Os> Core<O> {
 
     /// Makes each listener's registration follow its state.
     pub(super) fn reconcile(&mut self) {
+        let capacity = self.capacity();
+        self.reconcile_with(&capacity);
+    }
+
+    /// As [`Core::reconcile`], at the end of an iteration: no foreign code runs before the poll. If
+    /// no slot is free, another server that shares the cap wakes this one when one is.
+    pub(super) fn reconcile_last(&mut self) {
         if !self.conns.has_room() {
             self.admission.trim(&self.conns);
         }
+        let has_slot = self.listeners.want_clients() && self.conns.await_room();
         let capacity = Capacity {
-            has_slot: self.conns.await_room(),
+            has_slot,
             ..self.capacity()
         };
+        self.reconcile_with(&capacity);
+        if has_slot {
+            self.conns.rest(self.listeners.are_all_registered());
+        } else {
+            self.conns.offer_room();
+        }
+    }
+
+    fn reconcile_with(&mut self, capacity: &Capacity) {
         let retry_at = self.now.after(self.config.emfile_backoff);
-        self.listeners.reconcile(&mut self.os, &capacity, retry_at);
+        self.listeners.reconcile(&mut self.os, capacity, retry_at);
     }
 
     // Reports.

@@ -101,7 +101,7 @@ impl<A, O: Os> Inner<A, O> {
                 None => listeners.check_default_name(addr, listen.socket.reuse_port),
             };
             let opened = checked.and_then(|()| {
-                let opened = os.listen(addr, &listen.socket);
+                let opened = os.listen(addr, listen.name.as_deref(), &listen.socket);
                 opened.map_err(|error| Error::listen(addr.clone(), error))
             });
             match opened {

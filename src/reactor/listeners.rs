@@ -105,6 +105,18 @@ impl<L> Listeners<L> {
             .count()
     }
 
+    /// A listener is open and not suspended.
+    pub(super) fn want_clients(&self) -> bool {
+        let wants = |listener: &Listener<L>| listener.is_open() && !listener.suspended;
+        self.all.iter().any(wants)
+    }
+
+    /// Every listener that was ever opened is in the poll.
+    pub(super) fn are_all_registered(&self) -> bool {
+        self.all.len() == self.next_id as usize
+            && self.all.iter().all(|listener| listener.registered)
+    }
+
     pub(super) fn check_name(&self, name: &str) -> Result<()> {
         let taken = |listener: &Listener<L>| listener.is_open() && *listener.name == *name;
         if self.all.iter().any(taken) {

@@ -225,12 +225,12 @@ impl<A, O: Os> Reactor<A, O> {
             self.drain(app, due);
         }
         self.inner.remove_closed_listeners();
-        self.inner.core.reconcile();
         self.inner.core.watch_cap();
         self.run_alarms(app);
-        let core = &mut self.inner.core;
-        // Last: slots that were freed in this iteration and not reused are for the other servers.
-        core.conns.offer_room();
+        let Inner { core, user } = &mut self.inner;
+        core.conns.watch(user.alarms.bounds(core));
+        // Last: from here on another server may wake this one.
+        core.reconcile_last();
         core.stats.iterations += 1;
         core.publish();
         Ok(())
@@ -474,6 +474,7 @@ impl<A, O: Os> Reactor<A, O> {
         // A callback may add and remove alarms: one that is missed is due in the next iteration.
         for at in 0..self.inner.user.alarms.len() {
             self.inner.core.refresh();
+            self.inner.core.conns.offer_room();
             let Inner { core, user } = &mut self.inner;
             let Some((notice, mut callback)) = user.alarms.take_due(core, at) else {
                 continue;
@@ -508,6 +509,7 @@ impl<A, O: Os> Reactor<A, O> {
         let mut budget = Budget::new(bytes);
         core.work.charge(work::TURN);
         core.running = Some(id);
+        core.conns.offer_room();
         core.refresh();
         let mut turn = Turn {
             inner: &mut self.inner,

@@ -142,7 +142,13 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
 
     fn waker(&self) -> Box<dyn Wake>;
 
-    fn listen(&mut self, addr: &Addr, options: &SocketOptions) -> io::Result<Self::Listener>;
+    /// Opens a listening socket. With port 0, servers that share sockets share one of a `name`.
+    fn listen(
+        &mut self,
+        addr: &Addr,
+        name: Option<&str>,
+        options: &SocketOptions,
+    ) -> io::Result<Self::Listener>;
 
     /// Adopts an existing listening socket, if it is one.
     fn adopt(&mut self, socket: OwnedFd) -> io::Result<Self::Listener>;

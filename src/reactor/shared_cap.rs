@@ -1,34 +1,61 @@
 //! One exact cap over several servers: the free permits, and the servers that wait for one.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::detached::Permit;
 use crate::handle::Wake;
 use crate::logs;
 
 /// The permits that several servers share.
 ///
-/// A server takes a permit before it accepts, so that no two of them take the last one. A server
-/// that finds none marks itself as waiting and checks once more. A server that gives one back
-/// checks for waiting ones afterwards. All of it is sequentially consistent, so in that order one
-/// of the two sees the other. So no server sleeps while a permit is free.
+/// A server looks for a client and takes the permit for it under one lock, so that no permit is
+/// taken without a connection. No foreign code runs under the lock.
+///
+/// A server that finds no free permit marks itself as waiting, checks once more, and sleeps. A
+/// server that sees a free permit wakes one waiting server before it runs foreign code, unless one
+/// is ready. So a client waits beside a free permit only while every server runs foreign code. All
+/// of it is sequentially consistent: of a server that gives a permit back and then looks for
+/// waiting ones, and a server that waits and then looks for permits, one sees the other.
 pub(crate) struct SharedCap {
     /// Negative while the cap is lower than the number of permits taken before.
     free: AtomicIsize,
     cap: AtomicUsize,
-    /// Held while the cap changes: concurrent changes must not add up.
+    /// Held while a server looks for a client and takes a permit for it, and while the cap
+    /// changes.
     changing: Mutex<()>,
     sharers: Box<[Sharer]>,
     /// Number of servers that are still there.
     present: AtomicUsize,
     /// One of the servers reports that the cap is reached.
     is_reported: AtomicBool,
+    /// Number of servers that are [`WAITING`].
+    waiting: AtomicUsize,
+    /// Number of servers that are [`READY`].
+    ready: AtomicUsize,
+    /// The server after the one that was woken last.
+    next: AtomicUsize,
+    /// The servers listen on the same sockets: a client of one is a client of all.
+    one_backlog: AtomicBool,
+    /// Number of servers with bounds: see [`Sharer::bounds`].
+    watching: AtomicUsize,
 }
+
+/// The server runs, and looks for permits and for waiting servers itself.
+const AWAKE: u8 = 0;
+/// The server sleeps until a permit is free.
+const WAITING: u8 = 1;
+/// The server was woken for a permit, or sleeps until a client comes to any of the sockets.
+const READY: u8 = 2;
 
 #[derive(Default)]
 struct Sharer {
-    waits: AtomicBool,
+    /// [`AWAKE`], [`WAITING`] or [`READY`].
+    state: AtomicU8,
+    /// The server is to be woken once the number of taken permits is below the first, or reaches
+    /// the second.
+    bounds: Mutex<Option<(usize, usize)>>,
     wake: OnceLock<Box<dyn Wake>>,
 }
 
@@ -41,6 +68,11 @@ impl SharedCap {
             sharers: (0..sharers).map(|_| Sharer::default()).collect(),
             present: AtomicUsize::new(0),
             is_reported: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
+            ready: AtomicUsize::new(0),
+            next: AtomicUsize::new(0),
+            one_backlog: AtomicBool::new(false),
+            watching: AtomicUsize::new(0),
         }
     }
 
@@ -51,50 +83,134 @@ impl SharedCap {
     /// Sets the cap. When this returns, no permit beyond the new cap is taken any more.
     pub(crate) fn set_cap(&self, cap: usize) {
         {
-            let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            let _locked = self.lock();
             let before = self.cap.swap(cap, Ordering::SeqCst);
             self.free
                 .fetch_add(signed(cap) - signed(before), Ordering::SeqCst);
         }
         // All servers, waiting or not: each reports the cap.
         for sharer in &self.sharers {
-            sharer.waits.store(false, Ordering::SeqCst);
             sharer.wake();
         }
+    }
+
+    /// All servers listen on the same sockets, each on all of them.
+    pub(crate) fn set_one_backlog(&self) {
+        self.one_backlog.store(true, Ordering::Relaxed);
+    }
+
+    /// While the result lives no other server looks for a client, and the cap does not change.
+    pub(super) fn lock(&self) -> MutexGuard<'_, ()> {
+        lock(&self.changing)
     }
 
     fn free(&self) -> isize {
         self.free.load(Ordering::SeqCst)
     }
 
+    /// Number of taken permits.
+    fn taken(&self) -> usize {
+        usize::try_from(signed(self.cap()) - self.free()).unwrap_or(0)
+    }
+
     /// The average number of permits per present server.
     fn average(&self) -> usize {
-        let taken = usize::try_from(signed(self.cap()) - self.free()).unwrap_or(0);
-        taken / self.present.load(Ordering::Relaxed).max(1)
+        self.taken() / self.present.load(Ordering::Relaxed).max(1)
     }
 
     fn take(&self) -> bool {
         let one_less = |free: isize| (free > 0).then(|| free - 1);
-        self.free
+        let taken = self
+            .free
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less)
-            .is_ok()
+            .is_ok();
+        if taken {
+            self.notify_watching();
+        }
+        taken
     }
 
     fn give_back(&self, permits: usize) {
         self.free.fetch_add(signed(permits), Ordering::SeqCst);
+        self.notify_watching();
     }
 
-    /// Wakes the waiting servers if a permit is free.
+    /// Wakes a waiting server if a permit is free and none is ready for it.
+    #[inline]
     fn offer(&self) {
-        if self.free() <= 0 {
-            return;
+        let waits = self.waiting.load(Ordering::SeqCst) > 0;
+        if waits && self.ready.load(Ordering::SeqCst) == 0 && self.free() > 0 {
+            self.wake_one();
         }
+    }
+
+    #[cold]
+    fn wake_one(&self) {
+        let count = self.sharers.len().max(1);
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
+        for offset in 0..count {
+            let sharer = self.sharers.get(first.wrapping_add(offset) % count);
+            if let Some(sharer) = sharer.filter(|sharer| self.make_ready(sharer)) {
+                return sharer.wake();
+            }
+        }
+    }
+
+    /// True if the server was waiting.
+    fn make_ready(&self, sharer: &Sharer) -> bool {
+        // Before the server can end it.
+        self.ready.fetch_add(1, Ordering::SeqCst);
+        let (seq, waited) = (Ordering::SeqCst, WAITING);
+        let changed = sharer.state.compare_exchange(waited, READY, seq, seq);
+        let counter = match changed {
+            Ok(_) => &self.waiting,
+            Err(_) => &self.ready,
+        };
+        counter.fetch_sub(1, Ordering::SeqCst);
+        changed.is_ok()
+    }
+
+    fn set_state(&self, sharer: &Sharer, state: u8) {
+        let counter = |state| match state {
+            WAITING => Some(&self.waiting),
+            READY => Some(&self.ready),
+            _ => None,
+        };
+        if let Some(counter) = counter(state) {
+            counter.fetch_add(1, Ordering::SeqCst);
+        }
+        let before = sharer.state.swap(state, Ordering::SeqCst);
+        if let Some(counter) = counter(before) {
+            counter.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Wakes the servers whose bounds the number of taken permits has passed.
+    #[inline]
+    fn notify_watching(&self) {
+        if self.watching.load(Ordering::SeqCst) > 0 {
+            self.check_bounds();
+        }
+    }
+
+    #[cold]
+    fn check_bounds(&self) {
         for sharer in &self.sharers {
-            if sharer.waits.load(Ordering::SeqCst) && sharer.waits.swap(false, Ordering::SeqCst) {
+            let is_passed = |(least, most): &mut (usize, usize)| {
+                let taken = self.taken();
+                taken < *least || taken >= *most
+            };
+            let passed = lock(&sharer.bounds).take_if(is_passed);
+            if passed.is_some() {
+                self.watching.fetch_sub(1, Ordering::SeqCst);
                 sharer.wake();
             }
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Sharer {
@@ -122,16 +238,25 @@ impl fmt::Debug for SharedCap {
     }
 }
 
+/// The permit of a connection that has left its server.
+#[derive(Debug)]
+struct DetachedPermit(Arc<SharedCap>);
+
+impl Permit for DetachedPermit {}
+
+impl Drop for DetachedPermit {
+    fn drop(&mut self) {
+        self.0.give_back(1);
+        self.0.offer();
+    }
+}
+
 /// One server's permits. Given back on drop.
 pub(super) struct CapShare {
     shared_cap: Arc<SharedCap>,
     index: usize,
-    /// Permits of its connections, and of one to come.
+    /// Permits of its connections, and of the client that is being admitted.
     held: usize,
-    /// One of the permits is reserved for the next connection.
-    reserved: bool,
-    /// Some were given back since the other servers were last notified.
-    gave: bool,
     /// It reports that the cap is reached.
     reports: bool,
 }
@@ -148,8 +273,6 @@ impl CapShare {
             shared_cap,
             index,
             held: 0,
-            reserved: false,
-            gave: false,
             reports: false,
         }
     }
@@ -166,6 +289,10 @@ impl CapShare {
         }
     }
 
+    pub(super) fn shared_cap(&self) -> &Arc<SharedCap> {
+        &self.shared_cap
+    }
+
     pub(super) fn cap(&self) -> usize {
         self.shared_cap.cap()
     }
@@ -174,13 +301,18 @@ impl CapShare {
         self.shared_cap.set_cap(cap);
     }
 
+    /// Number of connections of all servers.
+    pub(super) fn taken(&self) -> usize {
+        self.shared_cap.taken()
+    }
+
     /// This server's part of a limit on all servers.
     pub(super) fn part_of(&self, limit: usize) -> usize {
         limit.div_ceil(self.shared_cap.sharers.len().max(1))
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.reserved || self.shared_cap.free() > 0
+        self.shared_cap.free() > 0
     }
 
     /// Whether this server has clearly more connections than the others.
@@ -196,65 +328,87 @@ impl CapShare {
 
     /// Whether no permit is free, and the cap is not exceeded.
     pub(super) fn is_exhausted(&self) -> bool {
-        !self.reserved && self.shared_cap.free() == 0
+        self.shared_cap.free() == 0
     }
 
-    /// Reserves a permit for the next connection, unless one is reserved already.
-    pub(super) fn reserve(&mut self) -> bool {
-        if !self.reserved && self.shared_cap.take() {
-            self.reserved = true;
-            self.held += 1;
-        }
-        self.reserved
+    /// Takes a permit.
+    pub(super) fn take(&mut self) -> bool {
+        let taken = self.shared_cap.take();
+        self.held += usize::from(taken);
+        taken
     }
 
-    /// Gives back an unused reservation.
-    pub(super) fn unreserve(&mut self) {
-        if std::mem::take(&mut self.reserved) {
-            self.give_back();
-        }
+    /// Takes a permit whether one is free or not: the count is right all the same.
+    pub(super) fn take_anyway(&mut self) {
+        self.shared_cap.free.fetch_sub(1, Ordering::SeqCst);
+        self.held += 1;
     }
 
-    /// A connection takes the reserved permit.
-    pub(super) fn fill(&mut self) {
-        if !std::mem::take(&mut self.reserved) {
-            // Without a reservation: the count is right all the same.
-            self.shared_cap.free.fetch_sub(1, Ordering::SeqCst);
-            self.held += 1;
-        }
-    }
-
-    /// A connection has ended: its permit goes to the next one or to another server.
-    pub(super) fn vacate(&mut self, keep: bool) {
-        if keep && !self.reserved {
-            self.reserved = true;
-        } else {
-            self.give_back();
-        }
-    }
-
-    fn give_back(&mut self) {
+    /// Gives one permit back. [`CapShare::offer`] is due before foreign code runs.
+    pub(super) fn give_back(&mut self) {
         self.held = self.held.saturating_sub(1);
         self.shared_cap.give_back(1);
-        self.gave = true;
+    }
+
+    /// One permit leaves the server with its connection.
+    pub(super) fn detach(&mut self) -> Box<dyn Permit> {
+        self.held = self.held.saturating_sub(1);
+        Box::new(DetachedPermit(Arc::clone(&self.shared_cap)))
+    }
+
+    /// Wakes one waiting server if a permit is free: this server is about to run foreign code.
+    #[inline]
+    pub(super) fn offer(&self) {
+        self.shared_cap.offer();
+    }
+
+    /// At the end of an iteration that has found room. A server that `listens` on all sockets that
+    /// the others listen on finds every client; otherwise a waiting server looks too.
+    pub(super) fn rest(&self, listens: bool) {
+        if listens && self.shared_cap.one_backlog.load(Ordering::Relaxed) {
+            self.set_state(READY);
+        } else {
+            self.offer();
+        }
     }
 
     /// The last check for a permit in an iteration. If none is free, the server will be woken when
-    /// one is. If one is free it is not woken, so this check must be the last one before it sleeps.
+    /// one is. No foreign code may run between this check and the poll.
     pub(super) fn await_room(&self) -> bool {
         if self.has_room() {
             return true;
         }
-        if let Some(sharer) = self.shared_cap.sharers.get(self.index) {
-            sharer.waits.store(true, Ordering::SeqCst);
+        self.set_state(WAITING);
+        let has_room = self.has_room();
+        if has_room {
+            self.set_state(AWAKE);
         }
-        self.has_room()
+        has_room
     }
 
-    /// Called at the end of an iteration: offers returned permits to the other servers.
-    pub(super) fn offer(&mut self) {
-        if std::mem::take(&mut self.gave) {
-            self.shared_cap.offer();
+    /// The poll has returned.
+    pub(super) fn wake_up(&self) {
+        self.set_state(AWAKE);
+    }
+
+    fn set_state(&self, state: u8) {
+        if let Some(sharer) = self.shared_cap.sharers.get(self.index) {
+            self.shared_cap.set_state(sharer, state);
+        }
+    }
+
+    /// The server is to be woken once the number of taken permits is below the first of `bounds`,
+    /// or reaches the second. It may have passed them already when this returns.
+    pub(super) fn watch(&self, bounds: Option<(usize, usize)>) {
+        let Some(sharer) = self.shared_cap.sharers.get(self.index) else {
+            return;
+        };
+        // Before the bounds are taken away again, it is counted.
+        if bounds.is_some() {
+            self.shared_cap.watching.fetch_add(1, Ordering::SeqCst);
+        }
+        if std::mem::replace(&mut *lock(&sharer.bounds), bounds).is_some() {
+            self.shared_cap.watching.fetch_sub(1, Ordering::SeqCst);
         }
     }
 }
@@ -262,9 +416,14 @@ impl CapShare {
 impl Drop for CapShare {
     fn drop(&mut self) {
         self.release_report();
+        self.wake_up();
+        self.watch(None);
         self.shared_cap.present.fetch_sub(1, Ordering::Relaxed);
         self.shared_cap.give_back(std::mem::take(&mut self.held));
-        self.shared_cap.offer();
+        // Clients may wait for this server's permits in any backlog.
+        for _ in &self.shared_cap.sharers {
+            self.shared_cap.offer();
+        }
     }
 }
 
@@ -296,60 +455,106 @@ mod tests {
     }
 
     #[test]
-    fn the_last_place_is_taken_once() {
+    fn the_last_permit_is_taken_once() {
         let shared_cap = Arc::new(SharedCap::new(1, 2));
         let ((mut first, _), (mut second, rings)) = (share(&shared_cap, 0), share(&shared_cap, 1));
-        assert!(first.reserve() && first.reserve() && first.has_room());
-        assert!(!second.has_room() && !second.reserve());
-        first.fill();
-        assert!(!first.has_room() && !first.reserve() && first.is_exhausted());
-        second.await_room();
-        first.vacate(false);
-        assert!(rings.try_recv().is_err(), "the end of the turn comes first");
+        assert!(first.take() && !first.take() && first.is_exhausted());
+        assert!(!second.has_room() && !second.take());
+        assert!(!second.await_room());
         first.offer();
-        assert!(rings.try_recv().is_ok() && second.reserve() && !first.reserve());
+        assert!(rings.try_recv().is_err(), "none is free");
+        first.give_back();
+        assert!(rings.try_recv().is_err(), "this server may still use it");
+        first.offer();
+        assert!(rings.try_recv().is_ok());
         first.offer();
         assert!(rings.try_recv().is_err(), "once");
+        second.wake_up();
+        assert!(second.take() && !first.take());
     }
 
     #[test]
-    fn a_slot_is_kept_for_the_next_client() {
+    fn one_server_is_woken_for_one_permit() {
+        let shared_cap = Arc::new(SharedCap::new(1, 3));
+        let (mut first, _) = share(&shared_cap, 0);
+        let others = [share(&shared_cap, 1), share(&shared_cap, 2)];
+        let woken = || (0..2).find(|&at| others[at].1.try_recv().is_ok());
+        assert!(first.take());
+        assert!(others.iter().all(|(other, _)| !other.await_room()));
+        first.give_back();
+        first.offer();
+        let one = woken().expect("one of them");
+        first.offer();
+        assert_eq!(woken(), None, "one is ready");
+        others[one].0.wake_up();
+        // It passes the permit on before it runs foreign code.
+        others[one].0.offer();
+        assert_eq!(woken(), Some(1 - one));
+        others[1 - one].0.wake_up();
+        others[1 - one].0.offer();
+        assert_eq!(woken(), None, "none waits any more");
+    }
+
+    #[test]
+    fn a_server_that_listens_where_all_do_wakes_none() {
+        let shared_cap = Arc::new(SharedCap::new(1, 3));
+        let ((mut first, _), (second, rings)) = (share(&shared_cap, 0), share(&shared_cap, 1));
+        let (third, _) = share(&shared_cap, 2);
+        for (one_backlog, listens, wakes) in [
+            (false, true, true),
+            (true, false, true),
+            (true, true, false),
+        ] {
+            if one_backlog {
+                shared_cap.set_one_backlog();
+            }
+            assert!(first.take() && !second.await_room());
+            first.give_back();
+            first.rest(listens);
+            // Nor does another one, as long as it sleeps.
+            third.offer();
+            assert_eq!(rings.try_recv().is_ok(), wakes);
+            first.wake_up();
+            first.offer();
+            assert_eq!(rings.try_recv().is_ok(), !wakes);
+            second.wake_up();
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_awake_is_not_woken() {
         let shared_cap = Arc::new(SharedCap::new(1, 2));
-        let ((mut first, _), (mut second, _)) = (share(&shared_cap, 0), share(&shared_cap, 1));
-        assert!(first.reserve());
-        first.fill();
-        first.vacate(true);
-        assert!(!second.reserve(), "never free between the two");
-        assert!(first.reserve());
-        first.fill();
-        first.vacate(false);
-        assert!(second.reserve());
-        second.unreserve();
-        assert!(first.reserve());
+        let ((mut first, _), (second, rings)) = (share(&shared_cap, 0), share(&shared_cap, 1));
+        assert!(first.take() && !second.await_room());
+        second.wake_up();
+        first.give_back();
+        first.offer();
+        assert!(rings.try_recv().is_err());
+        assert!(second.await_room(), "it finds the permit before it sleeps");
+        let sleeping = |count: &AtomicUsize| count.load(Ordering::SeqCst);
+        assert_eq!(sleeping(&shared_cap.waiting), 0);
+        assert_eq!(sleeping(&shared_cap.ready), 0);
     }
 
     #[test]
     fn a_lowered_cap_admits_no_client_and_ends_none() {
         let shared_cap = Arc::new(SharedCap::new(4, 1));
         let (mut one, rings) = share(&shared_cap, 0);
-        for _ in 0..4 {
-            assert!(one.reserve());
-            one.fill();
-        }
+        assert!((0..4).all(|_| one.take()));
         shared_cap.set_cap(2);
         assert!(rings.try_recv().is_ok(), "it is told");
         for _ in 0..2 {
-            one.vacate(false);
-            assert!(!one.reserve() && !one.has_room());
+            one.give_back();
+            assert!(!one.take() && !one.has_room());
         }
         assert!(one.is_exhausted());
-        one.vacate(false);
-        assert!(one.reserve());
-        one.unreserve();
+        one.give_back();
+        assert!(one.take());
+        one.give_back();
         shared_cap.set_cap(0);
-        assert!(!one.reserve());
+        assert!(!one.take());
         shared_cap.set_cap(3);
-        assert!(one.reserve());
+        assert!(one.take());
         assert_eq!((shared_cap.cap(), shared_cap.free()), (3, 1));
     }
 
@@ -357,12 +562,7 @@ mod tests {
     fn a_server_with_more_than_the_others_is_ahead() {
         let shared_cap = Arc::new(SharedCap::new(100, 2));
         let ((mut first, _), (mut second, _)) = (share(&shared_cap, 0), share(&shared_cap, 1));
-        let come = |share: &mut CapShare, count| {
-            for _ in 0..count {
-                assert!(share.reserve());
-                share.fill();
-            }
-        };
+        let come = |share: &mut CapShare, count| assert!((0..count).all(|_| share.take()));
         come(&mut first, 2 * SLACK);
         assert!(!first.is_ahead());
         come(&mut first, SLACK);
@@ -377,16 +577,38 @@ mod tests {
 
     #[test]
     fn a_server_that_ends_leaves_its_permits_to_the_others() {
-        let shared_cap = Arc::new(SharedCap::new(2, 2));
+        let shared_cap = Arc::new(SharedCap::new(3, 2));
         let ((mut first, _), (mut second, rings)) = (share(&shared_cap, 0), share(&shared_cap, 1));
-        assert!(first.reserve());
-        first.fill();
-        assert!(first.reserve());
-        second.await_room();
-        assert!(!second.reserve());
+        assert!(first.take() && first.take() && first.take());
+        let detached = first.detach();
+        assert!(!second.await_room() && !second.take());
         drop(first);
-        assert!(rings.try_recv().is_ok() && second.reserve());
-        assert_eq!(shared_cap.free(), 1);
+        assert!(rings.try_recv().is_ok() && second.take());
+        second.wake_up();
+        assert_eq!(shared_cap.free(), 1, "a connection has left it");
+        assert!(second.take() && !second.await_room());
+        drop(detached);
+        assert!(rings.try_recv().is_ok() && second.take());
+    }
+
+    #[test]
+    fn a_server_is_woken_at_its_bounds() {
+        let shared_cap = Arc::new(SharedCap::new(10, 2));
+        let ((mut first, _), (second, rings)) = (share(&shared_cap, 0), share(&shared_cap, 1));
+        second.watch(Some((0, 3)));
+        assert!(first.take() && first.take());
+        assert!(rings.try_recv().is_err());
+        assert!(first.take() && rings.try_recv().is_ok());
+        assert!(first.take() && rings.try_recv().is_err(), "once");
+        second.watch(Some((3, usize::MAX)));
+        first.give_back();
+        assert!(rings.try_recv().is_err());
+        first.give_back();
+        assert!(rings.try_recv().is_ok());
+        second.watch(Some((0, 3)));
+        second.watch(None);
+        assert!(first.take() && rings.try_recv().is_err());
+        assert_eq!(shared_cap.watching.load(Ordering::SeqCst), 0);
     }
 
     /// Threads that take permits, wait and give them back as servers do. The cap is never exceeded,
@@ -404,19 +626,19 @@ mod tests {
                     thread::spawn(move || {
                         let (mut share, rings) = share(&shared_cap, index);
                         for _ in 0..ROUNDS {
-                            while !share.reserve() {
+                            while !share.take() {
                                 if !share.await_room() {
-                                    rings
-                                        .recv_timeout(std::time::Duration::from_secs(20))
-                                        .expect("woken");
+                                    let patience = std::time::Duration::from_secs(30);
+                                    rings.recv_timeout(patience).expect("a permit is free");
+                                    share.wake_up();
                                 }
                             }
-                            share.fill();
+                            share.offer();
                             let now = inside.fetch_add(1, Ordering::SeqCst) + 1;
                             assert!(now <= cap, "{now} inside");
                             thread::yield_now();
                             inside.fetch_sub(1, Ordering::SeqCst);
-                            share.vacate(false);
+                            share.give_back();
                             share.offer();
                         }
                     })

@@ -101,7 +101,12 @@ impl Os for SimOs {
         Box::new(SimWake(Arc::clone(&self.0.borrow().woken)))
     }
 
-    fn listen(&mut self, addr: &Addr, options: &SocketOptions) -> io::Result<ListenerFd> {
+    fn listen(
+        &mut self,
+        addr: &Addr,
+        _name: Option<&str>,
+        options: &SocketOptions,
+    ) -> io::Result<ListenerFd> {
         let addr = addr.as_tcp().ok_or(io::ErrorKind::Unsupported)?;
         let index = self.0.borrow_mut().listen(addr, options.backlog as usize)?;
         let kernel = Rc::clone(&self.0);

@@ -165,3 +165,30 @@ fn the_example_serves_on_all_threads_and_drains_on_a_signal() {
         "{words}"
     );
 }
+
+/// What an ended shard held is not in the sums, and what it counted is.
+#[test]
+fn a_stopped_shard_leaves_the_sums() {
+    let (shards, addr) = spawn(2, local());
+    let mut clients: Vec<_> = (0..8).map(|_| connect(addr)).collect();
+    for client in &mut clients {
+        ping(client, b"inside");
+    }
+    let going = shards.handle.shard(1).expect("a shard");
+    let left = shards.handle.shard(0).expect("a shard").stats().open;
+    going.stop().expect("it runs");
+    eventually("it has ended", || going.stop().is_err());
+    let stats = shards.handle.stats();
+    assert_eq!((stats.open, stats.accepted), (left, 8));
+    assert_eq!(stats.closed_total(), (8 - left) as u64);
+    let metrics = shards.handle.metrics(PATIENCE).expect("one answers");
+    assert_eq!(
+        (metrics.stats.open, metrics.stats.accepted),
+        (stats.open, stats.accepted)
+    );
+    assert_eq!(metrics.stats.frames_in, 8);
+    drop(clients);
+    shards.handle.drain(PATIENCE).expect("one runs");
+    eventually("the shards end", || shards.is_finished());
+    assert!(shards.join().expect("no error").is_none());
+}

@@ -2,6 +2,7 @@
 
 mod cap;
 mod ending;
+mod free_slots;
 mod out_of_fds;
 mod places;
 mod tls;

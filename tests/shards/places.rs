@@ -195,8 +195,12 @@ fn places_are_neither_lost_nor_found() {
     eventually("all places are free", || {
         format!("{:?}", shards.handle).contains(&free)
     });
+    // A place may be free before its shard counts its connection as ended.
+    eventually("all are counted", || {
+        let stats = shards.handle.stats();
+        stats.open == 0 && stats.accepted + stats.outgoing == stats.closed_total()
+    });
     let stats = shards.handle.stats();
-    assert_eq!(stats.accepted + stats.outgoing, stats.closed_total());
     assert!(stats.outgoing > 0 && stats.panics > 0, "{stats:?}");
     shards
         .handle

@@ -200,6 +200,49 @@ fn each_listen_is_one_listener() {
     finish(shards);
 }
 
+/// Listeners on ports that the system chooses are matched by name, in whatever order they come.
+#[test]
+fn a_chosen_port_belongs_to_a_name() {
+    let build = |shard, server: &mut Server<usize>| {
+        let mut names = ["one", "two", "three"];
+        names.rotate_left(shard);
+        for name in names.into_iter().take(3 - shard / 2) {
+            // The framing tells which listener it is.
+            let framing = match name {
+                "one" => portcullis::Framing::Packet1,
+                "two" => portcullis::Framing::Packet2,
+                _ => portcullis::Framing::Packet4,
+            };
+            server.listen(local().name(name).framing(framing), who)?;
+        }
+        Ok(shard)
+    };
+    let shards = Shards::new(Config::new())
+        .threads(3)
+        .spawn(build)
+        .expect("shards");
+    let mut ports = Vec::new();
+    for listener in &shards.listeners {
+        let header: &[u8] = match listener.name.as_str() {
+            "one" => &[3],
+            "two" => &[0, 3],
+            _ => &[0, 0, 0, 3],
+        };
+        ports.push(tcp(&listener.addr).port());
+        for _ in 0..40 {
+            let mut client = connect(tcp(&listener.addr));
+            let frame = [header, b"who"].concat();
+            std::io::Write::write_all(&mut client, &frame).expect("sent");
+            let mut answer = vec![0; header.len() + 1];
+            std::io::Read::read_exact(&mut client, &mut answer).expect("the right service");
+        }
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    assert_eq!(ports.len(), 3);
+    finish(shards);
+}
+
 #[test]
 fn a_unix_socket_is_shared_and_removed_by_the_last() {
     let place = Place::new();

@@ -22,6 +22,7 @@ use mio::{Events, Interest, Poll, Waker};
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
 use socket2::{Domain, Protocol, SockAddr, SockRef, TcpKeepalive, Type};
 
+use shared::Asked;
 pub(crate) use shared::SharedListenSockets;
 pub(crate) use sockets::{Listener, Stream};
 
@@ -49,8 +50,8 @@ pub(crate) struct MioOs {
     clock: Clock,
     /// The process that created the poll. A forked child shares the poll with it (`epoll(7)`).
     process: u32,
-    /// Sockets shared with other servers, and the number of those opened so far.
-    listen_sockets: Option<(Arc<SharedListenSockets>, Vec<Addr>)>,
+    /// Sockets shared with other servers, and those opened so far.
+    listen_sockets: Option<(Arc<SharedListenSockets>, Vec<Asked>)>,
 }
 
 impl MioOs {
@@ -326,7 +327,12 @@ impl Os for MioOs {
         Box::new(MioWaker(Arc::clone(&self.waker)))
     }
 
-    fn listen(&mut self, addr: &Addr, options: &SocketOptions) -> io::Result<Listener> {
+    fn listen(
+        &mut self,
+        addr: &Addr,
+        name: Option<&str>,
+        options: &SocketOptions,
+    ) -> io::Result<Listener> {
         let bind = |addr: &Addr| match addr {
             Addr::Tcp(addr) => listen_tcp(*addr, options).map(Listener::tcp),
             Addr::Unix(name) => listen_unix(name, options),
@@ -334,9 +340,10 @@ impl Os for MioOs {
         let Some((listen_sockets, opened)) = &mut self.listen_sockets else {
             return bind(addr);
         };
-        let nth = opened.iter().filter(|other| *other == addr).count();
-        let socket = listen_sockets.open(addr, nth, options, bind)?;
-        opened.push(addr.clone());
+        let asked = Asked::new(addr, name);
+        let nth = opened.iter().filter(|other| **other == asked).count();
+        let socket = listen_sockets.open(&asked, nth, options, bind)?;
+        opened.push(asked);
         Ok(socket)
     }
 
@@ -352,6 +359,9 @@ impl Os for MioOs {
             return wrong("the socket is not listening");
         }
         let domain = known.local_addr()?.domain();
+        if let Some((listen_sockets, _)) = &self.listen_sockets {
+            listen_sockets.adopted();
+        }
         known.set_nonblocking(true)?;
         known.set_cloexec(true)?;
         let listener = match domain {
