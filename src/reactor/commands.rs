@@ -1,5 +1,6 @@
 //! Commands from other threads, carried out on the loop.
 
+use super::close::finish_close;
 use super::core::Core;
 use super::deferred::ForConn;
 use super::inner::Inner;
@@ -25,6 +26,9 @@ pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command:
         Command::Kill(id) => {
             if !inner.kill(id) {
                 inner.core.stats.undeliverable += 1;
+            } else if let Some(reset) = inner.core.next_step(id) {
+                // At once: a job behind it may take long.
+                finish_close(inner, app, id, reset);
             }
         }
         Command::Post(job) | Command::Call(job) => {

@@ -690,9 +690,15 @@ impl<O: Os> Core<O> {
         self.published.update(|stats| {
             stats.clone_from(&self.stats);
             self.complete(stats);
-            for _ in 0..std::mem::take(&mut stats.open) {
-                stats.count_closed(CloseReason::Killed);
+            for conn in self.conns.iter() {
+                let is_detached = conn.machine.is_detached();
+                stats.count_closed(if is_detached {
+                    CloseReason::Detached
+                } else {
+                    CloseReason::Killed
+                });
             }
+            stats.open = 0;
             stats.pending = 0;
             stats.connecting = 0;
             stats.memory = 0;

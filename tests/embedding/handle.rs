@@ -619,6 +619,29 @@ fn a_kill_leaves_time_for_what_was_asked_before() {
     }
 }
 
+/// It does not wait until the jobs behind it are done.
+#[test]
+fn a_kill_is_done_before_the_next_job() {
+    let server = members(Config::new());
+    let (mut client, id) = join(&server);
+    let held = hold(&server.handle);
+    server.handle.kill(id).expect("kill");
+    let (entered, release) = (mpsc::channel(), mpsc::channel::<()>());
+    let job = move |heard: &mut Heard, _: &mut portcullis::Control<'_, Heard>| {
+        entered
+            .0
+            .send(heard.closed.clone())
+            .expect("the test waits");
+        let _ = release.1.recv_timeout(2 * PATIENCE);
+    };
+    server.handle.post(job).expect("post");
+    drop(held);
+    let closed = entered.1.recv_timeout(PATIENCE).expect("the job runs");
+    assert_eq!(closed, [(id, CloseReason::Killed)]);
+    await_end(&mut client);
+    release.0.send(()).expect("it waits");
+}
+
 /// A job that posts itself again runs once in each iteration.
 #[test]
 fn a_job_that_posts_itself_runs_once_in_an_iteration() {

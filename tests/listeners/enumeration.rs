@@ -323,8 +323,7 @@ fn nor_does_a_command_that_waited_meanwhile() {
     drop(held);
     assert_eq!(recv2(&mut second), b"next", "nothing came before its echo");
     ping(&mut second, b"undisturbed");
-    // The kills pass the frames and messages, and reach the old connection in its last turn.
-    let stats = server.until("all came too late", |stats| stats.undeliverable == 20);
+    let stats = server.until("all came too late", |stats| stats.undeliverable == 30);
     assert_eq!((stats.closed(CloseReason::Killed), stats.open), (1, 1));
 }
 
