@@ -26,7 +26,7 @@ impl ForConn {
 #[derive(Default)]
 pub(super) struct Deferred {
     waiting: BTreeMap<ConnId, VecDeque<ForConn>>,
-    /// Connections that have opened since, in that order.
+    /// Connections that have opened since, in that order. Some have nothing left, or have ended.
     opened: VecDeque<ConnId>,
     commands: usize,
     bytes: usize,
@@ -89,7 +89,6 @@ impl Deferred {
         let command = waiting.pop_front();
         if waiting.is_empty() {
             self.waiting.remove(&id);
-            self.opened.retain(|opened| *opened != id);
         }
         self.forget(command.as_ref());
         command
