@@ -593,7 +593,7 @@ impl<O: Os> Core<O> {
         if !self.conns.has_room() {
             self.admission.trim(&self.conns);
         }
-        let has_slot = self.listeners.want_clients() && self.conns.await_room();
+        let has_slot = self.listeners.let_wait() && self.conns.await_room();
         let capacity = Capacity {
             has_slot,
             ..self.capacity()

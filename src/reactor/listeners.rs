@@ -105,10 +105,12 @@ impl<L> Listeners<L> {
             .count()
     }
 
-    /// A listener is open and not suspended.
-    pub(super) fn want_clients(&self) -> bool {
-        let wants = |listener: &Listener<L>| listener.is_open() && !listener.suspended;
-        self.all.iter().any(wants)
+    /// Clients of some listener wait in its backlog while no slot is free.
+    pub(super) fn let_wait(&self) -> bool {
+        let lets_wait = |listener: &Listener<L>| {
+            listener.is_open() && !listener.suspended && listener.lets_wait()
+        };
+        self.all.iter().any(lets_wait)
     }
 
     /// Every listener that was ever opened is in the poll.
