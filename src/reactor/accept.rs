@@ -71,7 +71,6 @@ impl Round {
         while self.offset < self.listeners {
             if !inner.core.has_work_left() {
                 // The listeners that are left are readable still.
-                inner.core.conns.unreserve();
                 return None;
             }
             let at = (self.first + self.offset) % self.listeners;
