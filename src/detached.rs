@@ -36,7 +36,7 @@ pub struct Detached {
     calls: SystemCalls,
     peer: Addr,
     source: Addr,
-    place: Place,
+    place: Box<Place>,
 }
 
 /// What a blocking stream asks of the system beside its socket.
@@ -298,11 +298,11 @@ impl Detached {
         let socket = Arc::new(socket);
         let weak = Arc::downgrade(&socket);
         let released = Arc::clone(released);
-        let place = Place {
+        let place = Box::new(Place {
             id,
             released,
             permit,
-        };
+        });
         let detached = Self {
             socket,
             detached_io: Box::new(detached_io),
@@ -385,7 +385,7 @@ impl Detached {
             return Err(self);
         };
         let unread = self.detached_io.unread().to_vec();
-        Ok((stream, unread, self.place))
+        Ok((stream, unread, *self.place))
     }
 
     /// Closes in order: writes pending output, then close_notify over TLS, then FIN. Waits for the
