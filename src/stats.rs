@@ -23,7 +23,7 @@ pub struct Stats {
     /// Pending connections among those in a slot: accepted and not open yet, in a TLS handshake or
     /// before their PROXY header; or in an upgrade to TLS.
     pub pending: usize,
-    /// Bytes in the buffers of all connections:
+    /// Bytes in the buffers of all connections, with their PROXY headers:
     /// [`Config::memory_limit`](crate::Config::memory_limit) limits them.
     pub memory: usize,
     /// Connections that are not read because memory is tight and their buffers exceed their share.

@@ -206,9 +206,10 @@ impl Config {
     }
 
     /// Maximum number of bytes in the buffers of all connections together, in both directions:
-    /// incomplete frames and records, and pending output. `None` leaves only the limits of each
-    /// connection, and an allocation that fails aborts the process. Defaults to none, for the
-    /// reasons in [`limits`](crate::manual::limits#without-a-memory-limit).
+    /// incomplete frames and records, and pending output. PROXY headers count too, because they live
+    /// as long as their connections. `None` leaves only the limits of each connection, and an
+    /// allocation that fails aborts the process. Defaults to none, for the reasons in
+    /// [`limits`](crate::manual::limits#without-a-memory-limit).
     ///
     /// From three quarters of the limit on, connections that hold more than their share are not
     /// read. One at a time is excepted, for a second or until its frame is complete. So large
@@ -217,7 +218,7 @@ impl Config {
     /// [`OverMemory`](crate::CloseReason::OverMemory).
     ///
     /// Above the limit the connections that hold the most are closed for the same reason, until the
-    /// others fit. Memory of handlers is not counted, nor the state of each connection itself. A
+    /// others fit. Memory of handlers is not counted, nor the state of each connection itself, such as its timers (at most 4 KiB). A
     /// quarter of the limit should hold the longest frame.
     pub fn memory_limit(mut self, bytes: impl Into<Option<usize>>) -> Self {
         self.memory_limit = bytes.into();

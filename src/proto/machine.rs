@@ -265,7 +265,7 @@ impl Machine {
         }
     }
 
-    /// Returns the memory that the connection's buffers take beyond the turn.
+    /// Returns the memory that the connection's buffers and PROXY header take beyond the turn.
     #[inline]
     pub(crate) fn memory(&self) -> usize {
         self.parts().memory() + self.tls.as_ref().map_or(0, |session| session.memory())

@@ -4,7 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
-use portcullis::{CloseReason, Config, Context, Error, Framing, Handler, Listen, Outcome, Server};
+use portcullis::{
+    AccessRules, CloseReason, Config, Context, Error, Framing, Handler, Listen, Outcome,
+    ProxyProtocol, Server,
+};
 
 struct Echo;
 
@@ -75,6 +78,61 @@ fn hostile_peers_share_what_there_is() {
     ping(&mut sim, addr);
     assert_eq!(sim.stats().open, 0);
     assert_eq!(buffered(&mut sim), 0);
+}
+
+/// A PROXY header of version 2 with one TLV.
+fn header(kind: u8, length: usize) -> Vec<u8> {
+    let block = 12 + 3 + length as u16;
+    let mut bytes = b"\r\n\r\n\0\r\nQUIT\n\x21\x11".to_vec();
+    bytes.extend(block.to_be_bytes());
+    bytes.extend([192, 0, 2, 1, 192, 0, 2, 2, 0, 1, 0, 2, kind]);
+    bytes.extend((length as u16).to_be_bytes());
+    bytes.resize(bytes.len() + length, b'x');
+    bytes
+}
+
+/// What a PROXY header leaves behind lives as long as its connection: padding is dropped, and the
+/// rest is counted and limited.
+#[test]
+fn proxy_headers_are_counted() {
+    const CLIENTS: usize = 500;
+    let world = || {
+        let mut sim = Sim::new(1, Config::new().memory_limit(LIMIT), ());
+        let listen = Listen::tcp("127.0.0.1:0")
+            .proxy_protocol(ProxyProtocol::Required)
+            .trusted_proxies(AccessRules::allow_all());
+        let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+        (sim, addr)
+    };
+    let come = |sim: &mut Sim, addr, header: &[u8]| {
+        for _ in 0..CLIENTS {
+            let client = sim.connect(addr).expect("it listens");
+            sim.send(client, header);
+            sim.settle();
+        }
+    };
+    let (mut sim, addr) = world();
+    come(&mut sim, addr, &header(4, 16_000));
+    let memory = sim.stats().memory;
+    assert_eq!(sim.stats().open, CLIENTS);
+    assert!((CLIENTS * 50..CLIENTS * 500).contains(&memory), "{memory}");
+
+    let (mut sim, addr) = world();
+    come(&mut sim, addr, &header(0xE0, 16_000));
+    let stats = sim.stats();
+    let open = LIMIT / 16_000;
+    assert!((open / 2..=open).contains(&stats.open), "{stats:?}");
+    assert!(
+        (stats.open * 16_000..=LIMIT).contains(&stats.memory),
+        "{stats:?}"
+    );
+    assert_eq!(
+        stats.closed(CloseReason::OverMemory),
+        (CLIENTS - stats.open) as u64
+    );
+    sim.control().drain(Duration::ZERO);
+    sim.advance(Duration::from_secs(10));
+    assert_eq!(sim.stats().memory, 0);
 }
 
 /// A client that has sent 150,000 bytes of a frame, and the whole frame.

@@ -51,6 +51,20 @@ impl ProxyHeader {
         }
     }
 
+    /// Returns the memory that a shared header takes.
+    pub(in crate::proto) fn memory(&self) -> usize {
+        // The counts of `Rc`.
+        const COUNTS: usize = 2 * size_of::<usize>();
+        let paths = match &self.origin {
+            ProxyOrigin::Unix {
+                source,
+                destination,
+            } => source.capacity() + destination.capacity(),
+            ProxyOrigin::Unknown | ProxyOrigin::Tcp { .. } => 0,
+        };
+        COUNTS + size_of::<Self>() + self.tlvs.memory() + paths
+    }
+
     /// Returns the address that the client connected to, if it is an internet address.
     pub fn destination(&self) -> Option<SocketAddr> {
         match self.origin {

@@ -174,6 +174,19 @@ fn facts_about_tls_are_read() {
     assert!(!ssl.tlvs.ssl().expect("a TLS part").is_verified());
 }
 
+/// Padding leaves nothing behind, wherever it stands; the rest is kept and its memory known.
+#[test]
+fn padding_is_not_kept() {
+    let facts = [tlv(2, b"example.org"), tlv(0xE0, &[7; 100])].concat();
+    let pad = tlv(4, &[0; 5000]);
+    let padded = [&IPV4[..], &pad, &facts[..14], &pad, &facts[14..], &pad].concat();
+    let (padded, _) = header(&v2(0x21, 0x11, &padded));
+    let (plain, _) = header(&v2(0x21, 0x11, &[&IPV4[..], &facts].concat()));
+    assert_eq!(padded, plain);
+    let (bare, _) = header(&v2(0x21, 0x11, &IPV4));
+    assert_eq!(padded.memory(), bare.memory() + facts.len());
+}
+
 /// Invalid lines are errors, and never "no header".
 #[test]
 fn lines_that_are_almost_headers() {

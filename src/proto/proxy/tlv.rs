@@ -21,19 +21,28 @@ const MAX_ID: usize = 128;
 
 /// The facts that a proxy reports besides addresses.
 ///
-/// Checked with the header: lengths fit, and the checksum is right if there is one.
+/// Checked with the header: lengths fit, and the checksum is right if there is one. Kept as long as
+/// the connection, without padding (`PP2_TYPE_NOOP`), and counted in
+/// [`Stats::memory`](crate::Stats::memory).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProxyTlvs(Vec<u8>);
 
 impl ProxyTlvs {
     /// Parses the TLVs of `header` from `start` to its end.
     pub(super) fn parse(header: &[u8], start: usize) -> Result<Self, ProxyError> {
-        let tlvs = Self(header.get(start..).unwrap_or_default().to_vec());
+        let given = header.get(start..).unwrap_or_default();
+        let padding = Split(given).filter_map(Result::ok);
+        let padding = padding.filter(|(kind, _)| *kind == NOOP);
+        let padding: usize = padding.map(|(_, value)| 3 + value.len()).sum();
+        let mut kept = Vec::with_capacity(given.len() - padding);
         let mut at = start;
         let mut sums = 0;
-        for item in Split(&tlvs.0) {
+        for item in Split(given) {
             let (kind, value) = item?;
             let end = at + 3 + value.len();
+            if kind != NOOP {
+                kept.extend_from_slice(header.get(at..end).unwrap_or_default());
+            }
             match kind {
                 CRC32C => {
                     let sum = value
@@ -53,14 +62,17 @@ impl ProxyTlvs {
             }
             at = end;
         }
-        Ok(tlvs)
+        Ok(Self(kept))
+    }
+
+    /// Returns the memory that it takes beside its own size.
+    pub(super) fn memory(&self) -> usize {
+        self.0.capacity()
     }
 
     /// Returns the type and value of every TLV in order, padding (`PP2_TYPE_NOOP`) excluded.
     pub fn iter(&self) -> impl Iterator<Item = (u8, &[u8])> {
-        Split(&self.0)
-            .filter_map(Result::ok)
-            .filter(|(kind, _)| *kind != NOOP)
+        Split(&self.0).filter_map(Result::ok)
     }
 
     /// Returns the first value of type `kind`.
