@@ -103,8 +103,10 @@ reasons! {
     /// The peer sent something else than TLS: to a TLS listener, after `Conn::start_tls`, or as a
     /// server's answer to a TLS client.
     NotTls: "not_tls" => "plaintext on a TLS port",
-    /// A TLS ClientHello came to a plain listener. Detected when the first frame fails: on its
-    /// header, at the peer's end, or at the frame timeout.
+    /// A TLS ClientHello came to a plain listener. Recognised by its first bytes when the first frame
+    /// is complete, before the handler sees the frame. Or when the frame fails: on its header, at the
+    /// peer's end, or at the frame timeout. With [`Framing::Raw`](crate::Framing::Raw) every byte is
+    /// input. With a [`Framer`](crate::Framer) only a frame that fails is recognised.
     UnexpectedTls: "unexpected_tls" => "TLS on a plain port",
     /// The server or the listener was at its connection cap
     /// ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)).

@@ -559,6 +559,33 @@ impl Machine {
                 && self.parts().recv_buf.is_empty())
     }
 
+    /// True if `bytes`, in which the first frame is whole, begin a TLS ClientHello (RFC 8446, sections
+    /// 4.1.2 and 5.1): the frame is none, although the framing found one.
+    ///
+    /// Only for the built-in framings with frames. Three bytes suffice, for a line may end within the
+    /// hello's first six.
+    #[inline]
+    fn begins_as_hello(&self, bytes: &[u8]) -> bool {
+        self.traffic.frames_in == 0 && bytes.first() == Some(&0x16) && self.is_hello(bytes)
+    }
+
+    #[cold]
+    fn is_hello(&self, bytes: &[u8]) -> bool {
+        let bytes = bytes.get(..11).unwrap_or(bytes);
+        let begins = match bytes {
+            [0x16, 0x03, 0x00..=0x04, rest @ ..] => match rest {
+                [_, _, 0x01, _, _, _, version @ ..] => match version {
+                    [0x03, 0x00..=0x04] | [0x03] | [] => true,
+                    [..] => false,
+                },
+                [_, _, kind, ..] => *kind == 0x01,
+                [..] => true,
+            },
+            [..] => false,
+        };
+        begins && self.tls.is_none() && !self.codec.takes_any_bytes()
+    }
+
     /// Returns `reason`, unless the stream never made a frame because it is a TLS ClientHello
     /// (RFC 8446 section 5.1).
     fn reason_for(&self, begun: &[u8], reason: CloseReason) -> CloseReason {

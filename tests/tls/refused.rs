@@ -445,8 +445,15 @@ fn a_huge_hello_is_held_within_bounds() {
 fn tls_on_a_plain_port_is_named() {
     let site = Site::new();
     let hello = wire_of(&mut session(&site.client(&version::TLS13)));
-    for framing in [Framing::Packet2, Framing::Packet4] {
-        // To packet-2 it begins a frame of 5.6 KB that never ends; to packet-4 one that is too large.
+    for framing in [
+        Framing::Packet1,
+        Framing::Packet2,
+        Framing::Packet4,
+        Framing::Line,
+        Framing::Delimited(0),
+    ] {
+        // To packet-2 it begins a frame of 5.6 KB that never ends; to packet-4 one that is too large. The others find
+        // frames in it, which are not delivered: the echo sends nothing.
         let server = spawn_echo(
             Config::new(),
             local()

@@ -180,6 +180,11 @@ impl Codec {
         matches!(self, Self::Custom(_))
     }
 
+    /// True if every byte may begin a connection: its protocol is unknown.
+    pub(in crate::proto) fn takes_any_bytes(&self) -> bool {
+        self.is_custom() || !self.has_frames()
+    }
+
     /// True if there are incomplete frames.
     pub(in crate::proto) fn has_frames(&self) -> bool {
         !matches!(

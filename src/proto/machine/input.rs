@@ -214,6 +214,10 @@ impl Machine {
             rest => self.codec.decode(rest),
         };
         match step {
+            Step::Frame { .. } if self.begins_as_hello(cursor.rest()) => {
+                self.close(Closed::new(CloseReason::UnexpectedTls), now, pool);
+                return None;
+            }
             Step::Frame { payload, consumed } => {
                 if let Some(throttle) = self.throttle() {
                     throttle.charge_frame(now);
@@ -256,7 +260,7 @@ impl Machine {
         bytes: &'s [u8],
         pool: &mut Pool,
     ) -> Option<(&'s [u8], &'s [u8])> {
-        if !self.only_frames() {
+        if !self.only_frames() || self.begins_as_hello(bytes) {
             return None;
         }
         let (payload, behind) = self.codec.cut(bytes)?;

@@ -203,6 +203,60 @@ fn a_client_hello_on_a_plain_port_is_named() {
     }
 }
 
+/// A hello contains frames by chance: of 22 bytes for packet-1, and wherever a delimiter stands, even
+/// in the record's length. None is delivered, in whatever pieces the hello comes.
+#[test]
+fn no_frame_of_a_client_hello_is_delivered() {
+    let body = [&[0, 1, 0x0A, 3, 3][..], &[b'\n'; 600]].concat();
+    for length in [0x0200_u16, 0x020A, 0x0A02] {
+        let hello = [&[0x16, 3, 1][..], &length.to_be_bytes(), &[1], &body].concat();
+        for framing in [
+            Framing::Packet1,
+            Framing::Packet2,
+            Framing::Line,
+            Framing::Delimited(0),
+            Framing::Delimited(1),
+            Framing::Delimited(2),
+            Framing::Delimited(0xFF),
+        ] {
+            for piece in [1, 2, 3, 5, 6, 7, 11, hello.len()] {
+                let mut rig = Rig::open_with(&framing, limits(), echo);
+                for piece in hello.chunks(piece) {
+                    rig.receive(piece);
+                }
+                rig.receive_fin();
+                assert_eq!(rig.ended(), CloseReason::UnexpectedTls, "{framing:?}");
+                assert_eq!(rig.pool.traffic.frames_in, 0, "{framing:?}");
+            }
+        }
+    }
+}
+
+/// A binary protocol may begin in the same way.
+#[test]
+fn every_byte_is_input_for_raw() {
+    let mut rig = Rig::open_with(&Framing::Raw, limits(), echo);
+    rig.receive(CLIENT_HELLO);
+    assert_eq!(rig.pool.traffic.frames_in, 1);
+    // A packet-1 of 22 bytes, and a line, that are no hello.
+    for (framing, bytes) in [
+        (
+            Framing::Packet1,
+            [&[0x16, 3, 1, 2, 0, 2][..], &[0; 17]].concat(),
+        ),
+        (
+            Framing::Packet1,
+            [&[0x16, 3, 1, 2, 0, 1][..], &[9; 17]].concat(),
+        ),
+        (Framing::Packet1, [&[0x16, 3, 5][..], &[0; 20]].concat()),
+        (Framing::Line, b"\x16\x03 line\n".to_vec()),
+    ] {
+        let mut rig = Rig::open_with(&framing, limits(), echo);
+        rig.receive(bytes);
+        assert_eq!(rig.pool.traffic.frames_in, 1, "{framing:?}");
+    }
+}
+
 #[test]
 fn after_a_frame_it_is_no_client_hello() {
     let mut rig = Rig::open(echo);
