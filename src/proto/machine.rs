@@ -640,8 +640,11 @@ impl Machine {
     }
 
     /// True if more of the incomplete frame must have arrived by `due`.
+    ///
+    /// Buffered bytes that the next turn decodes may be the rest of it.
     pub(crate) fn is_frame_overdue(&self, due: Time) -> bool {
-        self.status.life.is_open() && self.parts().deadlines.frame() <= due
+        let is_due = self.parts().deadlines.frame() <= due;
+        self.status.life.is_open() && is_due && !self.status.recv.has_frames_buffered()
     }
 
     /// True if a timer of the handler's is set: the first deadline may have come nearer.

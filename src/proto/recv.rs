@@ -338,8 +338,9 @@ impl<'a> InputCursor<'a> {
         self.bytes().get(frame).unwrap_or_default()
     }
 
+    /// True if a frame was delivered from it.
     #[inline]
-    pub(super) fn has_advanced(&self) -> bool {
+    pub(crate) fn has_advanced(&self) -> bool {
         self.advanced
     }
 

@@ -470,9 +470,10 @@ fn deliver<H: Host>(host: &mut H, mut input: InputCursor<'_>, budget: &mut Budge
         conn, pool, now, ..
     }) = host.parts()
     {
+        let advanced = input.has_advanced();
         conn.machine.end_input(input, *now, pool);
         if spent {
-            conn.machine.postpone(*now);
+            conn.machine.postpone(advanced, *now);
         }
     }
 }

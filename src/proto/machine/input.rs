@@ -404,18 +404,21 @@ impl Machine {
 
     /// Leaves the buffered frames to the next turn.
     ///
-    /// It is the server that keeps the peer waiting: no clock runs meanwhile, and the idle timeout
-    /// starts anew.
-    pub(crate) fn postpone(&mut self, now: Time) {
+    /// It is the server that keeps the peer waiting. After a frame (`advanced`) no clock runs
+    /// meanwhile, and the idle timeout starts anew. Else the clock of the frame that has begun goes
+    /// on: events of the handler alone do not extend it.
+    pub(crate) fn postpone(&mut self, advanced: bool, now: Time) {
         if !self.status.life.is_open() {
             return;
         }
         match &mut self.active {
             Some(active) if !active.recv_buf.is_empty() => {
                 self.status.recv.decode_buffered(&active.recv_buf);
-                active.deadlines.clear_frame();
-                active.deadlines.note_input();
-                self.last_input = now;
+                if advanced {
+                    active.deadlines.clear_frame();
+                    active.deadlines.note_input();
+                    self.last_input = now;
+                }
             }
             _ => {}
         }

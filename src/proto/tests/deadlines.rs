@@ -77,6 +77,18 @@ fn a_pause_loses_no_progress_of_the_frame() {
     assert_eq!(rig.finish(), CloseReason::FrameTimeout);
 }
 
+/// A turn that is used up by events of the handler leaves the clock of the incomplete frame.
+#[test]
+fn events_alone_do_not_extend_a_frame() {
+    let mut rig = Rig::open(echo);
+    rig.receive([0]);
+    rig.pass(secs(20));
+    rig.machine.postpone(false, rig.now);
+    rig.turn();
+    just(&mut rig, secs(10));
+    assert_eq!(rig.finish(), CloseReason::FrameTimeout);
+}
+
 #[test]
 fn a_frame_deadline_for_each_frame() {
     let mut rig = Rig::open(echo);
