@@ -1,8 +1,9 @@
 //! Socket activation: an echo server for lines on the sockets that its starter passes on (`sd_listen_fds(3)`), TCP and Unix,
-//! and on a port of its own if there are none. SIGTERM drains.
+//! and on a port of its own if there are none. Names of sockets become names of listeners, which
+//! `Peer::listener_name` and `Control::listener` know. SIGTERM drains.
 //!
 //!     cargo build --example activation
-//!     systemd-socket-activate -l 127.0.0.1:2222 -l /tmp/echo.sock target/debug/examples/activation
+//!     systemd-socket-activate -l 127.0.0.1:2222 -l [::1]:2222 -l /tmp/echo.sock --fdname=v4:v6:local target/debug/examples/activation
 //!     target/debug/examples/activation 127.0.0.1:2222
 
 use std::error::Error;
@@ -46,8 +47,8 @@ fn serve() -> Result<(), Box<dyn Error>> {
             .unwrap_or_else(|| "127.0.0.1:0".to_owned());
         server.listen(Listen::tcp(addr).framing(Framing::Line), echo)?;
     }
-    for socket in passed {
-        server.adopt(socket, Listen::adopted().framing(Framing::Line), echo)?;
+    for (socket, listen) in passed {
+        server.adopt(socket, listen.framing(Framing::Line), echo)?;
     }
     // Before the addresses are printed: their reader may send a signal at once.
     drain_on_sigterm(server.handle())?;

@@ -45,8 +45,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let echo = |_app: &mut (), _peer: Peer| Echo;
     let passed = passed::sockets()?;
     let is_successor = !passed.is_empty();
-    for socket in passed {
-        server.adopt(socket, Listen::adopted().framing(Framing::Line), echo)?;
+    for (socket, listen) in passed {
+        server.adopt(socket, listen.framing(Framing::Line), echo)?;
     }
     for addr in std::env::args().skip(1).filter(|_| !is_successor) {
         let unix = addr.strip_prefix("unix:").map(Listen::unix);
@@ -93,12 +93,15 @@ fn obey_signals(handle: Handle) -> std::io::Result<()> {
 
 /// Starts this program anew, with our sockets, and waits until it is ready.
 fn start_successor(handle: &Handle) -> Result<(), Box<dyn Error>> {
-    let sockets = handle.call(GRACE, |_, control| {
+    let (names, sockets): (Vec<_>, Vec<_>) = handle.call(GRACE, |_, control| {
         let listeners = control.listeners();
-        let sockets = listeners
-            .iter()
-            .map(|listener| control.listener_socket(listener.id));
-        sockets.collect::<portcullis::Result<Vec<_>>>()
+        let sockets = listeners.into_iter().map(|listener| {
+            // An address has a colon and needs no name: it is the default.
+            let name = Some(listener.name).filter(|name| !name.contains(':'));
+            let socket = control.listener_socket(listener.id)?;
+            Ok((name.unwrap_or_default(), socket))
+        });
+        sockets.collect::<portcullis::Result<_>>()
     })??;
     let (mut ours, theirs) = UnixStream::pair()?;
     ours.set_read_timeout(Some(GRACE))?;
@@ -110,6 +113,7 @@ fn start_successor(handle: &Handle) -> Result<(), Box<dyn Error>> {
         .stdin(Stdio::from(OwnedFd::from(theirs)));
     command
         .env("LISTEN_FDS", sockets.len().to_string())
+        .env("LISTEN_FDNAMES", names.join(":"))
         .env_remove("LISTEN_PID");
     let numbered = sockets.into_iter().zip(3..);
     command.fd_mappings(

@@ -91,8 +91,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let sockets = passed::sockets()?;
     let are_passed = !sockets.is_empty();
     if are_passed {
-        for socket in sockets {
-            let listen = behind(Listen::adopted(), &options)?;
+        for (socket, listen) in sockets {
+            let listen = behind(listen, &options)?;
             server.adopt(socket, listen, |_app, _peer| Echo::default())?;
         }
     } else {

@@ -1,13 +1,18 @@
-//! Sockets that were passed on to this process, if any (`sd_listen_fds(3)`): `LISTEN_PID` names the
-//! receiver.
+//! Sockets that were passed on to this process, if any (`sd_listen_fds_with_names(3)`): `LISTEN_PID`
+//! names the receiver, `LISTEN_FDNAMES` the sockets.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
 use listenfd::ListenFd;
+use portcullis::Listen;
 
-/// The sockets, of both kinds, in their order.
-pub fn sockets() -> io::Result<Vec<OwnedFd>> {
+/// The sockets of all kinds and families, in their order, each with options that name its listener.
+///
+/// A name that several sockets have names none of them: systemd gives the sockets of one unit the
+/// name of the unit. Their listeners are named by their addresses.
+pub fn sockets() -> io::Result<Vec<(OwnedFd, Listen)>> {
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut passed = ListenFd::from_env();
     let mut sockets = Vec::new();
     for at in 0..passed.len() {
@@ -18,5 +23,24 @@ pub fn sockets() -> io::Result<Vec<OwnedFd>> {
         };
         sockets.extend(socket);
     }
-    Ok(sockets)
+    if sockets.is_empty() || names.is_empty() {
+        let listens = sockets
+            .into_iter()
+            .map(|socket| (socket, Listen::adopted()));
+        return Ok(listens.collect());
+    }
+    let names: Vec<&str> = names.split(':').collect();
+    if names.len() != sockets.len() {
+        let (names, sockets) = (names.len(), sockets.len());
+        let text = format!("LISTEN_FDNAMES has {names} names for {sockets} sockets");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    let is_unique = |name: &&str| names.iter().filter(|other| *other == name).count() == 1;
+    let listens = sockets.into_iter().zip(&names).map(|(socket, name)| {
+        let mut listen = Listen::adopted();
+        let name = Some(*name).filter(|name| !name.is_empty());
+        listen.name = name.filter(is_unique).map(str::to_owned);
+        (socket, listen)
+    });
+    Ok(listens.collect())
 }
