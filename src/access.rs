@@ -157,8 +157,8 @@ impl AccessRules {
         self.in_front(Access::Allow, network)
     }
 
-    /// As [`AccessRules::deny`], in front of all other rules: for a peer that misbehaves. A rule for
-    /// exactly this network is replaced.
+    /// As [`AccessRules::deny`], in front of all other rules: for a peer that misbehaves. A rule
+    /// for exactly this network is replaced.
     ///
     /// # Errors
     ///

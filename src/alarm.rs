@@ -13,12 +13,13 @@ use crate::id::AlarmId;
 pub enum AlarmKind {
     /// Connections in a slot, in any state; a part of [`Config::max_connections`].
     Connections,
-    /// Descriptors that this server has open: its listeners and connections. A part of the process's RLIMIT_NOFILE.
+    /// Descriptors that this server has open: its listeners and connections. A part of the
+    /// process's RLIMIT_NOFILE.
     Descriptors,
     /// Bytes that all connections together hold in buffers; a part of [`Config::memory_limit`].
     Memory,
-    /// Accepts that failed for lack of descriptors or socket memory (EMFILE, ENFILE, ENOBUFS, ENOMEM), in an episode that is
-    /// not over.
+    /// Accepts that failed for lack of descriptors or socket memory (EMFILE, ENFILE, ENOBUFS,
+    /// ENOMEM), in an episode that is not over.
     FdExhaustion,
 }
 
@@ -48,8 +49,8 @@ impl fmt::Display for AlarmKind {
     }
 }
 
-/// An alarm: what it watches, from which value on, and how long it is silent after it has spoken. Set with
-/// [`Control::on_alarm`](crate::Control::on_alarm).
+/// An alarm: what it watches, from which value on, and how long it is silent after it has spoken.
+/// Set with [`Control::on_alarm`](crate::Control::on_alarm).
 ///
 /// ```
 /// use std::time::Duration;
@@ -66,24 +67,28 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// From so many connections on: a number, or a [`Quota::Percent`] of the cap, which follows a change of the cap. In one of
-    /// several [`Shards`](crate::Shards) the connections of all shards count, as the cap is on all of them.
+    /// From so many connections on: a number, or a [`Quota::Percent`] of the cap, which follows a
+    /// change of the cap. In one of several [`Shards`](crate::Shards) the connections of all shards
+    /// count, as the cap is on all of them.
     pub fn connections(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Connections, threshold.into())
     }
 
-    /// From so many descriptors on that this server has open: a number, or a [`Quota::Percent`] of RLIMIT_NOFILE as it is when the
-    /// alarm is set (known on Linux). What the rest of the program has open is not known here.
+    /// From so many descriptors on that this server has open: a number, or a [`Quota::Percent`] of
+    /// RLIMIT_NOFILE as it is when the alarm is set (known on Linux). What the rest of the program
+    /// has open is not known here.
     pub fn descriptors(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Descriptors, threshold.into())
     }
 
-    /// From so many bytes in buffers on: a number, or a [`Quota::Percent`] of [`Config::memory_limit`], which follows a change of it.
+    /// From so many bytes in buffers on: a number, or a [`Quota::Percent`] of
+    /// [`Config::memory_limit`], which follows a change of it.
     pub fn memory(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Memory, threshold.into())
     }
 
-    /// When descriptors or socket memory have run out and no client can be accepted, until that is over.
+    /// When descriptors or socket memory have run out and no client can be accepted, until that is
+    /// over.
     pub fn fd_exhaustion() -> Self {
         Self::new(AlarmKind::FdExhaustion, Quota::Count(1))
     }
@@ -96,8 +101,9 @@ impl Alarm {
         }
     }
 
-    /// How long it is silent after it has been raised. At the end it speaks again if the value is still, or again, at or above the
-    /// threshold. Defaults to 5 s; at least 1 ms. `Duration::MAX` is for good: it speaks once.
+    /// How long it is silent after it has been raised. At the end it speaks again if the value is
+    /// still, or again, at or above the threshold. Defaults to 5 s; at least 1 ms. `Duration::MAX`
+    /// is for good: it speaks once.
     pub fn cooldown(mut self, cooldown: Duration) -> Self {
         self.cooldown = cooldown;
         self
@@ -108,7 +114,8 @@ impl Alarm {
         self.kind
     }
 
-    /// The whole of which a percentage is a part; `None` if nobody knows it. `descriptors` is RLIMIT_NOFILE.
+    /// The whole of which a percentage is a part; `None` if nobody knows it. `descriptors` is
+    /// RLIMIT_NOFILE.
     pub(crate) fn limit(&self, config: &Config, descriptors: Option<usize>) -> Option<usize> {
         match self.kind {
             AlarmKind::Connections => Some(config.max_connections),
@@ -118,8 +125,8 @@ impl Alarm {
         }
     }
 
-    /// The value from which on it is raised: never more than the limit, so that one which is lowered later is still reported, and
-    /// at least 1.
+    /// The value from which on it is raised: never more than the limit, so that one which is
+    /// lowered later is still reported, and at least 1.
     pub(crate) fn threshold(&self, limit: Option<usize>) -> usize {
         let threshold = match (self.threshold, limit) {
             (Quota::Count(count), limit) => count.min(limit.unwrap_or(usize::MAX)),
@@ -182,7 +189,8 @@ pub enum AlarmState {
     Raised,
     /// A cooldown later it still is.
     StillRaised,
-    /// The value is below the threshold again. Said at once, and once for each [`AlarmState::Raised`].
+    /// The value is below the threshold again. Said at once, and once for each
+    /// [`AlarmState::Raised`].
     Cleared,
 }
 

@@ -192,8 +192,8 @@ impl<'a, A> Control<'a, A> {
     /// - when it is below again ([`AlarmState::Cleared`](crate::AlarmState::Cleared)).
     ///
     /// Within a cooldown it is not raised again, so that a value around the threshold costs two
-    /// calls per cooldown. A peak within one iteration is not seen. A panic of `callback` is caught,
-    /// logged and counted; the alarm stays.
+    /// calls per cooldown. A peak within one iteration is not seen. A panic of `callback` is
+    /// caught, logged and counted; the alarm stays.
     ///
     /// ```
     /// # use portcullis::{Alarm, Config, Quota, Server};
@@ -267,8 +267,8 @@ impl<'a, A> Control<'a, A> {
         self.ops.options(&which.into())
     }
 
-    /// Changes the cap. Below the number of open connections, these stay and no others are accepted;
-    /// raised, waiting clients are accepted at once. 0 admits none. In one of several
+    /// Changes the cap. Below the number of open connections, these stay and no others are
+    /// accepted; raised, waiting clients are accepted at once. 0 admits none. In one of several
     /// [`Shards`](crate::Shards) it changes the cap of all.
     ///
     /// # Errors
@@ -410,8 +410,8 @@ impl<'a, A> Control<'a, A> {
         Ok(was_banned)
     }
 
-    /// Suspends a listener: takes it out of the poll. Its connections stay open, new clients wait in
-    /// its backlog. Extra calls are ignored. A drain accepts the backlog all the same.
+    /// Suspends a listener: takes it out of the poll. Its connections stay open, new clients wait
+    /// in its backlog. Extra calls are ignored. A drain accepts the backlog all the same.
     ///
     /// # Errors
     ///
@@ -429,8 +429,8 @@ impl<'a, A> Control<'a, A> {
         self.ops.set_suspended(&which.into(), false)
     }
 
-    /// Closes a listener's port. The kernel resets the clients in its backlog, unless another process
-    /// has the socket too ([`Control::listener_socket`]). Its connections stay open.
+    /// Closes a listener's port. The kernel resets the clients in its backlog, unless another
+    /// process has the socket too ([`Control::listener_socket`]). Its connections stay open.
     ///
     /// # Errors
     ///
@@ -439,9 +439,9 @@ impl<'a, A> Control<'a, A> {
         self.ops.close_listener(&which.into())
     }
 
-    /// Returns another descriptor of a listener's socket, close-on-exec, to hand the listener over to
-    /// another process without refusing a client. Both processes share one backlog, and each client
-    /// is accepted by one of them.
+    /// Returns another descriptor of a listener's socket, close-on-exec, to hand the listener over
+    /// to another process without refusing a client. Both processes share one backlog, and each
+    /// client is accepted by one of them.
     ///
     /// In this order:
     ///
@@ -455,7 +455,8 @@ impl<'a, A> Control<'a, A> {
     ///    closes once the received input is answered.
     ///
     /// A drain without the second step accepts the backlog first. The file of a Unix socket is left
-    /// to the new process, and is not removed from here on. `examples/handover.rs` does all of this.
+    /// to the new process, and is not removed from here on. `examples/handover.rs` does all of
+    /// this.
     ///
     /// # Errors
     ///
@@ -471,8 +472,8 @@ impl<'a, A> Control<'a, A> {
     }
 
     /// Starts a graceful shutdown: accepts the backlog, closes the ports, notifies every handler
-    /// ([`Handler::on_drain`](crate::Handler::on_drain)), and resets the remaining connections after
-    /// `grace`. One deadline for all; a second call can only shorten it.
+    /// ([`Handler::on_drain`](crate::Handler::on_drain)), and resets the remaining connections
+    /// after `grace`. One deadline for all; a second call can only shorten it.
     ///
     /// Rates and suspensions hold back no client in the backlog. Where a cap does, or a lack of
     /// descriptors, the port stays open until slots have become free for those that wait, at most

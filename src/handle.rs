@@ -64,9 +64,9 @@ pub(crate) trait CommonCap: fmt::Debug + Send + Sync {
 /// still run; [`HandleError::ServerGone`] means that none does. A change is no transaction: each
 /// shard makes it in an iteration of its own.
 ///
-/// A [`ConnId`] names its shard, so frames, messages and kills find their connection. A job and a call
-/// belong to one shard: for them take that shard's handle ([`Handle::shard`]). Otherwise they are
-/// [`HandleError::ManyShards`].
+/// A [`ConnId`] names its shard, so frames, messages and kills find their connection. A job and a
+/// call belong to one shard: for them take that shard's handle ([`Handle::shard`]). Otherwise they
+/// are [`HandleError::ManyShards`].
 ///
 /// ```
 /// use portcullis::{Handle, Spawned};
@@ -117,10 +117,11 @@ impl<A> Handle<A> {
     // One connection.
 
     /// Queues one frame for a connection. The loop frames it. Before the connection is open the
-    /// frame waits until it is; while it closes the frame is undeliverable. A frame that the connection does not
-    /// take is counted as undeliverable and ends the connection in order, so that the stream has no
-    /// hole: a peer that is too slow as [`SlowConsumer`](crate::CloseReason::SlowConsumer), a frame
-    /// that is too long as [`Failed`](crate::CloseReason::Failed).
+    /// frame waits until it is; while it closes the frame is undeliverable. A frame that the
+    /// connection does not take is counted as undeliverable and ends the connection in order, so
+    /// that the stream has no hole: a peer that is too slow as
+    /// [`SlowConsumer`](crate::CloseReason::SlowConsumer), a frame that is too long as
+    /// [`Failed`](crate::CloseReason::Failed).
     ///
     /// # Errors
     ///
@@ -130,9 +131,9 @@ impl<A> Handle<A> {
         self.live(id)?.push(Command::Send(id, frame.into()))
     }
 
-    /// Gives a connection's handler a message:
-    /// [`Handler::on_message`](crate::Handler::on_message). Before the connection is open the message
-    /// waits until it is; while it closes or leaves the loop the message is undeliverable.
+    /// Gives a connection's handler a message: [`Handler::on_message`](crate::Handler::on_message).
+    /// Before the connection is open the message waits until it is; while it closes or leaves the
+    /// loop the message is undeliverable.
     ///
     /// # Errors
     ///
@@ -511,8 +512,8 @@ impl<A> Handle<A> {
         self.each(|_, server| server.push(Command::Drain(grace)))
     }
 
-    /// Ends [`Server::run`](crate::Server::run): see [`Control::stop`]. Passes the commands that are
-    /// queued already, as described above; they stay queued. Never refused for their number.
+    /// Ends [`Server::run`](crate::Server::run): see [`Control::stop`]. Passes the commands that
+    /// are queued already, as described above; they stay queued. Never refused for their number.
     ///
     /// # Errors
     ///

@@ -312,8 +312,8 @@ impl Refuse {
 #[non_exhaustive]
 pub struct Peer {
     /// The connection's id; `None` for one that was refused because the cap was reached. A
-    /// [`Handle`](crate::Handle) knows it from here on: frames and messages wait until the connection
-    /// is open.
+    /// [`Handle`](crate::Handle) knows it from here on: frames and messages wait until the
+    /// connection is open.
     pub id: Option<ConnId>,
     /// The peer's address.
     pub addr: Addr,

@@ -1,7 +1,7 @@
 //! Logging: the targets, and macros that survive a logger that panics.
 //!
-//! The logger is foreign code: a `println!` to a closed pipe panics in it. What goes where is in the
-//! crate's documentation.
+//! The logger is foreign code: a `println!` to a closed pipe panics in it. What goes where is in
+//! the crate's documentation.
 
 use crate::catch::catch_logger;
 

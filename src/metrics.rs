@@ -407,8 +407,8 @@ impl Exposition<'_, '_> {
     }
 }
 
-/// A label's value: a backslash, a quote and a line feed are written with a backslash. The format has
-/// no escape for other control characters, so their escapes are text.
+/// A label's value: a backslash, a quote and a line feed are written with a backslash. The format
+/// has no escape for other control characters, so their escapes are text.
 struct LabelValue<'a>(&'a str);
 
 impl fmt::Display for LabelValue<'_> {

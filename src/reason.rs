@@ -103,10 +103,11 @@ reasons! {
     /// The peer sent something else than TLS: to a TLS listener, after `Conn::start_tls`, or as a
     /// server's answer to a TLS client.
     NotTls: "not_tls" => "plaintext on a TLS port",
-    /// A TLS ClientHello came to a plain listener. Recognised by its first bytes when the first frame
-    /// is complete, before the handler sees the frame. Or when the frame fails: on its header, at the
-    /// peer's end, or at the frame timeout. With [`Framing::Raw`](crate::Framing::Raw) every byte is
-    /// input. With a [`Framer`](crate::Framer) only a frame that fails is recognised.
+    /// A TLS ClientHello came to a plain listener. Recognised by its first bytes when the first
+    /// frame is complete, before the handler sees the frame. Or when the frame fails: on its
+    /// header, at the peer's end, or at the frame timeout. With
+    /// [`Framing::Raw`](crate::Framing::Raw) every byte is input. With a [`Framer`](crate::Framer)
+    /// only a frame that fails is recognised.
     UnexpectedTls: "unexpected_tls" => "TLS on a plain port",
     /// The server or the listener was at its connection cap
     /// ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)).
@@ -186,8 +187,8 @@ impl Closed {
     }
 }
 
-/// The reason and the text of the error, of which control characters are escaped and at most 1 KiB is
-/// printed: a peer may have chosen it.
+/// The reason and the text of the error, of which control characters are escaped and at most 1 KiB
+/// is printed: a peer may have chosen it.
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.error {

@@ -285,8 +285,8 @@ impl<A> Server<A> {
         }
     }
 
-    /// Runs one iteration: waits for events up to `timeout` (`None`: until there is work), then does
-    /// a bounded amount of work. The remainder is done in the next iteration, and
+    /// Runs one iteration: waits for events up to `timeout` (`None`: until there is work), then
+    /// does a bounded amount of work. The remainder is done in the next iteration, and
     /// [`Server::next_timeout`] is zero until then.
     ///
     /// Frames sent from outside a callback, through [`Server::control`], are written in the next

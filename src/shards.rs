@@ -82,8 +82,9 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// | is at the common cap | first come, first served | go to the shard with the free slot |
 ///
 /// With [`SocketOptions::reuse_port`](crate::SocketOptions::reuse_port) each shard has a socket and
-/// a backlog of its own, and Linux chooses among them by a hash of the addresses, even while a shard
-/// is blocked. With `net.ipv4.tcp_migrate_req` Linux does not reset the clients of a closed one.
+/// a backlog of its own, and Linux chooses among them by a hash of the addresses, even while a
+/// shard is blocked. With `net.ipv4.tcp_migrate_req` Linux does not reset the clients of a closed
+/// one.
 ///
 /// Connections are spread evenly and an accept wakes one shard only: useful for very many short
 /// connections and handlers that never block. Other systems may give all clients to one of the
@@ -100,9 +101,9 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// | 256 clients, one by one, on 2 shards | 115 and 141 | 129 and 127 |
 /// | CPU per connect, echo, close; 1, 4, 16 shards | 80, 119, 206 µs | 79, 112, 108 µs |
 ///
-/// The last row is the price: the kernel wakes every idle shard for each new client. Two shards with
-/// handlers of 50 µs answer twice as many messages as one server (30 100 to 15 200 per second at 64
-/// connections); a bare echo costs the same 6 to 8 µs of CPU in both.
+/// The last row is the price: the kernel wakes every idle shard for each new client. Two shards
+/// with handlers of 50 µs answer twice as many messages as one server (30 100 to 15 200 per second
+/// at 64 connections); a bare echo costs the same 6 to 8 µs of CPU in both.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Shards {
@@ -122,7 +123,8 @@ impl Shards {
         }
     }
 
-    /// Number of shards. Defaults to [`std::thread::available_parallelism`]; at least 1, at most 1,024.
+    /// Number of shards. Defaults to [`std::thread::available_parallelism`]; at least 1, at most
+    /// 1,024.
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads.max(1));
         self

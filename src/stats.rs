@@ -46,9 +46,9 @@ pub struct Stats {
     pub out_of_fds: u64,
     /// Connections that were gone before they could be accepted, and other transient accept errors.
     pub accept_errors: u64,
-    /// Failed commands of a [`Handle`](crate::Handle): their connection closed or had gone when they
-    /// arrived, or did not take the frame; or the server was dropped before. Callers that wait for
-    /// an answer are told instead.
+    /// Failed commands of a [`Handle`](crate::Handle): their connection closed or had gone when
+    /// they arrived, or did not take the frame; or the server was dropped before. Callers that wait
+    /// for an answer are told instead.
     pub undeliverable: u64,
     /// Panics of the user's code: handlers, services, framers, jobs, alarms, TLS callbacks, the
     /// logger, and destructors. A handler's panic is also its connection's reason,

@@ -92,8 +92,8 @@ impl Connect {
     /// [`Conn::start_tls_client`](crate::Conn::start_tls_client).
     ///
     /// An invalid certificate, or one for another name, ends the connection as
-    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), with the problem and the expected name in
-    /// [`Closed::error`](crate::Closed::error). A server without TLS is
+    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), with the problem and the expected name
+    /// in [`Closed::error`](crate::Closed::error). A server without TLS is
     /// [`NotTls`](crate::CloseReason::NotTls). ALPN, client certificates and resumption belong to
     /// the configuration. Early data (0-RTT) is never sent, because it can be replayed.
     #[cfg(feature = "tls")]
@@ -106,9 +106,10 @@ impl Connect {
         self
     }
 
-    /// Maximum time of one attempt to connect (the handshake of TCP, not of TLS). After it the attempt
-    /// ends as [`ConnectTimeout`](crate::CloseReason::ConnectTimeout). Defaults to 10 s; with
-    /// `Duration::MAX` the kernel gives up, on Linux after two minutes (`net.ipv4.tcp_syn_retries`).
+    /// Maximum time of one attempt to connect (the handshake of TCP, not of TLS). After it the
+    /// attempt ends as [`ConnectTimeout`](crate::CloseReason::ConnectTimeout). Defaults to 10 s;
+    /// with `Duration::MAX` the kernel gives up, on Linux after two minutes
+    /// (`net.ipv4.tcp_syn_retries`).
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
@@ -124,8 +125,8 @@ impl Connect {
         self
     }
 
-    /// Local address to connect from, of the same family as the peer's; port 0 lets the system choose
-    /// one. With another port only one connection to each peer is possible at a time, and
+    /// Local address to connect from, of the same family as the peer's; port 0 lets the system
+    /// choose one. With another port only one connection to each peer is possible at a time, and
     /// SO_REUSEADDR is set. Not for Unix sockets. Defaults to the system's choice.
     pub fn bind(mut self, local: SocketAddr) -> Self {
         self.bind = Some(local);
@@ -184,9 +185,9 @@ impl fmt::Debug for Connect {
     }
 }
 
-/// Number of attempts to connect, and the delay between them. It doubles after each attempt, up to a
-/// limit. A random part makes each delay shorter, so that clients that lost the same server do not
-/// return all at once.
+/// Number of attempts to connect, and the delay between them. It doubles after each attempt, up to
+/// a limit. A random part makes each delay shorter, so that clients that lost the same server do
+/// not return all at once.
 ///
 /// ```
 /// use std::time::Duration;
@@ -231,9 +232,9 @@ impl Retry {
         self
     }
 
-    /// By how much each delay may be shorter, by chance: 0 to 100 percent. Processes that were forked
-    /// from one another draw different numbers; in the simulator chance is the seed's. Defaults to
-    /// 50.
+    /// By how much each delay may be shorter, by chance: 0 to 100 percent. Processes that were
+    /// forked from one another draw different numbers; in the simulator chance is the seed's.
+    /// Defaults to 50.
     pub fn jitter(mut self, percent: u8) -> Self {
         self.jitter = percent;
         self

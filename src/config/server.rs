@@ -72,8 +72,8 @@ pub struct Budgets {
     /// Number of commands from [`Handle`](crate::Handle)s. Defaults to 1024.
     pub commands: usize,
     /// Work of the whole iteration, whatever the number of connections. Each byte read or written
-    /// counts 1, each frame in or out 64 more. In the same unit, a connection's turn, a close and an
-    /// accepted client count 24 KiB, an attempt to connect 64, a step of a TLS handshake 512.
+    /// counts 1, each frame in or out 64 more. In the same unit, a connection's turn, a close and
+    /// an accepted client count 24 KiB, an attempt to connect 64, a step of a TLS handshake 512.
     /// Defaults to 8 MiB, which takes 2 to 4 ms.
     ///
     /// No step begins once the budget is spent. The remainder waits for the next iteration, in
@@ -180,10 +180,10 @@ impl Config {
     ///
     /// Each connection takes a descriptor. So RLIMIT_NOFILE should be larger than the cap by the
     /// number that the rest of the program needs. [`Server::new`](crate::Server::new) warns if the
-    /// difference is below 32. Some 200 bytes of address space are reserved for each connection, for
-    /// at most 65,536 of them from the start. They become memory at their first use. Room for more
-    /// is requested when it is needed, and if the system refuses it, the number that there is acts
-    /// as the cap until a connection has ended.
+    /// difference is below 32. Some 200 bytes of address space are reserved for each connection,
+    /// for at most 65,536 of them from the start. They become memory at their first use. Room for
+    /// more is requested when it is needed, and if the system refuses it, the number that there is
+    /// acts as the cap until a connection has ended.
     #[doc(alias = "connection limit")]
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.max_connections = connections;
@@ -206,8 +206,8 @@ impl Config {
     }
 
     /// Maximum number of bytes in the buffers of all connections together, in both directions:
-    /// incomplete frames and records, and pending output. PROXY headers count too, because they live
-    /// as long as their connections. `None` leaves only the limits of each connection, and an
+    /// incomplete frames and records, and pending output. PROXY headers count too, because they
+    /// live as long as their connections. `None` leaves only the limits of each connection, and an
     /// allocation that fails aborts the process. Defaults to none, for the reasons in
     /// [`limits`](crate::manual::limits#without-a-memory-limit).
     ///
@@ -218,8 +218,8 @@ impl Config {
     /// [`OverMemory`](crate::CloseReason::OverMemory).
     ///
     /// Above the limit the connections that hold the most are closed for the same reason, until the
-    /// others fit. Memory of handlers is not counted, nor the state of each connection itself, such as its timers (at most 4 KiB). A
-    /// quarter of the limit should hold the longest frame.
+    /// others fit. Memory of handlers is not counted, nor the state of each connection itself, such
+    /// as its timers (at most 4 KiB). A quarter of the limit should hold the longest frame.
     pub fn memory_limit(mut self, bytes: impl Into<Option<usize>>) -> Self {
         self.memory_limit = bytes.into();
         self

@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use crate::config::MAX_CONNECTIONS;
 use crate::id::{ConnId, ServerNumber};
 
-/// The live ids of one server, readable by every thread: the generation of each slot, zero when it is free.
+/// The live ids of one server, readable by every thread: the generation of each slot, zero when it
+/// is free.
 ///
 /// Kept in chunks, so that it grows without moving slots that other threads read: of `FIRST` slots,
 /// of twice as many, and so on up to `LARGEST`, which is filled in microseconds.

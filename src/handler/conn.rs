@@ -214,10 +214,10 @@ impl<'a, A> Conn<'a, A> {
     /// connection included. Anything but a handshake fails it.
     ///
     /// During the handshake the connection is [`State::Handshaking`] and delivers no frame. A new
-    /// [`ConnConfig::handshake_timeout`](crate::ConnConfig::handshake_timeout) replaces the idle and frame
-    /// timeouts. Timers, messages, `on_writable` and `on_drain` go on, and a pause holds for the
-    /// later frames. Then comes [`Handler::on_secured`], and the framing begins anew with the first
-    /// byte. A failure closes the connection, with `on_close`, as
+    /// [`ConnConfig::handshake_timeout`](crate::ConnConfig::handshake_timeout) replaces the idle
+    /// and frame timeouts. Timers, messages, `on_writable` and `on_drain` go on, and a pause holds
+    /// for the later frames. Then comes [`Handler::on_secured`], and the framing begins anew with
+    /// the first byte. A failure closes the connection, with `on_close`, as
     /// [`TlsHandshake`](crate::CloseReason::TlsHandshake), [`NotTls`](crate::CloseReason::NotTls)
     /// or [`HandshakeTimeout`](crate::CloseReason::HandshakeTimeout). [`Conn::close`] does not wait
     /// for the handshake. Output that it should encrypt is lost then, and the reason is
@@ -483,11 +483,11 @@ pub struct ConnInfo {
     /// Its handler has paused it ([`Conn::pause`]).
     pub paused: bool,
     /// Its pending output is above the watermarks
-    /// ([`ConnConfig::high_watermark`](crate::ConnConfig::high_watermark)), and it is not read, except with
-    /// [`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex).
+    /// ([`ConnConfig::high_watermark`](crate::ConnConfig::high_watermark)), and it is not read,
+    /// except with [`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex).
     pub congested: bool,
-    /// It is not read because a rate is used up ([`ConnConfig::read_rate`](crate::ConnConfig::read_rate)
-    /// and its like).
+    /// It is not read because a rate is used up
+    /// ([`ConnConfig::read_rate`](crate::ConnConfig::read_rate) and its like).
     pub throttled: bool,
     /// It is not read because memory is tight and its buffers exceed its share
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).

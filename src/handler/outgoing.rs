@@ -117,8 +117,9 @@ impl<A> Conn<'_, A> {
     }
 
     /// Whether pending output has reached the high watermark, and not fallen to the low one since
-    /// ([`ConnConfig::high_watermark`](crate::ConnConfig::high_watermark)). [`Handler::on_writable`] will be
-    /// called. A handler that forwards data to this connection should stop until then.
+    /// ([`ConnConfig::high_watermark`](crate::ConnConfig::high_watermark)).
+    /// [`Handler::on_writable`] will be called. A handler that forwards data to this connection
+    /// should stop until then.
     pub fn is_congested(&self) -> bool {
         self.ops
             .machine_ref(self.id)

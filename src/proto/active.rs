@@ -1,16 +1,20 @@
 //! The large half of every part of a connection: an idle connection in the clear has none.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::buffers::{Buffers, SendBuffer};
-use super::close::Ending;
-use super::deadlines::Deadlines;
+use super::close::{Delivery, Ending};
+use super::deadlines::{Deadlines, Pace};
 use super::proxy::ProxyHeader;
 use super::rates::Throttle;
 use super::recv::RecvBuffer;
+use super::time::Time;
 
 /// A larger send buffer is not kept with spare [`Active`] parts: 64 × 16 KiB in all.
 const MAX_KEPT: usize = 16 * 1024;
+/// The shortest time between two looks at the kernel's unsent bytes.
+const MIN_LOOK: Duration = Duration::from_millis(10);
 
 /// Parts that come from the pool with input or output and go back at the end of the turn.
 pub(super) struct Active {
@@ -72,6 +76,58 @@ impl Active {
         self.ending = Ending::none();
         self.proxy = None;
         self.throttle = None;
+    }
+
+    /// Sets the clocks of the linger. True if the peer's system has all output.
+    ///
+    /// While it takes output, the write timeout goes on, which `taken` bytes extend, and the linger
+    /// timeout is only the time of the next look. Where the system cannot tell, the peer's input is
+    /// the proof that it lives, within the write timeout.
+    pub(super) fn begin_linger(
+        &mut self,
+        taken: usize,
+        pace: Pace,
+        timeout: Duration,
+        now: Time,
+    ) -> bool {
+        let deadlines = &mut self.deadlines;
+        match self.ending.delivery {
+            Delivery::Owed(_) => {
+                deadlines.arm_phase(now.after(timeout.max(MIN_LOOK)));
+                deadlines.begin_write(pace, now);
+                deadlines.extend_write(taken, pace, now);
+                false
+            }
+            Delivery::Untold => {
+                let total = Pace {
+                    timeout: pace.timeout.max(timeout),
+                    ..pace
+                };
+                deadlines.arm_phase(now.after(timeout));
+                deadlines.clear_write();
+                deadlines.begin_write(total, now);
+                false
+            }
+            Delivery::Unknown | Delivery::Done => {
+                deadlines.arm_phase(now.after(timeout));
+                deadlines.clear_write();
+                true
+            }
+        }
+    }
+
+    /// Handles input while lingering: where the system cannot tell, it prolongs the linger. False
+    /// if the linger is over.
+    pub(super) fn linger_on(&mut self, until: Time, may_discard: bool) -> bool {
+        match self.ending.delivery {
+            // Not read any more, and the peer's system may still take output.
+            Delivery::Owed(_) => true,
+            Delivery::Untold if may_discard => {
+                self.deadlines.arm_phase(until);
+                true
+            }
+            Delivery::Untold | Delivery::Unknown | Delivery::Done => may_discard,
+        }
     }
 
     /// Returns the memory that its buffers and PROXY header take beyond the turn.

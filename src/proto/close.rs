@@ -2,6 +2,7 @@
 
 use std::io;
 
+use super::life::Phase;
 use crate::reason::{CloseReason, Closed};
 
 /// The request to close once all received input is answered.
@@ -94,6 +95,15 @@ impl Delivery {
 
     pub(super) fn is_owed(self) -> bool {
         matches!(self, Self::Owed(_))
+    }
+
+    /// True if the kernel must be asked in this phase.
+    pub(super) fn is_wanted(self, phase: Phase) -> bool {
+        match phase {
+            Phase::Flush | Phase::Linger => self == Self::Unknown,
+            Phase::Shutdown => self == Self::Unknown || self.is_owed(),
+            _ => false,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::deadlines::Pace;
 use super::rates::Rate;
 use crate::error::{Error, Result};
 
@@ -36,8 +37,8 @@ pub struct ConnConfig {
     /// A handshake that `Conn::start_tls` begins has the same time, from there. Defaults to 10 s.
     pub handshake_timeout: Duration,
     /// Maximum time in which an incomplete frame makes no progress. Received bytes extend the time
-    /// by [`ConnConfig::min_rate`]. So a short frame must be complete within it, and a long one must
-    /// arrive at that rate. The time is paused while reading is paused. Defaults to 30 s.
+    /// by [`ConnConfig::min_rate`]. So a short frame must be complete within it, and a long one
+    /// must arrive at that rate. The time is paused while reading is paused. Defaults to 30 s.
     pub frame_timeout: Duration,
     /// Maximum time without a byte from the peer, once the connection is open. The time is paused
     /// while we do not read. Defaults to 120 s.
@@ -136,6 +137,22 @@ impl Default for ConnConfig {
 }
 
 impl ConnConfig {
+    /// The clock of an incomplete frame.
+    pub(super) fn frame_pace(&self) -> Pace {
+        Pace {
+            timeout: self.frame_timeout,
+            min_rate: self.min_rate,
+        }
+    }
+
+    /// The clock of pending output.
+    pub(super) fn write_pace(&self) -> Pace {
+        Pace {
+            timeout: self.write_timeout,
+            min_rate: self.min_rate,
+        }
+    }
+
     /// Finds values that no connection can work with.
     pub(crate) fn check(&self) -> Result<()> {
         if self.low_watermark >= self.high_watermark {

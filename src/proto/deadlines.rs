@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use super::state::State;
 use super::time::Time;
 
 /// A timeout that progress extends, at a minimum rate: for pending output and incomplete frames.
@@ -308,6 +309,33 @@ impl Deadlines {
             .min_by_key(|(_, timer)| timer.at);
         let (index, _) = first.filter(|(_, timer)| due(timer))?;
         Some(self.timers.remove(index).key)
+    }
+
+    /// Returns the time left of each deadline, with the idle timeout's and a rate's.
+    pub(super) fn time_left(
+        &self,
+        state: State,
+        idle: Time,
+        throttle: Time,
+        now: Time,
+    ) -> TimeLeft {
+        let left = |deadline: Time| deadline.is_armed().then(|| deadline.since(now));
+        let (mut connect, mut handshake, mut linger) = (None, None, None);
+        *match state {
+            State::Connecting => &mut connect,
+            State::Closing => &mut linger,
+            State::Accepting | State::Handshaking | State::Open => &mut handshake,
+        } = left(self.phase());
+        TimeLeft {
+            connect,
+            handshake,
+            frame: left(self.frame()),
+            idle: left(idle),
+            write: left(self.write()),
+            linger,
+            throttle: left(throttle),
+            timer: left(self.first_timer()),
+        }
     }
 
     #[cfg(feature = "sim")]

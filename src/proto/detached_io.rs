@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 use std::time::Duration;
 
 use super::buffers::Buffers;
+use super::conn_config::ConnConfig;
 use super::tls::Session;
 #[cfg(feature = "tls")]
 use super::tls::TlsInfo;
@@ -29,6 +30,16 @@ pub(crate) struct EndLimits {
     pub(crate) write_timeout: Duration,
     pub(crate) linger_timeout: Duration,
     pub(crate) linger_bytes: usize,
+}
+
+impl EndLimits {
+    pub(super) fn of(config: &ConnConfig) -> Self {
+        Self {
+            write_timeout: config.write_timeout,
+            linger_timeout: config.linger_timeout,
+            linger_bytes: config.linger_bytes,
+        }
+    }
 }
 
 type Failure = Box<dyn StdError + Send + Sync>;

@@ -1,9 +1,15 @@
 //! Invariants of the parts, which hold between two turns: checked by the simulator.
 
+use std::time::Duration;
+
 use super::active::Active;
+use super::deadlines::Deadlines;
+use super::life::Phase;
 use super::proxy;
 use super::status::{Events, Status};
+use super::time::Time;
 use super::tls::Session;
+use super::ConnConfig;
 
 /// Returns the first invariant that does not hold.
 ///
@@ -52,4 +58,48 @@ pub(super) fn broken(
     ];
     let fault = facts.into_iter().find(|(holds, _)| !holds);
     fault.map(|(_, fault)| fault.to_owned())
+}
+
+/// What decides which clock must run.
+pub(super) struct Clocks {
+    pub(super) idle: Time,
+    /// Until when a rate pauses reading, if one does.
+    pub(super) throttled_until: Option<Time>,
+    pub(super) is_paused: bool,
+    pub(super) has_output: bool,
+    /// A frame is incomplete.
+    pub(super) has_begun: bool,
+}
+
+impl Clocks {
+    /// True if the state's deadline is not armed.
+    pub(super) fn lack_deadline(
+        &self,
+        phase: Phase,
+        limits: &ConnConfig,
+        deadlines: &Deadlines,
+    ) -> bool {
+        // The clock ends after 584 years: a deadline beyond half of that may be unarmed.
+        let never = |span: Duration| !Time::from_start(span.saturating_mul(2)).is_armed();
+        let lacks = |deadline: Time, span: Duration| !deadline.is_armed() && !never(span);
+        match phase {
+            Phase::Gone | Phase::Reset | Phase::Detached => false,
+            // The reactor checks it.
+            Phase::Connecting => false,
+            Phase::Linger => lacks(deadlines.phase(), limits.linger_timeout),
+            Phase::Flush | Phase::Shutdown => lacks(deadlines.write(), limits.write_timeout),
+            Phase::Open if self.has_output && !deadlines.write().is_armed() => {
+                !never(limits.write_timeout)
+            }
+            Phase::Open if self.throttled_until.is_some() => {
+                self.throttled_until.is_some_and(|until| !until.is_armed())
+            }
+            Phase::Open if self.is_paused => false,
+            Phase::Open if self.has_begun && !deadlines.frame().is_armed() => {
+                !never(limits.frame_timeout)
+            }
+            Phase::Open => lacks(self.idle, limits.idle_timeout),
+            _ => lacks(deadlines.phase(), limits.handshake_timeout),
+        }
+    }
 }

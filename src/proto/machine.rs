@@ -9,15 +9,14 @@ mod lifecycle;
 mod output;
 
 use std::rc::Rc;
-#[cfg(feature = "sim")]
-use std::time::Duration;
 
 use super::active::Active;
+use super::allows::{Allows, Situation};
 use super::buffers::Buffers;
-use super::deadlines::Pace;
 use super::framing::{Codec, Framing};
+use super::hello;
 #[cfg(feature = "sim")]
-use super::invariants;
+use super::invariants::{self, Clocks};
 use super::life::{Life, Phase};
 use super::pool::Pool;
 use super::proxy::ProxyHeader;
@@ -44,13 +43,6 @@ pub(crate) struct Machine {
     last_input: Time,
     traffic: Traffic,
     active: Option<Box<Active>>,
-}
-
-/// What a connection's state allows: see [`Machine::allows`].
-struct Allows {
-    read: bool,
-    write: bool,
-    queue: bool,
 }
 
 impl Machine {
@@ -96,52 +88,13 @@ impl Machine {
     // What a state allows.
 
     /// Decides whether bytes may be read from the socket, written to it, and queued for it.
-    ///
-    /// | state | read | write | queue |
-    /// |---|---|---|---|
-    /// | Accepting | while a PROXY header is to come | no | no |
-    /// | Connecting | no | no | yes |
-    /// | Handshaking | yes, stashed bytes first | TLS's own | if it was open or is outgoing |
-    /// | Open | unless paused, frames are buffered, or the input is over | until our FIN | yes |
-    /// | Closing, to flush | to discard, up to `linger_bytes` | yes | no |
-    /// | Closing, to linger | to discard, up to `linger_bytes` | no | no |
-    /// | Closing, else | no | no | no |
-    ///
-    /// Before a connection is open, and during a handshake, queued frames are kept. Nothing is read
-    /// after FIN or a failure of TLS. Nothing is queued by a handler that has
-    /// finished or detached, nor for a peer that can receive nothing more.
-    ///
-    /// Most connections are in one of a few situations for which a cheaper test suffices:
-    ///
-    /// | test | situation | allowed |
-    /// |---|---|---|
-    /// | [`Machine::only_frames`] | Open, and no part has more to do | read, write, queue |
-    /// | [`Machine::is_idle`] | the same, and no byte is buffered | the same |
-    /// | [`Machine::is_newly_open`] | idle in the clear, but for `on_open` | the same |
     fn allows(&self) -> Allows {
-        let (life, recv, send) = (self.status.life, self.status.recv, self.status.send);
-        let may_discard = self.may_discard();
-        let (read, write, queue) = match life.phase() {
-            Phase::HeaderRequired | Phase::HeaderOptional => (true, false, false),
-            Phase::HeaderDone | Phase::Admitting => (false, false, false),
-            Phase::Connecting => (false, false, true),
-            Phase::Handshaking => (true, true, life.is_served()),
-            Phase::Open => (
-                !self.is_paused() && !recv.has_frames_buffered() && !self.status.tls_ended,
-                !send.has_sent_fin(),
-                true,
-            ),
-            // A peer that writes before it reads gets its answers, and the close is no reset.
-            Phase::Flush => (may_discard, true, false),
-            Phase::Linger => (may_discard, false, false),
-            Phase::Shutdown | Phase::Gone | Phase::Reset | Phase::Detached => (false, false, false),
+        let situation = Situation {
+            paused: self.is_paused(),
+            may_discard: self.may_discard(),
+            write_closed: self.write_closed(),
         };
-        let finished = send.is_finishing() || life.is_detaching() || self.write_closed();
-        let allows = Allows {
-            read: read && !recv.is_eof(),
-            write,
-            queue: queue && !finished,
-        };
+        let allows = Allows::of(self.status, &situation);
         debug_assert!(
             !self.only_frames() || (allows.read && allows.write && allows.queue),
             "the shortcut allows what the table does not: {:?}",
@@ -207,7 +160,7 @@ impl Machine {
 
     /// Returns the large halves of the parts, or those of an idle connection.
     #[inline]
-    fn parts(&self) -> &Active {
+    pub(super) fn parts(&self) -> &Active {
         self.active.as_deref().unwrap_or(Active::IDLE)
     }
 
@@ -225,7 +178,8 @@ impl Machine {
         self.active.get_or_insert_default()
     }
 
-    /// ConnConfig the rates of reading to the connection's own, and to `shared` ones of its listener.
+    /// ConnConfig the rates of reading to the connection's own, and to `shared` ones of its
+    /// listener.
     pub(crate) fn set_rates(&mut self, shared: &SharedMeters) {
         let (bytes, frames) = (self.limits.read_rate, self.limits.frame_rate);
         self.set_throttle(Throttle::new(bytes, frames, shared));
@@ -496,22 +450,6 @@ impl Machine {
         self.parts().recv_buf.len() + record
     }
 
-    /// How fast an incomplete frame must arrive.
-    fn frame_pace(&self) -> Pace {
-        Pace {
-            timeout: self.limits.frame_timeout,
-            min_rate: self.limits.min_rate,
-        }
-    }
-
-    /// How fast the peer must take pending output.
-    fn write_pace(&self) -> Pace {
-        Pace {
-            timeout: self.limits.write_timeout,
-            min_rate: self.limits.min_rate,
-        }
-    }
-
     /// True if the connection closes once the input is answered, and no reply is pending.
     fn closes_when_answered(&self) -> bool {
         self.status.close.is_requested() && !self.parts().ending.has_pending_replies()
@@ -559,11 +497,8 @@ impl Machine {
                 && self.parts().recv_buf.is_empty())
     }
 
-    /// True if `bytes`, in which the first frame is whole, begin a TLS ClientHello (RFC 8446, sections
-    /// 4.1.2 and 5.1): the frame is none, although the framing found one.
-    ///
-    /// Only for the built-in framings with frames. Three bytes suffice, for a line may end within the
-    /// hello's first six.
+    /// True if `bytes`, in which the first frame is whole, begin a TLS ClientHello: the frame is
+    /// none, although the framing found one. Only for the built-in framings with frames.
     #[inline]
     fn begins_as_hello(&self, bytes: &[u8]) -> bool {
         self.traffic.frames_in == 0 && bytes.first() == Some(&0x16) && self.is_hello(bytes)
@@ -571,31 +506,16 @@ impl Machine {
 
     #[cold]
     fn is_hello(&self, bytes: &[u8]) -> bool {
-        let bytes = bytes.get(..11).unwrap_or(bytes);
-        let begins = match bytes {
-            [0x16, 0x03, 0x00..=0x04, rest @ ..] => match rest {
-                [_, _, 0x01, _, _, _, version @ ..] => match version {
-                    [0x03, 0x00..=0x04] | [0x03] | [] => true,
-                    [..] => false,
-                },
-                [_, _, kind, ..] => *kind == 0x01,
-                [..] => true,
-            },
-            [..] => false,
-        };
-        begins && self.tls.is_none() && !self.codec.takes_any_bytes()
+        hello::may_begin(bytes) && self.tls.is_none() && !self.codec.takes_any_bytes()
     }
 
-    /// Returns `reason`, unless the stream never made a frame because it is a TLS ClientHello
-    /// (RFC 8446 section 5.1).
+    /// Returns `reason`, unless the stream never made a frame because it is a TLS ClientHello.
     fn reason_for(&self, begun: &[u8], reason: CloseReason) -> CloseReason {
-        match begun {
-            [0x16, 0x03, 0x00..=0x04, _, _, 0x01, ..]
-                if self.tls.is_none() && self.traffic.frames_in == 0 =>
-            {
-                CloseReason::UnexpectedTls
-            }
-            _ => reason,
+        let is_first = self.tls.is_none() && self.traffic.frames_in == 0;
+        if is_first && hello::begins(begun) {
+            CloseReason::UnexpectedTls
+        } else {
+            reason
         }
     }
 
@@ -713,32 +633,16 @@ impl Machine {
         if self.status.life.is_gone() {
             return Some("the connection is over and its socket open".to_owned());
         }
-        let missing = self.lacks_deadline();
-        missing.then(|| format!("no deadline is armed: {:?}", self.parts().deadlines))
-    }
-
-    fn lacks_deadline(&self) -> bool {
-        // The clock ends after 584 years: a deadline beyond half of that may be unarmed.
-        let never = |span: Duration| !Time::from_start(span.saturating_mul(2)).is_armed();
-        let lacks = |deadline: Time, span: Duration| !deadline.is_armed() && !never(span);
-        let (limits, deadlines) = (&self.limits, &self.parts().deadlines);
-        match self.status.life.phase() {
-            Phase::Gone | Phase::Reset | Phase::Detached => false,
-            // The reactor checks it.
-            Phase::Connecting => false,
-            Phase::Linger => lacks(deadlines.phase(), limits.linger_timeout),
-            Phase::Flush | Phase::Shutdown => lacks(deadlines.write(), limits.write_timeout),
-            Phase::Open if self.queued() > 0 && !deadlines.write().is_armed() => {
-                !never(limits.write_timeout)
-            }
-            Phase::Open if self.is_throttled() => !self.throttled_until().is_armed(),
-            Phase::Open if self.is_paused() => false,
-            Phase::Open if self.has_begun() && !deadlines.frame().is_armed() => {
-                !never(limits.frame_timeout)
-            }
-            Phase::Open => lacks(self.idle_deadline(), limits.idle_timeout),
-            _ => lacks(deadlines.phase(), limits.handshake_timeout),
-        }
+        let facts = Clocks {
+            idle: self.idle_deadline(),
+            throttled_until: self.is_throttled().then(|| self.throttled_until()),
+            is_paused: self.is_paused(),
+            has_output: self.queued() > 0,
+            has_begun: self.has_begun(),
+        };
+        let deadlines = &self.parts().deadlines;
+        let missing = facts.lack_deadline(self.status.life.phase(), &self.limits, deadlines);
+        missing.then(|| format!("no deadline is armed: {deadlines:?}"))
     }
 
     /// Returns a copy without the error behind its end.
@@ -766,18 +670,5 @@ impl Machine {
         let codec = self.codec.memory();
         let clocks = (now, self.last_input, limits.idle_timeout, has_idle);
         Fingerprint::of(self.status, codec, self.parts(), clocks, made_frames)
-    }
-}
-
-/// For the tests of this folder, which see buffers from inside.
-#[cfg(test)]
-impl Machine {
-    /// Returns the receive buffer, and how many of its bytes are decoded.
-    pub(super) fn recv_buf(&self) -> (&Vec<u8>, usize) {
-        self.parts().recv_buf.raw()
-    }
-
-    pub(super) fn send_buf_capacity(&self) -> usize {
-        self.parts().send_buf.capacity()
     }
 }

@@ -26,12 +26,14 @@
 //! | TLS | | [`tls::Session`] |
 
 mod active;
+mod allows;
 mod buffers;
 mod close;
 mod conn_config;
 mod deadlines;
 mod detached_io;
 mod framing;
+mod hello;
 #[cfg(feature = "sim")]
 mod invariants;
 mod life;

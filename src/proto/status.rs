@@ -1,7 +1,7 @@
 //! The small half of every part of a connection: one word, so that one comparison tests them all.
 
 use super::close::CloseAfterInput;
-use super::life::Life;
+use super::life::{Life, Phase};
 use super::recv::Recv;
 use super::send::Send;
 
@@ -62,6 +62,15 @@ impl Status {
     #[inline]
     pub(super) fn only_opened(mut self) -> bool {
         self.events.take(Events::OPENED) && self.only_frames()
+    }
+
+    /// Returns the phase of a closing connection once FIN is sent.
+    pub(super) fn phase_after_fin(self) -> Phase {
+        if self.recv.is_eof() {
+            Phase::Gone
+        } else {
+            Phase::Linger
+        }
     }
 
     /// True while no frame may be delivered, for a reason of this side's.

@@ -217,7 +217,8 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
         return;
     };
     let header = conn.machine.proxy().cloned();
-    // A header without an address says nothing of the client: the proxy's own is judged and counted.
+    // A header without an address says nothing of the client: the proxy's own is judged and
+    // counted.
     let source = conn.source().ip();
     let is_banned = core.admission.bans.contains(source, core.now);
     if header.is_some() && (is_banned || listener.denies(source)) {

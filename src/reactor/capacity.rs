@@ -1,4 +1,5 @@
-//! The state of the whole server that decides, with the listener's own, whether a client may come in.
+//! The state of the whole server that decides, with the listener's own, whether a client may come
+//! in.
 
 use crate::proto::{Bucket, Rate, Time};
 

@@ -18,7 +18,8 @@ pub(crate) enum HangUp {
     None,
     /// A short read is not the last one, from now on.
     Known,
-    /// The same, and the peer may be gone for good: a connection that will not read asks the socket.
+    /// The same, and the peer may be gone for good: a connection that will not read asks the
+    /// socket.
     New,
 }
 

@@ -129,8 +129,8 @@ impl<L> Listeners<L> {
         Ok(())
     }
 
-    /// Checks the name that a listener on `addr` would have by default, before the port is open. The
-    /// name of port 0 is not known before.
+    /// Checks the name that a listener on `addr` would have by default, before the port is open.
+    /// The name of port 0 is not known before.
     pub(super) fn check_default_name(&self, addr: &Addr, shares_port: bool) -> Result<()> {
         if addr.port() == Some(0) {
             return Ok(());

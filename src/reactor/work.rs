@@ -2,8 +2,8 @@
 //!
 //! Work is counted and not timed: the clock is not read for each step, and the same seed gives the
 //! same trace. The unit is that of [`Budgets::work`](crate::Budgets::work): the work of one byte.
-//! That is 0.2 ns on a processor of 2024, and the constants here are what the other steps took there.
-//! Traffic is counted where it happens, in the totals of the server.
+//! That is 0.2 ns on a processor of 2024, and the constants here are what the other steps took
+//! there. Traffic is counted where it happens, in the totals of the server.
 
 use crate::proto::Traffic;
 

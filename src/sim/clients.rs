@@ -22,7 +22,8 @@ pub enum ClientState {
     Connected,
     /// The server has finished sending, and the client has received everything. The client does not
     /// finish by itself. Without [`Sim::finish`](super::Sim::finish) the server lingers
-    /// ([`ConnConfig::linger_timeout`](crate::ConnConfig::linger_timeout)) before it calls `on_close`.
+    /// ([`ConnConfig::linger_timeout`](crate::ConnConfig::linger_timeout)) before it calls
+    /// `on_close`.
     Finished,
     /// The connection was reset.
     Reset,

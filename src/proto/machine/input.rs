@@ -389,7 +389,7 @@ impl Machine {
             self.status.recv.decode_buffered(&active.recv_buf);
         }
         let has_begun = is_open && self.has_begun();
-        let (pace, received) = (self.frame_pace(), self.begun_bytes());
+        let (pace, received) = (self.limits.frame_pace(), self.begun_bytes());
         let deadlines = &mut self.wake(pool).0.deadlines;
         if !has_begun || (is_paused && advanced) {
             deadlines.clear_frame();

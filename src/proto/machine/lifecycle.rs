@@ -2,13 +2,11 @@
 //! handler, its peer or its clocks.
 
 use std::error::Error as StdError;
-use std::time::Duration;
 
 use super::Machine;
 #[cfg(feature = "tls")]
 use crate::proto::buffers::SendBuffer;
-use crate::proto::close::Delivery;
-use crate::proto::deadlines::{Pace, TimeLeft};
+use crate::proto::deadlines::TimeLeft;
 use crate::proto::detached_io::{DetachedIo, EndLimits};
 use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
@@ -19,9 +17,6 @@ use crate::proto::tls::{ClientTls, Session};
 #[cfg(feature = "tls")]
 use crate::proto::tls::{StartTlsError, TlsConfig};
 use crate::reason::{Close, CloseReason, Closed};
-
-/// The shortest time between two looks at the kernel's unsent bytes.
-const MIN_LOOK: Duration = Duration::from_millis(10);
 
 impl Machine {
     // Opening.
@@ -144,10 +139,7 @@ impl Machine {
 
     #[cfg(feature = "tls")]
     fn take_output(&mut self) -> SendBuffer {
-        match &mut self.active {
-            Some(active) => std::mem::take(&mut active.send_buf),
-            None => SendBuffer::new(),
-        }
+        std::mem::take(&mut self.wake_unpooled().send_buf)
     }
 
     fn begin_handshake(&mut self, session: Session, now: Time, pool: &mut Pool) {
@@ -233,13 +225,8 @@ impl Machine {
     pub(crate) fn detach(&mut self, pool: &mut Pool) -> DetachedIo {
         let tls = self.tls.take();
         let parts = self.parts();
-        let limits = EndLimits {
-            write_timeout: self.limits.write_timeout,
-            linger_timeout: self.limits.linger_timeout,
-            linger_bytes: self.limits.linger_bytes,
-        };
         let remains = DetachedIo::new(
-            limits,
+            EndLimits::of(&self.limits),
             tls,
             parts.recv_buf.pending(),
             parts.send_buf.pending(),
@@ -296,24 +283,9 @@ impl Machine {
     }
 
     pub(crate) fn time_left(&self, now: Time) -> TimeLeft {
-        let left = |deadline: Time| deadline.is_armed().then(|| deadline.since(now));
+        let (idle, throttle) = (self.idle_deadline(), self.throttled_until());
         let deadlines = &self.parts().deadlines;
-        let (mut connect, mut handshake, mut linger) = (None, None, None);
-        *match self.state() {
-            State::Connecting => &mut connect,
-            State::Closing => &mut linger,
-            State::Accepting | State::Handshaking | State::Open => &mut handshake,
-        } = left(deadlines.phase());
-        TimeLeft {
-            connect,
-            handshake,
-            frame: left(deadlines.frame()),
-            idle: left(self.idle_deadline()),
-            write: left(deadlines.write()),
-            linger,
-            throttle: left(self.throttled_until()),
-            timer: left(deadlines.first_timer()),
-        }
+        deadlines.time_left(self.state(), idle, throttle, now)
     }
 
     /// Expires every deadline up to `due`.
@@ -457,18 +429,15 @@ impl Machine {
             }
         }
         let has_output = self.queued() > 0;
-        let (pace, linger_until) = (self.write_pace(), now.after(self.limits.linger_timeout));
+        let pace = self.limits.write_pace();
+        let linger_until = now.after(self.limits.linger_timeout);
         let active = self.active.get_or_insert_with(|| pool.take_active());
         if has_output {
             active.deadlines.begin_write(pace, now);
         }
         if fin_sent {
             active.deadlines.arm_phase(linger_until);
-            self.status.life.enter(if self.status.recv.is_eof() {
-                Phase::Gone
-            } else {
-                Phase::Linger
-            });
+            self.status.life.enter(self.status.phase_after_fin());
         }
         active.ending.set_reason(closed);
     }
@@ -508,11 +477,7 @@ impl Machine {
     /// Before close_notify is written, and again before FIN: neither is output that can be lost.
     pub(crate) fn wants_delivery(&self) -> bool {
         let delivery = self.parts().ending.delivery;
-        let wants = match self.status.life.phase() {
-            Phase::Flush | Phase::Linger => delivery == Delivery::Unknown,
-            Phase::Shutdown => delivery == Delivery::Unknown || delivery.is_owed(),
-            _ => false,
-        };
+        let wants = delivery.is_wanted(self.status.life.phase());
         wants && self.was_open() && !self.limits.linger_timeout.is_zero()
     }
 
@@ -537,53 +502,22 @@ impl Machine {
         }
     }
 
-    /// Sets the clocks of the linger.
-    ///
-    /// While the peer's system takes output, the write timeout goes on, which `taken` bytes extend,
-    /// and the linger timeout is only the time of the next look. Where the system cannot tell, the
-    /// peer's input is the proof that it lives, within the write timeout.
+    /// Sets the clocks of the linger, after the peer's system took `taken` bytes.
     fn begin_linger(&mut self, now: Time, taken: usize) {
-        let look_at = now.after(self.limits.linger_timeout.max(MIN_LOOK));
-        let pace = self.write_pace();
-        let total = Pace {
-            timeout: pace.timeout.max(self.limits.linger_timeout),
-            ..pace
-        };
-        let linger_until = now.after(self.limits.linger_timeout);
+        let (pace, timeout) = (self.limits.write_pace(), self.limits.linger_timeout);
         let may_discard = self.may_discard();
         let active = self.wake_unpooled();
-        match active.ending.delivery {
-            Delivery::Owed(_) => {
-                active.deadlines.arm_phase(look_at);
-                active.deadlines.begin_write(pace, now);
-                active.deadlines.extend_write(taken, pace, now);
-            }
-            Delivery::Untold => {
-                active.deadlines.arm_phase(linger_until);
-                active.deadlines.clear_write();
-                active.deadlines.begin_write(total, now);
-            }
-            Delivery::Unknown | Delivery::Done => {
-                active.deadlines.arm_phase(linger_until);
-                active.deadlines.clear_write();
-                if !may_discard {
-                    self.status.life.enter(Phase::Gone);
-                }
-            }
+        let has_delivered = active.begin_linger(taken, pace, timeout, now);
+        if has_delivered && !may_discard {
+            self.status.life.enter(Phase::Gone);
         }
     }
 
-    /// Handles input while lingering: where the system cannot tell, it prolongs the linger.
+    /// Handles input while lingering.
     pub(super) fn linger_on(&mut self, now: Time) {
-        let until = now.after(self.limits.linger_timeout);
-        let may_discard = self.may_discard();
-        let active = self.wake_unpooled();
-        match active.ending.delivery {
-            // Not read any more, and the peer's system may still take output.
-            Delivery::Owed(_) => {}
-            _ if !may_discard => self.status.life.enter(Phase::Gone),
-            Delivery::Untold => active.deadlines.arm_phase(until),
-            Delivery::Unknown | Delivery::Done => {}
+        let (until, may_discard) = (now.after(self.limits.linger_timeout), self.may_discard());
+        if !self.wake_unpooled().linger_on(until, may_discard) {
+            self.status.life.enter(Phase::Gone);
         }
     }
 

@@ -243,7 +243,7 @@ impl Machine {
     #[inline(never)]
     fn note_sent(&mut self, count: usize, now: Time) {
         if self.sendable() > 0 {
-            let pace = self.write_pace();
+            let pace = self.limits.write_pace();
             let deadlines = &mut self.wake_unpooled().deadlines;
             deadlines.begin_write(pace, now);
             deadlines.extend_write(count, pace, now);
@@ -266,7 +266,7 @@ impl Machine {
     /// Starts the write timeout: the kernel takes no more for now.
     pub(crate) fn handle_unsent(&mut self, now: Time) {
         if self.sendable() > 0 {
-            let pace = self.write_pace();
+            let pace = self.limits.write_pace();
             self.wake_unpooled().deadlines.begin_write(pace, now);
         }
     }

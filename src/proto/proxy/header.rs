@@ -32,8 +32,8 @@ pub enum ProxyOrigin {
         /// The address that the client connected to.
         destination: SocketAddr,
     },
-    /// A client that connected to the proxy through a Unix socket (version 2). Rules and limits judge
-    /// and count the proxy.
+    /// A client that connected to the proxy through a Unix socket (version 2). Rules and limits
+    /// judge and count the proxy.
     Unix {
         /// The client's path, without trailing zeros; mostly empty.
         source: Vec<u8>,

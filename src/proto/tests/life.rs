@@ -203,8 +203,8 @@ fn a_client_hello_on_a_plain_port_is_named() {
     }
 }
 
-/// A hello contains frames by chance: of 22 bytes for packet-1, and wherever a delimiter stands, even
-/// in the record's length. None is delivered, in whatever pieces the hello comes.
+/// A hello contains frames by chance: of 22 bytes for packet-1, and wherever a delimiter stands,
+/// even in the record's length. None is delivered, in whatever pieces the hello comes.
 #[test]
 fn no_frame_of_a_client_hello_is_delivered() {
     let body = [&[0, 1, 0x0A, 3, 3][..], &[b'\n'; 600]].concat();

@@ -4,7 +4,7 @@ use super::*;
 
 /// Returns the capacity of the connection's buffers.
 fn holds(rig: &mut Rig) -> usize {
-    rig.machine.recv_buf().0.capacity() + rig.machine.send_buf_capacity()
+    rig.machine.parts().recv_buf.raw().0.capacity() + rig.machine.parts().send_buf.capacity()
 }
 
 /// Returns the capacities of the pool's spare buffers, largest first.
@@ -30,7 +30,7 @@ fn an_idle_connection_holds_no_memory() {
     let mut rig = Rig::open(echo);
     for _ in 0..10 {
         rig.receive([packet2("whole"), vec![0]].concat());
-        assert!(rig.machine.recv_buf().0.capacity() > 0);
+        assert!(rig.machine.parts().recv_buf.raw().0.capacity() > 0);
         rig.receive([1, b'x']);
         assert_eq!(holds(&mut rig), 0);
         assert_eq!(rig.machine.buffered(), 0);
@@ -78,7 +78,7 @@ fn a_header_alone_costs_nothing() {
     rig.receive((8_u32 * 1024 * 1024).to_be_bytes());
     rig.receive([0; 100]);
     assert!(rig.is_open());
-    assert!(rig.machine.recv_buf().0.capacity() < 1024);
+    assert!(rig.machine.parts().recv_buf.raw().0.capacity() < 1024);
 }
 
 #[test]
@@ -95,9 +95,9 @@ fn a_large_frame_leaves_no_large_buffer() {
     assert_eq!(rig.events(), [frame(vec![7; MANY])]);
     assert_eq!(rig.machine.buffered(), 6);
     assert!(
-        rig.machine.recv_buf().0.capacity() <= 128 * 1024,
+        rig.machine.parts().recv_buf.raw().0.capacity() <= 128 * 1024,
         "{}",
-        rig.machine.recv_buf().0.capacity()
+        rig.machine.parts().recv_buf.raw().0.capacity()
     );
     rig.receive([3; 7]);
     assert_eq!(rig.events(), [frame([1, 2, 3, 3, 3, 3, 3, 3, 3])]);
@@ -124,13 +124,13 @@ fn buffered_frames_are_taken_in_place() {
     let mut rig = Rig::open_with(&Framing::Packet1, no_limits(), one_at_a_time);
     let count = 30_000;
     rig.receive([1, b'x'].repeat(count));
-    let before = rig.machine.recv_buf().0.as_ptr();
+    let before = rig.machine.parts().recv_buf.raw().0.as_ptr();
     for _ in 1..count / 3 {
         rig.resume();
     }
-    assert_eq!(rig.machine.recv_buf().0.as_ptr(), before);
+    assert_eq!(rig.machine.parts().recv_buf.raw().0.as_ptr(), before);
     assert_eq!(
-        rig.machine.recv_buf().1,
+        rig.machine.parts().recv_buf.raw().1,
         2 * (count / 3 - 1),
         "where it was, and no byte moved"
     );

@@ -20,8 +20,8 @@ use super::sessions::{ClientSessions, ServerSessions};
 use crate::error::Error;
 use crate::escape::Escaped;
 
-/// Why a certificate chain and key make no configuration: a file and its fault, with the line where it
-/// has one.
+/// Why a certificate chain and key make no configuration: a file and its fault, with the line where
+/// it has one.
 #[derive(Debug)]
 pub struct PemError {
     file: PathBuf,
@@ -117,9 +117,10 @@ impl From<PemError> for Error {
 /// # Errors
 ///
 /// A file that cannot be read or contains no certificate or key, or a key of another certificate:
-/// [`PemError`] names the file and the fault. A damaged section is an error with its line, and never
-/// skipped: the chain has as many certificates as the file has BEGIN lines of certificates. Sections
-/// of other kinds, such as keys, may stand in the same file; of several keys the first is used.
+/// [`PemError`] names the file and the fault. A damaged section is an error with its line, and
+/// never skipped: the chain has as many certificates as the file has BEGIN lines of certificates.
+/// Sections of other kinds, such as keys, may stand in the same file; of several keys the first is
+/// used.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -252,8 +253,8 @@ fn read(file: &Path) -> Result<Vec<u8>, PemError> {
     fs::read(file).map_err(|error| PemError::new(file, "cannot be read").because(error))
 }
 
-/// Reads the certificates in a file, at least one, each with the number of its line: as many as there
-/// are BEGIN lines of certificates.
+/// Reads the certificates in a file, at least one, each with the number of its line: as many as
+/// there are BEGIN lines of certificates.
 fn certificates(file: &Path) -> Result<Vec<(CertificateDer<'static>, usize)>, PemError> {
     let bytes = read(file)?;
     let fault = |fault: String| PemError::new(file, fault);

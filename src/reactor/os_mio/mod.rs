@@ -442,7 +442,8 @@ impl Os for MioOs {
             Err(error) => return Err(error),
         }
         // Without a peer the attempt goes on, or has failed, or the connection is over already. A
-        // look at the input tells them apart, and leaves the input and an error behind it for reads.
+        // look at the input tells them apart, and leaves the input and an error behind it for
+        // reads.
         match self.peek(stream) {
             Ok(_) => Ok(Connected::Yes),
             Err(error) => match error.raw_os_error() {

@@ -19,8 +19,8 @@ pub(crate) struct Listener {
     pub(super) socket: ListenSocket,
     /// The size of each accepted Unix socket's send buffer, which is not inherited.
     pub(super) send_buffer: Option<usize>,
-    /// Another process may use the same socket, or has made it: its flags and options are not known.
-    /// Shared by all clones.
+    /// Another process may use the same socket, or has made it: its flags and options are not
+    /// known. Shared by all clones.
     pub(super) is_foreign: Arc<AtomicBool>,
 }
 
