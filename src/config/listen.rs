@@ -294,7 +294,9 @@ impl Listen {
     /// others out until the idle timeout.
     ///
     /// Turn it off for protocols whose clients may be silent for longer than the grace: subscribers
-    /// that only listen, servers that speak first to people who think. With
+    /// that only listen, servers that speak first to people who think. Then a client that has
+    /// finished without a byte while it waited in the backlog is served too
+    /// ([`ClosedEarly`](crate::CloseReason::ClosedEarly)). With
     /// [`Framing::Raw`](crate::Framing::Raw) the first byte is a frame. *Next connection.*
     pub fn evict_silent(mut self, on: bool) -> Self {
         self.evict_silent = on;

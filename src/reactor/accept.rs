@@ -211,6 +211,7 @@ fn handle_error<A, O: Os>(
         AcceptError::Drained => {
             if let Some(listener) = core.listeners.get_mut(at) {
                 listener.readable = false;
+                listener.has_waited = false;
                 listener.broken = false;
                 listener.deferred = false;
             }
@@ -227,6 +228,9 @@ fn handle_error<A, O: Os>(
 
 /// The budget is spent: more in the next iteration, unless the kernel only loses clients.
 fn end_budget<O: Os>(core: &mut Core<O>, at: usize, progress: &mut Progress) {
+    if let Some(listener) = core.listeners.get_mut(at) {
+        listener.has_waited = true;
+    }
     let (Some(error), false) = (progress.lost.take(), progress.accepted) else {
         return;
     };
@@ -284,13 +288,18 @@ fn handle_accepted<A, O: Os>(
     let is_banned = core.admission.bans.contains(ip, core.now);
     let mut denied = is_banned || listener.denies(ip);
     denied |= listener.options.proxy_protocol == ProxyProtocol::Required && !trusted;
-    // Where a rate would be charged for it, a client that has gone is recognised.
-    let has_rates = core.config.accept_rate.is_some()
+    // The check costs a system call: only where a rate would be charged for the client, where a
+    // connection would be evicted for it, or where it may have waited for long.
+    let evicts = refusal.is_none() && !core.conns.has_claim();
+    let may_be_gone = evicts
+        || listener.has_waited
+        || core.config.accept_rate.is_some()
         || listener.options.accept_rate.is_some()
         || listener.options.source_limits.rate.is_some();
+    let wants_input = listener.wants_input();
     let reason = if denied {
         Some(CloseReason::Denied)
-    } else if has_rates && is_gone(&mut core.os, &mut stream) {
+    } else if may_be_gone && is_gone(&mut core.os, &mut stream, wants_input) {
         Some(CloseReason::ClosedEarly)
     } else {
         refusal
@@ -309,10 +318,11 @@ fn handle_accepted<A, O: Os>(
     None
 }
 
-/// The client has reset the connection, or finished without a byte, while it was in the backlog.
-fn is_gone<O: Os>(os: &mut O, stream: &mut O::Stream) -> bool {
+/// The client has reset the connection while it was in the backlog, or, if input is wanted, has
+/// finished without a byte.
+fn is_gone<O: Os>(os: &mut O, stream: &mut O::Stream, wants_input: bool) -> bool {
     match os.peek(stream) {
-        Ok(count) => count == 0,
+        Ok(count) => count == 0 && wants_input,
         Err(error) => {
             let passing = matches!(
                 error.kind(),

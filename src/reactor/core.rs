@@ -35,10 +35,15 @@ use crate::stats::Stats;
 /// Bytes that an iteration's callbacks may write before their connections' turns end.
 const EARLY_OUTPUT: u64 = 64 << 20;
 
+/// Time between two polls after which a client in the backlog may have given up.
+const LONG_ITERATION: Duration = Duration::from_millis(5);
+
 pub(crate) struct Core<O: Os> {
     pub(super) os: O,
     /// The time of the running turn. Durations from user code count from [`Core::refresh`].
     pub(super) now: Time,
+    /// When the last poll returned.
+    polled_at: Time,
     pub(super) config: Config,
     pub(super) stats: Stats,
     pub(super) conns: Connections<O::Stream>,
@@ -78,6 +83,7 @@ impl<O: Os> Core<O> {
     pub(super) fn new(os: O, config: Config, published: Arc<Published>) -> Self {
         Self {
             now: os.now(),
+            polled_at: os.now(),
             conns: Connections::new(config.max_connections, Arc::clone(published.live())),
             memory: MemoryBudget::new(config.memory_limit.unwrap_or(usize::MAX)),
             history: History::new(config.recent_closes),
@@ -149,9 +155,12 @@ impl<O: Os> Core<O> {
         self.listeners.expire(due);
     }
 
-    /// After a poll: the time, the shared cap, the iteration's budgets.
-    pub(super) fn begin_iteration(&mut self) {
-        self.refresh();
+    /// After a poll that began at `polled`: the time, the shared cap, the iteration's budgets.
+    pub(super) fn begin_iteration(&mut self, polled: Time) {
+        if polled.since(self.polled_at) >= LONG_ITERATION {
+            self.listeners.mark_waited();
+        }
+        self.polled_at = self.refresh();
         self.conns.wake_up();
         self.conns.drop_claims();
         if let Some(cap) = self.conns.shared_cap() {

@@ -58,6 +58,9 @@ pub(super) struct Listener<L> {
     /// Accept may find a client: an event came, the budget ended, or the listener was out of the
     /// poll.
     pub(super) readable: bool,
+    /// Clients may have waited in the backlog for a while: each is checked for whether it is still
+    /// there, until the backlog is empty.
+    pub(super) has_waited: bool,
     /// After a failure: neither accept nor register before then.
     pub(super) retry_at: Time,
     /// It has deferred to the servers that share its backlog once, and does not again.
@@ -98,6 +101,8 @@ impl<L> Listener<L> {
             is_draining: false,
             registered: false,
             readable: true,
+            // An adopted socket may have a backlog.
+            has_waited: true,
             retry_at: Time::NEVER,
             deferred: false,
             failing: false,
@@ -133,6 +138,7 @@ impl<L> Listener<L> {
         self.is_draining = true;
         self.suspended = false;
         self.readable = true;
+        self.has_waited = true;
         self.retry_at = Time::NEVER;
     }
 
@@ -162,6 +168,12 @@ impl<L> Listener<L> {
     /// Neither suspended nor waiting after a failure, and accept may find a client.
     pub(super) fn may_accept(&self) -> bool {
         self.readable && !self.suspended && !self.retry_at.is_armed()
+    }
+
+    /// A client that has finished without a byte can get nothing from it: none of its clients is
+    /// served in silence.
+    pub(super) fn wants_input(&self) -> bool {
+        self.options.evict_silent || self.options.opens_later()
     }
 
     /// The cap of the server or of this listener is reached.

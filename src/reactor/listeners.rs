@@ -190,6 +190,14 @@ impl<L> Listeners<L> {
         }
     }
 
+    /// The loop was busy for a while: clients of any listener may have waited.
+    #[cold]
+    pub(super) fn mark_waited(&mut self) {
+        for listener in &mut self.all {
+            listener.has_waited = true;
+        }
+    }
+
     /// An event for a listener. Tokens repeat after many listens; an accept that finds no client is
     /// cheap.
     pub(super) fn handle_event(&mut self, token: Token) {
@@ -241,6 +249,7 @@ impl<L> Listeners<L> {
         self.settled = None;
         if let Some(listener) = self.all.get_mut(at) {
             listener.retry_at = retry_at;
+            listener.has_waited = true;
         }
     }
 
@@ -306,6 +315,7 @@ impl<L> Listeners<L> {
             let wanted = listener.state(capacity) == ListenerState::Listening;
             // No event announces the clients that come while it is out of the poll.
             listener.readable |= !wanted && listener.is_open();
+            listener.has_waited |= !wanted;
             if wanted == listener.registered || listener.retry_at.is_armed() {
                 continue;
             }

@@ -209,7 +209,7 @@ impl<A, O: Os> Reactor<A, O> {
         let due = self.inner.core.os.now();
         self.poll(due, timeout)?;
         let core = &mut self.inner.core;
-        core.begin_iteration();
+        core.begin_iteration(due);
         self.handle_events(app);
         close::collect_released(&mut self.inner);
         self.run_commands(app);

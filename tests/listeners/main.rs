@@ -8,6 +8,7 @@ mod enumeration;
 mod fairness;
 mod fd_exhaustion;
 mod foreign_sockets;
+mod gone_clients;
 mod listening;
 mod not_open_yet;
 mod pending;
