@@ -325,6 +325,10 @@ pub struct Peer {
     pub listener_name: Rc<str>,
     /// A trusted proxy's header about the client
     /// ([`Listen::proxy_protocol`](crate::Listen::proxy_protocol)).
+    ///
+    /// It is complete in [`Service::accept`]. Afterwards the connection keeps its addresses; its
+    /// TLVs, up to 16 KiB, are dropped unless the service keeps a clone of this `Rc`, for example in
+    /// the handler.
     pub proxy: Option<Rc<ProxyHeader>>,
 }
 

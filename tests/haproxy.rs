@@ -7,6 +7,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Mutex, Once};
 
@@ -17,8 +18,8 @@ use kit::net::{
 use kit::tls::{exchange, handshake_over, session, Authority, Folder, Site};
 use portcullis::tls::rustls::version;
 use portcullis::{
-    AccessRules, Config, Context, Framing, Handler, Listen, Outcome, ProxyOrigin, ProxyProtocol,
-    Server,
+    AccessRules, Config, Context, Framing, Handler, Listen, Outcome, Peer, ProxyHeader,
+    ProxyOrigin, ProxyProtocol, Server,
 };
 use socket2::SockRef;
 
@@ -94,7 +95,10 @@ impl Haproxy {
 /// What handlers have heard of those behind the proxy.
 type Heard = Vec<String>;
 
-struct Recorder;
+/// Keeps the facts of its header.
+struct Recorder {
+    _header: Option<Rc<ProxyHeader>>,
+}
 
 impl Handler<Heard> for Recorder {
     fn on_frame(&mut self, cx: &mut Context<'_, Heard>, frame: &[u8]) -> Outcome {
@@ -147,7 +151,9 @@ fn behind(listen: Listen) -> Running<Heard> {
                     .expect("an address"),
             );
         server
-            .listen(listen, |_: &mut Heard, _| Recorder)
+            .listen(listen, |_: &mut Heard, peer: Peer| Recorder {
+                _header: peer.proxy,
+            })
             .expect("listen");
         (server, Heard::new())
     })

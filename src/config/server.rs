@@ -207,7 +207,8 @@ impl Config {
 
     /// Maximum number of bytes in the buffers of all connections together, in both directions:
     /// incomplete frames and records, and pending output. PROXY headers count too, because they
-    /// live as long as their connections. `None` leaves only the limits of each connection, and an
+    /// live as long as their connections, if without most TLVs ([`Peer::proxy`](crate::Peer::proxy)).
+    /// `None` leaves only the limits of each connection, and an
     /// allocation that fails aborts the process. Defaults to none, for the reasons in
     /// [`limits`](crate::manual::limits#without-a-memory-limit).
     ///

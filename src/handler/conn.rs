@@ -350,7 +350,8 @@ impl<'a, A> Conn<'a, A> {
     }
 
     /// A trusted proxy's header about the client
-    /// ([`Listen::proxy_protocol`](crate::Listen::proxy_protocol)).
+    /// ([`Listen::proxy_protocol`](crate::Listen::proxy_protocol)). It has no TLVs, unless the
+    /// service has kept [`Peer::proxy`](crate::Peer::proxy).
     pub fn proxy(&self) -> Option<&ProxyHeader> {
         self.ops.machine_ref(self.id)?.proxy().map(Rc::as_ref)
     }

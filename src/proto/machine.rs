@@ -19,7 +19,7 @@ use super::hello;
 use super::invariants::{self, Clocks};
 use super::life::{Life, Phase};
 use super::pool::Pool;
-use super::proxy::ProxyHeader;
+use super::proxy::{ProxyHeader, ProxyTlvs};
 use super::rates::{SharedMeters, Throttle};
 #[cfg(feature = "sim")]
 use super::snapshot::Fingerprint;
@@ -355,6 +355,17 @@ impl Machine {
 
     pub(crate) fn proxy(&self) -> Option<&Rc<ProxyHeader>> {
         self.parts().proxy.as_ref()
+    }
+
+    /// Drops the TLVs of the PROXY header, unless the header is kept elsewhere too.
+    pub(crate) fn drop_unshared_tlvs(&mut self) {
+        let header = self
+            .active
+            .as_mut()
+            .and_then(|active| active.proxy.as_mut());
+        if let Some(header) = header.and_then(Rc::get_mut) {
+            header.tlvs = ProxyTlvs::default();
+        }
     }
 
     pub(crate) fn traffic(&self) -> Traffic {

@@ -242,6 +242,7 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
     };
     let peer = incoming.peer(listener, Some(id));
     let accepted = user.accept(listener.service, app, peer);
+    conn.machine.drop_unshared_tlvs();
     // The service may have blocked: the connection's timeouts count from now.
     core.now = core.os.now();
     let now = core.now;

@@ -1,12 +1,13 @@
 //! One limit holds for all that a server buffers: reading pauses on the largest holders, then they go.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    AccessRules, CloseReason, Config, Context, Error, Framing, Handler, Listen, Outcome,
-    ProxyProtocol, Server,
+    AccessRules, CloseReason, Config, Context, Error, Framing, Handler, Listen, Outcome, Peer,
+    ProxyHeader, ProxyProtocol, Server,
 };
 
 struct Echo;
@@ -91,19 +92,55 @@ fn header(kind: u8, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// What a PROXY header leaves behind lives as long as its connection: padding is dropped, and the
-/// rest is counted and limited.
+/// The facts of its PROXY header.
+type Header = Option<Rc<ProxyHeader>>;
+
+/// Keeps the facts of its header.
+struct Keeper(Header);
+
+impl Handler for Keeper {
+    fn on_frame(&mut self, cx: &mut Context<'_>, _frame: &[u8]) -> Outcome {
+        let tlvs = |header: &ProxyHeader| header.tlvs.iter().count();
+        assert_eq!(cx.conn.proxy().map(tlvs), self.0.as_deref().map(tlvs));
+        Ok(())
+    }
+}
+
+/// Has seen the facts of its header, and does not keep them.
+struct Forgetful;
+
+impl Handler for Forgetful {
+    fn on_frame(&mut self, cx: &mut Context<'_>, _frame: &[u8]) -> Outcome {
+        let header = cx.conn.proxy().expect("a header");
+        assert_eq!(header.tlvs.iter().count(), 0);
+        assert_eq!(cx.conn.source().to_string(), "192.0.2.1:1");
+        cx.conn.send(b"forgotten")?;
+        Ok(())
+    }
+}
+
+/// What a PROXY header leaves behind lives as long as its connection: padding is dropped, so are
+/// facts that the service does not keep, and the rest is counted and limited.
 #[test]
 fn proxy_headers_are_counted() {
     const CLIENTS: usize = 500;
-    let world = || {
+    fn world<H: Handler + 'static>(handler: fn(Header) -> H) -> (Sim, SocketAddr) {
         let mut sim = Sim::new(1, Config::new().memory_limit(LIMIT), ());
         let listen = Listen::tcp("127.0.0.1:0")
             .proxy_protocol(ProxyProtocol::Required)
             .trusted_proxies(AccessRules::allow_all());
-        let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+        let accept = move |_: &mut (), peer: Peer| {
+            let header = peer.proxy.as_ref().expect("a header");
+            let facts = header
+                .tlvs
+                .iter()
+                .filter(|(_, value)| value.len() == 16_000);
+            assert_eq!(facts.count(), usize::from(header.tlvs.get(0xE0).is_some()));
+            handler(peer.proxy)
+        };
+        let addr = sim.listen(listen, accept).expect("listen");
         (sim, addr)
-    };
+    }
     let come = |sim: &mut Sim, addr, header: &[u8]| {
         for _ in 0..CLIENTS {
             let client = sim.connect(addr).expect("it listens");
@@ -111,13 +148,24 @@ fn proxy_headers_are_counted() {
             sim.settle();
         }
     };
-    let (mut sim, addr) = world();
+    for kind in [4, 0xE0] {
+        let (mut sim, addr) = world(|_| Forgetful);
+        come(&mut sim, addr, &header(kind, 16_000));
+        let memory = sim.stats().memory;
+        assert_eq!(sim.stats().open, CLIENTS);
+        assert!((CLIENTS * 50..CLIENTS * 500).contains(&memory), "{memory}");
+        let client = sim.connect(addr).expect("it listens");
+        sim.send(client, &[&header(kind, 16_000)[..], b"\0\x02hi"].concat());
+        sim.settle();
+        assert_eq!(sim.received(client), b"\0\x09forgotten");
+    }
+
+    let (mut sim, addr) = world(Keeper);
     come(&mut sim, addr, &header(4, 16_000));
     let memory = sim.stats().memory;
-    assert_eq!(sim.stats().open, CLIENTS);
     assert!((CLIENTS * 50..CLIENTS * 500).contains(&memory), "{memory}");
 
-    let (mut sim, addr) = world();
+    let (mut sim, addr) = world(Keeper);
     come(&mut sim, addr, &header(0xE0, 16_000));
     let stats = sim.stats();
     let open = LIMIT / 16_000;

@@ -3,6 +3,7 @@
 
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr};
+use std::rc::Rc;
 use std::time::Duration;
 
 use kit::net::{
@@ -10,7 +11,7 @@ use kit::net::{
 };
 use portcullis::{
     AccessRules, CloseReason, Closed, Config, Context, Error, Framing, Handler, Listen, Outcome,
-    Peer, ProxyProtocol, Refuse, Server, Service,
+    Peer, ProxyHeader, ProxyProtocol, Refuse, Server, Service,
 };
 
 const V1: &[u8] = b"PROXY TCP4 192.0.2.1 198.51.100.2 50000 443\r\n";
@@ -28,7 +29,10 @@ struct Heard {
     failed_accepts: Vec<(CloseReason, String)>,
 }
 
-struct Recorder;
+/// Keeps the facts of its header.
+struct Recorder {
+    _header: Option<Rc<ProxyHeader>>,
+}
 
 impl Handler<Heard> for Recorder {
     fn on_open(&mut self, cx: &mut Context<'_, Heard>) -> Outcome {
@@ -65,7 +69,9 @@ impl Service<Heard> for Witnesses {
         match peer.source().port() {
             Some(666) => Err(Refuse::with_farewell("not you")),
             Some(667) => panic!("not me (this panic belongs to the test)"),
-            _ => Ok(Box::new(Recorder)),
+            _ => Ok(Box::new(Recorder {
+                _header: peer.proxy,
+            })),
         }
     }
 

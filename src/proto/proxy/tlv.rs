@@ -21,9 +21,10 @@ const MAX_ID: usize = 128;
 
 /// The facts that a proxy reports besides addresses.
 ///
-/// Checked with the header: lengths fit, and the checksum is right if there is one. Kept as long as
-/// the connection, without padding (`PP2_TYPE_NOOP`), and counted in
-/// [`Stats::memory`](crate::Stats::memory).
+/// Checked with the header: lengths fit, and the checksum is right if there is one. Padding
+/// (`PP2_TYPE_NOOP`) is left out. They are there while [`Service::accept`](crate::Service::accept)
+/// runs, and afterwards only if the service keeps [`Peer::proxy`](crate::Peer::proxy). Then they live
+/// as long as the connection, and count in [`Stats::memory`](crate::Stats::memory).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProxyTlvs(Vec<u8>);
 
