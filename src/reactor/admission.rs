@@ -187,7 +187,7 @@ impl Admission {
             .get_mut(id)
             .is_some_and(|conn| std::mem::take(&mut conn.pending));
         if was_pending {
-            self.pending.leave(conns);
+            self.pending.leave(id, conns);
         }
         was_pending
     }

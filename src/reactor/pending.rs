@@ -3,7 +3,7 @@
 //! Pending ones are in a handshake or before their PROXY header. Silent ones are open, and have not
 //! sent a whole frame.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use super::connection::Connection;
 use super::connections::Connections;
@@ -19,6 +19,8 @@ const CANDIDATES: usize = 64;
 pub(super) struct Pending {
     /// Some of these have opened or ended since; the first one has not.
     queue: VecDeque<(ConnId, Time)>,
+    /// Since when those are pending that were so before: their former entries may be queued still.
+    again: HashMap<ConnId, Time>,
     count: usize,
 }
 
@@ -32,26 +34,30 @@ impl Pending {
         self.count += 1;
         self.queue.push_back((id, since));
         if self.queue.len() > 2 * self.count + CANDIDATES {
-            self.queue.retain(|&(id, _)| is_pending(conns, id));
+            let Self { queue, again, .. } = self;
+            queue.retain(|entry| is_pending(conns, again, entry));
         }
     }
 
     /// Adds a connection that may have been pending before.
     pub(super) fn push_again<S>(&mut self, id: ConnId, since: Time, conns: &Connections<S>) {
-        self.queue.retain(|&(other, _)| other != id);
+        self.again.insert(id, since);
         self.push(id, since, conns);
         self.trim(conns);
     }
 
     /// One connection is not pending any more: its entry in the table says so already.
-    pub(super) fn leave<S>(&mut self, conns: &Connections<S>) {
+    pub(super) fn leave<S>(&mut self, id: ConnId, conns: &Connections<S>) {
+        self.again.remove(&id);
         self.count = self.count.saturating_sub(1);
         self.trim(conns);
     }
 
     fn trim<S>(&mut self, conns: &Connections<S>) {
-        let stale = |&(id, _): &(ConnId, Time)| !is_pending(conns, id);
-        while self.queue.front().is_some_and(stale) {
+        while let Some(entry) = self.queue.front() {
+            if is_pending(conns, &self.again, entry) {
+                break;
+            }
             self.queue.pop_front();
         }
     }
@@ -59,12 +65,9 @@ impl Pending {
     /// The oldest connection whose peer keeps the server waiting, and since when it is pending.
     pub(super) fn candidate<S>(&self, conns: &Connections<S>) -> Option<(Time, ConnId)> {
         let mut oldest = self.queue.iter().take(CANDIDATES);
-        let waits = |id| {
-            conns
-                .get(id)
-                .is_some_and(|conn| conn.pending && !conn.queued)
-        };
-        let &(id, since) = oldest.find(|&&(id, _)| waits(id))?;
+        let waits = |id| conns.get(id).is_some_and(|conn| !conn.queued);
+        let &(id, since) =
+            oldest.find(|&&entry| is_pending(conns, &self.again, &entry) && waits(entry.0))?;
         Some((since, id))
     }
 
@@ -80,8 +83,14 @@ impl Pending {
     }
 }
 
-fn is_pending<S>(conns: &Connections<S>, id: ConnId) -> bool {
-    conns.get(id).is_some_and(|conn| conn.pending)
+/// True unless the entry is over: its connection has opened or ended, or is pending anew.
+fn is_pending<S>(
+    conns: &Connections<S>,
+    again: &HashMap<ConnId, Time>,
+    &(id, since): &(ConnId, Time),
+) -> bool {
+    let is_newest = || again.get(&id).is_none_or(|&newest| newest == since);
+    conns.get(id).is_some_and(|conn| conn.pending) && is_newest()
 }
 
 /// Open connections in the order in which they opened, from which no whole frame has come.

@@ -17,6 +17,7 @@ fn close(framing: u8, on_frame: &[Action], on_end: &[Action]) -> closure::Findin
         on_end: on_end.to_vec(),
         proxied: false,
         lazy: false,
+        short_of_memory: false,
     };
     visit_all(&setting)
 }
@@ -88,6 +89,7 @@ fn every_state_before_a_header_leads_to_the_end_too() {
         on_end: vec![Action::CloseAfterInput],
         proxied: true,
         lazy: false,
+        short_of_memory: false,
     });
     use CloseReason::*;
     let early = [

@@ -30,6 +30,8 @@ pub struct Setting {
     pub proxied: bool,
     /// Things pile up between two turns of the connection, in any combination. Else a turn follows each.
     pub lazy: bool,
+    /// A read or a write may find no memory.
+    pub short_of_memory: bool,
 }
 
 /// What a search found.
@@ -82,6 +84,8 @@ pub fn settings(lazy: bool) -> Vec<Setting> {
                     on_end: on_end.to_vec(),
                     proxied: false,
                     lazy,
+                    // One framing for it: the states are many more.
+                    short_of_memory: framing == 0,
                 });
             }
         }
@@ -93,6 +97,7 @@ pub fn settings(lazy: bool) -> Vec<Setting> {
             on_end: vec![Action::CloseAfterInput],
             proxied: true,
             lazy,
+            short_of_memory: false,
         });
     }
     all
@@ -303,11 +308,14 @@ fn moves(setting: &Setting) -> Vec<Move> {
         Input::CutShort,
     ]
     .map(Step::Do);
+    let famine = setting
+        .short_of_memory
+        .then_some(Step::Do(Input::OutOfMemory));
     let iterations = [Input::Turn, Input::Step, Input::Judge, Input::Expire].map(Step::Do);
     let [turn, round, ..] = &iterations;
     let mut moves: Vec<Move> = iterations.iter().map(|turn| vec![turn.clone()]).collect();
     moves.push(vec![Step::Do(Input::Spurious), turn.clone()]);
-    let steps = arrivals.iter().chain(&ends).chain(&others);
+    let steps = arrivals.iter().chain(&ends).chain(&others).chain(&famine);
     if setting.lazy {
         moves.extend(steps.map(|step| vec![step.clone()]));
         return moves;
