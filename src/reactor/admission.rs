@@ -105,9 +105,10 @@ impl Admission {
         let capacity = self.capacity(conns, config, now);
         if capacity.crowded_until.is_some() && listener.options.opens_later() {
             self.pending_candidate(conns, config, now)
-        } else if !capacity.has_slot && capacity.evicts_at <= now {
+        } else if !conns.has_claim() && !capacity.has_slot && capacity.evicts_at <= now {
             self.unproven(conns).map(|(_, id)| id)
         } else {
+            // The client has a slot already.
             None
         }
     }

@@ -309,6 +309,19 @@ fn no_connection_is_evicted_for_one_whose_source_has_too_many() {
     assert_eq!(sim.stats().closed(CloseReason::Evicted), 0);
 }
 
+/// A client that takes the last free slot needs no other one's.
+#[test]
+fn no_connection_is_evicted_while_a_slot_is_free() {
+    let mut sim = Sim::new(1, Config::new().max_connections(4), Heard::default());
+    let addr = sim.listen_with(plain(), Listens).expect("listen");
+    for clients in 1..=4 {
+        sim.connect(addr).expect("it listens");
+        sim.advance(Duration::from_secs(2));
+        assert_eq!(sim.stats().open, clients);
+    }
+    assert_eq!(sim.stats().closed_total(), 0);
+}
+
 /// Silent peers of a plain listener are open, and keep no client out all the same.
 #[test]
 fn silent_peers_of_a_plain_listener_make_room_at_the_cap() {
