@@ -50,6 +50,9 @@ enum Step {
 impl Round {
     /// `None` if no listener can have a client.
     pub(super) fn begin<O: Os>(core: &mut Core<O>) -> Option<Self> {
+        if core.listeners_rest() {
+            return None;
+        }
         let capacity = core.capacity();
         let first = core.listeners.begin_round(&capacity)?;
         core.refresh();

@@ -27,33 +27,58 @@ pub(super) struct Admission {
 }
 
 impl Admission {
+    #[inline]
     pub(super) fn capacity<S>(
         &self,
         conns: &Connections<S>,
         config: &Config,
         now: Time,
     ) -> Capacity {
-        // Most often none is pending, and the limit, at least 1, need not be computed.
-        let crowded = self.pending.len() > 0 && self.pending.len() >= max_pending(conns, config);
-        let crowded_until = crowded.then(|| {
-            let oldest = self.pending.oldest().unwrap_or(now);
-            oldest.after(config.pending_limits.grace)
-        });
         let has_slot = conns.has_room();
-        let evicts_at = match self.unproven(conns) {
-            _ if has_slot => Time::NEVER,
-            Some((since, _)) => since.after(config.pending_limits.grace),
-            None => Time::NEVER,
-        };
         Capacity {
             has_slot,
-            evicts_at,
+            evicts_at: if has_slot {
+                Time::NEVER
+            } else {
+                self.evicts_at(conns, config)
+            },
             cap: conns.cap(),
             out_of_fds: self.fds.is_on(),
-            crowded_until,
+            // Most often none is pending, and the limit, at least 1, need not be computed.
+            crowded_until: if self.pending.len() == 0 {
+                None
+            } else {
+                self.crowded_until(conns, config, now)
+            },
             limited_until: self.bucket.ready_at(config.accept_rate),
             now,
         }
+    }
+
+    /// True if [`Capacity::is_unrestricted`] is, without the other answers.
+    #[inline]
+    pub(super) fn is_unrestricted<S>(&self, conns: &Connections<S>, config: &Config) -> bool {
+        conns.has_room()
+            && self.pending.len() == 0
+            && !self.fds.is_on()
+            && config.accept_rate.is_none()
+    }
+
+    #[cold]
+    fn evicts_at<S>(&self, conns: &Connections<S>, config: &Config) -> Time {
+        match self.unproven(conns) {
+            Some((since, _)) => since.after(config.pending_limits.grace),
+            None => Time::NEVER,
+        }
+    }
+
+    #[inline(never)]
+    fn crowded_until<S>(&self, conns: &Connections<S>, config: &Config, now: Time) -> Option<Time> {
+        let crowded = self.pending.len() >= max_pending(conns, config);
+        crowded.then(|| {
+            let oldest = self.pending.oldest().unwrap_or(now);
+            oldest.after(config.pending_limits.grace)
+        })
     }
 
     /// Returns why no client may come in through this listener now. If there is no reason, a slot
@@ -101,11 +126,15 @@ impl Admission {
         config: &Config,
         now: Time,
     ) -> Option<ConnId> {
+        let needs_slot = !conns.has_claim() && !conns.has_room();
+        if !needs_slot && self.pending.len() == 0 {
+            return None;
+        }
         self.trim(conns);
         let capacity = self.capacity(conns, config, now);
         if capacity.crowded_until.is_some() && listener.options.opens_later() {
             self.pending_candidate(conns, config, now)
-        } else if !conns.has_claim() && !capacity.has_slot && capacity.evicts_at <= now {
+        } else if needs_slot && capacity.evicts_at <= now {
             self.unproven(conns).map(|(_, id)| id)
         } else {
             // The client has a slot already.

@@ -41,10 +41,12 @@ impl Bans {
     }
 
     /// Whether the peer at this address is banned. Peers of a Unix socket have none.
+    #[inline]
     pub(super) fn contains(&self, address: Option<IpAddr>, now: Time) -> bool {
-        let Some(address) = address.filter(|_| !self.ends.is_empty()) else {
-            return false;
-        };
+        !self.ends.is_empty() && address.is_some_and(|address| self.matches(address, now))
+    }
+
+    fn matches(&self, address: IpAddr, now: Time) -> bool {
         let address = Prefix::of_address(address);
         let [v4, v6] = &self.lengths;
         let lengths = if address.is_v6() { v6 } else { v4 };

@@ -21,7 +21,16 @@ pub(super) struct Capacity {
 }
 
 impl Capacity {
+    /// True if nothing of the server's holds back a client.
+    pub(super) fn is_unrestricted(&self) -> bool {
+        self.has_slot
+            && self.crowded_until.is_none()
+            && !self.out_of_fds
+            && self.limited_until == Time::ZERO
+    }
+
     /// True if both say the same about every listener, as long as no time passes.
+    #[inline]
     pub(super) fn is_same(&self, other: &Self) -> bool {
         Self {
             now: other.now,
@@ -36,6 +45,7 @@ pub(super) struct OptionalBucket(Bucket);
 
 impl OptionalBucket {
     /// When the next token is there.
+    #[inline]
     pub(super) fn ready_at(&self, rate: Option<Rate>) -> Time {
         rate.map_or(Time::ZERO, |rate| self.0.ready_at(&rate))
     }

@@ -34,6 +34,7 @@ impl<O: Os> Core<O> {
         let (id, connected) = (conn.id, conn.writable);
         self.stats.outgoing += 1;
         self.insert(conn);
+        self.conns.show(id);
         self.conns.arm_deadline(id);
         if connected {
             self.conns.wake(id);

@@ -111,12 +111,10 @@ impl<S> Connection<S> {
     /// Input has arrived for a connection that only has to answer it, and a short read is the last.
     #[inline]
     pub(crate) fn is_at_rest(&self) -> bool {
-        self.readable
-            && self.writable
-            && self.hang_up == HangUp::None
-            && !self.paused_for_memory
-            && !self.retry
-            && self.machine.is_idle()
+        // One branch for all of them.
+        let is_ready = self.readable & self.writable;
+        let is_barred = self.paused_for_memory | self.retry | (self.hang_up != HangUp::None);
+        is_ready && !is_barred && self.machine.is_idle()
     }
 
     /// Not read because memory is tight.
@@ -182,9 +180,12 @@ impl<S> Connection<S> {
                         // A callback may have blocked: its output could not be written before.
                         *now = os.now();
                     }
-                    self.machine.handle_sent(count, *now, pool);
+                    let is_done = self.machine.handle_sent(count, *now, pool);
                     // A short write means full: the next edge says when there is room.
                     self.writable = count == length;
+                    if is_done {
+                        return;
+                    }
                 }
                 Err(error) => match self.write_failed(error, pool) {
                     ControlFlow::Continue(()) => break,

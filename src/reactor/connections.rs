@@ -117,6 +117,7 @@ impl<S> Connections<S> {
         self.share = Some(share);
     }
 
+    #[inline]
     pub(super) fn cap(&self) -> usize {
         self.shared_cap().unwrap_or(self.cap)
     }
@@ -139,6 +140,7 @@ impl<S> Connections<S> {
             .map_or(limit, |share| share.part_of(limit))
     }
 
+    #[inline]
     pub(super) fn has_room(&self) -> bool {
         self.len() + self.claimed < self.granted
             && match &self.share {
@@ -148,6 +150,7 @@ impl<S> Connections<S> {
     }
 
     /// The cap is reached but not exceeded: one connection less makes room.
+    #[inline]
     pub(super) fn is_exhausted(&self) -> bool {
         match &self.share {
             _ if self.len() >= self.granted => true,
@@ -167,6 +170,12 @@ impl<S> Connections<S> {
         if self.has_room() {
             self.has_memory();
         }
+    }
+
+    /// Several servers share the cap.
+    #[inline]
+    pub(super) fn is_shared(&self) -> bool {
+        self.share.is_some()
     }
 
     /// For [`SharedCap::lock`], while a client or an outgoing connection may come to be.
@@ -222,6 +231,7 @@ impl<S> Connections<S> {
     }
 
     /// The last look for room in an iteration: if there is none, the loop is woken when there is.
+    #[inline]
     pub(super) fn await_room(&self) -> bool {
         match &self.share {
             // A slot of this server is awaited, not a permit.
@@ -260,14 +270,16 @@ impl<S> Connections<S> {
 
     /// At the end of an iteration that has found room. The server `listens` if all its listeners
     /// are in the poll.
-    pub(super) fn rest(&self, listens: bool) {
+    #[inline]
+    pub(super) fn rest(&self, listens: impl Fn() -> bool) {
         if let Some(share) = &self.share {
-            share.rest(listens);
+            share.rest(listens());
         }
     }
 
     /// Wakes the loop once the number of connections under the cap is below the first of `bounds`,
     /// or reaches the second.
+    #[inline]
     pub(super) fn watch(&self, bounds: Option<(usize, usize)>) {
         if let Some(share) = &self.share {
             share.watch(bounds);
@@ -302,7 +314,8 @@ impl<S> Connections<S> {
         ConnId::new(self.live.server(), index as u32, generation)
     }
 
-    /// Inserts a connection under the id that [`Connections::next_id`] returned last.
+    /// Inserts a connection under the id that [`Connections::next_id`] returned last. Handles find
+    /// it once it is shown.
     #[inline(always)]
     pub(super) fn insert(&mut self, conn: Connection<S>) {
         let id = conn.id;
@@ -317,7 +330,6 @@ impl<S> Connections<S> {
         }
         let index = self.slots.insert(conn);
         debug_assert_eq!(index, id.index() as usize);
-        self.live.set(id, true);
     }
 
     /// Takes the connection out of its slot, with everything that would give it another turn. Its
@@ -343,7 +355,7 @@ impl<S> Connections<S> {
         self.share.as_mut().map(CapShare::detach)
     }
 
-    /// Handles find the id, before its connection is inserted.
+    /// Handles find the id, also before its connection is inserted.
     pub(super) fn show(&self, id: ConnId) {
         self.live.set(id, true);
     }

@@ -124,10 +124,28 @@ impl<O: Os> Core<O> {
         self.now
     }
 
+    /// Until then no listener needs a visit, as the usual iteration finds with few comparisons: `None`
+    /// if all of [`Core::capacity`] decides.
+    #[inline]
+    fn rest_until(&self) -> Option<Time> {
+        let until = self.listeners.rests_until()?;
+        self.admission
+            .is_unrestricted(&self.conns, &self.config)
+            .then_some(until)
+    }
+
+    /// No listener needs a visit now.
+    #[inline]
+    pub(super) fn listeners_rest(&self) -> bool {
+        self.rest_until().is_some_and(|until| until > self.now)
+    }
+
+    #[inline]
     pub(super) fn capacity(&self) -> Capacity {
         self.capacity_at(self.now)
     }
 
+    #[inline]
     pub(super) fn capacity_at(&self, now: Time) -> Capacity {
         self.admission.capacity(&self.conns, &self.config, now)
     }
@@ -144,7 +162,10 @@ impl<O: Os> Core<O> {
             .min(self.episodes.next_over())
             .min(self.memory.grant_until())
             .min(self.drain.wake_at(&self.conns, &self.listeners, now))
-            .min(self.listeners.wake_at(|| self.capacity_at(now)))
+            .min(match self.rest_until() {
+                Some(until) => until,
+                None => self.listeners.wake_at(|| self.capacity_at(now)),
+            })
     }
 
     /// Expires what has a deadline of its own, connections apart.
@@ -402,8 +423,10 @@ impl<O: Os> Core<O> {
             self.episodes.calm_backend(&attempt.addr, self.now);
             self.guard.drop("a TLS configuration's destructor", attempt);
         }
-        for command in self.deferred.remove(id) {
-            commands::drop_undelivered(self, command);
+        if self.deferred.len() > 0 {
+            for command in self.deferred.remove(id) {
+                commands::drop_undelivered(self, command);
+            }
         }
         let Some(mut conn) = self.conns.remove(id) else {
             return;
@@ -521,7 +544,15 @@ impl<O: Os> Core<O> {
 
     /// As [`Core::reconcile`], at the end of an iteration: no foreign code runs before the poll. If
     /// no slot is free, another server that shares the cap wakes this one when one is.
+    #[inline]
     pub(super) fn reconcile_last(&mut self) {
+        if self.conns.is_shared() || !self.listeners_rest() {
+            self.reconcile_all();
+        }
+    }
+
+    #[inline(never)]
+    fn reconcile_all(&mut self) {
         if !self.conns.has_room() {
             self.admission.trim(&self.conns);
         }
@@ -532,13 +563,17 @@ impl<O: Os> Core<O> {
         };
         self.reconcile_with(&capacity);
         if has_slot {
-            self.conns.rest(self.listeners.are_all_registered());
+            self.conns.rest(|| self.listeners.are_all_registered());
         } else {
             self.conns.offer_room();
         }
     }
 
+    #[inline]
     fn reconcile_with(&mut self, capacity: &Capacity) {
+        if self.listeners.is_settled(capacity) {
+            return;
+        }
         let retry_at = self.now.after(self.config.emfile_backoff);
         self.listeners.reconcile(&mut self.os, capacity, retry_at);
     }

@@ -62,7 +62,10 @@ impl DetachedConns {
 
     /// Takes over the connections whose streams were dropped since the last call.
     pub(super) fn collect_released(&mut self) {
-        self.to_free.extend(self.released.take());
+        let released = self.released.take();
+        if !released.is_empty() {
+            self.to_free.extend(released);
+        }
     }
 
     /// The next connection whose slot is to be freed.

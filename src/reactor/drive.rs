@@ -65,6 +65,23 @@ pub(crate) struct Parts<'a, I: StreamOps> {
     pub(crate) now: &'a mut Time,
 }
 
+impl<I: StreamOps> Parts<'_, I> {
+    /// The end of a turn that delivered nothing but frames: one write. True if the connection is at
+    /// rest.
+    #[inline(always)]
+    fn finish(&mut self) -> bool {
+        let Parts {
+            conn,
+            pool,
+            os,
+            now,
+        } = self;
+        conn.write_out(*os, pool, now);
+        conn.machine.shrink(pool);
+        conn.machine.is_idle() && !conn.readable && !conn.retry
+    }
+}
+
 /// Where a turn takes place: the reactor, or the model checker's world.
 pub(crate) trait Host {
     type Os: StreamOps;
@@ -132,12 +149,13 @@ enum Read<'a> {
 /// a connection that opens at once. [`serve`] does everything.
 pub(crate) fn drive<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget) {
     let tight = host.is_memory_tight();
-    let Some(Parts { conn, .. }) = host.parts() else {
+    let Some(parts) = host.parts() else {
         return;
     };
-    let at_rest = conn.is_at_rest() && !tight && budget.bytes > 0;
-    if at_rest {
-        if !answer(host, scratch, budget) {
+    if parts.conn.is_at_rest() && !tight && budget.bytes > 0 {
+        let read = parts.read(scratch, budget, usize::MAX);
+        let read = or_panicked(host, read);
+        if !answer(host, read, budget) {
             serve(host, scratch, budget, true);
         }
     } else if !open(host, tight) {
@@ -150,29 +168,31 @@ pub(crate) fn drive<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut B
 ///
 /// Memory accounting is skipped: an idle connection owns no buffer before or after. Its deadline
 /// only moves later, unless a callback has set a timer.
-fn answer<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut Budget) -> bool {
-    let Read::Input(mut input) = read_socket(host, scratch, budget, usize::MAX) else {
+#[inline(always)]
+fn answer<H: Host>(host: &mut H, read: Read<'_>, budget: &mut Budget) -> bool {
+    let Read::Input(mut input) = read else {
         return false;
     };
     if !input.is_used_up() {
         host.deliver_frames(&mut input, budget);
     }
     match host.parts() {
-        Some(Parts { conn, .. }) if conn.machine.only_frames() && input.is_used_up() => {}
-        _ => {
-            deliver(host, input, budget);
-            return false;
+        Some(mut parts) if parts.conn.machine.only_frames() && input.is_used_up() => {
+            if parts.finish() {
+                // Its deadline has only moved later since the timer was armed, unless a callback
+                // has set one.
+                if parts.conn.machine.is_timed() {
+                    host.settle_timer();
+                }
+                return true;
+            }
+            // Part of a TLS record may have come, and nothing else.
+            let Parts {
+                conn, pool, now, ..
+            } = parts;
+            conn.machine.end_input(input, *now, pool);
         }
-    }
-    if finish(host, false) {
-        return true;
-    }
-    if let Some(Parts {
-        conn, pool, now, ..
-    }) = host.parts()
-    {
-        // Part of a TLS record may have come, and nothing else.
-        conn.machine.end_input(input, *now, pool);
+        _ => deliver(host, input, budget),
     }
     false
 }
@@ -192,26 +212,11 @@ fn open<H: Host>(host: &mut H, tight: bool) -> bool {
     }
     conn.machine.mark_opened();
     host.handle_opened();
-    finish(host, true)
-}
-
-/// The end of a turn that delivered nothing but frames: one write. True if the connection is at
-/// rest. Its deadline has only moved later since the timer was armed, unless a callback has set
-/// one.
-#[inline(always)]
-fn finish<H: Host>(host: &mut H, first: bool) -> bool {
-    write_out(host);
-    let Some(Parts { conn, pool, .. }) = host.parts() else {
-        return false;
-    };
-    conn.machine.shrink(pool);
-    if !conn.machine.is_idle() || conn.readable || conn.retry {
-        return false;
-    }
-    if first || conn.machine.is_timed() {
+    let at_rest = host.parts().is_some_and(|mut parts| parts.finish());
+    if at_rest {
         host.settle_timer();
     }
-    true
+    at_rest
 }
 
 /// The turn of a connection to which anything may happen. `begun`: one read has been delivered.
@@ -307,17 +312,18 @@ fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget
     if allowance == 0 {
         return Read::Nothing;
     }
-    let Some(Parts {
-        conn, pool, now, ..
-    }) = host.parts()
-    else {
+    let Some(parts) = host.parts() else {
         return Read::Nothing;
     };
-    if conn.machine.has_stash() {
+    if parts.conn.machine.has_stash() {
+        let Parts {
+            conn, pool, now, ..
+        } = parts;
         let input = catch(|| conn.machine.handle_stash(*now, &mut scratch.plain, pool));
-        return decrypted(host, input);
+        return or_panicked(host, input.map(Read::Input));
     }
-    read_socket(host, scratch, budget, allowance)
+    let read = parts.read(scratch, budget, allowance);
+    or_panicked(host, read)
 }
 
 /// Looks for an error of a socket that is not read, because it is paused or input is over. True if
@@ -350,70 +356,72 @@ fn probe<H: Host>(host: &mut H) -> bool {
     true
 }
 
-/// Reads from the socket, at most `allowance` bytes.
-#[inline(always)]
-fn read_socket<'s, H: Host>(
-    host: &mut H,
-    scratch: &'s mut Scratch,
-    budget: &mut Budget,
-    allowance: usize,
-) -> Read<'s> {
-    let Some(Parts {
-        conn,
-        pool,
-        os,
-        now,
-    }) = host.parts()
-    else {
-        return Read::Nothing;
-    };
-    let Some(stream) = &mut conn.stream else {
-        return Read::Nothing;
-    };
-    let (machine, now) = (&mut conn.machine, *now);
-    let room = allowance.min(scratch.wire.len());
-    let buffer = scratch.wire.get_mut(..room).unwrap_or_default();
-    match os.read(stream, buffer) {
-        Ok(0) => {
-            conn.readable = false;
-            machine.handle_eof(now, pool);
-        }
-        Ok(count) => {
-            budget.bytes = budget.bytes.saturating_sub(count);
-            // With edge triggers a short read means empty, unless the end is behind it.
-            if count < room && conn.hang_up == HangUp::None && !machine.wants_fresh_blocked() {
+impl<I: StreamOps> Parts<'_, I> {
+    /// Reads from the socket, at most `allowance` bytes. A TLS configuration may panic.
+    #[inline(always)]
+    fn read<'s>(
+        self,
+        scratch: &'s mut Scratch,
+        budget: &mut Budget,
+        allowance: usize,
+    ) -> Result<Read<'s>, Panic> {
+        let Parts {
+            conn,
+            pool,
+            os,
+            now,
+        } = self;
+        let Some(stream) = &mut conn.stream else {
+            return Ok(Read::Nothing);
+        };
+        let (machine, now) = (&mut conn.machine, *now);
+        let room = allowance.min(scratch.wire.len());
+        let buffer = scratch.wire.get_mut(..room).unwrap_or_default();
+        match os.read(stream, buffer) {
+            Ok(0) => {
                 conn.readable = false;
+                machine.handle_eof(now, pool);
             }
-            let Scratch { wire, plain } = scratch;
-            let wire = wire.get_mut(..count).unwrap_or_default();
-            if !machine.has_tls() {
-                return Read::Input(machine.handle_input(now, wire, plain, pool));
+            Ok(count) => {
+                budget.bytes = budget.bytes.saturating_sub(count);
+                // With edge triggers a short read means empty, unless the end is behind it.
+                if count < room && conn.hang_up == HangUp::None && !machine.wants_fresh_blocked() {
+                    conn.readable = false;
+                }
+                let Scratch { wire, plain } = scratch;
+                let wire = wire.get_mut(..count).unwrap_or_default();
+                if !machine.has_tls() {
+                    return Ok(Read::Input(machine.handle_input(now, wire, plain, pool)));
+                }
+                let input = catch(|| machine.handle_input(now, wire, plain, pool));
+                return input.map(Read::Input);
             }
-            let input = catch(|| machine.handle_input(now, wire, plain, pool));
-            return decrypted(host, input);
+            Err(error) => {
+                if !conn.read_failed(error, pool) {
+                    return Ok(Read::Nothing);
+                }
+            }
         }
-        Err(error) => {
-            if !conn.read_failed(error, pool) {
-                return Read::Nothing;
-            }
-        }
+        Ok(Read::Input(InputCursor::nothing()))
     }
-    Read::Input(InputCursor::nothing())
 }
 
-/// The result of decryption. A TLS configuration may hold foreign code: a certificate resolver, a
+/// The result of a read. A TLS configuration may hold foreign code: a certificate resolver, a
 /// verifier.
-fn decrypted<'s, H: Host>(host: &mut H, input: Result<InputCursor<'s>, Panic>) -> Read<'s> {
-    match input {
-        Ok(input) => Read::Input(input),
-        Err(panic) => {
-            host.report_panic("a TLS configuration", panic);
-            if let Some(Parts { conn, pool, .. }) = host.parts() {
-                // At once: the TLS session was left in an unknown state.
-                conn.machine.end(Closed::new(CloseReason::Panicked), pool);
-            }
-            Read::Nothing
-        }
+#[inline(always)]
+fn or_panicked<'s, H: Host>(host: &mut H, read: Result<Read<'s>, Panic>) -> Read<'s> {
+    read.unwrap_or_else(|panic| {
+        end_in_panic(host, panic);
+        Read::Nothing
+    })
+}
+
+#[cold]
+fn end_in_panic<H: Host>(host: &mut H, panic: Panic) {
+    host.report_panic("a TLS configuration", panic);
+    if let Some(Parts { conn, pool, .. }) = host.parts() {
+        // At once: the TLS session was left in an unknown state.
+        conn.machine.end(Closed::new(CloseReason::Panicked), pool);
     }
 }
 
@@ -487,15 +495,6 @@ fn next_step<H: Host>(host: &mut H) -> Option<bool> {
 /// Writes pending output until the kernel accepts no more.
 #[inline(never)]
 pub(crate) fn flush<H: Host>(host: &mut H) {
-    if let Some(Parts { conn, os, now, .. }) = host.parts() {
-        conn.note_delivery(os, *now);
-    }
-    write_out(host);
-}
-
-/// As [`flush`], inlined into its caller.
-#[inline(always)]
-fn write_out<H: Host>(host: &mut H) {
     if let Some(Parts {
         conn,
         pool,
@@ -503,6 +502,7 @@ fn write_out<H: Host>(host: &mut H) {
         now,
     }) = host.parts()
     {
+        conn.note_delivery(os, *now);
         conn.write_out(os, pool, now);
     }
 }

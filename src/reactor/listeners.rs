@@ -19,6 +19,8 @@ pub(super) struct Listeners<L> {
     /// Set while no listener has changed since all were visited: for which capacity, and when one
     /// of them has to be visited again. An iteration without events for listeners visits none.
     settled: Option<(Capacity, Time)>,
+    /// The time in `settled` if nothing of the server's held back a client.
+    rests_until: Option<Time>,
     /// A connection or a descriptor was freed: the next visit tries all that are out of the poll.
     retries: bool,
 }
@@ -30,6 +32,7 @@ impl<L> Default for Listeners<L> {
             next_id: 0,
             first: 0,
             settled: None,
+            rests_until: None,
             retries: false,
         }
     }
@@ -45,7 +48,7 @@ impl<L> Listeners<L> {
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Listener<L>> {
-        self.settled = None;
+        self.unsettle();
         self.apply_retries();
         self.all.iter_mut()
     }
@@ -59,7 +62,7 @@ impl<L> Listeners<L> {
     }
 
     pub(super) fn get_mut(&mut self, at: usize) -> Option<&mut Listener<L>> {
-        self.settled = None;
+        self.unsettle();
         self.all.get_mut(at)
     }
 
@@ -91,7 +94,7 @@ impl<L> Listeners<L> {
     }
 
     pub(super) fn find_mut(&mut self, which: &ListenerRef) -> Result<&mut Listener<L>> {
-        self.settled = None;
+        self.unsettle();
         let mut open = self.all.iter_mut().filter(|listener| listener.is_open());
         let found = open.find(|listener| listener.matches(which));
         found.ok_or_else(|| no_listener(which))
@@ -142,23 +145,44 @@ impl<L> Listeners<L> {
         self.check_name(&addr.to_string())
     }
 
-    /// No listener needs a visit before `wake`, if the capacity is still the same.
+    /// A listener has changed.
+    #[inline]
+    fn unsettle(&mut self) {
+        self.settled = None;
+        self.rests_until = None;
+    }
+
+    /// As [`Listeners::settled_until`], for a capacity without restrictions.
+    #[inline]
+    pub(super) fn rests_until(&self) -> Option<Time> {
+        self.rests_until
+    }
+
+    /// No listener needs a visit before the result, if the capacity is still the same.
+    #[inline]
     fn settled_until(&self, capacity: impl Fn() -> Capacity) -> Option<Time> {
         let (settled, wake) = self.settled.as_ref()?;
         settled.is_same(&capacity()).then_some(*wake)
     }
 
-    fn is_settled(&self, capacity: &Capacity) -> bool {
+    #[inline]
+    pub(super) fn is_settled(&self, capacity: &Capacity) -> bool {
         self.settled_until(|| *capacity)
             .is_some_and(|wake| wake > capacity.now)
     }
 
     /// Begins an accept round: each round starts with another listener. `None` if none can have a
     /// client.
+    #[inline]
     pub(super) fn begin_round(&mut self, capacity: &Capacity) -> Option<usize> {
         if self.is_settled(capacity) {
             return None;
         }
+        self.next_round()
+    }
+
+    #[inline(never)]
+    fn next_round(&mut self) -> Option<usize> {
         self.apply_retries();
         if !self.all.iter().any(|listener| listener.readable) {
             return None;
@@ -170,7 +194,7 @@ impl<L> Listeners<L> {
     /// A connection or a descriptor was freed: tries every listener that is out of the poll,
     /// without waiting for an event.
     pub(super) fn retry_unregistered(&mut self) {
-        self.settled = None;
+        self.unsettle();
         self.retries = true;
     }
 
@@ -184,7 +208,7 @@ impl<L> Listeners<L> {
 
     /// Marks every listener: accept without waiting for an event.
     pub(super) fn mark_all_readable(&mut self) {
-        self.settled = None;
+        self.unsettle();
         for listener in &mut self.all {
             listener.readable = true;
         }
@@ -201,7 +225,7 @@ impl<L> Listeners<L> {
     /// An event for a listener. Tokens repeat after many listens; an accept that finds no client is
     /// cheap.
     pub(super) fn handle_event(&mut self, token: Token) {
-        self.settled = None;
+        self.unsettle();
         for listener in &mut self.all {
             listener.readable |= Token::of_listener(listener.id) == token;
         }
@@ -212,7 +236,7 @@ impl<L> Listeners<L> {
         if self.settled.as_ref().is_some_and(|(_, wake)| *wake > due) {
             return;
         }
-        self.settled = None;
+        self.unsettle();
         for listener in &mut self.all {
             if listener.retry_at <= due {
                 listener.retry_at = Time::NEVER;
@@ -223,6 +247,7 @@ impl<L> Listeners<L> {
 
     /// When a listener has to be looked at without an event. `capacity` is computed only if a
     /// client may be waiting.
+    #[inline]
     pub(super) fn wake_at(&self, capacity: impl Fn() -> Capacity) -> Time {
         if let Some(wake) = self.settled_until(&capacity) {
             return wake;
@@ -233,6 +258,7 @@ impl<L> Listeners<L> {
         self.visit_at(capacity)
     }
 
+    #[inline(never)]
     fn visit_at(&self, capacity: impl Fn() -> Capacity) -> Time {
         let mut wake = Time::NEVER;
         for listener in &self.all {
@@ -246,7 +272,7 @@ impl<L> Listeners<L> {
 
     /// Leaves a listener alone until `retry_at`.
     pub(super) fn back_off(&mut self, at: usize, retry_at: Time) {
-        self.settled = None;
+        self.unsettle();
         if let Some(listener) = self.all.get_mut(at) {
             listener.retry_at = retry_at;
             listener.has_waited = true;
@@ -292,21 +318,20 @@ impl<L> Listeners<L> {
         listener.socket = Some(socket);
         logs::info!(target: logs::LISTENER, "listener {} on {}", listener.name, listener.addr);
         self.next_id = self.next_id.wrapping_add(1);
-        self.settled = None;
+        self.unsettle();
         self.all.push(listener);
         Ok(id)
     }
 
-    /// Makes each listener's registration follow its state. A failure is retried at `retry_at`.
+    /// Makes each listener's registration follow its state, unless they are settled. A failure is
+    /// retried at `retry_at`.
+    #[inline(never)]
     pub(super) fn reconcile<O: Os<Listener = L>>(
         &mut self,
         os: &mut O,
         capacity: &Capacity,
         retry_at: Time,
     ) {
-        if self.is_settled(capacity) {
-            return;
-        }
         self.apply_retries();
         for at in 0..self.all.len() {
             let Some(listener) = self.all.get_mut(at) else {
@@ -343,7 +368,9 @@ impl<L> Listeners<L> {
                 }
             }
         }
-        self.settled = Some((*capacity, self.visit_at(|| *capacity)));
+        let wake = self.visit_at(|| *capacity);
+        self.settled = Some((*capacity, wake));
+        self.rests_until = capacity.is_unrestricted().then_some(wake);
     }
 
     /// Removes a closed listener that has no connections left. Released the key of its service.

@@ -51,7 +51,7 @@ impl Work {
 
     #[inline]
     pub(super) fn charge(&mut self, cost: u64) {
-        self.steps = self.steps.saturating_add(cost);
+        self.steps = self.steps.wrapping_add(cost);
     }
 
     /// Another step may begin.

@@ -174,7 +174,7 @@ impl Machine {
     // From bytes to events.
 
     /// Puts the buffered bytes in front of `fresh`.
-    #[inline]
+    #[inline(always)]
     fn begin_input<'a>(&mut self, fresh: &'a [u8]) -> InputCursor<'a> {
         match &mut self.active {
             Some(active) if !active.recv_buf.is_empty() => {

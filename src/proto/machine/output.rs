@@ -222,9 +222,10 @@ impl Machine {
         }
     }
 
-    /// Removes the first `count` bytes of [`Machine::transmit`], which the kernel took.
+    /// Removes the first `count` bytes of [`Machine::transmit`], which the kernel took. True if
+    /// nothing can be left to transmit.
     #[inline(always)]
-    pub(crate) fn handle_sent(&mut self, count: usize, now: Time, pool: &mut Pool) {
+    pub(crate) fn handle_sent(&mut self, count: usize, now: Time, pool: &mut Pool) -> bool {
         self.traffic.bytes_out += count as u64;
         pool.traffic.bytes_out += count as u64;
         match (&mut self.tls, &mut self.active) {
@@ -234,9 +235,12 @@ impl Machine {
         }
         if !self.only_frames() || self.queued() > 0 {
             self.note_sent(count, now);
-        } else if let Some(active) = &mut self.active {
+            return false;
+        }
+        if let Some(active) = &mut self.active {
             active.deadlines.clear_write();
         }
+        self.tls.is_none()
     }
 
     /// Extends the write timeout, or ends it; relieves the congestion at the low watermark.
