@@ -153,9 +153,15 @@ pub(crate) fn drive<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut B
         return;
     };
     if parts.conn.is_at_rest() && !tight && budget.bytes > 0 {
-        let read = parts.read(scratch, budget, usize::MAX);
-        let read = or_panicked(host, read);
-        if !answer(host, read, budget) {
+        let at_rest = match parts.read(scratch, budget, usize::MAX) {
+            Ok(Read::Input(input)) => answer(host, input, budget),
+            Ok(_) => false,
+            Err(panic) => {
+                end_in_panic(host, panic);
+                false
+            }
+        };
+        if !at_rest {
             serve(host, scratch, budget, true);
         }
     } else if !open(host, tight) {
@@ -169,10 +175,7 @@ pub(crate) fn drive<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut B
 /// Memory accounting is skipped: an idle connection owns no buffer before or after. Its deadline
 /// only moves later, unless a callback has set a timer.
 #[inline(always)]
-fn answer<H: Host>(host: &mut H, read: Read<'_>, budget: &mut Budget) -> bool {
-    let Read::Input(mut input) = read else {
-        return false;
-    };
+fn answer<H: Host>(host: &mut H, mut input: InputCursor<'_>, budget: &mut Budget) -> bool {
     if !input.is_used_up() {
         host.deliver_frames(&mut input, budget);
     }
@@ -320,10 +323,12 @@ fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget
             conn, pool, now, ..
         } = parts;
         let input = catch(|| conn.machine.handle_stash(*now, &mut scratch.plain, pool));
-        return or_panicked(host, input.map(Read::Input));
+        return input.map_or_else(|panic| end_in_panic(host, panic), Read::Input);
     }
-    let read = parts.read(scratch, budget, allowance);
-    or_panicked(host, read)
+    match parts.read(scratch, budget, allowance) {
+        Ok(read) => read,
+        Err(panic) => end_in_panic(host, panic),
+    }
 }
 
 /// Looks for an error of a socket that is not read, because it is paused or input is over. True if
@@ -406,23 +411,15 @@ impl<I: StreamOps> Parts<'_, I> {
     }
 }
 
-/// The result of a read. A TLS configuration may hold foreign code: a certificate resolver, a
-/// verifier.
-#[inline(always)]
-fn or_panicked<'s, H: Host>(host: &mut H, read: Result<Read<'s>, Panic>) -> Read<'s> {
-    read.unwrap_or_else(|panic| {
-        end_in_panic(host, panic);
-        Read::Nothing
-    })
-}
-
+/// A TLS configuration may hold foreign code: a certificate resolver, a verifier.
 #[cold]
-fn end_in_panic<H: Host>(host: &mut H, panic: Panic) {
+fn end_in_panic<'s, H: Host>(host: &mut H, panic: Panic) -> Read<'s> {
     host.report_panic("a TLS configuration", panic);
     if let Some(Parts { conn, pool, .. }) = host.parts() {
         // At once: the TLS session was left in an unknown state.
         conn.machine.end(Closed::new(CloseReason::Panicked), pool);
     }
+    Read::Nothing
 }
 
 /// Delivers events and frames to the handler, as far as the budget goes.

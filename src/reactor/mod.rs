@@ -210,6 +210,7 @@ impl<A, O: Os> Reactor<A, O> {
         self.poll(due, timeout)?;
         let core = &mut self.inner.core;
         core.begin_iteration(due);
+        self.inner.user.begin_iteration();
         self.handle_events(app);
         close::collect_released(&mut self.inner);
         self.run_commands(app);

@@ -13,6 +13,8 @@ use crate::reason::Closed;
 pub(super) struct UserCode<A> {
     /// By slot. `None` while the handler runs, and before the service is asked.
     handlers: Vec<Option<Box<dyn Handler<A>>>>,
+    /// A handler was replaced in this iteration.
+    has_replaced: bool,
     services: Slab<Box<dyn Service<A>>>,
     pub(super) alarms: Alarms<A>,
 }
@@ -21,6 +23,7 @@ impl<A> UserCode<A> {
     pub(super) fn new() -> Self {
         Self {
             handlers: Vec::new(),
+            has_replaced: false,
             services: Slab::new(),
             alarms: Alarms::default(),
         }
@@ -42,6 +45,7 @@ impl<A> UserCode<A> {
         id: ConnId,
         handler: Box<dyn Handler<A>>,
     ) -> Option<Box<dyn Handler<A>>> {
+        self.has_replaced = true;
         match self.handlers.get_mut(id.index() as usize) {
             Some(entry) => entry.replace(handler),
             None => Some(handler),
@@ -56,9 +60,17 @@ impl<A> UserCode<A> {
     /// The running handler has been replaced.
     #[inline]
     pub(super) fn is_replaced(&self, id: ConnId) -> bool {
-        self.handlers
-            .get(id.index() as usize)
-            .is_some_and(Option::is_some)
+        // Most often none was: that costs each frame one test.
+        self.has_replaced
+            && self
+                .handlers
+                .get(id.index() as usize)
+                .is_some_and(Option::is_some)
+    }
+
+    /// No handler runs.
+    pub(super) fn begin_iteration(&mut self) {
+        self.has_replaced = false;
     }
 
     /// Puts a handler back after its callback. Returned if a successor has its place.
