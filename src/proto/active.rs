@@ -130,11 +130,10 @@ impl Active {
         }
     }
 
-    /// Returns the memory that its buffers and PROXY header take beyond the turn.
+    /// Returns the memory that its buffers take beyond the turn.
     #[inline]
     pub(super) fn memory(&self) -> usize {
-        let header = self.proxy.as_ref().map_or(0, |header| header.memory());
-        self.recv_buf.memory() + self.send_buf.memory() + header
+        self.recv_buf.memory() + self.send_buf.memory()
     }
 
     #[inline]

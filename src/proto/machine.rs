@@ -222,7 +222,14 @@ impl Machine {
     /// Returns the memory that the connection's buffers and PROXY header take beyond the turn.
     #[inline]
     pub(crate) fn memory(&self) -> usize {
-        self.parts().memory() + self.tls.as_ref().map_or(0, |session| session.memory())
+        let parts = self.parts();
+        let header = match &parts.proxy {
+            // It stays for `on_close`, which ends the connection in its next turn.
+            Some(header) if !self.status.life.is_gone() => header.memory(),
+            _ => 0,
+        };
+        let tls = self.tls.as_ref().map_or(0, |session| session.memory());
+        parts.memory() + header + tls
     }
 
     /// Returns the bytes that are buffered in either direction.

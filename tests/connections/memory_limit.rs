@@ -183,6 +183,38 @@ fn proxy_headers_are_counted() {
     assert_eq!(sim.stats().memory, 0);
 }
 
+/// A connection that is closed for the limit counts nothing from there on, its header included:
+/// nothing else has to be closed for it. The simulator compares the account with the buffers after
+/// each iteration.
+#[test]
+fn a_closed_connection_counts_nothing_while_its_turn_waits() {
+    // One read in each iteration, so that the limit is passed at the end of a turn.
+    let config = Config::new().memory_limit(LIMIT);
+    let mut sim = Sim::new(1, config.budgets(|budgets| budgets.read_bytes = 1), ());
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(Framing::Packet4)
+        .proxy_protocol(ProxyProtocol::Required)
+        .trusted_proxies(AccessRules::allow_all())
+        .conn(|conn| {
+            conn.high_watermark = 2 * LIMIT;
+            conn.output_limit = 2 * LIMIT;
+        });
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let client = sim.connect(addr).expect("it listens");
+    sim.set_reading(client, false);
+    sim.set_send_buffer(client, 1);
+    sim.send(client, &header(0xE0, 1000));
+    let payload = LIMIT / 5 * 3;
+    for _ in 0..2 {
+        sim.send(client, &(payload as u32).to_be_bytes());
+        sim.send(client, &vec![b'y'; payload]);
+        sim.settle();
+    }
+    let stats = sim.stats();
+    assert_eq!(stats.closed(CloseReason::OverMemory), 1, "{stats:?}");
+    assert_eq!(stats.memory, 0);
+}
+
 /// A client that has sent 150,000 bytes of a frame, and the whole frame.
 fn half_a_large_frame(sim: &mut Sim, addr: SocketAddr) -> (ClientId, Vec<u8>) {
     let large = sim.connect(addr).expect("it listens");
