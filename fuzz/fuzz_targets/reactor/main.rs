@@ -92,6 +92,8 @@ impl<'a> World<'a> {
         sim.set_large_frame(128);
         let handle = sim.handle();
         sim.app_mut().handle = Some(handle);
+        let work = sim.work();
+        sim.app_mut().work = Some(Box::new(work));
         let addrs = [0, 1].map(|which| {
             let test_service = plan.setup.test_service();
             sim.listen_with(plan.setup.listen(which), test_service)

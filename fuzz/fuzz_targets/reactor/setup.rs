@@ -25,7 +25,8 @@ pub struct Setup {
     /// Faults at random, besides those of the script: from 192 on.
     faults: u8,
     framings: [u8; 2],
-    /// What is sent is put in a frame of the listener's framing first, if even.
+    /// What is sent is put in a frame of the listener's framing first, if even. The other bits limit what most servers
+    /// leave alone: see [`Setup::min_rate`], [`Setup::work`] and [`Setup::evicts_silent`].
     whole_frames: u8,
     max_frame: u8,
     cap: u8,
@@ -82,6 +83,7 @@ impl Setup {
                 budgets.accepts = accept;
                 budgets.read_bytes = read;
                 budgets.commands = jobs;
+                budgets.work = self.work(budgets.work);
             })
             .queue_limits(|limits| {
                 limits.commands = amount(!self.queue[0]).max(1);
@@ -108,8 +110,10 @@ impl Setup {
                 conn.write_timeout = write;
                 conn.linger_timeout = linger.min(Duration::from_secs(20));
                 conn.linger_bytes = amount(!self.linger_bytes);
+                conn.min_rate = self.min_rate(conn.min_rate);
             })
-            .socket(|socket| socket.backlog = u32::from(!self.backlog));
+            .socket(|socket| socket.backlog = u32::from(!self.backlog))
+            .evict_silent(self.evicts_silent());
         if let bytes @ 1.. = amount(self.max_frame) {
             listen.conn.max_frame = Some(bytes);
         }
@@ -136,6 +140,29 @@ impl Setup {
                 .max_connections(usize::from(!self.own_cap));
         }
         listen
+    }
+
+    fn min_rate(&self, default: u32) -> u32 {
+        match self.whole_frames >> 1 & 3 {
+            0 => default,
+            1 => 1,
+            2 => 100_000,
+            _ => u32::MAX,
+        }
+    }
+
+    /// The budget of a whole iteration.
+    fn work(&self, default: usize) -> usize {
+        match self.whole_frames >> 3 & 3 {
+            0 => default,
+            1 => 1,
+            2 => 1000,
+            _ => 100_000,
+        }
+    }
+
+    fn evicts_silent(&self) -> bool {
+        self.whole_frames & 32 == 0
     }
 
     fn has_limits(&self) -> bool {

@@ -27,6 +27,8 @@ pub enum Action {
     End(End),
     /// Its destructor panics.
     PanicLater,
+    /// It blocks the loop, in milliseconds.
+    Work(u8),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +64,8 @@ pub enum Job {
     Suspend(bool),
     CloseListener,
     Drain(u8),
+    /// All peers, for so long; or none any more.
+    Ban(u8),
     Panic,
 }
 
@@ -85,6 +89,7 @@ impl<'a> Arbitrary<'a> for Action {
             12..=13 => Self::Post(Job::new(which, target, how)),
             14 => Self::End(END[usize::from(which % 4)]),
             _ if which == 0 => Self::PanicLater,
+            _ if which == 1 => Self::Work(how),
             _ => Self::Act(0, Act::new(which, how)),
         })
     }
@@ -127,7 +132,8 @@ impl Job {
     fn new(which: u8, target: u8, how: u8) -> Self {
         match which {
             0..=7 => Self::Act(target, Act::new(how % 16, how)),
-            8..=9 => Self::Kill(target),
+            8 => Self::Kill(target),
+            9 => Self::Ban(how),
             10 => Self::SetCap(how),
             11..=12 => Self::Suspend(how % 2 == 0),
             13 => Self::CloseListener,
@@ -166,6 +172,10 @@ pub struct App {
     former: Option<ConnId>,
     pub reasons: HashMap<SocketAddr, CloseReason>,
     pub failed_accepts: HashMap<SocketAddr, CloseReason>,
+    /// There has been a ban since the last was lifted.
+    has_banned: bool,
+    /// Lets time pass in a callback.
+    pub work: Option<Box<dyn Fn(Duration)>>,
 }
 
 impl App {
@@ -180,6 +190,8 @@ impl App {
             former: None,
             reasons: HashMap::new(),
             failed_accepts: HashMap::new(),
+            has_banned: false,
+            work: None,
         }
     }
 
@@ -267,6 +279,11 @@ impl Subject {
                 Action::End(End::Abort) => return Err(Close::abort()),
                 Action::End(End::Fail) => return Err(Close::because("as planned")),
                 Action::End(End::Panic) => blow(),
+                Action::Work(ticks) => {
+                    if let Some(work) = &cx.app.work {
+                        work(Duration::from_millis(u64::from(ticks).pow(2)));
+                    }
+                }
                 Action::PanicLater => {
                     self.fuse.get_or_insert_with(|| PanicOnDrop);
                 }
@@ -342,6 +359,16 @@ fn carry_out(app: &mut App, control: &mut Control<'_, App>, job: Job) {
         // It may have been closed before.
         Job::CloseListener => drop(control.close_listener("second")),
         Job::Drain(ticks) => control.drain(Duration::from_millis(u64::from(ticks).pow(2))),
+        Job::Ban(0) => {
+            let may_be_banned = std::mem::take(&mut app.has_banned);
+            let was_banned = control.unban("all").expect("a network");
+            assert!(may_be_banned || !was_banned, "no peer was banned");
+        }
+        Job::Ban(ticks) => {
+            let duration = Duration::from_millis(u64::from(ticks).pow(2));
+            control.ban("all", duration).expect("a network");
+            app.has_banned = true;
+        }
         Job::Panic => blow(),
     }
 }
