@@ -12,6 +12,7 @@ use portcullis::sim::{shrink, Coverage, Faults};
 use portcullis::CloseReason;
 
 mod app;
+mod bans;
 mod header;
 mod pace;
 mod plan;

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use portcullis::{
     SendError, State,
 };
 
+use super::bans::Bans;
 use super::header::Opening;
 use super::rules::Rules;
 use super::wire::Wire;
@@ -28,6 +29,7 @@ pub struct App {
     /// The server's own handle, for handlers that post to it.
     pub handle: Option<Handle<App>>,
     pub commands: Commands,
+    pub bans: Bans,
     pub failed_accepts: u64,
     /// Jobs and services that panicked as planned.
     pub panics: u64,
@@ -46,6 +48,8 @@ pub struct App {
 pub struct Slow {
     pub work: Box<dyn Fn(Duration)>,
     pub random: Random,
+    /// A callback has taken time since this was last taken back.
+    pub has_worked: bool,
 }
 
 impl fmt::Debug for Slow {
@@ -61,6 +65,7 @@ impl App {
             if slow.random.chance(20) {
                 let millis = slow.random.between(1, 4_000) as u64;
                 (slow.work)(Duration::from_millis(millis));
+                slow.has_worked = true;
             }
         }
     }
@@ -94,6 +99,13 @@ pub struct Talk {
     pub opening_sent: usize,
     /// How often its listener's rules had changed when it came.
     pub epoch: u64,
+    /// When it came, and how many bans there had been.
+    pub came: Duration,
+    pub bans: usize,
+    /// The service has been asked for a handler, with this source; not judged yet.
+    pub asked: Option<IpAddr>,
+    /// It may be evicted while it is open.
+    pub evictable: bool,
     /// It is read no faster than its listener's rates say.
     pub throttled: bool,
     /// What the client has said, TLS taken off. What it began with is a part of that, but over TLS.
@@ -123,6 +135,10 @@ impl Talk {
             opening: Opening::default(),
             opening_sent: 0,
             epoch: 0,
+            came: Duration::ZERO,
+            bans: 0,
+            asked: None,
+            evictable: true,
             throttled: false,
             upgraded_at: None,
             said: Vec::new(),
@@ -178,6 +194,7 @@ impl Talk {
         if source.is_some_and(|source| !rules.allows(source)) {
             return Err(format!("{source:?} may not come in"));
         }
+        self.asked = Some(source.unwrap_or(from));
         // Or it was, when it came and its header had not: it keeps the rates that it came under.
         self.throttled = rules.has_throttle() || self.epoch != epoch;
         if peer.proxy.is_some() && !self.tls {
@@ -193,6 +210,7 @@ impl Talk {
         peer: &Peer,
         rules: &Rules,
         epoch: u64,
+        bans: &Bans,
     ) -> Result<(), String> {
         let from = tcp(&peer.addr).ip();
         let says = self
@@ -202,7 +220,10 @@ impl Talk {
             .filter(|_| self.has_introduced_itself());
         let source = says.and_then(|says| says.source());
         let had_place = peer.id.is_some();
+        let may_be_banned = |address| bans.may_deny(address, self.came);
         let wrong = match reason {
+            CloseReason::Denied if may_be_banned(source.unwrap_or(from)) => false,
+            CloseReason::Denied if !had_place && may_be_banned(from) => false,
             // It may have been judged by the rules of before.
             CloseReason::Denied | CloseReason::SourceLimited
                 if had_place && self.epoch != epoch =>
@@ -249,6 +270,9 @@ impl Talk {
         let spoke = self.heard > self.opening.bytes.len() && self.upgraded_at.is_none();
         if reason == CloseReason::Evicted && spoke {
             return Err("it was evicted, and had sent a frame".to_owned());
+        }
+        if reason == CloseReason::Evicted && !self.evictable && self.upgraded_at.is_none() {
+            return Err("it was evicted, and its listener evicts none".to_owned());
         }
         if is_in_the_stream(reason) && self.has_more() {
             return Err(format!("it ended as {reason}, and the next frame is whole"));
@@ -312,6 +336,7 @@ impl App {
             turned_away: Default::default(),
             handle: None,
             commands: Commands::default(),
+            bans: Bans::default(),
             failed_accepts: 0,
             panics: 0,
             blown: Rc::default(),
@@ -433,6 +458,7 @@ impl App {
 fn post(handle: &Handle<App>, order: Order) -> Result<(), HandleError> {
     handle.post(move |app, control| {
         app.commands.jobs += 1;
+        app.work();
         match order {
             Order::Talk(id) => {
                 if let Some(mut conn) = control.conn(id) {

@@ -54,6 +54,8 @@ pub struct Door {
     pub min_rate: u32,
     pub linger_bytes: usize,
     pub max_frame: usize,
+    /// Connections that say nothing make room at the cap.
+    pub evict_silent: bool,
     pub backlog: u32,
     /// Of each connection.
     pub send_buffer: usize,
@@ -143,6 +145,14 @@ pub enum Act {
     },
     ChangeHouse {
         good: bool,
+    },
+    /// A network is banned, for ever or for a time.
+    Ban {
+        network: u8,
+    },
+    /// A ban ends early, if there is one.
+    Unban {
+        network: u8,
     },
 }
 
@@ -253,6 +263,7 @@ impl Door {
             } else {
                 random.between(8, 255)
             },
+            evict_silent: random.chance(700),
             backlog: random.between(1, 16) as u32,
             send_buffer: [64 * 1024, random.between(1, 2000), random.between(1, 100)]
                 [random.below(3)],
@@ -279,7 +290,8 @@ impl Door {
                 conn.high_watermark = high;
                 conn.output_limit = limit;
             })
-            .socket(|socket| socket.backlog = self.backlog);
+            .socket(|socket| socket.backlog = self.backlog)
+            .evict_silent(self.evict_silent);
         #[cfg(feature = "tls")]
         let listen = if self.tls {
             listen.tls(crate::sim_tls::server_config())
@@ -371,7 +383,9 @@ impl Act {
             660..=689 => Self::Clog { client },
             690..=719 => Self::Sip { client },
             720..=779 => Self::World(Op::Step),
-            780..=849 => Self::World(Op::Advance {
+            780..=784 => Self::Ban { network: number },
+            785..=787 => Self::Unban { network: number },
+            788..=849 => Self::World(Op::Advance {
                 millis: [1, 10, 100, 1000, 6000][random.below(5)],
             }),
             850..=869 => Self::World(Op::Fail {

@@ -38,7 +38,7 @@ struct Networks {
     otherwise: bool,
 }
 
-const NETWORKS: [&str; 10] = [
+pub const NETWORKS: [&str; 10] = [
     "10.0.0.0/8",
     "10.0.0.1",
     "10.0.1.0/24",
@@ -94,7 +94,7 @@ impl Networks {
 }
 
 /// Every address as one of IPv6, by its bits.
-fn contains(network: &str, peer: IpAddr) -> bool {
+pub fn contains(network: &str, peer: IpAddr) -> bool {
     let bits = |address: IpAddr| match address {
         IpAddr::V4(address) => u128::from(address.to_ipv6_mapped()),
         IpAddr::V6(address) => u128::from(address),
@@ -245,12 +245,11 @@ impl Rules {
         self.source_connections.is_some() || self.source_rate.is_some()
     }
 
-    /// A peer that is allowed, and the source that it names if it has to.
-    pub fn someone(&self) -> Option<(IpAddr, Option<IpAddr>)> {
+    /// A peer that is allowed, and the source that it names if it has to. Neither is banned.
+    pub fn someone(&self, is_banned: impl Fn(IpAddr) -> bool) -> Option<(IpAddr, Option<IpAddr>)> {
         let hosts = || {
-            HOSTS
-                .iter()
-                .map(|host| host.parse::<IpAddr>().expect("an address"))
+            let all = HOSTS.iter().map(|host| host.parse().expect("an address"));
+            all.filter(|&host| !is_banned(host))
         };
         let peer = hosts().find(|&peer| self.admits(peer))?;
         if !self.trusts(peer) {

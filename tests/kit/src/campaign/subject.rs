@@ -447,6 +447,7 @@ impl Service<App> for TestService {
             .introduce(&peer, &live.rules, live.epoch);
         drop(live);
         introduced.unwrap_or_else(|fault| app.blame(fault));
+        app.work();
         if self.panics() {
             app.panics += 1;
             blow();
@@ -477,9 +478,11 @@ impl Service<App> for TestService {
             AtCapacity::Refuse { farewell } if is_full => farewell.clone(),
             _ => Vec::new(),
         };
+        app.talk(tcp(&peer.addr)).promised.extend(farewell);
+        let bans = std::mem::take(&mut app.bans);
         let talk: &mut Talk = app.talk(tcp(&peer.addr));
-        talk.promised.extend(farewell);
-        let judged = talk.judge_failed_accept(closed.reason, peer, &live.rules, live.epoch);
+        let judged = talk.judge_failed_accept(closed.reason, peer, &live.rules, live.epoch, &bans);
+        app.bans = bans;
         drop(live);
         judged.unwrap_or_else(|fault| app.blame(fault));
         // A client over its source's limit may have had a slot or not.

@@ -16,7 +16,7 @@ use super::header::{self, Opening};
 use super::pace::Pace;
 use super::plan::{Act, Action, Door, Plan};
 use super::rates::Meter;
-use super::rules::{bad_config, bad_listen, source, House, Rules};
+use super::rules::{bad_config, bad_listen, source, House, Rules, NETWORKS};
 use super::sim_client::SimClient;
 use super::subject::{draw_order, HandlerKind, Live, Subject, TestService};
 use crate::script::ScriptedHandler;
@@ -32,6 +32,8 @@ pub struct World {
     meter: Meter,
     /// `None` in a world whose clock leaps: what was late then is late for the server alone.
     pace: Option<Pace>,
+    /// The iteration from which on no deadline is late because a callback has blocked the loop.
+    on_time_from: u64,
     sim_clients: Vec<SimClient>,
     /// Targets of outgoing connections that are not connected yet.
     dialed: Vec<(SocketAddr, Rc<Door>)>,
@@ -67,6 +69,7 @@ impl World {
                 work: Box::new(sim.work()),
                 // A stream of its own: all else in the world is the same.
                 random: Random::new(plan.seed ^ 0x510E),
+                has_worked: false,
             });
         }
         sim.keep_coverage();
@@ -76,6 +79,7 @@ impl World {
             house: plan.setup.house.clone(),
             meter: Meter::default(),
             pace: (plan.faults.clock_leaps == 0).then(Pace::default),
+            on_time_from: 0,
             sim_clients: Vec::new(),
             dialed: Vec::new(),
             dials: 0,
@@ -125,6 +129,8 @@ impl World {
 
     fn perform(&mut self, action: &Action) -> Result<(), String> {
         let mut random = Random::new(action.seed);
+        let now = self.sim.now();
+        self.sim.app_mut().bans.set_now(now);
         match action.act {
             Act::Connect { door, odd } => {
                 let door = usize::from(door) % self.doors.len();
@@ -219,6 +225,10 @@ impl World {
                 self.change_house(house)?;
             }
             Act::ChangeHouse { good: false } => self.try_bad_house(&mut random)?,
+            Act::Ban { network } => self.ban(network, &mut random)?,
+            Act::Unban { network } => {
+                self.unban(NETWORKS[usize::from(network) % NETWORKS.len()])?
+            }
             Act::World(ref op) => self.let_happen(op)?,
         }
         // Nothing may depend on how many turns lie between two things that happen.
@@ -226,6 +236,48 @@ impl World {
             checked(self.sim.try_step())?;
         }
         self.listen_to_all()
+    }
+
+    fn ban(&mut self, network: u8, random: &mut Random) -> Result<(), String> {
+        let network = NETWORKS[usize::from(network) % NETWORKS.len()];
+        let duration = match random.below(4) {
+            0 => Duration::MAX,
+            1 => Duration::from_secs(3600),
+            _ => Duration::from_millis(random.between(1, 10_000) as u64),
+        };
+        let banned = self.sim.control().ban(network, duration);
+        banned.map_err(|error| format!("the ban of {network} is refused: {error}"))?;
+        self.sim.app_mut().bans.ban(network, duration);
+        Ok(())
+    }
+
+    fn unban(&mut self, network: &'static str) -> Result<(), String> {
+        let lifted = self.sim.control().unban(network);
+        let lifted = lifted.map_err(|error| format!("{network} cannot be unbanned: {error}"))?;
+        let was_banned = self.sim.app_mut().bans.lift(network);
+        if was_banned.is_some_and(|was_banned| was_banned != lifted) {
+            return Err(format!(
+                "unban of {network}: {lifted}, it was banned: {was_banned:?}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// A peer that was banned when it came and still is must not have been served.
+    fn keep_out_the_banned(&mut self, now: Duration) -> Result<(), String> {
+        let app = self.sim.app_mut();
+        app.bans.set_now(now);
+        for (peer, talk) in &mut app.talks {
+            let Some(source) = talk.asked.take() else {
+                continue;
+            };
+            let mut addresses = [peer.ip(), source].into_iter();
+            if let Some(banned) = addresses.find(|&address| app.bans.must_deny(address, talk.bans))
+            {
+                return Err(format!("{peer} is served, and {banned} is banned"));
+            }
+        }
+        Ok(())
     }
 
     /// A frame that arrives byte by byte, from a client that reads byte by byte.
@@ -315,6 +367,9 @@ impl World {
         let peer = self.sim.client_addr(id)?;
         let mut talk = Talk::new(door.wire, door.max_frame, door.tls);
         talk.epoch = live.borrow().epoch;
+        talk.came = self.sim.now();
+        talk.bans = self.sim.app().bans.count();
+        talk.evictable = door.evict_silent;
         let mut sim_client = SimClient::new(id, peer, door.tls, odd);
         let beginning = sim_client.begin(&mut talk, opening, random);
         self.sim.app_mut().talks.insert(peer, talk);
@@ -625,6 +680,13 @@ impl World {
 
     /// After any faults, a new client is served.
     fn serve_newcomers(&mut self, random: &mut Random) -> Result<(), String> {
+        if random.chance(500) {
+            let now = self.sim.now();
+            self.sim.app_mut().bans.set_now(now);
+            for network in self.sim.app().bans.networks() {
+                self.unban(network)?;
+            }
+        }
         for at in 0..self.doors.len() {
             self.suspend(at as u8, false);
             if random.chance(500) {
@@ -644,7 +706,10 @@ impl World {
             let reliable = door.handler_kind == HandlerKind::Echo
                 && door.refusals == 0
                 && !rules.limits_sources();
-            let (true, false, Some((peer, speaks_for))) = (reliable, full, rules.someone()) else {
+            let bans = &self.sim.app().bans;
+            let now = self.sim.now();
+            let someone = rules.someone(|address| bans.may_deny(address, now));
+            let (true, false, Some((peer, speaks_for))) = (reliable, full, someone) else {
                 continue;
             };
             // For the rates, and for the grace of pending connections.
@@ -788,6 +853,8 @@ impl World {
                 ));
             }
         }
+        let now = self.sim.now();
+        self.keep_out_the_banned(now)?;
         self.audit()?;
         self.sim.app_mut().fault.take().map_or(Ok(()), Err)
     }
@@ -797,6 +864,15 @@ impl World {
         let Some(pace) = &mut self.pace else {
             return Ok(());
         };
+        let iterations = self.sim.stats().iterations;
+        if let Some(slow) = &mut self.sim.app_mut().slow {
+            if std::mem::take(&mut slow.has_worked) {
+                self.on_time_from = iterations + 2;
+            }
+        }
+        if iterations < self.on_time_from {
+            return Ok(());
+        }
         let doors = &self.doors;
         pace.check(now, &self.sim.control().connections(), |info| {
             let of = |entrance: &&Entrance| Some(entrance.listener) == info.listener;
