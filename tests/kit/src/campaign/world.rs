@@ -32,8 +32,8 @@ pub struct World {
     meter: Meter,
     /// `None` in a world whose clock leaps: what was late then is late for the server alone.
     pace: Option<Pace>,
-    /// The iteration from which on no deadline is late because a callback has blocked the loop.
-    on_time_from: u64,
+    /// A callback has blocked the loop, which has not caught up yet: its budgets may be small.
+    is_late: bool,
     sim_clients: Vec<SimClient>,
     /// Targets of outgoing connections that are not connected yet.
     dialed: Vec<(SocketAddr, Rc<Door>)>,
@@ -79,7 +79,7 @@ impl World {
             house: plan.setup.house.clone(),
             meter: Meter::default(),
             pace: (plan.faults.clock_leaps == 0).then(Pace::default),
-            on_time_from: 0,
+            is_late: false,
             sim_clients: Vec::new(),
             dialed: Vec::new(),
             dials: 0,
@@ -314,7 +314,19 @@ impl World {
             .map(|sim_client| sim_client.id)
             .collect();
         let addr = self.doors[0].addr;
-        checked(self.sim.try_perform(addr, &clients, op))
+        checked(self.sim.try_perform(addr, &clients, op))?;
+        self.note_work(matches!(op, Op::Advance { .. }));
+        Ok(())
+    }
+
+    /// Notes whether a callback has blocked the loop, which was `settled` since.
+    fn note_work(&mut self, settled: bool) {
+        let slow = self.sim.app_mut().slow.as_mut();
+        if slow.is_some_and(|slow| std::mem::take(&mut slow.has_worked)) {
+            self.is_late = true;
+        } else if settled {
+            self.is_late = false;
+        }
     }
 
     fn door(&self, number: u8) -> &Entrance {
@@ -787,6 +799,7 @@ impl World {
 
     fn pass(&mut self, span: Duration) -> Result<(), String> {
         checked(self.sim.try_advance(span))?;
+        self.note_work(true);
         self.listen_to_all()
     }
 
@@ -861,18 +874,10 @@ impl World {
 
     /// No peer is slower than the minimum rate allows.
     fn keep_pace(&mut self, now: Duration) -> Result<(), String> {
-        let Some(pace) = &mut self.pace else {
+        self.note_work(false);
+        let Some(pace) = self.pace.as_mut().filter(|_| !self.is_late) else {
             return Ok(());
         };
-        let iterations = self.sim.stats().iterations;
-        if let Some(slow) = &mut self.sim.app_mut().slow {
-            if std::mem::take(&mut slow.has_worked) {
-                self.on_time_from = iterations + 2;
-            }
-        }
-        if iterations < self.on_time_from {
-            return Ok(());
-        }
         let doors = &self.doors;
         pace.check(now, &self.sim.control().connections(), |info| {
             let of = |entrance: &&Entrance| Some(entrance.listener) == info.listener;
