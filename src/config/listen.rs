@@ -283,11 +283,12 @@ impl Listen {
         self
     }
 
-    /// Whether connections of this listener make room at the server's cap until each has sent its
-    /// first whole frame. Defaults to true.
+    /// Whether connections of this listener make room at the cap until each has sent its first whole
+    /// frame. Defaults to true.
     ///
-    /// At the cap the oldest such connection is evicted for the next client
-    /// ([`Evicted`](crate::CloseReason::Evicted)), whichever listener that is of. It must be older
+    /// At the server's cap the oldest such connection is evicted for the next client
+    /// ([`Evicted`](crate::CloseReason::Evicted)), whichever listener that is of. At this listener's
+    /// own limit ([`Listen::max_connections`]) it is the oldest of this listener. It must be older
     /// than [`PendingLimits::grace`](crate::PendingLimits::grace), and its peer must be the side
     /// that we wait for: one that this server does not read, or owes a reply
     /// ([`Conn::hold`](crate::Conn::hold)), stays. So connections that say nothing cannot keep

@@ -293,7 +293,8 @@ fn handle_accepted<A, O: Os>(
     denied |= listener.options.proxy_protocol == ProxyProtocol::Required && !trusted;
     // The check costs a system call: only where a rate would be charged for the client, where a
     // connection would be evicted for it, or where it may have waited for long.
-    let evicts = refusal.is_none() && !core.conns.has_claim();
+    let at_cap = !core.conns.has_claim() || listener.reached_cap().is_some();
+    let evicts = refusal.is_none() && at_cap;
     let may_be_gone = evicts
         || listener.has_waited
         || core.config.accept_rate.is_some()

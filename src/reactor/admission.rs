@@ -9,7 +9,9 @@ use super::capacity::{Capacity, OptionalBucket};
 use super::connections::Connections;
 use super::fd_exhaustion::FdExhaustion;
 use super::listener::Listener;
-use super::pending::{Pending, Silent};
+#[cfg(feature = "sim")]
+use super::pending::Pending;
+use super::pending::Unproven;
 use crate::config::Config;
 use crate::id::ConnId;
 use crate::proto::Time;
@@ -20,8 +22,7 @@ use crate::reason::CloseReason;
 pub(super) struct Admission {
     /// Of the server's accept rate.
     bucket: OptionalBucket,
-    pending: Pending,
-    silent: Silent,
+    unproven: Unproven,
     pub(super) fds: FdExhaustion,
     pub(super) bans: Bans,
 }
@@ -45,7 +46,7 @@ impl Admission {
             cap: conns.cap(),
             out_of_fds: self.fds.is_on(),
             // Most often none is pending, and the limit, at least 1, need not be computed.
-            crowded_until: if self.pending.len() == 0 {
+            crowded_until: if self.unproven.pending.len() == 0 {
                 None
             } else {
                 self.crowded_until(conns, config, now)
@@ -59,7 +60,7 @@ impl Admission {
     #[inline]
     pub(super) fn is_unrestricted<S>(&self, conns: &Connections<S>, config: &Config) -> bool {
         conns.has_room()
-            && self.pending.len() == 0
+            && self.unproven.pending.len() == 0
             && !self.fds.is_on()
             && config.accept_rate.is_none()
     }
@@ -74,11 +75,17 @@ impl Admission {
 
     #[inline(never)]
     fn crowded_until<S>(&self, conns: &Connections<S>, config: &Config, now: Time) -> Option<Time> {
-        let crowded = self.pending.len() >= max_pending(conns, config);
-        crowded.then(|| {
-            let oldest = self.pending.oldest().unwrap_or(now);
+        self.is_crowded(conns, config).then(|| {
+            let oldest = self.unproven.pending.oldest().unwrap_or(now);
             oldest.after(config.pending_limits.grace)
         })
+    }
+
+    /// Too many connections are pending.
+    fn is_crowded<S>(&self, conns: &Connections<S>, config: &Config) -> bool {
+        // Most often none is pending, and the limit, at least 1, need not be computed.
+        let pending = self.unproven.pending.len();
+        pending > 0 && pending >= max_pending(conns, config)
     }
 
     /// Returns why no client may come in through this listener now. If there is no reason, a slot
@@ -100,11 +107,18 @@ impl Admission {
         config: &Config,
         capacity: &Capacity,
     ) -> Option<CloseReason> {
-        if listener.is_full(capacity) {
+        let at_own_cap = listener.reached_cap().is_some();
+        let is_full = !capacity.may_have_slot()
+            || at_own_cap && self.evicts_own_at(conns, listener, config) > capacity.now;
+        if is_full {
             return Some(CloseReason::AtCapacity);
         }
         if listener.limited_until(capacity) > capacity.now {
             return Some(CloseReason::RateLimited);
+        }
+        if at_own_cap {
+            // One of its own is evicted, whose slot the client gets.
+            return None;
         }
         // The oldest may be evictable by age, but wait for this server and not for its peer.
         let crowded = capacity.crowded_until.is_some() && listener.options.opens_later();
@@ -117,8 +131,8 @@ impl Admission {
         refused.then_some(CloseReason::AtCapacity)
     }
 
-    /// The connection to evict for a client of this listener: a pending one if too many are, or at
-    /// the cap the oldest that has not sent a frame.
+    /// The connection to evict for a client of this listener: a pending one if too many are; at the
+    /// cap the oldest that has not sent a frame, and at the listener's own the oldest of its own.
     pub(super) fn eviction_candidate<S, L>(
         &mut self,
         conns: &Connections<S>,
@@ -127,12 +141,16 @@ impl Admission {
         now: Time,
     ) -> Option<ConnId> {
         let needs_slot = !conns.has_claim() && !conns.has_room();
-        if !needs_slot && self.pending.len() == 0 {
+        let needs_none = !needs_slot && listener.reached_cap().is_none();
+        if needs_none && self.unproven.pending.len() == 0 {
             return None;
         }
         self.trim(conns);
         let capacity = self.capacity(conns, config, now);
-        if capacity.crowded_until.is_some() && listener.options.opens_later() {
+        if listener.reached_cap().is_some() {
+            let (since, id) = self.unproven_of(conns, listener, config)?;
+            (since.after(config.pending_limits.grace) <= now).then_some(id)
+        } else if capacity.crowded_until.is_some() && listener.options.opens_later() {
             self.pending_candidate(conns, config, now)
         } else if needs_slot && capacity.evicts_at <= now {
             self.unproven(conns).map(|(_, id)| id)
@@ -148,7 +166,7 @@ impl Admission {
         config: &Config,
         now: Time,
     ) -> Option<ConnId> {
-        let (since, id) = self.pending.candidate(conns)?;
+        let (since, id) = self.unproven.pending.candidate(conns)?;
         (since.after(config.pending_limits.grace) <= now).then_some(id)
     }
 
@@ -157,16 +175,45 @@ impl Admission {
         if !conns.is_exhausted() {
             return None;
         }
-        let (pending, silent) = (self.pending.candidate(conns), self.silent.candidate(conns));
-        pending
-            .into_iter()
-            .chain(silent)
-            .min_by_key(|&(since, _)| since)
+        self.unproven.candidate(conns)
+    }
+
+    /// The oldest connection of a listener that has all of its own connections: it can be evicted for
+    /// the listener's next client. Returns since when its peer keeps the server waiting.
+    fn unproven_of<S, L>(
+        &self,
+        conns: &Connections<S>,
+        listener: &Listener<L>,
+        config: &Config,
+    ) -> Option<(Time, ConnId)> {
+        // With more of them than the limit, one that ends makes no room.
+        if listener.options.max_connections != Some(listener.connections) {
+            return None;
+        }
+        let unproven = listener.unproven.as_ref()?;
+        if self.is_crowded(conns, config) && listener.options.opens_later() {
+            unproven.pending.candidate(conns)
+        } else {
+            unproven.candidate(conns)
+        }
+    }
+
+    /// When a connection of a listener that has all of its own can be evicted for the next client.
+    pub(super) fn evicts_own_at<S, L>(
+        &self,
+        conns: &Connections<S>,
+        listener: &Listener<L>,
+        config: &Config,
+    ) -> Time {
+        self.unproven_of(conns, listener, config)
+            .map_or(Time::NEVER, |(since, _)| {
+                since.after(config.pending_limits.grace)
+            })
     }
 
     /// Forgets connections that have sent a frame since they opened.
     pub(super) fn trim<S>(&mut self, conns: &Connections<S>) {
-        self.silent.trim(conns);
+        self.unproven.silent.trim(conns);
     }
 
     /// A client was admitted: spends a token of each rate.
@@ -181,17 +228,17 @@ impl Admission {
     }
 
     pub(super) fn pending(&self) -> usize {
-        self.pending.len()
+        self.unproven.pending.len()
     }
 
     /// Adds a connection that is not open yet.
     pub(super) fn add_pending<S>(&mut self, conns: &Connections<S>, id: ConnId, since: Time) {
-        self.pending.push(id, since, conns);
+        self.unproven.pending.push(id, since, conns);
     }
 
     /// Adds a connection that has opened, and may be evicted until it has sent a frame.
     pub(super) fn add_silent<S>(&mut self, conns: &Connections<S>, id: ConnId) {
-        self.silent.push(id, conns);
+        self.unproven.silent.push(id, conns);
     }
 
     /// An open connection is in a handshake again. Returns the oldest of too many pending ones.
@@ -204,8 +251,8 @@ impl Admission {
     ) -> Option<ConnId> {
         let conn = conns.get_mut(id).filter(|conn| !conn.pending)?;
         conn.pending = true;
-        self.pending.push_again(id, now, conns);
-        if self.pending.len() <= max_pending(conns, config) {
+        self.unproven.pending.push_again(id, now, conns);
+        if self.unproven.pending.len() <= max_pending(conns, config) {
             return None;
         }
         self.pending_candidate(conns, config, now)
@@ -217,14 +264,14 @@ impl Admission {
             .get_mut(id)
             .is_some_and(|conn| std::mem::take(&mut conn.pending));
         if was_pending {
-            self.pending.leave(id, conns);
+            self.unproven.pending.leave(id, conns);
         }
         was_pending
     }
 
     #[cfg(feature = "sim")]
     pub(super) fn pending_queue(&self) -> &Pending {
-        &self.pending
+        &self.unproven.pending
     }
 }
 

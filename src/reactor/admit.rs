@@ -47,7 +47,10 @@ pub(super) fn admit<A, O: Os>(
     };
     // Not before: a client whose source has too many evicts none.
     evict_for(inner, app, at);
-    if !inner.core.conns.has_claim() && !inner.core.conns.claim() {
+    let core = &mut inner.core;
+    let is_full = core.listeners.get(at)?.reached_cap().is_some();
+    if is_full || !core.conns.has_claim() && !core.conns.claim() {
+        core.conns.unclaim();
         uncount(&mut inner.core, at, ip, counted);
         turn_away(
             inner,
@@ -184,9 +187,12 @@ fn evict_for<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize) {
         now,
         ..
     } = core;
-    let Some(listener) = listeners.get(at) else {
+    let Some(listener) = listeners.get_mut(at) else {
         return;
     };
+    if let Some(unproven) = &mut listener.unproven {
+        unproven.silent.trim(conns);
+    }
     let candidate = admission.eviction_candidate(conns, listener, config, *now);
     let Some(id) = candidate else {
         return;

@@ -29,6 +29,11 @@ impl Capacity {
             && self.limited_until == Time::ZERO
     }
 
+    /// A slot is free, or will be by an eviction.
+    pub(super) fn may_have_slot(&self) -> bool {
+        self.has_slot || self.evicts_at.is_armed()
+    }
+
     /// True if both say the same about every listener, as long as no time passes.
     #[inline]
     pub(super) fn is_same(&self, other: &Self) -> bool {

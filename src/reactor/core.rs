@@ -21,6 +21,7 @@ use super::memory_budget::MemoryBudget;
 use super::os::Os;
 use super::outbound::Outbound;
 use super::panic_guard::PanicGuard;
+use super::pending::Unproven;
 use super::shared_cap::{CapShare, SharedCap};
 use super::work::{self, Work};
 use crate::catch::{catch, Panic};
@@ -306,6 +307,9 @@ impl<O: Os> Core<O> {
         self.conns.insert(conn);
         if pending {
             self.admission.add_pending(&self.conns, id, since);
+            self.with_unproven(id, |unproven, conns| {
+                unproven.pending.push(id, since, conns)
+            });
         } else {
             self.add_silent(id);
         }
@@ -315,9 +319,56 @@ impl<O: Os> Core<O> {
     /// A connection is open, and may be evicted at the cap until it has sent a frame.
     fn add_silent(&mut self, id: ConnId) {
         let listener = self.conns.get(id).and_then(|conn| conn.listener);
-        let listener = listener.and_then(|id| self.listeners.by_id(id));
-        if listener.is_some_and(|listener| listener.options.evict_silent) {
+        let listener = listener.and_then(|id| self.listeners.by_id_mut(id));
+        if let Some(listener) = listener.filter(|listener| listener.options.evict_silent) {
             self.admission.add_silent(&self.conns, id);
+            if let Some(unproven) = &mut listener.unproven {
+                unproven.silent.push(id, &self.conns);
+            }
+        }
+    }
+
+    /// Lets `f` change the candidates of a connection's listener, if that has a limit of its own.
+    fn with_unproven(
+        &mut self,
+        id: ConnId,
+        f: impl FnOnce(&mut Unproven, &Connections<O::Stream>),
+    ) {
+        let listener = self.conns.get(id).and_then(|conn| conn.listener);
+        let listener = listener.and_then(|id| self.listeners.by_id_mut(id));
+        if let Some(unproven) = listener.and_then(|listener| listener.unproven.as_mut()) {
+            f(unproven, &self.conns);
+        }
+    }
+
+    /// A listener's own limit may have been set or removed: it has candidates while there is one.
+    pub(super) fn follow_own_limit(&mut self, id: ListenerId) {
+        let Self {
+            conns, listeners, ..
+        } = self;
+        let Some(listener) = listeners.by_id_mut(id) else {
+            return;
+        };
+        if listener.options.max_connections.is_none() {
+            listener.unproven = None;
+        } else if listener.unproven.is_none() {
+            let mut unproven = Box::<Unproven>::default();
+            let theirs = conns.iter().filter(|conn| conn.listener == Some(id));
+            let mut theirs: Vec<_> = theirs
+                .map(|conn| (conn.accepted_at, conn.id, conn.pending))
+                .collect();
+            theirs.sort_unstable();
+            for (since, id, pending) in theirs {
+                if pending {
+                    unproven.pending.push(id, since, conns);
+                } else if listener.options.evict_silent {
+                    unproven.silent.push(id, conns);
+                }
+            }
+            listener.unproven = Some(unproven);
+        }
+        if listener.reached_cap().is_some() {
+            listeners.reach_own_cap(id);
         }
     }
 
@@ -325,6 +376,7 @@ impl<O: Os> Core<O> {
     pub(super) fn end_pending(&mut self, id: ConnId) -> bool {
         let was_pending = self.admission.end_pending(&mut self.conns, id);
         if was_pending {
+            self.with_unproven(id, |unproven, conns| unproven.pending.leave(id, conns));
             self.listeners.retry_unregistered();
         }
         was_pending
@@ -335,6 +387,8 @@ impl<O: Os> Core<O> {
     /// If too many are, the oldest is evicted, and ends in its own turn.
     #[cold]
     pub(super) fn begin_pending(&mut self, id: ConnId) {
+        let since = self.now;
+        let is_open = self.conns.get(id).is_some_and(|conn| !conn.pending);
         let Self {
             admission,
             conns,
@@ -345,6 +399,11 @@ impl<O: Os> Core<O> {
         if let Some(oldest) = admission.begin_pending(conns, id, config, *now) {
             self.end(oldest, CloseReason::Evicted);
             self.conns.wake(oldest);
+        }
+        if is_open {
+            self.with_unproven(id, |unproven, conns| {
+                unproven.pending.push_again(id, since, conns);
+            });
         }
         #[cfg(feature = "sim")]
         {
@@ -505,6 +564,7 @@ impl<O: Os> Core<O> {
 
     /// Notes that a listener has as many connections as it may.
     pub(super) fn watch_listener_cap(&mut self, id: ListenerId) {
+        self.listeners.reach_own_cap(id);
         let Some(listener) = self.listeners.by_id(id) else {
             return;
         };
@@ -571,6 +631,10 @@ impl<O: Os> Core<O> {
 
     #[inline]
     fn reconcile_with(&mut self, capacity: &Capacity) {
+        let (admission, conns, config) = (&self.admission, &self.conns, &self.config);
+        self.listeners.update_own(conns, |listener| {
+            admission.evicts_own_at(conns, listener, config)
+        });
         if self.listeners.is_settled(capacity) {
             return;
         }

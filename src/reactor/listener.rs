@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::capacity::{Capacity, OptionalBucket};
+use super::pending::Unproven;
 use super::source_limits::{Counted, Sources};
 use crate::access::Access;
 use crate::addr::Addr;
@@ -46,6 +47,10 @@ pub(super) struct Listener<L> {
     pub(super) bucket: OptionalBucket,
     pub(super) sources: Sources,
     pub(super) connections: usize,
+    /// Its candidates for eviction, while it has a limit of its own.
+    pub(super) unproven: Option<Box<Unproven>>,
+    /// At its own limit: when one of them can be evicted for the next client.
+    pub(super) evicts_own_at: Time,
     pub(super) accepted: u64,
     /// Of its connections that have ended.
     pub(super) traffic: Traffic,
@@ -82,6 +87,7 @@ impl<L> Listener<L> {
     ) -> Self {
         let mut meters = SharedMeters::default();
         meters.follow(listen.total_read_rate, listen.total_frame_rate, now);
+        let unproven = listen.max_connections.map(|_| Box::default());
         Self {
             id,
             name: Rc::from(name),
@@ -94,6 +100,8 @@ impl<L> Listener<L> {
             bucket: OptionalBucket::default(),
             sources: Sources::default(),
             connections: 0,
+            unproven,
+            evicts_own_at: Time::NEVER,
             accepted: 0,
             traffic: Traffic::default(),
             closed: ClosedCounts::default(),
@@ -176,14 +184,16 @@ impl<L> Listener<L> {
         self.options.evict_silent || self.options.opens_later()
     }
 
-    /// The cap of the server or of this listener is reached.
-    pub(super) fn is_full(&self, capacity: &Capacity) -> bool {
-        let has_slot = capacity.has_slot || capacity.evicts_at.is_armed();
-        !has_slot || self.connections >= self.max_connections()
+    /// The cap of the server or of this listener is reached, and no eviction will make room.
+    fn is_full(&self, capacity: &Capacity) -> bool {
+        !capacity.may_have_slot() || self.reached_cap().is_some() && !self.evicts_own_at.is_armed()
     }
 
     /// When a connection can be evicted for the next client, if one must be.
     fn evicts_at(&self, capacity: &Capacity) -> Time {
+        if self.reached_cap().is_some() {
+            return self.evicts_own_at;
+        }
         let crowded_until = capacity
             .crowded_until
             .filter(|_| self.options.opens_later());

@@ -1,6 +1,7 @@
 //! All listeners of one server: opened, found, registered and closed.
 
 use super::capacity::Capacity;
+use super::connections::Connections;
 use super::listener::Listener;
 use super::os::{Os, Token};
 use crate::addr::Addr;
@@ -10,6 +11,7 @@ use crate::id::{ListenerId, ListenerRef};
 use crate::listener_info::ListenerState;
 use crate::logs;
 use crate::proto::Time;
+use std::collections::BTreeSet;
 
 pub(super) struct Listeners<L> {
     all: Vec<Listener<L>>,
@@ -23,6 +25,8 @@ pub(super) struct Listeners<L> {
     rests_until: Option<Time>,
     /// A connection or a descriptor was freed: the next visit tries all that are out of the poll.
     retries: bool,
+    /// Those that have had all of their own connections since the last [`Listeners::update_own`].
+    at_own_cap: BTreeSet<ListenerId>,
 }
 
 impl<L> Default for Listeners<L> {
@@ -34,6 +38,7 @@ impl<L> Default for Listeners<L> {
             settled: None,
             rests_until: None,
             retries: false,
+            at_own_cap: BTreeSet::new(),
         }
     }
 }
@@ -169,6 +174,43 @@ impl<L> Listeners<L> {
     pub(super) fn is_settled(&self, capacity: &Capacity) -> bool {
         self.settled_until(|| *capacity)
             .is_some_and(|wake| wake > capacity.now)
+    }
+
+    /// A listener has all of its own connections.
+    pub(super) fn reach_own_cap(&mut self, id: ListenerId) {
+        self.unsettle();
+        self.at_own_cap.insert(id);
+    }
+
+    /// Updates when each listener at its own limit can evict a connection. Others are not visited.
+    pub(super) fn update_own<S>(
+        &mut self,
+        conns: &Connections<S>,
+        evicts_at: impl Fn(&Listener<L>) -> Time,
+    ) {
+        if self.at_own_cap.is_empty() {
+            return;
+        }
+        let mut at_own_cap = std::mem::take(&mut self.at_own_cap);
+        let mut changed = false;
+        at_own_cap.retain(|&id| {
+            let Some(at) = self.position(id) else {
+                return false;
+            };
+            let Some(listener) = self.all.get_mut(at) else {
+                return false;
+            };
+            if let Some(unproven) = &mut listener.unproven {
+                unproven.silent.trim(conns);
+            }
+            let until = evicts_at(listener);
+            changed |= std::mem::replace(&mut listener.evicts_own_at, until) != until;
+            listener.is_open() && listener.reached_cap().is_some()
+        });
+        self.at_own_cap = at_own_cap;
+        if changed {
+            self.unsettle();
+        }
     }
 
     /// Begins an accept round: each round starts with another listener. `None` if none can have a
@@ -370,7 +412,8 @@ impl<L> Listeners<L> {
         }
         let wake = self.visit_at(|| *capacity);
         self.settled = Some((*capacity, wake));
-        self.rests_until = capacity.is_unrestricted().then_some(wake);
+        let rests = capacity.is_unrestricted() && self.at_own_cap.is_empty();
+        self.rests_until = rests.then_some(wake);
     }
 
     /// Removes a closed listener that has no connections left. Released the key of its service.

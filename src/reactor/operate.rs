@@ -62,7 +62,9 @@ impl<O: Os> Core<O> {
             .access_rules
             .counting_on(&listener.options.access_rules);
         let (id, rates_changed) = (listener.id, listener.set_options(options, now));
-        if listener.reached_cap().is_none() {
+        let reached_cap = listener.reached_cap();
+        self.follow_own_limit(id);
+        if reached_cap.is_none() {
             self.episodes.calm(&Cause::ListenerCap(id), now);
         } else if !self.episodes.is_on(&Cause::ListenerCap(id)) {
             self.watch_listener_cap(id);

@@ -14,6 +14,25 @@ use crate::proto::Time;
 /// waits for this server is none.
 const CANDIDATES: usize = 64;
 
+/// Connections whose peers have proved nothing yet: of a server, or of a listener with a limit of its
+/// own.
+#[derive(Debug, Default)]
+pub(super) struct Unproven {
+    pub(super) pending: Pending,
+    pub(super) silent: Silent,
+}
+
+impl Unproven {
+    /// The oldest connection whose peer keeps the server waiting, and since when it does.
+    pub(super) fn candidate<S>(&self, conns: &Connections<S>) -> Option<(Time, ConnId)> {
+        let (pending, silent) = (self.pending.candidate(conns), self.silent.candidate(conns));
+        pending
+            .into_iter()
+            .chain(silent)
+            .min_by_key(|&(since, _)| since)
+    }
+}
+
 /// Pending connections in the order in which they became so: by accept, or by an upgrade to TLS.
 #[derive(Debug, Default)]
 pub(super) struct Pending {

@@ -417,6 +417,140 @@ fn a_listener_that_refuses_evicts_first() {
     assert_eq!(sim.state(clients[0]), ClientState::Finished);
 }
 
+/// A listener with four silent connections, which are all that it may have, beside another one with
+/// older ones; and its next client.
+fn own_limit(listen: Listen) -> (Sim, SocketAddr, Vec<ClientId>, ClientId) {
+    let mut sim = Sim::new(1, Config::new(), ());
+    let other = Listen::tcp("127.0.0.1:0").name("other");
+    let other = sim.listen(other, |_: &mut (), _| Echo).expect("listen");
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    connect(&mut sim, other, 100);
+    let silent = connect(&mut sim, addr, 4);
+    let newcomer = connect(&mut sim, addr, 1)[0];
+    (sim, addr, silent, newcomer)
+}
+
+/// The oldest connection of the listener makes room, and none of another listener.
+#[test]
+fn silent_peers_make_room_at_the_limit_of_their_listener() {
+    for listen in [plain(), behind_a_proxy()] {
+        let (mut sim, addr, silent, newcomer) = own_limit(listen.max_connections(4));
+        let iterations = sim.stats().iterations;
+        sim.advance(Duration::from_millis(999));
+        assert_eq!(sim.stats().accepted, 104);
+        let state = |sim: &mut Sim| sim.control().listener(addr.port()).expect("there").state;
+        assert_eq!(state(&mut sim), ListenerState::Full);
+        sim.advance(Duration::from_millis(1));
+        let stats = sim.stats();
+        assert!(stats.iterations - iterations < 8, "it does not spin");
+        assert_eq!((stats.accepted, stats.open), (105, 104));
+        assert_eq!(stats.closed(CloseReason::Evicted), 1);
+        assert_ne!(sim.state(silent[0]), ClientState::Connected, "the oldest");
+        assert_eq!(sim.state(newcomer), ClientState::Connected);
+        // The next ones are served without a wait, while there are old ones.
+        let more = connect(&mut sim, addr, 3);
+        let gone = silent
+            .iter()
+            .filter(|&&client| sim.state(client) != ClientState::Connected);
+        assert_eq!(gone.count(), 4);
+        assert_eq!(sim.stats().open, 104);
+        let iterations = sim.stats().iterations;
+        sim.advance(Duration::from_secs(5));
+        assert!(sim.stats().iterations - iterations < 8, "it does not spin");
+        for client in more {
+            assert_eq!(sim.state(client), ClientState::Connected);
+        }
+    }
+}
+
+#[test]
+fn at_the_limit_of_a_listener_connections_that_have_sent_a_frame_stay() {
+    let (mut sim, addr, clients, _) = own_limit(plain().max_connections(4));
+    for &client in &clients {
+        sim.send(client, b"\0\x02hi");
+    }
+    sim.advance(Duration::from_secs(30));
+    assert_eq!(sim.stats().closed_total(), 0);
+    let info = sim.control().listener(addr.port()).expect("there");
+    assert_eq!(
+        (info.state, info.connections),
+        (ListenerState::Full, 4),
+        "clients wait"
+    );
+    let subscribers = plain().max_connections(4).evict_silent(false);
+    let (mut sim, ..) = own_limit(subscribers);
+    sim.advance(Duration::from_secs(30));
+    assert_eq!(sim.stats().closed_total(), 0);
+}
+
+#[test]
+fn a_listener_that_refuses_evicts_at_its_own_limit_first() {
+    let refuses = plain().max_connections(4).at_capacity(AtCapacity::refuse());
+    let (mut sim, addr, clients, newcomer) = own_limit(refuses);
+    assert_eq!(sim.state(newcomer), ClientState::Finished, "all were young");
+    sim.advance(Duration::from_secs(1));
+    let late = connect(&mut sim, addr, 1)[0];
+    assert_eq!(sim.state(late), ClientState::Connected);
+    assert_ne!(sim.state(clients[0]), ClientState::Connected);
+}
+
+/// With too many pending ones, a pending one of the same listener makes room for both reasons.
+#[test]
+fn at_both_limits_a_pending_connection_is_evicted() {
+    let mut sim = Sim::new(1, limited(3, Duration::from_secs(1)), ());
+    let listen = behind_a_proxy().max_connections(4);
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let silent = connect(&mut sim, addr, 1)[0];
+    sim.send(silent, HEADER);
+    sim.advance(Duration::from_millis(1));
+    let pending = connect(&mut sim, addr, 3);
+    sim.advance(Duration::from_secs(2));
+    let late = connect(&mut sim, addr, 1)[0];
+    assert!(is_served(&mut sim, late));
+    assert_ne!(sim.state(pending[0]), ClientState::Connected);
+    assert_eq!(sim.state(silent), ClientState::Connected);
+    // Then the silent one is the oldest.
+    connect(&mut sim, addr, 1);
+    assert_ne!(sim.state(silent), ClientState::Connected);
+    assert_eq!(sim.stats().closed(CloseReason::Evicted), 2);
+}
+
+/// A limit that is set later applies to the connections that are there.
+#[test]
+fn a_limit_that_is_set_live_evicts_too() {
+    for listen in [plain(), behind_a_proxy()] {
+        let (mut sim, addr, clients, newcomer) = own_limit(listen);
+        let all = [&clients[..], &[newcomer]].concat();
+        let limit = |sim: &mut Sim, limit: Option<usize>| {
+            let mut control = sim.control();
+            let change = |listen: Listen| listen.max_connections(limit);
+            control
+                .reconfigure_listener(addr.port(), change)
+                .expect("changed");
+        };
+        limit(&mut sim, Some(5));
+        sim.settle();
+        sim.advance(Duration::from_secs(2));
+        connect(&mut sim, addr, 2);
+        let gone = |sim: &Sim| {
+            let gone = all
+                .iter()
+                .map(|&client| sim.state(client) != ClientState::Connected);
+            gone.filter(|&gone| gone).count()
+        };
+        assert_eq!(gone(&sim), 2);
+        // Over the limit one that ends makes no room.
+        limit(&mut sim, Some(3));
+        sim.advance(Duration::from_secs(2));
+        connect(&mut sim, addr, 2);
+        assert_eq!(gone(&sim), 2);
+        limit(&mut sim, None);
+        sim.advance(Duration::from_secs(2));
+        let stats = sim.stats();
+        assert_eq!((gone(&sim), stats.open), (2, 107));
+    }
+}
+
 /// Waits for this server: it is not read, or owed a reply.
 enum Waits {
     Paused,
