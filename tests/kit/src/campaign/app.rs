@@ -50,6 +50,10 @@ pub struct Slow {
     pub random: Random,
     /// A callback has taken time since this was last taken back.
     pub has_worked: bool,
+    /// No later than the server's clock.
+    pub now: Duration,
+    /// When the timers were due that have fired and are not judged yet.
+    pub fired: Option<Duration>,
 }
 
 impl fmt::Debug for Slow {
@@ -59,6 +63,26 @@ impl fmt::Debug for Slow {
 }
 
 impl App {
+    /// The time outside of the server, between two things that happen.
+    pub fn set_now(&mut self, now: Duration) {
+        self.bans.set_now(now);
+        if let Some(slow) = &mut self.slow {
+            slow.now = now;
+        }
+    }
+
+    /// When a timer is due that is set now; known in a world with slow callbacks.
+    pub fn due(&self, after: Duration) -> Option<Duration> {
+        Some(self.slow.as_ref()?.now.saturating_add(after))
+    }
+
+    /// A timer fires that was due then.
+    pub fn note_fired(&mut self, due: Option<Duration>) {
+        if let Some(slow) = &mut self.slow {
+            slow.fired = slow.fired.max(due);
+        }
+    }
+
     /// Blocks the loop, in a world with slow callbacks.
     pub fn work(&mut self) {
         if let Some(slow) = &mut self.slow {
@@ -66,6 +90,7 @@ impl App {
                 let millis = slow.random.between(1, 4_000) as u64;
                 (slow.work)(Duration::from_millis(millis));
                 slow.has_worked = true;
+                slow.now += Duration::from_millis(millis);
             }
         }
     }

@@ -83,6 +83,8 @@ pub struct Subject {
     frames: usize,
     /// What it may still do of what would never end.
     energy: usize,
+    /// When its timer 1 is due, where that is known.
+    due: Option<Duration>,
     _panic_on_drop: Option<PanicOnDrop>,
 }
 
@@ -107,6 +109,7 @@ impl Subject {
             random,
             frames: 0,
             energy: 100,
+            due: None,
             _panic_on_drop: panic_on_drop,
         }
     }
@@ -301,6 +304,7 @@ impl Subject {
             }
             Call::Secured if cx.conn.state() != State::Open => cx.app.blame("secured and not open"),
             Call::Message(_) => cx.app.commands.messages += 1,
+            Call::Timer(1) => cx.app.note_fired(self.due.take()),
             Call::Close(closed) => {
                 cx.app.members.retain(|&(member, _)| member != id);
                 let talk = cx.app.talk(peer);
@@ -324,15 +328,20 @@ impl Subject {
         }
     }
 
+    fn set_timer(&mut self, cx: &mut Context<'_, App>, after: Duration) {
+        self.due = cx.app.due(after);
+        cx.conn.set_timer(1, after);
+    }
+
     fn open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
         match self.door.handler_kind {
             HandlerKind::Flooding => self.flood(cx)?,
-            HandlerKind::Ticking => cx.conn.set_timer(1, Duration::ZERO),
+            HandlerKind::Ticking => self.set_timer(cx, Duration::ZERO),
             HandlerKind::Halving if self.random.chance(300) => cx.conn.finish(),
             HandlerKind::Sleeping if self.random.chance(100) => cx.app.pause(&mut cx.conn, true),
             HandlerKind::Shifting => {
                 let after = Duration::from_millis(self.random.below(200) as u64);
-                cx.conn.set_timer(1, after);
+                self.set_timer(cx, after);
             }
             _ => {}
         }
@@ -349,11 +358,11 @@ impl Subject {
             HandlerKind::Pausing => {
                 cx.app.pause(&mut cx.conn, true);
                 let after = Duration::from_millis(self.random.below(20) as u64);
-                cx.conn.set_timer(1, after);
+                self.set_timer(cx, after);
             }
             HandlerKind::Starttls if self.frames == 1 => {
                 cx.app.pause(&mut cx.conn, true);
-                cx.conn.set_timer(1, Duration::from_millis(3));
+                self.set_timer(cx, Duration::from_millis(3));
             }
             HandlerKind::Sleeping if self.random.chance(300) => cx.app.pause(&mut cx.conn, true),
             HandlerKind::Brief if self.frames >= 3 => cx.conn.close(),
@@ -385,7 +394,7 @@ impl Subject {
             }
             HandlerKind::Ticking if self.energy > 0 => {
                 self.energy -= 1;
-                cx.conn.set_timer(1, Duration::ZERO);
+                self.set_timer(cx, Duration::ZERO);
             }
             // Others may have set it.
             HandlerKind::Sleeping => return,

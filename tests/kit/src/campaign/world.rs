@@ -70,6 +70,8 @@ impl World {
                 // A stream of its own: all else in the world is the same.
                 random: Random::new(plan.seed ^ 0x510E),
                 has_worked: false,
+                now: Duration::ZERO,
+                fired: None,
             });
         }
         sim.keep_coverage();
@@ -130,7 +132,7 @@ impl World {
     fn perform(&mut self, action: &Action) -> Result<(), String> {
         let mut random = Random::new(action.seed);
         let now = self.sim.now();
-        self.sim.app_mut().bans.set_now(now);
+        self.sim.app_mut().set_now(now);
         match action.act {
             Act::Connect { door, odd } => {
                 let door = usize::from(door) % self.doors.len();
@@ -266,7 +268,11 @@ impl World {
     /// A peer that was banned when it came and still is must not have been served.
     fn keep_out_the_banned(&mut self, now: Duration) -> Result<(), String> {
         let app = self.sim.app_mut();
-        app.bans.set_now(now);
+        app.set_now(now);
+        let fired = app.slow.as_mut().and_then(|slow| slow.fired.take());
+        if let Some(due) = fired.filter(|&due| due > now) {
+            return Err(format!("a timer of {due:?} has fired by {now:?}"));
+        }
         for (peer, talk) in &mut app.talks {
             let Some(source) = talk.asked.take() else {
                 continue;
