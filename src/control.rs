@@ -103,8 +103,8 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::ConnectAddress`](crate::Error::ConnectAddress);
     /// [`Error::Option`](crate::Error::Option) for a value that cannot work;
-    /// [`Error::AtCapacity`](crate::Error::AtCapacity), also in `on_close` and `on_connect_failed`
-    /// at the cap, because the ending connection keeps its slot until they return;
+    /// [`Error::AtCapacity`](crate::Error::AtCapacity) (in `on_close` and `on_connect_failed` the
+    /// slot of the ended connection is free, so that a full pool can replace it);
     /// [`Error::Draining`](crate::Error::Draining); [`Error::Connect`](crate::Error::Connect) if
     /// the kernel refuses at once (no descriptor, no route, no listener on a Unix socket). With
     /// [`Connect::retry`] the last is a failed attempt instead. After an error the handler is

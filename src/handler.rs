@@ -133,6 +133,11 @@ pub trait Handler<A = ()> {
     /// An orderly close takes as long as the peer takes: up to the write timeout and the linger
     /// timeout after [`Conn::close`]. If you need to know at once that a client has left, note it
     /// where you close.
+    ///
+    /// The slot of the connection is free already: at the cap, [`Conn::connect`] may begin one
+    /// connection here, before a client of the backlog has the slot. The exception is an evicted
+    /// connection ([`CloseReason::Evicted`](crate::CloseReason::Evicted)), whose slot is the
+    /// newcomer's.
     #[allow(unused_variables)]
     fn on_close(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {}
 

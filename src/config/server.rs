@@ -213,14 +213,18 @@ impl Config {
     /// [`limits`](crate::manual::limits#without-a-memory-limit).
     ///
     /// From three quarters of the limit on, connections that hold more than their share are not
-    /// read. One at a time is excepted, for a second or until its frame is complete. So large
-    /// frames are finished one after the other. Their timeouts run meanwhile: a connection whose
-    /// frame is late because it was not read is closed as
-    /// [`OverMemory`](crate::CloseReason::OverMemory).
+    /// read. One at a time is excepted: for a second at most, until its frame is complete, or until
+    /// there is nothing to read. So large frames are finished one after the other. The timeouts of
+    /// input do not run while a connection is not read.
     ///
-    /// Above the limit the connections that hold the most are closed for the same reason, until the
-    /// others fit. Memory of handlers is not counted, nor the state of each connection itself, such
-    /// as its timers (at most 4 KiB). A quarter of the limit should hold the longest frame.
+    /// When connections wait to be read and seven eighths of the limit are in use, those are closed
+    /// as [`OverMemory`](crate::CloseReason::OverMemory) whose peers have stalled (for 50 ms to 1 s,
+    /// the less the more others wait). The greatest product of size and stall goes first, and
+    /// connections that have sent a whole frame before go last.
+    ///
+    /// Above the limit connections are closed in the same order, stalled or not, until the others
+    /// fit. Memory of handlers is not counted, nor the state of each connection itself, such as its
+    /// timers (at most 4 KiB). A quarter of the limit should hold the longest frame.
     pub fn memory_limit(mut self, bytes: impl Into<Option<usize>>) -> Self {
         self.memory_limit = bytes.into();
         self

@@ -24,6 +24,14 @@ impl Pace {
         now.after(self.timeout)
     }
 
+    /// Returns how long no progress has been made, as of `deadline`.
+    pub(super) fn behind(self, deadline: Time, now: Time) -> Duration {
+        match deadline.is_armed() {
+            true => self.begin(now).since(deadline),
+            false => Duration::ZERO,
+        }
+    }
+
     /// Returns the deadline that follows `deadline` after progress of `bytes`.
     ///
     /// It counts from now if that is later: the loop has not looked before.
@@ -205,6 +213,14 @@ impl Deadlines {
             self.frame = pace.extend(self.frame, count, now);
             self.frame_credit = received;
         }
+    }
+
+    /// Extends the deadlines of input by `span`: the frame's up to the whole timeout.
+    pub(super) fn extend_input(&mut self, span: Duration, pace: Pace, now: Time) {
+        if self.frame.is_armed() {
+            self.frame = self.frame.after(span).min(pace.begin(now)).max(self.frame);
+        }
+        self.paused_for = self.paused_for.saturating_add(span);
     }
 
     /// Returns when the idle timeout expires.

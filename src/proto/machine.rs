@@ -9,6 +9,7 @@ mod lifecycle;
 mod output;
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use super::active::Active;
 use super::allows::{Allows, Situation};
@@ -583,6 +584,41 @@ impl Machine {
     pub(crate) fn is_frame_overdue(&self, due: Time) -> bool {
         let is_due = self.parts().deadlines.frame() <= due;
         self.status.life.is_open() && is_due && !self.status.recv.has_frames_buffered()
+    }
+
+    /// Extends the deadlines of input by `span`, up to their whole timeouts: it is the server that
+    /// has not read.
+    pub(crate) fn extend_input_deadlines(&mut self, span: Duration, now: Time) {
+        let pace = self.limits.frame_pace();
+        if let Some(active) = &mut self.active {
+            active.deadlines.extend_input(span, pace, now);
+        }
+    }
+
+    /// As [`Machine::extend_input_deadlines`], if one of them is over at `due`.
+    pub(crate) fn extend_late_input(&mut self, due: Time, now: Time) {
+        let (frame, idle) = (self.parts().deadlines.frame(), self.idle_deadline());
+        let (first, timeout) = match frame < idle {
+            true => (frame, self.limits.frame_timeout),
+            false => (idle, self.limits.idle_timeout),
+        };
+        if first <= due {
+            self.extend_input_deadlines(now.since(first).saturating_add(timeout), now);
+        }
+    }
+
+    /// For how long the peer has sent too little of the incomplete frame that is buffered, or taken
+    /// too little of the pending output. Zero if neither is there, or the server does not read.
+    pub(crate) fn stalled_for(&self, now: Time) -> Duration {
+        let deadlines = &self.parts().deadlines;
+        let write = self.limits.write_pace().behind(deadlines.write(), now);
+        let read = match deadlines.frame().is_armed() {
+            true => self.limits.frame_pace().behind(deadlines.frame(), now),
+            // Without a timeout, no clock runs.
+            false if self.has_begun() && !self.is_paused() => now.since(self.last_input),
+            false => Duration::ZERO,
+        };
+        write.max(read)
     }
 
     /// True if a timer of the handler's is set: the first deadline may have come nearer.

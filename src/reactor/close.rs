@@ -53,6 +53,7 @@ pub(super) fn finish_close<A, O: Os>(
     }
     log_close(inner, id, &closed);
     inner.core.end_pending(id);
+    inner.core.begin_leaving(id, &closed);
     if was_open {
         inner.call(app, id, |handler, cx| {
             handler.on_close(cx, &closed);
@@ -109,7 +110,7 @@ pub(super) fn hand_over<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Conn
     let addresses = (conn.peer(), conn.source());
     let is_unix = addresses.0.as_tcp().is_none();
     let remains = conn.machine.detach(pool);
-    core.memory.forget(&mut core.conns, id);
+    core.memory.forget(&mut core.conns, id, core.now);
     core.conns.disarm(id);
     core.conns.hide(id);
     let socket = core

@@ -9,7 +9,6 @@ use crate::addr::{Addr, PackedAddr};
 use crate::handler::ConnInfo;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Machine, NextStep, Pool, SendError, State, Time};
-use crate::reason::{CloseReason, Closed};
 
 /// Whether an end of stream, an error or urgent data was announced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -216,11 +215,11 @@ impl<S> Connection<S> {
         if self.machine.is_delivery_due(due) {
             self.ask_delivery(os, *now);
         }
-        if self.is_paused_for_memory() && self.machine.is_frame_overdue(due) {
-            // The remainder of the frame may be in the kernel, unread.
-            self.machine
-                .close(Closed::new(CloseReason::OverMemory), *now, pool);
-        } else if self.machine.deadline() <= due {
+        if self.is_paused_for_memory() {
+            // What is late may be in the kernel, unread.
+            self.machine.extend_late_input(due, *now);
+        }
+        if self.machine.deadline() <= due {
             self.machine.handle_timeout(due, *now, pool);
         }
     }

@@ -42,11 +42,21 @@ pub(super) struct Connections<S> {
     claimed: usize,
     /// The next slot to be freed is claimed.
     keep_next: bool,
+    leaving: Option<Leaving>,
     ready: VecDeque<ConnId>,
     /// Handshakes with input: served in the order in which the input arrived.
     handshakes: VecDeque<ConnId>,
     timers: Timers,
     pub(super) pool: Pool,
+}
+
+/// A connection that has ended, while its last callback runs: it is in its slot, and no longer
+/// counted.
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    id: ConnId,
+    /// Its permit of the shared cap is for a connection that begins meanwhile.
+    has_permit: bool,
 }
 
 impl<S> Connections<S> {
@@ -61,6 +71,7 @@ impl<S> Connections<S> {
             share: None,
             claimed: 0,
             keep_next: false,
+            leaving: None,
             ready: VecDeque::new(),
             handshakes: VecDeque::new(),
             timers: Timers::default(),
@@ -91,7 +102,9 @@ impl<S> Connections<S> {
             return true;
         }
         let slots = self.slots.len();
-        let doubled = slots.saturating_mul(2).min(self.cap()).max(MIN_SLOTS);
+        // One more, while a connection leaves.
+        let most = self.cap().saturating_add(1);
+        let doubled = slots.saturating_mul(2).min(most).max(MIN_SLOTS);
         let few = slots.saturating_add(MIN_SLOTS);
         match self.request(doubled).or_else(|_| self.request(few)) {
             Ok(()) => self.is_refused = false,
@@ -144,7 +157,7 @@ impl<S> Connections<S> {
     pub(super) fn has_room(&self) -> bool {
         self.len() + self.claimed < self.granted
             && match &self.share {
-                Some(share) => share.has_room(),
+                Some(share) => share.has_room() || self.has_leaving_permit(),
                 None => self.len() + self.claimed < self.cap,
             }
     }
@@ -194,7 +207,7 @@ impl<S> Connections<S> {
     pub(super) fn claim(&mut self) -> bool {
         let has_room = self.has_room() && self.has_memory();
         let claimed = match &mut self.share {
-            Some(share) => has_room && share.take(),
+            Some(share) => has_room && (share.take() || self.pass_leaving_permit(true)),
             None => has_room,
         };
         self.claimed += usize::from(claimed);
@@ -212,14 +225,45 @@ impl<S> Connections<S> {
             return;
         }
         self.claimed -= 1;
+        if self.pass_leaving_permit(false) {
+            return;
+        }
         if let Some(share) = &mut self.share {
             share.give_back();
             share.offer();
         }
     }
 
+    /// The last callback of an ended connection is about to run. Its slot is free for a connection
+    /// that begins in the callback, unless a client is to have it.
+    pub(super) fn begin_leaving(&mut self, id: ConnId) {
+        let is_kept = std::mem::take(&mut self.keep_next);
+        self.claimed += usize::from(is_kept);
+        self.leaving = Some(Leaving {
+            id,
+            has_permit: !is_kept,
+        });
+    }
+
+    pub(super) fn is_leaving(&self, id: ConnId) -> bool {
+        self.leaving.is_some_and(|leaving| leaving.id == id)
+    }
+
+    fn has_leaving_permit(&self) -> bool {
+        self.leaving.is_some_and(|leaving| leaving.has_permit)
+    }
+
+    /// Passes `on` the permit of the connection that leaves, or gives it back. False if there is none
+    /// to be passed.
+    fn pass_leaving_permit(&mut self, on: bool) -> bool {
+        let leaving = self.leaving.as_mut();
+        let passes = leaving.filter(|leaving| leaving.has_permit == on);
+        passes.map(|leaving| leaving.has_permit = !on).is_some()
+    }
+
     /// No connection is being admitted: a panic may have left a claim.
     pub(super) fn drop_claims(&mut self) {
+        self.leaving = None;
         while self.claimed > 0 {
             self.unclaim();
         }
@@ -289,7 +333,7 @@ impl<S> Connections<S> {
     // The slots.
 
     pub(super) fn len(&self) -> usize {
-        self.slots.len()
+        self.slots.len() - usize::from(self.leaving.is_some())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -343,9 +387,11 @@ impl<S> Connections<S> {
 
     /// Lets another connection have the slot of one that was removed.
     pub(super) fn free(&mut self) {
+        let leaving = self.leaving.take();
+        let has_permit = leaving.is_none_or(|leaving| leaving.has_permit);
         if std::mem::take(&mut self.keep_next) {
             self.claimed += 1;
-        } else if let Some(share) = &mut self.share {
+        } else if let (Some(share), true) = (&mut self.share, has_permit) {
             share.give_back();
         }
     }
@@ -579,6 +625,62 @@ mod tests {
 
     fn table(cap: usize) -> Connections<NonZeroU64> {
         Connections::new(cap, Arc::default())
+    }
+
+    struct NoWake;
+
+    impl crate::handle::Wake for NoWake {
+        fn wake(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A connection that begins in the last callback of another one has its permit: no other
+    /// server can take it in between, and the cap holds.
+    #[test]
+    fn the_permit_of_an_ended_connection_passes_to_the_next() {
+        let shared_cap = Arc::new(SharedCap::new(1, 2));
+        let [mut ours, mut theirs] = [0, 1].map(|index| {
+            let mut conns = table(1);
+            let wake = Box::new(NoWake);
+            conns.share(CapShare::new(Arc::clone(&shared_cap), index, wake));
+            conns
+        });
+        for _ in 0..3 {
+            let id = ours.next_id();
+            assert!(ours.has_claim() || ours.claim());
+            ours.insert(connection(id));
+            ours.begin_leaving(id);
+            assert_eq!(ours.len(), 0);
+            assert!(ours.is_leaving(id) && ours.has_room());
+            assert!(!theirs.has_room() && !theirs.claim());
+            assert!(ours.claim() && !ours.has_room() && !ours.claim());
+            // The attempt fails at once, and another one begins.
+            ours.unclaim();
+            assert!(!theirs.claim() && ours.claim());
+            ours.remove(id);
+            ours.free();
+            assert!(!ours.has_room() && !theirs.claim());
+            assert_eq!(ours.under_cap(), 1);
+        }
+        ours.unclaim();
+        assert!(theirs.claim());
+    }
+
+    /// The slot of an evicted connection is the newcomer's, also while the last callback runs.
+    #[test]
+    fn the_slot_of_an_evicted_connection_is_taken() {
+        let mut conns = table(1);
+        let id = conns.next_id();
+        conns.insert(connection(id));
+        conns.keep_next();
+        conns.begin_leaving(id);
+        assert!(!conns.has_room() && !conns.claim() && conns.has_claim());
+        conns.remove(id);
+        conns.free();
+        assert!(!conns.has_room() && conns.has_claim());
+        conns.unclaim();
+        assert!(conns.has_room());
     }
 
     #[test]

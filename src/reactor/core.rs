@@ -172,7 +172,7 @@ impl<O: Os> Core<O> {
     /// Expires what has a deadline of its own, connections apart.
     pub(super) fn expire(&mut self, due: Time) {
         self.admission.fds.expire(due);
-        self.memory.expire(&mut self.conns, due);
+        self.memory.expire(&mut self.conns, due, self.now);
         self.expire_episodes(due);
         self.listeners.expire(due);
     }
@@ -425,7 +425,7 @@ impl<O: Os> Core<O> {
     #[inline]
     pub(super) fn account(&mut self, id: ConnId) {
         if let Some(bytes) = self.conns.get(id).map(|conn| conn.machine.memory()) {
-            self.memory.account(&mut self.conns, id, bytes);
+            self.memory.account(&mut self.conns, id, bytes, self.now);
         }
     }
 
@@ -475,13 +475,24 @@ impl<O: Os> Core<O> {
         conn.next_step(&mut self.os, &mut self.now)
     }
 
-    /// Removes a connection: counts and records it, and lets waiting clients have its slot.
-    pub(super) fn remove(&mut self, id: ConnId, closed: &Closed) {
-        self.memory.forget(&mut self.conns, id);
+    /// A connection has ended: it counts as closed while its last callback runs.
+    pub(super) fn begin_leaving(&mut self, id: ConnId, closed: &Closed) {
+        self.end_attempt(id);
+        self.conns.begin_leaving(id);
+        self.stats.count_closed(closed.reason);
+    }
+
+    fn end_attempt(&mut self, id: ConnId) {
         if let Some(attempt) = self.outbound.remove(id) {
             self.episodes.calm_backend(&attempt.addr, self.now);
             self.guard.drop("a TLS configuration's destructor", attempt);
         }
+    }
+
+    /// Removes a connection: counts and records it, and lets waiting clients have its slot.
+    pub(super) fn remove(&mut self, id: ConnId, closed: &Closed) {
+        self.memory.forget(&mut self.conns, id, self.now);
+        self.end_attempt(id);
         if self.deferred.len() > 0 {
             for command in self.deferred.remove(id) {
                 commands::drop_undelivered(self, command);
@@ -507,7 +518,9 @@ impl<O: Os> Core<O> {
             self.guard.drop("a framer's destructor", conn);
         }
         self.work.charge(work::CLOSE);
-        self.stats.count_closed(closed.reason);
+        if !self.conns.is_leaving(id) {
+            self.stats.count_closed(closed.reason);
+        }
         self.drain.count(closed.reason, is_confirmed);
         self.history.ages.record_time(record.age);
         self.history

@@ -1,10 +1,11 @@
 //! The limit on the memory of all buffers: which connections are not read, and which are closed.
 //!
 //! While memory is tight, a connection that holds more than its share is not read. One of them at
-//! a time has a read grant, so that large frames finish one after the other. Above the limit the
-//! largest holders are closed.
+//! a time has a read grant, so that large frames finish one after the other. The grant passes on
+//! once there is nothing to read. Then connections whose peers stall are closed, if memory is not
+//! free for the next one. Above the limit holders are closed in any case.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::time::Duration;
 
@@ -16,21 +17,75 @@ use crate::reason::{CloseReason, Closed};
 
 /// How long one connection may read beyond its share while others are paused.
 const GRANT: Duration = Duration::from_secs(1);
+/// The shortest stall for which a connection is closed, to let others read.
+const MIN_PATIENCE: Duration = Duration::from_millis(50);
+/// A longer stall weighs no more: the size decides.
+const MAX_STALL: Duration = Duration::from_secs(10);
+/// What a connection weighs by its size alone.
+const BASE_STALL: Duration = Duration::from_millis(10);
+/// A pause counts as a stall to this part: it is the server that does not read, but one unread byte
+/// must not protect what a connection holds.
+const UNREAD_PART: u32 = 16;
+/// A connection that has sent a whole frame weighs this part: its peer is likely to finish another.
+const PROVEN_PART: u128 = 16;
+/// Connections closed at once for their stalls.
+const BATCH: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct MemoryBudget {
     usage: MemoryUsage,
     /// Connections that are not read because memory is tight.
-    paused: BTreeSet<ConnId>,
-    /// The connection that is read all the same, and since when.
-    grant: Option<(ConnId, Time)>,
+    paused: Queue,
+    /// The same, but each had the grant before and its socket was dry: they make progress.
+    paused_again: Queue,
+    /// Connections whose grant ended because their sockets were dry.
+    had_grant: BTreeSet<ConnId>,
+    /// The next grant is for [`MemoryBudget::paused_again`].
+    again: bool,
+    /// The connection that is read all the same.
+    grant: Option<Grant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Grant {
+    id: ConnId,
+    since: Time,
+    /// There is nothing to read: when the others are considered again.
+    dry: Option<Time>,
+}
+
+/// Connections that take turns, in the order of their ids.
+#[derive(Debug, Default)]
+struct Queue {
+    ids: BTreeMap<ConnId, Pause>,
+    last: Option<ConnId>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    since: Time,
+    /// For how long the peer had stalled by then.
+    stall: Duration,
+}
+
+impl Queue {
+    fn next(&mut self) -> Option<ConnId> {
+        let behind = self.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut behind = self.ids.range((behind, Bound::Unbounded));
+        let next = behind.next().or_else(|| self.ids.first_key_value());
+        self.last = next.map(|(&id, _)| id);
+        self.last
+    }
 }
 
 impl MemoryBudget {
     pub(super) fn new(limit: usize) -> Self {
         Self {
             usage: MemoryUsage::new(limit),
-            paused: BTreeSet::new(),
+            paused: Queue::default(),
+            paused_again: Queue::default(),
+            had_grant: BTreeSet::new(),
+            again: false,
             grant: None,
         }
     }
@@ -55,19 +110,23 @@ impl MemoryBudget {
     }
 
     pub(super) fn paused(&self) -> usize {
-        self.paused.len()
+        self.paused.ids.len() + self.paused_again.ids.len()
     }
 
     #[cfg(feature = "sim")]
     pub(super) fn is_paused(&self, id: ConnId) -> bool {
-        self.paused.contains(&id)
+        self.paused.ids.contains_key(&id) || self.paused_again.ids.contains_key(&id)
     }
 
-    /// When the read grant passes to the next connection: its time is long enough for a good part
-    /// of a frame.
+    /// When the read grant may pass to the next connection.
+    ///
+    /// A whole grant is long enough for a good part of a frame.
     pub(super) fn grant_until(&self) -> Time {
         match self.grant {
-            Some((_, since)) if !self.paused.is_empty() => since.after(GRANT),
+            Some(grant) if self.paused() > 0 => {
+                let all = grant.since.after(GRANT);
+                grant.dry.map_or(all, |at| at.min(all))
+            }
             _ => Time::NEVER,
         }
     }
@@ -76,43 +135,52 @@ impl MemoryBudget {
     #[inline]
     pub(super) fn max_read(&self, id: ConnId) -> usize {
         self.usage
-            .max_read(self.grant.is_some_and(|(granted, _)| granted == id))
+            .max_read(self.grant.is_some_and(|grant| grant.id == id))
     }
 
-    /// Sets how many bytes a connection's buffers hold.
+    /// Sets how many bytes a connection's buffers hold, at the end of its turn.
     #[inline]
-    pub(super) fn account<S>(&mut self, conns: &mut Connections<S>, id: ConnId, bytes: usize) {
-        let at_rest = self.grant.is_none() && self.paused.is_empty() && !self.usage.is_over();
+    pub(super) fn account<S>(
+        &mut self,
+        conns: &mut Connections<S>,
+        id: ConnId,
+        bytes: usize,
+        now: Time,
+    ) {
+        let at_rest = self.grant.is_none() && self.paused() == 0 && !self.usage.is_over();
         if !at_rest || self.usage.of(id.index()) != bytes {
-            self.rebalance(conns, id, bytes);
+            self.rebalance(conns, id, bytes, now);
         }
     }
 
-    fn rebalance<S>(&mut self, conns: &mut Connections<S>, id: ConnId, bytes: usize) {
-        self.set(conns, id.index(), bytes);
-        self.shed(conns);
+    fn rebalance<S>(&mut self, conns: &mut Connections<S>, id: ConnId, bytes: usize, now: Time) {
+        self.set(conns, id.index(), bytes, now);
+        self.shed(conns, now);
         // It may have written its output, and other connections hold the rest.
         if self.usage.of(id.index()) <= self.usage.share() {
-            self.resume(conns, id);
-            self.end_grant(conns, id);
+            self.had_grant.remove(&id);
+            self.resume(conns, id, now);
+            self.end_grant(conns, id, now);
+        } else if let Some(grant) = self.grant.as_mut().filter(|grant| grant.id == id) {
+            let is_dry = conns.get(id).is_none_or(|conn| !conn.can_read());
+            grant.dry = is_dry.then(|| grant.dry.unwrap_or(now));
+            self.pass_dry_grant(conns, now);
         }
     }
 
     /// The connection ends or leaves: it holds nothing from here on.
     #[inline]
-    pub(super) fn forget<S>(&mut self, conns: &mut Connections<S>, id: ConnId) {
-        if self.usage.of(id.index()) > 0 || self.grant.is_some() || !self.paused.is_empty() {
-            self.release(conns, id);
+    pub(super) fn forget<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) {
+        if self.usage.of(id.index()) > 0 || self.grant.is_some() || self.paused() > 0 {
+            self.release(conns, id, now);
         }
     }
 
-    fn release<S>(&mut self, conns: &mut Connections<S>, id: ConnId) {
-        self.set(conns, id.index(), 0);
-        self.paused.remove(&id);
-        if let Some(conn) = conns.get_mut(id) {
-            conn.paused_for_memory = false;
-        }
-        self.end_grant(conns, id);
+    fn release<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) {
+        self.set(conns, id.index(), 0, now);
+        self.had_grant.remove(&id);
+        self.unpause(conns, id, now);
+        self.end_grant(conns, id, now);
     }
 
     /// Before a read: accounts for what the last read of the same turn left, and pauses the
@@ -123,7 +191,7 @@ impl MemoryBudget {
         };
         if self.usage.is_limited() {
             let bytes = conn.machine.memory();
-            self.set(conns, id.index(), bytes);
+            self.set(conns, id.index(), bytes, now);
         }
         if !self.usage.is_tight() || self.usage.of(id.index()) <= self.usage.share() {
             return;
@@ -131,85 +199,219 @@ impl MemoryBudget {
         let would_read = conns.get(id).is_some_and(|conn| {
             !conn.machine.has_events() && conn.can_read() && conn.machine.state() == State::Open
         });
-        if would_read && self.grant.get_or_insert((id, now)).0 != id {
-            if let Some(conn) = conns.get_mut(id) {
-                conn.paused_for_memory = true;
-                self.paused.insert(id);
+        if !would_read || self.takes_grant(id, now) {
+            return;
+        }
+        if let Some(conn) = conns.get_mut(id) {
+            conn.paused_for_memory = true;
+            let pause = Pause {
+                since: now,
+                stall: conn.machine.stalled_for(now),
+            };
+            let queue = match self.had_grant.contains(&id) {
+                true => &mut self.paused_again,
+                false => &mut self.paused,
+            };
+            queue.ids.insert(id, pause);
+            self.pass_dry_grant(conns, now);
+        }
+    }
+
+    /// True if the connection has the grant, or can have it.
+    fn takes_grant(&mut self, id: ConnId, now: Time) -> bool {
+        match &mut self.grant {
+            Some(grant) => grant.id == id,
+            None => {
+                self.give_grant(id, now);
+                true
             }
         }
     }
 
-    pub(super) fn set_limit<S>(&mut self, conns: &mut Connections<S>, limit: usize) {
+    fn give_grant(&mut self, id: ConnId, now: Time) {
+        self.grant = Some(Grant {
+            id,
+            since: now,
+            dry: None,
+        });
+    }
+
+    pub(super) fn set_limit<S>(&mut self, conns: &mut Connections<S>, limit: usize, now: Time) {
         self.usage.set_limit(limit);
-        self.shed(conns);
+        self.shed(conns, now);
         if !self.usage.is_tight() {
-            self.resume_reads(conns);
+            self.resume_reads(conns, now);
         }
     }
 
-    pub(super) fn expire<S>(&mut self, conns: &mut Connections<S>, due: Time) {
-        if self.grant_until() <= due {
-            self.pass_grant(conns);
+    pub(super) fn expire<S>(&mut self, conns: &mut Connections<S>, due: Time, now: Time) {
+        if self.grant_until() > due {
+            return;
+        }
+        if self
+            .grant
+            .is_some_and(|grant| grant.since.after(GRANT) <= due)
+        {
+            self.pass_grant(conns, now);
+        } else {
+            self.pass_dry_grant(conns, now);
         }
     }
 
-    /// Closes the largest holders until the rest is within the limit.
-    fn shed<S>(&mut self, conns: &mut Connections<S>) {
+    /// Closes holders until the rest is within the limit: the largest, and those whose peers have
+    /// stalled for long.
+    fn shed<S>(&mut self, conns: &mut Connections<S>, now: Time) {
         while self.usage.is_over() {
-            let Some(index) = self.usage.largest() else {
+            self.usage.move_sample();
+            let heaviest = self.heaviest(conns, Duration::ZERO, now);
+            let Some(index) = heaviest.or_else(|| self.usage.largest()) else {
                 break;
             };
-            self.set(conns, index, 0);
-            let Some(id) = conns.by_index(index).map(|conn| conn.id) else {
-                continue;
-            };
-            if let Some((conn, pool)) = conns.parts(id) {
-                conn.machine
-                    .reset(Closed::new(CloseReason::OverMemory), pool);
+            self.close(conns, index, now);
+        }
+    }
+
+    /// Closes connections whose peers have stalled, until the reserve is free for the next grant.
+    fn close_stalled<S>(&mut self, conns: &mut Connections<S>, now: Time) {
+        for _ in 0..BATCH {
+            if self.usage.has_reserve() {
+                return;
             }
-            conns.wake(id);
+            self.usage.move_sample();
+            let Some(index) = self.heaviest(conns, self.patience(), now) else {
+                return;
+            };
+            self.close(conns, index, now);
         }
     }
 
-    fn end_grant<S>(&mut self, conns: &mut Connections<S>, id: ConnId) {
-        if self.grant.is_some_and(|(granted, _)| granted == id) {
-            self.pass_grant(conns);
-        }
+    /// How long a peer may stall while others wait for the memory that it holds: all who wait have
+    /// about a grant's time together.
+    fn patience(&self) -> Duration {
+        let waiting = u32::try_from(self.paused().max(1)).unwrap_or(u32::MAX);
+        (GRANT / waiting).max(MIN_PATIENCE)
     }
 
-    /// The next paused connection may read.
-    fn pass_grant<S>(&mut self, conns: &mut Connections<S>) {
-        let Some((last, _)) = self.grant.take() else {
+    /// Of the large holders that have stalled for `least`: the one with the greatest product of
+    /// size and stall. A pause counts in part, where no other stall is as long.
+    fn heaviest<S>(&self, conns: &Connections<S>, least: Duration, now: Time) -> Option<u32> {
+        let weight = |(index, bytes): (u32, usize)| {
+            let conn = conns.by_index(index)?;
+            let (stall, paused_for) = match self.pause(conn.id) {
+                Some(pause) => (pause.stall, now.since(pause.since)),
+                None => (conn.machine.stalled_for(now), Duration::ZERO),
+            };
+            let whole = stall + paused_for / UNREAD_PART;
+            let stalled = BASE_STALL + whole.min(MAX_STALL);
+            let part = match conn.machine.traffic().frames_in {
+                0 => 1,
+                _ => PROVEN_PART,
+            };
+            let product = bytes as u128 * stalled.as_micros() / part;
+            (whole >= least).then_some((stall >= least, product, index))
+        };
+        let holders = self.usage.large_holders();
+        let heaviest = holders.filter_map(weight).max()?;
+        Some(heaviest.2)
+    }
+
+    fn close<S>(&mut self, conns: &mut Connections<S>, index: u32, now: Time) {
+        self.set(conns, index, 0, now);
+        let Some(id) = conns.by_index(index).map(|conn| conn.id) else {
             return;
         };
-        let mut behind = self.paused.range((Bound::Excluded(last), Bound::Unbounded));
-        if let Some(&next) = behind.next().or_else(|| self.paused.first()) {
-            self.resume(conns, next);
+        if let Some((conn, pool)) = conns.parts(id) {
+            conn.machine
+                .reset(Closed::new(CloseReason::OverMemory), pool);
+        }
+        conns.wake(id);
+    }
+
+    fn end_grant<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) {
+        if self.grant.is_some_and(|grant| grant.id == id) {
+            self.pass_grant(conns, now);
         }
     }
 
-    fn resume<S>(&mut self, conns: &mut Connections<S>, id: ConnId) {
-        if self.paused.remove(&id) {
-            if let Some(conn) = conns.get_mut(id) {
-                conn.paused_for_memory = false;
-            }
+    /// Passes on the grant if there is nothing to read and another connection is paused.
+    ///
+    /// Unless the reserve is free for the next one, the grant stays: else the beginnings of all
+    /// frames would fill the memory, and none could be finished.
+    fn pass_dry_grant<S>(&mut self, conns: &mut Connections<S>, now: Time) {
+        let is_dry = self.grant.is_some_and(|grant| grant.dry.is_some());
+        if !is_dry || self.paused() == 0 {
+            return;
+        }
+        self.close_stalled(conns, now);
+        let (has_reserve, patience) = (self.usage.has_reserve(), self.patience());
+        let Some(grant) = &mut self.grant else {
+            return;
+        };
+        if has_reserve {
+            self.had_grant.insert(grant.id);
+            self.pass_grant(conns, now);
+        } else {
+            grant.dry = Some(now.after(patience));
+        }
+    }
+
+    /// The next paused connection may read. Those that have made progress before have every other
+    /// grant.
+    fn pass_grant<S>(&mut self, conns: &mut Connections<S>, now: Time) {
+        if self.grant.take().is_none() {
+            return;
+        }
+        self.again = !self.again;
+        let next = match self.again {
+            true => self.paused_again.next().or_else(|| self.paused.next()),
+            false => self.paused.next().or_else(|| self.paused_again.next()),
+        };
+        if let Some(next) = next {
+            self.resume(conns, next, now);
+            self.give_grant(next, now);
+        }
+    }
+
+    fn pause(&self, id: ConnId) -> Option<Pause> {
+        let (paused, again) = (&self.paused.ids, &self.paused_again.ids);
+        paused.get(&id).or_else(|| again.get(&id)).copied()
+    }
+
+    /// True if the connection was paused. The time does not count for its peer's timeouts.
+    fn unpause<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) -> bool {
+        let (paused, again) = (&mut self.paused.ids, &mut self.paused_again.ids);
+        let pause = paused.remove(&id).or_else(|| again.remove(&id));
+        if let (Some(pause), Some(conn)) = (pause, conns.get_mut(id)) {
+            conn.paused_for_memory = false;
+            conn.machine
+                .extend_input_deadlines(now.since(pause.since), now);
+        }
+        pause.is_some()
+    }
+
+    fn resume<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) {
+        if self.unpause(conns, id, now) {
             conns.wake(id);
         }
     }
 
     /// Sets the account of a slot. Where memory is no longer tight, reading resumes.
-    fn set<S>(&mut self, conns: &mut Connections<S>, index: u32, bytes: usize) {
+    fn set<S>(&mut self, conns: &mut Connections<S>, index: u32, bytes: usize, now: Time) {
         let was_tight = self.usage.is_tight();
         self.usage.set(index, bytes);
         if was_tight && !self.usage.is_tight() {
-            self.resume_reads(conns);
+            self.resume_reads(conns, now);
         }
     }
 
-    fn resume_reads<S>(&mut self, conns: &mut Connections<S>) {
+    fn resume_reads<S>(&mut self, conns: &mut Connections<S>, now: Time) {
         self.grant = None;
-        while let Some(&id) = self.paused.first() {
-            self.resume(conns, id);
+        self.had_grant.clear();
+        while let Some((&id, _)) = self.paused.ids.first_key_value() {
+            self.resume(conns, id, now);
+        }
+        while let Some((&id, _)) = self.paused_again.ids.first_key_value() {
+            self.resume(conns, id, now);
         }
     }
 }

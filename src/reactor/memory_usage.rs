@@ -6,6 +6,10 @@ const MIN_HOLDER: usize = 1024;
 const SMALL_FRAME: usize = 8 * 1024;
 const CLASSES: usize = usize::BITS as usize;
 const NONE: u32 = u32::MAX;
+/// The largest holders are those within this power of two of the largest.
+const LARGE_CLASSES: usize = 8;
+/// How many holders of each class are compared.
+const SAMPLE: usize = 64;
 /// Slots whose accounts are allocated together.
 const CHUNK: usize = 1024;
 
@@ -22,6 +26,8 @@ pub(super) struct MemoryUsage {
     classes: Vec<Vec<u32>>,
     /// Number of slots with at least [`MIN_HOLDER`] bytes.
     holders: usize,
+    /// Where the next sample of a class begins.
+    sample_at: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +50,7 @@ impl MemoryUsage {
             held: Vec::new(),
             classes: vec![Vec::new(); CLASSES],
             holders: 0,
+            sample_at: 0,
         }
     }
 
@@ -95,6 +102,11 @@ impl MemoryUsage {
             self.reserve_mark()
         };
         (most.saturating_sub(self.total) / 4).max(SMALL_FRAME)
+    }
+
+    /// Whether all memory that is kept for the granted connection is free.
+    pub(super) fn has_reserve(&self) -> bool {
+        self.total <= self.reserve_mark()
     }
 
     fn reserve_mark(&self) -> usize {
@@ -151,6 +163,26 @@ impl MemoryUsage {
             .iter()
             .rev()
             .find_map(|class| class.first().copied())
+    }
+
+    /// The next sample of large holders is another one.
+    pub(super) fn move_sample(&mut self) {
+        self.sample_at = self.sample_at.wrapping_add(SAMPLE);
+    }
+
+    /// Large holders with their bytes: a sample of each class.
+    pub(super) fn large_holders(&self) -> impl Iterator<Item = (u32, usize)> + '_ {
+        let usage = self;
+        let has_members = |class: &Vec<u32>| !class.is_empty();
+        let largest = usage.classes.iter().rposition(has_members).unwrap_or(0);
+        let first = (largest + 1).saturating_sub(LARGE_CLASSES);
+        let classes = usage.classes.get(first..=largest).unwrap_or_default();
+        let sample = classes.iter().flat_map(move |class| {
+            let (begin, count) = (usage.sample_at, class.len().min(SAMPLE));
+            (0..count).filter_map(move |at| class.get(begin.wrapping_add(at) % class.len()))
+        });
+        let sized = sample.map(|&slot| (slot, usage.of(slot)));
+        sized.filter(|&(_, bytes)| bytes >= MIN_HOLDER)
     }
 
     fn update_tight(&mut self) {

@@ -38,7 +38,7 @@ impl<O: Os> Core<O> {
             self.conns.set_cap(config.max_connections);
         }
         let memory_limit = config.memory_limit.unwrap_or(usize::MAX);
-        self.memory.set_limit(&mut self.conns, memory_limit);
+        self.memory.set_limit(&mut self.conns, memory_limit, now);
         self.history.set_limit(config.recent_closes);
         self.admission.follow(&config, now);
         self.config = config;

@@ -610,6 +610,84 @@ fn every_callback_can_connect() {
     }
 }
 
+/// A connection of a pool, which is replaced when it has ended.
+struct Member;
+
+#[derive(Default)]
+struct Pool {
+    to: Option<SocketAddr>,
+    outcomes: Vec<Result<(), String>>,
+}
+
+impl Member {
+    fn replace(cx: &mut Context<'_, Pool>) {
+        let Some(to) = cx.app.to else {
+            return;
+        };
+        let outcome = cx.conn.connect(to, Connect::new(), Member);
+        let outcome = outcome.map_err(|error| error.to_string());
+        cx.app.outcomes.push(outcome.map(|_| ()));
+    }
+}
+
+impl Handler<Pool> for Member {
+    fn on_frame(&mut self, cx: &mut Context<'_, Pool>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, Pool>, _: &Closed) {
+        Self::replace(cx);
+    }
+
+    fn on_connect_failed(&mut self, cx: &mut Context<'_, Pool>, _: &Closed) {
+        Self::replace(cx);
+    }
+}
+
+/// The slot of a connection that has ended is free in its last callback, for a connection that
+/// begins there: before a client of the backlog, and never for two.
+#[test]
+fn a_full_pool_connects_anew_from_its_last_callbacks() {
+    const CAP: usize = 5;
+    let (listener, to) = std_listener();
+    let server = spawn(move || {
+        let config = Config::new().max_connections(CAP);
+        let mut server = Server::new(config).expect("server");
+        let clients = server.listen(local(), |_: &mut Pool, _| Member);
+        clients.expect("listen");
+        let to = Some(to);
+        let pool = Pool {
+            to,
+            ..Pool::default()
+        };
+        (server, pool)
+    });
+    let begin = move |control: &mut portcullis::Control<'_, Pool>, to| {
+        control.connect(to, Connect::new(), Member).expect("begun")
+    };
+    server.ask(move |_, control| {
+        for _ in 1..CAP {
+            begin(control, to);
+        }
+        begin(control, closed_addr());
+    });
+    let peers: Vec<_> = (0..CAP).map(|_| accepted(&listener)).collect();
+    let mut waits = connect(server.addr());
+    send2(&mut waits, b"hello");
+    drop(peers);
+    let peers: Vec<_> = (0..CAP).map(|_| accepted(&listener)).collect();
+    let outcomes = server.ask(|pool, _| {
+        pool.to = None;
+        pool.outcomes.clone()
+    });
+    assert_eq!(outcomes, vec![Ok(()); CAP + 1]);
+    let stats = server.handle.stats();
+    assert_eq!((stats.peak, stats.accepted), (CAP, 0));
+    drop(peers);
+    assert_eq!(recv2(&mut waits), b"hello", "a slot is free now");
+}
+
 /// Its handler is the user's code.
 #[test]
 fn a_panic_in_on_connect_failed_harms_no_connection() {

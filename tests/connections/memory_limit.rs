@@ -238,8 +238,8 @@ fn a_large_frame_waits_while_memory_is_tight() {
     }
     sim.settle();
     assert!(buffered(&mut sim) > LIMIT / 4 * 3, "tight");
-    // One of them is read from all the same; for a second it is this one.
-    sim.send(hogs[0], &[b'x'; 32_000]);
+    // One of them is read all the same: this one, and it uses up the reserve.
+    sim.send(hogs[0], &[b'x'; 150_000]);
     sim.settle();
     sim.send(large, &frame[150_000..]);
     sim.settle();
@@ -249,6 +249,29 @@ fn a_large_frame_waits_while_memory_is_tight() {
     assert!(sim.received(large).is_empty(), "not yet");
     sim.advance(Duration::from_millis(10));
     assert!(sim.received(large) == frame);
+    assert_eq!(sim.state(hogs[0]), ClientState::Reset, "it has stalled");
+    assert_eq!(sim.stats().closed_total(), 1);
+}
+
+/// A connection that has read all that its peer has sent passes on the read grant at once.
+#[test]
+fn a_read_grant_ends_when_its_socket_is_dry() {
+    let (mut sim, addr) = world();
+    let (large, frame) = half_a_large_frame(&mut sim, addr);
+    let hogs: Vec<_> = (0..20)
+        .map(|_| sim.connect(addr).expect("it listens"))
+        .collect();
+    for hog in &hogs {
+        begin(&mut sim, *hog, 32_000);
+    }
+    sim.settle();
+    let before = sim.now();
+    sim.send(hogs[0], &[b'x'; 32_000]);
+    sim.send(large, &frame[150_000..]);
+    sim.settle();
+    assert!(sim.received(large) == frame);
+    assert_eq!(sim.now(), before);
+    assert_eq!(sim.stats().closed_total(), 0);
 }
 
 /// Output counts too. Output to peers that do not read is the handler's doing. Reading less does
@@ -320,6 +343,58 @@ fn one_byte_does_not_keep_a_large_buffer() {
     }
     sim.settle();
     assert_eq!(sim.stats().open, 0);
+}
+
+/// Number of frames of 256 KiB that are echoed within two seconds to a client that sends them in four
+/// parts, beside so many peers that begin large frames, stall, and come again when they are closed.
+fn echoed_beside(stalling: usize) -> usize {
+    const FRAME: usize = 256 * 1024;
+    const STEP: Duration = Duration::from_millis(10);
+    let config = Config::new().max_connections(2000).memory_limit(8 * LIMIT);
+    let mut sim = Sim::new(1, config, ());
+    let listen = Listen::tcp("127.0.0.1:0")
+        .framing(Framing::Packet4)
+        .socket(|socket| socket.backlog = 2000);
+    let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+    let stall = |sim: &mut Sim| {
+        let peer = sim.connect(addr).expect("it listens");
+        begin(sim, peer, 25_000);
+        peer
+    };
+    let mut peers: Vec<_> = (0..stalling).map(|_| stall(&mut sim)).collect();
+
+    sim.advance(STEP);
+    let honest = sim.connect(addr).expect("it listens");
+    let frame = [&(FRAME as u32).to_be_bytes()[..], &vec![b'h'; FRAME]].concat();
+    let mut parts = frame.chunks(FRAME.div_ceil(4) + 1).cycle();
+    let (mut sent, mut received, mut echoed) = (0, 0, 0);
+    for step in 0..200 {
+        if sent < frame.len() {
+            let part = parts.next().expect("it has parts");
+            sent += part.len();
+            sim.send(honest, part);
+        }
+        for peer in peers.iter_mut().filter(|_| step % 10 == 0) {
+            if sim.state(*peer) != ClientState::Connected {
+                *peer = stall(&mut sim);
+            }
+        }
+        sim.advance(STEP);
+        received += sim.received(honest).len();
+        if received == frame.len() {
+            (sent, received, echoed) = (0, 0, echoed + 1);
+        }
+    }
+    assert_eq!(sim.state(honest), ClientState::Connected);
+    echoed
+}
+
+/// Memory goes to connections that make progress.
+#[test]
+fn stalling_peers_leave_honest_large_frames_a_quarter_of_their_rate() {
+    let (quiet, beside) = (echoed_beside(0), echoed_beside(400));
+    assert!(quiet >= 50, "{quiet}");
+    assert!(beside >= quiet / 4, "{beside} of {quiet}");
 }
 
 /// Forty honest peers, each with a frame of a good part of the limit: they are served one after the other.
@@ -443,10 +518,14 @@ fn a_lower_limit_ends_several() {
 fn a_higher_limit_makes_room_at_once() {
     let (mut sim, addr) = world();
     let (large, frame) = half_a_large_frame(&mut sim, addr);
+    let mut granted = large;
     for _ in 0..20 {
         let hog = sim.connect(addr).expect("it listens");
         begin(&mut sim, hog, 32_000);
+        granted = hog;
     }
+    sim.settle();
+    sim.send(granted, &[b'x'; 150_000]);
     sim.settle();
     sim.send(large, &frame[150_000..]);
     sim.settle();
@@ -511,7 +590,7 @@ fn a_connection_within_its_share_is_read_again() {
         .control()
         .conn(id)
         .expect("it is there")
-        .send(vec![b'x'; 100_000]);
+        .send(vec![b'x'; 60_000]);
     sent.expect("there is room");
     let mut granted = slow;
     for _ in 0..20 {
@@ -520,8 +599,8 @@ fn a_connection_within_its_share_is_read_again() {
         granted = hog;
     }
     sim.settle();
-    // Another one is read from beyond its share, and will be for a second.
-    sim.send(granted, &[b'x'; 42_000]);
+    // Another one is read beyond its share, and uses up the reserve.
+    sim.send(granted, &[b'x'; 100_000]);
     sim.settle();
     sim.send(slow, b"\0\0\0\x02hi");
     sim.settle();
@@ -591,7 +670,7 @@ fn a_finished_end_waits_too() {
         );
     }
     sim.settle();
-    sim.send(hogs[0], &[b'x'; 32_000]);
+    sim.send(hogs[0], &[b'x'; 150_000]);
     sim.settle();
     sim.send(large, &frame[150_000..]);
     sim.settle();
