@@ -23,6 +23,9 @@ pub(super) struct Listeners<L> {
     settled: Option<(Capacity, Time)>,
     /// The time in `settled` if nothing of the server's held back a client.
     rests_until: Option<Time>,
+    /// When they settled, every listener was in the poll and had no cap of its own: the end of a
+    /// connection changes none.
+    all_accept: bool,
     /// A connection or a descriptor was freed: the next visit tries all that are out of the poll.
     retries: bool,
     /// Those that have had all of their own connections since the last [`Listeners::update_own`].
@@ -37,6 +40,7 @@ impl<L> Default for Listeners<L> {
             first: 0,
             settled: None,
             rests_until: None,
+            all_accept: false,
             retries: false,
             at_own_cap: BTreeSet::new(),
         }
@@ -75,9 +79,13 @@ impl<L> Listeners<L> {
         self.all.get(self.position(id)?)
     }
 
+    /// For what concerns one of its connections.
     pub(super) fn by_id_mut(&mut self, id: ListenerId) -> Option<&mut Listener<L>> {
         let at = self.position(id)?;
-        self.get_mut(at)
+        if !self.is_indifferent_to_ends() {
+            self.unsettle();
+        }
+        self.all.get_mut(at)
     }
 
     fn position(&self, id: ListenerId) -> Option<usize> {
@@ -148,6 +156,12 @@ impl<L> Listeners<L> {
             return Err(Error::AddressInUse { addr: addr.clone() });
         }
         self.check_name(&addr.to_string())
+    }
+
+    /// No listener needs a visit because a connection has ended.
+    #[inline]
+    fn is_indifferent_to_ends(&self) -> bool {
+        self.settled.is_some() && self.all_accept
     }
 
     /// A listener has changed.
@@ -235,7 +249,11 @@ impl<L> Listeners<L> {
 
     /// A connection or a descriptor was freed: tries every listener that is out of the poll,
     /// without waiting for an event.
+    #[inline]
     pub(super) fn retry_unregistered(&mut self) {
+        if self.is_indifferent_to_ends() {
+            return;
+        }
         self.unsettle();
         self.retries = true;
     }
@@ -414,6 +432,10 @@ impl<L> Listeners<L> {
         self.settled = Some((*capacity, wake));
         let rests = capacity.is_unrestricted() && self.at_own_cap.is_empty();
         self.rests_until = rests.then_some(wake);
+        let accepts = |listener: &Listener<L>| {
+            listener.registered && listener.options.max_connections.is_none()
+        };
+        self.all_accept = self.all.iter().all(accepts);
     }
 
     /// Removes a closed listener that has no connections left. Released the key of its service.
