@@ -477,9 +477,10 @@ fn no_connection_is_idle_before_it_is_connected() {
     );
 }
 
-/// The one that ends has its place until its last callback returns: at the cap there is none for another.
+/// The slot of the connection that ends is free in its last callback: at the cap too another one may
+/// begin there.
 #[test]
-fn at_the_cap_there_is_no_place_for_another_in_the_last_callback() {
+fn at_the_cap_another_may_begin_in_the_last_callback() {
     struct Again;
     impl Handler<Vec<String>> for Again {
         fn on_frame(&mut self, _: &mut Context<'_, Vec<String>>, _: &[u8]) -> Outcome {
@@ -487,6 +488,9 @@ fn at_the_cap_there_is_no_place_for_another_in_the_last_callback() {
         }
 
         fn on_connect_failed(&mut self, cx: &mut Context<'_, Vec<String>>, _: &Closed) {
+            if cx.app.len() == 3 {
+                return;
+            }
             let outcome = cx.conn.connect("203.0.113.7:25", Connect::new(), Again);
             cx.app
                 .push(outcome.map_or_else(|error| error.to_string(), |id| id.to_string()));
@@ -499,11 +503,8 @@ fn at_the_cap_there_is_no_place_for_another_in_the_last_callback() {
         .connect("203.0.113.7:25", Connect::new(), Again);
     begun.expect("a place");
     sim.settle();
-    assert_eq!(sim.app().len(), 1);
-    assert!(
-        sim.app()[0].contains("max_connections is 1"),
-        "{:?}",
-        sim.app()
-    );
-    assert_eq!(sim.stats().open, 0);
+    let refused = |outcome: &String| outcome.contains("max_connections");
+    assert!(!sim.app().iter().any(refused), "{:?}", sim.app());
+    let stats = sim.stats();
+    assert_eq!((stats.outgoing, stats.open, stats.peak), (4, 0, 1));
 }
