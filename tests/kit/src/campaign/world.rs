@@ -698,6 +698,8 @@ impl World {
 
     /// After any faults, a new client is served.
     fn serve_newcomers(&mut self, random: &mut Random) -> Result<(), String> {
+        // A slow service uses up the time for the handshake.
+        self.sim.app_mut().slow = None;
         if random.chance(500) {
             let now = self.sim.now();
             self.sim.app_mut().bans.set_now(now);
