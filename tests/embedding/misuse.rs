@@ -155,7 +155,11 @@ fn a_stale_id_from_inside_a_callback_is_none() {
         .expect("listen");
     let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     let mut app = App::default();
-    drop(connect(addr));
+    let first = connect(addr);
+    turns_until(&mut server, &mut app, |server, _| {
+        server.control().stats().opened == 1
+    });
+    drop(first);
     turns_until(&mut server, &mut app, |_, app| app.gone.is_some());
     let _second = connect(addr);
     turns_until(&mut server, &mut app, |_, app| app.found.is_some());

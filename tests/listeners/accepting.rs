@@ -171,10 +171,19 @@ fn a_flood_of_connect_and_reset_is_counted_and_forgotten() {
     let (status, output, log) = server.finish();
     assert!(status.success(), "{status} {log}");
     assert!(output.contains("\n805 accepted "), "{output}");
-    assert!(
-        output.contains("closed: 5 peer finished, 800 reset by peer\n"),
-        "{output}"
-    );
+    // Each frame is answered, and those that are gone without one may not be served at all.
+    assert!(output.contains(" 409 frames in"), "{output}");
+    assert!(output.contains("closed: 5 peer finished, "), "{output}");
+    let count = |reason: &str| {
+        let before = output
+            .split(reason)
+            .next()
+            .filter(|before| *before != output);
+        let number = before.and_then(|before| before.rsplit(' ').next());
+        number.map_or(0, |number| number.parse::<usize>().expect("a number"))
+    };
+    let (reset, gone) = (count(" reset by peer"), count(" gone before"));
+    assert!(reset >= 400 && reset + gone == 800, "{output}");
     assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
 }
 
