@@ -583,7 +583,8 @@ impl Machine {
     /// Buffered bytes that the next turn decodes may be the rest of it.
     pub(crate) fn is_frame_overdue(&self, due: Time) -> bool {
         let is_due = self.parts().deadlines.frame() <= due;
-        self.status.life.is_open() && is_due && !self.status.recv.has_frames_buffered()
+        let decodes = self.status.recv.has_frames_buffered() && !self.is_paused();
+        self.status.life.is_open() && is_due && !decodes
     }
 
     /// Extends the deadlines of input by `span`, up to their whole timeouts: it is the server that
