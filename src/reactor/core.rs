@@ -15,7 +15,6 @@ use super::detached_conns::DetachedConns;
 use super::drain::Drain;
 use super::episodes::{Cause, Episodes};
 use super::history::{CloseRecord, History};
-use super::listener::Listener;
 use super::listeners::Listeners;
 use super::memory_budget::MemoryBudget;
 use super::os::Os;
@@ -27,8 +26,7 @@ use super::work::{self, Work};
 use crate::catch::{catch, Panic};
 use crate::config::Config;
 use crate::handle::Published;
-use crate::id::{ConnId, ListenerId};
-use crate::logs;
+use crate::id::ConnId;
 use crate::proto::{State, Time};
 use crate::reason::{Close, CloseReason, Closed};
 use crate::stats::Stats;
@@ -60,7 +58,7 @@ pub(crate) struct Core<O: Os> {
     pub(super) guard: PanicGuard,
     pub(super) episodes: Episodes,
     /// No slot was free at the end of the last iteration.
-    was_full: bool,
+    pub(super) was_full: bool,
     /// The connection whose turn is running: it is flushed when the turn ends.
     pub(super) running: Option<ConnId>,
     /// What this iteration has done and may still do.
@@ -238,27 +236,6 @@ impl<O: Os> Core<O> {
         true
     }
 
-    /// Moves a drain on: closes listeners, then notifies connections.
-    pub(super) fn drain_step(&mut self, due: Option<Time>) {
-        let Self {
-            drain,
-            os,
-            listeners,
-            admission,
-            conns,
-            config,
-            stats,
-            now,
-            ..
-        } = self;
-        let is_full = |listener: &Listener<O::Listener>| {
-            listener.lets_wait() && admission.refusal(conns, listener, config, *now).is_some()
-        };
-        let waits = (admission.fds.is_on(), is_full);
-        drain.close_listeners(os, conns, listeners, stats.accepted, (due, *now), waits);
-        drain.notify(conns, *now);
-    }
-
     /// Closes every socket, once the server ends: before other servers have the slots.
     pub(super) fn close_all(&mut self) {
         for conn in self.conns.iter_mut() {
@@ -338,37 +315,6 @@ impl<O: Os> Core<O> {
         let listener = listener.and_then(|id| self.listeners.by_id_mut(id));
         if let Some(unproven) = listener.and_then(|listener| listener.unproven.as_mut()) {
             f(unproven, &self.conns);
-        }
-    }
-
-    /// A listener's own limit may have been set or removed: it has candidates while there is one.
-    pub(super) fn follow_own_limit(&mut self, id: ListenerId) {
-        let Self {
-            conns, listeners, ..
-        } = self;
-        let Some(listener) = listeners.by_id_mut(id) else {
-            return;
-        };
-        if listener.options.max_connections.is_none() {
-            listener.unproven = None;
-        } else if listener.unproven.is_none() {
-            let mut unproven = Box::<Unproven>::default();
-            let theirs = conns.iter().filter(|conn| conn.listener == Some(id));
-            let mut theirs: Vec<_> = theirs
-                .map(|conn| (conn.accepted_at, conn.id, conn.pending))
-                .collect();
-            theirs.sort_unstable();
-            for (since, id, pending) in theirs {
-                if pending {
-                    unproven.pending.push(id, since, conns);
-                } else if listener.options.evict_silent {
-                    unproven.silent.push(id, conns);
-                }
-            }
-            listener.unproven = Some(unproven);
-        }
-        if listener.reached_cap().is_some() {
-            listeners.reach_own_cap(id);
         }
     }
 
@@ -557,44 +503,6 @@ impl<O: Os> Core<O> {
 
     // Listeners.
 
-    /// Notes whether the cap is reached, at the end of an iteration.
-    pub(super) fn watch_cap(&mut self) {
-        let is_full = !self.conns.has_room();
-        if is_full && !self.was_full {
-            let begins = self.conns.claim_cap_report() && self.episodes.note(Cause::Cap);
-            if begins {
-                logs::warning!(
-                    target: logs::SERVER,
-                    "all {} slots are taken (max_connections); new clients wait or are refused",
-                    self.conns.cap()
-                );
-            }
-        } else if !is_full && self.was_full {
-            self.episodes.calm(&Cause::Cap, self.now);
-        }
-        self.was_full = is_full;
-    }
-
-    /// Notes that a listener has as many connections as it may.
-    pub(super) fn watch_listener_cap(&mut self, id: ListenerId) {
-        self.listeners.reach_own_cap(id);
-        let Some(listener) = self.listeners.by_id(id) else {
-            return;
-        };
-        let Some(max) = listener.reached_cap() else {
-            return;
-        };
-        if self.episodes.note(Cause::ListenerCap(id)) {
-            logs::warning!(
-                target: logs::LISTENER,
-                "listener {} on {} has all of its {max} connections (Listen::max_connections); \
-                 new clients wait or are refused",
-                listener.name,
-                listener.addr
-            );
-        }
-    }
-
     fn expire_episodes(&mut self, due: Time) {
         if self.episodes.next_over() > due {
             return;
@@ -677,28 +585,6 @@ impl<O: Os> Core<O> {
     /// Outgoing connections that wait for their next attempt.
     pub(super) fn without_socket(&self) -> usize {
         self.outbound.without_socket()
-    }
-
-    /// Number of sockets of listeners and connections.
-    pub(super) fn open_descriptors(&self) -> usize {
-        self.conns.len() - self.without_socket() + self.listeners.open()
-    }
-
-    /// Number of outgoing connections, established or not.
-    pub(super) fn outgoing(&self) -> usize {
-        let accepted: usize = self
-            .listeners
-            .iter()
-            .map(|listener| listener.connections)
-            .sum();
-        self.conns.len().saturating_sub(accepted)
-    }
-
-    /// Begins a drain, or shortens one. `grace` counts from now.
-    pub(super) fn begin_drain(&mut self, grace: Duration) -> bool {
-        let (now, accepted) = (self.refresh(), self.stats.accepted);
-        self.drain
-            .begin(&self.conns, &mut self.listeners, accepted, now, grace)
     }
 
     pub(super) fn stream(&self, id: ConnId) -> std::io::Result<&O::Stream> {

@@ -1,11 +1,17 @@
 //! What an operator changes and reads of a running server: options, counters, gauges.
 
+use std::time::Duration;
+
 use super::core::Core;
 use super::episodes::Cause;
+use super::listener::Listener;
 use super::os::Os;
+use super::pending::Unproven;
 use crate::config::{Config, Listen};
 use crate::error::{Error, Result};
-use crate::id::ListenerRef;
+use crate::id::{ListenerId, ListenerRef};
+use crate::logs;
+use crate::proto::Time;
 use crate::reason::CloseReason;
 use crate::stats::Stats;
 
@@ -145,5 +151,119 @@ impl<O: Os> Core<O> {
             stats.memory = 0;
             stats.paused_for_memory = 0;
         });
+    }
+
+    // Limits, and the drain.
+
+    /// Notes whether the cap is reached, at the end of an iteration.
+    pub(super) fn watch_cap(&mut self) {
+        let is_full = !self.conns.has_room();
+        if is_full && !self.was_full {
+            let begins = self.conns.claim_cap_report() && self.episodes.note(Cause::Cap);
+            if begins {
+                logs::warning!(
+                    target: logs::SERVER,
+                    "all {} slots are taken (max_connections); new clients wait or are refused",
+                    self.conns.cap()
+                );
+            }
+        } else if !is_full && self.was_full {
+            self.episodes.calm(&Cause::Cap, self.now);
+        }
+        self.was_full = is_full;
+    }
+
+    /// Notes that a listener has as many connections as it may.
+    pub(super) fn watch_listener_cap(&mut self, id: ListenerId) {
+        self.listeners.reach_own_cap(id);
+        let Some(listener) = self.listeners.by_id(id) else {
+            return;
+        };
+        let Some(max) = listener.reached_cap() else {
+            return;
+        };
+        if self.episodes.note(Cause::ListenerCap(id)) {
+            logs::warning!(
+                target: logs::LISTENER,
+                "listener {} on {} has all of its {max} connections (Listen::max_connections); \
+                 new clients wait or are refused",
+                listener.name,
+                listener.addr
+            );
+        }
+    }
+
+    /// A listener's own limit may have been set or removed: it has candidates while there is one.
+    pub(super) fn follow_own_limit(&mut self, id: ListenerId) {
+        let Self {
+            conns, listeners, ..
+        } = self;
+        let Some(listener) = listeners.by_id_mut(id) else {
+            return;
+        };
+        if listener.options.max_connections.is_none() {
+            listener.unproven = None;
+        } else if listener.unproven.is_none() {
+            let mut unproven = Box::<Unproven>::default();
+            let theirs = conns.iter().filter(|conn| conn.listener == Some(id));
+            let mut theirs: Vec<_> = theirs
+                .map(|conn| (conn.accepted_at, conn.id, conn.pending))
+                .collect();
+            theirs.sort_unstable();
+            for (since, id, pending) in theirs {
+                if pending {
+                    unproven.pending.push(id, since, conns);
+                } else if listener.options.evict_silent {
+                    unproven.silent.push(id, conns);
+                }
+            }
+            listener.unproven = Some(unproven);
+        }
+        if listener.reached_cap().is_some() {
+            listeners.reach_own_cap(id);
+        }
+    }
+
+    /// Moves a drain on: closes listeners, then notifies connections.
+    pub(super) fn drain_step(&mut self, due: Option<Time>) {
+        let Self {
+            drain,
+            os,
+            listeners,
+            admission,
+            conns,
+            config,
+            stats,
+            now,
+            ..
+        } = self;
+        let is_full = |listener: &Listener<O::Listener>| {
+            listener.lets_wait() && admission.refusal(conns, listener, config, *now).is_some()
+        };
+        let waits = (admission.fds.is_on(), is_full);
+        drain.close_listeners(os, conns, listeners, stats.accepted, (due, *now), waits);
+        drain.notify(conns, *now);
+    }
+
+    /// Begins a drain, or shortens one. `grace` counts from now.
+    pub(super) fn begin_drain(&mut self, grace: Duration) -> bool {
+        let (now, accepted) = (self.refresh(), self.stats.accepted);
+        self.drain
+            .begin(&self.conns, &mut self.listeners, accepted, now, grace)
+    }
+
+    /// Number of sockets of listeners and connections.
+    pub(super) fn open_descriptors(&self) -> usize {
+        self.conns.len() - self.without_socket() + self.listeners.open()
+    }
+
+    /// Number of outgoing connections, established or not.
+    pub(super) fn outgoing(&self) -> usize {
+        let accepted: usize = self
+            .listeners
+            .iter()
+            .map(|listener| listener.connections)
+            .sum();
+        self.conns.len().saturating_sub(accepted)
     }
 }

@@ -2,16 +2,19 @@
 
 use std::io;
 use std::ops::ControlFlow;
+use std::rc::Rc;
+use std::time::Duration;
 
 use super::Machine;
 use crate::proto::close::closed_by;
 use crate::proto::framing::{Codec, Framing, Step};
+use crate::proto::hello;
 use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
-use crate::proto::proxy::{self, Front, ProxyError};
+use crate::proto::proxy::{self, Front, ProxyError, ProxyTlvs};
 use crate::proto::recv::InputCursor;
 use crate::proto::state::{Event, State};
-use crate::proto::status::Events;
+use crate::proto::status::{Events, Status};
 use crate::proto::time::Time;
 use crate::reason::{CloseReason, Closed};
 
@@ -526,5 +529,68 @@ impl Machine {
         if let Some(throttle) = self.throttle() {
             throttle.pause_until(until);
         }
+    }
+
+    // The peer's side of the rules.
+
+    /// True if the connection has opened, and nothing but the peer keeps its first frame from
+    /// the handler.
+    pub(crate) fn awaits_first_frame(&self) -> bool {
+        let Status { life, recv, .. } = self.status;
+        self.is_silent()
+            && life.is_open()
+            && self.was_open()
+            && !self.is_paused()
+            && !recv.has_frames_buffered()
+            && !self.parts().ending.has_pending_replies()
+    }
+
+    /// Drops the TLVs of the PROXY header, unless the header is kept elsewhere too.
+    pub(crate) fn drop_unshared_tlvs(&mut self) {
+        let header = self
+            .active
+            .as_mut()
+            .and_then(|active| active.proxy.as_mut());
+        if let Some(header) = header.and_then(Rc::get_mut) {
+            header.tlvs = ProxyTlvs::default();
+        }
+    }
+
+    /// True if `bytes`, in which the first frame is whole, begin a TLS ClientHello: the frame is
+    /// none, although the framing found one. Only for the built-in framings with frames.
+    #[inline]
+    fn begins_as_hello(&self, bytes: &[u8]) -> bool {
+        self.traffic.frames_in == 0 && bytes.first() == Some(&0x16) && self.is_hello(bytes)
+    }
+
+    #[cold]
+    fn is_hello(&self, bytes: &[u8]) -> bool {
+        hello::may_begin(bytes) && self.tls.is_none() && !self.codec.takes_any_bytes()
+    }
+
+    /// As [`Machine::extend_input_deadlines`], if one of them is over at `due`.
+    pub(crate) fn extend_late_input(&mut self, due: Time, now: Time) {
+        let (frame, idle) = (self.parts().deadlines.frame(), self.idle_deadline());
+        let (first, timeout) = match frame < idle {
+            true => (frame, self.limits.frame_timeout),
+            false => (idle, self.limits.idle_timeout),
+        };
+        if first <= due {
+            self.extend_input_deadlines(now.since(first).saturating_add(timeout), now);
+        }
+    }
+
+    /// For how long the peer has sent too little of the incomplete frame that is buffered, or taken
+    /// too little of the pending output. Zero if neither is there, or the server does not read.
+    pub(crate) fn stalled_for(&self, now: Time) -> Duration {
+        let deadlines = &self.parts().deadlines;
+        let write = self.limits.write_pace().behind(deadlines.write(), now);
+        let read = match deadlines.frame().is_armed() {
+            true => self.limits.frame_pace().behind(deadlines.frame(), now),
+            // Without a timeout, no clock runs.
+            false if self.has_begun() && !self.is_paused() => now.since(self.last_input),
+            false => Duration::ZERO,
+        };
+        write.max(read)
     }
 }
