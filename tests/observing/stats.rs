@@ -357,7 +357,9 @@ fn a_destructor_that_panics_is_counted() {
             .expect("listen");
         (server, ())
     });
-    drop(connect(server.addr()));
+    let client = connect(server.addr());
+    server.until("it is open", |stats| stats.opened == 1);
+    drop(client);
     let stats = server.until("it has gone", |stats| stats.closed_total() == 1);
     assert_eq!((stats.panics, stats.closed(CloseReason::Finished)), (1, 1));
 }
