@@ -50,6 +50,8 @@ pub struct Slow {
     pub random: Random,
     /// A callback has taken time since this was last taken back.
     pub has_worked: bool,
+    /// For how long callbacks have blocked the loop so far.
+    pub blocked: Duration,
     /// No later than the server's clock.
     pub now: Duration,
     /// When the timers were due that have fired and are not judged yet.
@@ -88,9 +90,11 @@ impl App {
         if let Some(slow) = &mut self.slow {
             if slow.random.chance(20) {
                 let millis = slow.random.between(1, 4_000) as u64;
-                (slow.work)(Duration::from_millis(millis));
+                let span = Duration::from_millis(millis);
+                (slow.work)(span);
                 slow.has_worked = true;
-                slow.now += Duration::from_millis(millis);
+                slow.blocked += span;
+                slow.now += span;
             }
         }
     }

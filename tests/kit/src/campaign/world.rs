@@ -70,6 +70,7 @@ impl World {
                 // A stream of its own: all else in the world is the same.
                 random: Random::new(plan.seed ^ 0x510E),
                 has_worked: false,
+                blocked: Duration::ZERO,
                 now: Duration::ZERO,
                 fired: None,
             });
@@ -880,14 +881,17 @@ impl World {
         self.sim.app_mut().fault.take().map_or(Ok(()), Err)
     }
 
-    /// No peer is slower than the minimum rate allows.
+    /// No peer is slower than the minimum rate allows. A callback that blocks the loop may do so
+    /// while its connection is congested, and not read: the time does not count.
     fn keep_pace(&mut self, now: Duration) -> Result<(), String> {
         self.note_work(false);
         let Some(pace) = self.pace.as_mut().filter(|_| !self.is_late) else {
             return Ok(());
         };
         let doors = &self.doors;
-        pace.check(now, &self.sim.control().connections(), |info| {
+        let slow = self.sim.app().slow.as_ref();
+        let unblocked = now - slow.map_or(Duration::ZERO, |slow| slow.blocked);
+        pace.check(unblocked, &self.sim.control().connections(), |info| {
             let of = |entrance: &&Entrance| Some(entrance.listener) == info.listener;
             let door = &doors.iter().find(of)?.door;
             let [_, frame, _, write, _] = door.timeouts;
