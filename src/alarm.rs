@@ -114,7 +114,7 @@ impl Alarm {
         self.kind
     }
 
-    /// The whole of which a percentage is a part; `None` if nobody knows it. `descriptors` is
+    /// Returns the whole of which a percentage is a part; `None` if it is unknown. `descriptors` is
     /// RLIMIT_NOFILE.
     pub(crate) fn limit(&self, config: &Config, descriptors: Option<usize>) -> Option<usize> {
         match self.kind {

@@ -88,6 +88,37 @@ impl<V: fmt::Debug + ?Sized> fmt::Debug for BoundedVerifier<V> {
     }
 }
 
+/// The methods that both traits have: the verifier inside answers.
+macro_rules! delegate {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            self.0.verify_tls12_signature(message, cert, dss)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, rustls::Error> {
+            self.0.verify_tls13_signature(message, cert, dss)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.0.supported_verify_schemes()
+        }
+
+        fn requires_raw_public_keys(&self) -> bool {
+            self.0.requires_raw_public_keys()
+        }
+    };
+}
+
 impl<V: ClientCertVerifier + ?Sized> ClientCertVerifier for BoundedVerifier<V> {
     fn offer_client_auth(&self) -> bool {
         self.0.offer_client_auth()
@@ -111,31 +142,7 @@ impl<V: ClientCertVerifier + ?Sized> ClientCertVerifier for BoundedVerifier<V> {
         self.0.verify_client_cert(end_entity, intermediates, now)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        self.0.requires_raw_public_keys()
-    }
+    delegate!();
 }
 
 impl<V: ServerCertVerifier + ?Sized> ServerCertVerifier for BoundedVerifier<V> {
@@ -152,31 +159,7 @@ impl<V: ServerCertVerifier + ?Sized> ServerCertVerifier for BoundedVerifier<V> {
             .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.0.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
-    }
-
-    fn requires_raw_public_keys(&self) -> bool {
-        self.0.requires_raw_public_keys()
-    }
+    delegate!();
 
     fn root_hint_subjects(&self) -> Option<&[DistinguishedName]> {
         self.0.root_hint_subjects()
@@ -273,7 +256,7 @@ fn check(
         return Err(Excess::Intermediates(intermediates.len()).into());
     }
     if raw_keys {
-        return check_key(Der(end_entity).expect(SEQUENCE)?.0);
+        return check_key(Der(end_entity).read(SEQUENCE)?.0);
     }
     let end_entity = Outline::of(end_entity)?;
     let outlines = intermediates
@@ -365,17 +348,17 @@ impl<'a> Outline<'a> {
         if certificate.len() > MAX_CERTIFICATE {
             return Err(Excess::Certificate(certificate.len()).into());
         }
-        let mut signed = Der(certificate).expect(SEQUENCE)?;
-        let mut body = signed.expect(SEQUENCE)?;
+        let mut signed = Der(certificate).read(SEQUENCE)?;
+        let mut body = signed.read(SEQUENCE)?;
         if body.peek() == Some(VERSION) {
-            body.expect(VERSION)?;
+            body.read(VERSION)?;
         }
-        body.expect(INTEGER)?; // the serial number
-        body.expect(SEQUENCE)?; // the signature's algorithm
-        let issuer = body.expect(SEQUENCE)?.0;
-        body.expect(SEQUENCE)?; // the validity
-        let subject = body.expect(SEQUENCE)?.0;
-        let key = body.expect(SEQUENCE)?.0;
+        body.read(INTEGER)?; // the serial number
+        body.read(SEQUENCE)?; // the signature's algorithm
+        let issuer = body.read(SEQUENCE)?.0;
+        body.read(SEQUENCE)?; // the validity
+        let subject = body.read(SEQUENCE)?.0;
+        let key = body.read(SEQUENCE)?.0;
         check_key(key)?;
         let mut outline = Self {
             issuer,
@@ -386,7 +369,7 @@ impl<'a> Outline<'a> {
         };
         while let Some((tag, content)) = body.next()? {
             if tag == EXTENSIONS {
-                outline.read_extensions(Der(content).expect(SEQUENCE)?)?;
+                outline.read_extensions(Der(content).read(SEQUENCE)?)?;
             }
         }
         Ok(outline)
@@ -399,8 +382,8 @@ impl<'a> Outline<'a> {
             if count > MAX_EXTENSIONS {
                 return Err(Excess::Extensions.into());
             }
-            let mut extension = extensions.expect(SEQUENCE)?;
-            let id = extension.expect(OID)?.0;
+            let mut extension = extensions.read(SEQUENCE)?;
+            let id = extension.read(OID)?.0;
             let Some(&[id]) = id.strip_prefix(&STANDARD) else {
                 continue;
             };
@@ -413,13 +396,13 @@ impl<'a> Outline<'a> {
             };
             match id {
                 SUBJECT_ALT_NAME => {
-                    self.names += Der(value).expect(SEQUENCE)?.count();
+                    self.names += Der(value).read(SEQUENCE)?.count();
                     if self.names > MAX_NAMES {
                         return Err(Excess::Names.into());
                     }
                 }
                 NAME_CONSTRAINTS => {
-                    let mut lists = Der(value).expect(SEQUENCE)?;
+                    let mut lists = Der(value).read(SEQUENCE)?;
                     while let Some((_, list)) = lists.next()? {
                         self.constraints += Der(list).count();
                     }
@@ -440,16 +423,16 @@ fn check_key(key: &[u8]) -> Result<(), Refusal> {
         return Err(Excess::Key.into());
     }
     let mut info = Der(key);
-    let algorithm = info.expect(SEQUENCE)?.expect(OID)?.0;
+    let algorithm = info.read(SEQUENCE)?.read(OID)?.0;
     if !matches!(algorithm.strip_prefix(&PKCS_1), Some([1 | 10])) {
         return Ok(());
     }
     // A first byte counts the unused bits, of which there are none.
-    let Some((0, key)) = info.expect(BIT_STRING)?.0.split_first() else {
+    let Some((0, key)) = info.read(BIT_STRING)?.0.split_first() else {
         return Err(Refusal::BadDer);
     };
-    let mut key = Der(key).expect(SEQUENCE)?;
-    let (modulus, exponent) = (key.expect_number()?, key.expect_number()?);
+    let mut key = Der(key).read(SEQUENCE)?;
+    let (modulus, exponent) = (key.read_number()?, key.read_number()?);
     let is_long = exponent.len() > size_of::<u64>();
     let exponent = exponent
         .iter()
@@ -496,7 +479,7 @@ impl<'a> Der<'a> {
         Ok(Some((tag, content)))
     }
 
-    fn expect(&mut self, tag: u8) -> Result<Self, Refusal> {
+    fn read(&mut self, tag: u8) -> Result<Self, Refusal> {
         match self.next()? {
             Some((found, content)) if found == tag => Ok(Self(content)),
             _ => Err(Refusal::BadDer),
@@ -504,8 +487,8 @@ impl<'a> Der<'a> {
     }
 
     /// Takes a number, without leading zeros.
-    fn expect_number(&mut self) -> Result<&'a [u8], Refusal> {
-        let number = self.expect(INTEGER)?.0;
+    fn read_number(&mut self) -> Result<&'a [u8], Refusal> {
+        let number = self.read(INTEGER)?.0;
         let zeros = number.iter().take_while(|&&byte| byte == 0).count();
         Ok(number.get(zeros..).unwrap_or_default())
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use portcullis::sim::{Faults, Op, Random};
-use portcullis::{Config, Connect, Listen, Retry};
+use portcullis::{Config, ConnConfig, Connect, Listen, Retry};
 
 use super::rules::{House, Rules};
 use super::subject::HandlerKind;
@@ -271,25 +271,27 @@ impl Door {
         }
     }
 
-    /// How it listens, all but the address.
-    pub fn listen(&self, port: u16) -> Listen {
+    fn set(&self, conn: &mut ConnConfig) {
         let [handshake, frame, idle, write, linger] = self.timeouts;
         let (low, high, limit) = self.watermarks;
+        conn.max_frame = Some(self.max_frame);
+        conn.handshake_timeout = handshake;
+        conn.frame_timeout = frame;
+        conn.idle_timeout = idle;
+        conn.write_timeout = write;
+        conn.min_rate = self.min_rate;
+        conn.linger_timeout = linger;
+        conn.linger_bytes = self.linger_bytes;
+        conn.low_watermark = low;
+        conn.high_watermark = high;
+        conn.output_limit = limit;
+    }
+
+    /// How it listens, all but the address.
+    pub fn listen(&self, port: u16) -> Listen {
         let listen = Listen::tcp(("127.0.0.1", port))
             .framing(self.wire.framing())
-            .conn(|conn| {
-                conn.max_frame = Some(self.max_frame);
-                conn.handshake_timeout = handshake;
-                conn.frame_timeout = frame;
-                conn.idle_timeout = idle;
-                conn.write_timeout = write;
-                conn.min_rate = self.min_rate;
-                conn.linger_timeout = linger;
-                conn.linger_bytes = self.linger_bytes;
-                conn.low_watermark = low;
-                conn.high_watermark = high;
-                conn.output_limit = limit;
-            })
+            .conn(|conn| self.set(conn))
             .socket(|socket| socket.backlog = self.backlog)
             .evict_silent(self.evict_silent);
         #[cfg(feature = "tls")]
@@ -303,23 +305,9 @@ impl Door {
 
     /// How it connects, in the clear.
     pub fn connect(&self, timeout: Duration, retry: Option<Retry>) -> Connect {
-        let [handshake, frame, idle, write, linger] = self.timeouts;
-        let (low, high, limit) = self.watermarks;
         Connect::new()
             .framing(self.wire.framing())
-            .conn(|conn| {
-                conn.max_frame = Some(self.max_frame);
-                conn.handshake_timeout = handshake;
-                conn.frame_timeout = frame;
-                conn.idle_timeout = idle;
-                conn.write_timeout = write;
-                conn.min_rate = self.min_rate;
-                conn.linger_timeout = linger;
-                conn.linger_bytes = self.linger_bytes;
-                conn.low_watermark = low;
-                conn.high_watermark = high;
-                conn.output_limit = limit;
-            })
+            .conn(|conn| self.set(conn))
             .connect_timeout(timeout)
             .retry(retry)
     }
