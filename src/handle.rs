@@ -320,7 +320,7 @@ impl<A> Handle<A> {
     /// [`Handle::stats`] does not ask the loop.
     ///
     /// Of several shards the sum; listeners of one name are one, and alarms, each a shard's own,
-    /// are left out.
+    /// are left out. So are the histograms and listeners of a shard that has ended.
     ///
     /// # Errors
     ///
@@ -328,7 +328,7 @@ impl<A> Handle<A> {
     pub fn metrics(&self, timeout: Duration) -> Result<Metrics, HandleError> {
         let answers = self.call_each(timeout, |_, _, control| control.metrics())?;
         let has_answered = |shard| answers.iter().any(|&(other, _)| other == shard);
-        // What an ended shard has counted is not forgotten.
+        // The counters of an ended shard are not forgotten; its histograms are.
         let ended: Vec<_> = (0..)
             .zip(self.shards.iter())
             .filter(|&(shard, _)| !has_answered(shard))

@@ -402,6 +402,17 @@ impl Listen {
         }
     }
 
+    /// Maximum number of clients in the backlog, as far as is known.
+    pub(crate) fn max_backlog(&self) -> usize {
+        /// Linux's default of `net.core.somaxconn`, for a socket that was adopted.
+        const SYSTEM: usize = 4096;
+        if self.addrs.as_ref().is_ok_and(Vec::is_empty) {
+            SYSTEM
+        } else {
+            usize::try_from(self.socket.backlog).unwrap_or(usize::MAX)
+        }
+    }
+
     /// Returns the addresses to try, in order.
     pub(crate) fn resolved(&self) -> Result<&[Addr]> {
         match &self.addrs {

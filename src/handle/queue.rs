@@ -185,23 +185,29 @@ impl<A> Shared<A> {
         Some(command)
     }
 
-    /// Takes the urgent commands, past those before them. Frames that were sent before the end of
-    /// the server go with them, in their order.
-    pub(crate) fn take_urgent(&self) -> Vec<Command<A>> {
+    /// Takes the urgent commands, past those before them; of the kills no more than `max_kills`.
+    /// Frames that were sent before the end of the server go with them, in their order.
+    pub(crate) fn take_urgent(&self, max_kills: usize) -> Vec<Command<A>> {
         let mut queue = lock(&self.queue);
         let end = queue.commands.iter().rposition(Command::ends);
-        let mut urgent = Vec::with_capacity(self.urgent.swap(0, Ordering::Relaxed));
+        let (mut taken, mut kills, mut urgent) = (Vec::new(), 0, 0);
         for (at, command) in mem::take(&mut queue.commands).into_iter().enumerate() {
-            let is_last_frame =
-                matches!(command, Command::Send(..)) && end.is_some_and(|end| at < end);
-            if command.is_urgent() || is_last_frame {
+            let passes = match &command {
+                Command::Send(..) => end.is_some_and(|end| at < end),
+                Command::Kill(_) => kills < max_kills,
+                _ => command.ends(),
+            };
+            if passes {
+                kills += usize::from(matches!(command, Command::Kill(_)));
+                urgent += usize::from(command.is_urgent());
                 queue.forget(&command);
-                urgent.push(command);
+                taken.push(command);
             } else {
                 queue.commands.push_back(command);
             }
         }
-        urgent
+        self.urgent.fetch_sub(urgent, Ordering::Relaxed);
+        taken
     }
 
     /// Closes the queue. Returns the queued commands, to be dropped outside the lock: a job may own

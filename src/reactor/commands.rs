@@ -74,9 +74,8 @@ fn for_conn<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command:
     drop_undelivered(core, refused);
     if is_frame {
         // The handle has accepted it: the connection ends rather than has a hole in its stream.
-        let limit = core.config.queue_limits.bytes;
-        let queued = limit;
-        core.close_as(id, Close::because(SendError::Full { queued, limit }));
+        let words = "too many commands wait for connections that are not open (QueueLimits)";
+        core.close_as(id, Close::because(words));
         core.touch(id);
     }
 }

@@ -121,10 +121,10 @@ impl Drain {
         match self {
             Self::No => {
                 logs::info!(target: logs::SERVER, "draining {} connections, at most {grace:?}", conns.len());
-                let mut max_accepts = 0;
+                let mut max_accepts = 0_usize;
                 for listener in listeners.iter_mut() {
                     listener.begin_drain();
-                    max_accepts += listener.options.socket.backlog as usize;
+                    max_accepts = max_accepts.saturating_add(listener.options.max_backlog());
                 }
                 *self = Self::On(Plan {
                     started: now,

@@ -89,6 +89,8 @@ use crate::proto::{State, Time};
 
 /// Connections whose timers expire in one iteration. The remainder keeps the poll from sleeping.
 const TIMER_BUDGET: usize = 1024;
+/// Kills that pass other commands in one iteration. The remainder keeps the poll from sleeping.
+const KILLS_BUDGET: usize = 128;
 /// For how long the loop goes on with commands before other work has its turn.
 const COMMANDS_FOR: Duration = Duration::from_millis(20);
 /// For how long an urgent command waits for those before it, once the loop has noticed it.
@@ -350,7 +352,7 @@ impl<A, O: Os> Reactor<A, O> {
             }
         }
         if passes && self.shared.has_urgent() {
-            for command in self.shared.take_urgent() {
+            for command in self.shared.take_urgent(KILLS_BUDGET) {
                 commands::carry_out(&mut self.inner, app, command);
             }
         }

@@ -263,6 +263,19 @@ fn every_kind_of_step_is_in_the_budget() {
     assert!(most <= MOST / TURN, "{most} closed in one iteration");
 }
 
+/// Kills pass a queue that is too long, some in each iteration.
+#[test]
+fn kills_that_are_queued_together() {
+    let (mut sim, _) = crowd(Listen::tcp("127.0.0.1:0"));
+    let handle = sim.handle();
+    for info in sim.control().connections() {
+        handle.kill(info.id).expect("room");
+    }
+    let most = steepest(&mut sim, |counts| counts.closed);
+    assert!((1..=BATCH).contains(&most), "{most} in one iteration");
+    assert_eq!(sim.stats().closed(CloseReason::Killed), CROWD as u64);
+}
+
 #[test]
 fn timers_that_are_due_together() {
     let (mut sim, _) = crowd(Listen::tcp("127.0.0.1:0").conn(|conn| {
