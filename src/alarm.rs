@@ -1,4 +1,4 @@
-//! When to call somebody: what an alarm watches, from where on, and how often it says so.
+//! Alarms: the watched value, the threshold, the cooldown.
 
 use std::fmt;
 use std::time::Duration;
@@ -49,8 +49,7 @@ impl fmt::Display for AlarmKind {
     }
 }
 
-/// An alarm: what it watches, from which value on, and how long it is silent after it has spoken.
-/// Set with [`Control::on_alarm`](crate::Control::on_alarm).
+/// An alarm: its value, its threshold, and the minimum time between two calls. Set with [`Control::on_alarm`](crate::Control::on_alarm).
 ///
 /// ```
 /// use std::time::Duration;
@@ -67,28 +66,27 @@ pub struct Alarm {
 }
 
 impl Alarm {
-    /// From so many connections on: a number, or a [`Quota::Percent`] of the cap, which follows a
-    /// change of the cap. In one of several [`Shards`](crate::Shards) the connections of all shards
+    /// Raised at *n* connections or more: a number, or a [`Quota::Percent`] of the cap, which
+    /// follows a change of the cap. In one of several [`Shards`](crate::Shards) the connections of all shards
     /// count, as the cap is on all of them.
     pub fn connections(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Connections, threshold.into())
     }
 
-    /// From so many descriptors on that this server has open: a number, or a [`Quota::Percent`] of
-    /// RLIMIT_NOFILE as it is when the alarm is set (known on Linux). What the rest of the program
-    /// has open is not known here.
+    /// Raised at *n* descriptors or more that this server has open: a number, or a
+    /// [`Quota::Percent`] of RLIMIT_NOFILE as it is when the alarm is set (known on Linux).
+    /// Descriptors of the rest of the program are not counted.
     pub fn descriptors(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Descriptors, threshold.into())
     }
 
-    /// From so many bytes in buffers on: a number, or a [`Quota::Percent`] of
+    /// Raised at *n* bytes in buffers or more: a number, or a [`Quota::Percent`] of
     /// [`Config::memory_limit`], which follows a change of it.
     pub fn memory(threshold: impl Into<Quota>) -> Self {
         Self::new(AlarmKind::Memory, threshold.into())
     }
 
-    /// When descriptors or socket memory have run out and no client can be accepted, until that is
-    /// over.
+    /// Raised while no client can be accepted, because descriptors or socket memory have run out.
     pub fn fd_exhaustion() -> Self {
         Self::new(AlarmKind::FdExhaustion, Quota::Count(1))
     }
@@ -101,15 +99,15 @@ impl Alarm {
         }
     }
 
-    /// How long it is silent after it has been raised. At the end it speaks again if the value is
-    /// still, or again, at or above the threshold. Defaults to 5 s; at least 1 ms. `Duration::MAX`
-    /// is for good: it speaks once.
+    /// Minimum time between two calls while raised. At its end the callback is called again if the
+    /// value is still, or again, at or above the threshold. Defaults to 5 s; at least 1 ms.
+    /// `Duration::MAX`: one call.
     pub fn cooldown(mut self, cooldown: Duration) -> Self {
         self.cooldown = cooldown;
         self
     }
 
-    /// What it watches.
+    /// Returns the kind of the watched value.
     pub fn kind(&self) -> AlarmKind {
         self.kind
     }
@@ -175,13 +173,13 @@ impl Alarm {
     }
 }
 
-/// So many percent of `whole`, rounded up.
+/// Returns `percent` percent of `whole`, rounded up.
 fn part(whole: usize, percent: u8) -> usize {
     let percent = usize::from(percent);
     whole / 100 * percent + (whole % 100 * percent).div_ceil(100)
 }
 
-/// What an alarm says.
+/// The state of an alarm, as its callback gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AlarmState {
@@ -189,26 +187,26 @@ pub enum AlarmState {
     Raised,
     /// A cooldown later it still is.
     StillRaised,
-    /// The value is below the threshold again. Said at once, and once for each
+    /// The value is below the threshold again. Notified at once, and once for each
     /// [`AlarmState::Raised`].
     Cleared,
 }
 
-/// What the callback of an alarm is told.
+/// The argument of an alarm's callback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AlarmNotice {
     /// The alarm.
     pub id: AlarmId,
-    /// What it watches.
+    /// The kind of the watched value.
     pub kind: AlarmKind,
-    /// What it says.
+    /// The new state.
     pub state: AlarmState,
-    /// The value at the end of this turn.
+    /// The value at the end of this iteration.
     pub value: usize,
-    /// From where on it is raised: percentages as numbers.
+    /// The threshold: percentages as numbers.
     pub threshold: usize,
-    /// Since it was raised.
+    /// Time since it was raised.
     pub since: Duration,
 }
 
@@ -247,7 +245,7 @@ pub struct AlarmInfo {
     pub raised: bool,
     /// The value now.
     pub value: usize,
-    /// From where on it is raised: percentages as numbers.
+    /// The threshold: percentages as numbers.
     pub threshold: usize,
 }
 

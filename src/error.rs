@@ -184,10 +184,9 @@ impl fmt::Display for Error {
                 };
                 write!(f, "cannot connect to {addr}: {source}{hint}")
             }
-            Self::AtCapacity { max_connections } => write!(
-                f,
-                "no place for another connection: max_connections is {max_connections}"
-            ),
+            Self::AtCapacity { max_connections } => {
+                write!(f, "no slot is free: max_connections is {max_connections}")
+            }
             Self::NameTaken { name } => {
                 write!(
                     f,

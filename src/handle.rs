@@ -32,7 +32,8 @@ pub(crate) trait CommonCap: fmt::Debug + Send + Sync {
 ///
 /// `Clone`, `Send` and `Sync` for every application state. Only methods with a timeout, like
 /// [`Handle::call`], wait for the loop. Commands from one thread are executed in their order, up to
-/// [`Budgets::commands`](crate::Budgets::commands) per iteration.
+/// [`Budgets::commands`](crate::Budgets::commands) per iteration. Frames and messages for a
+/// connection that is not open are deferred, and later commands pass them.
 ///
 /// [`Handle::kill`], [`Handle::stop`] and a [`Handle::drain`] without grace pass the commands
 /// before them if these exceed that budget or take longer than 50 ms. Frames sent before a stop or
@@ -117,11 +118,12 @@ impl<A> Handle<A> {
     // One connection.
 
     /// Queues one frame for a connection. The loop frames it. Before the connection is open the
-    /// frame waits until it is; while it closes the frame is undeliverable. A frame that the
-    /// connection does not take is counted as undeliverable and ends the connection in order, so
-    /// that the stream has no hole: a peer that is too slow as
-    /// [`SlowConsumer`](crate::CloseReason::SlowConsumer), a frame that is too long as
-    /// [`Failed`](crate::CloseReason::Failed).
+    /// frame waits until it is; while it closes the frame is undeliverable.
+    ///
+    /// A frame that the connection does not take counts as undeliverable, and ends the connection
+    /// in order, so that the stream has no hole. The reason is
+    /// [`SlowConsumer`](crate::CloseReason::SlowConsumer) for a slow peer,
+    /// [`Failed`](crate::CloseReason::Failed) for a frame that is too long.
     ///
     /// # Errors
     ///
@@ -146,8 +148,9 @@ impl<A> Handle<A> {
         self.live(id)?.push(Command::Notify(id, Box::new(message)))
     }
 
-    /// Ends a connection at once with RST: see [`Control::kill`]. Not refused for the number of
-    /// queued frames, messages and jobs.
+    /// Ends a connection at once with RST: see [`Control::kill`]. Refused only at twice
+    /// [`QueueLimits::commands`](crate::QueueLimits::commands). A detached connection is killed by
+    /// [`Control::kill`] alone, in a job of [`Handle::post`].
     ///
     /// # Errors
     ///
@@ -394,8 +397,8 @@ impl<A> Handle<A> {
         found.into_iter().next().ok_or(missing)
     }
 
-    /// Changes the cap: see [`Control::set_max_connections`]. Of several shards at once: when this
-    /// returns, no connection above the new cap is accepted.
+    /// Changes the cap: see [`Control::set_max_connections`]. Of one server it is queued. Of several
+    /// shards at once: when this returns, no connection above the new cap is accepted.
     ///
     /// # Errors
     ///

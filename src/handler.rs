@@ -130,8 +130,8 @@ pub trait Handler<A = ()> {
 
     /// The connection is gone. Called exactly once for each `on_open`, after every other callback.
     ///
-    /// An orderly close takes as long as the peer takes: up to the write timeout and the linger
-    /// timeout after [`Conn::close`]. If you need to know at once that a client has left, note it
+    /// An orderly close takes as long as
+    /// [`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout) says. If you need to know at once that a client has left, note it
     /// where you close.
     ///
     /// The slot of the connection is free already: at the cap, [`Conn::connect`] may begin one
@@ -148,7 +148,8 @@ pub trait Handler<A = ()> {
     /// Frames sent to it are lost.
     ///
     /// [`CloseReason::ConnectFailed`](crate::CloseReason::ConnectFailed) has the kernel's error in
-    /// [`Closed::error`](crate::Closed::error).
+    /// [`Closed::error`](crate::Closed::error). Reconnect by hand only from a timer or after a
+    /// delay: an address that refuses would keep the loop busy.
     #[allow(unused_variables)]
     fn on_connect_failed(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {}
 }
@@ -316,8 +317,8 @@ impl Refuse {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Peer {
-    /// The connection's id; `None` for one that was refused because the cap was reached. A
-    /// [`Handle`](crate::Handle) knows it from here on: frames and messages wait until the
+    /// The connection's id; `None` for one refused before it had a slot: denied, over a cap or rate,
+    /// gone early. A [`Handle`](crate::Handle) knows it from here on: frames and messages wait until the
     /// connection is open.
     pub id: Option<ConnId>,
     /// The peer's address.

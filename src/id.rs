@@ -1,12 +1,12 @@
-//! Names of connections and listeners, never reused by a later connection.
+//! Names of connections and listeners.
 
 use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Names one connection of one server, for ever.
+/// Names one connection of one server. Not reused in practice: see *Reuse*.
 ///
-/// Slots are reused, ids are not: a late kill, message or timer for a closed connection has no
+/// A slot is reused with another id: a late kill, message or timer for a closed connection has no
 /// effect, and never reaches the slot's next connection. Nor does it reach a connection of another
 /// server of this process, be it another shard or a later server: there the id names no connection.
 ///

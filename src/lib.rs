@@ -75,19 +75,22 @@
 //!
 //! # What is logged
 //!
-//! Events go through the `log` crate, under these targets. Peer behaviour is logged at debug at
-//! most, so remote clients cannot fill the log.
+//! Events go through the `log` crate, under these targets. What one connection does is logged at
+//! debug. What peers cause above that is one pair of lines for each episode; a handler's panic is
+//! an error each time.
 //!
-//! - `portcullis::server`. Warn: a cap above the descriptor limit, a waker that fails; the cap is
-//!   reached, once per episode. Info: end of the episode; begin and end of a drain.
+//! - `portcullis::server`. Error: a shard that failed or panicked. Warn: a cap above the descriptor
+//!   limit, a waker that fails, no memory for more connections; the cap is reached, once per
+//!   episode. Info: end of the episode; begin and end of a drain.
 //! - `portcullis::listener`. Error: a lost listening socket. Warn: a socket that cannot be accepted
-//!   from or registered, once until it works again; a listener's own cap is reached, once per
-//!   episode. Info: opened, changed, closed; end of the episode. Debug: clients lost by the kernel.
+//!   from or registered, once until it works again; a socket file that cannot be removed; a
+//!   listener's own cap is reached, once per episode. Info: opened, changed, closed; a stale socket
+//!   file was removed, its folder is locked; end of the episode. Debug: clients lost by the kernel.
 //! - `portcullis::fd_exhaustion`. Warn: descriptors or memory ran out, once per episode. Info: end
 //!   of the episode.
 //! - `portcullis::connection`. Warn: a killed connection; an address that cannot be connected to,
 //!   once per episode. Info: end of the episode. Debug: each end of a connection with its
-//!   reason; an unsent frame from another thread; a failed attempt to connect that is retried.
+//!   reason; a failed attempt to connect that is retried.
 //! - `portcullis::panic`. Error: a panic of the user's code.
 //!
 //! # Features

@@ -37,15 +37,15 @@ impl ListenerState {
         Self::Closed,
     ];
 
-    /// Returns the state's name.
+    /// Returns the state's name, in snake_case: the label in [`Metrics`](crate::Metrics).
     pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Listening => "Listening",
-            Self::Full => "Full",
-            Self::RateLimited => "RateLimited",
-            Self::OutOfFds => "OutOfFds",
-            Self::Suspended => "Suspended",
-            Self::Closed => "Closed",
+            Self::Listening => "listening",
+            Self::Full => "full",
+            Self::RateLimited => "rate_limited",
+            Self::OutOfFds => "out_of_fds",
+            Self::Suspended => "suspended",
+            Self::Closed => "closed",
         }
     }
 }

@@ -68,7 +68,7 @@ impl Metrics {
             ),
             (
                 "connections_peak",
-                "The most connections at one time.",
+                "Peak of concurrent connections.",
                 stats.peak,
             ),
             (
@@ -168,7 +168,7 @@ impl Metrics {
             ),
             (
                 "panics_total",
-                "Panics of jobs, services, alarms and destructors.",
+                "Panics of the user's code, handlers included.",
                 stats.panics,
             ),
             (

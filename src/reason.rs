@@ -112,7 +112,8 @@ reasons! {
     /// The server or the listener was at its connection cap
     /// ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)).
     AtCapacity: "at_capacity" => "at capacity",
-    /// The listener's [`AccessRules`](crate::AccessRules) deny the peer's address.
+    /// The address is denied by [`AccessRules`](crate::AccessRules) or a
+    /// [`Control::ban`](crate::Control::ban), or is no trusted proxy where a header is required.
     Denied: "denied" => "denied by access rules",
     /// The server or the listener was over its accept rate
     /// ([`Listen::accept_rate`](crate::Listen::accept_rate)).

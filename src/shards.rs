@@ -102,7 +102,7 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// | CPU per connect, echo, close; 1, 4, 16 shards | 80, 119, 206 µs | 79, 112, 108 µs |
 ///
 /// The last row is the price: the kernel wakes every idle shard for each new client. Two shards
-/// with handlers of 50 µs answer twice as many messages as one server (30 100 to 15 200 per second
+/// with handlers of 50 µs answer twice as many messages as one server (30,100 to 15,200 per second
 /// at 64 connections); a bare echo costs the same 6 to 8 µs of CPU in both.
 #[derive(Clone, Debug)]
 #[must_use]

@@ -167,24 +167,26 @@ impl ClosedCounts {
 /// The result of a drain: how each connection ended that was there when it began, or was accepted
 /// since.
 ///
-/// If `failed`, `forced` and `unserved` are zero, each client got everything that was sent to it.
+/// If `failed`, `forced` and `unserved` are zero, each client that the loop served got everything.
+/// What the thread of a detached connection sent is not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {
     /// Connections that ended in order: the handler or the peer closed, all output and FIN were
     /// sent, and the peer finished too. Also detached connections that their threads have dropped.
     pub ended: usize,
-    /// Connections that ended otherwise before the deadline, or without the peer's FIN: the reason
-    /// is none of [`Finished`](CloseReason::Finished), [`Closed`](CloseReason::Closed) and
-    /// [`Drained`](CloseReason::Drained), the peer reset the connection, or the linger timeout or
-    /// the deadline came before the peer's end. Also clients that were refused, and outgoing
-    /// connections that were not established yet.
+    /// Connections with another end. The reason is none of [`Finished`](CloseReason::Finished),
+    /// [`Closed`](CloseReason::Closed) and [`Drained`](CloseReason::Drained); or the peer reset it;
+    /// or its FIN did not come in time. Also clients that were refused, and outgoing connections
+    /// that were not established yet.
     pub failed: usize,
     /// Connections that were reset at the deadline, or whose peers had not got all output by then
     /// ([`DrainForced`](CloseReason::DrainForced)).
     pub forced: usize,
     /// Listeners that were closed while clients waited in their backlogs: no slot became free for
-    /// these before the deadline. The kernel resets them, unless another process has the socket.
+    /// these before the deadline. Or a second into the drain the server had no connection and could
+    /// not accept them. Or as many clients as fit into the backlogs had been accepted. The kernel
+    /// resets the others, unless another process has the socket.
     pub unserved: usize,
     /// Duration of the drain.
     pub took: std::time::Duration,

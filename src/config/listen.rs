@@ -73,7 +73,8 @@ pub struct Listen {
 #[non_exhaustive]
 pub enum AtCapacity {
     /// The client waits in the kernel's accept queue (the backlog) until a slot is free. The
-    /// listener leaves the poll meanwhile.
+    /// listener leaves the poll meanwhile. First the oldest connection that has sent no frame is
+    /// evicted ([`Listen::evict_silent`]).
     #[default]
     Wait,
     /// The client is accepted, sent `farewell`, and closed at once
@@ -118,7 +119,7 @@ pub enum ProxyProtocol {
 /// A connection above a limit is closed as [`SourceLimited`](crate::CloseReason::SourceLimited).
 /// Behind a trusted proxy the header's source counts; without an internet address in the header, as
 /// in a proxy's health check, the proxy's own address counts. A peer of a Unix socket that names no
-/// internet address has no source, and no limit. At most 65 536 sources are counted apart;
+/// internet address has no source, and no limit. At most 65,536 sources are counted apart;
 /// further ones share one rate and one limit.
 ///
 /// ```
@@ -298,7 +299,8 @@ impl Listen {
     /// that only listen, servers that speak first to people who think. Then a client that has
     /// finished without a byte while it waited in the backlog is served too
     /// ([`ClosedEarly`](crate::CloseReason::ClosedEarly)). With
-    /// [`Framing::Raw`](crate::Framing::Raw) the first byte is a frame. *Next connection.*
+    /// [`Framing::Raw`](crate::Framing::Raw) the first byte is a frame. *Next connection*; those in a
+    /// handshake, and all when the listener's own limit is first set, follow it too.
     pub fn evict_silent(mut self, on: bool) -> Self {
         self.evict_silent = on;
         self

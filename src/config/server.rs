@@ -5,8 +5,9 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::proto::{check_rates, Rate};
 
-/// Options of a whole server. All defaults are safe on the open internet, and all options are
-/// *live*: [`Control::reconfigure`](crate::Control::reconfigure) changes them at once.
+/// Options of a whole server. The defaults suit the open internet, but for
+/// [`Config::memory_limit`]: set it where peers are not trusted. All options are *live*:
+/// [`Control::reconfigure`](crate::Control::reconfigure) changes them at once.
 ///
 /// ```
 /// use portcullis::{Budgets, Config};
@@ -73,8 +74,8 @@ pub struct Budgets {
     pub commands: usize,
     /// Work of the whole iteration, whatever the number of connections. Each byte read or written
     /// counts 1, each frame in or out 64 more. In the same unit, a connection's turn, a close and
-    /// an accepted client count 24 KiB, an attempt to connect 64, a step of a TLS handshake 512.
-    /// Defaults to 8 MiB, which takes 2 to 4 ms.
+    /// an accepted client count 24 KiB, an attempt to connect 64, a step of a TLS handshake 512, a
+    /// command or timer 1 KiB. Defaults to 8 MiB, which takes 2 to 4 ms.
     ///
     /// No step begins once the budget is spent. The remainder waits for the next iteration, in
     /// which connections that had no turn come first. Their timeouts wait for their turns, and
@@ -102,7 +103,7 @@ impl Default for Budgets {
 #[non_exhaustive]
 pub struct QueueLimits {
     /// Maximum number of queued frames, messages and posted jobs. Kills, and methods that wait for
-    /// an answer, are refused at twice this number. Defaults to 65 536, at least 1.
+    /// an answer, are refused at twice this number. Defaults to 65,536, at least 1.
     pub commands: usize,
     /// Maximum number of bytes that queued frames, messages and posted jobs occupy, with their
     /// places in the queue. What a message or job owns elsewhere is not counted. An empty queue
@@ -217,9 +218,9 @@ impl Config {
     /// there is nothing to read. So large frames are finished one after the other. The timeouts of
     /// input do not run while a connection is not read.
     ///
-    /// When connections wait to be read and seven eighths of the limit are in use, those are closed
-    /// as [`OverMemory`](crate::CloseReason::OverMemory) whose peers have stalled (for 50 ms to 1 s,
-    /// the less the more others wait). The greatest product of size and stall goes first, and
+    /// If connections wait to be read and seven eighths are in use, stalled ones are closed as
+    /// [`OverMemory`](crate::CloseReason::OverMemory). The stall is 50 ms to 1 s: the more wait, the
+    /// shorter. The greatest product of size and stall goes first, and
     /// connections that have sent a whole frame before go last.
     ///
     /// Above the limit connections are closed in the same order, stalled or not, until the others
@@ -251,7 +252,7 @@ impl Config {
     }
 
     /// Number of last closes kept for [`Control::recent_closes`](crate::Control::recent_closes), at
-    /// most 65 536; 0 keeps none. Each takes about 200 bytes, and the text of its error. Defaults
+    /// most 65,536; 0 keeps none. Each takes about 200 bytes, and the text of its error. Defaults
     /// to 256.
     pub fn recent_closes(mut self, closes: usize) -> Self {
         self.recent_closes = closes;

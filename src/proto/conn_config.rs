@@ -50,7 +50,7 @@ pub struct ConnConfig {
     /// answers exceed the high watermark and the kernel's buffers: see [`ConnConfig::full_duplex`].
     ///
     /// While the connection closes, output that only the kernel holds counts too, in the same time.
-    /// So closing takes at most this timeout, the time of the output at the minimum rate, and
+    /// So closing takes at most this timeout, the time of the output at the minimum rate, and twice
     /// [`ConnConfig::linger_timeout`].
     #[doc(alias = "slow consumer")]
     pub write_timeout: Duration,

@@ -34,8 +34,6 @@ impl<O: Os> Core<O> {
         }
     }
 
-    // Options.
-
     pub(super) fn set_config(&mut self, config: Config) -> Result<()> {
         config.check()?;
         let now = self.refresh();

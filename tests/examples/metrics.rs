@@ -163,7 +163,7 @@ fn it_answers_when_the_echo_is_full() {
     assert_eq!(
         seen.get(
             "portcullis_listener_state",
-            &[("listener", "metrics"), ("state", "Listening")]
+            &[("listener", "metrics"), ("state", "listening")]
         ),
         1.0
     );

@@ -15,7 +15,7 @@ pub enum Framing {
     Raw,
     /// One length byte. Payloads of 0 to 255 bytes.
     Packet1,
-    /// Two length bytes, big-endian. Payloads of 0 to 65 535 bytes.
+    /// Two length bytes, big-endian. Payloads of 0 to 65,535 bytes.
     #[default]
     Packet2,
     /// Four length bytes, big-endian. Payloads up to the maximum, 8 MiB by default.
