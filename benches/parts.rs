@@ -29,13 +29,12 @@ impl Handler for Echo {
     }
 }
 
-fn world(connections: usize, listen: Listen, echo: bool) -> (Sim, SocketAddr, Vec<ClientId>) {
-    let config = Config::new()
-        .max_connections(connections)
-        .pending_limits(|pending| pending.connections = Quota::Count(connections));
+fn world(connections: usize, mut listen: Listen, echo: bool) -> (Sim, SocketAddr, Vec<ClientId>) {
+    let config = Config::max_connections(connections)
+        .with(|config| config.pending_limits.connections = Quota::Count(connections));
     let mut sim = Sim::new(1, config, ());
     sim.set_checks(false);
-    let listen = listen.socket(|socket| socket.backlog = 1024);
+    listen.socket.backlog = 1024;
     let addr = if echo {
         sim.listen(listen, |_app, _peer| Echo)
     } else {
@@ -97,7 +96,7 @@ fn decoders(criterion: &mut Criterion) {
     for (name, framing) in framings {
         let bytes = frame(&framing, 64);
         let batch = bytes.repeat(60_000 / bytes.len());
-        let (mut sim, _, clients) = world(1, Listen::tcp("127.0.0.1:0").framing(framing), false);
+        let (mut sim, _, clients) = world(1, Listen::tcp("127.0.0.1:0", framing), false);
         group.throughput(Throughput::Bytes(batch.len() as u64));
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|rounds| {
@@ -120,7 +119,7 @@ fn reactor(criterion: &mut Criterion) {
     for connections in [1, 64, 1_000] {
         let (sim, _, clients) = world(
             connections,
-            Listen::tcp("127.0.0.1:0").framing(Framing::Packet2),
+            Listen::tcp("127.0.0.1:0", Framing::Packet2),
             true,
         );
         let mut world = (sim, clients);
@@ -145,7 +144,11 @@ fn reactor(criterion: &mut Criterion) {
 fn at_rest(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("a turn beside idle connections");
     for connections in [1_000, 1_000_000] {
-        let (mut sim, _, _) = world(connections, Listen::tcp("127.0.0.1:0"), false);
+        let (mut sim, _, _) = world(
+            connections,
+            Listen::tcp("127.0.0.1:0", Framing::Packet2),
+            false,
+        );
         group.bench_function(BenchmarkId::from_parameter(connections), |bencher| {
             bencher.iter(|| sim.step());
         });
@@ -244,7 +247,7 @@ mod tls {
             let bytes = frame(&Framing::Packet2, payload);
             let batch = bytes.repeat(16_384 / bytes.len());
             group.throughput(Throughput::Bytes(batch.len() as u64));
-            let listen = || Listen::tcp("127.0.0.1:0").framing(Framing::Packet2);
+            let listen = || Listen::tcp("127.0.0.1:0", Framing::Packet2);
             let (mut sim, _, clients) = world(1, listen(), true);
             group.bench_function(BenchmarkId::new("plain, frames of", payload), |bencher| {
                 let prepare = |sim: &mut Sim| {

@@ -170,21 +170,18 @@ fn busy(sim: &Sim) -> bool {
 /// the start, and its allocations while it accepts them.
 fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
     const BACKLOG: usize = 1_024;
-    let config = Config::new()
-        .max_connections(connections)
-        .pending_limits(|pending| pending.connections = Quota::Count(connections));
+    let config = Config::max_connections(connections)
+        .with(|config| config.pending_limits.connections = Quota::Count(connections));
     let region = Region::new(ALLOCATOR);
     let mut sim = Sim::new(1, config, ());
     let mut memory = grown(&region);
     sim.set_checks(false);
-    let listen = Listen::tcp("127.0.0.1:0")
-        .framing(Framing::Packet2)
-        .socket(|socket| socket.backlog = BACKLOG as u32)
-        .conn(|conn| {
-            conn.idle_timeout = IDLE_TIMEOUT;
-            conn.linger_timeout = Duration::ZERO;
-            conn.linger_bytes = 0;
-        });
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+        listen.socket.backlog = BACKLOG as u32;
+        listen.conn.idle_timeout = IDLE_TIMEOUT;
+        listen.conn.linger_timeout = Duration::ZERO;
+        listen.conn.linger_bytes = 0;
+    });
     let addr = sim.listen(listen, |_app, _peer| Echo).expect("a listener");
     let mut clients = Vec::with_capacity(connections);
     let mut accept = Timed::default();

@@ -40,15 +40,15 @@ fn main() -> ExitCode {
 fn serve() -> Result<(), Box<dyn Error>> {
     let mut server = Server::new(Config::new())?;
     let echo = |_app: &mut (), _peer: Peer| Echo;
-    let passed = passed::sockets()?;
+    let passed = passed::sockets(Framing::Line)?;
     if passed.is_empty() {
         let addr = std::env::args()
             .nth(1)
             .unwrap_or_else(|| "127.0.0.1:0".to_owned());
-        server.listen(Listen::tcp(addr).framing(Framing::Line), echo)?;
+        server.listen(Listen::tcp(addr, Framing::Line), echo)?;
     }
-    for (socket, listen) in passed {
-        server.adopt(socket, listen.framing(Framing::Line), echo)?;
+    for listen in passed {
+        server.listen(listen, echo)?;
     }
     // Before the addresses are printed: their reader may send a signal at once.
     drain_on_sigterm(server.handle())?;

@@ -110,8 +110,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .nth(1)
         .unwrap_or_else(|| "127.0.0.1:2828".to_owned());
     let connections = 256;
-    let mut server = Server::new(Config::new().max_connections(connections))?;
-    let listen = Listen::tcp(addr.as_str()).framing(Framing::Line);
+    let mut server = Server::new(Config::max_connections(connections))?;
+    let listen = Listen::tcp(addr.as_str(), Framing::Line);
     let id = server.listen(listen, |_app, _peer| Reception)?;
     terminal::say(&format!(
         "listening on {} (line)",

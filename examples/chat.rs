@@ -74,17 +74,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let addr = std::env::args()
         .nth(1)
         .unwrap_or_else(|| "127.0.0.1:2323".to_owned());
-    let mut server = Server::new(Config::new().max_connections(10_000))?;
-    let listen = Listen::tcp(addr.as_str())
-        .framing(Framing::Line)
+    let mut server = Server::new(Config::max_connections(10_000))?;
+    let listen = Listen::tcp(addr.as_str(), Framing::Line).with(|listen| {
         // Members may only listen for a day, and reading goes on while others are slow.
-        .conn(|conn| {
-            conn.max_frame = Some(1024);
-            conn.idle_timeout = std::time::Duration::from_secs(24 * 60 * 60);
-            conn.low_watermark = 32 * 1024;
-            conn.high_watermark = 64 * 1024;
-            conn.output_limit = 64 * 1024;
-        });
+        listen.conn.max_frame = Some(1024);
+        listen.conn.idle_timeout = std::time::Duration::from_secs(24 * 60 * 60);
+        listen.conn.low_watermark = 32 * 1024;
+        listen.conn.high_watermark = 64 * 1024;
+        listen.conn.output_limit = 64 * 1024;
+    });
     let mut guests = 0;
     let id = server.listen(listen, move |_app, _peer| {
         guests += 1;

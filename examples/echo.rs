@@ -37,21 +37,20 @@ fn main() -> ExitCode {
 }
 
 fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
-    let mut listen = Listen::tcp(options.listen.as_str())
-        .framing(options.framing.framing())
-        .access_rules(options.access.clone())
-        .conn(|conn| {
-            conn.idle_timeout = options::or_never(options.idle_timeout);
-            conn.handshake_timeout = options::or_never(options.handshake_timeout);
+    let mut listen =
+        Listen::tcp(options.listen.as_str(), options.framing.framing()).with(|listen| {
+            listen.access_rules = options.access.clone();
+            listen.conn.idle_timeout = options::or_never(options.idle_timeout);
+            listen.conn.handshake_timeout = options::or_never(options.handshake_timeout);
         });
     if let Some(bytes) = options.max_packet {
         listen.conn.max_frame = Some(bytes);
     }
     listen = options.add_tls(options.add_proxy(listen))?;
 
-    let mut config = Config::new().max_connections(options.max_connections);
+    let mut config = Config::max_connections(options.max_connections);
     if let Some(bytes) = options.memory_limit {
-        config = config.memory_limit(bytes);
+        config.memory_limit = Some(bytes);
     }
     let mut server = Server::new(config)?;
     let id = server.listen(listen, |_app, _peer| Echo)?;

@@ -50,7 +50,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .nth(1)
         .unwrap_or_else(|| "127.0.0.1:2525".to_owned());
     let mut server = Server::new(Config::new())?;
-    let listen = Listen::tcp(addr.as_str()).framing(Framing::Line);
+    let listen = Listen::tcp(addr.as_str(), Framing::Line);
     let id = server.listen(listen, |_app, _peer| Clock)?;
     terminal::say(&format!(
         "listening on {} (line)",

@@ -8,7 +8,9 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use portcullis::{Closed, Config, ConnId, Context, Handler, Listen, Outcome, Rate, Server, Turn};
+use portcullis::{
+    Closed, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Rate, Server, Turn,
+};
 
 #[path = "support/terminal.rs"]
 mod terminal;
@@ -66,12 +68,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .unwrap_or(u64::MAX);
 
     // Small budgets, few players and a rate for each: a turn of the server is a small part of a frame, whatever players do.
-    let config = Config::new().max_connections(64).budgets(|budgets| {
-        budgets.accepts = 4;
-        budgets.read_bytes = 16 * 1024;
+    let config = Config::max_connections(64).with(|config| {
+        config.budgets.accepts = 4;
+        config.budgets.read_bytes = 16 * 1024;
     });
-    let listen = Listen::tcp(addr.as_str())
-        .conn(|conn| conn.frame_rate = Some(Rate::per_second(120).burst(BURST)));
+    let listen = Listen::tcp(addr.as_str(), Framing::Packet2)
+        .with(|listen| listen.conn.frame_rate = Some(Rate::per_second(120).burst(BURST)));
     let mut server = Server::new(config)?;
     let id = server.listen(listen, |_app, _peer| Player)?;
     terminal::say(&format!(

@@ -43,15 +43,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     terminal::log_to_stderr();
     let mut server = Server::new(Config::new())?;
     let echo = |_app: &mut (), _peer: Peer| Echo;
-    let passed = passed::sockets()?;
+    let passed = passed::sockets(Framing::Line)?;
     let is_successor = !passed.is_empty();
-    for (socket, listen) in passed {
-        server.adopt(socket, listen.framing(Framing::Line), echo)?;
+    for listen in passed {
+        server.listen(listen, echo)?;
     }
     for addr in std::env::args().skip(1).filter(|_| !is_successor) {
-        let unix = addr.strip_prefix("unix:").map(Listen::unix);
-        let listen = unix.unwrap_or_else(|| Listen::tcp(&addr));
-        server.listen(listen.framing(Framing::Line), echo)?;
+        let listen = match addr.strip_prefix("unix:") {
+            Some(path) => Listen::unix(path, Framing::Line),
+            None => Listen::tcp(&addr, Framing::Line),
+        };
+        server.listen(listen, echo)?;
     }
     obey_signals(server.handle())?;
     for listener in server.control().listeners() {

@@ -119,9 +119,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let tls = server_config(chain, key)?;
     let mut server = Server::new(Config::new())?;
-    let listen = Listen::tcp(addr.as_str())
-        .framing(Framing::Line)
-        .conn(|conn| conn.max_frame = Some(512));
+    let listen =
+        Listen::tcp(addr.as_str(), Framing::Line).with(|listen| listen.conn.max_frame = Some(512));
     let id = server.listen(listen, |_app, _peer| Stranger::default())?;
     terminal::say(&format!(
         "listening on {} (lines, then packet-2)",

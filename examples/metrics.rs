@@ -105,16 +105,13 @@ fn main() -> portcullis::Result<()> {
     terminal::log_to_stderr();
     let options = Options::parse();
     let most = options.max_connections;
-    let mut server = Server::new(Config::new().max_connections(most.saturating_add(WATCHERS)))?;
-    let echo = Listen::tcp(options.listen.as_str())
-        .name("echo")
-        .max_connections(most);
+    let mut server = Server::new(Config::max_connections(most.saturating_add(WATCHERS)))?;
+    let mut echo = Listen::tcp(options.listen.as_str(), Framing::Packet2).name("echo");
+    echo.max_connections = Some(most);
     let echo = server.listen(echo, |_app, _peer| Echo)?;
-    let watch = Listen::tcp(options.metrics.as_str()).name("metrics");
-    let watch = watch
-        .framing(Framing::Line)
-        .conn(|conn| conn.max_frame = Some(8192))
-        .max_connections(WATCHERS);
+    let mut watch = Listen::tcp(options.metrics.as_str(), Framing::Line).name("metrics");
+    watch.conn.max_frame = Some(8192);
+    watch.max_connections = Some(WATCHERS);
     let handle = server.handle();
     let watch = server.listen(watch, move |_app, _peer| Page {
         handle: handle.clone(),

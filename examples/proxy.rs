@@ -96,22 +96,22 @@ fn main() -> Result<(), Box<dyn Error>> {
         conn.full_duplex = true;
         conn.idle_timeout = Duration::MAX;
     };
-    let mut front = Listen::tcp(&options.listen)
-        .framing(Framing::Raw)
-        .conn(relay)
-        .socket(|socket| socket.keepalive = Some(keepalive))
-        .max_connections(options.max_clients);
+    let mut front = Listen::tcp(&options.listen, Framing::Raw).with(|listen| {
+        relay(&mut listen.conn);
+        listen.socket.keepalive = Some(keepalive);
+        listen.max_connections = Some(options.max_clients);
+    });
     if let (Some(chain), Some(key)) = (&options.tls_cert, &options.tls_key) {
         front = front.tls(tls::server_config(chain, key)?);
     }
-    let mut back = Connect::new()
-        .framing(Framing::Raw)
-        .conn(relay)
-        .socket(|socket| socket.keepalive = Some(keepalive));
+    let mut back = Connect::new(Framing::Raw).with(|connect| {
+        relay(&mut connect.conn);
+        connect.socket.keepalive = Some(keepalive);
+    });
     if let (Some(name), Some(roots)) = (&options.tls_to, &options.ca) {
         back = back.tls(tls::client_config(roots)?, name);
     }
-    let mut server = Server::new(Config::new().max_connections(2 * options.max_clients))?;
+    let mut server = Server::new(Config::max_connections(2 * options.max_clients))?;
     let id = server.listen(front, |_app, _peer| Side(None))?;
     // Before the address is printed: its reader may send a signal at once.
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;

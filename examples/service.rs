@@ -84,19 +84,20 @@ impl Handler for Echo {
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
     terminal::log_to_stderr();
-    let config = Config::new()
-        .max_connections(options.max_connections)
-        .memory_limit(options.memory_limit);
+    let config = Config::max_connections(options.max_connections)
+        .with(|config| config.memory_limit = Some(options.memory_limit));
     let mut server = Server::new(config)?;
-    let sockets = passed::sockets()?;
+    let sockets = passed::sockets(Framing::Line)?;
     let are_passed = !sockets.is_empty();
     if are_passed {
-        for (socket, listen) in sockets {
-            let listen = behind(listen, &options)?;
-            server.adopt(socket, listen, |_app, _peer| Echo::default())?;
+        for listen in sockets {
+            server.listen(behind(listen, &options)?, |_app, _peer| Echo::default())?;
         }
     } else {
-        let listen = behind(Listen::tcp(options.listen.as_str()), &options)?;
+        let listen = behind(
+            Listen::tcp(options.listen.as_str(), Framing::Line),
+            &options,
+        )?;
         server.listen(listen, |_app, _peer| Echo::default())?;
     }
     let grace = Duration::from_secs(options.grace);
@@ -114,18 +115,16 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn behind(listen: Listen, options: &Options) -> portcullis::Result<Listen> {
-    let listen = listen
-        .framing(Framing::Line)
-        .conn(|conn| conn.max_frame = Some(4096));
+fn behind(mut listen: Listen, options: &Options) -> portcullis::Result<Listen> {
+    listen.conn.max_frame = Some(4096);
     if options.trusted_proxy.is_empty() {
         return Ok(listen);
     }
     let mut proxies = options.trusted_proxy.iter();
     let trusted = proxies.try_fold(AccessRules::deny_all(), |rules, proxy| rules.allow(proxy))?;
-    Ok(listen
-        .proxy_protocol(ProxyProtocol::Required)
-        .trusted_proxies(trusted))
+    listen.proxy_protocol = ProxyProtocol::Required;
+    listen.trusted_proxies = Some(trusted);
+    Ok(listen)
 }
 
 fn end_on_sigterm(handle: Handle, are_passed: bool, grace: Duration) -> std::io::Result<()> {

@@ -5,7 +5,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use portcullis::{Config, Context, Handler, Listen, Outcome, Shards};
+use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Shards};
 
 #[path = "support/terminal.rs"]
 mod terminal;
@@ -39,12 +39,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         .unwrap_or_else(|| "127.0.0.1:7000".to_owned());
     terminal::log_to_stderr();
 
-    let mut shards = Shards::new(Config::new().max_connections(10_000));
+    let mut shards = Shards::new(Config::max_connections(10_000));
     if let Some(threads) = arguments.next() {
         shards = shards.threads(threads.parse()?);
     }
     let running = shards.spawn(move |shard, server| {
-        server.listen(Listen::tcp(addr.as_str()), |_app, _peer| Echo)?;
+        server.listen(
+            Listen::tcp(addr.as_str(), Framing::Packet2),
+            |_app, _peer| Echo,
+        )?;
         Ok(Tally { shard, echoes: 0 })
     })?;
 

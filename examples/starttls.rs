@@ -107,12 +107,11 @@ fn main() -> ExitCode {
 
 fn serve(options: &Options) -> Result<(), Box<dyn Error>> {
     let tls = tls::server_config(&options.tls_cert, &options.tls_key)?;
-    let listen = Listen::tcp(options.listen.as_str())
+    let listen = Listen::tcp(options.listen.as_str(), Framing::Line)
         .name("mail")
-        .framing(Framing::Line)
-        .conn(|conn| {
-            conn.max_frame = Some(512);
-            conn.idle_timeout = Duration::from_secs(300);
+        .with(|listen| {
+            listen.conn.max_frame = Some(512);
+            listen.conn.idle_timeout = Duration::from_secs(300);
         });
     let mut server = Server::new(Config::new())?;
     server.listen(listen, |_app, _peer| Session::default())?;

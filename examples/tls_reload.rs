@@ -57,9 +57,8 @@ fn main() -> ExitCode {
 
 fn serve(options: Options) -> Result<(), Box<dyn Error>> {
     let config = tls::server_config(&options.tls_cert, &options.tls_key)?;
-    let listen = Listen::tcp(options.listen.as_str())
+    let listen = Listen::tcp(options.listen.as_str(), Framing::Line)
         .name(LISTENER)
-        .framing(Framing::Line)
         .tls(config);
     let mut server = Server::new(Config::new())?;
     server.listen(listen, |_app, _peer| Echo)?;
@@ -100,6 +99,8 @@ fn obey_signals(handle: Handle, options: Options) -> std::io::Result<()> {
 /// All or nothing: a file that cannot be used is found before the server is asked for anything.
 fn reload(handle: &Handle, options: &Options) -> Result<(), Box<dyn Error>> {
     let config = tls::server_config(&options.tls_cert, &options.tls_key)?;
-    handle.set_tls(LISTENER, Duration::from_secs(5), config)?;
+    handle.change(Duration::from_secs(5), move |control| {
+        control.set_tls(LISTENER, config.clone())
+    })?;
     Ok(())
 }

@@ -70,10 +70,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let addr = std::env::args()
         .nth(1)
         .unwrap_or_else(|| "127.0.0.1:2727".to_owned());
-    let mut server = Server::new(Config::new().max_connections(CONNECTIONS))?;
-    let listen = Listen::tcp(addr.as_str())
-        .framing(Framing::Line)
-        .conn(|conn| conn.max_frame = Some(32));
+    let mut server = Server::new(Config::max_connections(CONNECTIONS))?;
+    let listen =
+        Listen::tcp(addr.as_str(), Framing::Line).with(|listen| listen.conn.max_frame = Some(32));
     let id = server.listen(listen, |_app, _peer| Session)?;
     terminal::say(&format!(
         "listening on {} (line)",

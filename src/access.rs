@@ -74,7 +74,7 @@ impl Access {
 /// fn deny(control: &mut portcullis::Control<'_>, network: &str) -> portcullis::Result<()> {
 ///     let rules = control.options("games")?.access_rules.clone();
 ///     let rules = rules.deny_first(network)?;
-///     control.reconfigure_listener("games", |listen| listen.access_rules(rules))
+///     control.reconfigure_listener("games", |listen| listen.access_rules = rules)
 /// }
 /// ```
 ///

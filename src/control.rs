@@ -94,7 +94,7 @@ impl<'a, A> Control<'a, A> {
     /// # }
     /// # fn main() -> portcullis::Result<()> {
     /// # let mut server: Server = Server::new(Config::new())?;
-    /// let options = Connect::new().framing(Framing::Line);
+    /// let options = Connect::new(Framing::Line);
     /// let id = server.control().connect("127.0.0.1:2222", options, Client)?;
     /// # let _ = id; Ok(()) }
     /// ```
@@ -248,7 +248,7 @@ impl<'a, A> Control<'a, A> {
     /// ```
     /// # use portcullis::{Config, Server};
     /// # fn main() -> portcullis::Result<()> {
-    /// let config = Config::new().max_connections(100);
+    /// let config = Config::max_connections(100);
     /// let mut server: Server = Server::new(config.clone())?;
     /// assert_eq!(server.control().config(), &config);
     /// # Ok(()) }
@@ -267,24 +267,13 @@ impl<'a, A> Control<'a, A> {
         self.ops.options(&which.into())
     }
 
-    /// Changes the cap. Below the number of open connections, these stay and no others are
-    /// accepted; raised, waiting clients are accepted at once. 0 admits none. In one of several
-    /// [`Shards`](crate::Shards) it changes the cap of all.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Option`](crate::Error::Option) for more than 16 million, with the cap unchanged.
-    pub fn set_max_connections(&mut self, connections: usize) -> Result<()> {
-        self.reconfigure(|config| config.max_connections(connections))
-    }
-
     /// Changes options of the server: all of those that `change` changes, or none.
     ///
     /// ```
     /// # use portcullis::{Config, Server};
     /// # fn main() -> portcullis::Result<()> {
     /// let mut server: Server = Server::new(Config::new())?;
-    /// server.control().reconfigure(|config| config.max_connections(20_000).recent_closes(1024))?;
+    /// server.control().reconfigure(|config| config.max_connections = 20_000)?;
     /// # Ok(()) }
     /// ```
     ///
@@ -292,8 +281,9 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::Option`](crate::Error::Option) for a value that cannot work, with all options
     /// unchanged.
-    pub fn reconfigure(&mut self, change: impl FnOnce(Config) -> Config) -> Result<()> {
-        let config = change(self.ops.config().clone());
+    pub fn reconfigure(&mut self, change: impl FnOnce(&mut Config)) -> Result<()> {
+        let mut config = self.ops.config().clone();
+        change(&mut config);
         self.ops.set_config(config)
     }
 
@@ -302,7 +292,7 @@ impl<'a, A> Control<'a, A> {
     /// their options.
     ///
     /// ```
-    /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
+    /// # use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
     /// # use std::time::Duration;
     /// # struct Echo;
     /// # impl Handler for Echo {
@@ -313,10 +303,10 @@ impl<'a, A> Control<'a, A> {
     /// # }
     /// # fn main() -> portcullis::Result<()> {
     /// # let mut server = Server::new(Config::new())?;
-    /// server.listen(Listen::tcp("127.0.0.1:0").name("games"), |_app, _peer| Echo)?;
-    /// server.control().reconfigure_listener("games", |mut listen| {
+    /// server.listen(Listen::tcp("127.0.0.1:0", Framing::Line).name("games"), |_app, _peer| Echo)?;
+    /// server.control().reconfigure_listener("games", |listen| {
     ///     listen.conn.idle_timeout = Duration::from_secs(30);
-    ///     listen.max_connections(500)
+    ///     listen.max_connections = Some(500);
     /// })?;
     /// # Ok(()) }
     /// ```
@@ -329,10 +319,11 @@ impl<'a, A> Control<'a, A> {
     pub fn reconfigure_listener(
         &mut self,
         which: impl Into<ListenerRef>,
-        change: impl FnOnce(Listen) -> Listen,
+        change: impl FnOnce(&mut Listen),
     ) -> Result<()> {
         let which = which.into();
-        let options = change(self.ops.options(&which)?.clone());
+        let mut options = self.ops.options(&which)?.clone();
+        change(&mut options);
         self.ops.set_options(&which, options)
     }
 
@@ -361,7 +352,7 @@ impl<'a, A> Control<'a, A> {
         which: impl Into<ListenerRef>,
         config: impl Into<crate::tls::TlsConfig>,
     ) -> Result<()> {
-        self.reconfigure_listener(which, |listen| listen.tls(config))
+        self.reconfigure_listener(which, |listen| listen.tls = Some(config.into()))
     }
 
     /// Denies a network for a time, from this call on: an address, a network as in `10.0.0.0/8`, or

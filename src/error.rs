@@ -60,7 +60,7 @@ pub enum Error {
     },
     /// An option has a value that cannot work.
     Option {
-        /// The option, by the name of its setter.
+        /// The option, by the name of its field.
         option: &'static str,
         /// The problem, and a value that would work.
         problem: String,

@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::{mpsc, Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::config::{Config, Listen};
+use crate::config::Config;
 use crate::control::Control;
 use crate::error::Error;
 use crate::id::{ConnId, ListenerRef};
@@ -397,7 +397,7 @@ impl<A> Handle<A> {
         found.into_iter().next().ok_or(missing)
     }
 
-    /// Changes the cap: see [`Control::set_max_connections`]. Of one server it is queued. Of several
+    /// Changes the cap: see [`Config::max_connections`]. Of one server it is queued. Of several
     /// shards at once: when this returns, no connection above the new cap is accepted.
     ///
     /// # Errors
@@ -405,78 +405,26 @@ impl<A> Handle<A> {
     /// [`HandleError::Refused`] for more than 16 million, with the cap unchanged; otherwise as for
     /// [`Handle::post_each`].
     pub fn set_max_connections(&self, connections: usize) -> Result<(), HandleError> {
-        Config::new().max_connections(connections).check()?;
+        Config::max_connections(connections).check()?;
         if let Some(cap) = &self.common_cap {
             cap.set(connections);
             return Ok(());
         }
         let change = move |_, _: &mut A, control: &mut Control<'_, A>| {
             // It was checked above.
-            let _ = control.set_max_connections(connections);
+            let _ = control.reconfigure(|config| config.max_connections = connections);
         };
         self.push_each(change, Command::Call)
-    }
-
-    /// Changes options and waits until every shard has done it: see [`Control::reconfigure`].
-    ///
-    /// # Errors
-    ///
-    /// [`HandleError::Refused`] for a value that cannot work, with all options unchanged; otherwise
-    /// as for [`Handle::call_each`].
-    pub fn reconfigure(
-        &self,
-        timeout: Duration,
-        change: impl Fn(Config) -> Config + Send + Sync + 'static,
-    ) -> Result<(), HandleError> {
-        self.change(timeout, move |control| control.reconfigure(&change))
-    }
-
-    /// Changes options of a listener, on every shard that has it, and waits until that is done: see
-    /// [`Control::reconfigure_listener`].
-    ///
-    /// # Errors
-    ///
-    /// [`HandleError::NoListener`] if no shard has it; [`HandleError::Refused`] for a value that
-    /// cannot work or that an open port cannot change, with all options unchanged; otherwise as for
-    /// [`Handle::call_each`].
-    pub fn reconfigure_listener(
-        &self,
-        which: impl Into<ListenerRef>,
-        timeout: Duration,
-        change: impl Fn(Listen) -> Listen + Send + Sync + 'static,
-    ) -> Result<(), HandleError> {
-        let which = which.into();
-        self.change(timeout, move |control| {
-            control.reconfigure_listener(which.clone(), &change)
-        })
-    }
-
-    /// Changes the TLS of a listener, on every shard that has it, and waits until that is done: see
-    /// [`Control::set_tls`].
-    ///
-    /// # Errors
-    ///
-    /// [`HandleError::Refused`] for a plain listener; otherwise as for
-    /// [`Handle::reconfigure_listener`].
-    #[doc(alias = "certificate renewal")]
-    #[cfg(feature = "tls")]
-    pub fn set_tls(
-        &self,
-        which: impl Into<ListenerRef>,
-        timeout: Duration,
-        config: impl Into<crate::tls::TlsConfig>,
-    ) -> Result<(), HandleError> {
-        let config = config.into();
-        self.reconfigure_listener(which, timeout, move |listen| listen.tls(config.clone()))
     }
 
     /// Changes something on every shard through its [`Control`], and waits until that is done.
     ///
     /// ```
     /// # use portcullis::{Handle, HandleError};
-    /// # fn pause(handle: &Handle) -> Result<(), HandleError> {
+    /// # fn change(handle: &Handle) -> Result<(), HandleError> {
     /// let second = std::time::Duration::from_secs(1);
     /// handle.change(second, |control| control.suspend("games"))?;
+    /// handle.change(second, |control| control.reconfigure(|config| config.recent_closes = 9))?;
     /// # Ok(()) }
     /// ```
     ///

@@ -16,8 +16,8 @@
 //! }
 //!
 //! fn main() -> portcullis::Result<()> {
-//!     let mut server = Server::new(Config::new().max_connections(1024))?;
-//!     let listen = Listen::tcp("127.0.0.1:2222").framing(Framing::Packet2);
+//!     let mut server = Server::new(Config::max_connections(1024))?;
+//!     let listen = Listen::tcp("127.0.0.1:2222", Framing::Packet2);
 //!     server.listen(listen, |_app: &mut (), _peer| Echo)?;
 //!     server.run(&mut ())
 //! }

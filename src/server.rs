@@ -1,7 +1,7 @@
 //! The server, which the user owns.
 
 use std::fmt;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{mpsc, Arc};
 use std::thread;
 use std::time::Duration;
@@ -42,8 +42,8 @@ const RESERVED_DESCRIPTORS: usize = 32;
 /// }
 ///
 /// fn main() -> portcullis::Result<()> {
-///     let mut server = Server::new(Config::new().max_connections(1024))?;
-///     server.listen(Listen::tcp("127.0.0.1:2222").framing(Framing::Packet2), |_app, _peer| Echo)?;
+///     let mut server = Server::new(Config::max_connections(1024))?;
+///     server.listen(Listen::tcp("127.0.0.1:2222", Framing::Packet2), |_app, _peer| Echo)?;
 ///     server.run(&mut ())
 /// }
 /// ```
@@ -114,7 +114,7 @@ impl<A> Server<A> {
     /// Opens a listener with a [`Service`]. Otherwise like [`Server::listen`].
     ///
     /// ```
-    /// # use portcullis::{try_accept, Config, Context, Handler, Listen, Outcome, Refuse, Server};
+    /// # use portcullis::{try_accept, Config, Context, Framing, Handler, Listen, Outcome, Refuse, Server};
     /// # struct Echo;
     /// # impl Handler<u32> for Echo {
     /// #     fn on_frame(&mut self, cx: &mut Context<'_, u32>, frame: &[u8]) -> Outcome {
@@ -128,7 +128,7 @@ impl<A> Server<A> {
     ///     *left = left.checked_sub(1).ok_or(Refuse::silently())?;
     ///     Ok(Echo)
     /// });
-    /// server.listen_with(Listen::tcp("127.0.0.1:0"), first_ten)?;
+    /// server.listen_with(Listen::tcp("127.0.0.1:0", Framing::Line), first_ten)?;
     /// # server.control().stop();
     /// server.run(&mut 10)
     /// # }
@@ -143,62 +143,6 @@ impl<A> Server<A> {
         service: impl Service<A> + 'static,
     ) -> Result<ListenerId> {
         self.reactor.listen(options, Box::new(service))
-    }
-
-    /// Opens a listener on a socket that is listening already, TCP or Unix: inherited, or handed
-    /// over by systemd or by another server ([`Control::listener_socket`]). Otherwise like
-    /// [`Server::listen`].
-    ///
-    /// The socket is made non-blocking and close-on-exec. The file of a Unix socket belongs to its
-    /// maker, and stays when the listener closes.
-    ///
-    /// ```
-    /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
-    /// # struct Echo;
-    /// # impl Handler for Echo {
-    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
-    /// #         cx.conn.send(frame)?;
-    /// #         Ok(())
-    /// #     }
-    /// # }
-    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
-    /// let mut server: Server = Server::new(Config::new())?;
-    /// server.adopt(socket, Listen::adopted().name("inherited"), |_app, _peer| Echo)?;
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NameTaken`], [`Error::Option`], [`Error::Draining`], or [`Error::Os`] for a socket
-    /// that is not usable.
-    pub fn adopt<F, H>(
-        &mut self,
-        socket: impl Into<OwnedFd>,
-        options: Listen,
-        accept: F,
-    ) -> Result<ListenerId>
-    where
-        F: FnMut(&mut A, Peer) -> H + 'static,
-        H: Handler<A> + 'static,
-    {
-        self.adopt_with(socket, options, accept)
-    }
-
-    /// Opens a listener on a socket that is listening already, with a [`Service`]. Otherwise like
-    /// [`Server::adopt`].
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Server::adopt`].
-    pub fn adopt_with(
-        &mut self,
-        socket: impl Into<OwnedFd>,
-        options: Listen,
-        service: impl Service<A> + 'static,
-    ) -> Result<ListenerId> {
-        self.reactor
-            .adopt(socket.into(), options, Box::new(service))
     }
 
     /// Serves until a drain is over or [`Control::stop`] is called.
@@ -219,7 +163,7 @@ impl<A> Server<A> {
     /// [`Error::other`]) is returned here, before anything runs.
     ///
     /// ```
-    /// # use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
+    /// # use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
     /// # struct Echo;
     /// # impl Handler for Echo {
     /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
@@ -230,7 +174,7 @@ impl<A> Server<A> {
     /// # fn main() -> portcullis::Result<()> {
     /// let spawned = Server::spawn(|| {
     ///     let mut server = Server::new(Config::new())?;
-    ///     server.listen(Listen::tcp("127.0.0.1:0"), |_app, _peer| Echo)?;
+    ///     server.listen(Listen::tcp("127.0.0.1:0", Framing::Line), |_app, _peer| Echo)?;
     ///     Ok((server, ()))
     /// })?;
     /// println!("listening on {}", spawned.listeners[0].addr);

@@ -22,7 +22,7 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// accepted it.
 ///
 /// ```
-/// # use portcullis::{Config, Context, Handler, Listen, Outcome, Shards};
+/// # use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Shards};
 /// # struct Echo;
 /// # impl Handler for Echo {
 /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
@@ -31,8 +31,8 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// #     }
 /// # }
 /// # fn main() -> portcullis::Result<()> {
-/// let shards = Shards::new(Config::new().max_connections(10_000)).spawn(|_shard, server| {
-///     server.listen(Listen::tcp("127.0.0.1:0"), |_app, _peer| Echo)?;
+/// let shards = Shards::new(Config::max_connections(10_000)).spawn(|_shard, server| {
+///     server.listen(Listen::tcp("127.0.0.1:0", Framing::Line), |_app, _peer| Echo)?;
 ///     Ok(())
 /// })?;
 /// println!("listening on {}", shards.listeners[0].addr);

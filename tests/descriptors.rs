@@ -24,11 +24,12 @@ fn descriptors_are_back_at_their_base() {
         let journal = Journal::default();
         let notes = journal.clone();
         let server = kit::net::spawn(move || {
-            let mut server = Server::new(Config::new().max_connections(20)).expect("server");
+            let mut server = Server::new(Config::max_connections(20)).expect("server");
             let service = move |_: &mut (), _| ScriptedHandler::new(notes.noting(usual));
-            let listen = local().at_capacity(AtCapacity::refuse()).conn(|conn| {
-                conn.linger_timeout = Duration::from_millis(100);
-                conn.linger_bytes = 1024;
+            let listen = local().with(|listen| {
+                listen.at_capacity = AtCapacity::refuse();
+                listen.conn.linger_timeout = Duration::from_millis(100);
+                listen.conn.linger_bytes = 1024;
             });
             server.listen(listen, service).expect("listen");
             (server, ())

@@ -41,11 +41,9 @@ fn a_child_that_drops_the_server_takes_nothing_from_its_parent() {
     let path = folder.path("parent.sock");
     let mut server: Server = Server::new(Config::new()).expect("server");
     let service = |_: &mut (), _: Peer| Echo;
-    let tcp = Listen::tcp("127.0.0.1:0")
-        .framing(Framing::Line)
-        .name("tcp");
+    let tcp = Listen::tcp("127.0.0.1:0", Framing::Line).name("tcp");
     server.listen(tcp, service).expect("listen");
-    let unix = Listen::unix(&path).framing(Framing::Line).name("unix");
+    let unix = Listen::unix(&path, Framing::Line).name("unix");
     server.listen(unix, service).expect("listen");
     let info = server.control().listener("tcp").expect("open");
     let addr = info.addr.as_tcp().expect("TCP");
@@ -92,9 +90,10 @@ fn forked_processes_retry_at_different_times() {
             .longest_delay(first)
             .jitter(100);
         // Short: until its timer fires, the loop sleeps no longer than for this attempt.
-        let options = Connect::new()
-            .retry(retry)
-            .connect_timeout(Duration::from_millis(100));
+        let options = Connect::new(Framing::Packet2).with(|connect| {
+            connect.retry = Some(retry);
+            connect.connect_timeout = Duration::from_millis(100);
+        });
         let mut control = server.control();
         control.connect(closed, options, Echo).expect("an attempt");
         for _ in 0..200 {

@@ -140,16 +140,15 @@ impl Handler<Heard> for Recorder {
     }
 }
 
-fn behind(listen: Listen) -> Running<Heard> {
+fn behind(mut listen: Listen) -> Running<Heard> {
     spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
-        let listen = listen
-            .proxy_protocol(ProxyProtocol::Required)
-            .trusted_proxies(
-                AccessRules::deny_all()
-                    .allow("127.0.0.1")
-                    .expect("an address"),
-            );
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(
+            AccessRules::deny_all()
+                .allow("127.0.0.1")
+                .expect("an address"),
+        );
         server
             .listen(listen, |_: &mut Heard, peer: Peer| Recorder {
                 _header: peer.proxy,
@@ -437,7 +436,7 @@ fn lines_come_through_as_well() {
     if !have("haproxy", "-v") {
         return;
     }
-    let server = behind(local().framing(Framing::Line));
+    let server = behind(local().with(|listen| listen.framing = Framing::Line));
     let backend = format!("  server one {} send-proxy\n", server.addr());
     let haproxy = Haproxy::start(Folder::new(), "", "", &backend);
     let mut client = connect(haproxy.addr);

@@ -119,7 +119,7 @@ impl Handler for Echo {
 }
 
 fn listen() -> Listen {
-    Listen::tcp("127.0.0.1:0").framing(Framing::Packet4)
+    Listen::tcp("127.0.0.1:0", Framing::Packet4)
 }
 
 /// A world whose own opening is forgotten.
@@ -159,7 +159,7 @@ fn a_peer_that_breaks_the_protocol_is_not_news() {
     let _turn = capture();
     let (mut sim, addr) = world(
         Config::new(),
-        listen().conn(|conn| conn.max_frame = Some(1000)),
+        listen().with(|listen| listen.conn.max_frame = Some(1000)),
     );
     say(&mut sim, addr, &u32::MAX.to_be_bytes());
     let cut = say(&mut sim, addr, &packet4(b"whole")[..6]);
@@ -202,7 +202,10 @@ fn a_framer_that_refuses_is_not_news() {
         }
     }
     let _turn = capture();
-    let (mut sim, addr) = world(Config::new(), listen().framing(Framing::custom(|| Strict)));
+    let (mut sim, addr) = world(
+        Config::new(),
+        listen().with(|listen| listen.framing = Framing::custom(|| Strict)),
+    );
     say(&mut sim, addr, b"hello");
     sim.advance(AGES);
     quiet(&[CloseReason::BadFrame]);
@@ -257,9 +260,12 @@ fn a_network_that_fails_is_not_news() {
 #[test]
 fn a_client_that_is_not_admitted_is_not_logged_above_debug() {
     let _turn = capture();
-    let config = Config::new().max_connections(2);
-    let listen_one = listen().max_connections(1);
-    let (mut sim, addr) = world(config, listen_one.at_capacity(AtCapacity::refuse()));
+    let config = Config::max_connections(2);
+    let listen_one = listen().with(|listen| listen.max_connections = Some(1));
+    let (mut sim, addr) = world(
+        config,
+        listen_one.with(|listen| listen.at_capacity = AtCapacity::refuse()),
+    );
     connect(&mut sim, addr);
     // The owner's warning: the cap is reached.
     assert_eq!(loud(&taken()).len(), 1);
@@ -270,7 +276,7 @@ fn a_client_that_is_not_admitted_is_not_logged_above_debug() {
 
     let (mut sim, addr) = world(
         Config::new(),
-        listen().access_rules(AccessRules::deny_all()),
+        listen().with(|listen| listen.access_rules = AccessRules::deny_all()),
     );
     connect(&mut sim, addr);
     quiet(&[CloseReason::Denied]);
@@ -278,13 +284,19 @@ fn a_client_that_is_not_admitted_is_not_logged_above_debug() {
     let rate = Rate::per_second(1).burst(1);
     let (mut sim, addr) = world(
         Config::new(),
-        listen().accept_rate(rate).at_capacity(AtCapacity::refuse()),
+        listen().with(|listen| {
+            listen.accept_rate = Some(rate);
+            listen.at_capacity = AtCapacity::refuse();
+        }),
     );
     connect(&mut sim, addr);
     connect(&mut sim, addr);
     quiet(&[CloseReason::RateLimited]);
 
-    let (mut sim, addr) = world(Config::new(), listen().accept_rate(Rate::per_second(9)));
+    let (mut sim, addr) = world(
+        Config::new(),
+        listen().with(|listen| listen.accept_rate = Some(Rate::per_second(9))),
+    );
     let early = sim.connect(addr).expect("the backlog has room");
     sim.reset(early);
     sim.settle();
@@ -302,12 +314,12 @@ fn a_client_that_is_not_admitted_is_not_logged_above_debug() {
 fn proxies_and_handshakes_that_fail_are_not_news() {
     let _turn = capture();
     let behind = || {
-        let listen = listen().proxy_protocol(ProxyProtocol::Required);
-        listen.trusted_proxies(AccessRules::allow_all())
+        let listen = listen().with(|listen| listen.proxy_protocol = ProxyProtocol::Required);
+        listen.with(|listen| listen.trusted_proxies = Some(AccessRules::allow_all()))
     };
     let (mut sim, addr) = world(
         Config::new(),
-        behind().source_limits(|limits| limits.connections = Some(1)),
+        behind().with(|listen| listen.source_limits.connections = Some(1)),
     );
     say(&mut sim, addr, b"GET / HTTP/1.1\r\n\r\n");
     connect(&mut sim, addr);
@@ -330,14 +342,13 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
     // No proxy is trusted.
     let (mut sim, addr) = world(
         Config::new(),
-        behind().trusted_proxies(AccessRules::deny_all()),
+        behind().with(|listen| listen.trusted_proxies = Some(AccessRules::deny_all())),
     );
     connect(&mut sim, addr);
     quiet(&[CloseReason::Denied]);
     // Too many that are not open yet.
-    let crowded = Config::new()
-        .max_connections(40)
-        .pending_limits(|pending| pending.connections = Quota::Count(2));
+    let crowded = Config::max_connections(40)
+        .with(|config| config.pending_limits.connections = Quota::Count(2));
     let (mut sim, addr) = world(crowded, behind());
     for _ in 0..10 {
         sim.connect(addr).expect("the backlog has room");
@@ -350,7 +361,10 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
 #[test]
 fn a_connection_with_large_buffers_is_not_logged_above_debug() {
     let _turn = capture();
-    let (mut sim, addr) = world(Config::new().memory_limit(300_000), listen());
+    let (mut sim, addr) = world(
+        Config::new().with(|config| config.memory_limit = Some(300_000)),
+        listen(),
+    );
     let greedy: Vec<_> = (0..3).map(|_| connect(&mut sim, addr)).collect();
     for client in greedy {
         sim.set_reading(client, false);
@@ -471,7 +485,7 @@ fn what_concerns_the_owner_is_loud() {
         said(Level::Warn, "connection", "killed  listener")
     );
     sim.control()
-        .reconfigure_listener("games", |listen| listen.max_connections(9))
+        .reconfigure_listener("games", |listen| listen.max_connections = Some(9))
         .expect("an option");
     assert_eq!(
         lines(&mut sim),
@@ -592,7 +606,7 @@ fn a_long_list_is_not_repeated_in_the_log() {
         .deny("192.0.2.1")
         .expect("an address");
     sim.control()
-        .reconfigure_listener("games", |listen| listen.access_rules(rules.clone()))
+        .reconfigure_listener("games", |listen| listen.access_rules = rules.clone())
         .expect("good");
     let lines = taken();
     assert_eq!(
@@ -611,7 +625,8 @@ fn a_long_list_is_not_repeated_in_the_log() {
     }
     sim.control()
         .reconfigure_listener("games", |listen| {
-            listen.access_rules(rules.clone()).trusted_proxies(rules)
+            listen.access_rules = rules.clone();
+            listen.trusted_proxies = Some(rules);
         })
         .expect("good");
     let lines = taken();
@@ -632,15 +647,19 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// Its connections do not end by themselves.
 fn patient() -> Listen {
-    listen().conn(|conn| conn.idle_timeout = Duration::MAX)
+    listen().with(|listen| listen.conn.idle_timeout = Duration::MAX)
 }
 
 /// Clients that come and go at the cap write two lines, whatever their number.
 #[test]
 fn a_cap_that_is_reached_has_one_warning_and_one_end() {
     for (config, listen, target) in [
-        (Config::new().max_connections(2), patient(), "server"),
-        (Config::new(), patient().max_connections(2), "listener"),
+        (Config::max_connections(2), patient(), "server"),
+        (
+            Config::new(),
+            patient().with(|listen| listen.max_connections = Some(2)),
+            "listener",
+        ),
     ] {
         let _turn = capture();
         let (mut sim, addr) = world(config, listen);
@@ -677,10 +696,14 @@ fn a_lowered_cap_is_reached() {
     for _ in 0..3 {
         connect(&mut sim, addr);
     }
-    sim.control().set_max_connections(2).expect("changed");
+    sim.control()
+        .reconfigure(|config| config.max_connections = 2)
+        .expect("changed");
     sim.settle();
     assert!(loud_text().starts_with("WARN server: "));
-    sim.control().set_max_connections(10).expect("changed");
+    sim.control()
+        .reconfigure(|config| config.max_connections = 10)
+        .expect("changed");
     sim.advance(Duration::from_secs(61));
     assert!(loud_text().starts_with("INFO server: "));
 }
@@ -697,7 +720,8 @@ fn a_backend_that_is_gone_has_one_warning_and_one_end() {
     sim.remote(gone, Answer::Refuse);
     sim.remote(silent, Answer::Silence);
     for _ in 0..20 {
-        let connect = Connect::new().retry(Retry::new(u32::MAX));
+        let connect = Connect::new(Framing::Packet2)
+            .with(|connect| connect.retry = Some(Retry::new(u32::MAX)));
         sim.control().connect(gone, connect, Echo).expect("begun");
     }
     sim.advance(20 * MINUTE);
@@ -706,7 +730,7 @@ fn a_backend_that_is_gone_has_one_warning_and_one_end() {
     assert!(begun.starts_with("WARN connection: cannot connect to 192.0.2.7:80: "));
     // Another address has an episode of its own.
     sim.control()
-        .connect(silent, Connect::new(), Echo)
+        .connect(silent, Connect::new(Framing::Packet2), Echo)
         .expect("begun");
     sim.advance(MINUTE / 2);
     let other = loud_text();
@@ -729,10 +753,10 @@ fn a_backend_that_is_gone_has_one_warning_and_one_end() {
 fn a_cap_that_is_shared_is_reported_once() {
     use kit::net::{connect, eventually, ping, tcp, Echo};
     let _turn = capture();
-    let shards = portcullis::Shards::new(Config::new().max_connections(4))
+    let shards = portcullis::Shards::new(Config::max_connections(4))
         .threads(3)
         .spawn(|_, server: &mut portcullis::Server| {
-            let listen = Listen::tcp("127.0.0.1:0");
+            let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2);
             server.listen(listen, |_: &mut (), _| Echo).map(drop)
         })
         .expect("spawned");
@@ -765,7 +789,7 @@ fn a_cap_that_is_shared_is_reported_once() {
 fn a_shard_that_fails_is_logged() {
     let _turn = capture();
     let build = |shard, server: &mut portcullis::Server| {
-        let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet2);
+        let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2);
         server.listen(listen, |_: &mut (), _| Echo)?;
         if shard == 1 {
             let null = std::fs::File::open("/dev/null").map_err(portcullis::Error::other)?;

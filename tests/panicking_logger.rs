@@ -35,7 +35,7 @@ fn a_logger_that_panics_harms_no_connection() {
     log::set_logger(&Broken).expect("the only logger");
     log::set_max_level(log::LevelFilter::Trace);
     let mut sim = Sim::new(1, Config::new(), ());
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Line);
     let addr = sim
         .listen(listen, |_: &mut (), _: portcullis::Peer| Echo)
         .expect("listen");

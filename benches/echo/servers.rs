@@ -62,10 +62,8 @@ fn tell(addr: SocketAddr) {
 }
 
 fn by_portcullis() {
-    let mut server = Server::new(Config::new().max_connections(4_000)).expect("a server");
-    let listen = Listen::tcp("127.0.0.1:0")
-        .name("echo")
-        .framing(Framing::Packet2);
+    let mut server = Server::new(Config::max_connections(4_000)).expect("a server");
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).name("echo");
     server.listen(listen, |_app, _peer| Echo).expect("a port");
     let addr = server.control().listener("echo").expect("there").addr;
     tell(addr.as_tcp().expect("TCP"));

@@ -96,12 +96,8 @@ fn serve() {
     std::fs::write(&key, site.signing_key.serialize_pem()).expect("a file");
     let tls = portcullis::tls::server_config(&chain, &key).expect("a certificate");
     std::fs::remove_file(&key).expect("it is there");
-    let mut server = Server::new(Config::new().max_connections(4_000)).expect("a server");
-    let listen = |name| {
-        Listen::tcp("127.0.0.1:0")
-            .name(name)
-            .framing(Framing::Packet2)
-    };
+    let mut server = Server::new(Config::max_connections(4_000)).expect("a server");
+    let listen = |name| Listen::tcp("127.0.0.1:0", Framing::Packet2).name(name);
     server
         .listen(listen("plain"), |_app, _peer| Echo)
         .expect("a port");

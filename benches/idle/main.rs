@@ -70,12 +70,13 @@ fn main() {
 
 /// Serves until the process ends.
 fn serve(addr: SocketAddr, most: usize) {
-    let mut server = Server::new(Config::new().max_connections(most)).expect("a server");
-    let listen = Listen::tcp(addr)
+    let mut server = Server::new(Config::max_connections(most)).expect("a server");
+    let listen = Listen::tcp(addr, Framing::Packet2)
         .name("echo")
-        .framing(Framing::Packet2)
-        .socket(|socket| socket.reuse_port = true)
-        .conn(|conn| conn.idle_timeout = Duration::from_secs(3_600));
+        .with(|listen| {
+            listen.socket.reuse_port = true;
+            listen.conn.idle_timeout = Duration::from_secs(3_600);
+        });
     server.listen(listen, |_app, _peer| Echo).expect("a port");
     println!("{}", server.control().listener("echo").expect("there").addr);
     server.run(&mut ()).expect("it runs");

@@ -90,10 +90,9 @@ fn main() {
     let work = options();
     let (framing, message) = message(&work);
     let batch = message.repeat(work.window);
-    let mut config = Config::new().max_connections(work.conns + 1);
-    let mut listen = Listen::tcp("127.0.0.1:0")
-        .framing(framing)
-        .conn(|conn| conn.idle_timeout = Duration::from_secs(300));
+    let mut config = Config::max_connections(work.conns + 1);
+    let mut listen = Listen::tcp("127.0.0.1:0", framing)
+        .with(|listen| listen.conn.idle_timeout = Duration::from_secs(300));
     // None of them is ever reached.
     let much = Rate::per_second(1_000_000_000);
     match work.with.as_str() {
@@ -101,11 +100,11 @@ fn main() {
             listen.conn.read_rate = Some(much);
             listen.conn.frame_rate = Some(much);
         }
-        "memory-limit" => config = config.memory_limit(1 << 30),
+        "memory-limit" => config = config.with(|config| config.memory_limit = Some(1 << 30)),
         "source-limits" => {
-            listen = listen.source_limits(|limits| {
-                limits.connections = Some(1_000_000);
-                limits.rate = Some(much);
+            listen = listen.with(|listen| {
+                listen.source_limits.connections = Some(1_000_000);
+                listen.source_limits.rate = Some(much);
             })
         }
         "timer" | "tls" | "connects" | "handshakes" | "" => {}

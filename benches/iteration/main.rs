@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use common::{raise_descriptor_limit, Echo};
 use nix::time::{clock_gettime, ClockId};
-use portcullis::{Config, Context, Handler, Listen, Outcome, Server};
+use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
 
 #[derive(Parser)]
 struct Options {
@@ -111,8 +111,9 @@ fn main() {
 }
 
 fn server<H: Handler + 'static>(handler: fn() -> H) -> (Server, SocketAddr) {
-    let mut server = Server::new(Config::new().max_connections(1 << 16)).expect("a server");
-    let listen = Listen::tcp("127.0.0.1:0").socket(|socket| socket.backlog = 4096);
+    let mut server = Server::new(Config::max_connections(1 << 16)).expect("a server");
+    let listen =
+        Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| listen.socket.backlog = 4096);
     let id = server
         .listen(listen, move |_app, _peer| handler())
         .expect("a port");

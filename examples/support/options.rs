@@ -195,9 +195,10 @@ impl Options {
                 "--proxy-protocol without --trusted-proxy: any peer can claim any source address"
             );
         }
-        listen
-            .proxy_protocol(ProxyProtocol::Required)
-            .trusted_proxies(self.trusted.clone())
+        listen.with(|listen| {
+            listen.proxy_protocol = ProxyProtocol::Required;
+            listen.trusted_proxies = Some(self.trusted.clone());
+        })
     }
 
     /// Makes the listener speak TLS if the options say so.

@@ -5,13 +5,13 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use listenfd::ListenFd;
-use portcullis::Listen;
+use portcullis::{Framing, Listen};
 
-/// The sockets of all kinds and families, in their order, each with options that name its listener.
+/// Listeners on the sockets of all kinds and families, in their order, with their names.
 ///
 /// A name that several sockets have names none of them: systemd gives the sockets of one unit the
 /// name of the unit. Their listeners are named by their addresses.
-pub fn sockets() -> io::Result<Vec<(OwnedFd, Listen)>> {
+pub fn sockets(framing: Framing) -> io::Result<Vec<Listen>> {
     let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
     let mut passed = ListenFd::from_env();
     let mut sockets = Vec::new();
@@ -26,7 +26,7 @@ pub fn sockets() -> io::Result<Vec<(OwnedFd, Listen)>> {
     if sockets.is_empty() || names.is_empty() {
         let listens = sockets
             .into_iter()
-            .map(|socket| (socket, Listen::adopted()));
+            .map(|socket| Listen::adopted(socket, framing.clone()));
         return Ok(listens.collect());
     }
     let names: Vec<&str> = names.split(':').collect();
@@ -37,10 +37,14 @@ pub fn sockets() -> io::Result<Vec<(OwnedFd, Listen)>> {
     }
     let is_unique = |name: &&str| names.iter().filter(|other| *other == name).count() == 1;
     let listens = sockets.into_iter().zip(&names).map(|(socket, name)| {
-        let mut listen = Listen::adopted();
-        let name = Some(*name).filter(|name| !name.is_empty());
-        listen.name = name.filter(is_unique).map(str::to_owned);
-        (socket, listen)
+        let listen = Listen::adopted(socket, framing.clone());
+        match Some(*name)
+            .filter(|name| !name.is_empty())
+            .filter(is_unique)
+        {
+            Some(name) => listen.name(name),
+            None => listen,
+        }
     });
     Ok(listens.collect())
 }

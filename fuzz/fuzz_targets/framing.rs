@@ -74,10 +74,10 @@ fuzz_target!(|case: Case| {
 });
 
 fn decode(framing: Framing, max: usize, case: &Case<'_>) -> (Vec<Vec<u8>>, End) {
-    let listen = Listen::tcp("127.0.0.1:0").framing(framing).conn(|conn| {
-        conn.max_frame = Some(max.max(1));
-        conn.idle_timeout = Duration::MAX;
-        conn.frame_timeout = Duration::MAX;
+    let listen = Listen::tcp("127.0.0.1:0", framing).with(|listen| {
+        listen.conn.max_frame = Some(max.max(1));
+        listen.conn.idle_timeout = Duration::MAX;
+        listen.conn.frame_timeout = Duration::MAX;
     });
     let mut model = ConnModel::new(&listen).expect("settings that work");
     let apply = |model: &mut ConnModel, input| model.apply(&input).expect("it holds");

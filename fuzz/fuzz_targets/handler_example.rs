@@ -22,7 +22,7 @@ impl Handler for MyHandler {
 
 fuzz_target!(|script: portcullis::sim::Script| {
     let mut sim = Sim::new(0, Config::new(), ());
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line); // as in your program
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Line); // as in your program
     let addr = sim
         .listen(listen, |_app, _peer| MyHandler::default())
         .unwrap();

@@ -35,21 +35,20 @@ impl Case {
             192..=223 => ProxyProtocol::Required,
             224.. => ProxyProtocol::Optional,
         };
-        Listen::tcp("127.0.0.1:0")
-            .proxy_protocol(mode)
-            .trusted_proxies(AccessRules::allow_all())
-            .framing(Action::framing(self.framing))
-            .conn(|conn| {
-                conn.max_frame = Some(usize::from(self.max_frame) + 1);
-                conn.low_watermark = low;
-                conn.high_watermark = low + more + 1;
-                conn.output_limit = low + more + 1 + most;
-                conn.frame_timeout = frame;
-                conn.idle_timeout = idle;
-                conn.write_timeout = write;
-                conn.linger_timeout = linger;
-                conn.linger_bytes = usize::from(self.linger_bytes);
-            })
+        Listen::tcp("127.0.0.1:0", Action::framing(self.framing)).with(|listen| {
+            listen.proxy_protocol = mode;
+            listen.trusted_proxies = Some(AccessRules::allow_all());
+            let conn = &mut listen.conn;
+            conn.max_frame = Some(usize::from(self.max_frame) + 1);
+            conn.low_watermark = low;
+            conn.high_watermark = low + more + 1;
+            conn.output_limit = low + more + 1 + most;
+            conn.frame_timeout = frame;
+            conn.idle_timeout = idle;
+            conn.write_timeout = write;
+            conn.linger_timeout = linger;
+            conn.linger_bytes = usize::from(self.linger_bytes);
+        })
     }
 
     /// What the peer begins with, before and after the first input.

@@ -226,12 +226,9 @@ fn serve(options: &Options) {
     if asks_a_resolver(&options.listen) {
         return;
     }
-    let mut listen = Listen::tcp(options.listen.as_str())
-        .framing(options.framing.framing())
-        .conn(|conn| {
-            conn.idle_timeout = or_never(options.idle_timeout);
-            conn.handshake_timeout = or_never(options.handshake_timeout);
-        });
+    let mut listen = Listen::tcp(options.listen.as_str(), options.framing.framing());
+    listen.conn.idle_timeout = or_never(options.idle_timeout);
+    listen.conn.handshake_timeout = or_never(options.handshake_timeout);
     if let Some(bytes) = options.max_packet {
         listen.conn.max_frame = Some(bytes);
     }
@@ -241,7 +238,7 @@ fn serve(options: &Options) {
             .add_tls(listen)
             .expect("a certificate for localhost");
     }
-    let config = Config::new().max_connections(options.max_connections);
+    let config = Config::max_connections(options.max_connections);
     let listening = Sim::try_new(0, config, ()).and_then(|mut sim| {
         let addr = sim.listen(listen, |_app, _peer| Echo)?;
         Ok((sim, addr))

@@ -85,16 +85,13 @@ impl Case<'_> {
         } else {
             ProxyProtocol::Required
         };
-        let listen = Listen::tcp("127.0.0.1:0")
-            .framing(Action::framing(self.framing))
-            .conn(|conn| {
-                conn.max_frame = Some(self.max);
-                conn.handshake_timeout = Duration::MAX;
-                conn.idle_timeout = Duration::MAX;
-                conn.frame_timeout = Duration::MAX;
-            })
-            .proxy_protocol(mode)
-            .trusted_proxies(AccessRules::allow_all());
+        let mut listen = Listen::tcp("127.0.0.1:0", Action::framing(self.framing));
+        listen.conn.max_frame = Some(self.max);
+        listen.conn.handshake_timeout = Duration::MAX;
+        listen.conn.idle_timeout = Duration::MAX;
+        listen.conn.frame_timeout = Duration::MAX;
+        listen.proxy_protocol = mode;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
         let mut model = ConnModel::new(&listen).expect("settings that work");
         let apply = |model: &mut ConnModel, input| model.apply(&input).expect("it holds");
         apply(&mut model, Input::OnFrame(Vec::new()));

@@ -70,9 +70,8 @@ fuzz_target!(init: pass_over_the_second_alert(), |case: Case| {
         .timeouts
         .map(|ms| Duration::from_millis(u64::from(ms) + 1));
     let (noise_only, upgrade) = (case.start & 1 != 0, case.start & 2 != 0);
-    let listen = Listen::tcp("127.0.0.1:0")
-        .framing(Framing::Packet1)
-        .conn(|conn| {
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet1).with(|listen| {
+            let conn = &mut listen.conn;
             conn.low_watermark = low;
             conn.high_watermark = low + more + 1;
             conn.output_limit = low + more + 1 + most;

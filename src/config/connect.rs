@@ -21,36 +21,45 @@ use crate::proto::{ConnConfig, Framing};
 /// use std::time::Duration;
 /// use portcullis::{Connect, Framing, Retry};
 ///
-/// let connect = Connect::new()
-///     .framing(Framing::Line)
-///     .connect_timeout(Duration::from_secs(2))
-///     .retry(Retry::new(5));
-/// # let _ = connect;
+/// let mut connect = Connect::new(Framing::Line);
+/// connect.connect_timeout = Duration::from_secs(2);
+/// connect.retry = Some(Retry::new(5));
 /// ```
 #[derive(Clone)]
 #[must_use]
 #[non_exhaustive]
 pub struct Connect {
     pub(crate) tls: Option<ClientTls>,
-    /// See [`Connect::framing`].
+    /// How the stream is cut into frames.
     pub framing: Framing,
-    /// See [`Connect::conn`].
+    /// Options of the connection: timeouts, limits, rates.
     pub conn: ConnConfig,
-    /// See [`Connect::socket`].
+    /// Options of the socket. Those of listeners have no effect.
     pub socket: SocketOptions,
-    /// See [`Connect::bind`].
+    /// Local address to connect from, of the same family as the peer's; port 0 lets the system
+    /// choose one. With another port only one connection to each peer is possible at a time, and
+    /// SO_REUSEADDR is set. Not for Unix sockets. Defaults to the system's choice.
     pub bind: Option<SocketAddr>,
-    /// See [`Connect::connect_timeout`].
+    /// Maximum time of one attempt to connect (the handshake of TCP, not of TLS). After it the
+    /// attempt ends as [`ConnectTimeout`](crate::CloseReason::ConnectTimeout). Defaults to 10 s;
+    /// with `Duration::MAX` the kernel gives up, on Linux after two minutes
+    /// (`net.ipv4.tcp_syn_retries`).
     pub connect_timeout: Duration,
-    /// See [`Connect::retry`].
+    /// Further attempts after a failed one. An attempt fails if there is no TCP (or Unix)
+    /// connection; a later failure, as of the TLS handshake, is no reason for another attempt. A
+    /// connection that the peer resets as soon as it is established has opened: its input is
+    /// delivered, and it ends as [`Reset`](crate::CloseReason::Reset).
+    /// Defaults to no retry.
     pub retry: Option<Retry>,
 }
 
-impl Default for Connect {
-    fn default() -> Self {
+impl Connect {
+    /// Returns the defaults, for a stream that is cut into frames by `framing`: no TLS, one attempt
+    /// of at most 10 s.
+    pub fn new(framing: Framing) -> Self {
         Self {
             tls: None,
-            framing: Framing::default(),
+            framing,
             conn: ConnConfig::default(),
             socket: SocketOptions::default(),
             bind: None,
@@ -58,29 +67,10 @@ impl Default for Connect {
             retry: None,
         }
     }
-}
 
-impl Connect {
-    /// The defaults: packet-2 framing, no TLS, one attempt of at most 10 s.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// How the stream is cut into frames. Defaults to [`Framing::Packet2`].
-    pub fn framing(mut self, framing: Framing) -> Self {
-        self.framing = framing;
-        self
-    }
-
-    /// Changes options of the connection: timeouts, limits, rates.
-    pub fn conn(mut self, set: impl FnOnce(&mut ConnConfig)) -> Self {
-        set(&mut self.conn);
-        self
-    }
-
-    /// Changes options of the socket. Those of listeners have no effect.
-    pub fn socket(mut self, set: impl FnOnce(&mut SocketOptions)) -> Self {
-        set(&mut self.socket);
+    /// Changes options, within an expression.
+    pub fn with(mut self, set: impl FnOnce(&mut Self)) -> Self {
+        set(&mut self);
         self
     }
 
@@ -103,33 +93,6 @@ impl Connect {
         server_name: impl AsRef<str>,
     ) -> Self {
         self.tls = Some(ClientTls::new(config.into(), server_name.as_ref()));
-        self
-    }
-
-    /// Maximum time of one attempt to connect (the handshake of TCP, not of TLS). After it the
-    /// attempt ends as [`ConnectTimeout`](crate::CloseReason::ConnectTimeout). Defaults to 10 s;
-    /// with `Duration::MAX` the kernel gives up, on Linux after two minutes
-    /// (`net.ipv4.tcp_syn_retries`).
-    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
-        self.connect_timeout = timeout;
-        self
-    }
-
-    /// Further attempts after a failed one. An attempt fails if there is no TCP (or Unix)
-    /// connection; a later failure, as of the TLS handshake, is no reason for another attempt. A
-    /// connection that the peer resets as soon as it is established has opened: its input is
-    /// delivered, and it ends as [`Reset`](crate::CloseReason::Reset).
-    /// Defaults to no retry.
-    pub fn retry(mut self, retry: impl Into<Option<Retry>>) -> Self {
-        self.retry = retry.into();
-        self
-    }
-
-    /// Local address to connect from, of the same family as the peer's; port 0 lets the system
-    /// choose one. With another port only one connection to each peer is possible at a time, and
-    /// SO_REUSEADDR is set. Not for Unix sockets. Defaults to the system's choice.
-    pub fn bind(mut self, local: SocketAddr) -> Self {
-        self.bind = Some(local);
         self
     }
 

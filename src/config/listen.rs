@@ -3,7 +3,9 @@
 use std::fmt;
 use std::io;
 use std::net::ToSocketAddrs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::SocketOptions;
 use crate::access::{AccessRules, Brief};
@@ -22,49 +24,105 @@ use crate::proto::{ConnConfig, Framing, Rate, TlsConfig};
 /// use std::time::Duration;
 /// use portcullis::{AtCapacity, Framing, Listen};
 ///
-/// let listen = Listen::tcp("127.0.0.1:0")
-///     .name("games")
-///     .framing(Framing::Line)
-///     .conn(|conn| {
-///         conn.max_frame = Some(512);
-///         conn.idle_timeout = Duration::from_secs(30);
-///     })
-///     .at_capacity(AtCapacity::Refuse { farewell: b"full, try later\n".to_vec() });
-/// # let _ = listen;
+/// let mut listen = Listen::tcp("127.0.0.1:0", Framing::Line).name("games");
+/// listen.conn.max_frame = Some(512);
+/// listen.conn.idle_timeout = Duration::from_secs(30);
+/// listen.at_capacity = AtCapacity::Refuse { farewell: b"full, try later\n".to_vec() };
 /// ```
 #[derive(Clone)]
 #[must_use]
 #[non_exhaustive]
 pub struct Listen {
     pub(crate) addrs: std::result::Result<Vec<Addr>, (String, io::ErrorKind, String)>,
+    /// The socket to take over, until then.
+    pub(crate) adopted: Option<Arc<OwnedFd>>,
     pub(crate) tls: Option<TlsConfig>,
-    /// See [`Listen::name`].
-    pub name: Option<String>,
-    /// See [`Listen::framing`].
+    pub(crate) name: Option<String>,
+    /// How the stream is cut into frames. *Next connection.*
     pub framing: Framing,
-    /// See [`Listen::conn`].
+    /// Options of each connection: timeouts, limits, rates. *Next connection.*
     pub conn: ConnConfig,
-    /// See [`Listen::socket`].
+    /// Options of the sockets. *Next listen.*
     pub socket: SocketOptions,
-    /// See [`Listen::max_connections`].
+    /// Maximum number of connections of this listener, within the server's cap; `None` is no limit
+    /// of its own. Defaults to none. *Live.*
+    #[doc(alias = "connection limit")]
     pub max_connections: Option<usize>,
-    /// See [`Listen::at_capacity`].
+    /// Policy for clients that connect while the cap is reached. Defaults to [`AtCapacity::Wait`].
+    /// *Live.*
     pub at_capacity: AtCapacity,
-    /// See [`Listen::evict_silent`].
+    /// Whether connections of this listener make room at the cap until each has sent its first whole
+    /// frame. Defaults to true.
+    ///
+    /// At the server's cap the oldest such connection is evicted for the next client
+    /// ([`Evicted`](crate::CloseReason::Evicted)), whichever listener that is of. At this listener's
+    /// own limit ([`Listen::max_connections`]) it is the oldest of this listener. It must be older
+    /// than [`PendingLimits::grace`](crate::PendingLimits::grace), and its peer must be the side
+    /// that we wait for: one that this server does not read, or owes a reply
+    /// ([`Conn::hold`](crate::Conn::hold)), stays. So connections that say nothing cannot keep
+    /// others out until the idle timeout.
+    ///
+    /// Turn it off for protocols whose clients may be silent for longer than the grace: subscribers
+    /// that only listen, servers that speak first to people who think. Then a client that has
+    /// finished without a byte while it waited in the backlog is served too
+    /// ([`ClosedEarly`](crate::CloseReason::ClosedEarly)). With
+    /// [`Framing::Raw`](crate::Framing::Raw) the first byte is a frame. *Next connection*; those in a
+    /// handshake, and all when the listener's own limit is first set, follow it too.
     pub evict_silent: bool,
-    /// See [`Listen::access_rules`].
+    /// Addresses that may connect. Checked before a peer costs anything: no slot, no TLS, no call
+    /// of the service but [`Service::on_failed_accept`](crate::Service::on_failed_accept).
+    ///
+    /// A denied peer is closed as [`Denied`](crate::CloseReason::Denied). Rules that were there
+    /// before a change keep their counts. Defaults to every address. *Live.*
     pub access_rules: AccessRules,
-    /// See [`Listen::proxy_protocol`].
+    /// Whether peers begin with a PROXY header. With [`ProxyProtocol::Required`] and
+    /// [`ProxyProtocol::Optional`] name the proxies you trust: [`Listen::trusted_proxies`].
+    ///
+    /// The header comes before TLS, within the handshake timeout. One of more than 16 KiB, or one
+    /// with any error, closes the connection as
+    /// [`BadProxyHeader`](crate::CloseReason::BadProxyHeader). The service is called after the
+    /// header, so that [`Peer::proxy`](crate::Peer::proxy) is known; source limits then apply to
+    /// the header's source. A header without an internet address (UNKNOWN, LOCAL, UNSPEC, a Unix
+    /// socket) makes the proxy's own address the source.
+    ///
+    /// [`Listen::access_rules`] are applied twice: to the proxy when it connects, and to the
+    /// header's source. An allow-list of clients has to allow the proxies too. Defaults to
+    /// [`ProxyProtocol::Off`]. *Next connection.*
+    ///
+    /// ```
+    /// use portcullis::{AccessRules, Framing, Listen, ProxyProtocol};
+    ///
+    /// # fn main() -> portcullis::Result<()> {
+    /// let mut listen = Listen::tcp("0.0.0.0:8080", Framing::Line);
+    /// listen.proxy_protocol = ProxyProtocol::Required;
+    /// listen.trusted_proxies = Some(AccessRules::deny_all().allow("10.0.0.0/8")?);
+    /// # Ok(()) }
+    /// ```
     pub proxy_protocol: ProxyProtocol,
-    /// See [`Listen::trusted_proxies`].
+    /// Addresses of TCP peers whose PROXY headers are believed. Other peers are closed as
+    /// [`Denied`](crate::CloseReason::Denied) where a header is required; elsewhere their bytes are
+    /// input.
+    ///
+    /// There is no default: `AccessRules::allow_all()` trusts every host that can reach the port. A
+    /// peer on a Unix socket has no address and is trusted: the file's permissions decide. *Live.*
     pub trusted_proxies: Option<AccessRules>,
-    /// See [`Listen::accept_rate`].
+    /// Maximum number of connections accepted per second; `None` is no limit.
+    ///
+    /// Above it [`Listen::at_capacity`] decides: clients wait in the backlog, or are refused as
+    /// [`RateLimited`](crate::CloseReason::RateLimited). A client that left while it waited
+    /// ([`ClosedEarly`](crate::CloseReason::ClosedEarly)) does not count. Defaults to no limit.
+    /// *Live.*
+    #[doc(alias = "rate limit")]
     pub accept_rate: Option<Rate>,
-    /// See [`Listen::source_limits`].
+    /// Limits for each source of connections. Defaults to none. *Live*, but for the
+    /// prefixes.
     pub source_limits: SourceLimits,
-    /// See [`Listen::total_read_rate`].
+    /// Maximum bytes per second read from all connections of this listener together, shared evenly
+    /// among those with input; `None` is no limit. Otherwise like [`ConnConfig::read_rate`]. *Live*
+    /// if there was such a rate before, else *next connection*.
     pub total_read_rate: Option<Rate>,
-    /// See [`Listen::total_frame_rate`].
+    /// Maximum frames per second delivered from all connections of this listener together.
+    /// Otherwise like [`Listen::total_read_rate`].
     pub total_frame_rate: Option<Rate>,
 }
 
@@ -123,12 +181,10 @@ pub enum ProxyProtocol {
 /// further ones share one rate and one limit.
 ///
 /// ```
-/// use portcullis::{Listen, Rate};
-/// let listen = Listen::tcp("127.0.0.1:0").source_limits(|limits| {
-///     limits.connections = Some(8);
-///     limits.rate = Some(Rate::per_second(2).burst(10));
-/// });
-/// # let _ = listen;
+/// use portcullis::{Framing, Listen, Rate};
+/// let mut listen = Listen::tcp("127.0.0.1:0", Framing::Line);
+/// listen.source_limits.connections = Some(8);
+/// listen.source_limits.rate = Some(Rate::per_second(2).burst(10));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -159,12 +215,12 @@ impl Listen {
     /// Port 0 lets the system choose; [`Control::listener`](crate::Control::listener) returns the
     /// real one. If a name resolves to several addresses, the first that can be bound is used. An
     /// invalid address is an error of `listen`.
-    pub fn tcp(addr: impl ToSocketAddrs + fmt::Debug) -> Self {
+    pub fn tcp(addr: impl ToSocketAddrs + fmt::Debug, framing: Framing) -> Self {
         let addrs = match addr.to_socket_addrs() {
             Ok(found) => Ok(found.map(Addr::from).collect()),
             Err(error) => Err((format!("{addr:?}"), error.kind(), error.to_string())),
         };
-        Self::with(addrs)
+        Self::new(addrs, framing)
     }
 
     /// Listens on a Unix socket, at this path (`unix(7)`). Options of TCP have no effect.
@@ -180,36 +236,63 @@ impl Listen {
     ///
     /// ```
     /// # use portcullis::{Framing, Listen};
-    /// let listen = Listen::unix("/run/games.sock")
-    ///     .framing(Framing::Line)
-    ///     .socket(|socket| socket.mode = Some(0o660));
-    /// # let _ = listen;
+    /// let mut listen = Listen::unix("/run/games.sock", Framing::Line);
+    /// listen.socket.mode = Some(0o660);
     /// ```
-    pub fn unix(path: impl AsRef<Path>) -> Self {
-        Self::with(Ok(vec![UnixAddr::pathname(path.as_ref()).into()]))
+    pub fn unix(path: impl AsRef<Path>, framing: Framing) -> Self {
+        Self::new(Ok(vec![UnixAddr::pathname(path.as_ref()).into()]), framing)
     }
 
     /// Listens on a Unix socket with a name in Linux's abstract namespace, which has neither files
     /// nor permissions. Every process in the network namespace can connect: see
     /// [`Conn::credentials`](crate::Conn::credentials).
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    pub fn unix_abstract(name: impl AsRef<[u8]>) -> Self {
-        Self::with(Ok(vec![UnixAddr::abstract_name(name.as_ref()).into()]))
+    pub fn unix_abstract(name: impl AsRef<[u8]>, framing: Framing) -> Self {
+        Self::new(
+            Ok(vec![UnixAddr::abstract_name(name.as_ref()).into()]),
+            framing,
+        )
     }
 
-    /// Options for a socket that is listening already: see
-    /// [`Server::adopt`](crate::Server::adopt). Its address and socket options stay as they are;
-    /// [`Listen::socket`] has no effect.
-    pub fn adopted() -> Self {
-        Self::with(Ok(Vec::new()))
+    /// Takes over a socket that is listening already, TCP or Unix: inherited, or handed over by
+    /// systemd or by another server ([`Control::listener_socket`](crate::Control::listener_socket)).
+    ///
+    /// Its address and socket options stay as they are; [`Listen::socket`] has no effect. The socket
+    /// is made non-blocking and close-on-exec. The file of a Unix socket belongs to its maker, and
+    /// stays when the listener closes. A socket that is not usable is an error of `listen`
+    /// ([`Error::Os`](crate::Error::Os)).
+    ///
+    /// ```
+    /// # use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+    /// #         cx.conn.send(frame)?;
+    /// #         Ok(())
+    /// #     }
+    /// # }
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let socket = std::net::TcpListener::bind("127.0.0.1:0")?;
+    /// let mut server: Server = Server::new(Config::new())?;
+    /// server.listen(Listen::adopted(socket, Framing::Line), |_app, _peer| Echo)?;
+    /// # Ok(()) }
+    /// ```
+    pub fn adopted(socket: impl Into<OwnedFd>, framing: Framing) -> Self {
+        let mut listen = Self::new(Ok(Vec::new()), framing);
+        listen.adopted = Some(Arc::new(socket.into()));
+        listen
     }
 
-    fn with(addrs: std::result::Result<Vec<Addr>, (String, io::ErrorKind, String)>) -> Self {
+    fn new(
+        addrs: std::result::Result<Vec<Addr>, (String, io::ErrorKind, String)>,
+        framing: Framing,
+    ) -> Self {
         Self {
             addrs,
+            adopted: None,
             tls: None,
             name: None,
-            framing: Framing::default(),
+            framing,
             conn: ConnConfig::default(),
             socket: SocketOptions::default(),
             max_connections: None,
@@ -225,29 +308,17 @@ impl Listen {
         }
     }
 
-    /// The listener's name, unique in its server: without control characters. Defaults to its full
+    /// Changes options, within an expression.
+    pub fn with(mut self, set: impl FnOnce(&mut Self)) -> Self {
+        set(&mut self);
+        self
+    }
+
+    /// Sets the listener's name, unique in its server: without control characters. Defaults to its full
     /// address with the real port, as in `127.0.0.1:2222`, `[::1]:2222` or `unix:/run/games.sock`.
     /// *Next listen.*
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
-        self
-    }
-
-    /// How the stream is cut into frames. Defaults to [`Framing::Packet2`]. *Next connection.*
-    pub fn framing(mut self, framing: Framing) -> Self {
-        self.framing = framing;
-        self
-    }
-
-    /// Changes options of each connection: timeouts, limits, rates. *Next connection.*
-    pub fn conn(mut self, set: impl FnOnce(&mut ConnConfig)) -> Self {
-        set(&mut self.conn);
-        self
-    }
-
-    /// Changes options of the sockets. *Next listen.*
-    pub fn socket(mut self, set: impl FnOnce(&mut SocketOptions)) -> Self {
-        set(&mut self.socket);
         self
     }
 
@@ -266,126 +337,6 @@ impl Listen {
     #[cfg(feature = "tls")]
     pub fn tls(mut self, config: impl Into<TlsConfig>) -> Self {
         self.tls = Some(config.into());
-        self
-    }
-
-    /// Maximum number of connections of this listener, within the server's cap; `None` is no limit
-    /// of its own. Defaults to none. *Live.*
-    #[doc(alias = "connection limit")]
-    pub fn max_connections(mut self, connections: impl Into<Option<usize>>) -> Self {
-        self.max_connections = connections.into();
-        self
-    }
-
-    /// Policy for clients that connect while the cap is reached. Defaults to [`AtCapacity::Wait`].
-    /// *Live.*
-    pub fn at_capacity(mut self, policy: AtCapacity) -> Self {
-        self.at_capacity = policy;
-        self
-    }
-
-    /// Whether connections of this listener make room at the cap until each has sent its first whole
-    /// frame. Defaults to true.
-    ///
-    /// At the server's cap the oldest such connection is evicted for the next client
-    /// ([`Evicted`](crate::CloseReason::Evicted)), whichever listener that is of. At this listener's
-    /// own limit ([`Listen::max_connections`]) it is the oldest of this listener. It must be older
-    /// than [`PendingLimits::grace`](crate::PendingLimits::grace), and its peer must be the side
-    /// that we wait for: one that this server does not read, or owes a reply
-    /// ([`Conn::hold`](crate::Conn::hold)), stays. So connections that say nothing cannot keep
-    /// others out until the idle timeout.
-    ///
-    /// Turn it off for protocols whose clients may be silent for longer than the grace: subscribers
-    /// that only listen, servers that speak first to people who think. Then a client that has
-    /// finished without a byte while it waited in the backlog is served too
-    /// ([`ClosedEarly`](crate::CloseReason::ClosedEarly)). With
-    /// [`Framing::Raw`](crate::Framing::Raw) the first byte is a frame. *Next connection*; those in a
-    /// handshake, and all when the listener's own limit is first set, follow it too.
-    pub fn evict_silent(mut self, on: bool) -> Self {
-        self.evict_silent = on;
-        self
-    }
-
-    /// Addresses that may connect. Checked before a peer costs anything: no slot, no TLS, no call
-    /// of the service but [`Service::on_failed_accept`](crate::Service::on_failed_accept).
-    ///
-    /// A denied peer is closed as [`Denied`](crate::CloseReason::Denied). Rules that were there
-    /// before a change keep their counts. Defaults to every address. *Live.*
-    pub fn access_rules(mut self, rules: AccessRules) -> Self {
-        self.access_rules = rules;
-        self
-    }
-
-    /// Whether peers begin with a PROXY header. With [`ProxyProtocol::Required`] and
-    /// [`ProxyProtocol::Optional`] name the proxies you trust: [`Listen::trusted_proxies`].
-    ///
-    /// The header comes before TLS, within the handshake timeout. One of more than 16 KiB, or one
-    /// with any error, closes the connection as
-    /// [`BadProxyHeader`](crate::CloseReason::BadProxyHeader). The service is called after the
-    /// header, so that [`Peer::proxy`](crate::Peer::proxy) is known; source limits then apply to
-    /// the header's source. A header without an internet address (UNKNOWN, LOCAL, UNSPEC, a Unix
-    /// socket) makes the proxy's own address the source.
-    ///
-    /// [`Listen::access_rules`] are applied twice: to the proxy when it connects, and to the
-    /// header's source. An allow-list of clients has to allow the proxies too. Defaults to
-    /// [`ProxyProtocol::Off`]. *Next connection.*
-    ///
-    /// ```
-    /// use portcullis::{AccessRules, Listen, ProxyProtocol};
-    ///
-    /// # fn main() -> portcullis::Result<()> {
-    /// let listen = Listen::tcp("0.0.0.0:8080")
-    ///     .proxy_protocol(ProxyProtocol::Required)
-    ///     .trusted_proxies(AccessRules::deny_all().allow("10.0.0.0/8")?);
-    /// # let _ = listen; Ok(()) }
-    /// ```
-    pub fn proxy_protocol(mut self, mode: ProxyProtocol) -> Self {
-        self.proxy_protocol = mode;
-        self
-    }
-
-    /// Addresses of TCP peers whose PROXY headers are believed. Other peers are closed as
-    /// [`Denied`](crate::CloseReason::Denied) where a header is required; elsewhere their bytes are
-    /// input.
-    ///
-    /// There is no default: `AccessRules::allow_all()` trusts every host that can reach the port. A
-    /// peer on a Unix socket has no address and is trusted: the file's permissions decide. *Live.*
-    pub fn trusted_proxies(mut self, proxies: AccessRules) -> Self {
-        self.trusted_proxies = Some(proxies);
-        self
-    }
-
-    /// Maximum number of connections accepted per second; `None` is no limit.
-    ///
-    /// Above it [`Listen::at_capacity`] decides: clients wait in the backlog, or are refused as
-    /// [`RateLimited`](crate::CloseReason::RateLimited). A client that left while it waited
-    /// ([`ClosedEarly`](crate::CloseReason::ClosedEarly)) does not count. Defaults to no limit.
-    /// *Live.*
-    #[doc(alias = "rate limit")]
-    pub fn accept_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
-        self.accept_rate = rate.into();
-        self
-    }
-
-    /// Changes the limits for each source of connections. Defaults to none. *Live*, but for the
-    /// prefixes.
-    pub fn source_limits(mut self, set: impl FnOnce(&mut SourceLimits)) -> Self {
-        set(&mut self.source_limits);
-        self
-    }
-
-    /// Maximum bytes per second read from all connections of this listener together, shared evenly
-    /// among those with input; `None` is no limit. Otherwise like [`ConnConfig::read_rate`]. *Live*
-    /// if there was such a rate before, else *next connection*.
-    pub fn total_read_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
-        self.total_read_rate = rate.into();
-        self
-    }
-
-    /// Maximum frames per second delivered from all connections of this listener together.
-    /// Otherwise like [`Listen::total_read_rate`].
-    pub fn total_frame_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
-        self.total_frame_rate = rate.into();
         self
     }
 

@@ -10,31 +10,65 @@ use crate::proto::{check_rates, Rate};
 /// [`Control::reconfigure`](crate::Control::reconfigure) changes them at once.
 ///
 /// ```
-/// use portcullis::{Budgets, Config};
-/// let config = Config::new()
-///     .max_connections(10_000)
-///     .budgets(|budgets| budgets.accepts = 32);
-/// # let _ = config;
+/// use portcullis::Config;
+/// let mut config = Config::max_connections(10_000);
+/// config.budgets.accepts = 32;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 #[non_exhaustive]
 pub struct Config {
-    /// See [`Config::max_connections`].
+    /// The cap: maximum number of concurrent connections, over all listeners, in every state.
+    /// Exact, and checked before `accept`. 0 admits none. Defaults to 1024. In
+    /// [`Shards`](crate::Shards) it is one cap over all of them.
+    ///
+    /// Each connection takes a descriptor. So RLIMIT_NOFILE should be larger than the cap by the
+    /// number that the rest of the program needs. [`Server::new`](crate::Server::new) warns if the
+    /// difference is below 32. Some 200 bytes of address space are reserved for each connection,
+    /// for at most 65,536 of them from the start. They become memory at their first use. Room for
+    /// more is requested when it is needed, and if the system refuses it, the number that there is
+    /// acts as the cap until a connection has ended.
+    #[doc(alias = "connection limit")]
     pub max_connections: usize,
-    /// See [`Config::pending_limits`].
+    /// Limits of connections that are not open yet.
     pub pending_limits: PendingLimits,
-    /// See [`Config::accept_rate`].
+    /// Maximum number of connections accepted per second, over all listeners; `None` is no limit.
+    /// Above it each listener's [`Listen::at_capacity`](crate::Listen::at_capacity) decides.
+    /// Defaults to no limit.
+    #[doc(alias = "rate limit")]
     pub accept_rate: Option<Rate>,
-    /// See [`Config::memory_limit`].
+    /// Maximum number of bytes in the buffers of all connections together, in both directions:
+    /// incomplete frames and records, and pending output. PROXY headers count too, because they
+    /// live as long as their connections, if without most TLVs ([`Peer::proxy`](crate::Peer::proxy)).
+    /// `None` leaves only the limits of each connection, and an
+    /// allocation that fails aborts the process. Defaults to none, for the reasons in
+    /// [`limits`](crate::manual::limits#without-a-memory-limit).
+    ///
+    /// From three quarters of the limit on, connections that hold more than their share are not
+    /// read. One at a time is excepted: for a second at most, until its frame is complete, or until
+    /// there is nothing to read. So large frames are finished one after the other. The timeouts of
+    /// input do not run while a connection is not read.
+    ///
+    /// If connections wait to be read and seven eighths are in use, stalled ones are closed as
+    /// [`OverMemory`](crate::CloseReason::OverMemory). The stall is 50 ms to 1 s: the more wait, the
+    /// shorter. The greatest product of size and stall goes first, and
+    /// connections that have sent a whole frame before go last.
+    ///
+    /// Above the limit connections are closed in the same order, stalled or not, until the others
+    /// fit. Memory of handlers is not counted, nor the state of each connection itself, such as its
+    /// timers (at most 4 KiB). A quarter of the limit should hold the longest frame.
     pub memory_limit: Option<usize>,
-    /// See [`Config::budgets`].
+    /// Limits of the work in one iteration of the loop.
     pub budgets: Budgets,
-    /// See [`Config::queue_limits`].
+    /// Limits of the queue of commands from other threads.
     pub queue_limits: QueueLimits,
-    /// See [`Config::emfile_backoff`].
+    /// Time for which all listeners leave the poll when descriptors or socket memory run out
+    /// (EMFILE, ENFILE, ENOBUFS, ENOMEM; `accept(2)`). They return earlier when one of our own
+    /// descriptors closes. Defaults to 500 ms, at least 1 ms, at most a day.
     pub emfile_backoff: Duration,
-    /// See [`Config::recent_closes`].
+    /// Number of last closes kept for [`Control::recent_closes`](crate::Control::recent_closes), at
+    /// most 65,536; 0 keeps none. Each takes about 200 bytes, and the text of its error. Defaults
+    /// to 256.
     pub recent_closes: usize,
 }
 
@@ -170,92 +204,19 @@ impl From<usize> for Quota {
 }
 
 impl Config {
-    /// The defaults.
+    /// Returns the defaults.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The cap: maximum number of concurrent connections, over all listeners, in every state.
-    /// Exact, and checked before `accept`. 0 admits none. Defaults to 1024. In
-    /// [`Shards`](crate::Shards) it is one cap over all of them.
-    ///
-    /// Each connection takes a descriptor. So RLIMIT_NOFILE should be larger than the cap by the
-    /// number that the rest of the program needs. [`Server::new`](crate::Server::new) warns if the
-    /// difference is below 32. Some 200 bytes of address space are reserved for each connection,
-    /// for at most 65,536 of them from the start. They become memory at their first use. Room for
-    /// more is requested when it is needed, and if the system refuses it, the number that there is
-    /// acts as the cap until a connection has ended.
-    #[doc(alias = "connection limit")]
-    pub fn max_connections(mut self, connections: usize) -> Self {
-        self.max_connections = connections;
-        self
+    /// Returns the defaults, but for the cap.
+    pub fn max_connections(cap: usize) -> Self {
+        Self::new().with(|config| config.max_connections = cap)
     }
 
-    /// Changes the limits of connections that are not open yet.
-    pub fn pending_limits(mut self, set: impl FnOnce(&mut PendingLimits)) -> Self {
-        set(&mut self.pending_limits);
-        self
-    }
-
-    /// Maximum number of connections accepted per second, over all listeners; `None` is no limit.
-    /// Above it each listener's [`Listen::at_capacity`](crate::Listen::at_capacity) decides.
-    /// Defaults to no limit.
-    #[doc(alias = "rate limit")]
-    pub fn accept_rate(mut self, rate: impl Into<Option<Rate>>) -> Self {
-        self.accept_rate = rate.into();
-        self
-    }
-
-    /// Maximum number of bytes in the buffers of all connections together, in both directions:
-    /// incomplete frames and records, and pending output. PROXY headers count too, because they
-    /// live as long as their connections, if without most TLVs ([`Peer::proxy`](crate::Peer::proxy)).
-    /// `None` leaves only the limits of each connection, and an
-    /// allocation that fails aborts the process. Defaults to none, for the reasons in
-    /// [`limits`](crate::manual::limits#without-a-memory-limit).
-    ///
-    /// From three quarters of the limit on, connections that hold more than their share are not
-    /// read. One at a time is excepted: for a second at most, until its frame is complete, or until
-    /// there is nothing to read. So large frames are finished one after the other. The timeouts of
-    /// input do not run while a connection is not read.
-    ///
-    /// If connections wait to be read and seven eighths are in use, stalled ones are closed as
-    /// [`OverMemory`](crate::CloseReason::OverMemory). The stall is 50 ms to 1 s: the more wait, the
-    /// shorter. The greatest product of size and stall goes first, and
-    /// connections that have sent a whole frame before go last.
-    ///
-    /// Above the limit connections are closed in the same order, stalled or not, until the others
-    /// fit. Memory of handlers is not counted, nor the state of each connection itself, such as its
-    /// timers (at most 4 KiB). A quarter of the limit should hold the longest frame.
-    pub fn memory_limit(mut self, bytes: impl Into<Option<usize>>) -> Self {
-        self.memory_limit = bytes.into();
-        self
-    }
-
-    /// Changes the limits of the work in one iteration of the loop.
-    pub fn budgets(mut self, set: impl FnOnce(&mut Budgets)) -> Self {
-        set(&mut self.budgets);
-        self
-    }
-
-    /// Changes the limits of the queue of commands from other threads.
-    pub fn queue_limits(mut self, set: impl FnOnce(&mut QueueLimits)) -> Self {
-        set(&mut self.queue_limits);
-        self
-    }
-
-    /// Time for which all listeners leave the poll when descriptors or socket memory run out
-    /// (EMFILE, ENFILE, ENOBUFS, ENOMEM; `accept(2)`). They return earlier when one of our own
-    /// descriptors closes. Defaults to 500 ms, at least 1 ms, at most a day.
-    pub fn emfile_backoff(mut self, interval: Duration) -> Self {
-        self.emfile_backoff = interval;
-        self
-    }
-
-    /// Number of last closes kept for [`Control::recent_closes`](crate::Control::recent_closes), at
-    /// most 65,536; 0 keeps none. Each takes about 200 bytes, and the text of its error. Defaults
-    /// to 256.
-    pub fn recent_closes(mut self, closes: usize) -> Self {
-        self.recent_closes = closes;
+    /// Changes options, within an expression.
+    pub fn with(mut self, set: impl FnOnce(&mut Self)) -> Self {
+        set(&mut self);
         self
     }
 

@@ -36,8 +36,9 @@ impl Keepalive {
 /// (`tcp(7)`, `socket(7)`).
 ///
 /// ```
-/// use portcullis::Listen;
-/// let listen = Listen::tcp("127.0.0.1:0").socket(|socket| socket.backlog = 4096);
+/// use portcullis::{Framing, Listen};
+/// let mut listen = Listen::tcp("127.0.0.1:0", Framing::Line);
+/// listen.socket.backlog = 4096;
 /// assert!(listen.socket.nodelay, "the default");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]

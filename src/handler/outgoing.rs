@@ -76,7 +76,7 @@ impl<A> Conn<'_, A> {
     /// impl Handler for Asks {
     ///     fn on_frame(&mut self, cx: &mut Context<'_>, question: &[u8]) -> Outcome {
     ///         let asker = cx.conn.id();
-    ///         let behind = cx.conn.connect("10.0.0.7:2222", Connect::new(), Answers(asker))?;
+    ///         let behind = cx.conn.connect("10.0.0.7:2222", Connect::new(Framing::Line), Answers(asker))?;
     ///         if let Some(mut behind) = cx.conn.peer(behind) {
     ///             behind.send(question)?; // goes out when it is open
     ///         }

@@ -14,14 +14,13 @@ use crate::error::{Error, Result};
 ///
 /// ```
 /// use std::time::Duration;
-/// use portcullis::{Connect, Listen};
+/// use portcullis::{Connect, Framing, Listen};
 ///
-/// let listen = Listen::tcp("127.0.0.1:0").conn(|conn| {
-///     conn.max_frame = Some(512);
-///     conn.idle_timeout = Duration::from_secs(30);
-/// });
-/// let connect = Connect::new().conn(|conn| *conn = listen.conn.clone());
-/// assert_eq!(connect.conn.max_frame, Some(512));
+/// let mut listen = Listen::tcp("127.0.0.1:0", Framing::Line);
+/// listen.conn.max_frame = Some(512);
+/// listen.conn.idle_timeout = Duration::from_secs(30);
+/// let mut connect = Connect::new(Framing::Line);
+/// connect.conn = listen.conn.clone();
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -157,9 +156,9 @@ impl ConnConfig {
     pub(crate) fn check(&self) -> Result<()> {
         if self.low_watermark >= self.high_watermark {
             return Err(Error::option(
-                "watermarks",
+                "low_watermark",
                 format!(
-                    "low ({}) must be below high ({})",
+                    "{} must be below the high watermark ({})",
                     self.low_watermark, self.high_watermark
                 ),
             ));

@@ -1,7 +1,5 @@
 //! The core and the user's code together: what a callback is lent.
 
-use std::os::fd::OwnedFd;
-
 use super::core::Core;
 use super::os::Os;
 use super::user_code::{drop_handler, UserCode};
@@ -12,6 +10,7 @@ use crate::handler::{Context, Handler, Service};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::InputCursor;
 use crate::reason::Outcome;
+use std::sync::Arc;
 
 pub(crate) struct Inner<A, O: Os> {
     pub(super) core: Core<O>,
@@ -89,10 +88,16 @@ impl<A, O: Os> Inner<A, O> {
     /// Binds and listens: the first address that works.
     pub(super) fn listen(
         &mut self,
-        listen: Listen,
+        mut listen: Listen,
         service: Box<dyn Service<A>>,
     ) -> Result<ListenerId> {
         self.core.check_listen(&listen)?;
+        if let Some(socket) = listen.adopted.take() {
+            let socket = Arc::try_unwrap(socket).or_else(|socket| socket.try_clone());
+            let adopted = socket.and_then(|socket| self.core.os.adopt(socket));
+            let socket = adopted.map_err(Error::os("adopting a listening socket"))?;
+            return self.add_listener(listen, socket, service);
+        }
         let mut failure = None;
         for addr in listen.resolved()? {
             let Core { os, listeners, .. } = &mut self.core;
@@ -111,19 +116,6 @@ impl<A, O: Os> Inner<A, O> {
         }
         // `resolved` has at least one address.
         Err(failure.unwrap_or(Error::Draining))
-    }
-
-    /// Takes over a socket that is listening already.
-    pub(super) fn adopt(
-        &mut self,
-        socket: OwnedFd,
-        listen: Listen,
-        service: Box<dyn Service<A>>,
-    ) -> Result<ListenerId> {
-        self.core.check_listen(&listen)?;
-        let adopted = self.core.os.adopt(socket);
-        let socket = adopted.map_err(Error::os("adopting a listening socket"))?;
-        self.add_listener(listen, socket, service)
     }
 
     fn add_listener(

@@ -62,7 +62,6 @@ mod user_code;
 mod work;
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -175,16 +174,6 @@ impl<A, O: Os> Reactor<A, O> {
         service: Box<dyn Service<A>>,
     ) -> Result<ListenerId> {
         self.inner.listen(listen, service)
-    }
-
-    /// Takes over a socket that is listening already.
-    pub(crate) fn adopt(
-        &mut self,
-        socket: OwnedFd,
-        listen: Listen,
-        service: Box<dyn Service<A>>,
-    ) -> Result<ListenerId> {
-        self.inner.adopt(socket, listen, service)
     }
 
     /// How long a poll may sleep: nothing is due before, and no event is needed to go on earlier.

@@ -35,7 +35,7 @@
 //! }
 //!
 //! let mut sim = Sim::new(1, Config::new(), ());
-//! let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
+//! let listen = Listen::tcp("127.0.0.1:0", Framing::Line);
 //! let addr = sim.listen(listen, |_app, _peer| Login::default()).unwrap();
 //!
 //! let quick = sim.connect(addr).unwrap();

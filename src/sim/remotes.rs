@@ -41,7 +41,7 @@ impl<A> Sim<A> {
     ///
     /// let mut sim = Sim::new(1, Config::new(), ());
     /// sim.remote("203.0.113.7:25", Answer::Accept);
-    /// let connect = Connect::new().framing(Framing::Line);
+    /// let connect = Connect::new(Framing::Line);
     /// sim.control().connect("203.0.113.7:25", connect, Client).unwrap();
     /// sim.settle();
     /// let dialed = sim.dialed("203.0.113.7:25");

@@ -108,7 +108,7 @@ pub enum Op {
 /// ```text
 /// fuzz_target!(|script: portcullis::sim::Script| {
 ///     let mut sim = Sim::new(0, Config::new(), ());
-///     let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line); // as in your program
+///     let listen = Listen::tcp("127.0.0.1:0", Framing::Line); // as in your program
 ///     let addr = sim.listen(listen, |_app, _peer| MyHandler::default()).unwrap();
 ///     sim.play(addr, &script);
 /// });
@@ -150,7 +150,7 @@ impl Script {
     ///
     /// let fails = |script: &Script| {
     ///     let mut sim = Sim::new(0, Config::new(), ());
-    ///     let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
+    ///     let listen = Listen::tcp("127.0.0.1:0", Framing::Line);
     ///     let addr = sim.listen(listen, |_: &mut (), _| Fragile).unwrap();
     ///     let unbroken = |sim: &mut Sim, _: &[_]| match sim.stats().closed(CloseReason::Failed) {
     ///         0 => Ok(()),
@@ -336,7 +336,7 @@ impl<A> Sim<A> {
                 // A u8 is never above the limit.
                 let _ = self
                     .control()
-                    .set_max_connections(usize::from(*connections));
+                    .reconfigure(|config| config.max_connections = usize::from(*connections));
             }
             Op::Suspend { on } => {
                 for listener in self.control().listeners() {

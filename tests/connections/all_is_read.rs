@@ -19,9 +19,10 @@ fn several_reads_that_came_at_once() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
         // Room in the kernel for more than one read.
-        let listen = local()
-            .framing(Framing::Raw)
-            .socket(|socket| socket.recv_buffer = Some(1 << 20));
+        let listen = local().with(|listen| {
+            listen.framing = Framing::Raw;
+            listen.socket.recv_buffer = Some(1 << 20);
+        });
         server
             .listen(listen, |_: &mut (), _| Silent)
             .expect("listen");

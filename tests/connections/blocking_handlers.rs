@@ -57,11 +57,11 @@ impl Handler for Answers {
 /// The peer has its time to take what waits for it from when it could.
 #[test]
 fn the_write_timeout_begins_with_the_write() {
-    let listen = local().conn(|conn| {
-        conn.write_timeout = TIME;
-        conn.output_limit = 2 * MUCH;
-        conn.low_watermark = MUCH;
-        conn.high_watermark = 2 * MUCH;
+    let listen = local().with(|listen| {
+        listen.conn.write_timeout = TIME;
+        listen.conn.output_limit = 2 * MUCH;
+        listen.conn.low_watermark = MUCH;
+        listen.conn.high_watermark = 2 * MUCH;
     });
     let (mut server, mut client) = world(listen, Answers);
     assert!(server
@@ -104,8 +104,10 @@ fn the_handshake_of_an_upgrade_has_its_time() {
 
     let site = kit::tls::Site::new();
     let upgrades = Upgrades(std::sync::Arc::new(site.server()));
-    let (mut server, mut client) =
-        world(local().conn(|conn| conn.handshake_timeout = TIME), upgrades);
+    let (mut server, mut client) = world(
+        local().with(|listen| listen.conn.handshake_timeout = TIME),
+        upgrades,
+    );
     assert_eq!(kit::net::recv2(&mut client), b"go ahead");
     let states: Vec<_> = server
         .control()

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use portcullis::sim::{ClientId, Sim};
-use portcullis::{CloseReason, Config, ConnId, Context, Handler, Listen, Outcome, Quota};
+use portcullis::{CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Quota};
 
 const CROWD: usize = 5_000;
 /// Of due timers, of told connections, of forced ends; each turn may also give as many turns from the ready list.
@@ -39,12 +39,11 @@ impl Handler<Counts> for Member {
 }
 
 fn crowd(listen: Listen) -> (Sim<Counts>, Vec<ClientId>) {
-    let config = Config::new()
-        .max_connections(CROWD)
-        .pending_limits(|pending| pending.connections = Quota::Count(CROWD));
+    let config = Config::max_connections(CROWD)
+        .with(|config| config.pending_limits.connections = Quota::Count(CROWD));
     let mut sim = Sim::new(1, config, Counts::default());
     let addr = sim.listen(
-        listen.socket(|socket| socket.backlog = CROWD as u32),
+        listen.with(|listen| listen.socket.backlog = CROWD as u32),
         |_: &mut Counts, _| Member,
     );
     let addr = addr.expect("a listener");
@@ -105,17 +104,16 @@ const TURN: usize = 24 << 10;
 
 /// A server with a small budget for a whole iteration, and its peers.
 fn busy(idle: Duration) -> (Sim<Counts>, Vec<ClientId>) {
-    let config = Config::new().max_connections(PEERS + 1).budgets(|budgets| {
-        budgets.work = WORK;
-        budgets.read_bytes = 64 * FRAMES;
+    let config = Config::max_connections(PEERS + 1).with(|config| {
+        config.budgets.work = WORK;
+        config.budgets.read_bytes = 64 * FRAMES;
     });
     let mut sim = Sim::new(1, config, Counts::default());
-    let listen = Listen::tcp("127.0.0.1:0")
-        .conn(|conn| {
-            conn.idle_timeout = idle;
-            conn.frame_timeout = idle;
-        })
-        .socket(|socket| socket.backlog = PEERS as u32 + 1);
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+        listen.conn.idle_timeout = idle;
+        listen.conn.frame_timeout = idle;
+        listen.socket.backlog = PEERS as u32 + 1;
+    });
     let addr = sim
         .listen(listen, |_: &mut Counts, _| Noted)
         .expect("a listener");
@@ -222,14 +220,15 @@ fn a_flood_starves_no_other_work() {
 /// Accepts, timers and closes count too.
 #[test]
 fn every_kind_of_step_is_in_the_budget() {
-    let config = Config::new().max_connections(PEERS).budgets(|budgets| {
-        budgets.accepts = PEERS;
-        budgets.work = WORK;
+    let config = Config::max_connections(PEERS).with(|config| {
+        config.budgets.accepts = PEERS;
+        config.budgets.work = WORK;
     });
     let mut sim = Sim::new(1, config, Counts::default());
     sim.set_descriptor_limit(2 * PEERS);
     for _ in 0..4 {
-        let listen = Listen::tcp("127.0.0.1:0").socket(|socket| socket.backlog = PEERS as u32);
+        let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2)
+            .with(|listen| listen.socket.backlog = PEERS as u32);
         let addr = sim.listen(listen, |_: &mut Counts, _| Noted).expect("room");
         for _ in 0..PEERS / 4 {
             sim.connect(addr).expect("room");
@@ -266,7 +265,7 @@ fn every_kind_of_step_is_in_the_budget() {
 /// Kills pass a queue that is too long, some in each iteration.
 #[test]
 fn kills_that_are_queued_together() {
-    let (mut sim, _) = crowd(Listen::tcp("127.0.0.1:0"));
+    let (mut sim, _) = crowd(Listen::tcp("127.0.0.1:0", Framing::Packet2));
     let handle = sim.handle();
     for info in sim.control().connections() {
         handle.kill(info.id).expect("room");
@@ -278,10 +277,10 @@ fn kills_that_are_queued_together() {
 
 #[test]
 fn timers_that_are_due_together() {
-    let (mut sim, _) = crowd(Listen::tcp("127.0.0.1:0").conn(|conn| {
-        conn.idle_timeout = Duration::from_secs(10);
-        conn.linger_timeout = Duration::ZERO;
-        conn.linger_bytes = 0;
+    let (mut sim, _) = crowd(Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+        listen.conn.idle_timeout = Duration::from_secs(10);
+        listen.conn.linger_timeout = Duration::ZERO;
+        listen.conn.linger_bytes = 0;
     }));
     sim.leap(Duration::from_secs(11));
     let most = steepest(&mut sim, |counts| counts.closed);
@@ -291,7 +290,7 @@ fn timers_that_are_due_together() {
 
 #[test]
 fn a_drain_and_its_deadline() {
-    let (mut sim, _) = crowd(Listen::tcp("127.0.0.1:0"));
+    let (mut sim, _) = crowd(Listen::tcp("127.0.0.1:0", Framing::Packet2));
     sim.control().drain(Duration::from_secs(60));
     let most = steepest(&mut sim, |counts| counts.drained);
     assert!((1..=BATCH).contains(&most), "{most} in one turn");
@@ -306,7 +305,7 @@ fn a_drain_and_its_deadline() {
 
 #[test]
 fn clients_that_go_together() {
-    let (mut sim, clients) = crowd(Listen::tcp("127.0.0.1:0"));
+    let (mut sim, clients) = crowd(Listen::tcp("127.0.0.1:0", Framing::Packet2));
     for client in clients {
         sim.reset(client);
     }

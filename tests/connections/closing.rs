@@ -18,7 +18,7 @@ static ANSWER: [u8; 60_000] = [0x5A; 60_000];
 /// The peer resets at every point of a connection's life.
 #[test]
 fn a_reset_in_every_state() {
-    let listen = local().socket(|socket| socket.send_buffer = Some(16 * 1024));
+    let listen = local().with(|listen| listen.socket.send_buffer = Some(16 * 1024));
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(b"flood") => {
             for _ in 0..16 {
@@ -271,9 +271,10 @@ fn an_orderly_close_reaches_a_slow_reader_that_keeps_sending() {
     const FRAMES: usize = 40;
     let (server, journal) = spawn_script(
         Config::new(),
-        local()
-            .conn(|conn| conn.output_limit = 8 * 1024 * 1024)
-            .socket(|socket| socket.recv_buffer = Some(16 * 1024)),
+        local().with(|listen| {
+            listen.conn.output_limit = 8 * 1024 * 1024;
+            listen.socket.recv_buffer = Some(16 * 1024);
+        }),
         |cx, call| match call {
             Call::Frame(b"all of it") => {
                 for _ in 0..FRAMES {
@@ -344,15 +345,14 @@ fn the_linger_begins_once_the_peer_has_everything() {
         }
         assert_eq!(server.control().stats().closed(CloseReason::Closed), 1);
     }
-    let options = |listen: Listen| {
-        listen
-            .framing(Framing::Line)
-            .socket(|socket| socket.send_buffer = Some(1024 * 1024))
-            .conn(|conn| conn.linger_timeout = Duration::from_millis(10))
+    let options = |listen: &mut Listen| {
+        listen.framing = Framing::Line;
+        listen.socket.send_buffer = Some(1024 * 1024);
+        listen.conn.linger_timeout = Duration::from_millis(10);
     };
     let mut server = Server::new(Config::new()).expect("server");
     let listener = server
-        .listen(options(local()), |_: &mut (), _| Answers)
+        .listen(local().with(options), |_: &mut (), _| Answers)
         .expect("listen");
     let addr = server
         .control()
@@ -365,7 +365,10 @@ fn the_linger_begins_once_the_peer_has_everything() {
     let path = std::env::temp_dir().join(name);
     let mut server = Server::new(Config::new()).expect("server");
     server
-        .listen(options(Listen::unix(&path)), |_: &mut (), _| Answers)
+        .listen(
+            Listen::unix(&path, Framing::Line).with(options),
+            |_: &mut (), _| Answers,
+        )
         .expect("listen");
     talk(&mut server, UnixStream::connect(&path).expect("connect"));
 }
@@ -392,9 +395,9 @@ fn a_close_does_not_block_a_peer_that_writes_first() {
 /// More than the linger's bytes: the patience with a peer that never ends is bounded.
 #[test]
 fn lingering_is_bounded_in_bytes() {
-    let listen = local().conn(|conn| {
-        conn.linger_timeout = Duration::MAX;
-        conn.linger_bytes = 100_000;
+    let listen = local().with(|listen| {
+        listen.conn.linger_timeout = Duration::MAX;
+        listen.conn.linger_bytes = 100_000;
     });
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => Err(Close::new()),
@@ -471,7 +474,7 @@ fn a_kill_by_id_ends_one_and_leaves_the_others() {
 /// A kill of what is closing, with answers on their way, is a kill; after the last byte it is only an end.
 #[test]
 fn a_kill_while_closing() {
-    let listen = local().socket(|socket| socket.send_buffer = Some(16 * 1024));
+    let listen = local().with(|listen| listen.socket.send_buffer = Some(16 * 1024));
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..16 {
@@ -551,10 +554,11 @@ fn close_after_input_answers_what_has_come_and_ends() {
 /// One life each, whatever ends it.
 #[test]
 fn every_end_has_one_reason_and_one_goodbye() {
-    let listen = local().framing(Framing::Packet2).conn(|conn| {
-        conn.max_frame = Some(100);
-        conn.linger_timeout = Duration::from_millis(50);
-        conn.linger_bytes = 1024 * 1024;
+    let listen = local().with(|listen| {
+        listen.framing = Framing::Packet2;
+        listen.conn.max_frame = Some(100);
+        listen.conn.linger_timeout = Duration::from_millis(50);
+        listen.conn.linger_bytes = 1024 * 1024;
     });
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(b"close") => Err(Close::new()),

@@ -37,7 +37,7 @@ fn dial(server: &Running, addr: impl Into<Addr>, options: Connect) -> (ConnId, H
 fn frames_go_both_ways() {
     let (listener, addr) = std_listener();
     let server = client();
-    let (id, heard) = dial(&server, addr, Connect::new());
+    let (id, heard) = dial(&server, addr, Connect::new(Framing::Packet2));
     let mut peer = accepted(&listener);
     assert_eq!(heard.opened(), id);
     send2(&mut peer, b"hello");
@@ -71,7 +71,7 @@ fn frames_go_both_ways() {
 #[test]
 fn a_refusal_is_told_once_with_the_kernels_error() {
     let server = client();
-    let (_, heard) = dial(&server, closed_addr(), Connect::new());
+    let (_, heard) = dial(&server, closed_addr(), Connect::new(Framing::Packet2));
     let (told, words) = heard.next_with_words();
     assert_eq!(
         told,
@@ -106,8 +106,9 @@ fn what_cannot_be_begun_is_an_error_at_once() {
     let (handler, heard) = probe();
     // connect(2): a broadcast address, and no permission asked for (EACCES), or no route (ENETUNREACH).
     let broadcast = SocketAddr::from(([255, 255, 255, 255], 80));
-    let outcome =
-        server.ask(move |(), control| control.connect(broadcast, Connect::new(), handler));
+    let outcome = server.ask(move |(), control| {
+        control.connect(broadcast, Connect::new(Framing::Packet2), handler)
+    });
     let Err(Error::Connect { addr, source }) = outcome else {
         panic!("{outcome:?}");
     };
@@ -116,8 +117,9 @@ fn what_cannot_be_begun_is_an_error_at_once() {
     let place = Place::new();
     let path = place.path("nobody.sock");
     let (handler, heard) = probe();
-    let outcome =
-        server.ask(move |(), control| control.connect(Addr::unix(path), Connect::new(), handler));
+    let outcome = server.ask(move |(), control| {
+        control.connect(Addr::unix(path), Connect::new(Framing::Packet2), handler)
+    });
     assert!(
         matches!(&outcome, Err(Error::Connect { source, .. }) if source.kind() == std::io::ErrorKind::NotFound),
         "{outcome:?}"
@@ -135,7 +137,8 @@ fn silence_is_a_timeout() {
     let (_, heard) = dial(
         &server,
         full.addr,
-        Connect::new().connect_timeout(Duration::from_millis(100)),
+        Connect::new(Framing::Packet2)
+            .with(|connect| connect.connect_timeout = Duration::from_millis(100)),
     );
     assert_eq!(
         heard.next(),
@@ -148,14 +151,16 @@ fn silence_is_a_timeout() {
 fn a_name_is_no_address() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     for name in ["localhost:80", "example.org:443"] {
-        let outcome = server.control().connect(name, Connect::new(), Echo);
+        let outcome = server
+            .control()
+            .connect(name, Connect::new(Framing::Packet2), Echo);
         let error = outcome.expect_err("a name");
         assert!(matches!(error, Error::ConnectAddress(_)));
         assert!(error.to_string().contains("resolve it first"), "{error}");
     }
     assert!(server
         .control()
-        .connect("127.0.0.1", Connect::new(), Echo)
+        .connect("127.0.0.1", Connect::new(Framing::Packet2), Echo)
         .is_err());
 }
 
@@ -165,30 +170,38 @@ fn what_cannot_work_is_said_before_anything_is_done() {
     let v6: SocketAddr = "[::1]:0".parse().expect("an address");
     let wrong = [
         (
-            "watermarks",
-            Connect::new().conn(|conn| {
-                conn.low_watermark = 2;
-                conn.high_watermark = 1;
+            "low_watermark",
+            Connect::new(Framing::Packet2).with(|connect| {
+                connect.conn.low_watermark = 2;
+                connect.conn.high_watermark = 1;
             }),
         ),
         (
             "connect_timeout",
-            Connect::new().connect_timeout(Duration::ZERO),
+            Connect::new(Framing::Packet2).with(|connect| connect.connect_timeout = Duration::ZERO),
         ),
         (
             "idle_timeout",
-            Connect::new().conn(|conn| conn.idle_timeout = Duration::ZERO),
+            Connect::new(Framing::Packet2)
+                .with(|connect| connect.conn.idle_timeout = Duration::ZERO),
         ),
         (
             "max_frame",
-            Connect::new().conn(|conn| conn.max_frame = Some(0)),
+            Connect::new(Framing::Packet2).with(|connect| connect.conn.max_frame = Some(0)),
         ),
         (
             "send_buffer",
-            Connect::new().socket(|socket| socket.send_buffer = Some(usize::MAX)),
+            Connect::new(Framing::Packet2)
+                .with(|connect| connect.socket.send_buffer = Some(usize::MAX)),
         ),
-        ("bind", Connect::new().bind(v6)),
-        ("retry", Connect::new().retry(Retry::new(0))),
+        (
+            "bind",
+            Connect::new(Framing::Packet2).with(|connect| connect.bind = Some(v6)),
+        ),
+        (
+            "retry",
+            Connect::new(Framing::Packet2).with(|connect| connect.retry = Some(Retry::new(0))),
+        ),
     ];
     for (name, options) in wrong {
         match server.control().connect("127.0.0.1:9", options, Echo) {
@@ -198,7 +211,9 @@ fn what_cannot_work_is_said_before_anything_is_done() {
     }
     let long = Addr::unix("x".repeat(200));
     assert!(matches!(
-        server.control().connect(long, Connect::new(), Echo),
+        server
+            .control()
+            .connect(long, Connect::new(Framing::Packet2), Echo),
         Err(Error::Option { option: "unix", .. })
     ));
     assert_eq!(server.control().stats().outgoing, 0);
@@ -213,9 +228,7 @@ fn a_unix_socket_is_reached_by_its_path() {
     let text = format!("unix:{}", path.display());
     let (handler, heard) = probe();
     let id = server
-        .ask(move |(), control| {
-            control.connect(text, Connect::new().framing(Framing::Line), handler)
-        })
+        .ask(move |(), control| control.connect(text, Connect::new(Framing::Line), handler))
         .expect("begun");
     let (mut peer, _) = listener.accept().expect("accept");
     peer.set_read_timeout(Some(PATIENCE)).expect("timeout");
@@ -239,17 +252,22 @@ fn a_full_unix_socket_is_tried_again() {
     listener.bind(&addr).expect("bind");
     listener.listen(0).expect("listen");
     let server = client();
-    let (_, first) = dial(&server, Addr::unix(&path), Connect::new());
+    let (_, first) = dial(&server, Addr::unix(&path), Connect::new(Framing::Packet2));
     first.opened();
     let (handler, _) = probe();
     let to = Addr::unix(&path);
-    let outcome = server.ask(move |(), control| control.connect(to, Connect::new(), handler));
+    let outcome =
+        server.ask(move |(), control| control.connect(to, Connect::new(Framing::Packet2), handler));
     let error = outcome.expect_err("the backlog is full").to_string();
     assert!(error.contains("its backlog is full"), "{error}");
     let retry = Retry::new(u32::MAX)
         .first_delay(Duration::from_millis(1))
         .longest_delay(Duration::from_millis(10));
-    let (_, second) = dial(&server, Addr::unix(&path), Connect::new().retry(retry));
+    let (_, second) = dial(
+        &server,
+        Addr::unix(&path),
+        Connect::new(Framing::Packet2).with(|connect| connect.retry = Some(retry)),
+    );
     server.until("it waits for its time", |stats| stats.connecting == 1);
     let _one = listener.accept().expect("accept");
     second.opened();
@@ -263,7 +281,11 @@ fn a_server_that_starts_late_is_found() {
     let retry = Retry::new(u32::MAX)
         .first_delay(Duration::from_millis(1))
         .longest_delay(Duration::from_millis(10));
-    let (id, heard) = dial(&server, addr, Connect::new().retry(retry));
+    let (id, heard) = dial(
+        &server,
+        addr,
+        Connect::new(Framing::Packet2).with(|connect| connect.retry = Some(retry)),
+    );
     server.until("it has failed once", |stats| {
         stats.iterations > 5 && stats.connecting == 1
     });
@@ -291,7 +313,8 @@ fn an_outgoing_connection_can_be_detached() {
     let (listener, addr) = std_listener();
     let server = client();
     let (to, from) = std::sync::mpsc::channel();
-    let begun = server.ask(move |(), control| control.connect(addr, Connect::new(), Leaves(to)));
+    let begun = server
+        .ask(move |(), control| control.connect(addr, Connect::new(Framing::Packet2), Leaves(to)));
     begun.expect("begun");
     let mut peer = accepted(&listener);
     let mut stream = from.recv_timeout(PATIENCE).expect("it leaves");
@@ -312,11 +335,12 @@ fn an_outgoing_connection_can_be_detached() {
 #[test]
 fn the_cap_counts_outgoing_connections() {
     let (listener, addr) = std_listener();
-    let server = spawn_echo(Config::new().max_connections(2), local());
-    let (first, heard) = dial(&server, addr, Connect::new());
-    let (_, other) = dial(&server, addr, Connect::new());
+    let server = spawn_echo(Config::max_connections(2), local());
+    let (first, heard) = dial(&server, addr, Connect::new(Framing::Packet2));
+    let (_, other) = dial(&server, addr, Connect::new(Framing::Packet2));
     let (handler, _) = probe();
-    let outcome = server.ask(move |(), control| control.connect(addr, Connect::new(), handler));
+    let outcome = server
+        .ask(move |(), control| control.connect(addr, Connect::new(Framing::Packet2), handler));
     assert!(
         matches!(outcome, Err(Error::AtCapacity { max_connections: 2 })),
         "{outcome:?}"
@@ -340,11 +364,11 @@ fn the_cap_counts_outgoing_connections() {
 fn one_that_connects_can_be_killed_and_closed() {
     let full = full_listener();
     let server = client();
-    let (id, heard) = dial(&server, full.addr, Connect::new());
+    let (id, heard) = dial(&server, full.addr, Connect::new(Framing::Packet2));
     server.handle.kill(id).expect("it is there");
     assert_eq!(heard.next(), Told::Failed(CloseReason::Killed, None));
     heard.is_all();
-    let (id, heard) = dial(&server, full.addr, Connect::new());
+    let (id, heard) = dial(&server, full.addr, Connect::new(Framing::Packet2));
     let state = server.ask(move |(), control| {
         let state = control.connections()[0].state;
         with_conn(control, id, |conn| conn.close());
@@ -369,13 +393,15 @@ fn a_drain_does_not_wait_for_what_connects() {
         .control()
         .connect(
             full.addr,
-            Connect::new().connect_timeout(Duration::MAX),
+            Connect::new(Framing::Packet2).with(|connect| connect.connect_timeout = Duration::MAX),
             handler,
         )
         .expect("begun");
     server.control().drain(Duration::MAX);
     assert!(matches!(
-        server.control().connect(full.addr, Connect::new(), Echo),
+        server
+            .control()
+            .connect(full.addr, Connect::new(Framing::Packet2), Echo),
         Err(Error::Draining)
     ));
     server.run(&mut ()).expect("run");
@@ -390,7 +416,11 @@ fn a_drain_does_not_wait_for_what_connects() {
 fn to_oneself_is_refused() {
     let server = client();
     let oneself = closed_addr();
-    let (_, heard) = dial(&server, oneself, Connect::new().bind(oneself));
+    let (_, heard) = dial(
+        &server,
+        oneself,
+        Connect::new(Framing::Packet2).with(|connect| connect.bind = Some(oneself)),
+    );
     assert_eq!(
         heard.next(),
         Told::Failed(CloseReason::ConnectFailed, Some(libc::ECONNREFUSED))
@@ -403,7 +433,11 @@ fn the_local_address_is_as_wished() {
     let (listener, addr) = std_listener();
     let from = closed_addr();
     let server = client();
-    let (_, heard) = dial(&server, addr, Connect::new().bind(from));
+    let (_, heard) = dial(
+        &server,
+        addr,
+        Connect::new(Framing::Packet2).with(|connect| connect.bind = Some(from)),
+    );
     let peer = accepted(&listener);
     heard.opened();
     assert_eq!(peer.peer_addr().expect("connected"), from);
@@ -413,7 +447,7 @@ fn the_local_address_is_as_wished() {
 #[test]
 fn a_server_can_connect_to_itself() {
     let server = spawn_echo(Config::new(), local());
-    let (id, heard) = dial(&server, server.addr(), Connect::new());
+    let (id, heard) = dial(&server, server.addr(), Connect::new(Framing::Packet2));
     heard.opened();
     server.handle.send(id, b"echo".to_vec()).expect("sent");
     assert_eq!(heard.next(), Told::Frame(b"echo".to_vec()));
@@ -434,7 +468,7 @@ fn what_is_sent_before_it_is_open_goes_out_when_it_is() {
     let (handler, heard) = half_closing_probe();
     let id = server.ask(move |(), control| {
         let id = control
-            .connect(addr, Connect::new(), handler)
+            .connect(addr, Connect::new(Framing::Packet2), handler)
             .expect("begun");
         with_conn(control, id, |conn| {
             assert_eq!(conn.state(), State::Connecting);
@@ -512,7 +546,7 @@ impl Restless {
             cx.app.to.expect("known"),
             cx.app.probes.pop().expect("one is left"),
         );
-        let outcome = cx.conn.connect(to, Connect::new(), probe);
+        let outcome = cx.conn.connect(to, Connect::new(Framing::Packet2), probe);
         let outcome = match outcome {
             Ok(id) => {
                 let mut peer = cx.conn.peer(id).expect("it can be reached at once");
@@ -586,8 +620,9 @@ fn every_callback_can_connect() {
         let mut client = None;
         if place == "failed" {
             let closed = closed_addr();
-            let begun = server
-                .ask(move |_, control| control.connect(closed, Connect::new(), Restless("failed")));
+            let begun = server.ask(move |_, control| {
+                control.connect(closed, Connect::new(Framing::Packet2), Restless("failed"))
+            });
             begun.expect("begun");
         } else {
             let client = client.insert(connect(server.addr()));
@@ -624,7 +659,7 @@ impl Member {
         let Some(to) = cx.app.to else {
             return;
         };
-        let outcome = cx.conn.connect(to, Connect::new(), Member);
+        let outcome = cx.conn.connect(to, Connect::new(Framing::Packet2), Member);
         let outcome = outcome.map_err(|error| error.to_string());
         cx.app.outcomes.push(outcome.map(|_| ()));
     }
@@ -652,7 +687,7 @@ fn a_full_pool_connects_anew_from_its_last_callbacks() {
     const CAP: usize = 5;
     let (listener, to) = std_listener();
     let server = spawn(move || {
-        let config = Config::new().max_connections(CAP);
+        let config = Config::max_connections(CAP);
         let mut server = Server::new(config).expect("server");
         let clients = server.listen(local(), |_: &mut Pool, _| Member);
         clients.expect("listen");
@@ -664,7 +699,9 @@ fn a_full_pool_connects_anew_from_its_last_callbacks() {
         (server, pool)
     });
     let begin = move |control: &mut portcullis::Control<'_, Pool>, to| {
-        control.connect(to, Connect::new(), Member).expect("begun")
+        control
+            .connect(to, Connect::new(Framing::Packet2), Member)
+            .expect("begun")
     };
     server.ask(move |_, control| {
         for _ in 1..CAP {
@@ -703,7 +740,7 @@ fn a_panic_in_on_connect_failed_harms_no_connection() {
     let server = spawn_echo(Config::new(), local());
     let closed = closed_addr();
     server
-        .ask(move |(), control| control.connect(closed, Connect::new(), Touchy))
+        .ask(move |(), control| control.connect(closed, Connect::new(Framing::Packet2), Touchy))
         .expect("begun");
     let stats = server.until("it is gone", |stats| stats.closed_total() == 1);
     assert_eq!(stats.closed(CloseReason::ConnectFailed), 1);
@@ -715,7 +752,7 @@ fn a_panic_in_on_connect_failed_harms_no_connection() {
 fn the_last_words_of_a_peer_are_heard() {
     let (listener, addr) = std_listener();
     let server = client();
-    let (_, heard) = dial(&server, addr, Connect::new().framing(Framing::Line));
+    let (_, heard) = dial(&server, addr, Connect::new(Framing::Line));
     let mut peer = accepted(&listener);
     peer.write_all(b"too many connections\n").expect("sent");
     drop(peer);
@@ -733,9 +770,9 @@ fn full_duplex_reads_while_it_cannot_write() {
     for full_duplex in [true, false] {
         let (listener, addr) = std_listener();
         let server = client();
-        let options = Connect::new().framing(Framing::Raw).conn(|conn| {
-            conn.output_limit = 64 * 1024 * 1024;
-            conn.full_duplex = full_duplex;
+        let options = Connect::new(Framing::Raw).with(|connect| {
+            connect.conn.output_limit = 64 * 1024 * 1024;
+            connect.conn.full_duplex = full_duplex;
         });
         let (id, heard) = dial(&server, addr, options);
         let mut peer = accepted(&listener);
@@ -767,14 +804,14 @@ fn hundreds_leave_nothing_behind() {
     let addr = listener.local_addr().expect("bound");
     let server = spawn(|| {
         (
-            Server::new(Config::new().max_connections(300)).expect("server"),
+            Server::new(Config::max_connections(300)).expect("server"),
             (),
         )
     });
     let mut heard = Vec::new();
     let mut peers = Vec::new();
     for _ in 0..200 {
-        heard.push(dial(&server, addr, Connect::new()).1);
+        heard.push(dial(&server, addr, Connect::new(Framing::Packet2)).1);
         peers.push(accepted(&listener));
     }
     for heard in &heard {
@@ -807,7 +844,7 @@ fn time_lost_before_is_not_the_attempts() {
         while begun.elapsed() <= TIME {
             std::thread::park_timeout(TIME);
         }
-        let options = Connect::new().connect_timeout(TIME);
+        let options = Connect::new(Framing::Packet2).with(|connect| connect.connect_timeout = TIME);
         control.connect(addr, options, probe).expect("begun");
     };
     server.handle().post(job).expect("posted");
@@ -836,7 +873,7 @@ fn words_and_an_end_may_come_with_the_connection() {
     let (probe, heard) = probe();
     let id = server
         .control()
-        .connect(addr, Connect::new(), probe)
+        .connect(addr, Connect::new(Framing::Packet2), probe)
         .expect("begun");
     let mut peer = accepted(&listener);
     send2(&mut peer, b"that is all");
@@ -863,7 +900,8 @@ fn a_reset_before_the_first_event_is_no_failed_attempt() {
         let (listener, addr) = std_listener();
         let mut server: Server = Server::new(Config::new()).expect("server");
         let (probe, heard) = probe();
-        let options = Connect::new().retry(Retry::new(5));
+        let options =
+            Connect::new(Framing::Packet2).with(|connect| connect.retry = Some(Retry::new(5)));
         let id = server
             .control()
             .connect(addr, options, probe)
@@ -914,7 +952,7 @@ fn a_handler_that_writes_first_hears_what_came_before_the_reset() {
     let (sender, frames) = std::sync::mpsc::channel();
     server
         .control()
-        .connect(addr, Connect::new(), Greets(sender))
+        .connect(addr, Connect::new(Framing::Packet2), Greets(sender))
         .expect("begun");
     let mut peer = accepted(&listener);
     send2(&mut peer, b"moved");

@@ -47,7 +47,7 @@ fn world(seed: u64) -> Sim<Log> {
 }
 
 fn line() -> Connect {
-    Connect::new().framing(Framing::Line)
+    Connect::new(Framing::Line)
 }
 
 /// Without chance: 1 s, 2 s, 4 s, 8 s, 8 s ...
@@ -82,7 +82,10 @@ const REFUSED: &str = "failed: could not connect: Connection refused (os error 1
 fn attempts_are_made_at_their_times_and_told_once() {
     let mut sim = world(1);
     sim.remote(REMOTE, Answer::Refuse);
-    dial(&mut sim, line().retry(steady(6)));
+    dial(
+        &mut sim,
+        line().with(|connect| connect.retry = Some(steady(6))),
+    );
     for (at, attempts) in [(0, 1), (1, 2), (3, 3), (7, 4), (15, 5)] {
         let now = sim.now();
         sim.advance(secs(at).saturating_sub(now));
@@ -117,7 +120,10 @@ fn without_retry_there_is_one_attempt() {
 #[test]
 fn it_connects_when_a_server_listens_at_last() {
     let mut sim = world(1);
-    let id = dial(&mut sim, line().retry(steady(u32::MAX)));
+    let id = dial(
+        &mut sim,
+        line().with(|connect| connect.retry = Some(steady(u32::MAX))),
+    );
     sim.advance(secs(2));
     let mut control = sim.control();
     control
@@ -155,7 +161,13 @@ fn it_connects_when_a_server_listens_at_last() {
 fn silence_is_given_up_attempt_by_attempt() {
     let mut sim = world(1);
     sim.remote(REMOTE, Answer::Silence);
-    dial(&mut sim, line().connect_timeout(secs(5)).retry(steady(3)));
+    dial(
+        &mut sim,
+        line().with(|connect| {
+            connect.connect_timeout = secs(5);
+            connect.retry = Some(steady(3));
+        }),
+    );
     sim.advance(secs(4));
     let info = sim.control().connections().remove(0);
     assert_eq!(info.time_left.connect, Some(secs(1)));
@@ -173,7 +185,10 @@ fn every_error_is_an_attempt_that_failed() {
         let mut sim = world(7);
         sim.remote(REMOTE, Answer::Accept);
         sim.set_faults(Faults::none().with(Call::Connect, 0, errno));
-        dial(&mut sim, line().retry(steady(2)));
+        dial(
+            &mut sim,
+            line().with(|connect| connect.retry = Some(steady(2))),
+        );
         sim.advance(secs(1));
         sim.advance(secs(2));
         assert_eq!(heard(&sim).len(), 1, "errno {errno}");
@@ -204,7 +219,10 @@ fn a_socket_that_cannot_be_registered_is_an_attempt_that_failed() {
     let mut sim = world(7);
     sim.remote(REMOTE, Answer::Accept);
     sim.set_faults(Faults::none().with(Call::Register, 0, libc::ENOSPC));
-    dial(&mut sim, line().retry(steady(2)));
+    dial(
+        &mut sim,
+        line().with(|connect| connect.retry = Some(steady(2))),
+    );
     assert_eq!(sim.descriptors(), 0);
     sim.advance(secs(1));
     assert_eq!(heard(&sim), [(1, "open")]);
@@ -218,7 +236,10 @@ fn no_descriptor_is_an_attempt_that_failed() {
     sim.set_descriptor_limit(1);
     let first = dial(&mut sim, line());
     sim.settle();
-    dial(&mut sim, line().retry(steady(10)));
+    dial(
+        &mut sim,
+        line().with(|connect| connect.retry = Some(steady(10))),
+    );
     sim.advance(secs(6));
     assert_eq!(heard(&sim), [(0, "open")]);
     sim.control().kill(first);
@@ -229,18 +250,19 @@ fn no_descriptor_is_an_attempt_that_failed() {
 /// An attempt that is given up gives its descriptor back: a client that waits for one comes in at once.
 #[test]
 fn the_descriptor_of_an_attempt_is_free_for_a_client() {
-    let config = Config::new().emfile_backoff(secs(60));
+    let config = Config::new().with(|config| config.emfile_backoff = secs(60));
     let mut sim = Sim::new(1, config, Log::new());
     sim.remote(REMOTE, Answer::Silence);
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Line);
     let addr = sim.listen(listen, |_: &mut Log, _| Notes).expect("listen");
     sim.settle();
     sim.set_descriptor_limit(sim.descriptors() + 1);
     dial(
         &mut sim,
-        line()
-            .connect_timeout(secs(1))
-            .retry(steady(2).first_delay(secs(8))),
+        line().with(|connect| {
+            connect.connect_timeout = secs(1);
+            connect.retry = Some(steady(2).first_delay(secs(8)));
+        }),
     );
     let client = sim.connect(addr).expect("it listens");
     sim.send(client, b"hello\n");
@@ -253,7 +275,10 @@ fn the_descriptor_of_an_attempt_is_free_for_a_client() {
 #[test]
 fn one_that_waits_for_its_next_attempt_can_be_killed() {
     let mut sim = world(1);
-    let id = dial(&mut sim, line().retry(steady(10)));
+    let id = dial(
+        &mut sim,
+        line().with(|connect| connect.retry = Some(steady(10))),
+    );
     sim.advance(secs(2));
     assert!(sim.control().kill(id));
     sim.advance(secs(3600));
@@ -267,7 +292,10 @@ fn a_drain_makes_no_further_attempt() {
     for answer in [Answer::Refuse, Answer::Silence] {
         let mut sim = world(1);
         sim.remote(REMOTE, answer);
-        dial(&mut sim, line().retry(steady(10)));
+        dial(
+            &mut sim,
+            line().with(|connect| connect.retry = Some(steady(10))),
+        );
         sim.advance(secs(2));
         sim.control().drain(secs(1000));
         sim.settle();
@@ -290,7 +318,7 @@ fn chance_is_the_seeds() {
             .first_delay(secs(1))
             .longest_delay(secs(1))
             .jitter(50);
-        dial(&mut sim, line().retry(retry));
+        dial(&mut sim, line().with(|connect| connect.retry = Some(retry)));
         let mut times = Vec::new();
         let mut attempts = 0;
         while times.len() < 10 {
@@ -315,7 +343,10 @@ fn chance_is_the_seeds() {
 fn what_was_open_is_not_made_again() {
     let mut sim = world(1);
     sim.remote(REMOTE, Answer::Accept);
-    dial(&mut sim, line().retry(steady(10)));
+    dial(
+        &mut sim,
+        line().with(|connect| connect.retry = Some(steady(10))),
+    );
     sim.settle();
     let peer = sim.dialed(REMOTE)[0];
     sim.reset(peer);
@@ -351,7 +382,7 @@ fn a_failure_can_be_answered_with_another_connection() {
 /// At the cap its own place is not free yet in its last callback, and is afterwards.
 #[test]
 fn the_place_of_one_that_failed_is_free_again() {
-    let mut sim = Sim::new(1, Config::new().max_connections(1), Log::new());
+    let mut sim = Sim::new(1, Config::max_connections(1), Log::new());
     dial(&mut sim, line());
     assert!(matches!(
         sim.control().connect(REMOTE, line(), Notes),
@@ -369,7 +400,7 @@ fn the_simulated_server_can_connect_to_itself() {
     let mut sim = world(3);
     let addr = sim
         .listen(
-            Listen::tcp("127.0.0.1:0").framing(Framing::Line),
+            Listen::tcp("127.0.0.1:0", Framing::Line),
             |_: &mut Log, _| Notes,
         )
         .expect("listen");
@@ -416,7 +447,7 @@ fn hostile_kernels_bring_no_connection_out_of_its_course() {
             let retry = (round % 3 > 0).then(|| Retry::new(round as u32 % 5 + 1));
             begun += u64::from(
                 sim.control()
-                    .connect(REMOTE, line().retry(retry), Notes)
+                    .connect(REMOTE, line().with(|connect| connect.retry = retry), Notes)
                     .is_ok(),
             );
             for peer in sim.dialed(REMOTE) {
@@ -491,16 +522,18 @@ fn at_the_cap_another_may_begin_in_the_last_callback() {
             if cx.app.len() == 3 {
                 return;
             }
-            let outcome = cx.conn.connect("203.0.113.7:25", Connect::new(), Again);
+            let outcome = cx
+                .conn
+                .connect("203.0.113.7:25", Connect::new(Framing::Packet2), Again);
             cx.app
                 .push(outcome.map_or_else(|error| error.to_string(), |id| id.to_string()));
         }
     }
-    let mut sim = Sim::new(1, Config::new().max_connections(1), Vec::new());
+    let mut sim = Sim::new(1, Config::max_connections(1), Vec::new());
     sim.remote("203.0.113.7:25", Answer::Refuse);
     let begun = sim
         .control()
-        .connect("203.0.113.7:25", Connect::new(), Again);
+        .connect("203.0.113.7:25", Connect::new(Framing::Packet2), Again);
     begun.expect("a place");
     sim.settle();
     let refused = |outcome: &String| outcome.contains("max_connections");

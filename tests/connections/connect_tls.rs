@@ -27,11 +27,14 @@ fn client() -> Running {
 }
 
 fn echo(listen: Listen) -> Running {
-    spawn_echo(Config::new(), listen.framing(Framing::Line))
+    spawn_echo(
+        Config::new(),
+        listen.with(|listen| listen.framing = Framing::Line),
+    )
 }
 
 fn line(config: ClientConfig, name: &str) -> Connect {
-    Connect::new().framing(Framing::Line).tls(config, name)
+    Connect::new(Framing::Line).tls(config, name)
 }
 
 #[track_caller]
@@ -93,13 +96,14 @@ fn much_goes_through_unchanged() {
     for version in VERSIONS {
         let server = spawn_echo(
             Config::new(),
-            local().tls(site.server()).framing(Framing::Raw),
+            local()
+                .tls(site.server())
+                .with(|listen| listen.framing = Framing::Raw),
         );
         let client = client();
-        let options = Connect::new()
-            .framing(Framing::Raw)
+        let options = Connect::new(Framing::Raw)
             .tls(site.client(version), NAME)
-            .conn(|conn| conn.output_limit = usize::MAX);
+            .with(|connect| connect.conn.output_limit = usize::MAX);
         let (id, heard) = dial(&client, server.addr(), options);
         heard.opened();
         let bytes: Vec<u8> = (0..3_000_000_u32)
@@ -218,7 +222,7 @@ fn a_server_that_goes_or_says_nothing_is_no_connection() {
     });
     let options = || {
         line(site.client(&version::TLS13), NAME)
-            .conn(|conn| conn.handshake_timeout = Duration::from_secs(20))
+            .with(|connect| connect.conn.handshake_timeout = Duration::from_secs(20))
     };
     // What it has not read turns the first into a reset too, perhaps.
     let client = client();
@@ -229,7 +233,7 @@ fn a_server_that_goes_or_says_nothing_is_no_connection() {
     ));
     fails(options(), addr, CloseReason::Reset, &[]);
     fails(
-        options().conn(|conn| conn.handshake_timeout = Duration::from_millis(50)),
+        options().with(|connect| connect.conn.handshake_timeout = Duration::from_millis(50)),
         addr,
         CloseReason::HandshakeTimeout,
         &[],
@@ -301,7 +305,9 @@ fn one_direction_ends_before_the_other() {
     }
     let site = Site::new();
     let server = spawn({
-        let listen = local().tls(site.server()).framing(Framing::Line);
+        let listen = local()
+            .tls(site.server())
+            .with(|listen| listen.framing = Framing::Line);
         move || {
             let mut server = Server::new(Config::new()).expect("server");
             server
@@ -336,9 +342,7 @@ fn resumes(server: ServerConfig, config: &Arc<ClientConfig>) {
     let client = client();
     let mut kinds = Vec::new();
     for _ in 0..2 {
-        let options = Connect::new()
-            .framing(Framing::Line)
-            .tls(Arc::clone(config), NAME);
+        let options = Connect::new(Framing::Line).tls(Arc::clone(config), NAME);
         let (id, heard) = dial(&client, server.addr(), options);
         heard.opened();
         // Tickets come before the answer.
@@ -406,7 +410,7 @@ fn roots_come_from_a_file() {
     let (_, heard) = dial(
         &client,
         server.addr(),
-        Connect::new().framing(Framing::Line).tls(config, NAME),
+        Connect::new(Framing::Line).tls(config, NAME),
     );
     heard.opened();
     let empty = folder.file("empty.pem", "");
@@ -436,7 +440,7 @@ fn an_expensive_chain_of_a_server_is_refused() {
     let config = client_config(&roots).expect("roots");
     let server = echo(local().tls(site.server()));
     fails(
-        Connect::new().framing(Framing::Line).tls(config, NAME),
+        Connect::new(Framing::Line).tls(config, NAME),
         server.addr(),
         CloseReason::TlsHandshake,
         &["7 intermediate certificates, at most 6", NAME],
@@ -489,7 +493,7 @@ fn an_open_connection_is_upgraded() {
         let config = Arc::new(site.server());
         let server = spawn(move || {
             let mut server = Server::new(Config::new()).expect("server");
-            let listen = local().framing(Framing::Line);
+            let listen = local().with(|listen| listen.framing = Framing::Line);
             server
                 .listen(listen, move |_: &mut (), _| {
                     Agrees(Arc::clone(&config), answer)
@@ -501,9 +505,8 @@ fn an_open_connection_is_upgraded() {
         let (probe, heard) = probe();
         let handler = Upgrades(Arc::new(site.client(&version::TLS13)), probe);
         let addr = server.addr();
-        let begun = client.ask(move |(), control| {
-            control.connect(addr, Connect::new().framing(Framing::Line), handler)
-        });
+        let begun = client
+            .ask(move |(), control| control.connect(addr, Connect::new(Framing::Line), handler));
         begun.expect("begun");
         assert_eq!(heard.next(), Told::Frame(b"go\n".to_vec()));
         if good {
@@ -610,11 +613,12 @@ impl Drop for Spiteful {
 #[test]
 fn a_panic_in_a_configurations_destructor_harms_no_client() {
     let site = Site::new();
-    let mut server: Server = Server::new(Config::new().max_connections(1)).expect("server");
+    let mut server: Server = Server::new(Config::max_connections(1)).expect("server");
     let mut config = site.client(VERSIONS[1]);
     config.key_log = Arc::new(Spiteful);
     // No address of ours (RFC 5737): it fails at once.
-    let options = line(config, "localhost").bind("192.0.2.1:0".parse().expect("an address"));
+    let options = line(config, "localhost")
+        .with(|connect| connect.bind = Some("192.0.2.1:0".parse().expect("an address")));
     let refused = server.control().connect("127.0.0.1:9", options, probe().0);
     assert!(matches!(refused, Err(Error::Connect { .. })), "{refused:?}");
     let stats = server.control().stats();
@@ -622,7 +626,7 @@ fn a_panic_in_a_configurations_destructor_harms_no_client() {
     let (listener, addr) = std_listener();
     server
         .control()
-        .connect(addr, Connect::new(), probe().0)
+        .connect(addr, Connect::new(Framing::Packet2), probe().0)
         .expect("the place is free");
     drop(listener);
 }

@@ -14,7 +14,7 @@ const SHORT: Duration = Duration::from_millis(400);
 
 /// Linger is short too, for peers that do not send FIN.
 fn brief() -> Listen {
-    local().conn(brief_conn)
+    local().with(|listen| brief_conn(&mut listen.conn))
 }
 
 fn brief_conn(conn: &mut ConnConfig) {
@@ -34,7 +34,7 @@ fn timer_keys(journal: &kit::script::Journal) -> Vec<u8> {
 fn the_silent_leave_and_the_busy_stay() {
     let (server, journal) = spawn_script(
         Config::new(),
-        brief().conn(|conn| conn.idle_timeout = SHORT),
+        brief().with(|listen| listen.conn.idle_timeout = SHORT),
         usual,
     );
     let mut busy = connect(server.addr());
@@ -53,7 +53,7 @@ fn the_silent_leave_and_the_busy_stay() {
 fn own_sends_do_not_move_the_idle_deadline() {
     let (server, journal) = spawn_script(
         Config::new(),
-        brief().conn(|conn| conn.idle_timeout = SHORT),
+        brief().with(|listen| listen.conn.idle_timeout = SHORT),
         |cx, call| match call {
             Call::Open | Call::Timer(_) => {
                 cx.conn.send(b"are you there?")?;
@@ -75,7 +75,7 @@ fn own_sends_do_not_move_the_idle_deadline() {
 fn messages_do_not_move_the_idle_deadline() {
     let (server, journal) = spawn_script(
         Config::new(),
-        brief().conn(|conn| conn.idle_timeout = SHORT),
+        brief().with(|listen| listen.conn.idle_timeout = SHORT),
         usual,
     );
     let _silent = connect(server.addr());
@@ -93,9 +93,10 @@ fn messages_do_not_move_the_idle_deadline() {
 #[test]
 fn a_frame_begun_must_be_finished() {
     for framing in [Framing::Packet4, Framing::Line] {
-        let listen = brief().framing(framing.clone()).conn(|conn| {
-            conn.frame_timeout = SHORT;
-            conn.min_rate = 1_000_000;
+        let listen = brief().with(|listen| {
+            listen.framing = framing.clone();
+            listen.conn.frame_timeout = SHORT;
+            listen.conn.min_rate = 1_000_000;
         });
         let (server, journal) = spawn_script(Config::new(), listen, usual);
         let mut slow = connect(server.addr());
@@ -116,7 +117,7 @@ fn a_frame_begun_must_be_finished() {
 /// Whole frames restart the clock: only an unfinished one is late.
 #[test]
 fn finished_frames_are_never_late() {
-    let listen = brief().conn(|conn| conn.frame_timeout = SHORT);
+    let listen = brief().with(|listen| listen.conn.frame_timeout = SHORT);
     let (server, journal) = spawn_script(Config::new(), listen, usual);
     let mut steady = connect(server.addr());
     let start = Instant::now();
@@ -136,7 +137,7 @@ fn a_handshake_must_be_finished() {
     let config = std::sync::Arc::new(kit::tls::Site::new().server());
     let listen = brief()
         .tls(config)
-        .conn(|conn| conn.handshake_timeout = SHORT);
+        .with(|listen| listen.conn.handshake_timeout = SHORT);
     let server = kit::tls::spawn_recorder(Config::new(), listen);
     // Nothing; and the beginning of a ClientHello, then a byte now and then.
     let mut mute = connect(server.addr());
@@ -158,9 +159,10 @@ fn a_handshake_must_be_finished() {
 /// The peer is owed bytes that it never takes. What is reported is that, also when we were closing already.
 #[test]
 fn what_is_owed_must_be_taken() {
-    let listen = brief()
-        .conn(|conn| conn.write_timeout = SHORT)
-        .socket(|socket| socket.send_buffer = Some(16 * 1024));
+    let listen = brief().with(|listen| {
+        listen.conn.write_timeout = SHORT;
+        listen.socket.send_buffer = Some(16 * 1024);
+    });
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(how) => {
             for _ in 0..10 {
@@ -184,9 +186,9 @@ fn what_is_owed_must_be_taken() {
 /// After our FIN the peer has the linger's time for its own.
 #[test]
 fn a_peer_that_does_not_finish_after_our_fin_is_let_go() {
-    let listen = local().conn(|conn| {
-        conn.linger_timeout = SHORT;
-        conn.linger_bytes = 1024;
+    let listen = local().with(|listen| {
+        listen.conn.linger_timeout = SHORT;
+        listen.conn.linger_bytes = 1024;
     });
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
@@ -262,22 +264,18 @@ fn timers_fire_in_order_move_and_are_cancelled() {
 #[test]
 fn a_timer_dies_with_its_connection() {
     let (server, journal) =
-        spawn_script(
-            Config::new().max_connections(1),
-            brief(),
-            |cx, call| match call {
-                Call::Frame(b"set") => {
-                    cx.conn.set_timer(7, Duration::from_millis(100));
-                    cx.conn.send(b"set")?;
-                    Ok(())
-                }
-                Call::Frame(b"wait") => {
-                    cx.conn.set_timer(8, Duration::from_millis(300));
-                    Ok(())
-                }
-                call => usual(cx, call),
-            },
-        );
+        spawn_script(Config::max_connections(1), brief(), |cx, call| match call {
+            Call::Frame(b"set") => {
+                cx.conn.set_timer(7, Duration::from_millis(100));
+                cx.conn.send(b"set")?;
+                Ok(())
+            }
+            Call::Frame(b"wait") => {
+                cx.conn.set_timer(8, Duration::from_millis(300));
+                Ok(())
+            }
+            call => usual(cx, call),
+        });
     let mut first = connect(server.addr());
     ping(&mut first, b"set");
     drop(first);
@@ -289,11 +287,11 @@ fn a_timer_dies_with_its_connection() {
 /// A timeout of `Duration::MAX` never expires, and arithmetic with it saturates.
 #[test]
 fn never_is_never_and_needs_no_clock() {
-    let listen = brief().conn(|conn| {
-        conn.idle_timeout = Duration::MAX;
-        conn.frame_timeout = Duration::MAX;
-        conn.write_timeout = Duration::MAX;
-        conn.handshake_timeout = Duration::MAX;
+    let listen = brief().with(|listen| {
+        listen.conn.idle_timeout = Duration::MAX;
+        listen.conn.frame_timeout = Duration::MAX;
+        listen.conn.write_timeout = Duration::MAX;
+        listen.conn.handshake_timeout = Duration::MAX;
     });
     let (server, _journal) = spawn_script(Config::new(), listen, usual);
     let mut client = connect(server.addr());
@@ -321,7 +319,7 @@ fn a_blocking_handler_does_not_make_others_idle() {
     let blocked = std::sync::Arc::new(std::sync::Mutex::new(blocked));
     let (server, journal) = spawn_script(
         Config::new(),
-        brief().conn(|conn| conn.idle_timeout = idle),
+        brief().with(|listen| listen.conn.idle_timeout = idle),
         move |cx, call| match call {
             Call::Frame(b"block") => {
                 let _ = tell.send(());
@@ -371,7 +369,7 @@ fn a_connection_accepted_after_a_blocking_job_has_its_whole_timeout() {
     let idle = Duration::from_secs(2);
     let (server, journal) = spawn_script(
         Config::new(),
-        brief().conn(|conn| conn.idle_timeout = idle),
+        brief().with(|listen| listen.conn.idle_timeout = idle),
         usual,
     );
     let mut blocked_out = {

@@ -124,7 +124,7 @@ fn nothing_is_lost_on_the_way() {
 /// The cap counts those outside too.
 #[test]
 fn its_place_is_kept_until_it_is_dropped() {
-    let (server, received) = server(Config::new().max_connections(1), local());
+    let (server, received) = server(Config::max_connections(1), local());
     let (_client, stream) = leave(&server, &received, b"");
     let mut waiting = connect(server.addr());
     send2(&mut waiting, b"hello");
@@ -423,7 +423,7 @@ fn a_goodbye_comes_behind_all_that_was_sent() {
     let site = Site::new();
     let listen = local()
         .tls(std::sync::Arc::new(site.server()))
-        .conn(|conn| conn.output_limit = GENEROSITY * 60_002);
+        .with(|listen| listen.conn.output_limit = GENEROSITY * 60_002);
     let (streams, received) = channel();
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
@@ -530,9 +530,9 @@ fn in_time<T: Send + 'static>(run: impl FnOnce() -> T + Send + 'static) -> T {
 /// A peer that sends on after our end is heard for a time, whatever the pauses between its bytes.
 #[test]
 fn a_trickle_does_not_keep_finish() {
-    let options = local().conn(|conn| {
-        conn.linger_timeout = Duration::from_millis(50);
-        conn.linger_bytes = usize::MAX;
+    let options = local().with(|listen| {
+        listen.conn.linger_timeout = Duration::from_millis(50);
+        listen.conn.linger_bytes = usize::MAX;
     });
     for timeout in [None, Some(Duration::from_millis(50))] {
         let (server, received) = server(Config::new(), options.clone());
@@ -547,9 +547,9 @@ fn a_trickle_does_not_keep_finish() {
 /// A flood is bounded by its bytes.
 #[test]
 fn a_flood_does_not_keep_finish() {
-    let options = local().conn(|conn| {
-        conn.linger_timeout = Duration::MAX;
-        conn.linger_bytes = 1_000_000;
+    let options = local().with(|listen| {
+        listen.conn.linger_timeout = Duration::MAX;
+        listen.conn.linger_bytes = 1_000_000;
     });
     let (server, received) = server(Config::new(), options);
     let (mut client, stream) = leave(&server, &received, b"");
@@ -562,7 +562,7 @@ fn a_flood_does_not_keep_finish() {
 #[test]
 fn finish_waits_for_what_the_kernel_still_holds() {
     const LENGTH: usize = 100_000;
-    let listen = local().socket(|socket| socket.send_buffer = Some(1024 * 1024));
+    let listen = local().with(|listen| listen.socket.send_buffer = Some(1024 * 1024));
     let (server, received) = server(Config::new(), listen);
     let mut client = kit::script::connect_narrow(server.addr());
     send2(&mut client, b"out");

@@ -184,12 +184,11 @@ fn what_was_in_flight_is_answered() {
 /// The watermark had paused reading when the drain began, and more bytes have arrived since.
 #[test]
 fn what_arrived_while_reading_was_paused_is_answered() {
-    let listen = local()
-        .conn(|conn| {
-            conn.low_watermark = 1024;
-            conn.high_watermark = 16 * 1024;
-        })
-        .socket(|socket| socket.send_buffer = Some(16 * 1024));
+    let listen = local().with(|listen| {
+        listen.conn.low_watermark = 1024;
+        listen.conn.high_watermark = 16 * 1024;
+        listen.socket.send_buffer = Some(16 * 1024);
+    });
     let mut server = start(Config::new(), listen, |cx, call| match call {
         Call::Frame(frame) => {
             cx.conn.send(frame.repeat(5000))?;
@@ -222,7 +221,7 @@ fn what_arrived_while_reading_was_paused_is_answered() {
 #[test]
 fn a_slow_reader_gets_all_it_was_owed() {
     const FRAMES: usize = 150;
-    let listen = local().conn(|conn| conn.output_limit = 16 * 1024 * 1024);
+    let listen = local().with(|listen| listen.conn.output_limit = 16 * 1024 * 1024);
     let mut server = start(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {
             for _ in 0..FRAMES {
@@ -251,36 +250,33 @@ fn a_slow_reader_gets_all_it_was_owed() {
 /// A connection that does not end by itself is ended at the one deadline.
 #[test]
 fn the_stuck_are_forced() {
-    let listen = local()
-        .socket(|socket| socket.send_buffer = Some(16 * 1024))
-        .at_capacity(AtCapacity::Wait);
-    let mut server = start(
-        Config::new().max_connections(4),
-        listen,
-        |cx, call| match call {
-            Call::Frame(b"flood") => {
-                for _ in 0..10 {
-                    cx.conn.send([1; 60_000])?;
-                }
-                Ok(())
+    let listen = local().with(|listen| {
+        listen.socket.send_buffer = Some(16 * 1024);
+        listen.at_capacity = AtCapacity::Wait;
+    });
+    let mut server = start(Config::max_connections(4), listen, |cx, call| match call {
+        Call::Frame(b"flood") => {
+            for _ in 0..10 {
+                cx.conn.send([1; 60_000])?;
             }
-            Call::Frame(b"pause") => {
-                cx.conn.pause();
-                cx.conn.send(b"paused")?;
-                Ok(())
-            }
-            // Stays.
-            Call::Drain
-                if cx
-                    .conn
-                    .info()
-                    .is_some_and(|info| info.traffic.frames_in == 0) =>
-            {
-                Ok(())
-            }
-            call => usual(cx, call),
-        },
-    );
+            Ok(())
+        }
+        Call::Frame(b"pause") => {
+            cx.conn.pause();
+            cx.conn.send(b"paused")?;
+            Ok(())
+        }
+        // Stays.
+        Call::Drain
+            if cx
+                .conn
+                .info()
+                .is_some_and(|info| info.traffic.frames_in == 0) =>
+        {
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
     let mut stuck = connect_narrow(server.addr);
     send2(&mut stuck, b"flood");
     let mut half = connect(server.addr);
@@ -340,9 +336,9 @@ fn clients_in_the_accept_queue_are_served() {
 #[test]
 fn the_accept_budget_loses_no_client_in_the_queue() {
     let mut server = start(
-        Config::new().budgets(|budgets| {
-            budgets.accepts = 1;
-            budgets.read_bytes = 1;
+        Config::new().with(|config| {
+            config.budgets.accepts = 1;
+            config.budgets.read_bytes = 1;
         }),
         local(),
         usual,
@@ -462,9 +458,9 @@ fn new_clients_are_refused_while_the_old_finish() {
 /// Without its FIN nothing proves that it got everything.
 #[test]
 fn a_connection_that_only_lingers_at_the_deadline_is_not_forced() {
-    let listen = local().conn(|conn| {
-        conn.linger_timeout = Duration::MAX;
-        conn.linger_bytes = usize::MAX;
+    let listen = local().with(|listen| {
+        listen.conn.linger_timeout = Duration::MAX;
+        listen.conn.linger_bytes = usize::MAX;
     });
     let mut server = start(Config::new(), listen, usual);
     let mut client = connect(server.addr);

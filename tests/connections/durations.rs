@@ -47,7 +47,8 @@ impl Works {
             Wish::Fail => return Err(portcullis::Close::because("as planned")),
             Wish::Panic => kit::planned::blow(),
             Wish::Connect => {
-                let connect = Connect::new().connect_timeout(SPAN);
+                let connect =
+                    Connect::new(Framing::Packet2).with(|connect| connect.connect_timeout = SPAN);
                 cx.conn.connect(silent(), connect, self.clone())?;
             }
         }
@@ -76,7 +77,7 @@ fn silent() -> SocketAddr {
 }
 
 /// A world with one client whose handler works, and the times that its handler notes.
-fn world(wish: Wish, listen: Listen) -> (Sim, ClientId, Times) {
+fn world(wish: Wish, mut listen: Listen) -> (Sim, ClientId, Times) {
     let mut sim = Sim::new(1, Config::new(), ());
     sim.remote(silent(), Answer::Silence);
     let works = Works {
@@ -85,7 +86,7 @@ fn world(wish: Wish, listen: Listen) -> (Sim, ClientId, Times) {
         times: Times::default(),
     };
     let times = Rc::clone(&works.times);
-    let listen = listen.framing(Framing::Line);
+    listen.framing = Framing::Line;
     let addr = sim.listen(listen, move |_: &mut (), _| works.clone());
     let client = sim.connect(addr.expect("listens")).expect("a listener");
     sim.settle();
@@ -121,9 +122,9 @@ fn a_timer_counts_from_the_call() {
 #[test]
 fn the_linger_timeout_counts_from_the_close() {
     for wish in [Wish::Close, Wish::Fail, Wish::Panic] {
-        let listen = local().conn(|conn| {
-            conn.linger_timeout = SPAN;
-            conn.linger_bytes = usize::MAX;
+        let listen = local().with(|listen| {
+            listen.conn.linger_timeout = SPAN;
+            listen.conn.linger_bytes = usize::MAX;
         });
         let (mut sim, client, _) = world(wish, listen);
         sim.send(client, b"go\n");
@@ -153,7 +154,7 @@ fn a_retry_counts_from_the_call() {
     };
     work(WORK);
     let retry = Retry::new(2).first_delay(SPAN).jitter(0);
-    let connect = Connect::new().retry(retry);
+    let connect = Connect::new(Framing::Packet2).with(|connect| connect.retry = Some(retry));
     sim.control()
         .connect(silent(), connect, works)
         .expect("begun");
@@ -206,7 +207,7 @@ fn a_drains_grace_counts_from_the_call() {
 fn a_connections_timeouts_count_from_its_services_answer() {
     let mut sim = Sim::new(1, Config::new(), ());
     let work = sim.work();
-    let listen = local().conn(|conn| conn.idle_timeout = SPAN);
+    let listen = local().with(|listen| listen.conn.idle_timeout = SPAN);
     let addr = sim.listen(listen, move |_: &mut (), _| {
         work(WORK);
         kit::net::Echo

@@ -27,7 +27,10 @@ impl Framer for Brittle {
 }
 
 fn brittle() -> Running {
-    spawn_echo(Config::new(), local().framing(Framing::custom(|| Brittle)))
+    spawn_echo(
+        Config::new(),
+        local().with(|listen| listen.framing = Framing::custom(|| Brittle)),
+    )
 }
 
 /// One connection has ended as Panicked, and others are served as before.
@@ -92,7 +95,10 @@ fn while_it_is_made() {
         );
         Brittle
     });
-    let server = spawn_echo(Config::new(), local().framing(framing));
+    let server = spawn_echo(
+        Config::new(),
+        local().with(|listen| listen.framing = framing),
+    );
     let mut client = connect(server.addr());
     await_end(&mut client);
     lives(server, client);

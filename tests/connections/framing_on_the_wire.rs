@@ -41,8 +41,11 @@ fn a_byte_at_a_time() {
         (Framing::Line, b"hello\n\nyo\n".to_vec()),
         (Framing::Raw, b"hello".to_vec()),
     ] {
-        let (server, journal) =
-            spawn_script(Config::new(), local().framing(framing.clone()), usual);
+        let (server, journal) = spawn_script(
+            Config::new(),
+            local().with(|listen| listen.framing = framing.clone()),
+            usual,
+        );
         let mut client = connect(server.addr());
         let bytes = wire.len() as u64;
         for (sent, byte) in wire.iter().enumerate() {
@@ -113,7 +116,10 @@ fn the_largest_frame_of_each_framing_is_whole() {
         (Framing::Packet4, packet4(&pattern(8 * 1024 * 1024))),
         (Framing::Line, line(64 * 1024)),
     ] {
-        let server = spawn_echo(Config::new(), local().framing(framing.clone()));
+        let server = spawn_echo(
+            Config::new(),
+            local().with(|listen| listen.framing = framing.clone()),
+        );
         let mut client = connect(server.addr());
         let writer = write_beside(&client, wire.clone());
         let mut echo = vec![0; wire.len()];
@@ -136,8 +142,11 @@ fn a_lying_header_costs_no_memory() {
         0x7FFF_FFFF,
         8 * 1024 * 1024 + 1,
     ] {
-        let (server, journal) =
-            spawn_script(Config::new(), local().framing(Framing::Packet4), usual);
+        let (server, journal) = spawn_script(
+            Config::new(),
+            local().with(|listen| listen.framing = Framing::Packet4),
+            usual,
+        );
         let mut client = connect(server.addr());
         client.write_all(&length.to_be_bytes()).expect("write");
         // Nothing of the payload was needed for the verdict; the client hears of it by FIN.
@@ -156,7 +165,10 @@ fn a_lying_header_costs_no_memory() {
 /// A length within the maximum takes memory only for received bytes.
 #[test]
 fn a_large_promise_holds_only_what_came() {
-    let server = spawn_echo(Config::new(), local().framing(Framing::Packet4));
+    let server = spawn_echo(
+        Config::new(),
+        local().with(|listen| listen.framing = Framing::Packet4),
+    );
     let mut client = connect(server.addr());
     client
         .write_all(&(8u32 * 1024 * 1024).to_be_bytes())
@@ -171,9 +183,10 @@ fn a_large_promise_holds_only_what_came() {
 /// A line without an end is refused at the maximum.
 #[test]
 fn a_line_without_end_ends_at_the_maximum() {
-    let listen = local()
-        .framing(Framing::Line)
-        .conn(|conn| conn.max_frame = Some(1000));
+    let listen = local().with(|listen| {
+        listen.framing = Framing::Line;
+        listen.conn.max_frame = Some(1000);
+    });
     let (server, journal) = spawn_script(Config::new(), listen, usual);
     let mut honest = connect(server.addr());
     let mut client = connect(server.addr());
@@ -205,7 +218,7 @@ fn good_frames_before_a_bad_one_are_answered() {
     for garbage in [0, 1024 * 1024] {
         let (server, journal) = spawn_script(
             Config::new(),
-            local().conn(|conn| conn.max_frame = Some(1000)),
+            local().with(|listen| listen.conn.max_frame = Some(1000)),
             usual,
         );
         let mut wire = Vec::new();
@@ -233,7 +246,7 @@ fn good_frames_before_a_bad_one_are_answered() {
 fn garbage_among_honest_clients() {
     let (server, journal) = spawn_script(
         Config::new(),
-        local().conn(|conn| conn.max_frame = Some(300)),
+        local().with(|listen| listen.conn.max_frame = Some(300)),
         usual,
     );
     let mut honest: Vec<_> = (0..5).map(|_| connect(server.addr())).collect();
@@ -304,7 +317,7 @@ fn an_urgent_byte_is_skipped_and_hides_nothing() {
 fn a_frame_too_long_for_its_header_is_an_error() {
     let (server, journal) = spawn_script(
         Config::new(),
-        local().framing(Framing::Packet1),
+        local().with(|listen| listen.framing = Framing::Packet1),
         |cx, call| {
             if let Call::Frame(_) = call {
                 cx.conn.send(b"before")?;

@@ -43,7 +43,7 @@ impl Handler<App> for Sender {
 
 fn world(buffer: usize) -> (Sim<App>, [ClientId; 2]) {
     let mut sim = Sim::new(1, Config::new(), App::default());
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet2);
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2);
     let service = |_: &mut App, _: portcullis::Peer| Sender;
     let addr = sim.listen(listen, service).expect("listen");
     let clients = [(); 2].map(|()| {
@@ -144,7 +144,7 @@ fn a_callback_that_sends_while_there_is_room_ends() {
         }
     }
     let mut sim = Sim::new(1, Config::new(), ());
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet2);
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2);
     let addr = sim
         .listen(listen, |_: &mut (), _: portcullis::Peer| Endless)
         .expect("listen");

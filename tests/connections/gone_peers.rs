@@ -70,7 +70,7 @@ impl Goes {
 
 fn world() -> (Sim<Log>, SocketAddr) {
     let mut sim = Sim::new(3, Config::new(), Log::default());
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Line);
     let addr = sim.listen(listen, |_: &mut Log, _| Stalls).expect("listen");
     (sim, addr)
 }
@@ -197,7 +197,9 @@ fn a_unix_peer_that_closes_is_noticed() {
         for in_one_event in [false, true] {
             let mut server = Server::new(Config::new()).expect("server");
             server
-                .listen(Listen::unix(&path), |_: &mut Log, _| Stalls)
+                .listen(Listen::unix(&path, Framing::Packet2), |_: &mut Log, _| {
+                    Stalls
+                })
                 .expect("listen");
             let mut log = Log::default();
             let mut client = UnixStream::connect(&path).expect("connect");
@@ -222,7 +224,7 @@ fn a_tcp_peer_that_goes_is_noticed() {
     for in_one_event in [false, true] {
         for resets in [false, true] {
             let mut server = Server::new(Config::new()).expect("server");
-            let listen = local().conn(|conn| conn.idle_timeout = idle);
+            let listen = local().with(|listen| listen.conn.idle_timeout = idle);
             let listener = server
                 .listen(listen, |_: &mut Log, _| Stalls)
                 .expect("listen");

@@ -33,7 +33,7 @@ impl Handler<Option<ConnId>> for Slow {
 #[test]
 fn what_came_meanwhile_is_answered_before_the_close() {
     let mut sim = Sim::new(1, Config::new(), None);
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Line);
     let addr = sim
         .listen(listen, |_: &mut Option<ConnId>, _| Slow)
         .expect("listen");

@@ -167,12 +167,11 @@ fn a_panic_in_each_callback_ends_that_connection_alone() {
         let (panicking, message) = (wanted.clone(), words.clone());
         // The first to connect is left alone.
         let mut armed = false;
-        let listen = local()
-            .socket(|socket| socket.send_buffer = Some(16 * 1024))
-            .conn(|conn| {
-                conn.low_watermark = 4 * 1024;
-                conn.high_watermark = 64 * 1024;
-            });
+        let listen = local().with(|listen| {
+            listen.socket.send_buffer = Some(16 * 1024);
+            listen.conn.low_watermark = 4 * 1024;
+            listen.conn.high_watermark = 64 * 1024;
+        });
         let first = Arc::new(Mutex::new(None));
         let (server, journal) = spawn_script(Config::new(), listen, move |cx, call| {
             let spared = *first.lock().expect("first").get_or_insert(cx.conn.id()) == cx.conn.id();
@@ -380,7 +379,7 @@ fn line(client: &mut TcpStream, words: &str) {
 #[test]
 fn a_framer_that_panics_in_decode() {
     collect_logs();
-    let listen = local().framing(Framing::custom(|| Touchy));
+    let listen = local().with(|listen| listen.framing = Framing::custom(|| Touchy));
     let (server, journal) = spawn_script(Config::new(), listen, usual);
     let mut bystander = connect(server.addr());
     line(&mut bystander, "before");
@@ -396,7 +395,7 @@ fn a_framer_that_panics_in_decode() {
 #[test]
 fn a_framer_that_panics_in_encode() {
     collect_logs();
-    let listen = local().framing(Framing::custom(|| Touchy));
+    let listen = local().with(|listen| listen.framing = Framing::custom(|| Touchy));
     let (server, journal) = spawn_script(Config::new(), listen, usual);
     let mut bystander = connect(server.addr());
     line(&mut bystander, "before");
@@ -450,7 +449,10 @@ fn a_framer_that_panics_when_it_is_made_or_dropped() {
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
         server
-            .listen(local().framing(framing), |_: &mut (), _| Echo)
+            .listen(
+                local().with(|listen| listen.framing = framing),
+                |_: &mut (), _| Echo,
+            )
             .expect("listen");
         server
             .listen(local().name("plain"), |_: &mut (), _| Echo)
@@ -575,12 +577,11 @@ fn do_from(wanted: &Entry, action: Action) {
     let (known, reach) = (Arc::clone(&other), Arc::clone(&handle));
     let successor = Journal::default();
     let notes = successor.clone();
-    let listen = local()
-        .socket(|socket| socket.send_buffer = Some(16 * 1024))
-        .conn(|conn| {
-            conn.low_watermark = 4 * 1024;
-            conn.high_watermark = 64 * 1024;
-        });
+    let listen = local().with(|listen| {
+        listen.socket.send_buffer = Some(16 * 1024);
+        listen.conn.low_watermark = 4 * 1024;
+        listen.conn.high_watermark = 64 * 1024;
+    });
     let (server, journal) = spawn_script(Config::new(), listen, move |cx, call| {
         let other = *known.lock().expect("other").get_or_insert(cx.conn.id());
         if other == cx.conn.id() || entry(&call) != place {
@@ -773,7 +774,10 @@ fn the_framing_changes_inside_a_segment() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
         server
-            .listen(local().framing(Framing::Line), |_: &mut (), _| Login)
+            .listen(
+                local().with(|listen| listen.framing = Framing::Line),
+                |_: &mut (), _| Login,
+            )
             .expect("listen");
         (server, ())
     });

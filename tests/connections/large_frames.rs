@@ -62,18 +62,17 @@ fn read_slowly(stream: &mut TcpStream, length: usize) -> Vec<u8> {
 }
 
 fn roomy() -> Listen {
-    local()
-        .socket(|socket| socket.send_buffer = Some(16 * 1024))
-        .conn(|conn| {
-            conn.output_limit = 16 * 1024 * 1024;
-            conn.max_frame = Some(1024 * 1024);
-        })
+    local().with(|listen| {
+        listen.socket.send_buffer = Some(16 * 1024);
+        listen.conn.output_limit = 16 * 1024 * 1024;
+        listen.conn.max_frame = Some(1024 * 1024);
+    })
 }
 
 #[test]
 fn in_order_between_small_ones_for_slow_readers() {
     for framing in [Framing::Raw, Framing::Packet4] {
-        let listen = roomy().framing(framing.clone());
+        let listen = roomy().with(|listen| listen.framing = framing.clone());
         let server = spawn(move || {
             let mut server = Server::new(Config::new()).expect("server");
             server
@@ -131,7 +130,7 @@ fn to_another_connection() {
             Ok(())
         }
     }
-    let listen = roomy().framing(Framing::Packet2);
+    let listen = roomy().with(|listen| listen.framing = Framing::Packet2);
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
         server
@@ -177,7 +176,7 @@ fn to_one_that_has_gone() {
             Ok(())
         }
     }
-    let mut listen = roomy().framing(Framing::Raw);
+    let mut listen = roomy().with(|listen| listen.framing = Framing::Raw);
     listen.conn.linger_timeout = Duration::from_secs(1);
     listen.conn.linger_bytes = 1024;
     let server = spawn(move || {
@@ -213,9 +212,10 @@ fn the_simulator_has_the_same_sizes() {
         }
     }
     let mut sim = Sim::new(1, Config::new(), ());
-    let listen = local().framing(Framing::Line).conn(|conn| {
-        conn.low_watermark = 1024;
-        conn.high_watermark = 1024 * 1024;
+    let listen = local().with(|listen| {
+        listen.framing = Framing::Line;
+        listen.conn.low_watermark = 1024;
+        listen.conn.high_watermark = 1024 * 1024;
     });
     let addr = sim.listen(listen, |_: &mut (), _| Four).expect("listen");
     let client = sim.connect(addr).expect("a listener");

@@ -24,12 +24,11 @@ const LIMIT: usize = 1024 * 1024;
 fn world() -> (Sim, SocketAddr) {
     let mut sim = Sim::new(
         1,
-        Config::new().max_connections(5000).memory_limit(LIMIT),
+        Config::max_connections(5000).with(|config| config.memory_limit = Some(LIMIT)),
         (),
     );
-    let listen = Listen::tcp("127.0.0.1:0")
-        .framing(Framing::Packet4)
-        .socket(|socket| socket.backlog = 5000);
+    let listen =
+        Listen::tcp("127.0.0.1:0", Framing::Packet4).with(|listen| listen.socket.backlog = 5000);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     (sim, addr)
 }
@@ -125,10 +124,15 @@ impl Handler for Forgetful {
 fn proxy_headers_are_counted() {
     const CLIENTS: usize = 500;
     fn world<H: Handler + 'static>(handler: fn(Header) -> H) -> (Sim, SocketAddr) {
-        let mut sim = Sim::new(1, Config::new().memory_limit(LIMIT), ());
-        let listen = Listen::tcp("127.0.0.1:0")
-            .proxy_protocol(ProxyProtocol::Required)
-            .trusted_proxies(AccessRules::allow_all());
+        let mut sim = Sim::new(
+            1,
+            Config::new().with(|config| config.memory_limit = Some(LIMIT)),
+            (),
+        );
+        let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+            listen.proxy_protocol = ProxyProtocol::Required;
+            listen.trusted_proxies = Some(AccessRules::allow_all());
+        });
         let accept = move |_: &mut (), peer: Peer| {
             let header = peer.proxy.as_ref().expect("a header");
             let facts = header
@@ -189,16 +193,14 @@ fn proxy_headers_are_counted() {
 #[test]
 fn a_closed_connection_counts_nothing_while_its_turn_waits() {
     // One read in each iteration, so that the limit is passed at the end of a turn.
-    let config = Config::new().memory_limit(LIMIT);
-    let mut sim = Sim::new(1, config.budgets(|budgets| budgets.read_bytes = 1), ());
-    let listen = Listen::tcp("127.0.0.1:0")
-        .framing(Framing::Packet4)
-        .proxy_protocol(ProxyProtocol::Required)
-        .trusted_proxies(AccessRules::allow_all())
-        .conn(|conn| {
-            conn.high_watermark = 2 * LIMIT;
-            conn.output_limit = 2 * LIMIT;
-        });
+    let config = Config::new().with(|config| config.memory_limit = Some(LIMIT));
+    let mut sim = Sim::new(1, config.with(|config| config.budgets.read_bytes = 1), ());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet4).with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
+        listen.conn.high_watermark = 2 * LIMIT;
+        listen.conn.output_limit = 2 * LIMIT;
+    });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let client = sim.connect(addr).expect("it listens");
     sim.set_reading(client, false);
@@ -350,11 +352,10 @@ fn one_byte_does_not_keep_a_large_buffer() {
 fn echoed_beside(stalling: usize) -> usize {
     const FRAME: usize = 256 * 1024;
     const STEP: Duration = Duration::from_millis(10);
-    let config = Config::new().max_connections(2000).memory_limit(8 * LIMIT);
+    let config = Config::max_connections(2000).with(|config| config.memory_limit = Some(8 * LIMIT));
     let mut sim = Sim::new(1, config, ());
-    let listen = Listen::tcp("127.0.0.1:0")
-        .framing(Framing::Packet4)
-        .socket(|socket| socket.backlog = 2000);
+    let listen =
+        Listen::tcp("127.0.0.1:0", Framing::Packet4).with(|listen| listen.socket.backlog = 2000);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let stall = |sim: &mut Sim| {
         let peer = sim.connect(addr).expect("it listens");
@@ -400,13 +401,15 @@ fn stalling_peers_leave_honest_large_frames_a_quarter_of_their_rate() {
 /// Forty honest peers, each with a frame of a good part of the limit: they are served one after the other.
 #[test]
 fn large_frames_are_finished_one_after_the_other() {
-    let mut sim = Sim::new(1, Config::new().memory_limit(8 * LIMIT), ());
-    let listen = Listen::tcp("127.0.0.1:0")
-        .framing(Framing::Packet4)
-        .conn(|conn| {
-            conn.output_limit = 4 * LIMIT;
-            conn.frame_timeout = Duration::from_secs(60);
-        });
+    let mut sim = Sim::new(
+        1,
+        Config::new().with(|config| config.memory_limit = Some(8 * LIMIT)),
+        (),
+    );
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet4).with(|listen| {
+        listen.conn.output_limit = 4 * LIMIT;
+        listen.conn.frame_timeout = Duration::from_secs(60);
+    });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let payload = 700_000_usize;
     let frame = [&(payload as u32).to_be_bytes()[..], &vec![b'y'; payload]].concat();
@@ -436,8 +439,12 @@ fn large_frames_are_finished_one_after_the_other() {
 /// that could not be read does not time out.
 #[test]
 fn a_grant_that_is_not_used_is_lost() {
-    let mut sim = Sim::new(1, Config::new().memory_limit(8 * LIMIT), ());
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4);
+    let mut sim = Sim::new(
+        1,
+        Config::new().with(|config| config.memory_limit = Some(8 * LIMIT)),
+        (),
+    );
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet4);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let clients: Vec<_> = (0..40)
         .map(|_| sim.connect(addr).expect("it listens"))
@@ -472,7 +479,7 @@ fn the_limit_is_live() {
     sim.settle();
     assert_eq!(sim.state(client), ClientState::Connected);
     sim.control()
-        .reconfigure(|config| config.memory_limit(300_000))
+        .reconfigure(|config| config.memory_limit = Some(300_000))
         .expect("a good limit");
     sim.settle();
     assert_eq!(sim.state(client), ClientState::Reset);
@@ -483,7 +490,7 @@ fn the_limit_is_live() {
 fn the_limit_can_be_taken_away() {
     let (mut sim, addr) = world();
     sim.control()
-        .reconfigure(|config| config.memory_limit(None))
+        .reconfigure(|config| config.memory_limit = None)
         .expect("no limit");
     assert_eq!(sim.control().metrics().memory_limit, None);
     for _ in 0..6 {
@@ -505,7 +512,7 @@ fn a_lower_limit_ends_several() {
     sim.settle();
     assert_eq!(sim.stats().open, 6);
     sim.control()
-        .reconfigure(|config| config.memory_limit(256 * 1024))
+        .reconfigure(|config| config.memory_limit = Some(256 * 1024))
         .expect("a good limit");
     sim.settle();
     let left = sim.stats().open;
@@ -531,7 +538,7 @@ fn a_higher_limit_makes_room_at_once() {
     sim.settle();
     assert_eq!(sim.received(large), b"", "not yet");
     sim.control()
-        .reconfigure(|config| config.memory_limit(4 * LIMIT))
+        .reconfigure(|config| config.memory_limit = Some(4 * LIMIT))
         .expect("a good limit");
     sim.settle();
     assert!(sim.received(large) == frame);
@@ -539,7 +546,8 @@ fn a_higher_limit_makes_room_at_once() {
 
 #[test]
 fn a_limit_below_a_few_reads_is_refused() {
-    let server: Result<Server, Error> = Server::new(Config::new().memory_limit(1000));
+    let server: Result<Server, Error> =
+        Server::new(Config::new().with(|config| config.memory_limit = Some(1000)));
     match server {
         Err(Error::Option { option, problem }) => {
             assert!(
@@ -555,13 +563,11 @@ fn a_limit_below_a_few_reads_is_refused() {
 #[test]
 fn a_crowd_of_small_holders_is_bounded_too() {
     const SMALL_LIMIT: usize = 256 * 1024;
-    let config = Config::new()
-        .max_connections(1000)
-        .memory_limit(SMALL_LIMIT);
+    let config =
+        Config::max_connections(1000).with(|config| config.memory_limit = Some(SMALL_LIMIT));
     let mut sim = Sim::new(1, config, ());
-    let listen = Listen::tcp("127.0.0.1:0")
-        .framing(Framing::Packet4)
-        .socket(|socket| socket.backlog = 1000);
+    let listen =
+        Listen::tcp("127.0.0.1:0", Framing::Packet4).with(|listen| listen.socket.backlog = 1000);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     for _ in 0..1000 {
         let client = sim.connect(addr).expect("it listens");
@@ -646,11 +652,10 @@ impl Handler<Vec<usize>> for Hears {
 /// that its peer has gone.
 #[test]
 fn a_finished_end_waits_too() {
-    let config = Config::new().max_connections(5000).memory_limit(LIMIT);
+    let config = Config::max_connections(5000).with(|config| config.memory_limit = Some(LIMIT));
     let mut sim = Sim::new(1, config, Vec::new());
-    let listen = Listen::tcp("127.0.0.1:0")
-        .framing(Framing::Packet4)
-        .socket(|socket| socket.backlog = 5000);
+    let listen =
+        Listen::tcp("127.0.0.1:0", Framing::Packet4).with(|listen| listen.socket.backlog = 5000);
     let addr = sim
         .listen(listen, |_: &mut Vec<usize>, _| Hears)
         .expect("listen");

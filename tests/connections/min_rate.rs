@@ -46,9 +46,9 @@ fn world(listen: Listen, answer: usize) -> (Sim, SocketAddr) {
 }
 
 fn listen(framing: Framing) -> Listen {
-    Listen::tcp("127.0.0.1:0").framing(framing).conn(|conn| {
-        conn.max_frame = Some(UPLOAD + 1);
-        conn.output_limit = 1 << 20;
+    Listen::tcp("127.0.0.1:0", framing).with(|listen| {
+        listen.conn.max_frame = Some(UPLOAD + 1);
+        listen.conn.output_limit = 1 << 20;
     })
 }
 
@@ -365,14 +365,13 @@ fn a_fast_reader_may_stall() {
 
 /// The kernel's buffers are small, and a byte within the timeout would be enough without the rate.
 fn strict(listen: Listen) -> Listen {
-    listen
-        .conn(|conn| {
-            conn.write_timeout = Duration::from_millis(500);
-            conn.min_rate = 100_000_000;
-            conn.output_limit = 4 << 20;
-            conn.idle_timeout = Duration::MAX;
-        })
-        .socket(|socket| socket.send_buffer = Some(16 * 1024))
+    listen.with(|listen| {
+        listen.conn.write_timeout = Duration::from_millis(500);
+        listen.conn.min_rate = 100_000_000;
+        listen.conn.output_limit = 4 << 20;
+        listen.conn.idle_timeout = Duration::MAX;
+        listen.socket.send_buffer = Some(16 * 1024);
+    })
 }
 
 /// Answers with 2.4 MB, and perhaps closes behind that.
@@ -420,7 +419,7 @@ fn a_trickle_over_tcp() {
 fn a_trickle_over_a_unix_socket() {
     for words in ["go", "close"] {
         let place = Place::new();
-        let listen = strict(Listen::unix(place.path("socket")).framing(Framing::Packet2));
+        let listen = strict(Listen::unix(place.path("socket"), Framing::Packet2));
         let (server, journal) = spawn_script(Config::new(), listen, answers_much);
         let client = UnixStream::connect(place.path("socket")).expect("it listens");
         client.set_read_timeout(Some(PATIENCE)).expect("timeout");
@@ -431,9 +430,10 @@ fn a_trickle_over_a_unix_socket() {
 #[test]
 fn a_rate_of_zero_is_named() {
     let mut server: Server = Server::new(Config::new()).expect("server");
-    let refused = server.listen(local().conn(|conn| conn.min_rate = 0), |_: &mut (), _| {
-        Download(0)
-    });
+    let refused = server.listen(
+        local().with(|listen| listen.conn.min_rate = 0),
+        |_: &mut (), _| Download(0),
+    );
     assert!(
         matches!(
             refused,

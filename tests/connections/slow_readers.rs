@@ -22,9 +22,10 @@ const FRAME: usize = 60_002;
 
 /// A listener where little is enough: the kernel's buffers are small, so that ours fill.
 fn tight() -> Listen {
-    local()
-        .conn(tight_conn)
-        .socket(|socket| socket.send_buffer = Some(16 * 1024))
+    local().with(|listen| {
+        tight_conn(&mut listen.conn);
+        listen.socket.send_buffer = Some(16 * 1024);
+    })
 }
 
 fn tight_conn(conn: &mut ConnConfig) {
@@ -124,9 +125,9 @@ fn a_client_that_reads_again_gets_everything_once() {
 /// Pending output that makes no progress is bounded in time too.
 #[test]
 fn the_write_timeout_ends_a_peer_that_takes_nothing() {
-    let listen = tight().conn(|conn| {
-        conn.write_timeout = Duration::from_millis(300);
-        conn.idle_timeout = Duration::MAX;
+    let listen = tight().with(|listen| {
+        listen.conn.write_timeout = Duration::from_millis(300);
+        listen.conn.idle_timeout = Duration::MAX;
     });
     let (server, journal) = spawn_script(Config::new(), listen, usual);
     let mut other = connect(server.addr());
@@ -141,9 +142,9 @@ fn the_write_timeout_ends_a_peer_that_takes_nothing() {
 /// A reader that is slow but takes something now and then is not ended by the write timeout.
 #[test]
 fn a_slow_reader_keeps_its_connection() {
-    let listen = tight().conn(|conn| {
-        conn.write_timeout = Duration::from_secs(5);
-        conn.idle_timeout = Duration::from_secs(5);
+    let listen = tight().with(|listen| {
+        listen.conn.write_timeout = Duration::from_secs(5);
+        listen.conn.idle_timeout = Duration::from_secs(5);
     });
     let (server, journal) = spawn_script(Config::new(), listen, |cx, call| match call {
         Call::Frame(_) => {

@@ -155,7 +155,7 @@ fn packet(payload: &str) -> Vec<u8> {
 fn world() -> (Sim<Told>, SocketAddr) {
     DROPPED.with(|dropped| dropped.set(0));
     let mut sim = Sim::new(1, Config::new(), Told::new());
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Line);
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Line);
     let addr = sim.listen(listen, |_: &mut Told, _| Login { lines: 0 });
     (sim, addr.expect("listen"))
 }

@@ -23,10 +23,10 @@ struct Turned {
 }
 
 impl Turned {
-    fn new(config: Config, listen: Listen) -> Self {
+    fn new(config: Config, mut listen: Listen) -> Self {
         let mut server = Server::new(config).expect("a server");
         // Deadlines are armed, as everywhere.
-        let listen = listen.conn(|conn| conn.idle_timeout = Duration::from_secs(300));
+        listen.conn.idle_timeout = Duration::from_secs(300);
         server.listen(listen, |_: &mut (), _| Echo).expect("a port");
         let addr = kit::net::tcp(&server.control().listeners()[0].addr);
         Self { server, addr }
@@ -66,7 +66,10 @@ impl Turned {
 
 /// The allocations of a thousand messages.
 fn per_thousand(framing: Framing, message: &[u8]) -> AllocationInfo {
-    let mut turned = Turned::new(Config::new(), local().framing(framing));
+    let mut turned = Turned::new(
+        Config::new(),
+        local().with(|listen| listen.framing = framing),
+    );
     let mut clients = [turned.client(), turned.client(), turned.client()];
     let mut answer = vec![0; message.len()];
     // Buffers find their size.
@@ -136,7 +139,7 @@ fn per_idle_connection<C>(
         let mut all = None;
         let info = measure(|| {
             // Reserved for as many as may come: the whole of what they cost.
-            let mut turned = Turned::new(Config::new().max_connections(connections), listen());
+            let mut turned = Turned::new(Config::max_connections(connections), listen());
             let mut clients = opt_out(|| make(&turned));
             for _ in 0..connections {
                 visit(&mut turned, &mut clients);

@@ -22,10 +22,10 @@ const EVENTS: u64 = 1_000_000;
 /// An echo server without deadlines, so that a lost wake-up is a stall; and clients that each send their share.
 fn serve(events: u64) -> (Server, JoinHandle<()>) {
     let mut server = Server::new(Config::new()).expect("server");
-    let listen = local().conn(|conn| {
-        conn.idle_timeout = Duration::MAX;
-        conn.frame_timeout = Duration::MAX;
-        conn.write_timeout = Duration::MAX;
+    let listen = local().with(|listen| {
+        listen.conn.idle_timeout = Duration::MAX;
+        listen.conn.frame_timeout = Duration::MAX;
+        listen.conn.write_timeout = Duration::MAX;
     });
     server.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let addr = kit::net::tcp(&server.control().listeners()[0].addr);

@@ -11,8 +11,8 @@ use kit::net::{
     Running, PATIENCE,
 };
 use portcullis::{
-    CloseReason, Closed, Config, ConnId, Context, Handle, HandleError, Handler, ListenerState,
-    Message, Outcome, Server,
+    CloseReason, Closed, Config, ConnId, Context, Framing, Handle, HandleError, Handler,
+    ListenerState, Message, Outcome, Server,
 };
 
 /// What the connections of a test have told.
@@ -305,7 +305,7 @@ fn the_counters_can_be_read_while_the_loop_is_busy() {
 
 #[test]
 fn every_snapshot_of_the_counters_adds_up() {
-    let server = spawn_echo(Config::new().max_connections(20), local());
+    let server = spawn_echo(Config::max_connections(20), local());
     let addr = server.addr();
     let clients: Vec<_> = (0..4)
         .map(|_| {
@@ -344,7 +344,7 @@ fn every_snapshot_of_the_counters_adds_up() {
 
 #[test]
 fn a_full_queue_refuses_and_says_so() {
-    let server = members(Config::new().queue_limits(|limits| limits.commands = 3));
+    let server = members(Config::new().with(|config| config.queue_limits.commands = 3));
     let (_client, id) = join(&server);
     let held = hold(&server.handle);
     for _ in 0..3 {
@@ -379,7 +379,7 @@ fn a_full_queue_refuses_and_says_so() {
 /// A SIGTERM in the middle of a flood must not be lost.
 #[test]
 fn a_full_queue_keeps_no_drain_out() {
-    let server = members(Config::new().queue_limits(|limits| limits.commands = 1));
+    let server = members(Config::new().with(|config| config.queue_limits.commands = 1));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     server.handle.notify(id, 1_u32).expect("there is room");
@@ -419,7 +419,7 @@ fn a_drain_overtakes_nothing() {
 
 #[test]
 fn waiting_bytes_are_bounded_too() {
-    let server = members(Config::new().queue_limits(|limits| limits.bytes = 2000));
+    let server = members(Config::new().with(|config| config.queue_limits.bytes = 2000));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     server.handle.send(id, vec![1; 600]).expect("600 bytes");
@@ -440,7 +440,7 @@ fn waiting_bytes_are_bounded_too() {
 /// What a command occupies counts: its place in the queue, and its job or message.
 #[test]
 fn every_command_takes_bytes_of_the_queue() {
-    let server = members(Config::new().queue_limits(|limits| limits.bytes = 100_000));
+    let server = members(Config::new().with(|config| config.queue_limits.bytes = 100_000));
     let (_client, id) = join(&server);
     let handle = &server.handle;
     let most = |push: &dyn Fn() -> Result<(), HandleError>| {
@@ -466,7 +466,7 @@ fn every_command_takes_bytes_of_the_queue() {
 /// A short frame in a large buffer does not keep the buffer.
 #[test]
 fn a_frame_takes_no_more_memory_than_it_needs() {
-    let server = members(Config::new().queue_limits(|limits| limits.bytes = 1_000_000));
+    let server = members(Config::new().with(|config| config.queue_limits.bytes = 1_000_000));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     for _ in 0..1000 {
@@ -831,7 +831,7 @@ fn a_flood_from_eight_threads_arrives_once_and_in_order() {
     const EACH: u32 = 12_500;
     let server: Running<Vec<Vec<u32>>> = spawn(|| {
         (
-            mine(Config::new().queue_limits(|limits| limits.commands = 1000)),
+            mine(Config::new().with(|config| config.queue_limits.commands = 1000)),
             vec![Vec::new(); THREADS],
         )
     });
@@ -863,7 +863,7 @@ fn a_flood_from_eight_threads_arrives_once_and_in_order() {
 
 #[test]
 fn a_turn_carries_out_no_more_than_its_budget() {
-    let mut server = mine::<u32>(Config::new().budgets(|budgets| budgets.commands = 10));
+    let mut server = mine::<u32>(Config::new().with(|config| config.budgets.commands = 10));
     let mut runs = 0;
     // The listener's first look for clients is over.
     turn(&mut server, &mut runs);
@@ -880,7 +880,7 @@ fn a_turn_carries_out_no_more_than_its_budget() {
 #[test]
 fn clients_are_served_under_a_flood_of_commands() {
     let server = spawn_echo(
-        Config::new().budgets(|budgets| budgets.commands = 64),
+        Config::new().with(|config| config.budgets.commands = 64),
         local(),
     );
     let mut client = connect(server.addr());
@@ -1015,7 +1015,7 @@ fn a_message_waits_for_an_outgoing_connection() {
     let server = members(Config::new());
     let handle = server.handle.clone();
     let connects = move |_: &mut Heard, control: &mut portcullis::Control<'_, Heard>| {
-        let id = control.connect(to, portcullis::Connect::new(), Member);
+        let id = control.connect(to, portcullis::Connect::new(Framing::Packet2), Member);
         let id = id.expect("begun");
         handle.notify(id, String::from("one")).expect("it is live");
         handle.send(id, "two").expect("it is live");
@@ -1032,7 +1032,7 @@ fn a_message_waits_for_an_outgoing_connection() {
     drop((peer, elsewhere));
     let handle = server.handle.clone();
     let fails = move |_: &mut Heard, control: &mut portcullis::Control<'_, Heard>| {
-        let id = control.connect(to, portcullis::Connect::new(), Member);
+        let id = control.connect(to, portcullis::Connect::new(Framing::Packet2), Member);
         let id = id.expect("begun");
         handle.notify(id, String::from("one")).expect("it is live");
         handle.send(id, "two").expect("it is live");

@@ -72,7 +72,7 @@ fn a_game_serves_its_clients_between_two_frames() {
 #[test]
 fn a_turn_accepts_no_more_than_its_budget_of_each_listener() {
     let (mut server, one) = echo_server(
-        Config::new().budgets(|budgets| budgets.accepts = 4),
+        Config::new().with(|config| config.budgets.accepts = 4),
         local(),
     );
     server
@@ -121,7 +121,7 @@ fn a_turn_reads_no_more_than_its_budget_from_one_client() {
     const READ: u64 = 64 * 1024;
     for (budget, bound) in [(1, READ), (READ + 1, 2 * READ)] {
         let config = Config::new()
-            .budgets(|budgets| budgets.read_bytes = usize::try_from(budget).expect("fits"));
+            .with(|config| config.budgets.read_bytes = usize::try_from(budget).expect("fits"));
         let mut server = Server::new(config).expect("server");
         server
             .listen(local(), |_: &mut (u64, u64), _| Count)
@@ -152,7 +152,7 @@ fn a_turn_reads_no_more_than_its_budget_from_one_client() {
 #[test]
 fn nor_when_commands_for_that_client_come_in_the_same_turn() {
     let mut server =
-        Server::new(Config::new().budgets(|budgets| budgets.read_bytes = 1)).expect("server");
+        Server::new(Config::new().with(|config| config.budgets.read_bytes = 1)).expect("server");
     server
         .listen(local(), |_: &mut (u64, u64), _| Count)
         .expect("listen");
@@ -178,13 +178,13 @@ fn nor_when_commands_for_that_client_come_in_the_same_turn() {
 
 #[test]
 fn what_is_left_over_is_due_at_once_and_then_nothing_is_due() {
-    let never = local().conn(|conn| {
-        conn.idle_timeout = Duration::MAX;
-        conn.frame_timeout = Duration::MAX;
-        conn.write_timeout = Duration::MAX;
+    let never = local().with(|listen| {
+        listen.conn.idle_timeout = Duration::MAX;
+        listen.conn.frame_timeout = Duration::MAX;
+        listen.conn.write_timeout = Duration::MAX;
     });
     let (mut server, addr) = echo_server(
-        Config::new().budgets(|budgets| budgets.read_bytes = 1),
+        Config::new().with(|config| config.budgets.read_bytes = 1),
         never,
     );
     let mut client = connect(addr);
@@ -223,8 +223,10 @@ fn recv_waiting(client: &mut TcpStream) -> bool {
 #[test]
 fn an_idle_server_waits_for_its_next_deadline() {
     let idle = Duration::from_secs(1000);
-    let (mut server, addr) =
-        echo_server(Config::new(), local().conn(|conn| conn.idle_timeout = idle));
+    let (mut server, addr) = echo_server(
+        Config::new(),
+        local().with(|listen| listen.conn.idle_timeout = idle),
+    );
     turns_until(&mut server, &mut (), |server, ()| {
         server.next_timeout().is_none()
     });
@@ -289,7 +291,7 @@ impl Outer {
 fn twenty_thousand_messages_through_another_poll_and_no_wake_up_is_lost() {
     const CLIENTS: u32 = 4;
     const EACH: u32 = 5_000;
-    let never = local().conn(|conn| conn.idle_timeout = Duration::MAX);
+    let never = local().with(|listen| listen.conn.idle_timeout = Duration::MAX);
     let (mut server, addr) = echo_server(Config::new(), never);
     let mut outer = Outer::around(&server);
     let clients = thread::spawn(move || {
@@ -386,10 +388,10 @@ fn more_events_than_a_batch_are_left_over_work() {
         );
         return;
     }
-    let config = Config::new().max_connections(CLIENTS);
+    let config = Config::max_connections(CLIENTS);
     let (mut server, addr) = echo_server(
         config,
-        local().conn(|conn| conn.idle_timeout = Duration::MAX),
+        local().with(|listen| listen.conn.idle_timeout = Duration::MAX),
     );
     let mut clients = Vec::new();
     for wave in 0..3 {
@@ -602,7 +604,7 @@ fn protocol(chosen: &str) -> Box<dyn Handler<Vec<String>>> {
 #[test]
 fn a_server_is_a_field_and_its_handlers_are_chosen_at_run_time() {
     let mut server = Server::new(Config::new()).expect("server");
-    let listen = local().framing(Framing::Line);
+    let listen = local().with(|listen| listen.framing = Framing::Line);
     server
         .listen(listen, |players: &mut Vec<String>, _| {
             protocol(if players.is_empty() { "loud" } else { "echo" })

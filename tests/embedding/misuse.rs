@@ -233,9 +233,13 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
                 handle.call_each(Duration::MAX, |_, _, _| ()).err(),
                 handle.listeners(Duration::MAX).err(),
                 handle.listener("any", Duration::MAX).err(),
-                handle.reconfigure(Duration::MAX, |config| config).err(),
                 handle
-                    .reconfigure_listener("any", Duration::MAX, |listen| listen)
+                    .change(Duration::MAX, |control| control.reconfigure(|_| ()))
+                    .err(),
+                handle
+                    .change(Duration::MAX, |control| {
+                        control.reconfigure_listener("any", |_| ())
+                    })
                     .err(),
             ];
             cx.app.extend(asked.into_iter().flatten());
@@ -269,10 +273,10 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
 #[test]
 fn a_loop_that_forgets_to_poll_harms_no_client() {
     let limit = Duration::from_millis(50);
-    let listen = local().conn(|conn| {
-        conn.idle_timeout = limit;
-        conn.frame_timeout = limit;
-        conn.handshake_timeout = limit;
+    let listen = local().with(|listen| {
+        listen.conn.idle_timeout = limit;
+        listen.conn.frame_timeout = limit;
+        listen.conn.handshake_timeout = limit;
     });
     let (mut server, addr) = echo(Config::new(), listen);
     let (mut talks, silent) = (connect(addr), connect(addr));
@@ -304,7 +308,7 @@ fn a_loop_that_forgets_to_poll_harms_no_client() {
 fn a_loop_that_ignores_an_event_finds_it_later() {
     let (mut server, addr) = echo(
         Config::new(),
-        local().conn(|conn| conn.idle_timeout = Duration::MAX),
+        local().with(|listen| listen.conn.idle_timeout = Duration::MAX),
     );
     let mut client = connect(addr);
     turns_until(&mut server, &mut (), |server, ()| {

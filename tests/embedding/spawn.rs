@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use kit::net::{connect, local, ping, read_to_end, Echo};
-use portcullis::{Config, Error, Server, Spawned};
+use portcullis::{Config, Error, Framing, Server, Spawned};
 
 #[test]
 fn it_runs_until_it_is_drained() {
@@ -97,7 +97,10 @@ fn what_cannot_be_made_is_told_at_once() {
     let addr = taken.local_addr().expect("an address");
     let spawned: Result<Spawned, Error> = Server::spawn(move || {
         let mut server = Server::new(Config::new())?;
-        server.listen(portcullis::Listen::tcp(addr), |_: &mut (), _| Echo)?;
+        server.listen(
+            portcullis::Listen::tcp(addr, Framing::Packet2),
+            |_: &mut (), _| Echo,
+        )?;
         Ok((server, ()))
     });
     assert!(

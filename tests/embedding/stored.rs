@@ -5,8 +5,8 @@ use std::fmt::Debug;
 
 use kit::net::{connect, ping, read_to_end, tcp, Echo, PATIENCE};
 use portcullis::{
-    try_accept, Config, Conn, Connect, Context, Control, Handle, Listen, ListenerId, ListenerRef,
-    Peer, Refuse, Server, Service, Shards, Spawned,
+    try_accept, Config, Conn, Connect, Context, Control, Framing, Handle, Listen, ListenerId,
+    ListenerRef, Peer, Refuse, Server, Service, Shards, Spawned,
 };
 
 /// Has no trait at all.
@@ -53,7 +53,10 @@ fn services_are_chosen_while_the_program_runs() {
         let mut server = Server::new(Config::new())?;
         for name in ["echo", "nobody"] {
             let service = protocols.remove(name).expect("it is in the table");
-            server.listen_with(Listen::tcp("127.0.0.1:0").name(name), service)?;
+            server.listen_with(
+                Listen::tcp("127.0.0.1:0", Framing::Packet2).name(name),
+                service,
+            )?;
         }
         Ok((server, ()))
     })

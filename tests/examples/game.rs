@@ -44,8 +44,9 @@ impl Handler<u64> for Count {
 #[test]
 fn a_turn_delivers_no_more_frames_than_the_bursts() {
     let mut server =
-        Server::new(Config::new().budgets(|budgets| budgets.read_bytes = 1)).expect("server");
-    let listen = local().conn(|conn| conn.frame_rate = Some(Rate::per_second(1000).burst(BURST)));
+        Server::new(Config::new().with(|config| config.budgets.read_bytes = 1)).expect("server");
+    let listen =
+        local().with(|listen| listen.conn.frame_rate = Some(Rate::per_second(1000).burst(BURST)));
     server
         .listen(listen, |_: &mut u64, _| Count)
         .expect("listen");

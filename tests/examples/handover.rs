@@ -17,7 +17,7 @@ use std::time::Duration;
 use kit::net::{
     connect, eventually, local, recv2, send2, spawn_echo, ChildProcess, Place, PATIENCE,
 };
-use portcullis::{Config, Error, Listen, Server};
+use portcullis::{Config, Error, Framing, Listen, Server};
 
 /// Where a client connects.
 #[derive(Clone)]
@@ -256,7 +256,10 @@ fn no_client_is_refused_and_no_answer_is_lost() {
         doors[1].connect().err().map(|error| error.kind()),
         Some(io::ErrorKind::ConnectionRefused)
     );
-    drop(spawn_echo(Config::new(), Listen::unix(&path)));
+    drop(spawn_echo(
+        Config::new(),
+        Listen::unix(&path, Framing::Packet2),
+    ));
 }
 
 /// A new version that does not start costs no client anything, and the next one is tried like the
@@ -315,7 +318,10 @@ fn a_client_in_the_queue_is_served_by_the_successor() {
     let place = Place::new();
     let path = place.path("queue.sock");
     let old = {
-        let listens = [local().name("tcp"), Listen::unix(&path).name("unix")];
+        let listens = [
+            local().name("tcp"),
+            Listen::unix(&path, Framing::Packet2).name("unix"),
+        ];
         kit::net::spawn(move || {
             let mut server = Server::new(Config::new()).expect("server");
             for listen in listens {
@@ -352,9 +358,10 @@ fn a_client_in_the_queue_is_served_by_the_successor() {
         let mut server = Server::new(Config::new()).expect("server");
         for (socket, name) in sockets.into_iter().zip(["tcp", "unix"]) {
             server
-                .adopt(socket, Listen::adopted().name(name), |_: &mut (), _| {
-                    kit::net::Echo
-                })
+                .listen(
+                    Listen::adopted(socket, Framing::Packet2).name(name),
+                    |_: &mut (), _| kit::net::Echo,
+                )
                 .expect("adopt");
         }
         (server, ())

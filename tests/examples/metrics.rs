@@ -243,7 +243,8 @@ fn odd_requests_are_answered_or_ended() {
 #[test]
 fn the_text_says_what_the_numbers_say() {
     let mut server: Server =
-        Server::new(Config::new().max_connections(10).memory_limit(1 << 20)).expect("server");
+        Server::new(Config::max_connections(10).with(|config| config.memory_limit = Some(1 << 20)))
+            .expect("server");
     let names = ["plain", "with \"quotes\" and a \\", "ключ"];
     for name in names {
         let service = |_: &mut (), _| kit::net::Echo;

@@ -236,10 +236,10 @@ fn tls_ends_at_the_proxy_and_begins_again() {
     let ca = folder.file("ca.pem", site.authority.certificate.pem());
     let backend = spawn_echo(
         Config::new(),
-        local()
-            .tls(site.server())
-            .framing(Framing::Raw)
-            .conn(|conn| conn.full_duplex = false),
+        local().tls(site.server()).with(|listen| {
+            listen.framing = Framing::Raw;
+            listen.conn.full_duplex = false;
+        }),
     );
     let path = |path: &std::path::Path| path.to_str().expect("text").to_owned();
     let (chain, key, ca) = (path(&chain), path(&key), path(&ca));

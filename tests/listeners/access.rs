@@ -6,8 +6,8 @@ use std::time::Duration;
 use kit::net::{local, ping, read_to_end, spawn, spawn_echo, Echo, Running, PATIENCE};
 use portcullis::sim::{ClientState, Sim};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Closed, Config, ConnId, Control, Error, Handler, Listen,
-    ListenerRef, Peer, ProxyProtocol, Refuse, Server,
+    AccessRules, AtCapacity, CloseReason, Closed, Config, ConnId, Control, Error, Framing, Handler,
+    Listen, ListenerRef, Peer, ProxyProtocol, Refuse, Server,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -63,8 +63,8 @@ fn a_denied_client_costs_no_slot_and_no_call() {
         .deny("127.0.0.2/31")
         .expect("a network");
     let server = server(
-        Config::new().max_connections(1),
-        local().access_rules(rules),
+        Config::max_connections(1),
+        local().with(|listen| listen.access_rules = rules),
     );
     let mut inside = connect_from("127.0.0.1:0", server.addr());
     ping(&mut inside, b"inside");
@@ -105,8 +105,11 @@ fn the_rules_are_asked_before_the_cap() {
         farewell: b"full".to_vec(),
     };
     let server = server(
-        Config::new().max_connections(0),
-        local().access_rules(rules).at_capacity(full),
+        Config::max_connections(0),
+        local().with(|listen| {
+            listen.access_rules = rules;
+            listen.at_capacity = full;
+        }),
     );
     assert_eq!(
         read_to_end(&mut connect_from("127.0.0.2:0", server.addr())),
@@ -124,9 +127,10 @@ fn an_ipv4_peer_is_one_on_an_ipv6_socket_too() {
     let rules = AccessRules::allow_all()
         .deny("127.0.0.2")
         .expect("an address");
-    let listen = Listen::tcp("[::]:0")
-        .socket(|socket| socket.only_v6 = false)
-        .access_rules(rules);
+    let listen = Listen::tcp("[::]:0", Framing::Packet2).with(|listen| {
+        listen.socket.only_v6 = false;
+        listen.access_rules = rules;
+    });
     let server = server(Config::new(), listen);
     let addr = SocketAddr::from(([127, 0, 0, 1], server.addr().port()));
     assert_eq!(read_to_end(&mut connect_from("127.0.0.2:0", addr)), b"");
@@ -140,7 +144,7 @@ fn set(
     which: ListenerRef,
     rules: AccessRules,
 ) -> portcullis::Result<()> {
-    control.reconfigure_listener(which, |listen| listen.access_rules(rules))
+    control.reconfigure_listener(which, |listen| listen.access_rules = rules)
 }
 
 /// esockd: t_update_options. A change is atomic, and open connections are not touched.
@@ -218,7 +222,10 @@ fn a_ban_ends_by_itself() {
         .and_then(|rules| rules.deny("198.51.100.0/24"))
         .expect("networks");
     let addr = sim
-        .listen(local().access_rules(rules), |_: &mut (), _| Echo)
+        .listen(
+            local().with(|listen| listen.access_rules = rules),
+            |_: &mut (), _| Echo,
+        )
         .expect("listen");
     let other = sim
         .listen(local().name("other"), |_: &mut (), _| Echo)
@@ -273,9 +280,10 @@ fn a_ban_ends_by_itself() {
 #[test]
 fn a_client_behind_a_proxy_is_banned() {
     let mut sim = Sim::new(1, Config::new(), ());
-    let listen = local()
-        .proxy_protocol(ProxyProtocol::Required)
-        .trusted_proxies(AccessRules::allow_all());
+    let listen = local().with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
+    });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let ban = sim.control().ban("192.0.2.7", Duration::from_secs(60));
     ban.expect("an address");

@@ -9,7 +9,7 @@ use portcullis::{AtCapacity, CloseReason, Config, ListenerState, Server};
 #[test]
 fn fifty_more_than_the_cap_are_served_in_turn() {
     const CAP: usize = 20;
-    let server = spawn_echo(Config::new().max_connections(CAP), local());
+    let server = spawn_echo(Config::max_connections(CAP), local());
     let mut inside: Vec<_> = (0..CAP).map(|_| connect(server.addr())).collect();
     for client in &mut inside {
         ping(client, b"inside");
@@ -37,7 +37,7 @@ fn fifty_more_than_the_cap_are_served_in_turn() {
 #[test]
 fn the_cap_holds_over_all_listeners() {
     let server = spawn(|| {
-        let mut server = Server::new(Config::new().max_connections(3)).expect("server");
+        let mut server = Server::new(Config::max_connections(3)).expect("server");
         server
             .listen(local(), |_: &mut (), _| Echo)
             .expect("listen");
@@ -69,8 +69,10 @@ fn the_cap_holds_over_all_listeners() {
 #[test]
 fn a_listener_can_have_less() {
     let server = spawn(|| {
-        let mut server = Server::new(Config::new().max_connections(10)).expect("server");
-        let small = local().name("small").max_connections(1);
+        let mut server = Server::new(Config::max_connections(10)).expect("server");
+        let small = local()
+            .name("small")
+            .with(|listen| listen.max_connections = Some(1));
         server.listen(small, |_: &mut (), _| Echo).expect("listen");
         server
             .listen(local().name("large"), |_: &mut (), _| Echo)
@@ -104,8 +106,8 @@ fn refuse_says_goodbye_and_counts() {
         farewell: b"full\n".to_vec(),
     };
     let server = spawn_echo(
-        Config::new().max_connections(1),
-        local().at_capacity(farewell),
+        Config::max_connections(1),
+        local().with(|listen| listen.at_capacity = farewell),
     );
     let mut inside = connect(server.addr());
     ping(&mut inside, b"in");
@@ -124,7 +126,7 @@ fn refuse_says_goodbye_and_counts() {
 
 #[test]
 fn the_cap_changes_live_in_both_directions() {
-    let server = spawn_echo(Config::new().max_connections(2), local());
+    let server = spawn_echo(Config::max_connections(2), local());
     let mut inside = [connect(server.addr()), connect(server.addr())];
     for client in &mut inside {
         ping(client, b"in");
@@ -132,12 +134,12 @@ fn the_cap_changes_live_in_both_directions() {
     let mut third = connect(server.addr());
     send2(&mut third, b"third");
     server
-        .ask(|(), control| control.set_max_connections(3))
+        .ask(|(), control| control.reconfigure(|config| config.max_connections = 3))
         .expect("raised");
     assert_eq!(recv2(&mut third), b"third");
     // Lowered below the open connections: they stay, and no new one is admitted.
     server
-        .ask(|(), control| control.set_max_connections(1))
+        .ask(|(), control| control.reconfigure(|config| config.max_connections = 1))
         .expect("lowered");
     let mut fourth = connect(server.addr());
     send2(&mut fourth, b"fourth");
@@ -156,18 +158,18 @@ fn the_cap_changes_live_in_both_directions() {
 /// A cap of 0 admits no client. UBF's `proc_socket_server` admits one.
 #[test]
 fn zero_admits_no_client() {
-    let waiting = spawn_echo(Config::new().max_connections(0), local());
+    let waiting = spawn_echo(Config::max_connections(0), local());
     let mut client = connect(waiting.addr());
     send2(&mut client, b"hello");
     assert_eq!(waiting.ask(|(), control| control.stats().accepted), 0);
     waiting
-        .ask(|(), control| control.set_max_connections(1))
+        .ask(|(), control| control.reconfigure(|config| config.max_connections = 1))
         .expect("raised");
     assert_eq!(recv2(&mut client), b"hello");
 
     let refusing = spawn_echo(
-        Config::new().max_connections(0),
-        local().at_capacity(AtCapacity::refuse()),
+        Config::max_connections(0),
+        local().with(|listen| listen.at_capacity = AtCapacity::refuse()),
     );
     await_end(&mut connect(refusing.addr()));
     refusing.until("it is counted", |stats| {
@@ -177,10 +179,10 @@ fn zero_admits_no_client() {
 
 #[test]
 fn more_than_an_id_can_name_is_an_error_and_changes_nothing() {
-    let server = spawn_echo(Config::new().max_connections(2), local());
+    let server = spawn_echo(Config::max_connections(2), local());
     let error = server.ask(|(), control| {
         control
-            .set_max_connections(usize::MAX)
+            .reconfigure(|config| config.max_connections = usize::MAX)
             .map_err(|error| error.to_string())
     });
     assert!(error.expect_err("too many").contains("max_connections"));
@@ -193,7 +195,7 @@ fn more_than_an_id_can_name_is_an_error_and_changes_nothing() {
 /// What is reserved for so many is an address space, and no memory before it is used.
 #[test]
 fn the_largest_cap_serves_the_first_client() {
-    let server = spawn_echo(Config::new().max_connections(16_000_000), local());
+    let server = spawn_echo(Config::max_connections(16_000_000), local());
     ping(&mut connect(server.addr()), b"hello");
     server.finish();
 }

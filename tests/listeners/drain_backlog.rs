@@ -9,8 +9,8 @@ use std::time::Duration;
 use kit::net::{connect, local, ping, read_to_end, recv2, send2, spawn_echo, Echo, Place, Running};
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    AtCapacity, CloseReason, Config, Context, DrainReport, Handler, Listen, ListenerState, Outcome,
-    Rate, SourceLimits,
+    AtCapacity, CloseReason, Config, Context, DrainReport, Framing, Handler, Listen, ListenerState,
+    Outcome, Rate, SourceLimits,
 };
 
 /// Longer than every client needs.
@@ -90,20 +90,38 @@ impl Waiting {
 #[test]
 fn at_the_cap() {
     for cap in [1, 3] {
-        waiting(Config::new().max_connections(cap), local(), cap, |_| {}).assert_all_are_served();
+        waiting(Config::max_connections(cap), local(), cap, |_| {}).assert_all_are_served();
     }
 }
 
 #[test]
 fn at_the_listeners_cap() {
-    waiting(Config::new(), local().max_connections(2), 2, |_| {}).assert_all_are_served();
+    waiting(
+        Config::new(),
+        local().with(|listen| listen.max_connections = Some(2)),
+        2,
+        |_| {},
+    )
+    .assert_all_are_served();
 }
 
 #[test]
 fn over_a_rate() {
     let rate = Rate::per_second(1).burst(1);
-    waiting(Config::new(), local().accept_rate(rate), 1, |_| {}).assert_all_are_served();
-    waiting(Config::new().accept_rate(rate), local(), 1, |_| {}).assert_all_are_served();
+    waiting(
+        Config::new(),
+        local().with(|listen| listen.accept_rate = Some(rate)),
+        1,
+        |_| {},
+    )
+    .assert_all_are_served();
+    waiting(
+        Config::new().with(|config| config.accept_rate = Some(rate)),
+        local(),
+        1,
+        |_| {},
+    )
+    .assert_all_are_served();
 }
 
 /// A rate of the source closes its clients when they are accepted: during a drain it does not.
@@ -111,7 +129,13 @@ fn over_a_rate() {
 fn over_the_rate_of_their_source() {
     let limits = |limits: &mut SourceLimits| limits.rate = Some(Rate::per_second(1).burst(1));
     let suspend = |sim: &mut Sim| sim.control().suspend("it").expect("open");
-    waiting(Config::new(), local().source_limits(limits), 1, suspend).assert_all_are_served();
+    waiting(
+        Config::new(),
+        local().with(|listen| limits(&mut listen.source_limits)),
+        1,
+        suspend,
+    )
+    .assert_all_are_served();
 }
 
 #[test]
@@ -119,7 +143,7 @@ fn of_a_suspended_listener() {
     let suspend = |sim: &mut Sim| sim.control().suspend("it").expect("open");
     waiting(Config::new(), local(), 2, suspend).assert_all_are_served();
     // Of one that is suspended later, too.
-    let mut world = waiting(Config::new().max_connections(1), local(), 1, |_| {});
+    let mut world = waiting(Config::max_connections(1), local(), 1, |_| {});
     world.sim.control().drain(GRACE);
     world.sim.control().suspend("it").expect("open");
     world.assert_all_are_served();
@@ -137,7 +161,7 @@ fn without_descriptors() {
 /// Nothing waits: the port of a full server is closed at once, so that a new client can go elsewhere.
 #[test]
 fn a_full_server_without_a_backlog_closes_its_port_at_once() {
-    let mut sim = Sim::new(1, Config::new().max_connections(1), ());
+    let mut sim = Sim::new(1, Config::max_connections(1), ());
     let addr = sim.listen(local(), |_: &mut (), _| Stays).expect("listens");
     sim.connect(addr).expect("a listener");
     sim.settle();
@@ -167,8 +191,8 @@ impl Handler for Stays {
 /// the loop sleeps.
 #[test]
 fn clients_that_are_not_served_by_the_deadline_are_reported() {
-    let mut sim = Sim::new(1, Config::new().max_connections(1), ());
-    let listen = local().evict_silent(false);
+    let mut sim = Sim::new(1, Config::max_connections(1), ());
+    let listen = local().with(|listen| listen.evict_silent = false);
     let addr = sim.listen(listen, |_: &mut (), _| Stays).expect("listens");
     sim.connect(addr).expect("a listener");
     sim.settle();
@@ -191,10 +215,12 @@ fn clients_that_are_not_served_by_the_deadline_are_reported() {
 /// Where a listener refuses clients at the cap, those in the backlog get their farewell.
 #[test]
 fn where_the_full_server_refuses_they_are_refused_in_order() {
-    let listen = local().at_capacity(AtCapacity::Refuse {
-        farewell: b"full\n".to_vec(),
+    let listen = local().with(|listen| {
+        listen.at_capacity = AtCapacity::Refuse {
+            farewell: b"full\n".to_vec(),
+        }
     });
-    let mut sim = Sim::new(1, Config::new().max_connections(1), ());
+    let mut sim = Sim::new(1, Config::max_connections(1), ());
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listens");
     let inside = sim.connect(addr).expect("a listener");
     sim.settle();
@@ -216,7 +242,7 @@ fn where_the_full_server_refuses_they_are_refused_in_order() {
 /// Descriptors that never come back do not hold up a drain whose connections have ended.
 #[test]
 fn a_listener_that_only_fails_does_not_hold_up_the_drain() {
-    let config = Config::new().emfile_backoff(Duration::from_secs(3600));
+    let config = Config::new().with(|config| config.emfile_backoff = Duration::from_secs(3600));
     let mut sim = Sim::new(1, config, ());
     let addr = sim.listen(local(), |_: &mut (), _| Echo).expect("listens");
     sim.set_descriptor_limit(sim.descriptors());
@@ -232,8 +258,11 @@ fn a_listener_that_only_fails_does_not_hold_up_the_drain() {
 #[test]
 fn a_cap_of_zero_does_not_hold_up_the_drain() {
     for (config, listen) in [
-        (Config::new().max_connections(0), local()),
-        (Config::new(), local().max_connections(0)),
+        (Config::max_connections(0), local()),
+        (
+            Config::new(),
+            local().with(|listen| listen.max_connections = Some(0)),
+        ),
     ] {
         let mut sim = Sim::new(1, config, ());
         let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listens");
@@ -249,8 +278,9 @@ fn a_cap_of_zero_does_not_hold_up_the_drain() {
 /// A client may take a quarter of the grace for its handshake, from when it is accepted.
 #[test]
 fn a_handshake_has_a_quarter_of_the_grace() {
-    let listen = local().proxy_protocol(portcullis::ProxyProtocol::Required);
-    let trusts = listen.trusted_proxies(portcullis::AccessRules::allow_all());
+    let listen = local().with(|listen| listen.proxy_protocol = portcullis::ProxyProtocol::Required);
+    let trusts =
+        listen.with(|listen| listen.trusted_proxies = Some(portcullis::AccessRules::allow_all()));
     let mut sim = Sim::new(1, Config::new(), ());
     let addr = sim.listen(trusts, |_: &mut (), _| Echo).expect("listens");
     let (quick, slow) = (sim.connect(addr).unwrap(), sim.connect(addr).unwrap());
@@ -275,8 +305,11 @@ fn a_handshake_has_a_quarter_of_the_grace() {
 #[test]
 fn over_sockets() {
     let place = Place::new();
-    for listen in [local(), Listen::unix(place.path("socket"))] {
-        let server = spawn_echo(Config::new().max_connections(2), listen);
+    for listen in [
+        local(),
+        Listen::unix(place.path("socket"), Framing::Packet2),
+    ] {
+        let server = spawn_echo(Config::max_connections(2), listen);
         let addr = server.listeners[0].addr.clone();
         match addr.as_tcp() {
             Some(addr) => serve_waiting(server, || connect(addr)),

@@ -104,14 +104,13 @@ fn what_it_carried_and_how_long_it_has_been_silent() {
 
 #[test]
 fn what_waits_for_a_peer_that_does_not_read_is_told() {
-    let listen = local()
-        .framing(Framing::Packet4)
-        .socket(|socket| socket.send_buffer = Some(8 * 1024))
-        .conn(|conn| {
-            conn.low_watermark = 1;
-            conn.high_watermark = 1000;
-            conn.output_limit = 1 << 20;
-        });
+    let listen = local().with(|listen| {
+        listen.framing = Framing::Packet4;
+        listen.socket.send_buffer = Some(8 * 1024);
+        listen.conn.low_watermark = 1;
+        listen.conn.high_watermark = 1000;
+        listen.conn.output_limit = 1 << 20;
+    });
     let server = spawn_echo(Config::new(), listen);
     let mut client = connect(server.addr());
     server.until("it is accepted", |stats| stats.opened == 1);
@@ -142,9 +141,9 @@ fn one_that_is_closing_is_listed_as_such() {
     }
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        let listen = local().conn(|conn| {
-            conn.linger_timeout = Duration::MAX;
-            conn.linger_bytes = usize::MAX;
+        let listen = local().with(|listen| {
+            listen.conn.linger_timeout = Duration::MAX;
+            listen.conn.linger_bytes = usize::MAX;
         });
         server
             .listen(listen, |_: &mut (), _| OneAnswer)
@@ -258,7 +257,7 @@ impl Handler<Vec<ConnId>> for Tenant {
 
 fn one_slot(listen: Listen) -> Running<Vec<ConnId>> {
     spawn(|| {
-        let mut server = Server::new(Config::new().max_connections(1)).expect("server");
+        let mut server = Server::new(Config::max_connections(1)).expect("server");
         server
             .listen(listen, |_: &mut Vec<ConnId>, _| Tenant)
             .expect("listen");
@@ -299,9 +298,7 @@ fn an_old_id_does_nothing_to_the_next_tenant() {
 fn nor_does_a_command_that_waited_meanwhile() {
     // Each turn carries out one command, then accepts.
     let server = spawn(|| {
-        let config = Config::new()
-            .max_connections(1)
-            .budgets(|budgets| budgets.commands = 1);
+        let config = Config::max_connections(1).with(|config| config.budgets.commands = 1);
         let mut server = Server::new(config).expect("server");
         server
             .listen(local(), |_: &mut Vec<ConnId>, _| Tenant)

@@ -121,7 +121,7 @@ impl Handler<u64> for Tally {
 #[test]
 fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
     let mut server =
-        Server::new(Config::new().budgets(|budgets| budgets.read_bytes = 1)).expect("server");
+        Server::new(Config::new().with(|config| config.budgets.read_bytes = 1)).expect("server");
     server
         .listen(local(), |_: &mut u64, _| Tally)
         .expect("listen");
@@ -182,9 +182,10 @@ fn a_read_full_of_empty_frames_is_told_in_several_turns() {
 /// A client that does not read its answers is paused, however much it sends.
 #[test]
 fn one_that_does_not_read_its_answers_stops_no_other() {
-    let listen = local()
-        .framing(Framing::Packet2)
-        .socket(|socket| socket.send_buffer = Some(16 * 1024));
+    let listen = local().with(|listen| {
+        listen.framing = Framing::Packet2;
+        listen.socket.send_buffer = Some(16 * 1024);
+    });
     let server = spawn_echo(Config::new(), listen);
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr())).collect();
     let addr = server.addr();
@@ -216,10 +217,8 @@ fn one_that_does_not_read_its_answers_stops_no_other() {
 fn open_connections_are_served_in_a_flood_of_connects() {
     for policy in [AtCapacity::Wait, AtCapacity::refuse()] {
         let server = spawn_echo(
-            Config::new()
-                .max_connections(CLIENTS + 10)
-                .budgets(|budgets| budgets.accepts = 8),
-            local().at_capacity(policy),
+            Config::max_connections(CLIENTS + 10).with(|config| config.budgets.accepts = 8),
+            local().with(|listen| listen.at_capacity = policy),
         );
         let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr())).collect();
         for client in &mut clients {
@@ -263,7 +262,7 @@ fn open_connections_are_served_in_a_flood_of_connects() {
 fn a_flood_on_one_listener_leaves_the_other_open() {
     let server = spawn(|| {
         let mut server =
-            Server::new(Config::new().budgets(|budgets| budgets.accepts = 1)).expect("server");
+            Server::new(Config::new().with(|config| config.budgets.accepts = 1)).expect("server");
         server
             .listen(local(), |_: &mut (), _| Answer)
             .expect("listen");

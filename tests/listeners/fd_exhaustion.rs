@@ -279,7 +279,7 @@ fn child_server() {
         return;
     }
     // Longer than any test waits: it is a closed descriptor that ends the pause, not the clock.
-    let config = Config::new().emfile_backoff(Duration::from_secs(3600));
+    let config = Config::new().with(|config| config.emfile_backoff = Duration::from_secs(3600));
     let mut server = Server::new(config).expect("server");
     for _ in 0..2 {
         server

@@ -32,7 +32,12 @@ fn a_shared_listener_that_was_made_blocking_does_not_block_the_loop() {
         let mut server = Server::new(Config::new()).expect("server");
         let service = |_: &mut (), _: portcullis::Peer| Echo;
         server
-            .listen(local().framing(Framing::Packet2).name("shared"), service)
+            .listen(
+                local()
+                    .name("shared")
+                    .with(|listen| listen.framing = Framing::Packet2),
+                service,
+            )
             .expect("listen");
         (server, ())
     });
@@ -54,9 +59,9 @@ fn an_adopted_listener_with_linger_does_not_block_the_loop() {
     SockRef::from(&listener).set_linger(linger).expect("linger");
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
-        let listen = Listen::adopted().framing(Framing::Packet2);
+        let listen = Listen::adopted(listener, Framing::Packet2);
         let service = |_: &mut (), _: portcullis::Peer| Echo;
-        server.adopt(listener, listen, service).expect("adopt");
+        server.listen(listen, service).expect("adopt");
         (server, ())
     });
     // A peer that reads nothing, and a connection that ends with output in the kernel.

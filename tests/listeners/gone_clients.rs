@@ -47,13 +47,16 @@ impl Handler<Seen> for Greeter {
 fn world(config: Config, listen: Listen) -> (Sim<Seen>, SocketAddr) {
     let mut sim = Sim::new(1, config, Seen::default());
     let addr = sim
-        .listen_with(listen.framing(Framing::Line), Greeter)
+        .listen_with(
+            listen.with(|listen| listen.framing = Framing::Line),
+            Greeter,
+        )
         .expect("listen");
     (sim, addr)
 }
 
 fn plain() -> Listen {
-    Listen::tcp("127.0.0.1:0").name("it")
+    Listen::tcp("127.0.0.1:0", Framing::Packet2).name("it")
 }
 
 /// Of five clients in the backlog one has reset, one has finished, one has sent and finished, one
@@ -82,7 +85,7 @@ fn assert_two_are_gone(sim: &mut Sim<Seen>, clients: [ClientId; 5]) {
 
 #[test]
 fn after_a_wait_at_the_cap() {
-    let (mut sim, addr) = world(Config::new().max_connections(1), plain());
+    let (mut sim, addr) = world(Config::max_connections(1), plain());
     let holder = sim.connect(addr).expect("it listens");
     sim.send(holder, b"mine\n");
     sim.settle();
@@ -97,7 +100,10 @@ fn after_a_wait_at_the_cap() {
 
 #[test]
 fn after_a_wait_at_the_cap_of_the_listener() {
-    let (mut sim, addr) = world(Config::new(), plain().max_connections(1));
+    let (mut sim, addr) = world(
+        Config::new(),
+        plain().with(|listen| listen.max_connections = Some(1)),
+    );
     let holder = sim.connect(addr).expect("it listens");
     sim.send(holder, b"mine\n");
     sim.settle();
@@ -150,7 +156,7 @@ fn while_a_callback_blocked() {
 /// No connection is evicted for a client that is gone.
 #[test]
 fn for_a_client_that_is_gone_none_is_evicted() {
-    let (mut sim, addr) = world(Config::new().max_connections(1), plain());
+    let (mut sim, addr) = world(Config::max_connections(1), plain());
     let silent = sim.connect(addr).expect("it listens");
     sim.settle();
     sim.leap(Duration::from_secs(2));
@@ -175,7 +181,10 @@ fn for_a_client_that_is_gone_none_is_evicted() {
 /// A client that only listens may say so at once: with FIN.
 #[test]
 fn where_clients_may_be_silent_only_a_reset_counts() {
-    let (mut sim, addr) = world(Config::new(), plain().evict_silent(false));
+    let (mut sim, addr) = world(
+        Config::new(),
+        plain().with(|listen| listen.evict_silent = false),
+    );
     let clients = five_clients(&mut sim, addr);
     sim.settle();
     assert_eq!(sim.stats().closed(CloseReason::ClosedEarly), 1);

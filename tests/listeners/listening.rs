@@ -2,7 +2,6 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -39,8 +38,8 @@ impl<A> Handler<A> for Shout {
 fn port_zero_shows_the_real_port() {
     for listen in [
         local(),
-        Listen::tcp("[::1]:0"),
-        Listen::tcp(("localhost", 0)),
+        Listen::tcp("[::1]:0", Framing::Packet2),
+        Listen::tcp(("localhost", 0), Framing::Packet2),
     ] {
         let server = spawn_echo(Config::new(), listen);
         let addr = server.addr();
@@ -75,9 +74,9 @@ fn an_ipv6_listener_takes_ipv4_only_if_told_to() {
         let (tell, told) = mpsc::channel();
         let server = spawn(move || {
             let mut server = server();
-            let mut listen = Listen::tcp("[::]:0");
+            let mut listen = Listen::tcp("[::]:0", Framing::Packet2);
             if let Some(on) = only_v6 {
-                listen = listen.socket(|socket| socket.only_v6 = on);
+                listen.socket.only_v6 = on;
             }
             let service = move |_: &mut (), peer: Peer| {
                 tell.send(peer.addr).expect("the test waits");
@@ -123,7 +122,7 @@ fn ipv4_and_ipv6_can_have_the_same_port() {
         let mut server = server();
         server.listen(local().name("four"), echo).expect("listen");
         let port = kit::net::tcp(&server.control().listener("four").expect("there").addr).port();
-        let six = Listen::tcp(("::1", port)).name("six");
+        let six = Listen::tcp(("::1", port), Framing::Packet2).name("six");
         server.listen(six, echo).expect("listen");
         (server, ())
     });
@@ -137,10 +136,17 @@ fn several_listeners_speak_different_protocols() {
     let server = spawn(|| {
         let mut server = server();
         server.listen(local(), echo).expect("listen");
-        let lines = local().framing(Framing::Line).name("lines");
+        let lines = local()
+            .name("lines")
+            .with(|listen| listen.framing = Framing::Line);
         server.listen(lines, |_: &mut (), _| Shout).expect("listen");
         server
-            .listen(local().framing(Framing::Packet4).name("four"), echo)
+            .listen(
+                local()
+                    .name("four")
+                    .with(|listen| listen.framing = Framing::Packet4),
+                echo,
+            )
             .expect("listen");
         (server, ())
     });
@@ -185,7 +191,9 @@ fn a_taken_name_or_address_is_an_error_and_the_rest_runs_on() {
             .expect_err("taken");
         assert!(matches!(error, Error::NameTaken { .. }), "{error:?}");
 
-        let error = server.listen(Listen::tcp(taken), echo).expect_err("taken");
+        let error = server
+            .listen(Listen::tcp(taken, Framing::Packet2), echo)
+            .expect_err("taken");
         assert!(
             matches!(&error, Error::AddressInUse { addr } if *addr == taken),
             "{error:?}"
@@ -212,7 +220,7 @@ fn a_default_name_that_is_taken_leaves_no_port_behind() {
         .listen(local().name(format!("127.0.0.1:{port}")), echo)
         .expect("listen");
     let error = server
-        .listen(Listen::tcp(("127.0.0.1", port)), echo)
+        .listen(Listen::tcp(("127.0.0.1", port), Framing::Packet2), echo)
         .expect_err("taken");
     assert!(matches!(error, Error::NameTaken { .. }), "{error:?}");
     TcpListener::bind(("127.0.0.1", port)).expect("the port is free");
@@ -227,7 +235,7 @@ fn one_port_on_several_addresses_needs_no_names() {
     let port = port.expect("TCP");
     for host in ["127.0.0.2", "::1"] {
         server
-            .listen(Listen::tcp((host, port)), echo)
+            .listen(Listen::tcp((host, port), Framing::Packet2), echo)
             .unwrap_or_else(|error| panic!("{error}"));
     }
     let listeners = server.control().listeners();
@@ -247,7 +255,7 @@ fn one_port_on_several_addresses_needs_no_names() {
     }
     // The same address twice is in use, by this server too.
     let error = server
-        .listen(Listen::tcp(("127.0.0.1", port)), echo)
+        .listen(Listen::tcp(("127.0.0.1", port), Framing::Packet2), echo)
         .expect_err("in use");
     assert!(matches!(error, Error::AddressInUse { .. }), "{error:?}");
 }
@@ -255,21 +263,24 @@ fn one_port_on_several_addresses_needs_no_names() {
 /// A port is never shared without a word.
 #[test]
 fn a_port_is_shared_only_if_all_ask_for_it() {
-    let sharing = || Listen::tcp("127.0.0.1:0").socket(|socket| socket.reuse_port = true);
+    let sharing = || {
+        Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| listen.socket.reuse_port = true)
+    };
     let one = spawn_echo(Config::new(), sharing());
     let addr = one.addr();
     let error = server()
-        .listen(Listen::tcp(addr), echo)
+        .listen(Listen::tcp(addr, Framing::Packet2), echo)
         .expect_err("not shared");
     assert!(matches!(error, Error::AddressInUse { .. }), "{error:?}");
     let other = spawn_echo(
         Config::new(),
-        Listen::tcp(addr).socket(|socket| socket.reuse_port = true),
+        Listen::tcp(addr, Framing::Packet2).with(|listen| listen.socket.reuse_port = true),
     );
     let alone = spawn_echo(Config::new(), local());
     let error = server()
         .listen(
-            Listen::tcp(alone.addr()).socket(|socket| socket.reuse_port = true),
+            Listen::tcp(alone.addr(), Framing::Packet2)
+                .with(|listen| listen.socket.reuse_port = true),
             echo,
         )
         .expect_err("not shared");
@@ -297,63 +308,68 @@ fn a_bad_address_says_what_was_given() {
         "",
     ] {
         let error = server()
-            .listen(Listen::tcp(given), echo)
+            .listen(Listen::tcp(given, Framing::Packet2), echo)
             .expect_err("no address");
         assert!(matches!(error, Error::Address { .. }), "{given}: {error:?}");
         assert!(error.to_string().contains(&format!("{given:?}")), "{error}");
     }
     // TEST-NET-1 (RFC 5737): an address without a host.
     let error = server()
-        .listen(Listen::tcp("192.0.2.1:0"), echo)
+        .listen(Listen::tcp("192.0.2.1:0", Framing::Packet2), echo)
         .expect_err("not ours");
     assert!(matches!(error, Error::Listen { .. }), "{error:?}");
     assert!(error.to_string().contains("192.0.2.1"), "{error}");
-    assert!(server().listen(Listen::adopted(), echo).is_err());
 }
 
 #[test]
 fn a_bad_option_is_named() {
     let second = Duration::from_secs(1);
     let keepalive = |time, interval, retries| {
-        local().socket(|socket| socket.keepalive = Some(Keepalive::new(time, interval, retries)))
+        local()
+            .with(|listen| listen.socket.keepalive = Some(Keepalive::new(time, interval, retries)))
     };
     let bad = [
         (
-            "watermarks",
-            local().conn(|conn| {
-                conn.low_watermark = 10;
-                conn.high_watermark = 10;
+            "low_watermark",
+            local().with(|listen| {
+                listen.conn.low_watermark = 10;
+                listen.conn.high_watermark = 10;
             }),
         ),
         (
             "output_limit",
-            local().conn(|conn| {
-                conn.low_watermark = 10;
-                conn.high_watermark = 20;
-                conn.output_limit = 19;
+            local().with(|listen| {
+                listen.conn.low_watermark = 10;
+                listen.conn.high_watermark = 20;
+                listen.conn.output_limit = 19;
             }),
         ),
-        ("max_frame", local().conn(|conn| conn.max_frame = Some(0))),
+        (
+            "max_frame",
+            local().with(|listen| listen.conn.max_frame = Some(0)),
+        ),
         (
             "handshake_timeout",
-            local().conn(|conn| conn.handshake_timeout = Duration::ZERO),
+            local().with(|listen| listen.conn.handshake_timeout = Duration::ZERO),
         ),
         (
             "frame_timeout",
-            local().conn(|conn| conn.frame_timeout = Duration::ZERO),
+            local().with(|listen| listen.conn.frame_timeout = Duration::ZERO),
         ),
         (
             "idle_timeout",
-            local().conn(|conn| conn.idle_timeout = Duration::ZERO),
+            local().with(|listen| listen.conn.idle_timeout = Duration::ZERO),
         ),
         (
             "write_timeout",
-            local().conn(|conn| conn.write_timeout = Duration::ZERO),
+            local().with(|listen| listen.conn.write_timeout = Duration::ZERO),
         ),
         (
             "at_capacity",
-            local().at_capacity(AtCapacity::Refuse {
-                farewell: vec![0; 4097],
+            local().with(|listen| {
+                listen.at_capacity = AtCapacity::Refuse {
+                    farewell: vec![0; 4097],
+                };
             }),
         ),
         ("name", local().name("")),
@@ -369,11 +385,11 @@ fn a_bad_option_is_named() {
         ("keepalive", keepalive(second, second, u32::MAX)),
         (
             "recv_buffer",
-            local().socket(|socket| socket.recv_buffer = Some(usize::MAX)),
+            local().with(|listen| listen.socket.recv_buffer = Some(usize::MAX)),
         ),
         (
             "send_buffer",
-            local().socket(|socket| socket.send_buffer = Some(usize::MAX)),
+            local().with(|listen| listen.socket.send_buffer = Some(usize::MAX)),
         ),
     ];
     for (name, listen) in bad {
@@ -389,36 +405,36 @@ fn a_bad_option_is_named() {
     let bad = [
         (
             "budgets.accepts",
-            Config::new().budgets(|budgets| budgets.accepts = 0),
+            Config::new().with(|config| config.budgets.accepts = 0),
         ),
         (
             "budgets.handshakes",
-            Config::new().budgets(|budgets| budgets.handshakes = 0),
+            Config::new().with(|config| config.budgets.handshakes = 0),
         ),
         (
             "budgets.read_bytes",
-            Config::new().budgets(|budgets| budgets.read_bytes = 0),
+            Config::new().with(|config| config.budgets.read_bytes = 0),
         ),
         (
             "budgets.commands",
-            Config::new().budgets(|budgets| budgets.commands = 0),
+            Config::new().with(|config| config.budgets.commands = 0),
         ),
         (
             "budgets.work",
-            Config::new().budgets(|budgets| budgets.work = 0),
+            Config::new().with(|config| config.budgets.work = 0),
         ),
         (
             "queue_limits.commands",
-            Config::new().queue_limits(|limits| limits.commands = 0),
+            Config::new().with(|config| config.queue_limits.commands = 0),
         ),
-        ("max_connections", Config::new().max_connections(usize::MAX)),
+        ("max_connections", Config::max_connections(usize::MAX)),
         (
             "emfile_backoff",
-            Config::new().emfile_backoff(Duration::ZERO),
+            Config::new().with(|config| config.emfile_backoff = Duration::ZERO),
         ),
         (
             "emfile_backoff",
-            Config::new().emfile_backoff(Duration::MAX),
+            Config::new().with(|config| config.emfile_backoff = Duration::MAX),
         ),
     ];
     for (name, config) in bad {
@@ -435,27 +451,28 @@ fn a_bad_option_is_named() {
 fn the_limits_of_the_options_work() {
     let longest = Duration::from_secs(32_767);
     for listen in [
-        local().socket(|socket| socket.keepalive = Some(Keepalive::new(longest, longest, 127))),
-        local().socket(|socket| {
-            socket.keepalive = Some(Keepalive::new(
+        local()
+            .with(|listen| listen.socket.keepalive = Some(Keepalive::new(longest, longest, 127))),
+        local().with(|listen| {
+            listen.socket.keepalive = Some(Keepalive::new(
                 Duration::from_secs(1),
                 Duration::from_secs(1),
                 1,
-            ))
+            ));
         }),
-        local().socket(|socket| {
-            socket.recv_buffer = Some(1);
-            socket.send_buffer = Some(1);
+        local().with(|listen| {
+            listen.socket.recv_buffer = Some(1);
+            listen.socket.send_buffer = Some(1);
         }),
-        local().socket(|socket| socket.backlog = u32::MAX),
-        local().socket(|socket| socket.backlog = 0),
-        local().conn(|conn| {
-            conn.idle_timeout = Duration::MAX;
-            conn.frame_timeout = Duration::MAX;
-            conn.write_timeout = Duration::MAX;
-            conn.linger_timeout = Duration::MAX;
-            conn.linger_bytes = usize::MAX;
-            conn.max_frame = Some(usize::MAX);
+        local().with(|listen| listen.socket.backlog = u32::MAX),
+        local().with(|listen| listen.socket.backlog = 0),
+        local().with(|listen| {
+            listen.conn.idle_timeout = Duration::MAX;
+            listen.conn.frame_timeout = Duration::MAX;
+            listen.conn.write_timeout = Duration::MAX;
+            listen.conn.linger_timeout = Duration::MAX;
+            listen.conn.linger_bytes = usize::MAX;
+            listen.conn.max_frame = Some(usize::MAX);
         }),
     ] {
         let what = format!("{listen:?}");
@@ -475,7 +492,7 @@ fn a_blocking_listener_can_be_adopted() {
     let server = spawn(move || {
         let mut server = server();
         server
-            .adopt(socket, Listen::adopted(), echo)
+            .listen(Listen::adopted(socket, Framing::Packet2), echo)
             .expect("adopt");
         (server, ())
     });
@@ -493,12 +510,12 @@ fn only_a_listening_socket_can_be_adopted() {
     let connected = connect(listener.local_addr().expect("addr"));
     let mut server = server();
     let error = server
-        .adopt(OwnedFd::from(connected), Listen::adopted(), echo)
+        .listen(Listen::adopted(connected, Framing::Packet2), echo)
         .expect_err("no listener");
     assert!(matches!(error, Error::Os { .. }), "{error:?}");
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").expect("bind");
     let error = server
-        .adopt(udp, Listen::adopted(), echo)
+        .listen(Listen::adopted(udp, Framing::Packet2), echo)
         .expect_err("no TCP");
     assert!(matches!(error, Error::Os { .. }), "{error:?}");
     assert!(server.control().listeners().is_empty());
@@ -527,10 +544,8 @@ fn a_listener_that_is_shut_down_elsewhere_is_closed_and_reported() {
     let (tell, told) = mpsc::channel();
     let server = spawn(move || {
         let mut server = server();
-        let listen = Listen::adopted().name("shared");
-        server
-            .adopt_with(socket, listen, Recorder(tell))
-            .expect("adopt");
+        let listen = Listen::adopted(socket, Framing::Packet2).name("shared");
+        server.listen_with(listen, Recorder(tell)).expect("adopt");
         server.listen(local(), echo).expect("listen");
         (server, ())
     });
@@ -636,7 +651,7 @@ fn a_closed_listener_frees_its_port_and_name_and_keeps_its_connections() {
 
     // The same name and port again, although a connection of the former lives.
     server
-        .listen(Listen::tcp(door).name("door"), echo)
+        .listen(Listen::tcp(door, Framing::Packet2).name("door"), echo)
         .expect("listen");
     let mut clients = [
         inside.try_clone().expect("clone"),
@@ -702,10 +717,10 @@ mod linux {
         );
 
         let keepalive = Keepalive::new(Duration::from_secs(30_000), Duration::from_secs(7), 3);
-        let listen = local().socket(|socket| {
-            socket.keepalive = Some(keepalive);
-            socket.recv_buffer = Some(50_000);
-            socket.send_buffer = Some(60_000);
+        let listen = local().with(|listen| {
+            listen.socket.keepalive = Some(keepalive);
+            listen.socket.recv_buffer = Some(50_000);
+            listen.socket.send_buffer = Some(60_000);
         });
         let tuned = spawn_echo(Config::new(), listen);
         let mut client = connect(tuned.addr());
@@ -739,7 +754,7 @@ mod linux {
     /// The segments in which ten small writes reach a client that acknowledges late.
     fn segments(nodelay: Option<bool>) -> u32 {
         let listen = match nodelay {
-            Some(on) => local().socket(|socket| socket.nodelay = on),
+            Some(on) => local().with(|listen| listen.socket.nodelay = on),
             None => local(),
         };
         let server = spawn_echo(Config::new(), listen);
@@ -797,14 +812,14 @@ fn a_restart_finds_its_port_in_time_wait() {
     ended.join().expect("an orderly end");
     // It is in TIME_WAIT indeed: without address reuse the bind fails.
     let strict = server().listen(
-        Listen::tcp(addr).socket(|socket| socket.reuse_address = false),
+        Listen::tcp(addr, Framing::Packet2).with(|listen| listen.socket.reuse_address = false),
         echo,
     );
     assert!(
         matches!(strict, Err(Error::AddressInUse { .. })),
         "{strict:?}"
     );
-    let second = spawn_echo(Config::new(), Listen::tcp(addr));
+    let second = spawn_echo(Config::new(), Listen::tcp(addr, Framing::Packet2));
     ping(&mut connect(addr), b"after");
     drop(second);
 }

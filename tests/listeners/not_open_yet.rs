@@ -33,9 +33,10 @@ impl Drop for Impostor {
 /// A connection in the middle of its PROXY header, of which `ask` asks something.
 fn asked(ask: impl Fn(&mut Conn<'_>)) -> (Sim, ClientId) {
     let mut sim = Sim::new(1, Default::default(), ());
-    let listen = Listen::tcp("127.0.0.1:0")
-        .proxy_protocol(ProxyProtocol::Required)
-        .trusted_proxies(AccessRules::allow_all());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
+    });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let client = sim.connect(addr).expect("it listens");
     sim.send(client, b"PROXY UNK");

@@ -23,10 +23,12 @@ const HEADER: &[u8] = b"PROXY UNKNOWN\r\n";
 
 /// Connections of this listener are not open before they have sent a header.
 fn behind_a_proxy() -> Listen {
-    Listen::tcp("127.0.0.1:0")
+    Listen::tcp("127.0.0.1:0", Framing::Packet2)
         .name("it")
-        .proxy_protocol(ProxyProtocol::Required)
-        .trusted_proxies(AccessRules::allow_all())
+        .with(|listen| {
+            listen.proxy_protocol = ProxyProtocol::Required;
+            listen.trusted_proxies = Some(AccessRules::allow_all());
+        })
 }
 
 fn world(config: Config) -> (Sim, SocketAddr) {
@@ -54,17 +56,17 @@ fn is_served(sim: &mut Sim, client: ClientId) -> bool {
 
 /// At most so many pending connections, each with this grace.
 fn limited(connections: usize, grace: Duration) -> Config {
-    Config::new().pending_limits(|pending| {
-        pending.connections = Quota::Count(connections);
-        pending.grace = grace;
+    Config::new().with(|config| {
+        config.pending_limits.connections = Quota::Count(connections);
+        config.pending_limits.grace = grace;
     })
 }
 
 #[test]
 fn the_oldest_gives_way_to_a_newcomer() {
-    let (mut sim, addr) = world(Config::new().pending_limits(|pending| {
-        pending.connections = Quota::Count(3);
-        pending.grace = Duration::ZERO;
+    let (mut sim, addr) = world(Config::new().with(|config| {
+        config.pending_limits.connections = Quota::Count(3);
+        config.pending_limits.grace = Duration::ZERO;
     }));
     let silent = connect(&mut sim, addr, 3);
     for (round, oldest) in silent.into_iter().enumerate() {
@@ -134,9 +136,12 @@ fn a_connection_that_opens_makes_room_at_once() {
 #[test]
 fn plain_connections_do_not_wait_for_them() {
     let (mut sim, addr) =
-        world(Config::new().pending_limits(|pending| pending.connections = Quota::Count(1)));
+        world(Config::new().with(|config| config.pending_limits.connections = Quota::Count(1)));
     let plain = sim
-        .listen(Listen::tcp("127.0.0.1:0"), |_: &mut (), _| Echo)
+        .listen(
+            Listen::tcp("127.0.0.1:0", Framing::Packet2),
+            |_: &mut (), _| Echo,
+        )
         .expect("listen");
     connect(&mut sim, addr, 5);
     let client = sim.connect(plain).expect("it listens");
@@ -149,8 +154,10 @@ fn plain_connections_do_not_wait_for_them() {
 #[test]
 fn a_listener_that_refuses_does_not_let_clients_wait() {
     let mut sim = Sim::new(1, limited(1, PendingLimits::default().grace), ());
-    let listen = behind_a_proxy().at_capacity(AtCapacity::Refuse {
-        farewell: b"full".to_vec(),
+    let listen = behind_a_proxy().with(|listen| {
+        listen.at_capacity = AtCapacity::Refuse {
+            farewell: b"full".to_vec(),
+        }
     });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let clients = connect(&mut sim, addr, 2);
@@ -190,7 +197,7 @@ impl Service<Heard> for Listens {
 /// A slow loris with as many connections as it likes: honest clients are served all the time, each within a second.
 #[test]
 fn a_slow_loris_keeps_no_client_out() {
-    let mut sim = Sim::new(1, Config::new().max_connections(100), Heard::default());
+    let mut sim = Sim::new(1, Config::max_connections(100), Heard::default());
     let addr = sim.listen_with(behind_a_proxy(), Listens).expect("listen");
     for _ in 0..20 {
         for _ in 0..200 {
@@ -220,19 +227,17 @@ fn a_slow_loris_keeps_no_client_out() {
 #[test]
 fn the_share_follows_the_cap() {
     let (mut sim, addr) = world(
-        Config::new()
-            .max_connections(60)
-            .pending_limits(|pending| pending.grace = Duration::MAX),
+        Config::max_connections(60).with(|config| config.pending_limits.grace = Duration::MAX),
     );
     connect(&mut sim, addr, 100);
     assert_eq!(sim.stats().open, 30);
-    sim.control().set_max_connections(80).expect("good");
+    sim.control()
+        .reconfigure(|config| config.max_connections = 80)
+        .expect("good");
     sim.settle();
     assert_eq!(sim.stats().open, 40);
     sim.control()
-        .reconfigure(|config| {
-            config.pending_limits(|pending| pending.connections = Quota::Percent(100))
-        })
+        .reconfigure(|config| config.pending_limits.connections = Quota::Percent(100))
         .expect("good");
     sim.settle();
     assert_eq!(sim.stats().open, 80);
@@ -242,7 +247,7 @@ fn the_share_follows_the_cap() {
 fn a_limit_that_cannot_work_is_named() {
     for quota in [Quota::Count(0), Quota::Percent(0), Quota::Percent(101)] {
         let server: Result<Server, Error> =
-            Server::new(Config::new().pending_limits(|pending| pending.connections = quota));
+            Server::new(Config::new().with(|config| config.pending_limits.connections = quota));
         assert!(
             matches!(
                 &server,
@@ -261,7 +266,7 @@ fn a_limit_that_cannot_work_is_named() {
 #[test]
 fn silent_peers_at_the_cap_keep_no_client_out() {
     for (cap, open) in [(10, 0), (1, 0), (100, 50)] {
-        let (mut sim, addr) = world(Config::new().max_connections(cap));
+        let (mut sim, addr) = world(Config::max_connections(cap));
         for client in connect(&mut sim, addr, open) {
             sim.send(client, HEADER);
         }
@@ -278,7 +283,9 @@ fn silent_peers_at_the_cap_keep_no_client_out() {
         assert!(is_served(&mut sim, newcomer), "cap {cap}");
         assert_eq!(sim.stats().peak, cap, "and the cap is the cap");
         // Above a cap that was lowered no connection is evicted for another.
-        sim.control().set_max_connections(cap - 1).expect("good");
+        sim.control()
+            .reconfigure(|config| config.max_connections = cap - 1)
+            .expect("good");
         connect(&mut sim, addr, 1);
         sim.advance(Duration::from_secs(3));
         assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
@@ -289,14 +296,15 @@ fn silent_peers_at_the_cap_keep_no_client_out() {
 #[test]
 fn no_connection_is_evicted_for_one_whose_source_has_too_many() {
     let mut sim = Sim::new(1, limited(2, PendingLimits::default().grace), ());
-    let listen = Listen::tcp("127.0.0.1:0")
-        .proxy_protocol(ProxyProtocol::Optional)
-        .trusted_proxies(
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Optional;
+        listen.trusted_proxies = Some(
             AccessRules::deny_all()
                 .allow("10.0.0.0/8")
                 .expect("a network"),
-        )
-        .source_limits(|limits| limits.connections = Some(1));
+        );
+        listen.source_limits.connections = Some(1);
+    });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let guest = std::net::IpAddr::from([192, 0, 2, 1]);
     sim.connect_from(addr, guest).expect("it listens");
@@ -312,7 +320,7 @@ fn no_connection_is_evicted_for_one_whose_source_has_too_many() {
 /// A client that takes the last free slot needs no other one's.
 #[test]
 fn no_connection_is_evicted_while_a_slot_is_free() {
-    let mut sim = Sim::new(1, Config::new().max_connections(4), Heard::default());
+    let mut sim = Sim::new(1, Config::max_connections(4), Heard::default());
     let addr = sim.listen_with(plain(), Listens).expect("listen");
     for clients in 1..=4 {
         sim.connect(addr).expect("it listens");
@@ -325,7 +333,7 @@ fn no_connection_is_evicted_while_a_slot_is_free() {
 /// Silent peers of a plain listener are open, and keep no client out all the same.
 #[test]
 fn silent_peers_of_a_plain_listener_make_room_at_the_cap() {
-    let mut sim = Sim::new(1, Config::new().max_connections(4), Heard::default());
+    let mut sim = Sim::new(1, Config::max_connections(4), Heard::default());
     let addr = sim.listen_with(plain(), Listens).expect("listen");
     let silent: Vec<_> = (0..4)
         .map(|_| sim.connect(addr).expect("it listens"))
@@ -357,12 +365,12 @@ fn silent_peers_of_a_plain_listener_make_room_at_the_cap() {
 
 /// A listener whose connections are open at once.
 fn plain() -> Listen {
-    Listen::tcp("127.0.0.1:0").name("plain")
+    Listen::tcp("127.0.0.1:0", Framing::Packet2).name("plain")
 }
 
 /// A full server whose clients, `spoken` of them, have sent a frame; and the next client, a minute later.
 fn full_of(listen: Listen, spoken: usize) -> (Sim, SocketAddr, Vec<ClientId>, ClientId) {
-    let mut sim = Sim::new(1, Config::new().max_connections(4), ());
+    let mut sim = Sim::new(1, Config::max_connections(4), ());
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let clients = connect(&mut sim, addr, 4);
     for &client in clients.iter().take(spoken) {
@@ -394,14 +402,14 @@ fn a_connection_that_has_sent_a_frame_is_never_evicted() {
 /// A frame in the first byte, where there are no others.
 #[test]
 fn a_raw_byte_is_a_frame() {
-    let (sim, _, clients, _) = full_of(plain().framing(Framing::Raw), 4);
+    let (sim, _, clients, _) = full_of(plain().with(|listen| listen.framing = Framing::Raw), 4);
     assert_eq!(sim.stats().closed_total(), 0);
     assert_eq!(sim.state(clients[0]), ClientState::Connected);
 }
 
 #[test]
 fn a_listener_of_subscribers_keeps_its_silent_connections() {
-    let (mut sim, addr, _, _) = full_of(plain().evict_silent(false), 0);
+    let (mut sim, addr, _, _) = full_of(plain().with(|listen| listen.evict_silent = false), 0);
     assert_eq!((sim.stats().accepted, sim.stats().closed_total()), (4, 0));
     let info = sim.control().listener(addr.port()).expect("there");
     assert_eq!(info.state, ListenerState::Full);
@@ -409,7 +417,7 @@ fn a_listener_of_subscribers_keeps_its_silent_connections() {
 
 #[test]
 fn a_listener_that_refuses_evicts_first() {
-    let refuses = plain().at_capacity(AtCapacity::refuse());
+    let refuses = plain().with(|listen| listen.at_capacity = AtCapacity::refuse());
     let (mut sim, addr, clients, newcomer) = full_of(refuses, 0);
     assert_eq!(sim.state(newcomer), ClientState::Finished, "all were young");
     let late = connect(&mut sim, addr, 1)[0];
@@ -421,7 +429,7 @@ fn a_listener_that_refuses_evicts_first() {
 /// older ones; and its next client.
 fn own_limit(listen: Listen) -> (Sim, SocketAddr, Vec<ClientId>, ClientId) {
     let mut sim = Sim::new(1, Config::new(), ());
-    let other = Listen::tcp("127.0.0.1:0").name("other");
+    let other = Listen::tcp("127.0.0.1:0", Framing::Packet2).name("other");
     let other = sim.listen(other, |_: &mut (), _| Echo).expect("listen");
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     connect(&mut sim, other, 100);
@@ -434,7 +442,8 @@ fn own_limit(listen: Listen) -> (Sim, SocketAddr, Vec<ClientId>, ClientId) {
 #[test]
 fn silent_peers_make_room_at_the_limit_of_their_listener() {
     for listen in [plain(), behind_a_proxy()] {
-        let (mut sim, addr, silent, newcomer) = own_limit(listen.max_connections(4));
+        let (mut sim, addr, silent, newcomer) =
+            own_limit(listen.with(|listen| listen.max_connections = Some(4)));
         let iterations = sim.stats().iterations;
         sim.advance(Duration::from_millis(999));
         assert_eq!(sim.stats().accepted, 104);
@@ -465,7 +474,8 @@ fn silent_peers_make_room_at_the_limit_of_their_listener() {
 
 #[test]
 fn at_the_limit_of_a_listener_connections_that_have_sent_a_frame_stay() {
-    let (mut sim, addr, clients, _) = own_limit(plain().max_connections(4));
+    let (mut sim, addr, clients, _) =
+        own_limit(plain().with(|listen| listen.max_connections = Some(4)));
     for &client in &clients {
         sim.send(client, b"\0\x02hi");
     }
@@ -477,7 +487,10 @@ fn at_the_limit_of_a_listener_connections_that_have_sent_a_frame_stay() {
         (ListenerState::Full, 4),
         "clients wait"
     );
-    let subscribers = plain().max_connections(4).evict_silent(false);
+    let subscribers = plain().with(|listen| {
+        listen.max_connections = Some(4);
+        listen.evict_silent = false;
+    });
     let (mut sim, ..) = own_limit(subscribers);
     sim.advance(Duration::from_secs(30));
     assert_eq!(sim.stats().closed_total(), 0);
@@ -485,7 +498,10 @@ fn at_the_limit_of_a_listener_connections_that_have_sent_a_frame_stay() {
 
 #[test]
 fn a_listener_that_refuses_evicts_at_its_own_limit_first() {
-    let refuses = plain().max_connections(4).at_capacity(AtCapacity::refuse());
+    let refuses = plain().with(|listen| {
+        listen.max_connections = Some(4);
+        listen.at_capacity = AtCapacity::refuse();
+    });
     let (mut sim, addr, clients, newcomer) = own_limit(refuses);
     assert_eq!(sim.state(newcomer), ClientState::Finished, "all were young");
     sim.advance(Duration::from_secs(1));
@@ -498,7 +514,7 @@ fn a_listener_that_refuses_evicts_at_its_own_limit_first() {
 #[test]
 fn at_both_limits_a_pending_connection_is_evicted() {
     let mut sim = Sim::new(1, limited(3, Duration::from_secs(1)), ());
-    let listen = behind_a_proxy().max_connections(4);
+    let listen = behind_a_proxy().with(|listen| listen.max_connections = Some(4));
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let silent = connect(&mut sim, addr, 1)[0];
     sim.send(silent, HEADER);
@@ -523,7 +539,7 @@ fn a_limit_that_is_set_live_evicts_too() {
         let all = [&clients[..], &[newcomer]].concat();
         let limit = |sim: &mut Sim, limit: Option<usize>| {
             let mut control = sim.control();
-            let change = |listen: Listen| listen.max_connections(limit);
+            let change = |listen: &mut Listen| listen.max_connections = limit;
             control
                 .reconfigure_listener(addr.port(), change)
                 .expect("changed");
@@ -575,7 +591,7 @@ impl Handler for Waits {
 /// That is no fault of the peer's; and outgoing connections are this server's own.
 #[test]
 fn a_connection_that_waits_for_the_server_is_not_evicted() {
-    let mut sim = Sim::new(1, Config::new().max_connections(3), ());
+    let mut sim = Sim::new(1, Config::max_connections(3), ());
     let mut kinds = [Waits::Paused, Waits::Held].into_iter();
     let addr = sim
         .listen(plain(), move |_: &mut (), _| {
@@ -585,7 +601,7 @@ fn a_connection_that_waits_for_the_server_is_not_evicted() {
     let remote = SocketAddr::from(([203, 0, 113, 1], 80));
     sim.remote(remote, Answer::Accept);
     sim.control()
-        .connect(remote, Connect::new(), Echo)
+        .connect(remote, Connect::new(Framing::Packet2), Echo)
         .expect("it connects");
     let clients = connect(&mut sim, addr, 2);
     let newcomer = connect(&mut sim, addr, 1)[0];
@@ -605,7 +621,7 @@ fn a_connection_that_waits_for_the_server_is_not_evicted() {
 /// A slow loris in the clear, as [`a_slow_loris_keeps_no_client_out`].
 #[test]
 fn a_slow_loris_in_the_clear_keeps_no_client_out() {
-    let mut sim = Sim::new(1, Config::new().max_connections(100), ());
+    let mut sim = Sim::new(1, Config::max_connections(100), ());
     let addr = sim.listen(plain(), |_: &mut (), _| Echo).expect("listen");
     let mut served = 0;
     for _ in 0..20 {
@@ -674,7 +690,7 @@ mod upgrades {
 
     #[test]
     fn an_upgrade_that_stalls_makes_room_at_the_cap() {
-        let (mut sim, addr, clients) = upgrading(Config::new().max_connections(2), 2);
+        let (mut sim, addr, clients) = upgrading(Config::max_connections(2), 2);
         let newcomer = connect(&mut sim, addr, 1)[0];
         sim.advance(Duration::from_millis(999));
         assert_eq!(sim.stats().closed_total(), 0);
@@ -698,7 +714,7 @@ mod upgrades {
     /// A client of a TLS listener is open after its handshake, and silent.
     #[test]
     fn a_silent_client_behind_tls_makes_room_at_the_cap() {
-        let mut sim = Sim::new(1, Config::new().max_connections(1), ());
+        let mut sim = Sim::new(1, Config::max_connections(1), ());
         let listen = plain().tls(kit::sim_tls::server_config());
         let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
         let silent = connect(&mut sim, addr, 1)[0];

@@ -83,13 +83,14 @@ impl Service<Heard> for Witnesses {
 }
 
 fn required() -> Listen {
-    local()
-        .proxy_protocol(ProxyProtocol::Required)
-        .trusted_proxies(
+    local().with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(
             AccessRules::deny_all()
                 .allow("127.0.0.0/8")
                 .expect("a network"),
-        )
+        );
+    })
 }
 
 fn server(listen: Listen) -> Running<Heard> {
@@ -147,7 +148,7 @@ fn rules_hold_for_the_source() {
     let rules = AccessRules::allow_all()
         .deny("192.0.2.0/24")
         .expect("a network");
-    let server = server(required().access_rules(rules));
+    let server = server(required().with(|listen| listen.access_rules = rules));
     let mut client = connect(server.addr());
     client
         .write_all(&[V1, &packet2(b"hello")].concat())
@@ -179,7 +180,7 @@ fn only_trusted_proxies_may_come() {
     let nobody = AccessRules::deny_all()
         .allow("10.0.0.0/8")
         .expect("a network");
-    let server = server(required().trusted_proxies(nobody));
+    let server = server(required().with(|listen| listen.trusted_proxies = Some(nobody)));
     let mut client = connect(server.addr());
     let _ = client.write_all(V1);
     await_end(&mut client);
@@ -197,10 +198,11 @@ fn an_optional_header_is_believed_of_the_trusted_alone() {
         ("10.0.0.0/8", "none true"),
     ] {
         let trusted = AccessRules::deny_all().allow(network).expect("a network");
-        let listen = local()
-            .framing(Framing::Line)
-            .proxy_protocol(ProxyProtocol::Optional)
-            .trusted_proxies(trusted);
+        let listen = local().with(|listen| {
+            listen.framing = Framing::Line;
+            listen.proxy_protocol = ProxyProtocol::Optional;
+            listen.trusted_proxies = Some(trusted);
+        });
         let server = server(listen);
         let mut client = connect(server.addr());
         client.write_all(V1).expect("sent");
@@ -275,7 +277,8 @@ fn what_is_no_header_is_refused() {
 /// A missing header takes no longer than the handshake timeout, and a drain shortens that.
 #[test]
 fn a_client_without_a_header_has_no_handler_and_no_long_life() {
-    let listen = required().conn(|conn| conn.handshake_timeout = Duration::from_millis(200));
+    let listen =
+        required().with(|listen| listen.conn.handshake_timeout = Duration::from_millis(200));
     let late = server(listen);
     let mut client = connect(late.addr());
     client.write_all(&V1[..20]).expect("sent");
@@ -323,7 +326,10 @@ fn a_header_that_comes_during_a_drain_is_in_time() {
 fn the_trusted_proxies_must_be_named() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     for mode in [ProxyProtocol::Required, ProxyProtocol::Optional] {
-        let refused = server.listen(local().proxy_protocol(mode), |_: &mut (), _| kit::net::Echo);
+        let refused = server.listen(
+            local().with(|listen| listen.proxy_protocol = mode),
+            |_: &mut (), _| kit::net::Echo,
+        );
         match refused {
             Err(Error::Option { option, problem }) => {
                 assert!(

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Config, Context, Error, Handler, Listen, ListenerState,
-    Outcome, ProxyProtocol, Rate, Server,
+    AccessRules, AtCapacity, CloseReason, Config, Context, Error, Framing, Handler, Listen,
+    ListenerState, Outcome, ProxyProtocol, Rate, Server,
 };
 
 struct Echo;
@@ -25,7 +25,7 @@ fn world(config: Config, listen: Listen) -> (Sim, SocketAddr) {
 }
 
 fn local() -> Listen {
-    Listen::tcp("127.0.0.1:0").name("it")
+    Listen::tcp("127.0.0.1:0", Framing::Packet2).name("it")
 }
 
 fn connect(sim: &mut Sim, addr: SocketAddr, count: usize) -> Vec<ClientId> {
@@ -44,7 +44,7 @@ fn millis(millis: u64) -> Duration {
 fn the_listeners_rate_lets_clients_wait() {
     let (mut sim, addr) = world(
         Config::new(),
-        local().accept_rate(Rate::per_second(10).burst(5)),
+        local().with(|listen| listen.accept_rate = Some(Rate::per_second(10).burst(5))),
     );
     let clients = connect(&mut sim, addr, 20);
     for client in &clients {
@@ -80,7 +80,7 @@ fn the_listeners_rate_lets_clients_wait() {
 fn a_quiet_time_is_worth_one_burst() {
     let (mut sim, addr) = world(
         Config::new(),
-        local().accept_rate(Rate::per_second(1).burst(3)),
+        local().with(|listen| listen.accept_rate = Some(Rate::per_second(1).burst(3))),
     );
     sim.advance(Duration::from_secs(3600));
     connect(&mut sim, addr, 9);
@@ -90,11 +90,12 @@ fn a_quiet_time_is_worth_one_burst() {
 
 #[test]
 fn over_the_rate_clients_can_be_refused_with_a_word() {
-    let listen = local()
-        .accept_rate(Rate::per_second(1).burst(2))
-        .at_capacity(AtCapacity::Refuse {
+    let listen = local().with(|listen| {
+        listen.accept_rate = Some(Rate::per_second(1).burst(2));
+        listen.at_capacity = AtCapacity::Refuse {
             farewell: b"slowly".to_vec(),
-        });
+        };
+    });
     let (mut sim, addr) = world(Config::new(), listen);
     let clients = connect(&mut sim, addr, 5);
     sim.settle();
@@ -113,12 +114,12 @@ fn over_the_rate_clients_can_be_refused_with_a_word() {
 fn both_rates_hold() {
     let mut sim = Sim::new(
         1,
-        Config::new().accept_rate(Rate::per_second(10).burst(4)),
+        Config::new().with(|config| config.accept_rate = Some(Rate::per_second(10).burst(4))),
         (),
     );
     let slow = sim
         .listen(
-            local().accept_rate(Rate::per_second(1).burst(1)),
+            local().with(|listen| listen.accept_rate = Some(Rate::per_second(1).burst(1))),
             |_: &mut (), _| Echo,
         )
         .expect("listen");
@@ -150,7 +151,7 @@ fn both_rates_hold() {
 fn a_client_above_the_rate_is_served_later() {
     let mut sim = Sim::new(
         1,
-        Config::new().accept_rate(Rate::per_second(1).burst(1)),
+        Config::new().with(|config| config.accept_rate = Some(Rate::per_second(1).burst(1))),
         (),
     );
     let busy = sim.listen(local(), |_: &mut (), _| Echo).expect("listen");
@@ -177,7 +178,7 @@ fn a_client_above_the_rate_is_served_later() {
 fn no_token_is_spent_on_the_dead() {
     let (mut sim, addr) = world(
         Config::new(),
-        local().accept_rate(Rate::per_second(1).burst(1)),
+        local().with(|listen| listen.accept_rate = Some(Rate::per_second(1).burst(1))),
     );
     let clients = connect(&mut sim, addr, 50);
     sim.settle();
@@ -202,7 +203,7 @@ fn no_token_is_spent_on_the_dead() {
 fn a_peer_that_has_sent_something_is_not_dead() {
     let (mut sim, addr) = world(
         Config::new(),
-        local().accept_rate(Rate::per_second(1).burst(1)),
+        local().with(|listen| listen.accept_rate = Some(Rate::per_second(1).burst(1))),
     );
     let client = sim.connect(addr).expect("it listens");
     sim.send(client, b"\0\x02hi");
@@ -217,20 +218,20 @@ fn a_peer_that_has_sent_something_is_not_dead() {
 fn rates_are_live() {
     let (mut sim, addr) = world(
         Config::new(),
-        local().accept_rate(Rate::per_second(1).burst(1)),
+        local().with(|listen| listen.accept_rate = Some(Rate::per_second(1).burst(1))),
     );
     connect(&mut sim, addr, 30);
     sim.settle();
     assert_eq!(sim.stats().accepted, 1);
     sim.control()
         .reconfigure_listener("it", |listen| {
-            listen.accept_rate(Rate::per_second(1).burst(10))
+            listen.accept_rate = Some(Rate::per_second(1).burst(10))
         })
         .expect("a good rate");
     sim.settle();
     assert_eq!(sim.stats().accepted, 10, "what was spent is spent");
     sim.control()
-        .reconfigure_listener("it", |listen| listen.accept_rate(None))
+        .reconfigure_listener("it", |listen| listen.accept_rate = None)
         .expect("none");
     sim.settle();
     assert_eq!(sim.stats().accepted, 30);
@@ -241,7 +242,7 @@ fn rates_are_live() {
 fn a_drain_does_not_wait_for_the_rate() {
     let (mut sim, addr) = world(
         Config::new(),
-        local().accept_rate(Rate::per_second(1).burst(1)),
+        local().with(|listen| listen.accept_rate = Some(Rate::per_second(1).burst(1))),
     );
     connect(&mut sim, addr, 5);
     sim.settle();
@@ -257,23 +258,21 @@ fn header(source: &str) -> Vec<u8> {
 }
 
 fn behind_a_proxy() -> Listen {
-    local()
-        .proxy_protocol(ProxyProtocol::Required)
-        .trusted_proxies(AccessRules::allow_all())
+    local().with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
+    })
 }
 
 /// Behind a proxy the header's source counts.
 #[test]
 fn each_source_has_a_limit() {
-    let listen = behind_a_proxy()
-        .source_limits(|limits| {
-            limits.connections = Some(2);
-            limits.rate = Some(Rate::per_second(1).burst(3));
-        })
-        .conn(|conn| {
-            conn.linger_timeout = Duration::ZERO;
-            conn.linger_bytes = 0;
-        });
+    let listen = behind_a_proxy().with(|listen| {
+        listen.source_limits.connections = Some(2);
+        listen.source_limits.rate = Some(Rate::per_second(1).burst(3));
+        listen.conn.linger_timeout = Duration::ZERO;
+        listen.conn.linger_bytes = 0;
+    });
     let (mut sim, addr) = world(Config::new(), listen);
     let come = |sim: &mut Sim, source: &str| {
         let client = sim.connect(addr).expect("it listens");
@@ -292,9 +291,8 @@ fn each_source_has_a_limit() {
     assert!(come(&mut sim, "192.0.2.1").1, "the third token");
     let open = sim.stats().open;
     sim.control()
-        .reconfigure_listener("it", |mut listen| {
+        .reconfigure_listener("it", |listen| {
             listen.source_limits.connections = Some(100);
-            listen
         })
         .expect("good");
     assert!(!come(&mut sim, "192.0.2.1").1, "too fast");
@@ -321,15 +319,12 @@ fn headers_without_an_address() -> [(&'static str, Vec<u8>); 4] {
 #[test]
 fn a_header_without_an_address_counts_as_the_proxys() {
     for (kind, header) in headers_without_an_address() {
-        let listen = behind_a_proxy()
-            .source_limits(|limits| {
-                limits.connections = Some(2);
-                limits.rate = Some(Rate::per_second(1).burst(3));
-            })
-            .conn(|conn| {
-                conn.linger_timeout = Duration::ZERO;
-                conn.linger_bytes = 0;
-            });
+        let listen = behind_a_proxy().with(|listen| {
+            listen.source_limits.connections = Some(2);
+            listen.source_limits.rate = Some(Rate::per_second(1).burst(3));
+            listen.conn.linger_timeout = Duration::ZERO;
+            listen.conn.linger_bytes = 0;
+        });
         let (mut sim, addr) = world(Config::new(), listen);
         let come = |sim: &mut Sim| {
             let client = sim.connect(addr).expect("it listens");
@@ -344,9 +339,8 @@ fn a_header_without_an_address_counts_as_the_proxys() {
         sim.settle();
         assert!(come(&mut sim).1, "{kind}: its place is free again");
         sim.control()
-            .reconfigure_listener("it", |mut listen| {
+            .reconfigure_listener("it", |listen| {
                 listen.source_limits.connections = Some(100);
-                listen
             })
             .expect("good");
         assert!(!come(&mut sim).1, "{kind}: too fast");
@@ -362,7 +356,7 @@ fn a_header_without_an_address_is_judged_as_the_proxys() {
         let client = sim.connect(addr).expect("it listens");
         sim.settle();
         sim.control()
-            .reconfigure_listener("it", |listen| listen.access_rules(AccessRules::deny_all()))
+            .reconfigure_listener("it", |listen| listen.access_rules = AccessRules::deny_all())
             .expect("good");
         sim.send(client, &header);
         sim.settle();
@@ -373,7 +367,8 @@ fn a_header_without_an_address_is_judged_as_the_proxys() {
 /// Nothing is delivered faster than was said, over all connections of a listener, and each has its turn.
 #[test]
 fn connections_share_what_their_listener_may_read() {
-    let listen = local().total_frame_rate(Rate::per_second(100).burst(10));
+    let listen =
+        local().with(|listen| listen.total_frame_rate = Some(Rate::per_second(100).burst(10)));
     let (mut sim, addr) = world(Config::new(), listen);
     let clients = connect(&mut sim, addr, 10);
     for client in &clients {
@@ -404,7 +399,7 @@ fn connections_share_what_their_listener_may_read() {
 fn what_connections_share_changes_under_way() {
     let (mut sim, addr) = world(
         Config::new(),
-        local().total_frame_rate(Rate::per_second(10).burst(10)),
+        local().with(|listen| listen.total_frame_rate = Some(Rate::per_second(10).burst(10))),
     );
     let clients = connect(&mut sim, addr, 5);
     for client in &clients {
@@ -420,7 +415,7 @@ fn what_connections_share_changes_under_way() {
     assert!((100..=120).contains(&frames(&mut sim)));
     let set = |sim: &mut Sim, rate: Option<Rate>| {
         let mut control = sim.control();
-        let set = control.reconfigure_listener("it", |listen| listen.total_frame_rate(rate));
+        let set = control.reconfigure_listener("it", |listen| listen.total_frame_rate = rate);
         set.expect("a good rate");
     };
     set(&mut sim, Some(Rate::per_second(500).burst(10)));
@@ -436,7 +431,7 @@ fn what_connections_share_changes_under_way() {
 fn a_connection_reads_no_faster_than_its_rate() {
     let (mut sim, addr) = world(
         Config::new(),
-        local().conn(|conn| conn.read_rate = Some(Rate::per_second(1000).burst(500))),
+        local().with(|listen| listen.conn.read_rate = Some(Rate::per_second(1000).burst(500))),
     );
     let client = sim.connect(addr).expect("it listens");
     sim.send(client, &b"\0\x08abcdefgh".repeat(1000));
@@ -465,21 +460,23 @@ fn a_rate_that_cannot_work_is_named() {
     let no_burst = Rate::per_second(1).burst(0);
     type Change = fn(Listen, Rate) -> Listen;
     let options: [(&str, Change); 6] = [
-        ("accept_rate", |listen, rate| listen.accept_rate(rate)),
+        ("accept_rate", |listen, rate| {
+            listen.with(|listen| listen.accept_rate = Some(rate))
+        }),
         ("source_limits.rate", |listen, rate| {
-            listen.source_limits(|limits| limits.rate = Some(rate))
+            listen.with(|listen| listen.source_limits.rate = Some(rate))
         }),
         ("read_rate", |listen, rate| {
-            listen.conn(|conn| conn.read_rate = Some(rate))
+            listen.with(|listen| listen.conn.read_rate = Some(rate))
         }),
         ("frame_rate", |listen, rate| {
-            listen.conn(|conn| conn.frame_rate = Some(rate))
+            listen.with(|listen| listen.conn.frame_rate = Some(rate))
         }),
         ("total_read_rate", |listen, rate| {
-            listen.total_read_rate(rate)
+            listen.with(|listen| listen.total_read_rate = Some(rate))
         }),
         ("total_frame_rate", |listen, rate| {
-            listen.total_frame_rate(rate)
+            listen.with(|listen| listen.total_frame_rate = Some(rate))
         }),
     ];
     let mut server: Server = Server::new(Config::new()).expect("server");
@@ -496,7 +493,8 @@ fn a_rate_that_cannot_work_is_named() {
             }
         }
     }
-    let bad: Result<Server, Error> = Server::new(Config::new().accept_rate(none));
+    let bad: Result<Server, Error> =
+        Server::new(Config::new().with(|config| config.accept_rate = Some(none)));
     assert!(matches!(
         bad,
         Err(Error::Option {
@@ -507,15 +505,15 @@ fn a_rate_that_cannot_work_is_named() {
     for (option, listen) in [
         (
             "source_limits.connections",
-            local().source_limits(|limits| limits.connections = Some(0)),
+            local().with(|listen| listen.source_limits.connections = Some(0)),
         ),
         (
             "source_limits.prefixes",
-            local().source_limits(|limits| limits.prefixes = (33, 64)),
+            local().with(|listen| listen.source_limits.prefixes = (33, 64)),
         ),
         (
             "source_limits.prefixes",
-            local().source_limits(|limits| limits.prefixes = (32, 0)),
+            local().with(|listen| listen.source_limits.prefixes = (32, 0)),
         ),
     ] {
         let refused = server.listen(listen, |_: &mut (), _| Echo);
@@ -532,22 +530,22 @@ fn a_rate_that_cannot_work_is_named() {
 fn a_faster_rate_is_faster_at_once() {
     let (slow, fast) = (Rate::per_second(1).burst(100), Rate::per_second(1000));
     let (mut sim, addr) = world(
-        Config::new().accept_rate(slow),
-        local()
-            .accept_rate(slow)
-            .source_limits(|limits| limits.rate = Some(slow)),
+        Config::new().with(|config| config.accept_rate = Some(slow)),
+        local().with(|listen| {
+            listen.accept_rate = Some(slow);
+            listen.source_limits.rate = Some(slow);
+        }),
     );
     connect(&mut sim, addr, 101);
     sim.settle();
     assert_eq!(sim.stats().accepted, 100);
     sim.control()
-        .reconfigure(|config| config.accept_rate(fast))
+        .reconfigure(|config| config.accept_rate = Some(fast))
         .expect("good");
     sim.control()
         .reconfigure_listener("it", |listen| {
-            listen
-                .accept_rate(fast)
-                .source_limits(|limits| limits.rate = Some(fast))
+            listen.accept_rate = Some(fast);
+            listen.source_limits.rate = Some(fast);
         })
         .expect("good");
     sim.advance(millis(1));
@@ -567,16 +565,16 @@ fn a_connection_that_waits_for_a_shared_rate_follows_a_faster_one() {
     let none: Option<Rate> = None;
     for next in [Some(Rate::per_second(1_000_000)), none] {
         for frames in [false, true] {
-            let set = |listen: Listen, rate: Option<Rate>| {
+            let set = |listen: &mut Listen, rate: Option<Rate>| {
                 if frames {
-                    listen.total_frame_rate(rate)
+                    listen.total_frame_rate = rate;
                 } else {
-                    listen.total_read_rate(rate)
+                    listen.total_read_rate = rate;
                 }
             };
             let (mut sim, addr) = world(
                 Config::new(),
-                set(local(), Some(Rate::per_second(1).burst(1))),
+                local().with(|listen| set(listen, Some(Rate::per_second(1).burst(1)))),
             );
             let clients = connect(&mut sim, addr, 20);
             for client in &clients {
@@ -601,7 +599,7 @@ fn a_connection_that_waits_for_a_shared_rate_follows_a_faster_one() {
 fn connections_that_come_and_go_do_not_spend_a_shared_rate() {
     let (mut sim, addr) = world(
         Config::new(),
-        local().total_read_rate(Rate::per_second(100_000)),
+        local().with(|listen| listen.total_read_rate = Some(Rate::per_second(100_000))),
     );
     let greedy = connect(&mut sim, addr, 1)[0];
     sim.send(greedy, &b"\0\x02hi".repeat(30_000));
@@ -629,7 +627,7 @@ fn connections_that_come_and_go_do_not_spend_a_shared_rate() {
 fn what_stands_behind_a_header_counts() {
     let (mut sim, addr) = world(
         Config::new(),
-        behind_a_proxy().conn(|conn| conn.read_rate = Some(Rate::per_second(1000))),
+        behind_a_proxy().with(|listen| listen.conn.read_rate = Some(Rate::per_second(1000))),
     );
     let client = connect(&mut sim, addr, 1)[0];
     sim.send(

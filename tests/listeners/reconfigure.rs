@@ -3,14 +3,18 @@
 use std::time::Duration;
 
 use kit::net::{connect, local, ping, read_to_end, spawn_echo, PATIENCE};
-use portcullis::{AtCapacity, CloseReason, Config, Error, HandleError, Keepalive, Listen, Server};
+use portcullis::{
+    AtCapacity, CloseReason, Config, Error, Framing, HandleError, Keepalive, Listen, Server,
+};
 
-type Change = fn(Listen) -> Listen;
+type Change = fn(&mut Listen);
 
 /// A server that was never run, with one listener.
 fn idle() -> Server {
     let mut server = Server::new(Config::new()).expect("server");
-    let listen = local().name("it").max_connections(7);
+    let listen = local()
+        .name("it")
+        .with(|listen| listen.max_connections = Some(7));
     server
         .listen(listen, |_: &mut (), _| kit::net::Echo)
         .expect("listen");
@@ -24,8 +28,8 @@ fn a_change_is_for_later_connections() {
     ping(&mut early, b"early");
     server
         .handle
-        .reconfigure_listener("it", PATIENCE, |listen| {
-            listen.conn(|conn| conn.max_frame = Some(4))
+        .change(PATIENCE, |control| {
+            control.reconfigure_listener("it", |listen| listen.conn.max_frame = Some(4))
         })
         .expect("a good value");
     let mut late = connect(server.addr());
@@ -48,34 +52,43 @@ fn limits_are_live() {
     };
     server
         .handle
-        .reconfigure_listener("it", PATIENCE, move |listen| {
-            listen.max_connections(1).at_capacity(full.clone())
+        .change(PATIENCE, move |control| {
+            control.reconfigure_listener("it", |listen| {
+                listen.max_connections = Some(1);
+                listen.at_capacity = full.clone();
+            })
         })
         .expect("good values");
     assert_eq!(read_to_end(&mut connect(server.addr())), b"full");
     server
         .handle
-        .reconfigure(PATIENCE, |config| config.max_connections(0))
+        .change(PATIENCE, |control| {
+            control.reconfigure(|config| config.max_connections = 0)
+        })
         .expect("a good value");
     server.until("it is published", |stats| stats.max_connections == 0);
     ping(&mut first, b"still in");
     server
         .handle
-        .reconfigure_listener("it", PATIENCE, |listen| {
-            listen.at_capacity(AtCapacity::Wait)
+        .change(PATIENCE, |control| {
+            control.reconfigure_listener("it", |listen| listen.at_capacity = AtCapacity::Wait)
         })
         .expect("a good value");
     let mut waiting = connect(server.addr());
     server
         .handle
-        .reconfigure(PATIENCE, |config| config.max_connections(2))
+        .change(PATIENCE, |control| {
+            control.reconfigure(|config| config.max_connections = 2)
+        })
         .expect("a good value");
     drop(first);
     ping(&mut waiting, b"at last");
     // Its own limit is taken away, and the server's is the only one.
     server
         .handle
-        .reconfigure_listener("it", PATIENCE, |listen| listen.max_connections(None))
+        .change(PATIENCE, |control| {
+            control.reconfigure_listener("it", |listen| listen.max_connections = None)
+        })
         .expect("no limit");
     ping(&mut connect(server.addr()), b"beside it");
 }
@@ -85,26 +98,24 @@ fn a_bad_value_changes_nothing() {
     let mut server = idle();
     let before = server.control().listener("it").expect("there");
     let changes: [(&str, Change); 5] = [
-        ("watermarks", |listen| {
-            listen.max_connections(1).conn(|conn| {
-                conn.low_watermark = 10;
-                conn.high_watermark = 5;
-            })
+        ("low_watermark", |listen| {
+            listen.max_connections = Some(1);
+            listen.conn.low_watermark = 10;
+            listen.conn.high_watermark = 5;
         }),
         ("max_frame", |listen| {
-            listen
-                .max_connections(1)
-                .conn(|conn| conn.max_frame = Some(0))
+            listen.max_connections = Some(1);
+            listen.conn.max_frame = Some(0);
         }),
         ("idle_timeout", |listen| {
-            listen
-                .max_connections(1)
-                .conn(|conn| conn.idle_timeout = Duration::ZERO)
+            listen.max_connections = Some(1);
+            listen.conn.idle_timeout = Duration::ZERO;
         }),
         ("output_limit", |listen| {
-            listen.max_connections(1).conn(|conn| conn.output_limit = 1)
+            listen.max_connections = Some(1);
+            listen.conn.output_limit = 1;
         }),
-        ("name", |listen| listen.max_connections(1).name("")),
+        ("name", |listen| *listen = listen.clone().name("")),
     ];
     for (option, change) in changes {
         match server.control().reconfigure_listener("it", change) {
@@ -118,9 +129,8 @@ fn a_bad_value_changes_nothing() {
         );
     }
     let changed = server.control().reconfigure(|config| {
-        config
-            .max_connections(3)
-            .budgets(|budgets| budgets.accepts = 0)
+        config.max_connections = 3;
+        config.budgets.accepts = 0;
     });
     assert!(
         matches!(
@@ -140,37 +150,29 @@ fn a_bad_value_changes_nothing() {
 fn an_open_port_keeps_its_socket() {
     let mut server = idle();
     let changes: [(&str, Change); 10] = [
-        ("tcp", |_| Listen::tcp("127.0.0.1:1").name("it")),
-        ("name", |listen| listen.name("another")),
-        ("backlog", |listen| {
-            listen.socket(|socket| socket.backlog = 5)
+        ("tcp", |listen| {
+            *listen = Listen::tcp("127.0.0.1:1", Framing::Packet2).name("it")
         }),
-        ("nodelay", |listen| {
-            listen.socket(|socket| socket.nodelay = false)
-        }),
-        ("only_v6", |listen| {
-            listen.socket(|socket| socket.only_v6 = false)
-        }),
+        ("name", |listen| *listen = listen.clone().name("another")),
+        ("backlog", |listen| listen.socket.backlog = 5),
+        ("nodelay", |listen| listen.socket.nodelay = false),
+        ("only_v6", |listen| listen.socket.only_v6 = false),
         ("reuse_address", |listen| {
-            listen.socket(|socket| socket.reuse_address = false)
+            listen.socket.reuse_address = false
         }),
-        ("reuse_port", |listen| {
-            listen.socket(|socket| socket.reuse_port = true)
-        }),
+        ("reuse_port", |listen| listen.socket.reuse_port = true),
         ("keepalive", |listen| {
-            listen.socket(|socket| {
-                socket.keepalive = Some(Keepalive::new(
-                    Duration::from_secs(9),
-                    Duration::from_secs(9),
-                    9,
-                ))
-            })
+            listen.socket.keepalive = Some(Keepalive::new(
+                Duration::from_secs(9),
+                Duration::from_secs(9),
+                9,
+            ));
         }),
         ("recv_buffer", |listen| {
-            listen.socket(|socket| socket.recv_buffer = Some(4096))
+            listen.socket.recv_buffer = Some(4096)
         }),
         ("send_buffer", |listen| {
-            listen.socket(|socket| socket.send_buffer = Some(4096))
+            listen.socket.send_buffer = Some(4096)
         }),
     ];
     for (option, change) in changes {
@@ -202,24 +204,37 @@ fn a_changed_address_is_named_by_its_kind() {
     let (path, other) = (place.path("one"), place.path("two"));
     let mut server = idle();
     server
-        .listen(Listen::unix(&path).name("unix"), |_: &mut (), _| {
-            kit::net::Echo
-        })
+        .listen(
+            Listen::unix(&path, Framing::Packet2).name("unix"),
+            |_: &mut (), _| kit::net::Echo,
+        )
         .expect("listen");
     for (which, listen, option) in [
-        ("unix", Listen::unix(&other).name("unix"), "unix"),
-        ("unix", Listen::tcp("127.0.0.1:1").name("unix"), "tcp"),
-        ("it", Listen::unix(&other).name("it"), "unix"),
+        (
+            "unix",
+            Listen::unix(&other, Framing::Packet2).name("unix"),
+            "unix",
+        ),
+        (
+            "unix",
+            Listen::tcp("127.0.0.1:1", Framing::Packet2).name("unix"),
+            "tcp",
+        ),
+        (
+            "it",
+            Listen::unix(&other, Framing::Packet2).name("it"),
+            "unix",
+        ),
         #[cfg(target_os = "linux")]
         (
             "it",
-            Listen::unix_abstract("it").name("it"),
+            Listen::unix_abstract("it", Framing::Packet2).name("it"),
             "unix_abstract",
         ),
     ] {
         let changed = server
             .control()
-            .reconfigure_listener(which, |_| listen.clone());
+            .reconfigure_listener(which, |options| *options = listen.clone());
         match changed {
             Err(Error::Option { option: named, .. }) => assert_eq!(named, option),
             other => panic!("{option}: {other:?}"),
@@ -230,12 +245,12 @@ fn a_changed_address_is_named_by_its_kind() {
 #[test]
 fn a_handle_tells_what_was_wrong() {
     let server = spawn_echo(Config::new(), local());
-    let gone = server
-        .handle
-        .reconfigure_listener("nobody", PATIENCE, |listen| listen);
+    let gone = server.handle.change(PATIENCE, |control| {
+        control.reconfigure_listener("nobody", |_| ())
+    });
     assert!(matches!(gone, Err(HandleError::NoListener(_))), "{gone:?}");
-    let bad = server.handle.reconfigure(PATIENCE, |config| {
-        config.budgets(|budgets| budgets.read_bytes = 0)
+    let bad = server.handle.change(PATIENCE, |control| {
+        control.reconfigure(|config| config.budgets.read_bytes = 0)
     });
     match bad {
         Err(HandleError::Refused(words)) => {
@@ -254,7 +269,9 @@ fn a_limit_does_not_strip_tls() {
     let server = spawn_echo(Config::new(), local().name("it").tls(config));
     server
         .handle
-        .reconfigure_listener("it", PATIENCE, |listen| listen.max_connections(5))
+        .change(PATIENCE, |control| {
+            control.reconfigure_listener("it", |listen| listen.max_connections = Some(5))
+        })
         .expect("a good value");
     let mut plain = connect(server.addr());
     kit::net::send2(&mut plain, b"plain");

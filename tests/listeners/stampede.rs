@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use kit::net::{connect, eventually, local, ping, spawn, Echo, Running, PATIENCE};
-use portcullis::{AtCapacity, Config, Context, Handler, Listen, Outcome, Server};
+use portcullis::{AtCapacity, Config, Context, Framing, Handler, Listen, Outcome, Server};
 
 /// Echoes, and panics when asked to.
 struct Fragile;
@@ -69,7 +69,7 @@ fn client(addr: SocketAddr, seed: u64, over: &AtomicBool) {
 /// ranch: stampede_tcp, stampede_embedded. Connections die of everything, and options change meanwhile.
 #[test]
 fn the_port_answers_after_a_stampede() {
-    let server = server(Config::new().max_connections(60), local().name("it"));
+    let server = server(Config::max_connections(60), local().name("it"));
     let addr = server.addr();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -88,12 +88,14 @@ fn the_port_answers_after_a_stampede() {
                     4 => drop(victim.and_then(|id| control.conn(id).map(|mut conn| conn.close()))),
                     5 => control.suspend("it").expect("there"),
                     6 => control.resume("it").expect("there"),
-                    7 => control.set_max_connections(number).expect("good"),
+                    7 => control
+                        .reconfigure(|config| config.max_connections = number)
+                        .expect("good"),
                     _ => control
                         .reconfigure_listener("it", |listen| match number % 3 {
-                            0 => listen.at_capacity(AtCapacity::refuse()),
-                            1 => listen.at_capacity(AtCapacity::Wait),
-                            _ => listen.max_connections(number + 1),
+                            0 => listen.at_capacity = AtCapacity::refuse(),
+                            1 => listen.at_capacity = AtCapacity::Wait,
+                            _ => listen.max_connections = Some(number + 1),
                         })
                         .expect("good"),
                 }
@@ -106,9 +108,13 @@ fn the_port_answers_after_a_stampede() {
             .handle
             .call(PATIENCE, |_, control| {
                 control.resume("it").expect("there");
-                control.set_max_connections(60).expect("good");
-                let free =
-                    |listen: Listen| listen.max_connections(60).at_capacity(AtCapacity::Wait);
+                control
+                    .reconfigure(|config| config.max_connections = 60)
+                    .expect("good");
+                let free = |listen: &mut Listen| {
+                    listen.max_connections = Some(60);
+                    listen.at_capacity = AtCapacity::Wait;
+                };
                 control.reconfigure_listener("it", free).expect("good");
             })
             .expect("the loop answers");
@@ -122,7 +128,7 @@ fn the_port_answers_after_a_stampede() {
 /// ranch: tcp_set_max_connections_clean. A hundred changes from many threads leave no listener stuck.
 #[test]
 fn a_hundred_changes_of_the_cap_leave_it_working() {
-    let server = server(Config::new().max_connections(1), local());
+    let server = server(Config::max_connections(1), local());
     let addr = server.addr();
     thread::scope(|scope| {
         for thread in 0..10_u64 {
@@ -132,7 +138,9 @@ fn a_hundred_changes_of_the_cap_leave_it_working() {
                 for _ in 0..10 {
                     let cap = dice.roll(20);
                     handle
-                        .reconfigure(PATIENCE, move |config| config.max_connections(cap))
+                        .change(PATIENCE, move |control| {
+                            control.reconfigure(|config| config.max_connections = cap)
+                        })
                         .expect("good");
                 }
             });
@@ -141,7 +149,9 @@ fn a_hundred_changes_of_the_cap_leave_it_working() {
     let mut waiting: Vec<_> = (0..20).map(|_| connect(addr)).collect();
     server
         .handle
-        .reconfigure(PATIENCE, |config| config.max_connections(20))
+        .change(PATIENCE, |control| {
+            control.reconfigure(|config| config.max_connections = 20)
+        })
         .expect("good");
     for client in &mut waiting {
         ping(client, b"in");
@@ -173,7 +183,7 @@ fn a_port_is_closed_and_opened_a_hundred_times() {
             .expect("a turn");
         server.control().close_listener("first").expect("there");
         server
-            .listen(Listen::tcp(addr).name("first"), service)
+            .listen(Listen::tcp(addr, Framing::Packet2).name("first"), service)
             .expect("the port is free again");
     }
     let handle = server.handle();
@@ -199,7 +209,7 @@ fn the_port_answers_after_a_stampede_of_handshakes() {
 
     let site = Site::new();
     let config = std::sync::Arc::new(site.server());
-    let server = server(Config::new().max_connections(40), local().tls(config));
+    let server = server(Config::max_connections(40), local().tls(config));
     let addr = server.addr();
     let client = site.client(&version::TLS13);
     let over = AtomicBool::new(false);

@@ -73,7 +73,7 @@ fn a_unix_socket_serves_and_says_where_it_is() {
         }
     }
     let (tell, told) = mpsc::channel();
-    let listen = Listen::unix(&path);
+    let listen = Listen::unix(&path, Framing::Packet2);
     let server = spawn(move || {
         let mut server = server();
         let service = move |_: &mut (), _: Peer| Where(tell.clone());
@@ -109,16 +109,16 @@ fn a_unix_socket_serves_and_says_where_it_is() {
 fn one_server_has_both_kinds_of_listeners() {
     let place = Place::new();
     let paths = [place.path("one"), place.path("two")];
-    let listens = paths.clone().map(Listen::unix);
+    let listens = paths.clone().map(|path| Listen::unix(path, Framing::Line));
     let server = spawn(move || {
         let mut server = server();
         server.listen(local(), echo).expect("listen");
         for listen in listens {
             server
                 .listen(
-                    listen.framing(Framing::Line).socket(|socket| {
-                        socket.nodelay = true;
-                        socket.reuse_port = true;
+                    listen.with(|listen| {
+                        listen.socket.nodelay = true;
+                        listen.socket.reuse_port = true;
                     }),
                     echo,
                 )
@@ -142,8 +142,8 @@ fn one_server_has_both_kinds_of_listeners() {
 fn a_path_that_is_served_is_taken_and_stays_so() {
     let place = Place::new();
     let path = place.path("taken.sock");
-    let first = serve(Listen::unix(&path));
-    let error = refused(Listen::unix(&path).name("second"));
+    let first = serve(Listen::unix(&path, Framing::Packet2));
+    let error = refused(Listen::unix(&path, Framing::Packet2).name("second"));
     assert!(
         matches!(&error, Error::AddressInUse { addr } if *addr == first.listeners[0].addr),
         "{error}"
@@ -162,7 +162,7 @@ fn a_path_that_is_served_is_taken_and_stays_so() {
         .expect("bind");
     full.listen(0).expect("listen");
     let _waiting = connect(&path);
-    let error = refused(Listen::unix(&path));
+    let error = refused(Listen::unix(&path, Framing::Packet2));
     assert!(matches!(error, Error::AddressInUse { .. }), "{error}");
     assert!(path.exists());
 }
@@ -174,7 +174,9 @@ fn a_stale_socket_is_replaced() {
     let path = place.path("stale.sock");
     leave_stale(&path);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("mode");
-    let _server = serve(Listen::unix(&path).socket(|socket| socket.mode = Some(0o600)));
+    let _server = serve(
+        Listen::unix(&path, Framing::Packet2).with(|listen| listen.socket.mode = Some(0o600)),
+    );
     ping(&mut connect(&path), b"new");
     assert_eq!(mode(&path), 0o600);
 }
@@ -192,7 +194,7 @@ fn a_start_over_a_stale_socket_has_one_winner() {
             let start = || {
                 let mut server = server();
                 together.wait();
-                let listened = server.listen(Listen::unix(&path), echo);
+                let listened = server.listen(Listen::unix(&path, Framing::Packet2), echo);
                 // None leaves before all have tried.
                 over.wait();
                 match listened {
@@ -230,7 +232,7 @@ fn what_is_no_socket_is_left_alone() {
     leave_stale(&stale);
     std::os::unix::fs::symlink(&stale, &link).expect("link");
     for path in [&file, &directory, &link] {
-        let error = refused(Listen::unix(path));
+        let error = refused(Listen::unix(path, Framing::Packet2));
         let kind = matches!(&error, Error::Listen { source, .. } if source.kind() == ErrorKind::AlreadyExists);
         assert!(kind, "{error}");
         assert!(
@@ -246,7 +248,7 @@ fn what_is_no_socket_is_left_alone() {
 #[test]
 fn a_missing_directory_is_named() {
     let place = Place::new();
-    let error = refused(Listen::unix(place.path("no/such.sock")));
+    let error = refused(Listen::unix(place.path("no/such.sock"), Framing::Packet2));
     assert!(
         error.to_string().contains("its directory must exist"),
         "{error}"
@@ -262,13 +264,13 @@ fn names_that_cannot_be_are_refused_with_the_reason() {
     };
     for (listen, words) in [
         (
-            Listen::unix(long(108)),
+            Listen::unix(long(108), Framing::Packet2),
             "108 bytes, and the system takes at most 107",
         ),
-        (Listen::unix(""), "at least one byte"),
-        (Listen::unix("a\0b"), "zero byte"),
+        (Listen::unix("", Framing::Packet2), "at least one byte"),
+        (Listen::unix("a\0b", Framing::Packet2), "zero byte"),
         (
-            Listen::unix("a").socket(|socket| socket.mode = Some(0o1777)),
+            Listen::unix("a", Framing::Packet2).with(|listen| listen.socket.mode = Some(0o1777)),
             "0o777",
         ),
     ] {
@@ -280,7 +282,7 @@ fn names_that_cannot_be_are_refused_with_the_reason() {
         );
     }
     if cfg!(target_os = "linux") {
-        let _server = serve(Listen::unix(long(107)));
+        let _server = serve(Listen::unix(long(107), Framing::Packet2));
         ping(&mut connect(long(107)), b"just");
     }
 }
@@ -316,7 +318,8 @@ fn permissions_are_set_before_a_client_can_connect() {
             let mut server = server();
             server
                 .listen(
-                    Listen::unix(path(now)).socket(|socket| socket.mode = Some(0o606)),
+                    Listen::unix(path(now), Framing::Packet2)
+                        .with(|listen| listen.socket.mode = Some(0o606)),
                     echo,
                 )
                 .expect("listen");
@@ -338,17 +341,20 @@ fn the_file_goes_with_its_listener() {
     ];
     let mut server = server();
     let id = server
-        .listen(Listen::unix(&paths[0]), echo)
+        .listen(Listen::unix(&paths[0], Framing::Packet2), echo)
         .expect("listen");
     server
-        .listen(Listen::unix(&paths[1]).name("taken"), echo)
+        .listen(
+            Listen::unix(&paths[1], Framing::Packet2).name("taken"),
+            echo,
+        )
         .expect("listen");
     server.control().close_listener(id).expect("there");
     assert!(!paths[0].exists() && paths[1].exists());
     drop(server);
     assert!(!paths[1].exists());
 
-    let draining = serve(Listen::unix(&paths[2]));
+    let draining = serve(Listen::unix(&paths[2], Framing::Packet2));
     ping(&mut connect(&paths[2]), b"there");
     draining.finish();
     assert!(!paths[2].exists());
@@ -366,7 +372,7 @@ fn no_file_is_left_by_a_listen_that_fails() {
         )
         .expect("listen");
     let error = server
-        .listen(Listen::unix(place.path("late")), echo)
+        .listen(Listen::unix(place.path("late"), Framing::Packet2), echo)
         .expect_err("the default name is taken");
     assert!(matches!(error, Error::NameTaken { .. }), "{error}");
     assert!(!place.path("late").exists());
@@ -394,7 +400,7 @@ fn one_file_name_in_several_places_needs_no_names() {
         for name in names {
             let path = folder.join(OsStr::from_bytes(name));
             server
-                .listen(Listen::unix(&path), echo)
+                .listen(Listen::unix(&path, Framing::Packet2), echo)
                 .unwrap_or_else(|error| panic!("{path:?}: {error}"));
         }
     }
@@ -409,11 +415,11 @@ fn one_file_name_in_several_places_needs_no_names() {
 fn the_file_of_a_successor_is_not_removed() {
     let place = Place::new();
     let path = place.path("succeeded.sock");
-    let old = serve(Listen::unix(&path));
+    let old = serve(Listen::unix(&path, Framing::Packet2));
     let mut inside = connect(&path);
     ping(&mut inside, b"old");
     fs::remove_file(&path).expect("an administrator's hand");
-    let _new = serve(Listen::unix(&path));
+    let _new = serve(Listen::unix(&path, Framing::Packet2));
     drop(inside);
     old.finish();
     ping(&mut connect(&path), b"new");
@@ -424,7 +430,7 @@ fn the_file_of_a_successor_is_not_removed() {
 fn an_abstract_name_has_no_file() {
     use std::os::linux::net::SocketAddrExt;
     let name = format!("portcullis-{}", std::process::id());
-    let server = serve(Listen::unix_abstract(&name));
+    let server = serve(Listen::unix_abstract(&name, Framing::Packet2));
     let listener = &server.listeners[0];
     assert_eq!(
         listener
@@ -441,12 +447,13 @@ fn an_abstract_name_has_no_file() {
         b"hello",
     );
 
-    let error = refused(Listen::unix_abstract(&name));
+    let error = refused(Listen::unix_abstract(&name, Framing::Packet2));
     assert!(matches!(error, Error::AddressInUse { .. }), "{error}");
     for listen in [
-        Listen::unix_abstract("x").socket(|socket| socket.mode = Some(0o600)),
-        Listen::unix_abstract(""),
-        Listen::unix_abstract([7; 108]),
+        Listen::unix_abstract("x", Framing::Packet2)
+            .with(|listen| listen.socket.mode = Some(0o600)),
+        Listen::unix_abstract("", Framing::Packet2),
+        Listen::unix_abstract([7; 108], Framing::Packet2),
     ] {
         let error = refused(listen);
         assert!(matches!(error, Error::Option { .. }), "{error}");
@@ -475,7 +482,7 @@ fn a_peer_s_credentials_are_known() {
     let path = place.path("who.sock");
     let (tell, told) = mpsc::channel();
     let (tell_peer, told_peer) = mpsc::channel();
-    let listens = [Listen::unix(&path), local().name("tcp")];
+    let listens = [Listen::unix(&path, Framing::Packet2), local().name("tcp")];
     let server = spawn(move || {
         let mut server = server();
         for listen in listens {
@@ -534,7 +541,10 @@ fn a_service_can_refuse_by_credentials() {
     let (ours, theirs) = (place.path("ours"), place.path("theirs"));
     let uid = ourselves().0;
     let (tell, told) = mpsc::channel();
-    let listens = [(Listen::unix(&ours), uid), (Listen::unix(&theirs), uid + 1)];
+    let listens = [
+        (Listen::unix(&ours, Framing::Packet2), uid),
+        (Listen::unix(&theirs, Framing::Packet2), uid + 1),
+    ];
     let _server = spawn(move || {
         let mut server = server();
         for (listen, uid) in listens {
@@ -558,7 +568,10 @@ fn a_service_can_refuse_by_credentials() {
 fn access_rules_are_for_ip_addresses() {
     let place = Place::new();
     let path = place.path("denied.sock");
-    let server = serve(Listen::unix(&path).access_rules(AccessRules::deny_all()));
+    let server = serve(
+        Listen::unix(&path, Framing::Packet2)
+            .with(|listen| listen.access_rules = AccessRules::deny_all()),
+    );
     ping(&mut connect(&path), b"in");
     assert_eq!(
         server.ask(|(), control| control.stats().closed(CloseReason::Denied)),
@@ -575,7 +588,7 @@ fn a_client_can_have_any_name() {
     let place = Place::new();
     let path = place.path("s");
     let (tell, told) = mpsc::channel();
-    let listen = Listen::unix(&path);
+    let listen = Listen::unix(&path, Framing::Packet2);
     let server = spawn(move || {
         let mut server = server();
         let service = move |_: &mut (), peer: Peer| {
@@ -637,7 +650,7 @@ impl Handler for Last {
 fn half_closing_is_as_over_tcp() {
     let place = Place::new();
     let path = place.path("half.sock");
-    let listen = Listen::unix(&path).framing(Framing::Raw);
+    let listen = Listen::unix(&path, Framing::Raw);
     let server = spawn(move || {
         let mut server = server();
         server
@@ -665,7 +678,10 @@ fn ends_have_the_same_reasons() {
     }
     let place = Place::new();
     let (path, rude) = (place.path("ends.sock"), place.path("rude.sock"));
-    let listens = (Listen::unix(&path), Listen::unix(&rude));
+    let listens = (
+        Listen::unix(&path, Framing::Packet2),
+        Listen::unix(&rude, Framing::Packet2),
+    );
     let server = spawn(move || {
         let mut server = server();
         server.listen(listens.0, echo).expect("listen");
@@ -730,7 +746,7 @@ fn a_write_to_a_closed_peer_raises_no_signal() {
         .expect("a handler");
     let place = Place::new();
     let path = place.path("pipe.sock");
-    let listen = Listen::unix(&path);
+    let listen = Listen::unix(&path, Framing::Packet2);
     let server = spawn(move || {
         let mut server = server();
         server
@@ -752,9 +768,7 @@ fn a_slow_reader_gets_everything_in_order() {
     let place = Place::new();
     let path = place.path("slow.sock");
     let server = serve(
-        Listen::unix(&path)
-            .framing(Framing::Raw)
-            .socket(|socket| socket.send_buffer = Some(4096)),
+        Listen::unix(&path, Framing::Raw).with(|listen| listen.socket.send_buffer = Some(4096)),
     );
     let mut client = connect(&path);
     let sent: Vec<u8> = (0..2_000_000_u32).map(|n| (n / 7) as u8).collect();
@@ -780,7 +794,9 @@ fn a_slow_reader_gets_everything_in_order() {
 fn a_server_that_finds_it_full_waits() {
     let place = Place::new();
     let path = place.path("full.sock");
-    let server = serve(Listen::unix(&path).max_connections(1));
+    let server = serve(
+        Listen::unix(&path, Framing::Packet2).with(|listen| listen.max_connections = Some(1)),
+    );
     let mut first = connect(&path);
     ping(&mut first, b"first");
     let mut second = connect(&path);
@@ -794,7 +810,7 @@ fn a_server_that_finds_it_full_waits() {
 fn a_service_may_refuse() {
     let place = Place::new();
     let path = place.path("refused.sock");
-    let listen = Listen::unix(&path);
+    let listen = Listen::unix(&path, Framing::Packet2);
     let _server = spawn(move || {
         let mut server = server();
         let nobody = try_accept(|_: &mut (), _| Err::<Echo, _>(Refuse::with_farewell("no")));
@@ -813,7 +829,7 @@ fn a_unix_listener_can_be_adopted_and_its_file_stays() {
     let server = spawn(move || {
         let mut server = server();
         server
-            .adopt(socket, Listen::adopted(), echo)
+            .listen(Listen::adopted(socket, Framing::Packet2), echo)
             .expect("adopt");
         (server, ())
     });
@@ -841,7 +857,7 @@ fn only_a_listening_stream_socket_can_be_adopted() {
         std::os::fd::OwnedFd::from(file),
     ] {
         let error = server
-            .adopt(fd, Listen::adopted(), echo)
+            .listen(Listen::adopted(fd, Framing::Packet2), echo)
             .expect_err("no listener");
         assert!(matches!(error, Error::Os { .. }), "{error}");
     }
@@ -854,7 +870,7 @@ fn only_a_listening_stream_socket_can_be_adopted() {
 fn an_urgent_byte_does_not_stop_the_rest() {
     let place = Place::new();
     let path = place.path("urgent.sock");
-    let listen = Listen::unix(&path).framing(Framing::Raw);
+    let listen = Listen::unix(&path, Framing::Raw);
     let _server = spawn(move || {
         let mut server = server();
         server

@@ -49,13 +49,11 @@ impl World {
             epoch: Rc::clone(&clock),
         };
         let mut sim = Sim::new(7, config, app);
-        let listen = Listen::tcp("127.0.0.1:0")
-            .framing(Framing::Packet4)
-            .conn(|conn| {
-                conn.idle_timeout = Duration::MAX;
-                conn.frame_timeout = Duration::MAX;
-                conn.max_frame = Some(1 << 20);
-            });
+        let listen = Listen::tcp("127.0.0.1:0", Framing::Packet4).with(|listen| {
+            listen.conn.idle_timeout = Duration::MAX;
+            listen.conn.frame_timeout = Duration::MAX;
+            listen.conn.max_frame = Some(1 << 20);
+        });
         let addr = sim.listen(listen, |_: &mut App, _| Silent).expect("listen");
         Self {
             sim,
@@ -235,18 +233,26 @@ fn a_change_keeps_the_time_that_has_passed() {
 /// A percentage follows the cap, and a number never stays above it.
 #[test]
 fn thresholds_follow_the_cap() {
-    let mut world = World::new(Config::new().max_connections(100));
+    let mut world = World::new(Config::max_connections(100));
     let percent = world.alarm(Alarm::connections(Quota::Percent(90)));
     world.crowd(20);
     assert_eq!(world.said(), []);
-    world.sim.control().set_max_connections(22).expect("a cap");
+    world
+        .sim
+        .control()
+        .reconfigure(|config| config.max_connections = 22)
+        .expect("a cap");
     world.sim.settle();
     assert_eq!(world.said(), [(0, Raised, 20, 20)], "19.8 connections");
     assert!(world.sim.control().remove_alarm(percent));
     let number = world.alarm(Alarm::connections(22));
     world.sim.settle();
     assert_eq!(world.said(), []);
-    world.sim.control().set_max_connections(10).expect("a cap");
+    world
+        .sim
+        .control()
+        .reconfigure(|config| config.max_connections = 10)
+        .expect("a cap");
     world.sim.settle();
     assert_eq!(world.said(), [(0, Raised, 20, 10)]);
     let infos = world.sim.control().alarms();
@@ -278,7 +284,7 @@ fn descriptors_are_those_of_listeners_and_connections() {
 
 #[test]
 fn memory_is_what_buffers_hold() {
-    let mut world = World::new(Config::new().memory_limit(1 << 20));
+    let mut world = World::new(Config::new().with(|config| config.memory_limit = Some(1 << 20)));
     world.alarm(Alarm::memory(Quota::Percent(25)));
     world.crowd(2);
     let client = world.clients[0];
@@ -411,7 +417,8 @@ fn a_destructor_may_panic() {
 
 #[test]
 fn what_can_never_or_always_be_reached_is_refused_in_words() {
-    let mut world = World::new(Config::new().max_connections(100).memory_limit(1 << 20));
+    let mut world =
+        World::new(Config::max_connections(100).with(|config| config.memory_limit = Some(1 << 20)));
     world.sim.set_descriptor_limit(64);
     let mut refusal = |alarm: Alarm| {
         let error = world

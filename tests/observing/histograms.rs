@@ -27,7 +27,7 @@ fn world(config: Config, listen: Listen) -> (Sim, SocketAddr) {
 }
 
 fn listen() -> Listen {
-    Listen::tcp("127.0.0.1:0").framing(Framing::Packet4)
+    Listen::tcp("127.0.0.1:0", Framing::Packet4)
 }
 
 fn packet4(payload: &[u8]) -> Vec<u8> {
@@ -86,8 +86,11 @@ fn frames_are_counted_by_the_size_of_their_payload() {
 
 #[test]
 fn ages_are_those_of_all_that_had_a_slot() {
-    let config = Config::new().max_connections(2);
-    let (mut sim, addr) = world(config, listen().at_capacity(AtCapacity::refuse()));
+    let config = Config::max_connections(2);
+    let (mut sim, addr) = world(
+        config,
+        listen().with(|listen| listen.at_capacity = AtCapacity::refuse()),
+    );
     let clients = [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("a listener"));
     sim.settle();
     let refused = sim.connect(addr);
@@ -109,9 +112,10 @@ fn ages_are_those_of_all_that_had_a_slot() {
 /// time; neither has one that never opens.
 #[test]
 fn handshakes_are_timed_where_there_are_any() {
-    let behind = listen()
-        .proxy_protocol(ProxyProtocol::Required)
-        .trusted_proxies(AccessRules::allow_all());
+    let behind = listen().with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
+    });
     let (mut sim, addr) = world(Config::new(), behind);
     let plain = sim.listen(listen(), |_: &mut (), _| Sized).expect("listen");
     let clients = [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("a listener"));

@@ -8,18 +8,23 @@ use std::time::{Duration, Instant};
 use kit::net::{
     connect, hold, local, ping, recv2, send2, spawn, spawn_echo, Echo, Running, PATIENCE,
 };
-use portcullis::{AtCapacity, Config, Error, HandleError, ListenerRef, ListenerState, Server};
+use portcullis::{
+    AtCapacity, Config, Error, Framing, HandleError, ListenerRef, ListenerState, Server,
+};
 
 /// Long enough to be a wait, short enough for a test: nothing depends on its length.
 const SHORT: Duration = Duration::from_millis(20);
 
 fn two_listeners() -> Running {
     spawn(|| {
-        let mut server = Server::new(Config::new().max_connections(10)).expect("server");
+        let mut server = Server::new(Config::max_connections(10)).expect("server");
         server
-            .listen(local().name("games").max_connections(3), |_: &mut (), _| {
-                Echo
-            })
+            .listen(
+                local()
+                    .name("games")
+                    .with(|listen| listen.max_connections = Some(3)),
+                |_: &mut (), _| Echo,
+            )
             .expect("listen");
         server
             .listen(local(), |_: &mut (), _| Echo)
@@ -70,7 +75,7 @@ fn a_listener_tells_how_many_it_has_and_may_have() {
     assert_eq!(counts("games"), (0, 3, 2));
     // The server's cap, when it is the smaller one.
     server
-        .ask(|(), control| control.set_max_connections(2))
+        .ask(|(), control| control.reconfigure(|config| config.max_connections = 2))
         .expect("lowered");
     assert_eq!((counts("games").1, counts(&other).1), (2, 2));
 }
@@ -242,7 +247,7 @@ fn a_closed_listeners_name_can_be_taken_again() {
     server.control().close_listener("games").expect("closed");
     let second = server
         .listen(
-            portcullis::Listen::tcp(addr).name("games"),
+            portcullis::Listen::tcp(addr, Framing::Packet2).name("games"),
             |_: &mut (), _| Echo,
         )
         .expect("the name and the port are free");
@@ -304,8 +309,10 @@ fn the_state_tells_why_a_listener_takes_no_client() {
 #[test]
 fn a_listener_that_refuses_is_never_full() {
     let server = spawn_echo(
-        Config::new().max_connections(1),
-        local().name("polite").at_capacity(AtCapacity::refuse()),
+        Config::max_connections(1),
+        local()
+            .name("polite")
+            .with(|listen| listen.at_capacity = AtCapacity::refuse()),
     );
     ping(&mut connect(server.addr()), b"in");
     let info = server.handle.listener("polite", PATIENCE).expect("there");

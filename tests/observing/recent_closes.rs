@@ -37,7 +37,7 @@ impl fmt::Display for Rude {
 impl std::error::Error for Rude {}
 
 fn listen() -> Listen {
-    Listen::tcp("127.0.0.1:0").framing(Framing::Packet1)
+    Listen::tcp("127.0.0.1:0", Framing::Packet1)
 }
 
 fn world(config: Config, listen: Listen) -> (Sim, SocketAddr) {
@@ -117,8 +117,8 @@ fn an_error_may_say_anything() {
 #[test]
 fn a_refused_client_is_listed_too() {
     let (mut sim, addr) = world(
-        Config::new().max_connections(1),
-        listen().at_capacity(AtCapacity::refuse()),
+        Config::max_connections(1),
+        listen().with(|listen| listen.at_capacity = AtCapacity::refuse()),
     );
     connect(&mut sim, addr);
     let refused = connect(&mut sim, addr);
@@ -127,9 +127,10 @@ fn a_refused_client_is_listed_too() {
     assert_eq!(close.peer.as_tcp(), sim.client_addr(refused));
     assert_eq!((close.age, close.traffic.bytes_in), (Duration::ZERO, 0));
 
-    let behind = listen()
-        .proxy_protocol(ProxyProtocol::Required)
-        .trusted_proxies(AccessRules::allow_all());
+    let behind = listen().with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
+    });
     let (mut sim, addr) = world(Config::new(), behind);
     let client = connect(&mut sim, addr);
     sim.send(client, b"PROXY TCP4 203.0.113.9 192.0.2.1 4711 25\r\n");
@@ -154,7 +155,10 @@ fn a_refused_client_is_listed_too() {
 /// The latest first; live, down to none and up again.
 #[test]
 fn so_many_are_kept_and_no_more() {
-    let (mut sim, addr) = world(Config::new().recent_closes(10), listen());
+    let (mut sim, addr) = world(
+        Config::new().with(|config| config.recent_closes = 10),
+        listen(),
+    );
     let visit = |sim: &mut Sim, count: usize| {
         for _ in 0..count {
             let client = connect(sim, addr);
@@ -170,20 +174,20 @@ fn so_many_are_kept_and_no_more() {
     assert_eq!(visit(&mut sim, 3), [1, 2, 3]);
     assert_eq!(visit(&mut sim, 40), (1..=10).collect::<Vec<_>>());
     sim.control()
-        .reconfigure(|config| config.recent_closes(4))
+        .reconfigure(|config| config.recent_closes = 4)
         .expect("fewer");
     assert_eq!(visit(&mut sim, 0), [1, 2, 3, 4]);
     sim.control()
-        .reconfigure(|config| config.recent_closes(0))
+        .reconfigure(|config| config.recent_closes = 0)
         .expect("none");
     assert_eq!(visit(&mut sim, 5), []);
     sim.control()
-        .reconfigure(|config| config.recent_closes(6))
+        .reconfigure(|config| config.recent_closes = 6)
         .expect("some");
     assert_eq!(visit(&mut sim, 2), [1, 2]);
     let refused = sim
         .control()
-        .reconfigure(|config| config.recent_closes(70_000));
+        .reconfigure(|config| config.recent_closes = 70_000);
     assert_eq!(
         refused.expect_err("too many").to_string(),
         "option recent_closes: 70000 is more than the 65536 that are kept at most"

@@ -47,8 +47,10 @@ impl Service for Door {
 fn door(refusals: Vec<Option<&'static str>>) -> (Running, mpsc::Receiver<Told>) {
     let (tell, told) = mpsc::channel();
     let server = spawn(move || {
-        let mut server = Server::new(Config::new().max_connections(1)).expect("server");
-        let listen = local().name("door").at_capacity(AtCapacity::refuse());
+        let mut server = Server::new(Config::max_connections(1)).expect("server");
+        let listen = local()
+            .name("door")
+            .with(|listen| listen.at_capacity = AtCapacity::refuse());
         server
             .listen_with(
                 listen,
@@ -69,7 +71,7 @@ fn next(told: &mpsc::Receiver<Told>) -> Told {
 
 #[test]
 fn a_new_server_has_counted_nothing() {
-    let mut server: Server = Server::new(Config::new().max_connections(7)).expect("server");
+    let mut server: Server = Server::new(Config::max_connections(7)).expect("server");
     let stats = server.control().stats();
     let counters = [
         stats.accepted,
@@ -175,7 +177,7 @@ impl Handler for Obedient {
 fn each_end_has_its_reason() {
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
-        let listen = local().conn(|conn| conn.max_frame = Some(100));
+        let listen = local().with(|listen| listen.conn.max_frame = Some(100));
         server
             .listen(listen, |_: &mut (), _| Obedient)
             .expect("listen");
@@ -494,7 +496,10 @@ fn listeners_count_apart_and_add_up() {
         let farewell = AtCapacity::Refuse {
             farewell: b"full".to_vec(),
         };
-        let listen = local().name(name).max_connections(2).at_capacity(farewell);
+        let listen = local().name(name).with(|listen| {
+            listen.max_connections = Some(2);
+            listen.at_capacity = farewell;
+        });
         addrs.push(sim.listen(listen, |_: &mut (), _| Echo).expect("listens"));
     }
     // At the first: one finishes, one resets, one is refused. At the second: one stays open.

@@ -71,9 +71,7 @@ impl World {
 }
 
 fn listen() -> Listen {
-    Listen::tcp("127.0.0.1:0")
-        .framing(Framing::Packet4)
-        .name("games")
+    Listen::tcp("127.0.0.1:0", Framing::Packet4).name("games")
 }
 
 /// Every deadline is told while its clock runs, as the time that is left; a clock that stands is not.
@@ -148,7 +146,7 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     // The rate.
     let mut world = World::new(
         Config::new(),
-        listen().conn(|conn| conn.frame_rate = Some(Rate::per_second(1).burst(1))),
+        listen().with(|listen| listen.conn.frame_rate = Some(Rate::per_second(1).burst(1))),
     );
     let client = world.connect();
     world.send(client, b"one");
@@ -164,8 +162,8 @@ fn a_connection_tells_what_keeps_it_from_reading() {
 
     // Memory: frames that are begun take more than three quarters of the limit, and only one is read from on.
     let mut world = World::new(
-        Config::new().memory_limit(1_200_000),
-        listen().conn(|conn| conn.max_frame = Some(2 << 20)),
+        Config::new().with(|config| config.memory_limit = Some(1_200_000)),
+        listen().with(|listen| listen.conn.max_frame = Some(2 << 20)),
     );
     let clients = [world.connect(), world.connect(), world.connect()];
     for client in clients {
@@ -181,9 +179,10 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     );
 
     // A PROXY header that has not come: the handshake's clock.
-    let behind = listen()
-        .proxy_protocol(ProxyProtocol::Required)
-        .trusted_proxies(AccessRules::allow_all());
+    let behind = listen().with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
+    });
     let mut world = World::new(Config::new(), behind);
     let client = world.connect();
     world.sim.advance(Duration::from_secs(3));
@@ -209,12 +208,12 @@ fn a_connection_tells_what_keeps_it_from_reading() {
 #[test]
 fn the_tree_as_text() {
     let mut world = World::new(
-        Config::new().max_connections(2000),
-        listen().max_connections(1500),
+        Config::max_connections(2000),
+        listen().with(|listen| listen.max_connections = Some(1500)),
     );
     let clients: Vec<_> = (0..1003).map(|_| world.sim.connect(world.addr)).collect();
     world.sim.settle();
-    let second = Listen::tcp("127.0.0.1:0").name("admin \"x\"");
+    let second = Listen::tcp("127.0.0.1:0", Framing::Packet2).name("admin \"x\"");
     let admin = world
         .sim
         .listen(second, |_: &mut (), _| Obedient)
@@ -268,12 +267,10 @@ const MANY: usize = 100_000;
 
 /// So many connections, all there at once.
 fn crowd(count: usize) -> World {
-    let config = Config::new()
-        .max_connections(count + 1)
-        .budgets(|budgets| budgets.accepts = count);
+    let config = Config::max_connections(count + 1).with(|config| config.budgets.accepts = count);
     let mut world = World::new(
         config,
-        listen().socket(|socket| socket.backlog = count as u32),
+        listen().with(|listen| listen.socket.backlog = count as u32),
     );
     for _ in 0..count {
         world.sim.connect(world.addr).expect("the backlog has room");
@@ -360,11 +357,10 @@ fn a_page_is_not_moved_by_connections_that_come_and_go() {
 #[test]
 fn the_tree_of_many_is_short() {
     let mut world = crowd(MANY);
-    let admin = world
-        .sim
-        .listen(Listen::tcp("127.0.0.1:0").name("admin"), |_: &mut (), _| {
-            Obedient
-        });
+    let admin = world.sim.listen(
+        Listen::tcp("127.0.0.1:0", Framing::Packet2).name("admin"),
+        |_: &mut (), _| Obedient,
+    );
     world
         .sim
         .connect(admin.expect("listen"))
@@ -390,9 +386,10 @@ fn the_tree_of_many_is_short() {
     for _ in 0..1000 {
         world.connect();
     }
-    let admin = world
-        .sim
-        .listen(Listen::tcp("127.0.0.1:0"), |_: &mut (), _| Obedient);
+    let admin = world.sim.listen(
+        Listen::tcp("127.0.0.1:0", Framing::Packet2),
+        |_: &mut (), _| Obedient,
+    );
     world
         .sim
         .connect(admin.expect("listen"))
@@ -406,7 +403,9 @@ fn the_tree_of_many_is_short() {
 fn a_handle_shows_the_tree() {
     let server = spawn_echo(
         Config::new(),
-        local().name("echo").at_capacity(AtCapacity::refuse()),
+        local()
+            .name("echo")
+            .with(|listen| listen.at_capacity = AtCapacity::refuse()),
     );
     let mut client = connect(server.addr());
     ping(&mut client, b"hello");

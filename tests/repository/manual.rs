@@ -172,14 +172,12 @@ fn the_formula_for_memory_holds() {
         (4 * KIB, 33 * KIB, 4 * KIB),
         (4 * KIB, 256 * KIB, 60 * KIB),
     ] {
-        let listen = Listen::tcp("127.0.0.1:0")
-            .framing(Framing::Packet2)
-            .conn(|conn| {
-                conn.max_frame = Some(frame_in);
-                conn.low_watermark = KIB;
-                conn.high_watermark = 32 * KIB;
-                conn.output_limit = limit;
-            });
+        let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+            listen.conn.max_frame = Some(frame_in);
+            listen.conn.low_watermark = KIB;
+            listen.conn.high_watermark = 32 * KIB;
+            listen.conn.output_limit = limit;
+        });
         let (mut sim, addr) = world(listen, frame_out);
         let client = sim.connect(addr).expect("it listens");
         sim.set_reading(client, false);
@@ -211,7 +209,7 @@ fn a_promise_costs_nothing() {
         }
     }
     let mut sim = Sim::new(1, Config::new(), ());
-    let listen = Listen::tcp("127.0.0.1:0").framing(Framing::Packet4);
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet4);
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let client = sim.connect(addr).expect("it listens");
     sim.send(client, b"\0\0\0\x02hi");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use kit::net::{connect, eventually, held_by_each, hold, local, ping, recv2, send2, tcp, PATIENCE};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Control, Error,
-    Handler, Listen, ListenerState, Outcome, ProxyProtocol, Server, Shards, Spawned,
+    Framing, Handler, Listen, ListenerState, Outcome, ProxyProtocol, Server, Shards, Spawned,
 };
 
 /// How many are inside, over all shards, and the most that there were.
@@ -94,9 +94,9 @@ fn a_storm_never_exceeds_the_cap_and_every_client_is_served() {
     const ROUNDS: usize = 40;
     for (cap, reuse_port) in [(1, false), (3, false), (3, true)] {
         let (shards, addr, gauge) = spawn(
-            Config::new().max_connections(cap),
+            Config::max_connections(cap),
             4,
-            local().socket(|socket| socket.reuse_port = reuse_port),
+            local().with(|listen| listen.socket.reuse_port = reuse_port),
         );
         let clients: Vec<_> = (0..CLIENTS)
             .map(|_| {
@@ -130,8 +130,8 @@ fn a_storm_never_exceeds_the_cap_and_every_client_is_served() {
 #[test]
 fn a_storm_of_refusals_never_passes_the_cap() {
     const CLIENTS: usize = 8;
-    let listen = local().at_capacity(AtCapacity::refuse());
-    let (shards, addr, gauge) = spawn(Config::new().max_connections(2), 2, listen);
+    let listen = local().with(|listen| listen.at_capacity = AtCapacity::refuse());
+    let (shards, addr, gauge) = spawn(Config::max_connections(2), 2, listen);
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
             thread::spawn(move || {
@@ -161,7 +161,7 @@ fn a_storm_of_refusals_never_passes_the_cap() {
 #[test]
 fn a_free_place_is_found_by_another_shard() {
     for _ in 0..50 {
-        let (shards, addr, _) = spawn(Config::new().max_connections(1), 2, local().name("door"));
+        let (shards, addr, _) = spawn(Config::max_connections(1), 2, local().name("door"));
         let mut first = connect(addr);
         ping(&mut first, b"first");
         let home = shards.handle.shard(home(&shards)).expect("a shard");
@@ -222,7 +222,11 @@ fn a_suspended_shard_strands_no_client() {
 
 #[test]
 fn a_listeners_own_limit_in_one_shard_strands_no_client() {
-    let (shards, addr, gauge) = spawn(Config::new(), 2, local().max_connections(5));
+    let (shards, addr, gauge) = spawn(
+        Config::new(),
+        2,
+        local().with(|listen| listen.max_connections = Some(5)),
+    );
     let mut clients: Vec<_> = (0..10).map(|_| connect(addr)).collect();
     for client in &mut clients {
         ping(client, b"inside");
@@ -235,7 +239,7 @@ fn a_listeners_own_limit_in_one_shard_strands_no_client() {
 
 #[test]
 fn the_cap_is_lowered_and_raised_for_all_at_once() {
-    let (shards, addr, gauge) = spawn(Config::new().max_connections(10), 3, local());
+    let (shards, addr, gauge) = spawn(Config::max_connections(10), 3, local());
     let mut inside: Vec<_> = (0..10).map(|_| connect(addr)).collect();
     for client in &mut inside {
         ping(client, b"inside");
@@ -298,7 +302,7 @@ fn the_cap_is_lowered_and_raised_for_all_at_once() {
 /// The cap goes up and down under a storm: no client is admitted beyond it.
 #[test]
 fn the_cap_holds_while_it_changes() {
-    let (shards, addr, gauge) = spawn(Config::new().max_connections(6), 3, local());
+    let (shards, addr, gauge) = spawn(Config::max_connections(6), 3, local());
     let clients: Vec<_> = (0..12)
         .map(|_| {
             thread::spawn(move || {
@@ -333,12 +337,12 @@ fn the_cap_holds_while_it_changes() {
 /// Silent peers in every shard do not keep others out: the quota of those that are not open yet is over all.
 #[test]
 fn the_oldest_gives_way_in_whichever_shard_it_is() {
-    let listen = local()
-        .proxy_protocol(ProxyProtocol::Required)
-        .trusted_proxies(AccessRules::allow_all());
-    let config = Config::new()
-        .max_connections(6)
-        .pending_limits(|pending| pending.grace = Duration::from_millis(1));
+    let listen = local().with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
+    });
+    let config = Config::max_connections(6)
+        .with(|config| config.pending_limits.grace = Duration::from_millis(1));
     let (shards, addr, gauge) = spawn(config, 3, listen);
     let silent: Vec<_> = (0..12).map(|_| connect(addr)).collect();
     for _ in 0..12 {
@@ -357,7 +361,7 @@ fn the_oldest_gives_way_in_whichever_shard_it_is() {
 /// A shard that ends gives its places to the others.
 #[test]
 fn the_places_of_a_shard_that_ends_are_free() {
-    let (shards, addr, _) = spawn(Config::new().max_connections(2), 2, local());
+    let (shards, addr, _) = spawn(Config::max_connections(2), 2, local());
     let mut clients: Vec<_> = (0..2).map(|_| connect(addr)).collect();
     for client in &mut clients {
         ping(client, b"inside");
@@ -392,12 +396,16 @@ fn the_places_of_a_shard_that_ends_are_free() {
 fn outgoing_connections_share_it() {
     let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let to = elsewhere.local_addr().expect("bound");
-    let (shards, addr, _) = spawn(Config::new().max_connections(3), 2, local());
+    let (shards, addr, _) = spawn(Config::max_connections(3), 2, local());
     let handle = shards.handle.clone();
     let dial = move |shard: usize| {
         let shard = handle.shard(shard).expect("there are two");
         let dial = move |(): &mut (), control: &mut Control<'_, ()>| {
-            control.connect(to, Connect::new(), Counted(Gauge::default()))
+            control.connect(
+                to,
+                Connect::new(Framing::Packet2),
+                Counted(Gauge::default()),
+            )
         };
         shard.call(PATIENCE, dial).expect("an answer")
     };

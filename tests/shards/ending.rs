@@ -28,7 +28,10 @@ fn spawn(count: usize, listen: Listen) -> (Spawned<()>, SocketAddr) {
 #[test]
 fn a_drain_serves_the_backlogs() {
     for reuse_port in [false, true] {
-        let (shards, addr) = spawn(3, local().socket(|socket| socket.reuse_port = reuse_port));
+        let (shards, addr) = spawn(
+            3,
+            local().with(|listen| listen.socket.reuse_port = reuse_port),
+        );
         let mut inside: Vec<_> = (0..9).map(|_| connect(addr)).collect();
         for client in &mut inside {
             ping(client, b"inside");

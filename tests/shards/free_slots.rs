@@ -10,7 +10,8 @@ use std::time::Duration;
 use kit::net::{connect, eventually, hold, local, ping, recv2, send2, tcp, PATIENCE};
 use portcullis::{
     AccessRules, Alarm, AlarmState, AtCapacity, CloseReason, Closed, Config, Connect, Context,
-    Detached, Handler, Listen, Outcome, Peer, Quota, Refuse, Server, Service, Shards, Spawned,
+    Detached, Framing, Handler, Listen, Outcome, Peer, Quota, Refuse, Server, Service, Shards,
+    Spawned,
 };
 use socket2::{Domain, Socket, Type};
 
@@ -108,7 +109,7 @@ fn spawn(cap: usize, count: usize, listen: Listen) -> (Spawned, SocketAddr, Stop
         server.listen(listen.clone(), move |_: &mut (), _| obeys.clone())?;
         Ok(())
     };
-    let shards = Shards::new(Config::new().max_connections(cap))
+    let shards = Shards::new(Config::max_connections(cap))
         .threads(count)
         .spawn(build)
         .expect("shards");
@@ -171,7 +172,10 @@ fn a_client_that_gets_no_slot_takes_none() {
             if denies {
                 rules = rules.deny("127.0.0.2")?;
             }
-            let listen = local().at_capacity(policy.clone()).access_rules(rules);
+            let listen = local().with(|listen| {
+                listen.at_capacity = policy.clone();
+                listen.access_rules = rules;
+            });
             let guarded = Guarded {
                 obeys: obeys.clone(),
                 // One of the two: the first that accepts is asked to refuse.
@@ -180,7 +184,7 @@ fn a_client_that_gets_no_slot_takes_none() {
             server.listen_with(listen, guarded)?;
             Ok(())
         };
-        let shards = Shards::new(Config::new().max_connections(1))
+        let shards = Shards::new(Config::max_connections(1))
             .threads(2)
             .spawn(build)
             .expect("shards");
@@ -206,7 +210,9 @@ fn a_client_that_gets_no_slot_takes_none() {
         eventually("it has gone", || shards.handle.stats().open == 0);
         let idle = shards.handle.shards().find(|shard| {
             let asked = shard.call(Duration::from_millis(300), move |(), control| {
-                control.connect(to, Connect::new(), Idle).is_ok()
+                control
+                    .connect(to, Connect::new(Framing::Packet2), Idle)
+                    .is_ok()
             });
             asked == Ok(true)
         });
@@ -240,7 +246,7 @@ impl Handler for Idle {
 #[test]
 fn no_client_is_refused_while_none_is_connected() {
     for (count, cap) in [(2, 1), (3, 1), (4, 2)] {
-        let listen = local().at_capacity(AtCapacity::refuse());
+        let listen = local().with(|listen| listen.at_capacity = AtCapacity::refuse());
         let (shards, addr, _stopped, _) = spawn(cap, count, listen);
         let free = format!("free: {cap},");
         for _ in 0..300 {
@@ -375,7 +381,7 @@ fn an_alarm_counts_the_connections_of_all_shards() {
             })?;
             Ok(())
         };
-        let shards = Shards::new(Config::new().max_connections(CAP))
+        let shards = Shards::new(Config::max_connections(CAP))
             .threads(3)
             .spawn(build)
             .expect("shards");

@@ -41,9 +41,8 @@ impl Handler for Errand {
 
 impl Handler for Obeys {
     fn on_frame(&mut self, cx: &mut Context<'_>, line: &[u8]) -> Outcome {
-        let quick = Connect::new()
-            .framing(Framing::Line)
-            .conn(|conn| conn.idle_timeout = Duration::from_millis(50));
+        let quick = Connect::new(Framing::Line)
+            .with(|connect| connect.conn.idle_timeout = Duration::from_millis(50));
         match line {
             b"close\n" => return Err(Close::new()),
             b"abort\n" => return Err(Close::abort()),
@@ -57,10 +56,16 @@ impl Handler for Obeys {
             b"refused\n" => drop(cx.conn.connect(self.refused, quick, Errand)),
             b"retry\n" => {
                 let retry = Retry::new(3).first_delay(Duration::from_millis(1));
-                drop(cx.conn.connect(self.refused, quick.retry(retry), Errand));
+                drop(cx.conn.connect(
+                    self.refused,
+                    quick.with(|connect| connect.retry = Some(retry)),
+                    Errand,
+                ));
             }
             b"foreign\n" => {
-                let foreign = quick.bind("192.0.2.1:0".parse().expect("an address"));
+                let foreign = quick.with(|connect| {
+                    connect.bind = Some("192.0.2.1:0".parse().expect("an address"))
+                });
                 drop(cx.conn.connect(self.refused, foreign, Errand));
             }
             b"echo\n" => drop(cx.conn.connect(self.echo, quick, Errand)),
@@ -76,9 +81,10 @@ impl Handler for Obeys {
 }
 
 fn plain() -> Listen {
-    local()
-        .framing(Framing::Line)
-        .conn(|conn| conn.idle_timeout = Duration::from_millis(200))
+    local().with(|listen| {
+        listen.framing = Framing::Line;
+        listen.conn.idle_timeout = Duration::from_millis(200);
+    })
 }
 
 #[test]
@@ -99,19 +105,20 @@ fn places_are_neither_lost_nor_found() {
         }
     });
     let turn = Arc::new(AtomicUsize::new(0));
-    let config = Config::new()
-        .max_connections(CAP)
-        .pending_limits(|pending| pending.connections = Quota::Count(CAP / 2))
-        .budgets(|budgets| budgets.accepts = 3);
+    let config = Config::max_connections(CAP).with(|config| {
+        config.pending_limits.connections = Quota::Count(CAP / 2);
+        config.budgets.accepts = 3;
+    });
     let shards = Shards::new(config)
         .threads(SHARDS)
         .spawn(move |_, server: &mut Server| {
             let obeys = Obeys { refused, echo };
             let (first, second) = (obeys.clone(), obeys.clone());
             let trusted = AccessRules::deny_all().allow("127.0.0.1")?;
-            let proxied = plain()
-                .proxy_protocol(ProxyProtocol::Required)
-                .trusted_proxies(trusted);
+            let proxied = plain().with(|listen| {
+                listen.proxy_protocol = ProxyProtocol::Required;
+                listen.trusted_proxies = Some(trusted);
+            });
             let turn = Arc::clone(&turn);
             server.listen(plain().name("plain"), move |_: &mut (), _| first.clone())?;
             server.listen(proxied.name("proxied"), move |_: &mut (), _| second.clone())?;
@@ -124,7 +131,7 @@ fn places_are_neither_lost_nor_found() {
                     },
                 );
             server.listen_with(plain().name("moody"), moody)?;
-            let denied = plain().access_rules(AccessRules::deny_all());
+            let denied = plain().with(|listen| listen.access_rules = AccessRules::deny_all());
             server.listen(denied.name("denied"), |_: &mut (), _| Errand)?;
             Ok(())
         });

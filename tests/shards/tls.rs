@@ -6,9 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use kit::net::{connect, eventually, local, ping, tcp, Echo, PATIENCE};
-use kit::tls::{handshake, notify, read_to_goodbye, secure, Site, VERSIONS};
+use kit::tls::{handshake, notify, read_to_goodbye, secure, set_tls, Site, VERSIONS};
 use portcullis::tls::rustls::{HandshakeKind, KeyLog};
-use portcullis::{Alarm, Config, Connect, HandleError, Server, Shards, Spawned};
+use portcullis::{Alarm, Config, Connect, Framing, HandleError, Server, Shards, Spawned};
 
 fn spawn(site: &Site) -> Spawned<()> {
     let config = Arc::new(site.server());
@@ -39,10 +39,7 @@ fn a_new_certificate_is_that_of_every_shard() {
     let shards = spawn(&old);
     let addr = tcp(&shards.listeners[0].addr);
     ping(&mut secure(addr, &old.client(VERSIONS[0])), b"old");
-    shards
-        .handle
-        .set_tls("secure", PATIENCE, new.server())
-        .expect("all have it");
+    set_tls(&shards.handle, "secure", new.server()).expect("all have it");
     // They stay, so that all shards have some.
     let mut clients = Vec::new();
     for _ in 0..40 {
@@ -55,7 +52,7 @@ fn a_new_certificate_is_that_of_every_shard() {
         .handle
         .shards()
         .all(|handle| handle.stats().accepted > 1));
-    let refused = shards.handle.set_tls("plain", PATIENCE, new.server());
+    let refused = set_tls(&shards.handle, "plain", new.server());
     assert!(
         matches!(refused, Err(HandleError::Refused(_))),
         "{refused:?}"
@@ -109,7 +106,7 @@ impl Drop for Sticky {
 #[test]
 fn a_place_given_back_at_the_end_of_a_turn_is_offered() {
     let site = Site::new();
-    let config = Config::new().max_connections(2);
+    let config = Config::max_connections(2);
     let shards = Shards::new(config)
         .threads(2)
         .spawn(|_, server: &mut Server| {
@@ -142,9 +139,9 @@ fn a_place_given_back_at_the_end_of_a_turn_is_offered() {
         released: Mutex::new(released),
     });
     // No address of ours (RFC 5737): it fails at once, with the place in hand.
-    let options = Connect::new()
+    let options = Connect::new(Framing::Packet2)
         .tls(tls, "localhost")
-        .bind("192.0.2.1:0".parse().expect("an address"));
+        .with(|connect| connect.bind = Some("192.0.2.1:0".parse().expect("an address")));
     let mut options = Some(options);
     let alarmed = here.call(PATIENCE, move |(), control| {
         control.suspend("door").expect("it is there");

@@ -14,8 +14,8 @@ use kit::net::{
     await_end, connect, eventually, held_by_each, local, ping, recv2, send2, tcp, Place, PATIENCE,
 };
 use portcullis::{
-    Config, Context, Error, Handle, HandleError, Handler, Listen, ListenerState, Outcome, Result,
-    Server, Shards, Spawned,
+    Config, Context, Error, Framing, Handle, HandleError, Handler, Listen, ListenerState, Outcome,
+    Result, Server, Shards, Spawned,
 };
 
 /// Answers each frame with the number of its shard.
@@ -84,7 +84,10 @@ fn one_for_each(shards: &Spawned<usize>) -> Vec<TcpStream> {
 #[test]
 fn all_shards_have_clients_of_one_port() {
     for reuse_port in [false, true] {
-        let shards = shards(3, local().socket(|socket| socket.reuse_port = reuse_port));
+        let shards = shards(
+            3,
+            local().with(|listen| listen.socket.reuse_port = reuse_port),
+        );
         assert_eq!(
             (shards.listeners.len(), shards.handle.shards().len()),
             (1, 3)
@@ -213,7 +216,10 @@ fn a_chosen_port_belongs_to_a_name() {
                 "two" => portcullis::Framing::Packet2,
                 _ => portcullis::Framing::Packet4,
             };
-            server.listen(local().name(name).framing(framing), who)?;
+            server.listen(
+                local().name(name).with(|listen| listen.framing = framing),
+                who,
+            )?;
         }
         Ok(shard)
     };
@@ -247,7 +253,7 @@ fn a_chosen_port_belongs_to_a_name() {
 fn a_unix_socket_is_shared_and_removed_by_the_last() {
     let place = Place::new();
     let path = place.path("socket");
-    let shards = shards(3, Listen::unix(&path));
+    let shards = shards(3, Listen::unix(&path, Framing::Packet2));
     let clients: Vec<_> = (0..30)
         .map(|_| {
             let mut client = UnixStream::connect(&path).expect("connect");
@@ -371,10 +377,11 @@ fn what_is_changed_is_changed_in_all() {
     let shards = shards(2, local().name("door"));
     let handle = shards.handle.clone();
     handle
-        .reconfigure(PATIENCE, |config| {
-            config
-                .budgets(|budgets| budgets.accepts = 7)
-                .max_connections(50)
+        .change(PATIENCE, |control| {
+            control.reconfigure(|config| {
+                config.budgets.accepts = 7;
+                config.max_connections = 50;
+            })
         })
         .expect("changed");
     assert_eq!(
@@ -384,8 +391,8 @@ fn what_is_changed_is_changed_in_all() {
         ),
         (50, 50)
     );
-    let refused = handle.reconfigure(PATIENCE, |config| {
-        config.budgets(|budgets| budgets.accepts = 0)
+    let refused = handle.change(PATIENCE, |control| {
+        control.reconfigure(|config| config.budgets.accepts = 0)
     });
     assert!(
         matches!(refused, Err(HandleError::Refused(_))),
@@ -400,21 +407,23 @@ fn what_is_changed_is_changed_in_all() {
     // A change of another option keeps a cap that was set elsewhere.
     handle.set_max_connections(60).expect("changed");
     handle
-        .reconfigure(PATIENCE, |config| {
-            config.budgets(|budgets| budgets.accepts = 8)
+        .change(PATIENCE, |control| {
+            control.reconfigure(|config| config.budgets.accepts = 8)
         })
         .expect("changed");
     assert_eq!(handle.stats().max_connections, 60);
     let set = |_: &mut usize, control: &mut portcullis::Control<'_, usize>| {
-        control.set_max_connections(70)
+        control.reconfigure(|config| config.max_connections = 70)
     };
     let one = handle.shard(1).expect("a shard");
     one.call(PATIENCE, set).expect("answered").expect("changed");
     assert_eq!(handle.stats().max_connections, 70, "it is the cap of all");
 
-    let limit = |listen: Listen| listen.max_connections(3);
+    let limit = |listen: &mut Listen| listen.max_connections = Some(3);
     handle
-        .reconfigure_listener("door", PATIENCE, limit)
+        .change(PATIENCE, move |control| {
+            control.reconfigure_listener("door", limit)
+        })
         .expect("changed");
     assert_eq!(
         handle.listeners(PATIENCE).expect("answers")[0].max_connections,
@@ -541,10 +550,15 @@ fn an_error_in_one_build_ends_the_others() {
         Shards::new(Config::new())
             .threads(3)
             .spawn(move |shard, server: &mut Server<Alive>| {
-                server.listen(Listen::tcp(free), |_: &mut Alive, _| kit::net::Echo)?;
+                server.listen(Listen::tcp(free, Framing::Packet2), |_: &mut Alive, _| {
+                    kit::net::Echo
+                })?;
                 if shard == 2 {
                     assert_eq!(count.load(Ordering::SeqCst), 2, "the others are there");
-                    server.listen(Listen::tcp("no address"), |_: &mut Alive, _| kit::net::Echo)?;
+                    server.listen(
+                        Listen::tcp("no address", Framing::Packet2),
+                        |_: &mut Alive, _| kit::net::Echo,
+                    )?;
                 }
                 Ok(Alive::new(&count))
             });
@@ -557,14 +571,14 @@ fn an_error_in_one_build_ends_the_others() {
         Shards::new(Config::new())
             .threads(2)
             .spawn(move |shard, server| {
-                server.listen(Listen::tcp(port), who)?;
+                server.listen(Listen::tcp(port, Framing::Packet2), who)?;
                 Ok(shard)
             });
     assert!(
         matches!(outcome, Err(Error::AddressInUse { .. })),
         "{outcome:?}"
     );
-    let config = Config::new().budgets(|budgets| budgets.accepts = 0);
+    let config = Config::new().with(|config| config.budgets.accepts = 0);
     let outcome = Shards::new(config).spawn(|_, _: &mut Server<()>| Ok(()));
     assert!(matches!(outcome, Err(Error::Option { .. })), "{outcome:?}");
 }

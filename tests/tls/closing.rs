@@ -134,9 +134,10 @@ fn what_was_sent_before_the_close_arrives_at_a_slow_reader() {
     let site = Site::new();
     for version in VERSIONS {
         let server = serve(
-            listen(&site)
-                .framing(Framing::Raw)
-                .socket(|socket| socket.send_buffer = Some(256 * 1024)),
+            listen(&site).with(|listen| {
+                listen.framing = Framing::Raw;
+                listen.socket.send_buffer = Some(256 * 1024);
+            }),
             || Gift,
         );
         let mut client = secure(server.addr(), &site.client(version));
@@ -159,7 +160,7 @@ fn an_idle_peer_is_told_goodbye() {
     for version in VERSIONS {
         let server = spawn_recorder(
             Config::new(),
-            listen(&site).conn(|conn| conn.idle_timeout = Duration::from_millis(100)),
+            listen(&site).with(|listen| listen.conn.idle_timeout = Duration::from_millis(100)),
         );
         let mut client = secure(server.addr(), &site.client(version));
         assert_eq!(read_to_goodbye(&mut client), b"");
@@ -175,7 +176,7 @@ fn an_unfinished_frame_is_told_goodbye() {
     for version in VERSIONS {
         let server = spawn_recorder(
             Config::new(),
-            listen(&site).conn(|conn| conn.frame_timeout = Duration::from_millis(100)),
+            listen(&site).with(|listen| listen.conn.frame_timeout = Duration::from_millis(100)),
         );
         let mut client = secure(server.addr(), &site.client(version));
         client.write_all(&[0, 9, b'h']).expect("begun");
@@ -191,10 +192,11 @@ fn an_unfinished_frame_is_told_goodbye() {
 fn a_peer_that_never_reads_is_reset() {
     let site = Site::new();
     for version in VERSIONS {
-        let listen = listen(&site)
-            .framing(Framing::Raw)
-            .socket(|socket| socket.send_buffer = Some(32 * 1024))
-            .conn(|conn| conn.write_timeout = Duration::from_millis(200));
+        let listen = listen(&site).with(|listen| {
+            listen.framing = Framing::Raw;
+            listen.socket.send_buffer = Some(32 * 1024);
+            listen.conn.write_timeout = Duration::from_millis(200);
+        });
         let server = spawn_recorder(Config::new(), listen);
         let client = settled(&server, &site, version);
         std::thread::scope(|scope| {
@@ -261,12 +263,11 @@ fn a_peers_goodbye_does_not_cost_it_the_answers_it_reads_late() {
     for version in VERSIONS {
         let server = spawn_recorder(
             Config::new(),
-            listen(&site)
-                .socket(|socket| socket.send_buffer = Some(16 * 1024))
-                .conn(|conn| {
-                    conn.low_watermark = 1024;
-                    conn.high_watermark = 2048;
-                }),
+            listen(&site).with(|listen| {
+                listen.socket.send_buffer = Some(16 * 1024);
+                listen.conn.low_watermark = 1024;
+                listen.conn.high_watermark = 2048;
+            }),
         );
         let frames = packet2(&[5; 60_000]).repeat(30);
         let client = secure(server.addr(), &site.client(version));
@@ -590,7 +591,7 @@ fn a_paused_connection_notices_the_end_behind_close_notify() {
     for version in VERSIONS {
         for resets in [false, true] {
             let site = Site::new();
-            let listen = listen(&site).conn(|conn| conn.idle_timeout = idle);
+            let listen = listen(&site).with(|listen| listen.conn.idle_timeout = idle);
             let server = serve(listen, || Pauses);
             let mut client = secure(server.addr(), &site.client(version));
             send2(&mut client, b"pause");

@@ -63,7 +63,10 @@ fn every_framing_echoes() {
     ];
     for version in VERSIONS {
         for (framing, stream) in &streams {
-            let server = spawn_echo(Config::new(), listen(&site).framing(framing.clone()));
+            let server = spawn_echo(
+                Config::new(),
+                listen(&site).with(|listen| listen.framing = framing.clone()),
+            );
             let answer = exchange(secure(server.addr(), &site.client(version)), stream);
             assert_same(&answer, stream);
             assert_eq!(
@@ -80,7 +83,10 @@ fn every_framing_echoes() {
 fn megabytes_go_both_ways_at_once() {
     let site = Site::new();
     for version in VERSIONS {
-        let server = spawn_echo(Config::new(), listen(&site).framing(Framing::Packet4));
+        let server = spawn_echo(
+            Config::new(),
+            listen(&site).with(|listen| listen.framing = Framing::Packet4),
+        );
         let stream = packets(4, &[1_000_000, 7, 3_000_000, 100_000, 1_500_000, 0]);
         let answer = exchange(secure(server.addr(), &site.client(version)), &stream);
         assert_same(&answer, &stream);
@@ -162,9 +168,9 @@ fn a_slow_reader_is_bounded_and_gets_everything_later() {
         // Small enough that a few megabytes do not fit in the kernel.
         let server = spawn_echo(
             Config::new(),
-            listen(&site).socket(|socket| {
-                socket.send_buffer = Some(64 * 1024);
-                socket.recv_buffer = Some(64 * 1024);
+            listen(&site).with(|listen| {
+                listen.socket.send_buffer = Some(64 * 1024);
+                listen.socket.recv_buffer = Some(64 * 1024);
             }),
         );
         let client = secure(server.addr(), &site.client(version));
@@ -271,7 +277,7 @@ fn the_framing_changes_inside_a_record() {
         }
     }
     let site = Site::new();
-    let listen = listen(&site).framing(Framing::Line);
+    let listen = listen(&site).with(|listen| listen.framing = Framing::Line);
     let server = spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
         server
@@ -347,7 +353,10 @@ fn keys_change_between_frames() {
 #[test]
 fn keys_change_under_load() {
     let site = Site::new();
-    let server = spawn_echo(Config::new(), listen(&site).framing(Framing::Raw));
+    let server = spawn_echo(
+        Config::new(),
+        listen(&site).with(|listen| listen.framing = Framing::Raw),
+    );
     let mut client = secure(server.addr(), &site.client(&version::TLS13));
     let (mut wire, mut plain) = (Vec::new(), Vec::new());
     for piece in noise(100_000).chunks(1000) {

@@ -390,7 +390,7 @@ fn a_banner_comes_without_asking() {
     }
     let site = Site::new();
     for version in VERSIONS {
-        let listen = listen(site.server()).framing(Framing::Line);
+        let listen = listen(site.server()).with(|listen| listen.framing = Framing::Line);
         let server = spawn(move || {
             let mut server = Server::new(Config::new()).expect("server");
             server
@@ -409,8 +409,8 @@ fn three_hundred_handshakes_leave_the_open_connection_alive() {
     const CLIENTS: usize = 300;
     let site = Site::new();
     let server = spawn_echo(
-        Config::new().max_connections(CLIENTS + 1),
-        listen(site.server()).conn(|conn| conn.handshake_timeout = kit::net::PATIENCE),
+        Config::max_connections(CLIENTS + 1),
+        listen(site.server()).with(|listen| listen.conn.handshake_timeout = kit::net::PATIENCE),
     );
     let mut open = secure(server.addr(), &site.client(&version::TLS13));
     ping(&mut open, b"before");
@@ -441,7 +441,7 @@ fn three_hundred_handshakes_leave_the_open_connection_alive() {
 fn a_handshake_budget_of_one_forgets_no_client() {
     let site = Site::new();
     let server = spawn_echo(
-        Config::new().budgets(|budgets| budgets.handshakes = 1),
+        Config::new().with(|config| config.budgets.handshakes = 1),
         listen(site.server()),
     );
     std::thread::scope(|scope| {
@@ -461,8 +461,8 @@ fn the_refused_cost_no_handshake() {
         farewell: b"full".to_vec(),
     };
     let server = spawn_echo(
-        Config::new().max_connections(1),
-        listen(site.server()).at_capacity(refuse),
+        Config::max_connections(1),
+        listen(site.server()).with(|listen| listen.at_capacity = refuse),
     );
     let mut inside = secure(server.addr(), &site.client(&version::TLS13));
     ping(&mut inside, b"in");
@@ -477,7 +477,7 @@ fn the_servers_records_can_be_small() {
     for version in VERSIONS {
         let mut config = site.server();
         config.max_fragment_size = Some(64);
-        let listen = listen(config).framing(Framing::Raw);
+        let listen = listen(config).with(|listen| listen.framing = Framing::Raw);
         let server = spawn_echo(Config::new(), listen);
         let bytes: Vec<u8> = (0..=255).cycle().take(300_000).collect();
         let answer = exchange(secure(server.addr(), &site.client(version)), &bytes);

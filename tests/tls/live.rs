@@ -4,10 +4,10 @@
 
 use std::sync::Arc;
 
-use kit::net::{connect, local, ping, Running, PATIENCE};
+use kit::net::{connect, local, ping, Running};
 use kit::tls::{
-    agreed, handshake, handshake_over, secure, session, spawn_recorder, ticketer, visit, wire_of,
-    Folder, Seen, Site, VERSIONS,
+    agreed, handshake, handshake_over, secure, session, set_tls, spawn_recorder, ticketer, visit,
+    wire_of, Folder, Seen, Site, VERSIONS,
 };
 use portcullis::tls::rustls::server::NoServerSessionStorage;
 use portcullis::tls::rustls::{version, ClientConfig, ServerConfig};
@@ -33,10 +33,7 @@ fn new_handshakes_get_the_new_certificate_and_the_others_keep_theirs() {
         underway.write_all(&wire[..wire.len() / 2]).expect("sent");
         server.until("it is accepted", |stats| stats.accepted == 2);
 
-        server
-            .handle
-            .set_tls("it", PATIENCE, new.server())
-            .expect("a TLS listener");
+        set_tls(&server.handle, "it", new.server()).expect("a TLS listener");
         visit(server.addr(), &new.client(version));
         let error = handshake(server.addr(), &old.client(version))
             .expect_err("the old certificate is gone");
@@ -84,12 +81,12 @@ fn a_port_keeps_speaking_what_it_speaks() {
         .expect("listen");
     let attempts = [
         server.control().set_tls("plain", site.server()),
+        server.control().reconfigure_listener("plain", |listen| {
+            *listen = listen.clone().tls(site.server())
+        }),
         server
             .control()
-            .reconfigure_listener("plain", |listen| listen.tls(site.server())),
-        server
-            .control()
-            .reconfigure_listener("secure", |_| local().name("secure")),
+            .reconfigure_listener("secure", |listen| *listen = local().name("secure")),
     ];
     for outcome in attempts {
         match outcome {
@@ -113,7 +110,7 @@ fn a_port_keeps_speaking_what_it_speaks() {
 #[test]
 fn a_handle_tells_that_a_listener_is_plain() {
     let server = kit::net::spawn_echo(Config::new(), local().name("it"));
-    match server.handle.set_tls("it", PATIENCE, Site::new().server()) {
+    match set_tls(&server.handle, "it", Site::new().server()) {
         Err(HandleError::Refused(words)) => assert!(words.contains("tls"), "{words}"),
         other => panic!("{other:?}"),
     }
@@ -128,9 +125,7 @@ fn the_old_certificate_stays_if_the_new_one_is_broken() {
     let chain = folder.file("chain.pem", &new.identity.chain_pem);
     let key = folder.file("key.pem", &old.identity.key_pem);
     let reload = || -> Result<(), Box<dyn std::error::Error>> {
-        Ok(server
-            .handle
-            .set_tls("it", PATIENCE, server_config(&chain, &key)?)?)
+        Ok(set_tls(&server.handle, "it", server_config(&chain, &key)?)?)
     };
     let error = reload()
         .expect_err("they do not belong together")
@@ -207,10 +202,7 @@ fn an_old_session_leads_to_a_full_handshake() {
             let server = recorder(config());
             let client = site.client(version);
             visit(server.addr(), &client);
-            server
-                .handle
-                .set_tls("it", PATIENCE, config())
-                .expect("a TLS listener");
+            set_tls(&server.handle, "it", config()).expect("a TLS listener");
             visit(server.addr(), &client);
             visit(server.addr(), &client);
             let resumed: Vec<bool> = agreed(&server, 3).iter().map(|one| one.resumed).collect();
@@ -231,10 +223,12 @@ fn an_old_session_does_not_get_around_a_new_demand() {
         let server = recorder(site.server());
         let client = site.client(version);
         visit(server.addr(), &client);
-        server
-            .handle
-            .set_tls("it", PATIENCE, site.server_for_clients_of(&clients, false))
-            .expect("a TLS listener");
+        set_tls(
+            &server.handle,
+            "it",
+            site.server_for_clients_of(&clients, false),
+        )
+        .expect("a TLS listener");
         let refused = handshake(server.addr(), &client).and_then(|mut tls| {
             use std::io::Read;
             tls.read_exact(&mut [0])

@@ -5,10 +5,10 @@ use std::io::Read;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use kit::net::{connect, local, ping, Running, PATIENCE};
+use kit::net::{connect, local, ping, Running};
 use kit::tls::{
-    alert, handshake_as, notify, read_to_goodbye, session_for, spawn_recorder, the_end, ticketer,
-    wire_of, Agreed, Authority, Seen, Site, TlsClient, VERSIONS,
+    alert, handshake_as, notify, read_to_goodbye, session_for, set_tls, spawn_recorder, the_end,
+    ticketer, wire_of, Agreed, Authority, Seen, Site, TlsClient, VERSIONS,
 };
 use portcullis::tls::rustls::client::{
     ClientSessionMemoryCache, ClientSessionStore, Resumption, Tls12ClientSessionValue,
@@ -375,10 +375,7 @@ fn names_change_under_way() {
     let server = recorder(speaking(&site, "one.test", "one"));
     let client = client(&site, &version::TLS13);
     visit(server.addr(), &client, "one.test");
-    server
-        .handle
-        .set_tls("it", PATIENCE, names(&site, ServerNames::only()))
-        .expect("a TLS listener");
+    set_tls(&server.handle, "it", names(&site, ServerNames::only())).expect("a TLS listener");
     visit(server.addr(), &client, "deep.wild.test");
     handshake_as(server.addr(), &client, "gone.test").expect_err("it is not there");
 }

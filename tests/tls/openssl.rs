@@ -24,7 +24,9 @@ fn have_openssl() -> bool {
 fn serve(config: ServerConfig) -> Running<Seen> {
     spawn_recorder(
         Config::new(),
-        local().framing(Framing::Line).tls(Arc::new(config)),
+        local()
+            .tls(Arc::new(config))
+            .with(|listen| listen.framing = Framing::Line),
     )
 }
 

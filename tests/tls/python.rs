@@ -38,8 +38,8 @@ def receive(tls):
     return exactly(tls, struct.unpack(">H", exactly(tls, 2))[0])
 "#;
 
-fn serve(config: ServerConfig, change: impl FnOnce(Listen) -> Listen) -> Running<Seen> {
-    spawn_recorder(Config::new(), change(local().tls(Arc::new(config))))
+fn serve(config: ServerConfig, change: impl FnOnce(&mut Listen)) -> Running<Seen> {
+    spawn_recorder(Config::new(), local().tls(Arc::new(config)).with(change))
 }
 
 /// Runs a script to its end, which must be a good one.
@@ -69,7 +69,7 @@ fn desk() -> Option<(Site, Folder)> {
 fn frames_echo_and_unwrap_works() {
     let Some((site, folder)) = desk() else { return };
     for (name, version) in VERSIONS {
-        let server = serve(site.server(), |listen| listen);
+        let server = serve(site.server(), |_| ());
         run(
             &folder,
             &server,
@@ -96,7 +96,7 @@ tcp.close()
 fn megabytes_pass() {
     let Some((site, folder)) = desk() else { return };
     for (name, _) in VERSIONS {
-        let server = serve(site.server(), |listen| listen);
+        let server = serve(site.server(), |_| ());
         run(
             &folder,
             &server,
@@ -139,7 +139,7 @@ fn our_goodbye_is_an_orderly_end() {
     let Some((site, folder)) = desk() else { return };
     for (name, _) in VERSIONS {
         let server = serve(site.server(), |listen| {
-            listen.conn(|conn| conn.idle_timeout = Duration::from_millis(200))
+            listen.conn.idle_timeout = Duration::from_millis(200)
         });
         run(
             &folder,
@@ -164,7 +164,7 @@ fn a_session_is_resumed_and_a_client_certificate_shown() {
     let alice = clients.client("alice");
     folder.file("alice.pem", format!("{}{}", alice.chain_pem, alice.key_pem));
     for (name, _) in VERSIONS {
-        let server = serve(site.server_for_clients_of(&clients, false), |listen| listen);
+        let server = serve(site.server_for_clients_of(&clients, false), |_| ());
         run(
             &folder,
             &server,
@@ -196,7 +196,7 @@ for visit in range(2):
 fn a_close_without_unwrap_is_a_truncation() {
     let Some((site, folder)) = desk() else { return };
     for (name, _) in VERSIONS {
-        let server = serve(site.server(), |listen| listen);
+        let server = serve(site.server(), |_| ());
         run(
             &folder,
             &server,

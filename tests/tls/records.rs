@@ -14,11 +14,9 @@ use portcullis::{CloseReason, Config};
 fn begun_behind(before: &[u8]) {
     let site = Site::new();
     for version in VERSIONS {
-        let listen = local().tls(Arc::new(site.server()));
-        let listen = listen.conn(|conn| {
-            conn.frame_timeout = Duration::from_millis(100);
-            conn.idle_timeout = Duration::MAX;
-        });
+        let mut listen = local().tls(Arc::new(site.server()));
+        listen.conn.frame_timeout = Duration::from_millis(100);
+        listen.conn.idle_timeout = Duration::MAX;
         let server = spawn_echo(Config::new(), listen);
         let mut client = secure(server.addr(), &site.client(version));
         // From here on it is at rest between two messages.

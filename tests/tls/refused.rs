@@ -27,8 +27,8 @@ fn recorder(site: &Site) -> Running<Seen> {
 
 /// Two listeners: the first has no patience, the second has all of it, for clients that are to be served on a busy machine.
 fn two_listeners(site: &Site, config: Config) -> (Running<Seen>, [SocketAddr; 2]) {
-    let [short, long] =
-        [SOON, PATIENCE].map(|timeout| listen(site).conn(|conn| conn.handshake_timeout = timeout));
+    let [short, long] = [SOON, PATIENCE]
+        .map(|timeout| listen(site).with(|listen| listen.conn.handshake_timeout = timeout));
     let server = spawn(move || {
         let mut server = Server::new(config).expect("server");
         server.listen_with(short, Witnesses).expect("listen");
@@ -104,7 +104,7 @@ fn a_good_hello_is_answered() {
 #[test]
 fn silence_is_ended_and_frees_its_place() {
     let site = Site::new();
-    let (server, [short, long]) = two_listeners(&site, Config::new().max_connections(3));
+    let (server, [short, long]) = two_listeners(&site, Config::max_connections(3));
     let whole = wire_of(&mut session(&site.client(&version::TLS13)));
     let mut silent = [&[][..], &whole[..whole.len() / 2], &whole].map(|bytes| talk(short, bytes));
     server.until("the places are taken", |stats| stats.open == 3);
@@ -167,7 +167,7 @@ fn an_open_connection_has_no_handshake_deadline() {
     let site = Site::new();
     let server = spawn_recorder(
         Config::new(),
-        listen(&site).conn(|conn| conn.handshake_timeout = 5 * SOON),
+        listen(&site).with(|listen| listen.conn.handshake_timeout = 5 * SOON),
     );
     let mut open = secure(server.addr(), &site.client(&version::TLS13));
     let _silent = connect(server.addr());
@@ -206,7 +206,7 @@ fn a_short_word_of_plaintext_is_named_too() {
     for finish in [false, true] {
         let server = spawn_recorder(
             Config::new(),
-            listen(&site).conn(|conn| conn.handshake_timeout = SOON),
+            listen(&site).with(|listen| listen.conn.handshake_timeout = SOON),
         );
         let mut tcp = talk(server.addr(), b"hi");
         if finish {
@@ -458,9 +458,10 @@ fn tls_on_a_plain_port_is_named() {
         // frames in it, which are not delivered: the echo sends nothing.
         let server = spawn_echo(
             Config::new(),
-            local()
-                .framing(framing.clone())
-                .conn(|conn| conn.frame_timeout = SOON),
+            local().with(|listen| {
+                listen.framing = framing.clone();
+                listen.conn.frame_timeout = SOON;
+            }),
         );
         let mut tcp = talk(server.addr(), &hello);
         assert_eq!(read_to_end(&mut tcp), b"");

@@ -93,7 +93,10 @@ fn serve_with(tls: impl Into<TlsConfig>, listen: Listen) -> Running<App> {
     spawn(move || {
         let mut server = Server::new(Config::new()).expect("server");
         server
-            .listen(listen.framing(Framing::Line), |_: &mut App, _| Upgrades)
+            .listen(
+                listen.with(|listen| listen.framing = Framing::Line),
+                |_: &mut App, _| Upgrades,
+            )
             .expect("listen");
         (
             server,
@@ -243,7 +246,7 @@ fn a_client_that_leaves_or_says_nothing() {
 
     let server = serve_with(
         site.server(),
-        local().conn(|conn| conn.handshake_timeout = Duration::from_millis(50)),
+        local().with(|listen| listen.conn.handshake_timeout = Duration::from_millis(50)),
     );
     let mut tcp = ready(&server);
     assert_eq!(read_to_end(&mut tcp), b"");
@@ -357,10 +360,13 @@ fn upgrades_keep_to_the_handshake_budget() {
     let site = Site::new();
     let tls = Arc::new(site.server());
     let server = spawn(move || {
-        let mut server =
-            Server::new(Config::new().budgets(|budgets| budgets.handshakes = 1)).expect("server");
+        let mut server = Server::new(Config::new().with(|config| config.budgets.handshakes = 1))
+            .expect("server");
         server
-            .listen(local().framing(Framing::Line), |_: &mut App, _| Upgrades)
+            .listen(
+                local().with(|listen| listen.framing = Framing::Line),
+                |_: &mut App, _| Upgrades,
+            )
             .expect("listen");
         (
             server,

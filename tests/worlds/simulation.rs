@@ -59,13 +59,13 @@ fn echo(listen: Listen) -> (Sim, std::net::SocketAddr) {
 }
 
 fn listen() -> Listen {
-    Listen::tcp("127.0.0.1:0").framing(Framing::Line)
+    Listen::tcp("127.0.0.1:0", Framing::Line)
 }
 
 #[test]
 fn a_day_passes_in_virtual_time() {
     let (mut sim, addr) =
-        echo(listen().conn(|conn| conn.idle_timeout = Duration::from_secs(24 * 3600)));
+        echo(listen().with(|listen| listen.conn.idle_timeout = Duration::from_secs(24 * 3600)));
     let client = sim.connect(addr).expect("connected");
     sim.send(client, b"hello\n");
     sim.advance(Duration::from_secs(24 * 3600 - 1));
@@ -91,7 +91,8 @@ fn a_day_passes_in_virtual_time() {
 
 #[test]
 fn time_that_leaps_past_a_deadline_does_not_end_a_peer_that_has_sent() {
-    let (mut sim, addr) = echo(listen().conn(|conn| conn.idle_timeout = Duration::from_secs(2)));
+    let (mut sim, addr) =
+        echo(listen().with(|listen| listen.conn.idle_timeout = Duration::from_secs(2)));
     let client = sim.connect(addr).expect("connected");
     sim.settle();
     // Like a process that was stopped: the data is there when it looks at its clock again.
@@ -133,7 +134,8 @@ fn fd_exhaustion_ends_when_a_descriptor_is_free() {
 /// progress all the same.
 #[test]
 fn a_slow_reader_is_no_stalled_one() {
-    let (mut sim, addr) = echo(listen().conn(|conn| conn.write_timeout = Duration::from_secs(1)));
+    let (mut sim, addr) =
+        echo(listen().with(|listen| listen.conn.write_timeout = Duration::from_secs(1)));
     let client = sim.connect(addr).expect("connected");
     sim.set_reading(client, false);
     sim.set_send_buffer(client, 10_000);
@@ -159,7 +161,8 @@ fn a_slow_reader_is_no_stalled_one() {
 /// meanwhile are read before deadlines expire.
 #[test]
 fn time_that_leaps_behind_a_poll_does_not_end_a_peer_that_has_sent() {
-    let (mut sim, addr) = echo(listen().conn(|conn| conn.idle_timeout = Duration::from_secs(2)));
+    let (mut sim, addr) =
+        echo(listen().with(|listen| listen.conn.idle_timeout = Duration::from_secs(2)));
     let client = sim.connect(addr).expect("connected");
     sim.advance(Duration::from_secs(1));
     sim.send(client, b"in time\n");
@@ -210,7 +213,7 @@ fn the_shortest_drain_holds() {
 /// most a full backlog.
 #[test]
 fn a_flood_of_connects_does_not_hold_up_a_drain() {
-    let (mut sim, addr) = echo(listen().socket(|socket| socket.backlog = 4));
+    let (mut sim, addr) = echo(listen().with(|listen| listen.socket.backlog = 4));
     sim.control().drain(Duration::from_secs(60));
     let mut taken = 0;
     while sim.connect(addr).is_some() {
@@ -224,7 +227,8 @@ fn a_flood_of_connects_does_not_hold_up_a_drain() {
 /// A flood that fills every batch of events must not stop the clocks.
 #[test]
 fn full_batches_do_not_stop_the_clocks() {
-    let (mut sim, addr) = echo(listen().conn(|conn| conn.idle_timeout = Duration::from_secs(1)));
+    let (mut sim, addr) =
+        echo(listen().with(|listen| listen.conn.idle_timeout = Duration::from_secs(1)));
     let client = sim.connect(addr).expect("connected");
     sim.settle();
     let mut faults = Faults::none();
@@ -244,7 +248,7 @@ fn a_flood_of_handshakes_does_not_starve_one() {
     use kit::sim_tls;
     let mut sim = Sim::new(
         3,
-        Config::new().budgets(|budgets| budgets.handshakes = 1),
+        Config::new().with(|config| config.budgets.handshakes = 1),
         (),
     );
     let listen = listen().tls(sim_tls::server_config());
@@ -280,12 +284,11 @@ fn a_flood_of_handshakes_does_not_starve_one() {
 fn a_connection_with_unread_input_is_not_evicted() {
     use kit::sim_tls;
     use portcullis::Quota;
-    let config = Config::new()
-        .budgets(|budgets| budgets.handshakes = 1)
-        .pending_limits(|pending| {
-            pending.connections = Quota::Count(3);
-            pending.grace = Duration::ZERO;
-        });
+    let config = Config::new().with(|config| {
+        config.budgets.handshakes = 1;
+        config.pending_limits.connections = Quota::Count(3);
+        config.pending_limits.grace = Duration::ZERO;
+    });
     let mut sim = Sim::new(3, config, ());
     let listen = listen().tls(sim_tls::server_config());
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
@@ -321,12 +324,12 @@ fn a_handshake_is_not_timed_out_unread() {
     for full_batches in [0, 1000] {
         let mut sim = Sim::new(
             3,
-            Config::new().budgets(|budgets| budgets.handshakes = 3),
+            Config::new().with(|config| config.budgets.handshakes = 3),
             (),
         );
         let listen = listen()
             .tls(sim_tls::server_config())
-            .conn(|conn| conn.handshake_timeout = Duration::from_secs(1));
+            .with(|listen| listen.conn.handshake_timeout = Duration::from_secs(1));
         let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
         let mut faults = Faults::none();
         faults.full_batches = full_batches;
@@ -366,12 +369,12 @@ fn a_handshake_that_drips_is_timed_out() {
     use kit::sim_tls;
     let mut sim = Sim::new(
         3,
-        Config::new().budgets(|budgets| budgets.handshakes = 1),
+        Config::new().with(|config| config.budgets.handshakes = 1),
         (),
     );
     let listen = listen()
         .tls(sim_tls::server_config())
-        .conn(|conn| conn.handshake_timeout = Duration::from_secs(1));
+        .with(|listen| listen.conn.handshake_timeout = Duration::from_secs(1));
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let flood: Vec<_> = (0..20)
         .map(|_| sim.connect(addr).expect("connected"))
@@ -412,9 +415,9 @@ fn a_peer_that_resets_after_its_close_notify_is_noticed_by_a_write() {
     }
     let mut sim = Sim::new(3, Config::new(), ());
     // One line is enough to stop its clocks.
-    let listen = listen().tls(sim_tls::server_config()).conn(|conn| {
-        conn.low_watermark = 1;
-        conn.high_watermark = 2;
+    let listen = listen().tls(sim_tls::server_config()).with(|listen| {
+        listen.conn.low_watermark = 1;
+        listen.conn.high_watermark = 2;
     });
     let addr = sim.listen(listen, |_: &mut (), _| Late).expect("listen");
     let (client, mut tls) = (
@@ -471,7 +474,7 @@ fn a_listener_that_cannot_be_registered_leaves_nothing() {
         after: 0,
         errno: libc::ENOMEM,
     });
-    let again = || Listen::tcp(("127.0.0.1", addr.port() + 1)).framing(Framing::Line);
+    let again = || Listen::tcp(("127.0.0.1", addr.port() + 1), Framing::Line);
     assert!(sim.listen(again(), |_: &mut (), _| Echo).is_err());
     sim.settle();
     assert_eq!(sim.descriptors(), 1);
@@ -550,12 +553,12 @@ fn a_script_made_by_a_fuzzer_is_played() {
 fn turns_without_events_are_no_spinning_while_frames_come() {
     let mut sim = Sim::new(
         7,
-        Config::new().budgets(|budgets| budgets.read_bytes = 1),
+        Config::new().with(|config| config.budgets.read_bytes = 1),
         (),
     );
-    let listen = listen().conn(|conn| {
-        conn.low_watermark = 0;
-        conn.high_watermark = 1;
+    let listen = listen().with(|listen| {
+        listen.conn.low_watermark = 0;
+        listen.conn.high_watermark = 1;
     });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let client = sim.connect(addr).expect("connected");
@@ -573,15 +576,16 @@ fn frames_that_wait_for_their_turn_run_into_no_deadline() {
     // One frame in a turn.
     let mut sim = Sim::new(
         7,
-        Config::new()
-            .budgets(|budgets| budgets.read_bytes = 64)
-            .max_connections(3_000),
+        Config::new().with(|config| {
+            config.budgets.read_bytes = 64;
+            config.max_connections = 3_000;
+        }),
         (),
     );
     sim.set_descriptor_limit(4_000);
-    let listen = listen().conn(|conn| {
-        conn.idle_timeout = second;
-        conn.frame_timeout = second;
+    let listen = listen().with(|listen| {
+        listen.conn.idle_timeout = second;
+        listen.conn.frame_timeout = second;
     });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     // More than have their turns in one turn of the loop.
@@ -657,10 +661,10 @@ fn a_long_pause_leaves_an_idle_deadline_behind() {
     // Paused long before its timer comes, and in the same moment.
     for (by_itself, early) in [(true, true), (false, true), (true, false), (false, false)] {
         let mut sim = Sim::new(7, Config::new(), ());
-        let options = listen().conn(|conn| {
-            conn.idle_timeout = idle;
-            conn.linger_timeout = Duration::ZERO;
-            conn.linger_bytes = 1024;
+        let options = listen().with(|listen| {
+            listen.conn.idle_timeout = idle;
+            listen.conn.linger_timeout = Duration::ZERO;
+            listen.conn.linger_bytes = 1024;
         });
         let addr = sim.listen(options, |_: &mut (), _| Waits).expect("listen");
         let client = sim.connect(addr).expect("connected");

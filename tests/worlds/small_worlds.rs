@@ -122,7 +122,7 @@ fn every_short_string_is_the_same_frames_in_every_cut() {
 #[cfg(feature = "tls")]
 fn connecting() -> BTreeSet<(State, State)> {
     use portcullis::sim::{ConnModel, Input};
-    let plain = || portcullis::Connect::new().framing(portcullis::Framing::Packet1);
+    let plain = || portcullis::Connect::new(portcullis::Framing::Packet1);
     let secure = || plain().tls(sim_tls::client_config(), "sim.test");
     let mut changes = BTreeSet::new();
     for connect in [plain(), secure()] {
@@ -199,10 +199,10 @@ fn random_inputs_break_no_promise() {
     for seed in 0..4000 {
         let mut random = Random::new(seed);
         let framing = Action::framing(random.below(6) as u8);
-        let listen = Listen::tcp("127.0.0.1:0").framing(framing).conn(|conn| {
-            conn.low_watermark = 10;
-            conn.high_watermark = 300;
-            conn.output_limit = 400;
+        let listen = Listen::tcp("127.0.0.1:0", framing).with(|listen| {
+            listen.conn.low_watermark = 10;
+            listen.conn.high_watermark = 300;
+            listen.conn.output_limit = 400;
         });
         let mut model = ConnModel::new(&listen).expect("options that work");
         let mut inputs = Vec::new();

@@ -62,82 +62,62 @@ impl Setup {
 
     pub fn config(&self) -> Config {
         let [accept, read, jobs] = self.budgets.map(|byte| amount(!byte).max(1));
-        let config = if self.has_limits() {
-            Config::new()
-                .accept_rate(Rate::per_second(100).burst(3))
-                .pending_limits(|pending| {
-                    pending.connections = Quota::Count(2);
-                    pending.grace = Duration::from_millis(100);
-                })
-                .memory_limit(if self.limits_memory() {
-                    1 << 20
-                } else {
-                    usize::MAX
-                })
-        } else {
-            Config::new()
-        };
+        let mut config = Config::max_connections(usize::from(16 - self.cap % 17));
+        if self.has_limits() {
+            config.accept_rate = Some(Rate::per_second(100).burst(3));
+            config.pending_limits.connections = Quota::Count(2);
+            config.pending_limits.grace = Duration::from_millis(100);
+            config.memory_limit = self.limits_memory().then_some(1 << 20);
+        }
+        config.budgets.accepts = accept;
+        config.budgets.read_bytes = read;
+        config.budgets.commands = jobs;
+        config.budgets.work = self.work(config.budgets.work);
+        config.queue_limits.commands = amount(!self.queue[0]).max(1);
+        config.queue_limits.bytes = amount(!self.queue[1]);
+        config.emfile_backoff = Duration::from_millis(500 + 10 * u64::from(self.emfile_backoff));
         config
-            .max_connections(usize::from(16 - self.cap % 17))
-            .budgets(|budgets| {
-                budgets.accepts = accept;
-                budgets.read_bytes = read;
-                budgets.commands = jobs;
-                budgets.work = self.work(budgets.work);
-            })
-            .queue_limits(|limits| {
-                limits.commands = amount(!self.queue[0]).max(1);
-                limits.bytes = amount(!self.queue[1]);
-            })
-            .emfile_backoff(Duration::from_millis(
-                500 + 10 * u64::from(self.emfile_backoff),
-            ))
     }
 
     pub fn listen(&self, which: usize) -> Listen {
         let [low, more, most] = self.watermarks;
         let (low, high) = (amount(low), amount(low) + 1 + amount(!more));
         let [handshake, frame, idle, write, linger] = self.timeouts.map(time);
-        let mut listen = Listen::tcp("127.0.0.1:0")
-            .framing(self.framing(which))
-            .conn(|conn| {
-                conn.low_watermark = low;
-                conn.high_watermark = high;
-                conn.output_limit = high + amount(!most);
-                conn.handshake_timeout = handshake;
-                conn.frame_timeout = frame;
-                conn.idle_timeout = idle;
-                conn.write_timeout = write;
-                conn.linger_timeout = linger.min(Duration::from_secs(20));
-                conn.linger_bytes = amount(!self.linger_bytes);
-                conn.min_rate = self.min_rate(conn.min_rate);
-            })
-            .socket(|socket| socket.backlog = u32::from(!self.backlog))
-            .evict_silent(self.evicts_silent());
+        let mut listen = Listen::tcp("127.0.0.1:0", self.framing(which));
+        let conn = &mut listen.conn;
+        conn.low_watermark = low;
+        conn.high_watermark = high;
+        conn.output_limit = high + amount(!most);
+        conn.handshake_timeout = handshake;
+        conn.frame_timeout = frame;
+        conn.idle_timeout = idle;
+        conn.write_timeout = write;
+        conn.linger_timeout = linger.min(Duration::from_secs(20));
+        conn.linger_bytes = amount(!self.linger_bytes);
+        conn.min_rate = self.min_rate(conn.min_rate);
+        listen.socket.backlog = u32::from(!self.backlog);
+        listen.evict_silent = self.evicts_silent();
         if let bytes @ 1.. = amount(self.max_frame) {
             listen.conn.max_frame = Some(bytes);
         }
         if self.refuse[which] % 2 == 1 {
-            listen = listen.at_capacity(AtCapacity::Refuse {
+            listen.at_capacity = AtCapacity::Refuse {
                 farewell: FULL.to_vec(),
-            });
+            };
         }
         if self.has_limits() {
             listen.conn.frame_rate = Some(Rate::per_second(10_000).burst(10));
-            listen = listen
-                .accept_rate(Rate::per_second(50).burst(2))
-                .source_limits(|limits| limits.connections = Some(5))
-                .total_read_rate(Rate::per_second(1_000_000).burst(1000));
+            listen.accept_rate = Some(Rate::per_second(50).burst(2));
+            listen.source_limits.connections = Some(5);
+            listen.total_read_rate = Some(Rate::per_second(1_000_000).burst(1000));
         }
         if let Some(mode) = self.proxy(which) {
-            listen = listen
-                .proxy_protocol(mode)
-                .trusted_proxies(AccessRules::allow_all());
+            listen.proxy_protocol = mode;
+            listen.trusted_proxies = Some(AccessRules::allow_all());
         }
         if which == 1 {
-            listen = listen
-                .name("second")
-                .max_connections(usize::from(!self.own_cap));
+            listen = listen.name("second");
+            listen.max_connections = Some(usize::from(!self.own_cap));
         }
         listen
     }

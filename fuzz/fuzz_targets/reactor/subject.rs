@@ -344,7 +344,7 @@ fn carry_out(app: &mut App, control: &mut Control<'_, App>, job: Job) {
             }
         }
         Job::SetCap(connections) => control
-            .set_max_connections(connections.into())
+            .reconfigure(|config| config.max_connections = connections.into())
             .expect("not too many"),
         Job::Suspend(on) => {
             for listener in control.listeners() {

@@ -117,14 +117,14 @@ fn without_early_data(config: Arc<ServerConfig>) -> Arc<ServerConfig> {
 /// ```
 /// use std::sync::Arc;
 /// use portcullis::tls::{NameError, ServerConfig, ServerNames};
-/// use portcullis::Listen;
+/// use portcullis::{Framing, Listen};
 ///
 /// fn listen(site: Arc<ServerConfig>, api: Arc<ServerConfig>) -> Result<Listen, NameError> {
 ///     let names = ServerNames::only()
 ///         .name("example.org", Arc::clone(&site))?
 ///         .name("*.example.org", site)?
 ///         .name("api.example.org", api)?;
-///     Ok(Listen::tcp("0.0.0.0:8883").tls(names))
+///     Ok(Listen::tcp("0.0.0.0:8883", Framing::Line).tls(names))
 /// }
 /// ```
 ///

@@ -125,7 +125,7 @@ impl From<PemError> for Error {
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let config = portcullis::tls::server_config("chain.pem", "key.pem")?;
-/// let listen = portcullis::Listen::tcp("0.0.0.0:8883").tls(config);
+/// let listen = portcullis::Listen::tcp("0.0.0.0:8883", portcullis::Framing::Line).tls(config);
 /// # let _ = listen; Ok(()) }
 /// ```
 pub fn server_config(
@@ -164,7 +164,7 @@ pub enum ClientAuth {
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let clients = ClientAuth::Required;
 /// let config = server_config_with_clients("chain.pem", "key.pem", "clients-ca.pem", clients)?;
-/// let listen = portcullis::Listen::tcp("0.0.0.0:8883").tls(config);
+/// let listen = portcullis::Listen::tcp("0.0.0.0:8883", portcullis::Framing::Line).tls(config);
 /// # let _ = listen; Ok(()) }
 /// ```
 pub fn server_config_with_clients(
@@ -213,7 +213,7 @@ pub fn server_config_with_clients(
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let config = portcullis::tls::client_config("ca.pem")?;
-/// let connect = portcullis::Connect::new().tls(config, "backend.example.org");
+/// let connect = portcullis::Connect::new(portcullis::Framing::Line).tls(config, "backend.example.org");
 /// # let _ = connect; Ok(()) }
 /// ```
 pub fn client_config(roots: impl AsRef<Path>) -> Result<Arc<ClientConfig>, PemError> {

@@ -8,7 +8,7 @@ use crate::config::MAX_CONNECTIONS;
 use crate::proto::Machine;
 
 fn connection(id: ConnId) -> Connection<NonZeroU64> {
-    let listen = Listen::tcp("127.0.0.1:0");
+    let listen = Listen::tcp("127.0.0.1:0", crate::Framing::Packet2);
     let limits = Rc::new(listen.conn.clone());
     let machine = Machine::new(
         &listen.framing,

@@ -48,7 +48,7 @@ type Checked = std::result::Result<(), Violation>;
 /// use portcullis::sim::{Action, ConnModel, Input, Told};
 /// use portcullis::{CloseReason, Framing, Listen};
 ///
-/// let mut one = ConnModel::new(&Listen::tcp("127.0.0.1:0").framing(Framing::Packet1)).unwrap();
+/// let mut one = ConnModel::new(&Listen::tcp("127.0.0.1:0", Framing::Packet1)).unwrap();
 /// for input in [
 ///     Input::OnFrame(vec![Action::Echo, Action::Pause]),
 ///     Input::Bytes(b"\x02ab\x02cd".to_vec()),

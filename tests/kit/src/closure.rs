@@ -132,24 +132,23 @@ const SPOILED: usize = usize::MAX;
 impl World {
     fn new(setting: &Setting) -> Result<Self, String> {
         let tick = Duration::from_millis(1);
-        let listen = Listen::tcp("127.0.0.1:0")
-            .framing(Action::framing(setting.framing))
-            .conn(|conn| {
-                conn.max_frame = Some(MAX_FRAME);
-                conn.handshake_timeout = tick;
-                conn.frame_timeout = tick;
-                conn.idle_timeout = 2 * tick;
-                conn.write_timeout = tick;
-                conn.linger_timeout = tick;
-                conn.linger_bytes = 1;
-                conn.low_watermark = 1;
-                conn.high_watermark = 2;
-                conn.output_limit = 4;
-            });
+        let listen = Listen::tcp("127.0.0.1:0", Action::framing(setting.framing)).with(|listen| {
+            listen.conn.max_frame = Some(MAX_FRAME);
+            listen.conn.handshake_timeout = tick;
+            listen.conn.frame_timeout = tick;
+            listen.conn.idle_timeout = 2 * tick;
+            listen.conn.write_timeout = tick;
+            listen.conn.linger_timeout = tick;
+            listen.conn.linger_bytes = 1;
+            listen.conn.low_watermark = 1;
+            listen.conn.high_watermark = 2;
+            listen.conn.output_limit = 4;
+        });
         let listen = if setting.proxied {
-            listen
-                .proxy_protocol(ProxyProtocol::Optional)
-                .trusted_proxies(AccessRules::allow_all())
+            listen.with(|listen| {
+                listen.proxy_protocol = ProxyProtocol::Optional;
+                listen.trusted_proxies = Some(AccessRules::allow_all());
+            })
         } else {
             listen
         };

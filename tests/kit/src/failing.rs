@@ -228,12 +228,10 @@ impl Stage {
     fn new(scenario: Scenario) -> Played<Self> {
         let (is_tls, is_proxied) = (scenario.is_tls(), scenario == Scenario::Proxied);
         let listen = || {
-            let listen = Listen::tcp("127.0.0.1:0")
-                .framing(Framing::Line)
-                .conn(|conn| {
-                    conn.low_watermark = 50;
-                    conn.high_watermark = 100;
-                });
+            let listen = Listen::tcp("127.0.0.1:0", Framing::Line).with(|listen| {
+                listen.conn.low_watermark = 50;
+                listen.conn.high_watermark = 100;
+            });
             #[cfg(feature = "tls")]
             if is_tls {
                 return listen.tls(sim_tls::server_config());
@@ -241,16 +239,15 @@ impl Stage {
             if !is_proxied {
                 return listen;
             }
-            listen
-                .proxy_protocol(ProxyProtocol::Required)
-                .trusted_proxies(AccessRules::allow_all())
-                .accept_rate(Rate::per_second(10).burst(2))
-                .source_limits(|limits| limits.connections = Some(100))
-                .conn(|conn| {
-                    conn.read_rate = Some(Rate::per_second(100).burst(20));
-                    conn.frame_rate = Some(Rate::per_second(10).burst(1));
-                })
-                .total_frame_rate(Rate::per_second(20).burst(5))
+            listen.with(|listen| {
+                listen.proxy_protocol = ProxyProtocol::Required;
+                listen.trusted_proxies = Some(AccessRules::allow_all());
+                listen.accept_rate = Some(Rate::per_second(10).burst(2));
+                listen.source_limits.connections = Some(100);
+                listen.conn.read_rate = Some(Rate::per_second(100).burst(20));
+                listen.conn.frame_rate = Some(Rate::per_second(10).burst(1));
+                listen.total_frame_rate = Some(Rate::per_second(20).burst(5));
+            })
         };
         let mut sim = Sim::new(7, Config::new(), Books::default());
         let doors = [(); 2].map(|()| sim.listen_with(listen(), Door).expect("listen"));

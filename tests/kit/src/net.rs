@@ -11,7 +11,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use portcullis::{
-    Addr, Config, Context, Handle, Handler, Listen, ListenerInfo, Outcome, Server, Spawned, Stats,
+    Addr, Config, Context, Framing, Handle, Handler, Listen, ListenerInfo, Outcome, Server,
+    Spawned, Stats,
 };
 
 /// The longest that anything may take, on a machine that is busy with something else.
@@ -117,7 +118,7 @@ pub fn tcp(addr: &Addr) -> SocketAddr {
 
 /// `127.0.0.1` on a port that the system chooses.
 pub fn local() -> Listen {
-    Listen::tcp("127.0.0.1:0")
+    Listen::tcp("127.0.0.1:0", Framing::Packet2)
 }
 
 impl<A: Send + 'static> Running<A> {

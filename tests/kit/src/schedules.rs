@@ -139,19 +139,17 @@ fn run(
     findings: &mut Findings,
 ) -> Result<(), String> {
     let tick = Duration::from_millis(1);
-    let listen = Listen::tcp("127.0.0.1:0")
-        .framing(Framing::Packet1)
-        .conn(|conn| {
-            conn.handshake_timeout = 2 * tick;
-            conn.idle_timeout = 3 * tick;
-            conn.frame_timeout = 2 * tick;
-            conn.write_timeout = 2 * tick;
-            conn.linger_timeout = tick;
-            conn.linger_bytes = 100;
-            conn.low_watermark = 1;
-            conn.high_watermark = 3;
-            conn.output_limit = 6;
-        });
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet1).with(|listen| {
+        listen.conn.handshake_timeout = 2 * tick;
+        listen.conn.idle_timeout = 3 * tick;
+        listen.conn.frame_timeout = 2 * tick;
+        listen.conn.write_timeout = 2 * tick;
+        listen.conn.linger_timeout = tick;
+        listen.conn.linger_bytes = 100;
+        listen.conn.low_watermark = 1;
+        listen.conn.high_watermark = 3;
+        listen.conn.output_limit = 6;
+    });
     let listen = match start {
         Start::Connected | Start::Open => listen.tls(sim_tls::server_config()),
         Start::Upgrade => listen,

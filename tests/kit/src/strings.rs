@@ -18,13 +18,11 @@ const MAX_FRAME: usize = 2;
 ///
 /// The string and the cuts that are not decoded as by a naive decoder.
 pub fn play(framing: u8, length: usize) -> Result<u64, String> {
-    let listen = Listen::tcp("127.0.0.1:0")
-        .framing(Action::framing(framing))
-        .conn(|conn| {
-            conn.max_frame = Some(MAX_FRAME);
-            conn.idle_timeout = Duration::MAX;
-            conn.frame_timeout = Duration::MAX;
-        });
+    let listen = Listen::tcp("127.0.0.1:0", Action::framing(framing)).with(|listen| {
+        listen.conn.max_frame = Some(MAX_FRAME);
+        listen.conn.idle_timeout = Duration::MAX;
+        listen.conn.frame_timeout = Duration::MAX;
+    });
     let mut model = ConnModel::new(&listen).map_err(|error| error.to_string())?;
     apply(&mut model, Input::OnFrame(Vec::new()))?;
     model.take_told();

@@ -18,12 +18,13 @@ use portcullis::tls::rustls::{
     version, ClientConfig, ClientConnection, ProtocolVersion, RootCertStore, ServerConfig,
     StreamOwned, SupportedProtocolVersion,
 };
-use portcullis::{Context, Handler, Listen, Outcome, Peer, Refuse, Service};
+use portcullis::tls::TlsConfig;
+use portcullis::{Context, Handle, HandleError, Handler, Listen, Outcome, Peer, Refuse, Service};
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
 };
 
-use crate::net::{connect, ping, spawn, Echo, Running};
+use crate::net::{connect, ping, spawn, Echo, Running, PATIENCE};
 
 /// The name that every server certificate here is for.
 pub const NAME: &str = "server.test";
@@ -555,4 +556,16 @@ impl Drop for Folder {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// Changes the TLS of a listener, on every shard that has it.
+pub fn set_tls<A>(
+    handle: &Handle<A>,
+    listener: &'static str,
+    config: impl Into<TlsConfig>,
+) -> Result<(), HandleError> {
+    let config = config.into();
+    handle.change(PATIENCE, move |control| {
+        control.set_tls(listener, config.clone())
+    })
 }

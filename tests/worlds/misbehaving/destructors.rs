@@ -58,7 +58,7 @@ impl Handler for Fails {
 
 fn world(framing: Framing) -> (Sim, ClientId, std::net::SocketAddr) {
     let mut sim = Sim::new(1, Config::new(), ());
-    let listen = Listen::tcp("127.0.0.1:0").framing(framing);
+    let listen = Listen::tcp("127.0.0.1:0", framing);
     let addr = sim.listen(listen, |_: &mut (), _| Fails).expect("listen");
     let client = sim.connect(addr).expect("connected");
     (sim, client, addr)
@@ -159,7 +159,7 @@ fn a_server_that_is_dropped_takes_all_with_it() {
     }
     let (mut sim, _, _) = world(loaded(true, false));
     let bomb = PanicOnDrop;
-    let listen = Listen::tcp("127.0.0.1:0");
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2);
     let service = move |_: &mut (), _| {
         let _ = &bomb;
         Holds(vec![PanicOnDrop])
@@ -192,7 +192,8 @@ fn a_refused_job_may_use_its_handle() {
     let (done, told) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         let server: Server<()> =
-            Server::new(Config::new().queue_limits(|limits| limits.commands = 1)).expect("server");
+            Server::new(Config::new().with(|config| config.queue_limits.commands = 1))
+                .expect("server");
         let handle = server.handle();
         handle.post(|(), _| {}).expect("there is room");
         let caller = Caller(handle.clone(), done);

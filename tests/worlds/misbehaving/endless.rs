@@ -14,9 +14,9 @@ use super::harness::{behave, harness, harness_of, lines, Call, Cx, Welcome};
 fn pauses_for_ever() {
     for drains in [false, true] {
         let hour = Duration::from_secs(3600);
-        let listen = lines().conn(|conn| {
-            conn.idle_timeout = 2 * hour;
-            conn.frame_timeout = hour;
+        let listen = lines().with(|listen| {
+            listen.conn.idle_timeout = 2 * hour;
+            listen.conn.frame_timeout = hour;
         });
         let mut harness = harness_of(Config::new(), listen, Welcome::Accept, |cx, call| {
             if let Call::Frame(_) = call {
@@ -78,12 +78,11 @@ fn pauses_for_ever() {
 fn floods_its_own_handle() {
     const QUEUE: usize = 10;
     const BUDGET: usize = 4;
-    let config = Config::new()
-        .queue_limits(|limits| {
-            limits.commands = QUEUE;
-            limits.bytes = 2000;
-        })
-        .budgets(|budgets| budgets.commands = BUDGET);
+    let config = Config::new().with(|config| {
+        config.queue_limits.commands = QUEUE;
+        config.queue_limits.bytes = 2000;
+        config.budgets.commands = BUDGET;
+    });
     let mut harness = harness_of(config, lines(), Welcome::Accept, |cx, call| {
         let (id, handle) = (cx.conn.id(), cx.app.handle());
         match call {
@@ -198,11 +197,11 @@ fn flood(cx: &mut Cx<'_>) -> Result<(), SendError> {
 const LIMIT: usize = 2000;
 
 fn narrow() -> Listen {
-    lines().conn(|conn| {
-        conn.low_watermark = 100;
-        conn.high_watermark = 1000;
-        conn.output_limit = LIMIT;
-        conn.write_timeout = Duration::from_secs(5);
+    lines().with(|listen| {
+        listen.conn.low_watermark = 100;
+        listen.conn.high_watermark = 1000;
+        listen.conn.output_limit = LIMIT;
+        listen.conn.write_timeout = Duration::from_secs(5);
     })
 }
 

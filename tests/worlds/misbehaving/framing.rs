@@ -42,7 +42,7 @@ fn changes_framing_inside_on_frame() {
     for (after, said, heard, reason) in cases {
         for cut in 0..=said.len() {
             let after = after.clone();
-            let listen = lines().conn(|conn| conn.max_frame = Some("still here\n".len()));
+            let listen = lines().with(|listen| listen.conn.max_frame = Some("still here\n".len()));
             let mut harness =
                 harness_of(Config::new(), listen, Welcome::Accept, move |cx, call| {
                     if let Call::Frame(b"go\n") = call {

@@ -124,7 +124,7 @@ pub struct Harness {
 }
 
 pub fn lines() -> Listen {
-    Listen::tcp("127.0.0.1:0").framing(Framing::Line)
+    Listen::tcp("127.0.0.1:0", Framing::Line)
 }
 
 pub fn harness(play: impl Fn(&mut Cx<'_>, Call<'_>) -> Outcome + 'static) -> Harness {

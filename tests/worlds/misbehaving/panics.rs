@@ -71,9 +71,9 @@ fn panics_in_each_callback() {
         ),
     ];
     for (callback, provoke, heard, told) in cases {
-        let listen = lines().conn(|conn| {
-            conn.low_watermark = 1;
-            conn.high_watermark = 8;
+        let listen = lines().with(|listen| {
+            listen.conn.low_watermark = 1;
+            listen.conn.high_watermark = 8;
         });
         let mut harness = harness_of(Config::new(), listen, Welcome::Accept, move |cx, call| {
             let frame = if let Call::Frame(frame) = call {

@@ -505,7 +505,9 @@ fn post(handle: &Handle<App>, order: Order) -> Result<(), HandleError> {
                 }
             }
             // A small number is never too many.
-            Order::Cap(connections) => drop(control.set_max_connections(connections)),
+            Order::Cap(connections) => {
+                drop(control.reconfigure(|config| config.max_connections = connections))
+            }
             Order::Chain(more) if more > 0 => {
                 app.order(Order::Chain(more - 1));
             }

@@ -206,20 +206,16 @@ impl Plan {
 impl Setup {
     pub fn config(&self) -> Config {
         let [accept, handshakes, read, jobs] = self.budgets;
-        let config = Config::new()
-            .max_connections(self.cap)
-            .budgets(|budgets| {
-                budgets.accepts = accept;
-                budgets.handshakes = handshakes;
-                budgets.read_bytes = read;
-                budgets.commands = jobs;
-                budgets.work = self.work;
-            })
-            .queue_limits(|limits| {
-                limits.commands = self.queue.0;
-                limits.bytes = self.queue.1;
-            });
-        self.house.apply(config)
+        Config::max_connections(self.cap).with(|config| {
+            config.budgets.accepts = accept;
+            config.budgets.handshakes = handshakes;
+            config.budgets.read_bytes = read;
+            config.budgets.commands = jobs;
+            config.budgets.work = self.work;
+            config.queue_limits.commands = self.queue.0;
+            config.queue_limits.bytes = self.queue.1;
+            self.house.apply(config);
+        })
     }
 }
 
@@ -289,27 +285,27 @@ impl Door {
 
     /// How it listens, all but the address.
     pub fn listen(&self, port: u16) -> Listen {
-        let listen = Listen::tcp(("127.0.0.1", port))
-            .framing(self.wire.framing())
-            .conn(|conn| self.set(conn))
-            .socket(|socket| socket.backlog = self.backlog)
-            .evict_silent(self.evict_silent);
+        let listen = Listen::tcp(("127.0.0.1", port), self.wire.framing()).with(|listen| {
+            self.set(&mut listen.conn);
+            listen.socket.backlog = self.backlog;
+            listen.evict_silent = self.evict_silent;
+        });
         #[cfg(feature = "tls")]
         let listen = if self.tls {
             listen.tls(crate::sim_tls::server_config())
         } else {
             listen
         };
-        self.rules.apply(listen)
+        listen.with(|listen| self.rules.apply(listen))
     }
 
     /// How it connects, in the clear.
     pub fn connect(&self, timeout: Duration, retry: Option<Retry>) -> Connect {
-        Connect::new()
-            .framing(self.wire.framing())
-            .conn(|conn| self.set(conn))
-            .connect_timeout(timeout)
-            .retry(retry)
+        Connect::new(self.wire.framing()).with(|connect| {
+            self.set(&mut connect.conn);
+            connect.connect_timeout = timeout;
+            connect.retry = retry;
+        })
     }
 }
 

@@ -200,26 +200,20 @@ impl Rules {
         }
     }
 
-    pub fn apply(&self, listen: Listen) -> Listen {
+    pub fn apply(&self, listen: &mut Listen) {
         let [read, frames, all_read, all_frames] = self.throttles.map(rate);
-        let listen = listen
-            .at_capacity(self.at_capacity.clone())
-            .proxy_protocol(self.proxy)
-            .trusted_proxies(self.trusted.rules())
-            .access_rules(self.access.rules())
-            .accept_rate(rate(self.accept_rate))
-            .source_limits(|limits| {
-                limits.connections = self.source_connections;
-                limits.rate = rate(self.source_rate);
-            })
-            .conn(|conn| {
-                conn.read_rate = read;
-                conn.frame_rate = frames;
-            })
-            .total_read_rate(all_read)
-            .total_frame_rate(all_frames);
-        // There is no word for "no limit" but a large one.
-        listen.max_connections(self.places.unwrap_or(usize::MAX))
+        listen.at_capacity = self.at_capacity.clone();
+        listen.proxy_protocol = self.proxy;
+        listen.trusted_proxies = Some(self.trusted.rules());
+        listen.access_rules = self.access.rules();
+        listen.accept_rate = rate(self.accept_rate);
+        listen.source_limits.connections = self.source_connections;
+        listen.source_limits.rate = rate(self.source_rate);
+        listen.conn.read_rate = read;
+        listen.conn.frame_rate = frames;
+        listen.total_read_rate = all_read;
+        listen.total_frame_rate = all_frames;
+        listen.max_connections = self.places;
     }
 
     /// Whether this peer speaks for others here.
@@ -260,13 +254,13 @@ impl Rules {
 }
 
 /// A change of a listener that must be refused as a whole: a part of it is good.
-pub fn bad_listen(mut listen: Listen, random: &mut Random) -> Listen {
+pub fn bad_listen(listen: &mut Listen, random: &mut Random) {
     listen.conn.idle_timeout = Duration::from_millis(77);
     let never = Rate::per_second(0);
     match random.below(10) {
         0 => (listen.conn.low_watermark, listen.conn.high_watermark) = (5, 5),
         1 => listen.socket.backlog = 77,
-        2 => listen.name = Some("another".to_owned()),
+        2 => *listen = listen.clone().name("another"),
         3 => listen.source_limits.connections = Some(0),
         4 => listen.source_limits.prefixes = (24, 64),
         5 => listen.accept_rate = Some(never),
@@ -279,7 +273,6 @@ pub fn bad_listen(mut listen: Listen, random: &mut Random) -> Listen {
             }
         }
     }
-    listen
 }
 
 /// The server's own rules on access, which may change too.
@@ -314,19 +307,16 @@ impl House {
         self.patience.is_zero()
     }
 
-    pub fn apply(&self, config: Config) -> Config {
-        config
-            .accept_rate(rate(self.accept_rate))
-            .pending_limits(|pending| {
-                pending.connections = self.pending.unwrap_or(Quota::Percent(50));
-                pending.grace = self.patience;
-            })
-            .memory_limit(self.memory.unwrap_or(usize::MAX))
+    pub fn apply(&self, config: &mut Config) {
+        config.accept_rate = rate(self.accept_rate);
+        config.pending_limits.connections = self.pending.unwrap_or(Quota::Percent(50));
+        config.pending_limits.grace = self.patience;
+        config.memory_limit = self.memory;
     }
 }
 
 /// As [`bad_listen`].
-pub fn bad_config(mut config: Config, random: &mut Random) -> Config {
+pub fn bad_config(config: &mut Config, random: &mut Random) {
     config.max_connections = 1;
     config.queue_limits.commands = 1;
     config.pending_limits.grace = Duration::ZERO;
@@ -339,5 +329,4 @@ pub fn bad_config(mut config: Config, random: &mut Random) -> Config {
         5 => config.accept_rate = Some(Rate::per_second(0)),
         _ => config.max_connections = usize::MAX,
     }
-    config
 }

@@ -518,7 +518,7 @@ impl World {
         } = &self.doors[at];
         let test_service = TestService::new(door, live, Random::new(random.bits()));
         let rules = live.borrow().rules.clone();
-        let listen = rules.apply(door.listen(addr.port()));
+        let listen = door.listen(addr.port()).with(|listen| rules.apply(listen));
         // It may be open still, or the server drains, or a call fails: the rest is as it was.
         if self.sim.listen_with(listen, test_service).is_err() {
             return;
@@ -573,11 +573,10 @@ impl World {
         let (mut before, mut after) = (String::new(), String::new());
         let refused = control.reconfigure_listener(port, |listen| {
             before = format!("{listen:?}");
-            bad_listen(listen, random)
+            bad_listen(listen, random);
         });
         let same = control.reconfigure_listener(port, |listen| {
             after = format!("{listen:?}");
-            listen
         });
         match (refused, same) {
             (Err(_), Ok(())) if before == after => Ok(()),
@@ -590,11 +589,10 @@ impl World {
         let mut control = self.sim.control();
         let refused = control.reconfigure(|config| {
             before = format!("{config:?}");
-            bad_config(config, random)
+            bad_config(config, random);
         });
         let same = control.reconfigure(|config| {
             after = format!("{config:?}");
-            config
         });
         match (refused, same) {
             (Err(_), Ok(())) if before == after => Ok(()),
@@ -768,9 +766,15 @@ impl World {
         loop {
             let accepted = self.sim.stats().accepted;
             // A thousand is not too many.
-            let _ = self.sim.control().set_max_connections(1000);
+            let _ = self
+                .sim
+                .control()
+                .reconfigure(|config| config.max_connections = 1000);
             self.pass(Duration::from_secs(if self.has_rates() { 2 } else { 0 }))?;
-            let _ = self.sim.control().set_max_connections(1000);
+            let _ = self
+                .sim
+                .control()
+                .reconfigure(|config| config.max_connections = 1000);
             if self.sim.stats().accepted == accepted {
                 return Ok(());
             }
