@@ -438,7 +438,7 @@ impl<'a, A> Control<'a, A> {
     ///
     /// 1. Give the descriptor to the new process: as file 3 with `LISTEN_FDS=1` in its environment
     ///    (and the listener's name in `LISTEN_FDNAMES`, if that is not its address), or over a Unix
-    ///    socket (SCM_RIGHTS). It calls [`Server::adopt`](crate::Server::adopt), runs,
+    ///    socket (SCM_RIGHTS). It calls [`Listen::adopted`](crate::Listen::adopted), runs,
     ///    and reports that.
     /// 2. [`Control::close_listener`]. The backlog stays, for the new process.
     /// 3. [`Control::drain`]. A client that was accepted here and has not sent its request yet is
