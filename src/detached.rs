@@ -22,6 +22,10 @@ const READ_SIZE: usize = 0x4000 + 256 + 5;
 
 /// Ciphertext that one read takes without a byte of data: more of it is no peer that means to talk.
 const MAX_WITHOUT_DATA: usize = 1024 * 1024;
+
+/// The time between two questions whether the peer's system has all output.
+const DELIVERY_POLL: Duration = Duration::from_millis(10);
+
 /// One write to a Unix socket: a longer one waits several times.
 const MAX_UNIX_WRITE: usize = 16 * 1024;
 
@@ -50,7 +54,7 @@ pub(crate) struct SystemCalls {
 /// A connection's slot in its server. Dropping this value frees the slot; of a cap that
 /// [`Shards`](crate::Shards) share at once, otherwise in the server's next iteration.
 #[derive(Debug)]
-#[must_use = "the place is free as soon as this is dropped"]
+#[must_use = "dropping it gives the slot back"]
 pub struct Place {
     id: ConnId,
     released: Arc<Released>,
@@ -269,10 +273,24 @@ impl Drop for Limit<'_> {
     }
 }
 
-/// Writes everything that is pending.
+/// Writes everything that is pending. Fails if any output is lost.
 fn flush(detached_io: &mut DetachedIo, limit: &mut Limit<'_>) -> io::Result<()> {
+    flush_all(detached_io, limit)?;
+    check_output(detached_io)
+}
+
+fn check_output(detached_io: &DetachedIo) -> io::Result<()> {
+    if detached_io.has_lost_output() {
+        let words = "TLS cannot encrypt more under its keys: the output since then is lost";
+        return Err(io::Error::other(words));
+    }
+    Ok(())
+}
+
+/// Writes everything that can be written, close_notify behind worn out keys too.
+fn flush_all(detached_io: &mut DetachedIo, limit: &mut Limit<'_>) -> io::Result<()> {
     loop {
-        let bytes = detached_io.transmit().map_err(io::Error::other)?;
+        let bytes = detached_io.transmit();
         if bytes.is_empty() {
             return Ok(());
         }
@@ -410,58 +428,70 @@ impl Detached {
         let limits = detached_io.end_limits();
         let write_timeout = socket.write_timeout()?.unwrap_or(limits.write_timeout);
         let mut limit = Limit::of(socket, *calls, Direction::Write).within(write_timeout);
-        // Nothing can be encrypted after close_notify, which ends a session with worn out keys too.
-        let flushed = flush(detached_io, &mut limit);
-        if let Err(error) = &flushed {
-            if error.kind() != io::ErrorKind::Other {
-                return flushed;
-            }
-        }
+        flush_all(detached_io, &mut limit)?;
         detached_io.finish();
-        flush(detached_io, &mut limit)?;
+        flush_all(detached_io, &mut limit)?;
         let deliver_until = limit.since.after(write_timeout);
         drop(limit);
         socket.shutdown(Shutdown::Write)?;
         linger(socket, *calls, limits, deliver_until)?;
-        flushed
+        check_output(detached_io)
     }
 }
 
-/// Discards input until the peer's end. The time counts once the peer's system has all output.
+/// Waits until the peer's system has all output, and for the peer's end then. Discards input.
 fn linger(
     socket: &Socket,
     calls: SystemCalls,
     limits: EndLimits,
     deliver_until: Time,
 ) -> io::Result<()> {
-    let timeout = socket.read_timeout()?.unwrap_or(limits.linger_timeout);
-    let (mut buffer, mut discarded) = ([0; 4096], 0_usize);
-    let mut owed = socket.unsent(calls).is_some_and(|unsent| unsent > 0);
-    let mut limit = Limit::of(socket, calls, Direction::Read).within(timeout);
-    loop {
-        let read = match limit.next() {
-            Ok(()) => socket.read(&mut buffer),
-            Err(error) => Err(error),
-        };
-        match read {
-            Ok(0) => return Ok(()),
-            Ok(count) if discarded + count > limits.linger_bytes => {
-                let words = "the peer goes on sending behind the end";
-                return Err(io::Error::new(io::ErrorKind::InvalidData, words));
-            }
-            Ok(count) => discarded += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error)
-                if error.kind() == io::ErrorKind::WouldBlock
-                    && owed
-                    && (calls.now)() < deliver_until =>
-            {
-                owed = socket.unsent(calls).is_some_and(|unsent| unsent > 0);
-                limit = Limit::of(socket, calls, Direction::Read).within(timeout);
-            }
-            Err(error) => return Err(error),
+    // `None` once the peer has sent too much: it is not read any more.
+    let mut room = Some(limits.linger_bytes);
+    while socket.unsent(calls).is_some_and(|unsent| unsent > 0) {
+        if (calls.now)() >= deliver_until {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        if room.is_none() {
+            std::thread::sleep(DELIVERY_POLL);
+        } else if discard(socket, calls, &mut room, DELIVERY_POLL)? {
+            return Ok(());
         }
     }
+    let timeout = socket.read_timeout()?.unwrap_or(limits.linger_timeout);
+    if timeout.is_zero() || discard(socket, calls, &mut room, timeout)? {
+        return Ok(());
+    }
+    Err(match room {
+        Some(_) => io::ErrorKind::WouldBlock.into(),
+        None => {
+            let words = "the peer goes on sending behind the end";
+            io::Error::new(io::ErrorKind::InvalidData, words)
+        }
+    })
+}
+
+/// Discards input for `time`, or until `room` is used up. True at the peer's end.
+fn discard(
+    socket: &Socket,
+    calls: SystemCalls,
+    room: &mut Option<usize>,
+    time: Duration,
+) -> io::Result<bool> {
+    let mut limit = Limit::of(socket, calls, Direction::Read).within(time);
+    let mut buffer = [0; 4096];
+    while let Some(left) = *room {
+        match limit.next().and_then(|()| socket.read(&mut buffer)) {
+            Ok(0) => return Ok(true),
+            Ok(count) => *room = left.checked_sub(count),
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted => {}
+                io::ErrorKind::WouldBlock => break,
+                _ => return Err(error),
+            },
+        }
+    }
+    Ok(false)
 }
 
 impl Read for Detached {

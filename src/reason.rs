@@ -137,7 +137,8 @@ reasons! {
     /// ([`PendingLimits::connections`](crate::PendingLimits::connections)), or at the cap the
     /// oldest that had not sent a frame ([`Listen::evict_silent`](crate::Listen::evict_silent)).
     Evicted: "evicted" => "evicted for a newcomer",
-    /// The server's buffers were over their limit, and this connection had the largest
+    /// The server's buffers were over their limit, and this connection was the one to end: its peer
+    /// had stalled for longest, or it had the largest buffers
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).
     OverMemory: "over_memory" => "over the memory limit",
     /// The [`Service`](crate::Service) refused the peer.

@@ -14,7 +14,7 @@ use super::time::Time;
 /// A larger send buffer is not kept with spare [`Active`] parts: 64 × 16 KiB in all.
 const MAX_KEPT: usize = 16 * 1024;
 /// The shortest time between two looks at the kernel's unsent bytes.
-const MIN_LOOK: Duration = Duration::from_millis(10);
+const MIN_POLL: Duration = Duration::from_millis(10);
 
 /// Parts that come from the pool with input or output and go back at the end of the turn.
 pub(super) struct Active {
@@ -92,13 +92,13 @@ impl Active {
     ) -> bool {
         let deadlines = &mut self.deadlines;
         match self.ending.delivery {
-            Delivery::Owed(_) => {
-                deadlines.arm_phase(now.after(timeout.max(MIN_LOOK)));
+            Delivery::Unsent(_) => {
+                deadlines.arm_phase(now.after(timeout.max(MIN_POLL)));
                 deadlines.begin_write(pace, now);
                 deadlines.extend_write(taken, pace, now);
                 false
             }
-            Delivery::Untold => {
+            Delivery::Unsupported => {
                 let total = Pace {
                     timeout: pace.timeout.max(timeout),
                     ..pace
@@ -118,15 +118,15 @@ impl Active {
 
     /// Handles input while lingering: where the system cannot tell, it prolongs the linger. False
     /// if the linger is over.
-    pub(super) fn linger_on(&mut self, until: Time, may_discard: bool) -> bool {
+    pub(super) fn handle_linger_input(&mut self, until: Time, may_discard: bool) -> bool {
         match self.ending.delivery {
             // Not read any more, and the peer's system may still take output.
-            Delivery::Owed(_) => true,
-            Delivery::Untold if may_discard => {
+            Delivery::Unsent(_) => true,
+            Delivery::Unsupported if may_discard => {
                 self.deadlines.arm_phase(until);
                 true
             }
-            Delivery::Untold | Delivery::Unknown | Delivery::Done => may_discard,
+            Delivery::Unsupported | Delivery::Unknown | Delivery::Done => may_discard,
         }
     }
 

@@ -66,11 +66,11 @@ pub(super) enum Delivery {
     /// The kernel was not asked yet.
     Unknown,
     /// Not all of it: the kernel still holds some, by its last answer a measure of this size.
-    Owed(usize),
+    Unsent(usize),
     /// All of it, or there was none.
     Done,
     /// This system cannot tell.
-    Untold,
+    Unsupported,
 }
 
 impl Delivery {
@@ -78,30 +78,30 @@ impl Delivery {
     /// Returns how many bytes the peer has taken since the last answer.
     pub(super) fn note(&mut self, unsent: Option<usize>, queued: bool) -> usize {
         let before = match *self {
-            Self::Owed(before) if before != usize::MAX => Some(before),
+            Self::Unsent(before) if before != usize::MAX => Some(before),
             _ => None,
         };
         *self = match unsent {
-            _ if queued && *self == Self::Unknown => Self::Owed(usize::MAX),
-            None => Self::Untold,
+            _ if queued && *self == Self::Unknown => Self::Unsent(usize::MAX),
+            None => Self::Unsupported,
             Some(0) => Self::Done,
-            Some(now) => Self::Owed(before.map_or(now, |before| now.min(before))),
+            Some(now) => Self::Unsent(before.map_or(now, |before| now.min(before))),
         };
         match (before, *self) {
-            (Some(before), Self::Owed(now)) => before - now,
+            (Some(before), Self::Unsent(now)) => before - now,
             _ => 0,
         }
     }
 
-    pub(super) fn is_owed(self) -> bool {
-        matches!(self, Self::Owed(_))
+    pub(super) fn has_unsent(self) -> bool {
+        matches!(self, Self::Unsent(_))
     }
 
     /// True if the kernel must be asked in this phase.
     pub(super) fn is_wanted(self, phase: Phase) -> bool {
         match phase {
             Phase::Flush | Phase::Linger => self == Self::Unknown,
-            Phase::Shutdown => self == Self::Unknown || self.is_owed(),
+            Phase::Shutdown => self == Self::Unknown || self.has_unsent(),
             _ => false,
         }
     }

@@ -215,12 +215,13 @@ impl Deadlines {
         }
     }
 
-    /// Extends the deadlines of input by `span`: the frame's up to the whole timeout.
-    pub(super) fn extend_input(&mut self, span: Duration, pace: Pace, now: Time) {
+    /// Extends the deadlines of input by `span`, each up to its whole timeout from now.
+    pub(super) fn extend_input(&mut self, span: Duration, pace: Pace, last_input: Time, now: Time) {
         if self.frame.is_armed() {
             self.frame = self.frame.after(span).min(pace.begin(now)).max(self.frame);
         }
-        self.paused_for = self.paused_for.saturating_add(span);
+        let most = now.since(last_input).max(self.paused_for);
+        self.paused_for = self.paused_for.saturating_add(span).min(most);
     }
 
     /// Returns when the idle timeout expires.

@@ -20,6 +20,7 @@ pub(crate) struct DetachedIo {
     read: usize,
     /// Bytes to be sent; over TLS to be encrypted.
     unsent: Vec<u8>,
+    has_lost_output: bool,
     /// Spare buffers: a pool stays on its thread.
     buffers: Vec<Vec<u8>>,
 }
@@ -57,6 +58,7 @@ impl DetachedIo {
             unread: unread.to_vec(),
             read: 0,
             unsent: unsent.to_vec(),
+            has_lost_output: false,
             buffers: Vec::new(),
         }
     }
@@ -118,24 +120,28 @@ impl DetachedIo {
     }
 
     /// Returns the bytes to write now.
-    pub(crate) fn transmit(&mut self) -> Result<&[u8], Failure> {
+    pub(crate) fn transmit(&mut self) -> &[u8] {
         let Some(session) = &mut self.tls else {
-            return Ok(&self.unsent);
+            return &self.unsent;
         };
         if session.pending().is_empty() && !self.unsent.is_empty() {
             let mut buffers = Buffers::of(std::mem::take(&mut self.buffers));
             let encrypted = session.encrypt(&self.unsent, &mut buffers);
             self.buffers = buffers.into_large();
-            match encrypted {
-                Ok(taken) => drop(self.unsent.drain(..taken)),
-                Err(error) => {
-                    // Worn out keys: the remainder cannot be sent, and close_notify is pending.
-                    self.unsent.clear();
-                    return Err(error);
-                }
+            if let Ok(taken @ 1..) = encrypted {
+                drop(self.unsent.drain(..taken));
+            } else {
+                // The keys are worn out, and close_notify is pending or was sent.
+                self.unsent.clear();
+                self.has_lost_output = true;
             }
         }
-        Ok(session.pending())
+        session.pending()
+    }
+
+    /// True if TLS could not encrypt all output: nothing more can be sent.
+    pub(crate) fn has_lost_output(&self) -> bool {
+        self.has_lost_output
     }
 
     /// Removes the first `count` bytes of [`DetachedIo::transmit`], which were written.

@@ -179,8 +179,7 @@ impl Machine {
         self.active.get_or_insert_default()
     }
 
-    /// ConnConfig the rates of reading to the connection's own, and to `shared` ones of its
-    /// listener.
+    /// Sets the rates of reading: the connection's own, and the `shared` ones of its listener.
     pub(crate) fn set_rates(&mut self, shared: &SharedMeters) {
         let (bytes, frames) = (self.limits.read_rate, self.limits.frame_rate);
         self.set_throttle(Throttle::new(bytes, frames, shared));
@@ -433,17 +432,18 @@ impl Machine {
 
     /// True if part of a frame has arrived, or part of a record, which contains part of a frame.
     fn has_begun(&self) -> bool {
-        (self.codec.has_frames() && !self.parts().recv_buf.is_empty())
-            || self
-                .tls
-                .as_ref()
-                .is_some_and(|session| session.begun_bytes() > 0)
+        (self.codec.has_frames() && !self.parts().recv_buf.is_empty()) || self.begun_record() > 0
     }
 
     /// Returns how much of a frame has arrived, with the incomplete record.
     fn begun_bytes(&self) -> usize {
-        let record = self.tls.as_ref().map_or(0, |session| session.begun_bytes());
-        self.parts().recv_buf.len() + record
+        self.parts().recv_buf.len() + self.begun_record()
+    }
+
+    /// Returns how much of an incomplete record has arrived.
+    #[inline]
+    fn begun_record(&self) -> usize {
+        self.tls.as_ref().map_or(0, |session| session.begun_bytes())
     }
 
     /// True if the connection closes once the input is answered, and no reply is pending.
@@ -557,7 +557,9 @@ impl Machine {
     pub(crate) fn extend_input_deadlines(&mut self, span: Duration, now: Time) {
         let pace = self.limits.frame_pace();
         if let Some(active) = &mut self.active {
-            active.deadlines.extend_input(span, pace, now);
+            active
+                .deadlines
+                .extend_input(span, pace, self.last_input, now);
         }
     }
 

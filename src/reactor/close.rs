@@ -192,7 +192,7 @@ pub(super) fn force_late<A, O: Os>(
         let Some((conn, pool)) = conns.parts(id) else {
             continue;
         };
-        if conn.machine.is_delivery_owed() {
+        if conn.machine.has_unsent_in_kernel() {
             conn.ask_delivery(os, *now);
         }
         conn.machine.cut_short(pool);

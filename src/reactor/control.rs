@@ -284,6 +284,10 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         if let Some((conn, pool)) = core.conns.parts(id) {
             // What was sent before has been accepted: as far as the kernel takes it now.
             conn.write_out(&mut core.os, pool, &mut core.now);
+            if conn.machine.has_unsent_in_kernel() {
+                // Its last answer may be old, and what it says is lost changes the reason.
+                conn.ask_delivery(&mut core.os, core.now);
+            }
             conn.machine.reset(Closed::new(CloseReason::Killed), pool);
         }
         core.touch(id);

@@ -67,7 +67,7 @@ impl Machine {
                 let (active, _) = self.wake(pool);
                 active.ending.discard(wire.len());
                 if phase == Phase::Linger {
-                    self.linger_on(now);
+                    self.handle_linger_input(now);
                 }
                 false
             }
@@ -361,21 +361,25 @@ impl Machine {
     /// Buffers what the decoder left.
     #[inline]
     pub(crate) fn end_input(&mut self, cursor: InputCursor<'_>, now: Time, pool: &mut Pool) {
-        let begun = self
-            .tls
-            .as_ref()
-            .is_some_and(|session| session.begun_bytes() > 0);
-        if cursor.is_used_up() && self.only_frames() && !begun && self.parts().recv_buf.is_empty() {
+        let is_whole = self.begun_record() == 0 && self.parts().recv_buf.is_empty();
+        if cursor.is_used_up() && self.only_frames() && is_whole {
             if let Some(active) = &mut self.active {
                 active.deadlines.clear_frame();
             }
             return;
         }
         self.keep_input(cursor, now, pool);
-        if self.status.life.is_open() && self.waits_for_handler() {
-            if let Some(active) = &mut self.active {
-                self.status.clocks_resumed |= active.deadlines.resume(now);
-            }
+        if !self.status.life.is_open() {
+            return;
+        }
+        if !self.waits_for_handler() {
+            // A pause of this turn could not tell whether bytes would be left to deliver.
+            return self.pause_clocks(now);
+        }
+        if let Some(active) = &mut self.active {
+            // Nothing can complete what has begun.
+            active.deadlines.clear_frame();
+            self.status.clocks_resumed |= active.deadlines.resume(now);
         }
     }
 
@@ -531,7 +535,7 @@ impl Machine {
         }
     }
 
-    // The peer's side of the rules.
+    // What is known of the peer.
 
     /// True if the connection has opened, and nothing but the peer keeps its first frame from
     /// the handler.

@@ -317,14 +317,10 @@ impl Machine {
     }
 
     fn expire_write(&mut self, pool: &mut Pool) {
-        let closed = || Closed::new(CloseReason::WriteTimeout);
-        if self.status.life.phase() == Phase::Linger {
-            if !self.is_delivery_owed() {
-                return self.status.life.enter(Phase::Gone);
-            }
-            self.wake(pool).0.ending.set_loss(closed());
+        if self.status.life.phase() == Phase::Linger && !self.has_unsent_in_kernel() {
+            return self.status.life.enter(Phase::Gone);
         }
-        self.reset(closed(), pool);
+        self.reset(Closed::new(CloseReason::WriteTimeout), pool);
     }
 
     fn expire_phase(&mut self, pool: &mut Pool) {
@@ -462,7 +458,7 @@ impl Machine {
             self.reset(closed(), pool);
             return false;
         }
-        let owed = self.is_delivery_owed();
+        let owed = self.has_unsent_in_kernel();
         if owed {
             self.wake(pool).0.ending.set_loss(closed());
         }
@@ -484,13 +480,13 @@ impl Machine {
     /// True if a deadline is due that depends on the kernel's unsent bytes.
     pub(crate) fn is_delivery_due(&self, due: Time) -> bool {
         self.status.life.phase() == Phase::Linger
-            && self.is_delivery_owed()
+            && self.has_unsent_in_kernel()
             && self.parts().deadlines.first() <= due
     }
 
     /// True if the peer's system has not got all output of the handler, as far as is known.
-    pub(crate) fn is_delivery_owed(&self) -> bool {
-        self.parts().ending.delivery.is_owed()
+    pub(crate) fn has_unsent_in_kernel(&self) -> bool {
+        self.parts().ending.delivery.has_unsent()
     }
 
     /// Handles the kernel's answer: the linger begins once the peer's system has everything.
@@ -514,9 +510,9 @@ impl Machine {
     }
 
     /// Handles input while lingering.
-    pub(super) fn linger_on(&mut self, now: Time) {
+    pub(super) fn handle_linger_input(&mut self, now: Time) {
         let (until, may_discard) = (now.after(self.limits.linger_timeout), self.may_discard());
-        if !self.wake_unpooled().linger_on(until, may_discard) {
+        if !self.wake_unpooled().handle_linger_input(until, may_discard) {
             self.status.life.enter(Phase::Gone);
         }
     }
@@ -527,7 +523,10 @@ impl Machine {
         }
         // Promised output that is lost is the reason to report. The alert of a failed handshake is
         // no promise.
-        let lost = self.status.life.is_closing() && self.was_open() && self.unsent_app_bytes() > 0;
+        let drops_output = self.unsent_app_bytes() > 0
+            // RST makes the kernel drop it, too.
+            || (phase == Phase::Reset && self.has_unsent_in_kernel());
+        let lost = self.status.life.is_closing() && self.was_open() && drops_output;
         self.enter_closing(phase, pool);
         self.drop_output(pool);
         if let Some(session) = &mut self.tls {
@@ -621,6 +620,7 @@ impl Machine {
             .and_then(|active| active.ending.take_reason());
         reason.unwrap_or_else(|| Closed::new(CloseReason::Closed))
     }
+
     /// Gives all memory back: the connection is over, and its reason is taken.
     pub(crate) fn recycle(&mut self, pool: &mut Pool) {
         if let Some(mut active) = self.active.take() {

@@ -391,3 +391,64 @@ fn close_after_input_waits_for_resume() {
     assert_eq!(rig.events(), [frame("one"), frame("two")]);
     assert_eq!(rig.finish(), CloseReason::Closed);
 }
+
+/// A connection that lingers: it sent its output and FIN, and closed for `Closed`.
+fn lingering() -> Rig {
+    let mut rig = Rig::open(echo);
+    rig.act(send_then_close);
+    assert!(rig.fin && rig.gone.is_none());
+    rig
+}
+
+/// Killed, it is reset: what the kernel has not sent is lost, and that is the reason.
+#[test]
+fn a_reset_loses_what_the_kernel_has_not_sent() {
+    for (unsent, reason) in [
+        (Some(5), CloseReason::Killed),
+        (Some(0), CloseReason::Closed),
+        (None, CloseReason::Closed),
+    ] {
+        let mut rig = lingering();
+        rig.machine.handle_delivery(unsent, rig.now);
+        rig.machine
+            .reset(Closed::new(CloseReason::Killed), &mut rig.pool);
+        assert_eq!(rig.machine.take_closed().reason, reason, "{unsent:?}");
+    }
+}
+
+/// An end without RST leaves the rest to the kernel.
+#[test]
+fn an_end_without_reset_loses_nothing() {
+    let mut rig = lingering();
+    rig.machine.handle_delivery(Some(5), rig.now);
+    rig.machine
+        .end(Closed::new(CloseReason::Killed), &mut rig.pool);
+    assert_eq!(rig.machine.take_closed().reason, CloseReason::Closed);
+}
+
+/// The write timeout goes on while the peer's system takes nothing from the kernel.
+#[test]
+fn the_write_timeout_ends_a_peer_that_leaves_output_in_the_kernel() {
+    let mut rig = lingering();
+    for _ in 0..20 {
+        assert!(rig.gone.is_none());
+        rig.machine.handle_delivery(Some(5), rig.now);
+        rig.pass(secs(1));
+    }
+    assert_eq!(rig.gone, Some(true));
+    assert_eq!(rig.machine.take_closed().reason, CloseReason::WriteTimeout);
+}
+
+/// The linger timeout counts from the time when the peer's system has everything.
+#[test]
+fn the_linger_begins_once_the_kernel_has_sent_everything() {
+    let mut rig = lingering();
+    for unsent in [9, 5, 1, 0] {
+        rig.machine.handle_delivery(Some(unsent), rig.now);
+        rig.pass(Duration::from_millis(1500));
+        assert!(rig.gone.is_none(), "{unsent}");
+    }
+    rig.pass(Duration::from_millis(500));
+    assert_eq!(rig.gone, Some(false));
+    assert_eq!(rig.ended(), CloseReason::Closed);
+}

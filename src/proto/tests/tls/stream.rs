@@ -545,10 +545,99 @@ fn worn_out_keys_end_in_order() {
             talk.rig.receive_fin();
             let closed = talk.rig.machine.take_closed();
             if closes {
+                assert_eq!(closed.reason, CloseReason::Closed);
                 continue;
             }
             assert_eq!(closed.reason, CloseReason::Tls);
             assert!(closed.to_string().contains("worn out"), "{closed}");
         }
     }
+}
+
+/// A detached connection says that its output is lost, each time, and still sends close_notify.
+#[test]
+fn worn_out_keys_of_a_detached_connection() {
+    let identity = Identity::new();
+    let server = ServerConfig::builder_with_provider(Arc::new(with_limited_keys(24)))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
+        .expect("server");
+    let client = identity.client(&TLS12);
+    let mut talk = Talk::with(server, client, limits(), Box::new(silent));
+    talk.exchange();
+    assert!(talk.rig.machine.begin_detach());
+    let mut detached = talk.rig.machine.detach(&mut talk.rig.pool);
+    let mut write = |bytes: &[u8]| {
+        detached.send(bytes);
+        let wire = detached.transmit().to_vec();
+        detached.sent(wire.len());
+        talk.hear(&wire);
+        detached.has_lost_output()
+    };
+    let written = (0..100).take_while(|_| !write(b"more")).count();
+    assert!((20..24).contains(&written), "{written}");
+    assert!(write(b"again") && write(b"and again"));
+    assert_eq!(talk.heard().len(), written * 4);
+    assert!(talk.goodbye);
+}
+
+/// Frames that a rate keeps back are buffered, with nothing to follow them: no clock runs.
+#[test]
+fn frames_behind_a_rate_are_not_late_after_close_notify() {
+    let identity = Identity::new();
+    let limits = ConnConfig {
+        frame_rate: Some(Rate::per_second(1).burst(1)),
+        idle_timeout: Duration::from_millis(500),
+        ..limits()
+    };
+    let client = identity.client(&TLS13);
+    let mut talk = Talk::with(identity.server(), client, limits, Box::new(reticent));
+    talk.rig.machine.set_rates(&SharedMeters::default());
+    talk.exchange();
+    for word in ["one", "two", "three"] {
+        talk.say(&packet2(word));
+    }
+    talk.client.send_close_notify();
+    talk.exchange();
+    talk.rig.pass(secs(1));
+    talk.rig.pass(secs(1));
+    let expected = [
+        Seen::Opened,
+        frame("one"),
+        frame("two"),
+        frame("three"),
+        Seen::Finished,
+    ];
+    assert_eq!(talk.rig.events(), expected);
+    // The idle timeout excludes the time in which the rate kept them back.
+    let left = talk.rig.machine.time_left(talk.rig.now);
+    assert!(left.idle > Some(Duration::ZERO), "{left:?}");
+}
+
+/// FIN inside a record, while the handler has paused: nothing can complete the record, so that only
+/// the idle timeout runs.
+#[test]
+fn an_unfinished_record_is_not_late_once_nothing_follows() {
+    let mut talk = Talk::open(&TLS13, Box::new(echo));
+    talk.say(&packet2("cut"));
+    let wire = talk.client_bytes();
+    talk.rig.receive(&wire[..wire.len() - 1]);
+    talk.rig.act(|turn| {
+        turn.pause();
+    });
+    talk.rig
+        .machine
+        .handle_eof(talk.rig.now, &mut talk.rig.pool);
+    talk.rig.deliver(InputCursor::nothing());
+    let left = talk.rig.machine.time_left(talk.rig.now);
+    assert_eq!(left.frame, None);
+    talk.rig.pass(secs(31));
+    assert!(talk.rig.is_open(), "the frame timeout is 30 s");
+    talk.rig.act(|turn| {
+        turn.resume();
+    });
+    let closed = talk.rig.machine.take_closed();
+    assert_eq!(closed.reason, CloseReason::TlsTruncated);
 }
