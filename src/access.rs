@@ -209,7 +209,10 @@ impl AccessRules {
             .visit_changed(&former.table, &mut |rule, former| {
                 if rule.access == former.access {
                     let hits = former.hits.load(Ordering::Relaxed);
-                    rule.hits.store(hits, Ordering::Relaxed);
+                    // Another server with the same rules may have counted already.
+                    let _ =
+                        rule.hits
+                            .compare_exchange(0, hits, Ordering::Relaxed, Ordering::Relaxed);
                 }
             });
         self.unmatched = if self.otherwise == former.otherwise {
@@ -221,7 +224,7 @@ impl AccessRules {
     }
 
     /// As [`AccessRules::check`], and counts the decision.
-    pub(crate) fn judge(&mut self, peer: IpAddr) -> Access {
+    pub(crate) fn check_and_count(&mut self, peer: IpAddr) -> Access {
         let Some(rule) = self.find(peer) else {
             self.unmatched += 1;
             return self.otherwise;
@@ -420,7 +423,7 @@ mod tests {
             .deny("10.1.2.3/8")
             .expect("a network");
         for address in ["10.0.0.1", "10.255.0.1", "11.0.0.1"] {
-            rules.judge(ip(address));
+            rules.check_and_count(ip(address));
         }
         let found: Vec<_> = rules
             .iter()
@@ -436,8 +439,8 @@ mod tests {
         let mut former = AccessRules::allow_all()
             .deny("10.0.0.0/8")
             .expect("a network");
-        former.judge(ip("10.0.0.1"));
-        former.judge(ip("192.0.2.1"));
+        former.check_and_count(ip("10.0.0.1"));
+        former.check_and_count(ip("192.0.2.1"));
         let next = |begin: AccessRules| {
             let rules = begin
                 .deny("10.0.0.0/8")
@@ -490,16 +493,16 @@ mod tests {
             let [_, b, c, d] = n.to_be_bytes();
             former = former.deny(&format!("10.{b}.{c}.{d}")).expect("an address");
         }
-        former.judge(ip("10.0.0.77"));
+        former.check_and_count(ip("10.0.0.77"));
         let next = former.clone().deny_first("192.0.2.1").expect("an address");
         let mut changed = 0;
         next.table
             .visit_changed(&former.table, &mut |_, _| changed += 1);
         assert_eq!(changed, 0, "nothing is visited but the new rule");
         let mut next = next.counting_on(&former);
-        assert_eq!(next.judge(ip("10.0.0.77")), Access::Deny);
-        assert_eq!(next.judge(ip("::ffff:192.0.2.1")), Access::Deny);
-        assert_eq!(next.judge(ip("192.0.2.2")), Access::Allow);
+        assert_eq!(next.check_and_count(ip("10.0.0.77")), Access::Deny);
+        assert_eq!(next.check_and_count(ip("::ffff:192.0.2.1")), Access::Deny);
+        assert_eq!(next.check_and_count(ip("192.0.2.2")), Access::Allow);
         let hits: Vec<_> = next.iter().filter(|rule| rule.hits > 0).collect();
         let hits: Vec<_> = hits
             .iter()

@@ -246,7 +246,7 @@ impl<L> Listener<L> {
             self.options.proxy_protocol,
         ) {
             (Some(trusted), ProxyProtocol::Required | ProxyProtocol::Optional) => {
-                ip.is_none_or(|ip| trusted.judge(ip) == Access::Allow)
+                ip.is_none_or(|ip| trusted.check_and_count(ip) == Access::Allow)
             }
             _ => false,
         }
@@ -254,7 +254,7 @@ impl<L> Listener<L> {
 
     /// Whether its access rules deny the client at this address.
     pub(super) fn denies(&mut self, ip: Option<IpAddr>) -> bool {
-        ip.is_some_and(|ip| self.options.access_rules.judge(ip) == Access::Deny)
+        ip.is_some_and(|ip| self.options.access_rules.check_and_count(ip) == Access::Deny)
     }
 
     /// Counts a connection under its source. `None` if the source has too many or is too fast.

@@ -135,7 +135,7 @@ fn has_marker(line: &[u8], word: &[u8]) -> bool {
     candidates.any(|at| {
         let before = line.get(..at).unwrap_or_default();
         // U+2010 to U+2015, and the minus sign.
-        before.ends_with(b"--")
+        before.ends_with(b"---")
             || matches!(
                 before,
                 [.., 0xE2, 0x80, 0x90..=0x95] | [.., 0xE2, 0x88, 0x92]
