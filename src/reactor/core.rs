@@ -257,6 +257,9 @@ impl<O: Os> Core<O> {
         for attempt in self.outbound.take_all() {
             self.guard.drop("a TLS configuration's destructor", attempt);
         }
+        for command in self.deferred.take_all() {
+            self.guard.drop("a message's destructor", command);
+        }
         for receiver in self.detached.take_receivers() {
             self.guard
                 .drop("the receiver of a detached connection", receiver);

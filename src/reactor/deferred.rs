@@ -104,6 +104,12 @@ impl Deferred {
         removed
     }
 
+    /// All commands, once the server ends.
+    #[must_use = "destructors of messages are foreign code"]
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = ForConn> {
+        std::mem::take(self).waiting.into_values().flatten()
+    }
+
     fn forget(&mut self, command: Option<&ForConn>) {
         self.commands -= usize::from(command.is_some());
         self.bytes -= command.map_or(0, ForConn::bytes);

@@ -7,8 +7,8 @@ use std::time::Duration;
 use portcullis::sim::{Call, ClientId, ClientState, Scripted, Sim};
 use portcullis::CloseReason::{Failed, Killed, Reset, Unregistered, WriteTimeout};
 use portcullis::{
-    CloseReason, Config, Context, Decoded, FrameBuf, FrameError, Framer, Framing, Handle,
-    HandleError, Handler, Listen, Outcome, Server,
+    AccessRules, CloseReason, Config, Context, Decoded, FrameBuf, FrameError, Framer, Framing,
+    Handle, HandleError, Handler, Listen, Outcome, ProxyProtocol, Server,
 };
 
 use kit::planned::PanicOnDrop;
@@ -203,4 +203,28 @@ fn a_refused_job_may_use_its_handle() {
     told.recv_timeout(Duration::from_secs(20))
         .expect("no deadlock");
     thread.join().expect("no panic");
+}
+
+/// Messages that wait for their connections to open are dropped one by one when the server ends.
+#[test]
+fn messages_that_were_never_delivered_are_dropped_with_the_server() {
+    let mut sim = Sim::new(1, Config::new(), ());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
+    });
+    let addr = sim.listen(listen, |_: &mut (), _| Fails).expect("listen");
+    for _ in 0..2 {
+        sim.connect(addr).expect("connected");
+    }
+    sim.settle();
+    let handle = sim.handle();
+    for info in sim.control().connections() {
+        handle.notify(info.id, PanicOnDrop).expect("alive");
+        handle.notify(info.id, PanicOnDrop).expect("alive");
+    }
+    sim.settle();
+    assert_eq!(sim.stats().undeliverable, 0, "they wait");
+    drop(sim);
+    assert_eq!(handle.stats().undeliverable, 4);
 }
