@@ -171,7 +171,7 @@ fn accept_next<A, O: Os>(
     let accepted = os.accept(socket);
     if refusal.is_none() && accepted.is_ok() {
         // Without a slot, one that is evicted leaves its own.
-        conns.claim();
+        let _claimed = conns.claim();
     }
     drop(locked);
     match accepted {

@@ -4,6 +4,7 @@ use std::io;
 
 use super::close::finish_close;
 use super::connection::Connection;
+use super::connections::Connections;
 use super::core::Core;
 use super::drive::Scratch;
 use super::incoming::Incoming;
@@ -49,7 +50,7 @@ pub(super) fn admit<A, O: Os>(
     evict_for(inner, app, at);
     let core = &mut inner.core;
     let is_full = core.listeners.get(at)?.reached_cap().is_some();
-    if is_full || !core.conns.has_claim() && !core.conns.claim() {
+    if is_full || !core.conns.has_claim() && !claim_slot(&mut core.conns) {
         core.conns.unclaim();
         uncount(&mut inner.core, at, ip, counted);
         turn_away(
@@ -205,6 +206,14 @@ fn evict_for<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize) {
         Some(reset) => finish_close(inner, app, id, reset),
         None => core.conns.wake(id),
     }
+}
+
+/// Claims a slot for the client, if an eviction or another server has freed one.
+fn claim_slot<S>(conns: &mut Connections<S>) -> bool {
+    conns.prepare();
+    let gate = conns.gate();
+    let _locked = gate.as_ref().map(|shared_cap| shared_cap.lock());
+    conns.claim()
 }
 
 fn uncount<O: Os>(core: &mut Core<O>, at: usize, ip: Option<std::net::IpAddr>, counted: Counted) {

@@ -96,21 +96,16 @@ impl<O: Os> Core<O> {
         })
     }
 
-    /// Claims a slot and opens the socket of the first attempt; no slot is claimed for one that
-    /// fails for good. `None` if no slot is free.
+    /// Claims a slot and opens the socket of the first attempt. `None` if no slot is free.
     fn open_first_socket(&mut self, attempt: &Attempt) -> Option<(ConnId, Opened<O>)> {
         self.conns.prepare();
         let gate = self.conns.gate();
         let _locked = gate.as_ref().map(|shared_cap| shared_cap.lock());
-        if !self.conns.has_room() {
+        if !self.conns.claim() {
             return None;
         }
         let id = self.conns.next_id();
-        let opened = self.open_socket(id, attempt);
-        if opened.is_ok() || attempt.retry.is_some() {
-            self.conns.claim();
-        }
-        Some((id, opened))
+        Some((id, self.open_socket(id, attempt)))
     }
 
     /// Opens and registers the socket of one attempt. True if it is connected already.

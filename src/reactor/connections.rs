@@ -203,7 +203,9 @@ impl<S> Connections<S> {
         self.share.as_ref().map_or(self.len(), CapShare::taken)
     }
 
-    /// Takes a slot for a connection that exists and will be inserted. False if none is free.
+    /// Takes a slot for a connection that will be inserted. False if none is free. Where servers
+    /// share the cap this is under [`SharedCap::lock`].
+    #[must_use = "another server may have the last slot"]
     pub(super) fn claim(&mut self) -> bool {
         let has_room = self.has_room() && self.has_memory();
         let claimed = match &mut self.share {

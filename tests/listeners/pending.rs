@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use portcullis::sim::{Answer, ClientId, ClientState, Sim};
+use portcullis::sim::{Answer, Call, ClientId, ClientState, Scripted, Sim};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Error, Framing,
     Handler, Listen, ListenerState, Outcome, Peer, PendingLimits, ProxyProtocol, Quota, Refuse,
@@ -732,4 +732,46 @@ mod upgrades {
         assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
         assert_eq!(sim.state(silent), ClientState::Finished);
     }
+}
+
+/// Tries to connect in its last callback: one attempt fails at once, the others find what is free.
+struct Connects;
+
+impl Handler<Vec<bool>> for Connects {
+    fn on_frame(&mut self, _: &mut Context<'_, Vec<bool>>, _: &[u8]) -> Outcome {
+        Ok(())
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, Vec<bool>>, _: &Closed) {
+        for _ in 0..3 {
+            let connected =
+                cx.conn
+                    .connect("203.0.113.7:25", Connect::new(Framing::Packet2), Connects);
+            cx.app.push(connected.is_ok());
+        }
+    }
+}
+
+/// The client for which a connection is evicted keeps its slot, whatever the last callback tries.
+#[test]
+fn a_failed_connect_takes_no_slot_from_a_newcomer() {
+    let mut sim = Sim::new(1, Config::max_connections(2), Vec::new());
+    sim.remote("203.0.113.7:25", Answer::Silence);
+    let listen = plain().with(|listen| listen.max_connections = Some(1));
+    let addr = sim
+        .listen(listen, |_: &mut Vec<bool>, _| Connects)
+        .expect("listen");
+    sim.connect(addr).expect("it listens");
+    sim.advance(Duration::from_secs(2));
+    sim.add_fault(Scripted {
+        call: Call::Connect,
+        after: 0,
+        errno: libc::ENETUNREACH,
+    });
+    let newcomer = sim.connect(addr).expect("it listens");
+    sim.settle();
+    assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
+    assert_eq!(sim.app()[..], [false, true, false]);
+    assert_eq!(sim.state(newcomer), ClientState::Connected);
+    assert_eq!(sim.stats().open, 2);
 }
