@@ -199,13 +199,13 @@ fn evict_for<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize) {
         return;
     };
     core.end(id, CloseReason::Evicted);
+    let Some(reset) = core.next_step(id) else {
+        return core.conns.wake(id);
+    };
     if !core.conns.has_claim() {
         core.conns.keep_next();
     }
-    match core.next_step(id) {
-        Some(reset) => finish_close(inner, app, id, reset),
-        None => core.conns.wake(id),
-    }
+    finish_close(inner, app, id, reset);
 }
 
 /// Claims a slot for the client, if an eviction or another server has freed one.

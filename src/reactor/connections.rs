@@ -222,7 +222,6 @@ impl<S> Connections<S> {
 
     /// The connection will not be inserted: its slot is free, and offered to other servers.
     pub(super) fn unclaim(&mut self) {
-        self.keep_next = false;
         if self.claimed == 0 {
             return;
         }
@@ -266,6 +265,7 @@ impl<S> Connections<S> {
     /// No connection is being admitted: a panic may have left a claim.
     pub(super) fn drop_claims(&mut self) {
         self.leaving = None;
+        self.keep_next = false;
         while self.claimed > 0 {
             self.unclaim();
         }

@@ -81,6 +81,20 @@ fn the_slot_of_an_evicted_connection_is_taken() {
     assert!(conns.has_room());
 }
 
+/// A slot that is kept for a client that has not come is free again.
+#[test]
+fn a_claim_ends_with_the_iteration() {
+    let mut conns = table(1);
+    let id = conns.next_id();
+    conns.insert(connection(id));
+    conns.keep_next();
+    conns.drop_claims();
+    conns.begin_leaving(id);
+    conns.remove(id);
+    conns.free();
+    assert!(conns.has_room() && !conns.has_claim());
+}
+
 #[test]
 fn a_stale_id_finds_nothing() {
     let mut conns = table(1);
