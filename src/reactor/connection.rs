@@ -208,10 +208,7 @@ impl<S> Connection<S> {
             *now = os.now();
             self.write_out(os, pool, now);
         }
-        if std::mem::take(&mut self.retry) {
-            self.readable = true;
-            self.writable = true;
-        }
+        self.end_retry();
         if self.machine.is_delivery_due(due) {
             self.ask_delivery(os, *now);
         }
@@ -221,6 +218,14 @@ impl<S> Connection<S> {
         }
         if self.machine.deadline() <= due {
             self.machine.handle_timeout(due, *now, pool);
+        }
+    }
+
+    /// The time of a retry has come: the next turn tries again.
+    pub(super) fn end_retry(&mut self) {
+        if std::mem::take(&mut self.retry) {
+            self.readable = true;
+            self.writable = true;
         }
     }
 

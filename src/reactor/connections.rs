@@ -504,11 +504,6 @@ impl<S> Connections<S> {
         }
     }
 
-    /// A turn of the connection is queued.
-    pub(super) fn is_queued(&self, id: ConnId) -> bool {
-        self.get(id).is_some_and(|conn| conn.queued)
-    }
-
     pub(super) fn ready_len(&self) -> usize {
         self.ready.len()
     }

@@ -426,8 +426,10 @@ impl<A, O: Os> Reactor<A, O> {
                 return;
             };
             let core = &mut self.inner.core;
-            if core.conns.is_queued(id) {
-                // It has waited for this server: its turn comes first, and expires it.
+            if let Some(conn) = core.conns.get_mut(id).filter(|conn| conn.queued) {
+                // It has waited for this server: its turn comes first, and expires it. Its timer is
+                // gone, and that may have been the one of a retry.
+                conn.end_retry();
             } else if core.has_work_left() {
                 core.work.charge(work::STEP);
                 self.expire_one(app, id, due);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use portcullis::sim::{ClientId, Sim};
+use portcullis::sim::{Call, ClientId, Scripted, Sim};
 use portcullis::{CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Quota};
 
 const CROWD: usize = 5_000;
@@ -312,4 +312,39 @@ fn clients_that_go_together() {
     let most = steepest(&mut sim, |counts| counts.closed);
     assert!((1..=BATCH).contains(&most), "{most} in one turn");
     assert_eq!(sim.stats().closed(CloseReason::Reset), CROWD as u64);
+}
+
+/// The kernel had no memory for a write: it is repeated soon, however often the connection waits for
+/// its turn at that time.
+#[test]
+fn a_retry_comes_due_while_its_connection_is_queued() {
+    let config = Config::new().with(|config| {
+        config.budgets.work = 1;
+        config.budgets.read_bytes = 1;
+    });
+    let mut sim = Sim::new(1, config, Counts::default());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2);
+    let addr = sim
+        .listen(listen, |_: &mut Counts, _| Member)
+        .expect("a listener");
+    let [busy, other] = [(); 2].map(|()| sim.connect(addr).expect("room"));
+    sim.settle();
+    let id = sim.control().connections()[1].id;
+    let handle = sim.handle();
+    sim.add_fault(Scripted {
+        call: Call::Write,
+        after: 0,
+        errno: libc::ENOBUFS,
+    });
+    handle.send(id, *b"first").expect("room");
+    sim.step();
+    sim.step();
+    sim.send(busy, &EMPTY.repeat(10_000));
+    for _ in 0..100 {
+        handle.send(id, *b"more").expect("room");
+        sim.leap(Duration::from_millis(20));
+        sim.step();
+    }
+    assert_eq!(sim.next_timeout(), Some(Duration::ZERO), "one is busy");
+    assert!(!sim.received(other).is_empty());
 }
