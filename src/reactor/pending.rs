@@ -133,10 +133,12 @@ impl Silent {
         self.queue.push_back(id);
     }
 
-    /// Removes connections that have spoken or ended from the front, where candidates are searched.
+    /// Removes connections that have spoken or ended from the front, where candidates are searched:
+    /// the first [`CANDIDATES`] are silent. Each connection is removed once, so that the cost per
+    /// connection is constant (amortised), however many have spoken since the last call.
     pub(super) fn trim<S>(&mut self, conns: &Connections<S>) {
         let mut at = 0;
-        for _ in 0..CANDIDATES {
+        while at < CANDIDATES {
             match self.queue.get(at) {
                 Some(&id) if is_silent(conns, id) => at += 1,
                 Some(_) => drop(self.queue.remove(at)),

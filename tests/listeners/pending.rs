@@ -775,3 +775,51 @@ fn a_failed_connect_takes_no_slot_from_a_newcomer() {
     assert_eq!(sim.state(newcomer), ClientState::Connected);
     assert_eq!(sim.stats().open, 2);
 }
+
+/// Echoes, and is paused from the start if so told.
+struct MayPause(bool);
+
+impl Handler for MayPause {
+    fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
+        if self.0 {
+            cx.conn.pause();
+        }
+        Ok(())
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+}
+
+/// However many have sent a frame since they opened, one that has not is found behind them at once,
+/// and behind an older one that waits for this server.
+#[test]
+fn a_silent_connection_is_found_behind_a_crowd_that_has_spoken() {
+    const ALL: usize = 1000;
+    for (cap, limit) in [(ALL, None), (ALL + 9, Some(ALL))] {
+        let mut sim = Sim::new(1, Config::max_connections(cap), ());
+        let listen = plain().with(|listen| {
+            listen.max_connections = limit;
+            listen.socket.backlog = 2000;
+        });
+        let mut count = 0;
+        let service = move |_: &mut (), _| {
+            count += 1;
+            MayPause(count == 1)
+        };
+        let addr = sim.listen(listen, service).expect("listen");
+        let clients = connect(&mut sim, addr, ALL);
+        for &client in &clients[1..ALL - 1] {
+            sim.send(client, b"\0\x02hi");
+        }
+        sim.settle();
+        sim.advance(Duration::from_secs(2));
+        let newcomer = connect(&mut sim, addr, 1)[0];
+        assert_ne!(sim.state(clients[ALL - 1]), ClientState::Connected);
+        sim.send(newcomer, b"\0\x02hi");
+        sim.settle();
+        assert_eq!(sim.received(newcomer), b"\0\x02hi");
+    }
+}
