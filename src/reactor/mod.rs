@@ -205,8 +205,9 @@ impl<A, O: Os> Reactor<A, O> {
         self.handle_events(app);
         close::collect_released(&mut self.inner);
         self.run_commands(app);
-        self.run_handshakes(app, due);
         self.run_ready(app, due);
+        // Behind open connections: a handshake costs as much as the frames of many of them.
+        self.run_handshakes(app, due);
         self.accept(app);
         let connections = self.inner.core.conns.len();
         let due = self

@@ -348,3 +348,39 @@ fn a_retry_comes_due_while_its_connection_is_queued() {
     assert_eq!(sim.next_timeout(), Some(Duration::ZERO), "one is busy");
     assert!(!sim.received(other).is_empty());
 }
+
+/// Connections that are open come before handshakes, which have their share all the same.
+#[cfg(feature = "tls")]
+#[test]
+fn a_flood_of_handshakes_leaves_most_of_the_work_to_open_connections() {
+    const FLOOD: usize = 50;
+    let (mut sim, clients) = busy(Duration::from_secs(3600));
+    let tls = Listen::tcp("127.0.0.1:0", Framing::Packet2).tls(kit::sim_tls::server_config());
+    let addr = sim.listen(tls, |_: &mut Counts, _| Noted).expect("room");
+    sim.control()
+        .reconfigure(|config| config.max_connections = PEERS + FLOOD)
+        .expect("changed");
+    let flood: Vec<_> = (0..FLOOD)
+        .map(|_| sim.connect(addr).expect("room"))
+        .collect();
+    sim.settle();
+    for &client in &clients {
+        sim.send(client, &EMPTY.repeat(1000));
+    }
+    for &client in &flood {
+        // The head of a long record that never ends.
+        sim.send(client, &[0x16, 3, 1, 0x3F, 0xFF]);
+    }
+    sim.step();
+    for _ in 0..20 {
+        let before = (sim.app().turns.len(), sim.stats().bytes_in);
+        for &client in &flood {
+            sim.send(client, b"\x01");
+        }
+        sim.step();
+        let frames = sim.app().turns.len() - before.0;
+        assert!(frames / FRAMES > WORK / TURN / 2, "{frames}");
+        let frame_bytes = (frames * EMPTY.len()) as u64;
+        assert!(sim.stats().bytes_in - before.1 > frame_bytes, "a handshake");
+    }
+}
