@@ -50,7 +50,7 @@ pub(super) struct MemoryBudget {
 struct Grant {
     id: ConnId,
     since: Time,
-    /// There is nothing to read: when the others are considered again.
+    /// There is nothing to read: when stalled connections are searched again.
     dry: Option<Time>,
 }
 
@@ -336,14 +336,20 @@ impl MemoryBudget {
     /// Passes on the grant if there is nothing to read and another connection is paused.
     ///
     /// Unless the reserve is free for the next one, the grant stays: else the beginnings of all
-    /// frames would fill the memory, and none could be finished.
+    /// frames would fill the memory, and none could be finished. The search for stalled connections
+    /// visits many: it is due at [`Grant::dry`], not with each packet.
     fn pass_dry_grant<S>(&mut self, conns: &mut Connections<S>, now: Time) {
-        let is_dry = self.grant.is_some_and(|grant| grant.dry.is_some());
-        if !is_dry || self.paused() == 0 {
+        let Some(dry) = self.grant.and_then(|grant| grant.dry) else {
+            return;
+        };
+        if self.paused() == 0 {
             return;
         }
-        self.close_stalled(conns, now);
-        let (has_reserve, patience) = (self.usage.has_reserve(), self.patience());
+        let is_due = dry <= now;
+        if is_due {
+            self.close_stalled(conns, now);
+        }
+        let (has_reserve, next) = (self.usage.has_reserve(), now.after(self.patience()));
         let Some(grant) = &mut self.grant else {
             return;
         };
@@ -351,7 +357,8 @@ impl MemoryBudget {
             self.had_grant.insert(grant.id);
             self.pass_grant(conns, now);
         } else {
-            grant.dry = Some(now.after(patience));
+            // With more connections that wait, a stall is shorter.
+            grant.dry = Some(if is_due { next } else { dry.min(next) });
         }
     }
 
@@ -415,3 +422,6 @@ impl MemoryBudget {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -170,6 +170,11 @@ impl MemoryUsage {
         self.sample_at = self.sample_at.wrapping_add(SAMPLE);
     }
 
+    #[cfg(test)]
+    pub(super) fn sample_at(&self) -> usize {
+        self.sample_at
+    }
+
     /// Large holders with their bytes: a sample of each class.
     pub(super) fn large_holders(&self) -> impl Iterator<Item = (u32, usize)> + '_ {
         let usage = self;

@@ -1,0 +1,95 @@
+use std::rc::Rc;
+
+use super::*;
+use crate::addr::Addr;
+use crate::config::Listen;
+use crate::proto::{Machine, Pool};
+use crate::reactor::connection::Connection;
+
+const LIMIT: usize = 1 << 20;
+
+fn add(conns: &mut Connections<()>) -> ConnId {
+    let (listen, mut pool) = (
+        Listen::tcp("127.0.0.1:0", crate::Framing::Packet2),
+        Pool::default(),
+    );
+    let limits = Rc::new(listen.conn.clone());
+    let machine = Machine::new(&listen.framing, limits, None, Time::ZERO, &mut pool);
+    let id = conns.next_id();
+    conns.insert(Connection::new(
+        id,
+        None,
+        Addr::unspecified(),
+        machine,
+        Time::ZERO,
+        0,
+    ));
+    id
+}
+
+/// A connection that waits for the grant of another one, whose socket is dry; a third one holds half
+/// of the memory.
+struct World {
+    conns: Connections<()>,
+    memory: MemoryBudget,
+    granted: ConnId,
+    other: ConnId,
+}
+
+fn world() -> World {
+    let mut conns = Connections::new(8, std::sync::Arc::default());
+    let [granted, other] = [(); 2].map(|()| add(&mut conns));
+    let mut memory = MemoryBudget::new(LIMIT);
+    memory.account(&mut conns, other, LIMIT / 2, Time::ZERO);
+    memory.give_grant(granted, Time::ZERO);
+    let pause = Pause {
+        since: Time::ZERO,
+        stall: Duration::ZERO,
+    };
+    for _ in 0..2 {
+        memory.paused.ids.insert(add(&mut conns), pause);
+    }
+    memory.account(&mut conns, granted, LIMIT / 2 - 100, Time::ZERO);
+    World {
+        conns,
+        memory,
+        granted,
+        other,
+    }
+}
+
+#[test]
+fn stalled_connections_are_searched_when_that_is_due() {
+    let World {
+        mut conns,
+        mut memory,
+        granted,
+        ..
+    } = world();
+    let searched = memory.usage.sample_at();
+    assert_ne!(searched, 0, "once, when the socket is dry");
+    let mut now = Time::ZERO;
+    for packet in 0..100 {
+        now = now.after(Duration::from_millis(1));
+        memory.account(&mut conns, granted, LIMIT / 2 - packet, now);
+        assert_eq!(memory.usage.sample_at(), searched);
+    }
+    now = memory.grant_until();
+    memory.expire(&mut conns, now, now);
+    assert_ne!(memory.usage.sample_at(), searched);
+}
+
+#[test]
+fn memory_that_is_free_passes_the_grant_at_once() {
+    let World {
+        mut conns,
+        mut memory,
+        granted,
+        other,
+    } = world();
+    let now = Time::ZERO.after(Duration::from_millis(1));
+    memory.account(&mut conns, other, LIMIT / 4, now);
+    assert!(memory.grant.is_some_and(|grant| grant.id == granted));
+    memory.account(&mut conns, granted, LIMIT / 2, now);
+    assert!(memory.grant.is_some_and(|grant| grant.id != granted));
+}
