@@ -124,7 +124,16 @@ impl Published {
 }
 
 struct Queue<A> {
+    /// Commands that the end of the server passes. They are older than `commands`.
+    passed: VecDeque<Command<A>>,
+    /// All other commands but kills.
     commands: VecDeque<Command<A>>,
+    /// Kills, each with the value of `queued` at that time.
+    kills: VecDeque<(u64, ConnId)>,
+    /// Number of commands that were ever in `commands`.
+    queued: u64,
+    /// Number of `commands` that end the server at once.
+    ends: usize,
     bytes: usize,
     closed: bool,
     /// A stop is queued. At most one, so that it needs no room and a flood cannot keep it out.
@@ -140,11 +149,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Takes the first entry. A queue that was long returns its memory when it is empty.
+fn pop<T>(queue: &mut VecDeque<T>) -> Option<T> {
+    let first = queue.pop_front()?;
+    if queue.is_empty() && queue.capacity() > KEPT_COMMANDS {
+        queue.shrink_to(KEPT_COMMANDS);
+    }
+    Some(first)
+}
+
 impl<A> Shared<A> {
     pub(crate) fn new(wake: Box<dyn Wake>, published: Arc<Published>) -> Self {
         Self {
             queue: Mutex::new(Queue {
+                passed: VecDeque::new(),
                 commands: VecDeque::new(),
+                kills: VecDeque::new(),
+                queued: 0,
+                ends: 0,
                 bytes: 0,
                 closed: false,
                 stop: false,
@@ -165,7 +187,7 @@ impl<A> Shared<A> {
 
     /// Number of queued commands.
     pub(crate) fn len(&self) -> usize {
-        lock(&self.queue).commands.len()
+        lock(&self.queue).len()
     }
 
     /// Whether an urgent command is queued: a kill, a stop, or a drain without grace.
@@ -173,41 +195,24 @@ impl<A> Shared<A> {
         self.urgent.load(Ordering::Relaxed) > 0
     }
 
+    /// Takes the next command in order.
     pub(crate) fn take(&self) -> Option<Command<A>> {
+        self.take_by(Queue::take)
+    }
+
+    /// Takes the next urgent command, past those before it. Frames that were sent before the end of
+    /// the server come before it, in their order.
+    pub(crate) fn take_urgent(&self) -> Option<Command<A>> {
+        self.take_by(Queue::take_urgent)
+    }
+
+    fn take_by(&self, next: fn(&mut Queue<A>) -> Option<Command<A>>) -> Option<Command<A>> {
         let mut queue = lock(&self.queue);
-        let command = queue.commands.pop_front()?;
+        let command = next(&mut queue)?;
         queue.forget(&command);
         self.urgent
             .fetch_sub(usize::from(command.is_urgent()), Ordering::Relaxed);
-        if queue.commands.is_empty() && queue.commands.capacity() > KEPT_COMMANDS {
-            queue.commands.shrink_to(KEPT_COMMANDS);
-        }
         Some(command)
-    }
-
-    /// Takes the urgent commands, past those before them; of the kills no more than `max_kills`.
-    /// Frames that were sent before the end of the server go with them, in their order.
-    pub(crate) fn take_urgent(&self, max_kills: usize) -> Vec<Command<A>> {
-        let mut queue = lock(&self.queue);
-        let end = queue.commands.iter().rposition(Command::ends);
-        let (mut taken, mut kills, mut urgent) = (Vec::new(), 0, 0);
-        for (at, command) in mem::take(&mut queue.commands).into_iter().enumerate() {
-            let passes = match &command {
-                Command::Send(..) => end.is_some_and(|end| at < end),
-                Command::Kill(_) => kills < max_kills,
-                _ => command.ends(),
-            };
-            if passes {
-                kills += usize::from(matches!(command, Command::Kill(_)));
-                urgent += usize::from(command.is_urgent());
-                queue.forget(&command);
-                taken.push(command);
-            } else {
-                queue.commands.push_back(command);
-            }
-        }
-        self.urgent.fetch_sub(urgent, Ordering::Relaxed);
-        taken
     }
 
     /// Closes the queue. Returns the queued commands, to be dropped outside the lock: a job may own
@@ -217,7 +222,11 @@ impl<A> Shared<A> {
         let mut queue = lock(&self.queue);
         queue.closed = true;
         queue.bytes = 0;
-        mem::take(&mut queue.commands)
+        let mut all = mem::take(&mut queue.passed);
+        all.append(&mut queue.commands);
+        let kills = mem::take(&mut queue.kills).into_iter();
+        all.extend(kills.map(|(_, id)| Command::Kill(id)));
+        all
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -282,6 +291,50 @@ impl<A> Shared<A> {
 }
 
 impl<A> Queue<A> {
+    fn len(&self) -> usize {
+        self.passed.len() + self.commands.len() + self.kills.len()
+    }
+
+    fn take(&mut self) -> Option<Command<A>> {
+        if self.is_kill_next() {
+            return self.take_kill();
+        }
+        match pop(&mut self.passed) {
+            Some(command) => Some(command),
+            None => self.take_command(),
+        }
+    }
+
+    /// Each command is passed once, so that the cost per command is constant (amortised).
+    fn take_urgent(&mut self) -> Option<Command<A>> {
+        while self.ends > 0 && !self.is_kill_next() {
+            let command = self.take_command()?;
+            if command.ends() || matches!(command, Command::Send(..)) {
+                return Some(command);
+            }
+            self.passed.push_back(command);
+        }
+        self.take_kill()
+    }
+
+    /// No frame was sent, and no end ordered, before the next kill.
+    fn is_kill_next(&self) -> bool {
+        let taken = self.queued - self.commands.len() as u64;
+        let next = self.kills.front();
+        next.is_some_and(|&(before, _)| before <= taken)
+    }
+
+    fn take_kill(&mut self) -> Option<Command<A>> {
+        let (_, id) = pop(&mut self.kills)?;
+        Some(Command::Kill(id))
+    }
+
+    fn take_command(&mut self) -> Option<Command<A>> {
+        let command = pop(&mut self.commands)?;
+        self.ends -= usize::from(command.ends());
+        Some(command)
+    }
+
     /// True if the queue has an urgent command more. Returns the command if there is no room for
     /// it.
     fn append(&mut self, command: Command<A>, limits: &Published) -> Result<bool, Command<A>> {
@@ -290,11 +343,11 @@ impl<A> Queue<A> {
         let has_room = match &command {
             Command::Drain(_) | Command::Stop => true,
             // A caller that waits, or wants an end, is not kept out by commands that do neither.
-            Command::Kill(_) | Command::Call(_) => self.commands.len() < limit.saturating_mul(2),
+            Command::Kill(_) | Command::Call(_) => self.len() < limit.saturating_mul(2),
             Command::Send(..) | Command::Notify(..) | Command::Post(_) => {
                 let limit_bytes = limits.queue_bytes.load(Ordering::Relaxed);
                 let fits = self.bytes == 0 || self.bytes.saturating_add(bytes) <= limit_bytes;
-                self.commands.len() < limit && fits
+                self.len() < limit && fits
             }
         };
         if !has_room {
@@ -306,12 +359,20 @@ impl<A> Queue<A> {
             (Command::Drain(grace), Some(Command::Drain(last))) => {
                 let was_urgent = last.is_zero();
                 *last = (*last).min(*grace);
-                return Ok(last.is_zero() && !was_urgent);
+                let is_urgent = last.is_zero() && !was_urgent;
+                self.ends += usize::from(is_urgent);
+                return Ok(is_urgent);
             }
             _ => {}
         }
-        let is_urgent = command.is_urgent();
         self.bytes = self.bytes.saturating_add(bytes);
+        if let Command::Kill(id) = command {
+            self.kills.push_back((self.queued, id));
+            return Ok(true);
+        }
+        let is_urgent = command.ends();
+        self.ends += usize::from(is_urgent);
+        self.queued += 1;
         self.commands.push_back(command);
         Ok(is_urgent)
     }
@@ -322,5 +383,111 @@ impl<A> Queue<A> {
         if matches!(command, Command::Stop) {
             self.stop = false;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct NoWake;
+
+    impl Wake for NoWake {
+        fn wake(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn id(index: u32) -> ConnId {
+        ConnId::new(crate::id::ServerNumber::NONE, index, 1)
+    }
+
+    fn post() -> Command<()> {
+        Command::Post(Box::new(|_, _| ()))
+    }
+
+    fn send(index: u32) -> Command<()> {
+        Command::Send(id(index), Vec::new())
+    }
+
+    fn queue(commands: Vec<Command<()>>) -> Shared<()> {
+        let published = Arc::new(Published::new(QueueLimits::default()));
+        let shared = Shared::new(Box::new(NoWake), published);
+        for command in commands {
+            shared.push(command).expect("room");
+        }
+        shared
+    }
+
+    fn word(command: Command<()>) -> String {
+        match command {
+            Command::Send(id, _) => format!("send {}", id.index()),
+            Command::Kill(id) => format!("kill {}", id.index()),
+            Command::Post(_) => "post".to_owned(),
+            Command::Drain(_) => "drain".to_owned(),
+            Command::Stop => "stop".to_owned(),
+            Command::Notify(..) | Command::Call(_) => "other".to_owned(),
+        }
+    }
+
+    fn words(next: impl Fn() -> Option<Command<()>>) -> Vec<String> {
+        std::iter::from_fn(next).map(word).collect()
+    }
+
+    fn mixed() -> Shared<()> {
+        queue(vec![
+            post(),
+            send(1),
+            Command::Kill(id(2)),
+            Command::Drain(Duration::from_secs(1)),
+            send(3),
+            Command::Stop,
+            send(4),
+            Command::Kill(id(5)),
+        ])
+    }
+
+    #[test]
+    fn commands_are_taken_in_order() {
+        let shared = mixed();
+        assert_eq!(shared.len(), 8);
+        let all = words(|| shared.take());
+        let expected = [
+            "post", "send 1", "kill 2", "drain", "send 3", "stop", "send 4", "kill 5",
+        ];
+        assert_eq!(all, expected);
+        assert!(!shared.has_urgent() && shared.len() == 0);
+    }
+
+    #[test]
+    fn the_end_passes_with_the_frames_before_it() {
+        let shared = mixed();
+        let urgent = words(|| shared.take_urgent());
+        assert_eq!(urgent, ["send 1", "kill 2", "send 3", "stop", "kill 5"]);
+        assert!(!shared.has_urgent());
+        shared.push(post()).expect("room");
+        assert_eq!(words(|| shared.take()), ["post", "drain", "send 4", "post"]);
+        assert_eq!(lock(&shared.queue).bytes, 0);
+    }
+
+    #[test]
+    fn kills_pass_all_others() {
+        let shared = queue(vec![post(), send(1), Command::Kill(id(2)), send(3)]);
+        shared.push(Command::Kill(id(4))).expect("room");
+        assert_eq!(words(|| shared.take_urgent()), ["kill 2", "kill 4"]);
+        assert_eq!(words(|| shared.take()), ["post", "send 1", "send 3"]);
+    }
+
+    #[test]
+    fn a_drain_that_is_shortened_to_nothing_is_urgent() {
+        let shared = queue(vec![
+            post(),
+            Command::Drain(Duration::from_secs(1)),
+            Command::Drain(Duration::ZERO),
+        ]);
+        assert!(shared.has_urgent());
+        assert_eq!(words(|| shared.take_urgent()), ["drain"]);
+        assert_eq!((shared.has_urgent(), shared.len()), (false, 1));
+        assert_eq!(shared.close().len(), 1);
     }
 }

@@ -88,8 +88,8 @@ use crate::proto::{State, Time};
 
 /// Connections whose timers expire in one iteration. The remainder keeps the poll from sleeping.
 const TIMER_BUDGET: usize = 1024;
-/// Kills that pass other commands in one iteration. The remainder keeps the poll from sleeping.
-const KILLS_BUDGET: usize = 128;
+/// Urgent commands that pass others in one iteration. The remainder keeps the poll from sleeping.
+const URGENT_BUDGET: usize = 1024;
 /// For how long the loop goes on with commands before other work has its turn.
 const COMMANDS_FOR: Duration = Duration::from_millis(20);
 /// For how long an urgent command waits for those before it, once the loop has noticed it.
@@ -106,6 +106,8 @@ pub(crate) struct Reactor<A, O: Os> {
     backlog: EventBacklog,
     /// Commands are left over from the last iteration.
     commands_left: bool,
+    /// Since when urgent commands are known to wait.
+    urgent_since: Option<Time>,
 }
 
 impl<A, O: Os> Reactor<A, O> {
@@ -124,6 +126,7 @@ impl<A, O: Os> Reactor<A, O> {
             fired: Vec::new(),
             backlog: EventBacklog::default(),
             commands_left: false,
+            urgent_since: None,
         };
         reactor.inner.core.publish();
         Ok(reactor)
@@ -320,7 +323,7 @@ impl<A, O: Os> Reactor<A, O> {
             left -= 1;
         }
         let queued = self.shared.len();
-        let (mut passes, mut noticed) = (queued > left, None);
+        let mut passes = queued > left;
         for _ in 0..queued.min(left) {
             if !self.inner.core.has_work_left() {
                 passes = true;
@@ -332,7 +335,7 @@ impl<A, O: Os> Reactor<A, O> {
             commands::carry_out(&mut self.inner, app, command);
             if self.shared.has_urgent() {
                 let now = self.inner.core.refresh();
-                if now.since(*noticed.get_or_insert(now)) >= URGENT_AFTER {
+                if now.since(*self.urgent_since.get_or_insert(now)) >= URGENT_AFTER {
                     passes = true;
                     break;
                 }
@@ -342,11 +345,26 @@ impl<A, O: Os> Reactor<A, O> {
             }
         }
         if passes && self.shared.has_urgent() {
-            for command in self.shared.take_urgent(KILLS_BUDGET) {
-                commands::carry_out(&mut self.inner, app, command);
-            }
+            self.run_urgent_commands(app);
+        }
+        if !self.shared.has_urgent() {
+            self.urgent_since = None;
         }
         self.commands_left = self.shared.len() > 0;
+    }
+
+    /// Carries out urgent commands, which pass those before them, within a budget of their own.
+    fn run_urgent_commands(&mut self, app: &mut A) {
+        self.inner.core.begin_stage();
+        for _ in 0..URGENT_BUDGET {
+            if !self.inner.core.has_work_left() {
+                return;
+            }
+            let Some(command) = self.shared.take_urgent() else {
+                return;
+            };
+            commands::carry_out(&mut self.inner, app, command);
+        }
     }
 
     /// Gives handshakes with input their turns, in the order in which the input arrived. One that

@@ -384,3 +384,27 @@ fn a_flood_of_handshakes_leaves_most_of_the_work_to_open_connections() {
         assert!(sim.stats().bytes_in - before.1 > frame_bytes, "a handshake");
     }
 }
+
+/// Frames that were sent before the end of the server pass a queue that is too long with it, some in
+/// each iteration.
+#[test]
+fn frames_that_pass_with_the_end() {
+    let (mut sim, clients) = crowd(Listen::tcp("127.0.0.1:0", Framing::Packet2));
+    let handle = sim.handle();
+    for info in sim.control().connections() {
+        handle.post(|_, _| ()).expect("room");
+        handle.send(info.id, *b"x").expect("room");
+    }
+    handle.drain(Duration::ZERO).expect("room");
+    let (mut sent, mut most, mut steps) = (0, 0, 0);
+    while sim.stats().open > 0 {
+        sim.step();
+        steps += 1;
+        let frames = sim.stats().frames_out as usize;
+        most = most.max(frames - sent);
+        sent = frames;
+        assert!(steps < CROWD, "it has an end");
+    }
+    assert_eq!((sent, clients.len()), (CROWD, CROWD));
+    assert!((1..=2 * BATCH).contains(&most), "{most} in one iteration");
+}
