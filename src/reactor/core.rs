@@ -126,7 +126,7 @@ impl<O: Os> Core<O> {
     /// Until then no listener needs a visit, as the usual iteration finds with few comparisons: `None`
     /// if all of [`Core::capacity`] decides.
     #[inline]
-    fn rest_until(&self) -> Option<Time> {
+    pub(super) fn rest_until(&self) -> Option<Time> {
         let until = self.listeners.rests_until()?;
         self.admission
             .is_unrestricted(&self.conns, &self.config)
@@ -540,7 +540,10 @@ impl<O: Os> Core<O> {
         if !self.conns.has_room() {
             self.admission.trim(&self.conns);
         }
-        let has_slot = self.listeners.let_wait() && self.conns.await_room();
+        let has_slot = match self.listeners.let_wait() {
+            true => self.conns.await_room(),
+            false => self.conns.has_room(),
+        };
         let capacity = Capacity {
             has_slot,
             ..self.capacity()

@@ -135,6 +135,10 @@ impl<O: Os> Core<O> {
         if self.running.is_some() {
             return Some("a connection's turn is running between two iterations".to_owned());
         }
+        let settled = self.listeners.were_visited(&self.capacity());
+        if !settled && self.rest_until().is_none() {
+            return Some("every iteration visits every listener".to_owned());
+        }
         let fault = self.miscounted_source().or_else(|| self.deaf_listener());
         if fault.is_some() {
             return fault;

@@ -184,6 +184,12 @@ impl<L> Listeners<L> {
         settled.is_same(&capacity()).then_some(*wake)
     }
 
+    /// No listener has changed since all were visited, for this capacity.
+    #[cfg(feature = "sim")]
+    pub(super) fn were_visited(&self, capacity: &Capacity) -> bool {
+        self.settled_until(|| *capacity).is_some()
+    }
+
     #[inline]
     pub(super) fn is_settled(&self, capacity: &Capacity) -> bool {
         self.settled_until(|| *capacity)
