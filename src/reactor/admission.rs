@@ -6,6 +6,7 @@
 
 use super::bans::Bans;
 use super::capacity::{Capacity, OptionalBucket};
+use super::connection::Connection;
 use super::connections::Connections;
 use super::fd_exhaustion::FdExhaustion;
 use super::listener::Listener;
@@ -229,6 +230,12 @@ impl Admission {
 
     pub(super) fn pending(&self) -> usize {
         self.unproven.pending.len()
+    }
+
+    /// Since when a pending connection is so: accept, or the beginning of an upgrade to TLS.
+    pub(super) fn pending_since<S>(&self, conn: &Connection<S>) -> Time {
+        let upgrade = self.unproven.pending.upgrade_began(conn.id);
+        upgrade.unwrap_or(conn.accepted_at)
     }
 
     /// Adds a connection that is not open yet.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::connection::Connection;
 use super::core::Core;
 use super::episodes::Cause;
 use super::listener::Listener;
@@ -194,7 +195,10 @@ impl<O: Os> Core<O> {
     /// A listener's own limit may have been set or removed: it has candidates while there is one.
     pub(super) fn follow_own_limit(&mut self, id: ListenerId) {
         let Self {
-            conns, listeners, ..
+            conns,
+            listeners,
+            admission,
+            ..
         } = self;
         let Some(listener) = listeners.by_id_mut(id) else {
             return;
@@ -204,8 +208,12 @@ impl<O: Os> Core<O> {
         } else if listener.unproven.is_none() {
             let mut unproven = Box::<Unproven>::default();
             let theirs = conns.iter().filter(|conn| conn.listener == Some(id));
+            let since = |conn: &Connection<_>| match conn.pending {
+                true => admission.pending_since(conn),
+                false => conn.accepted_at,
+            };
             let mut theirs: Vec<_> = theirs
-                .map(|conn| (conn.accepted_at, conn.id, conn.pending))
+                .map(|conn| (since(conn), conn.id, conn.pending))
                 .collect();
             theirs.sort_unstable();
             for (since, id, pending) in theirs {

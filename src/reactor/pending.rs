@@ -65,6 +65,11 @@ impl Pending {
         self.trim(conns);
     }
 
+    /// When the upgrade began for which a connection is pending anew.
+    pub(super) fn upgrade_began(&self, id: ConnId) -> Option<Time> {
+        self.again.get(&id).copied()
+    }
+
     /// One connection is not pending any more: its entry in the table says so already.
     pub(super) fn leave<S>(&mut self, id: ConnId, conns: &Connections<S>) {
         self.again.remove(&id);

@@ -823,3 +823,34 @@ fn a_silent_connection_is_found_behind_a_crowd_that_has_spoken() {
         assert_eq!(sim.received(newcomer), b"\0\x02hi");
     }
 }
+
+/// A limit that is set during a handshake after STARTTLS: the grace counts from its beginning.
+#[cfg(feature = "tls")]
+#[test]
+fn a_limit_that_is_set_live_knows_when_an_upgrade_began() {
+    use std::sync::Arc;
+    struct Upgrades;
+    impl Handler for Upgrades {
+        fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+            let config: Arc<_> = kit::sim_tls::server_config();
+            cx.conn.start_tls(config)?;
+            Ok(())
+        }
+    }
+    let mut sim = Sim::new(1, Config::new(), ());
+    let addr = sim
+        .listen(plain(), |_: &mut (), _| Upgrades)
+        .expect("listen");
+    let upgrading = connect(&mut sim, addr, 1)[0];
+    sim.advance(Duration::from_secs(10));
+    sim.send(upgrading, b"\0\x01x");
+    sim.settle();
+    sim.control()
+        .reconfigure_listener(addr.port(), |listen| listen.max_connections = Some(1))
+        .expect("changed");
+    connect(&mut sim, addr, 1);
+    sim.advance(Duration::from_millis(999));
+    assert_eq!(sim.stats().closed(CloseReason::Evicted), 0);
+    sim.advance(Duration::from_millis(1));
+    assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
+}
