@@ -145,7 +145,7 @@ fn it_answers_when_the_echo_is_full() {
     eventually("the echo is full", || {
         scrape(watch).get(
             "portcullis_listener_state",
-            &[("listener", "echo"), ("state", "Full")],
+            &[("listener", "echo"), ("state", "full")],
         ) == 1.0
     });
     let seen = scrape(watch);
