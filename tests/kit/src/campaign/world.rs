@@ -9,7 +9,7 @@ use std::time::Duration;
 use portcullis::sim::{
     Answer, Call, ClientId, ClientState, Faults, Op, Random, Scripted, Sim, Violation,
 };
-use portcullis::{CloseReason, ConnId, ListenerId, ProxyProtocol, Retry, State};
+use portcullis::{CloseReason, ConnId, ConnInfo, ListenerId, ProxyProtocol, Retry, State};
 
 use super::app::{is_orderly, tcp, App, Order, Slow, Talk};
 use super::header::{self, Opening};
@@ -887,7 +887,7 @@ impl World {
 
     /// No peer is slower than the minimum rate allows. A callback that blocks the loop may do so
     /// while its connection is congested, and not read: the time does not count.
-    fn keep_pace(&mut self, now: Duration) -> Result<(), String> {
+    fn keep_pace(&mut self, now: Duration, infos: &[ConnInfo]) -> Result<(), String> {
         self.note_work(false);
         let Some(pace) = self.pace.as_mut().filter(|_| !self.is_late) else {
             return Ok(());
@@ -895,7 +895,7 @@ impl World {
         let doors = &self.doors;
         let slow = self.sim.app().slow.as_ref();
         let unblocked = now - slow.map_or(Duration::ZERO, |slow| slow.blocked);
-        pace.check(unblocked, &self.sim.control().connections(), |info| {
+        pace.check(unblocked, infos, |info| {
             let of = |entrance: &&Entrance| Some(entrance.listener) == info.listener;
             let door = &doors.iter().find(of)?.door;
             let [_, frame, _, write, _] = door.timeouts;
@@ -912,9 +912,10 @@ impl World {
             self.meter.check(now, accepted - away)?;
         }
         let aways = aways.clone();
-        self.keep_pace(now)?;
+        let infos = self.sim.control().connections();
+        self.keep_pace(now, &infos)?;
         let mut crowds: BTreeMap<(ListenerId, u128), usize> = BTreeMap::new();
-        for info in self.sim.control().connections() {
+        for info in infos {
             let Some(listener) = info.listener else {
                 continue;
             };
