@@ -3,8 +3,8 @@
 use std::io::Write;
 use std::time::Duration;
 
-use kit::net::{connect, eventually, local, ping};
-use kit::script::{reset, usual, Journal, ScriptedHandler};
+use kit::net::{connect, eventually, local, ping, reset};
+use kit::script::{usual, Journal, ScriptedHandler};
 use portcullis::{AtCapacity, CloseReason, Config, Server};
 
 #[test]

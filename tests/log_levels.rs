@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use kit::net::packet4;
 use log::Level;
 use portcullis::sim::{Call, ClientId, Scripted, Sim};
 use portcullis::{
@@ -131,12 +132,6 @@ fn world(config: Config, listen: Listen) -> (Sim, SocketAddr) {
         .iter()
         .all(|(level, target, _)| (*level, *target) == (Level::Info, "listener")));
     (sim, addr)
-}
-
-fn packet4(payload: &[u8]) -> Vec<u8> {
-    let mut wire = (payload.len() as u32).to_be_bytes().to_vec();
-    wire.extend_from_slice(payload);
-    wire
 }
 
 fn connect(sim: &mut Sim, addr: SocketAddr) -> ClientId {
@@ -399,7 +394,9 @@ fn a_peer_that_fails_at_tls_is_not_news() {
         client.shutdown(std::net::Shutdown::Write).expect("finish");
         await_end(&mut client);
     }
-    drop(kit::net::connect(server.addr()));
+    let leaves = kit::net::connect(server.addr());
+    server.until("it is in", |stats| stats.accepted == 3);
+    drop(leaves);
     let stranger = Site::new();
     let handshake = kit::tls::handshake_over(
         kit::net::connect(server.addr()),
@@ -814,7 +811,7 @@ fn a_shard_that_fails_is_logged() {
         let mut errors = lines.iter().filter(|line| line.level == Level::Error);
         errors.any(|line| line.text.starts_with("shard 1 has failed and is closed: "))
     });
-    assert_eq!(shards.handle.stats().open, 1);
+    assert_eq!(kit::net::current_stats(&shards.handle).open, 1);
     drop(client);
     shards
         .handle

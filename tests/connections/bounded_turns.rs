@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use portcullis::sim::{Call, ClientId, Scripted, Sim};
-use portcullis::{CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Quota};
+use portcullis::{
+    Budgets, CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Quota,
+};
 
 const CROWD: usize = 5_000;
 /// Of due timers, of told connections, of forced ends; each turn may also give as many turns from the ready list.
@@ -39,8 +41,12 @@ impl Handler<Counts> for Member {
 }
 
 fn crowd(listen: Listen) -> (Sim<Counts>, Vec<ClientId>) {
-    let config = Config::max_connections(CROWD)
-        .with(|config| config.pending_limits.connections = Quota::Count(CROWD));
+    let config = Config::max_connections(CROWD).with(|config| {
+        // Until they are there.
+        config.budgets.accepts = CROWD;
+        config.budgets.work = usize::MAX;
+        config.pending_limits.connections = Quota::Count(CROWD);
+    });
     let mut sim = Sim::new(1, config, Counts::default());
     let addr = sim.listen(
         listen.with(|listen| listen.socket.backlog = CROWD as u32),
@@ -52,6 +58,8 @@ fn crowd(listen: Listen) -> (Sim<Counts>, Vec<ClientId>) {
         .collect();
     sim.settle();
     assert_eq!(sim.stats().open, CROWD);
+    let budgets = |config: &mut Config| config.budgets = Budgets::default();
+    sim.control().reconfigure(budgets).expect("good");
     (sim, clients)
 }
 

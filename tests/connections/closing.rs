@@ -6,8 +6,11 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use kit::net::{await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2};
-use kit::script::{connect_narrow, fill, reset, spawn_script, usual, Call, Entry};
+use kit::net::{
+    await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, reset, send2,
+    turns_until,
+};
+use kit::script::{connect_narrow, fill, spawn_script, usual, Call, Entry};
 use portcullis::{
     Close, CloseReason, Config, Context, Framing, Handler, Listen, Outcome, Server, State,
 };
@@ -59,9 +62,7 @@ fn a_reset_in_every_state() {
         );
     };
     // Connected.
-    let client = connect(addr);
-    server.until("open", |stats| stats.opened == 1);
-    reset(client);
+    reset(server.connect_open());
     ended(1, CloseReason::Reset);
     // In a header.
     let mut client = connect(addr);
@@ -156,7 +157,7 @@ fn a_reset_after_the_finish_is_noticed() {
 #[test]
 fn a_reset_in_the_accept_queue() {
     let (server, journal) = spawn_script(Config::new(), local(), usual);
-    let still = kit::script::hold(&server);
+    let still = kit::net::hold(&server.handle);
     for _ in 0..50 {
         reset(connect(server.addr()));
     }
@@ -236,7 +237,7 @@ fn a_handler_may_go_on_after_the_peer_finished() {
         }
         call => usual(cx, call),
     });
-    let mut client = connect(server.addr());
+    let mut client = server.connect_open();
     client.shutdown(Shutdown::Write).expect("FIN");
     assert_eq!(
         read_to_end(&mut client),
@@ -324,9 +325,9 @@ fn the_linger_begins_once_the_peer_has_everything() {
     }
     fn talk(server: &mut Server, mut client: impl Read + Write) {
         client.write_all(b"get\n").expect("write");
-        while server.control().stats().bytes_out < LENGTH as u64 {
-            server.poll_once(&mut (), None).expect("poll");
-        }
+        turns_until(server, &mut (), |server, ()| {
+            server.control().stats().bytes_out >= LENGTH as u64
+        });
         let mut part = [0; LENGTH / STEPS];
         for _ in 0..STEPS {
             client.write_all(b"ping\n").expect("it is not closed");
@@ -340,9 +341,9 @@ fn the_linger_begins_once_the_peer_has_everything() {
         }
         assert_eq!(client.read(&mut part).expect("the end"), 0);
         drop(client);
-        while server.control().stats().closed_total() == 0 {
-            server.poll_once(&mut (), None).expect("poll");
-        }
+        turns_until(server, &mut (), |server, ()| {
+            server.control().stats().closed_total() > 0
+        });
         assert_eq!(server.control().stats().closed(CloseReason::Closed), 1);
     }
     let options = |listen: &mut Listen| {
@@ -406,11 +407,8 @@ fn lingering_is_bounded_in_bytes() {
     let mut client = connect(server.addr());
     send2(&mut client, b"bye");
     assert_eq!(read_to_end(&mut client), b"");
-    let refused = loop {
-        if let Err(error) = client.write_all(&[0; 10_000]) {
-            break error.kind();
-        }
-    };
+    let refused = (0..10_000).find_map(|_| client.write_all(&[0; 10_000]).err());
+    let refused = refused.expect("a hundred megabytes are too many").kind();
     assert!(
         matches!(refused, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
         "{refused}"

@@ -6,14 +6,13 @@ use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use kit::net::{
-    connect, local, ping, read_to_end, recv2, send2, spawn, spawn_echo, Echo, Place, Running,
-    PATIENCE,
+    connect, current_stats, local, ping, read_to_end, recv2, reset, send2, spawn, spawn_echo, Echo,
+    Place, Running, PATIENCE,
 };
 use kit::outgoing::{
     accepted, closed_addr, full_listener, half_closing_probe, probe, std_listener, with_conn,
     Heard, Told,
 };
-use kit::script::reset;
 use portcullis::{
     Addr, CloseReason, Closed, Config, ConnId, Connect, Context, Error, Framing, Handler, Outcome,
     Retry, Server, State,
@@ -125,7 +124,7 @@ fn what_cannot_be_begun_is_an_error_at_once() {
         "{outcome:?}"
     );
     heard.is_all();
-    assert_eq!(server.handle.stats().outgoing, 0);
+    assert_eq!(current_stats(&server.handle).outgoing, 0);
 }
 
 /// Without a reply the attempt ends at its timeout.
@@ -322,7 +321,7 @@ fn an_outgoing_connection_can_be_detached() {
     assert_eq!(recv2(&mut peer), b"bye");
     let mut raw = [0; 3];
     peer.read_exact(&mut raw).expect("raw bytes");
-    assert_eq!((&raw, server.handle.stats().open), (b"raw", 1));
+    assert_eq!((&raw, current_stats(&server.handle).open), (b"raw", 1));
     drop(stream);
     let stats = server.until("its place is free", |stats| stats.open == 0);
     assert_eq!(
@@ -352,7 +351,7 @@ fn the_cap_counts_outgoing_connections() {
     let tree = server.ask(|(), control| control.tree(10).to_string());
     assert!(tree.contains("outgoing: 2 connections"), "{tree}");
     assert!(tree.contains(&format!("{first} to {addr}: Open")), "{tree}");
-    assert_eq!(server.handle.stats().accepted, 0);
+    assert_eq!(current_stats(&server.handle).accepted, 0);
     server.handle.kill(first).expect("alive");
     assert_eq!(heard.next(), Told::Closed(CloseReason::Killed));
     assert_eq!(recv2(&mut waits), b"hello", "there is a place now");
@@ -451,7 +450,7 @@ fn a_server_can_connect_to_itself() {
     heard.opened();
     server.handle.send(id, b"echo".to_vec()).expect("sent");
     assert_eq!(heard.next(), Told::Frame(b"echo".to_vec()));
-    let stats = server.handle.stats();
+    let stats = current_stats(&server.handle);
     assert_eq!((stats.accepted, stats.outgoing, stats.open), (1, 1, 2));
     server.ask(move |(), control| with_conn(control, id, |conn| conn.close()));
     assert_eq!(heard.next(), Told::Closed(CloseReason::Closed));
@@ -719,7 +718,7 @@ fn a_full_pool_connects_anew_from_its_last_callbacks() {
         pool.outcomes.clone()
     });
     assert_eq!(outcomes, vec![Ok(()); CAP + 1]);
-    let stats = server.handle.stats();
+    let stats = current_stats(&server.handle);
     assert_eq!((stats.peak, stats.accepted), (CAP, 0));
     drop(peers);
     assert_eq!(recv2(&mut waits), b"hello", "a slot is free now");

@@ -7,11 +7,11 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use kit::net::{have, local, spawn, spawn_echo, ChildProcess, Echo, Running};
+use kit::net::{have, local, reset, spawn, spawn_echo, ChildProcess, Echo, Running};
 use kit::outgoing::{accepted, half_closing_probe, probe, std_listener, with_conn, Heard, Told};
 #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
 use kit::tls::provider;
-use kit::tls::{reset, self_signed, Authority, Folder, Site, NAME, VERSIONS};
+use kit::tls::{self_signed, Authority, Folder, Site, NAME, VERSIONS};
 #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]
 use portcullis::tls::client_config;
 use portcullis::tls::rustls::{

@@ -1,24 +1,29 @@
 //! Every state ends in time, for its own reason, and a busy connection stays.
 
 use std::io::Write;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-use kit::net::{connect, eventually, local, ping, read_to_end, recv2, send2, PATIENCE};
-use kit::script::{connect_narrow, hold, spawn_script, usual, Call, Entry};
-use portcullis::{CloseReason, Config, ConnConfig, Framing, Listen, State};
+use kit::net::{
+    connect, eventually, hold, local, packet2, ping, read_to_end, recv2, send2, PATIENCE,
+};
+use kit::script::{connect_narrow, spawn_script, usual, Call, Entry, Journal, ScriptedHandler};
+use portcullis::sim::{ClientId, ClientState, Sim};
+use portcullis::{CloseReason, Config, ConnConfig, Context, Framing, Listen, Outcome, State};
 
 /// Short, but much longer than a busy machine needs between two of our own steps.
 const SHORT: Duration = Duration::from_millis(400);
 
-/// Linger is short too, for peers that do not send FIN.
+/// Short too, for peers that do not send FIN.
+const LINGER: Duration = Duration::from_millis(50);
+
 fn brief() -> Listen {
     local().with(|listen| brief_conn(&mut listen.conn))
 }
 
 fn brief_conn(conn: &mut ConnConfig) {
-    conn.linger_timeout = Duration::from_millis(50);
+    conn.linger_timeout = LINGER;
     conn.linger_bytes = 1024 * 1024;
 }
 
@@ -29,64 +34,79 @@ fn timer_keys(journal: &kit::script::Journal) -> Vec<u8> {
     })
 }
 
+/// A simulated server whose connections each play a copy of `play`.
+fn world<F>(config: Config, listen: Listen, play: F) -> (Sim, SocketAddr, Journal)
+where
+    F: FnMut(&mut Context<'_>, Call<'_>) -> Outcome + Clone + 'static,
+{
+    let journal = Journal::default();
+    let notes = journal.clone();
+    let mut sim = Sim::new(1, config, ());
+    let accept = move |_: &mut (), _| ScriptedHandler::new(notes.noting(play.clone()));
+    let addr = sim.listen(listen, accept).expect("listens");
+    (sim, addr, journal)
+}
+
+fn come(sim: &mut Sim, addr: SocketAddr) -> ClientId {
+    let client = sim.connect(addr).expect("it listens");
+    sim.settle();
+    client
+}
+
 /// Only bytes from the peer move the idle timeout: a silent client is closed, a busy one stays.
 #[test]
 fn the_silent_leave_and_the_busy_stay() {
-    let (server, journal) = spawn_script(
-        Config::new(),
-        brief().with(|listen| listen.conn.idle_timeout = SHORT),
-        usual,
-    );
-    let mut busy = connect(server.addr());
-    let mut silent = connect(server.addr());
-    ping(&mut silent, b"once");
-    while journal.reasons().is_empty() {
-        ping(&mut busy, b"busy");
+    let listen = brief().with(|listen| listen.conn.idle_timeout = SHORT);
+    let (mut sim, addr, journal) = world(Config::new(), listen, usual);
+    let (busy, silent) = (come(&mut sim, addr), come(&mut sim, addr));
+    sim.send(silent, &packet2(b"once"));
+    for quarter in 1..=8 {
+        sim.send(busy, &packet2(b"busy"));
+        sim.advance(SHORT / 4);
+        assert_eq!(sim.received(busy), packet2(b"busy"));
+        let left = quarter >= 4;
+        assert_eq!(sim.state(silent) == ClientState::Finished, left);
     }
     assert_eq!(journal.reasons(), [CloseReason::IdleTimeout]);
-    assert_eq!(read_to_end(&mut silent), b"", "an orderly goodbye");
-    ping(&mut busy, b"still here");
+    assert_eq!(sim.received(silent), packet2(b"once"));
+    assert_eq!(sim.state(busy), ClientState::Connected);
 }
 
 /// UBF: own sends are no sign of life of the peer.
 #[test]
 fn own_sends_do_not_move_the_idle_deadline() {
-    let (server, journal) = spawn_script(
-        Config::new(),
-        brief().with(|listen| listen.conn.idle_timeout = SHORT),
-        |cx, call| match call {
-            Call::Open | Call::Timer(_) => {
-                cx.conn.send(b"are you there?")?;
-                cx.conn.set_timer(1, Duration::from_millis(50));
-                Ok(())
-            }
-            call => usual(cx, call),
-        },
-    );
-    let mut silent = connect(server.addr());
-    let heard = read_to_end(&mut silent);
-    assert_eq!(journal.until_closed(1), [CloseReason::IdleTimeout]);
-    assert!(heard.len() >= 16, "it was spoken to");
-    assert!(!timer_keys(&journal).is_empty());
+    let listen = brief().with(|listen| listen.conn.idle_timeout = SHORT);
+    let (mut sim, addr, journal) = world(Config::new(), listen, |cx, call| match call {
+        Call::Open | Call::Timer(_) => {
+            cx.conn.send(b"are you there?")?;
+            cx.conn.set_timer(1, SHORT / 8);
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
+    let silent = come(&mut sim, addr);
+    sim.advance(SHORT + LINGER);
+    assert_eq!(journal.reasons(), [CloseReason::IdleTimeout]);
+    let heard = sim.received(silent).len();
+    assert!(heard >= 7 * 16, "{heard} bytes: it was spoken to");
+    assert!(timer_keys(&journal).len() >= 6);
 }
 
-/// So are messages from our own threads.
+/// Nor are messages and frames from our own threads.
 #[test]
 fn messages_do_not_move_the_idle_deadline() {
-    let (server, journal) = spawn_script(
-        Config::new(),
-        brief().with(|listen| listen.conn.idle_timeout = SHORT),
-        usual,
-    );
-    let _silent = connect(server.addr());
-    server.until("it is in", |stats| stats.opened == 1);
-    let id = server.ask(|(), control| control.connections()[0].id);
-    eventually("it ends although it is written to", || {
-        let _ = server.handle.notify(id, "news");
-        let _ = server.handle.send(id, "news");
-        !journal.reasons().is_empty()
-    });
+    let listen = brief().with(|listen| listen.conn.idle_timeout = SHORT);
+    let (mut sim, addr, journal) = world(Config::new(), listen, usual);
+    come(&mut sim, addr);
+    let (handle, id) = (sim.handle(), sim.control().connections()[0].id);
+    for _ in 0..7 {
+        sim.advance(SHORT / 8);
+        handle.notify(id, "news").expect("alive");
+        handle.send(id, "news").expect("alive");
+    }
+    sim.advance(SHORT / 8 + LINGER);
     assert_eq!(journal.reasons(), [CloseReason::IdleTimeout]);
+    assert_eq!(journal.count(&Entry::Message), 7);
 }
 
 /// The frame timeout counts from the frame's first byte, however many follow below the minimum rate.
@@ -98,19 +118,18 @@ fn a_frame_begun_must_be_finished() {
             listen.conn.frame_timeout = SHORT;
             listen.conn.min_rate = 1_000_000;
         });
-        let (server, journal) = spawn_script(Config::new(), listen, usual);
-        let mut slow = connect(server.addr());
-        slow.write_all(b"\x00\x10\x00\x00").expect("write");
+        let (mut sim, addr, journal) = world(Config::new(), listen, usual);
+        let slow = come(&mut sim, addr);
+        sim.send(slow, b"\x00\x10\x00\x00");
         // A byte now and then, as a slow-loris does.
-        eventually("it ends", || {
-            let _ = slow.write_all(b".");
-            !journal.reasons().is_empty()
-        });
-        assert_eq!(
-            journal.reasons(),
-            [CloseReason::FrameTimeout],
-            "{framing:?}"
-        );
+        for _ in 0..8 {
+            assert_eq!(journal.reasons(), [], "{framing:?}");
+            sim.advance(SHORT / 8);
+            sim.send(slow, b".");
+        }
+        sim.advance(SHORT / 8 + LINGER);
+        let reasons = journal.reasons();
+        assert_eq!(reasons, [CloseReason::FrameTimeout], "{framing:?}");
     }
 }
 
@@ -118,17 +137,19 @@ fn a_frame_begun_must_be_finished() {
 #[test]
 fn finished_frames_are_never_late() {
     let listen = brief().with(|listen| listen.conn.frame_timeout = SHORT);
-    let (server, journal) = spawn_script(Config::new(), listen, usual);
-    let mut steady = connect(server.addr());
-    let start = Instant::now();
+    let (mut sim, addr, journal) = world(Config::new(), listen, usual);
+    let steady = come(&mut sim, addr);
     // Always in the middle of a frame, and each one in time.
-    steady.write_all(b"\x00").expect("write");
-    while start.elapsed() < 3 * SHORT {
-        steady.write_all(b"\x02ab\x00").expect("write");
-        assert_eq!(recv2(&mut steady), b"ab");
+    sim.send(steady, b"\x00");
+    for _ in 0..12 {
+        sim.advance(SHORT / 4);
+        sim.send(steady, b"\x02ab\x00");
+        sim.settle();
+        assert_eq!(sim.received(steady), packet2(b"ab"));
     }
     assert_eq!(journal.reasons(), []);
-    assert_eq!(journal.until_closed(1), [CloseReason::FrameTimeout]);
+    sim.advance(SHORT + LINGER + Duration::from_millis(1));
+    assert_eq!(journal.reasons(), [CloseReason::FrameTimeout]);
 }
 
 #[cfg(feature = "tls")]
@@ -263,25 +284,30 @@ fn timers_fire_in_order_move_and_are_cancelled() {
 /// A timer of a connection that has gone never fires, least of all for the slot's next connection.
 #[test]
 fn a_timer_dies_with_its_connection() {
-    let (server, journal) =
-        spawn_script(Config::max_connections(1), brief(), |cx, call| match call {
-            Call::Frame(b"set") => {
-                cx.conn.set_timer(7, Duration::from_millis(100));
-                cx.conn.send(b"set")?;
-                Ok(())
-            }
-            Call::Frame(b"wait") => {
-                cx.conn.set_timer(8, Duration::from_millis(300));
-                Ok(())
-            }
-            call => usual(cx, call),
-        });
-    let mut first = connect(server.addr());
-    ping(&mut first, b"set");
-    drop(first);
-    let mut second = connect(server.addr());
-    send2(&mut second, b"wait");
-    eventually("the second's timer", || timer_keys(&journal) == [8]);
+    let cap = Config::max_connections(1);
+    let (mut sim, addr, journal) = world(cap, brief(), |cx, call| match call {
+        Call::Frame(b"set") => {
+            cx.conn.set_timer(7, Duration::from_millis(100));
+            Ok(())
+        }
+        Call::Frame(b"wait") => {
+            cx.conn.set_timer(8, Duration::from_millis(300));
+            Ok(())
+        }
+        call => usual(cx, call),
+    });
+    let first = come(&mut sim, addr);
+    sim.send(first, &packet2(b"set"));
+    sim.advance(Duration::from_millis(50));
+    sim.finish(first);
+    sim.settle();
+    assert_eq!(journal.reasons(), [CloseReason::Finished]);
+    let second = come(&mut sim, addr);
+    sim.send(second, &packet2(b"wait"));
+    sim.advance(Duration::from_millis(299));
+    assert_eq!(timer_keys(&journal), []);
+    sim.advance(Duration::from_secs(1));
+    assert_eq!(timer_keys(&journal), [8]);
 }
 
 /// A timeout of `Duration::MAX` never expires, and arithmetic with it saturates.
@@ -337,7 +363,7 @@ fn a_blocking_handler_does_not_make_others_idle() {
     ping(&mut blocker, b"hello");
     ping(&mut other, b"hello");
     // Both are in the same batch of events, the blocker first.
-    let still = hold(&server);
+    let still = hold(&server.handle);
     send2(&mut blocker, b"block");
     send2(&mut other, b"one");
     drop(still);
@@ -373,7 +399,7 @@ fn a_connection_accepted_after_a_blocking_job_has_its_whole_timeout() {
         usual,
     );
     let mut blocked_out = {
-        let still = hold(&server);
+        let still = hold(&server.handle);
         let client = connect(server.addr());
         let start = Instant::now();
         eventually("longer than the idle timeout", || {

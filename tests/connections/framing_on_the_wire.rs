@@ -5,19 +5,12 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::thread;
 
-use kit::net::{await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn_echo};
-use kit::script::{hold, spawn_script, usual, Call};
+use kit::net::{
+    await_end, connect, hold, local, packet2, packet4, ping, read_to_end, recv2, send2, spawn_echo,
+};
+use kit::script::{spawn_script, usual, Call};
 use portcullis::{CloseReason, Config, Framing, SendError, State};
 use socket2::SockRef;
-
-fn packet4(payload: &[u8]) -> Vec<u8> {
-    let mut wire = u32::try_from(payload.len())
-        .expect("fits")
-        .to_be_bytes()
-        .to_vec();
-    wire.extend_from_slice(payload);
-    wire
-}
 
 /// Writes from another thread, so that neither side waits for the other.
 fn write_beside(stream: &TcpStream, wire: Vec<u8>) -> thread::JoinHandle<()> {
@@ -259,7 +252,7 @@ fn garbage_among_honest_clients() {
     };
     for round in 0..40u8 {
         let mut vandal = connect(server.addr());
-        let noise: Vec<u8> = (0..next() % 5000).map(|_| next() as u8).collect();
+        let noise: Vec<u8> = (0..=next() % 5000).map(|_| next() as u8).collect();
         // It may have been thrown out before it is through.
         let _ = vandal.write_all(&noise);
         for client in &mut honest {
@@ -288,7 +281,7 @@ fn an_urgent_byte_is_skipped_and_hides_nothing() {
     let server = spawn_echo(Config::new(), local());
     let mut client = connect(server.addr());
     ping(&mut client, b"before");
-    let still = hold(&server);
+    let still = hold(&server.handle);
     send2(&mut client, b"one");
     SockRef::from(&client)
         .send_out_of_band(b"!")

@@ -5,8 +5,7 @@ use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use kit::net::{local, packet2, PATIENCE};
-use kit::script::reset;
+use kit::net::{local, packet2, reset, PATIENCE};
 use portcullis::sim::{ClientId, Sim};
 use portcullis::{
     CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Server, Stats,

@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use kit::net::{
-    await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, spawn, Echo,
-    Running,
+    await_end, connect, eventually, hold, local, packet2, ping, read_to_end, recv2, send2, spawn,
+    Echo, Running,
 };
 use kit::script::{
-    connect_narrow, hold, spawn_script, try_connect_narrow, usual, Call, Entry, Journal,
-    ScriptedHandler,
+    connect_narrow, spawn_script, try_connect_narrow, usual, Call, Entry, Journal, ScriptedHandler,
 };
 use log::{Level, Log, Metadata, Record};
 use portcullis::{
@@ -167,7 +166,9 @@ fn a_panic_in_each_callback_ends_that_connection_alone() {
         let (panicking, message) = (wanted.clone(), words.clone());
         // The first to connect is left alone.
         let mut armed = false;
+        // Also a client that finishes at once gets its callbacks.
         let listen = local().with(|listen| {
+            listen.evict_silent = false;
             listen.socket.send_buffer = Some(16 * 1024);
             listen.conn.low_watermark = 4 * 1024;
             listen.conn.high_watermark = 64 * 1024;
@@ -577,7 +578,9 @@ fn do_from(wanted: &Entry, action: Action) {
     let (known, reach) = (Arc::clone(&other), Arc::clone(&handle));
     let successor = Journal::default();
     let notes = successor.clone();
+    // Also a client that finishes at once gets its callbacks.
     let listen = local().with(|listen| {
+        listen.evict_silent = false;
         listen.socket.send_buffer = Some(16 * 1024);
         listen.conn.low_watermark = 4 * 1024;
         listen.conn.high_watermark = 64 * 1024;
@@ -738,7 +741,7 @@ fn an_error_is_the_cause() {
     assert_eq!(read_to_end(&mut client), packet2(b"before"));
     drop(client);
     journal.until_closed(1);
-    let mut client = connect(server.addr());
+    let mut client = server.connect_open();
     client.shutdown(Shutdown::Write).expect("FIN");
     assert_eq!(read_to_end(&mut client), b"");
     journal.until_closed(2);
@@ -885,7 +888,7 @@ fn farewells_from_on_close_while_all_are_killed() {
     });
     let clients: Vec<_> = (0..30).map(|_| connect(server.addr())).collect();
     server.until("all are in", |stats| stats.opened == 30);
-    let still = hold(&server);
+    let still = hold(&server.handle);
     for id in members.lock().expect("members").iter().step_by(3) {
         server.handle.kill(*id).expect("alive");
     }

@@ -227,19 +227,26 @@ fn half_a_large_frame(sim: &mut Sim, addr: SocketAddr) -> (ClientId, Vec<u8>) {
     (large, frame)
 }
 
+/// Twenty clients with as much of a frame as makes memory tight.
+#[track_caller]
+fn hogs(sim: &mut Sim, addr: SocketAddr) -> Vec<ClientId> {
+    let hogs: Vec<_> = (0..20)
+        .map(|_| sim.connect(addr).expect("it listens"))
+        .collect();
+    for hog in &hogs {
+        begin(sim, *hog, 32_000);
+    }
+    sim.settle();
+    assert!(buffered(sim) > LIMIT / 4 * 3, "tight");
+    hogs
+}
+
 /// One that holds more than its share is not read from, until there is room again; nothing of it is lost.
 #[test]
 fn a_large_frame_waits_while_memory_is_tight() {
     let (mut sim, addr) = world();
     let (large, frame) = half_a_large_frame(&mut sim, addr);
-    let hogs: Vec<_> = (0..20)
-        .map(|_| sim.connect(addr).expect("it listens"))
-        .collect();
-    for hog in &hogs {
-        begin(&mut sim, *hog, 32_000);
-    }
-    sim.settle();
-    assert!(buffered(&mut sim) > LIMIT / 4 * 3, "tight");
+    let hogs = hogs(&mut sim, addr);
     // One of them is read all the same: this one, and it uses up the reserve.
     sim.send(hogs[0], &[b'x'; 150_000]);
     sim.settle();
@@ -260,13 +267,7 @@ fn a_large_frame_waits_while_memory_is_tight() {
 fn a_read_grant_ends_when_its_socket_is_dry() {
     let (mut sim, addr) = world();
     let (large, frame) = half_a_large_frame(&mut sim, addr);
-    let hogs: Vec<_> = (0..20)
-        .map(|_| sim.connect(addr).expect("it listens"))
-        .collect();
-    for hog in &hogs {
-        begin(&mut sim, *hog, 32_000);
-    }
-    sim.settle();
+    let hogs = hogs(&mut sim, addr);
     let before = sim.now();
     sim.send(hogs[0], &[b'x'; 32_000]);
     sim.send(large, &frame[150_000..]);

@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kit::net::{
-    await_end, connect, local, packet2, ping, read_to_end, recv2, send2, spawn_echo, Echo, PATIENCE,
+    await_end, connect, descriptor_limit, local, packet2, ping, read_to_end, recv2, send2,
+    spawn_echo, turns_until, Echo, PATIENCE,
 };
 use mio::unix::SourceFd;
 use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Peer, Server};
@@ -27,25 +28,6 @@ fn echo_server(config: Config, listen: Listen) -> (Server, SocketAddr) {
 /// One turn that does not wait.
 fn turn<A>(server: &mut Server<A>, app: &mut A) {
     server.poll_once(app, Some(Duration::ZERO)).expect("a turn");
-}
-
-/// Turns that wait until `condition` holds.
-#[track_caller]
-fn turns_until<A>(
-    server: &mut Server<A>,
-    app: &mut A,
-    mut condition: impl FnMut(&mut Server<A>, &A) -> bool,
-) {
-    let begun = Instant::now();
-    while !condition(server, app) {
-        assert!(
-            begun.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {server:?}"
-        );
-        server
-            .poll_once(app, Some(Duration::from_millis(10)))
-            .expect("a turn");
-    }
 }
 
 #[test]
@@ -358,18 +340,6 @@ impl Outer {
         }
         woken
     }
-}
-
-/// The soft limit of this process.
-fn descriptor_limit() -> usize {
-    let limits = std::fs::read_to_string("/proc/self/limits").expect("proc");
-    let line = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"));
-    let soft = line
-        .and_then(|line| line.split_whitespace().next())
-        .expect("a limit");
-    soft.parse().unwrap_or(usize::MAX)
 }
 
 /// More sockets are ready than one poll takes: the outer poll, edge-triggered, does not announce the rest again.

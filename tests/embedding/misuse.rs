@@ -10,7 +10,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kit::net::{await_end, connect, local, packet2, read_to_end, recv2, send2, Echo, PATIENCE};
+use kit::net::{
+    await_end, connect, local, packet2, read_to_end, recv2, send2, turns_until, Echo, PATIENCE,
+};
 use portcullis::{
     CloseReason, Config, ConnId, Context, DetachError, Error, Handle, HandleError, Handler, Listen,
     Message, Outcome, SendError, Server, Turn,
@@ -21,24 +23,6 @@ fn echo(config: Config, listen: Listen) -> (Server, SocketAddr) {
     server.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let addr = kit::net::tcp(&server.control().listeners()[0].addr);
     (server, addr)
-}
-
-#[track_caller]
-fn turns_until<A>(
-    server: &mut Server<A>,
-    app: &mut A,
-    mut condition: impl FnMut(&mut Server<A>, &A) -> bool,
-) {
-    let begun = Instant::now();
-    while !condition(server, app) {
-        assert!(
-            begun.elapsed() < PATIENCE,
-            "not within {PATIENCE:?}: {server:?}"
-        );
-        server
-            .poll_once(app, Some(Duration::from_millis(10)))
-            .expect("a turn");
-    }
 }
 
 /// An id whose connection has gone, and whose slot is another's now.

@@ -7,9 +7,9 @@ use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 
-use kit::net::{connect, example, local, read_to_end, spawn_echo, ChildProcess, PATIENCE};
+use kit::net::{connect, example, local, read_to_end, reset, spawn_echo, ChildProcess, PATIENCE};
 use kit::outgoing::{accepted, closed_addr, std_listener};
-use kit::tls::{read_to_goodbye, reset, secure, Folder, Site, NAME};
+use kit::tls::{read_to_goodbye, secure, Folder, Site, NAME};
 use portcullis::tls::rustls::version;
 use portcullis::{Config, Framing};
 

@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use kit::net::{connect, eventually, ping, recv2, send2, ChildProcess, PATIENCE};
+use kit::net::{connect, descriptor_limit, eventually, ping, recv2, send2, ChildProcess, PATIENCE};
 use socket2::{Domain, Socket, Type};
 
 /// Stops a child as the terminal or a debugger would, and returns once it stands still.
@@ -39,18 +39,6 @@ fn first_client(server: &ChildProcess, addr: SocketAddr) -> (TcpStream, usize) {
     let mut client = connect(addr);
     ping(&mut client, b"first");
     (client, server.descriptors() - 1)
-}
-
-/// The descriptors that this process may open.
-fn descriptor_limit() -> usize {
-    let limits = fs::read_to_string("/proc/self/limits").expect("proc");
-    let line = limits
-        .lines()
-        .find_map(|line| line.strip_prefix("Max open files"));
-    let soft = line
-        .and_then(|line| line.split_whitespace().next())
-        .expect("a limit");
-    soft.parse().unwrap_or(usize::MAX)
 }
 
 /// The accept budget keeps the open connections served while the others come.

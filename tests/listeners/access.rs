@@ -1,30 +1,14 @@
 //! Access rules decide by address, before anything is spent on a peer.
 
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use kit::net::{local, ping, read_to_end, spawn, spawn_echo, Echo, Running, PATIENCE};
+use kit::net::{connect_from, local, ping, read_to_end, spawn, spawn_echo, Echo, Running};
 use portcullis::sim::{ClientState, Sim};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, ConnId, Control, Error, Framing, Handler,
     Listen, ListenerRef, Peer, ProxyProtocol, Refuse, Server,
 };
-use socket2::{Domain, Socket, Type};
-
-/// A connection from this address of the loopback network.
-#[track_caller]
-fn connect_from(source: &str, addr: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("socket");
-    let source: SocketAddr = source.parse().expect("an address");
-    socket.bind(&source.into()).expect("bind");
-    socket
-        .connect_timeout(&addr.into(), PATIENCE)
-        .expect("connect");
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
-    stream.set_write_timeout(Some(PATIENCE)).expect("timeout");
-    stream
-}
 
 /// What one listener's service has heard.
 #[derive(Default)]

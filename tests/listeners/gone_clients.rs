@@ -1,9 +1,9 @@
 //! Clients that gave up while they waited in the backlog cost neither a handler nor a slot.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
-use kit::net::{local, tcp, Echo};
+use kit::net::{connect, local, read_to_end, recv2, reset, send2, tcp, turns_until, Echo};
 use portcullis::sim::{ClientId, Sim};
 use portcullis::{
     CloseReason, Config, Context, Framing, Handler, Listen, Outcome, Peer, Refuse, Server, Service,
@@ -15,6 +15,7 @@ struct Seen {
     asked: usize,
     gone: usize,
     opened: usize,
+    byes: usize,
 }
 
 struct Greeter;
@@ -39,6 +40,7 @@ impl Handler<Seen> for Greeter {
     }
 
     fn on_frame(&mut self, cx: &mut Context<'_, Seen>, line: &[u8]) -> Outcome {
+        cx.app.byes += usize::from(line == b"bye\n");
         cx.conn.send(line)?;
         Ok(())
     }
@@ -76,34 +78,31 @@ fn five_clients(sim: &mut Sim<Seen>, addr: SocketAddr) -> [ClientId; 5] {
 /// Two of the five are gone without a byte, and no handler is made for them.
 #[track_caller]
 fn assert_two_are_gone(sim: &mut Sim<Seen>, clients: [ClientId; 5]) {
-    assert_eq!(sim.stats().closed(CloseReason::ClosedEarly), 2);
-    assert_eq!(sim.app().gone, 2);
-    let [_, _, sent, _, waiting] = clients;
+    let stats = sim.stats();
+    assert_eq!(stats.closed(CloseReason::ClosedEarly), 2);
+    let [_, finished, sent, _, waiting] = clients;
+    assert_eq!(sim.received(finished), b"");
     assert_eq!(sim.received(sent), b"hello\nbye\n");
     assert_eq!(sim.received(waiting), b"hello\n");
+    let seen = sim.app();
+    assert_eq!((seen.gone, seen.asked), (2, seen.opened));
+    // The other three of the five were served, and the words of the one that reset were heard.
+    assert_eq!(stats.accepted, 2 + seen.opened as u64);
+    assert_eq!(seen.byes, 2);
+    assert_eq!(stats.closed(CloseReason::Reset), 1);
 }
 
+/// At the cap of the server, and at that of the listener.
 #[test]
 fn after_a_wait_at_the_cap() {
-    let (mut sim, addr) = world(Config::max_connections(1), plain());
-    let holder = sim.connect(addr).expect("it listens");
-    sim.send(holder, b"mine\n");
-    sim.settle();
-    let clients = five_clients(&mut sim, addr);
-    sim.settle();
-    assert_eq!(sim.stats().accepted, 1);
-    sim.finish(holder);
-    sim.settle();
-    assert_two_are_gone(&mut sim, clients);
-    assert_eq!(sim.app().asked, sim.app().opened);
+    after_a_wait(Config::max_connections(1), plain());
+    let listen = plain().with(|listen| listen.max_connections = Some(1));
+    after_a_wait(Config::new(), listen);
 }
 
-#[test]
-fn after_a_wait_at_the_cap_of_the_listener() {
-    let (mut sim, addr) = world(
-        Config::new(),
-        plain().with(|listen| listen.max_connections = Some(1)),
-    );
+#[track_caller]
+fn after_a_wait(config: Config, listen: Listen) {
+    let (mut sim, addr) = world(config, listen);
     let holder = sim.connect(addr).expect("it listens");
     sim.send(holder, b"mine\n");
     sim.settle();
@@ -188,33 +187,37 @@ fn where_clients_may_be_silent_only_a_reset_counts() {
     let clients = five_clients(&mut sim, addr);
     sim.settle();
     assert_eq!(sim.stats().closed(CloseReason::ClosedEarly), 1);
+    assert_eq!((sim.app().gone, sim.app().opened), (1, 4));
     let [_, finished, ..] = clients;
     assert_eq!(sim.received(finished), b"hello\n");
 }
 
-/// The same with sockets: the clients came and went before the first turn of the loop.
+/// The same with sockets: the clients came and went before the first turn of the loop. One of them has left a request behind.
 #[test]
 fn before_the_loop_runs() {
     let mut server: Server = Server::new(Config::new()).expect("server");
     let id = server.listen(local(), |_, _| Echo).expect("listen");
     let addr = tcp(&server.control().listener(id).expect("there").addr);
-    let waits = TcpStream::connect(addr).expect("connect");
+    let waits = connect(addr);
     for at in 0..20 {
-        let client = TcpStream::connect(addr).expect("connect");
+        let client = connect(addr);
         if at % 2 == 0 {
-            let reset = socket2::SockRef::from(&client);
-            reset.set_linger(Some(Duration::ZERO)).expect("linger");
+            reset(client);
         }
     }
-    let mut iterations = 0;
-    while server.control().stats().accepted < 21 && iterations < 100 {
-        let outcome = server.poll_once(&mut (), Some(Duration::from_secs(1)));
-        outcome.expect("poll");
-        iterations += 1;
-    }
+    let mut asks = connect(addr);
+    send2(&mut asks, b"and bye");
+    asks.shutdown(Shutdown::Write).expect("FIN");
+    turns_until(&mut server, &mut (), |server, ()| {
+        let stats = server.control().stats();
+        stats.accepted + stats.accept_errors >= 22 && stats.open == 1
+    });
     let stats = server.control().stats();
     // The kernel itself may forget a connection that was reset.
     let gone = stats.closed(CloseReason::ClosedEarly) + stats.accept_errors;
-    assert_eq!((stats.open, gone), (1, 20), "{stats:?}");
+    assert_eq!((stats.opened, gone), (2, 20), "{stats:?}");
+    assert_eq!(stats.closed(CloseReason::Finished), 1, "{stats:?}");
+    assert_eq!(recv2(&mut asks), b"and bye");
+    assert_eq!(read_to_end(&mut asks), b"");
     drop(waits);
 }

@@ -264,22 +264,40 @@ fn behind_a_proxy() -> Listen {
     })
 }
 
-/// Behind a proxy the header's source counts.
-#[test]
-fn each_source_has_a_limit() {
-    let listen = behind_a_proxy().with(|listen| {
+/// Two connections of a source at one time, three at once and then one each second.
+fn limited_sources() -> Listen {
+    behind_a_proxy().with(|listen| {
         listen.source_limits.connections = Some(2);
         listen.source_limits.rate = Some(Rate::per_second(1).burst(3));
         listen.conn.linger_timeout = Duration::ZERO;
         listen.conn.linger_bytes = 0;
-    });
-    let (mut sim, addr) = world(Config::new(), listen);
-    let come = |sim: &mut Sim, source: &str| {
-        let client = sim.connect(addr).expect("it listens");
-        sim.send(client, &header(source));
-        sim.settle();
-        (client, sim.state(client) == ClientState::Connected)
-    };
+    })
+}
+
+/// Only the rate limits a source from here on.
+#[track_caller]
+fn allow_many_of_a_source(sim: &mut Sim) {
+    sim.control()
+        .reconfigure_listener("it", |listen| {
+            listen.source_limits.connections = Some(100);
+        })
+        .expect("good");
+}
+
+/// A client with this PROXY header, and whether it is served.
+#[track_caller]
+fn come(sim: &mut Sim, addr: SocketAddr, header: &[u8]) -> (ClientId, bool) {
+    let client = sim.connect(addr).expect("it listens");
+    sim.send(client, header);
+    sim.settle();
+    (client, sim.state(client) == ClientState::Connected)
+}
+
+/// Behind a proxy the header's source counts.
+#[test]
+fn each_source_has_a_limit() {
+    let (mut sim, addr) = world(Config::new(), limited_sources());
+    let come = |sim: &mut Sim, source: &str| come(sim, addr, &header(source));
     let (first, inside) = come(&mut sim, "192.0.2.1");
     assert!(inside);
     assert!(come(&mut sim, "192.0.2.1").1);
@@ -290,11 +308,7 @@ fn each_source_has_a_limit() {
     sim.settle();
     assert!(come(&mut sim, "192.0.2.1").1, "the third token");
     let open = sim.stats().open;
-    sim.control()
-        .reconfigure_listener("it", |listen| {
-            listen.source_limits.connections = Some(100);
-        })
-        .expect("good");
+    allow_many_of_a_source(&mut sim);
     assert!(!come(&mut sim, "192.0.2.1").1, "too fast");
     sim.advance(millis(1000));
     assert!(come(&mut sim, "192.0.2.1").1);
@@ -319,30 +333,15 @@ fn headers_without_an_address() -> [(&'static str, Vec<u8>); 4] {
 #[test]
 fn a_header_without_an_address_counts_as_the_proxys() {
     for (kind, header) in headers_without_an_address() {
-        let listen = behind_a_proxy().with(|listen| {
-            listen.source_limits.connections = Some(2);
-            listen.source_limits.rate = Some(Rate::per_second(1).burst(3));
-            listen.conn.linger_timeout = Duration::ZERO;
-            listen.conn.linger_bytes = 0;
-        });
-        let (mut sim, addr) = world(Config::new(), listen);
-        let come = |sim: &mut Sim| {
-            let client = sim.connect(addr).expect("it listens");
-            sim.send(client, &header);
-            sim.settle();
-            (client, sim.state(client) == ClientState::Connected)
-        };
+        let (mut sim, addr) = world(Config::new(), limited_sources());
+        let come = |sim: &mut Sim| come(sim, addr, &header);
         let (first, inside) = come(&mut sim);
         assert!(inside && come(&mut sim).1, "{kind}");
         assert!(!come(&mut sim).1, "{kind}: the third is one too many");
         sim.finish(first);
         sim.settle();
         assert!(come(&mut sim).1, "{kind}: its place is free again");
-        sim.control()
-            .reconfigure_listener("it", |listen| {
-                listen.source_limits.connections = Some(100);
-            })
-            .expect("good");
+        allow_many_of_a_source(&mut sim);
         assert!(!come(&mut sim).1, "{kind}: too fast");
         assert_eq!(sim.stats().closed(CloseReason::SourceLimited), 2, "{kind}");
     }

@@ -754,12 +754,11 @@ fn a_write_to_a_closed_peer_raises_no_signal() {
             .expect("listen");
         (server, ())
     });
-    for _ in 0..20 {
-        drop(connect(&path));
-    }
-    server.until("they are found out", |stats| {
-        stats.accepted == 20 && stats.open == 0
-    });
+    let clients: Vec<_> = (0..20).map(|_| connect(&path)).collect();
+    server.until("all are open", |stats| stats.opened == 20);
+    drop(clients);
+    let stats = server.until("they are found out", |stats| stats.open == 0);
+    assert_eq!(stats.closed(CloseReason::Reset), 20, "{stats:?}");
     assert!(!raised.load(Ordering::SeqCst));
 }
 

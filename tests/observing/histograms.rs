@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use kit::net::packet4;
 use portcullis::sim::Sim;
 use portcullis::{
     AccessRules, AtCapacity, Config, Context, Framing, Handler, Histogram, Histograms, Listen,
@@ -28,12 +29,6 @@ fn world(config: Config, listen: Listen) -> (Sim, SocketAddr) {
 
 fn listen() -> Listen {
     Listen::tcp("127.0.0.1:0", Framing::Packet4)
-}
-
-fn packet4(payload: &[u8]) -> Vec<u8> {
-    let mut wire = (payload.len() as u32).to_be_bytes().to_vec();
-    wire.extend_from_slice(payload);
-    wire
 }
 
 /// The buckets that hold something.

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use kit::net::{connect, local, ping, spawn_echo, PATIENCE};
+use kit::net::{connect, local, packet4, ping, spawn_echo, PATIENCE};
 use portcullis::sim::{ClientId, Sim};
 use portcullis::{AccessRules, AtCapacity, CloseReason};
 use portcullis::{
@@ -26,12 +26,6 @@ impl Handler for Obedient {
         }
         Ok(())
     }
-}
-
-fn packet4(payload: &[u8]) -> Vec<u8> {
-    let mut wire = (payload.len() as u32).to_be_bytes().to_vec();
-    wire.extend_from_slice(payload);
-    wire
 }
 
 fn seconds(count: u64) -> Option<Duration> {
@@ -267,7 +261,10 @@ const MANY: usize = 100_000;
 
 /// So many connections, all there at once.
 fn crowd(count: usize) -> World {
-    let config = Config::max_connections(count + 1).with(|config| config.budgets.accepts = count);
+    let config = Config::max_connections(count + 1).with(|config| {
+        config.budgets.accepts = count;
+        config.budgets.work = usize::MAX;
+    });
     let mut world = World::new(
         config,
         listen().with(|listen| listen.socket.backlog = count as u32),

@@ -8,7 +8,10 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use kit::net::{connect, eventually, held_by_each, hold, local, ping, recv2, send2, tcp, PATIENCE};
+use kit::net::{
+    connect, current_stats, eventually, held_by_each, hold, local, ping, recv2, send2, tcp,
+    PATIENCE,
+};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Control, Error,
     Framing, Handler, Listen, ListenerState, Outcome, ProxyProtocol, Server, Shards, Spawned,
@@ -115,7 +118,7 @@ fn a_storm_never_exceeds_the_cap_and_every_client_is_served() {
             "{} of {cap}",
             gauge.most()
         );
-        let stats = shards.handle.stats();
+        let stats = current_stats(&shards.handle);
         assert_eq!(stats.accepted, (CLIENTS * ROUNDS) as u64);
         assert_eq!(
             stats.closed(CloseReason::AtCapacity),
@@ -180,7 +183,7 @@ fn a_free_place_is_found_by_another_shard() {
                 .any(|&(_, state)| state == ListenerState::Full)
         };
         eventually("the other shard is full", full);
-        assert_eq!(shards.handle.stats().open, 1);
+        assert_eq!(current_stats(&shards.handle).open, 1);
         drop(first);
         assert_eq!(recv2(&mut second), b"second");
         drop(second);
@@ -215,7 +218,7 @@ fn a_suspended_shard_strands_no_client() {
     for client in &mut clients {
         ping(client, b"served by the other");
     }
-    assert_eq!(one.stats().accepted, 0);
+    assert_eq!(current_stats(&one).accepted, 0);
     drop(clients);
     finish(shards);
 }
@@ -254,11 +257,7 @@ fn the_cap_is_lowered_and_raised_for_all_at_once() {
         inside.pop();
         eventually("it has gone", || gauge.now() == left);
         // An iteration of each shard, in which a client could be admitted.
-        shards
-            .handle
-            .call_each(PATIENCE, |_, (), _| ())
-            .expect("answers");
-        assert_eq!(shards.handle.stats().accepted, 10);
+        assert_eq!(current_stats(&shards.handle).accepted, 10);
     }
     inside.pop();
     eventually("one of those who wait is in", || {
@@ -267,13 +266,10 @@ fn the_cap_is_lowered_and_raised_for_all_at_once() {
     assert_eq!(gauge.now(), 4);
     shards.handle.set_max_connections(9).expect("raised");
     eventually("five more are in", || shards.handle.stats().accepted == 16);
-    shards
-        .handle
-        .call_each(PATIENCE, |_, (), _| ())
-        .expect("answers");
+    let stats = current_stats(&shards.handle);
     assert_eq!(
-        (gauge.now(), gauge.most(), shards.handle.stats().open),
-        (9, 10, 9)
+        (gauge.now(), gauge.most(), stats.open, stats.accepted),
+        (9, 10, 9, 16)
     );
     let answered = |client: &mut TcpStream| match client.read(&mut [0; 9]) {
         Ok(count) => count == 9,
@@ -351,7 +347,7 @@ fn the_oldest_gives_way_in_whichever_shard_it_is() {
         ping(&mut client, b"hello");
     }
     assert!(gauge.most() <= 6);
-    let stats = shards.handle.stats();
+    let stats = current_stats(&shards.handle);
     assert!(stats.closed(CloseReason::Evicted) > 0);
     assert_eq!(stats.closed(CloseReason::AtCapacity), 0);
     drop(silent);
@@ -371,13 +367,9 @@ fn the_places_of_a_shard_that_ends_are_free() {
         send2(client, b"waiting");
     }
     let going = home(&shards);
-    let held = shards.handle.shard(going).expect("a shard").stats().open;
-    shards
-        .handle
-        .shard(going)
-        .expect("a shard")
-        .stop()
-        .expect("it runs");
+    let held = held_by_each(&shards)[going];
+    let going = shards.handle.shard(going).expect("a shard");
+    going.stop().expect("it runs");
     for client in waiting.iter_mut().take(held) {
         assert_eq!(recv2(client), b"waiting");
     }

@@ -7,13 +7,15 @@ use std::sync::{mpsc, Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use kit::net::{connect, eventually, hold, local, ping, recv2, send2, tcp, PATIENCE};
+use kit::net::{
+    connect, connect_from, current_stats, eventually, hold, local, ping, recv2, send2, tcp,
+    PATIENCE,
+};
 use portcullis::{
     AccessRules, Alarm, AlarmState, AtCapacity, CloseReason, Closed, Config, Connect, Context,
-    Detached, Framing, Handler, Listen, Outcome, Peer, Quota, Refuse, Server, Service, Shards,
-    Spawned,
+    Control, Detached, Framing, Handler, Listen, Outcome, Peer, Quota, Refuse, Server, Service,
+    Shards, Spawned,
 };
-use socket2::{Domain, Socket, Type};
 
 /// Stops a shard inside foreign code, once for each message.
 #[derive(Clone)]
@@ -207,31 +209,24 @@ fn a_client_that_gets_no_slot_takes_none() {
         let mut client = connect(addr);
         ping(&mut client, b"served");
         drop(client);
-        eventually("it has gone", || shards.handle.stats().open == 0);
-        let idle = shards.handle.shards().find(|shard| {
-            let asked = shard.call(Duration::from_millis(300), move |(), control| {
-                control
-                    .connect(to, Connect::new(Framing::Packet2), Idle)
-                    .is_ok()
-            });
-            asked == Ok(true)
+        eventually("it has gone", || {
+            shards.handle.stats().closed(CloseReason::Finished) == 1
         });
-        assert!(idle.is_some(), "an outgoing connection finds it too");
+        // The shard that is stopped does not answer.
+        let (tell, told) = mpsc::channel();
+        let dial = move |_, (): &mut (), control: &mut Control<'_, ()>| {
+            let options = Connect::new(Framing::Packet2);
+            let _ = tell.send(control.connect(to, options, Idle).is_ok());
+        };
+        shards.handle.post_each(dial).expect("they run");
+        let found = told.recv_timeout(PATIENCE);
+        assert_eq!(found, Ok(true), "an outgoing connection finds it too");
         stopped.release.send(()).expect("it waits");
         drop(turned_away);
-        assert_eq!(shards.handle.stats().closed(CloseReason::AtCapacity), 0);
+        let stats = current_stats(&shards.handle);
+        assert_eq!(stats.closed(CloseReason::AtCapacity), 0);
         finish(shards);
     }
-}
-
-fn connect_from(source: &str, addr: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("socket");
-    let source: SocketAddr = source.parse().expect("an address");
-    socket.bind(&source.into()).expect("bind");
-    socket
-        .connect_timeout(&addr.into(), PATIENCE)
-        .expect("connect");
-    TcpStream::from(socket)
 }
 
 struct Idle;
@@ -255,7 +250,7 @@ fn no_client_is_refused_while_none_is_connected() {
                 format!("{:?}", shards.handle).contains(&free)
             });
         }
-        let stats = shards.handle.stats();
+        let stats = current_stats(&shards.handle);
         assert_eq!(stats.closed(CloseReason::AtCapacity), 0);
         finish(shards);
     }

@@ -5,7 +5,7 @@ use std::sync::{mpsc, Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use kit::net::{connect, eventually, local, ping, tcp, Echo, PATIENCE};
+use kit::net::{connect, current_stats, eventually, local, ping, tcp, Echo, PATIENCE};
 use kit::tls::{handshake, notify, read_to_goodbye, secure, set_tls, Site, VERSIONS};
 use portcullis::tls::rustls::{HandshakeKind, KeyLog};
 use portcullis::{Alarm, Config, Connect, Framing, HandleError, Server, Shards, Spawned};
@@ -51,7 +51,7 @@ fn a_new_certificate_is_that_of_every_shard() {
     assert!(shards
         .handle
         .shards()
-        .all(|handle| handle.stats().accepted > 1));
+        .all(|handle| current_stats(&handle).accepted > 1));
     let refused = set_tls(&shards.handle, "plain", new.server());
     assert!(
         matches!(refused, Err(HandleError::Refused(_))),

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use kit::exposition::Exposition;
 use kit::net::{
-    await_end, connect, eventually, held_by_each, local, ping, recv2, send2, tcp, Place, PATIENCE,
+    await_end, connect, current_stats, eventually, held_by_each, local, ping, recv2, send2, tcp,
+    Place, PATIENCE,
 };
 use portcullis::{
     Config, Context, Error, Framing, Handle, HandleError, Handler, Listen, ListenerState, Outcome,
@@ -263,7 +264,7 @@ fn a_unix_socket_is_shared_and_removed_by_the_last() {
             client
         })
         .collect();
-    assert_eq!(shards.handle.stats().open, 30);
+    assert_eq!(current_stats(&shards.handle).open, 30);
     let name = shards.listeners[0].name.clone();
     for shard in [1, 0] {
         let name = name.clone();

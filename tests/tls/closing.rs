@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kit::net::{
-    connect, eventually, hold, local, packet2, ping, recv2, send2, spawn, spawn_echo, Running,
+    connect, current_stats, eventually, hold, local, packet2, ping, recv2, reset, send2, spawn,
+    spawn_echo, Running,
 };
 use kit::tls::{
-    encrypt, exchange, exchange_after, fin, notify, read_to_goodbye, reset, secure, session,
+    encrypt, exchange, exchange_after, fin, notify, read_to_goodbye, secure, session,
     spawn_recorder, the_end, wire_of, Recorder, Seen, Site, TlsClient, VERSIONS,
 };
 use portcullis::tls::rustls::{version, SupportedProtocolVersion};
@@ -40,7 +41,7 @@ fn serve<H: Handler + 'static>(listen: Listen, make: impl Fn() -> H + Send + 'st
 /// Sends these bytes as they are, and waits until the server has read them.
 #[track_caller]
 fn send_wire<A: Send + 'static>(server: &Running<A>, client: &mut TlsClient, wire: &[u8]) {
-    let before = server.handle.stats().bytes_in;
+    let before = current_stats(&server.handle).bytes_in;
     client.sock.write_all(wire).expect("sent");
     server.until("it has arrived", |stats| {
         stats.bytes_in >= before + wire.len() as u64
@@ -54,7 +55,7 @@ fn settled<A: Send + 'static>(
     site: &Site,
     version: &'static SupportedProtocolVersion,
 ) -> TlsClient {
-    let opened = server.handle.stats().opened;
+    let opened = current_stats(&server.handle).opened;
     let client = secure(server.addr(), &site.client(version));
     server.until("it is open", |stats| stats.opened > opened);
     client

@@ -14,6 +14,7 @@ use portcullis::{
     Addr, Config, Context, Framing, Handle, Handler, Listen, ListenerInfo, Outcome, Server,
     Spawned, Stats,
 };
+use socket2::{Domain, SockRef, Socket, Type};
 
 /// The longest that anything may take, on a machine that is busy with something else.
 pub const PATIENCE: Duration = Duration::from_secs(30);
@@ -29,9 +30,17 @@ impl<A> Handler<A> for Echo {
 }
 
 /// How many connections each shard has.
-pub fn held_by_each<A>(shards: &Spawned<A>) -> Vec<usize> {
+#[track_caller]
+pub fn held_by_each<A: 'static>(shards: &Spawned<A>) -> Vec<usize> {
     let handles = shards.handle.shards();
-    handles.map(|handle| handle.stats().open).collect()
+    handles.map(|handle| current_stats(&handle).open).collect()
+}
+
+/// The counters as they are now. Those that [`Handle::stats`] returns are of the end of the last iteration: a client may have
+/// read an answer before its frame is among them.
+#[track_caller]
+pub fn current_stats<A: 'static>(handle: &Handle<A>) -> Stats {
+    handle.metrics(PATIENCE).expect("the loop answers").stats
 }
 
 /// Four clients make requests all the time while `run` does something, which sees how many were begun; none of them may fail. How
@@ -137,6 +146,16 @@ impl<A: Send + 'static> Running<A> {
         thread.join().expect("the server did not panic")
     }
 
+    /// Connects, and waits until the server has opened the connection. A client that finishes or closes before that, without
+    /// a byte, may count as gone ([`CloseReason::ClosedEarly`](portcullis::CloseReason::ClosedEarly)).
+    #[track_caller]
+    pub fn connect_open(&self) -> TcpStream {
+        let before = current_stats(&self.handle).opened;
+        let client = connect(self.addr());
+        self.until("it is open", |stats| stats.opened > before);
+        client
+    }
+
     /// Waits until the counters satisfy `wanted`.
     #[track_caller]
     pub fn until(&self, what: &str, wanted: impl Fn(&Stats) -> bool) -> Stats {
@@ -201,6 +220,25 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Runs iterations of a server on this thread until `condition` holds; fails after [`PATIENCE`].
+#[track_caller]
+pub fn turns_until<A>(
+    server: &mut Server<A>,
+    app: &mut A,
+    mut condition: impl FnMut(&mut Server<A>, &A) -> bool,
+) {
+    let begun = Instant::now();
+    while !condition(server, app) {
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {server:?}"
+        );
+        server
+            .poll_once(app, Some(Duration::from_millis(10)))
+            .expect("a turn");
+    }
+}
+
 /// Keeps the loop busy inside a job, and returns once it is there. Dropping what this returns lets the loop go on.
 #[track_caller]
 pub fn hold<A>(handle: &Handle<A>) -> mpsc::Sender<()> {
@@ -225,6 +263,54 @@ pub fn connect(addr: SocketAddr) -> TcpStream {
     stream.set_write_timeout(Some(PATIENCE)).expect("timeout");
     stream.set_nodelay(true).expect("nodelay");
     stream
+}
+
+/// As [`connect`], from this source: an address with its port, of which 0 is any.
+#[track_caller]
+pub fn connect_from(source: &str, addr: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("socket");
+    let source: SocketAddr = source.parse().expect("an address");
+    socket.bind(&source.into()).expect("bind");
+    socket
+        .connect_timeout(&addr.into(), PATIENCE)
+        .expect("connect");
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    stream.set_write_timeout(Some(PATIENCE)).expect("timeout");
+    stream
+}
+
+/// Closes a client with RST.
+#[track_caller]
+pub fn reset(stream: TcpStream) {
+    SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .expect("linger");
+    drop(stream);
+}
+
+/// The descriptors that this process may open.
+#[cfg(target_os = "linux")]
+#[track_caller]
+pub fn descriptor_limit() -> usize {
+    let limits = std::fs::read_to_string("/proc/self/limits").expect("proc");
+    let line = limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"));
+    let soft = line
+        .and_then(|line| line.split_whitespace().next())
+        .expect("a limit");
+    soft.parse().unwrap_or(usize::MAX)
+}
+
+/// A packet-4 frame on the wire.
+pub fn packet4(payload: &[u8]) -> Vec<u8> {
+    let mut wire = u32::try_from(payload.len())
+        .expect("fits")
+        .to_be_bytes()
+        .to_vec();
+    wire.extend_from_slice(payload);
+    wire
 }
 
 /// A packet-2 frame on the wire.

@@ -4,13 +4,12 @@
 use std::cell::Cell;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{mpsc, Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use portcullis::{
     CloseReason, Closed, Config, ConnId, Context, Handler, Listen, Message, Outcome, Server,
 };
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use crate::net::{eventually, spawn, Running, PATIENCE};
 
@@ -342,37 +341,6 @@ where
         (server, ())
     });
     (running, journal)
-}
-
-/// The loop stands still until this is dropped.
-pub struct Hold {
-    _release: mpsc::Sender<()>,
-}
-
-/// Blocks the loop in a posted job; returns when it stands.
-#[track_caller]
-pub fn hold<A: Send + 'static>(running: &Running<A>) -> Hold {
-    let (stand, standing) = mpsc::channel();
-    let (release, released) = mpsc::channel::<()>();
-    running
-        .handle
-        .post(move |_, _| {
-            let _ = stand.send(());
-            let _ = released.recv_timeout(PATIENCE);
-        })
-        .expect("post");
-    standing
-        .recv_timeout(PATIENCE)
-        .expect("the loop takes the job");
-    Hold { _release: release }
-}
-
-/// Closes a client with RST.
-pub fn reset(stream: TcpStream) {
-    SockRef::from(&stream)
-        .set_linger(Some(Duration::ZERO))
-        .expect("linger");
-    drop(stream);
 }
 
 /// A client whose kernel holds little that it has not read.

@@ -368,14 +368,6 @@ pub fn exchange_after(client: TlsClient, plain: &[u8], wait: impl FnOnce()) -> V
     })
 }
 
-/// Ends the connection with RST.
-pub fn reset(stream: TcpStream) {
-    socket2::SockRef::from(&stream)
-        .set_linger(Some(std::time::Duration::ZERO))
-        .expect("linger");
-    drop(stream);
-}
-
 /// FIN, without close_notify.
 #[track_caller]
 pub fn fin(client: &TlsClient) {
