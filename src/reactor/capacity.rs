@@ -8,7 +8,7 @@ use crate::proto::{Bucket, Rate, Time};
 pub(super) struct Capacity {
     /// A slot is free.
     pub(super) has_slot: bool,
-    /// No slot is free, but one that a connection can be evicted from is, from then on.
+    /// If no slot is free: the time from which a connection can be evicted for the next client.
     pub(super) evicts_at: Time,
     pub(super) cap: usize,
     /// Descriptors or socket memory ran out.
@@ -34,7 +34,7 @@ impl Capacity {
         self.has_slot || self.evicts_at.is_armed()
     }
 
-    /// True if both say the same about every listener, as long as no time passes.
+    /// True if every listener has the same state under both, as long as no time passes.
     #[inline]
     pub(super) fn is_same(&self, other: &Self) -> bool {
         Self {

@@ -28,7 +28,7 @@ pub(super) struct Listeners<L> {
     all_accept: bool,
     /// A connection or a descriptor was freed: the next visit tries all that are out of the poll.
     retries: bool,
-    /// Those that have had all of their own connections since the last [`Listeners::update_own`].
+    /// Listeners that have reached their own caps since the last [`Listeners::update_own`].
     at_own_cap: BTreeSet<ListenerId>,
 }
 

@@ -107,7 +107,7 @@ impl Pending {
     }
 }
 
-/// True unless the entry is over: its connection has opened or ended, or is pending anew.
+/// False if the entry is stale: its connection has opened or ended, or has a newer entry.
 fn is_pending<S>(
     conns: &Connections<S>,
     again: &HashMap<ConnId, Time>,
@@ -119,8 +119,8 @@ fn is_pending<S>(
 
 /// Open connections in the order in which they opened, from which no whole frame has come.
 ///
-/// What a frame costs does not change: its connection leaves the queue when the queue is next
-/// looked at.
+/// A frame costs nothing here: its connection leaves the queue at the next [`Silent::trim`] or
+/// [`Silent::push`].
 #[derive(Debug, Default)]
 pub(super) struct Silent {
     queue: VecDeque<ConnId>,
