@@ -34,8 +34,8 @@ pub(super) struct Connections<S> {
     cap: usize,
     /// The number of connections beyond which the system grants no memory, until one is removed.
     granted: usize,
-    /// That is logged once, until memory is granted again.
-    is_refused: bool,
+    /// A refusal was logged: the next one is not, until memory is granted again.
+    is_refusal_logged: bool,
     /// Set when several servers share the cap.
     share: Option<CapShare>,
     /// Slots taken for connections that exist and are not inserted yet.
@@ -67,7 +67,7 @@ impl<S> Connections<S> {
             live,
             cap,
             granted: usize::MAX,
-            is_refused: false,
+            is_refusal_logged: false,
             share: None,
             claimed: 0,
             keep_next: false,
@@ -107,19 +107,22 @@ impl<S> Connections<S> {
         let doubled = slots.saturating_mul(2).min(most).max(MIN_SLOTS);
         let few = slots.saturating_add(MIN_SLOTS);
         match self.request(doubled).or_else(|_| self.request(few)) {
-            Ok(()) => self.is_refused = false,
+            Ok(()) => {
+                self.is_refusal_logged = false;
+                true
+            }
             Err(error) => {
                 self.granted = slots;
-                if !std::mem::replace(&mut self.is_refused, true) {
+                if !std::mem::replace(&mut self.is_refusal_logged, true) {
                     logs::warning!(
                         target: logs::SERVER,
                         "no memory for more than {slots} connections, as if that were the cap: \
                          {error}"
                     );
                 }
+                false
             }
         }
-        !self.is_refused
     }
 
     // The cap.
