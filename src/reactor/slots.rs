@@ -52,6 +52,10 @@ impl<T> Slots<T> {
         }
     }
 
+    /// Bytes of memory for one slot.
+    #[cfg(test)]
+    pub(super) const SLOT_SIZE: usize = size_of::<Entry<T>>();
+
     /// Number of slots for which there is memory.
     #[cfg(test)]
     pub(super) fn capacity(&self) -> usize {
