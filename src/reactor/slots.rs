@@ -144,6 +144,13 @@ impl<T> Slots<T> {
         self.entries.iter().filter_map(Entry::get)
     }
 
+    pub(super) fn into_entries(self) -> impl Iterator<Item = T> {
+        self.entries.into_iter().filter_map(|slot| match slot {
+            Entry::Occupied(entry) => Some(entry),
+            Entry::Vacant(_) => None,
+        })
+    }
+
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.entries.iter_mut().filter_map(Entry::get_mut)
     }
@@ -182,6 +189,7 @@ mod tests {
         }
         assert!(slots.iter().eq(model.values()));
         assert!(slots.iter_mut().map(|value| &*value).eq(model.values()));
+        assert!(slots.into_entries().eq(model.into_values()));
     }
 
     #[test]

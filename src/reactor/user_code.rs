@@ -1,9 +1,8 @@
 //! The user's code: handlers by slot, services by listener, alarms.
 
-use slab::Slab;
-
 use super::alarms::Alarms;
 use super::panic_guard::PanicGuard;
+use super::slots::Slots;
 use crate::catch::{catch, Panic};
 use crate::handler::{Handler, Peer, Refuse, Service};
 use crate::id::{ConnId, ListenerId};
@@ -15,7 +14,7 @@ pub(super) struct UserCode<A> {
     handlers: Vec<Option<Box<dyn Handler<A>>>>,
     /// A handler was replaced in this iteration.
     has_replaced: bool,
-    services: Slab<Box<dyn Service<A>>>,
+    services: Slots<Box<dyn Service<A>>>,
     pub(super) alarms: Alarms<A>,
 }
 
@@ -24,7 +23,7 @@ impl<A> UserCode<A> {
         Self {
             handlers: Vec::new(),
             has_replaced: false,
-            services: Slab::new(),
+            services: Slots::new(),
             alarms: Alarms::default(),
         }
     }
@@ -148,7 +147,7 @@ impl<A> UserCode<A> {
     }
 
     pub(super) fn remove_service(&mut self, guard: &mut PanicGuard, service: usize) {
-        let service = self.services.try_remove(service);
+        let service = self.services.remove(service);
         guard.drop("a service's destructor", service);
     }
 
@@ -163,7 +162,7 @@ impl<A> UserCode<A> {
         for handler in std::mem::take(&mut self.handlers).into_iter().flatten() {
             drop_handler(guard, handler);
         }
-        for (_, service) in std::mem::take(&mut self.services) {
+        for service in std::mem::replace(&mut self.services, Slots::new()).into_entries() {
             guard.drop("a service's destructor", service);
         }
         self.alarms.clear(guard);
