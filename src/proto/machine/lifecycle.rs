@@ -471,10 +471,12 @@ impl Machine {
     /// True if the kernel must be asked now how many bytes it has not sent yet.
     ///
     /// Before close_notify is written, and again before FIN: neither is output that can be lost.
+    /// Behind the peer's FIN nothing depends on it once all is written: the end comes at once.
     pub(crate) fn wants_delivery(&self) -> bool {
         let delivery = self.parts().ending.delivery;
         let wants = delivery.is_wanted(self.status.life.phase());
-        wants && self.was_open() && !self.limits.linger_timeout.is_zero()
+        let is_last = self.status.recv.is_eof() && self.tls.is_none() && self.queued() == 0;
+        wants && !is_last && self.was_open() && !self.limits.linger_timeout.is_zero()
     }
 
     /// True if a deadline is due that depends on the kernel's unsent bytes.

@@ -452,3 +452,23 @@ fn the_linger_begins_once_the_kernel_has_sent_everything() {
     assert_eq!(rig.gone, Some(false));
     assert_eq!(rig.ended(), CloseReason::Closed);
 }
+
+/// Behind the peer's FIN a connection ends once everything is written, whatever the kernel has.
+#[test]
+fn the_kernel_is_asked_only_if_something_depends_on_it() {
+    for (finished, pending) in [(false, false), (false, true), (true, false), (true, true)] {
+        let mut rig = Rig::open(|turn, event| match event {
+            Seen::Finished => Ok(()),
+            event => echo(turn, event),
+        });
+        if pending {
+            rig.room = 0;
+            rig.receive(packet2("x"));
+        }
+        if finished {
+            rig.receive_fin();
+        }
+        rig.machine.close_by_handler(rig.now, &mut rig.pool);
+        assert_eq!(rig.machine.wants_delivery(), pending || !finished);
+    }
+}
