@@ -264,7 +264,7 @@ impl<A> Server<A> {
 
     /// Returns a handle, for other threads.
     pub fn handle(&self) -> Handle<A> {
-        Handle::new(Arc::clone(self.reactor.shared()))
+        self.reactor.handle()
     }
 
     /// Returns the controls: everything that can be asked and changed between two iterations.

@@ -81,7 +81,7 @@ use crate::config::Config;
 use crate::config::Listen;
 use crate::control::Control;
 use crate::error::{Error, Result};
-use crate::handle::{Published, Shared};
+use crate::handle::{Handle, Published, Shared};
 use crate::handler::Service;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{State, Time};
@@ -142,8 +142,10 @@ impl<A, O: Os> Reactor<A, O> {
         self.inner.core.share_cap(cap, index);
     }
 
-    pub(crate) fn shared(&self) -> &Arc<Shared<A>> {
-        &self.shared
+    /// A handle to this server.
+    pub(crate) fn handle(&self) -> Handle<A> {
+        self.inner.core.publish();
+        Handle::new(Arc::clone(&self.shared))
     }
 
     /// What the server's owner can ask and change.
@@ -230,7 +232,10 @@ impl<A, O: Os> Reactor<A, O> {
         // Last: from here on another server may wake this one.
         core.reconcile_last();
         core.stats.iterations += 1;
-        core.publish();
+        // Only handles read them; one that is made later finds them published.
+        if Arc::strong_count(&self.shared) > 1 {
+            core.publish();
+        }
         Ok(())
     }
 

@@ -497,7 +497,7 @@ impl<A> Sim<A> {
     /// The handle of other threads. [`Handle::call`] gets no answer here, because nothing runs
     /// while it waits.
     pub fn handle(&self) -> Handle<A> {
-        Handle::new(Arc::clone(self.reactor.shared()))
+        self.reactor.handle()
     }
 
     /// The counters.

@@ -563,3 +563,22 @@ fn listeners_count_apart_and_add_up() {
         );
     }
 }
+
+/// Nothing is published while there is no handle.
+#[test]
+fn a_handle_that_is_made_late_finds_what_was_counted_before() {
+    let mut sim = portcullis::sim::Sim::new(1, Config::new(), ());
+    let addr = sim.listen(local(), |(): &mut (), _| Echo).expect("listen");
+    let early = sim.handle();
+    drop(early);
+    for _ in 0..3 {
+        sim.connect(addr).expect("it listens");
+        sim.settle();
+    }
+    let late = sim.handle();
+    assert_eq!(late.stats(), sim.stats());
+    assert_eq!((late.stats().accepted, late.stats().open), (3, 3));
+    sim.connect(addr).expect("it listens");
+    sim.settle();
+    assert_eq!(late.stats(), sim.stats());
+}
