@@ -53,8 +53,15 @@ impl Round {
         if core.listeners_rest() {
             return None;
         }
-        let capacity = core.capacity();
-        let first = core.listeners.begin_round(&capacity)?;
+        let Core {
+            listeners,
+            admission,
+            conns,
+            config,
+            now,
+            ..
+        } = core;
+        let first = listeners.begin_round(*now, || admission.capacity(conns, config, *now))?;
         core.refresh();
         Some(Self {
             first,
@@ -254,7 +261,7 @@ fn end_budget<O: Os>(core: &mut Core<O>, at: usize, progress: &mut Progress) {
 fn handle_broken<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize, error: io::Error) {
     let Inner { core, user } = inner;
     let retry_at = core.now.after(core.config.emfile_backoff);
-    let Some(listener) = core.listeners.get_mut(at) else {
+    let Some(listener) = core.listeners.change(at) else {
         return;
     };
     if !std::mem::replace(&mut listener.broken, true) {

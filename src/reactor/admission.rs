@@ -98,6 +98,9 @@ impl Admission {
         config: &Config,
         now: Time,
     ) -> Option<CloseReason> {
+        if self.is_unrestricted(conns, config) && !listener.has_limits() {
+            return None;
+        }
         self.refusal_at(conns, listener, config, &self.capacity(conns, config, now))
     }
 

@@ -441,7 +441,6 @@ impl<O: Os> Core<O> {
     /// Removes a connection: counts and records it, and lets waiting clients have its slot.
     pub(super) fn remove(&mut self, id: ConnId, closed: &Closed) {
         self.memory.forget(&mut self.conns, id, self.now);
-        self.end_attempt(id);
         if self.deferred.len() > 0 {
             for command in self.deferred.remove(id) {
                 commands::drop_undelivered(self, command);
@@ -562,7 +561,7 @@ impl<O: Os> Core<O> {
         self.listeners.update_own(conns, |listener| {
             admission.evicts_own_at(conns, listener, config)
         });
-        if self.listeners.is_settled(capacity) {
+        if self.listeners.is_settled(capacity.now, || *capacity) {
             return;
         }
         let retry_at = self.now.after(self.config.emfile_backoff);

@@ -156,6 +156,11 @@ impl<L> Listener<L> {
         self.readable |= !self.suspended;
     }
 
+    /// It has limits of its own that may hold back a client.
+    pub(super) fn has_limits(&self) -> bool {
+        self.options.max_connections.is_some() || self.options.accept_rate.is_some()
+    }
+
     /// The limit of this listener alone.
     fn max_connections(&self) -> usize {
         self.options.max_connections.unwrap_or(usize::MAX)

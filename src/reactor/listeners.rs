@@ -23,9 +23,11 @@ pub(super) struct Listeners<L> {
     settled: Option<(Capacity, Time)>,
     /// The time in `settled` if nothing of the server's held back a client.
     rests_until: Option<Time>,
-    /// When they settled, every listener was in the poll and had no cap of its own: the end of a
-    /// connection changes none.
+    /// When they settled, every listener was in the poll and had no limit of its own: connections
+    /// that begin and end change none.
     all_accept: bool,
+    /// An event has come for one of them since the last accept round.
+    may_have_client: bool,
     /// A connection or a descriptor was freed: the next visit tries all that are out of the poll.
     retries: bool,
     /// Listeners that have reached their own caps since the last [`Listeners::update_own`].
@@ -41,6 +43,7 @@ impl<L> Default for Listeners<L> {
             settled: None,
             rests_until: None,
             all_accept: false,
+            may_have_client: false,
             retries: false,
             at_own_cap: BTreeSet::new(),
         }
@@ -70,7 +73,14 @@ impl<L> Listeners<L> {
         self.all.get(at)
     }
 
+    /// For what concerns one of its clients.
     pub(super) fn get_mut(&mut self, at: usize) -> Option<&mut Listener<L>> {
+        self.unsettle_for_client();
+        self.all.get_mut(at)
+    }
+
+    /// For what changes its state.
+    pub(super) fn change(&mut self, at: usize) -> Option<&mut Listener<L>> {
         self.unsettle();
         self.all.get_mut(at)
     }
@@ -82,9 +92,7 @@ impl<L> Listeners<L> {
     /// For what concerns one of its connections.
     pub(super) fn by_id_mut(&mut self, id: ListenerId) -> Option<&mut Listener<L>> {
         let at = self.position(id)?;
-        if !self.is_indifferent_to_ends() {
-            self.unsettle();
-        }
+        self.unsettle_for_client();
         self.all.get_mut(at)
     }
 
@@ -158,10 +166,18 @@ impl<L> Listeners<L> {
         self.check_name(&addr.to_string())
     }
 
-    /// No listener needs a visit because a connection has ended.
+    /// No listener needs a visit because a connection has begun or ended.
     #[inline]
-    fn is_indifferent_to_ends(&self) -> bool {
+    fn is_indifferent(&self) -> bool {
         self.settled.is_some() && self.all_accept
+    }
+
+    /// A connection of a listener has begun or ended.
+    #[inline]
+    fn unsettle_for_client(&mut self) {
+        if !self.is_indifferent() {
+            self.unsettle();
+        }
     }
 
     /// A listener has changed.
@@ -174,13 +190,14 @@ impl<L> Listeners<L> {
     /// As [`Listeners::settled_until`], for a capacity without restrictions.
     #[inline]
     pub(super) fn rests_until(&self) -> Option<Time> {
-        self.rests_until
+        self.rests_until.filter(|_| !self.may_have_client)
     }
 
     /// No listener needs a visit before the result, if the capacity is still the same.
     #[inline]
     fn settled_until(&self, capacity: impl Fn() -> Capacity) -> Option<Time> {
-        let (settled, wake) = self.settled.as_ref()?;
+        let settled = self.settled.as_ref().filter(|_| !self.may_have_client);
+        let (settled, wake) = settled?;
         settled.is_same(&capacity()).then_some(*wake)
     }
 
@@ -191,9 +208,8 @@ impl<L> Listeners<L> {
     }
 
     #[inline]
-    pub(super) fn is_settled(&self, capacity: &Capacity) -> bool {
-        self.settled_until(|| *capacity)
-            .is_some_and(|wake| wake > capacity.now)
+    pub(super) fn is_settled(&self, now: Time, capacity: impl Fn() -> Capacity) -> bool {
+        self.settled_until(capacity).is_some_and(|wake| wake > now)
     }
 
     /// A listener has all of its own connections.
@@ -236,8 +252,12 @@ impl<L> Listeners<L> {
     /// Begins an accept round: each round starts with another listener. `None` if none can have a
     /// client.
     #[inline]
-    pub(super) fn begin_round(&mut self, capacity: &Capacity) -> Option<usize> {
-        if self.is_settled(capacity) {
+    pub(super) fn begin_round(
+        &mut self,
+        now: Time,
+        capacity: impl Fn() -> Capacity,
+    ) -> Option<usize> {
+        if self.is_settled(now, capacity) {
             return None;
         }
         self.next_round()
@@ -247,17 +267,27 @@ impl<L> Listeners<L> {
     fn next_round(&mut self) -> Option<usize> {
         self.apply_retries();
         if !self.all.iter().any(|listener| listener.readable) {
+            // The event was stale.
+            self.may_have_client = false;
             return None;
         }
         self.first = (self.first + 1) % self.all.len().max(1);
         Some(self.first)
     }
 
+    /// The round is over. If it has emptied every backlog, the listeners are settled as before.
+    pub(super) fn end_round(&mut self) {
+        self.may_have_client = false;
+        if self.all.iter().any(|listener| listener.readable) {
+            self.unsettle();
+        }
+    }
+
     /// A connection or a descriptor was freed: tries every listener that is out of the poll,
     /// without waiting for an event.
     #[inline]
     pub(super) fn retry_unregistered(&mut self) {
-        if self.is_indifferent_to_ends() {
+        if self.is_indifferent() {
             return;
         }
         self.unsettle();
@@ -291,7 +321,7 @@ impl<L> Listeners<L> {
     /// An event for a listener. Tokens repeat after many listens; an accept that finds no client is
     /// cheap.
     pub(super) fn handle_event(&mut self, token: Token) {
-        self.unsettle();
+        self.may_have_client = true;
         for listener in &mut self.all {
             listener.readable |= Token::of_listener(listener.id) == token;
         }
@@ -438,9 +468,7 @@ impl<L> Listeners<L> {
         self.settled = Some((*capacity, wake));
         let rests = capacity.is_unrestricted() && self.at_own_cap.is_empty();
         self.rests_until = rests.then_some(wake);
-        let accepts = |listener: &Listener<L>| {
-            listener.registered && listener.options.max_connections.is_none()
-        };
+        let accepts = |listener: &Listener<L>| listener.registered && !listener.has_limits();
         self.all_accept = self.all.iter().all(accepts);
     }
 

@@ -427,6 +427,7 @@ impl<A, O: Os> Reactor<A, O> {
         while let Some(id) = round.next(&mut self.inner, app, &mut self.scratch) {
             self.turn(app, id);
         }
+        self.inner.core.listeners.end_round();
     }
 
     /// Expires what was due before the poll; the input that the poll announced has been read since.
