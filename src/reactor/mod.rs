@@ -267,7 +267,7 @@ impl<A, O: Os> Reactor<A, O> {
     /// have waited for longer or the budget is spent.
     fn handle_events(&mut self, app: &mut A) {
         let in_turn = self.inner.core.conns.ready_len() == 0;
-        let mut had_turns = None;
+        let (mut is_fresh, mut had_turns) = (true, None);
         for at in 0..self.events.len() {
             let Some(&event) = self.events.get(at) else {
                 break;
@@ -294,6 +294,10 @@ impl<A, O: Os> Reactor<A, O> {
                     if conn.machine.state() == State::Handshaking {
                         conns.wake_in_order(id);
                     } else if in_turn && self.inner.core.has_work_left() {
+                        // For the first of them the clock was read after the poll.
+                        if !std::mem::replace(&mut is_fresh, false) {
+                            self.inner.core.refresh();
+                        }
                         self.turn(app, id);
                     } else {
                         let conns = &mut self.inner.core.conns;
@@ -413,6 +417,7 @@ impl<A, O: Os> Reactor<A, O> {
 
     /// A turn for which the connection has waited, and then its deadlines, which have waited too.
     fn turn_from_queue(&mut self, app: &mut A, id: ConnId, due: Time) {
+        self.inner.core.refresh();
         self.turn(app, id);
         if self.inner.core.is_late_after_turn(id, due) {
             self.expire_one(app, id, due);
@@ -467,6 +472,7 @@ impl<A, O: Os> Reactor<A, O> {
     /// Expires a connection's deadlines as of `due`.
     fn expire_one(&mut self, app: &mut A, id: ConnId, due: Time) {
         let core = &mut self.inner.core;
+        core.refresh();
         if core.is_connecting(id) {
             core.expire_attempt(id, due);
             self.turn(app, id);
@@ -509,7 +515,8 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    /// Gives a connection its turn. Never called from inside a callback.
+    /// Gives a connection its turn, right after the clock was read. Never called from inside a
+    /// callback.
     fn turn(&mut self, app: &mut A, id: ConnId) {
         let core = &mut self.inner.core;
         debug_assert!(core.running.is_none(), "iterations do not nest");
@@ -531,7 +538,6 @@ impl<A, O: Os> Reactor<A, O> {
         core.work.charge(work::TURN);
         core.running = Some(id);
         core.conns.offer_room();
-        core.refresh();
         let mut turn = Turn {
             inner: &mut self.inner,
             app,
