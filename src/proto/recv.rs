@@ -215,11 +215,12 @@ impl RecvBuffer {
             joined.reserve_exact(fresh.len() + length / 4);
         }
         joined.extend_from_slice(fresh);
+        let begin = std::mem::take(&mut self.pos);
         InputCursor {
             fresh: &[],
             joined,
-            at: std::mem::take(&mut self.pos),
-            advanced: false,
+            at: begin,
+            begin,
         }
     }
 
@@ -283,8 +284,9 @@ pub(crate) struct InputCursor<'a> {
     /// Used instead of `fresh` unless it is empty.
     joined: Vec<u8>,
     at: usize,
-    /// A frame was completed, so the remainder began later than the buffered bytes.
-    advanced: bool,
+    /// Where `at` began: if it has moved, a frame was completed, and the remainder began later than
+    /// the buffered bytes.
+    begin: usize,
 }
 
 impl<'a> InputCursor<'a> {
@@ -299,7 +301,7 @@ impl<'a> InputCursor<'a> {
             fresh,
             joined: Vec::new(),
             at: 0,
-            advanced: false,
+            begin: 0,
         }
     }
 
@@ -328,7 +330,6 @@ impl<'a> InputCursor<'a> {
     #[inline]
     pub(crate) fn advance(&mut self, count: usize) {
         self.at += count;
-        self.advanced |= count > 0;
     }
 
     /// Skips a frame of `consumed` bytes and returns its payload.
@@ -341,7 +342,7 @@ impl<'a> InputCursor<'a> {
     /// True if a frame was delivered from it.
     #[inline]
     pub(crate) fn has_advanced(&self) -> bool {
-        self.advanced
+        self.at > self.begin
     }
 
     /// Drops the bytes that are not delivered.

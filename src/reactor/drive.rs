@@ -152,7 +152,7 @@ pub(crate) fn drive<H: Host>(host: &mut H, scratch: &mut Scratch, budget: &mut B
     let Some(parts) = host.parts() else {
         return;
     };
-    if parts.conn.is_at_rest() && !tight && budget.bytes > 0 {
+    if !tight && budget.bytes > 0 && parts.conn.is_at_rest() {
         let at_rest = match parts.read(scratch, budget, usize::MAX) {
             Ok(Read::Input(input)) => answer(host, input, budget),
             Ok(_) => false,

@@ -49,11 +49,9 @@ impl Token {
 
     #[inline]
     pub(crate) fn named(self) -> Named {
-        if self == Self::WAKER {
-            return Named::Waker;
-        }
         match self.0 & INDEX_MASK {
             index if index < FIRST_LISTENER => Named::Slot(index as u32),
+            _ if self == Self::WAKER => Named::Waker,
             _ => Named::Listener,
         }
     }

@@ -95,7 +95,7 @@ impl<T> Slots<T> {
         self.next
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn insert(&mut self, entry: T) -> usize {
         let index = self.next;
         self.len += 1;

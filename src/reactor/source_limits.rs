@@ -102,6 +102,9 @@ impl Sources {
         counted: Counted,
         now: Time,
     ) {
+        if counted == Counted::No {
+            return;
+        }
         let source = source_of(peer, limits.prefixes);
         let entry = match counted {
             Counted::No => return,

@@ -497,7 +497,7 @@ impl Machine {
     /// read.
     #[inline]
     pub(crate) fn wants_fresh_blocked(&self) -> bool {
-        self.status.send.has_failed() || self.status.close.needs_read()
+        !self.only_frames() && (self.status.send.has_failed() || self.status.close.needs_read())
     }
 
     /// Returns how many bytes may be read now: none if they came too fast, which pauses reading.

@@ -228,12 +228,18 @@ impl Machine {
     pub(crate) fn handle_sent(&mut self, count: usize, now: Time, pool: &mut Pool) -> bool {
         self.traffic.bytes_out += count as u64;
         pool.traffic.bytes_out += count as u64;
-        match (&mut self.tls, &mut self.active) {
-            (Some(session), _) => session.advance(count),
-            (None, Some(active)) => active.send_buf.advance(count),
-            (None, None) => {}
-        }
-        if !self.only_frames() || self.queued() > 0 {
+        let all_sent = match (&mut self.tls, &mut self.active) {
+            (Some(session), _) => {
+                session.advance(count);
+                self.queued() == 0
+            }
+            (None, Some(active)) => {
+                active.send_buf.advance(count);
+                active.send_buf.is_empty()
+            }
+            (None, None) => true,
+        };
+        if !all_sent || !self.only_frames() {
             self.note_sent(count, now);
             return false;
         }
