@@ -130,10 +130,10 @@ impl Active {
         }
     }
 
-    /// Returns the memory that its buffers take beyond the turn.
+    /// Returns the memory that its buffers and timers take beyond the turn.
     #[inline]
     pub(super) fn memory(&self) -> usize {
-        self.recv_buf.memory() + self.send_buf.memory()
+        self.recv_buf.memory() + self.send_buf.memory() + self.deadlines.memory()
     }
 
     #[inline]

@@ -36,10 +36,15 @@ impl Pace {
     ///
     /// It counts from now if that is later: the loop has not looked before.
     fn extend(self, deadline: Time, bytes: usize, now: Time) -> Time {
-        let (bytes, rate) = (bytes as u64, u64::from(self.min_rate.max(1)));
-        let worth = Duration::from_secs(bytes / rate)
-            + Duration::from_nanos(bytes % rate * 1_000_000_000 / rate);
+        let worth = self.worth(bytes as u64);
         deadline.max(now).after(worth).min(self.begin(now))
+    }
+
+    /// Returns the time in which so many bytes are enough.
+    pub(super) fn worth(self, bytes: u64) -> Duration {
+        let rate = u64::from(self.min_rate.max(1));
+        Duration::from_secs(bytes / rate)
+            + Duration::from_nanos(bytes % rate * 1_000_000_000 / rate)
     }
 }
 
@@ -135,6 +140,10 @@ impl Deadlines {
 
     pub(super) fn arm_phase(&mut self, at: Time) {
         self.phase = at;
+    }
+
+    pub(super) fn extend_phase(&mut self, span: Duration) {
+        self.phase = self.phase.after(span);
     }
 
     pub(super) fn clear_phase(&mut self) {
@@ -285,6 +294,11 @@ impl Deadlines {
     }
 
     // The handler's timers.
+
+    #[inline]
+    pub(super) fn memory(&self) -> usize {
+        self.timers.capacity() * size_of::<Timer>()
+    }
 
     pub(super) fn has_timers(&self) -> bool {
         !self.timers.is_empty()

@@ -256,11 +256,13 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
         proxy: header,
     };
     let peer = incoming.peer(listener, Some(id));
+    let asked_at = core.os.now();
     let accepted = user.accept(listener.service, app, peer);
     conn.machine.drop_unshared_tlvs();
     // The service may have blocked: the connection's timeouts count from now.
     core.now = core.os.now();
     let now = core.now;
+    conn.machine.extend_handshake(now.since(asked_at));
     match accepted {
         Ok(Ok(handler)) => {
             user.set_handler(id, Some(handler));

@@ -2,6 +2,7 @@
 //! handler, its peer or its clocks.
 
 use std::error::Error as StdError;
+use std::time::Duration;
 
 use super::Machine;
 #[cfg(feature = "tls")]
@@ -30,6 +31,13 @@ impl Machine {
         } else {
             Phase::HeaderOptional
         });
+    }
+
+    /// The service has blocked for `span`: the handshake timeout excludes that time.
+    pub(crate) fn extend_handshake(&mut self, span: Duration) {
+        if let Some(active) = &mut self.active {
+            active.deadlines.extend_phase(span);
+        }
     }
 
     /// The service accepted the peer: TLS begins, or the connection is open.

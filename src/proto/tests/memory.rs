@@ -152,3 +152,15 @@ fn buffered_bytes_are_counted() {
     rig.act(|turn| turn.send(b"x").expect("open"));
     assert_eq!((rig.machine.buffered(), rig.machine.queued()), (10, 3));
 }
+
+#[test]
+fn timers_are_counted() {
+    let mut rig = Rig::open(silent);
+    assert_eq!(rig.machine.memory(), 0);
+    for key in 0..=u8::MAX {
+        rig.act(|turn| turn.set_timer(key, secs(1)));
+    }
+    assert!(rig.machine.memory() >= 256 * 16);
+    rig.pass(secs(1));
+    assert_eq!(rig.machine.memory(), 0);
+}

@@ -331,14 +331,22 @@ impl Session {
         self.recv_buf.len() + self.send_buf.len()
     }
 
-    /// Returns the memory of its buffers. rustls keeps another copy of an incomplete ClientHello.
+    /// Returns the memory of its buffers and of the peer's certificates. rustls keeps another copy of
+    /// an incomplete ClientHello.
     pub(in crate::proto) fn memory(&self) -> usize {
         let copies = if matches!(self.stage, Stage::Hello(..)) {
             2
         } else {
             1
         };
-        retained(&self.recv_buf) * copies + self.send_buf.memory()
+        retained(&self.recv_buf) * copies + self.send_buf.memory() + self.peer_chain()
+    }
+
+    fn peer_chain(&self) -> usize {
+        let chain = self.common().and_then(CommonState::peer_certificates);
+        chain.map_or(0, |chain| {
+            chain.iter().map(|certificate| certificate.len()).sum()
+        })
     }
 
     pub(in crate::proto) fn shrink(&mut self, buffers: &mut Buffers) {

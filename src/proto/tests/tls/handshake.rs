@@ -103,7 +103,28 @@ fn the_outcome_is_reported() {
         talk.say(&packet2("x"));
         talk.exchange();
         assert_eq!(talk.heard(), packet2("x"));
+        let memory = talk.rig.machine.memory();
+        assert!(
+            memory >= identity.chain[0].len(),
+            "the chain is kept and counted"
+        );
     }
+}
+
+/// Behind a PROXY header the service is asked while the handshake timeout runs: the time in which it
+/// blocks does not count.
+#[test]
+fn a_service_that_blocks_takes_nothing_from_the_handshake() {
+    let tls = TlsConfig::from(Identity::new().server());
+    let mut rig = Rig::accepted(&Framing::Packet2, limits(), Some(&tls), Box::new(echo));
+    rig.machine.await_header(true);
+    rig.receive(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n");
+    assert_eq!(rig.events(), [Seen::Header]);
+    rig.now = rig.now.after(secs(9));
+    rig.machine.extend_handshake(secs(9));
+    rig.machine.handle_admitted(rig.now);
+    let left = rig.machine.time_left(rig.now);
+    assert_eq!(left.handshake, Some(secs(10)));
 }
 
 #[test]
