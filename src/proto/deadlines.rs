@@ -224,6 +224,13 @@ impl Deadlines {
         }
     }
 
+    /// Brings the frame's deadline nearer, as far as now.
+    pub(super) fn shorten_frame(&mut self, span: Duration, now: Time) {
+        if self.frame.is_armed() {
+            self.frame = now.after(self.frame.since(now).saturating_sub(span));
+        }
+    }
+
     /// Extends the deadlines of input by `span`, each up to its whole timeout from now.
     pub(super) fn extend_input(&mut self, span: Duration, pace: Pace, last_input: Time, now: Time) {
         if self.frame.is_armed() {

@@ -5,14 +5,14 @@
 //! once there is nothing to read. Then connections whose peers stall are closed, if memory is not
 //! free for the next one. Above the limit holders are closed in any case.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::time::Duration;
 
 use super::connections::Connections;
 use super::memory_usage::MemoryUsage;
 use crate::id::ConnId;
-use crate::proto::{State, Time};
+use crate::proto::{State, Time, Traffic};
 use crate::reason::{CloseReason, Closed};
 
 /// How long one connection may read beyond its share while others are paused.
@@ -23,11 +23,14 @@ const MIN_PATIENCE: Duration = Duration::from_millis(50);
 const MAX_STALL: Duration = Duration::from_secs(10);
 /// What a connection weighs by its size alone.
 const BASE_STALL: Duration = Duration::from_millis(10);
-/// A pause counts as a stall to this part: it is the server that does not read, but one unread byte
-/// must not protect what a connection holds.
+/// The first pause counts as a stall to this part: it is the server that does not read, but one
+/// unread byte must not protect what a connection holds. A pause behind a grant counts in full.
 const UNREAD_PART: u32 = 16;
-/// A connection that has sent a whole frame weighs this part: its peer is likely to finish another.
+/// A connection that has sent a whole frame weighs this part, and one that has used its last grant:
+/// its peer is likely to finish another.
 const PROVEN_PART: u128 = 16;
+/// A grant is of use if it reads this part of what the connection holds.
+const USEFUL_PART: usize = 8;
 /// Connections closed at once for their stalls.
 const BATCH: usize = 64;
 
@@ -38,8 +41,8 @@ pub(super) struct MemoryBudget {
     paused: Queue,
     /// The same, but each had the grant before and its socket was dry: they make progress.
     paused_again: Queue,
-    /// Connections whose grant ended because their sockets were dry.
-    had_grant: BTreeSet<ConnId>,
+    /// Connections whose grant ended because their sockets were dry, and whether it was of use.
+    had_grant: BTreeMap<ConnId, bool>,
     /// The next grant is for [`MemoryBudget::paused_again`].
     again: bool,
     /// The connection that is read all the same.
@@ -52,6 +55,18 @@ struct Grant {
     since: Time,
     /// There is nothing to read: when stalled connections are searched again.
     dry: Option<Time>,
+    /// The pause that this grant ended, until the socket is dry.
+    ended: Option<EndedPause>,
+    /// Once dry: a good part of what the connection holds was read.
+    useful: bool,
+}
+
+/// A pause whose time counts for the peer's stall, once everything that it sent meanwhile is read.
+#[derive(Clone, Copy, Debug)]
+struct EndedPause {
+    span: Duration,
+    /// The connection's traffic at that time.
+    before: Traffic,
 }
 
 /// Connections that take turns, in the order of their ids.
@@ -84,7 +99,7 @@ impl MemoryBudget {
             usage: MemoryUsage::new(limit),
             paused: Queue::default(),
             paused_again: Queue::default(),
-            had_grant: BTreeSet::new(),
+            had_grant: BTreeMap::new(),
             again: false,
             grant: None,
         }
@@ -164,6 +179,12 @@ impl MemoryBudget {
         } else if let Some(grant) = self.grant.as_mut().filter(|grant| grant.id == id) {
             let is_dry = conns.get(id).is_none_or(|conn| !conn.can_read());
             grant.dry = is_dry.then(|| grant.dry.unwrap_or(now));
+            if let Some(pause) = grant.ended.take_if(|_| is_dry) {
+                if let Some(conn) = conns.get_mut(id) {
+                    let count = conn.machine.count_pause(pause.span, pause.before, now);
+                    grant.useful = count >= bytes / USEFUL_PART;
+                }
+            }
             self.pass_dry_grant(conns, now);
         }
     }
@@ -208,7 +229,7 @@ impl MemoryBudget {
                 since: now,
                 stall: conn.machine.stalled_for(now),
             };
-            let queue = match self.had_grant.contains(&id) {
+            let queue = match self.had_grant.contains_key(&id) {
                 true => &mut self.paused_again,
                 false => &mut self.paused,
             };
@@ -222,17 +243,19 @@ impl MemoryBudget {
         match &mut self.grant {
             Some(grant) => grant.id == id,
             None => {
-                self.give_grant(id, now);
+                self.give_grant(id, None, now);
                 true
             }
         }
     }
 
-    fn give_grant(&mut self, id: ConnId, now: Time) {
+    fn give_grant(&mut self, id: ConnId, ended: Option<EndedPause>, now: Time) {
         self.grant = Some(Grant {
             id,
             since: now,
             dry: None,
+            ended,
+            useful: true,
         });
     }
 
@@ -297,16 +320,19 @@ impl MemoryBudget {
     fn heaviest<S>(&self, conns: &Connections<S>, least: Duration, now: Time) -> Option<u32> {
         let weight = |(index, bytes): (u32, usize)| {
             let conn = conns.by_index(index)?;
+            let grant = self.had_grant.get(&conn.id);
             let (stall, paused_for) = match self.pause(conn.id) {
                 Some(pause) => (pause.stall, now.since(pause.since)),
                 None => (conn.machine.stalled_for(now), Duration::ZERO),
             };
-            let whole = stall + paused_for / UNREAD_PART;
+            let whole = stall
+                + match grant {
+                    Some(_) => paused_for,
+                    None => paused_for / UNREAD_PART,
+                };
             let stalled = BASE_STALL + whole.min(MAX_STALL);
-            let part = match conn.machine.traffic().frames_in {
-                0 => 1,
-                _ => PROVEN_PART,
-            };
+            let is_proven = conn.machine.traffic().frames_in > 0 || grant == Some(&true);
+            let part = if is_proven { PROVEN_PART } else { 1 };
             let product = bytes as u128 * stalled.as_micros() / part;
             (whole >= least).then_some((stall >= least, product, index))
         };
@@ -354,7 +380,7 @@ impl MemoryBudget {
             return;
         };
         if has_reserve {
-            self.had_grant.insert(grant.id);
+            self.had_grant.insert(grant.id, grant.useful);
             self.pass_grant(conns, now);
         } else {
             // With more connections that wait, a stall is shorter.
@@ -374,8 +400,8 @@ impl MemoryBudget {
             false => self.paused.next().or_else(|| self.paused_again.next()),
         };
         if let Some(next) = next {
-            self.resume(conns, next, now);
-            self.give_grant(next, now);
+            let ended = self.resume(conns, next, now);
+            self.give_grant(next, ended, now);
         }
     }
 
@@ -384,22 +410,31 @@ impl MemoryBudget {
         paused.get(&id).or_else(|| again.get(&id)).copied()
     }
 
-    /// True if the connection was paused. The time does not count for its peer's timeouts.
-    fn unpause<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) -> bool {
+    /// Ends the connection's pause, if there is one. Its time does not count for the peer's timeouts.
+    fn unpause<S>(
+        &mut self,
+        conns: &mut Connections<S>,
+        id: ConnId,
+        now: Time,
+    ) -> Option<EndedPause> {
         let (paused, again) = (&mut self.paused.ids, &mut self.paused_again.ids);
         let pause = paused.remove(&id).or_else(|| again.remove(&id));
-        if let (Some(pause), Some(conn)) = (pause, conns.get_mut(id)) {
-            conn.paused_for_memory = false;
-            conn.machine
-                .extend_input_deadlines(now.since(pause.since), now);
-        }
-        pause.is_some()
+        let (pause, conn) = (pause?, conns.get_mut(id)?);
+        conn.paused_for_memory = false;
+        let (span, before) = (now.since(pause.since), conn.machine.traffic());
+        conn.machine.extend_input_deadlines(span, now);
+        Some(EndedPause { span, before })
     }
 
-    fn resume<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) {
-        if self.unpause(conns, id, now) {
-            conns.wake(id);
-        }
+    fn resume<S>(
+        &mut self,
+        conns: &mut Connections<S>,
+        id: ConnId,
+        now: Time,
+    ) -> Option<EndedPause> {
+        let ended = self.unpause(conns, id, now)?;
+        conns.wake(id);
+        Some(ended)
     }
 
     /// Sets the account of a slot. Where memory is no longer tight, reading resumes.

@@ -350,7 +350,8 @@ fn one_byte_does_not_keep_a_large_buffer() {
 
 /// Number of frames of 256 KiB that are echoed within two seconds to a client that sends them in four
 /// parts, beside so many peers that begin large frames, stall, and come again when they are closed.
-fn echoed_beside(stalling: usize) -> usize {
+/// Those that trickle send a byte every tenth of a second.
+fn echoed_beside(stalling: usize, trickle: bool) -> usize {
     const FRAME: usize = 256 * 1024;
     const STEP: Duration = Duration::from_millis(10);
     let config = Config::max_connections(2000).with(|config| config.memory_limit = Some(8 * LIMIT));
@@ -379,6 +380,8 @@ fn echoed_beside(stalling: usize) -> usize {
         for peer in peers.iter_mut().filter(|_| step % 10 == 0) {
             if sim.state(*peer) != ClientState::Connected {
                 *peer = stall(&mut sim);
+            } else if trickle {
+                sim.send(*peer, &[0]);
             }
         }
         sim.advance(STEP);
@@ -394,9 +397,15 @@ fn echoed_beside(stalling: usize) -> usize {
 /// Memory goes to connections that make progress.
 #[test]
 fn stalling_peers_leave_honest_large_frames_a_quarter_of_their_rate() {
-    let (quiet, beside) = (echoed_beside(0), echoed_beside(400));
+    let quiet = echoed_beside(0, false);
     assert!(quiet >= 50, "{quiet}");
-    assert!(beside >= quiet / 4, "{beside} of {quiet}");
+    for trickle in [false, true] {
+        let beside = echoed_beside(400, trickle);
+        assert!(
+            beside >= quiet / 4,
+            "{beside} of {quiet}, trickle {trickle}"
+        );
+    }
 }
 
 /// Forty honest peers, each with a frame of a good part of the limit: they are served one after the other.

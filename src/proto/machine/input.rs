@@ -13,7 +13,7 @@ use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
 use crate::proto::proxy::{self, Front, ProxyError, ProxyTlvs};
 use crate::proto::recv::InputCursor;
-use crate::proto::state::{Event, State};
+use crate::proto::state::{Event, State, Traffic};
 use crate::proto::status::{Events, Status};
 use crate::proto::time::Time;
 use crate::reason::{CloseReason, Closed};
@@ -582,6 +582,20 @@ impl Machine {
         if first <= due {
             self.extend_input_deadlines(now.since(first).saturating_add(timeout), now);
         }
+    }
+
+    /// Everything is read that the peer sent during a pause of `span`, behind the traffic `before`:
+    /// that time counts for the frame that is still incomplete, less what those bytes are worth.
+    /// Returns their number.
+    pub(crate) fn count_pause(&mut self, span: Duration, before: Traffic, now: Time) -> usize {
+        let count = self.traffic.bytes_in.saturating_sub(before.bytes_in);
+        let late = span.saturating_sub(self.limits.frame_pace().worth(count));
+        if self.traffic.frames_in == before.frames_in {
+            if let Some(active) = &mut self.active {
+                active.deadlines.shorten_frame(late, now);
+            }
+        }
+        usize::try_from(count).unwrap_or(usize::MAX)
     }
 
     /// For how long the peer has sent too little of the incomplete frame that is buffered, or taken

@@ -41,7 +41,7 @@ fn world() -> World {
     let [granted, other] = [(); 2].map(|()| add(&mut conns));
     let mut memory = MemoryBudget::new(LIMIT);
     memory.account(&mut conns, other, LIMIT / 2, Time::ZERO);
-    memory.give_grant(granted, Time::ZERO);
+    memory.give_grant(granted, None, Time::ZERO);
     let pause = Pause {
         since: Time::ZERO,
         stall: Duration::ZERO,
