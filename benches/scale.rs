@@ -96,12 +96,12 @@ fn row(connections: usize) {
     let message = b"\0\x40................................................................";
     let mut active = Timed::default();
     for _ in 0..100 {
-        let before = sim.stats().frames_in;
+        let before = sim.stats().traffic.frames_in;
         for &client in clients.iter().step_by(connections / ACTIVE).take(ACTIVE) {
             sim.send(client, message);
         }
         active.until(&mut sim, |sim| {
-            sim.stats().frames_in == before + ACTIVE as u64
+            sim.stats().traffic.frames_in == before + ACTIVE as u64
         });
     }
     let mut rest = Timed::default();

@@ -86,10 +86,10 @@ fn summary(stats: &Stats) -> String {
         "{} accepted (at most {} at once), {} frames in, {} frames out, {} bytes in, {} bytes out; closed: {}",
         stats.accepted,
         stats.peak,
-        stats.frames_in,
-        stats.frames_out,
-        stats.bytes_in,
-        stats.bytes_out,
+        stats.traffic.frames_in,
+        stats.traffic.frames_out,
+        stats.traffic.bytes_in,
+        stats.traffic.bytes_out,
         if reasons.is_empty() {
             "none".to_owned()
         } else {

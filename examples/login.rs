@@ -9,7 +9,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis::tls::{server_config, ServerConfig};
+use portcullis::tls::rustls::ServerConfig;
+use portcullis::tls::server_config;
 use portcullis::{Close, Config, Context, Framing, Handler, Listen, Outcome, Server};
 
 #[path = "support/terminal.rs"]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use portcullis::{
-    Alarm, AlarmNotice, Close, Config, Context, Control, Framing, Handle, Handler, Listen, Metrics,
+    Alarm, AlarmInfo, Close, Config, Context, Control, Framing, Handle, Handler, Listen, Metrics,
     Outcome, Quota, Server,
 };
 
@@ -120,7 +120,7 @@ fn main() -> portcullis::Result<()> {
     })?;
     server.control().on_alarm(
         Alarm::connections(Quota::Percent(90)),
-        |_, _, notice: &AlarmNotice| {
+        |_, _, notice: &AlarmInfo| {
             terminal::complain(&notice.to_string());
         },
     )?;

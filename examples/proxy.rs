@@ -90,7 +90,11 @@ impl Side {
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
     terminal::log_to_stderr();
-    let keepalive = Keepalive::new(Duration::from_secs(60), Duration::from_secs(10), 6);
+    let keepalive = Keepalive {
+        time: Duration::from_secs(60),
+        interval: Duration::from_secs(10),
+        retries: 6,
+    };
     // Each direction waits for its own reader only, and may be silent while the other speaks.
     let relay = |conn: &mut ConnConfig| {
         conn.full_duplex = true;

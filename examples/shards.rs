@@ -73,7 +73,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let stats = handle.stats();
     terminal::say(&format!(
         "all: {} connections, {} echoes",
-        stats.accepted, stats.frames_in
+        stats.accepted, stats.traffic.frames_in
     ));
     if let Some(report) = report {
         terminal::say(&format!(

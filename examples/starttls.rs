@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
-use portcullis::tls::{self, ServerConfig};
+use portcullis::tls::{self, rustls::ServerConfig};
 use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
 
 #[path = "support/terminal.rs"]

@@ -151,11 +151,6 @@ impl UnixAddr {
             Name::Unnamed | Name::Path(_) => None,
         }
     }
-
-    /// The socket has no name, as most clients.
-    pub fn is_unnamed(&self) -> bool {
-        self.0 == Name::Unnamed
-    }
 }
 
 impl From<SocketAddr> for Addr {

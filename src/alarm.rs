@@ -24,16 +24,7 @@ pub enum AlarmKind {
 }
 
 impl AlarmKind {
-    /// All of them.
-    pub const ALL: &'static [Self] = &[
-        Self::Connections,
-        Self::Descriptors,
-        Self::Memory,
-        Self::FdExhaustion,
-    ];
-
-    /// The words used in logs and metrics.
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Connections => "connections",
             Self::Descriptors => "descriptors",
@@ -43,6 +34,7 @@ impl AlarmKind {
     }
 }
 
+/// In logs and metrics.
 impl fmt::Display for AlarmKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -60,7 +52,8 @@ impl fmt::Display for AlarmKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Alarm {
-    pub(crate) kind: AlarmKind,
+    /// The kind of the watched value.
+    pub kind: AlarmKind,
     pub(crate) threshold: Quota,
     pub(crate) cooldown: Duration,
 }
@@ -105,11 +98,6 @@ impl Alarm {
     pub fn cooldown(mut self, cooldown: Duration) -> Self {
         self.cooldown = cooldown;
         self
-    }
-
-    /// Returns the kind of the watched value.
-    pub fn kind(&self) -> AlarmKind {
-        self.kind
     }
 
     /// Returns the whole of which a percentage is a part; `None` if it is unknown. `descriptors` is
@@ -179,41 +167,41 @@ fn part(whole: usize, percent: u8) -> usize {
     whole / 100 * percent + (whole % 100 * percent).div_ceil(100)
 }
 
-/// The state of an alarm, as its callback gets it.
+/// The state of an alarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AlarmState {
-    /// The threshold is reached.
+    /// The threshold is reached; no cooldown has passed since.
     Raised,
-    /// A cooldown later it still is.
+    /// It was raised at least one cooldown ago, and the callback was called again.
     StillRaised,
-    /// The value is below the threshold again. Notified at once, and once for each
+    /// The value is below the threshold, or never reached it. Notified at once, and once for each
     /// [`AlarmState::Raised`].
     Cleared,
 }
 
-/// The argument of an alarm's callback.
+/// One alarm at one moment; the argument of its callback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct AlarmNotice {
-    /// The alarm.
+pub struct AlarmInfo {
+    /// Its id.
     pub id: AlarmId,
-    /// The kind of the watched value.
-    pub kind: AlarmKind,
-    /// The new state.
+    /// What it was set to.
+    pub alarm: Alarm,
+    /// Its state.
     pub state: AlarmState,
-    /// The value at the end of this iteration.
+    /// The value: at the end of this iteration, in a callback.
     pub value: usize,
     /// The threshold: percentages as numbers.
     pub threshold: usize,
-    /// Time since it was raised.
+    /// Time since it was raised; zero if it is not.
     pub since: Duration,
 }
 
-impl fmt::Display for AlarmNotice {
+impl fmt::Display for AlarmInfo {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            kind,
+            alarm: Alarm { kind, .. },
             value,
             threshold,
             since,
@@ -231,22 +219,6 @@ impl fmt::Display for AlarmNotice {
             ),
         }
     }
-}
-
-/// One alarm at one moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct AlarmInfo {
-    /// Its id.
-    pub id: AlarmId,
-    /// What it was set to.
-    pub alarm: Alarm,
-    /// It is raised.
-    pub raised: bool,
-    /// The value now.
-    pub value: usize,
-    /// The threshold: percentages as numbers.
-    pub threshold: usize,
 }
 
 #[cfg(test)]

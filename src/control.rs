@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::access::{parse, Prefix};
 use crate::addr::{Addr, AddrError};
-use crate::alarm::{Alarm, AlarmInfo, AlarmNotice};
+use crate::alarm::{Alarm, AlarmInfo};
 use crate::config::Config;
 use crate::config::Connect;
 use crate::config::Listen;
@@ -22,7 +22,7 @@ use crate::stats::{DrainReport, Stats};
 use crate::tree::{Cursor, Page, Tree};
 
 /// The callback of an alarm.
-pub(crate) type AlarmCallback<A> = Box<dyn FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice)>;
+pub(crate) type AlarmCallback<A> = Box<dyn FnMut(&mut A, &mut Control<'_, A>, &AlarmInfo)>;
 
 /// The reactor's side of [`Control`].
 pub(crate) trait ControlOps<A>: ConnOps<A> {
@@ -210,7 +210,7 @@ impl<'a, A> Control<'a, A> {
     pub fn on_alarm(
         &mut self,
         alarm: Alarm,
-        callback: impl FnMut(&mut A, &mut Control<'_, A>, &AlarmNotice) + 'static,
+        callback: impl FnMut(&mut A, &mut Control<'_, A>, &AlarmInfo) + 'static,
     ) -> Result<AlarmId> {
         self.ops.add_alarm(alarm, Box::new(callback))
     }

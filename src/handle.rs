@@ -1,24 +1,24 @@
 //! The part of a server, or of all shards, that other threads reach.
 
+mod error;
 mod liveness;
 mod merge;
 mod queue;
+mod route;
 
-use std::error::Error as StdError;
 use std::fmt;
 use std::sync::{mpsc, Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::Config;
 use crate::control::Control;
-use crate::error::Error;
 use crate::id::{ConnId, ListenerRef};
 use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
 use crate::stats::Stats;
+pub use error::HandleError;
 pub(crate) use liveness::Liveness;
 pub(crate) use merge::add_listeners;
-use queue::Job;
 pub(crate) use queue::{Command, Published, Shared, Wake};
 
 /// The cap that shards share.
@@ -66,7 +66,7 @@ pub(crate) trait CommonCap: fmt::Debug + Send + Sync {
 /// shard makes it in an iteration of its own.
 ///
 /// A [`ConnId`] names its shard, so frames, messages and kills find their connection. A job and a
-/// call belong to one shard: for them take that shard's handle ([`Handle::shard`]). Otherwise they
+/// call belong to one shard: for them take that shard's handle ([`Handle::shards`]). Otherwise they
 /// are [`HandleError::ManyShards`].
 ///
 /// ```
@@ -213,21 +213,17 @@ impl<A> Handle<A> {
 
     // One server, or all shards.
 
-    /// Returns the handle of one shard, by its number: to ask it alone, to run a job on it.
+    /// Returns the handles of all shards, in the order of their numbers: to ask one alone, to run a
+    /// job on it.
     ///
     /// ```
     /// # use portcullis::{Handle, HandleError};
     /// # fn stop_one(shards: &Handle, shard: usize) -> Result<(), HandleError> {
-    /// if let Some(handle) = shards.shard(shard) {
+    /// if let Some(handle) = shards.shards().nth(shard) {
     ///     handle.post(|_app, control| control.stop())?;
     /// }
     /// # Ok(()) }
     /// ```
-    pub fn shard(&self, shard: usize) -> Option<Self> {
-        Some(Self::new(Arc::clone(self.shards.get(shard)?)))
-    }
-
-    /// Returns the handles of all shards, in the order of their numbers.
     pub fn shards(&self) -> impl ExactSizeIterator<Item = Self> + '_ {
         self.shards.iter().map(|shard| Self::new(Arc::clone(shard)))
     }
@@ -244,20 +240,6 @@ impl<A> Handle<A> {
         job: impl Fn(usize, &mut A, &mut Control<'_, A>) + Send + Sync + 'static,
     ) -> Result<(), HandleError> {
         self.push_each(job, Command::Post)
-    }
-
-    /// Queues `job` for each shard, as the command that `command` makes.
-    fn push_each(
-        &self,
-        job: impl Fn(usize, &mut A, &mut Control<'_, A>) + Send + Sync + 'static,
-        command: fn(Job<A>) -> Command<A>,
-    ) -> Result<(), HandleError> {
-        let job = Arc::new(job);
-        self.each(|shard, server| {
-            let job = Arc::clone(&job);
-            let job = move |app: &mut A, control: &mut Control<'_, A>| job(shard, app, control);
-            server.push(command(Box::new(job)))
-        })
     }
 
     /// Runs a job on all shards at the same time and returns their results, after at most
@@ -472,64 +454,6 @@ impl<A> Handle<A> {
     pub fn stop(&self) -> Result<(), HandleError> {
         self.each(|_, server| server.push(Command::Stop))
     }
-
-    fn one(&self) -> Result<&Shared<A>, HandleError> {
-        match &*self.shards {
-            [server] => Ok(server),
-            _ => Err(HandleError::ManyShards),
-        }
-    }
-
-    /// Returns the server whose connection it is, if it is alive.
-    fn live(&self, id: ConnId) -> Result<&Shared<A>, HandleError> {
-        match self.shards.iter().find(|server| server.owns(id)) {
-            Some(server) if server.is_closed() => Err(HandleError::ServerGone),
-            Some(server) if server.is_live(id) => Ok(server),
-            None if self.shards.iter().all(|server| server.is_closed()) => {
-                Err(HandleError::ServerGone)
-            }
-            _ => Err(HandleError::NoConnection(id)),
-        }
-    }
-
-    /// Calls `act` for every shard, and returns the first failure. Shards that have gone are no
-    /// failure, unless all have.
-    fn each(
-        &self,
-        mut act: impl FnMut(usize, &Shared<A>) -> Result<(), HandleError>,
-    ) -> Result<(), HandleError> {
-        let mut failure = Some(HandleError::ServerGone);
-        for (shard, server) in self.shards.iter().enumerate() {
-            match (act(shard, server), &failure) {
-                (Ok(()), Some(HandleError::ServerGone)) => failure = None,
-                (Err(HandleError::ServerGone), _) | (Ok(()), _) => {}
-                (Err(error), None | Some(HandleError::ServerGone)) => failure = Some(error),
-                (Err(_), Some(_)) => {}
-            }
-        }
-        failure.map_or(Ok(()), Err)
-    }
-
-    /// The cap of all shards; no limit for one server: its listeners need no sum.
-    fn cap(&self) -> usize {
-        self.common_cap.as_ref().map_or(usize::MAX, |cap| cap.get())
-    }
-
-    fn sum(&self, all: impl IntoIterator<Item = Stats>) -> Stats {
-        let mut all = all.into_iter();
-        let mut sum = all.next().unwrap_or_default();
-        let Some(cap) = &self.common_cap else {
-            return sum;
-        };
-        let mut largest = sum.peak;
-        for stats in all {
-            largest = largest.max(stats.peak);
-            sum.add(&stats);
-        }
-        sum.max_connections = cap.get();
-        sum.peak = sum.peak.min(sum.max_connections.max(largest));
-        sum
-    }
 }
 
 impl<A> fmt::Debug for Handle<A> {
@@ -540,70 +464,6 @@ impl<A> fmt::Debug for Handle<A> {
             shown.field("common_cap", cap);
         }
         shown.finish_non_exhaustive()
-    }
-}
-
-/// Why a [`Handle`] did not do it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum HandleError {
-    /// The connection has gone, or is one of another server.
-    NoConnection(ConnId),
-    /// There is no such listener (any more).
-    NoListener(ListenerRef),
-    /// The command queue is full; try again later.
-    QueueFull,
-    /// The server is gone for good.
-    ServerGone,
-    /// No answer within the timeout.
-    Timeout,
-    /// The job panicked on the loop, which goes on.
-    Panicked,
-    /// The server refused it: the text of [`Error`].
-    Refused(String),
-    /// A blocking call on the loop's own thread would wait for itself. Use
-    /// [`Server::control`](crate::Server::control), or post a job.
-    OwnThread,
-    /// The handle reaches several shards, and a job or a call concerns one. Use [`Handle::shard`].
-    ManyShards,
-}
-
-impl fmt::Display for HandleError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NoConnection(id) => {
-                write!(f, "connection {id} has gone, or is one of another server")
-            }
-            Self::NoListener(which) => write!(f, "there is no listener {which}"),
-            Self::QueueFull => f.write_str("the server's command queue is full; try again later"),
-            Self::ServerGone => f.write_str("the server is gone"),
-            Self::Timeout => f.write_str("no answer from the server within the timeout"),
-            Self::Panicked => f.write_str("the job panicked"),
-            Self::Refused(words) => f.write_str(words),
-            Self::OwnThread => {
-                f.write_str("a blocking call on the server's own thread would wait for itself")
-            }
-            Self::ManyShards => {
-                f.write_str("this concerns one of several shards: use the handle of that shard")
-            }
-        }
-    }
-}
-
-impl StdError for HandleError {}
-
-impl From<HandleError> for Error {
-    fn from(error: HandleError) -> Self {
-        Self::other(error)
-    }
-}
-
-impl From<Error> for HandleError {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::NoListener { listener } => Self::NoListener(listener),
-            error => Self::Refused(error.to_string()),
-        }
     }
 }
 

@@ -110,54 +110,55 @@ impl fmt::Display for ListenerId {
 /// let by_name: ListenerRef = "127.0.0.1:2222".into();
 /// assert_ne!(by_port, by_name);
 /// ```
+///
+/// A port is the real local one: with several listeners on one port (IPv4 and IPv6), the first.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ListenerRef {
-    /// The id that `listen` returned.
+pub struct ListenerRef(pub(crate) Which);
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Which {
     Id(ListenerId),
-    /// The real local port. With several listeners on one port (IPv4 and IPv6), the first.
     Port(u16),
-    /// The listener's name.
     Name(String),
 }
 
 impl fmt::Display for ListenerRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Id(id) => id.fmt(f),
-            Self::Port(port) => write!(f, "port {port}"),
-            Self::Name(name) => write!(f, "{name:?}"),
+        match &self.0 {
+            Which::Id(id) => id.fmt(f),
+            Which::Port(port) => write!(f, "port {port}"),
+            Which::Name(name) => write!(f, "{name:?}"),
         }
     }
 }
 
 impl From<ListenerId> for ListenerRef {
     fn from(id: ListenerId) -> Self {
-        Self::Id(id)
+        Self(Which::Id(id))
     }
 }
 
 impl From<u16> for ListenerRef {
     fn from(port: u16) -> Self {
-        Self::Port(port)
+        Self(Which::Port(port))
     }
 }
 
 impl From<&str> for ListenerRef {
     fn from(name: &str) -> Self {
-        Self::Name(name.to_owned())
+        Self(Which::Name(name.to_owned()))
     }
 }
 
 impl From<&String> for ListenerRef {
     fn from(name: &String) -> Self {
-        Self::Name(name.clone())
+        Self(Which::Name(name.clone()))
     }
 }
 
 impl From<String> for ListenerRef {
     fn from(name: String) -> Self {
-        Self::Name(name)
+        Self(Which::Name(name))
     }
 }
 

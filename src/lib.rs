@@ -146,7 +146,7 @@ mod tree;
 
 pub use access::{Access, AccessRule, AccessRules};
 pub use addr::{Addr, AddrError, Credentials, UnixAddr};
-pub use alarm::{Alarm, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
+pub use alarm::{Alarm, AlarmInfo, AlarmKind, AlarmState};
 pub use config::{
     AtCapacity, Budgets, Config, ConnConfig, Connect, Keepalive, Listen, PendingLimits,
     ProxyProtocol, QueueLimits, Quota, Retry, SocketOptions, SourceLimits,
@@ -181,7 +181,6 @@ pub mod tls {
         NameError, PemError, ServerNames, TlsConfig, TlsInfo,
     };
     pub use rustls;
-    pub use rustls::{ClientConfig, ServerConfig};
 }
 
 /// The programs in the README compile.

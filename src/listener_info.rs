@@ -1,5 +1,7 @@
 //! One listener at one moment: its state and its counts.
 
+use std::fmt;
+
 use crate::addr::Addr;
 use crate::id::ListenerId;
 use crate::proto::Traffic;
@@ -28,7 +30,7 @@ pub enum ListenerState {
 
 impl ListenerState {
     /// Every state.
-    pub const ALL: &'static [Self] = &[
+    pub(crate) const ALL: &'static [Self] = &[
         Self::Listening,
         Self::Full,
         Self::RateLimited,
@@ -37,8 +39,7 @@ impl ListenerState {
         Self::Closed,
     ];
 
-    /// Returns the state's name, in snake_case: the label in [`Metrics`](crate::Metrics).
-    pub const fn as_str(self) -> &'static str {
+    pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Listening => "listening",
             Self::Full => "full",
@@ -47,6 +48,13 @@ impl ListenerState {
             Self::Suspended => "suspended",
             Self::Closed => "closed",
         }
+    }
+}
+
+/// In snake_case: the label in [`Metrics`](crate::Metrics).
+impl fmt::Display for ListenerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 

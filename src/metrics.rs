@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use crate::alarm::AlarmInfo;
+use crate::alarm::{AlarmInfo, AlarmState};
 use crate::escape::{is_escaped, Escaped};
 use crate::histogram::{Histogram, Histograms};
 use crate::listener_info::{ListenerInfo, ListenerState};
@@ -134,22 +134,22 @@ impl Metrics {
             (
                 "bytes_in_total",
                 "Bytes read, as on the wire.",
-                stats.bytes_in,
+                stats.traffic.bytes_in,
             ),
             (
                 "bytes_out_total",
                 "Bytes written, as on the wire.",
-                stats.bytes_out,
+                stats.traffic.bytes_out,
             ),
             (
                 "frames_in_total",
                 "Frames given to handlers.",
-                stats.frames_in,
+                stats.traffic.frames_in,
             ),
             (
                 "frames_out_total",
                 "Frames sent by handlers.",
-                stats.frames_out,
+                stats.traffic.frames_out,
             ),
             (
                 "out_of_fds_total",
@@ -283,7 +283,7 @@ impl Metrics {
         type Value = fn(&AlarmInfo) -> usize;
         let families: [(&str, &str, Value); 3] = [
             ("alarm_raised", "1 while an alarm is raised.", |alarm| {
-                usize::from(alarm.raised)
+                usize::from(alarm.state != AlarmState::Cleared)
             }),
             ("alarm_value", "The value that an alarm watches.", |alarm| {
                 alarm.value
@@ -298,10 +298,7 @@ impl Metrics {
             text.family(name, "gauge", help)?;
             for alarm in &self.alarms {
                 let id = alarm.id.to_string();
-                let labels = [
-                    ("alarm", id.as_str()),
-                    ("kind", alarm.alarm.kind().as_str()),
-                ];
+                let labels = [("alarm", id.as_str()), ("kind", alarm.alarm.kind.as_str())];
                 text.sample(name, &labels, value(alarm))?;
             }
         }

@@ -21,9 +21,7 @@ macro_rules! reasons {
             /// Every reason, in the order of their counters.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// Returns the words used in logs. They may be reworded: a program compares the
-            /// [`name`](Self::name).
-            pub const fn as_str(self) -> &'static str {
+            const fn words(self) -> &'static str {
                 match self {
                     $(Self::$variant => $text,)*
                 }
@@ -163,7 +161,7 @@ impl CloseReason {
 
 impl fmt::Display for CloseReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
+        f.write_str(self.words())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Counters, and their snapshot.
 
+use crate::proto::Traffic;
 use crate::reason::CloseReason;
 
 /// A server's counters since its start, at one moment: all fields are from the end of the same
@@ -33,14 +34,8 @@ pub struct Stats {
     /// Connections that reached [`State::Open`](crate::State::Open): their handlers' `on_open` was
     /// called.
     pub opened: u64,
-    /// Bytes read, as on the wire.
-    pub bytes_in: u64,
-    /// Bytes written, as on the wire.
-    pub bytes_out: u64,
-    /// Frames given to handlers.
-    pub frames_in: u64,
-    /// Frames that handlers sent.
-    pub frames_out: u64,
+    /// Bytes and frames of all connections, those that have ended included.
+    pub traffic: Traffic,
     /// Times the process or the system ran out of descriptors or socket memory (EMFILE, ENFILE,
     /// ENOBUFS, ENOMEM): one per episode of any length.
     pub out_of_fds: u64,
@@ -88,10 +83,7 @@ impl Stats {
             paused_for_memory,
             max_connections: _,
             opened,
-            bytes_in,
-            bytes_out,
-            frames_in,
-            frames_out,
+            traffic,
             out_of_fds,
             accept_errors,
             undeliverable,
@@ -108,10 +100,7 @@ impl Stats {
         self.memory += memory;
         self.paused_for_memory += paused_for_memory;
         self.opened += opened;
-        self.bytes_in += bytes_in;
-        self.bytes_out += bytes_out;
-        self.frames_in += frames_in;
-        self.frames_out += frames_out;
+        self.traffic.add(traffic);
         self.out_of_fds += out_of_fds;
         self.accept_errors += accept_errors;
         self.undeliverable += undeliverable;

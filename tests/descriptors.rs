@@ -27,7 +27,9 @@ fn descriptors_are_back_at_their_base() {
             let mut server = Server::new(Config::max_connections(20)).expect("server");
             let service = move |_: &mut (), _| ScriptedHandler::new(notes.noting(usual));
             let listen = local().with(|listen| {
-                listen.at_capacity = AtCapacity::refuse();
+                listen.at_capacity = AtCapacity::Refuse {
+                    farewell: Vec::new(),
+                };
                 listen.conn.linger_timeout = Duration::from_millis(100);
                 listen.conn.linger_bytes = 1024;
             });

@@ -115,13 +115,13 @@ impl Handler<Heard> for Recorder {
             other => format!("{other:?}"),
         };
         let mut told = format!("v{} {origin}", header.version);
-        if let Some(id) = tlvs.unique_id() {
+        if let Some(id) = tlvs.get(0x05) {
             told += &format!(" id {}", String::from_utf8_lossy(id));
         }
-        if let Some(name) = tlvs.authority() {
+        if let Some(name) = tlvs.get(0x02).map(String::from_utf8_lossy) {
             told += &format!(" authority {name}");
         }
-        if let Some(alpn) = tlvs.alpn() {
+        if let Some(alpn) = tlvs.get(0x01) {
             told += &format!(" alpn {}", String::from_utf8_lossy(alpn));
         }
         if let Some(ssl) = ssl {

@@ -97,7 +97,7 @@ fn quiet(reasons: &[CloseReason]) {
         let told = lines.iter().any(|line| {
             line.level == Level::Debug
                 && line.target == "portcullis::connection"
-                && line.text.contains(reason.as_str())
+                && line.text.contains(&reason.to_string())
         });
         let all: Vec<_> = lines.iter().map(|line| &line.text).collect();
         assert!(told, "{reason} is not in {all:#?}");
@@ -259,7 +259,11 @@ fn a_client_that_is_not_admitted_is_not_logged_above_debug() {
     let listen_one = listen().with(|listen| listen.max_connections = Some(1));
     let (mut sim, addr) = world(
         config,
-        listen_one.with(|listen| listen.at_capacity = AtCapacity::refuse()),
+        listen_one.with(|listen| {
+            listen.at_capacity = AtCapacity::Refuse {
+                farewell: Vec::new(),
+            }
+        }),
     );
     connect(&mut sim, addr);
     // The owner's warning: the cap is reached.
@@ -281,7 +285,9 @@ fn a_client_that_is_not_admitted_is_not_logged_above_debug() {
         Config::new(),
         listen().with(|listen| {
             listen.accept_rate = Some(rate);
-            listen.at_capacity = AtCapacity::refuse();
+            listen.at_capacity = AtCapacity::Refuse {
+                farewell: Vec::new(),
+            };
         }),
     );
     connect(&mut sim, addr);
@@ -802,7 +808,7 @@ fn a_shard_that_fails_is_logged() {
         .threads(2)
         .spawn(build)
         .expect("shards");
-    let failed = shards.handle.shard(1).expect("a shard");
+    let failed = shards.handle.shards().nth(1).expect("a shard");
     kit::net::eventually("it has gone", || failed.stop().is_err());
     let mut client = kit::net::connect(kit::net::tcp(&shards.listeners[0].addr));
     kit::net::ping(&mut client, b"the other one goes on");

@@ -150,13 +150,13 @@ fn main() {
     while server.control().stats().opened < work.conns as u64 {
         server.poll_once(&mut (), None).expect("it polls");
     }
-    let first = server.control().stats().frames_in;
+    let first = server.control().stats().traffic.frames_in;
     for round in 0..work.rounds {
         for client in &mut clients {
             client.write_all(&batch).expect("sent");
         }
         let all = first + ((round + 1) * work.conns * work.window) as u64;
-        while server.control().stats().frames_in < all {
+        while server.control().stats().traffic.frames_in < all {
             measured_turn(&mut server, None);
             turns += 1;
         }

@@ -78,7 +78,7 @@ fn main() {
             }
             let all = (wire.len() * options.peers) as u64;
             measure(&mut server, &mut calls, |server| {
-                server.control().stats().bytes_in == all
+                server.control().stats().traffic.bytes_in == all
             });
         }
         report(name, calls);
@@ -91,11 +91,11 @@ fn main() {
             client.write_all(&frame(0)).expect("room in the kernel");
         }
         measure(&mut server, &mut Vec::new(), |server| {
-            server.control().stats().frames_in == options.peers as u64
+            server.control().stats().traffic.frames_in == options.peers as u64
         });
         std::thread::sleep(Duration::from_millis(60));
         measure(&mut server, &mut timers, |server| {
-            server.control().stats().frames_out == options.peers as u64
+            server.control().stats().traffic.frames_out == options.peers as u64
         });
         for client in &mut clients {
             client.read_exact(&mut [0; 5]).expect("an answer");

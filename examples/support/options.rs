@@ -232,7 +232,7 @@ impl Options {
 }
 
 #[cfg(feature = "tls")]
-fn self_signed() -> Result<std::sync::Arc<portcullis::tls::ServerConfig>, Box<dyn Error>> {
+fn self_signed() -> Result<std::sync::Arc<portcullis::tls::rustls::ServerConfig>, Box<dyn Error>> {
     use portcullis::tls::rustls::{self, pki_types::PrivatePkcs8KeyDer};
     let names = [
         "localhost".to_owned(),

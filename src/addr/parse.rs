@@ -140,13 +140,6 @@ pub struct AddrError {
     problem: &'static str,
 }
 
-impl AddrError {
-    /// The text.
-    pub fn given(&self) -> &str {
-        &self.given
-    }
-}
-
 impl fmt::Display for AddrError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:?} {}", self.given, self.problem)

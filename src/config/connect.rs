@@ -89,7 +89,7 @@ impl Connect {
     #[cfg(feature = "tls")]
     pub fn tls(
         mut self,
-        config: impl Into<std::sync::Arc<crate::tls::ClientConfig>>,
+        config: impl Into<std::sync::Arc<crate::proto::tls::ClientConfig>>,
         server_name: impl AsRef<str>,
     ) -> Self {
         self.tls = Some(ClientTls::new(config.into(), server_name.as_ref()));

@@ -144,15 +144,6 @@ pub enum AtCapacity {
     },
 }
 
-impl AtCapacity {
-    /// Refuses without a farewell.
-    pub fn refuse() -> Self {
-        Self::Refuse {
-            farewell: Vec::new(),
-        }
-    }
-}
-
 /// Whether peers begin with a header that names the client they forward: the PROXY protocol,
 /// version 1 or 2 (haproxy, `doc/proxy-protocol.txt`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -6,8 +6,6 @@ use crate::error::{Error, Result};
 
 /// TCP keepalive (`tcp(7)`): finds peers that vanished without a FIN.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[must_use]
-#[non_exhaustive]
 pub struct Keepalive {
     /// Idle time before the first probe (TCP_KEEPIDLE). Whole seconds, 1 to 32767.
     pub time: Duration,
@@ -15,17 +13,6 @@ pub struct Keepalive {
     pub interval: Duration,
     /// Number of unanswered probes after which the connection ends (TCP_KEEPCNT), 1 to 127.
     pub retries: u32,
-}
-
-impl Keepalive {
-    /// Probes after `time`, then every `interval`, and gives up after `retries` probes.
-    pub fn new(time: Duration, interval: Duration, retries: u32) -> Self {
-        Self {
-            time,
-            interval,
-            retries,
-        }
-    }
 }
 
 /// Options of a listening socket and of the sockets accepted from it

@@ -54,7 +54,6 @@ pub(crate) trait ConnOps<A> {
     fn info(&self, id: ConnId) -> Option<ConnInfo>;
     fn local_addr(&self, id: ConnId) -> io::Result<Addr>;
     fn credentials(&self, id: ConnId) -> io::Result<Credentials>;
-    fn listener_name(&self, listener: ListenerId) -> Rc<str>;
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
     fn detach(
         &mut self,
@@ -227,7 +226,7 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// ```
     /// use std::sync::Arc;
-    /// use portcullis::tls::ServerConfig;
+    /// use portcullis::tls::rustls::ServerConfig;
     /// use portcullis::{Context, Handler, Outcome};
     ///
     /// struct App { tls: Arc<ServerConfig> }
@@ -335,18 +334,12 @@ impl<'a, A> Conn<'a, A> {
         self.id
     }
 
-    /// The address of the peer at the other end.
-    pub fn peer_addr(&self) -> Addr {
-        self.ops
-            .info(self.id)
-            .map_or_else(Addr::unspecified, |info| info.peer)
-    }
-
     /// The client's address: the one behind a trusted proxy if its header named one, else the
     /// peer's.
     pub fn source(&self) -> Addr {
-        let told = self.proxy().and_then(ProxyHeader::source);
-        told.map_or_else(|| self.peer_addr(), Addr::from)
+        self.ops
+            .info(self.id)
+            .map_or_else(Addr::unspecified, |info| info.source)
     }
 
     /// A trusted proxy's header about the client
@@ -396,14 +389,6 @@ impl<'a, A> Conn<'a, A> {
     /// DragonFly and Apple's systems do. Otherwise the kernel's error.
     pub fn credentials(&self) -> io::Result<Credentials> {
         self.ops.credentials(self.id)
-    }
-
-    /// The name of its listener; empty for an outgoing connection.
-    pub fn listener_name(&self) -> Rc<str> {
-        match self.ops.info(self.id).and_then(|info| info.listener) {
-            Some(listener) => self.ops.listener_name(listener),
-            None => Rc::from(""),
-        }
     }
 
     /// The connection's state.

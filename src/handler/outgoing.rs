@@ -52,7 +52,7 @@ impl<A> Conn<'_, A> {
     #[cfg(feature = "tls")]
     pub fn start_tls_client(
         &mut self,
-        config: impl Into<std::sync::Arc<crate::tls::ClientConfig>>,
+        config: impl Into<std::sync::Arc<crate::proto::tls::ClientConfig>>,
         server_name: impl AsRef<str>,
     ) -> Result<(), crate::StartTlsError> {
         let now = self.ops.now();

@@ -109,10 +109,7 @@ impl Life {
 
     pub(super) fn enter(&mut self, next: Phase) {
         let (from, to) = (self.state(), next.state());
-        debug_assert!(
-            from == to || from.may_become(to),
-            "{from} cannot become {to}"
-        );
+        debug_assert!(from == to || from.leads_to(to), "{from} cannot become {to}");
         self.phase = next;
     }
 

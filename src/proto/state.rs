@@ -34,6 +34,7 @@ pub enum State {
 
 impl State {
     /// All states.
+    #[cfg(any(test, feature = "sim"))]
     pub const ALL: &'static [Self] = &[
         Self::Accepting,
         Self::Connecting,
@@ -43,7 +44,12 @@ impl State {
     ];
 
     /// Returns whether `next` may follow this state.
+    #[cfg(feature = "sim")]
     pub const fn may_become(self, next: Self) -> bool {
+        self.leads_to(next)
+    }
+
+    pub(crate) const fn leads_to(self, next: Self) -> bool {
         matches!(
             (self, next),
             (

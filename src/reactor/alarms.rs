@@ -11,7 +11,9 @@
 use super::core::Core;
 use super::os::Os;
 use super::panic_guard::PanicGuard;
-use crate::alarm::{Alarm, AlarmInfo, AlarmKind, AlarmNotice, AlarmState};
+use std::time::Duration;
+
+use crate::alarm::{Alarm, AlarmInfo, AlarmKind, AlarmState};
 use crate::control::AlarmCallback;
 use crate::error::{Error, Result};
 use crate::id::AlarmId;
@@ -113,9 +115,16 @@ impl<A> Alarms<A> {
         let infos = self.all.iter().map(|watched| AlarmInfo {
             id: watched.id,
             alarm: watched.alarm,
-            raised: watched.raised_at.is_some(),
+            state: match watched.raised_at {
+                None => AlarmState::Cleared,
+                Some(raised) if watched.last_fired == Some(raised) => AlarmState::Raised,
+                Some(_) => AlarmState::StillRaised,
+            },
             value: value(core, watched.alarm.kind),
             threshold: watched.threshold(core),
+            since: watched
+                .raised_at
+                .map_or(Duration::ZERO, |raised| core.now.since(raised)),
         });
         infos.collect()
     }
@@ -157,7 +166,7 @@ impl<A> Alarms<A> {
         &mut self,
         core: &Core<O>,
         at: usize,
-    ) -> Option<(AlarmNotice, AlarmCallback<A>)> {
+    ) -> Option<(AlarmInfo, AlarmCallback<A>)> {
         let watched = self.all.get_mut(at)?;
         let (value, threshold) = (value(core, watched.alarm.kind), watched.threshold(core));
         let now = core.now;
@@ -177,9 +186,9 @@ impl<A> Alarms<A> {
         if state != AlarmState::Cleared {
             watched.last_fired = Some(now);
         }
-        let notice = AlarmNotice {
+        let notice = AlarmInfo {
             id: watched.id,
-            kind: watched.alarm.kind,
+            alarm: watched.alarm,
             state,
             value,
             threshold,

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::rc::Rc;
 use std::time::Duration;
 
 use super::detached_conns::Receiver;
@@ -77,11 +76,6 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 
     fn credentials(&self, id: ConnId) -> io::Result<Credentials> {
         self.core.stream(id)?.credentials()
-    }
-
-    fn listener_name(&self, id: ListenerId) -> Rc<str> {
-        let listener = self.core.listeners.by_id(id);
-        listener.map_or_else(|| Rc::from(""), |listener| Rc::clone(&listener.name))
     }
 
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) {

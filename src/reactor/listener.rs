@@ -21,7 +21,7 @@ use crate::access::Access;
 use crate::addr::Addr;
 use crate::config::AtCapacity;
 use crate::config::{Listen, ProxyProtocol, SourceLimits};
-use crate::id::{ListenerId, ListenerRef};
+use crate::id::{ListenerId, ListenerRef, Which};
 use crate::listener_info::{ListenerInfo, ListenerState};
 use crate::logs;
 use crate::proto::{ConnConfig, Machine, Pool, SharedMeters, Time, Traffic};
@@ -325,10 +325,10 @@ impl<L> Listener<L> {
     }
 
     pub(super) fn matches(&self, which: &ListenerRef) -> bool {
-        match which {
-            ListenerRef::Id(id) => self.id == *id,
-            ListenerRef::Port(port) => self.addr.port() == Some(*port),
-            ListenerRef::Name(name) => *self.name == **name,
+        match &which.0 {
+            Which::Id(id) => self.id == *id,
+            Which::Port(port) => self.addr.port() == Some(*port),
+            Which::Name(name) => *self.name == **name,
         }
     }
 }

@@ -111,11 +111,7 @@ impl<O: Os> Core<O> {
         stats.memory = self.memory.total();
         stats.paused_for_memory = self.memory.paused();
         stats.panics = self.guard.count();
-        let traffic = &self.conns.pool.traffic;
-        stats.bytes_in = traffic.bytes_in;
-        stats.bytes_out = traffic.bytes_out;
-        stats.frames_in = traffic.frames_in;
-        stats.frames_out = traffic.frames_out;
+        stats.traffic = self.conns.pool.traffic;
     }
 
     /// Publishes the counters to the handles on other threads.

@@ -443,7 +443,7 @@ impl<A> Sim<A> {
             if idle > SPIN {
                 // Buffered frames have no event, and are work.
                 let stats = self.reactor.ops().stats();
-                if done.replace(stats.frames_in) == Some(stats.frames_in) {
+                if done.replace(stats.traffic.frames_in) == Some(stats.traffic.frames_in) {
                     return Err(Violation(format!("the loop spins at {now:?}")));
                 }
                 idle = 0;

@@ -45,6 +45,6 @@ fn several_reads_that_came_at_once() {
             }
         }
         drop(still);
-        server.until("all is read", |stats| stats.bytes_in == sent);
+        server.until("all is read", |stats| stats.traffic.bytes_in == sent);
     }
 }

@@ -26,7 +26,7 @@ fn world<H: Handler + Clone + 'static>(listen: Listen, handler: H) -> (Server, T
         .expect("listen");
     let mut client = connect(tcp(&server.control().listeners()[0].addr));
     send2(&mut client, b"go");
-    while server.control().stats().frames_in == 0 {
+    while server.control().stats().traffic.frames_in == 0 {
         server.poll_once(&mut (), Some(PATIENCE)).expect("a turn");
     }
     // Whatever is judged at once is judged here.
@@ -84,7 +84,7 @@ fn the_write_timeout_begins_with_the_write() {
 
 #[cfg(feature = "tls")]
 #[derive(Clone)]
-struct Upgrades(std::sync::Arc<portcullis::tls::ServerConfig>);
+struct Upgrades(std::sync::Arc<portcullis::tls::rustls::ServerConfig>);
 
 #[cfg(feature = "tls")]
 impl Handler for Upgrades {

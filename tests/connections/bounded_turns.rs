@@ -381,7 +381,7 @@ fn a_flood_of_handshakes_leaves_most_of_the_work_to_open_connections() {
     }
     sim.step();
     for _ in 0..20 {
-        let before = (sim.app().turns.len(), sim.stats().bytes_in);
+        let before = (sim.app().turns.len(), sim.stats().traffic.bytes_in);
         for &client in &flood {
             sim.send(client, b"\x01");
         }
@@ -389,7 +389,10 @@ fn a_flood_of_handshakes_leaves_most_of_the_work_to_open_connections() {
         let frames = sim.app().turns.len() - before.0;
         assert!(frames / FRAMES > WORK / TURN / 2, "{frames}");
         let frame_bytes = (frames * EMPTY.len()) as u64;
-        assert!(sim.stats().bytes_in - before.1 > frame_bytes, "a handshake");
+        assert!(
+            sim.stats().traffic.bytes_in - before.1 > frame_bytes,
+            "a handshake"
+        );
     }
 }
 
@@ -408,7 +411,7 @@ fn frames_that_pass_with_the_end() {
     while sim.stats().open > 0 {
         sim.step();
         steps += 1;
-        let frames = sim.stats().frames_out as usize;
+        let frames = sim.stats().traffic.frames_out as usize;
         most = most.max(frames - sent);
         sent = frames;
         assert!(steps < CROWD, "it has an end");

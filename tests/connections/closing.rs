@@ -67,13 +67,13 @@ fn a_reset_in_every_state() {
     // In a header.
     let mut client = connect(addr);
     client.write_all(&[0]).expect("write");
-    server.until("it arrives", |stats| stats.bytes_in == 1);
+    server.until("it arrives", |stats| stats.traffic.bytes_in == 1);
     reset(client);
     ended(2, CloseReason::Reset);
     // In a frame.
     let mut client = connect(addr);
     client.write_all(b"\x00\x09part").expect("write");
-    server.until("it arrives", |stats| stats.bytes_in == 7);
+    server.until("it arrives", |stats| stats.traffic.bytes_in == 7);
     reset(client);
     ended(3, CloseReason::Reset);
     // Between two echoes.
@@ -326,7 +326,7 @@ fn the_linger_begins_once_the_peer_has_everything() {
     fn talk(server: &mut Server, mut client: impl Read + Write) {
         client.write_all(b"get\n").expect("write");
         turns_until(server, &mut (), |server, ()| {
-            server.control().stats().bytes_out >= LENGTH as u64
+            server.control().stats().traffic.bytes_out >= LENGTH as u64
         });
         let mut part = [0; LENGTH / STEPS];
         for _ in 0..STEPS {

@@ -519,7 +519,7 @@ fn a_finished_end_goes_on_reading() {
         send2(&mut client, b"and more");
     }
     server.until("all is read", |stats| {
-        stats.frames_in == 4 && stats.open == 1
+        stats.traffic.frames_in == 4 && stats.open == 1
     });
     client.shutdown(Shutdown::Write).expect("shutdown");
     let stats = server.until("it is over", |stats| stats.open == 0);
@@ -630,7 +630,7 @@ fn every_callback_can_connect() {
                 client.shutdown(Shutdown::Write).expect("shutdown");
             }
             if place == "drain" {
-                server.until("it is there", |stats| stats.frames_in == 1);
+                server.until("it is there", |stats| stats.traffic.frames_in == 1);
                 let (_, app) = server.finish();
                 assert!(app.outcomes[0].contains("drains"), "{:?}", app.outcomes);
                 continue;

@@ -476,7 +476,7 @@ impl Handler for Upgrades {
 /// handshake.
 #[test]
 fn an_open_connection_is_upgraded() {
-    struct Agrees(Arc<portcullis::tls::ServerConfig>, &'static str);
+    struct Agrees(Arc<portcullis::tls::rustls::ServerConfig>, &'static str);
     impl Handler for Agrees {
         fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
             if frame == STARTTLS {
@@ -580,7 +580,7 @@ fn openssl_serves_us() {
 #[test]
 fn a_self_signed_server_is_known_or_not() {
     let identity = self_signed(&[NAME]);
-    let config = portcullis::tls::ServerConfig::builder_with_provider(kit::tls::provider())
+    let config = portcullis::tls::rustls::ServerConfig::builder_with_provider(kit::tls::provider())
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()

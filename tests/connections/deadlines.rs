@@ -323,7 +323,7 @@ fn never_is_never_and_needs_no_clock() {
     let mut client = connect(server.addr());
     ping(&mut client, b"hello");
     client.write_all(b"\x00").expect("half a header");
-    server.until("it is there", |stats| stats.bytes_in == 8);
+    server.until("it is there", |stats| stats.traffic.bytes_in == 8);
     let iterations = server.handle.stats().iterations;
     client.write_all(b"\x01x").expect("the rest");
     assert_eq!(recv2(&mut client), b"x");

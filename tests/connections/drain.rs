@@ -162,7 +162,7 @@ fn what_was_in_flight_is_answered() {
     drop(clients);
     let (report, stats) = server.report();
     assert_eq!((report.ended, report.forced), (5, 0));
-    assert_eq!(stats.frames_in, u64::from(5 * FRAMES + 5));
+    assert_eq!(stats.traffic.frames_in, u64::from(5 * FRAMES + 5));
 }
 
 /// The watermark had paused reading when the drain began, and more bytes have arrived since.
@@ -218,7 +218,7 @@ fn a_slow_reader_gets_all_it_was_owed() {
     let mut client = connect_narrow(server.addr);
     send2(&mut client, b"nine megabytes");
     eventually("output waits", || {
-        server.handle.stats().frames_out == FRAMES as u64
+        server.handle.stats().traffic.frames_out == FRAMES as u64
     });
     server.handle.drain(AMPLE).expect("drain");
     for _ in 0..FRAMES {

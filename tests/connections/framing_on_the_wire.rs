@@ -45,13 +45,13 @@ fn a_byte_at_a_time() {
             client.write_all(&[*byte]).expect("write");
             // Each byte is a segment and a read of its own.
             server.until("the byte arrives", |stats| {
-                stats.bytes_in == sent as u64 + 1
+                stats.traffic.bytes_in == sent as u64 + 1
             });
         }
         client.shutdown(Shutdown::Write).expect("FIN");
         assert_eq!(read_to_end(&mut client), wire, "{framing:?}");
         assert_eq!(journal.until_closed(1), [CloseReason::Finished]);
-        assert_eq!(server.finish().0.bytes_in, bytes);
+        assert_eq!(server.finish().0.traffic.bytes_in, bytes);
     }
 }
 
@@ -75,7 +75,10 @@ fn ten_thousand_frames_in_one_write_while_another_is_served() {
     writer.join().expect("written");
     drop((flood, other));
     let (stats, ()) = server.finish();
-    assert_eq!((stats.frames_in, stats.frames_out), (10_010, 10_010));
+    assert_eq!(
+        (stats.traffic.frames_in, stats.traffic.frames_out),
+        (10_010, 10_010)
+    );
 }
 
 /// An empty frame is a message: Erlang delivers `<<>>`, and so does this server.
@@ -121,7 +124,11 @@ fn the_largest_frame_of_each_framing_is_whole() {
         writer.join().expect("written");
         // One frame in, one frame out: it came as a whole.
         let stats = server.ask(|(), control| control.stats());
-        assert_eq!((stats.frames_in, stats.frames_out), (1, 1), "{framing:?}");
+        assert_eq!(
+            (stats.traffic.frames_in, stats.traffic.frames_out),
+            (1, 1),
+            "{framing:?}"
+        );
     }
 }
 
@@ -167,7 +174,7 @@ fn a_large_promise_holds_only_what_came() {
         .write_all(&(8u32 * 1024 * 1024).to_be_bytes())
         .expect("write");
     client.write_all(b"four").expect("write");
-    server.until("it arrives", |stats| stats.bytes_in == 8);
+    server.until("it arrives", |stats| stats.traffic.bytes_in == 8);
     let info = server.ask(|(), control| control.connections());
     assert_eq!(info[0].buffered, 8);
     assert_eq!(info[0].state, State::Open);
@@ -185,7 +192,7 @@ fn a_line_without_end_ends_at_the_maximum() {
     let mut client = connect(server.addr());
     client.write_all(b"short\n").expect("write");
     client.write_all(&[b'x'; 1000]).expect("write");
-    server.until("it is there", |stats| stats.bytes_in == 1006);
+    server.until("it is there", |stats| stats.traffic.bytes_in == 1006);
     assert_eq!(
         journal.reasons(),
         [],

@@ -152,5 +152,5 @@ fn a_callback_that_sends_while_there_is_room_ends() {
     sim.set_send_buffer(client, usize::MAX / 2);
     sim.send(client, b"\0\x01x");
     sim.settle();
-    assert!(sim.stats().bytes_out >= 64 << 20);
+    assert!(sim.stats().traffic.bytes_out >= 64 << 20);
 }

@@ -100,9 +100,9 @@ fn in_order_between_small_ones_for_slow_readers() {
             }
         }
         let (stats, ()) = server.finish();
-        assert_eq!(stats.frames_out, 2 * 3 * 5);
+        assert_eq!(stats.traffic.frames_out, 2 * 3 * 5);
         assert_eq!(
-            stats.bytes_out,
+            stats.traffic.bytes_out,
             2 * (1..4)
                 .map(|request| answers(&framing, request).len() as u64)
                 .sum::<u64>()

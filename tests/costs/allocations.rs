@@ -46,9 +46,9 @@ impl Turned {
     #[track_caller]
     fn echo(&mut self, client: &mut TcpStream, message: &[u8], answer: &mut [u8]) {
         client.write_all(message).expect("sent");
-        let all = self.server.control().stats().bytes_out + message.len() as u64;
+        let all = self.server.control().stats().traffic.bytes_out + message.len() as u64;
         self.until("the echo", |server| {
-            server.control().stats().bytes_out >= all
+            server.control().stats().traffic.bytes_out >= all
         });
         client.read_exact(answer).expect("the echo");
         assert!(answer == message);
@@ -110,16 +110,16 @@ fn a_frame_in_pieces_allocates_nothing() {
     let mut echo_in_pieces = |turned: &mut Turned| {
         let stats = turned.server.control().stats();
         let (read, sent) = (
-            stats.bytes_in + front.len() as u64,
-            stats.bytes_out + message.len() as u64,
+            stats.traffic.bytes_in + front.len() as u64,
+            stats.traffic.bytes_out + message.len() as u64,
         );
         client.write_all(front).expect("sent");
         turned.until("the front", |server| {
-            server.control().stats().bytes_in >= read
+            server.control().stats().traffic.bytes_in >= read
         });
         client.write_all(back).expect("sent");
         turned.until("the echo", |server| {
-            server.control().stats().bytes_out >= sent
+            server.control().stats().traffic.bytes_out >= sent
         });
         client.read_exact(&mut answer).expect("the echo");
     };

@@ -80,7 +80,7 @@ fn descriptor(server: &Server) -> OwnedFd {
 /// What it comes to: that the events were there, and that they woke the loop often.
 fn check(server: &mut Server, clients: JoinHandle<()>, events: u64, woken: u64) {
     clients.join().expect("all served");
-    assert_eq!(server.control().stats().frames_in, events);
+    assert_eq!(server.control().stats().traffic.frames_in, events);
     // Clients that are ready at the same time share a wake-up.
     assert!(
         woken > events / BATCH / CLIENTS / 4,

@@ -292,11 +292,18 @@ fn stop_leaves_nothing_to_do_for_another_loop() {
 fn the_counters_can_be_read_while_the_loop_is_busy() {
     let server = members(Config::new());
     let _client = join(&server);
-    server.until("the frame's turn is over", |stats| stats.frames_in == 1);
+    server.until("the frame's turn is over", |stats| {
+        stats.traffic.frames_in == 1
+    });
     let held = hold(&server.handle);
     let stats = server.handle.stats();
     assert_eq!(
-        (stats.accepted, stats.open, stats.opened, stats.frames_in),
+        (
+            stats.accepted,
+            stats.open,
+            stats.opened,
+            stats.traffic.frames_in
+        ),
         (1, 1, 1, 1)
     );
     assert_eq!(server.handle.clone().stats(), stats);

@@ -115,9 +115,9 @@ fn a_turn_reads_no_more_than_its_budget_from_one_client() {
         turns_until(&mut server, &mut app, |_, app| app.0 > 0);
         for _ in 0..200 {
             // So that every turn has an event and work left over, the dearest case.
-            let (before, frames) = (server.control().stats().bytes_in, app.0);
+            let (before, frames) = (server.control().stats().traffic.bytes_in, app.0);
             server.poll_once(&mut app, Some(PATIENCE)).expect("a turn");
-            let read = server.control().stats().bytes_in - before;
+            let read = server.control().stats().traffic.bytes_in - before;
             assert!(
                 read <= bound,
                 "{read} bytes in one turn, the budget is {budget}"
@@ -148,9 +148,9 @@ fn nor_when_commands_for_that_client_come_in_the_same_turn() {
         for _ in 0..20 {
             handle.notify(id, ()).expect("notify");
         }
-        let before = server.control().stats().bytes_in;
+        let before = server.control().stats().traffic.bytes_in;
         turn(&mut server, &mut app);
-        let read = server.control().stats().bytes_in - before;
+        let read = server.control().stats().traffic.bytes_in - before;
         assert!(read <= 64 * 1024, "{read} bytes in one turn");
     }
     done.store(true, Ordering::Relaxed);
@@ -175,10 +175,10 @@ fn what_is_left_over_is_due_at_once_and_then_nothing_is_due() {
         send2(&mut client, &[7; 4096]);
     }
     turns_until(&mut server, &mut (), |server, ()| {
-        server.control().stats().frames_in > 0
+        server.control().stats().traffic.frames_in > 0
     });
     let begun = Instant::now();
-    while server.control().stats().frames_in < 100 {
+    while server.control().stats().traffic.frames_in < 100 {
         assert!(begun.elapsed() < PATIENCE, "not all was read");
         let wait = server.next_timeout();
         assert!(matches!(wait, None | Some(Duration::ZERO)), "{wait:?}");
@@ -300,7 +300,7 @@ fn twenty_thousand_messages_through_another_poll_and_no_wake_up_is_lost() {
     }
     clients.join().expect("all served");
     assert_eq!(
-        server.control().stats().frames_in,
+        server.control().stats().traffic.frames_in,
         u64::from(CLIENTS * EACH)
     );
 }
@@ -379,7 +379,7 @@ fn more_events_than_a_batch_are_left_over_work() {
     for client in &mut clients {
         send2(client, b"now");
     }
-    while server.control().stats().frames_in < CLIENTS as u64 {
+    while server.control().stats().traffic.frames_in < CLIENTS as u64 {
         assert!(
             outer.turn(&mut server, &mut ()),
             "a wake-up is lost: {server:?}"
@@ -399,7 +399,9 @@ fn two_hundred_idle_connections_do_not_wake_the_loop() {
         ping(client, b"here");
     }
     idle.ask(|(), _| ());
-    idle.until("the last turn is over", |stats| stats.frames_in == 200);
+    idle.until("the last turn is over", |stats| {
+        stats.traffic.frames_in == 200
+    });
     let busy = spawn_echo(Config::new(), local());
     let mut other = connect(busy.addr());
     // The turn that follows an echo may still be under way: let it end first.
@@ -492,10 +494,10 @@ fn two_servers_live_in_one_thread() {
     send2(&mut a, b"a");
     send2(&mut b, b"b");
     turns_until(&mut one, &mut (), |one, ()| {
-        one.control().stats().frames_out == 1
+        one.control().stats().traffic.frames_out == 1
     });
     turns_until(&mut two, &mut (), |two, ()| {
-        two.control().stats().frames_out == 1
+        two.control().stats().traffic.frames_out == 1
     });
     assert_eq!((recv2(&mut a), recv2(&mut b)), (b"a".into(), b"b".into()));
     // One ends, the other does not.
@@ -503,7 +505,7 @@ fn two_servers_live_in_one_thread() {
     await_end(&mut a);
     send2(&mut b, b"b again");
     turns_until(&mut two, &mut (), |two, ()| {
-        two.control().stats().frames_out == 2
+        two.control().stats().traffic.frames_out == 2
     });
     assert_eq!(recv2(&mut b), b"b again");
 }
@@ -595,7 +597,7 @@ fn a_server_is_a_field_and_its_handlers_are_chosen_at_run_time() {
     assert!(game.players[0].starts_with("HELLO"));
     let mut second = connect(addr);
     second.write_all(b"echo\n").expect("send");
-    while game.server.control().stats().frames_out == 0 {
+    while game.server.control().stats().traffic.frames_out == 0 {
         assert!(begun.elapsed() < PATIENCE);
         game.tick().expect("a turn");
     }

@@ -43,7 +43,7 @@ fn stale(server: &mut Server, addr: SocketAddr) -> (ConnId, TcpStream) {
     assert_ne!(server.control().connections()[0].id, id);
     send2(&mut second, b"mine");
     turns_until(server, &mut (), |server, ()| {
-        server.control().stats().frames_out == 1
+        server.control().stats().traffic.frames_out == 1
     });
     assert_eq!(recv2(&mut second), b"mine");
     (id, second)
@@ -65,7 +65,7 @@ fn a_stale_id_reaches_no_connection() {
     // The slot's new tenant has noticed nothing.
     send2(&mut tenant, b"still mine");
     turns_until(&mut server, &mut (), |server, ()| {
-        server.control().stats().frames_out == 2
+        server.control().stats().traffic.frames_out == 2
     });
     assert_eq!(recv2(&mut tenant), b"still mine");
     assert_eq!(server.control().stats().closed(CloseReason::Killed), 0);
@@ -242,7 +242,7 @@ fn a_blocking_question_on_the_loops_own_thread_is_an_error() {
     let mut client = connect(addr);
     send2(&mut client, b"sent to itself");
     turns_until(&mut server, &mut app, |server, _| {
-        server.control().stats().frames_out == 1
+        server.control().stats().traffic.frames_out == 1
     });
     assert_eq!(recv2(&mut client), b"sent to itself");
     assert_eq!(
@@ -268,7 +268,7 @@ fn a_loop_that_forgets_to_poll_harms_no_client() {
         send2(&mut &*client, b"here");
     }
     turns_until(&mut server, &mut (), |server, ()| {
-        server.control().stats().frames_out == 2
+        server.control().stats().traffic.frames_out == 2
     });
     assert_eq!(recv2(&mut talks), b"here");
     // Clients connect and send without a poll: as long as the timeouts are, and longer.
@@ -281,7 +281,7 @@ fn a_loop_that_forgets_to_poll_harms_no_client() {
     send2(&mut &late, b"I too");
     // The very first turns find both what has come and what is overdue. The first is judged first.
     turns_until(&mut server, &mut (), |server, ()| {
-        server.control().stats().frames_out == 4
+        server.control().stats().traffic.frames_out == 4
     });
     assert_eq!(recv2(&mut talks), b"while nobody looked");
     drop(silent);
@@ -312,7 +312,7 @@ fn a_loop_that_ignores_an_event_finds_it_later() {
     poll.poll(&mut events, Some(PATIENCE)).expect("poll");
     assert!(!events.is_empty());
     turns_until(&mut server, &mut (), |server, ()| {
-        server.control().stats().frames_out == 100
+        server.control().stats().traffic.frames_out == 100
     });
     for _ in 0..100 {
         assert_eq!(recv2(&mut client), b"unheard");
@@ -336,8 +336,8 @@ fn a_loop_that_polls_too_often_does_nothing() {
     }
     let after = server.control().stats();
     assert_eq!(
-        (after.bytes_in, after.open, after.iterations),
-        (before.bytes_in, 1, before.iterations + 1000)
+        (after.traffic.bytes_in, after.open, after.iterations),
+        (before.traffic.bytes_in, 1, before.iterations + 1000)
     );
     drop(client);
 }
@@ -373,7 +373,7 @@ fn a_workers_answer_after_the_drain_is_an_error() {
     let (handle, mut client) = (server.handle(), connect(addr));
     send2(&mut client, b"a long job");
     turns_until(&mut server, &mut (), |server, ()| {
-        server.control().stats().frames_in == 1
+        server.control().stats().traffic.frames_in == 1
     });
     let id = queue.recv_timeout(PATIENCE).expect("a job");
     // The grace is over before the worker is done.
@@ -447,7 +447,7 @@ fn each_turn_may_lend_another_state() {
     for (number, count) in counts.iter_mut().enumerate() {
         client.write_all(&packet2(b"one")).expect("sent");
         turns_until(&mut server, count, |server, _| {
-            server.control().stats().frames_in == number as u64 + 1
+            server.control().stats().traffic.frames_in == number as u64 + 1
         });
     }
     assert_eq!(counts, [1, 1]);

@@ -55,13 +55,13 @@ fn a_turn_delivers_no_more_frames_than_the_bursts() {
     let (mut frames, mut busiest, begun) = (0, 0, Instant::now());
     while frames < 2000 {
         assert!(begun.elapsed() < PATIENCE, "only {frames} frames");
-        let before = (frames, server.control().stats().bytes_in);
+        let before = (frames, server.control().stats().traffic.bytes_in);
         server
             .poll_once(&mut frames, Some(Duration::from_millis(16)))
             .expect("a turn");
         let (delivered, read) = (
             frames - before.0,
-            server.control().stats().bytes_in - before.1,
+            server.control().stats().traffic.bytes_in - before.1,
         );
         assert!(
             delivered <= PLAYERS as u64 * BURST,

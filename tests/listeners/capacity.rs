@@ -170,7 +170,11 @@ fn zero_admits_no_client() {
 
     let refusing = spawn_echo(
         Config::max_connections(0),
-        local().with(|listen| listen.at_capacity = AtCapacity::refuse()),
+        local().with(|listen| {
+            listen.at_capacity = AtCapacity::Refuse {
+                farewell: Vec::new(),
+            }
+        }),
     );
     await_end(&mut connect(refusing.addr()));
     refusing.until("it is counted", |stats| {

@@ -82,12 +82,12 @@ fn fifty_are_answered_beside_one_that_floods() {
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr())).collect();
     // Small frames, which are the dearest by the byte.
     let flood = Flood::of(server.addr(), packet2(b"flood").repeat(10_000));
-    server.until("it floods", |stats| stats.frames_in > 10_000);
-    let before = server.handle.stats().frames_in;
+    server.until("it floods", |stats| stats.traffic.frames_in > 10_000);
+    let before = server.handle.stats().traffic.frames_in;
     all_are_answered(&mut clients);
     // The flood went on meanwhile: it was answered beside it, not after it.
     server.until("and goes on", |stats| {
-        stats.frames_in > before + CLIENTS as u64 * u64::from(ROUNDS) + 10_000
+        stats.traffic.frames_in > before + CLIENTS as u64 * u64::from(ROUNDS) + 10_000
     });
     assert!(flood.stop() > 0);
 }
@@ -98,7 +98,7 @@ fn empty_frames_are_no_way_around_the_budget() {
     let server = answering(Config::new());
     let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(server.addr())).collect();
     let flood = Flood::of(server.addr(), vec![0; 100_000]);
-    server.until("it floods", |stats| stats.frames_in > 10_000);
+    server.until("it floods", |stats| stats.traffic.frames_in > 10_000);
     all_are_answered(&mut clients);
     assert!(flood.stop() > 0);
 }
@@ -134,16 +134,16 @@ fn ten_thousand_frames_in_one_write_do_not_keep_the_others_waiting() {
             .expect("send");
     });
     let (mut asked, mut answered, begun) = (0, 0, Instant::now());
-    while server.control().stats().frames_in - answered < 10_000 {
+    while server.control().stats().traffic.frames_in - answered < 10_000 {
         send2(&mut other, b"?now");
         asked += 1;
         while answered < asked {
             assert!(begun.elapsed() < PATIENCE, "no answer");
-            let before = server.control().stats().frames_in;
+            let before = server.control().stats().traffic.frames_in;
             server
                 .poll_once(&mut answered, Some(PATIENCE))
                 .expect("a turn");
-            let taken = server.control().stats().frames_in - before;
+            let taken = server.control().stats().traffic.frames_in - before;
             assert!(taken <= 170, "{taken} frames in one turn");
         }
         assert_eq!(recv2(&mut other), b"?now");
@@ -168,15 +168,15 @@ fn a_read_full_of_empty_frames_is_told_in_several_turns() {
     let (mut answered, begun) = (0, Instant::now());
     while answered == 0 {
         assert!(begun.elapsed() < PATIENCE, "no answer");
-        let before = server.control().stats().frames_in;
+        let before = server.control().stats().traffic.frames_in;
         server
             .poll_once(&mut answered, Some(PATIENCE))
             .expect("a turn");
-        let taken = server.control().stats().frames_in - before;
+        let taken = server.control().stats().traffic.frames_in - before;
         assert!(taken <= MOST, "{taken} frames in one turn");
     }
     assert_eq!(recv2(&mut client), b"?all");
-    assert_eq!(server.control().stats().frames_in, 20_001);
+    assert_eq!(server.control().stats().traffic.frames_in, 20_001);
 }
 
 /// A client that does not read its answers is paused, however much it sends.
@@ -215,7 +215,12 @@ fn one_that_does_not_read_its_answers_stops_no_other() {
 
 #[test]
 fn open_connections_are_served_in_a_flood_of_connects() {
-    for policy in [AtCapacity::Wait, AtCapacity::refuse()] {
+    for policy in [
+        AtCapacity::Wait,
+        AtCapacity::Refuse {
+            farewell: Vec::new(),
+        },
+    ] {
         let server = spawn_echo(
             Config::max_connections(CLIENTS + 10).with(|config| config.budgets.accepts = 8),
             local().with(|listen| listen.at_capacity = policy),

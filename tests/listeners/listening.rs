@@ -62,7 +62,7 @@ fn clients_can_connect_before_the_first_turn() {
         server
             .poll_once(&mut (), Some(Duration::from_millis(10)))
             .expect("turn");
-        server.control().stats().frames_out == 1
+        server.control().stats().traffic.frames_out == 1
     });
     assert_eq!(recv2(&mut client), b"early");
 }
@@ -325,8 +325,13 @@ fn a_bad_address_says_what_was_given() {
 fn a_bad_option_is_named() {
     let second = Duration::from_secs(1);
     let keepalive = |time, interval, retries| {
-        local()
-            .with(|listen| listen.socket.keepalive = Some(Keepalive::new(time, interval, retries)))
+        local().with(|listen| {
+            listen.socket.keepalive = Some(Keepalive {
+                time,
+                interval,
+                retries,
+            })
+        })
     };
     let bad = [
         (
@@ -451,14 +456,19 @@ fn a_bad_option_is_named() {
 fn the_limits_of_the_options_work() {
     let longest = Duration::from_secs(32_767);
     for listen in [
-        local()
-            .with(|listen| listen.socket.keepalive = Some(Keepalive::new(longest, longest, 127))),
         local().with(|listen| {
-            listen.socket.keepalive = Some(Keepalive::new(
-                Duration::from_secs(1),
-                Duration::from_secs(1),
-                1,
-            ));
+            listen.socket.keepalive = Some(Keepalive {
+                time: longest,
+                interval: longest,
+                retries: 127,
+            })
+        }),
+        local().with(|listen| {
+            listen.socket.keepalive = Some(Keepalive {
+                time: Duration::from_secs(1),
+                interval: Duration::from_secs(1),
+                retries: 1,
+            });
         }),
         local().with(|listen| {
             listen.socket.recv_buffer = Some(1);
@@ -618,7 +628,7 @@ fn a_listener_can_be_suspended_before_it_has_run() {
         server
             .poll_once(&mut (), Some(Duration::from_millis(10)))
             .expect("turn");
-        server.control().stats().frames_out == 1
+        server.control().stats().traffic.frames_out == 1
     });
     assert_eq!(recv2(&mut client), b"hello");
 }
@@ -663,7 +673,7 @@ fn a_closed_listener_frees_its_port_and_name_and_keeps_its_connections() {
     }
     eventually("all are answered", || {
         turn(&mut server);
-        server.control().stats().frames_out == 3
+        server.control().stats().traffic.frames_out == 3
     });
     for client in &mut clients {
         assert_eq!(recv2(client), b"served");
@@ -716,7 +726,11 @@ mod linux {
             "{seen}"
         );
 
-        let keepalive = Keepalive::new(Duration::from_secs(30_000), Duration::from_secs(7), 3);
+        let keepalive = Keepalive {
+            time: Duration::from_secs(30_000),
+            interval: Duration::from_secs(7),
+            retries: 3,
+        };
         let listen = local().with(|listen| {
             listen.socket.keepalive = Some(keepalive);
             listen.socket.recv_buffer = Some(50_000);
@@ -770,7 +784,9 @@ mod linux {
                 control.conn(id).expect("there").send(b"x")
             });
             sent.expect("sent");
-            server.until("it is written", |stats| stats.bytes_out == 3 * (20 + at));
+            server.until("it is written", |stats| {
+                stats.traffic.bytes_out == 3 * (20 + at)
+            });
         }
         let mut seen = String::new();
         eventually("all is acknowledged", || {

@@ -355,7 +355,7 @@ fn silent_peers_of_a_plain_listener_make_room_at_the_cap() {
     assert_eq!((sim.stats().accepted, sim.stats().open), (5, 4));
     sim.send(newcomer, b"\0\x02hi");
     sim.settle();
-    assert_eq!(sim.stats().frames_in, 1);
+    assert_eq!(sim.stats().traffic.frames_in, 1);
     assert_eq!(
         sim.app().0,
         [CloseReason::Evicted],
@@ -417,7 +417,11 @@ fn a_listener_of_subscribers_keeps_its_silent_connections() {
 
 #[test]
 fn a_listener_that_refuses_evicts_first() {
-    let refuses = plain().with(|listen| listen.at_capacity = AtCapacity::refuse());
+    let refuses = plain().with(|listen| {
+        listen.at_capacity = AtCapacity::Refuse {
+            farewell: Vec::new(),
+        }
+    });
     let (mut sim, addr, clients, newcomer) = full_of(refuses, 0);
     assert_eq!(sim.state(newcomer), ClientState::Finished, "all were young");
     let late = connect(&mut sim, addr, 1)[0];
@@ -500,7 +504,9 @@ fn at_the_limit_of_a_listener_connections_that_have_sent_a_frame_stay() {
 fn a_listener_that_refuses_evicts_at_its_own_limit_first() {
     let refuses = plain().with(|listen| {
         listen.max_connections = Some(4);
-        listen.at_capacity = AtCapacity::refuse();
+        listen.at_capacity = AtCapacity::Refuse {
+            farewell: Vec::new(),
+        };
     });
     let (mut sim, addr, clients, newcomer) = own_limit(refuses);
     assert_eq!(sim.state(newcomer), ClientState::Finished, "all were young");

@@ -41,11 +41,14 @@ impl Handler<Heard> for Recorder {
             Some(header) => format!(
                 "v{} {source} alpn {:?} authority {:?} id {:?}",
                 header.version,
-                header.tlvs.alpn().map(String::from_utf8_lossy),
-                header.tlvs.authority(),
-                header.tlvs.unique_id().map(String::from_utf8_lossy),
+                header.tlvs.get(0x01).map(String::from_utf8_lossy),
+                header.tlvs.get(0x02).map(String::from_utf8_lossy),
+                header.tlvs.get(0x05).map(String::from_utf8_lossy),
             ),
-            None => format!("none {}", source == cx.conn.peer_addr().to_string()),
+            None => format!(
+                "none {}",
+                source == cx.conn.info().expect("it is there").peer.to_string()
+            ),
         };
         assert_eq!(
             cx.conn.info().expect("it is there").source.to_string(),

@@ -435,11 +435,11 @@ fn a_connection_reads_no_faster_than_its_rate() {
     let client = sim.connect(addr).expect("it listens");
     sim.send(client, &b"\0\x08abcdefgh".repeat(1000));
     sim.settle();
-    assert_eq!(sim.stats().bytes_in, 500);
+    assert_eq!(sim.stats().traffic.bytes_in, 500);
     for second in 1..=9 {
         let iterations = sim.stats().iterations;
         sim.advance(millis(1000));
-        let read = sim.stats().bytes_in;
+        let read = sim.stats().traffic.bytes_in;
         assert!(
             (460 + second * 1000..=500 + second * 1000).contains(&read),
             "{read}"

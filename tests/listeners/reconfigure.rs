@@ -162,11 +162,11 @@ fn an_open_port_keeps_its_socket() {
         }),
         ("reuse_port", |listen| listen.socket.reuse_port = true),
         ("keepalive", |listen| {
-            listen.socket.keepalive = Some(Keepalive::new(
-                Duration::from_secs(9),
-                Duration::from_secs(9),
-                9,
-            ));
+            listen.socket.keepalive = Some(Keepalive {
+                time: Duration::from_secs(9),
+                interval: Duration::from_secs(9),
+                retries: 9,
+            });
         }),
         ("recv_buffer", |listen| {
             listen.socket.recv_buffer = Some(4096)

@@ -93,7 +93,11 @@ fn the_port_answers_after_a_stampede() {
                         .expect("good"),
                     _ => control
                         .reconfigure_listener("it", |listen| match number % 3 {
-                            0 => listen.at_capacity = AtCapacity::refuse(),
+                            0 => {
+                                listen.at_capacity = AtCapacity::Refuse {
+                                    farewell: Vec::new(),
+                                }
+                            }
                             1 => listen.at_capacity = AtCapacity::Wait,
                             _ => listen.max_connections = Some(number + 1),
                         })

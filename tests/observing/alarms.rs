@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use portcullis::sim::{Call, ClientId, Scripted, Sim};
 use portcullis::{
-    Alarm, AlarmId, AlarmKind, AlarmNotice, AlarmState, Config, Context, Control, Error, Framing,
+    Alarm, AlarmId, AlarmInfo, AlarmKind, AlarmState, Config, Context, Control, Error, Framing,
     Handler, Listen, Outcome, Quota,
 };
 
@@ -35,7 +35,7 @@ struct World {
     clock: Rc<Cell<u64>>,
 }
 
-fn note(app: &mut App, _: &mut Control<'_, App>, notice: &AlarmNotice) {
+fn note(app: &mut App, _: &mut Control<'_, App>, notice: &AlarmInfo) {
     let when = app.epoch.get();
     app.log
         .push((when, notice.state, notice.value, notice.threshold));
@@ -260,11 +260,11 @@ fn thresholds_follow_the_cap() {
     assert_eq!(
         (
             infos[0].id,
-            infos[0].raised,
+            infos[0].state,
             infos[0].value,
             infos[0].threshold
         ),
-        (number, true, 20, 10)
+        (number, Raised, 20, 10)
     );
 }
 
@@ -350,7 +350,7 @@ fn a_callback_has_the_server_and_may_panic() {
     let mut world = World::new(Config::new());
     let kept = Rc::new(());
     let held = Rc::clone(&kept);
-    let sheds = move |app: &mut App, control: &mut Control<'_, App>, notice: &AlarmNotice| {
+    let sheds = move |app: &mut App, control: &mut Control<'_, App>, notice: &AlarmInfo| {
         let _ = &held;
         note(app, control, notice);
         if notice.state == Raised {
@@ -398,7 +398,7 @@ fn a_destructor_may_panic() {
     let mut world = World::new(Config::new());
     let arm = |world: &mut World| {
         let bomb = Bomb;
-        let callback = move |_: &mut App, _: &mut Control<'_, App>, _: &AlarmNotice| {
+        let callback = move |_: &mut App, _: &mut Control<'_, App>, _: &AlarmInfo| {
             let _ = &bomb;
         };
         let armed = world
@@ -488,7 +488,7 @@ fn what_can_never_or_always_be_reached_is_refused_in_words() {
         .expect_err("always reached");
     assert_eq!(world.sim.control().alarms()[0].alarm, Alarm::connections(1));
     assert_eq!(
-        world.sim.control().alarms()[0].alarm.kind(),
+        world.sim.control().alarms()[0].alarm.kind,
         AlarmKind::Connections
     );
     assert!(world.sim.control().remove_alarm(id));

@@ -76,7 +76,7 @@ fn frames_are_counted_by_the_size_of_their_payload() {
     );
     assert_eq!(seen.frame_size_in.quantile(0.5), 4);
     let stats = sim.stats();
-    assert_eq!((stats.frames_in, stats.frames_out), (7, 7));
+    assert_eq!((stats.traffic.frames_in, stats.traffic.frames_out), (7, 7));
 }
 
 #[test]
@@ -84,7 +84,11 @@ fn ages_are_those_of_all_that_had_a_slot() {
     let config = Config::max_connections(2);
     let (mut sim, addr) = world(
         config,
-        listen().with(|listen| listen.at_capacity = AtCapacity::refuse()),
+        listen().with(|listen| {
+            listen.at_capacity = AtCapacity::Refuse {
+                farewell: Vec::new(),
+            }
+        }),
     );
     let clients = [sim.connect(addr), sim.connect(addr)].map(|client| client.expect("a listener"));
     sim.settle();

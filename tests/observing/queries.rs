@@ -197,8 +197,8 @@ fn closing_a_listener_twice_or_an_unknown_one_is_an_error() {
     };
     let (id, port) = (server.listeners[0].id, server.addr().port());
     let [by_id, by_port, by_name] = [
-        ListenerRef::Id(id),
-        ListenerRef::Port(port),
+        ListenerRef::from(id),
+        ListenerRef::from(port),
         ListenerRef::from("games"),
     ];
     assert_eq!(close(by_name.clone()), Ok(()));
@@ -240,7 +240,7 @@ fn a_closed_listeners_name_can_be_taken_again() {
     let mut client = connect(addr);
     send2(&mut client, b"in");
     let begun = Instant::now();
-    while server.control().stats().frames_out == 0 {
+    while server.control().stats().traffic.frames_out == 0 {
         assert!(begun.elapsed() < PATIENCE);
         server.poll_once(&mut (), Some(SHORT)).expect("a turn");
     }
@@ -310,9 +310,11 @@ fn the_state_tells_why_a_listener_takes_no_client() {
 fn a_listener_that_refuses_is_never_full() {
     let server = spawn_echo(
         Config::max_connections(1),
-        local()
-            .name("polite")
-            .with(|listen| listen.at_capacity = AtCapacity::refuse()),
+        local().name("polite").with(|listen| {
+            listen.at_capacity = AtCapacity::Refuse {
+                farewell: Vec::new(),
+            }
+        }),
     );
     ping(&mut connect(server.addr()), b"in");
     let info = server.handle.listener("polite", PATIENCE).expect("there");

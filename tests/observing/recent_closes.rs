@@ -118,7 +118,11 @@ fn an_error_may_say_anything() {
 fn a_refused_client_is_listed_too() {
     let (mut sim, addr) = world(
         Config::max_connections(1),
-        listen().with(|listen| listen.at_capacity = AtCapacity::refuse()),
+        listen().with(|listen| {
+            listen.at_capacity = AtCapacity::Refuse {
+                farewell: Vec::new(),
+            }
+        }),
     );
     connect(&mut sim, addr);
     let refused = connect(&mut sim, addr);

@@ -48,9 +48,11 @@ fn door(refusals: Vec<Option<&'static str>>) -> (Running, mpsc::Receiver<Told>) 
     let (tell, told) = mpsc::channel();
     let server = spawn(move || {
         let mut server = Server::new(Config::max_connections(1)).expect("server");
-        let listen = local()
-            .name("door")
-            .with(|listen| listen.at_capacity = AtCapacity::refuse());
+        let listen = local().name("door").with(|listen| {
+            listen.at_capacity = AtCapacity::Refuse {
+                farewell: Vec::new(),
+            }
+        });
         server
             .listen_with(
                 listen,
@@ -76,10 +78,10 @@ fn a_new_server_has_counted_nothing() {
     let counters = [
         stats.accepted,
         stats.opened,
-        stats.bytes_in,
-        stats.bytes_out,
-        stats.frames_in,
-        stats.frames_out,
+        stats.traffic.bytes_in,
+        stats.traffic.bytes_out,
+        stats.traffic.frames_in,
+        stats.traffic.frames_out,
         stats.out_of_fds,
         stats.accept_errors,
         stats.undeliverable,
@@ -100,7 +102,7 @@ fn each_connection_is_counted_once() {
     for client in &mut clients {
         ping(client, b"in");
     }
-    let stats = server.until("five are in", |stats| stats.frames_out == 5);
+    let stats = server.until("five are in", |stats| stats.traffic.frames_out == 5);
     assert_eq!(
         (stats.accepted, stats.opened, stats.open, stats.peak),
         (5, 5, 5, 5)
@@ -129,24 +131,28 @@ fn bytes_and_frames_are_those_on_the_wire() {
         ping(&mut client, payload);
     }
     let stats = server.until("three frames", |stats| {
-        stats.frames_out == 3 && stats.bytes_out == 1011
+        stats.traffic.frames_out == 3 && stats.traffic.bytes_out == 1011
     });
-    assert_eq!((stats.bytes_in, stats.frames_in), (1011, 3));
+    assert_eq!((stats.traffic.bytes_in, stats.traffic.frames_in), (1011, 3));
     // A piece of a frame is bytes, not a frame.
     client.write_all(&packet2(b"rest")[..3]).expect("send");
     server.until("a piece", |stats| {
-        stats.bytes_in == 1014 && stats.frames_in == 3
+        stats.traffic.bytes_in == 1014 && stats.traffic.frames_in == 3
     });
     client.write_all(b"est").expect("send");
     assert_eq!(recv2(&mut client), b"rest");
     server.until("the rest", |stats| {
-        stats.bytes_in == 1017 && stats.frames_in == 4
+        stats.traffic.bytes_in == 1017 && stats.traffic.frames_in == 4
     });
     // They stay when the connection goes.
     drop(client);
     let stats = server.until("it has gone", |stats| stats.open == 0);
     assert_eq!(
-        (stats.bytes_in, stats.bytes_out, stats.frames_out),
+        (
+            stats.traffic.bytes_in,
+            stats.traffic.bytes_out,
+            stats.traffic.frames_out
+        ),
         (1017, 1017, 4)
     );
 }
@@ -239,14 +245,18 @@ fn the_refused_are_counted_and_their_service_hears_of_them() {
     let mut client = connect(server.addr());
     ping(&mut client, b"in");
     let stats = server.until("all are counted", |stats| {
-        stats.closed(CloseReason::Refused) == 2 && stats.frames_out == 1
+        stats.closed(CloseReason::Refused) == 2 && stats.traffic.frames_out == 1
     });
     // Accepted they were; a slot they had not.
     assert_eq!(
         (stats.accepted, stats.opened, stats.open, stats.peak),
         (3, 1, 1, 1)
     );
-    assert_eq!(stats.bytes_out, 8 + 4, "the farewell is on the wire too");
+    assert_eq!(
+        stats.traffic.bytes_out,
+        8 + 4,
+        "the farewell is on the wire too"
+    );
 }
 
 /// A refusal is an orderly end even for a client that has written already: its unread bytes do not make it a reset.
@@ -423,7 +433,7 @@ fn undeliverable_is_what_the_loop_could_not_do() {
     drop(held);
     let stats = server.until("three came to nothing", |stats| stats.undeliverable == 3);
     assert_eq!(
-        (stats.frames_out, stats.closed(CloseReason::Killed)),
+        (stats.traffic.frames_out, stats.closed(CloseReason::Killed)),
         (2, 1)
     );
 }
@@ -547,7 +557,7 @@ fn listeners_count_apart_and_add_up() {
     assert_eq!((one.traffic.frames_in, one.traffic.frames_out), (2, 2));
     assert_eq!(
         one.traffic.bytes_in + two.traffic.bytes_in + open,
-        stats.bytes_in
+        stats.traffic.bytes_in
     );
     let text = metrics.to_string();
     for line in [

@@ -400,9 +400,11 @@ fn the_tree_of_many_is_short() {
 fn a_handle_shows_the_tree() {
     let server = spawn_echo(
         Config::new(),
-        local()
-            .name("echo")
-            .with(|listen| listen.at_capacity = AtCapacity::refuse()),
+        local().name("echo").with(|listen| {
+            listen.at_capacity = AtCapacity::Refuse {
+                farewell: Vec::new(),
+            }
+        }),
     );
     let mut client = connect(server.addr());
     ping(&mut client, b"hello");

@@ -76,7 +76,7 @@ fn the_table_of_reasons_has_all_of_them() {
         .collect();
     let expected: Vec<_> = CloseReason::ALL
         .iter()
-        .map(|reason| (format!("`{reason:?}`"), reason.as_str().to_owned()))
+        .map(|reason| (format!("`{reason:?}`"), reason.to_string()))
         .collect();
     let named: Vec<_> = rows
         .iter()

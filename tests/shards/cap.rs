@@ -133,7 +133,11 @@ fn a_storm_never_exceeds_the_cap_and_every_client_is_served() {
 #[test]
 fn a_storm_of_refusals_never_passes_the_cap() {
     const CLIENTS: usize = 8;
-    let listen = local().with(|listen| listen.at_capacity = AtCapacity::refuse());
+    let listen = local().with(|listen| {
+        listen.at_capacity = AtCapacity::Refuse {
+            farewell: Vec::new(),
+        }
+    });
     let (shards, addr, gauge) = spawn(Config::max_connections(2), 2, listen);
     let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
@@ -167,7 +171,7 @@ fn a_free_place_is_found_by_another_shard() {
         let (shards, addr, _) = spawn(Config::max_connections(1), 2, local().name("door"));
         let mut first = connect(addr);
         ping(&mut first, b"first");
-        let home = shards.handle.shard(home(&shards)).expect("a shard");
+        let home = shards.handle.shards().nth(home(&shards)).expect("a shard");
         home.call(PATIENCE, |(), control| control.suspend("door"))
             .expect("answered")
             .expect("suspended");
@@ -196,7 +200,7 @@ fn a_free_place_is_found_by_another_shard() {
 fn a_busy_shard_strands_no_client() {
     let (shards, addr, _) = spawn(Config::new(), 2, local());
     for shard in [0, 1] {
-        let busy = hold(&shards.handle.shard(shard).expect("a shard"));
+        let busy = hold(&shards.handle.shards().nth(shard).expect("a shard"));
         let mut clients: Vec<_> = (0..100).map(|_| connect(addr)).collect();
         for client in &mut clients {
             ping(client, b"served meanwhile");
@@ -210,7 +214,7 @@ fn a_busy_shard_strands_no_client() {
 fn a_suspended_shard_strands_no_client() {
     let (shards, addr, _) = spawn(Config::new(), 2, local().name("door"));
     let suspend = |(): &mut (), control: &mut portcullis::Control<'_, ()>| control.suspend("door");
-    let one = shards.handle.shard(0).expect("a shard");
+    let one = shards.handle.shards().next().expect("a shard");
     one.call(PATIENCE, suspend)
         .expect("answered")
         .expect("there");
@@ -368,7 +372,7 @@ fn the_places_of_a_shard_that_ends_are_free() {
     }
     let going = home(&shards);
     let held = held_by_each(&shards)[going];
-    let going = shards.handle.shard(going).expect("a shard");
+    let going = shards.handle.shards().nth(going).expect("a shard");
     going.stop().expect("it runs");
     for client in waiting.iter_mut().take(held) {
         assert_eq!(recv2(client), b"waiting");
@@ -391,7 +395,7 @@ fn outgoing_connections_share_it() {
     let (shards, addr, _) = spawn(Config::max_connections(3), 2, local());
     let handle = shards.handle.clone();
     let dial = move |shard: usize| {
-        let shard = handle.shard(shard).expect("there are two");
+        let shard = handle.shards().nth(shard).expect("there are two");
         let dial = move |(): &mut (), control: &mut Control<'_, ()>| {
             control.connect(
                 to,
@@ -420,7 +424,8 @@ fn outgoing_connections_share_it() {
     }
     shards
         .handle
-        .shard(0)
+        .shards()
+        .next()
         .expect("there")
         .kill(first)
         .expect("it runs");

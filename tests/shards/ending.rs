@@ -85,7 +85,7 @@ fn one_shard_ends_and_no_client_notices() {
         })
         .collect();
     for shard in [0, 2] {
-        let handle = shards.handle.shard(shard).expect("a shard");
+        let handle = shards.handle.shards().nth(shard).expect("a shard");
         handle.suspend_and_drain();
         eventually("it has gone", || handle.stop().is_err());
     }
@@ -177,14 +177,14 @@ fn a_stopped_shard_leaves_the_sums() {
     for client in &mut clients {
         ping(client, b"inside");
     }
-    let going = shards.handle.shard(1).expect("a shard");
+    let going = shards.handle.shards().nth(1).expect("a shard");
     let left = held_by_each(&shards)[0];
     going.stop().expect("it runs");
     eventually("it has ended", || going.stop().is_err());
     let stats = current_stats(&shards.handle);
     assert_eq!((stats.open, stats.accepted), (left, 8));
     assert_eq!(stats.closed_total(), (8 - left) as u64);
-    assert_eq!(stats.frames_in, 8);
+    assert_eq!(stats.traffic.frames_in, 8);
     eventually("the same is published", || {
         let published = shards.handle.stats();
         (published.open, published.accepted) == (stats.open, stats.accepted)

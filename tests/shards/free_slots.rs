@@ -160,9 +160,19 @@ fn waiting(shards: &Spawned, addr: SocketAddr) -> TcpStream {
 #[test]
 fn a_client_that_gets_no_slot_takes_none() {
     for (denies, policy) in [
-        (true, AtCapacity::refuse()),
+        (
+            true,
+            AtCapacity::Refuse {
+                farewell: Vec::new(),
+            },
+        ),
         (true, AtCapacity::Wait),
-        (false, AtCapacity::refuse()),
+        (
+            false,
+            AtCapacity::Refuse {
+                farewell: Vec::new(),
+            },
+        ),
         (false, AtCapacity::Wait),
     ] {
         let (stops, stopped) = stops();
@@ -196,7 +206,7 @@ fn a_client_that_gets_no_slot_takes_none() {
         let turned_away = if denies {
             connect_from("127.0.0.2:0", addr)
         } else {
-            let busy = hold(&shards.handle.shard(1).expect("a shard"));
+            let busy = hold(&shards.handle.shards().nth(1).expect("a shard"));
             let client = connect(addr);
             stopped.wait();
             drop(busy);
@@ -241,7 +251,11 @@ impl Handler for Idle {
 #[test]
 fn no_client_is_refused_while_none_is_connected() {
     for (count, cap) in [(2, 1), (3, 1), (4, 2)] {
-        let listen = local().with(|listen| listen.at_capacity = AtCapacity::refuse());
+        let listen = local().with(|listen| {
+            listen.at_capacity = AtCapacity::Refuse {
+                farewell: Vec::new(),
+            }
+        });
         let (shards, addr, _stopped, _) = spawn(cap, count, listen);
         let free = format!("free: {cap},");
         for _ in 0..300 {
@@ -270,7 +284,7 @@ fn a_freed_slot_is_found_while_its_shard_is_stopped() {
             });
         }
         let mut waits = waiting(&shards, addr);
-        let busy = hold(&shards.handle.shard(0).expect("a shard"));
+        let busy = hold(&shards.handle.shards().nth(0).expect("a shard"));
         if !detached {
             drop(goes);
         }
@@ -303,12 +317,12 @@ fn the_cap_counts_detached_connections_of_an_ended_shard() {
     }
     let left = || obeys.left.lock().expect("no panic").len();
     eventually("both have left", || left() == 2);
-    let going = shards.handle.shard(0).expect("a shard");
+    let going = shards.handle.shards().nth(0).expect("a shard");
     going.stop().expect("it runs");
     eventually("it has ended", || going.stop().is_err());
     let mut waits = connect(addr);
     send2(&mut waits, b"waiting");
-    let other = shards.handle.shard(1).expect("a shard");
+    let other = shards.handle.shards().nth(1).expect("a shard");
     for _ in 0..3 {
         let asked = other.call(PATIENCE, |(), control| control.stats().accepted);
         assert_eq!(asked, Ok(0), "there is no slot");

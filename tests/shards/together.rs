@@ -108,7 +108,7 @@ fn all_shards_have_clients_of_one_port() {
 fn the_shard_with_fewer_connections_takes_the_next() {
     let mut tries = (0..20).map(|_| {
         let shards = shards(2, local());
-        let busy = kit::net::hold(&shards.handle.shard(1).expect("a shard"));
+        let busy = kit::net::hold(&shards.handle.shards().nth(1).expect("a shard"));
         let mut clients: Vec<_> = (0..100).map(|_| connect(addr(&shards))).collect();
         assert!(clients.iter_mut().all(|client| asked(client) == 0));
         drop(busy);
@@ -270,7 +270,7 @@ fn a_unix_socket_is_shared_and_removed_by_the_last() {
         let name = name.clone();
         let close =
             move |_: &mut _, control: &mut portcullis::Control<'_, _>| control.close_listener(name);
-        let handle = shards.handle.shard(shard).expect("a shard");
+        let handle = shards.handle.shards().nth(shard).expect("a shard");
         handle
             .call(PATIENCE, close)
             .expect("answered")
@@ -318,14 +318,14 @@ fn one_handle_reaches_all() {
     let many = Err(HandleError::ManyShards);
     assert_eq!(handle.post(|_, _| ()), many);
     assert_eq!(handle.call(PATIENCE, |_, _| ()), many);
-    let own = handle.shard(shard).expect("a shard");
+    let own = handle.shards().nth(shard).expect("a shard");
     for knows in [&own, &handle] {
         assert!(knows.is_live(found.id));
         knows.send(found.id, "news").expect("alive");
         assert_eq!(recv2(&mut clients[1]), b"news");
     }
     let id = found.id;
-    let other = handle.shard(0).expect("a shard");
+    let other = handle.shards().nth(0).expect("a shard");
     let gone = Err(HandleError::NoConnection(id));
     assert!(!other.is_live(id));
     assert_eq!(other.send(id, "news"), gone);
@@ -335,7 +335,7 @@ fn one_handle_reaches_all() {
         (control.kill(id), control.conn(id).is_none())
     });
     assert_eq!(asked, Ok((false, true)));
-    assert!(handle.shard(2).is_none());
+    assert!(handle.shards().nth(2).is_none());
     handle.kill(id).expect("alive");
     await_end(&mut clients[1]);
     eventually("its slot is free", || !handle.is_live(id));
@@ -368,7 +368,7 @@ fn one_handle_reaches_all() {
     let frames = metrics.histograms.frame_size_in.count();
     assert_eq!(
         (frames, metrics.descriptors),
-        (metrics.stats.frames_in, metrics.stats.open + 2)
+        (metrics.stats.traffic.frames_in, metrics.stats.open + 2)
     );
     finish(shards);
 }
@@ -416,7 +416,7 @@ fn what_is_changed_is_changed_in_all() {
     let set = |_: &mut usize, control: &mut portcullis::Control<'_, usize>| {
         control.reconfigure(|config| config.max_connections = 70)
     };
-    let one = handle.shard(1).expect("a shard");
+    let one = handle.shards().nth(1).expect("a shard");
     one.call(PATIENCE, set).expect("answered").expect("changed");
     assert_eq!(handle.stats().max_connections, 70, "it is the cap of all");
 
@@ -457,7 +457,7 @@ fn a_shard_that_asks_all_does_not_wait_for_itself() {
     let shards = shards(2, local());
     let (handle, own) = (
         shards.handle.clone(),
-        shards.handle.shard(1).expect("a shard"),
+        shards.handle.shards().nth(1).expect("a shard"),
     );
     let answer = own.call(PATIENCE, move |_, _| {
         handle.call_each(PATIENCE, |_, _, _| ())
@@ -474,7 +474,7 @@ fn a_job_that_panics_or_is_late_is_told() {
         .call_each(PATIENCE, |shard, _, _| assert_eq!(shard, 0));
     assert_eq!(panicked, Err(HandleError::Panicked));
     eventually("it is counted", || shards.handle.stats().panics == 1);
-    let busy = kit::net::hold(&shards.handle.shard(0).expect("a shard"));
+    let busy = kit::net::hold(&shards.handle.shards().nth(0).expect("a shard"));
     let late = shards
         .handle
         .call_each(Duration::from_millis(1), |_, _, _| ());
@@ -488,7 +488,12 @@ fn after_the_end_the_handle_says_so() {
     let shards = shards(2, local());
     let handle: Handle<usize> = shards.handle.clone();
     // Those that still run are asked without those that have gone.
-    handle.shard(0).expect("a shard").stop().expect("it runs");
+    handle
+        .shards()
+        .nth(0)
+        .expect("a shard")
+        .stop()
+        .expect("it runs");
     eventually("one has gone", || {
         handle
             .call_each(PATIENCE, |_, app, _| *app)

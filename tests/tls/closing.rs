@@ -41,10 +41,10 @@ fn serve<H: Handler + 'static>(listen: Listen, make: impl Fn() -> H + Send + 'st
 /// Sends these bytes as they are, and waits until the server has read them.
 #[track_caller]
 fn send_wire<A: Send + 'static>(server: &Running<A>, client: &mut TlsClient, wire: &[u8]) {
-    let before = current_stats(&server.handle).bytes_in;
+    let before = current_stats(&server.handle).traffic.bytes_in;
     client.sock.write_all(wire).expect("sent");
     server.until("it has arrived", |stats| {
-        stats.bytes_in >= before + wire.len() as u64
+        stats.traffic.bytes_in >= before + wire.len() as u64
     });
 }
 
@@ -432,7 +432,7 @@ fn a_reset_is_a_reset() {
             let hello = wire_of(&mut session(&site.client(version)));
             tcp.write_all(&hello[..cut.min(hello.len())]).expect("sent");
             server.until("it is in", |stats| {
-                stats.open == 1 && stats.bytes_in >= cut.min(hello.len()) as u64
+                stats.open == 1 && stats.traffic.bytes_in >= cut.min(hello.len()) as u64
             });
             reset(tcp);
             assert_eq!(the_end(&server).0, CloseReason::Reset, "after {cut} bytes");
@@ -509,7 +509,7 @@ fn frames_before_a_forged_record_are_delivered() {
             let stats = server.until("it ends", |stats| {
                 stats.closed(CloseReason::Tls) == at as u64 + 1
             });
-            assert_eq!(stats.frames_in, frames);
+            assert_eq!(stats.traffic.frames_in, frames);
         }
         let (_, seen) = server.finish();
         assert!(

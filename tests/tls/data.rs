@@ -113,7 +113,10 @@ fn ten_thousand_frames_in_one_write() {
         assert_same(&answer, &stream);
         drop(other);
         let (stats, ()) = server.finish();
-        assert_eq!((stats.frames_in, stats.frames_out), (10_001, 10_001));
+        assert_eq!(
+            (stats.traffic.frames_in, stats.traffic.frames_out),
+            (10_001, 10_001)
+        );
     }
 }
 
@@ -195,7 +198,7 @@ fn a_slow_reader_is_bounded_and_gets_everything_later() {
                 conn.queued >= HIGH && quiet >= 50
             });
             assert!(
-                server.handle.stats().bytes_in < 12_000_000,
+                server.handle.stats().traffic.bytes_in < 12_000_000,
                 "it did not read on"
             );
         });
@@ -212,7 +215,9 @@ fn an_idle_connection_holds_nothing() {
         let server = spawn_echo(Config::new(), listen(&site));
         let mut client = secure(server.addr(), &site.client(version));
         ping(&mut client, &noise(60_000));
-        server.until("the answer has gone", |stats| stats.bytes_out > 60_000);
+        server.until("the answer has gone", |stats| {
+            stats.traffic.bytes_out > 60_000
+        });
         let conn = server.ask(|(), control| control.connections().remove(0));
         assert_eq!((conn.buffered, conn.queued), (0, 0));
         // Half a record: that, and no more.

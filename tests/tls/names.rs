@@ -165,8 +165,11 @@ fn what_is_no_name_is_an_error_that_says_so() {
         ("*.*.test", "a wildcard in a place"),
     ] {
         let error = add(ServerNames::only(), name).expect_err(name);
-        assert_eq!(error.name(), name);
-        assert!(error.to_string().contains(fault), "{error}");
+        let words = error.to_string();
+        assert!(
+            words.contains(&format!("{name:?}")) && words.contains(fault),
+            "{words}"
+        );
     }
     for (first, again) in [("one.test", "ONE.test."), ("*.one.test", "*.One.Test")] {
         let error = add(ServerNames::only(), first).and_then(|names| add(names, again));

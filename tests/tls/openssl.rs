@@ -132,7 +132,7 @@ fn a_conversation_in_lines() {
             (Some(version), Some(NAME))
         );
         let (stats, seen) = server.finish();
-        assert_eq!(stats.frames_in, 4);
+        assert_eq!(stats.traffic.frames_in, 4);
         assert_eq!(seen.closed, [(CloseReason::Finished, String::new())]);
     }
 }

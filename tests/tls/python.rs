@@ -85,7 +85,7 @@ tcp.close()
 "#,
         );
         let (stats, seen) = server.finish();
-        assert_eq!((stats.frames_in, stats.frames_out), (4, 4));
+        assert_eq!((stats.traffic.frames_in, stats.traffic.frames_out), (4, 4));
         assert_eq!(seen.agreed[0].version, Some(version));
         assert_eq!(seen.closed, [(CloseReason::Finished, String::new())]);
     }

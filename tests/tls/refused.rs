@@ -415,7 +415,9 @@ fn a_huge_hello_is_held_within_bounds() {
     }
     let clients: Vec<_> = (0..CLIENTS).map(|_| talk(server.addr(), &stream)).collect();
     let total = (CLIENTS * stream.len()) as u64;
-    server.until("all of it has been read", |stats| stats.bytes_in >= total);
+    server.until("all of it has been read", |stats| {
+        stats.traffic.bytes_in >= total
+    });
     let held: Vec<usize> = server.ask(|_, control| {
         control
             .connections()

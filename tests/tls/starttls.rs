@@ -193,7 +193,7 @@ fn a_client_need_not_wait() {
         let wire = [&b"starttls\n"[..], &wire_of(&mut hello)].concat();
         tcp.write_all(&wire[..cut]).expect("sent");
         if cut > 0 {
-            server.until("it is read", |stats| stats.bytes_in == cut as u64);
+            server.until("it is read", |stats| stats.traffic.bytes_in == cut as u64);
         }
         tcp.write_all(&wire[cut..]).expect("sent");
         hear(&mut tcp, "ready\n");

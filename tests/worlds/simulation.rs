@@ -721,7 +721,7 @@ fn answered(closes: bool) -> (Sim, portcullis::sim::ClientId) {
     sim.set_reading(client, false);
     sim.send(client, b"get\n");
     sim.settle();
-    assert_eq!(sim.stats().bytes_out, LONG_ANSWER as u64);
+    assert_eq!(sim.stats().traffic.bytes_out, LONG_ANSWER as u64);
     (sim, client)
 }
 

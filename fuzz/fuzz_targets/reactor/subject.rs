@@ -309,7 +309,7 @@ fn perform(conn: &mut Conn<'_, App>, act: Act) {
         Act::SetFraming(number) => conn.set_framing(&framing(number)),
         Act::SetMaxFrame(bytes) => conn.set_max_frame(usize::from(bytes)),
         Act::Replace => conn.replace_handler(ScriptedHandler::successor(Subject::of(tcp(
-            &conn.peer_addr()
+            &conn.info().expect("it is there").peer
         )))),
     }
 }

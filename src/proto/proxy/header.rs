@@ -44,7 +44,7 @@ pub enum ProxyOrigin {
 
 impl ProxyHeader {
     /// Returns the client's address, if it is an internet address.
-    pub fn source(&self) -> Option<SocketAddr> {
+    pub(crate) fn source(&self) -> Option<SocketAddr> {
         match self.origin {
             ProxyOrigin::Tcp { source, .. } => Some(source),
             ProxyOrigin::Unknown | ProxyOrigin::Unix { .. } => None,
@@ -63,14 +63,6 @@ impl ProxyHeader {
             ProxyOrigin::Unknown | ProxyOrigin::Tcp { .. } => 0,
         };
         COUNTS + size_of::<Self>() + self.tlvs.memory() + paths
-    }
-
-    /// Returns the address that the client connected to, if it is an internet address.
-    pub fn destination(&self) -> Option<SocketAddr> {
-        match self.origin {
-            ProxyOrigin::Tcp { destination, .. } => Some(destination),
-            ProxyOrigin::Unknown | ProxyOrigin::Unix { .. } => None,
-        }
     }
 }
 

@@ -147,11 +147,11 @@ fn facts_about_tls_are_read() {
     let (found, _) = header(bytes);
     let tlvs = &found.tlvs;
     assert_eq!(
-        (tlvs.alpn(), tlvs.authority()),
-        (Some(&b"h2"[..]), Some("example.org"))
+        (tlvs.get(0x01), tlvs.get(0x02)),
+        (Some(&b"h2"[..]), Some(&b"example.org"[..]))
     );
     assert_eq!(
-        (tlvs.get(0xE0), tlvs.unique_id(), tlvs.netns()),
+        (tlvs.get(0xE0), tlvs.get(0x05), tlvs.get(0x30)),
         (Some(&b"?"[..]), None, None)
     );
     assert_eq!(

@@ -2,13 +2,10 @@
 
 use super::error::ProxyError;
 
-const ALPN: u8 = 0x01;
-const AUTHORITY: u8 = 0x02;
 const CRC32C: u8 = 0x03;
 const NOOP: u8 = 0x04;
 const UNIQUE_ID: u8 = 0x05;
 const SSL: u8 = 0x20;
-const NETNS: u8 = 0x30;
 
 const SSL_VERSION: u8 = 0x21;
 const SSL_CN: u8 = 0x22;
@@ -76,31 +73,20 @@ impl ProxyTlvs {
         Split(&self.0).filter_map(Result::ok)
     }
 
-    /// Returns the first value of type `kind`.
+    /// Returns the first value of type `kind` (section 2.2 of the specification), for example:
+    ///
+    /// | type | value |
+    /// |---|---|
+    /// | 0x01 | the application protocol that client and proxy negotiated (ALPN) |
+    /// | 0x02 | the host name that the client asked for (SNI, "authority"): UTF-8 |
+    /// | 0x05 | the proxy's name for the connection (unique id), at most 128 bytes |
+    /// | 0x30 | the proxy's name of the network namespace: US-ASCII |
+    ///
+    /// For the client's TLS see [`ProxyTlvs::ssl`].
     pub fn get(&self, kind: u8) -> Option<&[u8]> {
         self.iter()
             .find(|(found, _)| *found == kind)
             .map(|(_, value)| value)
-    }
-
-    /// Returns the application protocol negotiated by the client and the proxy.
-    pub fn alpn(&self) -> Option<&[u8]> {
-        self.get(ALPN)
-    }
-
-    /// Returns the host name that the client asked for (SNI).
-    pub fn authority(&self) -> Option<&str> {
-        std::str::from_utf8(self.get(AUTHORITY)?).ok()
-    }
-
-    /// Returns the proxy's name for the connection, at most 128 bytes.
-    pub fn unique_id(&self) -> Option<&[u8]> {
-        self.get(UNIQUE_ID)
-    }
-
-    /// Returns the proxy's name of the network namespace.
-    pub fn netns(&self) -> Option<&str> {
-        std::str::from_utf8(self.get(NETNS)?).ok()
     }
 
     /// Returns the facts about the client's TLS, which the proxy has terminated.

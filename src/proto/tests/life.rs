@@ -18,7 +18,7 @@ fn the_legal_transitions_are_these_and_no_others() {
     for from in all {
         for to in all {
             assert_eq!(
-                from.may_become(to),
+                from.leads_to(to),
                 legal.contains(&(from, to)),
                 "{from} -> {to}"
             );

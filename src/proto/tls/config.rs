@@ -37,7 +37,7 @@ impl TlsConfig {
     ///
     /// ```
     /// use std::sync::Arc;
-    /// use portcullis::tls::{ServerConfig, TlsConfig};
+    /// use portcullis::tls::{rustls::ServerConfig, TlsConfig};
     ///
     /// /// Clients that can speak HTTP/2 get another configuration.
     /// fn by_protocol(old: Arc<ServerConfig>, new: Arc<ServerConfig>) -> TlsConfig {
@@ -116,7 +116,7 @@ fn without_early_data(config: Arc<ServerConfig>) -> Arc<ServerConfig> {
 ///
 /// ```
 /// use std::sync::Arc;
-/// use portcullis::tls::{NameError, ServerConfig, ServerNames};
+/// use portcullis::tls::{rustls::ServerConfig, NameError, ServerNames};
 /// use portcullis::{Framing, Listen};
 ///
 /// fn listen(site: Arc<ServerConfig>, api: Arc<ServerConfig>) -> Result<Listen, NameError> {
@@ -241,13 +241,6 @@ fn fault(name: &str) -> Option<&'static str> {
 pub struct NameError {
     name: String,
     problem: &'static str,
-}
-
-impl NameError {
-    /// Returns the name as it was given.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
 }
 
 impl fmt::Display for NameError {

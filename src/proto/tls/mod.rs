@@ -18,5 +18,6 @@ pub(crate) use client::ClientTls;
 pub use config::{NameError, ServerNames, TlsConfig};
 pub use info::TlsInfo;
 pub use pem::{client_config, server_config, server_config_with_clients, ClientAuth, PemError};
+pub(crate) use rustls::ClientConfig;
 pub(super) use session::Session;
 pub use upgrade::StartTlsError;

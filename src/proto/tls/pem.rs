@@ -97,7 +97,7 @@ impl From<PemError> for Error {
 /// ```
 /// use std::sync::Arc;
 /// use portcullis::tls::rustls::server::NoServerSessionStorage;
-/// use portcullis::tls::ServerConfig;
+/// use portcullis::tls::rustls::ServerConfig;
 ///
 /// fn without_resumption(config: &mut ServerConfig) {
 ///     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -391,14 +391,15 @@ impl App {
     pub fn send(&mut self, conn: &mut Conn<'_, Self>, payload: &[u8]) -> Result<(), SendError> {
         let sent = conn.send(payload);
         if sent.is_ok() {
-            let talk = self.talk(tcp(&conn.peer_addr()));
+            let talk = self.talk(tcp(&conn.info().expect("it is there").peer));
             talk.promised.extend(talk.wire.encode(payload));
         }
         sent
     }
 
     pub fn pause(&mut self, conn: &mut Conn<'_, Self>, on: bool) {
-        self.talk(tcp(&conn.peer_addr())).paused = on;
+        self.talk(tcp(&conn.info().expect("it is there").peer))
+            .paused = on;
         if on {
             conn.pause();
         } else {
@@ -410,7 +411,7 @@ impl App {
     #[cfg(feature = "tls")]
     pub fn start_tls(&mut self, conn: &mut Conn<'_, Self>) {
         if conn.start_tls(crate::sim_tls::server_config()).is_ok() {
-            let talk = self.talk(tcp(&conn.peer_addr()));
+            let talk = self.talk(tcp(&conn.info().expect("it is there").peer));
             talk.tls = true;
             talk.upgraded_at = Some(talk.promised.len());
             talk.murky |= talk.said.len() > talk.heard;
@@ -420,7 +421,7 @@ impl App {
     /// Changes the framing, in both accounts.
     pub fn set_framing(&mut self, conn: &mut Conn<'_, Self>, wire: Wire, max: usize) {
         conn.set_framing(&wire.framing());
-        let talk = self.talk(tcp(&conn.peer_addr()));
+        let talk = self.talk(tcp(&conn.info().expect("it is there").peer));
         talk.wire = wire;
         talk.max = max;
     }

@@ -143,7 +143,9 @@ impl Rules {
         let policies = [
             AtCapacity::Wait,
             AtCapacity::Wait,
-            AtCapacity::refuse(),
+            AtCapacity::Refuse {
+                farewell: Vec::new(),
+            },
             AtCapacity::Refuse {
                 farewell: b"full, come back later\n".to_vec(),
             },

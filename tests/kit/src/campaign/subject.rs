@@ -160,7 +160,10 @@ impl Subject {
             }
             self.energy -= 1;
             // To itself, or to another connection.
-            let own = (cx.conn.id(), tcp(&cx.conn.peer_addr()));
+            let own = (
+                cx.conn.id(),
+                tcp(&cx.conn.info().expect("it is there").peer),
+            );
             let &(id, peer) = self.random.pick(&cx.app.members).unwrap_or(&own);
             let id = if self.random.chance(500) {
                 own
@@ -207,7 +210,7 @@ impl Subject {
     }
 
     fn upgrade(&mut self, cx: &mut Context<'_, App>) {
-        let talk = cx.app.talk(tcp(&cx.conn.peer_addr()));
+        let talk = cx.app.talk(tcp(&cx.conn.info().expect("it is there").peer));
         let all_heard = talk.heard == talk.said.len();
         if all_heard || self.random.chance(20) {
             #[cfg(feature = "tls")]
@@ -287,7 +290,10 @@ impl Play<App> for Subject {
 
 impl Subject {
     fn note(&mut self, cx: &mut Context<'_, App>, call: &Call<'_>) {
-        let (id, peer) = (cx.conn.id(), tcp(&cx.conn.peer_addr()));
+        let (id, peer) = (
+            cx.conn.id(),
+            tcp(&cx.conn.info().expect("it is there").peer),
+        );
         match call {
             Call::Open => {
                 cx.app.members.push((id, peer));
@@ -371,7 +377,9 @@ impl Subject {
                 if self.random.chance(300) {
                     let max = self.random.between(8, 255);
                     cx.conn.set_max_frame(max);
-                    cx.app.talk(tcp(&cx.conn.peer_addr())).max = max;
+                    cx.app
+                        .talk(tcp(&cx.conn.info().expect("it is there").peer))
+                        .max = max;
                 }
             }
             HandlerKind::Flooding => self.flood(cx)?,

@@ -1,0 +1,72 @@
+//! Why a handle did not do something.
+
+use std::error::Error as StdError;
+use std::fmt;
+
+use crate::error::Error;
+use crate::id::{ConnId, ListenerRef};
+
+/// Why a [`Handle`](crate::Handle) did not do it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HandleError {
+    /// The connection has gone, or is one of another server.
+    NoConnection(ConnId),
+    /// There is no such listener (any more).
+    NoListener(ListenerRef),
+    /// The command queue is full; try again later.
+    QueueFull,
+    /// The server is gone for good.
+    ServerGone,
+    /// No answer within the timeout.
+    Timeout,
+    /// The job panicked on the loop, which goes on.
+    Panicked,
+    /// The server refused it: the text of [`Error`].
+    Refused(String),
+    /// A blocking call on the loop's own thread would wait for itself. Use
+    /// [`Server::control`](crate::Server::control), or post a job.
+    OwnThread,
+    /// The handle reaches several shards, and a job or a call concerns one. Use
+    /// [`Handle::shards`](crate::Handle::shards).
+    ManyShards,
+}
+
+impl fmt::Display for HandleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoConnection(id) => {
+                write!(f, "connection {id} has gone, or is one of another server")
+            }
+            Self::NoListener(which) => write!(f, "there is no listener {which}"),
+            Self::QueueFull => f.write_str("the server's command queue is full; try again later"),
+            Self::ServerGone => f.write_str("the server is gone"),
+            Self::Timeout => f.write_str("no answer from the server within the timeout"),
+            Self::Panicked => f.write_str("the job panicked"),
+            Self::Refused(words) => f.write_str(words),
+            Self::OwnThread => {
+                f.write_str("a blocking call on the server's own thread would wait for itself")
+            }
+            Self::ManyShards => {
+                f.write_str("this concerns one of several shards: use the handle of that shard")
+            }
+        }
+    }
+}
+
+impl StdError for HandleError {}
+
+impl From<HandleError> for Error {
+    fn from(error: HandleError) -> Self {
+        Self::other(error)
+    }
+}
+
+impl From<Error> for HandleError {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::NoListener { listener } => Self::NoListener(listener),
+            error => Self::Refused(error.to_string()),
+        }
+    }
+}
