@@ -207,8 +207,8 @@ fn enumerate(sim: &mut Sim, connections: usize) -> f64 {
     let begun = Instant::now();
     let (mut pages, mut seen, mut from) = (0, 0, Some(Cursor::default()));
     while let Some(cursor) = from {
-        let page = sim.control().connections_page(cursor, PAGE);
-        (pages, seen, from) = (pages + 1, seen + page.connections.len(), page.next);
+        let (page, next) = sim.control().connections_page(cursor, PAGE);
+        (pages, seen, from) = (pages + 1, seen + page.len(), next);
     }
     assert_eq!(seen, connections, "each once");
     begun.elapsed().as_nanos() as f64 / 1_000.0 / f64::from(pages)

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 
 /// Whether a peer may connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Access {
+pub(crate) enum Access {
     /// The peer may connect.
     Allow,
     /// The peer may not connect.
@@ -98,8 +98,8 @@ struct Rule {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AccessRule {
-    /// Whether the rule allows or denies.
-    pub access: Access,
+    /// Whether the rule allows, or denies.
+    pub allows: bool,
     network: IpNet,
     /// Number of peers that the rule has decided about since it was set, in all listeners that have
     /// a clone of it.
@@ -187,20 +187,21 @@ impl AccessRules {
     pub fn iter(&self) -> impl Iterator<Item = AccessRule> {
         let rules: Vec<_> = self.table.in_order().into_iter().map(Arc::clone).collect();
         rules.into_iter().map(|rule| AccessRule {
-            access: rule.access,
+            allows: rule.access == Access::Allow,
             network: rule.network,
             hits: rule.hits.load(Ordering::Relaxed),
         })
     }
 
-    /// The decision about peers that no rule matches, and their number.
-    pub fn otherwise(&self) -> (Access, u64) {
-        (self.otherwise, self.unmatched)
+    /// Returns whether peers that no rule matches are allowed, and their number.
+    pub fn otherwise(&self) -> (bool, u64) {
+        (self.otherwise == Access::Allow, self.unmatched)
     }
 
-    /// Returns the decision about a peer.
-    pub fn check(&self, peer: IpAddr) -> Access {
-        self.find(peer).map_or(self.otherwise, |rule| rule.access)
+    /// Returns whether a peer is allowed.
+    pub fn allows(&self, peer: IpAddr) -> bool {
+        let access = self.find(peer).map_or(self.otherwise, |rule| rule.access);
+        access == Access::Allow
     }
 
     /// These rules, each with its count in `former`. A new rule starts at 0.
@@ -223,7 +224,7 @@ impl AccessRules {
         self
     }
 
-    /// As [`AccessRules::check`], and counts the decision.
+    /// As [`AccessRules::allows`], and counts the decision.
     pub(crate) fn check_and_count(&mut self, peer: IpAddr) -> Access {
         let Some(rule) = self.find(peer) else {
             self.unmatched += 1;
@@ -253,7 +254,7 @@ impl Rule {
 impl PartialEq for AccessRules {
     fn eq(&self, other: &Self) -> bool {
         let rules = |rules: &Self| {
-            let rules = rules.iter().map(|rule| (rule.access, rule.network));
+            let rules = rules.iter().map(|rule| (rule.allows, rule.network));
             rules.collect::<Vec<_>>()
         };
         self.otherwise == other.otherwise
@@ -286,7 +287,12 @@ impl Default for AccessRules {
 
 impl fmt::Display for AccessRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.access, self.network)
+        let access = if self.allows {
+            Access::Allow
+        } else {
+            Access::Deny
+        };
+        write!(f, "{access} {}", self.network)
     }
 }
 
@@ -367,20 +373,17 @@ mod tests {
             .and_then(|rules| rules.allow("10.0.0.0/8"))
             .and_then(|rules| rules.deny("all"))
             .expect("rules");
-        for (address, access) in [
-            ("127.0.0.1", Access::Allow),
-            ("127.0.0.2", Access::Deny),
-            ("10.1.2.3", Access::Deny),
-            ("10.2.2.3", Access::Allow),
-            ("::1", Access::Deny),
+        for (address, allowed) in [
+            ("127.0.0.1", true),
+            ("127.0.0.2", false),
+            ("10.1.2.3", false),
+            ("10.2.2.3", true),
+            ("::1", false),
         ] {
-            assert_eq!(rules.check(ip(address)), access, "{address}");
+            assert_eq!(rules.allows(ip(address)), allowed, "{address}");
         }
-        assert_eq!(
-            AccessRules::allow_all().check(ip("192.0.2.1")),
-            Access::Allow
-        );
-        assert_eq!(AccessRules::deny_all().check(ip("192.0.2.1")), Access::Deny);
+        assert!(AccessRules::allow_all().allows(ip("192.0.2.1")));
+        assert!(!AccessRules::deny_all().allows(ip("192.0.2.1")));
     }
 
     /// esockd: t_match_ipv6, t_ipv6_match. Addresses are brought into canonical form before they
@@ -393,28 +396,25 @@ mod tests {
             .and_then(|rules| rules.allow("2001:db8::/32"))
             .and_then(|rules| rules.allow("fe80::1%eth0"))
             .expect("rules");
-        for (address, access) in [
-            ("192.0.2.77", Access::Allow),
-            ("::ffff:192.0.2.77", Access::Allow),
-            ("198.51.100.7", Access::Allow),
-            ("::ffff:198.51.100.7", Access::Allow),
-            ("198.51.101.7", Access::Deny),
-            ("2001:db8:ffff::1", Access::Allow),
-            ("2001:db9::1", Access::Deny),
-            ("fe80::1", Access::Allow),
+        for (address, allowed) in [
+            ("192.0.2.77", true),
+            ("::ffff:192.0.2.77", true),
+            ("198.51.100.7", true),
+            ("::ffff:198.51.100.7", true),
+            ("198.51.101.7", false),
+            ("2001:db8:ffff::1", true),
+            ("2001:db9::1", false),
+            ("fe80::1", true),
             // IPv4-compatible addresses (RFC 4291 section 2.5.5.1) are deprecated, and IPv6.
-            ("::192.0.2.77", Access::Deny),
+            ("::192.0.2.77", false),
         ] {
-            assert_eq!(rules.check(ip(address)), access, "{address}");
+            assert_eq!(rules.allows(ip(address)), allowed, "{address}");
         }
         // A wide IPv6 network contains no IPv4 address; `all` does.
         let wide = AccessRules::deny_all().allow("::/0").expect("a network");
-        assert_eq!(wide.check(ip("::ffff:192.0.2.1")), Access::Deny);
+        assert!(!wide.allows(ip("::ffff:192.0.2.1")));
         let all = AccessRules::deny_all().allow("all").expect("all");
-        assert_eq!(
-            (all.check(ip("192.0.2.1")), all.check(ip("::1"))),
-            (Access::Allow, Access::Allow)
-        );
+        assert!(all.allows(ip("192.0.2.1")) && all.allows(ip("::1")));
     }
 
     #[test]
@@ -430,7 +430,7 @@ mod tests {
             .map(|rule| (rule.to_string(), rule.hits))
             .collect();
         assert_eq!(found, [("deny 10.0.0.0/8".to_owned(), 2)]);
-        assert_eq!(rules.otherwise(), (Access::Allow, 1));
+        assert_eq!(rules.otherwise(), (true, 1));
     }
 
     /// Rules that stay keep their counts, at any position, and so does the default.

@@ -2,6 +2,7 @@
 
 mod parse;
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
@@ -69,7 +70,7 @@ impl Addr {
     }
 
     /// The Unix socket's name; `None` for TCP.
-    pub fn as_unix(&self) -> Option<&UnixAddr> {
+    pub(crate) fn as_unix(&self) -> Option<&UnixAddr> {
         match self {
             Self::Tcp(_) => None,
             Self::Unix(addr) => Some(addr),
@@ -84,6 +85,17 @@ impl Addr {
     /// The port; a Unix socket has none.
     pub fn port(&self) -> Option<u16> {
         Some(self.as_tcp()?.port())
+    }
+
+    /// Returns the memory that it takes beside its own size.
+    pub(crate) fn memory(&self) -> usize {
+        // The counts of `Arc`.
+        const COUNTS: usize = 2 * size_of::<usize>();
+        match self.as_unix().map(|name| &name.0) {
+            None | Some(Name::Unnamed) => 0,
+            Some(Name::Path(path)) => COUNTS + path.as_os_str().len(),
+            Some(Name::Abstract(name)) => COUNTS + name.len(),
+        }
     }
 
     /// Describes a connection that has ended.
@@ -134,6 +146,15 @@ impl UnixAddr {
 
     pub(crate) fn unnamed() -> Self {
         Self(Name::Unnamed)
+    }
+
+    /// The name as in `sun_path`: a leading zero is the mark of an abstract one.
+    pub(crate) fn from_bytes(name: &[u8]) -> Self {
+        match name {
+            [] => Self::unnamed(),
+            [0, name @ ..] => Self::abstract_name(name),
+            path => Self::pathname(Path::new(OsStr::from_bytes(path))),
+        }
     }
 
     /// The file.

@@ -19,7 +19,7 @@ use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
-use crate::tree::{Cursor, Page, Tree};
+use crate::tree::{Cursor, Tree};
 
 /// The callback of an alarm.
 pub(crate) type AlarmCallback<A> = Box<dyn FnMut(&mut A, &mut Control<'_, A>, &AlarmInfo)>;
@@ -29,7 +29,7 @@ pub(crate) trait ControlOps<A>: ConnOps<A> {
     fn listeners(&self) -> Vec<ListenerInfo>;
     fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo>;
     fn connections(&self) -> Vec<ConnInfo>;
-    fn connections_page(&self, from: Cursor, limit: usize) -> Page;
+    fn connections_page(&self, from: Cursor, limit: usize) -> (Vec<ConnInfo>, Option<Cursor>);
     fn tree(&self, limit: usize) -> Tree;
     fn recent_closes(&self) -> Vec<RecentClose>;
     fn histograms(&self) -> Histograms;
@@ -144,9 +144,9 @@ impl<'a, A> Control<'a, A> {
         self.ops.connections()
     }
 
-    /// Returns the connections in the next `limit` slots, so that a page has bounded cost and
+    /// Returns the connections in the next `limit` slots, and where to continue, `None` at the end; so that a page has bounded cost and
     /// length. A connection that stays open is on exactly one page, even if others open and close
-    /// meanwhile.
+    /// meanwhile. An empty slot counts too, so that a page may be empty although more follow.
     ///
     /// ```
     /// # use portcullis::{Config, Cursor, Server};
@@ -154,15 +154,15 @@ impl<'a, A> Control<'a, A> {
     /// # let mut server: Server = Server::new(Config::new())?;
     /// let mut from = Some(Cursor::default());
     /// while let Some(cursor) = from {
-    ///     let page = server.control().connections_page(cursor, 1000);
-    ///     for connection in &page.connections {
+    ///     let (connections, next) = server.control().connections_page(cursor, 1000);
+    ///     for connection in connections {
     ///         println!("{connection}");
     ///     }
-    ///     from = page.next; // and perhaps an iteration of the loop
+    ///     from = next; // and perhaps an iteration of the loop
     /// }
     /// # Ok(()) }
     /// ```
-    pub fn connections_page(&self, from: Cursor, limit: usize) -> Page {
+    pub fn connections_page(&self, from: Cursor, limit: usize) -> (Vec<ConnInfo>, Option<Cursor>) {
         self.ops.connections_page(from, limit)
     }
 

@@ -39,7 +39,6 @@ pub struct Detached {
     detached_io: Box<DetachedIo>,
     calls: SystemCalls,
     peer: Addr,
-    source: Addr,
     place: Box<Place>,
 }
 
@@ -309,7 +308,7 @@ impl Detached {
         id: ConnId,
         (socket, calls): (Socket, SystemCalls),
         detached_io: DetachedIo,
-        (peer, source): (Addr, Addr),
+        peer: Addr,
         released: &Arc<Released>,
         permit: Option<Box<dyn Permit>>,
     ) -> (Self, Weak<Socket>) {
@@ -326,7 +325,6 @@ impl Detached {
             detached_io: Box::new(detached_io),
             calls,
             peer,
-            source,
             place,
         };
         (detached, weak)
@@ -335,17 +333,6 @@ impl Detached {
     /// The connection's id, valid until its slot is given back.
     pub fn id(&self) -> ConnId {
         self.place.id
-    }
-
-    /// The address of the peer at the other end.
-    pub fn peer_addr(&self) -> &Addr {
-        &self.peer
-    }
-
-    /// The client's address: the one behind a trusted proxy if its header named one, else the
-    /// peer's.
-    pub fn source(&self) -> &Addr {
-        &self.source
     }
 
     /// Received bytes that were not delivered. They are read first; over TLS they are decrypted

@@ -341,7 +341,7 @@ pub struct Peer {
 impl Peer {
     /// The client's address: the one behind the proxy if its header named one, else the peer's.
     pub fn source(&self) -> Addr {
-        let told = self.proxy.as_ref().and_then(|header| header.source());
+        let told = self.proxy.as_ref().and_then(|header| header.tcp_source());
         told.map_or_else(|| self.addr.clone(), Addr::from)
     }
 }

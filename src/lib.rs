@@ -144,7 +144,7 @@ pub mod sim;
 mod stats;
 mod tree;
 
-pub use access::{Access, AccessRule, AccessRules};
+pub use access::{AccessRule, AccessRules};
 pub use addr::{Addr, AddrError, Credentials, UnixAddr};
 pub use alarm::{Alarm, AlarmInfo, AlarmKind, AlarmState};
 pub use config::{
@@ -164,14 +164,14 @@ pub use metrics::Metrics;
 pub use proto::StartTlsError;
 pub use proto::{
     Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing, ProxyError, ProxyHeader,
-    ProxyOrigin, ProxySsl, ProxyTlvs, Rate, SendError, State, TimeLeft, Traffic,
+    ProxySsl, ProxyTlvs, Rate, SendError, State, TimeLeft, Traffic,
 };
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;
 pub use server::{Server, Spawned, Turn};
 pub use shards::Shards;
 pub use stats::{DrainReport, Stats};
-pub use tree::{Branch, Cursor, Page, Tree};
+pub use tree::{Branch, Cursor, Tree};
 
 /// TLS: configurations, what a handshake agreed on, and rustls itself in the version used here.
 #[cfg(feature = "tls")]

@@ -1,4 +1,4 @@
-//! The supervision tree: server, listeners, connections. In pages, or as a text of bounded length.
+//! The supervision tree: server, listeners, connections. In parts, or as a text of bounded length.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,36 +6,20 @@ use std::time::Duration;
 use crate::handler::ConnInfo;
 use crate::listener_info::ListenerInfo;
 use crate::proto::TimeLeft;
+use crate::stats::Stats;
 
 /// Where [`Control::connections_page`](crate::Control::connections_page) continues. The default is
 /// the beginning.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Cursor(pub(crate) u32);
 
-/// A page of the connections, in the order of their slots.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Page {
-    /// The connections in the visited slots. May be empty although more follow: an empty slot
-    /// counts too.
-    pub connections: Vec<ConnInfo>,
-    /// Where to continue; `None` at the end.
-    pub next: Option<Cursor>,
-}
-
 /// A server with its listeners and some of their connections, at one moment:
 /// [`Control::tree`](crate::Control::tree). `Display` draws it, a line for each.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Tree {
-    /// Connections in a slot, in any state.
-    pub connections: usize,
-    /// The cap on connections.
-    pub max_connections: usize,
-    /// Pending ones among these connections.
-    pub pending: usize,
-    /// Bytes in their buffers.
-    pub memory: usize,
+    /// The counters of the server.
+    pub stats: Stats,
     /// Descriptors that the server has open: listeners and connections.
     pub descriptors: usize,
     /// Whether the server drains, or has drained.
@@ -66,10 +50,10 @@ impl fmt::Display for Tree {
             "server{}: {} of {} connections, {} of them not open yet, {} bytes buffered, {} \
              descriptors",
             if self.draining { " (draining)" } else { "" },
-            Grouped(self.connections),
-            Grouped(self.max_connections),
-            Grouped(self.pending),
-            Grouped(self.memory),
+            Grouped(self.stats.open),
+            Grouped(self.stats.max_connections),
+            Grouped(self.stats.pending),
+            Grouped(self.stats.memory),
             Grouped(self.descriptors)
         )?;
         for branch in &self.listeners {

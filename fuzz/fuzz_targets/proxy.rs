@@ -9,10 +9,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use kit::naive;
+use kit::naive::{self, sun_path};
 use libfuzzer_sys::fuzz_target;
 use portcullis::sim::{Action, ConnModel, Input, Told};
-use portcullis::{AccessRules, CloseReason, Listen, ProxyHeader, ProxyOrigin, ProxyProtocol};
+use portcullis::{AccessRules, Addr, CloseReason, Listen, ProxyHeader, ProxyProtocol};
 
 const SIGNATURE: [u8; 12] = [13, 10, 13, 10, 0, 13, 10, 81, 85, 73, 84, 10];
 /// The longest header of version 2.
@@ -185,17 +185,13 @@ impl Header {
     fn of(header: &ProxyHeader) -> Self {
         Self {
             version: header.version,
-            addresses: match &header.origin {
-                ProxyOrigin::Unknown => Addresses::None,
-                ProxyOrigin::Tcp {
-                    source,
-                    destination,
-                } => Addresses::Tcp(*source, *destination),
-                ProxyOrigin::Unix {
-                    source,
-                    destination,
-                } => Addresses::Unix(source.clone(), destination.clone()),
-                other => panic!("unknown: {other:?}"),
+            addresses: match (&header.source, &header.destination) {
+                (None, None) => Addresses::None,
+                (Some(Addr::Tcp(source)), Some(Addr::Tcp(destination))) => {
+                    Addresses::Tcp(*source, *destination)
+                }
+                (Some(source), Some(destination)) => Addresses::Unix(sun_path(source), sun_path(destination)),
+                other => panic!("one end: {other:?}"),
             },
             tlvs: header
                 .tlvs

@@ -24,8 +24,7 @@
 )]
 //! | [`operating`] | logs, metrics, alarms, draining, restarts; each close reason |
 //! | [`performance`] | cost of a message and of each feature; settings for each goal |
-//! | [`from_tokio`], [`from_mio`] | differences, with the same program on both sides |
-//! | [`from_message_io`], [`from_erlang`] | likewise |
+//! | [`comparisons`] | tokio, mio, message-io and Erlang: the same program on both sides |
 //!
 //! Facts that are not the crate's own name their source: manual pages as `listen(2)` (Linux's,
 //! unless stated otherwise), RFCs by number. *Measured* means: on Linux, x86-64, with this crate.
@@ -57,14 +56,21 @@ pub mod operating {}
 #[doc = include_str!("performance.md")]
 pub mod performance {}
 
+/// The same servers elsewhere and here, with the differences: tokio, mio, message-io, Erlang.
+///
+/// # tokio
+///
 #[cfg_attr(not(doctest), doc = include_str!("from_tokio.md"))]
-pub mod from_tokio {}
-
+///
+/// # mio
+///
 #[doc = include_str!("from_mio.md")]
-pub mod from_mio {}
-
+///
+/// # message-io
+///
 #[cfg_attr(not(doctest), doc = include_str!("from_message_io.md"))]
-pub mod from_message_io {}
-
+///
+/// # Erlang
+///
 #[doc = include_str!("from_erlang.md")]
-pub mod from_erlang {}
+pub mod comparisons {}

@@ -58,7 +58,7 @@ pub(crate) use detached_io::{DetachedIo, EndLimits};
 pub use framing::{Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing};
 pub(crate) use machine::Machine;
 pub(crate) use pool::Pool;
-pub use proxy::{ProxyError, ProxyHeader, ProxyOrigin, ProxySsl, ProxyTlvs};
+pub use proxy::{ProxyError, ProxyHeader, ProxySsl, ProxyTlvs};
 pub use rates::Rate;
 pub(crate) use rates::{Bucket, SharedMeters};
 pub(crate) use recv::InputCursor;

@@ -107,8 +107,8 @@ pub(super) fn hand_over<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Conn
     let Some(stream) = conn.stream.take() else {
         return;
     };
-    let addresses = (conn.peer(), conn.source());
-    let is_unix = addresses.0.as_tcp().is_none();
+    let peer = conn.peer();
+    let is_unix = peer.as_tcp().is_none();
     let remains = conn.machine.detach(pool);
     core.memory.forget(&mut core.conns, id, core.now);
     core.conns.disarm(id);
@@ -137,7 +137,7 @@ pub(super) fn hand_over<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Conn
     };
     let permit = core.conns.detach_permit();
     let released = core.detached.released();
-    let (detached, socket) = Detached::new(id, socket, remains, addresses, released, permit);
+    let (detached, socket) = Detached::new(id, socket, remains, peer, released, permit);
     core.detached.insert(id, socket);
     core.guard
         .call("the receiver of a detached connection", || match receiver {

@@ -128,7 +128,7 @@ impl<S> Connection<S> {
 
     /// The client's address: the one behind a proxy if its header names one, else the peer's.
     pub(super) fn source(&self) -> Addr {
-        let source = self.machine.proxy().and_then(|header| header.source());
+        let source = self.machine.proxy().and_then(|header| header.tcp_source());
         source.map_or_else(|| self.peer(), Addr::from)
     }
 

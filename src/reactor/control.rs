@@ -30,7 +30,7 @@ use crate::proto::{Machine, Pool, SendError, Time};
 use crate::reason::{CloseReason, Closed};
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
-use crate::tree::{Branch, Cursor, Page, Tree};
+use crate::tree::{Branch, Cursor, Tree};
 
 /// Slots that a tree visits in any case, and for each connection that it may show.
 const TREE_SLOTS: usize = 4096;
@@ -158,7 +158,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
             .collect()
     }
 
-    fn connections_page(&self, from: Cursor, limit: usize) -> Page {
+    fn connections_page(&self, from: Cursor, limit: usize) -> (Vec<ConnInfo>, Option<Cursor>) {
         let conns = &self.core.conns;
         let slots = conns.slots();
         let limit = u32::try_from(limit.max(1)).unwrap_or(u32::MAX);
@@ -167,10 +167,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         let max = (end.saturating_sub(from.0) as usize).min(conns.len());
         let mut connections = Vec::with_capacity(max);
         connections.extend(visited.map(|conn| conn.info(self.core.now)));
-        Page {
-            connections,
-            next: (end < slots).then_some(Cursor(end)),
-        }
+        (connections, (end < slots).then_some(Cursor(end)))
     }
 
     fn tree(&self, limit: usize) -> Tree {
@@ -213,10 +210,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
             }
         }
         Tree {
-            connections: core.conns.len(),
-            max_connections: core.conns.cap(),
-            pending: core.admission.pending(),
-            memory: core.memory.total(),
+            stats: self.stats(),
             descriptors: core.open_descriptors(),
             draining: core.drain.is_on(),
             listeners,

@@ -74,7 +74,7 @@ fn a_conversation_is_encrypted_and_the_server_is_verified() {
                 assert_eq!(tls.server_name(), Some(NAME));
                 assert_eq!(tls.alpn(), Some(&b"one"[..]));
                 assert_eq!(tls.handshake_kind(), Some(HandshakeKind::Full));
-                assert!(tls.config().is_none() && tls.client_certificates().is_empty());
+                assert!(tls.config().is_none() && tls.peer_certificates().is_empty());
                 assert_eq!(tls.peer_certificates().len(), 2);
                 conn.close();
             });

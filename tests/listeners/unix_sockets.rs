@@ -14,7 +14,7 @@ use std::time::Duration;
 use kit::net::{local, ping, read_to_end, recv2, send2, spawn, Echo, Place, Running, PATIENCE};
 use portcullis::{
     try_accept, AccessRules, Addr, CloseReason, Closed, Config, Context, Credentials, Error,
-    Framing, Handler, Listen, ListenerId, Outcome, Peer, Refuse, Server, Service,
+    Framing, Handler, Listen, ListenerId, Outcome, Peer, Refuse, Server, Service, UnixAddr,
 };
 
 fn echo(_: &mut (), _: Peer) -> Echo {
@@ -86,12 +86,9 @@ fn a_unix_socket_serves_and_says_where_it_is() {
     });
     ping(&mut connect(&path), b"hello");
     let [peer, info, own] = told.recv_timeout(PATIENCE).expect("told");
-    assert!(peer.as_unix().is_some());
+    assert!(matches!(peer, Addr::Unix(_)));
     assert_eq!((&info, peer.ip(), peer.port()), (&peer, None, None));
-    assert_eq!(
-        own.as_unix().and_then(|name| name.as_pathname()),
-        Some(&*path)
-    );
+    assert_eq!(unix(&own).as_pathname(), Some(&*path));
 
     let listener = &server.listeners[0];
     assert_eq!(listener.addr, own);
@@ -434,10 +431,7 @@ fn an_abstract_name_has_no_file() {
     let server = serve(Listen::unix_abstract(&name, Framing::Packet2));
     let listener = &server.listeners[0];
     assert_eq!(
-        listener
-            .addr
-            .as_unix()
-            .and_then(|addr| addr.as_abstract_name()),
+        unix(&listener.addr).as_abstract_name(),
         Some(name.as_bytes())
     );
     assert_eq!(listener.addr.to_string(), format!("unix:@{name}"));
@@ -925,4 +919,11 @@ fn out_of_descriptors_clients_wait() {
         1,
         "{log}"
     );
+}
+
+fn unix(addr: &Addr) -> &UnixAddr {
+    match addr {
+        Addr::Unix(name) => name,
+        other => panic!("{other} is not a Unix socket's"),
+    }
 }

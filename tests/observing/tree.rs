@@ -285,11 +285,11 @@ fn pages_are_bounded_and_show_each_connection_once() {
     let walk = |world: &mut World, limit: usize| {
         let (mut seen, mut pages, mut from) = (Vec::<ConnId>::new(), 0, Some(Cursor::default()));
         while let Some(cursor) = from {
-            let page = world.sim.control().connections_page(cursor, limit);
-            assert!(page.connections.len() <= limit.max(1));
-            seen.extend(page.connections.iter().map(|info| info.id));
+            let (page, next) = world.sim.control().connections_page(cursor, limit);
+            assert!(page.len() <= limit.max(1));
+            seen.extend(page.iter().map(|info| info.id));
             pages += 1;
-            from = page.next;
+            from = next;
         }
         (seen, pages)
     };
@@ -312,8 +312,8 @@ fn pages_are_bounded_and_show_each_connection_once() {
     let (seen, pages) = walk(&mut world, 1000);
     assert_eq!((seen.as_slice(), pages), (left.as_slice(), FEW / 1000));
     // A limit of nothing gets on all the same.
-    let page = world.sim.control().connections_page(Cursor::default(), 0);
-    assert!(page.connections.len() == 1 && page.next.is_some());
+    let (page, next) = world.sim.control().connections_page(Cursor::default(), 0);
+    assert!(page.len() == 1 && next.is_some());
 }
 
 /// Connections that come and go between two pages do not move the others.
@@ -330,16 +330,16 @@ fn a_page_is_not_moved_by_connections_that_come_and_go() {
         .iter()
         .map(|info| info.id)
         .collect();
-    let first = world.sim.control().connections_page(Cursor::default(), 10);
+    let (_, next) = world.sim.control().connections_page(Cursor::default(), 10);
     for id in &all[3..15] {
         world.sim.control().kill(*id);
     }
     world.connect();
-    let rest = world
+    let (rest, _) = world
         .sim
         .control()
-        .connections_page(first.next.expect("more"), 1000);
-    let rest: Vec<_> = rest.connections.iter().map(|info| info.id).collect();
+        .connections_page(next.expect("more"), 1000);
+    let rest: Vec<_> = rest.iter().map(|info| info.id).collect();
     assert_eq!(
         rest.iter()
             .filter(|id| all.contains(id))
@@ -370,7 +370,7 @@ fn the_tree_of_many_is_short() {
             .map(|branch| branch.connections.len())
             .collect::<Vec<_>>()
     };
-    assert_eq!((tree.connections, shown(&tree)), (MANY + 1, vec![100, 0]));
+    assert_eq!((tree.stats.open, shown(&tree)), (MANY + 1, vec![100, 0]));
     let text = tree.to_string();
     assert!(text.contains("\n    ... and 99,900 more\n"), "{text}");
     assert!(

@@ -284,7 +284,7 @@ fn a_freed_slot_is_found_while_its_shard_is_stopped() {
             });
         }
         let mut waits = waiting(&shards, addr);
-        let busy = hold(&shards.handle.shards().nth(0).expect("a shard"));
+        let busy = hold(&shards.handle.shards().next().expect("a shard"));
         if !detached {
             drop(goes);
         }
@@ -317,7 +317,7 @@ fn the_cap_counts_detached_connections_of_an_ended_shard() {
     }
     let left = || obeys.left.lock().expect("no panic").len();
     eventually("both have left", || left() == 2);
-    let going = shards.handle.shards().nth(0).expect("a shard");
+    let going = shards.handle.shards().next().expect("a shard");
     going.stop().expect("it runs");
     eventually("it has ended", || going.stop().is_err());
     let mut waits = connect(addr);

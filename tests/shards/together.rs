@@ -325,7 +325,7 @@ fn one_handle_reaches_all() {
         assert_eq!(recv2(&mut clients[1]), b"news");
     }
     let id = found.id;
-    let other = handle.shards().nth(0).expect("a shard");
+    let other = handle.shards().next().expect("a shard");
     let gone = Err(HandleError::NoConnection(id));
     assert!(!other.is_live(id));
     assert_eq!(other.send(id, "news"), gone);
@@ -474,7 +474,7 @@ fn a_job_that_panics_or_is_late_is_told() {
         .call_each(PATIENCE, |shard, _, _| assert_eq!(shard, 0));
     assert_eq!(panicked, Err(HandleError::Panicked));
     eventually("it is counted", || shards.handle.stats().panics == 1);
-    let busy = kit::net::hold(&shards.handle.shards().nth(0).expect("a shard"));
+    let busy = kit::net::hold(&shards.handle.shards().next().expect("a shard"));
     let late = shards
         .handle
         .call_each(Duration::from_millis(1), |_, _, _| ());
@@ -490,7 +490,7 @@ fn after_the_end_the_handle_says_so() {
     // Those that still run are asked without those that have gone.
     handle
         .shards()
-        .nth(0)
+        .next()
         .expect("a shard")
         .stop()
         .expect("it runs");

@@ -11,7 +11,7 @@ mod v1;
 mod v2;
 
 pub use error::ProxyError;
-pub use header::{ProxyHeader, ProxyOrigin};
+pub use header::ProxyHeader;
 pub use tlv::{ProxySsl, ProxyTlvs};
 #[cfg(feature = "sim")]
 pub(super) use v2::MAX_LENGTH;

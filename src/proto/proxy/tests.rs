@@ -2,12 +2,13 @@
 
 use super::v2::MAX_LENGTH;
 use super::*;
+use crate::addr::{Addr, UnixAddr};
 
-fn tcp(source: &str, destination: &str) -> ProxyOrigin {
-    ProxyOrigin::Tcp {
-        source: source.parse().expect("an address"),
-        destination: destination.parse().expect("an address"),
-    }
+type Ends = Option<(Addr, Addr)>;
+
+fn tcp(source: &str, destination: &str) -> Ends {
+    let addr = |text: &str| text.parse().expect("an address");
+    Some((addr(source), addr(destination)))
 }
 
 #[track_caller]
@@ -46,7 +47,7 @@ fn ipv6() -> Vec<u8> {
 }
 
 /// Valid headers of every kind.
-fn good() -> Vec<(Vec<u8>, ProxyOrigin)> {
+fn good() -> Vec<(Vec<u8>, Ends)> {
     let ssl = tlv(
         0x20,
         &[
@@ -85,13 +86,13 @@ fn good() -> Vec<(Vec<u8>, ProxyOrigin)> {
             b"PROXY TCP4 255.255.255.255 0.0.0.0 65535 0\r\n".to_vec(),
             tcp("255.255.255.255:65535", "0.0.0.0:0"),
         ),
-        (b"PROXY UNKNOWN\r\n".to_vec(), ProxyOrigin::Unknown),
+        (b"PROXY UNKNOWN\r\n".to_vec(), None),
         // The longest possible line: 107 bytes with its end.
         (
             b"PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535 \
               ........................................ ....\r\n"
                 .to_vec(),
-            ProxyOrigin::Unknown,
+            None,
         ),
         (v2(0x21, 0x11, &IPV4), v4.clone()),
         (v2(0x21, 0x21, &ipv6()), v6),
@@ -100,25 +101,19 @@ fn good() -> Vec<(Vec<u8>, ProxyOrigin)> {
             v2(0x21, 0x11, &[&IPV4[..], &tlv(0xEE, &[7; 4000])].concat()),
             v4,
         ),
-        (v2(0x20, 0x00, &[]), ProxyOrigin::Unknown),
+        (v2(0x20, 0x00, &[]), None),
         // LOCAL with any block: it is skipped.
-        (v2(0x20, 0x11, &IPV4), ProxyOrigin::Unknown),
-        (v2(0x20, 0xFF, b"whatever"), ProxyOrigin::Unknown),
-        (
-            v2(0x21, 0x00, &tlv(2, b"example.org")),
-            ProxyOrigin::Unknown,
-        ),
+        (v2(0x20, 0x11, &IPV4), None),
+        (v2(0x20, 0xFF, b"whatever"), None),
+        (v2(0x21, 0x00, &tlv(2, b"example.org")), None),
         (
             v2(0x21, 0x31, &unix(b"", b"/run/web.sock")),
-            ProxyOrigin::Unix {
-                source: Vec::new(),
-                destination: b"/run/web.sock".to_vec(),
-            },
+            Some((
+                UnixAddr::unnamed().into(),
+                "unix:/run/web.sock".parse().expect("a path"),
+            )),
         ),
-        (
-            b"PROXY UNKNOWN \xFF is no text\r\n".to_vec(),
-            ProxyOrigin::Unknown,
-        ),
+        (b"PROXY UNKNOWN \xFF is no text\r\n".to_vec(), None),
     ]
 }
 
@@ -136,7 +131,8 @@ fn good_headers_in_every_cut() {
         }
         for behind in [&b""[..], b"\x16\x03\x01", b"PROXY "] {
             let (found, taken) = header(&[&bytes[..], behind].concat());
-            assert_eq!((found.origin, taken), (origin.clone(), bytes.len()));
+            let ends = found.source.zip(found.destination);
+            assert_eq!((ends, taken), (origin.clone(), bytes.len()));
         }
     }
 }

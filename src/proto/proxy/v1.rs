@@ -3,7 +3,7 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::error::ProxyError;
-use super::header::{Parsed, ProxyHeader, ProxyOrigin};
+use super::header::{Ends, Parsed, ProxyHeader};
 use super::tlv::ProxyTlvs;
 
 pub(super) const SIGNATURE: &[u8] = b"PROXY ";
@@ -26,20 +26,22 @@ pub(super) fn parse(input: &[u8]) -> Parsed {
         return Err(ProxyError("a line feed without a carriage return"));
     };
     // "the receiver must ignore anything presented before the CRLF is found".
-    let origin = if line == UNKNOWN || line.starts_with(UNKNOWN_MORE) {
-        ProxyOrigin::Unknown
+    let ends = if line == UNKNOWN || line.starts_with(UNKNOWN_MORE) {
+        None
     } else {
-        origin(std::str::from_utf8(line).map_err(|_| ProxyError("bytes that are no text"))?)?
+        ends(std::str::from_utf8(line).map_err(|_| ProxyError("bytes that are no text"))?)?
     };
+    let (source, destination) = ends.unzip();
     let header = ProxyHeader {
         version: 1,
-        origin,
+        source,
+        destination,
         tlvs: ProxyTlvs::default(),
     };
     Ok(Some((header, end + 1)))
 }
 
-fn origin(line: &str) -> Result<ProxyOrigin, ProxyError> {
+fn ends(line: &str) -> Result<Ends, ProxyError> {
     let mut words = line.split(' ').skip(1);
     let family = words.next().unwrap_or_default();
     let [Some(source), Some(destination), Some(from), Some(to), None] =
@@ -52,10 +54,9 @@ fn origin(line: &str) -> Result<ProxyOrigin, ProxyError> {
         "TCP6" => ipv6,
         _ => return Err(ProxyError("a family other than TCP4, TCP6 and UNKNOWN")),
     };
-    Ok(ProxyOrigin::Tcp {
-        source: SocketAddr::new(address(source)?, port(from)?),
-        destination: SocketAddr::new(address(destination)?, port(to)?),
-    })
+    let source = SocketAddr::new(address(source)?, port(from)?);
+    let destination = SocketAddr::new(address(destination)?, port(to)?);
+    Ok(Some((source.into(), destination.into())))
 }
 
 /// Parses four decimal numbers without leading zeros, as the standard library does.

@@ -3,8 +3,9 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::error::ProxyError;
-use super::header::{Parsed, ProxyHeader, ProxyOrigin};
+use super::header::{Ends, Parsed, ProxyHeader};
 use super::tlv::ProxyTlvs;
+use crate::addr::{Addr, UnixAddr};
 
 pub(super) const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 /// The length of signature, version and command, family and transport, and length.
@@ -38,31 +39,30 @@ pub(super) fn parse(input: &[u8]) -> Parsed {
     if command == LOCAL {
         // "The receiver must accept this connection as valid and must use the real connection
         // endpoints and discard the protocol block".
-        return Ok(Some((
-            header_of(ProxyOrigin::Unknown, ProxyTlvs::default()),
-            taken,
-        )));
+        return Ok(Some((header_of(None, ProxyTlvs::default()), taken)));
     }
-    let (origin, length) = origin(family_transport, body)?;
+    let (ends, length) = ends(family_transport, body)?;
     let tlvs = ProxyTlvs::parse(header, FIXED + length)?;
-    Ok(Some((header_of(origin, tlvs), taken)))
+    Ok(Some((header_of(ends, tlvs), taken)))
 }
 
-fn header_of(origin: ProxyOrigin, tlvs: ProxyTlvs) -> ProxyHeader {
+fn header_of(ends: Ends, tlvs: ProxyTlvs) -> ProxyHeader {
+    let (source, destination) = ends.unzip();
     ProxyHeader {
         version: 2,
-        origin,
+        source,
+        destination,
         tlvs,
     }
 }
 
-/// Returns the origin, and the length of its addresses.
-fn origin(family_transport: u8, body: &[u8]) -> Result<(ProxyOrigin, usize), ProxyError> {
+/// Returns the two addresses, and their length.
+fn ends(family_transport: u8, body: &[u8]) -> Result<(Ends, usize), ProxyError> {
     const SHORT: ProxyError = ProxyError("a block that is shorter than its addresses");
     match (family_transport >> 4, family_transport & 0xF) {
         (_, 3..) => Err(ProxyError("an unknown transport")),
         // Without a family or a transport the length of the addresses is unknown: there are none.
-        (0, _) => Ok((ProxyOrigin::Unknown, 0)),
+        (0, _) => Ok((None, 0)),
         (1..=3, 0) => Err(ProxyError("a family without a transport")),
         (1..=3, 2) => Err(ProxyError("datagrams on a stream")),
         (1, _) => {
@@ -76,13 +76,7 @@ fn origin(family_transport: u8, body: &[u8]) -> Result<(ProxyOrigin, usize), Pro
                 IpAddr::V4(Ipv4Addr::new(e, f, g, h)),
                 u16::from_be_bytes([k, l]),
             );
-            Ok((
-                ProxyOrigin::Tcp {
-                    source,
-                    destination,
-                },
-                block.len(),
-            ))
+            Ok((Some((source.into(), destination.into())), block.len()))
         }
         (2, _) => {
             let (from, rest) = body.split_first_chunk::<16>().ok_or(SHORT)?;
@@ -94,32 +88,21 @@ fn origin(family_transport: u8, body: &[u8]) -> Result<(ProxyOrigin, usize), Pro
             );
             let destination =
                 SocketAddr::new(IpAddr::V6(Ipv6Addr::from(*to)), u16::from_be_bytes([c, d]));
-            Ok((
-                ProxyOrigin::Tcp {
-                    source,
-                    destination,
-                },
-                36,
-            ))
+            Ok((Some((source.into(), destination.into())), 36))
         }
         (3, _) => {
             let (from, rest) = body.split_first_chunk::<108>().ok_or(SHORT)?;
             let (to, _) = rest.split_first_chunk::<108>().ok_or(SHORT)?;
-            let origin = ProxyOrigin::Unix {
-                source: path(from),
-                destination: path(to),
-            };
-            Ok((origin, 216))
+            let name = |field| Addr::from(UnixAddr::from_bytes(without_zeros(field)));
+            Ok((Some((name(from), name(to))), 216))
         }
         _ => Err(ProxyError("an unknown address family")),
     }
 }
 
 /// Returns a path without trailing zeros. A leading zero is an abstract address (`unix(7)`).
-fn path(field: &[u8]) -> Vec<u8> {
-    let end = field
-        .iter()
-        .rposition(|&byte| byte != 0)
-        .map_or(0, |last| last + 1);
-    field.get(..end).unwrap_or_default().to_vec()
+fn without_zeros(field: &[u8; 108]) -> &[u8] {
+    let last = field.iter().rposition(|&byte| byte != 0);
+    let end = last.map_or(0, |last| last + 1);
+    field.get(..end).unwrap_or_default()
 }

@@ -16,7 +16,7 @@ fn waiting(required: bool, limits: ConnConfig) -> Rig {
 }
 
 fn source(rig: &Rig) -> Option<String> {
-    Some(rig.machine.proxy()?.source()?.to_string())
+    Some(rig.machine.proxy()?.tcp_source()?.to_string())
 }
 
 #[test]

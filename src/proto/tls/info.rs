@@ -42,20 +42,10 @@ impl<'a> TlsInfo<'a> {
         self.common()?.alpn_protocol()
     }
 
-    /// Returns the verified certificate chain of the client, its own certificate first.
-    ///
-    /// After a resumed handshake: the chain of the first one. Empty unless the configuration asks
-    /// for one.
-    pub fn client_certificates(self) -> &'a [CertificateDer<'static>] {
-        if self.0.is_client() {
-            return &[];
-        }
-        self.peer_certificates()
-    }
-
     /// Returns the verified certificate chain of the peer, its own certificate first.
     ///
-    /// The server's on the client's side, else as [`TlsInfo::client_certificates`].
+    /// After a resumed handshake: the chain of the first one. A client's is empty unless the
+    /// configuration asks for one.
     pub fn peer_certificates(self) -> &'a [CertificateDer<'static>] {
         self.common()
             .and_then(CommonState::peer_certificates)
@@ -85,7 +75,7 @@ impl fmt::Debug for TlsInfo<'_> {
             .field("cipher_suite", &self.cipher_suite())
             .field("server_name", &self.server_name())
             .field("alpn", &self.alpn())
-            .field("client_certificates", &self.client_certificates().len())
+            .field("peer_certificates", &self.peer_certificates().len())
             .finish()
     }
 }

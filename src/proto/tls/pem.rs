@@ -144,13 +144,13 @@ pub enum ClientAuth {
     /// The handshake fails.
     Required,
     /// The client is served;
-    /// [`TlsInfo::client_certificates`](super::TlsInfo::client_certificates) is empty.
+    /// [`TlsInfo::peer_certificates`](super::TlsInfo::peer_certificates) is empty.
     Optional,
 }
 
 /// As [`server_config`], and demands client certificates that lead to one in the PEM file `roots`.
 ///
-/// The verified chain is in [`TlsInfo::client_certificates`](super::TlsInfo::client_certificates),
+/// The verified chain is in [`TlsInfo::peer_certificates`](super::TlsInfo::peer_certificates),
 /// after a resumed handshake too. Only the issuer is verified: decide by the certificate what
 /// *this* client may do. A chain that is expensive to verify is refused, with the bounds of
 /// [`BoundedVerifier`]. For revocation lists build a [`rustls::ServerConfig`] yourself.

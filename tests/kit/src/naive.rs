@@ -74,3 +74,15 @@ pub fn taken_by(frame: &[u8], framing: u8, max: usize, bytes: &[u8]) -> Result<u
         other => Err(format!("a frame {frame:?} where there is {other:?}")),
     }
 }
+
+/// The name of a Unix socket as in `sun_path`.
+pub fn sun_path(addr: &portcullis::Addr) -> Vec<u8> {
+    let portcullis::Addr::Unix(name) = addr else {
+        return Vec::new();
+    };
+    match (name.as_pathname(), name.as_abstract_name()) {
+        (Some(path), _) => path.as_os_str().as_encoded_bytes().to_vec(),
+        (None, Some(name)) => [&[0], name].concat(),
+        (None, None) => Vec::new(),
+    }
+}

@@ -462,7 +462,7 @@ impl Handler<Seen> for Recorder {
             resumed: tls.handshake_kind() == Some(portcullis::tls::rustls::HandshakeKind::Resumed),
             alpn: tls.alpn().map(<[u8]>::to_vec),
             server_name: tls.server_name().map(str::to_owned),
-            certificates: tls.client_certificates().to_vec(),
+            certificates: tls.peer_certificates().to_vec(),
         };
         cx.app.agreed.push(agreed);
         Ok(())

@@ -91,7 +91,7 @@ fn the_outcome_is_reported() {
         let info = talk.rig.machine.tls().expect("TLS");
         assert_eq!(info.server_name(), Some("localhost"));
         assert_eq!(info.alpn(), Some(b"echo".as_slice()));
-        assert_eq!(info.client_certificates(), identity.chain);
+        assert_eq!(info.peer_certificates(), identity.chain);
         assert_eq!(info.version(), Some(version.version));
         assert_eq!(
             info.cipher_suite(),

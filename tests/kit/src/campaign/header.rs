@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 
 use portcullis::sim::Random;
-use portcullis::{ProxyHeader, ProxyOrigin};
+use portcullis::{Addr, ProxyHeader};
+
+use crate::naive::sun_path;
 
 /// Networks and hosts of the campaign. Some are the same host in two forms.
 pub const HOSTS: [&str; 8] = [
@@ -56,16 +58,14 @@ impl Says {
 
     /// The server has understood it.
     pub fn is(&self, header: &ProxyHeader) -> bool {
-        let origin = match &header.origin {
-            ProxyOrigin::Unknown => Origin::Unknown,
-            ProxyOrigin::Tcp {
-                source,
-                destination,
-            } => Origin::Tcp(*source, *destination),
-            ProxyOrigin::Unix {
-                source,
-                destination,
-            } => Origin::Unix(source.clone(), destination.clone()),
+        let origin = match (&header.source, &header.destination) {
+            (None, None) => Origin::Unknown,
+            (Some(Addr::Tcp(source)), Some(Addr::Tcp(destination))) => {
+                Origin::Tcp(*source, *destination)
+            }
+            (Some(source), Some(destination)) => {
+                Origin::Unix(sun_path(source), sun_path(destination))
+            }
             _ => return false,
         };
         let tlvs = header
