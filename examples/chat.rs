@@ -75,14 +75,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .nth(1)
         .unwrap_or_else(|| "127.0.0.1:2323".to_owned());
     let mut server = Server::new(Config::max_connections(10_000))?;
-    let listen = Listen::tcp(addr.as_str(), Framing::Line).with(|listen| {
-        // Members may only listen for a day, and reading goes on while others are slow.
-        listen.conn.max_frame = Some(1024);
-        listen.conn.idle_timeout = std::time::Duration::from_secs(24 * 60 * 60);
-        listen.conn.low_watermark = 32 * 1024;
-        listen.conn.high_watermark = 64 * 1024;
-        listen.conn.output_limit = 64 * 1024;
-    });
+    let mut listen = Listen::tcp(addr.as_str(), Framing::Line);
+    // Members may only listen, for a day. So one that has said nothing makes no room for a newcomer at the cap.
+    listen.conn.idle_timeout = std::time::Duration::from_secs(24 * 60 * 60);
+    listen.evict_silent = false;
+    listen.conn.max_frame = Some(1024);
+    listen.conn.low_watermark = 32 * 1024;
+    listen.conn.high_watermark = 64 * 1024;
+    listen.conn.output_limit = 64 * 1024;
     let mut guests = 0;
     let id = server.listen(listen, move |_app, _peer| {
         guests += 1;

@@ -37,21 +37,15 @@ fn main() -> ExitCode {
 }
 
 fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
-    let mut listen =
-        Listen::tcp(options.listen.as_str(), options.framing.framing()).with(|listen| {
-            listen.access_rules = options.access.clone();
-            listen.conn.idle_timeout = options::or_never(options.idle_timeout);
-            listen.conn.handshake_timeout = options::or_never(options.handshake_timeout);
-        });
-    if let Some(bytes) = options.max_packet {
-        listen.conn.max_frame = Some(bytes);
-    }
+    let mut listen = Listen::tcp(options.listen.as_str(), options.framing.framing());
+    listen.access_rules = options.access.clone();
+    listen.conn.idle_timeout = options::or_never(options.idle_timeout);
+    listen.conn.handshake_timeout = options::or_never(options.handshake_timeout);
+    listen.conn.max_frame = options.max_packet;
     listen = options.add_tls(options.add_proxy(listen))?;
 
     let mut config = Config::max_connections(options.max_connections);
-    if let Some(bytes) = options.memory_limit {
-        config.memory_limit = Some(bytes);
-    }
+    config.memory_limit = options.memory_limit;
     let mut server = Server::new(config)?;
     let id = server.listen(listen, |_app, _peer| Echo)?;
     let addr = server.control().listener(id)?.addr;

@@ -67,13 +67,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .and_then(|count| count.parse().ok())
         .unwrap_or(u64::MAX);
 
-    // Small budgets, few players and a rate for each: a turn of the server is a small part of a frame, whatever players do.
-    let config = Config::max_connections(64).with(|config| {
-        config.budgets.accepts = 4;
-        config.budgets.read_bytes = 16 * 1024;
-    });
-    let listen = Listen::tcp(addr.as_str(), Framing::Packet2)
-        .with(|listen| listen.conn.frame_rate = Some(Rate::per_second(120).burst(BURST)));
+    // Small budgets, few players and a rate for each: an iteration of the server is a small part of a frame, whatever players do.
+    let mut config = Config::max_connections(64);
+    config.budgets.accepts = 4;
+    config.budgets.read_bytes = 16 * 1024;
+    let mut listen = Listen::tcp(addr.as_str(), Framing::Packet2);
+    listen.conn.frame_rate = Some(Rate::per_second(120).burst(BURST));
     let mut server = Server::new(config)?;
     let id = server.listen(listen, |_app, _peer| Player)?;
     terminal::say(&format!(

@@ -120,8 +120,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let tls = server_config(chain, key)?;
     let mut server = Server::new(Config::new())?;
-    let listen =
-        Listen::tcp(addr.as_str(), Framing::Line).with(|listen| listen.conn.max_frame = Some(512));
+    // `evict_silent` stays on: at the cap a stranger that has sent nothing makes room.
+    let mut listen = Listen::tcp(addr.as_str(), Framing::Line);
+    listen.conn.max_frame = Some(512);
     let id = server.listen(listen, |_app, _peer| Stranger::default())?;
     terminal::say(&format!(
         "listening on {} (lines, then packet-2)",

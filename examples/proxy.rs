@@ -100,18 +100,18 @@ fn main() -> Result<(), Box<dyn Error>> {
         conn.full_duplex = true;
         conn.idle_timeout = Duration::MAX;
     };
-    let mut front = Listen::tcp(&options.listen, Framing::Raw).with(|listen| {
-        relay(&mut listen.conn);
-        listen.socket.keepalive = Some(keepalive);
-        listen.max_connections = Some(options.max_clients);
-    });
+    let mut front = Listen::tcp(&options.listen, Framing::Raw);
+    relay(&mut front.conn);
+    front.socket.keepalive = Some(keepalive);
+    front.max_connections = Some(options.max_clients);
+    // Where the server behind speaks first, a client may think before it does.
+    front.evict_silent = false;
     if let (Some(chain), Some(key)) = (&options.tls_cert, &options.tls_key) {
         front = front.tls(tls::server_config(chain, key)?);
     }
-    let mut back = Connect::new(Framing::Raw).with(|connect| {
-        relay(&mut connect.conn);
-        connect.socket.keepalive = Some(keepalive);
-    });
+    let mut back = Connect::new(Framing::Raw);
+    relay(&mut back.conn);
+    back.socket.keepalive = Some(keepalive);
     if let (Some(name), Some(roots)) = (&options.tls_to, &options.ca) {
         back = back.tls(tls::client_config(roots)?, name);
     }

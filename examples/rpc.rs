@@ -62,10 +62,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .nth(1)
         .unwrap_or_else(|| "127.0.0.1:2626".to_owned());
     let mut server = Server::new(Config::new())?;
-    let listen = Listen::tcp(addr.as_str(), Framing::Packet4).with(|listen| {
-        listen.conn.max_frame = Some(64 * 1024);
-        listen.conn.idle_timeout = Duration::from_secs(60);
-    });
+    let mut listen = Listen::tcp(addr.as_str(), Framing::Packet4);
+    listen.conn.max_frame = Some(64 * 1024);
+    listen.conn.idle_timeout = Duration::from_secs(60);
     let id = server.listen(listen, |_app, _peer| Session { requests: 0 })?;
     terminal::say(&format!(
         "listening on {} (packet-4)",

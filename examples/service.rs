@@ -84,8 +84,8 @@ impl Handler for Echo {
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::parse();
     terminal::log_to_stderr();
-    let config = Config::max_connections(options.max_connections)
-        .with(|config| config.memory_limit = Some(options.memory_limit));
+    let mut config = Config::max_connections(options.max_connections);
+    config.memory_limit = Some(options.memory_limit);
     let mut server = Server::new(config)?;
     let sockets = passed::sockets(Framing::Line)?;
     let are_passed = !sockets.is_empty();

@@ -107,12 +107,10 @@ fn main() -> ExitCode {
 
 fn serve(options: &Options) -> Result<(), Box<dyn Error>> {
     let tls = tls::server_config(&options.tls_cert, &options.tls_key)?;
-    let listen = Listen::tcp(options.listen.as_str(), Framing::Line)
-        .name("mail")
-        .with(|listen| {
-            listen.conn.max_frame = Some(512);
-            listen.conn.idle_timeout = Duration::from_secs(300);
-        });
+    let mut listen = Listen::tcp(options.listen.as_str(), Framing::Line).name("mail");
+    listen.conn.max_frame = Some(512);
+    // `evict_silent` stays on: at the cap a client that has sent no command for so long makes room.
+    listen.conn.idle_timeout = Duration::from_secs(300);
     let mut server = Server::new(Config::new())?;
     server.listen(listen, |_app, _peer| Session::default())?;
     let addr = server.control().listener("mail")?.addr;

@@ -71,8 +71,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .nth(1)
         .unwrap_or_else(|| "127.0.0.1:2727".to_owned());
     let mut server = Server::new(Config::max_connections(CONNECTIONS))?;
-    let listen =
-        Listen::tcp(addr.as_str(), Framing::Line).with(|listen| listen.conn.max_frame = Some(32));
+    let mut listen = Listen::tcp(addr.as_str(), Framing::Line);
+    listen.conn.max_frame = Some(32);
     let id = server.listen(listen, |_app, _peer| Session)?;
     terminal::say(&format!(
         "listening on {} (line)",

@@ -186,7 +186,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 impl Options {
     /// Makes the listener look for PROXY headers if the options say so.
-    pub fn add_proxy(&self, listen: Listen) -> Listen {
+    pub fn add_proxy(&self, mut listen: Listen) -> Listen {
         if !self.proxy_protocol {
             return listen;
         }
@@ -195,10 +195,9 @@ impl Options {
                 "--proxy-protocol without --trusted-proxy: any peer can claim any source address"
             );
         }
-        listen.with(|listen| {
-            listen.proxy_protocol = ProxyProtocol::Required;
-            listen.trusted_proxies = Some(self.trusted.clone());
-        })
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(self.trusted.clone());
+        listen
     }
 
     /// Makes the listener speak TLS if the options say so.
