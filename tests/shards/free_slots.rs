@@ -363,10 +363,10 @@ fn a_freed_slot_wakes_few_shards() {
         let after = shards.handle.stats();
         let iterations = (after.iterations - before.iterations) as f64;
         let each = iterations / (after.accepted - before.accepted) as f64;
-        // One for its frame, and one for its end, in which the next is accepted; not one more for
-        // each shard.
+        // One each for its accept, its frame and its end, of which the first is often the end of another. Not one more for each
+        // of the other shards: that would be five at the least.
         assert!(
-            each < 3.0,
+            each < 4.5,
             "{each} iterations for a client at the cap {cap}"
         );
         finish(shards);
