@@ -293,6 +293,17 @@ impl Machine {
         self.traffic.frames_in == 0 && !self.status.life.is_closing()
     }
 
+    /// True if the connection has opened, and nothing but the peer keeps its first frame from
+    /// the handler.
+    pub(crate) fn awaits_first_frame(&self) -> bool {
+        self.is_silent()
+            && self.status.life.is_open()
+            && self.was_open()
+            && !self.is_paused()
+            && !self.status.recv.has_frames_buffered()
+            && !self.parts().ending.has_pending_replies()
+    }
+
     /// True if the service has accepted the peer, so that there is a handler.
     pub(crate) fn was_admitted(&self) -> bool {
         self.status.life.was_admitted()

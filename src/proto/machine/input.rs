@@ -14,7 +14,7 @@ use crate::proto::pool::Pool;
 use crate::proto::proxy::{self, Front, ProxyError, ProxyTlvs};
 use crate::proto::recv::InputCursor;
 use crate::proto::state::{Event, State, Traffic};
-use crate::proto::status::{Events, Status};
+use crate::proto::status::Events;
 use crate::proto::time::Time;
 use crate::reason::{CloseReason, Closed};
 
@@ -536,18 +536,6 @@ impl Machine {
     }
 
     // What is known of the peer.
-
-    /// True if the connection has opened, and nothing but the peer keeps its first frame from
-    /// the handler.
-    pub(crate) fn awaits_first_frame(&self) -> bool {
-        let Status { life, recv, .. } = self.status;
-        self.is_silent()
-            && life.is_open()
-            && self.was_open()
-            && !self.is_paused()
-            && !recv.has_frames_buffered()
-            && !self.parts().ending.has_pending_replies()
-    }
 
     /// Drops the TLVs of the PROXY header, unless the header is kept elsewhere too.
     pub(crate) fn drop_unshared_tlvs(&mut self) {
