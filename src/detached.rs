@@ -1,6 +1,5 @@
 //! Detached connections: blocking streams for threads of their own.
 
-use std::error::Error as StdError;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -583,24 +582,3 @@ impl fmt::Debug for Detached {
             .finish_non_exhaustive()
     }
 }
-
-/// Why [`Conn::detach`](crate::Conn::detach) did nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum DetachError {
-    /// The connection is detached already, closing, gone, or not open yet.
-    NotOpen,
-    /// The simulator has no sockets for a thread.
-    Simulated,
-}
-
-impl fmt::Display for DetachError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::NotOpen => "the connection is detached already, closing, or not open yet",
-            Self::Simulated => "a simulated connection cannot be detached",
-        })
-    }
-}
-
-impl StdError for DetachError {}

@@ -75,6 +75,10 @@ pub enum Error {
         /// The given id.
         alarm: AlarmId,
     },
+    /// The state of a connection does not allow it:
+    /// [`Conn::detach`](crate::Conn::detach), [`Conn::start_tls`](crate::Conn::start_tls). Nothing
+    /// has changed.
+    ConnState(&'static str),
     /// The server drains: it takes no new listeners, and makes no connections.
     Draining,
     /// The kernel refused an operation that the server needs.
@@ -131,6 +135,15 @@ impl Error {
             io::ErrorKind::AddrInUse => Self::AddressInUse { addr },
             _ => Self::Listen { addr, source },
         }
+    }
+
+    /// [`Conn::start_tls`](crate::Conn::start_tls) at an end of a connection.
+    #[cfg(feature = "tls")]
+    pub(crate) const fn no_handshake() -> Self {
+        Self::ConnState(
+            "the connection is closing or not open, or its peer has finished: no handshake is \
+             possible",
+        )
     }
 
     pub(crate) fn os(doing: &'static str) -> impl FnOnce(io::Error) -> Self {
@@ -196,6 +209,7 @@ impl fmt::Display for Error {
             Self::Option { option, problem } => write!(f, "option {option}: {problem}"),
             Self::NoListener { listener } => write!(f, "there is no listener {listener}"),
             Self::NoAlarm { alarm } => write!(f, "there is no alarm {alarm}"),
+            Self::ConnState(problem) => f.write_str(problem),
             Self::Draining => f.write_str(
                 "the server drains: it takes no new listeners, and makes no connections",
             ),
@@ -242,7 +256,9 @@ impl From<Error> for io::Error {
             Error::NoListener { .. } | Error::NoAlarm { .. } => io::ErrorKind::NotFound,
             Error::NameTaken { .. } => io::ErrorKind::AlreadyExists,
             Error::Option { .. } | Error::ConnectAddress(_) => io::ErrorKind::InvalidInput,
-            Error::Draining | Error::AtCapacity { .. } | Error::Other(_) => io::ErrorKind::Other,
+            Error::ConnState(_) | Error::Draining | Error::AtCapacity { .. } | Error::Other(_) => {
+                io::ErrorKind::Other
+            }
         };
         Self::new(kind, error)
     }

@@ -152,7 +152,7 @@ pub use config::{
     ProxyProtocol, QueueLimits, Quota, Retry, SocketOptions, SourceLimits,
 };
 pub use control::Control;
-pub use detached::{DetachError, Detached, Place};
+pub use detached::{Detached, Place};
 pub use error::{Error, Result};
 pub use handle::{Handle, HandleError};
 pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service};
@@ -160,8 +160,6 @@ pub use histogram::{Histogram, Histograms};
 pub use id::{AlarmId, ConnId, ListenerId, ListenerRef};
 pub use listener_info::{ListenerInfo, ListenerState};
 pub use metrics::Metrics;
-#[cfg(feature = "tls")]
-pub use proto::StartTlsError;
 pub use proto::{
     Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing, ProxyError, ProxyHeader,
     ProxySsl, ProxyTlvs, Rate, SendError, State, TimeLeft, Traffic,
@@ -178,7 +176,7 @@ pub use tree::{Branch, Cursor, Tree};
 pub mod tls {
     pub use crate::proto::tls::{
         client_config, server_config, server_config_with_clients, BoundedVerifier, ClientAuth,
-        NameError, PemError, ServerNames, TlsConfig, TlsInfo,
+        ServerNames, TlsConfig, TlsInfo,
     };
     pub use rustls;
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Handler;
 use crate::addr::{Addr, Credentials};
 use crate::config::Connect;
-use crate::detached::{DetachError, Detached};
+use crate::detached::Detached;
 use crate::error::Result as ServerResult;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{
@@ -55,11 +55,7 @@ pub(crate) trait ConnOps<A> {
     fn local_addr(&self, id: ConnId) -> io::Result<Addr>;
     fn credentials(&self, id: ConnId) -> io::Result<Credentials>;
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
-    fn detach(
-        &mut self,
-        id: ConnId,
-        receiver: Box<dyn FnOnce(Detached)>,
-    ) -> Result<(), DetachError>;
+    fn detach(&mut self, id: ConnId, receiver: Box<dyn FnOnce(Detached)>) -> crate::Result<()>;
     fn connect(
         &mut self,
         addr: Addr,
@@ -244,16 +240,13 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// # Errors
     ///
-    /// [`StartTlsError`](crate::StartTlsError): the connection speaks TLS already, or no handshake
+    /// [`Error::ConnState`](crate::Error::ConnState): the connection speaks TLS already, or no handshake
     /// is possible any more. Nothing has changed.
     #[cfg(feature = "tls")]
-    pub fn start_tls(
-        &mut self,
-        config: impl Into<crate::tls::TlsConfig>,
-    ) -> Result<(), crate::StartTlsError> {
+    pub fn start_tls(&mut self, config: impl Into<crate::tls::TlsConfig>) -> crate::Result<()> {
         let now = self.ops.now();
         let Some((machine, pool)) = self.ops.machine(self.id) else {
-            return Err(crate::StartTlsError::Closed);
+            return Err(crate::Error::no_handshake());
         };
         let started = machine.start_tls(&config.into(), now, pool);
         self.ops.touch(self.id);
@@ -315,8 +308,8 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// # Errors
     ///
-    /// [`DetachError`]: the connection is detached already, closing or not open, or simulated.
-    pub fn detach(&mut self, to: impl FnOnce(Detached) + 'static) -> Result<(), DetachError> {
+    /// [`Error::ConnState`](crate::Error::ConnState): the connection is detached already, closing or not open, or simulated.
+    pub fn detach(&mut self, to: impl FnOnce(Detached) + 'static) -> ServerResult<()> {
         self.ops.detach(self.id, Box::new(to))
     }
 

@@ -46,7 +46,7 @@ impl<A> Conn<'_, A> {
     ///
     /// # Errors
     ///
-    /// [`StartTlsError`](crate::StartTlsError): the connection speaks TLS already, or no handshake
+    /// [`Error::ConnState`](crate::Error::ConnState): the connection speaks TLS already, or no handshake
     /// is possible any more. Nothing has changed. An invalid `server_name` ends the connection as
     /// [`TlsHandshake`](crate::CloseReason::TlsHandshake).
     #[cfg(feature = "tls")]
@@ -54,10 +54,10 @@ impl<A> Conn<'_, A> {
         &mut self,
         config: impl Into<std::sync::Arc<crate::proto::tls::ClientConfig>>,
         server_name: impl AsRef<str>,
-    ) -> Result<(), crate::StartTlsError> {
+    ) -> ServerResult<()> {
         let now = self.ops.now();
         let Some((machine, pool)) = self.ops.machine(self.id) else {
-            return Err(crate::StartTlsError::Closed);
+            return Err(Error::no_handshake());
         };
         let config = crate::proto::tls::ClientTls::new(config.into(), server_name.as_ref());
         let started = machine.start_tls_client(&config, now, pool);

@@ -73,7 +73,7 @@ impl DetachedIo {
 
     #[cfg(feature = "tls")]
     pub(crate) fn tls(&self) -> Option<TlsInfo<'_>> {
-        self.tls.as_deref().map(TlsInfo::of)
+        self.tls.as_deref().and_then(TlsInfo::of)
     }
 
     /// Returns the bytes to be read.

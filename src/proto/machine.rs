@@ -356,7 +356,7 @@ impl Machine {
             .tls
             .as_deref()
             .filter(|session| !session.is_handshaking());
-        session.map(TlsInfo::of)
+        session.and_then(TlsInfo::of)
     }
 
     pub(crate) fn proxy(&self) -> Option<&Rc<ProxyHeader>> {

@@ -67,8 +67,6 @@ pub(crate) use snapshot::Fingerprint;
 pub(crate) use state::{Event, NextStep};
 pub use state::{SendError, State, Traffic};
 pub(crate) use time::Time;
-#[cfg(feature = "tls")]
-pub use tls::StartTlsError;
 pub(crate) use tls::TlsConfig;
 
 #[cfg(test)]

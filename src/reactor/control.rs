@@ -17,7 +17,6 @@ use crate::config::Config;
 use crate::config::Connect;
 use crate::config::Listen;
 use crate::control::{AlarmCallback, ControlOps};
-use crate::detached::DetachError;
 use crate::error::{Error, Result};
 use crate::handler::{ConnInfo, ConnOps, Handler};
 use crate::histogram::Histograms;
@@ -95,17 +94,21 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         }
     }
 
-    fn detach(&mut self, id: ConnId, receiver: Receiver) -> std::result::Result<(), DetachError> {
+    fn detach(&mut self, id: ConnId, receiver: Receiver) -> Result<()> {
         let core = &mut self.core;
         if !core.os.can_release() {
-            return Err(DetachError::Simulated);
+            return Err(Error::ConnState(
+                "a simulated connection cannot be detached",
+            ));
         }
         if !core
             .conns
             .get_mut(id)
             .is_some_and(|conn| conn.machine.begin_detach())
         {
-            return Err(DetachError::NotOpen);
+            return Err(Error::ConnState(
+                "the connection is detached already, closing, or not open yet",
+            ));
         }
         core.detached.begin(id, receiver);
         core.touch(id);

@@ -70,12 +70,12 @@ fn a_conversation_is_encrypted_and_the_server_is_verified() {
         client.ask(move |(), control| {
             with_conn(control, id, |conn| {
                 let tls = conn.tls().expect("over TLS");
-                assert_eq!(tls.version(), Some(version.version));
+                assert_eq!(tls.protocol_version(), Some(version.version));
                 assert_eq!(tls.server_name(), Some(NAME));
-                assert_eq!(tls.alpn(), Some(&b"one"[..]));
+                assert_eq!(tls.alpn_protocol(), Some(&b"one"[..]));
                 assert_eq!(tls.handshake_kind(), Some(HandshakeKind::Full));
-                assert!(tls.config().is_none() && tls.peer_certificates().is_empty());
-                assert_eq!(tls.peer_certificates().len(), 2);
+                assert!(tls.config().is_none());
+                assert_eq!(tls.peer_certificates().map(<[_]>::len), Some(2));
                 conn.close();
             });
         });
@@ -568,7 +568,9 @@ fn openssl_serves_us() {
         say(&client, id, "hello\n");
         assert_eq!(heard.next(), Told::Frame(b"olleh\n".to_vec()));
         let agreed = client.ask(move |(), control| {
-            with_conn(control, id, |conn| conn.tls().and_then(|tls| tls.version()))
+            with_conn(control, id, |conn| {
+                conn.tls().and_then(|tls| tls.protocol_version())
+            })
         });
         assert_eq!(agreed, Some(expected));
         client.ask(move |(), control| with_conn(control, id, |conn| conn.close()));

@@ -49,8 +49,9 @@ impl Desk {
     fn refused(&self, roots: &PathBuf) -> String {
         let error = server_config_with_clients(&self.chain, &self.key, roots, ClientAuth::Required);
         let error = error.expect_err("it cannot be used");
-        assert_eq!(error.file(), roots, "{error}");
-        error.to_string()
+        let words = error.to_string();
+        assert!(words.starts_with(&roots.display().to_string()), "{words}");
+        words
     }
 }
 
@@ -176,7 +177,8 @@ fn roots_that_cannot_be_used_are_named() {
     let key = desk.folder.file("other.pem", &Site::new().identity.key_pem);
     let error = server_config_with_clients(&desk.chain, &key, &desk.roots, ClientAuth::Optional);
     let error = error.expect_err("they do not belong together");
-    assert_eq!(error.file(), key);
+    let words = error.to_string();
+    assert!(words.starts_with(&key.display().to_string()), "{words}");
 }
 
 /// A crafted chain makes path building expensive: it is refused before that, on both sides, by the configurations of our own

@@ -224,14 +224,16 @@ fn no_choice_takes_early_data() {
         Arc::new(config)
     });
     let chosen = Arc::clone(&one);
-    let by_name = ServerNames::or(other).name("one.test", Arc::clone(&one));
+    let by_name = ServerNames::or(other)
+        .name("one.test", Arc::clone(&one))
+        .expect("a name");
     for (config, name) in [
         (
             TlsConfig::choose(move |_| Some(Arc::clone(&chosen))),
             "one.test",
         ),
-        (by_name.clone().expect("a name").into(), "one.test"),
-        (by_name.expect("a name").into(), "other.test"),
+        (by_name.clone().into(), "one.test"),
+        (by_name.into(), "other.test"),
         (TlsConfig::from(one), "one.test"),
     ] {
         let server = recorder(config);

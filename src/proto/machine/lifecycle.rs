@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use super::Machine;
 #[cfg(feature = "tls")]
+use crate::error::Error;
+#[cfg(feature = "tls")]
 use crate::proto::buffers::SendBuffer;
 use crate::proto::deadlines::TimeLeft;
 use crate::proto::detached_io::{DetachedIo, EndLimits};
@@ -14,9 +16,9 @@ use crate::proto::pool::Pool;
 use crate::proto::state::{NextStep, SendError, State};
 use crate::proto::status::Events;
 use crate::proto::time::Time;
-use crate::proto::tls::{ClientTls, Session};
 #[cfg(feature = "tls")]
-use crate::proto::tls::{StartTlsError, TlsConfig};
+use crate::proto::tls::TlsConfig;
+use crate::proto::tls::{ClientTls, Session};
 use crate::reason::{Close, CloseReason, Closed};
 
 impl Machine {
@@ -108,7 +110,7 @@ impl Machine {
         config: &TlsConfig,
         now: Time,
         pool: &mut Pool,
-    ) -> Result<(), StartTlsError> {
+    ) -> Result<(), Error> {
         self.check_start_tls()?;
         let session = Session::behind(config, self.take_output());
         self.begin_handshake(session, now, pool);
@@ -122,7 +124,7 @@ impl Machine {
         config: &ClientTls,
         now: Time,
         pool: &mut Pool,
-    ) -> Result<(), StartTlsError> {
+    ) -> Result<(), Error> {
         self.check_start_tls()?;
         match Session::client(config, self.take_output(), &mut pool.buffers) {
             Ok(session) => self.begin_handshake(session, now, pool),
@@ -132,15 +134,15 @@ impl Machine {
     }
 
     #[cfg(feature = "tls")]
-    fn check_start_tls(&self) -> Result<(), StartTlsError> {
+    fn check_start_tls(&self) -> Result<(), Error> {
         if self.tls.is_some() {
-            return Err(StartTlsError::AlreadyTls);
+            return Err(Error::ConnState("the connection speaks TLS already"));
         }
         let recv = self.status.recv;
         let finished = recv.is_eof() || recv.is_end_reported() || self.status.send.is_finishing();
         let is_open = self.status.life.is_open() && self.was_open();
         if !is_open || finished || self.write_closed() {
-            return Err(StartTlsError::Closed);
+            return Err(Error::no_handshake());
         }
         Ok(())
     }

@@ -116,10 +116,10 @@ fn without_early_data(config: Arc<ServerConfig>) -> Arc<ServerConfig> {
 ///
 /// ```
 /// use std::sync::Arc;
-/// use portcullis::tls::{rustls::ServerConfig, NameError, ServerNames};
+/// use portcullis::tls::{rustls::ServerConfig, ServerNames};
 /// use portcullis::{Framing, Listen};
 ///
-/// fn listen(site: Arc<ServerConfig>, api: Arc<ServerConfig>) -> Result<Listen, NameError> {
+/// fn listen(site: Arc<ServerConfig>, api: Arc<ServerConfig>) -> portcullis::Result<Listen> {
 ///     let names = ServerNames::only()
 ///         .name("example.org", Arc::clone(&site))?
 ///         .name("*.example.org", site)?
@@ -164,8 +164,8 @@ impl ServerNames {
     ///
     /// # Errors
     ///
-    /// [`NameError`] for a name that no client can ask for, and for one that is given twice.
-    pub fn name(mut self, name: &str, config: Arc<ServerConfig>) -> Result<Self, NameError> {
+    /// [`Error::Other`] for a name that no client can ask for, and for one that is given twice.
+    pub fn name(mut self, name: &str, config: Arc<ServerConfig>) -> Result<Self, Error> {
         let lower = name.to_ascii_lowercase();
         let (names, bare) = match lower.strip_prefix("*.") {
             Some(rest) => (&mut self.wildcards, rest),
@@ -173,16 +173,16 @@ impl ServerNames {
         };
         let bare = bare.strip_suffix('.').unwrap_or(bare);
         if let Some(problem) = fault(bare) {
-            return Err(NameError {
+            return Err(Error::other(NameError {
                 name: name.to_owned(),
                 problem,
-            });
+            }));
         }
         if names.contains_key(bare) {
-            return Err(NameError {
+            return Err(Error::other(NameError {
                 name: name.to_owned(),
                 problem: "is given twice: leave one of them out",
-            });
+            }));
         }
         names.insert(bare.into(), without_early_data(config));
         Ok(self)
@@ -238,7 +238,7 @@ fn fault(name: &str) -> Option<&'static str> {
 
 /// Why a name cannot be in [`ServerNames`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NameError {
+struct NameError {
     name: String,
     problem: &'static str,
 }
@@ -250,9 +250,3 @@ impl fmt::Display for NameError {
 }
 
 impl StdError for NameError {}
-
-impl From<NameError> for Error {
-    fn from(error: NameError) -> Self {
-        Self::other(error)
-    }
-}

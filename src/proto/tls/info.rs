@@ -1,24 +1,30 @@
 //! The outcome of a handshake, for handlers.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
-use rustls::pki_types::CertificateDer;
-use rustls::{CipherSuite, CommonState, HandshakeKind, ProtocolVersion, ServerConfig};
+use rustls::{CommonState, ServerConfig};
 
 use super::session::Session;
 
 /// The outcome of a TLS handshake. From [`Conn::tls`](crate::Conn::tls).
+///
+/// It is rustls' [`CommonState`] too: `alpn_protocol`, `protocol_version`,
+/// `negotiated_cipher_suite`, `handshake_kind`, and `peer_certificates`, the verified chain of the
+/// peer, its own certificate first. After a resumed handshake that is the chain of the first one. A
+/// client has none unless the configuration asks for one.
 #[derive(Clone, Copy)]
-pub struct TlsInfo<'a>(&'a Session);
+pub struct TlsInfo<'a> {
+    session: &'a Session,
+    common: &'a CommonState,
+}
 
 impl<'a> TlsInfo<'a> {
-    pub(in crate::proto) fn of(session: &'a Session) -> Self {
-        Self(session)
-    }
-
-    fn common(self) -> Option<&'a CommonState> {
-        self.0.common()
+    /// `None` before the ClientHello is read.
+    pub(in crate::proto) fn of(session: &'a Session) -> Option<Self> {
+        let common = session.common()?;
+        Some(Self { session, common })
     }
 
     /// Returns the configuration that the handshake used; `None` on the client's side.
@@ -27,55 +33,36 @@ impl<'a> TlsInfo<'a> {
     /// [`Control::set_tls`](crate::Control::set_tls). A configuration that allows early data is
     /// replaced by a copy without it.
     pub fn config(self) -> Option<&'a Arc<ServerConfig>> {
-        self.0.config()
+        self.session.config()
     }
 
     /// Returns the name that the client asked for (SNI), in lower case.
     ///
     /// On the client's side: the server's name or address that its certificate is for.
     pub fn server_name(self) -> Option<&'a str> {
-        self.0.server_name()
+        self.session.server_name()
     }
+}
 
-    /// Returns the protocol negotiated by ALPN.
-    pub fn alpn(self) -> Option<&'a [u8]> {
-        self.common()?.alpn_protocol()
-    }
+impl Deref for TlsInfo<'_> {
+    type Target = CommonState;
 
-    /// Returns the verified certificate chain of the peer, its own certificate first.
-    ///
-    /// After a resumed handshake: the chain of the first one. A client's is empty unless the
-    /// configuration asks for one.
-    pub fn peer_certificates(self) -> &'a [CertificateDer<'static>] {
-        self.common()
-            .and_then(CommonState::peer_certificates)
-            .unwrap_or_default()
-    }
-
-    /// Returns the version: TLS 1.2 or 1.3.
-    pub fn version(self) -> Option<ProtocolVersion> {
-        self.common()?.protocol_version()
-    }
-
-    /// Returns the cipher suite.
-    pub fn cipher_suite(self) -> Option<CipherSuite> {
-        Some(self.common()?.negotiated_cipher_suite()?.suite())
-    }
-
-    /// Returns whether the handshake was full or resumed.
-    pub fn handshake_kind(self) -> Option<HandshakeKind> {
-        self.common()?.handshake_kind()
+    fn deref(&self) -> &CommonState {
+        self.common
     }
 }
 
 impl fmt::Debug for TlsInfo<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsInfo")
-            .field("version", &self.version())
-            .field("cipher_suite", &self.cipher_suite())
+            .field("version", &self.protocol_version())
+            .field("cipher_suite", &self.negotiated_cipher_suite())
             .field("server_name", &self.server_name())
-            .field("alpn", &self.alpn())
-            .field("peer_certificates", &self.peer_certificates().len())
+            .field("alpn", &self.alpn_protocol())
+            .field(
+                "peer_certificates",
+                &self.peer_certificates().map(<[_]>::len),
+            )
             .finish()
     }
 }

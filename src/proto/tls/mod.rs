@@ -11,13 +11,11 @@ mod pem;
 mod pem_sections;
 mod session;
 mod sessions;
-mod upgrade;
 
 pub use chain::BoundedVerifier;
 pub(crate) use client::ClientTls;
-pub use config::{NameError, ServerNames, TlsConfig};
+pub use config::{ServerNames, TlsConfig};
 pub use info::TlsInfo;
-pub use pem::{client_config, server_config, server_config_with_clients, ClientAuth, PemError};
+pub use pem::{client_config, server_config, server_config_with_clients, ClientAuth};
 pub(crate) use rustls::ClientConfig;
 pub(super) use session::Session;
-pub use upgrade::StartTlsError;

@@ -23,7 +23,7 @@ use crate::escape::Escaped;
 /// Why a certificate chain and key make no configuration: a file and its fault, with the line where
 /// it has one.
 #[derive(Debug)]
-pub struct PemError {
+struct PemError {
     file: PathBuf,
     fault: String,
     source: Option<Box<dyn StdError + Send + Sync>>,
@@ -41,11 +41,6 @@ impl PemError {
     fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         self.source = Some(source.into());
         self
-    }
-
-    /// Returns the file that has the fault.
-    pub fn file(&self) -> &Path {
-        &self.file
     }
 }
 
@@ -117,7 +112,7 @@ impl From<PemError> for Error {
 /// # Errors
 ///
 /// A file that cannot be read or contains no certificate or key, or a key of another certificate:
-/// [`PemError`] names the file and the fault. A damaged section is an error with its line, and
+/// the error names the file and the fault. A damaged section is an error with its line, and
 /// never skipped: the chain has as many certificates as the file has BEGIN lines of certificates.
 /// Sections of other kinds, such as keys, may stand in the same file; of several keys the first is
 /// used.
@@ -131,9 +126,9 @@ impl From<PemError> for Error {
 pub fn server_config(
     chain: impl AsRef<Path>,
     key: impl AsRef<Path>,
-) -> Result<Arc<ServerConfig>, PemError> {
+) -> Result<Arc<ServerConfig>, Error> {
     let (chain, key) = (chain.as_ref(), key.as_ref());
-    build(chain, key, &provider(key)?, Arc::new(NoClientAuth))
+    Ok(build(chain, key, &provider(key)?, Arc::new(NoClientAuth))?)
 }
 
 /// What happens to a client that presents no certificate.
@@ -144,14 +139,13 @@ pub enum ClientAuth {
     /// The handshake fails.
     Required,
     /// The client is served;
-    /// [`TlsInfo::peer_certificates`](super::TlsInfo::peer_certificates) is empty.
+    /// `peer_certificates` of its [`TlsInfo`](super::TlsInfo) is `None`.
     Optional,
 }
 
 /// As [`server_config`], and demands client certificates that lead to one in the PEM file `roots`.
 ///
-/// The verified chain is in [`TlsInfo::peer_certificates`](super::TlsInfo::peer_certificates),
-/// after a resumed handshake too. Only the issuer is verified: decide by the certificate what
+/// The verified chain is in `peer_certificates` of its [`TlsInfo`](super::TlsInfo), after a resumed handshake too. Only the issuer is verified: decide by the certificate what
 /// *this* client may do. A chain that is expensive to verify is refused, with the bounds of
 /// [`BoundedVerifier`]. For revocation lists build a [`rustls::ServerConfig`] yourself.
 ///
@@ -172,7 +166,7 @@ pub fn server_config_with_clients(
     key: impl AsRef<Path>,
     roots: impl AsRef<Path>,
     clients: ClientAuth,
-) -> Result<Arc<ServerConfig>, PemError> {
+) -> Result<Arc<ServerConfig>, Error> {
     let (chain, key, roots) = (chain.as_ref(), key.as_ref(), roots.as_ref());
     let provider = provider(key)?;
     let store = root_store(roots, "holds a certificate that cannot vouch for clients")?;
@@ -185,12 +179,12 @@ pub fn server_config_with_clients(
     let verifier = verifier.build().map_err(|error| {
         PemError::new(roots, "cannot be used to verify clients").because(error.to_string())
     })?;
-    build(
+    Ok(build(
         chain,
         key,
         &provider,
         Arc::new(BoundedVerifier::new(verifier)),
-    )
+    )?)
 }
 
 /// Makes a TLS 1.2 and 1.3 configuration for outgoing connections
@@ -207,7 +201,7 @@ pub fn server_config_with_clients(
 ///
 /// # Errors
 ///
-/// A file that cannot be read, or contains no certificate that can sign others: [`PemError`] names
+/// A file that cannot be read, or contains no certificate that can sign others: the error names
 /// the file and the fault.
 ///
 /// ```no_run
@@ -216,7 +210,7 @@ pub fn server_config_with_clients(
 /// let connect = portcullis::Connect::new(portcullis::Framing::Line).tls(config, "backend.example.org");
 /// # let _ = connect; Ok(()) }
 /// ```
-pub fn client_config(roots: impl AsRef<Path>) -> Result<Arc<ClientConfig>, PemError> {
+pub fn client_config(roots: impl AsRef<Path>) -> Result<Arc<ClientConfig>, Error> {
     let roots = roots.as_ref();
     let store = root_store(roots, "holds a certificate that cannot vouch for servers")?;
     let provider = provider(roots)?;

@@ -458,11 +458,11 @@ impl Handler<Seen> for Recorder {
     fn on_open(&mut self, cx: &mut Context<'_, Seen>) -> Outcome {
         let tls = cx.conn.tls().expect("a TLS connection");
         let agreed = Agreed {
-            version: tls.version(),
+            version: tls.protocol_version(),
             resumed: tls.handshake_kind() == Some(portcullis::tls::rustls::HandshakeKind::Resumed),
-            alpn: tls.alpn().map(<[u8]>::to_vec),
+            alpn: tls.alpn_protocol().map(<[u8]>::to_vec),
             server_name: tls.server_name().map(str::to_owned),
-            certificates: tls.peer_certificates().to_vec(),
+            certificates: tls.peer_certificates().unwrap_or_default().to_vec(),
         };
         cx.app.agreed.push(agreed);
         Ok(())

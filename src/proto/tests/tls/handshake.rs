@@ -90,14 +90,12 @@ fn the_outcome_is_reported() {
         talk.exchange();
         let info = talk.rig.machine.tls().expect("TLS");
         assert_eq!(info.server_name(), Some("localhost"));
-        assert_eq!(info.alpn(), Some(b"echo".as_slice()));
-        assert_eq!(info.peer_certificates(), identity.chain);
-        assert_eq!(info.version(), Some(version.version));
+        assert_eq!(info.alpn_protocol(), Some(b"echo".as_slice()));
+        assert_eq!(info.peer_certificates(), Some(&identity.chain[..]));
+        assert_eq!(info.protocol_version(), Some(version.version));
         assert_eq!(
-            info.cipher_suite(),
-            talk.client
-                .negotiated_cipher_suite()
-                .map(|suite| suite.suite())
+            info.negotiated_cipher_suite(),
+            talk.client.negotiated_cipher_suite()
         );
         assert!(format!("{info:?}").contains("localhost"));
         talk.say(&packet2("x"));
