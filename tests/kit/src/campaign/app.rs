@@ -29,6 +29,8 @@ pub struct App {
     /// The server's own handle, for handlers that post to it.
     pub handle: Option<Handle<App>>,
     pub commands: Commands,
+    /// Frames that handlers and jobs have sent.
+    pub frames: u64,
     pub bans: Bans,
     pub failed_accepts: u64,
     /// Jobs and services that panicked as planned.
@@ -365,6 +367,7 @@ impl App {
             turned_away: Default::default(),
             handle: None,
             commands: Commands::default(),
+            frames: 0,
             bans: Bans::default(),
             failed_accepts: 0,
             panics: 0,
@@ -391,6 +394,7 @@ impl App {
     pub fn send(&mut self, conn: &mut Conn<'_, Self>, payload: &[u8]) -> Result<(), SendError> {
         let sent = conn.send(payload);
         if sent.is_ok() {
+            self.frames += 1;
             let talk = self.talk(tcp(&conn.info().expect("it is there").peer));
             talk.promised.extend(talk.wire.encode(payload));
         }

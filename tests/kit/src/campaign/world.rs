@@ -845,12 +845,19 @@ impl World {
                 return Err(format!("{what}: {one} and {other}"));
             }
         }
-        if orders.messages > orders.notifies
-            || orders.notifies - orders.messages > stats.undeliverable
-        {
+        // Frames that were sent through the handle and taken by their connections.
+        let foreign = stats.traffic.frames_out - app.frames;
+        if orders.messages > orders.notifies || foreign > orders.sends {
             return Err(format!(
-                "{} messages were taken and {} delivered, {} orders came to nothing",
-                orders.notifies, orders.messages, stats.undeliverable
+                "{} messages of {} were delivered, {foreign} frames of {}",
+                orders.messages, orders.notifies, orders.sends
+            ));
+        }
+        let lost = orders.notifies - orders.messages + orders.sends - foreign;
+        if !(lost..=lost + orders.kills).contains(&stats.undeliverable) {
+            return Err(format!(
+                "{lost} messages and frames were not delivered, {} are told, with some of {} kills",
+                stats.undeliverable, orders.kills
             ));
         }
         Ok(())
