@@ -40,7 +40,7 @@ impl Active {
     /// The parts of an idle connection.
     pub(super) const IDLE: &'static Self = &Self::NONE;
 
-    /// True if no byte is buffered and no clock runs but the handler's timers.
+    /// True if no byte is buffered and no clock runs, but for a few timers of the handler's.
     #[inline]
     pub(super) fn is_idle(&self) -> bool {
         self.recv_buf.is_empty() && self.send_buf.is_empty() && self.deadlines.is_idle()

@@ -68,6 +68,9 @@ pub(super) struct Deadlines {
     expired_through: Time,
 }
 
+/// So many timers are not counted as memory: they take less than the slot.
+const FEW_TIMERS: usize = 4;
+
 /// The peer's clocks while reading is paused.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Paused {
@@ -112,10 +115,10 @@ impl Deadlines {
             .fold(Time::NEVER, Time::min)
     }
 
-    /// True if no clock runs or is paused, the handler's timers excluded.
+    /// True if no clock runs or is paused, but for a few timers of the handler's.
     #[inline]
     pub(super) fn is_idle(&self) -> bool {
-        !self.first().is_armed() && self.paused.is_none()
+        !self.first().is_armed() && self.paused.is_none() && !self.has_many_timers()
     }
 
     /// True if all of this can be forgotten.
@@ -302,9 +305,19 @@ impl Deadlines {
 
     // The handler's timers.
 
+    /// True if the timers count as memory, and keep the connection from being idle.
+    #[inline]
+    fn has_many_timers(&self) -> bool {
+        self.timers.capacity() > FEW_TIMERS
+    }
+
+    /// Returns the memory of many timers.
     #[inline]
     pub(super) fn memory(&self) -> usize {
-        self.timers.capacity() * size_of::<Timer>()
+        match self.has_many_timers() {
+            true => self.timers.capacity() * size_of::<Timer>(),
+            false => 0,
+        }
     }
 
     pub(super) fn has_timers(&self) -> bool {
@@ -335,6 +348,13 @@ impl Deadlines {
 
     pub(super) fn cancel_timer(&mut self, key: u8) {
         self.timers.retain(|timer| timer.key != key);
+        self.shrink_timers();
+    }
+
+    fn shrink_timers(&mut self) {
+        if self.timers.is_empty() && self.has_many_timers() {
+            self.timers = Vec::new();
+        }
     }
 
     /// Removes the first of the timers that are due.
@@ -346,7 +366,9 @@ impl Deadlines {
             .enumerate()
             .min_by_key(|(_, timer)| timer.at);
         let (index, _) = first.filter(|(_, timer)| due(timer))?;
-        Some(self.timers.remove(index).key)
+        let key = self.timers.remove(index).key;
+        self.shrink_timers();
+        Some(key)
     }
 
     /// Returns the time left of each deadline, with the idle timeout's and a rate's.
