@@ -149,7 +149,7 @@ impl<A> Handle<A> {
     }
 
     /// Ends a connection at once with RST: see [`Control::kill`]. Refused only at twice
-    /// [`QueueLimits::commands`](crate::QueueLimits::commands). A detached connection is killed by
+    /// [`Config::max_queued_commands`](crate::Config::max_queued_commands). A detached connection is killed by
     /// [`Control::kill`] alone, in a job of [`Handle::post`].
     ///
     /// # Errors

@@ -389,6 +389,7 @@ impl<A> Queue<A> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     struct NoWake;
 
@@ -411,7 +412,7 @@ mod tests {
     }
 
     fn queue(commands: Vec<Command<()>>) -> Shared<()> {
-        let published = Arc::new(Published::new(QueueLimits::default()));
+        let published = Arc::new(Published::new(Config::default().queue_limits()));
         let shared = Shared::new(Box::new(NoWake), published);
         for command in commands {
             shared.push(command).expect("room");
