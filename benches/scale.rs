@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use portcullis::sim::{ClientId, Sim};
-use portcullis::{Config, Context, Cursor, Framing, Handler, Listen, Outcome, Quota};
+use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Quota};
 use stats_alloc::{Region, StatsAlloc, INSTRUMENTED_SYSTEM};
 
 #[global_allocator]
@@ -205,9 +205,9 @@ fn grown(region: &Region<'_, System>) -> isize {
 /// Microseconds for a page of all that there are; the mean over all pages.
 fn enumerate(sim: &mut Sim, connections: usize) -> f64 {
     let begun = Instant::now();
-    let (mut pages, mut seen, mut from) = (0, 0, Some(Cursor::default()));
-    while let Some(cursor) = from {
-        let (page, next) = sim.control().connections_page(cursor, PAGE);
+    let (mut pages, mut seen, mut from) = (0, 0, Some(0));
+    while let Some(slot) = from {
+        let (page, next) = sim.control().connections_page(slot, PAGE);
         (pages, seen, from) = (pages + 1, seen + page.len(), next);
     }
     assert_eq!(seen, connections, "each once");

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use portcullis::{Config, Context, Handler, Listen, Outcome, Server, Stats};
+use portcullis::{CloseReason, Config, Context, Handler, Listen, Outcome, Server, Stats};
 
 #[path = "support/options.rs"]
 mod options;
@@ -72,8 +72,10 @@ fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {
 }
 
 fn summary(stats: &Stats) -> String {
-    let reasons: Vec<String> = stats
-        .closed_by_reason()
+    let reasons: Vec<String> = CloseReason::ALL
+        .iter()
+        .map(|&reason| (reason, stats.closed(reason)))
+        .filter(|&(_, count)| count > 0)
         .map(|(reason, count)| format!("{count} {reason}"))
         .collect();
     format!(

@@ -100,7 +100,8 @@ struct Rule {
 pub struct AccessRule {
     /// Whether the rule allows, or denies.
     pub allows: bool,
-    network: IpNet,
+    /// `None` for every address.
+    network: Option<IpNet>,
     /// Number of peers that the rule has decided about since it was set, in all listeners that have
     /// a clone of it.
     pub hits: u64,
@@ -183,19 +184,25 @@ impl AccessRules {
         Ok(self)
     }
 
-    /// The rules, in order, each with its count.
+    /// The rules, in order, each with its count. The last is the default: `allow all` or
+    /// `deny all`.
     pub fn iter(&self) -> impl Iterator<Item = AccessRule> {
-        let rules: Vec<_> = self.table.in_order().into_iter().map(Arc::clone).collect();
-        rules.into_iter().map(|rule| AccessRule {
-            allows: rule.access == Access::Allow,
-            network: rule.network,
-            hits: rule.hits.load(Ordering::Relaxed),
-        })
-    }
-
-    /// Returns whether peers that no rule matches are allowed, and their number.
-    pub fn otherwise(&self) -> (bool, u64) {
-        (self.otherwise == Access::Allow, self.unmatched)
+        let mut rules: Vec<_> = self
+            .table
+            .in_order()
+            .into_iter()
+            .map(|rule| AccessRule {
+                allows: rule.access == Access::Allow,
+                network: Some(rule.network),
+                hits: rule.hits.load(Ordering::Relaxed),
+            })
+            .collect();
+        rules.push(AccessRule {
+            allows: self.otherwise == Access::Allow,
+            network: None,
+            hits: self.unmatched,
+        });
+        rules.into_iter()
     }
 
     /// Returns whether a peer is allowed.
@@ -257,9 +264,7 @@ impl PartialEq for AccessRules {
             let rules = rules.iter().map(|rule| (rule.allows, rule.network));
             rules.collect::<Vec<_>>()
         };
-        self.otherwise == other.otherwise
-            && self.table.len() == other.table.len()
-            && rules(self) == rules(other)
+        self.table.len() == other.table.len() && rules(self) == rules(other)
     }
 }
 
@@ -292,16 +297,19 @@ impl fmt::Display for AccessRule {
         } else {
             Access::Deny
         };
-        write!(f, "{access} {}", self.network)
+        match self.network {
+            Some(network) => write!(f, "{access} {network}"),
+            None => write!(f, "{access} all"),
+        }
     }
 }
 
 impl fmt::Display for AccessRules {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for rule in self.iter() {
-            write!(f, "{rule}, ")?;
+        for (position, rule) in self.iter().enumerate() {
+            write!(f, "{}{rule}", if position == 0 { "" } else { ", " })?;
         }
-        write!(f, "{} all", self.otherwise)
+        Ok(())
     }
 }
 
@@ -429,8 +437,13 @@ mod tests {
             .iter()
             .map(|rule| (rule.to_string(), rule.hits))
             .collect();
-        assert_eq!(found, [("deny 10.0.0.0/8".to_owned(), 2)]);
-        assert_eq!(rules.otherwise(), (true, 1));
+        assert_eq!(
+            found,
+            [
+                ("deny 10.0.0.0/8".to_owned(), 2),
+                ("allow all".to_owned(), 1)
+            ]
+        );
     }
 
     /// Rules that stay keep their counts, at any position, and so does the default.
@@ -452,8 +465,8 @@ mod tests {
             next(AccessRules::allow_all()),
             next(AccessRules::deny_all()),
         );
-        assert_eq!((counts(&same), same.otherwise().1), (vec![0, 1], 1));
-        assert_eq!((counts(&other), other.otherwise().1), (vec![0, 1], 0));
+        assert_eq!(counts(&same), [0, 1, 1]);
+        assert_eq!(counts(&other), [0, 1, 0]);
         assert_eq!(
             same.to_string(),
             "allow 10.9.0.0/16, deny 10.0.0.0/8, allow all"
@@ -512,7 +525,8 @@ mod tests {
             hits,
             [
                 ("deny 192.0.2.1/32".to_owned(), 1),
-                ("deny 10.0.0.77/32".to_owned(), 2)
+                ("deny 10.0.0.77/32".to_owned(), 2),
+                ("allow all".to_owned(), 1)
             ]
         );
     }

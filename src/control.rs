@@ -19,7 +19,7 @@ use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
-use crate::tree::{Cursor, Tree};
+use crate::tree::Tree;
 
 /// The callback of an alarm.
 pub(crate) type AlarmCallback<A> = Box<dyn FnMut(&mut A, &mut Control<'_, A>, &AlarmInfo)>;
@@ -29,7 +29,7 @@ pub(crate) trait ControlOps<A>: ConnOps<A> {
     fn listeners(&self) -> Vec<ListenerInfo>;
     fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo>;
     fn connections(&self) -> Vec<ConnInfo>;
-    fn connections_page(&self, from: Cursor, limit: usize) -> (Vec<ConnInfo>, Option<Cursor>);
+    fn connections_page(&self, from: usize, limit: usize) -> (Vec<ConnInfo>, Option<usize>);
     fn tree(&self, limit: usize) -> Tree;
     fn recent_closes(&self) -> Vec<RecentClose>;
     fn histograms(&self) -> Histograms;
@@ -144,17 +144,18 @@ impl<'a, A> Control<'a, A> {
         self.ops.connections()
     }
 
-    /// Returns the connections in the next `limit` slots, and where to continue, `None` at the end; so that a page has bounded cost and
-    /// length. A connection that stays open is on exactly one page, even if others open and close
-    /// meanwhile. An empty slot counts too, so that a page may be empty although more follow.
+    /// Returns the connections in `limit` slots from the slot `from` on, and the slot to continue
+    /// from, `None` at the end; so that a page has bounded cost and length. A connection that stays
+    /// open is on exactly one page, even if others open and close meanwhile. An empty
+    /// slot counts too, so that a page may be empty although more follow.
     ///
     /// ```
-    /// # use portcullis::{Config, Cursor, Server};
+    /// # use portcullis::{Config, Server};
     /// # fn main() -> portcullis::Result<()> {
     /// # let mut server: Server = Server::new(Config::new())?;
-    /// let mut from = Some(Cursor::default());
-    /// while let Some(cursor) = from {
-    ///     let (connections, next) = server.control().connections_page(cursor, 1000);
+    /// let mut from = Some(0);
+    /// while let Some(slot) = from {
+    ///     let (connections, next) = server.control().connections_page(slot, 1000);
     ///     for connection in connections {
     ///         println!("{connection}");
     ///     }
@@ -162,7 +163,7 @@ impl<'a, A> Control<'a, A> {
     /// }
     /// # Ok(()) }
     /// ```
-    pub fn connections_page(&self, from: Cursor, limit: usize) -> (Vec<ConnInfo>, Option<Cursor>) {
+    pub fn connections_page(&self, from: usize, limit: usize) -> (Vec<ConnInfo>, Option<usize>) {
         self.ops.connections_page(from, limit)
     }
 

@@ -161,15 +161,15 @@ pub use id::{AlarmId, ConnId, ListenerId, ListenerRef};
 pub use listener_info::{ListenerInfo, ListenerState};
 pub use metrics::Metrics;
 pub use proto::{
-    Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing, ProxyError, ProxyHeader,
-    ProxySsl, ProxyTlvs, Rate, SendError, State, TimeLeft, Traffic,
+    Decoded, FrameBuf, FrameError, Framer, Framing, ProxyError, ProxyHeader, ProxySsl, ProxyTlvs,
+    Rate, SendError, State, Traffic,
 };
 pub use reason::{Close, CloseReason, Closed, Outcome};
 pub use recent::RecentClose;
 pub use server::{Server, Spawned, Turn};
 pub use shards::Shards;
 pub use stats::{DrainReport, Stats};
-pub use tree::{Branch, Cursor, Tree};
+pub use tree::Tree;
 
 /// TLS: configurations, what a handshake agreed on, and rustls itself in the version used here.
 #[cfg(feature = "tls")]

@@ -89,9 +89,4 @@ impl ListenerInfo {
     pub fn closed(&self, reason: CloseReason) -> u64 {
         self.closed.of(reason)
     }
-
-    /// The reasons that have occurred, with their counts.
-    pub fn closed_by_reason(&self) -> impl Iterator<Item = (CloseReason, u64)> + '_ {
-        self.closed.by_reason()
-    }
 }

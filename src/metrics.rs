@@ -254,7 +254,7 @@ impl Metrics {
             "Connections of a listener that have ended, by the reasons that occurred.",
         )?;
         for listener in &self.listeners {
-            for (reason, count) in listener.closed_by_reason() {
+            for (reason, count) in listener.closed.by_reason() {
                 let labels = [
                     ("listener", listener.name.as_str()),
                     ("reason", reason.name()),

@@ -55,7 +55,7 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Number of connections that ended for this reason.
+    /// Number of connections that ended for this reason. [`CloseReason::ALL`] lists the reasons.
     pub fn closed(&self, reason: CloseReason) -> u64 {
         self.closed.of(reason)
     }
@@ -63,11 +63,6 @@ impl Stats {
     /// Number of connections that have ended.
     pub fn closed_total(&self) -> u64 {
         self.closed.total()
-    }
-
-    /// The reasons that have occurred, with their counts.
-    pub fn closed_by_reason(&self) -> impl Iterator<Item = (CloseReason, u64)> + '_ {
-        self.closed.by_reason()
     }
 
     /// Adds the counters of another server. `max_connections` stays.

@@ -1,17 +1,10 @@
 //! The supervision tree: server, listeners, connections. In parts, or as a text of bounded length.
 
 use std::fmt;
-use std::time::Duration;
 
 use crate::handler::ConnInfo;
 use crate::listener_info::ListenerInfo;
-use crate::proto::TimeLeft;
 use crate::stats::Stats;
-
-/// Where [`Control::connections_page`](crate::Control::connections_page) continues. The default is
-/// the beginning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Cursor(pub(crate) u32);
 
 /// A server with its listeners and some of their connections, at one moment:
 /// [`Control::tree`](crate::Control::tree). `Display` draws it, a line for each.
@@ -24,23 +17,14 @@ pub struct Tree {
     pub descriptors: usize,
     /// Whether the server drains, or has drained.
     pub draining: bool,
-    /// Its listeners, oldest first, including closed ones that still have connections.
-    pub listeners: Vec<Branch>,
+    /// Its listeners, oldest first, including closed ones that still have connections. Each with
+    /// some of its connections, in the order of their slots; [`ListenerInfo::connections`] is their
+    /// number.
+    pub listeners: Vec<(ListenerInfo, Vec<ConnInfo>)>,
     /// Number of outgoing connections, in any state.
     pub outgoing: usize,
     /// Some of these, in the order of their slots.
     pub outgoing_connections: Vec<ConnInfo>,
-}
-
-/// A listener and some of its connections.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Branch {
-    /// The listener.
-    pub listener: ListenerInfo,
-    /// Some of its connections, in the order of their slots; [`ListenerInfo::connections`] is their
-    /// number.
-    pub connections: Vec<ConnInfo>,
 }
 
 impl fmt::Display for Tree {
@@ -56,32 +40,25 @@ impl fmt::Display for Tree {
             Grouped(self.stats.memory),
             Grouped(self.descriptors)
         )?;
-        for branch in &self.listeners {
-            write!(f, "\n{branch}")?;
+        for (listener, connections) in &self.listeners {
+            write!(
+                f,
+                "\n  {} {:?} on {}: {:?}, {} of {} connections, {} accepted",
+                listener.id,
+                listener.name,
+                listener.addr,
+                listener.state,
+                Grouped(listener.connections),
+                Grouped(listener.max_connections),
+                listener.accepted
+            )?;
+            leaves(f, connections, listener.connections)?;
         }
         if self.outgoing > 0 {
             write!(f, "\n  outgoing: {} connections", Grouped(self.outgoing))?;
             leaves(f, &self.outgoing_connections, self.outgoing)?;
         }
         Ok(())
-    }
-}
-
-impl fmt::Display for Branch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let listener = &self.listener;
-        write!(
-            f,
-            "  {} {:?} on {}: {:?}, {} of {} connections, {} accepted",
-            listener.id,
-            listener.name,
-            listener.addr,
-            listener.state,
-            Grouped(listener.connections),
-            Grouped(listener.max_connections),
-            listener.accepted
-        )?;
-        leaves(f, &self.connections, listener.connections)
     }
 }
 
@@ -135,27 +112,11 @@ impl fmt::Display for Leaf<'_> {
         if info.buffered > 0 {
             write!(f, ", {} queued of {} buffered", info.queued, info.buffered)?;
         }
-        for (name, left) in clocks(&info.time_left) {
+        for (name, left) in info.time_left() {
             write!(f, ", {name} in {left:.1?}")?;
         }
         Ok(())
     }
-}
-
-/// The timeouts that run.
-fn clocks(left: &TimeLeft) -> impl Iterator<Item = (&'static str, Duration)> {
-    [
-        ("connect timeout", left.connect),
-        ("handshake timeout", left.handshake),
-        ("frame timeout", left.frame),
-        ("idle timeout", left.idle),
-        ("write timeout", left.write),
-        ("linger timeout", left.linger),
-        ("reading again", left.throttle),
-        ("timer", left.timer),
-    ]
-    .into_iter()
-    .filter_map(|(name, left)| Some((name, left?)))
 }
 
 /// 100000 as 100,000.

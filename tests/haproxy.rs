@@ -123,9 +123,9 @@ impl Handler<Heard> for Recorder {
                 " tls {} verified {} version {:?} name {:?} cipher {}",
                 ssl.is_tls(),
                 ssl.is_verified(),
-                ssl.version(),
-                ssl.common_name(),
-                ssl.cipher().is_some()
+                ssl.get(0x21),
+                ssl.get(0x22),
+                ssl.get(0x23).is_some()
             );
         }
         cx.app.push(told);

@@ -471,8 +471,30 @@ pub struct ConnInfo {
     /// It is not read because memory is tight and its buffers exceed its share
     /// ([`Config::memory_limit`](crate::Config::memory_limit)).
     pub paused_for_memory: bool,
-    /// The timeouts that run, and their remaining time.
-    pub time_left: TimeLeft,
+    pub(crate) time_left: TimeLeft,
+}
+
+impl ConnInfo {
+    /// The deadlines that run, and the time left until each; zero if it expires in the next turn.
+    ///
+    /// - `connect timeout`: until the attempt to connect fails ([`Connect::connect_timeout`]), or
+    ///   until the next one begins ([`Connect::retry`]).
+    /// - `handshake timeout`: until it must be open
+    ///   ([`ConnConfig::handshake_timeout`](crate::ConnConfig::handshake_timeout)).
+    /// - `frame timeout`: until more of the incomplete frame must have arrived
+    ///   ([`ConnConfig::frame_timeout`](crate::ConnConfig::frame_timeout)).
+    /// - `idle timeout`: until the peer must have sent a byte
+    ///   ([`ConnConfig::idle_timeout`](crate::ConnConfig::idle_timeout)).
+    /// - `write timeout`: until the peer must have taken more of the pending output
+    ///   ([`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout)).
+    /// - `linger timeout`: until the socket is closed without the peer's FIN
+    ///   ([`ConnConfig::linger_timeout`](crate::ConnConfig::linger_timeout)).
+    /// - `reading again`: until reading resumes that a rate has paused
+    ///   ([`ConnConfig::read_rate`](crate::ConnConfig::read_rate) and the other rates).
+    /// - `timer`: until the first of the handler's timers ([`Conn::set_timer`]).
+    pub fn time_left(&self) -> impl Iterator<Item = (&'static str, Duration)> {
+        self.time_left.iter()
+    }
 }
 
 impl fmt::Display for ConnInfo {

@@ -445,31 +445,34 @@ impl Deadlines {
 /// The time left until each of a connection's deadlines; zero if it expires in the next turn.
 ///
 /// `None` for a clock that does not run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub struct TimeLeft {
-    /// Until the present attempt to connect fails
-    /// ([`Connect::connect_timeout`](crate::Connect::connect_timeout)), or until the next one
-    /// begins ([`Connect::retry`](crate::Connect::retry)).
-    pub connect: Option<Duration>,
-    /// Until the connection must be open
-    /// ([`ConnConfig::handshake_timeout`](crate::ConnConfig::handshake_timeout)).
-    pub handshake: Option<Duration>,
-    /// Until more of the incomplete frame must have arrived
-    /// ([`ConnConfig::frame_timeout`](crate::ConnConfig::frame_timeout)).
-    pub frame: Option<Duration>,
-    /// Until the peer must have sent a byte
-    /// ([`ConnConfig::idle_timeout`](crate::ConnConfig::idle_timeout)).
-    pub idle: Option<Duration>,
-    /// Until the peer must have taken more of the pending output
-    /// ([`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout)).
-    pub write: Option<Duration>,
-    /// Until the socket is closed without the peer's FIN
-    /// ([`ConnConfig::linger_timeout`](crate::ConnConfig::linger_timeout)).
-    pub linger: Option<Duration>,
-    /// Until reading resumes that a rate has paused
-    /// ([`ConnConfig::read_rate`](crate::ConnConfig::read_rate) and the other rates).
-    pub throttle: Option<Duration>,
-    /// Until the first of the handler's timers ([`Conn::set_timer`](crate::Conn::set_timer)).
-    pub timer: Option<Duration>,
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TimeLeft {
+    /// Until the present attempt to connect fails, or until the next one begins.
+    connect: Option<Duration>,
+    pub(super) handshake: Option<Duration>,
+    pub(super) frame: Option<Duration>,
+    pub(super) idle: Option<Duration>,
+    write: Option<Duration>,
+    linger: Option<Duration>,
+    throttle: Option<Duration>,
+    /// Until the first of the handler's timers.
+    timer: Option<Duration>,
+}
+
+impl TimeLeft {
+    /// Returns the clocks that run.
+    pub(crate) fn iter(self) -> impl Iterator<Item = (&'static str, Duration)> {
+        [
+            ("connect timeout", self.connect),
+            ("handshake timeout", self.handshake),
+            ("frame timeout", self.frame),
+            ("idle timeout", self.idle),
+            ("write timeout", self.write),
+            ("linger timeout", self.linger),
+            ("reading again", self.throttle),
+            ("timer", self.timer),
+        ]
+        .into_iter()
+        .filter_map(|(name, left)| Some((name, left?)))
+    }
 }

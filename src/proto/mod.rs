@@ -53,9 +53,9 @@ pub(crate) mod tls;
 
 pub(crate) use conn_config::check_rates;
 pub use conn_config::ConnConfig;
-pub use deadlines::TimeLeft;
+pub(crate) use deadlines::TimeLeft;
 pub(crate) use detached_io::{DetachedIo, EndLimits};
-pub use framing::{Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing};
+pub use framing::{Decoded, FrameBuf, FrameError, Framer, Framing};
 pub(crate) use machine::Machine;
 pub(crate) use pool::Pool;
 pub use proxy::{ProxyError, ProxyHeader, ProxySsl, ProxyTlvs};

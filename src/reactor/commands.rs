@@ -74,7 +74,8 @@ fn for_conn<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command:
     drop_undelivered(core, refused);
     if is_frame {
         // The handle has accepted it: the connection ends rather than has a hole in its stream.
-        let words = "too many commands wait for connections that are not open (max_queued_commands, max_queued_bytes)";
+        let words =
+            "too many commands wait for connections that are not open (Config::max_queued_*)";
         core.close_as(id, Close::because(words));
         core.touch(id);
     }

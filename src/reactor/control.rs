@@ -29,7 +29,7 @@ use crate::proto::{Machine, Pool, SendError, Time};
 use crate::reason::{CloseReason, Closed};
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
-use crate::tree::{Branch, Cursor, Tree};
+use crate::tree::Tree;
 
 /// Slots that a tree visits in any case, and for each connection that it may show.
 const TREE_SLOTS: usize = 4096;
@@ -161,33 +161,35 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
             .collect()
     }
 
-    fn connections_page(&self, from: Cursor, limit: usize) -> (Vec<ConnInfo>, Option<Cursor>) {
+    fn connections_page(&self, from: usize, limit: usize) -> (Vec<ConnInfo>, Option<usize>) {
         let conns = &self.core.conns;
         let slots = conns.slots();
-        let limit = u32::try_from(limit.max(1)).unwrap_or(u32::MAX);
-        let end = from.0.saturating_add(limit).min(slots);
-        let visited = (from.0..end).filter_map(|index| conns.by_index(index));
-        let max = (end.saturating_sub(from.0) as usize).min(conns.len());
+        let up_to_u32 = |number| u32::try_from(number).unwrap_or(u32::MAX);
+        let from = up_to_u32(from);
+        let end = from.saturating_add(up_to_u32(limit.max(1))).min(slots);
+        let visited = (from..end).filter_map(|index| conns.by_index(index));
+        let max = (end.saturating_sub(from) as usize).min(conns.len());
         let mut connections = Vec::with_capacity(max);
         connections.extend(visited.map(|conn| conn.info(self.core.now)));
-        (connections, (end < slots).then_some(Cursor(end)))
+        (connections, (end < slots).then_some(end as usize))
     }
 
     fn tree(&self, limit: usize) -> Tree {
         let core = &self.core;
         let capacity = core.capacity();
-        let branch = |listener: &super::listener::Listener<_>| Branch {
-            listener: listener.info(&capacity),
-            connections: Vec::new(),
+        let branch = |listener: &super::listener::Listener<_>| {
+            (listener.info(&capacity), Vec::<ConnInfo>::new())
         };
         let mut listeners: Vec<_> = core.listeners.iter().map(branch).collect();
         let ids = core.listeners.iter().map(|listener| listener.id);
         let positions: HashMap<ListenerId, usize> = ids.zip(0..).collect();
-        let wanted = |branch: &Branch| branch.listener.connections.min(limit);
         let outgoing = core.outgoing();
         let mut outgoing_left = outgoing.min(limit);
         let mut outgoing_connections = Vec::new();
-        let mut missing: usize = listeners.iter().map(wanted).sum::<usize>() + outgoing_left;
+        let mut missing: usize = outgoing_left;
+        for (listener, _) in &listeners {
+            missing = missing.saturating_add(listener.connections.min(limit));
+        }
         let max = missing
             .saturating_mul(SLOTS_PER_LEAF)
             .saturating_add(TREE_SLOTS);
@@ -207,8 +209,8 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
             let branch = positions
                 .get(&listener)
                 .and_then(|&at| listeners.get_mut(at));
-            if let Some(branch) = branch.filter(|branch| branch.connections.len() < limit) {
-                branch.connections.push(conn.info(core.now));
+            if let Some((_, shown)) = branch.filter(|(_, shown)| shown.len() < limit) {
+                shown.push(conn.info(core.now));
                 missing -= 1;
             }
         }

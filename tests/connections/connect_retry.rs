@@ -137,8 +137,8 @@ fn it_connects_when_a_server_listens_at_last() {
         (id, State::Connecting, 6)
     );
     assert_eq!(
-        info.time_left.connect,
-        Some(secs(1)),
+        info.time_left().next(),
+        Some(("connect timeout", secs(1))),
         "the third comes at 3 s"
     );
     sim.remote(REMOTE, Answer::AcceptAfter(Duration::from_millis(300)));
@@ -170,7 +170,7 @@ fn silence_is_given_up_attempt_by_attempt() {
     );
     sim.advance(secs(4));
     let info = sim.control().connections().remove(0);
-    assert_eq!(info.time_left.connect, Some(secs(1)));
+    assert_eq!(info.time_left().next(), Some(("connect timeout", secs(1))));
     assert_eq!(sim.descriptors(), 1);
     sim.advance(secs(100));
     // 5 s, 1 s, 5 s, 2 s, 5 s.

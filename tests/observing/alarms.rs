@@ -354,7 +354,7 @@ fn a_callback_has_the_server_and_may_panic() {
         let _ = &held;
         note(app, control, notice);
         if notice.state == Raised {
-            let (page, _) = control.connections_page(Default::default(), 1);
+            let (page, _) = control.connections_page(0, 1);
             assert!(control.kill(page[0].id));
         } else {
             assert!(control.remove_alarm(notice.id));

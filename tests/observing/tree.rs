@@ -8,7 +8,7 @@ use kit::net::{connect, local, packet4, ping, spawn_echo, PATIENCE};
 use portcullis::sim::{ClientId, Sim};
 use portcullis::{AccessRules, AtCapacity, CloseReason};
 use portcullis::{
-    Config, ConnId, ConnInfo, Context, Cursor, Framing, Handler, Listen, ListenerState, Outcome,
+    Config, ConnId, ConnInfo, Context, Framing, Handler, Listen, ListenerState, Outcome,
     ProxyProtocol, Rate, State, Tree,
 };
 
@@ -68,6 +68,12 @@ fn listen() -> Listen {
     Listen::tcp("127.0.0.1:0", Framing::Packet4).name("games")
 }
 
+/// The time that is left of one deadline, while it runs.
+fn time_left(info: &ConnInfo, name: &str) -> Option<Duration> {
+    let mut all = info.time_left();
+    all.find(|(known, _)| *known == name).map(|(_, left)| left)
+}
+
 /// Every deadline is told while its clock runs, as the time that is left; a clock that stands is not.
 #[test]
 fn a_connection_tells_when_its_deadlines_fall_due() {
@@ -75,32 +81,43 @@ fn a_connection_tells_when_its_deadlines_fall_due() {
     let client = world.connect();
     world.sim.advance(Duration::from_secs(20));
     let info = world.info(client);
-    let left = info.time_left;
     assert_eq!(
-        (info.idle, left.idle),
+        (info.idle, time_left(&info, "idle timeout")),
         (Duration::from_secs(20), seconds(100))
     );
     assert_eq!(
-        (left.handshake, left.frame, left.write, left.linger),
+        (
+            time_left(&info, "handshake timeout"),
+            time_left(&info, "frame timeout"),
+            time_left(&info, "write timeout"),
+            time_left(&info, "linger timeout")
+        ),
         (None, None, None, None)
     );
-    assert_eq!((left.throttle, left.timer), (None, None));
+    assert_eq!(
+        (time_left(&info, "reading again"), time_left(&info, "timer")),
+        (None, None)
+    );
     assert!(!info.paused && !info.congested && !info.throttled && !info.paused_for_memory);
 
     // A frame that has begun, and a timer.
     world.send(client, b"timer");
     world.sim.send(client, &[0, 0]);
     world.sim.advance(Duration::from_secs(5));
-    let left = world.info(client).time_left;
+    let info = world.info(client);
     assert_eq!(
-        (left.frame, left.idle, left.timer),
+        (
+            time_left(&info, "frame timeout"),
+            time_left(&info, "idle timeout"),
+            time_left(&info, "timer")
+        ),
         (seconds(25), seconds(115), seconds(2))
     );
     world.sim.send(client, &[0, 0]);
     world.sim.advance(Duration::from_secs(5));
-    let left = world.info(client).time_left;
+    let info = world.info(client);
     assert_eq!(
-        (left.frame, left.timer),
+        (time_left(&info, "frame timeout"), time_left(&info, "timer")),
         (None, None),
         "an empty frame, and the timer is over"
     );
@@ -109,7 +126,13 @@ fn a_connection_tells_when_its_deadlines_fall_due() {
     world.send(client, b"pause");
     let info = world.info(client);
     assert!(info.paused && !info.congested);
-    assert_eq!((info.time_left.idle, info.time_left.frame), (None, None));
+    assert_eq!(
+        (
+            time_left(&info, "idle timeout"),
+            time_left(&info, "frame timeout")
+        ),
+        (None, None)
+    );
 
     // Its peer does not read: more than the send buffer waits.
     let slow = world.connect();
@@ -119,7 +142,10 @@ fn a_connection_tells_when_its_deadlines_fall_due() {
     let info = world.info(slow);
     assert!(info.congested && !info.paused && info.queued > 128 * 1024);
     assert_eq!(
-        (info.time_left.write, info.time_left.idle),
+        (
+            time_left(&info, "write timeout"),
+            time_left(&info, "idle timeout")
+        ),
         (seconds(20), None)
     );
     // And closes: FIN is sent, the peer's is awaited.
@@ -128,9 +154,15 @@ fn a_connection_tells_when_its_deadlines_fall_due() {
     world.sim.advance(Duration::from_millis(500));
     let info = world.info(polite);
     assert_eq!(info.state, State::Closing);
-    assert_eq!(info.time_left.linger, Some(Duration::from_millis(1500)));
     assert_eq!(
-        (info.time_left.handshake, info.time_left.idle),
+        time_left(&info, "linger timeout"),
+        Some(Duration::from_millis(1500))
+    );
+    assert_eq!(
+        (
+            time_left(&info, "handshake timeout"),
+            time_left(&info, "idle timeout")
+        ),
         (None, None)
     );
 }
@@ -148,7 +180,10 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     let info = world.info(client);
     assert!(info.throttled);
     assert_eq!(
-        (info.time_left.throttle, info.time_left.idle),
+        (
+            time_left(&info, "reading again"),
+            time_left(&info, "idle timeout")
+        ),
         (seconds(1), None)
     );
     world.sim.advance(Duration::from_secs(1));
@@ -182,7 +217,7 @@ fn a_connection_tells_what_keeps_it_from_reading() {
     world.sim.advance(Duration::from_secs(3));
     let info = world.info(client);
     assert_eq!(
-        (info.state, info.time_left.handshake),
+        (info.state, time_left(&info, "handshake timeout")),
         (State::Accepting, seconds(7))
     );
     assert_eq!(world.sim.stats().pending, 1);
@@ -247,7 +282,7 @@ fn the_tree_as_text() {
         .expect("it is there");
     world.sim.control().drain(Duration::from_secs(9));
     let tree = world.sim.control().tree(0);
-    assert_eq!(tree.listeners[0].listener.state, ListenerState::Closed);
+    assert_eq!(tree.listeners[0].0.state, ListenerState::Closed);
     assert!(
         tree.draining
             && tree
@@ -287,9 +322,9 @@ fn crowd(count: usize) -> World {
 fn pages_are_bounded_and_show_each_connection_once() {
     let mut world = crowd(MANY);
     let walk = |world: &mut World, limit: usize| {
-        let (mut seen, mut pages, mut from) = (Vec::<ConnId>::new(), 0, Some(Cursor::default()));
-        while let Some(cursor) = from {
-            let (page, next) = world.sim.control().connections_page(cursor, limit);
+        let (mut seen, mut pages, mut from) = (Vec::<ConnId>::new(), 0, Some(0));
+        while let Some(slot) = from {
+            let (page, next) = world.sim.control().connections_page(slot, limit);
             assert!(page.len() <= limit.max(1));
             seen.extend(page.iter().map(|info| info.id));
             pages += 1;
@@ -316,7 +351,7 @@ fn pages_are_bounded_and_show_each_connection_once() {
     let (seen, pages) = walk(&mut world, 1000);
     assert_eq!((seen.as_slice(), pages), (left.as_slice(), FEW / 1000));
     // A limit of nothing gets on all the same.
-    let (page, next) = world.sim.control().connections_page(Cursor::default(), 0);
+    let (page, next) = world.sim.control().connections_page(0, 0);
     assert!(page.len() == 1 && next.is_some());
 }
 
@@ -334,7 +369,7 @@ fn a_page_is_not_moved_by_connections_that_come_and_go() {
         .iter()
         .map(|info| info.id)
         .collect();
-    let (_, next) = world.sim.control().connections_page(Cursor::default(), 10);
+    let (_, next) = world.sim.control().connections_page(0, 10);
     for id in &all[3..15] {
         world.sim.control().kill(*id);
     }
@@ -371,7 +406,7 @@ fn the_tree_of_many_is_short() {
     let shown = |tree: &Tree| {
         tree.listeners
             .iter()
-            .map(|branch| branch.connections.len())
+            .map(|(_, connections)| connections.len())
             .collect::<Vec<_>>()
     };
     assert_eq!((tree.stats.open, shown(&tree)), (MANY + 1, vec![100, 0]));
@@ -416,11 +451,9 @@ fn a_handle_shows_the_tree() {
         .handle
         .call(PATIENCE, |(), control| control.tree(5))
         .expect("the loop answers");
-    let info = &tree.listeners[0].connections[0];
+    let info = &tree.listeners[0].1[0];
     assert_eq!(info.peer, client.local_addr().expect("an address"));
-    assert!(info
-        .time_left
-        .idle
+    assert!(time_left(info, "idle timeout")
         .is_some_and(|left| left <= Duration::from_secs(120) && left > Duration::from_secs(60)));
     assert!(tree.to_string().contains(": Open, age "), "{tree}");
     server.handle.kill(info.id).expect("it is alive");

@@ -650,7 +650,7 @@ fn a_listeners_counts_are_those_of_all_shards() {
     let handle = &shards.handle;
     eventually("all have ended", || handle.stats().closed_total() == 12);
     let all = handle.listeners(PATIENCE).expect("answers");
-    let reasons: Vec<_> = all[0].closed_by_reason().collect();
+    let reasons = kit::reasons(|reason| all[0].closed(reason));
     assert_eq!(reasons, [(portcullis::CloseReason::Finished, 12)]);
     let traffic = all[0].traffic;
     assert_eq!((traffic.frames_in, traffic.frames_out), (12, 12));

@@ -145,7 +145,7 @@ fn ready(server: &Running<App>) -> TcpStream {
 fn the_end(server: &Running<App>) -> (CloseReason, Vec<String>) {
     let stats = server.until("it ends", |stats| stats.closed_total() == 1);
     assert_eq!(stats.opened, 1, "opened once");
-    let reason = stats.closed_by_reason().next().expect("one").0;
+    let reason = kit::reasons(|reason| stats.closed(reason))[0].0;
     let told = told(server);
     assert_eq!(
         told.last(),

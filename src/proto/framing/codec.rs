@@ -112,8 +112,8 @@ impl Codec {
             Framing::Packet4 => Kind::Packet(Width::Four),
             Framing::Line => Kind::Delimited(b'\n'),
             Framing::Delimited(byte) => Kind::Delimited(*byte),
-            Framing::Custom(factory) => {
-                let framer = (factory.0)();
+            Framing::Custom(make) => {
+                let framer = make();
                 return Self::Custom(Box::new(Custom {
                     framer,
                     max,

@@ -25,13 +25,12 @@ pub enum Framing {
     Line,
     /// As [`Framing::Line`], with another delimiter.
     Delimited(u8),
-    /// Your own framing: see [`Framing::custom`].
-    Custom(FramerFactory),
+    /// Your own framing, with a function that makes a [`Framer`] for each connection:
+    /// [`Framing::custom`].
+    Custom(Arc<MakeFramer>),
 }
 
-/// Makes a [`Framer`] for each connection; built by [`Framing::custom`].
-#[derive(Clone)]
-pub struct FramerFactory(pub(super) Arc<dyn Fn() -> Box<dyn Framer> + Send + Sync>);
+type MakeFramer = dyn Fn() -> Box<dyn Framer> + Send + Sync;
 
 impl Framing {
     /// Frames by your own rule: `make` is called once per connection.
@@ -75,7 +74,7 @@ impl Framing {
         F: Framer + 'static,
         M: Fn() -> F + Send + Sync + 'static,
     {
-        Self::Custom(FramerFactory(Arc::new(move || Box::new(make()))))
+        Self::Custom(Arc::new(move || Box::new(make())))
     }
 
     /// Returns the maximum payload of a listener that sets none.
@@ -103,12 +102,6 @@ impl fmt::Debug for Framing {
             Self::Delimited(byte) => write!(f, "delimited by {byte:#04x}"),
             Self::Custom(_) => f.write_str("custom"),
         }
-    }
-}
-
-impl fmt::Debug for FramerFactory {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("FramerFactory")
     }
 }
 

@@ -8,7 +8,7 @@ mod codec;
 mod framer;
 
 pub(super) use codec::{Codec, EncodeError, Step};
-pub use framer::{Decoded, FrameBuf, FrameError, Framer, FramerFactory, Framing};
+pub use framer::{Decoded, FrameBuf, FrameError, Framer, Framing};
 
 #[cfg(test)]
 mod tests;

@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use super::Machine;
 #[cfg(feature = "tls")]
-use crate::error::Error;
-#[cfg(feature = "tls")]
 use crate::proto::buffers::SendBuffer;
 use crate::proto::deadlines::TimeLeft;
 use crate::proto::detached_io::{DetachedIo, EndLimits};
@@ -110,7 +108,7 @@ impl Machine {
         config: &TlsConfig,
         now: Time,
         pool: &mut Pool,
-    ) -> Result<(), Error> {
+    ) -> crate::Result<()> {
         self.check_start_tls()?;
         let session = Session::behind(config, self.take_output());
         self.begin_handshake(session, now, pool);
@@ -124,7 +122,7 @@ impl Machine {
         config: &ClientTls,
         now: Time,
         pool: &mut Pool,
-    ) -> Result<(), Error> {
+    ) -> crate::Result<()> {
         self.check_start_tls()?;
         match Session::client(config, self.take_output(), &mut pool.buffers) {
             Ok(session) => self.begin_handshake(session, now, pool),
@@ -134,15 +132,15 @@ impl Machine {
     }
 
     #[cfg(feature = "tls")]
-    fn check_start_tls(&self) -> Result<(), Error> {
+    fn check_start_tls(&self) -> crate::Result<()> {
         if self.tls.is_some() {
-            return Err(Error::ConnState("the connection speaks TLS already"));
+            return Err(crate::Error::ConnState("the connection speaks TLS already"));
         }
         let recv = self.status.recv;
         let finished = recv.is_eof() || recv.is_end_reported() || self.status.send.is_finishing();
         let is_open = self.status.life.is_open() && self.was_open();
         if !is_open || finished || self.write_closed() {
-            return Err(Error::no_handshake());
+            return Err(crate::Error::no_handshake());
         }
         Ok(())
     }

@@ -7,12 +7,6 @@ const NOOP: u8 = 0x04;
 const UNIQUE_ID: u8 = 0x05;
 const SSL: u8 = 0x20;
 
-const SSL_VERSION: u8 = 0x21;
-const SSL_CN: u8 = 0x22;
-const SSL_CIPHER: u8 = 0x23;
-const SSL_SIG_ALG: u8 = 0x24;
-const SSL_KEY_ALG: u8 = 0x25;
-
 /// "The maximum length of a unique ID is 128 bytes".
 const MAX_ID: usize = 128;
 
@@ -134,34 +128,18 @@ impl<'a> ProxySsl<'a> {
         self.has_certificate() && self.verify == 0
     }
 
-    /// Returns the common name in the client's certificate.
-    pub fn common_name(self) -> Option<&'a str> {
-        self.text(SSL_CN)
-    }
-
-    /// Returns the version, as in "TLSv1.3".
-    pub fn version(self) -> Option<&'a str> {
-        self.text(SSL_VERSION)
-    }
-
-    /// Returns the cipher, as in "ECDHE-RSA-AES128-GCM-SHA256".
-    pub fn cipher(self) -> Option<&'a str> {
-        self.text(SSL_CIPHER)
-    }
-
-    /// Returns the signature algorithm of the proxy's certificate, as in "SHA256".
-    pub fn signature_algorithm(self) -> Option<&'a str> {
-        self.text(SSL_SIG_ALG)
-    }
-
-    /// Returns the key algorithm of the proxy's certificate, as in "RSA2048".
-    pub fn key_algorithm(self) -> Option<&'a str> {
-        self.text(SSL_KEY_ALG)
-    }
-
-    fn text(self, wanted: u8) -> Option<&'a str> {
+    /// Returns the text of type `kind` (section 2.2.5 of the specification):
+    ///
+    /// | type | text |
+    /// |---|---|
+    /// | 0x21 | the version, as in "TLSv1.3" |
+    /// | 0x22 | the common name in the client's certificate |
+    /// | 0x23 | the cipher, as in "ECDHE-RSA-AES128-GCM-SHA256" |
+    /// | 0x24 | the signature algorithm of the proxy's certificate, as in "SHA256" |
+    /// | 0x25 | the key algorithm of the proxy's certificate, as in "RSA2048" |
+    pub fn get(self, kind: u8) -> Option<&'a str> {
         let mut items = Split(self.rest).filter_map(Result::ok);
-        let (_, value) = items.find(|(kind, _)| *kind == wanted)?;
+        let (_, value) = items.find(|(found, _)| *found == kind)?;
         std::str::from_utf8(value).ok()
     }
 }

@@ -71,7 +71,9 @@ impl Plan {
                     iterations: stats.iterations,
                     hash: world.sim.trace_hash(),
                     connections: stats.accepted + stats.outgoing,
-                    reasons: stats.closed_by_reason().collect(),
+                    reasons: crate::reasons(|reason| stats.closed(reason))
+                        .into_iter()
+                        .collect(),
                     orders: orders.taken(),
                     orders_refused: orders.refused,
                     coverage: world.sim.take_coverage(),

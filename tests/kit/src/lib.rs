@@ -47,3 +47,13 @@ mod handbook {
     #[doc = include_str!("../../../src/manual/from_tokio.md")]
     mod from_tokio {}
 }
+
+/// The reasons that have occurred, with their counts, of a server or of a listener.
+pub fn reasons(
+    closed: impl Fn(portcullis::CloseReason) -> u64,
+) -> Vec<(portcullis::CloseReason, u64)> {
+    let all = portcullis::CloseReason::ALL.iter();
+    all.map(|&reason| (reason, closed(reason)))
+        .filter(|&(_, count)| count > 0)
+        .collect()
+}

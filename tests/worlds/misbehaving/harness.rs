@@ -199,7 +199,7 @@ impl Harness {
     pub fn ended(&self, reason: CloseReason) {
         assert_eq!(self.sim.app().reasons, [(1, reason)]);
         assert_eq!(
-            self.sim.stats().closed_by_reason().collect::<Vec<_>>(),
+            kit::reasons(|reason| self.sim.stats().closed(reason)),
             [(reason, 1)]
         );
     }
