@@ -76,8 +76,7 @@ pub enum Error {
         alarm: AlarmId,
     },
     /// The state of a connection does not allow it:
-    /// [`Conn::detach`](crate::Conn::detach), [`Conn::start_tls`](crate::Conn::start_tls). Nothing
-    /// has changed.
+    /// [`Conn::detach`](crate::Conn::detach), `Conn::start_tls`. Nothing has changed.
     ConnState(&'static str),
     /// The server drains: it takes no new listeners, and makes no connections.
     Draining,
