@@ -9,7 +9,7 @@ use std::time::Duration;
 use kit::naive;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Action, ConnModel, Input, Told};
+use portcullis::sim::{Action, ConnModel, Input, Callback};
 use portcullis::{AccessRules, Listen, ProxyProtocol};
 
 #[derive(Arbitrary, Debug)]
@@ -95,8 +95,8 @@ fuzz_target!(|case: Case| {
                 arrived += bytes.len();
             }
         }
-        for told in model.take_told() {
-            if let (Told::Frame(frame), true) = (told, tame) {
+        for callback in model.take_callbacks() {
+            if let (Callback::Frame(frame), true) = (callback, tame) {
                 let taken = naive::taken_by(&frame, case.framing, max, &underway)
                     .expect("as a naive decoder has it");
                 underway.drain(..taken);

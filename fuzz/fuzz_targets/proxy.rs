@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kit::naive::{self, sun_path};
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Action, ConnModel, Input, Told};
+use portcullis::sim::{Action, ConnModel, Input, Callback};
 use portcullis::{AccessRules, Addr, CloseReason, Listen, ProxyHeader, ProxyProtocol};
 
 const SIGNATURE: [u8; 12] = [13, 10, 13, 10, 0, 13, 10, 81, 85, 73, 84, 10];
@@ -114,8 +114,8 @@ impl Case<'_> {
         }
         let end = model.end().expect("a connection that has ended");
         assert!(!end.reset);
-        let frames = model.take_told().into_iter().filter_map(|told| match told {
-            Told::Frame(frame) => Some(frame),
+        let frames = model.take_callbacks().into_iter().filter_map(|callback| match callback {
+            Callback::Frame(frame) => Some(frame),
             _ => None,
         });
         Outcome {

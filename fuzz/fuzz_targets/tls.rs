@@ -10,7 +10,7 @@ use std::time::Duration;
 use kit::sim_tls;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Action, ConnModel, Input, Told};
+use portcullis::sim::{Action, ConnModel, Input, Callback};
 use portcullis::{Framing, Listen};
 
 #[derive(Arbitrary, Debug)]
@@ -115,8 +115,8 @@ fuzz_target!(init: pass_over_the_second_alert(), |case: Case| {
         world.apply(&Input::Turn);
         assert!(world
             .model
-            .take_told()
-            .contains(&Told::Frame(COMMAND.to_vec())));
+            .take_callbacks()
+            .contains(&Callback::Frame(COMMAND.to_vec())));
     }
     for op in &case.ops {
         world.play(op);
@@ -219,8 +219,8 @@ impl World {
 
     /// The handler was told what the client said, and the client heard what the handler said.
     fn compare(&mut self) {
-        for told in self.model.take_told() {
-            if let (Told::Frame(frame), false) = (told, self.shifted) {
+        for callback in self.model.take_callbacks() {
+            if let (Callback::Frame(frame), false) = (callback, self.shifted) {
                 assert_eq!(
                     Some(&frame),
                     self.said.get(self.told),

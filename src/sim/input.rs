@@ -37,7 +37,7 @@ pub enum Input {
         millis: u16,
     },
     /// A turn, after which deadlines that are due expire.
-    Judge,
+    ExpireDue,
     /// The clock advances to the next deadline, if one is armed, and that expires.
     Expire,
     /// The handler's actions for each frame from now on, in this order.
@@ -103,7 +103,7 @@ impl Action {
 /// A call of the handler.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub enum Told {
+pub enum Callback {
     /// [`Handler::on_open`](crate::Handler::on_open)
     Opened,
     /// [`Handler::on_secured`](crate::Handler::on_secured)

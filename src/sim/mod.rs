@@ -82,7 +82,7 @@ pub use conn_model::{ConnModel, Snapshot};
 pub use coverage::{Coverage, Stage};
 use coverage::{Notes, Recorder};
 pub use faults::{Call, Fault, Faults, Scripted};
-pub use input::{Action, End, Input, Told};
+pub use input::{Action, Callback, End, Input};
 use kernel::Kernel;
 use os::SimOs;
 pub use random::Random;

@@ -215,7 +215,7 @@ fn random_inputs_break_no_promise() {
                 7 => Input::Spurious,
                 8 | 9 => Input::Turn,
                 10 => Input::Step,
-                11 => Input::Judge,
+                11 => Input::ExpireDue,
                 12 => Input::Expire,
                 13 => Input::OnFrame(vec![Action::Echo, action]),
                 14 => Input::Act(action),

@@ -14,7 +14,7 @@ use std::time::Duration;
 use oracle::Oracle;
 use socket::{ModelOs, Socket};
 
-use super::input::{Action, End, Input, Told};
+use super::input::{Action, Callback, End, Input};
 use super::Violation;
 use crate::addr::Addr;
 use crate::config::Connect;
@@ -45,7 +45,7 @@ type Checked = std::result::Result<(), Violation>;
 /// and the peer got what was sent, in order.
 ///
 /// ```
-/// use portcullis::sim::{Action, ConnModel, Input, Told};
+/// use portcullis::sim::{Action, ConnModel, Input, Callback};
 /// use portcullis::{CloseReason, Framing, Listen};
 ///
 /// let mut one = ConnModel::new(&Listen::tcp("127.0.0.1:0", Framing::Packet1)).unwrap();
@@ -57,7 +57,7 @@ type Checked = std::result::Result<(), Violation>;
 /// ] {
 ///     one.apply(&input).unwrap();
 /// }
-/// assert_eq!(one.take_told(), [Told::Opened, Told::Frame(b"ab".to_vec())]);
+/// assert_eq!(one.take_callbacks(), [Callback::Opened, Callback::Frame(b"ab".to_vec())]);
 /// assert_eq!(one.take_sent(), b"\x02ab");
 /// ```
 pub struct ConnModel {
@@ -73,7 +73,7 @@ pub struct ConnModel {
     fault: Option<Violation>,
     script: Script,
     oracle: Oracle,
-    told: Vec<Told>,
+    callbacks: Vec<Callback>,
     sent: Vec<u8>,
     last_state: State,
     transitions: Vec<(State, State)>,
@@ -179,7 +179,7 @@ impl ConnModel {
                 on_end: vec![Action::CloseAfterInput],
             },
             oracle: Oracle::of(framing),
-            told: Vec::new(),
+            callbacks: Vec::new(),
             sent: Vec::new(),
             last_state: State::Accepting,
             transitions: Vec::new(),
@@ -247,12 +247,12 @@ impl ConnModel {
             Input::Pass { millis } => {
                 self.kernel.now = now.after(Duration::from_millis(u64::from(*millis)));
             }
-            Input::Judge => self.judge()?,
+            Input::ExpireDue => self.expire_due()?,
             Input::Expire => {
                 let deadline = self.next_timer();
                 if deadline.is_armed() {
                     self.kernel.now = now.max(deadline);
-                    self.judge()?;
+                    self.expire_due()?;
                 }
             }
             Input::OnFrame(actions) => self.script.on_frame.clone_from(actions),
@@ -308,7 +308,7 @@ impl ConnModel {
             fault: None,
             script: self.script.clone(),
             oracle: self.oracle.clone(),
-            told: Vec::new(),
+            callbacks: Vec::new(),
             sent: Vec::new(),
             last_state: self.last_state,
             transitions: Vec::new(),
@@ -357,8 +357,8 @@ impl ConnModel {
     }
 
     /// Takes the handler's calls since the last call.
-    pub fn take_told(&mut self) -> Vec<Told> {
-        std::mem::take(&mut self.told)
+    pub fn take_callbacks(&mut self) -> Vec<Callback> {
+        std::mem::take(&mut self.callbacks)
     }
 
     /// Takes the bytes that the peer received since the last call.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use super::{violation, Checked};
 use crate::proto::ConnConfig;
 use crate::reason::CloseReason;
-use crate::sim::input::{End, Told};
+use crate::sim::input::{Callback, End};
 use crate::sim::Violation;
 
 /// What was observed, as far as it restricts what may follow.
@@ -38,18 +38,22 @@ impl Oracle {
     }
 
     /// The handler is told something.
-    pub(super) fn sees_event(&mut self, told: &Told) -> Checked {
-        let wrong = match told {
-            Told::Opened => std::mem::replace(&mut self.opened, true).then_some("opened twice"),
+    pub(super) fn sees_event(&mut self, callback: &Callback) -> Checked {
+        let wrong = match callback {
+            Callback::Opened => std::mem::replace(&mut self.opened, true).then_some("opened twice"),
             _ if !self.opened => Some("told something before it was opened"),
-            Told::Frame(_) if self.paused => Some("a frame while it was paused"),
-            Told::Frame(_) if self.finished => Some("a frame after the end"),
-            Told::Frame(_) if self.congested => Some("a frame while too much waits for the peer"),
-            Told::Finished => {
+            Callback::Frame(_) if self.paused => Some("a frame while it was paused"),
+            Callback::Frame(_) if self.finished => Some("a frame after the end"),
+            Callback::Frame(_) if self.congested => {
+                Some("a frame while too much waits for the peer")
+            }
+            Callback::Finished => {
                 std::mem::replace(&mut self.finished, true).then_some("finished twice")
             }
-            Told::Drain => std::mem::replace(&mut self.drained, true).then_some("drained twice"),
-            Told::Writable if !std::mem::take(&mut self.writable_due) => {
+            Callback::Drain => {
+                std::mem::replace(&mut self.drained, true).then_some("drained twice")
+            }
+            Callback::Writable if !std::mem::take(&mut self.writable_due) => {
                 Some("writable without having been full")
             }
             _ => None,

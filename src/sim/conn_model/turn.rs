@@ -7,7 +7,7 @@ use crate::catch::Panic;
 use crate::proto::{Event, InputCursor, SendError, State};
 use crate::reactor::drive::{drive, Budget, Host, Parts, Scratch, READ_SIZE};
 use crate::reason::{Close, CloseReason, Closed};
-use crate::sim::input::{Action, End, Told};
+use crate::sim::input::{Action, Callback, End};
 use crate::sim::Violation;
 
 use super::socket::ModelOs;
@@ -47,7 +47,7 @@ impl ConnModel {
     }
 
     /// A turn, then what is due by now, then a turn.
-    pub(super) fn judge(&mut self) -> Checked {
+    pub(super) fn expire_due(&mut self) -> Checked {
         self.run_turns()?;
         if self.oracle.end.is_some() {
             return Ok(());
@@ -100,16 +100,16 @@ impl ConnModel {
     }
 
     /// Calls the handler. False if the callback ends with an error or a panic.
-    fn call(&mut self, told: Told) -> bool {
-        let seen = self.oracle.sees_event(&told);
+    fn call(&mut self, callback: Callback) -> bool {
+        let seen = self.oracle.sees_event(&callback);
         self.keep_fault(seen);
         let no_frame = Vec::new();
-        let (actions, frame) = match &told {
-            Told::Frame(frame) if self.upgrades_at(frame) => (Vec::new(), &no_frame),
-            Told::Frame(frame) => (self.script.on_frame.clone(), frame),
-            Told::Finished | Told::Drain => (self.script.on_end.clone(), &no_frame),
-            Told::Timer(_) => (vec![Action::Resume], &no_frame),
-            Told::Opened | Told::Secured | Told::Writable => (Vec::new(), &no_frame),
+        let (actions, frame) = match &callback {
+            Callback::Frame(frame) if self.upgrades_at(frame) => (Vec::new(), &no_frame),
+            Callback::Frame(frame) => (self.script.on_frame.clone(), frame),
+            Callback::Finished | Callback::Drain => (self.script.on_end.clone(), &no_frame),
+            Callback::Timer(_) => (vec![Action::Resume], &no_frame),
+            Callback::Opened | Callback::Secured | Callback::Writable => (Vec::new(), &no_frame),
         };
         let mut goes_on = true;
         for action in actions {
@@ -122,7 +122,7 @@ impl ConnModel {
                 Err(fault) => self.keep_fault(Err(fault)),
             }
         }
-        self.told.push(told);
+        self.callbacks.push(callback);
         goes_on
     }
 
@@ -300,7 +300,7 @@ impl Host for ConnModel {
             };
             bytes += rest.len() - behind.len();
             delivered += 1;
-            if !self.call(Told::Frame(frame.to_vec())) {
+            if !self.call(Callback::Frame(frame.to_vec())) {
                 break;
             }
         }
@@ -309,22 +309,22 @@ impl Host for ConnModel {
     }
 
     fn handle_event(&mut self, event: Event<'_>) {
-        let told = match event {
+        let callback = match event {
             // The service is asked, and admits.
             Event::Header => return self.conn.machine.handle_admitted(self.kernel.now),
-            Event::Opened => Told::Opened,
-            Event::Secured => Told::Secured,
-            Event::Frame(frame) => Told::Frame(frame.to_vec()),
-            Event::Finished => Told::Finished,
-            Event::Writable => Told::Writable,
-            Event::Timer(key) => Told::Timer(key),
-            Event::Drain => Told::Drain,
+            Event::Opened => Callback::Opened,
+            Event::Secured => Callback::Secured,
+            Event::Frame(frame) => Callback::Frame(frame.to_vec()),
+            Event::Finished => Callback::Finished,
+            Event::Writable => Callback::Writable,
+            Event::Timer(key) => Callback::Timer(key),
+            Event::Drain => Callback::Drain,
         };
-        self.call(told);
+        self.call(callback);
     }
 
     fn handle_opened(&mut self) {
-        self.call(Told::Opened);
+        self.call(Callback::Opened);
     }
 
     fn report_panic(&mut self, source: &str, panic: Panic) {

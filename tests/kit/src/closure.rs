@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use portcullis::sim::{Action, ConnModel, Input, Told};
+use portcullis::sim::{Action, Callback, ConnModel, Input};
 use portcullis::{AccessRules, CloseReason, Listen, ProxyProtocol, State};
 
 use crate::naive;
@@ -161,7 +161,7 @@ impl World {
                 .apply(&input)
                 .map_err(|violation| violation.to_string())?;
         }
-        model.take_told();
+        model.take_callbacks();
         Ok(Self {
             model,
             phase: 0,
@@ -246,14 +246,14 @@ impl World {
                 self.underway.extend_from_slice(&bytes[begins..]);
             }
         }
-        for told in self.model.take_told() {
-            match told {
-                Told::Frame(frame) => {
+        for callback in self.model.take_callbacks() {
+            match callback {
+                Callback::Frame(frame) => {
                     let taken =
                         naive::taken_by(&frame, setting.framing, MAX_FRAME, &self.underway)?;
                     self.underway.drain(..taken);
                 }
-                Told::Finished if !self.underway.is_empty() => {
+                Callback::Finished if !self.underway.is_empty() => {
                     return Err(format!(
                         "told that the peer finished before {:?}",
                         self.underway
@@ -310,7 +310,7 @@ fn moves(setting: &Setting) -> Vec<Move> {
     let famine = setting
         .short_of_memory
         .then_some(Step::Do(Input::OutOfMemory));
-    let iterations = [Input::Turn, Input::Step, Input::Judge, Input::Expire].map(Step::Do);
+    let iterations = [Input::Turn, Input::Step, Input::ExpireDue, Input::Expire].map(Step::Do);
     let [turn, round, ..] = &iterations;
     let mut moves: Vec<Move> = iterations.iter().map(|turn| vec![turn.clone()]).collect();
     moves.push(vec![Step::Do(Input::Spurious), turn.clone()]);

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use portcullis::sim::{Action, ConnModel, End, Input, Told};
+use portcullis::sim::{Action, Callback, ConnModel, End, Input};
 use portcullis::{CloseReason, Framing, Listen, State};
 
 use crate::sim_tls;
@@ -197,7 +197,7 @@ impl World {
         self.model.upgrade_at(b"", sim_tls::server_config());
         self.apply(Input::Bytes(vec![0]))?;
         self.apply(Input::Turn)?;
-        if self.model.state() != State::Handshaking || self.model.take_told().len() != 2 {
+        if self.model.state() != State::Handshaking || self.model.take_callbacks().len() != 2 {
             return Err("an upgrade has begun".to_owned());
         }
         Ok(())
@@ -265,8 +265,8 @@ impl World {
     }
 
     fn compare(&mut self) -> Result<(), String> {
-        for told in self.model.take_told() {
-            if let Told::Frame(frame) = told {
+        for callback in self.model.take_callbacks() {
+            if let Callback::Frame(frame) = callback {
                 self.told += 1;
                 if frame != FRAME[1..] || self.told > self.said {
                     return Err(format!("a frame that nobody sent: {frame:?}"));

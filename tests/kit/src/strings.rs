@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis::sim::{Action, ConnModel, Input, Told};
+use portcullis::sim::{Action, Callback, ConnModel, Input};
 use portcullis::Listen;
 
 use crate::naive;
@@ -25,7 +25,7 @@ pub fn play(framing: u8, length: usize) -> Result<u64, String> {
     });
     let mut model = ConnModel::new(&listen).map_err(|error| error.to_string())?;
     apply(&mut model, Input::OnFrame(Vec::new()))?;
-    model.take_told();
+    model.take_callbacks();
     let mut search = Search {
         framing,
         string: Vec::new(),
@@ -113,8 +113,13 @@ fn apply(model: &mut ConnModel, input: Input) -> Result<(), String> {
 }
 
 fn collect(model: &mut ConnModel, frames: &mut Vec<Vec<u8>>) {
-    frames.extend(model.take_told().into_iter().filter_map(|told| match told {
-        Told::Frame(frame) => Some(frame),
-        _ => None,
-    }));
+    frames.extend(
+        model
+            .take_callbacks()
+            .into_iter()
+            .filter_map(|callback| match callback {
+                Callback::Frame(frame) => Some(frame),
+                _ => None,
+            }),
+    );
 }
