@@ -651,7 +651,9 @@ impl World {
             self.pass(Duration::from_millis(100))?;
         }
         self.miss_nothing(false)?;
+        let waiting = self.waiting_for_memory();
         self.pass(Duration::from_secs(120))?;
+        self.pass_on_memory(&waiting)?;
         // What comes slowly comes all the same.
         while self.house.memory.is_none()
             && self.sim.app().talks.values().any(|talk| talk.throttled)
@@ -674,6 +676,31 @@ impl World {
             self.pass(Duration::ZERO)?;
         }
         Ok(())
+    }
+
+    /// The connections that are not read because memory is tight, and what they have received.
+    fn waiting_for_memory(&mut self) -> BTreeMap<ConnId, u64> {
+        let connections = self.sim.control().connections();
+        let waiting = connections.iter().filter(|info| info.paused_for_memory);
+        waiting
+            .map(|info| (info.id, info.traffic.bytes_in))
+            .collect()
+    }
+
+    /// After two minutes: of a few connections that waited for memory, each has been read since. The
+    /// right to read is passed on each second at the latest, every other time to one that had it.
+    fn pass_on_memory(&mut self, waiting: &BTreeMap<ConnId, u64>) -> Result<(), String> {
+        let still = self.waiting_for_memory();
+        if waiting.len().max(still.len()) > 20 || self.sim.app().slow.is_some() {
+            return Ok(());
+        }
+        match still
+            .iter()
+            .find(|(id, bytes)| waiting.get(id) == Some(bytes))
+        {
+            Some((id, _)) => Err(format!("{id} waits for memory, and is never read")),
+            None => Ok(()),
+        }
     }
 
     /// At rest: every client that reads has received all output.
