@@ -64,16 +64,18 @@ pub struct Config {
     /// From three quarters of the limit on, connections that hold more than their share are not
     /// read. One at a time is excepted: for a second at most, until its frame is complete, or until
     /// there is nothing to read. So large frames are finished one after the other. The timeouts of
-    /// input do not run while a connection is not read.
+    /// input do not run while a connection is not read, unless everything that its peer sent
+    /// meanwhile has been read since: then that time counts.
     ///
     /// If connections wait to be read and seven eighths are in use, stalled ones are closed as
     /// [`OverMemory`](crate::CloseReason::OverMemory). The stall is 50 ms to 1 s: the more wait, the
-    /// shorter. The greatest product of size and stall goes first, and
-    /// connections that have sent a whole frame before go last.
+    /// shorter. The greatest product of size and stall goes first. Connections go last that have
+    /// sent a whole frame before, or much when they were read.
     ///
     /// Above the limit connections are closed in the same order, stalled or not, until the others
-    /// fit. Memory of handlers is not counted, nor the state of each connection itself, such as its
-    /// timers (at most 4 KiB). A quarter of the limit should hold the longest frame.
+    /// fit. Timers count where a connection has more than four, and so does the certificate chain of
+    /// a TLS peer. Memory of handlers is not counted, nor the state of each connection itself. A
+    /// quarter of the limit should hold the longest frame.
     pub memory_limit: Option<usize>,
     /// Limits of the work in one iteration of the loop.
     pub budgets: Budgets,

@@ -39,7 +39,7 @@ pub(super) struct MemoryBudget {
     usage: MemoryUsage,
     /// Connections that are not read because memory is tight.
     paused: Queue,
-    /// The same, but each had the grant before and its socket was dry: they make progress.
+    /// The same, but each had the grant before, until its socket was dry.
     paused_again: Queue,
     /// Connections whose grant ended because their sockets were dry, and whether it was of use.
     had_grant: BTreeMap<ConnId, bool>,
