@@ -8,6 +8,14 @@ use portcullis::{ConnId, ConnInfo, State};
 /// Timeout and bytes per second.
 pub type Limit = (Duration, u32);
 
+/// What one connection is held to.
+pub struct Limits {
+    pub write: Limit,
+    pub frame: Limit,
+    /// With so many bytes of pending output it is not read.
+    pub congested_from: usize,
+}
+
 /// A peer that has something to do, and since when.
 #[derive(Clone, Copy)]
 struct Task {
@@ -18,6 +26,9 @@ struct Task {
     left: u64,
     /// Frames that had been delivered by then.
     frames: u64,
+    /// The last look, and the bytes written until then.
+    seen: Duration,
+    written: u64,
 }
 
 /// What every connection has to do.
@@ -28,16 +39,16 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Looks at all connections; `limits` are the write and the frame timeout of one, with the minimum rate.
+    /// Looks at all connections.
     pub fn check(
         &mut self,
         now: Duration,
         infos: &[ConnInfo],
-        limits: impl Fn(&ConnInfo) -> Option<[Limit; 2]>,
+        limits: impl Fn(&ConnInfo) -> Option<Limits>,
     ) -> Result<(), String> {
         let (mut output, mut frames) = (BTreeMap::new(), BTreeMap::new());
         for info in infos {
-            let Some([write, frame]) = limits(info) else {
+            let Some(limits) = limits(info) else {
                 continue;
             };
             let out = info.traffic.bytes_out;
@@ -47,11 +58,13 @@ impl Pace {
                     passed: out,
                     left: info.queued as u64,
                     frames: 0,
+                    seen: now,
+                    written: out,
                 };
                 let known = self.output.get(&info.id).copied();
                 let task = known.filter(|task| out - task.passed < task.left);
                 let task = task.unwrap_or(begun);
-                task.is_in_time(now, out, write)
+                task.is_in_time(now, out, limits.write)
                     .map_err(|late| format!("pending output {late}: {info}"))?;
                 output.insert(info.id, task);
             }
@@ -65,11 +78,20 @@ impl Pace {
                     passed,
                     left: 0,
                     frames: delivered,
+                    seen: now,
+                    written: out,
                 };
                 let known = self.frames.get(&info.id).copied();
                 let task = known.filter(|task| task.frames == delivered);
-                let task = task.unwrap_or(begun);
-                task.is_in_time(now, passed, frame)
+                let mut task = task.unwrap_or(begun);
+                // Between two looks no more was pending at once. If that is enough, the connection
+                // may not have been read meanwhile.
+                let most = out + info.queued as u64 - task.written;
+                if most >= limits.congested_from as u64 {
+                    task.since += now - task.seen;
+                }
+                (task.seen, task.written) = (now, out);
+                task.is_in_time(now, passed, limits.frame)
                     .map_err(|late| format!("an incomplete frame {late}: {info}"))?;
                 frames.insert(info.id, task);
             }

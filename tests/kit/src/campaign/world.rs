@@ -13,7 +13,7 @@ use portcullis::{CloseReason, ConnId, ConnInfo, ListenerId, ProxyProtocol, Retry
 
 use super::app::{is_orderly, tcp, App, Order, Slow, Talk};
 use super::header::{self, Opening};
-use super::pace::Pace;
+use super::pace::{Limits, Pace};
 use super::plan::{Act, Action, Door, Plan};
 use super::rates::Meter;
 use super::rules::{bad_config, bad_listen, source, House, Rules, NETWORKS};
@@ -933,7 +933,12 @@ impl World {
             let of = |entrance: &&Entrance| Some(entrance.listener) == info.listener;
             let door = &doors.iter().find(of)?.door;
             let [_, frame, _, write, _] = door.timeouts;
-            Some([(write, door.min_rate), (frame, door.min_rate)])
+            let (_, high, output_limit) = door.watermarks;
+            Some(Limits {
+                write: (write, door.min_rate),
+                frame: (frame, door.min_rate),
+                congested_from: high.min(output_limit),
+            })
         })
     }
 
