@@ -31,7 +31,7 @@ impl Handler for Echo {
 
 fn world(connections: usize, mut listen: Listen, echo: bool) -> (Sim, SocketAddr, Vec<ClientId>) {
     let config = Config::max_connections(connections)
-        .with(|config| config.max_pending = Quota::Count(connections));
+        .with(|config| config.pending_limits.connections = Quota::Count(connections));
     let mut sim = Sim::new(1, config, ());
     sim.set_checks(false);
     listen.socket.backlog = 1024;

@@ -171,7 +171,7 @@ fn busy(sim: &Sim) -> bool {
 fn crowd(connections: usize) -> (Sim, Vec<ClientId>, f64, Timed) {
     const BACKLOG: usize = 1_024;
     let config = Config::max_connections(connections)
-        .with(|config| config.max_pending = Quota::Count(connections));
+        .with(|config| config.pending_limits.connections = Quota::Count(connections));
     let region = Region::new(ALLOCATOR);
     let mut sim = Sim::new(1, config, ());
     let mut memory = grown(&region);

@@ -149,8 +149,8 @@ impl<A> Handle<A> {
     }
 
     /// Ends a connection at once with RST: see [`Control::kill`]. Refused only at twice
-    /// [`Config::max_queued_commands`]. A detached connection is killed by [`Control::kill`] alone,
-    /// in a job of [`Handle::post`].
+    /// [`QueueLimits::commands`](crate::QueueLimits::commands). A detached connection is killed by
+    /// [`Control::kill`] alone, in a job of [`Handle::post`].
     ///
     /// # Errors
     ///

@@ -148,8 +148,8 @@ pub use access::{AccessRule, AccessRules};
 pub use addr::{Addr, AddrError, Credentials, UnixAddr};
 pub use alarm::{Alarm, AlarmInfo, AlarmKind, AlarmState};
 pub use config::{
-    AtCapacity, Budgets, Config, ConnConfig, Connect, Keepalive, Listen, ProxyProtocol, Quota,
-    Retry, SocketOptions,
+    AtCapacity, Budgets, Config, ConnConfig, Connect, Keepalive, Listen, PendingLimits,
+    ProxyProtocol, QueueLimits, Quota, Retry, SocketOptions, SourceLimits,
 };
 pub use control::Control;
 pub use detached::{Detached, Place};

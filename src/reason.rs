@@ -117,8 +117,8 @@ reasons! {
     /// ([`Listen::accept_rate`](crate::Listen::accept_rate)).
     RateLimited: "rate_limited" => "over the accept rate",
     /// Too many connections of this source, or too fast. See
-    /// [`Listen::max_per_source`](crate::Listen::max_per_source) and
-    /// [`Listen::source_rate`](crate::Listen::source_rate).
+    /// [`SourceLimits::connections`](crate::SourceLimits::connections) and
+    /// [`SourceLimits::rate`](crate::SourceLimits::rate).
     SourceLimited: "source_limited" => "too many of this source",
     /// The peer had gone before it was served: before its PROXY header, or in the backlog. There it
     /// had reset the connection, or finished without a byte.
@@ -132,7 +132,7 @@ reasons! {
     /// A required PROXY header was missing, or a header was bad; [`Closed::error`] has the cause.
     BadProxyHeader: "bad_proxy_header" => "bad PROXY header",
     /// It was evicted for a new connection: the oldest of too many pending ones
-    /// ([`Config::max_pending`](crate::Config::max_pending)), or at the cap the
+    /// ([`PendingLimits::connections`](crate::PendingLimits::connections)), or at the cap the
     /// oldest that had not sent a frame ([`Listen::evict_silent`](crate::Listen::evict_silent)).
     Evicted: "evicted" => "evicted for a newcomer",
     /// The server's buffers were over their limit, and this connection was the one to end: its peer

@@ -47,7 +47,7 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// | | |
 /// |---|---|
 /// | [`Config::max_connections`] | one exact cap over all shards; changed in one, changed in all |
-/// | [`Config::max_pending`] | over all shards: each has its part |
+/// | [`Config::pending_limits`] | over all shards: each has its part |
 /// | listening sockets | see below |
 /// | [`Handle`] | reaches all shards |
 /// | [`Alarm::connections`](crate::Alarm::connections) | each shard's own alarm, on the connections of all shards |

@@ -320,7 +320,7 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
     };
     let (mut sim, addr) = world(
         Config::new(),
-        behind().with(|listen| listen.max_per_source = Some(1)),
+        behind().with(|listen| listen.source_limits.connections = Some(1)),
     );
     say(&mut sim, addr, b"GET / HTTP/1.1\r\n\r\n");
     connect(&mut sim, addr);
@@ -348,7 +348,8 @@ fn proxies_and_handshakes_that_fail_are_not_news() {
     connect(&mut sim, addr);
     quiet(&[CloseReason::Denied]);
     // Too many that are not open yet.
-    let crowded = Config::max_connections(40).with(|config| config.max_pending = Quota::Count(2));
+    let crowded = Config::max_connections(40)
+        .with(|config| config.pending_limits.connections = Quota::Count(2));
     let (mut sim, addr) = world(crowded, behind());
     for _ in 0..10 {
         sim.connect(addr).expect("the backlog has room");

@@ -103,8 +103,8 @@ fn main() {
         "memory-limit" => config = config.with(|config| config.memory_limit = Some(1 << 30)),
         "source-limits" => {
             listen = listen.with(|listen| {
-                listen.max_per_source = Some(1_000_000);
-                listen.source_rate = Some(much);
+                listen.source_limits.connections = Some(1_000_000);
+                listen.source_limits.rate = Some(much);
             })
         }
         "timer" | "tls" | "connects" | "handshakes" | "" => {}

@@ -21,22 +21,22 @@ impl Listen {
         }
         let rates = [
             ("accept_rate", self.accept_rate),
-            ("source_rate", self.source_rate),
+            ("source_limits.rate", self.source_limits.rate),
             ("total_read_rate", self.total_read_rate),
             ("total_frame_rate", self.total_frame_rate),
         ];
         check_rates(&rates)?;
-        if self.max_per_source == Some(0) {
+        if self.source_limits.connections == Some(0) {
             return Err(Error::option(
-                "max_per_source",
+                "source_limits.connections",
                 "0 would refuse every client; use at least 1, or None for no limit",
             ));
         }
-        if !(1..=32).contains(&self.source_prefixes.0)
-            || !(1..=128).contains(&self.source_prefixes.1)
+        if !(1..=32).contains(&self.source_limits.prefixes.0)
+            || !(1..=128).contains(&self.source_limits.prefixes.1)
         {
             return Err(Error::option(
-                "source_prefixes",
+                "source_limits.prefixes",
                 "an IPv4 prefix has 1 to 32 bits, an IPv6 prefix 1 to 128",
             ));
         }
@@ -103,8 +103,8 @@ impl Listen {
             ("reuse_port", socket.reuse_port != wanted.reuse_port),
             ("keepalive", socket.keepalive != wanted.keepalive),
             (
-                "source_prefixes",
-                self.source_prefixes != next.source_prefixes,
+                "source_limits.prefixes",
+                self.source_limits.prefixes != next.source_limits.prefixes,
             ),
             ("recv_buffer", socket.recv_buffer != wanted.recv_buffer),
             ("send_buffer", socket.send_buffer != wanted.send_buffer),

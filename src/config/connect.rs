@@ -15,8 +15,7 @@ use crate::proto::{ConnConfig, Framing};
 /// [`Control::connect`](crate::Control::connect) and [`Conn::connect`](crate::Conn::connect).
 ///
 /// Options for clients do not apply: access rules, source limits, accept rates, PROXY headers,
-/// [`Config::max_pending`](crate::Config::max_pending). The cap, the memory limit and all budgets
-/// do.
+/// [`PendingLimits`](crate::PendingLimits). The cap, the memory limit and all budgets do.
 ///
 /// ```
 /// use std::time::Duration;

@@ -57,7 +57,7 @@ pub struct Listen {
     /// At the server's cap the oldest such connection is evicted for the next client
     /// ([`Evicted`](crate::CloseReason::Evicted)), whichever listener that is of. At this listener's
     /// own limit ([`Listen::max_connections`]) it is the oldest of this listener. It must be older
-    /// than [`Config::pending_grace`](crate::Config::pending_grace), and its peer must be the side
+    /// than [`PendingLimits::grace`](crate::PendingLimits::grace), and its peer must be the side
     /// that we wait for: one that this server does not read, or owes a reply
     /// ([`Conn::hold`](crate::Conn::hold)), stays. So connections that say nothing cannot keep
     /// others out until the idle timeout.
@@ -114,30 +114,9 @@ pub struct Listen {
     /// *Live.*
     #[doc(alias = "rate limit")]
     pub accept_rate: Option<Rate>,
-    /// Maximum number of concurrent connections of one source: an address, or the network that
-    /// contains it. `None` is no limit. Connections accepted before the first limit was set are not
-    /// counted. Defaults to no limit. *Live.*
-    ///
-    /// A connection above a limit of its source is closed as
-    /// [`SourceLimited`](crate::CloseReason::SourceLimited). Behind a trusted proxy the header's
-    /// source counts; without an internet address in the header, as in a proxy's health check, the
-    /// proxy's own address counts. A peer of a Unix socket that names no internet address has no
-    /// source, and no limit. At most 65,536 sources are counted apart; further ones share one rate
-    /// and one limit.
-    ///
-    /// ```
-    /// use portcullis::{Framing, Listen, Rate};
-    /// let mut listen = Listen::tcp("127.0.0.1:0", Framing::Line);
-    /// listen.max_per_source = Some(8);
-    /// listen.source_rate = Some(Rate::per_second(2).burst(10));
-    /// ```
-    pub max_per_source: Option<usize>,
-    /// Maximum number of connections per second of one source, otherwise like
-    /// [`Listen::max_per_source`]. *Live.*
-    pub source_rate: Option<Rate>,
-    /// Number of leading bits of an IPv4 and of an IPv6 address that make a source. Defaults to 32
-    /// and 64, because a household or a host has 2⁶⁴ IPv6 addresses. *Next listen.*
-    pub source_prefixes: (u8, u8),
+    /// Limits for each source of connections. Defaults to none. *Live*, but for the
+    /// prefixes.
+    pub source_limits: SourceLimits,
     /// Maximum bytes per second read from all connections of this listener together, shared evenly
     /// among those with input; `None` is no limit. Otherwise like [`ConnConfig::read_rate`]. *Live*
     /// if there was such a rate before, else *next connection*.
@@ -184,12 +163,41 @@ pub enum ProxyProtocol {
     Optional,
 }
 
-/// Limits for each source of connections.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SourceLimits {
-    pub(crate) rate: Option<Rate>,
-    pub(crate) connections: Option<usize>,
-    pub(crate) prefixes: (u8, u8),
+/// Limits for each source of connections: an address, or the network that contains it.
+///
+/// A connection above a limit is closed as [`SourceLimited`](crate::CloseReason::SourceLimited).
+/// Behind a trusted proxy the header's source counts; without an internet address in the header, as
+/// in a proxy's health check, the proxy's own address counts. A peer of a Unix socket that names no
+/// internet address has no source, and no limit. At most 65,536 sources are counted apart;
+/// further ones share one rate and one limit.
+///
+/// ```
+/// use portcullis::{Framing, Listen, Rate};
+/// let mut listen = Listen::tcp("127.0.0.1:0", Framing::Line);
+/// listen.source_limits.connections = Some(8);
+/// listen.source_limits.rate = Some(Rate::per_second(2).burst(10));
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct SourceLimits {
+    /// Maximum number of connections per second; `None` is no limit. Defaults to no limit. *Live.*
+    pub rate: Option<Rate>,
+    /// Maximum number of concurrent connections; `None` is no limit. Connections accepted before
+    /// the first limit was set are not counted. Defaults to no limit. *Live.*
+    pub connections: Option<usize>,
+    /// Number of leading bits of an IPv4 and of an IPv6 address that make a source. Defaults to 32
+    /// and 64, because a household or a host has 2⁶⁴ IPv6 addresses. *Next listen.*
+    pub prefixes: (u8, u8),
+}
+
+impl Default for SourceLimits {
+    fn default() -> Self {
+        Self {
+            rate: None,
+            connections: None,
+            prefixes: (32, 64),
+        }
+    }
 }
 
 impl Listen {
@@ -266,14 +274,6 @@ impl Listen {
         listen
     }
 
-    pub(crate) fn source_limits(&self) -> SourceLimits {
-        SourceLimits {
-            rate: self.source_rate,
-            connections: self.max_per_source,
-            prefixes: self.source_prefixes,
-        }
-    }
-
     fn new(
         addrs: std::result::Result<Vec<Addr>, (String, io::ErrorKind, String)>,
         framing: Framing,
@@ -293,9 +293,7 @@ impl Listen {
             proxy_protocol: ProxyProtocol::Off,
             trusted_proxies: None,
             accept_rate: None,
-            max_per_source: None,
-            source_rate: None,
-            source_prefixes: (32, 64),
+            source_limits: SourceLimits::default(),
             total_read_rate: None,
             total_frame_rate: None,
         }
@@ -391,9 +389,7 @@ impl fmt::Debug for Listen {
             .field("proxy_protocol", &self.proxy_protocol)
             .field("trusted_proxies", &self.trusted_proxies.as_ref().map(Brief))
             .field("accept_rate", &self.accept_rate)
-            .field("max_per_source", &self.max_per_source)
-            .field("source_rate", &self.source_rate)
-            .field("source_prefixes", &self.source_prefixes)
+            .field("source_limits", &self.source_limits)
             .field("total_read_rate", &self.total_read_rate)
             .field("total_frame_rate", &self.total_frame_rate)
             .finish()

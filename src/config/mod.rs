@@ -10,9 +10,7 @@ mod socket;
 
 pub use crate::proto::ConnConfig;
 pub use connect::{Connect, Retry};
-pub(crate) use listen::SourceLimits;
-pub use listen::{AtCapacity, Listen, ProxyProtocol};
-pub(crate) use server::QueueLimits;
+pub use listen::{AtCapacity, Listen, ProxyProtocol, SourceLimits};
 pub(crate) use server::MAX_CONNECTIONS;
-pub use server::{Budgets, Config, Quota};
+pub use server::{Budgets, Config, PendingLimits, QueueLimits, Quota};
 pub use socket::{Keepalive, SocketOptions};

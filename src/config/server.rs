@@ -30,25 +30,8 @@ pub struct Config {
     /// acts as the cap until a connection has ended.
     #[doc(alias = "connection limit")]
     pub max_connections: usize,
-    /// Maximum number of concurrent pending connections: those in a TLS handshake, or before their
-    /// PROXY header. An upgrade by `Conn::start_tls` is one again. A number, or a part of the cap.
-    /// Defaults to half the cap, at least 16 (and never more than the cap).
-    ///
-    /// When that many are pending and another client connects, the oldest of them is evicted:
-    /// closed as [`Evicted`](crate::CloseReason::Evicted). It must have been pending for
-    /// [`Config::pending_grace`], and its peer must be the side that we wait for. Otherwise
-    /// [`Listen::at_capacity`](crate::Listen::at_capacity) decides about the new client, as at the
-    /// cap.
-    ///
-    /// At the server's cap the oldest pending connection is evicted in any case, or an open one
-    /// that has not sent a frame: see [`Listen::evict_silent`](crate::Listen::evict_silent).
-    ///
-    /// So peers that connect and send nothing (slow loris) cannot keep others out, and a crowd of
-    /// honest clients is only slowed down.
-    pub max_pending: Quota,
-    /// Time for which a pending connection cannot be evicted: from the beginning of its handshake,
-    /// or from accept. Defaults to 1 s.
-    pub pending_grace: Duration,
+    /// Limits of connections that are not open yet.
+    pub pending_limits: PendingLimits,
     /// Maximum number of connections accepted per second, over all listeners; `None` is no limit.
     /// Above it each listener's [`Listen::at_capacity`](crate::Listen::at_capacity) decides.
     /// Defaults to no limit.
@@ -79,16 +62,8 @@ pub struct Config {
     pub memory_limit: Option<usize>,
     /// Limits of the work in one iteration of the loop.
     pub budgets: Budgets,
-    /// Maximum number of queued frames, messages and posted jobs from
-    /// [`Handle`](crate::Handle)s. Kills, and methods that wait for an answer, are refused at twice
-    /// this number. Frames and messages for connections that are not open yet have the same limit.
-    /// Defaults to 65,536, at least 1.
-    pub max_queued_commands: usize,
-    /// Maximum number of bytes that queued frames, messages and posted jobs occupy, with their
-    /// places in the queue. What a message or job owns elsewhere is not counted. An empty queue
-    /// takes one command of any size. Frames and messages for connections that are not open yet
-    /// have the same limit. Defaults to 64 MiB.
-    pub max_queued_bytes: usize,
+    /// Limits of the queue of commands from other threads.
+    pub queue_limits: QueueLimits,
     /// Time for which all listeners leave the poll when descriptors or socket memory run out
     /// (EMFILE, ENFILE, ENOBUFS, ENOMEM; `accept(2)`). They return earlier when one of our own
     /// descriptors closes. Defaults to 500 ms, at least 1 ms, at most a day.
@@ -103,13 +78,11 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             max_connections: 1024,
-            max_pending: Quota::Percent(50),
-            pending_grace: Duration::from_secs(1),
+            pending_limits: PendingLimits::default(),
             accept_rate: None,
             memory_limit: None,
             budgets: Budgets::default(),
-            max_queued_commands: 65_536,
-            max_queued_bytes: 64 * 1024 * 1024,
+            queue_limits: QueueLimits::default(),
             emfile_backoff: Duration::from_millis(500),
             recent_closes: 256,
         }
@@ -160,11 +133,60 @@ impl Default for Budgets {
     }
 }
 
-/// Limits of a queue of commands.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct QueueLimits {
-    pub(crate) commands: usize,
-    pub(crate) bytes: usize,
+/// Limits of the queue of commands from [`Handle`](crate::Handle)s. Commands above a limit are
+/// refused. Frames and messages for connections that are not open yet have the same limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct QueueLimits {
+    /// Maximum number of queued frames, messages and posted jobs. Kills, and methods that wait for
+    /// an answer, are refused at twice this number. Defaults to 65,536, at least 1.
+    pub commands: usize,
+    /// Maximum number of bytes that queued frames, messages and posted jobs occupy, with their
+    /// places in the queue. What a message or job owns elsewhere is not counted. An empty queue
+    /// takes one command of any size. Defaults to 64 MiB.
+    pub bytes: usize,
+}
+
+impl Default for QueueLimits {
+    fn default() -> Self {
+        Self {
+            commands: 65_536,
+            bytes: 64 * 1024 * 1024,
+        }
+    }
+}
+
+/// Limits of pending connections: those in a TLS handshake, or before their PROXY header. An
+/// upgrade by `Conn::start_tls` is one again.
+///
+/// When [`PendingLimits::connections`] are pending and another client connects, the oldest of them
+/// is evicted: closed as [`Evicted`](crate::CloseReason::Evicted). It must have been pending for
+/// [`PendingLimits::grace`], and its peer must be the side that we wait for. Otherwise
+/// [`Listen::at_capacity`](crate::Listen::at_capacity) decides about the new client, as at the cap.
+///
+/// At the server's cap the oldest pending connection is evicted in any case, or an open one that
+/// has not sent a frame: see [`Listen::evict_silent`](crate::Listen::evict_silent).
+///
+/// So peers that connect and send nothing (slow loris) cannot keep others out, and a crowd of
+/// honest clients is only slowed down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct PendingLimits {
+    /// Maximum number of concurrent pending connections: a number, or a part of the cap. Defaults
+    /// to half the cap, at least 16 (and never more than the cap).
+    pub connections: Quota,
+    /// Time for which a connection cannot be evicted: from the beginning of its handshake, or from
+    /// accept. Defaults to 1 s.
+    pub grace: Duration,
+}
+
+impl Default for PendingLimits {
+    fn default() -> Self {
+        Self {
+            connections: Quota::Percent(50),
+            grace: Duration::from_secs(1),
+        }
+    }
 }
 
 /// A number, or a part of a limit: of the cap on connections, if the docs name no other.
@@ -173,7 +195,7 @@ pub(crate) struct QueueLimits {
 pub enum Quota {
     /// A number.
     Count(usize),
-    /// A percentage of the limit, 1 to 100. In [`Config::max_pending`] at least 16 connections.
+    /// A percentage of the limit, 1 to 100. In [`PendingLimits`] at least 16 connections.
     Percent(u8),
 }
 
@@ -201,22 +223,15 @@ impl Config {
     }
 
     /// Returns the limit of pending connections as a number.
-    pub(crate) fn pending_limit(&self) -> usize {
+    pub(crate) fn max_pending(&self) -> usize {
         const FLOOR: usize = 16;
-        let max = match self.max_pending {
+        let max = match self.pending_limits.connections {
             Quota::Count(connections) => connections,
             Quota::Percent(percent) => (self.max_connections / 100 * usize::from(percent)
                 + self.max_connections % 100 * usize::from(percent) / 100)
                 .max(FLOOR),
         };
         max.min(self.max_connections)
-    }
-
-    pub(crate) fn queue_limits(&self) -> QueueLimits {
-        QueueLimits {
-            commands: self.max_queued_commands,
-            bytes: self.max_queued_bytes,
-        }
     }
 
     pub(crate) fn check(&self) -> Result<()> {
@@ -226,7 +241,7 @@ impl Config {
             ("budgets.read_bytes", self.budgets.read_bytes),
             ("budgets.commands", self.budgets.commands),
             ("budgets.work", self.budgets.work),
-            ("max_queued_commands", self.max_queued_commands),
+            ("queue_limits.commands", self.queue_limits.commands),
         ];
         for (option, count) in counts {
             if count == 0 {
@@ -237,16 +252,16 @@ impl Config {
             }
         }
         check_rates(&[("accept_rate", self.accept_rate)])?;
-        match self.max_pending {
+        match self.pending_limits.connections {
             Quota::Count(0) | Quota::Percent(0) => {
                 return Err(Error::option(
-                    "max_pending",
+                    "pending_limits.connections",
                     "0 would let no TLS handshake begin; use at least 1",
                 ));
             }
             Quota::Percent(101..) => {
                 return Err(Error::option(
-                    "max_pending",
+                    "pending_limits.connections",
                     "more than 100 percent of the cap",
                 ));
             }

@@ -389,7 +389,6 @@ impl<A> Queue<A> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
 
     struct NoWake;
 
@@ -412,7 +411,7 @@ mod tests {
     }
 
     fn queue(commands: Vec<Command<()>>) -> Shared<()> {
-        let published = Arc::new(Published::new(Config::default().queue_limits()));
+        let published = Arc::new(Published::new(QueueLimits::default()));
         let shared = Shared::new(Box::new(NoWake), published);
         for command in commands {
             shared.push(command).expect("room");

@@ -306,7 +306,7 @@ fn handle_accepted<A, O: Os>(
         || listener.has_waited
         || core.config.accept_rate.is_some()
         || listener.options.accept_rate.is_some()
-        || listener.options.source_rate.is_some();
+        || listener.options.source_limits.rate.is_some();
     let wants_input = listener.wants_input();
     let reason = if denied {
         Some(CloseReason::Denied)

@@ -69,7 +69,7 @@ impl Admission {
     #[cold]
     fn evicts_at<S>(&self, conns: &Connections<S>, config: &Config) -> Time {
         match self.unproven(conns) {
-            Some((since, _)) => since.after(config.pending_grace),
+            Some((since, _)) => since.after(config.pending_limits.grace),
             None => Time::NEVER,
         }
     }
@@ -78,7 +78,7 @@ impl Admission {
     fn crowded_until<S>(&self, conns: &Connections<S>, config: &Config, now: Time) -> Option<Time> {
         self.is_crowded(conns, config).then(|| {
             let oldest = self.unproven.pending.oldest().unwrap_or(now);
-            oldest.after(config.pending_grace)
+            oldest.after(config.pending_limits.grace)
         })
     }
 
@@ -153,7 +153,7 @@ impl Admission {
         let capacity = self.capacity(conns, config, now);
         if listener.reached_cap().is_some() {
             let (since, id) = self.unproven_of(conns, listener, config)?;
-            (since.after(config.pending_grace) <= now).then_some(id)
+            (since.after(config.pending_limits.grace) <= now).then_some(id)
         } else if capacity.crowded_until.is_some() && listener.options.opens_later() {
             self.pending_candidate(conns, config, now)
         } else if needs_slot && capacity.evicts_at <= now {
@@ -171,7 +171,7 @@ impl Admission {
         now: Time,
     ) -> Option<ConnId> {
         let (since, id) = self.unproven.pending.candidate(conns)?;
-        (since.after(config.pending_grace) <= now).then_some(id)
+        (since.after(config.pending_limits.grace) <= now).then_some(id)
     }
 
     /// At the cap: the oldest connection that has not sent a frame, pending or open.
@@ -210,7 +210,9 @@ impl Admission {
         config: &Config,
     ) -> Time {
         self.unproven_of(conns, listener, config)
-            .map_or(Time::NEVER, |(since, _)| since.after(config.pending_grace))
+            .map_or(Time::NEVER, |(since, _)| {
+                since.after(config.pending_limits.grace)
+            })
     }
 
     /// Forgets connections that have sent a frame since they opened.
@@ -285,5 +287,5 @@ impl Admission {
 
 /// The maximum number of pending connections in this server.
 pub(super) fn max_pending<S>(conns: &Connections<S>, config: &Config) -> usize {
-    conns.part_of(config.pending_limit()).max(1)
+    conns.part_of(config.max_pending()).max(1)
 }

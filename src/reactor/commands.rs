@@ -67,15 +67,14 @@ fn for_conn<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command:
     if !waits {
         return deliver(inner, app, id, command);
     }
-    let Err(refused) = core.deferred.push(id, command, core.config.queue_limits()) else {
+    let Err(refused) = core.deferred.push(id, command, core.config.queue_limits) else {
         return;
     };
     let is_frame = matches!(refused, ForConn::Send(_));
     drop_undelivered(core, refused);
     if is_frame {
         // The handle has accepted it: the connection ends rather than has a hole in its stream.
-        let words =
-            "too many commands wait for connections that are not open (Config::max_queued_*)";
+        let words = "too many commands wait for connections that are not open (QueueLimits)";
         core.close_as(id, Close::because(words));
         core.touch(id);
     }

@@ -119,7 +119,6 @@ impl Deferred {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
     use crate::id::ServerNumber;
 
     fn id(index: u32) -> ConnId {
@@ -139,7 +138,7 @@ mod tests {
 
     #[test]
     fn commands_are_due_in_order_once_their_connection_opens() {
-        let (mut deferred, limits) = (Deferred::default(), Config::default().queue_limits());
+        let (mut deferred, limits) = (Deferred::default(), QueueLimits::default());
         for (index, byte) in [(1, 1), (2, 2), (1, 3)] {
             let pushed = deferred.push(id(index), frame(byte), limits);
             assert!(pushed.is_ok());
@@ -160,7 +159,7 @@ mod tests {
         let mut deferred = Deferred::default();
         let limits = QueueLimits {
             commands: 2,
-            ..Config::default().queue_limits()
+            ..QueueLimits::default()
         };
         for expected in [true, true, false] {
             let pushed = deferred.push(id(1), frame(1), limits);
@@ -168,7 +167,7 @@ mod tests {
         }
         let limits = QueueLimits {
             bytes: 1,
-            ..Config::default().queue_limits()
+            ..QueueLimits::default()
         };
         let mut deferred = Deferred::default();
         for expected in [true, false] {

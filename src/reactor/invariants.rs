@@ -202,7 +202,7 @@ impl<O: Os> Core<O> {
             let counted = slots.filter_map(|slot| Some((slot.source().ip()?, slot.counted)));
             let fault = listener
                 .sources
-                .miscount(counted, &listener.options.source_limits())?;
+                .miscount(counted, &listener.options.source_limits)?;
             Some(format!("listener {}: {fault}", listener.name))
         })
     }

@@ -122,7 +122,7 @@ impl<L> Listener<L> {
     pub(super) fn set_options(&mut self, options: Listen, now: Time) -> bool {
         self.limits = Rc::new(options.conn.clone());
         self.bucket.follow(options.accept_rate, now);
-        self.sources.follow(&options.source_limits(), now);
+        self.sources.follow(&options.source_limits, now);
         logs::info!(target: logs::LISTENER, "listener {}: its options have changed", self.name);
         logs::debug!(target: logs::LISTENER, "listener {}: {options:?}", self.name);
         self.options = options;
@@ -268,11 +268,11 @@ impl<L> Listener<L> {
             Some(ip) if self.is_draining => {
                 let limits = SourceLimits {
                     rate: None,
-                    ..self.options.source_limits()
+                    ..self.options.source_limits
                 };
                 self.sources.admit(ip, &limits, now)
             }
-            Some(ip) => self.sources.admit(ip, &self.options.source_limits(), now),
+            Some(ip) => self.sources.admit(ip, &self.options.source_limits, now),
             None => Some(Counted::No),
         }
     }
@@ -281,7 +281,7 @@ impl<L> Listener<L> {
     pub(super) fn uncount_source(&mut self, ip: Option<IpAddr>, counted: Counted, now: Time) {
         if let Some(ip) = ip {
             self.sources
-                .leave(ip, &self.options.source_limits(), counted, now);
+                .leave(ip, &self.options.source_limits, counted, now);
         }
     }
 

@@ -113,7 +113,7 @@ pub(crate) struct Reactor<A, O: Os> {
 impl<A, O: Os> Reactor<A, O> {
     pub(crate) fn new(os: O, config: Config) -> Result<Self> {
         config.check()?;
-        let published = Arc::new(Published::new(config.queue_limits()));
+        let published = Arc::new(Published::new(config.queue_limits));
         let shared = Shared::new(os.waker(), Arc::clone(&published));
         let reactor = Self {
             inner: Inner {

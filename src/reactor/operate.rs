@@ -38,7 +38,7 @@ impl<O: Os> Core<O> {
     pub(super) fn set_config(&mut self, config: Config) -> Result<()> {
         config.check()?;
         let now = self.refresh();
-        self.published.set_limits(config.queue_limits());
+        self.published.set_limits(config.queue_limits);
         if config.max_connections != self.config.max_connections {
             self.conns.set_cap(config.max_connections);
         }

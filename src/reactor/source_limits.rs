@@ -186,12 +186,6 @@ mod tests {
     use super::*;
     use crate::proto::Rate;
 
-    const NONE: SourceLimits = SourceLimits {
-        rate: None,
-        connections: None,
-        prefixes: (32, 64),
-    };
-
     fn at(millis: u64) -> Time {
         Time::from_start(Duration::from_millis(millis))
     }
@@ -203,7 +197,7 @@ mod tests {
     fn most(connections: usize) -> SourceLimits {
         SourceLimits {
             connections: Some(connections),
-            ..NONE
+            ..SourceLimits::default()
         }
     }
 
@@ -216,7 +210,7 @@ mod tests {
             ("2001:db8::1", "2001:db8::ffff:0:0:1", true),
             ("2001:db8::1", "2001:db8:0:1::1", false),
         ] {
-            let prefixes = NONE.prefixes;
+            let prefixes = SourceLimits::default().prefixes;
             assert_eq!(
                 source_of(ip(one), prefixes) == source_of(ip(other), prefixes),
                 same,
@@ -245,7 +239,7 @@ mod tests {
     fn each_source_comes_so_fast() {
         let limits = SourceLimits {
             rate: Some(Rate::per_second(1).burst(3)),
-            ..NONE
+            ..SourceLimits::default()
         };
         let mut sources = Sources::default();
         let peer = ip("192.0.2.1");
@@ -302,7 +296,7 @@ mod tests {
     fn a_full_table_is_swept() {
         let limits = SourceLimits {
             rate: Some(Rate::per_second(1).burst(1)),
-            ..NONE
+            ..SourceLimits::default()
         };
         let mut sources = Sources::with_room_for(1);
         let (one, other) = (ip("192.0.2.1"), ip("192.0.2.2"));
@@ -322,7 +316,7 @@ mod tests {
     #[test]
     fn without_limits_no_source_is_counted() {
         let mut sources = Sources::default();
-        let limits = NONE;
+        let limits = SourceLimits::default();
         assert_eq!(
             sources.admit(ip("192.0.2.1"), &limits, at(0)),
             Some(Counted::No)

@@ -45,7 +45,7 @@ fn crowd(listen: Listen) -> (Sim<Counts>, Vec<ClientId>) {
         // Until they are there.
         config.budgets.accepts = CROWD;
         config.budgets.work = usize::MAX;
-        config.max_pending = Quota::Count(CROWD);
+        config.pending_limits.connections = Quota::Count(CROWD);
     });
     let mut sim = Sim::new(1, config, Counts::default());
     let addr = sim.listen(

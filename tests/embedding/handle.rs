@@ -351,7 +351,7 @@ fn every_snapshot_of_the_counters_adds_up() {
 
 #[test]
 fn a_full_queue_refuses_and_says_so() {
-    let server = members(Config::new().with(|config| config.max_queued_commands = 3));
+    let server = members(Config::new().with(|config| config.queue_limits.commands = 3));
     let (_client, id) = join(&server);
     let held = hold(&server.handle);
     for _ in 0..3 {
@@ -386,7 +386,7 @@ fn a_full_queue_refuses_and_says_so() {
 /// A SIGTERM in the middle of a flood must not be lost.
 #[test]
 fn a_full_queue_keeps_no_drain_out() {
-    let server = members(Config::new().with(|config| config.max_queued_commands = 1));
+    let server = members(Config::new().with(|config| config.queue_limits.commands = 1));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     server.handle.notify(id, 1_u32).expect("there is room");
@@ -426,7 +426,7 @@ fn a_drain_overtakes_nothing() {
 
 #[test]
 fn waiting_bytes_are_bounded_too() {
-    let server = members(Config::new().with(|config| config.max_queued_bytes = 2000));
+    let server = members(Config::new().with(|config| config.queue_limits.bytes = 2000));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     server.handle.send(id, vec![1; 600]).expect("600 bytes");
@@ -447,7 +447,7 @@ fn waiting_bytes_are_bounded_too() {
 /// What a command occupies counts: its place in the queue, and its job or message.
 #[test]
 fn every_command_takes_bytes_of_the_queue() {
-    let server = members(Config::new().with(|config| config.max_queued_bytes = 100_000));
+    let server = members(Config::new().with(|config| config.queue_limits.bytes = 100_000));
     let (_client, id) = join(&server);
     let handle = &server.handle;
     let most = |push: &dyn Fn() -> Result<(), HandleError>| {
@@ -473,7 +473,7 @@ fn every_command_takes_bytes_of_the_queue() {
 /// A short frame in a large buffer does not keep the buffer.
 #[test]
 fn a_frame_takes_no_more_memory_than_it_needs() {
-    let server = members(Config::new().with(|config| config.max_queued_bytes = 1_000_000));
+    let server = members(Config::new().with(|config| config.queue_limits.bytes = 1_000_000));
     let (mut client, id) = join(&server);
     let held = hold(&server.handle);
     for _ in 0..1000 {
@@ -838,7 +838,7 @@ fn a_flood_from_eight_threads_arrives_once_and_in_order() {
     const EACH: u32 = 12_500;
     let server: Running<Vec<Vec<u32>>> = spawn(|| {
         (
-            mine(Config::new().with(|config| config.max_queued_commands = 1000)),
+            mine(Config::new().with(|config| config.queue_limits.commands = 1000)),
             vec![Vec::new(); THREADS],
         )
     });

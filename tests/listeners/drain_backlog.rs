@@ -10,7 +10,7 @@ use kit::net::{connect, local, ping, read_to_end, recv2, send2, spawn_echo, Echo
 use portcullis::sim::{ClientId, ClientState, Sim};
 use portcullis::{
     AtCapacity, CloseReason, Config, Context, DrainReport, Framing, Handler, Listen, ListenerState,
-    Outcome, Rate,
+    Outcome, Rate, SourceLimits,
 };
 
 /// Longer than every client needs.
@@ -127,10 +127,11 @@ fn over_a_rate() {
 /// A rate of the source closes its clients when they are accepted: during a drain it does not.
 #[test]
 fn over_the_rate_of_their_source() {
+    let limits = |limits: &mut SourceLimits| limits.rate = Some(Rate::per_second(1).burst(1));
     let suspend = |sim: &mut Sim| sim.control().suspend("it").expect("open");
     waiting(
         Config::new(),
-        local().with(|listen| listen.source_rate = Some(Rate::per_second(1).burst(1))),
+        local().with(|listen| limits(&mut listen.source_limits)),
         1,
         suspend,
     )

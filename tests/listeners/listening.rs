@@ -429,8 +429,8 @@ fn a_bad_option_is_named() {
             Config::new().with(|config| config.budgets.work = 0),
         ),
         (
-            "max_queued_commands",
-            Config::new().with(|config| config.max_queued_commands = 0),
+            "queue_limits.commands",
+            Config::new().with(|config| config.queue_limits.commands = 0),
         ),
         ("max_connections", Config::max_connections(usize::MAX)),
         (

@@ -6,7 +6,8 @@ use std::time::Duration;
 use portcullis::sim::{Answer, Call, ClientId, ClientState, Scripted, Sim};
 use portcullis::{
     AccessRules, AtCapacity, CloseReason, Closed, Config, Connect, Context, Error, Framing,
-    Handler, Listen, ListenerState, Outcome, Peer, ProxyProtocol, Quota, Refuse, Server, Service,
+    Handler, Listen, ListenerState, Outcome, Peer, PendingLimits, ProxyProtocol, Quota, Refuse,
+    Server, Service,
 };
 
 struct Echo;
@@ -56,16 +57,16 @@ fn is_served(sim: &mut Sim, client: ClientId) -> bool {
 /// At most so many pending connections, each with this grace.
 fn limited(connections: usize, grace: Duration) -> Config {
     Config::new().with(|config| {
-        config.max_pending = Quota::Count(connections);
-        config.pending_grace = grace;
+        config.pending_limits.connections = Quota::Count(connections);
+        config.pending_limits.grace = grace;
     })
 }
 
 #[test]
 fn the_oldest_gives_way_to_a_newcomer() {
     let (mut sim, addr) = world(Config::new().with(|config| {
-        config.max_pending = Quota::Count(3);
-        config.pending_grace = Duration::ZERO;
+        config.pending_limits.connections = Quota::Count(3);
+        config.pending_limits.grace = Duration::ZERO;
     }));
     let silent = connect(&mut sim, addr, 3);
     for (round, oldest) in silent.into_iter().enumerate() {
@@ -120,7 +121,7 @@ fn a_connection_that_has_opened_is_forgotten() {
 /// As soon as one opens, or goes, the next comes in.
 #[test]
 fn a_connection_that_opens_makes_room_at_once() {
-    let (mut sim, addr) = world(limited(1, Config::default().pending_grace));
+    let (mut sim, addr) = world(limited(1, PendingLimits::default().grace));
     let clients = connect(&mut sim, addr, 3);
     assert_eq!(sim.stats().accepted, 1);
     assert!(is_served(&mut sim, clients[0]));
@@ -134,7 +135,8 @@ fn a_connection_that_opens_makes_room_at_once() {
 /// A listener whose connections are open at once is not concerned.
 #[test]
 fn plain_connections_do_not_wait_for_them() {
-    let (mut sim, addr) = world(Config::new().with(|config| config.max_pending = Quota::Count(1)));
+    let (mut sim, addr) =
+        world(Config::new().with(|config| config.pending_limits.connections = Quota::Count(1)));
     let plain = sim
         .listen(
             Listen::tcp("127.0.0.1:0", Framing::Packet2),
@@ -151,7 +153,7 @@ fn plain_connections_do_not_wait_for_them() {
 
 #[test]
 fn a_listener_that_refuses_does_not_let_clients_wait() {
-    let mut sim = Sim::new(1, limited(1, Config::default().pending_grace), ());
+    let mut sim = Sim::new(1, limited(1, PendingLimits::default().grace), ());
     let listen = behind_a_proxy().with(|listen| {
         listen.at_capacity = AtCapacity::Refuse {
             farewell: b"full".to_vec(),
@@ -224,8 +226,9 @@ fn a_slow_loris_keeps_no_client_out() {
 /// The default is half the cap, and it follows the cap.
 #[test]
 fn the_share_follows_the_cap() {
-    let (mut sim, addr) =
-        world(Config::max_connections(60).with(|config| config.pending_grace = Duration::MAX));
+    let (mut sim, addr) = world(
+        Config::max_connections(60).with(|config| config.pending_limits.grace = Duration::MAX),
+    );
     connect(&mut sim, addr, 100);
     assert_eq!(sim.stats().open, 30);
     sim.control()
@@ -234,7 +237,7 @@ fn the_share_follows_the_cap() {
     sim.settle();
     assert_eq!(sim.stats().open, 40);
     sim.control()
-        .reconfigure(|config| config.max_pending = Quota::Percent(100))
+        .reconfigure(|config| config.pending_limits.connections = Quota::Percent(100))
         .expect("good");
     sim.settle();
     assert_eq!(sim.stats().open, 80);
@@ -244,12 +247,12 @@ fn the_share_follows_the_cap() {
 fn a_limit_that_cannot_work_is_named() {
     for quota in [Quota::Count(0), Quota::Percent(0), Quota::Percent(101)] {
         let server: Result<Server, Error> =
-            Server::new(Config::new().with(|config| config.max_pending = quota));
+            Server::new(Config::new().with(|config| config.pending_limits.connections = quota));
         assert!(
             matches!(
                 &server,
                 Err(Error::Option {
-                    option: "max_pending",
+                    option: "pending_limits.connections",
                     ..
                 })
             ),
@@ -292,7 +295,7 @@ fn silent_peers_at_the_cap_keep_no_client_out() {
 /// No connection is evicted for a new one that is not admitted anyway.
 #[test]
 fn no_connection_is_evicted_for_one_whose_source_has_too_many() {
-    let mut sim = Sim::new(1, limited(2, Config::default().pending_grace), ());
+    let mut sim = Sim::new(1, limited(2, PendingLimits::default().grace), ());
     let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
         listen.proxy_protocol = ProxyProtocol::Optional;
         listen.trusted_proxies = Some(
@@ -300,7 +303,7 @@ fn no_connection_is_evicted_for_one_whose_source_has_too_many() {
                 .allow("10.0.0.0/8")
                 .expect("a network"),
         );
-        listen.max_per_source = Some(1);
+        listen.source_limits.connections = Some(1);
     });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let guest = std::net::IpAddr::from([192, 0, 2, 1]);

@@ -267,8 +267,8 @@ fn behind_a_proxy() -> Listen {
 /// Two connections of a source at one time, three at once and then one each second.
 fn limited_sources() -> Listen {
     behind_a_proxy().with(|listen| {
-        listen.max_per_source = Some(2);
-        listen.source_rate = Some(Rate::per_second(1).burst(3));
+        listen.source_limits.connections = Some(2);
+        listen.source_limits.rate = Some(Rate::per_second(1).burst(3));
         listen.conn.linger_timeout = Duration::ZERO;
         listen.conn.linger_bytes = 0;
     })
@@ -279,7 +279,7 @@ fn limited_sources() -> Listen {
 fn allow_many_of_a_source(sim: &mut Sim) {
     sim.control()
         .reconfigure_listener("it", |listen| {
-            listen.max_per_source = Some(100);
+            listen.source_limits.connections = Some(100);
         })
         .expect("good");
 }
@@ -462,8 +462,8 @@ fn a_rate_that_cannot_work_is_named() {
         ("accept_rate", |listen, rate| {
             listen.with(|listen| listen.accept_rate = Some(rate))
         }),
-        ("source_rate", |listen, rate| {
-            listen.with(|listen| listen.source_rate = Some(rate))
+        ("source_limits.rate", |listen, rate| {
+            listen.with(|listen| listen.source_limits.rate = Some(rate))
         }),
         ("read_rate", |listen, rate| {
             listen.with(|listen| listen.conn.read_rate = Some(rate))
@@ -503,16 +503,16 @@ fn a_rate_that_cannot_work_is_named() {
     ));
     for (option, listen) in [
         (
-            "max_per_source",
-            local().with(|listen| listen.max_per_source = Some(0)),
+            "source_limits.connections",
+            local().with(|listen| listen.source_limits.connections = Some(0)),
         ),
         (
-            "source_prefixes",
-            local().with(|listen| listen.source_prefixes = (33, 64)),
+            "source_limits.prefixes",
+            local().with(|listen| listen.source_limits.prefixes = (33, 64)),
         ),
         (
-            "source_prefixes",
-            local().with(|listen| listen.source_prefixes = (32, 0)),
+            "source_limits.prefixes",
+            local().with(|listen| listen.source_limits.prefixes = (32, 0)),
         ),
     ] {
         let refused = server.listen(listen, |_: &mut (), _| Echo);
@@ -532,7 +532,7 @@ fn a_faster_rate_is_faster_at_once() {
         Config::new().with(|config| config.accept_rate = Some(slow)),
         local().with(|listen| {
             listen.accept_rate = Some(slow);
-            listen.source_rate = Some(slow);
+            listen.source_limits.rate = Some(slow);
         }),
     );
     connect(&mut sim, addr, 101);
@@ -544,7 +544,7 @@ fn a_faster_rate_is_faster_at_once() {
     sim.control()
         .reconfigure_listener("it", |listen| {
             listen.accept_rate = Some(fast);
-            listen.source_rate = Some(fast);
+            listen.source_limits.rate = Some(fast);
         })
         .expect("good");
     sim.advance(millis(1));

@@ -341,8 +341,8 @@ fn the_oldest_gives_way_in_whichever_shard_it_is() {
         listen.proxy_protocol = ProxyProtocol::Required;
         listen.trusted_proxies = Some(AccessRules::allow_all());
     });
-    let config =
-        Config::max_connections(6).with(|config| config.pending_grace = Duration::from_millis(1));
+    let config = Config::max_connections(6)
+        .with(|config| config.pending_limits.grace = Duration::from_millis(1));
     let (shards, addr, gauge) = spawn(config, 3, listen);
     let silent: Vec<_> = (0..12).map(|_| connect(addr)).collect();
     for _ in 0..12 {

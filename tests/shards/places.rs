@@ -106,7 +106,7 @@ fn places_are_neither_lost_nor_found() {
     });
     let turn = Arc::new(AtomicUsize::new(0));
     let config = Config::max_connections(CAP).with(|config| {
-        config.max_pending = Quota::Count(CAP / 2);
+        config.pending_limits.connections = Quota::Count(CAP / 2);
         config.budgets.accepts = 3;
     });
     let shards = Shards::new(config)

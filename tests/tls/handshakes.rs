@@ -411,7 +411,7 @@ fn three_hundred_handshakes_leave_the_open_connection_alive() {
     let server = spawn_echo(
         // None is evicted or late, however slow the machine is.
         Config::max_connections(CLIENTS + 1)
-            .with(|config| config.max_pending = Quota::Count(CLIENTS + 1)),
+            .with(|config| config.pending_limits.connections = Quota::Count(CLIENTS + 1)),
         listen(site.server()).with(|listen| listen.conn.handshake_timeout = Duration::MAX),
     );
     let mut open = secure(server.addr(), &site.client(&version::TLS13));

@@ -286,8 +286,8 @@ fn a_connection_with_unread_input_is_not_evicted() {
     use portcullis::Quota;
     let config = Config::new().with(|config| {
         config.budgets.handshakes = 1;
-        config.max_pending = Quota::Count(3);
-        config.pending_grace = Duration::ZERO;
+        config.pending_limits.connections = Quota::Count(3);
+        config.pending_limits.grace = Duration::ZERO;
     });
     let mut sim = Sim::new(3, config, ());
     let listen = listen().tls(sim_tls::server_config());

@@ -65,16 +65,16 @@ impl Setup {
         let mut config = Config::max_connections(usize::from(16 - self.cap % 17));
         if self.has_limits() {
             config.accept_rate = Some(Rate::per_second(100).burst(3));
-            config.max_pending = Quota::Count(2);
-            config.pending_grace = Duration::from_millis(100);
+            config.pending_limits.connections = Quota::Count(2);
+            config.pending_limits.grace = Duration::from_millis(100);
             config.memory_limit = self.limits_memory().then_some(1 << 20);
         }
         config.budgets.accepts = accept;
         config.budgets.read_bytes = read;
         config.budgets.commands = jobs;
         config.budgets.work = self.work(config.budgets.work);
-        config.max_queued_commands = amount(!self.queue[0]).max(1);
-        config.max_queued_bytes = amount(!self.queue[1]);
+        config.queue_limits.commands = amount(!self.queue[0]).max(1);
+        config.queue_limits.bytes = amount(!self.queue[1]);
         config.emfile_backoff = Duration::from_millis(500 + 10 * u64::from(self.emfile_backoff));
         config
     }
@@ -108,7 +108,7 @@ impl Setup {
         if self.has_limits() {
             listen.conn.frame_rate = Some(Rate::per_second(10_000).burst(10));
             listen.accept_rate = Some(Rate::per_second(50).burst(2));
-            listen.max_per_source = Some(5);
+            listen.source_limits.connections = Some(5);
             listen.total_read_rate = Some(Rate::per_second(1_000_000).burst(1000));
         }
         if let Some(mode) = self.proxy(which) {

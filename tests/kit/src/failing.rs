@@ -243,7 +243,7 @@ impl Stage {
                 listen.proxy_protocol = ProxyProtocol::Required;
                 listen.trusted_proxies = Some(AccessRules::allow_all());
                 listen.accept_rate = Some(Rate::per_second(10).burst(2));
-                listen.max_per_source = Some(100);
+                listen.source_limits.connections = Some(100);
                 listen.conn.read_rate = Some(Rate::per_second(100).burst(20));
                 listen.conn.frame_rate = Some(Rate::per_second(10).burst(1));
                 listen.total_frame_rate = Some(Rate::per_second(20).burst(5));

@@ -192,7 +192,7 @@ fn a_refused_job_may_use_its_handle() {
     let (done, told) = mpsc::channel();
     let thread = std::thread::spawn(move || {
         let server: Server<()> =
-            Server::new(Config::new().with(|config| config.max_queued_commands = 1))
+            Server::new(Config::new().with(|config| config.queue_limits.commands = 1))
                 .expect("server");
         let handle = server.handle();
         handle.post(|(), _| {}).expect("there is room");

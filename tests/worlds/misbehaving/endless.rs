@@ -79,8 +79,8 @@ fn floods_its_own_handle() {
     const QUEUE: usize = 10;
     const BUDGET: usize = 4;
     let config = Config::new().with(|config| {
-        config.max_queued_commands = QUEUE;
-        config.max_queued_bytes = 2000;
+        config.queue_limits.commands = QUEUE;
+        config.queue_limits.bytes = 2000;
         config.budgets.commands = BUDGET;
     });
     let mut harness = harness_of(config, lines(), Welcome::Accept, |cx, call| {

@@ -212,8 +212,8 @@ impl Setup {
             config.budgets.read_bytes = read;
             config.budgets.commands = jobs;
             config.budgets.work = self.work;
-            config.max_queued_commands = self.queue.0;
-            config.max_queued_bytes = self.queue.1;
+            config.queue_limits.commands = self.queue.0;
+            config.queue_limits.bytes = self.queue.1;
             self.house.apply(config);
         })
     }

@@ -209,8 +209,8 @@ impl Rules {
         listen.trusted_proxies = Some(self.trusted.rules());
         listen.access_rules = self.access.rules();
         listen.accept_rate = rate(self.accept_rate);
-        listen.max_per_source = self.source_connections;
-        listen.source_rate = rate(self.source_rate);
+        listen.source_limits.connections = self.source_connections;
+        listen.source_limits.rate = rate(self.source_rate);
         listen.conn.read_rate = read;
         listen.conn.frame_rate = frames;
         listen.total_read_rate = all_read;
@@ -263,8 +263,8 @@ pub fn bad_listen(listen: &mut Listen, random: &mut Random) {
         0 => (listen.conn.low_watermark, listen.conn.high_watermark) = (5, 5),
         1 => listen.socket.backlog = 77,
         2 => *listen = listen.clone().name("another"),
-        3 => listen.max_per_source = Some(0),
-        4 => listen.source_prefixes = (24, 64),
+        3 => listen.source_limits.connections = Some(0),
+        4 => listen.source_limits.prefixes = (24, 64),
         5 => listen.accept_rate = Some(never),
         6 => listen.total_read_rate = Some(Rate::per_second(9).burst(0)),
         7 => listen.conn.max_frame = Some(0),
@@ -311,8 +311,8 @@ impl House {
 
     pub fn apply(&self, config: &mut Config) {
         config.accept_rate = rate(self.accept_rate);
-        config.max_pending = self.pending.unwrap_or(Quota::Percent(50));
-        config.pending_grace = self.patience;
+        config.pending_limits.connections = self.pending.unwrap_or(Quota::Percent(50));
+        config.pending_limits.grace = self.patience;
         config.memory_limit = self.memory;
     }
 }
@@ -320,13 +320,13 @@ impl House {
 /// As [`bad_listen`].
 pub fn bad_config(config: &mut Config, random: &mut Random) {
     config.max_connections = 1;
-    config.max_queued_commands = 1;
-    config.pending_grace = Duration::ZERO;
+    config.queue_limits.commands = 1;
+    config.pending_limits.grace = Duration::ZERO;
     match random.below(7) {
         0 => config.budgets.accepts = 0,
         1 => config.memory_limit = Some(1000),
-        2 => config.max_pending = Quota::Count(0),
-        3 => config.max_pending = Quota::Percent(101),
+        2 => config.pending_limits.connections = Quota::Count(0),
+        3 => config.pending_limits.connections = Quota::Percent(101),
         4 => config.emfile_backoff = Duration::ZERO,
         5 => config.accept_rate = Some(Rate::per_second(0)),
         _ => config.max_connections = usize::MAX,
