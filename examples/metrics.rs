@@ -119,7 +119,8 @@ fn main() -> portcullis::Result<()> {
         lines: 0,
     })?;
     server.control().on_alarm(
-        Alarm::connections(Quota::Percent(90)),
+        Alarm::Connections(Quota::Percent(90)),
+        Duration::from_secs(60),
         |_, _, notice: &AlarmInfo| {
             terminal::complain(&notice.to_string());
         },

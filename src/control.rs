@@ -34,8 +34,13 @@ pub(crate) trait ControlOps<A>: ConnOps<A> {
     fn recent_closes(&self) -> Vec<RecentClose>;
     fn histograms(&self) -> Histograms;
     fn metrics(&self) -> Metrics;
-    fn add_alarm(&mut self, alarm: Alarm, callback: AlarmCallback<A>) -> Result<AlarmId>;
-    fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()>;
+    fn add_alarm(
+        &mut self,
+        alarm: Alarm,
+        cooldown: Duration,
+        callback: AlarmCallback<A>,
+    ) -> Result<AlarmId>;
+    fn set_alarm(&mut self, id: AlarmId, alarm: Alarm, cooldown: Duration) -> Result<()>;
     fn remove_alarm(&mut self, id: AlarmId) -> bool;
     fn alarms(&self) -> Vec<AlarmInfo>;
     fn kill(&mut self, id: ConnId) -> bool;
@@ -187,21 +192,23 @@ impl<'a, A> Control<'a, A> {
     /// Sets an alarm. `callback` is called at the end of an iteration, never from inside another
     /// callback:
     ///
-    /// - when the value reaches the threshold ([`AlarmState::Raised`](crate::AlarmState::Raised)),
-    /// - after each cooldown while it stays there
-    ///   ([`AlarmState::StillRaised`](crate::AlarmState::StillRaised)),
-    /// - when it is below again ([`AlarmState::Cleared`](crate::AlarmState::Cleared)).
+    /// - when the value reaches the threshold,
+    /// - after each `cooldown` while it stays there,
+    /// - when it is below again: then [`AlarmInfo::raised`] is false.
     ///
     /// Within a cooldown it is not raised again, so that a value around the threshold costs two
-    /// calls per cooldown. A peak within one iteration is not seen. A panic of `callback` is
+    /// calls per cooldown. A cooldown is at least 1 ms; with `Duration::MAX` the alarm is raised
+    /// once. A peak within one iteration is not seen. A panic of `callback` is
     /// caught, logged and counted; the alarm stays.
     ///
     /// ```
+    /// # use std::time::Duration;
     /// # use portcullis::{Alarm, Config, Quota, Server};
     /// # fn main() -> portcullis::Result<()> {
     /// # let mut server: Server = Server::new(Config::new())?;
-    /// let alarm = Alarm::connections(Quota::Percent(90));
-    /// server.control().on_alarm(alarm, |_app, _control, notice| eprintln!("{notice}"))?;
+    /// let crowd = Alarm::Connections(Quota::Percent(90));
+    /// let cooldown = Duration::from_secs(60);
+    /// server.control().on_alarm(crowd, cooldown, |_app, _control, notice| eprintln!("{notice}"))?;
     /// # Ok(()) }
     /// ```
     ///
@@ -211,9 +218,10 @@ impl<'a, A> Control<'a, A> {
     pub fn on_alarm(
         &mut self,
         alarm: Alarm,
+        cooldown: Duration,
         callback: impl FnMut(&mut A, &mut Control<'_, A>, &AlarmInfo) + 'static,
     ) -> Result<AlarmId> {
-        self.ops.add_alarm(alarm, Box::new(callback))
+        self.ops.add_alarm(alarm, cooldown, Box::new(callback))
     }
 
     /// Changes an alarm. The time since its last call counts under the new cooldown too, unless it
@@ -223,8 +231,8 @@ impl<'a, A> Control<'a, A> {
     ///
     /// [`Error::NoAlarm`](crate::Error::NoAlarm); [`Error::Option`](crate::Error::Option), with the
     /// alarm unchanged.
-    pub fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()> {
-        self.ops.set_alarm(id, alarm)
+    pub fn set_alarm(&mut self, id: AlarmId, alarm: Alarm, cooldown: Duration) -> Result<()> {
+        self.ops.set_alarm(id, alarm, cooldown)
     }
 
     /// Removes an alarm, without another call of it. False if it has gone already.

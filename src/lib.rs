@@ -146,7 +146,7 @@ mod tree;
 
 pub use access::{AccessRule, AccessRules};
 pub use addr::{Addr, AddrError, Credentials, UnixAddr};
-pub use alarm::{Alarm, AlarmInfo, AlarmKind, AlarmState};
+pub use alarm::{Alarm, AlarmInfo};
 pub use config::{
     AtCapacity, Budgets, Config, ConnConfig, Connect, Keepalive, Listen, PendingLimits,
     ProxyProtocol, QueueLimits, Quota, Retry, SocketOptions, SourceLimits,

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write};
 
-use crate::alarm::{AlarmInfo, AlarmState};
+use crate::alarm::AlarmInfo;
 use crate::escape::{is_escaped, Escaped};
 use crate::histogram::{Histogram, Histograms};
 use crate::listener_info::{ListenerInfo, ListenerState};
@@ -283,7 +283,7 @@ impl Metrics {
         type Value = fn(&AlarmInfo) -> usize;
         let families: [(&str, &str, Value); 3] = [
             ("alarm_raised", "1 while an alarm is raised.", |alarm| {
-                usize::from(alarm.state != AlarmState::Cleared)
+                usize::from(alarm.raised)
             }),
             ("alarm_value", "The value that an alarm watches.", |alarm| {
                 alarm.value
@@ -298,7 +298,8 @@ impl Metrics {
             text.family(name, "gauge", help)?;
             for alarm in &self.alarms {
                 let id = alarm.id.to_string();
-                let labels = [("alarm", id.as_str()), ("kind", alarm.alarm.kind.as_str())];
+                let kind = alarm.alarm.to_string();
+                let labels = [("alarm", id.as_str()), ("kind", kind.as_str())];
                 text.sample(name, &labels, value(alarm))?;
             }
         }

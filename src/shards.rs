@@ -50,7 +50,7 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// | [`Config::pending_limits`] | over all shards: each has its part |
 /// | listening sockets | see below |
 /// | [`Handle`] | reaches all shards |
-/// | [`Alarm::connections`](crate::Alarm::connections) | each shard's own alarm, on the connections of all shards |
+/// | [`Alarm::Connections`](crate::Alarm::Connections) | each shard's own alarm, on the connections of all shards |
 /// | every other limit, rate, budget, alarm and count | each shard's own |
 ///
 /// The first shard that listens on an address opens the socket; [`Server::listen`] with the same

@@ -1,19 +1,21 @@
 //! Alarms: which value each watches, and when its callback is due.
 //!
 //! ```text
-//! quiet  --value >= threshold, cooldown over-->        raised   Raised
-//! raised --cooldown over, value still >= threshold-->  raised   StillRaised
-//! raised --value < threshold-->                        quiet    Cleared
+//! quiet  --value >= threshold, cooldown over-->        raised
+//! raised --cooldown over, value still >= threshold-->  raised
+//! raised --value < threshold-->                        quiet
 //! ```
 //!
-//! As in ranch (`ranch_conns_sup.erl`), with a notice when it is over.
+//! Each arrow calls the callback. As in ranch (`ranch_conns_sup.erl`), with a notice when it is
+//! over.
 
 use super::core::Core;
 use super::os::Os;
 use super::panic_guard::PanicGuard;
+use std::mem;
 use std::time::Duration;
 
-use crate::alarm::{Alarm, AlarmInfo, AlarmKind, AlarmState};
+use crate::alarm::{Alarm, AlarmInfo};
 use crate::control::AlarmCallback;
 use crate::error::{Error, Result};
 use crate::id::AlarmId;
@@ -23,6 +25,7 @@ use crate::proto::Time;
 struct Watched<A> {
     id: AlarmId,
     alarm: Alarm,
+    cooldown: Duration,
     /// RLIMIT_NOFILE when the alarm was set.
     descriptors: Option<usize>,
     /// `None` while it runs.
@@ -37,7 +40,7 @@ impl<A> Watched<A> {
     fn due(&self, value: usize, threshold: usize) -> Time {
         if value >= threshold {
             self.last_fired
-                .map_or(Time::ZERO, |at| at.after(self.alarm.cooldown))
+                .map_or(Time::ZERO, |at| at.after(self.cooldown))
         } else if self.raised_at.is_some() {
             Time::ZERO
         } else {
@@ -71,15 +74,17 @@ impl<A> Alarms<A> {
         &mut self,
         core: &Core<O>,
         alarm: Alarm,
+        cooldown: Duration,
         callback: AlarmCallback<A>,
     ) -> Result<AlarmId> {
         let descriptors = core.os.descriptor_limit();
-        alarm.check(alarm.limit(&core.config, descriptors))?;
+        alarm.check(alarm.limit(&core.config, descriptors), cooldown)?;
         let id = AlarmId(self.next_id);
         self.next_id = self.next_id.wrapping_add(1);
         self.all.push(Watched {
             id,
             alarm,
+            cooldown,
             descriptors,
             callback: Some(callback),
             raised_at: None,
@@ -88,16 +93,23 @@ impl<A> Alarms<A> {
         Ok(id)
     }
 
-    pub(super) fn set<O: Os>(&mut self, core: &Core<O>, id: AlarmId, alarm: Alarm) -> Result<()> {
+    pub(super) fn set<O: Os>(
+        &mut self,
+        core: &Core<O>,
+        id: AlarmId,
+        alarm: Alarm,
+        cooldown: Duration,
+    ) -> Result<()> {
         let descriptors = core.os.descriptor_limit();
-        alarm.check(alarm.limit(&core.config, descriptors))?;
+        alarm.check(alarm.limit(&core.config, descriptors), cooldown)?;
         let found = self.all.iter_mut().find(|watched| watched.id == id);
         let watched = found.ok_or(Error::NoAlarm { alarm: id })?;
-        if watched.alarm.kind != alarm.kind {
+        if mem::discriminant(&watched.alarm) != mem::discriminant(&alarm) {
             watched.raised_at = None;
             watched.last_fired = None;
         }
         watched.alarm = alarm;
+        watched.cooldown = cooldown;
         watched.descriptors = descriptors;
         Ok(())
     }
@@ -115,12 +127,9 @@ impl<A> Alarms<A> {
         let infos = self.all.iter().map(|watched| AlarmInfo {
             id: watched.id,
             alarm: watched.alarm,
-            state: match watched.raised_at {
-                None => AlarmState::Cleared,
-                Some(raised) if watched.last_fired == Some(raised) => AlarmState::Raised,
-                Some(_) => AlarmState::StillRaised,
-            },
-            value: value(core, watched.alarm.kind),
+            cooldown: watched.cooldown,
+            raised: watched.raised_at.is_some(),
+            value: value(core, watched.alarm),
             threshold: watched.threshold(core),
             since: watched
                 .raised_at
@@ -131,9 +140,8 @@ impl<A> Alarms<A> {
 
     /// When the next callback is due, if no value changes until then.
     pub(super) fn due<O: Os>(&self, core: &Core<O>) -> Time {
-        let due = |watched: &Watched<A>| {
-            watched.due(value(core, watched.alarm.kind), watched.threshold(core))
-        };
+        let due =
+            |watched: &Watched<A>| watched.due(value(core, watched.alarm), watched.threshold(core));
         self.all.iter().map(due).fold(Time::NEVER, Time::min)
     }
 
@@ -141,10 +149,9 @@ impl<A> Alarms<A> {
     pub(super) fn bounds<O: Os>(&self, core: &Core<O>) -> Option<(usize, usize)> {
         let watched = self.all.iter();
         let mut watched = watched
-            .filter(|watched| watched.alarm.kind == AlarmKind::Connections)
+            .filter(|watched| matches!(watched.alarm, Alarm::Connections(_)))
             .peekable();
-        watched.peek()?;
-        let value = value(core, AlarmKind::Connections);
+        let value = value(core, watched.peek()?.alarm);
         let (mut least, mut most) = (0, usize::MAX);
         for watched in watched {
             let threshold = watched.threshold(core);
@@ -168,28 +175,24 @@ impl<A> Alarms<A> {
         at: usize,
     ) -> Option<(AlarmInfo, AlarmCallback<A>)> {
         let watched = self.all.get_mut(at)?;
-        let (value, threshold) = (value(core, watched.alarm.kind), watched.threshold(core));
+        let (value, threshold) = (value(core, watched.alarm), watched.threshold(core));
         let now = core.now;
         if watched.due(value, threshold) > now {
             return None;
         }
         let since = now.since(watched.raised_at.unwrap_or(now));
-        let state = if value < threshold {
-            watched.raised_at = None;
-            AlarmState::Cleared
-        } else if watched.raised_at.is_some() {
-            AlarmState::StillRaised
-        } else {
-            watched.raised_at = Some(now);
-            AlarmState::Raised
-        };
-        if state != AlarmState::Cleared {
+        let raised = value >= threshold;
+        if raised {
+            watched.raised_at.get_or_insert(now);
             watched.last_fired = Some(now);
+        } else {
+            watched.raised_at = None;
         }
         let notice = AlarmInfo {
             id: watched.id,
             alarm: watched.alarm,
-            state,
+            cooldown: watched.cooldown,
+            raised,
             value,
             threshold,
             since,
@@ -211,17 +214,17 @@ impl<A> Alarms<A> {
     }
 
     pub(super) fn clear(&mut self, guard: &mut PanicGuard) {
-        for watched in std::mem::take(&mut self.all) {
+        for watched in mem::take(&mut self.all) {
             guard.drop("an alarm's destructor", watched);
         }
     }
 }
 
-fn value<O: Os>(core: &Core<O>, kind: AlarmKind) -> usize {
-    match kind {
-        AlarmKind::Connections => core.conns.under_cap(),
-        AlarmKind::Descriptors => core.open_descriptors(),
-        AlarmKind::Memory => core.memory.total(),
-        AlarmKind::FdExhaustion => core.admission.fds.failures(),
+fn value<O: Os>(core: &Core<O>, alarm: Alarm) -> usize {
+    match alarm {
+        Alarm::Connections(_) => core.conns.under_cap(),
+        Alarm::Descriptors(_) => core.open_descriptors(),
+        Alarm::Memory(_) => core.memory.total(),
+        Alarm::FdExhaustion => core.admission.fds.failures(),
     }
 }

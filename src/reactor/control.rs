@@ -249,12 +249,18 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         }
     }
 
-    fn add_alarm(&mut self, alarm: Alarm, callback: AlarmCallback<A>) -> Result<AlarmId> {
-        self.user.alarms.add(&self.core, alarm, callback)
+    fn add_alarm(
+        &mut self,
+        alarm: Alarm,
+        cooldown: Duration,
+        callback: AlarmCallback<A>,
+    ) -> Result<AlarmId> {
+        let alarms = &mut self.user.alarms;
+        alarms.add(&self.core, alarm, cooldown, callback)
     }
 
-    fn set_alarm(&mut self, id: AlarmId, alarm: Alarm) -> Result<()> {
-        self.user.alarms.set(&self.core, id, alarm)
+    fn set_alarm(&mut self, id: AlarmId, alarm: Alarm, cooldown: Duration) -> Result<()> {
+        self.user.alarms.set(&self.core, id, alarm, cooldown)
     }
 
     fn remove_alarm(&mut self, id: AlarmId) -> bool {

@@ -182,10 +182,12 @@ fn a_drains_grace_counts_from_the_call() {
             control.drain(SPAN);
         };
         if from_alarm {
-            let alarm = Alarm::connections(Quota::Count(1));
-            let added = sim
-                .control()
-                .on_alarm(alarm, move |_: &mut (), control, _| drain(control));
+            let alarm = Alarm::Connections(Quota::Count(1));
+            let added = sim.control().on_alarm(
+                alarm,
+                Duration::from_secs(5),
+                move |_: &mut (), control, _| drain(control),
+            );
             added.expect("added");
         } else {
             sim.connect(addr).expect("a listener");

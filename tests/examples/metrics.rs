@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use kit::exposition::Exposition;
 use kit::net::{await_end, connect, eventually, ping, ChildProcess};
-use portcullis::{Alarm, CloseReason, Config, ListenerState, Metrics, Server};
+use portcullis::{Alarm, CloseReason, Config, ListenerState, Metrics, Quota, Server};
 
 /// The example, the echo's address and the watchers'.
 fn start(most: usize) -> (ChildProcess, SocketAddr, SocketAddr) {
@@ -255,7 +255,11 @@ fn the_text_says_what_the_numbers_say() {
     let addr = server.control().listeners()[1].addr.as_tcp().expect("TCP");
     let alarm = server
         .control()
-        .on_alarm(Alarm::connections(1), |_, _, _| {})
+        .on_alarm(
+            Alarm::Connections(Quota::Count(1)),
+            Duration::from_secs(5),
+            |_, _, _| {},
+        )
         .expect("a good alarm");
     server.control().suspend("ключ").expect("it is there");
     let mut clients = [connect(addr), connect(addr)];

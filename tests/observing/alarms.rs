@@ -7,12 +7,35 @@ use std::time::Duration;
 
 use portcullis::sim::{Call, ClientId, Scripted, Sim};
 use portcullis::{
-    Alarm, AlarmId, AlarmInfo, AlarmKind, AlarmState, Config, Context, Control, Error, Framing,
-    Handler, Listen, Outcome, Quota,
+    Alarm, AlarmId, AlarmInfo, Config, Context, Control, Error, Framing, Handler, Listen, Outcome,
+    Quota,
 };
 
 /// What alarms have said, and when.
-type Log = Vec<(u64, AlarmState, usize, usize)>;
+type Log = Vec<(u64, Said, usize, usize)>;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Said {
+    Raised,
+    StillRaised,
+    Cleared,
+}
+
+use Said::{Cleared, Raised, StillRaised};
+
+fn said(notice: &AlarmInfo) -> Said {
+    match (notice.raised, notice.since.is_zero()) {
+        (true, true) => Raised,
+        (true, false) => StillRaised,
+        (false, _) => Cleared,
+    }
+}
+
+const COOLDOWN: Duration = Duration::from_secs(5);
+
+fn connections(count: usize) -> Alarm {
+    Alarm::Connections(Quota::Count(count))
+}
 
 struct App {
     log: Log,
@@ -38,7 +61,7 @@ struct World {
 fn note(app: &mut App, _: &mut Control<'_, App>, notice: &AlarmInfo) {
     let when = app.epoch.get();
     app.log
-        .push((when, notice.state, notice.value, notice.threshold));
+        .push((when, said(notice), notice.value, notice.threshold));
 }
 
 impl World {
@@ -88,8 +111,13 @@ impl World {
     fn alarm(&mut self, alarm: Alarm) -> AlarmId {
         self.sim
             .control()
-            .on_alarm(alarm, note)
+            .on_alarm(alarm, COOLDOWN, note)
             .expect("a good alarm")
+    }
+
+    fn set(&mut self, id: AlarmId, alarm: Alarm, cooldown: Duration) {
+        let set = self.sim.control().set_alarm(id, alarm, cooldown);
+        set.expect("it is there");
     }
 
     fn said(&mut self) -> Log {
@@ -97,13 +125,11 @@ impl World {
     }
 }
 
-use AlarmState::{Cleared, Raised, StillRaised};
-
 /// ranch: misc_connection_alarms. Silent below, at the threshold at once, then every cooldown (5 s).
 #[test]
 fn it_speaks_at_the_threshold_and_after_each_cooldown() {
     let mut world = World::new(Config::new());
-    world.alarm(Alarm::connections(3));
+    world.alarm(connections(3));
     world.crowd(2);
     world.seconds(20);
     assert_eq!(world.said(), []);
@@ -129,7 +155,7 @@ fn it_speaks_at_the_threshold_and_after_each_cooldown() {
 #[test]
 fn it_does_not_flap() {
     let mut world = World::new(Config::new());
-    world.alarm(Alarm::connections(3));
+    world.alarm(connections(3));
     for _ in 0..50 {
         world.crowd(3);
         world.crowd(2);
@@ -164,8 +190,8 @@ fn it_does_not_flap() {
 #[test]
 fn a_server_with_alarms_sleeps() {
     let mut world = World::new(Config::new());
-    world.alarm(Alarm::connections(3));
-    world.alarm(Alarm::fd_exhaustion());
+    world.alarm(connections(3));
+    world.alarm(Alarm::FdExhaustion);
     world.crowd(2);
     let iterations = world.sim.stats().iterations;
     world.sim.advance(Duration::from_secs(3600));
@@ -184,48 +210,31 @@ fn a_server_with_alarms_sleeps() {
 #[test]
 fn a_change_keeps_the_time_that_has_passed() {
     let mut world = World::new(Config::new());
-    let id = world.alarm(Alarm::connections(1).cooldown(Duration::from_secs(100)));
+    let id = world.alarm(connections(1));
+    world.set(id, connections(1), Duration::from_secs(100));
     world.crowd(1);
     world.seconds(30);
     assert_eq!(world.said(), [(0, Raised, 1, 1)]);
     // 30 of 40 seconds are over.
-    let forty = Alarm::connections(1).cooldown(Duration::from_secs(40));
-    world
-        .sim
-        .control()
-        .set_alarm(id, forty)
-        .expect("it is there");
+    world.set(id, connections(1), Duration::from_secs(40));
     world.seconds(9);
     assert_eq!(world.said(), []);
     world.seconds(1);
     assert_eq!(world.said(), [(40, StillRaised, 1, 1)]);
     // All of them are over: at once, though nothing else happens.
     world.seconds(10);
-    let five = Alarm::connections(1).cooldown(Duration::from_secs(5));
-    world
-        .sim
-        .control()
-        .set_alarm(id, five)
-        .expect("it is there");
+    world.set(id, connections(1), Duration::from_secs(5));
     world.sim.settle();
     assert_eq!(world.said(), [(50, StillRaised, 1, 1)]);
     // Another threshold is another truth.
-    world
-        .sim
-        .control()
-        .set_alarm(id, Alarm::connections(2))
-        .expect("it is there");
+    world.set(id, connections(2), COOLDOWN);
     world.sim.settle();
     assert_eq!(world.said(), [(50, Cleared, 1, 2)]);
     // What watches something else starts anew.
     world.crowd(2);
     world.seconds(5);
     assert_eq!(world.said(), [(55, Raised, 2, 2)]);
-    world
-        .sim
-        .control()
-        .set_alarm(id, Alarm::descriptors(1))
-        .expect("it is there");
+    world.set(id, Alarm::Descriptors(Quota::Count(1)), COOLDOWN);
     world.sim.settle();
     assert_eq!(world.said(), [(55, Raised, 3, 1)]);
 }
@@ -234,7 +243,7 @@ fn a_change_keeps_the_time_that_has_passed() {
 #[test]
 fn thresholds_follow_the_cap() {
     let mut world = World::new(Config::max_connections(100));
-    let percent = world.alarm(Alarm::connections(Quota::Percent(90)));
+    let percent = world.alarm(Alarm::Connections(Quota::Percent(90)));
     world.crowd(20);
     assert_eq!(world.said(), []);
     world
@@ -245,7 +254,7 @@ fn thresholds_follow_the_cap() {
     world.sim.settle();
     assert_eq!(world.said(), [(0, Raised, 20, 20)], "19.8 connections");
     assert!(world.sim.control().remove_alarm(percent));
-    let number = world.alarm(Alarm::connections(22));
+    let number = world.alarm(connections(22));
     world.sim.settle();
     assert_eq!(world.said(), []);
     world
@@ -260,11 +269,11 @@ fn thresholds_follow_the_cap() {
     assert_eq!(
         (
             infos[0].id,
-            infos[0].state,
+            infos[0].raised,
             infos[0].value,
             infos[0].threshold
         ),
-        (number, Raised, 20, 10)
+        (number, true, 20, 10)
     );
 }
 
@@ -272,7 +281,7 @@ fn thresholds_follow_the_cap() {
 fn descriptors_are_those_of_listeners_and_connections() {
     let mut world = World::new(Config::new());
     world.sim.set_descriptor_limit(40);
-    world.alarm(Alarm::descriptors(Quota::Percent(50)));
+    world.alarm(Alarm::Descriptors(Quota::Percent(50)));
     world.crowd(18);
     assert_eq!((world.said(), world.sim.descriptors()), (vec![], 19));
     world.crowd(19);
@@ -285,7 +294,7 @@ fn descriptors_are_those_of_listeners_and_connections() {
 #[test]
 fn memory_is_what_buffers_hold() {
     let mut world = World::new(Config::new().with(|config| config.memory_limit = Some(1 << 20)));
-    world.alarm(Alarm::memory(Quota::Percent(25)));
+    world.alarm(Alarm::Memory(Quota::Percent(25)));
     world.crowd(2);
     let client = world.clients[0];
     // A frame that is begun and not finished.
@@ -310,7 +319,7 @@ fn memory_is_what_buffers_hold() {
 #[test]
 fn fd_exhaustion_is_told_as_an_episode() {
     let mut world = World::new(Config::new());
-    world.alarm(Alarm::fd_exhaustion());
+    world.alarm(Alarm::FdExhaustion);
     world.crowd(3);
     world.sim.set_descriptor_limit(4);
     let waits = world.sim.connect(world.addr).expect("the backlog has room");
@@ -353,21 +362,21 @@ fn a_callback_has_the_server_and_may_panic() {
     let sheds = move |app: &mut App, control: &mut Control<'_, App>, notice: &AlarmInfo| {
         let _ = &held;
         note(app, control, notice);
-        if notice.state == Raised {
+        if notice.raised {
             let (page, _) = control.connections_page(0, 1);
             assert!(control.kill(page[0].id));
         } else {
             assert!(control.remove_alarm(notice.id));
             assert!(!control.remove_alarm(notice.id));
             control
-                .on_alarm(Alarm::connections(3), |_, _, _| kit::planned::blow())
+                .on_alarm(connections(3), COOLDOWN, |_, _, _| kit::planned::blow())
                 .expect("another");
         }
     };
     world
         .sim
         .control()
-        .on_alarm(Alarm::connections(4), sheds)
+        .on_alarm(connections(4), COOLDOWN, sheds)
         .expect("a good alarm");
     for _ in 0..4 {
         world
@@ -404,7 +413,7 @@ fn a_destructor_may_panic() {
         let armed = world
             .sim
             .control()
-            .on_alarm(Alarm::connections(1), callback);
+            .on_alarm(connections(1), COOLDOWN, callback);
         armed.expect("a good alarm")
     };
     let id = arm(&mut world);
@@ -420,79 +429,77 @@ fn what_can_never_or_always_be_reached_is_refused_in_words() {
     let mut world =
         World::new(Config::max_connections(100).with(|config| config.memory_limit = Some(1 << 20)));
     world.sim.set_descriptor_limit(64);
-    let mut refusal = |alarm: Alarm| {
+    let mut refusal = |alarm: Alarm, cooldown: Duration| {
         let error = world
             .sim
             .control()
-            .on_alarm(alarm, note)
+            .on_alarm(alarm, cooldown, note)
             .expect_err("a bad alarm");
         assert!(matches!(error, Error::Option { .. }));
         error.to_string()
     };
     for (alarm, words) in [
         (
-            Alarm::connections(0),
+            connections(0),
             "option alarm: 0 connections would always be reached; use at least 1",
         ),
         (
-            Alarm::connections(101),
+            connections(101),
             "option alarm: 101 connections would never be reached, the limit is 100; use at most that",
         ),
         (
-            Alarm::connections(Quota::Percent(0)),
+            Alarm::Connections(Quota::Percent(0)),
             "option alarm: 0 percent of all connections would always be reached; use at least 1",
         ),
         (
-            Alarm::memory(Quota::Percent(101)),
+            Alarm::Memory(Quota::Percent(101)),
             "option alarm: 101 percent of all bytes in buffers would never be reached; use at most 100",
         ),
         (
-            Alarm::memory((1 << 20) + 1),
+            Alarm::Memory(Quota::Count((1 << 20) + 1)),
             "option alarm: 1048577 bytes in buffers would never be reached, the limit is 1048576; use at most that",
         ),
         (
-            Alarm::descriptors(65),
+            Alarm::Descriptors(Quota::Count(65)),
             "option alarm: 65 descriptors would never be reached, the limit is 64; use at most that",
         ),
-        (
-            Alarm::fd_exhaustion().cooldown(Duration::from_micros(999)),
-            "option cooldown: an alarm that is raised would keep the server awake; use at least 1 ms",
-        ),
     ] {
-        assert_eq!(refusal(alarm), words);
+        assert_eq!(refusal(alarm, COOLDOWN), words);
     }
+    assert_eq!(
+        refusal(Alarm::FdExhaustion, Duration::from_micros(999)),
+        "option cooldown: an alarm that is raised would keep the server awake; use at least 1 ms"
+    );
     // Parts of what has no limit, or none that is known.
     let mut world = World::new(Config::new());
     let unlimited = world
         .sim
         .control()
-        .on_alarm(Alarm::memory(Quota::Percent(50)), note);
+        .on_alarm(Alarm::Memory(Quota::Percent(50)), COOLDOWN, note);
     assert_eq!(
         unlimited.expect_err("no limit").to_string(),
         "option alarm: a part of no limit would never be reached; set memory_limit, or give bytes"
     );
-    let unknown = world
-        .sim
-        .control()
-        .on_alarm(Alarm::descriptors(Quota::Percent(50)), note);
+    let unknown =
+        world
+            .sim
+            .control()
+            .on_alarm(Alarm::Descriptors(Quota::Percent(50)), COOLDOWN, note);
     assert_eq!(
         unknown.expect_err("no limit").to_string(),
         "option alarm: the limit of descriptors is not known on this system; give a number"
     );
     // A change that is refused changes nothing, and there must be one to change.
-    let id = world.alarm(Alarm::connections(1));
+    let id = world.alarm(connections(1));
     world
         .sim
         .control()
-        .set_alarm(id, Alarm::connections(0))
+        .set_alarm(id, connections(0), COOLDOWN)
         .expect_err("always reached");
-    assert_eq!(world.sim.control().alarms()[0].alarm, Alarm::connections(1));
-    assert_eq!(
-        world.sim.control().alarms()[0].alarm.kind,
-        AlarmKind::Connections
-    );
+    let kept = &world.sim.control().alarms()[0];
+    assert_eq!((kept.alarm, kept.cooldown), (connections(1), COOLDOWN));
     assert!(world.sim.control().remove_alarm(id));
-    let gone = world.sim.control().set_alarm(id, Alarm::connections(1));
+    let gone = world.sim.control().set_alarm(id, connections(1), COOLDOWN);
     assert_eq!(
         gone.expect_err("it has gone").to_string(),
         format!("there is no alarm {id}")

@@ -12,9 +12,9 @@ use kit::net::{
     PATIENCE,
 };
 use portcullis::{
-    AccessRules, Alarm, AlarmState, AtCapacity, CloseReason, Closed, Config, Connect, Context,
-    Control, Detached, Framing, Handler, Listen, Outcome, Peer, Quota, Refuse, Server, Service,
-    Shards, Spawned,
+    AccessRules, Alarm, AtCapacity, CloseReason, Closed, Config, Connect, Context, Control,
+    Detached, Framing, Handler, Listen, Outcome, Peer, Quota, Refuse, Server, Service, Shards,
+    Spawned,
 };
 
 /// Stops a shard inside foreign code, once for each message.
@@ -378,16 +378,18 @@ fn a_freed_slot_wakes_few_shards() {
 fn an_alarm_counts_the_connections_of_all_shards() {
     const CAP: usize = 20;
     for threshold in [Quota::Percent(80), Quota::Count(16)] {
-        let heard: Arc<Mutex<Vec<(usize, AlarmState, usize)>>> = Arc::default();
+        let heard: Arc<Mutex<Vec<(usize, bool, usize)>>> = Arc::default();
         let told = Arc::clone(&heard);
         let build = move |shard, server: &mut Server| {
             server.listen(local(), |_: &mut (), _| Idle)?;
             let told = Arc::clone(&told);
-            let alarm = Alarm::connections(threshold).cooldown(Duration::from_secs(3600));
-            server.control().on_alarm(alarm, move |(), _, notice| {
-                let mut told = told.lock().expect("no panic");
-                told.push((shard, notice.state, notice.value));
-            })?;
+            let (alarm, cooldown) = (Alarm::Connections(threshold), Duration::from_secs(3600));
+            server
+                .control()
+                .on_alarm(alarm, cooldown, move |(), _, notice| {
+                    let mut told = told.lock().expect("no panic");
+                    told.push((shard, notice.raised, notice.value));
+                })?;
             Ok(())
         };
         let shards = Shards::new(Config::max_connections(CAP))
@@ -395,22 +397,20 @@ fn an_alarm_counts_the_connections_of_all_shards() {
             .spawn(build)
             .expect("shards");
         let addr = tcp(&shards.listeners[0].addr);
-        let told = |state| {
+        let told = |raised| {
             let heard = heard.lock().expect("no panic");
-            let shards = heard.iter().filter(|told| told.1 == state);
+            let shards = heard.iter().filter(|told| told.1 == raised);
             let mut shards: Vec<_> = shards.map(|told| told.0).collect();
             shards.sort_unstable();
             shards
         };
         let mut clients: Vec<_> = (0..15).map(|_| connect(addr)).collect();
         eventually("they are inside", || shards.handle.stats().open == 15);
-        assert_eq!(told(AlarmState::Raised), []);
+        assert_eq!(told(true), []);
         clients.push(connect(addr));
-        eventually("every shard raises its own", || {
-            told(AlarmState::Raised) == [0, 1, 2]
-        });
+        eventually("every shard raises its own", || told(true) == [0, 1, 2]);
         clients.pop();
-        eventually("and clears it", || told(AlarmState::Cleared) == [0, 1, 2]);
+        eventually("and clears it", || told(false) == [0, 1, 2]);
         let heard = heard.lock().expect("no panic");
         let values = heard.iter().map(|told| told.2);
         assert!(values.clone().all(|value| (15..=16).contains(&value)));

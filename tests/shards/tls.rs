@@ -8,7 +8,7 @@ use std::time::Duration;
 use kit::net::{connect, current_stats, eventually, local, ping, tcp, Echo, PATIENCE};
 use kit::tls::{handshake, notify, read_to_goodbye, secure, set_tls, Site, VERSIONS};
 use portcullis::tls::rustls::{HandshakeKind, KeyLog};
-use portcullis::{Alarm, Config, Connect, Framing, HandleError, Server, Shards, Spawned};
+use portcullis::{Alarm, Config, Connect, Framing, HandleError, Quota, Server, Shards, Spawned};
 
 fn spawn(site: &Site) -> Spawned<()> {
     let config = Arc::new(site.server());
@@ -145,8 +145,8 @@ fn a_place_given_back_at_the_end_of_a_turn_is_offered() {
     let mut options = Some(options);
     let alarmed = here.call(PATIENCE, move |(), control| {
         control.suspend("door").expect("it is there");
-        let alarm = Alarm::connections(1).cooldown(Duration::from_secs(3600));
-        control.on_alarm(alarm, move |(), control, _| {
+        let alarm = Alarm::Connections(Quota::Count(1));
+        control.on_alarm(alarm, Duration::from_secs(3600), move |(), control, _| {
             if let Some(options) = options.take() {
                 control
                     .connect("127.0.0.1:9", options, Echo)
