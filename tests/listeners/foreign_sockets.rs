@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use kit::net::{connect, local, packet2, ping, recv2, spawn};
@@ -76,4 +78,42 @@ fn an_adopted_listener_with_linger_does_not_block_the_loop() {
     orderly.shutdown(std::net::Shutdown::Write).expect("FIN");
     assert_eq!(orderly.read(&mut [0; 1]).expect("FIN"), 0);
     ping(&mut connect(server.addr()), b"served");
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[derive(Clone, Copy)]
+struct ReceiveLowMark;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+nix::setsockopt_impl!(
+    ReceiveLowMark,
+    libc::SOL_SOCKET,
+    libc::SO_RCVLOWAT,
+    libc::c_int,
+    nix::sys::socket::sockopt::SetStruct<'_, libc::c_int>
+);
+
+/// Accepted sockets inherit SO_RCVLOWAT, which hides short frames from the poll, TCP_CORK, which
+/// keeps short answers back, and SO_OOBINLINE, which mixes urgent bytes with the stream.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[test]
+fn what_an_adopted_listener_hands_down_changes_no_reading_and_no_writing() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+    nix::sys::socket::setsockopt(&listener.as_fd(), ReceiveLowMark, &100_000).expect("low mark");
+    let options = SockRef::from(&listener);
+    options.set_tcp_cork(true).expect("cork");
+    options.set_out_of_band_inline(true).expect("inline");
+    let server = spawn(move || {
+        let mut server = Server::new(Config::new()).expect("server");
+        let listen = Listen::adopted(listener, Framing::Packet2);
+        let service = |_: &mut (), _: portcullis::Peer| Echo;
+        server.listen(listen, service).expect("adopt");
+        (server, ())
+    });
+    let mut client = connect(server.addr());
+    ping(&mut client, b"short");
+    SockRef::from(&client)
+        .send_out_of_band(b"!")
+        .expect("an urgent byte");
+    ping(&mut client, b"behind the urgent byte");
 }

@@ -7,6 +7,10 @@ use std::sync::Arc;
 
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use nix::sys::socket::setsockopt;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use socket2::Domain;
 use socket2::SockRef;
 
 use crate::addr::{Addr, Credentials, UnixAddr};
@@ -142,8 +146,7 @@ impl Listener {
             socket.set_send_buffer_size(bytes)?;
         }
         if self.is_foreign.load(Ordering::Relaxed) {
-            // With SO_LINGER, close would block (`socket(7)`).
-            socket.set_linger(None)?;
+            reset_inherited(&socket)?;
         }
         // Fails on Unix sockets, where Rust programs ignore SIGPIPE all the same.
         #[cfg(target_vendor = "apple")]
@@ -153,6 +156,41 @@ impl Listener {
         Ok(())
     }
 }
+
+/// Resets what a socket inherits from a listener that another process has made or may change, as
+/// far as it changes what calls do.
+fn reset_inherited(socket: &SockRef<'_>) -> io::Result<()> {
+    // With it, close would block (`socket(7)`).
+    socket.set_linger(None)?;
+    // These are of blocking calls: those of a detached connection.
+    socket.set_read_timeout(None)?;
+    socket.set_write_timeout(None)?;
+    // Else urgent bytes would be part of the stream.
+    socket.set_out_of_band_inline(false)?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        // With more, the poll reports no input until so many bytes are there.
+        setsockopt(&**socket, RcvLowat, &1)?;
+        // With it, output waits for a full segment. Unix sockets have none.
+        if socket.domain()? != Domain::UNIX {
+            socket.set_tcp_cork(false)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+#[derive(Clone, Copy)]
+struct RcvLowat;
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+nix::setsockopt_impl!(
+    RcvLowat,
+    libc::SOL_SOCKET,
+    libc::SO_RCVLOWAT,
+    libc::c_int,
+    nix::sys::socket::sockopt::SetStruct<'_, libc::c_int>
+);
 
 /// An error of an accepted socket is not the listener's: this one client is lost.
 fn lost(_: io::Error) -> io::Error {
