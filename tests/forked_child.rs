@@ -73,6 +73,57 @@ fn a_child_that_drops_the_server_takes_nothing_from_its_parent() {
     echoes(&mut server, &mut unix, b"over the Unix socket\n");
 }
 
+/// A child that was forked while they were open has a copy of each connection: the parent's kill
+/// ends them for their peers all the same.
+#[test]
+fn a_kill_ends_a_connection_of_which_a_child_has_a_copy() {
+    let folder = Place::new();
+    let path = folder.path("killed.sock");
+    let mut server: Server = Server::new(Config::new()).expect("server");
+    let service = |_: &mut (), _: Peer| Echo;
+    let tcp = Listen::tcp("127.0.0.1:0", Framing::Line).name("tcp");
+    server.listen(tcp, service).expect("listen");
+    let unix = Listen::unix(&path, Framing::Line).name("unix");
+    server.listen(unix, service).expect("listen");
+    let info = server.control().listener("tcp").expect("open");
+    let mut tcp = TcpStream::connect(info.addr.as_tcp().expect("TCP")).expect("connect");
+    let mut unix = UnixStream::connect(&path).expect("connect");
+    let timeout = Some(Duration::from_secs(10));
+    tcp.set_read_timeout(timeout).expect("timeout");
+    unix.set_read_timeout(timeout).expect("timeout");
+    echoes(&mut server, &mut tcp, b"before the fork\n");
+    echoes(&mut server, &mut unix, b"before the fork\n");
+    let (ours, mut theirs) = UnixStream::pair().expect("a pair");
+    // SAFETY: the child only waits for its parent and exits.
+    match unsafe { fork() }.expect("fork") {
+        ForkResult::Child => {
+            drop(ours);
+            let _ = theirs.read(&mut [0]);
+            std::process::exit(0);
+        }
+        ForkResult::Parent { child } => {
+            drop(theirs);
+            let ids: Vec<_> = server
+                .control()
+                .connections()
+                .iter()
+                .map(|conn| conn.id)
+                .collect();
+            let killed: Vec<bool> = ids.iter().map(|&id| server.control().kill(id)).collect();
+            assert_eq!(killed, [true, true]);
+            let turn = server.poll_once(&mut (), Some(Duration::ZERO));
+            turn.expect("poll");
+            let reset = tcp.read(&mut [0]).map_err(|error| error.kind());
+            let end = unix.read(&mut [0]).map_err(|error| error.kind());
+            // The child ends, whatever was read.
+            drop(ours);
+            waitpid(child, None).expect("wait");
+            assert_eq!(reset, Err(std::io::ErrorKind::ConnectionReset));
+            assert_eq!(end, Ok(0));
+        }
+    }
+}
+
 /// Processes that were forked from one another, which have lost the same server, do not come back in step.
 #[test]
 fn forked_processes_retry_at_different_times() {

@@ -507,11 +507,20 @@ impl Os for MioOs {
     }
 
     fn close(&mut self, stream: Stream, reset: bool) {
-        // A Unix socket has no RST: its peer sees the end, or ECONNRESET if it had sent unread
-        // data.
-        if let (Stream::Tcp(stream), true) = (&stream, reset) {
-            // Fails only for a socket that has failed already.
-            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        // A forked child may have a copy, with which a close alone ends nothing. Calls that end the
+        // connection itself fail only for a socket that has failed already.
+        match &stream {
+            Stream::Tcp(stream) if reset => {
+                let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+                // RST at once (`connect(2)`, AF_UNSPEC).
+                #[cfg(any(target_os = "linux", target_os = "android"))]
+                let _ = rustix::net::connect_unspec(stream);
+            }
+            // It has no RST: its peer sees the end, or ECONNRESET if it had sent unread data.
+            Stream::Unix(stream) if reset => {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            _ => {}
         }
         drop(stream);
     }
