@@ -1,8 +1,8 @@
 //! An embeddable, single-threaded TCP/TLS server for code that is not async.
 //!
 //! You give it listeners and handlers. It gives you framed messages, a hard connection cap, and a
-//! promise. Whatever the peers, the kernel or the handlers do: the loop goes on, memory stays
-//! bounded, and every connection ends with exactly one named reason.
+//! promise. Whatever peers send, whatever error the kernel returns, and even if a handler panics:
+//! the loop goes on, buffers stay bounded, and every connection ends with exactly one named reason.
 //!
 //! ```no_run
 //! use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
@@ -29,10 +29,11 @@
 //!
 //! - [`Server`]: listeners and connections; [`Server::run`], or [`Server::poll_once`] in your loop.
 //! - [`Shards`]: several servers on several threads, with one port and one cap.
-//! - [`Control`]: queries and changes, between two iterations and in jobs and alarms.
+//! - [`Control`]: queries and changes, on the server's thread: between iterations, in jobs and in
+//!   alarms.
 //! - [`Handle`]: the same from other threads.
 //!
-//! What you write, and what each call is lent:
+//! What you write, and what each callback gets:
 //!
 //! - [`Handler`]: the callbacks of a connection. [`Service`]: makes a handler for each peer.
 //! - [`Context`]: your application's state and the connection, [`Conn`]. [`Peer`]: the other end.
@@ -45,12 +46,13 @@
 //!   connection, with unit and default. [`ConnConfig`] and [`SocketOptions`] are parts of both
 //!   [`Listen`] and [`Connect`].
 //! - [`Framing`] and [`Framer`]: how bytes become frames.
-//! - [`AccessRules`], [`ProxyProtocol`] and [`Rate`]: protection of a listener.
+//! - [`AccessRules`], [`ProxyProtocol`] and [`Rate`]: access control, the addresses behind a proxy,
+//!   and rate limits.
 //! - [`Control::connect`], [`Conn::connect`] and [`Retry`]: outgoing connections.
 //! - [`Conn::detach`] and [`Detached`]: a connection handed to code that blocks.
 #![cfg_attr(
     feature = "tls",
-    doc = "- [`mod@tls`]: certificates, configurations, what a handshake agreed on."
+    doc = "- [`mod@tls`]: certificates, configurations, the parameters that a handshake agreed on."
 )]
 //!
 //! What you observe: [`Stats`], [`Metrics`] with [`Histograms`], [`Tree`], [`RecentClose`] and
@@ -64,28 +66,31 @@
 //! - The number of connections never exceeds the cap: in any state, over all listeners and shards.
 //! - `accepted + outgoing == open + closed`, with one [`CloseReason`] each. [`Handler::on_close`]
 //!   runs once for each [`Handler::on_open`].
-//! - Frames equal what a naive decoder makes of the same bytes, for every split of the input.
-//! - Bytes that [`Conn::send`] accepted are delivered in order, or the reason tells the loss.
-//! - Queued output of a connection is at most the output limit and one frame. Buffered input is at
-//!   most one frame, one TLS record and one read. The maximum frame is that of the framing under
-//!   which the bytes were read: [`Conn::set_framing`] drops none, and no read follows until they
-//!   are decoded.
+//! - Delivered frames do not depend on how the network splits the input (except raw bytes).
+//! - Bytes that [`Conn::send`] accepted are delivered in order, or the close reason shows the loss.
+//! - Queued output of a connection is at most the output limit plus one frame. Buffered input is at
+//!   most one frame plus one TLS record plus one read. If [`Conn::set_framing`] lowers the longest
+//!   frame, bytes that were read before are kept, and nothing more is read until they are decoded.
 //! - The work of one [`Server::poll_once`] is bounded by budgets. An idle server does not wake up.
-//! - A stale event, timer, job or id never reaches a slot's next connection.
+//! - An event, timer, job or id of a connection that has ended never reaches the next connection in
+//!   its slot.
 //!
 //! # What is logged
 //!
-//! Events go through the `log` crate, under these targets. What one connection does is logged at
-//! debug. What peers cause above that is one pair of lines for each episode; a handler's panic is
-//! an error each time.
+//! Messages go to the `log` crate, under the targets below. Events of a single connection are
+//! logged at debug level, so peers cannot fill the log. Some conditions that peers can cause are
+//! logged above that level: a cap is reached, for example. Each such episode has two lines: a
+//! warning when it begins, and a line with a count when it is over. A panic in a handler is logged
+//! as an error each time.
 //!
 //! - `portcullis::server`. Error: a shard that failed or panicked. Warn: a cap above the descriptor
 //!   limit, a waker that fails, no memory for more connections; the cap is reached, once per
 //!   episode. Info: end of the episode; begin and end of a drain.
-//! - `portcullis::listener`. Error: a lost listening socket. Warn: a socket that cannot be accepted
-//!   from or registered, once until it works again; a socket file that cannot be removed; a
-//!   listener's own cap is reached, once per episode. Info: opened, changed, closed; a stale socket
-//!   file was removed, its folder is locked; end of the episode. Debug: clients lost by the kernel.
+//! - `portcullis::listener`. Error: a lost listening socket. Warn: a listener that
+//!   cannot accept or be registered, once until it works again; a socket file that cannot be
+//!   removed; a listener's own cap is reached, once per episode. Info: opened, changed, closed; a
+//!   stale socket file was removed; another process keeps its folder locked; end of the episode.
+//!   Debug: clients that were gone before they could be accepted.
 //! - `portcullis::fd_exhaustion`. Warn: descriptors or memory ran out, once per episode. Info: end
 //!   of the episode.
 //! - `portcullis::connection`. Warn: a killed connection; an address that cannot be connected to,
@@ -95,7 +100,7 @@
 //!
 //! # Features
 //!
-//! - `tls` (default): TLS through rustls. Without a provider, bring your own.
+//! - `tls` (default): TLS through rustls. Without `aws-lc-rs` or `ring`, bring your own provider.
 //! - `aws-lc-rs` (default) or `ring`: the cryptography for `tls::server_config`.
 //! - `sim`: the simulator, for tests of your handlers.
 //! - `arbitrary`: scripts for the simulator, made by a fuzzer.
