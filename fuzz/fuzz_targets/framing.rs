@@ -6,7 +6,7 @@ use std::time::Duration;
 use kit::naive;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Action, ConnModel, End, Input, Callback};
+use portcullis::sim::{Action, Callback, ConnModel, End, Input};
 use portcullis::{CloseReason, Decoded, FrameBuf, FrameError, Framer, Framing, Listen};
 
 #[derive(Arbitrary, Debug)]
@@ -103,9 +103,12 @@ fn decode(framing: Framing, max: usize, case: &Case<'_>) -> (Vec<Vec<u8>>, End) 
         apply(&mut model, Input::Expire);
         model.end()
     });
-    let frames = model.take_callbacks().into_iter().filter_map(|callback| match callback {
-        Callback::Frame(frame) => Some(frame),
-        _ => None,
-    });
+    let frames = model
+        .take_callbacks()
+        .into_iter()
+        .filter_map(|callback| match callback {
+            Callback::Frame(frame) => Some(frame),
+            _ => None,
+        });
     (frames.collect(), end.expect("a connection that has ended"))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use kit::naive;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Action, ConnModel, Input, Callback};
+use portcullis::sim::{Action, Callback, ConnModel, Input};
 use portcullis::{AccessRules, Listen, ProxyProtocol};
 
 #[derive(Arbitrary, Debug)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kit::naive::{self, sun_path};
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Action, ConnModel, Input, Callback};
+use portcullis::sim::{Action, Callback, ConnModel, Input};
 use portcullis::{AccessRules, Addr, CloseReason, Listen, ProxyHeader, ProxyProtocol};
 
 const SIGNATURE: [u8; 12] = [13, 10, 13, 10, 0, 13, 10, 81, 85, 73, 84, 10];
@@ -114,10 +114,13 @@ impl Case<'_> {
         }
         let end = model.end().expect("a connection that has ended");
         assert!(!end.reset);
-        let frames = model.take_callbacks().into_iter().filter_map(|callback| match callback {
-            Callback::Frame(frame) => Some(frame),
-            _ => None,
-        });
+        let frames = model
+            .take_callbacks()
+            .into_iter()
+            .filter_map(|callback| match callback {
+                Callback::Frame(frame) => Some(frame),
+                _ => None,
+            });
         Outcome {
             frames: frames.collect(),
             header: model.proxy().map(Header::of),
@@ -190,7 +193,9 @@ impl Header {
                 (Some(Addr::Tcp(source)), Some(Addr::Tcp(destination))) => {
                     Addresses::Tcp(*source, *destination)
                 }
-                (Some(source), Some(destination)) => Addresses::Unix(sun_path(source), sun_path(destination)),
+                (Some(source), Some(destination)) => {
+                    Addresses::Unix(sun_path(source), sun_path(destination))
+                }
                 other => panic!("one end: {other:?}"),
             },
             tlvs: header

@@ -10,7 +10,7 @@ use std::time::Duration;
 use kit::sim_tls;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Action, ConnModel, Input, Callback};
+use portcullis::sim::{Action, Callback, ConnModel, Input};
 use portcullis::{Framing, Listen};
 
 #[derive(Arbitrary, Debug)]

@@ -1,7 +1,6 @@
 //! Commands from other threads, carried out on the loop.
 
 use super::close::finish_close;
-use super::core::Core;
 use super::deferred::ForConn;
 use super::inner::Inner;
 use super::os::Os;
@@ -71,7 +70,7 @@ fn for_conn<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command:
         return;
     };
     let is_frame = matches!(refused, ForConn::Send(_));
-    drop_undelivered(core, refused);
+    core.drop_undelivered(refused);
     if is_frame {
         // The handle has accepted it: the connection ends rather than has a hole in its stream.
         let words = "too many commands wait for connections that are not open (QueueLimits)";
@@ -108,16 +107,8 @@ fn deliver<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command: 
                 inner.call(app, id, |handler, cx| handler.on_message(cx, message));
                 inner.core.touch(id);
             } else {
-                drop_undelivered(core, ForConn::Notify(message));
+                core.drop_undelivered(ForConn::Notify(message));
             }
         }
-    }
-}
-
-/// Counts a command that its connection did not get.
-pub(super) fn drop_undelivered<O: Os>(core: &mut Core<O>, command: ForConn) {
-    core.stats.undeliverable += 1;
-    if let ForConn::Notify(message) = command {
-        core.guard.drop("a message's destructor", message);
     }
 }

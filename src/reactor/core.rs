@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use super::admission::Admission;
 use super::capacity::Capacity;
-use super::commands;
 use super::connection::Connection;
 use super::connections::Connections;
-use super::deferred::Deferred;
+use super::deferred::{Deferred, ForConn};
 use super::detached_conns::DetachedConns;
 use super::drain::Drain;
 use super::episodes::{Cause, Episodes};
@@ -438,12 +437,20 @@ impl<O: Os> Core<O> {
         }
     }
 
+    /// Counts a command that did not reach its connection.
+    pub(super) fn drop_undelivered(&mut self, command: ForConn) {
+        self.stats.undeliverable += 1;
+        if let ForConn::Notify(message) = command {
+            self.guard.drop("a message's destructor", message);
+        }
+    }
+
     /// Removes a connection: counts and records it, and lets waiting clients have its slot.
     pub(super) fn remove(&mut self, id: ConnId, closed: &Closed) {
         self.memory.forget(&mut self.conns, id, self.now);
         if self.deferred.len() > 0 {
             for command in self.deferred.remove(id) {
-                commands::drop_undelivered(self, command);
+                self.drop_undelivered(command);
             }
         }
         let Some(mut conn) = self.conns.remove(id) else {

@@ -4,6 +4,7 @@
 //! clients what they get, and at the end everything must be at rest.
 #![no_main]
 
+mod framing;
 mod script;
 mod setup;
 mod subject;

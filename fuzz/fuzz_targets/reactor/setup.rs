@@ -7,10 +7,11 @@ use kit::script::ScriptedHandler;
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use portcullis::sim::{Faults, Random};
 use portcullis::{
-    AccessRules, AtCapacity, CloseReason, Config, Decoded, FrameBuf, FrameError, Framer, Framing,
-    Listen, Peer, ProxyProtocol, Quota, Rate, Refuse, Service,
+    AccessRules, AtCapacity, CloseReason, Config, Framing, Listen, Peer, ProxyProtocol, Quota,
+    Rate, Refuse, Service,
 };
 
+use crate::framing::framing;
 use crate::subject::{tcp, App, Subject};
 
 const FULL: &[u8] = b"full\n";
@@ -216,18 +217,6 @@ impl Setup {
     }
 }
 
-pub fn framing(number: u8) -> Framing {
-    match number % 7 {
-        0 => Framing::Raw,
-        1 => Framing::Packet1,
-        2 => Framing::Packet2,
-        3 => Framing::Packet4,
-        4 => Framing::Line,
-        5 => Framing::Delimited(0),
-        _ => Framing::custom(|| Brittle),
-    }
-}
-
 /// What a client that was never open may have been told.
 pub fn farewell(reason: CloseReason) -> &'static [u8] {
     match reason {
@@ -296,45 +285,6 @@ impl Service<App> for TestService {
         assert!(told.is_none(), "{} was reported twice", peer.addr);
         if matches!(self.door(), Door::PanicLater) {
             blow();
-        }
-    }
-}
-
-/// Frames of three bytes, the first of which may be its undoing. Nothing is sent as it is.
-struct Brittle;
-
-impl Framer for Brittle {
-    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
-        match input {
-            [] | [_] => Ok(Decoded::More),
-            [0xFF, ..] => blow(),
-            [0xFE, ..] => Err(FrameError::new("as planned")),
-            // Outside the input, and nothing consumed: both are its own fault.
-            [0xFD, ..] => Ok(Decoded::Frame {
-                payload: 0..input.len() + 1,
-                consumed: 3,
-            }),
-            [0xFC, ..] => Ok(Decoded::Frame {
-                payload: 0..1,
-                consumed: 0,
-            }),
-            [_, _] => Ok(Decoded::Need(3)),
-            _ => Ok(Decoded::Frame {
-                payload: 1..3,
-                consumed: 3,
-            }),
-        }
-    }
-
-    fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
-        out.put(b"<");
-        match payload {
-            [0xFF, ..] => blow(),
-            [0xFE, ..] => Err(FrameError::new("as planned")),
-            payload => {
-                out.put(payload);
-                Ok(())
-            }
         }
     }
 }

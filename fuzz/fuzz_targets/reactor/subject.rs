@@ -12,7 +12,7 @@ use portcullis::{
     Addr, Close, CloseReason, Conn, ConnId, Context, Control, Handle, HandleError, Outcome, State,
 };
 
-use crate::setup::framing;
+use crate::framing::framing;
 
 /// What a handler does of itself in a callback. One callback does all up to the next `Rest`.
 #[derive(Clone, Copy, Debug)]
@@ -308,9 +308,10 @@ fn perform(conn: &mut Conn<'_, App>, act: Act) {
         Act::CancelTimer(key) => conn.cancel_timer(key),
         Act::SetFraming(number) => conn.set_framing(&framing(number)),
         Act::SetMaxFrame(bytes) => conn.set_max_frame(usize::from(bytes)),
-        Act::Replace => conn.replace_handler(ScriptedHandler::successor(Subject::of(tcp(
-            &conn.info().expect("it is there").peer
-        )))),
+        Act::Replace => conn.replace_handler(ScriptedHandler::successor(Subject::of(tcp(&conn
+            .info()
+            .expect("it is there")
+            .peer)))),
     }
 }
 

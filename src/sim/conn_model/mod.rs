@@ -11,7 +11,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::time::Duration;
 
-use oracle::Oracle;
+use oracle::{Checked, Oracle};
 use socket::{ModelOs, Socket};
 
 use super::input::{Action, Callback, End, Input};
@@ -33,8 +33,6 @@ use crate::reactor::drive::Budget;
 const ID: ConnId = ConnId::new(ServerNumber::NONE, 0, 1);
 /// How long a handshake may take once the server drains.
 const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
-
-type Checked = std::result::Result<(), Violation>;
 
 /// One connection, its peer, its kernel and its handler, moved by [`Input`] after [`Input`].
 ///
@@ -405,10 +403,6 @@ impl fmt::Debug for ConnModel {
             .field("oracle", &self.oracle)
             .finish_non_exhaustive()
     }
-}
-
-fn violation(words: &str) -> Violation {
-    Violation(words.to_owned())
 }
 
 fn same(one: &Framing, other: &Framing) -> bool {

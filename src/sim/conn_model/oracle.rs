@@ -2,11 +2,17 @@
 
 use std::collections::VecDeque;
 
-use super::{violation, Checked};
 use crate::proto::ConnConfig;
 use crate::reason::CloseReason;
 use crate::sim::input::{Callback, End};
 use crate::sim::Violation;
+
+/// What an oracle says of one step.
+pub(super) type Checked = Result<(), Violation>;
+
+pub(super) fn violation(words: &str) -> Violation {
+    Violation(words.to_owned())
+}
 
 /// What was observed, as far as it restricts what may follow.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::{violation, Checked, ConnModel};
+use super::oracle::{violation, Checked};
+use super::ConnModel;
 use crate::catch::Panic;
 use crate::proto::{Event, InputCursor, SendError, State};
 use crate::reactor::drive::{drive, Budget, Host, Parts, Scratch, READ_SIZE};
