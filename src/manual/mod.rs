@@ -26,8 +26,8 @@
 //! | [`performance`] | cost of a message and of each feature; settings for each goal |
 //! | [`comparisons`] | tokio, mio, message-io and Erlang: the same program on both sides |
 //!
-//! Facts that are not the crate's own name their source: manual pages as `listen(2)` (Linux's,
-//! unless stated otherwise), RFCs by number. *Measured* means: on Linux, x86-64, with this crate.
+//! Facts about other software come with their source: a manual page such as `listen(2)` (of Linux,
+//! unless stated otherwise) or an RFC. *Measured* means: on Linux, x86-64, with this crate.
 
 #[doc = include_str!("limits.md")]
 pub mod limits {}
