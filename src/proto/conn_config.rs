@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::deadlines::Pace;
 use super::rates::Rate;
+use super::time::FOREVER;
 use crate::error::{Error, Result};
 
 /// Options of each connection of a listener ([`Listen::conn`](crate::Listen::conn)), or of an
@@ -139,7 +140,7 @@ impl ConnConfig {
     /// The clock of an incomplete frame.
     pub(super) fn frame_pace(&self) -> Pace {
         Pace {
-            timeout: self.frame_timeout,
+            timeout: self.frame_timeout.min(FOREVER),
             min_rate: self.min_rate,
         }
     }
@@ -147,7 +148,7 @@ impl ConnConfig {
     /// The clock of pending output.
     pub(super) fn write_pace(&self) -> Pace {
         Pace {
-            timeout: self.write_timeout,
+            timeout: self.write_timeout.min(FOREVER),
             min_rate: self.min_rate,
         }
     }

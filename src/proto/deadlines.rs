@@ -379,7 +379,10 @@ impl Deadlines {
         throttle: Time,
         now: Time,
     ) -> TimeLeft {
-        let left = |deadline: Time| deadline.is_armed().then(|| deadline.since(now));
+        let left = |deadline: Time| {
+            let is_armed = deadline.or_never().is_armed();
+            is_armed.then(|| deadline.since(now))
+        };
         let (mut connect, mut handshake, mut linger) = (None, None, None);
         *match state {
             State::Connecting => &mut connect,

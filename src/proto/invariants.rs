@@ -88,16 +88,12 @@ impl Clocks {
             Phase::Connecting => false,
             Phase::Linger => lacks(deadlines.phase(), limits.linger_timeout),
             Phase::Flush | Phase::Shutdown => lacks(deadlines.write(), limits.write_timeout),
-            Phase::Open if self.has_output && !deadlines.write().is_armed() => {
-                !never(limits.write_timeout)
-            }
+            Phase::Open if self.has_output && !deadlines.write().is_armed() => true,
             Phase::Open if self.throttled_until.is_some() => {
                 self.throttled_until.is_some_and(|until| !until.is_armed())
             }
             Phase::Open if self.is_paused => false,
-            Phase::Open if self.has_begun && !deadlines.frame().is_armed() => {
-                !never(limits.frame_timeout)
-            }
+            Phase::Open if self.has_begun && !deadlines.frame().is_armed() => true,
             Phase::Open => lacks(self.idle, limits.idle_timeout),
             _ => lacks(deadlines.phase(), limits.handshake_timeout),
         }

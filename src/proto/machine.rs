@@ -522,10 +522,9 @@ impl Machine {
         let Some(active) = &self.active else {
             return self.idle_deadline();
         };
-        let first = active.deadlines.first().min(self.idle_deadline());
-        first
-            .min(self.throttled_until())
-            .min(active.deadlines.first_timer())
+        let deadlines = &active.deadlines;
+        let first = deadlines.first().or_never().min(deadlines.first_timer());
+        first.min(self.idle_deadline()).min(self.throttled_until())
     }
 
     /// Returns when the idle timeout expires.

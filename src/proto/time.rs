@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::Duration;
 
+/// The longest timeout of a clock that tells how far a peer is behind, expired or not: 272 years.
+pub(super) const FOREVER: Duration = Duration::from_secs(1 << 33);
+
 /// A point in time: nanoseconds since the server's clock started.
 ///
 /// Saturates everywhere, so that `Duration::MAX` means never and a clock that leaps backwards
@@ -41,6 +44,15 @@ impl Time {
     #[inline]
     pub(crate) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// Returns `self`, or [`Time::NEVER`] if it is the deadline of a timeout of [`FOREVER`].
+    #[inline]
+    pub(super) fn or_never(self) -> Self {
+        match self < Self::ZERO.after(FOREVER) {
+            true => self,
+            false => Self::NEVER,
+        }
     }
 
     #[inline]

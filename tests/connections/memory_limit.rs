@@ -351,13 +351,15 @@ fn one_byte_does_not_keep_a_large_buffer() {
 /// Number of frames of 256 KiB that are echoed within two seconds to a client that sends them in four
 /// parts, beside so many peers that begin large frames, stall, and come again when they are closed.
 /// Those that trickle send a byte every tenth of a second.
-fn echoed_beside(stalling: usize, trickle: bool) -> usize {
+fn echoed_beside(stalling: usize, trickle: bool, frame_timeout: Duration) -> usize {
     const FRAME: usize = 256 * 1024;
     const STEP: Duration = Duration::from_millis(10);
     let config = Config::max_connections(2000).with(|config| config.memory_limit = Some(8 * LIMIT));
     let mut sim = Sim::new(1, config, ());
-    let listen =
-        Listen::tcp("127.0.0.1:0", Framing::Packet4).with(|listen| listen.socket.backlog = 2000);
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet4).with(|listen| {
+        listen.socket.backlog = 2000;
+        listen.conn.frame_timeout = frame_timeout;
+    });
     let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
     let stall = |sim: &mut Sim| {
         let peer = sim.connect(addr).expect("it listens");
@@ -394,17 +396,19 @@ fn echoed_beside(stalling: usize, trickle: bool) -> usize {
     echoed
 }
 
-/// Memory goes to connections that make progress.
+/// Memory goes to connections that make progress, also where a frame may take for ever.
 #[test]
 fn stalling_peers_leave_honest_large_frames_a_quarter_of_their_rate() {
-    let quiet = echoed_beside(0, false);
-    assert!(quiet >= 50, "{quiet}");
-    for trickle in [false, true] {
-        let beside = echoed_beside(400, trickle);
-        assert!(
-            beside >= quiet / 4,
-            "{beside} of {quiet}, trickle {trickle}"
-        );
+    for frame_timeout in [Duration::from_secs(30), Duration::MAX] {
+        let quiet = echoed_beside(0, false, frame_timeout);
+        assert!(quiet >= 50, "{quiet}");
+        for trickle in [false, true] {
+            let beside = echoed_beside(400, trickle, frame_timeout);
+            assert!(
+                beside >= quiet / 4,
+                "{beside} of {quiet}, trickle {trickle}, timeout {frame_timeout:?}"
+            );
+        }
     }
 }
 

@@ -591,12 +591,7 @@ impl Machine {
     pub(crate) fn stalled_for(&self, now: Time) -> Duration {
         let deadlines = &self.parts().deadlines;
         let write = self.limits.write_pace().behind(deadlines.write(), now);
-        let read = match deadlines.frame().is_armed() {
-            true => self.limits.frame_pace().behind(deadlines.frame(), now),
-            // Without a timeout, no clock runs.
-            false if self.has_begun() && !self.is_paused() => now.since(self.last_input),
-            false => Duration::ZERO,
-        };
+        let read = self.limits.frame_pace().behind(deadlines.frame(), now);
         write.max(read)
     }
 }
