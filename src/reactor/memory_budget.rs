@@ -130,7 +130,7 @@ impl MemoryBudget {
 
     #[cfg(feature = "sim")]
     pub(super) fn is_paused(&self, id: ConnId) -> bool {
-        self.paused.ids.contains_key(&id) || self.paused_again.ids.contains_key(&id)
+        self.pause(id).is_some()
     }
 
     /// When the read grant may pass to the next connection.
@@ -190,14 +190,7 @@ impl MemoryBudget {
     }
 
     /// The connection ends or leaves: it holds nothing from here on.
-    #[inline]
     pub(super) fn forget<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) {
-        if self.usage.of(id.index()) > 0 || self.grant.is_some() || self.paused() > 0 {
-            self.release(conns, id, now);
-        }
-    }
-
-    fn release<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) {
         self.set(conns, id.index(), 0, now);
         self.had_grant.remove(&id);
         self.unpause(conns, id, now);
@@ -449,10 +442,9 @@ impl MemoryBudget {
     fn resume_reads<S>(&mut self, conns: &mut Connections<S>, now: Time) {
         self.grant = None;
         self.had_grant.clear();
-        while let Some((&id, _)) = self.paused.ids.first_key_value() {
-            self.resume(conns, id, now);
-        }
-        while let Some((&id, _)) = self.paused_again.ids.first_key_value() {
+        let (paused, again) = (&self.paused.ids, &self.paused_again.ids);
+        let ids: Vec<_> = paused.keys().chain(again.keys()).copied().collect();
+        for id in ids {
             self.resume(conns, id, now);
         }
     }

@@ -93,3 +93,33 @@ fn memory_that_is_free_passes_the_grant_at_once() {
     memory.account(&mut conns, granted, LIMIT / 2, now);
     assert!(memory.grant.is_some_and(|grant| grant.id != granted));
 }
+
+/// Another connection may have ended it, with memory still tight and no connection paused.
+#[test]
+fn a_connection_that_has_ended_is_forgotten() {
+    let World {
+        mut conns,
+        mut memory,
+        granted,
+        other,
+    } = world();
+    let now = Time::ZERO.after(Duration::from_millis(1));
+    let third = add(&mut conns);
+    memory.account(&mut conns, other, LIMIT / 2 - 4096, now);
+    memory.account(&mut conns, third, 2048, now);
+    memory.account(&mut conns, granted, LIMIT / 5, now);
+    memory.account(&mut conns, other, LIMIT / 3 * 2 - 4096, now);
+    memory.account(&mut conns, granted, LIMIT / 5 + 1, now);
+    assert!(memory.had_grant.contains_key(&granted));
+    let waiting: Vec<_> = conns.iter().map(|conn| conn.id).collect();
+    for id in waiting {
+        if ![granted, other, third].contains(&id) {
+            memory.forget(&mut conns, id, now);
+        }
+    }
+    assert!(memory.grant.is_none() && memory.paused() == 0);
+    memory.close(&mut conns, granted.index(), now);
+    assert!(memory.is_tight());
+    memory.forget(&mut conns, granted, now);
+    assert!(memory.had_grant.is_empty());
+}
