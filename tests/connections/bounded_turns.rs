@@ -422,3 +422,37 @@ fn frames_that_pass_with_the_end() {
     assert_eq!((sent, clients.len()), (CROWD, CROWD));
     assert!((1..=2 * BATCH).contains(&most), "{most} in one iteration");
 }
+
+/// Kills, and frames before a stop, pass other commands: a bounded number, whatever the work may be.
+#[test]
+fn commands_that_pass_others_are_counted() {
+    const COMMANDS: usize = 64;
+    const PASSING: usize = 1_024;
+    let config = Config::new().with(|config| {
+        config.budgets.work = usize::MAX;
+        config.budgets.commands = COMMANDS;
+    });
+    let mut sim = Sim::new(1, config, Counts::default());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2);
+    let addr = sim.listen(listen, |_: &mut Counts, _| Member);
+    sim.connect(addr.expect("a listener")).expect("room");
+    sim.settle();
+    let (id, handle) = (sim.control().connections()[0].id, sim.handle());
+    for number in 0..3 * CROWD {
+        let queued = match number / CROWD {
+            0 => handle.kill(id),
+            1 => handle.send(id, *b"too late"),
+            _ => handle.notify(id, ()),
+        };
+        queued.expect("room");
+    }
+    handle.stop().expect("it lives");
+    let mut done = 0;
+    while done + 1 < 3 * CROWD {
+        sim.step();
+        let undelivered = sim.stats().undeliverable as usize;
+        assert!(undelivered > done, "it goes on");
+        assert!(undelivered - done <= COMMANDS + PASSING, "{undelivered}");
+        done = undelivered;
+    }
+}
