@@ -356,7 +356,8 @@ impl<A> Handle<A> {
         Ok(all)
     }
 
-    /// Returns one listener, by id, port or name: its state, its connections, its limit.
+    /// Returns one listener, by id, port or name: its state, its connections, its limit. An id is
+    /// that of one shard's listener; port and name are those of all shards.
     ///
     /// # Errors
     ///

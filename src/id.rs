@@ -66,7 +66,7 @@ impl fmt::Debug for ConnId {
 }
 
 /// Tells the servers of this process apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) struct ServerNumber(u16);
 
 impl ServerNumber {
@@ -82,17 +82,36 @@ impl ServerNumber {
     }
 }
 
-/// Names one listener of one server. Never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+/// Names one listener of one server. Not reused in practice: after 4 million listeners, and never
+/// while the listener or a connection of it is there.
+///
+/// In another server, be it another shard, the id names no listener.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ListenerId(NonZeroU32);
 
 impl ListenerId {
-    pub(crate) fn nth(number: u32) -> Self {
-        Self(NonZeroU32::MIN.saturating_add(number))
+    const NUMBERS: u32 = (1 << (u32::BITS - SERVER_BITS)) - 1;
+
+    /// The id of the server's listener `number`; the numbers repeat.
+    pub(crate) fn new(server: ServerNumber, number: u32) -> Self {
+        let number = number % Self::NUMBERS + 1;
+        let bits = number << SERVER_BITS | u32::from(server.0);
+        // Not zero, because `number` is not.
+        Self(NonZeroU32::MIN.saturating_add(bits - 1))
     }
 
     pub(crate) fn number(self) -> u32 {
-        self.0.get() - 1
+        (self.0.get() >> SERVER_BITS) - 1
+    }
+
+    fn server(self) -> ServerNumber {
+        ServerNumber(self.0.get() as u16 & ServerNumber::MASK)
+    }
+}
+
+impl fmt::Debug for ListenerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ListenerId({self} of server {})", self.server().0)
     }
 }
 
@@ -162,9 +181,11 @@ impl From<String> for ListenerRef {
     }
 }
 
-/// Names one alarm of one server. Never reused.
+/// Names one alarm of one server. Never reused by that server.
+///
+/// In another server, be it another shard, the id names no alarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct AlarmId(pub(crate) u32);
+pub struct AlarmId(pub(crate) u32, pub(crate) ServerNumber);
 
 impl fmt::Display for AlarmId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -191,6 +212,18 @@ mod tests {
             }
         }
         assert_eq!(size_of::<ConnId>(), 8);
+    }
+
+    #[test]
+    fn the_id_of_a_listener_keeps_its_parts() {
+        let last = ListenerId::NUMBERS - 1;
+        for server in [0, 1, ServerNumber::MASK].map(ServerNumber) {
+            for (number, kept) in [(0, 0), (1, 1), (last, last), (last + 1, 0)] {
+                let id = ListenerId::new(server, number);
+                assert_eq!((id.server(), id.number()), (server, kept));
+            }
+        }
+        assert_eq!(size_of::<Option<ListenerId>>(), 4);
     }
 
     #[test]

@@ -79,7 +79,7 @@ impl<A> Alarms<A> {
     ) -> Result<AlarmId> {
         let descriptors = core.os.descriptor_limit();
         alarm.check(alarm.limit(&core.config, descriptors), cooldown)?;
-        let id = AlarmId(self.next_id);
+        let id = AlarmId(self.next_id, core.conns.server());
         self.next_id = self.next_id.wrapping_add(1);
         self.all.push(Watched {
             id,

@@ -13,7 +13,7 @@ use super::slots::Slots;
 use super::timers::Timers;
 use crate::detached::Permit;
 use crate::handle::Liveness;
-use crate::id::{ConnId, ListenerId};
+use crate::id::{ConnId, ListenerId, ServerNumber};
 use crate::logs;
 use crate::proto::{Pool, State, Time};
 
@@ -345,6 +345,11 @@ impl<S> Connections<S> {
         self.slots.is_empty()
     }
 
+    /// The server that all ids name.
+    pub(super) fn server(&self) -> ServerNumber {
+        self.live.server()
+    }
+
     /// The id for the next connection. Never used twice: a peer that is refused keeps its id.
     pub(super) fn next_id(&mut self) -> ConnId {
         let index = self.slots.vacant_key();
@@ -360,7 +365,7 @@ impl<S> Connections<S> {
             };
             *latest = generation;
         }
-        ConnId::new(self.live.server(), index as u32, generation)
+        ConnId::new(self.server(), index as u32, generation)
     }
 
     /// Inserts a connection under the id that [`Connections::next_id`] returned last. Handles find

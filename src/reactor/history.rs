@@ -119,13 +119,14 @@ impl RecentCloses {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::ServerNumber;
     use crate::reason::CloseReason;
 
     fn close(ago: u64) -> RecentClose {
         let peer = Addr::from(std::net::SocketAddr::from(([127, 0, 0, 1], 1)));
         RecentClose {
             id: None,
-            listener: Some(ListenerId::nth(0)),
+            listener: Some(ListenerId::new(ServerNumber::NONE, 0)),
             peer: peer.clone(),
             source: peer,
             reason: CloseReason::Reset,

@@ -126,8 +126,9 @@ impl<A, O: Os> Inner<A, O> {
     ) -> Result<ListenerId> {
         let service = self.user.add_service(service);
         let capacity = self.core.capacity();
+        let server = self.core.conns.server();
         let Core { os, listeners, .. } = &mut self.core;
-        let added = listeners.add(os, listen, socket, service, &capacity);
+        let added = listeners.add(os, server, listen, socket, service, &capacity);
         if added.is_err() {
             self.user.remove_service(&mut self.core.guard, service);
         }

@@ -7,7 +7,7 @@ use super::os::{Os, Token};
 use crate::addr::Addr;
 use crate::config::Listen;
 use crate::error::{Error, Result};
-use crate::id::{ListenerId, ListenerRef};
+use crate::id::{ListenerId, ListenerRef, ServerNumber};
 use crate::listener_info::ListenerState;
 use crate::logs;
 use crate::proto::Time;
@@ -394,6 +394,7 @@ impl<L> Listeners<L> {
     pub(super) fn add<O: Os<Listener = L>>(
         &mut self,
         os: &mut O,
+        server: ServerNumber,
         listen: Listen,
         mut socket: L,
         service: usize,
@@ -404,7 +405,7 @@ impl<L> Listeners<L> {
             .map_err(Error::os("reading the address of a listening socket"))?;
         let name = listen.name.clone().unwrap_or_else(|| addr.to_string());
         self.check_name(&name)?;
-        let id = ListenerId::nth(self.next_id);
+        let id = self.vacant_id(server);
         let mut listener = Listener::new(id, name, addr, service, listen, capacity.now);
         if listener.admits_at(capacity) <= capacity.now {
             os.register_listener(&mut socket, Token::of_listener(id))
@@ -417,6 +418,15 @@ impl<L> Listeners<L> {
         self.unsettle();
         self.all.push(listener);
         Ok(id)
+    }
+
+    /// The id for the next listener: no other one has it, although the numbers repeat.
+    fn vacant_id(&mut self, server: ServerNumber) -> ListenerId {
+        let id = |number| ListenerId::new(server, number);
+        while self.by_id(id(self.next_id)).is_some() {
+            self.next_id = self.next_id.wrapping_add(1);
+        }
+        id(self.next_id)
     }
 
     /// Makes each listener's registration follow its state, unless they are settled. A failure is
@@ -506,5 +516,31 @@ pub(super) fn close<O: Os>(os: &mut O, listener: &mut Listener<O::Listener>) {
 fn no_listener(which: &ListenerRef) -> Error {
     Error::NoListener {
         listener: which.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_names_one_listener_when_the_numbers_repeat() {
+        let mut listeners = Listeners::<()>::default();
+        let mut add = |next_id| {
+            listeners.next_id = next_id;
+            let id = listeners.vacant_id(ServerNumber::NONE);
+            let listen = Listen::tcp("127.0.0.1:0", crate::Framing::Packet2);
+            let (name, addr) = (String::new(), Addr::unspecified());
+            let listener = Listener::new(id, name, addr, 0, listen, Time::ZERO);
+            listeners.all.push(listener);
+            id.number()
+        };
+        let repeat = 1 << 22;
+        let numbers = [0, 1, repeat - 2, repeat - 1, repeat - 1].map(&mut add);
+        assert_eq!(numbers, [0, 1, repeat - 2, 2, 3]);
+        for listener in listeners.iter() {
+            let same = listeners.iter().filter(|other| other.id == listener.id);
+            assert_eq!(same.count(), 1);
+        }
     }
 }

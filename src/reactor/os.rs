@@ -216,7 +216,7 @@ mod tests {
         assert_ne!(Token::of_conn(conn(7, 1)), Token::of_conn(conn(7, 2)));
         for id in [0, 1, 65_534, 65_535, u32::MAX] {
             assert_eq!(
-                Token::of_listener(ListenerId::nth(id)).named(),
+                Token::of_listener(ListenerId::new(ServerNumber::NONE, id)).named(),
                 Named::Listener
             );
         }

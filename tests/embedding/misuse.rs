@@ -14,8 +14,8 @@ use kit::net::{
     await_end, connect, local, packet2, read_to_end, recv2, send2, turns_until, Echo, PATIENCE,
 };
 use portcullis::{
-    CloseReason, Config, ConnId, Context, Error, Handle, HandleError, Handler, Listen, Message,
-    Outcome, SendError, Server, Turn,
+    Alarm, CloseReason, Config, ConnId, Context, Error, Handle, HandleError, Handler, Listen,
+    Message, Outcome, Quota, SendError, Server, Turn,
 };
 
 fn echo(config: Config, listen: Listen) -> (Server, SocketAddr) {
@@ -103,6 +103,40 @@ fn an_id_of_another_server_reaches_no_connection() {
     drop(first);
     let (mut third, _third) = served();
     refuses(&mut third, id);
+}
+
+/// Each server's first listener and first alarm: only the server differs.
+#[test]
+fn an_id_of_another_server_names_no_listener_and_no_alarm() {
+    let served = || {
+        let (mut server, _addr) = echo(Config::new(), local());
+        let listener = server.control().listeners()[0].id;
+        let alarm = Alarm::Connections(Quota::Count(50));
+        let alarm = server
+            .control()
+            .on_alarm(alarm, Duration::ZERO, |_, _, _| ());
+        (server, listener, alarm.expect("good"))
+    };
+    let (_first, listener, alarm) = served();
+    let (mut second, own, own_alarm) = served();
+    assert_eq!(own.to_string(), listener.to_string(), "the same number");
+    assert_eq!(own_alarm.to_string(), alarm.to_string(), "the same number");
+    let mut control = second.control();
+    assert!(control.listener(own).is_ok());
+    let unknown = |result: portcullis::Result<()>| {
+        assert!(matches!(
+            result,
+            Err(Error::NoListener { .. } | Error::NoAlarm { .. })
+        ));
+    };
+    unknown(control.listener(listener).map(drop));
+    unknown(control.suspend(listener));
+    unknown(control.close_listener(listener));
+    unknown(control.reconfigure_listener(listener, |_| ()));
+    let other = Alarm::Connections(Quota::Count(70));
+    unknown(control.set_alarm(alarm, other, Duration::ZERO));
+    assert!(!control.remove_alarm(alarm));
+    assert!(control.remove_alarm(own_alarm));
 }
 
 #[test]

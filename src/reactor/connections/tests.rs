@@ -17,7 +17,7 @@ fn connection(id: ConnId) -> Connection<NonZeroU64> {
         Time::ZERO,
         &mut Pool::default(),
     );
-    let listener = Some(ListenerId::nth(0));
+    let listener = Some(ListenerId::new(ServerNumber::NONE, 0));
     Connection::new(id, listener, Addr::unspecified(), machine, Time::ZERO, 0)
 }
 
