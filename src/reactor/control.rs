@@ -78,13 +78,12 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
     }
 
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) {
-        // A connection that is not admitted yet has no handler, and gets the service's.
-        let admitted = self
-            .core
-            .conns
-            .get(id)
-            .is_some_and(|conn| conn.machine.was_admitted());
-        let replaced = if admitted {
+        // A connection that is not admitted yet has no handler, and gets the service's. One that
+        // has left the loop needs none.
+        let conn = self.core.conns.get(id);
+        let is_handled =
+            conn.is_some_and(|conn| conn.machine.was_admitted() && !conn.machine.is_detached());
+        let replaced = if is_handled {
             self.user.replace_handler(id, handler)
         } else {
             Some(handler)

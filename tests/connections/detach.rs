@@ -179,6 +179,41 @@ fn a_detached_connection_can_be_reached() {
     drop(late);
 }
 
+/// The loop has no part in it any more: what changes a connection has no effect.
+#[test]
+fn a_detached_connection_cannot_be_changed() {
+    /// Its sender is gone once the handler is dropped.
+    struct Successor(#[expect(dead_code)] Sender<()>);
+    impl Handler<App> for Successor {
+        fn on_frame(&mut self, _: &mut Context<'_, App>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+    }
+    let (server, received) = server(Config::max_connections(1), local());
+    let (mut client, mut stream) = leave(&server, &received, b"");
+    let (id, (kept, dropped)) = (stream.id(), channel());
+    server.ask(move |_, control| {
+        let mut conn = control.conn(id).expect("it has its slot");
+        conn.replace_handler(Successor(kept));
+        conn.set_timer(0, Duration::ZERO);
+        conn.pause();
+        conn.resume();
+        assert!(conn.send("too late").is_err());
+        conn.close();
+        conn.abort();
+    });
+    let gone = dropped.recv_timeout(PATIENCE).expect_err("nothing is sent");
+    assert_eq!(gone, std::sync::mpsc::RecvTimeoutError::Disconnected);
+    assert_eq!(current_stats(&server.handle).open, 1);
+    client.write_all(b"still").expect("sent");
+    let mut bytes = [0; 5];
+    stream.read_exact(&mut bytes).expect("it lives");
+    assert_eq!(&bytes, b"still");
+    drop(stream);
+    let stats = server.until("its place is free", |stats| stats.open == 0);
+    assert_eq!(stats.closed(CloseReason::Detached), 1);
+}
+
 /// A drain waits for those outside, and is over when the last is dropped.
 #[test]
 fn a_drain_waits_for_them() {

@@ -528,7 +528,8 @@ impl Machine {
     }
 
     fn leave(&mut self, phase: Phase, closed: Closed, pool: &mut Pool) {
-        if self.status.life.is_gone() {
+        // A socket that has left the loop keeps its slot until its stream is dropped.
+        if self.status.life.is_gone() || self.is_detached() {
             return;
         }
         // Promised output that is lost is the reason to report. The alert of a failed handshake is
