@@ -112,9 +112,7 @@ fn an_id_of_another_server_names_no_listener_and_no_alarm() {
         let (mut server, _addr) = echo(Config::new(), local());
         let listener = server.control().listeners()[0].id;
         let alarm = Alarm::Connections(Quota::Count(50));
-        let alarm = server
-            .control()
-            .on_alarm(alarm, Duration::ZERO, |_, _, _| ());
+        let alarm = server.control().on_alarm(alarm, PATIENCE, |_, _, _| ());
         (server, listener, alarm.expect("good"))
     };
     let (_first, listener, alarm) = served();
@@ -134,7 +132,7 @@ fn an_id_of_another_server_names_no_listener_and_no_alarm() {
     unknown(control.close_listener(listener));
     unknown(control.reconfigure_listener(listener, |_| ()));
     let other = Alarm::Connections(Quota::Count(70));
-    unknown(control.set_alarm(alarm, other, Duration::ZERO));
+    unknown(control.set_alarm(alarm, other, PATIENCE));
     assert!(!control.remove_alarm(alarm));
     assert!(control.remove_alarm(own_alarm));
 }
