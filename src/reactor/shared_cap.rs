@@ -1,7 +1,7 @@
-//! One exact cap over several servers: the free permits, and the servers that wait for one.
+//! One exact cap over several servers: the taken permits, and the servers that wait for one.
 
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicIsize, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use crate::detached::Permit;
@@ -19,8 +19,8 @@ use crate::logs;
 /// of it is sequentially consistent: of a server that gives a permit back and then looks for
 /// waiting ones, and a server that waits and then looks for permits, one sees the other.
 pub(crate) struct SharedCap {
-    /// Negative while the cap is lower than the number of permits taken before.
-    free: AtomicIsize,
+    /// Number of taken permits: above the cap while that is lower than it was.
+    taken: AtomicUsize,
     cap: AtomicUsize,
     /// Held while a server looks for a client and takes a permit for it, and while the cap
     /// changes.
@@ -62,7 +62,7 @@ struct Sharer {
 impl SharedCap {
     pub(crate) fn new(cap: usize, sharers: usize) -> Self {
         Self {
-            free: AtomicIsize::new(signed(cap)),
+            taken: AtomicUsize::new(0),
             cap: AtomicUsize::new(cap),
             changing: Mutex::new(()),
             sharers: (0..sharers).map(|_| Sharer::default()).collect(),
@@ -84,9 +84,7 @@ impl SharedCap {
     pub(crate) fn set_cap(&self, cap: usize) {
         {
             let _locked = self.lock();
-            let before = self.cap.swap(cap, Ordering::SeqCst);
-            self.free
-                .fetch_add(signed(cap) - signed(before), Ordering::SeqCst);
+            self.cap.store(cap, Ordering::SeqCst);
         }
         // All servers, waiting or not: each reports the cap.
         for sharer in &self.sharers {
@@ -104,13 +102,12 @@ impl SharedCap {
         lock(&self.changing)
     }
 
-    fn free(&self) -> isize {
-        self.free.load(Ordering::SeqCst)
+    fn taken(&self) -> usize {
+        self.taken.load(Ordering::SeqCst)
     }
 
-    /// Number of taken permits.
-    fn taken(&self) -> usize {
-        usize::try_from(signed(self.cap()) - self.free()).unwrap_or(0)
+    fn has_free(&self) -> bool {
+        self.taken() < self.cap.load(Ordering::SeqCst)
     }
 
     /// The average number of permits per present server.
@@ -119,10 +116,11 @@ impl SharedCap {
     }
 
     fn take(&self) -> bool {
-        let one_less = |free: isize| (free > 0).then(|| free - 1);
+        let cap = self.cap.load(Ordering::SeqCst);
+        let one_more = |taken: usize| (taken < cap).then_some(taken + 1);
         let taken = self
-            .free
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_less)
+            .taken
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, one_more)
             .is_ok();
         if taken {
             self.notify_watching();
@@ -131,7 +129,7 @@ impl SharedCap {
     }
 
     fn give_back(&self, permits: usize) {
-        self.free.fetch_add(signed(permits), Ordering::SeqCst);
+        self.taken.fetch_sub(permits, Ordering::SeqCst);
         self.notify_watching();
     }
 
@@ -139,7 +137,7 @@ impl SharedCap {
     #[inline]
     fn offer(&self) {
         let waits = self.waiting.load(Ordering::SeqCst) > 0;
-        if waits && self.ready.load(Ordering::SeqCst) == 0 && self.free() > 0 {
+        if waits && self.ready.load(Ordering::SeqCst) == 0 && self.has_free() {
             self.wake_one();
         }
     }
@@ -224,16 +222,11 @@ impl Sharer {
 /// A smaller excess over the other servers is no imbalance.
 const SLACK: usize = 4;
 
-/// At most [`MAX_CONNECTIONS`](crate::config::MAX_CONNECTIONS).
-fn signed(permits: usize) -> isize {
-    isize::try_from(permits).unwrap_or(isize::MAX / 4)
-}
-
 impl fmt::Debug for SharedCap {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedCap")
             .field("cap", &self.cap())
-            .field("free", &self.free())
+            .field("free", &self.cap().saturating_sub(self.taken()))
             .finish_non_exhaustive()
     }
 }
@@ -312,7 +305,7 @@ impl CapShare {
     }
 
     pub(super) fn has_room(&self) -> bool {
-        self.shared_cap.free() > 0
+        self.shared_cap.has_free()
     }
 
     /// Whether this server has clearly more connections than the others.
@@ -328,7 +321,7 @@ impl CapShare {
 
     /// Whether no permit is free, and the cap is not exceeded.
     pub(super) fn is_exhausted(&self) -> bool {
-        self.shared_cap.free() == 0
+        self.shared_cap.taken() == self.shared_cap.cap()
     }
 
     /// Takes a permit.
@@ -340,7 +333,7 @@ impl CapShare {
 
     /// Takes a permit whether one is free or not: the count is right all the same.
     pub(super) fn take_anyway(&mut self) {
-        self.shared_cap.free.fetch_sub(1, Ordering::SeqCst);
+        self.shared_cap.taken.fetch_add(1, Ordering::SeqCst);
         self.held += 1;
     }
 

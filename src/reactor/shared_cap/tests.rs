@@ -124,7 +124,7 @@ fn a_lowered_cap_admits_no_client_and_ends_none() {
     assert!(!one.take());
     shared_cap.set_cap(3);
     assert!(one.take());
-    assert_eq!((shared_cap.cap(), shared_cap.free()), (3, 1));
+    assert_eq!((shared_cap.cap(), shared_cap.taken()), (3, 2));
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn a_server_that_ends_leaves_its_permits_to_the_others() {
     drop(first);
     assert!(rings.try_recv().is_ok() && second.take());
     second.wake_up();
-    assert_eq!(shared_cap.free(), 1, "a connection has left it");
+    assert_eq!(shared_cap.taken(), 2, "a connection has left it");
     assert!(second.take() && !second.await_room());
     drop(detached);
     assert!(rings.try_recv().is_ok() && second.take());
@@ -216,6 +216,24 @@ fn no_wake_up_is_lost_and_the_cap_holds() {
         for thread in threads {
             thread.join().expect("no panic");
         }
-        assert_eq!(shared_cap.free(), signed(cap));
+        assert_eq!(shared_cap.taken(), 0);
     }
+}
+
+/// Another server may look while the cap changes.
+#[test]
+fn a_change_of_the_cap_takes_no_permit() {
+    let shared_cap = Arc::new(SharedCap::new(8, 1));
+    let (mut share, _rings) = share(&shared_cap, 0);
+    assert!(share.take());
+    thread::scope(|scope| {
+        let changes = scope.spawn(|| {
+            for round in 0..200_000 {
+                shared_cap.set_cap(if round % 2 == 0 { 1000 } else { 8 });
+            }
+        });
+        while !changes.is_finished() {
+            assert_eq!(shared_cap.taken(), 1);
+        }
+    });
 }
