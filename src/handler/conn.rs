@@ -9,10 +9,10 @@ use super::Handler;
 use crate::addr::{Addr, Credentials};
 use crate::config::Connect;
 use crate::detached::Detached;
-use crate::error::Result as ServerResult;
+use crate::error::{Error, Result as ServerResult};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{
-    Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic,
+    ConnConfig, Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic,
 };
 use crate::reason::Closed;
 
@@ -188,16 +188,44 @@ impl<'a, A> Conn<'a, A> {
     }
 
     /// Changes the framing, both ways, from the next frame on. Received bytes that are not
-    /// delivered yet are cut in the new framing. The maximum is the listener's if it sets one, else
-    /// the framing's default.
+    /// delivered yet are cut in the new framing. [`ConnConfig::max_frame`](crate::ConnConfig::max_frame)
+    /// stays; where it is `None`, the new framing's own maximum applies.
     pub fn set_framing(&mut self, framing: &Framing) {
         self.change(|machine, _, _| machine.set_framing(framing));
     }
 
-    /// Changes the longest payload accepted from the peer, in bytes, from the next frame on; at
-    /// least 1. The next [`Conn::set_framing`] replaces it.
-    pub fn set_max_frame(&mut self, bytes: usize) {
-        self.change(|machine, _, _| machine.set_max_frame(bytes.max(1)));
+    /// Changes the options of this connection alone, while it is open: the keepalive time that an
+    /// MQTT client has chosen, limits that depend on a login.
+    ///
+    /// It applies at once, and takes about 200 bytes. A clock that runs keeps what has passed of it, and a rate what
+    /// was used up. The times of a handshake and of a linger count for the next one.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use portcullis::{Context, Outcome};
+    /// fn on_connect(cx: &mut Context<'_>, keepalive: u16) -> Outcome {
+    ///     cx.conn.reconfigure(|conn| {
+    ///         conn.idle_timeout = Duration::from_secs(u64::from(keepalive.max(1)) * 3 / 2);
+    ///         conn.max_frame = Some(256 * 1024);
+    ///     })?;
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Option`](crate::Error::Option) for values that no connection can work with, and
+    /// [`Error::ConnState`](crate::Error::ConnState) if the connection is not open. Nothing has
+    /// changed.
+    #[doc(alias = "keepalive")]
+    pub fn reconfigure(&mut self, change: impl FnOnce(&mut ConnConfig)) -> ServerResult<()> {
+        let now = self.ops.now();
+        let Some((machine, _)) = self.ops.machine(self.id) else {
+            return Err(Error::ConnState("the connection has gone"));
+        };
+        let changed = machine.reconfigure(change, now);
+        self.ops.touch(self.id);
+        changed
     }
 
     /// Upgrades an open plain connection to TLS, as STARTTLS does (RFC 3207). Send the answer to
@@ -246,7 +274,7 @@ impl<'a, A> Conn<'a, A> {
     pub fn start_tls(&mut self, config: impl Into<crate::tls::TlsConfig>) -> crate::Result<()> {
         let now = self.ops.now();
         let Some((machine, pool)) = self.ops.machine(self.id) else {
-            return Err(crate::Error::no_handshake());
+            return Err(Error::no_handshake());
         };
         let started = machine.start_tls(&config.into(), now, pool);
         self.ops.touch(self.id);
@@ -394,6 +422,12 @@ impl<'a, A> Conn<'a, A> {
     /// Number of bytes of pending output.
     pub fn queued(&self) -> usize {
         self.ops.machine_ref(self.id).map_or(0, Machine::queued)
+    }
+
+    /// The options of this connection: those of its listener, or of the connection that this server
+    /// made, with the changes of [`Conn::reconfigure`]. `None` once it has gone.
+    pub fn config(&self) -> Option<&ConnConfig> {
+        self.ops.machine_ref(self.id).map(Machine::config)
     }
 
     /// The longest payload accepted from the peer, in bytes.

@@ -10,8 +10,9 @@ use crate::error::{Error, Result};
 /// Options of each connection of a listener ([`Listen::conn`](crate::Listen::conn)), or of an
 /// outgoing one ([`Connect::conn`](crate::Connect::conn)).
 ///
-/// The options of a listener are for connections accepted after a change (*next connection*). A
-/// timeout of `Duration::MAX` is never.
+/// The options of a listener are for connections accepted after a change (*next connection*). An
+/// open connection's own are changed by [`Conn::reconfigure`](crate::Conn::reconfigure). A timeout
+/// of `Duration::MAX` is never.
 ///
 /// ```
 /// use std::time::Duration;

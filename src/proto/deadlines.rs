@@ -32,6 +32,14 @@ impl Pace {
         }
     }
 
+    /// Returns what becomes of `deadline` under the pace `next`: the peer is behind as before.
+    fn convert(self, deadline: Time, next: Self, now: Time) -> Time {
+        match deadline.is_armed() {
+            true => now.after(next.timeout.saturating_sub(self.behind(deadline, now))),
+            false => Time::NEVER,
+        }
+    }
+
     /// Returns the deadline that follows `deadline` after progress of `bytes`.
     ///
     /// It counts from now if that is later: the loop has not looked before.
@@ -190,6 +198,11 @@ impl Deadlines {
         }
     }
 
+    /// The options have changed.
+    pub(super) fn follow_write(&mut self, before: Pace, after: Pace, now: Time) {
+        self.write = before.convert(self.write, after, now);
+    }
+
     #[inline]
     pub(super) fn clear_write(&mut self) {
         self.write = Time::NEVER;
@@ -224,6 +237,14 @@ impl Deadlines {
         if let Some(count @ 1..) = received.checked_sub(self.frame_credit) {
             self.frame = pace.extend(self.frame, count, now);
             self.frame_credit = received;
+        }
+    }
+
+    /// The options have changed.
+    pub(super) fn follow_frame(&mut self, before: Pace, after: Pace, now: Time) {
+        match &mut self.paused {
+            Some(paused) => paused.frame = before.convert(paused.frame, after, paused.since),
+            None => self.frame = before.convert(self.frame, after, now),
         }
     }
 

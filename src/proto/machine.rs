@@ -74,10 +74,9 @@ impl Machine {
     }
 
     fn in_state(life: Life, framing: &Framing, limits: Rc<ConnConfig>, now: Time) -> Self {
-        let max = limits.max_frame.unwrap_or(framing.default_max());
         Self {
             status: Status::new(life),
-            codec: Codec::new(framing, max),
+            codec: Codec::new(framing, limits.max_frame),
             tls: None,
             last_input: now,
             traffic: Traffic::default(),
@@ -208,7 +207,7 @@ impl Machine {
     /// Gives back memory that the connection does not need beyond the turn.
     #[inline(always)]
     pub(crate) fn shrink(&mut self, pool: &mut Pool) {
-        self.status.clocks_resumed = false;
+        self.status.deadlines_moved = false;
         if let Some(active) = self.active.take_if(|active| active.is_over()) {
             pool.give_active(active);
         } else if let Some(active) = &mut self.active {
@@ -596,7 +595,7 @@ impl Machine {
             return;
         }
         if let Some(active) = &mut self.active {
-            self.status.clocks_resumed |= active.deadlines.resume(now);
+            self.status.deadlines_moved |= active.deadlines.resume(now);
             self.status.recv.decode_buffered(&active.recv_buf);
         }
     }
@@ -673,7 +672,7 @@ impl Machine {
     pub(crate) fn fingerprint(&self, now: Time) -> Fingerprint {
         let (limits, has_idle) = (&self.limits, self.idle_deadline().is_armed());
         let made_frames = self.traffic.frames_in > 0;
-        let codec = self.codec.memory();
+        let codec = (self.codec.memory(), limits.max_frame);
         let clocks = (now, self.last_input, limits.idle_timeout, has_idle);
         Fingerprint::of(self.status, codec, self.parts(), clocks, made_frames)
     }

@@ -15,6 +15,8 @@ pub(crate) struct Fingerprint {
     status: Status,
     /// The maximum frame, and how far the decoder has seen.
     codec: (usize, usize),
+    /// The maximum frame of the options, which the next framing may have.
+    max_frame: Option<usize>,
     received: Vec<u8>,
     pending: Vec<u8>,
     deadlines: Deadlines,
@@ -28,7 +30,7 @@ impl Fingerprint {
     /// `clocks`: now, the time of the last input, the idle timeout, and whether it runs.
     pub(super) fn of(
         status: Status,
-        codec: (usize, usize),
+        (codec, max_frame): ((usize, usize), Option<usize>),
         parts: &Active,
         clocks: (Time, Time, Duration, bool),
         made_frames: bool,
@@ -39,6 +41,7 @@ impl Fingerprint {
         Self {
             status,
             codec,
+            max_frame,
             received: parts.recv_buf.pending().to_vec(),
             pending: parts.send_buf.pending().to_vec(),
             deadlines,

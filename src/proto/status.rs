@@ -17,9 +17,9 @@ pub(super) struct Status {
     pub(super) recv: Recv,
     pub(super) send: Send,
     pub(super) close: CloseAfterInput,
-    /// The peer's clocks were resumed in this turn: the reactor must read the first deadline at its
-    /// end, which it may have found unarmed meanwhile.
-    pub(super) clocks_resumed: bool,
+    /// The first deadline may have come nearer in this turn: the reactor must read it at the end,
+    /// whether it has done so meanwhile or not.
+    pub(super) deadlines_moved: bool,
     /// TLS delivers no more: close_notify has come, or the session has failed.
     pub(super) tls_ended: bool,
 }
@@ -32,7 +32,7 @@ impl Status {
             recv: Recv::default(),
             send: Send::default(),
             close: CloseAfterInput::default(),
-            clocks_resumed: false,
+            deadlines_moved: false,
             tls_ended: false,
         }
     }
@@ -47,7 +47,7 @@ impl Status {
             self.recv.bits(),
             self.send.bits(),
             self.close.bits(),
-            u8::from(self.clocks_resumed),
+            u8::from(self.deadlines_moved),
             u8::from(self.tls_ended),
         ])
     }

@@ -82,7 +82,7 @@ pub enum Action {
     Timer(u8),
     /// [`Conn::set_framing`](crate::Conn::set_framing), to the framing of this number.
     Framing(u8),
-    /// [`Conn::set_max_frame`](crate::Conn::set_max_frame).
+    /// [`Conn::reconfigure`](crate::Conn::reconfigure): the maximum frame, at least 1.
     MaxFrame(u8),
 }
 

@@ -20,5 +20,6 @@ mod isolation;
 mod large_frames;
 mod memory_limit;
 mod min_rate;
+mod own_options;
 mod slow_readers;
 mod swap;

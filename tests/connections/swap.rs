@@ -89,7 +89,7 @@ impl Handler<Told> for Login {
             }
             ("large", user) => {
                 self.swap(cx, user)?;
-                cx.conn.set_max_frame(10);
+                cx.conn.reconfigure(|conn| conn.max_frame = Some(10))?;
             }
             _ => {}
         }

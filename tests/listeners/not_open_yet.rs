@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use portcullis::sim::{ClientId, Sim};
-use portcullis::{AccessRules, Conn, Context, Framing, Handler, Listen, Outcome, ProxyProtocol};
+use portcullis::{
+    AccessRules, Conn, Context, Error, Framing, Handler, Listen, Outcome, ProxyProtocol,
+};
 
 struct Echo;
 
@@ -60,10 +62,17 @@ fn asked(ask: impl Fn(&mut Conn<'_>)) -> (Sim, ClientId) {
 }
 
 #[test]
-fn another_maximum_or_framing_is_for_what_comes() {
-    let (mut sim, client) = asked(|conn| conn.set_max_frame(100));
-    assert_eq!(sim.received(client), b"\0\x02hi");
+fn another_framing_is_for_what_comes() {
     let (mut sim, client) = asked(|conn| conn.set_framing(&Framing::Raw));
+    assert_eq!(sim.received(client), b"\0\x02hi");
+}
+
+#[test]
+fn its_options_are_the_listeners() {
+    let (mut sim, client) = asked(|conn| {
+        let changed = conn.reconfigure(|conn| conn.max_frame = Some(1));
+        assert!(matches!(changed, Err(Error::ConnState(_))));
+    });
     assert_eq!(sim.received(client), b"\0\x02hi");
 }
 

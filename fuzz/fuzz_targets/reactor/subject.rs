@@ -307,7 +307,10 @@ fn perform(conn: &mut Conn<'_, App>, act: Act) {
         }
         Act::CancelTimer(key) => conn.cancel_timer(key),
         Act::SetFraming(number) => conn.set_framing(&framing(number)),
-        Act::SetMaxFrame(bytes) => conn.set_max_frame(usize::from(bytes)),
+        Act::SetMaxFrame(bytes) => {
+            // Zero is refused, and so is every change before it is open.
+            let _ = conn.reconfigure(|conn| conn.max_frame = Some(usize::from(bytes)));
+        }
         Act::Replace => conn.replace_handler(ScriptedHandler::successor(Subject::of(tcp(&conn
             .info()
             .expect("it is there")

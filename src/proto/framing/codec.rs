@@ -10,6 +10,8 @@ use super::framer::{Decoded, FrameBuf, FrameError, Framer, Framing};
 ///
 /// As in Erlang/OTP: header and payload fit in 31 bits.
 const PACKET4_LIMIT: usize = 0x7FFF_FFFB;
+/// The maximum payload of lines, custom framings and raw pieces, where none is set.
+const DEFAULT_MAX: usize = 64 * 1024;
 /// The length of packet-4's header.
 const MAX_HEADER: usize = 4;
 
@@ -64,6 +66,17 @@ enum Kind {
     Delimited(u8),
 }
 
+impl Kind {
+    /// Returns the maximum payload where none is set; a line counts its delimiter.
+    const fn default_max(self) -> usize {
+        match self {
+            Self::Packet(Width::Four) => 8 * 1024 * 1024,
+            Self::Packet(width) => width.limit(),
+            Self::Raw | Self::Delimited(_) => DEFAULT_MAX,
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Width {
     One,
@@ -104,7 +117,8 @@ impl Width {
 }
 
 impl Codec {
-    pub(in crate::proto) fn new(framing: &Framing, max: usize) -> Self {
+    /// `max`: the maximum payload; `None` is the framing's own.
+    pub(in crate::proto) fn new(framing: &Framing, max: Option<usize>) -> Self {
         let kind = match framing {
             Framing::Raw => Kind::Raw,
             Framing::Packet1 => Kind::Packet(Width::One),
@@ -116,14 +130,14 @@ impl Codec {
                 let framer = make();
                 return Self::Custom(Box::new(Custom {
                     framer,
-                    max,
+                    max: max.unwrap_or(DEFAULT_MAX),
                     seen: 0,
                 }));
             }
         };
         Self::BuiltIn(Cutter {
             kind,
-            max: saturated(max),
+            max: saturated(max.unwrap_or(kind.default_max())),
             seen: 0,
         })
     }
@@ -203,10 +217,17 @@ impl Codec {
         }
     }
 
-    pub(in crate::proto) fn set_max(&mut self, max: usize) {
+    /// Changes the maximum payload; `None` is the framing's own.
+    pub(in crate::proto) fn set_max(&mut self, max: Option<usize>) {
         match self {
-            Self::BuiltIn(cutter) => (cutter.max, cutter.seen) = (saturated(max), 0),
-            Self::Custom(custom) => (custom.max, custom.seen) = (max, 0),
+            Self::BuiltIn(cutter) => {
+                cutter.max = saturated(max.unwrap_or(cutter.kind.default_max()));
+                cutter.seen = 0;
+            }
+            Self::Custom(custom) => {
+                custom.max = max.unwrap_or(DEFAULT_MAX);
+                custom.seen = 0;
+            }
         }
     }
 

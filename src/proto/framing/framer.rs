@@ -76,19 +76,6 @@ impl Framing {
     {
         Self::Custom(Arc::new(move || Box::new(make())))
     }
-
-    /// Returns the maximum payload of a listener that sets none.
-    ///
-    /// 8 MiB for packet-4, the header's limit for packet-1 and packet-2, 64 KiB for the others
-    /// (lines count their delimiter).
-    pub(crate) fn default_max(&self) -> usize {
-        match self {
-            Self::Packet1 => 0xFF,
-            Self::Packet2 => 0xFFFF,
-            Self::Packet4 => 8 * 1024 * 1024,
-            Self::Raw | Self::Line | Self::Delimited(_) | Self::Custom(_) => 64 * 1024,
-        }
-    }
 }
 
 impl fmt::Debug for Framing {

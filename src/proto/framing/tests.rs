@@ -66,7 +66,7 @@ fn decode<'a>(
     max: usize,
     pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> (Vec<Vec<u8>>, End) {
-    let mut codec = Codec::new(framing, max);
+    let mut codec = Codec::new(framing, Some(max));
     let mut rest = Vec::new();
     let mut frames = Vec::new();
     for piece in pieces {
@@ -208,14 +208,14 @@ fn the_defaults_are_safe() {
         (Framing::Delimited(0), 65_536),
     ];
     for (framing, max) in defaults {
-        assert_eq!(framing.default_max(), max, "{framing:?}");
+        assert_eq!(Codec::new(&framing, None).max(), max, "{framing:?}");
     }
 }
 
 /// A long line in many pieces is searched once, not from its beginning for each piece.
 #[test]
 fn a_line_is_searched_once() {
-    let mut codec = Codec::new(&Framing::Line, usize::MAX);
+    let mut codec = Codec::new(&Framing::Line, Some(usize::MAX));
     let mut line = vec![b'x'; 1000];
     assert!(matches!(codec.decode(&line), Step::More));
     assert_eq!(codec.seen(), 1000);
@@ -268,7 +268,7 @@ fn a_need_delays_the_next_call() {
 #[test]
 fn too_long_to_encode_appends_nothing() {
     for (framing, limit) in [(Framing::Packet1, 255), (Framing::Packet2, 65_535)] {
-        let mut codec = Codec::new(&framing, 10);
+        let mut codec = Codec::new(&framing, Some(10));
         let mut out = b"before".to_vec();
         match codec.encode(&vec![0; limit + 1], &mut out) {
             Err(EncodeError::TooLarge { max }) => assert_eq!(max, limit),
@@ -295,7 +295,7 @@ fn framing_width(framing: &Framing) -> usize {
 fn encoded_as_erlang_does() {
     let encoded = |framing: &Framing, payload: &[u8]| {
         let mut out = Vec::new();
-        Codec::new(framing, 1000)
+        Codec::new(framing, Some(1000))
             .encode(payload, &mut out)
             .expect("fits");
         out
@@ -358,7 +358,7 @@ fn what_is_encoded_is_decoded() {
                     .collect::<Vec<u8>>(),
             );
         }
-        let mut codec = Codec::new(&framing, 255);
+        let mut codec = Codec::new(&framing, Some(255));
         let mut wire = Vec::new();
         for payload in &payloads {
             codec.encode(payload, &mut wire).expect("fits");

@@ -379,7 +379,7 @@ impl Machine {
         if let Some(active) = &mut self.active {
             // Nothing can complete what has begun.
             active.deadlines.clear_frame();
-            self.status.clocks_resumed |= active.deadlines.resume(now);
+            self.status.deadlines_moved |= active.deadlines.resume(now);
         }
     }
 
@@ -448,20 +448,14 @@ impl Machine {
 
     /// Decodes the buffered bytes, and all that follow, by another rule.
     pub(crate) fn set_framing(&mut self, framing: &Framing) {
-        let max = self.limits.max_frame.unwrap_or(framing.default_max());
-        self.codec = Codec::new(framing, max);
-        self.decode_again();
-    }
-
-    pub(crate) fn set_max_frame(&mut self, max: usize) {
-        self.codec.set_max(max);
+        self.codec = Codec::new(framing, self.limits.max_frame);
         self.decode_again();
     }
 
     /// Decodes the buffered bytes again: they may be whole frames now.
     ///
     /// Before the connection is open they are the beginning of a PROXY header, and no frame.
-    fn decode_again(&mut self) {
+    pub(super) fn decode_again(&mut self) {
         if self.status.life.is_open() {
             let Self { status, active, .. } = self;
             if let Some(active) = active {

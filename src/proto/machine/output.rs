@@ -2,15 +2,19 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::rc::Rc;
 
 use super::Machine;
+use crate::error::Error;
 use crate::proto::close::closed_by;
 use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
+use crate::proto::rates::SharedMeters;
 use crate::proto::send::append_frame;
 use crate::proto::state::SendError;
 use crate::proto::status::Events;
 use crate::proto::time::Time;
+use crate::proto::ConnConfig;
 use crate::reason::{CloseReason, Closed};
 
 impl Machine {
@@ -263,6 +267,11 @@ impl Machine {
                 active.deadlines.clear_write();
             }
         }
+        self.relieve_if_low(now);
+    }
+
+    /// Ends the congestion once the peer has taken enough.
+    fn relieve_if_low(&mut self, now: Time) {
         let is_low = || self.unsent_app_bytes() <= self.limits.low_watermark;
         if self.status.send.is_congested() && is_low() {
             self.status.send.relieve();
@@ -298,5 +307,69 @@ impl Machine {
         active.send_buf.clear(buffers);
         active.deadlines.clear_write();
         active.ending.set_reason(closed_by(error));
+    }
+
+    // The options of both directions.
+
+    pub(crate) fn config(&self) -> &ConnConfig {
+        &self.limits
+    }
+
+    /// Changes the options of an open connection. Clocks that run keep what the peer is behind.
+    pub(crate) fn reconfigure(
+        &mut self,
+        change: impl FnOnce(&mut ConnConfig),
+        now: Time,
+    ) -> Result<(), Error> {
+        if !self.status.life.is_open() {
+            return Err(Error::ConnState(
+                "the connection is not open: its options cannot be changed",
+            ));
+        }
+        let (before, mut limits) = (Rc::clone(&self.limits), ConnConfig::clone(&self.limits));
+        change(&mut limits);
+        limits.check()?;
+        self.limits = Rc::new(limits);
+        if before.max_frame != self.limits.max_frame {
+            self.codec.set_max(self.limits.max_frame);
+            self.decode_again();
+        }
+        self.follow_rates(&before, now);
+        self.follow_watermarks(now);
+        self.follow_timeouts(&before, now);
+        Ok(())
+    }
+
+    fn follow_rates(&mut self, before: &ConnConfig, now: Time) {
+        let (bytes, frames) = (self.limits.read_rate, self.limits.frame_rate);
+        if (bytes, frames) == (before.read_rate, before.frame_rate) {
+            return;
+        }
+        match self.throttle() {
+            Some(throttle) => throttle.follow(bytes, frames, now),
+            // Without a rate before, its listener shares none.
+            None => self.set_rates(&SharedMeters::default()),
+        }
+    }
+
+    fn follow_watermarks(&mut self, now: Time) {
+        self.relieve_if_low(now);
+        if self.unsent_app_bytes() >= self.limits.high_watermark {
+            self.congest(now);
+        }
+        // Of a full-duplex connection, congestion is no pause.
+        self.pause_clocks(now);
+        self.resume_clocks(now);
+    }
+
+    fn follow_timeouts(&mut self, before: &ConnConfig, now: Time) {
+        let (frame, write) = (self.limits.frame_pace(), self.limits.write_pace());
+        if let Some(active) = &mut self.active {
+            let deadlines = &mut active.deadlines;
+            deadlines.follow_frame(before.frame_pace(), frame, now);
+            deadlines.follow_write(before.write_pace(), write, now);
+        }
+        // The first deadline may have come nearer.
+        self.status.deadlines_moved = true;
     }
 }

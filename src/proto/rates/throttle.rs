@@ -91,6 +91,18 @@ impl Throttle {
         })
     }
 
+    /// Follows the connection's own rates. What was used up stays used up.
+    pub(in crate::proto) fn follow(
+        &mut self,
+        bytes: Option<Rate>,
+        frames: Option<Rate>,
+        now: Time,
+    ) {
+        self.bytes.follow(bytes, now);
+        self.frames.follow(frames, now);
+        self.recheck_rates(now);
+    }
+
     /// Returns how many bytes may be read now, or when to ask again.
     pub(in crate::proto) fn bytes(&mut self, now: Time) -> Result<u64, Time> {
         self.bytes.available(now)
@@ -144,6 +156,15 @@ impl Meter {
             reserved: 0,
             max_reserved,
         }
+    }
+
+    fn follow(&mut self, rate: Option<Rate>, now: Time) {
+        let bucket = self.own.take().map(|(_, bucket)| bucket);
+        self.own = rate.map(|rate| {
+            let mut bucket = bucket.unwrap_or_default();
+            bucket.follow(&rate, now);
+            (rate, bucket)
+        });
     }
 
     /// Returns how many units may pass now, at least one; else when to ask again.

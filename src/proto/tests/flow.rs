@@ -369,7 +369,7 @@ fn a_frame_written_through_is_cut_anywhere() {
         Framing::Line,
     ] {
         let mut whole = Vec::new();
-        assert!(Codec::new(&framing, 100).put_header(payload.len(), &mut whole));
+        assert!(Codec::new(&framing, Some(100)).put_header(payload.len(), &mut whole));
         let length = whole.len();
         whole.extend_from_slice(&payload);
         for count in 0..=whole.len() {
@@ -388,7 +388,7 @@ fn a_frame_written_through_is_cut_anywhere() {
             );
             rig.act(|turn| turn.send(b"behind").expect("room"));
             let mut expected = whole.clone();
-            Codec::new(&framing, 100)
+            Codec::new(&framing, Some(100))
                 .encode(b"behind", &mut expected)
                 .expect("short");
             assert_eq!(rig.answers(), expected, "{framing:?} at {count}");

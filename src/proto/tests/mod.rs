@@ -8,6 +8,7 @@ mod flow;
 mod header;
 mod life;
 mod memory;
+mod options;
 mod replies;
 mod throttle;
 #[cfg(any(feature = "ring", feature = "aws-lc-rs"))]

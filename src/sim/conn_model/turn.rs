@@ -170,7 +170,11 @@ impl ConnModel {
                 machine.set_framing(&Action::framing(number));
                 self.oracle.framing = self.oracle.framing.map(|_| number % 6);
             }
-            Action::MaxFrame(bytes) => machine.set_max_frame(usize::from(bytes)),
+            Action::MaxFrame(bytes) => {
+                let max = Some(usize::from(bytes.max(1)));
+                // It is refused where the connection is not open.
+                let _ = machine.reconfigure(|limits| limits.max_frame = max, now);
+            }
         }
         self.note_state()?;
         Ok(true)

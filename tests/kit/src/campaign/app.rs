@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use portcullis::sim::Random;
 use portcullis::{
-    Addr, CloseReason, Conn, ConnId, Handle, HandleError, ListenerId, Peer, ProxyProtocol,
-    SendError, State,
+    Addr, CloseReason, Conn, ConnConfig, ConnId, Handle, HandleError, ListenerId, Peer,
+    ProxyProtocol, SendError, State,
 };
 
 use super::bans::Bans;
@@ -423,11 +423,30 @@ impl App {
     }
 
     /// Changes the framing, in both accounts.
-    pub fn set_framing(&mut self, conn: &mut Conn<'_, Self>, wire: Wire, max: usize) {
+    pub fn set_framing(&mut self, conn: &mut Conn<'_, Self>, wire: Wire) {
         conn.set_framing(&wire.framing());
-        let talk = self.talk(tcp(&conn.info().expect("it is there").peer));
-        talk.wire = wire;
-        talk.max = max;
+        self.talk(tcp(&conn.info().expect("it is there").peer)).wire = wire;
+    }
+
+    /// Changes a connection's options, and the maximum frame in both accounts. A connection that
+    /// is not open refuses.
+    pub fn reconfigure(
+        &mut self,
+        conn: &mut Conn<'_, Self>,
+        max: usize,
+        change: impl FnOnce(&mut ConnConfig),
+    ) {
+        let is_open = conn.state() == State::Open;
+        let changed = conn.reconfigure(|options| {
+            change(options);
+            options.max_frame = Some(max);
+        });
+        if changed.is_ok() {
+            self.talk(tcp(&conn.info().expect("it is there").peer)).max = max;
+        }
+        if changed.is_ok() != is_open {
+            self.blame("the options change while it is open, and only then");
+        }
     }
 }
 
@@ -502,11 +521,10 @@ fn post(handle: &Handle<App>, order: Order) -> Result<(), HandleError> {
             }
             Order::Widen(id, peer) => {
                 let conn = control.conn(id);
-                if let Some(mut conn) = conn.filter(|conn| conn.state() != State::Closing) {
+                if let Some(mut conn) = conn {
                     // Never to less: what is held already may be more.
                     let max = app.talk(peer).max.max(255);
-                    conn.set_max_frame(max);
-                    app.talk(peer).max = max;
+                    app.reconfigure(&mut conn, max, |_| {});
                 }
             }
             // A small number is never too many.

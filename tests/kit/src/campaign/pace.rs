@@ -9,6 +9,7 @@ use portcullis::{ConnId, ConnInfo, State};
 pub type Limit = (Duration, u32);
 
 /// What one connection is held to.
+#[derive(Clone, Copy, PartialEq)]
 pub struct Limits {
     pub write: Limit,
     pub frame: Limit,
@@ -19,6 +20,8 @@ pub struct Limits {
 /// A peer that has something to do, and since when.
 #[derive(Clone, Copy)]
 struct Task {
+    /// Under other limits it is another task.
+    limits: Limits,
     since: Duration,
     /// Bytes that had passed by then.
     passed: u64,
@@ -44,7 +47,7 @@ impl Pace {
         &mut self,
         now: Duration,
         infos: &[ConnInfo],
-        limits: impl Fn(&ConnInfo) -> Option<Limits>,
+        mut limits: impl FnMut(&ConnInfo) -> Option<Limits>,
     ) -> Result<(), String> {
         let (mut output, mut frames) = (BTreeMap::new(), BTreeMap::new());
         for info in infos {
@@ -54,6 +57,7 @@ impl Pace {
             let out = info.traffic.bytes_out;
             if info.queued > 0 && matches!(info.state, State::Open | State::Closing) {
                 let begun = Task {
+                    limits,
                     since: now,
                     passed: out,
                     left: info.queued as u64,
@@ -62,7 +66,8 @@ impl Pace {
                     written: out,
                 };
                 let known = self.output.get(&info.id).copied();
-                let task = known.filter(|task| out - task.passed < task.left);
+                let task =
+                    known.filter(|task| task.limits == limits && out - task.passed < task.left);
                 let task = task.unwrap_or(begun);
                 task.is_in_time(now, out, limits.write)
                     .map_err(|late| format!("pending output {late}: {info}"))?;
@@ -74,6 +79,7 @@ impl Pace {
             if inside && is_read && info.state == State::Open {
                 let (passed, delivered) = (info.traffic.bytes_in, info.traffic.frames_in);
                 let begun = Task {
+                    limits,
                     since: now,
                     passed,
                     left: 0,
@@ -82,7 +88,7 @@ impl Pace {
                     written: out,
                 };
                 let known = self.frames.get(&info.id).copied();
-                let task = known.filter(|task| task.frames == delivered);
+                let task = known.filter(|task| task.limits == limits && task.frames == delivered);
                 let mut task = task.unwrap_or(begun);
                 // Between two looks no more was pending at once. If that is enough, the connection
                 // may not have been read meanwhile.

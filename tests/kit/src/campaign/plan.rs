@@ -34,6 +34,17 @@ pub struct Setup {
     pub heavy: bool,
 }
 
+/// What one connection is held to, and may change.
+#[derive(Clone, Debug)]
+pub struct ConnLimits {
+    /// Low, high, and the output limit.
+    watermarks: (usize, usize, usize),
+    /// Handshake, frame, idle, write, linger.
+    timeouts: [Duration; 5],
+    /// Bytes per second.
+    min_rate: u32,
+}
+
 /// One listener.
 #[derive(Clone, Debug)]
 pub struct Door {
@@ -46,12 +57,7 @@ pub struct Door {
     pub refusals: u16,
     /// As it begins.
     pub rules: Rules,
-    /// Low, high, and the output limit.
-    pub watermarks: (usize, usize, usize),
-    /// Handshake, frame, idle, write, linger.
-    pub timeouts: [Duration; 5],
-    /// Bytes per second.
-    pub min_rate: u32,
+    pub limits: ConnLimits,
     pub linger_bytes: usize,
     pub max_frame: usize,
     /// Connections that say nothing make room at the cap.
@@ -219,8 +225,8 @@ impl Setup {
     }
 }
 
-impl Door {
-    fn draw(random: &mut Random, tls: bool, heavy: bool) -> Self {
+impl ConnLimits {
+    pub fn draw(random: &mut Random, heavy: bool) -> Self {
         let high = if heavy {
             random.between(2, 400_000)
         } else {
@@ -236,6 +242,35 @@ impl Door {
         let mut timeouts = [(); 5].map(|()| timeout(random));
         timeouts[4] = timeouts[4].min(Duration::from_secs(20));
         Self {
+            watermarks: (
+                random.below(high),
+                high,
+                high + [0, 1, random.below(4000)][random.below(3)],
+            ),
+            timeouts,
+            min_rate: [500, 1, 100, 1_000_000][random.below(4)],
+        }
+    }
+
+    pub fn set(&self, conn: &mut ConnConfig) {
+        let [handshake, frame, idle, write, linger] = self.timeouts;
+        let (low, high, limit) = self.watermarks;
+        conn.handshake_timeout = handshake;
+        conn.frame_timeout = frame;
+        conn.idle_timeout = idle;
+        conn.write_timeout = write;
+        conn.min_rate = self.min_rate;
+        conn.linger_timeout = linger;
+        conn.low_watermark = low;
+        conn.high_watermark = high;
+        conn.output_limit = limit;
+    }
+}
+
+impl Door {
+    fn draw(random: &mut Random, tls: bool, heavy: bool) -> Self {
+        let limits = ConnLimits::draw(random, heavy);
+        Self {
             handler_kind: if random.chance(200) {
                 HandlerKind::Echo
             } else {
@@ -246,13 +281,7 @@ impl Door {
             may_upgrade: tls,
             refusals: [0, 0, 0, 200][random.below(4)],
             rules: Rules::draw(random),
-            watermarks: (
-                random.below(high),
-                high,
-                high + [0, 1, random.below(4000)][random.below(3)],
-            ),
-            timeouts,
-            min_rate: [500, 1, 100, 1_000_000][random.below(4)],
+            limits,
             linger_bytes: [100, 10_000][random.below(2)],
             max_frame: if heavy {
                 200_000
@@ -268,19 +297,9 @@ impl Door {
     }
 
     fn set(&self, conn: &mut ConnConfig) {
-        let [handshake, frame, idle, write, linger] = self.timeouts;
-        let (low, high, limit) = self.watermarks;
+        self.limits.set(conn);
         conn.max_frame = Some(self.max_frame);
-        conn.handshake_timeout = handshake;
-        conn.frame_timeout = frame;
-        conn.idle_timeout = idle;
-        conn.write_timeout = write;
-        conn.min_rate = self.min_rate;
-        conn.linger_timeout = linger;
         conn.linger_bytes = self.linger_bytes;
-        conn.low_watermark = low;
-        conn.high_watermark = high;
-        conn.output_limit = limit;
     }
 
     /// How it listens, all but the address.

@@ -12,7 +12,7 @@ use portcullis::{
 };
 
 use super::app::{tcp, App, Order, Talk};
-use super::plan::Door;
+use super::plan::{ConnLimits, Door};
 use super::rules::Rules;
 use super::wire::Wire;
 use crate::planned::blow;
@@ -206,7 +206,7 @@ impl Subject {
 
     fn shift(&mut self, cx: &mut Context<'_, App>) {
         let wire = Wire::ALL[self.random.below(Wire::ALL.len())];
-        cx.app.set_framing(&mut cx.conn, wire, self.door.max_frame);
+        cx.app.set_framing(&mut cx.conn, wire);
     }
 
     fn upgrade(&mut self, cx: &mut Context<'_, App>) {
@@ -229,10 +229,12 @@ impl Subject {
             self.energy -= 1;
             match cx.app.send(&mut cx.conn, FLOOD) {
                 // The socket is written first, so that the queue before does not matter.
-                Ok(()) if plain && cx.conn.queued() >= self.door.watermarks.2 + FLOOD.len() + 8 => {
-                    cx.app.blame("taken above the limit")
+                Ok(()) => {
+                    let limit = cx.conn.config().expect("it is there").output_limit;
+                    if plain && cx.conn.queued() >= limit + FLOOD.len() + 8 {
+                        cx.app.blame("taken above the limit");
+                    }
                 }
-                Ok(()) => {}
                 Err(SendError::Full { queued, limit }) if queued >= limit => return Ok(()),
                 Err(SendError::Closed) => return Ok(()),
                 Err(error) => return Err(error.into()),
@@ -375,11 +377,10 @@ impl Subject {
             HandlerKind::Shifting if self.frames % 2 == 0 => {
                 self.shift(cx);
                 if self.random.chance(300) {
+                    let limits = ConnLimits::draw(&mut self.random, false);
                     let max = self.random.between(8, 255);
-                    cx.conn.set_max_frame(max);
                     cx.app
-                        .talk(tcp(&cx.conn.info().expect("it is there").peer))
-                        .max = max;
+                        .reconfigure(&mut cx.conn, max, |conn| limits.set(conn));
                 }
             }
             HandlerKind::Flooding => self.flood(cx)?,

@@ -926,18 +926,17 @@ impl World {
         let Some(pace) = self.pace.as_mut().filter(|_| !self.is_late) else {
             return Ok(());
         };
-        let doors = &self.doors;
         let slow = self.sim.app().slow.as_ref();
         let unblocked = now - slow.map_or(Duration::ZERO, |slow| slow.blocked);
+        let mut control = self.sim.control();
         pace.check(unblocked, infos, |info| {
-            let of = |entrance: &&Entrance| Some(entrance.listener) == info.listener;
-            let door = &doors.iter().find(of)?.door;
-            let [_, frame, _, write, _] = door.timeouts;
-            let (_, high, output_limit) = door.watermarks;
+            info.listener?;
+            let conn = control.conn(info.id)?;
+            let options = conn.config()?;
             Some(Limits {
-                write: (write, door.min_rate),
-                frame: (frame, door.min_rate),
-                congested_from: high.min(output_limit),
+                write: (options.write_timeout, options.min_rate),
+                frame: (options.frame_timeout, options.min_rate),
+                congested_from: options.high_watermark.min(options.output_limit),
             })
         })
     }
