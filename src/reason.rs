@@ -175,7 +175,7 @@ pub struct Closed {
     /// The error behind [`CloseReason::Failed`], [`CloseReason::Io`], [`CloseReason::BadFrame`],
     /// [`CloseReason::ConnectFailed`] and the TLS reasons. If earlier output is lost, the loss
     /// becomes the reason ([`CloseReason::WriteTimeout`] and its like), and the error stays.
-    pub error: Option<Box<dyn StdError>>,
+    pub error: Option<Box<dyn StdError + Send + Sync>>,
 }
 
 impl Closed {
@@ -186,7 +186,10 @@ impl Closed {
         }
     }
 
-    pub(crate) fn with(reason: CloseReason, error: impl Into<Box<dyn StdError>>) -> Self {
+    pub(crate) fn with(
+        reason: CloseReason,
+        error: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
         Self {
             reason,
             error: Some(error.into()),
@@ -207,9 +210,9 @@ impl fmt::Display for Closed {
 
 /// How a callback ends its connection: the error half of [`Outcome`].
 ///
-/// Any type that implements [`std::error::Error`] converts into it. So `?` inside a callback closes
-/// the connection in order, with that error as the cause ([`CloseReason::Failed`]). For a `Box<dyn
-/// Error>` or a `String` use `work().map_err(Close::because)?`.
+/// Any type that implements [`std::error::Error`], `Send` and `Sync` converts into it. So `?` inside
+/// a callback closes the connection in order, with that error as the cause
+/// ([`CloseReason::Failed`]). For a `String` or a boxed error use `work().map_err(Close::because)?`.
 ///
 /// ```
 /// use portcullis::{Close, Context, Handler, Outcome};
@@ -257,7 +260,7 @@ impl Close {
 
     /// Closes in order, with a cause for [`Handler::on_close`](crate::Handler::on_close) and the
     /// log. [`CloseReason::Failed`].
-    pub fn because(cause: impl Into<Box<dyn StdError>>) -> Self {
+    pub fn because(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self {
             closed: Closed::with(CloseReason::Failed, cause),
             abort: false,
@@ -265,7 +268,7 @@ impl Close {
     }
 }
 
-impl<E: StdError + 'static> From<E> for Close {
+impl<E: StdError + Send + Sync + 'static> From<E> for Close {
     fn from(error: E) -> Self {
         Self::because(error)
     }
@@ -302,5 +305,19 @@ mod tests {
         let close = Close::from(std::io::Error::other("disk full"));
         assert_eq!(close.closed.to_string(), "handler failed: disk full");
         assert!(!close.abort);
+        let cause = close.closed.error.expect("the error");
+        assert!(cause.downcast_ref::<std::io::Error>().is_some());
+    }
+
+    /// An application passes them to its own threads, and to its own error types.
+    #[test]
+    fn ends_and_errors_can_be_sent() {
+        fn is_shared<T: Send + Sync + 'static>() {}
+        is_shared::<Closed>();
+        is_shared::<Close>();
+        is_shared::<crate::Error>();
+        is_shared::<crate::HandleError>();
+        is_shared::<crate::SendError>();
+        is_shared::<crate::FrameError>();
     }
 }

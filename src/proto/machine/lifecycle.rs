@@ -159,7 +159,6 @@ impl Machine {
     }
 
     fn end_without_handshake(&mut self, error: Box<dyn StdError + Send + Sync>, pool: &mut Pool) {
-        let error: Box<dyn StdError> = error;
         self.end(Closed::with(CloseReason::TlsHandshake, error), pool);
     }
 
@@ -183,7 +182,7 @@ impl Machine {
         } else {
             CloseReason::TlsHandshake
         };
-        let error: Box<dyn StdError> = session
+        let error = session
             .take_failure()
             .unwrap_or_else(|| "the peer closed the connection during the handshake".into());
         self.drop_output(pool);
@@ -199,7 +198,6 @@ impl Machine {
         let error = self.tls.as_mut().and_then(|session| session.take_failure());
         let ending = &mut self.wake(pool).0.ending;
         if let (Some(error), false) = (error, ending.has_reason()) {
-            let error: Box<dyn StdError> = error;
             ending.set_reason(Closed::with(CloseReason::Tls, error));
         }
     }

@@ -192,7 +192,6 @@ impl Machine {
     /// is lost, which the reason says.
     #[cold]
     fn end_worn_out(&mut self, error: Box<dyn StdError + Send + Sync>, now: Time, pool: &mut Pool) {
-        let error: Box<dyn StdError> = error;
         let closed = Closed::with(CloseReason::Tls, error);
         self.status.tls_ended = true;
         self.status.send.relieve();
