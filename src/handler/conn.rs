@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -54,6 +55,7 @@ pub(crate) trait ConnOps<A> {
     fn info(&self, id: ConnId) -> Option<ConnInfo>;
     fn local_addr(&self, id: ConnId) -> io::Result<Addr>;
     fn credentials(&self, id: ConnId) -> io::Result<Credentials>;
+    fn fd(&self, id: ConnId) -> io::Result<BorrowedFd<'_>>;
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
     fn detach(&mut self, id: ConnId, receiver: Box<dyn FnOnce(Detached)>) -> crate::Result<()>;
     fn connect(
@@ -410,6 +412,20 @@ impl<'a, A> Conn<'a, A> {
     /// DragonFly and Apple's systems do. Otherwise the kernel's error.
     pub fn credentials(&self) -> io::Result<Credentials> {
         self.ops.credentials(self.id)
+    }
+
+    /// The socket's descriptor, for options that [`SocketOptions`](crate::SocketOptions) does not
+    /// have.
+    ///
+    /// Only set and read options. Bytes that are read or written here are missing in the stream,
+    /// and a blocking socket stops the server.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` in the simulator, and the kernel's error if there is no socket any more.
+    #[doc(alias = "setsockopt")]
+    pub fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        self.ops.fd(self.id)
     }
 
     /// The connection's state.

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::detached_conns::Receiver;
@@ -75,6 +75,10 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 
     fn credentials(&self, id: ConnId) -> io::Result<Credentials> {
         self.core.stream(id)?.credentials()
+    }
+
+    fn fd(&self, id: ConnId) -> io::Result<BorrowedFd<'_>> {
+        self.core.stream(id)?.fd()
     }
 
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::addr::{Addr, Credentials};
@@ -85,6 +85,8 @@ pub(crate) trait Socket {
 
     /// Credentials of the peer's process, where the system reports them: on a Unix socket.
     fn credentials(&self) -> io::Result<Credentials>;
+
+    fn fd(&self) -> io::Result<BorrowedFd<'_>>;
 }
 
 /// See [`StreamOps::large_frame`].

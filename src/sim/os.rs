@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -44,6 +44,10 @@ impl Socket for StreamFd {
     }
 
     fn credentials(&self) -> io::Result<Credentials> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         Err(io::ErrorKind::Unsupported.into())
     }
 }

@@ -1,13 +1,15 @@
 //! A handler changes the options of its connection, or of another one: they apply at once, to that
-//! connection alone. In virtual time.
+//! connection alone.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use kit::net::{connect, local, packet2, recv2, send2, spawn};
 use portcullis::sim::{ClientId, Sim};
 use portcullis::{
-    CloseReason, Config, Conn, ConnId, Context, Error, Framing, Handler, Listen, Outcome,
+    CloseReason, Config, Conn, ConnId, Context, Error, Framing, Handler, Listen, Outcome, Server,
 };
+use socket2::SockRef;
 
 /// The first byte of a frame says how many seconds the connection may be idle. Zero is for the
 /// connection that came before, which gets ten.
@@ -111,4 +113,40 @@ fn a_job_reads_and_changes_them() {
     sim.finish(client);
     sim.settle();
     assert_eq!(sim.stats().closed(CloseReason::Closed), 1);
+}
+
+/// Sets an option that the library always sets otherwise, and answers with what it reads.
+struct Delays;
+
+impl Handler for Delays {
+    fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+        let fd = cx.conn.fd()?;
+        let socket = SockRef::from(&fd);
+        let before = socket.tcp_nodelay()?;
+        socket.set_tcp_nodelay(false)?;
+        let after = socket.tcp_nodelay()?;
+        cx.conn.send(format!("{before} {after}"))?;
+        Ok(())
+    }
+}
+
+#[test]
+fn a_handler_sets_an_option_of_its_socket() {
+    let server = spawn(|| {
+        let mut server = Server::new(Config::new()).expect("server");
+        server
+            .listen(local(), |_: &mut (), _| Delays)
+            .expect("listen");
+        (server, ())
+    });
+    let mut client = connect(server.addr());
+    send2(&mut client, b"delay");
+    assert_eq!(recv2(&mut client), b"true false");
+    // A simulated socket has none.
+    let mut sim = Sim::new(1, Config::new(), ());
+    let addr = sim.listen(local(), |_: &mut (), _| Delays).expect("listen");
+    let client = sim.connect(addr).expect("a listener");
+    sim.send(client, &packet2(b"delay"));
+    sim.settle();
+    assert_eq!(sim.received(client), b"");
 }

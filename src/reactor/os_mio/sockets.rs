@@ -241,6 +241,13 @@ impl Socket for Stream {
             Self::Unix(stream) => credentials(stream),
         }
     }
+
+    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        match self {
+            Self::Tcp(stream) => Ok(stream.as_fd()),
+            Self::Unix(stream) => Ok(stream.as_fd()),
+        }
+    }
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
