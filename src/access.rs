@@ -4,6 +4,7 @@ mod table;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -313,6 +314,44 @@ impl fmt::Display for AccessRules {
     }
 }
 
+/// Reads rules as they are printed: separated by commas or lines, in order. The last one is the
+/// default, `allow all` or `deny all`.
+///
+/// ```
+/// use portcullis::AccessRules;
+/// # fn main() -> portcullis::Result<()> {
+/// let rules: AccessRules = "deny 192.0.2.66, allow 192.0.2.0/24, deny all".parse()?;
+/// assert_eq!(rules, AccessRules::deny_all().deny("192.0.2.66")?.allow("192.0.2.0/24")?);
+/// # Ok(()) }
+/// ```
+impl FromStr for AccessRules {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let rules = text.split([',', '\n']).map(str::trim);
+        let mut rules: Vec<_> = rules.filter(|rule| !rule.is_empty()).collect();
+        let begun = match rules.pop() {
+            Some("allow all") => Self::allow_all(),
+            Some("deny all") => Self::deny_all(),
+            last => {
+                let last = last.unwrap_or_default();
+                let problem = format!("the last rule is {last:?}; end with allow all or deny all");
+                return Err(Error::option("access_rules", problem));
+            }
+        };
+        rules.into_iter().try_fold(begun, |begun, rule| {
+            match rule.split_once(char::is_whitespace) {
+                Some(("allow", network)) => begun.allow(network.trim_start()),
+                Some(("deny", network)) => begun.deny(network.trim_start()),
+                _ => {
+                    let problem = format!("{rule:?} is no rule (allow NETWORK or deny NETWORK)");
+                    Err(Error::option("access_rules", problem))
+                }
+            }
+        })
+    }
+}
+
 /// The networks that a word denotes, in their shortest form. An error names the option.
 pub(crate) fn parse(option: &'static str, word: &str) -> Result<Vec<IpNet>> {
     if word == "all" {
@@ -423,6 +462,40 @@ mod tests {
         assert!(!wide.allows(ip("::ffff:192.0.2.1")));
         let all = AccessRules::deny_all().allow("all").expect("all");
         assert!(all.allows(ip("192.0.2.1")) && all.allows(ip("::1")));
+    }
+
+    #[test]
+    fn printed_rules_are_read_again() {
+        for text in [
+            "allow all",
+            "deny 192.0.2.66/32, allow 192.0.2.0/24, allow 2001:db8::/32, deny all",
+            "allow 0.0.0.0/0, allow ::/0, deny all",
+        ] {
+            let rules: AccessRules = text.parse().expect("rules");
+            assert_eq!(rules.to_string(), text);
+        }
+        let lines = "\ndeny  10.0.0.1\n\n  allow 10.0.0.0/8,\ndeny all\n";
+        let rules: AccessRules = lines.parse().expect("rules");
+        assert_eq!(
+            rules.to_string(),
+            "deny 10.0.0.1/32, allow 10.0.0.0/8, deny all"
+        );
+        for (text, problem) in [
+            ("", "the last rule is \"\"; end with allow all or deny all"),
+            (
+                "deny 10.0.0.0/8",
+                "the last rule is \"deny 10.0.0.0/8\"; end with allow all or deny all",
+            ),
+            (
+                "permit\u{1b} all, deny all",
+                "\"permit\\u{1b} all\" is no rule (allow NETWORK or deny NETWORK)",
+            ),
+        ] {
+            let error = text.parse::<AccessRules>().expect_err("no rules");
+            assert_eq!(error.to_string(), format!("option access_rules: {problem}"));
+        }
+        let error = "deny 10.0.0.0/33, deny all".parse::<AccessRules>();
+        assert!(error.is_err());
     }
 
     #[test]

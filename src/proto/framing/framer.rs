@@ -3,8 +3,10 @@
 use std::error::Error as StdError;
 use std::fmt;
 use std::ops::Range;
+use std::str::FromStr;
 use std::sync::Arc;
 
+use crate::error::Error;
 use crate::escape::Escaped;
 
 /// How a byte stream is cut into frames.
@@ -89,6 +91,30 @@ impl fmt::Debug for Framing {
             Self::Delimited(byte) => write!(f, "delimited by {byte:#04x}"),
             Self::Custom(_) => f.write_str("custom"),
         }
+    }
+}
+
+/// Reads a built-in framing by its name: `raw`, `packet-1`, `packet-2`, `packet-4`, `line`, or
+/// `delimited by 0x00` with the byte in hexadecimal.
+impl FromStr for Framing {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self, Error> {
+        Ok(match name {
+            "raw" => Self::Raw,
+            "packet-1" => Self::Packet1,
+            "packet-2" => Self::Packet2,
+            "packet-4" => Self::Packet4,
+            "line" => Self::Line,
+            _ => {
+                let byte = name.strip_prefix("delimited by 0x");
+                let byte = byte.and_then(|byte| u8::from_str_radix(byte, 16).ok());
+                Self::Delimited(byte.ok_or_else(|| {
+                    let names = "raw, packet-1, packet-2, packet-4, line, delimited by 0x00";
+                    Error::option("framing", format!("{name:?} is none of {names}"))
+                })?)
+            }
+        })
     }
 }
 

@@ -212,6 +212,35 @@ fn the_defaults_are_safe() {
     }
 }
 
+#[test]
+fn a_framing_is_read_by_its_name() {
+    for name in [
+        "raw",
+        "packet-1",
+        "packet-2",
+        "packet-4",
+        "line",
+        "delimited by 0x00",
+        "delimited by 0x7c",
+    ] {
+        let framing: Framing = name.parse().expect("a framing");
+        assert_eq!(format!("{framing:?}"), name);
+    }
+    for name in [
+        "",
+        "packet-3",
+        "custom",
+        "delimited by 0x100",
+        "Raw",
+        "\u{1b}",
+    ] {
+        let error = name.parse::<Framing>().expect_err("none").to_string();
+        let names = "raw, packet-1, packet-2, packet-4, line, delimited by 0x00";
+        let expected = format!("option framing: {name:?} is none of {names}");
+        assert_eq!(error, expected);
+    }
+}
+
 /// A long line in many pieces is searched once, not from its beginning for each piece.
 #[test]
 fn a_line_is_searched_once() {

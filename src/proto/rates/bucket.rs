@@ -1,7 +1,10 @@
 //! Token buckets: how much may pass in how much time, in one number per bucket.
 
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
+use crate::error::Error;
 use crate::proto::time::Time;
 
 /// A number of units per second, and how many may pass at once.
@@ -37,6 +40,18 @@ impl Rate {
         self
     }
 
+    fn read(text: &str) -> Option<Self> {
+        let (rate, burst) = match text.split_once(" burst ") {
+            Some((rate, burst)) => (rate, Some(burst.parse().ok()?)),
+            None => (text, None),
+        };
+        let per_second = rate.strip_suffix("/s")?.parse().ok()?;
+        Some(Self {
+            per_second,
+            burst: burst.unwrap_or(per_second),
+        })
+    }
+
     /// Returns the fault of a rate that admits nothing.
     pub(crate) fn problem(&self) -> Option<&'static str> {
         match self {
@@ -61,6 +76,34 @@ impl Rate {
         let nanos =
             (u128::from(units) * 1_000_000_000).div_ceil(u128::from(self.per_second.max(1)));
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+}
+
+/// As it is read: `100/s`, or `100/s burst 20`.
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", self.per_second)?;
+        match self.burst == self.per_second {
+            true => Ok(()),
+            false => write!(f, " burst {}", self.burst),
+        }
+    }
+}
+
+/// Reads `100/s`, or `100/s burst 20`.
+impl FromStr for Rate {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        let unreadable = || {
+            let problem = format!("{text:?} is no rate (as in 100/s or 100/s burst 20)");
+            Error::option("rate", problem)
+        };
+        let rate = Self::read(text).ok_or_else(unreadable)?;
+        match rate.problem() {
+            Some(problem) => Err(Error::option("rate", problem)),
+            None => Ok(rate),
+        }
     }
 }
 
@@ -174,6 +217,37 @@ mod tests {
                     "burst {burst} at {now} ms"
                 );
             }
+        }
+    }
+
+    #[test]
+    fn a_printed_rate_is_read_again() {
+        for (text, rate) in [
+            ("100/s", Rate::per_second(100)),
+            ("100/s burst 20", Rate::per_second(100).burst(20)),
+        ] {
+            assert_eq!(text.parse::<Rate>().expect("a rate"), rate);
+            assert_eq!(rate.to_string(), text);
+        }
+        for text in [
+            "",
+            "100",
+            "/s",
+            "-1/s",
+            "100/s burst",
+            "100/s burst x",
+            "1e3/s",
+        ] {
+            let error = text.parse::<Rate>().expect_err("no rate").to_string();
+            let problem = "is no rate (as in 100/s or 100/s burst 20)";
+            assert_eq!(error, format!("option rate: {text:?} {problem}"));
+        }
+        for text in ["0/s", "1/s burst 0"] {
+            let error = text
+                .parse::<Rate>()
+                .expect_err("nothing passes")
+                .to_string();
+            assert!(error.contains("use at least 1"), "{error}");
         }
     }
 
