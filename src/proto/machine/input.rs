@@ -170,7 +170,7 @@ impl Machine {
     /// Handles a read that failed for good.
     pub(crate) fn handle_read_error(&mut self, error: io::Error, pool: &mut Pool) {
         self.status.recv.set_eof();
-        self.end(closed_by(error), pool);
+        self.fail(closed_by(error), pool);
         self.status.send.fail();
     }
 

@@ -446,12 +446,17 @@ impl Machine {
 
     /// Ends at once; pending output is lost. `closed` is the reason, unless one is known.
     pub(crate) fn end(&mut self, closed: Closed, pool: &mut Pool) {
-        self.leave(Phase::Gone, closed, pool);
+        self.leave(Phase::Gone, closed, false, pool);
     }
 
-    /// Ends at once with RST.
+    /// Ends with the socket, which has failed: the kernel drops its output too.
+    pub(super) fn fail(&mut self, closed: Closed, pool: &mut Pool) {
+        self.leave(Phase::Gone, closed, true, pool);
+    }
+
+    /// Ends at once with RST, which makes the kernel drop its output too.
     pub(crate) fn reset(&mut self, closed: Closed, pool: &mut Pool) {
-        self.leave(Phase::Reset, closed, pool);
+        self.leave(Phase::Reset, closed, true, pool);
     }
 
     /// Ends at the drain's deadline.
@@ -525,16 +530,15 @@ impl Machine {
         }
     }
 
-    fn leave(&mut self, phase: Phase, closed: Closed, pool: &mut Pool) {
+    fn leave(&mut self, phase: Phase, closed: Closed, kernel_drops: bool, pool: &mut Pool) {
         // A socket that has left the loop keeps its slot until its stream is dropped.
         if self.status.life.is_gone() || self.is_detached() {
             return;
         }
         // Promised output that is lost is the reason to report. The alert of a failed handshake is
         // no promise.
-        let drops_output = self.unsent_app_bytes() > 0
-            // RST makes the kernel drop it, too.
-            || (phase == Phase::Reset && self.has_unsent_in_kernel());
+        let drops_output =
+            self.unsent_app_bytes() > 0 || (kernel_drops && self.has_unsent_in_kernel());
         let lost = self.status.life.is_closing() && self.was_open() && drops_output;
         self.enter_closing(phase, pool);
         self.drop_output(pool);
@@ -604,6 +608,10 @@ impl Machine {
         } else {
             if !sent {
                 self.status.send.fail();
+                if self.has_unsent_in_kernel() {
+                    let closed = Closed::new(CloseReason::Reset);
+                    self.wake_unpooled().ending.set_loss(closed);
+                }
             }
             self.status.life.enter(Phase::Gone);
         }

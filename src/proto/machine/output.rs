@@ -296,7 +296,7 @@ impl Machine {
         let recv = self.status.recv;
         let all_read = recv.is_eof() || recv.is_end_reported() || recv.is_paused_by_handler();
         if !self.status.life.is_open() || all_read {
-            return self.end(closed_by(error), pool);
+            return self.fail(closed_by(error), pool);
         }
         self.status.send.fail();
         if let Some(session) = &mut self.tls {

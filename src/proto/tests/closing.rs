@@ -124,6 +124,25 @@ fn shutdown_that_fails_is_the_end() {
     assert_eq!(rig.ended(), CloseReason::Closed);
 }
 
+/// Without FIN, and by a kernel that had not sent everything: the peer's end was not the close.
+#[test]
+fn shutdown_that_fails_over_unsent_output_is_a_reset() {
+    for (unsent, reason) in [
+        (Some(5), CloseReason::Reset),
+        (Some(0), CloseReason::Closed),
+        (None, CloseReason::Closed),
+    ] {
+        let mut rig = Rig::open(echo);
+        let now = rig.now;
+        rig.machine.close_by_handler(now, &mut rig.pool);
+        rig.flush();
+        rig.machine.handle_delivery(unsent, now);
+        rig.machine.handle_shutdown(now, false);
+        rig.turn();
+        assert_eq!(rig.ended(), reason, "{unsent:?}");
+    }
+}
+
 #[test]
 fn socket_errors_have_their_reasons() {
     let table = [
@@ -413,6 +432,22 @@ fn a_reset_loses_what_the_kernel_has_not_sent() {
         rig.machine
             .reset(Closed::new(CloseReason::Killed), &mut rig.pool);
         assert_eq!(rig.machine.take_closed().reason, reason, "{unsent:?}");
+    }
+}
+
+/// The peer's reset makes the kernel drop it as well.
+#[test]
+fn a_reset_by_the_peer_loses_what_the_kernel_has_not_sent() {
+    for (unsent, reason) in [
+        (Some(5), CloseReason::Reset),
+        (Some(0), CloseReason::Closed),
+        (None, CloseReason::Closed),
+    ] {
+        let mut rig = lingering();
+        rig.machine.handle_delivery(unsent, rig.now);
+        rig.inbox.push_back(Input::Error(libc::ECONNRESET));
+        rig.turn();
+        assert_eq!(rig.ended(), reason, "{unsent:?}");
     }
 }
 
