@@ -3,3 +3,4 @@
 mod architecture;
 mod manual;
 mod peers_table;
+mod planted;

@@ -7,6 +7,7 @@
 //! prefix of it, and all of it after an orderly end.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 
 use portcullis::sim::{shrink, Coverage, Faults};
 use portcullis::CloseReason;
@@ -14,6 +15,7 @@ use portcullis::CloseReason;
 mod app;
 mod bans;
 mod header;
+mod logger;
 mod pace;
 mod plan;
 mod rates;
@@ -59,7 +61,9 @@ impl Plan {
         if keep_trace {
             world.sim.keep_trace();
         }
-        let outcome = world.play(self);
+        // Whatever foreign code does, its panics stay inside.
+        let played = std::panic::catch_unwind(AssertUnwindSafe(|| world.play(self)));
+        let outcome = played.unwrap_or_else(|_| Err("a panic has left the server".to_owned()));
         let trace = world.sim.take_trace();
         match outcome {
             Err(what) => Err(Failure { what, trace }),

@@ -23,6 +23,7 @@ pub mod naive;
 pub mod net;
 pub mod outgoing;
 pub mod planned;
+pub mod planted_bugs;
 #[cfg(feature = "tls")]
 pub mod schedules;
 pub mod script;

@@ -5,11 +5,21 @@ use std::sync::{Arc, OnceLock};
 
 use portcullis::tls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use portcullis::tls::rustls::{self, ClientConfig, ClientConnection, RootCertStore, ServerConfig};
+use portcullis::tls::BoundedVerifier;
 
 use crate::tls::provider;
 
+mod chains;
+
+pub use chains::{take_most_steps, Chain};
+use chains::{CountingVerifier, Shown};
+
 struct Configs {
     server: Arc<ServerConfig>,
+    /// It asks its clients for certificates.
+    asking: Arc<ServerConfig>,
+    /// Clients that show something, by the number of [`Chain`].
+    showing: Vec<Arc<ClientConfig>>,
     client: Arc<ClientConfig>,
     client12: Arc<ClientConfig>,
 }
@@ -28,10 +38,28 @@ fn make() -> Result<Configs, Box<dyn std::error::Error>> {
     let mut roots = RootCertStore::empty();
     roots.add(certificate.clone())?;
     let key = PrivatePkcs8KeyDer::from(key.serialize_der());
-    let server = ServerConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()?
+    let server =
+        || ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let shown = Chain::ALL.map(Shown::new).into_iter();
+    let shown: Vec<Arc<Shown>> = shown
+        .map(|shown| shown.map(Arc::new))
+        .collect::<Result<_, _>>()?;
+    let verifier = BoundedVerifier::new(Arc::new(CountingVerifier(shown.clone())));
+    let asking = server()?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_single_cert(vec![certificate.clone()], key.clone_key().into())?;
+    let server = server()?
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key.into())?;
+    let showing = shown.iter().map(|shown| {
+        let mut client = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(roots.clone())
+            .with_client_auth_cert(shown.certificates(), shown.key().into())?;
+        client.resumption = rustls::client::Resumption::disabled();
+        Ok(Arc::new(client))
+    });
+    let showing = showing.collect::<Result<_, rustls::Error>>()?;
     let client = |versions| -> Result<Arc<ClientConfig>, rustls::Error> {
         let mut client = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(versions)?
@@ -44,6 +72,8 @@ fn make() -> Result<Configs, Box<dyn std::error::Error>> {
     };
     Ok(Configs {
         server: Arc::new(server),
+        asking: Arc::new(asking),
+        showing,
         client: client(&[&rustls::version::TLS13])?,
         client12: client(&[&rustls::version::TLS12])?,
     })
@@ -51,6 +81,11 @@ fn make() -> Result<Configs, Box<dyn std::error::Error>> {
 
 pub fn server_config() -> Arc<ServerConfig> {
     Arc::clone(&configs().server)
+}
+
+/// Of a server that asks for certificates, and bounds what verifying them costs.
+pub fn asking_server_config() -> Arc<ServerConfig> {
+    Arc::clone(&configs().asking)
 }
 
 pub fn client_config() -> Arc<ClientConfig> {
@@ -68,6 +103,14 @@ impl Client {
     /// TLS 1.3.
     pub fn new() -> Self {
         Self::with(&configs().client)
+    }
+
+    /// TLS 1.3, with a chain of certificates if it is asked for one.
+    pub fn showing(chain: Chain) -> Self {
+        match chain {
+            Chain::Nothing => Self::new(),
+            chain => Self::with(&configs().showing[chain as usize]),
+        }
     }
 
     pub fn tls12() -> Self {

@@ -16,6 +16,7 @@ use portcullis::{
 use super::bans::Bans;
 use super::header::Opening;
 use super::rules::Rules;
+use super::sim_client::SimClient;
 use super::wire::Wire;
 
 /// The application.
@@ -314,6 +315,12 @@ impl Talk {
     /// The server delivers a frame: it must be what a naive reader finds next.
     pub fn hear(&mut self, frame: &[u8]) -> Result<(), String> {
         let rest = &self.said[self.heard..];
+        let is_hello = rest.starts_with(&SimClient::hello()) && !self.tls;
+        if is_hello && !matches!(self.wire, Wire::Raw | Wire::Five) {
+            return Err(format!(
+                "the frame {frame:?} of a ClientHello was delivered"
+            ));
+        }
         match self.wire.cut(rest, self.max, frame.len()) {
             Some((payload, taken)) if rest[payload.clone()] == *frame => {
                 self.heard += taken;

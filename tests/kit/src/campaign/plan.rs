@@ -53,6 +53,8 @@ pub struct Door {
     pub tls: bool,
     /// There is TLS in this world.
     pub may_upgrade: bool,
+    /// Its TLS asks clients for certificates, whose chains may be expensive.
+    pub asks: bool,
     /// Peers that the service refuses, of a thousand.
     pub refusals: u16,
     /// As it begins.
@@ -172,6 +174,10 @@ impl Plan {
         let mut setup = Setup {
             doors: (0..doors)
                 .map(|_| Door::draw(&mut random, tls, heavy))
+                .map(|door| Door {
+                    asks: door.tls && seed % 2 == 1,
+                    ..door
+                })
                 .collect(),
             cap: random.below(9).max(random.below(3)),
             budgets: [
@@ -279,6 +285,7 @@ impl Door {
             wire: Wire::ALL[random.below(Wire::ALL.len())],
             tls: tls && random.chance(400),
             may_upgrade: tls,
+            asks: false,
             refusals: [0, 0, 0, 200][random.below(4)],
             rules: Rules::draw(random),
             limits,
@@ -311,7 +318,10 @@ impl Door {
         });
         #[cfg(feature = "tls")]
         let listen = if self.tls {
-            listen.tls(crate::sim_tls::server_config())
+            listen.tls(match self.asks {
+                true => crate::sim_tls::asking_server_config(),
+                false => crate::sim_tls::server_config(),
+            })
         } else {
             listen
         };

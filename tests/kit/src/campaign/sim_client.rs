@@ -23,6 +23,8 @@ pub struct SimClient {
     pub odd: bool,
     /// What it has heard, TLS taken off.
     pub received: usize,
+    /// It has reset the connection.
+    pub reset: bool,
     /// Its TLS heard something else than TLS.
     pub deaf: bool,
     #[cfg(feature = "tls")]
@@ -41,9 +43,18 @@ impl SimClient {
             hesitates: true,
             odd,
             received: 0,
+            reset: false,
             deaf: false,
             #[cfg(feature = "tls")]
             tls: (tls && !odd).then(sim_tls::Client::new),
+        }
+    }
+
+    /// Shows a chain of certificates to a server that asks for one. Before it says anything.
+    #[cfg(feature = "tls")]
+    pub fn show(&mut self, random: &mut Random) {
+        if let (Some(tls), Some(&chain)) = (&mut self.tls, random.pick(&sim_tls::Chain::ALL)) {
+            *tls = sim_tls::Client::showing(chain);
         }
     }
 

@@ -13,6 +13,7 @@ use portcullis::{CloseReason, ConnId, ConnInfo, ListenerId, ProxyProtocol, Retry
 
 use super::app::{is_orderly, tcp, App, Order, Slow, Talk};
 use super::header::{self, Opening};
+use super::logger::PanickingLogger;
 use super::pace::{Limits, Pace};
 use super::plan::{Act, Action, Door, Plan};
 use super::rates::Meter;
@@ -23,6 +24,10 @@ use crate::script::ScriptedHandler;
 
 /// Clients that something happens to.
 const RECENT: usize = 8;
+
+/// Steps of the search for a path that verifying a chain may cost: ten common chains.
+#[cfg(feature = "tls")]
+const MAX_STEPS: usize = 10;
 
 pub struct World {
     pub sim: Sim<App>,
@@ -40,6 +45,10 @@ pub struct World {
     dials: u16,
     queue: (usize, usize),
     heavy: bool,
+    /// A connection may be reset on purpose, also while it closes in order; or a call fails for a
+    /// connection whose kernel was not asked yet what it has sent.
+    aborts: bool,
+    logger: Option<PanickingLogger>,
 }
 
 /// A listener.
@@ -76,6 +85,7 @@ impl World {
             });
         }
         sim.keep_coverage();
+        let logger = (plan.seed % 8 == 3).then(|| PanickingLogger::new(plan.seed ^ 0x1066));
         let mut world = Self {
             sim,
             doors: Vec::new(),
@@ -88,6 +98,12 @@ impl World {
             dials: 0,
             queue: plan.setup.queue,
             heavy: plan.setup.heavy,
+            aborts: plan.faults.errors > 0
+                || plan.setup.doors.iter().any(|door| {
+                    let kind = door.handler_kind;
+                    matches!(kind, HandlerKind::Meddling | HandlerKind::Suicidal)
+                }),
+            logger,
         };
         world.meter.set(world.house.accept_rate);
         let mut random = Random::new(plan.seed ^ 0xC0FF_EE00);
@@ -146,6 +162,10 @@ impl World {
                 };
                 if let Some(at) = self.connect(door, odd, from, opening, &mut random) {
                     let (door, id) = (&self.doors[door].door, self.sim_clients[at].id);
+                    #[cfg(feature = "tls")]
+                    if door.asks {
+                        self.sim_clients[at].show(&mut random);
+                    }
                     self.sim.set_send_buffer(id, door.send_buffer);
                     self.sim.set_reading(id, !random.chance(door.clogged));
                     if random.chance(40) {
@@ -321,6 +341,14 @@ impl World {
             .map(|sim_client| sim_client.id)
             .collect();
         let addr = self.doors[0].addr;
+        self.aborts |= matches!(op, Op::Kill { .. } | Op::Fail { .. });
+        if let Op::Reset { client } = op {
+            let at = clients.get(usize::from(*client) % clients.len().max(1));
+            let mut sim_clients = self.sim_clients.iter_mut();
+            if let Some(client) = sim_clients.find(|client| Some(&client.id) == at) {
+                client.reset = true;
+            }
+        }
         checked(self.sim.try_perform(addr, &clients, op))?;
         self.note_work(matches!(op, Op::Advance { .. }));
         Ok(())
@@ -670,6 +698,7 @@ impl World {
         self.miss_nothing(true)?;
         if random.chance(300) {
             // Paused connections must be ended: here, or by the drain.
+            self.aborts = true;
             for (id, _) in self.connections() {
                 self.sim.control().kill(id);
             }
@@ -717,6 +746,14 @@ impl World {
                 && (at_last || !talk.throttled);
             if idle && talk.has_more() {
                 return Err(format!("{info} is not told a frame that has come"));
+            }
+            let mut clients = self.sim_clients.iter();
+            let client = clients.find(|client| client.addr == tcp(&info.peer));
+            let is_gone =
+                client.is_some_and(|client| self.sim.state(client.id) == ClientState::Reset);
+            // Frames that a pause keeps from the handler come before the end.
+            if at_last && is_gone && info.state == State::Open && info.buffered == 0 {
+                return Err(format!("{info} keeps its slot, and its peer is gone"));
             }
         }
         Ok(())
@@ -846,6 +883,7 @@ impl World {
     fn check_books(&self) -> Result<(), String> {
         let (app, stats) = (self.sim.app(), self.sim.stats());
         let orders = &app.commands;
+        let logged = self.logger.as_ref().map_or(0, PanickingLogger::panics);
         let opened = app.talks.values().filter(|talk| talk.opened).count() as u64;
         let closed = app
             .talks
@@ -862,7 +900,7 @@ impl World {
             ),
             (
                 "panics, planned and counted",
-                app.panics + app.blown.get(),
+                app.panics + app.blown.get() + logged,
                 stats.panics,
             ),
             ("jobs, taken and done", orders.posts, orders.jobs),
@@ -893,6 +931,7 @@ impl World {
     /// Every client reads what there is, and judges it.
     fn listen_to_all(&mut self) -> Result<(), String> {
         self.meet();
+        self.aborts |= self.sim.app().commands.kills > 0;
         for sim_client in &mut self.sim_clients {
             let bytes = self.sim.received(sim_client.id);
             let talk = self.sim.app_mut().talk(sim_client.addr);
@@ -903,7 +942,13 @@ impl World {
             );
             let murky = talk.murky;
             self.sim.send(sim_client.id, &reply);
-            if murky || sim_client.deaf || self.sim.state(sim_client.id) != ClientState::Finished {
+            let is_over = match self.sim.state(sim_client.id) {
+                ClientState::Finished => true,
+                // By the server, which may do so only once the client has everything.
+                ClientState::Reset => !self.aborts && !sim_client.reset,
+                _ => false,
+            };
+            if murky || sim_client.deaf || !is_over {
                 continue;
             }
             if closed.is_some_and(is_orderly) && rest > 0 {
@@ -915,8 +960,19 @@ impl World {
         }
         let now = self.sim.now();
         self.keep_out_the_banned(now)?;
+        self.bound_the_chains()?;
         self.audit()?;
         self.sim.app_mut().fault.take().map_or(Ok(()), Err)
+    }
+
+    /// No chain of certificates has been verified that costs more than the bound.
+    fn bound_the_chains(&self) -> Result<(), String> {
+        #[cfg(feature = "tls")]
+        match crate::sim_tls::take_most_steps() {
+            0..=MAX_STEPS => {}
+            steps => return Err(format!("a chain was verified in {steps} steps")),
+        }
+        Ok(())
     }
 
     /// No peer is slower than the minimum rate allows. A callback that blocks the loop may do so
