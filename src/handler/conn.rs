@@ -15,7 +15,7 @@ use crate::id::{ConnId, ListenerId};
 use crate::proto::{
     ConnConfig, Framing, Machine, Pool, ProxyHeader, SendError, State, Time, TimeLeft, Traffic,
 };
-use crate::reason::Closed;
+use crate::reason::{Close, Closed};
 
 /// The argument of each callback: the application's state and the connection, two fields so that
 /// both can be borrowed at once.
@@ -56,6 +56,7 @@ pub(crate) trait ConnOps<A> {
     fn local_addr(&self, id: ConnId) -> io::Result<Addr>;
     fn credentials(&self, id: ConnId) -> io::Result<Credentials>;
     fn fd(&self, id: ConnId) -> io::Result<BorrowedFd<'_>>;
+    fn close_as(&mut self, id: ConnId, close: Close);
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
     fn detach(&mut self, id: ConnId, receiver: Box<dyn FnOnce(Detached)>) -> crate::Result<()>;
     fn connect(
@@ -150,6 +151,22 @@ impl<'a, A> Conn<'a, A> {
     /// Ends one [`Conn::hold`], with or without an answer. Extra calls are ignored.
     pub fn release(&mut self) {
         self.change(|machine, _, _| machine.end_reply());
+    }
+
+    /// Ends this connection as if a callback of its own had returned `close`: with a cause, for its
+    /// [`Handler::on_close`], the log and the recent closes.
+    ///
+    /// ```
+    /// # use portcullis::{Close, ConnId, Context};
+    /// /// An MQTT client has connected again: its older connection ends.
+    /// fn take_over(cx: &mut Context<'_>, older: ConnId) {
+    ///     if let Some(mut older) = cx.conn.peer(older) {
+    ///         older.end(Close::because("the session was taken over"));
+    ///     }
+    /// }
+    /// ```
+    pub fn end(&mut self, close: Close) {
+        self.ops.close_as(self.id, close);
     }
 
     /// Closes at once with RST. Pending output is lost.

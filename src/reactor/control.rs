@@ -26,7 +26,7 @@ use crate::listener_info::ListenerInfo;
 use crate::logs;
 use crate::metrics::Metrics;
 use crate::proto::{Machine, Pool, SendError, Time};
-use crate::reason::{CloseReason, Closed};
+use crate::reason::{Close, CloseReason, Closed};
 use crate::recent::RecentClose;
 use crate::stats::{DrainReport, Stats};
 use crate::tree::Tree;
@@ -79,6 +79,11 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 
     fn fd(&self, id: ConnId) -> io::Result<BorrowedFd<'_>> {
         self.core.stream(id)?.fd()
+    }
+
+    fn close_as(&mut self, id: ConnId, close: Close) {
+        self.core.close_as(id, close);
+        self.core.touch(id);
     }
 
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) {

@@ -11,8 +11,10 @@ use kit::net::{
     turns_until,
 };
 use kit::script::{connect_narrow, fill, spawn_script, usual, Call, Entry};
+use portcullis::sim::Sim;
 use portcullis::{
-    Close, CloseReason, Config, Context, Framing, Handler, Listen, Outcome, Server, State,
+    Close, CloseReason, Closed, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Server,
+    State,
 };
 
 /// A long answer to every frame.
@@ -633,4 +635,52 @@ fn no_frame_comes_after_close() {
     drop(client);
     assert_eq!(journal.until_closed(1), [CloseReason::Closed]);
     assert_eq!(journal.count(&Entry::Frame), 2);
+}
+
+/// One handler ends another's connection: the cause reaches that one's `on_close` and the records,
+/// and what it has sent before arrives.
+#[test]
+fn a_neighbour_ends_a_connection_with_a_cause() {
+    #[derive(Default)]
+    struct App {
+        first: Option<ConnId>,
+        told: Vec<String>,
+    }
+    struct Session;
+    impl Handler<App> for Session {
+        fn on_open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+            let Some(older) = cx.app.first else {
+                cx.app.first = Some(cx.conn.id());
+                return Ok(());
+            };
+            if let Some(mut older) = cx.conn.peer(older) {
+                older.send(b"bye")?;
+                older.end(Close::because("taken over"));
+                older.end(Close::because("too late"));
+            }
+            Ok(())
+        }
+        fn on_frame(&mut self, _: &mut Context<'_, App>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+        fn on_close(&mut self, cx: &mut Context<'_, App>, closed: &Closed) {
+            cx.app.told.push(closed.to_string());
+        }
+    }
+    let mut sim = Sim::new(1, Config::new(), App::default());
+    let addr = sim
+        .listen(local(), |_: &mut App, _| Session)
+        .expect("listen");
+    let older = sim.connect(addr).expect("a listener");
+    sim.settle();
+    sim.connect(addr).expect("a listener");
+    sim.settle();
+    assert_eq!(sim.received(older), packet2(b"bye"));
+    sim.finish(older);
+    sim.settle();
+    assert_eq!(sim.app().told, ["handler failed: taken over"]);
+    let recent = sim.control().recent_closes();
+    assert_eq!(recent[0].reason, CloseReason::Failed);
+    assert_eq!(recent[0].error.as_deref(), Some("taken over"));
+    assert_eq!(sim.stats().closed(CloseReason::Failed), 1);
 }

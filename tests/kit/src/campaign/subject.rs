@@ -147,6 +147,7 @@ impl Subject {
             5 => neighbour.close_after_input(),
             6 => drop(cx.app.order(Order::Kill(other))),
             7 => neighbour.replace_handler(ScriptedHandler::successor(successor)),
+            8 => neighbour.end(Close::because("meddled with")),
             // It may be closing, or full: both are results.
             _ => drop(cx.app.send(&mut neighbour, b"meddling")),
         }
@@ -177,7 +178,7 @@ impl Subject {
 
     fn end_itself(&mut self, cx: &mut Context<'_, App>) -> Outcome {
         let id = cx.conn.id();
-        match self.random.below(10) {
+        match self.random.below(11) {
             0 => cx.conn.close(),
             1 => cx.conn.abort(),
             2 => return Err(Close::new()),
@@ -185,6 +186,7 @@ impl Subject {
             4 => return Err(Close::because("had enough")),
             5 => drop(cx.app.order(Order::Kill(id))),
             6 => cx.conn.close_after_input(),
+            10 => cx.conn.end(Close::because("had enough of it")),
             7 => {
                 cx.app.panics += 1;
                 blow()
