@@ -55,10 +55,14 @@ fn a_child_that_drops_the_server_takes_nothing_from_its_parent() {
     };
     let mut before = connect();
     echoes(&mut server, &mut before, b"before the fork\n");
-    // SAFETY: the child only drops the server and exits.
+    // SAFETY: the child only closes what the server has, drops it and exits.
     match unsafe { fork() }.expect("fork") {
         ForkResult::Child => {
-            let closed = server.control().close_listener("tcp").is_ok();
+            let mut closed = server.control().close_listener("tcp").is_ok();
+            for conn in server.control().connections() {
+                closed &= server.control().kill(conn.id);
+            }
+            closed &= server.poll_once(&mut (), Some(Duration::ZERO)).is_ok();
             drop(server);
             std::process::exit(i32::from(!closed));
         }

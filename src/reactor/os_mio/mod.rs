@@ -73,6 +73,11 @@ impl MioOs {
         self.listen_sockets = Some((listen_sockets, Vec::new()));
     }
 
+    /// True in a forked child: poll and sockets are its parent's.
+    fn is_forked(&self) -> bool {
+        std::process::id() != self.process
+    }
+
     /// The poll's own descriptor: readable when there are events.
     pub(crate) fn as_fd(&self) -> BorrowedFd<'_> {
         self.poll.registry().as_fd()
@@ -394,7 +399,7 @@ impl Os for MioOs {
 
     fn deregister_listener(&mut self, listener: &mut Listener) -> io::Result<()> {
         // A forked child would take the listener out of its parent's poll.
-        if std::process::id() != self.process {
+        if self.is_forked() {
             return Ok(());
         }
         self.poll.registry().deregister(listener.source())
@@ -507,8 +512,10 @@ impl Os for MioOs {
     }
 
     fn close(&mut self, stream: Stream, reset: bool) {
-        // A forked child may have a copy, with which a close alone ends nothing. Calls that end the
-        // connection itself fail only for a socket that has failed already.
+        // A forked child may have a copy, with which a close alone ends nothing; and the child's own
+        // close must not end its parent's connection. Calls that end the connection itself fail only
+        // for a socket that has failed already.
+        let reset = reset && !self.is_forked();
         match &stream {
             Stream::Tcp(stream) if reset => {
                 let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
