@@ -154,3 +154,53 @@ fn a_callback_that_sends_while_there_is_room_ends() {
     sim.settle();
     assert!(sim.stats().traffic.bytes_out >= 64 << 20);
 }
+
+/// Over TLS the same: records are encrypted and written before a frame is refused.
+#[cfg(feature = "tls")]
+#[test]
+fn over_tls_the_socket_is_written_first_too() {
+    use kit::sim_tls;
+    let mut sim = Sim::new(1, Config::new(), App::default());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).tls(sim_tls::server_config());
+    let service = |_: &mut App, _: portcullis::Peer| Sender;
+    let addr = sim.listen(listen, service).expect("listen");
+    let mut clients = [(); 2].map(|()| {
+        let client = sim.connect(addr).expect("connect");
+        sim.set_send_buffer(client, 4 << 20);
+        let mut tls = sim_tls::Client::new();
+        sim.send(client, &tls.encrypt(b""));
+        sim.settle();
+        let mut plain = Vec::new();
+        let flight = tls.decrypt(&sim.received(client), &mut plain);
+        sim.send(client, &flight.expect("a handshake"));
+        sim.settle();
+        (client, tls)
+    });
+    for word in [&b"\0\x06answer"[..], b"\0\x07publish"] {
+        for (client, tls) in &mut clients {
+            let wire = tls.encrypt(word);
+            sim.send(*client, &wire);
+        }
+        sim.advance(Duration::from_millis(100));
+    }
+    let sent = clients.map(|(client, mut tls)| {
+        let mut plain = Vec::new();
+        let wire = sim.received(client);
+        tls.decrypt(&wire, &mut plain).expect("records");
+        plain.len() / (FRAME.len() + 2)
+    });
+    assert_eq!((sim.app().refused, sent), (0, [3 * FRAMES, FRAMES]));
+}
+
+/// Frames of another thread, from an iteration to the next.
+#[test]
+fn a_handle_may_send_what_the_socket_takes() {
+    let (mut sim, [client, _]) = world(4 << 20);
+    let id = sim.app().reader.expect("it is open");
+    for _ in 0..FRAMES {
+        sim.handle().send(id, FRAME).expect("room in the queue");
+    }
+    sim.advance(Duration::from_millis(100));
+    assert_eq!(sim.received(client).len(), FRAMES * (FRAME.len() + 2));
+    assert_eq!(sim.stats().undeliverable, 0);
+}

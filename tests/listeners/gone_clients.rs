@@ -221,3 +221,25 @@ fn before_the_loop_runs() {
     assert_eq!(read_to_end(&mut asks), b"");
     drop(waits);
 }
+
+/// On a Unix socket too.
+#[test]
+fn of_a_unix_socket() {
+    let folder = kit::net::Place::new();
+    let path = folder.path("gone.sock");
+    let mut server = Server::new(Config::new()).expect("server");
+    let listen = Listen::unix(&path, Framing::Line).name("unix");
+    server.listen_with(listen, Greeter).expect("listen");
+    let mut seen = Seen::default();
+    server.control().suspend("unix").expect("it is open");
+    let gone = std::os::unix::net::UnixStream::connect(&path).expect("connect");
+    let stays = std::os::unix::net::UnixStream::connect(&path).expect("connect");
+    drop(gone);
+    server.control().resume("unix").expect("it is open");
+    for _ in 0..5 {
+        let turn = server.poll_once(&mut seen, Some(Duration::from_millis(20)));
+        turn.expect("poll");
+    }
+    assert_eq!((seen.gone, seen.opened), (1, 1));
+    drop(stays);
+}
