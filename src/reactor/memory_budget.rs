@@ -190,7 +190,15 @@ impl MemoryBudget {
     }
 
     /// The connection ends or leaves: it holds nothing from here on.
+    #[inline]
     pub(super) fn forget<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) {
+        // Grants and pauses end when memory is not tight any more.
+        if self.usage.of(id.index()) > 0 || self.usage.is_tight() {
+            self.release(conns, id, now);
+        }
+    }
+
+    fn release<S>(&mut self, conns: &mut Connections<S>, id: ConnId, now: Time) {
         self.set(conns, id.index(), 0, now);
         self.had_grant.remove(&id);
         self.unpause(conns, id, now);
