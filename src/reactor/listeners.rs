@@ -318,12 +318,21 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// An event for a listener. Tokens repeat after many listens; an accept that finds no client is
-    /// cheap.
+    /// An event for a listener. Tokens repeat after many listens: then all that have this one are
+    /// searched, and an accept that finds no client is cheap.
     pub(super) fn handle_event(&mut self, token: Token) {
         self.may_have_client = true;
+        let token_of = |listener: &Listener<L>| Token::of_listener(listener.id);
+        let found = match self.next_id <= Token::LISTENERS {
+            true => self.all.binary_search_by_key(&token, token_of).ok(),
+            false => None,
+        };
+        if let Some(listener) = found.and_then(|at| self.all.get_mut(at)) {
+            listener.readable = true;
+            return;
+        }
         for listener in &mut self.all {
-            listener.readable |= Token::of_listener(listener.id) == token;
+            listener.readable |= token_of(listener) == token;
         }
     }
 
@@ -523,16 +532,44 @@ fn no_listener(which: &ListenerRef) -> Error {
 mod tests {
     use super::*;
 
+    fn listener(id: ListenerId) -> Listener<()> {
+        let listen = Listen::tcp("127.0.0.1:0", crate::Framing::Packet2);
+        let (name, addr) = (String::new(), Addr::unspecified());
+        let mut listener = Listener::new(id, name, addr, 0, listen, Time::ZERO);
+        listener.readable = false;
+        listener
+    }
+
+    #[test]
+    fn an_event_finds_its_listener() {
+        let mut listeners = Listeners::<()>::default();
+        let mut find = |number: u32| {
+            let id = ListenerId::new(ServerNumber::NONE, number);
+            listeners.all.push(listener(id));
+            listeners.next_id = number + 1;
+            for listener in &mut listeners.all {
+                listener.readable = false;
+            }
+            listeners.handle_event(Token::of_listener(id));
+            let found = listeners.iter().filter(|listener| listener.readable);
+            found
+                .map(|listener| listener.id.number())
+                .collect::<Vec<_>>()
+        };
+        for number in [0, 1, 7, Token::LISTENERS - 1] {
+            assert_eq!(find(number), [number]);
+        }
+        assert_eq!(find(Token::LISTENERS), [0, Token::LISTENERS]);
+        assert_eq!(find(Token::LISTENERS + 3), [Token::LISTENERS + 3]);
+    }
+
     #[test]
     fn an_id_names_one_listener_when_the_numbers_repeat() {
         let mut listeners = Listeners::<()>::default();
         let mut add = |next_id| {
             listeners.next_id = next_id;
             let id = listeners.vacant_id(ServerNumber::NONE);
-            let listen = Listen::tcp("127.0.0.1:0", crate::Framing::Packet2);
-            let (name, addr) = (String::new(), Addr::unspecified());
-            let listener = Listener::new(id, name, addr, 0, listen, Time::ZERO);
-            listeners.all.push(listener);
+            listeners.all.push(listener(id));
             id.number()
         };
         let repeat = 1 << 22;

@@ -14,7 +14,7 @@ use crate::proto::Time;
 
 /// Names the owner of an event, small enough for `epoll_data` on 32 bits too: 24 bits of slot, the
 /// rest generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Token(pub(crate) usize);
 
 const INDEX_BITS: u32 = 24;
@@ -36,6 +36,8 @@ pub(crate) enum Named {
 
 impl Token {
     pub(crate) const WAKER: Self = Self(usize::MAX);
+    /// Listeners whose tokens differ. The last one is the waker's.
+    pub(super) const LISTENERS: u32 = LISTENERS as u32 - 1;
 
     #[inline]
     pub(crate) fn of_conn(id: ConnId) -> Self {
@@ -43,8 +45,7 @@ impl Token {
     }
 
     pub(crate) fn of_listener(id: ListenerId) -> Self {
-        // The last one is the waker's.
-        Self(FIRST_LISTENER + id.number() as usize % (LISTENERS - 1))
+        Self(FIRST_LISTENER + (id.number() % Self::LISTENERS) as usize)
     }
 
     #[inline]
