@@ -519,9 +519,8 @@ impl Os for MioOs {
         match &stream {
             Stream::Tcp(stream) if reset => {
                 let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
-                // RST at once (`connect(2)`, AF_UNSPEC).
                 #[cfg(any(target_os = "linux", target_os = "android"))]
-                let _ = rustix::net::connect_unspec(stream);
+                let _ = sockets::disconnect(stream.as_fd());
             }
             // It has no RST: its peer sees the end, or ECONNRESET if it had sent unread data.
             Stream::Unix(stream) if reset => {

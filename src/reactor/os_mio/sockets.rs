@@ -1,6 +1,8 @@
 //! Listening and connected sockets, TCP and Unix.
 
 use std::io;
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use std::os::fd::AsRawFd;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use std::sync::Arc;
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 #[cfg(any(target_os = "linux", target_os = "android"))]
-use nix::sys::socket::setsockopt;
+use nix::sys::socket::{connect, setsockopt, SockaddrIn};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use socket2::Domain;
 use socket2::SockRef;
@@ -191,6 +193,18 @@ nix::setsockopt_impl!(
     libc::c_int,
     nix::sys::socket::sockopt::SetStruct<'_, libc::c_int>
 );
+
+/// Ends a TCP connection with RST, whatever process has a copy of the socket (`connect(2)`, AF_UNSPEC).
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(super) fn disconnect(stream: BorrowedFd<'_>) -> io::Result<()> {
+    let nowhere = SockaddrIn::from(libc::sockaddr_in {
+        sin_family: libc::AF_UNSPEC as libc::sa_family_t,
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: 0 },
+        sin_zero: [0; 8],
+    });
+    Ok(connect(stream.as_raw_fd(), &nowhere)?)
+}
 
 /// An error of an accepted socket is not the listener's: this one client is lost.
 fn lost(_: io::Error) -> io::Error {
