@@ -67,6 +67,34 @@ fn every_client_hears_what_one_says_in_the_chat() {
     assert!(terminate(server).contains("0 evicted"));
 }
 
+/// More than the output limit at once, to members that read as fast as they can.
+#[test]
+fn a_long_text_that_is_pasted_evicts_no_member() {
+    const LINES: usize = 2000;
+    let (server, addr) = start("chat", &[]);
+    let mut members: Vec<Line> = (0..5).map(|_| Line::connect(addr)).collect();
+    let text = format!("{}\n", "x".repeat(79)).repeat(LINES);
+    let readers: Vec<_> = members
+        .drain(1..)
+        .map(|mut member| {
+            std::thread::spawn(move || {
+                let mut heard = 0;
+                while heard < LINES {
+                    heard += usize::from(member.hear().starts_with("guest1: x"));
+                }
+                member
+            })
+        })
+        .collect();
+    let mut talks = members.remove(0);
+    talks.say(&text);
+    for reader in readers {
+        drop(reader.join().expect("every line"));
+    }
+    drop(talks);
+    assert!(terminate(server).contains("0 evicted"));
+}
+
 /// One that does not read is thrown out when its share is full; the others lose nothing.
 #[test]
 fn the_chat_evicts_clients_that_do_not_read() {
