@@ -210,9 +210,10 @@ impl fmt::Display for Closed {
 
 /// How a callback ends its connection: the error half of [`Outcome`].
 ///
-/// Any type that implements [`std::error::Error`], `Send` and `Sync` converts into it. So `?` inside
-/// a callback closes the connection in order, with that error as the cause
-/// ([`CloseReason::Failed`]). For a `String` or a boxed error use `work().map_err(Close::because)?`.
+/// Any type that implements [`std::error::Error`], `Send` and `Sync` converts into it. So `?`
+/// inside a callback closes the connection in order, with that error as the cause
+/// ([`CloseReason::Failed`]). For a `String` or a boxed error use
+/// `work().map_err(Close::because)?`.
 ///
 /// ```
 /// use portcullis::{Close, Context, Handler, Outcome};

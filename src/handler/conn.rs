@@ -207,8 +207,9 @@ impl<'a, A> Conn<'a, A> {
     }
 
     /// Changes the framing, both ways, from the next frame on. Received bytes that are not
-    /// delivered yet are cut in the new framing. [`ConnConfig::max_frame`](crate::ConnConfig::max_frame)
-    /// stays; where it is `None`, the new framing's own maximum applies.
+    /// delivered yet are cut in the new framing.
+    /// [`ConnConfig::max_frame`](crate::ConnConfig::max_frame) stays; where it is `None`, the new
+    /// framing's own maximum applies.
     pub fn set_framing(&mut self, framing: &Framing) {
         self.change(|machine, _, _| machine.set_framing(framing));
     }
@@ -216,8 +217,9 @@ impl<'a, A> Conn<'a, A> {
     /// Changes the options of this connection alone, while it is open: the keepalive time that an
     /// MQTT client has chosen, limits that depend on a login.
     ///
-    /// It applies at once, and takes about 200 bytes. A clock that runs keeps what has passed of it, and a rate what
-    /// was used up. The times of a handshake and of a linger count for the next one.
+    /// It applies at once, and takes about 200 bytes. A clock that runs keeps what has passed of it,
+    /// and a rate what was used up. The times of a handshake and of a linger count for the next
+    /// one.
     ///
     /// ```
     /// # use std::time::Duration;

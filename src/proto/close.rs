@@ -97,6 +97,14 @@ impl Delivery {
         matches!(self, Self::Unsent(_))
     }
 
+    /// True if output may be lost with the socket.
+    ///
+    /// A kernel that was not asked may hold some under our own `reset`. Under the peer's, the peer
+    /// knows what it is without.
+    pub(super) fn may_lose(self, reset: bool) -> bool {
+        self.has_unsent() || (reset && self == Self::Unknown)
+    }
+
     /// True if the kernel must be asked in this phase.
     pub(super) fn is_wanted(self, phase: Phase) -> bool {
         match phase {

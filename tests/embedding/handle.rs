@@ -893,35 +893,32 @@ fn clients_are_served_under_a_flood_of_commands() {
     let mut client = connect(server.addr());
     ping(&mut client, b"before");
     let done = Arc::new(AtomicBool::new(false));
+    let (begin, begun) = mpsc::channel();
     let threads: Vec<_> = (0..4)
         .map(|_| {
-            let (handle, done) = (server.handle.clone(), Arc::clone(&done));
+            let (handle, done, begin) = (server.handle.clone(), Arc::clone(&done), begin.clone());
             thread::spawn(move || {
-                let mut taken = 0_u64;
                 while !done.load(Ordering::Relaxed) {
-                    match handle.post(|(), _| ()) {
-                        Ok(()) => taken += 1,
-                        Err(error) => {
-                            assert_eq!(error, HandleError::QueueFull);
-                            thread::yield_now();
-                        }
+                    let begin = begin.clone();
+                    if let Err(error) = handle.post(move |(), _| drop(begin.send(()))) {
+                        assert_eq!(error, HandleError::QueueFull);
+                        thread::yield_now();
                     }
                 }
-                taken
             })
         })
         .collect();
+    begun.recv_timeout(PATIENCE).expect("the flood begins");
+    drop(begun);
     for round in 0..200_u32 {
         ping(&mut client, &round.to_be_bytes());
     }
     let mut late = connect(server.addr());
     ping(&mut late, b"a new client too");
     done.store(true, Ordering::Relaxed);
-    let taken: u64 = threads
-        .into_iter()
-        .map(|thread| thread.join().expect("flooded"))
-        .sum();
-    assert!(taken > 0);
+    for thread in threads {
+        thread.join().expect("flooded");
+    }
 }
 
 /// A stopped asker does not stop the loop: the late answer is dropped where it is made.

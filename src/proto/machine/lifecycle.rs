@@ -477,42 +477,13 @@ impl Machine {
         !owed
     }
 
-    // The kernel's part of the end: its unsent bytes.
-
-    /// True if the kernel must be asked now how many bytes it has not sent yet.
-    ///
-    /// Before close_notify is written, and again before FIN: neither is output that can be lost.
-    /// Behind the peer's FIN nothing depends on it once all is written: the end comes at once.
-    pub(crate) fn wants_delivery(&self) -> bool {
-        let delivery = self.parts().ending.delivery;
-        let wants = delivery.is_wanted(self.status.life.phase());
-        let is_last = self.status.recv.is_eof() && self.tls.is_none() && self.queued() == 0;
-        wants && !is_last && self.was_open() && !self.limits.linger_timeout.is_zero()
-    }
-
-    /// True if a deadline is due that depends on the kernel's unsent bytes.
-    pub(crate) fn is_delivery_due(&self, due: Time) -> bool {
-        self.status.life.phase() == Phase::Linger
-            && self.has_unsent_in_kernel()
-            && self.parts().deadlines.first() <= due
-    }
-
     /// True if the peer's system has not got all output of the handler, as far as is known.
     pub(crate) fn has_unsent_in_kernel(&self) -> bool {
         self.parts().ending.delivery.has_unsent()
     }
 
-    /// Handles the kernel's answer: the linger begins once the peer's system has everything.
-    pub(crate) fn handle_delivery(&mut self, unsent: Option<usize>, now: Time) {
-        let queued = self.unsent_app_bytes() > 0;
-        let taken = self.wake_unpooled().ending.delivery.note(unsent, queued);
-        if self.status.life.phase() == Phase::Linger {
-            self.begin_linger(now, taken);
-        }
-    }
-
     /// Sets the clocks of the linger, after the peer's system took `taken` bytes.
-    fn begin_linger(&mut self, now: Time, taken: usize) {
+    pub(super) fn begin_linger(&mut self, now: Time, taken: usize) {
         let (pace, timeout) = (self.limits.write_pace(), self.limits.linger_timeout);
         let may_discard = self.may_discard();
         let active = self.wake_unpooled();
@@ -537,8 +508,9 @@ impl Machine {
         }
         // Promised output that is lost is the reason to report. The alert of a failed handshake is
         // no promise.
-        let drops_output =
-            self.unsent_app_bytes() > 0 || (kernel_drops && self.has_unsent_in_kernel());
+        let delivery = self.parts().ending.delivery;
+        let may_lose = delivery.may_lose(phase == Phase::Reset) && self.traffic.bytes_out > 0;
+        let drops_output = self.unsent_app_bytes() > 0 || (kernel_drops && may_lose);
         let lost = self.status.life.is_closing() && self.was_open() && drops_output;
         self.enter_closing(phase, pool);
         self.drop_output(pool);

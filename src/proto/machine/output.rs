@@ -1,4 +1,5 @@
-//! From the handler to the socket: frames are queued, encrypted late, and written.
+//! From the handler to the peer's system: frames are queued, encrypted late, and written; the kernel
+//! tells what it has not sent. And the options, which apply to both directions.
 
 use std::error::Error as StdError;
 use std::io;
@@ -306,6 +307,35 @@ impl Machine {
         active.send_buf.clear(buffers);
         active.deadlines.clear_write();
         active.ending.set_reason(closed_by(error));
+    }
+
+    // The kernel's part of the end: its unsent bytes.
+
+    /// True if the kernel must be asked now how many bytes it has not sent yet.
+    ///
+    /// Before close_notify is written, and again before FIN: neither is output that can be lost.
+    /// Behind the peer's FIN nothing depends on it once all is written: the end comes at once.
+    pub(crate) fn wants_delivery(&self) -> bool {
+        let delivery = self.parts().ending.delivery;
+        let wants = delivery.is_wanted(self.status.life.phase());
+        let is_last = self.status.recv.is_eof() && self.tls.is_none() && self.queued() == 0;
+        wants && !is_last && self.was_open() && !self.limits.linger_timeout.is_zero()
+    }
+
+    /// True if a deadline is due that depends on the kernel's unsent bytes.
+    pub(crate) fn is_delivery_due(&self, due: Time) -> bool {
+        self.status.life.phase() == Phase::Linger
+            && self.has_unsent_in_kernel()
+            && self.parts().deadlines.first() <= due
+    }
+
+    /// Handles the kernel's answer: the linger begins once the peer's system has everything.
+    pub(crate) fn handle_delivery(&mut self, unsent: Option<usize>, now: Time) {
+        let queued = self.unsent_app_bytes() > 0;
+        let taken = self.wake_unpooled().ending.delivery.note(unsent, queued);
+        if self.status.life.phase() == Phase::Linger {
+            self.begin_linger(now, taken);
+        }
     }
 
     // The options of both directions.

@@ -419,6 +419,23 @@ fn lingering() -> Rig {
     rig
 }
 
+/// Closed and aborted in one callback, before the kernel was asked: what it was given before may be
+/// lost with the rest.
+#[test]
+fn an_abort_behind_a_close_is_the_reason() {
+    for (has_sent, reason) in [(true, CloseReason::Aborted), (false, CloseReason::Closed)] {
+        let mut rig = Rig::open(echo);
+        if has_sent {
+            rig.receive(packet2("hello"));
+        }
+        rig.machine.close_by_handler(rig.now, &mut rig.pool);
+        rig.machine
+            .reset(Closed::new(CloseReason::Aborted), &mut rig.pool);
+        rig.turn();
+        assert_eq!(rig.was_reset(), reason, "{has_sent}");
+    }
+}
+
 /// Killed, it is reset: what the kernel has not sent is lost, and that is the reason.
 #[test]
 fn a_reset_loses_what_the_kernel_has_not_sent() {

@@ -512,9 +512,9 @@ impl Os for MioOs {
     }
 
     fn close(&mut self, stream: Stream, reset: bool) {
-        // A forked child may have a copy, with which a close alone ends nothing; and the child's own
-        // close must not end its parent's connection. Calls that end the connection itself fail only
-        // for a socket that has failed already.
+        // A forked child may have a copy, with which a close alone ends nothing; and the child's
+        // own close must not end its parent's connection. Calls that end the connection itself
+        // fail only for a socket that has failed already.
         let reset = reset && !self.is_forked();
         match &stream {
             Stream::Tcp(stream) if reset => {

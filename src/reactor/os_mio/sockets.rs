@@ -194,7 +194,8 @@ nix::setsockopt_impl!(
     nix::sys::socket::sockopt::SetStruct<'_, libc::c_int>
 );
 
-/// Ends a TCP connection with RST, whatever process has a copy of the socket (`connect(2)`, AF_UNSPEC).
+/// Ends a TCP connection with RST, whatever process has a copy of the socket (`connect(2)`,
+/// AF_UNSPEC).
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(super) fn disconnect(stream: BorrowedFd<'_>) -> io::Result<()> {
     let nowhere = SockaddrIn::from(libc::sockaddr_in {
