@@ -900,7 +900,8 @@ fn clients_are_served_under_a_flood_of_commands() {
             thread::spawn(move || {
                 while !done.load(Ordering::Relaxed) {
                     let begin = begin.clone();
-                    if let Err(error) = handle.post(move |(), _| drop(begin.send(()))) {
+                    if let Err(error) = handle.post(move |(), _| begin.send(()).unwrap_or_default())
+                    {
                         assert_eq!(error, HandleError::QueueFull);
                         thread::yield_now();
                     }

@@ -99,7 +99,7 @@ pub const BUGS: &[Bug] = &[
     },
     Bug {
         kind: "orderly ends: the linger runs while the peer still takes bytes",
-        file: "src/proto/machine/lifecycle.rs",
+        file: "src/proto/machine/output.rs",
         line: "let taken = self.wake_unpooled().ending.delivery.note(unsent, queued);",
         planted:
             "let taken = self.wake_unpooled().ending.delivery.note(unsent.map(|_| 0), queued);",

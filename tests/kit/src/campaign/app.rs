@@ -142,8 +142,9 @@ pub struct Talk {
     pub throttled: bool,
     /// What the client has said, TLS taken off. What it began with is a part of that, but over TLS.
     pub said: Vec<u8>,
-    /// How much of it was delivered.
+    /// How much of it was delivered, and in how many frames.
     pub heard: usize,
+    frames: usize,
     /// What was taken for the client, on the wire, TLS taken off.
     pub promised: Vec<u8>,
     /// Its handler, or another's, wants no frames.
@@ -175,6 +176,7 @@ impl Talk {
             upgraded_at: None,
             said: Vec::new(),
             heard: 0,
+            frames: 0,
             promised: Vec::new(),
             paused: false,
             murky: false,
@@ -315,8 +317,11 @@ impl Talk {
     /// The server delivers a frame: it must be what a naive reader finds next.
     pub fn hear(&mut self, frame: &[u8]) -> Result<(), String> {
         let rest = &self.said[self.heard..];
-        let is_hello = rest.starts_with(&SimClient::hello()) && !self.tls;
-        if is_hello && !matches!(self.wire, Wire::Raw | Wire::Five) {
+        let is_first = self.frames == 0 && !self.tls;
+        if is_first
+            && rest.starts_with(&SimClient::hello())
+            && !matches!(self.wire, Wire::Raw | Wire::Five)
+        {
             return Err(format!(
                 "the frame {frame:?} of a ClientHello was delivered"
             ));
@@ -324,6 +329,7 @@ impl Talk {
         match self.wire.cut(rest, self.max, frame.len()) {
             Some((payload, taken)) if rest[payload.clone()] == *frame => {
                 self.heard += taken;
+                self.frames += 1;
                 Ok(())
             }
             found => Err(format!(
