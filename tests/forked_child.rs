@@ -53,25 +53,31 @@ fn a_child_that_drops_the_server_takes_nothing_from_its_parent() {
         client.set_read_timeout(timeout).expect("timeout");
         client
     };
-    let mut before = connect();
-    echoes(&mut server, &mut before, b"before the fork\n");
+    let (mut killed, mut closed) = (connect(), connect());
+    echoes(&mut server, &mut killed, b"before the fork\n");
+    echoes(&mut server, &mut closed, b"before the fork\n");
     // SAFETY: the child only closes what the server has, drops it and exits.
     match unsafe { fork() }.expect("fork") {
         ForkResult::Child => {
-            let mut closed = server.control().close_listener("tcp").is_ok();
-            for conn in server.control().connections() {
-                closed &= server.control().kill(conn.id);
-            }
-            closed &= server.poll_once(&mut (), Some(Duration::ZERO)).is_ok();
+            let mut did = server.control().close_listener("tcp").is_ok();
+            let conns = server.control().connections();
+            did &= server.control().kill(conns[0].id);
+            let mut control = server.control();
+            did &= control
+                .conn(conns[1].id)
+                .map(|mut conn| conn.close())
+                .is_some();
+            did &= server.poll_once(&mut (), Some(Duration::ZERO)).is_ok();
             drop(server);
-            std::process::exit(i32::from(!closed));
+            std::process::exit(i32::from(!did));
         }
         ForkResult::Parent { child } => {
             let ended = waitpid(child, None).expect("wait");
             assert_eq!(ended, WaitStatus::Exited(child, 0));
         }
     }
-    echoes(&mut server, &mut before, b"an old connection\n");
+    echoes(&mut server, &mut killed, b"one that the child killed\n");
+    echoes(&mut server, &mut closed, b"one that the child closed\n");
     echoes(&mut server, &mut connect(), b"a new connection\n");
     let mut unix = UnixStream::connect(&path).expect("the file is there");
     echoes(&mut server, &mut unix, b"over the Unix socket\n");

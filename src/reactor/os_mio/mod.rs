@@ -298,6 +298,8 @@ impl StreamOps for MioOs {
 
     fn shutdown(&mut self, stream: &mut Stream) -> io::Result<()> {
         match stream {
+            // The connection itself would end, for its parent too.
+            _ if self.is_forked() => Ok(()),
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
         }

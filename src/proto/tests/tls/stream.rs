@@ -138,6 +138,10 @@ fn garbage_after_good_records() {
                 other => panic!("{other:?}"),
             }
             assert!(talk.rig.fin);
+            // A session that has failed is not driven again.
+            talk.rig
+                .receive([&[23, 3, 3, 0, 40][..], &[0xBB; 40]].concat());
+            assert_eq!((talk.rig.events(), talk.rig.answers()), (vec![], vec![]));
             talk.rig.receive_fin();
             let closed = talk.rig.machine.take_closed();
             assert_eq!(closed.reason, CloseReason::Tls, "{closed}");
