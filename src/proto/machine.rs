@@ -218,17 +218,19 @@ impl Machine {
         }
     }
 
-    /// Returns the memory that the connection's buffers and PROXY header take beyond the turn.
+    /// Returns the memory that the connection's buffers, PROXY header and peer's certificates take
+    /// beyond the turn.
     #[inline]
     pub(crate) fn memory(&self) -> usize {
         let parts = self.parts();
-        let header = match &parts.proxy {
-            // It stays for `on_close`, which ends the connection in its next turn.
-            Some(header) if !self.status.life.is_gone() => header.memory(),
-            _ => 0,
+        let (buffers, chain) = self.tls.as_deref().map_or((0, 0), Session::memory);
+        let kept = match &parts.proxy {
+            // They stay for `on_close`, which ends the connection in its next turn.
+            _ if self.status.life.is_gone() => 0,
+            Some(header) => header.memory() + chain,
+            None => chain,
         };
-        let tls = self.tls.as_ref().map_or(0, |session| session.memory());
-        parts.memory() + header + tls
+        parts.memory() + buffers + kept
     }
 
     /// Returns the bytes that are buffered in either direction.

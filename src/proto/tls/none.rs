@@ -98,7 +98,7 @@ impl Session {
         match *self {}
     }
 
-    pub(super) fn memory(&self) -> usize {
+    pub(super) fn memory(&self) -> (usize, usize) {
         match *self {}
     }
 

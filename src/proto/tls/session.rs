@@ -331,15 +331,16 @@ impl Session {
         self.recv_buf.len() + self.send_buf.len()
     }
 
-    /// Returns the memory of its buffers and of the peer's certificates. rustls keeps another copy of
-    /// an incomplete ClientHello.
-    pub(in crate::proto) fn memory(&self) -> usize {
+    /// Returns the memory of its buffers, and that of the peer's certificates. rustls keeps another
+    /// copy of an incomplete ClientHello.
+    pub(in crate::proto) fn memory(&self) -> (usize, usize) {
         let copies = if matches!(self.stage, Stage::Hello(..)) {
             2
         } else {
             1
         };
-        retained(&self.recv_buf) * copies + self.send_buf.memory() + self.peer_chain()
+        let buffers = retained(&self.recv_buf) * copies + self.send_buf.memory();
+        (buffers, self.peer_chain())
     }
 
     fn peer_chain(&self) -> usize {

@@ -106,6 +106,13 @@ fn the_outcome_is_reported() {
             memory >= identity.chain[0].len(),
             "the chain is kept and counted"
         );
+        let over = Closed::new(CloseReason::OverMemory);
+        talk.rig.machine.reset(over, &mut talk.rig.pool);
+        assert_eq!(
+            talk.rig.machine.memory(),
+            0,
+            "it stays for `on_close`, and no longer"
+        );
     }
 }
 
