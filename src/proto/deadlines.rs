@@ -297,13 +297,16 @@ impl Deadlines {
     }
 
     /// Resumes the peer's clocks where they were. True if they were paused.
-    pub(super) fn resume(&mut self, now: Time) -> bool {
+    ///
+    /// The pause may have begun before the `last_input`: delivering buffered frames counts as one.
+    pub(super) fn resume(&mut self, last_input: Time, now: Time) -> bool {
         let Some(paused) = self.paused.take() else {
             return false;
         };
         let span = now.since(paused.since);
         self.frame = paused.frame.after(span);
-        self.paused_for = self.paused_for.saturating_add(span);
+        let most = now.since(last_input);
+        self.paused_for = self.paused_for.saturating_add(span).min(most);
         true
     }
 

@@ -597,7 +597,7 @@ impl Machine {
             return;
         }
         if let Some(active) = &mut self.active {
-            self.status.deadlines_moved |= active.deadlines.resume(now);
+            self.status.deadlines_moved |= active.deadlines.resume(self.last_input, now);
             self.status.recv.decode_buffered(&active.recv_buf);
         }
     }

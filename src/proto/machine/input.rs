@@ -379,7 +379,7 @@ impl Machine {
         if let Some(active) = &mut self.active {
             // Nothing can complete what has begun.
             active.deadlines.clear_frame();
-            self.status.deadlines_moved |= active.deadlines.resume(now);
+            self.status.deadlines_moved |= active.deadlines.resume(self.last_input, now);
         }
     }
 

@@ -525,3 +525,19 @@ fn a_drain_shortens_the_handshake() {
         assert_eq!(rig.ended(), CloseReason::HandshakeTimeout);
     }
 }
+
+/// A pause begins, then frames that were buffered before are delivered: that counts as input, and
+/// only what follows of the pause extends the idle timeout. The reactor relies on it: input moves
+/// the deadline only later.
+#[test]
+fn a_pause_from_before_the_last_input_counts_from_the_input() {
+    let mut rig = Rig::open(one_at_a_time);
+    rig.receive([packet2("one"), packet2("two")].concat());
+    rig.pass(secs(10));
+    rig.machine.postpone(true, rig.now);
+    rig.pass(secs(5));
+    rig.resume();
+    rig.resume();
+    let expected = Time::ZERO.after(secs(10 + 120 + 5));
+    assert_eq!(rig.machine.deadline(), expected);
+}
