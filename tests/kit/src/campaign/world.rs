@@ -1,7 +1,7 @@
 //! A world in play: clients and a server in the simulator, and the oracle.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -976,7 +976,8 @@ impl World {
     }
 
     /// No peer is slower than the minimum rate allows. A callback that blocks the loop may do so
-    /// while its connection is congested, and not read: the time does not count.
+    /// while its connection is congested, and not read: the time does not count. Nor is a
+    /// connection read while a rate is used up, which may be so between two looks.
     fn keep_pace(&mut self, now: Duration, infos: &[ConnInfo]) -> Result<(), String> {
         self.note_work(false);
         let Some(pace) = self.pace.as_mut().filter(|_| !self.is_late) else {
@@ -984,14 +985,25 @@ impl World {
         };
         let slow = self.sim.app().slow.as_ref();
         let unblocked = now - slow.map_or(Duration::ZERO, |slow| slow.blocked);
+        let talks = &self.sim.app().talks;
+        let is_throttled = |info: &&ConnInfo| {
+            let talk = talks.get(&tcp(&info.peer));
+            talk.is_some_and(|talk| talk.throttled)
+        };
+        let throttled = infos.iter().filter(is_throttled).map(|info| info.id);
+        let throttled: BTreeSet<_> = throttled.collect();
         let mut control = self.sim.control();
         pace.check(unblocked, infos, |info| {
             info.listener?;
             let conn = control.conn(info.id)?;
             let options = conn.config()?;
+            let frame_timeout = match throttled.contains(&info.id) {
+                true => Duration::MAX,
+                false => options.frame_timeout,
+            };
             Some(Limits {
                 write: (options.write_timeout, options.min_rate),
-                frame: (options.frame_timeout, options.min_rate),
+                frame: (frame_timeout, options.min_rate),
                 congested_from: options.high_watermark.min(options.output_limit),
             })
         })
