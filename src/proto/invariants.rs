@@ -67,7 +67,7 @@ pub(super) struct Clocks {
     pub(super) throttled_until: Option<Time>,
     pub(super) is_paused: bool,
     pub(super) has_output: bool,
-    /// A frame is incomplete.
+    /// A frame is incomplete, and more may come.
     pub(super) has_begun: bool,
 }
 

@@ -645,7 +645,7 @@ impl Machine {
             throttled_until: self.is_throttled().then(|| self.throttled_until()),
             is_paused: self.is_paused(),
             has_output: self.queued() > 0,
-            has_begun: self.has_begun(),
+            has_begun: self.has_begun() && !self.is_input_over(),
         };
         let deadlines = &self.parts().deadlines;
         let missing = facts.lack_deadline(self.status.life.phase(), &self.limits, deadlines);
