@@ -143,19 +143,6 @@ impl Machine {
         self.allows().queue
     }
 
-    /// Returns how many pending bytes the kernel can be given now: during a handshake TLS's own.
-    #[inline]
-    pub(crate) fn sendable(&self) -> usize {
-        if self.only_frames() {
-            return self.queued();
-        }
-        match &self.tls {
-            _ if !self.allows().write => 0,
-            Some(session) if session.is_handshaking() => session.pending().len(),
-            _ => self.queued(),
-        }
-    }
-
     // The parts.
 
     /// Returns the large halves of the parts, or those of an idle connection.
@@ -599,6 +586,13 @@ impl Machine {
         if let Some(active) = &mut self.active {
             self.status.deadlines_moved |= active.deadlines.resume(self.last_input, now);
             self.status.recv.decode_buffered(&active.recv_buf);
+        }
+        // Part of a record is buffered elsewhere, and nothing decodes it before more arrives.
+        let (record, pace) = (self.begun_record(), self.limits.frame_pace());
+        let runs = self.parts().deadlines.frame().is_armed();
+        if record > 0 && !runs && !self.is_input_over() {
+            let deadlines = &mut self.wake_unpooled().deadlines;
+            deadlines.begin_frame(record, pace, now);
         }
     }
 

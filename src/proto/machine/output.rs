@@ -146,6 +146,19 @@ impl Machine {
 
     // To the socket.
 
+    /// Returns how many pending bytes the kernel can be given now: during a handshake TLS's own.
+    #[inline]
+    pub(crate) fn sendable(&self) -> usize {
+        if self.only_frames() {
+            return self.queued();
+        }
+        match &self.tls {
+            _ if !self.allows().write => 0,
+            Some(session) if session.is_handshaking() => session.pending().len(),
+            _ => self.queued(),
+        }
+    }
+
     /// Returns the bytes to write now; encrypts as late as this.
     #[inline]
     pub(crate) fn transmit(&mut self, now: Time, pool: &mut Pool) -> &[u8] {

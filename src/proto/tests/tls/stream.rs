@@ -620,6 +620,25 @@ fn frames_behind_a_rate_are_not_late_after_close_notify() {
     assert!(left.idle > Some(Duration::ZERO), "{left:?}");
 }
 
+/// The handler pauses at a frame behind which a record has begun to arrive: its clock runs from the
+/// resumption on.
+#[test]
+fn an_unfinished_record_behind_a_pause_is_late() {
+    let mut talk = Talk::open(&TLS13, Box::new(one_at_a_time));
+    talk.say(&packet2("whole"));
+    let mut wire = talk.client_bytes();
+    talk.say(&packet2("cut"));
+    let cut = talk.client_bytes();
+    wire.extend_from_slice(&cut[..cut.len() - 1]);
+    talk.rig.receive(wire);
+    assert_eq!(talk.rig.events(), [frame("whole")]);
+    talk.rig.pass(secs(1000));
+    // No turn reads before more arrives.
+    talk.rig.machine.resume(talk.rig.now);
+    let left = talk.rig.machine.time_left(talk.rig.now);
+    assert_eq!(left.frame, Some(secs(30)));
+}
+
 /// FIN inside a record, while the handler has paused: nothing can complete the record, so that only
 /// the idle timeout runs.
 #[test]
