@@ -103,6 +103,7 @@ impl<S> Connection<S> {
     pub(crate) fn looks_for_end(&self) -> bool {
         self.hang_up == HangUp::New
             && self.readable
+            && !self.retry
             && !self.is_paused_for_memory()
             && self.machine.may_look_for_end()
     }

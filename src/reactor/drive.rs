@@ -354,7 +354,15 @@ fn probe<H: Host>(host: &mut H) -> bool {
         io::ErrorKind::BrokenPipe => conn.machine.has_sent_fin(),
         _ => false,
     };
-    if passing || is_short_of_memory(&error) {
+    if is_short_of_memory(&error) {
+        // The hang-up is announced once: another try must find what it was.
+        if is_new {
+            conn.hang_up = HangUp::New;
+            conn.retry = true;
+        }
+        return false;
+    }
+    if passing {
         return false;
     }
     conn.machine.handle_read_error(error, pool);

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use kit::net::{local, packet2, reset, PATIENCE};
-use portcullis::sim::{ClientId, Sim};
+use portcullis::sim::{Call, ClientId, Scripted, Sim};
 use portcullis::{
     CloseReason, Config, ConnId, Context, Framing, Handler, Listen, Outcome, Server, Stats,
 };
@@ -114,6 +114,24 @@ fn a_paused_connection_notices_its_peers_end() {
             assert_eq!(sim.stats().closed(reason), 1, "{in_one_event}");
         }
     }
+}
+
+/// The call that would tell fails for lack of memory: it is made again.
+#[test]
+fn a_reset_is_noticed_once_the_kernel_has_memory() {
+    let (mut sim, addr) = world();
+    let client = sim.connect(addr).expect("connected");
+    sim.send(client, b"pause\n");
+    sim.finish(client);
+    sim.settle();
+    sim.add_fault(Scripted {
+        call: Call::Write,
+        after: 0,
+        errno: libc::ENOBUFS,
+    });
+    sim.reset(client);
+    sim.advance(Duration::from_secs(1));
+    assert_eq!(sim.stats().closed(CloseReason::Reset), 1);
 }
 
 /// First FIN, then RST; and a pause that begins from outside when both are known.
