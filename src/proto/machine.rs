@@ -390,7 +390,7 @@ impl Machine {
     }
 
     /// True if the peer can receive nothing more.
-    fn write_closed(&self) -> bool {
+    pub(crate) fn write_closed(&self) -> bool {
         self.status.send.has_failed() || self.has_tls_failed()
     }
 

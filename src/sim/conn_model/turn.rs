@@ -248,7 +248,7 @@ impl ConnModel {
             return Ok(());
         };
         let flushed = machine.state() == State::Open && machine.queued() == 0;
-        let alive = socket.write_error().is_none() && !self.conn.retry;
+        let alive = socket.write_error().is_none() && !machine.write_closed() && !self.conn.retry;
         if self.oracle.has_said_goodbye() && flushed && alive && !socket.fin_sent {
             return Err(violation("FIN is due"));
         }
