@@ -159,6 +159,8 @@ impl Meter {
     }
 
     fn follow(&mut self, rate: Option<Rate>, now: Time) {
+        // The shared rate is as before: what is reserved of it is not lost.
+        self.give_back();
         let bucket = self.own.take().map(|(_, bucket)| bucket);
         self.own = rate.map(|rate| {
             let mut bucket = bucket.unwrap_or_default();
@@ -198,6 +200,16 @@ impl Meter {
         }
     }
 
+    /// Gives reserved units back to the shared bucket.
+    fn give_back(&mut self) {
+        let reserved = std::mem::take(&mut self.reserved);
+        if let (Some(shared), 1..) = (&self.shared, reserved) {
+            if let Some(rate) = shared.rate.get() {
+                shared.change(|bucket| bucket.give_back(&rate, reserved));
+            }
+        }
+    }
+
     fn charge(&mut self, units: u64, now: Time) {
         if let Some((rate, bucket)) = &mut self.own {
             bucket.charge(rate, units, now);
@@ -213,13 +225,9 @@ impl Meter {
 }
 
 impl Drop for Meter {
-    /// Gives reserved units back: connections that come and go must not spend them.
+    /// Connections that come and go must not spend reserved units.
     fn drop(&mut self) {
-        if let (Some(shared), 1..) = (&self.shared, self.reserved) {
-            if let Some(rate) = shared.rate.get() {
-                shared.change(|bucket| bucket.give_back(&rate, self.reserved));
-            }
-        }
+        self.give_back();
     }
 }
 
@@ -297,6 +305,20 @@ mod tests {
         meters.truncate(2);
         meters.swap_remove(1);
         assert_eq!(meters[0].available(at(100)), Ok(1));
+    }
+
+    /// A handler that changes its connection's own rate again and again spends nothing of the
+    /// shared one.
+    #[test]
+    fn a_change_of_its_own_rate_spends_no_shared_units() {
+        let mut meters = meters(Rate::per_second(10).burst(1), 2);
+        meters[0].charge(1, at(0));
+        for burst in 1..100 {
+            assert_eq!(meters[0].available(at(0)), Err(at(100)));
+            meters[0].follow(Some(Rate::per_second(1000).burst(burst)), at(0));
+        }
+        meters[0].follow(None, at(0));
+        assert_eq!(meters[1].available(at(100)), Ok(1));
     }
 
     #[test]
