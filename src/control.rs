@@ -198,8 +198,8 @@ impl<'a, A> Control<'a, A> {
     ///
     /// Within a cooldown it is not raised again, so that a value around the threshold costs two
     /// calls per cooldown. A cooldown is at least 1 ms; with `Duration::MAX` the alarm is raised
-    /// once. A peak within one iteration is not seen. A panic of `callback` is
-    /// caught, logged and counted; the alarm stays.
+    /// once. A peak within one iteration is not seen. A panic of `callback` is caught, logged and
+    /// counted; the alarm stays.
     ///
     /// ```
     /// # use std::time::Duration;

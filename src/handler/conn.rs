@@ -154,7 +154,7 @@ impl<'a, A> Conn<'a, A> {
     }
 
     /// Ends this connection as if a callback of its own had returned `close`: with a cause, for its
-    /// [`Handler::on_close`], the log and the recent closes.
+    /// [`Handler::on_close`], the log and the recent closes. Without effect once it closes.
     ///
     /// ```
     /// # use portcullis::{Close, ConnId, Context};

@@ -73,7 +73,8 @@ fn for_conn<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command:
     core.drop_undelivered(refused);
     if is_frame {
         // The handle has accepted it: the connection ends rather than has a hole in its stream.
-        let words = "too many commands wait for connections that are not open (QueueLimits)";
+        let words =
+            "too many commands wait for connections that are not open; raise Config::queue_limits";
         core.close_as(id, Close::because(words));
         core.touch(id);
     }
