@@ -4,11 +4,12 @@
 #![cfg(any(target_os = "linux", target_os = "android"))]
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
-use kit::net::Place;
+use kit::net::{connect, tcp as tcp_addr, Place, PATIENCE};
 use nix::sys::wait::{waitpid, WaitStatus};
 use nix::unistd::{fork, ForkResult};
 use portcullis::{
@@ -22,6 +23,18 @@ impl Handler for Echo {
         cx.conn.send(frame)?;
         Ok(())
     }
+}
+
+/// An echo over TCP, at the returned address, and over a Unix socket.
+fn serving(path: &Path) -> (Server, SocketAddr) {
+    let mut server: Server = Server::new(Config::new()).expect("server");
+    let service = |_: &mut (), _: Peer| Echo;
+    let tcp = Listen::tcp("127.0.0.1:0", Framing::Line).name("tcp");
+    server.listen(tcp, service).expect("listen");
+    let unix = Listen::unix(path, Framing::Line).name("unix");
+    server.listen(unix, service).expect("listen");
+    let addr = tcp_addr(&server.control().listener("tcp").expect("open").addr);
+    (server, addr)
 }
 
 fn echoes(server: &mut Server, client: &mut (impl Read + Write), line: &[u8]) {
@@ -39,21 +52,8 @@ fn echoes(server: &mut Server, client: &mut (impl Read + Write), line: &[u8]) {
 fn a_child_that_drops_the_server_takes_nothing_from_its_parent() {
     let folder = Place::new();
     let path = folder.path("parent.sock");
-    let mut server: Server = Server::new(Config::new()).expect("server");
-    let service = |_: &mut (), _: Peer| Echo;
-    let tcp = Listen::tcp("127.0.0.1:0", Framing::Line).name("tcp");
-    server.listen(tcp, service).expect("listen");
-    let unix = Listen::unix(&path, Framing::Line).name("unix");
-    server.listen(unix, service).expect("listen");
-    let info = server.control().listener("tcp").expect("open");
-    let addr = info.addr.as_tcp().expect("TCP");
-    let connect = || {
-        let client = TcpStream::connect(addr).expect("connect");
-        let timeout = Some(Duration::from_secs(10));
-        client.set_read_timeout(timeout).expect("timeout");
-        client
-    };
-    let (mut killed, mut closed) = (connect(), connect());
+    let (mut server, addr) = serving(&path);
+    let (mut killed, mut closed) = (connect(addr), connect(addr));
     echoes(&mut server, &mut killed, b"before the fork\n");
     echoes(&mut server, &mut closed, b"before the fork\n");
     // SAFETY: the child only closes what the server has, drops it and exits.
@@ -78,7 +78,7 @@ fn a_child_that_drops_the_server_takes_nothing_from_its_parent() {
     }
     echoes(&mut server, &mut killed, b"one that the child killed\n");
     echoes(&mut server, &mut closed, b"one that the child closed\n");
-    echoes(&mut server, &mut connect(), b"a new connection\n");
+    echoes(&mut server, &mut connect(addr), b"a new connection\n");
     let mut unix = UnixStream::connect(&path).expect("the file is there");
     echoes(&mut server, &mut unix, b"over the Unix socket\n");
 }
@@ -89,18 +89,10 @@ fn a_child_that_drops_the_server_takes_nothing_from_its_parent() {
 fn a_kill_ends_a_connection_of_which_a_child_has_a_copy() {
     let folder = Place::new();
     let path = folder.path("killed.sock");
-    let mut server: Server = Server::new(Config::new()).expect("server");
-    let service = |_: &mut (), _: Peer| Echo;
-    let tcp = Listen::tcp("127.0.0.1:0", Framing::Line).name("tcp");
-    server.listen(tcp, service).expect("listen");
-    let unix = Listen::unix(&path, Framing::Line).name("unix");
-    server.listen(unix, service).expect("listen");
-    let info = server.control().listener("tcp").expect("open");
-    let mut tcp = TcpStream::connect(info.addr.as_tcp().expect("TCP")).expect("connect");
+    let (mut server, addr) = serving(&path);
+    let mut tcp = connect(addr);
     let mut unix = UnixStream::connect(&path).expect("connect");
-    let timeout = Some(Duration::from_secs(10));
-    tcp.set_read_timeout(timeout).expect("timeout");
-    unix.set_read_timeout(timeout).expect("timeout");
+    unix.set_read_timeout(Some(PATIENCE)).expect("timeout");
     echoes(&mut server, &mut tcp, b"before the fork\n");
     echoes(&mut server, &mut unix, b"before the fork\n");
     let (ours, mut theirs) = UnixStream::pair().expect("a pair");

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use kit::net::{connect, local, packet2, ping, recv2, spawn};
+use kit::net::{connect, local, packet2, ping, recv2, spawn, Running};
 use portcullis::{CloseReason, Config, Context, Framing, Handler, Listen, Outcome, Server};
 use socket2::SockRef;
 
@@ -53,19 +53,23 @@ fn a_shared_listener_that_was_made_blocking_does_not_block_the_loop() {
     }
 }
 
+fn adopting(listener: TcpListener) -> Running<()> {
+    spawn(move || {
+        let mut server = Server::new(Config::new()).expect("server");
+        let listen = Listen::adopted(listener, Framing::Packet2);
+        let service = |_: &mut (), _: portcullis::Peer| Echo;
+        server.listen(listen, service).expect("adopt");
+        (server, ())
+    })
+}
+
 /// Accepted sockets inherit SO_LINGER, with which close waits for the peer.
 #[test]
 fn an_adopted_listener_with_linger_does_not_block_the_loop() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
     let linger = Some(Duration::from_secs(3600));
     SockRef::from(&listener).set_linger(linger).expect("linger");
-    let server = spawn(move || {
-        let mut server = Server::new(Config::new()).expect("server");
-        let listen = Listen::adopted(listener, Framing::Packet2);
-        let service = |_: &mut (), _: portcullis::Peer| Echo;
-        server.listen(listen, service).expect("adopt");
-        (server, ())
-    });
+    let server = adopting(listener);
     // A peer that reads nothing, and a connection that ends with output in the kernel.
     let mut slow = connect(server.addr());
     slow.write_all(&packet2(b"flood")).expect("send");
@@ -103,13 +107,7 @@ fn what_an_adopted_listener_hands_down_changes_no_reading_and_no_writing() {
     let options = SockRef::from(&listener);
     options.set_tcp_cork(true).expect("cork");
     options.set_out_of_band_inline(true).expect("inline");
-    let server = spawn(move || {
-        let mut server = Server::new(Config::new()).expect("server");
-        let listen = Listen::adopted(listener, Framing::Packet2);
-        let service = |_: &mut (), _: portcullis::Peer| Echo;
-        server.listen(listen, service).expect("adopt");
-        (server, ())
-    });
+    let server = adopting(listener);
     let mut client = connect(server.addr());
     ping(&mut client, b"short");
     SockRef::from(&client)

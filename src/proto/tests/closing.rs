@@ -436,35 +436,25 @@ fn an_abort_behind_a_close_is_the_reason() {
     }
 }
 
-/// Killed, it is reset: what the kernel has not sent is lost, and that is the reason.
+/// Killed, or by the peer, it is reset: what the kernel has not sent is lost, and that is the reason.
 #[test]
 fn a_reset_loses_what_the_kernel_has_not_sent() {
-    for (unsent, reason) in [
-        (Some(5), CloseReason::Killed),
-        (Some(0), CloseReason::Closed),
-        (None, CloseReason::Closed),
-    ] {
-        let mut rig = lingering();
-        rig.machine.handle_delivery(unsent, rig.now);
-        rig.machine
-            .reset(Closed::new(CloseReason::Killed), &mut rig.pool);
-        assert_eq!(rig.machine.take_closed().reason, reason, "{unsent:?}");
-    }
-}
-
-/// The peer's reset makes the kernel drop it as well.
-#[test]
-fn a_reset_by_the_peer_loses_what_the_kernel_has_not_sent() {
-    for (unsent, reason) in [
-        (Some(5), CloseReason::Reset),
-        (Some(0), CloseReason::Closed),
-        (None, CloseReason::Closed),
-    ] {
-        let mut rig = lingering();
-        rig.machine.handle_delivery(unsent, rig.now);
-        rig.inbox.push_back(Input::Error(libc::ECONNRESET));
-        rig.turn();
-        assert_eq!(rig.ended(), reason, "{unsent:?}");
+    for (unsent, is_lost) in [(Some(5), true), (Some(0), false), (None, false)] {
+        for by_peer in [false, true] {
+            let mut rig = lingering();
+            rig.machine.handle_delivery(unsent, rig.now);
+            let reset = if by_peer {
+                rig.inbox.push_back(Input::Error(libc::ECONNRESET));
+                rig.turn();
+                CloseReason::Reset
+            } else {
+                let killed = Closed::new(CloseReason::Killed);
+                rig.machine.reset(killed, &mut rig.pool);
+                CloseReason::Killed
+            };
+            let reason = if is_lost { reset } else { CloseReason::Closed };
+            assert_eq!(rig.machine.take_closed().reason, reason, "{unsent:?}");
+        }
     }
 }
 
