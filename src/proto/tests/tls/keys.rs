@@ -1,0 +1,121 @@
+//! Keys that are worn out: TLS 1.3 changes them, TLS 1.2 ends in order.
+
+use super::*;
+
+/// The same suites, whose keys are worn out after this number of records.
+fn with_limited_keys(records: u64) -> CryptoProvider {
+    use rustls::crypto::CipherSuiteCommon;
+    use rustls::{SupportedCipherSuite, Tls12CipherSuite, Tls13CipherSuite};
+
+    let mut provider = (*provider()).clone();
+    for suite in &mut provider.cipher_suites {
+        let common = |common: &CipherSuiteCommon| CipherSuiteCommon {
+            suite: common.suite,
+            hash_provider: common.hash_provider,
+            confidentiality_limit: records,
+        };
+        *suite = match *suite {
+            SupportedCipherSuite::Tls12(suite) => {
+                SupportedCipherSuite::Tls12(Box::leak(Box::new(Tls12CipherSuite {
+                    common: common(&suite.common),
+                    prf_provider: suite.prf_provider,
+                    kx: suite.kx,
+                    sign: suite.sign,
+                    aead_alg: suite.aead_alg,
+                })))
+            }
+            SupportedCipherSuite::Tls13(suite) => {
+                SupportedCipherSuite::Tls13(Box::leak(Box::new(Tls13CipherSuite {
+                    common: common(&suite.common),
+                    hkdf_provider: suite.hkdf_provider,
+                    aead_alg: suite.aead_alg,
+                    quic: suite.quic,
+                })))
+            }
+        };
+    }
+    provider
+}
+
+/// A server whose keys are worn out after 24 records.
+fn short_lived(identity: &Identity) -> ServerConfig {
+    ServerConfig::builder_with_provider(Arc::new(with_limited_keys(24)))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(identity.chain.clone(), identity.key.clone_key())
+        .expect("server")
+}
+
+/// TLS 1.2 cannot change its keys: once they are worn out the connection closes in order, and says
+/// so. TLS 1.3 changes them and goes on.
+#[test]
+fn worn_out_keys_end_in_order() {
+    for version in VERSIONS {
+        for closes in [false, true] {
+            let identity = Identity::new();
+            let server = short_lived(&identity);
+            let script = move |turn: &mut Turn<'_>, event: &Seen| {
+                echo(turn, event)?;
+                if closes && *event == frame("last") {
+                    turn.close();
+                }
+                Ok(())
+            };
+            let client = identity.client(version);
+            let mut talk = Talk::with(server, client, limits(), Box::new(script));
+            talk.exchange();
+            let mut answered = 0;
+            for number in 0..100 {
+                let is_last = closes && number == 22;
+                talk.say(&packet2(if is_last { "last" } else { "more" }));
+                talk.exchange();
+                answered += usize::from(!talk.heard().is_empty());
+                if talk.goodbye || is_last {
+                    break;
+                }
+            }
+            if version == &TLS13 {
+                assert_eq!(answered, if closes { 23 } else { 100 });
+                continue;
+            }
+            assert!(answered >= 20, "{answered}");
+            assert!(talk.goodbye && talk.rig.fin, "close_notify and FIN");
+            if !closes {
+                assert!(talk.rig.gone.is_none(), "it lingers");
+            }
+            talk.rig.receive_fin();
+            let closed = talk.rig.machine.take_closed();
+            if closes {
+                assert_eq!(closed.reason, CloseReason::Closed);
+                continue;
+            }
+            assert_eq!(closed.reason, CloseReason::Tls);
+            assert!(closed.to_string().contains("worn out"), "{closed}");
+        }
+    }
+}
+
+/// A detached connection says that its output is lost, each time, and still sends close_notify.
+#[test]
+fn worn_out_keys_of_a_detached_connection() {
+    let identity = Identity::new();
+    let server = short_lived(&identity);
+    let client = identity.client(&TLS12);
+    let mut talk = Talk::with(server, client, limits(), Box::new(silent));
+    talk.exchange();
+    assert!(talk.rig.machine.begin_detach());
+    let mut detached = talk.rig.machine.detach(&mut talk.rig.pool);
+    let mut write = |bytes: &[u8]| {
+        detached.send(bytes);
+        let wire = detached.transmit().to_vec();
+        detached.sent(wire.len());
+        talk.hear(&wire);
+        detached.has_lost_output()
+    };
+    let written = (0..100).take_while(|_| !write(b"more")).count();
+    assert!((20..24).contains(&written), "{written}");
+    assert!(write(b"again") && write(b"and again"));
+    assert_eq!(talk.heard().len(), written * 4);
+    assert!(talk.goodbye);
+}
