@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use kit::naive;
+use kit::{naive, strings};
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Action, Callback, ConnModel, End, Input};
+use portcullis::sim::{Action, ConnModel, End, Input};
 use portcullis::{CloseReason, Decoded, FrameBuf, FrameError, Framer, Framing, Listen};
 
 #[derive(Arbitrary, Debug)]
@@ -97,19 +97,5 @@ fn decode(framing: Framing, max: usize, case: &Case<'_>) -> (Vec<Vec<u8>>, End) 
         apply(&mut model, Input::Turn);
         rest = behind;
     }
-    apply(&mut model, Input::Finish);
-    apply(&mut model, Input::Turn);
-    let end = model.end().or_else(|| {
-        // It lingers for the peer's FIN, or has read it and still has to say goodbye.
-        apply(&mut model, Input::Expire);
-        model.end()
-    });
-    let frames = model
-        .take_callbacks()
-        .into_iter()
-        .filter_map(|callback| match callback {
-            Callback::Frame(frame) => Some(frame),
-            _ => None,
-        });
-    (frames.collect(), end.expect("a connection that has ended"))
+    strings::finish(&mut model)
 }

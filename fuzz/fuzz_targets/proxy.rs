@@ -10,8 +10,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use kit::naive::{self, sun_path};
+use kit::strings;
 use libfuzzer_sys::fuzz_target;
-use portcullis::sim::{Action, Callback, ConnModel, Input};
+use portcullis::sim::{Action, ConnModel, Input};
 use portcullis::{AccessRules, Addr, CloseReason, Listen, ProxyHeader, ProxyProtocol};
 
 const SIGNATURE: [u8; 12] = [13, 10, 13, 10, 0, 13, 10, 81, 85, 73, 84, 10];
@@ -106,23 +107,10 @@ impl Case<'_> {
             apply(&mut model, Input::Turn);
             rest = behind;
         }
-        apply(&mut model, Input::Finish);
-        apply(&mut model, Input::Turn);
-        if model.end().is_none() {
-            // It lingers for the peer's FIN.
-            apply(&mut model, Input::Expire);
-        }
-        let end = model.end().expect("a connection that has ended");
+        let (frames, end) = strings::finish(&mut model);
         assert!(!end.reset);
-        let frames = model
-            .take_callbacks()
-            .into_iter()
-            .filter_map(|callback| match callback {
-                Callback::Frame(frame) => Some(frame),
-                _ => None,
-            });
         Outcome {
-            frames: frames.collect(),
+            frames,
             header: model.proxy().map(Header::of),
             end: end.reason,
             may_be_tls: false,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portcullis::sim::{Action, Callback, ConnModel, Input};
+use portcullis::sim::{Action, Callback, ConnModel, End, Input};
 use portcullis::Listen;
 
 use crate::naive;
@@ -104,6 +104,24 @@ fn fork(model: &ConnModel) -> Result<ConnModel, String> {
     model
         .fork()
         .ok_or_else(|| "a plain connection cannot be copied".to_owned())
+}
+
+/// Lets the peer finish. Returns the frames that were delivered, and how the connection ended.
+///
+/// # Panics
+///
+/// If it breaks a promise, or does not end.
+pub fn finish(model: &mut ConnModel) -> (Vec<Vec<u8>>, End) {
+    for input in [Input::Finish, Input::Turn] {
+        model.apply(&input).expect("it holds");
+    }
+    if model.end().is_none() {
+        // It lingers for the peer's FIN, or has read it and still has to say goodbye.
+        model.apply(&Input::Expire).expect("it holds");
+    }
+    let mut frames = Vec::new();
+    collect(model, &mut frames);
+    (frames, model.end().expect("a connection that has ended"))
 }
 
 fn apply(model: &mut ConnModel, input: Input) -> Result<(), String> {
