@@ -593,6 +593,7 @@ impl Machine {
         if record > 0 && !runs && !self.is_input_over() {
             let deadlines = &mut self.wake_unpooled().deadlines;
             deadlines.begin_frame(record, pace, now);
+            self.status.deadlines_moved = true;
         }
     }
 
