@@ -39,7 +39,7 @@ pub(crate) struct Connection<S> {
     pub(crate) hang_up: HangUp,
     /// In a run queue.
     pub(crate) queued: bool,
-    /// The kernel had no memory for this socket: retry when the timer fires.
+    /// A call failed for now, and nothing will announce another chance: retry when the timer fires.
     pub(crate) retry: bool,
     /// Counted among the pending connections.
     pub(crate) pending: bool,

@@ -349,12 +349,12 @@ fn probe<H: Host>(host: &mut H) -> bool {
         return false;
     };
     let passing = match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => true,
+        io::ErrorKind::WouldBlock => true,
         // What every write says after our own FIN.
         io::ErrorKind::BrokenPipe => conn.machine.has_sent_fin(),
         _ => false,
     };
-    if is_short_of_memory(&error) {
+    if error.kind() == io::ErrorKind::Interrupted || is_short_of_memory(&error) {
         // The hang-up is announced once: another try must find what it was.
         if is_new {
             conn.hang_up = HangUp::New;
