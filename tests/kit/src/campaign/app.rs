@@ -45,6 +45,8 @@ pub struct App {
     pub armed: Rc<Cell<bool>>,
     /// In worlds with slow callbacks.
     pub slow: Option<Slow>,
+    /// For how long slow callbacks have blocked the loop so far.
+    pub blocked: Duration,
 }
 
 /// Callbacks that take time now and then, whatever else they do.
@@ -53,8 +55,6 @@ pub struct Slow {
     pub random: Random,
     /// A callback has taken time since this was last taken back.
     pub has_worked: bool,
-    /// For how long callbacks have blocked the loop so far.
-    pub blocked: Duration,
     /// No later than the server's clock.
     pub now: Duration,
     /// When the timers were due that have fired and are not judged yet.
@@ -96,7 +96,7 @@ impl App {
                 let span = Duration::from_millis(millis);
                 (slow.work)(span);
                 slow.has_worked = true;
-                slow.blocked += span;
+                self.blocked += span;
                 slow.now += span;
             }
         }
@@ -389,6 +389,7 @@ impl App {
             fault: None,
             armed: Rc::new(Cell::new(true)),
             slow: None,
+            blocked: Duration::ZERO,
         }
     }
 

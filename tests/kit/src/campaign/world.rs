@@ -79,7 +79,6 @@ impl World {
                 // A stream of its own: all else in the world is the same.
                 random: Random::new(plan.seed ^ 0x510E),
                 has_worked: false,
-                blocked: Duration::ZERO,
                 now: Duration::ZERO,
                 fired: None,
             });
@@ -810,6 +809,8 @@ impl World {
             self.sim.send(sim_client.id, &wire);
             // A handshake takes three.
             for _ in 0..4 {
+                // Handlers may have lowered the cap.
+                self.raise_cap();
                 self.pass(Duration::ZERO)?;
             }
             let sim_client = &self.sim_clients[newcomer];
@@ -829,20 +830,21 @@ impl World {
     fn let_in(&mut self) -> Result<(), String> {
         loop {
             let accepted = self.sim.stats().accepted;
-            // A thousand is not too many.
-            let _ = self
-                .sim
-                .control()
-                .reconfigure(|config| config.max_connections = 1000);
+            self.raise_cap();
             self.pass(Duration::from_secs(if self.has_rates() { 2 } else { 0 }))?;
-            let _ = self
-                .sim
-                .control()
-                .reconfigure(|config| config.max_connections = 1000);
+            self.raise_cap();
             if self.sim.stats().accepted == accepted {
                 return Ok(());
             }
         }
+    }
+
+    /// A thousand connections are not too many.
+    fn raise_cap(&mut self) {
+        let _ = self
+            .sim
+            .control()
+            .reconfigure(|config| config.max_connections = 1000);
     }
 
     /// A client may have to wait for its turn.
@@ -983,8 +985,7 @@ impl World {
         let Some(pace) = self.pace.as_mut().filter(|_| !self.is_late) else {
             return Ok(());
         };
-        let slow = self.sim.app().slow.as_ref();
-        let unblocked = now - slow.map_or(Duration::ZERO, |slow| slow.blocked);
+        let unblocked = now - self.sim.app().blocked;
         let talks = &self.sim.app().talks;
         let is_throttled = |info: &&ConnInfo| {
             let talk = talks.get(&tcp(&info.peer));
