@@ -7,13 +7,14 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use kit::net::{connect, tcp as tcp_addr, Place, PATIENCE};
 use nix::sys::wait::{waitpid, WaitStatus};
 use nix::unistd::{fork, ForkResult};
 use portcullis::{
-    Config, Connect, Context, Framing, Handler, Listen, Outcome, Peer, Retry, Server,
+    Config, Connect, Context, Detached, Framing, Handler, Listen, Outcome, Peer, Retry, Server,
 };
 
 struct Echo;
@@ -81,6 +82,56 @@ fn a_child_that_drops_the_server_takes_nothing_from_its_parent() {
     echoes(&mut server, &mut connect(addr), b"a new connection\n");
     let mut unix = UnixStream::connect(&path).expect("the file is there");
     echoes(&mut server, &mut unix, b"over the Unix socket\n");
+}
+
+/// A kill ends the reads and writes of a detached connection, but not from a child.
+#[test]
+fn a_child_that_kills_a_detached_connection_leaves_it_to_its_parent() {
+    struct Leaves(Arc<Mutex<Option<Detached>>>);
+
+    impl Handler for Leaves {
+        fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+            let left = Arc::clone(&self.0);
+            cx.conn.detach(move |stream| {
+                left.lock().expect("no panic").replace(stream);
+            })?;
+            Ok(())
+        }
+    }
+
+    let left = Arc::new(Mutex::new(None));
+    let mut server: Server = Server::new(Config::new()).expect("server");
+    let leaves = Arc::clone(&left);
+    let service = move |_: &mut (), _: Peer| Leaves(Arc::clone(&leaves));
+    server
+        .listen(Listen::tcp("127.0.0.1:0", Framing::Line), service)
+        .expect("listen");
+    let addr = tcp_addr(&server.control().listeners()[0].addr);
+    let mut client = connect(addr);
+    client.write_all(b"leave\n").expect("send");
+    for _ in 0..20 {
+        let timeout = Some(Duration::from_millis(50));
+        server.poll_once(&mut (), timeout).expect("poll");
+    }
+    let mut stream = left.lock().expect("no panic").take().expect("detached");
+    let id = stream.id();
+    // SAFETY: the child only kills and exits.
+    match unsafe { fork() }.expect("fork") {
+        ForkResult::Child => {
+            let killed = server.control().kill(id);
+            std::process::exit(i32::from(!killed));
+        }
+        ForkResult::Parent { child } => {
+            let ended = waitpid(child, None).expect("wait");
+            assert_eq!(ended, WaitStatus::Exited(child, 0));
+        }
+    }
+    stream.write_all(b"still here\n").expect("a write");
+    let mut answer = [0; 11];
+    client.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"still here\n");
+    assert!(server.control().kill(id));
+    assert_eq!(client.read(&mut answer).expect("an end"), 0);
 }
 
 /// A child that was forked while they were open has a copy of each connection: the parent's kill

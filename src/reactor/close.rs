@@ -184,7 +184,7 @@ pub(super) fn force_late<A, O: Os>(
         };
         core.work.charge(work::STEP);
         if core.is_detached(id) {
-            core.detached.cut_off(id);
+            core.detached.cut_off(id, &core.os);
             remove_detached(inner, id, CloseReason::DrainForced);
             continue;
         }

@@ -282,7 +282,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
     fn kill(&mut self, id: ConnId) -> bool {
         let core = &mut self.core;
         if core.is_detached(id) {
-            return core.detached.cut_off(id);
+            return core.detached.cut_off(id, &core.os);
         }
         if core.conns.get(id).is_none() {
             return false;

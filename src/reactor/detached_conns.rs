@@ -1,9 +1,9 @@
 //! Connections that have left the loop as blocking streams, and whose slots stay taken.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::Shutdown;
 use std::sync::{Arc, Weak};
 
+use super::os::Os;
 use crate::detached::{Detached, Released, Socket};
 use crate::handle::Wake;
 use crate::id::ConnId;
@@ -80,11 +80,8 @@ impl DetachedConns {
 
     /// Makes the reads and writes of a detached stream end. False if its socket was taken whole, or
     /// is closed.
-    pub(super) fn cut_off(&self, id: ConnId) -> bool {
+    pub(super) fn cut_off(&self, id: ConnId, os: &impl Os) -> bool {
         let socket = self.detached.get(&id).and_then(Weak::upgrade);
-        // It fails if the peer has gone: then there is nothing to end.
-        socket
-            .map(|socket| socket.shutdown(Shutdown::Both))
-            .is_some()
+        socket.map(|socket| os.cut_off(&socket)).is_some()
     }
 }

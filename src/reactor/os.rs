@@ -1,13 +1,13 @@
 //! The reactor's interface to the operating system. The real one is `os_mio`.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use crate::addr::{Addr, Credentials};
 use crate::config::SocketOptions;
-use crate::detached::SystemCalls;
+use crate::detached::{self, SystemCalls};
 use crate::handle::Wake;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::Time;
@@ -196,6 +196,12 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
 
     /// Whether [`Os::release`] can work at all.
     fn can_release(&self) -> bool;
+
+    /// Makes the reads and writes of a released socket end. It fails if the peer has gone: then
+    /// there is nothing to end.
+    fn cut_off(&self, socket: &detached::Socket) {
+        let _ = socket.shutdown(Shutdown::Both);
+    }
 
     /// Closes, with RST if `reset` and the transport has one.
     fn close(&mut self, stream: Self::Stream, reset: bool);

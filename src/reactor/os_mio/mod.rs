@@ -31,7 +31,7 @@ use super::os::{Connected, Event, Os, StreamOps, Token};
 use super::socket_file::SocketFile;
 use crate::addr::{Addr, UnixAddr};
 use crate::config::SocketOptions;
-use crate::detached::SystemCalls;
+use crate::detached::{self, SystemCalls};
 use crate::handle::Wake;
 use crate::proto::Time;
 
@@ -511,6 +511,13 @@ impl Os for MioOs {
 
     fn can_release(&self) -> bool {
         true
+    }
+
+    fn cut_off(&self, socket: &detached::Socket) {
+        // The connection itself would end, for its parent too.
+        if !self.is_forked() {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 
     fn close(&mut self, stream: Stream, reset: bool) {
