@@ -73,6 +73,10 @@ fn a_long_text_that_is_pasted_evicts_no_member() {
     const LINES: usize = 2000;
     let (server, addr) = start("chat", &[]);
     let mut members: Vec<Line> = (0..5).map(|_| Line::connect(addr)).collect();
+    // Who comes later misses what was said before.
+    for member in &mut members {
+        while !member.hear().contains("5 are here") {}
+    }
     let text = format!("{}\n", "x".repeat(79)).repeat(LINES);
     let readers: Vec<_> = members
         .drain(1..)
