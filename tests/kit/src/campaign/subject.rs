@@ -432,7 +432,7 @@ impl Subject {
 }
 
 /// A listener's rules as they are, and how often they have changed.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Live {
     pub rules: Rules,
     pub epoch: u64,

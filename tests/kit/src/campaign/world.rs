@@ -543,7 +543,9 @@ impl World {
         let Entrance {
             door, live, addr, ..
         } = &self.doors[at];
-        let test_service = TestService::new(door, live, Random::new(random.bits()));
+        // What is still connected through a closed listener stays under its rules.
+        let live = Rc::new(RefCell::new(live.borrow().clone()));
+        let test_service = TestService::new(door, &live, Random::new(random.bits()));
         let rules = live.borrow().rules.clone();
         let listen = door.listen(addr.port()).with(|listen| rules.apply(listen));
         // It may be open still, or the server drains, or a call fails: the rest is as it was.
@@ -553,6 +555,7 @@ impl World {
         if let Ok(info) = self.sim.control().listener(addr.port()) {
             let entrance = &mut self.doors[at];
             entrance.listener = info.id;
+            entrance.live = live;
             entrance.limits_all = true;
             let mut meter = Meter::default();
             meter.set(rules.accept_rate);
