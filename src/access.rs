@@ -60,16 +60,16 @@ impl Access {
 /// ```
 ///
 /// An IPv4 peer of an IPv6 socket (`::ffff:192.0.2.1`, RFC 4291 section 2.5.5.2) is matched as
-/// IPv4, and a rule for such a network is a rule for IPv4. The zone of a link-local address
-/// (`%eth0`) is ignored. So are bits behind a network's prefix: `10.1.2.3/8` is `10.0.0.0/8`.
+/// IPv4. A rule for such a network is a rule for IPv4. The zone of a link-local address (`%eth0`)
+/// is ignored. So are bits behind a network's prefix: `10.1.2.3/8` is `10.0.0.0/8`.
 ///
 /// Peers of a Unix socket have no IP address, and no rule applies to them, not even `deny_all`.
 ///
 /// # Long lists
 ///
-/// A check takes at most one step for each bit of the address, however many rules there are, and so
-/// does a change: a clone shares the rules with the original. A rule needs about 250 bytes. To add
-/// one while the server runs:
+/// A check or a change takes at most one step for each bit of the address, whatever the number of
+/// rules. A clone shares the rules with the original. A rule needs about 250 bytes. To add one
+/// while the server runs:
 ///
 /// ```
 /// fn deny(control: &mut portcullis::Control<'_>, network: &str) -> portcullis::Result<()> {
@@ -79,7 +79,7 @@ impl Access {
 /// }
 /// ```
 ///
-/// For a time instead of for good: [`Control::ban`](crate::Control::ban).
+/// [`Control::ban`](crate::Control::ban) denies a network for a limited time.
 #[derive(Clone, Debug)]
 pub struct AccessRules {
     /// Clones share the rules, and so their counts.
@@ -99,17 +99,17 @@ struct Rule {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AccessRule {
-    /// Whether the rule allows, or denies.
+    /// True if the rule allows, false if it denies.
     pub allows: bool,
     /// `None` for every address.
     network: Option<IpNet>,
-    /// Number of peers that the rule has decided about since it was set, in all listeners that have
-    /// a clone of it.
+    /// Number of decisions by this rule since it was set, in all listeners that have a clone of it.
+    /// The default, which comes last, is counted for each listener alone.
     pub hits: u64,
 }
 
 impl AccessRules {
-    /// Allows every peer that no rule denies. The default of a listener.
+    /// Allows every peer that no rule denies. This is a listener's default.
     #[must_use]
     pub fn allow_all() -> Self {
         Self::beginning_with(Access::Allow)
@@ -130,7 +130,7 @@ impl AccessRules {
     }
 
     /// Allows peers of `network` that no earlier rule denies: an address, a network as in
-    /// `10.0.0.0/8`, or `all`. If there is a rule for exactly this network, that one stays.
+    /// `10.0.0.0/8`, or `all`. Without effect if a rule for exactly this network exists.
     ///
     /// # Errors
     ///
@@ -139,8 +139,8 @@ impl AccessRules {
         self.with(Access::Allow, network)
     }
 
-    /// Denies peers of `network` that no earlier rule allows. If there is a rule for exactly this
-    /// network, that one stays.
+    /// Denies peers of `network` that no earlier rule allows. Without effect if a rule for exactly
+    /// this network exists.
     ///
     /// # Errors
     ///
@@ -185,7 +185,7 @@ impl AccessRules {
         Ok(self)
     }
 
-    /// The rules, in order, each with its count. The last is the default: `allow all` or
+    /// Returns the rules in order, each with its count. The last is the default: `allow all` or
     /// `deny all`.
     pub fn iter(&self) -> impl Iterator<Item = AccessRule> {
         let mut rules: Vec<_> = self
@@ -258,7 +258,7 @@ impl Rule {
     }
 }
 
-/// Equal rules in the same order, whatever they have counted.
+/// True for equal rules in the same order. Counts are ignored.
 impl PartialEq for AccessRules {
     fn eq(&self, other: &Self) -> bool {
         let rules = |rules: &Self| {

@@ -27,14 +27,14 @@ pub use parse::AddrError;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Addr {
-    /// IPv4 or IPv6, and a port.
+    /// An IPv4 or IPv6 address with a port.
     Tcp(SocketAddr),
     /// A Unix socket.
     Unix(UnixAddr),
 }
 
-/// The process at the other end of a Unix socket when it connected, as the kernel reports it
-/// (SO_PEERCRED, `unix(7)`).
+/// The process at the other end of a Unix socket, as the kernel noted it when that process
+/// connected or listened (SO_PEERCRED, `unix(7)`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Credentials {
@@ -42,13 +42,13 @@ pub struct Credentials {
     pub uid: u32,
     /// The effective group.
     pub gid: u32,
-    /// The process. `None` if the kernel does not report it: on BSD, and for a process that this
-    /// one cannot see, as outside its container. It may have ended since, and its number may belong
-    /// to another process: decide by user and group.
+    /// The process id. `None` if the kernel does not report it: on BSD and Apple's systems, and for
+    /// a process outside this process's container. The process may have ended since, and its id may
+    /// belong to another: decide by user and group.
     pub pid: Option<u32>,
 }
 
-/// The name of a Unix socket (`unix(7)`). A client's has none, unless it takes one.
+/// The name of a Unix socket (`unix(7)`). A client's socket is unnamed, unless the client binds it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UnixAddr(Name);
 
@@ -61,7 +61,7 @@ enum Name {
 }
 
 impl Addr {
-    /// The TCP address; `None` for a Unix socket.
+    /// Returns the TCP address; `None` for a Unix socket.
     pub fn as_tcp(&self) -> Option<SocketAddr> {
         match self {
             Self::Tcp(addr) => Some(*addr),
@@ -77,12 +77,12 @@ impl Addr {
         }
     }
 
-    /// The IP address; a Unix socket has none.
+    /// Returns the IP address; `None` for a Unix socket.
     pub fn ip(&self) -> Option<IpAddr> {
         Some(self.as_tcp()?.ip())
     }
 
-    /// The port; a Unix socket has none.
+    /// Returns the port; `None` for a Unix socket.
     pub fn port(&self) -> Option<u16> {
         Some(self.as_tcp()?.port())
     }
@@ -157,7 +157,7 @@ impl UnixAddr {
         }
     }
 
-    /// The file.
+    /// Returns the path of the socket's file; `None` for an unnamed or abstract socket.
     pub fn as_pathname(&self) -> Option<&Path> {
         match &self.0 {
             Name::Path(path) => Some(path),
@@ -165,7 +165,8 @@ impl UnixAddr {
         }
     }
 
-    /// The name in Linux's abstract namespace, which has no files, without its leading zero.
+    /// Returns the name in Linux's abstract namespace, without its leading zero; `None` for an
+    /// unnamed socket or a file.
     pub fn as_abstract_name(&self) -> Option<&[u8]> {
         match &self.0 {
             Name::Abstract(name) => Some(name),
@@ -242,7 +243,7 @@ impl fmt::Display for Addr {
 }
 
 /// As for [`Addr`]. Control characters, backslashes and bytes that are no UTF-8 are escaped, and at
-/// most 1 KiB is printed: a client chooses its name, and logs print it.
+/// most 1 KiB is printed. The reason: logs print names that clients choose.
 impl fmt::Display for UnixAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (mark, name) = match &self.0 {

@@ -13,8 +13,8 @@ use crate::id::AlarmId;
 #[non_exhaustive]
 pub enum Alarm {
     /// Connections in a slot, in any state. A percentage is of the cap
-    /// ([`Config::max_connections`]), and follows a change of it. In one of several
-    /// [`Shards`](crate::Shards) the connections of all shards count, as the cap is on all of them.
+    /// ([`Config::max_connections`]), and follows a change of it. In [`Shards`](crate::Shards) the
+    /// connections of all shards count.
     Connections(Quota),
     /// Descriptors that this server has open: its listeners and connections. A percentage is of the
     /// process's RLIMIT_NOFILE when the alarm is set (known on Linux). Descriptors of the rest of
@@ -24,7 +24,7 @@ pub enum Alarm {
     /// [`Config::memory_limit`], and follows a change of it.
     Memory(Quota),
     /// Accepts that failed for lack of descriptors or socket memory (EMFILE, ENFILE, ENOBUFS,
-    /// ENOMEM), in an episode that is not over. Raised at the first.
+    /// ENOMEM), in the current episode. The alarm is raised at the first failure.
     FdExhaustion,
 }
 
@@ -120,20 +120,20 @@ fn part(whole: usize, percent: u8) -> usize {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct AlarmInfo {
-    /// Its id.
+    /// The alarm's id.
     pub id: AlarmId,
-    /// What it watches.
+    /// What the alarm watches.
     pub alarm: Alarm,
-    /// Minimum time between two calls while it is raised.
+    /// Minimum time between two calls of the callback while the threshold is reached.
     pub cooldown: Duration,
     /// Whether the threshold is reached.
     pub raised: bool,
-    /// The value: at the end of this iteration, in a callback.
+    /// The watched value: now, or for a callback at the end of the iteration.
     pub value: usize,
-    /// The threshold: percentages as numbers.
+    /// The threshold as a number, also where a percentage was set.
     pub threshold: usize,
-    /// Time since it was raised: zero in the call that raises it. In the call that tells of its end,
-    /// the time for which it was raised.
+    /// Time since the alarm was raised: zero in the call that raises it, and for a quiet alarm. In
+    /// the call at its end: the time for which it was raised.
     pub since: Duration,
 }
 

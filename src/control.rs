@@ -59,8 +59,9 @@ pub(crate) trait ControlOps<A>: ConnOps<A> {
     fn stop(&mut self);
 }
 
-/// A server between two iterations: from [`Server::control`](crate::Server::control), or lent to a
-/// job of [`Handle::post`](crate::Handle::post) or to the callback of an [`Alarm`].
+/// Queries and changes of a server: from [`Server::control`](crate::Server::control) between two
+/// iterations, or lent to a job of [`Handle::post`](crate::Handle::post) or to the callback of an
+/// [`Alarm`].
 pub struct Control<'a, A = ()> {
     ops: &'a mut (dyn ControlOps<A> + 'a),
 }
@@ -70,7 +71,8 @@ impl<'a, A> Control<'a, A> {
         Self { ops }
     }
 
-    /// Returns a connection, to send to it, change it or close it; `None` if it has gone.
+    /// Returns a connection, to send to it, change it or close it; `None` if `id` names none any
+    /// more.
     pub fn conn(&mut self, id: ConnId) -> Option<Conn<'_, A>>
     where
         A: 'a,
@@ -79,16 +81,16 @@ impl<'a, A> Control<'a, A> {
         Conn::find(ops, id)
     }
 
-    /// Makes an outgoing connection.
+    /// Begins an outgoing connection.
     ///
-    /// From here on it has a slot and an id, under the cap, and is
-    /// [`State::Connecting`](crate::State::Connecting). When it is established, `on_open` of
-    /// `handler` is called; if it fails, [`Handler::on_connect_failed`] is. Output queued meanwhile
-    /// is sent when it is open.
+    /// From here on the connection has a slot and an id, under the cap, and is
+    /// [`State::Connecting`](crate::State::Connecting). When it is open, [`Handler::on_open`] is
+    /// called; if it fails, [`Handler::on_connect_failed`]. Output queued meanwhile is sent when it
+    /// is open.
     ///
     /// `addr` is a `SocketAddr`, an [`Addr`], or a text: `"10.0.0.7:2222"`, `"[::1]:2222"`,
-    /// `"unix:/run/games.sock"`. **A host name is no address**: a lookup blocks. Resolve it before,
-    /// on another thread if necessary (`std::net::ToSocketAddrs`, then
+    /// `"unix:/run/games.sock"`. **A host name is no address**, because a lookup blocks. Resolve it
+    /// before, on another thread if necessary (`std::net::ToSocketAddrs`, then
     /// [`Handle::post`](crate::Handle::post)).
     ///
     /// ```
@@ -106,14 +108,16 @@ impl<'a, A> Control<'a, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::ConnectAddress`](crate::Error::ConnectAddress);
-    /// [`Error::Option`](crate::Error::Option) for a value that cannot work;
-    /// [`Error::AtCapacity`](crate::Error::AtCapacity) (in `on_close` and `on_connect_failed` the
-    /// slot of the ended connection is free, so that a full pool can replace it);
-    /// [`Error::Draining`](crate::Error::Draining); [`Error::Connect`](crate::Error::Connect) if
-    /// the kernel refuses at once (no descriptor, no route, no listener on a Unix socket). With
-    /// [`Connect::retry`] the last is a failed attempt instead. After an error the handler is
-    /// dropped, and nothing else has changed.
+    /// - [`Error::ConnectAddress`](crate::Error::ConnectAddress).
+    /// - [`Error::Option`](crate::Error::Option) for a value that cannot work.
+    /// - [`Error::AtCapacity`](crate::Error::AtCapacity). In `on_close` and `on_connect_failed` the
+    ///   slot of the ended connection is free already, so that a full pool can replace it.
+    /// - [`Error::Draining`](crate::Error::Draining).
+    /// - [`Error::Connect`](crate::Error::Connect) if the kernel refuses at once: no descriptor, no
+    ///   route, no listener on a Unix socket. With [`Connect::retry`] this is a failed attempt
+    ///   instead.
+    ///
+    /// After an error the handler is dropped, and nothing else has changed.
     pub fn connect<T>(
         &mut self,
         addr: T,
@@ -149,9 +153,9 @@ impl<'a, A> Control<'a, A> {
         self.ops.connections()
     }
 
-    /// Returns the connections in `limit` slots from the slot `from` on, and the slot to continue
-    /// from, `None` at the end; so that a page has bounded cost and length. A connection that stays
-    /// open is on exactly one page, even if others open and close meanwhile. An empty
+    /// Returns the connections in `limit` slots (at least 1) from the slot `from` on, and the slot
+    /// to continue from; `None` at the end. So a page has bounded cost and length. A connection
+    /// that stays open is on exactly one page, even if others open and close meanwhile. An empty
     /// slot counts too, so that a page may be empty although more follow.
     ///
     /// ```
@@ -172,9 +176,9 @@ impl<'a, A> Control<'a, A> {
         self.ops.connections_page(from, limit)
     }
 
-    /// Returns the supervision tree, with at most `limit` connections of each listener;
-    /// [`Display`](fmt::Display) draws it. At most 4096 slots are visited, and 16 for each
-    /// connection that may be shown.
+    /// Returns the supervision tree, with at most `limit` connections of each listener and `limit`
+    /// outgoing ones. [`Display`](fmt::Display) draws it. The search visits at most 4096 slots, and
+    /// 16 more for each connection that may be shown.
     pub fn tree(&self, limit: usize) -> Tree {
         self.ops.tree(limit)
     }
@@ -184,7 +188,8 @@ impl<'a, A> Control<'a, A> {
         self.ops.recent_closes()
     }
 
-    /// Returns every counter and measurement; its [`Display`](fmt::Display) is for Prometheus.
+    /// Returns every counter and measurement. [`Display`](fmt::Display) prints the text for
+    /// Prometheus.
     pub fn metrics(&self) -> Metrics {
         self.ops.metrics()
     }
@@ -196,10 +201,10 @@ impl<'a, A> Control<'a, A> {
     /// - after each `cooldown` while it stays there,
     /// - when it is below again: then [`AlarmInfo::raised`] is false.
     ///
-    /// Within a cooldown it is not raised again, so that a value around the threshold costs two
-    /// calls per cooldown. A cooldown is at least 1 ms; with `Duration::MAX` the alarm is raised
-    /// once. A peak within one iteration is not seen. A panic of `callback` is caught, logged and
-    /// counted; the alarm stays.
+    /// Within a cooldown the alarm is not raised again, so that a value around the threshold costs
+    /// two calls per cooldown. A cooldown is at least 1 ms; with `Duration::MAX` the alarm is
+    /// raised once. A peak within one iteration is not seen. A panic of `callback` is caught,
+    /// logged and counted; the alarm stays.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -214,7 +219,8 @@ impl<'a, A> Control<'a, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::Option`](crate::Error::Option) for a threshold that is always or never reached.
+    /// [`Error::Option`](crate::Error::Option) for a threshold that is always or never reached, and
+    /// for a shorter cooldown.
     pub fn on_alarm(
         &mut self,
         alarm: Alarm,
@@ -224,8 +230,8 @@ impl<'a, A> Control<'a, A> {
         self.ops.add_alarm(alarm, cooldown, Box::new(callback))
     }
 
-    /// Changes an alarm. The time since its last call counts under the new cooldown too, unless it
-    /// watches another value from now on.
+    /// Changes an alarm. The time since its last call counts under the new cooldown too, unless
+    /// another value is watched from now on.
     ///
     /// # Errors
     ///
@@ -235,7 +241,7 @@ impl<'a, A> Control<'a, A> {
         self.ops.set_alarm(id, alarm, cooldown)
     }
 
-    /// Removes an alarm, without another call of it. False if it has gone already.
+    /// Removes an alarm, without another call of its callback. False if `id` names none any more.
     pub fn remove_alarm(&mut self, id: AlarmId) -> bool {
         self.ops.remove_alarm(id)
     }
@@ -245,9 +251,14 @@ impl<'a, A> Control<'a, A> {
         self.ops.alarms()
     }
 
-    /// Ends one connection at once with RST, and logs a report. Output that was sent before is
-    /// written as far as the kernel takes it.
-    /// [`CloseReason::Killed`](crate::CloseReason::Killed). False if it has gone already.
+    /// Ends one connection at once with RST, as [`Killed`](crate::CloseReason::Killed), and logs a
+    /// report. Output that was sent before is written as far as the kernel takes it. False if `id`
+    /// names no connection any more.
+    ///
+    /// A [`Detached`](crate::Detached) stream is cut off instead: its reads and writes end, its
+    /// slot stays taken until it is dropped, and its reason is
+    /// [`Detached`](crate::CloseReason::Detached). False after
+    /// [`Detached::into_tcp`](crate::Detached::into_tcp).
     pub fn kill(&mut self, id: ConnId) -> bool {
         self.ops.kill(id)
     }
@@ -266,8 +277,8 @@ impl<'a, A> Control<'a, A> {
         self.ops.config()
     }
 
-    /// Returns the options of a listener; its access rules with the number of peers that each has
-    /// decided about.
+    /// Returns the options of a listener. Its access rules have their counts
+    /// ([`AccessRule::hits`](crate::AccessRule::hits)).
     ///
     /// # Errors
     ///
@@ -276,7 +287,7 @@ impl<'a, A> Control<'a, A> {
         self.ops.options(&which.into())
     }
 
-    /// Changes options of the server: all of those that `change` changes, or none.
+    /// Changes options of the server: all that `change` sets, or none after an error.
     ///
     /// ```
     /// # use portcullis::{Config, Server};
@@ -296,9 +307,9 @@ impl<'a, A> Control<'a, A> {
         self.ops.set_config(config)
     }
 
-    /// Changes options of a listener: all of those that `change` changes, or none. The others stay,
-    /// TLS too. Each option of [`Listen`] says when a change takes effect; open connections keep
-    /// their options.
+    /// Changes options of a listener: all that `change` sets, or none after an error. The others
+    /// stay, TLS too. Each option of [`Listen`] says when a change takes effect; open connections
+    /// keep their options.
     ///
     /// ```
     /// # use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
@@ -322,9 +333,10 @@ impl<'a, A> Control<'a, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::NoListener`](crate::Error::NoListener); [`Error::Option`](crate::Error::Option) for
-    /// a value that cannot work and for an option that an open port cannot change (its address, its
-    /// name, its socket's options, whether it speaks TLS). All options are unchanged then.
+    /// [`Error::NoListener`](crate::Error::NoListener). [`Error::Option`](crate::Error::Option) for
+    /// a value that cannot work, or an option that an open port cannot change. These are address,
+    /// name, socket options, source prefixes, and whether the listener speaks TLS. All options are
+    /// unchanged then.
     pub fn reconfigure_listener(
         &mut self,
         which: impl Into<ListenerRef>,
@@ -340,7 +352,7 @@ impl<'a, A> Control<'a, A> {
     /// handshake and open ones keep theirs ([`TlsInfo::config`](crate::tls::TlsInfo::config)).
     ///
     /// A session of the old configuration is not resumed under the new one, unless both share a
-    /// storage or a ticketer: its client does a full handshake. Load the new files first:
+    /// storage or a ticketer. Its client does a full handshake. Load the new files first:
     /// [`tls::server_config`](crate::tls::server_config) fails before anything is changed.
     ///
     /// ```no_run
@@ -369,10 +381,11 @@ impl<'a, A> Control<'a, A> {
     /// `Duration::MAX`.
     ///
     /// A ban comes before the [`AccessRules`](crate::AccessRules) of every listener and counts as
-    /// [`Denied`](crate::CloseReason::Denied), for the TCP peer and for the client that a PROXY
-    /// header names. Connections that are open stay: see [`Control::kill`]. A ban takes O(log n).
-    /// Its check looks up each prefix length in use, at most 33 of IPv4 and 129 of IPv6. At most 65,536 networks are banned (some 10 MB);
-    /// one more replaces the ban that would end first.
+    /// [`Denied`](crate::CloseReason::Denied). It applies to the TCP peer and to the client that a
+    /// PROXY header names. Connections that are open stay: see [`Control::kill`]. A ban takes O(log
+    /// n). Its check looks up each prefix length in use, at most 33 of IPv4 and 129 of IPv6. At
+    /// most 65,536 networks are banned (some 10 MB); one more replaces the ban that would end
+    /// first.
     ///
     /// From a callback or another thread: [`Handle::post`](crate::Handle::post), or
     /// [`Handle::post_each`](crate::Handle::post_each) for all shards.
@@ -411,7 +424,8 @@ impl<'a, A> Control<'a, A> {
     }
 
     /// Suspends a listener: takes it out of the poll. Its connections stay open, new clients wait
-    /// in its backlog. Extra calls are ignored. A drain accepts the backlog all the same.
+    /// in its backlog. Extra calls are ignored. A drain ends the suspension, and accepts the
+    /// backlog.
     ///
     /// # Errors
     ///
@@ -445,14 +459,14 @@ impl<'a, A> Control<'a, A> {
     ///
     /// In this order:
     ///
-    /// 1. Give the descriptor to the new process: as file 3 with `LISTEN_FDS=1` in its environment
-    ///    (and the listener's name in `LISTEN_FDNAMES`, if that is not its address), or over a Unix
-    ///    socket (SCM_RIGHTS). It calls [`Listen::adopted`](crate::Listen::adopted), runs,
-    ///    and reports that.
+    /// 1. Give the descriptor to the new process: as file 3 with `LISTEN_FDS=1` in its environment,
+    ///    or over a Unix socket (SCM_RIGHTS). A listener's name that is not its address goes into
+    ///    `LISTEN_FDNAMES`. The new process calls [`Listen::adopted`](crate::Listen::adopted),
+    ///    runs, and reports that.
     /// 2. [`Control::close_listener`]. The backlog stays, for the new process.
     /// 3. [`Control::drain`]. A client that was accepted here and has not sent its request yet is
-    ///    answered only if [`Handler::on_drain`](crate::Handler::on_drain) waits for it: the default
-    ///    closes once the received input is answered.
+    ///    answered only if [`Handler::on_drain`] waits for it. The default closes once the received
+    ///    input is answered.
     ///
     /// A drain without the second step accepts the backlog first. The file of a Unix socket is left
     /// to the new process, and is not removed from here on. `examples/handover.rs` does all of
@@ -473,11 +487,13 @@ impl<'a, A> Control<'a, A> {
 
     /// Starts a graceful shutdown: accepts the backlog, closes the ports, notifies every handler
     /// ([`Handler::on_drain`](crate::Handler::on_drain)), and resets the remaining connections
-    /// after `grace`. One deadline for all; a second call can only shorten it.
+    /// after `grace`. Outgoing connections that are not established end at once, as
+    /// [`Drained`](crate::CloseReason::Drained). One deadline holds for all; a second call can only
+    /// shorten it.
     ///
-    /// Rates and suspensions hold back no client in the backlog. Where a cap does, or a lack of
-    /// descriptors, the port stays open until slots have become free for those that wait, at most
-    /// to the deadline. A handshake may take a quarter of `grace`, or a second if that is longer.
+    /// Rates and suspensions hold back no client in the backlog. If a cap or a lack of descriptors
+    /// does, the port stays open until the backlog is empty, at most until the deadline. A
+    /// handshake may take a quarter of `grace`, or a second if that is longer.
     #[doc(alias = "graceful shutdown")]
     pub fn drain(&mut self, grace: Duration) {
         self.ops.drain(grace);

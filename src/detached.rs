@@ -30,9 +30,10 @@ const MAX_UNIX_WRITE: usize = 16 * 1024;
 
 /// A connection as a blocking stream: from [`Conn::detach`](crate::Conn::detach).
 ///
-/// `Read` and `Write` are those of `std::net::TcpStream`, over TLS too; received bytes that were
-/// not delivered yet are read first. The server counts the connection as its own until this value
-/// is dropped, which closes it. Use [`Detached::finish`] for an orderly close.
+/// `Read` and `Write` are those of `std::net::TcpStream`, over TLS too. Received bytes that were
+/// not delivered yet are read first; pending output is written by the first read, write or flush.
+/// The server counts the connection as its own until this value is dropped, which closes it. Use
+/// [`Detached::finish`] for an orderly close.
 pub struct Detached {
     socket: Arc<Socket>,
     detached_io: Box<DetachedIo>,
@@ -49,8 +50,9 @@ pub(crate) struct SystemCalls {
     pub(crate) unsent: fn(BorrowedFd<'_>, bool) -> Option<usize>,
 }
 
-/// A connection's slot in its server. Dropping this value frees the slot; of a cap that
-/// [`Shards`](crate::Shards) share at once, otherwise in the server's next iteration.
+/// A connection's slot in its server, freed when this value is dropped. The server removes the
+/// connection in its next iteration; a place under the cap of [`Shards`](crate::Shards) is free at
+/// once.
 #[derive(Debug)]
 #[must_use = "dropping it gives the slot back"]
 pub struct Place {
@@ -329,25 +331,25 @@ impl Detached {
         (detached, weak)
     }
 
-    /// The connection's id, valid until its slot is given back.
+    /// Returns the connection's id, valid until its slot is given back.
     pub fn id(&self) -> ConnId {
         self.place.id
     }
 
-    /// Received bytes that were not delivered. They are read first; over TLS they are decrypted
-    /// already.
+    /// Returns received bytes that were not delivered. They are read first; over TLS they are
+    /// decrypted already.
     pub fn unread(&self) -> &[u8] {
         self.detached_io.unread()
     }
 
-    /// The result of the TLS handshake. `None` on a plain connection.
+    /// Returns the result of the TLS handshake; `None` on a plain connection.
     #[cfg(feature = "tls")]
     pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
         self.detached_io.tls()
     }
 
-    /// The TCP socket, for its options and timeouts; `None` for a Unix socket. Over TLS its bytes
-    /// are records: do not read or write here.
+    /// Returns the TCP socket, for its options; `None` for a Unix socket. Over TLS its bytes are
+    /// records: do not read or write here.
     pub fn as_tcp(&self) -> Option<&TcpStream> {
         match &*self.socket {
             Socket::Tcp(stream) => Some(stream),
@@ -355,18 +357,20 @@ impl Detached {
         }
     }
 
-    /// Sets the limit on the time of one read; `None`, the default, is no limit. After it reads
-    /// fail with `WouldBlock`. Over TLS it is the time until a record with data is complete, and
-    /// replies of TLS itself may take the write timeout besides.
+    /// Sets the maximum time of one read; `None`, the default, is no limit. After it the read fails
+    /// with `WouldBlock`. Over TLS it is the time until a record with data is complete. Replies of
+    /// TLS itself may take the write timeout besides.
     ///
     /// # Errors
     ///
-    /// The kernel's. A timeout of zero is refused (`std::net::TcpStream::set_read_timeout`).
+    /// The kernel's; `InvalidInput` for a timeout of zero
+    /// (`std::net::TcpStream::set_read_timeout`).
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         self.socket.set_read_timeout(timeout)
     }
 
-    /// Sets the limit on the time of one write or flush; `None`, the default, is no limit.
+    /// Sets the maximum time of one write or flush; `None`, the default, is no limit. After it the
+    /// call fails with `WouldBlock`.
     ///
     /// # Errors
     ///
@@ -375,12 +379,13 @@ impl Detached {
         self.socket.set_write_timeout(timeout)
     }
 
-    /// Returns the plain `TcpStream`, received bytes that were not read, and the connection's slot.
-    /// Pending output is written first.
+    /// Writes pending output, and returns the plain `TcpStream`, received bytes that were not read,
+    /// and the connection's slot.
     ///
     /// # Errors
     ///
-    /// Returns itself over TLS, on a Unix socket, and if pending output cannot be written.
+    /// Returns this value over TLS, on a Unix socket, without a free descriptor, and if pending
+    /// output cannot be written.
     pub fn into_tcp(mut self) -> Result<(TcpStream, Vec<u8>, Place), Self> {
         if self.detached_io.is_tls() || self.flush().is_err() {
             return Err(self);
@@ -392,18 +397,19 @@ impl Detached {
         Ok((stream, unread, *self.place))
     }
 
-    /// Closes in order: writes pending output, then close_notify over TLS, then FIN. Waits for the
-    /// peer's end, and discards input before that.
+    /// Closes in order: writes pending output, then close_notify over TLS, then FIN. Then waits for
+    /// the peer's end, and discards input.
     ///
-    /// The output must be taken within the write timeout, by the peer's system too. The wait after
-    /// that is bounded by the read timeout. Without such a timeout, those of the connection's
-    /// options hold: [`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout) and
+    /// The peer's system must take the output within the write timeout. The wait after that is
+    /// bounded by the read timeout. Without such a timeout, those of the connection's options hold:
+    /// [`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout) and
     /// [`ConnConfig::linger_timeout`](crate::ConnConfig::linger_timeout).
     /// [`ConnConfig::linger_bytes`](crate::ConnConfig::linger_bytes) bounds the discarded input.
     ///
     /// # Errors
     ///
-    /// The socket's error; `WouldBlock` after a timeout, `InvalidData` after too much input.
+    /// The socket's error; `WouldBlock` after a timeout, `InvalidData` after too much input,
+    /// `Other` if TLS has lost output.
     pub fn finish(mut self) -> io::Result<()> {
         let Self {
             socket,

@@ -12,8 +12,8 @@ use crate::id::ListenerRef;
 /// The result of a request to the [`Server`](crate::Server).
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error, the listener it concerns, and a remedy. After any of them the rest of the server is as
-/// it was before the call.
+/// Error of a request to a server, with the listener that is concerned and a remedy. After any of
+/// them the rest of the server is as it was before the call.
 ///
 /// `Debug` prints the same text as `Display`, so that a `main` which returns this value gives its
 /// user a readable error.
@@ -21,7 +21,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// The address given to [`Listen::tcp`](crate::Listen::tcp) cannot be resolved.
     Address {
-        /// The given text.
+        /// The given value.
         given: String,
         /// Why it is no address.
         source: io::Error,
@@ -65,18 +65,18 @@ pub enum Error {
         /// The problem, and a value that would work.
         problem: String,
     },
-    /// No listener of this server has this id, port or name (any more).
+    /// No open listener of this server has this id, port or name.
     NoListener {
         /// The given id, port or name.
         listener: ListenerRef,
     },
-    /// No alarm of this server has this id (any more).
+    /// No alarm of this server has this id.
     NoAlarm {
         /// The given id.
         alarm: AlarmId,
     },
-    /// The state of a connection does not allow it:
-    /// [`Conn::detach`](crate::Conn::detach), `Conn::start_tls`. Nothing has changed.
+    /// The state of a connection does not allow the call: [`Conn::detach`](crate::Conn::detach),
+    /// [`Conn::reconfigure`](crate::Conn::reconfigure), `Conn::start_tls`. Nothing has changed.
     ConnState(&'static str),
     /// The server drains: it takes no new listeners, and makes no connections.
     Draining,
@@ -92,9 +92,10 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error of the program's own, with a text or another error as its cause. For failures while
-    /// [`Server::spawn`](crate::Server::spawn) or [`Shards::spawn`](crate::Shards::spawn) makes the
-    /// application's state. This library's other errors convert by `?`.
+    /// Makes an error of the program's own, with a text or another error as its cause. For failures
+    /// while [`Server::spawn`](crate::Server::spawn) or [`Shards::spawn`](crate::Shards::spawn)
+    /// makes the application's state. [`HandleError`](crate::HandleError) and
+    /// [`AddrError`](crate::AddrError) convert by `?`.
     ///
     /// ```no_run
     /// # use portcullis::{Config, Error, Server};

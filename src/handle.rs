@@ -33,18 +33,18 @@ pub(crate) trait CommonCap: fmt::Debug + Send + Sync {
 /// `Clone`, `Send` and `Sync` for every application state. Only methods with a timeout, like
 /// [`Handle::call`], wait for the loop. Commands from one thread are executed in their order, up to
 /// [`Budgets::commands`](crate::Budgets::commands) per iteration. Frames and messages for a
-/// connection that is not open are deferred, and later commands pass them.
+/// connection that is not open yet are deferred, and later commands pass them.
 ///
 /// [`Handle::kill`], [`Handle::stop`] and a [`Handle::drain`] without grace pass the commands
-/// before them if these exceed that budget or take longer than 50 ms. Frames sent before a stop or
-/// drain are sent first all the same.
+/// before them if these exceed a budget or take longer than 50 ms. Frames before a stop or drain
+/// are sent first all the same.
 ///
-/// A command that was queued and cannot be carried out is counted in
-/// [`Stats::undeliverable`](crate::Stats::undeliverable), also one that a server leaves behind at
-/// its end.
+/// A queued frame, message, kill or job that cannot be carried out is counted in
+/// [`Stats::undeliverable`](crate::Stats::undeliverable), also if a server leaves it behind at its
+/// end.
 ///
-/// Handlers that pass it to workers keep it in the application's state:
-/// [`Server::handle`](crate::Server::handle) returns it before the server runs.
+/// [`Server::handle`](crate::Server::handle) returns a handle before the server runs. Handlers that
+/// pass it to workers keep it in the application's state.
 ///
 /// ```no_run
 /// # use portcullis::{Config, Server};
@@ -61,9 +61,9 @@ pub(crate) trait CommonCap: fmt::Debug + Send + Sync {
 ///
 /// # Several shards
 ///
-/// The handle of spawned shards asks, changes and drains all shards that
-/// still run; [`HandleError::ServerGone`] means that none does. A change is no transaction: each
-/// shard makes it in an iteration of its own.
+/// The handle of spawned shards reaches all shards that still run; [`HandleError::ServerGone`]
+/// means that none does. A change is no transaction: each shard makes it in an iteration of its
+/// own.
 ///
 /// A [`ConnId`] names its shard, so frames, messages and kills find their connection. A job and a
 /// call belong to one shard: for them take that shard's handle ([`Handle::shards`]). Otherwise they
@@ -127,8 +127,8 @@ impl<A> Handle<A> {
     ///
     /// # Errors
     ///
-    /// [`HandleError::NoConnection`] if it has gone already, or if it is another server's;
-    /// [`HandleError::QueueFull`], [`HandleError::ServerGone`].
+    /// [`HandleError::NoConnection`] if the connection has gone or left the loop, or is another
+    /// server's; [`HandleError::QueueFull`], [`HandleError::ServerGone`].
     pub fn send(&self, id: ConnId, frame: impl Into<Vec<u8>>) -> Result<(), HandleError> {
         self.live(id)?.push(Command::Send(id, frame.into()))
     }
@@ -159,7 +159,8 @@ impl<A> Handle<A> {
         self.live(id)?.push(Command::Kill(id))
     }
 
-    /// Whether a connection of this server, or of one of these shards, is alive at this moment.
+    /// Returns whether a connection of this server, or of one of these shards, is in the loop at
+    /// this moment. A detached one is not.
     pub fn is_live(&self, id: ConnId) -> bool {
         self.shards.iter().any(|server| server.is_live(id))
     }
@@ -213,8 +214,8 @@ impl<A> Handle<A> {
 
     // One server, or all shards.
 
-    /// Returns the handles of all shards, in the order of their numbers: to ask one alone, to run a
-    /// job on it.
+    /// Returns the handles of all shards, in the order of their numbers, to reach one alone. A
+    /// single server is one shard.
     ///
     /// ```
     /// # use portcullis::{Handle, HandleError};
@@ -242,9 +243,9 @@ impl<A> Handle<A> {
         self.push_each(job, Command::Post)
     }
 
-    /// Runs a job on all shards at the same time and returns their results, after at most
-    /// `timeout`: each with the number of its shard, in their order. A shard that has ended gives
-    /// none.
+    /// Runs a job on all shards at the same time, and returns their results after at most
+    /// `timeout`. Each has the number of its shard, in ascending order. A shard that has ended
+    /// gives none.
     ///
     /// # Errors
     ///
@@ -295,8 +296,9 @@ impl<A> Handle<A> {
 
     /// Returns the counters at the end of the last iteration, without asking the loop.
     ///
-    /// Of several shards the sum: `max_connections` is the cap of all; `peak` is no less than the
-    /// highest number of concurrent connections, and no more than the cap or one shard's own peak.
+    /// Of several shards the sum, where `max_connections` is the cap of all. `peak` is an upper
+    /// bound on the highest number of concurrent connections: at most the cap, or one shard's own
+    /// peak if that is higher.
     pub fn stats(&self) -> Stats {
         self.sum(self.shards.iter().map(|server| server.stats()))
     }
@@ -304,8 +306,8 @@ impl<A> Handle<A> {
     /// Returns every counter and measurement: see [`Control::metrics`]. For the counters alone,
     /// [`Handle::stats`] does not ask the loop.
     ///
-    /// Of several shards the sum; listeners of one name are one, and alarms, each a shard's own,
-    /// are left out. So are the histograms and listeners of a shard that has ended.
+    /// Of several shards the sum. Listeners of one name are one. Alarms are left out, because each
+    /// is a shard's own; so are the histograms and listeners of a shard that has ended.
     ///
     /// # Errors
     ///
@@ -343,7 +345,8 @@ impl<A> Handle<A> {
         Ok(sum)
     }
 
-    /// Returns all listeners; listeners of one name are one, which listens if one of them does.
+    /// Returns all listeners. Of several shards, listeners of one name are one, which is listening
+    /// if one of them is.
     ///
     /// # Errors
     ///
@@ -380,8 +383,8 @@ impl<A> Handle<A> {
         found.into_iter().next().ok_or(missing)
     }
 
-    /// Changes the cap: see [`Config::max_connections`]. Of one server it is queued. Of several
-    /// shards at once: when this returns, no connection above the new cap is accepted.
+    /// Changes the cap: see [`Config::max_connections`]. The change of one server is queued. That
+    /// of several shards holds when this returns.
     ///
     /// # Errors
     ///
@@ -400,7 +403,7 @@ impl<A> Handle<A> {
         self.push_each(change, Command::Call)
     }
 
-    /// Changes something on every shard through its [`Control`], and waits until that is done.
+    /// Calls `change` with every shard's [`Control`], and waits until all have returned.
     ///
     /// ```
     /// # use portcullis::{Handle, HandleError};
@@ -413,8 +416,9 @@ impl<A> Handle<A> {
     ///
     /// # Errors
     ///
-    /// [`HandleError::NoListener`] if no shard has the listener; [`HandleError::Refused`] for any
-    /// other error of a shard; otherwise as for [`Handle::call_each`].
+    /// [`HandleError::NoListener`] if no shard has the listener. [`HandleError::Refused`] with the
+    /// first other error of a shard; the others keep their changes. Otherwise as for
+    /// [`Handle::call_each`].
     pub fn change(
         &self,
         timeout: Duration,
@@ -433,10 +437,10 @@ impl<A> Handle<A> {
     }
 
     /// Starts a drain, after the commands that are queued already: see [`Control::drain`]. Without
-    /// grace it passes them, as described above.
+    /// grace a drain passes them, as described above.
     ///
-    /// Never refused for their number, so that a flood does not keep it out.
-    /// [`Spawned::join`](crate::Spawned::join) returns the report.
+    /// A full queue does not refuse this command. [`Spawned::join`](crate::Spawned::join) returns
+    /// the report.
     ///
     /// # Errors
     ///
@@ -447,7 +451,8 @@ impl<A> Handle<A> {
     }
 
     /// Ends [`Server::run`](crate::Server::run): see [`Control::stop`]. Passes the commands that
-    /// are queued already, as described above; they stay queued. Never refused for their number.
+    /// are queued already, as described above; they stay queued. A full queue does not refuse this
+    /// command.
     ///
     /// # Errors
     ///

@@ -14,20 +14,20 @@ const A_HOST: &str =
      on another thread, and give the address";
 
 impl Addr {
-    /// A Unix socket's file.
+    /// Makes the address of a Unix socket's file.
     pub fn unix(path: impl AsRef<Path>) -> Self {
         UnixAddr::pathname(path.as_ref()).into()
     }
 
-    /// A Unix socket's name in Linux's abstract namespace, without its leading zero.
+    /// Makes an address in Linux's abstract namespace, from the name without its leading zero.
     #[cfg(any(target_os = "linux", target_os = "android"))]
     pub fn unix_abstract(name: impl AsRef<[u8]>) -> Self {
         UnixAddr::abstract_name(name.as_ref()).into()
     }
 }
 
-/// `127.0.0.1:2222`, `[::1]:2222`, `unix:/run/server.sock`, `unix:@abstract`. Host names are
-/// refused: see [`AddrError`].
+/// Parses `127.0.0.1:2222`, `[::1]:2222`, `unix:/run/server.sock` or `unix:@abstract`. Host names
+/// are refused: see [`AddrError`].
 impl FromStr for Addr {
     type Err = AddrError;
 
@@ -132,8 +132,8 @@ impl TryFrom<(&str, u16)> for Addr {
     }
 }
 
-/// Why a text is no [`Addr`]. A host name is refused too: looking it up (`getaddrinfo(3)`) can
-/// block for a minute, and this library never blocks.
+/// Why a text is no [`Addr`]. A host name is refused too: a lookup (`getaddrinfo(3)`) can block for
+/// a minute, and with it a running server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AddrError {
     given: String,

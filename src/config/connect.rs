@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 use crate::proto::tls::ClientTls;
 use crate::proto::{ConnConfig, Framing};
 
-/// One outgoing connection: its framing, its limits. For
-/// [`Control::connect`](crate::Control::connect) and [`Conn::connect`](crate::Conn::connect).
+/// Options of one outgoing connection, for [`Control::connect`](crate::Control::connect) and
+/// [`Conn::connect`](crate::Conn::connect).
 ///
 /// Options for clients do not apply: access rules, source limits, accept rates, PROXY headers,
 /// [`PendingLimits`](crate::PendingLimits). The cap, the memory limit and all budgets do.
@@ -37,19 +37,19 @@ pub struct Connect {
     /// Options of the socket. Those of listeners have no effect.
     pub socket: SocketOptions,
     /// Local address to connect from, of the same family as the peer's; port 0 lets the system
-    /// choose one. With another port only one connection to each peer is possible at a time, and
-    /// SO_REUSEADDR is set. Not for Unix sockets. Defaults to the system's choice.
+    /// choose one. Another port allows one concurrent connection to each peer, and sets
+    /// SO_REUSEADDR. Not for Unix sockets. Defaults to the system's choice.
     pub bind: Option<SocketAddr>,
-    /// Maximum time of one attempt to connect (the handshake of TCP, not of TLS). After it the
-    /// attempt ends as [`ConnectTimeout`](crate::CloseReason::ConnectTimeout). Defaults to 10 s;
-    /// with `Duration::MAX` the kernel gives up, on Linux after two minutes
+    /// Maximum time of one attempt to connect (the handshake of TCP, not of TLS); not zero. If the
+    /// last attempt takes longer, the reason is
+    /// [`ConnectTimeout`](crate::CloseReason::ConnectTimeout). Defaults to 10 s. With
+    /// `Duration::MAX` the kernel gives up, on Linux after two minutes
     /// (`net.ipv4.tcp_syn_retries`).
     pub connect_timeout: Duration,
     /// Further attempts after a failed one. An attempt fails if there is no TCP (or Unix)
-    /// connection; a later failure, as of the TLS handshake, is no reason for another attempt. A
+    /// connection. A later failure, as of the TLS handshake, is no reason for another attempt. A
     /// connection that the peer resets as soon as it is established has opened: its input is
-    /// delivered, and it ends as [`Reset`](crate::CloseReason::Reset).
-    /// Defaults to no retry.
+    /// delivered, and it ends as [`Reset`](crate::CloseReason::Reset). Defaults to no retry.
     pub retry: Option<Retry>,
 }
 
@@ -75,7 +75,7 @@ impl Connect {
     }
 
     /// Speaks TLS 1.2 and 1.3 as a client, with a server that has a certificate for `server_name`.
-    /// This is a DNS name, which is sent (SNI, RFC 6066 section 3), or an IP address, which is not.
+    /// A DNS name is sent (SNI, RFC 6066 section 3), an IP address is not.
     ///
     /// [`tls::client_config`](crate::tls::client_config) makes a configuration of root certificates
     /// in a file. Defaults to plain TCP; for STARTTLS keep that default, and see
@@ -148,8 +148,8 @@ impl fmt::Debug for Connect {
     }
 }
 
-/// Number of attempts to connect, and the delay between them. It doubles after each attempt, up to
-/// a limit. A random part makes each delay shorter, so that clients that lost the same server do
+/// Number of attempts to connect, and the delay between them. The delay doubles after each attempt,
+/// up to a limit. A random part makes each delay shorter, so that clients of one failed server do
 /// not return all at once.
 ///
 /// ```
@@ -172,7 +172,7 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// Up to `attempts` attempts, the first included; `u32::MAX` never gives up.
+    /// Allows up to `attempts` attempts, the first included; at least 1. `u32::MAX` never gives up.
     pub fn new(attempts: u32) -> Self {
         Self {
             attempts,
@@ -182,22 +182,22 @@ impl Retry {
         }
     }
 
-    /// Delay from the end of the first attempt to the second. Defaults to 100 ms, at least 1 ms.
+    /// Sets the delay from the end of the first attempt to the second. Defaults to 100 ms; at least
+    /// 1 ms.
     pub fn first_delay(mut self, delay: Duration) -> Self {
         self.first_delay = delay;
         self
     }
 
-    /// Maximum delay from the end of one attempt to the next. Defaults to 10 s; at least the
-    /// first delay.
+    /// Sets the maximum delay from the end of one attempt to the next. Defaults to 10 s; at least
+    /// the first delay.
     pub fn longest_delay(mut self, delay: Duration) -> Self {
         self.longest_delay = delay;
         self
     }
 
-    /// By how much each delay may be shorter, by chance: 0 to 100 percent. Processes that were
-    /// forked from one another draw different numbers; in the simulator chance is the seed's.
-    /// Defaults to 50.
+    /// Sets the random part of each delay, in percent: 0 to 100. Defaults to 50. Processes that
+    /// were forked from one another draw different numbers; the simulator draws from its seed.
     pub fn jitter(mut self, percent: u8) -> Self {
         self.jitter = percent;
         self

@@ -13,7 +13,7 @@ use crate::addr::{Addr, UnixAddr};
 use crate::error::{Error, Result};
 use crate::proto::{ConnConfig, Framing, Rate, TlsConfig};
 
-/// One listener: its address, its framing, its limits.
+/// Options of one listener: its address, its framing, its limits.
 ///
 /// Each option says when a change of it through
 /// [`Control::reconfigure_listener`](crate::Control::reconfigure_listener) takes effect. *Live*: at
@@ -48,32 +48,33 @@ pub struct Listen {
     /// of its own. Defaults to none. *Live.*
     #[doc(alias = "connection limit")]
     pub max_connections: Option<usize>,
-    /// Policy for clients that connect while the cap is reached. Defaults to [`AtCapacity::Wait`].
-    /// *Live.*
+    /// Policy for clients that connect while a cap or an accept rate is reached. Defaults to
+    /// [`AtCapacity::Wait`]. *Live.*
     pub at_capacity: AtCapacity,
-    /// Whether connections of this listener make room at the cap until each has sent its first whole
-    /// frame. Defaults to true.
+    /// Whether a connection of this listener may be evicted at the cap before it has sent its first
+    /// whole frame. Defaults to true.
     ///
-    /// At the server's cap the oldest such connection is evicted for the next client
-    /// ([`Evicted`](crate::CloseReason::Evicted)), whichever listener that is of. At this listener's
-    /// own limit ([`Listen::max_connections`]) it is the oldest of this listener. It must be older
-    /// than [`PendingLimits::grace`](crate::PendingLimits::grace), and its peer must be the side
-    /// that we wait for: one that this server does not read, or owes a reply
-    /// ([`Conn::hold`](crate::Conn::hold)), stays. So connections that say nothing cannot keep
-    /// others out until the idle timeout.
+    /// At the server's cap the oldest such connection is evicted for the next client of any
+    /// listener ([`Evicted`](crate::CloseReason::Evicted)). At this listener's own limit
+    /// ([`Listen::max_connections`]) it is the oldest of this listener. It must be older than
+    /// [`PendingLimits::grace`](crate::PendingLimits::grace), and its peer must be the side that
+    /// keeps the server waiting. A connection stays if the server does not read it, or owes it a
+    /// reply ([`Conn::hold`](crate::Conn::hold)). So silent connections cannot keep others out
+    /// until the idle timeout.
     ///
     /// Turn it off for protocols whose clients may be silent for longer than the grace: subscribers
-    /// that only listen, servers that speak first to people who think. Then a client that has
-    /// finished without a byte while it waited in the backlog is served too
+    /// that only listen, people who answer a prompt. Then a client that has finished without a byte
+    /// while it waited in the backlog is served too
     /// ([`ClosedEarly`](crate::CloseReason::ClosedEarly)). With
-    /// [`Framing::Raw`](crate::Framing::Raw) the first byte is a frame. *Next connection*; those in a
-    /// handshake, and all when the listener's own limit is first set, follow it too.
+    /// [`Framing::Raw`](crate::Framing::Raw) the first byte is a frame. *Next connection*. A change
+    /// also applies to connections in a handshake, and to all once the listener's own limit is
+    /// first set.
     pub evict_silent: bool,
-    /// Addresses that may connect. Checked before a peer costs anything: no slot, no TLS, no call
-    /// of the service but [`Service::on_failed_accept`](crate::Service::on_failed_accept).
+    /// Addresses that may connect. A denied peer takes no slot, begins no TLS, and reaches the
+    /// service only as [`Service::on_failed_accept`](crate::Service::on_failed_accept).
     ///
-    /// A denied peer is closed as [`Denied`](crate::CloseReason::Denied). Rules that were there
-    /// before a change keep their counts. Defaults to every address. *Live.*
+    /// The reason is [`Denied`](crate::CloseReason::Denied). Rules that were there before a change
+    /// keep their counts. Defaults to every address. *Live.*
     pub access_rules: AccessRules,
     /// Whether peers begin with a PROXY header. With [`ProxyProtocol::Required`] and
     /// [`ProxyProtocol::Optional`] name the proxies you trust: [`Listen::trusted_proxies`].
@@ -86,7 +87,7 @@ pub struct Listen {
     /// socket) makes the proxy's own address the source.
     ///
     /// [`Listen::access_rules`] are applied twice: to the proxy when it connects, and to the
-    /// header's source. An allow-list of clients has to allow the proxies too. Defaults to
+    /// header's source. So an allow-list of clients must also allow the proxies. Defaults to
     /// [`ProxyProtocol::Off`]. *Next connection.*
     ///
     /// ```
@@ -114,30 +115,34 @@ pub struct Listen {
     /// *Live.*
     #[doc(alias = "rate limit")]
     pub accept_rate: Option<Rate>,
-    /// Limits for each source of connections. Defaults to none. *Live*, but for the
-    /// prefixes.
+    /// Limits for each source of connections. Defaults to none. *Live*, except for the prefixes.
     pub source_limits: SourceLimits,
     /// Maximum bytes per second read from all connections of this listener together, shared evenly
-    /// among those with input; `None` is no limit. Otherwise like [`ConnConfig::read_rate`]. *Live*
-    /// if there was such a rate before, else *next connection*.
+    /// among those with input; `None` is no limit. Otherwise like [`ConnConfig::read_rate`].
+    /// Defaults to no limit. *Live* if there was such a rate before, else *next connection*.
     pub total_read_rate: Option<Rate>,
     /// Maximum frames per second delivered from all connections of this listener together.
     /// Otherwise like [`Listen::total_read_rate`].
     pub total_frame_rate: Option<Rate>,
 }
 
-/// Policy for a client that connects while the cap is reached.
+/// Policy for a client that connects while a cap is reached: the server's, the listener's, that of
+/// pending connections, or an accept rate.
+///
+/// Both policies evict a connection first, if one can be evicted: see [`Listen::evict_silent`] and
+/// [`PendingLimits`](crate::PendingLimits).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AtCapacity {
-    /// The client waits in the kernel's accept queue (the backlog) until a slot is free. The
-    /// listener leaves the poll meanwhile. First the oldest connection that has sent no frame is
-    /// evicted ([`Listen::evict_silent`]).
+    /// The client waits in the kernel's accept queue (the backlog) until it can be admitted. The
+    /// listener leaves the poll meanwhile.
     #[default]
     Wait,
-    /// The client is accepted, sent `farewell`, and closed at once
-    /// ([`CloseReason::AtCapacity`](crate::CloseReason::AtCapacity)). This takes one descriptor for
-    /// a moment. The farewell is sent as it is, unframed and in the clear, over TLS listeners too.
+    /// The client is accepted, sent `farewell`, and closed at once: as
+    /// [`AtCapacity`](crate::CloseReason::AtCapacity) or
+    /// [`RateLimited`](crate::CloseReason::RateLimited). This takes one descriptor for a moment.
+    /// The farewell is unframed and in the clear, also on a TLS listener. Bytes that the socket
+    /// does not take at once are lost.
     Refuse {
         /// Bytes sent before the close, at most 4 KiB; none if empty.
         farewell: Vec<u8>,
@@ -166,10 +171,10 @@ pub enum ProxyProtocol {
 /// Limits for each source of connections: an address, or the network that contains it.
 ///
 /// A connection above a limit is closed as [`SourceLimited`](crate::CloseReason::SourceLimited).
-/// Behind a trusted proxy the header's source counts; without an internet address in the header, as
-/// in a proxy's health check, the proxy's own address counts. A peer of a Unix socket that names no
-/// internet address has no source, and no limit. At most 65,536 sources are counted apart;
-/// further ones share one rate and one limit.
+/// Behind a trusted proxy the header's source counts. Without an internet address in the header, as
+/// in a health check, the proxy's own address counts. A peer of a Unix socket that names no
+/// internet address has no source, and no limit. At most 65,536 sources are counted apart; further
+/// ones share one rate and one limit.
 ///
 /// ```
 /// use portcullis::{Framing, Listen, Rate};
@@ -182,11 +187,12 @@ pub enum ProxyProtocol {
 pub struct SourceLimits {
     /// Maximum number of connections per second; `None` is no limit. Defaults to no limit. *Live.*
     pub rate: Option<Rate>,
-    /// Maximum number of concurrent connections; `None` is no limit. Connections accepted before
-    /// the first limit was set are not counted. Defaults to no limit. *Live.*
+    /// Maximum number of concurrent connections, at least 1; `None` is no limit. Connections
+    /// accepted before the first limit was set are not counted. Defaults to no limit. *Live.*
     pub connections: Option<usize>,
-    /// Number of leading bits of an IPv4 and of an IPv6 address that make a source. Defaults to 32
-    /// and 64, because a household or a host has 2⁶⁴ IPv6 addresses. *Next listen.*
+    /// Number of leading bits of an IPv4 and of an IPv6 address that make a source: 1 to 32, and 1
+    /// to 128. Defaults to 32 and 64, because a household or a host has 2⁶⁴ IPv6 addresses. *Next
+    /// listen.*
     pub prefixes: (u8, u8),
 }
 
@@ -204,8 +210,8 @@ impl Listen {
     /// Listens on a TCP address: `"127.0.0.1:2222"`, `("::1", 2222)`, a `SocketAddr`.
     ///
     /// Port 0 lets the system choose; [`Control::listener`](crate::Control::listener) returns the
-    /// real one. If a name resolves to several addresses, the first that can be bound is used. An
-    /// invalid address is an error of `listen`.
+    /// real one. A host name is looked up by this call, which may block. Of several addresses the
+    /// first that can be bound is used. An invalid address is an error of `listen`.
     pub fn tcp(addr: impl ToSocketAddrs + fmt::Debug, framing: Framing) -> Self {
         let addrs = match addr.to_socket_addrs() {
             Ok(found) => Ok(found.map(Addr::from).collect()),
@@ -221,9 +227,10 @@ impl Listen {
     /// too. The file is removed when the listener closes, unless it was replaced or handed over
     /// ([`Control::listener_socket`](crate::Control::listener_socket)).
     ///
-    /// Of several servers that start at the same moment one gets the path: meanwhile each locks the
-    /// folder (`flock(2)`), on Linux, Android, FreeBSD, DragonFly and Apple's systems. If another
-    /// process keeps the folder locked, the start waits for a second and goes on without.
+    /// Of several servers that start at the same moment one gets the path. For that each locks the
+    /// folder while it starts (`flock(2)`; Linux, Android, FreeBSD, DragonFly, Apple's systems). If
+    /// another process keeps the folder locked, `listen` blocks for a second and goes on without
+    /// the lock.
     ///
     /// ```
     /// # use portcullis::{Framing, Listen};
@@ -248,8 +255,8 @@ impl Listen {
     /// Takes over a socket that is listening already, TCP or Unix: inherited, or handed over by
     /// systemd or by another server ([`Control::listener_socket`](crate::Control::listener_socket)).
     ///
-    /// Its address and socket options stay as they are; [`Listen::socket`] has no effect. The socket
-    /// is made non-blocking and close-on-exec. The file of a Unix socket belongs to its maker, and
+    /// Address and socket options stay as they are; [`Listen::socket`] has no effect. The socket is
+    /// made non-blocking and close-on-exec. The file of a Unix socket belongs to its maker, and
     /// stays when the listener closes. A socket that is not usable is an error of `listen`
     /// ([`Error::Os`](crate::Error::Os)).
     ///
@@ -305,9 +312,9 @@ impl Listen {
         self
     }
 
-    /// Sets the listener's name, unique in its server: without control characters. Defaults to its full
-    /// address with the real port, as in `127.0.0.1:2222`, `[::1]:2222` or `unix:/run/games.sock`.
-    /// *Next listen.*
+    /// Sets the listener's name: unique in its server, not empty, without control characters.
+    /// Defaults to the full address with the real port, as in `127.0.0.1:2222`, `[::1]:2222` or
+    /// `unix:/run/games.sock`. *Next listen.*
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
@@ -324,7 +331,7 @@ impl Listen {
     ///
     /// Early data (0-RTT) is never taken, whatever `max_early_data_size` says, because it can be
     /// replayed: clients send it again after the handshake. *Next connection*, by
-    /// [`Control::set_tls`](crate::Control::set_tls), for a listener that speaks TLS already.
+    /// [`Control::set_tls`](crate::Control::set_tls). A plain listener cannot begin TLS.
     #[cfg(feature = "tls")]
     pub fn tls(mut self, config: impl Into<TlsConfig>) -> Self {
         self.tls = Some(config.into());

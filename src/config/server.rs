@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::error::{Error, Result};
 use crate::proto::{check_rates, Rate};
 
-/// Options of a whole server. The defaults suit the open internet, but for
-/// [`Config::memory_limit`]: set it where peers are not trusted. All options are *live*:
+/// Options of a whole server. The defaults suit the open internet, except for
+/// [`Config::memory_limit`]: set that where peers are not trusted. All options are *live*:
 /// [`Control::reconfigure`](crate::Control::reconfigure) changes them at once.
 ///
 /// ```
@@ -19,15 +19,15 @@ use crate::proto::{check_rates, Rate};
 #[non_exhaustive]
 pub struct Config {
     /// The cap: maximum number of concurrent connections, over all listeners, in every state.
-    /// Exact, and checked before `accept`. 0 admits none. Defaults to 1024. In
+    /// Exact, and checked before `accept`. 0 admits none; at most 16,000,000. Defaults to 1024. In
     /// [`Shards`](crate::Shards) it is one cap over all of them.
     ///
     /// Each connection takes a descriptor. So RLIMIT_NOFILE should be larger than the cap by the
     /// number that the rest of the program needs. [`Server::new`](crate::Server::new) warns if the
     /// difference is below 32. Some 200 bytes of address space are reserved for each connection,
-    /// for at most 65,536 of them from the start. They become memory at their first use. Room for
-    /// more is requested when it is needed, and if the system refuses it, the number that there is
-    /// acts as the cap until a connection has ended.
+    /// for at most 65,536 of them from the start. They become memory at their first use. Memory for
+    /// more is requested when it is needed. If the system refuses it, the present number of
+    /// connections acts as the cap until one has ended.
     #[doc(alias = "connection limit")]
     pub max_connections: usize,
     /// Limits of connections that are not open yet.
@@ -39,21 +39,21 @@ pub struct Config {
     pub accept_rate: Option<Rate>,
     /// Maximum number of bytes in the buffers of all connections together, in both directions:
     /// incomplete frames and records, and pending output. PROXY headers count too, because they
-    /// live as long as their connections, if without most TLVs ([`Peer::proxy`](crate::Peer::proxy)).
-    /// `None` leaves only the limits of each connection, and an
-    /// allocation that fails aborts the process. Defaults to none, for the reasons in
-    /// [`limits`](crate::manual::limits#without-a-memory-limit).
+    /// live as long as their connections, most often without TLVs
+    /// ([`Peer::proxy`](crate::Peer::proxy)). At least 256 KiB. `None` leaves only the limits of
+    /// each connection, and an allocation that fails aborts the process. Defaults to none, for the
+    /// reasons in [`limits`](crate::manual::limits#without-a-memory-limit).
     ///
     /// From three quarters of the limit on, connections that hold more than their share are not
-    /// read. One at a time is excepted: for a second at most, until its frame is complete, or until
-    /// there is nothing to read. So large frames are finished one after the other. The timeouts of
-    /// input do not run while a connection is not read, unless everything that its peer sent
-    /// meanwhile has been read since: then that time counts.
+    /// read. One at a time is excepted: until its frame is complete, until there is nothing to
+    /// read, or for a second if others wait. So large frames are finished one after the other. The
+    /// timeouts of input are paused while a connection is not read. That time counts later, once
+    /// everything that the peer sent meanwhile has been read and the frame is still incomplete.
     ///
     /// If connections wait to be read and seven eighths are in use, stalled ones are closed as
-    /// [`OverMemory`](crate::CloseReason::OverMemory). The stall is 50 ms to 1 s: the more wait, the
-    /// shorter. The greatest product of size and stall goes first. Connections go last that have
-    /// sent a whole frame before, or much when they were read.
+    /// [`OverMemory`](crate::CloseReason::OverMemory). The stall is 50 ms to 1 s: the more wait,
+    /// the shorter. The greatest product of size and stall goes first. It counts a sixteenth for a
+    /// connection that has sent a whole frame before, or much when it was read.
     ///
     /// Above the limit connections are closed in the same order, stalled or not, until the others
     /// fit. Timers count where a connection has more than four, and so does the certificate chain of
@@ -65,12 +65,13 @@ pub struct Config {
     /// Limits of the queue of commands from other threads.
     pub queue_limits: QueueLimits,
     /// Time for which all listeners leave the poll when descriptors or socket memory run out
-    /// (EMFILE, ENFILE, ENOBUFS, ENOMEM; `accept(2)`). They return earlier when one of our own
-    /// descriptors closes. Defaults to 500 ms, at least 1 ms, at most a day.
+    /// (EMFILE, ENFILE, ENOBUFS, ENOMEM; `accept(2)`). They return earlier when the server closes a
+    /// descriptor of its own. It is also the delay before a listener with another error is tried
+    /// again. Defaults to 500 ms; at least 1 ms, at most a day.
     pub emfile_backoff: Duration,
     /// Number of last closes kept for [`Control::recent_closes`](crate::Control::recent_closes), at
-    /// most 65,536; 0 keeps none. Each takes about 200 bytes, and the text of its error. Defaults
-    /// to 256.
+    /// most 65,536; 0 keeps none. Each takes about 200 bytes, and up to 256 for the text of its
+    /// error. Defaults to 256.
     pub recent_closes: usize,
 }
 
@@ -93,8 +94,8 @@ impl Default for Config {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Budgets {
-    /// Number of connections accepted per listener, so that a flood of connects does not stop the
-    /// open connections. Defaults to 64.
+    /// Number of connections accepted per listener. A flood of connects then does not stop the open
+    /// connections. Defaults to 64.
     pub accepts: usize,
     /// Number of connections whose TLS handshake is advanced: handshakes are the most expensive
     /// step. Defaults to 16.
@@ -109,8 +110,8 @@ pub struct Budgets {
     /// Number of commands from [`Handle`](crate::Handle)s. Defaults to 1024.
     pub commands: usize,
     /// Work of the whole iteration, whatever the number of connections. Each byte read or written
-    /// counts 1, each frame in or out 64 more. In the same unit, a connection's turn, a close and
-    /// an accepted client count 24 KiB, an attempt to connect 64, a step of a TLS handshake 512, a
+    /// counts 1, each frame in or out 64 more. A connection's turn, a close and an accepted client
+    /// count 24 KiB each. An attempt to connect counts 64 KiB, a step of a TLS handshake 512 KiB, a
     /// command or timer 1 KiB. Defaults to 8 MiB, which takes 2 to 4 ms.
     ///
     /// No step begins once the budget is spent. The remainder waits for the next iteration, in
@@ -142,8 +143,8 @@ pub struct QueueLimits {
     /// an answer, are refused at twice this number. Defaults to 65,536, at least 1.
     pub commands: usize,
     /// Maximum number of bytes that queued frames, messages and posted jobs occupy, with their
-    /// places in the queue. What a message or job owns elsewhere is not counted. An empty queue
-    /// takes one command of any size. Defaults to 64 MiB.
+    /// entries in the queue. Memory that a message or job owns elsewhere is not counted. An empty
+    /// queue takes one command of any size. Defaults to 64 MiB.
     pub bytes: usize,
 }
 
@@ -156,24 +157,25 @@ impl Default for QueueLimits {
     }
 }
 
-/// Limits of pending connections: those in a TLS handshake, or before their PROXY header. An
-/// upgrade by `Conn::start_tls` is one again.
+/// Limits of pending connections: accepted ones in a TLS handshake, or before their PROXY header. A
+/// connection in an upgrade by `Conn::start_tls` is pending again.
 ///
 /// When [`PendingLimits::connections`] are pending and another client connects, the oldest of them
 /// is evicted: closed as [`Evicted`](crate::CloseReason::Evicted). It must have been pending for
-/// [`PendingLimits::grace`], and its peer must be the side that we wait for. Otherwise
+/// [`PendingLimits::grace`], and its peer must be the side that keeps the server waiting. Otherwise
 /// [`Listen::at_capacity`](crate::Listen::at_capacity) decides about the new client, as at the cap.
 ///
-/// At the server's cap the oldest pending connection is evicted in any case, or an open one that
-/// has not sent a frame: see [`Listen::evict_silent`](crate::Listen::evict_silent).
+/// At the server's cap the oldest pending connection may be evicted whatever their number, on the
+/// same two conditions. Or an open one that has not sent a frame: see
+/// [`Listen::evict_silent`](crate::Listen::evict_silent).
 ///
 /// So peers that connect and send nothing (slow loris) cannot keep others out, and a crowd of
 /// honest clients is only slowed down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct PendingLimits {
-    /// Maximum number of concurrent pending connections: a number, or a part of the cap. Defaults
-    /// to half the cap, at least 16 (and never more than the cap).
+    /// Maximum number of concurrent pending connections: a number, or a part of the cap. Not zero.
+    /// Defaults to half the cap, at least 16 (and never more than the cap).
     pub connections: Quota,
     /// Time for which a connection cannot be evicted: from the beginning of its handshake, or from
     /// accept. Defaults to 1 s.
@@ -211,7 +213,7 @@ impl Config {
         Self::default()
     }
 
-    /// Returns the defaults, but for the cap.
+    /// Returns the defaults, with this cap.
     pub fn max_connections(cap: usize) -> Self {
         Self::new().with(|config| config.max_connections = cap)
     }

@@ -19,8 +19,8 @@ pub struct Keepalive {
 /// ([`Listen::socket`](crate::Listen::socket)), or of an outgoing one
 /// ([`Connect::socket`](crate::Connect::socket)).
 ///
-/// An open port cannot change them (*next listen*). Accepted sockets inherit what concerns them
-/// (`tcp(7)`, `socket(7)`).
+/// An open port cannot change them (*next listen*). Accepted sockets inherit them, as far as they
+/// concern connections (`tcp(7)`, `socket(7)`).
 ///
 /// ```
 /// use portcullis::{Framing, Listen};
@@ -46,18 +46,18 @@ pub struct SocketOptions {
     /// `listen(2)`.
     pub backlog: u32,
     /// Permissions of a Unix listener's file, as in `0o660`: on Linux, write permission lets a
-    /// process connect. In force before the first client can connect. Defaults to `None`: the
+    /// process connect. They are set before the first client can connect. Defaults to `None`: the
     /// permissions that the process's umask leaves.
     pub mode: Option<u32>,
-    /// IPV6_V6ONLY: an IPv6 listener takes no IPv4 clients. Set explicitly, whatever the system's
-    /// default. Defaults to true; with false, IPv4 peers show as `::ffff:a.b.c.d`.
+    /// IPV6_V6ONLY: an IPv6 listener takes no IPv4 clients. Defaults to true, whatever the system's
+    /// default; with false, IPv4 peers show as `::ffff:a.b.c.d`.
     pub only_v6: bool,
     /// SO_REUSEADDR of a listener: a restarted server binds although old connections are in
     /// TIME_WAIT. Defaults to true.
     pub reuse_address: bool,
     /// SO_REUSEPORT: several listening sockets share the port. Linux spreads clients over them by a
     /// hash of their addresses, also over sockets that accept nothing at the moment. In
-    /// [`Shards`](crate::Shards): a queue for each shard instead of one for all. Defaults to false.
+    /// [`Shards`](crate::Shards) each shard then has its own backlog. Defaults to false.
     pub reuse_port: bool,
 }
 

@@ -6,28 +6,29 @@ use std::fmt;
 use crate::error::Error;
 use crate::id::{ConnId, ListenerRef};
 
-/// Why a [`Handle`](crate::Handle) did not do it.
+/// Why a call of a [`Handle`](crate::Handle) failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HandleError {
-    /// The connection has gone, or is one of another server.
+    /// The connection has gone or left the loop, or is one of another server.
     NoConnection(ConnId),
-    /// There is no such listener (any more).
+    /// No open listener has this id, port or name.
     NoListener(ListenerRef),
     /// The command queue is full; try again later.
     QueueFull,
-    /// The server is gone for good.
+    /// The server has ended; of several shards, all have.
     ServerGone,
-    /// No answer within the timeout.
+    /// No answer came within the timeout. The job may still run.
     Timeout,
     /// The job panicked on the loop, which goes on.
     Panicked,
-    /// The server refused it: the text of [`Error`].
+    /// The server refused the change: the text of its [`Error`].
     Refused(String),
     /// A blocking call on the loop's own thread would wait for itself. Use
     /// [`Server::control`](crate::Server::control), or post a job.
     OwnThread,
-    /// The handle reaches several shards, and a job or a call concerns one. Use
+    /// [`Handle::post`](crate::Handle::post) and [`Handle::call`](crate::Handle::call) need one
+    /// server, and this handle reaches several shards. Use
     /// [`Handle::shards`](crate::Handle::shards).
     ManyShards,
 }
