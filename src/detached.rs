@@ -31,9 +31,9 @@ const MAX_UNIX_WRITE: usize = 16 * 1024;
 /// A connection as a blocking stream: from [`Conn::detach`](crate::Conn::detach).
 ///
 /// `Read` and `Write` are those of `std::net::TcpStream`, over TLS too. Received bytes that were
-/// not delivered yet are read first; pending output is written by the first read, write or flush.
-/// The server counts the connection as its own until this value is dropped, which closes it. Use
-/// [`Detached::finish`] for an orderly close.
+/// not delivered yet are read first; pending output is written by the first write or flush, and
+/// before a read waits. The server counts the connection as its own until this value is dropped,
+/// which closes it. Use [`Detached::finish`] for an orderly close.
 pub struct Detached {
     socket: Arc<Socket>,
     detached_io: Box<DetachedIo>,

@@ -39,9 +39,8 @@ pub(crate) trait CommonCap: fmt::Debug + Send + Sync {
 /// before them if these exceed a budget or take longer than 50 ms. Frames before a stop or drain
 /// are sent first all the same.
 ///
-/// A queued frame, message, kill or job that cannot be carried out is counted in
-/// [`Stats::undeliverable`](crate::Stats::undeliverable), also if a server leaves it behind at its
-/// end.
+/// A queued frame, message, kill or job that fails, or that a server leaves behind at its end, is
+/// counted in [`Stats::undeliverable`](crate::Stats::undeliverable).
 ///
 /// [`Server::handle`](crate::Server::handle) returns a handle before the server runs. Handlers that
 /// pass it to workers keep it in the application's state.

@@ -16,7 +16,8 @@ pub(crate) use conn::ConnOps;
 pub use conn::{Conn, ConnInfo, Context};
 pub(crate) use outgoing::connect;
 
-/// A message that a [`Handle`](crate::Handle) sends to a connection: see [`Handler::on_message`].
+/// A message of [`Handle::notify`](crate::Handle::notify) to a connection's handler: see
+/// [`Handler::on_message`].
 pub type Message = Box<dyn Any + Send>;
 
 /// One connection's protocol: the reactions to its frames and events.
@@ -49,31 +50,30 @@ pub type Message = Box<dyn Any + Send>;
             `Result<_, Refuse>`, goes through `try_accept`"
 )]
 pub trait Handler<A = ()> {
-    /// The connection is open; over TLS the handshake is done. Called once, before every other
+    /// Called once the connection is open (over TLS after the handshake), before every other
     /// callback.
     #[allow(unused_variables)]
     fn on_open(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         Ok(())
     }
 
-    /// The handshake after `Conn::start_tls` is done: `Conn::tls` has its result. Called once,
-    /// before any frame that came through TLS. A handshake that fails closes the connection
-    /// instead.
+    /// Called after the handshake of `Conn::start_tls`, before any frame that came through TLS.
+    /// `Conn::tls` has the result. A handshake that fails closes the connection instead.
     ///
-    /// Forget everything that was received in the clear: an attacker may have sent or changed it
+    /// Forget everything that was received in the clear. An attacker may have sent or changed it
     /// (RFC 3207 section 4.2).
     #[allow(unused_variables)]
     fn on_secured(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         Ok(())
     }
 
-    /// A whole frame has arrived: the payload, without header. Raw connections get bytes in pieces
-    /// of any size.
+    /// Called for each whole frame with its payload, without header. Raw connections get bytes in
+    /// pieces of any size.
     fn on_frame(&mut self, cx: &mut Context<'_, A>, frame: &[u8]) -> Outcome;
 
-    /// The peer finished sending (FIN, or close_notify over TLS) at the end of a frame. It may
-    /// still read. The default closes once all pending output is flushed. Not called for a peer
-    /// that finishes inside a frame.
+    /// Called when the peer finished sending (FIN, or close_notify over TLS) at the end of a frame.
+    /// The peer may still read. The default closes once received frames are answered and pending
+    /// output is flushed. Not called for a peer that finishes inside a frame.
     ///
     /// **If you answer later** (from another thread, on a timer), call [`Conn::hold`], or override
     /// this. Otherwise the default closes before your answer. A handler that does not close may go
@@ -84,20 +84,22 @@ pub trait Handler<A = ()> {
         Ok(())
     }
 
-    /// Pending output has fallen to the low watermark, after it had reached the high one.
+    /// Called when pending output has fallen to the low watermark, after it had reached the high
+    /// one.
     #[doc(alias = "backpressure")]
     #[allow(unused_variables)]
     fn on_writable(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         Ok(())
     }
 
-    /// A timer of [`Conn::set_timer`] is due.
+    /// Called when a timer of [`Conn::set_timer`] is due.
     #[allow(unused_variables)]
     fn on_timer(&mut self, cx: &mut Context<'_, A>, key: u8) -> Outcome {
         Ok(())
     }
 
-    /// A message of [`Handle::notify`](crate::Handle::notify) has arrived. The default ignores it.
+    /// Called with each message of [`Handle::notify`](crate::Handle::notify). The default ignores
+    /// it.
     ///
     /// ```
     /// # use portcullis::{Context, Handler, Message, Outcome};
@@ -118,38 +120,39 @@ pub trait Handler<A = ()> {
         Ok(())
     }
 
-    /// The server drains: send your goodbye. The default answers received frames and closes in
-    /// order ([`Conn::close_after_input`]). A handler that does not close is served until the
-    /// drain's deadline, then reset. If you answer later use [`Conn::hold`], or override this and
-    /// close after the last answer.
+    /// Called when the server drains, to say goodbye. The default answers received frames and
+    /// closes in order ([`Conn::close_after_input`]). A handler that does not close is served until
+    /// the drain's deadline, then its connection is reset. If you answer later, use [`Conn::hold`],
+    /// or override this and close after the last answer.
     #[doc(alias = "graceful shutdown")]
     fn on_drain(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         cx.conn.close_after_input();
         Ok(())
     }
 
-    /// The connection is gone. Called exactly once for each `on_open`, after every other callback.
+    /// Called once the connection is gone: exactly once for each `on_open`, after every other
+    /// callback. A server that is dropped calls nothing.
     ///
-    /// An orderly close takes as long as
-    /// [`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout) says. If you need to know at once that a client has left, note it
-    /// where you close.
+    /// An orderly close may take a while, up to the bound in
+    /// [`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout). If you need to know at once
+    /// that a client has left, note it where you close.
     ///
-    /// The slot of the connection is free already: at the cap, [`Conn::connect`] may begin one
-    /// connection here, before a client of the backlog has the slot. The exception is an evicted
+    /// The slot of the connection is free already. At the cap, [`Conn::connect`] may begin one
+    /// connection here, before a client of the backlog gets the slot. The exception is an evicted
     /// connection ([`CloseReason::Evicted`](crate::CloseReason::Evicted)), whose slot is the
     /// newcomer's.
     #[allow(unused_variables)]
     fn on_close(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {}
 
-    /// An outgoing connection ([`Conn::connect`]) has ended before it was open. It could not
-    /// connect, with all attempts of a [`Connect::retry`](crate::Connect::retry), or its TLS
-    /// handshake failed, or it was closed or killed. Called exactly once, instead of `on_open` and
-    /// `on_close`. An accepted connection is reported to [`Service::on_failed_accept`] instead.
-    /// Frames sent to it are lost.
+    /// Called once an outgoing connection ([`Conn::connect`]) has ended before it was open, instead
+    /// of `on_open` and `on_close`. It could not connect, with all attempts of a
+    /// [`Connect::retry`](crate::Connect::retry), or its TLS handshake failed, or it was closed or
+    /// killed, or the server drains. Frames sent to it are lost. An accepted connection is reported
+    /// to [`Service::on_failed_accept`] instead.
     ///
     /// [`CloseReason::ConnectFailed`](crate::CloseReason::ConnectFailed) has the kernel's error in
-    /// [`Closed::error`](crate::Closed::error). Reconnect by hand only from a timer or after a
-    /// delay: an address that refuses would keep the loop busy.
+    /// [`Closed::error`](crate::Closed::error). Reconnect by hand only after a delay, as from a
+    /// timer of another connection: an address that refuses would keep the loop busy.
     #[allow(unused_variables)]
     fn on_connect_failed(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {}
 }
@@ -207,20 +210,21 @@ impl<A, H: Handler<A> + ?Sized> Handler<A> for Box<H> {
             `|_app: &mut {A}, _peer| MyHandler`"
 )]
 pub trait Service<A = ()> {
-    /// A peer has connected. Called before TLS, so that a refusal costs nothing.
+    /// Called for each peer that no rule or limit refuses: before TLS, so that a refusal is cheap,
+    /// and after a PROXY header.
     ///
     /// # Errors
     ///
-    /// [`Refuse`] closes the connection, which is counted as
-    /// [`Refused`](crate::CloseReason::Refused).
+    /// [`Refuse`] closes the connection as [`Refused`](crate::CloseReason::Refused).
     fn accept(&mut self, app: &mut A, peer: Peer) -> Result<Box<dyn Handler<A>>, Refuse>;
 
-    /// A connection ended before it was open: refused, a failed or late handshake, a reset. Its
-    /// handler, if it had one, was dropped without a call.
+    /// Called for an accepted connection that ended before it was open: denied, refused, a failed
+    /// or late handshake, a reset. Its handler, if it had one, was dropped without a call.
     #[allow(unused_variables)]
     fn on_failed_accept(&mut self, app: &mut A, peer: &Peer, closed: &Closed) {}
 
-    /// The listener is gone unasked: its socket was shut down elsewhere. Its connections live on.
+    /// Called when the server has closed a listener because another process shut its socket down.
+    /// Its connections stay open.
     #[allow(unused_variables)]
     fn on_listener_lost(&mut self, app: &mut A, listener: ListenerId, error: &io::Error) {}
 }
@@ -291,7 +295,7 @@ where
     }
 }
 
-/// A service's refusal.
+/// A service's refusal of a peer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Refuse {
@@ -304,8 +308,8 @@ impl Refuse {
         Self::default()
     }
 
-    /// Sends these bytes, unframed and in the clear, then closes. Bytes that the socket does not
-    /// take at once are lost.
+    /// Sends these bytes, unframed and in the clear, then closes. Without a PROXY header, bytes
+    /// that the socket does not take at once are lost.
     pub fn with_farewell(farewell: impl Into<Vec<u8>>) -> Self {
         Self {
             farewell: farewell.into(),
@@ -317,29 +321,30 @@ impl Refuse {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Peer {
-    /// The connection's id; `None` for one refused before it had a slot: denied, over a cap or rate,
-    /// gone early. A [`Handle`](crate::Handle) knows it from here on: frames and messages wait until the
-    /// connection is open.
+    /// The connection's id; `None` if the peer was denied, over a cap or an accept rate, or gone
+    /// early. In [`Service::accept`] a [`Handle`](crate::Handle) knows the id already: frames and
+    /// messages wait until the connection is open.
     pub id: Option<ConnId>,
     /// The peer's address.
     pub addr: Addr,
     /// On a Unix socket, the peer's process, user and group, if the system reports them.
     pub credentials: Option<Credentials>,
-    /// The listener that accepted it.
+    /// The listener that accepted the peer.
     pub listener: ListenerId,
     /// That listener's name.
     pub listener_name: Rc<str>,
     /// A trusted proxy's header about the client
     /// ([`Listen::proxy_protocol`](crate::Listen::proxy_protocol)).
     ///
-    /// It is complete in [`Service::accept`]. Afterwards the connection keeps its addresses; its
-    /// TLVs, up to 16 KiB, are dropped unless the service keeps a clone of this `Rc`, for example in
-    /// the handler.
+    /// The header is complete in [`Service::accept`]. Afterwards the connection keeps its
+    /// addresses. The TLVs, up to 16 KiB, are dropped unless the service keeps a clone of this
+    /// `Rc`, for example in the handler.
     pub proxy: Option<Rc<ProxyHeader>>,
 }
 
 impl Peer {
-    /// The client's address: the one behind the proxy if its header named one, else the peer's.
+    /// Returns the client's address: the one behind the proxy if its header named an internet
+    /// address, else the peer's.
     pub fn source(&self) -> Addr {
         let told = self.proxy.as_ref().and_then(|header| header.tcp_source());
         told.map_or_else(|| self.addr.clone(), Addr::from)

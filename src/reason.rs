@@ -123,11 +123,11 @@ reasons! {
     /// The peer had gone before it was served: before its PROXY header, or in the backlog. There it
     /// had reset the connection, or finished without a byte.
     ///
-    /// It is recognised in the backlog where the check is worth a system call: where clients may have
-    /// waited, and where a rate would be charged or a connection evicted for it. Clients may have
-    /// waited after a cap, a rate or a suspension, in a drain, in an adopted socket, and after 5 ms
-    /// of other work. With [`Listen::evict_silent`](crate::Listen::evict_silent) off a plain listener
-    /// serves clients that have finished: they may want what the server sends first.
+    /// It is recognised in the backlog where the check is worth a system call: where clients may
+    /// have waited, and where a rate would be charged or a connection evicted for it. Clients may
+    /// have waited after a cap, a rate or a suspension, in a drain, in an adopted socket, and after
+    /// 5 ms of other work. With [`Listen::evict_silent`](crate::Listen::evict_silent) off a plain
+    /// listener serves clients that have finished: they may want what the server sends first.
     ClosedEarly: "closed_early" => "gone before it was served",
     /// A required PROXY header was missing, or a header was bad; [`Closed::error`] has the cause.
     BadProxyHeader: "bad_proxy_header" => "bad PROXY header",

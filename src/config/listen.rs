@@ -253,7 +253,8 @@ impl Listen {
     }
 
     /// Takes over a socket that is listening already, TCP or Unix: inherited, or handed over by
-    /// systemd or by another server ([`Control::listener_socket`](crate::Control::listener_socket)).
+    /// systemd or by another server
+    /// ([`Control::listener_socket`](crate::Control::listener_socket)).
     ///
     /// Address and socket options stay as they are; [`Listen::socket`] has no effect. The socket is
     /// made non-blocking and close-on-exec. The file of a Unix socket belongs to its maker, and

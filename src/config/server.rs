@@ -56,8 +56,8 @@ pub struct Config {
     /// connection that has sent a whole frame before, or much when it was read.
     ///
     /// Above the limit connections are closed in the same order, stalled or not, until the others
-    /// fit. Timers count where a connection has more than four, and so does the certificate chain of
-    /// a TLS peer. Memory of handlers is not counted, nor the state of each connection itself. A
+    /// fit. Timers count where a connection has more than four, and so does the certificate chain
+    /// of a TLS peer. Memory of handlers is not counted, nor the state of each connection itself. A
     /// quarter of the limit should hold the longest frame.
     pub memory_limit: Option<usize>,
     /// Limits of the work in one iteration of the loop.

@@ -16,7 +16,7 @@ pub enum HandleError {
     NoListener(ListenerRef),
     /// The command queue is full; try again later.
     QueueFull,
-    /// The server has ended; of several shards, all have.
+    /// The server has ended: that of the connection, or all shards.
     ServerGone,
     /// No answer came within the timeout. The job may still run.
     Timeout,

@@ -17,8 +17,8 @@ use crate::proto::{
 };
 use crate::reason::{Close, Closed};
 
-/// The argument of each callback: the application's state and the connection, two fields so that
-/// both can be borrowed at once.
+/// The argument of each callback: the application's state and the connection. They are two fields,
+/// so that both can be borrowed at once.
 #[non_exhaustive]
 pub struct Context<'a, A = ()> {
     /// The application's state, owned by the caller of [`Server::run`](crate::Server::run).
@@ -86,12 +86,13 @@ impl<'a, A> Conn<'a, A> {
     /// Queues one frame.
     ///
     /// One write at the end of the turn sends all frames of that turn. Pending output is written
-    /// before if this frame would reach the high watermark. A frame of 32 KiB or more with no
-    /// output in front of it is written at once, and only the remainder is queued. Once 64 MiB were
-    /// written in an iteration, frames are only queued, so that every callback ends.
+    /// before if this frame has 32 KiB or more, or would reach the high watermark. In the clear, a
+    /// frame of 32 KiB or more is then written at once, and only the remainder is queued. Once the
+    /// server has written 64 MiB in an iteration, frames are only queued, so that every callback
+    /// ends.
     ///
-    /// Takes all kinds of bytes: `&[u8]`, `"text"`, a `Vec<u8>`. Line framing adds no delimiter:
-    /// send it with the line.
+    /// `frame` is any kind of bytes: `&[u8]`, `"text"`, a `Vec<u8>`. Line framing adds no
+    /// delimiter: send it with the line.
     ///
     /// At the high watermark, reading from this connection stops until the peer has taken enough. A
     /// handler that only answers needs nothing else, unless its clients write all their requests
@@ -99,30 +100,33 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// # Errors
     ///
-    /// [`SendError`]: the connection is closing, its peer is too slow (the output limit), or the
-    /// frame is too long for the framing. No part of the frame was queued.
+    /// [`SendError`]: the connection is closing or not open, its peer is too slow (the output
+    /// limit), or the framing refuses the frame. No part of the frame was queued.
     pub fn send(&mut self, frame: impl AsRef<[u8]>) -> Result<(), SendError> {
         self.ops
             .send(self.id, frame.as_ref())
             .map_err(|error| *error)
     }
 
-    /// Closes in order: flushes pending output, then sends close_notify over TLS, then FIN; input
-    /// is discarded. No more frames are delivered.
-    /// [`CloseReason::Closed`](crate::CloseReason::Closed).
+    /// Closes in order: flushes pending output, then sends close_notify over TLS, then FIN. No more
+    /// frames are delivered, and input is discarded. The reason is
+    /// [`Closed`](crate::CloseReason::Closed); after [`Handler::on_finish`]
+    /// [`Finished`](crate::CloseReason::Finished), or else in a drain
+    /// [`Drained`](crate::CloseReason::Drained).
     pub fn close(&mut self) {
         self.change(Machine::close_by_handler);
     }
 
-    /// As [`Conn::close`], but received bytes, in the kernel's buffer too, are delivered and
-    /// answered first.
+    /// Closes as [`Conn::close`] once received bytes, those in the kernel's buffer too, are
+    /// delivered and answered.
     pub fn close_after_input(&mut self) {
         self.change(|machine, _, _| machine.close_after_input());
     }
 
     /// Announces a later answer, from another thread or on a timer. [`Conn::close_after_input`] and
     /// the defaults of [`Handler::on_finish`] and [`Handler::on_drain`] wait until
-    /// [`Conn::release`] is called as often. The idle timeout and a drain's deadline do not wait.
+    /// [`Conn::release`] was called once for each hold. The idle timeout and a drain's deadline do
+    /// not wait.
     ///
     /// ```
     /// # use std::sync::mpsc::Sender;
@@ -169,8 +173,8 @@ impl<'a, A> Conn<'a, A> {
         self.ops.close_as(self.id, close);
     }
 
-    /// Closes at once with RST. Pending output is lost.
-    /// [`CloseReason::Aborted`](crate::CloseReason::Aborted).
+    /// Closes at once with RST, as [`Aborted`](crate::CloseReason::Aborted). Pending output is
+    /// lost. A Unix socket has no RST: its peer sees the end.
     pub fn abort(&mut self) {
         self.change(|machine, _, pool| {
             machine.reset(Closed::new(crate::CloseReason::Aborted), pool)
@@ -180,8 +184,8 @@ impl<'a, A> Conn<'a, A> {
     /// Stops delivering frames, from the very next one on, and stops reading. The peer's idle and
     /// frame timeouts are paused.
     ///
-    /// A peer that is gone is noticed all the same, unless input from before waits for the handler:
-    /// after a reset, and after a Unix peer's close, the connection ends as
+    /// A peer that is gone is noticed all the same, unless input from before waits for the handler.
+    /// After a reset, and after a Unix peer's close, the connection ends as
     /// [`Reset`](crate::CloseReason::Reset). A peer that has only finished may still read, so
     /// [`Handler::on_finish`](crate::Handler::on_finish) waits for [`Conn::resume`]; the idle
     /// timeout runs from there on.
@@ -195,13 +199,13 @@ impl<'a, A> Conn<'a, A> {
         self.change(|machine, now, _| machine.resume(now));
     }
 
-    /// Calls [`Handler::on_timer`] with `key` once, `after` this time. Setting a key again moves
-    /// its timer. Without effect before the connection is open and once it closes.
+    /// Schedules one call of [`Handler::on_timer`] with `key`, `after` this time. Setting a key
+    /// again moves its timer. Without effect before the connection is open and once it closes.
     pub fn set_timer(&mut self, key: u8, after: Duration) {
         self.change(|machine, now, _| machine.set_timer(key, now.after(after)));
     }
 
-    /// Cancels a timer.
+    /// Cancels the timer of `key`, if there is one.
     pub fn cancel_timer(&mut self, key: u8) {
         self.change(|machine, _, _| machine.set_timer(key, Time::NEVER));
     }
@@ -214,12 +218,12 @@ impl<'a, A> Conn<'a, A> {
         self.change(|machine, _, _| machine.set_framing(framing));
     }
 
-    /// Changes the options of this connection alone, while it is open: the keepalive time that an
-    /// MQTT client has chosen, limits that depend on a login.
+    /// Changes the options of this connection alone, while it is open. Examples: the keepalive time
+    /// that an MQTT client has chosen, limits that depend on a login.
     ///
-    /// It applies at once, and takes about 200 bytes. A clock that runs keeps what has passed of it,
-    /// and a rate what was used up. The times of a handshake and of a linger count for the next
-    /// one.
+    /// The change applies at once, and takes about 200 bytes. A running timeout keeps its elapsed
+    /// time, and a rate its used units. The timeouts of a handshake and of a linger apply to the
+    /// next one.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -289,8 +293,8 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::ConnState`](crate::Error::ConnState): the connection speaks TLS already, or no handshake
-    /// is possible any more. Nothing has changed.
+    /// [`Error::ConnState`](crate::Error::ConnState): the connection speaks TLS already, or no
+    /// handshake is possible any more. Nothing has changed.
     #[cfg(feature = "tls")]
     pub fn start_tls(&mut self, config: impl Into<crate::tls::TlsConfig>) -> crate::Result<()> {
         let now = self.ops.now();
@@ -330,8 +334,8 @@ impl<'a, A> Conn<'a, A> {
     }
 
     /// Takes the connection out of the loop, as a blocking stream for code that blocks. `to` gets
-    /// it once the running callback has returned, and most often sends it to a thread. Pending
-    /// output is written first; received bytes that were not delivered are read first.
+    /// the stream once the running callback has returned, and most often sends it to a thread.
+    /// Pending output is written first; received bytes that were not delivered are read first.
     /// [`Handler::on_close`] is called with [`Detached`](crate::CloseReason::Detached). The
     /// connection keeps its slot until the stream is dropped: it counts for every limit, and a
     /// drain waits for it until its deadline.
@@ -357,12 +361,14 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::ConnState`](crate::Error::ConnState): the connection is detached already, closing or not open, or simulated.
+    /// [`Error::ConnState`](crate::Error::ConnState): the connection is detached already, closing
+    /// or not open, or simulated.
     pub fn detach(&mut self, to: impl FnOnce(Detached) + 'static) -> ServerResult<()> {
         self.ops.detach(self.id, Box::new(to))
     }
 
-    /// Another connection of the same server, or this one; `None` if it has gone.
+    /// Returns another connection of the same server, or this one; `None` if `id` names none any
+    /// more.
     ///
     /// Mind the `?`: a slow peer of another connection ([`SendError::Full`]) is seldom a reason to
     /// close this one.
@@ -371,42 +377,43 @@ impl<'a, A> Conn<'a, A> {
         Conn::find(&mut *self.ops, id)
     }
 
-    /// This connection's id, never reused.
+    /// Returns this connection's id. For its reuse see [`ConnId`].
     pub fn id(&self) -> ConnId {
         self.id
     }
 
-    /// The client's address: the one behind a trusted proxy if its header named one, else the
-    /// peer's.
+    /// Returns the client's address: the one behind a trusted proxy if its header named an internet
+    /// address, else the peer's.
     pub fn source(&self) -> Addr {
         self.ops
             .info(self.id)
             .map_or_else(Addr::unspecified, |info| info.source)
     }
 
-    /// A trusted proxy's header about the client
+    /// Returns a trusted proxy's header about the client
     /// ([`Listen::proxy_protocol`](crate::Listen::proxy_protocol)). It has no TLVs, unless the
     /// service has kept [`Peer::proxy`](crate::Peer::proxy).
     pub fn proxy(&self) -> Option<&ProxyHeader> {
         self.ops.machine_ref(self.id)?.proxy().map(Rc::as_ref)
     }
 
-    /// State, addresses, age and traffic. `None` if the connection has gone, which is never so for
-    /// a handler's own.
+    /// Returns state, addresses, age and traffic; `None` if the connection has gone. A handler's
+    /// own connection is there in every callback.
     pub fn info(&self) -> Option<ConnInfo> {
         self.ops.info(self.id)
     }
 
-    /// The local address.
+    /// Returns the local address.
     ///
     /// # Errors
     ///
-    /// The kernel's error, if the connection has been reset already.
+    /// `NotConnected` without a socket: in `on_close`, and between two attempts to connect.
+    /// Otherwise the kernel's error, if the connection has been reset already.
     pub fn local_addr(&self) -> io::Result<Addr> {
         self.ops.local_addr(self.id)
     }
 
-    /// The process, user and group of a Unix socket's peer. A service gets them as
+    /// Returns the process, user and group of a Unix socket's peer. A service gets them as
     /// [`Peer::credentials`](crate::Peer::credentials), and can refuse by them.
     ///
     /// ```
@@ -427,27 +434,27 @@ impl<'a, A> Conn<'a, A> {
     ///
     /// # Errors
     ///
-    /// `Unsupported` over TCP, and on systems that do not report it. Linux, Android, FreeBSD,
-    /// DragonFly and Apple's systems do. Otherwise the kernel's error.
+    /// `Unsupported` over TCP, and on systems other than Linux, Android, FreeBSD, DragonFly and
+    /// Apple's. `NotConnected` without a socket. Otherwise the kernel's error.
     pub fn credentials(&self) -> io::Result<Credentials> {
         self.ops.credentials(self.id)
     }
 
-    /// The socket's descriptor, for options that [`SocketOptions`](crate::SocketOptions) does not
-    /// have.
+    /// Returns the socket's descriptor, for options that [`SocketOptions`](crate::SocketOptions)
+    /// does not have.
     ///
     /// Only set and read options. Bytes that are read or written here are missing in the stream,
     /// and a blocking socket stops the server.
     ///
     /// # Errors
     ///
-    /// `Unsupported` in the simulator, and the kernel's error if there is no socket any more.
+    /// `Unsupported` in the simulator, `NotConnected` without a socket.
     #[doc(alias = "setsockopt")]
     pub fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         self.ops.fd(self.id)
     }
 
-    /// The connection's state.
+    /// Returns the connection's state.
     pub fn state(&self) -> State {
         self.ops
             .machine_ref(self.id)
@@ -459,25 +466,26 @@ impl<'a, A> Conn<'a, A> {
         self.ops.machine_ref(self.id).map_or(0, Machine::queued)
     }
 
-    /// The options of this connection: those of its listener, or of the connection that this server
-    /// made, with the changes of [`Conn::reconfigure`]. `None` once it has gone.
+    /// Returns the options of this connection: those of its [`Listen`](crate::Listen) or
+    /// [`Connect`], with the changes of [`Conn::reconfigure`]. `None` once the connection has gone.
     pub fn config(&self) -> Option<&ConnConfig> {
         self.ops.machine_ref(self.id).map(Machine::config)
     }
 
-    /// The longest payload accepted from the peer, in bytes.
+    /// Returns the maximum length of a received payload, in bytes. Without meaning for
+    /// [`Framing::Raw`].
     pub fn max_frame(&self) -> usize {
         self.ops.machine_ref(self.id).map_or(0, Machine::max_frame)
     }
 
-    /// Whether the server drains.
+    /// Returns whether the server drains.
     pub fn is_draining(&self) -> bool {
         self.ops
             .machine_ref(self.id)
             .is_some_and(Machine::is_draining)
     }
 
-    /// The result of the TLS handshake: SNI, ALPN, client certificates. `None` on a plain
+    /// Returns the result of the TLS handshake: SNI, ALPN, client certificates. `None` on a plain
     /// connection, and during the handshake.
     #[cfg(feature = "tls")]
     pub fn tls(&self) -> Option<crate::tls::TlsInfo<'_>> {
@@ -506,14 +514,14 @@ impl<A> fmt::Debug for Conn<'_, A> {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct ConnInfo {
-    /// Its id.
+    /// The connection's id.
     pub id: ConnId,
     /// Its listener; `None` for an outgoing connection
     /// ([`Control::connect`](crate::Control::connect)).
     pub listener: Option<ListenerId>,
     /// The peer's address.
     pub peer: Addr,
-    /// The address behind a trusted proxy if its header named one, else the peer's.
+    /// The address behind a trusted proxy if its header named an internet address, else the peer's.
     pub source: Addr,
     /// Its state.
     pub state: State,
@@ -530,9 +538,9 @@ pub struct ConnInfo {
     pub buffered: usize,
     /// Its handler has paused it ([`Conn::pause`]).
     pub paused: bool,
-    /// Its pending output is above the watermarks
-    /// ([`ConnConfig::high_watermark`](crate::ConnConfig::high_watermark)), and it is not read,
-    /// except with [`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex).
+    /// Pending output has reached the high watermark, and not fallen to the low one since. The
+    /// connection is not read meanwhile, except with
+    /// [`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex).
     pub congested: bool,
     /// It is not read because a rate is used up
     /// ([`ConnConfig::read_rate`](crate::ConnConfig::read_rate) and its like).
@@ -544,7 +552,8 @@ pub struct ConnInfo {
 }
 
 impl ConnInfo {
-    /// The deadlines that run, and the time left until each; zero if it expires in the next turn.
+    /// Returns the deadlines that run, and the time left until each; zero if it expires in the next
+    /// turn.
     ///
     /// - `connect timeout`: until the attempt to connect fails ([`Connect::connect_timeout`]), or
     ///   until the next one begins ([`Connect::retry`]).
@@ -558,7 +567,7 @@ impl ConnInfo {
     ///   ([`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout)).
     /// - `linger timeout`: until the socket is closed without the peer's FIN
     ///   ([`ConnConfig::linger_timeout`](crate::ConnConfig::linger_timeout)).
-    /// - `reading again`: until reading resumes that a rate has paused
+    /// - `reading again`: until reading resumes after a pause by a rate
     ///   ([`ConnConfig::read_rate`](crate::ConnConfig::read_rate) and the other rates).
     /// - `timer`: until the first of the handler's timers ([`Conn::set_timer`]).
     pub fn time_left(&self) -> impl Iterator<Item = (&'static str, Duration)> {

@@ -28,8 +28,8 @@ where
 
 impl<A> Conn<'_, A> {
     /// Ends the sending direction, and goes on reading (half-close). Pending output is flushed,
-    /// then close_notify over TLS, then FIN. [`Conn::send`] fails from here on. The connection
-    /// closes once the peer has finished too and [`Handler::on_finish`] was called.
+    /// then close_notify over TLS and FIN are sent. [`Conn::send`] fails from here on. The
+    /// connection closes once the peer has finished too and [`Handler::on_finish`] was called.
     ///
     /// A peer that speaks TLS 1.2 may answer close_notify with its own at once, and drop its
     /// pending output (RFC 5246 section 7.2.1).
@@ -37,7 +37,7 @@ impl<A> Conn<'_, A> {
         self.change(|machine, _, _| machine.finish());
     }
 
-    /// As [`Conn::start_tls`], but as the client of the handshake, with a server that has a
+    /// Upgrades as [`Conn::start_tls`], as the client of the handshake. The server must have a
     /// certificate for `server_name` ([`Connect::tls`]). Send the command first, and call this when
     /// the peer has agreed.
     ///
@@ -46,9 +46,9 @@ impl<A> Conn<'_, A> {
     ///
     /// # Errors
     ///
-    /// [`Error::ConnState`](crate::Error::ConnState): the connection speaks TLS already, or no handshake
-    /// is possible any more. Nothing has changed. An invalid `server_name` ends the connection as
-    /// [`TlsHandshake`](crate::CloseReason::TlsHandshake).
+    /// [`Error::ConnState`](crate::Error::ConnState): the connection speaks TLS already, or no
+    /// handshake is possible any more. Nothing has changed. An invalid `server_name` ends the
+    /// connection as [`TlsHandshake`](crate::CloseReason::TlsHandshake).
     #[cfg(feature = "tls")]
     pub fn start_tls_client(
         &mut self,
@@ -65,9 +65,9 @@ impl<A> Conn<'_, A> {
         started
     }
 
-    /// Connects to another server: see [`Control::connect`](crate::Control::connect). The new
-    /// connection can be reached at once, with [`Conn::peer`]. Its handler is not called before
-    /// this callback has returned.
+    /// Begins a connection to another server: see [`Control::connect`](crate::Control::connect).
+    /// [`Conn::peer`] reaches the new connection at once. Its handler is not called before this
+    /// callback has returned.
     ///
     /// ```
     /// # use portcullis::{Close, Closed, Connect, ConnId, Context, Framing, Handler, Outcome};
@@ -116,8 +116,8 @@ impl<A> Conn<'_, A> {
         connect(&mut *self.ops, addr, options, handler)
     }
 
-    /// Whether pending output has reached the high watermark, and not fallen to the low one since
-    /// ([`ConnConfig::high_watermark`](crate::ConnConfig::high_watermark)).
+    /// Returns whether pending output has reached the high watermark, and not fallen to the low one
+    /// since ([`ConnConfig::high_watermark`](crate::ConnConfig::high_watermark)).
     /// [`Handler::on_writable`] will be called. A handler that forwards data to this connection
     /// should stop until then.
     pub fn is_congested(&self) -> bool {

@@ -14,8 +14,8 @@ const MAX_ID: usize = 128;
 ///
 /// Checked with the header: lengths fit, and the checksum is right if there is one. Padding
 /// (`PP2_TYPE_NOOP`) is left out. They are there while [`Service::accept`](crate::Service::accept)
-/// runs, and afterwards only if the service keeps [`Peer::proxy`](crate::Peer::proxy). Then they live
-/// as long as the connection, and count in [`Stats::memory`](crate::Stats::memory).
+/// runs, and afterwards only if the service keeps [`Peer::proxy`](crate::Peer::proxy). Then they
+/// live as long as the connection, and count in [`Stats::memory`](crate::Stats::memory).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProxyTlvs(Vec<u8>);
 

@@ -145,9 +145,10 @@ pub enum ClientAuth {
 
 /// As [`server_config`], and demands client certificates that lead to one in the PEM file `roots`.
 ///
-/// The verified chain is in `peer_certificates` of its [`TlsInfo`](super::TlsInfo), after a resumed handshake too. Only the issuer is verified: decide by the certificate what
-/// *this* client may do. A chain that is expensive to verify is refused, with the bounds of
-/// [`BoundedVerifier`]. For revocation lists build a [`rustls::ServerConfig`] yourself.
+/// The verified chain is in `peer_certificates` of its [`TlsInfo`](super::TlsInfo), after a resumed
+/// handshake too. Only the issuer is verified: decide by the certificate what *this* client may do.
+/// A chain that is expensive to verify is refused, with the bounds of [`BoundedVerifier`]. For
+/// revocation lists build a [`rustls::ServerConfig`] yourself.
 ///
 /// # Errors
 ///
