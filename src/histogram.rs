@@ -5,7 +5,7 @@ use std::time::Duration;
 
 const BUCKETS: usize = u64::BITS as usize;
 
-/// Number of values between each two powers of two. Fixed in size; counting costs a few
+/// Counts of values, in one bucket for each power of two. Fixed in size; counting costs a few
 /// instructions and no memory.
 ///
 /// ```
@@ -50,8 +50,8 @@ impl Histogram {
         self.record(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
     }
 
-    /// Each bucket's largest value and its number of values. The largest values are 2, 4, 8 and so
-    /// on; `None` for the last bucket, which has no bound.
+    /// Returns each bucket's upper bound, included, and its number of values. The bounds are 2, 4,
+    /// 8 and so on; `None` for the last bucket, which has none.
     pub fn buckets(&self) -> impl Iterator<Item = (Option<u64>, u64)> + '_ {
         let bounded = |bucket: usize| (bucket < BUCKETS - 1).then_some(2 << bucket);
         self.counts
@@ -68,19 +68,18 @@ impl Histogram {
         self.sum = self.sum.wrapping_add(other.sum);
     }
 
-    /// Number of values.
+    /// Returns the number of values.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }
 
-    /// Sum of the values, modulo 2⁶⁴.
+    /// Returns the sum of the values, modulo 2⁶⁴.
     pub fn sum(&self) -> u64 {
         self.sum
     }
 
-    /// An upper bound of the given part of the values (0.0 to 1.0): the upper end of the bucket
-    /// with that quantile. So it is at most twice the quantile. 0 without values, `u64::MAX` in the
-    /// last bucket.
+    /// Returns an upper bound of the quantile `part` (0.0 to 1.0): the bound of its bucket. This is
+    /// at most twice the quantile, or 2. 0 without values, `u64::MAX` for the last bucket.
     pub fn quantile(&self, part: f64) -> u64 {
         let count = self.count();
         // A cast of NaN is 0.
@@ -104,12 +103,13 @@ impl fmt::Debug for Histogram {
     }
 }
 
-/// The histograms of a server since its start. On demand, and not part of [`Stats`](crate::Stats),
-/// which is copied in every iteration.
+/// The histograms of a server since its start. They are not part of [`Stats`](crate::Stats), which
+/// is copied in every iteration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Histograms {
-    /// Time from accept to the end, of every connection with a slot. In microseconds.
+    /// Time from accept, or from the request of an outgoing connection, to the end: of every
+    /// connection with a slot. In microseconds.
     pub connection_age: Histogram,
     /// Time from accept to open, of connections that begin with a TLS handshake or a PROXY header.
     /// In microseconds.
@@ -117,7 +117,7 @@ pub struct Histograms {
     /// Payloads given to handlers, in bytes. With [`Framing::Raw`](crate::Framing::Raw) each piece
     /// counts.
     pub frame_size_in: Histogram,
-    /// Payloads that handlers sent, in bytes.
+    /// Payloads sent to peers, in bytes.
     pub frame_size_out: Histogram,
 }
 

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Names one connection of one server. Not reused in practice: see *Reuse*.
 ///
-/// A slot is reused with another id: a late kill, message or timer for a closed connection has no
-/// effect, and never reaches the slot's next connection. Nor does it reach a connection of another
-/// server of this process, be it another shard or a later server: there the id names no connection.
+/// A slot is reused with another id. So a late kill, message or timer for a closed connection has
+/// no effect on the slot's next connection. In another server of this process, be it another shard
+/// or a later server, the id names no connection.
 ///
 /// `Display` prints the slot and how many connections it has had, as in `7.3`. It leaves out the
 /// server, so that a simulated world has the same trace in each process. To log ids of several
@@ -121,7 +121,7 @@ impl fmt::Display for ListenerId {
     }
 }
 
-/// How a query or command names a listener: by id, by port, or by name.
+/// Names a listener in a query or command: by id, by port, or by name.
 ///
 /// ```
 /// use portcullis::ListenerRef;
@@ -181,7 +181,7 @@ impl From<String> for ListenerRef {
     }
 }
 
-/// Names one alarm of one server. Never reused by that server.
+/// Names one alarm of one server. Reused by that server after 2³² alarms.
 ///
 /// In another server, be it another shard, the id names no alarm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -65,32 +65,33 @@
 //!
 //! - The number of connections never exceeds the cap: in any state, over all listeners and shards.
 //! - `accepted + outgoing == open + closed`, with one [`CloseReason`] each. [`Handler::on_close`]
-//!   runs once for each [`Handler::on_open`].
+//!   runs once for each [`Handler::on_open`], unless the server is dropped before.
 //! - Delivered frames do not depend on how the network splits the input (except raw bytes).
 //! - Bytes that [`Conn::send`] accepted are delivered in order, or the close reason shows the loss.
 //! - Queued output of a connection is at most the output limit plus one frame. Buffered input is at
 //!   most one frame plus one TLS record plus one read. If [`Conn::set_framing`] lowers the longest
 //!   frame, bytes that were read before are kept, and nothing more is read until they are decoded.
-//! - The work of one [`Server::poll_once`] is bounded by budgets. An idle server does not wake up.
-//! - An event, timer, job or id of a connection that has ended never reaches the next connection in
-//!   its slot.
+//! - The work of one [`Server::poll_once`] is bounded by budgets. An idle server wakes up once a
+//!   day at most.
+//! - An event, timer, message or id of a connection that has ended does not reach the next
+//!   connection in its slot. For the reuse of ids see [`ConnId`].
 //!
 //! # What is logged
 //!
 //! Messages go to the `log` crate, under the targets below. Events of a single connection are
 //! logged at debug level, so peers cannot fill the log. Some conditions that peers can cause are
-//! logged above that level: a cap is reached, for example. Each such episode has two lines: a
-//! warning when it begins, and a line with a count when it is over. A panic in a handler is logged
-//! as an error each time.
+//! logged above that level: a reached cap, for example. Each such episode has two lines: a warning
+//! at its begin, and a line with a count at its end. A panic in a handler is logged as an error
+//! each time.
 //!
 //! - `portcullis::server`. Error: a shard that failed or panicked. Warn: a cap above the descriptor
 //!   limit, a waker that fails, no memory for more connections; the cap is reached, once per
 //!   episode. Info: end of the episode; begin and end of a drain.
-//! - `portcullis::listener`. Error: a lost listening socket. Warn: a listener that
-//!   cannot accept or be registered, once until it works again; a socket file that cannot be
-//!   removed; a listener's own cap is reached, once per episode. Info: opened, changed, closed; a
-//!   stale socket file was removed; another process keeps its folder locked; end of the episode.
-//!   Debug: clients that were gone before they could be accepted.
+//! - `portcullis::listener`. Error: a lost listening socket. Warn: a listener that cannot accept or
+//!   be registered, once until it works again; a socket file that cannot be removed; a reached cap
+//!   of a listener, once per episode. Info: opened, changed, closed; a stale socket file was
+//!   removed; another process keeps its folder locked; end of the episode. Debug: a listener's
+//!   changed options; clients that were gone before they could be accepted.
 //! - `portcullis::fd_exhaustion`. Warn: descriptors or memory ran out, once per episode. Info: end
 //!   of the episode.
 //! - `portcullis::connection`. Warn: a killed connection; an address that cannot be connected to,

@@ -12,15 +12,18 @@ use crate::stats::ClosedCounts;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ListenerState {
-    /// In the poll and accepting.
+    /// In the poll: clients are accepted, or refused
+    /// ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)).
     Listening,
-    /// The cap is reached, or the limit of pending connections; out of the poll until a slot is
-    /// free.
+    /// The cap is reached, or the limit of pending connections; out of the poll until a client can
+    /// be admitted. Only with [`AtCapacity::Wait`](crate::AtCapacity::Wait).
     Full,
-    /// The accept rate is reached; out of the poll until there is another token.
+    /// The accept rate is used up; out of the poll until there is another token. Only with
+    /// [`AtCapacity::Wait`](crate::AtCapacity::Wait).
     RateLimited,
-    /// Descriptors or socket memory ran out; out of the poll for the interval, or until one of our
-    /// descriptors closes.
+    /// Descriptors or socket memory ran out; out of the poll for
+    /// [`Config::emfile_backoff`](crate::Config::emfile_backoff), or until the server closes a
+    /// descriptor of its own.
     OutOfFds,
     /// Suspended; clients wait in the backlog.
     Suspended,
@@ -70,20 +73,21 @@ pub struct ListenerInfo {
     pub addr: Addr,
     /// Whether it accepts clients.
     pub state: ListenerState,
-    /// Number of open connections, in every state.
+    /// Number of connections in a slot, in any state.
     pub connections: usize,
     /// Maximum number of connections: the smaller of its own limit and the server's cap.
     pub max_connections: usize,
-    /// Number of accepted connections.
+    /// Number of accepted sockets, those that were refused included.
     pub accepted: u64,
-    /// Bytes and frames of its connections that have ended. Those of an open connection are in
+    /// Bytes and frames of its connections that have ended. Those of a present connection are in
     /// [`ConnInfo::traffic`](crate::ConnInfo::traffic).
     pub traffic: Traffic,
     pub(crate) closed: ClosedCounts,
 }
 
 impl ListenerInfo {
-    /// Number of its connections that ended for this reason, those that were refused included.
+    /// Returns the number of its connections that ended for this reason, those that were refused
+    /// included.
     ///
     /// `accepted` is the sum over all reasons and `connections`.
     pub fn closed(&self, reason: CloseReason) -> u64 {

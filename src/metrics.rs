@@ -13,8 +13,8 @@ use crate::stats::Stats;
 ///
 /// `Display` is the text exposition format of Prometheus, version 0.0.4
 /// ([`Metrics::CONTENT_TYPE`]). Names begin with `portcullis_`, units are bytes and seconds,
-/// counters end in `_total`. Its size depends on the number of listeners and alarms, not on that of
-/// connections.
+/// counters end in `_total`. The size of the text depends on the number of listeners and alarms,
+/// not of connections.
 ///
 /// ```
 /// # use portcullis::{Config, Server};
@@ -37,7 +37,8 @@ pub struct Metrics {
     pub alarms: Vec<AlarmInfo>,
     /// Descriptors that the server has open: listeners and connections.
     pub descriptors: usize,
-    /// [`Config::memory_limit`](crate::Config::memory_limit), if there is one.
+    /// [`Config::memory_limit`](crate::Config::memory_limit) in bytes, if there is one; of several
+    /// shards the sum.
     pub memory_limit: Option<usize>,
 }
 

@@ -10,9 +10,9 @@ use crate::error::{Error, Result};
 /// Options of each connection of a listener ([`Listen::conn`](crate::Listen::conn)), or of an
 /// outgoing one ([`Connect::conn`](crate::Connect::conn)).
 ///
-/// The options of a listener are for connections accepted after a change (*next connection*). An
-/// open connection's own are changed by [`Conn::reconfigure`](crate::Conn::reconfigure). A timeout
-/// of `Duration::MAX` is never.
+/// A listener's changed options apply to connections accepted from then on (*next connection*).
+/// [`Conn::reconfigure`](crate::Conn::reconfigure) changes those of one open connection. A timeout
+/// of `Duration::MAX` never expires; zero is an error, except for [`ConnConfig::linger_timeout`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -27,31 +27,34 @@ use crate::error::{Error, Result};
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConnConfig {
-    /// Maximum length of a received payload, in bytes; a line counts its delimiter. A longer one
-    /// closes the connection as soon as its header is read. `None` is the framing's own maximum.
+    /// Maximum length of a received payload, in bytes, at least 1; a line counts its delimiter. A
+    /// longer payload closes the connection as soon as its header is read. `None` is the framing's
+    /// own maximum.
     ///
     /// Defaults to `None`: the header's own maximum for packet-1 and packet-2, 8 MiB for packet-4,
     /// 64 KiB for lines and custom framings. Raw has none. A packet's header cannot announce more
-    /// than its own maximum, whatever is set here.
+    /// than its own limit, whatever is set here.
     pub max_frame: Option<usize>,
-    /// Maximum time from accepted or connected to open: for the PROXY header and the TLS handshake.
-    /// A handshake that `Conn::start_tls` begins has the same time, from there. Defaults to 10 s.
+    /// Maximum time from accepted or connected to open: for the PROXY header and the TLS handshake
+    /// together. A handshake that `Conn::start_tls` begins has the same time, from the call on.
+    /// Defaults to 10 s.
     pub handshake_timeout: Duration,
     /// Maximum time in which an incomplete frame makes no progress. Received bytes extend the time
-    /// by [`ConnConfig::min_rate`]. So a short frame must be complete within it, and a long one
-    /// must arrive at that rate. The time is paused while reading is paused. Defaults to 30 s.
+    /// by [`ConnConfig::min_rate`]. So a short frame must be complete within the timeout, and a
+    /// long one must arrive at that rate. The time is paused while reading is paused. Defaults to
+    /// 30 s.
     pub frame_timeout: Duration,
     /// Maximum time without a byte from the peer, once the connection is open. The time is paused
-    /// while we do not read. Defaults to 120 s.
+    /// while reading is paused. Defaults to 120 s.
     pub idle_timeout: Duration,
     /// Maximum time in which the peer takes nothing of its pending output. Taken bytes extend the
     /// time by [`ConnConfig::min_rate`]. Defaults to 30 s.
     ///
-    /// This also ends a client that writes all its requests before it reads an answer, if the
-    /// answers exceed the high watermark and the kernel's buffers: see [`ConnConfig::full_duplex`].
+    /// This also ends a client that writes all its requests before it reads, if the answers exceed
+    /// the high watermark and the kernel's buffers. See [`ConnConfig::full_duplex`].
     ///
-    /// While the connection closes, output that only the kernel holds counts too, in the same time.
-    /// So closing takes at most this timeout, the time of the output at the minimum rate, and twice
+    /// While the connection closes, unsent output in the kernel's buffer counts too. So closing
+    /// takes at most this timeout, the time of the output at the minimum rate, and twice
     /// [`ConnConfig::linger_timeout`].
     #[doc(alias = "slow consumer")]
     pub write_timeout: Duration,
@@ -60,21 +63,23 @@ pub struct ConnConfig {
     /// at least 1.
     ///
     /// [`ConnConfig::write_timeout`] and [`ConnConfig::frame_timeout`] are how far a peer may fall
-    /// behind. Each byte makes up for its time at this rate, and no more than the timeout is left.
-    /// So a stall may take a whole timeout. A slower peer runs out of time, however it spreads its
+    /// behind. Each byte adds its time at this rate to the remaining time, up to the timeout. So a
+    /// stall may take a whole timeout. A slower peer runs out of time, however it spreads its
     /// bytes: at 29 bytes per second after 32 s, with the defaults.
     pub min_rate: u32,
     /// Maximum time for which input is discarded after our FIN until the peer's FIN. Without this
-    /// a close would reset the connection under bytes that the peer has not read yet. Defaults to
-    /// 2 s.
+    /// wait a close with unread input would reset the connection, and the peer would lose output.
+    /// Defaults to 2 s.
     ///
     /// The time counts once the peer's system has all output. Until then the write timeout counts,
     /// and a peer that takes nothing ends as [`WriteTimeout`](crate::CloseReason::WriteTimeout).
-    /// The kernel is asked for its unsent bytes once per timeout, so up to twice the time may
-    /// pass. On systems that cannot tell (neither Linux nor Apple's) each input of the peer starts
-    /// the timeout anew, within the write timeout. Zero: the socket is closed right behind FIN.
+    /// The server queries the kernel's unsent bytes once per timeout, so up to twice the time may
+    /// pass. Only Linux and Apple's systems report them; elsewhere each input of the peer restarts
+    /// the timeout, within the write timeout. Zero: the socket is closed right behind FIN.
     pub linger_timeout: Duration,
-    /// Maximum number of bytes that are discarded in that time. Defaults to 16 MiB.
+    /// Maximum number of input bytes that are discarded while the connection closes. Above it
+    /// nothing more is read, and the linger ends once the peer's system has all output. Defaults to
+    /// 16 MiB.
     pub linger_bytes: usize,
     /// Number of bytes of pending output at which paused reading resumes. Defaults to 32 KiB; must
     /// be below [`ConnConfig::high_watermark`].
@@ -82,12 +87,12 @@ pub struct ConnConfig {
     /// Number of bytes of pending output at which reading pauses: backpressure. Defaults to
     /// 128 KiB.
     ///
-    /// So a client must read answers while it writes requests. One that writes a long pipeline
-    /// first waits for this side, which waits for it: see [`ConnConfig::full_duplex`].
+    /// So a client must read answers while it writes requests. If it writes a long pipeline first,
+    /// both sides wait for each other: see [`ConnConfig::full_duplex`].
     #[doc(alias = "backpressure")]
     pub high_watermark: usize,
-    /// Number of bytes of pending output at which `send` fails. A frame begun below the limit is
-    /// queued whole; output sent before the connection is open is queued too, and counts.
+    /// Number of bytes of pending output at which `send` fails. A frame sent below the limit is
+    /// queued whole. Output sent before an outgoing connection is open is queued too, and counts.
     /// Defaults to 1 MiB; at least the high watermark.
     #[doc(alias = "backpressure")]
     #[doc(alias = "slow consumer")]
@@ -96,17 +101,17 @@ pub struct ConnConfig {
     ///
     /// Two kinds of programs need it:
     ///
-    /// - Output is no answer to the input. In a proxy, for example, the two directions must not
-    ///   wait for each other. Check [`Conn::is_congested`](crate::Conn::is_congested) before you
-    ///   send more.
-    /// - Clients write all their requests before they read the first answer (a pipeline). Without
-    ///   it both sides wait for each other at the high watermark, until the connection ends as
-    ///   [`WriteTimeout`](crate::CloseReason::WriteTimeout). Then
-    ///   [`ConnConfig::output_limit`] must hold all answers of a pipeline: one more fails.
+    /// - Programs whose output does not answer the input. In a proxy, for example, the two
+    ///   directions must not wait for each other. Check
+    ///   [`Conn::is_congested`](crate::Conn::is_congested) before you send more.
+    /// - Programs whose clients write all their requests before they read the first answer (a
+    ///   pipeline). Otherwise both sides wait for each other at the high watermark, until the
+    ///   connection ends as [`WriteTimeout`](crate::CloseReason::WriteTimeout).
+    ///   [`ConnConfig::output_limit`] must then hold all answers of a pipeline.
     #[doc(alias = "pipelining")]
     pub full_duplex: bool,
-    /// Maximum bytes per second read, on the wire; `None` is no limit. Above it reading pauses:
-    /// nothing is lost, TCP slows the peer down, and its idle and frame timeouts are paused.
+    /// Maximum bytes per second read, as on the wire; `None` is no limit. Above it reading pauses:
+    /// nothing is lost, TCP slows the peer down, and the idle and frame timeouts are paused.
     /// Defaults to no limit.
     #[doc(alias = "rate limit")]
     pub read_rate: Option<Rate>,

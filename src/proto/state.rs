@@ -19,12 +19,12 @@ use super::framing::FrameError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum State {
-    /// Accepted: waits for the PROXY header, if there is to be one, or for the service's answer.
+    /// Accepted: the PROXY header, if one is expected, or the service's answer is awaited.
     Accepting,
-    /// Outgoing: an attempt to connect is under way, or waits for its time.
+    /// Outgoing: an attempt to connect is under way, or scheduled.
     Connecting,
-    /// In the TLS handshake: at first on a TLS listener and on an outgoing connection over TLS, or
-    /// after `Conn::start_tls`.
+    /// In a TLS handshake: of a TLS listener, of an outgoing connection over TLS, or after
+    /// `Conn::start_tls`.
     Handshaking,
     /// Frames are exchanged.
     Open,
@@ -75,7 +75,7 @@ pub struct Traffic {
     pub bytes_in: u64,
     /// Bytes that the kernel took for the peer.
     pub bytes_out: u64,
-    /// Frames given to the handler.
+    /// Frames delivered to the handler.
     pub frames_in: u64,
     /// Frames accepted by `send`.
     pub frames_out: u64,
@@ -90,11 +90,12 @@ impl Traffic {
     }
 }
 
-/// Why [`Conn::send`](crate::Conn::send) did not queue a frame, nor any part of it.
+/// Why [`Conn::send`](crate::Conn::send) did not queue a frame. No part of it was queued.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The connection is closing or gone, or [`Conn::finish`](crate::Conn::finish) was called.
+    /// The connection is closing or gone, or leaves the loop, or
+    /// [`Conn::finish`](crate::Conn::finish) was called. Or an accepted connection is not open yet.
     Closed,
     /// The peer is too slow: its pending output has reached the output limit. Wait for
     /// [`Handler::on_writable`](crate::Handler::on_writable), or close.

@@ -22,8 +22,8 @@ pub enum Framing {
     Packet2,
     /// Four length bytes, big-endian. Payloads up to the maximum, 8 MiB by default.
     Packet4,
-    /// Lines up to and including `\n`. The delimiter stays in the frame and is *not* added by
-    /// `send`.
+    /// Lines up to and including `\n`. The delimiter stays in a received frame, and `send` does
+    /// *not* add it.
     Line,
     /// As [`Framing::Line`], with another delimiter.
     Delimited(u8),
@@ -35,7 +35,8 @@ pub enum Framing {
 type MakeFramer = dyn Fn() -> Box<dyn Framer> + Send + Sync;
 
 impl Framing {
-    /// Frames by your own rule: `make` is called once per connection.
+    /// Frames by your own rule: `make` is called once per connection, and for each
+    /// [`Conn::set_framing`](crate::Conn::set_framing).
     ///
     /// ```
     /// use portcullis::{Decoded, FrameError, FrameBuf, Framer, Framing};
@@ -118,7 +119,7 @@ impl FromStr for Framing {
     }
 }
 
-/// What [`Framer::decode`] found at the front of the input.
+/// The result of [`Framer::decode`]: the front of the input.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decoded {
     /// A whole frame. `consumed` is the length of its header, payload and trailer together.
@@ -139,29 +140,30 @@ pub enum Decoded {
 
 /// A framing of your own: a frame and its length, *more*, or an error.
 ///
-/// One value per connection, so it may keep state. The input always begins at a frame's first byte.
-/// It may hold many frames: at most the listener's maximum frame, 16 bytes for header and trailer,
-/// and one read of 64 KiB (over TLS a record of 16 KiB more). A frame that is longer than the
-/// maximum and 16 bytes closes the connection as
+/// Each connection has its own value, which may keep state. The input always begins at a frame's
+/// first byte, and may hold many frames. It is at most the maximum frame
+/// ([`ConnConfig::max_frame`](crate::ConnConfig::max_frame)), 16 bytes for header and trailer, and
+/// one read of 64 KiB. Over TLS a record of 16 KiB comes on top. A payload above the maximum, or a
+/// frame above the maximum and 16 bytes, closes the connection as
 /// [`FrameTooLarge`](crate::CloseReason::FrameTooLarge).
 pub trait Framer {
     /// Looks for one frame at the front of `input`, which is never empty.
     ///
     /// # Errors
     ///
-    /// The connection closes as [`BadFrame`](crate::CloseReason::BadFrame) with this error; frames
-    /// before it are delivered.
+    /// An error closes the connection as [`BadFrame`](crate::CloseReason::BadFrame); frames before
+    /// it are delivered.
     fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError>;
 
-    /// Appends one frame with this payload to `out`; in case of an error nothing of it is sent.
+    /// Appends one frame with this payload to `out`. After an error nothing of the frame is sent.
     ///
     /// # Errors
     ///
-    /// The error reaches the caller of `send`.
+    /// An error reaches the caller of `send`, as [`SendError::Refused`](crate::SendError::Refused).
     fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError>;
 }
 
-/// Where [`Framer::encode`] puts its bytes: append only.
+/// The output of [`Framer::encode`], append only.
 #[derive(Debug)]
 pub struct FrameBuf<'a>(pub(super) &'a mut Vec<u8>);
 
@@ -178,7 +180,7 @@ impl FrameBuf<'_> {
 pub struct FrameError(Box<dyn StdError + Send + Sync>);
 
 impl FrameError {
-    /// An error from words, or from the error that caused it.
+    /// Makes an error from a text, or from the error that caused it.
     pub fn new(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self(cause.into())
     }
@@ -192,7 +194,7 @@ impl FrameError {
     }
 }
 
-/// The text of the cause, with control characters escaped: it may contain what the peer sent.
+/// The text of the cause, with control characters escaped: it may contain bytes of the peer.
 impl fmt::Display for FrameError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Escaped::new(&self.0).fmt(f)

@@ -6,21 +6,22 @@ use super::error::ProxyError;
 use super::tlv::ProxyTlvs;
 use crate::addr::Addr;
 
-/// A PROXY protocol header. From [`Conn::proxy`](crate::Conn::proxy).
+/// A PROXY protocol header, from [`Conn::proxy`](crate::Conn::proxy) or
+/// [`Peer::proxy`](crate::Peer::proxy).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProxyHeader {
-    /// 1 or 2.
+    /// The version of the protocol: 1 or 2.
     pub version: u8,
     /// The client's address.
     ///
-    /// `None` for the proxy itself (version 2 LOCAL: a health check), and for a peer that it cannot
-    /// name (version 1 UNKNOWN, version 2 UNSPEC). Then, and for a client of a Unix socket (version
-    /// 2, mostly without a name), rules and limits judge and count the proxy.
+    /// `None` for the proxy itself (version 2 LOCAL: a health check), and for a client that the
+    /// proxy cannot name (version 1 UNKNOWN, version 2 UNSPEC). Then, and for a client of a Unix
+    /// socket (version 2), access rules and source limits apply to the proxy's own address.
     pub source: Option<Addr>,
-    /// The address that the client connected to; `None` where `source` is.
+    /// The address that the client connected to; `None` if `source` is `None`.
     pub destination: Option<Addr>,
-    /// Further facts from the proxy: version 2 only.
+    /// Further facts from the proxy: version 2 only, and not with LOCAL.
     pub tlvs: ProxyTlvs,
 }
 

@@ -13,9 +13,10 @@ const MAX_ID: usize = 128;
 /// The facts that a proxy reports besides addresses.
 ///
 /// Checked with the header: lengths fit, and the checksum is right if there is one. Padding
-/// (`PP2_TYPE_NOOP`) is left out. They are there while [`Service::accept`](crate::Service::accept)
-/// runs, and afterwards only if the service keeps [`Peer::proxy`](crate::Peer::proxy). Then they
-/// live as long as the connection, and count in [`Stats::memory`](crate::Stats::memory).
+/// (`PP2_TYPE_NOOP`) is left out. The TLVs are dropped after
+/// [`Service::accept`](crate::Service::accept), unless the service keeps
+/// [`Peer::proxy`](crate::Peer::proxy). Then they live as long as the connection, and count in
+/// [`Stats::memory`](crate::Stats::memory).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProxyTlvs(Vec<u8>);
 
@@ -83,7 +84,8 @@ impl ProxyTlvs {
             .map(|(_, value)| value)
     }
 
-    /// Returns the facts about the client's TLS, which the proxy has terminated.
+    /// Returns the facts about the client's TLS, which the proxy has terminated; `None` if the
+    /// proxy reports none.
     pub fn ssl(&self) -> Option<ProxySsl<'_>> {
         ProxySsl::parse(self.get(SSL)?).ok()
     }
@@ -128,7 +130,8 @@ impl<'a> ProxySsl<'a> {
         self.has_certificate() && self.verify == 0
     }
 
-    /// Returns the text of type `kind` (section 2.2.5 of the specification):
+    /// Returns the text of type `kind` (section 2.2.5 of the specification); `None` if it is
+    /// missing or no UTF-8:
     ///
     /// | type | text |
     /// |---|---|

@@ -7,10 +7,11 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::proto::time::Time;
 
-/// A number of units per second, and how many may pass at once.
+/// Number of units per second, and number of units at once.
 ///
 /// A token bucket that is full at first: `burst` units may pass at once, and `per_second` more in
-/// every second after. Exact: of a burst of five the fifth is admitted and the sixth is not.
+/// every second after. Both are at least 1; 0 is an error of the option. Exact: of a burst of five
+/// the fifth is admitted and the sixth is not.
 ///
 /// ```
 /// use portcullis::Rate;
@@ -24,7 +25,7 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// Allows `units` per second, and as many at once.
+    /// Allows `units` per second, and `units` at once.
     #[must_use]
     pub fn per_second(units: u64) -> Self {
         Self {
@@ -33,7 +34,7 @@ impl Rate {
         }
     }
 
-    /// Sets how many units may pass at once. Defaults to those of one second.
+    /// Sets the number of units that may pass at once. Defaults to the number per second.
     #[must_use]
     pub fn burst(mut self, units: u64) -> Self {
         self.burst = units;
@@ -79,7 +80,7 @@ impl Rate {
     }
 }
 
-/// As it is read: `100/s`, or `100/s burst 20`.
+/// Prints `100/s`, or `100/s burst 20`.
 impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/s", self.per_second)?;

@@ -31,11 +31,11 @@ const MAX_NAMES: usize = 512;
 /// Comparisons of a name with a name constraint, in all steps together.
 const MAX_COMPARISONS: usize = 40_000;
 
-/// A verifier that refuses certificate chains whose verification is expensive, before it asks the
+/// A verifier that refuses certificate chains whose verification is expensive, before it calls the
 /// verifier inside.
 ///
 /// A certificate chain is at most 64 KiB, but a crafted one makes a verifier try thousands of
-/// paths: seconds for one handshake, and no other connection is served meanwhile. The
+/// paths. That takes seconds for one handshake, in which no other connection is served. The
 /// configurations of [`server_config_with_clients`](super::server_config_with_clients) and
 /// [`client_config`](super::client_config) have this bound. Put it around the verifier of a
 /// configuration that you build yourself:
@@ -62,10 +62,10 @@ const MAX_COMPARISONS: usize = 40_000;
 ///
 /// - More than 6 intermediate certificates; rustls-webpki uses no more.
 /// - Intermediate certificates that fit together in too many ways: more than 10 steps of the
-///   search. A chain without two certificates of one name needs one step for each certificate, so
-///   that there is room for authorities that are signed crosswise.
-/// - A certificate of more than 16 KiB, with more than 64 extensions or more than 512 names, or
-///   with a list of key usages or distribution points above 2 KiB.
+///   search. A chain without two certificates of one name needs one step for each certificate. The
+///   other steps are for authorities that are signed crosswise.
+/// - A certificate of more than 16 KiB, or with more than 64 extensions or 512 names, or with a
+///   list of key usages or distribution points above 2 KiB.
 /// - RSA keys of more than 4096 bits or with an exponent above 65,537; other keys above 4 KiB.
 /// - More than 40,000 comparisons of names with name constraints, in all steps together.
 ///

@@ -13,9 +13,9 @@ use crate::error::Error;
 
 /// The TLS of a listener, or of a connection that is to be upgraded.
 ///
-/// One [`ServerConfig`], or a choice made for each client by its ClientHello. Made by `into` from
-/// an `Arc<ServerConfig>` or from [`ServerNames`], so that [`Listen::tls`](crate::Listen::tls)
-/// accepts both; or from a closure.
+/// One [`ServerConfig`], or a choice made for each client by its ClientHello. An
+/// `Arc<ServerConfig>` and [`ServerNames`] convert by `into`, so that
+/// [`Listen::tls`](crate::Listen::tls) accepts both; [`TlsConfig::choose`] takes a closure.
 #[derive(Clone)]
 pub struct TlsConfig(Choice);
 
@@ -29,7 +29,7 @@ enum Choice {
 type Chooser = dyn Fn(&ClientHello<'_>) -> Option<Arc<ServerConfig>> + Send + Sync;
 
 impl TlsConfig {
-    /// Calls `choose` for each handshake; `None` refuses the client, with the alerts of
+    /// Calls `choose` for each handshake. `None` refuses the client, with the alerts of
     /// [`ServerNames::only`].
     ///
     /// `choose` runs on the loop's thread and must not block: keep the configurations in memory. A
@@ -160,11 +160,11 @@ impl ServerNames {
         }
     }
 
-    /// Adds a name, or with a leading `*.` all names with one label more.
+    /// Adds a name, or with a leading `*.` all names with one more label.
     ///
     /// # Errors
     ///
-    /// [`Error::Other`] for a name that no client can ask for, and for one that is given twice.
+    /// [`Error::Other`] for a name that no client can ask for, and for a repeated name.
     pub fn name(mut self, name: &str, config: Arc<ServerConfig>) -> Result<Self, Error> {
         let lower = name.to_ascii_lowercase();
         let (names, bare) = match lower.strip_prefix("*.") {

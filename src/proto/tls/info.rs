@@ -8,12 +8,12 @@ use rustls::{CommonState, ServerConfig};
 
 use super::session::Session;
 
-/// The outcome of a TLS handshake. From [`Conn::tls`](crate::Conn::tls).
+/// The outcome of a TLS handshake, from [`Conn::tls`](crate::Conn::tls).
 ///
-/// It is rustls' [`CommonState`] too: `alpn_protocol`, `protocol_version`,
-/// `negotiated_cipher_suite`, `handshake_kind`, and `peer_certificates`, the verified chain of the
-/// peer, its own certificate first. After a resumed handshake that is the chain of the first one. A
-/// client has none unless the configuration asks for one.
+/// Dereferences to rustls' [`CommonState`]: `alpn_protocol`, `protocol_version`,
+/// `negotiated_cipher_suite`, `handshake_kind`, and `peer_certificates`. The latter is the verified
+/// chain of the peer, its own certificate first; after a resumed handshake the chain of the first
+/// one. A client has none unless the configuration asks for one.
 #[derive(Clone, Copy)]
 pub struct TlsInfo<'a> {
     session: &'a Session,
@@ -29,7 +29,7 @@ impl<'a> TlsInfo<'a> {
 
     /// Returns the configuration that the handshake used; `None` on the client's side.
     ///
-    /// Compare with `Arc::ptr_eq`: with those of several names, or with a new one of
+    /// Compare with `Arc::ptr_eq`, as with the new one of
     /// [`Control::set_tls`](crate::Control::set_tls). A configuration that allows early data is
     /// replaced by a copy without it.
     pub fn config(self) -> Option<&'a Arc<ServerConfig>> {
@@ -38,7 +38,7 @@ impl<'a> TlsInfo<'a> {
 
     /// Returns the name that the client asked for (SNI), in lower case.
     ///
-    /// On the client's side: the server's name or address that its certificate is for.
+    /// On the client's side: the server's name or address, as given.
     pub fn server_name(self) -> Option<&'a str> {
         self.session.server_name()
     }

@@ -82,11 +82,11 @@ impl From<PemError> for Error {
 ///
 /// # Resumption
 ///
-/// Clients that return need no full handshake. The configuration keeps the last sessions in memory,
-/// for TLS 1.2 and for the two tickets that each TLS 1.3 handshake sends: 1 MiB of them, which are
-/// some 3,000 without client certificates. A session contains its client's whole chain, and is not
-/// kept above 16 KiB. rustls's own storage counts 256 sessions instead, up to 16 MiB. To let
-/// clients keep the sessions, set a ticketer; to switch resumption off, set no storage and no
+/// Clients that return need no full handshake. The configuration keeps the last sessions in memory:
+/// for TLS 1.2, and for the two tickets that each TLS 1.3 handshake sends. They take at most 1 MiB,
+/// which is some 3,000 without client certificates. A session contains its client's whole chain,
+/// and is not kept above 16 KiB. rustls's own storage counts 256 sessions instead, up to 16 MiB. To
+/// let clients keep the sessions, set a ticketer; to switch resumption off, set no storage and no
 /// tickets:
 ///
 /// ```
@@ -111,11 +111,11 @@ impl From<PemError> for Error {
 ///
 /// # Errors
 ///
-/// A file that cannot be read or contains no certificate or key, or a key of another certificate:
-/// the error names the file and the fault. A damaged section is an error with its line, and
-/// never skipped: the chain has as many certificates as the file has BEGIN lines of certificates.
-/// Sections of other kinds, such as keys, may stand in the same file; of several keys the first is
-/// used.
+/// [`Error::Other`], which names the file and the fault. A file cannot be read, or contains no
+/// certificate or key, or the key belongs to another certificate. A damaged section is an error
+/// with its line, and never skipped. So the chain has as many certificates as the file has BEGIN
+/// lines of certificates. Sections of other known kinds, such as keys, may stand in the same file;
+/// of several keys the first is used.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -131,7 +131,7 @@ pub fn server_config(
     Ok(build(chain, key, &provider(key)?, Arc::new(NoClientAuth))?)
 }
 
-/// What happens to a client that presents no certificate.
+/// Treatment of clients that present no certificate.
 ///
 /// A client whose certificate cannot be verified is refused in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -143,7 +143,8 @@ pub enum ClientAuth {
     Optional,
 }
 
-/// As [`server_config`], and demands client certificates that lead to one in the PEM file `roots`.
+/// Makes a configuration as [`server_config`] that demands client certificates which lead to one in
+/// the PEM file `roots`.
 ///
 /// The verified chain is in `peer_certificates` of its [`TlsInfo`](super::TlsInfo), after a resumed
 /// handshake too. Only the issuer is verified: decide by the certificate what *this* client may do.
@@ -152,7 +153,8 @@ pub enum ClientAuth {
 ///
 /// # Errors
 ///
-/// As for [`server_config`], and for roots without a certificate that can sign others.
+/// As for [`server_config`], also for `roots`: no certificate, or one that is not valid. Whether a
+/// root may sign others is not checked.
 ///
 /// ```no_run
 /// use portcullis::tls::{server_config_with_clients, ClientAuth};
@@ -191,19 +193,20 @@ pub fn server_config_with_clients(
 /// Makes a TLS 1.2 and 1.3 configuration for outgoing connections
 /// ([`Connect::tls`](crate::Connect::tls)).
 ///
-/// It accepts servers whose certificates lead to one in the PEM file `roots`. This library contains
-/// no certificates; the system's are often in a file such as `/etc/ssl/certs/ca-certificates.crt`.
+/// Servers are accepted whose certificates lead to one in the PEM file `roots`. This library
+/// contains no certificates; the system's are often in a file such as
+/// `/etc/ssl/certs/ca-certificates.crt`.
 ///
 /// The provider is that of [`server_config`]. A chain that is expensive to verify is refused, with
-/// the bounds of [`BoundedVerifier`]. It keeps the last 64 sessions for resumption, at most 4 of
-/// one server: common ones take some 5 KB each, and the largest that a server can cause 128 KiB.
-/// For ALPN or a certificate of your own change the result. For roots in memory (`RootCertStore`)
-/// build a [`rustls::ClientConfig`] yourself.
+/// the bounds of [`BoundedVerifier`]. The configuration keeps the last 64 sessions for resumption,
+/// at most 4 of one server. Common ones take some 5 KB each, the largest that a server can cause
+/// 128 KiB. For ALPN or a certificate of your own change the result. For roots in memory
+/// (`RootCertStore`) build a [`rustls::ClientConfig`] yourself.
 ///
 /// # Errors
 ///
-/// A file that cannot be read, or contains no certificate that can sign others: the error names
-/// the file and the fault.
+/// [`Error::Other`], which names the file and the fault. The file cannot be read, or contains no
+/// certificate or one that is not valid. Whether a root may sign others is not checked.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
