@@ -7,10 +7,10 @@ use crate::escape::Escaped;
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident: $name:literal => $text:literal,)*) => {
-        /// The one reason for which a connection ended, for each accepted socket and each outgoing
-        /// connection.
+        /// The one reason for which a connection ended. Each accepted socket and each outgoing
+        /// connection has exactly one.
         ///
-        /// Counters per reason are a fixed array, see [`Stats::closed`](crate::Stats::closed).
+        /// [`Stats::closed`](crate::Stats::closed) counts them.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[non_exhaustive]
         pub enum CloseReason {
@@ -18,7 +18,7 @@ macro_rules! reasons {
         }
 
         impl CloseReason {
-            /// Every reason, in the order of their counters.
+            /// All reasons, in the order of declaration.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
             const fn words(self) -> &'static str {
@@ -41,25 +41,29 @@ reasons! {
     /// The peer finished sending (FIN, and close_notify over TLS) and got every answer, and the
     /// connection closed in order.
     Finished: "finished" => "peer finished",
-    /// The handler closed it: [`Conn::close`](crate::Conn::close) or [`Close::new`].
+    /// The handler closed it: [`Conn::close`](crate::Conn::close) or [`Close::new`], before the
+    /// peer's end and outside a drain.
     Closed: "closed" => "closed by handler",
-    /// The handler returned an error through `?`; [`Closed::error`] is that error.
+    /// The handler returned an error through `?` or [`Close::because`]; [`Closed::error`] is that
+    /// error. Or a frame of [`Handle::send`](crate::Handle::send) could not be queued.
     Failed: "failed" => "handler failed",
-    /// The peer reads too slowly: a frame found pending output at the output limit
-    /// ([`SendError::Full`](crate::SendError::Full)), and the handler returned that error, or the
-    /// frame came from [`Handle::send`](crate::Handle::send).
+    /// The peer reads too slowly: a frame found pending output at the output limit. The handler
+    /// returned that error ([`SendError::Full`](crate::SendError::Full)), or the frame came from
+    /// [`Handle::send`](crate::Handle::send).
     SlowConsumer: "slow_consumer" => "slow consumer",
     /// The handler aborted it (RST): [`Conn::abort`](crate::Conn::abort) or [`Close::abort`].
     Aborted: "aborted" => "aborted by handler",
     /// A handler callback, a [`Framer`](crate::Framer) or a callback of a TLS configuration
     /// panicked. Only this connection ends.
     Panicked: "panicked" => "handler panicked",
-    /// Killed by id from outside the handler, or its server was dropped without a drain.
+    /// Killed by id ([`Control::kill`](crate::Control::kill)), or its server was dropped without a
+    /// drain.
     Killed: "killed" => "killed",
-    /// It was detached as a blocking stream ([`Conn::detach`](crate::Conn::detach)), which has been
-    /// dropped since.
+    /// Detached as a blocking stream ([`Conn::detach`](crate::Conn::detach)). The connection counts
+    /// as ended once that is dropped.
     Detached: "detached" => "detached",
-    /// The server drained, and this connection ended by itself within the grace period.
+    /// The server drained, and the handler closed this connection within the grace period. Or the
+    /// connection was outgoing and not established.
     Drained: "drained" => "drained",
     /// The server drained, and this connection was still there after the grace period.
     DrainForced: "drain_forced" => "forced by drain deadline",
@@ -67,19 +71,20 @@ reasons! {
     Reset: "reset" => "reset by peer",
     /// No reply from the peer to retransmissions or keepalive probes (ETIMEDOUT).
     TimedOut: "timed_out" => "connection timed out",
-    /// No route to the peer any more (EHOSTUNREACH, ENETUNREACH, ENETDOWN).
+    /// No route to the peer any more (EHOSTUNREACH, EHOSTDOWN, ENETUNREACH, ENETDOWN).
     Unreachable: "unreachable" => "peer unreachable",
     /// Another socket error; [`Closed::error`] is that error.
     Io: "io" => "socket error",
     /// The peer finished inside a frame.
     Truncated: "truncated" => "truncated frame",
-    /// A frame's header announced more than the listener's maximum.
+    /// A frame is longer than the maximum
+    /// ([`ConnConfig::max_frame`](crate::ConnConfig::max_frame)).
     FrameTooLarge: "frame_too_large" => "frame too large",
     /// A [`Framer`](crate::Framer) refused the bytes.
     BadFrame: "bad_frame" => "bad frame",
-    /// The connection was not open within the handshake timeout. It counts from accept, or for an
-    /// outgoing connection from when it was connected. Or a handshake was not complete within it
-    /// after `Conn::start_tls`.
+    /// The connection was not open within the handshake timeout, counted from accept, or from when
+    /// an outgoing connection was connected. Or a handshake was not complete in that time after
+    /// `Conn::start_tls`. A drain shortens the time.
     HandshakeTimeout: "handshake_timeout" => "handshake timeout",
     /// An incomplete frame made no progress within the frame timeout, or arrived more slowly than
     /// [`ConnConfig::min_rate`](crate::ConnConfig::min_rate).
@@ -87,12 +92,12 @@ reasons! {
     /// No byte from the peer within the idle timeout.
     IdleTimeout: "idle_timeout" => "idle timeout",
     /// The peer took nothing of the pending output within the write timeout, or less than
-    /// [`ConnConfig::min_rate`](crate::ConnConfig::min_rate). Also a client that writes all its
-    /// requests before it reads an answer: see
+    /// [`ConnConfig::min_rate`](crate::ConnConfig::min_rate). For a client that writes all its
+    /// requests before it reads an answer see
     /// [`ConnConfig::full_duplex`](crate::ConnConfig::full_duplex).
     WriteTimeout: "write_timeout" => "write timeout",
     /// The TLS handshake failed, and [`Closed::error`] has the cause. Or a close cut short a
-    /// handshake after `Conn::start_tls`, and the output that it should encrypt is lost.
+    /// handshake, and the output queued for it is lost.
     TlsHandshake: "tls_handshake" => "TLS handshake failed",
     /// A TLS error on an open connection.
     Tls: "tls" => "TLS error",
@@ -107,37 +112,38 @@ reasons! {
     /// [`Framing::Raw`](crate::Framing::Raw) every byte is input. With a [`Framer`](crate::Framer)
     /// only a frame that fails is recognised.
     UnexpectedTls: "unexpected_tls" => "TLS on a plain port",
-    /// The server or the listener was at its connection cap
+    /// The server or the listener was at its connection cap, or had too many pending connections
     /// ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)).
     AtCapacity: "at_capacity" => "at capacity",
     /// The address is denied by [`AccessRules`](crate::AccessRules) or a
     /// [`Control::ban`](crate::Control::ban), or is no trusted proxy where a header is required.
     Denied: "denied" => "denied by access rules",
     /// The server or the listener was over its accept rate
-    /// ([`Listen::accept_rate`](crate::Listen::accept_rate)).
+    /// ([`Config::accept_rate`](crate::Config::accept_rate),
+    /// [`Listen::accept_rate`](crate::Listen::accept_rate)), with
+    /// [`AtCapacity::Refuse`](crate::AtCapacity::Refuse).
     RateLimited: "rate_limited" => "over the accept rate",
-    /// Too many connections of this source, or too fast. See
+    /// The source had too many connections, or connected too fast. See
     /// [`SourceLimits::connections`](crate::SourceLimits::connections) and
     /// [`SourceLimits::rate`](crate::SourceLimits::rate).
     SourceLimited: "source_limited" => "too many of this source",
     /// The peer had gone before it was served: before its PROXY header, or in the backlog. There it
     /// had reset the connection, or finished without a byte.
     ///
-    /// It is recognised in the backlog where the check is worth a system call: where clients may
-    /// have waited, and where a rate would be charged or a connection evicted for it. Clients may
-    /// have waited after a cap, a rate or a suspension, in a drain, in an adopted socket, and after
-    /// 5 ms of other work. With [`Listen::evict_silent`](crate::Listen::evict_silent) off a plain
-    /// listener serves clients that have finished: they may want what the server sends first.
+    /// In the backlog this is checked only if a rate would be charged, a connection evicted, or if
+    /// the client may have waited. That is after a cap, a rate or a suspension, in a drain, in an
+    /// adopted socket, and after 5 ms of other work. A plain listener with
+    /// [`Listen::evict_silent`](crate::Listen::evict_silent) off serves clients that have finished:
+    /// they may want bytes that the server sends first.
     ClosedEarly: "closed_early" => "gone before it was served",
     /// A required PROXY header was missing, or a header was bad; [`Closed::error`] has the cause.
     BadProxyHeader: "bad_proxy_header" => "bad PROXY header",
-    /// It was evicted for a new connection: the oldest of too many pending ones
-    /// ([`PendingLimits::connections`](crate::PendingLimits::connections)), or at the cap the
-    /// oldest that had not sent a frame ([`Listen::evict_silent`](crate::Listen::evict_silent)).
+    /// Evicted for a new connection. It was the oldest of too many pending ones
+    /// ([`PendingLimits::connections`](crate::PendingLimits::connections)), or at a cap the oldest
+    /// that had not sent a frame ([`Listen::evict_silent`](crate::Listen::evict_silent)).
     Evicted: "evicted" => "evicted for a newcomer",
-    /// The server's buffers were over their limit, and this connection was the one to end: its peer
-    /// had stalled for longest, or it had the largest buffers
-    /// ([`Config::memory_limit`](crate::Config::memory_limit)).
+    /// The server's buffers were near or over their limit, and this connection had the greatest
+    /// product of buffer size and stall ([`Config::memory_limit`](crate::Config::memory_limit)).
     OverMemory: "over_memory" => "over the memory limit",
     /// The [`Service`](crate::Service) refused the peer.
     Refused: "refused" => "refused by service",
@@ -170,11 +176,11 @@ impl fmt::Display for CloseReason {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Closed {
-    /// Why the connection ended.
+    /// The reason for the end.
     pub reason: CloseReason,
-    /// The error behind [`CloseReason::Failed`], [`CloseReason::Io`], [`CloseReason::BadFrame`],
-    /// [`CloseReason::ConnectFailed`] and the TLS reasons. If earlier output is lost, the loss
-    /// becomes the reason ([`CloseReason::WriteTimeout`] and its like), and the error stays.
+    /// The cause, if there is one: the handler's error, or that of the kernel, the framer, TLS or
+    /// the PROXY header. If earlier output is lost, the loss becomes the reason
+    /// ([`CloseReason::WriteTimeout`] and its like), and the error stays.
     pub error: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -197,8 +203,8 @@ impl Closed {
     }
 }
 
-/// The reason and the text of the error, of which control characters are escaped and at most 1 KiB
-/// is printed: a peer may have chosen it.
+/// The reason and the text of the error. Control characters are escaped and at most 1 KiB is
+/// printed, because a peer may have chosen the text.
 impl fmt::Display for Closed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.error {
@@ -208,7 +214,7 @@ impl fmt::Display for Closed {
     }
 }
 
-/// How a callback ends its connection: the error half of [`Outcome`].
+/// The end of a connection, as a callback requests it: the error half of [`Outcome`].
 ///
 /// Any type that implements [`std::error::Error`], `Send` and `Sync` converts into it. So `?`
 /// inside a callback closes the connection in order, with that error as the cause
@@ -241,8 +247,8 @@ pub struct Close {
 pub type Outcome = Result<(), Close>;
 
 impl Close {
-    /// Closes in order: flushes pending output, then sends close_notify and FIN.
-    /// [`CloseReason::Closed`].
+    /// Closes in order: flushes pending output, then sends close_notify and FIN. The reason is that
+    /// of [`Conn::close`](crate::Conn::close).
     #[allow(clippy::new_without_default)] // `Close::default()` would not say what it does
     pub fn new() -> Self {
         Self {

@@ -12,29 +12,30 @@ use crate::reason::CloseReason;
 /// Limit on the remembered bytes of an error's text.
 const MAX_TEXT: usize = 256;
 
-/// A connection that has ended, or a client that was not admitted. The server remembers the last of
-/// them: [`Config::recent_closes`](crate::Config::recent_closes).
+/// A connection that has ended, or a client that was not admitted. The server keeps the last
+/// [`Config::recent_closes`](crate::Config::recent_closes).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RecentClose {
-    /// Its id; `None` if it was refused before it got one.
+    /// The connection's id; `None` for a client that was refused before it got one.
     pub id: Option<ConnId>,
     /// Its listener; `None` for an outgoing connection.
     pub listener: Option<ListenerId>,
     /// The peer's address.
     pub peer: Addr,
-    /// The address behind a trusted proxy if its header named one, else the peer's.
+    /// The address behind a trusted proxy if its header named an internet address, else the peer's.
     pub source: Addr,
-    /// Why it ended.
+    /// The reason for the end.
     pub reason: CloseReason,
     /// The text of the error behind it, if there is one: on one line, with control characters
     /// escaped, at most 256 bytes.
     pub error: Option<Box<str>>,
-    /// Time from accept to its end; zero for a client that was refused.
+    /// Time from accept to the end, or from the request of an outgoing connection; zero for a
+    /// client that was refused.
     pub age: Duration,
     /// Its bytes and frames.
     pub traffic: Traffic,
-    /// Time since then.
+    /// Time since the end.
     pub ago: Duration,
 }
 

@@ -24,8 +24,8 @@ use crate::stats::DrainReport;
 /// listeners, logs.
 const RESERVED_DESCRIPTORS: usize = 32;
 
-/// A TCP/TLS server on one thread, the one that makes it: it is not `Send`. [`Server::spawn`] runs
-/// one on a thread of its own.
+/// A TCP/TLS server on the thread that makes it: the type is not `Send`. [`Server::spawn`] runs a
+/// server on a thread of its own.
 ///
 /// `A` is your application's state. You own it and lend it for each iteration; it needs no trait
 /// and no lifetime.
@@ -71,7 +71,7 @@ pub struct Server<A = ()> {
 }
 
 impl<A> Server<A> {
-    /// A server without listeners. Warns in the log if the cap is more than the process's
+    /// Makes a server without listeners. Warns in the log if the cap is more than the process's
     /// descriptors allow (on Linux).
     ///
     /// # Errors
@@ -96,13 +96,13 @@ impl<A> Server<A> {
 
     /// Opens a listener; `accept` makes a handler for each client.
     ///
-    /// When this returns, clients can connect; they are served once the server runs. A service that
-    /// refuses peers, or is told of failed connections, goes through [`Server::listen_with`].
+    /// When this returns, clients can connect; they are served once the server runs. For a service
+    /// that refuses peers or handles failed connections see [`Server::listen_with`].
     ///
     /// # Errors
     ///
     /// [`Error::AddressInUse`], [`Error::Listen`], [`Error::Address`], [`Error::NameTaken`],
-    /// [`Error::Option`], [`Error::Draining`]. The rest of the server is unchanged.
+    /// [`Error::Option`], [`Error::Draining`], [`Error::Os`]. The rest of the server is unchanged.
     pub fn listen<F, H>(&mut self, options: Listen, accept: F) -> Result<ListenerId>
     where
         F: FnMut(&mut A, Peer) -> H + 'static,
@@ -256,8 +256,9 @@ impl<A> Server<A> {
     /// Returns the time until the next iteration is due while the descriptor ([`AsFd`]) is not
     /// readable; `None` is never.
     ///
-    /// Call it after each iteration: a program that nests the server in its own poll waits on the
-    /// descriptor for at most this time, then calls [`Server::poll_once`] with a timeout of zero.
+    /// Call this after each iteration. A program that nests the server in its own poll waits on the
+    /// descriptor for at most this time. Then it calls [`Server::poll_once`] with a timeout of
+    /// zero.
     pub fn next_timeout(&self) -> Option<Duration> {
         self.reactor.next_timeout()
     }
@@ -267,7 +268,7 @@ impl<A> Server<A> {
         self.reactor.handle()
     }
 
-    /// Returns the controls: everything that can be asked and changed between two iterations.
+    /// Returns the controls: queries and changes between two iterations.
     pub fn control(&mut self) -> Control<'_, A> {
         Control::new(self.reactor.ops_mut())
     }
@@ -300,7 +301,8 @@ pub(crate) struct Common {
 pub struct Spawned<A = ()> {
     /// Reaches the server, or all shards.
     pub handle: Handle<A>,
-    /// The listeners at the start, with their real ports; those of one name are one.
+    /// The listeners at the start, with their real ports. Of several shards, listeners of one name
+    /// are one.
     pub listeners: Vec<ListenerInfo>,
     pub(crate) threads: Vec<Thread>,
 }
@@ -319,7 +321,8 @@ impl<A> Spawned<A> {
     ///
     /// # Panics
     ///
-    /// If a server's thread did, which no handler can cause; after all have ended.
+    /// If a server's thread did, once all threads have ended. A handler's panic is not the cause,
+    /// because it is caught.
     pub fn join(self) -> Result<Option<DrainReport>> {
         let mut outcome: Result<Option<DrainReport>> = Ok(None);
         let mut panicked = None;
@@ -342,7 +345,7 @@ impl<A> Spawned<A> {
         outcome.map(|report| report.filter(|_| !undrained))
     }
 
-    /// Whether every thread has ended.
+    /// Returns whether every thread has ended.
     pub fn is_finished(&self) -> bool {
         self.threads.iter().all(thread::JoinHandle::is_finished)
     }
@@ -362,7 +365,7 @@ impl<A> fmt::Debug for Spawned<A> {
 pub enum Turn {
     /// The server goes on.
     Continue,
-    /// [`Control::stop`] or [`Handle::stop`] was called; reported once. Nothing is closed, and the
+    /// [`Control::stop`] or [`Handle::stop`] was called. Reported once: nothing is closed, and the
     /// server can go on.
     Stopped,
     /// A drain is over: there are no connections and no listeners.

@@ -17,8 +17,8 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// Several servers on threads of their own, for several cores, with the same listening sockets, one
 /// cap and one handle.
 ///
-/// Each shard is a [`Server`] as any other: its connections, handlers and application state stay on
-/// its thread, and nothing in them is locked or `Send`. A connection stays in the shard that
+/// Each shard is a [`Server`] like any other. Its connections, handlers and application state stay
+/// on its thread, so they need neither locks nor `Send`. A connection stays in the shard that
 /// accepted it.
 ///
 /// ```
@@ -54,12 +54,13 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// | every other limit, rate, budget, alarm and count | each shard's own |
 ///
 /// The first shard that listens on an address opens the socket; [`Server::listen`] with the same
-/// address in another shard shares it. With port 0 those of one name share a port, and those
-/// without a name in the order of their calls. A Unix socket's file is removed with the last.
+/// address in another shard shares it. With port 0, listeners of one name share a port, and those
+/// without a name share ports in the order of their calls. A Unix socket's file is removed with the
+/// last listener.
 ///
-/// Make a TLS configuration once, outside of `build`, and clone its `Arc`: with one for each shard,
+/// Make a TLS configuration once, outside of `build`, and clone its `Arc`. With one for each shard,
 /// a client's session is resumed only where it began. The cap is not divided, because a divided cap
-/// refuses clients while slots are free: see below. A limit of connections per source is each
+/// refuses clients while slots are free (see below). A limit of connections per source is each
 /// shard's own, so give each shard its part.
 ///
 /// # Which shard accepts a client
@@ -70,8 +71,8 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 ///
 /// At the cap all shards leave the poll. The shard that frees a slot accepts the next client, or
 /// wakes one of the others before it calls a handler. A slot is taken only while a connection has
-/// it, also a detached one, even of a shard that has ended. So a client waits only if no shard can
-/// accept it:
+/// it; that of a detached connection even after its shard has ended. So a client waits only if no
+/// shard can accept it:
 ///
 /// | a shard | its clients, with one backlog | with a backlog each |
 /// |---|---|---|
@@ -82,13 +83,12 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// | is at the common cap | first come, first served | go to the shard with the free slot |
 ///
 /// With [`SocketOptions::reuse_port`](crate::SocketOptions::reuse_port) each shard has a socket and
-/// a backlog of its own, and Linux chooses among them by a hash of the addresses, even while a
-/// shard is blocked. With `net.ipv4.tcp_migrate_req` Linux does not reset the clients of a closed
-/// one.
+/// a backlog of its own. Linux chooses among them by a hash of the addresses, even while a shard is
+/// blocked. With `net.ipv4.tcp_migrate_req` Linux does not reset the clients of a closed socket.
 ///
-/// Connections are spread evenly and an accept wakes one shard only: useful for very many short
-/// connections and handlers that never block. Other systems may give all clients to one of the
-/// sockets. Unix sockets have one backlog in any case.
+/// The hash spreads connections evenly, and a client wakes one shard only. This is useful for very
+/// many short connections and handlers that never block. Other systems may give all clients to one
+/// of the sockets. Unix sockets have one backlog in any case.
 ///
 /// Measured on Linux 6.18 with two cores, one backlog against a backlog each (clients on the
 /// same two cores):
@@ -102,8 +102,8 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// | CPU per connect, echo, close; 1, 4, 16 shards | 80, 119, 206 µs | 79, 112, 108 µs |
 ///
 /// The last row is the price: the kernel wakes every idle shard for each new client. Two shards
-/// with handlers of 50 µs answer twice as many messages as one server (30,100 to 15,200 per second
-/// at 64 connections); a bare echo costs the same 6 to 8 µs of CPU in both.
+/// with handlers of 50 µs answer twice as many messages as one server: 30,100 to 15,200 per second
+/// at 64 connections. A bare echo costs the same 6 to 8 µs of CPU in both.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Shards {
@@ -114,8 +114,8 @@ pub struct Shards {
 const MAX_THREADS: usize = 1024;
 
 impl Shards {
-    /// Shards with these options, one for each core. [`Config::max_connections`] is the cap on all
-    /// of them together; every other limit, rate and budget is each shard's own.
+    /// Makes a set of shards with these options, one for each core. [`Config::max_connections`] is
+    /// the cap on all of them together; every other limit, rate and budget is each shard's own.
     pub fn new(config: Config) -> Self {
         Self {
             config,
@@ -123,8 +123,8 @@ impl Shards {
         }
     }
 
-    /// Number of shards. Defaults to [`std::thread::available_parallelism`]; at least 1, at most
-    /// 1,024.
+    /// Sets the number of shards. Defaults to [`std::thread::available_parallelism`]. 0 counts as
+    /// 1; more than 1,024 are an error of [`Shards::spawn`].
     pub fn threads(mut self, threads: usize) -> Self {
         self.threads = Some(threads.max(1));
         self
@@ -136,13 +136,13 @@ impl Shards {
     ///
     /// # Errors
     ///
-    /// The first error of `build`, with [`Error::Option`] for the config and [`Error::Os`] if the
-    /// system gives no thread or poll. No client was served: the shards made before have ended
-    /// when this returns.
+    /// The first error of `build`; [`Error::Option`] for the config or the number of shards;
+    /// [`Error::Os`] if the system gives no thread or poll. No client was served: the shards made
+    /// before have ended when this returns.
     ///
     /// # Panics
     ///
-    /// If `build` does, with the same panic; likewise.
+    /// If `build` does, with the same panic, after the shards made before have ended.
     pub fn spawn<A, F>(self, build: F) -> Result<Spawned<A>>
     where
         F: Fn(usize, &mut Server<A>) -> Result<A> + Send + Sync + 'static,

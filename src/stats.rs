@@ -3,10 +3,11 @@
 use crate::proto::Traffic;
 use crate::reason::CloseReason;
 
-/// A server's counters since its start, at one moment: all fields are from the end of the same
+/// A server's counters since its start, at one moment. [`Control::stats`](crate::Control::stats)
+/// reads them now, [`Handle::stats`](crate::Handle::stats) as of the end of each server's last
 /// iteration.
 ///
-/// `accepted + outgoing == open + closed_total()`, always.
+/// `accepted + outgoing == open + closed_total()`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
@@ -19,13 +20,13 @@ pub struct Stats {
     pub connecting: usize,
     /// Connections in a slot, in any state.
     pub open: usize,
-    /// The largest number of concurrent connections in a slot.
+    /// Maximum number of concurrent connections in a slot since the start.
     pub peak: usize,
-    /// Pending connections among those in a slot: accepted and not open yet, in a TLS handshake or
-    /// before their PROXY header; or in an upgrade to TLS.
+    /// Pending connections among those in a slot: accepted ones in a TLS handshake, in an upgrade
+    /// to TLS, or before their PROXY header.
     pub pending: usize,
-    /// Bytes in the buffers of all connections, with their PROXY headers:
-    /// [`Config::memory_limit`](crate::Config::memory_limit) limits them.
+    /// Bytes in the buffers of all connections, with their PROXY headers: the number that
+    /// [`Config::memory_limit`](crate::Config::memory_limit) limits.
     pub memory: usize,
     /// Connections that are not read because memory is tight and their buffers exceed their share.
     pub paused_for_memory: usize,
@@ -41,9 +42,9 @@ pub struct Stats {
     pub out_of_fds: u64,
     /// Connections that were gone before they could be accepted, and other transient accept errors.
     pub accept_errors: u64,
-    /// Failed commands of a [`Handle`](crate::Handle): their connection closed or had gone when
-    /// they arrived, or did not take the frame; or the server was dropped before. Callers that wait
-    /// for an answer are told instead.
+    /// Failed commands of a [`Handle`](crate::Handle): the connection was closing or gone, or did
+    /// not take the frame, or the server was dropped before. Calls that wait for an answer are not
+    /// counted: they return the error.
     pub undeliverable: u64,
     /// Panics of the user's code: handlers, services, framers, jobs, alarms, TLS callbacks, the
     /// logger, and destructors. A handler's panic is also its connection's reason,
@@ -55,12 +56,13 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// Number of connections that ended for this reason. [`CloseReason::ALL`] lists the reasons.
+    /// Returns the number of connections that ended for this reason. [`CloseReason::ALL`] lists the
+    /// reasons.
     pub fn closed(&self, reason: CloseReason) -> u64 {
         self.closed.of(reason)
     }
 
-    /// Number of connections that have ended.
+    /// Returns the number of connections that have ended.
     pub fn closed_total(&self) -> u64 {
         self.closed.total()
     }
@@ -148,11 +150,11 @@ impl ClosedCounts {
     }
 }
 
-/// The result of a drain: how each connection ended that was there when it began, or was accepted
+/// The result of a drain: the ends of all connections that were present at its start or accepted
 /// since.
 ///
 /// If `failed`, `forced` and `unserved` are zero, each client that the loop served got everything.
-/// What the thread of a detached connection sent is not known.
+/// The output of a detached connection's thread is not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {
@@ -167,10 +169,10 @@ pub struct DrainReport {
     /// Connections that were reset at the deadline, or whose peers had not got all output by then
     /// ([`DrainForced`](CloseReason::DrainForced)).
     pub forced: usize,
-    /// Listeners that were closed while clients waited in their backlogs: no slot became free for
+    /// Listeners that were closed while clients waited in their backlogs. No slot became free for
     /// these before the deadline. Or a second into the drain the server had no connection and could
     /// not accept them. Or as many clients as fit into the backlogs had been accepted. The kernel
-    /// resets the others, unless another process has the socket.
+    /// resets the waiting clients, unless another process has the socket.
     pub unserved: usize,
     /// Duration of the drain.
     pub took: std::time::Duration,

@@ -7,7 +7,7 @@ use crate::listener_info::ListenerInfo;
 use crate::stats::Stats;
 
 /// A server with its listeners and some of their connections, at one moment:
-/// [`Control::tree`](crate::Control::tree). `Display` draws it, a line for each.
+/// [`Control::tree`](crate::Control::tree). `Display` draws the tree, with a line for each.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Tree {
@@ -17,13 +17,13 @@ pub struct Tree {
     pub descriptors: usize,
     /// Whether the server drains, or has drained.
     pub draining: bool,
-    /// Its listeners, oldest first, including closed ones that still have connections. Each with
-    /// some of its connections, in the order of their slots; [`ListenerInfo::connections`] is their
-    /// number.
+    /// The listeners, oldest first, including closed ones that still have connections. Each has
+    /// some of its connections, in the order of their slots; [`ListenerInfo::connections`] is the
+    /// number of all.
     pub listeners: Vec<(ListenerInfo, Vec<ConnInfo>)>,
     /// Number of outgoing connections, in any state.
     pub outgoing: usize,
-    /// Some of these, in the order of their slots.
+    /// Some of the outgoing connections, in the order of their slots.
     pub outgoing_connections: Vec<ConnInfo>,
 }
 

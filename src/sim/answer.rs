@@ -6,14 +6,14 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Answer {
-    /// Connected, as soon as the server registers the socket (at once, through a Unix socket).
+    /// Connected as soon as the server registers the socket, or at once for a Unix socket.
     Accept,
-    /// The same after a while.
+    /// Connected after this time.
     AcceptAfter(Duration),
     /// Refused (ECONNREFUSED). The default of every address.
     Refuse,
-    /// The connection fails after a while, with this errno.
+    /// Failed after this time, with this errno.
     FailAfter(Duration, i32),
-    /// No reply ever.
+    /// No reply.
     Silence,
 }

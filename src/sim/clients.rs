@@ -20,12 +20,12 @@ pub struct ClientId(pub(super) usize);
 pub enum ClientState {
     /// Connected, perhaps still in the backlog.
     Connected,
-    /// The server has finished sending, and the client has received everything. The client does not
+    /// The server has finished sending, and the client has received everything. A client does not
     /// finish by itself. Without [`Sim::finish`](super::Sim::finish) the server lingers
     /// ([`ConnConfig::linger_timeout`](crate::ConnConfig::linger_timeout)) before it calls
     /// `on_close`.
     Finished,
-    /// The connection was reset.
+    /// The connection was reset or has failed.
     Reset,
 }
 

@@ -24,12 +24,12 @@ pub enum Stage {
     Open,
     /// [`State::Closing`].
     Closing,
-    /// Gone.
+    /// Ended.
     Gone,
 }
 
 impl Stage {
-    /// Every change that an iteration may cause. Of several changes in one iteration the last is
+    /// All changes that an iteration may cause. Of several changes in one iteration the last is
     /// seen.
     pub const MOVES: &'static [(Self, Self)] = &[
         (Self::New, Self::Accepting),
@@ -72,7 +72,7 @@ impl fmt::Display for Stage {
     }
 }
 
-/// Counts of faults and changes. From [`Sim::take_coverage`](super::Sim::take_coverage).
+/// Counts of faults and changes, from [`Sim::take_coverage`](super::Sim::take_coverage).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Coverage {

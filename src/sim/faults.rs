@@ -30,7 +30,7 @@ pub enum Call {
 }
 
 impl Call {
-    /// All of them.
+    /// All calls.
     pub const ALL: &'static [Self] = &[
         Self::Poll,
         Self::Accept,
@@ -43,8 +43,8 @@ impl Call {
         Self::Connect,
     ];
 
-    /// The errors that this call may give (`accept(2)`, `recv(2)`, `send(2)`, `epoll_ctl(2)`,
-    /// `shutdown(2)`, `connect(2)`).
+    /// Returns the errors that this call may give (`accept(2)`, `recv(2)`, `send(2)`,
+    /// `epoll_ctl(2)`, `shutdown(2)`, `connect(2)`).
     pub const fn errors(self) -> &'static [i32] {
         use libc::*;
         match self {
@@ -131,7 +131,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Every kind of fault, each error of each call included.
+    /// Returns every kind of fault, each error of each call included.
     pub fn all() -> impl Iterator<Item = Self> {
         let errors = Call::ALL.iter().flat_map(|&call| {
             call.errors()
@@ -186,21 +186,22 @@ pub struct Faults {
 /// One failure by script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scripted {
-    /// Which call.
+    /// The call that fails.
     pub call: Call,
-    /// After how many more of them; 0 is the next.
+    /// Number of such calls before it; 0 is the next.
     pub after: usize,
     /// The errno.
     pub errno: i32,
 }
 
 impl Faults {
-    /// No faults.
+    /// Returns no faults: the default.
     pub fn none() -> Self {
         Self::default()
     }
 
-    /// All faults, each `per_mille` times in a thousand.
+    /// Returns all faults, each `per_mille` times in a thousand; clock leaps and famines a tenth as
+    /// often.
     pub fn everything(per_mille: u16) -> Self {
         Self {
             errors: per_mille,
@@ -225,8 +226,8 @@ impl Faults {
         self
     }
 
-    /// A swarm member (Groce et al. 2012): each kind of fault is on or off for this seed, at a rate
-    /// of its own. Half of those with errors have a single error, at a higher rate.
+    /// Draws a swarm member (Groce et al. 2012): each kind of fault is on or off for this seed, at
+    /// a rate of its own. Half of the members have a single error, at a higher rate.
     pub fn swarm(random: &mut Random) -> Self {
         let rate = |random: &mut Random| {
             if random.chance(500) {

@@ -22,8 +22,8 @@ pub enum Input {
     BreakPipe,
     /// The next read or write finds no memory (ENOBUFS).
     OutOfMemory,
-    /// The kernel's send buffer has room for a number of bytes, `u16::MAX` for any number. Unless
-    /// it is 0, an event announces it.
+    /// The kernel's send buffer has room for this number of bytes, `u16::MAX` for any number.
+    /// Unless it is 0, an event announces it.
     Room(u16),
     /// A spurious event.
     Spurious,
@@ -87,7 +87,7 @@ pub enum Action {
 }
 
 impl Action {
-    /// The framing with this number in [`Action::Framing`].
+    /// Returns the framing with this number in [`Action::Framing`].
     pub fn framing(number: u8) -> Framing {
         match number % 6 {
             0 => Framing::Raw,
@@ -126,6 +126,6 @@ pub enum Callback {
 pub struct End {
     /// The one reason.
     pub reason: CloseReason,
-    /// Whether by RST.
+    /// Whether the connection ended by RST.
     pub reset: bool,
 }

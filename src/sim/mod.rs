@@ -1,4 +1,4 @@
-//! The real server on a simulated kernel: one seed decides everything. Feature `sim`.
+//! The real server on a simulated kernel, reproducible from one seed. Feature `sim`.
 //!
 //! [`Sim`] runs the same reactor and the same connection machine as [`Server`](crate::Server), on a
 //! kernel in memory with a clock that you move. Use it to test your own
@@ -107,7 +107,7 @@ const SPIN: usize = 10_000;
 pub struct Violation(String);
 
 impl Violation {
-    /// One of your own, for [`Sim::try_play`].
+    /// Makes a violation of your own, for [`Sim::try_play`].
     pub fn new(words: impl Into<String>) -> Self {
         Self(words.into())
     }
@@ -131,8 +131,8 @@ impl std::error::Error for Violation {}
 /// [`Panicked`](crate::CloseReason::Panicked) and the test goes on. A test that wants no panics
 /// asserts that `sim.stats().panics` is 0.
 ///
-/// Every call that runs the server panics, with the seed in the message, if an invariant is broken;
-/// [`Sim::try_step`] returns it instead.
+/// Calls that run the server panic with the seed in the message if an invariant is broken. Those
+/// named `try_...` return a [`Violation`] instead.
 pub struct Sim<A = ()> {
     seed: u64,
     kernel: Rc<RefCell<Kernel>>,
@@ -143,7 +143,7 @@ pub struct Sim<A = ()> {
 }
 
 impl<A> Sim<A> {
-    /// A server without listeners, in a world without faults.
+    /// Makes a server without listeners, in a world without faults.
     ///
     /// # Panics
     ///
@@ -156,7 +156,7 @@ impl<A> Sim<A> {
         }
     }
 
-    /// As [`Sim::new`].
+    /// Makes a server as [`Sim::new`], without the panic.
     ///
     /// # Errors
     ///
@@ -187,7 +187,7 @@ impl<A> Sim<A> {
         self.listen_with(options, accept)
     }
 
-    /// As [`Sim::listen`], with a service.
+    /// Opens a listener as [`Sim::listen`], with a service.
     ///
     /// # Errors
     ///
@@ -207,34 +207,34 @@ impl<A> Sim<A> {
 
     // --- clients ---
 
-    /// A client connects. `None` without a listener there, or if the backlog is full.
+    /// Connects a client. `None` without a listener at this address, or if its backlog is full.
     pub fn connect(&mut self, addr: SocketAddr) -> Option<ClientId> {
         self.kernel.borrow_mut().connect(addr, None)
     }
 
-    /// As [`Sim::connect`], from this host: for access rules, trusted proxies and limits on
-    /// sources. The port is the simulator's choice ([`Sim::client_addr`]).
+    /// Connects a client from this host: for access rules, trusted proxies and limits on sources.
+    /// The port is the simulator's choice ([`Sim::client_addr`]).
     pub fn connect_from(&mut self, addr: SocketAddr, host: IpAddr) -> Option<ClientId> {
         self.kernel.borrow_mut().connect(addr, Some(host))
     }
 
-    /// A client sends bytes; none after [`Sim::finish`] or [`Sim::reset`]. They arrive as the
-    /// receive buffer has room.
+    /// Sends bytes as a client; without effect after [`Sim::finish`] or [`Sim::reset`]. The bytes
+    /// arrive as the receive buffer has room.
     pub fn send(&mut self, client: ClientId, bytes: &[u8]) {
         self.kernel.borrow_mut().client_send(client, bytes);
     }
 
-    /// A client finishes sending (FIN, behind its data).
+    /// Finishes sending as a client (FIN, behind its data).
     pub fn finish(&mut self, client: ClientId) {
         self.kernel.borrow_mut().client_finish(client);
     }
 
-    /// A client resets its connection.
+    /// Resets a client's connection.
     pub fn reset(&mut self, client: ClientId) {
         self.kernel.borrow_mut().client_reset(client);
     }
 
-    /// Whether a client reads the server's output. It does at first; if not, the server's send
+    /// Sets whether a client reads the server's output, as at first. Otherwise the server's send
     /// buffer fills up.
     pub fn set_reading(&mut self, client: ClientId, reads: bool) {
         if let Some(socket) = self.kernel.borrow_mut().sockets.get_mut(client.0) {
@@ -242,14 +242,14 @@ impl<A> Sim<A> {
         }
     }
 
-    /// A client that does not read by itself ([`Sim::set_reading`]) reads up to a number of bytes.
+    /// Reads up to `bytes` as a client that does not read by itself ([`Sim::set_reading`]).
     pub fn read(&mut self, client: ClientId, bytes: usize) {
         if let Some(socket) = self.kernel.borrow_mut().sockets.get_mut(client.0) {
             socket.take(bytes);
         }
     }
 
-    /// The size of the server's send buffer for a client, in bytes. 64 KiB at first.
+    /// Sets the size of the server's send buffer for a client, in bytes. Defaults to 64 KiB.
     pub fn set_send_buffer(&mut self, client: ClientId, bytes: usize) {
         if let Some(socket) = self.kernel.borrow_mut().sockets.get_mut(client.0) {
             socket.resize(bytes);
@@ -265,12 +265,12 @@ impl<A> Sim<A> {
             .unwrap_or_default()
     }
 
-    /// A client's address, which is its connection's peer address.
+    /// Returns a client's address, which is its connection's peer address.
     pub fn client_addr(&self, client: ClientId) -> Option<SocketAddr> {
         Some(self.kernel.borrow().sockets.get(client.0)?.peer)
     }
 
-    /// The state of a connection, as its client sees it.
+    /// Returns the state of a connection, as its client sees it.
     pub fn state(&self, client: ClientId) -> ClientState {
         self.kernel.borrow().client_state(client)
     }
@@ -287,7 +287,7 @@ impl<A> Sim<A> {
         self.kernel.borrow_mut().faults.script.push_back(scripted);
     }
 
-    /// Descriptors that the server has open.
+    /// Returns the number of descriptors that the server has open.
     pub fn descriptors(&self) -> usize {
         self.kernel.borrow().fds
     }
@@ -299,26 +299,26 @@ impl<A> Sim<A> {
         self.kernel.borrow_mut().fd_limit = descriptors;
     }
 
-    /// The size from which a frame is written by itself, without a copy: 32 KiB, as over sockets.
-    /// A smaller one lets small frames take that way too.
+    /// Sets the size from which a frame is written by itself, without a copy. Defaults to 32 KiB,
+    /// as over sockets.
     pub fn set_large_frame(&mut self, bytes: usize) {
         self.kernel.borrow_mut().large_frame = bytes;
     }
 
-    /// Time since the world began.
+    /// Returns the time since the world began.
     pub fn now(&self) -> Duration {
         self.kernel.borrow_mut().clock().since(Time::ZERO)
     }
 
-    /// The clock jumps ahead while nothing runs, and all deadlines passed meanwhile expire at once.
-    /// As when the process is stopped (SIGSTOP, a debugger).
+    /// Moves the clock ahead while nothing runs, as when the process is stopped (SIGSTOP, a
+    /// debugger). All deadlines passed meanwhile expire at once.
     pub fn leap(&mut self, span: Duration) {
         let mut kernel = self.kernel.borrow_mut();
         kernel.now = kernel.clock().after(span);
     }
 
-    /// As [`Sim::leap`], at the moment when the next poll returns. That poll does not report events
-    /// of the meantime.
+    /// Moves the clock as [`Sim::leap`], at the moment when the next poll returns. That poll does
+    /// not report events of the meantime.
     pub fn leap_after_poll(&mut self, span: Duration) {
         self.kernel.borrow_mut().leap_after_poll = span;
     }
@@ -354,7 +354,7 @@ impl<A> Sim<A> {
         }
     }
 
-    /// As [`Sim::step`].
+    /// Runs one iteration as [`Sim::step`], without the panic.
     ///
     /// # Errors
     ///
@@ -392,20 +392,19 @@ impl<A> Sim<A> {
         recorder.record(notes, stages)
     }
 
-    /// Time for which the server would sleep now: zero while work is left. As
+    /// Returns the time for which the server would sleep now: zero while work is left. As
     /// [`Server::next_timeout`](crate::Server::next_timeout).
     pub fn next_timeout(&self) -> Option<Duration> {
         self.reactor.next_timeout()
     }
 
-    /// Runs iterations until no work is left that needs no time to pass.
+    /// Runs iterations until no work is left, without time passing.
     #[track_caller]
     pub fn settle(&mut self) {
         self.advance(Duration::ZERO);
     }
 
-    /// Lets time pass: runs iterations until no work is left before `span` is over. A day takes
-    /// milliseconds.
+    /// Runs iterations until `span` has passed and no work is left. An idle day takes milliseconds.
     #[track_caller]
     pub fn advance(&mut self, span: Duration) {
         if let Err(violation) = self.try_advance(span) {
@@ -413,7 +412,7 @@ impl<A> Sim<A> {
         }
     }
 
-    /// As [`Sim::advance`].
+    /// Runs iterations as [`Sim::advance`], without the panic.
     ///
     /// # Errors
     ///
@@ -489,56 +488,57 @@ impl<A> Sim<A> {
 
     // --- the server ---
 
-    /// The server's queries and changes between two iterations.
+    /// Returns the server's queries and changes between two iterations.
     pub fn control(&mut self) -> Control<'_, A> {
         Control::new(self.reactor.ops_mut())
     }
 
-    /// The handle of other threads. [`Handle::call`] gets no answer here, because nothing runs
-    /// while it waits.
+    /// Returns a handle. On this thread its calls that wait fail as
+    /// [`HandleError::OwnThread`](crate::HandleError::OwnThread), because nothing runs meanwhile.
     pub fn handle(&self) -> Handle<A> {
         self.reactor.handle()
     }
 
-    /// The counters.
+    /// Returns the counters.
     pub fn stats(&self) -> Stats {
         self.reactor.ops().stats()
     }
 
-    /// The result of a drain, once it is over.
+    /// Returns the result of a drain, once it is over.
     pub fn drain_report(&self) -> Option<DrainReport> {
         self.reactor.ops().drain_report()
     }
 
-    /// The application's state.
+    /// Returns the application's state.
     pub fn app(&self) -> &A {
         &self.app
     }
 
-    /// The application's state.
+    /// Returns the application's state, to change it.
     pub fn app_mut(&mut self) -> &mut A {
         &mut self.app
     }
 
-    /// The seed of this world.
+    /// Returns the seed of this world.
     pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    /// Sets whether the invariants of every connection are checked after each iteration. They are
-    /// by default; switch it off to measure the speed of a world with a million connections.
+    /// Sets whether the invariants are checked after each iteration. Defaults to true; switch it
+    /// off to measure the speed of a world with a million connections. Coverage is not recorded
+    /// then.
     pub fn set_checks(&mut self, on: bool) {
         self.checks = on;
     }
 
     // --- what happened ---
 
-    /// Events that the kernel has reported so far.
+    /// Returns the number of events that the kernel has reported so far.
     pub fn events(&self) -> u64 {
         self.kernel.borrow().delivered
     }
 
-    /// A hash over all events: the same for the same seed and the same calls.
+    /// Returns a hash over all events: the same for the same seed and the same calls.
     pub fn trace_hash(&self) -> u64 {
         self.kernel.borrow().trace.hash()
     }
@@ -548,7 +548,8 @@ impl<A> Sim<A> {
         self.kernel.borrow_mut().trace.text = Some(Vec::new());
     }
 
-    /// The trace so far, a line per relevant call.
+    /// Returns the trace since the last call, with a line per relevant call. Empty without
+    /// [`Sim::keep_trace`].
     pub fn take_trace(&mut self) -> Vec<String> {
         let mut kernel = self.kernel.borrow_mut();
         kernel
@@ -559,7 +560,7 @@ impl<A> Sim<A> {
             .unwrap_or_default()
     }
 
-    /// Number of times the server has made a call.
+    /// Returns the number of times that the server has made a call.
     pub fn calls(&self, call: Call) -> u64 {
         self.kernel.borrow().calls(call)
     }

@@ -61,8 +61,8 @@ impl<A> Sim<A> {
         self.kernel.borrow_mut().answers.insert(addr, answer);
     }
 
-    /// The other ends of the connections to this address, oldest first, including those that have
-    /// ended.
+    /// Returns the other ends of the connections to this address, oldest first, including those
+    /// that have ended.
     ///
     /// # Panics
     ///

@@ -52,11 +52,11 @@ pub enum Op {
         /// The time.
         millis: u16,
     },
-    /// One call fails, after a number of such calls.
+    /// One system call fails.
     Fail {
         /// Which call, by number.
         call: u8,
-        /// The number of calls before it.
+        /// Number of such calls before it.
         after: u8,
         /// Which of its errors, by number.
         error: u8,
@@ -260,7 +260,7 @@ impl<A> Sim<A> {
         Ok(clients)
     }
 
-    /// Executes one operation. A client of [`Op::Connect`] can be reached by its number alone.
+    /// Executes one operation. The client of an [`Op::Connect`] is not returned.
     ///
     /// # Errors
     ///

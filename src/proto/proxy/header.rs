@@ -15,7 +15,7 @@ pub struct ProxyHeader {
     pub version: u8,
     /// The client's address.
     ///
-    /// `None` for the proxy itself (version 2 LOCAL: a health check), and for a client that the
+    /// `None` for the proxy itself (version 2 LOCAL: a health check). Also for a client that the
     /// proxy cannot name (version 1 UNKNOWN, version 2 UNSPEC). Then, and for a client of a Unix
     /// socket (version 2), access rules and source limits apply to the proxy's own address.
     pub source: Option<Addr>,

@@ -36,11 +36,11 @@ const HANDSHAKE_GRACE: Duration = Duration::from_secs(1);
 
 /// One connection, its peer, its kernel and its handler, moved by [`Input`] after [`Input`].
 ///
-/// This is for the connection machine: the handler is a built-in one that does [`Action`]s. To test
+/// This tests the connection machine: the handler is a built-in one that does [`Action`]s. To test
 /// your own, use [`Sim`](super::Sim).
 ///
-/// After each one its invariants are checked, and that the handler was told nothing out of order
-/// and the peer got what was sent, in order.
+/// After each input the invariants are checked, the order of the handler's calls, and the bytes
+/// that the peer got.
 ///
 /// ```
 /// use portcullis::sim::{Action, ConnModel, Input, Callback};
@@ -101,9 +101,9 @@ pub struct Snapshot {
 }
 
 impl ConnModel {
-    /// A connection that a listener with these settings has accepted and its service has admitted;
-    /// where the settings ask for a PROXY header, from a trusted proxy, and admitted once that has
-    /// come. It echoes, and closes in order when the peer has finished or the server drains.
+    /// Makes a connection that a listener with these options has accepted and its service has
+    /// admitted. With a PROXY header the peer is a trusted proxy, and is admitted after the header.
+    /// The handler echoes, and closes in order when the peer has finished or the server drains.
     ///
     /// # Errors
     ///
@@ -123,7 +123,8 @@ impl ConnModel {
         Ok(model)
     }
 
-    /// As [`ConnModel::new`], before the service has answered: [`Input::Admit`] comes next.
+    /// Makes a connection as [`ConnModel::new`], before the service has answered: [`Input::Admit`]
+    /// comes next.
     ///
     /// # Errors
     ///
@@ -186,7 +187,7 @@ impl ConnModel {
         }
     }
 
-    /// An outgoing connection, before it has come about: [`Input::Admit`] says that it has.
+    /// Makes an outgoing connection before it is established: [`Input::Admit`] establishes it.
     ///
     /// # Errors
     ///
@@ -202,7 +203,7 @@ impl ConnModel {
         Ok(model)
     }
 
-    /// Applies one input. After the end it has no effect.
+    /// Applies one input; without effect after the connection's end.
     ///
     /// # Errors
     ///
@@ -285,14 +286,15 @@ impl ConnModel {
         }
     }
 
-    /// At the first frame with this payload the handler does
-    /// [`Conn::start_tls`](crate::Conn::start_tls), and nothing else.
+    /// Makes the handler do [`Conn::start_tls`](crate::Conn::start_tls), and nothing else, at the
+    /// first frame with this payload.
     #[cfg(feature = "tls")]
     pub fn upgrade_at(&mut self, payload: &[u8], config: impl Into<TlsConfig>) {
         self.upgrade = Some((payload.to_vec(), config.into()));
     }
 
-    /// A copy without recorded calls and bytes. `None` over TLS and with a custom framer.
+    /// Returns a copy without recorded calls and bytes. `None` over TLS, with a custom framer and
+    /// with rates.
     #[must_use]
     pub fn fork(&self) -> Option<Self> {
         Some(Self {
@@ -328,7 +330,7 @@ impl ConnModel {
         })
     }
 
-    /// What its future depends on, of a plain connection with a built-in framing.
+    /// Returns what the future of a plain connection with a built-in framing depends on.
     pub fn snapshot(&self) -> Snapshot {
         Snapshot {
             machine: self.conn.machine.fingerprint(self.kernel.now),
@@ -344,12 +346,12 @@ impl ConnModel {
         }
     }
 
-    /// The end, once there is one; not while the connection lingers for the peer's FIN.
+    /// Returns the end, once there is one; not while the connection lingers for the peer's FIN.
     pub fn end(&self) -> Option<End> {
         self.oracle.end
     }
 
-    /// The state; after the end, the last one.
+    /// Returns the state; after the end, the last one.
     pub fn state(&self) -> State {
         self.conn.machine.state()
     }
@@ -364,7 +366,7 @@ impl ConnModel {
         std::mem::take(&mut self.sent)
     }
 
-    /// The PROXY header, once it has arrived.
+    /// Returns the PROXY header, once it has arrived.
     pub fn proxy(&self) -> Option<&ProxyHeader> {
         self.conn.machine.proxy().map(Rc::as_ref)
     }
@@ -374,7 +376,7 @@ impl ConnModel {
         std::mem::take(&mut self.transitions)
     }
 
-    /// Number of received bytes that were not read.
+    /// Returns the number of received bytes that were not read.
     pub fn unread(&self) -> usize {
         self.conn
             .stream
@@ -387,7 +389,7 @@ impl ConnModel {
         self.oracle.paused && self.conn.machine.queued() == 0
     }
 
-    /// A deadline is armed.
+    /// True if a deadline is armed.
     pub fn has_deadline(&self) -> bool {
         self.next_timer().is_armed()
     }
