@@ -64,6 +64,7 @@
 //! # What is promised
 //!
 //! - The number of connections never exceeds the cap: in any state, over all listeners and shards.
+//!   A lowered cap closes no connection.
 //! - `accepted + outgoing == open + closed`, with one [`CloseReason`] each. [`Handler::on_close`]
 //!   runs once for each [`Handler::on_open`], unless the server is dropped before.
 //! - Delivered frames do not depend on how the network splits the input (except raw bytes).
@@ -81,7 +82,7 @@
 //! Messages go to the `log` crate, under the targets below. Events of a single connection are
 //! logged at debug level, so peers cannot fill the log. Some conditions that peers can cause are
 //! logged above that level: a reached cap, for example. Each such episode has two lines: a warning
-//! at its begin, and a line with a count at its end. A panic in a handler is logged as an error
+//! at its start, and a line with a count at its end. A panic in a handler is logged as an error
 //! each time.
 //!
 //! - `portcullis::server`. Error: a shard that failed or panicked. Warn: a cap above the descriptor

@@ -234,7 +234,7 @@ impl<A> Server<A> {
     /// [`Server::next_timeout`] is zero until then.
     ///
     /// Frames sent from outside a callback, through [`Server::control`], are written in the next
-    /// iteration: send before you poll.
+    /// iteration at the latest: send before you poll.
     ///
     /// # Errors
     ///

@@ -45,7 +45,7 @@ pub struct Listen {
     /// Options of the sockets. *Next listen.*
     pub socket: SocketOptions,
     /// Maximum number of connections of this listener, within the server's cap; `None` is no limit
-    /// of its own. Defaults to none. *Live.*
+    /// of its own. Lowering it closes no connection. Defaults to none. *Live.*
     #[doc(alias = "connection limit")]
     pub max_connections: Option<usize>,
     /// Policy for clients that connect while a cap or an accept rate is reached. Defaults to
@@ -163,8 +163,8 @@ pub enum ProxyProtocol {
     /// Trusted proxies may begin with a header; other peers connect without one.
     ///
     /// The specification advises against it: a peer that can connect from a trusted address can
-    /// forge its source. If the server speaks first, a client at a trusted address waits for the
-    /// handshake timeout.
+    /// forge its source. If the server speaks first, a client at a trusted address that sends
+    /// nothing ends as [`HandshakeTimeout`](crate::CloseReason::HandshakeTimeout).
     Optional,
 }
 

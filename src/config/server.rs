@@ -19,8 +19,8 @@ use crate::proto::{check_rates, Rate};
 #[non_exhaustive]
 pub struct Config {
     /// The cap: maximum number of concurrent connections, over all listeners, in every state.
-    /// Exact, and checked before `accept`. 0 admits none; at most 16,000,000. Defaults to 1024. In
-    /// [`Shards`](crate::Shards) it is one cap over all of them.
+    /// Exact, and checked before `accept`. 0 admits none; at most 16,000,000. Lowering it closes no
+    /// connection. Defaults to 1024. In [`Shards`](crate::Shards) it is one cap over all of them.
     ///
     /// Each connection takes a descriptor. So RLIMIT_NOFILE should be larger than the cap by the
     /// number that the rest of the program needs. [`Server::new`](crate::Server::new) warns if the
@@ -175,7 +175,8 @@ impl Default for QueueLimits {
 #[non_exhaustive]
 pub struct PendingLimits {
     /// Maximum number of concurrent pending connections: a number, or a part of the cap. Not zero.
-    /// Defaults to half the cap, at least 16 (and never more than the cap).
+    /// An upgrade by `Conn::start_tls` is not refused and may exceed it. Defaults to half the cap,
+    /// at least 16 (and never more than the cap).
     pub connections: Quota,
     /// Time for which a connection cannot be evicted: from the beginning of its handshake, or from
     /// accept. Defaults to 1 s.

@@ -310,7 +310,8 @@ impl<'a, A> Conn<'a, A> {
     /// `on_close`, and the new one gets no `on_open`: hand over what it needs. Timers and a pause
     /// stay, and later events reach the new handler. Of several calls in one callback the last
     /// counts. If that callback also ends the connection, by an error or a panic too, the new
-    /// handler gets `on_close`.
+    /// handler gets `on_close`. Without effect before the service has admitted the peer, and once
+    /// the connection is detached.
     ///
     /// ```
     /// # use portcullis::{Context, Framing, Handler, Outcome};

@@ -75,7 +75,8 @@ pub struct ConnConfig {
     /// and a peer that takes nothing ends as [`WriteTimeout`](crate::CloseReason::WriteTimeout).
     /// The server queries the kernel's unsent bytes once per timeout, so up to twice the time may
     /// pass. Only Linux and Apple's systems report them; elsewhere each input of the peer restarts
-    /// the timeout, within the write timeout. Zero: the socket is closed right behind FIN.
+    /// the timeout, within the write timeout. Zero: the socket is closed right behind FIN, and a
+    /// loss of output is not noticed.
     pub linger_timeout: Duration,
     /// Maximum number of input bytes that are discarded while the connection closes. Above it
     /// nothing more is read, and the linger ends once the peer's system has all output. Defaults to

@@ -111,11 +111,11 @@ impl From<PemError> for Error {
 ///
 /// # Errors
 ///
-/// [`Error::Other`], which names the file and the fault. A file cannot be read, or contains no
-/// certificate or key, or the key belongs to another certificate. A damaged section is an error
-/// with its line, and never skipped. So the chain has as many certificates as the file has BEGIN
-/// lines of certificates. Sections of other known kinds, such as keys, may stand in the same file;
-/// of several keys the first is used.
+/// [`Error::Other`], which names the file and the fault: a file that cannot be read or contains no
+/// certificate or key, or a key of another certificate. A damaged section is an error with its
+/// line, and never skipped. So the chain has as many certificates as the file has BEGIN lines of
+/// certificates. Sections of other known kinds, such as keys, may stand in the same file; of
+/// several keys the first is used.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -153,8 +153,8 @@ pub enum ClientAuth {
 ///
 /// # Errors
 ///
-/// As for [`server_config`], also for `roots`: no certificate, or one that is not valid. Whether a
-/// root may sign others is not checked.
+/// As for [`server_config`], also for `roots` without a certificate or with an invalid one. Whether
+/// a root may sign others is not checked.
 ///
 /// ```no_run
 /// use portcullis::tls::{server_config_with_clients, ClientAuth};
@@ -205,8 +205,8 @@ pub fn server_config_with_clients(
 ///
 /// # Errors
 ///
-/// [`Error::Other`], which names the file and the fault. The file cannot be read, or contains no
-/// certificate or one that is not valid. Whether a root may sign others is not checked.
+/// [`Error::Other`], which names the file and the fault: the file cannot be read, or contains no
+/// certificate or an invalid one. Whether a root may sign others is not checked.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
