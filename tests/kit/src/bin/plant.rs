@@ -2,7 +2,7 @@
 //!
 //!     cargo run --bin plant
 //!
-//! The copy, and what is built of it, stays in `target/planted`. About ten seconds for each bug.
+//! The copy, and what is built of it, stays in `target/planted`. A few seconds to a minute for each bug.
 
 use std::error::Error;
 use std::fs;
@@ -19,7 +19,7 @@ use kit::ROOT;
 #[command(version, name = "plant")]
 struct Options {
     /// How many seeds may be needed to find a bug
-    #[arg(long, value_name = "N", default_value_t = 3000)]
+    #[arg(long, value_name = "N", default_value_t = 10_000)]
     seeds: u64,
 
     /// Only the kinds that contain this text
