@@ -9,5 +9,8 @@ mod handover;
 mod login;
 mod metrics;
 mod proxy;
+mod redis;
+mod redis_clients;
+mod redis_limits;
 mod starttls;
 mod tls_reload;

@@ -1,0 +1,295 @@
+//! The keys: strings and lists, their deadlines, and the memory that they take.
+
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The text of an error reply.
+pub type Failure = Cow<'static, str>;
+
+const WRONG_TYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
+
+/// Estimated overhead of a key in bytes: table entries and the allocator's share.
+const KEY_OVERHEAD: usize = 192;
+/// Estimated overhead of a list element or a subscription in bytes.
+const ITEM_OVERHEAD: usize = 48;
+/// Maximum number of keys that one step of the active expiry removes.
+const EXPIRE_STEP: usize = 256;
+
+pub enum Value {
+    String(Vec<u8>),
+    List(List),
+}
+
+impl Value {
+    pub fn string(&self) -> Result<&[u8], Failure> {
+        match self {
+            Self::String(string) => Ok(string),
+            Self::List(_) => Err(WRONG_TYPE.into()),
+        }
+    }
+
+    pub fn string_mut(&mut self) -> Result<&mut Vec<u8>, Failure> {
+        match self {
+            Self::String(string) => Ok(string),
+            Self::List(_) => Err(WRONG_TYPE.into()),
+        }
+    }
+
+    pub fn list(&self) -> Result<&VecDeque<Vec<u8>>, Failure> {
+        match self {
+            Self::List(list) => Ok(&list.items),
+            Self::String(_) => Err(WRONG_TYPE.into()),
+        }
+    }
+
+    pub fn list_mut(&mut self) -> Result<&mut List, Failure> {
+        match self {
+            Self::List(list) => Ok(list),
+            Self::String(_) => Err(WRONG_TYPE.into()),
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::String(string) => string.len(),
+            Self::List(list) => list.size,
+        }
+    }
+}
+
+/// A list and the counted size of its elements.
+#[derive(Default)]
+pub struct List {
+    items: VecDeque<Vec<u8>>,
+    size: usize,
+}
+
+#[derive(Clone, Copy)]
+pub enum End {
+    Left,
+    Right,
+}
+
+impl List {
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    pub fn push(&mut self, end: End, item: &[u8]) {
+        self.size += item_size(item);
+        match end {
+            End::Left => self.items.push_front(item.to_vec()),
+            End::Right => self.items.push_back(item.to_vec()),
+        }
+    }
+
+    pub fn pop(&mut self, end: End) -> Option<Vec<u8>> {
+        let item = match end {
+            End::Left => self.items.pop_front(),
+            End::Right => self.items.pop_back(),
+        }?;
+        self.size -= item_size(&item);
+        Some(item)
+    }
+
+    /// Changes the elements in any way, and counts them anew in linear time.
+    pub fn rebuild(&mut self, change: impl FnOnce(&mut VecDeque<Vec<u8>>)) {
+        change(&mut self.items);
+        self.size = self.items.iter().map(|item| item_size(item)).sum();
+    }
+}
+
+/// Returns the counted size of a list element or a subscription.
+pub fn item_size(item: &[u8]) -> usize {
+    item.len() + ITEM_OVERHEAD
+}
+
+struct Entry {
+    value: Value,
+    /// In milliseconds since 1970, as all times here.
+    deadline: Option<i64>,
+}
+
+impl Entry {
+    fn size(&self, key: &[u8]) -> usize {
+        key.len() + KEY_OVERHEAD + self.value.size()
+    }
+}
+
+pub struct Db {
+    entries: HashMap<Rc<[u8]>, Entry>,
+    /// The entries with a deadline, the first to expire first.
+    deadlines: BTreeSet<(i64, Rc<[u8]>)>,
+    now: i64,
+    /// Number of counted bytes, at most `max`. Subscriptions are counted here too.
+    pub used: usize,
+    pub max: usize,
+    /// Number of keys that have expired.
+    pub expired: u64,
+}
+
+impl Db {
+    /// Returns an empty database for up to `max` bytes.
+    pub fn new(max: usize) -> Self {
+        Self {
+            entries: HashMap::new(),
+            deadlines: BTreeSet::new(),
+            now: now(),
+            used: 0,
+            max,
+            expired: 0,
+        }
+    }
+
+    /// Reads the clock. A key expires between commands, never within one.
+    pub fn update_clock(&mut self) {
+        self.now = now();
+    }
+
+    pub fn now(&self) -> i64 {
+        self.now
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn deadline_count(&self) -> usize {
+        self.deadlines.len()
+    }
+
+    /// Returns whether a command with these arguments may store all of them.
+    pub fn has_room(&self, arguments: &[&[u8]]) -> bool {
+        // No argument takes more than a key does.
+        let sizes = arguments
+            .iter()
+            .map(|argument| argument.len() + KEY_OVERHEAD);
+        self.used + sizes.sum::<usize>() <= self.max
+    }
+
+    /// Returns the value of a key.
+    pub fn get(&mut self, key: &[u8]) -> Option<&Value> {
+        self.drop_expired(key);
+        self.entries.get(key).map(|entry| &entry.value)
+    }
+
+    pub fn string(&mut self, key: &[u8]) -> Result<Option<&[u8]>, Failure> {
+        self.get(key).map(Value::string).transpose()
+    }
+
+    pub fn list(&mut self, key: &[u8]) -> Result<Option<&VecDeque<Vec<u8>>>, Failure> {
+        self.get(key).map(Value::list).transpose()
+    }
+
+    /// Returns the deadline of a key, if there are such a key and a deadline.
+    pub fn deadline(&mut self, key: &[u8]) -> Option<Option<i64>> {
+        self.drop_expired(key);
+        self.entries.get(key).map(|entry| entry.deadline)
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        let is_due = |entry: &Entry| entry.deadline.is_some_and(|deadline| deadline <= self.now);
+        let live = self.entries.iter().filter(move |(_, entry)| !is_due(entry));
+        live.map(|(key, _)| &**key)
+    }
+
+    pub fn set(&mut self, key: &[u8], value: Value, deadline: Option<i64>) {
+        self.remove(key);
+        self.insert(key.into(), Entry { value, deadline });
+    }
+
+    /// Sets or removes the deadline of a key, if there is such a key.
+    pub fn set_deadline(&mut self, key: &[u8], deadline: Option<i64>) {
+        if let Some((key, mut entry)) = self.take(key) {
+            entry.deadline = deadline;
+            self.insert(key, entry);
+        }
+    }
+
+    /// Changes a value, or `default` if there is no such key. The deadline stays. An empty list is
+    /// not kept.
+    pub fn update<T>(
+        &mut self,
+        key: &[u8],
+        default: Value,
+        change: impl FnOnce(&mut Value) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let found = self.take(key);
+        let is_new = found.is_none();
+        let (value, deadline) = (default, None);
+        let (key, mut entry) = found.unwrap_or_else(|| (key.into(), Entry { value, deadline }));
+        let result = change(&mut entry.value);
+        let is_empty = matches!(&entry.value, Value::List(list) if list.items.is_empty());
+        let is_dropped = is_empty || (is_new && result.is_err());
+        if !is_dropped {
+            self.insert(key, entry);
+        }
+        result
+    }
+
+    /// Removes a key. Returns false if there is no such key.
+    pub fn remove(&mut self, key: &[u8]) -> bool {
+        self.take(key).is_some()
+    }
+
+    pub fn clear(&mut self) {
+        for (key, entry) in std::mem::take(&mut self.entries) {
+            self.used -= entry.size(&key);
+        }
+        self.deadlines.clear();
+    }
+
+    /// Removes a bounded number of expired keys. Returns the time until the next deadline: zero if
+    /// more keys have expired, `None` if no key has one.
+    pub fn expire(&mut self) -> Option<Duration> {
+        self.update_clock();
+        for _ in 0..EXPIRE_STEP {
+            let (deadline, key) = self.deadlines.first()?.clone();
+            if let Ok(left @ 1..) = u64::try_from(deadline.saturating_sub(self.now)) {
+                return Some(Duration::from_millis(left));
+            }
+            self.drop_expired(&key);
+        }
+        Some(Duration::ZERO)
+    }
+
+    fn drop_expired(&mut self, key: &[u8]) {
+        let deadline = self.entries.get(key).and_then(|entry| entry.deadline);
+        if deadline.is_some_and(|deadline| deadline <= self.now) {
+            self.unlink(key);
+            self.expired += 1;
+        }
+    }
+
+    fn take(&mut self, key: &[u8]) -> Option<(Rc<[u8]>, Entry)> {
+        self.drop_expired(key);
+        self.unlink(key)
+    }
+
+    // Every key comes and goes through these two functions: deadlines and memory stay exact.
+
+    fn insert(&mut self, key: Rc<[u8]>, entry: Entry) {
+        self.used += entry.size(&key);
+        if let Some(deadline) = entry.deadline {
+            self.deadlines.insert((deadline, Rc::clone(&key)));
+        }
+        self.entries.insert(key, entry);
+    }
+
+    fn unlink(&mut self, key: &[u8]) -> Option<(Rc<[u8]>, Entry)> {
+        let (key, entry) = self.entries.remove_entry(key)?;
+        self.used -= entry.size(&key);
+        if let Some(deadline) = entry.deadline {
+            self.deadlines.remove(&(deadline, Rc::clone(&key)));
+        }
+        Some((key, entry))
+    }
+}
+
+/// Returns the milliseconds since 1970.
+fn now() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    i64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,257 @@
+//! RESP2, the protocol of Redis: where a command ends, what its arguments are, and replies.
+
+use std::fmt;
+use std::io::Write;
+use std::ops::Range;
+
+use portcullis::{Decoded, FrameBuf, FrameError, Framer};
+
+/// Maximum length of an inline command, as in Redis.
+pub const MAX_INLINE: usize = 64 * 1024;
+/// Maximum number of arguments of one command.
+const MAX_ARGUMENTS: i64 = 1024 * 1024;
+/// A header line is shorter: a mark, a sign, 19 digits, CR LF.
+const MAX_HEADER: usize = 32;
+
+/// Cuts the stream into whole commands of at most `limit` bytes, inline commands included.
+pub struct Commands {
+    limit: usize,
+    /// Length of the scanned part of an incomplete command: no byte is scanned twice.
+    at: usize,
+    /// Number of arguments behind `at`.
+    missing: i64,
+}
+
+impl Commands {
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            at: 0,
+            missing: 0,
+        }
+    }
+
+    fn scan(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+        if !input.starts_with(b"*") {
+            return self.scan_inline(input);
+        }
+        if self.at == 0 {
+            let Some((count, end)) = argument_count(input)? else {
+                return Ok(Decoded::More);
+            };
+            (self.missing, self.at) = (count, end);
+        }
+        while self.missing > 0 {
+            let Some(argument) = bulk(input, self.at, self.limit)? else {
+                return Ok(Decoded::More);
+            };
+            let end = argument.end + 2;
+            if input.len() < end {
+                return Ok(Decoded::Need(end));
+            }
+            (self.missing, self.at) = (self.missing - 1, end);
+        }
+        Ok(frame(self.at))
+    }
+
+    fn scan_inline(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+        let new = input.get(self.at..).unwrap_or_default();
+        match new.iter().position(|&byte| byte == b'\n') {
+            Some(end) if self.at + end < MAX_INLINE => return Ok(frame(self.at + end + 1)),
+            None if input.len() < MAX_INLINE => self.at = input.len(),
+            _ => return Err(FrameError::new("too big inline request")),
+        }
+        Ok(Decoded::More)
+    }
+}
+
+fn frame(end: usize) -> Decoded {
+    Decoded::Frame {
+        payload: 0..end,
+        consumed: end,
+    }
+}
+
+impl Framer for Commands {
+    fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+        // Malformed bytes are a frame too: `words` finds the same error, and the handler answers.
+        let decoded = self
+            .scan(input)
+            .unwrap_or_else(|_| frame(input.len().min(self.at + MAX_INLINE)));
+        if let Decoded::Frame { .. } = decoded {
+            *self = Self::new(self.limit);
+        }
+        Ok(decoded)
+    }
+
+    /// Replies are complete as they are: see [`Reply`].
+    fn encode(&mut self, reply: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+        out.put(reply);
+        Ok(())
+    }
+}
+
+/// Splits a command that [`Commands`] has cut into its name and its arguments. An empty command has
+/// neither. Inline commands are split at blanks; quotes mean nothing.
+///
+/// # Errors
+///
+/// The text of a protocol error. The connection cannot go on: the next command has no known
+/// beginning.
+pub fn words(command: &[u8], limit: usize) -> Result<Vec<&[u8]>, FrameError> {
+    let incomplete = || FrameError::new("incomplete command");
+    if !command.starts_with(b"*") {
+        if command.len() > MAX_INLINE || !command.ends_with(b"\n") {
+            return Err(FrameError::new("too big inline request"));
+        }
+        let words = command.split(u8::is_ascii_whitespace);
+        return Ok(words.filter(|word| !word.is_empty()).collect());
+    }
+    let (count, mut at) = argument_count(command)?.ok_or_else(incomplete)?;
+    let mut words = Vec::new();
+    for _ in 0..count {
+        let range = bulk(command, at, limit)?.ok_or_else(incomplete)?;
+        at = range.end + 2;
+        words.push(command.get(range).ok_or_else(incomplete)?);
+    }
+    Ok(words)
+}
+
+/// Reads `*3` at the front of a command: the number of arguments, and where the first one begins.
+fn argument_count(input: &[u8]) -> Result<Option<(i64, usize)>, FrameError> {
+    match header(input, 0, b'*')? {
+        Some((Some(count), end)) if count <= MAX_ARGUMENTS => Ok(Some((count, end))),
+        Some(_) => Err(FrameError::new("invalid multibulk length")),
+        None => Ok(None),
+    }
+}
+
+/// Reads `$5` at `at`: where the argument is, whether or not it has arrived.
+fn bulk(input: &[u8], at: usize, limit: usize) -> Result<Option<Range<usize>>, FrameError> {
+    let Some((length, begin)) = header(input, at, b'$')? else {
+        return Ok(None);
+    };
+    let length = length.and_then(|length| usize::try_from(length).ok());
+    match length.filter(|&length| length <= limit.saturating_sub(begin)) {
+        Some(length) => Ok(Some(begin..begin + length)),
+        None => Err(FrameError::new("invalid bulk length")),
+    }
+}
+
+/// Reads the header line at `at`: its number, if it is one, and where the line ends.
+fn header(input: &[u8], at: usize, mark: u8) -> Result<Option<(Option<i64>, usize)>, FrameError> {
+    let Some((&first, rest)) = input.get(at..).and_then(<[u8]>::split_first) else {
+        return Ok(None);
+    };
+    if first != mark {
+        let (mark, first) = (char::from(mark), first.escape_ascii());
+        return Err(FrameError::new(format!("expected '{mark}', got '{first}'")));
+    }
+    match rest.iter().take(MAX_HEADER).position(|&byte| byte == b'\r') {
+        Some(end) if rest.len() < end + 2 => Ok(None),
+        Some(end) => Ok(Some((rest.get(..end).and_then(integer), at + end + 3))),
+        None if rest.len() < MAX_HEADER => Ok(None),
+        None if mark == b'*' => Err(FrameError::new("too big mbulk count string")),
+        None => Err(FrameError::new("too big bulk count string")),
+    }
+}
+
+/// Reads an integer in its one canonical form, as Redis does: no `+1`, no `01`.
+pub fn integer(text: &[u8]) -> Option<i64> {
+    let number: i64 = std::str::from_utf8(text).ok()?.parse().ok()?;
+    (number.to_string().as_bytes() == text).then_some(number)
+}
+
+/// One reply under construction. Beyond its limit it takes no more, so that a command that asks for
+/// the same large value a million times takes no memory for it.
+pub struct Reply {
+    bytes: Vec<u8>,
+    limit: usize,
+    is_cut: bool,
+}
+
+impl Reply {
+    pub fn new(limit: usize) -> Self {
+        Self {
+            bytes: Vec::new(),
+            limit,
+            is_cut: false,
+        }
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Whether the reply is incomplete because of its limit.
+    pub fn is_cut(&self) -> bool {
+        self.is_cut
+    }
+
+    pub fn simple(&mut self, text: &str) {
+        self.line(format_args!("+{text}"));
+    }
+
+    /// Replaces the reply with an error. Its text may quote the client: control characters become
+    /// blanks.
+    pub fn error(&mut self, text: &str) {
+        self.bytes.clear();
+        self.is_cut = false;
+        let text = text.replace(|character: char| character.is_control(), " ");
+        self.line(format_args!("-{text}"));
+    }
+
+    pub fn integer(&mut self, number: impl fmt::Display) {
+        self.line(format_args!(":{number}"));
+    }
+
+    pub fn bulk(&mut self, bytes: impl AsRef<[u8]>) {
+        let bytes = bytes.as_ref();
+        self.line(format_args!("${}", bytes.len()));
+        self.put(bytes);
+        self.put(b"\r\n");
+    }
+
+    /// Appends a bulk string, or the null bulk string.
+    pub fn bulk_or_null(&mut self, bytes: Option<impl AsRef<[u8]>>) {
+        match bytes {
+            Some(bytes) => self.bulk(bytes),
+            None => self.null(),
+        }
+    }
+
+    pub fn null(&mut self) {
+        self.line(format_args!("$-1"));
+    }
+
+    /// Appends an array of bulk strings.
+    pub fn bulks<T: AsRef<[u8]>>(&mut self, items: impl IntoIterator<Item = T>) {
+        let items: Vec<T> = items.into_iter().collect();
+        self.array(items.len());
+        items.iter().for_each(|item| self.bulk(item));
+    }
+
+    /// Appends the header of an array; its elements follow.
+    pub fn array(&mut self, length: usize) {
+        self.line(format_args!("*{length}"));
+    }
+
+    pub fn null_array(&mut self) {
+        self.line(format_args!("*-1"));
+    }
+
+    fn line(&mut self, line: fmt::Arguments<'_>) {
+        if self.bytes.len() >= self.limit {
+            self.is_cut = true;
+        } else {
+            // Writing to memory does not fail.
+            let _ = write!(self.bytes, "{line}\r\n");
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        if !self.is_cut {
+            self.bytes.extend_from_slice(bytes);
+        }
+    }
+}
