@@ -272,14 +272,18 @@ fn the_rpc_answers_each_request_by_its_number() {
 #[test]
 fn every_example_is_tested() {
     let mut tests = String::new();
-    for group in ["examples", "shards"] {
+    for group in ["examples", "examples/mqtt", "shards"] {
         for entry in std::fs::read_dir(format!("{ROOT}/tests/{group}")).expect("the tests") {
-            tests += &std::fs::read_to_string(entry.expect("an entry").path()).expect("readable");
+            let path = entry.expect("an entry").path();
+            if path.is_file() {
+                tests += &std::fs::read_to_string(path).expect("readable");
+            }
         }
     }
     for entry in std::fs::read_dir(format!("{ROOT}/examples")).expect("the folder") {
         let path = entry.expect("an entry").path();
-        if path.extension().is_some_and(|extension| extension == "rs") {
+        let is_file = path.extension().is_some_and(|extension| extension == "rs");
+        if is_file || path.join("main.rs").exists() {
             let name = path
                 .file_stem()
                 .and_then(|name| name.to_str())

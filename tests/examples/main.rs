@@ -8,6 +8,7 @@ mod game;
 mod handover;
 mod login;
 mod metrics;
+mod mqtt;
 mod proxy;
 mod redis;
 mod redis_clients;

@@ -1,0 +1,179 @@
+//! The handler of one connection.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use portcullis::{Close, Closed, Context, Handler, Outcome};
+
+use crate::broker::Broker;
+use crate::packet::{
+    ack, connack, pingresp, suback, Connect, ConnectCode, Packet, Publish, Qos, Violation, PUBACK,
+    PUBCOMP, PUBREC, UNSUBACK,
+};
+
+/// The timer that ends a pause.
+const RESUME: u8 = 0;
+
+#[derive(Default)]
+pub struct Client {
+    /// The client's identifier, from CONNECT on.
+    id: Option<Rc<str>>,
+}
+
+impl Handler<Broker> for Client {
+    fn on_frame(&mut self, cx: &mut Context<'_, Broker>, frame: &[u8]) -> Outcome {
+        let outcome = self.handle(cx, frame);
+        if outcome.is_err() {
+            // At once: `on_close` comes when the peer has finished too.
+            self.leave(cx);
+        }
+        outcome
+    }
+
+    fn on_writable(&mut self, cx: &mut Context<'_, Broker>) -> Outcome {
+        if let Some(id) = &self.id {
+            cx.app.flush(&mut cx.conn, id);
+        }
+        Ok(())
+    }
+
+    fn on_timer(&mut self, cx: &mut Context<'_, Broker>, _: u8) -> Outcome {
+        cx.conn.resume();
+        Ok(())
+    }
+
+    fn on_close(&mut self, cx: &mut Context<'_, Broker>, _: &Closed) {
+        self.leave(cx);
+    }
+}
+
+impl Client {
+    fn handle(&mut self, cx: &mut Context<'_, Broker>, frame: &[u8]) -> Outcome {
+        let packet = Packet::parse(frame)?;
+        let Some(id) = &self.id else {
+            return self.handle_first(cx, &packet);
+        };
+        match packet {
+            Packet::Connect(_) | Packet::OtherVersion => {
+                return Err(Violation("a second CONNECT").into())
+            }
+            Packet::Publish(publish) => handle_publish(cx, id, &publish)?,
+            Packet::PubAck(acknowledged) => {
+                if let Some(session) = cx.app.session(id) {
+                    session.acknowledge(acknowledged);
+                }
+                cx.app.flush(&mut cx.conn, id);
+            }
+            Packet::PubRel(released) => {
+                if let Some(session) = cx.app.session(id) {
+                    session.unreleased.remove(&released);
+                }
+                cx.conn.send(ack(PUBCOMP, released))?;
+            }
+            Packet::Subscribe(packet, filters) => handle_subscribe(cx, id, packet, &filters)?,
+            Packet::Unsubscribe(packet, filters) => {
+                for filter in filters {
+                    cx.app.unsubscribe(id, filter);
+                }
+                cx.conn.send(ack(UNSUBACK, packet))?;
+            }
+            Packet::PingReq => cx.conn.send(pingresp())?,
+            Packet::Disconnect => {
+                if let Some(session) = cx.app.session(id) {
+                    session.will = None;
+                }
+                return Err(Close::new());
+            }
+        }
+        Ok(())
+    }
+
+    fn handle_first(&mut self, cx: &mut Context<'_, Broker>, packet: &Packet<'_>) -> Outcome {
+        let result = match packet {
+            Packet::Connect(connect) => {
+                set_keep_alive(cx, connect)?;
+                cx.app.connect(&mut cx.conn, connect)
+            }
+            Packet::OtherVersion => Err(ConnectCode::UnacceptableVersion),
+            _ => return Err(Violation("the first packet is not CONNECT").into()),
+        };
+        match result {
+            Ok((id, is_present)) => {
+                self.id = Some(Rc::clone(&id));
+                let accepted = connack(is_present, ConnectCode::Accepted);
+                cx.conn.send(accepted)?;
+                cx.app.flush(&mut cx.conn, &id);
+                Ok(())
+            }
+            Err(code) => {
+                cx.conn.send(connack(false, code))?;
+                Err(Close::because(format!("refused: {code:?}")))
+            }
+        }
+    }
+
+    fn leave(&mut self, cx: &mut Context<'_, Broker>) {
+        if let Some(id) = self.id.take() {
+            cx.app.leave(&mut cx.conn, &id);
+        }
+    }
+}
+
+/// One and a half times what the client has announced (section 3.1.2.10).
+fn set_keep_alive(cx: &mut Context<'_, Broker>, connect: &Connect<'_>) -> Outcome {
+    let timeout = match connect.keep_alive {
+        0 => Duration::MAX,
+        seconds => Duration::from_secs(seconds.into()) * 3 / 2,
+    };
+    cx.conn.reconfigure(|conn| conn.idle_timeout = timeout)?;
+    Ok(())
+}
+
+fn handle_publish(
+    cx: &mut Context<'_, Broker>,
+    client: &Rc<str>,
+    publish: &Publish<'_>,
+) -> Outcome {
+    let answer = match publish.qos {
+        Qos::AtMostOnce => {
+            cx.app.publish(&mut cx.conn, publish);
+            return Ok(());
+        }
+        Qos::AtLeastOnce => {
+            cx.app.publish(&mut cx.conn, publish);
+            PUBACK
+        }
+        Qos::ExactlyOnce => {
+            cx.app.publish_once(&mut cx.conn, client, publish)?;
+            PUBREC
+        }
+    };
+    cx.conn.send(ack(answer, publish.id))?;
+    Ok(())
+}
+
+fn handle_subscribe(
+    cx: &mut Context<'_, Broker>,
+    client: &Rc<str>,
+    packet: u16,
+    filters: &[(&str, Qos)],
+) -> Outcome {
+    let granted: Vec<_> = filters
+        .iter()
+        .map(|(filter, qos)| cx.app.subscribe(client, filter, *qos))
+        .collect();
+    cx.conn.send(suback(packet, &granted))?;
+    // Each filter once, however often the packet has it.
+    let filters = filters.iter().map(|(filter, _)| filter);
+    let distinct: BTreeMap<_, _> = filters.zip(granted).collect();
+    for (filter, granted) in distinct {
+        if let Some(granted) = granted {
+            cx.app.send_retained(&mut cx.conn, client, filter, granted);
+        }
+    }
+    // The search may be long: other connections get their turns before the next packet.
+    cx.conn.pause();
+    cx.conn.set_timer(RESUME, Duration::ZERO);
+    Ok(())
+}
