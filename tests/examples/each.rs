@@ -272,7 +272,7 @@ fn the_rpc_answers_each_request_by_its_number() {
 #[test]
 fn every_example_is_tested() {
     let mut tests = String::new();
-    for group in ["examples", "examples/mqtt", "shards"] {
+    for group in ["examples", "examples/mqtt", "examples/redis", "shards"] {
         for entry in std::fs::read_dir(format!("{ROOT}/tests/{group}")).expect("the tests") {
             let path = entry.expect("an entry").path();
             if path.is_file() {

@@ -11,7 +11,5 @@ mod metrics;
 mod mqtt;
 mod proxy;
 mod redis;
-mod redis_clients;
-mod redis_limits;
 mod starttls;
 mod tls_reload;

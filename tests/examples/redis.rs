@@ -1,5 +1,8 @@
 //! The commands of the Redis example, on raw sockets.
 
+mod clients;
+mod limits;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use kit::net::{eventually, have, ChildProcess};
 
-use crate::redis::{start, terminate};
+use super::{start, terminate};
 
 #[test]
 fn redis_cli_is_served() {

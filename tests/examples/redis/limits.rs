@@ -5,7 +5,7 @@ use std::net::Shutdown;
 
 use kit::net::{await_end, connect, eventually, read_to_end};
 
-use crate::redis::{command, start, terminate, Client};
+use super::{command, start, terminate, Client};
 
 #[test]
 fn a_protocol_error_is_answered_and_harms_no_other_client() {
