@@ -130,6 +130,11 @@ impl Oracle {
         self.owed.clear();
     }
 
+    /// No more output can be sent, after a failure of TLS too: none is pending.
+    pub(super) fn sees_write_closed(&mut self) {
+        self.congested = false;
+    }
+
     /// The kernel takes nothing more, ever.
     pub(super) fn sees_dead(&mut self) {
         self.owed.clear();

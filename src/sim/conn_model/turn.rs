@@ -102,6 +102,9 @@ impl ConnModel {
 
     /// Calls the handler. False if the callback ends with an error or a panic.
     fn call(&mut self, callback: Callback) -> bool {
+        if self.conn.machine.write_closed() {
+            self.oracle.sees_write_closed();
+        }
         let seen = self.oracle.sees_event(&callback);
         self.keep_fault(seen);
         let no_frame = Vec::new();
