@@ -282,7 +282,7 @@ impl<S> Connection<S> {
 
     /// Writes pending output if a frame with `payload` would reach the high watermark, or is large:
     /// a peer whose socket has room is never treated as slow. That is one more write for each high
-    /// watermark's worth of output.
+    /// watermark's worth of output, and one for each frame at the output limit.
     pub(crate) fn make_room<I>(
         &mut self,
         os: &mut I,
@@ -293,6 +293,8 @@ impl<S> Connection<S> {
         I: StreamOps<Stream = S>,
     {
         let is_large = payload.len() >= os.large_frame();
+        // The frame is about to be refused, and the peer may have read since the last write.
+        self.writable |= self.machine.is_at_output_limit();
         if self.writable && (is_large || self.machine.would_congest(payload.len())) {
             self.write_out(os, pool, now);
         }

@@ -204,3 +204,22 @@ fn a_handle_may_send_what_the_socket_takes() {
     assert_eq!(sim.received(client).len(), FRAMES * (FRAME.len() + 2));
     assert_eq!(sim.stats().undeliverable, 0);
 }
+
+/// A short write says that the buffer was full then; before a frame is refused the socket is asked
+/// again.
+#[test]
+fn a_peer_that_has_read_since_the_last_write_is_not_slow() {
+    let (mut sim, [client, _]) = world(FRAME.len());
+    sim.set_reading(client, false);
+    let id = sim.app().reader.expect("open");
+    let send = |sim: &mut Sim<App>| {
+        let mut control = sim.control();
+        control.conn(id).expect("open").send(FRAME)
+    };
+    while send(&mut sim).is_ok() {}
+    sim.set_send_buffer(client, 4 << 20);
+    sim.set_reading(client, true);
+    for _ in 0..FRAMES {
+        send(&mut sim).expect("the socket has room");
+    }
+}

@@ -91,6 +91,11 @@ impl Machine {
         self.queued() + length >= self.limits.high_watermark
     }
 
+    /// True if the next frame is refused unless pending output is written before.
+    pub(crate) fn is_at_output_limit(&self) -> bool {
+        self.sendable() > 0 && self.unsent_app_bytes() >= self.limits.output_limit
+    }
+
     #[cold]
     fn refuse_to_send(&mut self, queued: usize, now: Time) -> SendError {
         self.congest(now);
