@@ -153,8 +153,9 @@ impl ClosedCounts {
 /// The result of a drain: the ends of all connections that were present at its start or accepted
 /// since.
 ///
-/// If `failed`, `forced` and `unserved` are zero, each client that the loop served got everything.
-/// The output of a detached connection's thread is not known.
+/// If `failed`, `forced` and `unserved` are zero, each client that the loop served got everything,
+/// or gets it from the kernel: for a client that had finished sending (FIN), the report does not
+/// wait until its system has the output. The output of a detached connection's thread is not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DrainReport {

@@ -112,8 +112,8 @@ pub struct ConnConfig {
     #[doc(alias = "pipelining")]
     pub full_duplex: bool,
     /// Maximum bytes per second read, as on the wire; `None` is no limit. Above it reading pauses:
-    /// nothing is lost, TCP slows the peer down, and the idle and frame timeouts are paused.
-    /// Defaults to no limit.
+    /// nothing is lost, TCP slows the peer down, and the idle and frame timeouts are paused. A reset
+    /// by the peer is noticed once the input before it has been read. Defaults to no limit.
     #[doc(alias = "rate limit")]
     pub read_rate: Option<Rate>,
     /// Maximum frames per second delivered; `None` is no limit. Otherwise like

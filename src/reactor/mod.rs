@@ -571,5 +571,6 @@ impl<A, O: Os> Drop for Reactor<A, O> {
         }
         user.clear(&mut core.guard);
         core.clear();
+        core.publish_panics();
     }
 }

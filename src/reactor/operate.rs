@@ -148,6 +148,12 @@ impl<O: Os> Core<O> {
         });
     }
 
+    /// Publishes the panics of destructors that ran after the last statistics were published.
+    pub(super) fn publish_panics(&self) {
+        self.published
+            .update(|stats| stats.panics = self.guard.count());
+    }
+
     // Limits, and the drain.
 
     /// Notes whether the cap is reached, at the end of an iteration.

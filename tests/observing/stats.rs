@@ -9,9 +9,10 @@ use kit::net::{
     await_end, connect, eventually, local, packet2, ping, read_to_end, recv2, send2, spawn,
     spawn_echo, Echo, Running, PATIENCE,
 };
+use portcullis::sim::Sim;
 use portcullis::{
-    try_accept, AtCapacity, Close, CloseReason, Closed, Config, ConnId, Context, Handler, Message,
-    Outcome, Peer, Refuse, Server, Service, Stats,
+    try_accept, AtCapacity, Close, CloseReason, Closed, Config, ConnId, Context, Control, Handler,
+    Message, Outcome, Peer, Refuse, Server, Service, Stats,
 };
 
 /// The calls of a [`Door`] about clients that were not admitted.
@@ -372,6 +373,39 @@ fn a_destructor_that_panics_is_counted() {
     drop(server.connect_open());
     let stats = server.until("it has gone", |stats| stats.closed_total() == 1);
     assert_eq!((stats.panics, stats.closed(CloseReason::Finished)), (1, 1));
+}
+
+/// At the drop of the server nothing is published any more but the end, which comes last.
+#[test]
+fn panics_of_destructors_at_the_end_are_counted() {
+    struct Fragile;
+    impl Handler for Fragile {
+        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+    }
+    impl Drop for Fragile {
+        fn drop(&mut self) {
+            panic!("dropped");
+        }
+    }
+    let mut sim = Sim::new(1, Config::new(), ());
+    let addr = sim
+        .listen(local(), |_: &mut (), _| Fragile)
+        .expect("listen");
+    sim.connect(addr).expect("connect");
+    sim.settle();
+    let handle = sim.handle();
+    let owned = Fragile;
+    let job = move |_: &mut (), _: &mut Control<'_>| {
+        let _owned = &owned;
+    };
+    handle.post(job).expect("the queue has room");
+    drop(sim);
+    assert_eq!(
+        (handle.stats().undeliverable, handle.stats().panics),
+        (1, 2)
+    );
 }
 
 /// A service is the user's code to its end.
