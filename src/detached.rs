@@ -73,7 +73,14 @@ pub(crate) struct Released {
 }
 
 #[derive(Debug)]
-pub(crate) enum Socket {
+pub(crate) struct Socket {
+    stream: Stream,
+    /// A read cannot show this once the peer has ended.
+    is_cut_off: AtomicBool,
+}
+
+#[derive(Debug)]
+enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
 }
@@ -123,74 +130,94 @@ impl Socket {
     /// A blocking socket.
     pub(crate) fn new(socket: OwnedFd, is_unix: bool) -> io::Result<Self> {
         SockRef::from(&socket).set_nonblocking(false)?;
-        Ok(if is_unix {
-            Self::Unix(socket.into())
+        let stream = if is_unix {
+            Stream::Unix(socket.into())
         } else {
-            Self::Tcp(socket.into())
+            Stream::Tcp(socket.into())
+        };
+        Ok(Self {
+            stream,
+            is_cut_off: AtomicBool::new(false),
         })
     }
 
-    /// Wakes threads that read or write.
-    pub(crate) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.shutdown(how),
-            Self::Unix(stream) => stream.shutdown(how),
+    /// Makes reads, writes and [`Detached::finish`] end, those of waiting threads too.
+    pub(crate) fn cut_off(&self) -> io::Result<()> {
+        self.is_cut_off.store(true, Ordering::SeqCst);
+        self.shutdown(Shutdown::Both)
+    }
+
+    fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.shutdown(how),
+            Stream::Unix(stream) => stream.shutdown(how),
         }
     }
 
     fn read_timeout(&self) -> io::Result<Option<Duration>> {
-        match self {
-            Self::Tcp(stream) => stream.read_timeout(),
-            Self::Unix(stream) => stream.read_timeout(),
+        match &self.stream {
+            Stream::Tcp(stream) => stream.read_timeout(),
+            Stream::Unix(stream) => stream.read_timeout(),
         }
     }
 
     fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_read_timeout(timeout),
-            Self::Unix(stream) => stream.set_read_timeout(timeout),
+        match &self.stream {
+            Stream::Tcp(stream) => stream.set_read_timeout(timeout),
+            Stream::Unix(stream) => stream.set_read_timeout(timeout),
         }
     }
 
     fn write_timeout(&self) -> io::Result<Option<Duration>> {
-        match self {
-            Self::Tcp(stream) => stream.write_timeout(),
-            Self::Unix(stream) => stream.write_timeout(),
+        match &self.stream {
+            Stream::Tcp(stream) => stream.write_timeout(),
+            Stream::Unix(stream) => stream.write_timeout(),
         }
     }
 
     fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self {
-            Self::Tcp(stream) => stream.set_write_timeout(timeout),
-            Self::Unix(stream) => stream.set_write_timeout(timeout),
+        match &self.stream {
+            Stream::Tcp(stream) => stream.set_write_timeout(timeout),
+            Stream::Unix(stream) => stream.set_write_timeout(timeout),
         }
     }
 
     fn unsent(&self, calls: SystemCalls) -> Option<usize> {
-        match self {
-            Self::Tcp(stream) => (calls.unsent)(stream.as_fd(), false),
-            Self::Unix(stream) => (calls.unsent)(stream.as_fd(), true),
+        match &self.stream {
+            Stream::Tcp(stream) => (calls.unsent)(stream.as_fd(), false),
+            Stream::Unix(stream) => (calls.unsent)(stream.as_fd(), true),
         }
     }
 
+    /// Takes the error of the connection. A read does not show a reset behind the peer's end.
+    fn take_error(&self) -> io::Result<()> {
+        let error = match &self.stream {
+            Stream::Tcp(stream) => stream.take_error()?,
+            Stream::Unix(stream) => stream.take_error()?,
+        };
+        error.map_or(Ok(()), Err)
+    }
+
     fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Self::Tcp(stream) => (&mut &*stream).read(buffer),
-            Self::Unix(stream) => (&mut &*stream).read(buffer),
+        match &self.stream {
+            Stream::Tcp(stream) => (&mut &*stream).read(buffer),
+            Stream::Unix(stream) => (&mut &*stream).read(buffer),
         }
     }
 
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let bytes = match self {
-            Self::Tcp(_) => bytes,
-            Self::Unix(_) => bytes.get(..MAX_UNIX_WRITE).unwrap_or(bytes),
+        let bytes = match &self.stream {
+            Stream::Tcp(_) => bytes,
+            Stream::Unix(_) => bytes.get(..MAX_UNIX_WRITE).unwrap_or(bytes),
         };
-        match self {
-            Self::Tcp(stream) => (&mut &*stream).write(bytes),
+        match &self.stream {
+            Stream::Tcp(stream) => (&mut &*stream).write(bytes),
             #[cfg(not(target_vendor = "apple"))]
-            Self::Unix(stream) => SockRef::from(stream).send_with_flags(bytes, libc::MSG_NOSIGNAL),
+            Stream::Unix(stream) => {
+                SockRef::from(stream).send_with_flags(bytes, libc::MSG_NOSIGNAL)
+            }
             #[cfg(target_vendor = "apple")]
-            Self::Unix(stream) => (&mut &*stream).write(bytes),
+            Stream::Unix(stream) => (&mut &*stream).write(bytes),
         }
     }
 }
@@ -207,10 +234,12 @@ struct Limit<'a> {
     socket: &'a Socket,
     calls: SystemCalls,
     direction: Direction,
-    since: Time,
-    /// The time of the whole call, once it is known.
-    whole: Option<Option<Duration>>,
-    begun: bool,
+    /// `None` until the first system call: what was done before takes none of the time.
+    since: Option<Time>,
+    /// The time of the whole call instead of the socket's timeout.
+    time: Option<Duration>,
+    /// The socket's timeout, once it is known: it holds again at the end.
+    timeout: Option<Option<Duration>>,
     narrowed: bool,
 }
 
@@ -220,35 +249,37 @@ impl<'a> Limit<'a> {
             socket,
             calls,
             direction,
-            since: (calls.now)(),
-            whole: None,
-            begun: false,
+            since: None,
+            time: None,
+            timeout: None,
             narrowed: false,
         }
     }
 
-    /// Of this time instead of the socket's.
+    /// Of this time from now on, instead of the socket's timeout.
     fn within(mut self, time: Duration) -> Self {
-        (self.whole, self.begun) = (Some(Some(time)), true);
+        (self.since, self.time) = (Some((self.calls.now)()), Some(time));
         self
     }
 
     /// Before each system call: the first has the socket's timeout, the others what is left of it.
     fn next(&mut self) -> io::Result<()> {
-        if !std::mem::replace(&mut self.begun, true) {
+        let now = (self.calls.now)();
+        let Some(since) = self.since else {
+            self.since = Some(now);
             return Ok(());
-        }
-        let whole = match self.whole {
-            Some(whole) => whole,
-            None => *self.whole.insert(match self.direction {
+        };
+        let timeout = match self.timeout {
+            Some(timeout) => timeout,
+            None => *self.timeout.insert(match self.direction {
                 Direction::Read => self.socket.read_timeout()?,
                 Direction::Write => self.socket.write_timeout()?,
             }),
         };
-        let Some(whole) = whole else {
+        let Some(whole) = self.time.or(timeout) else {
             return Ok(());
         };
-        let left = whole.saturating_sub((self.calls.now)().since(self.since));
+        let left = whole.saturating_sub(now.since(since));
         if left.is_zero() {
             return Err(io::ErrorKind::WouldBlock.into());
         }
@@ -266,9 +297,9 @@ impl<'a> Limit<'a> {
 
 impl Drop for Limit<'_> {
     fn drop(&mut self) {
-        if let (true, Some(whole)) = (self.narrowed, self.whole) {
+        if let (true, Some(timeout)) = (self.narrowed, self.timeout) {
             // It was accepted before.
-            let _ = self.set(whole);
+            let _ = self.set(timeout);
         }
     }
 }
@@ -351,9 +382,9 @@ impl Detached {
     /// Returns the TCP socket, for its options; `None` for a Unix socket. Over TLS its bytes are
     /// records: do not read or write here.
     pub fn as_tcp(&self) -> Option<&TcpStream> {
-        match &*self.socket {
-            Socket::Tcp(stream) => Some(stream),
-            Socket::Unix(_) => None,
+        match &self.socket.stream {
+            Stream::Tcp(stream) => Some(stream),
+            Stream::Unix(_) => None,
         }
     }
 
@@ -409,7 +440,8 @@ impl Detached {
     /// # Errors
     ///
     /// The socket's error; `WouldBlock` after a timeout, `InvalidData` after too much input,
-    /// `Other` if TLS has lost output.
+    /// `Other` if TLS has lost output, `BrokenPipe` after [`Control::kill`](crate::Control::kill)
+    /// before the peer's system has the output.
     pub fn finish(mut self) -> io::Result<()> {
         let Self {
             socket,
@@ -419,11 +451,11 @@ impl Detached {
         } = &mut self;
         let limits = detached_io.end_limits();
         let write_timeout = socket.write_timeout()?.unwrap_or(limits.write_timeout);
+        let deliver_until = (calls.now)().after(write_timeout);
         let mut limit = Limit::of(socket, *calls, Direction::Write).within(write_timeout);
         flush_all(detached_io, &mut limit)?;
         detached_io.finish();
         flush_all(detached_io, &mut limit)?;
-        let deliver_until = limit.since.after(write_timeout);
         drop(limit);
         socket.shutdown(Shutdown::Write)?;
         linger(socket, *calls, limits, deliver_until)?;
@@ -440,15 +472,25 @@ fn linger(
 ) -> io::Result<()> {
     // `None` once the peer has sent too much: it is not read any more.
     let mut room = Some(limits.linger_bytes);
+    let mut has_ended = false;
     while socket.unsent(calls).is_some_and(|unsent| unsent > 0) {
         if (calls.now)() >= deliver_until {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        if room.is_none() {
-            std::thread::sleep(DELIVERY_POLL);
-        } else if discard(socket, calls, &mut room, DELIVERY_POLL)? {
-            return Ok(());
+        if socket.is_cut_off.load(Ordering::SeqCst) {
+            return Err(io::ErrorKind::BrokenPipe.into());
         }
+        if has_ended || room.is_none() {
+            // A read would not wait.
+            std::thread::sleep(DELIVERY_POLL);
+        } else {
+            has_ended = discard(socket, calls, &mut room, DELIVERY_POLL)?;
+        }
+    }
+    // After a reset nothing is unsent either.
+    socket.take_error()?;
+    if has_ended {
+        return Ok(());
     }
     let timeout = socket.read_timeout()?.unwrap_or(limits.linger_timeout);
     if timeout.is_zero() || discard(socket, calls, &mut room, timeout)? {
@@ -588,3 +630,6 @@ impl fmt::Debug for Detached {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! The reactor's interface to the operating system. The real one is `os_mio`.
 
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -200,7 +200,7 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
     /// Makes the reads and writes of a released socket end. It fails if the peer has gone: then
     /// there is nothing to end.
     fn cut_off(&self, socket: &detached::Socket) {
-        let _ = socket.shutdown(Shutdown::Both);
+        let _ = socket.cut_off();
     }
 
     /// Closes, with RST if `reset` and the transport has one.

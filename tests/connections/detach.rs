@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::thread;
 use std::time::Duration;
@@ -593,18 +595,37 @@ fn a_flood_does_not_keep_finish() {
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
 }
 
+/// A narrow client over TCP that has read the last words, and its stream.
+fn narrow(received: &Receiver<Detached>, server: &Running<App>) -> (TcpStream, Detached) {
+    let mut client = kit::script::connect_narrow(server.addr());
+    send2(&mut client, b"out");
+    assert_eq!(recv2(&mut client), b"last words");
+    let stream = received.recv_timeout(PATIENCE).expect("a stream");
+    (client, stream)
+}
+
+fn with_large_send_buffer() -> Listen {
+    local().with(|listen| listen.socket.send_buffer = Some(1024 * 1024))
+}
+
+/// As [`narrow`], over a Unix socket.
+fn over_unix(received: &Receiver<Detached>, path: &Path) -> (UnixStream, Detached) {
+    let mut client = UnixStream::connect(path).expect("connect");
+    client.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    send2(&mut client, b"out");
+    assert_eq!(recv2(&mut client), b"last words");
+    let stream = received.recv_timeout(PATIENCE).expect("a stream");
+    (client, stream)
+}
+
 /// The time to wait for the peer's end begins once the peer's system has everything.
 #[test]
 fn finish_waits_for_what_the_kernel_still_holds() {
     const LENGTH: usize = 100_000;
-    let listen = local().with(|listen| listen.socket.send_buffer = Some(1024 * 1024));
-    let (server, received) = server(Config::new(), listen);
-    let mut client = kit::script::connect_narrow(server.addr());
-    send2(&mut client, b"out");
-    assert_eq!(recv2(&mut client), b"last words");
-    let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+    let (server, received) = server(Config::new(), with_large_send_buffer());
+    let (mut client, mut stream) = narrow(&received, &server);
     stream
-        .set_read_timeout(Some(Duration::from_millis(10)))
+        .set_read_timeout(Some(Duration::from_millis(50)))
         .expect("timeout");
     stream.write_all(&[7; LENGTH]).expect("the kernel has room");
     let (sender, finished) = channel();
@@ -619,6 +640,171 @@ fn finish_waits_for_what_the_kernel_still_holds() {
     assert_eq!(read_to_end(&mut client), b"");
     drop(client);
     let _ = finished.recv_timeout(PATIENCE).expect("it comes back");
+}
+
+/// Runs `finish` on a thread of its own.
+fn finishing(stream: Detached) -> Receiver<std::io::Result<()>> {
+    let (sender, finished) = channel();
+    thread::spawn(move || sender.send(stream.finish()));
+    finished
+}
+
+/// Fails if `finish` returns within a time that is enough for it.
+#[track_caller]
+fn still_waits(finished: &Receiver<std::io::Result<()>>) {
+    let early = finished.recv_timeout(Duration::from_millis(100));
+    assert!(early.is_err(), "{early:?}");
+}
+
+/// The wait for the peer's end is the read timeout or the linger timeout after slow output too.
+#[test]
+fn finish_waits_for_the_peers_end_after_slow_output() {
+    const LENGTH: usize = 100_000;
+    let listen = with_large_send_buffer().with(|listen| listen.conn.linger_timeout = PATIENCE);
+    let (server, received) = server(Config::new(), listen);
+    for timeout in [None, Some(PATIENCE)] {
+        let (mut client, mut stream) = narrow(&received, &server);
+        stream.set_read_timeout(timeout).expect("timeout");
+        stream.write_all(&[7; LENGTH]).expect("the kernel has room");
+        let finished = finishing(stream);
+        // More than both kernels hold: `finish` waits for the delivery, and discards this.
+        client.write_all(&vec![0; 12_000_000]).expect("discarded");
+        assert_eq!(read_to_end(&mut client).len(), LENGTH);
+        still_waits(&finished);
+        drop(client);
+        let finished = finished.recv_timeout(PATIENCE).expect("it comes back");
+        finished.expect("the peer has ended in time");
+    }
+}
+
+/// As over TCP, over a Unix socket.
+#[test]
+fn finish_over_a_unix_socket_waits_for_the_peers_end() {
+    const LENGTH: usize = 60_000;
+    let folder = kit::net::Place::new();
+    let path = folder.path("finish.sock");
+    let listen = Listen::unix(&path, portcullis::Framing::Packet2)
+        .with(|listen| listen.conn.linger_timeout = PATIENCE);
+    let (_server, received) = server(Config::new(), listen);
+    for timeout in [None, Some(PATIENCE)] {
+        let (mut client, mut stream) = over_unix(&received, path.as_ref());
+        stream.set_read_timeout(timeout).expect("timeout");
+        stream.write_all(&[7; LENGTH]).expect("the kernel has room");
+        let finished = finishing(stream);
+        client.write_all(&vec![0; 1_000_000]).expect("discarded");
+        assert_eq!(read_to_end(&mut client).len(), LENGTH);
+        still_waits(&finished);
+        drop(client);
+        let finished = finished.recv_timeout(PATIENCE).expect("it comes back");
+        finished.expect("the peer has ended in time");
+    }
+}
+
+/// A narrow client that has ended its output and reads nothing of what is sent.
+fn half_closed(received: &Receiver<Detached>, server: &Running<App>) -> (TcpStream, Detached) {
+    let (client, mut stream) = narrow(received, server);
+    client.shutdown(Shutdown::Write).expect("FIN");
+    assert_eq!(stream.read(&mut [0]).expect("an end"), 0);
+    stream
+        .write_all(&[7; 100_000])
+        .expect("the kernel has room");
+    (client, stream)
+}
+
+/// The peer's end does not mean that the peer takes the output.
+#[test]
+fn finish_waits_until_a_half_closed_peer_has_all_output() {
+    let (server, received) = server(Config::new(), with_large_send_buffer());
+    let (mut client, stream) = half_closed(&received, &server);
+    stream.set_write_timeout(Some(PATIENCE)).expect("timeout");
+    let finished = finishing(stream);
+    still_waits(&finished);
+    assert_eq!(read_to_end(&mut client).len(), 100_000);
+    let finished = finished.recv_timeout(PATIENCE).expect("it comes back");
+    finished.expect("the peer has everything");
+
+    let (_client, stream) = half_closed(&received, &server);
+    let short = Some(Duration::from_millis(50));
+    stream.set_write_timeout(short).expect("timeout");
+    let error = in_time(|| stream.finish()).expect_err("the peer takes nothing");
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+/// As over TCP, over a Unix socket.
+#[test]
+fn finish_waits_until_a_half_closed_unix_peer_has_all_output() {
+    const LENGTH: usize = 60_000;
+    let folder = kit::net::Place::new();
+    let path = folder.path("half.sock");
+    let listen = Listen::unix(&path, portcullis::Framing::Packet2);
+    let (_server, received) = server(Config::new(), listen);
+    let half_closed = || {
+        let (client, mut stream) = over_unix(&received, path.as_ref());
+        client.shutdown(Shutdown::Write).expect("an end");
+        stream.write_all(&[7; LENGTH]).expect("the kernel has room");
+        (client, stream)
+    };
+    let (mut client, stream) = half_closed();
+    let finished = finishing(stream);
+    still_waits(&finished);
+    assert_eq!(read_to_end(&mut client).len(), LENGTH);
+    let finished = finished.recv_timeout(PATIENCE).expect("it comes back");
+    finished.expect("the peer has everything");
+
+    let (_client, stream) = half_closed();
+    let short = Some(Duration::from_millis(50));
+    stream.set_write_timeout(short).expect("timeout");
+    let error = in_time(|| stream.finish()).expect_err("the peer takes nothing");
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+
+    let (client, stream) = half_closed();
+    let finished = finishing(stream);
+    still_waits(&finished);
+    // What was not read is lost: the kernel resets.
+    drop(client);
+    let finished = finished.recv_timeout(PATIENCE).expect("it comes back");
+    let error = finished.expect_err("the output is lost");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+/// A reset is an error behind the peer's end too, where a read shows none.
+#[test]
+fn a_reset_behind_the_peers_end_is_an_error_of_finish() {
+    use std::io::ErrorKind::{ConnectionReset, NotConnected};
+
+    let (server, received) = server(Config::new(), with_large_send_buffer());
+    let (client, stream) = half_closed(&received, &server);
+    let finished = finishing(stream);
+    still_waits(&finished);
+    kit::net::reset(client);
+    let finished = finished.recv_timeout(PATIENCE).expect("it comes back");
+    let kind = finished.expect_err("the output is lost").kind();
+    // The second if `finish` has begun behind the reset.
+    assert!(matches!(kind, ConnectionReset | NotConnected), "{kind}");
+}
+
+/// A kill ends the wait for a delivery, whether or not the peer is read.
+#[test]
+fn a_kill_ends_a_finish_that_does_not_read() {
+    let listen = with_large_send_buffer().with(|listen| {
+        listen.conn.write_timeout = Duration::MAX;
+        listen.conn.linger_bytes = 0;
+    });
+    let (server, received) = server(Config::new(), listen);
+    let (mut flooding, mut stream) = narrow(&received, &server);
+    stream
+        .write_all(&[7; 100_000])
+        .expect("the kernel has room");
+    flooding.write_all(b"too much").expect("sent");
+    for (_client, stream) in [(flooding, stream), half_closed(&received, &server)] {
+        let id = stream.id();
+        let finished = finishing(stream);
+        still_waits(&finished);
+        assert!(server.ask(move |_, control| control.kill(id)));
+        let finished = finished.recv_timeout(PATIENCE).expect("it comes back");
+        let error = finished.expect_err("the peer has not got the output");
+        assert_eq!(error.kind(), std::io::ErrorKind::BrokenPipe);
+    }
 }
 
 /// The read timeout is the time of one read, not of each byte of a record; and nothing is lost.

@@ -516,7 +516,7 @@ impl Os for MioOs {
     fn cut_off(&self, socket: &detached::Socket) {
         // The connection itself would end, for its parent too.
         if !self.is_forked() {
-            let _ = socket.shutdown(Shutdown::Both);
+            let _ = socket.cut_off();
         }
     }
 
