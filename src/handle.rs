@@ -117,7 +117,10 @@ impl<A> Handle<A> {
     // One connection.
 
     /// Queues one frame for a connection. The loop frames it. Before the connection is open the
-    /// frame waits until it is; while it closes the frame is undeliverable.
+    /// frame waits until it is, and the defaults of
+    /// [`Handler::on_finish`](crate::Handler::on_finish) and
+    /// [`Handler::on_drain`](crate::Handler::on_drain) wait for the frame. While the connection
+    /// closes the frame is undeliverable.
     ///
     /// A frame that the connection does not take counts as undeliverable, and ends the connection
     /// in order, so that the stream has no hole. The reason is

@@ -190,6 +190,23 @@ impl<A> Shared<A> {
         lock(&self.queue).len()
     }
 
+    /// Number of commands that were ever queued, without kills; `None` if all are taken.
+    pub(crate) fn queued(&self) -> Option<u64> {
+        let queue = lock(&self.queue);
+        let has_some = !queue.commands.is_empty() || !queue.passed.is_empty();
+        has_some.then_some(queue.queued)
+    }
+
+    /// Number of commands that were taken before all others, as counted by [`Shared::queued`].
+    /// Zero while commands are passed by others.
+    pub(crate) fn taken(&self) -> u64 {
+        let queue = lock(&self.queue);
+        match queue.passed.is_empty() {
+            true => queue.queued - queue.commands.len() as u64,
+            false => 0,
+        }
+    }
+
     /// Whether an urgent command is queued: a kill, a stop, or a drain without grace.
     pub(crate) fn has_urgent(&self) -> bool {
         self.urgent.load(Ordering::Relaxed) > 0
@@ -451,7 +468,9 @@ mod tests {
     fn commands_are_taken_in_order() {
         let shared = mixed();
         assert_eq!(shared.len(), 8);
+        assert_eq!((shared.queued(), shared.taken()), (Some(6), 0));
         let all = words(|| shared.take());
+        assert_eq!((shared.queued(), shared.taken()), (None, 6));
         let expected = [
             "post", "send 1", "kill 2", "drain", "send 3", "stop", "send 4", "kill 5",
         ];
@@ -465,6 +484,7 @@ mod tests {
         let urgent = words(|| shared.take_urgent());
         assert_eq!(urgent, ["send 1", "kill 2", "send 3", "stop", "kill 5"]);
         assert!(!shared.has_urgent());
+        assert_eq!((shared.queued(), shared.taken()), (Some(6), 0));
         shared.push(post()).expect("room");
         assert_eq!(words(|| shared.take()), ["post", "drain", "send 4", "post"]);
         assert_eq!(lock(&shared.queue).bytes, 0);

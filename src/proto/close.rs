@@ -125,6 +125,9 @@ pub(super) struct Ending {
     /// Replies promised by the handler: the connection does not close by itself before they are
     /// sent.
     pending_replies: u32,
+    /// Commands from before the connection opened are not carried out yet: they count as a pending
+    /// reply, which the handler cannot end.
+    awaits_commands: bool,
     pub(super) delivery: Delivery,
 }
 
@@ -134,13 +137,14 @@ impl Ending {
             reason: None,
             discarded: 0,
             pending_replies: 0,
+            awaits_commands: false,
             delivery: Delivery::Unknown,
         }
     }
 
     #[inline]
     pub(super) fn is_none(&self) -> bool {
-        self.reason.is_none() && self.pending_replies == 0 && self.discarded == 0
+        self.reason.is_none() && !self.has_pending_replies() && self.discarded == 0
     }
 
     /// Records why the connection ends, unless a reason is known.
@@ -192,8 +196,16 @@ impl Ending {
         self.pending_replies = self.pending_replies.saturating_sub(1);
     }
 
+    pub(super) fn set_awaits_commands(&mut self, awaits: bool) {
+        self.awaits_commands = awaits;
+    }
+
+    pub(super) fn awaits_commands(&self) -> bool {
+        self.awaits_commands
+    }
+
     pub(super) fn has_pending_replies(&self) -> bool {
-        self.pending_replies > 0
+        self.pending_replies > 0 || self.awaits_commands
     }
 
     /// A copy without the error, which cannot be copied.
@@ -209,9 +221,16 @@ impl Ending {
     }
 
     #[cfg(feature = "sim")]
-    pub(super) fn fingerprint(&self) -> (Option<CloseReason>, usize, u32, Delivery) {
+    pub(super) fn fingerprint(&self) -> (Option<CloseReason>, usize, u32, bool, Delivery) {
         let reason = self.reason.as_ref().map(|closed| closed.reason);
-        (reason, self.discarded, self.pending_replies, self.delivery)
+        let replies = self.pending_replies;
+        (
+            reason,
+            self.discarded,
+            replies,
+            self.awaits_commands,
+            self.delivery,
+        )
     }
 }
 

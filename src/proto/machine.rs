@@ -452,12 +452,14 @@ impl Machine {
 
     /// True if the connection closes by itself once the handler was notified of the peer's end.
     fn closes_when_finished(&self) -> bool {
-        self.closes_when_answered()
-            || self.status.send.is_finishing()
-            || self
-                .tls
+        let ends_at_once = || {
+            self.tls
                 .as_ref()
                 .is_some_and(|session| session.closes_both_ways())
+        };
+        self.closes_when_answered()
+            || self.status.send.is_finishing()
+            || (!self.parts().ending.awaits_commands() && ends_at_once())
     }
 
     /// True if something can be delivered to the handler, or decided, without a read.
@@ -617,6 +619,11 @@ impl Machine {
     /// True if the handler has paused reading, in every state.
     pub(crate) fn has_paused(&self) -> bool {
         self.status.recv.is_paused_by_handler()
+    }
+
+    /// True if commands from before the connection opened are still to be carried out.
+    pub(crate) fn awaits_commands(&self) -> bool {
+        self.parts().ending.awaits_commands()
     }
 
     /// Returns the first invariant that does not hold between two turns. `queued`: the connection

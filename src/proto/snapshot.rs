@@ -21,7 +21,7 @@ pub(crate) struct Fingerprint {
     pending: Vec<u8>,
     deadlines: Deadlines,
     idle: Time,
-    ending: (Option<CloseReason>, usize, u32, Delivery),
+    ending: (Option<CloseReason>, usize, u32, bool, Delivery),
     /// Whether a frame was received: a stream that never made one may be TLS.
     made_frames: bool,
 }

@@ -54,6 +54,21 @@ pub(super) fn carry_out_deferred<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A)
     true
 }
 
+/// The first `done` commands are carried out: lets the next connection close by itself that may have
+/// had its own among them. False if there is none.
+pub(super) fn release_next<A, O: Os>(inner: &mut Inner<A, O>, done: u64) -> bool {
+    let core = &mut inner.core;
+    let Some(id) = core.deferred.next_released(done) else {
+        return false;
+    };
+    core.work.charge(work::STEP);
+    if let Some(conn) = core.conns.get_mut(id) {
+        conn.machine.end_commands();
+        core.touch(id);
+    }
+    true
+}
+
 /// Carries out a command for a connection, or defers it until the connection is open.
 fn for_conn<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command: ForConn) {
     let core = &mut inner.core;

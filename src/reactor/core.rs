@@ -268,9 +268,16 @@ impl<O: Os> Core<O> {
     // Connections.
 
     /// A connection opens: counts it, and its handshake time if it had one.
-    pub(super) fn handle_opened(&mut self, id: ConnId) {
+    ///
+    /// `queued`: the number of commands from handles so far, if some of them are not carried out.
+    pub(super) fn handle_opened(&mut self, id: ConnId, queued: Option<u64>) {
         self.stats.opened += 1;
-        self.deferred.open(id);
+        if self.deferred.open(id, queued) {
+            // The defaults of `on_finish` and `on_drain` wait: a handle may have accepted frames.
+            if let Some((conn, pool)) = self.conns.parts(id) {
+                conn.machine.await_commands(pool);
+            }
+        }
         if let Some(conn) = self.conns.get(id).filter(|conn| conn.pending) {
             self.history
                 .handshake_times

@@ -28,14 +28,17 @@ pub(super) struct Deferred {
     waiting: BTreeMap<ConnId, VecDeque<ForConn>>,
     /// Connections that have opened since, in that order. Some have nothing left, or have ended.
     opened: VecDeque<ConnId>,
+    /// Connections that have opened and do not close by themselves yet, in that order, each with
+    /// the number of commands from handles that were queued until then. Some have ended.
+    held: VecDeque<(u64, ConnId)>,
     commands: usize,
     bytes: usize,
 }
 
 impl Deferred {
-    /// Whether commands are due.
+    /// Whether commands are due, or the end of a hold.
     pub(super) fn is_due(&self) -> bool {
-        !self.opened.is_empty()
+        !self.opened.is_empty() || !self.held.is_empty()
     }
 
     pub(super) fn has(&self, id: ConnId) -> bool {
@@ -66,11 +69,34 @@ impl Deferred {
         Ok(())
     }
 
-    /// The connection has opened.
-    pub(super) fn open(&mut self, id: ConnId) {
-        if self.has(id) {
+    /// The connection has opened. `queued`: the number of commands from handles so far, if some of
+    /// them are not carried out. True if the connection is held: its commands come first, those
+    /// that are still queued too.
+    pub(super) fn open(&mut self, id: ConnId, queued: Option<u64>) -> bool {
+        let is_due = self.has(id);
+        if is_due {
             self.opened.push_back(id);
         }
+        let is_held = is_due || queued.is_some();
+        if is_held {
+            self.held.push_back((queued.unwrap_or(0), id));
+        }
+        is_held
+    }
+
+    /// The next connection that is held no more, once the first `done` commands are carried out.
+    pub(super) fn next_released(&mut self, done: u64) -> Option<ConnId> {
+        let &(queued, id) = self.held.front()?;
+        if queued > done || self.has(id) {
+            return None;
+        }
+        self.held.pop_front();
+        Some(id)
+    }
+
+    #[cfg(feature = "sim")]
+    pub(super) fn holds(&self, id: ConnId) -> bool {
+        self.held.iter().any(|&(_, held)| held == id)
     }
 
     /// The next command that is due.
@@ -144,14 +170,28 @@ mod tests {
             assert!(pushed.is_ok());
         }
         assert!(due(&mut deferred).is_none() && !deferred.is_due());
-        deferred.open(id(3));
-        deferred.open(id(1));
+        assert!(!deferred.open(id(3), None) && deferred.open(id(1), None));
         assert_eq!(due(&mut deferred), Some((id(1), 1)));
         assert_eq!(due(&mut deferred), Some((id(1), 3)));
         assert!(due(&mut deferred).is_none() && !deferred.has(id(1)));
         assert_eq!(deferred.remove(id(2)).len(), 1);
         assert_eq!((deferred.len(), deferred.bytes), (0, 0));
         assert!(deferred.waiting.is_empty());
+    }
+
+    #[test]
+    fn a_connection_is_held_until_its_commands_are_carried_out() {
+        let mut deferred = Deferred::default();
+        let pushed = deferred.push(id(1), frame(1), QueueLimits::default());
+        assert!(pushed.is_ok());
+        assert!(deferred.open(id(1), Some(4)) && deferred.open(id(2), Some(5)));
+        assert_eq!(deferred.next_released(4), None);
+        assert_eq!(due(&mut deferred), Some((id(1), 1)));
+        assert_eq!(deferred.next_released(3), None);
+        assert_eq!(deferred.next_released(4), Some(id(1)));
+        assert_eq!(deferred.next_released(4), None);
+        assert_eq!(deferred.next_released(5), Some(id(2)));
+        assert!(due(&mut deferred).is_none() && !deferred.is_due());
     }
 
     #[test]

@@ -132,6 +132,16 @@ impl<O: Os> Core<O> {
                 self.conns.timers().len()
             ));
         }
+        for slot in self.conns.iter() {
+            let is_due = slot.machine.was_open() && self.deferred.has(slot.id);
+            let is_held = self.deferred.holds(slot.id);
+            if slot.machine.awaits_commands() != is_held || (is_due && !is_held) {
+                return Some(format!(
+                    "{}: held for commands: {is_held}, commands are due: {is_due}",
+                    slot.info(self.now)
+                ));
+            }
+        }
         if self.running.is_some() {
             return Some("a connection's turn is running between two iterations".to_owned());
         }

@@ -360,6 +360,10 @@ impl<A, O: Os> Reactor<A, O> {
             self.urgent_since = None;
         }
         self.commands_left = self.shared.len() > 0;
+        // In a stage of its own: commands that use up theirs keep no connection from its end.
+        self.inner.core.begin_stage();
+        let done = self.shared.taken();
+        while self.inner.core.has_work_left() && commands::release_next(&mut self.inner, done) {}
     }
 
     /// Carries out urgent commands, which pass those before them, within a budget of their own.
@@ -541,6 +545,7 @@ impl<A, O: Os> Reactor<A, O> {
         let mut turn = Turn {
             inner: &mut self.inner,
             app,
+            shared: &self.shared,
             id,
         };
         drive(&mut turn, &mut self.scratch, &mut budget);

@@ -10,6 +10,7 @@ use super::inner::Inner;
 use super::os::Os;
 use super::work;
 use crate::catch::Panic;
+use crate::handle::Shared;
 use crate::id::ConnId;
 use crate::proto::{Event as ConnEvent, InputCursor};
 
@@ -20,6 +21,8 @@ const RETRY_AFTER: Duration = Duration::from_millis(10);
 pub(super) struct Turn<'a, A, O: Os> {
     pub(super) inner: &'a mut Inner<A, O>,
     pub(super) app: &'a mut A,
+    /// The queue of commands.
+    pub(super) shared: &'a Shared<A>,
     pub(super) id: ConnId,
 }
 
@@ -48,7 +51,7 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
     }
 
     fn handle_event(&mut self, event: ConnEvent<'_>) {
-        let Self { inner, app, id } = self;
+        let Self { inner, app, id, .. } = self;
         match event {
             ConnEvent::Header => admit::ask_service(inner, app, *id),
             ConnEvent::Frame(frame) => {
@@ -67,8 +70,8 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
     }
 
     fn handle_opened(&mut self) {
-        let Self { inner, app, id } = self;
-        inner.core.handle_opened(*id);
+        let Self { inner, app, id, .. } = self;
+        inner.core.handle_opened(*id, self.shared.queued());
         inner.call(app, *id, |handler, cx| handler.on_open(cx));
     }
 

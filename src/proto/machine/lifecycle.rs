@@ -271,6 +271,24 @@ impl Machine {
         if let Some(active) = &mut self.active {
             active.ending.end_reply();
         }
+        self.check_replies();
+    }
+
+    /// Commands from before the connection opened are still to be carried out: as a pending reply,
+    /// and [`Machine::end_reply`] does not end it.
+    pub(crate) fn await_commands(&mut self, pool: &mut Pool) {
+        self.wake(pool).0.ending.set_awaits_commands(true);
+    }
+
+    /// Those commands were carried out.
+    pub(crate) fn end_commands(&mut self) {
+        if let Some(active) = &mut self.active {
+            active.ending.set_awaits_commands(false);
+        }
+        self.check_replies();
+    }
+
+    fn check_replies(&mut self) {
         if !self.parts().ending.has_pending_replies() && !self.status.recv.is_eof() {
             // More may have arrived meanwhile.
             self.status.close.check_again();
