@@ -78,7 +78,8 @@ pub trait Handler<A = ()> {
     /// **If you answer later** (from another thread, on a timer), call [`Conn::hold`], or override
     /// this. Otherwise the default closes before your answer. A handler that does not close may go
     /// on sending, until the idle timeout at the latest. Over TLS 1.2 the connection closes after
-    /// this call in any case (RFC 5246 section 7.2.1).
+    /// this call in any case (RFC 5246 section 7.2.1), once messages from before it was open have
+    /// been delivered.
     fn on_finish(&mut self, cx: &mut Context<'_, A>) -> Outcome {
         cx.conn.close_after_input();
         Ok(())
