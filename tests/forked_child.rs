@@ -3,9 +3,10 @@
 
 #![cfg(any(target_os = "linux", target_os = "android"))]
 
-use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,7 +15,8 @@ use kit::net::{connect, tcp as tcp_addr, Place, PATIENCE};
 use nix::sys::wait::{waitpid, WaitStatus};
 use nix::unistd::{fork, ForkResult};
 use portcullis::{
-    Config, Connect, Context, Detached, Framing, Handler, Listen, Outcome, Peer, Retry, Server,
+    AccessRules, Config, Connect, Context, Detached, Framing, Handler, Listen, Outcome, Peer,
+    ProxyProtocol, Retry, Server,
 };
 
 struct Echo;
@@ -47,6 +49,58 @@ fn echoes(server: &mut Server, client: &mut (impl Read + Write), line: &[u8]) {
     let mut answer = vec![0; line.len()];
     client.read_exact(&mut answer).expect("an answer");
     assert_eq!(answer, line);
+}
+
+/// An echo over TCP, and its address.
+fn serving_tcp(config: Config, with: impl FnOnce(&mut Listen)) -> (Server, SocketAddr) {
+    let mut server: Server = Server::new(config).expect("server");
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Line).with(with);
+    let service = |_: &mut (), _: Peer| Echo;
+    server.listen(listen, service).expect("listen");
+    let addr = tcp_addr(&server.control().listeners()[0].addr);
+    (server, addr)
+}
+
+/// Polls until `done`.
+fn poll_until(server: &mut Server, done: impl Fn(&mut Server) -> bool) {
+    for _ in 0..200 {
+        if done(server) {
+            return;
+        }
+        let timeout = Some(Duration::from_millis(50));
+        server.poll_once(&mut (), timeout).expect("poll");
+    }
+    panic!("not done");
+}
+
+fn poll_until_open(server: &mut Server, count: u64) {
+    poll_until(server, |server| server.control().stats().open == count as _);
+}
+
+/// Calls `run` while a forked child lives that never uses its copies. The child ends in any case.
+fn beside_a_child<R>(run: impl FnOnce() -> R) -> R {
+    let (mut ours, mut theirs) = UnixStream::pair().expect("a pair");
+    // SAFETY: the child only waits for its parent and exits.
+    match unsafe { fork() }.expect("fork") {
+        ForkResult::Child => {
+            drop(ours);
+            let _ = theirs.set_read_timeout(Some(PATIENCE * 4));
+            let _ = theirs.read(&mut [0]);
+            std::process::exit(0);
+        }
+        ForkResult::Parent { child } => {
+            let result = catch_unwind(AssertUnwindSafe(run));
+            // Not by a close: children of other tests may have copies.
+            let _ = ours.write_all(&[0]);
+            waitpid(child, None).expect("wait");
+            result.unwrap_or_else(|panic| resume_unwind(panic))
+        }
+    }
+}
+
+/// A client's next read.
+fn read(client: &mut impl Read) -> Result<usize, ErrorKind> {
+    client.read(&mut [0]).map_err(|error| error.kind())
 }
 
 #[test]
@@ -146,35 +200,144 @@ fn a_kill_ends_a_connection_of_which_a_child_has_a_copy() {
     unix.set_read_timeout(Some(PATIENCE)).expect("timeout");
     echoes(&mut server, &mut tcp, b"before the fork\n");
     echoes(&mut server, &mut unix, b"before the fork\n");
-    let (ours, mut theirs) = UnixStream::pair().expect("a pair");
-    // SAFETY: the child only waits for its parent and exits.
-    match unsafe { fork() }.expect("fork") {
-        ForkResult::Child => {
-            drop(ours);
-            let _ = theirs.read(&mut [0]);
-            std::process::exit(0);
+    let (reset, end) = beside_a_child(|| {
+        let conns = server.control().connections();
+        let killed = conns.iter().map(|conn| server.control().kill(conn.id));
+        assert_eq!(killed.collect::<Vec<_>>(), [true, true]);
+        let turn = server.poll_once(&mut (), Some(Duration::ZERO));
+        turn.expect("poll");
+        (read(&mut tcp), read(&mut unix))
+    });
+    assert_eq!(reset, Err(ErrorKind::ConnectionReset));
+    assert_eq!(end, Ok(0));
+}
+
+/// The end of a connection without a FIN before it.
+#[test]
+fn a_handshake_timeout_ends_a_connection_of_which_a_child_has_a_copy() {
+    let (mut server, addr) = serving_tcp(Config::new(), |listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
+        listen.conn.handshake_timeout = Duration::from_millis(300);
+    });
+    let mut client = connect(addr);
+    poll_until_open(&mut server, 1);
+    let end = beside_a_child(|| {
+        poll_until_open(&mut server, 0);
+        read(&mut client)
+    });
+    assert_eq!(end, Ok(0));
+}
+
+#[test]
+fn an_eviction_ends_a_connection_of_which_a_child_has_a_copy() {
+    let mut config = Config::max_connections(1);
+    config.pending_limits.grace = Duration::from_millis(100);
+    let (mut server, addr) = serving_tcp(config, |_| {});
+    let mut silent = connect(addr);
+    poll_until_open(&mut server, 1);
+    let end = beside_a_child(|| {
+        let mut next = connect(addr);
+        echoes(&mut server, &mut next, b"hello\n");
+        read(&mut silent)
+    });
+    assert_eq!(end, Ok(0));
+}
+
+#[test]
+fn a_dropped_server_ends_connections_of_which_a_child_has_a_copy() {
+    let folder = Place::new();
+    let path = folder.path("dropped.sock");
+    let (mut server, addr) = serving(&path);
+    let (mut tcp, mut unread) = (connect(addr), connect(addr));
+    let mut unix = UnixStream::connect(&path).expect("connect");
+    unix.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    echoes(&mut server, &mut tcp, b"before the fork\n");
+    echoes(&mut server, &mut unread, b"before the fork\n");
+    echoes(&mut server, &mut unix, b"before the fork\n");
+    let (ends, refused) = beside_a_child(|| {
+        unread.write_all(b"never read\n").expect("send");
+        drop(server);
+        let ends = [read(&mut tcp), read(&mut unread), read(&mut unix)];
+        let refused = [
+            TcpStream::connect(addr).map(drop),
+            UnixStream::connect(&path).map(drop),
+        ];
+        (
+            ends,
+            refused.map(|result| result.map_err(|error| error.kind())),
+        )
+    });
+    // As without a child.
+    assert_eq!(ends, [Ok(0), Err(ErrorKind::ConnectionReset), Ok(0)]);
+    assert_eq!(
+        refused,
+        [Err(ErrorKind::ConnectionRefused), Err(ErrorKind::NotFound)]
+    );
+}
+
+/// The address is free again, and the clients in the backlog are not left to the child's copy.
+#[test]
+fn a_closed_listener_of_which_a_child_has_a_copy_refuses() {
+    let folder = Place::new();
+    let path = folder.path("closed.sock");
+    let (mut server, addr) = serving(&path);
+    beside_a_child(|| {
+        let mut tcp = connect(addr);
+        let mut unix = UnixStream::connect(&path).expect("connect");
+        unix.set_read_timeout(Some(PATIENCE)).expect("timeout");
+        server.control().close_listener("tcp").expect("open");
+        server.control().close_listener("unix").expect("open");
+        assert_eq!(read(&mut tcp), Err(ErrorKind::ConnectionReset));
+        let end = read(&mut unix);
+        assert!(
+            matches!(end, Ok(0) | Err(ErrorKind::ConnectionReset)),
+            "{end:?}"
+        );
+        let refused = TcpStream::connect(addr).map_err(|error| error.kind());
+        assert_eq!(refused.map(drop), Err(ErrorKind::ConnectionRefused));
+        let again = Listen::tcp(addr, Framing::Line);
+        let service = |_: &mut (), _: Peer| Echo;
+        server.listen(again, service).expect("the port is free");
+        echoes(&mut server, &mut connect(addr), b"again\n");
+    });
+}
+
+/// A drain serves the backlog first.
+#[test]
+fn a_drained_listener_of_which_a_child_has_a_copy_refuses() {
+    let (mut server, addr) = serving_tcp(Config::new(), |_| {});
+    beside_a_child(|| {
+        let mut client = connect(addr);
+        client.write_all(b"in the backlog\n").expect("send");
+        server.control().drain(Duration::from_secs(5));
+        poll_until(&mut server, |server| {
+            server.control().listeners().is_empty()
+        });
+        let refused = TcpStream::connect(addr).map_err(|error| error.kind());
+        assert_eq!(refused.map(drop), Err(ErrorKind::ConnectionRefused));
+        let mut answer = [0; 15];
+        for _ in 0..20 {
+            let timeout = Some(Duration::from_millis(50));
+            server.poll_once(&mut (), timeout).expect("poll");
         }
-        ForkResult::Parent { child } => {
-            drop(theirs);
-            let ids: Vec<_> = server
-                .control()
-                .connections()
-                .iter()
-                .map(|conn| conn.id)
-                .collect();
-            let killed: Vec<bool> = ids.iter().map(|&id| server.control().kill(id)).collect();
-            assert_eq!(killed, [true, true]);
-            let turn = server.poll_once(&mut (), Some(Duration::ZERO));
-            turn.expect("poll");
-            let reset = tcp.read(&mut [0]).map_err(|error| error.kind());
-            let end = unix.read(&mut [0]).map_err(|error| error.kind());
-            // The child ends, whatever was read.
-            drop(ours);
-            waitpid(child, None).expect("wait");
-            assert_eq!(reset, Err(std::io::ErrorKind::ConnectionReset));
-            assert_eq!(end, Ok(0));
-        }
-    }
+        client.read_exact(&mut answer).expect("an answer");
+        assert_eq!(&answer, b"in the backlog\n");
+    });
+}
+
+/// A listening socket that was handed out serves others too.
+#[test]
+fn a_closed_listener_that_was_handed_out_goes_on_listening() {
+    let (mut server, addr) = serving_tcp(Config::new(), |_| {});
+    let id = server.control().listeners()[0].id;
+    let socket = server.control().listener_socket(id).expect("open");
+    drop(server);
+    let mut next: Server = Server::new(Config::new()).expect("server");
+    let adopted = Listen::adopted(socket, Framing::Line);
+    let service = |_: &mut (), _: Peer| Echo;
+    next.listen(adopted, service).expect("listen");
+    echoes(&mut next, &mut connect(addr), b"handed out\n");
 }
 
 /// Processes that were forked from one another, which have lost the same server, do not come back in step.

@@ -11,7 +11,7 @@ use super::incoming::Incoming;
 use super::inner::Inner;
 use super::listener::AcceptError;
 use super::listeners;
-use super::os::{Os, Socket as _};
+use super::os::{End, Os, Socket as _};
 use super::refuse::{report_failed, turn_away};
 use super::work;
 use crate::config::ProxyProtocol;
@@ -322,7 +322,7 @@ fn handle_accepted<A, O: Os>(
         }
         Some(reason) => {
             core.conns.unclaim();
-            core.os.close(stream, false);
+            core.os.close(stream, End::Close);
             report_failed(inner, app, at, None, incoming, Closed::new(reason));
         }
     }

@@ -9,7 +9,7 @@ use super::core::Core;
 use super::drive::Scratch;
 use super::incoming::Incoming;
 use super::inner::Inner;
-use super::os::{Os, Socket as _, Token};
+use super::os::{End, Os, Socket as _, Token};
 use super::refuse::{dismiss, report_failed, turn_away};
 use super::source_limits::Counted;
 use super::user_code::drop_handler;
@@ -40,7 +40,7 @@ pub(super) fn admit<A, O: Os>(
     let ip = incoming.addr.ip().filter(|_| !awaits_header);
     let Some(counted) = listeners.get_mut(at)?.count_source(ip, *now) else {
         conns.unclaim();
-        os.close(stream, false);
+        os.close(stream, End::Close);
         let id = conns.next_id();
         let closed = Closed::new(CloseReason::SourceLimited);
         report_failed(inner, app, at, Some(id), incoming, closed);
@@ -75,7 +75,7 @@ pub(super) fn admit<A, O: Os>(
             uncount(&mut inner.core, at, ip, counted);
             match reason {
                 CloseReason::Refused => dismiss(&mut inner.core, scratch, at, stream, &farewell),
-                _ => inner.core.os.close(stream, false),
+                _ => inner.core.os.close(stream, End::Fin),
             }
             report_failed(inner, app, at, Some(id), incoming, Closed::new(reason));
             return None;
@@ -86,7 +86,7 @@ pub(super) fn admit<A, O: Os>(
         core.conns.hide(id);
         core.conns.unclaim();
         uncount(core, at, ip, counted);
-        core.os.close(stream, false);
+        core.os.close(stream, End::Fin);
         if let Some(handler) = handler {
             drop_handler(&mut core.guard, handler);
         }

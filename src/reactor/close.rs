@@ -5,7 +5,7 @@ use super::core::Core;
 use super::drain;
 use super::incoming::Incoming;
 use super::inner::Inner;
-use super::os::{Os, Socket as _};
+use super::os::{End, Os, Socket as _};
 use super::work;
 use crate::catch::catch;
 use crate::detached::{Detached, Socket};
@@ -35,7 +35,7 @@ pub(super) fn finish_close<A, O: Os>(
         if !was_open {
             credentials = stream.credentials().ok();
         }
-        core.os.close(stream, reset);
+        core.os.close(stream, End::of(&conn.machine, reset));
         core.outbound.lose_socket(id);
     }
     let closed = conn.machine.take_closed();

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use super::connection::{Connection, HangUp};
 use super::core::Core;
-use super::os::{Connected, Os, StreamOps, Token};
+use super::os::{Connected, End, Os, StreamOps, Token};
 use super::outbound::Attempt;
 use super::work;
 use crate::addr::Addr;
@@ -117,7 +117,7 @@ impl<O: Os> Core<O> {
         match self.os.register_stream(&mut stream, Token::of_conn(id)) {
             Ok(()) => Ok((stream, connected)),
             Err(error) => {
-                self.os.close(stream, false);
+                self.os.close(stream, End::Close);
                 Err(error)
             }
         }
@@ -236,7 +236,13 @@ impl<O: Os> Core<O> {
     /// Closes the attempt's socket, and plans the next attempt or ends the connection.
     fn fail_attempt(&mut self, id: ConnId, reason: CloseReason, error: Option<io::Error>) {
         if let Some(stream) = self.conns.get_mut(id).and_then(|conn| conn.stream.take()) {
-            self.os.close(stream, false);
+            // Without an error the attempt goes on in the kernel.
+            let end = if error.is_some() {
+                End::Close
+            } else {
+                End::Fin
+            };
+            self.os.close(stream, end);
             self.outbound.lose_socket(id);
             self.free_descriptor();
         }

@@ -16,7 +16,7 @@ use super::episodes::{Cause, Episodes};
 use super::history::{CloseRecord, History};
 use super::listeners::Listeners;
 use super::memory_budget::MemoryBudget;
-use super::os::Os;
+use super::os::{End, Os};
 use super::outbound::Outbound;
 use super::panic_guard::PanicGuard;
 use super::pending::Unproven;
@@ -238,7 +238,14 @@ impl<O: Os> Core<O> {
     /// Closes every socket, once the server ends: before other servers have the slots.
     pub(super) fn close_all(&mut self) {
         for conn in self.conns.iter_mut() {
-            conn.stream = None;
+            if let Some(stream) = conn.stream.take() {
+                self.os.close(stream, End::of(&conn.machine, false));
+            }
+        }
+        for listener in self.listeners.iter_mut() {
+            if let Some(socket) = listener.socket.take() {
+                self.os.close_listener(socket);
+            }
         }
         self.conns.hide_all();
     }

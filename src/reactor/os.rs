@@ -10,7 +10,7 @@ use crate::config::SocketOptions;
 use crate::detached::{self, SystemCalls};
 use crate::handle::Wake;
 use crate::id::{ConnId, ListenerId};
-use crate::proto::Time;
+use crate::proto::{Machine, Time};
 
 /// Names the owner of an event, small enough for `epoll_data` on 32 bits too: 24 bits of slot, the
 /// rest generation.
@@ -78,6 +78,29 @@ pub(crate) enum Connected {
     Yes,
     /// It succeeded, and the peer has sent nothing but RST. Only this answer reports the reset.
     Reset,
+}
+
+/// How a socket is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The descriptor alone: no other process can have a copy, or the peer waits for no FIN.
+    Close,
+    /// As a close of the only descriptor: with FIN, or RST if input is unread.
+    Fin,
+    /// With RST, if the transport has one.
+    Reset,
+}
+
+impl End {
+    /// The end of a connection that is over.
+    #[inline]
+    pub(super) fn of(machine: &Machine, reset: bool) -> Self {
+        match reset {
+            true => Self::Reset,
+            false if machine.needs_no_fin() => Self::Close,
+            false => Self::Fin,
+        }
+    }
 }
 
 /// A connected socket, with the queries of handlers.
@@ -203,8 +226,8 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
         let _ = socket.cut_off();
     }
 
-    /// Closes, with RST if `reset` and the transport has one.
-    fn close(&mut self, stream: Self::Stream, reset: bool);
+    /// Closes a stream, and sends what `end` says.
+    fn close(&mut self, stream: Self::Stream, end: End);
 }
 
 #[cfg(test)]

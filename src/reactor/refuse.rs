@@ -7,7 +7,7 @@ use super::drive::Scratch;
 use super::history::CloseRecord;
 use super::incoming::Incoming;
 use super::inner::Inner;
-use super::os::Os;
+use super::os::{End, Os};
 use crate::config::AtCapacity;
 use crate::id::ConnId;
 use crate::logs;
@@ -58,7 +58,7 @@ pub(super) fn dismiss<O: Os>(
     if let Some(listener) = core.listeners.get_mut(at) {
         listener.traffic.add(&traffic);
     }
-    core.os.close(stream, false);
+    core.os.close(stream, End::Close);
 }
 
 /// Counts a connection that never got a slot, and tells its service.

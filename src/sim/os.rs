@@ -15,7 +15,7 @@ use crate::config::SocketOptions;
 use crate::detached::SystemCalls;
 use crate::handle::Wake;
 use crate::proto::Time;
-use crate::reactor::os::{Connected, Event, Os, Socket, StreamOps, Token};
+use crate::reactor::os::{Connected, End, Event, Os, Socket, StreamOps, Token};
 
 /// The simulated kernel as the reactor sees it; the [`Sim`](super::Sim) has the other end.
 pub(super) struct SimOs(pub(super) Rc<RefCell<Kernel>>);
@@ -193,7 +193,7 @@ impl Os for SimOs {
         false
     }
 
-    fn close(&mut self, stream: StreamFd, reset: bool) {
-        self.0.borrow_mut().close(stream.index, reset);
+    fn close(&mut self, stream: StreamFd, end: End) {
+        self.0.borrow_mut().close(stream.index, end == End::Reset);
     }
 }

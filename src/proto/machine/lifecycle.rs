@@ -587,6 +587,9 @@ impl Machine {
 
     /// Handles our FIN; it could not be `sent` if the connection is gone already.
     pub(crate) fn handle_shutdown(&mut self, now: Time, sent: bool) {
+        if sent && self.status.life.phase() == Phase::Shutdown {
+            self.status.life.set_end_sent();
+        }
         if self.status.life.phase() != Phase::Shutdown {
             if self.is_fin_due() {
                 // If it was not sent, a read reports why.
@@ -617,6 +620,13 @@ impl Machine {
     /// True if our FIN was sent while the handler goes on reading: a write fails in any case.
     pub(crate) fn has_sent_fin(&self) -> bool {
         self.status.send.has_sent_fin()
+    }
+
+    /// True if the close of the socket has no FIN to send that the peer waits for: FIN is sent
+    /// already, or the peer has finished first and nearly always closed.
+    pub(crate) fn needs_no_fin(&self) -> bool {
+        let has_fin = self.status.life.has_sent_end() || self.status.send.has_sent_fin();
+        has_fin || self.status.recv.is_eof()
     }
 
     /// Returns why the connection ended, for the one report.

@@ -15,7 +15,6 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Events, Interest, Poll, Waker};
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -27,7 +26,7 @@ pub(crate) use shared::SharedListenSockets;
 pub(crate) use sockets::{Listener, Stream};
 
 use super::clock::{self, Clock, LONGEST_SLEEP};
-use super::os::{Connected, Event, Os, StreamOps, Token};
+use super::os::{Connected, End, Event, Os, StreamOps, Token};
 use super::socket_file::SocketFile;
 use crate::addr::{Addr, UnixAddr};
 use crate::config::SocketOptions;
@@ -408,7 +407,8 @@ impl Os for MioOs {
     }
 
     fn close_listener(&mut self, listener: Listener) {
-        drop(listener);
+        let may_end = !self.is_forked();
+        listener.close(may_end);
     }
 
     fn accept(&mut self, listener: &mut Listener) -> io::Result<(Stream, Addr)> {
@@ -474,13 +474,9 @@ impl Os for MioOs {
         // Reports urgent bytes where the system can; edge-triggered, so it cannot spin.
         #[cfg(any(target_os = "linux", target_os = "android"))]
         let interest = interest | Interest::PRIORITY;
-        let source: &mut dyn Source = match stream {
-            Stream::Tcp(stream) => stream,
-            Stream::Unix(stream) => stream,
-        };
         self.poll
             .registry()
-            .register(source, mio::Token(token.0), interest)
+            .register(stream.source(), mio::Token(token.0), interest)
     }
 
     fn peek(&mut self, stream: &mut Stream) -> io::Result<usize> {
@@ -491,16 +487,14 @@ impl Os for MioOs {
         }
     }
 
-    fn release(&mut self, stream: Stream) -> io::Result<(OwnedFd, SystemCalls)> {
+    fn release(&mut self, mut stream: Stream) -> io::Result<(OwnedFd, SystemCalls)> {
+        // A forked child would take the stream out of its parent's poll.
+        if !self.is_forked() {
+            self.poll.registry().deregister(stream.source())?;
+        }
         let socket = match stream {
-            Stream::Tcp(mut stream) => {
-                self.poll.registry().deregister(&mut stream)?;
-                stream.into()
-            }
-            Stream::Unix(mut stream) => {
-                self.poll.registry().deregister(&mut stream)?;
-                stream.into()
-            }
+            Stream::Tcp(stream) => stream.into(),
+            Stream::Unix(stream) => stream.into(),
         };
         let calls = SystemCalls {
             now: clock::now,
@@ -520,25 +514,37 @@ impl Os for MioOs {
         }
     }
 
-    fn close(&mut self, stream: Stream, reset: bool) {
+    fn close(&mut self, stream: Stream, end: End) {
         // A forked child may have a copy, with which a close alone ends nothing; and the child's
         // own close must not end its parent's connection. Calls that end the connection itself
         // fail only for a socket that has failed already.
-        let reset = reset && !self.is_forked();
-        match &stream {
-            Stream::Tcp(stream) if reset => {
-                let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
-                #[cfg(any(target_os = "linux", target_os = "android"))]
-                let _ = sockets::disconnect(stream.as_fd());
+        if end != End::Close && !self.is_forked() {
+            match &stream {
+                Stream::Tcp(stream) if end == End::Reset || has_input(stream) => {
+                    if end == End::Reset {
+                        let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+                    }
+                    #[cfg(any(target_os = "linux", target_os = "android"))]
+                    let _ = sockets::disconnect(stream.as_fd());
+                }
+                // In both directions: then further input is answered with RST (`tcp(7)`).
+                Stream::Tcp(stream) => {
+                    let _ = stream.shutdown(Shutdown::Both);
+                }
+                // It has no RST: its peer sees the end, or ECONNRESET if it had sent unread data.
+                Stream::Unix(stream) => {
+                    let _ = stream.shutdown(Shutdown::Both);
+                }
             }
-            // It has no RST: its peer sees the end, or ECONNRESET if it had sent unread data.
-            Stream::Unix(stream) if reset => {
-                let _ = stream.shutdown(Shutdown::Both);
-            }
-            _ => {}
         }
         drop(stream);
     }
+}
+
+/// Input is unread: a close sends RST.
+fn has_input(stream: &TcpStream) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    matches!(SockRef::from(stream).peek(&mut byte), Ok(1..))
 }
 
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]

@@ -1,6 +1,7 @@
 //! Listening and connected sockets, TCP and Unix.
 
 use std::io;
+use std::net::Shutdown;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use std::os::fd::AsRawFd;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -87,6 +88,23 @@ impl Listener {
             send_buffer: self.send_buffer,
             is_foreign: Arc::clone(&self.is_foreign),
         })
+    }
+
+    /// Closes the socket. Unless `end`, as in a forked child, other copies listen on.
+    pub(super) fn close(self, end: bool) {
+        let Self {
+            file,
+            socket,
+            is_foreign,
+            ..
+        } = self;
+        drop(file);
+        // A forked child may have a copy, from which nothing would ever accept. Only the last clone
+        // may end the socket, and only if it was neither adopted nor handed out.
+        let is_last = Arc::into_inner(is_foreign);
+        if end && is_last.is_some_and(|is_foreign| !is_foreign.into_inner()) {
+            socket.end();
+        }
     }
 
     /// Accepts one client. Never blocks: O_NONBLOCK belongs to the socket and not to the
@@ -233,12 +251,42 @@ fn accept_unix(listener: &UnixListener) -> io::Result<(Stream, Addr)> {
     Ok((Stream::Unix(stream), name.into()))
 }
 
+impl ListenSocket {
+    /// Stops listening, whatever process has a copy: resets the backlog and refuses new clients.
+    /// Only Linux can: elsewhere the close of the last copy does.
+    fn end(&self) {
+        if SockRef::from(self).shutdown(Shutdown::Both).is_err() {
+            return;
+        }
+        // The backlog of a Unix socket outlives the call, which lets in no more.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        if let Self::Unix(socket) = self {
+            while accept_unix(socket).is_ok() {}
+        }
+    }
+}
+
+impl AsFd for ListenSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(socket) => socket.as_fd(),
+            Self::Unix(socket) => socket.as_fd(),
+        }
+    }
+}
+
+impl Stream {
+    pub(super) fn source(&mut self) -> &mut dyn Source {
+        match self {
+            Self::Tcp(stream) => stream,
+            Self::Unix(stream) => stream,
+        }
+    }
+}
+
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.socket {
-            ListenSocket::Tcp(socket) => socket.as_fd(),
-            ListenSocket::Unix(socket) => socket.as_fd(),
-        }
+        self.socket.as_fd()
     }
 }
 
