@@ -308,6 +308,18 @@ impl Machine {
         }
     }
 
+    /// True if our FIN was sent while the handler goes on reading: a write fails in any case.
+    pub(crate) fn has_sent_fin(&self) -> bool {
+        self.status.send.has_sent_fin()
+    }
+
+    /// True if the close of the socket has no FIN to send that the peer waits for: FIN is sent
+    /// already, or the peer has finished first and nearly always closed.
+    pub(crate) fn needs_no_fin(&self) -> bool {
+        let has_fin = self.status.life.has_sent_end() || self.status.send.has_sent_fin();
+        has_fin || self.status.recv.is_eof()
+    }
+
     /// Handles a write that failed for good.
     ///
     /// Reading goes on to the end first: the peer's last bytes may have arrived.
