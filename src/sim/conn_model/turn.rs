@@ -231,6 +231,11 @@ impl ConnModel {
             Err(_) => return Ok(()),
         };
         let queued = self.conn.machine.unsent_app_bytes();
+        // The socket may have been asked again, and have taken what it had no memory for.
+        let before = match taken {
+            true => before.saturating_sub(self.kernel.accepted.len()),
+            false => queued,
+        };
         let sent = self
             .oracle
             .sees_send(&self.limits, payload, taken, before, queued);
