@@ -208,15 +208,18 @@ impl ConnModel {
     }
 
     fn send(&mut self, payload: &[u8]) -> Checked {
-        let Self {
-            conn,
-            kernel,
-            pool,
-            now,
-            ..
-        } = self;
-        conn.make_room(kernel, pool, now, payload);
-        self.observe();
+        // The send itself is to write no pending output. A first write may lack memory.
+        for _ in 0..2 {
+            let Self {
+                conn,
+                kernel,
+                pool,
+                now,
+                ..
+            } = self;
+            conn.make_room(kernel, pool, now, payload);
+            self.observe();
+        }
         let Self {
             conn,
             kernel,
@@ -231,11 +234,6 @@ impl ConnModel {
             Err(_) => return Ok(()),
         };
         let queued = self.conn.machine.unsent_app_bytes();
-        // The socket may have been asked again, and have taken what it had no memory for.
-        let before = match taken {
-            true => before.saturating_sub(self.kernel.accepted.len()),
-            false => queued,
-        };
         let sent = self
             .oracle
             .sees_send(&self.limits, payload, taken, before, queued);
