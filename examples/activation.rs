@@ -28,13 +28,7 @@ impl Handler for Echo {
 
 fn main() -> ExitCode {
     terminal::log_to_stderr();
-    match serve() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            terminal::complain(&format!("activation: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    terminal::exit_code("activation", serve())
 }
 
 fn serve() -> Result<(), Box<dyn Error>> {

@@ -27,13 +27,7 @@ impl Handler for Echo {
 fn main() -> ExitCode {
     let options = options::parse();
     terminal::log_to_stderr();
-    match serve(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            terminal::complain(&format!("echo: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    terminal::exit_code("echo", serve(&options))
 }
 
 fn serve(options: &options::Options) -> Result<(), Box<dyn Error>> {

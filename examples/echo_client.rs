@@ -46,13 +46,7 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    match talk(&Options::parse()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            terminal::complain(&format!("echo_client: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    terminal::exit_code("echo_client", talk(&Options::parse()))
 }
 
 fn talk(options: &Options) -> Result<(), Box<dyn Error>> {

@@ -96,13 +96,7 @@ impl Handler<App> for Session {
 fn main() -> ExitCode {
     let options = Options::parse();
     terminal::log_to_stderr();
-    match serve(&options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            terminal::complain(&format!("starttls: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    terminal::exit_code("starttls", serve(&options))
 }
 
 fn serve(options: &Options) -> Result<(), Box<dyn Error>> {

@@ -46,13 +46,7 @@ impl Handler for Echo {
 fn main() -> ExitCode {
     let options = Options::parse();
     terminal::log_to_stderr();
-    match serve(options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            terminal::complain(&format!("tls_reload: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    terminal::exit_code("tls_reload", serve(options))
 }
 
 fn serve(options: Options) -> Result<(), Box<dyn Error>> {

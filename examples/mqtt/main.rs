@@ -69,13 +69,7 @@ struct Options {
 fn main() -> ExitCode {
     let options = Options::parse();
     terminal::log_to_stderr();
-    match serve(options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            terminal::complain(&format!("mqtt: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    terminal::exit_code("mqtt", serve(options))
 }
 
 fn serve(options: Options) -> Result<(), Box<dyn Error>> {
@@ -87,8 +81,9 @@ fn serve(options: Options) -> Result<(), Box<dyn Error>> {
         Client::default()
     })?;
     let addr = server.control().listener("mqtt")?.addr;
-    terminal::say(&format!("listening on {addr} (MQTT 3.1.1)"));
+    // Before the address is printed: its reader may send a signal at once.
     terminal::drain_on_signal(server.handle(), Duration::from_secs(5))?;
+    terminal::say(&format!("listening on {addr} (MQTT 3.1.1)"));
     let mut broker = Broker::new(options.limits, users);
     server.run(&mut broker)?;
     terminal::say(&broker.counters.to_string());

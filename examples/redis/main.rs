@@ -151,13 +151,7 @@ fn deliver(conn: &mut Conn<'_, App>, bytes: &[u8]) -> bool {
 fn main() -> ExitCode {
     let options = Options::parse();
     terminal::log_to_stderr();
-    match serve(options) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            terminal::complain(&format!("redis: {error}"));
-            ExitCode::FAILURE
-        }
-    }
+    terminal::exit_code("redis", serve(options))
 }
 
 fn serve(options: Options) -> Result<(), Box<dyn Error>> {

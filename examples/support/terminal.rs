@@ -13,6 +13,21 @@ pub fn complain(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+/// The end of a program: an error goes to standard error, behind the program's name.
+#[allow(dead_code)] // likewise
+pub fn exit_code(
+    program: &str,
+    result: Result<(), Box<dyn std::error::Error>>,
+) -> std::process::ExitCode {
+    match result {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{program}: {error}"));
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
 /// The server's log, at level `info` unless RUST_LOG says otherwise. Write errors are ignored.
 #[allow(dead_code)] // likewise
 pub fn log_to_stderr() {
