@@ -38,6 +38,13 @@ impl Line {
         self.0.read_line(&mut line).expect("a line");
         line
     }
+
+    /// A line of a server that has not closed.
+    fn hear_more(&mut self) -> String {
+        let line = self.hear();
+        assert_ne!(line, "", "the server has closed");
+        line
+    }
 }
 
 #[test]
@@ -75,7 +82,7 @@ fn a_long_text_that_is_pasted_evicts_no_member() {
     let mut members: Vec<Line> = (0..5).map(|_| Line::connect(addr)).collect();
     // Who comes later misses what was said before.
     for member in &mut members {
-        while !member.hear().contains("5 are here") {}
+        while !member.hear_more().contains("5 are here") {}
     }
     let text = format!("{}\n", "x".repeat(79)).repeat(LINES);
     let readers: Vec<_> = members
@@ -84,7 +91,7 @@ fn a_long_text_that_is_pasted_evicts_no_member() {
             std::thread::spawn(move || {
                 let mut heard = 0;
                 while heard < LINES {
-                    heard += usize::from(member.hear().starts_with("guest1: x"));
+                    heard += usize::from(member.hear_more().starts_with("guest1: x"));
                 }
                 member
             })

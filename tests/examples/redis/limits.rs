@@ -211,7 +211,7 @@ fn stored_bytes_have_a_limit() {
     let oom = "-OOM command not allowed when used memory > 'maxmemory'.";
     let value = "v".repeat(10_000);
     let mut keys = 0;
-    while client.ask(&format!("SET {keys} {value}")) == "+OK" {
+    while keys < 100 && client.ask(&format!("SET {keys} {value}")) == "+OK" {
         keys += 1;
     }
     assert!((90..100).contains(&keys), "{keys} keys");
