@@ -350,23 +350,26 @@ fn a_service_that_panics_is_counted_and_asked_again() {
     assert_eq!((stats.accepted, stats.opened), (3, 1));
 }
 
+struct PanicsOnDrop;
+
+impl Handler for PanicsOnDrop {
+    fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+        Ok(())
+    }
+}
+
+impl Drop for PanicsOnDrop {
+    fn drop(&mut self) {
+        panic!("dropped");
+    }
+}
+
 #[test]
 fn a_destructor_that_panics_is_counted() {
-    struct Fragile;
-    impl Handler for Fragile {
-        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
-            Ok(())
-        }
-    }
-    impl Drop for Fragile {
-        fn drop(&mut self) {
-            panic!("dropped");
-        }
-    }
     let server = spawn(|| {
         let mut server = Server::new(Config::new()).expect("server");
         server
-            .listen(local(), |_: &mut (), _| Fragile)
+            .listen(local(), |_: &mut (), _| PanicsOnDrop)
             .expect("listen");
         (server, ())
     });
@@ -375,28 +378,17 @@ fn a_destructor_that_panics_is_counted() {
     assert_eq!((stats.panics, stats.closed(CloseReason::Finished)), (1, 1));
 }
 
-/// At the drop of the server nothing is published any more but the end, which comes last.
+/// The handles learn of them too, after the server's last iteration.
 #[test]
 fn panics_of_destructors_at_the_end_are_counted() {
-    struct Fragile;
-    impl Handler for Fragile {
-        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
-            Ok(())
-        }
-    }
-    impl Drop for Fragile {
-        fn drop(&mut self) {
-            panic!("dropped");
-        }
-    }
     let mut sim = Sim::new(1, Config::new(), ());
     let addr = sim
-        .listen(local(), |_: &mut (), _| Fragile)
+        .listen(local(), |_: &mut (), _| PanicsOnDrop)
         .expect("listen");
     sim.connect(addr).expect("connect");
     sim.settle();
     let handle = sim.handle();
-    let owned = Fragile;
+    let owned = PanicsOnDrop;
     let job = move |_: &mut (), _: &mut Control<'_>| {
         let _owned = &owned;
     };
