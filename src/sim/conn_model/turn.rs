@@ -210,15 +210,7 @@ impl ConnModel {
     fn send(&mut self, payload: &[u8]) -> Checked {
         // The send itself is to write no pending output. A first write may lack memory.
         for _ in 0..2 {
-            let Self {
-                conn,
-                kernel,
-                pool,
-                now,
-                ..
-            } = self;
-            conn.make_room(kernel, pool, now, payload);
-            self.observe();
+            self.make_room(payload);
         }
         let Self {
             conn,
@@ -239,6 +231,19 @@ impl ConnModel {
             .sees_send(&self.limits, payload, taken, before, queued);
         self.observe();
         sent
+    }
+
+    /// Writes pending output as before each send, and records what the kernel has taken.
+    fn make_room(&mut self, payload: &[u8]) {
+        let Self {
+            conn,
+            kernel,
+            pool,
+            now,
+            ..
+        } = self;
+        conn.make_room(kernel, pool, now, payload);
+        self.observe();
     }
 
     /// At the end of a whole turn.
