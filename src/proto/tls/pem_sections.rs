@@ -100,17 +100,16 @@ pub(super) fn sections(file: &[u8]) -> Result<Vec<Section<'_>>, String> {
 /// Looks for a BEGIN line; between sections other text is skipped.
 fn begin(line: &[u8], number: usize) -> Result<Option<Section<'_>>, String> {
     let Some(label) = line.strip_prefix(BEGIN) else {
-        if has_marker(line, b"BEGIN") {
-            return Err(format!(
-                "is damaged: line {number} is not quite a BEGIN line"
-            ));
-        }
-        if has_marker(line, b"END") {
-            return Err(format!(
+        let text = String::from_utf8_lossy(line);
+        return match marker(&text) {
+            Some("END") => Err(format!(
                 "is damaged: the END line {number} has no BEGIN line"
-            ));
-        }
-        return Ok(None);
+            )),
+            Some(_) => Err(format!(
+                "is damaged: line {number} is not quite a BEGIN line"
+            )),
+            None => Ok(None),
+        };
     };
     let label = label.trim_ascii_end();
     match label.strip_suffix(DASHES) {
@@ -126,21 +125,58 @@ fn begin(line: &[u8], number: usize) -> Result<Option<Section<'_>>, String> {
     }
 }
 
-/// True if `word` follows dashes, of whatever kind: a word processor changes them.
-fn has_marker(line: &[u8], word: &[u8]) -> bool {
-    let mut candidates = (0..line.len()).filter(|&at| {
-        let word_here = line.get(at..at + word.len());
-        word_here.is_some_and(|here| here.eq_ignore_ascii_case(word))
+/// What a line between sections was meant to be, which is none: `BEGIN` or `END`. A word processor
+/// changes dashes, and a hand adds blanks.
+fn marker(line: &str) -> Option<&'static str> {
+    let frame = |c: char| is_dash(c) || c.is_whitespace() || is_invisible(c);
+    let inner = line.trim_matches(frame);
+    // Prose between sections is rarely in capital letters, and rarely within dashes.
+    let label = match inner == line.trim() {
+        true => inner.to_owned(),
+        false => inner.to_ascii_uppercase(),
+    };
+    let word = ["BEGIN", "END"].into_iter().find(|word| {
+        // Directly behind dashes, whatever follows.
+        let follows_dashes = word_positions(line, word).any(|at| {
+            let before = line.get(..at).unwrap_or_default();
+            before.ends_with("---") || before.ends_with(|c| is_dash(c) && c != '-')
+        });
+        // Or first in the line, before what is kept in such a file.
+        let is_first = inner
+            .get(..word.len())
+            .is_some_and(|first| first.eq_ignore_ascii_case(word));
+        follows_dashes || is_first && has_label(&label)
     });
-    candidates.any(|at| {
-        let before = line.get(..at).unwrap_or_default();
-        // U+2010 to U+2015, and the minus sign.
-        before.ends_with(b"---")
-            || matches!(
-                before,
-                [.., 0xE2, 0x80, 0x90..=0x95] | [.., 0xE2, 0x88, 0x92]
-            )
+    // Neither word, but the dashes and the label of one of the lines.
+    let is_framed = || line.starts_with("-----") && line.trim_end().ends_with("-----");
+    word.or_else(|| (is_framed() && has_label(inner)).then_some("BEGIN"))
+}
+
+fn has_label(text: &str) -> bool {
+    text.contains("CERTIFICATE") || text.contains("PRIVATE KEY")
+}
+
+fn word_positions<'a>(line: &'a str, word: &'a str) -> impl Iterator<Item = usize> + 'a {
+    (0..line.len()).filter(move |&at| {
+        let here = line.get(at..at + word.len());
+        here.is_some_and(|here| here.eq_ignore_ascii_case(word))
     })
+}
+
+/// A hyphen, a dash or a minus sign.
+fn is_dash(c: char) -> bool {
+    matches!(
+        c,
+        '-' | '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{FE58}' | '\u{FE63}' | '\u{FF0D}'
+    )
+}
+
+/// A soft hyphen, or a mark of no width.
+fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{AD}' | '\u{200B}'..='\u{200F}' | '\u{2060}' | '\u{FEFF}'
+    )
 }
 
 /// Returns the number of each line, from 1, and where it starts and ends. Lines end in LF, CR LF or
@@ -217,6 +253,48 @@ mod tests {
         }
     }
 
+    /// Damaged alike, both lines of a section could be taken for text between sections.
+    #[test]
+    fn a_section_whose_lines_are_both_damaged_is_an_error() {
+        for label in ["CERTIFICATE", "X509 CERTIFICATE", "EC PRIVATE KEY"] {
+            for (begin, end) in [
+                ("----- BEGIN L-----", "----- END L-----"),
+                ("-----\tBEGIN L-----", "-----\tEND L-----"),
+                ("-----\u{A0}BEGIN L-----", "-----\u{A0}END L-----"),
+                ("--BEGIN L--", "--END L--"),
+                ("- BEGIN L -", "- END L -"),
+                ("\u{2014} BEGIN L \u{2014}", "\u{2014} END L \u{2014}"),
+                ("BEGIN L", "END L"),
+                ("begin L-----", "end L-----"),
+                ("\u{AD}-BEGIN L-----", "\u{AD}-END L-----"),
+                ("-----BEGlN L-----", "-----EMD L-----"),
+                ("-----L-----", "-----L-----"),
+            ] {
+                let file = format!("{ONE}\n{begin}\nAAAA\n{end}\n{ONE}").replace('L', label);
+                let error = found(&file).expect_err(&file);
+                assert!(error.contains("line 4"), "{file:?}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn text_between_sections_is_skipped() {
+        for text in [
+            "---",
+            "Certificate chain",
+            " 0 s:CN = begin certificates, the end",
+            "# The certificate begins here",
+            "Bag Attributes: <No Attributes>",
+            "key: the END",
+            "--- intermediate certificate ---",
+            "end-entity certificate",
+        ] {
+            let file = format!("{text}\n{ONE}\n{text}\n");
+            let expected = vec![("A".to_owned(), 2)];
+            assert_eq!(found(&file), Ok(expected), "{text}");
+        }
+    }
+
     #[test]
     fn what_is_damaged_is_an_error_with_its_line() {
         let after = |file: &str| format!("{ONE}\n{file}");
@@ -245,6 +323,7 @@ mod tests {
             (ONE.replace("BEGIN A-----", "BEGIN A----"), "line 4"),
             (ONE.replace("BEGIN A-----", "BEGIN A------"), "line 4"),
             (ONE.replace("BEGIN A-----", "BEGIN A----- x"), "line 4"),
+            (ONE.replace("-----BEGIN", "\u{FF0D}BEGIN"), "line 4"),
         ] {
             let error = found(&after(&file)).expect_err(&file);
             let is_named = error
