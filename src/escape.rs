@@ -53,20 +53,38 @@ impl<T: fmt::Display> fmt::Display for Escaped<T> {
 }
 
 /// True if `character` is printed as an escape: it is invisible, moves the cursor, ends the line,
-/// or changes the order of others.
+/// or changes the order of others. These are the controls, the format characters (general category
+/// Cf), and what is ignored by default (Default_Ignorable_Code_Point) or drawn blank.
 pub(crate) fn is_escaped(character: char) -> bool {
     character.is_control()
         || matches!(
             character,
             '\u{AD}'
+                | '\u{34F}'
+                | '\u{600}'..='\u{605}'
                 | '\u{61C}'
-                | '\u{180E}'
+                | '\u{6DD}'
+                | '\u{70F}'
+                | '\u{890}'..='\u{891}'
+                | '\u{8E2}'
+                | '\u{115F}'..='\u{1160}'
+                | '\u{17B4}'..='\u{17B5}'
+                | '\u{180B}'..='\u{180F}'
                 | '\u{200B}'..='\u{200F}'
                 | '\u{2028}'..='\u{202E}'
                 | '\u{2060}'..='\u{206F}'
+                | '\u{2800}'
+                | '\u{3164}'
+                | '\u{FE00}'..='\u{FE0F}'
                 | '\u{FEFF}'
-                | '\u{FFF9}'..='\u{FFFB}'
-                | '\u{E0000}'..='\u{E007F}'
+                | '\u{FFA0}'
+                | '\u{FFF0}'..='\u{FFFB}'
+                | '\u{110BD}'
+                | '\u{110CD}'
+                | '\u{13430}'..='\u{1345F}'
+                | '\u{1BCA0}'..='\u{1BCA3}'
+                | '\u{1D173}'..='\u{1D17A}'
+                | '\u{E0000}'..='\u{E0FFF}'
         )
 }
 
@@ -102,7 +120,11 @@ impl fmt::Write for Line {
     fn write_char(&mut self, character: char) -> fmt::Result {
         if is_escaped(character) {
             // `\n`, `\0` and their like, else `\u{1b}`: never a backslash or a quote alone.
-            return self.push(&character.escape_debug().to_string());
+            let escaped = character.escape_debug();
+            return match escaped.len() {
+                1 => self.push(&character.escape_unicode().to_string()),
+                _ => self.push(&escaped.to_string()),
+            };
         }
         self.push(character.encode_utf8(&mut [0; 4]))
     }
@@ -141,6 +163,10 @@ mod tests {
             (
                 "\u{200e}\u{200f}\u{61c}\u{feff}\u{e0041}",
                 r"\u{200e}\u{200f}\u{61c}\u{feff}\u{e0041}",
+            ),
+            (
+                "\u{3164}\u{115f}\u{ffa0}\u{fe0f}\u{e0100}\u{2800}\u{34f}\u{1d173}\u{600}",
+                r"\u{3164}\u{115f}\u{ffa0}\u{fe0f}\u{e0100}\u{2800}\u{34f}\u{1d173}\u{600}",
             ),
         ] {
             assert_eq!(escaped(text), shown);
