@@ -111,7 +111,8 @@ impl<'a, A> Control<'a, A> {
     /// - [`Error::ConnectAddress`](crate::Error::ConnectAddress).
     /// - [`Error::Option`](crate::Error::Option) for a value that cannot work.
     /// - [`Error::AtCapacity`](crate::Error::AtCapacity). In `on_close` and `on_connect_failed` the
-    ///   slot of the ended connection is free already, so that a full pool can replace it.
+    ///   slot of the ended connection is free already, so that a full pool can replace it; not if
+    ///   the connection was evicted for a client, or detached.
     /// - [`Error::Draining`](crate::Error::Draining).
     /// - [`Error::Connect`](crate::Error::Connect) if the kernel refuses at once: no descriptor, no
     ///   route, no listener on a Unix socket. With [`Connect::retry`] this is a failed attempt

@@ -106,8 +106,8 @@ reasons! {
     /// The peer sent something else than TLS: to a TLS listener, after `Conn::start_tls`, or as a
     /// server's answer to a TLS client.
     NotTls: "not_tls" => "plaintext on a TLS port",
-    /// A TLS ClientHello came to a plain listener. Recognised by its first bytes when the first
-    /// frame is complete, before the handler sees the frame. Or when the frame fails: on its
+    /// A TLS ClientHello came to a plain listener. Recognised by its first three bytes when the
+    /// first frame is complete, before the handler sees the frame. Or when the frame fails: on its
     /// header, at the peer's end, or at the frame timeout. With
     /// [`Framing::Raw`](crate::Framing::Raw) every byte is input. With a [`Framer`](crate::Framer)
     /// only a frame that fails is recognised.

@@ -58,9 +58,10 @@ pub struct Listen {
     /// listener ([`Evicted`](crate::CloseReason::Evicted)). At this listener's own limit
     /// ([`Listen::max_connections`]) it is the oldest of this listener. It must be older than
     /// [`PendingLimits::grace`](crate::PendingLimits::grace), and its peer must be the side that
-    /// keeps the server waiting. A connection stays if the server does not read it, or owes it a
-    /// reply ([`Conn::hold`](crate::Conn::hold)). So silent connections cannot keep others out
-    /// until the idle timeout.
+    /// keeps the server waiting: it sends nothing, or does not read what it was sent first. A
+    /// connection stays if its handler or a rate pauses it, or if the server owes it a reply
+    /// ([`Conn::hold`](crate::Conn::hold)); after that it is among the youngest. So silent
+    /// connections cannot keep others out until the idle timeout.
     ///
     /// Turn it off for protocols whose clients may be silent for longer than the grace: subscribers
     /// that only listen, people who answer a prompt. Then a client that has finished without a byte

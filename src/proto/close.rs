@@ -3,7 +3,8 @@
 use std::io;
 
 use super::life::Phase;
-use crate::reason::{CloseReason, Closed};
+use super::state::SendError;
+use crate::reason::{Close, CloseReason, Closed};
 
 /// The request to close once all received input is answered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -232,6 +233,13 @@ impl Ending {
             self.delivery,
         )
     }
+}
+
+/// True if the error behind `close` is that of a frame that found pending output at the limit.
+pub(super) fn is_for_full_output(close: &Close) -> bool {
+    let error = close.closed.error.as_deref();
+    let error = error.and_then(|error| error.downcast_ref());
+    matches!(error, Some(SendError::Full { .. }))
 }
 
 /// Returns the reason behind a socket error.

@@ -1,8 +1,17 @@
 //! The first bytes of a TLS ClientHello (RFC 8446, sections 4.1.2 and 5.1), on a port without TLS.
 
-/// True if the header of the record, and of the message in it, are there.
-pub(super) fn begins(bytes: &[u8]) -> bool {
-    matches!(bytes, [0x16, 0x03, 0x00..=0x04, _, _, 0x01, ..])
+use crate::reason::CloseReason;
+
+/// True if `bytes`, of which no frame could be made for this reason, begin with the headers of a
+/// record and of the ClientHello in it.
+///
+/// A header that announces too long a frame is judged by what has come of them.
+pub(super) fn explains(bytes: &[u8], reason: CloseReason) -> bool {
+    match (bytes, reason) {
+        ([0x16, 0x03], CloseReason::FrameTooLarge) => true,
+        (_, CloseReason::FrameTooLarge) => may_begin(bytes),
+        _ => matches!(bytes, [0x16, 0x03, 0x00..=0x04, _, _, 0x01, ..]),
+    }
 }
 
 /// True if `bytes` can be the beginning of a ClientHello.

@@ -282,12 +282,12 @@ impl Machine {
     }
 
     /// True if the connection has opened, and nothing but the peer keeps its first frame from
-    /// the handler.
+    /// the handler. A peer that does not read a long greeting does so too.
     pub(crate) fn awaits_first_frame(&self) -> bool {
         self.is_silent()
             && self.status.life.is_open()
             && self.was_open()
-            && !self.is_paused()
+            && !self.status.recv.is_paused()
             && !self.status.recv.has_frames_buffered()
             && !self.parts().ending.has_pending_replies()
     }
@@ -497,7 +497,7 @@ impl Machine {
     /// Returns `reason`, unless the stream never made a frame because it is a TLS ClientHello.
     fn reason_for(&self, begun: &[u8], reason: CloseReason) -> CloseReason {
         let is_first = self.tls.is_none() && self.traffic.frames_in == 0;
-        if is_first && hello::begins(begun) {
+        if is_first && hello::explains(begun, reason) {
             CloseReason::UnexpectedTls
         } else {
             reason

@@ -22,6 +22,9 @@ use crate::reason::{CloseReason, Closed};
 /// How long servers with fewer connections go first, where several share a backlog.
 const DEFER: Duration = Duration::from_millis(1);
 
+/// How long a server that can evict a connection goes first. It may be busy.
+const DEFER_EVICTION: Duration = Duration::from_millis(100);
+
 /// One accept round over all listeners, beginning with another one each time.
 pub(super) struct Round {
     first: usize,
@@ -108,10 +111,11 @@ impl Round {
     }
 }
 
-/// Other servers that accept from the same backlog have fewer connections: they go first, once for
-/// a backlog that is not empty, and not for long, because they may be busy.
+/// Another server that accepts from the same backlog goes first, for a while: one with fewer
+/// connections, or one that can evict a connection where this one would refuse the client.
 fn defer_accept<O: Os>(core: &mut Core<O>, at: usize) -> bool {
-    if !core.conns.is_ahead() || core.drain.is_on() {
+    let (is_ahead, evicts_elsewhere) = (core.conns.is_ahead(), core.conns.may_others_evict());
+    if !(is_ahead || evicts_elsewhere) || core.drain.is_on() {
         return false;
     }
     let Some(listener) = core.listeners.get(at) else {
@@ -120,13 +124,21 @@ fn defer_accept<O: Os>(core: &mut Core<O>, at: usize) -> bool {
     let refusal = core
         .admission
         .refusal(&core.conns, listener, &core.config, core.now);
-    if refusal.is_some() || !listener.may_accept() || listener.deferred {
+    let patience = match refusal {
+        None if is_ahead => DEFER,
+        Some(CloseReason::AtCapacity) if evicts_elsewhere && !listener.lets_wait() => {
+            DEFER_EVICTION
+        }
+        _ => return false,
+    };
+    let now = core.now;
+    let since = listener.deferred_since.unwrap_or(now);
+    if !listener.may_accept() || now >= since.after(patience) {
         return false;
     }
-    let until = core.now.after(DEFER);
     if let Some(listener) = core.listeners.get_mut(at) {
-        listener.deferred = true;
-        listener.retry_at = until;
+        listener.deferred_since = Some(since);
+        listener.retry_at = now.after(DEFER);
     }
     true
 }
@@ -223,7 +235,7 @@ fn handle_error<A, O: Os>(
                 listener.readable = false;
                 listener.has_waited = false;
                 listener.broken = false;
-                listener.deferred = false;
+                listener.deferred_since = None;
             }
             core.admission.fds.handle_drained(retry_at);
         }

@@ -10,9 +10,11 @@ use super::connection::Connection;
 use super::connections::Connections;
 use super::fd_exhaustion::FdExhaustion;
 use super::listener::Listener;
+use super::listeners::Listeners;
 #[cfg(feature = "sim")]
 use super::pending::Pending;
 use super::pending::Unproven;
+use super::standing::Queue;
 use crate::config::Config;
 use crate::id::ConnId;
 use crate::proto::Time;
@@ -139,7 +141,7 @@ impl Admission {
     /// cap the oldest that has not sent a frame, and at the listener's own the oldest of its own.
     pub(super) fn eviction_candidate<S, L>(
         &mut self,
-        conns: &Connections<S>,
+        conns: &mut Connections<S>,
         listener: &Listener<L>,
         config: &Config,
         now: Time,
@@ -172,6 +174,15 @@ impl Admission {
     ) -> Option<ConnId> {
         let (since, id) = self.unproven.pending.candidate(conns)?;
         (since.after(config.pending_limits.grace) <= now).then_some(id)
+    }
+
+    /// Another client may find one to evict: known at the cap, and else supposed of any that has not
+    /// been seen to have sent a frame.
+    pub(super) fn may_evict<S>(&self, conns: &Connections<S>) -> bool {
+        match conns.has_room() {
+            true => !self.unproven.is_empty(),
+            false => self.unproven.candidate(conns).is_some(),
+        }
     }
 
     /// At the cap: the oldest connection that has not sent a frame, pending or open.
@@ -215,9 +226,9 @@ impl Admission {
             })
     }
 
-    /// Forgets connections that have sent a frame since they opened.
-    pub(super) fn trim<S>(&mut self, conns: &Connections<S>) {
-        self.unproven.silent.trim(conns);
+    /// Forgets connections that have sent a frame since they opened, or that wait for this server.
+    pub(super) fn trim<S>(&mut self, conns: &mut Connections<S>) {
+        self.unproven.silent.trim(conns, Queue::Server);
     }
 
     /// A client was admitted: spends a token of each rate.
@@ -251,6 +262,34 @@ impl Admission {
         self.unproven.silent.push(id, conns);
     }
 
+    /// After its turn, a connection may be evicted again that was skipped because it waited for this
+    /// server.
+    #[cold]
+    pub(super) fn end_skip<S, L>(
+        &mut self,
+        conns: &mut Connections<S>,
+        listeners: &mut Listeners<L>,
+        id: ConnId,
+    ) {
+        let Some(conn) = conns.get_mut(id) else {
+            return;
+        };
+        let (standing, listener) = (conn.standing, conn.listener);
+        conn.standing.end_skip();
+        if !conn.machine.is_silent() {
+            return;
+        }
+        if standing.is_skipped_by(Queue::Server) {
+            self.add_silent(conns, id);
+        }
+        if standing.is_skipped_by(Queue::Listener) {
+            let listener = listener.and_then(|id| listeners.by_id_mut(id));
+            if let Some(unproven) = listener.and_then(|listener| listener.unproven.as_mut()) {
+                unproven.silent.push(id, conns);
+            }
+        }
+    }
+
     /// An open connection is in a handshake again. Returns the oldest of too many pending ones.
     pub(super) fn begin_pending<S>(
         &mut self,
@@ -259,8 +298,10 @@ impl Admission {
         config: &Config,
         now: Time,
     ) -> Option<ConnId> {
-        let conn = conns.get_mut(id).filter(|conn| !conn.pending)?;
-        conn.pending = true;
+        let conn = conns
+            .get_mut(id)
+            .filter(|conn| !conn.standing.is_pending())?;
+        conn.standing.set_pending(true);
         self.unproven.pending.push_again(id, now, conns);
         if self.unproven.pending.len() <= max_pending(conns, config) {
             return None;
@@ -270,9 +311,12 @@ impl Admission {
 
     /// A connection has opened, or ended before. True if it was pending.
     pub(super) fn end_pending<S>(&mut self, conns: &mut Connections<S>, id: ConnId) -> bool {
-        let was_pending = conns
-            .get_mut(id)
-            .is_some_and(|conn| std::mem::take(&mut conn.pending));
+        let conn = conns.get_mut(id);
+        let was_pending = conn.is_some_and(|conn| {
+            let was_pending = conn.standing.is_pending();
+            conn.standing.set_pending(false);
+            was_pending
+        });
         if was_pending {
             self.unproven.pending.leave(id, conns);
         }

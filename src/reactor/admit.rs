@@ -12,12 +12,13 @@ use super::inner::Inner;
 use super::os::{End, Os, Socket as _, Token};
 use super::refuse::{dismiss, report_failed, turn_away};
 use super::source_limits::Counted;
+use super::standing::Standing;
 use super::user_code::drop_handler;
 use crate::catch::catch;
 use crate::config::ProxyProtocol;
 use crate::handler::{Handler, Refuse};
 use crate::id::ConnId;
-use crate::proto::{Machine, State};
+use crate::proto::Machine;
 use crate::reason::{CloseReason, Closed};
 
 /// Gives the client a slot; asks the service first, unless a PROXY header is to come.
@@ -112,7 +113,7 @@ pub(super) fn admit<A, O: Os>(
     let conn = Connection {
         stream: Some(stream),
         writable: true,
-        pending: machine.state() != State::Open,
+        standing: Standing::of(machine.state()),
         counted,
         ..Connection::new(
             id,
@@ -165,7 +166,14 @@ fn prepare<A, O: Os>(
     let now = core.now;
     // The framing's maker is foreign code.
     match catch(|| listener.machine(now, &mut core.conns.pool)) {
-        Ok(machine) => Ok((handler, machine)),
+        Ok(mut machine) => {
+            if machine.has_framer() {
+                // The maker may have blocked too.
+                core.now = core.os.now();
+                machine.extend_handshake(core.now.since(now));
+            }
+            Ok((handler, machine))
+        }
         Err(panic) => {
             core.guard.report("a framing's maker", panic, None);
             if let Some(handler) = handler {
@@ -191,9 +199,7 @@ fn evict_for<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize) {
     let Some(listener) = listeners.get_mut(at) else {
         return;
     };
-    if let Some(unproven) = &mut listener.unproven {
-        unproven.silent.trim(conns);
-    }
+    listener.trim(conns);
     let candidate = admission.eviction_candidate(conns, listener, config, *now);
     let Some(id) = candidate else {
         return;

@@ -50,6 +50,8 @@ impl<O: Os> Core<O> {
         let now = self.now;
         // The framing's maker is foreign code: nothing has been done yet if it panics.
         let mut machine = Machine::connecting(&options.framing, Rc::new(options.conn.clone()), now);
+        // The maker may have blocked.
+        let now = self.refresh();
         let mut attempt = Attempt {
             addr: addr.clone(),
             bind: options.bind,

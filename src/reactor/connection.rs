@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 
 use super::os::StreamOps;
 use super::source_limits::Counted;
+use super::standing::Standing;
 use crate::addr::{Addr, PackedAddr};
 use crate::handler::ConnInfo;
 use crate::id::{ConnId, ListenerId};
@@ -41,10 +42,9 @@ pub(crate) struct Connection<S> {
     pub(crate) queued: bool,
     /// A call failed for now, and nothing will announce another chance: retry when the timer fires.
     pub(crate) retry: bool,
-    /// Counted among the pending connections.
-    pub(crate) pending: bool,
     /// Not read because memory is tight.
     pub(crate) paused_for_memory: bool,
+    pub(crate) standing: Standing,
     pub(crate) counted: Counted,
     /// Remaining read budget of the iteration `budget_iteration`, in units of a frame's cost: a
     /// connection may have several iterations in one iteration.
@@ -77,8 +77,8 @@ impl<S> Connection<S> {
             hang_up: HangUp::None,
             queued: false,
             retry: false,
-            pending: false,
             paused_for_memory: false,
+            standing: Standing::default(),
             counted: Counted::No,
             budget: 0,
             budget_iteration: (iteration as u16).wrapping_sub(1),
@@ -372,7 +372,16 @@ impl<S> Connection<S> {
 
     /// A read failed, for now or for good. False if the machine need not be asked for events.
     #[cold]
-    pub(super) fn read_failed(&mut self, error: io::Error, pool: &mut Pool) -> bool {
+    pub(super) fn read_failed<I>(
+        &mut self,
+        os: &mut I,
+        error: io::Error,
+        now: Time,
+        pool: &mut Pool,
+    ) -> bool
+    where
+        I: StreamOps<Stream = S>,
+    {
         if error.kind() == io::ErrorKind::Interrupted {
             return false;
         }
@@ -383,9 +392,34 @@ impl<S> Connection<S> {
             self.retry = true;
             return false;
         } else {
-            self.machine.handle_read_error(error, pool);
+            self.handle_failure(os, error, now, pool);
         }
         true
+    }
+
+    /// The socket has failed for good. A reset after the peer's system took all output loses none:
+    /// the last answer may be older.
+    #[cold]
+    pub(super) fn handle_failure<I>(
+        &mut self,
+        os: &mut I,
+        error: io::Error,
+        now: Time,
+        pool: &mut Pool,
+    ) where
+        I: StreamOps<Stream = S>,
+    {
+        let Self {
+            machine, stream, ..
+        } = self;
+        if let (true, Some(stream)) = (machine.has_unsent_in_kernel(), stream) {
+            // An outgoing connection's SYN counts as acknowledged too.
+            let written = machine.traffic().bytes_out + u64::from(machine.is_outgoing());
+            if machine.queued() == 0 && os.has_taken(stream, written) == Some(true) {
+                machine.handle_delivery(Some(0), now);
+            }
+        }
+        machine.handle_read_error(error, pool);
     }
 
     /// A write failed: for now, or for good.

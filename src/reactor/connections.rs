@@ -180,6 +180,19 @@ impl<S> Connections<S> {
         self.share.as_ref().is_some_and(CapShare::is_ahead)
     }
 
+    /// For the servers that share the cap: whether this one may have a connection that it can evict.
+    pub(super) fn set_may_evict(&self, may_evict: bool) {
+        if let Some(share) = &self.share {
+            share.set_may_evict(may_evict);
+        }
+    }
+
+    /// The cap is reached, and another server may evict a connection for the next client.
+    pub(super) fn may_others_evict(&self) -> bool {
+        let share = self.share.as_ref().filter(|share| !share.has_room());
+        share.is_some_and(CapShare::may_others_evict)
+    }
+
     /// Requests memory for the next connection, if a slot is free: if the system grants none, no
     /// slot is free.
     pub(super) fn prepare(&mut self) {

@@ -3,9 +3,9 @@
 //! The parts are siblings: each has its own fields and takes the others as arguments.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::admission::Admission;
+use super::busy::Busy;
 use super::capacity::Capacity;
 use super::connection::Connection;
 use super::connections::Connections;
@@ -16,7 +16,7 @@ use super::episodes::{Cause, Episodes};
 use super::history::{CloseRecord, History};
 use super::listeners::Listeners;
 use super::memory_budget::MemoryBudget;
-use super::os::{End, Os};
+use super::os::Os;
 use super::outbound::Outbound;
 use super::panic_guard::PanicGuard;
 use super::pending::Unproven;
@@ -33,15 +33,11 @@ use crate::stats::Stats;
 /// Bytes that an iteration's callbacks may write before their connections' turns end.
 const EARLY_OUTPUT: u64 = 64 << 20;
 
-/// Time between two polls after which a client in the backlog may have given up.
-const LONG_ITERATION: Duration = Duration::from_millis(5);
-
 pub(crate) struct Core<O: Os> {
     pub(super) os: O,
     /// The time of the running turn. Durations from user code count from [`Core::refresh`].
     pub(super) now: Time,
-    /// When the last poll returned.
-    polled_at: Time,
+    busy: Busy,
     pub(super) config: Config,
     pub(super) stats: Stats,
     pub(super) conns: Connections<O::Stream>,
@@ -81,7 +77,7 @@ impl<O: Os> Core<O> {
     pub(super) fn new(os: O, config: Config, published: Arc<Published>) -> Self {
         Self {
             now: os.now(),
-            polled_at: os.now(),
+            busy: Busy::new(os.now()),
             conns: Connections::new(config.max_connections, Arc::clone(published.live())),
             memory: MemoryBudget::new(config.memory_limit.unwrap_or(usize::MAX)),
             history: History::new(config.recent_closes),
@@ -176,10 +172,12 @@ impl<O: Os> Core<O> {
 
     /// After a poll that began at `polled`: the time, the shared cap, the iteration's budgets.
     pub(super) fn begin_iteration(&mut self, polled: Time) {
-        if polled.since(self.polled_at) >= LONG_ITERATION {
+        let worked = self.busy.end_turn(polled);
+        self.end_long_turn(worked, polled);
+        let now = self.refresh();
+        if self.busy.end_iteration(polled, now) {
             self.listeners.mark_waited();
         }
-        self.polled_at = self.refresh();
         self.conns.wake_up();
         self.conns.drop_claims();
         if let Some(cap) = self.conns.shared_cap() {
@@ -201,6 +199,22 @@ impl<O: Os> Core<O> {
     #[inline]
     pub(super) fn has_work_left(&self) -> bool {
         self.work.is_left(&self.conns.pool.traffic)
+    }
+
+    /// A turn begins now, right after the clock was read.
+    #[inline]
+    pub(super) fn begin_turn(&mut self, id: ConnId) {
+        let worked = self.busy.begin_turn(id, self.now);
+        self.end_long_turn(worked, self.now);
+        self.running = Some(id);
+    }
+
+    /// After a long turn the peer's idle time begins: it may have waited for what a callback sent.
+    #[inline]
+    fn end_long_turn(&mut self, worked: Option<ConnId>, now: Time) {
+        if let Some(conn) = worked.and_then(|id| self.conns.get_mut(id)) {
+            conn.machine.note_work(now);
+        }
     }
 
     /// After a turn for which the connection was queued: whether its deadlines have passed. Its
@@ -226,6 +240,12 @@ impl<O: Os> Core<O> {
         let Some((conn, pool)) = self.conns.parts(id) else {
             return false;
         };
+        let machine = &mut conn.machine;
+        if machine.will_open() || machine.is_upgrading() {
+            if let Some(span) = self.busy.excuses(machine.deadline()) {
+                machine.extend_handshake(span);
+            }
+        }
         conn.expire(&mut self.os, pool, &mut self.now, due);
         if conn.machine.is_idle() {
             // Its turn arms no timer.
@@ -233,43 +253,6 @@ impl<O: Os> Core<O> {
         }
         self.account(id);
         true
-    }
-
-    /// Closes every socket, once the server ends: before other servers have the slots.
-    pub(super) fn close_all(&mut self) {
-        for conn in self.conns.iter_mut() {
-            if let Some(stream) = conn.stream.take() {
-                self.os.close(stream, End::of(&conn.machine, false));
-            }
-        }
-        for listener in self.listeners.iter_mut() {
-            if let Some(socket) = listener.socket.take() {
-                self.os.close_listener(socket);
-            }
-        }
-        self.conns.hide_all();
-    }
-
-    /// Drops everything that may hold foreign code. A panic in one destructor stops no other.
-    pub(super) fn clear(&mut self) {
-        let ids: Vec<ConnId> = self.conns.iter().map(|conn| conn.id).collect();
-        for id in ids {
-            let conn = self.conns.remove(id);
-            self.guard.drop("a framer's destructor", conn);
-        }
-        for listener in std::mem::take(&mut self.listeners).into_all() {
-            self.guard.drop("a listener's options", listener);
-        }
-        for attempt in self.outbound.take_all() {
-            self.guard.drop("a TLS configuration's destructor", attempt);
-        }
-        for command in self.deferred.take_all() {
-            self.guard.drop("a message's destructor", command);
-        }
-        for receiver in self.detached.take_receivers() {
-            self.guard
-                .drop("the receiver of a detached connection", receiver);
-        }
     }
 
     // Connections.
@@ -285,7 +268,7 @@ impl<O: Os> Core<O> {
                 conn.machine.await_commands(pool);
             }
         }
-        if let Some(conn) = self.conns.get(id).filter(|conn| conn.pending) {
+        if let Some(conn) = self.conns.get(id).filter(|conn| conn.standing.is_pending()) {
             self.history
                 .handshake_times
                 .record_time(self.now.since(conn.accepted_at));
@@ -296,7 +279,7 @@ impl<O: Os> Core<O> {
 
     #[inline(always)]
     pub(super) fn insert(&mut self, conn: Connection<O::Stream>) {
-        let (id, pending, since) = (conn.id, conn.pending, conn.accepted_at);
+        let (id, pending, since) = (conn.id, conn.standing.is_pending(), conn.accepted_at);
         self.conns.insert(conn);
         if pending {
             self.admission.add_pending(&self.conns, id, since);
@@ -350,7 +333,10 @@ impl<O: Os> Core<O> {
     #[cold]
     pub(super) fn begin_pending(&mut self, id: ConnId) {
         let since = self.now;
-        let is_open = self.conns.get(id).is_some_and(|conn| !conn.pending);
+        let is_open = self
+            .conns
+            .get(id)
+            .is_some_and(|conn| !conn.standing.is_pending());
         let Self {
             admission,
             conns,
@@ -558,7 +544,11 @@ impl<O: Os> Core<O> {
     #[inline(never)]
     fn reconcile_all(&mut self) {
         if !self.conns.has_room() {
-            self.admission.trim(&self.conns);
+            self.admission.trim(&mut self.conns);
+        }
+        if self.conns.is_shared() {
+            let may_evict = self.admission.may_evict(&self.conns);
+            self.conns.set_may_evict(may_evict);
         }
         let has_slot = match self.listeners.let_wait() {
             true => self.conns.await_room(),
@@ -578,10 +568,11 @@ impl<O: Os> Core<O> {
 
     #[inline]
     fn reconcile_with(&mut self, capacity: &Capacity) {
-        let (admission, conns, config) = (&self.admission, &self.conns, &self.config);
-        self.listeners.update_own(conns, |listener| {
-            admission.evicts_own_at(conns, listener, config)
-        });
+        let (admission, config) = (&self.admission, &self.config);
+        self.listeners
+            .update_own(&mut self.conns, |conns, listener| {
+                admission.evicts_own_at(conns, listener, config)
+            });
         if self.listeners.is_settled(capacity.now, || *capacity) {
             return;
         }
@@ -606,11 +597,6 @@ impl<O: Os> Core<O> {
             Some(listener) => format!("listener {}, {info}", listener.name),
             None => info.to_string(),
         }
-    }
-
-    /// Outgoing connections that wait for their next attempt.
-    pub(super) fn without_socket(&self) -> usize {
-        self.outbound.without_socket()
     }
 
     pub(super) fn stream(&self, id: ConnId) -> std::io::Result<&O::Stream> {

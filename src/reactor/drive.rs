@@ -334,7 +334,13 @@ fn read<'s, H: Host>(host: &mut H, scratch: &'s mut Scratch, budget: &mut Budget
 /// Looks for an error of a socket that is not read, because it is paused or input is over. True if
 /// there is one.
 fn probe<H: Host>(host: &mut H) -> bool {
-    let Some(Parts { conn, pool, os, .. }) = host.parts() else {
+    let Some(Parts {
+        conn,
+        pool,
+        os,
+        now,
+    }) = host.parts()
+    else {
         return true;
     };
     let is_new = conn.hang_up == HangUp::New && conn.machine.wants_error();
@@ -365,7 +371,7 @@ fn probe<H: Host>(host: &mut H) -> bool {
     if passing {
         return false;
     }
-    conn.machine.handle_read_error(error, pool);
+    conn.handle_failure(os, error, *now, pool);
     true
 }
 
@@ -410,7 +416,7 @@ impl<I: StreamOps> Parts<'_, I> {
                 return input.map(Read::Input);
             }
             Err(error) => {
-                if !conn.read_failed(error, pool) {
+                if !conn.read_failed(os, error, now, pool) {
                     return Ok(Read::Nothing);
                 }
             }

@@ -71,7 +71,11 @@ impl<O: Os> Core<O> {
                 self.stats.accepted, self.stats.outgoing
             ));
         }
-        let unopened = self.conns.iter().filter(|slot| slot.pending).count();
+        let unopened = self
+            .conns
+            .iter()
+            .filter(|slot| slot.standing.is_pending())
+            .count();
         if unopened != self.admission.pending() {
             return Some(format!(
                 "{} are counted as pending, {unopened} are",
@@ -87,13 +91,13 @@ impl<O: Os> Core<O> {
         if !self.admission.pending_queue().is_compact(self.stats.peak) {
             return Some("more pending connections are remembered than there ever were".to_owned());
         }
-        let first = self.conns.iter().filter(|slot| slot.pending);
+        let first = self.conns.iter().filter(|slot| slot.standing.is_pending());
         let first = first.map(|slot| slot.accepted_at).min();
         // An upgrade is pending since it began.
         let upgrades = self
             .conns
             .iter()
-            .any(|slot| slot.pending && slot.machine.was_open());
+            .any(|slot| slot.standing.is_pending() && slot.machine.was_open());
         if !upgrades && self.admission.pending_queue().oldest() != first {
             return Some(format!(
                 "the oldest pending connection came at {first:?}, another is taken for it"

@@ -15,8 +15,10 @@ use std::net::IpAddr;
 use std::rc::Rc;
 
 use super::capacity::{Capacity, OptionalBucket};
+use super::connections::Connections;
 use super::pending::Unproven;
 use super::source_limits::{Counted, Sources};
+use super::standing::Queue;
 use crate::access::Access;
 use crate::addr::Addr;
 use crate::config::AtCapacity;
@@ -68,8 +70,8 @@ pub(super) struct Listener<L> {
     pub(super) has_waited: bool,
     /// After a failure: neither accept nor register before then.
     pub(super) retry_at: Time,
-    /// It has deferred to the servers that share its backlog once, and does not again.
-    pub(super) deferred: bool,
+    /// Since when it has deferred to the servers that share its backlog, which is not empty.
+    pub(super) deferred_since: Option<Time>,
     /// The failure was logged: not again before it has ended.
     pub(super) failing: bool,
     /// The last accept said that this is no listening socket.
@@ -112,7 +114,7 @@ impl<L> Listener<L> {
             // An adopted socket may have a backlog.
             has_waited: true,
             retry_at: Time::NEVER,
-            deferred: false,
+            deferred_since: None,
             failing: false,
             broken: false,
         }
@@ -129,6 +131,13 @@ impl<L> Listener<L> {
         let options = &self.options;
         self.meters
             .follow(options.total_read_rate, options.total_frame_rate, now)
+    }
+
+    /// As [`Admission::trim`](super::admission::Admission::trim), of its own candidates.
+    pub(super) fn trim<S>(&mut self, conns: &mut Connections<S>) {
+        if let Some(unproven) = &mut self.unproven {
+            unproven.silent.trim(conns, Queue::Listener);
+        }
     }
 
     /// A connection of this listener has ended, or got no slot.

@@ -221,8 +221,8 @@ impl<L> Listeners<L> {
     /// Updates when each listener at its own limit can evict a connection. Others are not visited.
     pub(super) fn update_own<S>(
         &mut self,
-        conns: &Connections<S>,
-        evicts_at: impl Fn(&Listener<L>) -> Time,
+        conns: &mut Connections<S>,
+        evicts_at: impl Fn(&Connections<S>, &Listener<L>) -> Time,
     ) {
         if self.at_own_cap.is_empty() {
             return;
@@ -236,10 +236,8 @@ impl<L> Listeners<L> {
             let Some(listener) = self.all.get_mut(at) else {
                 return false;
             };
-            if let Some(unproven) = &mut listener.unproven {
-                unproven.silent.trim(conns);
-            }
-            let until = evicts_at(listener);
+            listener.trim(conns);
+            let until = evicts_at(conns, listener);
             changed |= std::mem::replace(&mut listener.evicts_own_at, until) != until;
             listener.is_open() && listener.reached_cap().is_some()
         });

@@ -20,6 +20,7 @@ mod admission;
 mod admit;
 mod alarms;
 mod bans;
+mod busy;
 mod capacity;
 pub(crate) mod clock;
 mod close;
@@ -56,6 +57,7 @@ pub(crate) mod shared_cap;
 mod slots;
 mod socket_file;
 mod source_limits;
+mod standing;
 mod timers;
 mod turn;
 mod user_code;
@@ -540,7 +542,7 @@ impl<A, O: Os> Reactor<A, O> {
         };
         let mut budget = Budget::new(bytes);
         core.work.charge(work::TURN);
-        core.running = Some(id);
+        core.begin_turn(id);
         core.conns.offer_room();
         let mut turn = Turn {
             inner: &mut self.inner,
@@ -554,7 +556,12 @@ impl<A, O: Os> Reactor<A, O> {
         if let Some(conn) = core.conns.get_mut(id) {
             conn.budget_iteration = iteration;
             conn.budget = u16::try_from(budget.bytes / drive::FRAME_COST).unwrap_or(u16::MAX);
-            if conn.machine.is_detaching() {
+            let is_detaching = conn.machine.is_detaching();
+            if conn.standing.is_skipped() {
+                core.admission
+                    .end_skip(&mut core.conns, &mut core.listeners, id);
+            }
+            if is_detaching {
                 close::hand_over(&mut self.inner, app, id);
             }
         }

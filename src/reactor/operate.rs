@@ -1,4 +1,4 @@
-//! What an operator changes and reads of a running server: options, counters, gauges.
+//! What an operator changes and reads of a running server: options, counters, gauges. And its end.
 
 use std::time::Duration;
 
@@ -6,11 +6,12 @@ use super::connection::Connection;
 use super::core::Core;
 use super::episodes::Cause;
 use super::listener::Listener;
-use super::os::Os;
+use super::os::{End, Os};
 use super::pending::Unproven;
+use super::standing::Queue;
 use crate::config::{Config, Listen};
 use crate::error::{Error, Result};
-use crate::id::{ListenerId, ListenerRef};
+use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::logs;
 use crate::proto::Time;
 use crate::reason::CloseReason;
@@ -209,13 +210,16 @@ impl<O: Os> Core<O> {
             listener.unproven = None;
         } else if listener.unproven.is_none() {
             let mut unproven = Box::<Unproven>::default();
-            let theirs = conns.iter().filter(|conn| conn.listener == Some(id));
-            let since = |conn: &Connection<_>| match conn.pending {
+            // One that was skipped joins after its turn.
+            let theirs = conns.iter().filter(|conn| {
+                conn.listener == Some(id) && !conn.standing.is_skipped_by(Queue::Listener)
+            });
+            let since = |conn: &Connection<_>| match conn.standing.is_pending() {
                 true => admission.pending_since(conn),
                 false => conn.accepted_at,
             };
             let mut theirs: Vec<_> = theirs
-                .map(|conn| (since(conn), conn.id, conn.pending))
+                .map(|conn| (since(conn), conn.id, conn.standing.is_pending()))
                 .collect();
             theirs.sort_unstable();
             for (since, id, pending) in theirs {
@@ -273,5 +277,49 @@ impl<O: Os> Core<O> {
             .map(|listener| listener.connections)
             .sum();
         self.conns.len().saturating_sub(accepted)
+    }
+
+    /// Outgoing connections that wait for their next attempt.
+    pub(super) fn without_socket(&self) -> usize {
+        self.outbound.without_socket()
+    }
+
+    // The end.
+
+    /// Closes every socket, once the server ends: before other servers have the slots.
+    pub(super) fn close_all(&mut self) {
+        for conn in self.conns.iter_mut() {
+            if let Some(stream) = conn.stream.take() {
+                self.os.close(stream, End::of(&conn.machine, false));
+            }
+        }
+        for listener in self.listeners.iter_mut() {
+            if let Some(socket) = listener.socket.take() {
+                self.os.close_listener(socket);
+            }
+        }
+        self.conns.hide_all();
+    }
+
+    /// Drops everything that may hold foreign code. A panic in one destructor stops no other.
+    pub(super) fn clear(&mut self) {
+        let ids: Vec<ConnId> = self.conns.iter().map(|conn| conn.id).collect();
+        for id in ids {
+            let conn = self.conns.remove(id);
+            self.guard.drop("a framer's destructor", conn);
+        }
+        for listener in std::mem::take(&mut self.listeners).into_all() {
+            self.guard.drop("a listener's options", listener);
+        }
+        for attempt in self.outbound.take_all() {
+            self.guard.drop("a TLS configuration's destructor", attempt);
+        }
+        for command in self.deferred.take_all() {
+            self.guard.drop("a message's destructor", command);
+        }
+        for receiver in self.detached.take_receivers() {
+            self.guard
+                .drop("the receiver of a detached connection", receiver);
+        }
     }
 }

@@ -150,6 +150,12 @@ pub(crate) trait StreamOps {
     /// cannot tell.
     fn unsent(&mut self, stream: &mut Self::Stream) -> Option<usize>;
 
+    /// Whether the peer's system has taken all of the `written` bytes, as far as it has told: also
+    /// after a reset. `None` where the system cannot tell.
+    fn has_taken(&mut self, _stream: &mut Self::Stream, _written: u64) -> Option<bool> {
+        None
+    }
+
     /// Shuts down the write side.
     fn shutdown(&mut self, stream: &mut Self::Stream) -> io::Result<()>;
 }

@@ -7,6 +7,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::connection::Connection;
 use super::connections::Connections;
+use super::standing::Queue;
 use crate::id::ConnId;
 use crate::proto::Time;
 
@@ -23,6 +24,10 @@ pub(super) struct Unproven {
 }
 
 impl Unproven {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.len() == 0 && self.silent.queue.is_empty()
+    }
+
     /// The oldest connection whose peer keeps the server waiting, and since when it does.
     pub(super) fn candidate<S>(&self, conns: &Connections<S>) -> Option<(Time, ConnId)> {
         let (pending, silent) = (self.pending.candidate(conns), self.silent.candidate(conns));
@@ -114,7 +119,7 @@ fn is_pending<S>(
     &(id, since): &(ConnId, Time),
 ) -> bool {
     let is_newest = || again.get(&id).is_none_or(|&newest| newest == since);
-    conns.get(id).is_some_and(|conn| conn.pending) && is_newest()
+    conns.get(id).is_some_and(|conn| conn.standing.is_pending()) && is_newest()
 }
 
 /// Open connections in the order in which they opened, from which no whole frame has come.
@@ -138,16 +143,25 @@ impl Silent {
         self.queue.push_back(id);
     }
 
-    /// Removes connections that have spoken or ended from the front, where candidates are searched:
-    /// the first [`CANDIDATES`] are silent. Each connection is removed once, so that the cost per
-    /// connection is constant (amortised), however many have spoken since the last call.
-    pub(super) fn trim<S>(&mut self, conns: &Connections<S>) {
+    /// Removes connections that have spoken or ended from the front, where candidates are searched,
+    /// and those that wait for this server: these are marked as skipped. What is left of the first
+    /// [`CANDIDATES`] waits for its peer, or has its turn soon. Each connection is removed once after
+    /// it was added, so that the cost per connection is constant (amortised), however many have
+    /// spoken since the last call.
+    pub(super) fn trim<S>(&mut self, conns: &mut Connections<S>, which: Queue) {
         let mut at = 0;
         while at < CANDIDATES {
-            match self.queue.get(at) {
-                Some(&id) if is_silent(conns, id) => at += 1,
-                Some(_) => drop(self.queue.remove(at)),
-                None => break,
+            let Some(&id) = self.queue.get(at) else {
+                return;
+            };
+            match conns.get_mut(id).filter(|conn| conn.machine.is_silent()) {
+                Some(conn) if conn.queued || waits_for_peer(conn) => at += 1,
+                conn => {
+                    if let Some(conn) = conn {
+                        conn.standing.skip(which);
+                    }
+                    self.queue.remove(at);
+                }
             }
         }
     }

@@ -56,6 +56,8 @@ struct Sharer {
     /// The server is to be woken once the number of taken permits is below the first, or reaches
     /// the second.
     bounds: Mutex<Option<(usize, usize)>>,
+    /// The server may have a connection that it can evict for a client.
+    may_evict: AtomicBool,
     wake: OnceLock<Box<dyn Wake>>,
 }
 
@@ -324,6 +326,21 @@ impl CapShare {
         self.shared_cap.taken() == self.shared_cap.cap()
     }
 
+    /// Tells the other servers whether this one may have a connection that it can evict.
+    pub(super) fn set_may_evict(&self, may_evict: bool) {
+        if let Some(sharer) = self.shared_cap.sharers.get(self.index) {
+            sharer.may_evict.store(may_evict, Ordering::SeqCst);
+        }
+    }
+
+    /// Another server may evict a connection for a client that is in the backlog of this one too.
+    pub(super) fn may_others_evict(&self) -> bool {
+        let mut sharers = self.shared_cap.sharers.iter().enumerate();
+        self.shared_cap.one_backlog.load(Ordering::Relaxed)
+            && sharers
+                .any(|(at, sharer)| at != self.index && sharer.may_evict.load(Ordering::SeqCst))
+    }
+
     /// Takes a permit.
     pub(super) fn take(&mut self) -> bool {
         let taken = self.shared_cap.take();
@@ -411,6 +428,7 @@ impl Drop for CapShare {
         self.release_report();
         self.wake_up();
         self.watch(None);
+        self.set_may_evict(false);
         self.shared_cap.present.fetch_sub(1, Ordering::Relaxed);
         self.shared_cap.give_back(std::mem::take(&mut self.held));
         // Clients may wait for this server's permits in any backlog.

@@ -120,7 +120,7 @@ impl<A, O: Os> Host for Turn<'_, A, O> {
         let Some(conn) = core.conns.get(self.id) else {
             return;
         };
-        if conn.machine.is_upgrading() && !conn.pending && conn.listener.is_some() {
+        if conn.machine.is_upgrading() && !conn.standing.is_pending() && conn.listener.is_some() {
             core.begin_pending(self.id);
         }
         let Some(conn) = core.conns.get(self.id) else {

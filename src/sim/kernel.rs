@@ -332,6 +332,11 @@ impl Kernel {
         self.sockets.get(index).map(|socket| socket.sent.len())
     }
 
+    pub(super) fn has_taken(&self, index: usize) -> Option<bool> {
+        let socket = self.sockets.get(index)?;
+        Some(socket.lost == 0 && socket.sent.is_empty())
+    }
+
     pub(super) fn shutdown(&mut self, index: usize) -> io::Result<()> {
         if let Some(errno) = self.strike(Call::Shutdown, Some(index)) {
             if let Some(socket) = self.sockets.get_mut(index) {

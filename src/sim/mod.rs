@@ -347,6 +347,10 @@ impl<A> Sim<A> {
 
     /// Runs one iteration of the loop. It sleeps for at most the remainder of [`Sim::advance`];
     /// alone, it does not sleep.
+    ///
+    /// # Panics
+    ///
+    /// Where [`Sim::try_step`] returns an error.
     #[track_caller]
     pub fn step(&mut self) {
         if let Err(violation) = self.try_step() {
@@ -399,12 +403,20 @@ impl<A> Sim<A> {
     }
 
     /// Runs iterations until no work is left, without time passing.
+    ///
+    /// # Panics
+    ///
+    /// As [`Sim::advance`].
     #[track_caller]
     pub fn settle(&mut self) {
         self.advance(Duration::ZERO);
     }
 
     /// Runs iterations until `span` has passed and no work is left. An idle day takes milliseconds.
+    ///
+    /// # Panics
+    ///
+    /// Where [`Sim::try_advance`] returns an error.
     #[track_caller]
     pub fn advance(&mut self, span: Duration) {
         if let Err(violation) = self.try_advance(span) {

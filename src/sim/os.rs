@@ -85,6 +85,10 @@ impl StreamOps for SimOs {
         self.0.borrow().unsent(stream.index)
     }
 
+    fn has_taken(&mut self, stream: &mut StreamFd, _: u64) -> Option<bool> {
+        self.0.borrow().has_taken(stream.index)
+    }
+
     fn shutdown(&mut self, stream: &mut StreamFd) -> io::Result<()> {
         self.0.borrow_mut().shutdown(stream.index)
     }

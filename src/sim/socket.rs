@@ -39,6 +39,8 @@ pub(super) struct SimSocket {
     pub(super) error: Option<i32>,
     /// Written by the server, and not read by the client yet.
     pub(super) sent: VecDeque<u8>,
+    /// The number of such bytes when the connection failed.
+    pub(super) lost: usize,
     pub(super) send_buffer: usize,
     /// A write was refused or cut: an edge is due when there is room.
     pub(super) wants_room: bool,
@@ -72,6 +74,7 @@ impl SimSocket {
             fin: false,
             error: None,
             sent: VecDeque::new(),
+            lost: 0,
             send_buffer: 64 * 1024,
             wants_room: false,
             server_finished: false,
@@ -153,6 +156,7 @@ impl SimSocket {
 
     pub(super) fn die(&mut self, errno: i32) {
         self.error = Some(errno);
+        self.lost += self.sent.len();
         self.sent.clear();
         self.edge = true;
     }

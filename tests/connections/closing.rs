@@ -684,3 +684,33 @@ fn a_neighbour_ends_a_connection_with_a_cause() {
     assert_eq!(recent[0].error.as_deref(), Some("taken over"));
     assert_eq!(sim.stats().closed(CloseReason::Failed), 1);
 }
+
+/// A peer that has taken everything and then resets has lost nothing, however long ago the server asked the kernel.
+#[test]
+fn a_reset_behind_the_last_byte_is_no_loss() {
+    for (takes_all, reason) in [(true, CloseReason::Closed), (false, CloseReason::Reset)] {
+        let mut sim = Sim::new(1, Config::new(), ());
+        let listen = local().with(|listen| listen.framing = Framing::Raw);
+        let addr = sim.listen(listen, |_: &mut (), _| Gives).expect("listen");
+        let client = sim.connect(addr).expect("it listens");
+        sim.set_reading(client, false);
+        sim.settle();
+        assert_eq!(sim.control().connections()[0].state, State::Closing);
+        sim.read(client, if takes_all { ANSWER.len() } else { 10 });
+        sim.reset(client);
+        sim.settle();
+        assert_eq!(sim.stats().closed(reason), 1);
+    }
+
+    struct Gives;
+    impl Handler for Gives {
+        fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
+            cx.conn.send(ANSWER)?;
+            cx.conn.close();
+            Ok(())
+        }
+        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+    }
+}

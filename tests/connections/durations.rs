@@ -29,6 +29,7 @@ enum Wish {
     Fail,
     Panic,
     Connect,
+    Nothing,
 }
 
 #[derive(Clone)]
@@ -42,6 +43,7 @@ impl Works {
     fn ask(&self, cx: &mut Context<'_>) -> Outcome {
         (self.work)(WORK);
         match self.wish {
+            Wish::Nothing => {}
             Wish::Timer => cx.conn.set_timer(0, SPAN),
             Wish::Close => cx.conn.close(),
             Wish::Fail => return Err(portcullis::Close::because("as planned")),
@@ -226,4 +228,143 @@ fn a_connections_timeouts_count_from_its_services_answer() {
                 .count() as u64
             > 0
     });
+}
+
+/// A connection counts as idle, or is closed as such.
+fn is_idle_over(sim: &mut Sim) -> bool {
+    let conns = sim.control().connections();
+    sim.stats().closed(CloseReason::IdleTimeout) > 0
+        || conns
+            .iter()
+            .any(|info| info.state == portcullis::State::Closing)
+}
+
+/// The peer may have waited for the answer.
+#[test]
+fn the_idle_timeout_counts_from_a_callbacks_end() {
+    let listen = local().with(|listen| listen.conn.idle_timeout = SPAN);
+    let (mut sim, client, _) = world(Wish::Nothing, listen.clone());
+    sim.send(client, b"go\n");
+    sim.settle();
+    after_the_span(&mut sim, is_idle_over);
+
+    // Another connection's turn comes after it.
+    let (mut sim, client, _) = world(Wish::Nothing, listen.clone());
+    let port = sim.control().listeners()[0].addr.port().expect("a port");
+    let addr = SocketAddr::from(([127, 0, 0, 1], port));
+    sim.advance(SPAN / 2);
+    sim.connect(addr).expect("a listener");
+    sim.send(client, b"go\n");
+    sim.settle();
+    assert_eq!(sim.now(), SPAN / 2 + WORK);
+    sim.advance(SPAN - Duration::from_millis(1));
+    let conns = sim.control().connections();
+    assert_eq!(conns.len(), 2, "{conns:?}");
+
+    struct Greets(Work);
+    impl Handler for Greets {
+        fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
+            (self.0)(WORK);
+            cx.conn.send(b"ready\n")?;
+            Ok(())
+        }
+        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+    }
+    let mut sim = Sim::new(1, Config::new(), ());
+    let work: Work = Rc::new(sim.work());
+    let addr = sim.listen(listen, move |_: &mut (), _| Greets(Rc::clone(&work)));
+    sim.connect(addr.expect("listens")).expect("a listener");
+    sim.settle();
+    after_the_span(&mut sim, is_idle_over);
+}
+
+/// A framing whose maker works.
+fn slow_framing(sim: &Sim) -> Framing {
+    struct Lines;
+    impl portcullis::Framer for Lines {
+        fn decode(&mut self, _: &[u8]) -> Result<portcullis::Decoded, portcullis::FrameError> {
+            Ok(portcullis::Decoded::More)
+        }
+        fn encode(
+            &mut self,
+            payload: &[u8],
+            out: &mut portcullis::FrameBuf<'_>,
+        ) -> Result<(), portcullis::FrameError> {
+            out.put(payload);
+            Ok(())
+        }
+    }
+    let work = std::sync::Mutex::new(sim.work());
+    Framing::custom(move || {
+        work.lock().expect("no panic")(WORK);
+        Lines
+    })
+}
+
+#[test]
+fn a_connections_timeouts_count_from_the_making_of_its_framer() {
+    let mut sim = Sim::new(1, Config::new(), ());
+    let listen = local().with(|listen| {
+        listen.conn.idle_timeout = SPAN;
+        listen.framing = slow_framing(&sim);
+    });
+    let addr = sim.listen(listen, |_: &mut (), _| kit::net::Echo);
+    sim.connect(addr.expect("listens")).expect("a listener");
+    sim.settle();
+    after_the_span(&mut sim, is_idle_over);
+
+    let (mut sim, _, times) = world(Wish::Timer, local());
+    let works = Works {
+        work: Rc::new(|_| ()),
+        wish: Wish::Timer,
+        times: Rc::clone(&times),
+    };
+    let connect = Connect::new(slow_framing(&sim)).with(|connect| connect.connect_timeout = SPAN);
+    sim.control()
+        .connect(silent(), connect, works)
+        .expect("begun");
+    after_the_span(&mut sim, |_| !times.borrow().is_empty());
+}
+
+/// A peer whose answer came while another connection's handler worked is not late; one that says
+/// nothing has what was left of its time.
+#[cfg(feature = "tls")]
+#[test]
+fn a_handshake_is_not_charged_for_work_beyond_its_deadline() {
+    for speaks in [true, false] {
+        let (mut sim, busy, _) = world(Wish::Nothing, local());
+        let tls = local().with(|listen| {
+            listen.conn.handshake_timeout = SPAN;
+        });
+        let tls = tls.tls(kit::sim_tls::server_config());
+        let addr = sim
+            .listen(tls, |_: &mut (), _| kit::net::Echo)
+            .expect("listens");
+        let client = sim.connect(addr).expect("a listener");
+        sim.settle();
+        sim.advance(SPAN / 4);
+        sim.send(busy, b"go\n");
+        sim.settle();
+        assert_eq!(sim.now(), SPAN / 4 + WORK);
+        let failed = |sim: &Sim| sim.stats().closed(CloseReason::HandshakeTimeout);
+        assert_eq!(failed(&sim), 0, "its answer may be on its way");
+        if speaks {
+            let mut tls = kit::sim_tls::Client::new();
+            let mut wire = tls.encrypt(b"");
+            for _ in 0..5 {
+                sim.send(client, &wire);
+                sim.settle();
+                let answer = sim.received(client);
+                wire = tls.decrypt(&answer, &mut Vec::new()).expect("TLS");
+            }
+            assert_eq!((sim.stats().pending, failed(&sim)), (0, 0));
+        } else {
+            sim.advance(SPAN * 3 / 4 - Duration::from_millis(1));
+            assert_eq!(failed(&sim), 0, "early");
+            sim.advance(Duration::from_millis(2));
+            assert_eq!(failed(&sim), 1, "late");
+        }
+    }
 }

@@ -131,6 +131,44 @@ fn a_handler_that_gives_up_on_a_slow_consumer_says_so() {
     assert!(sim.received(client).len() > 1 << 20);
 }
 
+/// The error of another connection's output says nothing of the peer whose handler returns it.
+#[test]
+fn only_the_connection_whose_output_is_full_is_a_slow_consumer() {
+    struct Relays;
+    impl Handler<App> for Relays {
+        fn on_open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+            cx.app.reader.get_or_insert(cx.conn.id());
+            Ok(())
+        }
+
+        fn on_frame(&mut self, cx: &mut Context<'_, App>, frame: &[u8]) -> Outcome {
+            let reader = cx.app.reader.and_then(|id| cx.conn.peer(id));
+            if let Some(mut reader) = reader {
+                reader.send(frame)?;
+            }
+            Ok(())
+        }
+    }
+
+    let mut sim = Sim::new(1, Config::new(), App::default());
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2);
+    let addr = sim.listen(listen, |_: &mut App, _| Relays).expect("listen");
+    let reader = sim.connect(addr).expect("connect");
+    sim.set_reading(reader, false);
+    sim.settle();
+    let sender = sim.connect(addr).expect("connect");
+    for _ in 0..40 {
+        say(&mut sim, sender, &[0; 60_000]);
+        sim.settle();
+    }
+    // The linger timeout.
+    sim.advance(Duration::from_secs(3));
+    let stats = sim.stats();
+    assert_eq!(stats.closed(CloseReason::SlowConsumer), 0);
+    assert_eq!(stats.closed(CloseReason::Failed), 1);
+    assert_eq!(stats.open, 1, "the reader is still there");
+}
+
 /// Sends until the connection is congested, to a peer that reads as fast as the server writes.
 #[test]
 fn a_callback_that_sends_while_there_is_room_ends() {

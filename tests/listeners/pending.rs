@@ -624,6 +624,111 @@ fn a_connection_that_waits_for_the_server_is_not_evicted() {
     assert_eq!(sim.state(newcomer), ClientState::Connected);
 }
 
+/// However many older connections wait for this server, the silent ones behind them make room: at
+/// the server's cap, and at a listener's own.
+#[test]
+fn connections_that_wait_for_the_server_hide_no_silent_one() {
+    for own in [false, true] {
+        let listen = plain().with(|listen| listen.max_connections = own.then_some(310));
+        let config = Config::max_connections(if own { 400 } else { 310 });
+        let mut sim = Sim::new(1, config, ());
+        let mut made = 0;
+        let addr = sim
+            .listen(listen, move |_: &mut (), _| {
+                made += 1;
+                // The first 300 wait for the server.
+                match made {
+                    1..=300 if made % 2 == 0 => Late::Waits(Waits::Held),
+                    1..=300 => Late::Waits(Waits::Paused),
+                    _ => Late::Echoes,
+                }
+            })
+            .expect("listen");
+        let clients = connect(&mut sim, addr, 310);
+        let newcomer = connect(&mut sim, addr, 1)[0];
+        sim.advance(Duration::from_secs(2));
+        assert_eq!(sim.state(clients[300]), ClientState::Finished);
+        sim.send(newcomer, b"\0\x02hi");
+        sim.settle();
+        assert_eq!(sim.received(newcomer), b"\0\x02hi");
+        // Those that wait for their peers again can make room again, each once.
+        let conns = sim.control().connections();
+        for info in conns.iter().filter(|info| info.paused) {
+            if let Some(mut conn) = sim.control().conn(info.id) {
+                conn.resume();
+            }
+        }
+        sim.settle();
+        let more = connect(&mut sim, addr, 9 + 150 + 1);
+        sim.advance(Duration::from_secs(2));
+        let evicted = sim.stats().closed(CloseReason::Evicted);
+        assert_eq!(evicted, 1 + 9 + 150 + 1, "the last gives way to none");
+        assert_eq!(sim.state(more[1]), ClientState::Connected);
+    }
+}
+
+/// A handler that waits, or one that echoes.
+enum Late {
+    Waits(Waits),
+    Echoes,
+}
+
+impl Handler for Late {
+    fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
+        match self {
+            Self::Waits(waits) => waits.on_open(cx),
+            Self::Echoes => Ok(()),
+        }
+    }
+
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        Echo.on_frame(cx, frame)
+    }
+}
+
+/// A peer that neither speaks nor reads what it was greeted with keeps the server waiting.
+#[test]
+fn a_silent_peer_that_does_not_read_makes_room() {
+    struct Greets;
+
+    impl Handler for Greets {
+        fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
+            for _ in 0..100 {
+                cx.conn.send([0; 5_000])?;
+            }
+            Ok(())
+        }
+
+        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+    }
+
+    let mut sim = Sim::new(1, Config::max_connections(2), ());
+    let addr = sim.listen(plain(), |_: &mut (), _| Greets).expect("listen");
+    let clients = [(); 2].map(|()| {
+        let client = sim.connect(addr).expect("it listens");
+        sim.set_reading(client, false);
+        client
+    });
+    sim.settle();
+    // One has spoken, and its frame waits for the server.
+    sim.send(clients[0], b"\0\x02hi");
+    sim.settle();
+    let conns = sim.control().connections();
+    assert_eq!(conns.iter().filter(|info| info.congested).count(), 2);
+    let newcomer = connect(&mut sim, addr, 1)[0];
+    sim.advance(Duration::from_secs(2));
+    assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
+    for &client in &clients {
+        sim.set_reading(client, true);
+    }
+    sim.settle();
+    assert_eq!(sim.state(clients[0]), ClientState::Connected);
+    assert_ne!(sim.state(clients[1]), ClientState::Connected);
+    assert_eq!(sim.state(newcomer), ClientState::Connected);
+}
+
 /// A slow loris in the clear, as [`a_slow_loris_keeps_no_client_out`].
 #[test]
 fn a_slow_loris_in_the_clear_keeps_no_client_out() {

@@ -358,6 +358,47 @@ fn the_oldest_gives_way_in_whichever_shard_it_is() {
     finish(shards);
 }
 
+/// A shard that has nothing to evict leaves a client to one that has, before it refuses it.
+#[test]
+fn no_shard_refuses_a_client_for_which_another_can_evict() {
+    let refuses = local().name("door").with(|listen| {
+        listen.at_capacity = AtCapacity::Refuse {
+            farewell: Vec::new(),
+        };
+    });
+    let config =
+        Config::max_connections(12).with(|config| config.pending_limits.grace = Duration::ZERO);
+    let (shards, addr, gauge) = spawn(config, 2, refuses);
+    let one = shards.handle.shards().next().expect("a shard");
+    let suspend = |(): &mut (), control: &mut Control<'_, ()>| control.suspend("door");
+    one.call(PATIENCE, suspend)
+        .expect("answered")
+        .expect("there");
+    let silent: Vec<_> = (0..12).map(|_| connect(addr)).collect();
+    eventually("all are in the other shard", || gauge.now() == 12);
+    assert_eq!(held_by_each(&shards), [0, 12]);
+    let resume = |(): &mut (), control: &mut Control<'_, ()>| control.resume("door");
+    one.call(PATIENCE, resume)
+        .expect("answered")
+        .expect("there");
+    let mut served: Vec<_> = (0..12).map(|_| connect(addr)).collect();
+    for client in &mut served {
+        ping(client, b"served");
+    }
+    let evicted = |stats: &portcullis::Stats| stats.closed(CloseReason::Evicted);
+    let refused = |stats: &portcullis::Stats| stats.closed(CloseReason::AtCapacity);
+    let stats = current_stats(&shards.handle);
+    assert_eq!((evicted(&stats), refused(&stats)), (12, 0));
+    // Once all have spoken, there is nothing to evict.
+    let late = connect(addr).read(&mut [0]);
+    assert!(matches!(late, Ok(0)) || late.is_err(), "{late:?}");
+    let stats = current_stats(&shards.handle);
+    assert_eq!((evicted(&stats), refused(&stats)), (12, 1));
+    assert!(gauge.most() <= 12);
+    drop((silent, served));
+    finish(shards);
+}
+
 /// A shard that ends gives its places to the others.
 #[test]
 fn the_places_of_a_shard_that_ends_are_free() {

@@ -2,12 +2,12 @@
 #![cfg(feature = "tls")]
 
 use std::io::{Read, Write};
-use std::sync::Arc;
+use std::sync::{mpsc, Arc, Mutex};
 use std::time::Duration;
 
 use kit::net::{
     connect, current_stats, eventually, hold, local, packet2, ping, recv2, reset, send2, spawn,
-    spawn_echo, Running,
+    spawn_echo, Running, PATIENCE,
 };
 use kit::tls::{
     encrypt, exchange, exchange_after, fin, notify, read_to_goodbye, secure, session,
@@ -574,6 +574,78 @@ fn close_notify_and_rst_in_one_event_are_a_good_end() {
         reset(client.sock);
         drop(held);
         assert_eq!(the_end(&server).0, CloseReason::Finished, "{version:?}");
+    }
+}
+
+/// The session tickets cannot be written any more, and that loses nothing: all frames are delivered, and the handler
+/// hears of the end. An answer that cannot be written is a loss.
+#[test]
+fn frames_close_notify_and_rst_before_the_tickets_are_a_good_end() {
+    type Gate = (mpsc::Sender<()>, Arc<Mutex<mpsc::Receiver<()>>>);
+
+    /// `on_open` waits for the test.
+    struct OpensLate {
+        gate: Gate,
+        answers: bool,
+        told: mpsc::Sender<String>,
+        frames: usize,
+    }
+
+    impl Handler for OpensLate {
+        fn on_open(&mut self, _: &mut Context<'_>) -> Outcome {
+            let _ = self.gate.0.send(());
+            let go = self.gate.1.lock().expect("no panic");
+            let _ = go.recv_timeout(PATIENCE);
+            Ok(())
+        }
+        fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+            self.frames += 1;
+            if self.answers {
+                // Whatever became of it.
+                let _ = cx.conn.send(frame);
+            }
+            Ok(())
+        }
+        fn on_finish(&mut self, cx: &mut Context<'_>) -> Outcome {
+            let _ = self.told.send("finish".to_owned());
+            cx.conn.close();
+            Ok(())
+        }
+        fn on_close(&mut self, _: &mut Context<'_>, closed: &Closed) {
+            let told = format!("{} frames, {:?}", self.frames, closed.reason);
+            let _ = self.told.send(told);
+        }
+    }
+
+    for (answers, expected) in [
+        (false, &["finish", "20 frames, Finished"][..]),
+        (true, &["20 frames, Reset"]),
+    ] {
+        let site = Site::new();
+        let (go, going) = mpsc::channel();
+        let (enter, entered) = mpsc::channel();
+        let (tell, told) = mpsc::channel();
+        let going = Arc::new(Mutex::new(going));
+        let server = serve(listen(&site), move || OpensLate {
+            gate: (enter.clone(), Arc::clone(&going)),
+            answers,
+            told: tell.clone(),
+            frames: 0,
+        });
+        let mut client = secure(server.addr(), &site.client(&version::TLS13));
+        entered.recv_timeout(PATIENCE).expect("it is opening");
+        let mut wire = Vec::new();
+        for _ in 0..20 {
+            wire.extend(encrypt(&mut client.conn, &packet2(b"upload")));
+        }
+        client.conn.send_close_notify();
+        wire.extend(wire_of(&mut client.conn));
+        client.sock.write_all(&wire).expect("sent");
+        reset(client.sock);
+        go.send(()).expect("it waits");
+        server.until("it is gone", |stats| stats.closed_total() == 1);
+        let told: Vec<String> = told.try_iter().collect();
+        assert_eq!(told, expected);
     }
 }
 

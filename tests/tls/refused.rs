@@ -11,6 +11,7 @@ use kit::tls::{
     alert, handshake, provider, read_raw, secure, session, spawn_recorder, the_end, wire_of,
     Authority, Seen, Site, Witnesses, VERSIONS,
 };
+use portcullis::sim::Sim;
 use portcullis::tls::rustls::crypto::CryptoProvider;
 use portcullis::tls::rustls::{version, ClientConfig, ServerConfig};
 use portcullis::{CloseReason, Config, Framing, Listen, Server};
@@ -479,6 +480,48 @@ fn tls_on_a_plain_port_is_named() {
     server.until("it ends", |stats| {
         stats.closed(CloseReason::UnexpectedTls) == 1
     });
+}
+
+/// In two segments, of which the first ends in the header of the record, and framings to which that announces too long
+/// a frame.
+#[test]
+fn tls_on_a_plain_port_is_named_by_the_header_of_its_record() {
+    let site = Site::new();
+    let hello = wire_of(&mut session(&site.client(&version::TLS13)));
+    for (framing, max_frame, cut) in [
+        (Framing::Packet4, None, 4),
+        (Framing::Packet4, None, 5),
+        (Framing::Packet2, Some(512), 2),
+        (Framing::Packet2, Some(512), 5),
+    ] {
+        let mut sim = Sim::new(1, Config::new(), ());
+        let listen = local().with(|listen| {
+            listen.framing = framing.clone();
+            listen.conn.max_frame = max_frame;
+        });
+        let addr = sim.listen(listen, |_: &mut (), _| kit::net::Echo);
+        let client = sim.connect(addr.expect("listen")).expect("it listens");
+        sim.send(client, &hello[..cut]);
+        sim.settle();
+        sim.send(client, &hello[cut..]);
+        sim.finish(client);
+        sim.advance(Duration::from_secs(40));
+        let stats = sim.stats();
+        assert_eq!(
+            stats.closed(CloseReason::UnexpectedTls),
+            1,
+            "{framing:?} {cut}"
+        );
+    }
+    // Another frame that is too long.
+    let mut sim = Sim::new(1, Config::new(), ());
+    let listen = local().with(|listen| listen.framing = Framing::Packet4);
+    let addr = sim.listen(listen, |_: &mut (), _| kit::net::Echo);
+    let client = sim.connect(addr.expect("listen")).expect("it listens");
+    sim.send(client, b"\x16\x04\0\0");
+    sim.finish(client);
+    sim.settle();
+    assert_eq!(sim.stats().closed(CloseReason::FrameTooLarge), 1);
 }
 
 /// Noise on a TLS port, with a valid header or none. Nothing panics, no client is reset, the honest

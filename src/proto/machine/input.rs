@@ -16,6 +16,7 @@ use crate::proto::recv::InputCursor;
 use crate::proto::state::{Event, State, Traffic};
 use crate::proto::status::Events;
 use crate::proto::time::Time;
+use crate::proto::tls::Session;
 use crate::reason::{CloseReason, Closed};
 
 impl Machine {
@@ -337,7 +338,7 @@ impl Machine {
         let is_over = self.is_input_over();
         if self.has_tls_failed() {
             self.close(Closed::new(CloseReason::Tls), now, pool);
-        } else if self.status.send.has_failed() && is_over {
+        } else if self.status.send.has_failed() && is_over && !self.has_parted() {
             self.end(Closed::new(CloseReason::Reset), pool);
         } else if self.status.recv.is_end_reported() {
             if self.closes_when_finished() {
@@ -356,6 +357,12 @@ impl Machine {
         {
             self.close_by_handler(now, pool);
         }
+    }
+
+    /// True if the peer has said close_notify, and no output is known to be lost.
+    fn has_parted(&self) -> bool {
+        let session = self.tls.as_deref();
+        session.is_some_and(Session::peer_closed) && !self.parts().ending.has_reason()
     }
 
     /// Buffers what the decoder left.

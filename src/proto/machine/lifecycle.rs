@@ -7,11 +7,12 @@ use std::time::Duration;
 use super::Machine;
 #[cfg(feature = "tls")]
 use crate::proto::buffers::SendBuffer;
+use crate::proto::close::is_for_full_output;
 use crate::proto::deadlines::TimeLeft;
 use crate::proto::detached_io::{DetachedIo, EndLimits};
 use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
-use crate::proto::state::{NextStep, SendError, State};
+use crate::proto::state::{NextStep, State};
 use crate::proto::status::Events;
 use crate::proto::time::Time;
 #[cfg(feature = "tls")]
@@ -412,8 +413,8 @@ impl Machine {
 
     /// Ends as the [`Close`] of a callback demands.
     pub(crate) fn close_as(&mut self, mut close: Close, now: Time, pool: &mut Pool) {
-        let error = close.closed.error.as_deref();
-        if let Some(SendError::Full { .. }) = error.and_then(|error| error.downcast_ref()) {
+        // The error may be that of another connection's output.
+        if is_for_full_output(&close) && self.unsent_app_bytes() >= self.limits.output_limit {
             close.closed.reason = CloseReason::SlowConsumer;
         }
         if close.abort {

@@ -52,7 +52,7 @@ impl Machine {
         pool: &mut Pool,
     ) -> Result<bool, SendError> {
         if !self.only_frames() && !self.can_queue() {
-            return Err(SendError::Closed);
+            return Err(self.refuse_for_good());
         }
         let Self {
             codec,
@@ -94,6 +94,16 @@ impl Machine {
     /// True if the next frame is refused unless pending output is written before.
     pub(crate) fn is_at_output_limit(&self) -> bool {
         self.sendable() > 0 && self.unsent_app_bytes() >= self.limits.output_limit
+    }
+
+    #[cold]
+    fn refuse_for_good(&mut self) -> SendError {
+        if self.status.life.is_open() && self.status.send.has_failed() {
+            // Whatever the handler makes of it: its output is lost.
+            let closed = Closed::new(CloseReason::Reset);
+            self.wake_unpooled().ending.set_reason(closed);
+        }
+        SendError::Closed
     }
 
     #[cold]
@@ -146,6 +156,16 @@ impl Machine {
         tail.extend_from_slice(rest);
         if active.send_buf.len() >= self.limits.high_watermark {
             self.congest(now);
+        }
+    }
+
+    /// Callbacks have worked until `now`: the idle timeout starts anew.
+    pub(crate) fn note_work(&mut self, now: Time) {
+        if self.status.life.is_open() {
+            self.last_input = now;
+            if let Some(active) = &mut self.active {
+                active.deadlines.note_input();
+            }
         }
     }
 
@@ -322,8 +342,10 @@ impl Machine {
 
     /// Handles a write that failed for good.
     ///
-    /// Reading goes on to the end first: the peer's last bytes may have arrived.
+    /// Reading goes on to the end first: the peer's last bytes may have arrived, and over TLS its
+    /// close_notify. With that, a peer that took no session tickets has missed nothing.
     pub(crate) fn handle_write_error(&mut self, error: io::Error, pool: &mut Pool) {
+        let loses_output = self.unsent_app_bytes() > 0;
         let recv = self.status.recv;
         let all_read = recv.is_eof() || recv.is_end_reported() || recv.is_paused_by_handler();
         if !self.status.life.is_open() || all_read {
@@ -336,7 +358,9 @@ impl Machine {
         let (active, buffers) = self.wake(pool);
         active.send_buf.clear(buffers);
         active.deadlines.clear_write();
-        active.ending.set_reason(closed_by(error));
+        if loses_output {
+            active.ending.set_reason(closed_by(error));
+        }
     }
 
     // The kernel's part of the end: its unsent bytes.

@@ -295,6 +295,15 @@ impl StreamOps for MioOs {
         }
     }
 
+    fn has_taken(&mut self, stream: &mut Stream, written: u64) -> Option<bool> {
+        match stream {
+            Stream::Tcp(stream) => {
+                sockets::acknowledged(stream.as_fd()).map(|bytes| bytes >= written)
+            }
+            Stream::Unix(_) => None,
+        }
+    }
+
     fn shutdown(&mut self, stream: &mut Stream) -> io::Result<()> {
         match stream {
             // The connection itself would end, for its parent too.

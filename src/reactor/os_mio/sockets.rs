@@ -372,6 +372,33 @@ pub(super) fn unsent(socket: BorrowedFd<'_>, is_unix: bool) -> Option<usize> {
     usize::try_from(if is_unix { wmem_alloc } else { wmem_queued }).ok()
 }
 
+/// What the kernel knows of a TCP connection: TCP_INFO (`tcp(7)`), up to `tcpi_bytes_acked`, since
+/// Linux 4.1.
+#[cfg(target_os = "linux")]
+#[derive(Clone, Copy)]
+struct TcpInfo;
+
+#[cfg(target_os = "linux")]
+nix::getsockopt_impl!(
+    TcpInfo,
+    libc::IPPROTO_TCP,
+    libc::TCP_INFO,
+    [u64; 16],
+    nix::sys::socket::sockopt::GetStruct<[u64; 16]>
+);
+
+/// Number of bytes that the peer has acknowledged, FIN included. It stays after a reset.
+#[cfg(target_os = "linux")]
+pub(super) fn acknowledged(socket: BorrowedFd<'_>) -> Option<u64> {
+    let info = nix::sys::socket::getsockopt(&socket, TcpInfo).ok()?;
+    info.last().copied()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn acknowledged(_socket: BorrowedFd<'_>) -> Option<u64> {
+    None
+}
+
 /// Number of bytes in the send buffer (SO_NWRITE).
 #[cfg(target_vendor = "apple")]
 #[derive(Clone, Copy)]
@@ -403,6 +430,51 @@ mod tests {
 
     use super::*;
     use crate::reactor::listener::AcceptError;
+
+    /// Whether the peer's system has taken `sent` bytes is known after its reset too.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_reset_hides_nothing_of_what_was_taken() {
+        use std::io::{Read as _, Write as _};
+
+        for reads in [true, false] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+            let addr = listener.local_addr().expect("an address");
+            let mut peer = std::net::TcpStream::connect(addr).expect("it listens");
+            let (stream, _) = listener.accept().expect("a client");
+            stream.set_nonblocking(true).expect("set");
+            let mut written = 0;
+            while written < 60_000 || !reads {
+                match (&stream).write(&[7; 60_000]) {
+                    Ok(count) => written += count as u64,
+                    Err(_) => break,
+                }
+            }
+            if reads {
+                let mut all = vec![0; usize::try_from(written).expect("small")];
+                peer.read_exact(&mut all).expect("all of it");
+            }
+            SockRef::from(&peer)
+                .set_linger(Some(std::time::Duration::ZERO))
+                .expect("set");
+            drop(peer);
+            let error = loop {
+                match (&stream).read(&mut [0; 16]) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                        std::thread::yield_now();
+                    }
+                    ended => break ended.expect_err("a reset"),
+                }
+            };
+            assert_eq!(error.raw_os_error(), Some(libc::ECONNRESET));
+            let acknowledged = acknowledged(stream.as_fd()).expect("Linux tells");
+            assert_eq!(
+                acknowledged >= written,
+                reads,
+                "{acknowledged} of {written}"
+            );
+        }
+    }
 
     /// Whatever the error: the next client is accepted.
     #[test]

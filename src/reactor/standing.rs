@@ -1,0 +1,63 @@
+//! A connection's place among those whose peers have proved nothing yet.
+
+use crate::proto::State;
+
+/// A connection's place among the unproven ones.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Standing(u8);
+
+/// Whose queue of silent connections: the server's, or that of a listener with a limit of its own.
+#[derive(Clone, Copy)]
+pub(super) enum Queue {
+    Server,
+    Listener,
+}
+
+impl Standing {
+    const PENDING: u8 = 1;
+    /// It has left the server's queue of silent connections because it waited for this server, and
+    /// joins it again after its next turn.
+    const SKIPPED_BY_SERVER: u8 = 2;
+    /// The same of its listener's queue.
+    const SKIPPED_BY_LISTENER: u8 = 4;
+
+    pub(super) fn of(state: State) -> Self {
+        let mut standing = Self::default();
+        standing.set_pending(state != State::Open);
+        standing
+    }
+
+    /// Counted among the pending connections.
+    #[inline]
+    pub(super) fn is_pending(self) -> bool {
+        self.0 & Self::PENDING != 0
+    }
+
+    pub(super) fn set_pending(&mut self, pending: bool) {
+        self.0 = (self.0 & !Self::PENDING) | (u8::from(pending) * Self::PENDING);
+    }
+
+    #[inline]
+    pub(super) fn is_skipped(self) -> bool {
+        self.0 & (Self::SKIPPED_BY_SERVER | Self::SKIPPED_BY_LISTENER) != 0
+    }
+
+    pub(super) fn is_skipped_by(self, queue: Queue) -> bool {
+        self.0 & Self::skipped_by(queue) != 0
+    }
+
+    pub(super) fn skip(&mut self, queue: Queue) {
+        self.0 |= Self::skipped_by(queue);
+    }
+
+    pub(super) fn end_skip(&mut self) {
+        self.0 &= Self::PENDING;
+    }
+
+    fn skipped_by(queue: Queue) -> u8 {
+        match queue {
+            Queue::Server => Self::SKIPPED_BY_SERVER,
+            Queue::Listener => Self::SKIPPED_BY_LISTENER,
+        }
+    }
+}
