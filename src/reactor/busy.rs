@@ -18,8 +18,10 @@ pub(super) struct Busy {
     polled_at: Time,
     /// When the last long iteration began and ended.
     iteration: Option<(Time, Time)>,
-    /// The connection that had the last turn, and when that began.
-    turn: Option<(ConnId, Time)>,
+    /// The connection that had the last turn.
+    turn: Option<ConnId>,
+    /// From then on that turn is a long one.
+    long_from: Time,
 }
 
 impl Busy {
@@ -28,29 +30,31 @@ impl Busy {
             polled_at: now,
             iteration: None,
             turn: None,
+            long_from: Time::NEVER,
         }
     }
 
-    /// A turn begins. Returns the connection that had the turn before, if that was a long one.
+    /// A turn begins, and the last one has ended. Returns the connection of that if it was long.
     #[inline]
     pub(super) fn begin_turn(&mut self, id: ConnId, now: Time) -> Option<ConnId> {
         let worked = self.end_turn(now);
-        self.turn = Some((id, now));
+        self.turn = Some(id);
+        self.long_from = now.after(LONG_TURN);
         worked
     }
 
-    /// The last turn has ended by `now`. Returns its connection if it was a long one.
+    /// The last turn has ended by `now`. Returns its connection if it was long.
     #[inline]
-    pub(super) fn end_turn(&mut self, now: Time) -> Option<ConnId> {
-        let (id, began) = self.turn.take()?;
-        (now.since(began) >= LONG_TURN).then_some(id)
+    pub(super) fn end_turn(&self, now: Time) -> Option<ConnId> {
+        self.turn.filter(|_| now >= self.long_from)
     }
 
     /// The iteration has ended with a poll that began at `polled` and has returned at `now`. True if
     /// it was a long one.
     pub(super) fn end_iteration(&mut self, polled: Time, now: Time) -> bool {
+        self.long_from = Time::NEVER;
         let began = std::mem::replace(&mut self.polled_at, now);
-        let is_long = polled.since(began) >= LONG_ITERATION;
+        let is_long = polled >= began.after(LONG_ITERATION);
         if is_long {
             self.iteration = Some((began, polled));
         }
