@@ -277,7 +277,7 @@ fn handle_broken<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize, erro
     );
     core.conns.offer_room();
     user.listener_lost(&mut core.guard, listener.service, app, listener.id, &error);
-    listeners::close(&mut core.os, listener);
+    listeners::close(&mut core.os, &mut core.admission.fds, listener);
 }
 
 /// Handles one accepted socket: admit, refuse or drop it. `refusal` is why no client may come in.

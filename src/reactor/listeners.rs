@@ -2,6 +2,7 @@
 
 use super::capacity::Capacity;
 use super::connections::Connections;
+use super::fd_exhaustion::FdExhaustion;
 use super::listener::Listener;
 use super::os::{Os, Token};
 use crate::addr::Addr;
@@ -505,8 +506,12 @@ impl<L> Listeners<L> {
     }
 }
 
-/// Closes a listening socket. Its connections live on.
-pub(super) fn close<O: Os>(os: &mut O, listener: &mut Listener<O::Listener>) {
+/// Closes a listening socket, which frees a descriptor. Its connections live on.
+pub(super) fn close<O: Os>(
+    os: &mut O,
+    fds: &mut FdExhaustion,
+    listener: &mut Listener<O::Listener>,
+) {
     let Some(mut socket) = listener.socket.take() else {
         return;
     };
@@ -517,6 +522,7 @@ pub(super) fn close<O: Os>(os: &mut O, listener: &mut Listener<O::Listener>) {
         }
     }
     os.close_listener(socket);
+    fds.end_pause();
     listener.readable = false;
     listener.retry_at = Time::NEVER;
     logs::info!(target: logs::LISTENER, "listener {} on {} is closed", listener.name, listener.addr);
