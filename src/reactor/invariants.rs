@@ -235,6 +235,11 @@ impl<O: Os> Core<O> {
         ))
     }
 
+    #[cfg(test)]
+    pub(crate) fn listener_visits(&self) -> usize {
+        self.listeners.visits()
+    }
+
     /// Sockets that the process has open.
     pub(crate) fn descriptors(&self) -> usize {
         let listening = self

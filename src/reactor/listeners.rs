@@ -19,20 +19,40 @@ pub(super) struct Listeners<L> {
     next_id: u32,
     /// The listener that accepts first in the next round.
     first: usize,
-    /// Set while no listener has changed since all were visited: for which capacity, and when one
-    /// of them has to be visited again. An iteration without events for listeners visits none.
-    settled: Option<(Capacity, Time)>,
-    /// The time in `settled` if nothing of the server's held back a client.
-    rests_until: Option<Time>,
-    /// When they settled, every listener was in the poll and had no limit of its own: connections
-    /// that begin and end change none.
-    all_accept: bool,
+    /// Set while no listener has changed since all were visited. An iteration without events for
+    /// listeners visits none then.
+    settled: Option<Settled>,
     /// An event has come for one of them since the last accept round.
     may_have_client: bool,
     /// A connection or a descriptor was freed: the next visit tries all that are out of the poll.
     retries: bool,
     /// Listeners that have reached their own caps since the last [`Listeners::update_own`].
     at_own_cap: BTreeSet<ListenerId>,
+    /// How often one was looked at that no caller named.
+    #[cfg(test)]
+    visits: std::cell::Cell<usize>,
+}
+
+/// The results of a visit to all listeners, valid until one changes.
+struct Settled {
+    /// The capacity for which they were visited.
+    capacity: Capacity,
+    /// When one of them has to be visited again.
+    wake: Time,
+    /// Nothing of the server's held back a client.
+    rests: bool,
+    /// Every listener was in the poll and had no limit of its own: connections that begin and end
+    /// change none.
+    all_accept: bool,
+    facts: Facts,
+}
+
+/// Sums over all listeners.
+#[derive(Clone, Copy)]
+struct Facts {
+    open: usize,
+    let_wait: bool,
+    all_registered: bool,
 }
 
 impl<L> Default for Listeners<L> {
@@ -42,16 +62,28 @@ impl<L> Default for Listeners<L> {
             next_id: 0,
             first: 0,
             settled: None,
-            rests_until: None,
-            all_accept: false,
             may_have_client: false,
             retries: false,
             at_own_cap: BTreeSet::new(),
+            #[cfg(test)]
+            visits: std::cell::Cell::default(),
         }
     }
 }
 
 impl<L> Listeners<L> {
+    /// Counts a visit to each listener.
+    #[inline(always)]
+    fn note_visits(&self) {
+        #[cfg(test)]
+        self.visits.set(self.visits.get() + self.all.len());
+    }
+
+    #[cfg(test)]
+    pub(super) fn visits(&self) -> usize {
+        self.visits.get()
+    }
+
     pub(super) fn len(&self) -> usize {
         self.all.len()
     }
@@ -124,24 +156,36 @@ impl<L> Listeners<L> {
 
     /// Number of listening sockets.
     pub(super) fn open(&self) -> usize {
-        self.all
-            .iter()
-            .filter(|listener| listener.is_open())
-            .count()
+        self.facts().open
     }
 
     /// Clients of some listener wait in its backlog while no slot is free.
     pub(super) fn let_wait(&self) -> bool {
-        let lets_wait = |listener: &Listener<L>| {
-            listener.is_open() && !listener.suspended && listener.lets_wait()
-        };
-        self.all.iter().any(lets_wait)
+        self.facts().let_wait
     }
 
     /// Every listener that was ever opened is in the poll.
     pub(super) fn are_all_registered(&self) -> bool {
-        self.all.len() == self.next_id as usize
-            && self.all.iter().all(|listener| listener.registered)
+        self.facts().all_registered
+    }
+
+    fn facts(&self) -> Facts {
+        match &self.settled {
+            Some(settled) => settled.facts,
+            None => self.count_facts(),
+        }
+    }
+
+    fn count_facts(&self) -> Facts {
+        self.note_visits();
+        let lets_wait = |listener: &Listener<L>| !listener.suspended && listener.lets_wait();
+        let open = || self.all.iter().filter(|listener| listener.is_open());
+        Facts {
+            open: open().count(),
+            let_wait: open().any(lets_wait),
+            all_registered: self.all.len() == self.next_id as usize
+                && self.all.iter().all(|listener| listener.registered),
+        }
     }
 
     pub(super) fn check_name(&self, name: &str) -> Result<()> {
@@ -170,7 +214,9 @@ impl<L> Listeners<L> {
     /// No listener needs a visit because a connection has begun or ended.
     #[inline]
     fn is_indifferent(&self) -> bool {
-        self.settled.is_some() && self.all_accept
+        self.settled
+            .as_ref()
+            .is_some_and(|settled| settled.all_accept)
     }
 
     /// A connection of a listener has begun or ended.
@@ -185,21 +231,27 @@ impl<L> Listeners<L> {
     #[inline]
     fn unsettle(&mut self) {
         self.settled = None;
-        self.rests_until = None;
     }
 
     /// As [`Listeners::settled_until`], for a capacity without restrictions.
     #[inline]
     pub(super) fn rests_until(&self) -> Option<Time> {
-        self.rests_until.filter(|_| !self.may_have_client)
+        let settled = self.settled.as_ref().filter(|_| !self.may_have_client);
+        settled
+            .filter(|settled| settled.rests)
+            .map(|settled| settled.wake)
     }
 
     /// No listener needs a visit before the result, if the capacity is still the same.
     #[inline]
     fn settled_until(&self, capacity: impl Fn() -> Capacity) -> Option<Time> {
         let settled = self.settled.as_ref().filter(|_| !self.may_have_client);
-        let (settled, wake) = settled?;
-        settled.is_same(&capacity()).then_some(*wake)
+        let Settled {
+            capacity: then,
+            wake,
+            ..
+        } = settled?;
+        then.is_same(&capacity()).then_some(*wake)
     }
 
     /// No listener has changed since all were visited, for this capacity.
@@ -266,6 +318,7 @@ impl<L> Listeners<L> {
 
     #[inline(never)]
     fn next_round(&mut self) -> Option<usize> {
+        self.note_visits();
         self.apply_retries();
         if !self.all.iter().any(|listener| listener.readable) {
             // The event was stale.
@@ -278,6 +331,7 @@ impl<L> Listeners<L> {
 
     /// The round is over. If it has emptied every backlog, the listeners are settled as before.
     pub(super) fn end_round(&mut self) {
+        self.note_visits();
         self.may_have_client = false;
         if self.all.iter().any(|listener| listener.readable) {
             self.unsettle();
@@ -297,6 +351,7 @@ impl<L> Listeners<L> {
 
     fn apply_retries(&mut self) {
         if std::mem::take(&mut self.retries) {
+            self.note_visits();
             for listener in &mut self.all {
                 listener.readable |= !listener.registered && listener.is_open();
             }
@@ -339,10 +394,15 @@ impl<L> Listeners<L> {
 
     /// Ends the waiting of listeners whose retry time has come.
     pub(super) fn expire(&mut self, due: Time) {
-        if self.settled.as_ref().is_some_and(|(_, wake)| *wake > due) {
+        if self
+            .settled
+            .as_ref()
+            .is_some_and(|settled| settled.wake > due)
+        {
             return;
         }
         self.unsettle();
+        self.note_visits();
         for listener in &mut self.all {
             if listener.retry_at <= due {
                 listener.retry_at = Time::NEVER;
@@ -367,6 +427,7 @@ impl<L> Listeners<L> {
     #[inline(never)]
     fn visit_at(&self, capacity: impl Fn() -> Capacity) -> Time {
         let mut wake = Time::NEVER;
+        self.note_visits();
         for listener in &self.all {
             wake = wake.min(listener.retry_at);
             if listener.is_open() && listener.may_accept() {
@@ -449,6 +510,7 @@ impl<L> Listeners<L> {
         retry_at: Time,
     ) {
         self.apply_retries();
+        self.note_visits();
         for at in 0..self.all.len() {
             let Some(listener) = self.all.get_mut(at) else {
                 break;
@@ -484,12 +546,14 @@ impl<L> Listeners<L> {
                 }
             }
         }
-        let wake = self.visit_at(|| *capacity);
-        self.settled = Some((*capacity, wake));
-        let rests = capacity.is_unrestricted() && self.at_own_cap.is_empty();
-        self.rests_until = rests.then_some(wake);
         let accepts = |listener: &Listener<L>| listener.registered && !listener.has_limits();
-        self.all_accept = self.all.iter().all(accepts);
+        self.settled = Some(Settled {
+            capacity: *capacity,
+            wake: self.visit_at(|| *capacity),
+            rests: capacity.is_unrestricted() && self.at_own_cap.is_empty(),
+            all_accept: self.all.iter().all(accepts),
+            facts: self.count_facts(),
+        });
     }
 
     /// Removes a closed listener that has no connections left. Released the key of its service.
@@ -497,6 +561,7 @@ impl<L> Listeners<L> {
         if self.settled.is_some() {
             return None;
         }
+        self.note_visits();
         let over = |listener: &Listener<L>| !listener.is_open() && listener.connections == 0;
         // From the end: there the removal moves the fewest.
         let at = self.all.iter().rposition(over)?;

@@ -1,7 +1,18 @@
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::*;
+use crate::alarm::Alarm;
+use crate::config::{AtCapacity, Config, Quota};
+use crate::handler::{Context, Handler};
+use crate::proto::Rate;
+use crate::reactor::shared_cap::SharedCap;
+use crate::reason::Outcome;
+use crate::sim::{ClientId, Sim};
+use crate::Framing;
 
 fn listener(id: ListenerId) -> Listener<()> {
-    let listen = Listen::tcp("127.0.0.1:0", crate::Framing::Packet2);
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2);
     let (name, addr) = (String::new(), Addr::unspecified());
     let mut listener = Listener::new(id, name, addr, 0, listen, Time::ZERO);
     listener.readable = false;
@@ -46,5 +57,82 @@ fn an_id_names_one_listener_when_the_numbers_repeat() {
     for listener in listeners.iter() {
         let same = listeners.iter().filter(|other| other.id == listener.id);
         assert_eq!(same.count(), 1);
+    }
+}
+
+struct Echo;
+
+impl Handler for Echo {
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+}
+
+const LISTENERS: usize = 100;
+
+/// Opens many listeners, and returns the address of one.
+fn listen(sim: &mut Sim, listen: &Listen) -> std::net::SocketAddr {
+    let mut open = || {
+        sim.listen(listen.clone(), |(), _| Echo)
+            .expect("a listener")
+    };
+    let addrs: Vec<_> = (0..LISTENERS).map(|_| open()).collect();
+    addrs[LISTENERS / 2]
+}
+
+fn local() -> Listen {
+    Listen::tcp("127.0.0.1:0", Framing::Packet2)
+}
+
+/// The number of visits to listeners while `work` is done.
+fn visits(sim: &mut Sim, work: impl FnOnce(&mut Sim)) -> usize {
+    let before = sim.listener_visits();
+    work(sim);
+    sim.listener_visits() - before
+}
+
+fn ping(sim: &mut Sim, client: ClientId) {
+    sim.send(client, b"\0\x01x");
+    sim.settle();
+    assert_eq!(sim.received(client), b"\0\x01x");
+}
+
+/// An iteration that changes no listener visits none, whatever it asks about them.
+#[test]
+fn a_message_visits_no_listener() {
+    let plain = Config::new();
+    let limited = Config::new().with(|config| config.accept_rate = Some(Rate::per_second(10)));
+    let refusing = local().with(|listen| {
+        listen.at_capacity = AtCapacity::Refuse {
+            farewell: Vec::new(),
+        }
+    });
+    for (config, options, servers, has_alarm) in [
+        (&plain, local(), 1, false),
+        (&plain, local(), 1, true),
+        (&limited, local(), 1, false),
+        (&limited, refusing.clone(), 1, false),
+        (&plain, local(), 2, true),
+        (&limited, refusing, 2, true),
+    ] {
+        let mut sim = Sim::new(1, config.clone(), ());
+        if servers > 1 {
+            let cap = Arc::new(SharedCap::new(config.max_connections, servers));
+            sim.share_cap(cap, 0);
+        }
+        let addr = listen(&mut sim, &options);
+        if has_alarm {
+            let alarm = Alarm::Descriptors(Quota::Count(1000));
+            let added = sim.control().on_alarm(alarm, Duration::MAX, |_, _, _| {});
+            added.expect("an alarm");
+        }
+        let client = sim.connect(addr).expect("a listener");
+        ping(&mut sim, client);
+        let visits = visits(&mut sim, |sim| (0..10).for_each(|_| ping(sim, client)));
+        assert_eq!(
+            visits, 0,
+            "{servers} servers, alarm: {has_alarm}, {options:?}"
+        );
     }
 }
