@@ -22,11 +22,11 @@ use crate::reason::{CloseReason, Closed};
 /// How long servers with fewer connections go first, where several share a backlog.
 const DEFER: Duration = Duration::from_millis(1);
 
-/// One accept round over all listeners, beginning with another one each time.
+/// One accept round over the listeners that may have a client, beginning with another one each
+/// time.
 pub(super) struct Round {
-    first: usize,
-    offset: usize,
-    listeners: usize,
+    /// Listeners that had their turn.
+    done: usize,
     /// Of the listener whose turn it is: `None` before its first accept.
     current: Option<Progress>,
 }
@@ -61,12 +61,12 @@ impl Round {
             now,
             ..
         } = core;
-        let first = listeners.begin_round(*now, || admission.capacity(conns, config, *now))?;
+        if !listeners.begin_round(*now, || admission.capacity(conns, config, *now)) {
+            return None;
+        }
         core.refresh();
         Some(Self {
-            first,
-            offset: 0,
-            listeners: core.listeners.len(),
+            done: 0,
             current: None,
         })
     }
@@ -78,12 +78,11 @@ impl Round {
         app: &mut A,
         scratch: &mut Scratch,
     ) -> Option<ConnId> {
-        while self.offset < self.listeners {
+        while let Some(at) = inner.core.listeners.in_round(self.done) {
             if !inner.core.has_work_left() {
                 // The listeners that are left are readable still.
                 return None;
             }
-            let at = (self.first + self.offset) % self.listeners;
             if self.current.is_none() && !defer_accept(&mut inner.core, at) {
                 self.current = Some(Progress {
                     accepts_left: inner.core.config.budgets.accepts,
@@ -99,7 +98,7 @@ impl Round {
                 Step::Admitted(id) => return Some(id),
                 Step::Next => {}
                 Step::Done => {
-                    self.offset += 1;
+                    self.done += 1;
                     self.current = None;
                 }
             }

@@ -149,6 +149,9 @@ impl<O: Os> Core<O> {
         if !settled && self.rest_until().is_none() {
             return Some("every iteration visits every listener".to_owned());
         }
+        if let Some(name) = self.listeners.unnoticed() {
+            return Some(format!("listener {name} has changed and is not visited"));
+        }
         let fault = self.miscounted_source().or_else(|| self.deaf_listener());
         if fault.is_some() {
             return fault;

@@ -59,6 +59,7 @@ mod source_limits;
 mod timers;
 mod turn;
 mod user_code;
+mod visits;
 mod work;
 
 use std::io;

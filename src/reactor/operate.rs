@@ -53,7 +53,6 @@ impl<O: Os> Core<O> {
             self.open_at_change = self.conns.len();
             self.pending_at_change = self.admission.pending();
         }
-        self.listeners.retry_unregistered();
         Ok(())
     }
 
@@ -91,7 +90,6 @@ impl<O: Os> Core<O> {
                 }
             }
         }
-        self.listeners.retry_unregistered();
         Ok(())
     }
 

@@ -69,16 +69,14 @@ impl Handler for Echo {
     }
 }
 
-const LISTENERS: usize = 100;
-
-/// Opens many listeners, and returns the address of one.
-fn listen(sim: &mut Sim, listen: &Listen) -> std::net::SocketAddr {
+/// Opens `count` listeners, and returns the address of one.
+fn listen(sim: &mut Sim, listen: &Listen, count: usize) -> std::net::SocketAddr {
     let mut open = || {
         sim.listen(listen.clone(), |(), _| Echo)
             .expect("a listener")
     };
-    let addrs: Vec<_> = (0..LISTENERS).map(|_| open()).collect();
-    addrs[LISTENERS / 2]
+    let addrs: Vec<_> = (0..count).map(|_| open()).collect();
+    addrs[count / 2]
 }
 
 fn local() -> Listen {
@@ -121,7 +119,7 @@ fn a_message_visits_no_listener() {
             let cap = Arc::new(SharedCap::new(config.max_connections, servers));
             sim.share_cap(cap, 0);
         }
-        let addr = listen(&mut sim, &options);
+        let addr = listen(&mut sim, &options, 100);
         if has_alarm {
             let alarm = Alarm::Descriptors(Quota::Count(1000));
             let added = sim.control().on_alarm(alarm, Duration::MAX, |_, _, _| {});
@@ -135,4 +133,59 @@ fn a_message_visits_no_listener() {
             "{servers} servers, alarm: {has_alarm}, {options:?}"
         );
     }
+}
+
+/// A client that comes and goes changes its own listener, and no other one is visited.
+#[test]
+fn a_client_visits_its_own_listener() {
+    let own = |max| local().with(|listen| listen.max_connections = Some(max));
+    let rate = Rate::per_second(10);
+    for (name, options) in [
+        ("no limit", local()),
+        ("a limit", own(10)),
+        ("a limit that is reached", own(1)),
+        (
+            "a rate",
+            local().with(|listen| listen.accept_rate = Some(rate)),
+        ),
+    ] {
+        let [few, many] = [2, 200].map(|count| {
+            let mut sim = Sim::new(1, Config::new(), ());
+            let addr = listen(&mut sim, &options, count);
+            let visit = |sim: &mut Sim| {
+                let client = sim.connect(addr).expect("a listener");
+                ping(sim, client);
+                sim.finish(client);
+                sim.advance(Duration::from_secs(1));
+                assert_eq!(sim.stats().open, 0);
+            };
+            visit(&mut sim);
+            visits(&mut sim, visit)
+        });
+        assert_eq!(few, many, "{name}");
+        assert!(many < 40, "{name}: {many}");
+    }
+}
+
+/// So does a listener that is suspended or closed by itself.
+#[test]
+fn a_change_visits_its_own_listener() {
+    let [few, many] = [2, 200].map(|count| {
+        let mut sim = Sim::new(1, Config::new(), ());
+        let addr = listen(&mut sim, &local(), count);
+        sim.settle();
+        visits(&mut sim, |sim| {
+            for suspended in [true, false] {
+                let set = match suspended {
+                    true => crate::Control::suspend,
+                    false => crate::Control::resume,
+                };
+                set(&mut sim.control(), addr.port()).expect("open");
+                sim.settle();
+            }
+            let client = sim.connect(addr).expect("a listener");
+            ping(sim, client);
+        })
+    });
+    assert_eq!(few, many);
 }
