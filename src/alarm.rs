@@ -17,8 +17,9 @@ pub enum Alarm {
     /// connections of all shards count.
     Connections(Quota),
     /// Descriptors that this server has open: its listeners and connections. A percentage is of the
-    /// process's RLIMIT_NOFILE when the alarm is set (known on Linux). Descriptors of the rest of
-    /// the program are not counted.
+    /// process's RLIMIT_NOFILE when the alarm is set (known on Linux). In
+    /// [`Shards`](crate::Shards) the descriptors of all shards count. Those of the rest of the
+    /// program do not.
     Descriptors(Quota),
     /// Bytes that all connections together hold in buffers. A percentage is of
     /// [`Config::memory_limit`], and follows a change of it.

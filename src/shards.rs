@@ -51,6 +51,7 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// | listening sockets | see below |
 /// | [`Handle`] | reaches all shards |
 /// | [`Alarm::Connections`](crate::Alarm::Connections) | each shard's own alarm, on the connections of all shards |
+/// | [`Alarm::Descriptors`](crate::Alarm::Descriptors) | each shard's own alarm, on the descriptors of all shards |
 /// | every other limit, rate, budget, alarm and count | each shard's own |
 ///
 /// The first shard that listens on an address opens the socket; [`Server::listen`] with the same

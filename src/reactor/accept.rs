@@ -25,11 +25,11 @@ const DEFER: Duration = Duration::from_millis(1);
 /// How long a server that can evict a connection goes first. It may be busy.
 const DEFER_EVICTION: Duration = Duration::from_millis(100);
 
-/// One accept round over all listeners, beginning with another one each time.
+/// One accept round over the listeners that may have a client, beginning with another one each
+/// time.
 pub(super) struct Round {
-    first: usize,
-    offset: usize,
-    listeners: usize,
+    /// Listeners that had their turn.
+    done: usize,
     /// Of the listener whose turn it is: `None` before its first accept.
     current: Option<Progress>,
 }
@@ -64,12 +64,12 @@ impl Round {
             now,
             ..
         } = core;
-        let first = listeners.begin_round(*now, || admission.capacity(conns, config, *now))?;
+        if !listeners.begin_round(*now, || admission.capacity(conns, config, *now)) {
+            return None;
+        }
         core.refresh();
         Some(Self {
-            first,
-            offset: 0,
-            listeners: core.listeners.len(),
+            done: 0,
             current: None,
         })
     }
@@ -81,12 +81,11 @@ impl Round {
         app: &mut A,
         scratch: &mut Scratch,
     ) -> Option<ConnId> {
-        while self.offset < self.listeners {
+        while let Some(at) = inner.core.listeners.in_round(self.done) {
             if !inner.core.has_work_left() {
                 // The listeners that are left are readable still.
                 return None;
             }
-            let at = (self.first + self.offset) % self.listeners;
             if self.current.is_none() && !defer_accept(&mut inner.core, at) {
                 self.current = Some(Progress {
                     accepts_left: inner.core.config.budgets.accepts,
@@ -102,7 +101,7 @@ impl Round {
                 Step::Admitted(id) => return Some(id),
                 Step::Next => {}
                 Step::Done => {
-                    self.offset += 1;
+                    self.done += 1;
                     self.current = None;
                 }
             }
@@ -289,7 +288,7 @@ fn handle_broken<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize, erro
     );
     core.conns.offer_room();
     user.listener_lost(&mut core.guard, listener.service, app, listener.id, &error);
-    listeners::close(&mut core.os, listener);
+    listeners::close(&mut core.os, &mut core.admission.fds, listener);
 }
 
 /// Handles one accepted socket: admit, refuse or drop it. `refusal` is why no client may come in.

@@ -12,6 +12,7 @@
 use super::core::Core;
 use super::os::Os;
 use super::panic_guard::PanicGuard;
+use super::shared_cap::Bounds;
 use std::mem;
 use std::time::Duration;
 
@@ -145,23 +146,29 @@ impl<A> Alarms<A> {
         self.all.iter().map(due).fold(Time::NEVER, Time::min)
     }
 
-    /// The numbers of connections at which an alarm is due: below the first, or from the second on.
-    pub(super) fn bounds<O: Os>(&self, core: &Core<O>) -> Option<(usize, usize)> {
-        let watched = self.all.iter();
-        let mut watched = watched
-            .filter(|watched| matches!(watched.alarm, Alarm::Connections(_)))
-            .peekable();
-        let value = value(core, watched.peek()?.alarm);
-        let (mut least, mut most) = (0, usize::MAX);
-        for watched in watched {
+    /// The ranges within which no alarm is due that watches all servers with the same cap. `None`
+    /// without such an alarm.
+    pub(super) fn bounds<O: Os>(&self, core: &Core<O>) -> Option<Bounds> {
+        let mut bounds = Bounds {
+            connections: (0, usize::MAX),
+            descriptors: (0, usize::MAX),
+        };
+        let mut is_any = false;
+        for watched in &self.all {
+            let (least, most) = match watched.alarm {
+                Alarm::Connections(_) => &mut bounds.connections,
+                Alarm::Descriptors(_) => &mut bounds.descriptors,
+                Alarm::Memory(_) | Alarm::FdExhaustion => continue,
+            };
+            is_any = true;
             let threshold = watched.threshold(core);
             if watched.raised_at.is_some() {
-                least = least.max(threshold);
-            } else if value < threshold {
-                most = most.min(threshold);
+                *least = threshold.max(*least);
+            } else if value(core, watched.alarm) < threshold {
+                *most = threshold.min(*most);
             }
         }
-        Some((least, most))
+        is_any.then_some(bounds)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -223,7 +230,7 @@ impl<A> Alarms<A> {
 fn value<O: Os>(core: &Core<O>, alarm: Alarm) -> usize {
     match alarm {
         Alarm::Connections(_) => core.conns.under_cap(),
-        Alarm::Descriptors(_) => core.open_descriptors(),
+        Alarm::Descriptors(_) => core.conns.shared_descriptors(core.open_descriptors()),
         Alarm::Memory(_) => core.memory.total(),
         Alarm::FdExhaustion => core.admission.fds.failures(),
     }

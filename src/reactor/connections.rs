@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::connection::Connection;
 use super::os::Token;
-use super::shared_cap::{CapShare, SharedCap};
+use super::shared_cap::{Bounds, CapShare, SharedCap};
 use super::slots::Slots;
 use super::timers::Timers;
 use crate::detached::Permit;
@@ -339,11 +339,18 @@ impl<S> Connections<S> {
         }
     }
 
-    /// Wakes the loop once the number of connections under the cap is below the first of `bounds`,
-    /// or reaches the second.
-    #[inline]
-    pub(super) fn watch(&self, bounds: Option<(usize, usize)>) {
-        if let Some(share) = &self.share {
+    /// Number of descriptors of all servers that share the cap. This one has `own` of them.
+    pub(super) fn shared_descriptors(&self, own: usize) -> usize {
+        self.share
+            .as_ref()
+            .map_or(own, |share| share.descriptors(own))
+    }
+
+    /// Publishes to the servers that share the cap that this one has `descriptors`, and lets them
+    /// wake the loop once a number is out of `bounds`.
+    pub(super) fn watch(&mut self, descriptors: usize, bounds: Option<Bounds>) {
+        if let Some(share) = &mut self.share {
+            share.publish_descriptors(descriptors);
             share.watch(bounds);
         }
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use super::core::Core;
 use super::detached_conns::Receiver;
 use super::inner::Inner;
 use super::listeners;
@@ -339,8 +340,13 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
     }
 
     fn close_listener(&mut self, which: &ListenerRef) -> Result<()> {
-        let listener = self.core.listeners.find_mut(which)?;
-        listeners::close(&mut self.core.os, listener);
+        let Core {
+            os,
+            admission,
+            listeners,
+            ..
+        } = &mut self.core;
+        listeners::close(os, &mut admission.fds, listeners.find_mut(which)?);
         Ok(())
     }
 

@@ -322,7 +322,6 @@ impl<O: Os> Core<O> {
         let was_pending = self.admission.end_pending(&mut self.conns, id);
         if was_pending {
             self.with_unproven(id, |unproven, conns| unproven.pending.leave(id, conns));
-            self.listeners.retry_unregistered();
         }
         was_pending
     }
@@ -499,7 +498,6 @@ impl<O: Os> Core<O> {
     /// One of the server's descriptors was closed.
     pub(super) fn free_descriptor(&mut self) {
         self.admission.fds.end_pause();
-        self.listeners.retry_unregistered();
     }
 
     /// Descriptors or memory ran out in accept or registration: all listeners leave the poll.

@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use super::admission::Admission;
 use super::connections::Connections;
 use super::listener::Listener;
 use super::listeners::{self, Listeners};
@@ -160,7 +161,10 @@ impl Drain {
         listeners: &mut Listeners<O::Listener>,
         accepted: u64,
         (due, now): (Option<Time>, Time),
-        (out_of_fds, is_full): (bool, impl Fn(&Listener<O::Listener>) -> bool),
+        (admission, is_full): (
+            &mut Admission,
+            impl Fn(&Admission, &Listener<O::Listener>) -> bool,
+        ),
     ) {
         let Self::On(plan) = self else {
             return;
@@ -173,16 +177,17 @@ impl Drain {
         let gives_up = conns.is_empty() && plan.started.after(GIVE_UP_AFTER) <= now;
         let mut may_accept = false;
         for listener in listeners.iter_mut().filter(|listener| listener.is_open()) {
-            let fails = out_of_fds || listener.retry_at.is_armed();
-            let waits = fails || is_full(listener);
+            // The descriptor of one that was closed may be for a client of the next.
+            let fails = admission.fds.is_on() || listener.retry_at.is_armed();
+            let waits = fails || is_full(admission, listener);
             if is_over || !listener.readable || (waits && !has_client(os, listener)) {
                 if is_over && has_client(os, listener) {
                     plan.report.unserved += 1;
                 }
-                listeners::close(os, listener);
+                listeners::close(os, &mut admission.fds, listener);
             } else if waits && gives_up && (fails || !is_shared) {
                 plan.report.unserved += 1;
-                listeners::close(os, listener);
+                listeners::close(os, &mut admission.fds, listener);
             } else {
                 may_accept |= !waits;
             }

@@ -95,8 +95,14 @@ impl<A, O: Os> Inner<A, O> {
         if let Some(socket) = listen.adopted.take() {
             let socket = Arc::try_unwrap(socket).or_else(|socket| socket.try_clone());
             let adopted = socket.and_then(|socket| self.core.os.adopt(socket));
-            let socket = adopted.map_err(Error::os("adopting a listening socket"))?;
-            return self.add_listener(listen, socket, service);
+            let added = adopted
+                .map_err(Error::os("adopting a listening socket"))
+                .and_then(|socket| self.add_listener(listen, socket, service));
+            if added.is_err() {
+                // The socket is closed.
+                self.core.free_descriptor();
+            }
+            return added;
         }
         let mut failure = None;
         for addr in listen.resolved()? {

@@ -153,6 +153,9 @@ impl<O: Os> Core<O> {
         if !settled && self.rest_until().is_none() {
             return Some("every iteration visits every listener".to_owned());
         }
+        if let Some(name) = self.listeners.unnoticed() {
+            return Some(format!("listener {name} has changed and is not visited"));
+        }
         let fault = self.miscounted_source().or_else(|| self.deaf_listener());
         if fault.is_some() {
             return fault;
@@ -237,6 +240,11 @@ impl<O: Os> Core<O> {
             "listener {} may accept at {until:?}, the next wake-up is at {wake:?}",
             listener.name
         ))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn listener_visits(&self) -> usize {
+        self.listeners.visits()
     }
 
     /// Sockets that the process has open.

@@ -16,9 +16,11 @@ use std::rc::Rc;
 
 use super::capacity::{Capacity, OptionalBucket};
 use super::connections::Connections;
+use super::os::{Os, Token};
 use super::pending::Unproven;
 use super::source_limits::{Counted, Sources};
 use super::standing::Queue;
+use super::visits::{Noted, Sums};
 use crate::access::Access;
 use crate::addr::Addr;
 use crate::config::AtCapacity;
@@ -76,6 +78,8 @@ pub(super) struct Listener<L> {
     pub(super) failing: bool,
     /// The last accept said that this is no listening socket.
     pub(super) broken: bool,
+    /// The result of the last visit.
+    pub(super) noted: Noted,
 }
 
 impl<L> Listener<L> {
@@ -117,6 +121,7 @@ impl<L> Listener<L> {
             deferred_since: None,
             failing: false,
             broken: false,
+            noted: Noted::default(),
         }
     }
 
@@ -148,6 +153,11 @@ impl<L> Listener<L> {
 
     pub(super) fn is_open(&self) -> bool {
         self.socket.is_some()
+    }
+
+    /// Closed, and without connections.
+    pub(super) fn is_over(&self) -> bool {
+        !self.is_open() && self.connections == 0
     }
 
     /// The server drains: accepts the backlog.
@@ -250,6 +260,81 @@ impl<L> Listener<L> {
             self.admits_at(capacity)
         } else {
             Time::NEVER
+        }
+    }
+
+    /// Its part in the sums over all listeners.
+    pub(super) fn sums(&self) -> Sums {
+        let lets_wait = self.is_open() && !self.suspended && self.lets_wait();
+        Sums {
+            open: self.is_open().into(),
+            let_wait: lets_wait.into(),
+            registered: self.registered.into(),
+        }
+    }
+
+    /// When to visit it without an event, if it does not change before.
+    pub(super) fn wake_at(&self, capacity: &Capacity) -> Time {
+        self.retry_at.min(self.accepts_at(capacity))
+    }
+
+    /// Leaves it alone until `retry_at`.
+    pub(super) fn back_off(&mut self, retry_at: Time) {
+        self.retry_at = retry_at;
+        self.has_waited = true;
+    }
+
+    /// As [`Listener::back_off`], with one line in the log until it works again.
+    pub(super) fn fail(&mut self, retry_at: Time, what: &str, error: &io::Error) {
+        self.back_off(retry_at);
+        if !std::mem::replace(&mut self.failing, true) {
+            logs::warning!(
+                target: logs::LISTENER,
+                "{what} listener {} on {}: {error}; trying again",
+                self.name,
+                self.addr
+            );
+        }
+    }
+
+    /// Ends its waiting if its retry time has come.
+    pub(super) fn expire(&mut self, due: Time) {
+        if self.retry_at <= due {
+            self.retry_at = Time::NEVER;
+            self.readable = true;
+        }
+    }
+
+    /// Makes its registration follow its state. A failure is retried at `retry_at`.
+    pub(super) fn reconcile<O: Os<Listener = L>>(
+        &mut self,
+        os: &mut O,
+        capacity: &Capacity,
+        retry_at: Time,
+    ) {
+        let wanted = self.state(capacity) == ListenerState::Listening;
+        // No event announces the clients that come while it is out of the poll.
+        self.readable |= !wanted && self.is_open();
+        self.has_waited |= !wanted;
+        if wanted == self.registered || self.retry_at.is_armed() {
+            return;
+        }
+        let Some(socket) = &mut self.socket else {
+            return;
+        };
+        let (what, outcome) = if wanted {
+            let token = Token::of_listener(self.id);
+            ("cannot register", os.register_listener(socket, token))
+        } else {
+            ("cannot deregister", os.deregister_listener(socket))
+        };
+        match outcome {
+            Ok(()) => {
+                self.registered = wanted;
+                // A client may have come since the last accept: do not rely on the edge.
+                self.readable |= wanted;
+            }
+            Err(error) => self.fail(retry_at, what, &error),
         }
     }
 

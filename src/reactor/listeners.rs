@@ -1,14 +1,18 @@
 //! All listeners of one server: opened, found, registered and closed.
 
+mod checks;
+
 use super::capacity::Capacity;
 use super::connections::Connections;
+use super::fd_exhaustion::FdExhaustion;
 use super::listener::Listener;
 use super::os::{Os, Token};
+use super::timers::Timers;
+use super::visits::{Noted, Sums, Visited};
 use crate::addr::Addr;
 use crate::config::Listen;
 use crate::error::{Error, Result};
 use crate::id::{ListenerId, ListenerRef, ServerNumber};
-use crate::listener_info::ListenerState;
 use crate::logs;
 use crate::proto::Time;
 use std::collections::BTreeSet;
@@ -16,22 +20,28 @@ use std::collections::BTreeSet;
 pub(super) struct Listeners<L> {
     all: Vec<Listener<L>>,
     next_id: u32,
-    /// The listener that accepts first in the next round.
+    /// The listener that accepts first in the running round.
     first: usize,
-    /// Set while no listener has changed since all were visited: for which capacity, and when one
-    /// of them has to be visited again. An iteration without events for listeners visits none.
-    settled: Option<(Capacity, Time)>,
-    /// The time in `settled` if nothing of the server's held back a client.
-    rests_until: Option<Time>,
-    /// When they settled, every listener was in the poll and had no limit of its own: connections
-    /// that begin and end change none.
-    all_accept: bool,
-    /// An event has come for one of them since the last accept round.
-    may_have_client: bool,
-    /// A connection or a descriptor was freed: the next visit tries all that are out of the poll.
-    retries: bool,
+    /// The running accept round: positions of the listeners that may have a client.
+    round: Vec<usize>,
+    /// `None` if all listeners have to be visited.
+    visited: Option<Visited>,
+    /// Positions of the listeners that have changed since they were visited. An iteration visits
+    /// these alone.
+    changed: Vec<usize>,
+    /// Positions of the listeners to which an event has come since the last accept round.
+    ready: Vec<usize>,
+    /// When each listener that was visited has to be visited again, by its position.
+    wakes: Timers,
+    /// The sums of what was noted of each listener.
+    sums: Sums,
+    /// A visit has found a closed listener without connections.
+    has_over: bool,
     /// Listeners that have reached their own caps since the last [`Listeners::update_own`].
     at_own_cap: BTreeSet<ListenerId>,
+    /// Number of visits to listeners that no caller names.
+    #[cfg(test)]
+    visits: std::cell::Cell<usize>,
 }
 
 impl<L> Default for Listeners<L> {
@@ -40,28 +50,27 @@ impl<L> Default for Listeners<L> {
             all: Vec::new(),
             next_id: 0,
             first: 0,
-            settled: None,
-            rests_until: None,
-            all_accept: false,
-            may_have_client: false,
-            retries: false,
+            round: Vec::new(),
+            visited: None,
+            changed: Vec::new(),
+            ready: Vec::new(),
+            wakes: Timers::default(),
+            sums: Sums::default(),
+            has_over: false,
             at_own_cap: BTreeSet::new(),
+            #[cfg(test)]
+            visits: std::cell::Cell::default(),
         }
     }
 }
 
 impl<L> Listeners<L> {
-    pub(super) fn len(&self) -> usize {
-        self.all.len()
-    }
-
     pub(super) fn iter(&self) -> impl Iterator<Item = &Listener<L>> {
         self.all.iter()
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Listener<L>> {
-        self.unsettle();
-        self.apply_retries();
+        self.visited = None;
         self.all.iter_mut()
     }
 
@@ -74,15 +83,26 @@ impl<L> Listeners<L> {
     }
 
     /// For what concerns one of its clients.
+    #[inline]
     pub(super) fn get_mut(&mut self, at: usize) -> Option<&mut Listener<L>> {
-        self.unsettle_for_client();
-        self.all.get_mut(at)
+        match self.all.get(at)?.noted.is_indifferent {
+            true => self.all.get_mut(at),
+            false => self.change(at),
+        }
     }
 
     /// For what changes its state.
     pub(super) fn change(&mut self, at: usize) -> Option<&mut Listener<L>> {
-        self.unsettle();
-        self.all.get_mut(at)
+        let listener = self.all.get_mut(at)?;
+        if self.visited.is_some() && listener.noted.change() {
+            self.changed.push(at);
+        }
+        Some(listener)
+    }
+
+    /// A listener has changed: it is visited at the end of the iteration.
+    fn mark(&mut self, at: usize) {
+        self.change(at);
     }
 
     pub(super) fn by_id(&self, id: ListenerId) -> Option<&Listener<L>> {
@@ -91,9 +111,7 @@ impl<L> Listeners<L> {
 
     /// For what concerns one of its connections.
     pub(super) fn by_id_mut(&mut self, id: ListenerId) -> Option<&mut Listener<L>> {
-        let at = self.position(id)?;
-        self.unsettle_for_client();
-        self.all.get_mut(at)
+        self.get_mut(self.position(id)?)
     }
 
     fn position(&self, id: ListenerId) -> Option<usize> {
@@ -115,32 +133,42 @@ impl<L> Listeners<L> {
     }
 
     pub(super) fn find_mut(&mut self, which: &ListenerRef) -> Result<&mut Listener<L>> {
-        self.unsettle();
-        let mut open = self.all.iter_mut().filter(|listener| listener.is_open());
-        let found = open.find(|listener| listener.matches(which));
-        found.ok_or_else(|| no_listener(which))
+        let is_it = |listener: &Listener<L>| listener.is_open() && listener.matches(which);
+        let at = self.all.iter().position(is_it);
+        at.and_then(|at| self.change(at))
+            .ok_or_else(|| no_listener(which))
     }
 
     /// Number of listening sockets.
     pub(super) fn open(&self) -> usize {
-        self.all
-            .iter()
-            .filter(|listener| listener.is_open())
-            .count()
+        self.sums().open
     }
 
     /// Clients of some listener wait in its backlog while no slot is free.
     pub(super) fn let_wait(&self) -> bool {
-        let lets_wait = |listener: &Listener<L>| {
-            listener.is_open() && !listener.suspended && listener.lets_wait()
-        };
-        self.all.iter().any(lets_wait)
+        self.sums().let_wait > 0
     }
 
     /// Every listener that was ever opened is in the poll.
     pub(super) fn are_all_registered(&self) -> bool {
-        self.all.len() == self.next_id as usize
-            && self.all.iter().all(|listener| listener.registered)
+        self.all.len() == self.next_id as usize && self.sums().registered == self.all.len()
+    }
+
+    /// The sums over all listeners, as they are now.
+    fn sums(&self) -> Sums {
+        if self.visited.is_none() {
+            self.note_visits(self.all.len());
+            let mut sums = Sums::default();
+            self.all.iter().for_each(|one| sums += one.sums());
+            return sums;
+        }
+        let mut sums = self.sums;
+        self.note_visits(self.changed.len());
+        for listener in self.changed.iter().filter_map(|&at| self.all.get(at)) {
+            sums -= listener.noted.sums;
+            sums += listener.sums();
+        }
+        sums
     }
 
     pub(super) fn check_name(&self, name: &str) -> Result<()> {
@@ -166,45 +194,33 @@ impl<L> Listeners<L> {
         self.check_name(&addr.to_string())
     }
 
-    /// No listener needs a visit because a connection has begun or ended.
+    /// No listener has changed or had an event since all were visited.
     #[inline]
-    fn is_indifferent(&self) -> bool {
-        self.settled.is_some() && self.all_accept
-    }
-
-    /// A connection of a listener has begun or ended.
-    #[inline]
-    fn unsettle_for_client(&mut self) {
-        if !self.is_indifferent() {
-            self.unsettle();
-        }
-    }
-
-    /// A listener has changed.
-    #[inline]
-    fn unsettle(&mut self) {
-        self.settled = None;
-        self.rests_until = None;
+    fn is_unchanged(&self) -> bool {
+        self.changed.is_empty() && self.ready.is_empty()
     }
 
     /// As [`Listeners::settled_until`], for a capacity without restrictions.
     #[inline]
     pub(super) fn rests_until(&self) -> Option<Time> {
-        self.rests_until.filter(|_| !self.may_have_client)
+        let visited = self.visited.as_ref()?;
+        (visited.rests && self.is_unchanged()).then_some(visited.wake)
+    }
+
+    /// Those that have not changed need no visit, if the capacity is still the same.
+    #[inline]
+    fn visited_for(&self, capacity: impl Fn() -> Capacity) -> Option<&Visited> {
+        let visited = self.visited.as_ref()?;
+        visited.capacity.is_same(&capacity()).then_some(visited)
     }
 
     /// No listener needs a visit before the result, if the capacity is still the same.
     #[inline]
     fn settled_until(&self, capacity: impl Fn() -> Capacity) -> Option<Time> {
-        let settled = self.settled.as_ref().filter(|_| !self.may_have_client);
-        let (settled, wake) = settled?;
-        settled.is_same(&capacity()).then_some(*wake)
-    }
-
-    /// No listener has changed since all were visited, for this capacity.
-    #[cfg(feature = "sim")]
-    pub(super) fn were_visited(&self, capacity: &Capacity) -> bool {
-        self.settled_until(|| *capacity).is_some()
+        if !self.is_unchanged() {
+            return None;
+        }
+        self.visited_for(capacity).map(|visited| visited.wake)
     }
 
     #[inline]
@@ -214,7 +230,9 @@ impl<L> Listeners<L> {
 
     /// A listener has all of its own connections.
     pub(super) fn reach_own_cap(&mut self, id: ListenerId) {
-        self.unsettle();
+        if let Some(at) = self.position(id) {
+            self.mark(at);
+        }
         self.at_own_cap.insert(id);
     }
 
@@ -228,81 +246,96 @@ impl<L> Listeners<L> {
             return;
         }
         let mut at_own_cap = std::mem::take(&mut self.at_own_cap);
-        let mut changed = false;
         at_own_cap.retain(|&id| {
             let Some(at) = self.position(id) else {
                 return false;
             };
+            self.note_visits(1);
             let Some(listener) = self.all.get_mut(at) else {
                 return false;
             };
             listener.trim(conns);
             let until = evicts_at(conns, listener);
-            changed |= std::mem::replace(&mut listener.evicts_own_at, until) != until;
-            listener.is_open() && listener.reached_cap().is_some()
+            let changed = std::mem::replace(&mut listener.evicts_own_at, until) != until;
+            let stays = listener.is_open() && listener.reached_cap().is_some();
+            if changed {
+                self.mark(at);
+            }
+            stays
         });
         self.at_own_cap = at_own_cap;
-        if changed {
-            self.unsettle();
-        }
     }
 
-    /// Begins an accept round: each round starts with another listener. `None` if none can have a
+    /// Begins an accept round: each round starts with another listener. False if none can have a
     /// client.
     #[inline]
-    pub(super) fn begin_round(
-        &mut self,
-        now: Time,
-        capacity: impl Fn() -> Capacity,
-    ) -> Option<usize> {
-        if self.is_settled(now, capacity) {
-            return None;
-        }
-        self.next_round()
+    pub(super) fn begin_round(&mut self, now: Time, capacity: impl Fn() -> Capacity) -> bool {
+        !self.is_settled(now, &capacity) && self.next_round(now, capacity)
     }
 
     #[inline(never)]
-    fn next_round(&mut self) -> Option<usize> {
-        self.apply_retries();
-        if !self.all.iter().any(|listener| listener.readable) {
+    fn next_round(&mut self, now: Time, capacity: impl Fn() -> Capacity) -> bool {
+        self.round.clear();
+        if self.visited_for(capacity).is_some() {
+            self.mark_due(now);
+            self.round.extend_from_slice(&self.changed);
+            let Self {
+                all, ready, round, ..
+            } = self;
+            let is_unchanged = |at: usize| all.get(at).is_some_and(|one| !one.noted.is_changed);
+            round.extend(ready.iter().filter(|&&at| is_unchanged(at)));
+            round.sort_unstable();
+        } else {
+            self.round.extend(0..self.all.len());
+        }
+        for at in self.ready.drain(..) {
+            if let Some(listener) = self.all.get_mut(at) {
+                listener.noted.is_ready = false;
+            }
+        }
+        self.note_visits(self.round.len());
+        let all = &self.all;
+        let is_readable = |at: usize| all.get(at).is_some_and(|listener| listener.readable);
+        self.round.retain(|&at| is_readable(at));
+        if self.round.is_empty() {
             // The event was stale.
-            self.may_have_client = false;
-            return None;
+            return false;
         }
         self.first = (self.first + 1) % self.all.len().max(1);
-        Some(self.first)
+        let behind = self.round.partition_point(|&at| at < self.first);
+        self.round.rotate_left(behind);
+        true
     }
 
-    /// The round is over. If it has emptied every backlog, the listeners are settled as before.
-    pub(super) fn end_round(&mut self) {
-        self.may_have_client = false;
-        if self.all.iter().any(|listener| listener.readable) {
-            self.unsettle();
-        }
-    }
-
-    /// A connection or a descriptor was freed: tries every listener that is out of the poll,
-    /// without waiting for an event.
+    /// The position of a listener of the round.
     #[inline]
-    pub(super) fn retry_unregistered(&mut self) {
-        if self.is_indifferent() {
-            return;
-        }
-        self.unsettle();
-        self.retries = true;
+    pub(super) fn in_round(&self, nth: usize) -> Option<usize> {
+        self.round.get(nth).copied()
     }
 
-    fn apply_retries(&mut self) {
-        if std::mem::take(&mut self.retries) {
-            for listener in &mut self.all {
-                listener.readable |= !listener.registered && listener.is_open();
+    /// The round is over. A listener whose backlog it has not emptied has changed.
+    pub(super) fn end_round(&mut self) {
+        self.note_visits(self.round.len());
+        for nth in 0..self.round.len() {
+            let Some(&at) = self.round.get(nth) else {
+                return;
+            };
+            if self.get(at).is_some_and(|listener| listener.readable) {
+                self.mark(at);
             }
+        }
+    }
+
+    /// Those that have to be visited again by `now` are visited as if they had changed.
+    fn mark_due(&mut self, now: Time) {
+        while let Some(at) = self.wakes.pop(now) {
+            self.mark(at as usize);
         }
     }
 
     /// Marks every listener: accept without waiting for an event.
     pub(super) fn mark_all_readable(&mut self) {
-        self.unsettle();
+        self.visited = None;
         for listener in &mut self.all {
             listener.readable = true;
         }
@@ -319,31 +352,46 @@ impl<L> Listeners<L> {
     /// An event for a listener. Tokens repeat after many listens: then all that have this one are
     /// searched, and an accept that finds no client is cheap.
     pub(super) fn handle_event(&mut self, token: Token) {
-        self.may_have_client = true;
         let token_of = |listener: &Listener<L>| Token::of_listener(listener.id);
         let found = match self.next_id <= Token::LISTENERS {
             true => self.all.binary_search_by_key(&token, token_of).ok(),
             false => None,
         };
-        if let Some(listener) = found.and_then(|at| self.all.get_mut(at)) {
-            listener.readable = true;
-            return;
+        if let Some(at) = found {
+            return self.make_ready(at);
         }
-        for listener in &mut self.all {
-            listener.readable |= token_of(listener) == token;
+        for at in 0..self.all.len() {
+            if self.get(at).is_some_and(|one| token_of(one) == token) {
+                self.make_ready(at);
+            }
+        }
+    }
+
+    #[inline]
+    fn make_ready(&mut self, at: usize) {
+        if let Some(listener) = self.all.get_mut(at) {
+            listener.readable = true;
+            if !std::mem::replace(&mut listener.noted.is_ready, true) {
+                self.ready.push(at);
+            }
         }
     }
 
     /// Ends the waiting of listeners whose retry time has come.
     pub(super) fn expire(&mut self, due: Time) {
-        if self.settled.as_ref().is_some_and(|(_, wake)| *wake > due) {
+        let Some(visited) = &self.visited else {
+            self.note_visits(self.all.len());
+            self.all.iter_mut().for_each(|one| one.expire(due));
+            return;
+        };
+        if visited.wake > due && self.changed.is_empty() {
             return;
         }
-        self.unsettle();
-        for listener in &mut self.all {
-            if listener.retry_at <= due {
-                listener.retry_at = Time::NEVER;
-                listener.readable = true;
+        self.mark_due(due);
+        self.note_visits(self.changed.len());
+        for &at in &self.changed {
+            if let Some(listener) = self.all.get_mut(at) {
+                listener.expire(due);
             }
         }
     }
@@ -352,48 +400,39 @@ impl<L> Listeners<L> {
     /// client may be waiting.
     #[inline]
     pub(super) fn wake_at(&self, capacity: impl Fn() -> Capacity) -> Time {
-        if let Some(wake) = self.settled_until(&capacity) {
-            return wake;
+        match self.visited_for(&capacity) {
+            Some(visited) if self.is_unchanged() => visited.wake,
+            visited => self.visit_at(visited.is_some(), &capacity()),
         }
-        if self.retries {
-            return Time::ZERO;
-        }
-        self.visit_at(capacity)
     }
 
+    /// As [`Listeners::wake_at`]. `some` if those that have not changed need no visit.
     #[inline(never)]
-    fn visit_at(&self, capacity: impl Fn() -> Capacity) -> Time {
-        let mut wake = Time::NEVER;
-        for listener in &self.all {
-            wake = wake.min(listener.retry_at);
-            if listener.is_open() && listener.may_accept() {
-                wake = wake.min(listener.accepts_at(&capacity()));
-            }
+    fn visit_at(&self, some: bool, capacity: &Capacity) -> Time {
+        if !some {
+            self.note_visits(self.all.len());
+            let wakes = self.all.iter().map(|listener| listener.wake_at(capacity));
+            return wakes.fold(Time::NEVER, Time::min);
         }
-        wake
+        self.note_visits(self.changed.len() + self.ready.len());
+        let named = self.changed.iter().chain(&self.ready);
+        let wakes = named
+            .filter_map(|&at| self.all.get(at))
+            .map(|listener| listener.wake_at(capacity));
+        wakes.fold(self.wakes.next(), Time::min)
     }
 
     /// Leaves a listener alone until `retry_at`.
     pub(super) fn back_off(&mut self, at: usize, retry_at: Time) {
-        self.unsettle();
-        if let Some(listener) = self.all.get_mut(at) {
-            listener.retry_at = retry_at;
-            listener.has_waited = true;
+        if let Some(listener) = self.change(at) {
+            listener.back_off(retry_at);
         }
     }
 
     /// As [`Listeners::back_off`], with one line in the log until the listener works again.
     pub(super) fn fail(&mut self, at: usize, retry_at: Time, what: &str, error: &std::io::Error) {
-        self.back_off(at, retry_at);
-        if let Some(listener) = self.all.get_mut(at) {
-            if !std::mem::replace(&mut listener.failing, true) {
-                logs::warning!(
-                    target: logs::LISTENER,
-                    "{what} listener {} on {}: {error}; trying again",
-                    listener.name,
-                    listener.addr
-                );
-            }
+        if let Some(listener) = self.change(at) {
+            listener.fail(retry_at, what, error);
         }
     }
 
@@ -422,8 +461,8 @@ impl<L> Listeners<L> {
         listener.socket = Some(socket);
         logs::info!(target: logs::LISTENER, "listener {} on {}", listener.name, listener.addr);
         self.next_id = self.next_id.wrapping_add(1);
-        self.unsettle();
         self.all.push(listener);
+        self.mark(self.all.len() - 1);
         Ok(id)
     }
 
@@ -436,7 +475,7 @@ impl<L> Listeners<L> {
         id(self.next_id)
     }
 
-    /// Makes each listener's registration follow its state, unless they are settled. A failure is
+    /// Makes the registration of each listener that has changed follow its state. A failure is
     /// retried at `retry_at`.
     #[inline(never)]
     pub(super) fn reconcile<O: Os<Listener = L>>(
@@ -445,66 +484,73 @@ impl<L> Listeners<L> {
         capacity: &Capacity,
         retry_at: Time,
     ) {
-        self.apply_retries();
-        for at in 0..self.all.len() {
-            let Some(listener) = self.all.get_mut(at) else {
-                break;
-            };
-            let wanted = listener.state(capacity) == ListenerState::Listening;
-            // No event announces the clients that come while it is out of the poll.
-            listener.readable |= !wanted && listener.is_open();
-            listener.has_waited |= !wanted;
-            if wanted == listener.registered || listener.retry_at.is_armed() {
-                continue;
-            }
-            let Some(socket) = &mut listener.socket else {
-                continue;
-            };
-            let outcome = if wanted {
-                os.register_listener(socket, Token::of_listener(listener.id))
-            } else {
-                os.deregister_listener(socket)
-            };
-            match outcome {
-                Ok(()) => {
-                    listener.registered = wanted;
-                    // A client may have come since the last accept: do not rely on the edge.
-                    listener.readable |= wanted;
-                }
-                Err(error) => {
-                    let what = if wanted {
-                        "cannot register"
-                    } else {
-                        "cannot deregister"
-                    };
-                    self.fail(at, retry_at, what, &error);
-                }
-            }
+        if self.visited_for(|| *capacity).is_some() {
+            self.mark_due(capacity.now);
+        } else {
+            self.changed.clear();
+            self.changed.extend(0..self.all.len());
         }
-        let wake = self.visit_at(|| *capacity);
-        self.settled = Some((*capacity, wake));
-        let rests = capacity.is_unrestricted() && self.at_own_cap.is_empty();
-        self.rests_until = rests.then_some(wake);
-        let accepts = |listener: &Listener<L>| listener.registered && !listener.has_limits();
-        self.all_accept = self.all.iter().all(accepts);
+        self.note_visits(self.changed.len());
+        for &at in &self.changed {
+            let Some(listener) = self.all.get_mut(at) else {
+                continue;
+            };
+            listener.reconcile(os, capacity, retry_at);
+            self.has_over |= listener.is_over();
+            let sums = listener.sums();
+            self.sums -= listener.noted.sums;
+            self.sums += sums;
+            listener.noted = Noted {
+                sums,
+                is_indifferent: listener.registered && !listener.has_limits(),
+                is_changed: false,
+                is_ready: listener.noted.is_ready,
+            };
+            self.wakes.disarm(at as u32);
+            self.wakes.arm(at as u32, listener.wake_at(capacity));
+        }
+        self.changed.clear();
+        self.visited = Some(Visited {
+            capacity: *capacity,
+            wake: self.wakes.next(),
+            rests: capacity.is_unrestricted() && self.at_own_cap.is_empty(),
+        });
     }
 
     /// Removes a closed listener that has no connections left. Released the key of its service.
     pub(super) fn remove_closed(&mut self) -> Option<(Listener<L>, usize)> {
-        if self.settled.is_some() {
-            return None;
-        }
-        let over = |listener: &Listener<L>| !listener.is_open() && listener.connections == 0;
-        // From the end: there the removal moves the fewest.
-        let at = self.all.iter().rposition(over)?;
+        let at = if self.visited.is_none() || self.has_over {
+            self.note_visits(self.all.len());
+            // From the end: there the removal moves the fewest.
+            let at = self.all.iter().rposition(Listener::is_over);
+            self.has_over = at.is_some();
+            at
+        } else {
+            self.note_visits(self.changed.len());
+            let is_over = |at: usize| self.all.get(at).is_some_and(Listener::is_over);
+            let changed = self.changed.iter().copied();
+            changed.filter(|&at| is_over(at)).max()
+        }?;
         let listener = self.all.remove(at);
+        self.sums -= listener.noted.sums;
+        // The listeners behind it have other positions.
+        self.visited = None;
+        self.wakes = Timers::default();
+        self.ready.clear();
+        for listener in &mut self.all {
+            listener.noted.is_ready = false;
+        }
         let service = listener.service;
         Some((listener, service))
     }
 }
 
-/// Closes a listening socket. Its connections live on.
-pub(super) fn close<O: Os>(os: &mut O, listener: &mut Listener<O::Listener>) {
+/// Closes a listening socket, which frees a descriptor. Its connections live on.
+pub(super) fn close<O: Os>(
+    os: &mut O,
+    fds: &mut FdExhaustion,
+    listener: &mut Listener<O::Listener>,
+) {
     let Some(mut socket) = listener.socket.take() else {
         return;
     };
@@ -515,6 +561,7 @@ pub(super) fn close<O: Os>(os: &mut O, listener: &mut Listener<O::Listener>) {
         }
     }
     os.close_listener(socket);
+    fds.end_pause();
     listener.readable = false;
     listener.retry_at = Time::NEVER;
     logs::info!(target: logs::LISTENER, "listener {} on {} is closed", listener.name, listener.addr);
@@ -527,55 +574,4 @@ fn no_listener(which: &ListenerRef) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn listener(id: ListenerId) -> Listener<()> {
-        let listen = Listen::tcp("127.0.0.1:0", crate::Framing::Packet2);
-        let (name, addr) = (String::new(), Addr::unspecified());
-        let mut listener = Listener::new(id, name, addr, 0, listen, Time::ZERO);
-        listener.readable = false;
-        listener
-    }
-
-    #[test]
-    fn an_event_finds_its_listener() {
-        let mut listeners = Listeners::<()>::default();
-        let mut find = |number: u32| {
-            let id = ListenerId::new(ServerNumber::NONE, number);
-            listeners.all.push(listener(id));
-            listeners.next_id = number + 1;
-            for listener in &mut listeners.all {
-                listener.readable = false;
-            }
-            listeners.handle_event(Token::of_listener(id));
-            let found = listeners.iter().filter(|listener| listener.readable);
-            found
-                .map(|listener| listener.id.number())
-                .collect::<Vec<_>>()
-        };
-        for number in [0, 1, 7, Token::LISTENERS - 1] {
-            assert_eq!(find(number), [number]);
-        }
-        assert_eq!(find(Token::LISTENERS), [0, Token::LISTENERS]);
-        assert_eq!(find(Token::LISTENERS + 3), [Token::LISTENERS + 3]);
-    }
-
-    #[test]
-    fn an_id_names_one_listener_when_the_numbers_repeat() {
-        let mut listeners = Listeners::<()>::default();
-        let mut add = |next_id| {
-            listeners.next_id = next_id;
-            let id = listeners.vacant_id(ServerNumber::NONE);
-            listeners.all.push(listener(id));
-            id.number()
-        };
-        let repeat = 1 << 22;
-        let numbers = [0, 1, repeat - 2, repeat - 1, repeat - 1].map(&mut add);
-        assert_eq!(numbers, [0, 1, repeat - 2, 2, 3]);
-        for listener in listeners.iter() {
-            let same = listeners.iter().filter(|other| other.id == listener.id);
-            assert_eq!(same.count(), 1);
-        }
-    }
-}
+mod tests;

@@ -61,6 +61,7 @@ mod standing;
 mod timers;
 mod turn;
 mod user_code;
+mod visits;
 mod work;
 
 use std::io;
@@ -230,7 +231,10 @@ impl<A, O: Os> Reactor<A, O> {
         self.inner.core.watch_cap();
         self.run_alarms(app);
         let Inner { core, user } = &mut self.inner;
-        core.conns.watch(user.alarms.bounds(core));
+        if core.conns.is_shared() {
+            let (descriptors, bounds) = (core.open_descriptors(), user.alarms.bounds(core));
+            core.conns.watch(descriptors, bounds);
+        }
         // Last: from here on another server may wake this one.
         core.reconcile_last();
         core.stats.iterations += 1;

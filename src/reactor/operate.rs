@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::admission::Admission;
 use super::connection::Connection;
 use super::core::Core;
 use super::episodes::Cause;
@@ -53,7 +54,6 @@ impl<O: Os> Core<O> {
             self.open_at_change = self.conns.len();
             self.pending_at_change = self.admission.pending();
         }
-        self.listeners.retry_unregistered();
         Ok(())
     }
 
@@ -91,7 +91,6 @@ impl<O: Os> Core<O> {
                 }
             }
         }
-        self.listeners.retry_unregistered();
         Ok(())
     }
 
@@ -249,10 +248,10 @@ impl<O: Os> Core<O> {
             now,
             ..
         } = self;
-        let is_full = |listener: &Listener<O::Listener>| {
+        let is_full = |admission: &Admission, listener: &Listener<O::Listener>| {
             listener.lets_wait() && admission.refusal(conns, listener, config, *now).is_some()
         };
-        let waits = (admission.fds.is_on(), is_full);
+        let waits = (admission, is_full);
         drain.close_listeners(os, conns, listeners, stats.accepted, (due, *now), waits);
         drain.notify(conns, *now);
     }

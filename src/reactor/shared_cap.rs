@@ -38,6 +38,8 @@ pub(crate) struct SharedCap {
     next: AtomicUsize,
     /// The servers listen on the same sockets: a client of one is a client of all.
     one_backlog: AtomicBool,
+    /// Number of descriptors of all servers, at the ends of their last iterations.
+    descriptors: AtomicUsize,
     /// Number of servers with bounds: see [`Sharer::bounds`].
     watching: AtomicUsize,
 }
@@ -49,13 +51,21 @@ const WAITING: u8 = 1;
 /// The server was woken for a permit, or sleeps until a client comes to any of the sockets.
 const READY: u8 = 2;
 
+/// Ranges of the numbers that alarms watch. Each begins at the first number, and ends before the
+/// second.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Of connections under the cap.
+    pub(super) connections: (usize, usize),
+    pub(super) descriptors: (usize, usize),
+}
+
 #[derive(Default)]
 struct Sharer {
     /// [`AWAKE`], [`WAITING`] or [`READY`].
     state: AtomicU8,
-    /// The server is to be woken once the number of taken permits is below the first, or reaches
-    /// the second.
-    bounds: Mutex<Option<(usize, usize)>>,
+    /// The server is to be woken once a number is out of bounds.
+    bounds: Mutex<Option<Bounds>>,
     /// The server may have a connection that it can evict for a client.
     may_evict: AtomicBool,
     wake: OnceLock<Box<dyn Wake>>,
@@ -74,6 +84,7 @@ impl SharedCap {
             ready: AtomicUsize::new(0),
             next: AtomicUsize::new(0),
             one_backlog: AtomicBool::new(false),
+            descriptors: AtomicUsize::new(0),
             watching: AtomicUsize::new(0),
         }
     }
@@ -185,7 +196,7 @@ impl SharedCap {
         }
     }
 
-    /// Wakes the servers whose bounds the number of taken permits has passed.
+    /// Wakes the servers whose bounds a number has passed.
     #[inline]
     fn notify_watching(&self) {
         if self.watching.load(Ordering::SeqCst) > 0 {
@@ -196,9 +207,10 @@ impl SharedCap {
     #[cold]
     fn check_bounds(&self) {
         for sharer in &self.sharers {
-            let is_passed = |(least, most): &mut (usize, usize)| {
-                let taken = self.taken();
-                taken < *least || taken >= *most
+            let is_out = |value, (least, most)| value < least || value >= most;
+            let is_passed = |bounds: &mut Bounds| {
+                is_out(self.taken(), bounds.connections)
+                    || is_out(self.descriptors.load(Ordering::SeqCst), bounds.descriptors)
             };
             let passed = lock(&sharer.bounds).take_if(is_passed);
             if passed.is_some() {
@@ -252,6 +264,8 @@ pub(super) struct CapShare {
     index: usize,
     /// Permits of its connections, and of the client that is being admitted.
     held: usize,
+    /// Its part of the sum of descriptors.
+    descriptors: usize,
     /// It reports that the cap is reached.
     reports: bool,
 }
@@ -268,6 +282,7 @@ impl CapShare {
             shared_cap,
             index,
             held: 0,
+            descriptors: 0,
             reports: false,
         }
     }
@@ -407,9 +422,26 @@ impl CapShare {
         }
     }
 
-    /// The server is to be woken once the number of taken permits is below the first of `bounds`,
-    /// or reaches the second. It may have passed them already when this returns.
-    pub(super) fn watch(&self, bounds: Option<(usize, usize)>) {
+    /// Number of descriptors of all servers. This one has `own` of them now.
+    pub(super) fn descriptors(&self, own: usize) -> usize {
+        let all = self.shared_cap.descriptors.load(Ordering::SeqCst);
+        all.saturating_sub(self.descriptors).saturating_add(own)
+    }
+
+    /// Other servers find that this one has `own` descriptors.
+    pub(super) fn publish_descriptors(&mut self, own: usize) {
+        let before = std::mem::replace(&mut self.descriptors, own);
+        if before != own {
+            let sum = &self.shared_cap.descriptors;
+            // It wraps, and so does the difference.
+            sum.fetch_add(own.wrapping_sub(before), Ordering::SeqCst);
+            self.shared_cap.notify_watching();
+        }
+    }
+
+    /// The server is to be woken once a number is out of `bounds`. It may be already when this
+    /// returns.
+    pub(super) fn watch(&self, bounds: Option<Bounds>) {
         let Some(sharer) = self.shared_cap.sharers.get(self.index) else {
             return;
         };
@@ -429,6 +461,7 @@ impl Drop for CapShare {
         self.wake_up();
         self.watch(None);
         self.set_may_evict(false);
+        self.publish_descriptors(0);
         self.shared_cap.present.fetch_sub(1, Ordering::Relaxed);
         self.shared_cap.give_back(std::mem::take(&mut self.held));
         // Clients may wait for this server's permits in any backlog.

@@ -96,6 +96,8 @@ use crate::error::Result;
 use crate::handle::Handle;
 use crate::handler::{Handler, Peer, Service};
 use crate::proto::Time;
+#[cfg(test)]
+use crate::reactor::shared_cap::SharedCap;
 use crate::reactor::Reactor;
 use crate::stats::{DrainReport, Stats};
 
@@ -203,6 +205,17 @@ impl<A> Sim<A> {
         Ok(addr
             .as_tcp()
             .unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0))))
+    }
+
+    /// As [`Reactor::share_cap`].
+    #[cfg(test)]
+    pub(crate) fn share_cap(&mut self, cap: Arc<SharedCap>, index: usize) {
+        self.reactor.share_cap(cap, index);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn listener_visits(&self) -> usize {
+        self.reactor.core().listener_visits()
     }
 
     // --- clients ---

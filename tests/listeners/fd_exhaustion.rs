@@ -2,13 +2,16 @@
 #![cfg(target_os = "linux")] // it looks into /proc
 
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use kit::net::{await_end, connect, eventually, have, local, ping, recv2, send2, ChildProcess};
-use portcullis::{Config, Context, Handler, Outcome, Server};
+use kit::net::{
+    await_end, connect, eventually, have, local, ping, recv2, send2, ChildProcess, Echo,
+};
+use portcullis::sim::{ClientId, Sim};
+use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
 
 /// A program that may open only so many descriptors.
 fn limited(descriptors: usize, program: &Path, arguments: &[&str]) -> Command {
@@ -410,4 +413,61 @@ fn a_listener_without_clients_does_not_end_the_episode() {
     }
     let report = report(&mut inside[0]);
     assert!(report.ends_with(" 1"), "{report}");
+}
+
+/// A server with two listeners and a client that waits at the first: no descriptor is left for it, for an hour.
+struct Exhausted {
+    sim: Sim,
+    client: ClientId,
+}
+
+impl Exhausted {
+    fn new() -> Self {
+        let config = Config::new().with(|config| config.emfile_backoff = Duration::from_secs(3600));
+        let mut sim = Sim::new(1, config, ());
+        let [first, _] = ["first", "second"].map(|name| {
+            sim.listen(local().name(name), |_: &mut (), _| Echo)
+                .expect("listens")
+        });
+        sim.set_descriptor_limit(sim.descriptors());
+        let client = sim.connect(first).expect("a listener");
+        sim.send(client, b"\0\x01x");
+        sim.advance(Duration::from_secs(10));
+        assert_eq!(sim.stats().accepted, 0);
+        Self { sim, client }
+    }
+
+    /// A descriptor was closed: the client is served before any time passes.
+    #[track_caller]
+    fn assert_served(mut self) {
+        self.sim.settle();
+        assert_eq!(self.sim.received(self.client), b"\0\x01x");
+    }
+}
+
+#[test]
+fn a_closed_listener_frees_a_descriptor() {
+    let mut world = Exhausted::new();
+    world.sim.control().close_listener("second").expect("open");
+    world.assert_served();
+}
+
+#[test]
+fn a_drain_that_closes_a_listener_frees_a_descriptor() {
+    let mut world = Exhausted::new();
+    world.sim.control().drain(Duration::from_secs(3600));
+    world.assert_served();
+}
+
+/// A socket that the server refuses to adopt is closed.
+#[test]
+fn a_socket_that_is_not_adopted_frees_a_descriptor() {
+    let mut world = Exhausted::new();
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    let listen = Listen::adopted(socket, Framing::Packet2);
+    // The descriptor is the host's, which the simulated kernel does not count.
+    world.sim.set_descriptor_limit(3);
+    let refused = world.sim.listen(listen, |_: &mut (), _| Echo);
+    assert!(refused.is_err());
+    world.assert_served();
 }

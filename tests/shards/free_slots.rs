@@ -373,17 +373,23 @@ fn a_freed_slot_wakes_few_shards() {
     }
 }
 
-/// An alarm on connections counts those under the cap: of all shards, in each of them, idle or not.
+/// An alarm on connections counts those under the cap: of all shards, in each of them, idle or not. One on descriptors counts the
+/// listeners of the shards too.
 #[test]
 fn an_alarm_counts_the_connections_of_all_shards() {
     const CAP: usize = 20;
-    for threshold in [Quota::Percent(80), Quota::Count(16)] {
+    const SHARDS: usize = 3;
+    for (alarm, listeners) in [
+        (Alarm::Connections(Quota::Percent(80)), 0),
+        (Alarm::Connections(Quota::Count(16)), 0),
+        (Alarm::Descriptors(Quota::Count(16 + SHARDS)), SHARDS),
+    ] {
         let heard: Arc<Mutex<Vec<(usize, bool, usize)>>> = Arc::default();
         let told = Arc::clone(&heard);
         let build = move |shard, server: &mut Server| {
             server.listen(local(), |_: &mut (), _| Idle)?;
             let told = Arc::clone(&told);
-            let (alarm, cooldown) = (Alarm::Connections(threshold), Duration::from_secs(3600));
+            let cooldown = Duration::from_secs(3600);
             server
                 .control()
                 .on_alarm(alarm, cooldown, move |(), _, notice| {
@@ -393,7 +399,7 @@ fn an_alarm_counts_the_connections_of_all_shards() {
             Ok(())
         };
         let shards = Shards::new(Config::max_connections(CAP))
-            .threads(3)
+            .threads(SHARDS)
             .spawn(build)
             .expect("shards");
         let addr = tcp(&shards.listeners[0].addr);
@@ -413,6 +419,7 @@ fn an_alarm_counts_the_connections_of_all_shards() {
         eventually("and clears it", || told(false) == [0, 1, 2]);
         let heard = heard.lock().expect("no panic");
         let values = heard.iter().map(|told| told.2);
+        let values = values.map(|value| value - listeners);
         assert!(values.clone().all(|value| (15..=16).contains(&value)));
         drop((heard, clients));
         finish(shards);

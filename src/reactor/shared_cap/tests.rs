@@ -160,24 +160,58 @@ fn a_server_that_ends_leaves_its_permits_to_the_others() {
     assert!(rings.try_recv().is_ok() && second.take());
 }
 
+fn connections(least: usize, most: usize) -> Option<Bounds> {
+    Some(Bounds {
+        connections: (least, most),
+        descriptors: (0, usize::MAX),
+    })
+}
+
 #[test]
 fn a_server_is_woken_at_its_bounds() {
     let shared_cap = Arc::new(SharedCap::new(10, 2));
     let ((mut first, _), (second, rings)) = (share(&shared_cap, 0), share(&shared_cap, 1));
-    second.watch(Some((0, 3)));
+    second.watch(connections(0, 3));
     assert!(first.take() && first.take());
     assert!(rings.try_recv().is_err());
     assert!(first.take() && rings.try_recv().is_ok());
     assert!(first.take() && rings.try_recv().is_err(), "once");
-    second.watch(Some((3, usize::MAX)));
+    second.watch(connections(3, usize::MAX));
     first.give_back();
     assert!(rings.try_recv().is_err());
     first.give_back();
     assert!(rings.try_recv().is_ok());
-    second.watch(Some((0, 3)));
+    second.watch(connections(0, 3));
     second.watch(None);
     assert!(first.take() && rings.try_recv().is_err());
     assert_eq!(shared_cap.watching.load(Ordering::SeqCst), 0);
+}
+
+/// A number counts once, and ends with its server.
+#[test]
+fn the_descriptors_of_all_servers_are_added_up() {
+    let shared_cap = Arc::new(SharedCap::new(10, 2));
+    let ((mut first, _), (mut second, rings)) = (share(&shared_cap, 0), share(&shared_cap, 1));
+    let descriptors = |least, most| {
+        Some(Bounds {
+            connections: (0, usize::MAX),
+            descriptors: (least, most),
+        })
+    };
+    second.publish_descriptors(3);
+    second.watch(descriptors(0, 8));
+    first.publish_descriptors(4);
+    first.publish_descriptors(4);
+    assert!(rings.try_recv().is_err());
+    assert_eq!((first.descriptors(5), second.descriptors(1)), (8, 5));
+    first.publish_descriptors(5);
+    assert!(rings.try_recv().is_ok());
+    second.watch(descriptors(4, usize::MAX));
+    first.publish_descriptors(1);
+    assert!(rings.try_recv().is_err());
+    drop(first);
+    assert!(rings.try_recv().is_ok());
+    assert_eq!(second.descriptors(3), 3);
 }
 
 /// Threads that take permits, wait and give them back as servers do. The cap is never exceeded,

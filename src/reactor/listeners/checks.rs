@@ -1,0 +1,48 @@
+//! What the simulator and tests ask of all listeners.
+
+use super::Listeners;
+#[cfg(feature = "sim")]
+use super::{Capacity, Listener, Noted};
+
+impl<L> Listeners<L> {
+    /// No listener has changed since all were visited, for this capacity.
+    #[cfg(feature = "sim")]
+    pub(in crate::reactor) fn were_visited(&self, capacity: &Capacity) -> bool {
+        self.settled_until(|| *capacity).is_some()
+    }
+
+    /// The name of a listener that has changed unnoticed.
+    #[cfg(feature = "sim")]
+    pub(in crate::reactor) fn unnoticed(&self) -> Option<&str> {
+        self.visited.as_ref()?;
+        let is_stale = |listener: &&Listener<L>| {
+            let Noted {
+                sums,
+                is_indifferent,
+                is_changed,
+                ..
+            } = listener.noted;
+            let unlimited = listener.registered && !listener.has_limits();
+            !is_changed && (sums != listener.sums() || is_indifferent && !unlimited)
+        };
+        self.all
+            .iter()
+            .find(is_stale)
+            .map(|listener| &*listener.name)
+    }
+
+    /// Counts visits to listeners that no caller names.
+    #[cfg(test)]
+    pub(super) fn note_visits(&self, count: usize) {
+        self.visits.set(self.visits.get() + count);
+    }
+
+    #[cfg(not(test))]
+    #[inline(always)]
+    pub(super) fn note_visits(&self, _: usize) {}
+
+    #[cfg(test)]
+    pub(in crate::reactor) fn visits(&self) -> usize {
+        self.visits.get()
+    }
+}

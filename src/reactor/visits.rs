@@ -1,0 +1,63 @@
+//! The results of visits to listeners.
+
+use std::ops::{AddAssign, SubAssign};
+
+use super::capacity::Capacity;
+use crate::proto::Time;
+
+/// The result of the last visit to one listener, and whether another one is due.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Noted {
+    pub(super) sums: Sums,
+    /// It was in the poll and had no limit of its own: connections that begin and end change
+    /// nothing.
+    pub(super) is_indifferent: bool,
+    /// It has changed since, and is among the changed listeners.
+    pub(super) is_changed: bool,
+    /// It had an event, and is among the ready listeners.
+    pub(super) is_ready: bool,
+}
+
+impl Noted {
+    /// The listener has changed. True if that is new.
+    #[inline]
+    pub(super) fn change(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_changed, true)
+    }
+}
+
+/// The listeners have been visited, those apart that have changed since.
+pub(super) struct Visited {
+    /// The capacity for which they were visited.
+    pub(super) capacity: Capacity,
+    /// When one of them has to be visited again.
+    pub(super) wake: Time,
+    /// Nothing of the server's held back a client.
+    pub(super) rests: bool,
+}
+
+/// The part of one listener in numbers of listeners, and the sums of all parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Sums {
+    pub(super) open: usize,
+    /// Open ones that let clients wait in the backlog while no slot is free, and may accept then.
+    pub(super) let_wait: usize,
+    pub(super) registered: usize,
+}
+
+impl AddAssign for Sums {
+    fn add_assign(&mut self, other: Self) {
+        self.open += other.open;
+        self.let_wait += other.let_wait;
+        self.registered += other.registered;
+    }
+}
+
+/// Of a part that was added before.
+impl SubAssign for Sums {
+    fn sub_assign(&mut self, other: Self) {
+        self.open = self.open.saturating_sub(other.open);
+        self.let_wait = self.let_wait.saturating_sub(other.let_wait);
+        self.registered = self.registered.saturating_sub(other.registered);
+    }
+}
