@@ -187,7 +187,7 @@ impl<S> Connection<S> {
                         return;
                     }
                 }
-                Err(error) => match self.write_failed(error, pool) {
+                Err(error) => match self.write_failed(error, false, pool) {
                     ControlFlow::Continue(()) => break,
                     ControlFlow::Break(()) => return,
                 },
@@ -320,7 +320,7 @@ impl<S> Connection<S> {
                 }
                 Err(error) => {
                     // A final error ends the connection in its own turn, as after any other write.
-                    let _ = self.write_failed(error, pool);
+                    let _ = self.write_failed(error, true, pool);
                     0
                 }
             };
@@ -424,7 +424,12 @@ impl<S> Connection<S> {
 
     /// A write failed: for now, or for good.
     #[cold]
-    fn write_failed(&mut self, error: io::Error, pool: &mut Pool) -> ControlFlow<()> {
+    fn write_failed(
+        &mut self,
+        error: io::Error,
+        past_queue: bool,
+        pool: &mut Pool,
+    ) -> ControlFlow<()> {
         match error.kind() {
             io::ErrorKind::WouldBlock => self.writable = false,
             io::ErrorKind::Interrupted => {}
@@ -433,7 +438,7 @@ impl<S> Connection<S> {
                 self.retry = true;
             }
             _ => {
-                self.machine.handle_write_error(error, pool);
+                self.machine.handle_write_error(error, past_queue, pool);
                 // The peer's last bytes may be in the kernel already.
                 self.readable = true;
                 return ControlFlow::Break(());

@@ -243,7 +243,9 @@ impl<O: Os> Core<O> {
         let machine = &mut conn.machine;
         if machine.will_open() || machine.is_upgrading() {
             if let Some(span) = self.busy.excuses(machine.deadline()) {
-                machine.extend_handshake(span);
+                if conn.standing.excuse() {
+                    machine.extend_handshake(span);
+                }
             }
         }
         conn.expire(&mut self.os, pool, &mut self.now, due);

@@ -8,7 +8,7 @@ use super::fd_exhaustion::FdExhaustion;
 use super::listener::Listener;
 use super::os::{Os, Token};
 use super::timers::Timers;
-use super::visits::{Noted, Sums, Visited};
+use super::visits::{Noted, Sums, VisitCount, Visited};
 use crate::addr::Addr;
 use crate::config::Listen;
 use crate::error::{Error, Result};
@@ -39,9 +39,7 @@ pub(super) struct Listeners<L> {
     has_over: bool,
     /// Listeners that have reached their own caps since the last [`Listeners::update_own`].
     at_own_cap: BTreeSet<ListenerId>,
-    /// Number of visits to listeners that no caller names.
-    #[cfg(test)]
-    visits: std::cell::Cell<usize>,
+    visits: VisitCount,
 }
 
 impl<L> Default for Listeners<L> {
@@ -58,8 +56,7 @@ impl<L> Default for Listeners<L> {
             sums: Sums::default(),
             has_over: false,
             at_own_cap: BTreeSet::new(),
-            #[cfg(test)]
-            visits: std::cell::Cell::default(),
+            visits: VisitCount::default(),
         }
     }
 }
@@ -157,13 +154,13 @@ impl<L> Listeners<L> {
     /// The sums over all listeners, as they are now.
     fn sums(&self) -> Sums {
         if self.visited.is_none() {
-            self.note_visits(self.all.len());
+            self.visits.note(self.all.len());
             let mut sums = Sums::default();
             self.all.iter().for_each(|one| sums += one.sums());
             return sums;
         }
         let mut sums = self.sums;
-        self.note_visits(self.changed.len());
+        self.visits.note(self.changed.len());
         for listener in self.changed.iter().filter_map(|&at| self.all.get(at)) {
             sums -= listener.noted.sums;
             sums += listener.sums();
@@ -250,7 +247,7 @@ impl<L> Listeners<L> {
             let Some(at) = self.position(id) else {
                 return false;
             };
-            self.note_visits(1);
+            self.visits.note(1);
             let Some(listener) = self.all.get_mut(at) else {
                 return false;
             };
@@ -293,7 +290,7 @@ impl<L> Listeners<L> {
                 listener.noted.is_ready = false;
             }
         }
-        self.note_visits(self.round.len());
+        self.visits.note(self.round.len());
         let all = &self.all;
         let is_readable = |at: usize| all.get(at).is_some_and(|listener| listener.readable);
         self.round.retain(|&at| is_readable(at));
@@ -315,7 +312,7 @@ impl<L> Listeners<L> {
 
     /// The round is over. A listener whose backlog it has not emptied has changed.
     pub(super) fn end_round(&mut self) {
-        self.note_visits(self.round.len());
+        self.visits.note(self.round.len());
         for nth in 0..self.round.len() {
             let Some(&at) = self.round.get(nth) else {
                 return;
@@ -380,7 +377,7 @@ impl<L> Listeners<L> {
     /// Ends the waiting of listeners whose retry time has come.
     pub(super) fn expire(&mut self, due: Time) {
         let Some(visited) = &self.visited else {
-            self.note_visits(self.all.len());
+            self.visits.note(self.all.len());
             self.all.iter_mut().for_each(|one| one.expire(due));
             return;
         };
@@ -388,7 +385,7 @@ impl<L> Listeners<L> {
             return;
         }
         self.mark_due(due);
-        self.note_visits(self.changed.len());
+        self.visits.note(self.changed.len());
         for &at in &self.changed {
             if let Some(listener) = self.all.get_mut(at) {
                 listener.expire(due);
@@ -410,11 +407,11 @@ impl<L> Listeners<L> {
     #[inline(never)]
     fn visit_at(&self, some: bool, capacity: &Capacity) -> Time {
         if !some {
-            self.note_visits(self.all.len());
+            self.visits.note(self.all.len());
             let wakes = self.all.iter().map(|listener| listener.wake_at(capacity));
             return wakes.fold(Time::NEVER, Time::min);
         }
-        self.note_visits(self.changed.len() + self.ready.len());
+        self.visits.note(self.changed.len() + self.ready.len());
         let named = self.changed.iter().chain(&self.ready);
         let wakes = named
             .filter_map(|&at| self.all.get(at))
@@ -490,7 +487,7 @@ impl<L> Listeners<L> {
             self.changed.clear();
             self.changed.extend(0..self.all.len());
         }
-        self.note_visits(self.changed.len());
+        self.visits.note(self.changed.len());
         for &at in &self.changed {
             let Some(listener) = self.all.get_mut(at) else {
                 continue;
@@ -520,13 +517,13 @@ impl<L> Listeners<L> {
     /// Removes a closed listener that has no connections left. Released the key of its service.
     pub(super) fn remove_closed(&mut self) -> Option<(Listener<L>, usize)> {
         let at = if self.visited.is_none() || self.has_over {
-            self.note_visits(self.all.len());
+            self.visits.note(self.all.len());
             // From the end: there the removal moves the fewest.
             let at = self.all.iter().rposition(Listener::is_over);
             self.has_over = at.is_some();
             at
         } else {
-            self.note_visits(self.changed.len());
+            self.visits.note(self.changed.len());
             let is_over = |at: usize| self.all.get(at).is_some_and(Listener::is_over);
             let changed = self.changed.iter().copied();
             changed.filter(|&at| is_over(at)).max()

@@ -20,6 +20,9 @@ impl Standing {
     const SKIPPED_BY_SERVER: u8 = 2;
     /// The same of its listener's queue.
     const SKIPPED_BY_LISTENER: u8 = 4;
+    /// Its handshake was excused once from time in which the server was busy: however busy that is,
+    /// the handshake ends.
+    const EXCUSED: u8 = 8;
 
     pub(super) fn of(state: State) -> Self {
         let mut standing = Self::default();
@@ -51,7 +54,14 @@ impl Standing {
     }
 
     pub(super) fn end_skip(&mut self) {
-        self.0 &= Self::PENDING;
+        self.0 &= !(Self::SKIPPED_BY_SERVER | Self::SKIPPED_BY_LISTENER);
+    }
+
+    /// True the first time.
+    pub(super) fn excuse(&mut self) -> bool {
+        let is_first = self.0 & Self::EXCUSED == 0;
+        self.0 |= Self::EXCUSED;
+        is_first
     }
 
     fn skipped_by(queue: Queue) -> u8 {

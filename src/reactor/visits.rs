@@ -61,3 +61,26 @@ impl SubAssign for Sums {
         self.registered = self.registered.saturating_sub(other.registered);
     }
 }
+
+/// Number of visits to listeners that no caller names. Counted in tests alone.
+#[derive(Default)]
+pub(super) struct VisitCount {
+    #[cfg(test)]
+    count: std::cell::Cell<usize>,
+}
+
+impl VisitCount {
+    #[cfg(test)]
+    pub(super) fn note(&self, visits: usize) {
+        self.count.set(self.count.get() + visits);
+    }
+
+    #[cfg(not(test))]
+    #[inline(always)]
+    pub(super) fn note(&self, _: usize) {}
+
+    #[cfg(test)]
+    pub(super) fn get(&self) -> usize {
+        self.count.get()
+    }
+}

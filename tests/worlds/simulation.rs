@@ -383,14 +383,18 @@ fn a_handshake_that_drips_is_timed_out() {
         sim.send(dripping, &[0x16, 3, 1, 0x3F, 0xFF]);
     }
     sim.settle();
-    sim.leap(Duration::from_millis(1500));
-    for _ in 0..25 {
-        for &dripping in &flood {
-            sim.send(dripping, b"\x01");
+    // In the first leap the server has looked at no socket: what was left of the timeout follows.
+    for timed_out in [0, 20] {
+        sim.leap(Duration::from_millis(1500));
+        for _ in 0..25 {
+            for &dripping in &flood {
+                sim.send(dripping, b"\x01");
+            }
+            sim.step();
         }
-        sim.step();
+        let stats = sim.stats();
+        assert_eq!(stats.closed(CloseReason::HandshakeTimeout), timed_out);
     }
-    assert_eq!(sim.stats().closed(CloseReason::HandshakeTimeout), 20);
 }
 
 /// Its peer has said close_notify and is reset: a write tells so, and there is nothing more to read.

@@ -344,8 +344,15 @@ impl Machine {
     ///
     /// Reading goes on to the end first: the peer's last bytes may have arrived, and over TLS its
     /// close_notify. With that, a peer that took no session tickets has missed nothing.
-    pub(crate) fn handle_write_error(&mut self, error: io::Error, pool: &mut Pool) {
-        let loses_output = self.unsent_app_bytes() > 0;
+    ///
+    /// `past_queue`: it was a write of output that is not queued.
+    pub(crate) fn handle_write_error(
+        &mut self,
+        error: io::Error,
+        past_queue: bool,
+        pool: &mut Pool,
+    ) {
+        let loses_output = past_queue || self.unsent_app_bytes() > 0;
         let recv = self.status.recv;
         let all_read = recv.is_eof() || recv.is_end_reported() || recv.is_paused_by_handler();
         if !self.status.life.is_open() || all_read {

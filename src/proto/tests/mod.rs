@@ -374,7 +374,9 @@ impl Rig {
             }
             if let Some(errno) = self.write_error {
                 let error = io::Error::from_raw_os_error(errno);
-                return self.machine.handle_write_error(error, &mut self.pool);
+                return self
+                    .machine
+                    .handle_write_error(error, false, &mut self.pool);
             }
             let count = bytes.len().min(self.room).min(self.piece);
             if count == 0 {

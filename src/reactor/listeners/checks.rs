@@ -31,16 +31,6 @@ impl<L> Listeners<L> {
             .map(|listener| &*listener.name)
     }
 
-    /// Counts visits to listeners that no caller names.
-    #[cfg(test)]
-    pub(super) fn note_visits(&self, count: usize) {
-        self.visits.set(self.visits.get() + count);
-    }
-
-    #[cfg(not(test))]
-    #[inline(always)]
-    pub(super) fn note_visits(&self, _: usize) {}
-
     #[cfg(test)]
     pub(in crate::reactor) fn visits(&self) -> usize {
         self.visits.get()
