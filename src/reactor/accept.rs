@@ -64,7 +64,9 @@ impl Round {
             now,
             ..
         } = core;
-        if !listeners.begin_round(*now, || admission.capacity(conns, config, *now)) {
+        let rests = admission.is_unrestricted(conns, config);
+        let capacity = || admission.capacity(conns, config, *now);
+        if !listeners.begin_round(*now, rests, capacity) {
             return None;
         }
         core.refresh();

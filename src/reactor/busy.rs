@@ -34,19 +34,21 @@ impl Busy {
         }
     }
 
-    /// A turn begins, and the last one has ended. Returns the connection of that if it was long.
+    /// The last turn, which has ended by `now`, was a long one.
     #[inline]
-    pub(super) fn begin_turn(&mut self, id: ConnId, now: Time) -> Option<ConnId> {
-        let worked = self.end_turn(now);
-        self.turn = Some(id);
-        self.long_from = now.after(LONG_TURN);
-        worked
+    pub(super) fn was_long(&self, now: Time) -> bool {
+        now >= self.long_from
     }
 
-    /// The last turn has ended by `now`. Returns its connection if it was long.
+    /// The connection that had the last turn.
+    pub(super) fn last_turn(&self) -> Option<ConnId> {
+        self.turn
+    }
+
     #[inline]
-    pub(super) fn end_turn(&self, now: Time) -> Option<ConnId> {
-        self.turn.filter(|_| now >= self.long_from)
+    pub(super) fn begin_turn(&mut self, id: ConnId, now: Time) {
+        self.turn = Some(id);
+        self.long_from = now.after(LONG_TURN);
     }
 
     /// The iteration has ended with a poll that began at `polled` and has returned at `now`. True if

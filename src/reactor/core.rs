@@ -172,8 +172,9 @@ impl<O: Os> Core<O> {
 
     /// After a poll that began at `polled`: the time, the shared cap, the iteration's budgets.
     pub(super) fn begin_iteration(&mut self, polled: Time) {
-        let worked = self.busy.end_turn(polled);
-        self.end_long_turn(worked, polled);
+        if self.busy.was_long(polled) {
+            self.end_long_turn(polled);
+        }
         let now = self.refresh();
         if self.busy.end_iteration(polled, now) {
             self.listeners.mark_waited();
@@ -204,14 +205,17 @@ impl<O: Os> Core<O> {
     /// A turn begins now, right after the clock was read.
     #[inline]
     pub(super) fn begin_turn(&mut self, id: ConnId) {
-        let worked = self.busy.begin_turn(id, self.now);
-        self.end_long_turn(worked, self.now);
+        if self.busy.was_long(self.now) {
+            self.end_long_turn(self.now);
+        }
+        self.busy.begin_turn(id, self.now);
         self.running = Some(id);
     }
 
     /// After a long turn the peer's idle time begins: it may have waited for what a callback sent.
-    #[inline]
-    fn end_long_turn(&mut self, worked: Option<ConnId>, now: Time) {
+    #[cold]
+    fn end_long_turn(&mut self, now: Time) {
+        let worked = self.busy.last_turn();
         if let Some(conn) = worked.and_then(|id| self.conns.get_mut(id)) {
             conn.machine.note_work(now);
         }

@@ -264,10 +264,39 @@ impl<L> Listeners<L> {
     }
 
     /// Begins an accept round: each round starts with another listener. False if none can have a
-    /// client.
+    /// client. Nothing of the server's holds back a client if it `rests`.
     #[inline]
-    pub(super) fn begin_round(&mut self, now: Time, capacity: impl Fn() -> Capacity) -> bool {
-        !self.is_settled(now, &capacity) && self.next_round(now, capacity)
+    pub(super) fn begin_round(
+        &mut self,
+        now: Time,
+        rests: bool,
+        capacity: impl Fn() -> Capacity,
+    ) -> bool {
+        if self.is_settled(now, &capacity) {
+            return false;
+        }
+        let visited = self.visited.as_ref();
+        let rested = visited.is_some_and(|visited| visited.rests && visited.wake > now);
+        match *self.ready.as_slice() {
+            // Most often one client has come, and nothing else has happened.
+            [at] if rested && rests && self.changed.is_empty() => self.begin_round_of(at),
+            _ => self.next_round(now, capacity),
+        }
+    }
+
+    fn begin_round_of(&mut self, at: usize) -> bool {
+        self.visits.note(1);
+        self.round.clear();
+        self.ready.clear();
+        let listener = self.all.get_mut(at);
+        let is_readable = listener.is_some_and(|listener| {
+            listener.noted.is_ready = false;
+            listener.readable
+        });
+        if is_readable {
+            self.round.push(at);
+        }
+        is_readable
     }
 
     #[inline(never)]
@@ -522,6 +551,8 @@ impl<L> Listeners<L> {
             let at = self.all.iter().rposition(Listener::is_over);
             self.has_over = at.is_some();
             at
+        } else if self.changed.is_empty() {
+            None
         } else {
             self.visits.note(self.changed.len());
             let is_over = |at: usize| self.all.get(at).is_some_and(Listener::is_over);

@@ -560,13 +560,11 @@ impl<A, O: Os> Reactor<A, O> {
         if let Some(conn) = core.conns.get_mut(id) {
             conn.budget_iteration = iteration;
             conn.budget = u16::try_from(budget.bytes / drive::FRAME_COST).unwrap_or(u16::MAX);
-            let is_detaching = conn.machine.is_detaching();
-            if conn.standing.is_skipped() {
+            if conn.machine.is_detaching() {
+                close::hand_over(&mut self.inner, app, id);
+            } else if conn.standing.is_skipped() {
                 core.admission
                     .end_skip(&mut core.conns, &mut core.listeners, id);
-            }
-            if is_detaching {
-                close::hand_over(&mut self.inner, app, id);
             }
         }
     }
