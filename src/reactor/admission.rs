@@ -262,8 +262,7 @@ impl Admission {
         self.unproven.silent.push(id, conns);
     }
 
-    /// After its turn, a connection may be evicted again that was skipped because it waited for this
-    /// server.
+    /// After its turn, a connection that was skipped may be evicted again.
     #[cold]
     pub(super) fn end_skip<S, L>(
         &mut self,
