@@ -49,7 +49,8 @@ reasons! {
     Failed: "failed" => "handler failed",
     /// The peer reads too slowly: a frame found pending output at the output limit. The handler
     /// returned that error ([`SendError::Full`](crate::SendError::Full)), or the frame came from
-    /// [`Handle::send`](crate::Handle::send).
+    /// [`Handle::send`](crate::Handle::send). A handler that returns the error of another
+    /// connection's output ends its own as [`Failed`](CloseReason::Failed).
     SlowConsumer: "slow_consumer" => "slow consumer",
     /// The handler aborted it (RST): [`Conn::abort`](crate::Conn::abort) or [`Close::abort`].
     Aborted: "aborted" => "aborted by handler",
@@ -108,7 +109,7 @@ reasons! {
     NotTls: "not_tls" => "plaintext on a TLS port",
     /// A TLS ClientHello came to a plain listener. Recognised by its first three bytes when the
     /// first frame is complete, before the handler sees the frame. Or when the frame fails: on its
-    /// header, at the peer's end, or at the frame timeout. With
+    /// header (of two bytes, these suffice), at the peer's end, or at the frame timeout. With
     /// [`Framing::Raw`](crate::Framing::Raw) every byte is input. With a [`Framer`](crate::Framer)
     /// only a frame that fails is recognised.
     UnexpectedTls: "unexpected_tls" => "TLS on a plain port",

@@ -83,8 +83,9 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 /// | closes its listener, drains, ended or failed | are accepted by others | are reset |
 /// | is at the common cap | first come, first served | go to the shard with the free slot |
 ///
-/// A shard evicts its own connections only. With one backlog it leaves a client that it would refuse
-/// ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)) to a shard that can evict one, for 100 ms.
+/// A shard evicts its own connections only. With one backlog it leaves a client that it would
+/// refuse ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)) to a shard that may have one to evict.
+/// After 100 ms it refuses the client.
 ///
 /// With [`SocketOptions::reuse_port`](crate::SocketOptions::reuse_port) each shard has a socket and
 /// a backlog of its own. Linux chooses among them by a hash of the addresses, even while a shard is

@@ -36,8 +36,9 @@ pub struct ConnConfig {
     /// than its own limit, whatever is set here.
     pub max_frame: Option<usize>,
     /// Maximum time from accepted or connected to open: for the PROXY header and the TLS handshake
-    /// together. A handshake that `Conn::start_tls` begins has the same time, from the call on.
-    /// Defaults to 10 s.
+    /// together. A handshake that `Conn::start_tls` begins has the same time, from the call on. If
+    /// callbacks keep the server from its sockets for 5 ms or longer when the time ends, that time
+    /// is added, once in each connection. Defaults to 10 s.
     pub handshake_timeout: Duration,
     /// Maximum time in which an incomplete frame makes no progress. Received bytes extend the time
     /// by [`ConnConfig::min_rate`]. So a short frame must be complete within the timeout, and a
@@ -45,7 +46,8 @@ pub struct ConnConfig {
     /// 30 s.
     pub frame_timeout: Duration,
     /// Maximum time without a byte from the peer, once the connection is open. The time is paused
-    /// while reading is paused. Defaults to 120 s.
+    /// while reading is paused. It starts anew after a turn in which this connection's callbacks
+    /// work for 5 ms or longer: the peer may have waited for their output. Defaults to 120 s.
     pub idle_timeout: Duration,
     /// Maximum time in which the peer takes nothing of its pending output. Taken bytes extend the
     /// time by [`ConnConfig::min_rate`]. Defaults to 30 s.

@@ -5,7 +5,7 @@ use crate::reason::CloseReason;
 /// True if `bytes`, of which no frame could be made for this reason, begin with the headers of a
 /// record and of the ClientHello in it.
 ///
-/// A header that announces too long a frame is judged by what has come of them.
+/// A header that announces too long a frame may have been received before the rest of them.
 pub(super) fn explains(bytes: &[u8], reason: CloseReason) -> bool {
     match (bytes, reason) {
         ([0x16, 0x03], CloseReason::FrameTooLarge) => true,

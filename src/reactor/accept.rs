@@ -22,7 +22,7 @@ use crate::reason::{CloseReason, Closed};
 /// How long servers with fewer connections go first, where several share a backlog.
 const DEFER: Duration = Duration::from_millis(1);
 
-/// How long a server that can evict a connection goes first. It may be busy.
+/// How long a server that may evict a connection goes first: callbacks may keep it from accepting.
 const DEFER_EVICTION: Duration = Duration::from_millis(100);
 
 /// One accept round over the listeners that may have a client, beginning with another one each
@@ -137,7 +137,7 @@ fn defer_accept<O: Os>(core: &mut Core<O>, at: usize) -> bool {
     if !listener.may_accept() || now >= since.after(patience) {
         return false;
     }
-    if let Some(listener) = core.listeners.get_mut(at) {
+    if let Some(listener) = core.listeners.change(at) {
         listener.deferred_since = Some(since);
         listener.retry_at = now.after(DEFER);
     }

@@ -176,12 +176,12 @@ impl Admission {
         (since.after(config.pending_limits.grace) <= now).then_some(id)
     }
 
-    /// Another client may find one to evict: known at the cap, and else supposed of any that has not
-    /// been seen to have sent a frame.
+    /// True if a connection may be evicted for the next client. Other servers may fill the cap, so
+    /// below it each connection counts whose first frame has not been noticed.
     pub(super) fn may_evict<S>(&self, conns: &Connections<S>) -> bool {
         match conns.has_room() {
             true => !self.unproven.is_empty(),
-            false => self.unproven.candidate(conns).is_some(),
+            false => self.unproven(conns).is_some(),
         }
     }
 
@@ -262,8 +262,7 @@ impl Admission {
         self.unproven.silent.push(id, conns);
     }
 
-    /// After its turn, a connection may be evicted again that was skipped because it waited for this
-    /// server.
+    /// After its turn, a connection that was skipped may be evicted again.
     #[cold]
     pub(super) fn end_skip<S, L>(
         &mut self,

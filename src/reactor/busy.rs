@@ -1,5 +1,4 @@
-//! Time for which the loop has looked at no socket, because callbacks worked: no peer is to blame
-//! for it.
+//! Time in which callbacks keep the loop from its sockets: no peer is charged for it.
 
 use std::time::Duration;
 
@@ -18,9 +17,9 @@ pub(super) struct Busy {
     polled_at: Time,
     /// When the last long iteration began and ended.
     iteration: Option<(Time, Time)>,
-    /// The connection that had the last turn.
+    /// The connection whose turn began last.
     turn: Option<ConnId>,
-    /// From then on that turn is a long one.
+    /// When that turn becomes a long one.
     long_from: Time,
 }
 
@@ -51,8 +50,8 @@ impl Busy {
         self.long_from = now.after(LONG_TURN);
     }
 
-    /// The iteration has ended with a poll that began at `polled` and has returned at `now`. True if
-    /// it was a long one.
+    /// An iteration has ended with a poll that began at `polled` and returned at `now`. True if the
+    /// iteration was a long one.
     pub(super) fn end_iteration(&mut self, polled: Time, now: Time) -> bool {
         self.long_from = Time::NEVER;
         let began = std::mem::replace(&mut self.polled_at, now);
@@ -63,8 +62,8 @@ impl Busy {
         is_long
     }
 
-    /// How much of the time before this deadline of a peer's does not count: all of the last long
-    /// iteration, if the deadline has passed in it.
+    /// Returns the time that is not charged to a peer with this deadline: all of the last long
+    /// iteration, if the deadline passed in it.
     pub(super) fn excuses(&self, deadline: Time) -> Option<Duration> {
         let (began, ended) = self.iteration?;
         (began < deadline && deadline <= ended).then(|| ended.since(began))

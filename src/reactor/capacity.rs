@@ -34,13 +34,30 @@ impl Capacity {
         self.has_slot || self.evicts_at.is_armed()
     }
 
-    /// True if every listener has the same state under both, as long as no time passes.
+    /// True if every listener has the same state under both, as long as no time passes. A past
+    /// time may have moved: clients that come or are evicted move it.
     #[inline]
     pub(super) fn is_same(&self, other: &Self) -> bool {
-        Self {
-            now: other.now,
-            ..*self
-        } == *other
+        let Self {
+            has_slot,
+            evicts_at,
+            cap,
+            out_of_fds,
+            crowded_until,
+            limited_until,
+            now,
+        } = *self;
+        let is_past = |time, later| time <= now && later <= other.now;
+        let is_same = |time, later| time == later || is_past(time, later);
+        let is_as_crowded = match (crowded_until, other.crowded_until) {
+            (Some(time), Some(later)) => is_same(time, later),
+            (None, None) => true,
+            _ => false,
+        };
+        is_as_crowded
+            && is_same(evicts_at, other.evicts_at)
+            && is_same(limited_until, other.limited_until)
+            && (has_slot, cap, out_of_fds) == (other.has_slot, other.cap, other.out_of_fds)
     }
 }
 

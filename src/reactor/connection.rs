@@ -44,6 +44,7 @@ pub(crate) struct Connection<S> {
     pub(crate) retry: bool,
     /// Not read because memory is tight.
     pub(crate) paused_for_memory: bool,
+    /// What admission notes of it.
     pub(crate) standing: Standing,
     pub(crate) counted: Counted,
     /// Remaining read budget of the iteration `budget_iteration`, in units of a frame's cost: a

@@ -180,7 +180,8 @@ impl<S> Connections<S> {
         self.share.as_ref().is_some_and(CapShare::is_ahead)
     }
 
-    /// For the servers that share the cap: whether this one may have a connection that it can evict.
+    /// Publishes to the servers that share the cap whether this one may have a connection that it
+    /// can evict.
     pub(super) fn set_may_evict(&self, may_evict: bool) {
         if let Some(share) = &self.share {
             share.set_may_evict(may_evict);

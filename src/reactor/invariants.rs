@@ -156,6 +156,9 @@ impl<O: Os> Core<O> {
         if let Some(name) = self.listeners.unnoticed() {
             return Some(format!("listener {name} has changed and is not visited"));
         }
+        if !self.listeners.add_up() {
+            return Some("the sums over all listeners are wrong".to_owned());
+        }
         let fault = self.miscounted_source().or_else(|| self.deaf_listener());
         if fault.is_some() {
             return fault;

@@ -79,7 +79,8 @@ impl<L> Listeners<L> {
         self.all.get(at)
     }
 
-    /// For what concerns one of its clients.
+    /// Returns a listener for the sake of a client: no change of a listener that is in the poll and
+    /// has no limit of its own.
     #[inline]
     pub(super) fn get_mut(&mut self, at: usize) -> Option<&mut Listener<L>> {
         match self.all.get(at)?.noted.is_indifferent {
@@ -88,7 +89,7 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// For what changes its state.
+    /// Returns a listener whose state changes: it is visited at the end of the iteration.
     pub(super) fn change(&mut self, at: usize) -> Option<&mut Listener<L>> {
         let listener = self.all.get_mut(at)?;
         if self.visited.is_some() && listener.noted.change() {
@@ -97,7 +98,7 @@ impl<L> Listeners<L> {
         Some(listener)
     }
 
-    /// A listener has changed: it is visited at the end of the iteration.
+    /// As [`Listeners::change`], of a listener that has changed already.
     fn mark(&mut self, at: usize) {
         self.change(at);
     }
@@ -106,7 +107,7 @@ impl<L> Listeners<L> {
         self.all.get(self.position(id)?)
     }
 
-    /// For what concerns one of its connections.
+    /// As [`Listeners::get_mut`], for the sake of a connection.
     pub(super) fn by_id_mut(&mut self, id: ListenerId) -> Option<&mut Listener<L>> {
         self.get_mut(self.position(id)?)
     }
@@ -204,14 +205,16 @@ impl<L> Listeners<L> {
         (visited.rests && self.is_unchanged()).then_some(visited.wake)
     }
 
-    /// Those that have not changed need no visit, if the capacity is still the same.
+    /// Returns the last visit if the capacity is still the same: then listeners that have not
+    /// changed need no other.
     #[inline]
     fn visited_for(&self, capacity: impl Fn() -> Capacity) -> Option<&Visited> {
         let visited = self.visited.as_ref()?;
         visited.capacity.is_same(&capacity()).then_some(visited)
     }
 
-    /// No listener needs a visit before the result, if the capacity is still the same.
+    /// Returns until when no listener needs a visit, if none has changed and the capacity is still
+    /// the same.
     #[inline]
     fn settled_until(&self, capacity: impl Fn() -> Capacity) -> Option<Time> {
         if !self.is_unchanged() {
@@ -352,7 +355,7 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// Those that have to be visited again by `now` are visited as if they had changed.
+    /// Marks the listeners that have to be visited by `now` as changed.
     fn mark_due(&mut self, now: Time) {
         while let Some(at) = self.wakes.pop(now) {
             self.mark(at as usize);
@@ -432,10 +435,10 @@ impl<L> Listeners<L> {
         }
     }
 
-    /// As [`Listeners::wake_at`]. `some` if those that have not changed need no visit.
+    /// As [`Listeners::wake_at`]. `is_visited`: listeners that have not changed need no visit.
     #[inline(never)]
-    fn visit_at(&self, some: bool, capacity: &Capacity) -> Time {
-        if !some {
+    fn visit_at(&self, is_visited: bool, capacity: &Capacity) -> Time {
+        if !is_visited {
             self.visits.note(self.all.len());
             let wakes = self.all.iter().map(|listener| listener.wake_at(capacity));
             return wakes.fold(Time::NEVER, Time::min);

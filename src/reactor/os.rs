@@ -150,8 +150,8 @@ pub(crate) trait StreamOps {
     /// cannot tell.
     fn unsent(&mut self, stream: &mut Self::Stream) -> Option<usize>;
 
-    /// Whether the peer's system has taken all of the `written` bytes, as far as it has told: also
-    /// after a reset. `None` where the system cannot tell.
+    /// Whether the peer's system has acknowledged all of the `written` bytes, also after a reset.
+    /// `None` where the system does not count that.
     fn has_taken(&mut self, _stream: &mut Self::Stream, _written: u64) -> Option<bool> {
         None
     }

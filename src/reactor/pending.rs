@@ -143,11 +143,12 @@ impl Silent {
         self.queue.push_back(id);
     }
 
-    /// Removes connections that have spoken or ended from the front, where candidates are searched,
-    /// and those that wait for this server: these are marked as skipped. What is left of the first
-    /// [`CANDIDATES`] waits for its peer, or has its turn soon. Each connection is removed once after
-    /// it was added, so that the cost per connection is constant (amortised), however many have
-    /// spoken since the last call.
+    /// Removes connections from the front, where candidates are searched, that have spoken or
+    /// ended, or whose peers wait for this server. The latter are marked as skipped. The first
+    /// [`CANDIDATES`] that remain wait for their peers, or have their turns soon.
+    ///
+    /// Each connection is removed once after it was added, so that the cost per connection is
+    /// constant (amortised), however many have spoken since the last call.
     pub(super) fn trim<S>(&mut self, conns: &mut Connections<S>, which: Queue) {
         let mut at = 0;
         while at < CANDIDATES {

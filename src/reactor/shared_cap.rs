@@ -341,7 +341,7 @@ impl CapShare {
         self.shared_cap.taken() == self.shared_cap.cap()
     }
 
-    /// Tells the other servers whether this one may have a connection that it can evict.
+    /// Publishes to the other servers whether this one may have a connection that it can evict.
     pub(super) fn set_may_evict(&self, may_evict: bool) {
         if let Some(sharer) = self.shared_cap.sharers.get(self.index) {
             sharer.may_evict.store(may_evict, Ordering::SeqCst);

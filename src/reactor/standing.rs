@@ -1,8 +1,8 @@
-//! A connection's place among those whose peers have proved nothing yet.
+//! What admission notes in each connection.
 
 use crate::proto::State;
 
-/// A connection's place among the unproven ones.
+/// Whether a connection is pending, skipped by the search for one to evict, or excused: one byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Standing(u8);
 
@@ -15,13 +15,13 @@ pub(super) enum Queue {
 
 impl Standing {
     const PENDING: u8 = 1;
-    /// It has left the server's queue of silent connections because it waited for this server, and
-    /// joins it again after its next turn.
+    /// It has left the server's queue of silent connections because its peer waited for this
+    /// server, and joins the queue again after its next turn.
     const SKIPPED_BY_SERVER: u8 = 2;
     /// The same of its listener's queue.
     const SKIPPED_BY_LISTENER: u8 = 4;
-    /// Its handshake was excused once from time in which the server was busy: however busy that is,
-    /// the handshake ends.
+    /// Its handshake timeout was extended by time in which the server was busy. Not twice: a
+    /// handshake ends however busy the server is.
     const EXCUSED: u8 = 8;
 
     pub(super) fn of(state: State) -> Self {
@@ -30,7 +30,7 @@ impl Standing {
         standing
     }
 
-    /// Counted among the pending connections.
+    /// True if it counts among the pending connections.
     #[inline]
     pub(super) fn is_pending(self) -> bool {
         self.0 & Self::PENDING != 0
@@ -40,6 +40,7 @@ impl Standing {
         self.0 = (self.0 & !Self::PENDING) | (u8::from(pending) * Self::PENDING);
     }
 
+    /// True if it has left a queue.
     #[inline]
     pub(super) fn is_skipped(self) -> bool {
         self.0 & (Self::SKIPPED_BY_SERVER | Self::SKIPPED_BY_LISTENER) != 0
@@ -57,7 +58,7 @@ impl Standing {
         self.0 &= !(Self::SKIPPED_BY_SERVER | Self::SKIPPED_BY_LISTENER);
     }
 
-    /// True the first time.
+    /// Notes that its handshake timeout is extended. True the first time.
     pub(super) fn excuse(&mut self) -> bool {
         let is_first = self.0 & Self::EXCUSED == 0;
         self.0 |= Self::EXCUSED;

@@ -26,13 +26,13 @@ impl Noted {
     }
 }
 
-/// The listeners have been visited, those apart that have changed since.
+/// The last visit to all listeners that have not changed since.
 pub(super) struct Visited {
-    /// The capacity for which they were visited.
+    /// The capacity at that visit.
     pub(super) capacity: Capacity,
-    /// When one of them has to be visited again.
+    /// When a listener has to be visited again.
     pub(super) wake: Time,
-    /// Nothing of the server's held back a client.
+    /// No limit of the server held back a client, and no listener had reached its own cap.
     pub(super) rests: bool,
 }
 
@@ -62,7 +62,7 @@ impl SubAssign for Sums {
     }
 }
 
-/// Number of visits to listeners that no caller names. Counted in tests alone.
+/// Number of listeners visited in loops that may be long. Counted in unit tests alone.
 #[derive(Default)]
 pub(super) struct VisitCount {
     #[cfg(test)]

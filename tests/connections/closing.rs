@@ -685,7 +685,8 @@ fn a_neighbour_ends_a_connection_with_a_cause() {
     assert_eq!(sim.stats().closed(CloseReason::Failed), 1);
 }
 
-/// A peer that has taken everything and then resets has lost nothing, however long ago the server asked the kernel.
+/// A peer that has taken everything and then resets has lost nothing, however long ago the kernel's
+/// last answer was.
 #[test]
 fn a_reset_behind_the_last_byte_is_no_loss() {
     for (takes_all, reason) in [(true, CloseReason::Closed), (false, CloseReason::Reset)] {

@@ -415,7 +415,8 @@ fn a_listener_without_clients_does_not_end_the_episode() {
     assert!(report.ends_with(" 1"), "{report}");
 }
 
-/// A server with two listeners and a client that waits at the first: no descriptor is left for it, for an hour.
+/// A server with two listeners and a client that waits at the first: no descriptor is left for the
+/// client, for an hour.
 struct Exhausted {
     sim: Sim,
     client: ClientId,

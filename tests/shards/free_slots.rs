@@ -373,8 +373,8 @@ fn a_freed_slot_wakes_few_shards() {
     }
 }
 
-/// An alarm on connections counts those under the cap: of all shards, in each of them, idle or not. One on descriptors counts the
-/// listeners of the shards too.
+/// An alarm on connections counts those under the cap: of all shards, in each of them, idle or not.
+/// One on descriptors counts the listeners of the shards too.
 #[test]
 fn an_alarm_counts_the_connections_of_all_shards() {
     const CAP: usize = 20;

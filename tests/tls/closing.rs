@@ -577,8 +577,8 @@ fn close_notify_and_rst_in_one_event_are_a_good_end() {
     }
 }
 
-/// The session tickets cannot be written any more, and that loses nothing: all frames are delivered, and the handler
-/// hears of the end. An answer that cannot be written is a loss.
+/// The session tickets cannot be written any more, and that loses nothing: all frames are delivered,
+/// and the handler is notified of the end. An answer that cannot be written is a loss.
 #[test]
 fn frames_close_notify_and_rst_before_the_tickets_are_a_good_end() {
     type Gate = (mpsc::Sender<()>, Arc<Mutex<mpsc::Receiver<()>>>);

@@ -482,8 +482,8 @@ fn tls_on_a_plain_port_is_named() {
     });
 }
 
-/// In two segments, of which the first ends in the header of the record, and framings to which that announces too long
-/// a frame.
+/// In two segments, of which the first ends in the header of the record, and with framings for which
+/// that header announces too long a frame.
 #[test]
 fn tls_on_a_plain_port_is_named_by_the_header_of_its_record() {
     let site = Site::new();

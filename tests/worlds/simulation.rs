@@ -383,7 +383,7 @@ fn a_handshake_that_drips_is_timed_out() {
         sim.send(dripping, &[0x16, 3, 1, 0x3F, 0xFF]);
     }
     sim.settle();
-    // In the first leap the server has looked at no socket: what was left of the timeout follows.
+    // In the first leap the server has read no socket: the rest of the timeout follows.
     for timed_out in [0, 20] {
         sim.leap(Duration::from_millis(1500));
         for _ in 0..25 {

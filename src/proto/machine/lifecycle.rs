@@ -34,7 +34,7 @@ impl Machine {
         });
     }
 
-    /// The service has blocked for `span`: the handshake timeout excludes that time.
+    /// User code has blocked for `span`: the handshake timeout excludes that time.
     pub(crate) fn extend_handshake(&mut self, span: Duration) {
         if let Some(active) = &mut self.active {
             active.deadlines.extend_phase(span);

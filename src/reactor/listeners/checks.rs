@@ -2,7 +2,7 @@
 
 use super::Listeners;
 #[cfg(feature = "sim")]
-use super::{Capacity, Listener, Noted};
+use super::{Capacity, Listener, Noted, Sums};
 
 impl<L> Listeners<L> {
     /// No listener has changed since all were visited, for this capacity.
@@ -29,6 +29,14 @@ impl<L> Listeners<L> {
             .iter()
             .find(is_stale)
             .map(|listener| &*listener.name)
+    }
+
+    /// The sums are those of what was noted of each listener.
+    #[cfg(feature = "sim")]
+    pub(in crate::reactor) fn add_up(&self) -> bool {
+        let mut sums = Sums::default();
+        self.all.iter().for_each(|one| sums += one.noted.sums);
+        sums == self.sums
     }
 
     #[cfg(test)]

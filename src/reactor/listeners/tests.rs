@@ -167,6 +167,30 @@ fn a_client_visits_its_own_listener() {
     }
 }
 
+/// A time from which clients are admitted moves with each of them. Once it is past, that concerns
+/// no other listener.
+#[test]
+fn a_client_visits_its_own_listener_under_limits_of_the_server() {
+    let limited = Config::new().with(|config| config.accept_rate = Some(Rate::per_second(10)));
+    let evicting =
+        Config::max_connections(3).with(|config| config.pending_limits.grace = Duration::ZERO);
+    for (name, config) in [("a rate", limited), ("evictions", evicting)] {
+        let [few, many] = [2, 200].map(|count| {
+            let mut sim = Sim::new(1, config.clone(), ());
+            let addr = listen(&mut sim, &local(), count);
+            let visit = |sim: &mut Sim| {
+                sim.connect(addr).expect("a listener");
+                sim.advance(Duration::from_secs(1));
+            };
+            (0..5).for_each(|_| visit(&mut sim));
+            let visits = visits(&mut sim, visit);
+            assert_eq!(sim.stats().accepted, 6, "{name}");
+            visits
+        });
+        assert_eq!(few, many, "{name}");
+    }
+}
+
 /// So does a listener that is suspended or closed by itself.
 #[test]
 fn a_change_visits_its_own_listener() {

@@ -1,8 +1,15 @@
 use std::io;
+use std::net::SocketAddr;
 use std::sync::mpsc;
 use std::thread;
+use std::time::Duration;
 
 use super::*;
+use crate::config::{AtCapacity, Config, Listen};
+use crate::handler::{Context, Handler};
+use crate::reason::{CloseReason, Outcome};
+use crate::sim::{ClientState, Sim};
+use crate::Framing;
 
 /// Wakes by a message.
 struct Bell(mpsc::SyncSender<()>);
@@ -214,6 +221,80 @@ fn the_descriptors_of_all_servers_are_added_up() {
     assert_eq!(second.descriptors(3), 3);
 }
 
+struct Ignores;
+
+impl Handler for Ignores {
+    fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+        Ok(())
+    }
+}
+
+/// The first of two servers with one cap and one backlog. It refuses clients at the cap.
+fn server(shared_cap: &Arc<SharedCap>) -> (Sim, SocketAddr) {
+    shared_cap.set_one_backlog();
+    let config = Config::max_connections(shared_cap.cap())
+        .with(|config| config.pending_limits.grace = Duration::ZERO);
+    let mut sim = Sim::new(1, config, ());
+    sim.share_cap(Arc::clone(shared_cap), 0);
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Packet2).with(|listen| {
+        listen.at_capacity = AtCapacity::Refuse {
+            farewell: Vec::new(),
+        };
+    });
+    let addr = sim.listen(listen, |(), _| Ignores).expect("it listens");
+    (sim, addr)
+}
+
+/// For as long as it takes a busy server to evict one, and no longer.
+#[test]
+fn a_server_leaves_a_client_to_one_that_can_evict() {
+    let shared_cap = Arc::new(SharedCap::new(1, 2));
+    let (mut other, _rings) = share(&shared_cap, 1);
+    let (mut sim, addr) = server(&shared_cap);
+    let refused = |sim: &Sim| sim.stats().closed(CloseReason::AtCapacity);
+    assert!(other.take());
+    other.set_may_evict(true);
+    let client = sim.connect(addr).expect("it listens");
+    sim.advance(Duration::from_millis(99));
+    assert_eq!(sim.stats().accepted, 0);
+    sim.advance(Duration::from_millis(2));
+    assert_eq!(refused(&sim), 1);
+    assert_eq!(sim.state(client), ClientState::Finished);
+
+    let client = sim.connect(addr).expect("it listens");
+    sim.advance(Duration::from_millis(99));
+    other.give_back();
+    sim.advance(Duration::from_millis(1));
+    assert_eq!((sim.stats().open, refused(&sim)), (1, 1));
+    sim.reset(client);
+    sim.settle();
+
+    assert!(other.take());
+    other.set_may_evict(false);
+    sim.connect(addr).expect("it listens");
+    sim.settle();
+    assert_eq!(refused(&sim), 2, "at once");
+}
+
+/// No other server waits for it.
+#[test]
+fn a_server_evicts_none_under_a_lowered_cap() {
+    let shared_cap = Arc::new(SharedCap::new(2, 2));
+    let (other, _rings) = share(&shared_cap, 1);
+    let (mut sim, addr) = server(&shared_cap);
+    for _ in 0..2 {
+        sim.connect(addr).expect("it listens");
+    }
+    sim.settle();
+    assert!(other.may_others_evict());
+    let lowered = sim
+        .control()
+        .reconfigure(|config| config.max_connections = 1);
+    lowered.expect("a valid cap");
+    sim.settle();
+    assert!(!other.may_others_evict());
+}
+
 /// Threads that take permits, wait and give them back as servers do. The cap is never exceeded,
 /// and no thread sleeps while a permit is free.
 #[test]
@@ -231,7 +312,7 @@ fn no_wake_up_is_lost_and_the_cap_holds() {
                     for _ in 0..ROUNDS {
                         while !share.take() {
                             if !share.await_room() {
-                                let patience = std::time::Duration::from_secs(30);
+                                let patience = Duration::from_secs(30);
                                 rings.recv_timeout(patience).expect("a permit is free");
                                 share.wake_up();
                             }
