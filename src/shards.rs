@@ -85,7 +85,8 @@ use crate::server::{warn_of_descriptors, Common, Server, Spawned, Thread};
 ///
 /// A shard evicts its own connections only. With one backlog it leaves a client that it would
 /// refuse ([`AtCapacity::Refuse`](crate::AtCapacity::Refuse)) to a shard that may have one to evict.
-/// After 100 ms it refuses the client.
+/// After 100 ms it refuses the client. At its listener's own limit it refuses a client at once,
+/// although another shard may have room.
 ///
 /// With [`SocketOptions::reuse_port`](crate::SocketOptions::reuse_port) each shard has a socket and
 /// a backlog of its own. Linux chooses among them by a hash of the addresses, even while a shard is

@@ -288,7 +288,7 @@ impl Machine {
             && self.status.life.is_open()
             && self.was_open()
             && !self.status.recv.is_paused()
-            && !self.status.recv.has_frames_buffered()
+            && (self.is_congested() || !self.status.recv.has_frames_buffered())
             && !self.parts().ending.has_pending_replies()
     }
 

@@ -25,8 +25,10 @@ const DEFER: Duration = Duration::from_millis(1);
 /// How long a server that may evict a connection goes first: callbacks may keep it from accepting.
 const DEFER_EVICTION: Duration = Duration::from_millis(100);
 
-/// One accept round over the listeners that may have a client, beginning with another one each
-/// time.
+/// Time between two looks whether the client is still there.
+const RETRY_EVICTION: Duration = Duration::from_millis(10);
+
+/// One accept round over the listeners that may have a client.
 pub(super) struct Round {
     /// Listeners that had their turn.
     done: usize,
@@ -100,7 +102,10 @@ impl Round {
                 None => Step::Done,
             };
             match step {
-                Step::Admitted(id) => return Some(id),
+                Step::Admitted(id) => {
+                    inner.core.listeners.note_admitted(at);
+                    return Some(id);
+                }
                 Step::Next => {}
                 Step::Done => {
                     self.done += 1;
@@ -125,10 +130,10 @@ fn defer_accept<O: Os>(core: &mut Core<O>, at: usize) -> bool {
     let refusal = core
         .admission
         .refusal(&core.conns, listener, &core.config, core.now);
-    let patience = match refusal {
-        None if is_ahead => DEFER,
+    let (patience, retry_after) = match refusal {
+        None if is_ahead => (DEFER, DEFER),
         Some(CloseReason::AtCapacity) if evicts_elsewhere && !listener.lets_wait() => {
-            DEFER_EVICTION
+            (DEFER_EVICTION, RETRY_EVICTION)
         }
         _ => return false,
     };
@@ -139,7 +144,7 @@ fn defer_accept<O: Os>(core: &mut Core<O>, at: usize) -> bool {
     }
     if let Some(listener) = core.listeners.change(at) {
         listener.deferred_since = Some(since);
-        listener.retry_at = now.after(DEFER);
+        listener.retry_at = now.after(retry_after);
     }
     true
 }
@@ -179,6 +184,7 @@ fn accept_next<A, O: Os>(
     conns.prepare();
     let gate = conns.gate();
     let locked = gate.as_ref().map(|shared_cap| shared_cap.lock());
+    admission.trim_for(conns, listener);
     let refusal = admission.refusal(conns, listener, config, *now);
     if refusal.is_some() && listener.lets_wait() {
         return Step::Done;

@@ -137,6 +137,21 @@ impl Admission {
         refused.then_some(CloseReason::AtCapacity)
     }
 
+    /// Before a client that may need the slot of another: what is known of those is up to date.
+    #[inline]
+    pub(super) fn trim_for<S, L>(
+        &mut self,
+        conns: &mut Connections<S>,
+        listener: &mut Listener<L>,
+    ) {
+        if !conns.has_room() {
+            self.trim(conns);
+        }
+        if listener.reached_cap().is_some() {
+            listener.trim(conns);
+        }
+    }
+
     /// The connection to evict for a client of this listener: a pending one if too many are; at the
     /// cap the oldest that has not sent a frame, and at the listener's own the oldest of its own.
     pub(super) fn eviction_candidate<S, L>(

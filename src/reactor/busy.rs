@@ -17,8 +17,8 @@ pub(super) struct Busy {
     polled_at: Time,
     /// When the last long iteration began and ended.
     iteration: Option<(Time, Time)>,
-    /// The connection whose turn began last.
-    turn: Option<ConnId>,
+    /// The connection whose turn began last, and when.
+    turn: Option<(ConnId, Time)>,
     /// When that turn becomes a long one.
     long_from: Time,
 }
@@ -39,14 +39,14 @@ impl Busy {
         now >= self.long_from
     }
 
-    /// The connection that had the last turn.
-    pub(super) fn last_turn(&self) -> Option<ConnId> {
+    /// The connection that had the last turn, and when that began.
+    pub(super) fn last_turn(&self) -> Option<(ConnId, Time)> {
         self.turn
     }
 
     #[inline]
     pub(super) fn begin_turn(&mut self, id: ConnId, now: Time) {
-        self.turn = Some(id);
+        self.turn = Some((id, now));
         self.long_from = now.after(LONG_TURN);
     }
 

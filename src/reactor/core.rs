@@ -212,12 +212,15 @@ impl<O: Os> Core<O> {
         self.running = Some(id);
     }
 
-    /// After a long turn the peer's idle time begins: it may have waited for what a callback sent.
+    /// After a long turn the peer's idle time begins, if its input began the work: it may have waited
+    /// for what a callback sent.
     #[cold]
     fn end_long_turn(&mut self, now: Time) {
-        let worked = self.busy.last_turn();
-        if let Some(conn) = worked.and_then(|id| self.conns.get_mut(id)) {
-            conn.machine.note_work(now);
+        let Some((id, began)) = self.busy.last_turn() else {
+            return;
+        };
+        if let Some(conn) = self.conns.get_mut(id) {
+            conn.machine.note_work(began, now);
         }
     }
 

@@ -170,6 +170,10 @@ impl Drain {
             return;
         };
         plan.has_begun = true;
+        if listeners.open() == 0 {
+            plan.notifies = true;
+            return;
+        }
         let accepted = usize::try_from(accepted - plan.accepted_before).unwrap_or(usize::MAX);
         let is_over = due.is_some_and(|due| plan.deadline <= due) || accepted > plan.max_accepts;
         // Other servers may free a slot of a shared cap.

@@ -145,8 +145,8 @@ impl<A, O: Os> Inner<A, O> {
     /// hear of some.
     pub(super) fn remove_closed_listeners(&mut self) {
         let Self { core, user } = self;
-        while let Some((listener, service)) = core.listeners.remove_closed() {
-            user.remove_service(&mut core.guard, service);
+        for listener in core.listeners.take_closed() {
+            user.remove_service(&mut core.guard, listener.service);
             core.guard.drop("a listener's options", listener);
         }
     }

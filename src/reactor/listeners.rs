@@ -20,8 +20,8 @@ use std::collections::BTreeSet;
 pub(super) struct Listeners<L> {
     all: Vec<Listener<L>>,
     next_id: u32,
-    /// The listener that accepts first in the running round.
-    first: usize,
+    /// The position of the listener that has admitted a client last.
+    served: usize,
     /// The running accept round: positions of the listeners that may have a client.
     round: Vec<usize>,
     /// `None` if all listeners have to be visited.
@@ -47,7 +47,7 @@ impl<L> Default for Listeners<L> {
         Self {
             all: Vec::new(),
             next_id: 0,
-            first: 0,
+            served: 0,
             round: Vec::new(),
             visited: None,
             changed: Vec::new(),
@@ -96,11 +96,6 @@ impl<L> Listeners<L> {
             self.changed.push(at);
         }
         Some(listener)
-    }
-
-    /// As [`Listeners::change`], of a listener that has changed already.
-    fn mark(&mut self, at: usize) {
-        self.change(at);
     }
 
     pub(super) fn by_id(&self, id: ListenerId) -> Option<&Listener<L>> {
@@ -231,7 +226,7 @@ impl<L> Listeners<L> {
     /// A listener has all of its own connections.
     pub(super) fn reach_own_cap(&mut self, id: ListenerId) {
         if let Some(at) = self.position(id) {
-            self.mark(at);
+            self.change(at);
         }
         self.at_own_cap.insert(id);
     }
@@ -259,15 +254,15 @@ impl<L> Listeners<L> {
             let changed = std::mem::replace(&mut listener.evicts_own_at, until) != until;
             let stays = listener.is_open() && listener.reached_cap().is_some();
             if changed {
-                self.mark(at);
+                self.change(at);
             }
             stays
         });
         self.at_own_cap = at_own_cap;
     }
 
-    /// Begins an accept round: each round starts with another listener. False if none can have a
-    /// client. Nothing of the server's holds back a client if it `rests`.
+    /// Begins an accept round, behind the listener that has admitted a client last. False if none can
+    /// have a client. Nothing of the server's holds back a client if it `rests`.
     #[inline]
     pub(super) fn begin_round(
         &mut self,
@@ -290,14 +285,11 @@ impl<L> Listeners<L> {
     fn begin_round_of(&mut self, at: usize) -> bool {
         self.visits.note(1);
         self.round.clear();
-        self.ready.clear();
-        let listener = self.all.get_mut(at);
-        let is_readable = listener.is_some_and(|listener| {
-            listener.noted.is_ready = false;
-            listener.readable
-        });
+        let is_readable = self.get(at).is_some_and(|listener| listener.readable);
         if is_readable {
             self.round.push(at);
+        } else {
+            self.clear_ready();
         }
         is_readable
     }
@@ -317,23 +309,32 @@ impl<L> Listeners<L> {
         } else {
             self.round.extend(0..self.all.len());
         }
-        for at in self.ready.drain(..) {
-            if let Some(listener) = self.all.get_mut(at) {
-                listener.noted.is_ready = false;
-            }
-        }
         self.visits.note(self.round.len());
         let all = &self.all;
         let is_readable = |at: usize| all.get(at).is_some_and(|listener| listener.readable);
         self.round.retain(|&at| is_readable(at));
         if self.round.is_empty() {
             // The event was stale.
+            self.clear_ready();
             return false;
         }
-        self.first = (self.first + 1) % self.all.len().max(1);
-        let behind = self.round.partition_point(|&at| at < self.first);
+        let behind = self.round.partition_point(|&at| at <= self.served);
         self.round.rotate_left(behind);
         true
+    }
+
+    /// A client of this listener was admitted: the others go first in the next round.
+    #[inline]
+    pub(super) fn note_admitted(&mut self, at: usize) {
+        self.served = at;
+    }
+
+    fn clear_ready(&mut self) {
+        for at in self.ready.drain(..) {
+            if let Some(listener) = self.all.get_mut(at) {
+                listener.noted.is_ready = false;
+            }
+        }
     }
 
     /// The position of a listener of the round.
@@ -344,13 +345,14 @@ impl<L> Listeners<L> {
 
     /// The round is over. A listener whose backlog it has not emptied has changed.
     pub(super) fn end_round(&mut self) {
+        self.clear_ready();
         self.visits.note(self.round.len());
         for nth in 0..self.round.len() {
             let Some(&at) = self.round.get(nth) else {
                 return;
             };
             if self.get(at).is_some_and(|listener| listener.readable) {
-                self.mark(at);
+                self.change(at);
             }
         }
     }
@@ -358,7 +360,7 @@ impl<L> Listeners<L> {
     /// Marks the listeners that have to be visited by `now` as changed.
     fn mark_due(&mut self, now: Time) {
         while let Some(at) = self.wakes.pop(now) {
-            self.mark(at as usize);
+            self.change(at as usize);
         }
     }
 
@@ -491,7 +493,7 @@ impl<L> Listeners<L> {
         logs::info!(target: logs::LISTENER, "listener {} on {}", listener.name, listener.addr);
         self.next_id = self.next_id.wrapping_add(1);
         self.all.push(listener);
-        self.mark(self.all.len() - 1);
+        self.change(self.all.len() - 1);
         Ok(id)
     }
 
@@ -546,33 +548,32 @@ impl<L> Listeners<L> {
         });
     }
 
-    /// Removes a closed listener that has no connections left. Released the key of its service.
-    pub(super) fn remove_closed(&mut self) -> Option<(Listener<L>, usize)> {
-        let at = if self.visited.is_none() || self.has_over {
-            self.visits.note(self.all.len());
-            // From the end: there the removal moves the fewest.
-            let at = self.all.iter().rposition(Listener::is_over);
-            self.has_over = at.is_some();
-            at
-        } else if self.changed.is_empty() {
-            None
-        } else {
+    /// Removes the closed listeners that have no connections left.
+    pub(super) fn take_closed(&mut self) -> Vec<Listener<L>> {
+        let is_over = |&at: &usize| self.all.get(at).is_some_and(Listener::is_over);
+        let may_be_over =
+            self.visited.is_none() || self.has_over || self.changed.iter().any(is_over);
+        if !may_be_over {
             self.visits.note(self.changed.len());
-            let is_over = |at: usize| self.all.get(at).is_some_and(Listener::is_over);
-            let changed = self.changed.iter().copied();
-            changed.filter(|&at| is_over(at)).max()
-        }?;
-        let listener = self.all.remove(at);
-        self.sums -= listener.noted.sums;
-        // The listeners behind it have other positions.
+            return Vec::new();
+        }
+        self.has_over = false;
+        self.visits.note(self.all.len());
+        if !self.all.iter().any(Listener::is_over) {
+            return Vec::new();
+        }
+        self.clear_ready();
+        let (over, left) = std::mem::take(&mut self.all)
+            .into_iter()
+            .partition(Listener::is_over);
+        self.all = left;
+        for listener in &over {
+            self.sums -= listener.noted.sums;
+        }
+        // Those behind them have other positions.
         self.visited = None;
         self.wakes = Timers::default();
-        self.ready.clear();
-        for listener in &mut self.all {
-            listener.noted.is_ready = false;
-        }
-        let service = listener.service;
-        Some((listener, service))
+        over
     }
 }
 

@@ -183,7 +183,7 @@ fn is_silent<S>(conns: &Connections<S>, id: ConnId) -> bool {
 /// Everything that the kernel has is read, and the first frame is incomplete.
 fn waits_for_peer<S>(conn: &Connection<S>) -> bool {
     !conn.queued
-        && !conn.readable
+        && (!conn.readable || conn.machine.is_congested())
         && !conn.retry
         && !conn.paused_for_memory
         && conn.machine.awaits_first_frame()

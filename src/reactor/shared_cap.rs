@@ -142,8 +142,22 @@ impl SharedCap {
     }
 
     fn give_back(&self, permits: usize) {
-        self.taken.fetch_sub(permits, Ordering::SeqCst);
+        let before = self.taken.fetch_sub(permits, Ordering::SeqCst);
         self.notify_watching();
+        if before > self.cap.load(Ordering::SeqCst) {
+            self.end_excess();
+        }
+    }
+
+    /// The cap had been exceeded. Once it is not any more, a server that sleeps may have a connection
+    /// that it can evict.
+    #[cold]
+    fn end_excess(&self) {
+        if self.taken() <= self.cap.load(Ordering::SeqCst) {
+            for sharer in &self.sharers {
+                sharer.wake();
+            }
+        }
     }
 
     /// Wakes a waiting server if a permit is free and none is ready for it.

@@ -368,3 +368,32 @@ fn a_handshake_is_not_charged_for_work_beyond_its_deadline() {
         }
     }
 }
+
+/// Only input, or the opening, begins work for which the peer waits: the handler's own timer keeps no silent peer.
+#[test]
+fn work_in_a_timer_does_not_keep_an_idle_peer() {
+    struct Ticks(Work);
+    impl Handler for Ticks {
+        fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
+            cx.conn.set_timer(0, SPAN);
+            Ok(())
+        }
+        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+        fn on_timer(&mut self, cx: &mut Context<'_>, _: u8) -> Outcome {
+            (self.0)(SPAN / 10);
+            cx.conn.set_timer(0, SPAN);
+            Ok(())
+        }
+    }
+
+    let mut sim = Sim::new(1, Config::new(), ());
+    let work: Work = Rc::new(sim.work());
+    let listen = local().with(|listen| listen.conn.idle_timeout = 10 * SPAN);
+    let addr = sim.listen(listen, move |_: &mut (), _| Ticks(Rc::clone(&work)));
+    sim.connect(addr.expect("listens")).expect("a listener");
+    sim.settle();
+    sim.advance(12 * SPAN);
+    assert!(is_idle_over(&mut sim));
+}

@@ -8,6 +8,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use kit::net::{connect, local, packet2, ping, recv2, send2, spawn, spawn_echo, Running, PATIENCE};
+use portcullis::sim::{ClientId, Sim};
 use portcullis::{AtCapacity, CloseReason, Config, Context, Framing, Handler, Outcome, Server};
 
 const CLIENTS: usize = 50;
@@ -296,4 +297,38 @@ fn a_flood_on_one_listener_leaves_the_other_open() {
     }
     done.store(true, Ordering::Relaxed);
     flood.join().expect("flooded");
+}
+
+/// Listeners whose clients wait at the cap have the slots in turn, wherever they stand among others.
+#[test]
+fn listeners_share_freed_slots() {
+    let mut sim = Sim::new(1, Config::max_connections(1), ());
+    let mut open = || {
+        let listen = local().with(|listen| listen.evict_silent = false);
+        sim.listen(listen, |_: &mut (), _| Answer).expect("listen")
+    };
+    let addrs: Vec<SocketAddr> = (0..20).map(|_| open()).collect();
+    let mut waiting: [Vec<ClientId>; 2] = Default::default();
+    let mut served = [0_u32; 2];
+    for _ in 0..100 {
+        for (clients, &addr) in waiting.iter_mut().zip(&addrs) {
+            while clients.len() < 3 {
+                let client = sim.connect(addr).expect("it listens");
+                sim.send(client, b"\0\x02?!");
+                clients.push(client);
+            }
+        }
+        sim.settle();
+        for (clients, served) in waiting.iter_mut().zip(&mut served) {
+            clients.retain(|&client| {
+                let is_served = !sim.received(client).is_empty();
+                if is_served {
+                    *served += 1;
+                    sim.reset(client);
+                }
+                !is_served
+            });
+        }
+    }
+    assert!(served[0].abs_diff(served[1]) <= 2, "{served:?}");
 }

@@ -704,29 +704,66 @@ fn a_silent_peer_that_does_not_read_makes_room() {
         }
     }
 
-    let mut sim = Sim::new(1, Config::max_connections(2), ());
-    let addr = sim.listen(plain(), |_: &mut (), _| Greets).expect("listen");
-    let clients = [(); 2].map(|()| {
-        let client = sim.connect(addr).expect("it listens");
-        sim.set_reading(client, false);
-        client
-    });
-    sim.settle();
-    // One has spoken, and its frame waits for the server.
-    sim.send(clients[0], b"\0\x02hi");
-    sim.settle();
-    let conns = sim.control().connections();
-    assert_eq!(conns.iter().filter(|info| info.congested).count(), 2);
-    let newcomer = connect(&mut sim, addr, 1)[0];
-    sim.advance(Duration::from_secs(2));
-    assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
-    for &client in &clients {
-        sim.set_reading(client, true);
+    // What it sends is not read before it has read.
+    for says in [&b""[..], b"\0", b"\0\x02hi"] {
+        let mut sim = Sim::new(1, Config::max_connections(2), ());
+        let addr = sim.listen(plain(), |_: &mut (), _| Greets).expect("listen");
+        let clients = [(); 2].map(|()| {
+            let client = sim.connect(addr).expect("it listens");
+            sim.set_reading(client, false);
+            client
+        });
+        sim.settle();
+        for &client in &clients {
+            sim.send(client, says);
+        }
+        sim.settle();
+        let conns = sim.control().connections();
+        assert_eq!(conns.iter().filter(|info| info.congested).count(), 2);
+        let newcomer = connect(&mut sim, addr, 1)[0];
+        sim.advance(Duration::from_secs(2));
+        assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
+        for &client in &clients {
+            sim.set_reading(client, true);
+        }
+        sim.settle();
+        assert_ne!(sim.state(clients[0]), ClientState::Connected);
+        assert_eq!(sim.state(clients[1]), ClientState::Connected);
+        assert_eq!(sim.state(newcomer), ClientState::Connected);
     }
-    sim.settle();
-    assert_eq!(sim.state(clients[0]), ClientState::Connected);
-    assert_ne!(sim.state(clients[1]), ClientState::Connected);
-    assert_eq!(sim.state(newcomer), ClientState::Connected);
+}
+
+/// Those that have spoken hide no silent one from a client that would be refused, even if they speak just before it comes,
+/// or if it comes right after the last that had room.
+#[test]
+fn a_refusal_is_preceded_by_a_search() {
+    for own in [false, true] {
+        for at_once in [false, true] {
+            let listen = plain().with(|listen| {
+                listen.max_connections = own.then_some(70);
+                listen.at_capacity = AtCapacity::Refuse {
+                    farewell: Vec::new(),
+                };
+            });
+            let cap = if own { 1000 } else { 70 };
+            let mut sim = Sim::new(1, Config::max_connections(cap), ());
+            let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
+            let clients = connect(&mut sim, addr, if at_once { 70 } else { 69 });
+            sim.advance(Duration::from_secs(5));
+            for &client in &clients[..64] {
+                sim.send(client, b"\0\x02hi");
+            }
+            if !at_once {
+                sim.advance(Duration::from_secs(5));
+                sim.connect(addr).expect("it listens");
+            }
+            let newcomer = sim.connect(addr).expect("it listens");
+            sim.send(newcomer, b"\0\x02hi");
+            sim.settle();
+            assert_eq!(sim.received(newcomer), b"\0\x02hi");
+            assert_eq!(sim.stats().closed(CloseReason::Evicted), 1);
+        }
+    }
 }
 
 /// A slow loris in the clear, as [`a_slow_loris_keeps_no_client_out`].

@@ -408,6 +408,52 @@ fn no_shard_refuses_a_client_for_which_another_can_evict() {
     finish(shards);
 }
 
+/// A cap that is lowered is reached again when connections end: the shard that can evict learns of it.
+#[test]
+fn a_lowered_cap_that_is_reached_again_wakes_the_shard_that_can_evict() {
+    let config = Config::max_connections(6)
+        .with(|config| config.pending_limits.grace = Duration::from_millis(1));
+    let (shards, addr, gauge) = spawn(config, 2, local().name("door"));
+    let doors: Vec<_> = shards.handle.shards().collect();
+    let suspend = |(): &mut (), control: &mut Control<'_, ()>| control.suspend("door");
+    let resume = |(): &mut (), control: &mut Control<'_, ()>| control.resume("door");
+    let fill = |shard: usize, count: usize, sum: usize| {
+        let other = &doors[1 - shard];
+        let set = other.call(PATIENCE, suspend).expect("answered");
+        set.expect("there");
+        let clients: Vec<_> = (0..count).map(|_| connect(addr)).collect();
+        eventually("they are in", || gauge.now() == sum);
+        let set = other.call(PATIENCE, resume).expect("answered");
+        set.expect("there");
+        clients
+    };
+    let silent = fill(1, 3, 3);
+    let mut spoken = fill(0, 3, 6);
+    for client in &mut spoken {
+        ping(client, b"hello");
+    }
+    assert_eq!(held_by_each(&shards), [3, 3]);
+    shards.handle.set_max_connections(5).expect("they run");
+    eventually("the cap is lowered", || {
+        shards
+            .handle
+            .call_each(PATIENCE, |_, (), control| control.config().max_connections)
+            .expect("answers")
+            .iter()
+            .all(|&(_, cap)| cap == 5)
+    });
+    drop(spoken.pop());
+    eventually("one has ended", || gauge.now() == 5);
+    let mut client = connect(addr);
+    ping(&mut client, b"served");
+    assert_eq!(
+        current_stats(&shards.handle).closed(CloseReason::Evicted),
+        1
+    );
+    drop((silent, spoken, client));
+    finish(shards);
+}
+
 /// A shard that ends gives its places to the others.
 #[test]
 fn the_places_of_a_shard_that_ends_are_free() {

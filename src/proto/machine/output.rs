@@ -159,9 +159,10 @@ impl Machine {
         }
     }
 
-    /// Callbacks have worked until `now`: the idle timeout starts anew.
-    pub(crate) fn note_work(&mut self, now: Time) {
-        if self.status.life.is_open() {
+    /// Callbacks have worked until `now`: the idle timeout starts anew, if input came, or the
+    /// connection opened, in the turn that `began` then.
+    pub(crate) fn note_work(&mut self, began: Time, now: Time) {
+        if self.status.life.is_open() && began <= self.last_input {
             self.last_input = now;
             if let Some(active) = &mut self.active {
                 active.deadlines.note_input();

@@ -213,3 +213,50 @@ fn a_change_visits_its_own_listener() {
     });
     assert_eq!(few, many);
 }
+
+/// Many listeners that close at once are removed at once.
+#[test]
+fn listeners_that_close_together_are_removed_together() {
+    let [few, many] = [10, 200].map(|count| {
+        let mut sim = Sim::new(1, Config::new(), ());
+        listen(&mut sim, &local(), count);
+        sim.settle();
+        let closed = visits(&mut sim, |sim| {
+            for info in sim.control().listeners() {
+                sim.control().close_listener(info.id).expect("open");
+            }
+            sim.settle();
+        });
+        assert!(sim.control().listeners().is_empty());
+        closed
+    });
+    assert!(many <= few * 20, "{many} for 200, {few} for 10");
+}
+
+/// A turn in a drain visits no listener that is closed.
+#[test]
+fn a_drain_visits_no_closed_listener() {
+    struct Stays;
+    impl Handler for Stays {
+        fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+            cx.conn.send(frame)?;
+            Ok(())
+        }
+        fn on_drain(&mut self, _: &mut Context<'_>) -> Outcome {
+            Ok(())
+        }
+    }
+
+    let mut sim = Sim::new(1, Config::new(), ());
+    let mut open = || sim.listen(local(), |(), _| Stays).expect("a listener");
+    let addrs: Vec<_> = (0..100).map(|_| open()).collect();
+    let clients: Vec<_> = addrs
+        .iter()
+        .map(|&addr| sim.connect(addr).expect("it listens"))
+        .collect();
+    sim.settle();
+    sim.control().drain(Duration::from_secs(100));
+    sim.settle();
+    let visits = visits(&mut sim, |sim| ping(sim, clients[50]));
+    assert_eq!(visits, 0);
+}
