@@ -10,7 +10,6 @@ use super::drive::Scratch;
 use super::incoming::Incoming;
 use super::inner::Inner;
 use super::listener::AcceptError;
-use super::listeners;
 use super::os::{End, Os, Socket as _};
 use super::refuse::{report_failed, turn_away};
 use super::work;
@@ -296,7 +295,7 @@ fn handle_broken<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, at: usize, erro
     );
     core.conns.offer_room();
     user.listener_lost(&mut core.guard, listener.service, app, listener.id, &error);
-    listeners::close(&mut core.os, &mut core.admission.fds, listener);
+    listener.close(&mut core.os, &mut core.admission.fds);
 }
 
 /// Handles one accepted socket: admit, refuse or drop it. `refusal` is why no client may come in.

@@ -8,7 +8,6 @@ use std::time::Duration;
 use super::core::Core;
 use super::detached_conns::Receiver;
 use super::inner::Inner;
-use super::listeners;
 use super::os::{Os, Socket};
 use super::user_code::drop_handler;
 use crate::access::Prefix;
@@ -346,7 +345,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
             listeners,
             ..
         } = &mut self.core;
-        listeners::close(os, &mut admission.fds, listeners.find_mut(which)?);
+        listeners.find_mut(which)?.close(os, &mut admission.fds);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::admission::Admission;
 use super::connections::Connections;
 use super::listener::Listener;
-use super::listeners::{self, Listeners};
+use super::listeners::Listeners;
 use super::os::Os;
 use crate::id::ConnId;
 use crate::logs;
@@ -188,10 +188,10 @@ impl Drain {
                 if is_over && has_client(os, listener) {
                     plan.report.unserved += 1;
                 }
-                listeners::close(os, &mut admission.fds, listener);
+                listener.close(os, &mut admission.fds);
             } else if waits && gives_up && (fails || !is_shared) {
                 plan.report.unserved += 1;
-                listeners::close(os, &mut admission.fds, listener);
+                listener.close(os, &mut admission.fds);
             } else {
                 may_accept |= !waits;
             }

@@ -145,6 +145,9 @@ impl<A, O: Os> Inner<A, O> {
     /// hear of some.
     pub(super) fn remove_closed_listeners(&mut self) {
         let Self { core, user } = self;
+        if !core.listeners.may_be_over() {
+            return;
+        }
         for listener in core.listeners.take_closed() {
             user.remove_service(&mut core.guard, listener.service);
             core.guard.drop("a listener's options", listener);

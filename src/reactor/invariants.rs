@@ -156,6 +156,9 @@ impl<O: Os> Core<O> {
         if let Some(name) = self.listeners.unnoticed() {
             return Some(format!("listener {name} has changed and is not visited"));
         }
+        if self.listeners.rests_wrongly() {
+            return Some("a visit to a listener is due, and none is made".to_owned());
+        }
         if !self.listeners.add_up() {
             return Some("the sums over all listeners are wrong".to_owned());
         }

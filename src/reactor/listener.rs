@@ -16,6 +16,7 @@ use std::rc::Rc;
 
 use super::capacity::{Capacity, OptionalBucket};
 use super::connections::Connections;
+use super::fd_exhaustion::FdExhaustion;
 use super::os::{Os, Token};
 use super::pending::Unproven;
 use super::source_limits::{Counted, Sources};
@@ -303,6 +304,24 @@ impl<L> Listener<L> {
             self.retry_at = Time::NEVER;
             self.readable = true;
         }
+    }
+
+    /// Closes its socket, which frees a descriptor. Its connections live on.
+    pub(super) fn close<O: Os<Listener = L>>(&mut self, os: &mut O, fds: &mut FdExhaustion) {
+        let Some(mut socket) = self.socket.take() else {
+            return;
+        };
+        if std::mem::take(&mut self.registered) {
+            // Closing removes it from the poll too, unless another process holds the socket.
+            if let Err(error) = os.deregister_listener(&mut socket) {
+                logs::debug!(target: logs::LISTENER, "cannot deregister listener {}: {error}", self.name);
+            }
+        }
+        os.close_listener(socket);
+        fds.end_pause();
+        self.readable = false;
+        self.retry_at = Time::NEVER;
+        logs::info!(target: logs::LISTENER, "listener {} on {} is closed", self.name, self.addr);
     }
 
     /// Makes its registration follow its state. A failure is retried at `retry_at`.

@@ -4,7 +4,6 @@ mod checks;
 
 use super::capacity::Capacity;
 use super::connections::Connections;
-use super::fd_exhaustion::FdExhaustion;
 use super::listener::Listener;
 use super::os::{Os, Token};
 use super::timers::Timers;
@@ -26,6 +25,9 @@ pub(super) struct Listeners<L> {
     round: Vec<usize>,
     /// `None` if all listeners have to be visited.
     visited: Option<Visited>,
+    /// While nothing of the server's holds back a client: no listener needs a visit before then.
+    /// `ZERO` if one does, or if a limit has to be looked at.
+    rests_until: Time,
     /// Positions of the listeners that have changed since they were visited. An iteration visits
     /// these alone.
     changed: Vec<usize>,
@@ -50,6 +52,7 @@ impl<L> Default for Listeners<L> {
             served: 0,
             round: Vec::new(),
             visited: None,
+            rests_until: Time::ZERO,
             changed: Vec::new(),
             ready: Vec::new(),
             wakes: Timers::default(),
@@ -67,7 +70,7 @@ impl<L> Listeners<L> {
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Listener<L>> {
-        self.visited = None;
+        self.visit_all();
         self.all.iter_mut()
     }
 
@@ -94,6 +97,7 @@ impl<L> Listeners<L> {
         let listener = self.all.get_mut(at)?;
         if self.visited.is_some() && listener.noted.change() {
             self.changed.push(at);
+            self.rests_until = Time::ZERO;
         }
         Some(listener)
     }
@@ -196,8 +200,20 @@ impl<L> Listeners<L> {
     /// As [`Listeners::settled_until`], for a capacity without restrictions.
     #[inline]
     pub(super) fn rests_until(&self) -> Option<Time> {
-        let visited = self.visited.as_ref()?;
-        (visited.rests && self.is_unchanged()).then_some(visited.wake)
+        (self.rests_until > Time::ZERO).then_some(self.rests_until)
+    }
+
+    /// All listeners have to be visited.
+    fn visit_all(&mut self) {
+        self.visited = None;
+        self.rests_until = Time::ZERO;
+    }
+
+    /// Keeps [`Listeners::rests_until`], after listeners were visited or had their round.
+    fn note_rest(&mut self) {
+        let visited = self.visited.as_ref();
+        let rested = visited.filter(|visited| visited.rests && self.is_unchanged());
+        self.rests_until = rested.map_or(Time::ZERO, |visited| visited.wake);
     }
 
     /// Returns the last visit if the capacity is still the same: then listeners that have not
@@ -335,6 +351,7 @@ impl<L> Listeners<L> {
                 listener.noted.is_ready = false;
             }
         }
+        self.note_rest();
     }
 
     /// The position of a listener of the round.
@@ -366,7 +383,7 @@ impl<L> Listeners<L> {
 
     /// Marks every listener: accept without waiting for an event.
     pub(super) fn mark_all_readable(&mut self) {
-        self.visited = None;
+        self.visit_all();
         for listener in &mut self.all {
             listener.readable = true;
         }
@@ -404,12 +421,16 @@ impl<L> Listeners<L> {
             listener.readable = true;
             if !std::mem::replace(&mut listener.noted.is_ready, true) {
                 self.ready.push(at);
+                self.rests_until = Time::ZERO;
             }
         }
     }
 
     /// Ends the waiting of listeners whose retry time has come.
     pub(super) fn expire(&mut self, due: Time) {
+        if self.rests_until > due {
+            return;
+        }
         let Some(visited) = &self.visited else {
             self.visits.note(self.all.len());
             self.all.iter_mut().for_each(|one| one.expire(due));
@@ -546,6 +567,13 @@ impl<L> Listeners<L> {
             wake: self.wakes.next(),
             rests: capacity.is_unrestricted() && self.at_own_cap.is_empty(),
         });
+        self.note_rest();
+    }
+
+    /// A closed listener may have no connections left.
+    #[inline]
+    pub(super) fn may_be_over(&self) -> bool {
+        self.has_over || self.rests_until == Time::ZERO
     }
 
     /// Removes the closed listeners that have no connections left.
@@ -571,32 +599,10 @@ impl<L> Listeners<L> {
             self.sums -= listener.noted.sums;
         }
         // Those behind them have other positions.
-        self.visited = None;
+        self.visit_all();
         self.wakes = Timers::default();
         over
     }
-}
-
-/// Closes a listening socket, which frees a descriptor. Its connections live on.
-pub(super) fn close<O: Os>(
-    os: &mut O,
-    fds: &mut FdExhaustion,
-    listener: &mut Listener<O::Listener>,
-) {
-    let Some(mut socket) = listener.socket.take() else {
-        return;
-    };
-    if std::mem::take(&mut listener.registered) {
-        // Closing removes it from the poll too, unless another process holds the socket.
-        if let Err(error) = os.deregister_listener(&mut socket) {
-            logs::debug!(target: logs::LISTENER, "cannot deregister listener {}: {error}", listener.name);
-        }
-    }
-    os.close_listener(socket);
-    fds.end_pause();
-    listener.readable = false;
-    listener.retry_at = Time::NEVER;
-    logs::info!(target: logs::LISTENER, "listener {} on {} is closed", listener.name, listener.addr);
 }
 
 fn no_listener(which: &ListenerRef) -> Error {

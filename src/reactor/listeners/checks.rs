@@ -11,6 +11,14 @@ impl<L> Listeners<L> {
         self.settled_until(|| *capacity).is_some()
     }
 
+    /// A visit is due, and [`Listeners::rests_until`] says that none is.
+    #[cfg(feature = "sim")]
+    pub(in crate::reactor) fn rests_wrongly(&self) -> bool {
+        let visited = self.visited.as_ref();
+        let rests = visited.is_some_and(|visited| visited.rests && self.is_unchanged());
+        self.rests_until().is_some() && !rests
+    }
+
     /// The name of a listener that has changed unnoticed.
     #[cfg(feature = "sim")]
     pub(in crate::reactor) fn unnoticed(&self) -> Option<&str> {
