@@ -16,7 +16,7 @@ thread_local! {
 }
 
 /// A caught panic. Counted when it is reported.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 #[must_use = "a panic is reported to the guard, which counts it"]
 pub(crate) struct Panic {
     text: String,
@@ -69,6 +69,8 @@ impl fmt::Display for Panic {
         Escaped::new(&self.text).fmt(f)
     }
 }
+
+impl std::error::Error for Panic {}
 
 #[cfg(test)]
 mod tests {

@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use crate::catch::Panic;
 use crate::escape::Escaped;
 
 macro_rules! reasons {
@@ -186,6 +187,11 @@ pub struct Closed {
 }
 
 impl Closed {
+    /// The panic of foreign code that ended it, where none has reported that yet.
+    pub(crate) fn panic(&self) -> Option<&Panic> {
+        self.error.as_deref()?.downcast_ref()
+    }
+
     pub(crate) fn new(reason: CloseReason) -> Self {
         Self {
             reason,

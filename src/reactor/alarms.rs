@@ -125,6 +125,7 @@ impl<A> Alarms<A> {
     }
 
     pub(super) fn infos<O: Os>(&self, core: &Core<O>) -> Vec<AlarmInfo> {
+        let now = core.os.now();
         let infos = self.all.iter().map(|watched| AlarmInfo {
             id: watched.id,
             alarm: watched.alarm,
@@ -134,7 +135,7 @@ impl<A> Alarms<A> {
             threshold: watched.threshold(core),
             since: watched
                 .raised_at
-                .map_or(Duration::ZERO, |raised| core.now.since(raised)),
+                .map_or(Duration::ZERO, |raised| now.since(raised)),
         });
         infos.collect()
     }

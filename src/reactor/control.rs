@@ -66,7 +66,7 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
     }
 
     fn info(&self, id: ConnId) -> Option<ConnInfo> {
-        Some(self.core.conns.get(id)?.info(self.core.now))
+        Some(self.core.conns.get(id)?.info(self.core.os.now()))
     }
 
     fn local_addr(&self, id: ConnId) -> io::Result<Addr> {
@@ -158,15 +158,17 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
     }
 
     fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo> {
-        Ok(self.core.listeners.find(which)?.info(&self.core.capacity()))
+        Ok(self
+            .core
+            .listeners
+            .find(which)?
+            .info(&self.core.capacity_at(self.core.os.now())))
     }
 
     fn connections(&self) -> Vec<ConnInfo> {
-        self.core
-            .conns
-            .iter()
-            .map(|conn| conn.info(self.core.now))
-            .collect()
+        // A callback may have worked before it asks.
+        let now = self.core.os.now();
+        self.core.conns.iter().map(|conn| conn.info(now)).collect()
     }
 
     fn connections_page(&self, from: usize, limit: usize) -> (Vec<ConnInfo>, Option<usize>) {
@@ -177,14 +179,15 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         let end = from.saturating_add(up_to_u32(limit.max(1))).min(slots);
         let visited = (from..end).filter_map(|index| conns.by_index(index));
         let max = (end.saturating_sub(from) as usize).min(conns.len());
-        let mut connections = Vec::with_capacity(max);
-        connections.extend(visited.map(|conn| conn.info(self.core.now)));
+        let (mut connections, now) = (Vec::with_capacity(max), self.core.os.now());
+        connections.extend(visited.map(|conn| conn.info(now)));
         (connections, (end < slots).then_some(end as usize))
     }
 
     fn tree(&self, limit: usize) -> Tree {
         let core = &self.core;
-        let capacity = core.capacity();
+        let now = core.os.now();
+        let capacity = core.capacity_at(now);
         let branch = |listener: &super::listener::Listener<_>| {
             (listener.info(&capacity), Vec::<ConnInfo>::new())
         };
@@ -208,7 +211,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
             }
             let Some(listener) = conn.listener else {
                 if outgoing_left > 0 {
-                    outgoing_connections.push(conn.info(core.now));
+                    outgoing_connections.push(conn.info(now));
                     outgoing_left -= 1;
                     missing -= 1;
                 }
@@ -218,7 +221,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
                 .get(&listener)
                 .and_then(|&at| listeners.get_mut(at));
             if let Some((_, shown)) = branch.filter(|(_, shown)| shown.len() < limit) {
-                shown.push(conn.info(core.now));
+                shown.push(conn.info(now));
                 missing -= 1;
             }
         }
@@ -233,7 +236,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
     }
 
     fn recent_closes(&self) -> Vec<RecentClose> {
-        self.core.history.recent_closes(self.core.now)
+        self.core.history.recent_closes(self.core.os.now())
     }
 
     fn histograms(&self) -> Histograms {

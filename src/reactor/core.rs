@@ -433,6 +433,9 @@ impl<O: Os> Core<O> {
 
     /// A connection has ended: it counts as closed while its last callback runs.
     pub(super) fn begin_leaving(&mut self, id: ConnId, closed: &Closed) {
+        if let Some(panic) = closed.panic() {
+            self.report_panic(id, "a TLS cipher", panic.clone());
+        }
         self.end_attempt(id);
         self.conns.begin_leaving(id);
         self.stats.count_closed(closed.reason);

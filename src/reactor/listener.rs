@@ -126,17 +126,18 @@ impl<L> Listener<L> {
         }
     }
 
-    /// Changes its options. True if a rate that its connections share has changed.
-    pub(super) fn set_options(&mut self, options: Listen, now: Time) -> bool {
+    /// Changes its options. Returns those of before, and whether a rate that its connections share
+    /// has changed.
+    pub(super) fn set_options(&mut self, options: Listen, now: Time) -> (Listen, bool) {
         self.limits = Rc::new(options.conn.clone());
         self.bucket.follow(options.accept_rate, now);
         self.sources.follow(&options.source_limits, now);
         logs::info!(target: logs::LISTENER, "listener {}: its options have changed", self.name);
         logs::debug!(target: logs::LISTENER, "listener {}: {options:?}", self.name);
-        self.options = options;
+        let before = std::mem::replace(&mut self.options, options);
         let options = &self.options;
-        self.meters
-            .follow(options.total_read_rate, options.total_frame_rate, now)
+        let (bytes, frames) = (options.total_read_rate, options.total_frame_rate);
+        (before, self.meters.follow(bytes, frames, now))
     }
 
     /// As [`Admission::trim`](super::admission::Admission::trim), of its own candidates.

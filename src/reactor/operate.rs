@@ -67,7 +67,8 @@ impl<O: Os> Core<O> {
         options.access_rules = options
             .access_rules
             .counting_on(&listener.options.access_rules);
-        let (id, rates_changed) = (listener.id, listener.set_options(options, now));
+        let id = listener.id;
+        let (before, rates_changed) = listener.set_options(options, now);
         let reached_cap = listener.reached_cap();
         self.follow_own_limit(id);
         if reached_cap.is_none() {
@@ -91,6 +92,8 @@ impl<O: Os> Core<O> {
                 }
             }
         }
+        // The last step: a destructor of the user's may panic.
+        self.guard.drop("a listener's options", before);
         Ok(())
     }
 

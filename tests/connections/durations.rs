@@ -397,3 +397,60 @@ fn work_in_a_timer_does_not_keep_an_idle_peer() {
     sim.advance(12 * SPAN);
     assert!(is_idle_over(&mut sim));
 }
+
+/// What is asked after work is told as of then: ages, the time left, the time since an end or an alarm.
+#[test]
+fn ages_count_until_the_question() {
+    struct Asks(Work, Times);
+    impl Handler for Asks {
+        fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+            (self.0)(WORK);
+            let info = cx.conn.info();
+            self.1.borrow_mut().extend(info.map(|info| info.age));
+            Ok(())
+        }
+    }
+
+    let mut sim = Sim::new(1, Config::new(), ());
+    let (work, times): (Work, _) = (Rc::new(sim.work()), Times::default());
+    let seen = Rc::clone(&times);
+    let listen = local().with(|listen| listen.framing = Framing::Line);
+    let addr = sim
+        .listen(listen, move |_: &mut (), _| {
+            Asks(Rc::clone(&work), Rc::clone(&seen))
+        })
+        .expect("listens");
+    let (asks, ends) = (
+        sim.connect(addr).expect("it listens"),
+        sim.connect(addr).expect("it listens"),
+    );
+    let alarm = Alarm::Connections(Quota::Count(1));
+    sim.control()
+        .on_alarm(alarm, SPAN, |_, _, _| {})
+        .expect("added");
+    sim.settle();
+    sim.send(asks, b"go\n");
+    sim.settle();
+    assert_eq!(*times.borrow(), [WORK]);
+    sim.reset(ends);
+    sim.settle();
+
+    let work = sim.work();
+    let (tell, told) = std::sync::mpsc::channel();
+    let job = move |(): &mut (), control: &mut portcullis::Control<'_>| {
+        work(WORK);
+        let info = control.connections().remove(0);
+        let spans = [
+            info.age,
+            info.idle,
+            control.recent_closes().remove(0).ago,
+            control.alarms().remove(0).since,
+        ];
+        let _ = tell.send(spans);
+    };
+    sim.handle().post(job).expect("there is room");
+    sim.settle();
+    let [age, idle, ago, since] = told.try_recv().expect("it ran");
+    assert_eq!((age, ago, since), (2 * WORK, WORK, 2 * WORK));
+    assert!(idle >= WORK, "{idle:?}");
+}

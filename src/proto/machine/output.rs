@@ -6,6 +6,7 @@ use std::io;
 use std::rc::Rc;
 
 use super::Machine;
+use crate::catch::Panic;
 use crate::error::Error;
 use crate::proto::close::closed_by;
 use crate::proto::life::Phase;
@@ -228,11 +229,15 @@ impl Machine {
         }
     }
 
-    /// The keys of TLS 1.2 are worn out: closes in order behind what was encrypted. The remainder
-    /// is lost, which the reason says.
+    /// The keys of TLS 1.2 are worn out, or a cipher panicked: closes in order behind what was
+    /// encrypted. The remainder is lost, which the reason says.
     #[cold]
     fn end_worn_out(&mut self, error: Box<dyn StdError + Send + Sync>, now: Time, pool: &mut Pool) {
-        let closed = Closed::with(CloseReason::Tls, error);
+        let reason = match error.is::<Panic>() {
+            true => CloseReason::Panicked,
+            false => CloseReason::Tls,
+        };
+        let closed = Closed::with(reason, error);
         self.status.tls_ended = true;
         self.status.send.relieve();
         self.drop_output(pool);

@@ -417,6 +417,7 @@ impl Session {
             tls_overhead,
             peer_closed,
         };
+        let is_reading = matches!(wish, Wish::Nothing);
         let run = || match stage {
             Stage::Hello(..) => Ok(0),
             Stage::Server(connection) => drive(connection, out, input, plain, wish, buffers),
@@ -426,8 +427,12 @@ impl Session {
             // rustls takes close_notify for its last alert, and asserts in debug builds that an
             // error finds it unsent.
             catch(run).unwrap_or_else(|_| Err("TLS failed behind our close_notify".into()))
-        } else {
+        } else if is_reading {
+            // Where input is read, panics are caught.
             run()
+        } else {
+            // rustls unwraps what a cipher of the provider returns.
+            catch(run).unwrap_or_else(|panic| Err(panic.into()))
         };
         if outcome.is_err() {
             self.failure = Failure::Taken;

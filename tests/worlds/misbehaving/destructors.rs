@@ -228,3 +228,48 @@ fn messages_that_were_never_delivered_are_dropped_with_the_server() {
     drop(sim);
     assert_eq!(handle.stats().undeliverable, 4);
 }
+
+/// The options of before go last, when the change is complete, within the loop and outside of it.
+#[test]
+fn a_change_is_complete_though_the_options_of_before_panic() {
+    for from_job in [false, true] {
+        let mut sim = Sim::new(1, Config::new(), ());
+        let bomb = std::sync::Arc::new(PanicOnDrop);
+        let framing = Framing::custom(move || {
+            let _ = &bomb;
+            loaded_framer()
+        });
+        let listen = Listen::tcp("127.0.0.1:0", framing).name("it");
+        let addr = sim.listen(listen, |_: &mut (), _| Fails).expect("listen");
+        let change = |control: &mut portcullis::Control<'_>| {
+            let change = |listen: &mut Listen| {
+                listen.framing = Framing::Line;
+                listen.max_connections = Some(1);
+            };
+            control.reconfigure_listener("it", change).expect("valid");
+        };
+        if from_job {
+            let posted = sim.handle().post(move |(), control| change(control));
+            posted.expect("there is room");
+        } else {
+            change(&mut sim.control());
+        }
+        sim.settle();
+        assert_eq!(sim.stats().panics, 1);
+        // The limit has its candidates: a silent connection makes room.
+        let silent = sim.connect(addr).expect("connected");
+        sim.advance(Duration::from_secs(2));
+        let next = sim.connect(addr).expect("connected");
+        sim.send(next, b"hello\n");
+        sim.settle();
+        assert_eq!(sim.received(next), b"hello\n");
+        assert_ne!(sim.state(silent), ClientState::Connected);
+    }
+}
+
+fn loaded_framer() -> Loaded {
+    Loaded {
+        _bomb: None,
+        refuses: false,
+    }
+}

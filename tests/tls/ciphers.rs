@@ -1,0 +1,118 @@
+//! Ciphers of a provider that fail: their connection ends, and no other.
+#![cfg(feature = "tls")]
+
+use std::io::{Read, Write};
+use std::sync::Arc;
+
+use kit::net::{local, ping, spawn_echo};
+use kit::tls::{provider, secure, Site};
+use portcullis::tls::rustls::crypto::cipher::{
+    AeadKey, Iv, MessageDecrypter, MessageEncrypter, OutboundOpaqueMessage, OutboundPlainMessage,
+    Tls13AeadAlgorithm, UnsupportedOperationError,
+};
+use portcullis::tls::rustls::crypto::{CipherSuiteCommon, CryptoProvider};
+use portcullis::tls::rustls::{
+    version, ConnectionTrafficSecrets, Error, ServerConfig, SupportedCipherSuite, Tls13CipherSuite,
+};
+use portcullis::{CloseReason, Config};
+
+/// Fails from this record on, each with another end.
+const RECORDS: u64 = 6;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Error,
+    Panic,
+}
+
+struct Fails(&'static dyn Tls13AeadAlgorithm, Fault);
+
+struct Encrypter(Box<dyn MessageEncrypter>, Fault);
+
+impl MessageEncrypter for Encrypter {
+    fn encrypt(
+        &mut self,
+        message: OutboundPlainMessage<'_>,
+        record: u64,
+    ) -> Result<OutboundOpaqueMessage, Error> {
+        match self.1 {
+            _ if record < RECORDS => self.0.encrypt(message, record),
+            Fault::Error => Err(Error::EncryptError),
+            Fault::Panic => kit::planned::blow(),
+        }
+    }
+
+    fn encrypted_payload_len(&self, length: usize) -> usize {
+        self.0.encrypted_payload_len(length)
+    }
+}
+
+impl Tls13AeadAlgorithm for Fails {
+    fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
+        Box::new(Encrypter(self.0.encrypter(key, iv), self.1))
+    }
+
+    fn decrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageDecrypter> {
+        self.0.decrypter(key, iv)
+    }
+
+    fn key_len(&self) -> usize {
+        self.0.key_len()
+    }
+
+    fn extract_keys(
+        &self,
+        key: AeadKey,
+        iv: Iv,
+    ) -> Result<ConnectionTrafficSecrets, UnsupportedOperationError> {
+        self.0.extract_keys(key, iv)
+    }
+}
+
+fn failing(fault: Fault) -> CryptoProvider {
+    let mut provider = CryptoProvider::clone(&provider());
+    for suite in &mut provider.cipher_suites {
+        let SupportedCipherSuite::Tls13(good) = *suite else {
+            continue;
+        };
+        *suite = SupportedCipherSuite::Tls13(Box::leak(Box::new(Tls13CipherSuite {
+            common: CipherSuiteCommon {
+                suite: good.common.suite,
+                hash_provider: good.common.hash_provider,
+                confidentiality_limit: good.common.confidentiality_limit,
+            },
+            hkdf_provider: good.hkdf_provider,
+            aead_alg: Box::leak(Box::new(Fails(good.aead_alg, fault))),
+            quic: None,
+        })));
+    }
+    provider
+}
+
+#[test]
+fn a_cipher_that_fails_ends_its_own_connection() {
+    for fault in [Fault::Error, Fault::Panic] {
+        let site = Site::new();
+        let config = ServerConfig::builder_with_provider(Arc::new(failing(fault)))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(site.identity.chain.clone(), site.identity.key())
+            .expect("an identity");
+        let server = spawn_echo(Config::new(), local().tls(config));
+        let client = site.client(&version::TLS13);
+        let mut tls = secure(server.addr(), &client);
+        let mut other = secure(server.addr(), &client);
+        ping(&mut other, b"before");
+        // A record for each answer, until there is none.
+        let answers = (0..20).take_while(|_| {
+            let sent = tls.write_all(b"\0\x05hello").and_then(|()| tls.flush());
+            sent.is_ok() && tls.read_exact(&mut [0; 7]).is_ok()
+        });
+        assert!(answers.count() < RECORDS as usize);
+        let stats = server.until("it ends", |stats| stats.closed_total() == 1);
+        assert_eq!(stats.closed(CloseReason::Panicked), 1, "{fault:?}");
+        assert_eq!(stats.panics, 1, "{fault:?}");
+        ping(&mut other, b"unharmed");
+    }
+}
