@@ -39,8 +39,9 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// The peer finished sending (FIN, and close_notify over TLS) and got every answer, and the
-    /// connection closed in order.
+    /// The peer finished sending (FIN, and close_notify over TLS), and the connection closed in order
+    /// behind every answer. The kernel may still be sending them: the server does not wait for a peer
+    /// that has finished.
     Finished: "finished" => "peer finished",
     /// The handler closed it: [`Conn::close`](crate::Conn::close) or [`Close::new`], before the
     /// peer's end and outside a drain.
