@@ -236,6 +236,8 @@ struct Limit<'a> {
     direction: Direction,
     /// `None` until the first system call: what was done before takes none of the time.
     since: Option<Time>,
+    /// No longer than this, whatever the timeout.
+    until: Option<Time>,
     /// The time of the whole call instead of the socket's timeout.
     time: Option<Duration>,
     /// The socket's timeout, once it is known: it holds again at the end.
@@ -250,6 +252,7 @@ impl<'a> Limit<'a> {
             calls,
             direction,
             since: None,
+            until: None,
             time: None,
             timeout: None,
             narrowed: false,
@@ -265,10 +268,31 @@ impl<'a> Limit<'a> {
     /// Before each system call: the first has the socket's timeout, the others what is left of it.
     fn next(&mut self) -> io::Result<()> {
         let now = (self.calls.now)();
-        let Some(since) = self.since else {
-            self.since = Some(now);
+        let is_first = self.since.is_none();
+        let since = *self.since.get_or_insert(now);
+        if is_first && self.until.is_none() {
+            return Ok(());
+        }
+        let whole = self.whole()?;
+        let left = whole.map(|whole| whole.saturating_sub(now.since(since)));
+        let left_until = self.until.map(|until| until.since(now));
+        let Some(left) = left.into_iter().chain(left_until).min() else {
             return Ok(());
         };
+        if left.is_zero() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.narrowed = true;
+        self.set(Some(left))
+    }
+
+    /// The end of the time, which begins now if it has not begun; `None` without a limit.
+    fn end(&mut self) -> io::Result<Option<Time>> {
+        let since = *self.since.get_or_insert_with(self.calls.now);
+        Ok(self.whole()?.map(|whole| since.after(whole)))
+    }
+
+    fn whole(&mut self) -> io::Result<Option<Duration>> {
         let timeout = match self.timeout {
             Some(timeout) => timeout,
             None => *self.timeout.insert(match self.direction {
@@ -276,15 +300,7 @@ impl<'a> Limit<'a> {
                 Direction::Write => self.socket.write_timeout()?,
             }),
         };
-        let Some(whole) = self.time.or(timeout) else {
-            return Ok(());
-        };
-        let left = whole.saturating_sub(now.since(since));
-        if left.is_zero() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        self.narrowed = true;
-        self.set(Some(left))
+        Ok(self.time.or(timeout))
     }
 
     fn set(&self, timeout: Option<Duration>) -> io::Result<()> {
@@ -308,6 +324,18 @@ impl Drop for Limit<'_> {
 fn flush(detached_io: &mut DetachedIo, limit: &mut Limit<'_>) -> io::Result<()> {
     flush_all(detached_io, limit)?;
     check_output(detached_io)
+}
+
+/// As [`flush`], within the time of the read. Output that is not written stays pending.
+fn flush_before_read(
+    detached_io: &mut DetachedIo,
+    limit: &mut Limit<'_>,
+    read_limit: &mut Limit<'_>,
+) -> io::Result<()> {
+    if !detached_io.transmit().is_empty() {
+        limit.until = read_limit.end()?;
+    }
+    flush(detached_io, limit)
 }
 
 fn check_output(detached_io: &DetachedIo) -> io::Result<()> {
@@ -389,8 +417,8 @@ impl Detached {
     }
 
     /// Sets the maximum time of one read; `None`, the default, is no limit. After it the read fails
-    /// with `WouldBlock`. Over TLS it is the time until a record with data is complete. Replies of
-    /// TLS itself may take the write timeout besides.
+    /// with `WouldBlock`. Over TLS it is the time until a record with data is complete. Pending
+    /// output, which is written first, takes part of this time; the remainder stays pending.
     ///
     /// # Errors
     ///
@@ -547,15 +575,16 @@ impl Read for Detached {
             }
             if let Some(failure) = detached_io.take_failure() {
                 // The alert for the peer.
-                let _ = flush(detached_io, &mut write_limit);
+                let _ = flush_before_read(detached_io, &mut write_limit, &mut read_limit);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, failure));
             }
             if detached_io.is_over() {
                 return Ok(0);
             }
             // Replies of TLS itself, and earlier output.
-            flush(detached_io, &mut write_limit)?;
+            flush_before_read(detached_io, &mut write_limit, &mut read_limit)?;
             if !detached_io.is_tls() {
+                read_limit.next()?;
                 return socket.read(buffer);
             }
             if without_data > MAX_WITHOUT_DATA {

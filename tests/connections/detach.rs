@@ -432,16 +432,14 @@ fn it_is_remembered_like_any_other() {
 }
 
 /// Sends more than the kernel takes, and leaves.
-#[cfg(feature = "tls")]
-struct Generous;
+struct Generous(usize);
 
 #[cfg(feature = "tls")]
 const GENEROSITY: usize = 200;
 
-#[cfg(feature = "tls")]
 impl Handler<App> for Generous {
     fn on_frame(&mut self, cx: &mut Context<'_, App>, _: &[u8]) -> Outcome {
-        for _ in 0..GENEROSITY {
+        for _ in 0..self.0 {
             cx.conn.send(vec![b'g'; 60_000])?;
         }
         let streams = cx.app.streams.clone();
@@ -461,19 +459,7 @@ fn a_goodbye_comes_behind_all_that_was_sent() {
     let listen = local()
         .tls(std::sync::Arc::new(site.server()))
         .with(|listen| listen.conn.output_limit = GENEROSITY * 60_002);
-    let (streams, received) = channel();
-    let server = spawn(move || {
-        let mut server = Server::new(Config::new()).expect("server");
-        server
-            .listen(listen, |_: &mut App, _| Generous)
-            .expect("listen");
-        let app = App {
-            streams,
-            closed: Vec::new(),
-            refused: Vec::new(),
-        };
-        (server, app)
-    });
+    let (server, received) = server_of(Config::new(), listen, || Generous(GENEROSITY));
     let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
     send2(&mut client, b"more, please");
     let stream = received.recv_timeout(PATIENCE).expect("a stream");
@@ -830,4 +816,41 @@ fn a_trickled_record_does_not_keep_a_read() {
         stream.read_exact(&mut all).map(|()| all)
     });
     assert_eq!(all.expect("the whole record"), [b'x'; 300]);
+}
+
+/// Sends more than the kernel takes, and leaves.
+fn with_pending_output(frames: usize) -> Listen {
+    local().with(|listen| {
+        listen.socket.send_buffer = Some(16 * 1024);
+        listen.conn.output_limit = frames * 60_002;
+    })
+}
+
+/// Output that the peer does not take does not extend a read, and stays pending.
+#[test]
+fn pending_output_does_not_keep_a_read() {
+    const FRAMES: usize = 30;
+    let listen = with_pending_output(FRAMES);
+    let (server, received) = server_of(Config::new(), listen, || Generous(FRAMES));
+    let mut client = kit::script::connect_narrow(server.addr());
+    send2(&mut client, b"more, please");
+    let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+    let timeout = Some(Duration::from_millis(100));
+    for write_timeout in [None, Some(PATIENCE)] {
+        stream.set_read_timeout(timeout).expect("timeout");
+        stream.set_write_timeout(write_timeout).expect("timeout");
+        let (returned, error) = in_time(move || {
+            let error = stream.read(&mut [0]).expect_err("there is no input");
+            (stream, error)
+        });
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+        stream = returned;
+        let socket = stream.as_tcp().expect("TCP");
+        assert_eq!(socket.read_timeout().expect("an option"), timeout);
+        assert_eq!(socket.write_timeout().expect("an option"), write_timeout);
+    }
+    let finished = finishing(stream);
+    assert_eq!(read_to_end(&mut client).len(), FRAMES * 60_002);
+    drop(client);
+    let _ = finished.recv_timeout(PATIENCE).expect("it comes back");
 }
