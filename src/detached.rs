@@ -234,8 +234,10 @@ struct Limit<'a> {
     socket: &'a Socket,
     calls: SystemCalls,
     direction: Direction,
-    /// `None` until the first system call: what was done before takes none of the time.
+    /// `None` before a system call: what was done since the last takes none of the time.
     since: Option<Time>,
+    /// The time taken before [`Limit::pause`].
+    spent: Duration,
     /// No longer than this, whatever the timeout.
     until: Option<Time>,
     /// The time of the whole call instead of the socket's timeout.
@@ -252,6 +254,7 @@ impl<'a> Limit<'a> {
             calls,
             direction,
             since: None,
+            spent: Duration::ZERO,
             until: None,
             time: None,
             timeout: None,
@@ -268,13 +271,14 @@ impl<'a> Limit<'a> {
     /// Before each system call: the first has the socket's timeout, the others what is left of it.
     fn next(&mut self) -> io::Result<()> {
         let now = (self.calls.now)();
-        let is_first = self.since.is_none();
+        let is_first = self.since.is_none() && self.spent.is_zero();
         let since = *self.since.get_or_insert(now);
         if is_first && self.until.is_none() {
             return Ok(());
         }
         let whole = self.whole()?;
-        let left = whole.map(|whole| whole.saturating_sub(now.since(since)));
+        let spent = self.spent.saturating_add(now.since(since));
+        let left = whole.map(|whole| whole.saturating_sub(spent));
         let left_until = self.until.map(|until| until.since(now));
         let Some(left) = left.into_iter().chain(left_until).min() else {
             return Ok(());
@@ -284,6 +288,14 @@ impl<'a> Limit<'a> {
         }
         self.narrowed = true;
         self.set(Some(left))
+    }
+
+    /// What follows takes none of the time, until the next system call.
+    fn pause(&mut self) {
+        if let Some(since) = self.since.take() {
+            let spent = (self.calls.now)().since(since);
+            self.spent = self.spent.saturating_add(spent);
+        }
     }
 
     /// The end of the time, which begins now if it has not begun; `None` without a limit.
@@ -335,7 +347,10 @@ fn flush_before_read(
     if !detached_io.transmit().is_empty() {
         limit.until = read_limit.end()?;
     }
-    flush(detached_io, limit)
+    let outcome = flush(detached_io, limit);
+    // The wait for input is no time of writing.
+    limit.pause();
+    outcome
 }
 
 fn check_output(detached_io: &DetachedIo) -> io::Result<()> {

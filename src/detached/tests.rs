@@ -106,3 +106,20 @@ fn a_time_ends_with_that_of_another() {
         Some(20 * SECOND)
     );
 }
+
+/// A call that waits and writes by turns, within one time for all writes together.
+#[test]
+fn a_pause_takes_none_of_the_time() {
+    let (socket, _peer) = socket();
+    let mut limit = Limit::of(&socket, CALLS, Direction::Read);
+    for left in [10, 7, 4, 1] {
+        limit.next().expect("time is left");
+        let timeout = socket.read_timeout().expect("an option");
+        assert_eq!(timeout, Some(left * SECOND));
+        pass(3 * SECOND);
+        limit.pause();
+        pass(60 * SECOND);
+    }
+    let error = limit.next().expect_err("the time is over");
+    assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+}

@@ -484,9 +484,7 @@ fn a_fault_comes_behind_what_was_whole() {
     while client.conn.wants_write() {
         client.conn.write_tls(&mut wire).expect("into memory");
     }
-    // A record that was not encrypted.
-    wire.extend_from_slice(&[23, 3, 3, 0, 20]);
-    wire.extend_from_slice(&[0; 20]);
+    wire.extend_from_slice(&BROKEN_RECORD);
     client.sock.write_all(&wire).expect("sent");
     let mut bytes = [0; 8];
     assert_eq!(stream.read(&mut bytes).expect("what was whole"), 5);
@@ -853,4 +851,47 @@ fn pending_output_does_not_keep_a_read() {
     assert_eq!(read_to_end(&mut client).len(), FRAMES * 60_002);
     drop(client);
     let _ = finished.recv_timeout(PATIENCE).expect("it comes back");
+}
+
+/// A record that was not encrypted.
+#[cfg(feature = "tls")]
+const BROKEN_RECORD: [u8; 25] = {
+    let mut record = [0; 25];
+    [record[0], record[1], record[2], record[4]] = [23, 3, 3, 20];
+    record
+};
+
+/// The wait for input takes nothing of the time of an alert behind earlier output.
+#[cfg(feature = "tls")]
+#[test]
+fn an_alert_is_sent_long_after_earlier_output() {
+    use kit::tls::{secure, Site, VERSIONS};
+    use portcullis::tls::rustls::Error::AlertReceived;
+
+    const FRAMES: usize = 5;
+    let site = Site::new();
+    let listen = with_pending_output(FRAMES).tls(std::sync::Arc::new(site.server()));
+    let (server, received) = server_of(Config::new(), listen, || Generous(FRAMES));
+    let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
+    send2(&mut client, b"more, please");
+    let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+    let timeout = Duration::from_secs(1);
+    stream.set_write_timeout(Some(timeout)).expect("timeout");
+    let (sender, failed) = channel();
+    thread::spawn(move || {
+        let outcome = stream.read(&mut [0]);
+        sender.send((stream, outcome))
+    });
+    client
+        .read_exact(&mut vec![0; FRAMES * 60_002])
+        .expect("the earlier output");
+    let early = failed.recv_timeout(timeout);
+    assert!(early.is_err(), "the read waits for input");
+    client.sock.write_all(&BROKEN_RECORD).expect("sent");
+    let (_stream, outcome) = failed.recv_timeout(PATIENCE).expect("it comes back");
+    let error = outcome.expect_err("a failure");
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+    let error = client.read(&mut [0]).expect_err("an alert");
+    let inner = error.get_ref().and_then(|error| error.downcast_ref());
+    assert!(matches!(inner, Some(AlertReceived(_))), "{error}");
 }
