@@ -353,8 +353,17 @@ fn flush_before_read(
     outcome
 }
 
+/// Fails once TLS has failed: no data comes or goes any more.
+fn check_session(detached_io: &DetachedIo) -> io::Result<()> {
+    detached_io.cause_of_failure().map_or(Ok(()), |cause| {
+        let words = format!("TLS has failed: {cause}");
+        Err(io::Error::new(io::ErrorKind::InvalidData, words))
+    })
+}
+
 fn check_output(detached_io: &DetachedIo) -> io::Result<()> {
     if detached_io.has_lost_output() {
+        check_session(detached_io)?;
         let words = "TLS cannot encrypt more under its keys: the output since then is lost";
         return Err(io::Error::other(words));
     }
@@ -482,8 +491,9 @@ impl Detached {
     ///
     /// # Errors
     ///
-    /// The socket's error; `WouldBlock` after a timeout, `InvalidData` after too much input,
-    /// `Other` if TLS has lost output, `BrokenPipe` after [`Control::kill`](crate::Control::kill)
+    /// The socket's error; `WouldBlock` after a timeout, `InvalidData` after too much input, or if
+    /// output is lost because TLS has failed, `Other` if the keys of TLS are worn out and output
+    /// is lost, `BrokenPipe` after [`Control::kill`](crate::Control::kill)
     /// before the peer's system has the output.
     pub fn finish(mut self) -> io::Result<()> {
         let Self {
@@ -573,7 +583,8 @@ fn discard(
 
 impl Read for Detached {
     /// 0 is the peer's end. Over TLS an end without close_notify is `UnexpectedEof`: an attacker
-    /// may have cut the data before it.
+    /// may have cut the data before it. After a failure of TLS, `InvalidData`, each later read and
+    /// write fails with its cause.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Self {
             socket,
@@ -593,6 +604,7 @@ impl Read for Detached {
                 let _ = flush_before_read(detached_io, &mut write_limit, &mut read_limit);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, failure));
             }
+            check_session(detached_io)?;
             if detached_io.is_over() {
                 return Ok(0);
             }
@@ -636,7 +648,9 @@ impl Write for Detached {
             ..
         } = self;
         let mut limit = Limit::of(socket, *calls, Direction::Write);
-        flush(detached_io, &mut limit)?;
+        let flushed = flush(detached_io, &mut limit);
+        check_session(detached_io)?;
+        flushed?;
         if !detached_io.is_tls() {
             limit.next()?;
             return socket.write(bytes);

@@ -895,3 +895,25 @@ fn an_alert_is_sent_long_after_earlier_output() {
     let inner = error.get_ref().and_then(|error| error.downcast_ref());
     assert!(matches!(inner, Some(AlertReceived(_))), "{error}");
 }
+
+/// No call waits for more from a peer whose session has failed, and each names the cause.
+#[cfg(feature = "tls")]
+#[test]
+fn a_session_that_has_failed_stays_failed() {
+    let (_server, mut client, mut stream) = sent_out_over_tls();
+    stream.set_read_timeout(None).expect("timeout");
+    client.sock.write_all(&BROKEN_RECORD).expect("sent");
+    let errors = in_time(move || {
+        let mut errors = vec![stream.read(&mut [0]).expect_err("the failure")];
+        for _ in 0..2 {
+            errors.push(stream.read(&mut [0]).expect_err("it has failed"));
+            errors.push(stream.write(b"too late").expect_err("it has failed"));
+        }
+        errors
+    });
+    let cause = errors[0].to_string();
+    for error in errors {
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+        assert!(error.to_string().contains(&cause), "{error}");
+    }
+}
