@@ -105,8 +105,10 @@ impl Listener {
         }
     }
 
-    /// Accepts one client. Never blocks: O_NONBLOCK belongs to the socket and not to the
-    /// descriptor, so another process can clear it (`fcntl(2)`).
+    /// Accepts one client. O_NONBLOCK belongs to the socket and not to the descriptor, so another
+    /// process can clear it (`fcntl(2)`). If it does so right before the accept, and no client
+    /// waits, this blocks until one connects. SO_RCVTIMEO would bound that, but the connections of
+    /// the other process would inherit it.
     pub(super) fn accept(&self) -> io::Result<(Stream, Addr)> {
         self.accept_with(|stream| self.set_options(stream))
     }
