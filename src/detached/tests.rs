@@ -1,6 +1,7 @@
 //! The time of a call, on a clock that stands until it is moved.
 
 use std::cell::Cell;
+use std::os::unix::net::UnixStream;
 
 use super::*;
 
