@@ -469,6 +469,10 @@ impl<'a, A> Control<'a, A> {
     ///    answered only if [`Handler::on_drain`] waits for it. The default closes once the received
     ///    input is answered.
     ///
+    /// O_NONBLOCK belongs to the socket, and so to both processes (`fcntl(2)`). This server sets it
+    /// before each accept. The other process must not clear it: an accept here may then block the
+    /// loop until the next client connects. To wait for a client, the other process polls.
+    ///
     /// A drain without the second step accepts the backlog first. The file of a Unix socket is left
     /// to the new process, and is not removed from here on. `examples/handover.rs` does all of
     /// this.

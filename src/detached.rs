@@ -1,15 +1,16 @@
 //! Detached connections: blocking streams for threads of their own.
 
+mod socket;
+
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket::{Direction, Limit, Stream};
+pub(crate) use socket::{Socket, SystemCalls};
 
 use crate::addr::Addr;
 use crate::handle::Wake;
@@ -25,9 +26,6 @@ const MAX_WITHOUT_DATA: usize = 1024 * 1024;
 /// The time between two questions whether the peer's system has all output.
 const DELIVERY_POLL: Duration = Duration::from_millis(10);
 
-/// One write to a Unix socket: a longer one waits several times.
-const MAX_UNIX_WRITE: usize = 16 * 1024;
-
 /// A connection as a blocking stream: from [`Conn::detach`](crate::Conn::detach).
 ///
 /// `Read` and `Write` are those of `std::net::TcpStream`, over TLS too. Received bytes that were
@@ -40,14 +38,6 @@ pub struct Detached {
     calls: SystemCalls,
     peer: Addr,
     place: Box<Place>,
-}
-
-/// What a blocking stream asks of the system beside its socket.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SystemCalls {
-    pub(crate) now: fn() -> Time,
-    /// A measure of the bytes that the peer's system has not got. True for a Unix socket.
-    pub(crate) unsent: fn(BorrowedFd<'_>, bool) -> Option<usize>,
 }
 
 /// A connection's slot in its server, freed when this value is dropped. The server removes the
@@ -70,19 +60,6 @@ pub(crate) struct Released {
     ids: Mutex<Vec<ConnId>>,
     pending: AtomicBool,
     wake: Box<dyn Wake>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Socket {
-    stream: Stream,
-    /// A read cannot show this once the peer has ended.
-    is_cut_off: AtomicBool,
-}
-
-#[derive(Debug)]
-enum Stream {
-    Tcp(TcpStream),
-    Unix(UnixStream),
 }
 
 impl Released {
@@ -126,192 +103,38 @@ impl Drop for Place {
     }
 }
 
-impl Socket {
-    /// A blocking socket.
-    pub(crate) fn new(socket: OwnedFd, is_unix: bool) -> io::Result<Self> {
-        SockRef::from(&socket).set_nonblocking(false)?;
-        let stream = if is_unix {
-            Stream::Unix(socket.into())
-        } else {
-            Stream::Tcp(socket.into())
-        };
-        Ok(Self {
-            stream,
-            is_cut_off: AtomicBool::new(false),
-        })
-    }
-
-    /// Makes reads, writes and [`Detached::finish`] end, those of waiting threads too.
-    pub(crate) fn cut_off(&self) -> io::Result<()> {
-        self.is_cut_off.store(true, Ordering::SeqCst);
-        self.shutdown(Shutdown::Both)
-    }
-
-    fn shutdown(&self, how: Shutdown) -> io::Result<()> {
-        match &self.stream {
-            Stream::Tcp(stream) => stream.shutdown(how),
-            Stream::Unix(stream) => stream.shutdown(how),
-        }
-    }
-
-    fn read_timeout(&self) -> io::Result<Option<Duration>> {
-        match &self.stream {
-            Stream::Tcp(stream) => stream.read_timeout(),
-            Stream::Unix(stream) => stream.read_timeout(),
-        }
-    }
-
-    fn set_read_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match &self.stream {
-            Stream::Tcp(stream) => stream.set_read_timeout(timeout),
-            Stream::Unix(stream) => stream.set_read_timeout(timeout),
-        }
-    }
-
-    fn write_timeout(&self) -> io::Result<Option<Duration>> {
-        match &self.stream {
-            Stream::Tcp(stream) => stream.write_timeout(),
-            Stream::Unix(stream) => stream.write_timeout(),
-        }
-    }
-
-    fn set_write_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match &self.stream {
-            Stream::Tcp(stream) => stream.set_write_timeout(timeout),
-            Stream::Unix(stream) => stream.set_write_timeout(timeout),
-        }
-    }
-
-    fn unsent(&self, calls: SystemCalls) -> Option<usize> {
-        match &self.stream {
-            Stream::Tcp(stream) => (calls.unsent)(stream.as_fd(), false),
-            Stream::Unix(stream) => (calls.unsent)(stream.as_fd(), true),
-        }
-    }
-
-    /// Takes the error of the connection. A read does not show a reset behind the peer's end.
-    fn take_error(&self) -> io::Result<()> {
-        let error = match &self.stream {
-            Stream::Tcp(stream) => stream.take_error()?,
-            Stream::Unix(stream) => stream.take_error()?,
-        };
-        error.map_or(Ok(()), Err)
-    }
-
-    fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &self.stream {
-            Stream::Tcp(stream) => (&mut &*stream).read(buffer),
-            Stream::Unix(stream) => (&mut &*stream).read(buffer),
-        }
-    }
-
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        let bytes = match &self.stream {
-            Stream::Tcp(_) => bytes,
-            Stream::Unix(_) => bytes.get(..MAX_UNIX_WRITE).unwrap_or(bytes),
-        };
-        match &self.stream {
-            Stream::Tcp(stream) => (&mut &*stream).write(bytes),
-            #[cfg(not(target_vendor = "apple"))]
-            Stream::Unix(stream) => {
-                SockRef::from(stream).send_with_flags(bytes, libc::MSG_NOSIGNAL)
-            }
-            #[cfg(target_vendor = "apple")]
-            Stream::Unix(stream) => (&mut &*stream).write(bytes),
-        }
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Direction {
-    Read,
-    Write,
-}
-
-/// The time of one call that may need several system calls: the socket's timeout bounds each of
-/// them alone, so that a trickle would extend the whole for ever.
-struct Limit<'a> {
-    socket: &'a Socket,
-    calls: SystemCalls,
-    direction: Direction,
-    /// `None` until the first system call: what was done before takes none of the time.
-    since: Option<Time>,
-    /// The time of the whole call instead of the socket's timeout.
-    time: Option<Duration>,
-    /// The socket's timeout, once it is known: it holds again at the end.
-    timeout: Option<Option<Duration>>,
-    narrowed: bool,
-}
-
-impl<'a> Limit<'a> {
-    fn of(socket: &'a Socket, calls: SystemCalls, direction: Direction) -> Self {
-        Self {
-            socket,
-            calls,
-            direction,
-            since: None,
-            time: None,
-            timeout: None,
-            narrowed: false,
-        }
-    }
-
-    /// Of this time from now on, instead of the socket's timeout.
-    fn within(mut self, time: Duration) -> Self {
-        (self.since, self.time) = (Some((self.calls.now)()), Some(time));
-        self
-    }
-
-    /// Before each system call: the first has the socket's timeout, the others what is left of it.
-    fn next(&mut self) -> io::Result<()> {
-        let now = (self.calls.now)();
-        let Some(since) = self.since else {
-            self.since = Some(now);
-            return Ok(());
-        };
-        let timeout = match self.timeout {
-            Some(timeout) => timeout,
-            None => *self.timeout.insert(match self.direction {
-                Direction::Read => self.socket.read_timeout()?,
-                Direction::Write => self.socket.write_timeout()?,
-            }),
-        };
-        let Some(whole) = self.time.or(timeout) else {
-            return Ok(());
-        };
-        let left = whole.saturating_sub(now.since(since));
-        if left.is_zero() {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        self.narrowed = true;
-        self.set(Some(left))
-    }
-
-    fn set(&self, timeout: Option<Duration>) -> io::Result<()> {
-        match self.direction {
-            Direction::Read => self.socket.set_read_timeout(timeout),
-            Direction::Write => self.socket.set_write_timeout(timeout),
-        }
-    }
-}
-
-impl Drop for Limit<'_> {
-    fn drop(&mut self) {
-        if let (true, Some(timeout)) = (self.narrowed, self.timeout) {
-            // It was accepted before.
-            let _ = self.set(timeout);
-        }
-    }
-}
-
 /// Writes everything that is pending. Fails if any output is lost.
 fn flush(detached_io: &mut DetachedIo, limit: &mut Limit<'_>) -> io::Result<()> {
     flush_all(detached_io, limit)?;
     check_output(detached_io)
 }
 
+/// As [`flush`], within the time of the read. Output that is not written stays pending.
+fn flush_before_read(
+    detached_io: &mut DetachedIo,
+    limit: &mut Limit<'_>,
+    read_limit: &mut Limit<'_>,
+) -> io::Result<()> {
+    if !detached_io.transmit().is_empty() {
+        limit.until = read_limit.end()?;
+    }
+    let outcome = flush(detached_io, limit);
+    // The wait for input is no time of writing.
+    limit.pause();
+    outcome
+}
+
+/// Fails once TLS has failed: no data comes or goes any more.
+fn check_session(detached_io: &DetachedIo) -> io::Result<()> {
+    detached_io.cause_of_failure().map_or(Ok(()), |cause| {
+        let words = format!("TLS has failed: {cause}");
+        Err(io::Error::new(io::ErrorKind::InvalidData, words))
+    })
+}
+
 fn check_output(detached_io: &DetachedIo) -> io::Result<()> {
     if detached_io.has_lost_output() {
+        check_session(detached_io)?;
         let words = "TLS cannot encrypt more under its keys: the output since then is lost";
         return Err(io::Error::other(words));
     }
@@ -389,8 +212,8 @@ impl Detached {
     }
 
     /// Sets the maximum time of one read; `None`, the default, is no limit. After it the read fails
-    /// with `WouldBlock`. Over TLS it is the time until a record with data is complete. Replies of
-    /// TLS itself may take the write timeout besides.
+    /// with `WouldBlock`. Over TLS it is the time until a record with data is complete. Pending
+    /// output, which is written first, takes part of this time; the remainder stays pending.
     ///
     /// # Errors
     ///
@@ -439,8 +262,9 @@ impl Detached {
     ///
     /// # Errors
     ///
-    /// The socket's error; `WouldBlock` after a timeout, `InvalidData` after too much input,
-    /// `Other` if TLS has lost output, `BrokenPipe` after [`Control::kill`](crate::Control::kill)
+    /// The socket's error; `WouldBlock` after a timeout, `InvalidData` after too much input, or if
+    /// output is lost because TLS has failed, `Other` if the keys of TLS are worn out and output
+    /// is lost, `BrokenPipe` after [`Control::kill`](crate::Control::kill)
     /// before the peer's system has the output.
     pub fn finish(mut self) -> io::Result<()> {
         let Self {
@@ -530,7 +354,8 @@ fn discard(
 
 impl Read for Detached {
     /// 0 is the peer's end. Over TLS an end without close_notify is `UnexpectedEof`: an attacker
-    /// may have cut the data before it.
+    /// may have cut the data before it. After a failure of TLS, `InvalidData`, each later read and
+    /// write fails with its cause.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let Self {
             socket,
@@ -547,15 +372,17 @@ impl Read for Detached {
             }
             if let Some(failure) = detached_io.take_failure() {
                 // The alert for the peer.
-                let _ = flush(detached_io, &mut write_limit);
+                let _ = flush_before_read(detached_io, &mut write_limit, &mut read_limit);
                 return Err(io::Error::new(io::ErrorKind::InvalidData, failure));
             }
+            check_session(detached_io)?;
             if detached_io.is_over() {
                 return Ok(0);
             }
             // Replies of TLS itself, and earlier output.
-            flush(detached_io, &mut write_limit)?;
+            flush_before_read(detached_io, &mut write_limit, &mut read_limit)?;
             if !detached_io.is_tls() {
+                read_limit.next()?;
                 return socket.read(buffer);
             }
             if without_data > MAX_WITHOUT_DATA {
@@ -592,7 +419,9 @@ impl Write for Detached {
             ..
         } = self;
         let mut limit = Limit::of(socket, *calls, Direction::Write);
-        flush(detached_io, &mut limit)?;
+        let flushed = flush(detached_io, &mut limit);
+        check_session(detached_io)?;
+        flushed?;
         if !detached_io.is_tls() {
             limit.next()?;
             return socket.write(bytes);

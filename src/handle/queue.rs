@@ -357,14 +357,17 @@ impl<A> Queue<A> {
     fn append(&mut self, command: Command<A>, limits: &Published) -> Result<bool, Command<A>> {
         let limit = limits.queue_limit.load(Ordering::Relaxed);
         let bytes = command.bytes();
+        let limit_bytes = limits.queue_bytes.load(Ordering::Relaxed);
+        let fits = |limit| self.bytes == 0 || self.bytes.saturating_add(bytes) <= limit;
         let has_room = match &command {
             Command::Drain(_) | Command::Stop => true,
             // A caller that waits, or wants an end, is not kept out by commands that do neither.
-            Command::Kill(_) | Command::Call(_) => self.len() < limit.saturating_mul(2),
+            Command::Kill(_) => self.len() < limit.saturating_mul(2),
+            Command::Call(_) => {
+                self.len() < limit.saturating_mul(2) && fits(limit_bytes.saturating_mul(2))
+            }
             Command::Send(..) | Command::Notify(..) | Command::Post(_) => {
-                let limit_bytes = limits.queue_bytes.load(Ordering::Relaxed);
-                let fits = self.bytes == 0 || self.bytes.saturating_add(bytes) <= limit_bytes;
-                self.len() < limit && fits
+                self.len() < limit && fits(limit_bytes)
             }
         };
         if !has_room {

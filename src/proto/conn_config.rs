@@ -110,7 +110,10 @@ pub struct ConnConfig {
     /// - Programs whose clients write all their requests before they read the first answer (a
     ///   pipeline). Otherwise both sides wait for each other at the high watermark, until the
     ///   connection ends as [`WriteTimeout`](crate::CloseReason::WriteTimeout).
-    ///   [`ConnConfig::output_limit`] must then hold all answers of a pipeline.
+    ///   [`ConnConfig::output_limit`] must then hold all answers of a pipeline. And
+    ///   [`ConnConfig::write_timeout`] must be longer than a client takes to write a pipeline:
+    ///   meanwhile the client reads nothing. A client that reads a little meanwhile must read at
+    ///   [`ConnConfig::min_rate`].
     #[doc(alias = "pipelining")]
     pub full_duplex: bool,
     /// Maximum bytes per second read, as on the wire; `None` is no limit. Above it reading pauses:

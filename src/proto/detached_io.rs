@@ -21,6 +21,8 @@ pub(crate) struct DetachedIo {
     /// Bytes to be sent; over TLS to be encrypted.
     unsent: Vec<u8>,
     has_lost_output: bool,
+    /// Why TLS has failed, and the error itself until it is taken.
+    failure: Option<(String, Option<Failure>)>,
     /// Spare buffers: a pool stays on its thread.
     buffers: Vec<Vec<u8>>,
 }
@@ -52,14 +54,24 @@ impl DetachedIo {
         unread: &[u8],
         unsent: &[u8],
     ) -> Self {
-        Self {
+        let mut detached_io = Self {
             limits,
             tls,
             unread: unread.to_vec(),
             read: 0,
             unsent: unsent.to_vec(),
             has_lost_output: false,
+            failure: None,
             buffers: Vec::new(),
+        };
+        detached_io.keep_failure();
+        detached_io
+    }
+
+    fn keep_failure(&mut self) {
+        let failure = self.tls.as_mut().and_then(|session| session.take_failure());
+        if let Some(failure) = failure {
+            self.failure = Some((failure.to_string(), Some(failure)));
         }
     }
 
@@ -101,11 +113,17 @@ impl DetachedIo {
         self.unread.extend_from_slice(&plain);
         buffers.give(plain);
         self.buffers = buffers.into_large();
+        self.keep_failure();
     }
 
     /// Takes the failure of TLS, once. Bytes from before it are unread first.
     pub(crate) fn take_failure(&mut self) -> Option<Failure> {
-        self.tls.as_mut().and_then(|session| session.take_failure())
+        self.failure.as_mut()?.1.take()
+    }
+
+    /// Returns why TLS has failed, each time.
+    pub(crate) fn cause_of_failure(&self) -> Option<&str> {
+        self.failure.as_ref().map(|(cause, _)| cause.as_str())
     }
 
     /// True if the peer's close_notify has come: nothing follows.

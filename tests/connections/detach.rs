@@ -432,16 +432,14 @@ fn it_is_remembered_like_any_other() {
 }
 
 /// Sends more than the kernel takes, and leaves.
-#[cfg(feature = "tls")]
-struct Generous;
+struct Generous(usize);
 
 #[cfg(feature = "tls")]
 const GENEROSITY: usize = 200;
 
-#[cfg(feature = "tls")]
 impl Handler<App> for Generous {
     fn on_frame(&mut self, cx: &mut Context<'_, App>, _: &[u8]) -> Outcome {
-        for _ in 0..GENEROSITY {
+        for _ in 0..self.0 {
             cx.conn.send(vec![b'g'; 60_000])?;
         }
         let streams = cx.app.streams.clone();
@@ -461,19 +459,7 @@ fn a_goodbye_comes_behind_all_that_was_sent() {
     let listen = local()
         .tls(std::sync::Arc::new(site.server()))
         .with(|listen| listen.conn.output_limit = GENEROSITY * 60_002);
-    let (streams, received) = channel();
-    let server = spawn(move || {
-        let mut server = Server::new(Config::new()).expect("server");
-        server
-            .listen(listen, |_: &mut App, _| Generous)
-            .expect("listen");
-        let app = App {
-            streams,
-            closed: Vec::new(),
-            refused: Vec::new(),
-        };
-        (server, app)
-    });
+    let (server, received) = server_of(Config::new(), listen, || Generous(GENEROSITY));
     let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
     send2(&mut client, b"more, please");
     let stream = received.recv_timeout(PATIENCE).expect("a stream");
@@ -498,9 +484,7 @@ fn a_fault_comes_behind_what_was_whole() {
     while client.conn.wants_write() {
         client.conn.write_tls(&mut wire).expect("into memory");
     }
-    // A record that was not encrypted.
-    wire.extend_from_slice(&[23, 3, 3, 0, 20]);
-    wire.extend_from_slice(&[0; 20]);
+    wire.extend_from_slice(&BROKEN_RECORD);
     client.sock.write_all(&wire).expect("sent");
     let mut bytes = [0; 8];
     assert_eq!(stream.read(&mut bytes).expect("what was whole"), 5);
@@ -830,4 +814,106 @@ fn a_trickled_record_does_not_keep_a_read() {
         stream.read_exact(&mut all).map(|()| all)
     });
     assert_eq!(all.expect("the whole record"), [b'x'; 300]);
+}
+
+/// Sends more than the kernel takes, and leaves.
+fn with_pending_output(frames: usize) -> Listen {
+    local().with(|listen| {
+        listen.socket.send_buffer = Some(16 * 1024);
+        listen.conn.output_limit = frames * 60_002;
+    })
+}
+
+/// Output that the peer does not take does not extend a read, and stays pending.
+#[test]
+fn pending_output_does_not_keep_a_read() {
+    const FRAMES: usize = 30;
+    let listen = with_pending_output(FRAMES);
+    let (server, received) = server_of(Config::new(), listen, || Generous(FRAMES));
+    let mut client = kit::script::connect_narrow(server.addr());
+    send2(&mut client, b"more, please");
+    let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+    let timeout = Some(Duration::from_millis(100));
+    for write_timeout in [None, Some(PATIENCE)] {
+        stream.set_read_timeout(timeout).expect("timeout");
+        stream.set_write_timeout(write_timeout).expect("timeout");
+        let (returned, error) = in_time(move || {
+            let error = stream.read(&mut [0]).expect_err("there is no input");
+            (stream, error)
+        });
+        assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+        stream = returned;
+        let socket = stream.as_tcp().expect("TCP");
+        assert_eq!(socket.read_timeout().expect("an option"), timeout);
+        assert_eq!(socket.write_timeout().expect("an option"), write_timeout);
+    }
+    let finished = finishing(stream);
+    assert_eq!(read_to_end(&mut client).len(), FRAMES * 60_002);
+    drop(client);
+    let _ = finished.recv_timeout(PATIENCE).expect("it comes back");
+}
+
+/// A record that was not encrypted.
+#[cfg(feature = "tls")]
+const BROKEN_RECORD: [u8; 25] = {
+    let mut record = [0; 25];
+    [record[0], record[1], record[2], record[4]] = [23, 3, 3, 20];
+    record
+};
+
+/// The wait for input takes nothing of the time of an alert behind earlier output.
+#[cfg(feature = "tls")]
+#[test]
+fn an_alert_is_sent_long_after_earlier_output() {
+    use kit::tls::{secure, Site, VERSIONS};
+    use portcullis::tls::rustls::Error::AlertReceived;
+
+    const FRAMES: usize = 5;
+    let site = Site::new();
+    let listen = with_pending_output(FRAMES).tls(std::sync::Arc::new(site.server()));
+    let (server, received) = server_of(Config::new(), listen, || Generous(FRAMES));
+    let mut client = secure(server.addr(), &site.client(VERSIONS[1]));
+    send2(&mut client, b"more, please");
+    let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+    let timeout = Duration::from_secs(1);
+    stream.set_write_timeout(Some(timeout)).expect("timeout");
+    let (sender, failed) = channel();
+    thread::spawn(move || {
+        let outcome = stream.read(&mut [0]);
+        sender.send((stream, outcome))
+    });
+    client
+        .read_exact(&mut vec![0; FRAMES * 60_002])
+        .expect("the earlier output");
+    let early = failed.recv_timeout(timeout);
+    assert!(early.is_err(), "the read waits for input");
+    client.sock.write_all(&BROKEN_RECORD).expect("sent");
+    let (_stream, outcome) = failed.recv_timeout(PATIENCE).expect("it comes back");
+    let error = outcome.expect_err("a failure");
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+    let error = client.read(&mut [0]).expect_err("an alert");
+    let inner = error.get_ref().and_then(|error| error.downcast_ref());
+    assert!(matches!(inner, Some(AlertReceived(_))), "{error}");
+}
+
+/// No call waits for more from a peer whose session has failed, and each names the cause.
+#[cfg(feature = "tls")]
+#[test]
+fn a_session_that_has_failed_stays_failed() {
+    let (_server, mut client, mut stream) = sent_out_over_tls();
+    stream.set_read_timeout(None).expect("timeout");
+    client.sock.write_all(&BROKEN_RECORD).expect("sent");
+    let errors = in_time(move || {
+        let mut errors = vec![stream.read(&mut [0]).expect_err("the failure")];
+        for _ in 0..2 {
+            errors.push(stream.read(&mut [0]).expect_err("it has failed"));
+            errors.push(stream.write(b"too late").expect_err("it has failed"));
+        }
+        errors
+    });
+    let cause = errors[0].to_string();
+    for error in errors {
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData);
+        assert!(error.to_string().contains(&cause), "{error}");
+    }
 }

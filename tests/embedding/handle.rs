@@ -470,6 +470,35 @@ fn every_command_takes_bytes_of_the_queue() {
     assert!((50..=100).contains(&jobs), "{jobs}");
 }
 
+/// A caller that waits is not kept out by other commands, and is not let in without end: its job
+/// stays queued when it waits no longer.
+#[test]
+fn calls_take_bytes_of_the_queue_too() {
+    let server = members(Config::new().with(|config| config.queue_limits.bytes = 100_000));
+    let handle = &server.handle;
+    let large = [0_u8; 1000];
+    let call = || {
+        handle.call(Duration::ZERO, move |_, _| {
+            std::hint::black_box(large);
+        })
+    };
+    let held = hold(handle);
+    let post = || {
+        handle.post(move |_, _| {
+            std::hint::black_box(large);
+        })
+    };
+    let posted = (0..1000).take_while(|_| post().is_ok()).count();
+    assert!((50..=100).contains(&posted), "{posted}");
+    let called = (0..1000)
+        .take_while(|_| call() == Err(HandleError::Timeout))
+        .count();
+    assert!((50..=100).contains(&called), "{called}");
+    assert_eq!(call(), Err(HandleError::QueueFull));
+    drop(held);
+    server.ask(|_, _| ());
+}
+
 /// A short frame in a large buffer does not keep the buffer.
 #[test]
 fn a_frame_takes_no_more_memory_than_it_needs() {

@@ -115,3 +115,29 @@ fn what_an_adopted_listener_hands_down_changes_no_reading_and_no_writing() {
         .expect("an urgent byte");
     ping(&mut client, b"behind the urgent byte");
 }
+
+/// An MPTCP socket has not all options of a TCP socket.
+#[cfg(target_os = "linux")]
+#[test]
+fn clients_of_an_adopted_mptcp_listener_are_served() {
+    use socket2::{Domain, Protocol, Socket, Type};
+
+    let socket = || Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::MPTCP));
+    let Ok(listener) = socket() else {
+        eprintln!("SKIPPED: the kernel has no MPTCP, this test did not run");
+        return;
+    };
+    let any_port = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    listener.bind(&any_port.into()).expect("bind");
+    listener.listen(16).expect("listen");
+    let server = adopting(listener.into());
+    let client = socket().expect("MPTCP");
+    client.connect(&server.addr().into()).expect("connect");
+    let timeout = Some(kit::net::PATIENCE);
+    client.set_read_timeout(timeout).expect("timeout");
+    let mut client = std::net::TcpStream::from(client);
+    ping(&mut client, b"over MPTCP");
+    client.shutdown(std::net::Shutdown::Write).expect("FIN");
+    assert_eq!(client.read(&mut [0; 1]).expect("FIN"), 0);
+    ping(&mut connect(server.addr()), b"over TCP");
+}

@@ -143,23 +143,27 @@ pub(super) fn drive<S: Side>(
     }
 }
 
-/// Encrypts, or appends close_notify, at the end of `out`. False if the keys are worn out: TLS 1.2
-/// cannot change them (RFC 8446 section 5.5).
+/// Encrypts, or appends close_notify, at the end of `out`. False if the keys are worn out before
+/// the last record: TLS 1.2 cannot change them (RFC 8446 section 5.5).
 fn grant<Data>(mut traffic: WriteTraffic<'_, Data>, wish: Wish<'_>, out: &mut Vec<u8>) -> bool {
-    let room = match wish {
-        Wish::Encrypt(plain) => plain.len() + (plain.len() / MAX_PAYLOAD + 1) * MAX_OVERHEAD,
-        Wish::CloseNotify | Wish::Nothing => MAX_OVERHEAD,
+    let required = |error| match error {
+        EncryptError::InsufficientSize(size) => Some(size.required_size),
+        EncryptError::EncryptExhausted => None,
     };
-    append(out, room, |space| {
-        let written = match wish {
-            Wish::Encrypt(plain) => traffic.encrypt(plain, space),
-            Wish::CloseNotify | Wish::Nothing => traffic.queue_close_notify(space),
-        };
-        written.map_err(|error| match error {
-            EncryptError::InsufficientSize(size) => Some(size.required_size),
-            EncryptError::EncryptExhausted => None,
-        })
-    })
+    match wish {
+        Wish::Encrypt(plain) => {
+            out.reserve(plain.len() + plain.len().div_ceil(MAX_PAYLOAD) * MAX_OVERHEAD);
+            // One record at a time: rustls refuses several as a whole if the keys allow only some.
+            plain.chunks(MAX_PAYLOAD).all(|record| {
+                append(out, record.len() + MAX_OVERHEAD, |space| {
+                    traffic.encrypt(record, space).map_err(required)
+                })
+            })
+        }
+        Wish::CloseNotify | Wish::Nothing => append(out, MAX_OVERHEAD, |space| {
+            traffic.queue_close_notify(space).map_err(required)
+        }),
+    }
 }
 
 /// Lets `write` fill space at the end of `out`, and once more with the space that it demands.

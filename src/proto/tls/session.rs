@@ -281,9 +281,12 @@ impl Session {
             return Ok(0);
         }
         let chunk = plain.get(..ENCRYPT_CHUNK).unwrap_or(plain);
+        let before = self.tls_overhead;
         if let Err(error) = self.wish(Wish::Encrypt(chunk), buffers) {
-            // Worn out keys: close_notify is in the buffer.
+            // Worn out keys: close_notify is in the buffer, behind the last encrypted record.
             self.notified = true;
+            self.goodbye = self.tls_overhead - before;
+            self.tls_overhead = before;
             return Err(error);
         }
         Ok(chunk.len())

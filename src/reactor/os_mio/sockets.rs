@@ -12,8 +12,6 @@ use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use nix::sys::socket::{connect, setsockopt, SockaddrIn};
-#[cfg(any(target_os = "linux", target_os = "android"))]
-use socket2::Domain;
 use socket2::SockRef;
 
 use crate::addr::{Addr, Credentials, UnixAddr};
@@ -107,8 +105,10 @@ impl Listener {
         }
     }
 
-    /// Accepts one client. Never blocks: O_NONBLOCK belongs to the socket and not to the
-    /// descriptor, so another process can clear it (`fcntl(2)`).
+    /// Accepts one client. O_NONBLOCK belongs to the socket and not to the descriptor, so another
+    /// process can clear it (`fcntl(2)`). If it does so right before the accept, and no client
+    /// waits, this blocks until one connects. SO_RCVTIMEO would bound that, but the connections of
+    /// the other process would inherit it.
     pub(super) fn accept(&self) -> io::Result<(Stream, Addr)> {
         self.accept_with(|stream| self.set_options(stream))
     }
@@ -181,22 +181,36 @@ impl Listener {
 /// far as it changes what calls do.
 fn reset_inherited(socket: &SockRef<'_>) -> io::Result<()> {
     // With it, close would block (`socket(7)`).
-    socket.set_linger(None)?;
+    reset(socket.set_linger(None))?;
     // These are of blocking calls: those of a detached connection.
-    socket.set_read_timeout(None)?;
-    socket.set_write_timeout(None)?;
+    reset(socket.set_read_timeout(None))?;
+    reset(socket.set_write_timeout(None))?;
     // Else urgent bytes would be part of the stream.
-    socket.set_out_of_band_inline(false)?;
+    reset(socket.set_out_of_band_inline(false))?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
         // With more, the poll reports no input until so many bytes are there.
-        setsockopt(&**socket, RcvLowat, &1)?;
-        // With it, output waits for a full segment. Unix sockets have none.
-        if socket.domain()? != Domain::UNIX {
-            socket.set_tcp_cork(false)?;
-        }
+        reset(setsockopt(&**socket, RcvLowat, &1).map_err(io::Error::from))?;
+        // With it, output waits for a full segment.
+        reset(socket.set_tcp_cork(false))?;
     }
     Ok(())
+}
+
+/// A type of socket without the option has nothing to reset: MPTCP has no SO_OOBINLINE, and a Unix
+/// socket no TCP_CORK.
+fn reset(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EOPNOTSUPP | libc::ENOPROTOOPT)
+            ) =>
+        {
+            Ok(())
+        }
+        outcome => outcome,
+    }
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]

@@ -96,6 +96,9 @@ fn worn_out_keys_end_in_order() {
     }
 }
 
+/// Plaintext of one full record.
+const RECORD: usize = 16 * 1024;
+
 /// A detached connection says that its output is lost, each time, and still sends close_notify.
 #[test]
 fn worn_out_keys_of_a_detached_connection() {
@@ -118,4 +121,23 @@ fn worn_out_keys_of_a_detached_connection() {
     assert!(write(b"again") && write(b"and again"));
     assert_eq!(talk.heard().len(), written * 4);
     assert!(talk.goodbye);
+
+    // Of output of four records at once those are sent that the keys allow.
+    for left in 0..4 {
+        let client = identity.client(&TLS12);
+        let mut talk = Talk::with(short_lived(&identity), client, limits(), Box::new(silent));
+        talk.exchange();
+        assert!(talk.rig.machine.begin_detach());
+        let mut detached = talk.rig.machine.detach(&mut talk.rig.pool);
+        let short = vec![&b"more"[..]; written - left];
+        for bytes in short.into_iter().chain([&[7; 4 * RECORD][..]]) {
+            detached.send(bytes);
+            let wire = detached.transmit().to_vec();
+            detached.sent(wire.len());
+            talk.hear(&wire);
+        }
+        assert!(detached.has_lost_output());
+        assert_eq!(talk.heard().len(), (written - left) * 4 + left * RECORD);
+        assert!(talk.goodbye);
+    }
 }
