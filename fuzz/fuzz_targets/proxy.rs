@@ -71,7 +71,10 @@ impl Case<'_> {
             }
         };
         let (frames, end) = naive::whole(self.framing, self.max, behind);
-        let hello = matches!(behind, [0x16, 3, 0..=4, ..]) && self.framing != 0;
+        // Two bytes decide where a header announces too long a frame.
+        let begun = matches!(behind, [0x16, 3, ..]) && end == CloseReason::FrameTooLarge;
+        let hello = matches!(behind, [0x16, 3, 0..=4, ..]) || begun;
+        let hello = hello && self.framing != 0;
         Outcome {
             header,
             may_be_tls: hello,
