@@ -258,8 +258,12 @@ impl Machine {
         }
         if let Some(session) = &mut self.tls {
             // FIN follows in any case, also if close_notify cannot be sent.
-            let _ = session.close_notify(&mut pool.buffers);
+            let said = session.close_notify(&mut pool.buffers);
             self.status.tls_ended |= session.has_failed();
+            if let Some(panic) = said.err().filter(|error| error.is::<Panic>()) {
+                let closed = Closed::with(CloseReason::Panicked, panic);
+                self.wake(pool).0.ending.set_loss(closed);
+            }
         }
         if is_flushing && self.queued() == 0 {
             self.status.life.enter(if self.status.recv.is_eof() {

@@ -166,23 +166,46 @@ fn grant<Data>(mut traffic: WriteTraffic<'_, Data>, wish: Wish<'_>, out: &mut Ve
     }
 }
 
+/// Space at the end of a buffer, of which only what was written stays: nothing if a cipher panics.
+struct Space<'a> {
+    buffer: &'a mut Vec<u8>,
+    start: usize,
+    written: usize,
+}
+
+impl<'a> Space<'a> {
+    fn behind(buffer: &'a mut Vec<u8>) -> Self {
+        let start = buffer.len();
+        Self {
+            buffer,
+            start,
+            written: 0,
+        }
+    }
+
+    fn of(&mut self, length: usize) -> &mut [u8] {
+        self.buffer.resize(self.start + length, 0);
+        self.buffer.get_mut(self.start..).unwrap_or_default()
+    }
+}
+
+impl Drop for Space<'_> {
+    fn drop(&mut self) {
+        self.buffer.truncate(self.start + self.written);
+    }
+}
+
 /// Lets `write` fill space at the end of `out`, and once more with the space that it demands.
 fn append(
     out: &mut Vec<u8>,
     room: usize,
     mut write: impl FnMut(&mut [u8]) -> Result<usize, Option<usize>>,
 ) -> bool {
-    let start = out.len();
-    let mut space = room;
-    let mut outcome = Err(None);
-    for _ in 0..2 {
-        out.resize(start + space, 0);
-        outcome = write(out.get_mut(start..).unwrap_or_default());
-        match outcome {
-            Err(Some(required)) => space = required,
-            _ => break,
-        }
+    let mut space = Space::behind(out);
+    let mut outcome = write(space.of(room));
+    if let Err(Some(required)) = outcome {
+        outcome = write(space.of(required));
     }
-    out.truncate(start + outcome.unwrap_or(0));
+    space.written = outcome.unwrap_or(0);
     outcome.is_ok()
 }
