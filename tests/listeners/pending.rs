@@ -825,14 +825,7 @@ mod upgrades {
     fn an_upgrade_is_pending_until_it_is_done() {
         let (mut sim, _, clients) = upgrading(Config::new(), 1);
         assert_eq!((sim.stats().pending, sim.stats().open), (1, 1));
-        let mut tls = kit::sim_tls::Client::new();
-        let mut wire = tls.encrypt(b"");
-        for _ in 0..5 {
-            sim.send(clients[0], &wire);
-            sim.settle();
-            let answer = sim.received(clients[0]);
-            wire = tls.decrypt(&answer, &mut Vec::new()).expect("TLS");
-        }
+        kit::sim_tls::Client::new().shake(&mut sim, clients[0]);
         assert_eq!((sim.stats().pending, sim.stats().open), (0, 1));
     }
 
@@ -866,14 +859,7 @@ mod upgrades {
         let listen = plain().tls(kit::sim_tls::server_config());
         let addr = sim.listen(listen, |_: &mut (), _| Echo).expect("listen");
         let silent = connect(&mut sim, addr, 1)[0];
-        let mut tls = kit::sim_tls::Client::new();
-        let mut wire = tls.encrypt(b"");
-        for _ in 0..5 {
-            sim.send(silent, &wire);
-            sim.settle();
-            let answer = sim.received(silent);
-            wire = tls.decrypt(&answer, &mut Vec::new()).expect("TLS");
-        }
+        kit::sim_tls::Client::new().shake(&mut sim, silent);
         assert_eq!((sim.stats().opened, sim.stats().pending), (1, 0));
         connect(&mut sim, addr, 1);
         sim.advance(Duration::from_secs(1));

@@ -212,15 +212,14 @@ impl ConnModel {
         for _ in 0..2 {
             self.make_room(payload);
         }
-        let Self {
+        let Parts {
             conn,
-            kernel,
             pool,
+            os,
             now,
-            ..
-        } = self;
+        } = self.lend();
         let before = conn.machine.unsent_app_bytes();
-        let taken = match conn.send(kernel, pool, now, payload, u64::MAX) {
+        let taken = match conn.send(os, pool, now, payload, u64::MAX) {
             Ok(()) => true,
             Err(error) if matches!(*error, SendError::Full { .. }) => false,
             Err(_) => return Ok(()),
@@ -235,15 +234,23 @@ impl ConnModel {
 
     /// Writes pending output as before each send, and records what the kernel has taken.
     fn make_room(&mut self, payload: &[u8]) {
-        let Self {
+        let Parts {
             conn,
-            kernel,
             pool,
+            os,
             now,
-            ..
-        } = self;
-        conn.make_room(kernel, pool, now, payload);
+        } = self.lend();
+        conn.make_room(os, pool, now, payload);
         self.observe();
+    }
+
+    fn lend(&mut self) -> Parts<'_, ModelOs> {
+        Parts {
+            conn: &mut self.conn,
+            pool: &mut self.pool,
+            os: &mut self.kernel,
+            now: &mut self.now,
+        }
     }
 
     /// At the end of a whole turn.
@@ -289,19 +296,7 @@ impl Host for ConnModel {
             return None;
         }
         self.observe();
-        let Self {
-            conn,
-            pool,
-            kernel,
-            now,
-            ..
-        } = self;
-        Some(Parts {
-            conn,
-            pool,
-            os: kernel,
-            now,
-        })
+        Some(self.lend())
     }
 
     fn deliver_frames(&mut self, input: &mut InputCursor<'_>, budget: &mut Budget) {

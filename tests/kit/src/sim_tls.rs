@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use portcullis::sim::{ClientId, Sim};
 use portcullis::tls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName};
 use portcullis::tls::rustls::{self, ClientConfig, ClientConnection, RootCertStore, ServerConfig};
 use portcullis::tls::BoundedVerifier;
@@ -124,6 +125,17 @@ impl Client {
         Self {
             connection,
             goodbye: false,
+        }
+    }
+
+    /// Shakes hands with a server of the simulator, as this client of it.
+    pub fn shake<A>(&mut self, sim: &mut Sim<A>, client: ClientId) {
+        let mut wire = self.encrypt(b"");
+        for _ in 0..5 {
+            sim.send(client, &wire);
+            sim.settle();
+            let answer = sim.received(client);
+            wire = self.decrypt(&answer, &mut Vec::new()).expect("TLS");
         }
     }
 
