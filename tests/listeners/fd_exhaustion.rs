@@ -472,3 +472,23 @@ fn a_socket_that_is_not_adopted_frees_a_descriptor() {
     assert!(refused.is_err());
     world.assert_served();
 }
+
+/// Silent connections that would make room at the cap stay: the server is not full.
+#[test]
+fn no_connection_is_evicted_for_a_descriptor() {
+    let mut sim = Sim::new(1, Config::new(), ());
+    let addr = sim.listen(local(), |_: &mut (), _| Echo).expect("listens");
+    let silent: Vec<ClientId> = (0..5)
+        .map(|_| sim.connect(addr).expect("a listener"))
+        .collect();
+    sim.settle();
+    sim.set_descriptor_limit(sim.descriptors());
+    let client = sim.connect(addr).expect("a listener");
+    sim.send(client, b"\0\x01x");
+    sim.advance(Duration::from_secs(30));
+    let stats = sim.stats();
+    assert_eq!((stats.open, stats.closed_total()), (5, 0));
+    sim.finish(silent[0]);
+    sim.settle();
+    assert_eq!(sim.received(client), b"\0\x01x");
+}

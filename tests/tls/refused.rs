@@ -524,6 +524,30 @@ fn tls_on_a_plain_port_is_named_by_the_header_of_its_record() {
     assert_eq!(sim.stats().closed(CloseReason::FrameTooLarge), 1);
 }
 
+/// Two delimiters are the first bytes of a hello: what comes alone is a frame.
+#[test]
+fn a_delimiter_that_begins_a_hello_ends_a_frame() {
+    for (delimiter, alone) in [(0x16, &[0x16][..]), (0x03, &[0x16, 3])] {
+        for is_alone in [true, false] {
+            let mut sim = Sim::new(1, Config::new(), ());
+            let framing = Framing::Delimited(delimiter);
+            let listen = local().with(|listen| listen.framing = framing);
+            let addr = sim.listen(listen, |_: &mut (), _| kit::net::Echo);
+            let client = sim.connect(addr.expect("listen")).expect("it listens");
+            if is_alone {
+                sim.send(client, alone);
+                sim.settle();
+                assert_eq!(sim.received(client), alone);
+            } else {
+                sim.send(client, &[0x16, 3, 1, 2, 0, 1, 0]);
+                sim.finish(client);
+                sim.settle();
+                assert_eq!(sim.stats().closed(CloseReason::UnexpectedTls), 1);
+            }
+        }
+    }
+}
+
 /// Noise on a TLS port, with a valid header or none. Nothing panics, no client is reset, the honest
 /// client beside it is served, and each is counted once.
 #[test]
