@@ -116,7 +116,7 @@ fn flush_before_read(
     read_limit: &mut Limit<'_>,
 ) -> io::Result<()> {
     if !detached_io.transmit().is_empty() {
-        limit.until = read_limit.end()?;
+        limit.end_by(read_limit.end()?);
     }
     let outcome = flush(detached_io, limit);
     // The wait for input is no time of writing.

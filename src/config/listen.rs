@@ -259,9 +259,9 @@ impl Listen {
     ///
     /// Address and socket options stay as they are; [`Listen::socket`] has no effect. The socket is
     /// made non-blocking and close-on-exec. Another process that has the socket too must leave it
-    /// non-blocking ([`Control::listener_socket`](crate::Control::listener_socket)). The file of a Unix socket belongs to its maker, and
-    /// stays when the listener closes. A socket that is not usable is an error of `listen`
-    /// ([`Error::Os`](crate::Error::Os)).
+    /// non-blocking ([`Control::listener_socket`](crate::Control::listener_socket)). The file of a
+    /// Unix socket belongs to its maker, and stays when the listener closes. A socket that is not
+    /// usable is an error of `listen` ([`Error::Os`](crate::Error::Os)).
     ///
     /// ```
     /// # use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};

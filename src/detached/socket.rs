@@ -148,7 +148,7 @@ pub(super) struct Limit<'a> {
     /// The time taken before [`Limit::pause`].
     spent: Duration,
     /// No longer than this, whatever the timeout.
-    pub(super) until: Option<Time>,
+    until: Option<Time>,
     /// The time of the whole call instead of the socket's timeout.
     time: Option<Duration>,
     /// The socket's timeout, once it is known: it holds again at the end.
@@ -175,6 +175,11 @@ impl<'a> Limit<'a> {
     pub(super) fn within(mut self, time: Duration) -> Self {
         (self.since, self.time) = (Some((self.calls.now)()), Some(time));
         self
+    }
+
+    /// No longer than until then, whatever the timeout. `None` is no such limit.
+    pub(super) fn end_by(&mut self, until: Option<Time>) {
+        self.until = until;
     }
 
     /// Before each system call: the first has the socket's timeout, the others what is left of it.

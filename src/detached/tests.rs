@@ -86,7 +86,7 @@ fn a_time_ends_with_that_of_another() {
         .expect("timeout");
     let mut read = Limit::of(&socket, CALLS, Direction::Read);
     let mut write = Limit::of(&socket, CALLS, Direction::Write);
-    write.until = read.end().expect("an option");
+    write.end_by(read.end().expect("an option"));
     for left in [10, 8] {
         write.next().expect("time is left");
         let timeout = socket.write_timeout().expect("an option");

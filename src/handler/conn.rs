@@ -529,7 +529,7 @@ pub struct ConnInfo {
     /// Time since accept; for an outgoing connection since it was requested.
     pub age: Duration,
     /// Time since the last byte from the peer, or since accept; for an outgoing connection since it
-    /// was connected. A later end of callbacks that worked for 5 ms or longer counts instead.
+    /// was connected. If input began callbacks that worked for 5 ms or longer, since their end.
     pub idle: Duration,
     /// Its bytes and frames.
     pub traffic: Traffic,

@@ -46,8 +46,9 @@ pub struct ConnConfig {
     /// 30 s.
     pub frame_timeout: Duration,
     /// Maximum time without a byte from the peer, once the connection is open. The time is paused
-    /// while reading is paused. It starts anew after a turn in which this connection's callbacks
-    /// work for 5 ms or longer: the peer may have waited for their output. Defaults to 120 s.
+    /// while reading is paused. It starts anew when callbacks end that input, or the opening, began
+    /// and that worked for 5 ms or longer: the peer may have waited for their output. Defaults to
+    /// 120 s.
     pub idle_timeout: Duration,
     /// Maximum time in which the peer takes nothing of its pending output. Taken bytes extend the
     /// time by [`ConnConfig::min_rate`]. Defaults to 30 s.

@@ -148,7 +148,7 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 
 impl<A, O: Os> ControlOps<A> for Inner<A, O> {
     fn listeners(&self) -> Vec<ListenerInfo> {
-        let capacity = self.core.capacity();
+        let capacity = self.core.capacity_at(self.core.os.now());
         let open = self
             .core
             .listeners
@@ -158,11 +158,8 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
     }
 
     fn listener(&self, which: &ListenerRef) -> Result<ListenerInfo> {
-        Ok(self
-            .core
-            .listeners
-            .find(which)?
-            .info(&self.core.capacity_at(self.core.os.now())))
+        let capacity = self.core.capacity_at(self.core.os.now());
+        Ok(self.core.listeners.find(which)?.info(&capacity))
     }
 
     fn connections(&self) -> Vec<ConnInfo> {

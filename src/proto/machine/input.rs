@@ -338,7 +338,7 @@ impl Machine {
         let is_over = self.is_input_over();
         if self.has_tls_failed() {
             self.close(Closed::new(CloseReason::Tls), now, pool);
-        } else if self.status.send.has_failed() && is_over && !self.has_parted() {
+        } else if self.status.send.has_failed() && is_over && !self.ends_in_order() {
             self.end(Closed::new(CloseReason::Reset), pool);
         } else if self.status.recv.is_end_reported() {
             if self.closes_when_finished() {
@@ -360,7 +360,7 @@ impl Machine {
     }
 
     /// True if the peer has said close_notify, and no output is known to be lost.
-    fn has_parted(&self) -> bool {
+    fn ends_in_order(&self) -> bool {
         let session = self.tls.as_deref();
         session.is_some_and(Session::peer_closed) && !self.parts().ending.has_reason()
     }

@@ -4,6 +4,8 @@
 //! Reads what OpenSSL reads, and also sections that follow each other without a line break, lines
 //! that end in CR alone, indented lines, and UTF-8 byte order marks. No error shows contents.
 
+use crate::escape::is_escaped;
+
 const BEGIN: &[u8] = b"-----BEGIN ";
 const END: &[u8] = b"-----END ";
 const DASHES: &[u8] = b"-----";
@@ -128,7 +130,7 @@ fn begin(line: &[u8], number: usize) -> Result<Option<Section<'_>>, String> {
 /// What a line between sections was meant to be, which is none: `BEGIN` or `END`. A word processor
 /// changes dashes, and a hand adds blanks.
 fn marker(line: &str) -> Option<&'static str> {
-    let frame = |c: char| is_dash(c) || c.is_whitespace() || is_invisible(c);
+    let frame = |c: char| is_dash(c) || c.is_whitespace() || is_escaped(c);
     let inner = line.trim_matches(frame);
     // Prose between sections is rarely in capital letters, and rarely within dashes.
     let label = match inner == line.trim() {
@@ -168,14 +170,6 @@ fn is_dash(c: char) -> bool {
     matches!(
         c,
         '-' | '\u{2010}'..='\u{2015}' | '\u{2212}' | '\u{FE58}' | '\u{FE63}' | '\u{FF0D}'
-    )
-}
-
-/// A soft hyphen, or a mark of no width.
-fn is_invisible(c: char) -> bool {
-    matches!(
-        c,
-        '\u{AD}' | '\u{200B}'..='\u{200F}' | '\u{2060}' | '\u{FEFF}'
     )
 }
 
