@@ -4,7 +4,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::sync::Arc;
 
-use kit::net::{local, ping, spawn_echo};
+use kit::net::{local, ping, spawn, spawn_echo, Running};
 use kit::tls::{provider, secure, Site};
 use portcullis::tls::rustls::crypto::cipher::{
     AeadKey, Iv, MessageDecrypter, MessageEncrypter, OutboundOpaqueMessage, OutboundPlainMessage,
@@ -14,20 +14,27 @@ use portcullis::tls::rustls::crypto::{CipherSuiteCommon, CryptoProvider};
 use portcullis::tls::rustls::{
     version, ConnectionTrafficSecrets, Error, ServerConfig, SupportedCipherSuite, Tls13CipherSuite,
 };
-use portcullis::{CloseReason, Config};
+use portcullis::{CloseReason, Config, Context, Handler, Outcome, Server};
 
-/// Fails from this record on, each with another end.
-const RECORDS: u64 = 6;
-
+/// How encryption ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fault {
     Error,
     Panic,
 }
 
-struct Fails(&'static dyn Tls13AeadAlgorithm, Fault);
+struct Fails {
+    cipher: &'static dyn Tls13AeadAlgorithm,
+    fault: Fault,
+    /// The number of records that are encrypted.
+    records: u64,
+}
 
-struct Encrypter(Box<dyn MessageEncrypter>, Fault);
+struct Encrypter {
+    encrypter: Box<dyn MessageEncrypter>,
+    fault: Fault,
+    records: u64,
+}
 
 impl MessageEncrypter for Encrypter {
     fn encrypt(
@@ -35,29 +42,33 @@ impl MessageEncrypter for Encrypter {
         message: OutboundPlainMessage<'_>,
         record: u64,
     ) -> Result<OutboundOpaqueMessage, Error> {
-        match self.1 {
-            _ if record < RECORDS => self.0.encrypt(message, record),
+        match self.fault {
+            _ if record < self.records => self.encrypter.encrypt(message, record),
             Fault::Error => Err(Error::EncryptError),
             Fault::Panic => kit::planned::blow(),
         }
     }
 
     fn encrypted_payload_len(&self, length: usize) -> usize {
-        self.0.encrypted_payload_len(length)
+        self.encrypter.encrypted_payload_len(length)
     }
 }
 
 impl Tls13AeadAlgorithm for Fails {
     fn encrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageEncrypter> {
-        Box::new(Encrypter(self.0.encrypter(key, iv), self.1))
+        Box::new(Encrypter {
+            encrypter: self.cipher.encrypter(key, iv),
+            fault: self.fault,
+            records: self.records,
+        })
     }
 
     fn decrypter(&self, key: AeadKey, iv: Iv) -> Box<dyn MessageDecrypter> {
-        self.0.decrypter(key, iv)
+        self.cipher.decrypter(key, iv)
     }
 
     fn key_len(&self) -> usize {
-        self.0.key_len()
+        self.cipher.key_len()
     }
 
     fn extract_keys(
@@ -65,11 +76,11 @@ impl Tls13AeadAlgorithm for Fails {
         key: AeadKey,
         iv: Iv,
     ) -> Result<ConnectionTrafficSecrets, UnsupportedOperationError> {
-        self.0.extract_keys(key, iv)
+        self.cipher.extract_keys(key, iv)
     }
 }
 
-fn failing(fault: Fault) -> CryptoProvider {
+fn failing(fault: Fault, records: u64) -> CryptoProvider {
     let mut provider = CryptoProvider::clone(&provider());
     for suite in &mut provider.cipher_suites {
         let SupportedCipherSuite::Tls13(good) = *suite else {
@@ -82,23 +93,37 @@ fn failing(fault: Fault) -> CryptoProvider {
                 confidentiality_limit: good.common.confidentiality_limit,
             },
             hkdf_provider: good.hkdf_provider,
-            aead_alg: Box::leak(Box::new(Fails(good.aead_alg, fault))),
+            aead_alg: Box::leak(Box::new(Fails {
+                cipher: good.aead_alg,
+                fault,
+                records,
+            })),
             quic: None,
         })));
     }
     provider
 }
 
+fn config(site: &Site, fault: Fault, records: u64) -> ServerConfig {
+    ServerConfig::builder_with_provider(Arc::new(failing(fault, records)))
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(site.identity.chain.clone(), site.identity.key())
+        .expect("an identity")
+}
+
+/// The session tickets are one record.
+const TICKETS: u64 = 1;
+
+/// And five answers.
+const RECORDS: u64 = TICKETS + 5;
+
 #[test]
 fn a_cipher_that_fails_ends_its_own_connection() {
     for fault in [Fault::Error, Fault::Panic] {
         let site = Site::new();
-        let config = ServerConfig::builder_with_provider(Arc::new(failing(fault)))
-            .with_safe_default_protocol_versions()
-            .expect("versions")
-            .with_no_client_auth()
-            .with_single_cert(site.identity.chain.clone(), site.identity.key())
-            .expect("an identity");
+        let config = config(&site, fault, RECORDS);
         let server = spawn_echo(Config::new(), local().tls(config));
         let client = site.client(&version::TLS13);
         let mut tls = secure(server.addr(), &client);
@@ -116,5 +141,39 @@ fn a_cipher_that_fails_ends_its_own_connection() {
         assert_eq!(stats.closed(CloseReason::Panicked), 1, "{fault:?}");
         assert_eq!(stats.panics, 1, "{fault:?}");
         ping(&mut other, b"unharmed");
+    }
+}
+
+/// The last record is close_notify.
+#[test]
+fn a_cipher_that_fails_at_the_end_is_counted() {
+    struct Leaves;
+    impl Handler for Leaves {
+        fn on_open(&mut self, cx: &mut Context<'_>) -> Outcome {
+            cx.conn.close();
+            Ok(())
+        }
+        fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome {
+            Ok(())
+        }
+    }
+
+    for fault in [Fault::Error, Fault::Panic] {
+        let site = Site::new();
+        let listen = local().tls(config(&site, fault, TICKETS));
+        let server: Running = spawn(move || {
+            let mut server = Server::new(Config::new()).expect("server");
+            server
+                .listen(listen, |_: &mut (), _| Leaves)
+                .expect("listen");
+            (server, ())
+        });
+        let mut tls = secure(server.addr(), &site.client(&version::TLS13));
+        let end = tls.read(&mut [0; 1]).map_err(|error| error.kind());
+        assert_eq!(end, Err(ErrorKind::UnexpectedEof), "{fault:?}");
+        drop(tls);
+        let stats = server.until("it ends", |stats| stats.closed_total() == 1);
+        assert_eq!(stats.closed(CloseReason::Panicked), 1, "{fault:?}");
+        assert_eq!(stats.panics, 1, "{fault:?}");
     }
 }

@@ -298,9 +298,9 @@ impl Session {
         if self.notified || self.is_handshaking() || self.has_failed() {
             return Ok(());
         }
-        self.notified = true;
         let before = self.send_buf.len();
         let outcome = self.wish(Wish::CloseNotify, buffers);
+        self.notified = true;
         self.goodbye = self.send_buf.len().saturating_sub(before);
         outcome
     }
