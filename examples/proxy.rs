@@ -35,6 +35,7 @@ impl Handler<Behind> for Side {
             let back = Self(Some(cx.conn.id()));
             self.0 = Some(
                 cx.conn
+                    .control()
                     .connect(to, connect, back)
                     .map_err(|_| Close::abort())?,
             );

@@ -11,7 +11,7 @@ use std::sync::{mpsc, Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::config::Config;
-use crate::control::Control;
+use crate::handler::Control;
 use crate::id::{ConnId, ListenerRef};
 use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;

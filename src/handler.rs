@@ -2,6 +2,7 @@
 //! [`Conn`], [`Peer`].
 
 mod conn;
+mod control;
 mod outgoing;
 
 use std::any::Any;
@@ -14,11 +15,12 @@ use crate::proto::ProxyHeader;
 use crate::reason::{Closed, Outcome};
 pub(crate) use conn::ConnOps;
 pub use conn::{Conn, ConnInfo, Context};
-pub(crate) use outgoing::connect;
+pub use control::Control;
+pub(crate) use control::{AlarmCallback, ControlOps, LocalJob};
 
-/// A message of [`Handle::notify`](crate::Handle::notify) to a connection's handler: see
-/// [`Handler::on_message`].
-pub type Message = Box<dyn Any + Send>;
+/// A message of [`Handle::notify`](crate::Handle::notify) or [`Conn::notify`] to a connection's
+/// handler: see [`Handler::on_message`].
+pub type Message = Box<dyn Any>;
 
 /// One connection's protocol: the reactions to its frames and events.
 ///
@@ -99,8 +101,8 @@ pub trait Handler<A = ()> {
         Ok(())
     }
 
-    /// Called with each message of [`Handle::notify`](crate::Handle::notify). The default ignores
-    /// it.
+    /// Called with each message of [`Handle::notify`](crate::Handle::notify) and [`Conn::notify`].
+    /// The default ignores it.
     ///
     /// ```
     /// # use portcullis::{Context, Handler, Message, Outcome};
@@ -138,14 +140,14 @@ pub trait Handler<A = ()> {
     /// [`ConnConfig::write_timeout`](crate::ConnConfig::write_timeout). If you need to know at once
     /// that a client has left, note it where you close.
     ///
-    /// The slot of the connection is free already. At the cap, [`Conn::connect`] may begin one
+    /// The slot of the connection is free already. At the cap, [`Control::connect`] may begin one
     /// connection here, before a client of the backlog gets the slot. The exception is an evicted
     /// connection ([`CloseReason::Evicted`](crate::CloseReason::Evicted)), whose slot is the
     /// newcomer's.
     #[allow(unused_variables)]
     fn on_close(&mut self, cx: &mut Context<'_, A>, closed: &Closed) {}
 
-    /// Called once an outgoing connection ([`Conn::connect`]) has ended before it was open, instead
+    /// Called once an outgoing connection ([`Control::connect`]) has ended before it was open, instead
     /// of `on_open` and `on_close`. It could not connect, with all attempts of a
     /// [`Connect::retry`](crate::Connect::retry), or its TLS handshake failed, or it was closed or
     /// killed, or the server drains. Frames sent to it are lost. An accepted connection is reported

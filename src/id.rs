@@ -4,6 +4,8 @@ use std::fmt;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use crate::proto::Time;
+
 /// Names one connection of one server. Not reused in practice: see *Reuse*.
 ///
 /// A slot is reused with another id. So a late kill, message or timer for a closed connection has
@@ -191,6 +193,15 @@ impl fmt::Display for AlarmId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "A{}", self.0)
     }
+}
+
+/// Names one timer of the application ([`Control::set_timer`](crate::Control::set_timer)). Never
+/// reused by its server. In another server, be it another shard, the id names no timer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TimerId {
+    pub(crate) at: Time,
+    pub(crate) number: u64,
+    pub(crate) server: ServerNumber,
 }
 
 #[cfg(test)]

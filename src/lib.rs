@@ -48,7 +48,7 @@
 //! - [`Framing`] and [`Framer`]: how bytes become frames.
 //! - [`AccessRules`], [`ProxyProtocol`] and [`Rate`]: access control, the addresses behind a proxy,
 //!   and rate limits.
-//! - [`Control::connect`], [`Conn::connect`] and [`Retry`]: outgoing connections.
+//! - [`Control::connect`] and [`Retry`]: outgoing connections.
 //! - [`Conn::detach`] and [`Detached`]: a connection handed to code that blocks.
 #![cfg_attr(
     feature = "tls",
@@ -128,7 +128,6 @@ mod addr;
 mod alarm;
 mod catch;
 mod config;
-mod control;
 mod detached;
 mod error;
 mod escape;
@@ -158,13 +157,14 @@ pub use config::{
     AtCapacity, Budgets, Config, ConnConfig, Connect, Keepalive, Listen, PendingLimits,
     ProxyProtocol, QueueLimits, Quota, Retry, SocketOptions, SourceLimits,
 };
-pub use control::Control;
 pub use detached::{Detached, Place};
 pub use error::{Error, Result};
 pub use handle::{Handle, HandleError};
-pub use handler::{try_accept, Conn, ConnInfo, Context, Handler, Message, Peer, Refuse, Service};
+pub use handler::{
+    try_accept, Conn, ConnInfo, Context, Control, Handler, Message, Peer, Refuse, Service,
+};
 pub use histogram::{Histogram, Histograms};
-pub use id::{AlarmId, ConnId, ListenerId, ListenerRef};
+pub use id::{AlarmId, ConnId, ListenerId, ListenerRef, TimerId};
 pub use listener_info::{ListenerInfo, ListenerState};
 pub use metrics::Metrics;
 pub use proto::{

@@ -7,9 +7,9 @@ use std::thread;
 use std::time::Duration;
 
 use crate::config::{Config, Listen};
-use crate::control::{Control, ControlOps as _};
 use crate::error::{Error, Result};
 use crate::handle::Handle;
+use crate::handler::{Control, ControlOps as _};
 use crate::handler::{Handler, Peer, Service};
 use crate::id::ListenerId;
 use crate::listener_info::ListenerInfo;

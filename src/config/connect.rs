@@ -11,8 +11,7 @@ use crate::error::{Error, Result};
 use crate::proto::tls::ClientTls;
 use crate::proto::{ConnConfig, Framing};
 
-/// Options of one outgoing connection, for [`Control::connect`](crate::Control::connect) and
-/// [`Conn::connect`](crate::Conn::connect).
+/// Options of one outgoing connection, for [`Control::connect`](crate::Control::connect).
 ///
 /// Options for clients do not apply: access rules, source limits, accept rates, PROXY headers,
 /// [`PendingLimits`](crate::PendingLimits). The cap, the memory limit and all budgets do.

@@ -1,5 +1,6 @@
 //! The queue of commands to one server's loop, and the facts that the loop publishes.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::io;
 use std::mem;
@@ -11,8 +12,7 @@ use std::time::Duration;
 use super::liveness::Liveness;
 use super::HandleError;
 use crate::config::QueueLimits;
-use crate::control::Control;
-use crate::handler::Message;
+use crate::handler::Control;
 use crate::id::ConnId;
 use crate::logs;
 use crate::stats::Stats;
@@ -26,7 +26,7 @@ pub(super) type Job<A> = Box<dyn FnOnce(&mut A, &mut Control<'_, A>) + Send>;
 
 pub(crate) enum Command<A> {
     Send(ConnId, Vec<u8>),
-    Notify(ConnId, Message),
+    Notify(ConnId, Box<dyn Any + Send>),
     Kill(ConnId),
     Post(Job<A>),
     /// A job whose caller waits for the answer.

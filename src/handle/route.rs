@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::queue::{Command, Job, Shared};
 use super::{Handle, HandleError};
-use crate::control::Control;
+use crate::handler::Control;
 use crate::id::ConnId;
 use crate::stats::Stats;
 

@@ -1,12 +1,13 @@
 //! The connection that a callback is lent, and its operations.
 
+use std::any::Any;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::Handler;
+use super::{Control, ControlOps, Handler, Message};
 use crate::addr::{Addr, Credentials};
 use crate::config::Connect;
 use crate::detached::Detached;
@@ -28,7 +29,7 @@ pub struct Context<'a, A = ()> {
 }
 
 impl<'a, A> Context<'a, A> {
-    pub(crate) fn new(app: &'a mut A, ops: &'a mut (dyn ConnOps<A> + 'a), id: ConnId) -> Self {
+    pub(crate) fn new(app: &'a mut A, ops: &'a mut (dyn ControlOps<A> + 'a), id: ConnId) -> Self {
         Self {
             app,
             conn: Conn { ops, id },
@@ -57,6 +58,7 @@ pub(crate) trait ConnOps<A> {
     fn credentials(&self, id: ConnId) -> io::Result<Credentials>;
     fn fd(&self, id: ConnId) -> io::Result<BorrowedFd<'_>>;
     fn close_as(&mut self, id: ConnId, close: Close);
+    fn notify(&mut self, id: ConnId, message: Message) -> Result<(), crate::HandleError>;
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>);
     fn detach(&mut self, id: ConnId, receiver: Box<dyn FnOnce(Detached)>) -> crate::Result<()>;
     fn connect(
@@ -73,12 +75,12 @@ pub(crate) trait ConnOps<A> {
 ///
 /// No method blocks. [`Conn::send`] queues, and one write at the end of the turn flushes the queue.
 pub struct Conn<'a, A = ()> {
-    pub(super) ops: &'a mut (dyn ConnOps<A> + 'a),
+    pub(super) ops: &'a mut (dyn ControlOps<A> + 'a),
     pub(super) id: ConnId,
 }
 
 impl<'a, A> Conn<'a, A> {
-    pub(crate) fn find(ops: &'a mut (dyn ConnOps<A> + 'a), id: ConnId) -> Option<Self> {
+    pub(crate) fn find(ops: &'a mut (dyn ControlOps<A> + 'a), id: ConnId) -> Option<Self> {
         ops.machine_ref(id)?;
         Some(Self { ops, id })
     }
@@ -114,7 +116,7 @@ impl<'a, A> Conn<'a, A> {
     /// [`Finished`](crate::CloseReason::Finished), or else in a drain
     /// [`Drained`](crate::CloseReason::Drained).
     pub fn close(&mut self) {
-        self.change(Machine::close_by_handler);
+        self.end(Close::new());
     }
 
     /// Closes as [`Conn::close`] once received bytes, those in the kernel's buffer too, are
@@ -157,8 +159,49 @@ impl<'a, A> Conn<'a, A> {
         self.change(|machine, _, _| machine.end_reply());
     }
 
+    /// Gives this connection's handler a message, which needs no `Send`:
+    /// [`Handler::on_message`]. It is delivered in the next iteration, in order, before a close
+    /// that is asked for later; if the connection is not open yet, once it is. [`Conn::abort`],
+    /// [`Conn::detach`], a kill, a panic or the peer's failure may come first. An undelivered
+    /// message is dropped and counted in [`Stats::undeliverable`](crate::Stats::undeliverable).
+    ///
+    /// ```
+    /// # use std::rc::Rc;
+    /// # use portcullis::{ConnId, Context, Handler, Message, Outcome};
+    /// struct Player { rival: ConnId }
+    /// struct Moved(Rc<str>);
+    /// impl Handler for Player {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+    ///         let moved = Moved(String::from_utf8_lossy(frame).into());
+    ///         if let Some(mut rival) = cx.conn.peer(self.rival) {
+    ///             rival.notify(moved)?;
+    ///         }
+    ///         Ok(())
+    ///     }
+    ///     fn on_message(&mut self, cx: &mut Context<'_>, message: Message) -> Outcome {
+    ///         if let Ok(moved) = message.downcast::<Moved>() {
+    ///             cx.conn.send(&*moved.0)?;
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`HandleError::NoConnection`](crate::HandleError::NoConnection) if the connection closes,
+    /// leaves the loop or has gone.
+    /// [`HandleError::QueueFull`](crate::HandleError::QueueFull) at the limits of
+    /// [`Config::queue_limits`](crate::Config::queue_limits), which the undelivered messages of all
+    /// connections share. The message is dropped.
+    pub fn notify(&mut self, message: impl Any) -> Result<(), crate::HandleError> {
+        self.ops.notify(self.id, Box::new(message))
+    }
+
     /// Ends this connection as if a callback of its own had returned `close`: with a cause, for its
     /// [`Handler::on_close`], the log and the recent closes. Without effect once it closes.
+    ///
+    /// Messages of [`Conn::notify`] from before are delivered first, but no more frames.
     ///
     /// ```
     /// # use portcullis::{Close, ConnId, Context};
@@ -376,6 +419,44 @@ impl<'a, A> Conn<'a, A> {
     #[doc(alias = "broadcast")]
     pub fn peer(&mut self, id: ConnId) -> Option<Conn<'_, A>> {
         Conn::find(&mut *self.ops, id)
+    }
+
+    /// Returns the controls of the server: list, connect, kill, change, drain. Effects on sockets
+    /// and calls of other handlers wait until this callback has returned.
+    ///
+    /// ```
+    /// # use portcullis::{Close, Closed, Connect, ConnId, Context, Framing, Handler, Outcome};
+    /// /// Asks a server behind this one, and passes its answers on.
+    /// struct Asks;
+    /// impl Handler for Asks {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, question: &[u8]) -> Outcome {
+    ///         let (asker, options) = (cx.conn.id(), Connect::new(Framing::Line));
+    ///         let mut control = cx.conn.control();
+    ///         let behind = control.connect("10.0.0.7:2222", options, Answers(asker))?;
+    ///         if let Some(mut behind) = control.conn(behind) {
+    ///             behind.send(question)?; // goes out when it is open
+    ///         }
+    ///         Ok(())
+    ///     }
+    /// }
+    ///
+    /// struct Answers(ConnId);
+    /// impl Handler for Answers {
+    ///     fn on_frame(&mut self, cx: &mut Context<'_>, answer: &[u8]) -> Outcome {
+    ///         if let Some(mut asker) = cx.conn.peer(self.0) {
+    ///             asker.send(answer)?;
+    ///         }
+    ///         Err(Close::new())
+    ///     }
+    ///     fn on_connect_failed(&mut self, cx: &mut Context<'_>, closed: &Closed) {
+    ///         if let Some(mut asker) = cx.conn.peer(self.0) {
+    ///             let _ = asker.send(format!("no answer: {closed}"));
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    pub fn control(&mut self) -> Control<'_, A> {
+        Control::new(&mut *self.ops)
     }
 
     /// Returns this connection's id. For its reuse see [`ConnId`].

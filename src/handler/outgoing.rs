@@ -1,30 +1,8 @@
-//! Operations beyond answering: connect to other servers, close one direction, follow the pace of
-//! another connection.
+//! Operations beyond answering: close one direction, be the client of a TLS handshake, follow the
+//! pace of another connection.
 
-use super::conn::{Conn, ConnOps};
-use super::Handler;
-use crate::addr::{Addr, AddrError};
-use crate::config::Connect;
-use crate::error::{Error, Result as ServerResult};
-use crate::id::ConnId;
+use super::Conn;
 use crate::proto::Machine;
-
-/// Connects through any of the types that can.
-pub(crate) fn connect<A, T>(
-    ops: &mut dyn ConnOps<A>,
-    addr: T,
-    options: Connect,
-    handler: impl Handler<A> + 'static,
-) -> ServerResult<ConnId>
-where
-    T: TryInto<Addr>,
-    AddrError: From<T::Error>,
-{
-    let addr = addr
-        .try_into()
-        .map_err(|error| Error::ConnectAddress(AddrError::from(error)))?;
-    ops.connect(addr, options, Box::new(handler))
-}
 
 impl<A> Conn<'_, A> {
     /// Ends the sending direction, and goes on reading (half-close). Pending output is flushed,
@@ -54,66 +32,15 @@ impl<A> Conn<'_, A> {
         &mut self,
         config: impl Into<std::sync::Arc<crate::proto::tls::ClientConfig>>,
         server_name: impl AsRef<str>,
-    ) -> ServerResult<()> {
+    ) -> crate::Result<()> {
         let now = self.ops.now();
         let Some((machine, pool)) = self.ops.machine(self.id) else {
-            return Err(Error::no_handshake());
+            return Err(crate::Error::no_handshake());
         };
         let config = crate::proto::tls::ClientTls::new(config.into(), server_name.as_ref());
         let started = machine.start_tls_client(&config, now, pool);
         self.ops.touch(self.id);
         started
-    }
-
-    /// Begins a connection to another server: see [`Control::connect`](crate::Control::connect).
-    /// [`Conn::peer`] reaches the new connection at once. Its handler is not called before this
-    /// callback has returned.
-    ///
-    /// ```
-    /// # use portcullis::{Close, Closed, Connect, ConnId, Context, Framing, Handler, Outcome};
-    /// /// Asks a server behind this one, and passes its answers on.
-    /// struct Asks;
-    /// impl Handler for Asks {
-    ///     fn on_frame(&mut self, cx: &mut Context<'_>, question: &[u8]) -> Outcome {
-    ///         let asker = cx.conn.id();
-    ///         let behind = cx.conn.connect("10.0.0.7:2222", Connect::new(Framing::Line), Answers(asker))?;
-    ///         if let Some(mut behind) = cx.conn.peer(behind) {
-    ///             behind.send(question)?; // goes out when it is open
-    ///         }
-    ///         Ok(())
-    ///     }
-    /// }
-    ///
-    /// struct Answers(ConnId);
-    /// impl Handler for Answers {
-    ///     fn on_frame(&mut self, cx: &mut Context<'_>, answer: &[u8]) -> Outcome {
-    ///         if let Some(mut asker) = cx.conn.peer(self.0) {
-    ///             asker.send(answer)?;
-    ///         }
-    ///         Err(Close::new())
-    ///     }
-    ///     fn on_connect_failed(&mut self, cx: &mut Context<'_>, closed: &Closed) {
-    ///         if let Some(mut asker) = cx.conn.peer(self.0) {
-    ///             let _ = asker.send(format!("no answer: {closed}"));
-    ///         }
-    ///     }
-    /// }
-    /// ```
-    ///
-    /// # Errors
-    ///
-    /// The errors of [`Control::connect`](crate::Control::connect). The handler is dropped.
-    pub fn connect<T>(
-        &mut self,
-        addr: T,
-        options: Connect,
-        handler: impl Handler<A> + 'static,
-    ) -> ServerResult<ConnId>
-    where
-        T: TryInto<Addr>,
-        AddrError: From<T::Error>,
-    {
-        connect(&mut *self.ops, addr, options, handler)
     }
 
     /// Returns whether pending output has reached the high watermark, and not fallen to the low one

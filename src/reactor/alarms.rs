@@ -17,8 +17,8 @@ use std::mem;
 use std::time::Duration;
 
 use crate::alarm::{Alarm, AlarmInfo};
-use crate::control::AlarmCallback;
 use crate::error::{Error, Result};
+use crate::handler::AlarmCallback;
 use crate::id::AlarmId;
 use crate::proto::Time;
 

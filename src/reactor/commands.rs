@@ -6,9 +6,9 @@ use super::inner::Inner;
 use super::os::Os;
 use super::work;
 use crate::catch::catch;
-use crate::control::{Control, ControlOps};
 use crate::handle::Command;
 use crate::handler::Conn;
+use crate::handler::ControlOps;
 use crate::id::ConnId;
 use crate::proto::SendError;
 use crate::reason::Close;
@@ -30,12 +30,7 @@ pub(super) fn carry_out<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, command:
                 finish_close(inner, app, id, reset);
             }
         }
-        Command::Post(job) | Command::Call(job) => {
-            let done = catch(|| job(app, &mut Control::new(inner)));
-            if let Err(panic) = done {
-                inner.core.guard.report("a posted job", panic, None);
-            }
-        }
+        Command::Post(job) | Command::Call(job) => inner.run_job(app, "a posted job", job),
         Command::Drain(grace) => inner.drain(grace),
         Command::Stop => inner.core.stopped = true,
     }
@@ -112,6 +107,10 @@ fn deliver<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command: 
                 Err(panic) => core.close_in_panic(id, "a framer", panic),
             }
             core.touch(id);
+        }
+        ForConn::Close(close) => {
+            inner.core.close_as(id, close);
+            inner.core.touch(id);
         }
         ForConn::Notify(message) => {
             let core = &mut inner.core;

@@ -267,6 +267,11 @@ impl<S> Connections<S> {
         self.leaving.is_some_and(|leaving| leaving.id == id)
     }
 
+    /// A connection has ended, and its last callback runs.
+    pub(super) fn has_leaving(&self) -> bool {
+        self.leaving.is_some()
+    }
+
     fn has_leaving_permit(&self) -> bool {
         self.leaving.is_some_and(|leaving| leaving.has_permit)
     }

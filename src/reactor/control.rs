@@ -16,11 +16,12 @@ use crate::alarm::{Alarm, AlarmInfo};
 use crate::config::Config;
 use crate::config::Connect;
 use crate::config::Listen;
-use crate::control::{AlarmCallback, ControlOps};
 use crate::error::{Error, Result};
-use crate::handler::{ConnInfo, ConnOps, Handler};
+use crate::handle::HandleError;
+use crate::handler::{AlarmCallback, ControlOps};
+use crate::handler::{ConnInfo, ConnOps, Handler, LocalJob, Message};
 use crate::histogram::Histograms;
-use crate::id::AlarmId;
+use crate::id::{AlarmId, TimerId};
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listener_info::ListenerInfo;
 use crate::logs;
@@ -82,8 +83,25 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
     }
 
     fn close_as(&mut self, id: ConnId, close: Close) {
-        self.core.close_as(id, close);
-        self.core.touch(id);
+        if let Some(close) = self.close_behind(id, close) {
+            self.core.close_as(id, close);
+            self.core.touch(id);
+        }
+    }
+
+    fn notify(&mut self, id: ConnId, message: Message) -> std::result::Result<(), HandleError> {
+        let Core {
+            deferred,
+            conns,
+            config,
+            guard,
+            ..
+        } = &mut self.core;
+        let queued = deferred.notify(conns, id, message, config.queue_limits);
+        queued.map_err(|(error, message)| {
+            guard.drop("a message's destructor", message);
+            error
+        })
     }
 
     fn replace_handler(&mut self, id: ConnId, handler: Box<dyn Handler<A>>) {
@@ -277,6 +295,18 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
 
     fn alarms(&self) -> Vec<AlarmInfo> {
         self.user.alarms.infos(&self.core)
+    }
+
+    fn set_timer(&mut self, after: Duration, job: LocalJob<A>) -> TimerId {
+        let at = self.core.refresh().after(after);
+        self.user.timers.set(self.core.conns.server(), at, job)
+    }
+
+    fn cancel_timer(&mut self, id: TimerId) -> bool {
+        let job = self.user.timers.cancel(self.core.conns.server(), id);
+        let was_set = job.is_some();
+        self.core.guard.drop("a job's destructor", job);
+        was_set
     }
 
     fn kill(&mut self, id: ConnId) -> bool {

@@ -450,16 +450,14 @@ impl<O: Os> Core<O> {
 
     /// Counts a command that did not reach its connection.
     pub(super) fn drop_undelivered(&mut self, command: ForConn) {
-        self.stats.undeliverable += 1;
-        if let ForConn::Notify(message) = command {
-            self.guard.drop("a message's destructor", message);
-        }
+        self.stats.undeliverable += u64::from(command.is_counted());
+        self.guard.drop("a message's destructor", command);
     }
 
     /// Removes a connection: counts and records it, and lets waiting clients have its slot.
     pub(super) fn remove(&mut self, id: ConnId, closed: &Closed) {
         self.memory.forget(&mut self.conns, id, self.now);
-        if self.deferred.len() > 0 {
+        if self.deferred.has(id) {
             for command in self.deferred.remove(id) {
                 self.drop_undelivered(command);
             }

@@ -1,16 +1,22 @@
-//! Frames and messages from handles for connections that have not opened yet: they are delivered
-//! in order once the connection is open.
+//! Frames and messages for connections that are not open yet, and messages from other callbacks.
+//! They are delivered in order once the connection is open, and before a close behind them.
 
 use std::collections::{BTreeMap, VecDeque};
 
+use super::connections::Connections;
 use crate::config::QueueLimits;
+use crate::handle::HandleError;
 use crate::handler::Message;
 use crate::id::ConnId;
+use crate::proto::Time;
+use crate::reason::Close;
 
 /// A command for one connection.
 pub(super) enum ForConn {
     Send(Vec<u8>),
     Notify(Message),
+    /// The last one.
+    Close(Close),
 }
 
 impl ForConn {
@@ -18,8 +24,14 @@ impl ForConn {
         let owned = match self {
             Self::Send(frame) => frame.capacity(),
             Self::Notify(message) => size_of_val(&**message),
+            Self::Close(_) => 0,
         };
         size_of::<Self>() + owned
+    }
+
+    /// If it is not delivered, it counts as undeliverable.
+    pub(super) fn is_counted(&self) -> bool {
+        !matches!(self, Self::Close(_))
     }
 }
 
@@ -45,6 +57,12 @@ impl Deferred {
         self.waiting.contains_key(&id)
     }
 
+    /// A close is the connection's last command.
+    pub(super) fn will_close(&self, id: ConnId) -> bool {
+        let last = self.waiting.get(&id).and_then(VecDeque::back);
+        matches!(last, Some(ForConn::Close(_)))
+    }
+
     /// Number of commands.
     pub(super) fn len(&self) -> usize {
         self.commands
@@ -63,10 +81,73 @@ impl Deferred {
         if self.commands >= limits.commands || !fits {
             return Err(command);
         }
-        self.commands += 1;
-        self.bytes += bytes;
-        self.waiting.entry(id).or_default().push_back(command);
+        self.add(id, command);
         Ok(())
+    }
+
+    /// Gives an open connection a message, with its next commands; one that is not open yet once
+    /// it is.
+    pub(super) fn notify<S>(
+        &mut self,
+        conns: &mut Connections<S>,
+        id: ConnId,
+        message: Message,
+        limits: QueueLimits,
+    ) -> Result<(), (HandleError, Message)> {
+        let machine = conns
+            .parts(id)
+            .map(|(conn, pool)| (&mut conn.machine, pool));
+        let Some((machine, pool)) = machine
+            .filter(|(machine, _)| machine.takes_messages() || machine.will_open())
+            .filter(|_| !self.will_close(id))
+        else {
+            return Err((HandleError::NoConnection(id), message));
+        };
+        let begins = machine.takes_messages() && !self.has(id);
+        match self.push(id, ForConn::Notify(message), limits) {
+            Err(ForConn::Notify(message)) => return Err((HandleError::QueueFull, message)),
+            // It returns what it was given.
+            Err(_) => return Ok(()),
+            Ok(()) => {}
+        }
+        if begins {
+            self.opened.push_back(id);
+            // The defaults of `on_finish` and `on_drain` wait.
+            if !machine.awaits_commands() {
+                machine.await_commands(pool);
+                self.held.push_back((0, id));
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes an open connection behind the commands that wait for it, and delivers no more frames
+    /// until then. Returns `close` if there are none, or if it is to abort.
+    pub(super) fn close_behind<S>(
+        &mut self,
+        conns: &mut Connections<S>,
+        id: ConnId,
+        close: Close,
+        now: Time,
+    ) -> Option<Close> {
+        if self.waiting.is_empty() {
+            return Some(close);
+        }
+        let conn = conns
+            .get_mut(id)
+            .filter(|conn| conn.machine.takes_messages());
+        let Some(conn) = conn.filter(|_| self.has(id) && !close.abort) else {
+            return Some(close);
+        };
+        conn.machine.pause(now);
+        self.add(id, ForConn::Close(close));
+        None
+    }
+
+    fn add(&mut self, id: ConnId, command: ForConn) {
+        self.commands += usize::from(command.is_counted());
+        self.bytes += command.bytes();
+        self.waiting.entry(id).or_default().push_back(command);
     }
 
     /// The connection has opened. `queued`: the number of commands from handles so far, if some of
@@ -137,7 +218,7 @@ impl Deferred {
     }
 
     fn forget(&mut self, command: Option<&ForConn>) {
-        self.commands -= usize::from(command.is_some());
+        self.commands -= usize::from(command.is_some_and(ForConn::is_counted));
         self.bytes -= command.map_or(0, ForConn::bytes);
     }
 }
@@ -158,7 +239,7 @@ mod tests {
     fn due(deferred: &mut Deferred) -> Option<(ConnId, u8)> {
         match deferred.next_due()? {
             (id, ForConn::Send(frame)) => Some((id, frame[0])),
-            (id, ForConn::Notify(_)) => Some((id, 0)),
+            (id, ForConn::Notify(_) | ForConn::Close(_)) => Some((id, 0)),
         }
     }
 

@@ -42,7 +42,7 @@ pub(super) struct Plan {
     /// Time for a handshake, from the moment at which its connection is notified.
     handshake_time: Duration,
     /// Connections at the start.
-    present: usize,
+    present: u64,
     accepted_before: u64,
     /// What has ended so far.
     report: DrainReport,
@@ -108,12 +108,12 @@ impl Drain {
         }
     }
 
-    /// Begins a drain, or shortens one. True if it begins.
-    pub(super) fn begin<S, L>(
+    /// Begins a drain, or shortens one. True if it begins. The numbers of connections are those that
+    /// are `present`, and those that were ever `accepted`.
+    pub(super) fn begin<L>(
         &mut self,
-        conns: &Connections<S>,
         listeners: &mut Listeners<L>,
-        accepted: u64,
+        (present, accepted): (u64, u64),
         now: Time,
         grace: Duration,
     ) -> bool {
@@ -121,7 +121,7 @@ impl Drain {
         let handshake_time = MIN_HANDSHAKE_TIME.max(grace / 4);
         match self {
             Self::No => {
-                logs::info!(target: logs::SERVER, "draining {} connections, at most {grace:?}", conns.len());
+                logs::info!(target: logs::SERVER, "draining {present} connections, at most {grace:?}");
                 let mut max_accepts = 0_usize;
                 for listener in listeners.iter_mut() {
                     listener.begin_drain();
@@ -131,7 +131,7 @@ impl Drain {
                     started: now,
                     deadline,
                     handshake_time,
-                    present: conns.len(),
+                    present,
                     accepted_before: accepted,
                     report: DrainReport::default(),
                     max_accepts,
@@ -286,7 +286,7 @@ impl Drain {
         };
         debug_assert_eq!(
             (report.ended + report.failed + report.forced) as u64,
-            plan.present as u64 + accepted - plan.accepted_before,
+            plan.present + accepted - plan.accepted_before,
             "each connection is counted once"
         );
         logs::info!(

@@ -3,13 +3,14 @@
 use super::core::Core;
 use super::os::Os;
 use super::user_code::{drop_handler, UserCode};
+use super::work;
 use crate::catch::catch;
 use crate::config::Listen;
 use crate::error::{Error, Result};
-use crate::handler::{Context, Handler, Service};
+use crate::handler::{Context, Control, Handler, LocalJob, Service};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::InputCursor;
-use crate::reason::Outcome;
+use crate::reason::{Close, Outcome};
 use std::sync::Arc;
 
 pub(crate) struct Inner<A, O: Os> {
@@ -80,8 +81,38 @@ impl<A, O: Os> Inner<A, O> {
         }
         match outcome {
             Ok(Ok(())) => {}
-            Ok(Err(close)) => self.core.close_as(id, close),
+            Ok(Err(close)) => {
+                if let Some(close) = self.close_behind(id, close) {
+                    self.core.close_as(id, close);
+                }
+            }
             Err(panic) => self.core.close_in_panic(id, "a handler", panic),
+        }
+    }
+
+    /// Returns `close` if it takes effect now, and not behind messages for the connection.
+    pub(super) fn close_behind(&mut self, id: ConnId, close: Close) -> Option<Close> {
+        let Core {
+            deferred,
+            conns,
+            guard,
+            now,
+            ..
+        } = &mut self.core;
+        if deferred.will_close(id) {
+            guard.drop("an error's destructor", close);
+            return None;
+        }
+        deferred.close_behind(conns, id, close, *now)
+    }
+
+    /// Runs a job of the application, which may have waited for long.
+    pub(super) fn run_job(&mut self, app: &mut A, source: &str, job: LocalJob<A>) {
+        self.core.refresh();
+        self.core.work.charge(work::STEP);
+        self.core.conns.offer_room();
+        if let Err(panic) = catch(|| job(app, &mut Control::new(self))) {
+            self.core.guard.report(source, panic, None);
         }
     }
 

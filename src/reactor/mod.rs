@@ -19,6 +19,7 @@ mod accept;
 mod admission;
 mod admit;
 mod alarms;
+mod app_timers;
 mod bans;
 mod busy;
 mod capacity;
@@ -82,9 +83,9 @@ use user_code::UserCode;
 
 use crate::config::Config;
 use crate::config::Listen;
-use crate::control::Control;
 use crate::error::{Error, Result};
 use crate::handle::{Handle, Published, Shared};
+use crate::handler::Control;
 use crate::handler::Service;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{State, Time};
@@ -194,7 +195,8 @@ impl<A, O: Os> Reactor<A, O> {
         if self.backlog.full || self.commands_left || core.deferred.is_due() {
             return Some(Duration::ZERO);
         }
-        let wake = core.wake_at(now).min(user.alarms.due(core));
+        let own = user.alarms.due(core).min(user.timers.next());
+        let wake = core.wake_at(now).min(own);
         wake.is_armed().then(|| wake.since(now))
     }
 
@@ -224,6 +226,7 @@ impl<A, O: Os> Reactor<A, O> {
         if let Some(due) = due {
             self.expire(app, due);
         }
+        self.run_timers(app);
         if self.inner.core.drain.is_on() {
             self.drain(app, due);
         }
@@ -488,6 +491,22 @@ impl<A, O: Os> Reactor<A, O> {
             self.turn(app, id);
         } else if core.expire_connection(id, due) {
             self.turn(app, id);
+        }
+    }
+
+    /// Runs the application's jobs whose times have come. One that is set meanwhile waits for the
+    /// next iteration.
+    fn run_timers(&mut self, app: &mut A) {
+        let (due, count) = (self.inner.core.now, self.inner.user.timers.count());
+        if self.inner.user.timers.next() > due {
+            return;
+        }
+        self.inner.core.begin_stage();
+        while self.inner.core.has_work_left() {
+            let Some(job) = self.inner.user.timers.take_due(due, count) else {
+                return;
+            };
+            self.inner.run_job(app, "an application's timer", job);
         }
     }
 

@@ -261,9 +261,16 @@ impl<O: Os> Core<O> {
 
     /// Begins a drain, or shortens one. `grace` counts from now.
     pub(super) fn begin_drain(&mut self, grace: Duration) -> bool {
-        let (now, accepted) = (self.refresh(), self.stats.accepted);
-        self.drain
-            .begin(&self.conns, &mut self.listeners, accepted, now, grace)
+        let now = self.refresh();
+        let Stats {
+            accepted, outgoing, ..
+        } = self.stats;
+        // That of a callback that begins a drain counts too: as it ends, or while one that is
+        // evicted for it does.
+        let present = (accepted + outgoing).saturating_sub(self.stats.closed_total())
+            + u64::from(self.conns.has_leaving());
+        let counts = (present, accepted);
+        self.drain.begin(&mut self.listeners, counts, now, grace)
     }
 
     /// Number of sockets of listeners and connections.

@@ -1,6 +1,7 @@
-//! The user's code: handlers by slot, services by listener, alarms.
+//! The user's code: handlers by slot, services by listener, alarms, timers.
 
 use super::alarms::Alarms;
+use super::app_timers::AppTimers;
 use super::panic_guard::PanicGuard;
 use super::slots::Slots;
 use crate::catch::{catch, Panic};
@@ -8,7 +9,7 @@ use crate::handler::{Handler, Peer, Refuse, Service};
 use crate::id::{ConnId, ListenerId};
 use crate::reason::Closed;
 
-/// Handlers, services and alarms.
+/// Handlers, services, alarms and timers.
 pub(super) struct UserCode<A> {
     /// By slot. `None` while the handler runs, and before the service is asked.
     handlers: Vec<Option<Box<dyn Handler<A>>>>,
@@ -16,6 +17,7 @@ pub(super) struct UserCode<A> {
     has_replaced: bool,
     services: Slots<Box<dyn Service<A>>>,
     pub(super) alarms: Alarms<A>,
+    pub(super) timers: AppTimers<A>,
 }
 
 impl<A> UserCode<A> {
@@ -25,6 +27,7 @@ impl<A> UserCode<A> {
             has_replaced: false,
             services: Slots::new(),
             alarms: Alarms::default(),
+            timers: AppTimers::default(),
         }
     }
 
@@ -166,6 +169,9 @@ impl<A> UserCode<A> {
             guard.drop("a service's destructor", service);
         }
         self.alarms.clear(guard);
+        for job in self.timers.take_all() {
+            guard.drop("a job's destructor", job);
+        }
     }
 }
 

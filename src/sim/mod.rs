@@ -91,9 +91,9 @@ use socket::Dial;
 
 use crate::config::Config;
 use crate::config::Listen;
-use crate::control::{Control, ControlOps as _};
 use crate::error::Result;
 use crate::handle::Handle;
+use crate::handler::{Control, ControlOps as _};
 use crate::handler::{Handler, Peer, Service};
 use crate::proto::Time;
 #[cfg(test)]

@@ -545,7 +545,10 @@ impl Restless {
             cx.app.to.expect("known"),
             cx.app.probes.pop().expect("one is left"),
         );
-        let outcome = cx.conn.connect(to, Connect::new(Framing::Packet2), probe);
+        let outcome = cx
+            .conn
+            .control()
+            .connect(to, Connect::new(Framing::Packet2), probe);
         let outcome = match outcome {
             Ok(id) => {
                 let mut peer = cx.conn.peer(id).expect("it can be reached at once");
@@ -658,7 +661,10 @@ impl Member {
         let Some(to) = cx.app.to else {
             return;
         };
-        let outcome = cx.conn.connect(to, Connect::new(Framing::Packet2), Member);
+        let outcome = cx
+            .conn
+            .control()
+            .connect(to, Connect::new(Framing::Packet2), Member);
         let outcome = outcome.map_err(|error| error.to_string());
         cx.app.outcomes.push(outcome.map(|_| ()));
     }

@@ -365,7 +365,7 @@ fn a_failure_can_be_answered_with_another_connection() {
         }
         fn on_connect_failed(&mut self, cx: &mut Context<'_, Log>, _: &Closed) {
             let other = "unix:/run/other.sock";
-            let outcome = cx.conn.connect(other, line(), Notes);
+            let outcome = cx.conn.control().connect(other, line(), Notes);
             note(cx, format!("{}", outcome.is_ok()));
         }
     }
@@ -522,9 +522,10 @@ fn at_the_cap_another_may_begin_in_the_last_callback() {
             if cx.app.len() == 3 {
                 return;
             }
-            let outcome = cx
-                .conn
-                .connect("203.0.113.7:25", Connect::new(Framing::Packet2), Again);
+            let outcome =
+                cx.conn
+                    .control()
+                    .connect("203.0.113.7:25", Connect::new(Framing::Packet2), Again);
             cx.app
                 .push(outcome.map_or_else(|error| error.to_string(), |id| id.to_string()));
         }

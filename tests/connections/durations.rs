@@ -51,7 +51,7 @@ impl Works {
             Wish::Connect => {
                 let connect =
                     Connect::new(Framing::Packet2).with(|connect| connect.connect_timeout = SPAN);
-                cx.conn.connect(silent(), connect, self.clone())?;
+                cx.conn.control().connect(silent(), connect, self.clone())?;
             }
         }
         Ok(())

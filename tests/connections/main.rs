@@ -19,6 +19,7 @@ mod held_answers;
 mod isolation;
 mod large_frames;
 mod memory_limit;
+mod messages;
 mod min_rate;
 mod own_options;
 mod slow_readers;

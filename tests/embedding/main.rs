@@ -1,5 +1,6 @@
 //! A server inside a program: its loop, its threads, its types.
 
+mod controls;
 mod deferred;
 mod foreign_loops;
 mod handle;
@@ -7,3 +8,4 @@ mod loops;
 mod misuse;
 mod spawn;
 mod stored;
+mod timers;

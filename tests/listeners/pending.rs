@@ -878,9 +878,11 @@ impl Handler<Vec<bool>> for Connects {
 
     fn on_close(&mut self, cx: &mut Context<'_, Vec<bool>>, _: &Closed) {
         for _ in 0..3 {
-            let connected =
-                cx.conn
-                    .connect("203.0.113.7:25", Connect::new(Framing::Packet2), Connects);
+            let connected = cx.conn.control().connect(
+                "203.0.113.7:25",
+                Connect::new(Framing::Packet2),
+                Connects,
+            );
             cx.app.push(connected.is_ok());
         }
     }

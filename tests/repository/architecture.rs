@@ -145,7 +145,6 @@ fn proto_names_nothing_above_it() {
         "crate::server",
         "crate::handler",
         "crate::handle",
-        "crate::control",
         "crate::config",
         "crate::access",
         "crate::sim",
@@ -171,7 +170,6 @@ fn the_vocabulary_imports_nothing_above_it() {
         "crate::server",
         "crate::handler",
         "crate::handle",
-        "crate::control",
     ];
     for file in [
         "src/reason.rs",
@@ -208,7 +206,7 @@ fn what_the_user_holds_does_not_know_the_reactor() {
         "src/handle/merge.rs",
         "src/handle/queue.rs",
         "src/handle/route.rs",
-        "src/control.rs",
+        "src/handler/control.rs",
         "src/detached.rs",
         "src/tree.rs",
         "src/metrics.rs",

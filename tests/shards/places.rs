@@ -53,10 +53,10 @@ impl Handler for Obeys {
             b"drop\n" => cx.conn.detach(drop)?,
             b"take\n" => cx.conn.detach(|stream| drop(stream.into_tcp()))?,
             // Whether there is a place is not what this is about.
-            b"refused\n" => drop(cx.conn.connect(self.refused, quick, Errand)),
+            b"refused\n" => drop(cx.conn.control().connect(self.refused, quick, Errand)),
             b"retry\n" => {
                 let retry = Retry::new(3).first_delay(Duration::from_millis(1));
-                drop(cx.conn.connect(
+                drop(cx.conn.control().connect(
                     self.refused,
                     quick.with(|connect| connect.retry = Some(retry)),
                     Errand,
@@ -66,11 +66,11 @@ impl Handler for Obeys {
                 let foreign = quick.with(|connect| {
                     connect.bind = Some("192.0.2.1:0".parse().expect("an address"))
                 });
-                drop(cx.conn.connect(self.refused, foreign, Errand));
+                drop(cx.conn.control().connect(self.refused, foreign, Errand));
             }
-            b"echo\n" => drop(cx.conn.connect(self.echo, quick, Errand)),
+            b"echo\n" => drop(cx.conn.control().connect(self.echo, quick, Errand)),
             b"killed\n" => {
-                if let Ok(id) = cx.conn.connect(self.echo, quick, Errand) {
+                if let Ok(id) = cx.conn.control().connect(self.echo, quick, Errand) {
                     cx.conn.peer(id).expect("it is there").abort();
                 }
             }

@@ -1,20 +1,19 @@
-//! Queries and changes of a running server, between two iterations.
+//! Queries and changes of a running server.
 
 use std::fmt;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use super::{Conn, ConnInfo, ConnOps, Handler};
 use crate::access::{parse, Prefix};
 use crate::addr::{Addr, AddrError};
 use crate::alarm::{Alarm, AlarmInfo};
 use crate::config::Config;
 use crate::config::Connect;
 use crate::config::Listen;
-use crate::error::Result;
-use crate::handler::{connect, Conn, ConnInfo, ConnOps, Handler};
+use crate::error::{Error, Result};
 use crate::histogram::Histograms;
-use crate::id::AlarmId;
-use crate::id::{ConnId, ListenerRef};
+use crate::id::{AlarmId, ConnId, ListenerRef, TimerId};
 use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
 use crate::recent::RecentClose;
@@ -23,6 +22,9 @@ use crate::tree::Tree;
 
 /// The callback of an alarm.
 pub(crate) type AlarmCallback<A> = Box<dyn FnMut(&mut A, &mut Control<'_, A>, &AlarmInfo)>;
+
+/// A job on the loop's own thread.
+pub(crate) type LocalJob<A> = Box<dyn FnOnce(&mut A, &mut Control<'_, A>)>;
 
 /// The reactor's side of [`Control`].
 pub(crate) trait ControlOps<A>: ConnOps<A> {
@@ -43,6 +45,8 @@ pub(crate) trait ControlOps<A>: ConnOps<A> {
     fn set_alarm(&mut self, id: AlarmId, alarm: Alarm, cooldown: Duration) -> Result<()>;
     fn remove_alarm(&mut self, id: AlarmId) -> bool;
     fn alarms(&self) -> Vec<AlarmInfo>;
+    fn set_timer(&mut self, after: Duration, job: LocalJob<A>) -> TimerId;
+    fn cancel_timer(&mut self, id: TimerId) -> bool;
     fn kill(&mut self, id: ConnId) -> bool;
     fn config(&self) -> &Config;
     fn set_config(&mut self, config: Config) -> Result<()>;
@@ -60,8 +64,8 @@ pub(crate) trait ControlOps<A>: ConnOps<A> {
 }
 
 /// Queries and changes of a server: from [`Server::control`](crate::Server::control) between two
-/// iterations, or lent to a job of [`Handle::post`](crate::Handle::post) or to the callback of an
-/// [`Alarm`].
+/// iterations, in a callback from [`Conn::control`], or lent to a job of
+/// [`Handle::post`](crate::Handle::post) or to the callback of an [`Alarm`].
 pub struct Control<'a, A = ()> {
     ops: &'a mut (dyn ControlOps<A> + 'a),
 }
@@ -77,8 +81,7 @@ impl<'a, A> Control<'a, A> {
     where
         A: 'a,
     {
-        let ops: &mut dyn ConnOps<A> = &mut *self.ops;
-        Conn::find(ops, id)
+        Conn::find(&mut *self.ops, id)
     }
 
     /// Begins an outgoing connection.
@@ -130,8 +133,10 @@ impl<'a, A> Control<'a, A> {
         T: TryInto<Addr>,
         AddrError: From<T::Error>,
     {
-        let ops: &mut dyn ConnOps<A> = &mut *self.ops;
-        connect(ops, addr, options, handler)
+        let addr = addr
+            .try_into()
+            .map_err(|error| Error::ConnectAddress(AddrError::from(error)))?;
+        self.ops.connect(addr, options, Box::new(handler))
     }
 
     /// Returns all listeners that have not been closed, oldest first.
@@ -250,6 +255,44 @@ impl<'a, A> Control<'a, A> {
     /// Returns all alarms, oldest first.
     pub fn alarms(&self) -> Vec<AlarmInfo> {
         self.ops.alarms()
+    }
+
+    /// Runs `job` once on the loop, `after` this time: a timer of the application, as distinct from
+    /// a connection's ([`Conn::set_timer`]). With `Duration::MAX` it never runs.
+    ///
+    /// A job that sets its own timer again repeats; in a drain too, until the server ends. Timers
+    /// that are set when the server ends are dropped. A panic in a job is caught, logged and
+    /// counted.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use portcullis::{Config, Control, Server};
+    /// struct Game { tick: u64 }
+    ///
+    /// /// 60 steps a second, however long each takes.
+    /// fn step(game: &mut Game, control: &mut Control<'_, Game>) {
+    ///     game.tick += 1;
+    ///     control.set_timer(Duration::from_secs(1) / 60, step);
+    /// }
+    ///
+    /// # fn main() -> portcullis::Result<()> {
+    /// let mut server = Server::new(Config::new())?;
+    /// server.control().set_timer(Duration::ZERO, step);
+    /// # server.control().stop();
+    /// server.run(&mut Game { tick: 0 })?;
+    /// # Ok(()) }
+    /// ```
+    pub fn set_timer(
+        &mut self,
+        after: Duration,
+        job: impl FnOnce(&mut A, &mut Control<'_, A>) + 'static,
+    ) -> TimerId {
+        self.ops.set_timer(after, Box::new(job))
+    }
+
+    /// Cancels a timer, and drops its job. False if the job has run, or `id` names none.
+    pub fn cancel_timer(&mut self, id: TimerId) -> bool {
+        self.ops.cancel_timer(id)
     }
 
     /// Ends one connection at once with RST, as [`Killed`](crate::CloseReason::Killed), and logs a
