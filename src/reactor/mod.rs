@@ -43,6 +43,7 @@ mod incoming;
 mod inner;
 #[cfg(feature = "sim")]
 mod invariants;
+mod jobs;
 mod listener;
 mod listeners;
 mod memory_budget;
@@ -70,7 +71,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::core::Core;
-use crate::catch::catch;
 use accept::Round;
 use connection::HangUp;
 use drive::{drive, Budget, Scratch};
@@ -85,7 +85,6 @@ use crate::config::Config;
 use crate::config::Listen;
 use crate::error::{Error, Result};
 use crate::handle::{Handle, Published, Shared};
-use crate::handler::Control;
 use crate::handler::Service;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{State, Time};
@@ -226,13 +225,13 @@ impl<A, O: Os> Reactor<A, O> {
         if let Some(due) = due {
             self.expire(app, due);
         }
-        self.run_timers(app);
+        jobs::run_timers(&mut self.inner, app);
         if self.inner.core.drain.is_on() {
             self.drain(app, due);
         }
         self.inner.remove_closed_listeners();
         self.inner.core.watch_cap();
-        self.run_alarms(app);
+        jobs::run_alarms(&mut self.inner, app);
         let Inner { core, user } = &mut self.inner;
         if core.conns.is_shared() {
             let (descriptors, bounds) = (core.open_descriptors(), user.alarms.bounds(core));
@@ -494,22 +493,6 @@ impl<A, O: Os> Reactor<A, O> {
         }
     }
 
-    /// Runs the application's jobs whose times have come. One that is set meanwhile waits for the
-    /// next iteration.
-    fn run_timers(&mut self, app: &mut A) {
-        let (due, count) = (self.inner.core.now, self.inner.user.timers.count());
-        if self.inner.user.timers.next() > due {
-            return;
-        }
-        self.inner.core.begin_stage();
-        while self.inner.core.has_work_left() {
-            let Some(job) = self.inner.user.timers.take_due(due, count) else {
-                return;
-            };
-            self.inner.run_job(app, "an application's timer", job);
-        }
-    }
-
     fn drain(&mut self, app: &mut A, due: Option<Time>) {
         self.inner.core.begin_stage();
         self.inner.core.drain_step(due);
@@ -523,25 +506,6 @@ impl<A, O: Os> Reactor<A, O> {
             ..
         } = &mut self.inner.core;
         drain.finish(conns, listeners, stats.accepted, *now);
-    }
-
-    /// Calls the alarms that are due, each at most once.
-    fn run_alarms(&mut self, app: &mut A) {
-        // A callback may add and remove alarms: one that is missed is due in the next iteration.
-        for at in 0..self.inner.user.alarms.len() {
-            self.inner.core.refresh();
-            self.inner.core.conns.offer_room();
-            let Inner { core, user } = &mut self.inner;
-            let Some((notice, mut callback)) = user.alarms.take_due(core, at) else {
-                continue;
-            };
-            let called = catch(|| callback(app, &mut Control::new(&mut self.inner), &notice));
-            let Inner { core, user } = &mut self.inner;
-            if let Err(panic) = called {
-                core.guard.report("an alarm's callback", panic, None);
-            }
-            user.alarms.restore(&mut core.guard, notice.id, callback);
-        }
     }
 
     /// Gives a connection its turn, right after the clock was read. Never called from inside a

@@ -1,0 +1,41 @@
+//! The application's code that belongs to no connection: timers and alarms that are due.
+
+use super::inner::Inner;
+use super::os::Os;
+use crate::catch::catch;
+use crate::handler::Control;
+
+/// Runs the application's jobs whose times have come. One that is set meanwhile waits for the next
+/// iteration.
+pub(super) fn run_timers<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A) {
+    let (due, count) = (inner.core.now, inner.user.timers.count());
+    if inner.user.timers.next() > due {
+        return;
+    }
+    inner.core.begin_stage();
+    while inner.core.has_work_left() {
+        let Some(job) = inner.user.timers.take_due(due, count) else {
+            return;
+        };
+        inner.run_job(app, "an application's timer", job);
+    }
+}
+
+/// Calls the alarms that are due, each at most once.
+pub(super) fn run_alarms<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A) {
+    // A callback may add and remove alarms: one that is missed is due in the next iteration.
+    for at in 0..inner.user.alarms.len() {
+        inner.core.refresh();
+        inner.core.conns.offer_room();
+        let Inner { core, user } = inner;
+        let Some((notice, mut callback)) = user.alarms.take_due(core, at) else {
+            continue;
+        };
+        let called = catch(|| callback(app, &mut Control::new(inner), &notice));
+        let Inner { core, user } = inner;
+        if let Err(panic) = called {
+            core.guard.report("an alarm's callback", panic, None);
+        }
+        user.alarms.restore(&mut core.guard, notice.id, callback);
+    }
+}
