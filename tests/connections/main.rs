@@ -22,5 +22,6 @@ mod memory_limit;
 mod messages;
 mod min_rate;
 mod own_options;
+mod shared_descriptors;
 mod slow_readers;
 mod swap;

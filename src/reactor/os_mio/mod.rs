@@ -6,8 +6,7 @@ mod sockets;
 use std::ffi::OsStr;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, IoSlice, Read, Write};
-use std::mem::MaybeUninit;
+use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -36,11 +35,6 @@ use crate::proto::Time;
 
 /// Events taken per iteration.
 const BATCH: usize = 1024;
-/// For sends: an error, and no signal. Darwin has an option of the socket instead.
-#[cfg(not(target_vendor = "apple"))]
-const NO_SIGNAL: libc::c_int = libc::MSG_NOSIGNAL;
-#[cfg(target_vendor = "apple")]
-const NO_SIGNAL: libc::c_int = 0;
 
 pub(crate) struct MioOs {
     poll: Poll,
@@ -252,20 +246,12 @@ impl StreamOps for MioOs {
 
     #[inline]
     fn read(&mut self, stream: &mut Stream, buffer: &mut [u8]) -> io::Result<usize> {
-        match stream {
-            Stream::Tcp(stream) => stream.read(buffer),
-            Stream::Unix(stream) => stream.read(buffer),
-        }
+        stream.read(buffer)
     }
 
     #[inline]
     fn write(&mut self, stream: &mut Stream, bytes: &[u8]) -> io::Result<usize> {
-        match stream {
-            // std sends with MSG_NOSIGNAL; its vectored write would not.
-            Stream::Tcp(stream) => stream.write(bytes),
-            // In older versions of std, its write to a Unix socket raises SIGPIPE.
-            Stream::Unix(stream) => SockRef::from(&*stream).send_with_flags(bytes, NO_SIGNAL),
-        }
+        stream.write(bytes)
     }
 
     fn write_both(
@@ -275,17 +261,9 @@ impl StreamOps for MioOs {
         second: &[u8],
     ) -> io::Result<usize> {
         if first.is_empty() {
-            return self.write(stream, second);
+            return stream.write(second);
         }
-        let pieces = [IoSlice::new(first), IoSlice::new(second)];
-        match stream {
-            Stream::Tcp(stream) => {
-                SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL)
-            }
-            Stream::Unix(stream) => {
-                SockRef::from(&*stream).send_vectored_with_flags(&pieces, NO_SIGNAL)
-            }
-        }
+        stream.write_both(first, second)
     }
 
     fn unsent(&mut self, stream: &mut Stream) -> Option<usize> {
@@ -489,11 +467,7 @@ impl Os for MioOs {
     }
 
     fn peek(&mut self, stream: &mut Stream) -> io::Result<usize> {
-        let mut byte = [MaybeUninit::uninit()];
-        match stream {
-            Stream::Tcp(stream) => SockRef::from(&*stream).peek(&mut byte),
-            Stream::Unix(stream) => SockRef::from(&*stream).peek(&mut byte),
-        }
+        stream.peek()
     }
 
     fn release(&mut self, mut stream: Stream) -> io::Result<(OwnedFd, SystemCalls)> {
@@ -529,12 +503,12 @@ impl Os for MioOs {
         // fail only for a socket that has failed already.
         if end != End::Close && !self.is_forked() {
             match &stream {
-                Stream::Tcp(stream) if end == End::Reset || has_input(stream) => {
+                Stream::Tcp(socket) if end == End::Reset || has_input(&stream) => {
                     if end == End::Reset {
-                        let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+                        let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
                     }
                     #[cfg(any(target_os = "linux", target_os = "android"))]
-                    let _ = sockets::disconnect(stream.as_fd());
+                    let _ = sockets::disconnect(socket.as_fd());
                 }
                 // In both directions: then further input is answered with RST (`tcp(7)`).
                 Stream::Tcp(stream) => {
@@ -551,9 +525,8 @@ impl Os for MioOs {
 }
 
 /// Input is unread: a close sends RST.
-fn has_input(stream: &TcpStream) -> bool {
-    let mut byte = [MaybeUninit::uninit()];
-    matches!(SockRef::from(stream).peek(&mut byte), Ok(1..))
+fn has_input(stream: &Stream) -> bool {
+    matches!(stream.peek(), Ok(1..))
 }
 
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]

@@ -1,10 +1,8 @@
 //! Listening and connected sockets, TCP and Unix.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::Shutdown;
-#[cfg(any(target_os = "linux", target_os = "android"))]
-use std::os::fd::AsRawFd;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -12,6 +10,7 @@ use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use nix::sys::socket::{connect, setsockopt, SockaddrIn};
+use nix::sys::socket::{recv, send, MsgFlags};
 use socket2::SockRef;
 
 use crate::addr::{Addr, Credentials, UnixAddr};
@@ -296,7 +295,48 @@ impl Stream {
             Self::Unix(stream) => stream,
         }
     }
+
+    /// Receives what is there, as each call here: another process that has a copy of the socket can
+    /// clear its O_NONBLOCK (`fcntl(2)`).
+    #[inline]
+    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        Ok(recv(self.raw(), buffer, MsgFlags::MSG_DONTWAIT)?)
+    }
+
+    /// Number of readable bytes, at most one, which are not read.
+    pub(super) fn peek(&self) -> io::Result<usize> {
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        Ok(recv(self.raw(), &mut [0], flags)?)
+    }
+
+    #[inline]
+    pub(super) fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(send(self.raw(), bytes, SEND)?)
+    }
+
+    pub(super) fn write_both(&self, first: &[u8], second: &[u8]) -> io::Result<usize> {
+        let pieces = [IoSlice::new(first), IoSlice::new(second)];
+        let flags = SEND.bits();
+        match self {
+            Self::Tcp(stream) => SockRef::from(stream).send_vectored_with_flags(&pieces, flags),
+            Self::Unix(stream) => SockRef::from(stream).send_vectored_with_flags(&pieces, flags),
+        }
+    }
+
+    #[inline]
+    fn raw(&self) -> RawFd {
+        match self {
+            Self::Tcp(stream) => stream.as_raw_fd(),
+            Self::Unix(stream) => stream.as_raw_fd(),
+        }
+    }
 }
+
+/// An error in place of SIGPIPE, for which Darwin has an option of the socket.
+#[cfg(not(target_vendor = "apple"))]
+const SEND: MsgFlags = MsgFlags::MSG_DONTWAIT.union(MsgFlags::MSG_NOSIGNAL);
+#[cfg(target_vendor = "apple")]
+const SEND: MsgFlags = MsgFlags::MSG_DONTWAIT;
 
 impl AsFd for Listener {
     fn as_fd(&self) -> BorrowedFd<'_> {
