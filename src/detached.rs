@@ -5,6 +5,7 @@ mod socket;
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -183,6 +184,25 @@ impl Detached {
             place,
         };
         (detached, weak)
+    }
+
+    /// Returns the socket, and what remains of the connection beside it.
+    ///
+    /// # Errors
+    ///
+    /// Words if nothing more can be read or written.
+    pub(crate) fn into_parts(self) -> Result<(OwnedFd, DetachedIo, Box<Place>), &'static str> {
+        let io = &self.detached_io;
+        if self.socket.is_cut_off.load(Ordering::SeqCst) {
+            return Err("the connection was killed");
+        }
+        if io.is_over() || io.has_lost_output() || io.cause_of_failure().is_some() {
+            return Err("the TLS session is over");
+        }
+        let socket = Arc::try_unwrap(self.socket)
+            .map_or_else(|shared| shared.try_clone(), |socket| Ok(socket.into()));
+        let socket = socket.map_err(|_| "there is no free descriptor")?;
+        Ok((socket, *self.detached_io, self.place))
     }
 
     /// Returns the connection's id, valid until its slot is given back.

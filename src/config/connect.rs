@@ -95,18 +95,24 @@ impl Connect {
         self
     }
 
-    /// Finds values that cannot work, with this peer.
-    pub(crate) fn check(&self, addr: &Addr) -> Result<()> {
+    /// Finds values that cannot work for a socket that is connected.
+    pub(crate) fn check_connected(&self) -> Result<()> {
         self.conn.check()?;
         self.socket.check()?;
+        match self.tls.as_ref().and_then(ClientTls::problem) {
+            Some(problem) => Err(Error::option("tls", problem)),
+            None => Ok(()),
+        }
+    }
+
+    /// Finds values that cannot work, with this peer.
+    pub(crate) fn check(&self, addr: &Addr) -> Result<()> {
+        self.check_connected()?;
         if self.connect_timeout.is_zero() {
             return Err(Error::option(
                 "connect_timeout",
                 "zero would fail every attempt at once; use Duration::MAX for never",
             ));
-        }
-        if let Some(problem) = self.tls.as_ref().and_then(ClientTls::problem) {
-            return Err(Error::option("tls", problem));
         }
         if let Some(problem) = self.retry.as_ref().and_then(Retry::problem) {
             return Err(Error::option("retry", problem));

@@ -56,6 +56,13 @@ impl Socket {
         self.shutdown(Shutdown::Both)
     }
 
+    pub(super) fn try_clone(&self) -> io::Result<OwnedFd> {
+        match &self.stream {
+            Stream::Tcp(stream) => stream.as_fd().try_clone_to_owned(),
+            Stream::Unix(stream) => stream.as_fd().try_clone_to_owned(),
+        }
+    }
+
     pub(super) fn shutdown(&self, how: Shutdown) -> io::Result<()> {
         match &self.stream {
             Stream::Tcp(stream) => stream.shutdown(how),
@@ -127,6 +134,15 @@ impl Socket {
             }
             #[cfg(target_vendor = "apple")]
             Stream::Unix(stream) => (&mut &*stream).write(bytes),
+        }
+    }
+}
+
+impl From<Socket> for OwnedFd {
+    fn from(socket: Socket) -> Self {
+        match socket.stream {
+            Stream::Tcp(stream) => stream.into(),
+            Stream::Unix(stream) => stream.into(),
         }
     }
 }

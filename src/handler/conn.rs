@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -64,6 +64,18 @@ pub(crate) trait ConnOps<A> {
     fn connect(
         &mut self,
         addr: Addr,
+        options: Connect,
+        handler: Box<dyn Handler<A>>,
+    ) -> ServerResult<ConnId>;
+    fn adopt(
+        &mut self,
+        socket: OwnedFd,
+        options: Connect,
+        handler: Box<dyn Handler<A>>,
+    ) -> ServerResult<ConnId>;
+    fn attach(
+        &mut self,
+        detached: Detached,
         options: Connect,
         handler: Box<dyn Handler<A>>,
     ) -> ServerResult<ConnId>;

@@ -11,6 +11,7 @@ use crate::alarm::{Alarm, AlarmInfo};
 use crate::config::Config;
 use crate::config::Connect;
 use crate::config::Listen;
+use crate::detached::Detached;
 use crate::error::{Error, Result};
 use crate::histogram::Histograms;
 use crate::id::{AlarmId, ConnId, ListenerRef, TimerId};
@@ -137,6 +138,95 @@ impl<'a, A> Control<'a, A> {
             .try_into()
             .map_err(|error| Error::ConnectAddress(AddrError::from(error)))?;
         self.ops.connect(addr, options, Box::new(handler))
+    }
+
+    /// Takes over a connected stream socket, TCP or Unix: one end of a `socketpair`, standard input
+    /// under inetd, a descriptor that another process has sent (SCM_RIGHTS). From here on it is like
+    /// an outgoing connection that has connected: under the cap, with the options of `options` that
+    /// are not about connecting. [`Handler::on_open`] is called, with [`Connect::tls`] after the
+    /// handshake as a client. To be the server of a handshake, call [`Conn::start_tls`] in
+    /// `on_open`.
+    ///
+    /// The server makes the socket non-blocking. O_NONBLOCK belongs to the socket, and so to other
+    /// processes that have it (`fcntl(2)`); if these clear it, the server does not block all the
+    /// same.
+    ///
+    /// ```
+    /// # use std::os::unix::net::UnixStream;
+    /// # use portcullis::{Config, Connect, Context, Framing, Handler, Outcome, Server};
+    /// # struct Echo;
+    /// # impl Handler for Echo {
+    /// #     fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+    /// #         cx.conn.send(frame)?;
+    /// #         Ok(())
+    /// #     }
+    /// # }
+    /// # fn main() -> portcullis::Result<()> {
+    /// # let mut server: Server = Server::new(Config::new())?;
+    /// let (ours, theirs) = UnixStream::pair().map_err(portcullis::Error::other)?;
+    /// let id = server.control().adopt(ours, Connect::new(Framing::Line), Echo)?;
+    /// # let _ = (id, theirs); Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// - [`Error::Os`](crate::Error::Os): the descriptor is no connected stream socket of TCP or
+    ///   Unix, or the kernel refuses an option.
+    /// - [`Error::Option`](crate::Error::Option), [`Error::AtCapacity`](crate::Error::AtCapacity),
+    ///   [`Error::Draining`](crate::Error::Draining).
+    ///
+    /// After an error the socket is closed and the handler dropped.
+    pub fn adopt(
+        &mut self,
+        socket: impl Into<OwnedFd>,
+        options: Connect,
+        handler: impl Handler<A> + 'static,
+    ) -> Result<ConnId> {
+        self.ops.adopt(socket.into(), options, Box::new(handler))
+    }
+
+    /// Takes a detached connection back into the loop, this server's or another's, TLS included: as
+    /// [`Control::adopt`]. Bytes that were received and not read come first, and output that was
+    /// not written goes out first. It has a new id; its former slot is free.
+    ///
+    /// ```
+    /// # use std::thread;
+    /// # use portcullis::{Close, Connect, Context, Detached, Framing, Handle, Handler, Outcome};
+    /// # struct App { handle: Handle<App> }
+    /// # struct Session;
+    /// # impl Handler<App> for Session {
+    /// #     fn on_frame(&mut self, _: &mut Context<'_, App>, _: &[u8]) -> Outcome { Ok(()) }
+    /// # }
+    /// # fn check_password(_: &mut Detached) -> bool { true }
+    /// /// The password is checked by code that blocks.
+    /// struct Login;
+    /// impl Handler<App> for Login {
+    ///     fn on_open(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+    ///         let handle = cx.app.handle.clone();
+    ///         cx.conn.detach(|mut client| drop(thread::spawn(move || {
+    ///             if check_password(&mut client) {
+    ///                 let _ = handle.post(|_, control| {
+    ///                     let _ = control.attach(client, Connect::new(Framing::Line), Session);
+    ///                 });
+    ///             }
+    ///         })))?;
+    ///         Ok(())
+    ///     }
+    /// #   fn on_frame(&mut self, _: &mut Context<'_, App>, _: &[u8]) -> Outcome { Ok(()) }
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Control::adopt`]. [`Error::ConnState`](crate::Error::ConnState) if the connection
+    /// was killed, or its TLS session is over.
+    pub fn attach(
+        &mut self,
+        detached: Detached,
+        options: Connect,
+        handler: impl Handler<A> + 'static,
+    ) -> Result<ConnId> {
+        self.ops.attach(detached, options, Box::new(handler))
     }
 
     /// Returns all listeners that have not been closed, oldest first.

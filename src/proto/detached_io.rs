@@ -68,6 +68,12 @@ impl DetachedIo {
         detached_io
     }
 
+    /// Returns the session, the bytes to be read, and those to be sent.
+    pub(super) fn into_parts(mut self) -> (Option<Box<Session>>, Vec<u8>, Vec<u8>) {
+        let unread = self.unread.split_off(self.read.min(self.unread.len()));
+        (self.tls, unread, self.unsent)
+    }
+
     fn keep_failure(&mut self) {
         let failure = self.tls.as_mut().and_then(|session| session.take_failure());
         if let Some(failure) = failure {

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use super::connection::{Connection, HangUp};
@@ -19,7 +20,7 @@ use crate::config::Connect;
 use crate::error::{Error, Result};
 use crate::id::ConnId;
 use crate::logs;
-use crate::proto::{Machine, Time};
+use crate::proto::{DetachedIo, Machine, Time};
 use crate::reason::{CloseReason, Closed};
 
 /// The socket of an attempt, and whether it is connected already.
@@ -31,6 +32,10 @@ impl<O: Os> Core<O> {
         // The timeout counts from now: the callback that asks may have blocked.
         self.refresh();
         let conn = self.first_attempt(addr, options)?;
+        Ok(self.insert_outgoing(conn))
+    }
+
+    fn insert_outgoing(&mut self, conn: Connection<O::Stream>) -> ConnId {
         let (id, connected) = (conn.id, conn.writable);
         self.stats.outgoing += 1;
         self.insert(conn);
@@ -39,7 +44,81 @@ impl<O: Os> Core<O> {
         if connected {
             self.conns.wake(id);
         }
+        id
+    }
+
+    /// Takes over a connected socket, with what remains of its connection if that was detached.
+    pub(super) fn adopt(
+        &mut self,
+        socket: OwnedFd,
+        remains: Option<DetachedIo>,
+        options: Connect,
+    ) -> Result<ConnId> {
+        self.refresh();
+        let adopted = self.adopt_stream(socket, options);
+        let (conn, attempt) = match adopted {
+            Ok(adopted) => adopted,
+            Err(error) => {
+                // The socket is closed.
+                self.free_descriptor();
+                return Err(error);
+            }
+        };
+        let id = conn.id;
+        self.outbound.insert(id, attempt);
+        self.insert_outgoing(conn);
+        match (remains, self.conns.parts(id)) {
+            (Some(remains), Some((conn, pool))) => {
+                conn.machine.handle_attached(remains, self.now, pool);
+                let attempt = self.outbound.remove(id);
+                self.guard.drop("a TLS configuration's destructor", attempt);
+            }
+            _ => self.on_connected(id),
+        }
+        self.conns.arm_deadline(id);
         Ok(id)
+    }
+
+    fn adopt_stream(
+        &mut self,
+        socket: OwnedFd,
+        options: Connect,
+    ) -> Result<(Connection<O::Stream>, Attempt)> {
+        if self.drain.is_on() {
+            return Err(Error::Draining);
+        }
+        options.check_connected()?;
+        let adopted = self.os.adopt_stream(socket, &options.socket);
+        let (stream, addr) = adopted.map_err(Error::os("adopting a connected socket"))?;
+        let machine = Machine::connecting(&options.framing, Rc::new(options.conn), self.now);
+        // The framing's maker may have blocked.
+        let now = self.refresh();
+        let claimed = self.claim_with(|core, id| core.register(id, stream));
+        let Some((id, registered)) = claimed else {
+            return Err(Error::AtCapacity {
+                max_connections: self.conns.cap(),
+            });
+        };
+        let stream = registered.map_err(|error| {
+            self.conns.unclaim();
+            Error::os("registering an adopted socket")(error)
+        })?;
+        let attempt = Attempt {
+            addr: addr.clone(),
+            bind: None,
+            socket: options.socket,
+            tls: options.tls,
+            timeout: options.connect_timeout,
+            retry: None,
+            failed: 0,
+            has_socket: true,
+        };
+        let conn = Connection {
+            stream: Some(stream),
+            writable: true,
+            ..Connection::new(id, None, addr, machine, now, self.stats.iterations)
+        };
+        Ok((conn, attempt))
     }
 
     fn first_attempt(&mut self, addr: Addr, options: Connect) -> Result<Connection<O::Stream>> {
@@ -62,7 +141,8 @@ impl<O: Os> Core<O> {
             failed: 0,
             has_socket: false,
         };
-        let Some((id, opened)) = self.open_first_socket(&attempt) else {
+        let opened = self.claim_with(|core, id| core.open_socket(id, &attempt));
+        let Some((id, opened)) = opened else {
             self.guard.drop("a TLS configuration's destructor", attempt);
             return Err(Error::AtCapacity {
                 max_connections: self.conns.cap(),
@@ -98,8 +178,8 @@ impl<O: Os> Core<O> {
         })
     }
 
-    /// Claims a slot and opens the socket of the first attempt. `None` if no slot is free.
-    fn open_first_socket(&mut self, attempt: &Attempt) -> Option<(ConnId, Opened<O>)> {
+    /// Claims a slot, and then calls `open` for its socket. `None` if no slot is free.
+    fn claim_with<R>(&mut self, open: impl FnOnce(&mut Self, ConnId) -> R) -> Option<(ConnId, R)> {
         self.conns.prepare();
         let gate = self.conns.gate();
         let _locked = gate.as_ref().map(|shared_cap| shared_cap.lock());
@@ -107,17 +187,22 @@ impl<O: Os> Core<O> {
             return None;
         }
         let id = self.conns.next_id();
-        Some((id, self.open_socket(id, attempt)))
+        Some((id, open(self, id)))
     }
 
     /// Opens and registers the socket of one attempt. True if it is connected already.
     fn open_socket(&mut self, id: ConnId, attempt: &Attempt) -> Opened<O> {
         self.work.charge(work::CONNECT);
-        let (mut stream, connected) =
-            self.os
-                .connect(&attempt.addr, attempt.bind, &attempt.socket)?;
+        let (stream, connected) = self
+            .os
+            .connect(&attempt.addr, attempt.bind, &attempt.socket)?;
+        Ok((self.register(id, stream)?, connected))
+    }
+
+    /// Registers a new socket, which is closed if that fails.
+    fn register(&mut self, id: ConnId, mut stream: O::Stream) -> io::Result<O::Stream> {
         match self.os.register_stream(&mut stream, Token::of_conn(id)) {
-            Ok(()) => Ok((stream, connected)),
+            Ok(()) => Ok(stream),
             Err(error) => {
                 self.os.close(stream, End::Close);
                 Err(error)

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
 
+use super::close::remove_detached;
 use super::core::Core;
 use super::detached_conns::Receiver;
 use super::inner::Inner;
@@ -16,6 +17,7 @@ use crate::alarm::{Alarm, AlarmInfo};
 use crate::config::Config;
 use crate::config::Connect;
 use crate::config::Listen;
+use crate::detached::Detached;
 use crate::error::{Error, Result};
 use crate::handle::HandleError;
 use crate::handler::{AlarmCallback, ControlOps};
@@ -147,20 +149,57 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         options: Connect,
         handler: Box<dyn Handler<A>>,
     ) -> Result<ConnId> {
-        match self.core.start_connect(addr, options) {
-            Ok(id) => {
-                self.user.set_handler(id, Some(handler));
-                Ok(id)
+        let begun = self.core.start_connect(addr, options);
+        self.handled(begun, handler)
+    }
+
+    fn adopt(
+        &mut self,
+        socket: OwnedFd,
+        options: Connect,
+        handler: Box<dyn Handler<A>>,
+    ) -> Result<ConnId> {
+        let begun = self.core.adopt(socket, None, options);
+        self.handled(begun, handler)
+    }
+
+    fn attach(
+        &mut self,
+        detached: Detached,
+        options: Connect,
+        handler: Box<dyn Handler<A>>,
+    ) -> Result<ConnId> {
+        let id = detached.id();
+        let begun = match detached.into_parts().map_err(Error::ConnState) {
+            Ok((_, remains, _)) if remains.is_tls() && options.tls.is_some() => {
+                Err(Error::option("tls", "the connection speaks TLS already"))
             }
-            Err(error) => {
-                drop_handler(&mut self.core.guard, handler);
-                Err(error)
+            Ok((socket, remains, place)) => {
+                drop(place);
+                // During another connection's last callback the slot has to wait.
+                if !self.core.conns.has_leaving() {
+                    remove_detached(self, id, CloseReason::Detached);
+                }
+                self.core.adopt(socket, Some(remains), options)
             }
-        }
+            Err(error) => Err(error),
+        };
+        self.handled(begun, handler)
     }
 
     fn now(&mut self) -> Time {
         self.core.refresh()
+    }
+}
+
+impl<A, O: Os> Inner<A, O> {
+    /// Gives a new connection its handler; after an error that is dropped.
+    fn handled(&mut self, begun: Result<ConnId>, handler: Box<dyn Handler<A>>) -> Result<ConnId> {
+        match begun {
+            Ok(id) => self.user.set_handler(id, Some(handler)),
+            Err(_) => drop_handler(&mut self.core.guard, handler),
+        }
+        begun
     }
 }
 

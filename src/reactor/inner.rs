@@ -125,7 +125,7 @@ impl<A, O: Os> Inner<A, O> {
         self.core.check_listen(&listen)?;
         if let Some(socket) = listen.adopted.take() {
             let socket = Arc::try_unwrap(socket).or_else(|socket| socket.try_clone());
-            let adopted = socket.and_then(|socket| self.core.os.adopt(socket));
+            let adopted = socket.and_then(|socket| self.core.os.adopt_listener(socket));
             let added = adopted
                 .map_err(Error::os("adopting a listening socket"))
                 .and_then(|socket| self.add_listener(listen, socket, service));

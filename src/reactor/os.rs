@@ -181,7 +181,7 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
     ) -> io::Result<Self::Listener>;
 
     /// Adopts an existing listening socket, if it is one.
-    fn adopt(&mut self, socket: OwnedFd) -> io::Result<Self::Listener>;
+    fn adopt_listener(&mut self, socket: OwnedFd) -> io::Result<Self::Listener>;
 
     /// Another descriptor of the socket, for another process, which then owns the socket's file.
     fn share_listener(&mut self, listener: &mut Self::Listener) -> io::Result<OwnedFd>;
@@ -207,6 +207,13 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
         bind: Option<SocketAddr>,
         options: &SocketOptions,
     ) -> io::Result<(Self::Stream, bool)>;
+
+    /// Takes over a connected stream socket of TCP or Unix. Returns the peer's address too.
+    fn adopt_stream(
+        &mut self,
+        socket: OwnedFd,
+        options: &SocketOptions,
+    ) -> io::Result<(Self::Stream, Addr)>;
 
     /// Returns the state of an attempt to connect, or why it failed.
     fn connected(&mut self, stream: &mut Self::Stream) -> io::Result<Connected>;

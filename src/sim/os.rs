@@ -121,7 +121,15 @@ impl Os for SimOs {
         Ok(ListenerFd { index, kernel })
     }
 
-    fn adopt(&mut self, _socket: OwnedFd) -> io::Result<ListenerFd> {
+    fn adopt_listener(&mut self, _socket: OwnedFd) -> io::Result<ListenerFd> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn adopt_stream(
+        &mut self,
+        _socket: OwnedFd,
+        _options: &SocketOptions,
+    ) -> io::Result<(Self::Stream, Addr)> {
         Err(io::ErrorKind::Unsupported.into())
     }
 

@@ -1,5 +1,6 @@
 //! A server inside a program: its loop, its threads, its types.
 
+mod adopted;
 mod controls;
 mod deferred;
 mod foreign_loops;

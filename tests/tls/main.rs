@@ -1,5 +1,6 @@
 //! TLS, on real sockets and with clients of others.
 
+mod adopted;
 mod ciphers;
 mod clients;
 mod closing;

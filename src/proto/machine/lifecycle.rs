@@ -80,6 +80,19 @@ impl Machine {
         }
     }
 
+    /// A detached connection comes back: it is open, with the bytes and the session that remain.
+    pub(crate) fn handle_attached(&mut self, remains: DetachedIo, now: Time, pool: &mut Pool) {
+        let (session, unread, unsent) = remains.into_parts();
+        self.tls = session;
+        self.open(now);
+        let (active, buffers) = self.wake(pool);
+        active.recv_buf.append(&unread, buffers);
+        active.send_buf.tail(buffers).extend_from_slice(&unsent);
+        if let Some(active) = &self.active {
+            self.status.recv.decode_buffered(&active.recv_buf);
+        }
+    }
+
     fn open(&mut self, now: Time) {
         self.enter_open(now);
         self.last_input = now;

@@ -108,14 +108,14 @@ fn listen_tcp(addr: SocketAddr, options: &SocketOptions) -> io::Result<TcpListen
     }
     // Before listen: accepted sockets inherit these, and the SYN-ACK announces the receive window
     // (`tcp(7)`).
-    set_tcp_options(&socket, options)?;
+    set_tcp_options(&SockRef::from(&socket), options)?;
     socket.bind(&addr.into())?;
     socket.listen(backlog(options))?;
     Ok(TcpListener::from_std(socket.into()))
 }
 
 /// Options of every connection.
-fn set_tcp_options(socket: &socket2::Socket, options: &SocketOptions) -> io::Result<()> {
+fn set_tcp_options(socket: &SockRef<'_>, options: &SocketOptions) -> io::Result<()> {
     if let Some(bytes) = options.recv_buffer {
         socket.set_recv_buffer_size(bytes)?;
     }
@@ -142,7 +142,7 @@ fn connect_tcp(
         socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // Before connect: the SYN announces the receive window.
-    set_tcp_options(&socket, options)?;
+    set_tcp_options(&SockRef::from(&socket), options)?;
     if let Some(local) = bind {
         // TIME_WAIT of an earlier connection must not occupy a chosen local port.
         socket.set_reuse_address(local.port() != 0)?;
@@ -340,16 +340,15 @@ impl Os for MioOs {
         Ok(socket)
     }
 
-    fn adopt(&mut self, socket: OwnedFd) -> io::Result<Listener> {
-        let wrong = |what| Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    fn adopt_listener(&mut self, socket: OwnedFd) -> io::Result<Listener> {
         let known = SockRef::from(&socket);
         if known.r#type()? != Type::STREAM {
-            return wrong("the socket is not a stream socket");
+            return Err(wrong("the socket is not a stream socket"));
         }
         // Where the system cannot report it, the first accept fails.
         #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
         if !known.is_listener()? {
-            return wrong("the socket is not listening");
+            return Err(wrong("the socket is not listening"));
         }
         let domain = known.local_addr()?.domain();
         if let Some((listen_sockets, _)) = &self.listen_sockets {
@@ -360,7 +359,7 @@ impl Os for MioOs {
         let listener = match domain {
             Domain::IPV4 | Domain::IPV6 => Listener::tcp(TcpListener::from_std(socket.into())),
             Domain::UNIX => Listener::unix(UnixListener::from_std(socket.into())),
-            _ => return wrong("the socket is neither TCP nor Unix"),
+            _ => return Err(wrong("the socket is neither TCP nor Unix")),
         };
         listener.is_foreign.store(true, Ordering::Relaxed);
         Ok(listener)
@@ -422,6 +421,40 @@ impl Os for MioOs {
                 Ok((Stream::Unix(stream), connected))
             }
         }
+    }
+
+    fn adopt_stream(
+        &mut self,
+        socket: OwnedFd,
+        options: &SocketOptions,
+    ) -> io::Result<(Stream, Addr)> {
+        let known = SockRef::from(&socket);
+        if known.r#type()? != Type::STREAM {
+            return Err(wrong("the socket is not a stream socket"));
+        }
+        // Its error first: that of a connection which has failed meanwhile.
+        let peer = known.take_error()?.map_or_else(|| known.peer_addr(), Err)?;
+        let is_unix = match peer.domain() {
+            Domain::IPV4 | Domain::IPV6 => false,
+            Domain::UNIX => true,
+            _ => return Err(wrong("the socket is neither TCP nor Unix")),
+        };
+        known.set_nonblocking(true)?;
+        known.set_cloexec(true)?;
+        sockets::reset_inherited(&known)?;
+        #[cfg(target_vendor = "apple")]
+        known.set_nosigpipe(true)?;
+        if is_unix {
+            if let Some(bytes) = options.send_buffer {
+                known.set_send_buffer_size(bytes)?;
+            }
+            let name = sockets::unix_name(&peer).into();
+            return Ok((Stream::Unix(UnixStream::from_std(socket.into())), name));
+        }
+        set_tcp_options(&known, options)?;
+        let addr = peer.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
+        let stream = TcpStream::from_std(socket.into());
+        Ok((Stream::Tcp(stream), addr.into()))
     }
 
     fn connected(&mut self, stream: &mut Stream) -> io::Result<Connected> {
@@ -522,6 +555,11 @@ impl Os for MioOs {
         }
         drop(stream);
     }
+}
+
+/// The error of a socket that cannot be adopted.
+fn wrong(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what)
 }
 
 /// Input is unread: a close sends RST.

@@ -11,7 +11,7 @@ use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use nix::sys::socket::{connect, setsockopt, SockaddrIn};
 use nix::sys::socket::{recv, send, MsgFlags};
-use socket2::SockRef;
+use socket2::{SockAddr, SockRef};
 
 use crate::addr::{Addr, Credentials, UnixAddr};
 use crate::reactor::os::Socket;
@@ -178,7 +178,7 @@ impl Listener {
 
 /// Resets what a socket inherits from a listener that another process has made or may change, as
 /// far as it changes what calls do.
-fn reset_inherited(socket: &SockRef<'_>) -> io::Result<()> {
+pub(super) fn reset_inherited(socket: &SockRef<'_>) -> io::Result<()> {
     // With it, close would block (`socket(7)`).
     reset(socket.set_linger(None))?;
     // These are of blocking calls: those of a detached connection.
@@ -255,13 +255,16 @@ fn accept_unix(listener: &UnixListener) -> io::Result<(Stream, Addr)> {
         .set_cloexec(true)
         .and_then(|()| socket.set_nonblocking(true))
         .map_err(lost)?;
-    let name = match (peer.as_pathname(), peer.as_abstract_namespace()) {
+    let stream = UnixStream::from_std(OwnedFd::from(socket).into());
+    Ok((Stream::Unix(stream), unix_name(&peer).into()))
+}
+
+pub(super) fn unix_name(addr: &SockAddr) -> UnixAddr {
+    match (addr.as_pathname(), addr.as_abstract_namespace()) {
         (Some(path), _) => UnixAddr::pathname(path),
         (None, Some(name)) => UnixAddr::abstract_name(name),
         (None, None) => UnixAddr::unnamed(),
-    };
-    let stream = UnixStream::from_std(OwnedFd::from(socket).into());
-    Ok((Stream::Unix(stream), name.into()))
+    }
 }
 
 impl ListenSocket {
