@@ -13,7 +13,7 @@ use crate::proto::detached_io::{DetachedIo, EndLimits};
 use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
 use crate::proto::state::{NextStep, State};
-use crate::proto::status::Events;
+use crate::proto::status::{Events, Status};
 use crate::proto::time::Time;
 #[cfg(feature = "tls")]
 use crate::proto::tls::TlsConfig;
@@ -83,8 +83,8 @@ impl Machine {
     /// A detached connection comes back: it is open, with the bytes and the session that remain.
     pub(crate) fn handle_attached(&mut self, remains: DetachedIo, now: Time, pool: &mut Pool) {
         let (session, unread, unsent) = remains.into_parts();
-        self.tls = session;
         self.open(now);
+        self.tls = session;
         let (active, buffers) = self.wake(pool);
         active.recv_buf.append(&unread, buffers);
         active.send_buf.tail(buffers).extend_from_slice(&unsent);
@@ -188,19 +188,23 @@ impl Machine {
     }
 
     pub(super) fn fail_handshake(&mut self, now: Time, pool: &mut Pool) {
+        let reason = self.unless_not_tls(CloseReason::TlsHandshake);
         let Some(session) = &mut self.tls else {
             return self.close(Closed::new(CloseReason::Reset), now, pool);
-        };
-        let reason = if session.is_not_tls() {
-            CloseReason::NotTls
-        } else {
-            CloseReason::TlsHandshake
         };
         let error = session
             .take_failure()
             .unwrap_or_else(|| "the peer closed the connection during the handshake".into());
         self.drop_output(pool);
         self.close(Closed::with(reason, error), now, pool);
+    }
+
+    /// Returns why a handshake failed: for `reason`, if the peer speaks TLS.
+    fn unless_not_tls(&self, reason: CloseReason) -> CloseReason {
+        match &self.tls {
+            Some(session) if session.is_not_tls() => CloseReason::NotTls,
+            _ => reason,
+        }
     }
 
     /// TLS failed: what was decrypted before is delivered, and no answer to it can be encrypted.
@@ -229,12 +233,9 @@ impl Machine {
     ///
     /// False if it cannot: the connection is not open, or leaves already.
     pub(crate) fn begin_detach(&mut self) -> bool {
-        let Self { status, .. } = self;
-        let possible = status.life.is_open()
-            && status.life.was_open()
-            && !status.life.is_detaching()
-            && !status.send.is_finishing();
-        let possible = possible && !self.write_closed();
+        let Status { life, send, .. } = &mut self.status;
+        let is_served = life.is_open() && life.was_open() && !life.is_detaching();
+        let possible = is_served && !send.is_finishing() && !self.write_closed();
         if possible {
             self.status.life.detach();
         }
@@ -321,9 +322,8 @@ impl Machine {
     }
 
     pub(crate) fn time_left(&self, now: Time) -> TimeLeft {
-        let (idle, throttle) = (self.idle_deadline(), self.throttled_until());
-        let deadlines = &self.parts().deadlines;
-        deadlines.time_left(self.state(), idle, throttle, now)
+        let (state, throttle) = (self.state(), self.throttled_until());
+        (self.parts().deadlines).time_left(state, self.idle_deadline(), throttle, now)
     }
 
     /// Expires every deadline up to `due`.
@@ -364,15 +364,7 @@ impl Machine {
     fn expire_phase(&mut self, pool: &mut Pool) {
         match self.state() {
             State::Accepting | State::Handshaking => {
-                let not_tls = self
-                    .tls
-                    .as_ref()
-                    .is_some_and(|session| session.is_not_tls());
-                let reason = if not_tls {
-                    CloseReason::NotTls
-                } else {
-                    CloseReason::HandshakeTimeout
-                };
+                let reason = self.unless_not_tls(CloseReason::HandshakeTimeout);
                 self.end(Closed::new(reason), pool);
             }
             // The reactor decides about an attempt that takes too long.
@@ -411,10 +403,9 @@ impl Machine {
     /// Closes in order, as the handler wants.
     pub(crate) fn close_by_handler(&mut self, now: Time, pool: &mut Pool) {
         let reason = if self.status.recv.is_end_reported() {
-            if self.is_tls_truncated() {
-                CloseReason::TlsTruncated
-            } else {
-                CloseReason::Finished
+            match self.is_tls_truncated() {
+                true => CloseReason::TlsTruncated,
+                false => CloseReason::Finished,
             }
         } else if self.is_draining() {
             CloseReason::Drained
