@@ -15,8 +15,8 @@ use crate::proto::ProxyHeader;
 use crate::reason::{Closed, Outcome};
 pub(crate) use conn::ConnOps;
 pub use conn::{Conn, ConnInfo, Context};
-pub use control::Control;
-pub(crate) use control::{AlarmCallback, ControlOps, LocalJob};
+pub(crate) use control::{AlarmCallback, ControlOps, LocalJob, Watched};
+pub use control::{Control, Interest};
 
 /// A message of [`Handle::notify`](crate::Handle::notify) or [`Conn::notify`] to a connection's
 /// handler: see [`Handler::on_message`].

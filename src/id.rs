@@ -204,6 +204,15 @@ pub struct TimerId {
     pub(crate) server: ServerNumber,
 }
 
+/// Names one watched descriptor ([`Control::watch`](crate::Control::watch)). Never reused by its
+/// server. In another server, be it another shard, the id names none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WatchId {
+    pub(crate) slot: usize,
+    pub(crate) number: u64,
+    pub(crate) server: ServerNumber,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

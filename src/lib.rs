@@ -161,10 +161,10 @@ pub use detached::{Detached, Place};
 pub use error::{Error, Result};
 pub use handle::{Handle, HandleError};
 pub use handler::{
-    try_accept, Conn, ConnInfo, Context, Control, Handler, Message, Peer, Refuse, Service,
+    try_accept, Conn, ConnInfo, Context, Control, Handler, Interest, Message, Peer, Refuse, Service,
 };
 pub use histogram::{Histogram, Histograms};
-pub use id::{AlarmId, ConnId, ListenerId, ListenerRef, TimerId};
+pub use id::{AlarmId, ConnId, ListenerId, ListenerRef, TimerId, WatchId};
 pub use listener_info::{ListenerInfo, ListenerState};
 pub use metrics::Metrics;
 pub use proto::{

@@ -1,7 +1,7 @@
 //! Queries and changes of a running server.
 
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use super::{Conn, ConnInfo, ConnOps, Handler};
@@ -14,7 +14,7 @@ use crate::config::Listen;
 use crate::detached::Detached;
 use crate::error::{Error, Result};
 use crate::histogram::Histograms;
-use crate::id::{AlarmId, ConnId, ListenerRef, TimerId};
+use crate::id::{AlarmId, ConnId, ListenerRef, TimerId, WatchId};
 use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
 use crate::recent::RecentClose;
@@ -26,6 +26,42 @@ pub(crate) type AlarmCallback<A> = Box<dyn FnMut(&mut A, &mut Control<'_, A>, &A
 
 /// A job on the loop's own thread.
 pub(crate) type LocalJob<A> = Box<dyn FnOnce(&mut A, &mut Control<'_, A>)>;
+
+/// A watched descriptor and its callback.
+pub(crate) trait Watched<A> {
+    fn fd(&self) -> BorrowedFd<'_>;
+    fn call(&mut self, app: &mut A, control: &mut Control<'_, A>);
+}
+
+struct Watching<D, F> {
+    descriptor: D,
+    callback: F,
+}
+
+impl<A, D, F> Watched<A> for Watching<D, F>
+where
+    D: AsFd,
+    F: FnMut(&mut A, &mut Control<'_, A>, &mut D),
+{
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+
+    fn call(&mut self, app: &mut A, control: &mut Control<'_, A>) {
+        (self.callback)(app, control, &mut self.descriptor);
+    }
+}
+
+/// For what [`Control::watch`] watches a descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Interest {
+    /// Input, or the end of input.
+    Readable,
+    /// Room for output.
+    Writable,
+    /// Both.
+    Both,
+}
 
 /// The reactor's side of [`Control`].
 pub(crate) trait ControlOps<A>: ConnOps<A> {
@@ -48,6 +84,8 @@ pub(crate) trait ControlOps<A>: ConnOps<A> {
     fn alarms(&self) -> Vec<AlarmInfo>;
     fn set_timer(&mut self, after: Duration, job: LocalJob<A>) -> TimerId;
     fn cancel_timer(&mut self, id: TimerId) -> bool;
+    fn watch(&mut self, interest: Interest, watched: Box<dyn Watched<A>>) -> Result<WatchId>;
+    fn unwatch(&mut self, id: WatchId) -> bool;
     fn kill(&mut self, id: ConnId) -> bool;
     fn config(&self) -> &Config;
     fn set_config(&mut self, config: Config) -> Result<()>;
@@ -383,6 +421,57 @@ impl<'a, A> Control<'a, A> {
     /// Cancels a timer, and drops its job. False if the job has run, or `id` names none.
     pub fn cancel_timer(&mut self, id: TimerId) -> bool {
         self.ops.cancel_timer(id)
+    }
+
+    /// Watches a descriptor of the application: a UDP socket, a pipe, a serial line, a `signalfd`,
+    /// the descriptor of another library's loop. `callback` is called in the loop when it may have
+    /// become ready, with the value that was given here.
+    ///
+    /// **Events are edges**: the next one comes only after more has happened. So make the descriptor
+    /// non-blocking, and go on until it returns `WouldBlock`; else set a timer for the remainder. A
+    /// call may be for nothing. A panic of `callback` is caught, logged and counted; the
+    /// descriptor is watched on.
+    ///
+    /// ```
+    /// # use std::io;
+    /// # use std::net::UdpSocket;
+    /// # use portcullis::{Config, Interest, Server};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// struct Game { datagrams: u64 }
+    ///
+    /// let mut server: Server<Game> = Server::new(Config::new())?;
+    /// let udp = UdpSocket::bind("127.0.0.1:0")?;
+    /// udp.set_nonblocking(true)?;
+    /// server.control().watch(udp, Interest::Readable, |game, _control, udp| {
+    ///     let mut datagram = [0; 1500];
+    ///     while let Ok((_length, _from)) = udp.recv_from(&mut datagram) {
+    ///         game.datagrams += 1;
+    ///     }
+    /// })?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`](crate::Error::Os): the kernel cannot watch it (a regular file), or it is
+    /// watched already. [`Error::Option`](crate::Error::Option) for more than 4,096 descriptors. It
+    /// is dropped then.
+    pub fn watch<D: AsFd + 'static>(
+        &mut self,
+        descriptor: D,
+        interest: Interest,
+        callback: impl FnMut(&mut A, &mut Control<'_, A>, &mut D) + 'static,
+    ) -> Result<WatchId> {
+        let watching = Watching {
+            descriptor,
+            callback,
+        };
+        self.ops.watch(interest, Box::new(watching))
+    }
+
+    /// Ends [`Control::watch`], and drops the descriptor. False if `id` names none any more.
+    pub fn unwatch(&mut self, id: WatchId) -> bool {
+        self.ops.unwatch(id)
     }
 
     /// Ends one connection at once with RST, as [`Killed`](crate::CloseReason::Killed), and logs a

@@ -20,10 +20,10 @@ use crate::config::Listen;
 use crate::detached::Detached;
 use crate::error::{Error, Result};
 use crate::handle::HandleError;
-use crate::handler::{AlarmCallback, ControlOps};
+use crate::handler::{AlarmCallback, ControlOps, Interest, Watched};
 use crate::handler::{ConnInfo, ConnOps, Handler, LocalJob, Message};
 use crate::histogram::Histograms;
-use crate::id::{AlarmId, TimerId};
+use crate::id::{AlarmId, TimerId, WatchId};
 use crate::id::{ConnId, ListenerId, ListenerRef};
 use crate::listener_info::ListenerInfo;
 use crate::logs;
@@ -346,6 +346,37 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
         let was_set = job.is_some();
         self.core.guard.drop("a job's destructor", job);
         was_set
+    }
+
+    fn watch(&mut self, interest: Interest, watched: Box<dyn Watched<A>>) -> Result<WatchId> {
+        let Inner { core, user } = self;
+        let begun = match user.watches.next_id(core.conns.server()) {
+            Some((id, token)) => {
+                let begun = core.os.watch(watched.fd(), interest, token);
+                begun
+                    .map(|()| id)
+                    .map_err(Error::os("watching a descriptor"))
+            }
+            None => Err(Error::option(
+                "watch",
+                "a server watches at most 4096 descriptors",
+            )),
+        };
+        match &begun {
+            Ok(id) => user.watches.add(*id, watched),
+            Err(_) => core.guard.drop("a descriptor's callback", watched),
+        }
+        begun
+    }
+
+    fn unwatch(&mut self, id: WatchId) -> bool {
+        let Inner { core, user } = self;
+        let Some((descriptor, watched)) = user.watches.remove(id) else {
+            return false;
+        };
+        core.os.unwatch(descriptor);
+        core.guard.drop("a descriptor's callback", watched);
+        true
     }
 
     fn kill(&mut self, id: ConnId) -> bool {

@@ -7,7 +7,7 @@ use super::work;
 use crate::catch::catch;
 use crate::config::Listen;
 use crate::error::{Error, Result};
-use crate::handler::{Context, Control, Handler, LocalJob, Service};
+use crate::handler::{Context, Control, Handler, Service};
 use crate::id::{ConnId, ListenerId};
 use crate::proto::InputCursor;
 use crate::reason::{Close, Outcome};
@@ -107,7 +107,12 @@ impl<A, O: Os> Inner<A, O> {
     }
 
     /// Runs a job of the application, which may have waited for long.
-    pub(super) fn run_job(&mut self, app: &mut A, source: &str, job: LocalJob<A>) {
+    pub(super) fn run_job(
+        &mut self,
+        app: &mut A,
+        source: &str,
+        job: impl FnOnce(&mut A, &mut Control<'_, A>),
+    ) {
         self.core.refresh();
         self.core.work.charge(work::STEP);
         self.core.conns.offer_room();

@@ -1,9 +1,33 @@
-//! The application's code that belongs to no connection: timers and alarms that are due.
+//! The application's code that belongs to no connection: callbacks of descriptors, timers and alarms
+//! that are due.
 
 use super::inner::Inner;
 use super::os::Os;
 use crate::catch::catch;
 use crate::handler::Control;
+
+/// Calls the callbacks of descriptors that had an event. Of one that has another meanwhile it is
+/// called again in the next iteration.
+pub(super) fn run_watches<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A) {
+    if !inner.user.watches.has_ready() {
+        return;
+    }
+    inner.core.begin_stage();
+    for _ in 0..inner.user.watches.ready_len() {
+        if !inner.core.has_work_left() {
+            return;
+        }
+        let Some((id, mut watched)) = inner.user.watches.take_ready() else {
+            return;
+        };
+        inner.run_job(app, "a descriptor's callback", |app, control| {
+            watched.call(app, control);
+        });
+        let Inner { core, user } = inner;
+        let removed = user.watches.restore(id, watched);
+        core.guard.drop("a descriptor's callback", removed);
+    }
+}
 
 /// Runs the application's jobs whose times have come. One that is set meanwhile waits for the next
 /// iteration.

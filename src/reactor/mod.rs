@@ -64,6 +64,7 @@ mod timers;
 mod turn;
 mod user_code;
 mod visits;
+mod watches;
 mod work;
 
 use std::io;
@@ -191,7 +192,8 @@ impl<A, O: Os> Reactor<A, O> {
 
     fn sleep_from(&self, now: Time) -> Option<Duration> {
         let Inner { core, user } = &self.inner;
-        if self.backlog.full || self.commands_left || core.deferred.is_due() {
+        let has_jobs = core.deferred.is_due() || user.watches.has_ready();
+        if self.backlog.full || self.commands_left || has_jobs {
             return Some(Duration::ZERO);
         }
         let own = user.alarms.due(core).min(user.timers.next());
@@ -212,6 +214,7 @@ impl<A, O: Os> Reactor<A, O> {
         core.begin_iteration(due);
         self.inner.user.begin_iteration();
         self.handle_events(app);
+        jobs::run_watches(&mut self.inner, app);
         close::collect_released(&mut self.inner);
         self.run_commands(app);
         self.run_ready(app, due);
@@ -283,6 +286,7 @@ impl<A, O: Os> Reactor<A, O> {
             match event.token.named() {
                 Named::Waker => {}
                 Named::Listener => self.inner.core.listeners.handle_event(event.token),
+                Named::Watch(slot) => self.inner.user.watches.handle_event(slot, event.token),
                 Named::Slot(index) => {
                     let conns = &mut self.inner.core.conns;
                     // An event for a connection that was removed since finds none.

@@ -2,13 +2,14 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::time::Duration;
 
 use crate::addr::{Addr, Credentials};
 use crate::config::SocketOptions;
 use crate::detached::{self, SystemCalls};
 use crate::handle::Wake;
+use crate::handler::Interest;
 use crate::id::{ConnId, ListenerId};
 use crate::proto::{Machine, Time};
 
@@ -19,15 +20,19 @@ pub(crate) struct Token(pub(crate) usize);
 
 const INDEX_BITS: u32 = 24;
 const INDEX_MASK: usize = (1 << INDEX_BITS) - 1;
-/// Slots from here on are listeners; `MAX_CONNECTIONS` stays below.
+/// Slots from here on are listeners, and those before them watched descriptors; `MAX_CONNECTIONS`
+/// stays below.
 const FIRST_LISTENER: usize = INDEX_MASK + 1 - LISTENERS;
 const LISTENERS: usize = 1 << 16;
+const FIRST_WATCH: usize = FIRST_LISTENER - Token::WATCHES;
 
 /// The owner that a token names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Named {
     /// The connection in this slot, if its own token is the same.
     Slot(u32),
+    /// The watched descriptor in this slot, if its own token is the same.
+    Watch(usize),
     /// The listener with this token.
     Listener,
     /// The waker.
@@ -44,6 +49,16 @@ impl Token {
         Self((id.generation() as usize) << INDEX_BITS | id.index() as usize)
     }
 
+    /// Descriptors of the application that can be watched.
+    pub(super) const WATCHES: usize = 1 << 12;
+
+    /// The token of the descriptor in this slot, which was the server's `number`th; `None` for a
+    /// slot too many.
+    pub(super) fn of_watch(slot: usize, number: u64) -> Option<Self> {
+        let index = FIRST_WATCH + slot;
+        (slot < Self::WATCHES).then_some(Self((number as usize) << INDEX_BITS | index))
+    }
+
     pub(crate) fn of_listener(id: ListenerId) -> Self {
         Self(FIRST_LISTENER + (id.number() % Self::LISTENERS) as usize)
     }
@@ -51,7 +66,8 @@ impl Token {
     #[inline]
     pub(crate) fn named(self) -> Named {
         match self.0 & INDEX_MASK {
-            index if index < FIRST_LISTENER => Named::Slot(index as u32),
+            index if index < FIRST_WATCH => Named::Slot(index as u32),
+            index if index < FIRST_LISTENER => Named::Watch(index - FIRST_WATCH),
             _ if self == Self::WAKER => Named::Waker,
             _ => Named::Listener,
         }
@@ -224,6 +240,17 @@ pub(crate) trait Os: StreamOps<Stream: Socket> {
     /// For reading and writing, edge-triggered, once.
     fn register_stream(&mut self, stream: &mut Self::Stream, token: Token) -> io::Result<()>;
 
+    /// Watches a descriptor of the application, edge-triggered, until [`Os::unwatch`].
+    fn watch(
+        &mut self,
+        descriptor: BorrowedFd<'_>,
+        interest: Interest,
+        token: Token,
+    ) -> io::Result<()>;
+
+    /// Ends that. The descriptor may be closed already.
+    fn unwatch(&mut self, descriptor: RawFd);
+
     /// Number of readable bytes, at most one, without reading them; 0 at the end.
     fn peek(&mut self, stream: &mut Self::Stream) -> io::Result<usize>;
 
@@ -265,6 +292,11 @@ mod tests {
                 Named::Listener
             );
         }
+        for slot in [0, Token::WATCHES - 1] {
+            let token = Token::of_watch(slot, u64::MAX);
+            assert_eq!(token.map(Token::named), Some(Named::Watch(slot)));
+        }
+        assert_eq!(Token::of_watch(Token::WATCHES, 0), None);
         assert_eq!(Token::WAKER.named(), Named::Waker);
     }
 }

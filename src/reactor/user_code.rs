@@ -1,15 +1,16 @@
-//! The user's code: handlers by slot, services by listener, alarms, timers.
+//! The user's code: handlers by slot, services by listener, alarms, timers, watched descriptors.
 
 use super::alarms::Alarms;
 use super::app_timers::AppTimers;
 use super::panic_guard::PanicGuard;
 use super::slots::Slots;
+use super::watches::Watches;
 use crate::catch::{catch, Panic};
 use crate::handler::{Handler, Peer, Refuse, Service};
 use crate::id::{ConnId, ListenerId};
 use crate::reason::Closed;
 
-/// Handlers, services, alarms and timers.
+/// Handlers, services, alarms, timers and watched descriptors.
 pub(super) struct UserCode<A> {
     /// By slot. `None` while the handler runs, and before the service is asked.
     handlers: Vec<Option<Box<dyn Handler<A>>>>,
@@ -18,6 +19,7 @@ pub(super) struct UserCode<A> {
     services: Slots<Box<dyn Service<A>>>,
     pub(super) alarms: Alarms<A>,
     pub(super) timers: AppTimers<A>,
+    pub(super) watches: Watches<A>,
 }
 
 impl<A> UserCode<A> {
@@ -28,6 +30,7 @@ impl<A> UserCode<A> {
             services: Slots::new(),
             alarms: Alarms::default(),
             timers: AppTimers::default(),
+            watches: Watches::default(),
         }
     }
 
@@ -171,6 +174,9 @@ impl<A> UserCode<A> {
         self.alarms.clear(guard);
         for job in self.timers.take_all() {
             guard.drop("a job's destructor", job);
+        }
+        for callback in self.watches.take_all() {
+            guard.drop("a descriptor's callback", callback);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use crate::addr::{Addr, Credentials};
 use crate::config::SocketOptions;
 use crate::detached::SystemCalls;
 use crate::handle::Wake;
+use crate::handler::Interest;
 use crate::proto::Time;
 use crate::reactor::os::{Connected, End, Event, Os, Socket, StreamOps, Token};
 
@@ -124,6 +125,12 @@ impl Os for SimOs {
     fn adopt_listener(&mut self, _socket: OwnedFd) -> io::Result<ListenerFd> {
         Err(io::ErrorKind::Unsupported.into())
     }
+
+    fn watch(&mut self, _: BorrowedFd<'_>, _: Interest, _: Token) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    fn unwatch(&mut self, _: RawFd) {}
 
     fn adopt_stream(
         &mut self,

@@ -10,3 +10,4 @@ mod misuse;
 mod spawn;
 mod stored;
 mod timers;
+mod watched;

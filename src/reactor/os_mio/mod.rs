@@ -8,13 +8,14 @@ use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Waker};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
@@ -31,6 +32,7 @@ use crate::addr::{Addr, UnixAddr};
 use crate::config::SocketOptions;
 use crate::detached::{self, SystemCalls};
 use crate::handle::Wake;
+use crate::handler::Interest as Watched;
 use crate::proto::Time;
 
 /// Events taken per iteration.
@@ -497,6 +499,32 @@ impl Os for MioOs {
         self.poll
             .registry()
             .register(stream.source(), mio::Token(token.0), interest)
+    }
+
+    fn watch(
+        &mut self,
+        descriptor: BorrowedFd<'_>,
+        interest: Watched,
+        token: Token,
+    ) -> io::Result<()> {
+        let interest = match interest {
+            Watched::Readable => Interest::READABLE,
+            Watched::Writable => Interest::WRITABLE,
+            Watched::Both => Interest::READABLE | Interest::WRITABLE,
+        };
+        self.poll.registry().register(
+            &mut SourceFd(&descriptor.as_raw_fd()),
+            mio::Token(token.0),
+            interest,
+        )
+    }
+
+    fn unwatch(&mut self, descriptor: RawFd) {
+        // A forked child would take the descriptor out of its parent's poll.
+        if !self.is_forked() {
+            // A descriptor that was closed has left the poll by that.
+            let _ = self.poll.registry().deregister(&mut SourceFd(&descriptor));
+        }
     }
 
     fn peek(&mut self, stream: &mut Stream) -> io::Result<usize> {
