@@ -1,5 +1,6 @@
 //! The part of a server, or of all shards, that other threads reach.
 
+mod answer;
 mod error;
 mod liveness;
 mod merge;
@@ -16,6 +17,8 @@ use crate::id::{ConnId, ListenerRef};
 use crate::listener_info::ListenerInfo;
 use crate::metrics::Metrics;
 use crate::stats::Stats;
+use answer::question;
+pub use answer::Answer;
 pub use error::HandleError;
 pub(crate) use liveness::Liveness;
 pub(crate) use merge::add_listeners;
@@ -201,17 +204,36 @@ impl<A> Handle<A> {
         if server.is_on_own_thread() {
             return Err(HandleError::OwnThread);
         }
-        // A channel of this call alone: the answer cannot reach another.
-        let (answer, answered) = mpsc::sync_channel(1);
-        server.push(Command::Call(Box::new(move |app, control| {
-            // Fails if the caller timed out.
-            let _ = answer.send(job(app, control));
-        })))?;
-        answered.recv_timeout(timeout).map_err(|error| match error {
-            mpsc::RecvTimeoutError::Timeout => HandleError::Timeout,
-            mpsc::RecvTimeoutError::Disconnected if server.is_closed() => HandleError::ServerGone,
-            mpsc::RecvTimeoutError::Disconnected => HandleError::Panicked,
-        })
+        self.ask(job).wait(timeout)
+    }
+
+    /// Runs a job on the loop, and returns its result as a future: [`Handle::call`] for async code,
+    /// and for the loop's own thread, where nothing may wait. The job is queued at once, whether the
+    /// future is polled or not.
+    ///
+    /// ```
+    /// # use portcullis::{Handle, HandleError};
+    /// async fn open(handle: &Handle) -> Result<usize, HandleError> {
+    ///     handle.ask(|_app, control| control.connections().len()).await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The future's are those of [`Handle::call`], but for the timeout: use that of your runtime.
+    pub fn ask<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut A, &mut Control<'_, A>) -> R + Send + 'static,
+    ) -> Answer<R> {
+        // Of this call alone: the answer cannot reach another.
+        let (asked, answer) = question();
+        let job = move |app: &mut A, control: &mut Control<'_, A>| {
+            asked.answer_with(|| job(app, control));
+        };
+        let queued = self
+            .one()
+            .and_then(|server| server.push(Command::Call(Box::new(job))));
+        queued.map_or_else(Answer::refused, |()| answer)
     }
 
     // One server, or all shards.

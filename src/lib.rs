@@ -159,7 +159,7 @@ pub use config::{
 };
 pub use detached::{Detached, Place};
 pub use error::{Error, Result};
-pub use handle::{Handle, HandleError};
+pub use handle::{Answer, Handle, HandleError};
 pub use handler::{
     try_accept, Conn, ConnInfo, Context, Control, Handler, Interest, Message, Peer, Refuse, Service,
 };

@@ -1,6 +1,7 @@
 //! A server inside a program: its loop, its threads, its types.
 
 mod adopted;
+mod awaited;
 mod controls;
 mod deferred;
 mod foreign_loops;

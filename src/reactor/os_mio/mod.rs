@@ -19,7 +19,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Waker};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use nix::sys::socket::{setsockopt, sockopt::IpBindAddressNoPort};
-use socket2::{Domain, Protocol, SockAddr, SockRef, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockRef, Type};
 
 use shared::Asked;
 pub(crate) use shared::SharedListenSockets;
@@ -110,29 +110,10 @@ fn listen_tcp(addr: SocketAddr, options: &SocketOptions) -> io::Result<TcpListen
     }
     // Before listen: accepted sockets inherit these, and the SYN-ACK announces the receive window
     // (`tcp(7)`).
-    set_tcp_options(&SockRef::from(&socket), options)?;
+    sockets::set_tcp_options(&SockRef::from(&socket), options)?;
     socket.bind(&addr.into())?;
     socket.listen(backlog(options))?;
     Ok(TcpListener::from_std(socket.into()))
-}
-
-/// Options of every connection.
-fn set_tcp_options(socket: &SockRef<'_>, options: &SocketOptions) -> io::Result<()> {
-    if let Some(bytes) = options.recv_buffer {
-        socket.set_recv_buffer_size(bytes)?;
-    }
-    if let Some(bytes) = options.send_buffer {
-        socket.set_send_buffer_size(bytes)?;
-    }
-    socket.set_tcp_nodelay(options.nodelay)?;
-    if let Some(keepalive) = options.keepalive {
-        let params = TcpKeepalive::new()
-            .with_time(keepalive.time)
-            .with_interval(keepalive.interval)
-            .with_retries(keepalive.retries);
-        socket.set_tcp_keepalive(&params)?;
-    }
-    Ok(())
 }
 
 fn connect_tcp(
@@ -144,7 +125,7 @@ fn connect_tcp(
         socket2::Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     // Before connect: the SYN announces the receive window.
-    set_tcp_options(&SockRef::from(&socket), options)?;
+    sockets::set_tcp_options(&SockRef::from(&socket), options)?;
     if let Some(local) = bind {
         // TIME_WAIT of an earlier connection must not occupy a chosen local port.
         socket.set_reuse_address(local.port() != 0)?;
@@ -345,12 +326,12 @@ impl Os for MioOs {
     fn adopt_listener(&mut self, socket: OwnedFd) -> io::Result<Listener> {
         let known = SockRef::from(&socket);
         if known.r#type()? != Type::STREAM {
-            return Err(wrong("the socket is not a stream socket"));
+            return Err(sockets::wrong("the socket is not a stream socket"));
         }
         // Where the system cannot report it, the first accept fails.
         #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
         if !known.is_listener()? {
-            return Err(wrong("the socket is not listening"));
+            return Err(sockets::wrong("the socket is not listening"));
         }
         let domain = known.local_addr()?.domain();
         if let Some((listen_sockets, _)) = &self.listen_sockets {
@@ -361,7 +342,7 @@ impl Os for MioOs {
         let listener = match domain {
             Domain::IPV4 | Domain::IPV6 => Listener::tcp(TcpListener::from_std(socket.into())),
             Domain::UNIX => Listener::unix(UnixListener::from_std(socket.into())),
-            _ => return Err(wrong("the socket is neither TCP nor Unix")),
+            _ => return Err(sockets::wrong("the socket is neither TCP nor Unix")),
         };
         listener.is_foreign.store(true, Ordering::Relaxed);
         Ok(listener)
@@ -430,33 +411,7 @@ impl Os for MioOs {
         socket: OwnedFd,
         options: &SocketOptions,
     ) -> io::Result<(Stream, Addr)> {
-        let known = SockRef::from(&socket);
-        if known.r#type()? != Type::STREAM {
-            return Err(wrong("the socket is not a stream socket"));
-        }
-        // Its error first: that of a connection which has failed meanwhile.
-        let peer = known.take_error()?.map_or_else(|| known.peer_addr(), Err)?;
-        let is_unix = match peer.domain() {
-            Domain::IPV4 | Domain::IPV6 => false,
-            Domain::UNIX => true,
-            _ => return Err(wrong("the socket is neither TCP nor Unix")),
-        };
-        known.set_nonblocking(true)?;
-        known.set_cloexec(true)?;
-        sockets::reset_inherited(&known)?;
-        #[cfg(target_vendor = "apple")]
-        known.set_nosigpipe(true)?;
-        if is_unix {
-            if let Some(bytes) = options.send_buffer {
-                known.set_send_buffer_size(bytes)?;
-            }
-            let name = sockets::unix_name(&peer).into();
-            return Ok((Stream::Unix(UnixStream::from_std(socket.into())), name));
-        }
-        set_tcp_options(&known, options)?;
-        let addr = peer.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
-        let stream = TcpStream::from_std(socket.into());
-        Ok((Stream::Tcp(stream), addr.into()))
+        sockets::adopt(socket, options)
     }
 
     fn connected(&mut self, stream: &mut Stream) -> io::Result<Connected> {
@@ -583,11 +538,6 @@ impl Os for MioOs {
         }
         drop(stream);
     }
-}
-
-/// The error of a socket that cannot be adopted.
-fn wrong(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, what)
 }
 
 /// Input is unread: a close sends RST.

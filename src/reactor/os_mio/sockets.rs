@@ -11,9 +11,10 @@ use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use nix::sys::socket::{connect, setsockopt, SockaddrIn};
 use nix::sys::socket::{recv, send, MsgFlags};
-use socket2::{SockAddr, SockRef};
+use socket2::{Domain, SockAddr, SockRef, TcpKeepalive, Type};
 
 use crate::addr::{Addr, Credentials, UnixAddr};
+use crate::config::SocketOptions;
 use crate::reactor::os::Socket;
 use crate::reactor::socket_file::SocketFile;
 
@@ -176,9 +177,64 @@ impl Listener {
     }
 }
 
+/// Options of every connection.
+pub(super) fn set_tcp_options(socket: &SockRef<'_>, options: &SocketOptions) -> io::Result<()> {
+    if let Some(bytes) = options.recv_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    if let Some(bytes) = options.send_buffer {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    socket.set_tcp_nodelay(options.nodelay)?;
+    if let Some(keepalive) = options.keepalive {
+        let params = TcpKeepalive::new()
+            .with_time(keepalive.time)
+            .with_interval(keepalive.interval)
+            .with_retries(keepalive.retries);
+        socket.set_tcp_keepalive(&params)?;
+    }
+    Ok(())
+}
+
+/// Takes over a connected socket, with the peer's address.
+pub(super) fn adopt(socket: OwnedFd, options: &SocketOptions) -> io::Result<(Stream, Addr)> {
+    let known = SockRef::from(&socket);
+    if known.r#type()? != Type::STREAM {
+        return Err(wrong("the socket is not a stream socket"));
+    }
+    // Its error first: that of a connection which has failed meanwhile.
+    let peer = known.take_error()?.map_or_else(|| known.peer_addr(), Err)?;
+    let is_unix = match peer.domain() {
+        Domain::IPV4 | Domain::IPV6 => false,
+        Domain::UNIX => true,
+        _ => return Err(wrong("the socket is neither TCP nor Unix")),
+    };
+    known.set_nonblocking(true)?;
+    known.set_cloexec(true)?;
+    reset_inherited(&known)?;
+    #[cfg(target_vendor = "apple")]
+    known.set_nosigpipe(true)?;
+    if is_unix {
+        if let Some(bytes) = options.send_buffer {
+            known.set_send_buffer_size(bytes)?;
+        }
+        let name = unix_name(&peer).into();
+        return Ok((Stream::Unix(UnixStream::from_std(socket.into())), name));
+    }
+    set_tcp_options(&known, options)?;
+    let addr = peer.as_socket().ok_or(io::ErrorKind::InvalidInput)?;
+    let stream = TcpStream::from_std(socket.into());
+    Ok((Stream::Tcp(stream), addr.into()))
+}
+
+/// The error of a socket that cannot be adopted.
+pub(super) fn wrong(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what)
+}
+
 /// Resets what a socket inherits from a listener that another process has made or may change, as
 /// far as it changes what calls do.
-pub(super) fn reset_inherited(socket: &SockRef<'_>) -> io::Result<()> {
+fn reset_inherited(socket: &SockRef<'_>) -> io::Result<()> {
     // With it, close would block (`socket(7)`).
     reset(socket.set_linger(None))?;
     // These are of blocking calls: those of a detached connection.
@@ -259,7 +315,7 @@ fn accept_unix(listener: &UnixListener) -> io::Result<(Stream, Addr)> {
     Ok((Stream::Unix(stream), unix_name(&peer).into()))
 }
 
-pub(super) fn unix_name(addr: &SockAddr) -> UnixAddr {
+fn unix_name(addr: &SockAddr) -> UnixAddr {
     match (addr.as_pathname(), addr.as_abstract_namespace()) {
         (Some(path), _) => UnixAddr::pathname(path),
         (None, Some(name)) => UnixAddr::abstract_name(name),
