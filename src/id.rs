@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::num::NonZeroU32;
+use std::str::FromStr;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::proto::Time;
@@ -13,8 +14,24 @@ use crate::proto::Time;
 /// or a later server, the id names no connection.
 ///
 /// `Display` prints the slot and how many connections it has had, as in `7.3`. It leaves out the
-/// server, so that a simulated world has the same trace in each process. To log ids of several
-/// servers, name the server beside them.
+/// server, so that a simulated world has the same trace in each process. `{:#}` prints the server's
+/// number too, as in `7.3.1`: the form that [`FromStr`] reads.
+///
+/// ```
+/// # use std::os::unix::net::UnixStream;
+/// # use portcullis::{Config, Connect, ConnId, Context, Framing, Handler, Outcome, Server};
+/// # struct Quiet;
+/// # impl Handler for Quiet {
+/// #     fn on_frame(&mut self, _: &mut Context<'_>, _: &[u8]) -> Outcome { Ok(()) }
+/// # }
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let mut server: Server = Server::new(Config::new())?;
+/// # let (ours, _theirs) = UnixStream::pair()?;
+/// # let id = server.control().adopt(ours, Connect::new(Framing::Line), Quiet)?;
+/// let text = format!("{id:#}");
+/// assert_eq!(text.parse::<ConnId>()?, id);
+/// # Ok(()) }
+/// ```
 ///
 /// # Reuse
 ///
@@ -57,9 +74,49 @@ impl ConnId {
 
 impl fmt::Display for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.index(), self.generation())
+        write!(f, "{}.{}", self.index(), self.generation())?;
+        match f.alternate() {
+            true => write!(f, ".{}", self.server().0),
+            false => Ok(()),
+        }
     }
 }
+
+/// Reads the form of `{:#}`: slot, generation and server, as in `7.3.1`.
+impl FromStr for ConnId {
+    type Err = ParseIdError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+        let mut parts = text.split('.');
+        let mut next = |max: u32| {
+            let digits = parts.next()?;
+            // The one way in which each number is printed.
+            let is_plain = digits == "0" || !digits.starts_with(['0', '+']);
+            let number = digits.parse().ok().filter(|number| *number <= max);
+            number.filter(|_| is_plain)
+        };
+        let (index, generation) = (next((1 << INDEX_BITS) - 1), next(Self::MAX_GENERATION));
+        let server = next(u32::from(ServerNumber::MASK));
+        match (index, generation, server, parts.next()) {
+            (Some(index), Some(generation), Some(server), None) => {
+                Ok(Self::new(ServerNumber(server as u16), index, generation))
+            }
+            _ => Err(ParseIdError(())),
+        }
+    }
+}
+
+/// The text is no id of a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParseIdError(());
+
+impl fmt::Display for ParseIdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("this is no id of a connection: slot, generation and server, as in 7.3.1")
+    }
+}
+
+impl std::error::Error for ParseIdError {}
 
 impl fmt::Debug for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -228,10 +285,39 @@ mod tests {
                     let parts = (id.server(), id.index(), id.generation());
                     assert_eq!(parts, (server, index, generation));
                     assert_eq!(id.to_string(), format!("{index}.{generation}"));
+                    assert_eq!(format!("{id:#}").parse(), Ok(id));
                 }
             }
         }
         assert_eq!(size_of::<ConnId>(), 8);
+    }
+
+    #[test]
+    fn only_a_whole_id_is_read() {
+        for text in [
+            "",
+            "7",
+            "7.3",
+            "7.3.1.0",
+            "7.3.",
+            ".3.1",
+            "7.3.x",
+            "-7.3.1",
+            "+7.3.1",
+            "07.3.1",
+            " 7.3.1",
+            "16777216.1.1",
+            "1.1073741824.1",
+            "1.1.1024",
+            "99999999999.1.1",
+        ] {
+            assert_eq!(text.parse::<ConnId>(), Err(ParseIdError(())), "{text:?}");
+        }
+        let id: Result<ConnId, _> = "16777215.1073741823.1023".parse();
+        assert_eq!(
+            id.map(|id| (id.index(), id.generation())),
+            Ok((0xff_ffff, 0x3fff_ffff))
+        );
     }
 
     #[test]
