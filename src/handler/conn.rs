@@ -213,7 +213,8 @@ impl<'a, A> Conn<'a, A> {
     /// Ends this connection as if a callback of its own had returned `close`: with a cause, for its
     /// [`Handler::on_close`], the log and the recent closes. Without effect once it closes.
     ///
-    /// Messages of [`Conn::notify`] from before are delivered first, but no more frames.
+    /// Messages of [`Conn::notify`] from before are delivered first, and their handler may answer
+    /// them. No more frames are delivered, and [`Conn::send`] fails elsewhere.
     ///
     /// ```
     /// # use portcullis::{Close, ConnId, Context};

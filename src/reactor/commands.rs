@@ -119,7 +119,9 @@ fn deliver<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: ConnId, command: 
                 .get(id)
                 .is_some_and(|conn| conn.machine.takes_messages());
             if takes {
+                core.deferred.set_delivering(Some(id));
                 inner.call(app, id, |handler, cx| handler.on_message(cx, message));
+                inner.core.deferred.set_delivering(None);
                 inner.core.touch(id);
             } else {
                 core.drop_undelivered(ForConn::Notify(message));

@@ -50,6 +50,9 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 
     fn send(&mut self, id: ConnId, frame: &[u8]) -> std::result::Result<(), Box<SendError>> {
         let core = &mut self.core;
+        if core.deferred.refuses_output(id) {
+            return Err(Box::new(SendError::Closed));
+        }
         let Some((conn, pool)) = core.conns.parts(id) else {
             return Err(Box::new(SendError::Closed));
         };

@@ -45,6 +45,10 @@ pub(super) struct Deferred {
     held: VecDeque<(u64, ConnId)>,
     commands: usize,
     bytes: usize,
+    /// Number of closes among the commands.
+    closes: usize,
+    /// The connection whose message is being delivered: until its close it may send.
+    delivering: Option<ConnId>,
 }
 
 impl Deferred {
@@ -55,6 +59,17 @@ impl Deferred {
 
     pub(super) fn has(&self, id: ConnId) -> bool {
         self.waiting.contains_key(&id)
+    }
+
+    /// The connection closes behind its messages: only their deliveries may still send to it.
+    #[inline]
+    pub(super) fn refuses_output(&self, id: ConnId) -> bool {
+        self.closes > 0 && self.delivering != Some(id) && self.will_close(id)
+    }
+
+    /// A message is delivered to this connection, or (`None`) was.
+    pub(super) fn set_delivering(&mut self, id: Option<ConnId>) {
+        self.delivering = id;
     }
 
     /// A close is the connection's last command.
@@ -146,6 +161,7 @@ impl Deferred {
 
     fn add(&mut self, id: ConnId, command: ForConn) {
         self.commands += usize::from(command.is_counted());
+        self.closes += usize::from(!command.is_counted());
         self.bytes += command.bytes();
         self.waiting.entry(id).or_default().push_back(command);
     }
@@ -218,8 +234,12 @@ impl Deferred {
     }
 
     fn forget(&mut self, command: Option<&ForConn>) {
-        self.commands -= usize::from(command.is_some_and(ForConn::is_counted));
-        self.bytes -= command.map_or(0, ForConn::bytes);
+        let Some(command) = command else {
+            return;
+        };
+        self.commands -= usize::from(command.is_counted());
+        self.closes -= usize::from(!command.is_counted());
+        self.bytes -= command.bytes();
     }
 }
 

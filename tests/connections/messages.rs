@@ -7,7 +7,7 @@ use std::time::Duration;
 use portcullis::sim::{Answer, ClientId, ClientState, Sim};
 use portcullis::{
     Close, CloseReason, Closed, Config, ConnId, Context, Framing, HandleError, Handler, Listen,
-    Message, Outcome,
+    Message, Outcome, SendError,
 };
 
 /// Not `Send`.
@@ -72,8 +72,11 @@ impl Handler<Club> for Member {
                     peer.close();
                 }
                 let late = notify(cx, other, "too late");
+                let mut peer = cx.conn.peer(id).expect("open");
+                let sent = peer.send("too late as well\n");
                 if line != "input" {
                     assert_eq!(late, Err(HandleError::NoConnection(id)));
+                    assert!(matches!(sent, Err(SendError::Closed)), "{sent:?}");
                 }
             }
             "fail" => {
@@ -165,7 +168,10 @@ fn a_close_after_input_waits_for_messages_from_later_too() {
     let (mut sim, one, other) = club(Config::new());
     sim.send(one, b"input\n");
     linger(&mut sim);
-    assert_eq!(sim.received(other), b"last words\ntoo late\n");
+    assert_eq!(
+        sim.received(other),
+        b"too late as well\nlast words\ntoo late\n"
+    );
     assert_eq!(sim.stats().closed(CloseReason::Closed), 1);
 }
 

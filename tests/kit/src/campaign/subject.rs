@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use portcullis::sim::Random;
 use portcullis::{
-    AtCapacity, Close, CloseReason, Closed, ConnId, Context, Handler, ListenerId, Outcome, Peer,
-    Refuse, SendError, Service, State,
+    AtCapacity, Close, CloseReason, Closed, ConnId, Context, HandleError, Handler, ListenerId,
+    Outcome, Peer, Refuse, SendError, Service, State,
 };
 
 use super::app::{tcp, App, Order, Talk};
@@ -53,10 +53,12 @@ pub enum HandlerKind {
     Upgrading,
     /// Sends nothing more after the second frame, and goes on reading.
     Halving,
+    /// Uses the server's controls: messages, timers, kills and questions from every callback.
+    Managing,
 }
 
 impl HandlerKind {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Echo,
         Self::Pausing,
         Self::Sleeping,
@@ -73,6 +75,7 @@ impl HandlerKind {
         Self::Ticking,
         Self::Upgrading,
         Self::Halving,
+        Self::Managing,
     ];
 }
 
@@ -124,6 +127,7 @@ impl Subject {
                 blow()
             }
             HandlerKind::Suicidal if self.random.chance(150) => return self.end_itself(cx),
+            HandlerKind::Managing if self.random.chance(300) => return self.manage(cx),
             _ => {}
         }
         Ok(())
@@ -174,6 +178,61 @@ impl Subject {
             let order = draw_order(&mut self.random, id);
             cx.app.order(order);
         }
+    }
+
+    /// Asks and changes the server, within its callback.
+    fn manage(&mut self, cx: &mut Context<'_, App>) -> Outcome {
+        let own = cx.conn.id();
+        let (other, _) = *self.random.pick(&cx.app.members).unwrap_or(&(own, NOWHERE));
+        match self.random.below(9) {
+            0 => notify(cx, own),
+            1 => {
+                notify(cx, own);
+                return Err(Close::because("behind its own message"));
+            }
+            2 => {
+                notify(cx, other);
+                if let Some(mut conn) = cx.conn.peer(other) {
+                    match self.random.below(4) {
+                        0 => conn.close(),
+                        1 => conn.end(Close::because("behind a message")),
+                        2 => conn.close_after_input(),
+                        _ => conn.abort(),
+                    }
+                }
+                notify(cx, other);
+            }
+            3 => {
+                let killed = cx.conn.control().kill(other);
+                cx.app.commands.kills += u64::from(killed);
+            }
+            4..=5 => {
+                let after = Duration::from_millis(self.random.below(50) as u64);
+                let mut control = cx.conn.control();
+                let timer = control.set_timer(after, move |app: &mut App, control| {
+                    app.work();
+                    if let Some(mut conn) = control.conn(other) {
+                        // It may be closing, or full: both are results.
+                        let _ = app.send(&mut conn, b"in time");
+                    }
+                });
+                if self.random.chance(300) && !control.cancel_timer(timer) {
+                    cx.app.blame("a timer that is set cannot be cancelled");
+                }
+            }
+            6 => {
+                let control = cx.conn.control();
+                let (stats, all) = (control.stats(), control.connections());
+                let drawn = control.tree(4).to_string() + &control.metrics().to_string();
+                // The last callback of a connection that is counted no more.
+                let counted = [stats.open, stats.open + 1];
+                if !counted.contains(&all.len()) || drawn.is_empty() {
+                    cx.app.blame("the controls do not list all connections");
+                }
+            }
+            _ => notify(cx, other),
+        }
+        Ok(())
     }
 
     fn end_itself(&mut self, cx: &mut Context<'_, App>) -> Outcome {
@@ -258,6 +317,23 @@ pub fn draw_order(random: &mut Random, (id, peer): (ConnId, SocketAddr)) -> Orde
         69..=80 => Order::Chain(random.below(4) as u8),
         81..=84 => Order::Panic,
         _ => Order::Idle,
+    }
+}
+
+/// The peer of no connection.
+const NOWHERE: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
+
+/// Gives a message to a connection of the same thread.
+fn notify(cx: &mut Context<'_, App>, to: ConnId) {
+    let Some(mut conn) = cx.conn.peer(to) else {
+        return;
+    };
+    match conn.notify(Rc::new("noted")) {
+        Ok(()) => cx.app.commands.notifies += 1,
+        // It closes, or too many wait: both are results.
+        Err(HandleError::NoConnection(_) | HandleError::QueueFull) => {}
+        Err(error) => cx.app.blame(error.to_string()),
     }
 }
 
