@@ -9,6 +9,8 @@ use crate::proto::Time;
 /// Jobs by time, and among those of one time in the order of the calls.
 pub(super) struct AppTimers<A> {
     jobs: BTreeMap<(Time, u64), LocalJob<A>>,
+    /// The time of the first one.
+    next: Time,
     /// Number of timers that were ever set.
     set: u64,
 }
@@ -17,6 +19,7 @@ impl<A> Default for AppTimers<A> {
     fn default() -> Self {
         Self {
             jobs: BTreeMap::new(),
+            next: Time::NEVER,
             set: 0,
         }
     }
@@ -27,6 +30,7 @@ impl<A> AppTimers<A> {
         let number = self.set;
         self.set += 1;
         self.jobs.insert((at, number), job);
+        self.next = self.next.min(at);
         TimerId { at, number, server }
     }
 
@@ -34,14 +38,20 @@ impl<A> AppTimers<A> {
     #[must_use = "a job's destructor is foreign code"]
     pub(super) fn cancel(&mut self, server: ServerNumber, id: TimerId) -> Option<LocalJob<A>> {
         let own = id.server == server;
-        own.then(|| self.jobs.remove(&(id.at, id.number)))?
+        let job = own.then(|| self.jobs.remove(&(id.at, id.number)))?;
+        self.find_next();
+        job
+    }
+
+    fn find_next(&mut self) {
+        let first = self.jobs.first_key_value();
+        self.next = first.map_or(Time::NEVER, |(&(at, _), _)| at);
     }
 
     /// When the next job is due.
     #[inline]
     pub(super) fn next(&self) -> Time {
-        let first = self.jobs.first_key_value();
-        first.map_or(Time::NEVER, |(&(at, _), _)| at)
+        self.next
     }
 
     /// Number of timers that were ever set, for [`AppTimers::take_due`].
@@ -54,12 +64,18 @@ impl<A> AppTimers<A> {
     pub(super) fn take_due(&mut self, now: Time, count: u64) -> Option<LocalJob<A>> {
         let first = self.jobs.first_entry()?;
         let &(at, number) = first.key();
-        (at <= now && number < count).then(|| first.remove())
+        if at > now || number >= count {
+            return None;
+        }
+        let job = first.remove();
+        self.find_next();
+        Some(job)
     }
 
     /// All jobs, once the server ends.
     #[must_use = "a job's destructor is foreign code"]
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = LocalJob<A>> {
+        self.next = Time::NEVER;
         std::mem::take(&mut self.jobs).into_values()
     }
 }

@@ -8,10 +8,15 @@ use crate::handler::Control;
 
 /// Calls the callbacks of descriptors that had an event. Of one that has another meanwhile it is
 /// called again in the next iteration.
+#[inline]
 pub(super) fn run_watches<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A) {
-    if !inner.user.watches.has_ready() {
-        return;
+    if inner.user.watches.has_ready() {
+        run_ready_watches(inner, app);
     }
+}
+
+#[cold]
+fn run_ready_watches<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A) {
     inner.core.begin_stage();
     for _ in 0..inner.user.watches.ready_len() {
         if !inner.core.has_work_left() {
@@ -31,11 +36,16 @@ pub(super) fn run_watches<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A) {
 
 /// Runs the application's jobs whose times have come. One that is set meanwhile waits for the next
 /// iteration.
+#[inline]
 pub(super) fn run_timers<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A) {
-    let (due, count) = (inner.core.now, inner.user.timers.count());
-    if inner.user.timers.next() > due {
-        return;
+    if inner.user.timers.next() <= inner.core.now {
+        run_due_timers(inner, app);
     }
+}
+
+#[cold]
+fn run_due_timers<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A) {
+    let (due, count) = (inner.core.now, inner.user.timers.count());
     inner.core.begin_stage();
     while inner.core.has_work_left() {
         let Some(job) = inner.user.timers.take_due(due, count) else {
