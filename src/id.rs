@@ -84,9 +84,9 @@ impl fmt::Display for ConnId {
 
 /// Reads the form of `{:#}`: slot, generation and server, as in `7.3.1`.
 impl FromStr for ConnId {
-    type Err = ParseIdError;
+    type Err = crate::Error;
 
-    fn from_str(text: &str) -> Result<Self, ParseIdError> {
+    fn from_str(text: &str) -> crate::Result<Self> {
         let mut parts = text.split('.');
         let mut next = |max: u32| {
             let digits = parts.next()?;
@@ -101,22 +101,14 @@ impl FromStr for ConnId {
             (Some(index), Some(generation), Some(server), None) => {
                 Ok(Self::new(ServerNumber(server as u16), index, generation))
             }
-            _ => Err(ParseIdError(())),
+            _ => {
+                let problem =
+                    format!("{text:?} is no id (slot, generation and server, as in 7.3.1)");
+                Err(crate::Error::option("id", problem))
+            }
         }
     }
 }
-
-/// The text is no id of a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ParseIdError(());
-
-impl fmt::Display for ParseIdError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("this is no id of a connection: slot, generation and server, as in 7.3.1")
-    }
-}
-
-impl std::error::Error for ParseIdError {}
 
 impl fmt::Debug for ConnId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -285,7 +277,7 @@ mod tests {
                     let parts = (id.server(), id.index(), id.generation());
                     assert_eq!(parts, (server, index, generation));
                     assert_eq!(id.to_string(), format!("{index}.{generation}"));
-                    assert_eq!(format!("{id:#}").parse(), Ok(id));
+                    assert_eq!(format!("{id:#}").parse().ok(), Some(id));
                 }
             }
         }
@@ -311,13 +303,11 @@ mod tests {
             "1.1.1024",
             "99999999999.1.1",
         ] {
-            assert_eq!(text.parse::<ConnId>(), Err(ParseIdError(())), "{text:?}");
+            assert!(text.parse::<ConnId>().is_err(), "{text:?}");
         }
-        let id: Result<ConnId, _> = "16777215.1073741823.1023".parse();
-        assert_eq!(
-            id.map(|id| (id.index(), id.generation())),
-            Ok((0xff_ffff, 0x3fff_ffff))
-        );
+        let id = "16777215.1073741823.1023".parse::<ConnId>().ok();
+        let parts = id.map(|id| (id.index(), id.generation()));
+        assert_eq!(parts, Some((0xff_ffff, 0x3fff_ffff)));
     }
 
     #[test]

@@ -164,7 +164,7 @@ pub use handler::{
     try_accept, Conn, ConnInfo, Context, Control, Handler, Interest, Message, Peer, Refuse, Service,
 };
 pub use histogram::{Histogram, Histograms};
-pub use id::{AlarmId, ConnId, ListenerId, ListenerRef, ParseIdError, TimerId, WatchId};
+pub use id::{AlarmId, ConnId, ListenerId, ListenerRef, TimerId, WatchId};
 pub use listener_info::{ListenerInfo, ListenerState};
 pub use metrics::Metrics;
 pub use proto::{

@@ -181,9 +181,8 @@ impl<'a, A> Control<'a, A> {
     /// Takes over a connected stream socket, TCP or Unix: one end of a `socketpair`, standard input
     /// under inetd, a descriptor that another process has sent (SCM_RIGHTS). From here on it is like
     /// an outgoing connection that has connected: under the cap, with the options of `options` that
-    /// are not about connecting. [`Handler::on_open`] is called, with [`Connect::tls`] after the
-    /// handshake as a client. To be the server of a handshake, call [`Conn::start_tls`] in
-    /// `on_open`.
+    /// are not about connecting. [`Handler::on_open`] is called, with `Connect::tls` after the
+    /// handshake as a client. To be the server of a handshake, call `Conn::start_tls` in `on_open`.
     ///
     /// The server makes the socket non-blocking. O_NONBLOCK belongs to the socket, and so to other
     /// processes that have it (`fcntl(2)`); if these clear it, the server does not block all the

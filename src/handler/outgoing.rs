@@ -7,7 +7,8 @@ use crate::proto::Machine;
 impl<A> Conn<'_, A> {
     /// Ends the sending direction, and goes on reading (half-close). Pending output is flushed,
     /// then close_notify over TLS and FIN are sent. [`Conn::send`] fails from here on. The
-    /// connection closes once the peer has finished too and [`Handler::on_finish`] was called.
+    /// connection closes once the peer has finished too and
+    /// [`Handler::on_finish`](crate::Handler::on_finish) was called.
     ///
     /// A peer that speaks TLS 1.2 may answer close_notify with its own at once, and drop its
     /// pending output (RFC 5246 section 7.2.1).
@@ -16,8 +17,8 @@ impl<A> Conn<'_, A> {
     }
 
     /// Upgrades as [`Conn::start_tls`], as the client of the handshake. The server must have a
-    /// certificate for `server_name` ([`Connect::tls`]). Send the command first, and call this when
-    /// the peer has agreed.
+    /// certificate for `server_name` ([`Connect::tls`](crate::Connect::tls)). Send the command
+    /// first, and call this when the peer has agreed.
     ///
     /// Bytes behind the peer's answer count as the beginning of its handshake, never as frames: an
     /// attacker may have inserted them (CVE-2011-0411).
@@ -45,8 +46,8 @@ impl<A> Conn<'_, A> {
 
     /// Returns whether pending output has reached the high watermark, and not fallen to the low one
     /// since ([`ConnConfig::high_watermark`](crate::ConnConfig::high_watermark)).
-    /// [`Handler::on_writable`] will be called. A handler that forwards data to this connection
-    /// should stop until then.
+    /// [`Handler::on_writable`](crate::Handler::on_writable) will be called. A handler that
+    /// forwards data to this connection should stop until then.
     pub fn is_congested(&self) -> bool {
         self.ops
             .machine_ref(self.id)
