@@ -352,7 +352,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
     }
 
     fn watch(&mut self, interest: Interest, watched: Box<dyn Watched<A>>) -> Result<WatchId> {
-        let Inner { core, user } = self;
+        let Self { core, user } = self;
         let begun = match user.watches.next_id(core.conns.server()) {
             Some((id, token)) => {
                 let begun = core.os.watch(watched.fd(), interest, token);
@@ -373,7 +373,7 @@ impl<A, O: Os> ControlOps<A> for Inner<A, O> {
     }
 
     fn unwatch(&mut self, id: WatchId) -> bool {
-        let Inner { core, user } = self;
+        let Self { core, user } = self;
         let Some((descriptor, watched)) = user.watches.remove(id) else {
             return false;
         };

@@ -8,11 +8,13 @@ use super::slots::Slots;
 use crate::handler::Watched;
 use crate::id::{ServerNumber, WatchId};
 
+type Boxed<A> = Box<dyn Watched<A>>;
+
 struct Watch<A> {
     id: WatchId,
     descriptor: RawFd,
     /// `None` while it runs.
-    watched: Option<Box<dyn Watched<A>>>,
+    watched: Option<Boxed<A>>,
     /// It waits for its callback.
     is_ready: bool,
 }
@@ -51,7 +53,7 @@ impl<A> Watches<A> {
     }
 
     /// Adds the one with that id.
-    pub(super) fn add(&mut self, id: WatchId, watched: Box<dyn Watched<A>>) {
+    pub(super) fn add(&mut self, id: WatchId, watched: Boxed<A>) {
         self.count += 1;
         self.all.insert(Watch {
             id,
@@ -63,7 +65,7 @@ impl<A> Watches<A> {
 
     /// Returns the descriptor that is not watched any more, and its callback unless that runs.
     #[must_use = "a callback's destructor is foreign code"]
-    pub(super) fn remove(&mut self, id: WatchId) -> Option<(RawFd, Option<Box<dyn Watched<A>>>)> {
+    pub(super) fn remove(&mut self, id: WatchId) -> Option<(RawFd, Option<Boxed<A>>)> {
         self.all.get(id.slot).filter(|watch| watch.id == id)?;
         let watch = self.all.remove(id.slot)?;
         Some((watch.descriptor, watch.watched))
@@ -88,7 +90,7 @@ impl<A> Watches<A> {
     }
 
     /// Takes the next callback that is due, in the order of the events.
-    pub(super) fn take_ready(&mut self) -> Option<(WatchId, Box<dyn Watched<A>>)> {
+    pub(super) fn take_ready(&mut self) -> Option<(WatchId, Boxed<A>)> {
         while let Some(slot) = self.ready.pop_front() {
             // Another may have the slot since.
             let watch = self.all.get_mut(slot).filter(|watch| watch.is_ready);
@@ -102,11 +104,7 @@ impl<A> Watches<A> {
 
     /// Puts a callback back that has run. Returned if its descriptor is not watched any more.
     #[must_use = "a callback's destructor is foreign code"]
-    pub(super) fn restore(
-        &mut self,
-        id: WatchId,
-        watched: Box<dyn Watched<A>>,
-    ) -> Option<Box<dyn Watched<A>>> {
+    pub(super) fn restore(&mut self, id: WatchId, watched: Boxed<A>) -> Option<Boxed<A>> {
         match self.all.get_mut(id.slot).filter(|watch| watch.id == id) {
             Some(watch) => {
                 watch.watched = Some(watched);
@@ -118,7 +116,7 @@ impl<A> Watches<A> {
 
     /// All callbacks, once the server ends.
     #[must_use = "a callback's destructor is foreign code"]
-    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Box<dyn Watched<A>>> {
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Boxed<A>> {
         let all = std::mem::replace(&mut self.all, Slots::new());
         all.into_entries().filter_map(|watch| watch.watched)
     }
