@@ -139,10 +139,12 @@ impl Life {
         }
     }
 
-    /// True while the handler decides: the connection is open, or will be and queues until then.
+    /// True while the handler decides: the connection is open and stays so, or will be and queues
+    /// until then.
     pub(super) fn is_served(self) -> bool {
         match self.state() {
-            State::Connecting | State::Open => true,
+            State::Connecting => true,
+            State::Open => !self.is_detaching(),
             State::Handshaking => self.was_open() || self.is_outgoing(),
             State::Accepting | State::Closing => false,
         }
@@ -163,6 +165,11 @@ impl Life {
     #[inline]
     pub(super) fn was_open(self) -> bool {
         self.flags & Self::WAS_OPEN != 0
+    }
+
+    /// True once the handler was notified of an open connection, which does not leave the loop.
+    pub(super) fn stays_open(self) -> bool {
+        self.is_open() && self.was_open() && !self.is_detaching()
     }
 
     pub(super) fn is_outgoing(self) -> bool {

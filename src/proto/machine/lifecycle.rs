@@ -139,8 +139,7 @@ impl Machine {
         }
         let recv = self.status.recv;
         let finished = recv.is_eof() || recv.is_end_reported() || self.status.send.is_finishing();
-        let is_open = self.status.life.is_open() && self.was_open();
-        if !is_open || finished || self.write_closed() {
+        if !self.status.life.stays_open() || finished || self.write_closed() {
             return Err(crate::Error::no_handshake());
         }
         Ok(())
@@ -217,10 +216,7 @@ impl Machine {
     /// False if it cannot: the connection is not open, or leaves already.
     pub(crate) fn begin_detach(&mut self) -> bool {
         let Self { status, .. } = self;
-        let possible = status.life.is_open()
-            && status.life.was_open()
-            && !status.life.is_detaching()
-            && !status.send.is_finishing();
+        let possible = status.life.stays_open() && !status.send.is_finishing();
         let possible = possible && !self.write_closed();
         if possible {
             self.status.life.detach();
