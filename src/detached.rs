@@ -31,7 +31,7 @@ const DELIVERY_POLL: Duration = Duration::from_millis(10);
 /// `Read` and `Write` are those of `std::net::TcpStream`, over TLS too. Received bytes that were
 /// not delivered yet are read first; pending output is written by the first write or flush, and
 /// before a read waits. The server counts the connection as its own until this value is dropped,
-/// which closes it. Use [`Detached::finish`] for an orderly close.
+/// which ends the connection. Use [`Detached::finish`] for an orderly close.
 pub struct Detached {
     socket: Arc<Socket>,
     detached_io: Box<DetachedIo>,
@@ -203,7 +203,8 @@ impl Detached {
     }
 
     /// Returns the TCP socket, for its options; `None` for a Unix socket. Over TLS its bytes are
-    /// records: do not read or write here.
+    /// records: do not read or write here. The connection ends with this value for clones of the
+    /// socket too; [`Detached::into_tcp`] returns one that lives on.
     pub fn as_tcp(&self) -> Option<&TcpStream> {
         match &self.socket.stream {
             Stream::Tcp(stream) => Some(stream),
@@ -247,6 +248,7 @@ impl Detached {
         let Some(Ok(stream)) = self.as_tcp().map(TcpStream::try_clone) else {
             return Err(self);
         };
+        self.socket.is_taken.store(true, Ordering::SeqCst);
         let unread = self.detached_io.unread().to_vec();
         Ok((stream, unread, *self.place))
     }
