@@ -299,6 +299,45 @@ fn a_handshake_timeout_ends_a_connection_of_which_a_child_has_a_copy() {
     assert_eq!(end, Ok(0));
 }
 
+/// A peer that sends on behind our FIN is answered with RST, and does not fill the child's copy.
+#[test]
+fn the_end_of_a_linger_ends_a_connection_of_which_a_child_has_a_copy() {
+    struct Closes;
+
+    impl Handler for Closes {
+        fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+            cx.conn.close();
+            Ok(())
+        }
+    }
+
+    let mut server: Server = Server::new(Config::new()).expect("server");
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Line).with(|listen| {
+        listen.conn.linger_timeout = Duration::from_millis(50);
+    });
+    let service = |_: &mut (), _: Peer| Closes;
+    server.listen(listen, service).expect("listen");
+    let addr = tcp_addr(&server.control().listeners()[0].addr);
+    let mut client = connect(addr);
+    poll_until_open(&mut server, 1);
+    let failed = beside_a_child(|| {
+        client.write_all(b"close\n").expect("send");
+        poll_until_open(&mut server, 0);
+        assert_eq!(read(&mut client), Ok(0));
+        let timeout = Some(Duration::from_secs(5));
+        client.set_write_timeout(timeout).expect("timeout");
+        loop {
+            if let Err(error) = client.write(&[0; 65536]) {
+                return error.kind();
+            }
+        }
+    });
+    assert!(
+        matches!(failed, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+        "{failed:?}"
+    );
+}
+
 #[test]
 fn an_eviction_ends_a_connection_of_which_a_child_has_a_copy() {
     let mut config = Config::max_connections(1);

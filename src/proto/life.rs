@@ -77,8 +77,6 @@ impl Life {
     const DRAINING: u8 = 8;
     /// The connection leaves the loop at the end of its turn.
     const DETACHING: u8 = 16;
-    /// FIN is sent, and the connection closes.
-    const END_SENT: u8 = 32;
 
     pub(super) fn accepted() -> Self {
         Self {
@@ -186,14 +184,6 @@ impl Life {
 
     pub(super) fn detach(&mut self) {
         self.flags |= Self::DETACHING;
-    }
-
-    pub(super) fn set_end_sent(&mut self) {
-        self.flags |= Self::END_SENT;
-    }
-
-    pub(super) fn has_sent_end(self) -> bool {
-        self.flags & Self::END_SENT != 0
     }
 
     #[inline]

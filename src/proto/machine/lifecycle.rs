@@ -584,9 +584,6 @@ impl Machine {
 
     /// Handles our FIN; it could not be `sent` if the connection is gone already.
     pub(crate) fn handle_shutdown(&mut self, now: Time, sent: bool) {
-        if sent && self.status.life.phase() == Phase::Shutdown {
-            self.status.life.set_end_sent();
-        }
         if self.status.life.phase() != Phase::Shutdown {
             if self.is_fin_due() {
                 // If it was not sent, a read reports why.
