@@ -288,6 +288,21 @@ fn what_the_handler_does_behind_it_changes_nothing() {
     });
 }
 
+/// As std's own stream.
+#[test]
+fn a_stream_whose_linger_is_zero_is_reset() {
+    let (server, received) = server(Config::new(), local());
+    let (mut client, mut stream) = leave(&server, &received, b"");
+    stream.write_all(b"half of it").expect("sent");
+    let mut half = [0; 10];
+    client.read_exact(&mut half).expect("sent");
+    let socket = socket2::SockRef::from(stream.as_tcp().expect("TCP"));
+    socket.set_linger(Some(Duration::ZERO)).expect("linger");
+    drop(stream);
+    let error = client.read(&mut half).expect_err("no end of a stream");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
 /// The server may be gone before the stream is.
 #[test]
 fn a_stream_outlives_its_server() {

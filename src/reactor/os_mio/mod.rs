@@ -508,7 +508,7 @@ impl Os for MioOs {
         let calls = SystemCalls {
             now: clock::now,
             unsent: sockets::unsent,
-            end: |socket, is_unix| sockets::end(socket, is_unix, false),
+            end: sockets::end_as_set,
         };
         Ok((socket, calls))
     }

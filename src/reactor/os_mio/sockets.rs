@@ -260,6 +260,13 @@ pub(super) fn end(socket: BorrowedFd<'_>, is_unix: bool, reset: bool) {
     let _ = disconnect(socket);
 }
 
+/// As [`end`], with RST if SO_LINGER demands it (`socket(7)`).
+pub(super) fn end_as_set(socket: BorrowedFd<'_>, is_unix: bool) {
+    let linger = SockRef::from(&socket).linger();
+    let reset = linger.is_ok_and(|linger| linger == Some(Duration::ZERO));
+    end(socket, is_unix, reset);
+}
+
 /// Input is unread. The socket may be a blocking one.
 fn has_input(socket: &SockRef<'_>) -> bool {
     let mut byte = [MaybeUninit::uninit()];
