@@ -215,9 +215,8 @@ impl Machine {
     ///
     /// False if it cannot: the connection is not open, or leaves already.
     pub(crate) fn begin_detach(&mut self) -> bool {
-        let Self { status, .. } = self;
-        let possible = status.life.stays_open() && !status.send.is_finishing();
-        let possible = possible && !self.write_closed();
+        let is_finishing = self.status.send.is_finishing();
+        let possible = self.status.life.stays_open() && !is_finishing && !self.write_closed();
         if possible {
             self.status.life.detach();
         }
@@ -382,13 +381,22 @@ impl Machine {
     }
 
     /// Closes with last bytes in the clear: the service, or an access rule, refuses the peer.
-    pub(crate) fn refuse(&mut self, farewell: &[u8], closed: Closed, now: Time, pool: &mut Pool) {
-        self.tls = None;
+    /// Returns the TLS session that does not begin.
+    #[must_use = "the destructor of a TLS configuration is foreign code"]
+    pub(crate) fn refuse(
+        &mut self,
+        farewell: &[u8],
+        closed: Closed,
+        now: Time,
+        pool: &mut Pool,
+    ) -> impl Sized {
+        let tls = self.tls.take();
         if !farewell.is_empty() {
             let (active, buffers) = self.wake(pool);
             active.send_buf.tail(buffers).extend_from_slice(farewell);
         }
         self.close(closed, now, pool);
+        tls
     }
 
     /// Closes in order, as the handler wants.

@@ -506,7 +506,7 @@ mod tests {
                 peer.read_exact(&mut all).expect("all of it");
             }
             SockRef::from(&peer)
-                .set_linger(Some(std::time::Duration::ZERO))
+                .set_linger(Some(Duration::ZERO))
                 .expect("set");
             drop(peer);
             let error = loop {
