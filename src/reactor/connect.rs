@@ -49,7 +49,9 @@ impl<O: Os> Core<O> {
         options.check(&addr)?;
         let now = self.now;
         // The framing's maker is foreign code: nothing has been done yet if it panics.
-        let mut machine = Machine::connecting(&options.framing, Rc::new(options.conn.clone()), now);
+        let mut machine = Machine::connecting(&options.framing, Rc::new(options.conn), now);
+        let framing = options.framing;
+        self.guard.drop("a framing's destructor", framing);
         // The maker may have blocked.
         let now = self.refresh();
         let mut attempt = Attempt {
@@ -63,6 +65,7 @@ impl<O: Os> Core<O> {
             has_socket: false,
         };
         let Some((id, opened)) = self.open_first_socket(&attempt) else {
+            self.guard.drop("a framer's destructor", machine);
             self.guard.drop("a TLS configuration's destructor", attempt);
             return Err(Error::AtCapacity {
                 max_connections: self.conns.cap(),
@@ -81,6 +84,7 @@ impl<O: Os> Core<O> {
                 None => {
                     self.conns.unclaim();
                     self.episodes.calm_backend(&attempt.addr, now);
+                    self.guard.drop("a framer's destructor", machine);
                     self.guard.drop("a TLS configuration's destructor", attempt);
                     return Err(Error::Connect {
                         addr,
