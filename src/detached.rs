@@ -32,7 +32,7 @@ const DELIVERY_POLL: Duration = Duration::from_millis(10);
 /// `Read` and `Write` are those of `std::net::TcpStream`, over TLS too. Received bytes that were
 /// not delivered yet are read first; pending output is written by the first write or flush, and
 /// before a read waits. The server counts the connection as its own until this value is dropped,
-/// which closes it. Use [`Detached::finish`] for an orderly close.
+/// which ends the connection. Use [`Detached::finish`] for an orderly close.
 pub struct Detached {
     socket: Arc<Socket>,
     detached_io: Box<DetachedIo>,
@@ -199,9 +199,9 @@ impl Detached {
         if io.is_over() || io.has_lost_output() || io.cause_of_failure().is_some() {
             return Err("the TLS session is over");
         }
-        let socket = Arc::try_unwrap(self.socket)
-            .map_or_else(|shared| shared.try_clone(), |socket| Ok(socket.into()));
-        let socket = socket.map_err(|_| "there is no free descriptor")?;
+        let cloned = self.socket.try_clone();
+        let socket = cloned.map_err(|_| "there is no free descriptor")?;
+        self.socket.is_taken.store(true, Ordering::SeqCst);
         Ok((socket, *self.detached_io, self.place))
     }
 
@@ -223,7 +223,8 @@ impl Detached {
     }
 
     /// Returns the TCP socket, for its options; `None` for a Unix socket. Over TLS its bytes are
-    /// records: do not read or write here.
+    /// records: do not read or write here. The connection ends with this value for clones of the
+    /// socket too; [`Detached::into_tcp`] returns one that lives on.
     pub fn as_tcp(&self) -> Option<&TcpStream> {
         match &self.socket.stream {
             Stream::Tcp(stream) => Some(stream),
@@ -267,6 +268,7 @@ impl Detached {
         let Some(Ok(stream)) = self.as_tcp().map(TcpStream::try_clone) else {
             return Err(self);
         };
+        self.socket.is_taken.store(true, Ordering::SeqCst);
         let unread = self.detached_io.unread().to_vec();
         Ok((stream, unread, *self.place))
     }

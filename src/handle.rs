@@ -417,6 +417,9 @@ impl<A> Handle<A> {
     pub fn set_max_connections(&self, connections: usize) -> Result<(), HandleError> {
         Config::max_connections(connections).check()?;
         if let Some(cap) = &self.common_cap {
+            if self.shards.iter().all(|server| server.is_closed()) {
+                return Err(HandleError::ServerGone);
+            }
             cap.set(connections);
             return Ok(());
         }

@@ -160,7 +160,8 @@ impl<A> Server<A> {
 
     /// Runs a server on a thread of its own. `build` makes it there, with its listeners and the
     /// application's state, which need not be `Send`. An error of `build` (also your own, with
-    /// [`Error::other`]) is returned here, before anything runs.
+    /// [`Error::other`]) is returned here, before anything runs. At the end the server is dropped
+    /// before the state.
     ///
     /// ```
     /// # use portcullis::{Config, Context, Framing, Handler, Listen, Outcome, Server};
@@ -198,8 +199,10 @@ impl<A> Server<A> {
     {
         let (tell, told) = mpsc::sync_channel(1);
         let run = move || {
-            let (mut server, mut app) = match build() {
-                Ok(built) => built,
+            // Dropped in reverse: clients, and callers of handles, do not wait for the state's
+            // destructor.
+            let (mut app, mut server) = match build() {
+                Ok((server, app)) => (app, server),
                 Err(error) => {
                     // The spawning thread waits for this.
                     let _ = tell.send(Err(error));

@@ -271,10 +271,12 @@ where
     let run = move || {
         let built = Server::sharing(config, &common, shard).and_then(|mut server| {
             let app = build(shard, &mut server)?;
-            Ok((server, app))
+            Ok((app, server))
         });
         drop((common, build));
-        let (mut server, mut app) = match built {
+        // Dropped in reverse: clients, slots and callers of handles do not wait for the state's
+        // destructor.
+        let (mut app, mut server) = match built {
             Ok(built) => built,
             Err(error) => {
                 // The spawning thread waits for this.
@@ -288,10 +290,7 @@ where
         }
         let end = Unexpected(Some(shard));
         let ran = end.is(server.run(&mut app));
-        let report = server.control().drain_report();
-        // Its clients and its slots do not wait for the state's destructor.
-        drop(server);
-        ran.map(|()| report)
+        ran.map(|()| server.control().drain_report())
     };
     let thread = thread::Builder::new()
         .name(format!("portcullis-{shard}"))

@@ -138,36 +138,106 @@ fn a_child_that_drops_the_server_takes_nothing_from_its_parent() {
     echoes(&mut server, &mut unix, b"over the Unix socket\n");
 }
 
+/// Leaves the loop at the first line.
+struct Leaves(Arc<Mutex<Vec<Detached>>>);
+
+impl Handler for Leaves {
+    fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+        let left = Arc::clone(&self.0);
+        cx.conn
+            .detach(move |stream| left.lock().expect("no panic").push(stream))?;
+        Ok(())
+    }
+}
+
+/// A server that detaches each connection, over TCP and a Unix socket.
+fn detaching(path: &Path) -> (Server, SocketAddr, Arc<Mutex<Vec<Detached>>>) {
+    let mut server: Server = Server::new(Config::new()).expect("server");
+    let left = Arc::default();
+    let tcp = Listen::tcp("127.0.0.1:0", Framing::Line).name("tcp");
+    for listen in [tcp, Listen::unix(path, Framing::Line)] {
+        let left = Arc::clone(&left);
+        let service = move |_: &mut (), _: Peer| Leaves(Arc::clone(&left));
+        server.listen(listen, service).expect("listen");
+    }
+    let addr = tcp_addr(&server.control().listener("tcp").expect("open").addr);
+    (server, addr, left)
+}
+
+/// The stream of a client that has left the loop.
+fn leave(
+    server: &mut Server,
+    left: &Mutex<Vec<Detached>>,
+    client: &mut (impl Read + Write),
+) -> Detached {
+    client.write_all(b"leave\n").expect("send");
+    poll_until(server, |_| !left.lock().expect("no panic").is_empty());
+    left.lock().expect("no panic").pop().expect("detached")
+}
+
+/// As a server's own close: the child's copy keeps no connection from its end.
+#[test]
+fn a_dropped_stream_ends_a_connection_of_which_a_child_has_a_copy() {
+    let folder = Place::new();
+    let path = folder.path("detached.sock");
+    let (mut server, addr, left) = detaching(&path);
+    let (mut tcp, mut unread) = (connect(addr), connect(addr));
+    let mut unix = UnixStream::connect(&path).expect("connect");
+    unix.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    let streams = (
+        leave(&mut server, &left, &mut tcp),
+        leave(&mut server, &left, &mut unread),
+        leave(&mut server, &left, &mut unix),
+    );
+    unread.write_all(b"never read\n").expect("send");
+    let ends = beside_a_child(|| {
+        drop(streams);
+        [read(&mut tcp), read(&mut unread), read(&mut unix)]
+    });
+    assert_eq!(ends, [Ok(0), Err(ErrorKind::ConnectionReset), Ok(0)]);
+}
+
+/// The child's copies go with it, and its parent's connections stay.
+#[test]
+fn a_child_that_drops_its_streams_leaves_them_to_its_parent() {
+    let folder = Place::new();
+    let path = folder.path("kept.sock");
+    let (mut server, addr, left) = detaching(&path);
+    let mut tcp = connect(addr);
+    let mut unix = UnixStream::connect(&path).expect("connect");
+    unix.set_read_timeout(Some(PATIENCE)).expect("timeout");
+    let mut streams = [
+        leave(&mut server, &left, &mut tcp),
+        leave(&mut server, &left, &mut unix),
+    ];
+    // SAFETY: the child only drops its copies and exits.
+    match unsafe { fork() }.expect("fork") {
+        ForkResult::Child => {
+            drop(streams);
+            std::process::exit(0);
+        }
+        ForkResult::Parent { child } => {
+            let ended = waitpid(child, None).expect("wait");
+            assert_eq!(ended, WaitStatus::Exited(child, 0));
+        }
+    }
+    for stream in &mut streams {
+        stream.write_all(b"still here\n").expect("a write");
+    }
+    let mut answer = [0; 11];
+    tcp.read_exact(&mut answer).expect("an answer");
+    unix.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"still here\n");
+    assert_eq!(server.control().stats().open, 2);
+}
+
 /// A kill ends the reads and writes of a detached connection, but not from a child.
 #[test]
 fn a_child_that_kills_a_detached_connection_leaves_it_to_its_parent() {
-    struct Leaves(Arc<Mutex<Option<Detached>>>);
-
-    impl Handler for Leaves {
-        fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
-            let left = Arc::clone(&self.0);
-            cx.conn.detach(move |stream| {
-                left.lock().expect("no panic").replace(stream);
-            })?;
-            Ok(())
-        }
-    }
-
-    let left = Arc::new(Mutex::new(None));
-    let mut server: Server = Server::new(Config::new()).expect("server");
-    let leaves = Arc::clone(&left);
-    let service = move |_: &mut (), _: Peer| Leaves(Arc::clone(&leaves));
-    server
-        .listen(Listen::tcp("127.0.0.1:0", Framing::Line), service)
-        .expect("listen");
-    let addr = tcp_addr(&server.control().listeners()[0].addr);
+    let folder = Place::new();
+    let (mut server, addr, left) = detaching(&folder.path("killed.sock"));
     let mut client = connect(addr);
-    client.write_all(b"leave\n").expect("send");
-    for _ in 0..20 {
-        let timeout = Some(Duration::from_millis(50));
-        server.poll_once(&mut (), timeout).expect("poll");
-    }
-    let mut stream = left.lock().expect("no panic").take().expect("detached");
+    let mut stream = leave(&mut server, &left, &mut client);
     let id = stream.id();
     // SAFETY: the child only kills and exits.
     match unsafe { fork() }.expect("fork") {
@@ -227,6 +297,45 @@ fn a_handshake_timeout_ends_a_connection_of_which_a_child_has_a_copy() {
         read(&mut client)
     });
     assert_eq!(end, Ok(0));
+}
+
+/// A peer that sends on behind our FIN is answered with RST, and does not fill the child's copy.
+#[test]
+fn the_end_of_a_linger_ends_a_connection_of_which_a_child_has_a_copy() {
+    struct Closes;
+
+    impl Handler for Closes {
+        fn on_frame(&mut self, cx: &mut Context<'_>, _: &[u8]) -> Outcome {
+            cx.conn.close();
+            Ok(())
+        }
+    }
+
+    let mut server: Server = Server::new(Config::new()).expect("server");
+    let listen = Listen::tcp("127.0.0.1:0", Framing::Line).with(|listen| {
+        listen.conn.linger_timeout = Duration::from_millis(50);
+    });
+    let service = |_: &mut (), _: Peer| Closes;
+    server.listen(listen, service).expect("listen");
+    let addr = tcp_addr(&server.control().listeners()[0].addr);
+    let mut client = connect(addr);
+    poll_until_open(&mut server, 1);
+    let failed = beside_a_child(|| {
+        client.write_all(b"close\n").expect("send");
+        poll_until_open(&mut server, 0);
+        assert_eq!(read(&mut client), Ok(0));
+        let timeout = Some(Duration::from_secs(5));
+        client.set_write_timeout(timeout).expect("timeout");
+        loop {
+            if let Err(error) = client.write(&[0; 65536]) {
+                return error.kind();
+            }
+        }
+    });
+    assert!(
+        matches!(failed, ErrorKind::ConnectionReset | ErrorKind::BrokenPipe),
+        "{failed:?}"
+    );
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub(crate) struct SystemCalls {
     pub(crate) now: fn() -> Time,
     /// A measure of the bytes that the peer's system has not got. True for a Unix socket.
     pub(crate) unsent: fn(BorrowedFd<'_>, bool) -> Option<usize>,
+    /// Ends the connection as a close of the only descriptor does. True for a Unix socket.
+    pub(crate) end: fn(BorrowedFd<'_>, bool),
 }
 
 #[derive(Debug)]
@@ -27,6 +29,12 @@ pub(crate) struct Socket {
     pub(super) stream: Stream,
     /// A read cannot show this once the peer has ended.
     pub(super) is_cut_off: AtomicBool,
+    /// Its stream goes on under another descriptor.
+    pub(super) is_taken: AtomicBool,
+    /// See [`SystemCalls::end`].
+    end: fn(BorrowedFd<'_>, bool),
+    /// The process that has the connection. A forked child has a copy of the descriptor.
+    process: u32,
 }
 
 #[derive(Debug)]
@@ -37,7 +45,7 @@ pub(super) enum Stream {
 
 impl Socket {
     /// A blocking socket.
-    pub(crate) fn new(socket: OwnedFd, is_unix: bool) -> io::Result<Self> {
+    pub(crate) fn new(socket: OwnedFd, is_unix: bool, calls: SystemCalls) -> io::Result<Self> {
         SockRef::from(&socket).set_nonblocking(false)?;
         let stream = if is_unix {
             Stream::Unix(socket.into())
@@ -47,6 +55,9 @@ impl Socket {
         Ok(Self {
             stream,
             is_cut_off: AtomicBool::new(false),
+            is_taken: AtomicBool::new(false),
+            end: calls.end,
+            process: std::process::id(),
         })
     }
 
@@ -138,11 +149,16 @@ impl Socket {
     }
 }
 
-impl From<Socket> for OwnedFd {
-    fn from(socket: Socket) -> Self {
-        match socket.stream {
-            Stream::Tcp(stream) => stream.into(),
-            Stream::Unix(stream) => stream.into(),
+impl Drop for Socket {
+    /// A forked child may have a copy, with which a close alone ends nothing; and the child's own
+    /// drop must not end its parent's connection.
+    fn drop(&mut self) {
+        if self.is_taken.load(Ordering::SeqCst) || std::process::id() != self.process {
+            return;
+        }
+        match &self.stream {
+            Stream::Tcp(stream) => (self.end)(stream.as_fd(), false),
+            Stream::Unix(stream) => (self.end)(stream.as_fd(), true),
         }
     }
 }

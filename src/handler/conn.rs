@@ -394,8 +394,9 @@ impl<'a, A> Conn<'a, A> {
     /// the stream once the running callback has returned, and most often sends it to a thread.
     /// Pending output is written first; received bytes that were not delivered are read first.
     /// [`Handler::on_close`] is called with [`Detached`](crate::CloseReason::Detached). The
-    /// connection keeps its slot until the stream is dropped: it counts for every limit, and a
-    /// drain waits for it until its deadline.
+    /// connection keeps its slot until the stream is dropped: it counts for every limit on
+    /// connections, and a drain waits for it until its deadline. Its buffers are the stream's, and
+    /// not in [`Config::memory_limit`](crate::Config::memory_limit).
     ///
     /// ```
     /// # use std::io::{Read, Write};

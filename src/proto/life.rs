@@ -77,8 +77,6 @@ impl Life {
     const DRAINING: u8 = 8;
     /// The connection leaves the loop at the end of its turn.
     const DETACHING: u8 = 16;
-    /// FIN is sent, and the connection closes.
-    const END_SENT: u8 = 32;
 
     pub(super) fn accepted() -> Self {
         Self {
@@ -139,10 +137,12 @@ impl Life {
         }
     }
 
-    /// True while the handler decides: the connection is open, or will be and queues until then.
+    /// True while the handler decides: the connection is open and stays so, or will be and queues
+    /// until then.
     pub(super) fn is_served(self) -> bool {
         match self.state() {
-            State::Connecting | State::Open => true,
+            State::Connecting => true,
+            State::Open => !self.is_detaching(),
             State::Handshaking => self.was_open() || self.is_outgoing(),
             State::Accepting | State::Closing => false,
         }
@@ -165,6 +165,11 @@ impl Life {
         self.flags & Self::WAS_OPEN != 0
     }
 
+    /// True once the handler was notified of an open connection, which does not leave the loop.
+    pub(super) fn stays_open(self) -> bool {
+        self.is_open() && self.was_open() && !self.is_detaching()
+    }
+
     pub(super) fn is_outgoing(self) -> bool {
         self.flags & Self::OUTGOING != 0
     }
@@ -179,14 +184,6 @@ impl Life {
 
     pub(super) fn detach(&mut self) {
         self.flags |= Self::DETACHING;
-    }
-
-    pub(super) fn set_end_sent(&mut self) {
-        self.flags |= Self::END_SENT;
-    }
-
-    pub(super) fn has_sent_end(self) -> bool {
-        self.flags & Self::END_SENT != 0
     }
 
     #[inline]

@@ -269,19 +269,19 @@ pub(super) fn ask_service<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Co
     core.now = core.os.now();
     let now = core.now;
     conn.machine.extend_handshake(now.since(asked_at));
-    match accepted {
+    let (farewell, reason) = match accepted {
         Ok(Ok(handler)) => {
             user.set_handler(id, Some(handler));
-            conn.machine.handle_admitted(now);
+            return conn.machine.handle_admitted(now);
         }
-        Ok(Err(Refuse { farewell })) => {
-            conn.machine
-                .refuse(&farewell, Closed::new(CloseReason::Refused), now, pool);
-        }
+        Ok(Err(Refuse { farewell })) => (farewell, CloseReason::Refused),
         Err(panic) => {
-            conn.machine
-                .refuse(&[], Closed::new(CloseReason::Panicked), now, pool);
             core.guard.report("a service's accept", panic, None);
+            (Vec::new(), CloseReason::Panicked)
         }
-    }
+    };
+    let tls = conn
+        .machine
+        .refuse(&farewell, Closed::new(reason), now, pool);
+    core.guard.drop("a TLS configuration's destructor", tls);
 }

@@ -116,7 +116,7 @@ pub(super) fn hand_over<A, O: Os>(inner: &mut Inner<A, O>, app: &mut A, id: Conn
     let socket = core
         .os
         .release(stream)
-        .and_then(|(socket, calls)| Ok((Socket::new(socket, is_unix)?, calls)));
+        .and_then(|(socket, calls)| Ok((Socket::new(socket, is_unix, calls)?, calls)));
     let closed = Closed::new(CloseReason::Detached);
     inner.call(app, id, |handler, cx| {
         handler.on_close(cx, &closed);

@@ -28,7 +28,7 @@ type Opened<O> = io::Result<(<O as StreamOps>::Stream, bool)>;
 
 impl<O: Os> Core<O> {
     /// Takes a slot and makes the first attempt.
-    pub(super) fn start_connect(&mut self, addr: Addr, options: Connect) -> Result<ConnId> {
+    pub(super) fn start_connect(&mut self, addr: Addr, options: &Connect) -> Result<ConnId> {
         // The timeout counts from now: the callback that asks may have blocked.
         self.refresh();
         let conn = self.first_attempt(addr, options)?;
@@ -47,12 +47,12 @@ impl<O: Os> Core<O> {
         id
     }
 
-    /// Takes over a connected socket, with what remains of its connection if that was detached.
+    /// Takes over a connected socket. Takes what `remains` of its connection, if that was detached.
     pub(super) fn adopt(
         &mut self,
         socket: OwnedFd,
-        remains: Option<DetachedIo>,
-        options: Connect,
+        remains: &mut Option<DetachedIo>,
+        options: &Connect,
     ) -> Result<ConnId> {
         self.refresh();
         let adopted = self.adopt_stream(socket, options);
@@ -67,7 +67,7 @@ impl<O: Os> Core<O> {
         let id = conn.id;
         self.outbound.insert(id, attempt);
         self.insert_outgoing(conn);
-        match (remains, self.conns.parts(id)) {
+        match (remains.take(), self.conns.parts(id)) {
             (Some(remains), Some((conn, pool))) => {
                 conn.machine.handle_attached(remains, self.now, pool);
                 let attempt = self.outbound.remove(id);
@@ -82,7 +82,7 @@ impl<O: Os> Core<O> {
     fn adopt_stream(
         &mut self,
         socket: OwnedFd,
-        options: Connect,
+        options: &Connect,
     ) -> Result<(Connection<O::Stream>, Attempt)> {
         if self.drain.is_on() {
             return Err(Error::Draining);
@@ -90,28 +90,28 @@ impl<O: Os> Core<O> {
         options.check_connected()?;
         let adopted = self.os.adopt_stream(socket, &options.socket);
         let (stream, addr) = adopted.map_err(Error::os("adopting a connected socket"))?;
-        let machine = Machine::connecting(&options.framing, Rc::new(options.conn), self.now);
+        let conn = Rc::new(options.conn.clone());
+        let machine = Machine::connecting(&options.framing, conn, self.now);
         // The framing's maker may have blocked.
         let now = self.refresh();
         let claimed = self.claim_with(|core, id| core.register(id, stream));
-        let Some((id, registered)) = claimed else {
-            return Err(Error::AtCapacity {
-                max_connections: self.conns.cap(),
-            });
+        let (id, stream) = match claimed {
+            Some((id, Ok(stream))) => (id, stream),
+            Some((_, Err(error))) => {
+                self.conns.unclaim();
+                self.guard.drop("a framer's destructor", machine);
+                return Err(Error::os("registering an adopted socket")(error));
+            }
+            None => {
+                self.guard.drop("a framer's destructor", machine);
+                return Err(Error::AtCapacity {
+                    max_connections: self.conns.cap(),
+                });
+            }
         };
-        let stream = registered.map_err(|error| {
-            self.conns.unclaim();
-            Error::os("registering an adopted socket")(error)
-        })?;
         let attempt = Attempt {
-            addr: addr.clone(),
-            bind: None,
-            socket: options.socket,
-            tls: options.tls,
-            timeout: options.connect_timeout,
-            retry: None,
-            failed: 0,
             has_socket: true,
+            ..Attempt::new(addr.clone(), options)
         };
         let conn = Connection {
             stream: Some(stream),
@@ -121,7 +121,7 @@ impl<O: Os> Core<O> {
         Ok((conn, attempt))
     }
 
-    fn first_attempt(&mut self, addr: Addr, options: Connect) -> Result<Connection<O::Stream>> {
+    fn first_attempt(&mut self, addr: Addr, options: &Connect) -> Result<Connection<O::Stream>> {
         if self.drain.is_on() {
             return Err(Error::Draining);
         }
@@ -131,19 +131,10 @@ impl<O: Os> Core<O> {
         let mut machine = Machine::connecting(&options.framing, Rc::new(options.conn.clone()), now);
         // The maker may have blocked.
         let now = self.refresh();
-        let mut attempt = Attempt {
-            addr: addr.clone(),
-            bind: options.bind,
-            socket: options.socket,
-            tls: options.tls,
-            timeout: options.connect_timeout,
-            retry: options.retry,
-            failed: 0,
-            has_socket: false,
-        };
+        let mut attempt = Attempt::new(addr.clone(), options);
         let opened = self.claim_with(|core, id| core.open_socket(id, &attempt));
         let Some((id, opened)) = opened else {
-            self.guard.drop("a TLS configuration's destructor", attempt);
+            self.guard.drop("a framer's destructor", machine);
             return Err(Error::AtCapacity {
                 max_connections: self.conns.cap(),
             });
@@ -161,7 +152,7 @@ impl<O: Os> Core<O> {
                 None => {
                     self.conns.unclaim();
                     self.episodes.calm_backend(&attempt.addr, now);
-                    self.guard.drop("a TLS configuration's destructor", attempt);
+                    self.guard.drop("a framer's destructor", machine);
                     return Err(Error::Connect {
                         addr,
                         source: error,

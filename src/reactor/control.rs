@@ -152,8 +152,8 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         options: Connect,
         handler: Box<dyn Handler<A>>,
     ) -> Result<ConnId> {
-        let begun = self.core.start_connect(addr, options);
-        self.handled(begun, handler)
+        let begun = self.core.start_connect(addr, &options);
+        self.handled(begun, options, handler)
     }
 
     fn adopt(
@@ -162,8 +162,8 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         options: Connect,
         handler: Box<dyn Handler<A>>,
     ) -> Result<ConnId> {
-        let begun = self.core.adopt(socket, None, options);
-        self.handled(begun, handler)
+        let begun = self.core.adopt(socket, &mut None, &options);
+        self.handled(begun, options, handler)
     }
 
     fn attach(
@@ -173,9 +173,10 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
         handler: Box<dyn Handler<A>>,
     ) -> Result<ConnId> {
         let id = detached.id();
-        let begun = match detached.into_parts().map_err(Error::ConnState) {
+        let (begun, remains) = match detached.into_parts().map_err(Error::ConnState) {
             Ok((_, remains, _)) if remains.is_tls() && options.tls.is_some() => {
-                Err(Error::option("tls", "the connection speaks TLS already"))
+                let error = Error::option("tls", "the connection speaks TLS already");
+                (Err(error), Some(remains))
             }
             Ok((socket, remains, place)) => {
                 drop(place);
@@ -183,11 +184,16 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
                 if !self.core.conns.has_leaving() {
                     remove_detached(self, id, CloseReason::Detached);
                 }
-                self.core.adopt(socket, Some(remains), options)
+                let mut remains = Some(remains);
+                let begun = self.core.adopt(socket, &mut remains, &options);
+                (begun, remains)
             }
-            Err(error) => Err(error),
+            Err(error) => (Err(error), None),
         };
-        self.handled(begun, handler)
+        self.core
+            .guard
+            .drop("a TLS configuration's destructor", remains);
+        self.handled(begun, options, handler)
     }
 
     fn now(&mut self) -> Time {
@@ -196,8 +202,14 @@ impl<A, O: Os> ConnOps<A> for Inner<A, O> {
 }
 
 impl<A, O: Os> Inner<A, O> {
-    /// Gives a new connection its handler; after an error that is dropped.
-    fn handled(&mut self, begun: Result<ConnId>, handler: Box<dyn Handler<A>>) -> Result<ConnId> {
+    /// Gives a new connection its handler; after an error that is dropped, as the options always are.
+    fn handled(
+        &mut self,
+        begun: Result<ConnId>,
+        options: Connect,
+        handler: Box<dyn Handler<A>>,
+    ) -> Result<ConnId> {
+        self.core.guard.drop("a connection's options", options);
         match begun {
             Ok(id) => self.user.set_handler(id, Some(handler)),
             Err(_) => drop_handler(&mut self.core.guard, handler),

@@ -447,6 +447,8 @@ impl<A, O: Os> Reactor<A, O> {
         self.inner.core.begin_stage();
         while let Some(id) = round.next(&mut self.inner, app, &mut self.scratch) {
             self.turn(app, id);
+            // Its callbacks may have worked: rates and ages count until the next accept.
+            self.inner.core.refresh();
         }
         self.inner.core.listeners.end_round();
     }

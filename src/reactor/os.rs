@@ -99,7 +99,7 @@ pub(crate) enum Connected {
 /// How a socket is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The descriptor alone: no other process can have a copy, or the peer waits for no FIN.
+    /// The descriptor alone: no other process can have a copy, or the peer waits for nothing.
     Close,
     /// As a close of the only descriptor: with FIN, or RST if input is unread.
     Fin,
@@ -113,7 +113,7 @@ impl End {
     pub(super) fn of(machine: &Machine, reset: bool) -> Self {
         match reset {
             true => Self::Reset,
-            false if machine.needs_no_fin() => Self::Close,
+            false if machine.needs_no_end() => Self::Close,
             false => Self::Fin,
         }
     }

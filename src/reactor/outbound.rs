@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::addr::Addr;
-use crate::config::{Retry, SocketOptions};
+use crate::config::{Connect, Retry, SocketOptions};
 use crate::id::ConnId;
 use crate::proto::tls::ClientTls;
 
@@ -30,6 +30,21 @@ pub(super) struct Attempt {
     pub(super) failed: u32,
     /// An attempt is under way.
     pub(super) has_socket: bool,
+}
+
+impl Attempt {
+    pub(super) fn new(addr: Addr, options: &Connect) -> Self {
+        Self {
+            addr,
+            bind: options.bind,
+            socket: options.socket.clone(),
+            tls: options.tls.clone(),
+            timeout: options.connect_timeout,
+            retry: options.retry.clone(),
+            failed: 0,
+            has_socket: false,
+        }
+    }
 }
 
 impl Outbound {

@@ -254,6 +254,55 @@ fn an_error_in_the_same_callback_goes_first() {
     assert!(received.try_recv().is_err());
 }
 
+/// From its call on the stream is not the loop's any more.
+#[test]
+fn what_the_handler_does_behind_it_changes_nothing() {
+    struct Goes;
+    impl Handler<App> for Goes {
+        fn on_frame(&mut self, cx: &mut Context<'_, App>, _: &[u8]) -> Outcome {
+            let streams = cx.app.streams.clone();
+            cx.conn.detach(move |stream| drop(streams.send(stream)))?;
+            cx.conn.finish();
+            cx.conn.close_after_input();
+            cx.conn.pause();
+            cx.conn.set_timer(0, Duration::ZERO);
+            #[cfg(feature = "tls")]
+            {
+                let config = std::sync::Arc::new(kit::tls::Site::new().server());
+                let refused = cx.conn.start_tls(config).expect_err("it has left");
+                cx.app.refused.push(refused);
+            }
+            Ok(())
+        }
+    }
+    let (server, received) = server_of(Config::new(), local(), || Goes);
+    let mut client = connect(server.addr());
+    send2(&mut client, b"go");
+    let mut stream = received.recv_timeout(PATIENCE).expect("a stream");
+    stream.write_all(b"written").expect("no FIN was sent");
+    drop(stream);
+    assert_eq!(read_to_end(&mut client), b"written");
+    server.ask(|app, _| {
+        let is_refused = |error: &Error| matches!(error, Error::ConnState(_));
+        assert!(app.refused.iter().all(is_refused));
+    });
+}
+
+/// As std's own stream.
+#[test]
+fn a_stream_whose_linger_is_zero_is_reset() {
+    let (server, received) = server(Config::new(), local());
+    let (mut client, mut stream) = leave(&server, &received, b"");
+    stream.write_all(b"half of it").expect("sent");
+    let mut half = [0; 10];
+    client.read_exact(&mut half).expect("sent");
+    let socket = socket2::SockRef::from(stream.as_tcp().expect("TCP"));
+    socket.set_linger(Some(Duration::ZERO)).expect("linger");
+    drop(stream);
+    let error = client.read(&mut half).expect_err("no end of a stream");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+}
+
 /// The server may be gone before the stream is.
 #[test]
 fn a_stream_outlives_its_server() {

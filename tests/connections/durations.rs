@@ -9,8 +9,8 @@ use std::time::Duration;
 use kit::net::local;
 use portcullis::sim::{Answer, ClientId, ClientState, Sim};
 use portcullis::{
-    Alarm, CloseReason, Closed, Config, Connect, Context, Framing, Handler, Listen, Outcome, Quota,
-    Retry,
+    Alarm, AtCapacity, CloseReason, Closed, Config, Connect, Context, Framing, Handler, Listen,
+    Outcome, Quota, Rate, Retry,
 };
 
 /// How long each callback works before it asks for [`SPAN`].
@@ -446,4 +446,65 @@ fn ages_count_until_the_question() {
     let [age, idle, ago, since] = told.try_recv().expect("it ran");
     assert_eq!((age, ago, since), (2 * WORK, WORK, 2 * WORK));
     assert!(idle >= WORK, "{idle:?}");
+}
+
+/// Works when its connection opens, unless it is the first.
+struct Opens(Work, bool);
+
+impl Handler for Opens {
+    fn on_open(&mut self, _: &mut Context<'_>) -> Outcome {
+        if self.1 {
+            (self.0)(WORK);
+        }
+        Ok(())
+    }
+    fn on_frame(&mut self, cx: &mut Context<'_>, frame: &[u8]) -> Outcome {
+        cx.conn.send(frame)?;
+        Ok(())
+    }
+}
+
+/// Whether the client of two that connect together is served which is accepted behind the other's
+/// work. `rests`: a silent client was accepted half a span before.
+fn is_second_served(config: Config, listen: Listen, rests: bool) -> bool {
+    let mut sim = Sim::new(1, config, ());
+    let work: Work = Rc::new(sim.work());
+    let mut is_first = rests;
+    let service = move |_: &mut (), _| {
+        let works = !std::mem::take(&mut is_first);
+        Opens(Rc::clone(&work), works)
+    };
+    let addr = sim.listen(listen, service).expect("listens");
+    if rests {
+        sim.connect(addr).expect("it listens");
+        sim.settle();
+        sim.advance(SPAN / 2);
+    }
+    let clients = [(); 2].map(|()| sim.connect(addr).expect("it listens"));
+    for client in clients {
+        sim.send(client, b"\0\x02hi");
+    }
+    sim.settle();
+    assert_eq!(sim.received(clients[0]), b"\0\x02hi");
+    sim.received(clients[1]) == b"\0\x02hi"
+}
+
+/// Rates and the grace before an eviction.
+#[test]
+fn a_client_is_admitted_as_of_its_accept() {
+    let rated = local().with(|listen| {
+        listen.source_limits.rate = Some(Rate::per_second(1).burst(1));
+    });
+    assert!(is_second_served(Config::new(), rated, false), "a source");
+
+    let refuses = AtCapacity::Refuse { farewell: vec![] };
+    let crowded = local().with(|listen| listen.at_capacity = refuses.clone());
+    let config = Config::max_connections(2).with(|config| config.pending_limits.grace = SPAN);
+    assert!(is_second_served(config, crowded, true), "an eviction");
+
+    let rated = local().with(|listen| {
+        listen.accept_rate = Some(Rate::per_second(1).burst(1));
+        listen.at_capacity = refuses;
+    });
+    assert!(is_second_served(Config::new(), rated, false), "a listener");
 }

@@ -4,7 +4,10 @@ use std::io::Write;
 use std::net::TcpStream;
 
 use kit::net::{await_end, connect, local, read_to_end, spawn_echo, Running};
-use portcullis::{CloseReason, Config, Decoded, FrameBuf, FrameError, Framer, Framing};
+use portcullis::sim::Sim;
+use portcullis::{
+    CloseReason, Config, Connect, Decoded, Error, FrameBuf, FrameError, Framer, Framing,
+};
 
 /// One byte is one frame. Some bytes are its undoing.
 struct Brittle;
@@ -102,4 +105,64 @@ fn while_it_is_made() {
     let mut client = connect(server.addr());
     await_end(&mut client);
     lives(server, client);
+}
+
+/// Its maker is dropped once it has made the framer of an outgoing connection: the connection goes
+/// on, and its attempt is counted once.
+#[test]
+fn in_the_makers_destructor_of_an_outgoing_connection() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            kit::planned::blow();
+        }
+    }
+
+    let mut sim = Sim::new(1, Config::new(), ());
+    let addr = sim
+        .listen(local(), |_: &mut (), _: portcullis::Peer| kit::net::Echo)
+        .expect("listens");
+    let bomb = Bomb;
+    let maker = move || {
+        let _ = &bomb;
+        Brittle
+    };
+    let connect = Connect::new(Framing::custom(maker));
+    let id = sim.control().connect(addr, connect, kit::net::Echo);
+    let stats = sim.stats();
+    assert_eq!((stats.panics, stats.open, stats.connecting), (1, 1, 1));
+    sim.settle();
+    let id = id.expect("begun");
+    assert!(sim.control().kill(id));
+    sim.advance(std::time::Duration::from_secs(5));
+    assert_eq!(sim.stats().connecting, 0);
+}
+
+/// An attempt that gets no slot is an error, whatever its framer's destructor does.
+#[test]
+fn in_the_destructor_for_an_outgoing_connection_without_a_slot() {
+    struct Bomb(Brittle);
+    impl Framer for Bomb {
+        fn decode(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
+            self.0.decode(input)
+        }
+        fn encode(&mut self, payload: &[u8], out: &mut FrameBuf<'_>) -> Result<(), FrameError> {
+            self.0.encode(payload, out)
+        }
+    }
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            kit::planned::blow();
+        }
+    }
+
+    let mut sim = Sim::new(1, Config::max_connections(0), ());
+    let connect = Connect::new(Framing::custom(|| Bomb(Brittle)));
+    let addr = std::net::SocketAddr::from(([192, 0, 2, 1], 7));
+    let refused = sim.control().connect(addr, connect, kit::net::Echo);
+    assert!(
+        matches!(refused, Err(Error::AtCapacity { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(sim.stats().panics, 1);
 }

@@ -1,10 +1,11 @@
 //! A server on a thread of its own: what goes wrong in making it is told at once, what ends it is told at the end.
 
 use std::rc::Rc;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use kit::net::{connect, local, ping, read_to_end, Echo};
-use portcullis::{Config, Error, Framing, Server, Spawned};
+use portcullis::{Config, Error, Framing, Handle, HandleError, Server, Spawned};
 
 #[test]
 fn it_runs_until_it_is_drained() {
@@ -119,4 +120,32 @@ fn a_panic_in_making_it_is_the_callers() {
     assert!(panic
         .downcast_ref::<&str>()
         .is_some_and(|words| words.starts_with("as planned")));
+}
+
+/// The destructor of a state may wait for threads that use the handle, and take long.
+#[test]
+fn a_server_is_gone_before_its_state_is_dropped() {
+    struct State {
+        handle: Handle<Self>,
+        found: mpsc::Sender<Result<(), HandleError>>,
+    }
+
+    impl Drop for State {
+        fn drop(&mut self) {
+            // Nothing of it is carried out any more: it must not be accepted.
+            let _ = self.found.send(self.handle.post(|_, _| ()));
+        }
+    }
+
+    let (found, finds) = mpsc::channel();
+    let spawned = Server::spawn(move || {
+        let server: Server<State> = Server::new(Config::new())?;
+        let handle = server.handle();
+        Ok((server, State { handle, found }))
+    })
+    .expect("it runs");
+    spawned.handle.stop().expect("it runs");
+    assert_eq!(spawned.join().expect("no error"), None);
+    let posted = finds.recv().expect("the state was dropped");
+    assert_eq!(posted, Err(HandleError::ServerGone));
 }

@@ -3,13 +3,14 @@
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use kit::net::{
     connect, current_stats, eventually, example, held_by_each, hold, local, ping, read_to_end,
     recv2, send2, tcp, ChildProcess, Echo, PATIENCE,
 };
-use portcullis::{Config, Listen, Server, Shards, Spawned};
+use portcullis::{Config, Error, Handle, HandleError, Listen, Server, Shards, Spawned};
 
 fn spawn(count: usize, listen: Listen) -> (Spawned<()>, SocketAddr) {
     let build = move |_, server: &mut Server<()>| {
@@ -193,4 +194,41 @@ fn a_stopped_shard_leaves_the_sums() {
     shards.handle.drain(PATIENCE).expect("one runs");
     eventually("the shards end", || shards.is_finished());
     assert!(shards.join().expect("no error").is_none());
+}
+
+/// A thread for which the state's destructor waits may wait for an answer: also where a later shard
+/// cannot be made.
+#[test]
+fn a_shard_is_gone_before_its_state_is_dropped() {
+    struct State {
+        handle: Handle<Self>,
+        found: mpsc::Sender<Result<(), HandleError>>,
+    }
+
+    impl Drop for State {
+        fn drop(&mut self) {
+            let _ = self.found.send(self.handle.post(|_, _| ()));
+        }
+    }
+
+    for fails in [false, true] {
+        let (found, finds) = mpsc::channel();
+        let build = move |shard, server: &mut Server<State>| {
+            if fails && shard == 1 {
+                return Err(Error::other("as planned"));
+            }
+            let (handle, found) = (server.handle(), found.clone());
+            Ok(State { handle, found })
+        };
+        match Shards::new(Config::new()).threads(2).spawn(build) {
+            Ok(shards) => {
+                shards.handle.stop().expect("they run");
+                assert_eq!(shards.join().expect("no error"), None);
+            }
+            Err(error) => assert!(fails, "{error}"),
+        }
+        let found: Vec<_> = finds.iter().collect();
+        let gone = Err(HandleError::ServerGone);
+        assert_eq!(found, vec![gone; if fails { 1 } else { 2 }]);
+    }
 }

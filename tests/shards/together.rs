@@ -515,6 +515,7 @@ fn after_the_end_the_handle_says_so() {
     assert_eq!(handle.post_each(|_, _, _| {}), Err(HandleError::ServerGone));
     assert_eq!(handle.drain(PATIENCE), Err(HandleError::ServerGone));
     assert_eq!(handle.stop(), Err(HandleError::ServerGone));
+    assert_eq!(handle.set_max_connections(5), Err(HandleError::ServerGone));
     assert_eq!(
         handle.change(PATIENCE, |control| control.suspend(7)),
         Err(HandleError::ServerGone)

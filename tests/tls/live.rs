@@ -4,15 +4,19 @@
 
 use std::sync::Arc;
 
-use kit::net::{connect, local, ping, Running};
+use kit::net::{connect, local, ping, read_to_end, turns_until, Running};
 use kit::tls::{
     agreed, handshake, handshake_over, secure, session, set_tls, spawn_recorder, ticketer, visit,
     wire_of, Folder, Seen, Site, VERSIONS,
 };
-use portcullis::tls::rustls::server::NoServerSessionStorage;
+use portcullis::tls::rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use portcullis::tls::rustls::sign::CertifiedKey;
 use portcullis::tls::rustls::{version, ClientConfig, ServerConfig};
 use portcullis::tls::server_config;
-use portcullis::{Config, Error, HandleError, Server};
+use portcullis::{
+    try_accept, AccessRules, CloseReason, Config, Error, HandleError, Peer, ProxyProtocol, Refuse,
+    Server,
+};
 
 fn recorder(config: impl Into<portcullis::tls::TlsConfig>) -> Running<Seen> {
     spawn_recorder(Config::new(), local().name("it").tls(config))
@@ -238,4 +242,53 @@ fn an_old_session_does_not_get_around_a_new_demand() {
             stats.closed(portcullis::CloseReason::TlsHandshake) == 1
         });
     }
+}
+
+/// A configuration that was replaced may live in a connection alone, which is refused before its
+/// handshake: its destructor is foreign code.
+#[test]
+fn a_configuration_may_panic_with_a_refused_connection() {
+    #[derive(Debug)]
+    struct Bomb;
+    impl ResolvesServerCert for Bomb {
+        fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+            None
+        }
+    }
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            kit::planned::blow();
+        }
+    }
+
+    let site = Site::new();
+    let mut old = site.server();
+    old.cert_resolver = Arc::new(Bomb);
+    let mut server = Server::new(Config::new()).expect("server");
+    let listen = local().name("it").tls(old).with(|listen| {
+        listen.proxy_protocol = ProxyProtocol::Required;
+        listen.trusted_proxies = Some(AccessRules::allow_all());
+    });
+    let refuses = |_: &mut (), _: Peer| Err::<kit::net::Echo, _>(Refuse::silently());
+    server
+        .listen_with(listen, try_accept(refuses))
+        .expect("listen");
+    let addr = kit::net::tcp(&server.control().listeners()[0].addr);
+    let mut client = connect(addr);
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.control().stats().open == 1
+    });
+    let new = site.server();
+    server.control().set_tls("it", new).expect("a TLS listener");
+    let header = b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n";
+    std::io::Write::write_all(&mut client, header).expect("sent");
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.control().stats().panics == 1
+    });
+    assert_eq!(read_to_end(&mut client), b"");
+    drop(client);
+    turns_until(&mut server, &mut (), |server, ()| {
+        server.control().stats().open == 0
+    });
+    assert_eq!(server.control().stats().closed(CloseReason::Refused), 1);
 }

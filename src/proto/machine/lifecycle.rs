@@ -13,7 +13,7 @@ use crate::proto::detached_io::{DetachedIo, EndLimits};
 use crate::proto::life::Phase;
 use crate::proto::pool::Pool;
 use crate::proto::state::{NextStep, State};
-use crate::proto::status::{Events, Status};
+use crate::proto::status::Events;
 use crate::proto::time::Time;
 #[cfg(feature = "tls")]
 use crate::proto::tls::TlsConfig;
@@ -152,8 +152,7 @@ impl Machine {
         }
         let recv = self.status.recv;
         let finished = recv.is_eof() || recv.is_end_reported() || self.status.send.is_finishing();
-        let is_open = self.status.life.is_open() && self.was_open();
-        if !is_open || finished || self.write_closed() {
+        if !self.status.life.stays_open() || finished || self.write_closed() {
             return Err(crate::Error::no_handshake());
         }
         Ok(())
@@ -233,9 +232,8 @@ impl Machine {
     ///
     /// False if it cannot: the connection is not open, or leaves already.
     pub(crate) fn begin_detach(&mut self) -> bool {
-        let Status { life, send, .. } = &mut self.status;
-        let is_served = life.is_open() && life.was_open() && !life.is_detaching();
-        let possible = is_served && !send.is_finishing() && !self.write_closed();
+        let is_finishing = self.status.send.is_finishing();
+        let possible = self.status.life.stays_open() && !is_finishing && !self.write_closed();
         if possible {
             self.status.life.detach();
         }
@@ -391,13 +389,22 @@ impl Machine {
     }
 
     /// Closes with last bytes in the clear: the service, or an access rule, refuses the peer.
-    pub(crate) fn refuse(&mut self, farewell: &[u8], closed: Closed, now: Time, pool: &mut Pool) {
-        self.tls = None;
+    /// Returns the TLS session that does not begin.
+    #[must_use = "the destructor of a TLS configuration is foreign code"]
+    pub(crate) fn refuse(
+        &mut self,
+        farewell: &[u8],
+        closed: Closed,
+        now: Time,
+        pool: &mut Pool,
+    ) -> impl Sized {
+        let tls = self.tls.take();
         if !farewell.is_empty() {
             let (active, buffers) = self.wake(pool);
             active.send_buf.tail(buffers).extend_from_slice(farewell);
         }
         self.close(closed, now, pool);
+        tls
     }
 
     /// Closes in order, as the handler wants.
@@ -592,9 +599,6 @@ impl Machine {
 
     /// Handles our FIN; it could not be `sent` if the connection is gone already.
     pub(crate) fn handle_shutdown(&mut self, now: Time, sent: bool) {
-        if sent && self.status.life.phase() == Phase::Shutdown {
-            self.status.life.set_end_sent();
-        }
         if self.status.life.phase() != Phase::Shutdown {
             if self.is_fin_due() {
                 // If it was not sent, a read reports why.

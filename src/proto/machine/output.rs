@@ -343,11 +343,10 @@ impl Machine {
         self.status.send.has_sent_fin()
     }
 
-    /// True if the close of the socket has no FIN to send that the peer waits for: FIN is sent
-    /// already, or the peer has finished first and nearly always closed.
-    pub(crate) fn needs_no_fin(&self) -> bool {
-        let has_fin = self.status.life.has_sent_end() || self.status.send.has_sent_fin();
-        has_fin || self.status.recv.is_eof()
+    /// True if the peer has finished: no input follows that RST would answer, and either it has our
+    /// FIN, or it has finished first and nearly always closed.
+    pub(crate) fn needs_no_end(&self) -> bool {
+        self.status.recv.is_eof()
     }
 
     /// Handles a write that failed for good.

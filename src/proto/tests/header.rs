@@ -125,12 +125,8 @@ fn a_peer_that_closes_first_has_closed_early() {
 #[test]
 fn a_refusal_sends_its_farewell_in_the_clear() {
     let mut rig = waiting(true, limits());
-    rig.machine.refuse(
-        b"no",
-        Closed::new(CloseReason::Refused),
-        rig.now,
-        &mut rig.pool,
-    );
+    let refused = Closed::new(CloseReason::Refused);
+    let _ = rig.machine.refuse(b"no", refused, rig.now, &mut rig.pool);
     rig.turn();
     assert_eq!(rig.answers(), b"no");
     rig.receive_fin();

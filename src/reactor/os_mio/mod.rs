@@ -498,6 +498,7 @@ impl Os for MioOs {
         let calls = SystemCalls {
             now: clock::now,
             unsent: sockets::unsent,
+            end: sockets::end_as_set,
         };
         Ok((socket, calls))
     }
@@ -515,34 +516,16 @@ impl Os for MioOs {
 
     fn close(&mut self, stream: Stream, end: End) {
         // A forked child may have a copy, with which a close alone ends nothing; and the child's
-        // own close must not end its parent's connection. Calls that end the connection itself
-        // fail only for a socket that has failed already.
+        // own close must not end its parent's connection.
         if end != End::Close && !self.is_forked() {
+            let reset = end == End::Reset;
             match &stream {
-                Stream::Tcp(socket) if end == End::Reset || has_input(&stream) => {
-                    if end == End::Reset {
-                        let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
-                    }
-                    #[cfg(any(target_os = "linux", target_os = "android"))]
-                    let _ = sockets::disconnect(socket.as_fd());
-                }
-                // In both directions: then further input is answered with RST (`tcp(7)`).
-                Stream::Tcp(stream) => {
-                    let _ = stream.shutdown(Shutdown::Both);
-                }
-                // It has no RST: its peer sees the end, or ECONNRESET if it had sent unread data.
-                Stream::Unix(stream) => {
-                    let _ = stream.shutdown(Shutdown::Both);
-                }
+                Stream::Tcp(stream) => sockets::end(stream.as_fd(), false, reset),
+                Stream::Unix(stream) => sockets::end(stream.as_fd(), true, reset),
             }
         }
         drop(stream);
     }
-}
-
-/// Input is unread: a close sends RST.
-fn has_input(stream: &Stream) -> bool {
-    matches!(stream.peek(), Ok(1..))
 }
 
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]

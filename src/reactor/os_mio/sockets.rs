@@ -1,10 +1,12 @@
 //! Listening and connected sockets, TCP and Unix.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -284,7 +286,7 @@ nix::setsockopt_impl!(
 /// Ends a TCP connection with RST, whatever process has a copy of the socket (`connect(2)`,
 /// AF_UNSPEC).
 #[cfg(any(target_os = "linux", target_os = "android"))]
-pub(super) fn disconnect(stream: BorrowedFd<'_>) -> io::Result<()> {
+fn disconnect(stream: BorrowedFd<'_>) -> io::Result<()> {
     let nowhere = SockaddrIn::from(libc::sockaddr_in {
         sin_family: libc::AF_UNSPEC as libc::sa_family_t,
         sin_port: 0,
@@ -292,6 +294,39 @@ pub(super) fn disconnect(stream: BorrowedFd<'_>) -> io::Result<()> {
         sin_zero: [0; 8],
     });
     Ok(connect(stream.as_raw_fd(), &nowhere)?)
+}
+
+/// Ends a connection as a close of its only descriptor does, whatever process has a copy of the
+/// socket. TCP ends with RST if it is to `reset`, or if input is unread.
+///
+/// These calls fail only for a socket that has failed already.
+pub(super) fn end(socket: BorrowedFd<'_>, is_unix: bool, reset: bool) {
+    let socket_ref = SockRef::from(&socket);
+    if is_unix || !(reset || has_input(&socket_ref)) {
+        // In both directions: then TCP answers further input with RST (`tcp(7)`). A Unix socket has
+        // none: its peer sees the end, or ECONNRESET if it had sent unread data.
+        let _ = socket_ref.shutdown(Shutdown::Both);
+        return;
+    }
+    if reset {
+        let _ = socket_ref.set_linger(Some(Duration::ZERO));
+    }
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let _ = disconnect(socket);
+}
+
+/// As [`end`], with RST if SO_LINGER demands it (`socket(7)`).
+pub(super) fn end_as_set(socket: BorrowedFd<'_>, is_unix: bool) {
+    let linger = SockRef::from(&socket).linger();
+    let reset = linger.is_ok_and(|linger| linger == Some(Duration::ZERO));
+    end(socket, is_unix, reset);
+}
+
+/// Input is unread. The socket may be a blocking one.
+fn has_input(socket: &SockRef<'_>) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    let peeked = socket.recv_with_flags(&mut byte, libc::MSG_PEEK | libc::MSG_DONTWAIT);
+    matches!(peeked, Ok(1..))
 }
 
 /// An error of an accepted socket is not the listener's: this one client is lost.
@@ -570,7 +605,7 @@ mod tests {
                 peer.read_exact(&mut all).expect("all of it");
             }
             SockRef::from(&peer)
-                .set_linger(Some(std::time::Duration::ZERO))
+                .set_linger(Some(Duration::ZERO))
                 .expect("set");
             drop(peer);
             let error = loop {
