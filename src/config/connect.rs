@@ -99,6 +99,7 @@ impl Connect {
     /// Finds values that cannot work, with this peer.
     pub(crate) fn check(&self, addr: &Addr) -> Result<()> {
         self.conn.check()?;
+        self.framing.check()?;
         self.socket.check()?;
         if self.connect_timeout.is_zero() {
             return Err(Error::option(
