@@ -51,7 +51,7 @@ pub(super) enum Found {
 pub(in crate::proto) struct Custom {
     pub(super) framer: Box<dyn AnyFramer>,
     pub(super) max: usize,
-    /// Shorter input contains no whole frame.
+    /// Shorter input contains no whole frame; at least 1.
     pub(super) seen: usize,
     /// What was found at the front of the input, unless it is a plain frame: the framer is not
     /// asked again.
@@ -265,7 +265,7 @@ impl Codec {
             Self::Shaped(shaped) => shaped.set_max(max),
             Self::Custom(custom) => {
                 custom.max = max.unwrap_or(DEFAULT_MAX);
-                custom.seen = 0;
+                custom.seen = 1;
                 if matches!(custom.found, Some(Found::Step(Step::TooLarge))) {
                     custom.found = None;
                 }
@@ -279,7 +279,7 @@ impl Codec {
             Self::BuiltIn(cutter) => cutter.seen = 0,
             Self::Shaped(_) => {}
             Self::Custom(custom) => {
-                custom.seen = 0;
+                custom.seen = 1;
                 custom.found = None;
             }
         }

@@ -12,7 +12,7 @@ impl Custom {
         Self {
             framer,
             max,
-            seen: 0,
+            seen: 1,
             found: None,
             is_running: false,
         }
@@ -35,57 +35,88 @@ impl Custom {
     /// As [`Codec::cut`](super::Codec::cut). Other results are kept for [`Custom::decode`].
     #[inline(never)]
     pub(super) fn cut<'a>(&mut self, input: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
-        if self.found.is_some() {
+        if input.len() < self.seen || self.found.is_some() {
             return None;
         }
-        match self.find(input) {
-            Found::Step(Step::Frame { payload, consumed }) => {
-                Some((input.get(payload)?, input.get(consumed..)?))
-            }
-            Found::Step(Step::More) => None,
-            other => {
-                self.found = Some(other);
-                None
+        let decoded = self.ask(input);
+        if let Ok(Decoded::Frame { payload, consumed }) = &decoded {
+            if let Some(cut) = self.check(payload.clone(), *consumed, input) {
+                return Some(cut);
             }
         }
+        match self.judge(decoded, input) {
+            Found::Step(Step::More) => {}
+            other => self.found = Some(other),
+        }
+        None
+    }
+
+    fn find(&mut self, input: &[u8]) -> Found {
+        if input.len() < self.seen {
+            return Found::Step(Step::More);
+        }
+        let decoded = self.ask(input);
+        self.judge(decoded, input)
     }
 
     /// Asks the framer for the front of `input`.
     #[inline]
-    fn find(&mut self, input: &[u8]) -> Found {
-        if input.is_empty() || input.len() < self.seen {
-            return Found::Step(Step::More);
-        }
+    fn ask(&mut self, input: &[u8]) -> Result<Decoded, FrameError> {
         self.is_running = true;
+        self.seen = 1;
         let decoded = self.framer.decode(input);
         self.is_running = false;
+        decoded
+    }
+
+    /// Returns the payload of such a frame and the bytes behind the frame, if it can be one.
+    #[inline]
+    fn check<'a>(
+        &self,
+        payload: Range<usize>,
+        consumed: usize,
+        input: &'a [u8],
+    ) -> Option<(&'a [u8], &'a [u8])> {
+        // Received in pieces it would have been too long before it was whole.
+        if consumed == 0 || consumed > self.limit() || payload.len() > self.max {
+            return None;
+        }
+        let (frame, behind) = input.split_at_checked(consumed)?;
+        Some((frame.get(payload)?, behind))
+    }
+
+    #[cold]
+    fn judge(&mut self, decoded: Result<Decoded, FrameError>, input: &[u8]) -> Found {
         let limit = self.limit();
-        Found::Step(match decoded {
-            Ok(Decoded::Frame { payload, consumed }) => {
-                match self.check(&payload, consumed, input) {
-                    None if payload.len() > self.max => Step::TooLarge,
-                    None => Step::Frame { payload, consumed },
-                    Some(failure) => failure,
-                }
+        let (payload, consumed, is_packed) = match decoded {
+            Ok(Decoded::Frame { payload, consumed }) => (payload, consumed, false),
+            Ok(Decoded::Packed { payload, consumed }) => (payload, consumed, true),
+            Ok(Decoded::Need(total)) if total > limit => return Found::Step(Step::TooLarge),
+            Ok(Decoded::More | Decoded::Need(_)) if input.len() > limit => {
+                return Found::Step(Step::TooLarge)
             }
-            Ok(Decoded::Packed { payload, consumed }) => {
-                match self.check(&payload, consumed, input) {
-                    None => return Found::Packed { payload, consumed },
-                    Some(failure) => failure,
-                }
-            }
-            Ok(Decoded::Need(total)) if total > limit => Step::TooLarge,
-            Ok(Decoded::More | Decoded::Need(_)) if input.len() > limit => Step::TooLarge,
             Ok(Decoded::Need(total)) => {
                 self.seen = total.max(input.len() + 1);
-                Step::More
+                return Found::Step(Step::More);
             }
             Ok(Decoded::More) => {
                 self.seen = input.len() + 1;
-                Step::More
+                return Found::Step(Step::More);
             }
-            Err(error) => Step::Bad(error),
-        })
+            Err(error) => return Found::Step(Step::Bad(error)),
+        };
+        let whole = input.get(..consumed);
+        if consumed == 0 || whole.and_then(|whole| whole.get(payload.clone())).is_none() {
+            let words = "the framer reported a frame that is empty or outside its input";
+            return Found::Step(Step::Bad(FrameError::new(words)));
+        }
+        if consumed > limit || (payload.len() > self.max && !is_packed) {
+            return Found::Step(Step::TooLarge);
+        }
+        match is_packed {
+            true => Found::Packed { payload, consumed },
+            false => Found::Step(Step::Frame { payload, consumed }),
+        }
     }
 
     /// Returns the most input that an incomplete frame may take.
@@ -94,21 +125,6 @@ impl Custom {
         /// Room for the header and trailer of a frame with the maximum payload.
         const ENVELOPE: usize = 16;
         self.max.saturating_add(ENVELOPE)
-    }
-
-    /// Returns why these cannot be the limits of a frame in `input`.
-    #[inline]
-    fn check(&mut self, payload: &Range<usize>, consumed: usize, input: &[u8]) -> Option<Step> {
-        let inside =
-            payload.start <= payload.end && payload.end <= consumed && consumed <= input.len();
-        self.seen = 0;
-        if consumed == 0 || !inside {
-            return Some(Step::Bad(FrameError::new(
-                "the framer reported a frame that is empty or outside its input",
-            )));
-        }
-        // Received in pieces it would have been too long before it was whole.
-        (consumed > self.limit()).then_some(Step::TooLarge)
     }
 
     #[inline(never)]

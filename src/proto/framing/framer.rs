@@ -272,40 +272,37 @@ pub trait Framer {
 #[derive(Debug)]
 pub struct FrameBuf<'a> {
     pub(super) bytes: &'a mut Vec<u8>,
-    room: usize,
-    is_over: bool,
+    /// The most that `bytes` may have; 0 once there was more.
+    end: usize,
 }
 
 impl<'a> FrameBuf<'a> {
-    /// `room`: how many bytes can be appended.
+    /// `room`: how many bytes can be appended, at least 1.
     pub(in crate::proto) fn new(bytes: &'a mut Vec<u8>, room: usize) -> Self {
-        Self {
-            bytes,
-            room,
-            is_over: false,
-        }
+        let end = bytes.len().saturating_add(room);
+        Self { bytes, end }
     }
 
     /// Appends `bytes`. Bytes for which there is no room are dropped, and the frame is too large.
+    #[inline]
     pub fn put(&mut self, bytes: &[u8]) {
-        match self.room.checked_sub(bytes.len()) {
-            Some(room) if !self.is_over => {
-                self.room = room;
-                self.bytes.extend_from_slice(bytes);
-            }
-            _ => (self.room, self.is_over) = (0, true),
+        if bytes.len() <= self.room() && self.end > 0 {
+            self.bytes.extend_from_slice(bytes);
+        } else {
+            self.end = 0;
         }
     }
 
     /// Returns how many bytes can still be appended: up to the maximum frame in
     /// [`Framer::unpack`], without a limit in [`Framer::encode`].
+    #[inline]
     pub fn room(&self) -> usize {
-        self.room
+        self.end.saturating_sub(self.bytes.len())
     }
 
     /// True if more was appended than there was room for.
     pub(super) fn is_over(&self) -> bool {
-        self.is_over
+        self.end == 0
     }
 }
 

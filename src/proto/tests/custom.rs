@@ -535,8 +535,8 @@ fn a_handler_is_lent_its_own_framer() {
             };
             self.0.clear();
             let mut from = 0;
-            for at in 0..=end {
-                if matches!(input[at], b' ' | b'\n') {
+            for (at, byte) in input[..=end].iter().enumerate() {
+                if matches!(byte, b' ' | b'\n') {
                     self.0.push(from..at);
                     from = at + 1;
                 }
